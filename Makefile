@@ -1,0 +1,61 @@
+# What a checkout can do; `make` alone lists it.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PLUGINS := $(patsubst %/pyproject.toml,./%,$(wildcard plugins/*/pyproject.toml))
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+PYTEST := $(BIN)/python -m pytest -n 2
+
+.PHONY: help venv demo test test-slow test-exhaustive bench lint format clean
+
+help: ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## create .venv with altcore, its plugins and the tools (PYTHON=python3.12 chooses another Python)
+
+# Editable installs of distributions that need each other must go into one pip command: each alone
+# cannot find the rest. With flit_core there first, pip need not build an environment for each of
+# them, nor ask the network when only a pyproject.toml changed. Compiling every module of torch
+# would double the time, so only what an import reaches is compiled, once.
+$(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	    echo "altcore needs Python 3.11 or newer, and $(PYTHON) is not: try make venv PYTHON=python3.12" >&2; exit 1; }
+	@[ -x $(BIN)/pip ] || $(PYTHON) -c 'import ensurepip' 2>/dev/null || { \
+	    echo "$(PYTHON) cannot create virtual environments: install its venv package (Debian, Ubuntu: python3-venv)" >&2; exit 1; }
+	@[ -x $(BIN)/pip ] || $(PYTHON) -m venv $(VENV)
+	@echo "Installing into $(VENV) (at first about a minute and 1 GB; more with a CUDA build of torch)"
+	@$(PIP) flit_core
+	@$(PIP) --no-build-isolation --no-compile -e '.[dev]' $(addprefix -e ,$(PLUGINS))
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import cattrs, hypothesis, pytest, rich, structlog, torch'
+	@touch $@
+
+demo: venv ## train a small GPT in E7M0 with ULP statistics, and say where the report lies
+	$(BIN)/altcore train --format E7M0 --plugin ulp-stats
+
+test: lint ## what CI runs: lint, then the tests but slow, exhaustive and cuda ones
+	$(PYTEST)
+
+test-slow: venv ## the tests marked slow
+	$(PYTEST) -m "slow and not cuda"
+
+test-exhaustive: venv ## the tests marked exhaustive: every code, every float of a range
+	$(PYTEST) -m "exhaustive and not cuda"
+
+bench: venv ## measure speed
+	$(BIN)/python benchmarks/run.py
+
+lint: venv ## ruff, mypy, and the directions between the layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+format: venv ## let ruff format the code and mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean: ## remove caches and build outputs; .venv and runs/ stay
+	rm -rf build dist plugins/*/dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -1,0 +1,270 @@
+"""altcore from Python: everything is checked, built, and only then written to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from altcore import config as configuration
+from altcore.checkpoint import load_newest
+from altcore.config import TrainConfig
+from altcore.detect import Detector
+from altcore.dispatch import Dispatcher, load_plugins
+from altcore.engine import Engine
+from altcore.errors import BadInput
+from altcore.record import (
+    METRICS,
+    RunDirectory,
+    environment,
+    find_run,
+    read_lines,
+    write_configuration,
+)
+from altcore.registry import find
+from altcore.settings import build
+from altcore.state import Run, Workload
+from altcore.surgery import Quantization
+from altcore.surgery.quantizer import Clock
+
+
+@frozen
+class Result:
+    """What came of a run."""
+
+    format_name: str
+    status: str
+    """finished, collapsed or stopped."""
+    steps_completed: int
+    final_loss: float | None
+    failure_step: int | None
+    failure_reason: str | None
+    format_shifted_to: str | None
+    shift_step: int | None
+    metrics_history: list[dict[str, Any]] = field(repr=False)
+    """The engine's own numbers, a dict a recorded step."""
+    diagnostics_history: list[dict[str, Any]] = field(repr=False)
+    """The plugins' measures, a dict a step on which one measured."""
+    failure_report_path: Path | None
+    run_directory: Path
+    summary: dict[str, Any] = field(repr=False)
+
+
+@define(eq=False)
+class Substituted:
+    """A workload with another model or other data."""
+
+    base: Workload
+    model: nn.Module
+    batch: Callable[[str, int, int], Any]
+
+    @property
+    def items_per_batch(self) -> int:
+        """Items in a batch, for throughput."""
+        return self.base.items_per_batch
+
+    @property
+    def item(self) -> str:
+        """What an item is called."""
+        return self.base.item
+
+    @property
+    def facts(self) -> Mapping[str, str | int | float]:
+        """What the workload says of itself."""
+        return self.base.facts
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the workload's loss."""
+        return self.base.loss(model, batch)
+
+
+def train(
+    config: TrainConfig | Mapping[str, Any] | str | Path | None = None,
+    model: nn.Module | None = None,
+    data: Any = None,
+    device: str | None = None,
+    *,
+    resume: str | None = None,
+) -> Result:
+    """Train, and return what came of it.
+
+    ``config`` is a `TrainConfig`, a mapping of its keys, or a YAML file. ``model`` takes the
+    place of the workload's, ``data`` that of its data: a path, or a function
+    ``(split, step, micro) -> batch``. ``resume`` names a run in the configuration's ``runs_dir``
+    to go on with. Raises `BadInput` before anything is written, and `AltcoreError` for failures;
+    a collapse is a result.
+    """
+    given = _as_config(config)
+    if device is not None:
+        given = given.evolve(device=device)
+    if isinstance(data, str | Path):
+        own = {**given.settings.get(given.workload, {}), "data": str(data)}
+        given = given.evolve(settings={**given.settings, given.workload: own})
+    engine = prepare(given, model=model, batch=data if callable(data) else None, resume=resume)
+    return result(engine.train(), given)
+
+
+def _as_config(config: TrainConfig | Mapping[str, Any] | str | Path | None) -> TrainConfig:
+    if isinstance(config, TrainConfig):
+        return config
+    if isinstance(config, Mapping):
+        return configuration.load(overrides=[(k, v, "") for k, v in config.items()])
+    return configuration.load(config)
+
+
+def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
+    """Return the configuration of a run that is to go on, with ``changes`` (max_steps, device)."""
+    path = find_run(name, runs_dir)
+    plain = configuration.read_mapping(path / "config.yaml", "run")
+    given = {k: v for k, v in changes.items() if v is not None}
+    return configuration.make({**plain, **given, "runs_dir": runs_dir})
+
+
+def prepare(
+    config: TrainConfig,
+    *,
+    model: nn.Module | None = None,
+    batch: Callable[[str, int, int], Any] | None = None,
+    resume: str | None = None,
+) -> Engine:
+    """Check and build everything, then make the run's directory; returns the engine, ready."""
+    device = choose_device(config.device)
+    plugins = load_plugins(config)
+    torch.manual_seed(config.seed)
+    workload = _workload(config, device, model, batch)
+    clock = Clock(config.seed)
+    quantization = Quantization(workload.model, config.make_recipe(), config.compute, clock)
+    optimizer = _optimizer(config, workload.model, quantization)
+    facts = {
+        "format": config.format.name if config.format else "none",
+        "recipe": config.recipe_name,
+        "parameter_share": quantization.parameter_share(),
+    }
+    state = None
+    if resume is not None:
+        path = find_run(resume, config.runs_dir)
+        state, _, source = load_newest(path / "checkpoints")
+        if state["step"] >= config.max_steps:
+            raise BadInput(
+                f"--resume {resume}: the run is at step {state['step']} of {config.max_steps}; "
+                "give --steps a larger number to go on"
+            )
+    directory = RunDirectory.create(config) if resume is None else RunDirectory.open(path)
+    run = Run(
+        config, directory.path, device, workload, workload.model, optimizer, quantization, _early
+    )
+    engine = Engine(
+        run,
+        directory,
+        Dispatcher(plugins, config.strict),
+        Detector(config),
+        {**facts, "flop_share": flop_share(run), "workload": dict(workload.facts)},
+    )
+    run.emit, engine.dispatch.on_broken = engine.emit, engine.on_broken
+    origins = {p.name: p.origin for p in plugins}
+    if state is None:
+        write_configuration(directory, config)
+        about = {**environment(device, origins), "seed": config.seed, **engine.facts}
+        directory.write_json("environment.json", about)
+        engine.opening = ("start", {"name": directory.path.name, **facts})
+    else:
+        engine.load_state_dict(state)
+        directory.drop_after(run.step)
+        engine.opening = ("resume", {"checkpoint": source.name})
+    return engine
+
+
+def _early(event: str, **data: Any) -> None:
+    raise AssertionError(f"event {event} before the engine was built")
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device called ``name``, ``auto`` being CUDA where there is one."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if (device.index or 0) >= count:
+            raise BadInput(f"device: {name} is not here ({count} CUDA devices): use cpu or auto")
+    return device
+
+
+def _workload(
+    config: TrainConfig,
+    device: torch.device,
+    model: nn.Module | None,
+    batch: Callable[[str, int, int], Any] | None,
+) -> Workload:
+    entry = find(config.workload, ("workload",))
+    settings = build(entry.load(), config.settings.get(config.workload, {}), config.workload)
+    made: Workload = settings.build(config.seed, device)
+    if model is None and batch is None:
+        return made
+    given = made.model if model is None else model.to(device)
+    return Substituted(made, given, batch or made.batch)
+
+
+def _optimizer(
+    config: TrainConfig, model: nn.Module, quantization: Quantization
+) -> torch.optim.Optimizer:
+    entry = find(config.optimizer, ("optimizer",))
+    settings = build(entry.load(), config.settings.get(config.optimizer, {}), config.optimizer)
+    made = settings.build(model.named_parameters(), quantization.grid_of)
+    if not isinstance(made, torch.optim.Optimizer):
+        raise BadInput(
+            f"optimizer {entry.name} ({entry.origin}): build returned {type(made).__name__}, "
+            "not a torch.optim.Optimizer"
+        )
+    return made
+
+
+def flop_share(run: Run) -> float | None:
+    """Return the share of a training step's FLOPs in products with both operands on a grid.
+
+    Counted by torch's flop counter over one micro-batch, under `Run.probe`. None where the
+    model has no product that torch counts.
+    """
+    if not run.quantization.layers:
+        return 0.0
+    batch = run.workload.batch("train", 1, 0)
+    counter = FlopCounterMode(display=False)
+    with run.probe():
+        run.quantization.flops = 0
+        with counter:
+            run.workload.loss(run.model, batch).backward()
+        on_grid, run.quantization.flops = run.quantization.flops, None
+    total = counter.get_total_flops()
+    return on_grid / total if total else None
+
+
+def result(summary: Mapping[str, Any], config: TrainConfig) -> Result:
+    """Return the `Result` of a run that ended with ``summary``."""
+    directory = Path(summary["directory"])
+    lines = [x for x in read_lines(directory / METRICS) if "loss" in x]
+    shift = summary["shifts"][-1] if summary["shifts"] else None
+    reports = [directory / r for r in summary["reports"]]
+    return Result(
+        format_name=summary["format"],
+        status=summary["status"],
+        steps_completed=summary["steps"],
+        final_loss=summary["final_loss"],
+        failure_step=summary["failure_step"],
+        failure_reason=summary["failure_reason"],
+        format_shifted_to=(", ".join(shift["to"]) or "none") if shift else None,
+        shift_step=shift["step"] if shift else None,
+        metrics_history=[{k: v for k, v in x.items() if "/" not in k} for x in lines],
+        diagnostics_history=[
+            {k: v for k, v in x.items() if "/" in k or k == "step"}
+            for x in lines
+            if any("/" in k for k in x)
+        ],
+        failure_report_path=next((r for r in reports if r.name.startswith("failure")), None),
+        run_directory=directory,
+        summary=dict(summary),
+    )

@@ -1,0 +1,85 @@
+"""The ``altcore`` command. Commands are imported when they are called, torch within them only."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from typing import Any
+
+import click
+
+from altcore.errors import AltcoreError
+
+COMMANDS = {
+    "plugins": ("plugins", "Show what is installed."),
+    "runs": ("runs", "Show what was run."),
+    "train": ("train", "Train in a number format, and see whether it survives."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose commands are imported on use: ``--help`` waits for none of them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names, sorted."""
+        return sorted(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import and return one command."""
+        if name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"altcore.cli.{name}"), name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the summaries without importing the commands."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, COMMANDS[name][1]) for name in self.list_commands(ctx)])
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="altcore")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def cli(debug: bool) -> None:
+    """Does training survive in this number format, and if not, where does it break?"""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run the command; the exit codes are those of `altcore.errors.EXIT_CODES`."""
+    given = sys.argv[1:] if arguments is None else arguments
+    # Wherever it stands: one looks for it after the command that failed.
+    debug = "--debug" in given
+    rest = [a for a in given if a != "--debug"]
+    try:
+        code: Any = cli.main(rest, prog_name="altcore", standalone_mode=False)
+    except click.exceptions.Abort:
+        _leave("interrupted", 130, debug)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        raise SystemExit(2) from None
+    except click.ClickException as error:
+        if debug:
+            raise
+        error.show()
+        raise SystemExit(2) from None
+    except AltcoreError as error:
+        _leave(str(error), error.exit_code, debug)
+    except KeyboardInterrupt:
+        _leave("interrupted", 130, debug)
+    except BrokenPipeError:
+        # The reader of a pipe has left; Python would complain when it flushes.
+        sys.stderr.close()
+        raise SystemExit(0) from None
+    # Anything else is a bug: named in one line, with the way to its traceback.
+    except Exception as error:
+        _leave(f"{type(error).__name__}: {error} (--debug shows the traceback)", 1, debug)
+    raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _leave(message: str, code: int, debug: bool) -> None:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    click.echo(f"altcore: {message}", err=True)
+    raise SystemExit(code)

@@ -1,0 +1,167 @@
+"""``altcore plugins``: what is installed. ``list`` reads metadata and imports no plugin."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from altcore.errors import AltcoreError, BadInput
+from altcore.registry import HOOK_KINDS, KINDS, Entry, entries, find
+
+KIND = click.Choice(KINDS)
+
+
+@click.group()
+def plugins() -> None:
+    """Show what is installed."""
+
+
+@plugins.command("list")
+@click.option("--kind", type=KIND, help="Only one kind.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(kind: str | None, as_json: bool) -> None:
+    """List formats and plugins, from metadata only: nothing is imported."""
+    found = [e for e in entries() if kind in (None, e.kind)]
+    names = [(e.kind, e.name) for e in found]
+    rows = [
+        {
+            "name": e.name,
+            "kind": e.kind,
+            "distribution": e.distribution,
+            "version": e.version,
+            "summary": e.summary,
+            "duplicate": names.count((e.kind, e.name)) > 1,
+        }
+        for e in found
+    ]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    elif rows:
+        _table(rows)
+    else:
+        groups = " ".join(f"altcore-{k}s" for k in ([kind] if kind else KINDS))
+        click.echo(f"nothing is installed; the first-party plugins come with: pip install {groups}")
+
+
+def _table(rows: list[dict[str, Any]]) -> None:
+    columns = ("name", "kind", "distribution", "version", "summary")
+    width = {c: max(len(c), *(len(str(r[c])) for r in rows)) for c in columns[:-1]}
+
+    def line(cells: dict[str, Any]) -> str:
+        fixed = "  ".join(f"{cells[c]!s:<{width[c]}}" for c in columns[:-1])
+        return f"{fixed}  {cells['summary']}".rstrip()
+
+    click.echo(line({c: c for c in columns}))
+    for row in rows:
+        click.echo(line(row))
+        if row["duplicate"]:
+            click.echo("  ^ claimed twice: using this name is an error until one is uninstalled")
+
+
+@plugins.command()
+@click.argument("name")
+@click.option("--kind", type=KIND, help="Which, where two kinds have the name.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def info(name: str, kind: str | None, as_json: bool) -> None:
+    """Load one plugin; show its hooks, needs and settings."""
+    about = describe(name, (kind,) if kind else KINDS)
+    if as_json:
+        click.echo(json.dumps(about, indent=1))
+        return
+    for key in ("name", "kind", "distribution", "version", "summary", "description"):
+        if about.get(key):
+            click.echo(f"{key:<13} {about[key]}")
+    for key in ("hooks", "needs"):
+        if key in about:
+            click.echo(f"{key:<13} {', '.join(about[key]) or 'none'}")
+    for key, value in about.get("format", {}).items():
+        click.echo(f"{key:<13} {value}")
+    if "settings" in about:
+        click.echo("settings" if about["settings"] else "settings      none")
+        for s in about["settings"]:
+            click.echo(f"  {s['name']} ({s['type']}, default {s['default']}): {s['help']}")
+
+
+def describe(name: str, kinds: tuple[str, ...]) -> dict[str, Any]:
+    """Return what there is to say of one entry, loading it."""
+    from altcore.registry import get_format
+
+    if "format" in kinds and not any(e.name == name for e in entries() if e.kind in kinds):
+        family = [e for e in entries() if e.is_family and _answers(name)]
+        if family:
+            return {**_head(family[0]), "name": name, "format": _format(get_format(name))}
+    entry = find(name, kinds)
+    about = _head(entry)
+    found = entry.load()
+    if entry.kind == "format":
+        if entry.is_family:
+            return {**about, "description": f"family: a format for each name like {entry.name}"}
+        return {**about, "format": _format(get_format(name))}
+    from altcore.settings import describe as settings
+
+    if entry.kind in HOOK_KINDS:
+        from altcore.dispatch import check_class, hooks_of
+
+        check_class(found, entry)
+        about |= {"hooks": hooks_of(found), "needs": list(getattr(found, "needs", ()))}
+    first = (found.__doc__ or "").strip().splitlines()
+    return {**about, "description": first[0] if first else "", "settings": settings(found)}
+
+
+def _answers(name: str) -> bool:
+    from altcore.registry import get_format
+
+    try:
+        return get_format(name) is not None
+    except BadInput:
+        return False
+
+
+def _head(entry: Entry) -> dict[str, Any]:
+    keys = ("name", "kind", "distribution", "version", "summary")
+    return {key: getattr(entry, key) for key in keys}
+
+
+def _format(fmt: Any) -> dict[str, Any]:
+    return {
+        "bits": fmt.bits,
+        "precision": fmt.precision,
+        "largest": fmt.max,
+        "smallest": fmt.smallest,
+        "values": len(fmt.values),
+    }
+
+
+@plugins.command()
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def check(as_json: bool) -> None:
+    """Load every plugin, each behind its own guard; exit code 1 if one is broken."""
+    rows = []
+    for entry in entries():
+        try:
+            describe_entry(entry)
+            error = None
+        except AltcoreError as problem:
+            error = str(problem)
+        # A plugin may raise anything when it is looked at; the others are still checked.
+        except Exception as problem:
+            error = f"{type(problem).__name__}: {problem}"
+        rows.append({"name": entry.name, "kind": entry.kind, "origin": entry.origin, "error": error})
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+    else:
+        for row in rows:
+            state = f"BROKEN: {row['error']}" if row["error"] else "ok"
+            click.echo(f"{row['kind']} {row['name']} ({row['origin']}): {state}")
+    if any(row["error"] for row in rows):
+        raise SystemExit(1)
+
+
+def describe_entry(entry: Entry) -> None:
+    """Load one entry and look at it as `info` does; raises what is wrong with it."""
+    if entry.is_family:
+        entry.load()
+    else:
+        describe(entry.name, (entry.kind,))

@@ -1,0 +1,51 @@
+"""``altcore runs``: what was run."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+
+@click.group()
+def runs() -> None:
+    """Show what was run."""
+
+
+@runs.command("list")
+@click.option("--runs-dir", default="runs", show_default=True, help="Folder of the runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(runs_dir: str, as_json: bool) -> None:
+    """List the runs, oldest first."""
+    from altcore.cli.summary import number
+    from altcore.record import list_runs, summary_of, to_json
+
+    rows = [summary_of(path) for path in list_runs(runs_dir)]
+    if as_json:
+        click.echo(json.dumps(to_json(rows), indent=1))
+        return
+    if not rows:
+        click.echo(f"no runs in {runs_dir}")
+        return
+    width = max(4, *(len(r["name"]) for r in rows))
+    click.echo(f"{'name':<{width}}  {'status':<11}  {'steps':>7}  validation loss")
+    for r in rows:
+        loss = number(r.get("val_loss"))
+        click.echo(f"{r['name']:<{width}}  {r['status']:<11}  {r['steps']:>7}  {loss}")
+
+
+@runs.command()
+@click.argument("name")
+@click.option("--runs-dir", default="runs", show_default=True, help="Folder of the runs.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def show(name: str, runs_dir: str, as_json: bool) -> None:
+    """Show one run: its summary, and where its record lies."""
+    from altcore.cli.summary import print_summary
+    from altcore.record import find_run, summary_of, to_json
+
+    summary = summary_of(find_run(name, runs_dir))
+    summary.setdefault("directory", f"{runs_dir}/{name}")
+    if as_json:
+        click.echo(json.dumps(to_json(summary), indent=1))
+    else:
+        print_summary(summary)

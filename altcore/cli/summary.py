@@ -1,0 +1,86 @@
+"""The lines that ``altcore train`` and ``altcore runs show`` end with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+
+def share(value: Any) -> str:
+    """Return a share in percent.
+
+    >>> share(0.1234)
+    '12.3 %'
+    """
+    return "not available" if value is None else f"{value:.1%}".replace("%", " %")
+
+
+def number(value: Any) -> str:
+    """Return a loss with four decimals; what is missing is said so."""
+    return "not available" if value is None else f"{value:.4f}"
+
+
+def lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the summary as (name, text) lines."""
+    workload = summary.get("workload") or {}
+    status = summary["status"]
+    if summary.get("collapses"):
+        first = summary["collapses"][0]
+        status += f"; collapse at step {first['step']}: {first['reason']}"
+    overflow = summary.get("overflow_rate")
+    quantized = (summary.get("parameter_share") or 0) > 0
+    rows = [
+        ("run", str(summary.get("directory") or summary.get("name"))),
+        ("format, recipe", f"{summary.get('format')}, {summary.get('recipe')}"),
+        ("status", status),
+        ("steps", str(summary["steps"])),
+        ("final training loss", number(summary.get("final_loss"))),
+        (
+            "validation loss",
+            f"{number(summary.get('val_loss'))} (best {number(summary.get('best_val_loss'))}; "
+            f"the same weights with float32 products {number(summary.get('val_loss_float32'))})",
+        ),
+    ]
+    if "unigram_entropy" in workload:
+        rows.append(("unigram entropy of the data", number(workload["unigram_entropy"])))
+    if quantized:
+        rows += [
+            ("stalled stored weights", share_or(summary.get("stored_stall_rate"), "none stored")),
+            ("stalled views of weights", share_or(summary.get("view_stall_rate"), "no view")),
+            ("overflow", "n/a (amax scaling)" if overflow is None else share(overflow)),
+            ("flushed to zero", share(summary.get("flushed_rate"))),
+        ]
+    rows += [
+        (
+            "quantized",
+            f"{share(summary.get('parameter_share'))} of parameters, "
+            f"{share(summary.get('flop_share'))} of FLOPs",
+        ),
+        ("format shifts", "; ".join(map(_shift, summary.get("shifts") or [])) or "none"),
+    ]
+    if summary.get("degraded"):
+        rows.append(("degraded", f"disabled after errors: {', '.join(summary['degraded'])}"))
+    reports = summary.get("reports") or []
+    where = [f"{summary['directory']}/{r}" for r in reports]
+    rows.append(("reports", ", ".join(where) or f"none; the record is {summary['directory']}"))
+    return rows
+
+
+def share_or(value: Any, otherwise: str) -> str:
+    """Return a share, or why there is none."""
+    return otherwise if value is None else share(value)
+
+
+def _shift(shift: Mapping[str, Any]) -> str:
+    to = ", ".join(shift["to"]) or "none"
+    return f"{', '.join(shift['from'])} -> {to} at step {shift['step']} ({shift['reason']})"
+
+
+def print_summary(summary: Mapping[str, Any]) -> None:
+    """Print the summary."""
+    rows = lines(summary)
+    width = max(len(name) for name, _ in rows)
+    for name, text in rows:
+        click.echo(f"{name:<{width}}  {text}")

@@ -1,0 +1,120 @@
+"""``altcore train``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from altcore.errors import BadInput
+
+FLAGS = {
+    "format": "Number format, or none.",
+    "recipe": "master, pure, original, or a .yaml file.",
+    "workload": "What is trained (default gpt).",
+    "optimizer": "How weights are updated (default adamw).",
+    "data": "A text file, a folder of texts, or one with train.bin and val.bin.",
+    "name": "Name of the run; must be new.",
+    "device": "auto, cpu, cuda or cuda:N.",
+    "seed": "Decides weights, batches and rounding.",
+    "steps": "Batches drawn in the run.",
+}
+KEYS = {"steps": "max_steps"}
+"""Flags whose key has another name; --data belongs to the workload."""
+
+
+def _flags(command: Any) -> Any:
+    # multiple=True, so that a flag given twice is seen and refused.
+    for name, text in reversed(FLAGS.items()):
+        command = click.option(f"--{name}", multiple=True, metavar="VALUE", help=text)(command)
+    return command
+
+
+@click.command()
+@_flags
+@click.option("--plugin", "plugins", multiple=True, metavar="NAME", help="Activate a plugin.")
+@click.option("--no-plugin", "without", multiple=True, metavar="NAME", help="Leave one out.")
+@click.option("--config", "files", multiple=True, metavar="FILE", help="A YAML file of keys.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set any key (YAML).")
+@click.option("--strict", is_flag=True, help="Stop when a diagnostic or reporter breaks.")
+@click.option("--resume", multiple=True, metavar="RUN", help="Go on with a run.")
+def train(
+    plugins: tuple[str, ...],
+    without: tuple[str, ...],
+    files: tuple[str, ...],
+    sets: tuple[str, ...],
+    strict: bool,
+    resume: tuple[str, ...],
+    **flags: tuple[str, ...],
+) -> None:
+    """Train in a number format, and see whether it survives.
+
+    \b
+    altcore train --format E7M0 --plugin ulp-stats
+    altcore train --format E3M4 --recipe pure --set gpt.size=tiny --steps 50
+    altcore train --resume e3m4-pure
+    """
+    from altcore import config as configuration
+
+    overrides = _overrides(flags, sets)
+    overrides += [("+plugins", name, " by --plugin") for name in plugins]
+    if strict:
+        overrides.append(("strict", True, " by --strict"))
+    if len(files) > 1 or len(resume) > 1:
+        raise BadInput(f"{'--config' if len(files) > 1 else '--resume'} is given twice")
+    if resume:
+        config = _resumed(resume[0], overrides, bool(files or without))
+    else:
+        config = configuration.load(files[0] if files else None, overrides, without)
+        for name in configuration.missing_observers():
+            click.echo(f"altcore: the observer {name} is not installed and left out", err=True)
+    _run(config, resume[0] if resume else None)
+
+
+def _overrides(
+    flags: dict[str, tuple[str, ...]], sets: tuple[str, ...]
+) -> list[tuple[str, Any, str]]:
+    from altcore.config import load_yaml
+
+    overrides: list[tuple[str, Any, str]] = []
+    for name, values in flags.items():
+        if len(values) > 1:
+            raise BadInput(f"--{name} is given twice")
+        for value in values:
+            how = f" by --{name}"
+            is_number = name in ("seed", "steps")
+            overrides.append(
+                (KEYS.get(name, name), load_yaml(value, f"--{name}") if is_number else value, how)
+            )
+    for text in sets:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            raise BadInput(f"--set {text}: KEY=VALUE is needed")
+        overrides.append((key, load_yaml(value, f"--set {key}"), " by --set"))
+    return overrides
+
+
+def _resumed(name: str, overrides: list[tuple[str, Any, str]], more: bool) -> Any:
+    from altcore.api import resumed
+
+    allowed = ("max_steps", "device", "runs_dir")
+    refused = [how.removeprefix(" by ") for key, _, how in overrides if key not in allowed]
+    if refused or more:
+        given = ", ".join(refused) or "--config and --no-plugin"
+        raise BadInput(
+            f"--resume goes on with the run's own configuration, so {given} cannot be given: "
+            "only --steps, --device and --set runs_dir=... can"
+        )
+    changes = {key: value for key, value, _ in overrides}
+    return resumed(name, changes.pop("runs_dir", "runs"), **changes)
+
+
+def _run(config: Any, resume: str | None) -> None:
+    from altcore.api import prepare
+    from altcore.cli.summary import print_summary
+    from altcore.log import configure
+
+    configure()
+    engine = prepare(config, resume=resume)
+    summary = engine.train()
+    print_summary(summary)

@@ -1,0 +1,324 @@
+"""Configuration: defaults, a file and the command line become one checked `TrainConfig`.
+
+Everything is validated here, before anything is built or written; every message names the key,
+where it was given, and what would be right.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from attrs import evolve, fields_dict, frozen
+from attrs.validators import ge, gt, in_, le
+from attrs.validators import and_ as both
+
+from altcore.errors import BadInput, nearest
+from altcore.formats import Format
+from altcore.recipe import Recipe, named, parse
+from altcore.registry import HOOK_KINDS, entries
+from altcore.settings import build, format_or_none, setting, to_plain
+
+_SHARE = both(ge(0.0), le(1.0))
+
+
+@frozen(kw_only=True)
+class TrainConfig:
+    """Everything that decides a run. Keys keep the original experiments' names."""
+
+    workload: str = setting(factory=lambda: defaults()["workload"], help="what is trained")
+    optimizer: str = setting(
+        factory=lambda: defaults()["optimizer"], help="how weights are updated"
+    )
+    format: Format | None = setting(
+        None, help="the number format, or none", converter=format_or_none
+    )
+    recipe: str | dict[str, Any] = setting(
+        "master", help="master, pure, original, a .yaml file, or the recipe itself"
+    )
+    compute: str = setting(
+        "float32", help="type of unquantized products", validator=in_(("float32", "bfloat16"))
+    )
+    device: str = setting("auto", help="auto, cpu, cuda or cuda:N")
+    plugins: tuple[str, ...] = setting((), help="active plugins, in order", converter=tuple)
+    strict: bool = setting(False, help="stop when a diagnostic or reporter breaks")
+    name: str | None = setting(None, help="the run's name; made from format and recipe if null")
+    runs_dir: str = setting("runs", help="folder of the run directories")
+    seed: int = setting(42, help="decides weights, batches and rounding", validator=ge(0))
+    max_steps: int = setting(500, help="batches drawn in the run", validator=ge(1))
+    learning_rate: float = setting(1e-3, help="peak learning rate", validator=gt(0))
+    min_lr_ratio: float = setting(
+        0.1, help="final learning rate, as a share of the peak", validator=_SHARE
+    )
+    warmup_steps: int = setting(50, help="steps of linear warm-up", validator=ge(0))
+    gradient_accumulation_steps: int = setting(
+        1, help="micro-batches in a step", validator=ge(1)
+    )
+    grad_clip: float = setting(
+        1.0, help="largest gradient norm, after the clippers; 0 is off", validator=ge(0)
+    )
+    log_interval: int = setting(1, help="steps between lines of metrics", validator=ge(1))
+    eval_interval: int = setting(
+        100, help="steps between evaluations; 0 is only at the end", validator=ge(0)
+    )
+    eval_steps: int = setting(8, help="validation batches of an evaluation", validator=ge(1))
+    checkpoint_interval: int = setting(
+        100, help="steps between checkpoints; 0 is only at the end", validator=ge(0)
+    )
+    max_checkpoints: int = setting(3, help="regular checkpoints kept", validator=ge(2))
+    snapshot_interval: int = setting(
+        10, help="steps between snapshots for rollback", validator=ge(1)
+    )
+    max_snapshots: int = setting(5, help="snapshots kept in memory", validator=ge(1))
+    nan_patience: int = setting(
+        10, help="consecutive non-finite steps that are a collapse", validator=ge(1)
+    )
+    bit_stall_threshold: float = setting(
+        0.5, help="stall rate that, judged with the loss, is a collapse", validator=_SHARE
+    )
+    stall_window: int = setting(
+        100, help="steps over which stall and loss are judged", validator=ge(4)
+    )
+    overflow_threshold: float = setting(
+        0.01, help="overflow rate that is warned of", validator=_SHARE
+    )
+    dead_neuron_threshold: float = setting(
+        1e-8, help="a layer's gradient is dead when no element is larger", validator=ge(0)
+    )
+    dead_neuron_window: int = setting(
+        100, help="steps of a dead gradient that are a collapse", validator=ge(1)
+    )
+    diverged_ratio: float = setting(
+        1.2, help="loss, over the loss at the start, that is a collapse", validator=gt(1)
+    )
+    settings: dict[str, dict[str, Any]] = setting(
+        factory=dict, help="settings of plugins, workload and optimizer, by name"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.name is not None:
+            check_name(self.name, "name")
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+            raise BadInput(f"device: {self.device!r} is not auto, cpu, cuda or cuda:N")
+        twice = {p for p in self.plugins if self.plugins.count(p) > 1}
+        if twice:
+            raise BadInput(f"plugins: {', '.join(sorted(twice))} is listed twice")
+        for owner in self.settings:
+            if owner not in self.active:
+                raise BadInput(inactive(owner, self.active))
+        self.make_recipe()
+
+    @property
+    def active(self) -> tuple[str, ...]:
+        """Names whose settings count: workload, optimizer and plugins."""
+        return (self.workload, self.optimizer, *self.plugins)
+
+    def make_recipe(self) -> Recipe:
+        """Return the recipe, parsed."""
+        if isinstance(self.recipe, str):
+            return named(self.recipe, self.format)
+        return parse(self.recipe, "given")
+
+    @property
+    def recipe_name(self) -> str:
+        """The recipe's name, ``file`` for one that was given in full."""
+        return self.recipe if isinstance(self.recipe, str) else "file"
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the configuration as a file holds it; loading it gives the same run."""
+        plain = {key: to_plain(getattr(self, key)) for key in fields_dict(TrainConfig)}
+        plain["format"] = self.format.name if self.format else "none"
+        return plain
+
+    def evolve(self, **changes: Any) -> TrainConfig:
+        """Return a changed copy."""
+        return evolve(self, **changes)
+
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+
+
+def check_name(name: str, what: str) -> str:
+    """Return ``name`` if it is a name and no path; `BadInput` otherwise."""
+    if not NAME.fullmatch(name) or ".." in name:
+        raise BadInput(
+            f"{what}: {name!r:.60} is not a name: letters, digits, dot, dash and underscore, "
+            "100 at most, beginning with a letter or digit"
+        )
+    return name
+
+
+def inactive(owner: str, active: Iterable[str]) -> str:
+    """Return the message for settings of something that this run does not use."""
+    known = {e.name: e for e in entries() if e.kind in (*HOOK_KINDS, "workload", "optimizer")}
+    if owner in known:
+        kind = known[owner].kind
+        flag = "--plugin" if kind in HOOK_KINDS else f"--{kind}"
+        return f"settings are given for {kind} {owner}, which is not active: add {flag} {owner}"
+    return (
+        f"unknown key {owner!r}{nearest(owner, [*fields_dict(TrainConfig), *active])}: "
+        "see `altcore train --help` and docs/configuration.md"
+    )
+
+
+@cache
+def defaults() -> dict[str, Any]:
+    """Return the contents of defaults.yaml."""
+    return dict(load_yaml((files("altcore") / "defaults.yaml").read_text(), "defaults.yaml"))
+
+
+@cache
+def original_keys() -> dict[str, str]:
+    """Return the original experiments' flat keys, and what each is short for."""
+    text = (files("altcore") / "original-keys.yaml").read_text()
+    return dict(load_yaml(text, "original-keys.yaml"))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 6e-4 is a number and a key given twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if isinstance(key, str | int | float | bool) and key in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key!r} is given twice", key_node.start_mark
+                )
+            seen.add(key if not isinstance(key, list | dict) else id(key_node))
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+"),
+    list("-+.0123456789"),
+)
+
+
+def load_yaml(text: str, where: str) -> Any:
+    """Parse YAML strictly; `BadInput` naming ``where`` and the line."""
+    try:
+        # The loader is a SafeLoader; yaml.load with it makes plain data only.
+        return yaml.load(text, Loader=_Loader)  # noqa: S506
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f", line {mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise BadInput(f"{where}{line}: not valid YAML: {problem}") from error
+
+
+def read_mapping(path: str | Path, what: str) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping; `BadInput` naming the file otherwise."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not text"
+        raise BadInput(f"{what} {path}: cannot be read: {reason}") from error
+    data = load_yaml(text, str(path))
+    if data is None:
+        return {}
+    if not isinstance(data, dict):
+        raise BadInput(f"{what} {path}: a mapping of keys to values is needed")
+    return data
+
+
+def load(
+    file: str | Path | None = None,
+    overrides: Sequence[tuple[str, Any, str]] = (),
+    without: Iterable[str] = (),
+) -> TrainConfig:
+    """Return the checked configuration: defaults, then ``file``, then ``overrides``.
+
+    ``overrides`` are (dotted key, value, how it was given); ``without`` are observers to leave
+    out. Raises `BadInput`.
+    """
+    merged: dict[str, Any] = {k: defaults()[k] for k in ("workload", "optimizer")}
+    owners: dict[str, dict[str, Any]] = {}
+    given_in: dict[str, str] = {}
+    sources: list[tuple[str, Any, str]] = []
+    if file is not None:
+        sources += [(k, v, f" in {file}") for k, v in read_mapping(file, "--config").items()]
+    appended: list[str] = []
+    seen: dict[str, str] = {}
+    for key, value, how in [*sources, *overrides]:
+        if key == "+plugins":
+            appended.append(value)
+            continue
+        for path, leaf in _flatten(str(key), value, how):
+            if (how, path) in seen.items():
+                raise BadInput(f"{path}{how} is given twice")
+            if how.startswith(" by") and seen.get(path, "").startswith(" by"):
+                raise BadInput(f"{path} is given twice on the command line")
+            seen[path] = how
+            owner, _, rest = path.partition(".")
+            given_in[path] = how
+            if rest:
+                owners.setdefault(owner, {})[rest] = leaf
+            else:
+                merged[path] = leaf
+    if isinstance(merged.get("recipe"), str) and merged["recipe"].endswith((".yaml", ".yml")):
+        merged["recipe"] = read_mapping(merged["recipe"], "--recipe")
+    merged["plugins"] = _with_observers(merged.get("plugins", ()), appended, list(without))
+    merged["settings"] = owners
+    known = fields_dict(TrainConfig)
+    for key in merged:
+        if key not in known:
+            hint = nearest(key, [*known, *original_keys()])
+            raise BadInput(f"unknown key {key!r}{given_in.get(key, '')}{hint}")
+    return make(merged, given_in)
+
+
+def _flatten(key: str, value: Any, how: str) -> list[tuple[str, Any]]:
+    """Return (field, value) or (NAME.setting, value) pairs for one given key."""
+    key = original_keys().get(key, key)
+    owner, _, rest = key.partition(".")
+    if owner == "settings":
+        if not rest and not isinstance(value, Mapping):
+            raise BadInput(f"settings{how}: a mapping of names to settings is needed")
+        if not rest:
+            return [pair for name, v in value.items() for pair in _flatten(f"{name}.", v, how)]
+        owner, _, rest = rest.partition(".")
+    if rest:
+        return [(f"{owner}.{rest}", value)]
+    if isinstance(value, Mapping) and owner not in ("recipe",):
+        return [(f"{owner}.{k}", v) for k, v in value.items()]
+    if key.endswith("."):
+        raise BadInput(f"{owner}{how}: a mapping of settings is needed, not {value!r}")
+    return [(owner, value)]
+
+
+def _with_observers(listed: Any, appended: list[str], without: list[str]) -> list[str]:
+    if isinstance(listed, str) or not isinstance(listed, Sequence):
+        raise BadInput(f"plugins: a list of names is needed, not {listed!r}")
+    wanted = [*listed, *appended]
+    installed = {e.name for e in entries() if e.kind in HOOK_KINDS}
+    observers = [o for o in defaults()["observers"] if o in installed]
+    for name in without:
+        if name not in {*wanted, *defaults()["observers"]}:
+            raise BadInput(f"--no-plugin {name}: it is not active")
+    wanted += [o for o in observers if o not in wanted]
+    return [w for w in wanted if w not in without]
+
+
+def missing_observers() -> list[str]:
+    """Return the default observers that are not installed: each is left out with one line."""
+    installed = {e.name for e in entries()}
+    return [o for o in defaults()["observers"] if o not in installed]
+
+
+def make(plain: Mapping[str, Any], given_in: Mapping[str, str] | None = None) -> TrainConfig:
+    """Make a TrainConfig of plain data, strictly; messages say where a key was given."""
+    try:
+        config: TrainConfig = build(TrainConfig, plain, "config")
+    except BadInput as error:
+        message = str(error).removeprefix("config: ").removeprefix("config.")
+        key = re.match(r"'?(\w+)'?", message)
+        where = (given_in or {}).get(key.group(1), "") if key else ""
+        raise BadInput(f"{message}{where and f' (given{where})'}") from error
+    return config

@@ -1,0 +1,260 @@
+"""Loading the plugins that a run lists, and calling their hooks.
+
+pluggy keeps specifications, validation and registration. Its own call path runs the last
+registered first, loses who returned what, and stops at the first that raises; so the dispatcher
+walks the implementations itself, each under its own guard.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import attrs
+import pluggy
+import structlog
+from attrs import define, field
+from torch import Tensor
+
+from altcore import hookspecs
+from altcore.actions import Action, Proposal
+from altcore.config import TrainConfig
+from altcore.errors import AltcoreError, BadInput, PluginError, nearest
+from altcore.hookspecs import ACTING, HOOKS, MEASURING, NEEDS
+from altcore.registry import HOOK_KINDS, Entry, find
+from altcore.settings import build
+
+log = structlog.get_logger("altcore")
+
+INTERVAL_HOOKS = ("pre_backward", "post_backward", "pre_step", "post_step")
+"""Hooks that a plugin's ``interval`` setting thins out; what happened is always told."""
+LONGEST_MEASURE = 256
+"""Elements of a measure that is a 1-D tensor."""
+
+
+@define(eq=False)
+class Plugin:
+    """An active plugin and where it comes from."""
+
+    name: str
+    kind: str
+    origin: str
+    instance: Any
+    order: int = 0
+    is_disabled: bool = False
+
+    @property
+    def acts(self) -> bool:
+        """Whether it may change numbers."""
+        return self.kind == "intervention"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it wants captured."""
+        return tuple(getattr(self.instance, "needs", ()))
+
+    def is_due(self, step: int) -> bool:
+        """Whether its interval falls on ``step``."""
+        return step % getattr(self.instance, "interval", 1) == 0
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name} ({self.origin})"
+
+
+def load_plugins(config: TrainConfig) -> list[Plugin]:
+    """Load, check and configure the plugins that the run lists, in dispatch order."""
+    plugins = []
+    for name in config.plugins:
+        entry = find(name, HOOK_KINDS)
+        cls = check_class(entry.load(), entry)
+        instance = build(cls, config.settings.get(name, {}), name)
+        interval = getattr(instance, "interval", 1)
+        if not isinstance(interval, int) or interval < 1:
+            raise BadInput(f"{name}.interval: {interval!r} is not a whole number of at least 1")
+        plugins.append(Plugin(name, entry.kind, entry.origin, instance))
+    plugins.sort(key=lambda p: HOOK_KINDS.index(p.kind))
+    for order, plugin in enumerate(plugins):
+        plugin.order = order
+    return plugins
+
+
+def check_class(cls: Any, entry: Entry) -> type:
+    """Return the plugin's class if it can be one; `BadInput` naming it and what is wrong."""
+    who = f"{entry.kind} {entry.name} ({entry.origin})"
+    if not (isinstance(cls, type) and attrs.has(cls)):
+        raise BadInput(f"{who}: {cls!r} is not an attrs class: use @define(eq=False)")
+    if cls.__eq__ is not object.__eq__:
+        raise BadInput(f"{who}: use @define(eq=False): equal instances cannot be told apart")
+    for name, member in inspect.getmembers(cls, callable):
+        marks = getattr(member, "altcore_impl", None)
+        if marks is None:
+            if name in HOOKS:
+                raise BadInput(f"{who}: {name} is a hook's name but not marked with @hookimpl")
+            continue
+        if name not in HOOKS:
+            raise BadInput(
+                f"{who}: there is no hook {name!r}{nearest(name, HOOKS)}: {', '.join(HOOKS)}"
+            )
+        for mark in ("wrapper", "hookwrapper", "tryfirst", "trylast", "specname"):
+            if marks.get(mark):
+                raise BadInput(f"{who}: {name}: {mark} is refused: the user's list is the order")
+    for need in getattr(cls, "needs", ()):
+        if need not in NEEDS:
+            raise BadInput(
+                f"{who}: there is no need {need!r}{nearest(need, NEEDS)}: {', '.join(NEEDS)}"
+            )
+    _check_arguments(cls, who)
+    return cls
+
+
+def _check_arguments(cls: type, who: str) -> None:
+    for name in hooks_of(cls):
+        known = inspect.signature(getattr(hookspecs, name)).parameters
+        for argument in list(inspect.signature(getattr(cls, name)).parameters)[1:]:
+            if argument not in known:
+                raise BadInput(
+                    f"{who}: {name} has no argument {argument!r}{nearest(argument, known)}: "
+                    f"it may take {', '.join(known)}"
+                )
+
+
+def hooks_of(cls: type) -> list[str]:
+    """Return the hooks that a plugin's class implements, in the order of the step."""
+    return [h for h in HOOKS if getattr(getattr(cls, h, None), "altcore_impl", None) is not None]
+
+
+@define(eq=False)
+class Dispatcher:
+    """Calls hooks: interventions, diagnostics, reporters; in the user's order within a kind."""
+
+    plugins: Sequence[Plugin]
+    strict: bool = False
+    on_broken: Callable[[Plugin, str], None] = field(default=lambda plugin, message: None)
+    """Told once when a plugin that only looks is disabled."""
+    _calls: dict[str, list[tuple[Plugin, Callable[..., Any], tuple[str, ...]]]] = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        manager = pluggy.PluginManager("altcore")
+        manager.add_hookspecs(hookspecs)
+        by_name = {p.name: p for p in self.plugins}
+        for plugin in self.plugins:
+            try:
+                manager.register(plugin.instance, plugin.name)
+            except (pluggy.PluginValidationError, ValueError) as error:
+                raise BadInput(f"{plugin}: {error}") from error
+        manager.check_pending()
+        self._calls = {}
+        for hook in HOOKS:
+            found = [
+                (by_name[impl.plugin_name], impl.function, impl.argnames)
+                for impl in getattr(manager.hook, hook).get_hookimpls()
+            ]
+            self._calls[hook] = sorted(found, key=lambda c: c[0].order)
+
+    def implements(self, hook: str) -> bool:
+        """Whether any plugin has the hook."""
+        return bool(self._calls[hook])
+
+    def needs(self, step: int) -> set[str]:
+        """Return what is to be captured on ``step``: the needs of the plugins that are due.
+
+        Snapshots have an interval of their own.
+        """
+        active = [p for p in self.plugins if not p.is_disabled]
+        return {n for p in active for n in p.needs if n == "snapshots" or p.is_due(step)}
+
+    def measures_on(self, step: int) -> bool:
+        """Whether a plugin measures on ``step``, so that the step is recorded."""
+        calls = (c for hook in MEASURING for c in self._calls[hook])
+        return any(not p.is_disabled and p.is_due(step) for p, _, _ in calls)
+
+    def call(self, hook: str, **arguments: Any) -> list[tuple[Plugin, Any]]:
+        """Call every implementation; returns who returned what, None left out.
+
+        An intervention that raises ends the run with `PluginError`; a diagnostic or reporter is
+        disabled (or, with ``strict``, ends the run).
+        """
+        results = []
+        thinned = hook in INTERVAL_HOOKS
+        for plugin, function, names in self._calls[hook]:
+            if plugin.is_disabled or (thinned and not plugin.is_due(arguments["step"].index)):
+                continue
+            try:
+                result = function(*[arguments[name] for name in names])
+                if result is not None:
+                    check_return(plugin, hook, result)
+                    results.append((plugin, result))
+            except AltcoreError as error:
+                self._broken(plugin, hook, str(error), error)
+            # A plugin may raise anything; what it can change decides what follows.
+            except Exception as error:
+                self._broken(plugin, hook, f"{type(error).__name__}: {error}", error)
+        return results
+
+    def actions(self, hook: str, **arguments: Any) -> list[Proposal]:
+        """Call an acting hook; returns the proposals."""
+        return [Proposal(p.name, action) for p, action in self.call(hook, **arguments)]
+
+    def measures(self, hook: str, **arguments: Any) -> dict[str, Any]:
+        """Call a measuring hook; returns measures by ``plugin/measure``."""
+        return {
+            f"{plugin.name}/{key}": value
+            for plugin, measures in self.call(hook, **arguments)
+            for key, value in measures.items()
+        }
+
+    def _broken(self, plugin: Plugin, hook: str, message: str, error: Exception) -> None:
+        text = f"{plugin} failed in {hook}: {message}"
+        if plugin.acts or self.strict:
+            raise PluginError(text) from error
+        plugin.is_disabled = True
+        log.warning("plugin disabled for the rest of the run", plugin=str(plugin), error=message)
+        self.on_broken(plugin, text)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the plugins that have one."""
+        return {
+            p.name: p.instance.state_dict()
+            for p in self.plugins
+            if hasattr(p.instance, "state_dict")
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the plugins that are in ``state``."""
+        for plugin in self.plugins:
+            if plugin.name in state and hasattr(plugin.instance, "load_state_dict"):
+                plugin.instance.load_state_dict(state[plugin.name])
+
+
+def check_return(plugin: Plugin, hook: str, result: Any) -> None:
+    """Raise `PluginError` for a return that the hook does not allow."""
+    if hook in ACTING:
+        if not isinstance(result, Action):
+            raise PluginError(f"it returned {type(result).__name__}, not an Action or None")
+        if not plugin.acts:
+            raise PluginError(
+                f"it returned {type(result).__name__}: a {plugin.kind} looks, only an "
+                "intervention may ask for an action"
+            )
+    elif hook in MEASURING:
+        _check_measures(result)
+    else:
+        raise PluginError(f"it returned {type(result).__name__}: {hook} returns nothing")
+
+
+def _check_measures(result: Any) -> None:
+    if not isinstance(result, Mapping):
+        raise PluginError(f"it returned {type(result).__name__}, not measures or None")
+    for key, value in result.items():
+        if not isinstance(key, str) or not key:
+            raise PluginError(f"the measure's name {key!r} is not text")
+        if isinstance(value, Tensor):
+            if value.dim() > 1 or value.numel() > LONGEST_MEASURE or value.is_complex():
+                raise PluginError(
+                    f"measure {key} has shape {tuple(value.shape)}: a scalar or at most "
+                    f"{LONGEST_MEASURE} numbers are possible"
+                )
+        elif not isinstance(value, int | float):
+            raise PluginError(f"measure {key} is {type(value).__name__}, not a number or tensor")
+

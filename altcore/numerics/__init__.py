@@ -1,0 +1,24 @@
+"""Formats on tensors: rounding to a grid, scales, positions on the grid, and the kernels.
+
+Everything here works on torch tensors and is exact: each result is that of
+`altcore.reference.round_scalar`, on every device, in the torch path as in the compiled one.
+`altcore.numerics.functional` is the public face; the functions re-exported here are what the
+layers above build on. They know nothing of autograd.
+"""
+
+from altcore.numerics.grids import COUNTS, fake_round, round_to_grid
+from altcore.numerics.plan import compute_dtype
+from altcore.numerics.positions import grid_error, position, stiffness
+from altcore.numerics.scaling import amax, scale_of
+
+__all__ = [
+    "COUNTS",
+    "amax",
+    "compute_dtype",
+    "fake_round",
+    "grid_error",
+    "position",
+    "round_to_grid",
+    "scale_of",
+    "stiffness",
+]

@@ -1,0 +1,151 @@
+"""Rounding a tensor to a format's grid, scaled, counted, with a choice of overflow.
+
+The arithmetic, on every path: the scaled value is ``x * r`` rounded to the compute dtype (no
+division, no fused multiply-add), that is rounded to the grid, and `fake_round` multiplies the
+grid value by ``s`` and rounds once, to ``x``'s dtype.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from altcore.errors import BadInput
+from altcore.formats import Format
+from altcore.numerics.hashing import random_bits
+from altcore.numerics.plan import check_rules, compute_dtype
+from altcore.numerics.rounding import round_unscaled
+
+COUNTS = ("elements", "overflow", "flushed", "nonfinite")
+"""The columns of a counts tensor (int64).
+
+``overflow``: finite elements whose rounding passed the largest (or smallest) value;
+``flushed``: elements other than 0 and -0 that became zero, and did not overflow to it;
+``nonfinite``: NaN and infinite elements. The three exclude one another.
+"""
+
+
+def round_to_grid(
+    x: Tensor,
+    fmt: Format,
+    *,
+    rounding: str = "nearest-even",
+    overflow: str = "saturate",
+    r: Tensor | None = None,
+    counts: Tensor | None = None,
+    key: int | Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Round ``x * r`` to grid values of ``fmt``, unscaled.
+
+    ``x``: any floating-point tensor. ``r``: None, a 0-dim tensor, or one that broadcasts to
+    ``x``'s shape. ``counts``: an int64 tensor with one entry for each of `COUNTS`, on ``x``'s
+    device, added to. ``key``: for stochastic rounding, an int or a 0-dim int64 tensor. ``out``:
+    where to put the result.
+
+    Returns a tensor of ``x``'s shape in the compute dtype (see `compute_dtype`). NaN gives NaN
+    in every format, an infinity follows the overflow rule, and a zero has the sign of ``x``.
+    Raises `BadInput` for an ``x`` that is not floating-point, unknown rules, rules the format
+    has no code for, and any overflow under ``overflow="raise"`` (which reads from the device).
+    """
+    check_input(x, fmt, rounding, overflow, key)
+    q = _round(x, fmt, rounding, overflow, r, counts, key)
+    return q if out is None else out.copy_(q)
+
+
+def fake_round(
+    x: Tensor,
+    fmt: Format,
+    *,
+    r: Tensor | None,
+    s: Tensor | None,
+    rounding: str = "nearest-even",
+    overflow: str = "saturate",
+    counts: Tensor | None = None,
+    key: int | Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Round ``x * r`` to the grid of ``fmt``, multiply by ``s``, round once to ``x``'s dtype.
+
+    ``s``: like ``r``, its counterpart from `scale_of`. The other arguments, and the errors, are
+    those of `round_to_grid`. Returns a tensor like ``x``.
+    """
+    check_input(x, fmt, rounding, overflow, key)
+    result = times_scale(_round(x, fmt, rounding, overflow, r, counts, key), s, x.dtype)
+    return result if out is None else out.copy_(result)
+
+
+def times_scale(q: Tensor, s: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """``q * s`` rounded once to ``dtype``; ``s`` None means 1."""
+    s = None if s is None else s.to(q.dtype)
+    if dtype == q.dtype:
+        return q if s is None else q * s
+    # A product of two float32s is exact in float64, and rounded to odd in float32 it keeps
+    # what the second rounding, to 16 bits, has to know.
+    product = q.double() if s is None else q.double() * s.double()
+    single = product.to(torch.float32)
+    if dtype == torch.float32:
+        return single
+    bits = single.view(torch.int32)
+    magnitude = single.double().abs()
+    inexact = magnitude != product.abs()
+    bits = torch.where(magnitude > product.abs(), bits - 1, bits)
+    bits = torch.where(inexact & torch.isfinite(product), bits | 1, bits)
+    return bits.view(torch.float32).to(dtype)
+
+
+def check_input(
+    x: Tensor, fmt: Format, rounding: str, overflow: str, key: int | Tensor | None
+) -> None:
+    """Raise `BadInput` for anything that `round_to_grid` cannot round."""
+    check_rules(fmt, rounding, overflow)
+    check_floating(x)
+    if rounding == "stochastic" and key is None:
+        raise BadInput("stochastic rounding needs a key")
+
+
+def check_floating(x: Tensor) -> None:
+    """Raise `BadInput` unless ``x`` is a float16, bfloat16, float32 or float64 tensor."""
+    if not isinstance(x, Tensor):
+        raise BadInput(f"a tensor is needed, not {type(x).__name__}")
+    if x.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise BadInput(
+            f"a {x.dtype} tensor cannot be rounded to a format: "
+            "float16, bfloat16, float32 or float64 is needed"
+        )
+
+
+def _round(
+    x: Tensor,
+    fmt: Format,
+    rounding: str,
+    overflow: str,
+    r: Tensor | None,
+    counts: Tensor | None,
+    key: int | Tensor | None,
+) -> Tensor:
+    """The torch path."""
+    y = x.to(compute_dtype(x.dtype, fmt))
+    if r is not None:
+        y = y * r.to(y.dtype)
+    noise = None
+    if rounding == "stochastic":
+        assert key is not None
+        noise = random_bits(x.shape, key, x.device)
+    q, over = round_unscaled(y, fmt, rounding, noise)
+    if counts is not None:
+        counts += _count(x, q, over)
+    if overflow == "raise" and bool(over.any()):
+        raise BadInput(f"{int(over.sum())} value(s) overflow format {fmt.name}")
+    if overflow == "inf":
+        q = torch.where(over, torch.copysign(torch.full_like(q, torch.inf), q), q)
+    elif overflow == "nan":
+        q = torch.where(over, torch.nan, q)
+    return q
+
+
+def _count(x: Tensor, q: Tensor, over: Tensor) -> Tensor:
+    finite = torch.isfinite(x)
+    elements = torch.full((), x.numel(), dtype=torch.int64, device=x.device)
+    flushed = (q == 0) & (x != 0) & finite & ~over
+    return torch.stack([elements, (over & finite).sum(), flushed.sum(), (~finite).sum()])

@@ -1,0 +1,221 @@
+"""What rounding needs to know of a format, worked out once in exact arithmetic.
+
+A float format becomes a few integers (`FloatPlan`); any other format becomes its sorted values
+and, for each rounding, the exact *thresholds* between them (`TablePlan`): the smallest number
+of the compute dtype that rounds up. Which side a tie falls on is part of the threshold, so that
+rounding is one search, and no arithmetic on the way can round anything twice.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from fractions import Fraction
+from functools import lru_cache
+
+import torch
+from attrs import frozen
+
+from altcore.errors import BadInput, nearest
+from altcore.formats import FloatFormat, Format
+from altcore.reference import OVERFLOWS, ROUNDINGS
+
+
+@frozen
+class Layout:
+    """Where a float dtype keeps its exponent and mantissa."""
+
+    dtype: torch.dtype
+    integer: torch.dtype
+    mantissa: int  # bits
+    bias: int
+    magnitude: int  # mask: all bits but the sign
+    infinity: int  # bits of +inf; above it are the NaNs
+    largest: float
+
+    @property
+    def hidden(self) -> int:
+        """The hidden bit of a normal number's significand."""
+        return 1 << self.mantissa
+
+
+FLOAT32 = Layout(
+    torch.float32, torch.int32, 23, 127, 0x7FFFFFFF, 0x7F800000, torch.finfo(torch.float32).max
+)
+FLOAT64 = Layout(
+    torch.float64, torch.int64, 52, 1023, 2**63 - 1, 0x7FF << 52, torch.finfo(torch.float64).max
+)
+LAYOUTS = {torch.float32: FLOAT32, torch.float64: FLOAT64}
+
+
+@frozen
+class FloatPlan:
+    """A float format in integers, for one compute dtype.
+
+    A number whose magnitude's bits are at least ``min_normal`` loses ``cut`` bits of its
+    mantissa; a smaller one is a multiple of ``2**sub_quantum`` (the format's subnormals, or the
+    gap around zero where it has none).
+    """
+
+    layout: Layout
+    min_normal: int  # bits of the smallest normal value
+    cut: int
+    sub_quantum: int
+    flip: int  # 1 where, without mantissa bits, even exponent bits mean an odd code
+    max: float
+
+
+@frozen
+class TablePlan:
+    """A table's values in the compute dtype, with a value beyond each end, and their rules."""
+
+    layout: Layout
+    values: tuple[float, ...]  # in the compute dtype
+    grid: tuple[float, ...]  # float64, one beyond each end included: len(values) + 2
+    starts: tuple[float, ...]  # smallest numbers of the compute dtype not below each of `grid`
+
+
+def check_rules(fmt: Format, rounding: str, overflow: str) -> None:
+    """Raise `BadInput` for an unknown rounding or overflow, or one that ``fmt`` cannot do."""
+    if rounding not in ROUNDINGS:
+        raise BadInput(
+            f"unknown rounding {rounding!r}{nearest(rounding, ROUNDINGS)}; "
+            f"known: {', '.join(ROUNDINGS)}"
+        )
+    if overflow not in OVERFLOWS:
+        raise BadInput(
+            f"unknown overflow {overflow!r}{nearest(overflow, OVERFLOWS)}; "
+            f"known: {', '.join(OVERFLOWS)}"
+        )
+    if (overflow == "inf" and not fmt.inf_codes) or (overflow == "nan" and not fmt.nan_codes):
+        raise BadInput(
+            f"format {fmt.name} has no {overflow} code: overflow can be saturate or raise"
+        )
+
+
+@lru_cache(maxsize=None)
+def is_wide(fmt: Format) -> bool:
+    """Whether float32 cannot hold the format: it computes in float64 then.
+
+    So for values past float32's largest, normal values below its smallest normal one, and
+    tables whose values float32 would merge or flush to zero.
+    """
+    if isinstance(fmt, FloatFormat):
+        return fmt.max > FLOAT32.largest or fmt.min_exponent < -126
+    singles = [to_single(v) for v in fmt.values]
+    merged = any(a == b for a, b in zip(singles, singles[1:], strict=False))
+    return merged or not all(map(math.isfinite, singles))
+
+
+def compute_dtype(dtype: torch.dtype, fmt: Format) -> torch.dtype:
+    """The dtype in which ``dtype`` is rounded to ``fmt``: float32, or float64 where needed.
+
+    float64 for float64 input, and for formats whose values exceed float32's range. float16 and
+    bfloat16 widen exactly.
+    """
+    return torch.float64 if dtype == torch.float64 or is_wide(fmt) else torch.float32
+
+
+@lru_cache(maxsize=None)
+def float_plan(fmt: FloatFormat, dtype: torch.dtype) -> FloatPlan:
+    """The integers with which float format ``fmt`` rounds numbers of ``dtype``."""
+    layout = LAYOUTS[dtype]
+    return FloatPlan(
+        layout=layout,
+        min_normal=(fmt.min_exponent + layout.bias) << layout.mantissa,
+        cut=layout.mantissa - fmt.mantissa_bits,
+        sub_quantum=fmt.min_exponent - (fmt.mantissa_bits if fmt.subnormals else 0),
+        flip=0 if fmt.mantissa_bits else (layout.bias - fmt.bias) & 1,
+        max=fmt.max,
+    )
+
+
+@lru_cache(maxsize=None)
+def table_plan(fmt: Format, dtype: torch.dtype) -> TablePlan:
+    """The values by which any format rounds numbers of ``dtype``."""
+    layout = LAYOUTS[dtype]
+    grid = _extended(fmt)
+    return TablePlan(
+        layout=layout,
+        values=tuple(to_single(v) if layout is FLOAT32 else v for v in fmt.values),
+        grid=tuple(_to_double(v) for v in grid),
+        starts=tuple(_first_from(v, layout, above=False) for v in grid),
+    )
+
+
+@lru_cache(maxsize=None)
+def thresholds(fmt: Format, rounding: str, dtype: torch.dtype) -> tuple[float, ...]:
+    """The smallest numbers of ``dtype`` that round up past each interval's lower end.
+
+    Ascending, ``len(fmt.values) + 1`` of them: the first and the last are where rounding passes
+    the smallest and the largest value. For every rounding but stochastic.
+    """
+    grid, layout = _extended(fmt), LAYOUTS[dtype]
+    even = [not fmt.even[0], *fmt.even, not fmt.even[-1]]
+    middles = [(grid[0] + grid[1]) / 2, *fmt.boundaries, (grid[-2] + grid[-1]) / 2]
+    result = []
+    for i, middle in enumerate(middles):
+        below, above = grid[i], grid[i + 1]
+        inner_above = abs(above) < abs(below)
+        if rounding == "up":
+            point, beyond = below, True
+        elif rounding == "down":
+            point, beyond = above, False
+        elif rounding == "to-zero":
+            point, beyond = (below, True) if inner_above else (above, False)
+            if above == -below:
+                point, beyond = Fraction(0), False
+        elif middle == 0:
+            point, beyond = middle, False
+        elif rounding == "nearest-away":
+            point, beyond = middle, inner_above
+        else:
+            tie_up = even[i + 1] if even[i] != even[i + 1] else inner_above
+            point, beyond = middle, not tie_up
+        result.append(_first_from(point, layout, above=beyond))
+    return tuple(result)
+
+
+def to_single(value: float) -> float:
+    """Round to float32, by value; past its range to an infinity."""
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    except OverflowError:
+        return math.copysign(math.inf, value)
+
+
+def _extended(fmt: Format) -> list[Fraction]:
+    low, high = fmt.beyond
+    return [low, *(Fraction(v) for v in fmt.values), high]
+
+
+def _to_double(value: Fraction) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf
+
+
+def _first_from(point: Fraction, layout: Layout, *, above: bool) -> float:
+    """The smallest number of the layout's dtype not below ``point`` (``above``: above it)."""
+    number = _to_double(point)
+    if layout is FLOAT32:
+        number = to_single(number)
+    # Rounding to nearest may have come out on either side: step to the first that qualifies.
+    number = _step(number, layout, up=False)
+    while number < point or (above and number == point):
+        number = _step(number, layout, up=True)
+    return number
+
+
+def _step(number: float, layout: Layout, *, up: bool) -> float:
+    """The next number of the layout's dtype, infinities included."""
+    if layout is FLOAT64:
+        return math.nextafter(number, math.inf if up else -math.inf)
+    if number == (math.inf if up else -math.inf):
+        return number
+    bits = struct.unpack("<i", struct.pack("<f", number))[0]
+    ordered = bits if bits >= 0 else -(bits & 0x7FFFFFFF)
+    ordered += 1 if up else -1
+    bits = ordered if ordered >= 0 else -ordered | -0x80000000
+    return float(struct.unpack("<f", struct.pack("<i", bits))[0])

@@ -1,0 +1,94 @@
+"""Scales: the largest magnitude of a tensor, and what brings it onto a format's largest value."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from altcore.errors import BadInput
+from altcore.formats import Format
+from altcore.numerics.grids import check_floating
+from altcore.numerics.plan import FLOAT32, LAYOUTS, is_wide, to_single
+
+
+def amax(x: Tensor) -> Tensor:
+    """Return the largest magnitude in ``x``, 0-dim, float32 (float64 for float64).
+
+    NaN and infinities propagate; an empty tensor has 0.
+    """
+    check_floating(x)
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    if x.numel() == 0:
+        return torch.zeros((), dtype=dtype, device=x.device)
+    low, high = torch.aminmax(x.detach())
+    return torch.maximum(-low, high).to(dtype).abs()  # abs: for all zeros, -0 is 0
+
+
+def scale_of(
+    amax: Tensor, fmt: Format, *, power_of_two: bool = False, margin: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """Return the scale ``s`` and the factor ``r``, by which ``amax * margin`` meets ``fmt.max``.
+
+    ``s = fl(m / max)`` and ``r = fl(max / m)`` with ``m = fl(amax * margin)``, each rounded once
+    to float32 (float64 for a float64 ``amax``). ``power_of_two``: ``s`` is the smallest power of
+    two with ``max * s >= m``, and ``r`` its exact inverse. Where ``m`` is 0, both are 1. ``r`` is
+    clamped to the largest finite number, with ``s`` no less than its inverse. A NaN or infinite
+    ``amax`` gives NaN for both, so that nothing scaled by them passes for a number (a block of
+    the OCP MX formats does the same).
+
+    For formats beyond float32's range (see `compute_dtype`) and a float32 ``amax``, both are
+    float64 numbers and ``s`` has float32's 24 significant bits, so that ``q * s`` is exact.
+
+    ``amax``: 0-dim or any shape, float32 or float64, not negative; the results have its shape
+    and device, and nothing is read from the device. Raises `BadInput` for a ``margin`` that is
+    not a positive number.
+    """
+    if not 0 < margin < float("inf"):
+        raise BadInput(f"a margin is a positive number, not {margin}")
+    wide = is_wide(fmt)
+    given = amax.dtype if amax.dtype == torch.float64 else torch.float32
+    dtype = torch.float64 if wide else given
+    layout = LAYOUTS[dtype]
+    largest = fmt.max if dtype == torch.float64 else to_single(fmt.max)
+    m = amax.to(given)
+    if margin != 1.0:
+        m = m * torch.full_like(m, margin)
+    m = m.to(dtype)
+    # Tensors, not Python numbers: on a GPU, division by a number multiplies by its inverse.
+    top = torch.full_like(m, largest)
+    one = torch.ones_like(m)
+    if power_of_two:
+        s, r = _powers(m, top)
+    else:
+        s = m / top
+        if wide and given == torch.float32:
+            s = _keep_bits(s, FLOAT32.mantissa)
+        r = torch.minimum(top / m, torch.full_like(m, layout.largest))
+        s = s.clamp(2.0 ** -(layout.bias + 1), layout.largest)
+    unusable = ~torch.isfinite(m)
+    s = torch.where(m == 0, one, torch.where(unusable, torch.nan, s))
+    r = torch.where(m == 0, one, torch.where(unusable, torch.nan, r))
+    return s, r
+
+
+def _powers(m: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest power of two ``s`` with ``top * s >= m``, and its inverse.
+
+    From the bits: logarithms and powers are inexact on GPUs. Both stay normal numbers.
+    """
+    layout = LAYOUTS[m.dtype]
+    fraction, exponent = torch.frexp(m)
+    top_fraction, top_exponent = torch.frexp(top)
+    power = exponent - top_exponent + (fraction > top_fraction).to(exponent.dtype)
+    power = power.to(layout.integer).clamp(1 - layout.bias, layout.bias - 1)
+    s = ((power + layout.bias) << layout.mantissa).view(m.dtype)
+    r = ((layout.bias - power) << layout.mantissa).view(m.dtype)
+    return s, r
+
+
+def _keep_bits(x: Tensor, mantissa: int) -> Tensor:
+    """Round float64 ``x`` to nearest with ``mantissa`` explicit bits, ties to even."""
+    cut = 52 - mantissa
+    bits = x.view(torch.int64)
+    rounded = (bits + ((1 << (cut - 1)) - 1) + ((bits >> cut) & 1)) >> cut << cut
+    return torch.where(torch.isfinite(x), rounded.view(torch.float64), x)

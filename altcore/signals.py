@@ -1,0 +1,48 @@
+"""Leaving when asked: a signal sets a flag, which the step's boundary reads."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from attrs import define, field
+
+from altcore.errors import Interrupted
+
+WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@define(eq=False)
+class Signals:
+    """Context in which SIGINT, SIGTERM and SIGUSR1 ask the run to leave after the step.
+
+    A second SIGINT does not wait. Outside the main thread Python gives no signals, and nothing
+    is changed.
+    """
+
+    asked: int = 0
+    _before: dict[int, Any] = field(factory=dict)
+
+    def __enter__(self) -> Signals:
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in WATCHED}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked == signal.SIGINT == number:
+            raise KeyboardInterrupt
+        self.asked = number
+
+    def leave_if_asked(self, save: Callable[[], None]) -> None:
+        """Raise `Interrupted` after ``save`` if a signal came."""
+        if self.asked:
+            save()
+            name = signal.Signals(self.asked).name
+            raise Interrupted(f"{name}: left after a checkpoint", self.asked)

@@ -1,0 +1,207 @@
+"""What hooks see: the run and the step; and the parts of a run that can be saved and restored."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor, nn
+
+from altcore.config import TrainConfig
+from altcore.errors import AltcoreError
+from altcore.surgery import Quantization
+
+
+class Workload(Protocol):
+    """What a workload's ``build(seed, device)`` returns."""
+
+    model: nn.Module
+    items_per_batch: int
+    item: str
+    facts: Mapping[str, str | int | float]
+
+    def batch(self, split: str, step: int, micro: int) -> Any: ...
+    def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
+
+
+@frozen
+class NonFinite:
+    """What was not finite first."""
+
+    what: str
+    """``loss``, ``gradient``, ``final gradient`` (after the clippers) or ``quantizer``."""
+    layer: str | None = None
+    """Layer or parameter; for a loss the first layer whose quantizer met it, if any did."""
+    operand: str | None = None
+    value: float = math.nan
+
+    def __str__(self) -> str:
+        place = f" of {self.layer}" if self.layer else ""
+        operand = f" ({self.operand})" if self.operand else ""
+        return f"{self.what}{place}{operand} is {self.value}"
+
+
+@define(eq=False)
+class Step:
+    """One step, as hooks see it. Tensors stay on the device; gradients are ``p.grad``."""
+
+    index: int
+    """Counts batches drawn, from 1; it never runs backwards."""
+    learning_rate: float = 0.0
+    micro: int = 0
+    batch: Any = None
+    loss: Tensor | None = None
+    """The current micro-batch's loss, 0-dim; pre_backward may replace it."""
+    loss_scale: float | Tensor = 1.0
+    """What the loss is multiplied by before backward; pre_backward of micro-batch 0 sets it."""
+    grad_norm: Tensor | None = None
+    """L2 norm of all raw gradients, 0-dim, before any clipping."""
+    is_recorded: bool = False
+    discarded: bool = False
+    weights_before: Mapping[str, Tensor] | None = None
+    weights_proposed: Mapping[str, Tensor] | None = None
+    gradients: Mapping[str, Tensor] | None = None
+    gradients_final: Mapping[str, Tensor] | None = None
+    activations: dict[str, Tensor] | None = None
+    output_gradients: dict[str, Tensor] | None = None
+
+
+@define(eq=False)
+class Run:
+    """One run, as hooks see it."""
+
+    config: TrainConfig
+    directory: Path
+    device: torch.device
+    workload: Workload
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    quantization: Quantization
+    emit: Callable[..., None]
+    """``emit(kind, **data)`` writes a line to events.jsonl, with the step."""
+    step: int = 0
+    """The last step begun."""
+    lr_scale: float = 1.0
+    """Product of all `ScaleLearningRate` actions."""
+    snapshots: deque[Snapshot] = field(factory=deque)
+    shifts: list[dict[str, Any]] = field(factory=list)
+    """Changes of recipe so far, as the events hold them."""
+    reports: list[str] = field(factory=list)
+    """Paths of reports that were written, for the summary."""
+    degraded: list[str] = field(factory=list)
+    """Diagnostics and reporters that broke and were disabled."""
+
+    @property
+    def reports_dir(self) -> Path:
+        """Where reporters write."""
+        return self.directory / "reports"
+
+    @contextmanager
+    def probe(self) -> Iterator[None]:
+        """Let the model be run and differentiated, and put everything back afterwards.
+
+        Random states, quantizers' scales and counters, buffers, training mode and ``.grad``
+        are restored, so that looking changes no weight.
+        """
+        parameters = list(self.model.parameters())
+        grads = [p.grad for p in parameters]
+        buffers = [(b, b.detach().clone()) for b in self.model.buffers()]
+        modes = [(m, m.training) for m in self.model.modules()]
+        random = random_state(self.device)
+        for p in parameters:
+            p.grad = None
+        try:
+            with self.quantization.frozen():
+                yield
+        finally:
+            for p, g in zip(parameters, grads, strict=True):
+                p.grad = g
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
+            for module, mode in modes:
+                module.training = mode
+            set_random_state(random, self.device)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """Return torch's random states."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
+    """Restore what `random_state` returned."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+
+
+@frozen(eq=False)
+class Snapshot:
+    """A recent state of the run, on the device."""
+
+    step: int
+    weights: Mapping[str, Tensor]
+    optimizer: Mapping[str, Any]
+    quantization: Mapping[str, Any]
+
+    def is_finite(self) -> bool:
+        """Whether every weight is finite; a host read, made only when a rollback asks."""
+        flags = [torch.isfinite(w).all() for w in self.weights.values() if w.is_floating_point()]
+        return bool(torch.stack(flags).all()) if flags else True
+
+
+def take_snapshot(run: Run, step: int) -> Snapshot:
+    """Copy model, optimizer, recipe and quantization state, as they are after ``step``."""
+    return Snapshot(
+        step,
+        _copy(run.model.state_dict()),
+        _copy(run.optimizer.state_dict()),
+        run.quantization.state_dict(),
+    )
+
+
+def restore_snapshot(run: Run, steps: int) -> int:
+    """Restore the newest snapshot verified finite that is at least ``steps`` old.
+
+    Returns the step it was taken at. Raises `AltcoreError` where none is.
+    """
+    for snapshot in reversed(run.snapshots):
+        if snapshot.step <= run.step - steps and snapshot.is_finite():
+            run.quantization.load_state_dict(snapshot.quantization, snapshot.weights)
+            run.optimizer.load_state_dict(_copy(snapshot.optimizer))
+            while run.snapshots and run.snapshots[-1].step > snapshot.step:
+                run.snapshots.pop()
+            return snapshot.step
+    kept = ", ".join(str(s.step) for s in run.snapshots) or "none (a plugin must need 'snapshots')"
+    raise AltcoreError(
+        f"no finite snapshot is at least {steps} steps old at step {run.step}: kept are {kept}"
+    )
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {k: _copy(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_copy(v) for v in value]
+    return value
+
+
+def learning_rate(config: TrainConfig, step: int) -> float:
+    """Return the schedule's rate at ``step`` (from 1): linear warm-up, then half a cosine."""
+    peak, low = config.learning_rate, config.learning_rate * config.min_lr_ratio
+    if step <= config.warmup_steps:
+        return peak * step / (config.warmup_steps + 1)
+    share = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
+    return low + 0.5 * (1 + math.cos(math.pi * min(1.0, share))) * (peak - low)

@@ -1,0 +1,54 @@
+"""The layers of a model that a recipe can speak of."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import nn
+
+from altcore.recipe import Layer
+
+KINDS: dict[type[nn.Module], str] = {nn.Linear: "linear", nn.Embedding: "embedding"}
+
+
+def matrices(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the module's own parameters of two or more dimensions, by name."""
+    return {n: p for n, p in module.named_parameters(recurse=False) if p.dim() >= 2}
+
+
+def find_layers(model: nn.Module) -> dict[str, tuple[Layer, nn.Module]]:
+    """Return every module that owns a parameter of two or more dimensions, by its name."""
+    head = output_head(model)
+    return {
+        name: (Layer(name, _kind(module), module is head), module)
+        for name, module in model.named_modules()
+        if matrices(module)
+    }
+
+
+def _kind(module: nn.Module) -> str:
+    return next((kind for cls, kind in KINDS.items() if isinstance(module, cls)), "other")
+
+
+def output_head(model: nn.Module) -> nn.Module | None:
+    """Return the output head: what the model calls so, else its last Linear.
+
+    Models of the transformers library say it with ``get_output_embeddings``.
+    """
+    named = getattr(model, "get_output_embeddings", None)
+    if callable(named):
+        found = named()
+        if isinstance(found, nn.Module):
+            return found
+    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    return linears[-1] if linears else None
+
+
+def unique_matrices(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Yield (layer name, parameter's full name, parameter), a tied parameter once."""
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        for own, parameter in matrices(module).items():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield name, f"{name}.{own}" if name else own, parameter

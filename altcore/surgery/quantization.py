@@ -1,0 +1,397 @@
+"""Quantization of a whole model by a recipe; the engine and people's own loops use the same.
+
+State dict keys, parameters and types of the model stay as they are: a quantized layer's
+``forward`` is shadowed on the instance, and `Quantization.remove` takes the shadow away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from altcore.config import read_mapping
+from altcore.errors import BadInput
+from altcore.formats import Format
+from altcore.numerics import COUNTS
+from altcore.recipe import (
+    NAMED,
+    PRODUCT_OPERANDS,
+    Cast,
+    Plan,
+    Recipe,
+    named,
+    parse,
+    plan_from_plain,
+    plan_to_plain,
+)
+from altcore.registry import get_format
+from altcore.surgery.casts import PAIRS, LayerCasts
+from altcore.surgery.layers import find_layers, matrices, unique_matrices
+from altcore.surgery.quantizer import Clock, Quantizer
+from altcore.surgery.stored import STALL, StoredWeight, store_optimizer_state
+
+
+@frozen
+class WeightGrid:
+    """The grid that a weight is on, or is seen on: a format's values times a scale."""
+
+    format: Format
+    scale: Tensor | None
+    """0-dim, None for 1."""
+    is_stored: bool
+    """The weight lives on the grid; otherwise a product's view of a float32 master does."""
+
+
+@define(eq=False)
+class Quantization:
+    """A model under a recipe. Made by `quantize_model`; usable as a context."""
+
+    model: nn.Module
+    recipe: Recipe
+    compute: str = "float32"
+    clock: Clock = field(factory=Clock)
+    plan: Plan = field(init=False)
+    layers: dict[str, LayerCasts] = field(init=False, factory=dict)
+    stored: dict[str, StoredWeight] = field(init=False, factory=dict)
+    quantizers: list[Quantizer] = field(init=False, factory=list)
+    counts: Tensor = field(init=False)
+    """int64 (quantizers, 4): what each quantizer met since `begin_step`; see `COUNTS`."""
+    stored_moves: Tensor | None = field(init=False, default=None)
+    """int64 (stored weights, 4): the last `store`; see `STALL`."""
+    view_moves: Tensor | None = field(init=False, default=None)
+    """int64 (views, 2): masters that moved, and those whose view did not."""
+    view_layers: list[str] = field(init=False, factory=list)
+    """The layers of the rows of `view_moves`."""
+    is_tracking: bool = field(init=False, default=False)
+    """Whether views of master weights are kept for `measure_views`."""
+    is_off: bool = field(init=False, default=False)
+    flops: int | None = field(init=False, default=None)
+    _hooks: list[RemovableHandle] = field(init=False, factory=list)
+
+    def __attrs_post_init__(self) -> None:
+        found = find_layers(self.model)
+        self._build(self.recipe.resolve([layer for layer, _ in found.values()]))
+
+    # Building and changing -------------------------------------------------------------------
+
+    def _build(self, plan: Plan) -> None:
+        kept = {q.name: q for q in self.quantizers}
+        for hook in self._hooks:
+            hook.remove()
+        self._restore_forwards()
+        self.plan, self.layers, self._hooks = plan, {}, []
+        device = next(self.model.parameters()).device
+        wanted = self._wanted_quantizers()
+        self.counts = torch.zeros(len(wanted), len(COUNTS), dtype=torch.int64, device=device)
+        made: dict[str, Quantizer] = {}
+        for row, (name, cast) in zip(self.counts, wanted.items(), strict=True):
+            old = kept.get(name)
+            made[name] = old if old and old.cast == cast else Quantizer(name, cast, self.clock, row)
+            made[name].counts = row
+        self.quantizers = list(made.values())
+        for name, casts in plan.items():
+            module = self.model.get_submodule(name)
+            prefix = f"{name}:"
+            own = {k.removeprefix(prefix): q for k, q in made.items() if k.startswith(prefix)}
+            layer = LayerCasts(name, module, casts, own, self, module.forward)
+            if any(casts[o] is not None for o in (*PRODUCT_OPERANDS, "stored_weight")):
+                self.layers[name] = layer
+                module.forward = layer.forward
+        self._hook_weight_gradients(made)
+        self._store_weights()
+
+    def _wanted_quantizers(self) -> dict[str, Cast]:
+        wanted: dict[str, Cast] = {}
+        for name, casts in self.plan.items():
+            module = self.model.get_submodule(name)
+            if isinstance(module, nn.Linear):
+                for first, second in PAIRS.values():
+                    wanted |= {f"{name}:{o}": c for o in (first,) if (c := casts[o])}
+                    if casts[second] != casts[first]:
+                        wanted |= {f"{name}:{o}": c for o in (second,) if (c := casts[o])}
+            elif cast := casts["weight@fwd"]:
+                wanted |= {f"{name}:weight@fwd/{own}": cast for own in matrices(module)}
+            refused = [o for o in PRODUCT_OPERANDS if casts[o] and not o.startswith("weight")]
+            if refused and not isinstance(module, nn.Linear):
+                raise BadInput(
+                    f"recipe {self.recipe.name}: layer {name} is {type(module).__name__}: "
+                    f"{refused[0]} needs a Linear; weight and stored_weight suit any layer"
+                )
+        for name, full, _ in unique_matrices(self.model):
+            if cast := self.plan[name]["weight_gradient"]:
+                wanted[f"{name}:weight_gradient/{full}"] = cast
+        return wanted
+
+    def _hook_weight_gradients(self, made: Mapping[str, Quantizer]) -> None:
+        for name, full, parameter in unique_matrices(self.model):
+            quantizer = made.get(f"{name}:weight_gradient/{full}")
+            if quantizer is not None and parameter.requires_grad:
+                self._hooks.append(
+                    parameter.register_hook(lambda g, q=quantizer: q.fake(g, training=True))
+                )
+
+    def _store_weights(self) -> None:
+        before, self.stored = self.stored, {}
+        for name, full, parameter in unique_matrices(self.model):
+            cast = self.plan[name]["stored_weight"]
+            if cast is not None:
+                old = before.get(full)
+                self.stored[full] = (
+                    old
+                    if old is not None and old.cast == cast
+                    else StoredWeight(full, name, parameter, cast, self.clock)
+                )
+
+    def change(self, plan: Plan) -> dict[str, float]:
+        """Take another plan, from now on.
+
+        A changed stored format re-encodes its values at a fresh scale; returns the relative
+        error that this made, by parameter. Delayed scaling starts a new history where its cast
+        changed; optimizer moments stay.
+        """
+        before = dict(self.stored)
+        self._build(plan)
+        return {
+            name: float(weight.error)
+            for name, weight in self.stored.items()
+            if before.get(name) is not weight
+        }
+
+    def remove(self) -> None:
+        """Take everything back; stored weights keep the values that they have."""
+        for hook in self._hooks:
+            hook.remove()
+        self._hooks = []
+        self._restore_forwards()
+        self.layers, self.stored = {}, {}
+
+    def _restore_forwards(self) -> None:
+        for layer in self.layers.values():
+            vars(layer.module).pop("forward", None)
+            if getattr(layer.own_forward, "__func__", None) is not type(layer.module).forward:
+                layer.module.forward = layer.own_forward
+
+    def __enter__(self) -> Quantization:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.remove()
+
+    # The step --------------------------------------------------------------------------------
+
+    def begin_step(self, step: int, *, tracking: bool = False) -> None:
+        """Start a step: counters at zero, random bits of stochastic rounding those of ``step``.
+
+        With ``tracking`` the views of master weights are kept for `measure_views`.
+        """
+        self.clock.step, self.is_tracking = step, tracking
+        self.counts.zero_()
+
+    def store(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Put stored weights and optimizer state back on their grids, after the optimizer.
+
+        Also moves the random bits of stochastic rounding on by a step.
+        """
+        if self.stored:
+            self.stored_moves = torch.stack([w.store() for w in self.stored.values()])
+        if optimizer is not None:
+            store_optimizer_state(optimizer, self._state_casts(), self.clock)
+        self.clock.step += 1
+
+    def _state_casts(self) -> dict[str, tuple[nn.Parameter, Cast]]:
+        return {
+            full: (parameter, cast)
+            for name, full, parameter in unique_matrices(self.model)
+            if (cast := self.plan[name]["optimizer_state"])
+        }
+
+    def measure_views(self) -> None:
+        """Count the masters that moved while their quantized view did not, since the forward."""
+        views = [(n, v) for n, layer in self.layers.items() for v in layer.views.values()]
+        self.view_layers = [name for name, _ in views]
+        self.view_moves = torch.stack([v.movement() for _, v in views]) if views else None
+        for layer in self.layers.values():
+            layer.views.clear()
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Run the model's own forward on the same weights, unquantized."""
+        before, self.is_off = self.is_off, True
+        try:
+            yield
+        finally:
+            self.is_off = before
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Let no scale, counter or call number move: for evaluation and probes."""
+        before, self.clock.training = self.clock.training, False
+        try:
+            yield
+        finally:
+            self.clock.training = before
+
+    # What was met ----------------------------------------------------------------------------
+
+    def met_rates(self) -> dict[str, Tensor | None]:
+        """Return what quantizers met in this step, as device scalars; None where impossible.
+
+        ``overflow_rate`` is None where every scale comes from the tensor's own amax: overflow is
+        then impossible by construction.
+        """
+        can = [i for i, q in enumerate(self.quantizers) if not q.cast.scaling.uses_amax]
+        total, over = self.counts.sum(0), self.counts[can].sum(0)
+        return {
+            "overflow_rate": _share(over[1], over[0]) if can else None,
+            "flushed_rate": _share(total[2], total[0]) if self.quantizers else None,
+        }
+
+    def stall_rates(self) -> dict[str, Tensor]:
+        """Return the stall rates of the last update, of stored weights and of views apart."""
+        rates = {}
+        if self.stored_moves is not None:
+            updates, stalled = self.stored_moves.sum(0)[:2]
+            rates["stored_stall_rate"] = _share(stalled, updates)
+        if self.view_moves is not None:
+            moved, stalled = self.view_moves.sum(0)
+            rates["view_stall_rate"] = _share(stalled, moved)
+        return rates
+
+    def nonfinite(self) -> Tensor:
+        """Return how many non-finite values quantizers met in this step, 0-dim."""
+        return self.counts[:, 3].sum()
+
+    def stats(self) -> list[dict[str, Any]]:
+        """Return what each quantizer and stored weight met in the last step, as host numbers."""
+        rows: list[dict[str, Any]] = []
+        for quantizer, counts in zip(self.quantizers, self.counts.tolist(), strict=True):
+            layer, _, operand = quantizer.name.partition(":")
+            cast = quantizer.cast
+            seen = dict(zip(COUNTS, counts, strict=True))
+            rows.append(
+                {
+                    "layer": layer,
+                    "operand": operand.partition("/")[0],
+                    "format": cast.format.name,
+                    **seen,
+                    "overflow": None if cast.scaling.uses_amax else seen["overflow"],
+                }
+            )
+        moves = [] if self.stored_moves is None else self.stored_moves.tolist()
+        # Before the first update there are stored weights and no moves.
+        for weight, counts in zip(self.stored.values(), moves, strict=False):
+            rows.append(
+                {
+                    "layer": weight.layer,
+                    "operand": "stored_weight",
+                    "format": weight.cast.format.name,
+                    "scale": float(weight.scale),
+                    **dict(zip(STALL, counts, strict=True)),
+                }
+            )
+        views = [] if self.view_moves is None else self.view_moves.tolist()
+        for name, (moved, stalled) in zip(self.view_layers, views, strict=True):
+            view = {"moved": moved, "stalled": stalled}
+            rows.append({"layer": name, "operand": "weight view", **view})
+        return rows
+
+    def grid_of(self, parameter: Tensor, *, before_step: bool = False) -> WeightGrid | None:
+        """Return the grid of a parameter, or None where it has none.
+
+        The scale is the current one of a stored weight, with ``before_step`` that before the
+        last `store`; for a view that of the last training forward.
+        """
+        for weight in self.stored.values():
+            if weight.parameter is parameter:
+                scale = weight.scale_before if before_step else weight.scale
+                return WeightGrid(weight.cast.format, scale, is_stored=True)
+        for layer in self.layers.values():
+            for name, own in matrices(layer.module).items():
+                for key in ("weight@fwd", f"weight@fwd/{name}"):
+                    if own is parameter and key in layer.quantizers:
+                        quantizer = layer.quantizers[key]
+                        return WeightGrid(quantizer.cast.format, quantizer.last_scale, False)
+        return None
+
+    def parameter_share(self) -> float:
+        """Return the share of parameters whose weight is quantized, stored or in a product."""
+        total = on_grid = 0
+        for parameter in self.model.parameters():
+            total += parameter.numel()
+        for name, _, parameter in unique_matrices(self.model):
+            casts = self.plan[name]
+            if casts["stored_weight"] or casts["weight@fwd"]:
+                on_grid += parameter.numel()
+        return on_grid / total if total else 0.0
+
+    # State -----------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plan, scale histories and stored scales: tensors and plain data only."""
+        return {
+            "plan": plan_to_plain(self.plan),
+            "step": self.clock.step,
+            "histories": {
+                q.name: q.history.clone() for q in self.quantizers if q.history is not None
+            },
+            "stored": {name: w.state_dict() for name, w in self.stored.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
+        """Restore plan, model ``weights`` and scales, in the order in which they depend."""
+        if plan_to_plain(self.plan) != state["plan"]:
+            self._build(plan_from_plain(state["plan"]))
+        self.model.load_state_dict(weights)
+        self.clock.step = state["step"]
+        for quantizer in self.quantizers:
+            history = state["histories"].get(quantizer.name)
+            quantizer.history = None if history is None else history.to(self.counts.device).clone()
+        for name, weight in self.stored.items():
+            weight.load_state_dict(state["stored"][name])
+
+
+def _share(part: Tensor, whole: Tensor) -> Tensor:
+    return part.double() / whole.clamp(min=1)
+
+
+def quantize_model(
+    model: nn.Module,
+    recipe: str | Path | Format | Recipe | Mapping[str, Any],
+    *,
+    compute: str = "float32",
+    seed: int = 0,
+) -> Quantization:
+    """Quantize ``model`` in place by a recipe; returns the handle that takes it back.
+
+    ``recipe`` is a format or its name (the recipe ``master`` in it), a recipe's mapping, or a
+    .yaml file. ``compute`` is ``float32``, or ``bfloat16`` for products whose operands are exact
+    in it. Raises `BadInput` for an unknown name, a pattern that matches no layer, or a layer that
+    cannot take what the recipe asks.
+    """
+    if compute not in ("float32", "bfloat16"):
+        raise BadInput(f"compute: {compute!r} is neither float32 nor bfloat16")
+    return Quantization(model, _as_recipe(recipe), compute, Clock(seed))
+
+
+def _as_recipe(recipe: str | Path | Format | Recipe | Mapping[str, Any]) -> Recipe:
+    if isinstance(recipe, Recipe):
+        return recipe
+    if isinstance(recipe, Mapping):
+        return parse(recipe, "given")
+    if isinstance(recipe, Path) or (
+        isinstance(recipe, str) and recipe.endswith((".yaml", ".yml"))
+    ):
+        return parse(read_mapping(recipe, "recipe"), Path(recipe).stem, f" in {recipe}")
+    if isinstance(recipe, str) and recipe in NAMED:
+        raise BadInput(
+            f"the recipe {recipe} needs a format: pass altcore.recipe.named({recipe!r}, "
+            "altcore.get_format('E4M3'))"
+        )
+    return named("master", get_format(recipe))

@@ -1,0 +1,153 @@
+"""Stored weights and optimizer state: tensors that live on a format's grid.
+
+A stored weight's scale is a power of two, the smallest that holds its largest magnitude at the
+start, doubled on overflow until it holds, and halved when the largest falls below a quarter of the format's
+maximum. All of it happens on the device; the scales travel to the host with the step's one read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fractions import Fraction
+
+import torch
+from attrs import define, field
+from torch import Tensor
+
+from altcore.numerics import amax, fake_round, scale_of
+from altcore.recipe import Cast
+from altcore.surgery.quantizer import Clock, random_key
+
+STALL = ("updates", "stalled", "flips", "rescaled")
+"""Columns of a stored weight's movement: elements whose proposed update was not zero, those of
+them whose code stayed, codes that changed at the scale before, codes that a new scale moved."""
+
+
+@define(eq=False)
+class StoredWeight:
+    """One parameter on its grid."""
+
+    name: str
+    layer: str
+    parameter: torch.nn.Parameter
+    cast: Cast
+    clock: Clock
+    scale: Tensor = field(init=False)
+    scale_before: Tensor = field(init=False)
+    """The scale as of the step before: at which codes before and after are compared."""
+    before: Tensor = field(init=False)
+    """The grid values as of the last `store`: what the optimizer started from."""
+    error: Tensor = field(init=False)
+    """Relative root-mean-square error of the first encoding, 0-dim."""
+
+    def __attrs_post_init__(self) -> None:
+        with torch.no_grad():
+            w = self.parameter.detach()
+            self.scale = self.scale_before = self._fresh_scale(w)
+            on_grid = self._round(w, self.scale)
+            self.error = (on_grid - w).norm() / w.norm().clamp(min=1e-30)
+            self.parameter.copy_(on_grid)
+            self.before = on_grid
+
+    def _fresh_scale(self, w: Tensor) -> Tensor:
+        # Zero-initialised tensors get their scale at the first nonzero update.
+        return scale_of(amax(w), self.cast.format, power_of_two=True)[0]
+
+    def _round(self, w: Tensor, scale: Tensor, overflow: str = "saturate") -> Tensor:
+        key = None
+        if self.cast.rounding == "stochastic":
+            key = random_key(self.clock.seed, self.clock.step, 0, f"{self.name}/stored")
+        return fake_round(
+            w,
+            self.cast.format,
+            rounding=self.cast.rounding,
+            overflow=overflow,
+            r=1 / scale,
+            s=scale,
+            key=key,
+        )
+
+    @torch.no_grad()
+    def store(self) -> Tensor:
+        """Put the parameter, as the optimizer left it, back on its grid.
+
+        Returns the counts of `STALL`, int64 (4,), on the device.
+        """
+        proposed, before = self.parameter.detach(), self.before
+        largest, top = amax(proposed), self.cast.format.max
+        first = amax(before) == 0
+        scale = torch.where(first, self._fresh_scale(proposed), self.scale)
+        at_old = self._round(proposed, scale)
+        new = torch.where(
+            largest > self._limit() * scale,
+            self._fresh_scale(proposed),
+            torch.where((largest < top / 4 * scale) & (largest > 0), scale / 2, scale),
+        )
+        # Only a new scale needs a second rounding. Where asking would be a host read, it is
+        # always computed.
+        if new.device.type == "cpu" and bool(new == scale):
+            on_grid = at_old
+        else:
+            on_grid = torch.where(new == scale, at_old, self._round(proposed, new))
+        updated = proposed != before
+        flipped = at_old != before
+        counts = torch.stack(
+            [
+                updated.sum(),
+                (updated & ~flipped).sum(),
+                flipped.sum(),
+                (on_grid != at_old).sum(),
+            ]
+        )
+        self.parameter.copy_(on_grid)
+        self.scale_before, self.scale, self.before = scale, new, on_grid
+        return counts
+
+    def _limit(self) -> float:
+        """Above this, times the scale, rounding to nearest passes the largest value."""
+        fmt = self.cast.format
+        return float((fmt.beyond[1] + Fraction(fmt.values[-1])) / 2)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return what a checkpoint needs."""
+        return {"scale": self.scale.clone()}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore the scale; the parameter's values are the model's to restore."""
+        self.scale = self.scale_before = state["scale"].to(self.parameter.device).clone()
+        self.before = self.parameter.detach().clone()
+
+
+@torch.no_grad()
+def store_optimizer_state(
+    optimizer: torch.optim.Optimizer,
+    casts: Mapping[str, tuple[torch.nn.Parameter, Cast]],
+    clock: Clock,
+) -> None:
+    """Round the optimizer's moments of ``casts``' parameters to their formats.
+
+    A state tensor counts when it has its parameter's shape. What is nonnegative as a whole (a
+    second moment) and not zero must not become zero, or the next step divides by it: it is held
+    at the smallest positive value.
+    """
+    for name, (parameter, cast) in casts.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                continue
+            s: Tensor | None = None
+            r: Tensor | None = None
+            if cast.scaling.kind != "none":
+                s, r = scale_of(
+                    amax(value), cast.format, power_of_two=cast.scaling.power_of_two
+                )
+            noise = None
+            if cast.rounding == "stochastic":
+                noise = random_key(clock.seed, clock.step, 0, f"{name}/{key}")
+            rounded = fake_round(
+                value, cast.format, rounding=cast.rounding, overflow=cast.overflow, r=r, s=s,
+                key=noise,
+            )
+            floor = cast.format.smallest * (1.0 if s is None else s)
+            lost = (rounded == 0) & (value > 0) & (value.min() >= 0)
+            value.copy_(torch.where(lost, floor, rounded))

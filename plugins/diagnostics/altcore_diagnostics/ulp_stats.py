@@ -1,0 +1,112 @@
+"""The diagnostic ``ulp-stats``: how many grid steps an update moves each weight.
+
+A ULP distance is a difference of positions in a format's own grid, at one scale; -0 and +0 are
+one position. Weights that live on a grid (``stored_...``) and the quantized views of float32
+master weights (``view_...``) are never put together: a stored weight that does not move has lost
+its update, a view that does not move is only late.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, ClassVar
+
+import attrs
+import torch
+from attrs.validators import ge
+from torch import Tensor
+from torch.nn import functional
+
+from altcore import hookimpl, setting
+from altcore.numerics import position, round_to_grid
+
+if TYPE_CHECKING:
+    from altcore import Format
+    from altcore.state import Run, Step
+
+
+@attrs.define(eq=False)
+class UlpStats:
+    """Mean, median and largest ULP distance of an update, and the share of weights at distance 0.
+
+    Measures, for each KIND of ``stored`` and ``view`` that the recipe has, in ULPs:
+
+    - ``KIND_mean``, ``KIND_median``, ``KIND_max`` over all elements of all quantized weights, each
+      element counting once; the median is exact (of an even number, the mean of the two middle
+      ones);
+    - ``KIND_zero_share``, in 0..1: elements at distance 0 among *all* elements, those included
+      whose proposed update was zero (the core's stall rates leave these out);
+    - the same for one layer, as ``KIND_mean/layer.name`` and so on.
+
+    Both sides of a distance are seen on the grid as it was before the step: a stored weight at its
+    scale before the step, so that a change of scale is no movement; a view at the scale of the
+    step's forward pass, rounded to nearest even. What passes the largest value counts as the
+    largest. Where a weight is not finite, its layer's measures and the aggregates are NaN.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("weights_before",)
+    interval: int = setting(50, help="steps between measurements", validator=ge(1))
+
+    @hookimpl
+    @torch.no_grad()
+    def post_step(self, run: Run, step: Step) -> dict[str, Tensor]:
+        """Measure the update that was just made, on the device."""
+        counts: dict[str, dict[str, Tensor]] = {"stored": {}, "view": {}}
+        for name, parameter in run.model.named_parameters():
+            before = (step.weights_before or {}).get(name)
+            grid = run.quantization.grid_of(parameter, before_step=True)
+            if before is None or grid is None:
+                continue
+            found = counts["stored" if grid.is_stored else "view"]
+            layer = name.rpartition(".")[0] or name
+            own = distance_counts(before, parameter, grid.format, grid.scale)
+            found[layer] = _add(found[layer], own) if layer in found else own
+        measures = {}
+        for kind, layers in counts.items():
+            if layers:
+                total, *rest = layers.values()
+                for other in rest:
+                    total = _add(total, other)
+                measures |= {f"{kind}_{key}": value for key, value in statistics(total).items()}
+            for layer, own in layers.items():
+                for key, value in statistics(own).items():
+                    measures[f"{kind}_{key}/{layer}"] = value
+        return measures
+
+
+def distance_counts(before: Tensor, after: Tensor, fmt: Format, scale: Tensor | None) -> Tensor:
+    """Return how many elements moved by how many grid steps, int64.
+
+    Entry 0 counts elements that have no position before or after (not finite), entry 1 + d those
+    at distance d. ``scale``: that of the grid, 0-dim, None for 1. Its inverse brings the values
+    onto the grid: exact for the powers of two of stored weights; for a view, an element within a
+    float32 rounding error of a boundary may be seen on its other side.
+    """
+    r = None if scale is None else scale.reciprocal().clamp(max=torch.finfo(scale.dtype).max)
+    first, last = (position(round_to_grid(w.detach(), fmt, r=r), fmt) for w in (before, after))
+    lost = (first < 0) | (last < 0)
+    index = torch.where(lost, 0, (last - first).abs() + 1).flatten()
+    counts = torch.zeros(len(fmt.values) + 1, dtype=torch.int64, device=index.device)
+    return counts.scatter_add_(0, index, torch.ones_like(index))
+
+
+def statistics(counts: Tensor) -> dict[str, Tensor]:
+    """Return mean, median, max and zero_share of what `distance_counts` counted, as 0-dim."""
+    lost, moved = counts[0], counts[1:]
+    total, below = moved.sum(), moved.cumsum(0)
+    distance = torch.arange(len(moved), device=counts.device)
+    # The ranks, from 1, of the two middle elements; of an odd number they are the same one.
+    middle = torch.searchsorted(below, torch.stack([(total + 1) // 2, total // 2 + 1]))
+    values = {
+        "mean": (moved * distance).sum().double() / total,
+        "median": middle.double().mean(),
+        "max": torch.where(moved > 0, distance, 0).max().double(),
+        "zero_share": moved[0].double() / total,
+    }
+    return {key: torch.where(lost > 0, torch.nan, value) for key, value in values.items()}
+
+
+def _add(a: Tensor, b: Tensor) -> Tensor:
+    """Add counts of formats whose grids may differ in length."""
+    size = max(len(a), len(b))
+    return functional.pad(a, (0, size - len(a))) + functional.pad(b, (0, size - len(b)))

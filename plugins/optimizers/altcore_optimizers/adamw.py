@@ -1,0 +1,71 @@
+"""The optimizer ``adamw``: PyTorch's AdamW, with weight decay on matrices only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import attrs
+import torch
+from attrs.validators import and_, ge, gt, lt
+from torch.nn import Parameter
+
+from altcore import BadInput, setting
+
+FUSED_DEVICES = frozenset({"cpu", "cuda"})
+
+
+@attrs.define(eq=False)
+class AdamW:
+    """Settings of AdamW (Loshchilov and Hutter, arXiv:1711.05101).
+
+    The learning rate is the engine's: it follows the schedule and the actions.
+    """
+
+    weight_decay: float = setting(
+        0.1,
+        help="decay of tensors with two or more dimensions, per unit of learning rate",
+        validator=and_(ge(0), lt(math.inf)),
+    )
+    beta1: float = setting(
+        0.9, help="decay rate of the mean of the gradients", validator=and_(ge(0), lt(1))
+    )
+    beta2: float = setting(
+        0.95, help="decay rate of the mean of their squares", validator=and_(ge(0), lt(1))
+    )
+    eps: float = setting(
+        1e-8, help="added to the root of the second moment", validator=and_(gt(0), lt(math.inf))
+    )
+
+    def build(
+        self,
+        named_parameters: Iterable[tuple[str, Parameter]],
+        grid_of: Callable[[Parameter], Any],
+    ) -> torch.optim.Optimizer:
+        """Return ``torch.optim.AdamW`` over the parameters that require a gradient.
+
+        There are two groups: tensors of two or more dimensions, which decay, and the rest (biases,
+        norms), which do not; a group with no parameter is left out. A parameter met under several
+        names is taken once. Every group starts with ``lr`` 0.0, which the engine sets each step.
+        ``grid_of`` is not used. Raises BadInput if no parameter requires a gradient.
+        """
+        unique = {id(p): p for _, p in named_parameters if p.requires_grad}
+        parameters = list(unique.values())
+        if not parameters:
+            raise BadInput("adamw: the model has no parameter that requires a gradient")
+        groups = [
+            {
+                "params": [p for p in parameters if p.ndim >= 2],
+                "weight_decay": self.weight_decay,
+            },
+            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+        ]
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=0.0,
+            betas=(self.beta1, self.beta2),
+            eps=self.eps,
+            # Elsewhere PyTorch refuses it rather than falling back.
+            fused=all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters),
+        )

@@ -1,0 +1,336 @@
+"""Where the tokens of the workload ``gpt`` come from.
+
+Text is taken as bytes, a token each; a nanoGPT folder brings its own 16-bit token ids. Nothing is
+downloaded: without a path, the text is the source of the running Python's standard library.
+"""
+
+from __future__ import annotations
+
+import codecs
+import functools
+import hashlib
+import os
+import platform
+import stat
+import sysconfig
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NoReturn
+
+import attrs
+import torch
+from torch import Tensor
+
+from altcore import BadInput
+
+KEY = "gpt.data"
+SPLITS = ("train", "val")
+VAL_SHARE = 0.1
+TEXT_VOCAB = 256
+BIN_VOCAB = 50257  # of GPT-2's tokenizer, which nanoGPT's folders hold
+BIN_IDS = 1 << 16
+
+# Tests are a third of the library and repeat themselves; installed packages differ everywhere.
+NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
+# Written when Python is built: they would make the digest differ between equal versions.
+BUILD_OUTPUT = ("config-", "_sysconfigdata")
+
+BLOCK = 1 << 20  # bytes read at a time; even, as a token of a .bin file has two
+SURVEY_BLOCKS = 64
+
+
+@attrs.frozen(eq=False)
+class Corpus:
+    """The tokens of both splits, and what is known of them.
+
+    ``train`` and ``val`` are 1-D: uint8 for text, int16 that holds unsigned ids for .bin files (a
+    memory map). ``counts`` says how often each id occurs in the training split, and ``largest_id``
+    is over both splits; both cover all tokens if ``complete``, else evenly spaced blocks.
+    """
+
+    source: str
+    description: str
+    train: Tensor
+    val: Tensor
+    files: dict[str, int]
+    sha256: str
+    counts: Tensor
+    largest_id: int
+    vocab_size: int
+    complete: bool = True
+
+    def split(self, name: str) -> Tensor:
+        """Return the tokens of "train" or "val"; ValueError for another name."""
+        if name not in SPLITS:
+            raise ValueError(f"no split {name!r}: it is 'train' or 'val'")
+        return self.train if name == "train" else self.val
+
+    def size_in_bytes(self, name: str) -> int:
+        """Return how many bytes a split has."""
+        tokens = self.split(name)
+        return tokens.numel() * tokens.element_size()
+
+    def unigram_entropy(self) -> float:
+        """Return the entropy of the training split's token frequencies, in nats a token.
+
+        It is the loss of a model that knows the frequencies and nothing of the context.
+        """
+        share = self.counts[self.counts > 0].double() / self.counts.sum()
+        return float(-(share * share.log()).sum())
+
+
+def load(data: str | os.PathLike[str] | None) -> Corpus:
+    """Return the corpus at a path, or the standard library's source for None.
+
+    The path is a UTF-8 text file (first 90 % to train on, the rest to validate), a folder of them
+    (about a tenth of the files validate), or a folder with nanoGPT's train.bin and val.bin (uint16
+    ids). Raises BadInput that names the path if there is nothing usable at it.
+    """
+    if data is None:
+        return _standard_library()
+    if not os.fspath(data):
+        raise BadInput(f"{KEY}: empty; give a path, or null for Python's standard library")
+    path = Path(data)
+    try:
+        path = path.expanduser()
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadInput(f"{KEY}: {path} does not exist") from None
+    except OSError as error:
+        _refuse(error, path)
+    except (ValueError, RuntimeError) as error:  # a null byte; the home of an unknown user
+        raise BadInput(f"{KEY}: {str(path)!r} cannot be a path: {error}") from None
+    try:
+        if stat.S_ISDIR(mode):
+            return _folder(path)
+        if stat.S_ISREG(mode):
+            return _text_file(path)
+    except OSError as error:
+        _refuse(error, path)
+    raise BadInput(f"{KEY}: {path} is neither a regular file nor a folder")
+
+
+def check_length(corpus: Corpus, block_size: int) -> None:
+    """Raise BadInput unless each split has a sequence of block_size tokens and its targets."""
+    for name in SPLITS:
+        have = corpus.split(name).numel()
+        if have <= block_size:
+            raise BadInput(
+                f"{KEY}: the {name} split of {corpus.source} has {have} tokens, and "
+                f"gpt.block_size {block_size} needs at least {block_size + 1}: "
+                "give more data or a smaller block_size"
+            )
+
+
+def _refuse(error: OSError, path: Path) -> NoReturn:
+    """Turn what the system says about ``path``, or about a file in it, into BadInput."""
+    raise BadInput(
+        f"{KEY}: cannot read {error.filename or path}: {error.strerror or error}"
+    ) from error
+
+
+@functools.cache  # a sweep of many runs in one process reads it once
+def _standard_library() -> Corpus:
+    root = Path(sysconfig.get_path("stdlib"))
+    texts: dict[str, bytes] = {}
+    for path in _walk(root, keep_folder=_is_library, on_error=None):
+        if path.suffix == ".py" and not path.name.startswith(BUILD_OUTPUT):
+            try:
+                texts[path.relative_to(root).as_posix()] = path.read_bytes()
+            except OSError:
+                continue  # nothing the user could mend; the digest tells
+    texts = {name: text for name, text in texts.items() if text}
+    if len(texts) < 2:
+        raise BadInput(f"{KEY}: this Python has no library source in {root}; give a path to text")
+    description = f"source of Python {platform.python_version()}'s standard library, as bytes"
+    return _split_by_file(texts, "Python's standard library", description)
+
+
+def _is_library(name: str) -> bool:
+    return name not in NOT_LIBRARY and not name.startswith((*BUILD_OUTPUT, "__pycache__"))
+
+
+def _folder(path: Path) -> Corpus:
+    present = [name for name in SPLITS if os.path.lexists(path / f"{name}.bin")]
+    if len(present) == 2:
+        return _bin_folder(path)
+    if present:
+        missing = "val" if present == ["train"] else "train"
+        raise BadInput(f"{KEY}: {path} has {present[0]}.bin but no {missing}.bin; both are needed")
+    texts: dict[str, bytes] = {}
+    # A file that is there and cannot be read is an error: leaving it out would change the data.
+    for file in _walk(path, keep_folder=lambda name: True, on_error=_raise):
+        if text := _read_text(file):
+            texts[file.relative_to(path).as_posix()] = text
+    if not texts:
+        raise BadInput(
+            f"{KEY}: {path} holds no text: UTF-8 files that are not hidden, "
+            "or train.bin and val.bin, are needed"
+        )
+    count = f"{len(texts)} text files" if len(texts) > 1 else "1 text file"
+    description = f"{count} in folder {path.resolve().name}, as bytes"
+    if len(texts) == 1:
+        return _split_within(next(iter(texts.values())), str(path), description)
+    return _split_by_file(texts, str(path), description)
+
+
+def _text_file(path: Path) -> Corpus:
+    text = _read_text(path)
+    if text is None:
+        hint = ": for token ids, give the folder with train.bin and val.bin"
+        raise BadInput(f"{KEY}: {path} is not UTF-8 text{hint if path.suffix == '.bin' else ''}")
+    if not text:
+        raise BadInput(f"{KEY}: {path} is empty")
+    return _split_within(text, str(path), f"text file {path.name}, as bytes")
+
+
+def _walk(
+    root: Path,
+    keep_folder: Callable[[str], bool],
+    on_error: Callable[[OSError], object] | None,
+) -> Iterator[Path]:
+    """Yield the regular files below ``root`` that are not hidden, nor in a hidden folder.
+
+    Links to files are followed, links to folders are not: they may lead round in circles.
+    """
+    for folder, names, files in os.walk(root, onerror=on_error):
+        names[:] = [n for n in names if not n.startswith(".") and keep_folder(n)]
+        for file in files:
+            path = Path(folder, file)
+            try:
+                if not file.startswith(".") and stat.S_ISREG(path.stat().st_mode):
+                    yield path
+            except FileNotFoundError:
+                continue  # a link to nothing
+            except OSError as error:
+                if on_error is not None:
+                    on_error(error)
+
+
+def _raise(error: OSError) -> NoReturn:
+    raise error
+
+
+def _read_text(path: Path) -> bytes | None:
+    """Return a file's bytes, or None if they are not UTF-8 text."""
+    with path.open("rb") as stream:
+        text = stream.read(BLOCK)
+        if b"\0" in text:
+            return None  # without reading the rest: a binary file may be large
+        text += stream.read()
+    if b"\0" in text:
+        return None
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    view = memoryview(text)
+    try:
+        # In blocks, as the decoded string may need four times the memory.
+        for start in range(0, len(text), BLOCK):
+            decoder.decode(view[start : start + BLOCK])
+        decoder.decode(b"", final=True)
+    except UnicodeDecodeError:
+        return None
+    return text
+
+
+def _split_within(text: bytes, source: str, description: str) -> Corpus:
+    cut = len(text) - int(len(text) * VAL_SHARE)
+    halves = {"train": bytearray(text[:cut]), "val": bytearray(text[cut:])}
+    return _text_corpus(halves, source, description, {"train": 1, "val": 1})
+
+
+def _split_by_file(texts: dict[str, bytes], source: str, description: str) -> Corpus:
+    """Split two or more files by their names alone, so that no file moves when others come."""
+    names = sorted(texts, key=lambda name: (_place(name), name))
+    held_out = sum(_place(name) < VAL_SHARE for name in names)
+    held_out = min(max(held_out, 1), len(names) - 1)
+    parts = {"train": sorted(names[held_out:]), "val": sorted(names[:held_out])}
+    # Without a separator the last line of a file would run into the first of the next.
+    halves = {k: bytearray(b"\n").join(texts[n] for n in part) for k, part in parts.items()}
+    return _text_corpus(halves, source, description, {k: len(v) for k, v in parts.items()})
+
+
+def _place(name: str) -> float:
+    """Return a fixed pseudo-random place in [0, 1) for a relative path."""
+    digest = hashlib.blake2b(os.fsencode(name), digest_size=8).digest()
+    return int.from_bytes(digest, "little") / 2**64
+
+
+def _text_corpus(
+    halves: dict[str, bytearray], source: str, description: str, files: dict[str, int]
+) -> Corpus:
+    digest = hashlib.sha256()
+    tokens, counts = {}, {}
+    for name, text in halves.items():
+        digest.update(f"{name} {len(text)}\n".encode())
+        digest.update(text)
+        # frombuffer refuses an empty buffer
+        tokens[name] = torch.frombuffer(text or bytearray(1), dtype=torch.uint8)[: len(text)]
+        counts[name] = torch.bincount(tokens[name], minlength=TEXT_VOCAB)
+    return Corpus(
+        source=source,
+        description=description,
+        train=tokens["train"],
+        val=tokens["val"],
+        files=files,
+        sha256=digest.hexdigest(),
+        counts=counts["train"],
+        largest_id=int((counts["train"] + counts["val"]).nonzero().max()),
+        vocab_size=TEXT_VOCAB,
+    )
+
+
+def _bin_folder(path: Path) -> Corpus:
+    digest = hashlib.sha256()
+    tokens, counts = {}, {}
+    complete = True
+    for name in SPLITS:
+        file = path / f"{name}.bin"
+        status = file.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BadInput(f"{KEY}: {file} is not a regular file")
+        size = status.st_size
+        if size == 0:
+            raise BadInput(f"{KEY}: {file} is empty")
+        if size % 2:
+            raise BadInput(f"{KEY}: {file} has {size} bytes, an odd number; uint16 ids are needed")
+        digest.update(f"{name} {size}\n".encode())
+        counts[name] = _survey(file, size, digest.update)
+        complete &= size <= BLOCK * SURVEY_BLOCKS
+        tokens[name] = torch.from_file(str(file), shared=False, size=size // 2, dtype=torch.int16)
+    sampled = f"; digest and entropy from {SURVEY_BLOCKS} blocks of 1 MiB of each split"
+    return Corpus(
+        source=str(path),
+        description=f"token ids in folder {path.resolve().name}{'' if complete else sampled}",
+        train=tokens["train"],
+        val=tokens["val"],
+        files={"train": 1, "val": 1},
+        sha256=digest.hexdigest(),
+        counts=counts["train"],
+        largest_id=int((counts["train"] + counts["val"]).nonzero().max()),
+        vocab_size=BIN_VOCAB,
+        complete=complete,
+    )
+
+
+def _survey(file: Path, size: int, update: Callable[[bytes], object]) -> Tensor:
+    """Count the ids of a .bin file, and digest it, by 64 evenly spaced MiB if it is larger.
+
+    The first and the last block are among them; a file of many GiB would take minutes to read.
+    """
+    blocks = -(-size // BLOCK)
+    wanted = min(blocks, SURVEY_BLOCKS)
+    counts = torch.zeros(BIN_IDS, dtype=torch.int64)
+    with file.open("rb") as stream:
+        for i in range(wanted):
+            stream.seek(i * (blocks - 1) // max(wanted - 1, 1) * BLOCK)
+            block = stream.read(BLOCK)
+            update(block)
+            ids = unsigned(torch.frombuffer(bytearray(block), dtype=torch.int16))
+            counts += torch.bincount(ids, minlength=BIN_IDS)
+    return counts
+
+
+def unsigned(tokens: Tensor) -> Tensor:
+    """Return tokens as int64 ids: an int16 holds an id from 0 to 65535, a uint8 its own value."""
+    ids = tokens.long()
+    return ids & 0xFFFF if tokens.dtype == torch.int16 else ids
