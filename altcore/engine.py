@@ -79,6 +79,8 @@ class Engine:
     collapses: list[dict[str, Any]] = field(init=False, factory=list)
     evaluation: dict[str, Any] = field(init=False, factory=dict)
     best: float = field(init=False, default=math.inf)
+    saved: str = field(init=False, default="")
+    """The last checkpoint: a step that is best, at its interval and the last is saved once."""
     has_anomaly: bool = field(init=False, default=False)
     is_overflowing: bool = field(init=False, default=False)
 
@@ -462,13 +464,16 @@ class Engine:
             self.recorder.flush()
         folder = self.directory.path / "checkpoints"
         about = {"step": self.run.step, "plugins": {p.name: p.origin for p in self.dispatch.plugins}}
-        path = checkpoint.save(folder, name, self.state_dict(), about)
+        path = folder / name
+        if self.saved != name:
+            checkpoint.save(folder, name, self.state_dict(), about)
+            self.saved = name
+            self.run.emit("checkpoint", path=str(path.relative_to(self.directory.path)))
         if not name.startswith("anomaly"):
             checkpoint.point(folder, "last", name)
             if best:
                 checkpoint.point(folder, "best", name)
             checkpoint.prune(folder, self.run.config.max_checkpoints)
-        self.run.emit("checkpoint", path=str(path.relative_to(self.directory.path)))
 
     def state_dict(self) -> dict[str, Any]:
         """Return all that the rest of the run depends on: tensors and plain data."""

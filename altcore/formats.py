@@ -8,6 +8,7 @@ specifications and of IEEE 754; `altcore.reference` rounds one number at a time 
 
 from __future__ import annotations
 
+import itertools
 import math
 from bisect import bisect_left
 from collections.abc import Iterable
@@ -72,7 +73,7 @@ class Format:
     def boundaries(self) -> tuple[Fraction, ...]:
         """The point between each pair of neighbouring `values` where rounding changes."""
         v = [Fraction(x) for x in self.values]
-        return tuple((a + b) / 2 for a, b in zip(v, v[1:], strict=False))
+        return tuple((a + b) / 2 for a, b in itertools.pairwise(v))
 
     @cached_property
     def beyond(self) -> tuple[Fraction, Fraction]:

@@ -6,7 +6,8 @@ A format is given as a `Format` or by its name, which is looked up among the ins
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ def fake_quantize(
         pair: tuple[Tensor | None, Tensor | None] = (s, r)
     else:
         pair = _pair(scale, x, fmt)
-    return _StraightThrough.apply(x, fmt, pair, rounding, overflow, key)
+    return _straight_through(x, fmt, pair, rounding, overflow, key)
 
 
 def encode(
@@ -138,7 +139,7 @@ def decode(codes: Tensor, fmt: Format | str, *, scale: Scale = None) -> Tensor:
     dtype = compute_dtype(torch.float32, fmt)
     index = codes.to(torch.int64)
     count = len(fmt.code_values)
-    if index.numel() and not (0 <= int(index.min()) and int(index.max()) < count):
+    if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < count):
         raise BadInput(f"format {fmt.name} has codes 0 to {count - 1}")
     values = _decoded(fmt, dtype).to(codes.device)[index]
     s, _ = _pair(scale, values, fmt)
@@ -217,7 +218,11 @@ class _StraightThrough(torch.autograd.Function):
         return grads[0], None, None, None, None, None
 
 
-@lru_cache(maxsize=None)
+# The base class has no annotations.
+_straight_through: Callable[..., Tensor] = _StraightThrough.apply
+
+
+@cache
 def _codes(fmt: Format) -> tuple[Tensor, int | None, int | None, tuple[int, int] | None]:
     """The code of each of ``fmt.values``; those of -0, of NaN, and of the two infinities."""
     first: dict[float, int] = {}
@@ -235,6 +240,6 @@ def _codes(fmt: Format) -> tuple[Tensor, int | None, int | None, tuple[int, int]
     return codes, minus_zero, nan, infinities
 
 
-@lru_cache(maxsize=None)
+@cache
 def _decoded(fmt: Format, dtype: torch.dtype) -> Tensor:
     return torch.tensor(fmt.code_values, dtype=dtype)

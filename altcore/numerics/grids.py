@@ -13,6 +13,7 @@ from torch import Tensor
 from altcore.errors import BadInput
 from altcore.formats import Format
 from altcore.numerics.hashing import random_bits
+from altcore.numerics.native import round_native
 from altcore.numerics.plan import check_rules, compute_dtype
 from altcore.numerics.rounding import round_unscaled
 
@@ -49,6 +50,10 @@ def round_to_grid(
     has no code for, and any overflow under ``overflow="raise"`` (which reads from the device).
     """
     check_input(x, fmt, rounding, overflow, key)
+    x = x.detach()
+    q = round_native(x, fmt, rounding, overflow, r, None, counts, key, out, fake=False)
+    if q is not None:
+        return q
     q = _round(x, fmt, rounding, overflow, r, counts, key)
     return q if out is None else out.copy_(q)
 
@@ -71,6 +76,10 @@ def fake_round(
     those of `round_to_grid`. Returns a tensor like ``x``.
     """
     check_input(x, fmt, rounding, overflow, key)
+    x = x.detach()
+    result = round_native(x, fmt, rounding, overflow, r, s, counts, key, out, fake=True)
+    if result is not None:
+        return result
     result = times_scale(_round(x, fmt, rounding, overflow, r, counts, key), s, x.dtype)
     return result if out is None else out.copy_(result)
 

@@ -49,6 +49,15 @@ def random_bits(shape: torch.Size, key: int | Tensor, device: torch.device) -> T
     return x ^ (x >> 16)
 
 
+def mixed_key(key: int | Tensor) -> int:
+    """The key as `random_bits` uses it: mixed, as 64 bits. Reads a tensor's value."""
+    mask = 2**64 - 1
+    x = (int(key) + 0x9E3779B97F4A7C15) & mask
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & mask
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & mask
+    return x ^ (x >> 31)
+
+
 def _wrap(value: int) -> int:
     """Two's complement: any int as int64."""
     return (value + 2**63) % 2**64 - 2**63

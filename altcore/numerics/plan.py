@@ -8,10 +8,11 @@ rounding is one search, and no arithmetic on the way can round anything twice.
 
 from __future__ import annotations
 
+import itertools
 import math
 import struct
 from fractions import Fraction
-from functools import lru_cache
+from functools import cache
 
 import torch
 from attrs import frozen
@@ -93,7 +94,7 @@ def check_rules(fmt: Format, rounding: str, overflow: str) -> None:
         )
 
 
-@lru_cache(maxsize=None)
+@cache
 def is_wide(fmt: Format) -> bool:
     """Whether float32 cannot hold the format: it computes in float64 then.
 
@@ -103,7 +104,7 @@ def is_wide(fmt: Format) -> bool:
     if isinstance(fmt, FloatFormat):
         return fmt.max > FLOAT32.largest or fmt.min_exponent < -126
     singles = [to_single(v) for v in fmt.values]
-    merged = any(a == b for a, b in zip(singles, singles[1:], strict=False))
+    merged = any(a == b for a, b in itertools.pairwise(singles))
     return merged or not all(map(math.isfinite, singles))
 
 
@@ -116,7 +117,7 @@ def compute_dtype(dtype: torch.dtype, fmt: Format) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 or is_wide(fmt) else torch.float32
 
 
-@lru_cache(maxsize=None)
+@cache
 def float_plan(fmt: FloatFormat, dtype: torch.dtype) -> FloatPlan:
     """The integers with which float format ``fmt`` rounds numbers of ``dtype``."""
     layout = LAYOUTS[dtype]
@@ -130,7 +131,7 @@ def float_plan(fmt: FloatFormat, dtype: torch.dtype) -> FloatPlan:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def table_plan(fmt: Format, dtype: torch.dtype) -> TablePlan:
     """The values by which any format rounds numbers of ``dtype``."""
     layout = LAYOUTS[dtype]
@@ -143,7 +144,7 @@ def table_plan(fmt: Format, dtype: torch.dtype) -> TablePlan:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def thresholds(fmt: Format, rounding: str, dtype: torch.dtype) -> tuple[float, ...]:
     """The smallest numbers of ``dtype`` that round up past each interval's lower end.
 

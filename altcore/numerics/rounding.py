@@ -52,7 +52,7 @@ def round_float(
         shift = cut.clamp(max=62)
     whole = significand >> shift
     rest = significand - (whole << shift)
-    if rounding == "stochastic":
+    if noise is not None:
         away = _share(rest, cut) > noise
     elif rounding in ("nearest-even", "nearest-away"):
         half = torch.ones_like(cut) << (cut - 1)
@@ -96,8 +96,7 @@ def round_table(
     def tensor(numbers: tuple[float, ...], dtype: torch.dtype = y.dtype) -> Tensor:
         return torch.tensor(numbers, dtype=dtype, device=y.device)
 
-    if rounding == "stochastic":
-        assert noise is not None
+    if noise is not None:
         below = torch.bucketize(y, tensor(plan.starts), right=True) - 1
         interval = below.clamp(0, last + 1)
         grid = tensor(plan.grid, torch.float64)

@@ -8,6 +8,7 @@ from torch import Tensor
 from altcore.errors import BadInput
 from altcore.formats import Format
 from altcore.numerics.grids import check_floating
+from altcore.numerics.native import amax_native
 from altcore.numerics.plan import FLOAT32, LAYOUTS, is_wide, to_single
 
 
@@ -20,7 +21,11 @@ def amax(x: Tensor) -> Tensor:
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     if x.numel() == 0:
         return torch.zeros((), dtype=dtype, device=x.device)
-    low, high = torch.aminmax(x.detach())
+    x = x.detach()
+    largest = amax_native(x)
+    if largest is not None:
+        return largest
+    low, high = torch.aminmax(x)
     return torch.maximum(-low, high).to(dtype).abs()  # abs: for all zeros, -0 is 0
 
 

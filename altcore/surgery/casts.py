@@ -115,7 +115,7 @@ class LayerCasts:
         """Return a role's two operands; where their casts are equal, one serves both."""
         if role == "weight" and self.is_stored:
             stored = self.casts["stored_weight"]
-            same = Operand(x.detach(), format=stored.format if stored else None, stored=True)
+            same = Operand(x.detach(), format=stored.format if stored else None)
             return same, same
         first, second = PAIRS[role]
         if self.casts[first] == self.casts[second]:

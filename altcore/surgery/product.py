@@ -115,8 +115,8 @@ def product(
     with torch.autocast(av.device.type, enabled=False):
         y = (av.to(dtype) @ bv.to(dtype)).to(wide)
     for scale, exponent in ((a.scale, shift[0]), (b.scale, shift[1])):
-        if scale is not None or exponent:
-            y = y * ((1.0 if scale is None else scale) * 2.0**exponent)
+        if scale is not None:
+            y = y * (scale * 2.0**exponent)
     return y
 
 
@@ -125,17 +125,21 @@ def _shifted(values: Tensor, exponent: int) -> Tensor:
 
 
 def _shift(a: Operand, b: Operand, k: int) -> tuple[int, int]:
-    """Return the powers of two that bring the largest values near 1, where float32 needs it."""
+    """Return the powers of two that bring the largest values near 1, where float32 needs it.
+
+    An operand without a scale holds the tensor's own values, and is left alone.
+    """
     largest = [_largest(a), _largest(b)]
     if math.prod(largest) * k <= FLOAT32_ROOM:
         return 0, 0
-    exponents = [math.frexp(v)[1] for v in largest]
+    exponents = [math.frexp(v)[1] - 1 if v > 1 else 0 for v in largest]
     return exponents[0], exponents[1]
 
 
 def _largest(operand: Operand) -> float:
-    """What bounds the operand's values; 1 where only the model does."""
-    return 1.0 if operand.format is None or operand.stored else operand.format.max
+    """What a scale made the operand's values as large as; 1 where they are what they were."""
+    scaled = operand.scale is not None and operand.format is not None
+    return operand.format.max if scaled and operand.format else 1.0
 
 
 def _exact_in_bfloat16(fmt: Format | None) -> bool:

@@ -30,8 +30,6 @@ class Operand:
     values: Tensor
     scale: Tensor | None = None
     format: Format | None = None
-    stored: bool = False
-    """The values are a stored weight's, scale included."""
 
 
 @define(eq=False)

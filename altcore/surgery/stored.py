@@ -1,6 +1,6 @@
 """Stored weights and optimizer state: tensors that live on a format's grid.
 
-A stored weight's scale is a power of two, the smallest that holds its largest magnitude at the
+A stored weight's scale is 1 where its cast has no scaling, else a power of two: the smallest that holds its largest magnitude at the
 start, doubled on overflow until it holds, and halved when the largest falls below a quarter of the format's
 maximum. All of it happens on the device; the scales travel to the host with the step's one read.
 """
@@ -17,6 +17,9 @@ from torch import Tensor
 from altcore.numerics import amax, fake_round, scale_of
 from altcore.recipe import Cast
 from altcore.surgery.quantizer import Clock, random_key
+
+SMALLEST_SCALE = 2.0**-126
+"""Below this a float32 scale has no exact inverse."""
 
 STALL = ("updates", "stalled", "flips", "rescaled")
 """Columns of a stored weight's movement: elements whose proposed update was not zero, those of
@@ -50,6 +53,8 @@ class StoredWeight:
             self.before = on_grid
 
     def _fresh_scale(self, w: Tensor) -> Tensor:
+        if self.cast.scaling.kind == "none":
+            return torch.ones((), device=w.device)
         # Zero-initialised tensors get their scale at the first nonzero update.
         return scale_of(amax(w), self.cast.format, power_of_two=True)[0]
 
@@ -78,11 +83,11 @@ class StoredWeight:
         first = amax(before) == 0
         scale = torch.where(first, self._fresh_scale(proposed), self.scale)
         at_old = self._round(proposed, scale)
-        new = torch.where(
-            largest > self._limit() * scale,
-            self._fresh_scale(proposed),
-            torch.where((largest < top / 4 * scale) & (largest > 0), scale / 2, scale),
-        )
+        smaller = (largest < top / 4 * scale) & (largest > 0) & (scale > SMALLEST_SCALE)
+        new = torch.where(smaller, scale / 2, scale)
+        new = torch.where(largest > self._limit() * scale, self._fresh_scale(proposed), new)
+        if self.cast.scaling.kind == "none":
+            new = scale
         # Only a new scale needs a second rounding. Where asking would be a host read, it is
         # always computed.
         if new.device.type == "cpu" and bool(new == scale):

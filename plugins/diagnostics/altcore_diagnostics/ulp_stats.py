@@ -8,7 +8,6 @@ its update, a view that does not move is only late.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from typing import TYPE_CHECKING, ClassVar
 
 import attrs

@@ -67,7 +67,6 @@ def exmy(name: str) -> Format | None:
     bits = 1 + exponent_bits + mantissa_bits
     if not 2 <= bits <= _MAX_BITS:
         raise BadInput(
-            f"format {name} would have {bits} bits, its sign included: "
-            f"an ExMy has 2 to {_MAX_BITS}"
+            f"format {name} would have {bits} bits, its sign included: an ExMy has 2 to {_MAX_BITS}"
         )
     return float_format(name, exponent_bits, mantissa_bits)

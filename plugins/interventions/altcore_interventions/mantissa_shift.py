@@ -101,7 +101,7 @@ class MantissaShift:
                 message=f"mantissa-shift: the chain does not mention {', '.join(unknown)}: "
                 "what is in it will not be shifted",
             )
-        if self.nan_patience >= run.config.nan_patience:
+        if self.nan_patience > run.config.nan_patience:
             run.emit(
                 "warning",
                 message=f"mantissa-shift: nan_patience {self.nan_patience} is never reached: the "

@@ -1,4 +1,4 @@
-"""The intervention ``partition-clip``: clips weight gradients by what their layer's format holds."""
+"""The intervention ``partition-clip``: clips weight gradients by what a layer's format holds."""
 
 from __future__ import annotations
 

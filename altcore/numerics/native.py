@@ -1,0 +1,255 @@
+"""Handing CPU tensors to the compiled kernels: `kernels.c` by way of ctypes.
+
+Every function returns None where the kernels do not apply, and the caller goes on with torch
+operations, which give the same bits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import struct
+
+import torch
+from attrs import frozen
+from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
+
+from altcore.formats import FloatFormat, Format
+from altcore.numerics.build import library, switched_on
+from altcore.numerics.hashing import mixed_key
+from altcore.numerics.plan import float_plan, is_wide, table_plan, thresholds
+from altcore.reference import ROUNDINGS
+
+_ALONE = 32768  # elements that one thread rounds before a second is worth waking
+_MOST_BUCKETS = 1 << 17  # for each sign; 16 bytes each
+_NEVER = 0xFFFFFFFF  # a threshold above every magnitude's bits
+
+
+class _Job(ctypes.Structure):
+    """``struct job`` of kernels.c, field by field."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("n", ctypes.c_int64),
+        ("r", ctypes.c_void_p),
+        ("s", ctypes.c_void_p),
+        ("row", ctypes.c_int64),
+        ("counts", ctypes.c_void_p),
+        ("key", ctypes.c_uint64),
+        ("entries", ctypes.c_void_p),
+        ("thresholds", ctypes.c_void_p),
+        ("payloads", ctypes.c_void_p),
+        ("grid", ctypes.c_void_p),
+        ("threshold_count", ctypes.c_int64),
+        ("buckets", ctypes.c_int64),
+        ("bucket_low", ctypes.c_uint32),
+        ("bucket_high", ctypes.c_uint32),
+        ("bucket_shift", ctypes.c_uint32),
+        ("bottom", ctypes.c_float),
+        ("top", ctypes.c_float),
+        ("min_normal", ctypes.c_uint32),
+        ("cut", ctypes.c_uint32),
+        ("flip", ctypes.c_uint32),
+        ("magic", ctypes.c_float),
+        ("max", ctypes.c_float),
+        ("to_one", ctypes.c_float),
+        ("to_grid", ctypes.c_float),
+        ("unit", ctypes.c_float),
+        ("over_bits", ctypes.c_uint32),
+        ("rounding", ctypes.c_int32),
+        ("is_table", ctypes.c_int32),
+        ("is_half", ctypes.c_int32),
+        ("is_fake", ctypes.c_int32),
+        ("saturates", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    )
+
+
+@frozen
+class _Prepared:
+    """A job without its tensors, and what it points to, kept alive."""
+
+    job: _Job
+    buffers: tuple[Tensor, ...]
+
+
+def round_native(
+    x: Tensor,
+    fmt: Format,
+    rounding: str,
+    overflow: str,
+    r: Tensor | None,
+    s: Tensor | None,
+    counts: Tensor | None,
+    key: int | Tensor | None,
+    out: Tensor | None,
+    *,
+    fake: bool,
+) -> Tensor | None:
+    """Round as `altcore.numerics.grids` does; None where the kernels do not apply.
+
+    ``fake``: multiply by ``s`` and round to ``x``'s dtype; otherwise the grid values in float32.
+    """
+    handle = _handle(x)
+    if handle is None or is_wide(fmt) or overflow == "raise":
+        return None
+    row = _row_of(x, r, s)
+    if row == 0 or (counts is not None and not _fits(counts, x.device, torch.int64)):
+        return None
+    prepared = _prepare(fmt, rounding, overflow)
+    if prepared is None:
+        return None
+    x = x.contiguous()
+    dtype = x.dtype if fake else torch.float32
+    if out is None or out.shape != x.shape or not _fits(out, x.device, dtype):
+        result = torch.empty(x.shape, dtype=dtype)
+    else:
+        result = torch.empty_like(out) if _shares_memory(out, x) else out
+    job = _Job.from_buffer_copy(prepared.job)
+    job.x, job.out, job.n, job.row = x.data_ptr(), result.data_ptr(), x.numel(), row
+    job.r = None if r is None else r.data_ptr()
+    job.s = None if s is None else s.data_ptr()
+    job.counts = None if counts is None else counts.data_ptr()
+    job.key = mixed_key(key) if key is not None else 0
+    job.is_half, job.is_fake = x.dtype == torch.bfloat16, fake
+    job.threads = torch.get_num_threads() if x.numel() > _ALONE else 1
+    handle.altcore_round(ctypes.byref(job))
+    return result if out is None or result is out else out.copy_(result)
+
+
+def amax_native(x: Tensor) -> Tensor | None:
+    """The largest magnitude in ``x``, 0-dim float32; None where the kernels do not apply."""
+    handle = _handle(x)
+    if handle is None:
+        return None
+    if not x.is_contiguous():
+        x = x.mT if x.ndim >= 2 and x.mT.is_contiguous() else x.contiguous()
+    threads = torch.get_num_threads() if x.numel() > _ALONE else 1
+    half = x.dtype == torch.bfloat16
+    largest = handle.altcore_amax(x.data_ptr(), x.numel(), half, threads)
+    return torch.tensor(largest, dtype=torch.float32)
+
+
+def _handle(x: Tensor) -> ctypes.CDLL | None:
+    """The library, if it can work on ``x``'s memory: a plain CPU tensor, nobody tracing."""
+    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
+        return None
+    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    if torch._C._functorch.is_functorch_wrapped_tensor(x) or is_in_torch_dispatch_mode():
+        return None
+    return library() if switched_on() else None
+
+
+def _fits(given: Tensor, device: torch.device, dtype: torch.dtype) -> bool:
+    return given.dtype == dtype and given.device == device and given.is_contiguous()
+
+
+def _shares_memory(a: Tensor, b: Tensor) -> bool:
+    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+
+
+def _row_of(x: Tensor, *scales: Tensor | None) -> int:
+    """How many consecutive elements of ``x`` share a scale; 0 where they do not so share."""
+    rows = set()
+    for scale in scales:
+        if scale is None:
+            continue
+        if not _fits(scale, x.device, torch.float32) or scale.ndim > max(x.ndim, 1):
+            return 0
+        if scale.numel() == 1:
+            rows.add(max(x.numel(), 1))
+            continue
+        shape = (1,) * (x.ndim - scale.ndim) + tuple(scale.shape)
+        outer = 0
+        while outer < x.ndim and shape[outer] == x.shape[outer]:
+            outer += 1
+        if any(size != 1 for size in shape[outer:]):
+            return 0
+        rows.add(math.prod(x.shape[outer:]))
+    return rows.pop() if len(rows) == 1 else 0 if rows else max(x.numel(), 1)
+
+
+@functools.cache
+def _prepare(fmt: Format, rounding: str, overflow: str) -> _Prepared | None:
+    job = _Job()
+    job.rounding = ROUNDINGS.index(rounding)
+    job.saturates = overflow == "saturate"
+    job.over_bits = 0x7FC00000 if overflow == "nan" else 0x7F800000
+    if not isinstance(fmt, FloatFormat):
+        return _Prepared(job, _fill_table(job, fmt, rounding))
+    plan = float_plan(fmt, torch.float32)
+    if plan.sub_quantum + 23 > 127:
+        return None  # the constant whose addition rounds subnormals would overflow
+    job.min_normal, job.cut, job.flip, job.max = plan.min_normal, plan.cut, plan.flip, plan.max
+    job.magic = 2.0 ** (plan.sub_quantum + 23)
+    job.to_one = 2.0**-fmt.min_exponent
+    job.to_grid = 2.0 ** (fmt.min_exponent - plan.sub_quantum)
+    job.unit = 2.0**plan.sub_quantum
+    return _Prepared(job, ())
+
+
+def _fill_table(job: _Job, fmt: Format, rounding: str) -> tuple[Tensor, ...]:
+    """Fill in a table's part of the job; returns the memory it points to."""
+    plan = table_plan(fmt, torch.float32)
+    points = plan.starts if rounding == "stochastic" else thresholds(fmt, rounding, torch.float32)
+    if rounding == "stochastic":
+        payloads = torch.arange(len(points) + 1, dtype=torch.int32)
+    else:
+        values = (plan.values[0], *plan.values, plan.values[-1])
+        payloads = torch.tensor(values, dtype=torch.float32).view(torch.int32)
+    bounds = torch.tensor(points, dtype=torch.float32)
+    grid = torch.tensor(plan.grid, dtype=torch.float64)
+    entries = _bucketed(job, points, payloads)
+    job.is_table, job.bottom, job.top = True, points[0], points[-1]
+    job.threshold_count = len(points)
+    job.thresholds, job.payloads = bounds.data_ptr(), payloads.data_ptr()
+    job.grid, job.entries = grid.data_ptr(), entries.data_ptr()
+    return bounds, payloads, grid, entries
+
+
+def _bucketed(job: _Job, points: tuple[float, ...], payloads: Tensor) -> Tensor:
+    """Buckets of magnitudes that hold at most one threshold each, for either sign.
+
+    A magnitude's bits sort like the magnitude; their top ones, from the lowest threshold on,
+    number the buckets. For negative numbers a number not below a threshold -t is a magnitude
+    not above t. Leaves ``job.buckets`` at 0 where the thresholds lie too close.
+    """
+    positive = [_bits(t) for t in points if t > 0]
+    negative = sorted(_bits(-t) + 1 for t in points if t <= 0)
+    at_zero = len(negative)
+    low, high = min(positive + negative) - 1, max(positive + negative)
+    shift = 23
+    while shift > 0 and not all(_apart(half, low, shift) for half in (positive, negative)):
+        shift -= 1
+    buckets = ((high - low) >> shift) + 1
+    if buckets > _MOST_BUCKETS or not all(_apart(h, low, shift) for h in (positive, negative)):
+        return torch.zeros(0, dtype=torch.int32)
+    starts = low + (torch.arange(buckets, dtype=torch.int64) << shift)
+    rows = []
+    for half, step in ((positive, 1), (negative, -1)):
+        bounds = torch.tensor([*half, _NEVER, _NEVER], dtype=torch.int64)
+        passed = torch.bucketize(starts, bounds[: len(half)])
+        inside = (passed < len(half)) & (bounds[passed] < starts + (1 << shift))
+        threshold = torch.where(inside, bounds[passed], _NEVER)
+        near = at_zero + step * passed
+        far = near + step * inside.to(torch.int64)
+        rows.append(
+            torch.stack([threshold.to(torch.int32), payloads[near], payloads[far], payloads[near]])
+        )
+    job.bucket_low, job.bucket_high, job.bucket_shift = low, high, shift
+    job.buckets = buckets
+    return torch.cat(rows, dim=1).t().contiguous()
+
+
+def _apart(bounds: list[int], low: int, shift: int) -> bool:
+    numbers = [(b - low) >> shift for b in bounds]
+    return len(set(numbers)) == len(numbers)
+
+
+def _bits(value: float) -> int:
+    """The bits of a float32 that is not negative."""
+    return int(struct.unpack("<I", struct.pack("<f", abs(value)))[0])

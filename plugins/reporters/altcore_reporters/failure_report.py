@@ -1,0 +1,470 @@
+"""The reporter ``failure-report``: where training broke, and what was measured there.
+
+It is written from the run's own record, so it can be written again at any time. What was not
+measured is called not available, never 0; what a report says follows from the measurements,
+never from a format's name.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import field
+
+from altcore import hookimpl
+from altcore.config import read_mapping
+from altcore.record import EVENTS, METRICS, read_lines, summary_of
+
+if TYPE_CHECKING:
+    from altcore.state import Run
+
+FILE = "failure.md"
+MISSING = "not available"
+AMAX = "n/a (amax)"
+"""The overflow rate where every scale follows its tensor's own largest magnitude."""
+LAST_STEPS = 10
+WORST = 12
+"""Rows of a table by layer."""
+
+CAUSES = {
+    "nan_patience": "too many consecutive steps were not finite",
+    "diverged": "the loss diverged",
+    "stalled": "most updates moved nothing, and the loss stood still",
+    "dead_gradients": "gradients are dead",
+    "stopped": "a plugin stopped the run in a step that was not finite",
+}
+
+Event = Mapping[str, Any]
+
+
+@attrs.define(eq=False)
+class FailureReport:
+    """Writes ``reports/failure.md``, with a section for every collapse of the run.
+
+    A Stop in a step that was not finite counts as one. The file is written after each verdict on
+    a collapse and again at the end, when it is known what became of the run.
+    """
+
+    is_collapsing: bool = field(init=False, default=False)
+    nonfinite_step: int = field(init=False, default=0)
+
+    @hookimpl
+    def on_event(self, run: Run, event: Event) -> None:
+        """Write when the verdict on a collapse is there."""
+        kind = event["event"]
+        path = run.reports_dir / FILE
+        if kind == "collapse":
+            self.is_collapsing = True
+        elif kind == "nan":
+            self.nonfinite_step = event["step"]
+        elif kind == "verdict":
+            is_stop = _is_stop(event) and self.nonfinite_step == event["step"]
+            if self.is_collapsing or is_stop:
+                self.is_collapsing = False
+                write(run.directory, path)
+                self._tell(run, path)
+        elif kind == "end" and path.exists():
+            write(run.directory, path)
+
+    def _tell(self, run: Run, path: Path) -> None:
+        relative = path.relative_to(run.directory).as_posix()
+        if relative not in run.reports:
+            run.reports.append(relative)
+            run.emit("report", path=relative)
+
+    def render(self, runs: Sequence[Path], out: Path) -> list[Path]:
+        """Write the reports of recorded runs into the folder ``out``; returns their paths."""
+        out.mkdir(parents=True, exist_ok=True)
+        if len(runs) == 1:
+            return [write(runs[0], out / FILE)]
+        # Numbered, since runs of different folders may have one name.
+        return [write(r, out / f"failure-{i}-{r.name}.md") for i, r in enumerate(runs, start=1)]
+
+
+def write(directory: Path, path: Path) -> Path:
+    """Write the report of the run in ``directory``, at once or not at all; returns ``path``."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(Record.read(directory).report(), encoding="utf-8")
+    return temporary.replace(path)
+
+
+@attrs.frozen
+class Record:
+    """What a run's directory says."""
+
+    config: Mapping[str, Any]
+    environment: Mapping[str, Any]
+    summary: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]]
+    """Lines of steps; those of evaluations are left out."""
+    events: Sequence[Event]
+
+    @classmethod
+    def read(cls, directory: Path) -> Record:
+        """Read a run's directory; files that are not there leave their part empty."""
+        config, about = directory / "config.yaml", directory / "environment.json"
+        return cls(
+            read_mapping(config, "run") if config.exists() else {},
+            json.loads(about.read_text(encoding="utf-8")) if about.exists() else {},
+            summary_of(directory),
+            [line for line in read_lines(directory / METRICS) if "loss" in line],
+            happened(read_lines(directory / EVENTS)),
+        )
+
+    def report(self) -> str:
+        """Return the report, in Markdown."""
+        found = self.breakdowns()
+        title = f"# {text(self.summary['name'])}: "
+        if found:
+            title += f"{found[0][0]['cause']} at step {found[0][0]['step']}"
+        else:
+            title += "no collapse was recorded"
+        sections = [[title], self._head(), self._summary()]
+        for event, verdict in found:
+            sections += self._breakdown(event, verdict)
+        if not found:
+            sections += [["## Last steps", "", *self._last_steps(math.inf)]]
+        sections.append(["## Environment", "", self._environment()])
+        return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
+
+    def breakdowns(self) -> list[tuple[Event, Event | None]]:
+        """Return each collapse (or Stop in a non-finite step) with the verdict on it."""
+        found: list[tuple[Event, Event | None]] = []
+        nonfinite = {e["step"] for e in self.events if e["event"] == "nan"}
+        for event in self.events:
+            if event["event"] == "collapse":
+                found.append((event, None))
+            elif event["event"] == "verdict":
+                if found and found[-1][1] is None:
+                    found[-1] = found[-1][0], event
+                elif _is_stop(event) and event["step"] in nonfinite:
+                    found.append(({**event, "cause": "stopped", "reason": _reasons(event)}, event))
+        return found
+
+    # The whole run ---------------------------------------------------------------------------
+
+    def _head(self) -> list[str]:
+        recipe = self.config.get("recipe")
+        status = self.summary["status"]
+        rows = {
+            "format": self.config.get("format"),
+            "recipe": recipe if isinstance(recipe, str | None) else "given in config.yaml",
+            "started": self.environment.get("started"),
+            "status": "not over when this was written" if status == "unfinished" else status,
+        }
+        for shift in self._all("recipe"):
+            to = ", ".join(shift["to"]) or "none"
+            rows[f"formats from step {shift['step'] + 1}"] = f"{to} (by {shift['plugin']})"
+        return table(("", ""), [(k, text(v)) for k, v in rows.items()])
+
+    def _summary(self) -> list[str]:
+        own = self.summary
+        share = {k: own.get(k, self.environment.get(k)) for k in ("parameter_share", "flop_share")}
+        rows = [
+            ("steps (batches drawn)", f"{text(own['steps'])} of {text(self.config['max_steps'])}")
+            if "max_steps" in self.config
+            else ("steps (batches drawn)", text(own["steps"])),
+            ("discarded steps", text(sum(bool(x.get("discarded")) for x in self.metrics))),
+            ("loss, last recorded", number(self.metrics[-1]["loss"] if self.metrics else None)),
+            ("validation loss", number(own.get("val_loss"))),
+            ("validation loss, float32 products", number(own.get("val_loss_float32"))),
+            ("best validation loss", number(own.get("best_val_loss"))),
+            ("parameters quantized", rate(share["parameter_share"])),
+            ("FLOPs quantized", rate(share["flop_share"])),
+            ("stored weights stalled, mean of recorded steps", rate(own.get("stored_stall_rate"))),
+            ("views stalled, mean of recorded steps", rate(own.get("view_stall_rate"))),
+            ("overflow, mean of recorded steps", overflow(own)),
+            ("flushed to zero, mean of recorded steps", rate(own.get("flushed_rate"))),
+        ]
+        return ["## Summary", "", *table(("", ""), rows)]
+
+    def _environment(self) -> str:
+        about = self.environment
+        if not about:
+            return MISSING.capitalize() + "."
+        git = about.get("git") or {}
+        commit = f"{git['commit'][:12]}{' (changed)' * bool(git.get('dirty'))}" if git else MISSING
+        parts = [
+            f"altcore {about.get('altcore', MISSING)}",
+            f"torch {about.get('libraries', {}).get('torch', MISSING)}",
+            f"Python {about.get('python', MISSING)}",
+            f"device {about.get('device', MISSING)}",
+            f"seed {about.get('seed', self.config.get('seed', MISSING))}",
+            f"git {commit}",
+            "plugins " + (", ".join(about.get("plugins", {})) or "none"),
+        ]
+        return text("; ".join(parts)) + "."
+
+    # One collapse ----------------------------------------------------------------------------
+
+    def _breakdown(self, event: Event, verdict: Event | None) -> list[list[str]]:
+        step = event["step"]
+        return [
+            [
+                f"## Step {step}: {text(CAUSES.get(event['cause'], event['cause']))}",
+                "",
+                f"{text(event['reason'])}.",
+            ],
+            ["### What was measured", "", *[f"- {x}" for x in readings(event)]],
+            ["### What was not finite first", "", *self._nonfinite(step)],
+            ["### Gradients", "", *_gradients(event)],
+            ["### Updates that moved nothing, by layer", "", *_stalls(event)],
+            ["### Lost in quantization, by layer", "", *_losses(event)],
+            [f"### The last {LAST_STEPS} recorded steps", "", *self._last_steps(step)],
+            ["### What was proposed, and what was done", "", *self._done(event, verdict)],
+        ]
+
+    def _nonfinite(self, step: int) -> list[str]:
+        met = [e for e in self._all("nan") if e["step"] <= step]
+        if not met:
+            return ["Nothing: every step so far was finite."]
+        first = last = len(met) - 1
+        while first and met[first - 1]["step"] == met[first]["step"] - 1:
+            first -= 1
+        head = ("step", "what", "layer", "operand", "value")
+        shown = dict.fromkeys((first, last))
+        rows = [tuple(text(met[i].get(k)) for k in head) for i in shown]
+        streak = last - first + 1
+        several = f"the first and the last of {streak} consecutive ones" if streak > 1 else "one"
+        when = "now" if met[last]["step"] == step else f"last at step {met[last]['step']}"
+        return [
+            f"Non-finite steps so far: {len(met)}; {when}, {several}:",
+            "",
+            *table(head, rows),
+        ]
+
+    def _last_steps(self, step: float) -> list[str]:
+        lines = [line for line in self.metrics if line["step"] <= step][-LAST_STEPS:]
+        if not lines:
+            return [MISSING.capitalize() + "."]
+        head = (
+            "step",
+            "loss",
+            "gradient norm",
+            "learning rate",
+            "stored stall",
+            "view stall",
+            "overflow",
+            "flushed",
+            "",
+        )
+        rows = [
+            (
+                str(x["step"]),
+                number(x["loss"]),
+                number(x.get("grad_norm")),
+                number(x.get("learning_rate")),
+                rate(x.get("stored_stall_rate")),
+                rate(x.get("view_stall_rate")),
+                overflow(x),
+                rate(x.get("flushed_rate")),
+                "discarded" if x.get("discarded") else "",
+            )
+            for x in lines
+        ]
+        return table(head, rows)
+
+    def _done(self, event: Event, verdict: Event | None) -> list[str]:
+        if verdict is None:
+            return [MISSING.capitalize() + "."]
+        proposals = [(p, "chosen") for p in verdict["chosen"]]
+        proposals += [(p, f"refused: {p['why']}") for p in verdict["refused"]]
+        rows = [
+            (text(p["plugin"]), text(_action(p)), text(p["reason"]), text(fate))
+            for p, fate in proposals
+        ]
+        lines = table(("plugin", "action", "reason", "verdict"), rows) if rows else []
+        if not rows:
+            lines = ["No plugin proposed anything."]
+        lines += ["", f"Outcome: {text(verdict['outcome'])}."]
+        for other in self.events:
+            if other["step"] == event["step"] and other["event"] in ("recipe", "rollback"):
+                lines.append(f"- {text(_consequence(other))}")
+        return lines
+
+    def _all(self, kind: str) -> list[Event]:
+        return [e for e in self.events if e["event"] == kind]
+
+
+def happened(events: Iterable[Event]) -> list[Event]:
+    """Return the events without those that a resumed run took back and went through again."""
+    kept: list[Event] = []
+    for event in events:
+        if event["event"] == "resume":
+            kept = [e for e in kept if e["step"] <= event["step"] and e["event"] != "end"]
+        kept.append(event)
+    return kept
+
+
+def readings(event: Event) -> list[str]:
+    """Return what the measurements of a collapse say, in sentences."""
+    rows, gradients = event.get("layers") or [], event.get("gradients") or {}
+    found = []
+    for key, of, meaning in (
+        ("updates", "stored weights", "left the weight where it was"),
+        ("moved", "float32 master weights", "left the quantized view where it was: a delay"),
+    ):
+        own = [r for r in rows if key in r]
+        total, stalled = sum(r[key] for r in own), sum(r["stalled"] for r in own)
+        if total:
+            found.append(f"{rate(stalled / total)} of the nonzero updates of {of} {meaning}.")
+    zero = [name for name, g in gradients.items() if g["zero_share"] == 1]
+    if gradients:
+        which = f": {some(zero)}" if zero else ""
+        found.append(f"{len(zero)} of {len(gradients)} gradients are zero everywhere{which}.")
+        broken = [n for n, g in gradients.items() if not _is_finite(g["norm"])]
+        if broken:
+            found.append(f"{len(broken)} of {len(gradients)} gradients are not finite.")
+    met = [r for r in rows if r.get("elements")]
+    if met:
+        worst = max(met, key=lambda r: r["flushed"] / r["elements"])
+        share = sum(r["flushed"] for r in met) / sum(r["elements"] for r in met)
+        most = rate(worst["flushed"] / worst["elements"])
+        where = f", most in {worst['layer']} {worst['operand']} ({most})" if share else ""
+        found.append(f"{rate(share)} of what was quantized was flushed to zero{where}.")
+    able = [r for r in met if r["overflow"] is not None]
+    if able:
+        share = sum(r["overflow"] for r in able) / sum(r["elements"] for r in able)
+        found.append(f"{rate(share)} of what could overflow did.")
+    elif met:
+        found.append("Nothing could overflow: every scale follows the tensor's largest magnitude.")
+    return [text(sentence) for sentence in found] or [f"{MISSING}"]
+
+
+def _gradients(event: Event) -> list[str]:
+    gradients = event.get("gradients")
+    if not gradients:
+        return [MISSING.capitalize() + "."]
+    worst = sorted(gradients.items(), key=lambda item: -item[1]["zero_share"])
+    rows = [(text(n), rate(g["zero_share"]), number(g["norm"])) for n, g in worst]
+    return _worst(("parameter", "zero elements", "norm"), rows)
+
+
+def _stalls(event: Event) -> list[str]:
+    rows = []
+    for row in event.get("layers") or []:
+        for key, kind in (("updates", "stored"), ("moved", "view")):
+            if key in row:
+                share = row["stalled"] / row[key] if row[key] else None
+                rows.append((share, (text(row["layer"]), kind, str(row[key]), rate(share))))
+    if not rows:
+        return [MISSING.capitalize() + "."]
+    rows.sort(key=lambda r: -1.0 if r[0] is None else r[0], reverse=True)
+    return [
+        "As of the last update that was measured. A stored weight that stalls has lost its update; "
+        "a view that stalls is late, its float32 master has moved.",
+        "",
+        *_worst(("layer", "kind", "nonzero updates", "stalled"), [r for _, r in rows]),
+    ]
+
+
+def _losses(event: Event) -> list[str]:
+    met = [r for r in event.get("layers") or [] if r.get("elements")]
+    if not met:
+        return [MISSING.capitalize() + "."]
+    met.sort(key=lambda r: -(r["flushed"] + (r["overflow"] or 0)) / r["elements"])
+    rows = [
+        (
+            text(r["layer"]),
+            text(r["operand"]),
+            text(r["format"]),
+            rate(r["flushed"] / r["elements"]),
+            AMAX if r["overflow"] is None else rate(r["overflow"] / r["elements"]),
+            str(r["nonfinite"]),
+        )
+        for r in met
+    ]
+    return _worst(("layer", "operand", "format", "flushed", "overflow", "non-finite"), rows)
+
+
+def _worst(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    rest = len(rows) - WORST
+    return table(head, rows[:WORST]) + (["", f"And {rest} more."] if rest > 0 else [])
+
+
+def _action(plain: Mapping[str, Any]) -> str:
+    parts = [plain["action"]]
+    for key, value in plain.items():
+        if key not in ("plugin", "action", "reason", "why") and value != []:
+            words = some(value) if isinstance(value, list) else value
+            parts.append(f"{key} {'none' if value is None else words}")
+    return ", ".join(parts)
+
+
+def _consequence(event: Event) -> str:
+    if event["event"] == "rollback":
+        return f"rolled back to step {event['to']} by {event['plugin']}"
+    errors = [e for e in (event.get("stored_error") or {}).values() if isinstance(e, int | float)]
+    worst = f"; largest relative error of re-encoding {max(errors):.3g}" if errors else ""
+    to = ", ".join(event["to"]) or "none"
+    return f"formats {', '.join(event['from'])} -> {to} by {event['plugin']}{worst}"
+
+
+def _is_stop(verdict: Event) -> bool:
+    return any(p["action"] == "Stop" for p in verdict["chosen"])
+
+
+def _reasons(verdict: Event) -> str:
+    return "; ".join(p["reason"] for p in verdict["chosen"])
+
+
+# Words and tables ----------------------------------------------------------------------------
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return a Markdown table's lines."""
+    return [_row(head), _row(["---"] * len(head)), *map(_row, rows)]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def text(value: Any) -> str:
+    """Return anything as Markdown text that stays in its cell: no HTML, no link, no image."""
+    if value is None:
+        return MISSING
+    plain = " ".join(str(value).split())
+    for mark, harmless in (("<", "&lt;"), ("|", "\\|"), ("[", "\\[")):
+        plain = plain.replace(mark, harmless)
+    return plain
+
+
+def number(value: Any) -> str:
+    """Return a number with six significant digits; nested non-finite ones arrive as words."""
+    if isinstance(value, int | float):
+        return f"{value:.6g}"
+    return text(value)
+
+
+def rate(value: Any) -> str:
+    """Return a share as a percentage; only 0 and 1 themselves look like them."""
+    if not isinstance(value, int | float):
+        return text(value)
+    if 0 < value < 5e-5:
+        return "under 0.01%"
+    return "over 99.99%" if 0.99995 <= value < 1 else f"{value:.2%}"
+
+
+def overflow(line: Mapping[str, Any]) -> str:
+    """Return a line's overflow rate; where there are quantizers and no rate, none can overflow."""
+    value = line.get("overflow_rate")
+    if value is None and line.get("flushed_rate") is not None:
+        return AMAX
+    return rate(value)
+
+
+def some(names: Sequence[str], limit: int = 4) -> str:
+    """Return the first few names."""
+    rest = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _is_finite(value: Any) -> bool:
+    # Inside an event's tables a number that is not finite is a word.
+    return isinstance(value, int | float) and math.isfinite(value)

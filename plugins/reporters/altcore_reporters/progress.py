@@ -1,0 +1,169 @@
+"""The reporter ``progress``: how the run is doing, on standard error while it runs."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import field
+from attrs.validators import gt
+
+from altcore import hookimpl, setting
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bar
+
+    from altcore.state import Run, Step
+
+REFRESH = 0.25
+"""Seconds between redraws of the live bar."""
+
+
+@attrs.define(eq=False)
+class Progress:
+    """A live bar on a terminal; elsewhere a plain line now and then, and one at the end.
+
+    Shown are the step, the loss, throughput (items that the workload counts, over the last steps),
+    the overflow rate and the stall rates. The numbers are those of the last recorded step.
+    """
+
+    heartbeat: float = setting(
+        10.0, help="seconds between lines where standard error is no terminal", validator=gt(0)
+    )
+    console: Any = field(init=False, default=None)
+    """A rich Console, which is imported late; standard error unless one was put here before."""
+    bar: Any = field(init=False, default=None)
+    """A rich Progress, on a terminal."""
+    line: Mapping[str, Any] = field(init=False, factory=dict)
+    """The last line of metrics."""
+    starts: deque[tuple[float, int]] = field(init=False, factory=lambda: deque(maxlen=50))
+    """(when, which) of the last steps that began."""
+    shown_at: float = field(init=False, default=0.0)
+
+    @hookimpl
+    def run_start(self, run: Run) -> None:
+        """Open the bar, where there is a terminal for one."""
+        # Imported here, so that a run without this reporter does not pay for it.
+        from rich.console import Console
+
+        if self.console is None:
+            # Not rich's own guess: FORCE_COLOR would send a live bar into a log file.
+            self.console = Console(stderr=True, force_terminal=sys.stderr.isatty())
+        self.shown_at = time.monotonic()
+        if self.console.is_terminal and not self.console.is_dumb_terminal:
+            self.bar = _bar(self.console)
+            self.bar.add_task("", total=run.config.max_steps, completed=run.step, state="")
+            self.bar.start()
+
+    @hookimpl
+    def pre_backward(self, run: Run, step: Step) -> None:
+        """A step has come to its first loss: the ones before it are done."""
+        if step.micro == 0:
+            self.starts.append((time.monotonic(), step.index))
+            self._show(run, step.index - 1)
+
+    @hookimpl
+    def on_record(self, run: Run, metrics: Mapping[str, Any]) -> None:
+        """Keep what is shown next."""
+        self.line = metrics
+
+    @hookimpl
+    def run_end(self, run: Run, summary: Mapping[str, Any]) -> None:
+        """Close the bar, whatever happened; without one, say how it ended."""
+        if self.bar is not None:
+            self._show(run, summary["steps"], force=True)
+            self.bar.stop()
+            self.bar = None
+        elif self.console is not None:
+            self._print(f"{summary['status']} at {self._state(run, summary['steps'])}")
+
+    def _show(self, run: Run, done: int, force: bool = False) -> None:
+        if self.console is None:
+            return
+        now, wait = time.monotonic(), self.heartbeat if self.bar is None else REFRESH
+        if now - self.shown_at < wait and not force:
+            return
+        self.shown_at = now
+        if self.bar is None:
+            self._print(self._state(run, done))
+        else:
+            task = self.bar.task_ids[0]
+            self.bar.update(task, completed=done, state=", ".join(self._numbers(run)), refresh=True)
+
+    def _print(self, text: str) -> None:
+        assert self.console is not None
+        # One line each: wrapped lines would be hard to read in a log, and to search.
+        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def _state(self, run: Run, done: int) -> str:
+        total = run.config.max_steps
+        return ", ".join([f"step {done}/{total} ({done / total:.0%})", *self._numbers(run)])
+
+    def _numbers(self, run: Run) -> list[str]:
+        line, parts = self.line, []
+        if "loss" in line:
+            parts.append(f"loss {line['loss']:.4f}")
+        speed = self.items_per_second(run)
+        if speed is not None:
+            parts.append(f"{count(speed)} {run.workload.item}/s")
+        if line:
+            parts += rates(line)
+        return parts
+
+    def items_per_second(self, run: Run) -> float | None:
+        """Return the throughput over the last steps, or None before there are two."""
+        if len(self.starts) < 2:
+            return None
+        (begin, first), (end, last) = self.starts[0], self.starts[-1]
+        items = run.workload.items_per_batch * run.config.gradient_accumulation_steps
+        return (last - first) * items / (end - begin) if end > begin else None
+
+
+def rates(line: Mapping[str, Any]) -> list[str]:
+    """Return overflow and stall in words; what cannot be is never shown as 0."""
+    overflow, flushed = line.get("overflow_rate"), line.get("flushed_rate")
+    if overflow is not None:
+        words = [f"overflow {overflow:.2%}"]
+    else:
+        # Quantizers count what they flush; without them there is nothing to overflow.
+        words = ["overflow n/a" if flushed is None else "overflow n/a (amax)"]
+    stalls = [(kind, line.get(f"{kind}_stall_rate")) for kind in ("stored", "view")]
+    found = [f"{kind} stall {rate:.1%}" for kind, rate in stalls if rate is not None]
+    return words + (found or ["stall n/a"])
+
+
+def count(value: float) -> str:
+    """Return a number short enough for a bar.
+
+    >>> count(987.6), count(12345), count(2500000)
+    ('988', '12.3k', '2.5M')
+    """
+    for size, letter in ((1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.1f}{letter}"
+    return f"{value:.0f}"
+
+
+def _bar(console: Console) -> Bar:
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+    from rich.table import Column
+
+    # The one column that may wrap: on a narrow terminal it takes a second line.
+    state = Column(no_wrap=False)
+    return Bar(
+        MofNCompleteColumn(),
+        BarColumn(bar_width=16),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[state]}", markup=False, table_column=state),
+        console=console,
+        # Drawn from the hooks: a thread of its own would take time from the training.
+        auto_refresh=False,
+        # Standard output that is piped elsewhere stays there.
+        redirect_stdout=sys.stdout.isatty(),
+    )
