@@ -138,7 +138,9 @@ def arbitrate(proposals: Sequence[Proposal], layers: Sequence[str]) -> Verdict:
     _refuse_conflicts(chosen, layers)
     unique: list[Proposal] = []
     refused = [
-        Refusal(p, f"{kind.__name__} comes first") for p in proposals if not isinstance(p.action, kind)
+        Refusal(p, f"{kind.__name__} comes first")
+        for p in proposals
+        if not isinstance(p.action, kind)
     ]
     for p in chosen:
         if kind is not ChangeRecipe and unique:
@@ -161,9 +163,7 @@ def _refuse_conflicts(chosen: Sequence[Proposal], layers: Sequence[str]) -> None
                 )
 
 
-def _claims(
-    action: Action, layers: Sequence[str]
-) -> Iterable[tuple[tuple[str, ...], Any]]:
+def _claims(action: Action, layers: Sequence[str]) -> Iterable[tuple[tuple[str, ...], Any]]:
     """Yield what an action would set: (thing, value)."""
     if isinstance(action, ScaleLearningRate):
         yield ("the learning rate",), action.factor

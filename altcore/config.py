@@ -15,8 +15,8 @@ from typing import Any
 
 import yaml
 from attrs import evolve, fields_dict, frozen
-from attrs.validators import ge, gt, in_, le
 from attrs.validators import and_ as both
+from attrs.validators import ge, gt, in_, le
 
 from altcore.errors import BadInput, nearest
 from altcore.formats import Format
@@ -25,6 +25,12 @@ from altcore.registry import HOOK_KINDS, entries
 from altcore.settings import build, format_or_none, setting, to_plain
 
 _SHARE = both(ge(0.0), le(1.0))
+
+
+@cache
+def defaults() -> dict[str, Any]:
+    """Return the contents of defaults.yaml."""
+    return dict(load_yaml((files("altcore") / "defaults.yaml").read_text(), "defaults.yaml"))
 
 
 @frozen(kw_only=True)
@@ -56,9 +62,7 @@ class TrainConfig:
         0.1, help="final learning rate, as a share of the peak", validator=_SHARE
     )
     warmup_steps: int = setting(50, help="steps of linear warm-up", validator=ge(0))
-    gradient_accumulation_steps: int = setting(
-        1, help="micro-batches in a step", validator=ge(1)
-    )
+    gradient_accumulation_steps: int = setting(1, help="micro-batches in a step", validator=ge(1))
     grad_clip: float = setting(
         1.0, help="largest gradient norm, after the clippers; 0 is off", validator=ge(0)
     )
@@ -167,12 +171,6 @@ def inactive(owner: str, active: Iterable[str]) -> str:
 
 
 @cache
-def defaults() -> dict[str, Any]:
-    """Return the contents of defaults.yaml."""
-    return dict(load_yaml((files("altcore") / "defaults.yaml").read_text(), "defaults.yaml"))
-
-
-@cache
 def original_keys() -> dict[str, str]:
     """Return the original experiments' flat keys, and what each is short for."""
     text = (files("altcore") / "original-keys.yaml").read_text()
@@ -205,7 +203,7 @@ def load_yaml(text: str, where: str) -> Any:
     """Parse YAML strictly; `BadInput` naming ``where`` and the line."""
     try:
         # The loader is a SafeLoader; yaml.load with it makes plain data only.
-        return yaml.load(text, Loader=_Loader)  # noqa: S506
+        return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""

@@ -257,4 +257,3 @@ def _check_measures(result: Any) -> None:
                 )
         elif not isinstance(value, int | float):
             raise PluginError(f"measure {key} is {type(value).__name__}, not a number or tensor")
-

@@ -22,7 +22,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -42,11 +41,14 @@ from altcore.actions import (
 )
 from altcore.detect import Detector
 from altcore.dispatch import Dispatcher, Plugin
-from altcore.errors import AltcoreError, Interrupted
+from altcore.errors import Interrupted
+from altcore.evaluate import validation_losses
+from altcore.gradients import GradientNorms
 from altcore.locate import layer_evidence, locate_nonfinite
-from altcore.record import EVENTS, METRICS, TIMINGS, Recorder, RunDirectory, means, read_lines
+from altcore.record import EVENTS, METRICS, TIMINGS, Recorder, RunDirectory, summarize
 from altcore.signals import Signals
 from altcore.state import (
+    Progress,
     Run,
     Step,
     learning_rate,
@@ -68,28 +70,19 @@ class Engine:
     """What the summary repeats: shares quantized, and what the workload says of itself."""
     opening: tuple[str, dict[str, Any]] = field(init=False, default=("start", {}))
     """The first event, and what it says."""
-    parameters: list[nn.Parameter] = field(init=False)
     recorder: Recorder = field(init=False)
-    dead_steps: Tensor = field(init=False)
-    """int64, one a parameter: consecutive steps in which its gradient was dead."""
+    gradients: GradientNorms = field(init=False)
     taps: capture.LayerTaps = field(init=False)
     needs: set[str] = field(init=False, factory=set)
-    scales: list[float] = field(init=False, factory=list)
+    progress: Progress = field(init=False, factory=Progress)
     status: str = field(init=False, default="running")
-    collapses: list[dict[str, Any]] = field(init=False, factory=list)
-    evaluation: dict[str, Any] = field(init=False, factory=dict)
-    best: float = field(init=False, default=math.inf)
     saved: str = field(init=False, default="")
     """The last checkpoint: a step that is best, at its interval and the last is saved once."""
-    has_anomaly: bool = field(init=False, default=False)
-    is_overflowing: bool = field(init=False, default=False)
 
     def __attrs_post_init__(self) -> None:
-        self.parameters = [p for p in self.run.model.parameters() if p.requires_grad]
         self.recorder = Recorder(self.on_line)
-        shape, device = len(self.parameters), self.run.device
-        self.dead_steps = torch.zeros(shape, dtype=torch.int64, device=device)
-        self.taps = capture.LayerTaps(self.run.quantization.layers)
+        self.gradients = GradientNorms(self.run.model, self.run.config.dead_neuron_threshold)
+        self.taps = capture.LayerTaps(self.run.quantization.modules)
 
     def train_step(self, step: Step) -> None:
         """Draw a batch, learn from it, judge, record: the docstring above, in code."""
@@ -99,7 +92,7 @@ class Engine:
         proposals, losses = [], []
         for step.micro in range(config.gradient_accumulation_steps):
             step.batch = run.workload.batch("train", step.index, step.micro)
-            with self.autocast():
+            with run.autocast():
                 step.loss = run.workload.loss(run.model, step.batch)
             proposals += actions("pre_backward", run=run, step=step)
             (step.loss * (step.loss_scale / config.gradient_accumulation_steps)).backward()
@@ -152,49 +145,21 @@ class Engine:
                 run.snapshots.popleft()
         self.taps.attach(step, self.needs)
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context in which the model runs."""
-        is_bfloat16 = self.run.config.compute == "bfloat16"
-        return torch.autocast(self.run.device.type, torch.bfloat16, enabled=is_bfloat16)
-
     def unscale(self, step: Step) -> None:
-        """Take the loss scale out of the gradients; measure their norm, and which are dead."""
+        """Take the loss scale out of the gradients, and measure them raw."""
         self.taps.detach()
-        gradients = self.gradients()
         if isinstance(step.loss_scale, Tensor) or step.loss_scale != 1:
-            torch._foreach_mul_(gradients, 1 / step.loss_scale)
-        norms = torch.stack(torch._foreach_norm(gradients))
-        step.grad_norm = torch.linalg.vector_norm(norms)
-        if len(gradients) == len(self.parameters):
-            is_dead = norms < self.dead_norms()
-            self.dead_steps = torch.where(is_dead, self.dead_steps + 1, 0)
+            self.gradients.multiply(1 / step.loss_scale)
+        step.grad_norm = self.gradients.measure()
         self.capture(step, "gradients", capture.gradients)
-
-    def gradients(self) -> list[Tensor]:
-        """Return the gradients that there are, in the order of the parameters."""
-        found = [p.grad for p in self.parameters if p.grad is not None]
-        if not found:
-            raise AltcoreError("the loss depends on no parameter: there is no gradient")
-        return found
-
-    def dead_norms(self) -> Tensor:
-        """Return, for each parameter, the norm below which its gradient is dead."""
-        if self._dead_norms is None:
-            threshold = self.run.config.dead_neuron_threshold
-            norms = [threshold * math.sqrt(p.numel()) for p in self.parameters]
-            self._dead_norms = torch.tensor(norms, device=self.run.device)
-        return self._dead_norms
-
-    _dead_norms: Tensor | None = field(init=False, default=None)
 
     def clip(self, step: Step) -> Tensor:
         """Clip to ``grad_clip`` after the clippers; returns the norm before this, 0-dim."""
-        limit, gradients, norm = self.run.config.grad_clip, self.gradients(), step.grad_norm
-        assert norm is not None
-        if self.dispatch.implements("pre_step"):
-            norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        limit, norm = self.run.config.grad_clip, step.grad_norm
+        if norm is None or self.dispatch.implements("pre_step"):
+            norm = self.gradients.norm()
         if limit > 0:
-            torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).clamp(max=1.0))
+            self.gradients.multiply((limit / (norm + 1e-6)).clamp(max=1.0))
         self.capture(step, "gradients_final", capture.gradients)
         return norm
 
@@ -204,7 +169,7 @@ class Engine:
             setattr(step, need, take(self.run.model))
 
     def read(
-        self, step: Step, losses: Sequence[Tensor], final_norm: Tensor, seen: Mapping[str, Any]
+        self, step: Step, losses: list[Tensor], final_norm: Tensor, seen: Mapping[str, Any]
     ) -> dict[str, Any]:
         """Make the step's one host read, and begin its line."""
         q = self.run.quantization
@@ -213,7 +178,7 @@ class Engine:
             "grad_norm": step.grad_norm,
             "final_norm": final_norm,
             "nonfinite": q.nonfinite(),
-            "dead": self.dead_steps.max(),
+            "dead": self.gradients.dead_steps.max(),
         }
         rates = q.met_rates() if step.is_recorded else {}
         if step.is_recorded and q.stored:
@@ -241,8 +206,8 @@ class Engine:
         """Record what was not finite first, keep the first anomaly, and ask the plugins."""
         where = locate_nonfinite(self.run, host)
         self.run.emit("nan", **asdict(where), consecutive=self.detector.nonfinite + 1)
-        if not self.has_anomaly:
-            self.has_anomaly = True
+        if not self.progress.has_anomaly:
+            self.progress.has_anomaly = True
             self.save(f"anomaly_{step.index}")
         return self.dispatch.actions("on_nan", run=self.run, step=step, where=where)
 
@@ -277,14 +242,13 @@ class Engine:
             self.status = "stopped"
         if carry_out(self.run, verdict):
             self.detector.forget_nonfinite()
-            self.taps = capture.LayerTaps(self.run.quantization.layers)
+            self.taps = capture.LayerTaps(self.run.quantization.modules)
 
     def detect(self, step: Step, host: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Let the detector judge; returns the evidence of each new cause."""
-        config, dead = self.run.config, {}
-        if host["dead"] >= config.dead_neuron_window:
-            names = [n for n, p in self.run.model.named_parameters() if p.requires_grad]
-            dead = dict(zip(names, self.dead_steps.tolist(), strict=True))
+        dead = {}
+        if host["dead"] >= self.run.config.dead_neuron_window:
+            dead = self.gradients.dead_by_name()
         stall = None
         if step.is_recorded and self.recorder.previous:
             before = self.recorder.previous.values
@@ -304,41 +268,25 @@ class Engine:
         """Record a collapse and ask the plugins; with no opinion, spent NaN patience stops."""
         self.recorder.flush()
         evidence = {**evidence, **layer_evidence(self.run)}
-        self.collapses.append({"step": step.index, **{k: evidence[k] for k in ("cause", "reason")}})
+        said = {k: evidence[k] for k in ("cause", "reason")}
+        self.progress.collapses.append({"step": step.index, **said})
         self.run.emit("collapse", **evidence)
-        proposals = self.dispatch.actions(
-            "on_collapse", run=self.run, step=step, evidence=evidence
-        )
+        proposals = self.dispatch.actions("on_collapse", run=self.run, step=step, evidence=evidence)
         verdict = self.arbitrate(proposals, cause=evidence["cause"])
         if verdict.kind in (None, SkipStep) and evidence["cause"] == "nan_patience":
             self.status = "collapsed"
         return verdict
 
     def evaluate(self, step: Step) -> None:
-        """Measure the validation loss, quantized and with float32 products, and tell."""
-        run, config = self.run, self.run.config
+        """Measure the validation losses, tell, and keep the best state."""
         self.recorder.flush()
-        with run.probe(), torch.no_grad(), self.autocast():
-            run.model.eval()
-            quantized = self.validation_loss()
-            # Without anything quantized the two are one number.
-            plain = quantized
-            if run.quantization.layers:
-                with run.quantization.off():
-                    plain = self.validation_loss()
-        self.evaluation = {"step": step.index, "val_loss": quantized, "val_loss_float32": plain}
-        self.directory.append(METRICS, self.evaluation)
-        self.dispatch.call("on_eval", run=run, step=step, metrics=self.evaluation)
-        if quantized < self.best and math.isfinite(quantized):
-            self.best = quantized
+        progress = self.progress
+        progress.evaluation = {"step": step.index, **validation_losses(self.run)}
+        self.directory.append(METRICS, progress.evaluation)
+        self.dispatch.call("on_eval", run=self.run, step=step, metrics=progress.evaluation)
+        if progress.evaluation["val_loss"] < progress.best:
+            progress.best = progress.evaluation["val_loss"]
             self.save(f"step-{step.index:08d}", best=True)
-
-    def validation_loss(self) -> float:
-        """Return the mean loss over ``eval_steps`` validation batches, always the same ones."""
-        run = self.run
-        batches = (run.workload.batch("val", i, 0) for i in range(run.config.eval_steps))
-        losses = [run.workload.loss(run.model, batch) for batch in batches]
-        return float(torch.stack(losses).double().mean())
 
     # The whole run ---------------------------------------------------------------------------
 
@@ -358,7 +306,7 @@ class Engine:
                 if self.status == "running":
                     self.status = "finished"
                 self.recorder.flush()
-                if self.evaluation.get("step") != run.step:
+                if self.progress.evaluation.get("step") != run.step:
                     self.evaluate(step)
                 self.save(f"step-{run.step:08d}")
         except BaseException as error:
@@ -383,30 +331,13 @@ class Engine:
 
     def summary(self) -> dict[str, Any]:
         """Return what is printed at the end and kept in the last event."""
-        lines = read_lines(self.directory.path / METRICS)
-        losses = [x["loss"] for x in lines if "loss" in x]
-        first = self.collapses[0] if self.collapses else {}
         return {
             "status": self.status,
             "steps": self.run.step,
-            "final_loss": losses[-1] if losses else None,
-            "val_loss": self.evaluation.get("val_loss"),
-            "val_loss_float32": self.evaluation.get("val_loss_float32"),
-            "best_val_loss": self.best if math.isfinite(self.best) else None,
-            **{
-                key: means(lines, key)
-                for key in (
-                    "stored_stall_rate",
-                    "view_stall_rate",
-                    "overflow_rate",
-                    "flushed_rate",
-                )
-            },
+            **summarize(self.directory.path),
+            **self.progress.summary(),
             **self.facts,
             "shifts": self.run.shifts,
-            "collapses": self.collapses,
-            "failure_step": first.get("step"),
-            "failure_reason": first.get("reason"),
             "degraded": self.run.degraded,
             "reports": self.run.reports,
             "directory": str(self.directory.path),
@@ -443,18 +374,20 @@ class Engine:
 
     def watch_overflow(self, rate: float | None) -> None:
         """Warn, once until it clears, of an overflow rate above the threshold."""
-        threshold = self.run.config.overflow_threshold
-        was, self.is_overflowing = self.is_overflowing, rate is not None and rate > threshold
-        if self.is_overflowing and not was:
+        threshold, was = self.run.config.overflow_threshold, self.progress.is_overflowing
+        self.progress.is_overflowing = rate is not None and rate > threshold
+        if self.progress.is_overflowing and not was:
             message = f"{rate:.2%} of quantized values overflow (overflow_threshold {threshold:g})"
             self.run.emit("warning", message=message)
 
     def watch_scales(self, scales: list[float]) -> None:
         """Tell of each stored weight whose scale changed since the last recorded step."""
-        for name, before, now in zip(self.run.quantization.stored, self.scales, scales):  # noqa: B905 - the first read has nothing before it
+        known = self.progress.scales
+        for name, now in zip(self.run.quantization.stored, scales, strict=bool(scales)):
+            before = known.get(name, now)
             if before != now:
                 self.run.emit("rescale", parameter=name, before=before, after=now)
-        self.scales = scales
+            known[name] = now
 
     # Checkpoints -----------------------------------------------------------------------------
 
@@ -463,7 +396,10 @@ class Engine:
         if not name.startswith("anomaly"):
             self.recorder.flush()
         folder = self.directory.path / "checkpoints"
-        about = {"step": self.run.step, "plugins": {p.name: p.origin for p in self.dispatch.plugins}}
+        about = {
+            "step": self.run.step,
+            "plugins": {p.name: p.origin for p in self.dispatch.plugins},
+        }
         path = folder / name
         if self.saved != name:
             checkpoint.save(folder, name, self.state_dict(), about)
@@ -486,15 +422,11 @@ class Engine:
             "plugins": self.dispatch.state_dict(),
             "random": random_state(run.device),
             "detector": self.detector.state_dict(),
-            "dead_steps": self.dead_steps,
+            "dead_steps": self.gradients.dead_steps,
             "lr_scale": run.lr_scale,
             "shifts": run.shifts,
             "reports": run.reports,
-            "collapses": self.collapses,
-            "evaluation": self.evaluation,
-            "best": self.best,
-            "scales": self.scales,
-            "flags": {"anomaly": self.has_anomaly, "overflow": self.is_overflowing},
+            "progress": asdict(self.progress),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -506,14 +438,11 @@ class Engine:
         self.dispatch.load_state_dict(state["plugins"])
         set_random_state(state["random"], run.device)
         self.detector.load_state_dict(state["detector"])
-        self.dead_steps = state["dead_steps"].to(run.device)
+        self.gradients.dead_steps = state["dead_steps"].to(run.device)
         run.lr_scale = state["lr_scale"]
         run.shifts[:], run.reports[:] = state["shifts"], state["reports"]
-        self.collapses, self.evaluation = list(state["collapses"]), dict(state["evaluation"])
-        self.best, self.scales = state["best"], list(state["scales"])
-        self.has_anomaly = state["flags"]["anomaly"]
-        self.is_overflowing = state["flags"]["overflow"]
-        self.taps = capture.LayerTaps(run.quantization.layers)
+        self.progress = Progress(**state["progress"])
+        self.taps = capture.LayerTaps(run.quantization.modules)
 
 
 def due(interval: int, step: Step) -> bool:

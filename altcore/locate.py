@@ -1,4 +1,4 @@
-"""Where something went wrong. These read from the device freely: they run when it has gone wrong."""
+"""Where something went wrong. These read from the device freely: they run only then."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def locate_nonfinite(run: Run, host: Mapping[str, Any]) -> NonFinite:
     return NonFinite("quantizer", *first)
 
 
-def _gradient(
-    run: Run, what: str, norm: float, met: tuple[str | None, str | None]
-) -> NonFinite:
+def _gradient(run: Run, what: str, norm: float, met: tuple[str | None, str | None]) -> NonFinite:
     for name, parameter in reversed(list(run.model.named_parameters())):
         if parameter.grad is None:
             continue

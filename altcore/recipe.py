@@ -253,8 +253,7 @@ def _refuse_unknown(given: Mapping[Any, Any], known: Sequence[str], where: str) 
     for key in given:
         if key not in known:
             raise BadInput(
-                f"{where}: unknown key {key!r}{nearest(str(key), known)}: "
-                f"one of {', '.join(known)}"
+                f"{where}: unknown key {key!r}{nearest(str(key), known)}: one of {', '.join(known)}"
             )
 
 

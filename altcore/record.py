@@ -55,7 +55,8 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
             numbers = {"event", "reason", "message"}
             lines.append(
                 {
-                    k: NONFINITE[v] if k not in numbers and isinstance(v, str) and v in NONFINITE
+                    k: NONFINITE[v]
+                    if k not in numbers and isinstance(v, str) and v in NONFINITE
                     else v
                     for k, v in line.items()
                 }
@@ -266,9 +267,10 @@ class Recorder:
     def read(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Read device values in one transfer, and what the previous line lacks with them."""
         lacking = self.previous.measures if self.previous else {}
-        host = to_host({("now", k): v for k, v in values.items()} | {
-            ("before", k): v for k, v in lacking.items()
-        })
+        host = to_host(
+            {("now", k): v for k, v in values.items()}
+            | {("before", k): v for k, v in lacking.items()}
+        )
         if self.previous:
             self.previous.values.update({k: host["before", k] for k in lacking})
             self.previous.measures = {}
@@ -313,6 +315,16 @@ def to_host(values: Mapping[Any, Any]) -> dict[Any, Any]:
             taken = [int(t) for t in taken]
         host[key] = taken[0] if tensor.dim() == 0 else taken
     return {k: host.get(k, v) for k, v in values.items()}
+
+
+RATES = ("stored_stall_rate", "view_stall_rate", "overflow_rate", "flushed_rate")
+
+
+def summarize(path: Path) -> dict[str, Any]:
+    """Return the last training loss of a run and the mean of each rate over its record."""
+    lines = [x for x in read_lines(path / METRICS) if "loss" in x]
+    last = lines[-1]["loss"] if lines else None
+    return {"final_loss": last, **{key: means(lines, key) for key in RATES}}
 
 
 def means(lines: Iterable[Mapping[str, Any]], key: str) -> float | None:

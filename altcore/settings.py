@@ -95,13 +95,18 @@ def describe(cls: type) -> list[dict[str, Any]]:
         {
             "name": a.name,
             "type": _type_name(a.type),
-            "default": to_plain(a.default.factory() if _is_factory(a.default) else a.default)
-            if a.default is not attrs.NOTHING
-            else "required",
+            "default": _default(a),
             "help": a.metadata.get("help", ""),
         }
         for a in init_fields(cls).values()
     ]
+
+
+def _default(a: Attribute) -> Any:
+    if a.default is attrs.NOTHING:
+        return "required"
+    made: Any = a.default
+    return to_plain(made.factory() if _is_factory(made) else made)
 
 
 def plain_settings(instance: Any) -> dict[str, Any]:
@@ -130,9 +135,14 @@ def _is_factory(default: Any) -> bool:
 
 
 def _type_name(tp: Any) -> str:
-    return tp.__name__ if isinstance(tp, type) and not get_args(tp) else str(tp).replace(
-        "altcore.formats.", ""
-    ).replace("typing.", "").replace("collections.abc.", "")
+    return (
+        tp.__name__
+        if isinstance(tp, type) and not get_args(tp)
+        else str(tp)
+        .replace("altcore.formats.", "")
+        .replace("typing.", "")
+        .replace("collections.abc.", "")
+    )
 
 
 def _structure(value: Any, tp: Any, where: str) -> Any:

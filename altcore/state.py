@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,11 +21,14 @@ from altcore.surgery import Quantization
 class Workload(Protocol):
     """What a workload's ``build(seed, device)`` returns."""
 
-    model: nn.Module
-    items_per_batch: int
-    item: str
-    facts: Mapping[str, str | int | float]
-
+    @property
+    def model(self) -> nn.Module: ...
+    @property
+    def items_per_batch(self) -> int: ...
+    @property
+    def item(self) -> str: ...
+    @property
+    def facts(self) -> Mapping[str, str | int | float]: ...
     def batch(self, split: str, step: int, micro: int) -> Any: ...
     def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
 
@@ -97,6 +100,11 @@ class Run:
     degraded: list[str] = field(factory=list)
     """Diagnostics and reporters that broke and were disabled."""
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """Return the context in which the model runs."""
+        is_bfloat16 = self.config.compute == "bfloat16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_bfloat16)
+
     @property
     def reports_dir(self) -> Path:
         """Where reporters write."""
@@ -128,6 +136,32 @@ class Run:
             for module, mode in modes:
                 module.training = mode
             set_random_state(random, self.device)
+
+
+@define
+class Progress:
+    """What has become of the run so far: plain data, kept in checkpoints."""
+
+    collapses: list[dict[str, Any]] = field(factory=list)
+    evaluation: dict[str, Any] = field(factory=dict)
+    """The last one: step, val_loss, val_loss_float32."""
+    best: float = math.inf
+    has_anomaly: bool = False
+    is_overflowing: bool = False
+    scales: dict[str, float] = field(factory=dict)
+    """Of stored weights, by parameter, when they were last read."""
+
+    def summary(self) -> dict[str, Any]:
+        """Return its part of the run's summary."""
+        first = self.collapses[0] if self.collapses else {}
+        return {
+            "val_loss": self.evaluation.get("val_loss"),
+            "val_loss_float32": self.evaluation.get("val_loss_float32"),
+            "best_val_loss": self.best if math.isfinite(self.best) else None,
+            "collapses": self.collapses,
+            "failure_step": first.get("step"),
+            "failure_reason": first.get("reason"),
+        }
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

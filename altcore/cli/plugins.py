@@ -148,7 +148,9 @@ def check(as_json: bool) -> None:
         # A plugin may raise anything when it is looked at; the others are still checked.
         except Exception as problem:
             error = f"{type(problem).__name__}: {problem}"
-        rows.append({"name": entry.name, "kind": entry.kind, "origin": entry.origin, "error": error})
+        rows.append(
+            {"name": entry.name, "kind": entry.kind, "origin": entry.origin, "error": error}
+        )
     if as_json:
         click.echo(json.dumps(rows, indent=1))
     else:

@@ -53,7 +53,7 @@ def train(
     altcore train --format E7M0 --plugin ulp-stats
     altcore train --format E3M4 --recipe pure --set gpt.size=tiny --steps 50
     altcore train --resume e3m4-pure
-    """
+    """  # noqa: D301 - click's mark for lines to be kept is a real backspace
     from altcore import config as configuration
 
     overrides = _overrides(flags, sets)

@@ -80,7 +80,9 @@ class LayerCasts:
         """Multiply with the three products quantized."""
         module = self.module
         assert isinstance(module, nn.Linear)
-        return QuantizedLinear.apply(input, module.weight, module.bias, self, module.training)
+        return QuantizedLinear.apply(  # type: ignore[no-untyped-call] # torch leaves it untyped
+            input, module.weight, module.bias, self, module.training
+        )
 
     def with_quantized_weights(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward on weights that were rounded to the grid."""
@@ -101,7 +103,8 @@ class LayerCasts:
             master = parameter.detach().clone()
             self.views[name] = View(parameter, master, operand.values, r, quantizer)
         value = operand.values if operand.scale is None else operand.values * operand.scale
-        return StraightThrough.apply(parameter, value.to(parameter.dtype))
+        value = value.to(parameter.dtype)
+        return StraightThrough.apply(parameter, value)  # type: ignore[no-untyped-call] # as above
 
     @property
     def is_stored(self) -> bool:

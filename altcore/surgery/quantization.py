@@ -149,6 +149,11 @@ class Quantization:
                     else StoredWeight(full, name, parameter, cast, self.clock)
                 )
 
+    @property
+    def modules(self) -> dict[str, nn.Module]:
+        """The quantized layers, by name."""
+        return {name: layer.module for name, layer in self.layers.items()}
+
     def change(self, plan: Plan) -> dict[str, float]:
         """Take another plan, from now on.
 
@@ -385,9 +390,7 @@ def _as_recipe(recipe: str | Path | Format | Recipe | Mapping[str, Any]) -> Reci
         return recipe
     if isinstance(recipe, Mapping):
         return parse(recipe, "given")
-    if isinstance(recipe, Path) or (
-        isinstance(recipe, str) and recipe.endswith((".yaml", ".yml"))
-    ):
+    if isinstance(recipe, Path) or (isinstance(recipe, str) and recipe.endswith((".yaml", ".yml"))):
         return parse(read_mapping(recipe, "recipe"), Path(recipe).stem, f" in {recipe}")
     if isinstance(recipe, str) and recipe in NAMED:
         raise BadInput(

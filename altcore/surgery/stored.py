@@ -1,8 +1,9 @@
 """Stored weights and optimizer state: tensors that live on a format's grid.
 
-A stored weight's scale is 1 where its cast has no scaling, else a power of two: the smallest that holds its largest magnitude at the
-start, doubled on overflow until it holds, and halved when the largest falls below a quarter of the format's
-maximum. All of it happens on the device; the scales travel to the host with the step's one read.
+A stored weight's scale is 1 where its cast has no scaling. Otherwise it is a power of two: the
+smallest that holds its largest magnitude at the start, doubled on overflow until it holds, and
+halved when the largest magnitude falls below a quarter of the format's maximum. All of it happens
+on the device; the scales travel to the host with the step's one read.
 """
 
 from __future__ import annotations
@@ -143,14 +144,17 @@ def store_optimizer_state(
             s: Tensor | None = None
             r: Tensor | None = None
             if cast.scaling.kind != "none":
-                s, r = scale_of(
-                    amax(value), cast.format, power_of_two=cast.scaling.power_of_two
-                )
+                s, r = scale_of(amax(value), cast.format, power_of_two=cast.scaling.power_of_two)
             noise = None
             if cast.rounding == "stochastic":
                 noise = random_key(clock.seed, clock.step, 0, f"{name}/{key}")
             rounded = fake_round(
-                value, cast.format, rounding=cast.rounding, overflow=cast.overflow, r=r, s=s,
+                value,
+                cast.format,
+                rounding=cast.rounding,
+                overflow=cast.overflow,
+                r=r,
+                s=s,
                 key=noise,
             )
             floor = cast.format.smallest * (1.0 if s is None else s)

@@ -38,12 +38,13 @@ class UlpStats:
     - the same for one layer, as ``KIND_mean/layer.name`` and so on.
 
     Both sides of a distance are seen on the grid as it was before the step: a stored weight at its
-    scale before the step, so that a change of scale is no movement; a view at the scale of the
-    step's forward pass, rounded to nearest even. What passes the largest value counts as the
-    largest. Where a weight is not finite, its layer's measures and the aggregates are NaN.
+    scale before the step, a view at the scale of the step's forward pass, rounded to nearest even.
+    A change of a stored weight's scale is no movement: where there was one, what the optimizer
+    proposed is rounded to nearest even at the scale before. What passes the largest value counts
+    as the largest. Where a weight is not finite, its layer's measures and the aggregates are NaN.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("weights_before",)
+    needs: ClassVar[tuple[str, ...]] = ("weights_before", "weights_proposed")
     interval: int = setting(50, help="steps between measurements", validator=ge(1))
 
     @hookimpl
@@ -56,9 +57,14 @@ class UlpStats:
             grid = run.quantization.grid_of(parameter, before_step=True)
             if before is None or grid is None:
                 continue
+            after = parameter
+            now = run.quantization.grid_of(parameter)
+            proposed = (step.weights_proposed or {}).get(name)
+            if grid.is_stored and now is not None and proposed is not None:
+                after = torch.where(now.scale == grid.scale, parameter, proposed)
             found = counts["stored" if grid.is_stored else "view"]
             layer = name.rpartition(".")[0] or name
-            own = distance_counts(before, parameter, grid.format, grid.scale)
+            own = distance_counts(before, after, grid.format, grid.scale)
             found[layer] = _add(found[layer], own) if layer in found else own
         measures = {}
         for kind, layers in counts.items():
@@ -76,14 +82,15 @@ class UlpStats:
 def distance_counts(before: Tensor, after: Tensor, fmt: Format, scale: Tensor | None) -> Tensor:
     """Return how many elements moved by how many grid steps, int64.
 
-    Entry 0 counts elements that have no position before or after (not finite), entry 1 + d those
+    Entry 0 counts elements that are not finite, before or after, entry 1 + d those
     at distance d. ``scale``: that of the grid, 0-dim, None for 1. Its inverse brings the values
     onto the grid: exact for the powers of two of stored weights; for a view, an element within a
     float32 rounding error of a boundary may be seen on its other side.
     """
     r = None if scale is None else scale.reciprocal().clamp(max=torch.finfo(scale.dtype).max)
     first, last = (position(round_to_grid(w.detach(), fmt, r=r), fmt) for w in (before, after))
-    lost = (first < 0) | (last < 0)
+    # An infinity rounds to the largest value, but is no weight that moved there.
+    lost = ~(torch.isfinite(before) & torch.isfinite(after))
     index = torch.where(lost, 0, (last - first).abs() + 1).flatten()
     counts = torch.zeros(len(fmt.values) + 1, dtype=torch.int64, device=index.device)
     return counts.scatter_add_(0, index, torch.ones_like(index))

@@ -1,0 +1,69 @@
+"""The norms of a model's gradients: one pass serves clipping, recording and the detector."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from attrs import define, field
+from torch import Tensor, nn
+
+from altcore.errors import AltcoreError
+
+
+@define(eq=False)
+class GradientNorms:
+    """Measures and scales all gradients of a model, on the device."""
+
+    model: nn.Module
+    dead_threshold: float
+    """A gradient is dead when its root mean square is below this."""
+    names: list[str] = field(init=False)
+    parameters: list[nn.Parameter] = field(init=False)
+    dead_norms: Tensor = field(init=False)
+    """For each parameter the L2 norm below which its gradient is dead."""
+    dead_steps: Tensor = field(init=False)
+    """int64, for each parameter: consecutive steps in which its gradient was dead."""
+
+    def __attrs_post_init__(self) -> None:
+        trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.names, self.parameters = list(trained), list(trained.values())
+        if not trained:
+            raise AltcoreError("the model has no parameter to train")
+        device = self.parameters[0].device
+        norms = [self.dead_threshold * math.sqrt(p.numel()) for p in self.parameters]
+        self.dead_norms = torch.tensor(norms, device=device)
+        self.dead_steps = torch.zeros(len(norms), dtype=torch.int64, device=device)
+
+    def present(self) -> list[Tensor]:
+        """Return the gradients that there are; `AltcoreError` if there is none."""
+        found = [p.grad for p in self.parameters if p.grad is not None]
+        if not found:
+            raise AltcoreError("the loss depends on no parameter: there is no gradient")
+        return found
+
+    def multiply(self, factor: Tensor | float) -> None:
+        """Multiply all gradients in place."""
+        torch._foreach_mul_(self.present(), factor)
+
+    def norm(self) -> Tensor:
+        """Return the L2 norm of all gradients, 0-dim."""
+        return torch.linalg.vector_norm(torch.stack(torch._foreach_norm(self.present())))
+
+    def measure(self) -> Tensor:
+        """Return the L2 norm of all gradients, 0-dim, and count the dead ones."""
+        gradients = self.present()
+        norms = torch.stack(torch._foreach_norm(gradients))
+        # A parameter without any gradient counts as dead: nothing reaches it.
+        if len(gradients) == len(self.parameters):
+            all_norms = norms
+        else:
+            has = torch.tensor([p.grad is not None for p in self.parameters], device=norms.device)
+            all_norms = torch.zeros_like(self.dead_norms).masked_scatter(has, norms)
+        is_dead = all_norms < self.dead_norms
+        self.dead_steps = torch.where(is_dead, self.dead_steps + 1, 0)
+        return torch.linalg.vector_norm(norms)
+
+    def dead_by_name(self) -> dict[str, int]:
+        """Return the counts of `dead_steps` by parameter; a host read."""
+        return dict(zip(self.names, self.dead_steps.tolist(), strict=True))
