@@ -52,6 +52,9 @@ class TrainConfig:
     )
     device: str = setting("auto", help="auto, cpu, cuda or cuda:N")
     plugins: tuple[str, ...] = setting((), help="active plugins, in order", converter=tuple)
+    no_plugins: tuple[str, ...] = setting(
+        (), help="plugins and default observers left out", converter=tuple
+    )
     strict: bool = setting(False, help="stop when a diagnostic or reporter breaks")
     name: str | None = setting(None, help="the run's name; made from format and recipe if null")
     runs_dir: str = setting("runs", help="folder of the run directories")
@@ -249,7 +252,7 @@ def load(
             appended.append(value)
             continue
         for path, leaf in _flatten(str(key), value, how):
-            if (how, path) in seen.items():
+            if seen.get(path) == how:
                 raise BadInput(f"{path}{how} is given twice")
             if how.startswith(" by") and seen.get(path, "").startswith(" by"):
                 raise BadInput(f"{path} is given twice on the command line")
@@ -262,7 +265,12 @@ def load(
                 merged[path] = leaf
     if isinstance(merged.get("recipe"), str) and merged["recipe"].endswith((".yaml", ".yml")):
         merged["recipe"] = read_mapping(merged["recipe"], "--recipe")
-    merged["plugins"] = _with_observers(merged.get("plugins", ()), appended, list(without))
+    if "data" in merged:
+        owners.setdefault(merged["workload"], {})["data"] = merged.pop("data")
+    merged["no_plugins"] = [*merged.get("no_plugins", ()), *without]
+    merged["plugins"] = _with_observers(
+        merged.get("plugins", ()), appended, merged["no_plugins"]
+    )
     merged["settings"] = owners
     known = fields_dict(TrainConfig)
     for key in merged:

@@ -135,8 +135,8 @@ def test_is_silent_where_it_may_act():
     assert bench.events == []
 
 
-def test_an_infinite_gradient_stays_visible():
-    """What is not a number is left alone: the engine has to see it."""
+def test_nan_stays_nan():
+    """Clipping hides no NaN from the engine, which looks at the gradients again afterwards."""
     first, _ = Bench({"0": UNSCALED}).clip(OVERFLOWS, [float("nan"), 2.0, 0.0, 0.0])
     assert first[0] != first[0]
     assert first[1] == 1.0

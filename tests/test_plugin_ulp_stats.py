@@ -85,7 +85,9 @@ def test_view_of_e7m0_by_hand():
 
 def test_negative_zero_is_zero():
     """A step from 0 to -0 moves nothing."""
-    found = measure(nn.Sequential(linear(0.0, 1.0)), {"stored_weight": "E3M4"}, {"0.weight": [-0.0, 1.0]})
+    found = measure(
+        nn.Sequential(linear(0.0, 1.0)), {"stored_weight": "E3M4"}, {"0.weight": [-0.0, 1.0]}
+    )
     assert of(found, "stored") == (0.0, 0.0, 0.0, 1.0)
 
 

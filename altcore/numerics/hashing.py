@@ -13,6 +13,10 @@ import hashlib
 import torch
 from torch import Tensor
 
+RANDOM_BITS = 23
+"""For each element. One less than float32's significand has, so that comparing them is exact;
+the probability of rounding up is right to within 2**-24."""
+
 _LOW = 0xFFFFFFFF
 _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B
 
@@ -32,7 +36,7 @@ def key_of(*parts: int | str) -> int:
 
 
 def random_bits(shape: torch.Size, key: int | Tensor, device: torch.device) -> Tensor:
-    """Return 32 random bits for each element, as int64 in [0, 2**32), of ``shape``.
+    """Return `RANDOM_BITS` random bits for each element, as int64, of ``shape``.
 
     ``key`` is an int or a 0-dim int64 tensor on ``device``. An element's bits depend on the key
     and its index in row-major order.
@@ -46,7 +50,7 @@ def random_bits(shape: torch.Size, key: int | Tensor, device: torch.device) -> T
     x = _multiply(x ^ (x >> 16), _FIRST)
     x = x ^ (x >> 15) ^ (_shift(mixed, 32) ^ (index >> 32))
     x = _multiply(x, _SECOND)
-    return x ^ (x >> 16)
+    return (x ^ (x >> 16)) >> (32 - RANDOM_BITS)
 
 
 def mixed_key(key: int | Tensor) -> int:

@@ -1,19 +1,20 @@
 /* Rounding to a number format's grid, for float32 and bfloat16 tensors in memory.
  *
- * Bit for bit what altcore/numerics/rounding.py computes, in one pass: each block of elements
- * goes through small loops (load and scale, round, count, scale back and store) that stay in
- * the first-level cache and that the compiler vectorises. No torch headers, so that it compiles
- * in about a second; altcore/numerics/native.py compiles it, and fills in `job`.
+ * Bit for bit what altcore/numerics/rounding.py computes (a NaN's payload aside), in one pass
+ * over memory and in loops that the compiler vectorises. No torch headers, so that it compiles
+ * in about a second; altcore/numerics/build.py compiles it, native.py fills in `struct job`.
  *
  * Needs -ffp-contract=off: a fused multiply-add would skip a rounding that is part of the
  * definition.
  */
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
+#define INLINE static inline __attribute__((always_inline))
 #define BLOCK 1024 /* divides 2**32: the index's high half is constant in a block */
 #define SIGN 0x80000000u
 #define INFINITE 0x7f800000u
@@ -22,7 +23,8 @@
 enum { NEAREST_EVEN, NEAREST_AWAY, TO_ZERO, UP, DOWN, STOCHASTIC };
 
 struct entry { /* a bucket of magnitudes with at most one threshold in it */
-    uint32_t threshold, near, far, unused;
+    uint32_t threshold, payload[2]; /* below the threshold, and from it on */
+    uint32_t unused;
 };
 
 struct job {
@@ -45,89 +47,120 @@ struct job {
     uint32_t min_normal, cut, flip;
     float magic, max, to_one, to_grid, unit;
     /* all */
-    uint32_t over_bits; /* magnitude given to overflows */
+    float smallest;     /* the smallest magnitude but zero */
+    uint32_t over_bits; /* magnitude given to overflows; tables: only if not saturating */
     int32_t rounding, is_table, is_half, is_fake, saturates, threads;
 };
 
-static inline uint32_t bits_of(float f) {
+/* Part of a block whose elements share a scale. */
+struct part {
+    const float *x;
+    const uint32_t *noise;
+    float *out;
+    int n;
+    float r, s;
+};
+
+INLINE uint32_t bits_of(float f) {
     uint32_t b;
     memcpy(&b, &f, 4);
     return b;
 }
 
-static inline float float_of(uint32_t b) {
+INLINE float float_of(uint32_t b) {
     float f;
     memcpy(&f, &b, 4);
     return f;
 }
 
-/* ---------------------------------------------------------------- rounding to a float format
- * LARGE: the rounded bits of a magnitude in the normal range; carries into the exponent are
- * right. SMALL: the rounded value of one below, a multiple of `unit`. */
+/* ---------------------------------------------------------------- rounding to a float format */
 
-#define ROUND_LOOP(NAME, LARGE, SMALL)                                                         \
-    static void NAME(const struct job *j, const float *restrict y,                             \
-                     const uint32_t *restrict noise, float *restrict q,                        \
-                     uint32_t *restrict over, int n) {                                         \
-        const uint32_t cut = j->cut, mask = (1u << cut) - 1, half = 1u << (cut - 1);           \
-        const uint32_t flip = j->flip, min_normal = j->min_normal;                             \
-        const float magic = j->magic, max = j->max, to_one = j->to_one;                        \
-        const float to_grid = j->to_grid, unit = j->unit;                                      \
-        (void)mask, (void)half, (void)flip, (void)magic, (void)noise;                          \
-        (void)to_one, (void)to_grid, (void)unit;                                               \
-        for (int i = 0; i < n; i++) {                                                          \
-            const uint32_t bits = bits_of(y[i]), sign = bits & SIGN, mag = bits ^ sign;        \
-            const float a = float_of(mag);                                                     \
-            const uint32_t large = (LARGE);                                                    \
-            const float small = (SMALL);                                                       \
-            const float size = mag < min_normal ? small : float_of(large);                     \
-            const int passed = size > max;                                                     \
-            const uint32_t kept = bits_of(passed ? max : size) | sign;                         \
-            const int missing = mag > INFINITE;                                                \
-            q[i] = float_of(missing ? NOT_A_NUMBER : kept);                                    \
-            over[i] = (passed ? 1u : 0u) & (missing ? 0u : 1u);                                \
-        }                                                                                      \
+/* The rounded bits of a magnitude in the normal range; carries into the exponent are right. */
+INLINE uint32_t round_large(const struct job *j, int rounding, uint32_t mag, uint32_t sign,
+                            uint32_t noise) {
+    const uint32_t cut = j->cut, mask = (1u << cut) - 1, half = 1u << (cut - 1);
+    uint32_t more = 0;
+    if (rounding == NEAREST_EVEN) more = half - 1 + (((mag >> cut) & 1) ^ j->flip);
+    if (rounding == NEAREST_AWAY) more = half;
+    if (rounding == UP) more = sign ? 0 : mask;
+    if (rounding == DOWN) more = sign ? mask : 0;
+    if (rounding == STOCHASTIC) more = ~noise >> (32 - cut);
+    return (mag + more) & ~mask;
+}
+
+/* The rounded value of a magnitude below the normal range: a multiple of `unit`. Adding
+ * `magic` rounds to the nearest one, ties to even; the other roundings correct that. */
+INLINE float round_small(const struct job *j, int rounding, float a, uint32_t sign,
+                         uint32_t noise) {
+    const float unit = j->unit, near = (a + j->magic) - j->magic;
+    const float below = near > a ? near - unit : near;
+    if (rounding == NEAREST_EVEN) return near;
+    if (rounding == NEAREST_AWAY) return a - near >= 0.5f * unit ? near + unit : near;
+    if (rounding == TO_ZERO) return below;
+    if (rounding == STOCHASTIC) {
+        /* Of 23 random bits, so that the comparison is exact; in two steps, because
+         * 1 / unit may lie beyond float32's range. */
+        const float share = ((a - below) * j->to_one) * j->to_grid;
+        return share > (float)(int32_t)(noise >> 9) + 0.5f ? below + unit : below;
+    }
+    const float above = below < a ? below + unit : below;
+    return ((rounding == UP) == (sign == 0)) ? above : below;
+}
+
+INLINE void round_float(const struct job *j, struct part p, int rounding, int counted,
+                        int64_t *totals) {
+    const float *restrict x = p.x;
+    const uint32_t *restrict noise = p.noise;
+    float *restrict out = p.out;
+    const struct job local = *j;
+    uint32_t passed = 0, zeros = 0, were_zero = 0, nonfinite = 0;
+    for (int i = 0; i < p.n; i++) {
+        const float y = x[i] * p.r;
+        const uint32_t bits = bits_of(y), sign = bits & SIGN, mag = bits & ~SIGN;
+        const uint32_t h = rounding == STOCHASTIC ? noise[i] : 0;
+        const float small = round_small(&local, rounding, float_of(mag), sign, h);
+        const float large = float_of(round_large(&local, rounding, mag, sign, h));
+        float size = (int32_t)mag < (int32_t)local.min_normal ? small : large;
+        const int over = size > local.max;
+        size = over ? float_of(local.over_bits) : size;
+        /* rounding the bits of a NaN may have left anything */
+        size = (int32_t)mag > (int32_t)INFINITE ? float_of(NOT_A_NUMBER) : size;
+        const float q = float_of(bits_of(size) | sign);
+        out[i] = q * p.s;
+        if (counted) {
+            const uint32_t was = bits_of(x[i]) & ~SIGN;
+            const uint32_t infinite = (int32_t)was >= (int32_t)INFINITE ? 1 : 0;
+            nonfinite += infinite;
+            passed += (over ? 1u : 0u) & (infinite ^ 1);
+            zeros += size == 0.0f ? 1 : 0;
+            were_zero += was == 0 ? 1 : 0;
+        }
+    }
+    if (counted) {
+        totals[1] += passed;
+        /* a zero stays zero, unless the scale is NaN and nothing is zero any more */
+        totals[2] += zeros > were_zero ? zeros - were_zero : 0;
+        totals[3] += nonfinite;
+    }
+}
+
+#define LOOPS(NAME, ROUNDING)                                                                  \
+    static void NAME(const struct job *j, struct part p, int64_t *totals) {                    \
+        if (j->counts)                                                                         \
+            round_float(j, p, ROUNDING, 1, totals);                                            \
+        else                                                                                   \
+            round_float(j, p, ROUNDING, 0, totals);                                            \
     }
 
-/* Whole steps in a small magnitude; the product with `unit` is exact. */
-static inline float whole_steps(float a, float to_one, float to_grid) {
-    const float steps = (a * to_one) * to_grid;
-    return (float)(int32_t)(steps < 262144.0f ? steps : 262144.0f);
-}
+LOOPS(nearest_even, NEAREST_EVEN)
+LOOPS(nearest_away, NEAREST_AWAY)
+LOOPS(to_zero, TO_ZERO)
+LOOPS(up, UP)
+LOOPS(down, DOWN)
+LOOPS(stochastic, STOCHASTIC)
 
-static inline float directed(float a, float to_one, float to_grid, float unit, int away) {
-    const float k = whole_steps(a, to_one, to_grid), below = k * unit;
-    return (away & (below < a)) ? (k + 1.0f) * unit : below;
-}
-
-static inline float half_away(float a, float to_one, float to_grid, float unit) {
-    const float steps = (a * to_one) * to_grid, k = whole_steps(a, to_one, to_grid);
-    return (k + (steps - k >= 0.5f ? 1.0f : 0.0f)) * unit;
-}
-
-static inline float random_away(float a, float to_one, float to_grid, float unit, uint32_t h) {
-    const float steps = (a * to_one) * to_grid, k = whole_steps(a, to_one, to_grid);
-    /* h + 1/2 below the fraction in units of 2**-32; by way of a signed number for speed */
-    const double drawn = (double)(int32_t)(h ^ SIGN) + 2147483648.5;
-    return (k + ((double)(steps - k) * 4294967296.0 > drawn ? 1.0f : 0.0f)) * unit;
-}
-
-ROUND_LOOP(round_nearest_even, (mag + (half - 1) + (((mag >> cut) ^ flip) & 1)) & ~mask,
-           (a + magic) - magic)
-ROUND_LOOP(round_nearest_away, (mag + half) & ~mask, half_away(a, to_one, to_grid, unit))
-ROUND_LOOP(round_to_zero, mag & ~mask, directed(a, to_one, to_grid, unit, 0))
-ROUND_LOOP(round_up, (mag + (sign ? 0 : mask)) & ~mask,
-           directed(a, to_one, to_grid, unit, sign == 0))
-ROUND_LOOP(round_down, (mag + (sign ? mask : 0)) & ~mask,
-           directed(a, to_one, to_grid, unit, sign != 0))
-ROUND_LOOP(round_stochastic, (mag + (~noise[i] >> (32 - cut))) & ~mask,
-           random_away(a, to_one, to_grid, unit, noise[i]))
-
-typedef void (*round_loop)(const struct job *, const float *restrict, const uint32_t *restrict,
-                           float *restrict, uint32_t *restrict, int);
-
-static const round_loop ROUND_LOOPS[] = {round_nearest_even, round_nearest_away, round_to_zero,
-                                         round_up,           round_down,         round_stochastic};
+typedef void (*float_loop)(const struct job *, struct part, int64_t *);
+static const float_loop FLOAT_LOOPS[] = {nearest_even, nearest_away, to_zero, up, down, stochastic};
 
 /* The hash of altcore/numerics/hashing.py. */
 static void draw(const struct job *j, int64_t start, uint32_t *restrict noise, int n) {
@@ -142,23 +175,25 @@ static void draw(const struct job *j, int64_t start, uint32_t *restrict noise, i
     }
 }
 
-/* ------------------------------------------------------------------------ rounding to a table
- * The payload of each number's gap between thresholds: a value's bits, or the gap's index. */
+/* ------------------------------------------------------------------------ rounding to a table */
 
+/* The payload of each number's gap between thresholds: a value's bits, or the gap's index. */
 static void find_gaps(const struct job *j, const float *restrict y, uint32_t *restrict gap,
                       int n) {
     const uint32_t low = j->bucket_low, high = j->bucket_high, shift = j->bucket_shift;
     if (j->buckets) {
         const uint32_t half = (uint32_t)j->buckets;
+        const struct entry *entries = j->entries;
         uint32_t where[BLOCK];
         for (int i = 0; i < n; i++) {
             const uint32_t bits = bits_of(y[i]), mag = bits & ~SIGN;
-            const uint32_t inside = mag < low ? low : mag > high ? high : mag;
+            uint32_t inside = (int32_t)mag < (int32_t)low ? low : mag;
+            inside = (int32_t)inside > (int32_t)high ? high : inside;
             where[i] = ((inside - low) >> shift) + (bits & SIGN ? half : 0);
         }
         for (int i = 0; i < n; i++) {
-            const struct entry e = j->entries[where[i]];
-            gap[i] = (bits_of(y[i]) & ~SIGN) >= e.threshold ? e.far : e.near;
+            const struct entry *e = entries + where[i];
+            gap[i] = e->payload[(bits_of(y[i]) & ~SIGN) >= e->threshold];
         }
         return;
     }
@@ -174,136 +209,127 @@ static void find_gaps(const struct job *j, const float *restrict y, uint32_t *re
     }
 }
 
-static void round_table(const struct job *j, const float *restrict y,
-                        const uint32_t *restrict noise, float *restrict q,
-                        uint32_t *restrict over, int n) {
-    uint32_t gap[BLOCK];
-    const float bottom = j->bottom, top = j->top;
-    find_gaps(j, y, gap, n);
-    if (j->rounding == STOCHASTIC) {
-        /* here a payload is the count of grid values at or below the number */
-        const int64_t last = j->threshold_count - 3; /* index of the largest value */
-        for (int i = 0; i < n; i++) {
-            int64_t below = (int64_t)gap[i] - 1;
-            int64_t at = below < 0 ? 0 : below > last + 1 ? last + 1 : below;
-            const double lower = j->grid[at], upper = j->grid[at + 1], v = (double)y[i];
-            const double low_size = lower < 0 ? -lower : lower;
-            const double high_size = upper < 0 ? -upper : upper;
-            const int inner_above = upper == -lower ? v >= 0 : high_size < low_size;
-            const double inner = inner_above ? upper : lower, width = upper - lower;
-            const double distance = v < inner ? inner - v : v - inner;
-            const int outside = distance * 4294967296.0 > ((double)noise[i] + 0.5) * width;
-            int64_t index = at + (inner_above ^ outside);
-            index = below < 0 ? 0 : below > last + 1 ? last + 2 : index;
-            over[i] = index == 0 || index == last + 2;
-            index = index < 1 ? 1 : index > last + 1 ? last + 1 : index;
-            gap[i] = bits_of((float)j->grid[index]);
-        }
-    } else {
-        for (int i = 0; i < n; i++)
-            over[i] = (y[i] < bottom ? 1u : 0u) | (y[i] >= top ? 1u : 0u);
-    }
+/* Turn counts of grid values at or below each number into the value drawn, 0 and n + 1 being
+ * past the ends. Distances in float64, as in rounding.py. */
+static void draw_value(const struct job *j, const float *restrict y,
+                       const uint32_t *restrict noise, uint32_t *restrict gap,
+                       uint32_t *restrict over, int n) {
+    const int64_t last = j->threshold_count - 3; /* index of the largest value */
     for (int i = 0; i < n; i++) {
-        const uint32_t bits = bits_of(y[i]), sign = bits & SIGN;
-        const int missing = (bits ^ sign) > INFINITE;
-        const uint32_t value = (gap[i] & ~SIGN) == 0 ? sign : gap[i];
-        q[i] = float_of(missing ? NOT_A_NUMBER : value);
-        over[i] = missing ? 0 : over[i];
+        const int64_t below = (int64_t)gap[i] - 1;
+        const int64_t at = below < 0 ? 0 : below > last + 1 ? last + 1 : below;
+        const double lower = j->grid[at], upper = j->grid[at + 1], v = (double)y[i];
+        const int inner_above = upper == -lower ? v >= 0 : fabs(upper) < fabs(lower);
+        const double distance = fabs(v - (inner_above ? upper : lower));
+        const double drawn = ((double)(noise[i] >> 9) + 0.5) * (upper - lower);
+        int64_t index = at + (inner_above ^ (distance * 8388608.0 > drawn));
+        index = below < 0 ? 0 : below > last + 1 ? last + 2 : index;
+        over[i] = index == 0 || index == last + 2;
+        index = index < 1 ? 1 : index > last + 1 ? last + 1 : index;
+        gap[i] = bits_of((float)j->grid[index]);
     }
 }
 
-/* ------------------------------------------------------------------------- the other stages */
+static void round_table(const struct job *j, struct part p, int64_t *totals) {
+    float y[BLOCK];
+    uint32_t gap[BLOCK], over[BLOCK];
+    const float *restrict x = p.x;
+    float *restrict out = p.out;
+    const float bottom = j->bottom, top = j->top;
+    const int saturates = j->saturates;
+    uint32_t passed = 0, flushed = 0, nonfinite = 0;
+    for (int i = 0; i < p.n; i++) y[i] = x[i] * p.r;
+    find_gaps(j, y, gap, p.n);
+    if (j->rounding == STOCHASTIC)
+        draw_value(j, y, p.noise, gap, over, p.n);
+    else
+        for (int i = 0; i < p.n; i++) over[i] = (y[i] < bottom ? 1 : 0) | (y[i] >= top ? 1 : 0);
+    for (int i = 0; i < p.n; i++) {
+        const uint32_t bits = bits_of(y[i]), sign = bits & SIGN;
+        uint32_t value = (gap[i] & ~SIGN) == 0 ? sign : gap[i];
+        value = over[i] && !saturates ? j->over_bits | sign : value;
+        value = (int32_t)(bits & ~SIGN) > (int32_t)INFINITE ? NOT_A_NUMBER : value;
+        gap[i] = value;
+        out[i] = float_of(value) * p.s;
+    }
+    if (!j->counts) return;
+    for (int i = 0; i < p.n; i++) {
+        const uint32_t mag = bits_of(p.x[i]) & ~SIGN;
+        const uint32_t finite = (int32_t)mag < (int32_t)INFINITE ? 1 : 0;
+        const uint32_t inside = y[i] != y[i] || over[i] == 0 ? 1 : 0;
+        passed += finite & (inside ^ 1);
+        flushed += finite & inside & ((gap[i] & ~SIGN) == 0 ? 1 : 0) & (mag ? 1 : 0);
+        nonfinite += finite ^ 1;
+    }
+    totals[1] += passed;
+    totals[2] += flushed;
+    totals[3] += nonfinite;
+}
+
+/* ---------------------------------------------------------------------------------- bfloat16 */
 
 static void widen(const uint16_t *restrict x, float *restrict wide, int n) {
     for (int i = 0; i < n; i++) wide[i] = float_of((uint32_t)x[i] << 16);
 }
 
-static void multiply(const float *restrict a, const float *factors, int64_t row, int64_t start,
-                     float *restrict product, int n) {
-    for (int i = 0; i < n;) {
-        const int64_t at = (start + i) / row, left = (at + 1) * row - (start + i);
-        const int end = left < n - i ? i + (int)left : n;
-        const float factor = factors[at];
-        for (; i < end; i++) product[i] = a[i] * factor;
+INLINE uint16_t half_of(uint32_t bits) {
+    const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1);
+    return (uint16_t)((int32_t)(bits & ~SIGN) > (int32_t)INFINITE ? 0x7fc0u : rounded >> 16);
+}
+
+/* The product q * s rounded once: to odd in float32, which keeps what the second rounding, to
+ * nearest even, has to know. */
+static void narrow(const struct job *j, const float *restrict q, float s,
+                   uint16_t *restrict out, int n) {
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+    if (s == 1.0f || (double)j->smallest * (double)s > 0x1p-90) { /* no remainder underflows */
+        for (int i = 0; i < n; i++) {
+            const float product = q[i] * s, left = fmaf(q[i], s, -product);
+            uint32_t bits = bits_of(product);
+            const uint32_t inexact = left < 0.0f || left > 0.0f ? 1 : 0;
+            bits = (bits - (inexact & ((bits_of(left) ^ bits) >> 31))) | inexact;
+            out[i] = half_of(bits);
+        }
+        return;
     }
-}
-
-static void count(const float *restrict x, const float *restrict q,
-                  const uint32_t *restrict over, int n, int64_t *totals) {
-    uint32_t passed = 0, flushed = 0, nonfinite = 0;
-    for (int i = 0; i < n; i++) {
-        const uint32_t mag = bits_of(x[i]) & ~SIGN;
-        const uint32_t finite = mag < INFINITE ? 1 : 0;
-        const uint32_t zero = (bits_of(q[i]) & ~SIGN) == 0 ? 1 : 0;
-        passed += over[i] & finite;
-        flushed += zero & finite & (mag ? 1 : 0) & (over[i] ^ 1);
-        nonfinite += finite ^ 1;
-    }
-    totals[0] += passed;
-    totals[1] += flushed;
-    totals[2] += nonfinite;
-}
-
-static void replace(const float *restrict y, const uint32_t *restrict over, uint32_t value,
-                    float *restrict q, int n) {
-    const uint32_t keep_sign = value == NOT_A_NUMBER ? 0 : SIGN;
-    for (int i = 0; i < n; i++)
-        q[i] = over[i] ? float_of(value | (bits_of(y[i]) & keep_sign)) : q[i];
-}
-
-/* To bfloat16, the product q * s rounded once: to odd in float32, then to nearest even. */
-static void narrow(const float *restrict q, float s, uint16_t *restrict out, int n) {
+#endif
+    (void)j;
     for (int i = 0; i < n; i++) {
         const double product = (double)q[i] * (double)s;
         const float single = (float)product;
-        const double back = (double)single;
-        const double size = product < 0 ? -product : product, near = back < 0 ? -back : back;
+        const double size = fabs(product), near = fabs((double)single);
         uint32_t bits = bits_of(single);
         bits -= near > size ? 1 : 0;
-        bits |= near != size && near == near && size == size ? 1 : 0;
-        const uint32_t rounded = (bits + 0x7fffu + ((bits >> 16) & 1)) >> 16;
-        out[i] = (bits & ~SIGN) > INFINITE ? (uint16_t)0x7fc0u : (uint16_t)rounded;
+        bits |= near < size || near > size ? 1 : 0;
+        out[i] = half_of(bits);
     }
 }
 
-static void narrow_rows(const float *restrict q, const float *factors, int64_t row,
-                        int64_t start, uint16_t *restrict out, int n) {
-    for (int i = 0; i < n;) {
-        const int64_t at = (start + i) / row, left = (at + 1) * row - (start + i);
-        const int end = left < n - i ? i + (int)left : n;
-        narrow(q + i, factors ? factors[at] : 1.0f, out + i, end - i);
-        i = end;
-    }
-}
+/* -------------------------------------------------------------------------------------- all */
 
 static void round_block(const struct job *j, int64_t start, int n, int64_t *totals) {
-    float wide[BLOCK], scaled[BLOCK], rounded[BLOCK];
-    uint32_t over[BLOCK], noise[BLOCK];
+    float wide[BLOCK], grid[BLOCK];
+    uint32_t noise[BLOCK];
     const int to_half = j->is_half && j->is_fake;
-    float *out = (float *)j->out + start;
-    const float *x = (const float *)j->x + start, *y;
+    const float *x = (const float *)j->x + start;
     if (j->is_half) {
         widen((const uint16_t *)j->x + start, wide, n);
         x = wide;
     }
-    y = x;
-    if (j->r) {
-        multiply(x, j->r, j->row, start, scaled, n);
-        y = scaled;
-    }
-    const int direct = !to_half && !j->s; /* the grid values are the result */
-    float *q = direct ? out : rounded;
     if (j->rounding == STOCHASTIC) draw(j, start, noise, n);
-    if (j->is_table)
-        round_table(j, y, noise, q, over, n);
-    else
-        ROUND_LOOPS[j->rounding](j, y, noise, q, over, n);
-    if (j->counts) count(x, q, over, n, totals);
-    if (!j->saturates) replace(y, over, j->over_bits, q, n);
-    if (to_half)
-        narrow_rows(q, j->s, j->row, start, (uint16_t *)j->out + start, n);
-    else if (j->s)
-        multiply(q, j->s, j->row, start, out, n);
+    for (int i = 0, m; i < n; i += m) {
+        const int64_t at = (start + i) / j->row, left = (at + 1) * j->row - (start + i);
+        m = left < n - i ? (int)left : n - i;
+        const float s = j->s ? j->s[at] : 1.0f;
+        struct part p = {x + i, noise + i, (float *)j->out + start + i, m, 1.0f, s};
+        if (j->r) p.r = j->r[at];
+        if (to_half) p.out = grid, p.s = 1.0f;
+        if (j->is_table)
+            round_table(j, p, totals);
+        else
+            FLOAT_LOOPS[j->rounding](j, p, totals);
+        if (to_half) narrow(j, grid, s, (uint16_t *)j->out + start + i, m);
+    }
 }
 
 /* Blocks are shared out in one run for each thread; the result does not depend on how many. */
@@ -313,7 +339,7 @@ void altcore_round(const struct job *j) {
 #pragma omp parallel num_threads(j->threads) if (j->threads > 1)
 #endif
     {
-        int64_t totals[3] = {0, 0, 0}, id = 0, count_of = 1;
+        int64_t totals[4] = {0, 0, 0, 0}, id = 0, count_of = 1;
 #ifdef _OPENMP
         id = omp_get_thread_num();
         count_of = omp_get_num_threads();
@@ -327,7 +353,7 @@ void altcore_round(const struct job *j) {
 #ifdef _OPENMP
 #pragma omp critical(altcore_counts)
 #endif
-            for (int k = 0; k < 3; k++) j->counts[k + 1] += totals[k];
+            for (int k = 1; k < 4; k++) j->counts[k] += totals[k];
         }
     }
     if (j->counts) j->counts[0] += j->n;

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from altcore.formats import FloatFormat, Format
 from altcore.numerics.build import library, switched_on
-from altcore.numerics.hashing import mixed_key
+from altcore.numerics.hashing import RANDOM_BITS, mixed_key
 from altcore.numerics.plan import float_plan, is_wide, table_plan, thresholds
 from altcore.reference import ROUNDINGS
 
@@ -58,6 +58,7 @@ class _Job(ctypes.Structure):
         ("to_one", ctypes.c_float),
         ("to_grid", ctypes.c_float),
         ("unit", ctypes.c_float),
+        ("smallest", ctypes.c_float),
         ("over_bits", ctypes.c_uint32),
         ("rounding", ctypes.c_int32),
         ("is_table", ctypes.c_int32),
@@ -178,7 +179,9 @@ def _prepare(fmt: Format, rounding: str, overflow: str) -> _Prepared | None:
     job = _Job()
     job.rounding = ROUNDINGS.index(rounding)
     job.saturates = overflow == "saturate"
-    job.over_bits = 0x7FC00000 if overflow == "nan" else 0x7F800000
+    given = {"saturate": fmt.max, "inf": math.inf, "nan": math.nan}[overflow]
+    job.over_bits = _bits(given)
+    job.smallest = min(abs(v) for v in fmt.values if v)
     if not isinstance(fmt, FloatFormat):
         return _Prepared(job, _fill_table(job, fmt, rounding))
     plan = float_plan(fmt, torch.float32)
@@ -187,7 +190,7 @@ def _prepare(fmt: Format, rounding: str, overflow: str) -> _Prepared | None:
     job.min_normal, job.cut, job.flip, job.max = plan.min_normal, plan.cut, plan.flip, plan.max
     job.magic = 2.0 ** (plan.sub_quantum + 23)
     job.to_one = 2.0**-fmt.min_exponent
-    job.to_grid = 2.0 ** (fmt.min_exponent - plan.sub_quantum)
+    job.to_grid = 2.0 ** (fmt.min_exponent - plan.sub_quantum + RANDOM_BITS)
     job.unit = 2.0**plan.sub_quantum
     return _Prepared(job, ())
 
@@ -238,7 +241,7 @@ def _bucketed(job: _Job, points: tuple[float, ...], payloads: Tensor) -> Tensor:
         near = at_zero + step * passed
         far = near + step * inside.to(torch.int64)
         rows.append(
-            torch.stack([threshold.to(torch.int32), payloads[near], payloads[far], payloads[near]])
+            torch.stack([threshold.to(torch.int32), payloads[near], payloads[far], payloads[far]])
         )
     job.bucket_low, job.bucket_high, job.bucket_shift = low, high, shift
     job.buckets = buckets

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from altcore.formats import FloatFormat, Format
+from altcore.numerics.hashing import RANDOM_BITS
 from altcore.numerics.plan import FloatPlan, float_plan, table_plan, thresholds
 
-_DEEPEST = 90  # bits: shifted so far, nothing of a float64 significand is left
+_DEEPEST = 84  # bits: shifted so far, nothing of a float64 significand is left
 
 
 def round_unscaled(
@@ -22,7 +23,7 @@ def round_unscaled(
 ) -> tuple[Tensor, Tensor]:
     """Round ``y`` (float32 or float64) to ``fmt``: grid values saturated, and the overflows.
 
-    ``noise`` holds the 32 random bits of each element for stochastic rounding. NaN gives NaN.
+    ``noise`` holds the random bits of each element for stochastic rounding. NaN gives NaN.
     A zero has the sign of ``y``.
     """
     if isinstance(fmt, FloatFormat):
@@ -76,14 +77,14 @@ def round_float(
 
 
 def _share(rest: Tensor, cut: Tensor) -> Tensor:
-    """``rest / 2**cut`` in units of 2**-32, rounded to nearest with ties down.
+    """``rest / 2**cut`` in units of 2**-RANDOM_BITS, rounded to nearest with ties down.
 
-    Centred: 32 random bits h stand for the number (h + 1/2) / 2**32. Both int64.
+    Centred: random bits h stand for the number (h + 1/2) / 2**RANDOM_BITS. Both int64.
     """
-    fine = rest << (32 - cut).clamp(min=0)
-    half = torch.ones_like(cut) << (cut - 33).clamp(min=0)
-    coarse = (rest + half - 1) >> (cut - 32).clamp(min=0)
-    return torch.where(cut <= 32, fine, coarse)
+    fine = rest << (RANDOM_BITS - cut).clamp(min=0)
+    half = torch.ones_like(cut) << (cut - RANDOM_BITS - 1).clamp(min=0)
+    coarse = (rest + half - 1) >> (cut - RANDOM_BITS).clamp(min=0)
+    return torch.where(cut <= RANDOM_BITS, fine, coarse)
 
 
 def round_table(
@@ -104,7 +105,7 @@ def round_table(
         inner_above = torch.where(high == -low, y >= 0, high.abs() < low.abs())
         inner, outer = torch.where(inner_above, high, low), torch.where(inner_above, low, high)
         distance, width = (y.double() - inner).abs(), (outer - inner).abs()
-        outside = distance * 2.0**32 > (noise.double() + 0.5) * width
+        outside = distance * 2.0**RANDOM_BITS > (noise.double() + 0.5) * width
         # Position in the extended grid: the upper end if exactly one of the two holds.
         index = interval + (inner_above ^ outside).to(torch.int64)
         index = torch.where(below < 0, 0, torch.where(below > last + 1, last + 2, index))
