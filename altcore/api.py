@@ -154,22 +154,27 @@ def prepare(
                 f"--resume {resume}: the run is at step {state['step']} of {config.max_steps}; "
                 "give --steps a larger number to go on"
             )
-    directory = RunDirectory.create(config) if resume is None else RunDirectory.open(path)
     run = Run(
-        config, directory.path, device, workload, workload.model, optimizer, quantization, _early
+        config,
+        Path(config.runs_dir),
+        device,
+        workload,
+        workload.model,
+        optimizer,
+        quantization,
+        _early,
     )
-    engine = Engine(
-        run,
-        directory,
-        Dispatcher(plugins, config.strict),
-        Detector(config),
-        {**facts, "flop_share": flop_share(run), "workload": dict(workload.facts)},
-    )
-    run.emit, engine.dispatch.on_broken = engine.emit, engine.on_broken
-    origins = {p.name: p.origin for p in plugins}
+    dispatch = Dispatcher(plugins, config.strict)
+    # The model runs here for the first time: what cannot run leaves no directory behind.
+    facts |= {"flop_share": flop_share(run), "workload": dict(workload.facts)}
+    directory = RunDirectory.create(config) if resume is None else RunDirectory.open(path)
+    run.directory = directory.path
+    engine = Engine(run, directory, dispatch, Detector(config), facts)
+    run.emit, dispatch.on_broken = engine.emit, engine.on_broken
     if state is None:
         write_configuration(directory, config)
-        about = {**environment(device, origins), "seed": config.seed, **engine.facts}
+        origins = {p.name: p.origin for p in plugins}
+        about = {**environment(device, origins), "seed": config.seed, **facts}
         directory.write_json("environment.json", about)
         engine.opening = ("start", {"name": directory.path.name, **facts})
     else:

@@ -268,9 +268,7 @@ def load(
     if "data" in merged:
         owners.setdefault(merged["workload"], {})["data"] = merged.pop("data")
     merged["no_plugins"] = [*merged.get("no_plugins", ()), *without]
-    merged["plugins"] = _with_observers(
-        merged.get("plugins", ()), appended, merged["no_plugins"]
-    )
+    merged["plugins"] = _with_observers(merged.get("plugins", ()), appended, merged["no_plugins"])
     merged["settings"] = owners
     known = fields_dict(TrainConfig)
     for key in merged:

@@ -41,6 +41,20 @@ def to_json(value: Any) -> Any:
     return value
 
 
+def from_json(value: Any) -> Any:
+    """Return what `to_json` was given: words that mean numbers are numbers again.
+
+    What people write (reasons, messages) stays as it is.
+    """
+    if isinstance(value, str):
+        return NONFINITE.get(value, value)
+    if isinstance(value, dict):
+        return {
+            k: v if k in ("event", "reason", "message") else from_json(v) for k, v in value.items()
+        }
+    return [from_json(v) for v in value] if isinstance(value, list) else value
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read a .jsonl file of a run; a torn last line is left out, words become numbers again."""
     if not path.exists():
@@ -52,15 +66,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
         if isinstance(line, dict):
-            numbers = {"event", "reason", "message"}
-            lines.append(
-                {
-                    k: NONFINITE[v]
-                    if k not in numbers and isinstance(v, str) and v in NONFINITE
-                    else v
-                    for k, v in line.items()
-                }
-            )
+            lines.append(from_json(line))
     return lines
 
 

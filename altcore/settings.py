@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_type_hints
 
 import attrs
 
@@ -78,15 +79,25 @@ def build(cls: type, given: Mapping[str, Any], where: str) -> Any:
 
 
 def init_fields(cls: type, where: str = "") -> dict[str, Attribute]:
-    """Return the settings of an attrs class, by name, with their types resolved."""
+    """Return the settings of an attrs class, by name, with their types resolved.
+
+    State (``init=False``) may have types that exist for the type checker only.
+    """
     try:
-        attrs.resolve_types(cls)
-        return {a.name: a for a in attrs.fields(cls) if a.init}
+        return {a.name: a.evolve(type=_resolved(cls, a)) for a in attrs.fields(cls) if a.init}
     except (attrs.exceptions.NotAnAttrsClassError, NameError, TypeError) as error:
         raise BadInput(
             f"{where or cls!r}: an attrs class (@define(eq=False)) with resolvable types is "
             f"needed: {error}"
         ) from error
+
+
+def _resolved(cls: type, a: Attribute) -> Any:
+    if not isinstance(a.type, str):
+        return a.type
+    home = next(c for c in cls.__mro__ if a.name in c.__dict__.get("__annotations__", {}))
+    only = type("Only", (), {"__annotations__": {a.name: a.type}})
+    return get_type_hints(only, globalns=vars(sys.modules[home.__module__]))[a.name]
 
 
 def describe(cls: type) -> list[dict[str, Any]]:

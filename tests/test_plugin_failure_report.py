@@ -3,6 +3,7 @@
 import json
 import re
 from itertools import dropwhile, takewhile
+from types import SimpleNamespace
 
 import pytest
 
@@ -337,6 +338,20 @@ def test_numbers_in_words():
         "inf",
     ]
     assert text(None) == "not available"
+
+
+def test_a_run_that_fails_on_a_collapse_is_reported(tmp_path):
+    """Where no verdict came, because the plugins broke or disagreed, the end writes the report."""
+    end = {"step": 12, "event": "end", "status": "failed", "steps": 12, "reports": []}
+    folder = record(tmp_path / "run", [COLLAPSE, end])
+    (folder / "reports").mkdir()
+    run = SimpleNamespace(directory=folder, reports_dir=folder / "reports", reports=[])
+    plugin = FailureReport()
+    for event in (COLLAPSE, end):
+        plugin.on_event(run, event)
+    report = (folder / "reports" / "failure.md").read_text()
+    assert ["status", "failed"] in cells(report)
+    assert section(report, "What was proposed") == "Not available."
 
 
 TINY = {

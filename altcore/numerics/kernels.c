@@ -23,8 +23,7 @@
 enum { NEAREST_EVEN, NEAREST_AWAY, TO_ZERO, UP, DOWN, STOCHASTIC };
 
 struct entry { /* a bucket of magnitudes with at most one threshold in it */
-    uint32_t threshold, payload[2]; /* below the threshold, and from it on */
-    uint32_t unused;
+    uint32_t threshold, near, change, unused; /* the payload below it; what changes at it */
 };
 
 struct job {
@@ -45,6 +44,7 @@ struct job {
     float bottom, top; /* rounding passes the ends below and from here */
     /* a float format */
     uint32_t min_normal, cut, flip;
+    uint32_t to_magic; /* from an exponent's bits to those of its magic number; 0 for none */
     float magic, max, to_one, to_grid, unit;
     /* all */
     float smallest;     /* the smallest magnitude but zero */
@@ -55,8 +55,8 @@ struct job {
 /* Part of a block whose elements share a scale. */
 struct part {
     const float *x;
-    const uint32_t *noise;
     float *out;
+    int64_t start; /* index of the first element */
     int n;
     float r, s;
 };
@@ -107,27 +107,56 @@ INLINE float round_small(const struct job *j, int rounding, float a, uint32_t si
     return ((rounding == UP) == (sign == 0)) ? above : below;
 }
 
-INLINE void round_float(const struct job *j, struct part p, int rounding, int counted,
+/* Rounding to nearest even in six operations, where `magic` times any power of two up to the
+ * largest value's fits: the magnitude's own exponent, but no less than the subnormals', makes
+ * the constant whose addition rounds it. */
+INLINE float round_by_adding(const struct job *j, float a) {
+    const uint32_t exponent = bits_of(a) & INFINITE;
+    const uint32_t least = j->min_normal;
+    const float magic =
+        float_of(((int32_t)exponent > (int32_t)least ? exponent : least) + j->to_magic);
+    return (a + magic) - magic;
+}
+
+/* Random bits: the hash of altcore/numerics/hashing.py. */
+INLINE uint32_t draw(uint32_t index, uint32_t first, uint32_t second) {
+    uint32_t x = index ^ first;
+    x = (x ^ (x >> 16)) * 0x7feb352du;
+    x = (x ^ (x >> 15) ^ second) * 0x846ca68bu;
+    return x ^ (x >> 16);
+}
+
+enum { ADDING = STOCHASTIC + 1 };      /* nearest even, where round_by_adding can */
+enum { SATURATING, REPLACING, COUNTED }; /* what happens to overflows */
+
+INLINE void round_float(const struct job *j, struct part p, int rounding, int overflow,
                         int64_t *totals) {
     const float *restrict x = p.x;
-    const uint32_t *restrict noise = p.noise;
     float *restrict out = p.out;
     const struct job local = *j;
+    const float least = float_of(local.min_normal), max = local.max;
+    const uint32_t first = (uint32_t)local.key;
+    const uint32_t second = (uint32_t)(local.key >> 32) ^ (uint32_t)((uint64_t)p.start >> 32);
     uint32_t passed = 0, zeros = 0, were_zero = 0, nonfinite = 0;
     for (int i = 0; i < p.n; i++) {
         const float y = x[i] * p.r;
-        const uint32_t bits = bits_of(y), sign = bits & SIGN, mag = bits & ~SIGN;
-        const uint32_t h = rounding == STOCHASTIC ? noise[i] : 0;
-        const float small = round_small(&local, rounding, float_of(mag), sign, h);
-        const float large = float_of(round_large(&local, rounding, mag, sign, h));
-        float size = (int32_t)mag < (int32_t)local.min_normal ? small : large;
-        const int over = size > local.max;
-        size = over ? float_of(local.over_bits) : size;
-        /* rounding the bits of a NaN may have left anything */
-        size = (int32_t)mag > (int32_t)INFINITE ? float_of(NOT_A_NUMBER) : size;
-        const float q = float_of(bits_of(size) | sign);
-        out[i] = q * p.s;
-        if (counted) {
+        const uint32_t sign = bits_of(y) & SIGN;
+        const uint32_t h =
+            rounding == STOCHASTIC ? draw((uint32_t)p.start + (uint32_t)i, first, second) : 0;
+        float a = float_of(bits_of(y) & ~SIGN), size;
+        /* written so that a NaN stays, here and below */
+        if (overflow == SATURATING) a = max < a ? max : a;
+        if (rounding == ADDING) {
+            size = round_by_adding(&local, a);
+        } else {
+            const float small = round_small(&local, rounding, a, sign, h);
+            const float large = float_of(round_large(&local, rounding, bits_of(a), sign, h));
+            size = a >= least ? large : small;
+        }
+        const int over = size > max;
+        if (overflow != SATURATING) size = over ? float_of(local.over_bits) : size;
+        out[i] = float_of(bits_of(size) | sign) * p.s;
+        if (overflow == COUNTED) {
             const uint32_t was = bits_of(x[i]) & ~SIGN;
             const uint32_t infinite = (int32_t)was >= (int32_t)INFINITE ? 1 : 0;
             nonfinite += infinite;
@@ -136,7 +165,7 @@ INLINE void round_float(const struct job *j, struct part p, int rounding, int co
             were_zero += was == 0 ? 1 : 0;
         }
     }
-    if (counted) {
+    if (overflow == COUNTED) {
         totals[1] += passed;
         /* a zero stays zero, unless the scale is NaN and nothing is zero any more */
         totals[2] += zeros > were_zero ? zeros - were_zero : 0;
@@ -147,9 +176,11 @@ INLINE void round_float(const struct job *j, struct part p, int rounding, int co
 #define LOOPS(NAME, ROUNDING)                                                                  \
     static void NAME(const struct job *j, struct part p, int64_t *totals) {                    \
         if (j->counts)                                                                         \
-            round_float(j, p, ROUNDING, 1, totals);                                            \
+            round_float(j, p, ROUNDING, COUNTED, totals);                                      \
+        else if (j->saturates)                                                                 \
+            round_float(j, p, ROUNDING, SATURATING, totals);                                   \
         else                                                                                   \
-            round_float(j, p, ROUNDING, 0, totals);                                            \
+            round_float(j, p, ROUNDING, REPLACING, totals);                                    \
     }
 
 LOOPS(nearest_even, NEAREST_EVEN)
@@ -159,20 +190,17 @@ LOOPS(up, UP)
 LOOPS(down, DOWN)
 LOOPS(stochastic, STOCHASTIC)
 
-typedef void (*float_loop)(const struct job *, struct part, int64_t *);
-static const float_loop FLOAT_LOOPS[] = {nearest_even, nearest_away, to_zero, up, down, stochastic};
+static void adding(const struct job *j, struct part p, int64_t *totals) {
+    round_float(j, p, ADDING, SATURATING, totals);
+}
 
-/* The hash of altcore/numerics/hashing.py. */
-static void draw(const struct job *j, int64_t start, uint32_t *restrict noise, int n) {
-    const uint32_t first = (uint32_t)j->key;
-    const uint32_t second = (uint32_t)(j->key >> 32) ^ (uint32_t)((uint64_t)start >> 32);
-    for (int i = 0; i < n; i++) {
-        uint32_t x = ((uint32_t)start + (uint32_t)i) ^ first;
-        x = (x ^ (x >> 16)) * 0x7feb352du;
-        x = x ^ (x >> 15) ^ second;
-        x *= 0x846ca68bu;
-        noise[i] = x ^ (x >> 16);
-    }
+typedef void (*float_loop)(const struct job *, struct part, int64_t *);
+
+static float_loop loop_of(const struct job *j) {
+    static const float_loop loops[] = {nearest_even, nearest_away, to_zero,
+                                       up,           down,         stochastic};
+    if (j->rounding == NEAREST_EVEN && j->to_magic && j->saturates && !j->counts) return adding;
+    return loops[j->rounding];
 }
 
 /* ------------------------------------------------------------------------ rounding to a table */
@@ -193,7 +221,10 @@ static void find_gaps(const struct job *j, const float *restrict y, uint32_t *re
         }
         for (int i = 0; i < n; i++) {
             const struct entry *e = entries + where[i];
-            gap[i] = e->payload[(bits_of(y[i]) & ~SIGN) >= e->threshold];
+            /* by a mask from the sign: a branch here would be mispredicted half of the time */
+            const int32_t missing = (int32_t)(e->threshold - 1 - (bits_of(y[i]) & ~SIGN));
+            const uint32_t past = (uint32_t)(missing >> 31);
+            gap[i] = e->near ^ (past & e->change);
         }
         return;
     }
@@ -211,9 +242,10 @@ static void find_gaps(const struct job *j, const float *restrict y, uint32_t *re
 
 /* Turn counts of grid values at or below each number into the value drawn, 0 and n + 1 being
  * past the ends. Distances in float64, as in rounding.py. */
-static void draw_value(const struct job *j, const float *restrict y,
-                       const uint32_t *restrict noise, uint32_t *restrict gap,
-                       uint32_t *restrict over, int n) {
+static void draw_values(const struct job *j, const float *restrict y, int64_t start,
+                        uint32_t *restrict gap, uint32_t *restrict over, int n) {
+    const uint32_t first = (uint32_t)j->key;
+    const uint32_t second = (uint32_t)(j->key >> 32) ^ (uint32_t)((uint64_t)start >> 32);
     const int64_t last = j->threshold_count - 3; /* index of the largest value */
     for (int i = 0; i < n; i++) {
         const int64_t below = (int64_t)gap[i] - 1;
@@ -221,7 +253,8 @@ static void draw_value(const struct job *j, const float *restrict y,
         const double lower = j->grid[at], upper = j->grid[at + 1], v = (double)y[i];
         const int inner_above = upper == -lower ? v >= 0 : fabs(upper) < fabs(lower);
         const double distance = fabs(v - (inner_above ? upper : lower));
-        const double drawn = ((double)(noise[i] >> 9) + 0.5) * (upper - lower);
+        const uint32_t h = draw((uint32_t)start + (uint32_t)i, first, second);
+        const double drawn = ((double)(h >> 9) + 0.5) * (upper - lower);
         int64_t index = at + (inner_above ^ (distance * 8388608.0 > drawn));
         index = below < 0 ? 0 : below > last + 1 ? last + 2 : index;
         over[i] = index == 0 || index == last + 2;
@@ -241,7 +274,7 @@ static void round_table(const struct job *j, struct part p, int64_t *totals) {
     for (int i = 0; i < p.n; i++) y[i] = x[i] * p.r;
     find_gaps(j, y, gap, p.n);
     if (j->rounding == STOCHASTIC)
-        draw_value(j, y, p.noise, gap, over, p.n);
+        draw_values(j, y, p.start, gap, over, p.n);
     else
         for (int i = 0; i < p.n; i++) over[i] = (y[i] < bottom ? 1 : 0) | (y[i] >= top ? 1 : 0);
     for (int i = 0; i < p.n; i++) {
@@ -307,29 +340,35 @@ static void narrow(const struct job *j, const float *restrict q, float s,
 
 /* -------------------------------------------------------------------------------------- all */
 
+#ifdef __AVX__
+#include <immintrin.h>
+static void stream(const float *restrict from, float *restrict to, int n) {
+    for (int i = 0; i < n; i += 8) _mm256_stream_ps(to + i, _mm256_load_ps(from + i));
+}
+#endif
+
 static void round_block(const struct job *j, int64_t start, int n, int64_t *totals) {
-    float wide[BLOCK], grid[BLOCK];
-    uint32_t noise[BLOCK];
     const int to_half = j->is_half && j->is_fake;
+    float wide[BLOCK]; __attribute__((aligned(64))) float grid[BLOCK];
+    const int streaming = !to_half && n == BLOCK && j->n > (1<<20) && ((uintptr_t)j->out & 31) == 0;
+    const float_loop loop = j->is_table ? round_table : loop_of(j);
     const float *x = (const float *)j->x + start;
     if (j->is_half) {
         widen((const uint16_t *)j->x + start, wide, n);
         x = wide;
     }
-    if (j->rounding == STOCHASTIC) draw(j, start, noise, n);
     for (int i = 0, m; i < n; i += m) {
         const int64_t at = (start + i) / j->row, left = (at + 1) * j->row - (start + i);
         m = left < n - i ? (int)left : n - i;
         const float s = j->s ? j->s[at] : 1.0f;
-        struct part p = {x + i, noise + i, (float *)j->out + start + i, m, 1.0f, s};
+        struct part p = {x + i, (float *)j->out + start + i, start + i, m, 1.0f, s};
         if (j->r) p.r = j->r[at];
         if (to_half) p.out = grid, p.s = 1.0f;
-        if (j->is_table)
-            round_table(j, p, totals);
-        else
-            FLOAT_LOOPS[j->rounding](j, p, totals);
+        if (streaming) p.out = grid + i;
+        loop(j, p, totals);
         if (to_half) narrow(j, grid, s, (uint16_t *)j->out + start + i, m);
     }
+    if (streaming) stream(grid, (float *)j->out + start, n);
 }
 
 /* Blocks are shared out in one run for each thread; the result does not depend on how many. */

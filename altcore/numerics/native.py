@@ -24,7 +24,7 @@ from altcore.reference import ROUNDINGS
 
 _ALONE = 32768  # elements that one thread rounds before a second is worth waking
 _MOST_BUCKETS = 1 << 17  # for each sign; 16 bytes each
-_NEVER = 0xFFFFFFFF  # a threshold above every magnitude's bits
+_NEVER = 0x7FFFFFFF  # a threshold above every magnitude's bits
 
 
 class _Job(ctypes.Structure):
@@ -53,6 +53,7 @@ class _Job(ctypes.Structure):
         ("min_normal", ctypes.c_uint32),
         ("cut", ctypes.c_uint32),
         ("flip", ctypes.c_uint32),
+        ("to_magic", ctypes.c_uint32),
         ("magic", ctypes.c_float),
         ("max", ctypes.c_float),
         ("to_one", ctypes.c_float),
@@ -188,6 +189,8 @@ def _prepare(fmt: Format, rounding: str, overflow: str) -> _Prepared | None:
     if plan.sub_quantum + 23 > 127:
         return None  # the constant whose addition rounds subnormals would overflow
     job.min_normal, job.cut, job.flip, job.max = plan.min_normal, plan.cut, plan.flip, plan.max
+    if fmt.subnormals and fmt.mantissa_bits and fmt.max_exponent + plan.cut < 127:
+        job.to_magic = plan.cut << 23
     job.magic = 2.0 ** (plan.sub_quantum + 23)
     job.to_one = 2.0**-fmt.min_exponent
     job.to_grid = 2.0 ** (fmt.min_exponent - plan.sub_quantum + RANDOM_BITS)
@@ -241,7 +244,14 @@ def _bucketed(job: _Job, points: tuple[float, ...], payloads: Tensor) -> Tensor:
         near = at_zero + step * passed
         far = near + step * inside.to(torch.int64)
         rows.append(
-            torch.stack([threshold.to(torch.int32), payloads[near], payloads[far], payloads[far]])
+            torch.stack(
+                [
+                    threshold.to(torch.int32),
+                    payloads[near],
+                    payloads[near] ^ payloads[far],
+                    payloads[near],
+                ]
+            )
         )
     job.bucket_low, job.bucket_high, job.bucket_shift = low, high, shift
     job.buckets = buckets

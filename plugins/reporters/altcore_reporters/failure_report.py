@@ -68,7 +68,8 @@ class FailureReport:
                 self.is_collapsing = False
                 write(run.directory, path)
                 self._tell(run, path)
-        elif kind == "end" and path.exists():
+        elif kind == "end" and (path.exists() or self.is_collapsing):
+            # Also for a run that failed between a collapse and the verdict on it.
             write(run.directory, path)
 
     def _tell(self, run: Run, path: Path) -> None:

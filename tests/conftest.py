@@ -1,0 +1,37 @@
+"""Settings that all tests share."""
+
+import os
+
+# Before torch is imported: tests are many and small, and a second thread only costs.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+from hypothesis import settings
+
+from helpers import PluginShelf, forget_installed, text_file
+
+settings.register_profile("tests", deadline=None, derandomize=True, database=None)
+settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def corpus(tmp_path_factory):
+    """A small text file to train on: nothing is read from the machine's Python."""
+    return text_file(tmp_path_factory.mktemp("corpus") / "words.txt")
+
+
+@pytest.fixture
+def shelf(tmp_path, monkeypatch):
+    """A folder on the path in which a test installs its own plugins, with real metadata."""
+    (tmp_path / "site").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    yield PluginShelf(tmp_path / "site", monkeypatch)
+    forget_installed()
+
+
+@pytest.fixture
+def start(tmp_path, corpus, monkeypatch):
+    """Return a function that trains a tiny model into ``tmp_path``; see `helpers.Starter`."""
+    from helpers import Starter
+
+    return Starter(tmp_path / "runs", corpus)

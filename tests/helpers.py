@@ -1,0 +1,165 @@
+"""What several tests share: installing plugins, running tiny trainings, reading what they left."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import random
+import sys
+import types
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field
+
+# ------------------------------------------------------------------------------ plugins
+
+
+def forget_installed() -> None:
+    """Let altcore look again at what is installed."""
+    from altcore import registry
+
+    importlib.invalidate_caches()
+    registry.entries.cache_clear()
+    registry._format_named.cache_clear()
+
+
+@define
+class PluginShelf:
+    """Distributions of a test: their metadata as pip would leave it, their code in memory."""
+
+    folder: Path
+    monkeypatch: Any
+    count: int = 0
+
+    def install(
+        self, kind: str, name: str, thing: Any, distribution: str = "", version: str = "1.2.3"
+    ) -> str:
+        """Install ``thing`` as the entry point ``name`` of a kind; returns the name."""
+        self.count += 1
+        module = types.ModuleType(f"altcore_tested_{self.folder.parent.name}_{self.count}")
+        module.thing = thing
+        self.monkeypatch.setitem(sys.modules, module.__name__, module)
+        distribution = distribution or f"acme-{name}"
+        info = self.folder / f"{distribution.replace('-', '_')}-{version}.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(
+            f"Metadata-Version: 2.1\nName: {distribution}\nVersion: {version}\nSummary: a test's\n"
+        )
+        (info / "entry_points.txt").write_text(
+            f"[altcore.{kind}s]\n{name} = {module.__name__}:thing\n"
+        )
+        forget_installed()
+        return name
+
+
+# --------------------------------------------------------------------------------- runs
+
+WORDS = "the grid holds few numbers and each weight must live on one of them or move away".split()
+
+
+def text_file(path: Path) -> Path:
+    """Write some 20 kB of text that is always the same."""
+    draw = random.Random(7)
+    path.write_text(" ".join(draw.choice(WORDS) for _ in range(5000)))
+    return path
+
+
+@define
+class Starter:
+    """Trains the workload gpt at size tiny, cut down further, into one folder of runs."""
+
+    runs: Path
+    corpus: Path
+    keys: dict[str, Any] = field(factory=dict)
+
+    def config(self, plugins: tuple[str, ...] | list[str] = (), **keys: Any) -> Any:
+        """Return a TrainConfig: without observers, in float32, three steps.
+
+        ``gpt__n_layer=2`` sets gpt.n_layer.
+        """
+        from altcore import config
+
+        given = {
+            "device": "cpu",
+            "max_steps": 3,
+            "warmup_steps": 1,
+            "learning_rate": 1e-2,
+            "eval_interval": 0,
+            "checkpoint_interval": 0,
+            "eval_steps": 1,
+            "runs_dir": str(self.runs),
+            "plugins": list(plugins),
+            "workload": "gpt",
+        }
+        if keys.get("workload", "gpt") == "gpt":
+            given |= {
+                "gpt.size": "tiny",
+                "gpt.n_layer": 1,
+                "gpt.block_size": 16,
+                "gpt.batch_size": 4,
+                "gpt.data": str(self.corpus),
+            }
+        given |= {key.replace("__", "."): value for key, value in {**self.keys, **keys}.items()}
+        overrides = [(key, value, "") for key, value in given.items()]
+        return config.load(overrides=overrides, without=["progress", "failure-report"])
+
+    def __call__(self, plugins: tuple[str, ...] | list[str] = (), **keys: Any) -> Any:
+        """Train; returns the Result."""
+        import altcore
+
+        return altcore.train(self.config(plugins, **keys))
+
+    def engine(self, plugins: tuple[str, ...] | list[str] = (), **keys: Any) -> Any:
+        """Return the engine of a run that has not begun."""
+        from altcore import api
+
+        return api.prepare(self.config(plugins, **keys))
+
+    def resume(self, name: str, **changes: Any) -> Any:
+        """Go on with a run of the folder; returns the Result."""
+        import altcore
+        from altcore import api
+
+        config = api.resumed(name, str(self.runs), **changes)
+        return altcore.train(config, resume=name)
+
+
+def checkpoints(run: Path) -> list[str]:
+    """Return the names of a run's checkpoints."""
+    return sorted(p.name for p in (run / "checkpoints").iterdir() if p.is_dir())
+
+
+def state(run: Path, name: str | None = None) -> dict[str, Any]:
+    """Return the state in a run's checkpoint, the last one if none is named."""
+    from altcore import checkpoint
+
+    folder = run / "checkpoints"
+    return checkpoint.load(folder / (name or (folder / "last").read_text()))[0]
+
+
+def sha256(tensors: Any) -> str:
+    """Return the digest of a mapping of tensors: names, shapes and bits."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def weights_sha256(run: Path, name: str | None = None) -> str:
+    """Return the digest of the weights in a run's checkpoint."""
+    return sha256(state(run, name)["model"])
+
+
+def metrics_bytes(run: Path) -> bytes:
+    """Return metrics.jsonl as it lies there."""
+    return (run / "metrics.jsonl").read_bytes()
+
+
+def events(run: Path, *kinds: str) -> list[dict[str, Any]]:
+    """Return a run's events, of some kinds or all."""
+    from altcore.record import read_lines
+
+    found = read_lines(run / "events.jsonl")
+    return [e for e in found if not kinds or e["event"] in kinds]
