@@ -184,6 +184,8 @@ class Engine:
         if step.is_recorded and q.stored:
             values["scales"] = torch.stack([w.scale for w in q.stored.values()])
         host = self.recorder.read({**values, **rates, **seen})
+        if self.recorder.previous:
+            self.progress.note_stall(self.recorder.previous.values)
         norms = (host["loss"], host["grad_norm"], host["final_norm"])
         host["is_finite"] = all(map(math.isfinite, norms)) and not host["nonfinite"]
         if step.is_recorded:
@@ -250,11 +252,10 @@ class Engine:
         if host["dead"] >= self.run.config.dead_neuron_window:
             dead = self.gradients.dead_by_name()
         stall = None
-        if step.is_recorded and self.recorder.previous:
-            before = self.recorder.previous.values
-            for which in ("stored", "view"):
-                if stall is None and before[f"{which}_stall_rate"] is not None:
-                    stall = (which, before[f"{which}_stall_rate"])
+        # A diagnostic may have more steps recorded; what is judged must not depend on it.
+        if due(self.run.config.log_interval, step):
+            rates = self.progress.stall_rates.items()
+            stall = next(((kind, rate) for kind, rate in rates if rate is not None), None)
         return self.detector.observe(
             step.index,
             host["loss"],
@@ -357,6 +358,7 @@ class Engine:
 
     def on_line(self, line: dict[str, Any]) -> None:
         """Write a complete line of metrics, and tell it."""
+        self.progress.note_stall(line)
         self.directory.append(METRICS, line)
         step = Step(line["step"], learning_rate=line["learning_rate"], is_recorded=True)
         self.dispatch.call("on_record", run=self.run, step=step, metrics=line)

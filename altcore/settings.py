@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping
 from functools import cache
+from inspect import get_annotations
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_type_hints
 
 import attrs
@@ -95,7 +96,7 @@ def init_fields(cls: type, where: str = "") -> dict[str, Attribute]:
 def _resolved(cls: type, a: Attribute) -> Any:
     if not isinstance(a.type, str):
         return a.type
-    home = next(c for c in cls.__mro__ if a.name in c.__dict__.get("__annotations__", {}))
+    home = next(c for c in cls.__mro__ if a.name in get_annotations(c))
     only = type("Only", (), {"__annotations__": {a.name: a.type}})
     return get_type_hints(only, globalns=vars(sys.modules[home.__module__]))[a.name]
 

@@ -150,6 +150,12 @@ class Progress:
     is_overflowing: bool = False
     scales: dict[str, float] = field(factory=dict)
     """Of stored weights, by parameter, when they were last read."""
+    stall_rates: dict[str, float | None] = field(factory=dict)
+    """Of the last recorded update: stored, then view; None where there is none."""
+
+    def note_stall(self, line: Mapping[str, Any]) -> None:
+        """Keep the stall rates of a line of metrics."""
+        self.stall_rates = {kind: line[f"{kind}_stall_rate"] for kind in ("stored", "view")}
 
     def summary(self) -> dict[str, Any]:
         """Return its part of the run's summary."""

@@ -163,3 +163,59 @@ def events(run: Path, *kinds: str) -> list[dict[str, Any]]:
 
     found = read_lines(run / "events.jsonl")
     return [e for e in found if not kinds or e["event"] in kinds]
+
+
+# ------------------------------------------------------------------------ a plugin that looks
+
+
+def tracer(log: list[str], label: str = "") -> type:
+    """Return a plugin class that writes every hook with step and micro-batch to ``log``."""
+    from altcore import hookimpl
+
+    @define(eq=False)
+    class Trace:
+        @hookimpl
+        def run_start(self, run):
+            log.append(f"{label}run_start")
+
+        @hookimpl
+        def pre_backward(self, run, step):
+            log.append(f"{label}pre_backward {step.index}.{step.micro}")
+
+        @hookimpl
+        def post_backward(self, run, step):
+            log.append(f"{label}post_backward {step.index}")
+
+        @hookimpl
+        def pre_step(self, run, step):
+            log.append(f"{label}pre_step {step.index}")
+
+        @hookimpl
+        def post_step(self, run, step):
+            log.append(f"{label}post_step {step.index}")
+
+        @hookimpl
+        def on_nan(self, run, step, where):
+            log.append(f"{label}on_nan {step.index}: {where.what} of {where.layer}")
+
+        @hookimpl
+        def on_collapse(self, run, step, evidence):
+            log.append(f"{label}on_collapse {step.index}: {evidence['cause']}")
+
+        @hookimpl
+        def on_record(self, run, step, metrics):
+            log.append(f"{label}on_record {metrics['step']}")
+
+        @hookimpl
+        def on_event(self, run, event):
+            log.append(f"{label}on_event {event['step']}: {event['event']}")
+
+        @hookimpl
+        def on_eval(self, run, step, metrics):
+            log.append(f"{label}on_eval {step.index}")
+
+        @hookimpl
+        def run_end(self, run, summary):
+            log.append(f"{label}run_end: {summary['status']}")
+
+    return Trace

@@ -269,9 +269,10 @@ static void round_table(const struct job *j, struct part p, int64_t *totals) {
     const float *restrict x = p.x;
     float *restrict out = p.out;
     const float bottom = j->bottom, top = j->top;
-    const int saturates = j->saturates;
+    const uint32_t replaces = j->saturates ? 0 : 1, over_bits = j->over_bits;
+    const float r = p.r, s = p.s;
     uint32_t passed = 0, flushed = 0, nonfinite = 0;
-    for (int i = 0; i < p.n; i++) y[i] = x[i] * p.r;
+    for (int i = 0; i < p.n; i++) y[i] = x[i] * r;
     find_gaps(j, y, gap, p.n);
     if (j->rounding == STOCHASTIC)
         draw_values(j, y, p.start, gap, over, p.n);
@@ -279,11 +280,12 @@ static void round_table(const struct job *j, struct part p, int64_t *totals) {
         for (int i = 0; i < p.n; i++) over[i] = (y[i] < bottom ? 1 : 0) | (y[i] >= top ? 1 : 0);
     for (int i = 0; i < p.n; i++) {
         const uint32_t bits = bits_of(y[i]), sign = bits & SIGN;
+        const uint32_t lost = over[i] & replaces;
         uint32_t value = (gap[i] & ~SIGN) == 0 ? sign : gap[i];
-        value = over[i] && !saturates ? j->over_bits | sign : value;
+        value = lost ? over_bits | sign : value;
         value = (int32_t)(bits & ~SIGN) > (int32_t)INFINITE ? NOT_A_NUMBER : value;
         gap[i] = value;
-        out[i] = float_of(value) * p.s;
+        out[i] = float_of(value) * s;
     }
     if (!j->counts) return;
     for (int i = 0; i < p.n; i++) {
@@ -340,17 +342,9 @@ static void narrow(const struct job *j, const float *restrict q, float s,
 
 /* -------------------------------------------------------------------------------------- all */
 
-#ifdef __AVX__
-#include <immintrin.h>
-static void stream(const float *restrict from, float *restrict to, int n) {
-    for (int i = 0; i < n; i += 8) _mm256_stream_ps(to + i, _mm256_load_ps(from + i));
-}
-#endif
-
 static void round_block(const struct job *j, int64_t start, int n, int64_t *totals) {
+    float wide[BLOCK], grid[BLOCK];
     const int to_half = j->is_half && j->is_fake;
-    float wide[BLOCK]; __attribute__((aligned(64))) float grid[BLOCK];
-    const int streaming = !to_half && n == BLOCK && j->n > (1<<20) && ((uintptr_t)j->out & 31) == 0;
     const float_loop loop = j->is_table ? round_table : loop_of(j);
     const float *x = (const float *)j->x + start;
     if (j->is_half) {
@@ -364,11 +358,9 @@ static void round_block(const struct job *j, int64_t start, int n, int64_t *tota
         struct part p = {x + i, (float *)j->out + start + i, start + i, m, 1.0f, s};
         if (j->r) p.r = j->r[at];
         if (to_half) p.out = grid, p.s = 1.0f;
-        if (streaming) p.out = grid + i;
         loop(j, p, totals);
         if (to_half) narrow(j, grid, s, (uint16_t *)j->out + start + i, m);
     }
-    if (streaming) stream(grid, (float *)j->out + start, n);
 }
 
 /* Blocks are shared out in one run for each thread; the result does not depend on how many. */
