@@ -11,6 +11,7 @@ import click
 from altcore.errors import AltcoreError
 
 COMMANDS = {
+    "formats": ("formats", "Show what number formats can represent."),
     "plugins": ("plugins", "Show what is installed."),
     "runs": ("runs", "Show what was run."),
     "train": ("train", "Train in a number format, and see whether it survives."),

@@ -1,0 +1,210 @@
+"""``altcore formats``: what formats can represent, in figures and pictures."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import click
+
+from altcore.errors import BadInput
+from altcore.formats import Format
+from altcore.registry import entries, get_format
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+WIDTH = 96
+"""Columns of a picture in the terminal."""
+
+
+@click.group()
+def formats() -> None:
+    """Show what number formats can represent."""
+
+
+def facts(fmt: Format) -> dict[str, Any]:
+    """Return what there is to say of a format in figures."""
+    ratio = fmt.max / fmt.smallest
+    return {
+        "name": fmt.name,
+        "bits": fmt.bits,
+        "precision": fmt.precision,
+        "largest": fmt.max,
+        "smallest": fmt.smallest,
+        "range_db": round(20 * math.log10(ratio), 1),
+        "range_binades": round(math.log2(ratio), 1),
+        "values": len(fmt.values),
+        "nan_codes": len(fmt.nan_codes),
+        "inf_codes": len(fmt.inf_codes),
+    }
+
+
+@formats.command("list")
+@AS_JSON
+def list_(as_json: bool) -> None:
+    """List the formats that are installed by name, with their figures."""
+    names = sorted({e.name for e in entries() if e.kind == "format" and not e.is_family})
+    rows = [facts(get_format(name)) for name in names]
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    _print_table(rows)
+    families = [e.name for e in entries() if e.is_family]
+    if families:
+        click.echo(f"and any name of the families {', '.join(sorted(families))}")
+
+
+def _print_table(rows: list[dict[str, Any]]) -> None:
+    if not rows:
+        click.echo("no format is installed; the first-party ones: pip install altcore-formats")
+        return
+    cells = [{k: _cell(v) for k, v in row.items()} for row in rows]
+    width = {k: max(len(k), *(len(c[k]) for c in cells)) for k in cells[0]}
+    click.echo("  ".join(f"{k:>{width[k]}}" for k in width))
+    for cell in cells:
+        click.echo("  ".join(f"{cell[k]:>{width[k]}}" for k in width))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+@formats.command()
+@click.argument("name")
+@AS_JSON
+def show(name: str, as_json: bool) -> None:
+    """Show one format: its figures, its value table, and where the values lie."""
+    fmt = get_format(name)
+    about = facts(fmt)
+    if as_json:
+        table = {"values": list(fmt.values), "codes": {"nan": fmt.nan_codes, "inf": fmt.inf_codes}}
+        click.echo(json.dumps({**about, **table}, indent=1))
+        return
+    for key, value in about.items():
+        click.echo(f"{key:<14} {_cell(value)}")
+    click.echo(f"\nwhere the values lie, 0 to {fmt.max:g} and by binade:")
+    click.echo(linear_picture(fmt))
+    click.echo(binade_picture(fmt))
+    shown = fmt.values if len(fmt.values) <= 512 else fmt.values[: 512 // 2]
+    click.echo("\nvalues:")
+    for start in range(0, len(shown), 8):
+        click.echo("  ".join(f"{v:>12.6g}" for v in shown[start : start + 8]))
+    if len(shown) < len(fmt.values):
+        click.echo(f"... {len(fmt.values) - len(shown)} more; --json gives all")
+
+
+def linear_picture(fmt: Format) -> str:
+    """Return a line whose marks are the nonnegative values, on a linear axis.
+
+    >>> from altcore.formats import table_format
+    >>> linear_picture(table_format("t", [0, 1]))[0::95]
+    '||'
+    """
+    cells = [" "] * WIDTH
+    for value in fmt.values:
+        if value >= 0:
+            cells[round(value / fmt.max * (WIDTH - 1))] = "|"
+    return "".join(cells)
+
+
+def binade_picture(fmt: Format) -> str:
+    """Return how many values each binade holds, as a line of digits (``+`` for 10 and more)."""
+    counts: dict[int, int] = {}
+    for value in fmt.values:
+        if value > 0:
+            binade = math.frexp(value)[1] - 1
+            counts[binade] = counts.get(binade, 0) + 1
+    low, high = min(counts), max(counts)
+    digits = [counts.get(b, 0) for b in range(low, high + 1)]
+    line = "".join("+" if d >= 10 else str(d) for d in digits)
+    return f"2^{low} {line} 2^{high}"
+
+
+@formats.command()
+@click.argument("names", nargs=-1, required=True)
+@click.option("--on", "data", default="normal,laplace,t5", show_default=True, help="Data.")
+@click.option("--runs-dir", default="runs", show_default=True, help="Folder of the runs.")
+@click.option("--plot", type=click.Path(dir_okay=False), help="Also write a picture (SVG).")
+@AS_JSON
+def compare(
+    names: tuple[str, ...], data: str, runs_dir: str, plot: str | None, as_json: bool
+) -> None:
+    """Compare formats on data: SQNR at the best scale and at amax scale, and what is lost.
+
+    Data are normal, uniform, laplace, t5 (Student), FILE.npy, or a run's name; several with
+    commas.
+    """
+    from altcore import sqnr
+
+    found = [get_format(name) for name in names]
+    rows = []
+    for what in data.split(","):
+        x = sqnr.samples(what.strip(), runs_dir)
+        for fmt in found:
+            both = sqnr.compare(fmt, x)
+            rows.append({"format": fmt.name, "data": what.strip(), **both})
+    if plot:
+        write_svg(Path(plot), found)
+    if as_json:
+        click.echo(json.dumps(rows, indent=1))
+        return
+    _print_table(
+        [
+            {
+                "format": r["format"],
+                "data": r["data"],
+                **{
+                    f"{key} at {at}": r[at][key]
+                    for at in ("best", "amax")
+                    for key in ("sqnr_db", "overflow", "underflow")
+                },
+            }
+            for r in rows
+        ]
+    )
+
+
+@formats.command("plot")
+@click.argument("names", nargs=-1, required=True)
+@click.option("--out", default="formats.svg", show_default=True, help="File to write (SVG).")
+@AS_JSON
+def plot_(names: tuple[str, ...], out: str, as_json: bool) -> None:
+    """Draw where the values of formats lie, one row each, on a logarithmic axis."""
+    write_svg(Path(out), [get_format(name) for name in names])
+    click.echo(json.dumps({"path": out}) if as_json else out)
+
+
+def write_svg(path: Path, found: list[Format]) -> None:
+    """Write the positive values of each format as marks on one base-2 logarithmic axis."""
+    from html import escape
+
+    positive = [[math.log2(v) for v in f.values if v > 0] for f in found]
+    low, high = min(map(min, positive)), max(map(max, positive))
+    span, left, width, row = max(high - low, 1.0), 110, 860, 34
+    height = row * len(found) + 50
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 40}" height="{height}" '
+        'font-family="sans-serif" font-size="13">',
+        "<title>Where the positive values of the formats lie</title>",
+        '<rect width="100%" height="100%" fill="white"/>',
+    ]
+    for i, (fmt, logs) in enumerate(zip(found, positive, strict=True)):
+        y = row * i + 12
+        parts.append(f'<text x="8" y="{y + 15}">{escape(fmt.name)}</text>')
+        marks = sorted({round(left + (v - low) / span * width, 2) for v in logs})
+        lines = "".join(f"M{x} {y}v20" for x in marks)
+        parts.append(f'<path d="{lines}" stroke="#1f5fa8" stroke-width="0.8"/>')
+    step = max(1, math.ceil(span / 12))
+    base = row * len(found) + 18
+    for power in range(math.ceil(low), math.floor(high) + 1, step):
+        x = left + (power - low) / span * width
+        parts.append(f'<path d="M{x:.1f} {base - 6}v6" stroke="black"/>')
+        parts.append(f'<text x="{x:.1f}" y="{base + 16}" text-anchor="middle">2^{power}</text>')
+    parts.append("</svg>")
+    try:
+        path.write_text("\n".join(parts) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written: {error.strerror}") from error
