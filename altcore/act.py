@@ -14,6 +14,7 @@ from altcore.actions import (
     Verdict,
     describe,
 )
+from altcore.errors import AltcoreError, BadInput, PluginError
 from altcore.recipe import change
 from altcore.state import Run, restore_snapshot
 
@@ -25,7 +26,13 @@ def carry_out(run: Run, verdict: Verdict) -> bool:
     """
     changed = False
     for proposal in verdict.chosen:
-        changed |= _carry_out(run, proposal.action, proposal)
+        try:
+            changed |= _carry_out(run, proposal.action, proposal)
+        except AltcoreError as error:
+            if type(error) not in (AltcoreError, BadInput):
+                raise
+            what = type(proposal.action).__name__
+            raise PluginError(f"{what} by {proposal.plugin} cannot be done: {error}") from error
     return changed
 
 

@@ -129,6 +129,7 @@ def arbitrate(proposals: Sequence[Proposal], layers: Sequence[str]) -> Verdict:
     disjoint ``layers`` or roles merge. Raises `ConflictingActions`, naming both plugins, for two
     values of one thing.
     """
+    proposals = sorted(proposals, key=lambda p: (p.plugin, repr(p.action)))
     for kind in PRECEDENCE:
         chosen = [p for p in proposals if isinstance(p.action, kind)]
         if chosen:

@@ -106,7 +106,11 @@ def train(
         own = {**given.settings.get(given.workload, {}), "data": str(data)}
         given = given.evolve(settings={**given.settings, given.workload: own})
     engine = prepare(given, model=model, batch=data if callable(data) else None, resume=resume)
-    return result(engine.train(), given)
+    try:
+        return result(engine.train(), given)
+    finally:
+        # The model may be the caller's own.
+        engine.run.quantization.remove()
 
 
 def _as_config(config: TrainConfig | Mapping[str, Any] | str | Path | None) -> TrainConfig:

@@ -86,11 +86,11 @@ def load(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return a checkpoint's state and manifest; `AltcoreError` if it is torn or altered."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
-        expected = manifest["files"][STATE]
+        expected = manifest["files"][STATE]["sha256"]
         data = (path / STATE).read_bytes()
-    except (OSError, ValueError, KeyError) as error:
-        raise AltcoreError(f"checkpoint {path} cannot be read: {error}") from error
-    if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise AltcoreError(f"checkpoint {path} cannot be read: {error!r}") from error
+    if hashlib.sha256(data).hexdigest() != expected:
         raise AltcoreError(f"checkpoint {path}: {STATE} does not match its sha256")
     state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     return state, manifest

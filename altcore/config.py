@@ -6,8 +6,10 @@ where it was given, and what would be right.
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -16,7 +18,7 @@ from typing import Any
 import yaml
 from attrs import evolve, fields_dict, frozen
 from attrs.validators import and_ as both
-from attrs.validators import ge, gt, in_, le
+from attrs.validators import ge, gt, in_, le, lt
 
 from altcore.errors import BadInput, nearest
 from altcore.formats import Format
@@ -58,9 +60,13 @@ class TrainConfig:
     strict: bool = setting(False, help="stop when a diagnostic or reporter breaks")
     name: str | None = setting(None, help="the run's name; made from format and recipe if null")
     runs_dir: str = setting("runs", help="folder of the run directories")
-    seed: int = setting(42, help="decides weights, batches and rounding", validator=ge(0))
+    seed: int = setting(
+        42, help="decides weights, batches and rounding", validator=both(ge(0), lt(2**63))
+    )
     max_steps: int = setting(500, help="batches drawn in the run", validator=ge(1))
-    learning_rate: float = setting(1e-3, help="peak learning rate", validator=gt(0))
+    learning_rate: float = setting(
+        1e-3, help="peak learning rate", validator=both(gt(0), lt(math.inf))
+    )
     min_lr_ratio: float = setting(
         0.1, help="final learning rate, as a share of the peak", validator=_SHARE
     )
@@ -110,7 +116,7 @@ class TrainConfig:
     def __attrs_post_init__(self) -> None:
         if self.name is not None:
             check_name(self.name, "name")
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", self.device):
+        if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9]\d?))?", self.device):
             raise BadInput(f"device: {self.device!r} is not auto, cpu, cuda or cuda:N")
         twice = {p for p in self.plugins if self.plugins.count(p) > 1}
         if twice:
@@ -127,9 +133,13 @@ class TrainConfig:
 
     def make_recipe(self) -> Recipe:
         """Return the recipe, parsed."""
-        if isinstance(self.recipe, str):
-            return named(self.recipe, self.format)
-        return parse(self.recipe, "given")
+        try:
+            if isinstance(self.recipe, str):
+                return named(self.recipe, self.format)
+            return parse(self.recipe, "given")
+        except BadInput as error:
+            is_named = str(error).startswith("recipe")
+            raise BadInput(str(error) if is_named else f"recipe: {error}") from error
 
     @property
     def recipe_name(self) -> str:
@@ -162,15 +172,21 @@ def check_name(name: str, what: str) -> str:
 
 def inactive(owner: str, active: Iterable[str]) -> str:
     """Return the message for settings of something that this run does not use."""
-    known = {e.name: e for e in entries() if e.kind in (*HOOK_KINDS, "workload", "optimizer")}
+    known = _owners()
     if owner in known:
-        kind = known[owner].kind
+        kind = known[owner]
         flag = "--plugin" if kind in HOOK_KINDS else f"--{kind}"
-        return f"settings are given for {kind} {owner}, which is not active: add {flag} {owner}"
-    return (
-        f"unknown key {owner!r}{nearest(owner, [*fields_dict(TrainConfig), *active])}: "
-        "see `altcore train --help` and docs/configuration.md"
-    )
+        return f"{owner}: settings are given for a {kind} that is not active: add {flag} {owner}"
+    if owner in fields_dict(TrainConfig):
+        return f"{owner}: a key with one value, which has no settings of its own"
+    hint = nearest(owner, [*fields_dict(TrainConfig), *known, *active])
+    return f"{owner}: there is no such key, plugin, workload or optimizer{hint}"
+
+
+def _owners() -> dict[str, str]:
+    """Return what may have settings, by name, and its kind."""
+    kinds = (*HOOK_KINDS, "workload", "optimizer")
+    return {e.name: e.kind for e in entries() if e.kind in kinds}
 
 
 @cache
@@ -186,6 +202,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
         for key_node, _ in node.value:
+            if key_node.tag == "tag:yaml.org,2002:merge":
+                continue
             key = self.construct_object(key_node, deep=True)
             if isinstance(key, str | int | float | bool) and key in seen:
                 raise yaml.constructor.ConstructorError(
@@ -239,6 +257,15 @@ def load(
     ``overrides`` are (dotted key, value, how it was given); ``without`` are observers to leave
     out. Raises `BadInput`.
     """
+    return make(*gather(file, overrides, without))
+
+
+def gather(
+    file: str | Path | None = None,
+    overrides: Sequence[tuple[str, Any, str]] = (),
+    without: Iterable[str] = (),
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return what `load` is given as plain keys and values, and where each key was given."""
     merged: dict[str, Any] = {k: defaults()[k] for k in ("workload", "optimizer")}
     owners: dict[str, dict[str, Any]] = {}
     given_in: dict[str, str] = {}
@@ -246,41 +273,49 @@ def load(
     if file is not None:
         sources += [(k, v, f" in {file}") for k, v in read_mapping(file, "--config").items()]
     appended: list[str] = []
-    seen: dict[str, str] = {}
+    # The flat key data belongs to the workload, whichever key names that first or last.
+    workload = {k: v for k, v, _ in [*sources, *overrides]}.get("workload", merged["workload"])
+    short = {**original_keys(), "data": f"{workload}.data"}
     for key, value, how in [*sources, *overrides]:
-        if key == "+plugins":
+        if key == "+plugins" and how == " by --plugin":
             appended.append(value)
             continue
-        for path, leaf in _flatten(str(key), value, how):
-            if seen.get(path) == how:
+        for path, leaf in _flatten(short.get(str(key), str(key)), value, how):
+            if given_in.get(path) == how:
                 raise BadInput(f"{path}{how} is given twice")
-            if how.startswith(" by") and seen.get(path, "").startswith(" by"):
+            if how.startswith(" by") and given_in.get(path, "").startswith(" by"):
                 raise BadInput(f"{path} is given twice on the command line")
-            seen[path] = how
-            owner, _, rest = path.partition(".")
             given_in[path] = how
-            if rest:
-                owners.setdefault(owner, {})[rest] = leaf
-            else:
+            owner, dot, rest = path.partition(".")
+            if not dot:
                 merged[path] = leaf
-    if isinstance(merged.get("recipe"), str) and merged["recipe"].endswith((".yaml", ".yml")):
-        merged["recipe"] = read_mapping(merged["recipe"], "--recipe")
-    if "data" in merged:
-        owners.setdefault(merged["workload"], {})["data"] = merged.pop("data")
-    merged["no_plugins"] = [*merged.get("no_plugins", ()), *without]
-    merged["plugins"] = _with_observers(merged.get("plugins", ()), appended, merged["no_plugins"])
-    merged["settings"] = owners
+            else:
+                owners.setdefault(owner, {}).update({rest: leaf} if rest else {})
+    recipe = merged.get("recipe")
+    if isinstance(recipe, str) and recipe.endswith((".yaml", ".yml")):
+        merged["recipe"] = read_mapping(recipe, "--recipe")
+        given_in["recipe"] = f" in {recipe}"
+    if without:
+        given_in["no_plugins"] = " by --no-plugin"
+    with located(given_in):
+        left_out = [*_names("no_plugins", merged.get("no_plugins", ())), *without]
+        listed = _names("plugins", merged.get("plugins", ()))
+        merged["plugins"] = _with_observers([*listed, *appended], left_out)
+    merged |= {"no_plugins": left_out, "settings": owners}
     known = fields_dict(TrainConfig)
-    for key in merged:
-        if key not in known:
-            hint = nearest(key, [*known, *original_keys()])
-            raise BadInput(f"unknown key {key!r}{given_in.get(key, '')}{hint}")
-    return make(merged, given_in)
+    for key in (k for k in merged if k not in known):
+        if key in _owners():
+            raise BadInput(f"{key}{given_in[key]}: a mapping of settings is needed")
+        hint = nearest(key, [*known, *original_keys(), *_owners()])
+        raise BadInput(f"unknown key {key!r}{given_in[key]}{hint}")
+    return merged, given_in
 
 
 def _flatten(key: str, value: Any, how: str) -> list[tuple[str, Any]]:
-    """Return (field, value) or (NAME.setting, value) pairs for one given key."""
-    key = original_keys().get(key, key)
+    """Return (field, value) or (NAME.setting, value) pairs for one given key.
+
+    ``NAME.`` with no setting stands for an empty mapping of NAME's.
+    """
     owner, _, rest = key.partition(".")
     if owner == "settings":
         if not rest and not isinstance(value, Mapping):
@@ -290,22 +325,32 @@ def _flatten(key: str, value: Any, how: str) -> list[tuple[str, Any]]:
         owner, _, rest = rest.partition(".")
     if rest:
         return [(f"{owner}.{rest}", value)]
-    if isinstance(value, Mapping) and owner not in ("recipe",):
-        return [(f"{owner}.{k}", v) for k, v in value.items()]
+    if isinstance(value, Mapping) and (key != owner or owner not in fields_dict(TrainConfig)):
+        return [(f"{owner}.{k}", v) for k, v in value.items()] or [(f"{owner}.", None)]
     if key.endswith("."):
         raise BadInput(f"{owner}{how}: a mapping of settings is needed, not {value!r}")
     return [(owner, value)]
 
 
-def _with_observers(listed: Any, appended: list[str], without: list[str]) -> list[str]:
-    if isinstance(listed, str) or not isinstance(listed, Sequence):
-        raise BadInput(f"plugins: a list of names is needed, not {listed!r}")
-    wanted = [*listed, *appended]
+def _names(key: str, given: Any) -> list[str]:
+    """Return what a key that lists names was given, as a list."""
+    if not isinstance(given, list | tuple) or not all(isinstance(g, str) for g in given):
+        raise BadInput(f"{key}: a list of names is needed, not {given!r}")
+    return list(given)
+
+
+def _with_observers(wanted: list[str], without: list[str]) -> list[str]:
     installed = {e.name for e in entries() if e.kind in HOOK_KINDS}
     observers = [o for o in defaults()["observers"] if o in installed]
     for name in without:
         if name not in {*wanted, *defaults()["observers"]}:
-            raise BadInput(f"--no-plugin {name}: it is not active")
+            active = [*wanted, *observers]
+            raise BadInput(
+                f"no_plugins: {name!r} is not active{nearest(name, active)}: "
+                f"active are {', '.join(active) or 'none'}"
+            )
+        if without.count(name) > 1:
+            raise BadInput(f"no_plugins: {name!r} is given twice")
     wanted += [o for o in observers if o not in wanted]
     return [w for w in wanted if w not in without]
 
@@ -316,13 +361,27 @@ def missing_observers() -> list[str]:
     return [o for o in defaults()["observers"] if o not in installed]
 
 
-def make(plain: Mapping[str, Any], given_in: Mapping[str, str] | None = None) -> TrainConfig:
+def make(plain: Mapping[str, Any], given_in: dict[str, str] | None = None) -> TrainConfig:
     """Make a TrainConfig of plain data, strictly; messages say where a key was given."""
-    try:
-        config: TrainConfig = build(TrainConfig, plain, "config")
-    except BadInput as error:
-        message = str(error).removeprefix("config: ").removeprefix("config.")
-        key = re.match(r"'?(\w+)'?", message)
-        where = (given_in or {}).get(key.group(1), "") if key else ""
-        raise BadInput(f"{message}{where and f' (given{where})'}") from error
+    given_in = given_in or {}
+    # Settings of something that is not active are refused under its name.
+    with located({path.partition(".")[0]: how for path, how in given_in.items()} | given_in):
+        try:
+            config: TrainConfig = build(TrainConfig, plain, "config")
+        except BadInput as error:
+            message = str(error).removeprefix("config: ").removeprefix("config.")
+            raise BadInput(message) from error
     return config
+
+
+@contextmanager
+def located(given_in: Mapping[str, str]) -> Iterator[None]:
+    """Add where a key was given to a `BadInput` whose message begins with the key."""
+    try:
+        yield
+    except BadInput as error:
+        key = re.match(r"[\w.-]*\w", str(error))
+        where = given_in.get(key.group()) if key else None
+        if not where:
+            raise
+        raise BadInput(f"{error} (given{where})") from error

@@ -43,17 +43,20 @@ class Detector:
         loss: float,
         *,
         is_finite: bool,
+        is_forgiven: bool = False,
         learning_rate: float,
         stall: tuple[str, float] | None = None,
         dead: Mapping[str, int] | None = None,
     ) -> list[dict[str, Any]]:
         """Take in a step; return the evidence of each cause that is new.
 
+        ``is_forgiven``: the format was shifted or the state rolled back because of this step, so
+        that it is not counted as non-finite.
         ``stall`` is (``stored`` or ``view``, rate) of the last recorded update, ``dead`` the
         number of consecutive steps that each layer's gradient has been dead.
         """
         found: dict[str, dict[str, Any] | None] = {
-            "nan_patience": self._nan(is_finite),
+            "nan_patience": self._nan(is_finite or is_forgiven),
             "dead_gradients": self._dead(dead or {}),
         }
         if is_finite:

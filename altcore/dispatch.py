@@ -8,7 +8,10 @@ walks the implementations itself, each under its own guard.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from types import NoneType
 from typing import Any
 
 import attrs
@@ -176,20 +179,24 @@ class Dispatcher:
         disabled (or, with ``strict``, ends the run).
         """
         results = []
+        failure: PluginError | None = None
         thinned = hook in INTERVAL_HOOKS
         for plugin, function, names in self._calls[hook]:
             if plugin.is_disabled or (thinned and not plugin.is_due(arguments["step"].index)):
                 continue
             try:
-                result = function(*[arguments[name] for name in names])
-                if result is not None:
-                    check_return(plugin, hook, result)
-                    results.append((plugin, result))
-            except AltcoreError as error:
-                self._broken(plugin, hook, str(error), error)
-            # A plugin may raise anything; what it can change decides what follows.
-            except Exception as error:
-                self._broken(plugin, hook, f"{type(error).__name__}: {error}", error)
+                with self._guard(plugin, hook):
+                    result = function(*[arguments[name] for name in names])
+                    if result is not None:
+                        check_return(plugin, hook, result)
+                        results.append((plugin, result))
+            except PluginError as error:
+                # Everybody is told that the run is over.
+                if hook != "run_end":
+                    raise
+                failure = failure or error
+        if failure:
+            raise failure
         return results
 
     def actions(self, hook: str, **arguments: Any) -> list[Proposal]:
@@ -204,27 +211,38 @@ class Dispatcher:
             for key, value in measures.items()
         }
 
-    def _broken(self, plugin: Plugin, hook: str, message: str, error: Exception) -> None:
-        text = f"{plugin} failed in {hook}: {message}"
-        if plugin.acts or self.strict:
-            raise PluginError(text) from error
-        plugin.is_disabled = True
-        log.warning("plugin disabled for the rest of the run", plugin=str(plugin), error=message)
-        self.on_broken(plugin, text)
+    @contextmanager
+    def _guard(self, plugin: Plugin, doing: str) -> Iterator[None]:
+        try:
+            yield
+        # A plugin may raise anything; what it can change decides what follows.
+        except Exception as error:
+            is_named = isinstance(error, AltcoreError)
+            message = str(error) if is_named else f"{type(error).__name__}: {error}"
+            text = f"{plugin} failed in {doing}: {message}"
+            if plugin.acts or self.strict:
+                raise PluginError(text) from error
+            plugin.is_disabled = True
+            log.warning(
+                "plugin disabled for the rest of the run", plugin=str(plugin), error=message
+            )
+            self.on_broken(plugin, text)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state of the plugins that have one."""
-        return {
-            p.name: p.instance.state_dict()
-            for p in self.plugins
-            if hasattr(p.instance, "state_dict")
-        }
+        states = {}
+        for plugin in self.plugins:
+            if hasattr(plugin.instance, "state_dict") and not plugin.is_disabled:
+                with self._guard(plugin, "state_dict"):
+                    states[plugin.name] = check_state(plugin.instance.state_dict())
+        return states
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore the plugins that are in ``state``."""
         for plugin in self.plugins:
             if plugin.name in state and hasattr(plugin.instance, "load_state_dict"):
-                plugin.instance.load_state_dict(state[plugin.name])
+                with self._guard(plugin, "load_state_dict"):
+                    plugin.instance.load_state_dict(state[plugin.name])
 
 
 def check_return(plugin: Plugin, hook: str, result: Any) -> None:
@@ -241,6 +259,25 @@ def check_return(plugin: Plugin, hook: str, result: Any) -> None:
         _check_measures(result)
     else:
         raise PluginError(f"it returned {type(result).__name__}: {hook} returns nothing")
+
+
+def check_state(value: Any, where: str = "state") -> Any:
+    """Return a plugin's state if a checkpoint gives it back without running code.
+
+    `PluginError` otherwise: it would be written, and no checkpoint could be read any more.
+    """
+    if type(value) in (dict, OrderedDict):
+        for key, part in value.items():
+            check_state(key, f"a key of {where}")
+            check_state(part, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for i, part in enumerate(value):
+            check_state(part, f"{where}[{i}]")
+    elif not isinstance(value, Tensor) and type(value) not in (str, int, float, bool, NoneType):
+        raise PluginError(
+            f"{where} is {type(value).__name__}: it may be tensors, numbers, text, lists and dicts"
+        )
+    return value
 
 
 def _check_measures(result: Any) -> None:

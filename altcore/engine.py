@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -115,8 +116,8 @@ class Engine:
             self.capture(step, "weights_proposed", capture.weights)
             self.put_on_grids(step)
             self.recorder.add(measures("post_step", run=run, step=step))
-        self.apply(verdict)
-        for evidence in self.detect(step, host):
+        is_changed = self.apply(verdict)
+        for evidence in self.detect(step, host, is_changed):
             self.apply(self.on_collapse(step, evidence))
 
         self.recorder.end_step()
@@ -159,7 +160,9 @@ class Engine:
         if norm is None or self.dispatch.implements("pre_step"):
             norm = self.gradients.norm()
         if limit > 0:
-            self.gradients.multiply((limit / (norm + 1e-6)).clamp(max=1.0))
+            # A norm that is not finite would spoil every gradient before it is seen which one is.
+            factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+            self.gradients.multiply(torch.where(torch.isfinite(norm), factor, 1.0))
         self.capture(step, "gradients_final", capture.gradients)
         return norm
 
@@ -185,7 +188,8 @@ class Engine:
             values["scales"] = torch.stack([w.scale for w in q.stored.values()])
         host = self.recorder.read({**values, **rates, **seen})
         if self.recorder.previous:
-            self.progress.note_stall(self.recorder.previous.values)
+            every = self.run.config.log_interval
+            self.progress.note_stall(self.recorder.previous.values, every)
         norms = (host["loss"], host["grad_norm"], host["final_norm"])
         host["is_finite"] = all(map(math.isfinite, norms)) and not host["nonfinite"]
         if step.is_recorded:
@@ -238,15 +242,17 @@ class Engine:
             q.measure_views()
             self.recorder.add(q.stall_rates())
 
-    def apply(self, verdict: Verdict) -> None:
-        """Carry out a verdict; formats count from the next step."""
+    def apply(self, verdict: Verdict) -> bool:
+        """Carry out a verdict; returns whether it changed state or formats, from the next step."""
         if verdict.kind is Stop:
             self.status = "stopped"
-        if carry_out(self.run, verdict):
+        is_changed = carry_out(self.run, verdict)
+        if is_changed:
             self.detector.forget_nonfinite()
             self.taps = capture.LayerTaps(self.run.quantization.modules)
+        return is_changed
 
-    def detect(self, step: Step, host: Mapping[str, Any]) -> list[dict[str, Any]]:
+    def detect(self, step: Step, host: Mapping[str, Any], is_changed: bool) -> list[dict[str, Any]]:
         """Let the detector judge; returns the evidence of each new cause."""
         dead = {}
         if host["dead"] >= self.run.config.dead_neuron_window:
@@ -260,6 +266,7 @@ class Engine:
             step.index,
             host["loss"],
             is_finite=host["is_finite"],
+            is_forgiven=is_changed,
             learning_rate=step.learning_rate,
             stall=stall,
             dead=dead,
@@ -283,6 +290,7 @@ class Engine:
         self.recorder.flush()
         progress = self.progress
         progress.evaluation = {"step": step.index, **validation_losses(self.run)}
+        self.saved = ""  # a checkpoint of this step does not know of the evaluation
         self.directory.append(METRICS, progress.evaluation)
         self.dispatch.call("on_eval", run=self.run, step=step, metrics=progress.evaluation)
         if progress.evaluation["val_loss"] < progress.best:
@@ -306,6 +314,7 @@ class Engine:
                     signals.leave_if_asked(lambda: self.save(f"step-{run.step:08d}"))
                 if self.status == "running":
                     self.status = "finished"
+                self.watch_scales([float(w.scale) for w in run.quantization.stored.values()])
                 self.recorder.flush()
                 if self.progress.evaluation.get("step") != run.step:
                     self.evaluate(step)
@@ -320,14 +329,15 @@ class Engine:
         return summary
 
     def end(self) -> dict[str, Any]:
-        """Write what is left and say that the run is over."""
-        try:
-            self.recorder.flush()
-        finally:
-            summary = self.summary()
-            self.run.emit("end", **summary)
-            self.dispatch.call("run_end", run=self.run, summary=summary)
-            self.directory.close()
+        """Write what is left and say that the run is over; each part comes if another fails."""
+        with ExitStack() as always:
+            always.callback(self.directory.close)
+            try:
+                self.recorder.flush()
+            finally:
+                summary = self.summary()
+                always.callback(self.dispatch.call, "run_end", run=self.run, summary=summary)
+                self.run.emit("end", **summary)
         return summary
 
     def summary(self) -> dict[str, Any]:
@@ -358,7 +368,7 @@ class Engine:
 
     def on_line(self, line: dict[str, Any]) -> None:
         """Write a complete line of metrics, and tell it."""
-        self.progress.note_stall(line)
+        self.progress.note_stall(line, self.run.config.log_interval)
         self.directory.append(METRICS, line)
         step = Step(line["step"], learning_rate=line["learning_rate"], is_recorded=True)
         self.dispatch.call("on_record", run=self.run, step=step, metrics=line)

@@ -15,8 +15,8 @@ def validation_losses(run: Run) -> dict[str, float]:
     with run.probe(), torch.no_grad(), run.autocast():
         run.model.eval()
         quantized = plain = _mean_loss(run)
-        if run.quantization.layers:
-            with run.quantization.off():
+        if run.quantization.layers or run.config.compute != "float32":
+            with run.quantization.off(), torch.autocast(run.device.type, enabled=False):
                 plain = _mean_loss(run)
     return {"val_loss": quantized, "val_loss_float32": plain}
 

@@ -1,7 +1,8 @@
 """Number formats as data: a finite map from codes to values, with its rules. No torch here.
 
-A format is either a set of floating-point parameters (`float_format`) or a table of values
-(`table_format`). Everything else, its grid, ULP, stiffness, rounding and kernels, is derived.
+A format is either a set of floating-point parameters (`float_format`), or a table: ascending
+values (`table_format`), or the value of every code with rounding rules of its own
+(`code_format`). Everything else, its grid, ULP, stiffness, rounding and kernels, is derived.
 The facts about the named formats are those of the OCP 8-bit floating point and microscaling
 specifications and of IEEE 754; `altcore.reference` rounds one number at a time by definition.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from array import array
 from bisect import bisect_left
 from collections.abc import Iterable
 from fractions import Fraction
@@ -20,7 +22,8 @@ from attrs import field, frozen
 
 from altcore.errors import BadInput
 
-Specials = Literal["none", "ieee", "fn", "fnuz"]
+Specials = Literal["none", "ieee", "fn", "fnuz", "p3109"]
+Ties = Literal["even", "up", "down"]
 Overflow = Literal["saturate", "inf", "nan", "raise"]
 
 MAX_BITS = 19  # TF32, the widest format whose codes are still worth listing
@@ -30,8 +33,8 @@ MAX_BITS = 19  # TF32, the widest format whose codes are still worth listing
 class Format:
     """A named, finite map from codes to values.
 
-    Formats are made by `float_format` and `table_format`. Two formats are equal when their names
-    and data are; `values` compares what they can represent.
+    Formats are made by `float_format`, `table_format` and `code_format`. Two formats are equal
+    when their names and data are; `values` compares what they can represent.
     """
 
     name: str
@@ -39,7 +42,7 @@ class Format:
     @property
     def bits(self) -> int:
         """Width of a code in bits."""
-        raise TypeError("make formats with float_format or table_format")
+        raise TypeError("make formats with float_format, table_format or code_format")
 
     @property
     def precision(self) -> int | None:
@@ -49,7 +52,7 @@ class Format:
     @cached_property
     def code_values(self) -> tuple[float, ...]:
         """The value of every code, in code order; NaN and infinities included."""
-        raise TypeError("make formats with float_format or table_format")
+        raise TypeError("make formats with float_format, table_format or code_format")
 
     @cached_property
     def values(self) -> tuple[float, ...]:
@@ -69,11 +72,22 @@ class Format:
         twin = start + (start + 1 < len(v) and v[start + 1] == -v[start] != 0)
         return tuple((i - (start if i <= start else twin)) % 2 == 0 for i in range(len(v)))
 
+    @property
+    def ties(self) -> Ties:
+        """Where rounding to nearest takes a tie: to the `even` value, up (away from 0) or down."""
+        return "even"
+
     @cached_property
     def boundaries(self) -> tuple[Fraction, ...]:
         """The point between each pair of neighbouring `values` where rounding changes."""
         v = [Fraction(x) for x in self.values]
         return tuple((a + b) / 2 for a, b in itertools.pairwise(v))
+
+    @cached_property
+    def limits(self) -> tuple[Fraction, Fraction]:
+        """The points where rounding to nearest passes the smallest and the largest value."""
+        low, high = self.beyond
+        return (low + Fraction(self.values[0])) / 2, (Fraction(self.values[-1]) + high) / 2
 
     @cached_property
     def beyond(self) -> tuple[Fraction, Fraction]:
@@ -87,8 +101,12 @@ class Format:
 
     @property
     def max(self) -> float:
-        """The largest magnitude."""
-        return max(abs(self.values[0]), abs(self.values[-1]))
+        """The largest magnitude that no sign passes: 127 where the values are -128 to 127.
+
+        So a tensor that is scaled by its largest magnitude has no overflow, whatever its sign.
+        """
+        low, high = self.values[0], self.values[-1]
+        return min(-low, high) if low < 0 else high
 
     @cached_property
     def smallest(self) -> float:
@@ -146,9 +164,9 @@ class FloatFormat(Format):
     def __attrs_post_init__(self) -> None:
         if not 2 <= self.bits <= MAX_BITS:
             raise BadInput(f"format {self.name} has {self.bits} bits: 2 to {MAX_BITS} are possible")
-        if self.specials not in ("none", "ieee", "fn", "fnuz"):
-            raise BadInput(f"format {self.name}: specials is none, ieee, fn or fnuz")
-        if self.specials in ("ieee", "fn") and self.exponent_bits == 0:
+        if self.specials not in ("none", "ieee", "fn", "fnuz", "p3109"):
+            raise BadInput(f"format {self.name}: specials is none, ieee, fn, fnuz or p3109")
+        if self.specials in ("ieee", "fn", "p3109") and self.exponent_bits == 0:
             raise BadInput(f"format {self.name}: {self.specials} codes need exponent bits")
         if self.min_exponent < -1022 or self.max_exponent > 1023:
             raise BadInput(f"format {self.name}: its exponents lie beyond float64's")
@@ -181,32 +199,35 @@ class FloatFormat(Format):
         top = (1 << (self.exponent_bits + self.mantissa_bits)) - 1
         if self.specials == "ieee":
             return top - (1 << self.mantissa_bits)
-        return top - (self.specials == "fn")
+        return top - (self.specials in ("fn", "p3109"))
 
     def magnitude_value(self, magnitude: int) -> Fraction:
         """The value of a code without its sign, as if every code were finite and went on."""
+        significand, power = self._significand_and_power(magnitude)
+        return Fraction(significand) * Fraction(2) ** power
+
+    def _significand_and_power(self, magnitude: int) -> tuple[int, int]:
         exponent, mantissa = divmod(magnitude, 1 << self.mantissa_bits)
         if exponent == 0 and not self.subnormals:
-            return Fraction(0)
-        if exponent > 0:
+            mantissa = 0
+        elif exponent > 0:
             mantissa += 1 << self.mantissa_bits
-        power = max(exponent, 1) - self.bias - self.mantissa_bits
-        return Fraction(mantissa) * Fraction(2) ** power
+        return mantissa, max(exponent, 1) - self.bias - self.mantissa_bits
 
     @cached_property
     def code_values(self) -> tuple[float, ...]:
         count = 1 << (self.exponent_bits + self.mantissa_bits)
         positive = [self._special_or_value(m) for m in range(count)]
         negative = [-v for v in positive]
-        if self.specials == "fnuz":
+        if self.specials in ("fnuz", "p3109"):
             negative[0] = math.nan
         return (*positive, *negative)
 
     def _special_or_value(self, magnitude: int) -> float:
         if magnitude <= self.top_magnitude:
-            return float(self.magnitude_value(magnitude))
-        first = self.top_magnitude + 1
-        return math.inf if self.specials == "ieee" and magnitude == first else math.nan
+            return math.ldexp(*self._significand_and_power(magnitude))
+        infinite = self.specials in ("ieee", "p3109") and magnitude == self.top_magnitude + 1
+        return math.inf if infinite else math.nan
 
     @cached_property
     def even(self) -> tuple[bool, ...]:
@@ -234,28 +255,60 @@ class FloatFormat(Format):
         return True
 
 
-@frozen(slots=False)
-class TableFormat(Format):
-    """A format given as its values; a value's code is its position."""
+@frozen
+class TableRules:
+    """How a table rounds, where it is not by the midpoints of its values; see `code_format`."""
 
-    table: tuple[float, ...]
+    ties: Ties = "even"
+    boundaries: tuple[Fraction, ...] | None = None
+    beyond: tuple[Fraction, Fraction] | None = None
+
+
+def _bit_pattern(table: tuple[float, ...]) -> bytes:
+    """What makes two tables the same: NaN equals NaN, and -0 is not 0."""
+    return array("d", table).tobytes()
+
+
+@frozen(slots=False, cache_hash=True)
+class TableFormat(Format):
+    """A format given as the value of each code."""
+
+    table: tuple[float, ...] = field(eq=_bit_pattern)
+    rules: TableRules = field(default=TableRules(), hash=False)
 
     def __attrs_post_init__(self) -> None:
-        t, name = self.table, self.name
-        if len(t) < 2:
-            raise BadInput(f"format {name} has {len(t)} value(s): a format needs at least two")
-        if len(t) > 1 << MAX_BITS:
-            raise BadInput(f"format {name} has {len(t)} values: at most {1 << MAX_BITS} fit")
-        for i, v in enumerate(t):
-            if not math.isfinite(v):
-                raise BadInput(f"format {name}: value {i} is {v}; a table holds finite values only")
-            if i and v <= t[i - 1]:
-                raise BadInput(
-                    f"format {name}: value {i} ({v}) does not come after {t[i - 1]}; "
-                    "give the values in ascending order, each once"
-                )
-        if t[-1] <= 0:
+        count, name = len(self.values), self.name
+        if count < 2:
+            raise BadInput(f"format {name} has {count} value(s): a format needs at least two")
+        if len(self.table) > 1 << MAX_BITS:
+            raise BadInput(f"format {name} has {len(self.table)} codes: {1 << MAX_BITS} at most")
+        if self.values[-1] <= 0:
             raise BadInput(f"format {name} has no positive value")
+        if len({v for v in self.table if math.isinf(v)}) == 1:
+            raise BadInput(f"format {name} has one infinity: both are needed, or none")
+        if self.ties not in ("even", "up", "down"):
+            raise BadInput(f"format {name}: ties is even, up or down, not {self.ties!r}")
+        low, high = self.beyond
+        if not (low < self.values[0] and self.values[-1] < high):
+            raise BadInput(f"format {name} does not go on beyond its values to {low} and {high}")
+        self._check_boundaries()
+
+    def _check_boundaries(self) -> None:
+        given, count = self.rules.boundaries, len(self.values)
+        if given is None:
+            return
+        if len(given) != count + 1:
+            raise BadInput(
+                f"format {self.name} has {len(given)} boundaries: {count} values need {count + 1}, "
+                "one in each gap, and one beyond each end"
+            )
+        grid = [self.beyond[0], *(Fraction(v) for v in self.values), self.beyond[1]]
+        for i, ((low, high), point) in enumerate(zip(itertools.pairwise(grid), given, strict=True)):
+            if not low <= point <= high:
+                raise BadInput(
+                    f"format {self.name}: boundary {i} lies outside its gap, which is that below "
+                    f"value {i} (in ascending order)"
+                )
 
     @property
     def bits(self) -> int:
@@ -264,6 +317,25 @@ class TableFormat(Format):
     @cached_property
     def code_values(self) -> tuple[float, ...]:
         return self.table
+
+    @property
+    def ties(self) -> Ties:
+        return self.rules.ties
+
+    @cached_property
+    def boundaries(self) -> tuple[Fraction, ...]:
+        given = self.rules.boundaries
+        return super().boundaries if given is None else given[1:-1]
+
+    @cached_property
+    def limits(self) -> tuple[Fraction, Fraction]:
+        given = self.rules.boundaries
+        return super().limits if given is None else (given[0], given[-1])
+
+    @cached_property
+    def beyond(self) -> tuple[Fraction, Fraction]:
+        given = self.rules.beyond
+        return super().beyond if given is None else given
 
 
 def float_format(
@@ -280,7 +352,8 @@ def float_format(
     ``bias`` defaults to ``2**(exponent_bits - 1) - 1`` (0 for one exponent bit; without exponent
     bits the format is fixed point, ±m / 2**mantissa_bits). ``specials`` says what the edge codes
     mean: ``none`` (all codes finite), ``ieee`` (infinities and NaN), ``fn`` (one NaN, at all
-    ones; OCP E4M3), ``fnuz`` (NaN in the place of -0). Raises `BadInput` for what cannot be.
+    ones; OCP E4M3), ``fnuz`` (NaN in the place of -0), ``p3109`` (that, and infinities at all
+    ones). Raises `BadInput` for what cannot be.
 
     >>> float_format("E3M4", 3, 4).max
     31.0
@@ -302,7 +375,43 @@ def table_format(name: str, values: Iterable[float]) -> TableFormat:
     >>> table_format("ternary", [-1, 0, 1]).bits
     2
     """
-    return TableFormat(name, tuple(float(v) for v in values))
+    table = tuple(float(v) for v in values)
+    for i, v in enumerate(table):
+        if not math.isfinite(v):
+            raise BadInput(f"format {name}: value {i} is {v}; a table holds finite values only")
+        if i and v <= table[i - 1]:
+            raise BadInput(
+                f"format {name}: value {i} ({v}) does not come after {table[i - 1]}; "
+                "give the values in ascending order, each once"
+            )
+    return TableFormat(name, table)
+
+
+def code_format(
+    name: str,
+    values: Iterable[float],
+    *,
+    ties: Ties = "even",
+    boundaries: Iterable[Fraction | float] | None = None,
+    beyond: tuple[Fraction | float, Fraction | float] | None = None,
+) -> TableFormat:
+    """Make a format of the value of every code, in code order: NaN and infinities too.
+
+    ``ties`` says which neighbour rounding to nearest takes when both are equally near: ``even``
+    (counted from the value nearest zero), ``up`` (away from zero) or ``down``. ``beyond`` is
+    where the grid would go on, below the smallest and above the largest value (default: by the
+    last interval). ``boundaries`` says where rounding to nearest changes: one point in each gap
+    between the ordered values, and one in the gap to each end of ``beyond`` (default: the
+    midpoints). Raises `BadInput` for what cannot be.
+
+    >>> scale = code_format("scale", [0.5, 1.0, 2.0, float("nan")], beyond=(0, 4))
+    >>> scale.bits, scale.max, scale.nan_codes
+    (2, 2.0, (3,))
+    """
+    table = tuple(math.nan if math.isnan(v) else float(v) for v in values)
+    points = None if boundaries is None else tuple(Fraction(b) for b in boundaries)
+    ends = None if beyond is None else (Fraction(beyond[0]), Fraction(beyond[1]))
+    return TableFormat(name, table, TableRules(ties, points, ends))
 
 
 def _code_of(fmt: Format, value: float) -> int:

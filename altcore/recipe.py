@@ -405,9 +405,18 @@ def plan_to_plain(plan: Plan) -> dict[str, dict[str, Any]]:
     }
 
 
-def plan_from_plain(data: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Cast | None]]:
-    """Return the plan that `plan_to_plain` wrote."""
+def plan_from_plain(
+    data: Mapping[str, Mapping[str, Any]], formats: Mapping[str, Format] | None = None
+) -> dict[str, dict[str, Cast | None]]:
+    """Return the plan that `plan_to_plain` wrote; ``formats`` go before the installed ones."""
+
+    def cast(plain: Any, where: str) -> Cast | None:
+        if plain is None:
+            return None
+        name = plain["format"]
+        return make_cast({**plain, "format": (formats or {}).get(name, name)}, where)
+
     return {
-        name: {o: make_cast(casts.get(o), f"{name}.{o}") for o in OPERANDS}
+        name: {o: cast(casts.get(o), f"{name}.{o}") for o in OPERANDS}
         for name, casts in data.items()
     }

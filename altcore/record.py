@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -68,6 +68,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         if isinstance(line, dict):
             lines.append(from_json(line))
     return lines
+
+
+def is_torn(path: Path) -> bool:
+    """Return whether a file ends within a line."""
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"
 
 
 @contextmanager
@@ -131,10 +140,13 @@ class RunDirectory:
 
     def append(self, file: str, line: Mapping[str, Any]) -> None:
         """Append a line to a .jsonl file; it can be read at once."""
-        if file not in self._files:
-            self._files[file] = (self.path / file).open("a", encoding="utf-8")
         text = json.dumps(to_json(line), allow_nan=False) + "\n"
         with no_space_named(self.path / file, len(text)):
+            if file not in self._files:
+                torn = is_torn(self.path / file)
+                self._files[file] = (self.path / file).open("a", encoding="utf-8")
+                # Else the first line after a crash would be lost with the torn one.
+                self._files[file].write("\n" * torn)
             self._files[file].write(text)
             self._files[file].flush()
 
@@ -159,7 +171,9 @@ class RunDirectory:
     def close(self) -> None:
         """Close the files and give up the lock."""
         for file in self._files.values():
-            file.close()
+            # What a full disk did not take was named when it was written.
+            with suppress(OSError):
+                file.close()
         self._files.clear()
         self._lock.close()
 

@@ -26,6 +26,8 @@ def round_scalar(
 ) -> float:
     """Round ``x`` to a value of ``fmt``.
 
+    ``nearest-even`` means the format's own boundaries and rule for ties, which is even unless
+    the format says otherwise; ``nearest-away`` takes ties away from zero in every format.
     ``uniform`` in [0, 1) decides stochastic rounding: away from zero when it is below the
     fraction of the interval. NaN gives NaN in every format; an infinity follows the overflow
     rule; a result of zero has the sign of ``x``. Raises `BadInput` for overflow under ``raise``,
@@ -75,12 +77,12 @@ def _choose(
         inner_value = high if inner_is_above else low
         return outer if uniform * (high - low) < abs(exact - inner_value) else inner
     inside = 0 < above < len(fmt.values)
-    boundary = fmt.boundaries[below] if inside else (low + high) / 2
+    boundary = fmt.boundaries[below] if inside else fmt.limits[above > 0]
     if exact != boundary:
         return above if exact > boundary else below
-    if boundary == 0:
+    if boundary == 0 or (rounding == "nearest-even" and fmt.ties == "down"):
         return inner
-    if rounding == "nearest-away":
+    if rounding == "nearest-away" or fmt.ties == "up":
         return outer
     # Both even: a format without subnormals, between zero and its first value.
     return outer if _even(fmt, outer) and not _even(fmt, inner) else inner

@@ -6,6 +6,7 @@ Listing makes one pass over each distribution's ``entry_points.txt`` and the hea
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import import_module
@@ -53,13 +54,18 @@ class Entry(NamedTuple):
 
     def load(self) -> Any:
         """Import and return the object; `BadInput` naming plugin, distribution and error."""
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_+-]*", self.name.replace("*", "")):
+            raise BadInput(
+                f"{self.kind} {self.name!r} ({self.origin}): a plugin's name has letters, "
+                "digits, dash, plus and underscore only"
+            )
         module, _, attribute = self.value.partition(":")
         try:
             found: Any = import_module(module.strip())
             for part in filter(None, attribute.split("[")[0].strip().split(".")):
                 found = getattr(found, part)
-        # A plugin's import may raise anything; each failure is reported under its name.
-        except Exception as error:
+        # A plugin's import may raise anything, or try to leave; it is reported under its name.
+        except (Exception, SystemExit) as error:
             raise BadInput(
                 f"{self.kind} {self.name} ({self.origin}) cannot be loaded: "
                 f"{type(error).__name__}: {error}"
@@ -82,7 +88,9 @@ def entries() -> tuple[Entry, ...]:
         text = distribution.read_text("entry_points.txt")
         if not text or "altcore." not in text:
             continue
-        name, version, summary = _head(distribution.read_text("METADATA") or "")
+        # An editable install by setuptools has its metadata under the older name.
+        metadata = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO")
+        name, version, summary = _head(metadata or "")
         key = name.lower().replace("_", "-").replace(".", "-")
         if key in seen:
             continue
@@ -162,34 +170,55 @@ def _format_named(name: str) -> Format:
         entry = find(name, ("format",))
         found = entry.load()
         if callable(found) and not isinstance(found, Format):
-            found = found(name)
+            found = _ask_family(entry, name)
         if not isinstance(found, Format):
             raise BadInput(
                 f"format {name} ({entry.origin}) is {type(found).__name__} {found!r:.60}: "
                 "an entry point of this kind names a Format, or a function that returns one"
             )
-        return found
-    answers = [(e, _ask_family(e, name)) for e in entries() if e.is_family and _fits(name, e.name)]
-    answers = [(e, f) for e, f in answers if f is not None]
-    if len(answers) == 1:
-        return answers[0][1]
-    if answers:
-        claims = " and ".join(f"{e.name} of {e.origin}" for e, _ in answers)
-        raise BadInput(f"format {name!r} is answered by two families, {claims}: uninstall one")
-    find(name, ("format",))
-    raise AssertionError("find raises for unknown names")
+        return _called(found, name, entry)
+    family = family_of(name)
+    if family is None:
+        find(name, ("format",))
+        raise AssertionError("find raises for unknown names")
+    return _called(_ask_family(family, name), name, family)
 
 
-def _fits(name: str, pattern: str) -> bool:
+def _called(found: Any, name: str, entry: Entry) -> Format:
+    # A run's config.yaml holds the format's own name, and must find it again.
+    if found.name != name:
+        raise BadInput(
+            f"format {name} ({entry.origin}) calls itself {found.name!r}: the name of the "
+            "format and that of its entry point must be the same"
+        )
+    checked: Format = found
+    return checked
+
+
+def family_of(name: str) -> Entry | None:
+    """Return the family that makes the format called ``name``, or None.
+
+    Raises `BadInput` where two do, and where one says why there is no such format.
+    """
     from fnmatch import fnmatchcase
 
-    return fnmatchcase(name, pattern)
+    asked = [e for e in entries() if e.is_family and fnmatchcase(name, e.name)]
+    answers = [e for e in asked if _ask_family(e, name) is not None]
+    if len(answers) > 1:
+        claims = " and ".join(f"{e.name} of {e.origin}" for e in answers)
+        raise BadInput(f"format {name!r} is answered by two families, {claims}: uninstall one")
+    return answers[0] if answers else None
 
 
 def _ask_family(entry: Entry, name: str) -> Any:
     from altcore.formats import Format
 
     family = entry.load()
+    if not callable(family):
+        raise BadInput(
+            f"format family {entry.name} ({entry.origin}) is {type(family).__name__} "
+            f"{family!r:.60}: an entry point with * names a function from a name to a Format"
+        )
     try:
         found = family(name)
     except BadInput:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from inspect import get_annotations
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_origin, get_type_hints
 
 import attrs
 
@@ -59,7 +60,8 @@ def build(cls: type, given: Mapping[str, Any], where: str) -> Any:
         if key not in fields:
             known = ", ".join(fields) or "none"
             raise BadInput(
-                f"{where} has no setting {key!r}{nearest(str(key), fields)}: settings are {known}"
+                f"{where}.{key}: there is no such setting{nearest(str(key), fields)}: "
+                f"settings of {where} are {known}"
             )
     values = {}
     for key, a in fields.items():
@@ -74,9 +76,12 @@ def build(cls: type, given: Mapping[str, Any], where: str) -> Any:
     except BadInput as error:
         raise BadInput(str(error) if where in str(error) else f"{where}: {error}") from error
     except (TypeError, ValueError) as error:
-        # attrs' own validators pass the attribute and the value behind their message.
-        message = error.args[0] if error.args else error
-        raise BadInput(f"{where}: {message}") from error
+        # attrs' own validators pass the attribute and the value behind their message, which
+        # begins with the attribute's name in quotes.
+        message = str(error.args[0] if error.args else error)
+        about = re.match(r"'(\w+)' (.*)", message, re.DOTALL)
+        text = f"{where}.{about[1]}: {about[2]}" if about else f"{where}: {message}"
+        raise BadInput(text) from error
 
 
 def init_fields(cls: type, where: str = "") -> dict[str, Attribute]:
@@ -164,6 +169,10 @@ def _structure(value: Any, tp: Any, where: str) -> Any:
         raise BadInput(f"{where}: {error}") from error
     # cattrs raises its own groups, and whatever a converter raises.
     except Exception as error:
+        from cattrs import StructureHandlerNotFoundError
+
+        if isinstance(error, StructureHandlerNotFoundError):
+            raise BadInput(f"{where}: no setting can have the type {_type_name(tp)}") from error
         raise BadInput(f"{where}: {value!r} is not {_expected(tp)}") from error
 
 
@@ -175,9 +184,17 @@ def _expected(tp: Any) -> str:
         "bool": "true or false",
         "str": "text",
         "Format": "a format",
+        "None": "null",
         "str | dict[str, Any]": "a name or a mapping",
+        "tuple[str, ...]": "a list of names",
+        "list[str]": "a list of names",
     }
-    return words.get(name, name.replace("NoneType", "none").replace(" | None", " or null"))
+    if name in words or "[" in name:
+        return words.get(name, name)
+    return " or ".join(words.get(part, part) for part in name.split(" | "))
+
+
+_SEQUENCES: dict[Any, type] = {k: k for k in (list, tuple, set, frozenset)} | {Sequence: tuple}
 
 
 @cache
@@ -198,7 +215,21 @@ def _converter() -> cattrs.Converter:
             raise TypeError(f"{value!r} is neither a name nor a mapping")
         return value
 
-    converter = cattrs.Converter(detailed_validation=False)
+    def is_sequence(tp: Any) -> bool:
+        return (get_origin(tp) or tp) in _SEQUENCES
+
+    def sequence(value: Any, tp: Any) -> Any:
+        # A text is a sequence of letters, which is never what was meant.
+        if not isinstance(value, list | tuple | set | frozenset):
+            raise TypeError(f"{value!r} is not a list")
+        kind, items = get_origin(tp) or tp, get_args(tp) or (Any, ...)
+        if kind is not tuple or items[-1] is ...:
+            items = (items[0],) * len(value)
+        made = (converter.structure(v, i) for v, i in zip(value, items, strict=True))
+        return _SEQUENCES[kind](made)
+
+    converter = cattrs.Converter(detailed_validation=False, forbid_extra_keys=True)
+    converter.register_structure_hook_func(is_sequence, sequence)
     accepted: dict[type, tuple[type, ...]] = {
         int: (int,),
         float: (int, float),

@@ -130,9 +130,9 @@ class Run:
         finally:
             for p, g in zip(parameters, grads, strict=True):
                 p.grad = g
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
+            for buffer, value in buffers:
+                # By way of data: a backward pass that waits for the buffer sees it unchanged.
+                buffer.data.copy_(value)
             for module, mode in modes:
                 module.training = mode
             set_random_state(random, self.device)
@@ -153,9 +153,10 @@ class Progress:
     stall_rates: dict[str, float | None] = field(factory=dict)
     """Of the last recorded update: stored, then view; None where there is none."""
 
-    def note_stall(self, line: Mapping[str, Any]) -> None:
-        """Keep the stall rates of a line of metrics."""
-        self.stall_rates = {kind: line[f"{kind}_stall_rate"] for kind in ("stored", "view")}
+    def note_stall(self, line: Mapping[str, Any], log_interval: int) -> None:
+        """Keep the stall rates of a line of metrics, unless it was recorded for a diagnostic."""
+        if line["step"] % log_interval == 0:
+            self.stall_rates = {kind: line[f"{kind}_stall_rate"] for kind in ("stored", "view")}
 
     def summary(self) -> dict[str, Any]:
         """Return its part of the run's summary."""

@@ -6,9 +6,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
-from hypothesis import settings
-
 from helpers import PluginShelf, forget_installed, text_file
+from hypothesis import settings
 
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")

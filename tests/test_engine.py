@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 from attrs import define
+from helpers import checkpoints, events, metrics_bytes, state, tracer, weights_sha256
+from torch import nn
 
 from altcore import BadInput, ScaleLearningRate, SkipStep, Stop, hookimpl, setting
+from altcore.api import Substituted
 from altcore.cli import main
 from altcore.errors import AltcoreError, ConflictingActions, Interrupted, PluginError
 from altcore.record import read_lines
-from helpers import checkpoints, events, metrics_bytes, state, tracer, weights_sha256
 
 
 def lines(text):
@@ -570,8 +572,8 @@ def test_a_full_disk_still_ends_the_run(trace, start):
     """No space for a line is exit code 3, and run_end is called although no line can be written."""
     engine = start.engine(["trace"], name="r")
     for file in ("metrics.jsonl", "events.jsonl"):
-        engine.directory._files[file] = Path("/dev/full").open("a")
-    with pytest.raises(AltcoreError, match="no space left to write .*jsonl") as caught:
+        engine.directory._files[file] = Path("/dev/full").open("a")  # noqa: SIM115 - the run's to close
+    with pytest.raises(AltcoreError, match=r"no space left to write .*jsonl") as caught:
         engine.train()
     assert caught.value.exit_code == 3
     assert trace[-1] == "run_end: failed"
@@ -582,8 +584,9 @@ def test_nothing_is_written_for_a_workload_that_fails(start):
     import altcore
 
     config = start.config(format="E4M3", name="r")
+    model = nn.Sequential(nn.Embedding(256, 5), nn.Linear(4, 7), nn.Linear(7, 256))
     with pytest.raises(RuntimeError):
-        altcore.train(config, model=torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Linear(5, 2)))
+        altcore.train(config, model=model)
     assert not (start.runs / "r").exists()
 
 
@@ -600,12 +603,12 @@ def test_a_model_of_ones_own_is_given_back_plain(start):
 
 def test_an_unexpected_error_is_recorded(trace, start):
     """A failure of the workload ends the run as failed, with the error in the events."""
-    engine = start.engine(["trace"], name="r")
 
-    def fail(model, batch):
+    def fail(split, step, micro):
         raise OSError("the data went away")
 
-    engine.run.workload.loss = fail
+    engine = start.engine(["trace"], name="r")
+    engine.run.workload = Substituted(engine.run.workload, engine.run.model, fail)
     with pytest.raises(OSError, match="the data went away"):
         engine.train()
     assert trace == ["run_start", "on_event 0: start", "on_event 1: end", "run_end: failed"]

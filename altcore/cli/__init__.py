@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from importlib import import_module
 from typing import Any
 
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2) from None
     except click.ClickException as error:
         if debug:
-            raise
+            traceback.print_exc()
         error.show()
         raise SystemExit(2) from None
     except AltcoreError as error:
@@ -79,8 +80,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 def _leave(message: str, code: int, debug: bool) -> None:
     if debug:
-        import traceback
-
         traceback.print_exc()
-    click.echo(f"altcore: {message}", err=True)
+    # One line, whatever a plugin's error or a file's name holds.
+    click.echo(f"altcore: {' '.join(message.splitlines())}", err=True)
     raise SystemExit(code)

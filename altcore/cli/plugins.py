@@ -86,17 +86,19 @@ def info(name: str, kind: str | None, as_json: bool) -> None:
 
 def describe(name: str, kinds: tuple[str, ...]) -> dict[str, Any]:
     """Return what there is to say of one entry, loading it."""
-    from altcore.registry import get_format
+    from altcore.registry import family_of, get_format
 
-    if "format" in kinds and not any(e.name == name for e in entries() if e.kind in kinds):
-        family = [e for e in entries() if e.is_family and _answers(name)]
-        if family:
-            return {**_head(family[0]), "name": name, "format": _format(get_format(name))}
+    found_in = [e.kind for e in entries() if e.kind in kinds and e.name == name]
+    if not found_in and "format" in kinds and (family := family_of(name)):
+        return {**_head(family), "name": name, "format": _format(get_format(name))}
+    if len(set(found_in)) > 1:
+        raise BadInput(f"{name!r} is {' and '.join(found_in)}: say which with --kind")
     entry = find(name, kinds)
     about = _head(entry)
     found = entry.load()
     if entry.kind == "format":
         if entry.is_family:
+            _must_be_called(found, entry, "a function from a name to a Format")
             return {**about, "description": f"family: a format for each name like {entry.name}"}
         return {**about, "format": _format(get_format(name))}
     from altcore.settings import describe as settings
@@ -106,17 +108,15 @@ def describe(name: str, kinds: tuple[str, ...]) -> dict[str, Any]:
 
         check_class(found, entry)
         about |= {"hooks": hooks_of(found), "needs": list(getattr(found, "needs", ()))}
+    else:
+        _must_be_called(getattr(found, "build", None), entry, "a class with a method build")
     first = (found.__doc__ or "").strip().splitlines()
     return {**about, "description": first[0] if first else "", "settings": settings(found)}
 
 
-def _answers(name: str) -> bool:
-    from altcore.registry import get_format
-
-    try:
-        return get_format(name) is not None
-    except BadInput:
-        return False
+def _must_be_called(found: Any, entry: Entry, wanted: str) -> None:
+    if not callable(found):
+        raise BadInput(f"{entry.kind} {entry.name} ({entry.origin}) is not {wanted}")
 
 
 def _head(entry: Entry) -> dict[str, Any]:
@@ -141,12 +141,12 @@ def check(as_json: bool) -> None:
     rows = []
     for entry in entries():
         try:
-            describe_entry(entry)
+            describe(entry.name, (entry.kind,))
             error = None
         except AltcoreError as problem:
             error = str(problem)
         # A plugin may raise anything when it is looked at; the others are still checked.
-        except Exception as problem:
+        except (Exception, SystemExit) as problem:
             error = f"{type(problem).__name__}: {problem}"
         rows.append(
             {"name": entry.name, "kind": entry.kind, "origin": entry.origin, "error": error}
@@ -159,11 +159,3 @@ def check(as_json: bool) -> None:
             click.echo(f"{row['kind']} {row['name']} ({row['origin']}): {state}")
     if any(row["error"] for row in rows):
         raise SystemExit(1)
-
-
-def describe_entry(entry: Entry) -> None:
-    """Load one entry and look at it as `info` does; raises what is wrong with it."""
-    if entry.is_family:
-        entry.load()
-    else:
-        describe(entry.name, (entry.kind,))

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from altcore.cli.summary import print_summary
 from altcore.errors import BadInput
+
+if TYPE_CHECKING:
+    from altcore.config import TrainConfig
+    from altcore.engine import Engine
 
 FLAGS = {
     "format": "Number format, or none.",
@@ -63,12 +68,16 @@ def train(
     if len(files) > 1 or len(resume) > 1:
         raise BadInput(f"{'--config' if len(files) > 1 else '--resume'} is given twice")
     if resume:
-        config = _resumed(resume[0], overrides, bool(files or without))
+        config, given_in = _resumed(resume[0], overrides, bool(files or without))
     else:
-        config = configuration.load(files[0] if files else None, overrides, without)
+        plain, given_in = configuration.gather(files[0] if files else None, overrides, without)
+        config = configuration.make(plain, given_in)
         for name in configuration.missing_observers():
-            click.echo(f"altcore: the observer {name} is not installed and left out", err=True)
-    _run(config, resume[0] if resume else None)
+            if name not in config.no_plugins:
+                click.echo(f"altcore: the observer {name} is not installed and left out", err=True)
+    with configuration.located(given_in):
+        engine = _prepared(config, resume[0] if resume else None)
+    print_summary(engine.train())
 
 
 def _overrides(
@@ -88,14 +97,17 @@ def _overrides(
             )
     for text in sets:
         key, equals, value = text.partition("=")
-        if not equals or not key:
+        if not equals or not key or key.startswith("."):
             raise BadInput(f"--set {text}: KEY=VALUE is needed")
         overrides.append((key, load_yaml(value, f"--set {key}"), " by --set"))
     return overrides
 
 
-def _resumed(name: str, overrides: list[tuple[str, Any, str]], more: bool) -> Any:
+def _resumed(
+    name: str, overrides: list[tuple[str, Any, str]], more: bool
+) -> tuple[TrainConfig, dict[str, str]]:
     from altcore.api import resumed
+    from altcore.config import located
 
     allowed = ("max_steps", "device", "runs_dir")
     refused = [how.removeprefix(" by ") for key, _, how in overrides if key not in allowed]
@@ -106,15 +118,17 @@ def _resumed(name: str, overrides: list[tuple[str, Any, str]], more: bool) -> An
             "only --steps, --device and --set runs_dir=... can"
         )
     changes = {key: value for key, value, _ in overrides}
-    return resumed(name, changes.pop("runs_dir", "runs"), **changes)
+    if len(changes) < len(overrides):
+        raise BadInput("max_steps, device or runs_dir is given twice on the command line")
+    given_in = {key: how for key, _, how in overrides}
+    with located(given_in):
+        return resumed(name, str(changes.pop("runs_dir", "runs")), **changes), given_in
 
 
-def _run(config: Any, resume: str | None) -> None:
+def _prepared(config: TrainConfig, resume: str | None) -> Engine:
+    # torch is imported here: bad input that needs none of it is refused without the wait.
     from altcore.api import prepare
-    from altcore.cli.summary import print_summary
     from altcore.log import configure
 
     configure()
-    engine = prepare(config, resume=resume)
-    summary = engine.train()
-    print_summary(summary)
+    return prepare(config, resume=resume)

@@ -2,8 +2,9 @@
 
 The same bits come out eager, compiled, on a GPU and after a resume, whatever the memory layout
 and the number of threads. The key is mixed by splitmix64's finalizer (Steele et al. 2014); the
-index by a 32-bit multiply-xorshift hash (Wellons' lowbias32 constants) whose input and middle
-take half of the mixed key each.
+index by a 32-bit multiply-xorshift-multiply hash (the constants of Wellons' lowbias32) whose
+input and middle take half of the mixed key each. Its top bits are the random ones, and rounding
+uses those only.
 """
 
 from __future__ import annotations
@@ -12,10 +13,6 @@ import hashlib
 
 import torch
 from torch import Tensor
-
-RANDOM_BITS = 23
-"""For each element. One less than float32's significand has, so that comparing them is exact;
-the probability of rounding up is right to within 2**-24."""
 
 _LOW = 0xFFFFFFFF
 _FIRST, _SECOND = 0x7FEB352D, 0x846CA68B
@@ -36,21 +33,19 @@ def key_of(*parts: int | str) -> int:
 
 
 def random_bits(shape: torch.Size, key: int | Tensor, device: torch.device) -> Tensor:
-    """Return `RANDOM_BITS` random bits for each element, as int64, of ``shape``.
+    """Return 32 random bits for each element, int64 in [0, 2**32), of ``shape``.
 
     ``key`` is an int or a 0-dim int64 tensor on ``device``. An element's bits depend on the key
-    and its index in row-major order.
+    and its index in row-major order; the top ones are the good ones.
     """
     if not isinstance(key, Tensor):
         key = torch.full((), _wrap(key), dtype=torch.int64, device=device)
     mixed = _splitmix(key.to(device=device, dtype=torch.int64))
     index = torch.arange(shape.numel(), dtype=torch.int64, device=device).view(shape)
     # Elements past 2**32 take their index's high half into the key's.
-    x = (index & _LOW) ^ (mixed & _LOW)
-    x = _multiply(x ^ (x >> 16), _FIRST)
+    x = _multiply((index & _LOW) ^ (mixed & _LOW), _FIRST)
     x = x ^ (x >> 15) ^ (_shift(mixed, 32) ^ (index >> 32))
-    x = _multiply(x, _SECOND)
-    return (x ^ (x >> 16)) >> (32 - RANDOM_BITS)
+    return _multiply(x, _SECOND)
 
 
 def mixed_key(key: int | Tensor) -> int:

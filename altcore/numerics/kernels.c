@@ -15,7 +15,10 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
+#define STAGE static __attribute__((noinline)) void /* inlined, loops vectorise less well */
 #define BLOCK 1024 /* divides 2**32: the index's high half is constant in a block */
+#define PIECE 256
+#define FEW 16
 #define SIGN 0x80000000u
 #define INFINITE 0x7f800000u
 #define NOT_A_NUMBER 0x7fc00000u
@@ -26,6 +29,11 @@ struct entry { /* a bucket of magnitudes with at most one threshold in it */
     uint32_t threshold, near, change, unused; /* the payload below it; what changes at it */
 };
 
+struct few { /* a table with so few thresholds that every number meets each of them */
+    float threshold[FEW];
+    uint32_t change[FEW], first;
+};
+
 struct job {
     const void *x;
     void *out;
@@ -34,7 +42,8 @@ struct job {
     int64_t row;
     int64_t *counts; /* elements, overflow, flushed, nonfinite: added to; or NULL */
     uint64_t key;    /* mixed; for stochastic rounding */
-    /* a table: buckets for each sign, or sorted thresholds to search */
+    /* a table: a few thresholds, or buckets for each sign, or sorted thresholds to search */
+    const struct few *few;       /* or NULL */
     const struct entry *entries; /* 2 * buckets */
     const float *thresholds;
     const uint32_t *payloads; /* one per gap between thresholds */
@@ -45,7 +54,8 @@ struct job {
     /* a float format */
     uint32_t min_normal, cut, flip;
     uint32_t to_magic; /* from an exponent's bits to those of its magic number; 0 for none */
-    float magic, max, to_one, to_grid, unit;
+    uint32_t gap_cut; /* the mantissa's mask where there are no subnormals, else 0 */
+    float magic, max, unit;
     /* all */
     float smallest;     /* the smallest magnitude but zero */
     uint32_t over_bits; /* magnitude given to overflows; tables: only if not saturating */
@@ -76,33 +86,24 @@ INLINE float float_of(uint32_t b) {
 /* ---------------------------------------------------------------- rounding to a float format */
 
 /* The rounded bits of a magnitude in the normal range; carries into the exponent are right. */
-INLINE uint32_t round_large(const struct job *j, int rounding, uint32_t mag, uint32_t sign,
-                            uint32_t noise) {
+INLINE uint32_t round_large(const struct job *j, int rounding, uint32_t mag, uint32_t sign) {
     const uint32_t cut = j->cut, mask = (1u << cut) - 1, half = 1u << (cut - 1);
     uint32_t more = 0;
     if (rounding == NEAREST_EVEN) more = half - 1 + (((mag >> cut) & 1) ^ j->flip);
     if (rounding == NEAREST_AWAY) more = half;
     if (rounding == UP) more = sign ? 0 : mask;
     if (rounding == DOWN) more = sign ? mask : 0;
-    if (rounding == STOCHASTIC) more = ~noise >> (32 - cut);
     return (mag + more) & ~mask;
 }
 
 /* The rounded value of a magnitude below the normal range: a multiple of `unit`. Adding
  * `magic` rounds to the nearest one, ties to even; the other roundings correct that. */
-INLINE float round_small(const struct job *j, int rounding, float a, uint32_t sign,
-                         uint32_t noise) {
+INLINE float round_small(const struct job *j, int rounding, float a, uint32_t sign) {
     const float unit = j->unit, near = (a + j->magic) - j->magic;
     const float below = near > a ? near - unit : near;
     if (rounding == NEAREST_EVEN) return near;
     if (rounding == NEAREST_AWAY) return a - near >= 0.5f * unit ? near + unit : near;
     if (rounding == TO_ZERO) return below;
-    if (rounding == STOCHASTIC) {
-        /* Of 23 random bits, so that the comparison is exact; in two steps, because
-         * 1 / unit may lie beyond float32's range. */
-        const float share = ((a - below) * j->to_one) * j->to_grid;
-        return share > (float)(int32_t)(noise >> 9) + 0.5f ? below + unit : below;
-    }
     const float above = below < a ? below + unit : below;
     return ((rounding == UP) == (sign == 0)) ? above : below;
 }
@@ -118,12 +119,24 @@ INLINE float round_by_adding(const struct job *j, float a) {
     return (a + magic) - magic;
 }
 
-/* Random bits: the hash of altcore/numerics/hashing.py. */
+/* Random bits: the hash of altcore/numerics/hashing.py. The top ones are the good ones. */
 INLINE uint32_t draw(uint32_t index, uint32_t first, uint32_t second) {
-    uint32_t x = index ^ first;
-    x = (x ^ (x >> 16)) * 0x7feb352du;
+    uint32_t x = (index ^ first) * 0x7feb352du;
     x = (x ^ (x >> 15) ^ second) * 0x846ca68bu;
-    return x ^ (x >> 16);
+    return x;
+}
+
+/* Stochastic rounding: as many random bits as are cut off are added below the cut. Below the
+ * normal range the addition of the smallest normal value first brings the cut to its place,
+ * which rounds the fraction to that many bits. */
+INLINE float round_randomly(const struct job *j, float a, uint32_t h) {
+    const uint32_t least = j->min_normal, cut = j->cut;
+    const uint32_t low = a < float_of(least) ? ~0u : 0;
+    /* without subnormals the gap around zero is one step, as wide as the lowest binade */
+    const uint32_t gap = low & j->gap_cut, mask = ((1u << cut) - 1) | gap;
+    const uint32_t noise = gap ? h >> 9 : h >> (32 - cut);
+    const float lift = float_of(low & least);
+    return float_of((bits_of(a + lift) + noise) & ~mask) - lift;
 }
 
 enum { ADDING = STOCHASTIC + 1 };      /* nearest even, where round_by_adding can */
@@ -141,28 +154,32 @@ INLINE void round_float(const struct job *j, struct part p, int rounding, int ov
     for (int i = 0; i < p.n; i++) {
         const float y = x[i] * p.r;
         const uint32_t sign = bits_of(y) & SIGN;
-        const uint32_t h =
-            rounding == STOCHASTIC ? draw((uint32_t)p.start + (uint32_t)i, first, second) : 0;
         float a = float_of(bits_of(y) & ~SIGN), size;
+        int over = a >= local.top;
         /* written so that a NaN stays, here and below */
-        if (overflow == SATURATING) a = max < a ? max : a;
+        if (overflow == SATURATING || rounding == ADDING) a = max < a ? max : a;
         if (rounding == ADDING) {
             size = round_by_adding(&local, a);
+        } else if (rounding == STOCHASTIC) {
+            const uint32_t h = draw((uint32_t)p.start + (uint32_t)i, first, second);
+            size = round_randomly(&local, a, h);
+            size = a < INFINITY ? size : a;
         } else {
-            const float small = round_small(&local, rounding, a, sign, h);
-            const float large = float_of(round_large(&local, rounding, bits_of(a), sign, h));
+            const float small = round_small(&local, rounding, a, sign);
+            const float large = float_of(round_large(&local, rounding, bits_of(a), sign));
             size = a >= least ? large : small;
         }
-        const int over = size > max;
-        if (overflow != SATURATING) size = over ? float_of(local.over_bits) : size;
+        if (rounding != ADDING) over = size > max;
+        if (overflow != SATURATING && rounding != ADDING)
+            size = over ? float_of(local.over_bits) : size;
         out[i] = float_of(bits_of(size) | sign) * p.s;
         if (overflow == COUNTED) {
             const uint32_t was = bits_of(x[i]) & ~SIGN;
-            const uint32_t infinite = (int32_t)was >= (int32_t)INFINITE ? 1 : 0;
-            nonfinite += infinite;
-            passed += (over ? 1u : 0u) & (infinite ^ 1);
+            const uint32_t lost = (INFINITE - 1 - was) >> 31; /* the sign: NaN or infinite */
+            passed += (over ? 1u : 0u) & (lost ^ 1);
             zeros += size == 0.0f ? 1 : 0;
             were_zero += was == 0 ? 1 : 0;
+            nonfinite += lost;
         }
     }
     if (overflow == COUNTED) {
@@ -191,7 +208,10 @@ LOOPS(down, DOWN)
 LOOPS(stochastic, STOCHASTIC)
 
 static void adding(const struct job *j, struct part p, int64_t *totals) {
-    round_float(j, p, ADDING, SATURATING, totals);
+    if (j->counts)
+        round_float(j, p, ADDING, COUNTED, totals);
+    else
+        round_float(j, p, ADDING, SATURATING, totals);
 }
 
 typedef void (*float_loop)(const struct job *, struct part, int64_t *);
@@ -199,35 +219,54 @@ typedef void (*float_loop)(const struct job *, struct part, int64_t *);
 static float_loop loop_of(const struct job *j) {
     static const float_loop loops[] = {nearest_even, nearest_away, to_zero,
                                        up,           down,         stochastic};
-    if (j->rounding == NEAREST_EVEN && j->to_magic && j->saturates && !j->counts) return adding;
+    if (j->rounding == NEAREST_EVEN && j->to_magic && j->saturates) return adding;
     return loops[j->rounding];
 }
 
 /* ------------------------------------------------------------------------ rounding to a table */
 
-/* The payload of each number's gap between thresholds: a value's bits, or the gap's index. */
-static void find_gaps(const struct job *j, const float *restrict y, uint32_t *restrict gap,
-                      int n) {
-    const uint32_t low = j->bucket_low, high = j->bucket_high, shift = j->bucket_shift;
-    if (j->buckets) {
-        const uint32_t half = (uint32_t)j->buckets;
-        const struct entry *entries = j->entries;
-        uint32_t where[BLOCK];
+/* The payload of each number's gap between thresholds: a value's bits, or the gap's index.
+ * In a small table: every threshold that a number reaches changes the payload's bits. */
+STAGE find_among_few(const struct few *few, const float *restrict y,
+                           uint32_t *restrict gap, int n) {
+    for (int i = 0; i < n; i++) gap[i] = few->first;
+    for (int k = 0; k < FEW; k += 4) { /* as many as registers hold */
+        const float *t = few->threshold + k;
+        const uint32_t *c = few->change + k;
+        const float t0 = t[0], t1 = t[1], t2 = t[2], t3 = t[3];
+        const uint32_t c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];
         for (int i = 0; i < n; i++) {
-            const uint32_t bits = bits_of(y[i]), mag = bits & ~SIGN;
-            uint32_t inside = (int32_t)mag < (int32_t)low ? low : mag;
-            inside = (int32_t)inside > (int32_t)high ? high : inside;
-            where[i] = ((inside - low) >> shift) + (bits & SIGN ? half : 0);
+            const uint32_t low = (y[i] >= t0 ? c0 : 0) ^ (y[i] >= t1 ? c1 : 0);
+            const uint32_t high = (y[i] >= t2 ? c2 : 0) ^ (y[i] >= t3 ? c3 : 0);
+            gap[i] ^= low ^ high;
         }
-        for (int i = 0; i < n; i++) {
-            const struct entry *e = entries + where[i];
-            /* by a mask from the sign: a branch here would be mispredicted half of the time */
-            const int32_t missing = (int32_t)(e->threshold - 1 - (bits_of(y[i]) & ~SIGN));
-            const uint32_t past = (uint32_t)(missing >> 31);
-            gap[i] = e->near ^ (past & e->change);
-        }
-        return;
     }
+}
+
+/* In a large one: by the bucket that a number's top bits name. */
+STAGE find_in_buckets(const struct job *j, const float *restrict y, uint32_t *restrict gap,
+                            int n) {
+    const uint32_t low = j->bucket_low, high = j->bucket_high, shift = j->bucket_shift;
+    const uint32_t half = (uint32_t)j->buckets;
+    const struct entry *restrict entries = j->entries;
+    uint32_t where[PIECE];
+    for (int i = 0; i < n; i++) {
+        const uint32_t bits = bits_of(y[i]), mag = bits & ~SIGN;
+        uint32_t inside = (int32_t)mag < (int32_t)low ? low : mag;
+        inside = (int32_t)inside > (int32_t)high ? high : inside;
+        where[i] = ((inside - low) >> shift) + (bits & SIGN ? half : 0);
+    }
+    for (int i = 0; i < n; i++) {
+        const struct entry *e = entries + where[i];
+        /* by a mask from the sign: a branch here would be mispredicted half of the time */
+        const int32_t missing = (int32_t)(e->threshold - 1 - (bits_of(y[i]) & ~SIGN));
+        gap[i] = e->near ^ ((uint32_t)(missing >> 31) & e->change);
+    }
+}
+
+/* In one whose thresholds lie too close for that: by bisection. */
+STAGE find_by_search(const struct job *j, const float *restrict y, uint32_t *restrict gap,
+                           int n) {
     for (int i = 0; i < n; i++) {
         int64_t first = 0, length = j->threshold_count;
         while (length > 0) {
@@ -242,7 +281,7 @@ static void find_gaps(const struct job *j, const float *restrict y, uint32_t *re
 
 /* Turn counts of grid values at or below each number into the value drawn, 0 and n + 1 being
  * past the ends. Distances in float64, as in rounding.py. */
-static void draw_values(const struct job *j, const float *restrict y, int64_t start,
+STAGE draw_values(const struct job *j, const float *restrict y, int64_t start,
                         uint32_t *restrict gap, uint32_t *restrict over, int n) {
     const uint32_t first = (uint32_t)j->key;
     const uint32_t second = (uint32_t)(j->key >> 32) ^ (uint32_t)((uint64_t)start >> 32);
@@ -254,7 +293,7 @@ static void draw_values(const struct job *j, const float *restrict y, int64_t st
         const int inner_above = upper == -lower ? v >= 0 : fabs(upper) < fabs(lower);
         const double distance = fabs(v - (inner_above ? upper : lower));
         const uint32_t h = draw((uint32_t)start + (uint32_t)i, first, second);
-        const double drawn = ((double)(h >> 9) + 0.5) * (upper - lower);
+        const double drawn = ((double)(~h >> 9) + 0.5) * (upper - lower);
         int64_t index = at + (inner_above ^ (distance * 8388608.0 > drawn));
         index = below < 0 ? 0 : below > last + 1 ? last + 2 : index;
         over[i] = index == 0 || index == last + 2;
@@ -263,37 +302,38 @@ static void draw_values(const struct job *j, const float *restrict y, int64_t st
     }
 }
 
-static void round_table(const struct job *j, struct part p, int64_t *totals) {
-    float y[BLOCK];
-    uint32_t gap[BLOCK], over[BLOCK];
-    const float *restrict x = p.x;
-    float *restrict out = p.out;
+STAGE find_overflows(const struct job *j, const float *restrict y, uint32_t *restrict over,
+                           int n) {
     const float bottom = j->bottom, top = j->top;
+    for (int i = 0; i < n; i++) over[i] = (y[i] < bottom ? 1 : 0) | (y[i] >= top ? 1 : 0);
+}
+
+/* From payloads to values: the signs of zeros, overflows that are not to saturate, NaN. */
+STAGE finish(const struct job *j, const float *restrict y, const uint32_t *restrict over,
+                   const uint32_t *restrict gap, float *restrict q, int n) {
     const uint32_t replaces = j->saturates ? 0 : 1, over_bits = j->over_bits;
-    const float r = p.r, s = p.s;
-    uint32_t passed = 0, flushed = 0, nonfinite = 0;
-    for (int i = 0; i < p.n; i++) y[i] = x[i] * r;
-    find_gaps(j, y, gap, p.n);
-    if (j->rounding == STOCHASTIC)
-        draw_values(j, y, p.start, gap, over, p.n);
-    else
-        for (int i = 0; i < p.n; i++) over[i] = (y[i] < bottom ? 1 : 0) | (y[i] >= top ? 1 : 0);
-    for (int i = 0; i < p.n; i++) {
+    for (int i = 0; i < n; i++) {
         const uint32_t bits = bits_of(y[i]), sign = bits & SIGN;
         const uint32_t lost = over[i] & replaces;
-        uint32_t value = (gap[i] & ~SIGN) == 0 ? sign : gap[i];
-        value = lost ? over_bits | sign : value;
-        value = (int32_t)(bits & ~SIGN) > (int32_t)INFINITE ? NOT_A_NUMBER : value;
-        gap[i] = value;
-        out[i] = float_of(value) * s;
+        uint32_t found = (gap[i] & ~SIGN) == 0 ? sign : gap[i];
+        found = lost ? over_bits | sign : found;
+        q[i] = float_of((int32_t)(bits & ~SIGN) > (int32_t)INFINITE ? NOT_A_NUMBER : found);
     }
-    if (!j->counts) return;
-    for (int i = 0; i < p.n; i++) {
-        const uint32_t mag = bits_of(p.x[i]) & ~SIGN;
-        const uint32_t finite = (int32_t)mag < (int32_t)INFINITE ? 1 : 0;
+}
+
+STAGE multiply(const float *restrict a, float factor, float *restrict product, int n) {
+    for (int i = 0; i < n; i++) product[i] = a[i] * factor;
+}
+
+STAGE count(const float *restrict x, const float *restrict y, const uint32_t *restrict over,
+                  const float *restrict q, int n, int64_t *totals) {
+    uint32_t passed = 0, flushed = 0, nonfinite = 0;
+    for (int i = 0; i < n; i++) {
+        const uint32_t was = bits_of(x[i]) & ~SIGN;
+        const uint32_t finite = ((INFINITE - 1 - was) >> 31) ^ 1;
         const uint32_t inside = y[i] != y[i] || over[i] == 0 ? 1 : 0;
         passed += finite & (inside ^ 1);
-        flushed += finite & inside & ((gap[i] & ~SIGN) == 0 ? 1 : 0) & (mag ? 1 : 0);
+        flushed += finite & inside & (q[i] == 0.0f ? 1 : 0) & (was ? 1 : 0);
         nonfinite += finite ^ 1;
     }
     totals[1] += passed;
@@ -301,9 +341,37 @@ static void round_table(const struct job *j, struct part p, int64_t *totals) {
     totals[3] += nonfinite;
 }
 
+static void round_piece(const struct job *j, struct part p, int64_t *totals) {
+    float y[PIECE], q[PIECE];
+    uint32_t gap[PIECE], over[PIECE];
+    multiply(p.x, p.r, y, p.n);
+    if (j->few)
+        find_among_few(j->few, y, gap, p.n);
+    else if (j->buckets)
+        find_in_buckets(j, y, gap, p.n);
+    else
+        find_by_search(j, y, gap, p.n);
+    if (j->rounding == STOCHASTIC)
+        draw_values(j, y, p.start, gap, over, p.n);
+    else
+        find_overflows(j, y, over, p.n);
+    finish(j, y, over, gap, q, p.n);
+    if (j->counts) count(p.x, y, over, q, p.n, totals);
+    multiply(q, p.s, p.out, p.n);
+}
+
+/* In pieces, so that all their buffers and the buckets fit the first-level cache. */
+static void round_table(const struct job *j, struct part p, int64_t *totals) {
+    for (int left = p.n; left > 0; left -= PIECE) {
+        p.n = left < PIECE ? left : PIECE;
+        round_piece(j, p, totals);
+        p.x += PIECE, p.out += PIECE, p.start += PIECE;
+    }
+}
+
 /* ---------------------------------------------------------------------------------- bfloat16 */
 
-static void widen(const uint16_t *restrict x, float *restrict wide, int n) {
+STAGE widen(const uint16_t *restrict x, float *restrict wide, int n) {
     for (int i = 0; i < n; i++) wide[i] = float_of((uint32_t)x[i] << 16);
 }
 
@@ -314,7 +382,7 @@ INLINE uint16_t half_of(uint32_t bits) {
 
 /* The product q * s rounded once: to odd in float32, which keeps what the second rounding, to
  * nearest even, has to know. */
-static void narrow(const struct job *j, const float *restrict q, float s,
+STAGE narrow(const struct job *j, const float *restrict q, float s,
                    uint16_t *restrict out, int n) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
     if (s == 1.0f || (double)j->smallest * (double)s > 0x1p-90) { /* no remainder underflows */

@@ -18,12 +18,13 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from altcore.formats import FloatFormat, Format
 from altcore.numerics.build import library, switched_on
-from altcore.numerics.hashing import RANDOM_BITS, mixed_key
-from altcore.numerics.plan import float_plan, is_wide, table_plan, thresholds
+from altcore.numerics.hashing import mixed_key
+from altcore.numerics.plan import float_plan, is_wide, overflow_start, table_plan, thresholds
 from altcore.reference import ROUNDINGS
 
 _ALONE = 32768  # elements that one thread rounds before a second is worth waking
 _MOST_BUCKETS = 1 << 17  # for each sign; 16 bytes each
+_FEW = 16  # thresholds that a small table may have; FEW of kernels.c
 _NEVER = 0x7FFFFFFF  # a threshold above every magnitude's bits
 
 
@@ -39,6 +40,7 @@ class _Job(ctypes.Structure):
         ("row", ctypes.c_int64),
         ("counts", ctypes.c_void_p),
         ("key", ctypes.c_uint64),
+        ("few", ctypes.c_void_p),
         ("entries", ctypes.c_void_p),
         ("thresholds", ctypes.c_void_p),
         ("payloads", ctypes.c_void_p),
@@ -54,10 +56,9 @@ class _Job(ctypes.Structure):
         ("cut", ctypes.c_uint32),
         ("flip", ctypes.c_uint32),
         ("to_magic", ctypes.c_uint32),
+        ("gap_cut", ctypes.c_uint32),
         ("magic", ctypes.c_float),
         ("max", ctypes.c_float),
-        ("to_one", ctypes.c_float),
-        ("to_grid", ctypes.c_float),
         ("unit", ctypes.c_float),
         ("smallest", ctypes.c_float),
         ("over_bits", ctypes.c_uint32),
@@ -192,8 +193,8 @@ def _prepare(fmt: Format, rounding: str, overflow: str) -> _Prepared | None:
     if fmt.subnormals and fmt.mantissa_bits and fmt.max_exponent + plan.cut < 127:
         job.to_magic = plan.cut << 23
     job.magic = 2.0 ** (plan.sub_quantum + 23)
-    job.to_one = 2.0**-fmt.min_exponent
-    job.to_grid = 2.0 ** (fmt.min_exponent - plan.sub_quantum + RANDOM_BITS)
+    job.gap_cut = 0 if fmt.subnormals else (1 << 23) - 1
+    job.top = overflow_start(fmt, torch.float32)
     job.unit = 2.0**plan.sub_quantum
     return _Prepared(job, ())
 
@@ -209,12 +210,26 @@ def _fill_table(job: _Job, fmt: Format, rounding: str) -> tuple[Tensor, ...]:
         payloads = torch.tensor(values, dtype=torch.float32).view(torch.int32)
     bounds = torch.tensor(points, dtype=torch.float32)
     grid = torch.tensor(plan.grid, dtype=torch.float64)
-    entries = _bucketed(job, points, payloads)
+    few, entries = _few(bounds, payloads), _bucketed(job, points, payloads)
     job.is_table, job.bottom, job.top = True, points[0], points[-1]
     job.threshold_count = len(points)
     job.thresholds, job.payloads = bounds.data_ptr(), payloads.data_ptr()
     job.grid, job.entries = grid.data_ptr(), entries.data_ptr()
-    return bounds, payloads, grid, entries
+    job.few = None if few is None else few.data_ptr()
+    return (bounds, payloads, grid, entries) if few is None else (bounds, payloads, grid, few)
+
+
+def _few(bounds: Tensor, payloads: Tensor) -> Tensor | None:
+    """``struct few``, where no more thresholds than it holds change the payload."""
+    changes = payloads[:-1] ^ payloads[1:]
+    at = changes.nonzero().flatten()
+    if len(at) > _FEW:
+        return None
+    result = torch.zeros(2 * _FEW + 1, dtype=torch.int32)
+    result[: len(at)] = bounds[at].view(torch.int32)
+    result[_FEW : _FEW + len(at)] = changes[at]
+    result[2 * _FEW] = payloads[0]
+    return result
 
 
 def _bucketed(job: _Job, points: tuple[float, ...], payloads: Tensor) -> Tensor:

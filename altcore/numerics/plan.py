@@ -62,6 +62,8 @@ class FloatPlan:
     min_normal: int  # bits of the smallest normal value
     cut: int
     sub_quantum: int
+    gap_cut: int  # `cut` for stochastic rounding below `min_normal`
+    least: float  # the smallest normal value
     flip: int  # 1 where, without mantissa bits, even exponent bits mean an odd code
     max: float
 
@@ -126,6 +128,8 @@ def float_plan(fmt: FloatFormat, dtype: torch.dtype) -> FloatPlan:
         min_normal=(fmt.min_exponent + layout.bias) << layout.mantissa,
         cut=layout.mantissa - fmt.mantissa_bits,
         sub_quantum=fmt.min_exponent - (fmt.mantissa_bits if fmt.subnormals else 0),
+        gap_cut=layout.mantissa - (fmt.mantissa_bits if fmt.subnormals else 0),
+        least=2.0**fmt.min_exponent,
         flip=0 if fmt.mantissa_bits else (layout.bias - fmt.bias) & 1,
         max=fmt.max,
     )
@@ -153,7 +157,7 @@ def thresholds(fmt: Format, rounding: str, dtype: torch.dtype) -> tuple[float, .
     """
     grid, layout = _extended(fmt), LAYOUTS[dtype]
     even = [not fmt.even[0], *fmt.even, not fmt.even[-1]]
-    middles = [(grid[0] + grid[1]) / 2, *fmt.boundaries, (grid[-2] + grid[-1]) / 2]
+    middles = [fmt.limits[0], *fmt.boundaries, fmt.limits[1]]
     result = []
     for i, middle in enumerate(middles):
         below, above = grid[i], grid[i + 1]
@@ -166,15 +170,23 @@ def thresholds(fmt: Format, rounding: str, dtype: torch.dtype) -> tuple[float, .
             point, beyond = (below, True) if inner_above else (above, False)
             if above == -below:
                 point, beyond = Fraction(0), False
-        elif middle == 0:
-            point, beyond = middle, False
-        elif rounding == "nearest-away":
+        elif middle == 0 or middle in (below, above):
+            point, beyond = middle, middle == below  # a grid value is no tie
+        elif rounding == "nearest-away" or fmt.ties == "up":
             point, beyond = middle, inner_above
+        elif fmt.ties == "down":
+            point, beyond = middle, not inner_above
         else:
             tie_up = even[i + 1] if even[i] != even[i + 1] else inner_above
             point, beyond = middle, not tie_up
         result.append(_first_from(point, layout, above=beyond))
     return tuple(result)
+
+
+def overflow_start(fmt: FloatFormat, dtype: torch.dtype) -> float:
+    """The smallest number of ``dtype`` that passes the largest value to nearest even."""
+    middle = (Fraction(fmt.max) + fmt.beyond[1]) / 2
+    return _first_from(middle, LAYOUTS[dtype], above=fmt.top_magnitude % 2 == 0)
 
 
 def to_single(value: float) -> float:
@@ -202,21 +214,19 @@ def _first_from(point: Fraction, layout: Layout, *, above: bool) -> float:
     number = _to_double(point)
     if layout is FLOAT32:
         number = to_single(number)
-    # Rounding to nearest may have come out on either side: step to the first that qualifies.
-    number = _step(number, layout, up=False)
-    while number < point or (above and number == point):
-        number = _step(number, layout, up=True)
+    # Rounding, even twice, came out on one of the two neighbours: the upper one is wanted.
+    if number < point or (above and number == point):
+        number = _step(number, layout)
     return number
 
 
-def _step(number: float, layout: Layout, *, up: bool) -> float:
-    """The next number of the layout's dtype, infinities included."""
+def _step(number: float, layout: Layout) -> float:
+    """The next number up of the layout's dtype, infinities included."""
     if layout is FLOAT64:
-        return math.nextafter(number, math.inf if up else -math.inf)
-    if number == (math.inf if up else -math.inf):
+        return math.nextafter(number, math.inf)
+    if number == math.inf:
         return number
     bits = struct.unpack("<i", struct.pack("<f", number))[0]
-    ordered = bits if bits >= 0 else -(bits & 0x7FFFFFFF)
-    ordered += 1 if up else -1
+    ordered = (bits if bits >= 0 else -(bits & 0x7FFFFFFF)) + 1
     bits = ordered if ordered >= 0 else -ordered | -0x80000000
     return float(struct.unpack("<f", struct.pack("<i", bits))[0])

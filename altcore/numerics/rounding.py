@@ -12,10 +12,7 @@ import torch
 from torch import Tensor
 
 from altcore.formats import FloatFormat, Format
-from altcore.numerics.hashing import RANDOM_BITS
 from altcore.numerics.plan import FloatPlan, float_plan, table_plan, thresholds
-
-_DEEPEST = 84  # bits: shifted so far, nothing of a float64 significand is left
 
 
 def round_unscaled(
@@ -23,7 +20,7 @@ def round_unscaled(
 ) -> tuple[Tensor, Tensor]:
     """Round ``y`` (float32 or float64) to ``fmt``: grid values saturated, and the overflows.
 
-    ``noise`` holds the random bits of each element for stochastic rounding. NaN gives NaN.
+    ``noise`` holds the 32 random bits of each element for stochastic rounding. NaN gives NaN.
     A zero has the sign of ``y``.
     """
     if isinstance(fmt, FloatFormat):
@@ -35,56 +32,65 @@ def round_float(
     y: Tensor, plan: FloatPlan, rounding: str, noise: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """`round_unscaled` for a float format."""
+    a = y.abs()
+    if noise is not None:
+        size = _draw_size(a, plan, noise)
+    else:
+        size = _round_size(a, plan, rounding, torch.signbit(y))
+    missing = torch.isnan(y)
+    over = (size > plan.max) & ~missing
+    value = torch.copysign(size.clamp(max=plan.max), y)
+    return torch.where(missing, torch.nan, value), over
+
+
+def _round_size(a: Tensor, plan: FloatPlan, rounding: str, negative: Tensor) -> Tensor:
+    """Magnitudes ``a`` rounded as if the format had no largest value; anything for NaN."""
     layout = plan.layout
-    bits = y.contiguous().view(layout.integer)
-    magnitude = bits & layout.magnitude
+    magnitude = a.contiguous().view(layout.integer)
     exponent = (magnitude >> layout.mantissa).clamp(min=1)
-    subnormal = magnitude < layout.hidden
     fraction = magnitude & (layout.hidden - 1)
-    significand = torch.where(subnormal, fraction, fraction | layout.hidden)
+    significand = torch.where(magnitude < layout.hidden, fraction, fraction | layout.hidden)
     # The number is significand * 2**(exponent - bias - mantissa); `cut` bits of it are lost.
     low = magnitude < plan.min_normal
     cut = (plan.sub_quantum + layout.bias + layout.mantissa) - exponent
-    cut = torch.where(low, cut, plan.cut)
-    if noise is None:
-        shift = cut = cut.clamp(max=layout.mantissa + 3)  # from here on, less than half
-    else:
-        significand, cut = significand.to(torch.int64), cut.to(torch.int64).clamp(max=_DEEPEST)
-        shift = cut.clamp(max=62)
-    whole = significand >> shift
-    rest = significand - (whole << shift)
-    if noise is not None:
-        away = _share(rest, cut) > noise
-    elif rounding in ("nearest-even", "nearest-away"):
+    cut = torch.where(low, cut, plan.cut).clamp(max=layout.mantissa + 3)  # the rest: below half
+    whole = significand >> cut
+    rest = significand - (whole << cut)
+    if rounding in ("nearest-even", "nearest-away"):
         half = torch.ones_like(cut) << (cut - 1)
-        away = rest > half
-        if rounding == "nearest-away":
-            away = away | (rest == half)
-        else:
+        tie = rest == half
+        if rounding == "nearest-even":
             code = torch.where(low, whole, (magnitude >> plan.cut) ^ plan.flip)
-            away = away | ((rest == half) & (code & 1 == 1))
+            tie = tie & (code & 1 == 1)
+        away = (rest > half) | tie
     elif rounding == "to-zero":
         away = torch.zeros_like(low)
     else:
-        away = (rest != 0) & ((bits < 0) if rounding == "down" else (bits >= 0))
+        away = (rest != 0) & (negative if rounding == "down" else ~negative)
     up = away.to(layout.integer)
-    small = (whole.to(layout.integer) + up).to(layout.dtype) * 2.0**plan.sub_quantum
-    large = (magnitude - rest.to(layout.integer) + (up << plan.cut)).view(layout.dtype)
-    size = torch.where(low, small, large)
-    over = size > plan.max
-    value = torch.copysign(size.clamp(max=plan.max), y)
-    return torch.where(torch.isnan(y), torch.nan, value), over & ~torch.isnan(y)
+    small = (whole + up).to(layout.dtype) * 2.0**plan.sub_quantum
+    large = (magnitude - rest + (up << plan.cut)).view(layout.dtype)
+    return torch.where(low, small, large)
 
 
-def _share(rest: Tensor, cut: Tensor) -> Tensor:
-    """``rest / 2**cut`` in units of 2**-RANDOM_BITS, rounded to nearest with ties down.
+def _draw_size(a: Tensor, plan: FloatPlan, noise: Tensor) -> Tensor:
+    """Magnitudes ``a`` rounded at random, like `_round_size`.
 
-    Centred: random bits h stand for the number (h + 1/2) / 2**RANDOM_BITS. Both int64.
+    As many random bits as are cut off are added below the cut, so that the probability of a
+    carry is the fraction itself (float64: to within 2**-33). Below the normal range the addition
+    of the smallest normal value first brings the cut to its place, which rounds the fraction to
+    that many bits.
     """
-    fine = rest << (RANDOM_BITS - cut).clamp(min=0)
-    half = torch.ones_like(cut) << (cut - RANDOM_BITS - 1).clamp(min=0)
-    coarse = (rest + half - 1) >> (cut - RANDOM_BITS).clamp(min=0)
-    return torch.where(cut <= RANDOM_BITS, fine, coarse)
+    layout = plan.layout
+    low = a.contiguous().view(layout.integer) < plan.min_normal
+    lift = low.to(a.dtype) * plan.least
+    lifted = (a + lift).view(layout.integer)
+    cut = torch.where(low, plan.gap_cut, plan.cut).to(layout.integer)
+    centred = (noise << (cut - 32).clamp(min=0)) + ((1 << (cut - 32).clamp(min=0)) >> 1)
+    more = torch.where(cut > 32, centred, noise >> (32 - cut).clamp(min=0))
+    drawn = (lifted + more.to(layout.integer)) >> cut << cut
+    size = drawn.view(layout.dtype) - lift
+    return torch.where(torch.isinf(a), a, size)
 
 
 def round_table(
@@ -105,7 +111,9 @@ def round_table(
         inner_above = torch.where(high == -low, y >= 0, high.abs() < low.abs())
         inner, outer = torch.where(inner_above, high, low), torch.where(inner_above, low, high)
         distance, width = (y.double() - inner).abs(), (outer - inner).abs()
-        outside = distance * 2.0**RANDOM_BITS > (noise.double() + 0.5) * width
+        # Compared with 23 random bits, centred, and turned so that large ones round away.
+        drawn = (((noise ^ 0xFFFFFFFF) >> 9).double() + 0.5) * width
+        outside = distance * 2.0**23 > drawn
         # Position in the extended grid: the upper end if exactly one of the two holds.
         index = interval + (inner_above ^ outside).to(torch.int64)
         index = torch.where(below < 0, 0, torch.where(below > last + 1, last + 2, index))

@@ -9,8 +9,9 @@ import torch
 from attrs import define, field
 from torch import Tensor, nn
 
+from altcore.formats import Format
 from altcore.numerics import round_to_grid
-from altcore.recipe import Casts
+from altcore.recipe import Cast, Casts
 from altcore.surgery.layers import matrices
 from altcore.surgery.product import QuantizedLinear, StraightThrough
 from altcore.surgery.quantizer import Operand, Quantizer
@@ -32,16 +33,20 @@ class View:
     parameter: nn.Parameter
     master: Tensor
     grid: Tensor
+    """Its values on the grid, unscaled."""
     r: Tensor | None
-    quantizer: Quantizer
+    cast: Cast
+    key: int | None
 
     def movement(self) -> Tensor:
         """Return (masters that moved, those of them whose view did not), int64 (2,).
 
-        Both views are taken at the scale of that forward.
+        Both views are taken at the scale of that forward, and with its random bits.
         """
-        cast, now = self.quantizer.cast, self.parameter.detach()
-        grid = round_to_grid(now, cast.format, overflow=cast.overflow, r=self.r)
+        cast, now = self.cast, self.parameter.detach()
+        grid = round_to_grid(
+            now, cast.format, rounding=cast.rounding, overflow=cast.overflow, r=self.r, key=self.key
+        )
         moved = now != self.master
         return torch.stack([moved.sum(), (moved & (grid == self.grid)).sum()])
 
@@ -91,7 +96,7 @@ class LayerCasts:
         try:
             for name, parameter in own.items():
                 quantizer = self.quantizers.get(f"weight@fwd/{name}")
-                if quantizer is not None and not self.is_stored:
+                if quantizer is not None and self.stored_format("weight@fwd") is None:
                     slots[name] = self._quantized(name, parameter, quantizer)
             return self.own_forward(*args, **kwargs)
         finally:
@@ -101,25 +106,26 @@ class LayerCasts:
         operand, r = quantizer.operand(parameter, self.module.training)
         if self.module.training and self.is_tracking:
             master = parameter.detach().clone()
-            self.views[name] = View(parameter, master, operand.values, r, quantizer)
+            key = quantizer.last_key
+            self.views[name] = View(parameter, master, operand.values, r, quantizer.cast, key)
         value = operand.values if operand.scale is None else operand.values * operand.scale
         value = value.to(parameter.dtype)
         return StraightThrough.apply(parameter, value)  # type: ignore[no-untyped-call] # as above
 
-    @property
-    def is_stored(self) -> bool:
-        """Whether the weight is on its grid already: used with no second quantization."""
-        stored, weight = self.casts["stored_weight"], self.casts["weight@fwd"]
-        return stored is not None and (weight is None or weight.format == stored.format)
+    def stored_format(self, operand: str) -> Format | None:
+        """Return the format whose grid a weight operand is on already, or None.
+
+        It is then used with no second quantization, unless its own cast has another format.
+        """
+        stored, own = self.casts["stored_weight"], self.casts[operand]
+        if stored is None or (own is not None and own.format != stored.format):
+            return None
+        return stored.format
 
     def pair(
         self, role: str, x: Tensor, training: bool, wanted: tuple[bool, bool] = (True, True)
     ) -> tuple[Operand | None, Operand | None]:
         """Return a role's two operands; where their casts are equal, one serves both."""
-        if role == "weight" and self.is_stored:
-            stored = self.casts["stored_weight"]
-            same = Operand(x.detach(), format=stored.format if stored else None)
-            return same, same
         first, second = PAIRS[role]
         if self.casts[first] == self.casts[second]:
             one = self._operand(first, x, training)
@@ -130,6 +136,8 @@ class LayerCasts:
         )
 
     def _operand(self, name: str, x: Tensor, training: bool) -> Operand:
+        if name.startswith("weight@") and (stored := self.stored_format(name)):
+            return Operand(x.detach(), format=stored)
         quantizer = self.quantizers.get(name)
         if quantizer is None:
             return Operand(x.detach())
@@ -138,7 +146,8 @@ class LayerCasts:
             parameter = self.module.weight
             assert isinstance(parameter, nn.Parameter)
             master = x.detach().clone()
-            self.views[name] = View(parameter, master, operand.values, r, quantizer)
+            key = quantizer.last_key
+            self.views[name] = View(parameter, master, operand.values, r, quantizer.cast, key)
         return operand
 
     def count_product(self, a: Operand, b: Operand, flops: int) -> None:

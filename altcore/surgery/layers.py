@@ -52,3 +52,14 @@ def unique_matrices(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]
             if id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield name, f"{name}.{own}" if name else own, parameter
+
+
+def tied_matrices(model: nn.Module) -> list[tuple[list[str], str]]:
+    """Return, for each parameter that several layers own, their names and its full name."""
+    owners: dict[int, list[str]] = {}
+    full_names: dict[int, str] = {}
+    for name, module in model.named_modules():
+        for own, parameter in matrices(module).items():
+            owners.setdefault(id(parameter), []).append(name)
+            full_names.setdefault(id(parameter), f"{name}.{own}" if name else own)
+    return [(names, full_names[key]) for key, names in owners.items() if len(names) > 1]

@@ -23,6 +23,7 @@ from altcore.numerics import COUNTS
 from altcore.recipe import (
     NAMED,
     PRODUCT_OPERANDS,
+    STORED,
     Cast,
     Plan,
     Recipe,
@@ -33,7 +34,7 @@ from altcore.recipe import (
 )
 from altcore.registry import get_format
 from altcore.surgery.casts import PAIRS, LayerCasts
-from altcore.surgery.layers import find_layers, matrices, unique_matrices
+from altcore.surgery.layers import find_layers, matrices, tied_matrices, unique_matrices
 from altcore.surgery.quantizer import Clock, Quantizer
 from altcore.surgery.stored import STALL, StoredWeight, store_optimizer_state
 
@@ -59,6 +60,8 @@ class Quantization:
     clock: Clock = field(factory=Clock)
     plan: Plan = field(init=False)
     layers: dict[str, LayerCasts] = field(init=False, factory=dict)
+    formats: dict[str, Format] = field(init=False, factory=dict)
+    """Every format there has been: from Python it may be one that no distribution names."""
     stored: dict[str, StoredWeight] = field(init=False, factory=dict)
     quantizers: list[Quantizer] = field(init=False, factory=list)
     counts: Tensor = field(init=False)
@@ -77,7 +80,8 @@ class Quantization:
 
     def __attrs_post_init__(self) -> None:
         found = find_layers(self.model)
-        self._build(self.recipe.resolve([layer for layer, _ in found.values()]))
+        plan = self.recipe.resolve([layer for layer, _ in found.values()])
+        self._build(self._with_ties(plan, before={}))
 
     # Building and changing -------------------------------------------------------------------
 
@@ -87,6 +91,7 @@ class Quantization:
             hook.remove()
         self._restore_forwards()
         self.plan, self.layers, self._hooks = plan, {}, []
+        self.formats |= {c.format.name: c.format for x in plan.values() for c in x.values() if c}
         device = next(self.model.parameters()).device
         wanted = self._wanted_quantizers()
         self.counts = torch.zeros(len(wanted), len(COUNTS), dtype=torch.int64, device=device)
@@ -106,6 +111,28 @@ class Quantization:
                 module.forward = layer.forward
         self._hook_weight_gradients(made)
         self._store_weights()
+
+    def _with_ties(self, plan: Plan, before: Plan) -> Plan:
+        """Give the layers that share a parameter one cast for what is the parameter's own.
+
+        That is the cast which differs from ``before``; at the start that of any of the layers.
+        """
+        made = {name: dict(casts) for name, casts in plan.items()}
+        for names, full, operand in (
+            (names, full, operand)
+            for names, full in tied_matrices(self.model)
+            for operand in ("weight_gradient", *STORED)
+        ):
+            old = {n: before[n][operand] if before else None for n in names}
+            new = [made[n][operand] for n in names if made[n][operand] != old[n]]
+            if any(cast != new[0] for cast in new):
+                raise BadInput(
+                    f"recipe {self.recipe.name}: {' and '.join(names)} share the parameter {full}, "
+                    f"and have two casts for {operand}"
+                )
+            for n in names if new else ():
+                made[n][operand] = new[0]
+        return made
 
     def _wanted_quantizers(self) -> dict[str, Cast]:
         wanted: dict[str, Cast] = {}
@@ -139,6 +166,7 @@ class Quantization:
 
     def _store_weights(self) -> None:
         before, self.stored = self.stored, {}
+        self.stored_moves = None
         for name, full, parameter in unique_matrices(self.model):
             cast = self.plan[name]["stored_weight"]
             if cast is not None:
@@ -162,7 +190,7 @@ class Quantization:
         changed; optimizer moments stay.
         """
         before = dict(self.stored)
-        self._build(plan)
+        self._build(self._with_ties(plan, before=self.plan))
         return {
             name: float(weight.error)
             for name, weight in self.stored.items()
@@ -352,7 +380,7 @@ class Quantization:
     def load_state_dict(self, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         """Restore plan, model ``weights`` and scales, in the order in which they depend."""
         if plan_to_plain(self.plan) != state["plan"]:
-            self._build(plan_from_plain(state["plan"]))
+            self._build(plan_from_plain(state["plan"], self.formats))
         self.model.load_state_dict(weights)
         self.clock.step = state["step"]
         for quantizer in self.quantizers:

@@ -45,6 +45,8 @@ class Quantizer:
     """The last amax values of delayed scaling, newest first; zeros where there were none."""
     last_scale: Tensor | None = None
     """The scale of the last training forward."""
+    last_key: int | None = None
+    """The key of that forward's random bits."""
     calls: int = 0
     last_step: int = -1
 
@@ -79,6 +81,9 @@ class Quantizer:
         training = training and self.clock.training
         x = x.detach()
         s, r = self.scales(x, training)
+        key = self.key(training)
+        if training:
+            self.last_key = key
         q = round_to_grid(
             x,
             self.cast.format,
@@ -86,7 +91,7 @@ class Quantizer:
             overflow=self.cast.overflow,
             r=r,
             counts=self.counts if training else None,
-            key=self.key(training),
+            key=key,
         )
         return Operand(q, s, self.cast.format), r
 

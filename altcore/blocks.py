@@ -1,0 +1,72 @@
+"""Block formats as data: an element format, and scales that are shared by blocks. No torch here.
+
+The rules are those of the OCP Microscaling Formats (MX) specification 1.0, with the variants of
+its scale rule that are in use, and of NVFP4 (arXiv 2509.25149).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+from attrs import field, frozen
+
+from altcore.errors import BadInput
+from altcore.formats import Format
+
+ScaleRule = Literal["floor", "ceil", "rceil", "even", "two-level"]
+RULES = ("floor", "ceil", "rceil", "even", "two-level")
+
+
+@frozen
+class BlockFormat:
+    """An element format whose values are multiplied by a scale for each block.
+
+    ``rule`` says how a block's scale comes of its largest magnitude, amax:
+
+    floor
+        ``2^(floor(log2 amax) - emax)``, emax being the exponent of the element's largest value.
+        The OCP rule; values above the element's maximum are clipped.
+    ceil
+        the same with ceil: nothing is clipped.
+    rceil
+        the smallest power of two that holds amax, by exact comparison.
+    even
+        floor, after rounding amax to the element's mantissa.
+    two-level
+        ``scale(amax / max / g)`` in ``scale_format``, under one float32 scale of the tensor,
+        ``g = amax of the tensor / (max of scale_format * max of element)``.
+
+    Powers of two are those of E8M0, 2^-127 to 2^127. ``block`` counts elements along the
+    product's reduction axis; ``is_square`` makes blocks of block × block instead.
+    """
+
+    name: str
+    element: Format
+    block: int = field(default=32)
+    rule: ScaleRule = "floor"
+    scale_format: Format | None = None
+    is_square: bool = False
+
+    def __attrs_post_init__(self) -> None:
+        if self.block < 1:
+            raise BadInput(f"format {self.name}: a block holds at least 1 element")
+        if self.rule not in RULES:
+            raise BadInput(f"format {self.name}: the rule is one of {', '.join(RULES)}")
+        if (self.rule == "two-level") != (self.scale_format is not None):
+            raise BadInput(f"format {self.name}: two-level, and only it, has a scale_format")
+
+    @property
+    def element_exponent(self) -> int:
+        """The exponent of the element's largest value: emax of the MX specification."""
+        return math.frexp(self.element.max)[1] - 1
+
+    @property
+    def bits(self) -> float:
+        """Bits an element, its share of the block's scale included."""
+        scale = 8 if self.scale_format is None else self.scale_format.bits
+        count = self.block**2 if self.is_square else self.block
+        return self.element.bits + scale / count
+
+    def __str__(self) -> str:
+        return self.name

@@ -1,0 +1,110 @@
+"""What the tests of formats share: awkward inputs, and comparing both paths with the reference."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import struct
+from collections.abc import Iterator
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+
+from altcore.errors import BadInput
+from altcore.formats import Format
+from altcore.numerics import COUNTS, compute_dtype, round_to_grid
+from altcore.reference import round_scalar
+
+ROUNDINGS = ("nearest-even", "nearest-away", "to-zero", "up", "down")
+PATHS = ("torch", "compiled")
+
+
+@contextlib.contextmanager
+def path(name: str) -> Iterator[None]:
+    """Round with torch operations, or with the compiled kernels where they apply."""
+    before = os.environ.get("ALTCORE_KERNELS")
+    os.environ["ALTCORE_KERNELS"] = "off" if name == "torch" else "on"
+    try:
+        yield
+    finally:
+        os.environ.pop("ALTCORE_KERNELS")
+        if before is not None:
+            os.environ["ALTCORE_KERNELS"] = before
+
+
+def edges(fmt: Format, dtype: torch.dtype = torch.float32, most: int = 1000) -> Tensor:
+    """Every value, midpoint, boundary and limit of a format, each with its two neighbours.
+
+    Of a format with more than ``most`` values, the outermost, the innermost and a sample.
+    """
+    numbers = sorted({Fraction(v) for v in fmt.values} | set(fmt.boundaries) | set(fmt.limits))
+    numbers = [*fmt.beyond, *numbers]
+    if len(numbers) > most:
+        middle = len(numbers) // 2
+        kept = {*numbers[:50], *numbers[-50:], *numbers[middle - 50 : middle + 50]}
+        numbers = [*kept, *random.Random(5).sample(numbers, most - len(kept))]
+    at = torch.tensor([_float(x) for x in numbers], dtype=torch.float64).to(dtype)
+    infinite = torch.full_like(at, torch.inf)
+    special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan], dtype=dtype)
+    return torch.cat([at, torch.nextafter(at, infinite), torch.nextafter(at, -infinite), special])
+
+
+def random_floats(count: int, seed: int = 0) -> Tensor:
+    """float32 numbers of random bits: of every size, infinities and NaN included."""
+    bits = torch.randint(-(2**31), 2**31, (count,), generator=torch.Generator().manual_seed(seed))
+    return bits.to(torch.int32).view(torch.float32)
+
+
+def all_bfloat16() -> Tensor:
+    return torch.arange(-(2**15), 2**15).to(torch.int16).view(torch.bfloat16)
+
+
+def reference(x: Tensor, fmt: Format, rounding: str = "nearest-even", overflow="saturate"):
+    """`round_scalar` of every element, in the dtype in which tensors are rounded to the format."""
+    rounded = [round_scalar(v, fmt, rounding, overflow) for v in x.double().tolist()]
+    return torch.tensor(rounded, dtype=torch.float64).to(compute_dtype(x.dtype, fmt))
+
+
+def overflows(x: Tensor, fmt: Format, rounding: str = "nearest-even") -> int:
+    """How many finite elements the reference takes past the largest or smallest value."""
+    count = 0
+    for v in x[torch.isfinite(x)].double().tolist():
+        try:
+            round_scalar(v, fmt, rounding, "raise")
+        except BadInput:
+            count += 1
+    return count
+
+
+def assert_same(got: Tensor, wanted: Tensor, x: Tensor | None = None) -> None:
+    """Bit for bit the same numbers, the sign of zero included; a NaN is a NaN."""
+    assert got.dtype == wanted.dtype
+    same = (got == wanted) & (torch.signbit(got) == torch.signbit(wanted))
+    wrong = ~(same | (torch.isnan(got) & torch.isnan(wanted)))
+    rows = [got, wanted] if x is None else [x, got, wanted]
+    assert not wrong.any(), torch.stack([r.double() for r in rows], 1)[wrong][:5].tolist()
+
+
+def assert_rounds(x: Tensor, fmt: Format, rounding: str = "nearest-even") -> None:
+    """Both paths give the reference's values and count its overflows."""
+    wanted, passed = reference(x, fmt, rounding), overflows(x, fmt, rounding)
+    for name in PATHS:
+        counts = torch.zeros(len(COUNTS), dtype=torch.int64)
+        with path(name):
+            assert_same(round_to_grid(x, fmt, rounding=rounding), wanted, x)
+            assert_same(round_to_grid(x, fmt, rounding=rounding, counts=counts), wanted, x)
+        assert counts[COUNTS.index("overflow")] == passed, (name, rounding)
+
+
+def _float(x: Fraction) -> float:
+    try:
+        return float(x)
+    except OverflowError:
+        return float("inf") if x > 0 else float("-inf")
+
+
+def single(value: float) -> float:
+    """Round to float32."""
+    return struct.unpack("<f", struct.pack("<f", value))[0]
