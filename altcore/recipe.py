@@ -390,11 +390,15 @@ def _changed_cast(before: Cast | None, parts: Mapping[str, Any]) -> Cast | None:
             return None
         fmt = parts["format"]
         before = Cast(fmt, default_scaling(fmt))
-    elif "format" in parts and "scaling" not in parts and before.scaling.kind == "tensor":
+    elif "format" in parts and "scaling" not in parts:
         # A shift to or from a format with float32's range takes that format's own scaling.
-        own = default_scaling(parts["format"])
-        parts = {**parts, "scaling": before.scaling if own.kind == "tensor" else own}
-    return evolve(before, **parts)
+        old, own = default_scaling(before.format), default_scaling(parts["format"])
+        if before.scaling.kind == old.kind != own.kind:
+            parts = {**parts, "scaling": own}
+    changed = evolve(before, **parts)
+    # The new format may have no code for what the old one made of an overflow.
+    codes = {"inf": changed.format.inf_codes, "nan": changed.format.nan_codes}
+    return evolve(changed, overflow="saturate") if codes.get(changed.overflow) == () else changed
 
 
 def plan_to_plain(plan: Plan) -> dict[str, dict[str, Any]]:

@@ -35,17 +35,21 @@ def path(name: str) -> Iterator[None]:
 
 
 def edges(fmt: Format, dtype: torch.dtype = torch.float32, most: int = 1000) -> Tensor:
-    """Every value, midpoint, boundary and limit of a format, each with its two neighbours.
+    """Every value, boundary and limit of a format, and midpoint, each with its two neighbours.
 
     Of a format with more than ``most`` values, the outermost, the innermost and a sample.
     """
-    numbers = sorted({Fraction(v) for v in fmt.values} | set(fmt.boundaries) | set(fmt.limits))
-    numbers = [*fmt.beyond, *numbers]
-    if len(numbers) > most:
-        middle = len(numbers) // 2
-        kept = {*numbers[:50], *numbers[-50:], *numbers[middle - 50 : middle + 50]}
-        numbers = [*kept, *random.Random(5).sample(numbers, most - len(kept))]
-    at = torch.tensor([_float(x) for x in numbers], dtype=torch.float64).to(dtype)
+    last = len(fmt.values) - 1
+    chosen = range(last)
+    if last > most:
+        tenth, middle = most // 10, last // 2
+        ends = [*range(tenth), *range(last - tenth, last), *range(middle - tenth, middle + tenth)]
+        chosen = [*ends, *random.Random(5).sample(chosen, most - len(ends))]
+    numbers = {*fmt.beyond, *fmt.limits, Fraction(fmt.values[0]), Fraction(fmt.values[-1])}
+    for i in chosen:
+        low, high = Fraction(fmt.values[i]), Fraction(fmt.values[i + 1])
+        numbers |= {low, (low + high) / 2, fmt.boundaries[i]}
+    at = torch.tensor([_float(x) for x in sorted(numbers)], dtype=torch.float64).to(dtype)
     infinite = torch.full_like(at, torch.inf)
     special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan], dtype=dtype)
     return torch.cat([at, torch.nextafter(at, infinite), torch.nextafter(at, -infinite), special])

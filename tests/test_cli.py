@@ -8,6 +8,7 @@ import time
 from importlib.metadata import version
 from pathlib import Path
 
+import click
 import pytest
 from helpers import Starter, events
 from helpers_cli import TINY, call, environment, run
@@ -412,8 +413,9 @@ def test_an_error_ends_with_its_exit_code(error, code, capsys, monkeypatch):
     outcome = call(capsys, "plugins", "list")
     assert outcome.code == code
     assert code in EXIT_CODES
-    assert outcome.err.count("\n") == 1
-    assert outcome.err.startswith("altcore: ")
+    # After ^C click begins a line of its own.
+    assert outcome.err.lstrip("\n").count("\n") == 1
+    assert outcome.message.startswith("altcore: ")
     assert "Traceback" in call(capsys, "plugins", "list", "--debug").err
 
 
@@ -479,7 +481,8 @@ def test_every_command_has_help(capsys):
         command = cli.get_command(None, name)
         for part in (command, *getattr(command, "commands", {}).values()):
             assert part.help, part.name
-            assert all(getattr(o, "help", "argument") for o in part.params), part.name
+            options = [o for o in part.params if isinstance(o, click.Option)]
+            assert all(o.help for o in options), part.name
         assert COMMANDS[name][1] == command.help.splitlines()[0]
 
 

@@ -155,7 +155,7 @@ def check(as_json: bool) -> None:
         click.echo(json.dumps(rows, indent=1))
     else:
         for row in rows:
-            state = f"BROKEN: {row['error']}" if row["error"] else "ok"
+            state = f"BROKEN: {' '.join(row['error'].splitlines())}" if row["error"] else "ok"
             click.echo(f"{row['kind']} {row['name']} ({row['origin']}): {state}")
     if any(row["error"] for row in rows):
         raise SystemExit(1)

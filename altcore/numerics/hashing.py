@@ -1,10 +1,11 @@
 """Random bits without state: a hash of a key and an element's logical index.
 
 The same bits come out eager, compiled, on a GPU and after a resume, whatever the memory layout
-and the number of threads. The key is mixed by splitmix64's finalizer (Steele et al. 2014); the
-index by a 32-bit multiply-xorshift-multiply hash (the constants of Wellons' lowbias32) whose
-input and middle take half of the mixed key each. Its top bits are the random ones, and rounding
-uses those only.
+and the number of threads. The key is mixed by splitmix64's finalizer (Steele et al. 2014), the
+index by a 32-bit multiply-xorshift hash, whose input and middle take half of the mixed key each:
+a golden-ratio multiplication and MurmurHash3's finalizer, the last xorshift left out, since its
+top bits are the random ones and rounding uses those only. Two multiplications do not suffice:
+they leave a correlation of neighbours.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 _LOW = 0xFFFFFFFF
-_FIRST, _SECOND = 0x7FEB352D, 0x846CA68B
+_FACTORS = (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35)
 
 
 def key_of(*parts: int | str) -> int:
@@ -43,9 +44,10 @@ def random_bits(shape: torch.Size, key: int | Tensor, device: torch.device) -> T
     mixed = _splitmix(key.to(device=device, dtype=torch.int64))
     index = torch.arange(shape.numel(), dtype=torch.int64, device=device).view(shape)
     # Elements past 2**32 take their index's high half into the key's.
-    x = _multiply((index & _LOW) ^ (mixed & _LOW), _FIRST)
-    x = x ^ (x >> 15) ^ (_shift(mixed, 32) ^ (index >> 32))
-    return _multiply(x, _SECOND)
+    x = _multiply((index & _LOW) ^ (mixed & _LOW), _FACTORS[0])
+    x = x ^ (x >> 16) ^ (_shift(mixed, 32) ^ (index >> 32))
+    x = _multiply(x, _FACTORS[1])
+    return _multiply(x ^ (x >> 13), _FACTORS[2])
 
 
 def mixed_key(key: int | Tensor) -> int:

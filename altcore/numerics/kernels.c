@@ -29,6 +29,11 @@ struct entry { /* a bucket of magnitudes with at most one threshold in it */
     uint32_t threshold, near, change, unused; /* the payload below it; what changes at it */
 };
 
+struct ends { /* of a gap between grid values: the one nearer zero, then the other */
+    double inner, width;
+    uint32_t payload[2], over[2];
+};
+
 struct few { /* a table with so few thresholds that every number meets each of them */
     float threshold[FEW];
     uint32_t change[FEW], first;
@@ -47,9 +52,10 @@ struct job {
     const struct entry *entries; /* 2 * buckets */
     const float *thresholds;
     const uint32_t *payloads; /* one per gap between thresholds */
-    const double *grid;       /* extended by one at each end; for stochastic rounding */
+    const struct ends *ends;  /* of each gap; for stochastic rounding */
     int64_t threshold_count, buckets;
     uint32_t bucket_low, bucket_high, bucket_shift;
+    uint32_t centre, mirrored; /* a gap whose ends change places for numbers from 0 on */
     float bottom, top; /* rounding passes the ends below and from here */
     /* a float format */
     uint32_t min_normal, cut, flip;
@@ -121,9 +127,9 @@ INLINE float round_by_adding(const struct job *j, float a) {
 
 /* Random bits: the hash of altcore/numerics/hashing.py. The top ones are the good ones. */
 INLINE uint32_t draw(uint32_t index, uint32_t first, uint32_t second) {
-    uint32_t x = (index ^ first) * 0x7feb352du;
-    x = (x ^ (x >> 15) ^ second) * 0x846ca68bu;
-    return x;
+    uint32_t x = (index ^ first) * 0x9e3779b1u;
+    x = (x ^ (x >> 16) ^ second) * 0x85ebca6bu;
+    return (x ^ (x >> 13)) * 0xc2b2ae35u;
 }
 
 /* Stochastic rounding: as many random bits as are cut off are added below the cut. Below the
@@ -279,26 +285,23 @@ STAGE find_by_search(const struct job *j, const float *restrict y, uint32_t *res
     }
 }
 
-/* Turn counts of grid values at or below each number into the value drawn, 0 and n + 1 being
- * past the ends. Distances in float64, as in rounding.py. */
+/* Draw one of the two ends of each number's gap, with float64 distances as in rounding.py. */
 STAGE draw_values(const struct job *j, const float *restrict y, int64_t start,
-                        uint32_t *restrict gap, uint32_t *restrict over, int n) {
+                  uint32_t *restrict gap, uint32_t *restrict over, int n) {
     const uint32_t first = (uint32_t)j->key;
     const uint32_t second = (uint32_t)(j->key >> 32) ^ (uint32_t)((uint64_t)start >> 32);
-    const int64_t last = j->threshold_count - 3; /* index of the largest value */
+    const struct ends *restrict ends = j->ends;
+    const uint32_t centre = j->centre, mirrored = j->mirrored;
+    uint32_t noise[PIECE];
+    for (int i = 0; i < n; i++)
+        noise[i] = ~draw((uint32_t)start + (uint32_t)i, first, second) >> 9;
     for (int i = 0; i < n; i++) {
-        const int64_t below = (int64_t)gap[i] - 1;
-        const int64_t at = below < 0 ? 0 : below > last + 1 ? last + 1 : below;
-        const double lower = j->grid[at], upper = j->grid[at + 1], v = (double)y[i];
-        const int inner_above = upper == -lower ? v >= 0 : fabs(upper) < fabs(lower);
-        const double distance = fabs(v - (inner_above ? upper : lower));
-        const uint32_t h = draw((uint32_t)start + (uint32_t)i, first, second);
-        const double drawn = ((double)(~h >> 9) + 0.5) * (upper - lower);
-        int64_t index = at + (inner_above ^ (distance * 8388608.0 > drawn));
-        index = below < 0 ? 0 : below > last + 1 ? last + 2 : index;
-        over[i] = index == 0 || index == last + 2;
-        index = index < 1 ? 1 : index > last + 1 ? last + 1 : index;
-        gap[i] = bits_of((float)j->grid[index]);
+        const struct ends *e = ends + (gap[i] == centre && y[i] >= 0.0f ? mirrored : gap[i]);
+        const double distance = fabs((double)y[i] - e->inner) * 8388608.0;
+        const double drawn = ((double)noise[i] + 0.5) * e->width;
+        const int away = distance > drawn;
+        gap[i] = e->payload[away];
+        over[i] = e->over[away];
     }
 }
 

@@ -19,7 +19,14 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from altcore.formats import FloatFormat, Format
 from altcore.numerics.build import library, switched_on
 from altcore.numerics.hashing import mixed_key
-from altcore.numerics.plan import float_plan, is_wide, overflow_start, table_plan, thresholds
+from altcore.numerics.plan import (
+    TablePlan,
+    float_plan,
+    is_wide,
+    overflow_start,
+    table_plan,
+    thresholds,
+)
 from altcore.reference import ROUNDINGS
 
 _ALONE = 32768  # elements that one thread rounds before a second is worth waking
@@ -44,12 +51,14 @@ class _Job(ctypes.Structure):
         ("entries", ctypes.c_void_p),
         ("thresholds", ctypes.c_void_p),
         ("payloads", ctypes.c_void_p),
-        ("grid", ctypes.c_void_p),
+        ("ends", ctypes.c_void_p),
         ("threshold_count", ctypes.c_int64),
         ("buckets", ctypes.c_int64),
         ("bucket_low", ctypes.c_uint32),
         ("bucket_high", ctypes.c_uint32),
         ("bucket_shift", ctypes.c_uint32),
+        ("centre", ctypes.c_uint32),
+        ("mirrored", ctypes.c_uint32),
         ("bottom", ctypes.c_float),
         ("top", ctypes.c_float),
         ("min_normal", ctypes.c_uint32),
@@ -202,29 +211,58 @@ def _prepare(fmt: Format, rounding: str, overflow: str) -> _Prepared | None:
 def _fill_table(job: _Job, fmt: Format, rounding: str) -> tuple[Tensor, ...]:
     """Fill in a table's part of the job; returns the memory it points to."""
     plan = table_plan(fmt, torch.float32)
-    points = plan.starts if rounding == "stochastic" else thresholds(fmt, rounding, torch.float32)
-    if rounding == "stochastic":
+    drawing = rounding == "stochastic"
+    points = plan.starts if drawing else thresholds(fmt, rounding, torch.float32)
+    if drawing:
         payloads = torch.arange(len(points) + 1, dtype=torch.int32)
     else:
         values = (plan.values[0], *plan.values, plan.values[-1])
         payloads = torch.tensor(values, dtype=torch.float32).view(torch.int32)
     bounds = torch.tensor(points, dtype=torch.float32)
-    grid = torch.tensor(plan.grid, dtype=torch.float64)
     few, entries = _few(bounds, payloads), _bucketed(job, points, payloads)
+    ends = _ends(job, plan) if drawing else torch.zeros(0, dtype=torch.uint8)
     job.is_table, job.bottom, job.top = True, points[0], points[-1]
     job.threshold_count = len(points)
     job.thresholds, job.payloads = bounds.data_ptr(), payloads.data_ptr()
-    job.grid, job.entries = grid.data_ptr(), entries.data_ptr()
-    job.few = None if few is None else few.data_ptr()
-    return (bounds, payloads, grid, entries) if few is None else (bounds, payloads, grid, few)
+    job.few = few.data_ptr() if len(few) else None
+    job.entries, job.ends = entries.data_ptr(), ends.data_ptr()
+    return bounds, payloads, few, entries, ends
 
 
-def _few(bounds: Tensor, payloads: Tensor) -> Tensor | None:
-    """``struct few``, where no more thresholds than it holds change the payload."""
+def _ends(job: _Job, plan: TablePlan) -> Tensor:
+    """``struct ends`` of each gap, those past the table's ends included."""
+    count, grid = len(plan.values), plan.grid
+
+    def end(index: int) -> tuple[int, int]:
+        """Payload and overflow of a position in the extended grid."""
+        value = plan.values[min(max(index - 1, 0), count - 1)]
+        return _signed_bits(value), int(index in (0, count + 1))
+
+    def pack(inner: int, outer: int, width: float) -> bytes:
+        (near, near_over), (far, far_over) = end(inner), end(outer)
+        return struct.pack("<ddIIII", grid[inner], width, near, far, near_over, far_over)
+
+    packed = [pack(0, 0, math.inf)]
+    job.centre = job.mirrored = _NEVER
+    for i in range(count + 1):
+        low, high = grid[i], grid[i + 1]
+        inner, outer = (i + 1, i) if abs(high) < abs(low) else (i, i + 1)
+        packed.append(pack(inner, outer, high - low))
+        if high == -low:
+            job.centre, job.mirrored = i + 1, count + 3
+    packed.append(pack(count + 1, count + 1, math.inf))
+    if job.centre != _NEVER:
+        i = job.centre - 1
+        packed.append(pack(i + 1, i, grid[i + 1] - grid[i]))
+    return torch.frombuffer(bytearray(b"".join(packed)), dtype=torch.uint8)
+
+
+def _few(bounds: Tensor, payloads: Tensor) -> Tensor:
+    """``struct few``; empty where more thresholds than it holds change the payload."""
     changes = payloads[:-1] ^ payloads[1:]
     at = changes.nonzero().flatten()
     if len(at) > _FEW:
-        return None
+        return torch.zeros(0, dtype=torch.int32)
     result = torch.zeros(2 * _FEW + 1, dtype=torch.int32)
     result[: len(at)] = bounds[at].view(torch.int32)
     result[_FEW : _FEW + len(at)] = changes[at]
@@ -279,5 +317,9 @@ def _apart(bounds: list[int], low: int, shift: int) -> bool:
 
 
 def _bits(value: float) -> int:
-    """The bits of a float32 that is not negative."""
-    return int(struct.unpack("<I", struct.pack("<f", abs(value)))[0])
+    """The bits of a float32's magnitude."""
+    return _signed_bits(abs(value))
+
+
+def _signed_bits(value: float) -> int:
+    return int(struct.unpack("<I", struct.pack("<f", value))[0])

@@ -11,8 +11,10 @@ from __future__ import annotations
 import itertools
 import math
 import struct
+from collections.abc import Callable
 from fractions import Fraction
-from functools import cache
+from functools import cache, wraps
+from typing import ParamSpec, TypeVar
 
 import torch
 from attrs import frozen
@@ -20,6 +22,25 @@ from attrs import frozen
 from altcore.errors import BadInput, nearest
 from altcore.formats import FloatFormat, Format
 from altcore.reference import OVERFLOWS, ROUNDINGS
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def constant(function: Callable[P, T]) -> Callable[P, T]:
+    """Cache a pure function of constants, and let torch.compile take its result for one.
+
+    What `torch.compiler.assume_constant_result` marks a function with, without its import of the
+    whole compiler, which takes a second.
+    """
+    cached = cache(function)
+
+    @wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
+        return cached(*args, **kwargs)  # type: ignore[arg-type]
+
+    wrapper._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return wrapper
 
 
 @frozen
@@ -96,7 +117,7 @@ def check_rules(fmt: Format, rounding: str, overflow: str) -> None:
         )
 
 
-@cache
+@constant
 def is_wide(fmt: Format) -> bool:
     """Whether float32 cannot hold the format: it computes in float64 then.
 
@@ -119,7 +140,7 @@ def compute_dtype(dtype: torch.dtype, fmt: Format) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 or is_wide(fmt) else torch.float32
 
 
-@cache
+@constant
 def float_plan(fmt: FloatFormat, dtype: torch.dtype) -> FloatPlan:
     """The integers with which float format ``fmt`` rounds numbers of ``dtype``."""
     layout = LAYOUTS[dtype]
@@ -135,7 +156,7 @@ def float_plan(fmt: FloatFormat, dtype: torch.dtype) -> FloatPlan:
     )
 
 
-@cache
+@constant
 def table_plan(fmt: Format, dtype: torch.dtype) -> TablePlan:
     """The values by which any format rounds numbers of ``dtype``."""
     layout = LAYOUTS[dtype]
@@ -148,7 +169,7 @@ def table_plan(fmt: Format, dtype: torch.dtype) -> TablePlan:
     )
 
 
-@cache
+@constant
 def thresholds(fmt: Format, rounding: str, dtype: torch.dtype) -> tuple[float, ...]:
     """The smallest numbers of ``dtype`` that round up past each interval's lower end.
 

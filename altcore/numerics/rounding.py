@@ -8,8 +8,11 @@ largest of that side.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from altcore.formats import FloatFormat, Format
 from altcore.numerics.plan import FloatPlan, float_plan, table_plan, thresholds
@@ -97,16 +100,12 @@ def round_table(
     y: Tensor, fmt: Format, rounding: str, noise: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """`round_unscaled` for a format given by its values."""
-    plan = table_plan(fmt, y.dtype)
-    last = len(plan.values) - 1
-
-    def tensor(numbers: tuple[float, ...], dtype: torch.dtype = y.dtype) -> Tensor:
-        return torch.tensor(numbers, dtype=dtype, device=y.device)
-
+    points, values, grid = _tensors(fmt, rounding, y.dtype, y.device)
+    last = len(values) - 1
+    index = torch.bucketize(y, points, right=True)
     if noise is not None:
-        below = torch.bucketize(y, tensor(plan.starts), right=True) - 1
+        below = index - 1
         interval = below.clamp(0, last + 1)
-        grid = tensor(plan.grid, torch.float64)
         low, high = grid[interval], grid[interval + 1]
         inner_above = torch.where(high == -low, y >= 0, high.abs() < low.abs())
         inner, outer = torch.where(inner_above, high, low), torch.where(inner_above, low, high)
@@ -117,10 +116,37 @@ def round_table(
         # Position in the extended grid: the upper end if exactly one of the two holds.
         index = interval + (inner_above ^ outside).to(torch.int64)
         index = torch.where(below < 0, 0, torch.where(below > last + 1, last + 2, index))
-    else:
-        index = torch.bucketize(y, tensor(thresholds(fmt, rounding, y.dtype)), right=True)
-    value = tensor(plan.values)[(index - 1).clamp(0, last)]
+    value = values[(index - 1).clamp(0, last)]
     value = torch.where(value == 0, torch.copysign(torch.zeros_like(y), y), value)
     missing = torch.isnan(y)
     over = ((index == 0) | (index == last + 2)) & ~missing
     return torch.where(missing, torch.nan, value), over
+
+
+def _tensors(
+    fmt: Format, rounding: str, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The table's thresholds (for stochastic rounding, its values), values and extended grid."""
+    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
+        return _make_tensors(fmt, rounding, dtype, device)  # not real ones, perhaps
+    return _kept_tensors(fmt, rounding, dtype, device)
+
+
+def _make_tensors(
+    fmt: Format, rounding: str, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    plan = table_plan(fmt, dtype)
+    points = plan.starts if rounding == "stochastic" else thresholds(fmt, rounding, dtype)
+    return (
+        torch.tensor(points, dtype=dtype, device=device),
+        torch.tensor(plan.values, dtype=dtype, device=device),
+        torch.tensor(plan.grid, dtype=torch.float64, device=device),
+    )
+
+
+@cache
+def _kept_tensors(
+    fmt: Format, rounding: str, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    with torch.inference_mode(False):
+        return _make_tensors(fmt, rounding, dtype, device)
