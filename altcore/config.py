@@ -63,14 +63,14 @@ class TrainConfig:
     seed: int = setting(
         42, help="decides weights, batches and rounding", validator=both(ge(0), lt(2**63))
     )
-    max_steps: int = setting(500, help="batches drawn in the run", validator=ge(1))
+    max_steps: int = setting(300, help="batches drawn in the run", validator=ge(1))
     learning_rate: float = setting(
         1e-3, help="peak learning rate", validator=both(gt(0), lt(math.inf))
     )
     min_lr_ratio: float = setting(
         0.1, help="final learning rate, as a share of the peak", validator=_SHARE
     )
-    warmup_steps: int = setting(50, help="steps of linear warm-up", validator=ge(0))
+    warmup_steps: int = setting(30, help="steps of linear warm-up", validator=ge(0))
     gradient_accumulation_steps: int = setting(1, help="micro-batches in a step", validator=ge(1))
     grad_clip: float = setting(
         1.0, help="largest gradient norm, after the clippers; 0 is off", validator=ge(0)
@@ -215,7 +215,7 @@ class _Loader(yaml.SafeLoader):
 
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+"),
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
     list("-+.0123456789"),
 )
 
@@ -225,10 +225,11 @@ def load_yaml(text: str, where: str) -> Any:
     try:
         # The loader is a SafeLoader; yaml.load with it makes plain data only.
         return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
+    # PyYAML makes dates and numbers of what looks like them, and some are neither.
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        problem = getattr(error, "problem", None) or str(error).splitlines()[0]
+        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise BadInput(f"{where}{line}: not valid YAML: {problem}") from error
 
 

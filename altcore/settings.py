@@ -93,14 +93,14 @@ def init_fields(cls: type, where: str = "") -> dict[str, Attribute]:
         return {a.name: a.evolve(type=_resolved(cls, a)) for a in attrs.fields(cls) if a.init}
     except (attrs.exceptions.NotAnAttrsClassError, NameError, TypeError) as error:
         raise BadInput(
-            f"{where or cls!r}: an attrs class (@define(eq=False)) with resolvable types is "
+            f"{where or cls}: an attrs class (@define(eq=False)) with resolvable types is "
             f"needed: {error}"
         ) from error
 
 
 def _resolved(cls: type, a: Attribute) -> Any:
     if not isinstance(a.type, str):
-        return a.type
+        return Any if a.type is None else a.type
     home = next(c for c in cls.__mro__ if a.name in get_annotations(c))
     only = type("Only", (), {"__annotations__": {a.name: a.type}})
     return get_type_hints(only, globalns=vars(sys.modules[home.__module__]))[a.name]

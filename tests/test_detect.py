@@ -5,6 +5,7 @@ import math
 import random
 
 import pytest
+
 from altcore.config import TrainConfig
 from altcore.detect import SMOOTH, Detector
 
@@ -18,13 +19,14 @@ def detector(**keys):
 def feed(watcher, losses, *, start=1, stall=None, dead=None, learning_rate=1.0, finite=None):
     """Feed a series; returns (step, cause) of all that was found."""
     found = []
+    rates = [stall] * len(losses) if isinstance(stall, float) else stall
     for i, loss in enumerate(losses):
         new = watcher.observe(
             start + i,
             loss,
             is_finite=math.isfinite(loss) if finite is None else finite[i],
             learning_rate=learning_rate,
-            stall=None if stall is None else ("stored", stall[i] if isinstance(stall, list) else stall),
+            stall=None if rates is None else ("stored", rates[i]),
             dead=None if dead is None else dead[i],
         )  # fmt: skip
         found += [(start + i, e["cause"]) for e in new]

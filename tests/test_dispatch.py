@@ -167,7 +167,6 @@ def test_settings_are_built_strictly(shelf, start):
 def test_an_impossible_interval_is_refused(shelf, start, interval):
     """``interval`` is a whole number of at least 1, whatever the plugin's own field says."""
 
-
     @define(eq=False)
     class Timed:
         interval: int = 1
@@ -187,7 +186,9 @@ def test_every_hook_is_specified_and_documented():
     manager = pluggy.PluginManager("altcore")
     manager.add_hookspecs(hookspecs)
     assert set(vars(manager.hook)) - {"_dict"} >= set(HOOKS)
-    assert [n for n, f in vars(hookspecs).items() if getattr(f, "altcore_spec", None)] == list(HOOKS)
+    assert [n for n, f in vars(hookspecs).items() if getattr(f, "altcore_spec", None)] == list(
+        HOOKS
+    )
     assert all(getattr(hookspecs, h).__doc__ for h in HOOKS)
     assert hookspec.project_name == "altcore"
 
@@ -223,7 +224,6 @@ def test_hooks_get_the_arguments_they_ask_for():
 
 def test_who_returned_what_is_kept():
     """Each result comes with its plugin; None is no opinion."""
-
     functions = (lambda self: {"x": 1}, lambda self: None, lambda self: {"x": 2})
     plugins = [
         plugin(make({"post_step": f}), name=name, order=i)
@@ -271,7 +271,7 @@ def test_run_end_reaches_everybody():
         [plugin(failing, name="a"), plugin(fine, name="b", order=1),
          plugin(failing, name="c", order=2), plugin(fine, "reporter", "d", 3)]
     )  # fmt: skip
-    with pytest.raises(PluginError, match="intervention a .* failed in run_end: ZeroDivision"):
+    with pytest.raises(PluginError, match=r"intervention a .* failed in run_end: ZeroDivision"):
         dispatcher.call("run_end", run=None, summary=ended)
     assert ended == [1, 1]
 
@@ -349,9 +349,7 @@ def stateful(value):
             raise value
         return value
 
-    return define(eq=False)(
-        type("S", (), {"state_dict": get})
-    )
+    return define(eq=False)(type("S", (), {"state_dict": get}))
 
 
 @pytest.mark.parametrize("value", [{"a": {1, 2}}, RuntimeError("no state")])
@@ -380,7 +378,7 @@ def test_a_state_that_a_plugin_no_longer_takes_is_named():
         raise KeyError("old version")
 
     cls = define(eq=False)(type("S", (), {"load_state_dict": refuse}))
-    with pytest.raises(PluginError, match="intervention p .* failed in load_state_dict: KeyError"):
+    with pytest.raises(PluginError, match=r"intervention p .* failed in load_state_dict: KeyError"):
         Dispatcher([plugin(cls)]).load_state_dict({"p": {}})
     looker = plugin(cls, "diagnostic")
     Dispatcher([looker]).load_state_dict({"p": {}})

@@ -3,10 +3,9 @@
 import json
 
 import pytest
-from altcore_workloads.gpt import Gpt
+import torch
 from attrs import evolve
 
-import torch
 from altcore import BadInput, float_format, get_format
 from altcore.recipe import (
     NAMED,
@@ -23,6 +22,7 @@ from altcore.recipe import (
     plan_to_plain,
 )
 from altcore.surgery.layers import find_layers
+from altcore_workloads.gpt import Gpt
 
 LAYERS = [
     Layer("emb", "embedding"),
@@ -54,7 +54,10 @@ def covered(recipe, layers=LAYERS):
         ({"weight": "E4M"}, r"unknown format 'E4M' \(did you mean E4M3\?\)"),
         ({"weight": 4}, "recipe r: weight: 4 is neither a format's name"),
         ({"weight": {"scaling": "none"}}, "recipe r: weight: format is missing"),
-        ({"weight": {"format": "E4M3", "scalign": "none"}}, r"'scalign' \(did you mean scaling\?\)"),
+        (
+            {"weight": {"format": "E4M3", "scalign": "none"}},
+            r"'scalign' \(did you mean scaling\?\)",
+        ),
         (
             {"weight": {"format": "E4M3", "rounding": "nearest-evn"}},
             r"weight\.rounding: 'nearest-evn' is unknown \(did you mean nearest-even\?\)",

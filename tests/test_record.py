@@ -48,7 +48,7 @@ def test_names_are_names(tmp_path, name):
 def test_a_name_is_new(tmp_path):
     """The message offers another name and --resume; the run that exists is not touched."""
     create(tmp_path, name="r").close()
-    with pytest.raises(BadInput, match="--name r: .* exists; .* --resume r"):
+    with pytest.raises(BadInput, match=r"--name r: .* exists; .* --resume r"):
         create(tmp_path, name="r")
 
 
@@ -66,7 +66,7 @@ def test_an_unknown_run_offers_the_nearest(tmp_path):
     """Only folders that hold a configuration are runs."""
     (tmp_path / "e4m3-pure").mkdir()
     (tmp_path / "e4m3-pure" / "config.yaml").touch()
-    with pytest.raises(BadInput, match="no run 'e4m3-pur' .*did you mean e4m3-pure"):
+    with pytest.raises(BadInput, match=r"no run 'e4m3-pur' .*did you mean e4m3-pure"):
         record.find_run("e4m3-pur", str(tmp_path))
 
 
@@ -224,11 +224,9 @@ def test_a_full_disk_leaves_whole_files_as_they_were(tmp_path, monkeypatch, meth
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(type(tmp_path), method, full)
+    how, what = {"open": (directory.append, {"step": 1})}.get(method, (directory.write, "new\n"))
     with pytest.raises(NoSpace, match="no space left to write"):
-        if method == "open":
-            directory.append("metrics.jsonl", {"step": 1})
-        else:
-            directory.write("config.yaml", "new: true\n")
+        how("metrics.jsonl" if method == "open" else "config.yaml", what)
     monkeypatch.undo()
     assert (directory.path / "config.yaml").read_text() == "old: true\n"
 
@@ -236,7 +234,7 @@ def test_a_full_disk_leaves_whole_files_as_they_were(tmp_path, monkeypatch, meth
 def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path):
     """Before anything is built, with the key named."""
     (tmp_path / "file").touch()
-    with pytest.raises(BadInput, match="runs_dir .*cannot be written"):
+    with pytest.raises(BadInput, match=r"runs_dir .*cannot be written"):
         RunDirectory.create(TrainConfig(runs_dir=str(tmp_path / "file" / "runs")))
 
 

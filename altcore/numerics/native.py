@@ -145,13 +145,17 @@ def amax_native(x: Tensor) -> Tensor | None:
     return torch.tensor(largest, dtype=torch.float32)
 
 
-def _handle(x: Tensor) -> ctypes.CDLL | None:
-    """The library, if it can work on ``x``'s memory: a plain CPU tensor, nobody tracing."""
+def plain(x: Tensor) -> bool:
+    """Whether ``x`` is an ordinary CPU tensor, and nobody traces what is done with it."""
     if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
-        return None
-    if x.device.type != "cpu" or x.dtype not in (torch.float32, torch.bfloat16):
-        return None
-    if torch._C._functorch.is_functorch_wrapped_tensor(x) or is_in_torch_dispatch_mode():
+        return False
+    traced = torch._C._functorch.is_functorch_wrapped_tensor(x) or is_in_torch_dispatch_mode()
+    return x.device.type == "cpu" and not traced
+
+
+def _handle(x: Tensor) -> ctypes.CDLL | None:
+    """The library, if it can work on ``x``'s memory."""
+    if x.dtype not in (torch.float32, torch.bfloat16) or not plain(x):
         return None
     return library() if switched_on() else None
 
@@ -199,7 +203,7 @@ def _prepare(fmt: Format, rounding: str, overflow: str) -> _Prepared | None:
     if plan.sub_quantum + 23 > 127:
         return None  # the constant whose addition rounds subnormals would overflow
     job.min_normal, job.cut, job.flip, job.max = plan.min_normal, plan.cut, plan.flip, plan.max
-    if fmt.subnormals and fmt.mantissa_bits and fmt.max_exponent + plan.cut < 127:
+    if fmt.subnormals and plan.mantissa and fmt.max_exponent + plan.cut < 127:
         job.to_magic = plan.cut << 23
     job.magic = 2.0 ** (plan.sub_quantum + 23)
     job.gap_cut = 0 if fmt.subnormals else (1 << 23) - 1

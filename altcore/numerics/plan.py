@@ -80,10 +80,12 @@ class FloatPlan:
     """
 
     layout: Layout
+    mantissa: int  # bits
+    min_exponent: int
     min_normal: int  # bits of the smallest normal value
     cut: int
     sub_quantum: int
-    gap_cut: int  # `cut` for stochastic rounding below `min_normal`
+    gap_cut: int  # `cut` of numbers below `min_normal`, for stochastic rounding
     least: float  # the smallest normal value
     flip: int  # 1 where, without mantissa bits, even exponent bits mean an odd code
     max: float
@@ -125,7 +127,7 @@ def is_wide(fmt: Format) -> bool:
     tables whose values float32 would merge or flush to zero.
     """
     if isinstance(fmt, FloatFormat):
-        return fmt.max > FLOAT32.largest or fmt.min_exponent < -126
+        return fmt.max > FLOAT32.largest or fmt.min_exponent <= -126 - (fmt.exponent_bits > 0)
     singles = [to_single(v) for v in fmt.values]
     merged = any(a == b for a, b in itertools.pairwise(singles))
     return merged or not all(map(math.isfinite, singles))
@@ -144,14 +146,21 @@ def compute_dtype(dtype: torch.dtype, fmt: Format) -> torch.dtype:
 def float_plan(fmt: FloatFormat, dtype: torch.dtype) -> FloatPlan:
     """The integers with which float format ``fmt`` rounds numbers of ``dtype``."""
     layout = LAYOUTS[dtype]
+    # Fixed point is the same grid as one exponent bit and one mantissa bit less, E0M7 as E1M6
+    # divided by 4; as that, both round alike at random, too.
+    fixed = fmt.exponent_bits == 0 and fmt.min_exponent > -1022
+    mantissa, exponent = fmt.mantissa_bits - fixed, fmt.min_exponent - fixed
+    sub_bits = mantissa if fmt.subnormals else 0
     return FloatPlan(
         layout=layout,
-        min_normal=(fmt.min_exponent + layout.bias) << layout.mantissa,
-        cut=layout.mantissa - fmt.mantissa_bits,
-        sub_quantum=fmt.min_exponent - (fmt.mantissa_bits if fmt.subnormals else 0),
-        gap_cut=layout.mantissa - (fmt.mantissa_bits if fmt.subnormals else 0),
-        least=2.0**fmt.min_exponent,
-        flip=0 if fmt.mantissa_bits else (layout.bias - fmt.bias) & 1,
+        mantissa=mantissa,
+        min_exponent=exponent,
+        min_normal=(exponent + layout.bias) << layout.mantissa,
+        cut=layout.mantissa - mantissa,
+        sub_quantum=exponent - sub_bits,
+        gap_cut=layout.mantissa - sub_bits,
+        least=2.0**exponent,
+        flip=0 if mantissa else (layout.bias + exponent - 1) & 1,
         max=fmt.max,
     )
 

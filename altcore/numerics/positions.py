@@ -33,15 +33,11 @@ def _float_position(q: Tensor, fmt: FloatFormat) -> Tensor:
     # Codes of normal values go on from that of the smallest one.
     normal = ((magnitude - plan.min_normal) >> plan.cut).to(torch.int64)
     # In two steps, because 2**-sub_quantum may lie beyond the dtype's range.
-    unit = q.abs() * 2.0**-fmt.min_exponent
-    small = (unit * 2.0 ** (fmt.min_exponent - plan.sub_quantum)).to(torch.int64)
-    rank = torch.where(magnitude < plan.min_normal, small, normal + _first_normal(fmt))
+    unit = q.abs() * 2.0**-plan.min_exponent
+    small = (unit * 2.0 ** (plan.min_exponent - plan.sub_quantum)).to(torch.int64)
+    first_normal = 1 << plan.mantissa if fmt.subnormals else 1
+    rank = torch.where(magnitude < plan.min_normal, small, normal + first_normal)
     return len(fmt.values) // 2 + torch.where(q < 0, -rank, rank)
-
-
-def _first_normal(fmt: FloatFormat) -> int:
-    """How many grid steps from zero the smallest normal value is."""
-    return 1 << fmt.mantissa_bits if fmt.subnormals else 1
 
 
 def stiffness(x: Tensor, fmt: Format, scale: Tensor | None = None) -> Tensor:
@@ -75,7 +71,7 @@ def _float_width(size: Tensor, fmt: FloatFormat) -> Tensor:
     layout = plan.layout
     magnitude = size.contiguous().view(layout.integer)
     binade = (magnitude >> layout.mantissa << layout.mantissa).view(layout.dtype)
-    normal = binade * 2.0**-fmt.mantissa_bits
+    normal = binade * 2.0**-plan.mantissa
     return torch.where(magnitude < plan.min_normal, 2.0**plan.sub_quantum, normal)
 
 

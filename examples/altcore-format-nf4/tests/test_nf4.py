@@ -5,9 +5,9 @@ from statistics import NormalDist
 
 import pytest
 import torch
+from altcore_format_nf4 import NF4
 
 import altcore
-from altcore_format_nf4 import NF4
 
 
 def test_values_are_quantiles_of_a_normal_distribution():

@@ -1,0 +1,181 @@
+"""The registry: what is installed, from metadata alone, and loading by name."""
+
+import pytest
+from helpers import forget_installed
+from helpers_cli import distribution
+from hypothesis import given
+from hypothesis import strategies as st
+
+import altcore
+from altcore import BadInput
+from altcore.errors import nearest
+from altcore.registry import (
+    HOOK_KINDS,
+    KINDS,
+    Entry,
+    _format_named,
+    entries,
+    family_of,
+    find,
+    get_format,
+    group_of,
+)
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    """A folder on the path, for distributions."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    forget_installed()
+    yield tmp_path
+    forget_installed()
+
+
+def lay(site, name, points, **more):
+    distribution(site, name, points, **more)
+    forget_installed()
+
+
+# ------------------------------------------------------------------------------- listing
+
+
+def test_listing_imports_no_plugin(site):
+    """A module that cannot be imported is listed like any other."""
+    lay(site, "acme-x", {"diagnostic": {"x": "acme_registry_nowhere:X"}})
+    (found,) = [e for e in entries() if e.name == "x"]
+    assert found == Entry(
+        "x", "diagnostic", "acme-x", "1.0", "acme-x for a test", "acme_registry_nowhere:X"
+    )
+    assert found.origin == "acme-x 1.0"
+
+
+def test_every_kind_has_a_group():
+    """altcore.<kind>s, and hooks belong to three kinds."""
+    assert [group_of(k) for k in KINDS] == [f"altcore.{k}s" for k in KINDS]
+    assert set(HOOK_KINDS) <= set(KINDS)
+    assert {e.kind for e in entries()} == set(KINDS)
+
+
+def test_entries_are_sorted_by_kind_and_name():
+    """So that lists look the same on every machine."""
+    found = [(KINDS.index(e.kind), e.name, e.distribution) for e in entries()]
+    assert found == sorted(found)
+
+
+def test_other_groups_are_not_ours(site):
+    """Only groups of ours count, whatever else a distribution offers."""
+    lay(site, "acme-x", {"format": {"X": "acme_x:X"}, "thing": {"Y": "acme_x:Y"}})
+    text = (site / "acme_x-1.0.dist-info/entry_points.txt").read_text()
+    more = "[console_scripts]\nz = acme_x:z\n[altcore.formats.more]\nW = acme_x:W\n"
+    (site / "acme_x-1.0.dist-info/entry_points.txt").write_text(more + text)
+    forget_installed()
+    assert {e.name for e in entries() if e.distribution == "acme-x"} == {"X"}
+
+
+def test_the_first_of_two_versions_on_the_path_counts(site, tmp_path_factory, monkeypatch):
+    """As for imports: a checkout in front of an installed version hides it."""
+    lay(site, "acme-x", {"format": {"X": "acme_x:X", "OLD": "acme_x:X"}}, version="1.0")
+    front = tmp_path_factory.mktemp("front")
+    monkeypatch.syspath_prepend(str(front))
+    lay(front, "Acme_X", {"format": {"X": "acme_x:X"}}, version="2.0")
+    found = [e for e in entries() if e.value == "acme_x:X"]
+    assert [(e.name, e.version) for e in found] == [("X", "2.0")]
+
+
+def test_metadata_of_older_tools_is_read(site):
+    """An editable install by setuptools has PKG-INFO instead of METADATA."""
+    info = site / "acme_old.egg-info"
+    info.mkdir()
+    (info / "PKG-INFO").write_text("Metadata-Version: 2.1\nName: acme-old\nVersion: 3\n\nText\n")
+    (info / "entry_points.txt").write_text("[altcore.formats]\nX = acme_old:X\n")
+    forget_installed()
+    (found,) = [e for e in entries() if e.name == "X"]
+    assert found.origin == "acme-old 3"
+
+
+# ------------------------------------------------------------------------------- finding
+
+
+def test_find_offers_the_nearest():
+    """Letter case aside, and only of the kinds that were asked for."""
+    with pytest.raises(BadInput, match=r"unknown plugin 'ULP-Stat' \(did you mean ulp-stats\?\)"):
+        find("ULP-Stat", HOOK_KINDS)
+    with pytest.raises(BadInput, match=r"^unknown workload 'adamw': installed are gpt$"):
+        find("adamw", ("workload",))
+
+
+def test_find_says_what_to_install_where_nothing_is(monkeypatch):
+    """The packages of the kinds that were asked for."""
+    from altcore import registry
+
+    monkeypatch.setattr(registry, "entries", tuple)
+    with pytest.raises(BadInput, match=r"pip install altcore-optimizers$"):
+        find("adamw", ("optimizer",))
+
+
+@given(st.text(max_size=20), st.lists(st.text(max_size=20), max_size=5))
+def test_nearest_offers_what_is_known_or_nothing(name, known):
+    """Whatever was typed."""
+    offered = nearest(name, known)
+    assert offered == "" or offered in {f" (did you mean {k}?)" for k in known}
+
+
+def test_the_object_may_lie_below_others(site):
+    """module:a.b, and extras in brackets, as entry points may be written."""
+    text = "class Box:\n    from altcore import table_format\n    X = table_format('X', [0, 1])\n"
+    lay(site, "acme-x", {"format": {"X": "acme_below:Box.X [extra]"}}, acme_below=text)
+    assert get_format("X").values == (0.0, 1.0)
+
+
+# ------------------------------------------------------------------------------- formats
+
+
+def test_an_exact_name_comes_before_a_family():
+    """E4M3 is an entry of its own, and E*M* would answer to it as well."""
+    assert get_format("E4M3").max == 448.0
+    assert get_format("E4M3") is get_format("E4M3")
+    assert family_of("E9M3").name == "E*M*"
+    assert family_of("nothing") is None
+
+
+def test_get_format_takes_a_format():
+    """So that settings may hold either."""
+    mine = altcore.table_format("MINE", [0, 1])
+    assert get_format(mine) is mine
+
+
+@pytest.mark.parametrize("name", [None, 3, True, ["E3M4"], b"E3M4"])
+def test_a_format_is_given_by_its_name(name):
+    """And by nothing else."""
+    with pytest.raises(BadInput, match="given by its name"):
+        get_format(name)
+
+
+@given(st.text(max_size=12))
+def test_any_text_is_a_format_or_bad_input(name):
+    """Families are asked with whatever was typed; a format has the name by which it was asked."""
+    try:
+        found = get_format(name)
+    except BadInput:
+        return
+    finally:
+        _format_named.cache_clear()
+    assert found.name == name
+
+
+def test_an_entry_may_be_a_function(site):
+    """It is called with the name, once it is asked for."""
+    text = "from altcore import table_format\ndef make(name): return table_format(name, [0, 1])\n"
+    lay(site, "acme-made", {"format": {"MADE": "acme_made:make"}}, acme_made=text)
+    assert get_format("MADE").name == "MADE"
+
+
+def test_a_failure_is_not_remembered(site):
+    """What was mended in the same process works."""
+    module = site / "acme_mended.py"
+    lay(site, "acme-mended", {"format": {"X": "acme_mended:X"}}, acme_mended="raise OSError\n")
+    with pytest.raises(BadInput, match=r"format X \(acme-mended 1.0\) cannot be loaded: OSError"):
+        get_format("X")
+    module.write_text("from altcore import table_format\nX = table_format('X', [0, 1])\n# mended\n")
+    forget_installed()
+    assert get_format("X").bits == 1
