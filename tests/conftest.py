@@ -1,6 +1,7 @@
 """Settings that all tests share."""
 
 import os
+import sys
 
 # Before torch is imported: tests are many and small, and a second thread only costs.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -11,6 +12,14 @@ from hypothesis import settings
 
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
+
+
+@pytest.fixture(autouse=True)
+def _logs_as_they_were():
+    """The command points the log at its own stderr, which pytest closes after the test."""
+    yield
+    if "structlog" in sys.modules:
+        sys.modules["structlog"].reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -10,11 +10,14 @@ from attrs import define
 from helpers import checkpoints, events, metrics_bytes, state, tracer, weights_sha256
 from torch import nn
 
+import altcore
 from altcore import BadInput, ScaleLearningRate, SkipStep, Stop, hookimpl, setting
 from altcore.api import Substituted
 from altcore.cli import main
+from altcore.config import TrainConfig
 from altcore.errors import AltcoreError, ConflictingActions, Interrupted, PluginError
 from altcore.record import read_lines
+from altcore.state import learning_rate
 
 
 def lines(text):
@@ -338,6 +341,165 @@ def test_interval_is_honoured(shelf, start):
     assert sum(x is not None for x in captured) == 2
 
 
+def test_needs_are_what_they_say(shelf, start):
+    """Weights before, proposed and after; gradients raw and final; what the layers saw."""
+    found = []
+
+    @define(eq=False)
+    class Sees:
+        needs = (
+            "weights_before", "weights_proposed", "gradients", "gradients_final",
+            "activations", "output_gradients",
+        )  # fmt: skip
+
+        @hookimpl
+        def post_step(self, run, step):
+            name = "transformer.h.0.mlp.c_fc"
+            weight = run.model.get_parameter(f"{name}.weight")
+            found.append(step)
+            scale = run.quantization.stored[f"{name}.weight"].scale
+            assert torch.equal(step.weights_before[f"{name}.weight"], before.pop())
+            assert not torch.equal(step.weights_proposed[f"{name}.weight"], weight)
+            stored = altcore.fake_quantize(
+                step.weights_proposed[f"{name}.weight"], "E3M4", scale=scale
+            )
+            assert torch.equal(stored, weight)
+            norm = torch.stack([g.norm() for g in step.gradients.values()]).norm()
+            assert torch.allclose(norm, step.grad_norm)
+            factor = (0.5 / (norm + 1e-6)).clamp(max=1)
+            assert factor < 1
+            for key, gradient in step.gradients.items():
+                torch.testing.assert_close(step.gradients_final[key], gradient * factor)
+            x, dy = step.activations[name], step.output_gradients[name]
+            assert (x.shape, dy.shape) == ((4, 16, 32), (4, 16, 128))
+            # The bias's gradient is the plain sum of the output's, over the last micro-batch.
+            torch.testing.assert_close(dy.sum((0, 1)), step.gradients[f"{name}.bias"])
+
+    before = []
+
+    @define(eq=False)
+    class Keeps:
+        @hookimpl
+        def pre_step(self, run):
+            before.append(
+                run.model.get_parameter("transformer.h.0.mlp.c_fc.weight").detach().clone()
+            )
+
+    shelf.install("diagnostic", "sees", Sees)
+    shelf.install("diagnostic", "keeps", Keeps)
+    start(["sees", "keeps"], format="E3M4", recipe="pure", grad_clip=0.5, strict=True)
+    assert len(found) == 3
+
+
+@pytest.mark.parametrize("scale", [1024.0, torch.tensor(1024.0)])
+@pytest.mark.parametrize("fmt", ["none", "E4M3"])
+def test_a_loss_scale_is_taken_out_again(shelf, start, scale, fmt):
+    """A power of two changes no bit of the weights, nor of what is recorded."""
+
+    @define(eq=False)
+    class Scale:
+        @hookimpl
+        def pre_backward(self, step):
+            if step.micro == 0:
+                step.loss_scale = scale
+
+    shelf.install("intervention", "scale", Scale)
+    keys = {"format": fmt, "gradient_accumulation_steps": 2}
+    plain, scaled = start(name="plain", **keys), start(["scale"], name="scaled", **keys)
+    assert weights_sha256(plain.run_directory) == weights_sha256(scaled.run_directory)
+    assert metrics_bytes(plain.run_directory) == metrics_bytes(scaled.run_directory)
+
+
+def test_the_schedule():
+    """Linear warm-up that reaches the peak after its last step, then half a cosine to the end."""
+    config = TrainConfig(max_steps=110, warmup_steps=10, learning_rate=1.1, min_lr_ratio=0.1)
+    rates = [learning_rate(config, step) for step in range(1, 111)]
+    assert rates[:10] == pytest.approx([0.1 * i for i in range(1, 11)])
+    assert rates[59] == pytest.approx(1.1 * 0.55), "half way down"
+    assert rates[109] == pytest.approx(0.11)
+    assert max(rates) < 1.1
+    assert sorted(rates[10:], reverse=True) == rates[10:]
+
+
+# ---------------------------------------------------------------- what is told of trouble
+
+
+def test_a_nan_is_traced_to_the_layer_that_met_it_first(shelf, start):
+    """A loss is NaN for a reason: the first quantizer that saw one is named."""
+
+    @define(eq=False)
+    class Spoil:
+        @hookimpl
+        def pre_step(self, run):
+            with torch.no_grad():
+                run.model.get_parameter("transformer.h.0.ln_2.weight").fill_(math.nan)
+
+    shelf.install("intervention", "spoil", Spoil)
+    run = start(["spoil"], format="E4M3", max_steps=2)
+    (nan,) = events(run.run_directory, "nan")
+    assert (nan["step"], nan["what"]) == (2, "loss")
+    assert (nan["layer"], nan["operand"]) == ("transformer.h.0.mlp.c_fc", "activation@fwd")
+
+
+class Infinite(nn.Module):
+    """An activation that is infinite, which a saturating format makes a number of."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.inner, self.head = nn.Embedding(256, 4), nn.Linear(4, 4), nn.Linear(4, 256)
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        hot = torch.where(ids == ids[0, 0], math.inf, 0.0)[..., None]
+        return self.head(self.inner(x.detach() + hot) + x)
+
+
+def test_what_a_quantizer_hides_is_not_finite_all_the_same(start):
+    """Saturated to a number, the infinity reaches neither loss nor gradient: it is told of."""
+    cast = {"format": "E4M3", "scaling": "none"}
+    config = start.config(recipe={"activation": cast, "skip": ["<head>"]}, max_steps=1)
+    run = altcore.train(config, model=Infinite())
+    assert math.isfinite(run.metrics_history[0]["loss"])
+    assert math.isfinite(run.metrics_history[0]["grad_norm"])
+    (nan,) = events(run.run_directory, "nan")
+    assert (nan["what"], nan["layer"], nan["operand"]) == ("quantizer", "inner", "activation@fwd")
+    assert run.metrics_history[0]["discarded"]
+
+
+def test_dead_gradients_are_recorded_and_the_run_goes_on(shelf, start):
+    """The parameter is named, once; with no opinion a collapse other than NaN does not stop."""
+
+    @define(eq=False)
+    class Kill:
+        @hookimpl
+        def run_start(self, run):
+            run.model.get_parameter("transformer.h.0.mlp.c_fc.weight").register_hook(
+                lambda g: g * 0
+            )
+
+    shelf.install("intervention", "kill", Kill)
+    run = start(["kill"], max_steps=6, dead_neuron_window=4)
+    assert run.status == "finished"
+    (collapse,) = events(run.run_directory, "collapse")
+    assert (collapse["step"], collapse["cause"]) == (4, "dead_gradients")
+    assert collapse["dead_layers"] == ["transformer.h.0.mlp.c_fc.weight"]
+    assert collapse["gradients"]["transformer.h.0.mlp.c_fc.weight"]["zero_share"] == 1.0
+    (verdict,) = events(run.run_directory, "verdict")
+    assert verdict["outcome"] == "recorded; the run goes on"
+
+
+def test_overflow_is_warned_of_once_until_it_clears(start):
+    """Without a scale, E0M7 holds nothing above 1; under amax scaling the rate is not a number."""
+    cast = {"format": "E0M7", "scaling": "none"}
+    run = start(recipe={"activation": cast}, max_steps=4)
+    assert all(x["overflow_rate"] > 0.01 for x in run.metrics_history)
+    (warning,) = events(run.run_directory, "warning")
+    assert "overflow_threshold 0.01" in warning["message"]
+    amax = start(format="E0M7")
+    assert all(x["overflow_rate"] is None for x in amax.metrics_history)
+    assert not events(amax.run_directory, "warning")
+
+
 # ------------------------------------------------------------------------- broken plugins
 
 
@@ -581,8 +743,6 @@ def test_a_full_disk_still_ends_the_run(trace, start):
 
 def test_nothing_is_written_for_a_workload_that_fails(start):
     """The first product is tried before the directory exists: the name stays free."""
-    import altcore
-
     config = start.config(format="E4M3", name="r")
     model = nn.Sequential(nn.Embedding(256, 5), nn.Linear(4, 7), nn.Linear(7, 256))
     with pytest.raises(RuntimeError):
@@ -592,8 +752,6 @@ def test_nothing_is_written_for_a_workload_that_fails(start):
 
 def test_a_model_of_ones_own_is_given_back_plain(start):
     """Training leaves no stand-in behind: the same model can be trained again, or used."""
-    import altcore
-
     model = start.engine(name="donor", format="none").run.workload.model
     for name in ("a", "b"):
         run = altcore.train(start.config(format="E4M3", name=name), model=model)
@@ -630,8 +788,6 @@ def test_one_line_a_recorded_step(start):
 
 def test_the_same_run_again_from_its_own_config(start):
     """config.yaml is resolved: training from the file repeats the run bit for bit."""
-    import altcore
-
     first = start(format="E3M4", recipe="pure", name="first")
     again = altcore.train(first.run_directory / "config.yaml")
     assert again.run_directory != first.run_directory

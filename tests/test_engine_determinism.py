@@ -365,6 +365,35 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(shelf, start, keys
     assert event["checkpoint"] == "step-00000004"
 
 
+def test_resumed_after_a_change_of_recipe(shelf, start):
+    """The formats and scales in force are part of the state, not those of the configuration."""
+
+    @define(eq=False)
+    class Shift:
+        needs = ("snapshots",)
+        to: altcore.Format = setting("E5M2", help="the later format")
+
+        @hookimpl
+        def pre_step(self, step):
+            if step.index == 2:
+                return altcore.ShiftFormat(self.to, reason="time")
+            if step.index == 3:
+                return altcore.ScaleLearningRate(factor=0.5, reason="time")
+            return None
+
+    shelf.install("intervention", "shift", Shift)
+    crashing(shelf, 6)
+    keys = {"format": "E3M4", "recipe": "pure", "max_steps": 8, "checkpoint_interval": 4}
+    with pytest.raises(PluginError, match="Crash"):
+        start(["shift", "crashing"], name="r", **keys)
+    resumed = start.resume("r")
+    whole = start(["shift", "crashing"], name="whole", **keys)
+    same(resumed.run_directory, whole.run_directory)
+    assert resumed.format_shifted_to == whole.format_shifted_to == "E5M2"
+    stored = state(resumed.run_directory)["quantization"]
+    assert stored["plan"]["transformer.wte"]["stored_weight"]["format"] == "E5M2"
+
+
 @pytest.mark.parametrize("keys", FEW[1:])
 def test_resumed_after_a_signal_at_any_step(shelf, start, keys):
     """A run that was asked to leave goes on from that very step."""

@@ -11,7 +11,7 @@ from torch import nn
 import altcore
 from altcore import BadInput, get_format, quantize_model
 from altcore.numerics import scale_of
-from altcore.recipe import named
+from altcore.recipe import change, named
 from altcore.reference import round_scalar
 from altcore.surgery.stored import StoredWeight
 
@@ -462,6 +462,26 @@ def test_a_change_re_encodes_only_what_changed():
     error = (now - values["2.weight"]).norm() / values["2.weight"].norm()
     assert errors["2.weight"] == pytest.approx(float(error), rel=1e-5)
     assert torch.equal(model[0].weight, values["0.weight"])
+
+
+def test_a_change_starts_delayed_scaling_anew_where_it_changed():
+    """The largest values that one format met say nothing of another's overflow."""
+    delayed = {"format": "E4M3", "scaling": "delayed"}
+    model = net()
+    q = quantize_model(model, {"weight": delayed, "skip": ["<head>"]})
+    q.begin_step(1)
+    model(torch.ones(2, 6))
+    before = {x.name: x.history for x in q.quantizers}
+    assert all(h is not None for h in before.values())
+    q.change(change(q.plan, ["0"], [], format=get_format("E5M2")))
+    after = {x.name: x.history for x in q.quantizers}
+    assert after["0:weight@fwd"] is None
+    assert after["2:weight@fwd"] is before["2:weight@fwd"]
+    model(torch.ones(2, 6))
+    s, r = scale_of(model[0].weight.detach().abs().max(), get_format("E5M2"))
+    seen = model[0](torch.eye(6)) - model[0].bias
+    expected = altcore.numerics.round_to_grid(model[0].weight.detach(), get_format("E5M2"), r=r) * s
+    torch.testing.assert_close(seen, expected.T)
 
 
 def test_state_comes_back():

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import math
 import re
-from fractions import Fraction
 from functools import cache
 
 from altcore.errors import BadInput
@@ -45,12 +44,11 @@ def posit(name: str) -> TableFormat | None:
     if exponent_bits > 9 or (bits - 1) << exponent_bits > 1022:
         raise BadInput(f"format {name}: its exponents lie beyond float64's")
     last = (1 << (bits - 1)) - 1
-    positive = [_value(code, bits, exponent_bits) for code in range(1, last + 1)]
+    values = [_value(code, bits, exponent_bits) for code in range(1, last + 1)]
     # A bit more: the posits between two neighbours, and, past the last, where the grid goes on.
     cuts = [_value(2 * code + 1, bits + 1, exponent_bits) for code in range(1, last + 1)]
     end, limit = cuts[-1], _value(4 * last + 1, bits + 2, exponent_bits)
-    upper = [Fraction(0), *cuts[:-1], limit]
-    values = [float(v) for v in positive]
+    upper = [0.0, *cuts[:-1], limit]
     return code_format(
         name,
         [0.0, *values, math.nan, *(-v for v in reversed(values))],
@@ -59,13 +57,13 @@ def posit(name: str) -> TableFormat | None:
     )
 
 
-def _value(code: int, bits: int, exponent_bits: int) -> Fraction:
-    """The value of a positive code: regime, exponent and fraction after a sign bit of 0."""
+def _value(code: int, bits: int, exponent_bits: int) -> float:
+    """The value of a positive code, exact: regime, exponent and fraction after a sign of 0."""
     text = f"{code:0{bits}b}"[1:]
     run = len(text) - len(text.lstrip(text[0]))
     regime = run - 1 if text[0] == "1" else -run
     rest = text[run + 1 :]
     exponent = int(rest[:exponent_bits].ljust(exponent_bits, "0") or "0", 2)
     fraction = rest[exponent_bits:]
-    significand = Fraction(int("1" + fraction, 2), 1 << len(fraction))
-    return significand * Fraction(2) ** ((regime << exponent_bits) + exponent)
+    power = (regime << exponent_bits) + exponent - len(fraction)
+    return math.ldexp(int("1" + fraction, 2), power)

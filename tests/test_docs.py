@@ -1,0 +1,394 @@
+"""The documentation: nothing undocumented, nothing documented that is not there, and it runs."""
+
+import inspect
+import re
+import tomllib
+from functools import cache
+
+import click
+import pytest
+import yaml
+from attrs import fields_dict
+from helpers import Starter, forget_installed
+from helpers_cli import ROOT, call, distribution
+
+import altcore
+from altcore import actions, engine, hookspecs
+from altcore.cli import COMMANDS, cli
+from altcore.config import TrainConfig, load, load_yaml, original_keys
+from altcore.dispatch import INTERVAL_HOOKS, LONGEST_MEASURE
+from altcore.errors import EXIT_CODES
+from altcore.hookspecs import ACTING, HOOKS, MEASURING, NEEDS
+from altcore.recipe import NAMED, OPERANDS, ROLES, SCALINGS, SELECTORS, parse
+from altcore.reference import OVERFLOWS, ROUNDINGS
+from altcore.registry import KINDS, entries, get_format, group_of
+from altcore.settings import describe
+
+DOCS = sorted((ROOT / "docs").glob("*.md"))
+PAGES = sorted(
+    [*DOCS, *ROOT.glob("*.md"), *ROOT.glob("plugins/*/README.md"), *ROOT.glob("examples/*/*.md")]
+)
+FIRST_PARTY = [e for e in entries() if e.distribution == f"altcore-{e.kind}s"]
+
+
+@cache
+def page(name):
+    return (ROOT / "docs" / f"{name}.md").read_text()
+
+
+def rows(name, heading, level="##"):
+    """Return the cells of the tables under a heading of a page, their heads left out."""
+    text = page(name)
+    start = re.search(rf"^{level} {re.escape(heading)}$", text, re.MULTILINE)
+    assert start, f"docs/{name}.md has no heading {heading!r}"
+    end = re.search(rf"^#{{1,{len(level)}}} ", text[start.end() :], re.MULTILINE)
+    part = text[start.end() : start.end() + end.start() if end else None]
+    lines = [x for x in part.splitlines() if x.startswith("|")]
+    cells = [[c.strip() for c in x.strip("|").split("|")] for x in lines]
+    heads = [i for i, x in enumerate(lines) if re.fullmatch(r"\|(-+\|)+", x)]
+    return [c for i, c in enumerate(cells) if i not in heads and i + 1 not in heads]
+
+
+def plain(cell):
+    """Return a cell without its backticks."""
+    return cell.replace("`", "")
+
+
+# -------------------------------------------------------------------------------- hooks.md
+
+
+def test_every_hook_is_documented():
+    """With its arguments, in the order of the step; and what it returns."""
+    found = [r for r in rows("hooks", "Hooks: the events of a step", "#") if "(" in r[0]]
+    signatures = [
+        f"{h}({', '.join(inspect.signature(getattr(hookspecs, h)).parameters)})" for h in HOOKS
+    ]
+    assert [plain(r[0]) for r in found[: len(HOOKS)]] == signatures
+    returns = {"an Action or None": ACTING, "measures or None": MEASURING}
+    for hook, (_, when, changes, returned) in zip(HOOKS, found, strict=False):
+        expected = [words for words, hooks in returns.items() if hook in hooks]
+        assert [returned] == (expected or ["nothing"])
+        assert when
+        assert changes
+
+
+def test_the_step_is_written_as_in_the_engine():
+    """The page has the engine's own lines."""
+    lines = [x for x in engine.__doc__.splitlines() if x.startswith("    ")]
+    assert "\n".join(lines) in page("hooks")
+
+
+def test_every_hook_has_a_docstring():
+    """It is what an editor shows."""
+    assert all(inspect.getdoc(getattr(hookspecs, h)) for h in HOOKS)
+
+
+def test_every_need_is_documented():
+    """And no other."""
+    found = {plain(r[0]): r[1] for r in rows("hooks", "Needs")}
+    assert set(found) == set(NEEDS)
+    assert all(found.values())
+
+
+def test_every_action_is_documented():
+    """With its fields, and the order in which proposals are decided."""
+    found = {plain(r[0]).partition("(")[0]: plain(r[0]) for r in rows("hooks", "Actions")}
+    names = [c.__name__ for c in actions.PRECEDENCE]
+    assert set(found) == {*names, "ShiftFormat"}
+    for cls in actions.PRECEDENCE:
+        given = found[cls.__name__].partition("(")[2].rstrip(")").split(", ")
+        assert set(given) == set(fields_dict(cls))
+    assert " > ".join(names) in page("hooks").replace("\n", " ")
+
+
+def test_every_event_is_documented():
+    """Each kind of line that is written to events.jsonl, by the core and the reporters."""
+    source = "".join(
+        f.read_text() for folder in ("altcore", "plugins") for f in (ROOT / folder).rglob("*.py")
+    )
+    emitted = set(re.findall(r"emit\(\s*\"(\w+)\"", source)) | {"start", "resume"}
+    assert {plain(r[0]) for r in rows("hooks", "Events")} == emitted
+
+
+def test_limits_and_causes_are_documented():
+    """Numbers and words that the code compares with."""
+    text = page("hooks")
+    assert f"at most {LONGEST_MEASURE} numbers" in text
+    assert all(f"`{hook}`" in text for hook in INTERVAL_HOOKS)
+    for cause in ("nan_patience", "diverged", "stalled", "dead_gradients"):
+        assert cause in text
+
+
+# ------------------------------------------------------------------------ configuration.md
+
+
+def shown(default):
+    """Return a default as the page writes it: like YAML."""
+    if default is None or isinstance(default, bool):
+        return {None: "null", True: "true", False: "false"}[default]
+    if isinstance(default, dict):
+        return "{" + ", ".join(f"{k}: {v}" for k, v in default.items()) + "}"
+    return str(default)
+
+
+def check_settings(found, cls):
+    """The rows are the settings: names, types and defaults; each with a meaning."""
+    expected = [
+        [s["name"], s["type"].replace(" | ", " or "), shown(s["default"])] for s in describe(cls)
+    ]
+    assert [[plain(c) for c in row[:3]] for row in found] == expected
+    assert all(row[3] for row in found)
+
+
+def test_every_key_is_documented():
+    """With type, default and meaning, in the order of TrainConfig."""
+    check_settings(rows("configuration", "Keys"), TrainConfig)
+
+
+@pytest.mark.parametrize(
+    "entry", [e for e in FIRST_PARTY if e.kind != "format"], ids=lambda e: e.name
+)
+def test_every_setting_is_documented(entry):
+    """Of every first-party plugin, workload and optimizer."""
+    found = rows("configuration", f"`{entry.name}` ({entry.kind})", "###")
+    check_settings(found, entry.load())
+
+
+def test_every_original_key_is_documented():
+    """And what it is short for."""
+    found = rows("configuration", "Flat keys of the original experiments")
+    assert {plain(a): plain(b) for a, b in found} == original_keys()
+
+
+# ----------------------------------------------------------------------------- commands.md
+
+
+def options_of(command):
+    """Return the long options of a command, but --help."""
+    options = [p for p in command.params if isinstance(p, click.Option)]
+    return {o for p in options for o in p.opts if o.startswith("--")}
+
+
+def commands():
+    """Return every command that does something, by what is typed."""
+    found = {name: cli.get_command(None, name) for name in COMMANDS}
+    return [
+        (f"altcore {name} {below}".strip(), part)
+        for name, command in found.items()
+        for below, part in getattr(command, "commands", {"": command}).items()
+    ]
+
+
+@pytest.mark.parametrize(("typed", "command"), commands(), ids=lambda c: getattr(c, "name", c))
+def test_every_command_and_option_is_documented(typed, command):
+    """And no option that there is not."""
+    heading = " ".join(typed.split()[:2])
+    found = rows("commands", f"`{heading}`")
+    if typed == heading:
+        assert {plain(r[0]) for r in found} == options_of(command)
+        assert all(r[1] for r in found)
+    else:
+        (text,) = [r[1] for r in found if plain(r[0]) == typed]
+        assert set(re.findall(r"`(--[a-z-]+)`", text)) == options_of(command)
+
+
+def test_no_command_is_documented_that_is_not_there():
+    """Neither a group nor what is below it."""
+    typed = {name for name, _ in commands()}
+    found = set(re.findall(r"^\| `(altcore \w+ \w+)` \|", page("commands"), re.MULTILINE))
+    assert found == {t for t in typed if t.count(" ") == 2}
+    heads = set(re.findall(r"^## `altcore (\w+)`$", page("commands"), re.MULTILINE))
+    assert heads == set(COMMANDS)
+
+
+def test_options_of_every_command_are_documented():
+    """--debug and --version."""
+    for option in options_of(cli):
+        assert f"`{option}`" in page("commands")
+
+
+def test_every_exit_code_is_documented():
+    """The published table is that of the code."""
+    assert {int(code): text for code, text in rows("commands", "Exit codes")} == EXIT_CODES
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_commands_that_are_shown_exist(path):
+    """Every `altcore ...` on a page is a command with the options that it is shown with."""
+    pattern = rf"altcore ((?:{'|'.join(COMMANDS)})\b[^`|#\n]*)"
+    for line in re.findall(pattern, path.read_text()):
+        name, *rest = line.split()
+        command = cli.get_command(None, name)
+        if isinstance(command, click.Group) and rest:
+            assert rest[0] in command.commands, line
+            command = command.commands[rest[0]]
+        for option in re.findall(r"--[a-z-]+", line):
+            assert option in options_of(command) | {"--help", "--debug"}, line
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_links_lead_somewhere(path):
+    """Within the repository; no page is called by a name that it does not have."""
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+# ------------------------------------------------------------------------------ formats.md
+
+
+def number(text):
+    """Return what a cell such as ``1.5 · 2^32`` means."""
+    factor, _, power = text.rpartition(" · ")
+    base, caret, exponent = power.partition("^")
+    return float(factor or 1) * (float(base) ** float(exponent) if caret else float(base))
+
+
+def test_every_first_party_format_is_documented():
+    """Each name, and each family by its pattern."""
+    for entry in (e for e in FIRST_PARTY if e.kind == "format"):
+        name = re.escape(f"`{entry.name}`" if entry.is_family else entry.name)
+        assert re.search(rf"(?<![\w-]){name}(?![\w-])", page("formats")), entry.name
+
+
+def test_the_figures_of_formats_are_right():
+    """The table's largest and smallest values are those of the formats."""
+    found = [r for r in rows("formats", "What a name means") if len(r) == 4]
+    assert len(found) > 8
+    for names, _, largest, smallest in found:
+        for name, most, least in zip(
+            *(c.split(", ") for c in (names, largest, smallest)), strict=True
+        ):
+            fmt = get_format(name)
+            assert number(most) == pytest.approx(fmt.max, rel=2e-3), name
+            assert number(least) == fmt.smallest, name
+
+
+def test_recipes_are_documented():
+    """Roles, operands, selectors, scalings, roundings, overflow rules and named recipes."""
+    text = page("formats")
+    products = [o for o in OPERANDS if "@" in o]
+    for word in (*ROLES, *products, *SELECTORS, *SCALINGS, *ROUNDINGS, *OVERFLOWS, *NAMED):
+        assert f"`{word}`" in text, word
+    assert "`power-of-two`" in text
+    readme = (ROOT / "README.md").read_text()
+    assert all(f"`{name}`" in readme for name in NAMED)
+
+
+# ------------------------------------------------------------------------- plugins.md, and all
+
+
+def test_every_kind_is_documented():
+    """With its entry-point group."""
+    found = rows("plugins", "Write a plugin", "#")[: len(KINDS)]
+    assert [[r[0], plain(r[1])] for r in found] == [[k, group_of(k)] for k in KINDS]
+
+
+def blocks(language):
+    """Return the code blocks of a language: (page, comment above, code)."""
+    pattern = rf"(?:<!-- ([^>]*) -->\n)?```{language}\n(.*?)```"
+    return [
+        (path.stem, comment, code)
+        for path in DOCS
+        for comment, code in re.findall(pattern, path.read_text(), re.DOTALL)
+    ]
+
+
+PYTHON = blocks("python")
+PLUGINS = [
+    (*comment.removeprefix("entry point: ").replace(" = ", " ").split(), code)
+    for _, comment, code in PYTHON
+    if comment.startswith("entry point: ")
+]
+"""(kind, name, attribute, code) of the plugins that the pages show."""
+
+
+@pytest.fixture
+def shown_plugins(tmp_path, monkeypatch):
+    """The plugins that the pages show, installed."""
+    site = tmp_path / "site"
+    for kind, name, attribute, code in PLUGINS:
+        module = f"documented_{name.replace('-', '_')}"
+        points = {kind: {name: f"{module}:{attribute}"}}
+        distribution(site, f"documented-{name}", points, **{module: code})
+    monkeypatch.syspath_prepend(str(site))
+    forget_installed()
+    yield
+    forget_installed()
+
+
+def test_a_plugin_of_every_kind_is_shown():
+    """plugins.md has a complete one of each."""
+    assert {kind for kind, *_ in PLUGINS} == set(KINDS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [p[:2] for p in PLUGINS], ids=[f"{p[0]} {p[1]}" for p in PLUGINS]
+)
+def test_a_plugin_that_is_shown_works(kind, name, shown_plugins, tmp_path, corpus, capsys):
+    """It loads, has its place in the list, and a run can use it."""
+    about = call(capsys, "plugins", "info", name, "--kind", kind, "--json")
+    assert about.code == 0, about.err
+    start = Starter(tmp_path / "runs", corpus, {"warmup_steps": 0})
+    if kind in ("format", "optimizer", "workload"):
+        result = start(**{"format": "E4M3", kind: name})
+    elif kind == "intervention":
+        result = start([name], format="E3M4", learning_rate=1e30, max_steps=8)
+        assert result.format_shifted_to == "E5M2"
+    else:
+        result = start([name])
+    assert result.status == "finished"
+    assert not result.summary["degraded"]
+    if kind == "reporter":
+        (report,) = result.summary["reports"]
+        assert len((result.run_directory / report).read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize(
+    ("name", "comment", "code"),
+    [b for b in PYTHON if not b[1].startswith("entry point: ")],
+    ids=lambda x: x if len(x) < 40 else "code",
+)
+def test_code_that_is_shown_runs(name, comment, code, shown_plugins, tmp_path, monkeypatch):
+    """As it stands there; tests among it are called."""
+    monkeypatch.chdir(tmp_path)
+    namespace = {"__name__": "documented"}
+    exec(compile(code, f"docs/{name}.md", "exec"), namespace)
+    for thing, found in list(namespace.items()):
+        if thing.startswith("test_"):
+            found(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "_", "text"), blocks("yaml"), ids=lambda x: x[:20].strip())
+def test_yaml_that_is_shown_is_valid(name, _, text, tmp_path):
+    """A configuration loads; a recipe parses."""
+    if name == "formats":
+        assert parse(load_yaml(text, name), name).rules
+    else:
+        (tmp_path / "shown.yaml").write_text(text)
+        assert load(tmp_path / "shown.yaml") != load()
+
+
+def test_recipes_in_the_readme_are_valid():
+    """The block that begins with a file's name."""
+    readme = (ROOT / "README.md").read_text()
+    found = re.findall(r"^    # \w+\.yaml\n((?:    .*\n)+)", readme, re.MULTILINE)
+    assert found
+    for text in found:
+        assert parse(yaml.safe_load(re.sub("^    ", "", text, flags=re.MULTILINE)), "readme").rules
+
+
+def test_toml_that_is_shown_is_valid():
+    """Its groups are groups of altcore's."""
+    for _, _, text in blocks("toml"):
+        groups = tomllib.loads(text)["project"]["entry-points"]
+        assert set(groups) <= {group_of(k) for k in KINDS}
+
+
+def test_public_names_are_what_pages_import():
+    """Only what altcore exports, and what is in modules that plugins.md calls documented."""
+    for _, _, code in PYTHON:
+        for module, names in re.findall(r"^from (altcore[\w.]*) import (.*)$", code, re.MULTILINE):
+            if module == "altcore":
+                assert set(names.split(", ")) <= set(altcore.__all__)
+            else:
+                assert f"`{module}`" in page("plugins")
