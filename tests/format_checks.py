@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import struct
@@ -71,15 +72,17 @@ def reference(x: Tensor, fmt: Format, rounding: str = "nearest-even", overflow="
     return torch.tensor(rounded, dtype=torch.float64).to(compute_dtype(x.dtype, fmt))
 
 
-def overflows(x: Tensor, fmt: Format, rounding: str = "nearest-even") -> int:
-    """How many finite elements the reference takes past the largest or smallest value."""
-    count = 0
-    for v in x[torch.isfinite(x)].double().tolist():
+def saturated(x: Tensor, fmt: Format, rounding: str) -> tuple[Tensor, int]:
+    """`reference`, and how many finite elements passed the largest or smallest value."""
+    rounded, passed = [], 0
+    for v in x.double().tolist():
         try:
-            round_scalar(v, fmt, rounding, "raise")
+            rounded.append(round_scalar(v, fmt, rounding, "raise"))
         except BadInput:
-            count += 1
-    return count
+            rounded.append(round_scalar(v, fmt, rounding))
+            passed += math.isfinite(v)
+    dtype = compute_dtype(x.dtype, fmt)
+    return torch.tensor(rounded, dtype=torch.float64).to(dtype), passed
 
 
 def assert_same(got: Tensor, wanted: Tensor, x: Tensor | None = None) -> None:
@@ -93,7 +96,7 @@ def assert_same(got: Tensor, wanted: Tensor, x: Tensor | None = None) -> None:
 
 def assert_rounds(x: Tensor, fmt: Format, rounding: str = "nearest-even") -> None:
     """Both paths give the reference's values and count its overflows."""
-    wanted, passed = reference(x, fmt, rounding), overflows(x, fmt, rounding)
+    wanted, passed = saturated(x, fmt, rounding)
     for name in PATHS:
         counts = torch.zeros(len(COUNTS), dtype=torch.int64)
         with path(name):
@@ -106,7 +109,7 @@ def _float(x: Fraction) -> float:
     try:
         return float(x)
     except OverflowError:
-        return float("inf") if x > 0 else float("-inf")
+        return math.inf if x > 0 else -math.inf
 
 
 def single(value: float) -> float:

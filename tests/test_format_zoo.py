@@ -264,7 +264,7 @@ def test_rounding_is_that_of_gfloat(name):
     reaches infinity in gfloat; here that is the overflow rule's business.
     """
     fmt, info = get_format(name), GFLOAT[name]
-    x = torch.cat([edges(fmt), random_floats(200)])
+    x = torch.cat([edges(fmt, most=150), random_floats(100)])
     x = x[torch.isfinite(x)]
     if name == "E8M0":
         x = x[x >= fmt.smallest]  # gfloat goes on below it
@@ -286,16 +286,16 @@ def test_rounding_is_that_of_gfloat(name):
 def test_both_paths_are_the_reference(name):
     """Values and overflow counts, in every rounding, at all edges and for random floats."""
     fmt = get_format(name)
-    x = torch.cat([edges(fmt, most=250), random_floats(100)])
     for rounding in ROUNDINGS:
-        assert_rounds(x, fmt, rounding)
+        most = 1000 if rounding == "nearest-even" else 60
+        assert_rounds(torch.cat([edges(fmt, most=most), random_floats(60)]), fmt, rounding)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_float64_is_rounded_once(name):
     """float64 input meets the boundaries in float64, a step of which float32 does not see."""
     fmt = get_format(name)
-    x = edges(fmt, torch.float64, most=150)
+    x = edges(fmt, torch.float64, most=60)
     for rounding in ("nearest-even", "up"):
         assert_same(round_to_grid(x, fmt, rounding=rounding), reference(x, fmt, rounding), x)
 

@@ -65,7 +65,7 @@ def test_codes(size, rule):
 def test_by_log_takes_the_nearest_logarithm(size):
     """At all values, at midpoints of value and of logarithm, and anywhere; float64 too."""
     fmt = get_format(f"LOG{size[0]}_{size[1]}-by-log")
-    for x in (edges(fmt), random_floats(300), edges(fmt, torch.float64)):
+    for x in (edges(fmt, most=60), random_floats(200), edges(fmt, torch.float64, most=60)):
         wanted = torch.tensor([by_log(v, size) for v in x.tolist()]).to(x.dtype)
         for way in PATHS:
             with path(way):
@@ -73,21 +73,14 @@ def test_by_log_takes_the_nearest_logarithm(size):
 
 
 def test_boundaries_by_log_are_geometric_means():
-    """Each boundary is the power of two halfway, so near that no float lies between."""
-    size = (4, 3)
+    """Each boundary is the power of two halfway, closer than the decimals here can say."""
     fmt = get_format("LOG4_3-by-log")
     points = [b for b in (*fmt.boundaries, fmt.limits[1]) if b > 0]
     half = 1 << 6
     for step, point in zip(range(-half, half), points, strict=True):
-        exact = (
-            power(Fraction(2 * step + 1, 2), size) if False else power_of_half(2 * step + 1, size)
-        )
-        assert abs(point / exact - 1) < Fraction(1, 2**180)
+        exact = power(2 * step + 1, (4, 4))
+        assert abs(point / exact - 1) < Fraction(1, 10**55)
         assert round_scalar(float(point), fmt) in fmt.values
-
-
-def power_of_half(step, size):
-    return power(step, (size[0], size[1] + 1))
 
 
 def test_by_value_takes_the_nearest_value():
@@ -110,15 +103,12 @@ def test_one_bit_of_precision_by_log(name):
     fmt = get_format(f"{name}-by-log")
     assert fmt.values == get_format(name).values
     root = math.sqrt(2)
-    sides = [math.nextafter(root, 0), math.nextafter(root, 2)]
+    assert Fraction(root) ** 2 > 2  # irrational, it was rounded up
+    sides = [math.nextafter(root, 0), root]
     for power_of_two in [v for v in fmt.values if 0 < v < fmt.max]:
         x = torch.tensor([s * power_of_two for s in sides], dtype=torch.float64)
-        # sqrt(2) is irrational, and its float64 lies above it
-        assert root * root > 2
         wanted = [power_of_two, 2 * power_of_two]
         assert round_to_grid(x, fmt).tolist() == wanted
-        root_is_up = round_to_grid(torch.tensor([root * power_of_two], dtype=torch.float64), fmt)
-        assert root_is_up.tolist() == [2 * power_of_two]
     if fmt.signed:
         flushed = torch.tensor([fmt.smallest * 0.70, fmt.smallest * 0.71, -fmt.smallest * 0.70])
         assert round_to_grid(flushed, fmt).tolist() == [0.0, fmt.smallest, -0.0]

@@ -25,7 +25,7 @@ from altcore import get_format
 from altcore.numerics import COUNTS, compute_dtype, round_to_grid
 from altcore.reference import round_scalar
 
-SIZES = [(8, 0), (8, 1), (8, 2), (6, 2), (5, 3), (4, 0), (3, 1), (3, 0), (10, 1), (7, 4)]
+SIZES = [(8, 0), (8, 1), (8, 2), (6, 2), (5, 3), (4, 0), (3, 1), (3, 0), (9, 1), (7, 4)]
 LARGE = [(16, 1), (16, 2), (16, 0), (12, 3)]
 
 
@@ -108,10 +108,10 @@ def assert_standard_rounding(x, size):
 def test_known_values():
     """Values that the standard and its authors publish."""
     assert get_format("posit8_2").code_values[0x40] == 1.0
-    assert get_format("posit16_2").code_values[1] == 2.0**-56
-    assert get_format("posit16_1").code_values[0b0000110111011101] == 477 / 134217728
-    assert get_format("posit8_0").code_values[0x7F] == 64.0
-    assert decoded(0b1011, (4, 0)) == -0.75 - 0.75 + 0.0 or decoded(0b1011, (4, 0)) == -1.5
+    assert get_format("posit8_2").code_values[0x01] == 2.0**-24
+    assert get_format("posit16_3").code_values[0b0000110111011101] == 477 / 134217728
+    positive = (0.25, 0.5, 0.75, 1, 1.5, 2, 4)
+    assert get_format("posit4_0").code_values[1:8] == positive
 
 
 @pytest.mark.parametrize("size", SIZES, ids=name_of)
@@ -124,10 +124,10 @@ def test_codes(size):
 def test_rounding(size):
     """Both paths round as the bits say: at all boundaries, in bfloat16's range, and anywhere."""
     fmt = get_format(name_of(size))
-    offset = random.Random(name_of(size)).randrange(97)
-    for x in (edges(fmt), all_bfloat16()[offset::97].float(), random_floats(500)):
+    offset = random.Random(name_of(size)).randrange(397)
+    for x in (edges(fmt), all_bfloat16()[offset::397].float(), random_floats(200)):
         assert_standard_rounding(x, size)
-    x = edges(fmt, torch.float64)
+    x = edges(fmt, torch.float64, most=100)
     assert_standard_rounding(x, size)
 
 
@@ -142,9 +142,10 @@ def test_the_reference_rounds_as_the_standard(size):
     tiny = Fraction(1, 2**2000)
     assert round_scalar(tiny, fmt) == fmt.smallest
     assert round_scalar(-tiny, fmt) == -fmt.smallest
-    for low, point in zip(fmt.values[1:], fmt.boundaries[1:], strict=False):
-        if point not in (0, *map(Fraction, fmt.values)):
-            assert round_scalar(point * (1 - tiny), fmt) in (low, fmt.values[fmt.index_of(low) + 1])
+    for i, point in list(enumerate(fmt.boundaries))[:: len(fmt.values) // 40 + 1]:
+        if point != 0:
+            assert round_scalar(point - tiny, fmt) == fmt.values[i]
+            assert round_scalar(point + tiny, fmt) == fmt.values[i + 1]
 
 
 @pytest.mark.parametrize("size", SIZES, ids=name_of)
