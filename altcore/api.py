@@ -26,7 +26,7 @@ from altcore.record import (
     read_lines,
     write_configuration,
 )
-from altcore.registry import find
+from altcore.registry import Entry, find
 from altcore.settings import build
 from altcore.state import Run, Workload
 from altcore.surgery import Quantization
@@ -210,8 +210,7 @@ def _workload(
     model: nn.Module | None,
     batch: Callable[[str, int, int], Any] | None,
 ) -> Workload:
-    entry = find(config.workload, ("workload",))
-    settings = build(entry.load(), config.settings.get(config.workload, {}), config.workload)
+    _, settings = _buildable("workload", config.workload, config)
     made: Workload = settings.build(config.seed, device)
     if model is None and batch is None:
         return made
@@ -219,11 +218,19 @@ def _workload(
     return Substituted(made, given, batch or made.batch)
 
 
+def _buildable(kind: str, name: str, config: TrainConfig) -> tuple[Entry, Any]:
+    """Return a workload's or optimizer's entry, and its settings object."""
+    entry = find(name, (kind,))
+    settings = build(entry.load(), config.settings.get(name, {}), name)
+    if not callable(getattr(settings, "build", None)):
+        raise BadInput(f"{kind} {name} ({entry.origin}) has no method build")
+    return entry, settings
+
+
 def _optimizer(
     config: TrainConfig, model: nn.Module, quantization: Quantization
 ) -> torch.optim.Optimizer:
-    entry = find(config.optimizer, ("optimizer",))
-    settings = build(entry.load(), config.settings.get(config.optimizer, {}), config.optimizer)
+    entry, settings = _buildable("optimizer", config.optimizer, config)
     made = settings.build(model.named_parameters(), quantization.grid_of)
     if not isinstance(made, torch.optim.Optimizer):
         raise BadInput(

@@ -195,7 +195,7 @@ def make_cast(value: Any, where: str) -> Cast | None:
     if isinstance(value, Cast):
         return value
     if isinstance(value, str | Format):
-        fmt = get_format(value)
+        fmt = _format(value, where)
         return Cast(fmt, default_scaling(fmt))
     if not isinstance(value, Mapping):
         raise BadInput(
@@ -208,13 +208,20 @@ def make_cast(value: Any, where: str) -> Cast | None:
         raise BadInput(f"{where}: format is missing")
     if value["format"] in (None, "none"):
         return None
-    fmt = get_format(value["format"])
+    fmt = _format(value["format"], where)
     rounding = _choice(value.get("rounding", "nearest-even"), ROUNDINGS, f"{where}.rounding")
     overflow = _choice(value.get("overflow", "saturate"), OVERFLOWS, f"{where}.overflow")
     codes = {"inf": fmt.inf_codes, "nan": fmt.nan_codes}
     if overflow in codes and not codes[overflow]:
         raise BadInput(f"{where}.overflow: format {fmt.name} has no {overflow} code")
     return Cast(fmt, _scaling(value.get("scaling"), fmt, where), rounding, overflow)
+
+
+def _format(value: Any, where: str) -> Format:
+    try:
+        return get_format(value)
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from error
 
 
 def _scaling(value: Any, fmt: Format, where: str) -> Scaling:

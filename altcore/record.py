@@ -107,18 +107,9 @@ class RunDirectory:
         root = Path(config.runs_dir)
         try:
             root.mkdir(parents=True, exist_ok=True)
-            if config.name is not None:
-                path = root / config.name
-                path.mkdir()
-            else:
-                path = _fresh(root, config)
-        except FileExistsError as error:
-            raise BadInput(
-                f"--name {config.name}: {path} exists; choose another name, or go on with "
-                f"--resume {config.name}"
-            ) from error
+            path = _fresh(root, config) if config.name is None else _named(root, config.name)
         except OSError as error:
-            raise BadInput(f"runs_dir {root}: cannot be written: {error.strerror}") from error
+            raise BadInput(f"runs_dir: {root} cannot be written: {error.strerror}") from error
         return cls._locked(path)
 
     @classmethod
@@ -176,6 +167,17 @@ class RunDirectory:
                 file.close()
         self._files.clear()
         self._lock.close()
+
+
+def _named(root: Path, name: str) -> Path:
+    path = root / name
+    try:
+        path.mkdir()
+    except FileExistsError as error:
+        raise BadInput(
+            f"name: {path} exists; choose another name, or go on with it by --resume {name}"
+        ) from error
+    return path
 
 
 def _fresh(root: Path, config: TrainConfig) -> Path:

@@ -98,7 +98,7 @@ UNKNOWN = [
     case("device", "--device tpu", "'tpu'", "auto, cpu, cuda or cuda:N"),
     case("option", "--frmat E3M4", "--frmat", "--format", usage=True),
     case("argument", "E3M4", "E3M4", usage=True),
-    case("command", "trian", "trian", command="", usage=True),
+    case("command", "trian", "'trian'", "did you mean train?", command="", usage=True),
     case("plugin to show", "info ulp-stat", "'ulp-stat'", "ulp-stats?", command="plugins"),
     case("format to show", "info E30M3", "E30M3", "2 to 16", command="plugins"),
     case("kind", "list --kind foo", "'foo'", "'format'", command="plugins", usage=True),
@@ -325,7 +325,6 @@ def test_bad_input_as_a_process(given, here):
     assert tree(here) == before
 
 
-@pytest.mark.xfail(reason="RunDirectory.create takes it for a name that exists", strict=True)
 def test_runs_dir_that_is_a_file(here, capsys):
     """It is named, as every other thing that cannot be written to."""
     outcome = call(capsys, "train", "--set", "runs_dir=empty.txt")

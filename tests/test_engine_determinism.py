@@ -420,6 +420,42 @@ def test_resumed_after_a_signal_at_any_step(shelf, start, keys):
     same(resumed.run_directory, whole.run_directory)
 
 
+def test_counts_go_on_over_an_interruption(shelf, start):
+    """Dead gradients and NaN patience are counted over all steps, not over those of a process."""
+    asked = []
+
+    @define(eq=False)
+    class Trouble:
+        @hookimpl
+        def run_start(self, run):
+            run.model.get_parameter("transformer.h.0.mlp.c_fc.weight").register_hook(
+                lambda g: 0 * g
+            )
+
+        @hookimpl
+        def pre_backward(self, step):
+            if step.index >= 5:
+                step.loss = step.loss * math.nan
+
+        @hookimpl
+        def pre_step(self, step):
+            if step.index in (2, 6) and step.index not in asked:
+                asked.append(step.index)
+                signal.raise_signal(signal.SIGUSR1)
+
+    shelf.install("intervention", "trouble", Trouble)
+    keys = {"dead_neuron_window": 4, "nan_patience": 3, "max_steps": 20}
+    with pytest.raises(Interrupted):
+        start(["trouble"], name="r", **keys)
+    with pytest.raises(Interrupted):
+        start.resume("r")
+    resumed = start.resume("r")
+    assert (resumed.status, resumed.steps_completed) == ("collapsed", 7)
+    told = [(e["step"], e["cause"]) for e in events(resumed.run_directory, "collapse")]
+    assert told == [(4, "dead_gradients"), (7, "nan_patience")]
+    assert [e["consecutive"] for e in events(resumed.run_directory, "nan")] == [1, 2, 3]
+
+
 def interrupted(shelf, start):
     """A run that crashed at step 5, with checkpoints of 2 and 4; returns its folder."""
     crashing(shelf, 5)

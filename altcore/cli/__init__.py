@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from altcore.errors import AltcoreError
+from altcore.errors import AltcoreError, nearest
 
 COMMANDS = {
     "formats": ("formats", "Show what number formats can represent."),
@@ -32,6 +32,13 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = getattr(import_module(f"altcore.cli.{name}"), name)
         return command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Offer the nearest name for one that is no command."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {name!r}{nearest(name, COMMANDS)}.")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the summaries without importing the commands."""

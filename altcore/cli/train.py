@@ -126,6 +126,10 @@ def _resumed(
 
 
 def _prepared(config: TrainConfig, resume: str | None) -> Engine:
+    import warnings
+
+    # torch says so when numpy is not installed, and altcore does not use it.
+    warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     # torch is imported here: bad input that needs none of it is refused without the wait.
     from altcore.api import prepare
     from altcore.log import configure

@@ -169,10 +169,10 @@ def float_plan(fmt: FloatFormat, dtype: torch.dtype) -> FloatPlan:
 def table_plan(fmt: Format, dtype: torch.dtype) -> TablePlan:
     """The values by which any format rounds numbers of ``dtype``."""
     layout = LAYOUTS[dtype]
-    grid = _extended(fmt)
+    grid = _extended(fmt, layout)
     return TablePlan(
         layout=layout,
-        values=tuple(to_single(v) if layout is FLOAT32 else v for v in fmt.values),
+        values=_values(fmt, layout),
         grid=tuple(_to_double(v) for v in grid),
         starts=tuple(_first_from(v, layout, above=False) for v in grid),
     )
@@ -185,7 +185,8 @@ def thresholds(fmt: Format, rounding: str, dtype: torch.dtype) -> tuple[float, .
     Ascending, ``len(fmt.values) + 1`` of them: the first and the last are where rounding passes
     the smallest and the largest value. For every rounding but stochastic.
     """
-    grid, layout = _extended(fmt), LAYOUTS[dtype]
+    layout = LAYOUTS[dtype]
+    grid = _extended(fmt, layout)
     even = [not fmt.even[0], *fmt.even, not fmt.even[-1]]
     middles = [fmt.limits[0], *fmt.boundaries, fmt.limits[1]]
     result = []
@@ -227,9 +228,14 @@ def to_single(value: float) -> float:
         return math.copysign(math.inf, value)
 
 
-def _extended(fmt: Format) -> list[Fraction]:
+def _extended(fmt: Format, layout: Layout) -> list[Fraction]:
+    """The values as the dtype has them, so that they are on the grid, and one beyond each end."""
     low, high = fmt.beyond
-    return [low, *(Fraction(v) for v in fmt.values), high]
+    return [low, *(Fraction(v) for v in _values(fmt, layout)), high]
+
+
+def _values(fmt: Format, layout: Layout) -> tuple[float, ...]:
+    return tuple(map(to_single, fmt.values)) if layout is FLOAT32 else fmt.values
 
 
 def _to_double(value: Fraction) -> float:
