@@ -48,7 +48,7 @@ def test_names_are_names(tmp_path, name):
 def test_a_name_is_new(tmp_path):
     """The message offers another name and --resume; the run that exists is not touched."""
     create(tmp_path, name="r").close()
-    with pytest.raises(BadInput, match=r"--name r: .* exists; .* --resume r"):
+    with pytest.raises(BadInput, match=r"name: .* exists; .* --resume r"):
         create(tmp_path, name="r")
 
 
@@ -234,7 +234,7 @@ def test_a_full_disk_leaves_whole_files_as_they_were(tmp_path, monkeypatch, meth
 def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path):
     """Before anything is built, with the key named."""
     (tmp_path / "file").touch()
-    with pytest.raises(BadInput, match=r"runs_dir .*cannot be written"):
+    with pytest.raises(BadInput, match=r"runs_dir: .*cannot be written"):
         RunDirectory.create(TrainConfig(runs_dir=str(tmp_path / "file" / "runs")))
 
 

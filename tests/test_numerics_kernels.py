@@ -1,0 +1,234 @@
+"""The compiled kernels: the torch path bit for bit, and what happens where they cannot be had."""
+
+import ctypes
+import itertools
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from format_checks import PATHS, assert_same, edges, path, random_floats
+
+from altcore.formats import float_format, table_format
+from altcore.numerics import amax, build, fake_round, native, round_to_grid, scale_of
+from altcore.reference import ROUNDINGS
+
+FORMATS = [
+    float_format("E0M7", 0, 7),
+    float_format("E0M1", 0, 1),
+    float_format("E1M6", 1, 6),
+    float_format("E3M4", 3, 4),
+    float_format("E4M3", 4, 3, specials="fn"),
+    float_format("E5M2", 5, 2, specials="ieee"),
+    float_format("E6M1", 6, 1),
+    float_format("E7M0", 7, 0),
+    float_format("E4M0", 4, 0, bias=4),  # even exponents have odd codes
+    float_format("E8M2", 8, 2, specials="ieee"),
+    float_format("FP16", 5, 10, specials="ieee"),
+    float_format("BF16", 8, 7, specials="ieee"),
+    float_format("huge", 3, 2, bias=-110),  # the constant that rounds subnormals overflows
+    float_format("flat", 3, 2, subnormals=False),
+    table_format("binary", [-1, 1]),
+    table_format("few", [-3, -0.7, 0, 0.1, 0.5, 4]),
+    table_format("positive", [2.0**-9, 0.5, 1, 3]),
+    table_format("close", [-1, 0, 1, 1 + 2**-23, 1 + 2**-22, 2, *range(3, 40)]),
+    table_format("log", sorted(s * 1.05**k for k in range(-63, 64) for s in (-1, 1))),
+    table_format("many", [k * abs(k) / 1024 for k in range(-5000, 5001)]),
+]
+E4M3, NF = FORMATS[4], FORMATS[15]
+available = pytest.mark.skipif(build.library() is None, reason="no C compiler")
+
+
+def inputs(fmt):
+    near = random_floats(3000, seed=1).abs().frac() * fmt.max * 2.5
+    near[::2] *= -1
+    return torch.cat([edges(fmt, most=200), random_floats(3000), near[torch.isfinite(near)]])
+
+
+def rules_of(fmt):
+    return [
+        "saturate",
+        *(["inf"] if fmt.inf_codes else []),
+        *(["nan"] if fmt.nan_codes else []),
+    ]
+
+
+@available
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_same_bits_as_torch(fmt):
+    """Every rounding, overflow rule and dtype, with and without factors and counts."""
+    base = inputs(fmt)
+    s, r = scale_of(torch.tensor(3.7), fmt)
+    for dtype, rounding, factors, counted in itertools.product(
+        (torch.float32, torch.bfloat16), ROUNDINGS, ((None, None), (s, r)), (False, True)
+    ):
+        x = base.to(dtype)
+        for overflow in rules_of(fmt):
+            results, tallies = [], []
+            for way in PATHS:
+                counts = torch.zeros(4, dtype=torch.int64) if counted else None
+                kinds = {"rounding": rounding, "overflow": overflow, "key": 11, "counts": counts}
+                with path(way):
+                    q = round_to_grid(x, fmt, r=factors[1], **kinds)
+                    y = fake_round(x, fmt, s=factors[0], r=factors[1], **kinds)
+                results.append((q, y))
+                tallies.append(None if counts is None else counts.tolist())
+            assert_same(results[0][0], results[1][0], x)
+            assert_same(results[0][1].float(), results[1][1].float(), x)
+            assert tallies[0] == tallies[1]
+
+
+@available
+def test_same_bits_for_extreme_scales():
+    """Products that overflow, underflow or are subnormal, to bfloat16 too."""
+    x = torch.cat([edges(E4M3), random_floats(2000)])
+    for scale in (2.0**-140, 3e-39, 1e-30, 1e30, 3e38):
+        s = torch.tensor(scale)
+        for dtype in (torch.float32, torch.bfloat16):
+            results = []
+            for way in PATHS:
+                with path(way):
+                    results.append(fake_round(x.to(dtype), E4M3, s=s, r=1 / s).float())
+            assert_same(*results)
+
+
+@available
+@pytest.mark.parametrize("fmt", [E4M3, NF], ids=str)
+def test_threads_do_not_matter(fmt):
+    """Results and counts are those of one thread, for tensors that end inside a block too."""
+    before = torch.get_num_threads()
+    x = torch.randn(100_003, generator=torch.Generator().manual_seed(0)) * 3
+    results = []
+    try:
+        for threads in (1, 2, 3):
+            torch.set_num_threads(threads)
+            counts = torch.zeros(4, dtype=torch.int64)
+            q = round_to_grid(x, fmt, rounding="stochastic", key=2, counts=counts)
+            results.append((q, counts.tolist(), amax(x)))
+    finally:
+        torch.set_num_threads(before)
+    for q, counts, largest in results[1:]:
+        assert_same(q, results[0][0])
+        assert counts == results[0][1]
+        assert largest == results[0][2]
+
+
+@available
+def test_kernels_are_used(monkeypatch):
+    """Plain CPU tensors go to the library; the switch, other dtypes and tracing do not."""
+    calls = []
+    real = native.library()
+
+    class Spy:
+        altcore_amax = real.altcore_amax
+
+        @staticmethod
+        def altcore_round(job):
+            calls.append(job)
+            return real.altcore_round(job)
+
+    monkeypatch.setattr(native, "library", lambda: Spy)
+    x = torch.randn(10)
+    round_to_grid(x, E4M3)
+    fake_round(x.bfloat16(), E4M3, r=None, s=None)
+    round_to_grid(torch.nn.Parameter(x), E4M3)
+    assert len(calls) == 3
+    round_to_grid(x.double(), E4M3)
+    torch.func.vmap(lambda row: round_to_grid(row, E4M3))(torch.randn(2, 3))
+    monkeypatch.setenv("ALTCORE_KERNELS", "off")
+    round_to_grid(x, E4M3)
+    assert len(calls) == 3
+
+
+def test_fake_tensors_stay_fake():
+    """Shapes can be worked out without data, as tracing does."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    with FakeTensorMode():
+        for fmt in (E4M3, NF):
+            x = torch.empty(3, 4)
+            s, r = scale_of(amax(x), fmt)
+            assert fake_round(x, fmt, r=r, s=s).shape == (3, 4)
+    with path("torch"):  # and nothing fake is kept for later
+        assert round_to_grid(torch.tensor([0.4, 5.0]), NF).tolist() == [0.5, 4.0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fmt", [E4M3, FORMATS[7], NF], ids=str)
+def test_compiled_by_torch(fmt):
+    """torch.compile takes the torch operations whole, and gives the same bits."""
+
+    def step(x, key, counts):
+        s, r = scale_of(amax(x), fmt)
+        y = fake_round(x, fmt, r=r, s=s, counts=counts)
+        return y, round_to_grid(x, fmt, r=r, rounding="stochastic", key=key)
+
+    x = torch.randn(40, 30, generator=torch.Generator().manual_seed(0))
+    tallies = [torch.zeros(4, dtype=torch.int64) for _ in range(2)]
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True)(x, torch.tensor(5), tallies[0])
+    for got, wanted in zip(compiled, step(x, torch.tensor(5), tallies[1]), strict=True):
+        assert_same(got, wanted)
+    assert tallies[0].tolist() == tallies[1].tolist()
+
+
+# ------------------------------------------------------------------------------ the building
+
+
+@available
+def test_both_sides_agree_on_the_struct():
+    assert build.library().altcore_job_size() == ctypes.sizeof(native._Job)
+
+
+@available
+def test_built_once(tmp_path, monkeypatch):
+    """A second process finds the file; other sources or flags would have another name."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = build._built()
+    assert first.parent == tmp_path / "altcore"
+    assert [p.name for p in first.parent.iterdir()] == [first.name]
+    made = first.stat().st_mtime_ns
+    monkeypatch.setattr(build, "_compile", None)  # not called again
+    assert build._built() == first
+    assert first.stat().st_mtime_ns == made
+
+
+@available
+def test_compilers_without_threads_or_cpu_flags(tmp_path, monkeypatch):
+    """What the compiler cannot do is left out."""
+    monkeypatch.setattr(build, "_NATIVE", ("-march=no-such-cpu", ""))
+    runtime = tmp_path / "libgomp-none.so"
+    made = build._compile(build._compiler(), runtime, tmp_path)
+    assert build._load(made).altcore_job_size() == ctypes.sizeof(native._Job)
+
+
+def test_without_a_compiler(tmp_path):
+    """Everything works by torch operations, and one warning says so."""
+    code = (
+        "import torch, warnings\n"
+        "from altcore.formats import float_format\n"
+        "from altcore.numerics import round_to_grid\n"
+        "with warnings.catch_warnings(record=True) as seen:\n"
+        "    warnings.simplefilter('always')\n"
+        "    for _ in range(3):\n"
+        "        q = round_to_grid(torch.tensor([1.1]), float_format('E3M4', 3, 4))\n"
+        "print(q.item(), [str(w.message) for w in seen])\n"
+    )
+    environment = {**os.environ, "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    environment.pop("ALTCORE_KERNELS", None)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("1.125 [\"altcore's compiled CPU kernels are not available (no C")
+
+
+def test_a_broken_compiler(tmp_path, monkeypatch):
+    """Its first words are in the warning."""
+    compiler = tmp_path / "cc"
+    compiler.write_text("#!/bin/sh\necho out of cheese >&2\nexit 1\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(build, "_compiler", lambda: str(compiler))
+    with pytest.warns(RuntimeWarning, match="out of cheese"):
+        assert build.library.__wrapped__() is None
