@@ -175,8 +175,8 @@ def prepare(
     run.directory = directory.path
     engine = Engine(run, directory, dispatch, Detector(config), facts)
     run.emit, dispatch.on_broken = engine.emit, engine.on_broken
+    write_configuration(directory, config)
     if state is None:
-        write_configuration(directory, config)
         origins = {p.name: p.origin for p in plugins}
         about = {**environment(device, origins), "seed": config.seed, **facts}
         directory.write_json("environment.json", about)

@@ -110,7 +110,9 @@ class Engine:
         discards = verdict.kind in (SkipStep, Rollback, Stop)
         step.discarded = discards or not host["is_finite"]
 
-        if not step.discarded:
+        if step.discarded:
+            self.recorder.add({"discarded": True})
+        else:
             self.capture(step, "weights_before", capture.weights)
             run.optimizer.step()
             self.capture(step, "weights_proposed", capture.weights)
@@ -201,7 +203,6 @@ class Engine:
                 "stored_stall_rate": None,
                 "view_stall_rate": None,
                 **{k: host[k] for k in (*rates, *seen)},
-                **({} if host["is_finite"] else {"discarded": True}),
             }
             self.recorder.begin(line)
             self.watch_overflow(host["overflow_rate"])
@@ -267,7 +268,8 @@ class Engine:
             host["loss"],
             is_finite=host["is_finite"],
             is_forgiven=is_changed,
-            learning_rate=step.learning_rate,
+            # Against the schedule's peak: an action that scaled the rate is meant to stay.
+            learning_rate=step.learning_rate / self.run.lr_scale,
             stall=stall,
             dead=dead,
         )

@@ -314,6 +314,11 @@ def _casts(given: Mapping[str, Any], where: str) -> dict[str, Cast | None]:
     casts: dict[str, Cast | None] = {}
     for role in sorted(given, key=lambda r: "@" in r):
         cast = make_cast(given[role], f"{where}: {role}")
+        if role in STORED and cast and (cast.scaling.kind == "delayed" or cast.scaling.margin != 1):
+            raise BadInput(
+                f"{where}: {role}.scaling: what is stored has a scale of its own: none, tensor or "
+                "power-of-two, without margin"
+            )
         casts.update(dict.fromkeys(operands_of(role), cast))
     return casts
 

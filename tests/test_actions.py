@@ -308,6 +308,7 @@ def test_skip_step_discards_the_update(shelf, watch, start, hook):
     assert watch["before 3"] == watch["before 2"] == watch["after 1"]
     assert "after 2" not in watch
     assert [x["step"] for x in run.metrics_history] == [1, 2, 3]
+    assert [x.get("discarded", False) for x in run.metrics_history] == [False, True, False]
     assert run.steps_completed == 3
 
 
@@ -560,20 +561,21 @@ def test_a_shift_starts_the_count_anew(shelf, start, patience):
 
 def test_an_answer_to_a_collapse_saves_the_run(shelf, start):
     """on_collapse may shift the format; the run then goes on and may collapse again."""
-    nan_in(shelf, [2, 3])
+    nan_in(shelf, [2, 3, 4, 5])
+    formats = [E5M2, get_format("BF16")]
 
     @define(eq=False)
     class Save:
         @hookimpl
         def on_collapse(self, evidence):
-            return ShiftFormat(E5M2, reason=evidence["reason"])
+            return ShiftFormat(formats.pop(0), reason=evidence["reason"])
 
     shelf.install("intervention", "save", Save)
     run = start(["nan", "save"], format="E4M3", max_steps=6, nan_patience=2)
     assert (run.status, run.steps_completed) == ("finished", 6)
-    assert (run.format_shifted_to, run.shift_step, run.failure_step) == ("E5M2", 3, 3)
-    (verdict,) = events(run.run_directory, "verdict")
-    assert verdict["cause"] == "nan_patience"
+    assert (run.format_shifted_to, run.shift_step, run.failure_step) == ("BF16", 5, 3)
+    verdicts = events(run.run_directory, "verdict")
+    assert [(v["step"], v["cause"]) for v in verdicts] == [(3, "nan_patience"), (5, "nan_patience")]
 
 
 def test_an_action_replaces_the_default_but_never_lets_the_update_through(shelf, watch, start):

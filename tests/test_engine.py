@@ -410,6 +410,15 @@ def test_a_loss_scale_is_taken_out_again(shelf, start, scale, fmt):
     assert metrics_bytes(plain.run_directory) == metrics_bytes(scaled.run_directory)
 
 
+def test_a_clip_that_is_not_reached_changes_nothing(start):
+    """Gradients are never scaled up, and 0 is off."""
+    ends = [
+        weights_sha256(start(name=f"c{i}", grad_clip=limit).run_directory)
+        for i, limit in enumerate((0.0, 1e6, 0.5))
+    ]
+    assert ends[0] == ends[1] != ends[2]
+
+
 def test_the_schedule():
     """Linear warm-up that reaches the peak after its last step, then half a cosine to the end."""
     config = TrainConfig(max_steps=110, warmup_steps=10, learning_rate=1.1, min_lr_ratio=0.1)

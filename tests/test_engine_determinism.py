@@ -360,6 +360,9 @@ def test_a_resumed_run_ends_like_one_that_was_not_interrupted(shelf, start, keys
     same(resumed.run_directory, whole.run_directory)
     steps = [x["step"] for x in read_lines(start.runs / "r" / "metrics.jsonl") if "loss" in x]
     assert steps == list(range(1, 9))
+    # What the run is now, its configuration says: another resume needs no --steps to see it.
+    with pytest.raises(BadInput, match="the run is at step 8 of 8; give --steps"):
+        start.resume("r")
     assert state(start.runs / "r")["plugins"]["stateful"]["seen"] == list(range(1, 9))
     (event,) = events(start.runs / "r", "resume")
     assert event["checkpoint"] == "step-00000004"
@@ -511,7 +514,7 @@ def test_torn_last_lines_are_tolerated(shelf, start):
 
 
 def test_a_finished_run_cannot_be_resumed_without_more_steps(start):
-    """The message says where the run is and what to give."""
+    """The message says where the run is and what to give; more steps are kept for next time."""
     start(name="r")
     with pytest.raises(BadInput, match="the run is at step 6 of 6; give --steps"):
         start.resume("r")

@@ -67,6 +67,9 @@ FACTS = {
     "E4M3FNUZ": (8, 240, 2**-10, [0x80], []),
     "E5M2FNUZ": (8, 57344, 2**-17, [0x80], []),
     "E4M3B11FNUZ": (8, 30, 2**-13, [0x80], []),
+    "E3M4FNUZ": (8, 15.5, 2**-7, [0x80], []),
+    "E4M3B4FNUZ": (8, 3840, 2**-6, [0x80], []),
+    "E4M3B10IEEE": (8, 30, 2**-12, None, [0x78, 0xF8]),
     "P3109-P1": (8, 2.0**62, 2.0**-63, [0x80], [0x7F, 0xFF]),
     "P3109-P2": (8, 2.0**31, 2.0**-32, [0x80], [0x7F, 0xFF]),
     "P3109-P3": (8, 49152, 2.0**-17, [0x80], [0x7F, 0xFF]),
@@ -663,11 +666,11 @@ def test_all_edges_of_large_formats(name):
 
 @pytest.mark.exhaustive
 @pytest.mark.parametrize("name", [n for n in ML_DTYPES if n not in WIDE])
-def test_all_float32_numbers_against_ml_dtypes(name):
-    """Every sixteenth of the float32 numbers, from a place that differs by format."""
-    fmt, offset = get_format(name), sum(map(ord, name)) % 16
-    for start in range(-(2**31), 2**31, 2**28):
-        bits = torch.arange(start + offset, start + 2**28, 16)
+def test_many_float32_numbers_against_ml_dtypes(name):
+    """Of each 256 successive float32 numbers one, a different one by format."""
+    fmt, offset = get_format(name), sum(map(ord, name)) % 256
+    for start in range(-(2**31), 2**31, 2**29):
+        bits = torch.arange(start + offset, start + 2**29, 256)
         x = ml_inputs(name, bits.to(torch.int32).view(torch.float32))
         got = round_to_grid(x, fmt, overflow=overflow_of(fmt))
         got = got + 0.0 if name.endswith("FNUZ") else got

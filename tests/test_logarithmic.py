@@ -88,6 +88,7 @@ def test_by_value_takes_the_nearest_value():
     fmt = get_format("LOG7_0-by-value")
     assert fmt.values == get_format("LOG7_0-by-log").values
     assert fmt.boundaries[-1] == Fraction(3 * 2**61)
+    assert (fmt.beyond[1], fmt.limits[1]) == (2**64, Fraction(3 * 2**62))
     x = torch.tensor([3.0, 6.0, -3.0, 2.9, 2.0**-64, 1.1 * 2.0**-64])
     wanted = [4.0, 4.0, -4.0, 2.0, 0.0, 2.0**-63]
     other = [4.0, 8.0, -4.0, 4.0, 0.0, 0.0]

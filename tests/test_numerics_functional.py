@@ -162,7 +162,17 @@ def test_ulp_distance():
 
 
 @pytest.mark.parametrize(
-    "scale", [0, -1.0, math.nan, math.inf, torch.tensor(0.0), torch.tensor(-2.0), True]
+    "scale",
+    [
+        0,
+        -1.0,
+        math.nan,
+        math.inf,
+        torch.tensor(0.0),
+        torch.tensor(-2.0),
+        torch.tensor([1.0, 0]),
+        True,
+    ],
 )
 def test_bad_scales(scale):
     x = normal(3)

@@ -178,6 +178,9 @@ def test_boundaries_are_the_longer_posits():
     assert (low, high) == (2.0**-24, 2.0**-20)
     assert fmt.boundaries[i] == Fraction(2) ** -22  # the midpoint is above 2**-21
     assert fmt.boundaries[i - 1] == 0
+    assert fmt.beyond[1] == 2**28  # the largest value of posit9_2
+    assert fmt.limits[1] == 2**26  # counted as overflow from here: 2**24 before, 2**28 after
+    assert get_format("posit8_0").limits[1] == 96  # of 64 and 128, without exponent bits
 
 
 def test_other_roundings_take_values():

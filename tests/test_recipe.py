@@ -399,3 +399,11 @@ def test_a_plan_may_hold_formats_that_are_not_installed():
     assert plan_from_plain(plain, {"MINE": mine}) == plan
     with pytest.raises(BadInput, match="unknown format 'MINE'"):
         plan_from_plain(plain)
+
+
+@pytest.mark.parametrize("scaling", ["delayed", {"kind": "tensor", "margin": 1.5}])
+@pytest.mark.parametrize("role", ["stored_weight", "optimizer_state"])
+def test_what_is_stored_has_a_scale_of_its_own(role, scaling):
+    """A scaling that would be ignored is refused, naming the role."""
+    with pytest.raises(BadInput, match=rf"{role}\.scaling"):
+        parse({role: {"format": "E4M3", "scaling": scaling}}, "mine")

@@ -404,6 +404,18 @@ def test_random_bits_are_a_function_of_where_they_are_used(draw):
     assert not any(torch.equal(a, b) for i, a in enumerate(values) for b in values[:i])
 
 
+def test_in_a_loop_of_ones_own_store_moves_the_bits_on(draw):
+    """Nobody there says which step it is: each call of store is one."""
+    model = nn.Sequential(nn.Linear(50, 50, bias=False), nn.Linear(50, 2))
+    q = quantize_model(model, only({"weight": {"format": "E2M1", "rounding": "stochastic"}}))
+    model.eval()
+    eye = torch.eye(50)
+    first = model[0](eye)
+    assert torch.equal(model[0](eye), first)
+    q.store()
+    assert not torch.equal(model[0](eye), first)
+
+
 # ------------------------------------------------------------------- leaving things alone
 
 

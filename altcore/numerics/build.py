@@ -122,9 +122,9 @@ def _thread_runtime() -> Path | None:
     """The OpenMP library that torch has loaded into this process, or None."""
     if not torch.backends.openmp.is_available() or not sys.platform.startswith("linux"):
         return None
-    loaded = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
-    known = ("libgomp", "libiomp", "libomp")
-    found = sorted(Path(p) for p in loaded if p.startswith("/") and Path(p).name.startswith(known))
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    loaded = {Path(line[line.index("/") :]) for line in lines if "/" in line}
+    found = sorted(p for p in loaded if p.name.startswith(("libgomp", "libiomp", "libomp")))
     of_torch = [p for p in found if "torch" in str(p)]
     return next(iter(of_torch or found), None)
 

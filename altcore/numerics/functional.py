@@ -16,7 +16,8 @@ from torch import Tensor
 from altcore.errors import BadInput, nearest
 from altcore.formats import Format
 from altcore.numerics.grids import check_floating, check_input, fake_round, round_to_grid
-from altcore.numerics.plan import LAYOUTS, compute_dtype
+from altcore.numerics.native import plain
+from altcore.numerics.plan import LAYOUTS, compute_dtype, to_single
 from altcore.numerics.positions import position
 from altcore.numerics.scaling import amax, scale_of
 
@@ -28,8 +29,8 @@ Scale = float | Tensor | None
 def quantize(
     x: Tensor,
     fmt: Format | str,
-    *,
     scaling: str = "tensor",
+    *,
     rounding: str = "nearest-even",
     overflow: str = "saturate",
     key: int | Tensor | None = None,
@@ -62,10 +63,10 @@ def quantize(
 def fake_quantize(
     x: Tensor,
     fmt: Format | str,
-    *,
     scale: Scale | str = None,
     rounding: str = "nearest-even",
     overflow: str = "saturate",
+    *,
     key: int | Tensor | None = None,
 ) -> Tensor:
     """Replace each element by the nearest value the format can hold: a tensor like ``x``.
@@ -94,8 +95,8 @@ def fake_quantize(
 def encode(
     x: Tensor,
     fmt: Format | str,
-    *,
     scale: Scale = None,
+    *,
     rounding: str = "nearest-even",
     overflow: str = "saturate",
     key: int | Tensor | None = None,
@@ -126,7 +127,7 @@ def encode(
     return result.to(torch.uint8 if fmt.bits <= 8 else torch.int32)
 
 
-def decode(codes: Tensor, fmt: Format | str, *, scale: Scale = None) -> Tensor:
+def decode(codes: Tensor, fmt: Format | str, scale: Scale = None) -> Tensor:
     """Return the values of ``codes`` (any integer dtype), times ``scale``, in the compute dtype.
 
     That is float32, or float64 for formats beyond its range. Raises `BadInput` for what is not
@@ -146,7 +147,7 @@ def decode(codes: Tensor, fmt: Format | str, *, scale: Scale = None) -> Tensor:
     return values if s is None else values * s.to(dtype)
 
 
-def ulp_distance(a: Tensor, b: Tensor, fmt: Format | str, *, scale: Scale = None) -> Tensor:
+def ulp_distance(a: Tensor, b: Tensor, fmt: Format | str, scale: Scale = None) -> Tensor:
     """Return how many grid steps lie between ``a`` and ``b``, int64, at one scale.
 
     Both are rounded to nearest first (saturating), with the scale of `fake_quantize`; -0 and 0
@@ -180,16 +181,17 @@ def _pair(scale: Scale, x: Tensor, fmt: Format) -> tuple[Tensor | None, Tensor |
     dtype = compute_dtype(x.dtype, fmt)
     if isinstance(scale, Tensor):
         check_floating(scale)
-        readable = scale.ndim == 0 and scale.device.type == "cpu"
-        number = float(scale) if readable else 1.0
-        s = scale.detach().to(device=x.device, dtype=dtype)
+        scale = scale.detach()
+        # Looked at where that costs no transfer; the smallest one is NaN if any is.
+        number = float(scale.min()) if plain(scale) and scale.numel() else 1.0
+        s = scale.to(device=x.device, dtype=dtype)
     elif isinstance(scale, int | float) and not isinstance(scale, bool):
-        number = float(scale)
+        number = float(scale) if dtype == torch.float64 else to_single(float(scale))
         s = torch.full((), number, dtype=dtype, device=x.device)
     else:
         raise BadInput(f"a scale is a number or a tensor, not {scale!r}")
     if not 0 < number < math.inf:
-        raise BadInput(f"a scale is a positive number, not {number}")
+        raise BadInput(f"a scale is a positive number in {dtype}, not {number}")
     # Clamped as in scale_of, for scales whose inverse passes the largest number.
     largest = torch.full_like(s, LAYOUTS[dtype].largest)
     return s, torch.minimum(torch.ones_like(s) / s, largest)

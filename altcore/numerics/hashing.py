@@ -10,44 +10,32 @@ they leave a correlation of neighbours.
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
 
 _LOW = 0xFFFFFFFF
-_FACTORS = (0x9E3779B1, 0x85EBCA6B, 0xC2B2AE35)
-
-
-def key_of(*parts: int | str) -> int:
-    """Return a 63-bit key for stochastic rounding from whatever identifies the tensor.
-
-    Say seed, step, micro-step, tensor name and operand; the same parts give the same key on
-    every machine.
-
-    >>> key_of(0, 1, "w") == key_of(0, 1, "w") != key_of(0, 2, "w")
-    True
-    """
-    text = "\0".join(f"{type(p).__name__}:{p}" for p in parts)
-    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 def random_bits(shape: torch.Size, key: int | Tensor, device: torch.device) -> Tensor:
-    """Return 32 random bits for each element, int64 in [0, 2**32), of ``shape``.
+    """Return 32 random bits for each element, as int32, of ``shape``.
 
     ``key`` is an int or a 0-dim int64 tensor on ``device``. An element's bits depend on the key
     and its index in row-major order; the top ones are the good ones.
     """
     if not isinstance(key, Tensor):
-        key = torch.full((), _wrap(key), dtype=torch.int64, device=device)
+        key = torch.full((), _wrap(key, 64), dtype=torch.int64, device=device)
     mixed = _splitmix(key.to(device=device, dtype=torch.int64))
-    index = torch.arange(shape.numel(), dtype=torch.int64, device=device).view(shape)
-    # Elements past 2**32 take their index's high half into the key's.
-    x = _multiply((index & _LOW) ^ (mixed & _LOW), _FACTORS[0])
-    x = x ^ (x >> 16) ^ (_shift(mixed, 32) ^ (index >> 32))
-    x = _multiply(x, _FACTORS[1])
-    return _multiply(x ^ (x >> 13), _FACTORS[2])
+    count = shape.numel()
+    if count < 2**31:
+        index = torch.arange(count, dtype=torch.int32, device=device)
+        second = _low_half(mixed >> 32)
+    else:  # the index's high half goes into that of the key
+        wide = torch.arange(count, device=device)
+        index, second = _low_half(wide), _low_half((mixed >> 32) ^ (wide >> 32))
+    x = (index.view(shape) ^ _low_half(mixed)) * _wrap(0x9E3779B1, 32)
+    x = x ^ _shift(x, 16) ^ (second if second.ndim == 0 else second.view(shape))
+    x = x * _wrap(0x85EBCA6B, 32)
+    return (x ^ _shift(x, 13)) * _wrap(0xC2B2AE35, 32)
 
 
 def mixed_key(key: int | Tensor) -> int:
@@ -59,23 +47,25 @@ def mixed_key(key: int | Tensor) -> int:
     return x ^ (x >> 31)
 
 
-def _wrap(value: int) -> int:
-    """Two's complement: any int as int64."""
-    return (value + 2**63) % 2**64 - 2**63
+def _splitmix(x: Tensor) -> Tensor:
+    x = x + _wrap(0x9E3779B97F4A7C15, 64)
+    x = (x ^ _shift(x, 30)) * _wrap(0xBF58476D1CE4E5B9, 64)
+    x = (x ^ _shift(x, 27)) * _wrap(0x94D049BB133111EB, 64)
+    return x ^ _shift(x, 31)
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical shift right of an int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
+    """Logical shift right."""
+    width = 32 if x.dtype == torch.int32 else 64
+    return (x >> bits) & ((1 << (width - bits)) - 1)
 
 
-def _multiply(x: Tensor, factor: int) -> Tensor:
-    """32-bit multiplication of numbers held in int64."""
-    return (x * factor) & _LOW
+def _low_half(x: Tensor) -> Tensor:
+    """The low 32 bits of an int64, as int32."""
+    return (((x & _LOW) ^ (1 << 31)) - (1 << 31)).to(torch.int32)
 
 
-def _splitmix(x: Tensor) -> Tensor:
-    x = x + _wrap(0x9E3779B97F4A7C15)
-    x = (x ^ _shift(x, 30)) * _wrap(0xBF58476D1CE4E5B9)
-    x = (x ^ _shift(x, 27)) * _wrap(0x94D049BB133111EB)
-    return x ^ _shift(x, 31)
+def _wrap(value: int, bits: int) -> int:
+    """Two's complement."""
+    half = 1 << (bits - 1)
+    return (value + half) % (2 * half) - half

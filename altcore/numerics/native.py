@@ -23,7 +23,6 @@ from altcore.numerics.plan import (
     TablePlan,
     float_plan,
     is_wide,
-    overflow_start,
     table_plan,
     thresholds,
 )
@@ -203,11 +202,9 @@ def _prepare(fmt: Format, rounding: str, overflow: str) -> _Prepared | None:
     if plan.sub_quantum + 23 > 127:
         return None  # the constant whose addition rounds subnormals would overflow
     job.min_normal, job.cut, job.flip, job.max = plan.min_normal, plan.cut, plan.flip, plan.max
-    if fmt.subnormals and plan.mantissa and fmt.max_exponent + plan.cut < 127:
-        job.to_magic = plan.cut << 23
+    job.to_magic, job.top = plan.to_magic, plan.top
     job.magic = 2.0 ** (plan.sub_quantum + 23)
     job.gap_cut = 0 if fmt.subnormals else (1 << 23) - 1
-    job.top = overflow_start(fmt, torch.float32)
     job.unit = 2.0**plan.sub_quantum
     return _Prepared(job, ())
 

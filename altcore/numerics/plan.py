@@ -87,6 +87,8 @@ class FloatPlan:
     sub_quantum: int
     gap_cut: int  # `cut` of numbers below `min_normal`, for stochastic rounding
     least: float  # the smallest normal value
+    to_magic: int  # from an exponent's bits to those of its `magic` number; 0 for none
+    top: float  # rounding to nearest even passes the largest value from here on
     flip: int  # 1 where, without mantissa bits, even exponent bits mean an odd code
     max: float
 
@@ -151,15 +153,23 @@ def float_plan(fmt: FloatFormat, dtype: torch.dtype) -> FloatPlan:
     fixed = fmt.exponent_bits == 0 and fmt.min_exponent > -1022
     mantissa, exponent = fmt.mantissa_bits - fixed, fmt.min_exponent - fixed
     sub_bits = mantissa if fmt.subnormals else 0
+    cut = layout.mantissa - mantissa
+    middle = (Fraction(fmt.max) + fmt.beyond[1]) / 2
     return FloatPlan(
         layout=layout,
         mantissa=mantissa,
         min_exponent=exponent,
         min_normal=(exponent + layout.bias) << layout.mantissa,
-        cut=layout.mantissa - mantissa,
+        cut=cut,
         sub_quantum=exponent - sub_bits,
         gap_cut=layout.mantissa - sub_bits,
         least=2.0**exponent,
+        # The largest magic number has to be finite; without mantissa bits it would round ties up,
+        # and without subnormals the gap around zero is not a binade's.
+        to_magic=cut << layout.mantissa
+        if mantissa and fmt.subnormals and fmt.max_exponent + cut < layout.bias
+        else 0,
+        top=_first_from(middle, layout, above=fmt.top_magnitude % 2 == 0),
         flip=0 if mantissa else (layout.bias + exponent - 1) & 1,
         max=fmt.max,
     )
@@ -212,12 +222,6 @@ def thresholds(fmt: Format, rounding: str, dtype: torch.dtype) -> tuple[float, .
             point, beyond = middle, not tie_up
         result.append(_first_from(point, layout, above=beyond))
     return tuple(result)
-
-
-def overflow_start(fmt: FloatFormat, dtype: torch.dtype) -> float:
-    """The smallest number of ``dtype`` that passes the largest value to nearest even."""
-    middle = (Fraction(fmt.max) + fmt.beyond[1]) / 2
-    return _first_from(middle, LAYOUTS[dtype], above=fmt.top_magnitude % 2 == 0)
 
 
 def to_single(value: float) -> float:

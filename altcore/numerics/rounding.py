@@ -36,6 +36,9 @@ def round_float(
 ) -> tuple[Tensor, Tensor]:
     """`round_unscaled` for a float format."""
     a = y.abs()
+    if rounding == "nearest-even" and plan.to_magic:
+        over = a >= plan.top
+        return torch.copysign(_round_by_adding(a, plan), y), over
     if noise is not None:
         size = _draw_size(a, plan, noise)
     else:
@@ -44,6 +47,20 @@ def round_float(
     over = (size > plan.max) & ~missing
     value = torch.copysign(size.clamp(max=plan.max), y)
     return torch.where(missing, torch.nan, value), over
+
+
+def _round_by_adding(a: Tensor, plan: FloatPlan) -> Tensor:
+    """Magnitudes ``a`` to nearest even, saturating; NaN stays.
+
+    The addition of a power of two does the rounding: that at which float numbers are as far
+    apart as the format's values. Its bits come from the magnitude's own exponent, no less than
+    the subnormals'.
+    """
+    layout = plan.layout
+    a = a.clamp(max=plan.max)
+    exponent = (a.view(layout.integer) & layout.infinity).clamp(min=plan.min_normal)
+    magic = exponent.add_(plan.to_magic).view(layout.dtype)
+    return a.add_(magic).sub_(magic)
 
 
 def _round_size(a: Tensor, plan: FloatPlan, rounding: str, negative: Tensor) -> Tensor:
@@ -84,16 +101,23 @@ def _draw_size(a: Tensor, plan: FloatPlan, noise: Tensor) -> Tensor:
     of the smallest normal value first brings the cut to its place, which rounds the fraction to
     that many bits.
     """
-    layout = plan.layout
-    low = a.contiguous().view(layout.integer) < plan.min_normal
+    low = a < plan.least
     lift = low.to(a.dtype) * plan.least
-    lifted = (a + lift).view(layout.integer)
-    cut = torch.where(low, plan.gap_cut, plan.cut).to(layout.integer)
-    centred = (noise << (cut - 32).clamp(min=0)) + ((1 << (cut - 32).clamp(min=0)) >> 1)
-    more = torch.where(cut > 32, centred, noise >> (32 - cut).clamp(min=0))
-    drawn = (lifted + more.to(layout.integer)) >> cut << cut
-    size = drawn.view(layout.dtype) - lift
+    lifted = (a + lift).view(plan.layout.integer)
+    drawn = _carry(lifted, noise, plan.cut)
+    if plan.gap_cut != plan.cut:
+        drawn = torch.where(low, _carry(lifted, noise, plan.gap_cut), drawn)
+    size = drawn.view(a.dtype) - lift
     return torch.where(torch.isinf(a), a, size)
+
+
+def _carry(bits: Tensor, noise: Tensor, cut: int) -> Tensor:
+    """Add ``cut`` of the top random bits to the lowest ones, then clear those."""
+    if cut <= 32:
+        more = (noise >> (32 - cut)) & ((1 << cut) - 1)
+    else:  # float64; centred in what 32 bits leave open
+        more = ((noise.to(bits.dtype) & 0xFFFFFFFF) << (cut - 32)) + (1 << (cut - 33))
+    return (bits + more) & -(1 << cut)
 
 
 def round_table(
@@ -111,7 +135,7 @@ def round_table(
         inner, outer = torch.where(inner_above, high, low), torch.where(inner_above, low, high)
         distance, width = (y.double() - inner).abs(), (outer - inner).abs()
         # Compared with 23 random bits, centred, and turned so that large ones round away.
-        drawn = (((noise ^ 0xFFFFFFFF) >> 9).double() + 0.5) * width
+        drawn = (((~noise >> 9) & 0x7FFFFF).double() + 0.5) * width
         outside = distance * 2.0**23 > drawn
         # Position in the extended grid: the upper end if exactly one of the two holds.
         index = interval + (inner_above ^ outside).to(torch.int64)
