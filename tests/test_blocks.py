@@ -53,7 +53,7 @@ def test_the_ocp_rule_agrees_with_gfloat(element):
     info = MX[element]
     for row, mine in zip(x.double().numpy(), ours.double().numpy(), strict=True):
         scale = gfloat.compute_scale_amax(info.etype.emax, row)
-        theirs = gfloat.quantize_block(info, row, lambda *_: scale)
+        theirs = gfloat.quantize_block(info, row, lambda *_, scale=scale: scale)
         np.testing.assert_array_equal(mine, theirs)
 
 
@@ -71,7 +71,7 @@ def test_each_rule_by_exact_comparison(element):
     """floor, ceil, rceil and even against logarithms taken exactly, one block at a time."""
     fmt = get_format(element)
     top = math.frexp(fmt.max)[1] - 1
-    amaxes = spread(200, 1, seed=3).abs().flatten().tolist() + [1.0, fmt.max, 1.75, 1.9999999]
+    amaxes = [*spread(200, 1, seed=3).abs().flatten().tolist(), 1.0, fmt.max, 1.75, 1.9999999]
     for value in amaxes:
         a = float(np.float32(value))
         floor = math.frexp(a)[1] - 1

@@ -17,8 +17,8 @@
 #define INLINE static inline __attribute__((always_inline))
 #define STAGE static __attribute__((noinline)) void /* inlined, loops vectorise less well */
 #define BLOCK 1024 /* divides 2**32: the index's high half is constant in a block */
-#define PIECE 256
-#define FEW 16
+#define PIECE 256 /* what a table rounds at a time */
+#define FEW 16    /* thresholds; FEW of native.py */
 #define SIGN 0x80000000u
 #define INFINITE 0x7f800000u
 #define NOT_A_NUMBER 0x7fc00000u
@@ -145,7 +145,7 @@ INLINE float round_randomly(const struct job *j, float a, uint32_t h) {
     return float_of((bits_of(a + lift) + noise) & ~mask) - lift;
 }
 
-enum { ADDING = STOCHASTIC + 1 };      /* nearest even, where round_by_adding can */
+enum { ADDING = STOCHASTIC + 1 };        /* nearest even, where round_by_adding can */
 enum { SATURATING, REPLACING, COUNTED }; /* what happens to overflows */
 
 INLINE void round_float(const struct job *j, struct part p, int rounding, int overflow,
@@ -233,8 +233,8 @@ static float_loop loop_of(const struct job *j) {
 
 /* The payload of each number's gap between thresholds: a value's bits, or the gap's index.
  * In a small table: every threshold that a number reaches changes the payload's bits. */
-STAGE find_among_few(const struct few *few, const float *restrict y,
-                           uint32_t *restrict gap, int n) {
+STAGE find_among_few(const struct few *few, const float *restrict y, uint32_t *restrict gap,
+                     int n) {
     for (int i = 0; i < n; i++) gap[i] = few->first;
     for (int k = 0; k < FEW; k += 4) { /* as many as registers hold */
         const float *t = few->threshold + k;
@@ -251,7 +251,7 @@ STAGE find_among_few(const struct few *few, const float *restrict y,
 
 /* In a large one: by the bucket that a number's top bits name. */
 STAGE find_in_buckets(const struct job *j, const float *restrict y, uint32_t *restrict gap,
-                            int n) {
+                      int n) {
     const uint32_t low = j->bucket_low, high = j->bucket_high, shift = j->bucket_shift;
     const uint32_t half = (uint32_t)j->buckets;
     const struct entry *restrict entries = j->entries;
@@ -272,7 +272,7 @@ STAGE find_in_buckets(const struct job *j, const float *restrict y, uint32_t *re
 
 /* In one whose thresholds lie too close for that: by bisection. */
 STAGE find_by_search(const struct job *j, const float *restrict y, uint32_t *restrict gap,
-                           int n) {
+                     int n) {
     for (int i = 0; i < n; i++) {
         int64_t first = 0, length = j->threshold_count;
         while (length > 0) {
@@ -306,14 +306,14 @@ STAGE draw_values(const struct job *j, const float *restrict y, int64_t start,
 }
 
 STAGE find_overflows(const struct job *j, const float *restrict y, uint32_t *restrict over,
-                           int n) {
+                     int n) {
     const float bottom = j->bottom, top = j->top;
     for (int i = 0; i < n; i++) over[i] = (y[i] < bottom ? 1 : 0) | (y[i] >= top ? 1 : 0);
 }
 
 /* From payloads to values: the signs of zeros, overflows that are not to saturate, NaN. */
 STAGE finish(const struct job *j, const float *restrict y, const uint32_t *restrict over,
-                   const uint32_t *restrict gap, float *restrict q, int n) {
+             const uint32_t *restrict gap, float *restrict q, int n) {
     const uint32_t replaces = j->saturates ? 0 : 1, over_bits = j->over_bits;
     for (int i = 0; i < n; i++) {
         const uint32_t bits = bits_of(y[i]), sign = bits & SIGN;
@@ -329,7 +329,7 @@ STAGE multiply(const float *restrict a, float factor, float *restrict product, i
 }
 
 STAGE count(const float *restrict x, const float *restrict y, const uint32_t *restrict over,
-                  const float *restrict q, int n, int64_t *totals) {
+            const float *restrict q, int n, int64_t *totals) {
     uint32_t passed = 0, flushed = 0, nonfinite = 0;
     for (int i = 0; i < n; i++) {
         const uint32_t was = bits_of(x[i]) & ~SIGN;
@@ -385,8 +385,8 @@ INLINE uint16_t half_of(uint32_t bits) {
 
 /* The product q * s rounded once: to odd in float32, which keeps what the second rounding, to
  * nearest even, has to know. */
-STAGE narrow(const struct job *j, const float *restrict q, float s,
-                   uint16_t *restrict out, int n) {
+STAGE narrow(const struct job *j, const float *restrict q, float s, uint16_t *restrict out,
+             int n) {
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
     if (s == 1.0f || (double)j->smallest * (double)s > 0x1p-90) { /* no remainder underflows */
         for (int i = 0; i < n; i++) {
