@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from altcore.api import train
     from altcore.config import TrainConfig
     from altcore.errors import AltcoreError, BadInput
-    from altcore.formats import Format, float_format, table_format
+    from altcore.formats import Format, code_format, float_format, table_format
     from altcore.hookspecs import hookimpl
     from altcore.numerics.functional import (
         decode,
@@ -45,6 +45,7 @@ _HOME = {
     "SkipStep": "actions",
     "Stop": "actions",
     "TrainConfig": "config",
+    "code_format": "formats",
     "decode": "numerics.functional",
     "encode": "numerics.functional",
     "fake_quantize": "numerics.functional",
@@ -70,6 +71,7 @@ __all__ = [
     "SkipStep",
     "Stop",
     "TrainConfig",
+    "code_format",
     "decode",
     "encode",
     "fake_quantize",

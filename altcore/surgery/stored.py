@@ -9,7 +9,6 @@ on the device; the scales travel to the host with the step's one read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from fractions import Fraction
 
 import torch
 from attrs import define, field
@@ -111,8 +110,7 @@ class StoredWeight:
 
     def _limit(self) -> float:
         """Above this, times the scale, rounding to nearest passes the largest value."""
-        fmt = self.cast.format
-        return float((fmt.beyond[1] + Fraction(fmt.values[-1])) / 2)
+        return float(self.cast.format.limits[1])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what a checkpoint needs."""
