@@ -92,8 +92,15 @@ def compare(fmt: Format, x: Tensor) -> dict[str, Any]:
     base = float(at_amax)
     exponents = range(-BINADES_BELOW * STEPS_PER_BINADE, BINADES_ABOVE * STEPS_PER_BINADE + 1)
     scales = [base * 2 ** (e / STEPS_PER_BINADE) for e in exponents]
-    best = min(scales, key=lambda s: measure(fmt, x, s)["noise"])
+    best = _quietest(fmt, x, scales)
+    # Once more, within the step of that search.
+    fine = [best * 2 ** (e / (16 * STEPS_PER_BINADE)) for e in range(-16, 17)]
+    best = _quietest(fmt, x, fine)
     return {"best": measure(fmt, x, best), "amax": measure(fmt, x, base)}
+
+
+def _quietest(fmt: Format, x: Tensor, scales: list[float]) -> float:
+    return min(scales, key=lambda s: measure(fmt, x, s)["noise"])
 
 
 def measure(fmt: Format, x: Tensor, scale: float) -> dict[str, float]:

@@ -181,6 +181,8 @@ def write_svg(path: Path, found: list[Format]) -> None:
     """Write the positive values of each format as marks on one base-2 logarithmic axis."""
     from html import escape
 
+    if path.suffix != ".svg":
+        raise BadInput(f"{path}: the picture is SVG: give a name that ends in .svg")
     positive = [[math.log2(v) for v in f.values if v > 0] for f in found]
     low, high = min(map(min, positive)), max(map(max, positive))
     span, left, width, row = max(high - low, 1.0), 110, 860, 34

@@ -51,7 +51,8 @@ def round_to_grid(
     """
     check_input(x, fmt, rounding, overflow, key)
     x = x.detach()
-    q = round_native(x, fmt, rounding, overflow, r, None, counts, key, out, fake=False)
+    wide = x.float() if x.dtype == torch.float16 else x  # the same numbers, and kernels for them
+    q = round_native(wide, fmt, rounding, overflow, r, None, counts, key, out, fake=False)
     if q is not None:
         return q
     q = _round(x, fmt, rounding, overflow, r, counts, key)
@@ -80,7 +81,8 @@ def fake_round(
     result = round_native(x, fmt, rounding, overflow, r, s, counts, key, out, fake=True)
     if result is not None:
         return result
-    result = times_scale(_round(x, fmt, rounding, overflow, r, counts, key), s, x.dtype)
+    q = round_to_grid(x, fmt, rounding=rounding, overflow=overflow, r=r, counts=counts, key=key)
+    result = times_scale(q, s, x.dtype)
     return result if out is None else out.copy_(result)
 
 
