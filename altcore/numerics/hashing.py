@@ -32,7 +32,7 @@ def random_bits(shape: torch.Size, key: int | Tensor, device: torch.device) -> T
     else:  # the index's high half goes into that of the key
         wide = torch.arange(count, device=device)
         index, second = _low_half(wide), _low_half((mixed >> 32) ^ (wide >> 32))
-    x = (index.view(shape) ^ _low_half(mixed)) * _wrap(0x9E3779B1, 32)
+    x = (index.view(shape) + _low_half(mixed)) * _wrap(0x9E3779B1, 32)
     x = x ^ _shift(x, 16) ^ (second if second.ndim == 0 else second.view(shape))
     x = x * _wrap(0x85EBCA6B, 32)
     return (x ^ _shift(x, 13)) * _wrap(0xC2B2AE35, 32)

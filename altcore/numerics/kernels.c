@@ -60,7 +60,7 @@ struct job {
     /* a float format */
     uint32_t min_normal, cut, flip;
     uint32_t to_magic; /* from an exponent's bits to those of its magic number; 0 for none */
-    uint32_t gap_cut; /* the mantissa's mask where there are no subnormals, else 0 */
+    uint32_t gapped;   /* no subnormals */
     float magic, max, unit;
     /* all */
     float smallest;     /* the smallest magnitude but zero */
@@ -89,13 +89,24 @@ INLINE float float_of(uint32_t b) {
     return f;
 }
 
-/* ---------------------------------------------------------------- rounding to a float format */
+/* ---------------------------------------------------------------- rounding to a float format
+ * Every variant is a loop of its own, made from round_float by constants: each operation fewer
+ * is a tenth of the time. NaN is not tested for: it is carried along by float operations, and
+ * comparisons are written so that it takes the branch where there are some. */
+
+enum {
+    FLIPPED = STOCHASTIC + 1, /* NEAREST_EVEN, where even exponents mean odd codes */
+    ADDING,                   /* NEAREST_EVEN, where round_by_adding can */
+    GAPPED                    /* STOCHASTIC, without subnormals */
+};
+enum { SATURATING, REPLACING, COUNTED }; /* what happens to overflows */
 
 /* The rounded bits of a magnitude in the normal range; carries into the exponent are right. */
 INLINE uint32_t round_large(const struct job *j, int rounding, uint32_t mag, uint32_t sign) {
     const uint32_t cut = j->cut, mask = (1u << cut) - 1, half = 1u << (cut - 1);
     uint32_t more = 0;
-    if (rounding == NEAREST_EVEN) more = half - 1 + (((mag >> cut) & 1) ^ j->flip);
+    if (rounding == NEAREST_EVEN) more = half - 1 + ((mag >> cut) & 1);
+    if (rounding == FLIPPED) more = half - ((mag >> cut) & 1);
     if (rounding == NEAREST_AWAY) more = half;
     if (rounding == UP) more = sign ? 0 : mask;
     if (rounding == DOWN) more = sign ? mask : 0;
@@ -107,7 +118,7 @@ INLINE uint32_t round_large(const struct job *j, int rounding, uint32_t mag, uin
 INLINE float round_small(const struct job *j, int rounding, float a, uint32_t sign) {
     const float unit = j->unit, near = (a + j->magic) - j->magic;
     const float below = near > a ? near - unit : near;
-    if (rounding == NEAREST_EVEN) return near;
+    if (rounding == NEAREST_EVEN || rounding == FLIPPED) return near;
     if (rounding == NEAREST_AWAY) return a - near >= 0.5f * unit ? near + unit : near;
     if (rounding == TO_ZERO) return below;
     const float above = below < a ? below + unit : below;
@@ -125,28 +136,37 @@ INLINE float round_by_adding(const struct job *j, float a) {
     return (a + magic) - magic;
 }
 
-/* Random bits: the hash of altcore/numerics/hashing.py. The top ones are the good ones. */
-INLINE uint32_t draw(uint32_t index, uint32_t first, uint32_t second) {
-    uint32_t x = (index ^ first) * 0x9e3779b1u;
-    x = (x ^ (x >> 16) ^ second) * 0x85ebca6bu;
+/* Random bits: the hash of altcore/numerics/hashing.py, from its first multiplication on. The
+ * top ones are the good ones. */
+#define DRAW_STEP 0x9e3779b1u
+INLINE uint32_t draw(uint32_t multiplied, uint32_t second) {
+    const uint32_t x = (multiplied ^ (multiplied >> 16) ^ second) * 0x85ebca6bu;
     return (x ^ (x >> 13)) * 0xc2b2ae35u;
+}
+
+INLINE uint32_t first_draw(const struct job *j, int64_t start) {
+    return ((uint32_t)start + (uint32_t)j->key) * DRAW_STEP;
+}
+
+INLINE uint32_t second_key(const struct job *j, int64_t start) {
+    return (uint32_t)(j->key >> 32) ^ (uint32_t)((uint64_t)start >> 32);
 }
 
 /* Stochastic rounding: as many random bits as are cut off are added below the cut. Below the
  * normal range the addition of the smallest normal value first brings the cut to its place,
  * which rounds the fraction to that many bits. */
-INLINE float round_randomly(const struct job *j, float a, uint32_t h) {
+INLINE float round_randomly(const struct job *j, int rounding, float a, uint32_t h) {
     const uint32_t least = j->min_normal, cut = j->cut;
     const uint32_t low = a < float_of(least) ? ~0u : 0;
-    /* without subnormals the gap around zero is one step, as wide as the lowest binade */
-    const uint32_t gap = low & j->gap_cut, mask = ((1u << cut) - 1) | gap;
-    const uint32_t noise = gap ? h >> 9 : h >> (32 - cut);
     const float lift = float_of(low & least);
-    return float_of((bits_of(a + lift) + noise) & ~mask) - lift;
+    uint32_t mask = (1u << cut) - 1, noise = h >> (32 - cut);
+    if (rounding == GAPPED) { /* the gap around zero is one step, as wide as the lowest binade */
+        mask = low ? (1u << 23) - 1 : mask;
+        noise = low ? h >> 9 : noise;
+    }
+    const float size = float_of((bits_of(a + lift) + noise) & ~mask) - lift;
+    return a < INFINITY ? size : a;
 }
-
-enum { ADDING = STOCHASTIC + 1 };        /* nearest even, where round_by_adding can */
-enum { SATURATING, REPLACING, COUNTED }; /* what happens to overflows */
 
 INLINE void round_float(const struct job *j, struct part p, int rounding, int overflow,
                         int64_t *totals) {
@@ -154,26 +174,29 @@ INLINE void round_float(const struct job *j, struct part p, int rounding, int ov
     float *restrict out = p.out;
     const struct job local = *j;
     const float least = float_of(local.min_normal), max = local.max;
-    const uint32_t first = (uint32_t)local.key;
-    const uint32_t second = (uint32_t)(local.key >> 32) ^ (uint32_t)((uint64_t)p.start >> 32);
+    const int random = rounding == STOCHASTIC || rounding == GAPPED;
+    uint32_t drawn = first_draw(j, p.start);
+    const uint32_t second = second_key(j, p.start);
     uint32_t passed = 0, zeros = 0, were_zero = 0, nonfinite = 0;
     for (int i = 0; i < p.n; i++) {
         const float y = x[i] * p.r;
-        const uint32_t sign = bits_of(y) & SIGN;
-        float a = float_of(bits_of(y) & ~SIGN), size;
+        const uint32_t sign = bits_of(y) & SIGN, mag = bits_of(y) & ~SIGN;
+        const float a = float_of(mag);
+        const float inside = max < a ? max : a;
+        float size;
         int over = a >= local.top;
-        /* written so that a NaN stays, here and below */
-        if (overflow == SATURATING || rounding == ADDING) a = max < a ? max : a;
         if (rounding == ADDING) {
-            size = round_by_adding(&local, a);
-        } else if (rounding == STOCHASTIC) {
-            const uint32_t h = draw((uint32_t)p.start + (uint32_t)i, first, second);
-            size = round_randomly(&local, a, h);
-            size = a < INFINITY ? size : a;
+            size = round_by_adding(&local, inside);
+        } else if (random) {
+            size = round_randomly(&local, rounding, overflow == SATURATING ? inside : a,
+                                  draw(drawn, second));
+            drawn += DRAW_STEP;
         } else {
-            const float small = round_small(&local, rounding, a, sign);
-            const float large = float_of(round_large(&local, rounding, bits_of(a), sign));
-            size = a >= least ? large : small;
+            uint32_t clamped = mag;
+            if (overflow == SATURATING)
+                clamped = (int32_t)mag > (int32_t)bits_of(max) ? bits_of(max) : mag;
+            const float large = float_of(round_large(&local, rounding, clamped, sign));
+            size = a >= least ? large : round_small(&local, rounding, a, sign);
         }
         if (rounding != ADDING) over = size > max;
         if (overflow != SATURATING && rounding != ADDING)
@@ -207,11 +230,13 @@ INLINE void round_float(const struct job *j, struct part p, int rounding, int ov
     }
 
 LOOPS(nearest_even, NEAREST_EVEN)
+LOOPS(flipped, FLIPPED)
 LOOPS(nearest_away, NEAREST_AWAY)
 LOOPS(to_zero, TO_ZERO)
 LOOPS(up, UP)
 LOOPS(down, DOWN)
 LOOPS(stochastic, STOCHASTIC)
+LOOPS(gapped, GAPPED)
 
 static void adding(const struct job *j, struct part p, int64_t *totals) {
     if (j->counts)
@@ -226,6 +251,8 @@ static float_loop loop_of(const struct job *j) {
     static const float_loop loops[] = {nearest_even, nearest_away, to_zero,
                                        up,           down,         stochastic};
     if (j->rounding == NEAREST_EVEN && j->to_magic && j->saturates) return adding;
+    if (j->rounding == NEAREST_EVEN && j->flip) return flipped;
+    if (j->rounding == STOCHASTIC && j->gapped) return gapped;
     return loops[j->rounding];
 }
 
@@ -288,13 +315,12 @@ STAGE find_by_search(const struct job *j, const float *restrict y, uint32_t *res
 /* Draw one of the two ends of each number's gap, with float64 distances as in rounding.py. */
 STAGE draw_values(const struct job *j, const float *restrict y, int64_t start,
                   uint32_t *restrict gap, uint32_t *restrict over, int n) {
-    const uint32_t first = (uint32_t)j->key;
-    const uint32_t second = (uint32_t)(j->key >> 32) ^ (uint32_t)((uint64_t)start >> 32);
+    const uint32_t first = first_draw(j, start), second = second_key(j, start);
     const struct ends *restrict ends = j->ends;
     const uint32_t centre = j->centre, mirrored = j->mirrored;
     uint32_t noise[PIECE];
     for (int i = 0; i < n; i++)
-        noise[i] = ~draw((uint32_t)start + (uint32_t)i, first, second) >> 9;
+        noise[i] = ~draw(first + (uint32_t)i * DRAW_STEP, second) >> 9;
     for (int i = 0; i < n; i++) {
         const struct ends *e = ends + (gap[i] == centre && y[i] >= 0.0f ? mirrored : gap[i]);
         const double distance = fabs((double)y[i] - e->inner) * 8388608.0;
@@ -345,9 +371,14 @@ STAGE count(const float *restrict x, const float *restrict y, const uint32_t *re
 }
 
 static void round_piece(const struct job *j, struct part p, int64_t *totals) {
-    float y[PIECE], q[PIECE];
-    uint32_t gap[PIECE], over[PIECE];
-    multiply(p.x, p.r, y, p.n);
+    float scaled[PIECE], q[PIECE];
+    uint32_t gap[PIECE], over[PIECE] = {0};
+    const float *y = p.x;
+    float *grid = p.s == 1.0f ? p.out : q;
+    if (p.r != 1.0f) { /* NaN is not 1 */
+        multiply(p.x, p.r, scaled, p.n);
+        y = scaled;
+    }
     if (j->few)
         find_among_few(j->few, y, gap, p.n);
     else if (j->buckets)
@@ -356,11 +387,11 @@ static void round_piece(const struct job *j, struct part p, int64_t *totals) {
         find_by_search(j, y, gap, p.n);
     if (j->rounding == STOCHASTIC)
         draw_values(j, y, p.start, gap, over, p.n);
-    else
+    else if (j->counts || !j->saturates)
         find_overflows(j, y, over, p.n);
-    finish(j, y, over, gap, q, p.n);
-    if (j->counts) count(p.x, y, over, q, p.n, totals);
-    multiply(q, p.s, p.out, p.n);
+    finish(j, y, over, gap, grid, p.n);
+    if (j->counts) count(p.x, y, over, grid, p.n, totals);
+    if (grid == q) multiply(q, p.s, p.out, p.n);
 }
 
 /* In pieces, so that all their buffers and the buckets fit the first-level cache. */

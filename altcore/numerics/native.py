@@ -64,7 +64,7 @@ class _Job(ctypes.Structure):
         ("cut", ctypes.c_uint32),
         ("flip", ctypes.c_uint32),
         ("to_magic", ctypes.c_uint32),
-        ("gap_cut", ctypes.c_uint32),
+        ("gapped", ctypes.c_uint32),
         ("magic", ctypes.c_float),
         ("max", ctypes.c_float),
         ("unit", ctypes.c_float),
@@ -204,7 +204,7 @@ def _prepare(fmt: Format, rounding: str, overflow: str) -> _Prepared | None:
     job.min_normal, job.cut, job.flip, job.max = plan.min_normal, plan.cut, plan.flip, plan.max
     job.to_magic, job.top = plan.to_magic, plan.top
     job.magic = 2.0 ** (plan.sub_quantum + 23)
-    job.gap_cut = 0 if fmt.subnormals else (1 << 23) - 1
+    job.gapped = not fmt.subnormals
     job.unit = 2.0**plan.sub_quantum
     return _Prepared(job, ())
 
