@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Stop,
     )
     from altcore.api import train
+    from altcore.blocks import BlockFormat
     from altcore.config import TrainConfig
     from altcore.errors import AltcoreError, BadInput
     from altcore.formats import Format, code_format, float_format, table_format
@@ -25,9 +26,13 @@ if TYPE_CHECKING:
         decode,
         encode,
         fake_quantize,
+        grid_error,
+        neighbours,
         quantize,
+        stiffness,
         ulp_distance,
     )
+    from altcore.numerics.packing import pack, unpack
     from altcore.registry import get_format
     from altcore.settings import setting
     from altcore.surgery import quantize_model
@@ -37,6 +42,7 @@ __version__ = "0.1.0"
 _HOME = {
     "AltcoreError": "errors",
     "BadInput": "errors",
+    "BlockFormat": "blocks",
     "ChangeRecipe": "actions",
     "Format": "formats",
     "Rollback": "actions",
@@ -51,18 +57,24 @@ _HOME = {
     "fake_quantize": "numerics.functional",
     "float_format": "formats",
     "get_format": "registry",
+    "grid_error": "numerics.functional",
     "hookimpl": "hookspecs",
+    "neighbours": "numerics.functional",
+    "pack": "numerics.packing",
     "quantize": "numerics.functional",
     "quantize_model": "surgery",
     "setting": "settings",
+    "stiffness": "numerics.functional",
     "table_format": "formats",
     "train": "api",
     "ulp_distance": "numerics.functional",
+    "unpack": "numerics.packing",
 }
 
 __all__ = [
     "AltcoreError",
     "BadInput",
+    "BlockFormat",
     "ChangeRecipe",
     "Format",
     "Rollback",
@@ -77,13 +89,18 @@ __all__ = [
     "fake_quantize",
     "float_format",
     "get_format",
+    "grid_error",
     "hookimpl",
+    "neighbours",
+    "pack",
     "quantize",
     "quantize_model",
     "setting",
+    "stiffness",
     "table_format",
     "train",
     "ulp_distance",
+    "unpack",
 ]
 
 

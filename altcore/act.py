@@ -70,7 +70,8 @@ def change_recipe(run: Run, action: ChangeRecipe, plugin: str) -> None:
         "to": formats_in(run),
         "reason": action.reason,
     }
-    run.emit("recipe", **shift, change=describe(action), stored_error=errors)
+    compute = run.quantization.compute
+    run.emit("recipe", **shift, change=describe(action), compute=compute, stored_error=errors)
     if "format" in parts:
         run.shifts.append(shift)
 

@@ -9,6 +9,7 @@ from typing import Any
 from attrs import asdict, field, frozen
 from attrs.validators import ge, gt
 
+from altcore.blocks import AnyFormat, BlockFormat
 from altcore.errors import BadInput, ConflictingActions
 from altcore.formats import Format
 from altcore.recipe import ROLES, Scaling, operands_of
@@ -43,7 +44,7 @@ class ChangeRecipe(Action):
 
     layers: tuple[str, ...] = field(default=("*",), converter=_tuple)
     roles: tuple[str, ...] = field(default=(), converter=_tuple)
-    format: Format | str | None = KEEP
+    format: AnyFormat | str | None = KEEP
     scaling: Scaling | str = KEEP
     rounding: str = KEEP
 
@@ -60,7 +61,7 @@ class ChangeRecipe(Action):
 
 
 def ShiftFormat(  # noqa: N802 - it reads as the action that it is short for
-    to: Format | None, layers: str | Iterable[str] = "*", *, reason: str
+    to: AnyFormat | None, layers: str | Iterable[str] = "*", *, reason: str
 ) -> ChangeRecipe:
     """Short for a ChangeRecipe of every quantized role of ``layers`` to the format ``to``."""
     return ChangeRecipe(layers=_tuple(layers), format=to, reason=reason)
@@ -198,7 +199,7 @@ def describe(action: Action) -> dict[str, Any]:
             continue
         if isinstance(value, Action):
             plain[key] = describe(value)
-        elif isinstance(value, Format):
+        elif isinstance(value, Format | BlockFormat):
             plain[key] = value.name
         elif isinstance(value, Scaling):
             plain[key] = value.to_plain()

@@ -147,6 +147,7 @@ def prepare(
     facts = {
         "format": config.format.name if config.format else "none",
         "recipe": config.recipe_name,
+        "compute": quantization.compute,
         "parameter_share": quantization.parameter_share(),
     }
     state = None
@@ -171,6 +172,8 @@ def prepare(
     dispatch = Dispatcher(plugins, config.strict)
     # The model runs here for the first time: what cannot run leaves no directory behind.
     facts |= {"flop_share": flop_share(run), "workload": dict(workload.facts)}
+    if config.compile:
+        run.model.compile()
     directory = RunDirectory.create(config) if resume is None else RunDirectory.open(path)
     run.directory = directory.path
     engine = Engine(run, directory, dispatch, Detector(config), facts)

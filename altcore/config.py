@@ -20,9 +20,10 @@ from attrs import evolve, fields_dict, frozen
 from attrs.validators import and_ as both
 from attrs.validators import ge, gt, in_, le, lt
 
+from altcore.blocks import AnyFormat
 from altcore.errors import BadInput, nearest
-from altcore.formats import Format
-from altcore.recipe import Recipe, named, parse
+from altcore.recipe import Recipe
+from altcore.recipes import named, parse, with_format
 from altcore.registry import HOOK_KINDS, entries
 from altcore.settings import build, format_or_none, setting, to_plain
 
@@ -43,15 +44,16 @@ class TrainConfig:
     optimizer: str = setting(
         factory=lambda: defaults()["optimizer"], help="how weights are updated"
     )
-    format: Format | None = setting(
+    format: AnyFormat | None = setting(
         None, help="the number format, or none", converter=format_or_none
     )
     recipe: str | dict[str, Any] = setting(
-        "master", help="master, pure, original, a .yaml file, or the recipe itself"
+        "master", help="a named recipe, a .yaml file, or the recipe itself"
     )
     compute: str = setting(
-        "float32", help="type of unquantized products", validator=in_(("float32", "bfloat16"))
+        "auto", help="type of products", validator=in_(("auto", "float32", "bfloat16"))
     )
+    compile: bool = setting(False, help="compile the model between its quantized layers")
     device: str = setting("auto", help="auto, cpu, cuda or cuda:N")
     plugins: tuple[str, ...] = setting((), help="active plugins, in order", converter=tuple)
     no_plugins: tuple[str, ...] = setting(
@@ -136,7 +138,7 @@ class TrainConfig:
         try:
             if isinstance(self.recipe, str):
                 return named(self.recipe, self.format)
-            return parse(self.recipe, "given")
+            return parse(with_format(self.recipe, self.format), "given")
         except BadInput as error:
             is_named = str(error).startswith("recipe")
             raise BadInput(str(error) if is_named else f"recipe: {error}") from error

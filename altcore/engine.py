@@ -40,6 +40,7 @@ from altcore.actions import (
     arbitrate,
     describe,
 )
+from altcore.compiling import watched
 from altcore.detect import Detector
 from altcore.dispatch import Dispatcher, Plugin
 from altcore.errors import Interrupted
@@ -306,7 +307,7 @@ class Engine:
         run, step = self.run, Step(self.run.step)
         self.status, clock = "running", time.perf_counter()
         try:
-            with Signals() as signals:
+            with Signals() as signals, watched(run.emit):
                 self.dispatch.call("run_start", run=run)
                 run.emit(self.opening[0], **self.opening[1])
                 while self.status == "running" and run.step < run.config.max_steps:

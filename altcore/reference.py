@@ -13,7 +13,8 @@ from fractions import Fraction
 from altcore.errors import BadInput
 from altcore.formats import Format
 
-ROUNDINGS = ("nearest-even", "nearest-away", "to-zero", "up", "down", "stochastic")
+# In the order of the compiled kernels, which have no loop for the last: it goes by thresholds.
+ROUNDINGS = ("nearest-even", "nearest-away", "to-zero", "up", "down", "stochastic", "log-nearest")
 OVERFLOWS = ("saturate", "inf", "nan", "raise")
 
 
@@ -27,11 +28,12 @@ def round_scalar(
     """Round ``x`` to a value of ``fmt``.
 
     ``nearest-even`` means the format's own boundaries and rule for ties, which is even unless
-    the format says otherwise; ``nearest-away`` takes ties away from zero in every format.
-    ``uniform`` in [0, 1) decides stochastic rounding: away from zero when it is below the
-    fraction of the interval. NaN gives NaN in every format; an infinity follows the overflow
-    rule; a result of zero has the sign of ``x``. Raises `BadInput` for overflow under ``raise``,
-    or ``inf``/``nan`` where the format has no such code.
+    the format says otherwise; ``nearest-away`` takes ties away from zero in every format;
+    ``log-nearest`` takes the value with the nearest logarithm, see `log_boundary`. ``uniform``
+    in [0, 1) decides stochastic rounding: away from zero when it is below the fraction of the
+    interval. NaN gives NaN in every format; an infinity follows the overflow rule; a result of
+    zero has the sign of ``x``. Raises `BadInput` for overflow under ``raise``, or ``inf``/``nan``
+    where the format has no such code.
 
     >>> from altcore.formats import float_format
     >>> round_scalar(1.1, float_format("E3M4", 3, 4))
@@ -76,16 +78,54 @@ def _choose(
             raise BadInput("stochastic rounding needs a uniform number")
         inner_value = high if inner_is_above else low
         return outer if uniform * (high - low) < abs(exact - inner_value) else inner
-    inside = 0 < above < len(fmt.values)
-    boundary = fmt.boundaries[below] if inside else fmt.limits[above > 0]
-    if exact != boundary:
-        return above if exact > boundary else below
-    if boundary == 0 or (rounding == "nearest-even" and fmt.ties == "down"):
+    side = _side(exact, fmt, above, rounding)
+    if side:
+        return above if side > 0 else below
+    if exact == 0 or (rounding != "nearest-away" and fmt.ties == "down"):
         return inner
     if rounding == "nearest-away" or fmt.ties == "up":
         return outer
     # Both even: a format without subnormals, between zero and its first value.
     return outer if _even(fmt, outer) and not _even(fmt, inner) else inner
+
+
+def _side(exact: Fraction, fmt: Format, above: int, rounding: str) -> Fraction:
+    """Positive above the point where the rounding changes sides, negative below it, 0 on it."""
+    if rounding == "log-nearest":
+        return exact * abs(exact) - log_boundary(fmt, above)
+    inside = 0 < above < len(fmt.values)
+    return exact - (fmt.boundaries[above - 1] if inside else fmt.limits[above > 0])
+
+
+def log_boundary(fmt: Format, above: int) -> Fraction:
+    """Return the point b below value number ``above`` where log-nearest changes sides, as b·|b|.
+
+    The square, because the point itself is irrational in most gaps; with b's sign. It is
+
+    - between two values of one sign their geometric mean, and so between the largest (smallest)
+      value and `Format.beyond`;
+    - between 0 and the value m next to it the geometric mean of m and m²/n, where the grid would
+      go on from n, the value after m, by their ratio instead of to 0. Where no value lies after
+      m it is that of m and m/2;
+    - between two values of opposite sign 0.
+
+    A format's own `boundaries` and `limits` do not count, its rule for ties does. For the powers
+    of two this is the square root of 2 everywhere, as in formats that state it (ExM0-by-log).
+
+    >>> from altcore.formats import table_format
+    >>> fmt = table_format("small", [0, 1, 4])  # 4 * 1, and 1 * 1/4
+    >>> log_boundary(fmt, 2), log_boundary(fmt, 1)
+    (Fraction(4, 1), Fraction(1, 4))
+    """
+    low, high = _value(fmt, above - 1), _value(fmt, above)
+    if low < 0 < high:
+        return Fraction(0)
+    square = low * high
+    if square == 0:
+        m, following = (high, above + 1) if low == 0 else (-low, above - 2)
+        n = abs(_value(fmt, following))
+        square = m**3 / n if n > m else m**2 / 2
+    return square if high > 0 else -square
 
 
 def _value(fmt: Format, index: int) -> Fraction:

@@ -10,11 +10,12 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 from altcore.errors import BadInput, nearest
 
 if TYPE_CHECKING:
+    from altcore.blocks import AnyFormat
     from altcore.formats import Format
 
 KINDS = ("format", "intervention", "diagnostic", "reporter", "optimizer", "workload")
@@ -147,34 +148,54 @@ def _installed(known: Sequence[str], kinds: Sequence[str]) -> str:
     return f"none is installed; the first-party ones come with: pip install {packages}"
 
 
-def get_format(name: str | Format) -> Format:
+def get_format(name: str | AnyFormat) -> AnyFormat:
     """Return the format called ``name``: an exact entry, or the one family that answers.
 
-    Raises `BadInput` for a name that nobody or more than one answers to, and for an entry that
-    is not a format.
+    It is a `Format`, or a `BlockFormat` where blocks of numbers share a scale. Raises `BadInput`
+    for a name that nobody or more than one answers to, and for an entry that is not a format.
     """
-    from altcore.formats import Format
-
-    if isinstance(name, Format):
+    if _is_format(name):
         return name
     if not isinstance(name, str):
         raise BadInput(f"a format is given by its name, not by {name!r}")
     return _format_named(name)
 
 
-@cache
-def _format_named(name: str) -> Format:
+def get_scalar_format(name: str | AnyFormat) -> Format:
+    """Return the format called ``name`` for those who need one of single numbers.
+
+    Raises `BadInput` as `get_format` does, and for a block format.
+    """
     from altcore.formats import Format
 
+    found = get_format(name)
+    if not isinstance(found, Format):
+        raise BadInput(
+            f"format {found.name}: its numbers share scales in blocks, and here a format of "
+            "single numbers is needed"
+        )
+    return found
+
+
+def _is_format(thing: Any) -> TypeGuard[AnyFormat]:
+    from altcore.blocks import BlockFormat
+    from altcore.formats import Format
+
+    return isinstance(thing, Format | BlockFormat)
+
+
+@cache
+def _format_named(name: str) -> AnyFormat:
     if any(e.kind == "format" and e.name == name and not e.is_family for e in entries()):
         entry = find(name, ("format",))
         found = entry.load()
-        if callable(found) and not isinstance(found, Format):
+        if callable(found) and not _is_format(found):
             found = _ask_family(entry, name)
-        if not isinstance(found, Format):
+        if not _is_format(found):
             raise BadInput(
                 f"format {name} ({entry.origin}) is {type(found).__name__} {found!r:.60}: "
-                "an entry point of this kind names a Format, or a function that returns one"
+                "an entry point of this kind names a Format, a BlockFormat, or a function that "
+                "returns one"
             )
         return _called(found, name, entry)
     family = family_of(name)
@@ -184,14 +205,14 @@ def _format_named(name: str) -> Format:
     return _called(_ask_family(family, name), name, family)
 
 
-def _called(found: Any, name: str, entry: Entry) -> Format:
+def _called(found: Any, name: str, entry: Entry) -> AnyFormat:
     # A run's config.yaml holds the format's own name, and must find it again.
     if found.name != name:
         raise BadInput(
             f"format {name} ({entry.origin}) calls itself {found.name!r}: the name of the "
             "format and that of its entry point must be the same"
         )
-    checked: Format = found
+    checked: AnyFormat = found
     return checked
 
 
@@ -211,8 +232,6 @@ def family_of(name: str) -> Entry | None:
 
 
 def _ask_family(entry: Entry, name: str) -> Any:
-    from altcore.formats import Format
-
     family = entry.load()
     if not callable(family):
         raise BadInput(
@@ -229,9 +248,9 @@ def _ask_family(entry: Entry, name: str) -> Any:
             f"format family {entry.name} ({entry.origin}) failed on {name!r}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    if found is not None and not isinstance(found, Format):
+    if found is not None and not _is_format(found):
         raise BadInput(
             f"format family {entry.name} ({entry.origin}) gave {type(found).__name__} "
-            f"for {name!r}, not a Format or None"
+            f"for {name!r}, not a Format, a BlockFormat or None"
         )
     return found

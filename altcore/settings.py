@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_origin, get_type
 
 import attrs
 
+from altcore.blocks import AnyFormat, BlockFormat
 from altcore.errors import BadInput, nearest
 from altcore.formats import Format
-from altcore.registry import get_format
+from altcore.registry import get_format, get_scalar_format
 
 if TYPE_CHECKING:
     import cattrs
@@ -133,7 +134,7 @@ def plain_settings(instance: Any) -> dict[str, Any]:
 
 def to_plain(value: Any) -> Any:
     """Return ``value`` as YAML and JSON can write it; a format by its name."""
-    if isinstance(value, Format):
+    if isinstance(value, Format | BlockFormat):
         return value.name
     if isinstance(value, Mapping):
         return {str(k): to_plain(v) for k, v in value.items()}
@@ -142,9 +143,13 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def format_or_none(value: Any) -> Format | None:
+def format_or_none(value: Any) -> AnyFormat | None:
     """Return the format called ``value``; None for None and for ``none``."""
     return None if value is None or value == "none" else get_format(value)
+
+
+def _scalar_or_none(value: Any) -> Format | None:
+    return None if value is None or value == "none" else get_scalar_format(value)
 
 
 def _is_factory(default: Any) -> bool:
@@ -156,6 +161,7 @@ def _type_name(tp: Any) -> str:
         tp.__name__
         if isinstance(tp, type) and not get_args(tp)
         else str(tp)
+        .replace("altcore.formats.Format | altcore.blocks.BlockFormat", "Format")
         .replace("altcore.formats.", "")
         .replace("typing.", "")
         .replace("collections.abc.", "")
@@ -238,7 +244,9 @@ def _converter() -> cattrs.Converter:
     }
     for kind, accepts in accepted.items():
         converter.register_structure_hook(kind, strict(kind, accepts))
-    converter.register_structure_hook(Format, lambda v, _: get_format(v))
-    converter.register_structure_hook(Format | None, lambda v, _: format_or_none(v))
+    converter.register_structure_hook(Format, lambda v, _: get_scalar_format(v))
+    converter.register_structure_hook(Format | None, lambda v, _: _scalar_or_none(v))
+    converter.register_structure_hook(AnyFormat, lambda v, _: get_format(v))
+    converter.register_structure_hook(AnyFormat | None, lambda v, _: format_or_none(v))
     converter.register_structure_hook(str | dict[str, Any], name_or_mapping)
     return converter

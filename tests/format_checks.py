@@ -16,9 +16,9 @@ from torch import Tensor
 from altcore.errors import BadInput
 from altcore.formats import Format
 from altcore.numerics import COUNTS, compute_dtype, round_to_grid
-from altcore.reference import round_scalar
+from altcore.reference import log_boundary, round_scalar
 
-ROUNDINGS = ("nearest-even", "nearest-away", "to-zero", "up", "down")
+ROUNDINGS = ("nearest-even", "nearest-away", "to-zero", "up", "down", "log-nearest")
 PATHS = ("torch", "compiled")
 
 
@@ -36,7 +36,8 @@ def path(name: str) -> Iterator[None]:
 
 
 def edges(fmt: Format, dtype: torch.dtype = torch.float32, most: int = 1000) -> Tensor:
-    """Every value, boundary and limit of a format, and midpoint, each with its two neighbours.
+    """Every value, boundary and limit of a format, arithmetic and geometric mean, each with its
+    two neighbours.
 
     Of a format with more than ``most`` values, the outermost, the innermost and a sample.
     """
@@ -47,10 +48,13 @@ def edges(fmt: Format, dtype: torch.dtype = torch.float32, most: int = 1000) -> 
         ends = [*range(tenth), *range(last - tenth, last), *range(middle - tenth, middle + tenth)]
         chosen = [*ends, *random.Random(5).sample(chosen, most - len(ends))]
     numbers = {*fmt.beyond, *fmt.limits, Fraction(fmt.values[0]), Fraction(fmt.values[-1])}
+    geometric = {_signed_root(log_boundary(fmt, i)) for i in (0, last + 1)}
     for i in chosen:
         low, high = Fraction(fmt.values[i]), Fraction(fmt.values[i + 1])
         numbers |= {low, (low + high) / 2, fmt.boundaries[i]}
-    at = torch.tensor([_float(x) for x in sorted(numbers)], dtype=torch.float64).to(dtype)
+        geometric.add(_signed_root(log_boundary(fmt, i + 1)))
+    at = sorted({_float(x) for x in numbers} | geometric)
+    at = torch.tensor(at, dtype=torch.float64).to(dtype)
     infinite = torch.full_like(at, torch.inf)
     special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan], dtype=dtype)
     return torch.cat([at, torch.nextafter(at, infinite), torch.nextafter(at, -infinite), special])
@@ -110,6 +114,16 @@ def _float(x: Fraction) -> float:
         return float(x)
     except OverflowError:
         return math.inf if x > 0 else -math.inf
+
+
+def _signed_root(x: Fraction) -> float:
+    """The root of the magnitude, as good as float64 has it, with the sign."""
+    exponent = (x.numerator.bit_length() - x.denominator.bit_length()) // 2
+    try:
+        root = math.ldexp(math.sqrt(abs(x) / Fraction(4) ** exponent), exponent)
+    except OverflowError:
+        root = math.inf
+    return math.copysign(root, x)
 
 
 def single(value: float) -> float:

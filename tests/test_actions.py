@@ -232,7 +232,14 @@ def test_actions_are_described_as_plain_data():
             "layers": ["*"],
             "roles": [],
             "format": None,
-            "scaling": {"kind": "none", "power_of_two": False, "margin": 1.0, "history": 16},
+            "scaling": {
+                "kind": "none",
+                "power_of_two": False,
+                "margin": 1.0,
+                "history": 16,
+                "block": 32,
+                "quantile": None,
+            },
         },
     }
 

@@ -12,8 +12,10 @@ import torch
 from helpers_cli import call
 
 from altcore import BadInput, float_format, get_format, table_format
+from altcore.blocks import BlockFormat
 from altcore.cli.formats import binade_picture, facts, linear_picture, write_svg
-from altcore.sqnr import compare, measure, samples
+from altcore.numerics.blocks import round_blocks
+from altcore.sqnr import compare, measure, samples, tensors
 
 
 def test_list_has_every_named_format_and_names_the_families(capsys):
@@ -25,6 +27,36 @@ def test_list_has_every_named_format_and_names_the_families(capsys):
     text = call(capsys, "formats", "list").out
     assert "E*M*" in text.splitlines()[-1]
     assert all(name in text for name in rows)
+
+
+def test_list_has_block_formats_below(capsys):
+    """With the scale's share in the bits, the elements' figures, and how far scales reach."""
+    rows = {r["name"]: r for r in json.loads(call(capsys, "formats", "list", "--json").out)}
+    bits = {"MXFP8-E4M3": 8.25, "MXINT8": 8.25, "MXFP4": 4.25, "NVFP4": 4.5}
+    assert {name: rows[name]["bits"] for name in bits} == bits
+    about = rows["MXFP8-E4M3"]
+    assert (about["element"], about["block"], about["rule"]) == ("E4M3", "32", "floor")
+    assert (about["precision"], about["largest"], about["smallest"]) == (4, 448, 2**-9)
+    assert (about["scale"], about["largest_scale"]) == ("E8M0", 2.0**127)
+    assert about["smallest_scale"] == 2.0**-127
+    assert (rows["NVFP4"]["scale"], rows["NVFP4"]["largest_scale"]) == ("E4M3", 448)
+    assert rows["NVFP4-square"]["block"] == "16x16"
+    scalar, below = call(capsys, "formats", "list").out.split("in blocks")
+    assert "MXFP4" not in scalar
+    (line,) = [x for x in below.splitlines() if x.split()[:1] == ["NVFP4"]]
+    cells = "NVFP4 4.5 E2M1 2 6 0.5 16 two-level E4M3 448 0.00195312"
+    assert line.split() == cells.split()
+
+
+@pytest.mark.parametrize(
+    ("rule", "scale", "largest", "bits"),
+    [("amax", "float32", 3.4028235e38, 8), ("power-of-two", "E8M0", 2.0**126, 5)],
+)
+def test_facts_of_other_scale_rules(rule, scale, largest, bits):
+    """Scales that are no codes take 32 bits; powers of two stay within float32's normal ones."""
+    about = facts(BlockFormat("MINE", get_format("E2M1"), 8, rule))
+    assert (about["scale"], about["bits"]) == (scale, bits)
+    assert about["largest_scale"] == pytest.approx(largest)
 
 
 def test_facts_of_a_format_made_by_hand():
@@ -40,6 +72,22 @@ def test_show_prints_every_value_of_a_small_format(capsys):
     assert all(f"{v:g}" in text.split() for v in get_format("E2M1").values)
     about = json.loads(call(capsys, "formats", "show", "E4M1", "--json").out)
     assert about["values"] == list(get_format("E4M1").values)
+
+
+@pytest.mark.parametrize("name", ["MXFP4", "MXFP4-rceil", "NVFP4-square"])
+def test_show_of_a_block_format_is_of_its_elements(capsys, name):
+    """Their values and pictures, with block, rule and scale; as text and as JSON."""
+    text = call(capsys, "formats", "show", name).out
+    element = call(capsys, "formats", "show", "E2M1").out
+    assert text.partition("values:")[2] == element.partition("values:")[2]
+    assert linear_picture(get_format("E2M1")) in text
+    assert "the elements' values" in text
+    fmt = get_format(name)
+    said = dict(line.split() for line in text.splitlines()[:16])
+    assert (said["element"], said["rule"], said["bits"]) == ("E2M1", fmt.rule, f"{fmt.bits:g}")
+    about = json.loads(call(capsys, "formats", "show", name, "--json").out)
+    assert about["values"] == list(get_format("E2M1").values)
+    assert (about["name"], about["rule"]) == (name, fmt.rule)
 
 
 def test_pictures_put_values_where_they_are():
@@ -67,11 +115,90 @@ def test_the_best_scale_is_at_least_as_good_as_any_other(name):
     assert best["sqnr_db"] >= compare(fmt, x)["amax"]["sqnr_db"]
 
 
+@pytest.mark.parametrize("name", ["posit8_0", "posit8_1", "posit8_2"])
+def test_the_best_scale_may_lie_far_from_that_of_amax(name):
+    """Posits are densest at 1: the root mean square is brought there, not amax to the largest."""
+    x, fmt = samples("normal")[:20_000], get_format(name)
+    both = compare(fmt, x)
+    at_one = measure(fmt, x, float(x.square().mean().sqrt()))["sqnr_db"]
+    assert both["best"]["sqnr_db"] >= at_one > both["amax"]["sqnr_db"] + 15
+
+
+def test_a_format_that_needs_no_scale():
+    """BF16's amax scale has no finite inverse a few binades on: that is not the best one."""
+    both = compare(get_format("BF16"), samples("normal")[:5_000])
+    assert both["best"]["sqnr_db"] >= both["amax"]["sqnr_db"] > 50
+
+
 def test_what_is_lost_is_counted_by_hand():
     """Past the largest value overflows, under half the smallest underflows."""
     found = measure(get_format("E2M1"), torch.tensor([8.0, 1.0, 0.1, 0.0]), 1.0)
     assert found["overflow"] == 0.25
     assert found["underflow"] == 0.25
+
+
+def test_a_block_format_has_its_own_scales():
+    """SQNR by hand, no best scale, and the share that the OCP rule clips; rceil clips nothing."""
+    (x,) = tensors("normal")
+    found = compare(get_format("MXFP4"), [x])
+    assert found["best"] is None
+    q = round_blocks(x, get_format("MXFP4")).values.double()
+    noise = (q - x.double()).square().mean() / x.double().square().mean()
+    assert found["amax"]["sqnr_db"] == pytest.approx(-10 * math.log10(noise))
+    assert 0.005 < found["amax"]["overflow"] < 0.02
+    assert compare(get_format("MXFP4-rceil"), x)["amax"]["overflow"] == 0
+    assert compare(get_format("NVFP4"), x)["amax"]["sqnr_db"] > found["amax"]["sqnr_db"]
+
+
+def test_the_tensor_s_own_scale_counts():
+    """Two-level formats on tensors of any size, each with its own scale; all of one noise."""
+    (x,) = tensors("laplace")
+    alone = compare(get_format("NVFP4"), x)["amax"]
+    both = compare(get_format("NVFP4"), [x, x * 2.0**-30])["amax"]
+    assert both["sqnr_db"] == pytest.approx(alone["sqnr_db"], abs=1e-6)
+    assert both["underflow"] == pytest.approx(alone["underflow"])
+
+
+def test_compare_has_block_formats_beside_others(capsys, tmp_path):
+    """In one table, n/a where there is no scale to choose; and a picture of their elements."""
+    picture = tmp_path / "p.svg"
+    names = ("E2M1", "MXFP4", "NVFP4-square")
+    text = call(capsys, "formats", "compare", *names, "--on", "normal", "--plot", str(picture)).out
+    head, scalar, mx, square = [line.split() for line in text.splitlines()]
+    assert head[0] == "format"
+    assert "n/a" not in scalar
+    assert mx.count("n/a") == square.count("n/a") == 3
+    assert float(mx[6]) > 0
+    assert "NVFP4-square" in picture.read_text()
+    rows = json.loads(call(capsys, "formats", "compare", *names, "--on", "t5", "--json").out)
+    assert [r["best"] is None for r in rows] == [False, True, True]
+    assert all(set(r["amax"]) == set(rows[0]["amax"]) for r in rows)
+
+
+def test_square_blocks_need_a_matrix(tmp_path):
+    """A file's own shape is where blocks lie; a vector has no square ones."""
+    np.save(tmp_path / "x.npy", np.linspace(-1, 1, 1024, dtype=np.float32))
+    with pytest.raises(BadInput, match=r"NVFP4-square.*vector"):
+        compare(get_format("NVFP4-square"), tensors(str(tmp_path / "x.npy")))
+    np.save(tmp_path / "y.npy", np.linspace(-1, 1, 1024, dtype=np.float32).reshape(32, 32))
+    assert compare(get_format("NVFP4-square"), tensors(str(tmp_path / "y.npy")))["amax"]
+
+
+def test_blocks_lie_in_the_weights_of_a_run(start):
+    """Of each weight along its rows, as the forward product has them."""
+    run = start(format="E4M3").run_directory
+    weights = tensors(run.name, str(run.parent))
+    assert all(w.dim() >= 2 for w in weights)
+    assert samples(run.name, str(run.parent)).numel() == sum(w.numel() for w in weights)
+    assert compare(get_format("MXFP8-E4M3"), weights)["amax"]["sqnr_db"] > 25
+
+
+def test_plot_of_a_block_format(tmp_path, capsys):
+    """One row, with the marks of its elements."""
+    out = tmp_path / "p.svg"
+    assert call(capsys, "formats", "plot", "MXFP4", "E2M1", "--out", str(out)).code == 0
+    paths = [p.get("d") for p in ET.parse(out).iter("{http://www.w3.org/2000/svg}path")]
+    assert paths[0].count("M") == paths[1].count("M") == 7
 
 
 def test_compare_reads_a_file(capsys, tmp_path):

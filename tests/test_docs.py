@@ -19,7 +19,8 @@ from altcore.config import TrainConfig, load, load_yaml, original_keys
 from altcore.dispatch import INTERVAL_HOOKS, LONGEST_MEASURE
 from altcore.errors import EXIT_CODES
 from altcore.hookspecs import ACTING, HOOKS, MEASURING, NEEDS
-from altcore.recipe import NAMED, OPERANDS, ROLES, SCALINGS, SELECTORS, parse
+from altcore.recipe import OPERANDS, ROLES, SCALINGS, SELECTORS, STRAIGHT_THROUGH
+from altcore.recipes import CAST_KEYS, NAMED, parse
 from altcore.reference import OVERFLOWS, ROUNDINGS
 from altcore.registry import KINDS, entries, get_format, group_of
 from altcore.settings import describe
@@ -265,11 +266,15 @@ def test_the_figures_of_formats_are_right():
 
 def test_recipes_are_documented():
     """Roles, operands, selectors, scalings, roundings, overflow rules and named recipes."""
-    text = page("formats")
+    text = page("recipes")
     products = [o for o in OPERANDS if "@" in o]
-    for word in (*ROLES, *products, *SELECTORS, *SCALINGS, *ROUNDINGS, *OVERFLOWS, *NAMED):
+    keys = (*CAST_KEYS, *STRAIGHT_THROUGH)
+    for word in (*ROLES, *products, *SELECTORS, *SCALINGS, *NAMED, *keys):
         assert f"`{word}`" in text, word
     assert "`power-of-two`" in text
+    text = page("formats")
+    for word in (*ROUNDINGS, *OVERFLOWS):
+        assert f"`{word}`" in text, word
     readme = (ROOT / "README.md").read_text()
     assert all(f"`{name}`" in readme for name in NAMED)
 
@@ -361,7 +366,7 @@ def test_code_that_is_shown_runs(name, comment, code, shown_plugins, tmp_path, m
 @pytest.mark.parametrize(("name", "_", "text"), blocks("yaml"), ids=lambda x: x[:20].strip())
 def test_yaml_that_is_shown_is_valid(name, _, text, tmp_path):
     """A configuration loads; a recipe parses."""
-    if name == "formats":
+    if name == "recipes":
         assert parse(load_yaml(text, name), name).rules
     else:
         (tmp_path / "shown.yaml").write_text(text)

@@ -28,7 +28,8 @@ from gfloat import formats as oracle
 
 import altcore
 from altcore import BadInput, get_format
-from altcore.formats import code_format, float_format
+from altcore.blocks import BlockFormat
+from altcore.formats import Format, code_format, float_format
 from altcore.numerics import COUNTS, amax, compute_dtype, position, round_to_grid, stiffness
 
 PYPROJECT = Path(__file__).parents[1] / "plugins" / "formats" / "pyproject.toml"
@@ -44,9 +45,12 @@ FAMILIES = {
     "Q*_*": ["Q3_4", "Q0_7", "Q1_6"],
     "posit*_*": ["posit8_0", "posit8_1", "posit8_2", "posit6_5"],
     "LOG*_*": ["LOG4_3-by-value", "LOG4_3-by-log", "LOG9_0-by-value"],
+    "MX*": ["MXFP4-rceil", "MXFP8-E4M3-ceil", "MXFP6-E2M3-even", "MXINT8-rceil"],
 }
+IN_BLOCKS = [n for n in NAMED if n.startswith(("MX", "NV"))]
 WIDE = ("BF16", "FP16", "TF32")  # 2**16 values and more: slow to go through one by one
-SMALL = [n for n in NAMED if n not in WIDE] + [n for names in FAMILIES.values() for n in names]
+SMALL = [n for n in NAMED if n not in (*WIDE, *IN_BLOCKS)]
+SMALL += [n for pattern, names in FAMILIES.items() if pattern != "MX*" for n in names]
 LARGE = ["FP16", "INT16", "posit16_2", "LOG5_10-by-log"]  # the exhaustive tests take all of them
 
 FACTS = {
@@ -94,6 +98,20 @@ FACTS = {
     "BINARY": (1, 1, 1, [], []),
     "TERNARY": (2, 1, 1, [], []),
     "FP4-BNB": (4, 1, single(1 / 192), [], []),
+}
+
+BLOCK_FACTS = {
+    # name: element, elements that share a scale, rule, bits an element, the scale included
+    "MXFP8-E4M3": ("E4M3", 32, "floor", 8.25),
+    "MXFP8-E5M2": ("E5M2", 32, "floor", 8.25),
+    "MXFP6-E2M3": ("E2M3", 32, "floor", 6.25),
+    "MXFP6-E3M2": ("E3M2", 32, "floor", 6.25),
+    "MXFP4": ("E2M1", 32, "floor", 4.25),
+    "NVFP4": ("E2M1", 16, "two-level", 4.5),
+    "NVFP4-square": ("E2M1", 16, "two-level", 4 + 8 / 256),
+    "MXFP8-E5M2-rceil": ("E5M2", 32, "rceil", 8.25),
+    "MXFP6-E3M2-ceil": ("E3M2", 32, "ceil", 6.25),
+    "MXFP4-even": ("E2M1", 32, "even", 4.25),
 }
 
 ML_DTYPES = {
@@ -160,6 +178,47 @@ def test_facts(name):
     assert fmt.name == name
     assert nan is None or list(fmt.nan_codes) == nan
     assert infinite is None or list(fmt.inf_codes) == infinite
+
+
+@pytest.mark.parametrize("name", BLOCK_FACTS)
+def test_facts_of_block_formats(name):
+    """Elements, length, rule and width are those of the MX specification and of NVFP4."""
+    fmt = get_format(name)
+    element, block, rule, bits = BLOCK_FACTS[name]
+    assert fmt.element == get_format(element)
+    assert (fmt.name, fmt.block, fmt.rule, fmt.bits) == (name, block, rule, bits)
+    assert fmt.is_square == name.endswith("-square")
+    assert fmt.scale_format == (get_format("E4M3") if name.startswith("NV") else None)
+
+
+def test_mxint8():
+    """Its elements are ±m / 64, as many below zero as above; gfloat has one more, -2."""
+    fmt = get_format("MXINT8")
+    assert (fmt.block, fmt.rule, fmt.bits) == (32, "floor", 8.25)
+    assert fmt.element.values == tuple(m / 64 for m in range(-127, 128))
+    theirs = [
+        gfloat.decode_float(oracle.format_info_ocp_int8, code).fval
+        for code in range(256)
+        if code != 0x80
+    ]
+    assert fmt.element.values == tuple(sorted(theirs))
+
+
+def test_mx_names_that_cannot_be():
+    """What there is instead is said: elements, or rules; the bare name is OCP's rule."""
+    for name, said in {
+        "MXFP5": "did you mean MXFP4.*MXFP8-E4M3, MXFP8-E5M2, MXFP6-E2M3",
+        "MXFP8": "they are MXFP8-E4M3, MXFP8-E5M2",
+        "MXFP8-E3M4": "did you mean MXFP8-E",
+        "MXFP4-recil": "'recil'.*did you mean rceil",
+        "MXINT8-floor": "MXINT8 alone.* floor.* MXINT8-ceil, MXINT8-rceil, MXINT8-even",
+        "MXFP4-": "MXFP4-rceil",
+        "MXY": "did you mean MXFP4",
+        "NVFP5": "did you mean NVFP4",
+        "mxfp4": "did you mean MXFP4",
+    }.items():
+        with pytest.raises(BadInput, match=f"{name}.*{said}"):
+            get_format(name)
 
 
 def test_tf32():
@@ -580,6 +639,8 @@ def test_every_entry_is_what_it_says():
     assert set(installed) == set(ENTRIES)
     for name in NAMED:
         assert get_format(name).name == name
+        assert isinstance(get_format(name), BlockFormat if name in IN_BLOCKS else Format)
+    assert set(IN_BLOCKS) == {*BLOCK_FACTS, "MXINT8"} & set(NAMED)
     assert set(FAMILIES) == {name for name in ENTRIES if "*" in name}
     for pattern, names in FAMILIES.items():
         family = installed[pattern].load()

@@ -46,6 +46,7 @@ ODD = table_format("odd", [-3, -1, 1, 3])
 CLOSE = table_format("close", [-1, 0, 1, 1 + 2**-23, 1 + 2**-22, 2])
 POSITIVE = table_format("positive", [2.0**-9, 0.5, 1, 3])
 ALL = [E0M7, E1M6, E3M4, E4M3, E5M2, E7M0, FLAT, NF, ODD, CLOSE, POSITIVE]
+DEFINITE = [r for r in ROUNDINGS if r != "stochastic"]
 BY_NAME = {"argvalues": ALL, "ids": str}
 
 float_formats = st.builds(
@@ -122,7 +123,7 @@ def slow_counts(x, fmt, rounding):
 @settings(max_examples=60)
 @given(
     float_formats | table_formats,
-    st.sampled_from(ROUNDINGS[:-1]),
+    st.sampled_from(DEFINITE),
     st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
     st.integers(0, 2**31),
 )
@@ -241,7 +242,7 @@ def test_monotone(fmt, way):
     x = torch.cat([edges(fmt), random_floats(2000)])
     x = x[~torch.isnan(x)].sort().values
     with path(way):
-        for rounding in ROUNDINGS[:-1]:
+        for rounding in DEFINITE:
             assert (round_to_grid(x, fmt, rounding=rounding).diff() >= 0).all()
 
 

@@ -1,5 +1,6 @@
-"""The public functions: quantize, fake_quantize, encode, decode, ulp_distance."""
+"""The public functions: quantize, fake_quantize, codes, and where numbers stand on a grid."""
 
+import bisect
 import math
 
 import pytest
@@ -7,10 +8,22 @@ import torch
 from format_checks import assert_same
 
 import altcore
+from altcore import get_format
+from altcore.blocks import BlockFormat
 from altcore.errors import BadInput
 from altcore.formats import float_format, table_format
-from altcore.numerics import round_to_grid, scale_of
-from altcore.numerics.functional import decode, encode, fake_quantize, quantize, ulp_distance
+from altcore.numerics import compute_dtype, positions, round_to_grid, scale_of
+from altcore.numerics.blocks import round_blocks
+from altcore.numerics.functional import (
+    decode,
+    encode,
+    fake_quantize,
+    grid_error,
+    neighbours,
+    quantize,
+    stiffness,
+    ulp_distance,
+)
 
 E0M7 = float_format("E0M7", 0, 7)
 E3M4 = float_format("E3M4", 3, 4)
@@ -20,6 +33,7 @@ FNUZ = float_format("E4M3FNUZ", 4, 3, bias=8, specials="fnuz")
 FP16 = float_format("FP16", 5, 10, specials="ieee")
 WIDE = float_format("E9M0", 9, 0)
 TERNARY = table_format("ternary", [-1, 0, 1])
+NATURAL = table_format("natural", [0, 1, 2])
 ALL = [E0M7, E3M4, E4M3, E5M2, FNUZ, FP16, WIDE, TERNARY]
 
 
@@ -200,3 +214,252 @@ def test_bad_input():
         fake_quantize(x, E4M3, rounding="stochastic")
     y = fake_quantize(x, E4M3, rounding="stochastic", key=1)
     assert set(y.tolist()) <= set(E4M3.values)
+
+
+# ------------------------------------------------------------------------- clipped gradients
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("fmt", [E4M3, E0M7, TERNARY, NATURAL, WIDE], ids=str)
+def test_clipped_gradient_is_that_of_a_clamp(fmt, dtype):
+    """As if the scaled value had been clamped: nothing outside, all of it on the ends."""
+    low, high = fmt.values[0], fmt.values[-1]
+    wide = compute_dtype(dtype, fmt)
+    at = torch.tensor([low, high, low, high, 0.0], dtype=wide)
+    to = torch.tensor([-math.inf, math.inf, 0.0, 0.0, 1.0], dtype=wide)
+    x = torch.cat([at, torch.nextafter(at, to), 2 * at, to[:2]])
+    for scale in (None, 0.5, torch.tensor(4.0)):
+        given = (x * (1.0 if scale is None else scale)).to(dtype).detach().requires_grad_()
+        upstream = torch.arange(1.0, len(x) + 1).to(dtype)
+        fake_quantize(given, fmt, scale=scale, gradient="clipped").backward(upstream)
+        scaled = given.detach().to(wide, copy=True).requires_grad_()
+        r = 1.0 if scale is None else 1 / scale
+        (scaled * r).clamp(low, high).backward(upstream.to(wide) / r)
+        assert torch.equal(given.grad.to(wide), scaled.grad)
+
+
+def test_clipped_gradient_under_amax_is_the_identity():
+    """No magnitude is too large then, though fl(x · r) passes the format's in some tensors."""
+    passed = 0
+    for seed in range(50):
+        x = torch.randn(20, generator=torch.Generator().manual_seed(seed)).requires_grad_()
+        _, r = scale_of(x.detach().abs().max(), E4M3)
+        passed += bool((x * r).abs().max() > 448)
+        fake_quantize(x, E4M3, scale="amax", gradient="clipped").sum().backward()
+        assert (x.grad == 1).all()
+    assert passed > 0
+    x = torch.tensor([1.0, -0.5, 0.25], requires_grad=True)  # a sign that the format lacks
+    fake_quantize(x, NATURAL, scale="amax", gradient="clipped").sum().backward()
+    assert x.grad.tolist() == [1.0, 0.0, 1.0]
+
+
+def test_clipped_gradient_of_what_is_no_number():
+    """NaN passes its gradient, an infinity does not, and no gradient makes NaN of a clipped one."""
+    x = torch.tensor([math.nan, math.inf, -math.inf, 1e9, 1.0], requires_grad=True)
+    y = fake_quantize(x, E4M3, gradient="clipped")
+    y.backward(torch.tensor([1.0, math.nan, math.inf, math.nan, 5.0]))
+    assert x.grad.tolist() == [1.0, 0.0, 0.0, 0.0, 5.0]
+    assert_same(y.detach(), fake_quantize(x.detach(), E4M3))
+
+
+def test_gradients_by_name():
+    with pytest.raises(BadInput, match=r"unknown gradient 'cliped' \(did you mean clipped\?\)"):
+        fake_quantize(normal(3), E4M3, gradient="cliped")
+
+
+# -------------------------------------------------------------------------------- the grid
+
+
+def slow_neighbours(x, grid):
+    """By a search: the largest below and the smallest above, or NaN."""
+    below, above = bisect.bisect_left(grid, x), bisect.bisect_right(grid, x)
+    missing = math.isnan(x)
+    return (
+        math.nan if missing or below == 0 else grid[below - 1],
+        math.nan if missing or above == len(grid) else grid[above],
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("fmt", ALL, ids=str)
+def test_neighbours(fmt, dtype):
+    """Strictly between them, on the grid as `decode` has it, at any scale; none of NaN."""
+    wide = compute_dtype(dtype, fmt)
+    values = torch.tensor(fmt.values, dtype=wide)
+    keep = torch.linspace(0, len(values) - 1, min(len(values), 60)).long()
+    for scale in (None, 0.3, 1e-44 if wide == torch.float32 else 1e-300):
+        s = torch.tensor(1.0 if scale is None else scale, dtype=wide)
+        grid = values * s
+        at = grid[keep]
+        up, down = torch.full_like(at, math.inf), torch.full_like(at, -math.inf)
+        x = torch.cat([at, torch.nextafter(at, up), torch.nextafter(at, down), up[:1], down[:1]])
+        x = torch.cat([x, -x, torch.tensor([0.0, -0.0, math.nan]).to(wide)]).to(dtype)
+        below, above = neighbours(x, fmt, scale=scale)
+        assert below.dtype == above.dtype == wide
+        wanted = [slow_neighbours(v, grid.tolist()) for v in x.double().tolist()]
+        for got, column in zip((below, above), zip(*wanted, strict=True), strict=True):
+            assert_same(got + 0.0, torch.tensor(column, dtype=torch.float64).to(wide) + 0.0, x)
+
+
+def test_neighbours_of_what_is_on_the_grid():
+    """What fake_quantize returns has the values beside it for neighbours; a scale may broadcast."""
+    x = normal(6, 50)
+    scale = torch.rand(6, 1, generator=torch.Generator().manual_seed(1)) + 0.1
+    y = fake_quantize(x, E3M4, scale=scale)
+    below, above = neighbours(y, E3M4, scale=scale)
+    assert ((below < y) & (y < above)).all()
+    for row, s, low, high in zip(y, scale, below, above, strict=True):
+        assert_same(neighbours(row, E3M4, scale=s)[0], low)
+        assert (ulp_distance(row, low, E3M4, scale=s) == 1).all()
+        assert (ulp_distance(row, high, E3M4, scale=s) == 1).all()
+    assert [t.shape for t in altcore.neighbours(torch.zeros(0, 3), "E3M4")] == [(0, 3)] * 2
+
+
+def test_float64_is_compared_as_it_is():
+    x = torch.tensor([1 + 2.0**-50, 1 - 2.0**-50], dtype=torch.float64)
+    assert [t.tolist() for t in neighbours(x, E4M3)] == [[1.0, 0.9375], [1.125, 1.0]]
+
+
+def test_stiffness_and_grid_error():
+    """Thin faces of `altcore.numerics`, with a scale."""
+    x = normal(40)
+    for fmt in ALL:
+        s = torch.tensor(0.25, dtype=compute_dtype(x.dtype, fmt))
+        assert_same(stiffness(x, fmt), positions.stiffness(x, fmt))
+        assert_same(stiffness(x, fmt, scale=0.25), positions.stiffness(x, fmt, s))
+        assert_same(grid_error(x, fmt), positions.grid_error(x, fmt))
+        error = fake_quantize(x, fmt, scale=0.25) - x
+        assert_same(grid_error(x, fmt, scale=0.25).float(), error)
+    assert altcore.stiffness(torch.tensor(1.0), "E3M4") == 1 / 16
+    # On a grid point of a scaled table: the interval away from zero, whatever x / s rounds to.
+    values = torch.tensor([v for v in get_format("LOG4_3-by-log").values if v > 0])
+    for scale in (0.3, 0.7, 1.1):
+        widths = stiffness(values * scale, "LOG4_3-by-log", scale=scale)
+        assert_same(widths[:-1], values.diff() * scale)
+    assert altcore.grid_error(torch.tensor(1.03125 + 2.0**-20), "E3M4") == 2**-5 - 2.0**-20
+
+
+# --------------------------------------------------------------------------- channels and blocks
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_channel_and_block_scales(dtype, axis):
+    """Each slice, and each piece of one, is quantized as a tensor of its own would be."""
+    x = (normal(5, 37, 9) * torch.logspace(-3, 3, 37)[:, None]).to(dtype)
+    lines = x.movedim(axis, -1)
+    q, s = quantize(x, E4M3, "channel", axis=axis)
+    assert s.shape == tuple(1 if i == axis % 3 else n for i, n in enumerate(x.shape))
+    blocked, scales = quantize(x, E4M3, "block", axis=axis, block=4)
+    assert scales.shape == q.shape == blocked.shape == x.shape
+    assert {t.dtype for t in (q, s, blocked, scales)} == {compute_dtype(dtype, E4M3)}
+    pairs = [t.movedim(axis, -1) for t in (q, s, blocked, scales)]
+    for i in range(lines.shape[0]):
+        for j in range(lines.shape[1]):
+            line, values, scale, pieces, its = lines[i, j], *(t[i, j] for t in pairs)
+            wanted, s = quantize(line, E4M3)
+            assert_same(values, wanted)
+            assert scale == s
+            for start in range(0, len(line), 4):
+                wanted, s = quantize(line[start : start + 4].clone(), E4M3)
+                assert_same(pieces[start : start + 4], wanted)
+                assert (its[start : start + 4] == s).all()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_blocks_are_those_of_the_block_format(axis):
+    """Exact amax scales of blocks, two ways."""
+    x = normal(33, 45)
+    q, s = quantize(x, E4M3, "block", axis=axis, block=8)
+    fmt = BlockFormat("E4M3 in blocks of 8", E4M3, 8, "amax")
+    assert_same(fake_quantize(x, fmt, axis=axis), q * s)
+
+
+def test_scalings_that_cannot_be():
+    x = normal(3, 4)
+    for axis in (2, -3, 0.5, True):
+        for scaling in ("channel", "block"):
+            with pytest.raises(BadInput, match=r"2 dimension.*no axis"):
+                quantize(x, E4M3, scaling, axis=axis)
+    with pytest.raises(BadInput, match="no axis -1"):
+        quantize(torch.tensor(1.0), E4M3, "channel")
+    for block in (0, -1, 2.0, True):
+        with pytest.raises(BadInput, match="at least 1 element"):
+            quantize(x, E4M3, "block", block=block)
+    for shape in ((0, 4), (4, 0)):
+        for scaling in ("channel", "block"):
+            for axis in (0, 1):
+                q, _ = quantize(torch.zeros(shape), E4M3, scaling, axis=axis)
+                assert q.shape == shape
+
+
+BLOCKS = ["MXFP8-E4M3", "MXFP4", "MXFP4-rceil", "MXINT8", "NVFP4", "NVFP4-square"]
+
+
+@pytest.mark.parametrize("name", BLOCKS)
+@pytest.mark.parametrize("axis", [0, -1])
+def test_block_formats(name, axis):
+    """``q`` holds elements times their block's scale, ``s`` is the tensor's own."""
+    x = normal(40, 70) * torch.logspace(-2, 2, 70)
+    fmt = get_format(name)
+    q, s = quantize(x, name, axis=axis)
+    found = round_blocks(x, fmt, axis=axis)
+    assert_same(q, found.values)
+    assert s.shape == ()
+    assert (s != 1) == name.startswith("NV")
+    wanted = (q.double() * s.double()).float()
+    for dtype in (torch.float32, torch.bfloat16):
+        y = x.to(dtype, copy=True).requires_grad_()
+        out = fake_quantize(y, fmt, axis=axis)
+        assert out.dtype == dtype
+        if dtype == torch.float32:
+            assert_same(out.detach(), wanted)
+        out.backward(torch.ones_like(out) * 3)
+        assert (y.grad == 3).all()
+
+
+def test_float64_blocks_are_rounded_once():
+    """A tie of E2M1 and next to none: by way of float32 it would be one."""
+    x = torch.tensor([4.0, 1.25 + 2.0**-40, 1.25], dtype=torch.float64)
+    q, s = quantize(x, "MXFP4")
+    assert q.dtype == s.dtype == torch.float64
+    assert q.tolist() == fake_quantize(x, "MXFP4").tolist() == [4.0, 1.5, 1.0]
+
+
+def test_blocks_round_as_asked():
+    """Rounding and key reach the elements; under a scale of 1 they are the element format's."""
+    x = torch.linspace(-6, 6, 64)
+    for rounding in ("to-zero", "up", "log-nearest"):
+        assert_same(
+            fake_quantize(x, "MXFP4", rounding=rounding),
+            fake_quantize(x, "E2M1", rounding=rounding),
+        )
+    draws = [fake_quantize(x, "MXFP4", rounding="stochastic", key=k) for k in (1, 1, 2)]
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def test_block_formats_refuse():
+    """What they bring themselves, and what has no meaning without the blocks' scales."""
+    x = normal(3, 32)
+    cases = [
+        (lambda: quantize(x, "MXFP4", "tensor"), "MXFP4 brings its own scaling"),
+        (lambda: quantize(x, "MXFP4", overflow="inf"), "overflow must be saturate"),
+        (lambda: quantize(x, "MXFP4", axis=2), "no axis 2"),
+        (lambda: quantize(x, "MXFP4", rounding="neerest"), "unknown rounding"),
+        (lambda: fake_quantize(x, "MXFP4", scale="amax"), "brings its own scales"),
+        (lambda: fake_quantize(x, "MXFP4", scale=1.0), "brings its own scales"),
+        (lambda: fake_quantize(x, "MXFP4", overflow="raise"), "overflow must be saturate"),
+        (lambda: fake_quantize(x, "MXFP4", gradient="clipped"), "straight-through"),
+        (lambda: fake_quantize(x, "MXFP4", rounding="stochastic"), "needs a key"),
+        (lambda: fake_quantize(x.long(), "MXFP4"), "int64"),
+        (lambda: encode(x, "MXFP4"), "altcore.pack and altcore.unpack"),
+        (lambda: decode(torch.tensor([1]), "MXFP4"), "altcore.pack and altcore.unpack"),
+        (lambda: ulp_distance(x, x, "MXFP4"), "element format, E2M1, with a scale"),
+        (lambda: neighbours(x, "MXFP4"), "element format, E2M1, with a scale"),
+        (lambda: stiffness(x, "MXFP4"), "element format, E2M1, with a scale"),
+        (lambda: grid_error(x, "NVFP4"), "element format, E2M1, with a scale"),
+    ]
+    for call, said in cases:
+        with pytest.raises(BadInput, match=said):
+            call()

@@ -178,7 +178,7 @@ def test_compiled_by_torch(fmt):
 
 @available
 def test_both_sides_agree_on_the_struct():
-    assert build.library().altcore_job_size() == ctypes.sizeof(native._Job)
+    assert build.library().altcore_job_size() == ctypes.sizeof(native.Job)
 
 
 @available
@@ -200,7 +200,7 @@ def test_compilers_without_threads_or_cpu_flags(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "_NATIVE", ("-march=no-such-cpu", ""))
     runtime = tmp_path / "libgomp-none.so"
     made = build._compile(build._compiler(), runtime, tmp_path)
-    assert build._load(made).altcore_job_size() == ctypes.sizeof(native._Job)
+    assert build._load(made).altcore_job_size() == ctypes.sizeof(native.Job)
 
 
 def test_without_a_compiler(tmp_path):

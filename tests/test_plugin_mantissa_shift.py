@@ -7,7 +7,8 @@ import pytest
 
 import altcore
 from altcore.actions import KEEP, Stop
-from altcore.recipe import Layer, change, named, parse
+from altcore.recipe import Layer, change
+from altcore.recipes import named, parse
 from altcore.settings import build, describe
 from altcore.state import NonFinite, Step
 from altcore_interventions.mantissa_shift import MantissaShift

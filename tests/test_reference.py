@@ -115,12 +115,17 @@ def test_definitions(fmt, x, rounding, uniform):
         assert result == max(v for v in fmt.values if v <= x)
     elif rounding == "to-zero" and 0 in fmt.values:
         assert result == max((v for v in fmt.values if abs(v) <= abs(x) and v * x >= 0), key=abs)
+    elif (
+        rounding == "log-nearest" and x and any(v * x > 0 and abs(v) <= abs(x) for v in fmt.values)
+    ):
+        ratios = [max(v / x, x / v) for v in map(Fraction, fmt.values) if v * x > 0]
+        assert max(result / x, x / Fraction(result)) == min(ratios)
     else:
         neighbours = (max(v for v in fmt.values if v <= x), min(v for v in fmt.values if v >= x))
         assert result in neighbours
 
 
-@given(floats, numbers, st.sampled_from(["nearest-even", "nearest-away", "to-zero"]))
+@given(floats, numbers, st.sampled_from(["nearest-even", "nearest-away", "to-zero", "log-nearest"]))
 def test_odd(fmt, x, rounding):
     """Q(-x) is -Q(x)."""
     assert round_scalar(-x, fmt, rounding) == -round_scalar(x, fmt, rounding)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import altcore
 from altcore import BadInput
+from altcore.blocks import BlockFormat
 from altcore.errors import nearest
 from altcore.registry import (
     HOOK_KINDS,
@@ -18,6 +19,7 @@ from altcore.registry import (
     family_of,
     find,
     get_format,
+    get_scalar_format,
     group_of,
 )
 
@@ -142,6 +144,34 @@ def test_get_format_takes_a_format():
     """So that settings may hold either."""
     mine = altcore.table_format("MINE", [0, 1])
     assert get_format(mine) is mine
+
+
+def test_a_block_format_is_a_format(site):
+    """As an entry, from a function, from a family, and as itself."""
+    mine = BlockFormat("MINE", altcore.get_format("E2M1"), 8)
+    assert get_format(mine) is mine
+    text = (
+        "from altcore import get_format\nfrom altcore.blocks import BlockFormat\n"
+        "def make(name): return BlockFormat(name, get_format('E2M1'), 8)\n"
+        "ONE = make('ONE')\n"
+    )
+    points = {"ONE": "acme_blocks:ONE", "TWO": "acme_blocks:make", "ACME*": "acme_blocks:make"}
+    lay(site, "acme-blocks", {"format": points}, acme_blocks=text)
+    for name in ("ONE", "TWO", "ACME3"):
+        assert isinstance(get_format(name), BlockFormat)
+        assert (get_format(name).name, get_format(name).block) == (name, 8)
+
+
+def test_a_scalar_format_is_none_of_blocks():
+    """For those who need one of single numbers: the message names the one that was asked for."""
+    assert get_scalar_format("E4M3") is get_format("E4M3")
+    mine = altcore.table_format("MINE", [0, 1])
+    assert get_scalar_format(mine) is mine
+    for name in ("MXFP4", get_format("MXFP4")):
+        with pytest.raises(BadInput, match=r"MXFP4.*in blocks.*single numbers"):
+            get_scalar_format(name)
+    with pytest.raises(BadInput, match="did you mean E4M3"):
+        get_scalar_format("e4m3")
 
 
 @pytest.mark.parametrize("name", [None, 3, True, ["E3M4"], b"E3M4"])

@@ -10,7 +10,8 @@ from torch.nn import functional
 import altcore
 from altcore import BadInput, get_format, quantize_model
 from altcore.numerics import round_to_grid, scale_of
-from altcore.recipe import PRODUCT_OPERANDS, named
+from altcore.recipe import PRODUCT_OPERANDS
+from altcore.recipes import named
 
 SIX = dict(zip(PRODUCT_OPERANDS, ("E4M3", "E5M2", "E2M5", "E3M4", "E6M1", "E4M1"), strict=True))
 """Six operands in six formats."""
@@ -299,7 +300,7 @@ def test_embeddings_and_other_layers_take_quantized_weights(draw):
     """
     for module, x in (
         (nn.Embedding(9, 4), torch.arange(9)),
-        (nn.Conv1d(3, 5, 2), draw(2, 3, 6)),
+        (nn.ConvTranspose1d(3, 5, 2), draw(2, 3, 6)),
     ):
         plain = copy.deepcopy(module)
         model = nn.Sequential(module)
@@ -610,7 +611,7 @@ def test_a_loop_of_ones_own(recipe):
     ("recipe", "says"),
     [
         ("E4M33", r"unknown format|E4M33"),
-        ("pure", "the recipe pure needs a format"),
+        ("pure", "the recipe pure needs a format: give one, as format='E4M3'"),
         ({"layers": {"nothing": {"weight": "E4M3"}}}, "matches no layer"),
         ("missing.yaml", "missing.yaml"),
     ],
@@ -621,7 +622,7 @@ def test_unknown_recipes_are_refused_before_anything_is_touched(recipe, says):
     with pytest.raises(BadInput, match=says):
         quantize_model(model, recipe)
     assert all("forward" not in vars(m) for m in model.modules())
-    with pytest.raises(BadInput, match="compute: 'float16' is neither"):
+    with pytest.raises(BadInput, match="compute: 'float16' is none of auto, float32"):
         quantize_model(model, "E4M3", compute="float16")
 
 

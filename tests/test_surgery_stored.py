@@ -11,7 +11,8 @@ from torch import nn
 import altcore
 from altcore import BadInput, get_format, quantize_model
 from altcore.numerics import scale_of
-from altcore.recipe import change, named
+from altcore.recipe import change
+from altcore.recipes import named
 from altcore.reference import round_scalar
 from altcore.surgery.stored import StoredWeight
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
+from altcore.blocks import AnyFormat, BlockFormat
 from altcore.errors import BadInput
 from altcore.formats import Format
 from altcore.registry import entries, get_format
@@ -16,6 +18,11 @@ from altcore.registry import entries, get_format
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 WIDTH = 96
 """Columns of a picture in the terminal."""
+BLOCK_COLUMNS = (
+    *("name", "bits", "element", "precision", "largest", "smallest"),
+    *("block", "rule", "scale", "largest_scale", "smallest_scale"),
+)
+"""What ``list`` says of block formats."""
 
 
 @click.group()
@@ -23,21 +30,54 @@ def formats() -> None:
     """Show what number formats can represent."""
 
 
-def facts(fmt: Format) -> dict[str, Any]:
-    """Return what there is to say of a format in figures."""
-    ratio = fmt.max / fmt.smallest
-    return {
+def facts(fmt: AnyFormat) -> dict[str, Any]:
+    """Return what there is to say of a format in figures.
+
+    Of a block format, ``bits`` has an element's share of the scale, and the other figures are
+    those of its elements under a scale of 1, with what there is to say of blocks and scales.
+    """
+    element = element_of(fmt)
+    ratio = element.max / element.smallest
+    about = {
         "name": fmt.name,
         "bits": fmt.bits,
-        "precision": fmt.precision,
-        "largest": fmt.max,
-        "smallest": fmt.smallest,
+        "precision": element.precision,
+        "largest": element.max,
+        "smallest": element.smallest,
         "range_db": round(20 * math.log10(ratio), 1),
         "range_binades": round(math.log2(ratio), 1),
-        "values": len(fmt.values),
-        "nan_codes": len(fmt.nan_codes),
-        "inf_codes": len(fmt.inf_codes),
+        "values": len(element.values),
+        "nan_codes": len(element.nan_codes),
+        "inf_codes": len(element.inf_codes),
     }
+    return {**about, **_block_facts(fmt)} if isinstance(fmt, BlockFormat) else about
+
+
+def _block_facts(fmt: BlockFormat) -> dict[str, Any]:
+    scale, largest, smallest = _scales(fmt)
+    return {
+        "element": fmt.element.name,
+        "block": f"{fmt.block}x{fmt.block}" if fmt.is_square else str(fmt.block),
+        "rule": fmt.rule,
+        "scale": scale,
+        "largest_scale": largest,
+        "smallest_scale": smallest,
+    }
+
+
+def _scales(fmt: BlockFormat) -> tuple[str, float, float]:
+    """What scales of blocks are: a name, the largest and the smallest."""
+    if fmt.scale_format is not None:
+        return fmt.scale_format.name, fmt.scale_format.max, fmt.scale_format.smallest
+    if fmt.rule == "amax":
+        return "float32", (2 - 2.0**-23) * 2.0**127, 2.0**-128
+    exponent = 126 if fmt.rule == "power-of-two" else 127
+    return "E8M0", 2.0**exponent, 2.0**-exponent
+
+
+def element_of(fmt: AnyFormat) -> Format:
+    """Return the format of single numbers: that of a block format's elements, or itself."""
+    return fmt.element if isinstance(fmt, BlockFormat) else fmt
 
 
 @formats.command("list")
@@ -49,10 +89,14 @@ def list_(as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return
-    _print_table(rows)
+    _print_table([row for row in rows if "block" not in row])
+    in_blocks = [row for row in rows if "block" in row]
+    if in_blocks:
+        click.echo("\nin blocks that share a scale (the figures are those of the elements):")
+        _print_table([{k: row[k] for k in BLOCK_COLUMNS} for row in in_blocks])
     families = [e.name for e in entries() if e.is_family]
     if families:
-        click.echo(f"and any name of the families {', '.join(sorted(families))}")
+        click.echo(f"\nand any name of the families {', '.join(sorted(families))}")
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
@@ -76,16 +120,20 @@ def _cell(value: Any) -> str:
 @click.argument("name")
 @AS_JSON
 def show(name: str, as_json: bool) -> None:
-    """Show one format: its figures, its value table, and where the values lie."""
-    fmt = get_format(name)
-    about = facts(fmt)
+    """Show one format: its figures, its value table, and where the values lie.
+
+    Of a block format, the table and the pictures are those of its elements, under a scale of 1.
+    """
+    about = facts(get_format(name))
+    fmt = element_of(get_format(name))
     if as_json:
         table = {"values": list(fmt.values), "codes": {"nan": fmt.nan_codes, "inf": fmt.inf_codes}}
         click.echo(json.dumps({**about, **table}, indent=1))
         return
     for key, value in about.items():
         click.echo(f"{key:<14} {_cell(value)}")
-    click.echo(f"\nwhere the values lie, 0 to {fmt.max:g} and by binade:")
+    of = "the elements' values" if "block" in about else "the values"
+    click.echo(f"\nwhere {of} lie, 0 to {fmt.max:g} and by binade:")
     click.echo(linear_picture(fmt))
     click.echo(binade_picture(fmt))
     shown = fmt.values if len(fmt.values) <= 512 else fmt.values[: 512 // 2]
@@ -135,14 +183,15 @@ def compare(
     """Compare formats on data: SQNR at the best scale and at amax scale, and what is lost.
 
     Data are normal, uniform, laplace, t5 (Student), FILE.npy, or a run's name; several with
-    commas.
+    commas. A block format makes its scales itself, of the amax of each block along the last axis:
+    its figures are those at amax, and overflow is the share that its rule clips.
     """
     from altcore import sqnr
 
     found = [get_format(name) for name in names]
     rows = []
     for what in data.split(","):
-        x = sqnr.samples(what.strip(), runs_dir)
+        x = sqnr.tensors(what.strip(), runs_dir)
         for fmt in found:
             both = sqnr.compare(fmt, x)
             rows.append({"format": fmt.name, "data": what.strip(), **both})
@@ -157,7 +206,7 @@ def compare(
                 "format": r["format"],
                 "data": r["data"],
                 **{
-                    f"{key} at {at}": r[at][key]
+                    f"{key} at {at}": r[at][key] if r[at] else "n/a"
                     for at in ("best", "amax")
                     for key in ("sqnr_db", "overflow", "underflow")
                 },
@@ -177,13 +226,16 @@ def plot_(names: tuple[str, ...], out: str, as_json: bool) -> None:
     click.echo(json.dumps({"path": out}) if as_json else out)
 
 
-def write_svg(path: Path, found: list[Format]) -> None:
-    """Write the positive values of each format as marks on one base-2 logarithmic axis."""
+def write_svg(path: Path, found: Sequence[AnyFormat]) -> None:
+    """Write the positive values of each format as marks on one base-2 logarithmic axis.
+
+    Of a block format, those of its elements under a scale of 1.
+    """
     from html import escape
 
     if path.suffix != ".svg":
         raise BadInput(f"{path}: the picture is SVG: give a name that ends in .svg")
-    positive = [[math.log2(v) for v in f.values if v > 0] for f in found]
+    positive = [[math.log2(v) for v in element_of(f).values if v > 0] for f in found]
     low, high = min(map(min, positive)), max(map(max, positive))
     span, left, width, row = max(high - low, 1.0), 110, 860, 34
     height = row * len(found) + 50

@@ -125,12 +125,15 @@ def _head(entry: Entry) -> dict[str, Any]:
 
 
 def _format(fmt: Any) -> dict[str, Any]:
+    from altcore.cli.formats import element_of
+
+    element = element_of(fmt)
     return {
         "bits": fmt.bits,
-        "precision": fmt.precision,
-        "largest": fmt.max,
-        "smallest": fmt.smallest,
-        "values": len(fmt.values),
+        "precision": element.precision,
+        "largest": element.max,
+        "smallest": element.smallest,
+        "values": len(element.values),
     }
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 FLAGS = {
     "format": "Number format, or none.",
-    "recipe": "master, pure, original, or a .yaml file.",
+    "recipe": "A named recipe, or a .yaml file.",
     "workload": "What is trained (default gpt).",
     "optimizer": "How weights are updated (default adamw).",
     "data": "A text file, a folder of texts, or one with train.bin and val.bin.",

@@ -9,7 +9,7 @@ layers above build on. They know nothing of autograd.
 from altcore.numerics.grids import COUNTS, fake_round, round_to_grid
 from altcore.numerics.plan import compute_dtype
 from altcore.numerics.positions import grid_error, position, stiffness
-from altcore.numerics.scaling import amax, scale_of
+from altcore.numerics.scaling import amax, quantile, root_mean_square, scale_of
 
 __all__ = [
     "COUNTS",
@@ -18,6 +18,8 @@ __all__ = [
     "fake_round",
     "grid_error",
     "position",
+    "quantile",
+    "root_mean_square",
     "round_to_grid",
     "scale_of",
     "stiffness",

@@ -1,7 +1,11 @@
 """Block formats on tensors: shared scales, and elements rounded under them.
 
 All on the device and exact: exponents come from the bits. Blocks lie along one axis (the
-reduction axis of the product that wants them), or are square over the last two.
+reduction axis of the product that wants them), or are square over the last two. Where the axis
+ends before a block does, the last block is just shorter.
+
+The arithmetic, on every path: as in `altcore.numerics.grids`, with one scale ``s`` and one factor
+``r`` for each block.
 """
 
 from __future__ import annotations
@@ -11,8 +15,12 @@ from attrs import frozen
 from torch import Tensor
 
 from altcore.blocks import BlockFormat
-from altcore.numerics.grids import check_floating, round_to_grid
+from altcore.errors import BadInput
+from altcore.numerics.grids import check_input, round_by_torch, times_scale
+from altcore.numerics.native_blocks import round_blocks_native
+from altcore.numerics.plan import LAYOUTS, compute_dtype
 from altcore.numerics.rounding import round_unscaled
+from altcore.numerics.scaling import scale_of
 
 SMALLEST, LARGEST = -127, 127
 """Exponents of an E8M0 scale."""
@@ -20,16 +28,21 @@ SMALLEST, LARGEST = -127, 127
 
 @frozen(eq=False)
 class Blocks:
-    """A tensor under a block format.
+    """A tensor under a block format; all in the compute dtype of the input and the element format.
 
-    ``values``: like the input, float32, each element times its block's scale (exact in float32).
-    ``scale``: 0-dim, the tensor's own scale of a two-level format, None otherwise. The tensor
-    that is meant is ``values * scale``. ``scales``: one a block.
+    ``values``: like the input, each element's grid value times its block's scale (one rounding;
+    none where the scale is a power of two or has few bits). ``scale``: 0-dim, the tensor's own
+    scale of a two-level format, None otherwise. The tensor that is meant is ``values * scale``.
+
+    ``scales``, ``inverse``: one a block, ``s`` and the ``r`` that the input was multiplied by.
+    Blocks are numbered along the axis first, then along the other axes in row-major order; square
+    ones in row-major order. `spread` gives such numbers the input's shape.
     """
 
     values: Tensor
     scale: Tensor | None
     scales: Tensor
+    inverse: Tensor
 
 
 def round_blocks(
@@ -39,122 +52,146 @@ def round_blocks(
     axis: int = -1,
     rounding: str = "nearest-even",
     counts: Tensor | None = None,
+    errors: Tensor | None = None,
     key: int | Tensor | None = None,
 ) -> Blocks:
-    """Round ``x`` to a block format along ``axis``; ends that do not fill a block are padded.
+    """Round ``x`` to a block format along ``axis``.
 
-    A block with a NaN or an infinity is NaN throughout. ``counts`` (see `COUNTS`) counts as
-    overflow what is clipped to the element's largest value. Raises `BadInput` for an ``x`` that
-    is not floating-point or has no such axis.
+    ``x``: any floating-point tensor with that axis; for square blocks, with two at least. A block
+    with a NaN or an infinity is NaN throughout, under a two-level format the whole tensor.
+    ``counts`` (see `COUNTS`) counts as overflow what is clipped to the element's largest value.
+    ``errors`` (see `ERRORS`) weighs each block with its scale, but not with the tensor's own.
+    ``rounding`` and ``key`` are those of `round_to_grid`; random bits are those of an element's
+    index in ``x``. Raises `BadInput` for an ``x`` that cannot be so divided, and what
+    `round_to_grid` refuses.
     """
-    check_floating(x)
-    folded, restore = _fold(x.detach().to(torch.float32), fmt, axis)
-    largest = folded.abs().amax(-1, keepdim=True)
-    tensor_scale = None
-    if fmt.scale_format is None:
-        r, s = _powers(largest, fmt)
+    _check(x, fmt, axis, rounding, key)
+    x = x.detach()
+    wide = x.float() if x.dtype == torch.float16 else x  # the same numbers, and kernels for them
+    found = round_blocks_native(wide, fmt, axis, rounding, counts, errors, key, fake=False)
+    if found is not None:
+        return Blocks(*found)
+    q, each, scale, scales, inverse = _round(x, fmt, axis, rounding, counts, errors, key)
+    return Blocks(q * each, scale, scales, inverse)
+
+
+def fake_blocks(
+    x: Tensor,
+    fmt: BlockFormat,
+    *,
+    axis: int = -1,
+    rounding: str = "nearest-even",
+    counts: Tensor | None = None,
+    errors: Tensor | None = None,
+    key: int | Tensor | None = None,
+) -> Tensor:
+    """Round ``x`` to a block format and back: a tensor like ``x``, rounded once to its dtype.
+
+    Arguments and errors are those of `round_blocks`.
+    """
+    _check(x, fmt, axis, rounding, key)
+    x = x.detach()
+    found = round_blocks_native(x, fmt, axis, rounding, counts, errors, key, fake=True)
+    if found is not None:
+        return found[0]
+    q, each, scale, _, _ = _round(x, fmt, axis, rounding, counts, errors, key)
+    if scale is None:
+        return times_scale(q, each, x.dtype)
+    return times_scale(q * each, scale, x.dtype)
+
+
+def spread(numbers: Tensor, shape: tuple[int, ...], fmt: BlockFormat, axis: int = -1) -> Tensor:
+    """Give each element the number of its block.
+
+    ``numbers``: one a block of a tensor of ``shape`` under ``fmt`` along ``axis``, in the order
+    of `Blocks`. Returns a tensor of that shape.
+    """
+    b = fmt.block
+    if fmt.is_square:
+        rows, columns = -(-shape[-2] // b), -(-shape[-1] // b)
+        each = numbers.reshape(*shape[:-2], rows, columns)
+        each = each.repeat_interleave(b, -2).repeat_interleave(b, -1)
+        return each[..., : shape[-2], : shape[-1]]
+    length = shape[axis]
+    others = [n for i, n in enumerate(shape) if i != axis % len(shape)]
+    each = numbers.reshape(*others, -(-length // b)).repeat_interleave(b, -1)
+    return each[..., :length].movedim(-1, axis)
+
+
+def _check(x: Tensor, fmt: BlockFormat, axis: int, rounding: str, key: int | Tensor | None) -> None:
+    check_input(x, fmt.element, rounding, "saturate", key)
+    if not -x.ndim <= axis < x.ndim:
+        raise BadInput(f"format {fmt.name}: a tensor of {x.ndim} axes has no axis {axis}")
+    if fmt.is_square and x.ndim < 2:
+        raise BadInput(f"format {fmt.name}: square blocks need a tensor of two axes at least")
+
+
+def _round(
+    x: Tensor,
+    fmt: BlockFormat,
+    axis: int,
+    rounding: str,
+    counts: Tensor | None,
+    errors: Tensor | None,
+    key: int | Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
+    """The torch path: grid values, the scale of each, and the rest of `Blocks`."""
+    dtype = compute_dtype(x.dtype, fmt.element)
+    largest, scale = _largest(x, fmt, axis), None
+    if fmt.scale_format is not None:
+        inverse, scales, scale = _two_levels(largest.to(dtype), fmt)
+    elif fmt.rule in ("amax", "power-of-two"):
+        scales, inverse = scale_of(largest, fmt.element, power_of_two=fmt.rule == "power-of-two")
     else:
-        r, s, tensor_scale = _two_levels(largest, x, fmt)
-    own = None if counts is None else torch.zeros_like(counts)
-    # Padding is not the tensor's: it is counted, and then taken off again.
-    q = round_to_grid(folded, fmt.element, rounding=rounding, r=r, counts=own, key=key)
-    if counts is not None and own is not None:
-        padding = folded.numel() - x.numel()
-        own[0] -= padding
-        counts += own
-    return Blocks(restore(q * s), tensor_scale, s.squeeze(-1))
+        inverse, scales = _powers(largest.to(dtype), fmt)
+    shape = tuple(x.shape)
+    r, each = spread(inverse, shape, fmt, axis), spread(scales, shape, fmt, axis)
+    q = round_by_torch(x, fmt.element, rounding, "saturate", r, counts, errors, key, each)
+    return q, each, scale, scales, inverse
 
 
-def _fold(x: Tensor, fmt: BlockFormat, axis: int) -> tuple[Tensor, Fold]:
-    fold = Fold(tuple(x.shape), fmt, axis)
-    return fold.fold(x), fold
-
-
-class Fold:
-    """Lays a tensor out as (blocks, elements of a block), and back."""
-
-    def __init__(self, shape: tuple[int, ...], fmt: BlockFormat, axis: int) -> None:
-        self.shape, self.block, self.axis, self.square = shape, fmt.block, axis, fmt.is_square
-
-    def fold(self, x: Tensor) -> Tensor:
-        """Return (blocks, elements), zero-padded at the ends."""
-        b = self.block
-        if self.square:
-            rows, columns = x.shape[-2:]
-            x = torch.nn.functional.pad(x, (0, -columns % b, 0, -rows % b))
-            self.padded = x.shape
-            x = x.reshape(-1, x.shape[-2] // b, b, x.shape[-1] // b, b)
-            return x.transpose(2, 3).reshape(-1, b * b)
-        x = x.movedim(self.axis, -1)
-        x = torch.nn.functional.pad(x, (0, -x.shape[-1] % b))
-        self.padded = x.shape
-        return x.reshape(-1, b)
-
-    def __call__(self, y: Tensor) -> Tensor:
-        """Return what was folded, in the tensor's own shape."""
-        b = self.block
-        if self.square:
-            rows, columns = self.padded[-2:]
-            y = y.reshape(-1, rows // b, columns // b, b, b).transpose(2, 3)
-            y = y.reshape(self.padded)
-            return y[..., : self.shape[-2], : self.shape[-1]]
-        y = y.reshape(self.padded)
-        return y[..., : self.shape[self.axis]].movedim(-1, self.axis)
-
-
-def _exponent(x: Tensor) -> Tensor:
-    """``floor(log2 x)`` of positive finite float32, from the bits; int32."""
-    return torch.frexp(x)[1] - 1
-
-
-def _power(exponent: Tensor) -> Tensor:
-    """``2^exponent`` as float32, exact down to the subnormals; exponents -149 to 127."""
-    normal = (exponent.clamp(min=-126) + 127) << 23
-    subnormal = torch.ones_like(exponent) << (exponent + 149).clamp(0, 22)
-    return torch.where(exponent >= -126, normal, subnormal).view(torch.float32)
+def _largest(x: Tensor, fmt: BlockFormat, axis: int) -> Tensor:
+    """The largest magnitude of each block: float32, float64 for float64."""
+    b = fmt.block
+    size = x.abs() if x.dtype == torch.float64 else x.to(torch.float32).abs()
+    if fmt.is_square:
+        size = torch.nn.functional.pad(size, (0, -x.shape[-1] % b, 0, -x.shape[-2] % b))
+        size = size.unflatten(-1, (size.shape[-1] // b, b)).unflatten(-3, (size.shape[-2] // b, b))
+        return size.amax((-3, -1)).flatten()
+    size = size.movedim(axis, -1)
+    size = torch.nn.functional.pad(size, (0, -size.shape[-1] % b))
+    return size.unflatten(-1, (size.shape[-1] // b, b)).amax(-1).flatten()
 
 
 def _powers(largest: Tensor, fmt: BlockFormat) -> tuple[Tensor, Tensor]:
     """Return (1 / scale, scale) of MX blocks, by the format's rule."""
-    top = fmt.element_exponent
     finite = torch.isfinite(largest)
-    safe = torch.where(finite & (largest > 0), largest, 1.0)
-    if fmt.rule == "even":
-        precision = fmt.element.precision or fmt.element.bits
-        safe = _round_to_bits(safe, precision)
-    exponent = _exponent(safe)
-    if fmt.rule == "ceil":
-        exponent = exponent + (safe != _power(exponent)).to(exponent.dtype)
-    elif fmt.rule == "rceil":
-        # amax <= max * 2^k, compared in float64, where the product is exact.
-        k = (exponent - top).clamp(SMALLEST, LARGEST)
-        holds = safe.double() <= fmt.element.max * _power(k).double()
-        exponent = exponent + (~holds).to(exponent.dtype)
-    k = torch.where(largest > 0, exponent - top, SMALLEST).clamp(SMALLEST, LARGEST)
-    k = k.to(torch.int32)
-    nan = torch.where(finite, 0.0, torch.nan)
-    return _power(-k) + nan, _power(k) + nan
+    fraction, exponent = torch.frexp(torch.where(finite, largest, 1.0))
+    limit, inclusive = fmt.next_from
+    fraction = fraction.double()
+    up = fraction >= limit if inclusive else fraction > limit
+    k = exponent - 1 - fmt.element_exponent + up.to(exponent.dtype)
+    k = torch.where(largest > 0, k, SMALLEST).clamp(SMALLEST, LARGEST).to(torch.int32)
+    nan = torch.where(finite, 0.0, torch.nan).to(largest.dtype)
+    return _power(-k).to(largest.dtype) + nan, _power(k).to(largest.dtype) + nan
 
 
-def _round_to_bits(x: Tensor, precision: int) -> Tensor:
-    """Round positive normal float32 to ``precision`` significant bits, ties to even."""
-    cut = 24 - precision
-    bits = x.view(torch.int32)
-    up = ((bits >> cut) & 1) + (1 << (cut - 1)) - 1
-    return ((bits + up) >> cut << cut).view(torch.float32)
+def _power(exponent: Tensor) -> Tensor:
+    """``2^exponent`` as float32, by its bits; exponents -127 to 127."""
+    half = 0x00400000  # the bits of 2^-127
+    return torch.where(exponent > -127, (exponent + 127) << 23, half).view(torch.float32)
 
 
-def _two_levels(largest: Tensor, x: Tensor, fmt: BlockFormat) -> tuple[Tensor, Tensor, Tensor]:
+def _two_levels(largest: Tensor, fmt: BlockFormat) -> tuple[Tensor, Tensor, Tensor]:
     """Return (1 / (block scale · g), block scale, g) of a two-level format."""
-    scale_format, element = fmt.scale_format, fmt.element
-    assert scale_format is not None
+    assert fmt.scale_format is not None
     whole = largest.amax() if largest.numel() else largest.new_zeros(())
-    g = whole / torch.full_like(whole, scale_format.max * element.max)
-    wanted = largest / torch.full_like(largest, element.max) / g
-    block, _ = round_unscaled(wanted, scale_format, "nearest-even", None)
+    g = whole / torch.full_like(whole, fmt.largest)
+    wanted = largest / torch.full_like(largest, fmt.element.max) / g
+    block, _ = round_unscaled(wanted, fmt.scale_format, "nearest-even", None)
     # 0/0 of a zero tensor, and block scales that round to 0: zeros.
-    block = torch.where((g > 0) & (largest > 0), block, 0.0)
+    block = torch.where((g > 0) & (largest > 0), block, 0.0).to(largest.dtype)
     total = block * g
-    r = torch.where(total > 0, 1 / total, 0.0)
+    r = torch.where(total > 0, (1 / total).clamp(max=LAYOUTS[total.dtype].largest), 0.0)
     nan = torch.where(torch.isfinite(whole), 0.0, torch.nan)
     return r + nan, block + nan, g

@@ -22,8 +22,12 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("kernels.c")
+_INCLUDED = ("rounding.h", "blocks.h")
 SWITCH = "ALTCORE_KERNELS"  # "off" forces the torch path
-_FLAGS = ("-O3", "-std=c11", "-fPIC", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
+_FLAGS = (
+    *("-O3", "-std=c11", "-fPIC", "-fopenmp-simd"),
+    *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
+)
 _NATIVE = ("-march=native", "-mcpu=native", "")  # what a compiler calls this machine's CPU
 _TIMEOUT = 120  # seconds
 
@@ -59,7 +63,10 @@ def _load(path: Path) -> ctypes.CDLL:
         ctypes.c_int32,
     ]
     handle.altcore_amax.restype = ctypes.c_float
+    handle.altcore_round_blocks.argtypes = [ctypes.c_void_p]
+    handle.altcore_round_blocks.restype = None
     handle.altcore_job_size.restype = ctypes.c_int64
+    handle.altcore_block_job_size.restype = ctypes.c_int64
     return handle
 
 
@@ -67,7 +74,8 @@ def _built() -> Path:
     """The library's file, compiled now unless an earlier process did."""
     compiler = _compiler()
     runtime = _thread_runtime()
-    parts = [SOURCE.read_text(), *_FLAGS, *_NATIVE, compiler, str(runtime), _cpu()]
+    sources = [SOURCE, *(SOURCE.with_name(name) for name in _INCLUDED)]
+    parts = [*(p.read_text() for p in sources), *_FLAGS, *_NATIVE, compiler, str(runtime), _cpu()]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
     folder = _cache_folder()
     path = folder / f"kernels-{digest}.so"

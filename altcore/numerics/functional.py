@@ -1,72 +1,105 @@
-"""The public face: quantize, fake_quantize, encode, decode and ulp_distance.
+"""The public face: quantize, fake_quantize, codes, and where numbers stand on a grid.
 
-A format is given as a `Format` or by its name, which is looked up among the installed ones.
+A format is given as a `Format` or a `BlockFormat`, or by its name, which is looked up among the
+installed ones.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from altcore.errors import BadInput, nearest
+from altcore.blocks import AnyFormat, BlockFormat
+from altcore.errors import BadInput
 from altcore.formats import Format
+from altcore.numerics import positions
+from altcore.numerics.arguments import (
+    Scale,
+    check_axis,
+    check_choice,
+    find,
+    find_grid,
+    scale_pair,
+)
+from altcore.numerics.blocks import fake_blocks, round_blocks
+from altcore.numerics.codes import decode, encode
 from altcore.numerics.grids import check_floating, check_input, fake_round, round_to_grid
-from altcore.numerics.native import plain
-from altcore.numerics.plan import LAYOUTS, compute_dtype, to_single
-from altcore.numerics.positions import position
+from altcore.numerics.plan import compute_dtype, to_single
 from altcore.numerics.scaling import amax, scale_of
 
-SCALINGS = ("none", "tensor", "power-of-two")
+__all__ = [
+    "decode",
+    "encode",
+    "fake_quantize",
+    "find",
+    "grid_error",
+    "neighbours",
+    "quantize",
+    "stiffness",
+    "ulp_distance",
+]
 
-Scale = float | Tensor | None
+SCALINGS = ("none", "tensor", "power-of-two", "channel", "block")
+GRADIENTS = ("straight-through", "clipped")
 
 
 def quantize(
     x: Tensor,
-    fmt: Format | str,
-    scaling: str = "tensor",
+    fmt: AnyFormat | str,
+    scaling: str | None = None,
     *,
+    axis: int = -1,
+    block: int = 32,
     rounding: str = "nearest-even",
     overflow: str = "saturate",
     key: int | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Quantize ``x`` exactly: the grid values ``q`` and the scale ``s``; ``q * s`` stands for x.
 
-    ``scaling``: ``tensor`` (the largest magnitude meets the format's), ``power-of-two`` (the
-    smallest power of two that holds it), or ``none`` (1). ``rounding``, ``overflow`` and ``key``
-    are those of `altcore.numerics.round_to_grid`. Returns ``q``, of ``x``'s shape, and ``s``,
-    0-dim, in the compute dtype: float32, or float64 for float64 input and for formats beyond
-    float32's range. No gradient flows through either.
+    ``scaling``: ``tensor`` (the default: the largest magnitude meets the format's),
+    ``power-of-two`` (the smallest power of two that holds it), ``channel`` (as ``tensor``, for
+    each slice along ``axis``), ``block`` (so for every ``block`` elements along ``axis``; the
+    last block may be shorter), or ``none`` (1). ``axis`` is the one along which a product would
+    sum. ``rounding``, ``overflow`` and ``key`` are those of `altcore.numerics.round_to_grid`.
 
-    Raises `BadInput` for unknown names and for what is not a floating-point tensor.
+    Returns ``q``, of ``x``'s shape, and ``s``, 0-dim; for ``channel`` of ``x``'s shape with 1 at
+    ``axis``, for ``block`` of ``x``'s shape. Both are in the compute dtype: float32, or float64
+    for float64 input and for formats beyond float32's range. No gradient flows through either.
+
+    A block format (MXFP4) brings its own scaling, and saturates. ``q`` is each element times its
+    block's scale, exact for the named ones, and ``s`` is the tensor's own scale, 1 where the format
+    has none.
+
+    Raises `BadInput` for unknown names, an ``axis`` that ``x`` does not have, what is not a
+    floating-point tensor, and a block format with a ``scaling`` or another ``overflow``.
     """
     fmt = find(fmt)
-    if scaling not in SCALINGS:
-        raise BadInput(
-            f"unknown scaling {scaling!r}{nearest(scaling, SCALINGS)}; known: {', '.join(SCALINGS)}"
-        )
-    check_floating(x)
+    if isinstance(fmt, BlockFormat):
+        if scaling is not None:
+            raise BadInput(f"format {fmt.name} brings its own scaling: {scaling!r} cannot be used")
+        _check_blocks(x, fmt, axis, overflow)
+        found = round_blocks(x, fmt, axis=axis, rounding=rounding, key=key)
+        own = torch.ones((), dtype=found.values.dtype, device=x.device)
+        return found.values, own if found.scale is None else found.scale
+    check_input(x, fmt, rounding, overflow, key)
     x = x.detach()
-    r = None
-    if scaling == "none":
-        s = torch.ones((), dtype=compute_dtype(x.dtype, fmt), device=x.device)
-    else:
-        s, r = scale_of(amax(x), fmt, power_of_two=scaling == "power-of-two")
+    s, r = _scales(x, fmt, "tensor" if scaling is None else scaling, axis, block)
     return round_to_grid(x, fmt, rounding=rounding, overflow=overflow, r=r, key=key), s
 
 
 def fake_quantize(
     x: Tensor,
-    fmt: Format | str,
+    fmt: AnyFormat | str,
     scale: Scale | str = None,
     rounding: str = "nearest-even",
     overflow: str = "saturate",
     *,
+    axis: int = -1,
+    gradient: str = "straight-through",
     key: int | Tensor | None = None,
 ) -> Tensor:
     """Replace each element by the nearest value the format can hold: a tensor like ``x``.
@@ -74,131 +107,143 @@ def fake_quantize(
     ``scale``: the values are those of the format times it; None (1), a number, a tensor that
     broadcasts to ``x``, or ``"amax"`` (the exact one of this tensor, see
     `altcore.numerics.scale_of`). The result is rounded once to ``x``'s dtype. NaN gives NaN in
-    every format; an infinity follows the ``overflow`` rule (saturate, inf, nan, raise). Under
-    autograd the gradient passes straight through, and the scale is a constant.
+    every format; an infinity follows the ``overflow`` rule (saturate, inf, nan, raise).
+
+    Under autograd the scale is a constant, and ``gradient`` says what passes the rounding:
+    ``straight-through``, all of it; ``clipped``, only where the scaled value lies between the
+    format's smallest and largest value, both included, or is NaN (the straight-through
+    estimators of Bengio et al. 2013, arXiv 1308.3432, and Hubara et al. 2016, arXiv 1609.07061).
+    No magnitude is too large for the scale ``"amax"``, though the rounded product may seem so.
+
+    A block format (MXFP4) brings its own scales, of blocks along ``axis``: ``scale`` is None,
+    the overflow rule ``saturate``, and the gradient passes straight through.
 
     Raises `BadInput` for unknown names, a scale that is not positive (not looked at on a GPU),
-    and what is not a floating-point tensor.
+    what is not a floating-point tensor, and what a block format does not take.
     """
     fmt = find(fmt)
+    check_choice("gradient", gradient, GRADIENTS)
+    if isinstance(fmt, BlockFormat):
+        if scale is not None:
+            raise BadInput(f"format {fmt.name} brings its own scales: scale must be None")
+        if gradient != "straight-through":
+            raise BadInput(f"format {fmt.name}: the gradient of block formats is straight-through")
+        _check_blocks(x, fmt, axis, overflow)
+        return _through_blocks(x, fmt, axis, rounding, key)
     check_input(x, fmt, rounding, overflow, key)
+    by_amax = isinstance(scale, str)
     if isinstance(scale, str):
         if scale != "amax":
             raise BadInput(f"unknown scale {scale!r}: a number, a tensor or 'amax' is needed")
         s, r = scale_of(amax(x), fmt)
         pair: tuple[Tensor | None, Tensor | None] = (s, r)
     else:
-        pair = _pair(scale, x, fmt)
-    return _straight_through(x, fmt, pair, rounding, overflow, key)
+        pair = scale_pair(scale, x, fmt)
+    ends = _ends(x, fmt, by_amax) if gradient == "clipped" else None
+    return _through_grid(x, fmt, pair, rounding, overflow, key, ends)
 
 
-def encode(
-    x: Tensor,
-    fmt: Format | str,
-    scale: Scale = None,
-    *,
-    rounding: str = "nearest-even",
-    overflow: str = "saturate",
-    key: int | Tensor | None = None,
-) -> Tensor:
-    """Return the codes of ``x`` in the format: uint8 up to 8 bits, int32 above, of ``x``'s shape.
-
-    Values are rounded first, as by `fake_quantize`; a value that is on the grid keeps its code
-    exactly, -0 where the format has it included. Raises `BadInput` like `fake_quantize`, and for
-    a NaN where the format has no NaN code.
-    """
-    fmt = find(fmt)
-    check_input(x, fmt, rounding, overflow, key)
-    x = x.detach()
-    _, r = _pair(scale, x, fmt)
-    q = round_to_grid(x, fmt, rounding=rounding, overflow=overflow, r=r, key=key)
-    codes, minus_zero, nan, infinities = _codes(fmt)
-    index = position(q, fmt)
-    result = codes.to(q.device)[index.clamp(min=0)]
-    if minus_zero is not None:
-        result = torch.where((q == 0) & torch.signbit(q), minus_zero, result)
-    if infinities is not None:
-        result = torch.where(torch.isposinf(q), infinities[1], result)
-        result = torch.where(torch.isneginf(q), infinities[0], result)
-    if nan is not None:
-        result = torch.where(torch.isnan(q), nan, result)
-    elif bool(torch.isnan(q).any()):
-        raise BadInput(f"NaN cannot be encoded: format {fmt.name} has no NaN code")
-    return result.to(torch.uint8 if fmt.bits <= 8 else torch.int32)
-
-
-def decode(codes: Tensor, fmt: Format | str, scale: Scale = None) -> Tensor:
-    """Return the values of ``codes`` (any integer dtype), times ``scale``, in the compute dtype.
-
-    That is float32, or float64 for formats beyond its range. Raises `BadInput` for what is not
-    an integer tensor and for codes the format does not have.
-    """
-    fmt = find(fmt)
-    integer = isinstance(codes, Tensor) and not (codes.is_floating_point() or codes.is_complex())
-    if not integer or codes.dtype == torch.bool:
-        raise BadInput("decode needs a tensor of integer codes")
-    dtype = compute_dtype(torch.float32, fmt)
-    index = codes.to(torch.int64)
-    count = len(fmt.code_values)
-    if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < count):
-        raise BadInput(f"format {fmt.name} has codes 0 to {count - 1}")
-    values = _decoded(fmt, dtype).to(codes.device)[index]
-    s, _ = _pair(scale, values, fmt)
-    return values if s is None else values * s.to(dtype)
-
-
-def ulp_distance(a: Tensor, b: Tensor, fmt: Format | str, scale: Scale = None) -> Tensor:
+def ulp_distance(a: Tensor, b: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> Tensor:
     """Return how many grid steps lie between ``a`` and ``b``, int64, at one scale.
 
     Both are rounded to nearest first (saturating), with the scale of `fake_quantize`; -0 and 0
-    are one position. Shapes broadcast. Where either is NaN the distance is -1.
+    are one position. Shapes broadcast. Where either is NaN the distance is -1. Raises `BadInput`
+    like `fake_quantize`, and for block formats.
     """
-    fmt = find(fmt)
+    fmt = find_grid(fmt)
     places = []
     for x in (a, b):
         check_floating(x)
-        _, r = _pair(scale, x, fmt)
-        places.append(position(round_to_grid(x.detach(), fmt, r=r), fmt))
+        _, r = scale_pair(scale, x, fmt)
+        places.append(positions.position(round_to_grid(x.detach(), fmt, r=r), fmt))
     missing = (places[0] < 0) | (places[1] < 0)
     return torch.where(missing, -1, (places[0] - places[1]).abs())
 
 
-def find(fmt: Format | str) -> Format:
-    """Return ``fmt`` itself, or the installed format of that name; `BadInput` if unknown."""
-    if isinstance(fmt, Format):
-        return fmt
-    if not isinstance(fmt, str):
-        raise BadInput(f"a format or its name is needed, not {type(fmt).__name__}")
-    from altcore.registry import get_format  # only names need the installed plugins
+def neighbours(x: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> tuple[Tensor, Tensor]:
+    """Return the largest value of the format below each element, and the smallest above it.
 
-    return get_format(fmt)
-
-
-def _pair(scale: Scale, x: Tensor, fmt: Format) -> tuple[Tensor | None, Tensor | None]:
-    """The given scale as tensors ``s`` and ``r = fl(1 / s)`` in ``x``'s compute dtype."""
-    if scale is None:
-        return None, None
-    dtype = compute_dtype(x.dtype, fmt)
-    if isinstance(scale, Tensor):
-        check_floating(scale)
-        scale = scale.detach()
-        # Looked at where that costs no transfer; the smallest one is NaN if any is.
-        number = float(scale.min()) if plain(scale) and scale.numel() else 1.0
-        s = scale.to(device=x.device, dtype=dtype)
-    elif isinstance(scale, int | float) and not isinstance(scale, bool):
-        number = float(scale) if dtype == torch.float64 else to_single(float(scale))
-        s = torch.full((), number, dtype=dtype, device=x.device)
-    else:
-        raise BadInput(f"a scale is a number or a tensor, not {scale!r}")
-    if not 0 < number < math.inf:
-        raise BadInput(f"a scale is a positive number in {dtype}, not {number}")
-    # Clamped as in scale_of, for scales whose inverse passes the largest number.
-    largest = torch.full_like(s, LAYOUTS[dtype].largest)
-    return s, torch.minimum(torch.ones_like(s) / s, largest)
+    Strictly so, on the grid that `fake_quantize` and `decode` have at this ``scale``: the
+    format's values times it, each rounded once to the compute dtype. ``x`` is compared with
+    these exactly, not by way of its scaled value. Both results have ``x``'s shape and the
+    compute dtype; NaN where there is no such value, and where ``x`` is NaN. Raises `BadInput`
+    like `fake_quantize`, and for block formats.
+    """
+    fmt = find_grid(fmt)
+    check_floating(x)
+    return positions.neighbours(x, fmt, scale_pair(scale, x, fmt)[0])
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Quantization whose gradient is the identity."""
+def stiffness(x: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> Tensor:
+    """Return the width of the grid interval that contains ``|x|``: how far the next value lies.
+
+    On a grid point it is the interval away from zero; at the largest value and beyond, the one
+    below it. ``scale`` is that of `fake_quantize`, and multiplies the widths. Returns the
+    compute dtype, of ``x``'s shape; NaN for NaN. Raises `BadInput` like `fake_quantize`, and for
+    block formats.
+    """
+    fmt = find_grid(fmt)
+    check_floating(x)
+    return positions.stiffness(x, fmt, scale_pair(scale, x, fmt)[0])
+
+
+def grid_error(x: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> Tensor:
+    """Return what `fake_quantize` under nearest-even adds to ``x``, in the compute dtype.
+
+    Of ``x``'s shape; no gradient flows through it. Raises `BadInput` like `fake_quantize`, and
+    for block formats.
+    """
+    fmt = find_grid(fmt)
+    check_floating(x)
+    s, r = scale_pair(scale, x, fmt)
+    return positions.grid_error(x, fmt, r, s)
+
+
+def _scales(x: Tensor, fmt: Format, scaling: str, axis: int, block: int) -> tuple[Tensor, Any]:
+    """The scale ``s`` of each element that ``scaling`` means, and ``r``; None for 1."""
+    check_choice("scaling", scaling, SCALINGS)
+    if scaling == "none":
+        return torch.ones((), dtype=compute_dtype(x.dtype, fmt), device=x.device), None
+    if scaling not in ("channel", "block"):
+        return scale_of(amax(x), fmt, power_of_two=scaling == "power-of-two")
+    check_axis(x, axis)
+    if scaling == "channel":
+        return scale_of(amax(x, axis), fmt)
+    if not isinstance(block, int) or isinstance(block, bool) or block < 1:
+        raise BadInput(f"a block holds at least 1 element, not {block!r}")
+    rows = x.movedim(axis, -1)
+    length = rows.shape[-1]
+    rows = torch.nn.functional.pad(rows, (0, -length % block))
+    rows = rows.unflatten(-1, (rows.shape[-1] // block, block))
+
+    def spread(each: Tensor) -> Tensor:
+        """A number for each block, for each element of ``x``."""
+        return each.expand(rows.shape).flatten(-2)[..., :length].movedim(-1, axis)
+
+    s, r = scale_of(amax(rows, -1), fmt)
+    return spread(s), spread(r)
+
+
+def _check_blocks(x: Tensor, fmt: BlockFormat, axis: int, overflow: str) -> None:
+    check_floating(x)
+    if overflow != "saturate":
+        raise BadInput(f"format {fmt.name} saturates within its blocks: overflow must be saturate")
+    check_axis(x, axis)
+
+
+def _ends(x: Tensor, fmt: Format, by_amax: bool) -> tuple[float, float]:
+    """The smallest and largest scaled value that a clipped gradient passes."""
+    low, high = fmt.values[0], fmt.values[-1]
+    if compute_dtype(x.dtype, fmt) == torch.float32:
+        low, high = to_single(low), to_single(high)
+    if by_amax:
+        # Up to rounding no scaled magnitude passes the largest one that both signs have.
+        return -math.inf if fmt.signed else low, math.inf
+    return low, high
+
+
+class _ThroughGrid(torch.autograd.Function):
+    """Quantization whose gradient is the identity, or that between the given ends."""
 
     @staticmethod
     def forward(
@@ -209,39 +254,41 @@ class _StraightThrough(torch.autograd.Function):
         rounding: str,
         overflow: str,
         key: int | Tensor | None,
+        ends: tuple[float, float] | None,
     ) -> Tensor:
-        """Round; nothing has to be kept for the backward pass."""
+        """Round, and keep for the backward pass where the gradient is clipped."""
         s, r = pair
+        if ends is not None:
+            y = x.to(compute_dtype(x.dtype, fmt))
+            y = y if r is None else y * r
+            ctx.save_for_backward((y < ends[0]) | (y > ends[1]))
         return fake_round(x, fmt, r=r, s=s, rounding=rounding, overflow=overflow, key=key)
 
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Pass the gradient on; the other arguments have none."""
-        return grads[0], None, None, None, None, None
+        grad = grads[0]
+        for outside in ctx.saved_tensors:
+            grad = grad.masked_fill(outside, 0)
+        return grad, None, None, None, None, None, None
+
+
+class _ThroughBlocks(torch.autograd.Function):
+    """Quantization to a block format whose gradient is the identity."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, fmt: BlockFormat, axis: int, rounding: str, key: int | Tensor | None
+    ) -> Tensor:
+        """Round; nothing has to be kept for the backward pass."""
+        return fake_blocks(x, fmt, axis=axis, rounding=rounding, key=key)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        """Pass the gradient on; the other arguments have none."""
+        return grads[0], None, None, None, None
 
 
 # The base class has no annotations.
-_straight_through: Callable[..., Tensor] = _StraightThrough.apply
-
-
-@cache
-def _codes(fmt: Format) -> tuple[Tensor, int | None, int | None, tuple[int, int] | None]:
-    """The code of each of ``fmt.values``; those of -0, of NaN, and of the two infinities."""
-    first: dict[float, int] = {}
-    minus_zero: int | None = None
-    for code, value in enumerate(fmt.code_values):
-        if value == 0 and math.copysign(1.0, value) < 0:
-            minus_zero = code if minus_zero is None else minus_zero
-        else:
-            first.setdefault(value, code)
-    if minus_zero is not None:
-        first.setdefault(0.0, minus_zero)
-    codes = torch.tensor([first[v] for v in fmt.values], dtype=torch.int64)
-    nan = fmt.nan_codes[0] if fmt.nan_codes else None
-    infinities = (first[-math.inf], first[math.inf]) if fmt.inf_codes else None
-    return codes, minus_zero, nan, infinities
-
-
-@cache
-def _decoded(fmt: Format, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(fmt.code_values, dtype=dtype)
+_through_grid: Callable[..., Tensor] = _ThroughGrid.apply
+_through_blocks: Callable[..., Tensor] = _ThroughBlocks.apply

@@ -25,6 +25,15 @@ COUNTS = ("elements", "overflow", "flushed", "nonfinite")
 ``nonfinite``: NaN and infinite elements. The three exclude one another.
 """
 
+ERRORS = ("noise", "signal")
+"""The entries of an errors tensor (float64): sums over the elements that are finite.
+
+``noise``: of ``(q - y)^2``, ``signal``: of ``y^2``, where ``y`` is the scaled value ``x * r`` in
+the compute dtype and ``q`` its grid value; where rounding overflows, the largest one, whatever
+replaces it. Both are in grid units, under blocks times the block's scale, so that
+``10 * log10(signal / noise)`` is the signal-to-quantization-noise ratio in dB.
+"""
+
 
 def round_to_grid(
     x: Tensor,
@@ -34,6 +43,7 @@ def round_to_grid(
     overflow: str = "saturate",
     r: Tensor | None = None,
     counts: Tensor | None = None,
+    errors: Tensor | None = None,
     key: int | Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -41,8 +51,8 @@ def round_to_grid(
 
     ``x``: any floating-point tensor. ``r``: None, a 0-dim tensor, or one that broadcasts to
     ``x``'s shape. ``counts``: an int64 tensor with one entry for each of `COUNTS`, on ``x``'s
-    device, added to. ``key``: for stochastic rounding, an int or a 0-dim int64 tensor. ``out``:
-    where to put the result.
+    device, added to; ``errors``: a float64 one with those of `ERRORS`, likewise. ``key``: for
+    stochastic rounding, an int or a 0-dim int64 tensor. ``out``: where to put the result.
 
     Returns a tensor of ``x``'s shape in the compute dtype (see `compute_dtype`). NaN gives NaN
     in every format, an infinity follows the overflow rule, and a zero has the sign of ``x``.
@@ -52,10 +62,10 @@ def round_to_grid(
     check_input(x, fmt, rounding, overflow, key)
     x = x.detach()
     wide = x.float() if x.dtype == torch.float16 else x  # the same numbers, and kernels for them
-    q = round_native(wide, fmt, rounding, overflow, r, None, counts, key, out, fake=False)
+    q = round_native(wide, fmt, rounding, overflow, r, None, counts, errors, key, out, fake=False)
     if q is not None:
         return q
-    q = _round(x, fmt, rounding, overflow, r, counts, key)
+    q = round_by_torch(x, fmt, rounding, overflow, r, counts, errors, key)
     return q if out is None else out.copy_(q)
 
 
@@ -68,6 +78,7 @@ def fake_round(
     rounding: str = "nearest-even",
     overflow: str = "saturate",
     counts: Tensor | None = None,
+    errors: Tensor | None = None,
     key: int | Tensor | None = None,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -78,10 +89,19 @@ def fake_round(
     """
     check_input(x, fmt, rounding, overflow, key)
     x = x.detach()
-    result = round_native(x, fmt, rounding, overflow, r, s, counts, key, out, fake=True)
+    result = round_native(x, fmt, rounding, overflow, r, s, counts, errors, key, out, fake=True)
     if result is not None:
         return result
-    q = round_to_grid(x, fmt, rounding=rounding, overflow=overflow, r=r, counts=counts, key=key)
+    q = round_to_grid(
+        x,
+        fmt,
+        rounding=rounding,
+        overflow=overflow,
+        r=r,
+        counts=counts,
+        errors=errors,
+        key=key,
+    )
     result = times_scale(q, s, x.dtype)
     return result if out is None else out.copy_(result)
 
@@ -126,16 +146,18 @@ def check_floating(x: Tensor) -> None:
         )
 
 
-def _round(
+def round_by_torch(
     x: Tensor,
     fmt: Format,
     rounding: str,
     overflow: str,
     r: Tensor | None,
     counts: Tensor | None,
+    errors: Tensor | None,
     key: int | Tensor | None,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """The torch path."""
+    """`round_to_grid` in torch operations; ``weight`` multiplies what `ERRORS` squares."""
     y = x.to(compute_dtype(x.dtype, fmt))
     if r is not None:
         y = y * r.to(y.dtype)
@@ -146,6 +168,8 @@ def _round(
     q, over = round_unscaled(y, fmt, rounding, noise)
     if counts is not None:
         counts += _count(x, q, over)
+    if errors is not None:
+        errors += _square(y, q, weight)
     if overflow == "raise" and bool(over.any()):
         raise BadInput(f"{int(over.sum())} value(s) overflow format {fmt.name}")
     if overflow == "inf":
@@ -160,3 +184,11 @@ def _count(x: Tensor, q: Tensor, over: Tensor) -> Tensor:
     elements = torch.full((), x.numel(), dtype=torch.int64, device=x.device)
     flushed = (q == 0) & (x != 0) & finite & ~over
     return torch.stack([elements, (over & finite).sum(), flushed.sum(), (~finite).sum()])
+
+
+def _square(y: Tensor, q: Tensor, weight: Tensor | None) -> Tensor:
+    finite = torch.isfinite(y)
+    pair = torch.stack([q.double() - y.double(), y.double()])
+    if weight is not None:
+        pair = pair * weight.double()
+    return torch.where(finite, pair, 0.0).square().flatten(1).sum(1)

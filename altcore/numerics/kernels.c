@@ -1,452 +1,28 @@
-/* Rounding to a number format's grid, for float32 and bfloat16 tensors in memory.
+/* The entry points: rounding with a scale for each row, or for blocks, and largest magnitudes.
  *
- * Bit for bit what altcore/numerics/rounding.py computes (a NaN's payload aside), in one pass
- * over memory and in loops that the compiler vectorises. No torch headers, so that it compiles
- * in about a second; altcore/numerics/build.py compiles it, native.py fills in `struct job`.
- *
- * Needs -ffp-contract=off: a fused multiply-add would skip a rounding that is part of the
- * definition.
+ * altcore/numerics/build.py compiles this file; native.py and native_blocks.py fill in the
+ * structs.
  */
-#include <math.h>
-#include <stdint.h>
-#include <string.h>
 #ifdef _OPENMP
 #include <omp.h>
 #endif
 
-#define INLINE static inline __attribute__((always_inline))
-#define STAGE static __attribute__((noinline)) void /* inlined, loops vectorise less well */
-#define BLOCK 1024 /* divides 2**32: the index's high half is constant in a block */
-#define PIECE 256 /* what a table rounds at a time */
-#define FEW 16    /* thresholds; FEW of native.py */
-#define SIGN 0x80000000u
-#define INFINITE 0x7f800000u
-#define NOT_A_NUMBER 0x7fc00000u
+#include "rounding.h"
+#include "blocks.h"
 
-enum { NEAREST_EVEN, NEAREST_AWAY, TO_ZERO, UP, DOWN, STOCHASTIC };
-
-struct entry { /* a bucket of magnitudes with at most one threshold in it */
-    uint32_t threshold, near, change, unused; /* the payload below it; what changes at it */
-};
-
-struct ends { /* of a gap between grid values: the one nearer zero, then the other */
-    double inner, width;
-    uint32_t payload[2], over[2];
-};
-
-struct few { /* a table with so few thresholds that every number meets each of them */
-    float threshold[FEW];
-    uint32_t change[FEW], first;
-};
-
-struct job {
-    const void *x;
-    void *out;
-    int64_t n;
-    const float *r, *s; /* one number per `row` elements, or NULL for 1 */
-    int64_t row;
-    int64_t *counts; /* elements, overflow, flushed, nonfinite: added to; or NULL */
-    uint64_t key;    /* mixed; for stochastic rounding */
-    /* a table: a few thresholds, or buckets for each sign, or sorted thresholds to search */
-    const struct few *few;       /* or NULL */
-    const struct entry *entries; /* 2 * buckets */
-    const float *thresholds;
-    const uint32_t *payloads; /* one per gap between thresholds */
-    const struct ends *ends;  /* of each gap; for stochastic rounding */
-    int64_t threshold_count, buckets;
-    uint32_t bucket_low, bucket_high, bucket_shift;
-    uint32_t centre, mirrored; /* a gap whose ends change places for numbers from 0 on */
-    float bottom, top; /* rounding passes the ends below and from here */
-    /* a float format */
-    uint32_t min_normal, cut, flip;
-    uint32_t to_magic; /* from an exponent's bits to those of its magic number; 0 for none */
-    uint32_t gapped;   /* no subnormals */
-    float magic, max, unit;
-    /* all */
-    float smallest;     /* the smallest magnitude but zero */
-    uint32_t over_bits; /* magnitude given to overflows; tables: only if not saturating */
-    int32_t rounding, is_table, is_half, is_fake, saturates, threads;
-};
-
-/* Part of a block whose elements share a scale. */
-struct part {
-    const float *x;
-    float *out;
-    int64_t start; /* index of the first element */
-    int n;
-    float r, s;
-};
-
-INLINE uint32_t bits_of(float f) {
-    uint32_t b;
-    memcpy(&b, &f, 4);
-    return b;
-}
-
-INLINE float float_of(uint32_t b) {
-    float f;
-    memcpy(&f, &b, 4);
-    return f;
-}
-
-/* ---------------------------------------------------------------- rounding to a float format
- * Every variant is a loop of its own, made from round_float by constants: each operation fewer
- * is a tenth of the time. NaN is not tested for: it is carried along by float operations, and
- * comparisons are written so that it takes the branch where there are some. */
-
-enum {
-    FLIPPED = STOCHASTIC + 1, /* NEAREST_EVEN, where even exponents mean odd codes */
-    ADDING,                   /* NEAREST_EVEN, where round_by_adding can */
-    GAPPED                    /* STOCHASTIC, without subnormals */
-};
-enum { SATURATING, REPLACING, COUNTED }; /* what happens to overflows */
-
-/* The rounded bits of a magnitude in the normal range; carries into the exponent are right. */
-INLINE uint32_t round_large(const struct job *j, int rounding, uint32_t mag, uint32_t sign) {
-    const uint32_t cut = j->cut, mask = (1u << cut) - 1, half = 1u << (cut - 1);
-    uint32_t more = 0;
-    if (rounding == NEAREST_EVEN) more = half - 1 + ((mag >> cut) & 1);
-    if (rounding == FLIPPED) more = half - ((mag >> cut) & 1);
-    if (rounding == NEAREST_AWAY) more = half;
-    if (rounding == UP) more = sign ? 0 : mask;
-    if (rounding == DOWN) more = sign ? mask : 0;
-    return (mag + more) & ~mask;
-}
-
-/* The rounded value of a magnitude below the normal range: a multiple of `unit`. Adding
- * `magic` rounds to the nearest one, ties to even; the other roundings correct that. */
-INLINE float round_small(const struct job *j, int rounding, float a, uint32_t sign) {
-    const float unit = j->unit, near = (a + j->magic) - j->magic;
-    const float below = near > a ? near - unit : near;
-    if (rounding == NEAREST_EVEN || rounding == FLIPPED) return near;
-    if (rounding == NEAREST_AWAY) return a - near >= 0.5f * unit ? near + unit : near;
-    if (rounding == TO_ZERO) return below;
-    const float above = below < a ? below + unit : below;
-    return ((rounding == UP) == (sign == 0)) ? above : below;
-}
-
-/* Rounding to nearest even in six operations, where `magic` times any power of two up to the
- * largest value's fits: the magnitude's own exponent, but no less than the subnormals', makes
- * the constant whose addition rounds it. */
-INLINE float round_by_adding(const struct job *j, float a) {
-    const uint32_t exponent = bits_of(a) & INFINITE;
-    const uint32_t least = j->min_normal;
-    const float magic =
-        float_of(((int32_t)exponent > (int32_t)least ? exponent : least) + j->to_magic);
-    return (a + magic) - magic;
-}
-
-/* Random bits: the hash of altcore/numerics/hashing.py, from its first multiplication on. The
- * top ones are the good ones. */
-#define DRAW_STEP 0x9e3779b1u
-INLINE uint32_t draw(uint32_t multiplied, uint32_t second) {
-    const uint32_t x = (multiplied ^ (multiplied >> 16) ^ second) * 0x85ebca6bu;
-    return (x ^ (x >> 13)) * 0xc2b2ae35u;
-}
-
-INLINE uint32_t first_draw(const struct job *j, int64_t start) {
-    return ((uint32_t)start + (uint32_t)j->key) * DRAW_STEP;
-}
-
-INLINE uint32_t second_key(const struct job *j, int64_t start) {
-    return (uint32_t)(j->key >> 32) ^ (uint32_t)((uint64_t)start >> 32);
-}
-
-/* Stochastic rounding: as many random bits as are cut off are added below the cut. Below the
- * normal range the addition of the smallest normal value first brings the cut to its place,
- * which rounds the fraction to that many bits. */
-INLINE float round_randomly(const struct job *j, int rounding, float a, uint32_t h) {
-    const uint32_t least = j->min_normal, cut = j->cut;
-    const uint32_t low = a < float_of(least) ? ~0u : 0;
-    const float lift = float_of(low & least);
-    uint32_t mask = (1u << cut) - 1, noise = h >> (32 - cut);
-    if (rounding == GAPPED) { /* the gap around zero is one step, as wide as the lowest binade */
-        mask = low ? (1u << 23) - 1 : mask;
-        noise = low ? h >> 9 : noise;
-    }
-    const float size = float_of((bits_of(a + lift) + noise) & ~mask) - lift;
-    return a < INFINITY ? size : a;
-}
-
-INLINE void round_float(const struct job *j, struct part p, int rounding, int overflow,
-                        int64_t *totals) {
-    const float *restrict x = p.x;
-    float *restrict out = p.out;
-    const struct job local = *j;
-    const float least = float_of(local.min_normal), max = local.max;
-    const int random = rounding == STOCHASTIC || rounding == GAPPED;
-    uint32_t drawn = first_draw(j, p.start);
-    const uint32_t second = second_key(j, p.start);
-    uint32_t passed = 0, zeros = 0, were_zero = 0, nonfinite = 0;
-    for (int i = 0; i < p.n; i++) {
-        const float y = x[i] * p.r;
-        const uint32_t sign = bits_of(y) & SIGN, mag = bits_of(y) & ~SIGN;
-        const float a = float_of(mag);
-        const float inside = max < a ? max : a;
-        float size;
-        int over = a >= local.top;
-        if (rounding == ADDING) {
-            size = round_by_adding(&local, inside);
-        } else if (random) {
-            size = round_randomly(&local, rounding, overflow == SATURATING ? inside : a,
-                                  draw(drawn, second));
-            drawn += DRAW_STEP;
-        } else {
-            uint32_t clamped = mag;
-            if (overflow == SATURATING)
-                clamped = (int32_t)mag > (int32_t)bits_of(max) ? bits_of(max) : mag;
-            const float large = float_of(round_large(&local, rounding, clamped, sign));
-            size = a >= least ? large : round_small(&local, rounding, a, sign);
-        }
-        if (rounding != ADDING) over = size > max;
-        if (overflow != SATURATING && rounding != ADDING)
-            size = over ? float_of(local.over_bits) : size;
-        out[i] = float_of(bits_of(size) | sign) * p.s;
-        if (overflow == COUNTED) {
-            const uint32_t was = bits_of(x[i]) & ~SIGN;
-            const uint32_t lost = (INFINITE - 1 - was) >> 31; /* the sign: NaN or infinite */
-            passed += (over ? 1u : 0u) & (lost ^ 1);
-            zeros += size == 0.0f ? 1 : 0;
-            were_zero += was == 0 ? 1 : 0;
-            nonfinite += lost;
-        }
-    }
-    if (overflow == COUNTED) {
-        totals[1] += passed;
-        /* a zero stays zero, unless the scale is NaN and nothing is zero any more */
-        totals[2] += zeros > were_zero ? zeros - were_zero : 0;
-        totals[3] += nonfinite;
-    }
-}
-
-#define LOOPS(NAME, ROUNDING)                                                                  \
-    static void NAME(const struct job *j, struct part p, int64_t *totals) {                    \
-        if (j->counts)                                                                         \
-            round_float(j, p, ROUNDING, COUNTED, totals);                                      \
-        else if (j->saturates)                                                                 \
-            round_float(j, p, ROUNDING, SATURATING, totals);                                   \
-        else                                                                                   \
-            round_float(j, p, ROUNDING, REPLACING, totals);                                    \
-    }
-
-LOOPS(nearest_even, NEAREST_EVEN)
-LOOPS(flipped, FLIPPED)
-LOOPS(nearest_away, NEAREST_AWAY)
-LOOPS(to_zero, TO_ZERO)
-LOOPS(up, UP)
-LOOPS(down, DOWN)
-LOOPS(stochastic, STOCHASTIC)
-LOOPS(gapped, GAPPED)
-
-static void adding(const struct job *j, struct part p, int64_t *totals) {
-    if (j->counts)
-        round_float(j, p, ADDING, COUNTED, totals);
-    else
-        round_float(j, p, ADDING, SATURATING, totals);
-}
-
-typedef void (*float_loop)(const struct job *, struct part, int64_t *);
-
-static float_loop loop_of(const struct job *j) {
-    static const float_loop loops[] = {nearest_even, nearest_away, to_zero,
-                                       up,           down,         stochastic};
-    if (j->rounding == NEAREST_EVEN && j->to_magic && j->saturates) return adding;
-    if (j->rounding == NEAREST_EVEN && j->flip) return flipped;
-    if (j->rounding == STOCHASTIC && j->gapped) return gapped;
-    return loops[j->rounding];
-}
-
-/* ------------------------------------------------------------------------ rounding to a table */
-
-/* The payload of each number's gap between thresholds: a value's bits, or the gap's index.
- * In a small table: every threshold that a number reaches changes the payload's bits. */
-STAGE find_among_few(const struct few *few, const float *restrict y, uint32_t *restrict gap,
-                     int n) {
-    for (int i = 0; i < n; i++) gap[i] = few->first;
-    for (int k = 0; k < FEW; k += 4) { /* as many as registers hold */
-        const float *t = few->threshold + k;
-        const uint32_t *c = few->change + k;
-        const float t0 = t[0], t1 = t[1], t2 = t[2], t3 = t[3];
-        const uint32_t c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];
-        for (int i = 0; i < n; i++) {
-            const uint32_t low = (y[i] >= t0 ? c0 : 0) ^ (y[i] >= t1 ? c1 : 0);
-            const uint32_t high = (y[i] >= t2 ? c2 : 0) ^ (y[i] >= t3 ? c3 : 0);
-            gap[i] ^= low ^ high;
-        }
-    }
-}
-
-/* In a large one: by the bucket that a number's top bits name. */
-STAGE find_in_buckets(const struct job *j, const float *restrict y, uint32_t *restrict gap,
-                      int n) {
-    const uint32_t low = j->bucket_low, high = j->bucket_high, shift = j->bucket_shift;
-    const uint32_t half = (uint32_t)j->buckets;
-    const struct entry *restrict entries = j->entries;
-    uint32_t where[PIECE];
-    for (int i = 0; i < n; i++) {
-        const uint32_t bits = bits_of(y[i]), mag = bits & ~SIGN;
-        uint32_t inside = (int32_t)mag < (int32_t)low ? low : mag;
-        inside = (int32_t)inside > (int32_t)high ? high : inside;
-        where[i] = ((inside - low) >> shift) + (bits & SIGN ? half : 0);
-    }
-    for (int i = 0; i < n; i++) {
-        const struct entry *e = entries + where[i];
-        /* by a mask from the sign: a branch here would be mispredicted half of the time */
-        const int32_t missing = (int32_t)(e->threshold - 1 - (bits_of(y[i]) & ~SIGN));
-        gap[i] = e->near ^ ((uint32_t)(missing >> 31) & e->change);
-    }
-}
-
-/* In one whose thresholds lie too close for that: by bisection. */
-STAGE find_by_search(const struct job *j, const float *restrict y, uint32_t *restrict gap,
-                     int n) {
-    for (int i = 0; i < n; i++) {
-        int64_t first = 0, length = j->threshold_count;
-        while (length > 0) {
-            const int64_t step = (length + 1) / 2;
-            const int64_t right = j->thresholds[first + step - 1] <= y[i];
-            first += right ? step : 0;
-            length = right ? length - step : step - 1;
-        }
-        gap[i] = j->payloads[first];
-    }
-}
-
-/* Draw one of the two ends of each number's gap, with float64 distances as in rounding.py. */
-STAGE draw_values(const struct job *j, const float *restrict y, int64_t start,
-                  uint32_t *restrict gap, uint32_t *restrict over, int n) {
-    const uint32_t first = first_draw(j, start), second = second_key(j, start);
-    const struct ends *restrict ends = j->ends;
-    const uint32_t centre = j->centre, mirrored = j->mirrored;
-    uint32_t noise[PIECE];
-    for (int i = 0; i < n; i++)
-        noise[i] = ~draw(first + (uint32_t)i * DRAW_STEP, second) >> 9;
-    for (int i = 0; i < n; i++) {
-        const struct ends *e = ends + (gap[i] == centre && y[i] >= 0.0f ? mirrored : gap[i]);
-        const double distance = fabs((double)y[i] - e->inner) * 8388608.0;
-        const double drawn = ((double)noise[i] + 0.5) * e->width;
-        const int away = distance > drawn;
-        gap[i] = e->payload[away];
-        over[i] = e->over[away];
-    }
-}
-
-STAGE find_overflows(const struct job *j, const float *restrict y, uint32_t *restrict over,
-                     int n) {
-    const float bottom = j->bottom, top = j->top;
-    for (int i = 0; i < n; i++) over[i] = (y[i] < bottom ? 1 : 0) | (y[i] >= top ? 1 : 0);
-}
-
-/* From payloads to values: the signs of zeros, overflows that are not to saturate, NaN. */
-STAGE finish(const struct job *j, const float *restrict y, const uint32_t *restrict over,
-             const uint32_t *restrict gap, float *restrict q, int n) {
-    const uint32_t replaces = j->saturates ? 0 : 1, over_bits = j->over_bits;
-    for (int i = 0; i < n; i++) {
-        const uint32_t bits = bits_of(y[i]), sign = bits & SIGN;
-        const uint32_t lost = over[i] & replaces;
-        uint32_t found = (gap[i] & ~SIGN) == 0 ? sign : gap[i];
-        found = lost ? over_bits | sign : found;
-        q[i] = float_of((int32_t)(bits & ~SIGN) > (int32_t)INFINITE ? NOT_A_NUMBER : found);
-    }
-}
-
-STAGE multiply(const float *restrict a, float factor, float *restrict product, int n) {
-    for (int i = 0; i < n; i++) product[i] = a[i] * factor;
-}
-
-STAGE count(const float *restrict x, const float *restrict y, const uint32_t *restrict over,
-            const float *restrict q, int n, int64_t *totals) {
-    uint32_t passed = 0, flushed = 0, nonfinite = 0;
-    for (int i = 0; i < n; i++) {
-        const uint32_t was = bits_of(x[i]) & ~SIGN;
-        const uint32_t finite = ((INFINITE - 1 - was) >> 31) ^ 1;
-        const uint32_t inside = y[i] != y[i] || over[i] == 0 ? 1 : 0;
-        passed += finite & (inside ^ 1);
-        flushed += finite & inside & (q[i] == 0.0f ? 1 : 0) & (was ? 1 : 0);
-        nonfinite += finite ^ 1;
-    }
-    totals[1] += passed;
-    totals[2] += flushed;
-    totals[3] += nonfinite;
-}
-
-static void round_piece(const struct job *j, struct part p, int64_t *totals) {
-    float scaled[PIECE], q[PIECE];
-    uint32_t gap[PIECE], over[PIECE] = {0};
-    const float *y = p.x;
-    float *grid = p.s == 1.0f ? p.out : q;
-    if (p.r != 1.0f) { /* NaN is not 1 */
-        multiply(p.x, p.r, scaled, p.n);
-        y = scaled;
-    }
-    if (j->few)
-        find_among_few(j->few, y, gap, p.n);
-    else if (j->buckets)
-        find_in_buckets(j, y, gap, p.n);
-    else
-        find_by_search(j, y, gap, p.n);
-    if (j->rounding == STOCHASTIC)
-        draw_values(j, y, p.start, gap, over, p.n);
-    else if (j->counts || !j->saturates)
-        find_overflows(j, y, over, p.n);
-    finish(j, y, over, gap, grid, p.n);
-    if (j->counts) count(p.x, y, over, grid, p.n, totals);
-    if (grid == q) multiply(q, p.s, p.out, p.n);
-}
-
-/* In pieces, so that all their buffers and the buckets fit the first-level cache. */
-static void round_table(const struct job *j, struct part p, int64_t *totals) {
-    for (int left = p.n; left > 0; left -= PIECE) {
-        p.n = left < PIECE ? left : PIECE;
-        round_piece(j, p, totals);
-        p.x += PIECE, p.out += PIECE, p.start += PIECE;
-    }
-}
-
-/* ---------------------------------------------------------------------------------- bfloat16 */
-
-STAGE widen(const uint16_t *restrict x, float *restrict wide, int n) {
-    for (int i = 0; i < n; i++) wide[i] = float_of((uint32_t)x[i] << 16);
-}
-
-INLINE uint16_t half_of(uint32_t bits) {
-    const uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1);
-    return (uint16_t)((int32_t)(bits & ~SIGN) > (int32_t)INFINITE ? 0x7fc0u : rounded >> 16);
-}
-
-/* The product q * s rounded once: to odd in float32, which keeps what the second rounding, to
- * nearest even, has to know. */
-STAGE narrow(const struct job *j, const float *restrict q, float s, uint16_t *restrict out,
-             int n) {
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-    if (s == 1.0f || (double)j->smallest * (double)s > 0x1p-90) { /* no remainder underflows */
-        for (int i = 0; i < n; i++) {
-            const float product = q[i] * s, left = fmaf(q[i], s, -product);
-            uint32_t bits = bits_of(product);
-            const uint32_t inexact = left < 0.0f || left > 0.0f ? 1 : 0;
-            bits = (bits - (inexact & ((bits_of(left) ^ bits) >> 31))) | inexact;
-            out[i] = half_of(bits);
-        }
-        return;
-    }
+#ifdef _OPENMP
+#define PARALLEL _Pragma("omp parallel num_threads(threads) if (threads > 1)")
+#define CRITICAL _Pragma("omp critical(altcore_totals)")
+#else
+#define PARALLEL
+#define CRITICAL
+#define omp_get_thread_num() 0
+#define omp_get_num_threads() 1
 #endif
-    (void)j;
-    for (int i = 0; i < n; i++) {
-        const double product = (double)q[i] * (double)s;
-        const float single = (float)product;
-        const double size = fabs(product), near = fabs((double)single);
-        uint32_t bits = bits_of(single);
-        bits -= near > size ? 1 : 0;
-        bits |= near < size || near > size ? 1 : 0;
-        out[i] = half_of(bits);
-    }
-}
 
-/* -------------------------------------------------------------------------------------- all */
-
-static void round_block(const struct job *j, int64_t start, int n, int64_t *totals) {
+static void round_block(const struct job *j, int64_t start, int n, struct totals *totals) {
     float wide[BLOCK], grid[BLOCK];
-    const int to_half = j->is_half && j->is_fake;
+    const int to_half = j->is_half && j->is_fake, apart = to_half || j->errors;
     const float_loop loop = j->is_table ? round_table : loop_of(j);
     const float *x = (const float *)j->x + start;
     if (j->is_half) {
@@ -457,43 +33,66 @@ static void round_block(const struct job *j, int64_t start, int n, int64_t *tota
         const int64_t at = (start + i) / j->row, left = (at + 1) * j->row - (start + i);
         m = left < n - i ? (int)left : n - i;
         const float s = j->s ? j->s[at] : 1.0f;
-        struct part p = {x + i, (float *)j->out + start + i, start + i, m, 1.0f, s};
+        float *out = (float *)j->out + start + i; /* floats, unless to_half */
+        struct part p = {x + i, apart ? grid : out, start + i, m, 1.0f, apart ? 1.0f : s, 0, 0};
         if (j->r) p.r = j->r[at];
-        if (to_half) p.out = grid, p.s = 1.0f;
-        loop(j, p, totals);
-        if (to_half) narrow(j, grid, s, (uint16_t *)j->out + start + i, m);
+        loop(j, p, totals->counts);
+        if (j->errors) add_errors(j, p, grid, totals);
+        if (to_half)
+            narrow(grid, s, (double)j->smallest * s, (uint16_t *)j->out + start + i, m);
+        else if (apart)
+            multiply(grid, s, out, m);
+    }
+}
+
+static void add_totals(const struct job *j, const struct totals *totals, int64_t thread) {
+    if (j->counts) {
+        CRITICAL
+        for (int k = 1; k < 4; k++) j->counts[k] += totals->counts[k];
+    }
+    if (j->errors) { /* added up by the caller, in the order of the threads */
+        j->errors[2 * thread] = totals->noise;
+        j->errors[2 * thread + 1] = totals->signal;
     }
 }
 
 /* Blocks are shared out in one run for each thread; the result does not depend on how many. */
 void altcore_round(const struct job *j) {
     const int64_t blocks = (j->n + BLOCK - 1) / BLOCK;
-#ifdef _OPENMP
-#pragma omp parallel num_threads(j->threads) if (j->threads > 1)
-#endif
-    {
-        int64_t totals[4] = {0, 0, 0, 0}, id = 0, count_of = 1;
-#ifdef _OPENMP
-        id = omp_get_thread_num();
-        count_of = omp_get_num_threads();
-#endif
+    const int threads = j->threads;
+    (void)threads;
+    PARALLEL {
+        struct totals totals = {{0, 0, 0, 0}, 0.0, 0.0};
+        const int64_t id = omp_get_thread_num(), count_of = omp_get_num_threads();
         const int64_t last = blocks * (id + 1) / count_of;
         for (int64_t b = blocks * id / count_of; b < last; b++) {
             const int64_t start = b * BLOCK, left = j->n - start;
-            round_block(j, start, left < BLOCK ? (int)left : BLOCK, totals);
+            round_block(j, start, left < BLOCK ? (int)left : BLOCK, &totals);
         }
-        if (j->counts) {
-#ifdef _OPENMP
-#pragma omp critical(altcore_counts)
-#endif
-            for (int k = 1; k < 4; k++) j->counts[k] += totals[k];
-        }
+        add_totals(j, &totals, id);
+    }
+    if (j->counts) j->counts[0] += j->n;
+}
+
+/* Tiles likewise. */
+void altcore_round_blocks(const struct block_job *b) {
+    const struct job *j = &b->job;
+    const int64_t tiles = tiles_of(b);
+    const int threads = j->threads;
+    (void)threads;
+    PARALLEL {
+        struct totals totals = {{0, 0, 0, 0}, 0.0, 0.0};
+        const int64_t id = omp_get_thread_num(), count_of = omp_get_num_threads();
+        const int64_t last = tiles * (id + 1) / count_of;
+        for (int64_t t = tiles * id / count_of; t < last; t++) round_tile(b, t, &totals);
+        add_totals(j, &totals, id);
     }
     if (j->counts) j->counts[0] += j->n;
 }
 
 /* So that the loader can check that both sides agree on the struct. */
 int64_t altcore_job_size(void) { return (int64_t)sizeof(struct job); }
+int64_t altcore_block_job_size(void) { return (int64_t)sizeof(struct block_job); }
 
 /* The bits of the largest magnitude: NaN sorts above infinity, and infinity above the rest. */
 static uint32_t largest_in(const void *x, int is_half, int64_t start, int64_t end) {
@@ -522,11 +121,7 @@ float altcore_amax(const void *x, int64_t n, int32_t is_half, int32_t threads) {
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(max : largest)
 #endif
     {
-        int64_t id = 0, count_of = 1;
-#ifdef _OPENMP
-        id = omp_get_thread_num();
-        count_of = omp_get_num_threads();
-#endif
+        const int64_t id = omp_get_thread_num(), count_of = omp_get_num_threads();
         largest = largest_in(x, is_half, n * id / count_of, n * (id + 1) / count_of);
     }
     (void)threads;

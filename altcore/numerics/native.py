@@ -1,5 +1,7 @@
 """Handing CPU tensors to the compiled kernels: `kernels.c` by way of ctypes.
 
+What concerns blocks is in `altcore.numerics.native_blocks`.
+
 Every function returns None where the kernels do not apply, and the caller goes on with torch
 operations, which give the same bits.
 """
@@ -30,12 +32,12 @@ from altcore.reference import ROUNDINGS
 
 _ALONE = 32768  # elements that one thread rounds before a second is worth waking
 _MOST_BUCKETS = 1 << 17  # for each sign; 16 bytes each
-_FEW = 16  # thresholds that a small table may have; FEW of kernels.c
+_FEW = 16  # thresholds that a small table may have; FEW of rounding.h
 _NEVER = 0x7FFFFFFF  # a threshold above every magnitude's bits
 
 
-class _Job(ctypes.Structure):
-    """``struct job`` of kernels.c, field by field."""
+class Job(ctypes.Structure):
+    """``struct job`` of rounding.h, field by field."""
 
     _fields_ = (
         ("x", ctypes.c_void_p),
@@ -45,6 +47,7 @@ class _Job(ctypes.Structure):
         ("s", ctypes.c_void_p),
         ("row", ctypes.c_int64),
         ("counts", ctypes.c_void_p),
+        ("errors", ctypes.c_void_p),
         ("key", ctypes.c_uint64),
         ("few", ctypes.c_void_p),
         ("entries", ctypes.c_void_p),
@@ -69,6 +72,8 @@ class _Job(ctypes.Structure):
         ("max", ctypes.c_float),
         ("unit", ctypes.c_float),
         ("smallest", ctypes.c_float),
+        ("lowest", ctypes.c_float),
+        ("highest", ctypes.c_float),
         ("over_bits", ctypes.c_uint32),
         ("rounding", ctypes.c_int32),
         ("is_table", ctypes.c_int32),
@@ -80,10 +85,10 @@ class _Job(ctypes.Structure):
 
 
 @frozen
-class _Prepared:
+class Prepared:
     """A job without its tensors, and what it points to, kept alive."""
 
-    job: _Job
+    job: Job
     buffers: tuple[Tensor, ...]
 
 
@@ -95,6 +100,7 @@ def round_native(
     r: Tensor | None,
     s: Tensor | None,
     counts: Tensor | None,
+    errors: Tensor | None,
     key: int | Tensor | None,
     out: Tensor | None,
     *,
@@ -104,36 +110,56 @@ def round_native(
 
     ``fake``: multiply by ``s`` and round to ``x``'s dtype; otherwise the grid values in float32.
     """
-    handle = _handle(x)
+    handle = handle_for(x)
     if handle is None or is_wide(fmt) or overflow == "raise":
         return None
     row = _row_of(x, r, s)
-    if row == 0 or (counts is not None and not _fits(counts, x.device, torch.int64)):
+    if row == 0 or (counts is not None and not fits(counts, x.device, torch.int64)):
         return None
-    prepared = _prepare(fmt, rounding, overflow)
+    prepared = prepare(fmt, rounding, overflow)
     if prepared is None:
         return None
     x = x.contiguous()
     dtype = x.dtype if fake else torch.float32
-    if out is None or out.shape != x.shape or not _fits(out, x.device, dtype):
+    if out is None or out.shape != x.shape or not fits(out, x.device, dtype):
         result = torch.empty(x.shape, dtype=dtype)
     else:
         result = torch.empty_like(out) if _shares_memory(out, x) else out
-    job = _Job.from_buffer_copy(prepared.job)
-    job.x, job.out, job.n, job.row = x.data_ptr(), result.data_ptr(), x.numel(), row
+    job = Job.from_buffer_copy(prepared.job)
+    shares = fill(job, x, result, counts, errors, key, fake=fake)
+    job.row = row
     job.r = None if r is None else r.data_ptr()
     job.s = None if s is None else s.data_ptr()
+    handle.altcore_round(ctypes.byref(job))
+    if errors is not None:
+        errors += shares.sum(0)
+    return result if out is None or result is out else out.copy_(result)
+
+
+def fill(
+    job: Job,
+    x: Tensor,
+    result: Tensor,
+    counts: Tensor | None,
+    errors: Tensor | None,
+    key: int | Tensor | None,
+    *,
+    fake: bool,
+) -> Tensor:
+    """Fill in a job's tensors; returns the memory of each thread's share of the errors."""
+    job.x, job.out, job.n = x.data_ptr(), result.data_ptr(), x.numel()
     job.counts = None if counts is None else counts.data_ptr()
     job.key = mixed_key(key) if key is not None else 0
     job.is_half, job.is_fake = x.dtype == torch.bfloat16, fake
     job.threads = torch.get_num_threads() if x.numel() > _ALONE else 1
-    handle.altcore_round(ctypes.byref(job))
-    return result if out is None or result is out else out.copy_(result)
+    shares = torch.zeros(0 if errors is None else job.threads, 2, dtype=torch.float64)
+    job.errors = None if errors is None else shares.data_ptr()
+    return shares
 
 
 def amax_native(x: Tensor) -> Tensor | None:
     """The largest magnitude in ``x``, 0-dim float32; None where the kernels do not apply."""
-    handle = _handle(x)
+    handle = handle_for(x)
     if handle is None:
         return None
     if not x.is_contiguous():
@@ -152,14 +178,15 @@ def plain(x: Tensor) -> bool:
     return x.device.type == "cpu" and not traced
 
 
-def _handle(x: Tensor) -> ctypes.CDLL | None:
+def handle_for(x: Tensor) -> ctypes.CDLL | None:
     """The library, if it can work on ``x``'s memory."""
     if x.dtype not in (torch.float32, torch.bfloat16) or not plain(x):
         return None
     return library() if switched_on() else None
 
 
-def _fits(given: Tensor, device: torch.device, dtype: torch.dtype) -> bool:
+def fits(given: Tensor, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels can write to ``given``'s memory, or read it, as one array."""
     return given.dtype == dtype and given.device == device and given.is_contiguous()
 
 
@@ -173,7 +200,7 @@ def _row_of(x: Tensor, *scales: Tensor | None) -> int:
     for scale in scales:
         if scale is None:
             continue
-        if not _fits(scale, x.device, torch.float32) or scale.ndim > max(x.ndim, 1):
+        if not fits(scale, x.device, torch.float32) or scale.ndim > max(x.ndim, 1):
             return 0
         if scale.numel() == 1:
             rows.add(max(x.numel(), 1))
@@ -189,15 +216,17 @@ def _row_of(x: Tensor, *scales: Tensor | None) -> int:
 
 
 @functools.cache
-def _prepare(fmt: Format, rounding: str, overflow: str) -> _Prepared | None:
-    job = _Job()
+def prepare(fmt: Format, rounding: str, overflow: str) -> Prepared | None:
+    """What a job needs to know of its format and rules; None where the kernels cannot do it."""
+    job = Job()
     job.rounding = ROUNDINGS.index(rounding)
     job.saturates = overflow == "saturate"
     given = {"saturate": fmt.max, "inf": math.inf, "nan": math.nan}[overflow]
     job.over_bits = _bits(given)
     job.smallest = min(abs(v) for v in fmt.values if v)
-    if not isinstance(fmt, FloatFormat):
-        return _Prepared(job, _fill_table(job, fmt, rounding))
+    job.lowest, job.highest = fmt.values[0], fmt.values[-1]
+    if not isinstance(fmt, FloatFormat) or rounding == "log-nearest":
+        return Prepared(job, _fill_table(job, fmt, rounding))
     plan = float_plan(fmt, torch.float32)
     if plan.sub_quantum + 23 > 127:
         return None  # the constant whose addition rounds subnormals would overflow
@@ -206,10 +235,10 @@ def _prepare(fmt: Format, rounding: str, overflow: str) -> _Prepared | None:
     job.magic = 2.0 ** (plan.sub_quantum + 23)
     job.gapped = not fmt.subnormals
     job.unit = 2.0**plan.sub_quantum
-    return _Prepared(job, ())
+    return Prepared(job, ())
 
 
-def _fill_table(job: _Job, fmt: Format, rounding: str) -> tuple[Tensor, ...]:
+def _fill_table(job: Job, fmt: Format, rounding: str) -> tuple[Tensor, ...]:
     """Fill in a table's part of the job; returns the memory it points to."""
     plan = table_plan(fmt, torch.float32)
     drawing = rounding == "stochastic"
@@ -230,7 +259,7 @@ def _fill_table(job: _Job, fmt: Format, rounding: str) -> tuple[Tensor, ...]:
     return bounds, payloads, few, entries, ends
 
 
-def _ends(job: _Job, plan: TablePlan) -> Tensor:
+def _ends(job: Job, plan: TablePlan) -> Tensor:
     """``struct ends`` of each gap, those past the table's ends included."""
     count, grid = len(plan.values), plan.grid
 
@@ -271,7 +300,7 @@ def _few(bounds: Tensor, payloads: Tensor) -> Tensor:
     return result
 
 
-def _bucketed(job: _Job, points: tuple[float, ...], payloads: Tensor) -> Tensor:
+def _bucketed(job: Job, points: tuple[float, ...], payloads: Tensor) -> Tensor:
     """Buckets of magnitudes that hold at most one threshold each, for either sign.
 
     A magnitude's bits sort like the magnitude; their top ones, from the lowest threshold on,

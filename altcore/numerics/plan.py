@@ -1,9 +1,10 @@
 """What rounding needs to know of a format, worked out once in exact arithmetic.
 
-A float format becomes a few integers (`FloatPlan`); any other format becomes its sorted values
-and, for each rounding, the exact *thresholds* between them (`TablePlan`): the smallest number
-of the compute dtype that rounds up. Which side a tie falls on is part of the threshold, so that
-rounding is one search, and no arithmetic on the way can round anything twice.
+A float format becomes a few integers (`FloatPlan`); any other format, and under log-nearest every
+one, becomes its sorted values (`TablePlan`) and, for each rounding, the exact *thresholds* between
+them: the smallest number of the compute dtype that rounds up. Which side a tie falls on is part of
+the threshold, so that rounding is one search, and no arithmetic on the way can round anything
+twice.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from attrs import frozen
 
 from altcore.errors import BadInput, nearest
 from altcore.formats import FloatFormat, Format
-from altcore.reference import OVERFLOWS, ROUNDINGS
+from altcore.reference import OVERFLOWS, ROUNDINGS, log_boundary
+
+_ROOT_BITS = 64  # of a root that is irrational: more than a float64 has
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -197,11 +200,10 @@ def thresholds(fmt: Format, rounding: str, dtype: torch.dtype) -> tuple[float, .
     """
     layout = LAYOUTS[dtype]
     grid = _extended(fmt, layout)
-    even = [not fmt.even[0], *fmt.even, not fmt.even[-1]]
-    middles = [fmt.limits[0], *fmt.boundaries, fmt.limits[1]]
+    by_log = rounding == "log-nearest"
+    middles = [] if by_log else [fmt.limits[0], *fmt.boundaries, fmt.limits[1]]
     result = []
-    for i, middle in enumerate(middles):
-        below, above = grid[i], grid[i + 1]
+    for i, (below, above) in enumerate(itertools.pairwise(grid)):
         inner_above = abs(above) < abs(below)
         if rounding == "up":
             point, beyond = below, True
@@ -211,17 +213,44 @@ def thresholds(fmt: Format, rounding: str, dtype: torch.dtype) -> tuple[float, .
             point, beyond = (below, True) if inner_above else (above, False)
             if above == -below:
                 point, beyond = Fraction(0), False
-        elif middle == 0 or middle in (below, above):
-            point, beyond = middle, middle == below  # a grid value is no tie
-        elif rounding == "nearest-away" or fmt.ties == "up":
-            point, beyond = middle, inner_above
-        elif fmt.ties == "down":
-            point, beyond = middle, not inner_above
         else:
-            tie_up = even[i + 1] if even[i] != even[i + 1] else inner_above
-            point, beyond = middle, not tie_up
+            # A geometric mean can lie below both values after these are rounded to float32.
+            point = max(_root(log_boundary(fmt, i)), below) if by_log else middles[i]
+            if point in (below, above):
+                beyond = point == below  # a grid value is no tie
+            else:
+                if above == -below:
+                    inner_above = point >= 0
+                inner_wins = point == 0 or _tie_goes_in(fmt, rounding, i, inner_above)
+                beyond = inner_wins != inner_above
         result.append(_first_from(point, layout, above=beyond))
     return tuple(result)
+
+
+def _tie_goes_in(fmt: Format, rounding: str, above: int, inner_above: bool) -> bool:
+    """Whether a tie below value number ``above`` goes to the neighbour nearer zero."""
+    if rounding == "nearest-away" or fmt.ties == "up":
+        return False
+    if fmt.ties == "down":
+        return True
+    # Beyond each end, the parity goes on.
+    low_even = fmt.even[above - 1] if above else not fmt.even[0]
+    high_even = fmt.even[above] if above < len(fmt.even) else not fmt.even[-1]
+    return low_even == high_even or high_even == inner_above
+
+
+def _root(square: Fraction) -> Fraction:
+    """The root of ``|square|`` with its sign; if irrational, a number on its side of all floats.
+
+    That is one between the same two multiples of some 2**-k that no float's bits lie between.
+    """
+    top, bottom = abs(square.numerator), square.denominator
+    places = max(0, _ROOT_BITS - (top.bit_length() - bottom.bit_length()) // 2)
+    whole, rest = divmod(top << (2 * places), bottom)
+    root = math.isqrt(whole)
+    exact = rest == 0 and root * root == whole
+    found = Fraction(2 * root + (not exact), 2 << places)
+    return found if square >= 0 else -found
 
 
 def to_single(value: float) -> float:

@@ -50,20 +50,17 @@ def stiffness(x: Tensor, fmt: Format, scale: Tensor | None = None) -> Tensor:
     check_floating(x)
     dtype = compute_dtype(x.dtype, fmt)
     size = x.detach().to(dtype).abs()
-    if scale is not None:
-        size = size / scale.to(dtype)
-    values = table_plan(fmt, dtype).values
-    # Clamped to the value before the largest, whose interval away from zero is the last one.
-    inside = size.clamp(max=values[-2])
-    if isinstance(fmt, FloatFormat) and values[-2] > 0:
-        width = _float_width(inside, fmt)
+    s = _scale(scale, size)
+    last = len(fmt.values)
+    if isinstance(fmt, FloatFormat) and fmt.values[-2] > 0:
+        # Intervals differ in width at powers of two only, where the quotient is exact. Clamped to
+        # the value before the largest, whose interval away from zero is the last one.
+        width = _float_width((size / s).clamp(max=fmt.values[-2]), fmt)
     else:
-        grid = torch.tensor(values, dtype=dtype, device=x.device)
-        index = torch.bucketize(inside, grid, right=True).clamp(1, len(values) - 1)
-        width = grid[index] - grid[index - 1]
-    if scale is not None:
-        width = width * scale.to(dtype)
-    return torch.where(torch.isnan(size), torch.nan, width)
+        values = _padded(fmt, size)
+        index = _passed(size, values, s, True).clamp(1, last - 1)
+        width = values[index + 1] - values[index]
+    return torch.where(torch.isnan(size), torch.nan, width * s)
 
 
 def _float_width(size: Tensor, fmt: FloatFormat) -> Tensor:
@@ -73,6 +70,45 @@ def _float_width(size: Tensor, fmt: FloatFormat) -> Tensor:
     binade = (magnitude >> layout.mantissa << layout.mantissa).view(layout.dtype)
     normal = binade * 2.0**-plan.mantissa
     return torch.where(magnitude < plan.min_normal, 2.0**plan.sub_quantum, normal)
+
+
+def neighbours(x: Tensor, fmt: Format, s: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the largest of the values times ``s`` below ``x``, and the smallest above it.
+
+    Strictly so, the products being rounded to the compute dtype and compared as they are, so
+    that a number on the grid lies between its neighbours. ``s``: None, or a tensor that
+    broadcasts to ``x``. Both are of ``x``'s shape, in the compute dtype; NaN where there is none,
+    and for NaN.
+    """
+    check_floating(x)
+    dtype = compute_dtype(x.dtype, fmt)
+    x = x.detach().to(dtype)
+    s, values = _scale(s, x), _padded(fmt, x)
+    below, above = (values[_passed(x, values, s, i) + i] * s for i in (False, True))
+    missing = torch.isnan(x)
+    return torch.where(missing, torch.nan, below), torch.where(missing, torch.nan, above)
+
+
+def _scale(s: Tensor | None, like: Tensor) -> Tensor:
+    return torch.ones((), dtype=like.dtype, device=like.device) if s is None else s.to(like.dtype)
+
+
+def _padded(fmt: Format, like: Tensor) -> Tensor:
+    """The values, counted from 1, with NaN before and after them."""
+    numbers = [torch.nan, *fmt.values, torch.nan]
+    return torch.tensor(numbers, dtype=like.dtype, device=like.device)
+
+
+def _passed(x: Tensor, values: Tensor, s: Tensor, reached: bool) -> Tensor:
+    """How many of ``values[1:-1] * s`` lie below ``x``, or on it if ``reached``; by bisection."""
+    last = len(values) - 2
+    count = torch.zeros_like(x, dtype=torch.int64)
+    for bit in reversed(range(last.bit_length())):
+        probe = count + (1 << bit)
+        point = values[probe.clamp(max=last)] * s
+        passed = (point <= x) if reached else (point < x)
+        count = torch.where((probe <= last) & passed, probe, count)
+    return count
 
 
 def grid_error(x: Tensor, fmt: Format, r: Tensor | None = None, s: Tensor | None = None) -> Tensor:

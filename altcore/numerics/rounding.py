@@ -26,7 +26,8 @@ def round_unscaled(
     ``noise`` holds the 32 random bits of each element for stochastic rounding. NaN gives NaN.
     A zero has the sign of ``y``.
     """
-    if isinstance(fmt, FloatFormat):
+    # Geometric means have no bit pattern in common: log-nearest goes by thresholds.
+    if isinstance(fmt, FloatFormat) and rounding != "log-nearest":
         return round_float(y, float_plan(fmt, y.dtype), rounding, noise)
     return round_table(y, fmt, rounding, noise)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from fractions import Fraction
 
 import torch
 from torch import Tensor
@@ -14,16 +16,19 @@ from altcore.numerics.native import amax_native, plain
 from altcore.numerics.plan import FLOAT32, LAYOUTS, is_wide, to_single
 
 
-def amax(x: Tensor) -> Tensor:
+def amax(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
     """Return the largest magnitude in ``x``, 0-dim, float32 (float64 for float64).
 
-    NaN and infinities propagate; an empty tensor has 0.
+    With ``axis``, one or several, the largest along them: they stay, with size 1. NaN and
+    infinities propagate; where there is no element it is 0.
     """
     check_floating(x)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    x = x.detach()
+    if axis is not None:
+        return _amax_along(x, axis).to(dtype)
     if x.numel() == 0:
         return torch.zeros((), dtype=dtype, device=x.device)
-    x = x.detach()
     largest = amax_native(x)
     if largest is not None:
         return largest
@@ -31,10 +36,61 @@ def amax(x: Tensor) -> Tensor:
     return torch.maximum(-low, high).to(dtype).abs()  # abs: for all zeros, -0 is 0
 
 
+def _amax_along(x: Tensor, axis: int | Sequence[int]) -> Tensor:
+    axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    if x.numel() == 0:
+        lost = {a % x.ndim for a in axes}
+        return x.new_zeros([1 if i in lost else n for i, n in enumerate(x.shape)])
+    return torch.maximum(x.amax(axes, keepdim=True), -x.amin(axes, keepdim=True)).abs()
+
+
+def root_mean_square(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
+    """Return the root mean square of ``x``; ``axis``, shape and dtype are those of `amax`."""
+    largest = amax(x, axis)
+    if x.numel() == 0:
+        return largest
+    axes = None if axis is None else (axis,) if isinstance(axis, int) else tuple(axis)
+    # Of numbers up to 1, so that no square overflows or vanishes.
+    unit = torch.where((largest > 0) & torch.isfinite(largest), largest, 1.0)
+    squares = (x.detach().to(largest.dtype) / unit).square()
+    return squares.mean(axes, keepdim=axis is not None).sqrt() * unit
+
+
+def quantile(x: Tensor, share: float, axis: int | Sequence[int] | None = None) -> Tensor:
+    """Return the smallest magnitude that at least ``share`` of the elements do not pass.
+
+    Exact, by selection. Where that is 0 and not all elements are, or where one is not finite, it
+    is what `amax` returns. ``axis``, shape and dtype are as there. Raises `BadInput` for a
+    ``share`` outside (0, 1].
+    """
+    if not 0 < share <= 1:
+        raise BadInput(f"a quantile lies in (0, 1], not at {share}")
+    largest = amax(x, axis)
+    if x.numel() == 0:
+        return largest
+    size = x.detach().abs()
+    if axis is None:
+        rows = size.reshape(1, -1)
+    else:
+        axes = [a % x.ndim for a in ((axis,) if isinstance(axis, int) else axis)]
+        kept = [i for i in range(x.ndim) if i not in axes]
+        rows = size.permute(*kept, *axes).reshape(*(x.shape[i] for i in kept), -1)
+    count = math.ceil(Fraction(str(share)) * rows.shape[-1])
+    found = rows.kthvalue(count).values.to(largest.dtype).reshape(largest.shape)
+    return torch.where((found > 0) & torch.isfinite(largest), found, largest)
+
+
 def scale_of(
-    amax: Tensor, fmt: Format, *, power_of_two: bool = False, margin: float = 1.0
+    amax: Tensor,
+    fmt: Format,
+    *,
+    power_of_two: bool = False,
+    margin: float = 1.0,
+    meets: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return the scale ``s`` and the factor ``r``, by which ``amax * margin`` meets ``fmt.max``.
+
+    Or ``meets``, where that is given: below, ``max`` stands for it.
 
     ``s = fl(m / max)`` and ``r = fl(max / m)`` with ``m = fl(amax * margin)``, each rounded once
     to float32 (float64 for a float64 ``amax``). ``power_of_two``: ``s`` is the smallest power of
@@ -56,7 +112,8 @@ def scale_of(
     given = amax.dtype if amax.dtype == torch.float64 else torch.float32
     dtype = torch.float64 if wide else given
     layout = LAYOUTS[dtype]
-    largest = fmt.max if dtype == torch.float64 else to_single(fmt.max)
+    largest = fmt.max if meets is None else meets
+    largest = largest if dtype == torch.float64 else to_single(largest)
     if dtype == torch.float32 and amax.ndim == 0 and plain(amax):
         return _scale_of_number(float(amax), largest, to_single(margin), power_of_two)
     m = amax.to(given)

@@ -9,21 +9,18 @@ import torch
 from attrs import define, field
 from torch import Tensor, nn
 
-from altcore.formats import Format
+from altcore.blocks import AnyFormat
+from altcore.errors import BadInput
 from altcore.numerics import round_to_grid
-from altcore.recipe import Cast, Casts
-from altcore.surgery.layers import matrices
-from altcore.surgery.product import QuantizedLinear, StraightThrough
-from altcore.surgery.quantizer import Operand, Quantizer
+from altcore.recipe import ATTENTION_OPERANDS, Cast, Casts
+from altcore.surgery.attention import AttentionMode
+from altcore.surgery.convolution import convolve
+from altcore.surgery.layers import has_transposed_weight, is_conv, is_linear, matrices
+from altcore.surgery.product import PAIRS, QuantizedLinear, StraightThrough
+from altcore.surgery.quantizer import Axes, Grid, Operand, Quantizer
 
 if TYPE_CHECKING:
     from altcore.surgery.quantization import Quantization
-
-PAIRS = {
-    "activation": ("activation@fwd", "activation@wgrad"),
-    "weight": ("weight@fwd", "weight@dgrad"),
-    "gradient": ("gradient@dgrad", "gradient@wgrad"),
-}
 
 
 @define(eq=False)
@@ -32,11 +29,11 @@ class View:
 
     parameter: nn.Parameter
     master: Tensor
-    grid: Tensor
-    """Its values on the grid, unscaled."""
-    r: Tensor | None
+    """Its values then, as the product saw them: transposed where the layer does that."""
+    grid: Grid
     cast: Cast
     key: int | None
+    is_transposed: bool = False
 
     def movement(self) -> Tensor:
         """Return (masters that moved, those of them whose view did not), int64 (2,).
@@ -44,11 +41,17 @@ class View:
         Both views are taken at the scale of that forward, and with its random bits.
         """
         cast, now = self.cast, self.parameter.detach()
+        now = now.t() if self.is_transposed else now
         grid = round_to_grid(
-            now, cast.format, rounding=cast.rounding, overflow=cast.overflow, r=self.r, key=self.key
+            now,
+            cast.element,
+            rounding=cast.rounding,
+            overflow=cast.overflow,
+            r=self.grid.r,
+            key=self.key,
         )
         moved = now != self.master
-        return torch.stack([moved.sum(), (moved & (grid == self.grid)).sum()])
+        return torch.stack([moved.sum(), (moved & (grid == self.grid.values)).sum()])
 
 
 @define(eq=False)
@@ -64,9 +67,9 @@ class LayerCasts:
     views: dict[str, View] = field(factory=dict)
 
     @property
-    def bfloat16(self) -> bool:
-        """Whether products may run in bfloat16."""
-        return self.owner.compute == "bfloat16"
+    def compute(self) -> str:
+        """In which type products run; see `altcore.surgery.compute.COMPUTES`."""
+        return self.owner.compute
 
     @property
     def is_tracking(self) -> bool:
@@ -77,17 +80,38 @@ class LayerCasts:
         """Stand in for the module's own forward."""
         if self.owner.is_off:
             return self.own_forward(*args, **kwargs)
-        if isinstance(self.module, nn.Linear):
+        if any(self.casts[o] for o in ATTENTION_OPERANDS):
+            return self.attention(*args, **kwargs)
+        if is_linear(self.module):
             return self.linear(*args, **kwargs)
+        if is_conv(self.module):
+            return self.conv(*args, **kwargs)
         return self.with_quantized_weights(*args, **kwargs)
 
     def linear(self, input: Tensor) -> Any:
         """Multiply with the three products quantized."""
-        module = self.module
-        assert isinstance(module, nn.Linear)
+        module: Any = self.module
+        weight = module.weight.t() if has_transposed_weight(module) else module.weight
         return QuantizedLinear.apply(  # type: ignore[no-untyped-call] # torch leaves it untyped
-            input, module.weight, module.bias, self, module.training
+            input, weight, module.bias, self, module.training
         )
+
+    def attention(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the module's own forward with the operands of attention's products quantized."""
+        mode = AttentionMode(self.quantizers, self.module.training)
+        with mode:
+            result = self.own_forward(*args, **kwargs)
+        if not mode.calls:
+            raise BadInput(
+                f"layer {self.name} ({type(self.module).__name__}) does not call "
+                "torch.nn.functional.scaled_dot_product_attention: the recipe's role attention "
+                "cannot reach its products"
+            )
+        return result
+
+    def conv(self, input: Tensor) -> Any:
+        """Convolve with the three products quantized."""
+        return convolve(self.module, input, self)
 
     def with_quantized_weights(self, *args: Any, **kwargs: Any) -> Any:
         """Run the module's own forward on weights that were rounded to the grid."""
@@ -103,16 +127,22 @@ class LayerCasts:
             slots.update(own)
 
     def _quantized(self, name: str, parameter: nn.Parameter, quantizer: Quantizer) -> Any:
-        operand, r = quantizer.operand(parameter, self.module.training)
-        if self.module.training and self.is_tracking:
-            master = parameter.detach().clone()
-            key = quantizer.last_key
-            self.views[name] = View(parameter, master, operand.values, r, quantizer.cast, key)
+        tracks = self.module.training and self.is_tracking
+        operand, grid = quantizer.operand(parameter, self.module.training, (-1,), wants_grid=tracks)
+        if grid is not None:
+            self._keep_view(name, parameter, parameter.detach(), quantizer, grid)
         value = operand.values if operand.scale is None else operand.values * operand.scale
         value = value.to(parameter.dtype)
-        return StraightThrough.apply(parameter, value)  # type: ignore[no-untyped-call] # as above
+        return StraightThrough.apply(parameter, value, operand.inside)  # type: ignore[no-untyped-call] # as above
 
-    def stored_format(self, operand: str) -> Format | None:
+    def _keep_view(
+        self, name: str, parameter: nn.Parameter, x: Tensor, quantizer: Quantizer, grid: Grid
+    ) -> None:
+        turned = has_transposed_weight(self.module)
+        cast, key = quantizer.cast, quantizer.last_key
+        self.views[name] = View(parameter, x.detach().clone(), grid, cast, key, turned)
+
+    def stored_format(self, operand: str) -> AnyFormat | None:
         """Return the format whose grid a weight operand is on already, or None.
 
         It is then used with no second quantization, unless its own cast has another format.
@@ -123,31 +153,36 @@ class LayerCasts:
         return stored.format
 
     def pair(
-        self, role: str, x: Tensor, training: bool, wanted: tuple[bool, bool] = (True, True)
+        self,
+        role: str,
+        x: Tensor,
+        training: bool,
+        axes: tuple[Axes, Axes],
+        wanted: tuple[bool, bool] = (True, True),
     ) -> tuple[Operand | None, Operand | None]:
-        """Return a role's two operands; where their casts are equal, one serves both."""
+        """Return a role's two operands; where one rounding serves both, they are the same."""
         first, second = PAIRS[role]
-        if self.casts[first] == self.casts[second]:
-            one = self._operand(first, x, training)
+        cast = self.casts[first]
+        if cast == self.casts[second] and not (cast and cast.has_axis):
+            one = self._operand(first, x, training, axes[0])
             return one, one
         return (
-            self._operand(first, x, training) if wanted[0] else None,
-            self._operand(second, x, training) if wanted[1] else None,
+            self._operand(first, x, training, axes[0]) if wanted[0] else None,
+            self._operand(second, x, training, axes[1]) if wanted[1] else None,
         )
 
-    def _operand(self, name: str, x: Tensor, training: bool) -> Operand:
+    def _operand(self, name: str, x: Tensor, training: bool, axes: Axes) -> Operand:
         if name.startswith("weight@") and (stored := self.stored_format(name)):
             return Operand(x.detach(), format=stored)
         quantizer = self.quantizers.get(name)
         if quantizer is None:
             return Operand(x.detach())
-        operand, r = quantizer.operand(x, training)
-        if name == "weight@fwd" and training and self.is_tracking:
+        tracks = name == "weight@fwd" and training and self.is_tracking
+        operand, grid = quantizer.operand(x, training, axes, wants_grid=tracks)
+        if grid is not None:
             parameter = self.module.weight
             assert isinstance(parameter, nn.Parameter)
-            master = x.detach().clone()
-            key = quantizer.last_key
-            self.views[name] = View(parameter, master, operand.values, r, quantizer.cast, key)
+            self._keep_view(name, parameter, x, quantizer, grid)
         return operand
 
     def count_product(self, a: Operand, b: Operand, flops: int) -> None:

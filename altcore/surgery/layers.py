@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from torch import nn
 
 from altcore.recipe import Layer
 
-KINDS: dict[type[nn.Module], str] = {nn.Linear: "linear", nn.Embedding: "embedding"}
+KINDS: dict[type[nn.Module], str] = {
+    nn.Linear: "linear",
+    nn.Conv1d: "conv",
+    nn.Conv2d: "conv",
+    nn.Conv3d: "conv",
+    nn.Embedding: "embedding",
+}
+ATTENTION = re.compile("attention|attn", re.IGNORECASE)
+"""What a module's class has in its name, if attention's two products belong to it."""
 
 
 def matrices(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -17,17 +26,48 @@ def matrices(module: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def find_layers(model: nn.Module) -> dict[str, tuple[Layer, nn.Module]]:
-    """Return every module that owns a parameter of two or more dimensions, by its name."""
+    """Return every module that owns a parameter of two or more dimensions, by its name.
+
+    And every attention module: one whose class is called so, with none within it that is.
+    """
     head = output_head(model)
-    return {
-        name: (Layer(name, _kind(module), module is head), module)
-        for name, module in model.named_modules()
-        if matrices(module)
-    }
+    found = {}
+    for name, module in model.named_modules():
+        if matrices(module):
+            found[name] = Layer(name, _kind(module), module is head), module
+        elif _is_attention(module):
+            found[name] = Layer(name, "attention"), module
+    return found
+
+
+def _is_attention(module: nn.Module) -> bool:
+    inner = [m for m in module.modules() if ATTENTION.search(type(m).__name__)]
+    return inner == [module]
 
 
 def _kind(module: nn.Module) -> str:
+    if has_transposed_weight(module):
+        return "linear"
     return next((kind for cls, kind in KINDS.items() if isinstance(module, cls)), "other")
+
+
+def has_transposed_weight(module: nn.Module) -> bool:
+    """Whether this is a linear layer whose weight is (in, out): Conv1D of the transformers library.
+
+    Told by what it is called, so that nothing has to be imported.
+    """
+    cls = type(module)
+    return cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether the layer multiplies by a matrix: `QuantizedLinear` stands in for it."""
+    return isinstance(module, nn.Linear) or has_transposed_weight(module)
+
+
+def is_conv(module: nn.Module) -> bool:
+    """Whether the layer is a convolution (not a transposed one)."""
+    return _kind(module) == "conv"
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
@@ -40,7 +80,7 @@ def output_head(model: nn.Module) -> nn.Module | None:
         found = named()
         if isinstance(found, nn.Module):
             return found
-    linears = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    linears = [m for m in model.modules() if is_linear(m)]
     return linears[-1] if linears else None
 
 

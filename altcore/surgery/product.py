@@ -1,8 +1,9 @@
 """A linear layer's three products on quantized operands.
 
 Products run on unscaled grid values and the scales multiply the output, so that a scale need not
-be a power of two. All quantization of ``x`` and ``w`` happens in the forward pass, from the
-unquantized tensors; the backward pass quantizes the output's gradient.
+be a power of two; only the scales of blocks, which a sum runs over, are in the values. All
+quantization of ``x`` and ``w`` happens in the forward pass, from the unquantized tensors; the
+backward pass quantizes the output's gradient.
 """
 
 from __future__ import annotations
@@ -13,20 +14,39 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from altcore.formats import FloatFormat, Format
-from altcore.surgery.quantizer import Operand
+from altcore.formats import Format
+from altcore.surgery.compute import float8_dtypes, is_exact_in_bfloat16
+from altcore.surgery.quantizer import Axes, Operand
 
 FLOAT32_ROOM = 2.0**120
 """Largest max² · K of a product that still leaves room for its sum in float32."""
 
 
-class LinearCasts(Protocol):
-    """What the product asks of a layer: its operands, by name."""
+PAIRS = {
+    "activation": ("activation@fwd", "activation@wgrad"),
+    "weight": ("weight@fwd", "weight@dgrad"),
+    "gradient": ("gradient@dgrad", "gradient@wgrad"),
+}
+"""A role's operands in a layer's products."""
 
-    bfloat16: bool
+LINEAR_AXES: dict[str, tuple[Axes, Axes]] = dict.fromkeys(PAIRS, ((1,), (0,)))
+"""For each role the axes that its two products sum over: (tokens, features) and (out, in)."""
+
+
+class ProductCasts(Protocol):
+    """What a product asks of a layer: its operands, by role."""
+
+    @property
+    def compute(self) -> str:
+        """In which type products run; see `altcore.surgery.compute.COMPUTES`."""
 
     def pair(
-        self, role: str, x: Tensor, training: bool, wanted: tuple[bool, bool] = (True, True)
+        self,
+        role: str,
+        x: Tensor,
+        training: bool,
+        axes: tuple[Axes, Axes],
+        wanted: tuple[bool, bool] = (True, True),
     ) -> tuple[Operand | None, Operand | None]: ...
     def count_product(self, a: Operand, b: Operand, flops: int) -> None: ...
 
@@ -40,22 +60,24 @@ class QuantizedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, casts: LinearCasts, training: bool
+        ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, casts: ProductCasts, training: bool
     ) -> Tensor:
         ctx.casts, ctx.shape, ctx.training = casts, x.shape, training
         ctx.dtypes = (x.dtype, w.dtype, bias.dtype if bias is not None else None)
         flat = x.reshape(-1, x.shape[-1])
         needs_x, needs_w = ctx.needs_input_grad[:2]
-        a, ctx.x_wgrad = casts.pair("activation", flat, training, (True, needs_w))
-        b, ctx.w_dgrad = casts.pair("weight", w, training, (True, needs_x))
+        axes = LINEAR_AXES["weight"]
+        a, ctx.x_wgrad = casts.pair("activation", flat, training, axes, (True, needs_w))
+        b, ctx.w_dgrad = casts.pair("weight", w, training, axes, (True, needs_x))
         assert a is not None
         assert b is not None
+        ctx.x_inside, ctx.w_inside = a.inside, b.inside
         ctx.flops = 2 * flat.shape[0] * w.numel()
         casts.count_product(a, b, ctx.flops)
-        y = product(a, b, transpose_b=True, bfloat16=casts.bfloat16)
+        y = product(a, b, transpose_b=True, compute=casts.compute)
         if bias is not None:
             y = y + bias.to(y.dtype)
-        out = torch.bfloat16 if casts.bfloat16 else x.dtype
+        out = torch.bfloat16 if casts.compute == "bfloat16" else x.dtype
         return y.to(out).reshape(*x.shape[:-1], w.shape[0])
 
     @staticmethod
@@ -63,31 +85,38 @@ class QuantizedLinear(torch.autograd.Function):
         casts = ctx.casts
         dy = grads[0].reshape(-1, grads[0].shape[-1])
         wanted = ctx.needs_input_grad[:2]
-        g_dgrad, g_wgrad = casts.pair("gradient", dy, ctx.training, wanted)
+        axes = LINEAR_AXES["gradient"]
+        g_dgrad, g_wgrad = casts.pair("gradient", dy, ctx.training, axes, wanted)
         dx = dw = db = None
         if wanted[0]:
             casts.count_product(g_dgrad, ctx.w_dgrad, ctx.flops)
-            dx = product(g_dgrad, ctx.w_dgrad, bfloat16=casts.bfloat16)
-            dx = dx.to(ctx.dtypes[0]).reshape(ctx.shape)
+            dx = product(g_dgrad, ctx.w_dgrad, compute=casts.compute)
+            dx = clip(dx, ctx.x_inside).to(ctx.dtypes[0]).reshape(ctx.shape)
         if wanted[1]:
             casts.count_product(g_wgrad, ctx.x_wgrad, ctx.flops)
-            dw = product(g_wgrad, ctx.x_wgrad, transpose_a=True, bfloat16=casts.bfloat16)
-            dw = dw.to(ctx.dtypes[1])
+            dw = product(g_wgrad, ctx.x_wgrad, transpose_a=True, compute=casts.compute)
+            dw = clip(dw, ctx.w_inside).to(ctx.dtypes[1])
         if ctx.needs_input_grad[2]:
             db = dy.sum(0, dtype=torch.float32).to(ctx.dtypes[2])
         return dx, dw, db, None, None
 
 
 class StraightThrough(torch.autograd.Function):
-    """A quantized weight whose gradient is that of the weight."""
+    """A quantized tensor whose gradient is that of the tensor, where ``inside`` (None: all)."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, quantized: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, quantized: Tensor, inside: Tensor | None) -> Tensor:
+        ctx.inside = inside
         return quantized.view_as(quantized)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        return grads[0], None
+        return clip(grads[0], ctx.inside), None, None
+
+
+def clip(gradient: Tensor, inside: Tensor | None) -> Tensor:
+    """The gradient of a clipped straight-through estimator: zero outside the format's range."""
+    return gradient if inside is None else torch.where(inside, gradient, 0.0)
 
 
 def product(
@@ -96,32 +125,76 @@ def product(
     *,
     transpose_a: bool = False,
     transpose_b: bool = False,
-    bfloat16: bool = False,
+    compute: str = "float32",
 ) -> Tensor:
     """Multiply two operands: (m, k) by (k, n) after the transposes; scales on the output.
 
-    float32, or with ``bfloat16`` a bfloat16 product where both operands are exact in bfloat16
-    (or not quantized, as under autocast). The result is float32 (bfloat16 products are rounded
-    to bfloat16 once before their scale).
+    In the type that ``compute`` allows (see `altcore.surgery.compute.COMPUTES`). The result is
+    float32; that of a bfloat16 product is rounded to bfloat16 once before its scale.
     """
-    av = a.values.t() if transpose_a else a.values
-    bv = b.values.t() if transpose_b else b.values
-    shift = _shift(a, b, av.shape[-1])
-    av, bv = _shifted(av, shift[0]), _shifted(bv, shift[1])
-    narrow = bfloat16 and _exact_in_bfloat16(a.format) and _exact_in_bfloat16(b.format)
-    wide = torch.float64 if torch.float64 in (av.dtype, bv.dtype) else torch.float32
-    dtype = torch.bfloat16 if narrow else wide
-    # Autocast would round the operands of a float32 product behind the recipe's back.
-    with torch.autocast(av.device.type, enabled=False):
-        y = (av.to(dtype) @ bv.to(dtype)).to(wide)
-    for scale, exponent in ((a.scale, shift[0]), (b.scale, shift[1])):
-        if scale is not None:
-            y = y * (scale * 2.0**exponent)
+    a = _transposed(a) if transpose_a else a
+    b = _transposed(b) if transpose_b else b
+    (m, k), n = a.values.shape, b.values.shape[1]
+    eights = float8_dtypes(a.format, b.format) if compute == "exact-float8" else None
+    if eights is not None and not (m % 16 or k % 16 or n % 16):
+        y = _float8_product(a.values.to(eights[0]), b.values.to(eights[1]))
+    else:
+        a, b = ready(a, b, k, compute)
+        # Autocast would round the operands of a float32 product behind the recipe's back.
+        with torch.autocast(a.values.device.type, enabled=False):
+            y = a.values @ b.values
+    return scaled(y, a.scale, b.scale)
+
+
+def ready(a: Operand, b: Operand, k: int, compute: str) -> tuple[Operand, Operand]:
+    """Return two operands of a sum over ``k`` terms in the dtype in which they are multiplied.
+
+    Where their largest values could exceed float32 in the sum, they are brought near 1 by powers
+    of two, which go into the scales.
+    """
+    dtype = _product_dtype(a, b, compute)
+    made = []
+    for operand, exponent in zip((a, b), _shift(a, b, k), strict=True):
+        values, scale = operand.values, operand.scale
+        if exponent and scale is not None:
+            values, scale = values * 2.0**-exponent, scale * 2.0**exponent
+        made.append(Operand(values.to(dtype), scale, operand.format))
+    return made[0], made[1]
+
+
+def scaled(y: Tensor, *scales: Tensor | None) -> Tensor:
+    """Return a product's result, at least float32, times the scales that there are."""
+    y = y.to(torch.float32) if y.dtype == torch.bfloat16 else y
+    for scale in scales:
+        y = y if scale is None else y * scale
     return y
 
 
-def _shifted(values: Tensor, exponent: int) -> Tensor:
-    return values * 2.0**-exponent if exponent else values
+def _transposed(operand: Operand) -> Operand:
+    values, scale = operand.values, operand.scale
+    turned = scale.t() if scale is not None and scale.ndim == 2 else scale
+    return Operand(values.t(), turned, operand.format)
+
+
+def _float8_product(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply (m, k) by (k, n) on FP8 matrix units, which want b column by column; float32."""
+    one = torch.ones((), device=a.device)
+    columns = b.t().contiguous().t()
+    return torch._scaled_mm(
+        a.contiguous(), columns, one, one, out_dtype=torch.float32, use_fast_accum=False
+    )
+
+
+def _product_dtype(a: Operand, b: Operand, compute: str) -> torch.dtype:
+    """The dtype in which the values of two operands are multiplied, FP8 units apart."""
+    if torch.float64 in (a.values.dtype, b.values.dtype):
+        return torch.float64
+    if compute == "float32":
+        return torch.float32
+    formats = (a.format, b.format)
+    is_autocast = compute == "bfloat16"
+    narrow = all(is_exact_in_bfloat16(f) or (is_autocast and f is None) for f in formats)
+    return torch.bfloat16 if narrow else torch.float32
 
 
 def _shift(a: Operand, b: Operand, k: int) -> tuple[int, int]:
@@ -138,19 +211,5 @@ def _shift(a: Operand, b: Operand, k: int) -> tuple[int, int]:
 
 def _largest(operand: Operand) -> float:
     """What a scale made the operand's values as large as; 1 where they are what they were."""
-    scaled = operand.scale is not None and operand.format is not None
-    return operand.format.max if scaled and operand.format else 1.0
-
-
-def _exact_in_bfloat16(fmt: Format | None) -> bool:
-    """Whether every value of the format is a normal bfloat16; True for an unquantized operand."""
-    if fmt is None:
-        return True
-    if not isinstance(fmt, FloatFormat):
-        return all(_is_bfloat16(v) for v in fmt.values)
-    return fmt.precision <= 8 and fmt.smallest >= 2.0**-126 and fmt.max <= 2.0**127
-
-
-def _is_bfloat16(value: float) -> bool:
-    mantissa, exponent = math.frexp(value)
-    return value == 0 or (float(mantissa * 256).is_integer() and -125 <= exponent <= 128)
+    scaled = operand.scale is not None and isinstance(operand.format, Format)
+    return operand.format.max if scaled and isinstance(operand.format, Format) else 1.0

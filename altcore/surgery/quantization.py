@@ -6,6 +6,7 @@ State dict keys, parameters and types of the model stay as they are: a quantized
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,27 +17,45 @@ from attrs import define, field, frozen
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from altcore.blocks import AnyFormat
 from altcore.config import read_mapping
 from altcore.errors import BadInput
 from altcore.formats import Format
 from altcore.numerics import COUNTS
 from altcore.recipe import (
-    NAMED,
+    ATTENTION_OPERANDS,
     PRODUCT_OPERANDS,
     STORED,
     Cast,
+    Casts,
     Plan,
     Recipe,
-    named,
-    parse,
-    plan_from_plain,
     plan_to_plain,
 )
+from altcore.recipes import NAMED, named, parse, plan_from_plain, takes_format, with_format
 from altcore.registry import get_format
-from altcore.surgery.casts import PAIRS, LayerCasts
-from altcore.surgery.layers import find_layers, matrices, tied_matrices, unique_matrices
+from altcore.surgery.casts import LayerCasts
+from altcore.surgery.compute import COMPUTES, choose_compute
+from altcore.surgery.layers import (
+    find_layers,
+    has_transposed_weight,
+    is_conv,
+    is_linear,
+    matrices,
+    tied_matrices,
+    unique_matrices,
+)
+from altcore.surgery.product import PAIRS
 from altcore.surgery.quantizer import Clock, Quantizer
 from altcore.surgery.stored import STALL, StoredWeight, store_optimizer_state
+
+PRODUCTS = (
+    ("activation@fwd", "weight@fwd"),
+    ("gradient@dgrad", "weight@dgrad"),
+    ("gradient@wgrad", "activation@wgrad"),
+)
+FORWARD_OPERANDS = (*PRODUCT_OPERANDS, "stored_weight", *ATTENTION_OPERANDS)
+"""Those for which a layer needs a stand-in for its forward."""
 
 
 @frozen
@@ -44,8 +63,9 @@ class WeightGrid:
     """The grid that a weight is on, or is seen on: a format's values times a scale."""
 
     format: Format
+    """Of single values: a block format's elements."""
     scale: Tensor | None
-    """0-dim, None for 1."""
+    """Broadcasts to the weight; None for 1."""
     is_stored: bool
     """The weight lives on the grid; otherwise a product's view of a float32 master does."""
 
@@ -56,16 +76,20 @@ class Quantization:
 
     model: nn.Module
     recipe: Recipe
-    compute: str = "float32"
+    asked_compute: str = "auto"
     clock: Clock = field(factory=Clock)
     plan: Plan = field(init=False)
+    compute: str = field(init=False)
+    """In which type products run: what was asked for, or what ``auto`` came to."""
     layers: dict[str, LayerCasts] = field(init=False, factory=dict)
-    formats: dict[str, Format] = field(init=False, factory=dict)
+    formats: dict[str, AnyFormat] = field(init=False, factory=dict)
     """Every format there has been: from Python it may be one that no distribution names."""
     stored: dict[str, StoredWeight] = field(init=False, factory=dict)
     quantizers: list[Quantizer] = field(init=False, factory=list)
     counts: Tensor = field(init=False)
     """int64 (quantizers, 4): what each quantizer met since `begin_step`; see `COUNTS`."""
+    errors: Tensor = field(init=False)
+    """float64 (quantizers, 2): sums of squared errors and of squares, where asked for."""
     stored_moves: Tensor | None = field(init=False, default=None)
     """int64 (stored weights, 4): the last `store`; see `STALL`."""
     view_moves: Tensor | None = field(init=False, default=None)
@@ -89,28 +113,47 @@ class Quantization:
         kept = {q.name: q for q in self.quantizers}
         for hook in self._hooks:
             hook.remove()
-        self._restore_forwards()
-        self.plan, self.layers, self._hooks = plan, {}, []
+        self.plan, self._hooks = plan, []
         self.formats |= {c.format.name: c.format for x in plan.values() for c in x.values() if c}
-        device = next(self.model.parameters()).device
+        first = next(self.model.parameters(), None)
+        device = torch.device("cpu") if first is None else first.device
+        self.compute = choose_compute(self.asked_compute, plan, device)
         wanted = self._wanted_quantizers()
         self.counts = torch.zeros(len(wanted), len(COUNTS), dtype=torch.int64, device=device)
+        self.errors = torch.zeros(len(wanted), 2, dtype=torch.float64, device=device)
         made: dict[str, Quantizer] = {}
-        for row, (name, cast) in zip(self.counts, wanted.items(), strict=True):
+        for i, (name, cast) in enumerate(wanted.items()):
             old = kept.get(name)
-            made[name] = old if old and old.cast == cast else Quantizer(name, cast, self.clock, row)
-            made[name].counts = row
+            row = (self.counts[i], self.errors[i])
+            made[name] = (
+                old if old and old.cast == cast else Quantizer(name, cast, self.clock, *row)
+            )
+            made[name].counts, made[name].errors = row
         self.quantizers = list(made.values())
-        for name, casts in plan.items():
-            module = self.model.get_submodule(name)
-            prefix = f"{name}:"
-            own = {k.removeprefix(prefix): q for k, q in made.items() if k.startswith(prefix)}
-            layer = LayerCasts(name, module, casts, own, self, module.forward)
-            if any(casts[o] is not None for o in (*PRODUCT_OPERANDS, "stored_weight")):
-                self.layers[name] = layer
-                module.forward = layer.forward
+        self._shadow_layers(made)
         self._hook_weight_gradients(made)
         self._store_weights()
+
+    def _shadow_layers(self, made: Mapping[str, Quantizer]) -> None:
+        """Stand in for the forward of each layer that has a cast in it.
+
+        A layer keeps its stand-in while it has one, so that code compiled around it stays valid.
+        """
+        before, self.layers = self.layers, {}
+        for name, casts in self.plan.items():
+            prefix = f"{name}:"
+            own = {k.removeprefix(prefix): q for k, q in made.items() if k.startswith(prefix)}
+            if not any(casts[o] is not None for o in FORWARD_OPERANDS):
+                continue
+            layer = before.pop(name, None)
+            if layer is None:
+                module = self.model.get_submodule(name)
+                layer = LayerCasts(name, module, casts, own, self, module.forward)
+                # What a compiler cannot trace: kernels, counters, the scales' state.
+                module.forward = torch.compiler.disable(layer.forward)
+            layer.casts, layer.quantizers = casts, own
+            self.layers[name] = layer
+        _restore_forwards(before)
 
     def _with_ties(self, plan: Plan, before: Plan) -> Plan:
         """Give the layers that share a parameter one cast for what is the parameter's own.
@@ -138,23 +181,51 @@ class Quantization:
         wanted: dict[str, Cast] = {}
         for name, casts in self.plan.items():
             module = self.model.get_submodule(name)
-            if isinstance(module, nn.Linear):
+            self._check_casts(name, module, casts)
+            if is_linear(module) or is_conv(module):
                 for first, second in PAIRS.values():
-                    wanted |= {f"{name}:{o}": c for o in (first,) if (c := casts[o])}
-                    if casts[second] != casts[first]:
-                        wanted |= {f"{name}:{o}": c for o in (second,) if (c := casts[o])}
+                    cast, other = casts[first], casts[second]
+                    wanted |= {f"{name}:{first}": cast} if cast else {}
+                    if other and (other != cast or other.has_axis):
+                        wanted[f"{name}:{second}"] = other
             elif cast := casts["weight@fwd"]:
                 wanted |= {f"{name}:weight@fwd/{own}": cast for own in matrices(module)}
-            refused = [o for o in PRODUCT_OPERANDS if casts[o] and not o.startswith("weight")]
-            if refused and not isinstance(module, nn.Linear):
-                raise BadInput(
-                    f"recipe {self.recipe.name}: layer {name} is {type(module).__name__}: "
-                    f"{refused[0]} needs a Linear; weight and stored_weight suit any layer"
-                )
+            wanted |= {f"{name}:{o}": c for o in ATTENTION_OPERANDS if (c := casts[o])}
         for name, full, _ in unique_matrices(self.model):
             if cast := self.plan[name]["weight_gradient"]:
                 wanted[f"{name}:weight_gradient/{full}"] = cast
         return wanted
+
+    def _check_casts(self, name: str, module: nn.Module, casts: Casts) -> None:
+        """Raise `BadInput` for casts that the module cannot take."""
+        where = f"recipe {self.recipe.name}: layer {name} is {type(module).__name__}: "
+        if not (is_linear(module) or is_conv(module)):
+            refused = [o for o in PRODUCT_OPERANDS if casts[o] and not o.startswith("weight")]
+            if refused:
+                raise BadInput(
+                    f"{where}{refused[0]} needs a Linear or a convolution; weight and "
+                    "stored_weight suit any layer"
+                )
+        for operand in STORED:
+            if (cast := casts[operand]) and cast.blocks is not None:
+                raise BadInput(
+                    f"{where}{operand} has one scale, and {cast.format.name} one for each block"
+                )
+        given = {o: c for o in PRODUCT_OPERANDS if (c := casts[o])}
+        if not is_linear(module) and any(c.hadamard for c in given.values()):
+            raise BadInput(f"{where}a Hadamard transform needs a Linear")
+        if getattr(module, "groups", 1) != 1:
+            channelled = [o for o, c in given.items() if c.scaling.kind == "channel"]
+            if channelled:
+                raise BadInput(f"{where}{channelled[0]}: channel scaling needs groups=1")
+        for a, b in PRODUCTS if is_linear(module) else ():
+            first, second = casts[a], casts[b]
+            lengths = (first.hadamard if first else 0, second.hadamard if second else 0)
+            if lengths[0] != lengths[1]:
+                raise BadInput(
+                    f"{where}{a} and {b} are multiplied and need the same Hadamard transform, "
+                    f"not {lengths[0]} and {lengths[1]}"
+                )
 
     def _hook_weight_gradients(self, made: Mapping[str, Quantizer]) -> None:
         for name, full, parameter in unique_matrices(self.model):
@@ -202,14 +273,8 @@ class Quantization:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
-        self._restore_forwards()
+        _restore_forwards(self.layers)
         self.layers, self.stored = {}, {}
-
-    def _restore_forwards(self) -> None:
-        for layer in self.layers.values():
-            vars(layer.module).pop("forward", None)
-            if getattr(layer.own_forward, "__func__", None) is not type(layer.module).forward:
-                layer.module.forward = layer.own_forward
 
     def __enter__(self) -> Quantization:
         return self
@@ -219,13 +284,16 @@ class Quantization:
 
     # The step --------------------------------------------------------------------------------
 
-    def begin_step(self, step: int, *, tracking: bool = False) -> None:
+    def begin_step(self, step: int, *, tracking: bool = False, errors: bool = False) -> None:
         """Start a step: counters at zero, random bits of stochastic rounding those of ``step``.
 
-        With ``tracking`` the views of master weights are kept for `measure_views`.
+        With ``tracking`` the views of master weights are kept for `measure_views`; with
+        ``errors`` the quantizers sum the squares of their errors in `errors`.
         """
         self.clock.step, self.is_tracking = step, tracking
+        self.clock.measures_errors = errors
         self.counts.zero_()
+        self.errors.zero_()
 
     def store(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Put stored weights and optimizer state back on their grids, after the optimizer.
@@ -279,7 +347,7 @@ class Quantization:
         ``overflow_rate`` is None where every scale comes from the tensor's own amax: overflow is
         then impossible by construction.
         """
-        can = [i for i, q in enumerate(self.quantizers) if not q.cast.scaling.uses_amax]
+        can = [i for i, q in enumerate(self.quantizers) if not q.cast.uses_amax]
         total, over = self.counts.sum(0), self.counts[can].sum(0)
         return {
             "overflow_rate": _share(over[1], over[0]) if can else None,
@@ -302,9 +370,13 @@ class Quantization:
         return self.counts[:, 3].sum()
 
     def stats(self) -> list[dict[str, Any]]:
-        """Return what each quantizer and stored weight met in the last step, as host numbers."""
+        """Return what each quantizer and stored weight met in the last step, as host numbers.
+
+        ``sqnr_db`` is None where the step did not measure errors (see `begin_step`).
+        """
         rows: list[dict[str, Any]] = []
-        for quantizer, counts in zip(self.quantizers, self.counts.tolist(), strict=True):
+        met = zip(self.quantizers, self.counts.tolist(), self.errors.tolist(), strict=True)
+        for quantizer, counts, errors in met:
             layer, _, operand = quantizer.name.partition(":")
             cast = quantizer.cast
             seen = dict(zip(COUNTS, counts, strict=True))
@@ -314,7 +386,8 @@ class Quantization:
                     "operand": operand.partition("/")[0],
                     "format": cast.format.name,
                     **seen,
-                    "overflow": None if cast.scaling.uses_amax else seen["overflow"],
+                    "overflow": None if cast.uses_amax else seen["overflow"],
+                    "sqnr_db": _decibels(*errors),
                 }
             )
         moves = [] if self.stored_moves is None else self.stored_moves.tolist()
@@ -344,13 +417,12 @@ class Quantization:
         for weight in self.stored.values():
             if weight.parameter is parameter:
                 scale = weight.scale_before if before_step else weight.scale
-                return WeightGrid(weight.cast.format, scale, is_stored=True)
+                return WeightGrid(weight.cast.element, scale, is_stored=True)
         for layer in self.layers.values():
             for name, own in matrices(layer.module).items():
                 for key in ("weight@fwd", f"weight@fwd/{name}"):
                     if own is parameter and key in layer.quantizers:
-                        quantizer = layer.quantizers[key]
-                        return WeightGrid(quantizer.cast.format, quantizer.last_scale, False)
+                        return _view_grid(layer, layer.quantizers[key])
         return None
 
     def parameter_share(self) -> float:
@@ -390,39 +462,65 @@ class Quantization:
             weight.load_state_dict(state["stored"][name])
 
 
+def _restore_forwards(layers: Mapping[str, LayerCasts]) -> None:
+    for layer in layers.values():
+        vars(layer.module).pop("forward", None)
+        if getattr(layer.own_forward, "__func__", None) is not type(layer.module).forward:
+            layer.module.forward = layer.own_forward
+
+
+def _view_grid(layer: LayerCasts, quantizer: Quantizer) -> WeightGrid | None:
+    """The grid on which a product saw a master weight; None if that is not the weight's own."""
+    cast, scale = quantizer.cast, quantizer.last_scale
+    if cast.hadamard or (cast.blocks is not None and scale is None):
+        return None
+    if scale is not None and scale.ndim == 2 and has_transposed_weight(layer.module):
+        scale = scale.t()
+    return WeightGrid(cast.element, scale, is_stored=False)
+
+
+def _decibels(error: float, signal: float) -> float | None:
+    """Signal to quantization noise; None where nothing was measured or nothing was lost."""
+    return 10 * math.log10(signal / error) if error > 0 and signal > 0 else None
+
+
 def _share(part: Tensor, whole: Tensor) -> Tensor:
     return part.double() / whole.clamp(min=1)
 
 
 def quantize_model(
     model: nn.Module,
-    recipe: str | Path | Format | Recipe | Mapping[str, Any],
+    recipe: str | Path | AnyFormat | Recipe | Mapping[str, Any],
     *,
-    compute: str = "float32",
+    format: str | AnyFormat | None = None,
+    compute: str = "auto",
     seed: int = 0,
 ) -> Quantization:
     """Quantize ``model`` in place by a recipe; returns the handle that takes it back.
 
-    ``recipe`` is a format or its name (the recipe ``master`` in it), a recipe's mapping, or a
-    .yaml file. ``compute`` is ``float32``, or ``bfloat16`` for products whose operands are exact
-    in it. Raises `BadInput` for an unknown name, a pattern that matches no layer, or a layer that
-    cannot take what the recipe asks.
+    ``recipe`` is a format or its name (the recipe ``master`` in it), a recipe's name, its
+    mapping, or a .yaml file; ``format`` is what a recipe calls FORMAT. ``compute`` is in which
+    type products run; see `altcore.surgery.compute.COMPUTES`. Raises `BadInput` for an unknown
+    name, a pattern that matches no layer, or a layer that cannot take what the recipe asks.
     """
-    if compute not in ("float32", "bfloat16"):
-        raise BadInput(f"compute: {compute!r} is neither float32 nor bfloat16")
-    return Quantization(model, _as_recipe(recipe), compute, Clock(seed))
+    if compute not in COMPUTES:
+        raise BadInput(f"compute: {compute!r} is none of {', '.join(COMPUTES)}")
+    chosen = None if format is None else get_format(format)
+    return Quantization(model, _as_recipe(recipe, chosen), compute, Clock(seed))
 
 
-def _as_recipe(recipe: str | Path | Format | Recipe | Mapping[str, Any]) -> Recipe:
-    if isinstance(recipe, Recipe):
-        return recipe
-    if isinstance(recipe, Mapping):
-        return parse(recipe, "given")
-    if isinstance(recipe, Path) or (isinstance(recipe, str) and recipe.endswith((".yaml", ".yml"))):
-        return parse(read_mapping(recipe, "recipe"), Path(recipe).stem, f" in {recipe}")
+def _as_recipe(
+    recipe: str | Path | AnyFormat | Recipe | Mapping[str, Any], fmt: AnyFormat | None
+) -> Recipe:
     if isinstance(recipe, str) and recipe in NAMED:
-        raise BadInput(
-            f"the recipe {recipe} needs a format: pass altcore.recipe.named({recipe!r}, "
-            "altcore.get_format('E4M3'))"
-        )
-    return named("master", get_format(recipe))
+        if fmt is None and takes_format(recipe):
+            raise BadInput(f"the recipe {recipe} needs a format: give one, as format='E4M3'")
+        return named(recipe, fmt)
+    if isinstance(recipe, Mapping):
+        return parse(with_format(recipe, fmt), "given")
+    if isinstance(recipe, Path) or (isinstance(recipe, str) and recipe.endswith((".yaml", ".yml"))):
+        data = read_mapping(recipe, "recipe")
+        return parse(with_format(data, fmt), Path(recipe).stem, f" in {recipe}")
+    if fmt is not None:
+        raise BadInput(f"format {fmt.name}: only a recipe that says FORMAT takes one")
+    return recipe if isinstance(recipe, Recipe) else named("master", get_format(recipe))

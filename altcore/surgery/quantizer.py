@@ -8,9 +8,14 @@ import torch
 from attrs import define
 from torch import Tensor
 
-from altcore.formats import Format
-from altcore.numerics import amax, fake_round, round_to_grid, scale_of
+from altcore.blocks import AnyFormat, BlockFormat
+from altcore.numerics import amax, fake_round, quantile, root_mean_square, round_to_grid, scale_of
+from altcore.numerics.blocks import Blocks, fake_blocks, round_blocks, spread
+from altcore.numerics.hadamard import transform
 from altcore.recipe import Cast
+
+Axes = tuple[int, ...]
+"""The axes along which a product sums; a block format's blocks lie along the first."""
 
 
 @define(eq=False)
@@ -21,15 +26,32 @@ class Clock:
     step: int = 0
     training: bool = True
     """Off in a probe: no scale, counter or random state moves."""
+    measures_errors: bool = False
+    """Whether quantizers sum the squares of their errors."""
 
 
 @define(eq=False)
 class Operand:
-    """One operand of a product: unscaled grid values and their scale; or a plain tensor."""
+    """One operand of a product: values on a grid and what their product is multiplied by.
+
+    The scale is constant along the axes that the product sums over: 0-dim, or of the values'
+    rank with 1 there. Where blocks have scales of their own, these are in the values already.
+    """
 
     values: Tensor
     scale: Tensor | None = None
-    format: Format | None = None
+    format: AnyFormat | None = None
+    """None for a plain tensor."""
+    inside: Tensor | None = None
+    """Where the values did not pass the format's range, if the gradient has to know."""
+
+
+@define(eq=False)
+class Grid:
+    """Where a tensor was rounded: the unscaled grid values, and what it was multiplied by."""
+
+    values: Tensor
+    r: Tensor | None
 
 
 @define(eq=False)
@@ -41,74 +63,148 @@ class Quantizer:
     clock: Clock
     counts: Tensor
     """int64, one row of the model's counters; see `altcore.numerics.COUNTS`."""
+    errors: Tensor
+    """float64 (2,), squared errors and squares, in steps where they are asked for."""
     history: Tensor | None = None
     """The last amax values of delayed scaling, newest first; zeros where there were none."""
     last_scale: Tensor | None = None
-    """The scale of the last training forward."""
+    """The scale of the last training forward, which broadcasts to the tensor."""
     last_key: int | None = None
     """The key of that forward's random bits."""
     calls: int = 0
     last_step: int = -1
 
-    def scales(self, x: Tensor, training: bool) -> tuple[Tensor | None, Tensor | None]:
+    def scales(
+        self, x: Tensor, training: bool, axes: Axes | None = None
+    ) -> tuple[Tensor | None, Tensor | None]:
         """Return (s, r) for ``x``: what a grid value is multiplied by, and what ``x`` is."""
         scaling = self.cast.scaling
         if scaling.kind == "none":
             return None, None
-        largest = amax(x)
+        along = axes if scaling.kind == "channel" else None
+        if scaling.kind == "rms":
+            largest = root_mean_square(x)
+        elif scaling.quantile is None:
+            largest = amax(x, along)
+        else:
+            largest = quantile(x, scaling.quantile, along)
         if scaling.kind == "delayed":
-            if self.history is None:
-                self.history = torch.zeros(
-                    scaling.history, dtype=largest.dtype, device=largest.device
-                )
-            before = self.history.max()
-            if training:
-                self.history = torch.cat([largest.reshape(1), self.history[:-1]])
-            # Nothing was seen yet: the tensor's own amax.
-            largest = torch.where(before > 0, before, largest)
+            largest = self._delayed(largest, training)
         s, r = scale_of(
             largest,
-            self.cast.format,
+            self.cast.element,
             power_of_two=scaling.power_of_two,
             margin=scaling.margin,
+            meets=1.0 if scaling.kind == "rms" else None,
         )
         if training:
             self.last_scale = s
         return s, r
 
-    def operand(self, x: Tensor, training: bool) -> tuple[Operand, Tensor | None]:
-        """Return the exact pair (grid values, scale) and the multiplier r."""
+    def _delayed(self, largest: Tensor, training: bool) -> Tensor:
+        """Return the largest of the amax seen before; where nothing was, the tensor's own."""
+        if self.history is None:
+            length = self.cast.scaling.history
+            self.history = torch.zeros(length, dtype=largest.dtype, device=largest.device)
+        before = self.history.max()
+        if training:
+            self.history = torch.cat([largest.reshape(1), self.history[:-1]])
+        return torch.where(before > 0, before, largest)
+
+    def operand(
+        self, x: Tensor, training: bool, axes: Axes, *, wants_grid: bool = False
+    ) -> tuple[Operand, Grid | None]:
+        """Return ``x`` as an operand of a product that sums over ``axes``, and its grid.
+
+        The grid is None unless it is wanted, and after a Hadamard transform, which leaves
+        nothing to compare.
+        """
         training = training and self.clock.training
         x = x.detach()
-        s, r = self.scales(x, training)
         key = self.key(training)
         if training:
             self.last_key = key
+        cast = self.cast
+        if cast.hadamard:
+            x, wants_grid = transform(x, cast.hadamard, axes[0], self.clock.seed), False
+        if cast.blocks is not None:
+            return self._in_blocks(x, cast.blocks, axes[0], key, training, wants_grid)
+        s, r = self.scales(x, training, axes)
         q = round_to_grid(
             x,
-            self.cast.format,
-            rounding=self.cast.rounding,
-            overflow=self.cast.overflow,
+            cast.element,
+            rounding=cast.rounding,
+            overflow=cast.overflow,
             r=r,
             counts=self.counts if training else None,
+            errors=self.errors if training and self.clock.measures_errors else None,
             key=key,
         )
-        return Operand(q, s, self.cast.format), r
+        operand = Operand(q, s, cast.format)
+        if cast.straight_through == "clipped":
+            operand.inside = self._inside(x, r)
+        return operand, Grid(q, r) if wants_grid else None
+
+    def _in_blocks(
+        self,
+        x: Tensor,
+        blocks: BlockFormat,
+        axis: int,
+        key: int | None,
+        training: bool,
+        wants_grid: bool,
+    ) -> tuple[Operand, Grid | None]:
+        """`operand`, where blocks have scales of their own."""
+        cast = self.cast
+        made = round_blocks(
+            x,
+            blocks,
+            axis=axis,
+            rounding=cast.rounding,
+            counts=self.counts if training else None,
+            errors=self.errors if training and self.clock.measures_errors else None,
+            key=key,
+        )
+        operand = Operand(made.values, made.scale, blocks)
+        if not (wants_grid or cast.straight_through == "clipped"):
+            return operand, None
+        r = spread(made.inverse, x.shape, blocks, axis)
+        if cast.straight_through == "clipped":
+            operand.inside = self._inside(x, r)
+        if not wants_grid:
+            return operand, None
+        if training:
+            self.last_scale = _block_scale(made, x.shape, blocks, axis)
+        grid = round_to_grid(x, cast.element, rounding=cast.rounding, r=r, key=key)
+        return operand, Grid(grid, r)
+
+    def _inside(self, x: Tensor, r: Tensor | None) -> Tensor:
+        y = x if r is None else x * r
+        values = self.cast.element.values
+        return (y >= values[0]) & (y <= values[-1])
 
     def fake(self, x: Tensor, training: bool) -> Tensor:
-        """Return ``x`` rounded to the grid, as a tensor like ``x``."""
+        """Return ``x`` rounded to the grid, as a tensor like ``x``; axes are its last one."""
         training = training and self.clock.training
         x = x.detach()
-        s, r = self.scales(x, training)
+        cast, counts = self.cast, self.counts if training else None
+        errors = self.errors if training and self.clock.measures_errors else None
+        key = self.key(training)
+        if cast.blocks is not None:
+            return fake_blocks(
+                x, cast.blocks, rounding=cast.rounding, counts=counts, errors=errors, key=key
+            )
+        s, r = self.scales(x, training, (-1,))
         return fake_round(
             x,
-            self.cast.format,
-            rounding=self.cast.rounding,
-            overflow=self.cast.overflow,
+            cast.element,
+            rounding=cast.rounding,
+            overflow=cast.overflow,
             r=r,
             s=s,
-            counts=self.counts if training else None,
-            key=self.key(training),
+            counts=counts,
+            errors=errors,
+            key=key,
         )
 
     def key(self, training: bool) -> int | None:
@@ -120,6 +216,12 @@ class Quantizer:
         call = self.calls if training else -1
         self.calls += training
         return random_key(self.clock.seed, self.clock.step, call, self.name)
+
+
+def _block_scale(made: Blocks, shape: torch.Size, fmt: BlockFormat, axis: int) -> Tensor:
+    """The scale of every element, of ``shape``."""
+    scale = spread(made.scales, shape, fmt, axis)
+    return scale if made.scale is None else scale * made.scale
 
 
 def random_key(seed: int, step: int, micro: int, name: str) -> int:

@@ -2,8 +2,9 @@
 
 A stored weight's scale is 1 where its cast has no scaling. Otherwise it is a power of two: the
 smallest that holds its largest magnitude at the start, doubled on overflow until it holds, and
-halved when the largest magnitude falls below a quarter of the format's maximum. All of it happens
-on the device; the scales travel to the host with the step's one read.
+halved when the largest magnitude falls below a quarter of the format's maximum. With ``rms``
+scaling the root mean square takes the place of the largest magnitude, and 1 that of the maximum.
+All of it happens on the device; the scales travel to the host with the step's one read.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import torch
 from attrs import define, field
 from torch import Tensor
 
-from altcore.numerics import amax, fake_round, scale_of
+from altcore.numerics import amax, fake_round, root_mean_square, scale_of
 from altcore.recipe import Cast
 from altcore.surgery.quantizer import Clock, random_key
 
@@ -56,7 +57,8 @@ class StoredWeight:
         if self.cast.scaling.kind == "none":
             return torch.ones((), device=w.device)
         # Zero-initialised tensors get their scale at the first nonzero update.
-        return scale_of(amax(w), self.cast.format, power_of_two=True)[0]
+        size, top = _size(w, self.cast)
+        return scale_of(size, self.cast.element, power_of_two=True, meets=top)[0]
 
     def _round(self, w: Tensor, scale: Tensor, overflow: str = "saturate") -> Tensor:
         key = None
@@ -64,7 +66,7 @@ class StoredWeight:
             key = random_key(self.clock.seed, self.clock.step, 0, f"{self.name}/stored")
         return fake_round(
             w,
-            self.cast.format,
+            self.cast.element,
             rounding=self.cast.rounding,
             overflow=overflow,
             r=1 / scale,
@@ -79,7 +81,7 @@ class StoredWeight:
         Returns the counts of `STALL`, int64 (4,), on the device.
         """
         proposed, before = self.parameter.detach(), self.before
-        largest, top = amax(proposed), self.cast.format.max
+        largest, top = _size(proposed, self.cast)
         first = amax(before) == 0
         scale = torch.where(first, self._fresh_scale(proposed), self.scale)
         at_old = self._round(proposed, scale)
@@ -109,8 +111,12 @@ class StoredWeight:
         return counts
 
     def _limit(self) -> float:
-        """Above this, times the scale, rounding to nearest passes the largest value."""
-        return float(self.cast.format.limits[1])
+        """Above this, times the scale, a larger scale is needed.
+
+        There rounding to nearest passes the largest value.
+        """
+        is_rms = self.cast.scaling.kind == "rms"
+        return 2.0 if is_rms else float(self.cast.element.limits[1])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return what a checkpoint needs."""
@@ -121,6 +127,13 @@ class StoredWeight:
         """Restore the scale; the parameter's values are the model's to restore."""
         self.scale = self.scale_before = state["scale"].to(self.parameter.device).clone()
         self.before = self.parameter.detach().clone()
+
+
+def _size(x: Tensor, cast: Cast) -> tuple[Tensor, float]:
+    """How large a tensor is, 0-dim, and what in the format's grid that is brought to."""
+    if cast.scaling.kind == "rms":
+        return root_mean_square(x), 1.0
+    return amax(x), cast.element.max
 
 
 @torch.no_grad()
@@ -142,19 +155,22 @@ def store_optimizer_state(
             s: Tensor | None = None
             r: Tensor | None = None
             if cast.scaling.kind != "none":
-                s, r = scale_of(amax(value), cast.format, power_of_two=cast.scaling.power_of_two)
+                size, top = _size(value, cast)
+                s, r = scale_of(
+                    size, cast.element, power_of_two=cast.scaling.power_of_two, meets=top
+                )
             noise = None
             if cast.rounding == "stochastic":
                 noise = random_key(clock.seed, clock.step, 0, f"{name}/{key}")
             rounded = fake_round(
                 value,
-                cast.format,
+                cast.element,
                 rounding=cast.rounding,
                 overflow=cast.overflow,
                 r=r,
                 s=s,
                 key=noise,
             )
-            floor = cast.format.smallest * (1.0 if s is None else s)
+            floor = cast.element.smallest * (1.0 if s is None else s)
             lost = (rounded == 0) & (value > 0) & (value.min() >= 0)
             value.copy_(torch.where(lost, floor, rounded))

@@ -3,11 +3,23 @@
 `floats`: any ExMy by its bare name, the IEEE, FN and FNUZ variants of it, IEEE P3109, E8M0, FP16,
 BF16 and TF32. `fixed`: integers and fixed point in two's complement. `posits`. `logarithmic`:
 powers of two with a fraction in the exponent, and formats without a mantissa rounded by their
-logarithm. `tables`: a few values. Each module says exactly what its names mean.
+logarithm. `tables`: a few values. `blocks`: OCP's microscaling formats and NVFP4, whose elements
+share scales. Each module says exactly what its names mean.
 """
 
 from __future__ import annotations
 
+from altcore_formats.blocks import (
+    MXFP4,
+    MXFP6_E2M3,
+    MXFP6_E3M2,
+    MXFP8_E4M3,
+    MXFP8_E5M2,
+    MXINT8,
+    NVFP4,
+    NVFP4_SQUARE,
+    mx,
+)
 from altcore_formats.fixed import INT4, INT8, fixed_point, integer
 from altcore_formats.floats import (
     BF16,
@@ -62,6 +74,14 @@ __all__ = [
     "FP16",
     "INT4",
     "INT8",
+    "MXFP4",
+    "MXFP6_E2M3",
+    "MXFP6_E3M2",
+    "MXFP8_E4M3",
+    "MXFP8_E5M2",
+    "MXINT8",
+    "NVFP4",
+    "NVFP4_SQUARE",
     "TERNARY",
     "TF32",
     "exmy",
@@ -69,6 +89,7 @@ __all__ = [
     "fixed_point",
     "integer",
     "logarithmic",
+    "mx",
     "p3109",
     "posit",
     "power_of_two",

@@ -1,0 +1,43 @@
+"""torch.compile in a run: the model between its quantized layers, and what happens to it said.
+
+Quantized layers are left out of compiled graphs (their kernels, counters and scales cannot be
+traced), so a change of recipe makes no graph invalid. What torch does on its own account, giving a
+function up after too many recompilations, it says in a log only; here that becomes an event.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+_LOGGER = "torch._dynamo.convert_frame"
+_LIMIT = re.compile(
+    r"hit config\.(\w*recompile_limit).*?function: '(\w+)'.*?last reason: ([^\n]*)", re.S
+)
+
+
+class _Watch(logging.Handler):
+    """Emits an event for each function that torch gives up compiling."""
+
+    def __init__(self, run_emit: Callable[..., None]) -> None:
+        super().__init__(logging.WARNING)
+        self.run_emit = run_emit
+
+    def emit(self, record: logging.LogRecord) -> None:
+        found = _LIMIT.search(record.getMessage())
+        if found:
+            limit, function, reason = found.groups()
+            self.run_emit("eager", function=function, limit=limit, reason=reason)
+
+
+@contextmanager
+def watched(run_emit: Callable[..., None]) -> Iterator[None]:
+    """Within, ``run_emit("eager", function=, limit=, reason=)`` whenever torch falls to eager."""
+    logger, watch = logging.getLogger(_LOGGER), _Watch(run_emit)
+    logger.addHandler(watch)
+    try:
+        yield
+    finally:
+        logger.removeHandler(watch)

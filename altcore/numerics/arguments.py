@@ -1,0 +1,87 @@
+"""What users may write for a format, a scale or an axis, turned into what functions work on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import torch
+from torch import Tensor
+
+from altcore.blocks import AnyFormat, BlockFormat
+from altcore.errors import BadInput, nearest
+from altcore.formats import Format
+from altcore.numerics.grids import check_floating
+from altcore.numerics.native import plain
+from altcore.numerics.plan import LAYOUTS, compute_dtype, to_single
+
+Scale = float | Tensor | None
+
+
+def find(fmt: AnyFormat | str) -> AnyFormat:
+    """Return ``fmt`` itself, or the installed format of that name; `BadInput` if unknown."""
+    if isinstance(fmt, Format | BlockFormat):
+        return fmt
+    if not isinstance(fmt, str):
+        raise BadInput(f"a format or its name is needed, not {type(fmt).__name__}")
+    from altcore.registry import get_format  # only names need the installed plugins
+
+    return get_format(fmt)
+
+
+def find_coded(fmt: AnyFormat | str) -> Format:
+    """`find` for what gives each number a code: `BadInput` for a block format, too."""
+    found = find(fmt)
+    if isinstance(found, BlockFormat):
+        raise BadInput(
+            f"format {found.name}: codes of a block format are worth nothing without its scales: "
+            "use altcore.pack and altcore.unpack"
+        )
+    return found
+
+
+def find_grid(fmt: AnyFormat | str) -> Format:
+    """`find` for what looks at one grid: `BadInput` for a block format, too."""
+    found = find(fmt)
+    if isinstance(found, BlockFormat):
+        raise BadInput(
+            f"format {found.name} has another grid in each block: use its element format, "
+            f"{found.element.name}, with a scale"
+        )
+    return found
+
+
+def scale_pair(scale: Scale, x: Tensor, fmt: Format) -> tuple[Tensor | None, Tensor | None]:
+    """The given scale as tensors ``s`` and ``r = fl(1 / s)`` in ``x``'s compute dtype."""
+    if scale is None:
+        return None, None
+    dtype = compute_dtype(x.dtype, fmt)
+    if isinstance(scale, Tensor):
+        check_floating(scale)
+        scale = scale.detach()
+        # Looked at where that costs no transfer; the smallest one is NaN if any is.
+        number = float(scale.min()) if plain(scale) and scale.numel() else 1.0
+        s = scale.to(device=x.device, dtype=dtype)
+    elif isinstance(scale, int | float) and not isinstance(scale, bool):
+        number = float(scale) if dtype == torch.float64 else to_single(float(scale))
+        s = torch.full((), number, dtype=dtype, device=x.device)
+    else:
+        raise BadInput(f"a scale is a number or a tensor, not {scale!r}")
+    if not 0 < number < math.inf:
+        raise BadInput(f"a scale is a positive number in {dtype}, not {number}")
+    # Clamped as in scale_of, for scales whose inverse passes the largest number.
+    largest = torch.full_like(s, LAYOUTS[dtype].largest)
+    return s, torch.minimum(torch.ones_like(s) / s, largest)
+
+
+def check_axis(x: Tensor, axis: int) -> None:
+    """Raise `BadInput` unless ``x`` has that axis."""
+    if not isinstance(axis, int) or isinstance(axis, bool) or not -x.ndim <= axis < x.ndim:
+        raise BadInput(f"a tensor of {x.ndim} dimension(s) has no axis {axis!r}")
+
+
+def check_choice(what: str, value: str, known: Collection[str]) -> None:
+    """Raise `BadInput` unless ``value`` is one of the known ones; the nearest is offered."""
+    if value not in known:
+        hint = nearest(value, known) if isinstance(value, str) else ""
+        raise BadInput(f"unknown {what} {value!r}{hint}; known: {', '.join(known)}")

@@ -1,0 +1,94 @@
+"""Numbers as a format's codes, and back."""
+
+from __future__ import annotations
+
+import math
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from altcore.errors import BadInput
+from altcore.formats import Format
+from altcore.numerics.arguments import Scale, find_coded, scale_pair
+from altcore.numerics.grids import check_input, round_to_grid
+from altcore.numerics.plan import compute_dtype
+from altcore.numerics.positions import position
+
+
+def encode(
+    x: Tensor,
+    fmt: Format | str,
+    scale: Scale = None,
+    *,
+    rounding: str = "nearest-even",
+    overflow: str = "saturate",
+    key: int | Tensor | None = None,
+) -> Tensor:
+    """Return the codes of ``x`` in the format: uint8 up to 8 bits, int32 above, of ``x``'s shape.
+
+    Values are rounded first, as by `fake_quantize`; a value that is on the grid keeps its code
+    exactly, -0 where the format has it included. Raises `BadInput` like `fake_quantize`, and for
+    a NaN where the format has no NaN code; `altcore.pack` takes block formats.
+    """
+    fmt = find_coded(fmt)
+    check_input(x, fmt, rounding, overflow, key)
+    x = x.detach()
+    _, r = scale_pair(scale, x, fmt)
+    q = round_to_grid(x, fmt, rounding=rounding, overflow=overflow, r=r, key=key)
+    codes, minus_zero, nan, infinities = _codes(fmt)
+    index = position(q, fmt)
+    result = codes.to(q.device)[index.clamp(min=0)]
+    if minus_zero is not None:
+        result = torch.where((q == 0) & torch.signbit(q), minus_zero, result)
+    if infinities is not None:
+        result = torch.where(torch.isposinf(q), infinities[1], result)
+        result = torch.where(torch.isneginf(q), infinities[0], result)
+    if nan is not None:
+        result = torch.where(torch.isnan(q), nan, result)
+    elif bool(torch.isnan(q).any()):
+        raise BadInput(f"NaN cannot be encoded: format {fmt.name} has no NaN code")
+    return result.to(torch.uint8 if fmt.bits <= 8 else torch.int32)
+
+
+def decode(codes: Tensor, fmt: Format | str, scale: Scale = None) -> Tensor:
+    """Return the values of ``codes`` (any integer dtype), times ``scale``, in the compute dtype.
+
+    That is float32, or float64 for formats beyond its range. Raises `BadInput` for what is not
+    an integer tensor and for codes the format does not have.
+    """
+    fmt = find_coded(fmt)
+    integer = isinstance(codes, Tensor) and not (codes.is_floating_point() or codes.is_complex())
+    if not integer or codes.dtype == torch.bool:
+        raise BadInput("decode needs a tensor of integer codes")
+    dtype = compute_dtype(torch.float32, fmt)
+    index = codes.to(torch.int64)
+    count = len(fmt.code_values)
+    if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < count):
+        raise BadInput(f"format {fmt.name} has codes 0 to {count - 1}")
+    values = _decoded(fmt, dtype).to(codes.device)[index]
+    s, _ = scale_pair(scale, values, fmt)
+    return values if s is None else values * s.to(dtype)
+
+
+@cache
+def _codes(fmt: Format) -> tuple[Tensor, int | None, int | None, tuple[int, int] | None]:
+    """The code of each of ``fmt.values``; those of -0, of NaN, and of the two infinities."""
+    first: dict[float, int] = {}
+    minus_zero: int | None = None
+    for code, value in enumerate(fmt.code_values):
+        if value == 0 and math.copysign(1.0, value) < 0:
+            minus_zero = code if minus_zero is None else minus_zero
+        else:
+            first.setdefault(value, code)
+    if minus_zero is not None:
+        first.setdefault(0.0, minus_zero)
+    codes = torch.tensor([first[v] for v in fmt.values], dtype=torch.int64)
+    nan = fmt.nan_codes[0] if fmt.nan_codes else None
+    infinities = (first[-math.inf], first[math.inf]) if fmt.inf_codes else None
+    return codes, minus_zero, nan, infinities
+
+
+@cache
+def _decoded(fmt: Format, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(fmt.code_values, dtype=dtype)

@@ -1,0 +1,151 @@
+"""Handing CPU tensors and their block formats to the compiled kernels; `blocks.h` is the other side.
+
+Like `altcore.numerics.native`: None where the kernels do not apply.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from altcore.blocks import BlockFormat
+from altcore.formats import FloatFormat
+from altcore.numerics.native import Job, Prepared, amax_native, fill, fits, handle_for, prepare
+from altcore.numerics.plan import is_wide, to_single
+
+_RULES = ("power", "amax", "two-level")  # as blocks.h numbers them
+_MOST = 1 << 32  # elements; an index of more bits changes the random bits' key within a row
+
+
+class _BlockJob(ctypes.Structure):
+    """``struct block_job`` of blocks.h, field by field."""
+
+    _fields_ = (
+        ("job", Job),
+        ("scale_job", ctypes.c_void_p),
+        ("scales", ctypes.c_void_p),
+        ("inverses", ctypes.c_void_p),
+        ("outer", ctypes.c_int64),
+        ("height", ctypes.c_int64),
+        ("width", ctypes.c_int64),
+        ("block_height", ctypes.c_int64),
+        ("block_width", ctypes.c_int64),
+        ("rule", ctypes.c_int32),
+        ("top", ctypes.c_int32),
+        ("threshold", ctypes.c_int32),
+        ("lowest_power", ctypes.c_int32),
+        ("highest_power", ctypes.c_int32),
+        ("power_of_zero", ctypes.c_int32),
+        ("largest", ctypes.c_float),
+        ("whole", ctypes.c_float),
+        ("g", ctypes.c_float),
+    )
+
+
+def round_blocks_native(
+    x: Tensor,
+    fmt: BlockFormat,
+    axis: int,
+    rounding: str,
+    counts: Tensor | None,
+    errors: Tensor | None,
+    key: int | Tensor | None,
+    *,
+    fake: bool,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor] | None:
+    """Round as `altcore.numerics.blocks` does; None where the kernels do not apply.
+
+    Returns what `Blocks` holds. ``fake``: the values are the tensor that is meant, in ``x``'s
+    dtype, and the blocks' numbers stay empty.
+    """
+    handle = handle_for(x)
+    if handle is None or not 0 < x.numel() <= _MOST:
+        return None
+    if counts is not None and not fits(counts, x.device, torch.int64):
+        return None
+    prepared = _prepare_blocks(fmt, rounding)
+    if prepared is None:
+        return None
+    x = x.contiguous()
+    b = _BlockJob.from_buffer_copy(prepared.job)
+    scale = None
+    if fmt.scale_format is not None:
+        whole = amax_native(x)
+        assert whole is not None
+        scale = whole / torch.full_like(whole, fmt.largest)
+        b.whole, b.g = float(whole), float(scale)
+    shape = _lay_out(b, x, fmt, axis)
+    values = torch.empty(x.shape, dtype=x.dtype if fake else torch.float32)
+    scales = torch.empty((0,) if fake else (2, *shape), dtype=torch.float32)
+    if not fake:
+        b.scales, b.inverses = scales[0].data_ptr(), scales[1].data_ptr()
+    shares = fill(b.job, x, values, counts, errors, key, fake=fake)
+    handle.altcore_round_blocks(ctypes.byref(b))
+    if errors is not None:
+        errors += shares.sum(0)
+    if fake:
+        return values, scale, scales, scales
+    if b.height == x.shape[axis] and not fmt.is_square:  # the axis of blocks comes last
+        scales = scales.transpose(-2, -1)
+    return values, scale, *scales.reshape(2, -1).unbind()
+
+
+def _lay_out(b: _BlockJob, x: Tensor, fmt: BlockFormat, axis: int) -> tuple[int, int, int]:
+    """Say how blocks lie in ``x``'s memory; returns how many there are along each of its axes."""
+    if fmt.is_square:
+        height, width = x.shape[-2:]
+        b.block_height = b.block_width = fmt.block
+    else:
+        height, width = x.shape[axis], math.prod(x.shape[axis % x.ndim + 1 :])
+        b.block_height, b.block_width = fmt.block, 1
+        if width == 1:  # in rows; in a single one, if no block ends early
+            height, width = x.numel() // height, height
+            if width % fmt.block == 0:
+                height, width = 1, x.numel()
+            b.block_height, b.block_width = 1, fmt.block
+    b.outer, b.height, b.width = x.numel() // (height * width), height, width
+    b.block_height, b.block_width = min(b.block_height, height), min(b.block_width, width)
+    return b.outer, -(-height // b.block_height), -(-width // b.block_width)
+
+
+@frozen
+class _PreparedBlocks:
+    """A job without its tensors, and what it points to, kept alive."""
+
+    job: _BlockJob
+    element: Prepared
+    scale: Prepared | None
+
+
+@functools.cache
+def _prepare_blocks(fmt: BlockFormat, rounding: str) -> _PreparedBlocks | None:
+    element = None if is_wide(fmt.element) else prepare(fmt.element, rounding, "saturate")
+    if element is None:
+        return None
+    b = _BlockJob(job=element.job, largest=to_single(fmt.element.max))
+    b.rule = _RULES.index(fmt.rule) if fmt.rule in _RULES else 0
+    if b.rule == 0:
+        _fill_powers(b, fmt)
+    if fmt.scale_format is None:
+        return _PreparedBlocks(b, element, None)
+    adding = isinstance(fmt.scale_format, FloatFormat) and not is_wide(fmt.scale_format)
+    scale = prepare(fmt.scale_format, "nearest-even", "saturate") if adding else None
+    if scale is None or not scale.job.to_magic:
+        return None
+    b.scale_job = ctypes.addressof(scale.job)
+    return _PreparedBlocks(b, element, scale)
+
+
+def _fill_powers(b: _BlockJob, fmt: BlockFormat) -> None:
+    fraction, inclusive = fmt.next_from
+    past = (2 * fraction - 1) * 2**23  # as the bits after the leading one
+    b.threshold = math.ceil(past) if inclusive else math.floor(past) + 1
+    b.top = fmt.element_exponent
+    is_code = fmt.rule != "power-of-two"  # then of E8M0
+    b.lowest_power, b.highest_power = (-127, 127) if is_code else (-126, 126)
+    b.power_of_zero = -127 if is_code else 0

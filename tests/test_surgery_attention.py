@@ -1,0 +1,97 @@
+"""Attention's operands: against torch's own function, in every form in which it is called."""
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import altcore
+from altcore import quantize_model
+
+
+class Attention(nn.Module):
+    """Calls torch's function with what it is given."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
+    def forward(self, q, k, v):
+        return functional.scaled_dot_product_attention(q, k, v, **self.options)
+
+
+MASK = torch.rand(6, 9, generator=torch.Generator().manual_seed(5)) > 0.3
+MASK[:, 0] = True
+OPTIONS = {
+    "plain": {},
+    "causal": {"is_causal": True},
+    "scaled": {"scale": 0.5},
+    "boolean mask": {"attn_mask": MASK},
+    "additive mask": {"attn_mask": torch.randn(6, 9, generator=torch.Generator().manual_seed(6))},
+    "grouped": {"enable_gqa": True},
+}
+
+
+def tensors(kind):
+    """Query, key and value."""
+    generator = torch.Generator().manual_seed(1)
+    heads = 2 if kind == "grouped" else 4
+    shapes = ((3, 4, 6, 8), (3, heads, 9, 8), (3, heads, 9, 8))
+    return [torch.randn(s, generator=generator).requires_grad_() for s in shapes]
+
+
+def results(module, kind):
+    """Output and three gradients."""
+    given = tensors(kind)
+    y = module(*given)
+    y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(2)))
+    return [y.detach(), *(t.grad for t in given)]
+
+
+@pytest.mark.parametrize("kind", OPTIONS)
+def test_it_computes_torchs_function(kind):
+    """In a format finer than the comparison, results and gradients are torch's own."""
+    model = nn.Sequential(Attention(**OPTIONS[kind]))
+    expected = results(model[0], kind)
+    with quantize_model(model, {"attention": "TF32"}):
+        found = results(model[0], kind)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-2, atol=4e-3)
+    assert not torch.equal(found[0], expected[0])
+
+
+def test_operands_are_rounded():
+    """Each of the four by itself: the product is that of the rounded tensor."""
+    model = nn.Sequential(Attention())
+    q, k, v = (t.detach() for t in tensors("plain"))
+
+    def plain(q, k, v, probability=lambda p: p):
+        return probability((q @ k.mT / math.sqrt(8)).softmax(-1)) @ v
+
+    def rounded(t):
+        return altcore.fake_quantize(t, "E2M1", scale="amax")
+
+    expected = {
+        "query": plain(rounded(q), k, v),
+        "key": plain(q, rounded(k), v),
+        "value": plain(q, k, rounded(v)),
+        "probability": plain(q, k, v, rounded),
+    }
+    for name, y in expected.items():
+        with quantize_model(model, {f"attention@{name}": "E2M1"}):
+            torch.testing.assert_close(model[0](q, k, v), y, rtol=1e-5, atol=1e-5)
+
+
+def test_dropout_falls_on_rounded_probabilities():
+    """It is asked for in the call, and its random numbers are torch's."""
+    model = nn.Sequential(Attention(dropout_p=0.5))
+    with quantize_model(model, {"attention": "E3M4"}):
+        torch.manual_seed(0)
+        a = model[0](*tensors("plain"))
+        torch.manual_seed(0)
+        b = model[0](*tensors("plain"))
+        c = model[0](*tensors("plain"))
+    assert torch.equal(a, b)
+    assert not torch.equal(a, c)
