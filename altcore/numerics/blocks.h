@@ -6,6 +6,7 @@
  * finds it in the first-level cache.
  */
 
+#define LINE 16 /* float32 in a line of the cache */
 #define LANES 8 /* divides the usual block sizes */
 
 enum { POWER, AMAX, TWO_LEVEL };
@@ -13,6 +14,7 @@ enum { POWER, AMAX, TWO_LEVEL };
 struct block_job {
     struct job job;              /* of the element format; its row, r and s are not used */
     const struct job *scale_job; /* TWO_LEVEL: of the scale format, which rounds by adding */
+    uint32_t *most;              /* TWO_LEVEL: bits of each block's largest magnitude, ... */
     float *scales, *inverses;    /* one for each block, in the order of memory; or NULL */
     int64_t outer, height, width, block_height, block_width;
     int32_t rule;
@@ -35,6 +37,26 @@ static int64_t tiles_of(const struct block_job *b) {
     return b->outer * times_in(b->block_height, b->height) * times_in(tile_width(b), b->width);
 }
 
+struct place { /* of a tile */
+    int64_t start, rows, columns; /* its first element, and how far it goes */
+    int64_t at;                   /* its first block */
+    int blocks;                   /* in a row of them */
+};
+
+static struct place place_of(const struct block_job *b, int64_t tile) {
+    const int64_t step = tile_width(b), across = times_in(step, b->width);
+    const int64_t bands = times_in(b->block_height, b->height), band = tile / across;
+    const int64_t top = band % bands * b->block_height, left = tile % across * step;
+    const int64_t below = b->height - top, beside = b->width - left;
+    struct place p;
+    p.start = (band / bands * b->height + top) * b->width + left;
+    p.rows = below < b->block_height ? below : b->block_height;
+    p.columns = beside < step ? beside : step;
+    p.at = band * times_in(b->block_width, b->width) + left / b->block_width;
+    p.blocks = (int)times_in(b->block_width, p.columns);
+    return p;
+}
+
 /* ----------------------------------------------------------------------------- magnitudes */
 
 INLINE uint32_t magnitude(const void *x, int is_half, int64_t i) {
@@ -54,7 +76,7 @@ INLINE void largest_below(const void *x, int is_half, int64_t start, int n,
 INLINE void largest_beside(const void *x, int is_half, int64_t start, int blocks, int width,
                            uint32_t *restrict most) {
     uint32_t lanes[BLOCK];
-    for (int k = 0; k < blocks; k++)
+    for (int k = 0; k < blocks; k++) {
         for (int i = 0; i < LANES; i++) {
             uint32_t found = 0;
             for (int l = i; l < width; l += LANES) {
@@ -63,6 +85,7 @@ INLINE void largest_beside(const void *x, int is_half, int64_t start, int blocks
             }
             lanes[k * LANES + i] = found;
         }
+    }
     for (int k = 0; k < blocks; k++) {
         const uint32_t *lane = lanes + k * LANES;
         uint32_t found = most[k];
@@ -108,6 +131,24 @@ STAGE largest_of_floats(const void *x, int64_t start, int64_t n, int64_t width, 
 
 STAGE largest_of_halves(const void *x, int64_t start, int64_t n, int64_t width, uint32_t *most) {
     largest_of_row(x, 1, start, n, width, most);
+}
+
+/* The bits of the largest magnitude of each block of a tile. */
+static void find_largest(const struct block_job *b, const struct place *p, uint32_t *most) {
+    memset(most, 0, (size_t)p->blocks * sizeof *most);
+    for (int64_t k = 0; k < p->rows; k++)
+        (b->job.is_half ? largest_of_halves : largest_of_floats)(
+            b->job.x, p->start + k * b->width, p->columns, b->block_width, most);
+}
+
+/* Keep those of a tile for when it is rounded; returns the largest. */
+static uint32_t keep_largest(const struct block_job *b, int64_t tile) {
+    const struct place p = place_of(b, tile);
+    uint32_t largest = 0;
+    find_largest(b, &p, b->most + p.at);
+    for (int i = 0; i < p.blocks; i++)
+        largest = b->most[p.at + i] > largest ? b->most[p.at + i] : largest;
+    return largest;
 }
 
 /* --------------------------------------------------------------------------------- scales */
@@ -156,7 +197,7 @@ STAGE scale_by_two_levels(const struct block_job *b, const uint32_t *restrict mo
     const int lost = bits_of(b->whole) >= INFINITE;
     for (int i = 0; i < n; i++) {
         const float m = float_of(most[i]), wanted = m / top / g;
-        const float rounded = round_by_adding(&scale, scale.max < wanted ? scale.max : wanted);
+        const float rounded = round_by_adding(&scale, wanted);
         const float s = most[i] != 0 && g > 0.0f ? rounded : 0.0f;
         const float total = s * g, inverse = 1.0f / total;
         const float r = total > 0.0f ? (inverse > finite ? finite : inverse) : 0.0f;
@@ -204,6 +245,116 @@ STAGE spread(const float *numbers, int64_t width, float *each, int n) {
 
 static const float ones[BLOCK] = {[0 ... BLOCK - 1] = 1.0f};
 
+/* ------------------------------------------------- the usual case: to nearest even, plainly
+ * Loops of their own for float32, nothing counted, and formats that round by adding. NaN is not
+ * carried along, as elsewhere: a block with one has a scale that is NaN. */
+
+struct tile {
+    const float *x;
+    float *out;
+    int64_t rows, columns, stride, width; /* of blocks */
+    float rs[BLOCK], ss[BLOCK], g;        /* one for each block or, across rows, each column */
+    uint32_t limits[BLOCK], leasts[BLOCK];
+};
+
+/* Under powers of two nothing needs to be multiplied: instead, the bits of the format's largest
+ * and least normal value are moved to the block's binade. False where float32 has no room. */
+static int move_to_binades(const struct block_job *b, const uint32_t *most, struct tile *t, int n) {
+    const struct job *j = &b->job;
+    const uint32_t limit = bits_of(j->max), least = j->min_normal, to_magic = j->to_magic;
+    uint32_t unsafe = b->rule != POWER || least < bits_of(0x1p-100f);
+    for (int i = 0; i < n; i++) {
+        const uint32_t moved = most[i] ? bits_of(t->ss[i]) - bits_of(1.0f) : 0;
+        t->limits[i] = limit + moved;
+        t->leasts[i] = least + moved;
+        unsafe |= (int32_t)t->leasts[i] < 0x00800000 ? 1 : 0;
+        unsafe |= t->limits[i] + to_magic >= INFINITE ? 1 : 0;
+    }
+    return !unsafe;
+}
+
+INLINE float add_between(float x, uint32_t limit, uint32_t least, uint32_t to_magic) {
+    const uint32_t mag = bits_of(x) & ~SIGN;
+    const uint32_t inside = (int32_t)mag < (int32_t)limit ? mag : limit;
+    const uint32_t exponent = inside & INFINITE;
+    const float magic =
+        float_of(((int32_t)exponent > (int32_t)least ? exponent : least) + to_magic);
+    return float_of(bits_of((float_of(inside) + magic) - magic) | (bits_of(x) & SIGN));
+}
+
+INLINE void prefetch(const float *next, int width) { /* so that memory is not idle */
+    for (int i = 0; i < width; i += LINE) __builtin_prefetch(next + i);
+}
+
+/* `levels`: 0 for binades; 1 or 2 multiplications by scales. */
+INLINE void add_in_blocks(const struct job *j, const struct tile *t, int width, int levels) {
+    const float *restrict x = t->x, *restrict rs = t->rs, *restrict ss = t->ss;
+    const uint32_t *restrict limits = t->limits, *restrict leasts = t->leasts;
+    float *restrict out = t->out;
+    const uint32_t to_magic = j->to_magic, limit = bits_of(j->max), least = j->min_normal;
+    const float g = t->g;
+    for (int k = 0; k < t->columns / width; k++) {
+        prefetch(x + k * width + BLOCK, width);
+        for (int i = k * width; i < (k + 1) * width; i++) {
+            const float q = levels ? add_between(x[i] * rs[k], limit, least, to_magic) * ss[k]
+                                   : add_between(x[i], limits[k], leasts[k], to_magic);
+            out[i] = levels == 2 ? q * g : q;
+        }
+    }
+}
+
+INLINE void add_in_columns(const struct job *j, const struct tile *t, int levels) {
+    const float *restrict rs = t->rs, *restrict ss = t->ss;
+    const uint32_t *restrict limits = t->limits, *restrict leasts = t->leasts;
+    const uint32_t to_magic = j->to_magic, limit = bits_of(j->max), least = j->min_normal;
+    const float g = t->g;
+    for (int64_t k = 0; k < t->rows; k++) {
+        const float *restrict x = t->x + k * t->stride;
+        float *restrict out = t->out + k * t->stride;
+        for (int i = 0; i < (int)t->columns; i++) {
+            const float q = levels ? add_between(x[i] * rs[i], limit, least, to_magic) * ss[i]
+                                   : add_between(x[i], limits[i], leasts[i], to_magic);
+            out[i] = levels == 2 ? q * g : q;
+        }
+    }
+}
+
+INLINE void add_in(const struct job *j, const struct tile *t, int width, int levels) {
+    if (width == 1)
+        add_in_columns(j, t, levels);
+    else
+        add_in_blocks(j, t, width, levels);
+}
+
+#define WIDTH(NAME, SIZE)                                                                      \
+    STAGE NAME(const struct job *j, const struct tile *t, int levels) {                        \
+        if (levels == 0)                                                                       \
+            add_in(j, t, SIZE, 0);                                                             \
+        else if (levels == 1)                                                                  \
+            add_in(j, t, SIZE, 1);                                                             \
+        else                                                                                   \
+            add_in(j, t, SIZE, 2);                                                             \
+    }
+
+WIDTH(add_in_rows, 1)
+WIDTH(add_in_16, 16)
+WIDTH(add_in_32, 32)
+
+static int is_usual(const struct block_job *b, const struct tile *t) {
+    const struct job *j = &b->job;
+    const int fits = t->columns % t->width == 0 && (t->width == 16 || t->width == 32);
+    return !j->is_half && !j->counts && !j->errors && !j->is_table && loop_of(j) == adding &&
+           (t->width == 1 || (t->rows == 1 && fits));
+}
+
+static void round_usual(const struct block_job *b, const uint32_t *most, struct tile *t, int n) {
+    const int is_global = b->rule == TWO_LEVEL && b->job.is_fake;
+    const int levels = move_to_binades(b, most, t, n) ? 0 : is_global ? 2 : 1;
+    (t->width == 16 ? add_in_16 : t->width == 32 ? add_in_32 : add_in_rows)(&b->job, t, levels);
+}
+
+/* ------------------------------------------------------------------------------- any case */
+
 /* Round elements of one row; `least`: the smallest scale among them. */
 static void round_run(const struct block_job *b, int64_t start, int n, const float *rs,
                       const float *ss, float least, struct totals *totals) {
@@ -220,9 +371,9 @@ static void round_run(const struct block_job *b, int64_t start, int n, const flo
     }
     struct part p = {x, out, start, n, 1.0f, g, rs, ss};
     if (apart) p.out = grid, p.ss = ones, p.s = 1.0f;
-    (j->is_table ? round_table : loop_of(j))(j, p, totals->counts);
+    (j->is_table ? round_table : loop_of(j))(j, &p, totals->counts);
     p.ss = ss;
-    if (j->errors) add_errors(j, p, grid, totals);
+    if (j->errors) add_errors(j, &p, grid, totals);
     if (to_half && two_level) {
         const double product = (double)j->smallest * b->scale_job->smallest;
         multiply_each(grid, ss, 1.0f, wide, n);
@@ -236,31 +387,29 @@ static void round_run(const struct block_job *b, int64_t start, int n, const flo
 
 static void round_tile(const struct block_job *b, int64_t tile, struct totals *totals) {
     const struct job *j = &b->job;
-    const int64_t width = b->block_width, step = tile_width(b);
-    const int64_t across = times_in(step, b->width), bands = times_in(b->block_height, b->height);
-    const int64_t band = tile / across, left = tile % across * step;
-    const int64_t below = b->height - band % bands * b->block_height;
-    const int64_t beside = b->width - left, columns = beside < step ? beside : step;
-    const int64_t rows = below < b->block_height ? below : b->block_height;
-    const int64_t row = band / bands * b->height + band % bands * b->block_height;
-    const int64_t start = row * b->width + left;
-    const int blocks = (int)times_in(width, columns);
-    uint32_t most[BLOCK];
-    float rs[BLOCK], ss[BLOCK], each_r[BLOCK], each_s[BLOCK];
-    memset(most, 0, (size_t)blocks * sizeof *most);
-    for (int64_t k = 0; k < rows; k++)
-        (j->is_half ? largest_of_halves : largest_of_floats)(j->x, start + k * b->width, columns,
-                                                             width, most);
-    find_scales(b, most, rs, ss, blocks);
-    const float least = least_scale(most, ss, blocks);
-    const int64_t at = band * times_in(width, b->width) + left / width;
-    if (b->scales) memcpy(b->scales + at, ss, (size_t)blocks * sizeof *ss);
-    if (b->inverses) memcpy(b->inverses + at, rs, (size_t)blocks * sizeof *rs);
-    for (int64_t from = 0; from < columns; from += BLOCK) { /* more than one: of a long block */
-        const int n = columns - from < BLOCK ? (int)(columns - from) : BLOCK;
-        if (width > 1) spread(rs, width, each_r, n), spread(ss, width, each_s, n);
-        for (int64_t k = 0; k < rows; k++)
-            round_run(b, start + k * b->width + from, n, width > 1 ? each_r : rs,
-                      width > 1 ? each_s : ss, least, totals);
+    const struct place p = place_of(b, tile);
+    const int64_t width = b->block_width, start = p.start, at = p.at;
+    const int blocks = p.blocks;
+    uint32_t found[BLOCK];
+    const uint32_t *most = b->most ? b->most + at : found;
+    if (!b->most) find_largest(b, &p, found);
+    struct tile t;
+    t.x = (const float *)j->x + start, t.out = (float *)j->out + start;
+    t.rows = p.rows, t.columns = p.columns, t.stride = b->width, t.width = width, t.g = b->g;
+    find_scales(b, most, t.rs, t.ss, blocks);
+    if (b->scales) memcpy(b->scales + at, t.ss, (size_t)blocks * sizeof *t.ss);
+    if (b->inverses) memcpy(b->inverses + at, t.rs, (size_t)blocks * sizeof *t.rs);
+    if (is_usual(b, &t)) {
+        round_usual(b, most, &t, blocks);
+        return;
+    }
+    const float least = least_scale(most, t.ss, blocks);
+    float each_r[BLOCK], each_s[BLOCK];
+    for (int64_t from = 0; from < p.columns; from += BLOCK) { /* more than one: of a long block */
+        const int n = p.columns - from < BLOCK ? (int)(p.columns - from) : BLOCK;
+        if (width > 1) spread(t.rs, width, each_r, n), spread(t.ss, width, each_s, n);
+        for (int64_t k = 0; k < p.rows; k++)
+            round_run(b, start + k * b->width + from, n, width > 1 ? each_r : t.rs,
+                      width > 1 ? each_s : t.ss, least, totals);
     }
 }

@@ -65,6 +65,8 @@ def _load(path: Path) -> ctypes.CDLL:
     handle.altcore_amax.restype = ctypes.c_float
     handle.altcore_round_blocks.argtypes = [ctypes.c_void_p]
     handle.altcore_round_blocks.restype = None
+    handle.altcore_block_amax.argtypes = [ctypes.c_void_p]
+    handle.altcore_block_amax.restype = ctypes.c_float
     handle.altcore_job_size.restype = ctypes.c_int64
     handle.altcore_block_job_size.restype = ctypes.c_int64
     return handle

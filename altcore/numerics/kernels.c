@@ -36,8 +36,8 @@ static void round_block(const struct job *j, int64_t start, int n, struct totals
         float *out = (float *)j->out + start + i; /* floats, unless to_half */
         struct part p = {x + i, apart ? grid : out, start + i, m, 1.0f, apart ? 1.0f : s, 0, 0};
         if (j->r) p.r = j->r[at];
-        loop(j, p, totals->counts);
-        if (j->errors) add_errors(j, p, grid, totals);
+        loop(j, &p, totals->counts);
+        if (j->errors) add_errors(j, &p, grid, totals);
         if (to_half)
             narrow(grid, s, (double)j->smallest * s, (uint16_t *)j->out + start + i, m);
         else if (apart)
@@ -123,6 +123,26 @@ float altcore_amax(const void *x, int64_t n, int32_t is_half, int32_t threads) {
     {
         const int64_t id = omp_get_thread_num(), count_of = omp_get_num_threads();
         largest = largest_in(x, is_half, n * id / count_of, n * (id + 1) / count_of);
+    }
+    (void)threads;
+    return float_of(largest > INFINITE ? NOT_A_NUMBER : largest);
+}
+
+/* Of all blocks, which are kept for altcore_round_blocks. */
+float altcore_block_amax(const struct block_job *b) {
+    const int64_t tiles = tiles_of(b);
+    const int threads = b->job.threads;
+    uint32_t largest = 0;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1) reduction(max : largest)
+#endif
+    {
+        const int64_t id = omp_get_thread_num(), count_of = omp_get_num_threads();
+        const int64_t last = tiles * (id + 1) / count_of;
+        for (int64_t t = tiles * id / count_of; t < last; t++) {
+            const uint32_t found = keep_largest(b, t);
+            largest = found > largest ? found : largest;
+        }
     }
     (void)threads;
     return float_of(largest > INFINITE ? NOT_A_NUMBER : largest);

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from altcore.blocks import BlockFormat
 from altcore.formats import FloatFormat
-from altcore.numerics.native import Job, Prepared, amax_native, fill, fits, handle_for, prepare
+from altcore.numerics.native import Job, Prepared, fill, fits, handle_for, prepare
 from altcore.numerics.plan import is_wide, to_single
 
 _RULES = ("power", "amax", "two-level")  # as blocks.h numbers them
@@ -28,6 +28,7 @@ class _BlockJob(ctypes.Structure):
     _fields_ = (
         ("job", Job),
         ("scale_job", ctypes.c_void_p),
+        ("most", ctypes.c_void_p),
         ("scales", ctypes.c_void_p),
         ("inverses", ctypes.c_void_p),
         ("outer", ctypes.c_int64),
@@ -73,18 +74,18 @@ def round_blocks_native(
         return None
     x = x.contiguous()
     b = _BlockJob.from_buffer_copy(prepared.job)
-    scale = None
-    if fmt.scale_format is not None:
-        whole = amax_native(x)
-        assert whole is not None
-        scale = whole / torch.full_like(whole, fmt.largest)
-        b.whole, b.g = float(whole), float(scale)
     shape = _lay_out(b, x, fmt, axis)
     values = torch.empty(x.shape, dtype=x.dtype if fake else torch.float32)
     scales = torch.empty((0,) if fake else (2, *shape), dtype=torch.float32)
     if not fake:
         b.scales, b.inverses = scales[0].data_ptr(), scales[1].data_ptr()
     shares = fill(b.job, x, values, counts, errors, key, fake=fake)
+    scale, most = None, torch.empty(shape if fmt.scale_format else (0,), dtype=torch.int32)
+    if fmt.scale_format is not None:
+        b.most = most.data_ptr()
+        whole = torch.tensor(handle.altcore_block_amax(ctypes.byref(b)), dtype=torch.float32)
+        scale = whole / torch.full_like(whole, fmt.largest)
+        b.whole, b.g = float(whole), float(scale)
     handle.altcore_round_blocks(ctypes.byref(b))
     if errors is not None:
         errors += shares.sum(0)

@@ -67,7 +67,8 @@ struct job {
     int32_t rounding, is_table, is_half, is_fake, saturates, threads;
 };
 
-/* A run of elements: out = rounded(x * r) * s. */
+/* A run of elements, handed on by its address: a copy of what was just written would wait for
+ * all writes to memory before it. out = rounded(x * r) * s. */
 struct part {
     const float *x;
     float *out;
@@ -130,15 +131,16 @@ INLINE float round_small(const struct job *j, int rounding, float a, uint32_t si
     return ((rounding == UP) == (sign == 0)) ? above : below;
 }
 
-/* Rounding to nearest even in six operations, where `magic` times any power of two up to the
+/* Rounding to nearest even, saturating, in eight operations, where `magic` times any power of two up to the
  * largest value's fits: the magnitude's own exponent, but no less than the subnormals', makes
  * the constant whose addition rounds it. */
 INLINE float round_by_adding(const struct job *j, float a) {
-    const uint32_t exponent = bits_of(a) & INFINITE;
-    const uint32_t least = j->min_normal;
+    const uint32_t mag = bits_of(a), most = bits_of(j->max), least = j->min_normal;
+    const uint32_t exponent = ((int32_t)mag < (int32_t)most ? mag : most) & INFINITE;
     const float magic =
         float_of(((int32_t)exponent > (int32_t)least ? exponent : least) + j->to_magic);
-    return (a + magic) - magic;
+    const float inside = j->max < a ? j->max : a;
+    return (inside + magic) - magic;
 }
 
 /* Random bits: the hash of altcore/numerics/hashing.py, from its first multiplication on. The
@@ -173,25 +175,25 @@ INLINE float round_randomly(const struct job *j, int rounding, float a, uint32_t
     return a < INFINITY ? size : a;
 }
 
-INLINE void round_float(const struct job *j, struct part p, int rounding, int overflow, int each,
+INLINE void round_float(const struct job *j, const struct part *p, int rounding, int overflow, int each,
                         int64_t *totals) {
-    const float *restrict x = p.x, *restrict rs = p.rs, *restrict ss = p.ss;
-    float *restrict out = p.out;
+    const float *restrict x = p->x, *restrict rs = p->rs, *restrict ss = p->ss;
+    float *restrict out = p->out;
     const struct job local = *j;
     const float least = float_of(local.min_normal), max = local.max;
     const int random = rounding == STOCHASTIC || rounding == GAPPED;
-    uint32_t drawn = first_draw(j, p.start);
-    const uint32_t second = second_key(j, p.start);
+    uint32_t drawn = first_draw(j, p->start);
+    const uint32_t second = second_key(j, p->start);
     uint32_t passed = 0, zeros = 0, were_zero = 0, nonfinite = 0;
-    for (int i = 0; i < p.n; i++) {
-        const float y = x[i] * (each ? rs[i] : p.r);
+    for (int i = 0; i < p->n; i++) {
+        const float y = x[i] * (each ? rs[i] : p->r);
         const uint32_t sign = bits_of(y) & SIGN, mag = bits_of(y) & ~SIGN;
         const float a = float_of(mag);
         const float inside = max < a ? max : a;
         float size;
         int over = a >= local.top;
         if (rounding == ADDING) {
-            size = round_by_adding(&local, inside);
+            size = round_by_adding(&local, a);
         } else if (random) {
             size = round_randomly(&local, rounding, overflow == SATURATING ? inside : a,
                                   draw(drawn, second));
@@ -207,7 +209,7 @@ INLINE void round_float(const struct job *j, struct part p, int rounding, int ov
         if (overflow != SATURATING && rounding != ADDING)
             size = over ? float_of(local.over_bits) : size;
         const float q = float_of(bits_of(size) | sign);
-        out[i] = (each ? q * ss[i] : q) * p.s;
+        out[i] = (each ? q * ss[i] : q) * p->s;
         if (overflow == COUNTED) {
             const uint32_t was = bits_of(x[i]) & ~SIGN;
             const uint32_t lost = (INFINITE - 1 - was) >> 31; /* the sign: NaN or infinite */
@@ -226,10 +228,10 @@ INLINE void round_float(const struct job *j, struct part p, int rounding, int ov
 }
 
 #define LOOPS(NAME, ROUNDING)                                                                  \
-    static void NAME(const struct job *j, struct part p, int64_t *totals) {                    \
-        if (p.rs && j->counts)                                                                 \
+    static void NAME(const struct job *j, const struct part *p, int64_t *totals) {                    \
+        if (p->rs && j->counts)                                                                 \
             round_float(j, p, ROUNDING, COUNTED, 1, totals);                                   \
-        else if (p.rs)                                                                         \
+        else if (p->rs)                                                                         \
             round_float(j, p, ROUNDING, SATURATING, 1, totals);                                \
         else if (j->counts)                                                                    \
             round_float(j, p, ROUNDING, COUNTED, 0, totals);                                   \
@@ -249,7 +251,7 @@ LOOPS(stochastic, STOCHASTIC)
 LOOPS(gapped, GAPPED)
 LOOPS(adding, ADDING) /* only where overflows saturate */
 
-typedef void (*float_loop)(const struct job *, struct part, int64_t *);
+typedef void (*float_loop)(const struct job *, const struct part *, int64_t *);
 
 static float_loop loop_of(const struct job *j) {
     static const float_loop loops[] = {nearest_even, nearest_away, to_zero,
@@ -379,43 +381,43 @@ STAGE count(const float *restrict x, const float *restrict y, const uint32_t *re
     totals[3] += nonfinite;
 }
 
-static void round_piece(const struct job *j, struct part p, int64_t *totals) {
+static void round_piece(const struct job *j, const struct part *p, int64_t *totals) {
     float scaled[PIECE], q[PIECE];
     uint32_t gap[PIECE], over[PIECE] = {0};
-    const float *y = p.x;
-    float *grid = !p.ss && p.s == 1.0f ? p.out : q;
-    if (p.rs) {
-        multiply_each(p.x, p.rs, 1.0f, scaled, p.n);
+    const float *y = p->x;
+    float *grid = !p->ss && p->s == 1.0f ? p->out : q;
+    if (p->rs) {
+        multiply_each(p->x, p->rs, 1.0f, scaled, p->n);
         y = scaled;
-    } else if (p.r != 1.0f) { /* NaN is not 1 */
-        multiply(p.x, p.r, scaled, p.n);
+    } else if (p->r != 1.0f) { /* NaN is not 1 */
+        multiply(p->x, p->r, scaled, p->n);
         y = scaled;
     }
     if (j->few)
-        find_among_few(j->few, y, gap, p.n);
+        find_among_few(j->few, y, gap, p->n);
     else if (j->buckets)
-        find_in_buckets(j, y, gap, p.n);
+        find_in_buckets(j, y, gap, p->n);
     else
-        find_by_search(j, y, gap, p.n);
+        find_by_search(j, y, gap, p->n);
     if (j->rounding == STOCHASTIC)
-        draw_values(j, y, p.start, gap, over, p.n);
+        draw_values(j, y, p->start, gap, over, p->n);
     else if (j->counts || !j->saturates)
-        find_overflows(j, y, over, p.n);
-    finish(j, y, over, gap, grid, p.n);
-    if (j->counts) count(p.x, y, over, grid, p.n, totals);
-    if (p.ss)
-        multiply_each(q, p.ss, p.s, p.out, p.n);
+        find_overflows(j, y, over, p->n);
+    finish(j, y, over, gap, grid, p->n);
+    if (j->counts) count(p->x, y, over, grid, p->n, totals);
+    if (p->ss)
+        multiply_each(q, p->ss, p->s, p->out, p->n);
     else if (grid == q)
-        multiply(q, p.s, p.out, p.n);
+        multiply(q, p->s, p->out, p->n);
 }
 
 /* In pieces, so that all their buffers and the buckets fit the first-level cache. */
-static void round_table(const struct job *j, struct part p, int64_t *totals) {
-    for (int left = p.n; left > 0; left -= PIECE) {
-        p.n = left < PIECE ? left : PIECE;
-        round_piece(j, p, totals);
-        p.x += PIECE, p.out += PIECE, p.start += PIECE;
-        if (p.rs) p.rs += PIECE, p.ss += PIECE;
+static void round_table(const struct job *j, const struct part *p, int64_t *totals) {
+    for (int i = 0; i < p->n; i += PIECE) {
+        const int n = p->n - i < PIECE ? p->n - i : PIECE;
+        const float *rs = p->rs ? p->rs + i : 0, *ss = p->rs ? p->ss + i : 0;
+        const struct part piece = {p->x + i, p->out + i, p->start + i, n, p->r, p->s, rs, ss};
+        round_piece(j, &piece, totals);
     }
 }
 
@@ -476,14 +478,14 @@ STAGE narrow_each(const float *restrict q, const float *restrict ss, double leas
  * Sums in float64, in as many lanes as the compiler likes: their order, and nothing else of
  * them, depends on the machine. */
 
-INLINE void square(const struct job *j, struct part p, const float *restrict q, int replaced,
+INLINE void square(const struct job *j, const struct part *p, const float *restrict q, int replaced,
                    int each, struct totals *totals) {
-    const float *restrict x = p.x, *restrict rs = p.rs, *restrict ss = p.ss;
+    const float *restrict x = p->x, *restrict rs = p->rs, *restrict ss = p->ss;
     const float lowest = j->lowest, highest = j->highest;
     double noise = 0.0, signal = 0.0;
 #pragma omp simd reduction(+ : noise, signal)
-    for (int i = 0; i < p.n; i++) {
-        const float y = x[i] * (each ? rs[i] : p.r);
+    for (int i = 0; i < p->n; i++) {
+        const float y = x[i] * (each ? rs[i] : p->r);
         const uint32_t kept = (bits_of(y) & ~SIGN) < INFINITE ? ~0u : 0;
         float grid = q[i];
         if (replaced) { /* an overflow that is infinite or NaN now */
@@ -503,8 +505,8 @@ INLINE void square(const struct job *j, struct part p, const float *restrict q, 
 }
 
 /* Add the squared errors of a part's grid values `q`, not yet multiplied by scales. */
-STAGE add_errors(const struct job *j, struct part p, const float *q, struct totals *totals) {
-    if (p.rs)
+STAGE add_errors(const struct job *j, const struct part *p, const float *q, struct totals *totals) {
+    if (p->rs)
         square(j, p, q, 0, 1, totals);
     else if (j->saturates)
         square(j, p, q, 0, 0, totals);

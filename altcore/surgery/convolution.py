@@ -105,7 +105,7 @@ class QuantizedConv(torch.autograd.Function):
         ctx.flops = 2 * y.numel() * w[0].numel()
         casts.count_product(a, b, ctx.flops)
         if bias is not None:
-            y = y + bias.to(y.dtype).reshape(-1, *(1,) * dims)
+            y.add_(bias.reshape(-1, *(1,) * dims))
         return y.to(torch.bfloat16 if casts.compute == "bfloat16" else x.dtype)
 
     @staticmethod

@@ -76,7 +76,7 @@ class QuantizedLinear(torch.autograd.Function):
         casts.count_product(a, b, ctx.flops)
         y = product(a, b, transpose_b=True, compute=casts.compute)
         if bias is not None:
-            y = y + bias.to(y.dtype)
+            y.add_(bias)
         out = torch.bfloat16 if casts.compute == "bfloat16" else x.dtype
         return y.to(out).reshape(*x.shape[:-1], w.shape[0])
 
@@ -163,10 +163,10 @@ def ready(a: Operand, b: Operand, k: int, compute: str) -> tuple[Operand, Operan
 
 
 def scaled(y: Tensor, *scales: Tensor | None) -> Tensor:
-    """Return a product's result, at least float32, times the scales that there are."""
+    """Return a product's result, at least float32, times the scales that there are; in place."""
     y = y.to(torch.float32) if y.dtype == torch.bfloat16 else y
     for scale in scales:
-        y = y if scale is None else y * scale
+        y = y if scale is None else y.mul_(scale)
     return y
 
 
