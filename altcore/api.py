@@ -145,7 +145,7 @@ def prepare(
     quantization = Quantization(workload.model, config.make_recipe(), config.compute, clock)
     optimizer = _optimizer(config, workload.model, quantization)
     facts = {
-        "format": config.format.name if config.format else "none",
+        "format": _format_name(config, quantization),
         "recipe": config.recipe_name,
         "compute": quantization.compute,
         "parameter_share": quantization.parameter_share(),
@@ -189,6 +189,13 @@ def prepare(
         directory.drop_after(run.step)
         engine.opening = ("resume", {"checkpoint": source.name})
     return engine
+
+
+def _format_name(config: TrainConfig, quantization: Quantization) -> str:
+    """The format that the run names, or those that its recipe has."""
+    if config.format is not None:
+        return config.format.name
+    return ", ".join(sorted(quantization.formats)) or "none"
 
 
 def _early(event: str, **data: Any) -> None:

@@ -22,6 +22,7 @@ from attrs import define, field
 
 from altcore.config import TrainConfig, check_name
 from altcore.errors import BadInput, NoSpace
+from altcore.recipes import has_own_formats
 from altcore.registry import entries
 
 NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -181,7 +182,9 @@ def _named(root: Path, name: str) -> Path:
 
 
 def _fresh(root: Path, config: TrainConfig) -> Path:
-    base = f"{config.format.name if config.format else 'none'}-{config.recipe_name}".lower()
+    own = config.format is None and has_own_formats(config.recipe)
+    fmt = [] if own else [config.format.name if config.format else "none"]
+    base = "-".join([*fmt, config.recipe_name]).lower()
     base = "".join(c if c.isalnum() or c in "-_" else "-" for c in base).lstrip("-_")
     for number in range(1, 100_000):
         path = root / (base if number == 1 else f"{base}-{number}")

@@ -264,6 +264,13 @@ def test_the_figures_of_formats_are_right():
             assert number(least) == fmt.smallest, name
 
 
+def test_public_names_are_documented():
+    """Everything that ``altcore`` exports is shown somewhere in docs/."""
+    text = "".join(path.read_text() for path in DOCS)
+    for name in altcore.__all__:
+        assert re.search(rf"\b{name}\b", text), name
+
+
 def test_recipes_are_documented():
     """Roles, operands, selectors, scalings, roundings, overflow rules and named recipes."""
     text = page("recipes")

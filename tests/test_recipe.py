@@ -409,3 +409,21 @@ def test_what_is_stored_has_a_scale_of_its_own(role, scaling):
     """A scaling that would be ignored is refused, naming the role."""
     with pytest.raises(BadInput, match=rf"{role}: .*one scale of its own"):
         parse({role: {"format": "E4M3", "scaling": scaling}}, "mine")
+
+
+def test_a_run_is_called_by_what_it_quantizes(start):
+    """By the format and the recipe; by the recipe alone where that has formats of its own."""
+    mx = start(recipe="mxfp8", max_steps=1)
+    assert (mx.run_directory.name, mx.format_name) == ("mxfp8", "MXFP8-E4M3-rceil")
+    own = start(recipe={"weight": "E4M3", "activation": "E5M2"}, max_steps=1)
+    assert (own.run_directory.name, own.format_name) == ("file", "E4M3, E5M2")
+    placed = start(recipe={"weight": "FORMAT"}, format="E3M4", max_steps=1)
+    assert (placed.run_directory.name, placed.format_name) == ("e3m4-file", "E3M4")
+    plain = start(max_steps=1)
+    assert (plain.run_directory.name, plain.format_name) == ("none-master", "none")
+
+
+def test_format_stands_for_the_runs_format():
+    """In a file, FORMAT without one is an error that says so."""
+    with pytest.raises(BadInput, match="FORMAT stands for the run's format, and none is given"):
+        parse({"weight": "FORMAT"}, "mine")

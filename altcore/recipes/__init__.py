@@ -249,6 +249,11 @@ def takes_format(name: str) -> bool:
     return needs_format(_named_text(name))
 
 
+def has_own_formats(recipe: Any) -> bool:
+    """Whether a recipe, by name or in plain form, needs no format of the run."""
+    return not (takes_format(recipe) if recipe in NAMED else needs_format(recipe))
+
+
 def with_format(data: Any, fmt: AnyFormat | str | None) -> Any:
     """Return the recipe's plain form with the run's format in its place; None leaves the word."""
     if fmt is None:
