@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from altcore.config import TrainConfig
 from altcore.detect import Detector
 from altcore.dispatch import Dispatcher, load_plugins
 from altcore.engine import Engine
-from altcore.errors import BadInput
+from altcore.errors import BadInput, nearest
 from altcore.record import (
     METRICS,
     RunDirectory,
@@ -26,10 +26,12 @@ from altcore.record import (
     read_lines,
     write_configuration,
 )
+from altcore.recipe import matching
 from altcore.registry import Entry, find
 from altcore.settings import build
 from altcore.state import Run, Workload
 from altcore.surgery import Quantization
+from altcore.surgery.layers import find_layers, matrices
 from altcore.surgery.quantizer import Clock
 
 
@@ -141,6 +143,7 @@ def prepare(
     plugins = load_plugins(config)
     torch.manual_seed(config.seed)
     workload = _workload(config, device, model, batch)
+    freeze(workload.model, config.freeze)
     clock = Clock(config.seed)
     quantization = Quantization(workload.model, config.make_recipe(), config.compute, clock)
     optimizer = _optimizer(config, workload.model, quantization)
@@ -248,6 +251,23 @@ def _optimizer(
             "not a torch.optim.Optimizer"
         )
     return made
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
+    """Let the matrices of the layers that the patterns mean keep their values: no gradients.
+
+    Patterns are those of recipes. Raises `BadInput` for one that matches no layer.
+    """
+    found = find_layers(model)
+    layers = [layer for layer, _ in found.values()]
+    for pattern in patterns:
+        hits = matching(layers, pattern)
+        if not hits:
+            names = [layer.name for layer in layers]
+            raise BadInput(f"freeze: {pattern!r} matches no layer{nearest(pattern, names)}")
+        for layer in hits:
+            for parameter in matrices(found[layer.name][1]).values():
+                parameter.requires_grad_(False)
 
 
 def flop_share(run: Run) -> float | None:

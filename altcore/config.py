@@ -53,6 +53,9 @@ class TrainConfig:
     compute: str = setting(
         "auto", help="type of products", validator=in_(("auto", "float32", "bfloat16"))
     )
+    freeze: tuple[str, ...] = setting(
+        (), help="layers, by pattern, that keep their first weights", converter=tuple
+    )
     compile: bool = setting(False, help="compile the model between its quantized layers")
     device: str = setting("auto", help="auto, cpu, cuda or cuda:N")
     plugins: tuple[str, ...] = setting((), help="active plugins, in order", converter=tuple)

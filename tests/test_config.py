@@ -21,6 +21,7 @@ CHANGED = {
     "format": "E4M3",
     "recipe": "pure",
     "compute": "bfloat16",
+    "freeze": ["<embedding>"],
     "compile": True,
     "device": "cpu",
     "plugins": ["ulp-stats"],
