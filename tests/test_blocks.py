@@ -18,8 +18,9 @@ from gfloat.formats import (
 
 from altcore import BadInput, float_format, get_format
 from altcore.blocks import BlockFormat
-from altcore.numerics import COUNTS
-from altcore.numerics.blocks import round_blocks
+from altcore.numerics import COUNTS, amax, round_to_grid, scale_of
+from altcore.numerics.blocks import fake_blocks, round_blocks
+from altcore.numerics.blocks import spread as spread_blocks
 
 MX = {
     "E4M3": format_info_mxfp8_e4m3,
@@ -193,3 +194,77 @@ def test_integers_are_refused():
     """There is nothing to round in a tensor of whole numbers."""
     with pytest.raises(BadInput, match="int64"):
         round_blocks(torch.arange(32), mx())
+
+
+@pytest.mark.parametrize("rule", ["amax", "power-of-two"])
+def test_scales_in_float32_are_those_of_a_tensor(rule):
+    """A block is rounded as a tensor of its own is, and a block of zeros has scale 1."""
+    x = spread(6, 32)
+    x[2] = 0
+    fmt = mx("E4M3", rule)
+    found = round_blocks(x, fmt)
+    for row, values, s, r in zip(x, found.values, found.scales, found.inverse, strict=True):
+        wanted = scale_of(amax(row), fmt.element, power_of_two=rule == "power-of-two")
+        assert (s, r) == wanted
+        assert torch.equal(values, round_to_grid(row, fmt.element, r=r) * s)
+    assert found.scales[2] == 1
+    assert fmt.bits == 8 + (32 if rule == "amax" else 8) / 32
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_there_and_back_rounds_once(dtype):
+    """The product of element and scales, exact in float64 here, is rounded to the input's dtype."""
+    x = (torch.randn(9, 50, generator=torch.Generator().manual_seed(2)) * 3).to(dtype)
+    for fmt in (mx("E4M3", "amax"), mx("E2M1", "even"), nvfp4()):
+        found, back = round_blocks(x, fmt), fake_blocks(x, fmt)
+        assert back.dtype == dtype
+        s = spread_blocks(found.scales, tuple(x.shape), fmt)
+        r = spread_blocks(found.inverse, tuple(x.shape), fmt)
+        q = round_to_grid(x, fmt.element, r=r)
+        exact = q.double() * s.double() * (1 if found.scale is None else found.scale.double())
+        wanted = exact if dtype == torch.float64 else torch.from_numpy(exact.numpy()).to(dtype)
+        assert torch.equal(back, wanted)
+
+
+def test_random_bits_are_those_of_the_index():
+    """The same element is rounded alike, whatever the axis of the blocks."""
+    x = torch.rand(40, 33) + 1  # one binade: one scale
+    x[:, ::5] = 1.9
+    x[::5] = 1.9
+    fmt = mx("E2M1", "floor", block=8)
+    kinds = {"rounding": "stochastic", "key": 4}
+    along, across = (fake_blocks(x, fmt, axis=axis, **kinds) for axis in (0, 1))
+    r = round_blocks(x, fmt).inverse[0]
+    assert torch.equal(along, across)
+    assert torch.equal(along, round_to_grid(x, fmt.element, r=r, **kinds) / r)
+
+
+def test_float64_is_rounded_once():
+    """What float32 would take for a tie, or for the next binade, is not one."""
+    x = torch.tensor([1 - 2.0**-40, 0.53125 + 2.0**-40, 0.53125], dtype=torch.float64)
+    found = round_blocks(x, mx("E4M3", "floor"))
+    assert found.values.dtype == torch.float64
+    assert found.scales.item() == 2.0**-9
+    assert found.values[1:].tolist() == [0.5625, 0.5]
+    below = torch.tensor([1.75 - 2.0**-40], dtype=torch.float64)  # of a tie in E2M1
+    assert round_blocks(below, mx("E2M1", "even")).scales.item() == 2.0**-2
+    assert round_blocks(below.float(), mx("E2M1", "even")).scales.item() == 2.0**-1
+
+
+def test_errors_are_of_what_is_meant():
+    """Noise and signal of the blocks are those of the tensor, if scales are powers of two."""
+    x = spread(20, 50)
+    errors = torch.zeros(2, dtype=torch.float64)
+    values = round_blocks(x, mx(), errors=errors).values.double()
+    wanted = [(values - x).square().sum().item(), x.double().square().sum().item()]
+    assert errors.tolist() == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis", "more"), [((), -1, {}), ((4,), 1, {}), ((4,), 0, {"is_square": True})]
+)
+def test_tensors_that_cannot_be_divided(shape, axis, more):
+    """The message names the format and the axes."""
+    with pytest.raises(BadInput, match=r"MX-E4M3.*ax[ei]s"):
+        round_blocks(torch.ones(shape), mx(**more), axis=axis)
+    assert round_blocks(torch.ones(3, 0), mx()).values.shape == (3, 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import math
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from altcore import get_format
 from altcore.blocks import RULES, BlockFormat
 from altcore.formats import float_format, table_format
-from altcore.numerics import COUNTS, build
+from altcore.numerics import COUNTS, build, fake_round, native_blocks, round_to_grid
 from altcore.numerics.blocks import fake_blocks, round_blocks
 
 ELEMENTS = {
@@ -166,3 +167,47 @@ def test_threads_do_not_matter(axis):
         assert_same(scales, results[0][1])
         assert counts == results[0][2]
         torch.testing.assert_close(errors, results[0][3], rtol=1e-12, atol=0)
+
+
+@available
+@pytest.mark.parametrize("element", ELEMENTS)
+def test_errors_are_those_of_the_torch_path(element):
+    """Of a tensor with one scale, under every overflow rule, in float64 sums or not."""
+    fmt = ELEMENTS[element]
+    rules = ["saturate", *(["inf"] if fmt.inf_codes else []), *(["nan"] if fmt.nan_codes else [])]
+    for scale, rounding, overflow in itertools.product(
+        (1.0, 3e-30, 1e25), ("nearest-even", "stochastic"), rules
+    ):
+        x = awkward(40, 301) * scale
+        r, s = torch.tensor(0.37), torch.tensor(1 / 0.37)
+        kinds = {"rounding": rounding, "overflow": overflow, "key": 3, "r": r}
+        found = []
+        for way in PATHS:
+            errors = torch.zeros(2, dtype=torch.float64)
+            with path(way):
+                q = round_to_grid(x, fmt, errors=errors, **kinds)
+                y = fake_round(x.bfloat16(), fmt, s=s, errors=errors, **kinds)
+            found.append((q, y, errors))
+        assert_same(found[0][0], found[1][0])
+        assert_same(found[0][1], found[1][1])
+        torch.testing.assert_close(found[1][2], found[0][2], rtol=1e-6, atol=0)
+
+
+@available
+def test_both_sides_agree_on_the_struct():
+    assert build.library().altcore_block_job_size() == ctypes.sizeof(native_blocks._BlockJob)
+
+
+@available
+def test_kernels_are_used(monkeypatch):
+    """Plain float32 and bfloat16 go to the library; scale formats without a magic number do not."""
+    used = []
+    real = native_blocks.handle_for
+    monkeypatch.setattr(native_blocks, "handle_for", lambda x: used.append(real(x)) or used[-1])
+    x = torch.randn(4, 32)
+    assert native_blocks.round_blocks_native(
+        x, block_format("E4M3", "two-level"), 1, "nearest-even", None, None, None, fake=True
+    )
+    assert used[0] is not None
+    coarse = BlockFormat("MINE", ELEMENTS["E2M1"], 16, "two-level", ELEMENTS["E7M0"])
+    assert_alike(x, coarse)

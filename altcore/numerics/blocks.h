@@ -3,10 +3,9 @@
  * A tensor is seen as (outer, height, width), a block as block_height x block_width of the last
  * two, so that one of the two is 1 unless blocks are square. What is rounded at a time is a tile
  * of whole blocks: its largest magnitudes are found while it comes from memory, and the rounding
- * finds it in the first-level cache.
+ * finds it in the cache.
  */
 
-#define LINE 16 /* float32 in a line of the cache */
 #define LANES 8 /* divides the usual block sizes */
 
 enum { POWER, AMAX, TWO_LEVEL };
@@ -14,8 +13,9 @@ enum { POWER, AMAX, TWO_LEVEL };
 struct block_job {
     struct job job;              /* of the element format; its row, r and s are not used */
     const struct job *scale_job; /* TWO_LEVEL: of the scale format, which rounds by adding */
-    uint32_t *most;              /* TWO_LEVEL: bits of each block's largest magnitude, ... */
-    float *scales, *inverses;    /* one for each block, in the order of memory; or NULL */
+    /* one for each block, in the order of memory; or NULL */
+    uint32_t *most; /* TWO_LEVEL: bits of the largest magnitudes, found beforehand */
+    float *scales, *inverses;
     int64_t outer, height, width, block_height, block_width;
     int32_t rule;
     /* POWER: 2^(exponent of amax - top), one more from this fraction of amax on, within limits */
@@ -26,9 +26,9 @@ struct block_job {
 
 static int64_t times_in(int64_t part, int64_t whole) { return (whole + part - 1) / part; }
 
-/* Columns of a tile: whole blocks, and with all their rows about half of the cache. */
+/* Columns of a tile: whole blocks, in rows that are long, but fit the second-level cache. */
 static int64_t tile_width(const struct block_job *b) {
-    int64_t most = 8192 / b->block_height;
+    int64_t most = 32768 / b->block_height;
     most = most > BLOCK ? BLOCK : most < 64 ? 64 : most;
     return b->block_width > most ? b->block_width : most / b->block_width * b->block_width;
 }
@@ -259,7 +259,8 @@ struct tile {
 
 /* Under powers of two nothing needs to be multiplied: instead, the bits of the format's largest
  * and least normal value are moved to the block's binade. False where float32 has no room. */
-static int move_to_binades(const struct block_job *b, const uint32_t *most, struct tile *t, int n) {
+static int move_to_binades(const struct block_job *b, const uint32_t *most, struct tile *t,
+                           int n) {
     const struct job *j = &b->job;
     const uint32_t limit = bits_of(j->max), least = j->min_normal, to_magic = j->to_magic;
     uint32_t unsafe = b->rule != POWER || least < bits_of(0x1p-100f);
@@ -282,10 +283,6 @@ INLINE float add_between(float x, uint32_t limit, uint32_t least, uint32_t to_ma
     return float_of(bits_of((float_of(inside) + magic) - magic) | (bits_of(x) & SIGN));
 }
 
-INLINE void prefetch(const float *next, int width) { /* so that memory is not idle */
-    for (int i = 0; i < width; i += LINE) __builtin_prefetch(next + i);
-}
-
 /* `levels`: 0 for binades; 1 or 2 multiplications by scales. */
 INLINE void add_in_blocks(const struct job *j, const struct tile *t, int width, int levels) {
     const float *restrict x = t->x, *restrict rs = t->rs, *restrict ss = t->ss;
@@ -294,7 +291,6 @@ INLINE void add_in_blocks(const struct job *j, const struct tile *t, int width, 
     const uint32_t to_magic = j->to_magic, limit = bits_of(j->max), least = j->min_normal;
     const float g = t->g;
     for (int k = 0; k < t->columns / width; k++) {
-        prefetch(x + k * width + BLOCK, width);
         for (int i = k * width; i < (k + 1) * width; i++) {
             const float q = levels ? add_between(x[i] * rs[k], limit, least, to_magic) * ss[k]
                                    : add_between(x[i], limits[k], leasts[k], to_magic);
@@ -372,7 +368,7 @@ static void round_run(const struct block_job *b, int64_t start, int n, const flo
     struct part p = {x, out, start, n, 1.0f, g, rs, ss};
     if (apart) p.out = grid, p.ss = ones, p.s = 1.0f;
     (j->is_table ? round_table : loop_of(j))(j, &p, totals->counts);
-    p.ss = ss;
+    p.out = to_half ? 0 : out, p.ss = ss, p.s = g;
     if (j->errors) add_errors(j, &p, grid, totals);
     if (to_half && two_level) {
         const double product = (double)j->smallest * b->scale_job->smallest;
@@ -380,8 +376,6 @@ static void round_run(const struct block_job *b, int64_t start, int n, const flo
         narrow(wide, g, product * g, (uint16_t *)j->out + start, n);
     } else if (to_half) {
         narrow_each(grid, ss, (double)j->smallest * least, (uint16_t *)j->out + start, n);
-    } else if (apart) {
-        multiply_each(grid, ss, g, out, n);
     }
 }
 

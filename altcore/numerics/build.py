@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("kernels.c")
-_INCLUDED = ("rounding.h", "blocks.h")
+_INCLUDED = ("rounding.h", "tables.h", "blocks.h")
 SWITCH = "ALTCORE_KERNELS"  # "off" forces the torch path
 _FLAGS = (
     *("-O3", "-std=c11", "-fPIC", "-fopenmp-simd"),

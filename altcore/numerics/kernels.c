@@ -8,6 +8,7 @@
 #endif
 
 #include "rounding.h"
+#include "tables.h"
 #include "blocks.h"
 
 #ifdef _OPENMP
@@ -37,11 +38,10 @@ static void round_block(const struct job *j, int64_t start, int n, struct totals
         struct part p = {x + i, apart ? grid : out, start + i, m, 1.0f, apart ? 1.0f : s, 0, 0};
         if (j->r) p.r = j->r[at];
         loop(j, &p, totals->counts);
+        p.out = to_half ? 0 : out, p.s = s;
         if (j->errors) add_errors(j, &p, grid, totals);
         if (to_half)
             narrow(grid, s, (double)j->smallest * s, (uint16_t *)j->out + start + i, m);
-        else if (apart)
-            multiply(grid, s, out, m);
     }
 }
 

@@ -1,4 +1,4 @@
-"""Handing CPU tensors and their block formats to the compiled kernels; `blocks.h` is the other side.
+"""Handing CPU tensors and block formats to the compiled kernels, to what is in `blocks.h`.
 
 Like `altcore.numerics.native`: None where the kernels do not apply.
 """
@@ -93,7 +93,8 @@ def round_blocks_native(
         return values, scale, scales, scales
     if b.height == x.shape[axis] and not fmt.is_square:  # the axis of blocks comes last
         scales = scales.transpose(-2, -1)
-    return values, scale, *scales.reshape(2, -1).unbind()
+    s, r = scales.reshape(2, -1).unbind()
+    return values, scale, s, r
 
 
 def _lay_out(b: _BlockJob, x: Tensor, fmt: BlockFormat, axis: int) -> tuple[int, int, int]:

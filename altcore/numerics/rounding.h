@@ -131,9 +131,9 @@ INLINE float round_small(const struct job *j, int rounding, float a, uint32_t si
     return ((rounding == UP) == (sign == 0)) ? above : below;
 }
 
-/* Rounding to nearest even, saturating, in eight operations, where `magic` times any power of two up to the
- * largest value's fits: the magnitude's own exponent, but no less than the subnormals', makes
- * the constant whose addition rounds it. */
+/* Rounding to nearest even, saturating, in a few operations, where `magic` times any power of two
+ * up to the largest value's fits: the magnitude's own exponent, but no less than the subnormals',
+ * makes the constant whose addition rounds it. */
 INLINE float round_by_adding(const struct job *j, float a) {
     const uint32_t mag = bits_of(a), most = bits_of(j->max), least = j->min_normal;
     const uint32_t exponent = ((int32_t)mag < (int32_t)most ? mag : most) & INFINITE;
@@ -175,8 +175,8 @@ INLINE float round_randomly(const struct job *j, int rounding, float a, uint32_t
     return a < INFINITY ? size : a;
 }
 
-INLINE void round_float(const struct job *j, const struct part *p, int rounding, int overflow, int each,
-                        int64_t *totals) {
+INLINE void round_float(const struct job *j, const struct part *p, int rounding, int overflow,
+                        int each, int64_t *totals) {
     const float *restrict x = p->x, *restrict rs = p->rs, *restrict ss = p->ss;
     float *restrict out = p->out;
     const struct job local = *j;
@@ -228,10 +228,10 @@ INLINE void round_float(const struct job *j, const struct part *p, int rounding,
 }
 
 #define LOOPS(NAME, ROUNDING)                                                                  \
-    static void NAME(const struct job *j, const struct part *p, int64_t *totals) {                    \
-        if (p->rs && j->counts)                                                                 \
+    static void NAME(const struct job *j, const struct part *p, int64_t *totals) {             \
+        if (p->rs && j->counts)                                                                \
             round_float(j, p, ROUNDING, COUNTED, 1, totals);                                   \
-        else if (p->rs)                                                                         \
+        else if (p->rs)                                                                        \
             round_float(j, p, ROUNDING, SATURATING, 1, totals);                                \
         else if (j->counts)                                                                    \
             round_float(j, p, ROUNDING, COUNTED, 0, totals);                                   \
@@ -260,165 +260,6 @@ static float_loop loop_of(const struct job *j) {
     if (j->rounding == NEAREST_EVEN && j->flip) return flipped;
     if (j->rounding == STOCHASTIC && j->gapped) return gapped;
     return loops[j->rounding];
-}
-
-/* ------------------------------------------------------------------------ rounding to a table */
-
-/* The payload of each number's gap between thresholds: a value's bits, or the gap's index.
- * In a small table: every threshold that a number reaches changes the payload's bits. */
-STAGE find_among_few(const struct few *few, const float *restrict y, uint32_t *restrict gap,
-                     int n) {
-    for (int i = 0; i < n; i++) gap[i] = few->first;
-    for (int k = 0; k < FEW; k += 4) { /* as many as registers hold */
-        const float *t = few->threshold + k;
-        const uint32_t *c = few->change + k;
-        const float t0 = t[0], t1 = t[1], t2 = t[2], t3 = t[3];
-        const uint32_t c0 = c[0], c1 = c[1], c2 = c[2], c3 = c[3];
-        for (int i = 0; i < n; i++) {
-            const uint32_t low = (y[i] >= t0 ? c0 : 0) ^ (y[i] >= t1 ? c1 : 0);
-            const uint32_t high = (y[i] >= t2 ? c2 : 0) ^ (y[i] >= t3 ? c3 : 0);
-            gap[i] ^= low ^ high;
-        }
-    }
-}
-
-/* In a large one: by the bucket that a number's top bits name. */
-STAGE find_in_buckets(const struct job *j, const float *restrict y, uint32_t *restrict gap,
-                      int n) {
-    const uint32_t low = j->bucket_low, high = j->bucket_high, shift = j->bucket_shift;
-    const uint32_t half = (uint32_t)j->buckets;
-    const struct entry *restrict entries = j->entries;
-    uint32_t where[PIECE];
-    for (int i = 0; i < n; i++) {
-        const uint32_t bits = bits_of(y[i]), mag = bits & ~SIGN;
-        uint32_t inside = (int32_t)mag < (int32_t)low ? low : mag;
-        inside = (int32_t)inside > (int32_t)high ? high : inside;
-        where[i] = ((inside - low) >> shift) + (bits & SIGN ? half : 0);
-    }
-    for (int i = 0; i < n; i++) {
-        const struct entry *e = entries + where[i];
-        /* by a mask from the sign: a branch here would be mispredicted half of the time */
-        const int32_t missing = (int32_t)(e->threshold - 1 - (bits_of(y[i]) & ~SIGN));
-        gap[i] = e->near ^ ((uint32_t)(missing >> 31) & e->change);
-    }
-}
-
-/* In one whose thresholds lie too close for that: by bisection. */
-STAGE find_by_search(const struct job *j, const float *restrict y, uint32_t *restrict gap,
-                     int n) {
-    for (int i = 0; i < n; i++) {
-        int64_t first = 0, length = j->threshold_count;
-        while (length > 0) {
-            const int64_t step = (length + 1) / 2;
-            const int64_t right = j->thresholds[first + step - 1] <= y[i];
-            first += right ? step : 0;
-            length = right ? length - step : step - 1;
-        }
-        gap[i] = j->payloads[first];
-    }
-}
-
-/* Draw one of the two ends of each number's gap, with float64 distances as in rounding.py. */
-STAGE draw_values(const struct job *j, const float *restrict y, int64_t start,
-                  uint32_t *restrict gap, uint32_t *restrict over, int n) {
-    const uint32_t first = first_draw(j, start), second = second_key(j, start);
-    const struct ends *restrict ends = j->ends;
-    const uint32_t centre = j->centre, mirrored = j->mirrored;
-    uint32_t noise[PIECE];
-    for (int i = 0; i < n; i++)
-        noise[i] = ~draw(first + (uint32_t)i * DRAW_STEP, second) >> 9;
-    for (int i = 0; i < n; i++) {
-        const struct ends *e = ends + (gap[i] == centre && y[i] >= 0.0f ? mirrored : gap[i]);
-        const double distance = fabs((double)y[i] - e->inner) * 8388608.0;
-        const double drawn = ((double)noise[i] + 0.5) * e->width;
-        const int away = distance > drawn;
-        gap[i] = e->payload[away];
-        over[i] = e->over[away];
-    }
-}
-
-STAGE find_overflows(const struct job *j, const float *restrict y, uint32_t *restrict over,
-                     int n) {
-    const float bottom = j->bottom, top = j->top;
-    for (int i = 0; i < n; i++) over[i] = (y[i] < bottom ? 1 : 0) | (y[i] >= top ? 1 : 0);
-}
-
-/* From payloads to values: the signs of zeros, overflows that are not to saturate, NaN. */
-STAGE finish(const struct job *j, const float *restrict y, const uint32_t *restrict over,
-             const uint32_t *restrict gap, float *restrict q, int n) {
-    const uint32_t replaces = j->saturates ? 0 : 1, over_bits = j->over_bits;
-    for (int i = 0; i < n; i++) {
-        const uint32_t bits = bits_of(y[i]), sign = bits & SIGN;
-        const uint32_t lost = over[i] & replaces;
-        uint32_t found = (gap[i] & ~SIGN) == 0 ? sign : gap[i];
-        found = lost ? over_bits | sign : found;
-        q[i] = float_of((int32_t)(bits & ~SIGN) > (int32_t)INFINITE ? NOT_A_NUMBER : found);
-    }
-}
-
-STAGE multiply(const float *restrict a, float factor, float *restrict product, int n) {
-    for (int i = 0; i < n; i++) product[i] = a[i] * factor;
-}
-
-STAGE multiply_each(const float *restrict a, const float *restrict factors, float factor,
-                    float *restrict product, int n) {
-    for (int i = 0; i < n; i++) product[i] = (a[i] * factors[i]) * factor;
-}
-
-STAGE count(const float *restrict x, const float *restrict y, const uint32_t *restrict over,
-            const float *restrict q, int n, int64_t *totals) {
-    uint32_t passed = 0, flushed = 0, nonfinite = 0;
-    for (int i = 0; i < n; i++) {
-        const uint32_t was = bits_of(x[i]) & ~SIGN;
-        const uint32_t finite = ((INFINITE - 1 - was) >> 31) ^ 1;
-        const uint32_t inside = y[i] != y[i] || over[i] == 0 ? 1 : 0;
-        passed += finite & (inside ^ 1);
-        flushed += finite & inside & (q[i] == 0.0f ? 1 : 0) & (was ? 1 : 0);
-        nonfinite += finite ^ 1;
-    }
-    totals[1] += passed;
-    totals[2] += flushed;
-    totals[3] += nonfinite;
-}
-
-static void round_piece(const struct job *j, const struct part *p, int64_t *totals) {
-    float scaled[PIECE], q[PIECE];
-    uint32_t gap[PIECE], over[PIECE] = {0};
-    const float *y = p->x;
-    float *grid = !p->ss && p->s == 1.0f ? p->out : q;
-    if (p->rs) {
-        multiply_each(p->x, p->rs, 1.0f, scaled, p->n);
-        y = scaled;
-    } else if (p->r != 1.0f) { /* NaN is not 1 */
-        multiply(p->x, p->r, scaled, p->n);
-        y = scaled;
-    }
-    if (j->few)
-        find_among_few(j->few, y, gap, p->n);
-    else if (j->buckets)
-        find_in_buckets(j, y, gap, p->n);
-    else
-        find_by_search(j, y, gap, p->n);
-    if (j->rounding == STOCHASTIC)
-        draw_values(j, y, p->start, gap, over, p->n);
-    else if (j->counts || !j->saturates)
-        find_overflows(j, y, over, p->n);
-    finish(j, y, over, gap, grid, p->n);
-    if (j->counts) count(p->x, y, over, grid, p->n, totals);
-    if (p->ss)
-        multiply_each(q, p->ss, p->s, p->out, p->n);
-    else if (grid == q)
-        multiply(q, p->s, p->out, p->n);
-}
-
-/* In pieces, so that all their buffers and the buckets fit the first-level cache. */
-static void round_table(const struct job *j, const struct part *p, int64_t *totals) {
-    for (int i = 0; i < p->n; i += PIECE) {
-        const int n = p->n - i < PIECE ? p->n - i : PIECE;
-        const float *rs = p->rs ? p->rs + i : 0, *ss = p->rs ? p->ss + i : 0;
-        const struct part piece = {p->x + i, p->out + i, p->start + i, n, p->r, p->s, rs, ss};
-        round_piece(j, &piece, totals);
-    }
 }
 
 /* ---------------------------------------------------------------------------------- bfloat16 */
@@ -475,15 +316,14 @@ STAGE narrow_each(const float *restrict q, const float *restrict ss, double leas
 }
 
 /* ------------------------------------------------------------------------------ squared error
- * Sums in float64, in as many lanes as the compiler likes: their order, and nothing else of
- * them, depends on the machine. */
+ * Sums in as many lanes as the compiler likes: their order depends on the machine. */
 
-INLINE void square(const struct job *j, const struct part *p, const float *restrict q, int replaced,
-                   int each, struct totals *totals) {
+/* In float64, for whatever lies outside of what float32 can square, and what is not finite. */
+INLINE void square(const struct job *j, const struct part *p, const float *restrict q,
+                   int replaced, int each, struct totals *totals) {
     const float *restrict x = p->x, *restrict rs = p->rs, *restrict ss = p->ss;
     const float lowest = j->lowest, highest = j->highest;
     double noise = 0.0, signal = 0.0;
-#pragma omp simd reduction(+ : noise, signal)
     for (int i = 0; i < p->n; i++) {
         const float y = x[i] * (each ? rs[i] : p->r);
         const uint32_t kept = (bits_of(y) & ~SIGN) < INFINITE ? ~0u : 0;
@@ -492,11 +332,9 @@ INLINE void square(const struct job *j, const struct part *p, const float *restr
             const float end = y > highest ? highest : lowest;
             grid = (bits_of(grid) & ~SIGN) < INFINITE ? grid : end;
         }
-        double error = float_of(bits_of(grid - y) & kept), size = float_of(bits_of(y) & kept);
-        if (each) {
-            const double weight = float_of(bits_of(ss[i]) & kept);
-            error *= weight, size *= weight;
-        }
+        const double weight = each ? float_of(bits_of(ss[i]) & kept) : 1.0;
+        const double error = float_of(bits_of(grid - y) & kept) * weight;
+        const double size = float_of(bits_of(y) & kept) * weight;
         noise += error * error;
         signal += size * size;
     }
@@ -504,12 +342,48 @@ INLINE void square(const struct job *j, const struct part *p, const float *restr
     totals->signal += signal;
 }
 
-/* Add the squared errors of a part's grid values `q`, not yet multiplied by scales. */
-STAGE add_errors(const struct job *j, const struct part *p, const float *q, struct totals *totals) {
+/* In float32, over so few elements that its sums lose nothing that matters; multiplies by scales
+ * on the way, unless `out` is NULL. */
+INLINE int square_quickly(const struct part *p, const float *restrict q, int each,
+                          int multiplies, struct totals *totals) {
+    const float *restrict x = p->x, *restrict rs = p->rs, *restrict ss = p->ss;
+    float *restrict out = p->out;
+    const float r = p->r, s = p->s;
+    float noise = 0.0f, signal = 0.0f;
+#pragma omp simd reduction(+ : noise, signal)
+    for (int i = 0; i < p->n; i++) {
+        const float y = x[i] * (each ? rs[i] : r), weight = each ? ss[i] : 1.0f;
+        const float error = (q[i] - y) * weight, size = y * weight;
+        noise += error * error;
+        signal += size * size;
+        if (multiplies) out[i] = (each ? q[i] * weight : q[i]) * s;
+    }
+    if (!(noise > 0x1p-60f && noise < 0x1p100f && signal > 0x1p-60f && signal < 0x1p100f))
+        return 0; /* or NaN */
+    totals->noise += noise;
+    totals->signal += signal;
+    return 1;
+}
+
+static int square_piece(const struct part *p, const float *q, struct totals *totals) {
     if (p->rs)
-        square(j, p, q, 0, 1, totals);
-    else if (j->saturates)
-        square(j, p, q, 0, 0, totals);
-    else
-        square(j, p, q, 1, 0, totals);
+        return p->out ? square_quickly(p, q, 1, 1, totals) : square_quickly(p, q, 1, 0, totals);
+    return p->out ? square_quickly(p, q, 0, 1, totals) : square_quickly(p, q, 0, 0, totals);
+}
+
+/* Add the squared errors of a part's grid values `q`, and multiply those by its scales, into
+ * `p->out` unless it is NULL. */
+STAGE add_errors(const struct job *j, const struct part *p, const float *q,
+                 struct totals *totals) {
+    for (int i = 0; i < p->n; i += PIECE) {
+        const int n = p->n - i < PIECE ? p->n - i : PIECE;
+        const float *rs = p->rs ? p->rs + i : 0, *ss = p->rs ? p->ss + i : 0;
+        float *out = p->out ? p->out + i : 0;
+        const struct part piece = {p->x + i, out, 0, n, p->r, p->s, rs, ss};
+        if (square_piece(&piece, q + i, totals)) continue;
+        if (rs)
+            square(j, &piece, q + i, 0, 1, totals);
+        else
+            square(j, &piece, q + i, !j->saturates, 0, totals);
+    }
 }
