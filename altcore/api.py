@@ -18,6 +18,7 @@ from altcore.detect import Detector
 from altcore.dispatch import Dispatcher, load_plugins
 from altcore.engine import Engine
 from altcore.errors import BadInput, nearest
+from altcore.recipe import Layer, matching
 from altcore.record import (
     METRICS,
     RunDirectory,
@@ -26,7 +27,6 @@ from altcore.record import (
     read_lines,
     write_configuration,
 )
-from altcore.recipe import matching
 from altcore.registry import Entry, find
 from altcore.settings import build
 from altcore.state import Run, Workload
@@ -251,6 +251,12 @@ def _optimizer(
             "not a torch.optim.Optimizer"
         )
     return made
+
+
+def layers_of(config: TrainConfig) -> list[Layer]:
+    """Return the layers of the configuration's model, as recipes see them."""
+    workload = _workload(config, torch.device("cpu"), None, None)
+    return [layer for layer, _ in find_layers(workload.model).values()]
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:

@@ -12,6 +12,8 @@ import click
 from altcore.errors import AltcoreError, nearest
 
 COMMANDS = {
+    "compare": ("compare", "Compare formats, recipes and optimizers."),
+    "explain": ("explain", "Find where training breaks in a number format."),
     "formats": ("formats", "Show what number formats can represent."),
     "plugins": ("plugins", "Show what is installed."),
     "runs": ("runs", "Show what was run."),

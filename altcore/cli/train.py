@@ -61,7 +61,7 @@ def train(
     """  # noqa: D301 - click's mark for lines to be kept is a real backspace
     from altcore import config as configuration
 
-    overrides = _overrides(flags, sets)
+    overrides = overrides_of(flags, sets)
     overrides += [("+plugins", name, " by --plugin") for name in plugins]
     if strict:
         overrides.append(("strict", True, " by --strict"))
@@ -80,9 +80,10 @@ def train(
     print_summary(engine.train())
 
 
-def _overrides(
+def overrides_of(
     flags: dict[str, tuple[str, ...]], sets: tuple[str, ...]
 ) -> list[tuple[str, Any, str]]:
+    """Return the configuration keys that flags and ``--set`` give: (key, value, how)."""
     from altcore.config import load_yaml
 
     overrides: list[tuple[str, Any, str]] = []

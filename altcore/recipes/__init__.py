@@ -74,6 +74,11 @@ def make_cast(value: Any, where: str) -> Cast | None:
     if not can(fmt, overflow):
         why = "clips" if isinstance(fmt, BlockFormat) else f"has no {overflow} code"
         raise BadInput(f"{where}.overflow: format {fmt.name} {why}")
+    if value.get("hadamard") and value.get("straight_through") == "clipped":
+        raise BadInput(
+            f"{where}.straight_through: after a Hadamard transform no element of the tensor is the "
+            "one that was clipped"
+        )
     return Cast(
         format=fmt,
         scaling=_scaling(value.get("scaling"), fmt, f"{where}.scaling"),
@@ -120,8 +125,9 @@ def _parse_scaling(value: Any, where: str) -> Scaling:
     _refuse_unknown(value, ("kind", *_SCALING_TYPES), where)
     for key, kind in _SCALING_TYPES.items():
         given = value.get(key)
-        boolean = isinstance(given, bool)
-        if given is not None and (not isinstance(given, kind) or boolean != (kind is bool)):  # type: ignore[arg-type] # a type or a tuple of types: isinstance takes both
+        if key not in value or (key == "quantile" and given is None):
+            continue
+        if not isinstance(given, kind) or isinstance(given, bool) != (kind is bool):  # type: ignore[arg-type] # a type or a tuple of types: isinstance takes both
             raise BadInput(f"{where}.{key}: {given!r} has the wrong type")
     try:
         return Scaling(**{**value, "kind": _choice(value.get("kind", "tensor"), SCALINGS, where)})
@@ -208,11 +214,7 @@ def _casts(given: Mapping[str, Any], where: str) -> dict[str, Cast | None]:
 
 def _check_role(role: str, cast: Cast, where: str) -> None:
     """Refuse what a role cannot have."""
-    if role in STORED and (
-        cast.scaling.kind not in ("none", "tensor", "rms")
-        or cast.scaling.margin != 1
-        or cast.scaling.quantile is not None
-    ):
+    if role in STORED and not cast.scaling.suits_storage:
         raise BadInput(
             f"{where}: what is stored has one scale of its own: none, tensor, power-of-two or "
             f"rms, without margin or quantile; {cast.format.name} has {cast.scaling.kind} scaling"
@@ -255,11 +257,20 @@ def has_own_formats(recipe: Any) -> bool:
 
 
 def with_format(data: Any, fmt: AnyFormat | str | None) -> Any:
-    """Return the recipe's plain form with the run's format in its place; None leaves the word."""
+    """Return the recipe's plain form with the run's format in its place; None leaves the word.
+
+    Raises `BadInput` for a format that the recipe has no place for.
+    """
     if fmt is None:
         return data
+    if not needs_format(data):
+        raise BadInput(f"format {fmt}: only a recipe that says {PLACEHOLDER} takes one")
+    return _filled(data, fmt)
+
+
+def _filled(data: Any, fmt: AnyFormat | str) -> Any:
     if isinstance(data, Mapping):
-        return {k: with_format(v, fmt) for k, v in data.items()}
+        return {k: _filled(v, fmt) for k, v in data.items()}
     return fmt if isinstance(data, str) and data == PLACEHOLDER else data
 
 
@@ -276,7 +287,7 @@ def named(name: str, fmt: AnyFormat | None = None) -> Recipe:
         )
     if fmt is not None and not takes_format(name):
         raise BadInput(f"recipe {name} has formats of its own: leave out the format {fmt.name}")
-    return parse(with_format(_named_text(name), "none" if fmt is None else fmt), name)
+    return parse(_filled(_named_text(name), "none" if fmt is None else fmt), name)
 
 
 def plan_from_plain(

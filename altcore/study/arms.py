@@ -1,0 +1,116 @@
+"""Arms: parts of a recipe, by operands and layers, as recipes of their own.
+
+A study's full recipe is resolved for the model into casts of every operand of every layer. An arm
+keeps some of these casts, or replaces them, and leaves the rest of the run in float32.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from attrs import field, frozen
+
+from altcore.recipe import Cast, Plan
+from altcore.study.statistics import subsets
+
+FACTORS: dict[str, tuple[str, ...]] = {
+    "F": ("weight@fwd", "activation@fwd"),
+    "B": ("gradient@dgrad", "weight@dgrad", "gradient@wgrad", "activation@wgrad"),
+    "U": ("stored_weight", "optimizer_state"),
+}
+"""What is quantized in: forward operands, backward operands, the update."""
+
+FACTOR_NAMES = {"F": "forward precision", "B": "gradient fidelity", "U": "the update"}
+
+
+@frozen
+class Arm:
+    """One way to train: casts by layer and operand, and layers that keep their weights."""
+
+    key: str
+    """Names its runs: letters, digits, dash and underscore."""
+    casts: Mapping[str, Mapping[str, Cast]] = field(repr=False)
+    freeze: tuple[str, ...] = ()
+    keys: Mapping[str, Any] = field(factory=dict, repr=False)
+    """Other keys of the configuration that are the arm's own."""
+
+    def recipe(self) -> dict[str, Any]:
+        """Return the arm's recipe in its plain form, with formats as objects."""
+        return {
+            "layers": {
+                layer: {o: {**c.to_plain(), "format": c.format} for o, c in casts.items()}
+                for layer, casts in self.casts.items()
+                if casts
+            }
+        }
+
+
+def select(
+    plan: Plan,
+    operands: Iterable[str],
+    layers: Iterable[str] | None = None,
+    change: Callable[[Cast], Cast] = lambda cast: cast,
+) -> dict[str, dict[str, Cast]]:
+    """Return the plan's casts for some operands of some layers (None: all), changed."""
+    wanted, named = set(operands), None if layers is None else set(layers)
+    return {
+        layer: {o: change(c) for o, c in casts.items() if c is not None and o in wanted}
+        for layer, casts in plan.items()
+        if named is None or layer in named
+    }
+
+
+def merged(
+    first: Mapping[str, Mapping[str, Cast]], second: Mapping[str, Mapping[str, Cast]]
+) -> dict[str, dict[str, Cast]]:
+    """Return the first's casts with those of the second in their place where it has some."""
+    layers = {**first, **second}
+    return {name: {**first.get(name, {}), **second.get(name, {})} for name in layers}
+
+
+def factors_in(plan: Plan) -> tuple[str, ...]:
+    """Return the factors of which the plan has an operand."""
+    return tuple(f for f, operands in FACTORS.items() if operands_in(plan, operands))
+
+
+def factorial(plan: Plan) -> dict[frozenset[str], Arm]:
+    """Return the arms of F, B and U, eight if the plan has all; the empty one is the twin."""
+    arms = {}
+    for factors in subsets(factors_in(plan)):
+        key = "".join(f for f in FACTORS if f in factors) or "twin"
+        operands = [o for f in factors for o in FACTORS[f]]
+        arms[factors] = Arm(key, select(plan, operands))
+    return arms
+
+
+def twin() -> Arm:
+    """The float32 run with the same seed and batches."""
+    return Arm("twin", {})
+
+
+def frozen_control(plan: Plan) -> Arm:
+    """A float32 run in which the layers that the plan quantizes keep their first weights."""
+    layers = tuple(name for name, casts in plan.items() if any(casts.values()))
+    return Arm("frozen", {}, freeze=layers)
+
+
+def operands_in(plan: Plan, operands: Iterable[str]) -> list[str]:
+    """Return those of the operands that any layer has a cast for."""
+    return [o for o in operands if any(casts.get(o) for casts in plan.values())]
+
+
+def layer_groups(plan: Plan, operands: Iterable[str]) -> dict[str, list[str]]:
+    """Return the layers that have a cast for one of the operands, by the block they lie in.
+
+    A block is what comes before, and with, the first number in a layer's name; layers without one
+    are groups by themselves.
+    """
+    wanted = list(operands)
+    groups: dict[str, list[str]] = {}
+    for name, casts in plan.items():
+        if any(casts.get(o) for o in wanted):
+            block = re.match(r"(.*?\.)?\d+(?=\.)", name)
+            groups.setdefault(block[0] if block else name, []).append(name)
+    return groups

@@ -1,0 +1,188 @@
+"""The studies as commands: prepare, say what it costs, run, write down."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen
+
+from altcore.api import layers_of
+from altcore.blocks import BlockFormat
+from altcore.config import TrainConfig, defaults
+from altcore.errors import BadInput
+from altcore.registry import entries, get_format
+from altcore.study import report
+from altcore.study.arms import factorial
+from altcore.study.compare import Comparison, Contender
+from altcore.study.explain import Explanation
+from altcore.study.runner import Runner, duration
+from altcore.study.setup import (
+    agreed_steps,
+    base_config,
+    claim,
+    measure_cost,
+    resolved,
+    steps_within,
+)
+
+STUDIES = "studies"
+
+
+@frozen
+class Options:
+    """What a study is asked."""
+
+    file: str | None
+    overrides: Sequence[tuple[str, Any, str]]
+    seeds: int
+    within: float
+    budget: float | None
+    name: str | None
+    tell: Callable[[str], None] = field(default=print)
+    folder: Path = field(factory=lambda: Path(STUDIES))
+
+    def __attrs_post_init__(self) -> None:
+        if self.seeds < 2:
+            raise BadInput(f"--seeds {self.seeds}: an interval needs at least two")
+        if self.budget is not None and self.budget <= 0:
+            raise BadInput(f"--budget {self.budget:g}: minutes above 0 are needed")
+        if self.within < 0:
+            raise BadInput(f"--within {self.within:g}: a distance is not negative")
+
+
+def default_recipe(fmt: str | None) -> str:
+    """Return where a format is used unless told: everywhere that it can be."""
+    is_block = fmt is not None and isinstance(get_format(fmt), BlockFormat)
+    return "master" if is_block else "full"
+
+
+def explain(options: Options) -> tuple[dict[str, Any], Path]:
+    """Explain where a recipe breaks; returns what was found, and the folder it is in."""
+    config = base_config(options.file, options.overrides, defaults()["observers"])
+    plan = resolved(config)
+    if not any(any(casts.values()) for casts in plan.values()):
+        raise BadInput("there is nothing to explain: the recipe quantizes nothing")
+    full = factorial(plan)
+    label = config.format.name if config.format else config.recipe_name
+    name = options.name or f"explain-{label}-{config.workload}".lower()
+    seeds = [config.seed + i for i in range(options.seeds)]
+    runner = Runner(options.folder / name, config, options.tell)
+    study = Explanation(runner, plan, seeds, options.within)
+    config = _sized(options, runner, name, study.runs_at_most, list(full.values())[-1])
+    study.watch = watching(config)
+    found = study.explain()
+    about = {
+        "format": label,
+        "recipe": config.recipe_name,
+        "seeds": seeds,
+        "within": options.within,
+        **facts(config),
+    }
+    whole = {"about": about, **found}
+    write(runner.folder, "explain", whole, report.explanation(about, found))
+    return whole, runner.folder
+
+
+def compare(
+    options: Options, formats: Sequence[str], recipes: Sequence[str], optimizers: Sequence[str]
+) -> tuple[dict[str, Any], Path]:
+    """Compare formats under recipes with optimizers; returns rows, and the folder they are in."""
+    config = base_config(options.file, options.overrides, defaults()["observers"])
+    optimizers = optimizers or [config.optimizer]
+    layers = layers_of(config)
+    contenders = [
+        Contender(
+            fmt,
+            recipe,
+            optimizer,
+            config.evolve(format=get_format(fmt), recipe=recipe).make_recipe().resolve(layers),
+        )
+        for fmt in formats
+        for recipe in recipes
+        for optimizer in optimizers
+    ]
+    names = {e.name for e in entries() if e.kind == "optimizer"}
+    others = {n: v for n, v in config.settings.items() if n not in names}
+    keys = {
+        o: {
+            "optimizer": o,
+            "settings": others | {n: v for n, v in config.settings.items() if n == o},
+        }
+        for o in optimizers
+    }
+    name = options.name or "compare-" + "-".join(formats).lower()
+    seeds = [config.seed + i for i in range(options.seeds)]
+    runner = Runner(options.folder / name, config, options.tell)
+    study = Comparison(runner, contenders, seeds, options.within, keys)
+    arms = list(study.arms().values())
+    config = _sized(options, runner, name, study.runs_at_most, arms[-2])
+    found = study.compare()
+    about = {"formats": list(formats), "seeds": seeds, "within": options.within, **facts(config)}
+    whole = {"about": about, **found}
+    write(runner.folder, "compare", whole, report.comparison(about, found))
+    return whole, runner.folder
+
+
+def watching(config: TrainConfig) -> dict[str, Any]:
+    """Return the keys by which the full arm is watched, as far as the plugins are installed."""
+    installed = {e.name for e in entries()}
+    wanted = {k: v for k, v in defaults()["explain"].items() if k in installed}
+    often = max(1, config.max_steps // 40)
+    settings = {k: {**v, "interval": often} for k, v in wanted.items()}
+    plugins = [*config.plugins, *(k for k in wanted if k not in config.plugins)]
+    return {"plugins": tuple(plugins), "settings": {**config.settings, **settings}}
+
+
+def facts(config: TrainConfig) -> dict[str, Any]:
+    """Return what every study says of its runs."""
+    return {
+        "workload": config.workload,
+        "optimizer": config.optimizer,
+        "settings": config.settings,
+        "steps": config.max_steps,
+        "learning_rate": config.learning_rate,
+        "compute": config.compute,
+        "altcore": version("altcore"),
+        "torch": version("torch"),
+    }
+
+
+def _sized(options: Options, runner: Runner, name: str, runs: int, dearest: Any) -> TrainConfig:
+    """Fix the number of steps, say what the study costs, and claim its folder."""
+    config = runner.base
+    plain = {k: v for k, v in config.to_plain().items() if k != "max_steps"}
+    asked = {
+        "study": name,
+        "seeds": options.seeds,
+        "within": options.within,
+        "budget": options.budget,
+        "max_steps": None if options.budget else config.max_steps,
+        "config": plain,
+    }
+    steps = agreed_steps(runner.folder, asked)
+    cost = measure_cost(config, dearest)
+    if steps is None:
+        steps = config.max_steps
+        if options.budget is not None:
+            steps = min(steps, steps_within(cost, options.budget, runs))
+    runner.base = config.evolve(
+        max_steps=steps, warmup_steps=min(config.warmup_steps, max(1, steps // 10))
+    )
+    whole = duration(cost.of(runs, steps))
+    options.tell(
+        f"at most {runs} runs of {steps} steps, about {whole}: {cost.step:.3f} s a step and "
+        f"{cost.start:.1f} s a run; into {runner.folder}"
+    )
+    claim(runner.folder, asked, steps)
+    return runner.base
+
+
+def write(folder: Path, name: str, found: Mapping[str, Any], text: str) -> None:
+    """Write a study's JSON and markdown."""
+    plain = json.dumps(found, indent=1, default=str)
+    (folder / f"{name}.json").write_text(plain + "\n")
+    (folder / f"{name}.md").write_text(text.rstrip() + "\n")

@@ -1,0 +1,133 @@
+"""How formats, recipes and optimizers compare: on identical batches, with twin and control."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import define, evolve, field, frozen
+
+from altcore.recipe import OPERANDS, Plan
+from altcore.study.arms import Arm, frozen_control, select
+from altcore.study.explain import SELECTION_SEED, plain
+from altcore.study.runner import FACTORS_OF_RATE, Outcome, Runner, gap
+from altcore.study.statistics import estimate, holm
+
+
+@frozen
+class Contender:
+    """A format under a recipe with an optimizer."""
+
+    format: str
+    recipe: str
+    optimizer: str
+    plan: Plan = field(repr=False)
+
+    @property
+    def key(self) -> str:
+        """Names its runs."""
+        text = f"{self.format}-{self.recipe}-{self.optimizer}"
+        return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)
+
+
+@define
+class Comparison:
+    """Trains every contender, its optimizer's float32 twin and a frozen control."""
+
+    runner: Runner
+    contenders: Sequence[Contender]
+    seeds: Sequence[int]
+    within: float
+    optimizer_keys: Mapping[str, Mapping[str, Any]]
+    """For each optimizer the keys of the configuration that choose it."""
+    rates: dict[str, float] = field(init=False, factory=dict)
+    outcomes: dict[tuple[str, int], Outcome] = field(init=False, factory=dict)
+
+    @property
+    def runs_at_most(self) -> int:
+        """How many runs there are, for the cost."""
+        return len(self.arms()) * (len(FACTORS_OF_RATE) + len(self.seeds))
+
+    def compare(self) -> dict[str, Any]:
+        """Run everything; returns a row for each contender, as plain data."""
+        arms = self.arms()
+        self.runner.planned = self.runs_at_most
+        for arm in arms.values():
+            self.rates[arm.key] = self.runner.best_rate(arm, self.seeds[0] + SELECTION_SEED)
+        for seed in self.seeds:
+            for arm in arms.values():
+                self.outcomes[arm.key, seed] = self.runner.run(arm, seed, self.rates[arm.key])
+        rows = [self._row(c) for c in self.contenders]
+        corrected = holm({i: r["gap"]["p"] for i, r in enumerate(rows)})
+        for i, row in enumerate(rows):
+            row["p_holm"] = corrected[i]
+            row["verdict"] = self._verdict(row)
+        return {"contenders": rows, "twins": self._twins()}
+
+    def arms(self) -> dict[str, Arm]:
+        """Every arm by key; contenders that freeze the same layers share their control."""
+        arms: dict[str, Arm] = {}
+        for name, keys in self.optimizer_keys.items():
+            arms[f"twin-{name}"] = Arm(f"twin-{name}", {}, keys=keys)
+        for c in self.contenders:
+            keys = self.optimizer_keys[c.optimizer]
+            arms[c.key] = Arm(c.key, select(c.plan, OPERANDS), keys=keys)
+            control = evolve(frozen_control(c.plan), key=self._control(c), keys=keys)
+            arms.setdefault(control.key, control)
+        return arms
+
+    def _control(self, contender: Contender) -> str:
+        quantized = frozenset(n for n, casts in contender.plan.items() if any(casts.values()))
+        alike = [
+            c.recipe
+            for c in self.contenders
+            if frozenset(n for n, casts in c.plan.items() if any(casts.values())) == quantized
+        ]
+        return f"frozen-{alike[0]}-{contender.optimizer}"
+
+    def _gaps(self, key: str, reference: str) -> list[float]:
+        steps = self.runner.base.max_steps
+        return [gap(self.outcomes[key, s], self.outcomes[reference, s], steps) for s in self.seeds]
+
+    def _row(self, c: Contender) -> dict[str, Any]:
+        twin, control = f"twin-{c.optimizer}", self._control(c)
+        gaps, frozen = self._gaps(c.key, twin), self._gaps(control, twin)
+        return {
+            "format": c.format,
+            "recipe": c.recipe,
+            "optimizer": c.optimizer,
+            "learning_rate_factor": self.rates[c.key],
+            "diverged": sum(self.outcomes[c.key, s].diverged for s in self.seeds),
+            "gap": plain(estimate(gaps)),
+            "frozen": plain(estimate(frozen)),
+            "ahead_of_frozen": plain(estimate([f - g for f, g in zip(frozen, gaps, strict=True)])),
+            "loss": plain(estimate([self._tail(c.key, s) for s in self.seeds])),
+        }
+
+    def _tail(self, key: str, seed: int) -> float:
+        return self.outcomes[key, seed].tail(self.runner.base.max_steps)
+
+    def _verdict(self, row: Mapping[str, Any]) -> str:
+        """Say in words what the intervals allow."""
+        found, ahead = row["gap"], row["ahead_of_frozen"]
+        if row["diverged"]:
+            return f"diverges in {row['diverged']} of {len(self.seeds)}"
+        if row["frozen"]["low"] <= 0:
+            return "cannot be told: the twin is not ahead of the frozen control"
+        if ahead["low"] <= 0:
+            return "does not train: not ahead of the frozen control"
+        if found["high"] <= self.within:
+            told = "" if found["low"] > 0 else ", not distinguishable from the twin"
+            return f"trains{told}"
+        if found["low"] > self.within:
+            return "learns, but not as the twin does"
+        return "learns; whether as the twin does cannot be told"
+
+    def _twins(self) -> dict[str, Any]:
+        return {
+            name: {
+                "loss": plain(estimate([self._tail(f"twin-{name}", s) for s in self.seeds])),
+                "learning_rate_factor": self.rates[f"twin-{name}"],
+            }
+            for name in self.optimizer_keys
+        }

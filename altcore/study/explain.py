@@ -1,0 +1,342 @@
+"""Where does a format break? A factorial of arms, then the operand, the layer and the cause.
+
+Each stage looks only inside what the stage before found, and says 'not distinguishable' where the
+interval of a paired difference holds 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from attrs import asdict, define, field
+
+from altcore.recipe import OPERANDS, Cast, Plan
+from altcore.study.arms import (
+    FACTORS,
+    Arm,
+    factorial,
+    factors_in,
+    frozen_control,
+    layer_groups,
+    merged,
+    operands_in,
+    select,
+    twin,
+)
+from altcore.study.runner import FACTORS_OF_RATE, Outcome, Runner, gap
+from altcore.study.statistics import Estimate, dividends, estimate, holm, shapley
+from altcore.study.variants import CAUSES, is_fixed_point, variants
+
+SELECTION_SEED = 1000
+"""Added to the seed for the runs that choose learning rates, and which no result uses."""
+FRESH_SEED = 2000
+"""Added to the seed for the runs that confirm a recommendation."""
+RECOVERS = 0.5
+"""Share of a gap that a counterfactual format must take away to name the cause."""
+LOW_COSINE, ONSET_LINES = 0.9, 3
+"""The gradient left its shadow: below this cosine, for so many recorded steps running."""
+
+
+@define
+class Explanation:
+    """The stages of one explanation; `found` is what there is to report."""
+
+    runner: Runner
+    plan: Plan
+    seeds: Sequence[int]
+    within: float
+    """A gap to the twin, in the loss's unit, that still counts as training."""
+    watch: Mapping[str, Any] = field(factory=dict)
+    """Keys of the full arm's runs beside: the diagnostics that say when and where."""
+    found: dict[str, Any] = field(init=False, factory=dict)
+    rates: dict[str, float] = field(init=False, factory=dict)
+    outcomes: dict[tuple[str, int], Outcome] = field(init=False, factory=dict)
+
+    @property
+    def steps(self) -> int:
+        """Steps of each run."""
+        return self.runner.base.max_steps
+
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """The factors that the recipe has."""
+        return factors_in(self.plan)
+
+    @property
+    def runs_at_most(self) -> int:
+        """How many runs there can be, for the cost."""
+        arms = 2 ** len(self.factors) + 1
+        inside = max(len(operands_in(self.plan, FACTORS[f])) for f in self.factors)
+        groups = layer_groups(self.plan, OPERANDS)
+        layers = max((len(g) for g in groups.values()), default=0)
+        later = inside + len(groups) + layers + len(CAUSES) + 1
+        fresh = 2 + 4  # twin and control, and changes that are tried
+        return arms * len(FACTORS_OF_RATE) + len(self.seeds) * (arms + later + fresh)
+
+    def explain(self) -> dict[str, Any]:
+        """Run all stages; returns what was found, as plain data."""
+        self.runner.planned = self.runs_at_most
+        arms = factorial(self.plan)
+        full = arms[frozenset(self.factors)]
+        control = frozen_control(self.plan)
+        for arm in (*arms.values(), control):
+            seed = self.seeds[0] + SELECTION_SEED
+            self.rates[arm.key] = self.runner.best_rate(arm, seed)
+        self.found = {"learning_rate_factors": dict(self.rates)}
+        for seed in self.seeds:
+            for arm in (*arms.values(), control):
+                self._run(arm, seed, **(self.watch if arm is full else {}))
+        self._judge_arms(arms, control)
+        self._find_onset(full)
+        verdict = self.found["full"]
+        if verdict["distinguishable"]:
+            self._look_inside(arms)
+            self._recommend(control)
+        return self.found
+
+    # The factorial ---------------------------------------------------------------------------
+
+    def _run(self, arm: Arm, seed: int, *, rate: float | None = None, **keys: Any) -> Outcome:
+        factor = self.rates.get(arm.key, 1.0) if rate is None else rate
+        outcome = self.runner.run(arm, seed, factor, **keys)
+        self.outcomes[arm.key, seed] = outcome
+        return outcome
+
+    def _gaps(self, key: str, seeds: Sequence[int] | None = None) -> list[float]:
+        """An arm's gap to the twin, by seed."""
+        return [
+            gap(self.outcomes[key, s], self.outcomes["twin", s], self.steps)
+            for s in (seeds or self.seeds)
+        ]
+
+    def _diverged(self, key: str, seeds: Sequence[int] | None = None) -> int:
+        return sum(self.outcomes[key, s].diverged for s in (seeds or self.seeds))
+
+    def _row(self, key: str) -> dict[str, Any]:
+        return {**plain(estimate(self._gaps(key))), "diverged": self._diverged(key)}
+
+    def _judge_arms(self, arms: Mapping[frozenset[str], Arm], control: Arm) -> None:
+        rows = {a.key: self._row(a.key) for s, a in arms.items() if s}
+        _correct(rows)
+        by_seed = [
+            {s: 0.0 if not s else self._gaps(a.key)[i] for s, a in arms.items()}
+            for i in range(len(self.seeds))
+        ]
+        effects = _by_seed([{_name(k): v for k, v in dividends(g).items()} for g in by_seed])
+        shares = _by_seed([shapley(g) for g in by_seed])
+        full = "".join(self.factors)
+        self.found |= {
+            "arms": rows,
+            "frozen": self._row(control.key),
+            "effects": effects,
+            "shapley": shares,
+            "full": {**rows[full], **self._verdict(full, control.key)},
+        }
+
+    def _verdict(
+        self, key: str, control: str, seeds: Sequence[int] | None = None
+    ) -> dict[str, Any]:
+        """Whether an arm trains: it beats the frozen control, and comes close to the twin."""
+        gaps, frozen = self._gaps(key, seeds), self._gaps(control, seeds)
+        behind = estimate(gaps)
+        ahead = estimate([f - g for f, g in zip(frozen, gaps, strict=True)])
+        beats = ahead.low > 0 and self._diverged(key, seeds) == 0
+        return {
+            "gap": plain(behind),
+            "ahead_of_frozen": plain(ahead),
+            "beats_frozen": beats,
+            "trains": beats and behind.high <= self.within,
+            "distinguishable": behind.low > 0 or self._diverged(key, seeds) > 0,
+        }
+
+    # Inside the dominant factor --------------------------------------------------------------
+
+    def _look_inside(self, arms: Mapping[frozenset[str], Arm]) -> None:
+        shares: dict[str, dict[str, Any]] = self.found["shapley"]
+        factor = max(shares, key=lambda f: shares[f]["mean"])
+        self.found["factor"] = factor
+        self.found["factor_distinguishable"] = shares[factor]["low"] > 0
+        rate = self.rates[arms[frozenset(factor)].key]
+        operands = operands_in(self.plan, FACTORS[factor])
+        inside = {o: Arm(f"{factor}-{_key(o)}", select(self.plan, [o])) for o in operands}
+        operand = self._worst("operands", inside, rate)
+        groups = layer_groups(self.plan, [operand] if operand else operands)
+        wanted = [operand] if operand else operands
+        tried = {
+            name: Arm(f"{factor}-{_key(operand or 'all')}-{_key(name)}", self._of(wanted, layers))
+            for name, layers in groups.items()
+        }
+        group = self._worst("groups", tried, rate) if len(tried) > 1 else next(iter(tried), None)
+        layer = self._worst_layer(factor, wanted, groups.get(group or "", []), rate)
+        self.found |= {"operand": operand, "group": group, "layer": layer}
+        self._find_cause(factor, wanted, groups.get(group or "", None), rate)
+
+    def _of(self, operands: Iterable[str], layers: Iterable[str]) -> dict[str, dict[str, Cast]]:
+        return select(self.plan, operands, layers)
+
+    def _worst_layer(
+        self, factor: str, operands: Sequence[str], layers: Sequence[str], rate: float
+    ) -> str | None:
+        if len(layers) < 2:
+            return layers[0] if layers else None
+        arms = {
+            name: Arm(f"{factor}-{_key(operands[0])}-only-{_key(name)}", self._of(operands, [name]))
+            for name in layers
+        }
+        return self._worst("layers", arms, rate)
+
+    def _worst(self, stage: str, arms: Mapping[str, Arm], rate: float) -> str | None:
+        """Run the arms; returns the one with the largest gap, None if none can be told from 0."""
+        for arm in arms.values():
+            for seed in self.seeds:
+                self._run(arm, seed, rate=rate)
+        rows = {name: self._row(arm.key) for name, arm in arms.items()}
+        _correct(rows)
+        self.found[stage] = rows
+        guilty = {n: r for n, r in rows.items() if r["guilty"]}
+        return max(guilty, key=lambda n: guilty[n]["mean"]) if guilty else None
+
+    def _find_cause(
+        self, factor: str, operands: Sequence[str], layers: Sequence[str] | None, rate: float
+    ) -> None:
+        """Give the guilty operand counterfactual formats; the one that recovers names the cause."""
+        scope = None if layers is None else list(layers)
+        chosen = select(self.plan, operands, scope)
+        casts = [c for own in chosen.values() for c in own.values()]
+        causes = {cause for c in casts for cause in variants(c)}
+        base = Arm(f"{factor}-cause-none", chosen)
+        for seed in self.seeds:
+            self._run(base, seed, rate=rate)
+        before, rows = self._gaps(base.key), {}
+        for cause in (c for c in CAUSES if c in causes):
+            arm = Arm(f"{factor}-cause-{cause}", select(self.plan, operands, scope, _to(cause)))
+            for seed in self.seeds:
+                self._run(arm, seed, rate=rate)
+            after = self._gaps(arm.key)
+            gained = estimate([b - a for b, a in zip(before, after, strict=True)])
+            whole = math.fsum(before) / len(before)
+            recovered = gained.mean / whole if whole > 0 else 0.0
+            rows[cause] = {**plain(gained), "recovered": recovered}
+        names = {c: r for c, r in rows.items() if r["low"] > 0 and r["recovered"] >= RECOVERS}
+        self.found |= {
+            "counterfactuals": rows,
+            "cause": max(names, key=lambda c: names[c]["recovered"]) if names else None,
+            "fixed_point": any(is_fixed_point(c.element) for c in casts),
+        }
+
+    # Where and when --------------------------------------------------------------------------
+
+    def _find_onset(self, full: Arm) -> None:
+        self.found["onset"] = {
+            str(seed): onset(self.outcomes[full.key, seed].lines) for seed in self.seeds
+        }
+
+    # What to do ------------------------------------------------------------------------------
+
+    def _recommend(self, control: Arm) -> None:
+        """Try changes from the narrowest on, on fresh seeds, until one trains."""
+        seeds = [s + FRESH_SEED for s in self.seeds]
+        rate = self.rates["".join(self.factors)]
+        for seed in seeds:
+            self._run(twin(), seed)
+            self._run(control, seed)
+        tried = []
+        for number, (text, casts) in enumerate(self._candidates()):
+            arm = Arm(f"change-{number}", casts)
+            for seed in seeds:
+                self._run(arm, seed, rate=rate)
+            verdict = self._verdict(arm.key, control.key, seeds)
+            tried.append({"change": text, **verdict})
+            if verdict["trains"]:
+                break
+        chosen = tried[-1]["change"] if tried and tried[-1]["trains"] else None
+        self.found |= {"candidates": tried, "recommendation": chosen}
+
+    def _candidates(self) -> list[tuple[str, dict[str, dict[str, Cast]]]]:
+        """Changes of the full recipe, from the narrowest on."""
+        operand, cause = self.found.get("operand"), self.found.get("cause")
+        factor = self.found["factor"]
+        layers = layer_groups(self.plan, [operand] if operand else FACTORS[factor])
+        group = layers.get(self.found.get("group") or "")
+        everything = select(self.plan, OPERANDS)
+        made = []
+        if operand and cause:
+            change = _to(cause)
+            narrow = select(self.plan, [operand], group, change)
+            if group:
+                where = self.found["group"]
+                made.append((f"{operand} of {where}: {CAUSE_CHANGE[cause]}", narrow))
+            made.append(
+                (f"{operand}: {CAUSE_CHANGE[cause]}", select(self.plan, [operand], None, change))
+            )
+        changed = [(text, merged(everything, casts)) for text, casts in made]
+        if operand:
+            rest = [o for o in OPERANDS if o != operand]
+            changed.append((f"{operand} left in float32", select(self.plan, rest)))
+        rest = [o for o in OPERANDS if o not in FACTORS[factor]]
+        changed.append((f"{', '.join(FACTORS[factor])} left in float32", select(self.plan, rest)))
+        return changed
+
+
+CAUSE_CHANGE = {
+    "above": "a format that reaches higher",
+    "below": "a format that reaches lower",
+    "finer": "a format with two more mantissa bits",
+}
+
+
+def _to(cause: str) -> Callable[[Cast], Cast]:
+    return lambda cast: variants(cast).get(cause, cast)
+
+
+def onset(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Return when gradients left their shadow, and the layer with the largest injected error then.
+
+    The first of three recorded steps running whose mean cosine is below 0.9; None if there is
+    none, or the shadow was not measured.
+    """
+    measured = [x for x in lines if isinstance(x.get("shadow/cosine_mean"), int | float)]
+    for i in range(len(measured) - ONSET_LINES + 1):
+        window = measured[i : i + ONSET_LINES]
+        if all(x["shadow/cosine_mean"] < LOW_COSINE for x in window):
+            prefix = "shadow/injected/"
+            injected = {
+                k.removeprefix(prefix): v
+                for k, v in window[0].items()
+                if k.startswith(prefix) and isinstance(v, int | float)
+            }
+            layer = max(injected, key=lambda k: injected[k]) if injected else None
+            return {
+                "step": window[0]["step"],
+                "cosine": window[0]["shadow/cosine_mean"],
+                "layer": layer,
+                "injected": injected.get(layer) if layer else None,
+            }
+    return None
+
+
+def plain(found: Estimate) -> dict[str, Any]:
+    """Return an estimate as plain data."""
+    return asdict(found)
+
+
+def _correct(rows: dict[str, dict[str, Any]]) -> None:
+    """Add Holm's corrected p, and whether the arm's gap is one."""
+    corrected = holm({k: r["p"] for k, r in rows.items()})
+    for key, row in rows.items():
+        row["p_holm"] = corrected[key]
+        row["guilty"] = row["diverged"] > 0 or (row["low"] > 0 and corrected[key] < 0.05)
+
+
+def _by_seed(found: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
+    return {key: plain(estimate([f[key] for f in found])) for key in found[0]}
+
+
+def _name(factors: frozenset[str]) -> str:
+    return "×".join(f for f in FACTORS if f in factors)
+
+
+def _key(name: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in name)

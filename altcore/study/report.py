@@ -1,0 +1,194 @@
+"""Explanations and comparisons in words, tables and JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from altcore.study.arms import FACTOR_NAMES, FACTORS
+from altcore.study.variants import CAUSES
+
+NOT_TOLD = "not distinguishable"
+
+
+def number(value: float | None, digits: int = 4) -> str:
+    """Return a number for a table.
+
+    >>> number(0.12345), number(None), number(float("inf"))
+    ('0.1235', 'not available', 'inf')
+    """
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return "not available"
+    return f"{value:.{digits}f}"
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """Return mean and interval of an estimate."""
+    return f"{number(row['mean'])} [{number(row['low'])}, {number(row['high'])}]"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a markdown table's lines."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
+
+
+def judged(row: Mapping[str, Any], seeds: int) -> list[str]:
+    """Return the columns that every arm has: gap, corrected p, diverged, in words."""
+    words = "worse than the twin" if row["guilty"] else NOT_TOLD
+    if row["high"] < 0:
+        words = "better than the twin"
+    return [interval(row), number(row["p_holm"]), f"{row['diverged']} of {seeds}", words]
+
+
+def explanation(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Return an explanation as markdown."""
+    seeds = len(about["seeds"])
+    lines = [f"# Where {about['format']} breaks", ""]
+    lines += [*_conclusion(about, found), ""]
+    lines += ["## How this was found", "", _method(about), "", "## Factors", ""]
+    for key, operands in FACTORS.items():
+        lines.append(f"- {key}, {FACTOR_NAMES[key]}: {', '.join(operands)}")
+    rates = found["learning_rate_factors"]
+    arms = [[key, f"{rates[key]:.3g}", *judged(row, seeds)] for key, row in found["arms"].items()]
+    frozen = found["frozen"]
+    arms.append(
+        [
+            "frozen",
+            f"{rates['frozen']:.3g}",
+            interval(frozen),
+            "",
+            f"{frozen['diverged']} of {seeds}",
+            "",
+        ]
+    )
+    head = ["arm", "× lr", "gap [95 %]", "p (Holm)", "diverged", ""]
+    lines += ["", *table(head, arms)]
+    lines += ["Shapley shares of the gap, and what no smaller set of factors explains:", ""]
+    lines += table(
+        ["factor", "share [95 %]"], [[k, interval(r)] for k, r in found["shapley"].items()]
+    )
+    lines += table(
+        ["effect", "size [95 %]"], [[k, interval(r)] for k, r in found["effects"].items()]
+    )
+    for stage, title in (
+        ("operands", "One operand at a time"),
+        ("groups", "One group of layers at a time"),
+        ("layers", "One layer at a time"),
+    ):
+        if stage in found:
+            rows = [[f"`{k}`", *judged(r, seeds)] for k, r in found[stage].items()]
+            lines += [f"## {title}", ""]
+            lines += table(["", "gap [95 %]", "p (Holm)", "diverged", ""], rows)
+    if "counterfactuals" in found:
+        lines += ["## Formats that it could have been", ""]
+        rows = [
+            [CAUSES[k].partition(":")[0], interval(r), f"{100 * r['recovered']:.0f} %"]
+            for k, r in found["counterfactuals"].items()
+        ]
+        lines += table(["if it was", "gap taken away [95 %]", "of the gap"], rows)
+        if found["fixed_point"]:
+            lines += [
+                "In fixed point, to be finer is to reach lower: the two are one question.",
+                "",
+            ]
+    if "candidates" in found:
+        lines += ["## Changes tried on fresh seeds", ""]
+        rows = [
+            [c["change"], interval(c["gap"]), "yes" if c["trains"] else "no"]
+            for c in found["candidates"]
+        ]
+        lines += table(["change", "gap [95 %]", "trains"], rows)
+    return "\n".join(lines)
+
+
+def _method(about: Mapping[str, Any]) -> str:
+    return (
+        f"{_runs(about)} A diverged run counts with the unigram entropy of the data. Each arm of "
+        "the first table ran at the best of 1/3, 1 and 3 times the learning rate "
+        f"{about['learning_rate']:g}, chosen on a seed that is in no table; the later ones at "
+        "their factor's."
+    )
+
+
+def _runs(about: Mapping[str, Any]) -> str:
+    seeds = ", ".join(map(str, about["seeds"]))
+    return (
+        f"{about['steps']} steps of {about['workload']} in each run, seeds {seeds}, products in "
+        f"{about['compute']}. A gap is the mean difference of the training loss to the float32 "
+        "twin over the last tenth of the steps, on the same batches, paired by seed; intervals "
+        "are 95 % by Student's t, p is corrected by Holm over the rows of a table."
+    )
+
+
+def comparison(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    """Return a comparison as markdown."""
+    seeds = len(about["seeds"])
+    rows = [
+        [
+            f"{r['format']}, {r['recipe']}, {r['optimizer']}",
+            f"{r['learning_rate_factor']:.3g}",
+            interval(r["gap"]),
+            number(r["p_holm"]),
+            interval(r["frozen"]),
+            f"{r['diverged']} of {seeds}",
+            r["verdict"],
+        ]
+        for r in sorted(found["contenders"], key=lambda r: r["gap"]["mean"])
+    ]
+    head = ["format, recipe, optimizer", "× lr", "gap [95 %]", "p (Holm)", "frozen", "diverged"]
+    lines = ["# Comparison", "", *table([*head, ""], rows)]
+    twins = [
+        [name, f"{t['learning_rate_factor']:.3g}", interval(t["loss"])]
+        for name, t in found["twins"].items()
+    ]
+    lines += table(["float32 twin", "× lr", "loss [95 %]"], twins)
+    lines += [
+        f"{_runs(about)} Every row ran at the best of 1/3, 1 and 3 times the learning rate "
+        f"{about['learning_rate']:g}, chosen on a seed that is in no table. 'Trains' means ahead "
+        f"of the frozen control (whose quantized layers keep their first weights) and within "
+        f"{about['within']:g} of the twin.",
+    ]
+    return "\n".join(lines)
+
+
+def _conclusion(about: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
+    full = found["full"]
+    distance = f"within {about['within']:g} of the float32 twin"
+    if full["trains"]:
+        first = f"**It trains**: it beats the frozen control and is {distance}"
+    elif not full["distinguishable"]:
+        first = "**It cannot be told from the float32 twin** at this size"
+    elif full["beats_frozen"]:
+        first = f"**It learns, but is not {distance}**"
+    else:
+        first = "**It does not train**: it does not beat the frozen control"
+    lines = [f"{first}. Gap {interval(full)}, {full['diverged']} diverged.", ""]
+    if "factor" not in found:
+        return [*lines, f"Factors: {NOT_TOLD}. Nothing was looked for inside them."]
+    factor = found["factor"]
+    share = found["shapley"][factor]
+    told = "" if found["factor_distinguishable"] else f" ({NOT_TOLD} from 0)"
+    lines.append(f"- **Factor**: {factor}, {FACTOR_NAMES[factor]}: {interval(share)}{told}")
+    for key in ("operand", "group", "layer"):
+        lines.append(f"- **{key.capitalize()}**: {found.get(key) or NOT_TOLD}")
+    cause = found.get("cause")
+    words = CAUSES[cause] if cause else NOT_TOLD
+    if cause == "finer" and found["fixed_point"]:
+        words = "too coarse, or too small: in fixed point these are one"
+    lines.append(f"- **Cause**: {words}")
+    onsets = [o for o in found["onset"].values() if o]
+    if onsets:
+        first_onset = min(onsets, key=lambda o: o["step"])
+        layer, cosine = first_onset["layer"], number(first_onset["cosine"], 2)
+        where = f", largest injected error in {layer}" if layer else ""
+        lines.append(
+            f"- **Onset**: step {first_onset['step']} (gradient cosine to the shadow {cosine}"
+            f"{where}), in {len(onsets)} of {len(found['onset'])} seeds"
+        )
+    else:
+        lines.append("- **Onset**: gradients did not leave their shadow, or it was not measured")
+    recommended = found.get("recommendation")
+    lines.append(f"- **Recommendation**: {recommended or 'none of the changes tried trains'}")
+    return lines

@@ -1,0 +1,155 @@
+"""Runs of a study: each arm trained once for a seed and a learning rate, and never twice.
+
+A run that is finished is read from its directory, so an interrupted study goes on where it was; a
+run that was cut short is done again.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field, frozen
+
+from altcore.api import train
+from altcore.config import TrainConfig
+from altcore.record import EVENTS, METRICS, read_lines, summary_of
+from altcore.study.arms import Arm
+
+ENDED = ("finished", "collapsed", "stopped")
+DIVERGED = ("nan_patience", "diverged")
+"""Causes of a collapse that mean that the loss left."""
+FACTORS_OF_RATE = (1 / 3, 1.0, 3.0)
+"""Learning rates that each contender is tried at, as multiples of the given one."""
+TAIL = 0.1
+"""Share of the steps at the end over which losses are compared."""
+
+
+@frozen
+class Outcome:
+    """What an arm's run came to."""
+
+    losses: tuple[float, ...] = field(repr=False)
+    """Training losses by step; shorter than the study's steps if the run ended early."""
+    diverged: bool
+    entropy: float | None
+    """The unigram entropy of the data, where the workload states it."""
+    lines: tuple[Mapping[str, Any], ...] = field(repr=False)
+    """The lines of metrics, diagnostics included."""
+
+    def tail(self, steps: int) -> float:
+        """Return the mean loss of the last tenth; infinity for a run that diverged."""
+        part = self.losses[-tail_length(steps) :]
+        return math.inf if self.diverged or not part else math.fsum(part) / len(part)
+
+
+def tail_length(steps: int) -> int:
+    """Return how many steps at the end are compared."""
+    return max(1, math.ceil(TAIL * steps))
+
+
+def gap(outcome: Outcome, reference: Outcome, steps: int) -> float:
+    """Return the mean of the per-batch loss differences over the last tenth of the steps.
+
+    A diverged run's loss is taken to be the unigram entropy (where there is none, or the twin is
+    not below it, the loss that the reference began with).
+    """
+    count = tail_length(steps)
+    base = reference.losses[-count:]
+    if not outcome.diverged:
+        differences = (a - b for a, b in zip(outcome.losses[-count:], base, strict=True))
+        return math.fsum(differences) / count
+    mean = math.fsum(base) / count
+    censored = outcome.entropy
+    if censored is None or censored <= mean:
+        censored = reference.losses[0]
+    return censored - mean
+
+
+@define
+class Runner:
+    """Trains arms below one folder."""
+
+    folder: Path
+    base: TrainConfig
+    """Of every run: workload, steps, learning rate; float32 unless it says otherwise."""
+    tell: Callable[[str], None] = print
+    planned: int = 0
+    """Runs that are still thought to come, for the time left."""
+    done: int = field(init=False, default=0)
+    seconds: list[float] = field(init=False, factory=list)
+    """What the runs of this session took."""
+
+    def run(self, arm: Arm, seed: int, rate: float = 1.0, **keys: Any) -> Outcome:
+        """Train an arm, or read what it came to before; ``rate`` multiplies the learning rate."""
+        name = f"{arm.key}-s{seed}-lr{rate:.3g}".replace(".", "_")
+        path = self.folder / "runs" / name
+        if path.is_dir() and summary_of(path)["status"] not in ENDED:
+            shutil.rmtree(path)
+        if not path.is_dir():
+            self._train(arm, name, seed, rate, keys)
+        self.planned = max(0, self.planned - 1)
+        return outcome(path, self.base.max_steps)
+
+    def _train(self, arm: Arm, name: str, seed: int, rate: float, keys: Mapping[str, Any]) -> None:
+        config = self.base.evolve(
+            **{
+                "name": name,
+                "runs_dir": str(self.folder / "runs"),
+                "format": None,
+                "recipe": arm.recipe(),
+                "freeze": arm.freeze,
+                "seed": seed,
+                "learning_rate": self.base.learning_rate * rate,
+                **arm.keys,
+                **keys,
+            }
+        )
+        began = time.perf_counter()
+        train(config)
+        self.seconds.append(time.perf_counter() - began)
+        self.done += 1
+        left = self.planned * math.fsum(self.seconds) / len(self.seconds)
+        self.tell(f"{name}: {self.seconds[-1]:.0f} s; at most {duration(left)} left")
+
+    def best_rate(self, arm: Arm, seed: int) -> float:
+        """Return the factor of the learning rate at which the arm ends lowest.
+
+        On ``seed``, which no result may use. Where every rate diverges, the lowest one.
+        """
+        tails = {
+            rate: self.run(arm, seed, rate).tail(self.base.max_steps) for rate in FACTORS_OF_RATE
+        }
+        return min(tails, key=lambda rate: tails[rate])
+
+
+def outcome(path: Path, steps: int) -> Outcome:
+    """Read what a run came to from its directory."""
+    lines = [x for x in read_lines(path / METRICS) if "loss" in x]
+    losses = tuple(_number(x["loss"]) for x in lines)
+    causes = {e.get("cause") for e in read_lines(path / EVENTS) if e["event"] == "collapse"}
+    finite = all(map(math.isfinite, losses[-tail_length(steps) :]))
+    early = len(losses) < steps
+    entropy = (summary_of(path).get("workload") or {}).get("unigram_entropy")
+    diverged = early or not finite or bool(causes & set(DIVERGED))
+    return Outcome(losses, diverged, entropy, tuple(lines))
+
+
+def _number(value: Any) -> float:
+    """A loss as metrics.jsonl holds it: nan and inf are words there."""
+    return float(value) if value is not None else math.nan
+
+
+def duration(seconds: float) -> str:
+    """Say a duration as people do.
+
+    >>> duration(59), duration(600), duration(7200)
+    ('59 s', '10 min', '2.0 h')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,117 @@
+"""What a study begins with: its configuration, the model's layers, and what it will cost."""
+
+from __future__ import annotations
+
+import json
+import math
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from attrs import frozen
+
+from altcore.api import layers_of, train
+from altcore.config import TrainConfig, load
+from altcore.errors import BadInput
+from altcore.recipe import Plan
+from altcore.record import read_lines
+from altcore.study.arms import Arm
+
+PILOT_STEPS = 6
+FEWEST_STEPS = 50
+"""A budget that leaves fewer is refused."""
+QUIET: dict[str, Any] = {
+    "compute": "float32",
+    "eval_interval": 0,
+    "checkpoint_interval": 0,
+    "eval_steps": 1,
+    "max_checkpoints": 2,
+}
+"""Keys of every run of a study, unless the user gives others: nothing but the training loss."""
+
+
+def base_config(
+    file: str | None, overrides: Sequence[tuple[str, Any, str]], observers: Sequence[str]
+) -> TrainConfig:
+    """Return the configuration that every run of a study shares."""
+    given = {key for key, _, _ in overrides}
+    quiet = [(k, v, " by default") for k, v in QUIET.items() if k not in given]
+    return load(file, [*quiet, *overrides], without=observers)
+
+
+def resolved(config: TrainConfig) -> Plan:
+    """Return the plan of the configuration's recipe for its workload's model."""
+    return config.make_recipe().resolve(layers_of(config))
+
+
+@frozen
+class Cost:
+    """What a run takes, measured."""
+
+    start: float
+    """Seconds before the first step and after the last."""
+    step: float
+    """Seconds a step."""
+
+    def of(self, runs: int, steps: int) -> float:
+        """Return the seconds that so many runs take."""
+        return runs * (self.start + steps * self.step)
+
+    def steps_in(self, seconds: float, runs: int) -> int:
+        """Return how many steps each run may have."""
+        return math.floor((seconds / runs - self.start) / self.step)
+
+
+def measure_cost(config: TrainConfig, arm: Arm) -> Cost:
+    """Return the cost of a run, by a few steps of the dearest arm."""
+    with tempfile.TemporaryDirectory() as folder:
+        began = time.perf_counter()
+        result = train(
+            config.evolve(
+                name="pilot",
+                runs_dir=folder,
+                format=None,
+                recipe=arm.recipe(),
+                max_steps=PILOT_STEPS,
+            )
+        )
+        whole = time.perf_counter() - began
+        steps = [x["seconds"] for x in read_lines(result.run_directory / "timings.jsonl")]
+    step = median(steps[1:] or steps)
+    return Cost(max(0.0, whole - math.fsum(steps)), step)
+
+
+def steps_within(cost: Cost, minutes: float, runs: int) -> int:
+    """Return the steps that a budget leaves each run; `BadInput` where these are too few."""
+    steps = cost.steps_in(60 * minutes, runs)
+    if steps < FEWEST_STEPS:
+        least = cost.of(runs, FEWEST_STEPS) / 60
+        raise BadInput(
+            f"--budget {minutes:g}: {runs} runs would have {max(steps, 0)} steps each: give at "
+            f"least {math.ceil(least)} minutes, or fewer --seeds or a smaller model"
+        )
+    return steps
+
+
+def agreed_steps(folder: Path, asked: Mapping[str, Any]) -> int | None:
+    """Return the steps of a study that was begun with the same settings, None for a new one."""
+    path = folder / "study.json"
+    if not path.is_file():
+        return None
+    known = json.loads(path.read_text())
+    if known["asked"] != json.loads(json.dumps(asked, default=str)):
+        raise BadInput(
+            f"{folder} holds a study with other settings: give this one another --name, or remove "
+            "that folder"
+        )
+    return int(known["steps"])
+
+
+def claim(folder: Path, asked: Mapping[str, Any], steps: int) -> None:
+    """Make the folder this study's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"asked": asked, "steps": steps}, indent=1, default=str)
+    (folder / "study.json").write_text(text + "\n")

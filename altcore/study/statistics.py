@@ -1,0 +1,110 @@
+"""What can be concluded from paired differences: intervals, corrections, shares of a gap."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from itertools import chain, combinations
+from typing import TypeVar
+
+from attrs import frozen
+
+from altcore.errors import BadInput
+
+K = TypeVar("K", bound=Hashable)
+
+
+@frozen
+class Estimate:
+    """A mean of paired differences, with its interval by Student's t."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    """Two-sided probability of a mean as far from 0, were it 0."""
+    n: int
+
+    @property
+    def holds_zero(self) -> bool:
+        """Whether 0 cannot be excluded."""
+        return self.low <= 0 <= self.high
+
+
+def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
+    """Return mean, interval and p of paired differences, by Student's t with n - 1 degrees.
+
+    One value has an interval without ends. Equal values have one without width.
+
+    >>> estimate([1.0, 2.0, 3.0]).low.__round__(3)
+    -0.484
+    """
+    try:
+        from scipy.stats import t as student  # type: ignore[import-untyped] # it has no annotations
+    except ImportError as error:
+        raise BadInput("studies need scipy: pip install 'altcore[study]'") from error
+    n, mean = len(values), math.fsum(values) / len(values)
+    if n == 1:
+        return Estimate(mean, -math.inf, math.inf, math.nan, 1)
+    spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
+    if spread == 0:
+        return Estimate(mean, mean, mean, 1.0 if mean == 0 else 0.0, n)
+    half = spread * float(student.ppf((1 + level) / 2, n - 1))
+    p = 2 * float(student.sf(abs(mean) / spread, n - 1))
+    return Estimate(mean, mean - half, mean + half, p, n)
+
+
+def holm(ps: Mapping[K, float]) -> dict[K, float]:
+    """Return p values corrected for their number by Holm's step-down method (Holm 1979).
+
+    NaN stays, and does not count.
+
+    >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
+    {'a': 0.03, 'b': 0.06, 'c': 0.06}
+    """
+    given = {k: p for k, p in ps.items() if not math.isnan(p)}
+    corrected, largest = dict(ps), 0.0
+    for rank, (key, p) in enumerate(sorted(given.items(), key=lambda item: item[1])):
+        largest = max(largest, min(1.0, p * (len(given) - rank)))
+        corrected[key] = largest
+    return corrected
+
+
+def subsets(factors: Sequence[str]) -> list[frozenset[str]]:
+    """Return every subset of the factors, the empty one first.
+
+    >>> len(subsets("FBU"))
+    8
+    """
+    sizes = range(len(factors) + 1)
+    return [frozenset(s) for s in chain.from_iterable(combinations(factors, n) for n in sizes)]
+
+
+def dividends(gaps: Mapping[frozenset[str], float]) -> dict[frozenset[str], float]:
+    """Return what each set of factors adds that no smaller one does (Harsanyi's dividends).
+
+    Those of one factor are main effects, the others interactions; they sum to the gap of all.
+
+    >>> gaps = {frozenset(): 0.0, frozenset("a"): 1.0, frozenset("b"): 2.0, frozenset("ab"): 4.0}
+    >>> dividends(gaps)[frozenset("ab")]
+    1.0
+    """
+    return {
+        s: math.fsum((-1) ** (len(s) - len(t)) * v for t, v in gaps.items() if t <= s)
+        for s in gaps
+        if s
+    }
+
+
+def shapley(gaps: Mapping[frozenset[str], float]) -> dict[str, float]:
+    """Return each factor's Shapley share of the gap of all; they sum to it (Shapley 1953).
+
+    >>> gaps = {frozenset(): 0.0, frozenset("a"): 1.0, frozenset("b"): 2.0, frozenset("ab"): 4.0}
+    >>> shapley(gaps)
+    {'a': 1.5, 'b': 2.5}
+    """
+    shares = dict.fromkeys(sorted(frozenset().union(*gaps)), 0.0)
+    for members, value in dividends(gaps).items():
+        for factor in members:
+            shares[factor] += value / len(members)
+    return shares

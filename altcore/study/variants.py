@@ -1,0 +1,115 @@
+"""Formats that a format could have been: extended above, extended below, or finer.
+
+Formats are data, so that the question "too large, too small or too coarse" has an experiment: the
+guilty operand again, in a format that differs in that alone.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+from attrs import evolve
+
+from altcore.blocks import AnyFormat, BlockFormat
+from altcore.formats import FloatFormat, Format, float_format, table_format
+from altcore.recipe import Cast
+
+CAUSES = {
+    "above": "too large: values beyond its largest",
+    "below": "too small: values below its smallest",
+    "finer": "too coarse: two more mantissa bits within its range",
+}
+_BINADES = 16  # how far a table is extended
+_PARTS = 4  # of each interval, for two more bits
+
+
+def is_fixed_point(fmt: Format) -> bool:
+    """Whether all intervals are equal: being finer then means reaching lower, and the reverse."""
+    steps = {b - a for a, b in itertools.pairwise(v for v in fmt.values if v >= 0)}
+    return len(steps) == 1
+
+
+def variants(cast: Cast) -> dict[str, Cast]:
+    """Return the casts that could replace one: by cause, those that make sense for it.
+
+    The scale stays what it was, so a format that is extended above is not used up to its new
+    largest value unless something lies there. Where nothing can overflow there is none above; in
+    fixed point ``finer`` stands for ``below`` too.
+    """
+    element = cast.element
+    made: dict[str, Cast] = {}
+    if not cast.uses_amax and cast.blocks is None:
+        made["above"] = _with(cast, above(element))
+    if not is_fixed_point(element):
+        made["below"] = _with(cast, below(element))
+    made["finer"] = _with(cast, finer(element))
+    return made
+
+
+def _with(cast: Cast, element: Format) -> Cast:
+    """The cast with another element format, at the scale that it had."""
+    fmt: AnyFormat = element
+    if isinstance(cast.format, BlockFormat):
+        # The rule goes by the element's largest value, which may have moved within its binade.
+        fmt = evolve(cast.format, name=f"{cast.format.name}*{element.name}", element=element)
+        return evolve(cast, format=fmt)
+    scaling = cast.scaling
+    if scaling.kind in ("tensor", "channel", "delayed") and not scaling.power_of_two:
+        ratio = element.max / cast.element.max
+        scaling = evolve(scaling, margin=scaling.margin * ratio)
+    return evolve(cast, format=fmt, scaling=scaling)
+
+
+def above(fmt: Format) -> Format:
+    """Extend above the largest value: one more exponent bit, or sixteen more binades."""
+    name = f"{fmt.name}+above"
+    if isinstance(fmt, FloatFormat) and fmt.exponent_bits:
+        return float_format(name, fmt.exponent_bits + 1, fmt.mantissa_bits, bias=fmt.bias)
+    top = fmt.values[-1]
+    pattern = [v for v in fmt.values if v > top / 2]
+    more = [v * 2.0**k for k in range(1, _BINADES + 1) for v in pattern]
+    return _symmetric(name, fmt, more)
+
+
+def below(fmt: Format) -> Format:
+    """Extend below the smallest value: one more exponent bit, or sixteen more binades."""
+    name = f"{fmt.name}+below"
+    if isinstance(fmt, FloatFormat) and fmt.exponent_bits:
+        bits, bias = fmt.exponent_bits + 1, fmt.bias + 2**fmt.exponent_bits
+        wide = float_format(name, bits, fmt.mantissa_bits, bias=bias)
+        return table_format(name, [v for v in wide.values if abs(v) <= fmt.max])
+    # The relative pattern of the fullest binade, carried on downwards.
+    binades: dict[int, list[float]] = {}
+    for v in (v for v in fmt.values if v > 0):
+        binades.setdefault(_exponent(v), []).append(v)
+    low = min(binades)
+    exponent, pattern = max(binades.items(), key=lambda item: len(item[1]))
+    more = [v * 2.0 ** (low - k - exponent) for k in range(_BINADES) for v in pattern]
+    return _symmetric(name, fmt, [v for v in more if v < fmt.smallest])
+
+
+def finer(fmt: Format) -> Format:
+    """Give two more mantissa bits between the smallest and the largest value.
+
+    Fixed point has them down to 0: it has no other way to be finer.
+    """
+    name = f"{fmt.name}+finer"
+    positive = [v for v in fmt.values if v > 0]
+    ends = [0.0, *positive] if is_fixed_point(fmt) else positive
+    more = [
+        a + (b - a) * part / _PARTS
+        for a, b in itertools.pairwise(ends)
+        for part in range(1, _PARTS)
+    ]
+    return _symmetric(name, fmt, more)
+
+
+def _symmetric(name: str, fmt: Format, more: list[float]) -> Format:
+    """The format's values, and more of either sign where it has both."""
+    signs = (1.0, -1.0) if fmt.signed else (1.0,)
+    return table_format(name, sorted({*fmt.values, *(s * v for s in signs for v in more)}))
+
+
+def _exponent(value: float) -> int:
+    return math.frexp(value)[1]
