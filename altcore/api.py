@@ -31,7 +31,7 @@ from altcore.registry import Entry, find
 from altcore.settings import build
 from altcore.state import Run, Workload
 from altcore.surgery import Quantization
-from altcore.surgery.layers import find_layers, matrices
+from altcore.surgery.layers import find_layers, matrices, tied_matrices
 from altcore.surgery.quantizer import Clock
 
 
@@ -257,6 +257,12 @@ def layers_of(config: TrainConfig) -> list[Layer]:
     """Return the layers of the configuration's model, as recipes see them."""
     workload = _workload(config, torch.device("cpu"), None, None)
     return [layer for layer, _ in find_layers(workload.model).values()]
+
+
+def tied_layers(config: TrainConfig) -> list[str]:
+    """Return the layers of the configuration's model whose parameter an earlier layer has too."""
+    workload = _workload(config, torch.device("cpu"), None, None)
+    return [name for names, _ in tied_matrices(workload.model) for name in names[1:]]
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from altcore.recipe import Cast, Plan
+from altcore.recipe import STORED, Cast, Plan
 from altcore.study.statistics import subsets
 
 FACTORS: dict[str, tuple[str, ...]] = {
@@ -101,16 +101,20 @@ def operands_in(plan: Plan, operands: Iterable[str]) -> list[str]:
     return [o for o in operands if any(casts.get(o) for casts in plan.values())]
 
 
-def layer_groups(plan: Plan, operands: Iterable[str]) -> dict[str, list[str]]:
+def layer_groups(
+    plan: Plan, operands: Iterable[str], tied: Iterable[str] = ()
+) -> dict[str, list[str]]:
     """Return the layers that have a cast for one of the operands, by the block they lie in.
 
     A block is what comes before, and with, the first number in a layer's name; layers without one
-    are groups by themselves.
+    are groups by themselves. ``tied`` are layers whose parameter an earlier one has too: where
+    only what is stored is asked about, they are the same layer.
     """
     wanted = list(operands)
+    same = set(tied) if set(wanted) <= set(STORED) else set()
     groups: dict[str, list[str]] = {}
     for name, casts in plan.items():
-        if any(casts.get(o) for o in wanted):
+        if name not in same and any(casts.get(o) for o in wanted):
             block = re.match(r"(.*?\.)?\d+(?=\.)", name)
             groups.setdefault(block[0] if block else name, []).append(name)
     return groups

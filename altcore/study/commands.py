@@ -10,7 +10,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from altcore.api import layers_of
+from altcore.api import layers_of, tied_layers
 from altcore.blocks import BlockFormat
 from altcore.config import TrainConfig, defaults
 from altcore.errors import BadInput
@@ -71,7 +71,7 @@ def explain(options: Options) -> tuple[dict[str, Any], Path]:
     name = options.name or f"explain-{label}-{config.workload}".lower()
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = Runner(options.folder / name, config, options.tell)
-    study = Explanation(runner, plan, seeds, options.within)
+    study = Explanation(runner, plan, seeds, options.within, tied_layers(config))
     config = _sized(options, runner, name, study.runs_at_most, list(full.values())[-1])
     study.watch = watching(config)
     found = study.explain()

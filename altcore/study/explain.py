@@ -48,6 +48,8 @@ class Explanation:
     seeds: Sequence[int]
     within: float
     """A gap to the twin, in the loss's unit, that still counts as training."""
+    tied: Sequence[str] = ()
+    """Layers whose parameter an earlier layer has too."""
     watch: Mapping[str, Any] = field(factory=dict)
     """Keys of the full arm's runs beside: the diagnostics that say when and where."""
     found: dict[str, Any] = field(init=False, factory=dict)
@@ -162,7 +164,7 @@ class Explanation:
         operands = operands_in(self.plan, FACTORS[factor])
         inside = {o: Arm(f"{factor}-{_key(o)}", select(self.plan, [o])) for o in operands}
         operand = self._worst("operands", inside, rate)
-        groups = layer_groups(self.plan, [operand] if operand else operands)
+        groups = layer_groups(self.plan, [operand] if operand else operands, self.tied)
         wanted = [operand] if operand else operands
         tried = {
             name: Arm(f"{factor}-{_key(operand or 'all')}-{_key(name)}", self._of(wanted, layers))
@@ -258,7 +260,7 @@ class Explanation:
         """Changes of the full recipe, from the narrowest on."""
         operand, cause = self.found.get("operand"), self.found.get("cause")
         factor = self.found["factor"]
-        layers = layer_groups(self.plan, [operand] if operand else FACTORS[factor])
+        layers = layer_groups(self.plan, [operand] if operand else FACTORS[factor], self.tied)
         group = layers.get(self.found.get("group") or "")
         everything = select(self.plan, OPERANDS)
         made = []

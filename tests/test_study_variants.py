@@ -1,0 +1,52 @@
+"""Counterfactual formats differ from theirs in one thing, and keep its scale."""
+
+import pytest
+
+from altcore import get_format
+from altcore.recipes import make_cast
+from altcore.study.variants import above, below, finer, is_fixed_point, variants
+
+NAMES = (
+    *("E4M3", "E5M2", "E3M4", "E7M0", "E2M1", "E0M7", "INT8"),
+    *("posit8_1", "LOG4_3-by-value", "FP4-BNB"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_keeps_the_values_and_changes_one_thing(name):
+    """Above: only beyond the largest. Below: only under the smallest. Finer: only between."""
+    fmt = get_format(name)
+    values = {v for v in fmt.values if abs(v) <= fmt.max}
+    top, least = fmt.max, fmt.smallest
+    wide, deep, fine = (
+        {v for v in f(fmt).values if v > 0 and v not in values} for f in (above, below, finer)
+    )
+    for made in (above(fmt), below(fmt), finer(fmt)):
+        assert values <= set(made.values), made.name
+    assert wide
+    assert all(v > top for v in wide)
+    assert deep
+    assert all(v < least for v in deep) or not is_fixed_point(fmt)
+    assert max(deep) < top
+    assert fine
+    assert all(v < top for v in fine)
+    assert all(v > least for v in fine) or is_fixed_point(fmt)
+
+
+def test_finer_has_two_more_bits():
+    """Three new values in each interval, evenly."""
+    fmt, fine = get_format("E4M3"), finer(get_format("E4M3"))
+    assert len([v for v in fine.values if 1 <= v < 2]) == 4 * len(
+        [v for v in fmt.values if 1 <= v < 2]
+    )
+
+
+def test_which_make_sense():
+    """None above where nothing can overflow; fixed point does not tell finer from lower."""
+    assert set(variants(make_cast("E4M3", "x"))) == {"below", "finer"}
+    assert set(variants(make_cast("E0M7", "x"))) == {"finer"}
+    unscaled = make_cast({"format": "E4M3", "scaling": "none"}, "x")
+    assert set(variants(unscaled)) == {"above", "below", "finer"}
+    delayed = variants(make_cast({"format": "E4M3", "scaling": "delayed"}, "x"))
+    assert delayed["above"].scaling.margin == above(get_format("E4M3")).max / 448
+    assert set(variants(make_cast("MXFP4", "x"))) == {"below", "finer"}
