@@ -17,7 +17,7 @@ from functools import cache, cached_property
 from typing import Any, TypeAlias
 
 from attrs import evolve, field, frozen
-from attrs.validators import and_, ge, gt, in_, le, optional
+from attrs.validators import and_, ge, gt, in_, le, lt, optional
 
 from altcore.blocks import AnyFormat, BlockFormat, ScaleRule
 from altcore.errors import BadInput, nearest
@@ -92,7 +92,7 @@ class Scaling:
 
     kind: str = field(default="tensor", validator=in_(SCALINGS))
     power_of_two: bool = False
-    margin: float = field(default=1.0, validator=gt(0))
+    margin: float = field(default=1.0, validator=[gt(0), lt(math.inf)])
     history: int = field(default=16, validator=ge(1))
     block: int = field(default=32, validator=ge(1))
     quantile: float | None = field(default=None, validator=optional(and_(gt(0), le(1))))
@@ -100,12 +100,20 @@ class Scaling:
     def __attrs_post_init__(self) -> None:
         if self.kind == "block" and (self.margin != 1 or self.quantile is not None):
             raise ValueError("blocks are scaled by their amax: no margin and no quantile")
+        if self.kind in ("none", "rms") and self.quantile is not None:
+            raise ValueError(f"the scaling {self.kind} has no amax for a quantile to stand for")
 
     @property
     def uses_amax(self) -> bool:
         """Whether no value of the tensor can overflow, by construction."""
         by_amax = self.kind in ("tensor", "channel", "block") and self.quantile in (None, 1)
         return by_amax and self.margin >= 1
+
+    @property
+    def suits_storage(self) -> bool:
+        """Whether what is stored, which has one scale of its own, can have it."""
+        by_size = self.kind in ("none", "tensor", "rms")
+        return by_size and self.margin == 1 and self.quantile is None
 
     def to_plain(self) -> dict[str, Any]:
         """Return the scaling as a recipe file writes it."""
@@ -187,7 +195,8 @@ class Layer:
 
     name: str
     kind: str
-    """``linear``, ``conv``, ``embedding``, ``attention`` or ``other``."""
+    """``linear``, ``conv``, ``embedding``, ``attention``, ``other``, or ``projection``: a Linear
+    whose weight another module reads, so that its own product never runs."""
     is_head: bool = False
 
     def matches(self, pattern: str) -> bool:
@@ -199,7 +208,12 @@ class Layer:
         return pattern == f"<{self.kind}>" or fnmatchcase(self.name, pattern)
 
     def takes(self, operand: str) -> bool:
-        """Whether the operand is one that a layer of this kind can have."""
+        """Whether a rule that matches the layer speaks of its operand too, or of other layers'.
+
+        Beyond that, to ask for what a layer cannot have is an error.
+        """
+        if self.kind == "projection":
+            return operand in ("weight_gradient", *STORED)
         return (operand in ATTENTION_OPERANDS) == (self.kind == "attention")
 
 
@@ -250,10 +264,20 @@ class Recipe:
                     f"recipe {self.name}{self.source}: pattern {rule.pattern!r} matches no layer"
                     f"{nearest(rule.pattern, names)}: layers are {some(names)}"
                 )
+            self._check_reach(rule, hits)
             for layer in hits:
                 taken = {o: c for o, c in rule.casts.items() if layer.takes(o)}
                 plan[layer.name].update(taken)
         return plan
+
+    def _check_reach(self, rule: Rule, hits: Sequence[Layer]) -> None:
+        """Raise `BadInput` where a rule casts what none of the layers it matches can have."""
+        for operand, cast in rule.casts.items():
+            if cast is not None and hits and not any(layer.takes(operand) for layer in hits):
+                raise BadInput(
+                    f"recipe {self.name}{self.source}: pattern {rule.pattern!r} says {operand}, "
+                    f"which none of its layers has: {some([layer.name for layer in hits])}"
+                )
 
 
 def some(names: Sequence[str], limit: int = 8) -> str:
@@ -329,6 +353,10 @@ def _changed_cast(before: Cast | None, parts: Mapping[str, Any]) -> Cast | None:
         if before.scaling.kind == old.kind != own.kind or own.kind == "block":
             parts = {**parts, "scaling": own}
     changed = evolve(before, **parts)
+    if isinstance(changed.format, BlockFormat) and changed.scaling != default_scaling(
+        changed.format
+    ):
+        raise BadInput(f"a change of scaling: format {changed.format.name} brings its own")
     # The new format may have no code for what the old one made of an overflow.
     return (
         evolve(changed, overflow="saturate")

@@ -55,7 +55,30 @@ class AttentionMode(TorchFunctionMode):
         scale: float | None = None,
         enable_gqa: bool = False,
     ) -> Tensor:
-        """`torch.nn.functional.scaled_dot_product_attention` on rounded operands."""
+        """`torch.nn.functional.scaled_dot_product_attention` on rounded operands.
+
+        In float32 at least, which holds them as their scales make them; 16 bits would round them
+        again, and float16 overflow in the scores. A row that may attend to nothing gives zeros.
+        """
+        device, dtype = value.device.type, value.dtype
+        if torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        with torch.autocast(device, enabled=False):
+            return self._attend(
+                query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa
+            ).to(dtype)
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None,
+        dropout_p: float,
+        is_causal: bool,
+        scale: float | None,
+        enable_gqa: bool,
+    ) -> Tensor:
         if enable_gqa:
             groups = query.shape[-3] // key.shape[-3]
             key, value = (t.repeat_interleave(groups, -3) for t in (key, value))
@@ -72,14 +95,21 @@ class AttentionMode(TorchFunctionMode):
             scores = scores.masked_fill(~attn_mask, -math.inf)
         elif attn_mask is not None:
             scores = scores + attn_mask
-        probability = self.rounded("attention@probability", scores.softmax(-1))
+        if attn_mask is None:
+            weights = scores.softmax(-1)
+        else:
+            # Before as well as after, or the gradient of such a row is NaN.
+            empty = (scores == -math.inf).all(-1, keepdim=True)
+            weights = scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
+        probability = self.rounded("attention@probability", weights)
         return torch.dropout(probability, dropout_p, train=dropout_p > 0) @ value
 
     def rounded(self, name: str, x: Tensor) -> Tensor:
         """Return ``x`` as the product sees it, with a gradient that passes straight through."""
         quantizer = self.quantizers.get(name)
+        wide = torch.promote_types(x.dtype, torch.float32)
         if quantizer is None:
-            return x
+            return x.to(wide)
         operand, _ = quantizer.operand(x, self.training, _AXES[name])
         values = operand.values if operand.scale is None else operand.values * operand.scale
-        return StraightThrough.apply(x, values.to(x.dtype), operand.inside)  # type: ignore[no-untyped-call] # torch leaves it untyped
+        return StraightThrough.apply(x, values.to(wide), operand.inside)  # type: ignore[no-untyped-call] # torch leaves it untyped

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -145,11 +146,17 @@ class LayerCasts:
     def stored_format(self, operand: str) -> AnyFormat | None:
         """Return the format whose grid a weight operand is on already, or None.
 
-        It is then used with no second quantization, unless its own cast has another format.
+        It is then used with no second quantization, unless its own cast has another format or a
+        Hadamard transform, or the weight is one that is computed from parameters.
         """
         stored, own = self.casts["stored_weight"], self.casts[operand]
         if stored is None or (own is not None and own.format != stored.format):
             return None
+        if own is not None and own.hadamard:
+            return None  # The transformed values are on no grid.
+        is_product = is_linear(self.module) or is_conv(self.module)
+        if is_product and "weight" not in self.module._parameters:
+            return None  # It is computed from what is stored.
         return stored.format
 
     def pair(
@@ -177,11 +184,11 @@ class LayerCasts:
         quantizer = self.quantizers.get(name)
         if quantizer is None:
             return Operand(x.detach())
-        tracks = name == "weight@fwd" and training and self.is_tracking
+        parameter = self.module._parameters.get("weight")
+        tracks = name == "weight@fwd" and training and self.is_tracking and parameter is not None
         operand, grid = quantizer.operand(x, training, axes, wants_grid=tracks)
         if grid is not None:
-            parameter = self.module.weight
-            assert isinstance(parameter, nn.Parameter)
+            assert parameter is not None
             self._keep_view(name, parameter, x, quantizer, grid)
         return operand
 
@@ -189,3 +196,29 @@ class LayerCasts:
         """Count the operations of a product whose operands are both on a grid."""
         if self.owner.flops is not None and a.format is not None and b.format is not None:
             self.owner.flops += flops
+
+
+class StandIn:
+    """What a quantized module has for its ``forward``: calls that of its `LayerCasts`.
+
+    A copy of the module, be it deep or pickled, has the module's own forward: it is a plain one
+    with the same weights.
+    """
+
+    def __init__(self, layer: LayerCasts) -> None:
+        self.layer = layer
+        # What a compiler cannot trace: kernels, counters, the scales' state.
+        self.run = torch.compiler.disable(layer.forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.run(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.layer.own_forward, memo)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _same, (self.layer.own_forward,)
+
+
+def _same(forward: Any) -> Any:
+    return forward

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from attrs import frozen
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
-from altcore.surgery.product import ProductCasts, clip, ready, scaled
+from altcore.surgery.product import ProductCasts, clip, keep, kept, ready, scaled
 from altcore.surgery.quantizer import Axes, Operand
 
 
@@ -79,15 +80,13 @@ class QuantizedConv(torch.autograd.Function):
         ctx.sizes = (x.shape, w.shape)
         dims = x.dim() - 2
         needs_x, needs_w = ctx.needs_input_grad[:2]
-        a, ctx.x_wgrad = casts.pair(
+        a, x_wgrad = casts.pair(
             "activation", x, training, conv_axes("activation", dims), (True, needs_w)
         )
-        b, ctx.w_dgrad = casts.pair(
-            "weight", w, training, conv_axes("weight", dims), (True, needs_x)
-        )
+        b, w_dgrad = casts.pair("weight", w, training, conv_axes("weight", dims), (True, needs_x))
         assert a is not None
         assert b is not None
-        ctx.x_inside, ctx.w_inside = a.inside, b.inside
+        keep(ctx, a, b, x_wgrad, w_dgrad)
         first, second = ready(a, b, w[0].numel(), casts.compute)
         with torch.autocast(x.device.type, enabled=False):
             y = torch.convolution(
@@ -109,20 +108,22 @@ class QuantizedConv(torch.autograd.Function):
         return y.to(torch.bfloat16 if casts.compute == "bfloat16" else x.dtype)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         casts, dy = ctx.casts, grads[0]
         wanted = ctx.needs_input_grad[:2]
+        x_wgrad, w_dgrad, x_inside, w_inside = kept(ctx)
         axes = conv_axes("gradient", dy.dim() - 2)
         g_dgrad, g_wgrad = casts.pair("gradient", dy, ctx.training, axes, wanted)
         dx = dw = db = None
         if wanted[0]:
-            casts.count_product(g_dgrad, ctx.w_dgrad, ctx.flops)
-            dx = _backward(ctx, g_dgrad, None, ctx.w_dgrad)
-            dx = clip(dx, ctx.x_inside).to(ctx.dtypes[0])
+            casts.count_product(g_dgrad, w_dgrad, ctx.flops)
+            dx = _backward(ctx, g_dgrad, None, w_dgrad)
+            dx = clip(dx, x_inside).to(ctx.dtypes[0])
         if wanted[1]:
-            casts.count_product(g_wgrad, ctx.x_wgrad, ctx.flops)
-            dw = _backward(ctx, g_wgrad, ctx.x_wgrad, None)
-            dw = clip(dw, ctx.w_inside).to(ctx.dtypes[1])
+            casts.count_product(g_wgrad, x_wgrad, ctx.flops)
+            dw = _backward(ctx, g_wgrad, x_wgrad, None)
+            dw = clip(dw, w_inside).to(ctx.dtypes[1])
         if ctx.needs_input_grad[2]:
             db = dy.sum([0, *range(2, dy.dim())], dtype=torch.float32).to(ctx.dtypes[2])
         return dx, dw, db, None, None, None

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from altcore.recipe import Layer
 
@@ -28,12 +30,13 @@ def matrices(module: nn.Module) -> dict[str, nn.Parameter]:
 def find_layers(model: nn.Module) -> dict[str, tuple[Layer, nn.Module]]:
     """Return every module that owns a parameter of two or more dimensions, by its name.
 
-    And every attention module: one whose class is called so, with none within it that is.
+    And every Linear and convolution whose weight is computed (as weight normalisation does), and
+    every attention module: one whose class is called so, with none within it that is.
     """
     head = output_head(model)
     found = {}
     for name, module in model.named_modules():
-        if matrices(module):
+        if matrices(module) or is_linear(module) or is_conv(module):
             found[name] = Layer(name, _kind(module), module is head), module
         elif _is_attention(module):
             found[name] = Layer(name, "attention"), module
@@ -48,6 +51,8 @@ def _is_attention(module: nn.Module) -> bool:
 def _kind(module: nn.Module) -> str:
     if has_transposed_weight(module):
         return "linear"
+    if isinstance(module, NonDynamicallyQuantizableLinear):
+        return "projection"  # of torch's MultiheadAttention, which reads its weight
     return next((kind for cls, kind in KINDS.items() if isinstance(module, cls)), "other")
 
 
@@ -62,12 +67,40 @@ def has_transposed_weight(module: nn.Module) -> bool:
 
 def is_linear(module: nn.Module) -> bool:
     """Whether the layer multiplies by a matrix: `QuantizedLinear` stands in for it."""
-    return isinstance(module, nn.Linear) or has_transposed_weight(module)
+    return _kind(module) == "linear"
 
 
 def is_conv(module: nn.Module) -> bool:
     """Whether the layer is a convolution (not a transposed one)."""
     return _kind(module) == "conv"
+
+
+class SlowPath:
+    """Keeps torch's encoders from their fused inference kernel, which calls no layer in them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        # It is left alone where there are hooks, whatever they do.
+        self.hook = module.register_forward_pre_hook(_pass)
+        self.nested = getattr(module, "use_nested_tensor", None)
+        if self.nested is not None:
+            vars(module)["use_nested_tensor"] = False
+
+    def remove(self) -> None:
+        """Let it have its way again."""
+        self.hook.remove()
+        if self.nested is not None:
+            vars(self.module)["use_nested_tensor"] = self.nested
+
+
+def _pass(module: nn.Module, args: Any) -> None:
+    """Do nothing, before a module's forward."""
+
+
+def slow_paths(model: nn.Module) -> list[SlowPath]:
+    """Make every encoder of torch call the layers within it, until the handles are removed."""
+    encoders = nn.TransformerEncoder | nn.TransformerEncoderLayer
+    return [SlowPath(m) for m in model.modules() if isinstance(m, encoders)]
 
 
 def output_head(model: nn.Module) -> nn.Module | None:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from altcore.formats import Format
 from altcore.surgery.compute import float8_dtypes, is_exact_in_bfloat16
@@ -64,14 +65,14 @@ class QuantizedLinear(torch.autograd.Function):
     ) -> Tensor:
         ctx.casts, ctx.shape, ctx.training = casts, x.shape, training
         ctx.dtypes = (x.dtype, w.dtype, bias.dtype if bias is not None else None)
-        flat = x.reshape(-1, x.shape[-1])
+        flat = _rows(x)
         needs_x, needs_w = ctx.needs_input_grad[:2]
         axes = LINEAR_AXES["weight"]
-        a, ctx.x_wgrad = casts.pair("activation", flat, training, axes, (True, needs_w))
-        b, ctx.w_dgrad = casts.pair("weight", w, training, axes, (True, needs_x))
+        a, x_wgrad = casts.pair("activation", flat, training, axes, (True, needs_w))
+        b, w_dgrad = casts.pair("weight", w, training, axes, (True, needs_x))
         assert a is not None
         assert b is not None
-        ctx.x_inside, ctx.w_inside = a.inside, b.inside
+        keep(ctx, a, b, x_wgrad, w_dgrad)
         ctx.flops = 2 * flat.shape[0] * w.numel()
         casts.count_product(a, b, ctx.flops)
         y = product(a, b, transpose_b=True, compute=casts.compute)
@@ -81,24 +82,57 @@ class QuantizedLinear(torch.autograd.Function):
         return y.to(out).reshape(*x.shape[:-1], w.shape[0])
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         casts = ctx.casts
-        dy = grads[0].reshape(-1, grads[0].shape[-1])
+        dy = _rows(grads[0])
         wanted = ctx.needs_input_grad[:2]
+        x_wgrad, w_dgrad, x_inside, w_inside = kept(ctx)
         axes = LINEAR_AXES["gradient"]
         g_dgrad, g_wgrad = casts.pair("gradient", dy, ctx.training, axes, wanted)
         dx = dw = db = None
         if wanted[0]:
-            casts.count_product(g_dgrad, ctx.w_dgrad, ctx.flops)
-            dx = product(g_dgrad, ctx.w_dgrad, compute=casts.compute)
-            dx = clip(dx, ctx.x_inside).to(ctx.dtypes[0]).reshape(ctx.shape)
+            casts.count_product(g_dgrad, w_dgrad, ctx.flops)
+            dx = product(g_dgrad, w_dgrad, compute=casts.compute)
+            dx = clip(dx, x_inside).to(ctx.dtypes[0]).reshape(ctx.shape)
         if wanted[1]:
-            casts.count_product(g_wgrad, ctx.x_wgrad, ctx.flops)
-            dw = product(g_wgrad, ctx.x_wgrad, transpose_a=True, compute=casts.compute)
-            dw = clip(dw, ctx.w_inside).to(ctx.dtypes[1])
+            casts.count_product(g_wgrad, x_wgrad, ctx.flops)
+            dw = product(g_wgrad, x_wgrad, transpose_a=True, compute=casts.compute)
+            dw = clip(dw, w_inside).to(ctx.dtypes[1])
         if ctx.needs_input_grad[2]:
             db = dy.sum(0, dtype=torch.float32).to(ctx.dtypes[2])
         return dx, dw, db, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(..., n) as (rows, n); the number of rows is not left to `reshape`, for which n may be 0."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def keep(
+    ctx: Any, a: Operand, b: Operand, x_wgrad: Operand | None, w_dgrad: Operand | None
+) -> None:
+    """Save what the backward pass multiplies, and where ``a`` and ``b`` were inside their range.
+
+    By way of autograd, which frees it after the backward pass, notices when a tensor changed
+    in between, and lets checkpointing and offloading have it.
+    """
+    needs_x, needs_w = ctx.needs_input_grad[:2]
+    saved = (x_wgrad if needs_w else None, w_dgrad if needs_x else None)
+    ctx.formats = [None if o is None else o.format for o in saved]
+    tensors = [t for o in saved for t in ((o.values, o.scale) if o else (None, None))]
+    ctx.save_for_backward(*tensors, a.inside if needs_x else None, b.inside if needs_w else None)
+
+
+def kept(ctx: Any) -> tuple[Any, Any, Tensor | None, Tensor | None]:
+    """Return what `keep` saved: x and w as operands, where they are needed, and their masks."""
+    x, x_scale, w, w_scale, x_inside, w_inside = ctx.saved_tensors
+    return (
+        None if x is None else Operand(x, x_scale, ctx.formats[0]),
+        None if w is None else Operand(w, w_scale, ctx.formats[1]),
+        x_inside,
+        w_inside,
+    )
 
 
 class StraightThrough(torch.autograd.Function):

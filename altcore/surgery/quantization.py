@@ -34,14 +34,16 @@ from altcore.recipe import (
 )
 from altcore.recipes import NAMED, named, parse, plan_from_plain, takes_format, with_format
 from altcore.registry import get_format
-from altcore.surgery.casts import LayerCasts
+from altcore.surgery.casts import LayerCasts, StandIn
 from altcore.surgery.compute import COMPUTES, choose_compute
 from altcore.surgery.layers import (
+    SlowPath,
     find_layers,
     has_transposed_weight,
     is_conv,
     is_linear,
     matrices,
+    slow_paths,
     tied_matrices,
     unique_matrices,
 )
@@ -100,7 +102,7 @@ class Quantization:
     """Whether views of master weights are kept for `measure_views`."""
     is_off: bool = field(init=False, default=False)
     flops: int | None = field(init=False, default=None)
-    _hooks: list[RemovableHandle] = field(init=False, factory=list)
+    _hooks: list[RemovableHandle | SlowPath] = field(init=False, factory=list)
 
     def __attrs_post_init__(self) -> None:
         found = find_layers(self.model)
@@ -110,6 +112,7 @@ class Quantization:
     # Building and changing -------------------------------------------------------------------
 
     def _build(self, plan: Plan) -> None:
+        wanted = self._wanted_quantizers(plan)  # First, since it raises.
         kept = {q.name: q for q in self.quantizers}
         for hook in self._hooks:
             hook.remove()
@@ -118,7 +121,6 @@ class Quantization:
         first = next(self.model.parameters(), None)
         device = torch.device("cpu") if first is None else first.device
         self.compute = choose_compute(self.asked_compute, plan, device)
-        wanted = self._wanted_quantizers()
         self.counts = torch.zeros(len(wanted), len(COUNTS), dtype=torch.int64, device=device)
         self.errors = torch.zeros(len(wanted), 2, dtype=torch.float64, device=device)
         made: dict[str, Quantizer] = {}
@@ -131,6 +133,7 @@ class Quantization:
             made[name].counts, made[name].errors = row
         self.quantizers = list(made.values())
         self._shadow_layers(made)
+        self._hooks += slow_paths(self.model) if self.layers else []
         self._hook_weight_gradients(made)
         self._store_weights()
 
@@ -149,8 +152,7 @@ class Quantization:
             if layer is None:
                 module = self.model.get_submodule(name)
                 layer = LayerCasts(name, module, casts, own, self, module.forward)
-                # What a compiler cannot trace: kernels, counters, the scales' state.
-                module.forward = torch.compiler.disable(layer.forward)
+                module.forward = StandIn(layer)
             layer.casts, layer.quantizers = casts, own
             self.layers[name] = layer
         _restore_forwards(before)
@@ -177,9 +179,9 @@ class Quantization:
                 made[n][operand] = new[0]
         return made
 
-    def _wanted_quantizers(self) -> dict[str, Cast]:
+    def _wanted_quantizers(self, plan: Plan) -> dict[str, Cast]:
         wanted: dict[str, Cast] = {}
-        for name, casts in self.plan.items():
+        for name, casts in plan.items():
             module = self.model.get_submodule(name)
             self._check_casts(name, module, casts)
             if is_linear(module) or is_conv(module):
@@ -192,13 +194,20 @@ class Quantization:
                 wanted |= {f"{name}:weight@fwd/{own}": cast for own in matrices(module)}
             wanted |= {f"{name}:{o}": c for o in ATTENTION_OPERANDS if (c := casts[o])}
         for name, full, _ in unique_matrices(self.model):
-            if cast := self.plan[name]["weight_gradient"]:
+            if cast := plan[name]["weight_gradient"]:
                 wanted[f"{name}:weight_gradient/{full}"] = cast
         return wanted
 
     def _check_casts(self, name: str, module: nn.Module, casts: Casts) -> None:
         """Raise `BadInput` for casts that the module cannot take."""
         where = f"recipe {self.recipe.name}: layer {name} is {type(module).__name__}: "
+        standing = vars(module).get("forward")
+        if (
+            isinstance(standing, StandIn)
+            and standing.layer.owner is not self
+            and any(casts.values())
+        ):
+            raise BadInput(f"{where}it is quantized already: remove that quantization first")
         if not (is_linear(module) or is_conv(module)):
             refused = [o for o in PRODUCT_OPERANDS if casts[o] and not o.startswith("weight")]
             if refused:
@@ -210,6 +219,11 @@ class Quantization:
             if (cast := casts[operand]) and cast.blocks is not None:
                 raise BadInput(
                     f"{where}{operand} has one scale, and {cast.format.name} one for each block"
+                )
+            if cast and not cast.scaling.suits_storage:
+                raise BadInput(
+                    f"{where}{operand} has one scale of its own, without margin or quantile: "
+                    f"{cast.scaling.kind} scaling cannot be had"
                 )
         given = {o: c for o in PRODUCT_OPERANDS if (c := casts[o])}
         if not is_linear(module) and any(c.hadamard for c in given.values()):
@@ -258,10 +272,19 @@ class Quantization:
 
         A changed stored format re-encodes its values at a fresh scale; returns the relative
         error that this made, by parameter. Delayed scaling starts a new history where its cast
-        changed; optimizer moments stay.
+        changed; optimizer moments stay. As in a recipe, attention's operands and those of
+        products are left out where they do not belong. Raises `BadInput` if that leaves nothing,
+        and for what a layer cannot take; nothing is changed then.
         """
         before = dict(self.stored)
-        self._build(self._with_ties(plan, before=self.plan))
+        layers = {layer.name: layer for layer, _ in find_layers(self.model).values()}
+        possible = {
+            name: {o: c if layers[name].takes(o) else None for o, c in casts.items()}
+            for name, casts in plan.items()
+        }
+        if plan != self.plan == possible:
+            raise BadInput(f"recipe {self.recipe.name}: no layer has what the change asks for")
+        self._build(self._with_ties(possible, before=self.plan))
         return {
             name: float(weight.error)
             for name, weight in self.stored.items()

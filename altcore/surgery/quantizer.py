@@ -108,7 +108,9 @@ class Quantizer:
             self.history = torch.zeros(length, dtype=largest.dtype, device=largest.device)
         before = self.history.max()
         if training:
-            self.history = torch.cat([largest.reshape(1), self.history[:-1]])
+            # One step with an infinity must not decide the scale of the next ones.
+            newest = torch.where(torch.isfinite(largest), largest, 0.0).reshape(1)
+            self.history = torch.cat([newest, self.history[:-1]])
         return torch.where(before > 0, before, largest)
 
     def operand(
