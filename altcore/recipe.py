@@ -208,12 +208,11 @@ class Layer:
         return pattern == f"<{self.kind}>" or fnmatchcase(self.name, pattern)
 
     def takes(self, operand: str) -> bool:
-        """Whether a rule that matches the layer speaks of its operand too, or of other layers'.
-
-        Beyond that, to ask for what a layer cannot have is an error.
-        """
+        """Whether the layer can have the operand; a rule for many layers passes the others by."""
         if self.kind == "projection":
             return operand in ("weight_gradient", *STORED)
+        if operand.startswith(("activation@", "gradient@")):
+            return self.kind in ("linear", "conv")
         return (operand in ATTENTION_OPERANDS) == (self.kind == "attention")
 
 

@@ -487,7 +487,10 @@ def test_a_rollback_without_a_snapshot_names_the_plugin(shelf, start):
     ("action", "says"),
     [
         (ShiftFormat(E5M2, layers="nothing", reason=R), "nothing matches no layer"),
-        (ChangeRecipe(roles="activation", format=E5M2, reason=R), "activation@fwd needs a Linear"),
+        (
+            ChangeRecipe(layers="transformer.wte", roles="activation", format=E5M2, reason=R),
+            "no layer has what the change asks for",
+        ),
     ],
 )
 def test_a_change_that_cannot_be_made_names_the_plugin(shelf, start, action, says):
@@ -496,6 +499,15 @@ def test_a_change_that_cannot_be_made_names_the_plugin(shelf, start, action, say
     with pytest.raises(AltcoreError, match=f"ChangeRecipe by actor .*{says}") as caught:
         start(["actor"], format="E4M3")
     assert caught.value.exit_code == 1
+
+
+def test_a_change_passes_by_the_layers_that_cannot_have_it(shelf, watch, start):
+    """Activations of every layer are those of the layers that have some."""
+    acting(shelf, s2=ChangeRecipe(roles="activation", format=E5M2, reason=R))
+    start(["actor", "watch"], format="E4M3")
+    plan = watch["before 3"]["plan"]
+    assert plan["transformer.h.0.mlp.c_fc"]["activation@fwd"] == "E5M2"
+    assert plan["transformer.wte"]["activation@fwd"] is None
 
 
 def test_a_format_that_is_not_installed_can_be_rolled_back_to(shelf, watch, start):

@@ -208,13 +208,6 @@ class Quantization:
             and any(casts.values())
         ):
             raise BadInput(f"{where}it is quantized already: remove that quantization first")
-        if not (is_linear(module) or is_conv(module)):
-            refused = [o for o in PRODUCT_OPERANDS if casts[o] and not o.startswith("weight")]
-            if refused:
-                raise BadInput(
-                    f"{where}{refused[0]} needs a Linear or a convolution; weight and "
-                    "stored_weight suit any layer"
-                )
         for operand in STORED:
             if (cast := casts[operand]) and cast.blocks is not None:
                 raise BadInput(

@@ -9,7 +9,15 @@ from attrs import define
 from torch import Tensor
 
 from altcore.blocks import AnyFormat, BlockFormat
-from altcore.numerics import amax, fake_round, quantile, root_mean_square, round_to_grid, scale_of
+from altcore.numerics import (
+    amax,
+    fake_round,
+    quantile,
+    root_mean_square,
+    round_scaled,
+    round_to_grid,
+    scale_of,
+)
 from altcore.numerics.blocks import Blocks, fake_blocks, round_blocks, spread
 from altcore.numerics.hadamard import transform
 from altcore.recipe import Cast
@@ -131,17 +139,7 @@ class Quantizer:
             x, wants_grid = transform(x, cast.hadamard, axes[0], self.clock.seed), False
         if cast.blocks is not None:
             return self._in_blocks(x, cast.blocks, axes[0], key, training, wants_grid)
-        s, r = self.scales(x, training, axes)
-        q = round_to_grid(
-            x,
-            cast.element,
-            rounding=cast.rounding,
-            overflow=cast.overflow,
-            r=r,
-            counts=self.counts if training else None,
-            errors=self.errors if training and self.clock.measures_errors else None,
-            key=key,
-        )
+        q, s, r = self._rounded(x, training, axes, key, fake=False)
         operand = Operand(q, s, cast.format)
         if cast.straight_through == "clipped":
             operand.inside = self._inside(x, r)
@@ -196,18 +194,40 @@ class Quantizer:
             return fake_blocks(
                 x, cast.blocks, rounding=cast.rounding, counts=counts, errors=errors, key=key
             )
-        s, r = self.scales(x, training, (-1,))
-        return fake_round(
-            x,
-            cast.element,
-            rounding=cast.rounding,
-            overflow=cast.overflow,
-            r=r,
-            s=s,
-            counts=counts,
-            errors=errors,
-            key=key,
-        )
+        return self._rounded(x, training, (-1,), key, fake=True)[0]
+
+    def _rounded(
+        self, x: Tensor, training: bool, axes: Axes, key: int | None, *, fake: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Return ``x`` on the grid, under ``fake`` there and back, and the scales (s, r)."""
+        cast, scaling = self.cast, self.cast.scaling
+        counts = self.counts if training else None
+        errors = self.errors if training and self.clock.measures_errors else None
+        if scaling.kind == "tensor" and scaling.quantile is None:  # in one call
+            made = round_scaled(
+                x,
+                cast.element,
+                power_of_two=scaling.power_of_two,
+                margin=scaling.margin,
+                rounding=cast.rounding,
+                overflow=cast.overflow,
+                counts=counts,
+                errors=errors,
+                key=key,
+                fake=fake,
+            )
+            if training:
+                self.last_scale = made[1]
+            return made
+        s, r = self.scales(x, training, axes)
+        kinds = {"rounding": cast.rounding, "overflow": cast.overflow}
+        if fake:
+            q = fake_round(
+                x, cast.element, r=r, s=s, counts=counts, errors=errors, key=key, **kinds
+            )
+        else:
+            q = round_to_grid(x, cast.element, r=r, counts=counts, errors=errors, key=key, **kinds)
+        return q, s, r
 
     def key(self, training: bool) -> int | None:
         """Return the key of this call's random bits; None where rounding needs none."""
