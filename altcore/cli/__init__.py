@@ -16,6 +16,7 @@ COMMANDS = {
     "explain": ("explain", "Find where training breaks in a number format."),
     "formats": ("formats", "Show what number formats can represent."),
     "plugins": ("plugins", "Show what is installed."),
+    "report": ("report", "Write a report of recorded runs."),
     "runs": ("runs", "Show what was run."),
     "train": ("train", "Train in a number format, and see whether it survives."),
 }

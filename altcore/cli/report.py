@@ -1,0 +1,43 @@
+"""``altcore report``: write a report of recorded runs again, at any time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from altcore.errors import BadInput
+
+
+@click.command()
+@click.argument("reporter")
+@click.argument("runs", nargs=-1, metavar="RUN...")
+@click.option("--out", metavar="FOLDER", help="Where to write (default: the run's reports/).")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting of it (YAML).")
+@click.option("--runs-dir", default="runs", show_default=True, help="Folder of the runs.")
+def report(
+    reporter: str, runs: tuple[str, ...], out: str | None, sets: tuple[str, ...], runs_dir: str
+) -> None:
+    """Write a reporter's report of recorded runs.
+
+    \b
+    altcore report failure-report e7m0-pure
+    """  # noqa: D301 - click's mark for lines to be kept is a real backspace
+    if not runs:
+        raise BadInput("report needs the name of a run; altcore runs list shows them")
+    from altcore.cli.train import overrides_of
+    from altcore.record import find_run
+    from altcore.registry import find
+    from altcore.settings import build
+
+    entry = find(reporter, ("reporter",))
+    settings = {key.removeprefix(f"{reporter}."): v for key, v, _ in overrides_of({}, sets)}
+    made = build(entry.load(), settings, reporter)
+    render = getattr(made, "render", None)
+    if not callable(render):
+        raise BadInput(f"reporter {reporter} ({entry.origin}) reports while a run goes, not after")
+    paths = [find_run(name, runs_dir) for name in runs]
+    if out is None and len(paths) > 1:
+        raise BadInput("--out is needed for a report of several runs")
+    for written in render(paths, Path(out) if out else paths[0] / "reports"):
+        click.echo(written)
