@@ -43,7 +43,8 @@ test-slow: venv ## the tests marked slow
 test-exhaustive: venv ## the tests marked exhaustive: every code, every float of a range
 	$(PYTEST) -m "exhaustive and not cuda"
 
-bench: venv ## measure speed
+bench: venv ## measure speed, beside other libraries, which it installs
+	@$(PIP) --no-compile 'altcore[bench]'
 	$(BIN)/python benchmarks/run.py
 
 lint: venv ## ruff, mypy, and the directions between the layers

@@ -1,11 +1,11 @@
-"""Rounding a tensor to a format's grid, as a fraction of the speed of ``clone()``.
+"""Rounding a tensor to a format and back, as a fraction of the speed of ``clone()``.
 
-    python benchmarks/quantize.py [--quick] [--elements N] [--repeat N] [--threads N]
+    python benchmarks/quantize.py [--quick] [--elements N] [--threads N] [--repeat N]
 
 Everything is measured in one process, interleaved: each round calls each candidate once, and the
 fastest call of each counts, so that a busy machine disturbs all alike. The ratios are the claim,
 not the times. ``clone()`` reads a tensor and writes a fresh one, the least that rounding can do.
-Oracles are called a few times only, on a part of the tensor where they are slow.
+Other libraries that are slow get a part of the tensor and fewer calls.
 """
 
 from __future__ import annotations
@@ -16,35 +16,126 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
-import gfloat
-import gfloat.formats
-import ml_dtypes
-import numpy as np
 import torch
+from machine import cores
+from peers import available
+from tables import Table, fraction, options, show, verdict
 from torch import Tensor
 
-from altcore import get_format
-from altcore.formats import Format, table_format
-from altcore.numerics import COUNTS, amax, fake_round, round_to_grid, scale_of
-from altcore.numerics.build import library
+from altcore import Format, fake_quantize, get_format, table_format
+from altcore.numerics import COUNTS, amax, fake_round, scale_of
+from altcore.numerics.grids import ERRORS
 
-EXMY = ("E0M7", "E1M6", "E2M5", "E3M4", "E4M3", "E5M2", "E6M1", "E7M0", "BF16")
-SLOW = 1 / 64  # the part of the tensor that gfloat gets
+EXMY = (
+    *("E0M7", "E1M6", "E2M5", "E3M4", "E4M3", "E5M2", "E6M1", "E7M0"),
+    *("E2M1", "E2M3", "E3M2", "BF16"),
+)
+BLOCKS = ("MXFP8-E4M3", "MXFP4", "NVFP4")
+MI = 2**20
+USUAL, LARGE = 4 * MI, 64 * MI
+WIDTH = 1024  # of a row; blocks lie in rows
+PATIENCE = 4.0  # seconds that all calls of a row may take
+HEAD = ("", "ms", "of clone", "target", "")
 
-# name, target as a fraction of clone's speed (None: no claim), call, share of the tensor it takes
-Candidate = tuple[str, float | None, Callable[[], object], float]
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate: its name, the call, what is claimed of its speed, and of which speed."""
+
+    name: str
+    call: Callable[[], object]
+    target: float | None = None  # as a fraction of the speed of `of`; None: no claim
+    of: str = "clone"
+    share: float = 1  # of the tensor, that it takes
+    is_main: bool = False  # measured for every dtype, size and number of threads
 
 
 def tables() -> dict[str, Format]:
-    """A small and a large table: normal quantiles, and steps of 5 %."""
+    """What is looked up instead of computed: small and large ones, even and arbitrary ones."""
     normal = torch.distributions.Normal(0.0, 1.0)
     quantiles = normal.icdf(torch.linspace(0.03, 0.97, 16, dtype=torch.float64)).tolist()
     steps = [sign * 1.05**k for k in range(-63, 64) for sign in (-1, 1)]
-    return {
-        "16 values": table_format("16", quantiles),
-        "255 values": table_format("255", sorted([*steps, 0.0])),
+    draw = random.Random(0)
+    numbers = sorted(draw.gauss(0, 1) for _ in range(20))
+    made = {
+        "table of 16 values": table_format("16", quantiles),
+        "table of 20 arbitrary numbers": table_format("20", numbers),
+        "table of 255 values": table_format("255", sorted([*steps, 0.0])),
     }
+    return made | {name: get_format(name) for name in ("posit8_1", "posit16_1", "LOG4_3-by-value")}
+
+
+def counted(x: Tensor, fmt: Format, *, by_amax: bool = False) -> Callable[[], object]:
+    """Rounding with every counter, and the sums of squared errors."""
+    counts = torch.zeros(len(COUNTS), dtype=torch.int64)
+    errors = torch.zeros(len(ERRORS), dtype=torch.float64)
+
+    def run() -> object:
+        s, r = scale_of(amax(x), fmt) if by_amax else (None, None)
+        return fake_round(x, fmt, r=r, s=s, counts=counts, errors=errors)
+
+    return run
+
+
+def floats(x: Tensor) -> list[Row]:
+    """Formats that are computed."""
+    e4m3, e5m2, e7m0 = map(get_format, ("E4M3", "E5M2", "E7M0"))
+    drawn = partial(fake_quantize, x, rounding="stochastic", key=1)
+    rows = [
+        Row(f"{n} nearest", partial(fake_quantize, x, get_format(n)), 0.9, is_main=n == "E4M3")
+        for n in EXMY
+    ]
+    plain, scaled = "E4M3 nearest", "E4M3 scaled by amax"
+    return [
+        *rows,
+        Row("E4M3 up", partial(fake_quantize, x, e4m3, rounding="up")),
+        Row("E4M3 stochastic", partial(drawn, e4m3), 0.8, is_main=True),
+        Row("E5M2 stochastic", partial(drawn, e5m2), 0.8),
+        Row("E7M0 stochastic", partial(drawn, e7m0), 0.8),
+        Row(scaled, partial(fake_quantize, x, e4m3, "amax"), 0.7, is_main=True),
+        Row("E5M2 scaled by amax", partial(fake_quantize, x, e5m2, "amax"), 0.7),
+        Row("E4M3, all counters", counted(x, e4m3), 0.6, of=plain, is_main=True),
+        Row(
+            "E4M3 by amax, all counters",
+            counted(x, e4m3, by_amax=True),
+            0.6,
+            of=scaled,
+            is_main=True,
+        ),
+        Row("amax alone", lambda: amax(x)),
+    ]
+
+
+def looked_up(x: Tensor) -> list[Row]:
+    """Formats that are tables."""
+    made, main = tables(), ("table of 16 values", "posit8_1")
+    rows = [
+        Row(f"{name} nearest", partial(fake_quantize, x, fmt), 0.3, is_main=name in main)
+        for name, fmt in made.items()
+    ]
+    fmt = made["posit8_1"]
+    drawn = partial(fake_quantize, x, fmt, rounding="stochastic", key=1)
+    return [
+        *rows,
+        Row("posit8_1 stochastic", drawn),
+        Row("posit8_1, all counters", counted(x, fmt), 0.6, of="posit8_1 nearest"),
+    ]
+
+
+def in_blocks(x: Tensor) -> list[Row]:
+    """Formats whose numbers share scales."""
+    return [
+        Row(f"{n} there and back", partial(fake_quantize, x, get_format(n)), 0.8, is_main=True)
+        for n in BLOCKS
+    ]
+
+
+def ours(x: Tensor) -> list[Row]:
+    """What altcore does with its kernels."""
+    return [*floats(x), *looked_up(x), *in_blocks(x)]
 
 
 @contextlib.contextmanager
@@ -60,122 +151,135 @@ def torch_path() -> Iterator[None]:
             os.environ["ALTCORE_KERNELS"] = before
 
 
-def by_torch(call: Callable[[], object]) -> Callable[[], object]:
-    """The same call by torch operations."""
-
-    def run() -> object:
-        with torch_path():
-            return call()
-
-    return run
+def by_torch(call: Callable[[], object]) -> object:
+    """The same call by torch operations: without a compiler, on GPUs and under tracing."""
+    with torch_path():
+        return call()
 
 
-def amax_scaled(x: Tensor, fmt: Format) -> Tensor:
-    """The usual thing: exact amax of the tensor, scale, round, scale back."""
-    s, r = scale_of(amax(x), fmt)
-    return fake_round(x, fmt, r=r, s=s)
+def others(x: Tensor) -> tuple[list[Row], dict[str, str]]:
+    """Peers and altcore side by side, by operation; and the peers that are not to be had."""
+    own = {row.name: row for row in ours(x)}
+    found, missing = available(x)
+    operations = dict.fromkeys(name for calls in found.values() for name in calls)
+    rows = []
+    for name in (n for n in own if n in operations):
+        rows.append(Row(f"{name}: altcore", own[name].call))
+        rows += [
+            Row(f"{name}: {peer}", *calls[name][:1], share=calls[name][1])
+            for peer, calls in found.items()
+            if name in calls
+        ]
+        call = partial(by_torch, own[name].call)
+        rows.append(Row(f"{name}: altcore in torch operations", call))
+    return rows, missing
 
 
-def ours(x: Tensor) -> list[Candidate]:
-    """What altcore does, with the kernels and without."""
-    e4m3, e7m0 = get_format("E4M3"), get_format("E7M0")
-    s, r = scale_of(amax(x), e4m3)
-    half, counts = x.bfloat16(), torch.zeros(len(COUNTS), dtype=torch.int64)
-    drawn = {"rounding": "stochastic", "key": 1}
-    rows: list[Candidate] = [
-        (f"{name} nearest", 0.9, lambda f=fmt: round_to_grid(x, f), 1)
-        for name, fmt in zip(EXMY, map(get_format, EXMY), strict=True)
-    ]
-    rows += [
-        ("E4M3 up", None, lambda: round_to_grid(x, e4m3, rounding="up"), 1),
-        ("E4M3 stochastic", 0.8, lambda: round_to_grid(x, e4m3, **drawn), 1),
-        ("E7M0 stochastic", 0.8, lambda: round_to_grid(x, e7m0, **drawn), 1),
-        ("E4M3 counted", None, lambda: round_to_grid(x, e4m3, counts=counts), 1),
-        ("E4M3 scaled and back", None, lambda: fake_round(x, e4m3, r=r, s=s), 1),
-        ("E4M3 amax, scaled and back", 0.7, lambda: amax_scaled(x, e4m3), 1),
-        ("E4M3 amax, bfloat16", None, lambda: amax_scaled(half, e4m3), 1),
-        ("amax alone", None, lambda: amax(x), 1),
-    ]
-    for name, fmt in tables().items():
-        rows.append((f"table, {name}", 0.3, lambda f=fmt: round_to_grid(x, f), 1))
-    rows.append(("table, stochastic", None, lambda: round_to_grid(x, fmt, **drawn), 1))
-    return rows
+def measure(rows: list[Row], repeat: int) -> dict[str, float]:
+    """The fastest call of each, in seconds for the whole tensor.
 
-
-def torch_operations(x: Tensor) -> list[Candidate]:
-    """The path without a compiler, on GPUs and under tracing."""
-    chosen = ("E4M3 nearest", "E4M3 stochastic", "E4M3 amax, scaled and back", "table, 255 values")
-    return [
-        (f"torch operations: {name}", None, by_torch(call), 1)
-        for name, _, call, _ in ours(x)
-        if name in chosen
-    ]
-
-
-def others(x: Tensor) -> list[Candidate]:
-    """Other people's ways to round to E4M3 and back."""
-    array = x.numpy()
-    part = array[: max(int(len(array) * SLOW), 1)]
-    info = gfloat.formats.format_info_ocp_e4m3
-    return [
-        ("torch cast, E4M3", None, lambda: x.to(torch.float8_e4m3fn).to(torch.float32), 1),
-        ("torch cast, E5M2", None, lambda: x.to(torch.float8_e5m2).to(torch.float32), 1),
-        ("torch cast, BF16", None, lambda: x.to(torch.bfloat16).to(torch.float32), 1),
-        (
-            "ml_dtypes, E4M3",
-            None,
-            lambda: array.astype(ml_dtypes.float8_e4m3fn).astype(np.float32),
-            1,
-        ),
-        ("gfloat, E4M3", None, lambda: gfloat.round_ndarray(info, part, sat=True), SLOW),
-    ]
-
-
-def measure(candidates: list[Candidate], repeat: int) -> dict[str, float]:
-    """The fastest call of each, in seconds for the whole tensor; the first is the yardstick.
-
-    In a new order each round, because what comes before a call matters to it.
+    In a new order each round, because what comes before a call matters to it. What is slow gets
+    fewer calls, by the time that it took and not by its best: on a busy machine a fast one may
+    look slow for a while.
     """
-    order, shuffle = list(candidates), random.Random(0).shuffle
-    best = {name: float("inf") for name, *_ in candidates}
+    order, shuffle = list(rows), random.Random(0).shuffle
+    best = {row.name: float("inf") for row in rows}
+    spent = dict.fromkeys(best, 0.0)
     for turn in range(repeat):
         shuffle(order)
-        for name, _, call, share in order:
-            if turn >= 3 and best[name] > 20 * best[candidates[0][0]]:
-                continue  # slow enough to know
+        for row in order:
+            if turn >= 3 and spent[row.name] > PATIENCE:
+                continue
             start = time.perf_counter()
-            result = call()
-            best[name] = min(best[name], (time.perf_counter() - start) / share)
+            result = row.call()
+            seconds = time.perf_counter() - start
+            best[row.name] = min(best[row.name], seconds / row.share)
+            spent[row.name] += seconds
             del result
     return best
 
 
-def main() -> None:
-    """Print one line for each candidate."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="a sixteenth of the work")
-    parser.add_argument("--elements", type=int, default=4 * 2**20)
-    parser.add_argument("--repeat", type=int, default=25)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    given = parser.parse_args()
-    elements = given.elements // 4 if given.quick else given.elements
-    repeat = max(given.repeat // 4, 3) if given.quick else given.repeat
-    torch.set_num_threads(given.threads)
-    x = torch.randn(elements, generator=torch.Generator().manual_seed(0))
-    compiled = "compiled kernels" if library() is not None else "no compiler: torch operations"
-    print(f"{elements} float32, {given.threads} threads, best of {repeat}; {compiled}")
-    print(f"{'':42}{'ms':>9}{'of clone':>10}{'target':>8}")
-    clone: Candidate = ("clone", None, lambda: x.clone(), 1)
-    # The fast and the slow apart: a slow one empties the caches for the next.
-    for group in (ours(x), [*torch_operations(x), *others(x)]):
+def cells(row: Row, best: dict[str, float]) -> list[tuple[str, ...]]:
+    """The lines of a row; a second one where the claim is of another's speed than clone's."""
+    ratio = best["clone"] / best[row.name]
+    first = (row.name, f"{best[row.name] * 1e3:.2f}", fraction(ratio))
+    if row.of == "clone":
+        return [(*first, *verdict(ratio, row.target))]
+    of_other = best[row.of] / best[row.name]
+    name = f"{row.name}: fraction of {row.of}"
+    return [(*first, "", ""), (name, "", fraction(of_other), *verdict(of_other, row.target))]
+
+
+def lines(groups: list[list[Row]], clone: Row, repeat: int) -> Iterator[tuple[str, ...]]:
+    """What a table says of some groups of candidates.
+
+    The fast and the slow are measured apart, each with a clone of its own: a slow one empties
+    the caches for the next.
+    """
+    for i, group in enumerate(groups):
         best = measure([clone, *group], repeat)
-        for name, target, *_ in [clone, *group]:
-            ratio = best["clone"] / best[name]
-            wanted = "" if target is None else f"{target:.1f}"
-            print(f"{name:42}{best[name] * 1e3:9.2f}{ratio:10.3f}{wanted:>8}")
-        if "E4M3 counted" in best:
-            counted = best["E4M3 nearest"] / best["E4M3 counted"]
-            print(f"{'counted, of not counted':42}{'':9}{counted:10.3f}{'0.6':>8}")
+        for row in group if i else [clone, *group]:
+            yield from cells(row, best)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One table: what is rounded, and by how many threads."""
+
+    dtype: torch.dtype
+    elements: int
+    threads: int
+    is_full: bool = False  # all rows, not the main ones alone
+    has_peers: bool = False
+
+    @property
+    def title(self) -> str:
+        """What it is called in docs/benchmarks.md."""
+        size = f"{self.elements // MI} Mi" if self.elements % MI == 0 else f"{self.elements}"
+        threads = f"{self.threads} thread{'s' * (self.threads > 1)}"
+        return f"{str(self.dtype).removeprefix('torch.')}, {size} elements, {threads}"
+
+
+def cases(given: argparse.Namespace) -> Iterator[Case]:
+    """What is measured; one thread and two, where there are two."""
+    numbers = [given.threads] if given.threads else range(min(cores(), 2), 0, -1)
+    usual = given.elements or USUAL
+    for i, threads in enumerate(numbers):
+        yield Case(torch.float32, usual, threads, is_full=True, has_peers=not i)
+    for threads in numbers:
+        yield Case(torch.bfloat16, usual, threads)
+        if not given.elements:
+            yield Case(torch.float32, LARGE, threads)
+
+
+def table(case: Case, repeat: int, divisor: int) -> Table:
+    """Measure one case; of a tensor smaller by ``divisor``, to see that it runs."""
+    torch.set_num_threads(case.threads)
+    rows = max(case.elements // divisor // WIDTH, 1)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, WIDTH, generator=generator).to(case.dtype)
+    clone = Row("clone", x.clone)
+    groups = [[row for row in ours(x) if row.is_main or case.is_full]]
+    missing: dict[str, str] = {}
+    if case.has_peers:
+        peers, missing = others(x)
+        groups.append(peers)
+    made = Table(case.title, HEAD, list(lines(groups, clone, repeat)))
+    built = {name: why for name, why in missing.items() if not why.startswith("not installed")}
+    made.rows += [(name, "", "", "", why) for name, why in built.items()]
+    made.notes += [f"{n}: {why}." for n, why in missing.items() if n not in built]
+    return made
+
+
+def main() -> None:
+    """Print a table for each case."""
+    parser = options(__doc__)
+    parser.add_argument("--elements", type=int, help="only tensors of this size")
+    parser.add_argument("--threads", type=int, help="only this number of threads")
+    parser.add_argument("--repeat", type=int, default=25)
+    given = parser.parse_args()
+    repeat, divisor = (1, 64) if given.quick else (given.repeat, 1)
+    show((table(case, repeat, divisor) for case in cases(given)), given)
 
 
 if __name__ == "__main__":

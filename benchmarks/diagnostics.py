@@ -1,0 +1,127 @@
+"""The engine's step with diagnostics at their default intervals, against the step without any.
+
+    python benchmarks/diagnostics.py [--quick] [--intervals 2] [--format E4M3] [--recipe pure]
+
+Every installed diagnostic alone, and all together: each has an engine of its own, and all take
+their steps in turn, in one process. Diagnostics measure every so many steps, so what counts is
+the mean step over whole intervals, the due steps included. The claim is that all together cost at
+most a tenth.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+
+import torch
+from tables import Table, options, show, verdict
+
+from altcore import config as configuration
+from altcore import registry
+from altcore.api import prepare
+from altcore.engine import Engine
+from altcore.state import Step
+
+TARGET = 1.10
+INTERVAL = 50
+NONE, ALL = "no diagnostic", "all of them"
+
+
+def installed() -> list[str]:
+    """Return the names of the diagnostics that are installed.
+
+    Of those that share passes of the model, the one that wants most of them comes first.
+    """
+    names = [e.name for e in registry.entries() if e.kind == "diagnostic"]
+    return sorted(names, key=lambda name: (name != "shadow", name))
+
+
+def make_engine(folder: str, plugins: list[str], given: argparse.Namespace) -> Engine:
+    """Return an engine with these plugins, whose run is in ``folder``, without observers."""
+    keys = {
+        "runs_dir": folder,
+        "device": given.device,
+        "format": given.format,
+        "recipe": given.recipe,
+        "max_steps": 100_000,
+        "eval_interval": 0,
+        "checkpoint_interval": 0,
+        "plugins": plugins,
+        "gpt.size": "tiny" if given.quick else "small",
+    }
+    overrides = [(key, value, "") for key, value in keys.items()]
+    return prepare(
+        configuration.load(overrides=overrides, without=configuration.defaults()["observers"])
+    )
+
+
+def seconds(engine: Engine, index: int) -> float:
+    """Take a step; returns how long it took, on the device too."""
+    start = time.perf_counter()
+    engine.train_step(Step(index))
+    if engine.run.device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def measure(given: argparse.Namespace) -> dict[str, list[float]]:
+    """Return the seconds of each contender's steps, over whole intervals.
+
+    Before that each takes the last steps of an interval, and its diagnostics measure once.
+    """
+    names = installed()
+    alone = {} if given.quick else {name: [name] for name in names}
+    contenders = {NONE: [], **alone, ALL: names}
+    with tempfile.TemporaryDirectory() as folder:
+        engines = {who: make_engine(folder, own, given) for who, own in contenders.items()}
+        times: dict[str, list[float]] = {who: [] for who in contenders}
+        warm_up, end = INTERVAL - 4, INTERVAL * (1 + given.intervals)
+        order = list(contenders)
+        for index in range(warm_up, end + 1):
+            for who in order:
+                taken = seconds(engines[who], index)
+                if index > INTERVAL:
+                    times[who].append(taken)
+            order.append(order.pop(0))  # so that none always comes after the same one
+        degraded = {who: e.run.degraded for who, e in engines.items() if e.run.degraded}
+        for engine in engines.values():
+            engine.directory.close()
+    if degraded:
+        raise SystemExit(f"diagnostics broke: {degraded}")
+    return times
+
+
+def rows(times: dict[str, list[float]]) -> list[tuple[str, ...]]:
+    """One line a contender: its mean step, over that without, and what a due step costs."""
+    base = statistics.fmean(times[NONE])
+    made = []
+    for who, taken in times.items():
+        ratio = statistics.fmean(taken) / base
+        due = statistics.fmean(taken[INTERVAL - 1 :: INTERVAL]) / base
+        cells = (f"{statistics.fmean(taken) * 1e3:.1f}", f"{ratio:.3f}", f"{due:.2f}")
+        claim = verdict(ratio, TARGET if who == ALL else None, at_most=True)
+        made.append((who, *cells, *claim))
+    return made
+
+
+def main() -> None:
+    """Print the ratios."""
+    parser = options(__doc__)
+    parser.add_argument("--intervals", type=int, default=2, help="whole intervals measured")
+    parser.add_argument("--format", default="E4M3")
+    parser.add_argument("--recipe", default="pure")
+    parser.add_argument("--device", default="cpu")
+    given = parser.parse_args()
+    if given.quick:
+        given.intervals = 1
+    head = ("", "ms", "times", "a due step", "target", "")
+    size = "tiny" if given.quick else "small"
+    title = f"A step of gpt {size} in {given.format} ({given.recipe}), a measurement in {INTERVAL}"
+    notes = [f"Ratios of means; a due step is one that {INTERVAL} divides."]
+    show([Table(title, head, rows(measure(given)), notes)], given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,98 @@
+"""Rounding a small tensor, where calls cost more than arithmetic.
+
+    python benchmarks/small.py [--quick]
+
+The yardstick is three elementwise operations, one after another, on the same tensor: what
+somebody would write who scales, rounds and scales back. The claim is at most twice that time.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from tables import Table, options, show, verdict
+from torch import Tensor
+
+from altcore import fake_quantize, get_format
+from altcore.numerics import COUNTS, amax, fake_round, round_to_grid, scale_of
+from altcore.numerics.grids import ERRORS
+
+SIDE = 64
+TARGET = 2.0
+CALLS = 50  # in one measurement: a single one is too short for the clock
+
+
+def three_operations(x: Tensor, r: Tensor, s: Tensor) -> Tensor:
+    """Scale, round, scale back."""
+    return torch.round(x * r) * s
+
+
+def candidates(x: Tensor) -> dict[str, tuple[Callable[[], object], float | None]]:
+    """Each call, and how many times the yardstick's time it may take; None for no claim."""
+    fmt, table, mx = get_format("E4M3"), get_format("posit8_1"), get_format("MXFP4")
+    s, r = scale_of(amax(x), fmt)
+    counts = torch.zeros(len(COUNTS), dtype=torch.int64)
+    errors = torch.zeros(len(ERRORS), dtype=torch.float64)
+    drawn = {"rounding": "stochastic", "key": 1}
+
+    def by_amax() -> Tensor:
+        s, r = scale_of(amax(x), fmt)
+        return fake_round(x, fmt, r=r, s=s)
+
+    return {
+        "three elementwise operations": (partial(three_operations, x, r, s), None),
+        "round_to_grid": (partial(round_to_grid, x, fmt), TARGET),
+        "round_to_grid, counted": (partial(round_to_grid, x, fmt, counts=counts), None),
+        "round_to_grid, all counters": (
+            partial(round_to_grid, x, fmt, counts=counts, errors=errors),
+            None,
+        ),
+        "round_to_grid, a table": (partial(round_to_grid, x, table), None),
+        "round_to_grid, stochastic": (partial(round_to_grid, x, fmt, **drawn), None),
+        "fake_round, a given scale": (partial(fake_round, x, fmt, r=r, s=s), TARGET),
+        "amax, scale_of, fake_round": (by_amax, TARGET),
+        "amax alone": (partial(amax, x), None),
+        "fake_quantize, a given scale": (partial(fake_quantize, x, fmt, 0.01), TARGET),
+        "fake_quantize, amax": (partial(fake_quantize, x, fmt, "amax"), TARGET),
+        "fake_quantize, amax, format by name": (partial(fake_quantize, x, "E4M3", "amax"), None),
+        "fake_quantize, MXFP4": (partial(fake_quantize, x, mx), None),
+    }
+
+
+def seconds(call: Callable[[], object], calls: int) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        call()
+    return (time.perf_counter() - start) / calls
+
+
+def table(repeat: int, calls: int) -> Table:
+    """The fastest of each, interleaved, in a new order each round."""
+    x = torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(0))
+    each = candidates(x)
+    order, shuffle = list(each), random.Random(0).shuffle
+    best = dict.fromkeys(each, float("inf"))
+    for _ in range(repeat):
+        shuffle(order)
+        for name in order:
+            best[name] = min(best[name], seconds(each[name][0], calls))
+    base, rows = next(iter(best.values())), []
+    for name, found in best.items():
+        claim = verdict(found / base, each[name][1], at_most=True)
+        rows.append((name, f"{found * 1e6:.1f}", f"{found / base:.2f}", *claim))
+    return Table(f"{SIDE} x {SIDE} float32", ("", "microseconds", "times", "target", ""), rows)
+
+
+def main() -> None:
+    """Print the times."""
+    given = options(__doc__).parse_args()
+    show([table(repeat=3, calls=2) if given.quick else table(repeat=100, calls=CALLS)], given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,226 @@
+"""A training step with quantized products, against plain ones of the same model.
+
+    python benchmarks/training.py [--quick] [--steps N] [--size NAME]
+
+The GPT of the workload ``gpt``, of size ``seed``: E4M3 weights and activations, E5M2 gradients,
+each scaled by its tensor's amax, in every linear layer, with counters. Contenders take the same
+step in turn, in one process; their fastest steps are compared. QPyTorch's quantizers stand where
+its own examples put them, without scales, which it does not have.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from machine import cores
+from peers import load_qtorch, reason
+from tables import Table, options, show, verdict
+from torch import Tensor, nn
+from torch.nn import functional
+
+from altcore import quantize_model
+from altcore.surgery import Quantization, product, quantizer
+from altcore.surgery.compute import has_fast_bfloat16
+
+RECIPE = {"weight": "E4M3", "activation": "E4M3", "gradient": "E5M2"}
+OURS, PLAIN, AUTOCAST = "altcore", "float32", "bfloat16 autocast"
+TARGETS = {AUTOCAST: 1.1, PLAIN: 0.7}
+SLOW = 5
+CPU = torch.device("cpu")
+
+
+@dataclass
+class Contender:
+    """A model, its optimizer, and what is around its forward pass and before its step."""
+
+    model: nn.Module
+    around: Callable[[], contextlib.AbstractContextManager[object]] = contextlib.nullcontext
+    before: Callable[[int], None] = lambda index: None
+    optimizer: torch.optim.Optimizer = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), 1e-4, fused=True)
+
+    def step(self, workload: object, index: int) -> float:
+        """Take one step; returns its loss."""
+        self.before(index)
+        self.optimizer.zero_grad(set_to_none=True)
+        with self.around():
+            loss = workload.loss(self.model, workload.batch("train", index, 0))
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        return loss.item()
+
+
+def quantized(model: nn.Module, *, errors: bool) -> tuple[Contender, Quantization]:
+    """altcore's; ``errors``: with the sums of squared errors, too."""
+    made = quantize_model(model, RECIPE)
+    return Contender(model, before=lambda index: made.begin_step(index, errors=errors)), made
+
+
+def wrapped(model: nn.Module) -> Contender:
+    """QPyTorch's: quantizers at every linear layer's input, weight and output."""
+    make = load_qtorch().quantizer
+    from qtorch import FloatingPoint
+
+    forward = make(forward_number=FloatingPoint(4, 3), forward_rounding="nearest")
+    backward = make(backward_number=FloatingPoint(5, 2), backward_rounding="nearest")
+
+    def linear(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
+        return lambda x: backward(functional.linear(forward(x), forward(layer.weight), layer.bias))
+
+    for layer in model.modules():
+        if isinstance(layer, nn.Linear):
+            layer.forward = linear(layer)
+    return Contender(model)
+
+
+def contenders(model: nn.Module) -> tuple[dict[str, Contender], Quantization, str]:
+    """All of them, altcore's quantization, and why QPyTorch is missing, if it is."""
+    ours, made = quantized(copy.deepcopy(model), errors=False)
+    found = {
+        PLAIN: Contender(copy.deepcopy(model)),
+        AUTOCAST: Contender(
+            copy.deepcopy(model), lambda: torch.autocast("cpu", dtype=torch.bfloat16)
+        ),
+        OURS: ours,
+        f"{OURS}, squared errors too": quantized(copy.deepcopy(model), errors=True)[0],
+    }
+    try:
+        found["qtorch"] = wrapped(copy.deepcopy(model))
+    except Exception as error:  # whatever somebody's import or compiler may raise
+        return found, made, f"qtorch: {reason(error)}."
+    return found, made, ""
+
+
+def measure(each: dict[str, Contender], workload: object, steps: int) -> dict[str, float]:
+    """The fastest step of each, in seconds, in a new order each time.
+
+    A contender that is far slower than float32 takes two steps: autocast, where it is emulated.
+    """
+    order, shuffle = list(each), random.Random(0).shuffle
+    best = dict.fromkeys(each, float("inf"))
+    for index in range(steps):
+        shuffle(order)
+        for name in order:
+            if index >= 2 and best[name] > SLOW * best[PLAIN]:
+                continue
+            start = time.perf_counter()
+            each[name].step(workload, index)
+            best[name] = min(best[name], time.perf_counter() - start)
+    return best
+
+
+PARTS = {
+    "products of quantized layers": (product, ("product",)),
+    "rounding, with counters": (quantizer, ("round_to_grid",)),
+    "amax and scales": (quantizer, ("amax", "scale_of")),
+}
+"""What altcore's step is made of: a module, and functions that it calls by their names in it."""
+
+
+class Stopwatch:
+    """Seconds spent in each of `PARTS`."""
+
+    def __init__(self) -> None:
+        self.spent = dict.fromkeys(PARTS, 0.0)
+
+    def _timed(self, part: str, function: Callable[..., object]) -> Callable[..., object]:
+        def run(*args: object, **kwargs: object) -> object:
+            start = time.perf_counter()
+            result = function(*args, **kwargs)
+            self.spent[part] += time.perf_counter() - start
+            return result
+
+        return run
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        """Inside, the functions are timed."""
+        places = [(part, m, n) for part, (m, names) in PARTS.items() for n in names]
+        before = [getattr(module, name) for _, module, name in places]
+        for (part, module, name), function in zip(places, before, strict=True):
+            setattr(module, name, self._timed(part, function))
+        try:
+            yield
+        finally:
+            for (_, module, name), function in zip(places, before, strict=True):
+                setattr(module, name, function)
+
+
+def breakdown(ours: Contender, workload: object, steps: int) -> Table:
+    """Where the time of altcore's fastest step goes."""
+    found = []
+    for index in range(steps):
+        watch = Stopwatch()
+        start = time.perf_counter()
+        with watch.running():
+            ours.step(workload, index)
+        found.append((time.perf_counter() - start, watch.spent))
+    whole, spent = min(found, key=lambda pair: pair[0])
+    rest = whole - sum(spent.values())
+    parts = {**spent, "the rest: attention, norms, head, optimizer": rest, "the step": whole}
+    rows = [(n, f"{t * 1e3:.1f}", f"{t / whole:.3f}", "") for n, t in parts.items()]
+    return Table("Where altcore's step goes", ("", "ms", "share", ""), rows)
+
+
+def products(compute: str) -> str:
+    """In which type altcore's products ran, and what that makes of the claims."""
+    if has_fast_bfloat16(CPU):
+        return f"Products: auto came to {compute}, as this CPU has bfloat16 units."
+    return (
+        f"Products: auto came to {compute}, as this CPU has no bfloat16 units. Without them there "
+        "is nothing to gain on float32, and autocast is emulated: neither claim is tested here."
+    )
+
+
+def results(best: dict[str, float], notes: list[str]) -> Table:
+    """Times, ratios, and the claims."""
+    rows = []
+    for name, seconds in best.items():
+        ratios = [f"{seconds / best[base]:.2f}" for base in (PLAIN, AUTOCAST)]
+        rows.append((name, f"{seconds * 1e3:.0f}", *ratios, "", ""))
+    for base, target in TARGETS.items():
+        ratio = best[OURS] / best[base]
+        place = [f"{ratio:.2f}" if base == b else "" for b in (PLAIN, AUTOCAST)]
+        claim = verdict(ratio, target, at_most=True)
+        rows.append((f"{OURS}: times {base}", "", *place, *claim))
+    head = ("", "ms a step", "times float32", "times autocast", "target", "")
+    return Table("A training step", head, rows, [n for n in notes if n])
+
+
+def tables(size: str, steps: int) -> Iterator[Table]:
+    """Measure; the breakdown comes second, as it times what it breaks down."""
+    from altcore_workloads.gpt import Gpt
+
+    threads = min(cores(), 2)
+    torch.set_num_threads(threads)
+    workload = Gpt(size=size).build(0, CPU)
+    each, made, note = contenders(workload.model)
+    best = measure(each, workload, steps)
+    shape = workload.shape
+    tokens = f"{shape.batch_size} x {shape.block_size} tokens"
+    about = f"gpt {size}: {workload.facts['parameters']:,} parameters, {tokens}, {threads} threads."
+    yield results(best, [about, products(made.compute), note])
+    yield breakdown(each[OURS], workload, steps)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = options(__doc__)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--size", default="seed", help="of the workload gpt")
+    given = parser.parse_args()
+    size, steps = ("tiny", 1) if given.quick else (given.size, given.steps)
+    show(tables(size, steps), given)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""The benchmarks run, and docs/benchmarks.md has what they print."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+from helpers_cli import ROOT
+
+FOLDER = ROOT / "benchmarks"
+PAGE = (ROOT / "docs" / "benchmarks.md").read_text()
+SCRIPTS = re.findall(r'"(\w+)\.py"', (FOLDER / "run.py").read_text())
+FAST = ("startup", "small")
+SLOWER = [
+    pytest.param(name, marks=[] if name in FAST else pytest.mark.slow, id=name) for name in SCRIPTS
+]
+
+
+def rows(text):
+    """Return (title of the table, first cell) of all rows of the tables in a text."""
+    found, title = set(), None
+    for line in text.splitlines():
+        if line.startswith("### "):
+            title = line.removeprefix("### ")
+        elif line.startswith("| ") and not line.startswith("| ---"):
+            first = line.split("|")[1].strip()
+            found |= {(title, first)} if first else set()
+    return found
+
+
+def section(name):
+    """Return what the page has of a script."""
+    _, _, rest = PAGE.partition(f"\n## {name}.py\n")
+    return rest.partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("name", SLOWER)
+def test_a_benchmark_runs_and_the_page_has_its_rows(name, tmp_path):
+    """What depends on the installed peers and the machine's cores may be missing here."""
+    made = tmp_path / "tables.md"
+    command = [sys.executable, FOLDER / f"{name}.py", "--quick", "--markdown", made]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    found = rows(made.read_text())
+    assert found
+    assert found <= rows(section(name)), "run benchmarks/run.py --markdown docs/benchmarks.md"
+
+
+def test_all_benchmarks_are_run():
+    """`make bench` leaves none out, and the page has them all, in order."""
+    assert re.findall(r"^## (\w+)\.py$", PAGE, re.MULTILINE) == SCRIPTS
+    scripts = {p.stem for p in FOLDER.glob("*.py") if "def main()" in p.read_text()}
+    assert scripts == {*SCRIPTS, "run"}
+
+
+def test_the_page_says_on_which_machine():
+    """And not with figures that mean nothing; nor with a folder of that machine."""
+    assert {first for title, first in rows(PAGE) if title == "The machine"} >= {"CPU", "cores"}
+    assert "--quick:" not in PAGE.partition("<!-- tables: begin -->")[2]
+    assert not re.search(r"/(?:home|root|Users|tmp|work)/", PAGE)
+
+
+def test_without_peers_a_line_says_so(tmp_path):
+    """A peer that is not installed is left out, and nothing else."""
+    code = """
+import sys
+sys.path.insert(0, sys.argv[1])
+sys.modules["qtorch"] = sys.modules["torchao"] = None
+import peers, torch
+found, missing = peers.available(torch.zeros(2, 1024))
+assert set(missing) >= {"qtorch", "torchao"}, missing
+assert all("not installed" in missing[n] for n in ("qtorch", "torchao")), missing
+assert {"torch cast", "gfloat", "ml_dtypes"} <= set(found)
+print(peers.reason(RuntimeError("Error in /somebody/home/x.cpp")))
+"""
+    command = [sys.executable, "-c", code, FOLDER]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "cannot be built here: Error in x.cpp"
