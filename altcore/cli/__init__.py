@@ -12,11 +12,11 @@ import click
 from altcore.errors import AltcoreError, nearest
 
 COMMANDS = {
-    "compare": ("compare", "Compare formats, recipes and optimizers."),
-    "explain": ("explain", "Find where training breaks in a number format."),
+    "compare": ("compare", "Compare formats on identical batches, with intervals and a frozen control."),
+    "explain": ("explain", "Find where training breaks in a format, by controlled runs."),
     "formats": ("formats", "Show what number formats can represent."),
     "plugins": ("plugins", "Show what is installed."),
-    "report": ("report", "Write a report of recorded runs."),
+    "report": ("report", "Write a reporter's report of recorded runs."),
     "runs": ("runs", "Show what was run."),
     "train": ("train", "Train in a number format, and see whether it survives."),
 }
