@@ -418,3 +418,85 @@ def test_a_run_that_trains_has_no_report(tmp_path):
     assert result.status == "finished"
     assert result.failure_report_path is None
     assert list((result.run_directory / "reports").iterdir()) == []
+
+
+# ------------------------------------------------------------------ what diagnostics measured
+
+SAMPLED = [
+    {
+        "step": s,
+        "loss": 3.0,
+        "stored_stall_rate": 0.7,
+        "stiffness/stored_mean": 0.01 * s,
+        "grid-alignment/stored_ulp_mean": 0.0,
+        "ulp-stats/stored_mean": 0.25,
+        "ulp-stats/stored_zero_share": 0.9,
+        "grad-stiffness/stored_below_share": 0.6,
+        "bit-stall/stored_cause_coarse": 0.8,
+        "bit-stall/stored_cause_weak_signal": 0.2,
+    }
+    for s in range(1, 9)
+]
+
+
+def test_samples_come_from_the_diagnostics():
+    """The last five of them; sparsity above a half is marked; zero moves go before stall rates."""
+    from altcore_reporters.failure_samples import samples, sparsity, unmoved
+
+    shown = samples(SAMPLED, 7)
+    assert [line.split(" | ")[0] for line in shown[2:]] == [f"| {s}" for s in range(3, 8)]
+    assert "| 7 | stored | 0.07 | 0 | 0.25 | 60.00% |" in shown
+    assert "| stored | 8 | 60.00% | **CRITICAL** |" in sparsity(SAMPLED, 8)
+    below = [{**x, "grad-stiffness/stored_below_share": 0.4} for x in SAMPLED]
+    assert "CRITICAL" not in "".join(sparsity(below, 8))
+    assert "at ULP distance 0" in unmoved(SAMPLED, 8)[0]
+    core = [{"step": 3, "loss": 1.0, "stored_stall_rate": 0.7}]
+    assert "| stored | 3 | 70.00% |" in unmoved(core, 8)
+    for empty in (samples, sparsity, unmoved):
+        assert "vailable" in empty([{"step": 1, "loss": 1.0}], 8)[0]
+
+
+def test_the_interpretation_rests_on_measurements():
+    """A lost update, its cause, and a format that does not reach low enough; no name of one."""
+    from altcore_reporters.failure_samples import interpretation
+
+    event = {
+        "step": 8,
+        "cause": "stalled",
+        "layers": [
+            {"layer": "a", "operand": "stored_weight", "updates": 100, "stalled": 90},
+            {
+                "layer": "b",
+                "operand": "gradient@dgrad",
+                "elements": 50,
+                "flushed": 20,
+                "overflow": None,
+            },
+        ],
+        "gradients": {"w": {"zero_share": 1, "norm": 0.0}, "v": {"zero_share": 0, "norm": 1.0}},
+    }
+    said = "\n".join(interpretation(event, SAMPLED, {"format": "E7M0"}))
+    assert "90.00% of the nonzero updates" in said
+    assert "Most of these (80.00%): the grid is too coarse" in said
+    assert "40.00% of gradient@dgrad in b are flushed to zero: it does not reach low enough" in said
+    assert "1 of 2 gradients are zero" in said
+    assert "E7M0" not in said
+    quiet = {"step": 8, "cause": "diverged", "layers": [], "gradients": {}}
+    assert "do not single out a cause" in interpretation(quiet, [], {})[0]
+    taken = {**event, "layers": [{**event["layers"][0], "stalled": 10}], "gradients": {}}
+    assert "the update is not the cause" in interpretation(taken, [], {})[0]
+
+
+def test_it_is_written_again_at_any_time(start, monkeypatch):
+    """``altcore report failure-report RUN`` gives the same text as the run left."""
+    from click.testing import CliRunner
+
+    from altcore.cli import cli
+
+    result = start(["failure-report"], format="E4M3", max_steps=2)
+    arguments = ["report", "failure-report", result.run_directory.name]
+    found = CliRunner().invoke(cli, [*arguments, "--runs-dir", str(start.runs)])
+    assert found.exit_code == 0
+    path = result.run_directory / "reports" / "failure.md"
+    assert found.output.strip() == str(path)
+    assert "no collapse was recorded" in path.read_text()

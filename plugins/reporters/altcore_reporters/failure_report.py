@@ -19,14 +19,23 @@ from attrs import field
 from altcore import hookimpl
 from altcore.config import read_mapping
 from altcore.record import EVENTS, METRICS, read_lines, summary_of
+from altcore_reporters.failure_samples import interpretation, samples, sparsity, unmoved
+from altcore_reporters.markdown import (
+    AMAX,
+    MISSING,
+    is_finite,
+    number,
+    overflow,
+    rate,
+    some,
+    table,
+    text,
+)
 
 if TYPE_CHECKING:
     from altcore.state import Run
 
 FILE = "failure.md"
-MISSING = "not available"
-AMAX = "n/a (amax)"
-"""The overflow rate where every scale follows its tensor's own largest magnitude."""
 LAST_STEPS = 10
 WORST = 12
 """Rows of a table by layer."""
@@ -170,6 +179,10 @@ class Record:
             ("steps (batches drawn)", f"{text(own['steps'])} of {text(self.config['max_steps'])}")
             if "max_steps" in self.config
             else ("steps (batches drawn)", text(own["steps"])),
+            ("failure step", text(own.get("failure_step"))),
+            ("reason", text(own.get("failure_reason"))),
+            ("shifted to", self._shifted("to")),
+            ("shift step", self._shifted("step")),
             ("discarded steps", text(sum(bool(x.get("discarded")) for x in self.metrics))),
             ("loss, last recorded", number(self.metrics[-1]["loss"] if self.metrics else None)),
             ("validation loss", number(own.get("val_loss"))),
@@ -183,6 +196,13 @@ class Record:
             ("flushed to zero, mean of recorded steps", rate(own.get("flushed_rate"))),
         ]
         return ["## Summary", "", *table(("", ""), rows)]
+
+    def _shifted(self, key: str) -> str:
+        shifts = self.summary.get("shifts")
+        if not shifts:
+            return "no shift" if shifts is not None else MISSING
+        last = shifts[-1][key]
+        return text(", ".join(last) or "none") if isinstance(last, list) else text(last)
 
     def _environment(self) -> str:
         about = self.environment
@@ -216,8 +236,12 @@ class Record:
             ["### Gradients", "", *_gradients(event)],
             ["### Updates that moved nothing, by layer", "", *_stalls(event)],
             ["### Lost in quantization, by layer", "", *_losses(event)],
+            ["### Gradients and the grid", "", *sparsity(self.metrics, step)],
+            ["### Zero-update regions", "", *unmoved(self.metrics, step)],
             [f"### The last {LAST_STEPS} recorded steps", "", *self._last_steps(step)],
+            ["### The last samples of the diagnostics", "", *samples(self.metrics, step)],
             ["### What was proposed, and what was done", "", *self._done(event, verdict)],
+            ["### What this says", "", *interpretation(event, self.metrics, self.config)],
         ]
 
     def _nonfinite(self, step: int) -> list[str]:
@@ -318,7 +342,7 @@ def readings(event: Event) -> list[str]:
     if gradients:
         which = f": {some(zero)}" if zero else ""
         found.append(f"{len(zero)} of {len(gradients)} gradients are zero everywhere{which}.")
-        broken = [n for n, g in gradients.items() if not _is_finite(g["norm"])]
+        broken = [n for n, g in gradients.items() if not is_finite(g["norm"])]
         if broken:
             found.append(f"{len(broken)} of {len(gradients)} gradients are not finite.")
     met = [r for r in rows if r.get("elements")]
@@ -412,60 +436,3 @@ def _is_stop(verdict: Event) -> bool:
 
 def _reasons(verdict: Event) -> str:
     return "; ".join(p["reason"] for p in verdict["chosen"])
-
-
-# Words and tables ----------------------------------------------------------------------------
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """Return a Markdown table's lines."""
-    return [_row(head), _row(["---"] * len(head)), *map(_row, rows)]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
-def text(value: Any) -> str:
-    """Return anything as Markdown text that stays in its cell: no HTML, no link, no image."""
-    if value is None:
-        return MISSING
-    plain = " ".join(str(value).split())
-    for mark, harmless in (("<", "&lt;"), ("|", "\\|"), ("[", "\\[")):
-        plain = plain.replace(mark, harmless)
-    return plain
-
-
-def number(value: Any) -> str:
-    """Return a number with six significant digits; nested non-finite ones arrive as words."""
-    if isinstance(value, int | float):
-        return f"{value:.6g}"
-    return text(value)
-
-
-def rate(value: Any) -> str:
-    """Return a share as a percentage; only 0 and 1 themselves look like them."""
-    if not isinstance(value, int | float):
-        return text(value)
-    if 0 < value < 5e-5:
-        return "under 0.01%"
-    return "over 99.99%" if 0.99995 <= value < 1 else f"{value:.2%}"
-
-
-def overflow(line: Mapping[str, Any]) -> str:
-    """Return a line's overflow rate; where there are quantizers and no rate, none can overflow."""
-    value = line.get("overflow_rate")
-    if value is None and line.get("flushed_rate") is not None:
-        return AMAX
-    return rate(value)
-
-
-def some(names: Sequence[str], limit: int = 4) -> str:
-    """Return the first few names."""
-    rest = len(names) - limit
-    return ", ".join(names[:limit]) + (f" and {rest} more" if rest > 0 else "")
-
-
-def _is_finite(value: Any) -> bool:
-    # Inside an event's tables a number that is not finite is a word.
-    return isinstance(value, int | float) and math.isfinite(value)

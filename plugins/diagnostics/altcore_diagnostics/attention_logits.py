@@ -1,0 +1,216 @@
+"""The diagnostic ``attention-logits``: how large attention's logits are, and how spread it is."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from attrs.validators import ge
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.overrides import TorchFunctionMode
+
+from altcore import hookimpl, setting
+from altcore_diagnostics.eager import eagerly
+
+if TYPE_CHECKING:
+    from altcore.state import Run, Step
+
+ATTENTION = re.compile("attention|attn", re.IGNORECASE)
+"""What a module's class has in its name, if its calls are taken for attention's."""
+SOFTMAX = (torch.softmax, Tensor.softmax, functional.softmax)
+
+
+@attrs.define(eq=False)
+class AttentionLogits:
+    """The largest attention logit, and the entropy of attention's probabilities, by layer.
+
+    Of the last micro-batch, in a forward pass of its own with the run's quantization, on the
+    weights before the optimizer. A logit is what the softmax gets: query · key, scaled, with a
+    float mask added; positions that a mask hides (−inf, or the type's lowest value) have none.
+
+    - ``max_logit/layer.name``: the largest magnitude of a logit;
+    - ``entropy/layer.name``: mean over queries and heads of −Σ p ln p, in nats;
+    - ``entropy_share/layer.name``: mean over queries and heads of the entropy over ln n, with n the
+      number of positions that the query may see, in 0..1; queries that see one position only are
+      left out;
+    - ``max_logit``: the largest of a layer; ``entropy_mean`` and ``entropy_share_mean``: means over
+      layers; ``entropy_share_min``: the smallest of a layer.
+
+    Logits that grow without bound, and entropy that falls towards 0, come before instability:
+    Dehghani et al. (arXiv 2302.05442), Zhai et al. (arXiv 2303.06296).
+
+    Layers are modules with "attention" or "attn" in their class's name and none such inside them.
+    What is met in them are calls of ``torch.nn.functional.scaled_dot_product_attention``, and
+    softmaxes over the last dimension; not what ``torch.nn.MultiheadAttention`` does by itself.
+    Probabilities are those before dropout, in float32, and not rounded by the recipe. A layer in
+    which nothing is met has no measure. The matrix of probabilities, which torch's attention need
+    not keep, is in memory for one layer at a time. Queries that see nothing are left out, but count
+    as uniform where the recipe quantizes attention.
+    """
+
+    interval: int = setting(50, help="steps between measurements", validator=ge(1))
+
+    @hookimpl
+    @torch.no_grad()
+    def post_backward(self, run: Run, step: Step) -> dict[str, Tensor] | None:
+        """Run the batch once more, before the weights move, and watch attention."""
+        layers = attention_layers(run.model)
+        if not layers:
+            return None
+        watch = Watch()
+        with run.probe(), eagerly(run), run.autocast(), named_calls(layers, watch), watch:
+            run.workload.loss(run.model, step.batch)
+        return watch.measures()
+
+
+def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """Return the attention modules, by name: those that contain no other one."""
+    found = {}
+    for name, module in model.named_modules():
+        inner = [m for m in module.modules() if ATTENTION.search(type(m).__name__)]
+        if inner == [module]:
+            found[name] = module
+    return found
+
+
+@attrs.define(eq=False)
+class Seen:
+    """What one layer's calls add up to, float64 but for the largest logit; 0-dim."""
+
+    largest: Tensor
+    entropy: Tensor
+    rows: Tensor
+    share: Tensor
+    wide_rows: Tensor
+    """Those that may see more than one position."""
+
+
+class Watch(TorchFunctionMode):
+    """Within it, the attention of the layers in ``stack`` is measured, and goes on as it was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stack: list[str] = []
+        """The names of the attention modules that run."""
+        self.seen: dict[str, list[Seen]] = {}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.stack:
+            logits = None
+            if func is functional.scaled_dot_product_attention:
+                logits = product_logits(*args, **kwargs)
+            elif func in SOFTMAX:
+                logits = softmax_logits(*args, **kwargs)
+            if logits is not None:
+                self.seen.setdefault(self.stack[-1], []).append(statistics(logits))
+        return func(*args, **kwargs)
+
+    def measures(self) -> dict[str, Tensor] | None:
+        """Return what was seen; None if nothing was."""
+        if not self.seen:
+            return None
+        names, rows = list(self.seen), [_measures(calls) for calls in self.seen.values()]
+        columns = {key: torch.stack([row[key] for row in rows]) for key in rows[0]}
+        made = {
+            "max_logit": columns["max_logit"].max(),
+            "entropy_mean": columns["entropy"].mean(),
+            "entropy_share_mean": columns["entropy_share"].mean(),
+            "entropy_share_min": columns["entropy_share"].min(),
+        }
+        for key, column in columns.items():
+            made |= {f"{key}/{n}": v for n, v in zip(names, column, strict=True)}
+        return made
+
+
+def _measures(calls: list[Seen]) -> dict[str, Tensor]:
+    """Put the calls of one layer together."""
+    total = {
+        key: torch.stack([getattr(call, key) for call in calls]).sum()
+        for key in ("entropy", "rows", "share", "wide_rows")
+    }
+    return {
+        "max_logit": torch.stack([call.largest for call in calls]).max(),
+        "entropy": total["entropy"] / total["rows"],
+        "entropy_share": total["share"] / total["wide_rows"],
+    }
+
+
+def product_logits(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """Return the logits of a call of torch's attention, hidden positions at −inf."""
+    if enable_gqa:
+        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
+    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
+    logits = (query @ key.mT).float() * factor
+    if is_causal:
+        attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
+    if attn_mask is None:
+        return logits
+    if attn_mask.dtype == torch.bool:
+        return logits.masked_fill(~attn_mask, -math.inf)
+    return logits + _hidden_at_infinity(attn_mask)
+
+
+def softmax_logits(
+    input: Tensor, dim: int | None = None, *_: Any, dtype: torch.dtype | None = None, **__: Any
+) -> Tensor | None:
+    """Return the logits of a softmax, hidden positions at −inf; None if it is not attention's."""
+    if dim is None or input.dim() < 2 or dim % input.dim() != input.dim() - 1:
+        return None
+    return _hidden_at_infinity(input)
+
+
+def _hidden_at_infinity(x: Tensor) -> Tensor:
+    """Models hide positions by adding the lowest value of a type, too."""
+    return x.float().masked_fill(x <= torch.finfo(x.dtype).min / 2, -math.inf)
+
+
+def statistics(logits: Tensor) -> Seen:
+    """Sum up one call: (..., queries, positions), −inf where a position is hidden."""
+    is_seen = logits != -math.inf
+    count = is_seen.sum(-1)
+    probability = torch.where(count[..., None] > 0, logits, 0.0).softmax(-1)
+    entropy = torch.special.entr(probability).sum(-1).double()
+    is_wide = count > 1
+    share = entropy / torch.where(is_wide, count, 2).double().log()
+    return Seen(
+        largest=torch.where(is_seen, logits.abs(), 0.0).max(),
+        entropy=torch.where(count > 0, entropy, 0.0).sum(),
+        rows=(count > 0).sum(),
+        share=torch.where(is_wide, share, 0.0).sum(),
+        wide_rows=is_wide.sum(),
+    )
+
+
+@contextmanager
+def named_calls(layers: dict[str, nn.Module], watch: Watch) -> Iterator[None]:
+    """Within, ``watch`` knows which attention module runs."""
+
+    def enter(name: str) -> Any:
+        return lambda *_: watch.stack.append(name)
+
+    def leave(*_: Any) -> None:
+        watch.stack.pop()
+
+    with ExitStack() as handles:
+        for name, module in layers.items():
+            handles.callback(module.register_forward_pre_hook(enter(name)).remove)
+            handles.callback(module.register_forward_hook(leave, always_call=True).remove)
+        yield

@@ -1,0 +1,154 @@
+"""The diagnostic ``grad-stats``: how large gradients are, how noisy, and how many are dead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import attrs
+import torch
+from attrs import field
+from attrs.validators import ge
+from torch import Tensor
+
+from altcore import hookimpl, setting
+from altcore_diagnostics.measuring import Table, join_moments, layer_of, mean_and_std, moments
+
+if TYPE_CHECKING:
+    from altcore.state import Run, Step
+
+
+@attrs.define(eq=False)
+class GradStats:
+    """Norms, signal-to-noise ratios and dead shares of the gradients, by layer.
+
+    Measures of a layer, over the elements of all its trained parameters, biases included:
+
+    - ``l2/layer.name`` and ``linf/layer.name``: the root of the sum of squares, and the largest
+      magnitude, of the raw gradient: unscaled, of all micro-batches, before any clipping;
+    - ``snr/layer.name``: |mean| / standard deviation of its elements (of the population). It
+      compares elements of one step, not steps: a mean near 0 is no sign of noise. NaN where the
+      deviation is 0;
+    - ``adam_snr/layer.name``: the mean over elements of |m| / √v with Adam's moments after the
+      step, both bias-corrected: 1 where a gradient keeps its sign and size, near 0 where noise
+      cancels it. Elements with v = 0 are left out; measured only where the optimizer has
+      ``exp_avg`` and ``exp_avg_sq``, and not in a discarded step (Kingma and Ba, arXiv:1412.6980,
+      section 2.1, call this ratio a signal-to-noise ratio);
+    - ``dead_share/layer.name``, in 0..1: elements that had |g| < ``dead_threshold`` in every
+      measured step of the last ``dead_window`` steps, this one included. Steps between the
+      measured ones are not seen: with an ``interval`` of 50 and a window of 100 these are two. Left
+      out until a whole window has passed since the run began or went on without this plugin. A
+      parameter without a gradient counts as dead then.
+
+    As a whole ``l2``, ``linf``, ``snr``, ``adam_snr`` and ``dead_share`` are of all elements, and
+    ``l2_mean``, ``l2_min`` and so on the mean and the smallest over the layers; layers whose snr
+    is NaN are left out of its two. Keeps 4 bytes for each element, in checkpoints too.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    interval: int = setting(50, help="steps between measurements", validator=ge(1))
+    dead_threshold: float = setting(
+        1e-8, help="magnitude below which an element of a gradient is dead", validator=ge(0)
+    )
+    dead_window: int = setting(
+        100, help="steps over which an element has to be dead", validator=ge(1)
+    )
+    began: int = field(init=False, default=-1)
+    """The step before the first one that could be measured."""
+    alive_at: dict[str, Tensor] = field(init=False, factory=dict)
+    """By parameter, int32: the last measured step in which each element was not dead."""
+
+    @hookimpl
+    def run_start(self, run: Run) -> None:
+        """Keep where the run begins, unless a checkpoint said it."""
+        self.began = run.step if self.began < 0 else self.began
+
+    @hookimpl
+    @torch.no_grad()
+    def post_backward(self, run: Run, step: Step) -> dict[str, Tensor]:
+        """Measure the raw gradients, on the device."""
+        began = max(self.began, 0)
+        table, dead = Table(_finish, _join), Table(lambda c: {"dead_share": c[0] / c[1]})
+        for name, parameter in run.model.named_parameters():
+            if not parameter.requires_grad:
+                continue
+            gradient, layer = parameter.grad, layer_of(name)
+            if gradient is not None:
+                table.add("", layer, moments(gradient), gradient.abs().max())
+            alive_at = self._alive_at(name, parameter, began, step.index)
+            if step.index - began >= self.dead_window:
+                number = (alive_at <= step.index - self.dead_window).sum()
+                dead.add("", layer, number, torch.full_like(number, alive_at.numel()))
+        return with_layers(table.measures() | dead.measures())
+
+    def _alive_at(self, name: str, parameter: Tensor, began: int, step: int) -> Tensor:
+        """Return when each element was last alive, this step included."""
+        known = self.alive_at.get(name)
+        if known is None:
+            known = torch.full_like(parameter, began, dtype=torch.int32)
+        known = known.to(parameter.device)  # from a checkpoint it comes back on the CPU
+        if parameter.grad is not None:
+            is_dead = parameter.grad.abs() < self.dead_threshold
+            known = torch.where(is_dead, known, step)
+        self.alive_at[name] = known
+        return known
+
+    @hookimpl
+    @torch.no_grad()
+    def post_step(self, run: Run) -> dict[str, Tensor]:
+        """Measure Adam's moments, on the device."""
+        table = Table(lambda columns: {"adam_snr": columns[0] / columns[1]})
+        betas = {
+            id(p): group["betas"]
+            for group in run.optimizer.param_groups
+            if "betas" in group
+            for p in group["params"]
+        }
+        for name, parameter in run.model.named_parameters():
+            state = run.optimizer.state.get(parameter, {})
+            if id(parameter) in betas and {"exp_avg", "exp_avg_sq", "step"} <= set(state):
+                table.add("", layer_of(name), *adam_ratio(state, betas[id(parameter)]))
+        return with_layers(table.measures())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return since when elements are dead."""
+        return {"began": self.began, "alive_at": self.alive_at}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self.began, self.alive_at = state["began"], dict(state["alive_at"])
+
+
+def adam_ratio(state: Mapping[str, Any], betas: tuple[float, float]) -> tuple[Tensor, Tensor]:
+    """Return the sum of |m| / √v, bias-corrected, where v > 0, and the number of such elements."""
+    m, v = state["exp_avg"].double(), state["exp_avg_sq"].double()
+    step = torch.as_tensor(state["step"]).to(m.device).double()
+    first, second = (1 - beta**step for beta in betas)
+    ratio = (m / first).abs() / (v / second).sqrt()
+    return torch.where(v > 0, ratio, 0.0).sum(), (v > 0).sum()
+
+
+def with_layers(measures: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Add mean and smallest over the layers of each measure."""
+    found = dict(measures)
+    for key in [k for k in measures if "/" not in k]:
+        layers = [v for k, v in measures.items() if k.startswith(f"{key}/")]
+        values = torch.stack(layers)
+        ignored = torch.isnan(values) if key.endswith("snr") else torch.zeros_like(values).bool()
+        number = (~ignored).sum()
+        found[f"{key}_mean"] = torch.where(ignored, 0.0, values).sum() / number
+        least = torch.where(ignored, torch.inf, values).amin()
+        found[f"{key}_min"] = torch.where(number > 0, least, torch.nan)
+    return found
+
+
+def _join(rows: Tensor) -> Tensor:
+    return torch.cat([join_moments(rows[:, :3]), rows[:, 3:].amax(0)])
+
+
+def _finish(columns: Tensor) -> Mapping[str, Tensor]:
+    number, _, squares, linf = columns
+    mean, std = mean_and_std(*columns[:3])
+    l2 = (squares + number * mean.square()).sqrt()
+    snr = torch.where(std > 0, mean.abs() / std, torch.nan)
+    return {"l2": l2, "linf": linf, "snr": snr}

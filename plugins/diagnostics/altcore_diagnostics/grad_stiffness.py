@@ -1,0 +1,107 @@
+"""The diagnostic ``grad-stiffness``: whether gradients are large where the grid is coarse."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+import attrs
+import torch
+from attrs.validators import ge
+from torch import Tensor
+
+from altcore import hookimpl, setting
+from altcore.numerics import stiffness
+from altcore_diagnostics.measuring import (
+    Table,
+    join_moments,
+    moments,
+    weights_on_grids,
+)
+
+if TYPE_CHECKING:
+    from altcore.state import Run, Step
+
+
+@attrs.define(eq=False)
+class GradStiffness:
+    """How gradients and updates compare with the grid interval's width at their weights.
+
+    Measures, for each KIND of ``stored`` (weights that live on the grid) and ``view`` (float32
+    masters that a product sees on it), with s the stiffness: the width of the grid interval that
+    contains |w|, in the weight's units:
+
+    - ``KIND_correlation``: Pearson's, of |g| with s over all elements; NaN where either is the
+      same everywhere, as s is in fixed point;
+    - ``KIND_ratio``: mean |g| / mean s;
+    - ``KIND_below_share``: elements with |g| < s, what the original experiments counted. A
+      gradient is no step: no learning rate and no optimizer is in it;
+    - ``KIND_update_below_share``: among elements with a proposed update u other than 0, those
+      with |u| < s / 2, the update that the optimizer made, decay included, before stored weights
+      go back on their grids. Away from binade edges such an update is lost under rounding to
+      nearest. Not measured in a discarded step;
+    - the same for one layer, as ``KIND_correlation/layer.name`` and so on.
+
+    Gradients are raw: unscaled, of all micro-batches, before any clipping. Weights and scales are
+    those of the step's forward pass.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ("weights_before", "weights_proposed")
+    interval: int = setting(50, help="steps between measurements", validator=ge(1))
+
+    @hookimpl
+    @torch.no_grad()
+    def post_backward(self, run: Run) -> dict[str, Tensor]:
+        """Compare the raw gradients, on the device."""
+        table = Table(_finish, _join)
+        for weight in weights_on_grids(run):
+            if weight.parameter.grad is None:
+                continue
+            size = weight.parameter.grad.detach().abs()
+            width = stiffness(weight.parameter.detach(), weight.grid.format, weight.grid.scale)
+            table.add(weight.kind, weight.layer, *comoments(size, width), (size < width).sum())
+        return table.measures()
+
+    @hookimpl
+    @torch.no_grad()
+    def post_step(self, run: Run, step: Step) -> dict[str, Tensor]:
+        """Compare the proposed updates, on the device."""
+        table = Table(lambda columns: {"update_below_share": columns[0] / columns[1]})
+        proposed = step.weights_proposed or {}
+        for weight in weights_on_grids(run, before_step=True):
+            before = (step.weights_before or {}).get(weight.name)
+            if before is None or weight.name not in proposed:
+                continue
+            update = (proposed[weight.name] - before).abs()
+            width = stiffness(before, weight.grid.format, weight.grid.scale)
+            moves = update != 0
+            table.add(weight.kind, weight.layer, (moves & (update < width / 2)).sum(), moves.sum())
+        return table.measures()
+
+
+def comoments(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+    """Return the moments of each, their sum of products of deviations, and their ends."""
+    first, second = moments(x), moments(y)
+    products = ((x.double() - first[1]) * (y.double() - second[1])).sum()
+    return first, second, products, *x.aminmax(), *y.aminmax()
+
+
+def _join(rows: Tensor) -> Tensor:
+    first, second = join_moments(rows[:, :3]), join_moments(rows[:, 3:6])
+    apart = (rows[:, 1] - first[1]) * (rows[:, 4] - second[1])
+    products = (rows[:, 6] + rows[:, 0] * apart).sum(0, keepdim=True)
+    ends = [rows[:, i].amin(0) if i % 2 else rows[:, i].amax(0) for i in range(7, 11)]
+    return torch.cat([first, second, products, torch.stack(ends), rows[:, 11:].sum(0)])
+
+
+def _finish(columns: Tensor) -> Mapping[str, Tensor]:
+    number, mean_x, squares_x, _, mean_y, squares_y, products = columns[:7]
+    low_x, high_x, low_y, high_y, below = columns[7:]
+    correlation = products / (squares_x.sqrt() * squares_y.sqrt())
+    # What is the same everywhere may have a deviation that is a rounding error.
+    varies = (low_x < high_x) & (low_y < high_y)
+    return {
+        "correlation": torch.where(varies, correlation, torch.nan),
+        "ratio": mean_x / mean_y,
+        "below_share": below / number,
+    }

@@ -1,0 +1,93 @@
+"""The diagnostic ``grid-alignment``: how far weights are from the values that a format has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import attrs
+import torch
+from attrs.validators import ge
+from torch import Tensor
+
+from altcore import hookimpl, setting
+from altcore.numerics import grid_error, stiffness
+from altcore_diagnostics.measuring import (
+    Table,
+    inverse,
+    join_moments,
+    mean_and_std,
+    moments,
+    weights_on_grids,
+)
+
+if TYPE_CHECKING:
+    from altcore.state import Run
+
+
+@attrs.define(eq=False)
+class GridAlignment:
+    """Distance of each weight to the nearest value of its grid, and the share that is on it.
+
+    Measures, for each KIND of ``stored`` (weights that live on the grid: all are on it, unless
+    something else wrote to them) and ``view`` (float32 masters that a product sees on it):
+
+    - ``KIND_ulp_mean``, ``KIND_ulp_std``, ``KIND_ulp_max``: |Q(w) - w| over the width of the grid
+      interval that contains |w|, in ULPs: at most 1/2, but for weights beyond the largest value
+      and formats with rounding boundaries of their own;
+    - ``KIND_relative_mean``, ``KIND_relative_std``, ``KIND_relative_max``: |Q(w) - w| / |w|, over
+      the weights other than 0; 1 where a weight is flushed to zero;
+    - ``KIND_exact_share``, in 0..1: elements with Q(w) = w, to the last bit;
+    - the same for one layer, as ``KIND_ulp_mean/layer.name`` and so on.
+
+    Q rounds to nearest even at the weight's scale. Means and deviations (of the population) are
+    over all elements, each counting once. Weights and scales are those of the step's forward
+    pass. Where a weight is not finite, the measures are NaN, but for the share: it is not on the
+    grid.
+    """
+
+    interval: int = setting(50, help="steps between measurements", validator=ge(1))
+
+    @hookimpl
+    @torch.no_grad()
+    def post_backward(self, run: Run) -> dict[str, Tensor]:
+        """Measure the weights of the step, on the device."""
+        table = Table(_finish, _join)
+        for weight in weights_on_grids(run):
+            w, fmt, scale = weight.parameter.detach(), weight.grid.format, weight.grid.scale
+            error = grid_error(w, fmt, inverse(scale), scale).abs()
+            error = torch.where(torch.isfinite(w), error, torch.nan)
+            ulps = error / stiffness(w, fmt, scale)
+            relative = torch.where(w == 0, 0.0, error / w.abs())
+            table.add(
+                weight.kind,
+                weight.layer,
+                moments(ulps),
+                moments(relative, w != 0),
+                ulps.max(),
+                relative.max(),
+                (error == 0).sum(),
+            )
+        return table.measures()
+
+
+def _join(rows: Tensor) -> Tensor:
+    return torch.cat(
+        [
+            join_moments(rows[:, :3]),
+            join_moments(rows[:, 3:6]),
+            rows[:, 6:8].amax(0),
+            rows[:, 8:].sum(0),
+        ]
+    )
+
+
+def _finish(columns: Tensor) -> Mapping[str, Tensor]:
+    number, nonzero = columns[0], columns[3]
+    ulp_max, relative_max, exact = columns[6:]
+    measures = {}
+    measures["ulp_mean"], measures["ulp_std"] = mean_and_std(*columns[:3])
+    measures["relative_mean"], measures["relative_std"] = mean_and_std(*columns[3:6])
+    measures["ulp_max"] = ulp_max
+    measures["relative_max"] = torch.where(nonzero > 0, relative_max, torch.nan)
+    return {**measures, "exact_share": exact / number}

@@ -1,0 +1,245 @@
+"""The diagnostic ``shadow``: what the same step would have been without quantization."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import torch
+from attrs.validators import ge
+from torch import Tensor, nn
+
+from altcore import hookimpl, setting
+from altcore_diagnostics.shadow_gradients import (
+    LayerSums,
+    Watch,
+    gradient_pair,
+    is_quantized,
+    layer_sums,
+    least,
+    mean,
+    quantized,
+    unquantized,
+)
+
+if TYPE_CHECKING:
+    from altcore.state import Run, Step
+
+
+@attrs.define(eq=False)
+class Shadow:
+    """The run's step against that of a shadow: the same weights and batch, products in float32.
+
+    Both are computed anew, in probes, for the last micro-batch of the step, on the weights before
+    the optimizer; the losses are the workload's own, without loss scale. Measures:
+
+    - ``cosine/layer.name``: cosine of the angle between the layer's weight gradients in the two,
+      in -1..1; ``cosine_mean`` and ``cosine_min`` over layers, each counting once. 0 where one of
+      the two gradients is zero; where both are, NaN and left out of mean and min;
+    - ``norm_ratio/layer.name``: norm of the quantized weight gradient over that of the unquantized;
+      ``norm_ratio``: the same of all layers' gradients taken as one vector;
+    - ``loss_gap``: quantized minus unquantized loss of the batch, in the workload's unit;
+    - ``injected/layer.name``: root mean square (RMS) error of the layer's output, over the RMS of
+      the exact output, where its inputs are those of the shadow and only its own operands are
+      quantized: what this layer adds. ``injected_max``: the largest of a layer;
+    - ``accumulated/layer.name``: RMS difference of the layer's outputs in the two forward passes of
+      the whole model, over the RMS of the exact output: what has come together up to here.
+      ``accumulated_max``: the largest of a layer.
+
+    Gradients are those of layers that own a trained parameter of two or more dimensions, quantized
+    or not; a tied parameter counts in the first layer that owns it. Errors are those of layers that
+    the recipe quantizes and that the forward pass calls; of several calls of a layer the squares
+    add up. Attention's injected error is taken without its dropout, and with the layers inside it
+    unquantized. Where the exact output is all zeros and so is its error, the layer's error is NaN
+    and left out of the largest. What is not finite makes the aggregates NaN.
+
+    Weights stored on a grid are the same grid values in both: the error of *being stored* is in no
+    measure here. Stochastic rounding draws other random bits than the step did; delayed scales are
+    those after the step's own forward and backward passes. In a run without quantization there is
+    no measure.
+
+    The inputs and outputs of quantized layers are kept until all is compared. What ``noise-floor``
+    needs too is computed once; it costs least where ``shadow`` is listed before it.
+    """
+
+    interval: int = setting(50, help="steps between measurements", validator=ge(1))
+
+    @hookimpl
+    def post_backward(self, run: Run, step: Step) -> dict[str, Tensor] | None:
+        """Compare this step with its shadow, before the weights move."""
+        if not is_quantized(run):
+            return None
+        errors = LayerErrors(run)
+        pair = gradient_pair(run, step, errors)
+        measures = {"loss_gap": pair.quantized_loss.double() - pair.exact_loss.double()}
+        if (sums := layer_sums(pair)) is not None:
+            measures |= gradient_measures(sums)
+        if run.quantization.modules:
+            with torch.no_grad():
+                measures |= errors.measures(step.batch)
+        return measures
+
+
+def gradient_measures(sums: LayerSums) -> dict[str, Tensor]:
+    """Return cosines and norm ratios, 0-dim, of what `layer_sums` found."""
+    lengths = sums.quantized.sqrt() * sums.exact.sqrt()
+    is_one_zero = (sums.quantized == 0) != (sums.exact == 0)
+    cosine = torch.where(is_one_zero, 0.0, (sums.product / lengths).clamp(-1, 1))
+    known = ~((sums.quantized == 0) & (sums.exact == 0))
+    ratio = (sums.quantized / sums.exact).sqrt()
+    measures = {
+        "cosine_mean": mean(cosine, known),
+        "cosine_min": least(cosine, known),
+        "norm_ratio": (sums.quantized.sum() / sums.exact.sum()).sqrt(),
+    }
+    measures |= {f"cosine/{n}": c for n, c in zip(sums.layers, cosine, strict=True)}
+    return measures | {f"norm_ratio/{n}": r for n, r in zip(sums.layers, ratio, strict=True)}
+
+
+# Errors of layers' outputs --------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class Call:
+    """One call of a layer in the shadow's forward pass, and what it returned."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Tensor
+
+
+@attrs.define(eq=False)
+class LayerErrors(Watch):
+    """Watches the quantized layers in the two passes, and says how far they are apart."""
+
+    run: Run
+    calls: dict[str, list[Call]] = attrs.field(init=False, factory=dict)
+    """Of the shadow's forward pass, by layer."""
+    accumulated: dict[str, Tensor] = attrs.field(init=False, factory=dict)
+    """For each layer the squares of its outputs' difference, and of the exact outputs."""
+    is_done: bool = attrs.field(init=False, default=False)
+
+    @contextmanager
+    def exact(self) -> Iterator[None]:
+        """Within, keep every call of the quantized layers."""
+
+        def keep(name: str, args: Any, kwargs: Any, output: Any) -> None:
+            if (y := _tensor(output)) is not None:
+                # A copy, because the model may go on in place.
+                given = tuple(map(_detached, args))
+                named = {key: _detached(value) for key, value in kwargs.items()}
+                self.calls.setdefault(name, []).append(Call(given, named, y.clone()))
+
+        with _watched(self.run, keep):
+            yield
+
+    @contextmanager
+    def quantized(self) -> Iterator[None]:
+        """Within, compare every call with the one that was kept."""
+        rest = {name: iter(made) for name, made in self.calls.items()}
+
+        def compare(name: str, args: Any, kwargs: Any, output: Any) -> None:
+            call = next(rest.get(name, iter(())), None)
+            if call is not None:
+                _add(self.accumulated, name, _tensor(output), call.output)
+
+        with _watched(self.run, compare):
+            yield
+        self.is_done = True
+
+    def measures(self, batch: Any) -> dict[str, Tensor]:
+        """Return injected and accumulated errors; runs the two passes if they were not seen."""
+        loss, model = self.run.workload.loss, self.run.model
+        if not self.is_done:
+            with unquantized(self.run), self.exact():
+                loss(model, batch)
+            with quantized(self.run), self.quantized():
+                loss(model, batch)
+        measures = {}
+        found = {"injected": self.injected(), "accumulated": self.accumulated}
+        for kind, layers in found.items():
+            if layers:
+                error, signal = torch.stack(list(layers.values())).unbind(1)
+                relative = (error / signal).sqrt()
+                known = ~((error == 0) & (signal == 0))
+                measures[f"{kind}_max"] = -least(-relative, known)
+                measures |= {f"{kind}/{n}": r for n, r in zip(layers, relative, strict=True)}
+        return measures
+
+    def injected(self) -> dict[str, Tensor]:
+        """Return for each layer, on exact inputs, the squares of its error and of its output."""
+        run, squares = self.run, {}
+        with quantized(run):
+            for name, made in self.calls.items():
+                module = run.quantization.modules[name]
+                has_parts = any(True for _ in module.children())
+                if has_parts:
+                    module.eval()
+                with _unquantized_inside(run, module):
+                    for call in made:
+                        exact = call.output
+                        if has_parts:
+                            with run.quantization.off():
+                                exact = _tensor(module(*call.args, **call.kwargs))
+                        _add(squares, name, _tensor(module(*call.args, **call.kwargs)), exact)
+        return squares
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
+
+
+def _add(squares: dict[str, Tensor], name: str, y: Tensor | None, exact: Tensor | None) -> None:
+    """Add the squares of y's error, and of the exact values, to a layer's."""
+    if y is None or exact is None or y.shape != exact.shape:
+        return  # it was routed otherwise: there is nothing to compare
+    error = (y.to(exact.dtype) - exact).flatten()
+    norms = [torch.linalg.vector_norm(t, dtype=torch.float64) for t in (error, exact)]
+    own = torch.stack(norms).square()
+    squares[name] = squares[name] + own if name in squares else own
+
+
+def _tensor(output: Any) -> Tensor | None:
+    """The first floating-point tensor that a layer returns."""
+    parts = output if isinstance(output, tuple | list) else [output]
+    return next((t for t in parts if isinstance(t, Tensor) and t.is_floating_point()), None)
+
+
+@contextmanager
+def _watched(run: Run, tell: Any) -> Iterator[None]:
+    """Within, ``tell(name, args, kwargs, output)`` at each call of a quantized layer."""
+
+    def hook(name: str) -> Any:
+        def call(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            with torch.no_grad():
+                tell(name, args, kwargs, output)
+
+        return call
+
+    with ExitStack() as stack:
+        for name, module in run.quantization.modules.items():
+            handle = module.register_forward_hook(hook(name), with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def _unquantized_inside(run: Run, module: nn.Module) -> Iterator[None]:
+    """Within, the quantized layers inside ``module`` run unquantized, and it itself does not."""
+    entered: list[Any] = []
+
+    def enter(*_: Any) -> None:
+        entered.append(run.quantization.off())
+        entered[-1].__enter__()
+
+    def leave(*_: Any) -> None:
+        entered.pop().__exit__(None, None, None)
+
+    own = set(module.modules()) - {module}
+    with ExitStack() as stack:
+        for inner in own.intersection(run.quantization.modules.values()):
+            stack.callback(inner.register_forward_pre_hook(enter).remove)
+            stack.callback(inner.register_forward_hook(leave, always_call=True).remove)
+        yield

@@ -1,0 +1,162 @@
+"""The step's gradients with and without quantization, which several diagnostics compare.
+
+Both are of the same weights and the same batch, in two probes that begin with one random state:
+dropout drops the same elements in both wherever both make the same calls. (A recipe that quantizes
+attention's products computes attention by other calls than torch's own; its dropout differs then.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import attrs
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from altcore_diagnostics.eager import eagerly
+
+if TYPE_CHECKING:
+    from altcore.state import Run, Step
+
+
+@attrs.frozen(eq=False)
+class GradientPair:
+    """Losses and weight gradients of one batch, quantized and not."""
+
+    quantized: dict[str, Tensor]
+    """By parameter name; trained parameters of two or more dimensions, a tied one once."""
+    exact: dict[str, Tensor]
+    quantized_loss: Tensor
+    exact_loss: Tensor
+
+
+@attrs.frozen(eq=False)
+class LayerSums:
+    """What cosines and norms are made of, float64, an entry for each layer."""
+
+    layers: list[str]
+    quantized: Tensor
+    """Squares of the quantized gradient."""
+    exact: Tensor
+    """Squares of the unquantized gradient."""
+    product: Tensor
+    """Products of the one with the other."""
+    error: Tensor
+    """Squares of their difference."""
+
+
+class Watch:
+    """What goes on during the two passes, for who wants to see more than gradients."""
+
+    def exact(self) -> AbstractContextManager[Any]:
+        """Return the context of the unquantized forward pass, which comes first."""
+        return nullcontext()
+
+    def quantized(self) -> AbstractContextManager[Any]:
+        """Return the context of the quantized forward pass."""
+        return nullcontext()
+
+
+_pairs: WeakKeyDictionary[Step, GradientPair] = WeakKeyDictionary()
+"""For all who ask on one step, before its weights move; gone with the step."""
+
+
+def is_quantized(run: Run) -> bool:
+    """Whether the run's products differ from float32 ones; otherwise nothing can be compared."""
+    q = run.quantization
+    return bool(q.modules or q.quantizers) or run.config.compute == "bfloat16"
+
+
+def gradient_pair(run: Run, step: Step, watch: Watch | None = None) -> GradientPair:
+    """Return both gradients of the last micro-batch's loss, not scaled; computed once a step.
+
+    To be asked for between the step's backward pass and its optimizer. ``watch`` sees nothing
+    where somebody else has asked before.
+    """
+    if step not in _pairs:
+        _pairs[step] = _compute(run, step.batch, watch or Watch())
+    return _pairs[step]
+
+
+@contextmanager
+def quantized(run: Run) -> Iterator[None]:
+    """The run's model as it trains, under a probe."""
+    with run.probe(), eagerly(run), run.autocast():
+        yield
+
+
+@contextmanager
+def unquantized(run: Run) -> Iterator[None]:
+    """The same weights in float32, under a probe."""
+    float32 = torch.autocast(run.device.type, enabled=False)
+    with run.probe(), eagerly(run), run.quantization.off(), float32:
+        yield
+
+
+def _compute(run: Run, batch: Any, watch: Watch) -> GradientPair:
+    weights = {n: p for n, p in run.model.named_parameters() if p.requires_grad and p.dim() >= 2}
+    with unquantized(run):
+        # Gradients of the weights themselves would pass the hooks that quantize them.
+        stand_ins = {n: p.detach().requires_grad_() for n, p in weights.items()}
+        given = {f"model.{n}": p for n, p in stand_ins.items()}
+        with watch.exact():
+            exact_loss = functional_call(_Loss(run), given, (batch,))
+        exact = _gradients(exact_loss, stand_ins)
+    with quantized(run):
+        with watch.quantized():
+            loss = run.workload.loss(run.model, batch)
+        gradients = _gradients(loss, weights)
+    return GradientPair(gradients, exact, loss.detach(), exact_loss.detach())
+
+
+class _Loss(nn.Module):
+    """The workload's loss as a module, so that the model's weights can be stood in for."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__()
+        self.model, self.workload = run.model, run.workload
+
+    def forward(self, batch: Any) -> Tensor:
+        return self.workload.loss(self.model, batch)
+
+
+def _gradients(loss: Tensor, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
+    return {n: g for n, g in zip(weights, found, strict=True) if g is not None}
+
+
+def layer_sums(pair: GradientPair) -> LayerSums | None:
+    """Sum up squares and products by layer; None where no weight has a gradient.
+
+    The matrices of a layer that owns several count as one vector.
+    """
+    sums: dict[str, Tensor] = {}
+    for name, gradient in pair.quantized.items():
+        if name in pair.exact:
+            layer = name.rpartition(".")[0] or name
+            own = _sums(gradient, pair.exact[name])
+            sums[layer] = sums[layer] + own if layer in sums else own
+    if not sums:
+        return None
+    return LayerSums(list(sums), *torch.stack(list(sums.values())).unbind(1))
+
+
+def _sums(a: Tensor, b: Tensor) -> Tensor:
+    a, b = a.flatten().double(), b.flatten().double()
+    d = a - b
+    return torch.stack([a.dot(a), b.dot(b), a.dot(b), d.dot(d)])
+
+
+def least(values: Tensor, known: Tensor) -> Tensor:
+    """Return the smallest of the values that are ``known``, NaN if none is; NaN stays NaN."""
+    smallest = torch.where(known, values, torch.inf).min()
+    return torch.where(known.any(), smallest, torch.nan)
+
+
+def mean(values: Tensor, known: Tensor) -> Tensor:
+    """Return the mean of the values that are ``known``, NaN if none is."""
+    return torch.where(known, values, 0.0).sum() / known.sum()

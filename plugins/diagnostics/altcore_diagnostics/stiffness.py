@@ -1,0 +1,85 @@
+"""The diagnostic ``stiffness``: how far apart the grid's values lie where the weights are.
+
+Stiffness at a weight is the width of the grid interval that contains its magnitude, in the
+weight's own units: the format's spacing there times the scale. It is constant in fixed point and
+grows with the magnitude in floating point. An update much smaller than it is lost in a stored
+weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import attrs
+import torch
+from attrs.validators import ge
+from torch import Tensor
+
+from altcore import hookimpl, setting
+from altcore.numerics import stiffness
+from altcore_diagnostics.measuring import (
+    Table,
+    join_moments,
+    mean_and_std,
+    moments,
+    weights_on_grids,
+)
+
+if TYPE_CHECKING:
+    from altcore.state import Run
+
+BINS = 64
+LOWEST = -48
+"""Exponent of the first bin: 2^-48 to 2^-47; the last one is from 2^15."""
+
+
+@attrs.define(eq=False)
+class Stiffness:
+    """Mean, spread and histogram of the grid interval's width at the weights.
+
+    Measures, for each KIND of ``stored`` (weights that live on the grid) and ``view`` (float32
+    masters that a product sees on it), over all elements, each counting once:
+
+    - ``KIND_mean`` and ``KIND_std`` (of the population), in the weights' units;
+    - ``KIND_histogram``, 64 shares that add up to 1: bin i holds the widths from 2^(i-48) to below
+      2^(i-47). What is narrower is in the first bin, what is wider in the last;
+    - the same for one layer, as ``KIND_mean/layer.name`` and so on.
+
+    On a grid point the interval is the one away from zero, at the largest value and beyond the
+    one below it. Weights and scales are those of the step's forward pass, before the update.
+    Where a weight is not finite, mean and std are NaN, and the histogram is of the others.
+    """
+
+    interval: int = setting(50, help="steps between measurements", validator=ge(1))
+
+    @hookimpl
+    @torch.no_grad()
+    def post_backward(self, run: Run) -> dict[str, Tensor]:
+        """Measure the weights of the step, on the device."""
+        table = Table(_finish, _join)
+        for weight in weights_on_grids(run):
+            w, grid = weight.parameter.detach(), weight.grid
+            width = stiffness(w, grid.format, grid.scale)
+            width = torch.where(torch.isfinite(w), width, torch.nan)
+            table.add(weight.kind, weight.layer, moments(width), histogram(width))
+        return table.measures()
+
+
+def histogram(width: Tensor) -> Tensor:
+    """Return how many elements lie in each bin, int64; NaN in none."""
+    exponent = torch.frexp(width).exponent.to(torch.int64) - 1
+    index = (exponent - LOWEST).clamp(0, BINS - 1)
+    index = torch.where(torch.isnan(width), BINS, index).flatten()
+    counts = torch.zeros(BINS + 1, dtype=torch.int64, device=width.device)
+    return counts.scatter_add_(0, index, torch.ones_like(index))[:BINS]
+
+
+def _join(rows: Tensor) -> Tensor:
+    return torch.cat([join_moments(rows[:, :3]), rows[:, 3:].sum(0)])
+
+
+def _finish(columns: Tensor) -> Mapping[str, Tensor]:
+    mean, std = mean_and_std(*columns[:3])
+    counts = columns[3:]
+    return {"mean": mean, "std": std, "histogram": counts / counts.sum(0)}
