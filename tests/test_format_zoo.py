@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from statistics import NormalDist
 
 import gfloat
 import ml_dtypes
@@ -98,6 +99,7 @@ FACTS = {
     "BINARY": (1, 1, 1, [], []),
     "TERNARY": (2, 1, 1, [], []),
     "FP4-BNB": (4, 1, single(1 / 192), [], []),
+    "NF4": (4, 1, 0.07958029955625534, [], []),
 }
 
 BLOCK_FACTS = {
@@ -268,6 +270,20 @@ def test_bitsandbytes_fp4():
     fmt = get_format("FP4-BNB")
     assert fmt.code_values[:8] == tuple(wanted.tolist())
     assert like(fmt.code_values[8:], (-wanted).tolist())
+
+
+def test_nf4_is_quantiles_of_a_normal_distribution():
+    """The paper's construction: eight positive and seven negative quantiles, and zero."""
+    # From halfway between 1 - 1/30 and 1 - 1/32, evenly down to 1/2.
+    top = 1 - (1 / 30 + 1 / 32) / 2
+
+    def quantiles(count):
+        probabilities = [top + (0.5 - top) * i / count for i in range(count)]
+        found = [NormalDist().inv_cdf(p) for p in probabilities]
+        return [q / found[0] for q in found]
+
+    expected = sorted([*quantiles(8), 0.0, *(-q for q in quantiles(7))])
+    assert get_format("NF4").values == pytest.approx(expected, abs=2e-7)
 
 
 def test_bare_names_that_meet_a_variant():

@@ -70,7 +70,7 @@ def test_a_wheel_holds_every_file_of_its_package(wheels):
             for f in p.rglob("*")
             if f.is_file() and "__pycache__" not in f.parts
         }
-        assert packed == (files or {"altcore_format_nf4.py"}), source.name
+        assert packed == (files or {"altcore_format_lloyd16.py"}), source.name
     core = wheels[ROOT][0]
     assert {"altcore/py.typed", "altcore/defaults.yaml", "altcore/original-keys.yaml"} <= set(core)
     assert any(n.endswith(".c") for n in core)

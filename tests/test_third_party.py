@@ -20,7 +20,7 @@ from helpers import forget_installed
 from helpers_cli import ROOT, TINY, call, distribution, environment, run
 from test_packaging import ALL, build_wheels
 
-EXAMPLE = ROOT / "examples" / "altcore-format-nf4"
+EXAMPLE = ROOT / "examples" / "altcore-format-lloyd16"
 
 
 @frozen
@@ -89,7 +89,7 @@ def digests(fresh):
     return {
         file: hashlib.sha256(file.read_bytes()).hexdigest()
         for folder in fresh.packages.glob("altcore*")
-        if "format_nf4" not in folder.name and folder.is_dir()
+        if "format_lloyd16" not in folder.name and folder.is_dir()
         for file in folder.rglob("*")
         if file.is_file() and file.suffix != ".pyc"
     }
@@ -117,41 +117,41 @@ def fresh(tmp_path_factory, wheels):
 
 
 def test_installing_the_example_is_enough(fresh, wheels, tmp_path, corpus):
-    """NF4 is listed, loads, trains and passes its tests; no file of the core has changed.
+    """LLOYD16 is listed, loads, trains and passes its tests; no file of the core has changed.
 
     Uninstalled, it is unknown again.
     """
     where = fresh.ask("import altcore; print(altcore.__file__)")
     assert Path(where).is_relative_to(fresh.folder), "the checkout is used, not the wheel"
-    outcome = fresh.altcore("train", "--format", "NF4", cwd=tmp_path)
+    outcome = fresh.altcore("train", "--format", "LLOYD16", cwd=tmp_path)
     assert outcome.code == 2
-    assert "unknown format 'NF4'" in outcome.message
+    assert "unknown format 'LLOYD16'" in outcome.message
     before = digests(fresh)
     assert len(before) > 50
 
     fresh.install(wheels[-1])
     assert digests(fresh) == before
     listed = fresh.altcore("plugins", "list", "--json")
-    (row,) = [r for r in json.loads(listed.out) if r["name"] == "NF4"]
-    assert (row["kind"], row["distribution"]) == ("format", "altcore-format-nf4")
+    (row,) = [r for r in json.loads(listed.out) if r["name"] == "LLOYD16"]
+    assert (row["kind"], row["distribution"]) == ("format", "altcore-format-lloyd16")
     assert (row["version"], row["duplicate"]) == ("1.0.0", False)
-    assert "NormalFloat4" in row["summary"]
+    assert "Lloyd-Max" in row["summary"]
 
     checked = fresh.altcore("plugins", "check")
     assert checked.code == 0, checked.out
-    assert "format NF4 (altcore-format-nf4 1.0.0): ok" in checked.out
+    assert "format LLOYD16 (altcore-format-lloyd16 1.0.0): ok" in checked.out
 
     outcome = fresh.altcore(
-        *("train", "--format", "NF4", *TINY, "--set", "gpt.batch_size=2", "--steps", "3"),
+        *("train", "--format", "LLOYD16", *TINY, "--set", "gpt.batch_size=2", "--steps", "3"),
         *("--data", corpus),
         cwd=tmp_path,
     )
     assert outcome.code == 0, outcome.err
-    assert "NF4, master" in outcome.out
-    lines = (tmp_path / "runs/nf4-master/metrics.jsonl").read_text().splitlines()
+    assert "LLOYD16, master" in outcome.out
+    lines = (tmp_path / "runs/lloyd16-master/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 3]
-    about = json.loads((tmp_path / "runs/nf4-master/environment.json").read_text())
-    assert "altcore-format-nf4 1.0.0" in about["distributions"]
+    about = json.loads((tmp_path / "runs/lloyd16-master/environment.json").read_text())
+    assert "altcore-format-lloyd16 1.0.0" in about["distributions"]
 
     # The example's own tests, as its author would run them, away from this repository.
     shutil.copytree(EXAMPLE / "tests", tmp_path / "tests")
@@ -168,8 +168,8 @@ def test_installing_the_example_is_enough(fresh, wheels, tmp_path, corpus):
     assert re.search(r"\b[1-9]\d* passed", done.stdout)
     assert digests(fresh) == before
 
-    fresh.pip("uninstall", "--yes", "altcore-format-nf4")
-    assert '"NF4"' not in fresh.altcore("plugins", "list", "--json").out
+    fresh.pip("uninstall", "--yes", "altcore-format-lloyd16")
+    assert '"LLOYD16"' not in fresh.altcore("plugins", "list", "--json").out
 
 
 def test_the_core_knows_nothing_of_the_example():
@@ -177,7 +177,7 @@ def test_the_core_knows_nothing_of_the_example():
     for folder in ("altcore", "plugins"):
         for file in (ROOT / folder).rglob("*"):
             if file.suffix in (".py", ".yaml", ".toml", ".c"):
-                assert "altcore_format_nf4" not in file.read_text(), file
+                assert "altcore_format_lloyd16" not in file.read_text(), file
 
 
 @pytest.mark.slow
@@ -188,10 +188,10 @@ def test_one_pip_command_installs_everything(tmp_path, corpus):
     made.pip("install", "-c", ROOT / "constraints.txt", *ALL)
     assert made.altcore("plugins", "check").code == 0
     outcome = made.altcore(
-        *("train", "--format", "NF4", *TINY, "--steps", "3", "--data", corpus), cwd=tmp_path
+        *("train", "--format", "LLOYD16", *TINY, "--steps", "3", "--data", corpus), cwd=tmp_path
     )
     assert outcome.code == 0, outcome.err
-    assert "NF4, master" in outcome.out
+    assert "LLOYD16, master" in outcome.out
 
 
 # ---------------------------------------------------------------------- broken, and at odds

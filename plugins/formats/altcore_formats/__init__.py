@@ -48,7 +48,7 @@ from altcore_formats.floats import (
 )
 from altcore_formats.logarithmic import logarithmic, power_of_two
 from altcore_formats.posits import posit
-from altcore_formats.tables import BINARY, FP4_BNB, TERNARY
+from altcore_formats.tables import BINARY, FP4_BNB, NF4, TERNARY
 
 __all__ = [
     "BF16",
@@ -74,6 +74,7 @@ __all__ = [
     "FP16",
     "INT4",
     "INT8",
+    "NF4",
     "MXFP4",
     "MXFP6_E2M3",
     "MXFP6_E3M2",
