@@ -27,7 +27,13 @@ class Action:
 
 @frozen(kw_only=True)
 class SkipStep(Action):
-    """Discard this step's update."""
+    """Discard this step's update.
+
+    ``counts``: whether a step that is not finite counts towards ``nan_patience``. One that does
+    not neither adds to the count of consecutive ones nor ends it.
+    """
+
+    counts: bool = True
 
 
 def _tuple(value: str | Iterable[str]) -> tuple[str, ...]:
@@ -121,6 +127,13 @@ class Verdict:
     def kind(self) -> type[Action] | None:
         """The class of the chosen actions, or None."""
         return type(self.chosen[0].action) if self.chosen else None
+
+    @property
+    def counts(self) -> bool:
+        """Whether a non-finite step counts: no plugin whose SkipStep was heard says otherwise."""
+        heard = (*self.chosen, *(r.proposal for r in self.refused))
+        skips = [p.action for p in heard if isinstance(p.action, SkipStep)]
+        return self.kind is not SkipStep or all(skip.counts for skip in skips)
 
 
 def arbitrate(proposals: Sequence[Proposal], layers: Sequence[str]) -> Verdict:

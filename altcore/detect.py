@@ -44,6 +44,7 @@ class Detector:
         *,
         is_finite: bool,
         is_forgiven: bool = False,
+        counts: bool = True,
         learning_rate: float,
         stall: tuple[str, float] | None = None,
         dead: Mapping[str, int] | None = None,
@@ -51,12 +52,13 @@ class Detector:
         """Take in a step; return the evidence of each cause that is new.
 
         ``is_forgiven``: the format was shifted or the state rolled back because of this step, so
-        that it is not counted as non-finite.
+        that it is not counted as non-finite. ``counts``: a non-finite step that does not count
+        leaves the number of consecutive ones as it is.
         ``stall`` is (``stored`` or ``view``, rate) of the last recorded update, ``dead`` the
         number of consecutive steps that each layer's gradient has been dead.
         """
         found: dict[str, dict[str, Any] | None] = {
-            "nan_patience": self._nan(is_finite or is_forgiven),
+            "nan_patience": self._nan(is_finite or is_forgiven, counts),
             "dead_gradients": self._dead(dead or {}),
         }
         if is_finite:
@@ -73,13 +75,14 @@ class Detector:
                 new.append({"cause": cause, **evidence})
         return new
 
-    def forget_nonfinite(self) -> None:
-        """Start counting anew: the format was shifted, or the state rolled back."""
+    def start_anew(self) -> None:
+        """Forget what was seen of another recipe or state: it was changed, or rolled back."""
         self.nonfinite = 0
-        self.active.discard("nan_patience")
+        self.window.clear()
+        self.active -= {"nan_patience", "stalled"}
 
-    def _nan(self, is_finite: bool) -> dict[str, Any] | None:
-        self.nonfinite = 0 if is_finite else self.nonfinite + 1
+    def _nan(self, is_finite: bool, counts: bool) -> dict[str, Any] | None:
+        self.nonfinite = 0 if is_finite else self.nonfinite + counts
         patience = self.config.nan_patience
         if self.nonfinite < patience:
             return None

@@ -120,7 +120,7 @@ class Engine:
             self.put_on_grids(step)
             self.recorder.add(measures("post_step", run=run, step=step))
         is_changed = self.apply(verdict)
-        for evidence in self.detect(step, host, is_changed):
+        for evidence in self.detect(step, host, is_changed, verdict.counts):
             self.apply(self.on_collapse(step, evidence))
 
         self.recorder.end_step()
@@ -139,10 +139,12 @@ class Engine:
         for group in run.optimizer.param_groups:
             group["lr"] = step.learning_rate
         step.is_recorded = due(config.log_interval, step) or self.dispatch.measures_on(step.index)
-        run.quantization.begin_step(step.index, tracking=step.is_recorded)
+        self.needs = self.dispatch.needs(step.index)
+        run.quantization.begin_step(
+            step.index, tracking=step.is_recorded, errors="errors" in self.needs
+        )
         run.optimizer.zero_grad(set_to_none=True)
         run.model.train()
-        self.needs = self.dispatch.needs(step.index)
         if "snapshots" in self.needs and (step.index - 1) % config.snapshot_interval == 0:
             run.snapshots.append(take_snapshot(run, step.index - 1))
             while len(run.snapshots) > config.max_snapshots:
@@ -250,11 +252,13 @@ class Engine:
             self.status = "stopped"
         is_changed = carry_out(self.run, verdict)
         if is_changed:
-            self.detector.forget_nonfinite()
+            self.detector.start_anew()
             self.taps = capture.LayerTaps(self.run.quantization.modules)
         return is_changed
 
-    def detect(self, step: Step, host: Mapping[str, Any], is_changed: bool) -> list[dict[str, Any]]:
+    def detect(
+        self, step: Step, host: Mapping[str, Any], is_changed: bool, counts: bool
+    ) -> list[dict[str, Any]]:
         """Let the detector judge; returns the evidence of each new cause."""
         dead = {}
         if host["dead"] >= self.run.config.dead_neuron_window:
@@ -269,6 +273,7 @@ class Engine:
             host["loss"],
             is_finite=host["is_finite"],
             is_forgiven=is_changed,
+            counts=counts,
             # Against the schedule's peak: an action that scaled the rate is meant to stay.
             learning_rate=step.learning_rate / self.run.lr_scale,
             stall=stall,

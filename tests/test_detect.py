@@ -59,7 +59,7 @@ def test_forgetting_starts_anew():
     """After a shift or a rollback the count starts at none, and the cause may come again."""
     watcher = detector(nan_patience=2)
     assert feed(watcher, [math.nan] * 2) == [(2, "nan_patience")]
-    watcher.forget_nonfinite()
+    watcher.start_anew()
     assert feed(watcher, [math.nan] * 2, start=3) == [(4, "nan_patience")]
 
 
@@ -214,3 +214,23 @@ def test_a_restored_detector_goes_on_as_if_it_never_stopped():
         second.load_state_dict(first.state_dict())
         found += feed(second, series[cut:], start=cut + 1, stall=0.9)
         assert found == whole
+
+
+def test_a_new_recipe_is_judged_by_its_own_steps():
+    """The stall of the format before counts for nothing: the window fills anew."""
+    detector = Detector(TrainConfig(stall_window=4, warmup_steps=0, max_steps=100))
+
+    def see(first, count):
+        rate = 1e-3
+        return [
+            evidence["cause"]
+            for step in range(first, first + count)
+            for evidence in detector.observe(
+                step, 2.0, is_finite=True, learning_rate=rate, stall=("stored", 0.9)
+            )
+        ]
+
+    assert see(1, 6) == ["stalled"]
+    detector.start_anew()
+    assert see(7, 3) == []
+    assert see(10, 3) == ["stalled"]

@@ -4,6 +4,8 @@ import json
 from types import SimpleNamespace
 
 import pytest
+from helpers import events
+from planted import check_resumes_alike, last_loss, plant, unscaled
 
 import altcore
 from altcore.actions import KEEP, Stop
@@ -11,9 +13,11 @@ from altcore.recipe import Layer, change
 from altcore.recipes import named, parse
 from altcore.settings import build, describe
 from altcore.state import NonFinite, Step
-from altcore_interventions.mantissa_shift import MantissaShift
+from altcore_interventions.mantissa_shift import CHAINS, MantissaShift
 
 LAYERS = [Layer("a", "linear"), Layer("b", "linear"), Layer("head", "linear", is_head=True)]
+LOSS = NonFinite("loss", "a", "weight@fwd")
+STALLED = {"cause": "stalled", "stall_of": "stored", "rate": 0.9, "reason": ""}
 CHAIN = {"E7M0": "E5M2", "E1M6": "E3M4", "E0M7": "E3M4", "E3M4": "E5M2", "E5M2": "none"}
 
 
@@ -27,16 +31,17 @@ class Bench:
         else:
             made = parse(recipe, "test")
         self.warnings = []
+        self.rows = []
         self.run = SimpleNamespace(
-            quantization=SimpleNamespace(plan=made.resolve(LAYERS)),
+            quantization=SimpleNamespace(plan=made.resolve(LAYERS), stats=lambda: self.rows),
             config=SimpleNamespace(nan_patience=10),
             emit=lambda event, **data: self.warnings.append(data["message"]),
         )
 
-    def nan(self, step):
+    def nan(self, step, where=LOSS, loss_scale=1.0):
         """A step that is not finite; returns what is proposed, by pre_step or for the NaN."""
         before = self.plugin.pre_step(self.run)
-        found = self.plugin.on_nan(self.run, Step(step), NonFinite("loss", "a", "weight@fwd"))
+        found = self.plugin.on_nan(self.run, Step(step, loss_scale=loss_scale), where)
         return self.obey(before or found)
 
     def good(self):
@@ -44,7 +49,7 @@ class Bench:
         return self.obey(self.plugin.pre_step(self.run))
 
     def collapse(self, **evidence):
-        return self.obey(self.plugin.on_collapse(self.run, Step(1), evidence))
+        return self.obey(self.plugin.on_collapse(self.run, STALLED | evidence))
 
     def obey(self, action):
         q = self.run.quantization
@@ -139,7 +144,7 @@ def test_one_proposal_a_step():
     """While a shift is under way, a further non-finite step or a collapse asks for no other."""
     bench = Bench({"layers": {"a": {"weight": "E0M7"}, "b": {"weight": "E3M4"}}}, nan_patience=1)
     bench.nan(1)
-    assert bench.plugin.on_collapse(bench.run, Step(1), {"cause": "stalled", "rate": 1.0}) is None
+    assert bench.plugin.on_collapse(bench.run, STALLED) is None
     assert bench.nan(2).layers == ("b",)
     assert bench.plugin.on_nan(bench.run, Step(2), NonFinite("loss")) is None
 
@@ -154,9 +159,9 @@ def test_a_format_that_can_move_does_where_another_cannot():
 
 def test_no_opinion_on_formats_that_the_chain_does_not_mention():
     """They stay as they are, and the run is told at the start."""
-    bench = Bench("E4M3", nan_patience=1)
+    bench = Bench("E2M1", nan_patience=1)
     bench.plugin.run_start(bench.run)
-    assert "does not mention E4M3" in bench.warnings[0]
+    assert "does not mention E2M1" in bench.warnings[0]
     assert bench.nan(1) is None
 
 
@@ -173,10 +178,11 @@ def test_warns_of_a_patience_that_is_never_reached():
 @pytest.mark.parametrize(
     ("evidence", "is_shifted"),
     [
-        ({"cause": "stalled", "rate": 0.51}, True),
-        ({"cause": "stalled", "rate": 0.5}, False),
-        ({"cause": "stalled"}, False),
-        ({"cause": "diverged", "rate": 0.9}, False),
+        ({"rate": 0.51}, True),
+        ({"rate": 0.5}, False),
+        ({"rate": None}, False),
+        ({"stall_of": "view"}, False),
+        ({"cause": "diverged"}, False),
         ({"cause": "nan_patience"}, False),
         ({"cause": "dead_gradients"}, False),
     ],
@@ -196,7 +202,9 @@ def test_the_chain_is_a_setting():
     assert isinstance(bench.nan(2), Stop)
 
 
-@pytest.mark.parametrize("chain", [{"E7M0": "E99X"}, {"E99X": "E5M2"}, ["E7M0"], {"E7M0": 3}])
+@pytest.mark.parametrize(
+    "chain", [{"E7M0": "E99X"}, {"E99X": "E5M2"}, ["E7M0"], {"E7M0": 3}, "exponent"]
+)
 def test_an_impossible_chain_is_refused(chain):
     """A mistyped format is an error on either side of the arrow."""
     with pytest.raises(altcore.BadInput, match="mantissa-shift"):
@@ -204,10 +212,127 @@ def test_an_impossible_chain_is_refused(chain):
 
 
 def test_the_default_chain_is_the_original_one():
-    """As documented, by name; and the class alone resolves it too."""
+    """By name; and the class alone resolves it too."""
     (chain,) = [s for s in describe(MantissaShift) if s["name"] == "chain"]
-    assert chain["default"] == CHAIN
+    assert chain["default"] == "original"
     assert {k: v.name if v else "none" for k, v in MantissaShift().chain.items()} == CHAIN
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"), [("mantissa", "mantissa_bits"), ("range", "exponent_bits")]
+)
+def test_chains_do_what_they_are_called(name, bits):
+    """Each step of these two has more of what it promises, and each chain ends."""
+    chain = MantissaShift(chain=name).chain
+    for source, to in chain.items():
+        if to is not None:
+            assert getattr(to, bits) > getattr(altcore.get_format(source), bits)
+            assert to.name in chain
+    assert None in chain.values()
+
+
+def test_the_original_chain_is_no_mantissa_chain():
+    """As its name would have it: one step keeps more mantissa bits, three keep fewer."""
+    bits = {name: altcore.get_format(name).mantissa_bits for name in CHAIN}
+    assert sum(bits[to] > bits[name] for name, to in CHAIN.items() if to != "none") == 1
+    assert CHAINS["original"] == CHAIN
+
+
+def test_the_cause_may_decide():
+    """More range for what is not finite, more mantissa for a stall; and back, if need be."""
+    bench = Bench("E4M3", nan_patience=1, direction="cause")
+    assert bench.nan(1).format.name == "E5M2"
+    bench.good()
+    assert bench.collapse().format.name == "E4M3"
+    bench.good()
+    assert bench.collapse().format.name == "E3M4"
+
+
+def test_only_guilty_layers_of_a_non_finite_step():
+    """The layer that met it first, or whose parameter's gradient it is."""
+    for where in (LOSS, NonFinite("gradient", "a.weight")):
+        bench = Bench("E3M4", nan_patience=1, scope="layer", chain="range")
+        assert bench.nan(1, where).layers == ("a",)
+        assert bench.formats() == {"a": {"E4M3"}, "b": {"E3M4"}, "head": {"E3M4"}}
+
+
+def test_guilty_is_who_made_it_before_who_met_it():
+    """A cast that makes NaN of overflow made it, in a layer before; one that saturates did not."""
+    made, saturating = unscaled("E4M3", overflow="nan"), unscaled("E4M3")
+    layers = {"b": {"activation": made}, "a": {"activation": made}, "head": {"weight": saturating}}
+    bench = Bench({"layers": layers}, nan_patience=1, scope="layer", chain="range")
+    bench.rows = [
+        {"layer": "a", "operand": "activation@fwd", "overflow": 0},
+        {"layer": "b", "operand": "activation@fwd", "overflow": 1},
+        {"layer": "head", "operand": "weight@fwd", "overflow": 5},
+        {"layer": "a", "operand": "stored_weight"},
+    ]
+    assert bench.nan(1).layers == ("b",)
+
+
+def test_only_guilty_layers_of_a_stall():
+    """Those whose own rate in the last step is above the threshold."""
+    rows = [
+        {"layer": "a", "operand": "stored_weight", "updates": 100, "stalled": 51},
+        {"layer": "b", "operand": "stored_weight", "updates": 100, "stalled": 50},
+        {"layer": "b", "operand": "weight view", "moved": 100, "stalled": 99},
+        {"layer": "head", "operand": "stored_weight", "updates": 100, "stalled": 99},
+        {"layer": "b", "operand": "activation@fwd"},
+    ]
+    bench = Bench("E3M4", scope="layer", chain="mantissa")
+    assert bench.collapse(layers=rows).layers == ("a", "head")
+    assert bench.formats() == {"a": {"E2M5"}, "b": {"E3M4"}, "head": {"E2M5"}}
+
+
+@pytest.mark.parametrize("where", [NonFinite("loss"), NonFinite("loss", "norm")])
+def test_the_whole_model_where_nobody_is_guilty(where):
+    """No layer is known, or it holds no format of the chain; the reason says so."""
+    bench = Bench("E3M4", nan_patience=1, scope="layer")
+    action = bench.nan(1, where)
+    assert action.layers == ("*",)
+    assert "no layer of the chain's formats is known to be guilty" in action.reason
+
+
+def test_a_guilty_layer_at_the_end_of_the_chain_stops_the_run():
+    """Other layers could move, but it is not they that broke."""
+    recipe = {"layers": {"a": {"weight": "E5M2"}, "b": {"weight": "E3M4"}}}
+    assert isinstance(Bench(recipe, nan_patience=1, scope="layer").nan(1), Stop)
+
+
+def test_a_gradient_lost_under_a_loss_scale_is_not_counted():
+    """It is the scale's business; at a scale of 1, or with a lost loss, it is not."""
+    bench = Bench("E7M0", nan_patience=1)
+    gradient = NonFinite("gradient", "a.weight")
+    assert bench.nan(1, gradient, loss_scale=1024.0) is None
+    assert bench.nan(2, gradient) is not None
+    assert Bench("E7M0", nan_patience=1).nan(1, LOSS, loss_scale=1024.0) is not None
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stall_of", "warns"),
+    [
+        ("E3M4", "stored", False),
+        ("E3M4", "view", True),
+        ({"weight": "E3M4"}, "stored", True),
+        ({"weight": "E3M4"}, "view", False),
+    ],
+)
+def test_warns_of_a_stall_that_is_not_judged(recipe, stall_of, warns):
+    """Of stored weights where there are some, of views where there are none."""
+    bench = Bench(recipe, stall_of=stall_of)
+    bench.plugin.run_start(bench.run)
+    assert bool(bench.warnings) is warns
+    assert all(f"none shifts a format (stall_of: {stall_of})" in w for w in bench.warnings)
+
+
+def test_counts_what_was_carried_out_by_cause():
+    """Its own changes of recipe, not those of others."""
+    bench = Bench("E7M0", nan_patience=1, chain="mantissa")
+    assert bench.plugin.post_backward() == {"nonfinite_shifts": 0, "stalled_shifts": 0}
+    bench.collapse()
+    bench.plugin.on_event({"event": "recipe", "plugin": "other"})
+    bench.plugin.on_event({"event": "recipe", "plugin": "mantissa-shift"})
+    assert bench.plugin.post_backward() == {"nonfinite_shifts": 0, "stalled_shifts": 1}
 
 
 def test_state_survives_a_checkpoint():
@@ -248,3 +373,72 @@ def test_in_a_run(tmp_path):
     shifts = [(s["step"], s["from"], s["to"]) for s in result.summary["shifts"]]
     assert shifts == [(3, ["E1M6"], ["E3M4"]), (5, ["E3M4"], ["E5M2"])]
     assert all(s["plugin"] == "mantissa-shift" for s in result.summary["shifts"])
+
+
+def test_a_run_survives_activations_beyond_the_range(shelf, start):
+    """E4M3 ends at 448 and overflow is NaN: no step is finite, until the range is E5M2's."""
+    plant(shelf, "large-activations")
+    keys = {
+        "recipe": {"activation": unscaled("E4M3", overflow="nan")},
+        "max_steps": 60,
+    }
+    lost = start(["large-activations"], **keys)
+    assert (lost.status, lost.steps_completed) == ("collapsed", 10)
+    by_range = {"mantissa-shift.chain": "range"}
+    saved = start(["large-activations", "mantissa-shift"], **keys, **by_range)
+    assert (saved.status, saved.format_shifted_to, saved.shift_step) == ("finished", "E5M2", 3)
+    assert last_loss(saved) < 2.5  # 1.85
+    counts = [x["mantissa-shift/nonfinite_shifts"] for x in saved.diagnostics_history]
+    assert counts == [0] * 3 + [1] * 57
+
+
+def test_a_run_survives_by_the_shift_of_one_layer(shelf, start):
+    """The second layer's inputs are too large; it alone goes on in another format."""
+    plant(shelf, "regression", "large-activations")
+    result = start(
+        ["large-activations", "mantissa-shift"],
+        workload="regression",
+        recipe={"activation": unscaled("E4M3", overflow="nan")},
+        max_steps=30,
+        **{
+            "mantissa-shift.scope": "layer",
+            "mantissa-shift.direction": "cause",
+            "large-activations.factor": 300.0,
+        },
+    )
+    assert result.status == "finished"
+    (event,) = events(result.run_directory, "recipe")
+    assert event["change"]["layers"] == ["2"]
+    assert event["to"] == ["E4M3", "E5M2"]
+    assert event["reason"].endswith("E4M3 is shifted to E5M2 in 2")
+
+
+@pytest.mark.parametrize(("name", "stuck"), [("E6M1", 5.2)])
+def test_a_stalled_run_learns_again(start, name, stuck):
+    """99 % of the updates are lost in rounding; with more mantissa bits fewer are."""
+    keys = {
+        "format": name,
+        "recipe": "pure",
+        "learning_rate": 1e-3,
+        "stall_window": 20,
+        "warmup_steps": 5,
+        "max_steps": 150,
+    }
+    lost = start(**keys)
+    assert "stalled" in lost.failure_reason
+    assert last_loss(lost) > stuck  # 5.30, from 5.55
+    saved = start(["mantissa-shift"], **keys, **{"mantissa-shift.chain": "mantissa"})
+    assert last_loss(saved) < 4.5  # 4.12
+    assert saved.summary["shifts"][0]["to"] == ["E5M2"]
+
+
+def test_resumes_alike(shelf, start):
+    """Counts and shifts are part of the state."""
+    plant(shelf, "large-activations")
+    keys = {
+        "recipe": {"activation": unscaled("E3M4IEEE", overflow="nan")},
+        "mantissa-shift.chain": {"E3M4IEEE": "E4M3", "E4M3": "E5M2", "E5M2": None},
+        "mantissa-shift.nan_patience": 4,
+    }
+    whole = check_resumes_alike(shelf, start, ["large-activations", "mantissa-shift"], **keys)
+    assert len(whole.summary["shifts"]) == 2

@@ -12,7 +12,10 @@ import click
 from altcore.errors import AltcoreError, nearest
 
 COMMANDS = {
-    "compare": ("compare", "Compare formats on identical batches, with intervals and a frozen control."),
+    "compare": (
+        "compare",
+        "Compare formats on identical batches, with intervals and a frozen control.",
+    ),
     "explain": ("explain", "Find where training breaks in a format, by controlled runs."),
     "formats": ("formats", "Show what number formats can represent."),
     "plugins": ("plugins", "Show what is installed."),

@@ -3,32 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 from attrs import field
 from attrs.validators import and_, ge, le
 
-from altcore import Format, ShiftFormat, Stop, get_format, hookimpl, setting
+from altcore import BadInput, Format, ShiftFormat, Stop, get_format, hookimpl, setting
 from altcore.actions import Action, ChangeRecipe
+from altcore_interventions.overflow import is_loss_scales
 
 if TYPE_CHECKING:
     from altcore.recipe import Plan
     from altcore.state import NonFinite, Run, Step
 
-ORIGINAL_CHAIN = {
-    "E7M0": "E5M2",
-    "E1M6": "E3M4",
-    "E0M7": "E3M4",
-    "E3M4": "E5M2",
-    "E5M2": "none",
+CHAINS = {
+    # For all its name, only the first step of it keeps more mantissa bits; the others trade
+    # mantissa for exponent.
+    "original": {
+        "E7M0": "E5M2",
+        "E1M6": "E3M4",
+        "E0M7": "E3M4",
+        "E3M4": "E5M2",
+        "E5M2": "none",
+    },
+    # More mantissa bits at each step. Not from E1M6 on: E0M7 is the same grid.
+    "mantissa": {
+        "E7M0": "E5M2",
+        "E6M1": "E5M2",
+        "E5M2": "E4M3",
+        "E4M3": "E3M4",
+        "E3M4": "E2M5",
+        "E2M5": "E1M6",
+        "E1M6": "none",
+        "E0M7": "none",
+    },
+    # More exponent bits at each step.
+    "range": {
+        "E0M7": "E3M4",
+        "E1M6": "E3M4",
+        "E2M5": "E3M4",
+        "E3M4": "E4M3",
+        "E4M3": "E5M2",
+        "E5M2": "E6M1",
+        "E6M1": "E7M0",
+        "E7M0": "none",
+    },
 }
-"""The chain of the original experiments. For all its name, only the first step of it keeps more
-mantissa bits; the others trade mantissa for exponent."""
+"""Chains by name: for each format the next one, or none at the end."""
+
+CAUSES = {"nonfinite": "range", "stalled": "mantissa"}
+"""What a shift is made for, and the chain that it then follows where the cause decides."""
+
+Chain = dict[str, Format | None]
 
 
-def _resolved(chain: Mapping[str, Any]) -> dict[str, Format | None]:
+def _resolved(chain: str | Mapping[str, Any]) -> Chain:
     """Return the chain with formats for names; a mistyped one is an error on either side."""
+    if isinstance(chain, str):
+        if chain not in CHAINS:
+            raise BadInput(f"mantissa-shift.chain: {chain!r} is none of {', '.join(CHAINS)}")
+        chain = CHAINS[chain]
     return {
         get_format(name).name: None if to is None or to == "none" else get_format(to)
         for name, to in chain.items()
@@ -58,17 +93,36 @@ class Shift:
 
 @attrs.define(eq=False)
 class MantissaShift:
-    """Shift the whole model along ``chain`` when its numbers break down.
+    """Shift formats along a chain when a run's numbers break down.
 
     Every role in a format goes to the format that the chain names for it: after ``nan_patience``
-    consecutive non-finite steps, or on a collapse called ``stalled`` whose stall rate is above
-    ``stall_threshold``. Where no format of the recipe has a next one and at least one is at the
-    chain's end (``none``), the run is stopped. A format that the chain does not mention stays
-    as it is; for it the plugin has no opinion.
+    consecutive non-finite steps, or on a collapse called ``stalled``, of stored weights or of
+    views as ``stall_of`` says, whose stall rate is above ``stall_threshold``. Where no format
+    that is to be shifted has a next one and at least one is at the chain's end (``none``), the
+    run is stopped. A format that the chain does not mention stays as it is; for it the plugin has
+    no opinion. (A run with stored weights is judged by their stall, any other by that of its
+    views.)
 
-    A hook returns one action, so a recipe of several formats is shifted by one action a step, on
-    consecutive steps; if one of them is refused, the rest are dropped. Proposing a shift resets
-    the count of non-finite steps.
+    Chains: ``original`` is that of the original experiments, E7M0 → E5M2, E1M6 and E0M7 → E3M4,
+    E3M4 → E5M2; ``mantissa`` goes to more mantissa bits at each step, E7M0 → E5M2 → E4M3 → E3M4 →
+    E2M5 → E1M6; ``range`` to more exponent bits, E0M7 → E3M4 → E4M3 → E5M2 → E6M1 → E7M0. With
+    ``direction: cause`` the chain is ``range`` for non-finite steps and ``mantissa`` for a stall,
+    whatever ``chain`` says; a format may then come back.
+
+    With ``scope: layer`` only the guilty layers are shifted: for a non-finite step those in which
+    a cast made infinities or NaN of what overflowed, else the one in which such a value was met
+    first; for a stall those whose own rate in the last step is above the threshold. Where no such
+    layer is known or none holds a format of the chain, it is the whole model, and the reason says
+    so.
+
+    A gradient that is lost while the loss is finite and the loss scale above 1 is the loss scale's
+    business, and not counted. Proposing a shift resets the count of non-finite steps. A hook
+    returns one action, so a recipe of several formats is shifted by one action a step, on
+    consecutive steps; if one of them is refused, the rest are dropped.
+
+    Each shift is an event (``recipe``, with its reason). Measures, each step (so that each is
+    recorded), counting the changes of recipe that were carried out: ``nonfinite_shifts`` and
+    ``stalled_shifts``, by cause.
     """
 
     nan_patience: int = setting(
@@ -79,22 +133,43 @@ class MantissaShift:
         help="stall rate of a collapse above which the format is shifted",
         validator=and_(ge(0.0), le(1.0)),
     )
-    chain: dict[str, Format | None] = setting(
-        ORIGINAL_CHAIN,
-        help="for each format's name the next format, or none at the end",
+    stall_of: Literal["stored", "view"] = setting(
+        "stored", help="whose stall counts: that of stored weights, or of views of float32 masters"
+    )
+    chain: str | dict[str, Any] = setting(
+        "original",
+        help="original, mantissa or range; or for each format's name the next, none at the end",
         converter=_resolved,
     )
+    scope: Literal["model", "layer"] = setting(
+        "model", help="what is shifted: the whole model, or the guilty layers only"
+    )
+    direction: Literal["chain", "cause"] = setting(
+        "chain", help="which chain is followed: the one given, or the one that suits the cause"
+    )
+    chains: dict[str, Chain] = field(init=False)
+    """By cause."""
     consecutive: int = field(init=False, default=0)
     """Non-finite steps in a row, up to ``last_step``."""
     last_step: int = field(init=False, default=0)
+    cause: str = field(init=False, default="nonfinite")
+    """What the shift that was proposed last is for."""
     asked: Shift | None = field(init=False, default=None)
     """The shift that was proposed last, while others wait for it."""
     waiting: list[Shift] = field(init=False, factory=list)
+    done: dict[str, int] = field(init=False, factory=lambda: dict.fromkeys(CAUSES, 0))
+    """Changes of recipe that were carried out, by cause."""
+
+    def __attrs_post_init__(self) -> None:
+        given: Any = self.chain  # as the converter made it
+        by_cause = self.direction == "cause"
+        self.chains = {c: _resolved(name) if by_cause else given for c, name in CAUSES.items()}
 
     @hookimpl
     def run_start(self, run: Run) -> None:
         """Warn of settings under which this plugin would never act."""
-        unknown = sorted({s.format for s in shifts(run.quantization.plan)} - set(self.chain))
+        held = {s.format for s in shifts(run.quantization.plan)}
+        unknown = sorted(held.difference(*self.chains.values()))
         if unknown:
             run.emit(
                 "warning",
@@ -107,6 +182,19 @@ class MantissaShift:
                 message=f"mantissa-shift: nan_patience {self.nan_patience} is never reached: the "
                 f"run collapses after {run.config.nan_patience} non-finite steps",
             )
+        stored = any(casts["stored_weight"] for casts in run.quantization.plan.values())
+        if held and stored != (self.stall_of == "stored"):
+            judged = "stored weights" if stored else "views"
+            run.emit(
+                "warning",
+                message=f"mantissa-shift: the stall of {judged} is judged in this run: none "
+                f"shifts a format (stall_of: {self.stall_of})",
+            )
+
+    @hookimpl
+    def post_backward(self) -> dict[str, int]:
+        """Measure how many shifts there have been."""
+        return {f"{cause}_shifts": count for cause, count in self.done.items()}
 
     @hookimpl
     def pre_step(self, run: Run) -> Action | None:
@@ -121,39 +209,64 @@ class MantissaShift:
     @hookimpl
     def on_nan(self, run: Run, step: Step, where: NonFinite) -> Action | None:
         """Count consecutive non-finite steps; propose a shift when there are enough."""
+        if is_loss_scales(where, step):
+            return None
         is_next = step.index == self.last_step + 1
         self.consecutive = self.consecutive + 1 if is_next else 1
         self.last_step = step.index
         if self.consecutive < self.nan_patience:
             return None
-        return self._shift(run, f"{self.consecutive} consecutive steps were not finite: {where}")
+        plan = run.quantization.plan
+        guilty = overflowing_layers(run) if self.scope == "layer" else []
+        guilty = guilty or [name for name in plan if where.layer and is_of(where.layer, name)]
+        why = f"{self.consecutive} consecutive steps were not finite: {where}"
+        return self._shift(run, "nonfinite", why, guilty)
 
     @hookimpl
-    def on_collapse(self, run: Run, step: Step, evidence: Mapping[str, Any]) -> Action | None:
+    def on_collapse(self, run: Run, evidence: Mapping[str, Any]) -> Action | None:
         """Propose a shift when most updates stalled and the loss no longer improved."""
         rate = evidence.get("rate")
-        if evidence["cause"] != "stalled" or rate is None or rate <= self.stall_threshold:
+        if evidence["cause"] != "stalled" or evidence.get("stall_of") != self.stall_of:
             return None
-        return self._shift(run, f"a stall rate of {rate:.1%} (threshold {self.stall_threshold:g})")
+        if rate is None or rate <= self.stall_threshold:
+            return None
+        guilty = stalled_layers(evidence.get("layers", ()), self.stall_of, self.stall_threshold)
+        why = f"a stall rate of {rate:.1%} (threshold {self.stall_threshold:g})"
+        return self._shift(run, "stalled", why, guilty)
 
-    def _shift(self, run: Run, cause: str) -> Action | None:
+    @hookimpl
+    def on_event(self, event: Mapping[str, Any]) -> None:
+        """Count what was carried out."""
+        if event["event"] == "recipe" and event["plugin"] == "mantissa-shift":
+            self.done[self.cause] += 1
+
+    def _shift(self, run: Run, cause: str, why: str, guilty: list[str]) -> Action | None:
         if self.asked is not None:
             return None  # The last shift is not through yet.
-        held = [s for s in shifts(run.quantization.plan) if s.format in self.chain]
-        possible = [s for s in held if self.chain[s.format] is not None]
+        self.cause, chain, plan = cause, self.chains[cause], run.quantization.plan
+        held: list[Shift] = []
+        if self.scope == "layer":
+            own = {name: casts for name, casts in plan.items() if name in guilty}
+            held = [s for s in shifts(own, whole=False) if s.format in chain]
+            why += "" if held else "; no layer of the chain's formats is known to be guilty of it"
+        held = held or [s for s in shifts(plan) if s.format in chain]
+        possible = [s for s in held if chain[s.format] is not None]
         if possible:
-            return self._propose(possible, cause)
+            return self._propose(possible, why)
         if held:
             ends = ", ".join(dict.fromkeys(s.format for s in held))
-            return Stop(reason=f"{cause}; the chain of formats ends at {ends}")
+            return Stop(reason=f"{why}; the chain of formats ends at {ends}")
         return None
 
-    def _propose(self, several: list[Shift], cause: str) -> ChangeRecipe:
+    def _propose(self, several: list[Shift], why: str) -> ChangeRecipe:
         first, *rest = several
         self.consecutive, self.waiting = 0, rest
         self.asked = first
-        to = self.chain[first.format]
-        reason = f"{cause}; {first.format} is shifted to {to}"
+        to = self.chains[self.cause][first.format]
+        are_several = len(first.layers) > 1
+        place = f"{first.layers[0]}{' and others' if are_several else ''}"
+        where = "" if place == "*" else f" in {place}"
+        reason = f"{why}; {first.format} is shifted to {to}{where}"
         if not first.roles:
             return ShiftFormat(to, first.layers, reason=reason)
         return ChangeRecipe(layers=first.layers, roles=first.roles, format=to, reason=reason)
@@ -165,15 +278,45 @@ class MantissaShift:
         return {
             "consecutive": self.consecutive,
             "last_step": self.last_step,
+            "cause": self.cause,
             "waiting": plain,
             "asked": [asked.format, list(asked.layers), list(asked.roles)] if asked else [],
+            "done": dict(self.done),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.consecutive, self.last_step = state["consecutive"], state["last_step"]
+        self.cause, self.done = state["cause"], dict(state["done"])
         self.waiting = [_shift_of(plain) for plain in state["waiting"]]
         self.asked = _shift_of(state["asked"]) if state["asked"] else None
+
+
+def overflowing_layers(run: Run) -> list[str]:
+    """Return the layers with a cast that made infinities or NaN in this step; a host read."""
+    found = []
+    for row in run.quantization.stats():
+        cast = run.quantization.plan[row["layer"]].get(row["operand"])
+        if row.get("overflow") and cast is not None and cast.overflow in ("inf", "nan"):
+            found.append(row["layer"])
+    return list(dict.fromkeys(found))
+
+
+def is_of(name: str, layer: str) -> bool:
+    """Whether ``name`` is a layer's or one of its parameters'."""
+    return name == layer or name.rpartition(".")[0] == layer
+
+
+def stalled_layers(rows: Any, stall_of: str, threshold: float) -> list[str]:
+    """Return the layers whose weights stalled above the threshold, from a collapse's evidence."""
+    operand, moved = {"stored": ("stored_weight", "updates"), "view": ("weight view", "moved")}[
+        stall_of
+    ]
+    return [
+        row["layer"]
+        for row in rows
+        if row["operand"] == operand and row["stalled"] > threshold * row[moved]
+    ]
 
 
 def _shift_of(plain: Any) -> Shift:
@@ -181,9 +324,10 @@ def _shift_of(plain: Any) -> Shift:
     return Shift(name, tuple(layers), tuple(roles))
 
 
-def shifts(plan: Plan) -> list[Shift]:
+def shifts(plan: Plan, *, whole: bool = True) -> list[Shift]:
     """Return what a plan holds, by format, such that each part can change on its own.
 
+    ``whole``: the plan is that of the whole model, so that one format alone can be named ``*``.
     Layers that hold one format only are named with no roles; the others with exactly the
     operands that hold it, since naming an operand would quantize it where it is left alone.
     """
@@ -194,7 +338,7 @@ def shifts(plan: Plan) -> list[Shift]:
             operands = tuple(o for o, held in formats.items() if held == name)
             alone = len(operands) == len(formats)
             groups.setdefault((name, () if alone else operands), []).append(layer)
-    if len(groups) == 1:
+    if whole and len(groups) == 1:
         ((name, _),) = groups
         return [Shift(name, ("*",), ())]
     return [Shift(name, tuple(layers), roles) for (name, roles), layers in groups.items()]

@@ -11,9 +11,8 @@ import torch
 from attrs.validators import and_, ge, gt, lt
 from torch.nn import Parameter
 
-from altcore import BadInput, setting
-
-FUSED_DEVICES = frozenset({"cpu", "cuda"})
+from altcore import setting
+from altcore_optimizers.groups import can_fuse, decay_groups
 
 
 @attrs.define(eq=False)
@@ -50,22 +49,11 @@ class AdamW:
         names is taken once. Every group starts with ``lr`` 0.0, which the engine sets each step.
         ``grid_of`` is not used. Raises BadInput if no parameter requires a gradient.
         """
-        unique = {id(p): p for _, p in named_parameters if p.requires_grad}
-        parameters = list(unique.values())
-        if not parameters:
-            raise BadInput("adamw: the model has no parameter that requires a gradient")
-        groups = [
-            {
-                "params": [p for p in parameters if p.ndim >= 2],
-                "weight_decay": self.weight_decay,
-            },
-            {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
-        ]
+        groups = decay_groups(named_parameters, self.weight_decay, "adamw")
         return torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            groups,
             lr=0.0,
             betas=(self.beta1, self.beta2),
             eps=self.eps,
-            # Elsewhere PyTorch refuses it rather than falling back.
-            fused=all(p.device.type in FUSED_DEVICES and p.is_floating_point() for p in parameters),
+            fused=can_fuse(groups),
         )

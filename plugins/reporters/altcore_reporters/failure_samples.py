@@ -120,7 +120,8 @@ def _about_updates(rows: Sequence[Line], lines: Sequence[Line], step: float) -> 
         return
     share = sum(r["stalled"] for r in stored) / total
     if share < CRITICAL:
-        yield f"Stored weights take {rate(1 - share)} of their updates: the update is not the cause."
+        taken = rate(1 - share)
+        yield f"Stored weights take {taken} of their updates: the update is not the cause."
         return
     yield (
         f"The update is lost: {rate(share)} of the nonzero updates of stored weights are smaller "

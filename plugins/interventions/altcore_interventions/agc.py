@@ -1,0 +1,98 @@
+"""The intervention ``agc``: clips gradients by the size of the weights that they would move."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
+
+import attrs
+import torch
+from attrs.validators import gt
+from torch import Tensor, nn
+
+from altcore import hookimpl, setting
+
+if TYPE_CHECKING:
+    from altcore.state import Run
+
+SMALLEST_NORM = 1e-6
+"""The published code divides by no smaller norm of a gradient."""
+
+
+@attrs.define(eq=False)
+class Agc:
+    """Adaptive gradient clipping (Brock, De, Smith and Simonyan 2021, arXiv:2102.06171, eq. 3).
+
+    For each unit i of a parameter W with gradient G::
+
+        G_i <- clipping · max(|W_i|, eps) / |G_i| · G_i    where |G_i| / max(|W_i|, eps) > clipping
+
+    with Frobenius norms. A unit is an output of a layer: a row of a Linear's weight (a column of
+    transformers' Conv1D, which is stored the other way round), a filter of a convolution, a row
+    of an embedding; a tensor of fewer than two dimensions is one unit. The output head is left
+    alone, as the paper advises, and so is what ``skip`` names. A gradient that is not finite stays
+    as it is, for the engine to see.
+
+    Under an optimizer that divides by the gradient's size (AdamW) it bounds what one step leaves
+    in the moments, no more.
+    """
+
+    clipping: float = setting(
+        0.01, help="largest norm of a unit's gradient, by that of its weights", validator=gt(0)
+    )
+    eps: float = setting(1e-3, help="smallest norm of a unit's weights", validator=gt(0))
+    skip: tuple[str, ...] = setting(
+        (), help="patterns of parameter names that are not clipped, besides the head's"
+    )
+
+    @hookimpl
+    @torch.no_grad()
+    def pre_step(self, run: Run) -> None:
+        """Clip in place, on the device."""
+        own = {id(p) for p in head_parameters(run.model)}
+        transposed = transposed_weights(run.model)
+        for name, parameter in run.model.named_parameters():
+            gradient = parameter.grad
+            if gradient is None or id(parameter) in own or self.skips(name):
+                continue
+            of_input = id(parameter) in transposed
+            largest = unit_norms(parameter, of_input).clamp(min=self.eps) * self.clipping
+            norms = unit_norms(gradient, of_input)
+            factor = largest / norms.clamp(min=SMALLEST_NORM)
+            gradient.mul_(torch.where(norms > largest, factor, 1.0))
+
+    def skips(self, name: str) -> bool:
+        """Whether ``skip`` names the parameter."""
+        return any(fnmatchcase(name, pattern) for pattern in self.skip)
+
+
+def unit_norms(x: Tensor, last: bool = False) -> Tensor:
+    """Return the norm of each unit, with its dimensions kept; units lie along the first or last."""
+    if x.dim() < 2:
+        return torch.linalg.vector_norm(x)
+    along = 0 if last else tuple(range(1, x.dim()))
+    return torch.linalg.vector_norm(x, dim=along, keepdim=True)
+
+
+def transposed_weights(model: nn.Module) -> set[int]:
+    """Return the ids of weights that are stored as (in, out)."""
+    return {id(m.weight) for m in model.modules() if is_transposed(m)}
+
+
+def is_transposed(module: nn.Module) -> bool:
+    """Whether this is the linear layer of the transformers library that is called Conv1D."""
+    cls = type(module)
+    return cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
+
+
+def head_parameters(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of the output head: what the model calls so, else its last Linear.
+
+    A weight that the head shares with an embedding is the head's.
+    """
+    named = getattr(model, "get_output_embeddings", None)
+    head = named() if callable(named) else None
+    if not isinstance(head, nn.Module):
+        linears = [m for m in model.modules() if isinstance(m, nn.Linear) or is_transposed(m)]
+        head = linears[-1] if linears else None
+    return list(head.parameters()) if head is not None else []

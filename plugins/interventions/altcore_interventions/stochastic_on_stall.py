@@ -1,0 +1,64 @@
+"""The intervention ``stochastic-on-stall``: lets small updates of stored weights through."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs.validators import and_, ge, le
+
+from altcore import ChangeRecipe, hookimpl, setting
+
+if TYPE_CHECKING:
+    from altcore.state import Run
+
+
+@attrs.define(eq=False)
+class StochasticOnStall:
+    """Round stored weights stochastically once their updates stall and the loss stands still.
+
+    Under rounding to nearest an update smaller than half a grid step is lost each time. Rounded
+    stochastically it moves the weight with the probability that it is of a step, so that the
+    mean is right (Gupta et al., arXiv:1502.02551). It acts on a collapse called ``stalled`` of
+    *stored* weights, as the detector judges it (after warm-up, over a window, with the loss no
+    better), whose stall rate is above ``stall_threshold``; once, and for all of them: format and
+    scaling stay as they are, and so do products.
+    """
+
+    stall_threshold: float = setting(
+        0.5,
+        help="stall rate of a collapse above which rounding becomes stochastic",
+        validator=and_(ge(0.0), le(1.0)),
+    )
+
+    @hookimpl
+    def run_start(self, run: Run) -> None:
+        """Say so where no weight is stored on a grid by rounding to nearest."""
+        if not self._layers(run):
+            run.emit(
+                "warning",
+                message="stochastic-on-stall will change nothing: no stored weight is rounded "
+                "in another way than stochastically",
+            )
+
+    @hookimpl
+    def on_collapse(self, run: Run, evidence: Mapping[str, Any]) -> ChangeRecipe | None:
+        """Change the rounding of stored weights, if it is they that stalled."""
+        rate, layers = evidence.get("rate"), self._layers(run)
+        if evidence["cause"] != "stalled" or evidence.get("stall_of") != "stored":
+            return None
+        if rate is None or rate <= self.stall_threshold or not layers:
+            return None
+        return ChangeRecipe(
+            layers=layers,
+            roles=("stored_weight",),
+            rounding="stochastic",
+            reason=f"{rate:.1%} of the updates of stored weights stalled (threshold "
+            f"{self.stall_threshold:g}): they are rounded stochastically from now on",
+        )
+
+    def _layers(self, run: Run) -> tuple[str, ...]:
+        """The layers whose stored weight can still change."""
+        stored = ((name, casts["stored_weight"]) for name, casts in run.quantization.plan.items())
+        return tuple(name for name, cast in stored if cast and cast.rounding != "stochastic")

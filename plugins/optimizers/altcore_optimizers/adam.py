@@ -1,0 +1,35 @@
+"""One step of AdamW on one parameter, in PyTorch's own order of operations."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def adam_step(
+    p: Tensor,
+    gradient: Tensor,
+    state: dict[str, Any],
+    group: Mapping[str, Any],
+    ratio: Tensor | None = None,
+) -> None:
+    """Update ``p`` and its ``state`` (``step``, ``exp_avg``, ``exp_avg_sq``) in place.
+
+    Without ``ratio`` bit for bit what ``torch.optim.AdamW(foreach=False, fused=False)`` does; with
+    it, the step without the weight decay is multiplied by it, element by element.
+    """
+    if "exp_avg" not in state:
+        state |= {"step": 0, "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+    state["step"] += 1
+    lr, (beta1, beta2) = group["lr"], group["betas"]
+    first, second = state["exp_avg"], state["exp_avg_sq"]
+    p.mul_(1 - lr * group["weight_decay"])
+    first.lerp_(gradient, 1 - beta1)
+    second.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+    rate = lr / (1 - beta1 ** state["step"])
+    root = (1 - beta2 ** state["step"]) ** 0.5
+    size = (second.sqrt() / root).add_(group["eps"])
+    p.addcdiv_(first if ratio is None else first * ratio, size, value=-rate)

@@ -1,0 +1,54 @@
+"""The optimizer ``sgd``: PyTorch's SGD, with weight decay on matrices only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import attrs
+import torch
+from attrs.validators import and_, ge, lt
+from torch.nn import Parameter
+
+from altcore import BadInput, setting
+from altcore_optimizers.groups import can_fuse, decay_groups
+
+
+@attrs.define(eq=False)
+class Sgd:
+    """Settings of stochastic gradient descent: b <- momentum · b + g; w <- w - lr · b.
+
+    The first b is g itself. With ``nesterov``, w <- w - lr · (g + momentum · b) (Sutskever et al.
+    2013, as PyTorch has it). Weight decay adds weight_decay · w to the gradient g, of tensors with
+    two or more dimensions. The learning rate is the engine's.
+    """
+
+    momentum: float = setting(
+        0.9, help="share of the last step that is kept", validator=and_(ge(0), lt(1))
+    )
+    nesterov: bool = setting(False, help="look ahead by the momentum")
+    weight_decay: float = setting(
+        0.0,
+        help="added to the gradient of tensors with two or more dimensions, times the weight",
+        validator=and_(ge(0), lt(math.inf)),
+    )
+
+    def __attrs_post_init__(self) -> None:
+        if self.nesterov and self.momentum == 0:
+            raise BadInput("sgd.nesterov: there is no momentum to look ahead by (momentum is 0)")
+
+    def build(
+        self,
+        named_parameters: Iterable[tuple[str, Parameter]],
+        grid_of: Callable[[Parameter], Any],
+    ) -> torch.optim.Optimizer:
+        """Return ``torch.optim.SGD``, in the groups of `decay_groups`; ``grid_of`` is not used."""
+        groups = decay_groups(named_parameters, self.weight_decay, "sgd")
+        return torch.optim.SGD(
+            groups,
+            lr=0.0,
+            momentum=self.momentum,
+            nesterov=self.nesterov,
+            fused=can_fuse(groups),
+        )
