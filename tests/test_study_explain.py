@@ -11,7 +11,7 @@ from altcore.cli import cli
 from altcore.recipe import OPERANDS, Layer
 from altcore.recipes import parse
 from altcore.study.arms import FACTORS, Arm, factorial, frozen_control, layer_groups, merged, select
-from altcore.study.commands import Options, explain
+from altcore.study.commands import Options, explain, optimizer_keys
 from altcore.study.explain import onset
 from altcore.study.runner import Outcome, Runner, gap, tail_length
 
@@ -221,3 +221,14 @@ def test_an_arm_runs_once(start, tmp_path):
     assert runner.done == 1
     assert runner.run(Arm("twin", {}), seed=1) == first
     assert runner.done == 1
+
+
+def test_optimizers_are_compared_with_their_settings(start):
+    """NAME:KEY=VALUE; another optimizer's settings are left out, and typos are found at once."""
+    config = start.config()
+    keys = optimizer_keys("manifold-adamw:mode=update:max_stiffness=10", config)
+    assert keys["optimizer"] == "manifold-adamw"
+    assert keys["settings"]["manifold-adamw"] == {"mode": "update", "max_stiffness": 10}
+    for text, words in (("admaw", "did you mean adamw"), ("adamw:beta1", "is not KEY=VALUE")):
+        with pytest.raises(BadInput, match=words):
+            optimizer_keys(text, config)

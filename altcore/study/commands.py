@@ -12,9 +12,9 @@ from attrs import field, frozen
 
 from altcore.api import layers_of, tied_layers
 from altcore.blocks import BlockFormat
-from altcore.config import TrainConfig, defaults
+from altcore.config import TrainConfig, defaults, load_yaml
 from altcore.errors import BadInput
-from altcore.registry import entries, get_format
+from altcore.registry import entries, find, get_format
 from altcore.study import report
 from altcore.study.arms import factorial
 from altcore.study.compare import Comparison, Contender
@@ -105,15 +105,7 @@ def compare(
         for recipe in recipes
         for optimizer in optimizers
     ]
-    names = {e.name for e in entries() if e.kind == "optimizer"}
-    others = {n: v for n, v in config.settings.items() if n not in names}
-    keys = {
-        o: {
-            "optimizer": o,
-            "settings": others | {n: v for n, v in config.settings.items() if n == o},
-        }
-        for o in optimizers
-    }
+    keys = {o: optimizer_keys(o, config) for o in optimizers}
     name = options.name or "compare-" + "-".join(formats).lower()
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = Runner(options.folder / name, config, options.tell)
@@ -125,6 +117,26 @@ def compare(
     whole = {"about": about, **found}
     write(runner.folder, "compare", whole, report.comparison(about, found))
     return whole, runner.folder
+
+
+def optimizer_keys(text: str, config: TrainConfig) -> dict[str, Any]:
+    """Return the keys that choose an optimizer, given as ``NAME`` or ``NAME:KEY=VALUE:...``.
+
+    Settings of other optimizers are left out: they would not be active.
+    """
+    name, *settings = text.split(":")
+    names = {e.name for e in entries() if e.kind == "optimizer"}
+    own = dict(config.settings.get(name, {}))
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals or not key:
+            raise BadInput(f"--optimizers {text}: {setting!r} is not KEY=VALUE")
+        own[key] = load_yaml(value, f"--optimizers {text}")
+    others = {n: v for n, v in config.settings.items() if n not in names}
+    made = {"optimizer": name, "settings": {**others, **({name: own} if own else {})}}
+    config.evolve(**made)  # a wrong name or setting is found before anything runs
+    find(name, ("optimizer",))
+    return made
 
 
 def watching(config: TrainConfig) -> dict[str, Any]:
