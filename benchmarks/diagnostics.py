@@ -76,6 +76,8 @@ def measure(given: argparse.Namespace) -> dict[str, list[float]]:
     contenders = {NONE: [], **alone, ALL: names}
     with tempfile.TemporaryDirectory() as folder:
         engines = {who: make_engine(folder, own, given) for who, own in contenders.items()}
+        for engine in engines.values():
+            engine.dispatch.call("run_start", run=engine.run)
         times: dict[str, list[float]] = {who: [] for who in contenders}
         warm_up, end = INTERVAL - 4, INTERVAL * (1 + given.intervals)
         order = list(contenders)
@@ -93,14 +95,23 @@ def measure(given: argparse.Namespace) -> dict[str, list[float]]:
     return times
 
 
+def by_medians(taken: list[float]) -> float:
+    """The mean step of an interval, if every step were the median of its kind."""
+    due = taken[INTERVAL - 1 :: INTERVAL]
+    others = [t for i, t in enumerate(taken, 1) if i % INTERVAL]
+    return (statistics.median(due) + (INTERVAL - 1) * statistics.median(others)) / INTERVAL
+
+
 def rows(times: dict[str, list[float]]) -> list[tuple[str, ...]]:
     """One line a contender: its mean step, over that without, and what a due step costs."""
-    base = statistics.fmean(times[NONE])
+    base, median = statistics.fmean(times[NONE]), by_medians(times[NONE])
     made = []
     for who, taken in times.items():
         ratio = statistics.fmean(taken) / base
         due = statistics.fmean(taken[INTERVAL - 1 :: INTERVAL]) / base
-        cells = (f"{statistics.fmean(taken) * 1e3:.1f}", f"{ratio:.3f}", f"{due:.2f}")
+        steady = by_medians(taken) / median
+        cells = (f"{statistics.fmean(taken) * 1e3:.1f}", f"{ratio:.3f}", f"{steady:.3f}")
+        cells = (*cells, f"{due:.2f}")
         claim = verdict(ratio, TARGET if who == ALL else None, at_most=True)
         made.append((who, *cells, *claim))
     return made
@@ -116,7 +127,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.quick:
         given.intervals = 1
-    head = ("", "ms", "times", "a due step", "target", "")
+    head = ("", "ms", "times", "by medians", "a due step", "target", "")
     size = "tiny" if given.quick else "small"
     title = f"A step of gpt {size} in {given.format} ({given.recipe}), a measurement in {INTERVAL}"
     notes = [f"Ratios of means; a due step is one that {INTERVAL} divides."]

@@ -102,6 +102,22 @@ def test_same_bits_as_torch(element, rule):
 
 @available
 @pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("element", ["E4M3", "E5M2", "E2M1", "INT8", "FP16"])
+def test_same_bits_of_ordinary_numbers(element, rule):
+    """Where nothing is extreme, so that everything is measured in one pass."""
+    x = torch.randn(9, 2048, generator=torch.Generator().manual_seed(3))
+    x[2, 40:90] = 0
+    x[3, ::5] = -0.0
+    x[4] *= 1e-3
+    x[:, ::100] *= 1e-7
+    for dtype, block, axis in itertools.product(
+        (torch.float32, torch.bfloat16), (16, 32, 64), (0, 1)
+    ):
+        assert_alike(x.to(dtype), block_format(element, rule, block), axis=axis)
+
+
+@available
+@pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("block", [1, 3, 16, 32, 100, 2000])
 def test_same_bits_for_every_size_of_block(block, rule):
     """Blocks in rows, across rows and square; longer than what the kernels hold at a time, too."""

@@ -11,7 +11,16 @@ import torch
 from format_checks import PATHS, assert_same, edges, path, random_floats
 
 from altcore.formats import float_format, table_format
-from altcore.numerics import amax, build, fake_round, native, round_to_grid, scale_of
+from altcore.numerics import (
+    amax,
+    build,
+    fake_round,
+    native,
+    native_formats,
+    round_scaled,
+    round_to_grid,
+    scale_of,
+)
 from altcore.reference import ROUNDINGS
 
 FORMATS = [
@@ -94,6 +103,73 @@ def test_same_bits_for_extreme_scales():
 
 
 @available
+def test_rounded_once_to_bfloat16():
+    """Under scales that bring products next to a tie between two bfloat16s, and onto one."""
+    x = torch.arange(-480, 481).bfloat16()
+    for m, n, way in itertools.product((1, 8, 9, 11, 13, 15), (128, 131, 200, 255), (-1, 0, 1)):
+        s = torch.tensor((n + 0.5) / 128 / m)
+        s = s if not way else torch.nextafter(s, s * (1 + way))
+        for fmt in (E4M3, FORMATS[1], FORMATS[11], NF):
+            found = []
+            for wanted in PATHS:
+                counts = torch.zeros(4, dtype=torch.int64)
+                with path(wanted):
+                    found.append(fake_round(x, fmt, s=s, r=None).float())
+                    found.append(fake_round(x, fmt, s=s, r=None, counts=counts).float())
+            for other in found[1:]:
+                assert_same(other, found[0])
+
+
+@available
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_scaled_at_once(fmt):
+    """Finding the scale and rounding in one call: as in three, by torch operations."""
+    base = random_floats(700, seed=3)
+    base = torch.cat([base[torch.isfinite(base) & (base.abs() < 1e20)], torch.zeros(3)])
+    for dtype, rounding, by_power, counted in itertools.product(
+        (torch.float32, torch.bfloat16), ROUNDINGS, (False, True), (False, True)
+    ):
+        x = base.to(dtype)
+        for overflow, fake in itertools.product(rules_of(fmt), (False, True)):
+            kinds = {"rounding": rounding, "overflow": overflow, "key": 7, "fake": fake}
+            found = []
+            for way in PATHS:
+                more = {}
+                if counted:
+                    more["counts"] = torch.zeros(4, dtype=torch.int64)
+                    more["errors"] = torch.zeros(2, dtype=torch.float64)
+                with path(way):
+                    made = round_scaled(x, fmt, power_of_two=by_power, margin=0.7, **kinds, **more)
+                found.append((made, list(more.values())))
+            for one, other in zip(found[0][0], found[1][0], strict=True):
+                assert one.dtype == other.dtype
+                assert_same(one.float(), other.float())
+            if counted:
+                assert found[0][1][0].tolist() == found[1][1][0].tolist()
+                torch.testing.assert_close(found[0][1][1], found[1][1][1], rtol=1e-6, atol=0)
+
+
+@available
+@pytest.mark.parametrize("by_power", [False, True])
+def test_scales_made_at_once(by_power):
+    """Of every size of largest magnitude: zeros, subnormals, huge ones, and what is not finite."""
+    sizes = (0, 1e-45, 1e-42, 1e-38, 2.0**-126, 0.3, 7, 448, 449, 3e38, float("inf"), float("nan"))
+    for size, margin, meets, fmt in itertools.product(
+        sizes, (1.0, 1e-7, 1.3, 1e30), (None, 1.0, 1e-40, 3.3e38), (E4M3, NF)
+    ):
+        x = torch.tensor([[0.0, -size, size / 3], [0.1 * size, 0, 0]])
+        for other in (x, x.bfloat16(), x.T, x[:, :0]):
+            kinds = {"power_of_two": by_power, "margin": margin, "meets": meets, "fake": True}
+            found = []
+            for way in PATHS:
+                with path(way):
+                    found.append(round_scaled(other, fmt, **kinds))
+            for one, two in zip(*found, strict=True):
+                assert one.shape == two.shape
+                assert_same(one.float(), two.float())
+
+
+@available
 @pytest.mark.parametrize("fmt", [E4M3, NF], ids=str)
 def test_threads_do_not_matter(fmt):
     """Results and counts are those of one thread, for tensors that end inside a block too."""
@@ -105,13 +181,15 @@ def test_threads_do_not_matter(fmt):
             torch.set_num_threads(threads)
             counts = torch.zeros(4, dtype=torch.int64)
             q = round_to_grid(x, fmt, rounding="stochastic", key=2, counts=counts)
-            results.append((q, counts.tolist(), amax(x)))
+            scaled = torch.stack(round_scaled(x, fmt, fake=True)[1:])
+            results.append((q, counts.tolist(), amax(x), scaled))
     finally:
         torch.set_num_threads(before)
-    for q, counts, largest in results[1:]:
+    for q, counts, largest, scaled in results[1:]:
         assert_same(q, results[0][0])
         assert counts == results[0][1]
         assert largest == results[0][2]
+        assert_same(scaled, results[0][3])
 
 
 @available
@@ -124,17 +202,18 @@ def test_kernels_are_used(monkeypatch):
         altcore_amax = real.altcore_amax
 
         @staticmethod
-        def altcore_round(job):
+        def altcore_round(job, call):
             calls.append(job)
-            return real.altcore_round(job)
+            return real.altcore_round(job, call)
 
     monkeypatch.setattr(native, "library", lambda: Spy)
     x = torch.randn(10)
     round_to_grid(x, E4M3)
     fake_round(x.bfloat16(), E4M3, r=None, s=None)
-    round_to_grid(torch.nn.Parameter(x), E4M3)
+    round_scaled(torch.nn.Parameter(x), E4M3, fake=False)
     assert len(calls) == 3
     round_to_grid(x.double(), E4M3)
+    round_scaled(x, E4M3, overflow="raise", fake=True)
     torch.func.vmap(lambda row: round_to_grid(row, E4M3))(torch.randn(2, 3))
     monkeypatch.setenv("ALTCORE_KERNELS", "off")
     round_to_grid(x, E4M3)
@@ -178,7 +257,8 @@ def test_compiled_by_torch(fmt):
 
 @available
 def test_both_sides_agree_on_the_struct():
-    assert build.library().altcore_job_size() == ctypes.sizeof(native.Job)
+    assert build.library().altcore_job_size() == ctypes.sizeof(native_formats.Job)
+    assert native_formats.CALL.size == native_formats.Job.few.offset
 
 
 @available
@@ -200,7 +280,7 @@ def test_compilers_without_threads_or_cpu_flags(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "_NATIVE", ("-march=no-such-cpu", ""))
     runtime = tmp_path / "libgomp-none.so"
     made = build._compile(build._compiler(), runtime, tmp_path)
-    assert build._load(made).altcore_job_size() == ctypes.sizeof(native.Job)
+    assert build._load(made).altcore_job_size() == ctypes.sizeof(native_formats.Job)
 
 
 def test_without_a_compiler(tmp_path):

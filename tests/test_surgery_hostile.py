@@ -375,3 +375,35 @@ def test_a_format_that_the_recipe_has_no_place_for():
     """It would be recorded as the run's, and used nowhere."""
     with pytest.raises(BadInput, match="format E5M2: only a recipe that says FORMAT takes one"):
         quantize_model(embedder(), {"weight": "E4M3"}, format="E5M2")
+
+
+@pytest.mark.parametrize("layer", [nn.Linear(8, 8), nn.Conv1d(4, 4, 3, padding=1)])
+def test_what_follows_may_work_in_place(layer):
+    """``ReLU(inplace=True)`` behind a quantized layer, as ResNets have it."""
+    model = nn.Sequential(layer, nn.ReLU(inplace=True))
+    twin = nn.Sequential(copy.deepcopy(layer), nn.ReLU())
+    found = []
+    for each in (model, twin):
+        torch.manual_seed(0)
+        x = torch.randn(2, 4, 8, requires_grad=True)
+        with quantize_model(each, {"weight": "E4M3", "activation": "E4M3", "gradient": "E5M2"}):
+            each(x).square().sum().backward()
+        found.append((x.grad, each[0].weight.grad))
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_off_is_off_for_weight_gradients():
+    """Within ``off()`` a gradient comes out as the plain model's."""
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 8)), torch.randn(4, 8)
+    model(x).square().sum().backward()
+    plain = model[0].weight.grad.clone()
+    with quantize_model(model, {"weight_gradient": "E2M1"}) as q:
+        model.zero_grad()
+        with q.off():
+            model(x).square().sum().backward()
+        assert torch.equal(model[0].weight.grad, plain)
+        model.zero_grad()
+        model(x).square().sum().backward()
+        assert not torch.equal(model[0].weight.grad, plain)

@@ -9,7 +9,7 @@ layers above build on. They know nothing of autograd.
 from altcore.numerics.grids import COUNTS, fake_round, round_to_grid
 from altcore.numerics.plan import compute_dtype
 from altcore.numerics.positions import grid_error, position, stiffness
-from altcore.numerics.scaling import amax, quantile, root_mean_square, scale_of
+from altcore.numerics.scaling import amax, quantile, root_mean_square, round_scaled, scale_of
 
 __all__ = [
     "COUNTS",
@@ -20,6 +20,7 @@ __all__ = [
     "position",
     "quantile",
     "root_mean_square",
+    "round_scaled",
     "round_to_grid",
     "scale_of",
     "stiffness",

@@ -17,12 +17,14 @@ import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
 SOURCE = Path(__file__).with_name("kernels.c")
-_INCLUDED = ("rounding.h", "tables.h", "blocks.h")
+_INCLUDED = ("rounding.h", "tables.h", "adding.h", "blocks.h", "tiles.h")
 SWITCH = "ALTCORE_KERNELS"  # "off" forces the torch path
 _FLAGS = (
     *("-O3", "-std=c11", "-fPIC", "-fopenmp-simd"),
@@ -32,9 +34,16 @@ _NATIVE = ("-march=native", "-mcpu=native", "")  # what a compiler calls this ma
 _TIMEOUT = 120  # seconds
 
 
+# What os.environ wraps, where Python has it: asking os.environ itself for a name that is not
+# there takes a tenth of the time of rounding a small tensor.
+_ENVIRONMENT: Mapping[Any, Any] = getattr(os.environ, "_data", os.environ)
+_NAME: Any = getattr(os.environ, "encodekey", str)(SWITCH)
+
+
 def switched_on() -> bool:
     """Whether the environment allows the compiled kernels."""
-    return os.environ.get(SWITCH, "").lower() not in ("off", "0")
+    value = _ENVIRONMENT.get(_NAME)
+    return value is None or os.fsdecode(value).lower() not in ("off", "0")
 
 
 @functools.cache
@@ -54,15 +63,16 @@ def library() -> ctypes.CDLL | None:
 
 def _load(path: Path) -> ctypes.CDLL:
     handle = ctypes.CDLL(str(path))
-    handle.altcore_round.argtypes = [ctypes.c_void_p]
+    handle.altcore_round.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
     handle.altcore_round.restype = None
     handle.altcore_amax.argtypes = [
         ctypes.c_void_p,
         ctypes.c_int64,
         ctypes.c_int32,
         ctypes.c_int32,
+        ctypes.c_void_p,
     ]
-    handle.altcore_amax.restype = ctypes.c_float
+    handle.altcore_amax.restype = None
     handle.altcore_round_blocks.argtypes = [ctypes.c_void_p]
     handle.altcore_round_blocks.restype = None
     handle.altcore_block_amax.argtypes = [ctypes.c_void_p]

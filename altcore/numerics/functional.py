@@ -28,8 +28,9 @@ from altcore.numerics.arguments import (
 from altcore.numerics.blocks import fake_blocks, round_blocks
 from altcore.numerics.codes import decode, encode
 from altcore.numerics.grids import check_floating, check_input, fake_round, round_to_grid
+from altcore.numerics.native import plain
 from altcore.numerics.plan import compute_dtype, to_single
-from altcore.numerics.scaling import amax, scale_of
+from altcore.numerics.scaling import amax, round_scaled, scale_of
 
 __all__ = [
     "decode",
@@ -87,7 +88,18 @@ def quantize(
         return found.values, own if found.scale is None else found.scale
     check_input(x, fmt, rounding, overflow, key)
     x = x.detach()
-    s, r = _scales(x, fmt, "tensor" if scaling is None else scaling, axis, block)
+    if scaling in (None, "tensor", "power-of-two"):
+        by_power = scaling == "power-of-two"
+        return round_scaled(
+            x,
+            fmt,
+            power_of_two=by_power,
+            rounding=rounding,
+            overflow=overflow,
+            key=key,
+            fake=False,
+        )[:2]
+    s, r = _scales(x, fmt, scaling, axis, block)
     return round_to_grid(x, fmt, rounding=rounding, overflow=overflow, r=r, key=key), s
 
 
@@ -129,16 +141,22 @@ def fake_quantize(
         if gradient != "straight-through":
             raise BadInput(f"format {fmt.name}: the gradient of block formats is straight-through")
         _check_blocks(x, fmt, axis, overflow)
+        if not _is_differentiated(x):
+            return fake_blocks(x, fmt, axis=axis, rounding=rounding, key=key)
         return _through_blocks(x, fmt, axis, rounding, key)
     check_input(x, fmt, rounding, overflow, key)
     by_amax = isinstance(scale, str)
     if isinstance(scale, str):
         if scale != "amax":
             raise BadInput(f"unknown scale {scale!r}: a number, a tensor or 'amax' is needed")
-        s, r = scale_of(amax(x), fmt)
-        pair: tuple[Tensor | None, Tensor | None] = (s, r)
+        if not _is_differentiated(x):
+            return round_scaled(x, fmt, rounding=rounding, overflow=overflow, key=key, fake=True)[0]
+        pair: tuple[Tensor | None, Tensor | None] = scale_of(amax(x), fmt)
     else:
         pair = scale_pair(scale, x, fmt)
+    if not _is_differentiated(x):
+        s, r = pair
+        return fake_round(x, fmt, r=r, s=s, rounding=rounding, overflow=overflow, key=key)
     ends = _ends(x, fmt, by_amax) if gradient == "clipped" else None
     return _through_grid(x, fmt, pair, rounding, overflow, key, ends)
 
@@ -199,13 +217,17 @@ def grid_error(x: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> Tensor:
     return positions.grid_error(x, fmt, r, s)
 
 
+def _is_differentiated(x: Tensor) -> bool:
+    """Whether autograd may ask how the result depends on ``x``."""
+    forward = torch.autograd.forward_ad._current_level >= 0
+    return not plain(x) or forward or (x.requires_grad and torch.is_grad_enabled())
+
+
 def _scales(x: Tensor, fmt: Format, scaling: str, axis: int, block: int) -> tuple[Tensor, Any]:
     """The scale ``s`` of each element that ``scaling`` means, and ``r``; None for 1."""
     check_choice("scaling", scaling, SCALINGS)
     if scaling == "none":
         return torch.ones((), dtype=compute_dtype(x.dtype, fmt), device=x.device), None
-    if scaling not in ("channel", "block"):
-        return scale_of(amax(x), fmt, power_of_two=scaling == "power-of-two")
     check_axis(x, axis)
     if scaling == "channel":
         return scale_of(amax(x, axis), fmt)

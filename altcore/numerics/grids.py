@@ -59,12 +59,17 @@ def round_to_grid(
     Raises `BadInput` for an ``x`` that is not floating-point, unknown rules, rules the format
     has no code for, and any overflow under ``overflow="raise"`` (which reads from the device).
     """
-    check_input(x, fmt, rounding, overflow, key)
-    x = x.detach()
-    wide = x.float() if x.dtype == torch.float16 else x  # the same numbers, and kernels for them
-    q = round_native(wide, fmt, rounding, overflow, r, None, counts, errors, key, out, fake=False)
+    # What the kernels take needs no other check.
+    q = round_native(x, fmt, rounding, overflow, r, None, counts, errors, key, out, fake=False)
     if q is not None:
         return q
+    check_input(x, fmt, rounding, overflow, key)
+    x = x.detach()
+    if x.dtype == torch.float16:  # float32 has the same numbers, and kernels for them
+        x = x.float()
+        q = round_native(x, fmt, rounding, overflow, r, None, counts, errors, key, out, fake=False)
+        if q is not None:
+            return q
     q = round_by_torch(x, fmt, rounding, overflow, r, counts, errors, key)
     return q if out is None else out.copy_(q)
 
@@ -87,8 +92,6 @@ def fake_round(
     ``s``: like ``r``, its counterpart from `scale_of`. The other arguments, and the errors, are
     those of `round_to_grid`. Returns a tensor like ``x``.
     """
-    check_input(x, fmt, rounding, overflow, key)
-    x = x.detach()
     result = round_native(x, fmt, rounding, overflow, r, s, counts, errors, key, out, fake=True)
     if result is not None:
         return result

@@ -7,92 +7,78 @@
 #include <omp.h>
 #endif
 
+#include <stddef.h>
+
 #include "rounding.h"
 #include "tables.h"
+#include "adding.h"
 #include "blocks.h"
+#include "tiles.h"
 
 #ifdef _OPENMP
 #define PARALLEL _Pragma("omp parallel num_threads(threads) if (threads > 1)")
-#define CRITICAL _Pragma("omp critical(altcore_totals)")
 #else
 #define PARALLEL
-#define CRITICAL
 #define omp_get_thread_num() 0
 #define omp_get_num_threads() 1
 #endif
 
-static void round_block(const struct job *j, int64_t start, int n, struct totals *totals) {
-    float wide[BLOCK], grid[BLOCK];
+#define MOST_THREADS 256 /* as in native.py */
+
+/* Elements that share a scale; `x`: widened, unless `usual`. */
+static void round_row(const struct job *j, const float *x, int64_t start, int n, float r, float s,
+                      int usual, struct totals *totals) {
+    float grid[BLOCK];
     const int to_half = j->is_half && j->is_fake, apart = to_half || j->errors;
-    const float_loop loop = j->is_table ? round_table : loop_of(j);
+    float *out = (float *)j->out + start; /* floats, unless to_half */
+    struct part p = {x, out, start, n, r, s, 0, 0};
+    if (usual && j->errors) {
+        measure(j, &p, to_half ? grid : 0, totals);
+    } else {
+        if (apart) p.out = grid, p.s = 1.0f;
+        (j->is_table ? round_table : loop_of(j))(j, &p, totals->counts);
+        p.out = to_half ? 0 : out, p.s = s;
+        if (j->errors) add_errors(j, &p, grid, totals);
+    }
+    if (to_half) write_halves(j, grid, s, (uint16_t *)j->out + start, n);
+}
+
+static void round_block(const struct job *j, int64_t start, int n, struct totals *totals) {
+    float wide[BLOCK];
+    const int usual = !j->is_table && loop_of(j) == adding;
+    const int is_plain_half = usual && j->is_half && !j->counts && !j->errors;
     const float *x = (const float *)j->x + start;
-    if (j->is_half) {
+    if (j->is_half && !is_plain_half) {
         widen((const uint16_t *)j->x + start, wide, n);
         x = wide;
     }
     for (int i = 0, m; i < n; i += m) {
-        const int64_t at = (start + i) / j->row, left = (at + 1) * j->row - (start + i);
+        const int64_t from = start + i, at = from / j->row, left = (at + 1) * j->row - from;
         m = left < n - i ? (int)left : n - i;
-        const float s = j->s ? j->s[at] : 1.0f;
-        float *out = (float *)j->out + start + i; /* floats, unless to_half */
-        struct part p = {x + i, apart ? grid : out, start + i, m, 1.0f, apart ? 1.0f : s, 0, 0};
-        if (j->r) p.r = j->r[at];
-        loop(j, &p, totals->counts);
-        p.out = to_half ? 0 : out, p.s = s;
-        if (j->errors) add_errors(j, &p, grid, totals);
-        if (to_half)
-            narrow(grid, s, (double)j->smallest * s, (uint16_t *)j->out + start + i, m);
-    }
-}
-
-static void add_totals(const struct job *j, const struct totals *totals, int64_t thread) {
-    if (j->counts) {
-        CRITICAL
-        for (int k = 1; k < 4; k++) j->counts[k] += totals->counts[k];
-    }
-    if (j->errors) { /* added up by the caller, in the order of the threads */
-        j->errors[2 * thread] = totals->noise;
-        j->errors[2 * thread + 1] = totals->signal;
-    }
-}
-
-/* Blocks are shared out in one run for each thread; the result does not depend on how many. */
-void altcore_round(const struct job *j) {
-    const int64_t blocks = (j->n + BLOCK - 1) / BLOCK;
-    const int threads = j->threads;
-    (void)threads;
-    PARALLEL {
-        struct totals totals = {{0, 0, 0, 0}, 0.0, 0.0};
-        const int64_t id = omp_get_thread_num(), count_of = omp_get_num_threads();
-        const int64_t last = blocks * (id + 1) / count_of;
-        for (int64_t b = blocks * id / count_of; b < last; b++) {
-            const int64_t start = b * BLOCK, left = j->n - start;
-            round_block(j, start, left < BLOCK ? (int)left : BLOCK, &totals);
+        const float r = j->r ? j->r[at] : 1.0f, s = j->s ? j->s[at] : 1.0f;
+        if (is_plain_half) {
+            const uint16_t *halves = (const uint16_t *)j->x + from;
+            const int how = j->is_fake ? way_to_half(j, s) : TO_FLOAT;
+            if (how == TO_FLOAT)
+                add_halves(j, halves, (float *)j->out + from, m, r, s, how);
+            else if (how >= 0)
+                add_halves(j, halves, (uint16_t *)j->out + from, m, r, s, how);
+            if (how >= 0) continue;
+            widen(halves, wide + i, m);
+            x = wide;
         }
-        add_totals(j, &totals, id);
+        round_row(j, x + i, from, m, r, s, usual, totals);
     }
-    if (j->counts) j->counts[0] += j->n;
 }
 
-/* Tiles likewise. */
-void altcore_round_blocks(const struct block_job *b) {
-    const struct job *j = &b->job;
-    const int64_t tiles = tiles_of(b);
-    const int threads = j->threads;
-    (void)threads;
-    PARALLEL {
-        struct totals totals = {{0, 0, 0, 0}, 0.0, 0.0};
-        const int64_t id = omp_get_thread_num(), count_of = omp_get_num_threads();
-        const int64_t last = tiles * (id + 1) / count_of;
-        for (int64_t t = tiles * id / count_of; t < last; t++) round_tile(b, t, &totals);
-        add_totals(j, &totals, id);
-    }
+/* In the order of the threads: sums of floats depend on it. */
+static void add_totals(const struct job *j, const struct totals *each) {
     if (j->counts) j->counts[0] += j->n;
+    for (int t = 0; t < j->threads; t++) {
+        for (int k = 1; j->counts && k < 4; k++) j->counts[k] += each[t].counts[k];
+        if (j->errors) j->errors[0] += each[t].noise, j->errors[1] += each[t].signal;
+    }
 }
-
-/* So that the loader can check that both sides agree on the struct. */
-int64_t altcore_job_size(void) { return (int64_t)sizeof(struct job); }
-int64_t altcore_block_job_size(void) { return (int64_t)sizeof(struct block_job); }
 
 /* The bits of the largest magnitude: NaN sorts above infinity, and infinity above the rest. */
 static uint32_t largest_in(const void *x, int is_half, int64_t start, int64_t end) {
@@ -115,7 +101,7 @@ static uint32_t largest_in(const void *x, int is_half, int64_t start, int64_t en
     return largest;
 }
 
-float altcore_amax(const void *x, int64_t n, int32_t is_half, int32_t threads) {
+static float amax_of(const void *x, int64_t n, int32_t is_half, int32_t threads) {
     uint32_t largest = 0;
 #ifdef _OPENMP
 #pragma omp parallel num_threads(threads) if (threads > 1) reduction(max : largest)
@@ -126,6 +112,87 @@ float altcore_amax(const void *x, int64_t n, int32_t is_half, int32_t threads) {
     }
     (void)threads;
     return float_of(largest > INFINITE ? NOT_A_NUMBER : largest);
+}
+
+/* The bits of the fraction of a positive number, and its exponent. */
+static int32_t split(float m, uint32_t *fraction) {
+    const int subnormal = bits_of(m) < 0x00800000u;
+    const uint32_t bits = subnormal ? bits_of(m * 0x1p24f) : bits_of(m);
+    *fraction = bits & 0x007fffffu;
+    return (int32_t)(bits >> 23) - (subnormal ? 151 : 127);
+}
+
+/* As scaling.py does: in float64, rounded once more. */
+static void find_scale(const struct job *j) {
+    const double margin = j->margin, top = j->meets;
+    const float m = (float)((double)amax_of(j->x, j->n, j->is_half, j->threads) * margin);
+    float s = 1.0f, r = 1.0f;
+    if (!(m < INFINITY)) {
+        s = r = float_of(NOT_A_NUMBER);
+    } else if (m > 0.0f && j->scaling == BY_POWER) {
+        uint32_t fraction, of_top;
+        const int32_t exponent = split(m, &fraction);
+        int32_t power = exponent - split(j->meets, &of_top);
+        power += fraction > of_top ? 1 : 0;
+        power = power < -126 ? -126 : power > 126 ? 126 : power;
+        s = power_of_two(power), r = power_of_two(-power);
+    } else if (m > 0.0f) {
+        const float finite = float_of(INFINITE - 1);
+        s = (float)(m / top), r = (float)(top / m);
+        s = s < 0x1p-128f ? 0x1p-128f : s > finite ? finite : s;
+        r = r > finite ? finite : r;
+    }
+    *(float *)j->s = s, *(float *)j->r = r;
+}
+
+/* Blocks are shared out in one run for each thread; the result does not depend on how many.
+ * `call`: what native.py packs, of any alignment. */
+void altcore_round(const struct job *prepared, const void *call) {
+    struct job own = *prepared;
+    memcpy(&own, call, offsetof(struct job, few));
+    const struct job *j = &own;
+    const int64_t blocks = (j->n + BLOCK - 1) / BLOCK;
+    const int threads = j->threads;
+    struct totals each[MOST_THREADS];
+    memset(each, 0, (size_t)threads * sizeof *each);
+    if (j->scaling != GIVEN) find_scale(j);
+    if (j->scaling != GIVEN && !j->is_fake) own.s = 0;
+    PARALLEL {
+        struct totals totals = {{0, 0, 0, 0}, 0.0, 0.0};
+        const int64_t id = omp_get_thread_num(), count_of = omp_get_num_threads();
+        const int64_t last = blocks * (id + 1) / count_of;
+        for (int64_t b = blocks * id / count_of; b < last; b++) {
+            const int64_t start = b * BLOCK, left = j->n - start;
+            round_block(j, start, left < BLOCK ? (int)left : BLOCK, &totals);
+        }
+        each[id] = totals;
+    }
+    add_totals(j, each);
+}
+
+/* Tiles likewise. */
+void altcore_round_blocks(const struct block_job *b) {
+    const struct job *j = &b->job;
+    const int64_t tiles = tiles_of(b);
+    const int threads = j->threads, how = way_of(b);
+    struct totals each[MOST_THREADS];
+    memset(each, 0, (size_t)threads * sizeof *each);
+    PARALLEL {
+        struct totals totals = {{0, 0, 0, 0}, 0.0, 0.0};
+        const int64_t id = omp_get_thread_num(), count_of = omp_get_num_threads();
+        const int64_t last = tiles * (id + 1) / count_of;
+        for (int64_t t = tiles * id / count_of; t < last; t++) round_tile(b, t, how, &totals);
+        each[id] = totals;
+    }
+    add_totals(j, each);
+}
+
+/* So that the loader can check that both sides agree on the struct. */
+int64_t altcore_job_size(void) { return (int64_t)sizeof(struct job); }
+int64_t altcore_block_job_size(void) { return (int64_t)sizeof(struct block_job); }
+
+void altcore_amax(const void *x, int64_t n, int32_t is_half, int32_t threads, float *most) {
+    *most = amax_of(x, n, is_half, threads);
 }
 
 /* Of all blocks, which are kept for altcore_round_blocks. */

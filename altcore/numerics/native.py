@@ -1,6 +1,7 @@
 """Handing CPU tensors to the compiled kernels: `kernels.c` by way of ctypes.
 
-What concerns blocks is in `altcore.numerics.native_blocks`.
+What concerns blocks is in `altcore.numerics.native_blocks`, what a format's rules come to in
+`altcore.numerics.native_formats`.
 
 Every function returns None where the kernels do not apply, and the caller goes on with torch
 operations, which give the same bits.
@@ -9,87 +10,27 @@ operations, which give the same bits.
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
-import struct
 
 import torch
-from attrs import frozen
 from torch import Tensor
 from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
-from altcore.formats import FloatFormat, Format
+from altcore.formats import Format
 from altcore.numerics.build import library, switched_on
 from altcore.numerics.hashing import mixed_key
-from altcore.numerics.plan import (
-    TablePlan,
-    float_plan,
-    is_wide,
-    table_plan,
-    thresholds,
-)
-from altcore.reference import ROUNDINGS
+from altcore.numerics.native_formats import CALL, Prepared, prepare
+from altcore.numerics.plan import check_rules, is_wide, to_single
 
 _ALONE = 32768  # elements that one thread rounds before a second is worth waking
-_MOST_BUCKETS = 1 << 17  # for each sign; 16 bytes each
-_FEW = 16  # thresholds that a small table may have; FEW of rounding.h
-_NEVER = 0x7FFFFFFF  # a threshold above every magnitude's bits
+_MOST_THREADS = 256  # MOST_THREADS of kernels.c
+_MOST_KEPT = 256  # formats found by identity
 
 
-class Job(ctypes.Structure):
-    """``struct job`` of rounding.h, field by field."""
-
-    _fields_ = (
-        ("x", ctypes.c_void_p),
-        ("out", ctypes.c_void_p),
-        ("n", ctypes.c_int64),
-        ("r", ctypes.c_void_p),
-        ("s", ctypes.c_void_p),
-        ("row", ctypes.c_int64),
-        ("counts", ctypes.c_void_p),
-        ("errors", ctypes.c_void_p),
-        ("key", ctypes.c_uint64),
-        ("few", ctypes.c_void_p),
-        ("entries", ctypes.c_void_p),
-        ("thresholds", ctypes.c_void_p),
-        ("payloads", ctypes.c_void_p),
-        ("ends", ctypes.c_void_p),
-        ("threshold_count", ctypes.c_int64),
-        ("buckets", ctypes.c_int64),
-        ("bucket_low", ctypes.c_uint32),
-        ("bucket_high", ctypes.c_uint32),
-        ("bucket_shift", ctypes.c_uint32),
-        ("centre", ctypes.c_uint32),
-        ("mirrored", ctypes.c_uint32),
-        ("bottom", ctypes.c_float),
-        ("top", ctypes.c_float),
-        ("min_normal", ctypes.c_uint32),
-        ("cut", ctypes.c_uint32),
-        ("flip", ctypes.c_uint32),
-        ("to_magic", ctypes.c_uint32),
-        ("gapped", ctypes.c_uint32),
-        ("magic", ctypes.c_float),
-        ("max", ctypes.c_float),
-        ("unit", ctypes.c_float),
-        ("smallest", ctypes.c_float),
-        ("lowest", ctypes.c_float),
-        ("highest", ctypes.c_float),
-        ("over_bits", ctypes.c_uint32),
-        ("rounding", ctypes.c_int32),
-        ("is_table", ctypes.c_int32),
-        ("is_half", ctypes.c_int32),
-        ("is_fake", ctypes.c_int32),
-        ("saturates", ctypes.c_int32),
-        ("threads", ctypes.c_int32),
-    )
-
-
-@frozen
-class Prepared:
-    """A job without its tensors, and what it points to, kept alive."""
-
-    job: Job
-    buffers: tuple[Tensor, ...]
+# By identity, and the format with it, so that it stays the one of this identity: hashing a format
+# would take a tenth of the time of rounding a small tensor.
+_BY_IDENTITY: dict[tuple[int, str, str], tuple[Format, Prepared | None]] = {}
+_NUMBER = torch.zeros((), dtype=torch.float32, device="cpu")  # new ones are made like it
 
 
 def round_native(
@@ -111,50 +52,123 @@ def round_native(
     ``fake``: multiply by ``s`` and round to ``x``'s dtype; otherwise the grid values in float32.
     """
     handle = handle_for(x)
-    if handle is None or is_wide(fmt) or overflow == "raise":
+    prepared = None if handle is None else _prepared(fmt, rounding, overflow)
+    if handle is None or prepared is None or (prepared.draws and key is None):
         return None
     row = _row_of(x, r, s)
-    if row == 0 or (counts is not None and not fits(counts, x.device, torch.int64)):
+    if row == 0 or not can_add(counts, errors):
         return None
-    prepared = prepare(fmt, rounding, overflow)
-    if prepared is None:
-        return None
-    x = x.contiguous()
-    dtype = x.dtype if fake else torch.float32
-    if out is None or out.shape != x.shape or not fits(out, x.device, dtype):
-        result = torch.empty(x.shape, dtype=dtype)
+    if not x.is_contiguous():
+        x = x.detach().contiguous()
+    if out is None or out.shape != x.shape or not fits(out, torch.float32 if not fake else x.dtype):
+        result = like(x, fake)
     else:
         result = torch.empty_like(out) if _shares_memory(out, x) else out
-    job = Job.from_buffer_copy(prepared.job)
-    shares = fill(job, x, result, counts, errors, key, fake=fake)
-    job.row = row
-    job.r = None if r is None else r.data_ptr()
-    job.s = None if s is None else s.data_ptr()
-    handle.altcore_round(ctypes.byref(job))
-    if errors is not None:
-        errors += shares.sum(0)
+    mixed = mixed_key(key) if prepared.draws and key is not None else 0
+    call = call_of(x, result, counts, errors, mixed, r, s, row, fake=fake)
+    handle.altcore_round(prepared.address, call)
     return result if out is None or result is out else out.copy_(result)
 
 
-def fill(
-    job: Job,
+def round_scaled_native(
+    x: Tensor,
+    fmt: Format,
+    rounding: str,
+    overflow: str,
+    counts: Tensor | None,
+    errors: Tensor | None,
+    key: int | Tensor | None,
+    scaling: tuple[bool, float, float | None],
+    *,
+    fake: bool,
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Round as `round_native` does, by the scale of the tensor's own largest magnitude.
+
+    ``scaling``: the ``power_of_two``, ``margin`` and ``meets`` of `altcore.numerics.scale_of`.
+    Returns the result and both scales; None where the kernels do not apply.
+    """
+    handle = handle_for(x)
+    prepared = None if handle is None else _prepared(fmt, rounding, overflow)
+    if handle is None or prepared is None or (prepared.draws and key is None):
+        return None
+    by_power, margin, meets = scaling
+    if not (0 < margin < math.inf and can_add(counts, errors)):
+        return None
+    if not x.is_contiguous():
+        x = x.detach().contiguous()
+    result, s, r = like(x, fake), torch.empty_like(_NUMBER), torch.empty_like(_NUMBER)
+    mixed = mixed_key(key) if prepared.draws and key is not None else 0
+    call = call_of(
+        x,
+        result,
+        counts,
+        errors,
+        mixed,
+        r,
+        s,
+        x.numel() or 1,
+        fake=fake,
+        scaling=2 if by_power else 1,
+        margin=margin if margin == 1.0 else to_single(margin),
+        meets=prepared.largest if meets is None else to_single(meets),
+    )
+    handle.altcore_round(prepared.address, call)
+    return result, s, r
+
+
+def call_of(
     x: Tensor,
     result: Tensor,
     counts: Tensor | None,
     errors: Tensor | None,
-    key: int | Tensor | None,
+    mixed: int,
+    r: Tensor | None = None,
+    s: Tensor | None = None,
+    row: int = 1,
     *,
     fake: bool,
-) -> Tensor:
-    """Fill in a job's tensors; returns the memory of each thread's share of the errors."""
-    job.x, job.out, job.n = x.data_ptr(), result.data_ptr(), x.numel()
-    job.counts = None if counts is None else counts.data_ptr()
-    job.key = mixed_key(key) if key is not None else 0
-    job.is_half, job.is_fake = x.dtype == torch.bfloat16, fake
-    job.threads = torch.get_num_threads() if x.numel() > _ALONE else 1
-    shares = torch.zeros(0 if errors is None else job.threads, 2, dtype=torch.float64)
-    job.errors = None if errors is None else shares.data_ptr()
-    return shares
+    scaling: int = 0,
+    margin: float = 1.0,
+    meets: float = 1.0,
+) -> bytes:
+    """What the kernels have to know of one call, as `CALL` lays it out."""
+    count = x.numel()
+    return CALL.pack(
+        x.data_ptr(),
+        result.data_ptr(),
+        count,
+        0 if r is None else r.data_ptr(),
+        0 if s is None else s.data_ptr(),
+        row,
+        0 if counts is None else counts.data_ptr(),
+        0 if errors is None else errors.data_ptr(),
+        mixed,
+        x.dtype is torch.bfloat16,
+        fake,
+        threads_for(count),
+        scaling,
+        margin,
+        meets,
+    )
+
+
+def threads_for(count: int) -> int:
+    """How many threads so many elements are worth."""
+    return min(torch.get_num_threads(), _MOST_THREADS) if count > _ALONE else 1
+
+
+def like(x: Tensor, fake: bool) -> Tensor:
+    """Memory for the result: of ``x``'s dtype, or for grid values."""
+    if fake or x.dtype is torch.float32:
+        return torch.empty_like(x)
+    return torch.empty_like(x, dtype=torch.float32)
+
+
+def number(value: float) -> Tensor:
+    """A 0-dim float32 tensor on the CPU, in half the time that `torch.tensor` takes."""
+    result = torch.empty_like(_NUMBER)
+    ctypes.c_float.from_address(result.data_ptr()).value = value
+    return result
 
 
 def amax_native(x: Tensor) -> Tensor | None:
@@ -163,11 +177,12 @@ def amax_native(x: Tensor) -> Tensor | None:
     if handle is None:
         return None
     if not x.is_contiguous():
+        x = x.detach()
         x = x.mT if x.ndim >= 2 and x.mT.is_contiguous() else x.contiguous()
-    threads = torch.get_num_threads() if x.numel() > _ALONE else 1
-    half = x.dtype == torch.bfloat16
-    largest = handle.altcore_amax(x.data_ptr(), x.numel(), half, threads)
-    return torch.tensor(largest, dtype=torch.float32)
+    count, result = x.numel(), torch.empty_like(_NUMBER)
+    half = x.dtype is torch.bfloat16
+    handle.altcore_amax(x.data_ptr(), count, half, threads_for(count), result.data_ptr())
+    return result
 
 
 def plain(x: Tensor) -> bool:
@@ -175,19 +190,26 @@ def plain(x: Tensor) -> bool:
     if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
         return False
     traced = torch._C._functorch.is_functorch_wrapped_tensor(x) or is_in_torch_dispatch_mode()
-    return x.device.type == "cpu" and not traced
+    return x.is_cpu and not traced
 
 
 def handle_for(x: Tensor) -> ctypes.CDLL | None:
     """The library, if it can work on ``x``'s memory."""
-    if x.dtype not in (torch.float32, torch.bfloat16) or not plain(x):
+    if not plain(x) or x.dtype not in (torch.float32, torch.bfloat16):
         return None
     return library() if switched_on() else None
 
 
-def fits(given: Tensor, device: torch.device, dtype: torch.dtype) -> bool:
+def fits(given: Tensor, dtype: torch.dtype) -> bool:
     """Whether the kernels can write to ``given``'s memory, or read it, as one array."""
-    return given.dtype == dtype and given.device == device and given.is_contiguous()
+    return given.dtype is dtype and given.is_cpu and given.is_contiguous()
+
+
+def can_add(counts: Tensor | None, errors: Tensor | None) -> bool:
+    """Whether the kernels can add to these."""
+    return (counts is None or fits(counts, torch.int64)) and (
+        errors is None or fits(errors, torch.float64)
+    )
 
 
 def _shares_memory(a: Tensor, b: Tensor) -> bool:
@@ -200,7 +222,7 @@ def _row_of(x: Tensor, *scales: Tensor | None) -> int:
     for scale in scales:
         if scale is None:
             continue
-        if not fits(scale, x.device, torch.float32) or scale.ndim > max(x.ndim, 1):
+        if not fits(scale, torch.float32) or scale.ndim > max(x.ndim, 1):
             return 0
         if scale.numel() == 1:
             rows.add(max(x.numel(), 1))
@@ -215,141 +237,20 @@ def _row_of(x: Tensor, *scales: Tensor | None) -> int:
     return rows.pop() if len(rows) == 1 else 0 if rows else max(x.numel(), 1)
 
 
-@functools.cache
-def prepare(fmt: Format, rounding: str, overflow: str) -> Prepared | None:
-    """What a job needs to know of its format and rules; None where the kernels cannot do it."""
-    job = Job()
-    job.rounding = ROUNDINGS.index(rounding)
-    job.saturates = overflow == "saturate"
-    given = {"saturate": fmt.max, "inf": math.inf, "nan": math.nan}[overflow]
-    job.over_bits = _bits(given)
-    job.smallest = min(abs(v) for v in fmt.values if v)
-    job.lowest, job.highest = fmt.values[0], fmt.values[-1]
-    if not isinstance(fmt, FloatFormat) or rounding == "log-nearest":
-        return Prepared(job, _fill_table(job, fmt, rounding))
-    plan = float_plan(fmt, torch.float32)
-    if plan.sub_quantum + 23 > 127:
-        return None  # the constant whose addition rounds subnormals would overflow
-    job.min_normal, job.cut, job.flip, job.max = plan.min_normal, plan.cut, plan.flip, plan.max
-    job.to_magic, job.top = plan.to_magic, plan.top
-    job.magic = 2.0 ** (plan.sub_quantum + 23)
-    job.gapped = not fmt.subnormals
-    job.unit = 2.0**plan.sub_quantum
-    return Prepared(job, ())
+def single_max(fmt: Format) -> float | None:
+    """The format's largest value as a float32; None where it computes in float64."""
+    prepared = _prepared(fmt, "nearest-even", "saturate")
+    return None if prepared is None else prepared.largest
 
 
-def _fill_table(job: Job, fmt: Format, rounding: str) -> tuple[Tensor, ...]:
-    """Fill in a table's part of the job; returns the memory it points to."""
-    plan = table_plan(fmt, torch.float32)
-    drawing = rounding == "stochastic"
-    points = plan.starts if drawing else thresholds(fmt, rounding, torch.float32)
-    if drawing:
-        payloads = torch.arange(len(points) + 1, dtype=torch.int32)
-    else:
-        values = (plan.values[0], *plan.values, plan.values[-1])
-        payloads = torch.tensor(values, dtype=torch.float32).view(torch.int32)
-    bounds = torch.tensor(points, dtype=torch.float32)
-    few, entries = _few(bounds, payloads), _bucketed(job, points, payloads)
-    ends = _ends(job, plan) if drawing else torch.zeros(0, dtype=torch.uint8)
-    job.is_table, job.bottom, job.top = True, points[0], points[-1]
-    job.threshold_count = len(points)
-    job.thresholds, job.payloads = bounds.data_ptr(), payloads.data_ptr()
-    job.few = few.data_ptr() if len(few) else None
-    job.entries, job.ends = entries.data_ptr(), ends.data_ptr()
-    return bounds, payloads, few, entries, ends
-
-
-def _ends(job: Job, plan: TablePlan) -> Tensor:
-    """``struct ends`` of each gap, those past the table's ends included."""
-    count, grid = len(plan.values), plan.grid
-
-    def end(index: int) -> tuple[int, int]:
-        """Payload and overflow of a position in the extended grid."""
-        value = plan.values[min(max(index - 1, 0), count - 1)]
-        return _signed_bits(value), int(index in (0, count + 1))
-
-    def pack(inner: int, outer: int, width: float) -> bytes:
-        (near, near_over), (far, far_over) = end(inner), end(outer)
-        return struct.pack("<ddIIII", grid[inner], width, near, far, near_over, far_over)
-
-    packed = [pack(0, 0, math.inf)]
-    job.centre = job.mirrored = _NEVER
-    for i in range(count + 1):
-        low, high = grid[i], grid[i + 1]
-        inner, outer = (i + 1, i) if abs(high) < abs(low) else (i, i + 1)
-        packed.append(pack(inner, outer, high - low))
-        if high == -low:
-            job.centre, job.mirrored = i + 1, count + 3
-    packed.append(pack(count + 1, count + 1, math.inf))
-    if job.centre != _NEVER:
-        i = job.centre - 1
-        packed.append(pack(i + 1, i, grid[i + 1] - grid[i]))
-    return torch.frombuffer(bytearray(b"".join(packed)), dtype=torch.uint8)
-
-
-def _few(bounds: Tensor, payloads: Tensor) -> Tensor:
-    """``struct few``; empty where more thresholds than it holds change the payload."""
-    changes = payloads[:-1] ^ payloads[1:]
-    at = changes.nonzero().flatten()
-    if len(at) > _FEW:
-        return torch.zeros(0, dtype=torch.int32)
-    result = torch.zeros(2 * _FEW + 1, dtype=torch.int32)
-    result[: len(at)] = bounds[at].view(torch.int32)
-    result[_FEW : _FEW + len(at)] = changes[at]
-    result[2 * _FEW] = payloads[0]
-    return result
-
-
-def _bucketed(job: Job, points: tuple[float, ...], payloads: Tensor) -> Tensor:
-    """Buckets of magnitudes that hold at most one threshold each, for either sign.
-
-    A magnitude's bits sort like the magnitude; their top ones, from the lowest threshold on,
-    number the buckets. For negative numbers a number not below a threshold -t is a magnitude
-    not above t. Leaves ``job.buckets`` at 0 where the thresholds lie too close.
-    """
-    positive = [_bits(t) for t in points if t > 0]
-    negative = sorted(_bits(-t) + 1 for t in points if t <= 0)
-    at_zero = len(negative)
-    low, high = min(positive + negative) - 1, max(positive + negative)
-    shift = 23
-    while shift > 0 and not all(_apart(half, low, shift) for half in (positive, negative)):
-        shift -= 1
-    buckets = ((high - low) >> shift) + 1
-    if buckets > _MOST_BUCKETS or not all(_apart(h, low, shift) for h in (positive, negative)):
-        return torch.zeros(0, dtype=torch.int32)
-    starts = low + (torch.arange(buckets, dtype=torch.int64) << shift)
-    rows = []
-    for half, step in ((positive, 1), (negative, -1)):
-        bounds = torch.tensor([*half, _NEVER, _NEVER], dtype=torch.int64)
-        passed = torch.bucketize(starts, bounds[: len(half)])
-        inside = (passed < len(half)) & (bounds[passed] < starts + (1 << shift))
-        threshold = torch.where(inside, bounds[passed], _NEVER)
-        near = at_zero + step * passed
-        far = near + step * inside.to(torch.int64)
-        rows.append(
-            torch.stack(
-                [
-                    threshold.to(torch.int32),
-                    payloads[near],
-                    payloads[near] ^ payloads[far],
-                    payloads[near],
-                ]
-            )
-        )
-    job.bucket_low, job.bucket_high, job.bucket_shift = low, high, shift
-    job.buckets = buckets
-    return torch.cat(rows, dim=1).t().contiguous()
-
-
-def _apart(bounds: list[int], low: int, shift: int) -> bool:
-    numbers = [(b - low) >> shift for b in bounds]
-    return len(set(numbers)) == len(numbers)
-
-
-def _bits(value: float) -> int:
-    """The bits of a float32's magnitude."""
-    return _signed_bits(abs(value))
-
-
-def _signed_bits(value: float) -> int:
-    return int(struct.unpack("<I", struct.pack("<f", value))[0])
+def _prepared(fmt: Format, rounding: str, overflow: str) -> Prepared | None:
+    """`prepare`; None for what is not the kernels' business. `BadInput` for rules unknown."""
+    kept = _BY_IDENTITY.get((id(fmt), rounding, overflow))
+    if kept is None:
+        check_rules(fmt, rounding, overflow)
+        usable = overflow != "raise" and not is_wide(fmt)
+        kept = fmt, prepare(fmt, rounding, overflow) if usable else None
+        if len(_BY_IDENTITY) >= _MOST_KEPT:
+            _BY_IDENTITY.clear()
+        _BY_IDENTITY[id(fmt), rounding, overflow] = kept
+    return kept[1]

@@ -15,10 +15,13 @@ from torch import Tensor
 
 from altcore.blocks import BlockFormat
 from altcore.formats import FloatFormat
-from altcore.numerics.native import Job, Prepared, fill, fits, handle_for, prepare
+from altcore.numerics.hashing import mixed_key
+from altcore.numerics.native import call_of, can_add, handle_for, like, number
+from altcore.numerics.native_formats import Job, Prepared, prepare
 from altcore.numerics.plan import is_wide, to_single
 
 _RULES = ("power", "amax", "two-level")  # as blocks.h numbers them
+_NONE = torch.zeros(0, dtype=torch.float32, device="cpu")
 _MOST = 1 << 32  # elements; an index of more bits changes the random bits' key within a row
 
 
@@ -67,28 +70,30 @@ def round_blocks_native(
     handle = handle_for(x)
     if handle is None or not 0 < x.numel() <= _MOST:
         return None
-    if counts is not None and not fits(counts, x.device, torch.int64):
-        return None
     prepared = _prepare_blocks(fmt, rounding)
-    if prepared is None:
+    if prepared is None or not can_add(counts, errors):
         return None
-    x = x.contiguous()
+    if not x.is_contiguous():
+        x = x.contiguous()
     b = _BlockJob.from_buffer_copy(prepared.job)
     shape = _lay_out(b, x, fmt, axis)
-    values = torch.empty(x.shape, dtype=x.dtype if fake else torch.float32)
-    scales = torch.empty((0,) if fake else (2, *shape), dtype=torch.float32)
+    values = like(x, fake)
+    scales = _NONE
     if not fake:
+        scales = torch.empty((2, *shape), dtype=torch.float32, device="cpu")
         b.scales, b.inverses = scales[0].data_ptr(), scales[1].data_ptr()
-    shares = fill(b.job, x, values, counts, errors, key, fake=fake)
-    scale, most = None, torch.empty(shape if fmt.scale_format else (0,), dtype=torch.int32)
+    mixed = mixed_key(key) if prepared.element.draws and key is not None else 0
+    call = call_of(x, values, counts, errors, mixed, fake=fake)
+    ctypes.memmove(ctypes.byref(b), call, len(call))  # a job begins with these
+    scale = None
     if fmt.scale_format is not None:
+        most = torch.empty(shape, dtype=torch.int32, device="cpu")
         b.most = most.data_ptr()
-        whole = torch.tensor(handle.altcore_block_amax(ctypes.byref(b)), dtype=torch.float32)
-        scale = whole / torch.full_like(whole, fmt.largest)
-        b.whole, b.g = float(whole), float(scale)
+        b.whole = handle.altcore_block_amax(ctypes.byref(b))
+        # In float64, rounded once more: of two float32s that is the same as rounding once.
+        b.g = to_single(b.whole / to_single(fmt.largest))
+        scale = number(b.g)
     handle.altcore_round_blocks(ctypes.byref(b))
-    if errors is not None:
-        errors += shares.sum(0)
     if fake:
         return values, scale, scales, scales
     if b.height == x.shape[axis] and not fmt.is_square:  # the axis of blocks comes last

@@ -2,7 +2,7 @@
  *
  * Bit for bit what altcore/numerics/rounding.py computes (a NaN's payload aside), in loops that
  * the compiler vectorises: what kernels.c and blocks.h apply to a run of elements in one pass
- * over memory. No torch headers, so that it compiles in a second or two.
+ * over memory. No torch headers, so that it compiles in a few seconds.
  *
  * Needs -ffp-contract=off: a fused multiply-add would skip a rounding that is part of the
  * definition.
@@ -36,15 +36,22 @@ struct few { /* a table with so few thresholds that every number meets each of t
     uint32_t change[FEW], first;
 };
 
+enum { GIVEN, BY_AMAX, BY_POWER }; /* where scales come from */
+
 struct job {
+    /* of one call: CALL of native_formats.py */
     const void *x;
     void *out;
     int64_t n;
-    const float *r, *s; /* one number per `row` elements, or NULL for 1 */
+    const float *r, *s; /* one number per `row` elements, or NULL for 1; unless GIVEN, one for
+                         * all, and written to */
     int64_t row;
     int64_t *counts; /* elements, overflow, flushed, nonfinite: added to; or NULL */
-    double *errors;  /* of noise and signal, two numbers for each thread; or NULL */
+    double *errors;  /* noise and signal: likewise */
     uint64_t key;    /* mixed; for stochastic rounding */
+    int32_t is_half, is_fake, threads, scaling;
+    float margin, meets; /* the largest magnitude times `margin` is scaled to `meets` */
+    /* of the format and its rules, from here on */
     /* a table: a few thresholds, or buckets for each sign, or sorted thresholds to search */
     const struct few *few;       /* or NULL */
     const struct entry *entries; /* 2 * buckets */
@@ -64,7 +71,7 @@ struct job {
     float smallest;     /* the smallest magnitude but zero */
     float lowest, highest;
     uint32_t over_bits; /* magnitude given to overflows; tables: only if not saturating */
-    int32_t rounding, is_table, is_half, is_fake, saturates, threads;
+    int32_t rounding, is_table, saturates;
 };
 
 /* A run of elements, handed on by its address: a copy of what was just written would wait for
@@ -77,6 +84,8 @@ struct part {
     float r, s;           /* one for all, */
     const float *rs, *ss; /* or, unless NULL, one for each: out = (rounded(x * rs) * ss) * s */
 };
+
+static const float ones[BLOCK] = {[0 ... BLOCK - 1] = 1.0f};
 
 struct totals {
     int64_t counts[4];
@@ -93,6 +102,10 @@ INLINE float float_of(uint32_t b) {
     float f;
     memcpy(&f, &b, 4);
     return f;
+}
+
+INLINE float power_of_two(int32_t k) { /* -127 to 127 */
+    return float_of(k > -127 ? (uint32_t)(k + 127) << 23 : 0x00400000u);
 }
 
 /* ---------------------------------------------------------------- rounding to a float format

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from altcore.errors import BadInput
 from altcore.formats import Format
-from altcore.numerics.grids import check_floating
-from altcore.numerics.native import amax_native, plain
+from altcore.numerics.grids import check_floating, fake_round, round_to_grid
+from altcore.numerics.native import amax_native, number, plain, round_scaled_native, single_max
 from altcore.numerics.plan import FLOAT32, LAYOUTS, is_wide, to_single
 
 
@@ -22,6 +22,10 @@ def amax(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
     With ``axis``, one or several, the largest along them: they stay, with size 1. NaN and
     infinities propagate; where there is no element it is 0.
     """
+    if axis is None:
+        largest = amax_native(x)
+        if largest is not None:
+            return largest
     check_floating(x)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     x = x.detach()
@@ -29,9 +33,6 @@ def amax(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
         return _amax_along(x, axis).to(dtype)
     if x.numel() == 0:
         return torch.zeros((), dtype=dtype, device=x.device)
-    largest = amax_native(x)
-    if largest is not None:
-        return largest
     low, high = torch.aminmax(x)
     return torch.maximum(-low, high).to(dtype).abs()  # abs: for all zeros, -0 is 0
 
@@ -108,14 +109,21 @@ def scale_of(
     """
     if not 0 < margin < float("inf"):
         raise BadInput(f"a margin is a positive number, not {margin}")
+    if amax.dtype == torch.float32 and amax.ndim == 0 and plain(amax):
+        single = single_max(fmt)
+        if single is not None:
+            return _scale_of_number(
+                float(amax),
+                single if meets is None else to_single(meets),
+                margin if margin == 1.0 else to_single(margin),
+                power_of_two,
+            )
     wide = is_wide(fmt)
     given = amax.dtype if amax.dtype == torch.float64 else torch.float32
     dtype = torch.float64 if wide else given
     layout = LAYOUTS[dtype]
     largest = fmt.max if meets is None else meets
     largest = largest if dtype == torch.float64 else to_single(largest)
-    if dtype == torch.float32 and amax.ndim == 0 and plain(amax):
-        return _scale_of_number(float(amax), largest, to_single(margin), power_of_two)
     m = amax.to(given)
     if margin != 1.0:
         m = m * torch.full_like(m, margin)
@@ -135,6 +143,49 @@ def scale_of(
     s = torch.where(m == 0, one, torch.where(unusable, torch.nan, s))
     r = torch.where(m == 0, one, torch.where(unusable, torch.nan, r))
     return s, r
+
+
+def round_scaled(
+    x: Tensor,
+    fmt: Format,
+    *,
+    power_of_two: bool = False,
+    margin: float = 1.0,
+    meets: float | None = None,
+    rounding: str = "nearest-even",
+    overflow: str = "saturate",
+    counts: Tensor | None = None,
+    errors: Tensor | None = None,
+    key: int | Tensor | None = None,
+    fake: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Round ``x`` by the scale of its own largest magnitude: what three functions do, at once.
+
+    Returns ``(q, s, r)``: the scales that `scale_of` gives for `amax`, and what `round_to_grid`
+    makes of them, or, under ``fake``, `fake_round`. Arguments and errors are theirs.
+    """
+    scaling = power_of_two, margin, meets
+    made = round_scaled_native(x, fmt, rounding, overflow, counts, errors, key, scaling, fake=fake)
+    if made is not None:
+        return made
+    s, r = scale_of(amax(x), fmt, power_of_two=power_of_two, margin=margin, meets=meets)
+    if fake:
+        q = fake_round(
+            x,
+            fmt,
+            r=r,
+            s=s,
+            rounding=rounding,
+            overflow=overflow,
+            counts=counts,
+            errors=errors,
+            key=key,
+        )
+        return q, s, r
+    q = round_to_grid(
+        x, fmt, rounding=rounding, overflow=overflow, r=r, counts=counts, errors=errors, key=key
+    )
+    return q, s, r
 
 
 def _scale_of_number(
@@ -159,7 +210,7 @@ def _scale_of_number(
     else:
         s = min(max(to_single(m / largest), 2.0 ** -(FLOAT32.bias + 1)), FLOAT32.largest)
         r = min(to_single(largest / m), FLOAT32.largest)
-    return torch.tensor(s, dtype=torch.float32), torch.tensor(r, dtype=torch.float32)
+    return number(s), number(r)
 
 
 def _powers(m: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:

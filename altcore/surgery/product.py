@@ -79,7 +79,8 @@ class QuantizedLinear(torch.autograd.Function):
         if bias is not None:
             y.add_(bias)
         out = torch.bfloat16 if casts.compute == "bfloat16" else x.dtype
-        return y.to(out).reshape(*x.shape[:-1], w.shape[0])
+        # No view: what follows may change it in place.
+        return torch.ops.aten._unsafe_view(y.to(out), [*x.shape[:-1], w.shape[0]])
 
     @staticmethod
     @once_differentiable

@@ -7,7 +7,7 @@ State dict keys, parameters and types of the model stay as they are: a quantized
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -238,9 +238,10 @@ class Quantization:
         for name, full, parameter in unique_matrices(self.model):
             quantizer = made.get(f"{name}:weight_gradient/{full}")
             if quantizer is not None and parameter.requires_grad:
-                self._hooks.append(
-                    parameter.register_hook(lambda g, q=quantizer: q.fake(g, training=True))
-                )
+                self._hooks.append(parameter.register_hook(self._gradient_hook(quantizer)))
+
+    def _gradient_hook(self, quantizer: Quantizer) -> Callable[[Tensor], Tensor]:
+        return lambda g: g if self.is_off else quantizer.fake(g, training=True)
 
     def _store_weights(self) -> None:
         before, self.stored = self.stored, {}

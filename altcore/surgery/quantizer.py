@@ -220,13 +220,29 @@ class Quantizer:
                 self.last_scale = made[1]
             return made
         s, r = self.scales(x, training, axes)
-        kinds = {"rounding": cast.rounding, "overflow": cast.overflow}
         if fake:
             q = fake_round(
-                x, cast.element, r=r, s=s, counts=counts, errors=errors, key=key, **kinds
+                x,
+                cast.element,
+                rounding=cast.rounding,
+                overflow=cast.overflow,
+                r=r,
+                s=s,
+                counts=counts,
+                errors=errors,
+                key=key,
             )
-        else:
-            q = round_to_grid(x, cast.element, r=r, counts=counts, errors=errors, key=key, **kinds)
+            return q, s, r
+        q = round_to_grid(
+            x,
+            cast.element,
+            rounding=cast.rounding,
+            overflow=cast.overflow,
+            r=r,
+            counts=counts,
+            errors=errors,
+            key=key,
+        )
         return q, s, r
 
     def key(self, training: bool) -> int | None:

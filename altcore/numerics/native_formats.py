@@ -1,0 +1,234 @@
+"""What the compiled kernels have to know of a format and its rules: `struct job` of `rounding.h`.
+
+Made once for each format; `altcore.numerics.native` adds the tensors of a call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import math
+import struct
+
+import torch
+from attrs import frozen
+from torch import Tensor
+
+from altcore.formats import FloatFormat, Format
+from altcore.numerics.plan import TablePlan, float_plan, table_plan, thresholds, to_single
+from altcore.reference import ROUNDINGS
+
+_MOST_BUCKETS = 1 << 17  # for each sign; 16 bytes each
+_FEW = 16  # thresholds that a small table may have; FEW of rounding.h
+_NEVER = 0x7FFFFFFF  # a threshold above every magnitude's bits
+
+
+class Job(ctypes.Structure):
+    """``struct job`` of rounding.h, field by field."""
+
+    _fields_ = (
+        ("x", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("n", ctypes.c_int64),
+        ("r", ctypes.c_void_p),
+        ("s", ctypes.c_void_p),
+        ("row", ctypes.c_int64),
+        ("counts", ctypes.c_void_p),
+        ("errors", ctypes.c_void_p),
+        ("key", ctypes.c_uint64),
+        ("is_half", ctypes.c_int32),
+        ("is_fake", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+        ("scaling", ctypes.c_int32),
+        ("margin", ctypes.c_float),
+        ("meets", ctypes.c_float),
+        ("few", ctypes.c_void_p),
+        ("entries", ctypes.c_void_p),
+        ("thresholds", ctypes.c_void_p),
+        ("payloads", ctypes.c_void_p),
+        ("ends", ctypes.c_void_p),
+        ("threshold_count", ctypes.c_int64),
+        ("buckets", ctypes.c_int64),
+        ("bucket_low", ctypes.c_uint32),
+        ("bucket_high", ctypes.c_uint32),
+        ("bucket_shift", ctypes.c_uint32),
+        ("centre", ctypes.c_uint32),
+        ("mirrored", ctypes.c_uint32),
+        ("bottom", ctypes.c_float),
+        ("top", ctypes.c_float),
+        ("min_normal", ctypes.c_uint32),
+        ("cut", ctypes.c_uint32),
+        ("flip", ctypes.c_uint32),
+        ("to_magic", ctypes.c_uint32),
+        ("gapped", ctypes.c_uint32),
+        ("magic", ctypes.c_float),
+        ("max", ctypes.c_float),
+        ("unit", ctypes.c_float),
+        ("smallest", ctypes.c_float),
+        ("lowest", ctypes.c_float),
+        ("highest", ctypes.c_float),
+        ("over_bits", ctypes.c_uint32),
+        ("rounding", ctypes.c_int32),
+        ("is_table", ctypes.c_int32),
+        ("saturates", ctypes.c_int32),
+    )
+
+
+CALL = struct.Struct("PPqPPqPPQiiiiff")
+"""The fields of a job that differ from call to call: those before ``few``."""
+
+
+@frozen
+class Prepared:
+    """A job without its tensors, and what it points to, kept alive."""
+
+    job: Job
+    address: int  # of the job
+    draws: bool  # needs random bits
+    largest: float  # of the format
+    buffers: tuple[Tensor, ...]
+
+
+@functools.cache
+def prepare(fmt: Format, rounding: str, overflow: str) -> Prepared | None:
+    """What a job needs to know of its format and rules; None where the kernels cannot do it."""
+    job = Job()
+    job.rounding = ROUNDINGS.index(rounding)
+    job.saturates = overflow == "saturate"
+    given = {"saturate": fmt.max, "inf": math.inf, "nan": math.nan}[overflow]
+    job.over_bits = _bits(given)
+    job.smallest = min(abs(v) for v in fmt.values if v)
+    job.lowest, job.highest = fmt.values[0], fmt.values[-1]
+    if not isinstance(fmt, FloatFormat) or rounding == "log-nearest":
+        return _finished(job, fmt, rounding, _fill_table(job, fmt, rounding))
+    plan = float_plan(fmt, torch.float32)
+    if plan.sub_quantum + 23 > 127:
+        return None  # the constant whose addition rounds subnormals would overflow
+    job.min_normal, job.cut, job.flip, job.max = plan.min_normal, plan.cut, plan.flip, plan.max
+    job.to_magic, job.top = plan.to_magic, plan.top
+    job.magic = 2.0 ** (plan.sub_quantum + 23)
+    job.gapped = not fmt.subnormals
+    job.unit = 2.0**plan.sub_quantum
+    return _finished(job, fmt, rounding, ())
+
+
+def _finished(job: Job, fmt: Format, rounding: str, buffers: tuple[Tensor, ...]) -> Prepared:
+    draws = rounding == "stochastic"
+    return Prepared(job, ctypes.addressof(job), draws, to_single(fmt.max), buffers)
+
+
+def _fill_table(job: Job, fmt: Format, rounding: str) -> tuple[Tensor, ...]:
+    """Fill in a table's part of the job; returns the memory it points to."""
+    plan = table_plan(fmt, torch.float32)
+    drawing = rounding == "stochastic"
+    points = plan.starts if drawing else thresholds(fmt, rounding, torch.float32)
+    if drawing:
+        payloads = torch.arange(len(points) + 1, dtype=torch.int32)
+    else:
+        values = (plan.values[0], *plan.values, plan.values[-1])
+        payloads = torch.tensor(values, dtype=torch.float32).view(torch.int32)
+    bounds = torch.tensor(points, dtype=torch.float32)
+    few, entries = _few(bounds, payloads), _bucketed(job, points, payloads)
+    ends = _ends(job, plan) if drawing else torch.zeros(0, dtype=torch.uint8)
+    job.is_table, job.bottom, job.top = True, points[0], points[-1]
+    job.threshold_count = len(points)
+    job.thresholds, job.payloads = bounds.data_ptr(), payloads.data_ptr()
+    job.few = few.data_ptr() if len(few) else None
+    job.entries, job.ends = entries.data_ptr(), ends.data_ptr()
+    return bounds, payloads, few, entries, ends
+
+
+def _ends(job: Job, plan: TablePlan) -> Tensor:
+    """``struct ends`` of each gap, those past the table's ends included."""
+    count, grid = len(plan.values), plan.grid
+
+    def end(index: int) -> tuple[int, int]:
+        """Payload and overflow of a position in the extended grid."""
+        value = plan.values[min(max(index - 1, 0), count - 1)]
+        return _signed_bits(value), int(index in (0, count + 1))
+
+    def pack(inner: int, outer: int, width: float) -> bytes:
+        (near, near_over), (far, far_over) = end(inner), end(outer)
+        return struct.pack("<ddIIII", grid[inner], width, near, far, near_over, far_over)
+
+    packed = [pack(0, 0, math.inf)]
+    job.centre = job.mirrored = _NEVER
+    for i in range(count + 1):
+        low, high = grid[i], grid[i + 1]
+        inner, outer = (i + 1, i) if abs(high) < abs(low) else (i, i + 1)
+        packed.append(pack(inner, outer, high - low))
+        if high == -low:
+            job.centre, job.mirrored = i + 1, count + 3
+    packed.append(pack(count + 1, count + 1, math.inf))
+    if job.centre != _NEVER:
+        i = job.centre - 1
+        packed.append(pack(i + 1, i, grid[i + 1] - grid[i]))
+    return torch.frombuffer(bytearray(b"".join(packed)), dtype=torch.uint8)
+
+
+def _few(bounds: Tensor, payloads: Tensor) -> Tensor:
+    """``struct few``; empty where more thresholds than it holds change the payload."""
+    changes = payloads[:-1] ^ payloads[1:]
+    at = changes.nonzero().flatten()
+    if len(at) > _FEW:
+        return torch.zeros(0, dtype=torch.int32)
+    result = torch.zeros(2 * _FEW + 1, dtype=torch.int32)
+    result[: len(at)] = bounds[at].view(torch.int32)
+    result[_FEW : _FEW + len(at)] = changes[at]
+    result[2 * _FEW] = payloads[0]
+    return result
+
+
+def _bucketed(job: Job, points: tuple[float, ...], payloads: Tensor) -> Tensor:
+    """Buckets of magnitudes that hold at most one threshold each, for either sign.
+
+    A magnitude's bits sort like the magnitude; their top ones, from the lowest threshold on,
+    number the buckets. For negative numbers a number not below a threshold -t is a magnitude
+    not above t. Leaves ``job.buckets`` at 0 where the thresholds lie too close.
+    """
+    positive = [_bits(t) for t in points if t > 0]
+    negative = sorted(_bits(-t) + 1 for t in points if t <= 0)
+    at_zero = len(negative)
+    low, high = min(positive + negative) - 1, max(positive + negative)
+    shift = 23
+    while shift > 0 and not all(_apart(half, low, shift) for half in (positive, negative)):
+        shift -= 1
+    buckets = ((high - low) >> shift) + 1
+    if buckets > _MOST_BUCKETS or not all(_apart(h, low, shift) for h in (positive, negative)):
+        return torch.zeros(0, dtype=torch.int32)
+    starts = low + (torch.arange(buckets, dtype=torch.int64) << shift)
+    rows = []
+    for half, step in ((positive, 1), (negative, -1)):
+        bounds = torch.tensor([*half, _NEVER, _NEVER], dtype=torch.int64)
+        passed = torch.bucketize(starts, bounds[: len(half)])
+        inside = (passed < len(half)) & (bounds[passed] < starts + (1 << shift))
+        threshold = torch.where(inside, bounds[passed], _NEVER)
+        near = at_zero + step * passed
+        far = near + step * inside.to(torch.int64)
+        rows.append(
+            torch.stack(
+                [
+                    threshold.to(torch.int32),
+                    payloads[near],
+                    payloads[near] ^ payloads[far],
+                    payloads[near],
+                ]
+            )
+        )
+    job.bucket_low, job.bucket_high, job.bucket_shift = low, high, shift
+    job.buckets = buckets
+    return torch.cat(rows, dim=1).t().contiguous()
+
+
+def _apart(bounds: list[int], low: int, shift: int) -> bool:
+    numbers = [(b - low) >> shift for b in bounds]
+    return len(set(numbers)) == len(numbers)
+
+
+def _bits(value: float) -> int:
+    """The bits of a float32's magnitude."""
+    return _signed_bits(abs(value))
+
+
+def _signed_bits(value: float) -> int:
+    return int(struct.unpack("<I", struct.pack("<f", value))[0])
