@@ -35,7 +35,7 @@ class Flips:
     """Flips of codes, updates, their stall ratio, and the share of flips that go back.
 
     Measures, for each KIND of ``stored`` (weights that live on the grid) and ``view`` (float32
-    masters that a product sees on it), summed over the steps since the last measurement:
+    masters that a product sees on it), summed over the last ``window`` steps:
 
     - ``KIND_flips``: codes that changed, on the grid before the step: of a stored weight as the
       core counts them, of a view those of the master before and after the step, rounded to
@@ -52,9 +52,11 @@ class Flips:
     stored weight's scale changed are left out. A view's codes are compared as they are, though
     its scale drifts.
 
-    It has to see every step, so it has no ``interval``, but a ``report_interval``. The cost: every
-    step is recorded (as with ``log_interval`` 1), and copies the weights; 8 bytes are kept for
-    each element on a grid, in checkpoints too; and each step makes some ten passes over them.
+    It has to see consecutive steps, so it has no ``interval``, but a ``report_interval``, and
+    watches the last two windows before each measurement: the first for the past of the flips in
+    the second. The cost: every step is recorded (as with ``log_interval`` 1) and copies the
+    weights; 8 bytes are kept for each element on a grid, in checkpoints too; and each step that is
+    watched makes some ten passes over them.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("weights_before",)
@@ -65,6 +67,8 @@ class Flips:
     swings: dict[str, Swing] = field(init=False, factory=dict)
     sums: dict[str, dict[str, Tensor]] = field(init=False, factory=dict)
     """By kind and layer, float64 (4,): flips, updates, flips judged, those that go back."""
+    is_counting: bool = field(init=False, default=False)
+    """Whether the step is one of the last window, whose flips are measured."""
     reported: int = field(init=False, default=0)
     """The step of the last measurement."""
 
@@ -72,11 +76,18 @@ class Flips:
     @torch.no_grad()
     def post_step(self, run: Run, step: Step) -> dict[str, Tensor] | None:
         """Take in the update that was just made; measure when it is time, on the device."""
+        left = -step.index % self.report_interval
+        if left >= 2 * self.window:
+            return self._measure(step)
+        self.is_counting = left < self.window
         self._count(run)
         for weight in weights_on_grids(run, before_step=True):
             before = (step.weights_before or {}).get(weight.name)
             if before is not None:
                 self._swing(run, weight, before, step.index)
+        return self._measure(step)
+
+    def _measure(self, step: Step) -> dict[str, Tensor] | None:
         # A step that was due may have been discarded.
         if step.index // self.report_interval == self.reported // self.report_interval:
             return None
@@ -123,6 +134,8 @@ class Flips:
         self._add(weight.kind, weight.layer, *counted, judged, returned)
 
     def _add(self, kind: str, layer: str, *numbers: Tensor | int) -> None:
+        if not self.is_counting:
+            return
         like = next(n for n in numbers if isinstance(n, Tensor))
         new = torch.stack([torch.zeros_like(like) + n for n in numbers]).double()
         sums = self.sums.setdefault(kind, {})
