@@ -9,7 +9,7 @@ from altcore import BadInput
 
 @pytest.mark.parametrize("recipe", ["master", "pure"])
 def test_frozen_layers_keep_their_weights(start, recipe):
-    """Those that a pattern means and no others, biases neither; stored ones as they were first encoded."""
+    """Those that a pattern means and no others; stored ones as they were first encoded."""
     keys = {"format": "E4M3", "recipe": recipe, "seed": 3}
     first = start(max_steps=1, learning_rate=1e-30, name="first", **keys)
     last = start(max_steps=4, freeze=["transformer.h.*"], name="last", **keys)

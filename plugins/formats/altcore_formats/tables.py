@@ -2,9 +2,10 @@
 
 TERNARY: -1, 0, 1. BINARY: -1, 1; zero becomes 1. FP4-BNB: the four-bit type that bitsandbytes
 calls FP4, which is not E2M1: sign and magnitude with 0, 1/192, 1/6, 1/4, 1/3, 1/2, 2/3 and 1 (in
-float32), in that library's code order. NF4: NormalFloat4 of QLoRA (Dettmers et al., arXiv 2305.14314,
-Appendix E), sixteen quantiles of a normal distribution scaled into [-1, 1]; there with one scale for
-each block of 64, which is a recipe's to say: {format: NF4, scaling: {kind: block, block: 64}}.
+float32), in that library's code order. NF4: NormalFloat4 of QLoRA (Dettmers et al., arXiv
+2305.14314, Appendix E), sixteen quantiles of a normal distribution scaled into [-1, 1]; there with
+one scale for each block of 64, which is a recipe's to say: {format: NF4, scaling: {kind: block,
+block: 64}}.
 """
 
 from __future__ import annotations
