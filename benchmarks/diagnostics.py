@@ -129,8 +129,8 @@ def main() -> None:
         given.intervals = 1
     head = ("", "ms", "times", "by medians", "a due step", "target", "")
     size = "tiny" if given.quick else "small"
-    title = f"A step of gpt {size} in {given.format} ({given.recipe}), a measurement in {INTERVAL}"
-    notes = [f"Ratios of means; a due step is one that {INTERVAL} divides."]
+    title = f"A step of gpt in {given.format} ({given.recipe}), a measurement in {INTERVAL}"
+    notes = [f"Ratios of means; a due step is one that {INTERVAL} divides. The model is {size}."]
     show([Table(title, head, rows(measure(given)), notes)], given)
 
 

@@ -7,6 +7,8 @@ import pytest
 from altcore.study.commands import Options, compare
 from altcore.study.compare import Comparison
 
+OPTIMIZERS = ["adamw", "sgd:momentum=0.5"]
+
 
 @pytest.fixture
 def options(start, tmp_path):
@@ -29,23 +31,23 @@ def options(start, tmp_path):
 def test_a_comparison_runs_and_is_written(options):
     """A row for each contender, one control for those that freeze the same layers."""
     asked, told = options
-    found, folder = compare(asked, ["E2M1", "E4M3"], ["master", "pure"], ["adamw", "sgd"])
+    found, folder = compare(asked, ["E2M1", "E4M3"], ["master", "pure"], OPTIMIZERS)
     rows = found["contenders"]
     assert len(rows) == 8
     assert {(r["format"], r["recipe"], r["optimizer"]) for r in rows} == {
-        (f, r, o) for f in ("E2M1", "E4M3") for r in ("master", "pure") for o in ("adamw", "sgd")
+        (f, r, o) for f in ("E2M1", "E4M3") for r in ("master", "pure") for o in OPTIMIZERS
     }
     runs = {p.name for p in (folder / "runs").iterdir()}
     controls = {n.partition("-s4")[0] for n in runs if n.startswith("frozen")}
     controls = {n.partition("-s1")[0] for n in controls}
-    assert controls == {f"frozen-{r}-{o}" for r in ("master", "pure") for o in ("adamw", "sgd")}
-    assert set(found["twins"]) == {"adamw", "sgd"}
+    assert controls == {f"frozen-{r}-{o}" for r in ("master", "pure") for o in ("adamw", "sgd_momentum_0_5")}
+    assert set(found["twins"]) == set(OPTIMIZERS)
     assert all(r["gap"]["n"] == 2 for r in rows)
     assert json.loads((folder / "compare.json").read_text())["about"]["seeds"] == [42, 43]
     page = (folder / "compare.md").read_text()
     assert page.count("| E2M1, ") == 4
     told.clear()
-    again, _ = compare(asked, ["E2M1", "E4M3"], ["master", "pure"], ["adamw", "sgd"])
+    again, _ = compare(asked, ["E2M1", "E4M3"], ["master", "pure"], OPTIMIZERS)
     assert [t for t in told if not t.startswith("at most")] == []
     assert again["contenders"] == rows
 

@@ -26,8 +26,12 @@ class Contender:
     @property
     def key(self) -> str:
         """Names its runs."""
-        text = f"{self.format}-{self.recipe}-{self.optimizer}"
-        return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)
+        return run_key(f"{self.format}-{self.recipe}-{self.optimizer}")
+
+
+def run_key(text: str) -> str:
+    """Return a text as part of a run's name: formats and optimizers may hold other characters."""
+    return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)
 
 
 @define
@@ -68,7 +72,7 @@ class Comparison:
         """Every arm by key; contenders that freeze the same layers share their control."""
         arms: dict[str, Arm] = {}
         for name, keys in self.optimizer_keys.items():
-            arms[f"twin-{name}"] = Arm(f"twin-{name}", {}, keys=keys)
+            arms[self._twin(name)] = Arm(self._twin(name), {}, keys=keys)
         for c in self.contenders:
             keys = self.optimizer_keys[c.optimizer]
             arms[c.key] = Arm(c.key, select(c.plan, OPERANDS), keys=keys)
@@ -83,14 +87,17 @@ class Comparison:
             for c in self.contenders
             if frozenset(n for n, casts in c.plan.items() if any(casts.values())) == quantized
         ]
-        return f"frozen-{alike[0]}-{contender.optimizer}"
+        return run_key(f"frozen-{alike[0]}-{contender.optimizer}")
+
+    def _twin(self, optimizer: str) -> str:
+        return run_key(f"twin-{optimizer}")
 
     def _gaps(self, key: str, reference: str) -> list[float]:
         steps = self.runner.base.max_steps
         return [gap(self.outcomes[key, s], self.outcomes[reference, s], steps) for s in self.seeds]
 
     def _row(self, c: Contender) -> dict[str, Any]:
-        twin, control = f"twin-{c.optimizer}", self._control(c)
+        twin, control = self._twin(c.optimizer), self._control(c)
         gaps, frozen = self._gaps(c.key, twin), self._gaps(control, twin)
         return {
             "format": c.format,
@@ -126,8 +133,8 @@ class Comparison:
     def _twins(self) -> dict[str, Any]:
         return {
             name: {
-                "loss": plain(estimate([self._tail(f"twin-{name}", s) for s in self.seeds])),
-                "learning_rate_factor": self.rates[f"twin-{name}"],
+                "loss": plain(estimate([self._tail(self._twin(name), s) for s in self.seeds])),
+                "learning_rate_factor": self.rates[self._twin(name)],
             }
             for name in self.optimizer_keys
         }
