@@ -8,10 +8,10 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: help venv demo test test-slow test-exhaustive bench lint format clean
+.PHONY: help venv demo format-experiments test test-slow test-exhaustive bench lint format clean
 
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 venv: $(STAMP) ## create .venv with altcore, its plugins and the tools (PYTHON=python3.12 chooses another Python)
 
@@ -33,6 +33,9 @@ $(STAMP): pyproject.toml constraints.txt $(wildcard plugins/*/pyproject.toml)
 
 demo: venv ## train a small GPT in E7M0 with ULP statistics, and say where the report lies
 	$(BIN)/altcore train --format E7M0 --plugin ulp-stats
+
+format-experiments: venv ## the original experiments one after another (DEVICE=cuda DATA=eurlex STEPS=2)
+	$(BIN)/python experiments/run.py $(if $(DEVICE),--device $(DEVICE)) $(if $(DATA),--data $(DATA)) $(if $(STEPS),--steps $(STEPS))
 
 test: lint ## what CI runs: lint, then the tests but slow, exhaustive and cuda ones
 	$(PYTEST)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from attrs import define, field, frozen
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from altcore.detect import Detector
 from altcore.dispatch import Dispatcher, load_plugins
 from altcore.engine import Engine
 from altcore.errors import BadInput, nearest
+from altcore.flat import notices
 from altcore.recipe import Layer, matching
 from altcore.record import (
     METRICS,
@@ -33,6 +35,8 @@ from altcore.state import Run, Workload
 from altcore.surgery import Quantization
 from altcore.surgery.layers import find_layers, matrices, tied_matrices
 from altcore.surgery.quantizer import Clock
+
+log = structlog.get_logger("altcore")
 
 
 @frozen
@@ -186,12 +190,20 @@ def prepare(
         origins = {p.name: p.origin for p in plugins}
         about = {**environment(device, origins), "seed": config.seed, **facts}
         directory.write_json("environment.json", about)
+        for line in told(config, workload):
+            log.info(line)
         engine.opening = ("start", {"name": directory.path.name, **facts})
     else:
         engine.load_state_dict(state)
         directory.drop_after(run.step)
         engine.opening = ("resume", {"checkpoint": source.name})
     return engine
+
+
+def told(config: TrainConfig, workload: Workload) -> list[str]:
+    """Return what is said, a line each, when a run starts: what was given and is not used."""
+    own = workload.facts.get("notice")
+    return [*notices(config.original), *([str(own)] if own else [])]
 
 
 def _format_name(config: TrainConfig, quantization: Quantization) -> str:

@@ -22,6 +22,8 @@ from attrs.validators import ge, gt, in_, le, lt
 
 from altcore.blocks import AnyFormat
 from altcore.errors import BadInput, nearest
+from altcore.flat import Given, expand, meanings, merge
+from altcore.flat import original_keys as original_keys
 from altcore.recipe import Recipe
 from altcore.recipes import named, parse, with_format
 from altcore.registry import HOOK_KINDS, entries
@@ -64,6 +66,11 @@ class TrainConfig:
     )
     strict: bool = setting(False, help="stop when a diagnostic or reporter breaks")
     name: str | None = setting(None, help="the run's name; made from format and recipe if null")
+    label: str | None = setting(
+        None, help="what the run is called where it has no name; runs may share one"
+    )
+    project: str | None = setting(None, help="what the run belongs to, for the record")
+    tags: tuple[str, ...] = setting((), help="words for the record", converter=tuple)
     runs_dir: str = setting("runs", help="folder of the run directories")
     seed: int = setting(
         42, help="decides weights, batches and rounding", validator=both(ge(0), lt(2**63))
@@ -113,6 +120,9 @@ class TrainConfig:
     )
     diverged_ratio: float = setting(
         1.2, help="loss, over the loss at the start, that is a collapse", validator=gt(1)
+    )
+    original: dict[str, Any] = setting(
+        factory=dict, help="values of original flat keys that stand for other keys, for the record"
     )
     settings: dict[str, dict[str, Any]] = setting(
         factory=dict, help="settings of plugins, workload and optimizer, by name"
@@ -194,13 +204,6 @@ def _owners() -> dict[str, str]:
     return {e.name: e.kind for e in entries() if e.kind in kinds}
 
 
-@cache
-def original_keys() -> dict[str, str]:
-    """Return the original experiments' flat keys, and what each is short for."""
-    text = (files("altcore") / "original-keys.yaml").read_text()
-    return dict(load_yaml(text, "original-keys.yaml"))
-
-
 class _Loader(yaml.SafeLoader):
     """YAML in which 6e-4 is a number and a key given twice is an error."""
 
@@ -272,31 +275,17 @@ def gather(
     without: Iterable[str] = (),
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Return what `load` is given as plain keys and values, and where each key was given."""
-    merged: dict[str, Any] = {k: defaults()[k] for k in ("workload", "optimizer")}
-    owners: dict[str, dict[str, Any]] = {}
-    given_in: dict[str, str] = {}
-    sources: list[tuple[str, Any, str]] = []
+    given: list[Given] = []
     if file is not None:
-        sources += [(k, v, f" in {file}") for k, v in read_mapping(file, "--config").items()]
-    appended: list[str] = []
-    # The flat key data belongs to the workload, whichever key names that first or last.
-    workload = {k: v for k, v, _ in [*sources, *overrides]}.get("workload", merged["workload"])
-    short = {**original_keys(), "data": f"{workload}.data"}
-    for key, value, how in [*sources, *overrides]:
-        if key == "+plugins" and how == " by --plugin":
-            appended.append(value)
-            continue
-        for path, leaf in _flatten(short.get(str(key), str(key)), value, how):
-            if given_in.get(path) == how:
-                raise BadInput(f"{path}{how} is given twice")
-            if how.startswith(" by") and given_in.get(path, "").startswith(" by"):
-                raise BadInput(f"{path} is given twice on the command line")
-            given_in[path] = how
-            owner, dot, rest = path.partition(".")
-            if not dot:
-                merged[path] = leaf
-            else:
-                owners.setdefault(owner, {}).update({rest: leaf} if rest else {})
+        held = read_mapping(file, "--config")
+        given += [Given(str(k), v, f" in {file}", 0) for k, v in held.items()]
+    given += [Given(str(k), v, how, 1) for k, v, how in overrides]
+    appended = [g.value for g in given if g.key == "+plugins" and g.how == " by --plugin"]
+    expanded = expand(g for g in given if g.key != "+plugins" or g.how != " by --plugin")
+    first = {k: str(defaults()[k]) for k in ("workload", "optimizer")}
+    merged, owners, given_in, implied = merge(expanded, first, fields_dict(TrainConfig).keys())
+    if expanded.original:
+        merged["original"] = {**merged.get("original", {}), **expanded.original}
     recipe = merged.get("recipe")
     if isinstance(recipe, str) and recipe.endswith((".yaml", ".yml")):
         merged["recipe"] = read_mapping(recipe, "--recipe")
@@ -306,36 +295,23 @@ def gather(
     with located(given_in):
         left_out = [*_names("no_plugins", merged.get("no_plugins", ())), *without]
         listed = _names("plugins", merged.get("plugins", ()))
-        merged["plugins"] = _with_observers([*listed, *appended], left_out)
+        added = [p for p in expanded.plugins if p not in {*listed, *appended}]
+        merged["plugins"] = _with_observers([*listed, *added, *appended], left_out)
+    active = {str(merged["workload"]), str(merged["optimizer"]), *merged["plugins"]}
+    for owner, key in (path.split(".", 1) for path in implied):
+        # A flat key's setting of something that is not active is only recorded.
+        if owner not in active:
+            del owners[owner][key], given_in[f"{owner}.{key}"]
+            if not owners[owner]:
+                del owners[owner]
     merged |= {"no_plugins": left_out, "settings": owners}
     known = fields_dict(TrainConfig)
     for key in (k for k in merged if k not in known):
         if key in _owners():
             raise BadInput(f"{key}{given_in[key]}: a mapping of settings is needed")
-        hint = nearest(key, [*known, *original_keys(), *_owners()])
+        hint = nearest(key, [*known, *original_keys(), *meanings(), *_owners()])
         raise BadInput(f"unknown key {key!r}{given_in[key]}{hint}")
     return merged, given_in
-
-
-def _flatten(key: str, value: Any, how: str) -> list[tuple[str, Any]]:
-    """Return (field, value) or (NAME.setting, value) pairs for one given key.
-
-    ``NAME.`` with no setting stands for an empty mapping of NAME's.
-    """
-    owner, _, rest = key.partition(".")
-    if owner == "settings":
-        if not rest and not isinstance(value, Mapping):
-            raise BadInput(f"settings{how}: a mapping of names to settings is needed")
-        if not rest:
-            return [pair for name, v in value.items() for pair in _flatten(f"{name}.", v, how)]
-        owner, _, rest = rest.partition(".")
-    if rest:
-        return [(f"{owner}.{rest}", value)]
-    if isinstance(value, Mapping) and (key != owner or owner not in fields_dict(TrainConfig)):
-        return [(f"{owner}.{k}", v) for k, v in value.items()] or [(f"{owner}.", None)]
-    if key.endswith("."):
-        raise BadInput(f"{owner}{how}: a mapping of settings is needed, not {value!r}")
-    return [(owner, value)]
 
 
 def _names(key: str, given: Any) -> list[str]:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -103,7 +104,8 @@ class RunDirectory:
     def create(cls, config: TrainConfig) -> RunDirectory:
         """Make the directory of a new run.
 
-        A given name must be new (`BadInput`); otherwise one is made of format and recipe.
+        A given name must be new (`BadInput`); otherwise one is made of the label, or of format and
+        recipe.
         """
         root = Path(config.runs_dir)
         try:
@@ -182,10 +184,7 @@ def _named(root: Path, name: str) -> Path:
 
 
 def _fresh(root: Path, config: TrainConfig) -> Path:
-    own = config.format is None and has_own_formats(config.recipe)
-    fmt = [] if own else [config.format.name if config.format else "none"]
-    base = "-".join([*fmt, config.recipe_name]).lower()
-    base = "".join(c if c.isalnum() or c in "-_" else "-" for c in base).lstrip("-_")
+    base = _from_label(config.label) or _from_recipe(config)
     for number in range(1, 100_000):
         path = root / (base if number == 1 else f"{base}-{number}")
         try:
@@ -194,6 +193,18 @@ def _fresh(root: Path, config: TrainConfig) -> Path:
             continue
         return path
     raise BadInput(f"runs_dir {root}: too many runs are called {base}: give one a --name")
+
+
+def _from_label(label: str | None) -> str:
+    """Return a label as a run's name, with room for a number; empty where nothing is left."""
+    return re.sub(r"[^A-Za-z0-9_]+", "-", label or "").strip("-_")[:90]
+
+
+def _from_recipe(config: TrainConfig) -> str:
+    own = config.format is None and has_own_formats(config.recipe)
+    fmt = [] if own else [config.format.name if config.format else "none"]
+    base = "-".join([*fmt, config.recipe_name]).lower()
+    return "".join(c if c.isalnum() or c in "-_" else "-" for c in base).lstrip("-_")
 
 
 def find_run(name: str, runs_dir: str) -> Path:

@@ -28,6 +28,9 @@ CHANGED = {
     "no_plugins": ["progress"],
     "strict": True,
     "name": "mine",
+    "label": "mine, too",
+    "project": "altgrad",
+    "tags": ["fp8", "short"],
     "runs_dir": "elsewhere",
     "seed": 7,
     "max_steps": 11,
@@ -50,6 +53,7 @@ CHANGED = {
     "dead_neuron_threshold": 0.0,
     "dead_neuron_window": 12,
     "diverged_ratio": 3.0,
+    "original": {"use_fp8": True},
 }
 """For every key another value than the default."""
 
@@ -134,7 +138,7 @@ def test_short_nested_and_full_form_are_equal(text, tmp_path):
 def test_the_original_experiments_keys_still_work(key):
     """A flat key is short for a key of today, whose name is in original-keys.yaml."""
     long = original_keys()[key]
-    value = "E4M3" if long == "format" else 3
+    value = {"format": "E4M3", "label": "mine"}.get(long, 3)
     assert load(None, by_flag(**{key: value})) == load(None, [(long, value, " by --set")])
     assert load(None, by_flag(**{key: value})) != load()
 

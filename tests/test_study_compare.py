@@ -40,7 +40,9 @@ def test_a_comparison_runs_and_is_written(options):
     runs = {p.name for p in (folder / "runs").iterdir()}
     controls = {n.partition("-s4")[0] for n in runs if n.startswith("frozen")}
     controls = {n.partition("-s1")[0] for n in controls}
-    assert controls == {f"frozen-{r}-{o}" for r in ("master", "pure") for o in ("adamw", "sgd_momentum_0_5")}
+    assert controls == {
+        f"frozen-{r}-{o}" for r in ("master", "pure") for o in ("adamw", "sgd_momentum_0_5")
+    }
     assert set(found["twins"]) == set(OPTIMIZERS)
     assert all(r["gap"]["n"] == 2 for r in rows)
     assert json.loads((folder / "compare.json").read_text())["about"]["seeds"] == [42, 43]

@@ -23,6 +23,7 @@ FLAGS = {
     "device": "auto, cpu, cuda or cuda:N.",
     "seed": "Decides weights, batches and rounding.",
     "steps": "Batches drawn in the run.",
+    "preset": "Plugins and settings under one name, such as format-experiment.",
 }
 KEYS = {"steps": "max_steps"}
 """Flags whose key has another name; --data belongs to the workload."""

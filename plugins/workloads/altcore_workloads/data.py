@@ -1,7 +1,8 @@
 """Where the tokens of the workload ``gpt`` come from.
 
-Text is taken as bytes, a token each; a nanoGPT folder brings its own 16-bit token ids. Nothing is
-downloaded: without a path, the text is the source of the running Python's standard library.
+Text is taken as bytes, a token each, unless a tokenizer file is given; a nanoGPT folder brings its
+own 16-bit token ids. Only EUR-Lex is ever downloaded: without a path, the text is the source of
+the running Python's standard library.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from altcore import BadInput
+from altcore_workloads.eurlex import is_source, read
 
 KEY = "gpt.data"
 SPLITS = ("train", "val")
@@ -43,9 +45,10 @@ SURVEY_BLOCKS = 64
 class Corpus:
     """The tokens of both splits, and what is known of them.
 
-    ``train`` and ``val`` are 1-D: uint8 for text, int16 that holds unsigned ids for .bin files (a
-    memory map). ``counts`` says how often each id occurs in the training split, and ``largest_id``
-    is over both splits; both cover all tokens if ``complete``, else evenly spaced blocks.
+    ``train`` and ``val`` are 1-D: uint8 for bytes, int16 that holds unsigned ids for .bin files (a
+    memory map) and tokenizers, int32 for tokenizers of more than 65536 ids. ``counts`` says how
+    often each id occurs in the training split, and ``largest_id`` is over both splits; both cover
+    all tokens if ``complete``, else evenly spaced blocks.
     """
 
     source: str
@@ -58,6 +61,11 @@ class Corpus:
     largest_id: int
     vocab_size: int
     complete: bool = True
+
+    @property
+    def is_bytes(self) -> bool:
+        """Whether a token is a byte of text."""
+        return self.train.dtype == torch.uint8
 
     def split(self, name: str) -> Tensor:
         """Return the tokens of "train" or "val"; ValueError for another name."""
@@ -83,13 +91,16 @@ def load(data: str | os.PathLike[str] | None) -> Corpus:
     """Return the corpus at a path, or the standard library's source for None.
 
     The path is a UTF-8 text file (first 90 % to train on, the rest to validate), a folder of them
-    (about a tenth of the files validate), or a folder with nanoGPT's train.bin and val.bin (uint16
-    ids). Raises BadInput that names the path if there is nothing usable at it.
+    (about a tenth of the files validate), a folder with nanoGPT's train.bin and val.bin (uint16
+    ids), or ``eurlex`` (see `altcore_workloads.eurlex`). Raises BadInput that names
+    the path if there is nothing usable at it.
     """
     if data is None:
         return _standard_library()
     if not os.fspath(data):
         raise BadInput(f"{KEY}: empty; give a path, or null for Python's standard library")
+    if is_source(os.fspath(data)):
+        return text_corpus(*read(os.fspath(data)), {"train": 1, "val": 1})
     path = Path(data)
     try:
         path = path.expanduser()
@@ -235,7 +246,7 @@ def _read_text(path: Path) -> bytes | None:
 def _split_within(text: bytes, source: str, description: str) -> Corpus:
     cut = len(text) - int(len(text) * VAL_SHARE)
     halves = {"train": bytearray(text[:cut]), "val": bytearray(text[cut:])}
-    return _text_corpus(halves, source, description, {"train": 1, "val": 1})
+    return text_corpus(halves, source, description, {"train": 1, "val": 1})
 
 
 def _split_by_file(texts: dict[str, bytes], source: str, description: str) -> Corpus:
@@ -246,7 +257,7 @@ def _split_by_file(texts: dict[str, bytes], source: str, description: str) -> Co
     parts = {"train": sorted(names[held_out:]), "val": sorted(names[:held_out])}
     # Without a separator the last line of a file would run into the first of the next.
     halves = {k: bytearray(b"\n").join(texts[n] for n in part) for k, part in parts.items()}
-    return _text_corpus(halves, source, description, {k: len(v) for k, v in parts.items()})
+    return text_corpus(halves, source, description, {k: len(v) for k, v in parts.items()})
 
 
 def _place(name: str) -> float:
@@ -255,9 +266,10 @@ def _place(name: str) -> float:
     return int.from_bytes(digest, "little") / 2**64
 
 
-def _text_corpus(
+def text_corpus(
     halves: dict[str, bytearray], source: str, description: str, files: dict[str, int]
 ) -> Corpus:
+    """Return the corpus whose tokens are the bytes of ``halves``."""
     digest = hashlib.sha256()
     tokens, counts = {}, {}
     for name, text in halves.items():

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from altcore import BadInput, setting
-from altcore_workloads.data import Corpus, check_length, load, unsigned
+from altcore_workloads.data import BIN_VOCAB, Corpus, check_length, load, unsigned
 from altcore_workloads.model import GptModel
+from altcore_workloads.tokens import encode
 
 
 @attrs.frozen
@@ -61,8 +62,13 @@ class Gpt:
     size: str = setting("small", help=f"one of {', '.join(SIZES)}", validator=_known_size)
     data: str | None = setting(
         None,
-        help="a text file, a folder of them, or a folder with nanoGPT's train.bin and val.bin; "
-        "the source of Python's standard library if not given",
+        help="a text file, a folder of them, a folder with nanoGPT's train.bin and val.bin, or "
+        "eurlex; the source of Python's standard library if not given",
+    )
+    tokenizer: str | None = setting(
+        None,
+        help="a tokenizer.json of the tokenizers library that text is encoded with; a token is a "
+        "byte if not given",
     )
     n_layer: int | None = _from_size("transformer blocks")
     n_head: int | None = _from_size("attention heads; divides n_embd")
@@ -71,7 +77,8 @@ class Gpt:
     batch_size: int | None = _from_size("sequences in a micro-batch")
     vocab_size: int | None = setting(
         None,
-        help="token ids that the model knows; if not given 256 for text, 50257 for .bin files",
+        help="token ids that the model knows; if not given 256 for bytes, 50257 for .bin files, "
+        "the tokenizer's own with a tokenizer",
         validator=_positive,
     )
     dropout: float = setting(0.0, help="share of activations dropped", validator=_share)
@@ -100,8 +107,10 @@ class Gpt:
         # A default device that the caller has set is not for the data, nor for drawing weights.
         with torch.device("cpu"):
             corpus = load(self.data)
+            if self.tokenizer is not None:
+                corpus = encode(corpus, self.tokenizer)
         check_length(corpus, shape.block_size)
-        vocab_size = self.vocab_size or corpus.vocab_size
+        vocab_size, notice = _vocabulary(corpus, self.vocab_size)
         _check_ids(corpus, corpus.largest_id, vocab_size)
         # Modules draw their default weights when made, from the random state that is kept here.
         with torch.random.fork_rng(devices=[]), torch.device("cpu"):
@@ -124,6 +133,7 @@ class Gpt:
             device=torch.device(device),
             shape=shape,
             vocab_size=vocab_size,
+            notice=notice,
         )
 
 
@@ -137,6 +147,8 @@ class BuiltGpt:
     device: torch.device
     shape: Shape
     vocab_size: int
+    notice: str | None = None
+    """What the user is told: something that was given and is not used."""
     item: str = attrs.field(default="tokens", init=False)
     items_per_batch: int = attrs.field(init=False)
     facts: dict[str, str | int | float] = attrs.field(init=False, repr=False)
@@ -144,6 +156,8 @@ class BuiltGpt:
     def __attrs_post_init__(self) -> None:
         self.items_per_batch = self.shape.batch_size * self.shape.block_size
         self.facts = _facts(self.corpus, self.model, self.vocab_size)
+        if self.notice:
+            self.facts["notice"] = self.notice
 
     def batch(self, split: str, step: int, micro: int) -> tuple[Tensor, Tensor]:
         """Return token ids and their successors, each int64 (batch_size, block_size).
@@ -180,6 +194,20 @@ class BuiltGpt:
         inputs, targets = batch
         logits = model(inputs)
         return functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+
+def _vocabulary(corpus: Corpus, given: int | None) -> tuple[int, str | None]:
+    """Return how many ids the model knows, and what is to be said about it.
+
+    GPT-2's 50257 mean its BPE vocabulary: over bytes nearly all of them would never occur.
+    """
+    if given == BIN_VOCAB and corpus.is_bytes:
+        return corpus.vocab_size, (
+            f"gpt.vocab_size {given} is a BPE vocabulary, and {corpus.source} is read as bytes: "
+            f"{corpus.vocab_size} ids are used (a folder with train.bin and val.bin as data, or a "
+            "gpt.tokenizer, brings the others)"
+        )
+    return given or corpus.vocab_size, None
 
 
 def _check_ids(corpus: Corpus, largest: int, vocab_size: int) -> None:

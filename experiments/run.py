@@ -1,0 +1,201 @@
+"""Run the original format experiments one after another; started again, it goes on.
+
+What is finished is skipped, what was cut short goes on from its newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from altcore.config import load, read_mapping
+from altcore.errors import AltcoreError, BadInput
+from altcore.record import list_runs, summary_of
+
+CONFIGS = Path(__file__).parent / "configs"
+ORDER = (
+    "bf16_baseline",
+    "e5m2_fp8",
+    "e5m2_short",
+    "e0m7_uniform",
+    "e1m6_uniform",
+    "e3m4_uniform",
+    "e7m0_uniform",
+    "e5m2_standard",
+    "e5m2_manifold",
+)
+"""Baselines first: what is compared with them can be read as soon as it is there."""
+PRESET = "format-experiment"
+ENDED = ("finished", "stopped", "collapsed")
+
+
+def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what was asked."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--device", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--data", help="what all of them train on, as altcore train --data")
+    parser.add_argument("--steps", type=int, help="steps of each, for a trial, under other names")
+    parser.add_argument("--runs-dir", default="runs", help="folder of the runs (runs)")
+    parser.add_argument("--only", nargs="+", choices=ORDER, help="some of them")
+    parser.add_argument(
+        "--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="any key"
+    )
+    return parser.parse_args(arguments)
+
+
+def name_of(config: str, steps: int | None) -> str:
+    """Return the name of a configuration's run; a trial does not take the place of the run."""
+    label = load(CONFIGS / f"{config}.yaml").label
+    return f"{label}-{steps}-steps" if steps else str(label)
+
+
+def command(config: str, name: str, asked: argparse.Namespace) -> list[str] | None:
+    """Return the arguments for altcore that begin a run or go on with it; None if it is done."""
+    path = Path(asked.runs_dir) / name
+    own = ["--set", f"runs_dir={asked.runs_dir}"]
+    own += ["--device", asked.device] if asked.device else []
+    if is_begun(path):
+        config: dict[str, Any] = read_mapping(path / "config.yaml", "run")
+        check_same(path, config, asked)
+        # Killed between its last checkpoint and its last line, it has nothing left to do either.
+        last = path / "checkpoints" / f"step-{config['max_steps']:08d}"
+        if summary_of(path)["status"] in ENDED or last.exists():
+            return None
+        return ["train", "--resume", name, *own]
+    chosen = ["--data", asked.data] if asked.data else []
+    chosen += ["--steps", str(asked.steps)] if asked.steps else []
+    for text in asked.sets:
+        chosen += ["--set", text]
+    file = str(CONFIGS / f"{config}.yaml")
+    return ["train", "--config", file, "--preset", PRESET, "--name", name, *own, *chosen]
+
+
+def is_begun(path: Path) -> bool:
+    """Return whether there is a run to go on with; one without a checkpoint is put aside."""
+    if not path.exists():
+        return False
+    if any((path / "checkpoints").glob("step-*")) and (path / "config.yaml").is_file():
+        return True
+    number = 1
+    while (aside := path.with_name(f"{path.name}-cut-{number}")).exists():
+        number += 1
+    path.rename(aside)
+    print(f"{path} has no checkpoint to go on from: it is {aside} now", flush=True)
+    return False
+
+
+def check_same(path: Path, config: dict[str, Any], asked: argparse.Namespace) -> None:
+    """Refuse to mix runs on different data, which could not be compared."""
+    used = config["settings"].get(config["workload"], {}).get("data")
+    if asked.data != used:
+        raise BadInput(
+            f"{path} was trained on {used or 'its default data'}, and not on "
+            f"{asked.data or 'the default data'}: give the same data, or another --runs-dir"
+        )
+
+
+def execute(command: Sequence[str]) -> int:
+    """Run a command; returns its exit code. Signals that ask to leave are the command's.
+
+    It writes a checkpoint then, and is waited for. A terminal sends Ctrl-C to both.
+    """
+    children: list[subprocess.Popen[bytes]] = []
+    asked: list[int] = []
+
+    def pass_on(number: int, _: object) -> None:
+        asked.append(number)
+        if number != signal.SIGINT:
+            for child in children:
+                child.send_signal(number)
+
+    wanted = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, pass_on) for number in wanted}
+    try:
+        children.append(subprocess.Popen(command))
+        code = children[0].wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    # It may have ended before the signal came to it; nothing is begun after one.
+    return 128 + asked[0] if asked and code == 0 else code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run what is left to run; returns the exit code."""
+    asked = options(arguments)
+    failed = []
+    for config in asked.only or ORDER:
+        name = name_of(config, asked.steps)
+        try:
+            given = command(config, name, asked)
+        except (AltcoreError, yaml.YAMLError) as error:
+            print(f"experiments: {error}", file=sys.stderr)
+            return 2
+        if given is None:
+            print(f"{name} is done", flush=True)
+            continue
+        print(f"\naltcore {' '.join(given)}", flush=True)
+        code = execute([sys.executable, "-m", "altcore", *given])
+        # Who interrupts one run means them all; a run that fails leaves the others their turn.
+        if code in (130, 138, 143) or code < 0:
+            print("interrupted; the same command goes on", file=sys.stderr)
+            return code if code > 0 else 128 - code
+        if code:
+            failed.append(name)
+    return tell(asked, failed)
+
+
+def tell(asked: argparse.Namespace, failed: Sequence[str]) -> int:
+    """Write what came of the runs, and say where; returns the exit code."""
+    names = [name_of(c, asked.steps) for c in asked.only or ORDER]
+    folder = Path(asked.runs_dir)
+    found = {path.name: summary_of(path) for path in list_runs(asked.runs_dir)}
+    text = table([found[name] for name in names if name in found])
+    suffix = f"-{asked.steps}-steps" if asked.steps else ""
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / f"format-experiments{suffix}.md"
+    page.write_text(f"# The original format experiments\n\n{text}\n", encoding="utf-8")
+    print(f"\n{text}\n\nreport  {page}")
+    if failed:
+        print(f"failed: {', '.join(failed)}; the same command tries again", file=sys.stderr)
+    return int(bool(failed))
+
+
+COLUMNS = ("run", "format", "status", "steps", "validation loss", "stalled views", "overflow")
+
+
+def table(summaries: Sequence[dict[str, Any]]) -> str:
+    """Return the runs as a table in markdown: rates are means over the run, n/a what is not."""
+    rows = [(*COLUMNS, "flushed to zero", "shifted to", "reports")]
+    rows.append(("---",) * len(rows[0]))
+    for s in summaries:
+        first = next(iter(s.get("collapses") or []), None)
+        status = s["status"] + (f", {first['cause']} at {first['step']}" if first else "")
+        shifts = [f"{', '.join(x['to']) or 'none'} at {x['step']}" for x in s.get("shifts") or []]
+        reports = [f"[{Path(r).name}]({s['name']}/{r})" for r in s.get("reports") or []]
+        rates = [share(s.get(k)) for k in ("view_stall_rate", "overflow_rate", "flushed_rate")]
+        loss = number(s.get("val_loss"))
+        known = (s["name"], str(s.get("format", "n/a")), status, str(s["steps"]), loss)
+        rows.append((*known, *rates, "; ".join(shifts) or "-", ", ".join(reports) or "-"))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def share(value: Any) -> str:
+    """Return a share in percent."""
+    return "n/a" if value is None else f"{value:.1%}"
+
+
+def number(value: Any) -> str:
+    """Return a loss with four decimals."""
+    return "n/a" if value is None else f"{value:.4f}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

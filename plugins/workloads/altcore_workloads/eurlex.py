@@ -1,0 +1,88 @@
+"""EUR-Lex, the laws of the European Union in English, through the datasets library.
+
+``eurlex`` is the 65,000 documents of the LexGLUE benchmark (arXiv 2110.00976, CC BY 4.0), which
+the library downloads once (about 200 MB) and keeps in its own cache. ``eurlex:PATH`` is a
+JSON-lines file of the same shape, an object with a field ``text`` a line, and needs no network.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from altcore import BadInput
+
+NAME = "eurlex"
+HUB = ("coastalcph/lex_glue", "eurlex")
+FIELD = "text"
+HELD_OUT = 10
+"""One in so many documents validates, where the source brings no validation split."""
+
+
+def is_source(data: str) -> bool:
+    """Return whether ``data`` means EUR-Lex, and no path; a file of that name is ``./eurlex``."""
+    return data == NAME or data.startswith(f"{NAME}:")
+
+
+def read(data: str) -> tuple[dict[str, bytearray], str, str]:
+    """Return the text of both splits, what messages call it, and what the record does.
+
+    Documents are parted by an empty line. Raises BadInput that says what to do.
+    """
+    path = data.removeprefix(NAME).removeprefix(":")
+    if data != NAME and not Path(path).expanduser().is_file():
+        raise BadInput(f"gpt.data: {data}: {path or 'an empty path'} is not a file")
+    found = _load(data, path)
+    for split, rows in found.items():
+        if FIELD not in rows.column_names:
+            have = ", ".join(rows.column_names) or "none"
+            raise BadInput(f"gpt.data: {data}: no field {FIELD!r} in its split {split}, but {have}")
+    train, val = _splits(found)
+    if not train or not val:
+        raise BadInput(f"gpt.data: {data}: two documents with text are needed")
+    halves = {"train": bytearray(), "val": bytearray()}
+    for split, texts in (("train", train), ("val", val)):
+        halves[split] += "\n\n".join(texts).encode("utf-8", "replace")
+    where = f" in {Path(path).name}" if path else f" of {HUB[0]}"
+    return halves, data, f"EUR-Lex{where}, {len(train)} and {len(val)} documents, as bytes"
+
+
+def _load(data: str, path: str) -> Mapping[str, Any]:
+    """Return the splits, by name, as the datasets library gives them."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise BadInput(
+            f"gpt.data: {data} needs the datasets library: pip install 'altcore-workloads[eurlex]'"
+        ) from error
+    try:
+        if path:
+            given = {"train": str(Path(path).expanduser())}
+            return datasets.load_dataset("json", data_files=given)
+        return datasets.load_dataset(*HUB)
+    # The library raises whatever those below it do: of HTTP, of the disk, of a parser.
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        hint = "" if path else "; without a network, give eurlex:FILE.jsonl"
+        raise BadInput(f"gpt.data: {data} cannot be loaded: {reason}{hint}") from error
+
+
+def _splits(found: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Return the documents that train and those that validate."""
+    if "validation" in found:
+        return _texts(found["train"]), _texts(found["validation"])
+    texts = _texts(found["train"])
+    # By content, so that no document moves when others come, and equal ones stay together.
+    places = [hashlib.blake2b(t.encode("utf-8", "replace"), digest_size=8).digest() for t in texts]
+    is_val = [int.from_bytes(p, "little") % HELD_OUT == 0 for p in places]
+    if texts and len(set(is_val)) == 1:
+        least = min(places)
+        is_val = [p == least for p in places]
+    train = [t for t, held in zip(texts, is_val, strict=True) if not held]
+    return train, [t for t, held in zip(texts, is_val, strict=True) if held]
+
+
+def _texts(rows: Mapping[str, Iterable[Any]]) -> list[str]:
+    return [t for t in rows[FIELD] if isinstance(t, str) and t.strip()]

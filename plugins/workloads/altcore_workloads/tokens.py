@@ -1,0 +1,90 @@
+"""Text as the ids of a tokenizer file, as the tokenizers library writes it (tokenizer.json)."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from altcore import BadInput
+from altcore_workloads.data import BIN_IDS, SPLITS, Corpus, unsigned
+
+KEY = "gpt.tokenizer"
+PIECE = 1 << 16  # characters that are encoded as one
+BATCH = 64  # pieces that are encoded at a time, on all cores
+BREAK = re.compile(r"\n(?=\S)")
+"""Where a text may be cut: GPT-2's pretokenizer never joins a line's end with the next word."""
+
+
+def encode(corpus: Corpus, tokenizer: str) -> Corpus:
+    """Return a corpus of bytes as the ids of a tokenizer file; BadInput if it cannot be."""
+    if not corpus.is_bytes:
+        raise BadInput(f"{KEY}: {corpus.source} holds token ids already: leave the tokenizer out")
+    made = _load(tokenizer)
+    size = made.get_vocab_size(with_added_tokens=True)
+    tokens = {name: _encoded(made, corpus.split(name), size) for name in SPLITS}
+    digest = hashlib.sha256(corpus.sha256.encode())
+    digest.update(Path(tokenizer).expanduser().read_bytes())
+    counts = torch.bincount(unsigned(tokens["train"]), minlength=size)
+    return attrs.evolve(
+        corpus,
+        description=f"{corpus.description.removesuffix(', as bytes')}, as ids of "
+        f"{Path(tokenizer).name} ({size})",
+        train=tokens["train"],
+        val=tokens["val"],
+        sha256=digest.hexdigest(),
+        counts=counts,
+        largest_id=max((int(unsigned(t).max()) for t in tokens.values() if t.numel()), default=0),
+        vocab_size=size,
+    )
+
+
+def _load(path: str) -> Any:
+    try:
+        from tokenizers import Tokenizer
+    except ImportError as error:
+        raise BadInput(
+            f"{KEY}: the tokenizers library is needed: pip install 'altcore-workloads[bpe]'"
+        ) from error
+    try:
+        text = Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "it is not text"
+        raise BadInput(f"{KEY}: {path} cannot be read: {reason}") from error
+    try:
+        return Tokenizer.from_str(text)
+    # The library raises plain exceptions.
+    except Exception as error:
+        reason = str(error).splitlines()[0]
+        raise BadInput(f"{KEY}: {path} is not a tokenizer.json: {reason}") from error
+
+
+def _encoded(tokenizer: Any, tokens: Tensor, size: int) -> Tensor:
+    """Return the ids of text that is given as bytes: int16 if they fit into 16 bits, unsigned."""
+    # Without numpy, which need not be installed, this is how bytes come out of a tensor at once.
+    text = ctypes.string_at(tokens.data_ptr(), tokens.numel())
+    dtype = torch.int16 if size <= BIN_IDS else torch.int32
+    parts = [torch.empty(0, dtype=dtype)]
+    # A split may begin and end within a character.
+    pieces = list(_pieces(text.decode("utf-8", "ignore")))
+    for start in range(0, len(pieces), BATCH):
+        found = tokenizer.encode_batch(pieces[start : start + BATCH], add_special_tokens=False)
+        ids = [i for encoding in found for i in encoding.ids]
+        parts.append(torch.tensor(ids, dtype=torch.int32).to(dtype))
+    return torch.cat(parts)
+
+
+def _pieces(text: str) -> Iterator[str]:
+    start = 0
+    while start < len(text):
+        cut = BREAK.search(text, start + PIECE)
+        end = cut.end() if cut else len(text)
+        yield text[start:end]
+        start = end
