@@ -10,6 +10,7 @@ import structlog
 import torch
 from attrs import define, field, frozen
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from altcore import config as configuration
@@ -271,10 +272,10 @@ def layers_of(config: TrainConfig) -> list[Layer]:
     return [layer for layer, _ in find_layers(workload.model).values()]
 
 
-def tied_layers(config: TrainConfig) -> list[str]:
-    """Return the layers of the configuration's model whose parameter an earlier layer has too."""
+def ties_of(config: TrainConfig) -> list[list[str]]:
+    """Return the layers of the configuration's model that share a parameter, together."""
     workload = _workload(config, torch.device("cpu"), None, None)
-    return [name for names, _ in tied_matrices(workload.model) for name in names[1:]]
+    return [names for names, _ in tied_matrices(workload.model)]
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
@@ -304,7 +305,8 @@ def flop_share(run: Run) -> float | None:
         return 0.0
     batch = run.workload.batch("train", 1, 0)
     counter = FlopCounterMode(display=False)
-    with run.probe():
+    # The fused attention of CPUs is a product that torch does not count; written out it is.
+    with run.probe(), sdpa_kernel(SDPBackend.MATH):
         run.quantization.flops = 0
         with counter:
             run.workload.loss(run.model, batch).backward()

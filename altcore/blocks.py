@@ -53,6 +53,8 @@ class BlockFormat:
     is_square: bool = False
 
     def __attrs_post_init__(self) -> None:
+        if not isinstance(self.element, Format):
+            raise BadInput(f"format {self.name}: its element is a Format, not {self.element!r}")
         if self.block < 1:
             raise BadInput(f"format {self.name}: a block holds at least 1 element")
         if self.rule not in RULES:

@@ -200,6 +200,10 @@ def _format_named(name: str) -> AnyFormat:
         return _called(found, name, entry)
     family = family_of(name)
     if family is None:
+        if "*" in name:
+            raise BadInput(
+                f"{name!r} is a family of formats: give one of its names, as E4M3 for E*M*"
+            )
         find(name, ("format",))
         raise AssertionError("find raises for unknown names")
     return _called(_ask_family(family, name), name, family)

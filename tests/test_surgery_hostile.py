@@ -407,3 +407,11 @@ def test_off_is_off_for_weight_gradients():
         model.zero_grad()
         model(x).square().sum().backward()
         assert not torch.equal(model[0].weight.grad, plain)
+
+
+def test_a_lone_layer_is_no_head():
+    """A model of one Linear is quantized; one that has nothing to quantize is refused."""
+    with quantize_model(nn.Linear(4, 4), "E4M3") as q:
+        assert len(q.quantizers) == 3
+    with pytest.raises(BadInput, match="no layer that it quantizes"):
+        quantize_model(nn.Sequential(nn.ReLU()), "E4M3")

@@ -39,5 +39,9 @@ def report(
     paths = [find_run(name, runs_dir) for name in runs]
     if out is None and len(paths) > 1:
         raise BadInput("--out is needed for a report of several runs")
-    for written in render(paths, Path(out) if out else paths[0] / "reports"):
-        click.echo(written)
+    try:
+        for written in render(paths, Path(out) if out else paths[0] / "reports"):
+            click.echo(written)
+    except OSError as error:
+        where = out or paths[0] / "reports"
+        raise BadInput(f"--out {where}: cannot be written: {error.strerror}") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any
 
 from attrs import field, frozen
 
-from altcore.api import layers_of, tied_layers
+from altcore.api import layers_of, ties_of
 from altcore.blocks import BlockFormat
-from altcore.config import TrainConfig, defaults, load_yaml
+from altcore.config import TrainConfig, check_name, defaults, load_yaml
 from altcore.errors import BadInput
 from altcore.registry import entries, find, get_format
+from altcore.settings import build
 from altcore.study import report
 from altcore.study.arms import factorial
 from altcore.study.compare import Comparison, Contender
@@ -48,10 +50,12 @@ class Options:
     def __attrs_post_init__(self) -> None:
         if self.seeds < 2:
             raise BadInput(f"--seeds {self.seeds}: an interval needs at least two")
-        if self.budget is not None and self.budget <= 0:
+        if self.budget is not None and not 0 < self.budget < math.inf:
             raise BadInput(f"--budget {self.budget:g}: minutes above 0 are needed")
-        if self.within < 0:
-            raise BadInput(f"--within {self.within:g}: a distance is not negative")
+        if not 0 <= self.within < math.inf:
+            raise BadInput(f"--within {self.within:g}: a distance is a number from 0 up")
+        if self.name is not None:
+            check_name(self.name, "--name")
 
 
 def default_recipe(fmt: str | None) -> str:
@@ -71,7 +75,7 @@ def explain(options: Options) -> tuple[dict[str, Any], Path]:
     name = options.name or f"explain-{label}-{config.workload}".lower()
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = Runner(options.folder / name, config, options.tell)
-    study = Explanation(runner, plan, seeds, options.within, tied_layers(config))
+    study = Explanation(runner, plan, seeds, options.within, ties_of(config))
     config = _sized(options, runner, name, study.runs_at_most, list(full.values())[-1])
     study.watch = watching(config)
     found = study.explain()
@@ -134,8 +138,8 @@ def optimizer_keys(text: str, config: TrainConfig) -> dict[str, Any]:
         own[key] = load_yaml(value, f"--optimizers {text}")
     others = {n: v for n, v in config.settings.items() if n not in names}
     made = {"optimizer": name, "settings": {**others, **({name: own} if own else {})}}
-    config.evolve(**made)  # a wrong name or setting is found before anything runs
-    find(name, ("optimizer",))
+    # A wrong name or setting is found before anything runs.
+    build(find(name, ("optimizer",)).load(), own, name)
     return made
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import asdict, define, field
 
-from altcore.recipe import OPERANDS, Cast, Plan
+from altcore.recipe import OPERANDS, STORED, Cast, Plan
 from altcore.study.arms import (
     FACTORS,
     Arm,
@@ -48,8 +48,8 @@ class Explanation:
     seeds: Sequence[int]
     within: float
     """A gap to the twin, in the loss's unit, that still counts as training."""
-    tied: Sequence[str] = ()
-    """Layers whose parameter an earlier layer has too."""
+    ties: Sequence[Sequence[str]] = ()
+    """Layers that share a parameter, together."""
     watch: Mapping[str, Any] = field(factory=dict)
     """Keys of the full arm's runs beside: the diagnostics that say when and where."""
     found: dict[str, Any] = field(init=False, factory=dict)
@@ -65,6 +65,18 @@ class Explanation:
     def factors(self) -> tuple[str, ...]:
         """The factors that the recipe has."""
         return factors_in(self.plan)
+
+    @property
+    def tied(self) -> list[str]:
+        """Layers whose parameter an earlier one has too."""
+        return [name for names in self.ties for name in names[1:]]
+
+    def _with_tied(self, operand: str, layers: list[str]) -> list[str]:
+        """The layers, and for what is stored those that share a parameter with one of them."""
+        if operand not in STORED:
+            return layers
+        shared = {n for names in self.ties if set(names) & set(layers) for n in names}
+        return [*layers, *sorted(shared - set(layers))]
 
     @property
     def runs_at_most(self) -> int:
@@ -266,8 +278,9 @@ class Explanation:
         made = []
         if operand and cause:
             change = _to(cause)
-            narrow = select(self.plan, [operand], group, change)
             if group:
+                layers_too = self._with_tied(operand, group)
+                narrow = select(self.plan, [operand], layers_too, change)
                 where = self.found["group"]
                 made.append((f"{operand} of {where}: {CAUSE_CHANGE[cause]}", narrow))
             made.append(

@@ -66,7 +66,17 @@ class Cost:
 
 
 def measure_cost(config: TrainConfig, arm: Arm) -> Cost:
-    """Return the cost of a run, by a few steps of the dearest arm."""
+    """Return the cost of a run, by a few steps of the dearest arm.
+
+    The second of two runs counts: the first one of a process also loads and compiles.
+    """
+    _pilot(config, arm)
+    whole, steps = _pilot(config, arm)
+    return Cost(max(0.0, whole - math.fsum(steps)), median(steps[1:] or steps))
+
+
+def _pilot(config: TrainConfig, arm: Arm) -> tuple[float, list[float]]:
+    """A short run's whole time, and that of each step, in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         result = train(
@@ -79,9 +89,8 @@ def measure_cost(config: TrainConfig, arm: Arm) -> Cost:
             )
         )
         whole = time.perf_counter() - began
-        steps = [x["seconds"] for x in read_lines(result.run_directory / "timings.jsonl")]
-    step = median(steps[1:] or steps)
-    return Cost(max(0.0, whole - math.fsum(steps)), step)
+        lines = read_lines(result.run_directory / "timings.jsonl")
+    return whole, [x["seconds"] for x in lines]
 
 
 def steps_within(cost: Cost, minutes: float, runs: int) -> int:

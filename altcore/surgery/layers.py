@@ -104,7 +104,7 @@ def slow_paths(model: nn.Module) -> list[SlowPath]:
 
 
 def output_head(model: nn.Module) -> nn.Module | None:
-    """Return the output head: what the model calls so, else its last Linear.
+    """Return the output head: what the model calls so, else its last Linear of several.
 
     Models of the transformers library say it with ``get_output_embeddings``.
     """
@@ -114,7 +114,7 @@ def output_head(model: nn.Module) -> nn.Module | None:
         if isinstance(found, nn.Module):
             return found
     linears = [m for m in model.modules() if is_linear(m)]
-    return linears[-1] if linears else None
+    return linears[-1] if len(linears) > 1 else None
 
 
 def unique_matrices(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:

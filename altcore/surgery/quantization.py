@@ -31,6 +31,7 @@ from altcore.recipe import (
     Plan,
     Recipe,
     plan_to_plain,
+    some,
 )
 from altcore.recipes import NAMED, named, parse, plan_from_plain, takes_format, with_format
 from altcore.registry import get_format
@@ -107,6 +108,12 @@ class Quantization:
     def __attrs_post_init__(self) -> None:
         found = find_layers(self.model)
         plan = self.recipe.resolve([layer for layer, _ in found.values()])
+        asked = any(cast for rule in self.recipe.rules for cast in rule.casts.values())
+        if asked and not any(any(casts.values()) for casts in plan.values()):
+            raise BadInput(
+                f"recipe {self.recipe.name}: the model has no layer that it quantizes "
+                f"(layers: {some(list(plan))})"
+            )
         self._build(self._with_ties(plan, before={}))
 
     # Building and changing -------------------------------------------------------------------
