@@ -138,7 +138,13 @@ class Record:
         for event, verdict in found:
             sections += self._breakdown(event, verdict)
         if not found:
-            sections += [["## Last steps", "", *self._last_steps(math.inf)]]
+            end = math.inf
+            sections += [
+                ["## Last steps", "", *self._last_steps(end)],
+                ["## Gradients and the grid", "", *sparsity(self.metrics, end)],
+                ["## Zero-update regions", "", *unmoved(self.metrics, end)],
+                ["## The last samples of the diagnostics", "", *samples(self.metrics, end)],
+            ]
         sections.append(["## Environment", "", self._environment()])
         return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
