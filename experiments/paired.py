@@ -1,7 +1,6 @@
 """Differences of the training loss between runs of two studies, paired by seed.
 
-    python experiments/paired.py studies/splits/runs/E7M0-pure-adamw \\
-        studies/geometry/runs/E7M0-pure-grid
+    python experiments/paired.py RUNS/E7M0-pure-adamw OTHER_RUNS/E7M0-pure-grid
 
 Each argument is the beginning of the names of one contender's runs. What is printed is the second's
 loss less the first's, over the last tenth of the steps: mean and 95 % interval by Student's t.
