@@ -120,8 +120,7 @@ def measure(each: dict[str, Contender], workload: object, steps: int) -> dict[st
 
 PARTS = {
     "products of quantized layers": (product, ("product",)),
-    "rounding, with counters": (quantizer, ("round_to_grid",)),
-    "amax and scales": (quantizer, ("amax", "scale_of")),
+    "amax, scales and rounding, with counters": (quantizer, ("round_scaled", "round_to_grid")),
 }
 """What altcore's step is made of: a module, and functions that it calls by their names in it."""
 
