@@ -226,7 +226,11 @@ def test_a_new_recipe_is_judged_by_its_own_steps():
             evidence["cause"]
             for step in range(first, first + count)
             for evidence in detector.observe(
-                step, 2.0, is_finite=True, learning_rate=rate, stall=("stored", 0.9)
+                step,
+                2.0 + 0.01 * (step % 2),
+                is_finite=True,
+                learning_rate=rate,
+                stall=("stored", 0.9),
             )
         ]
 

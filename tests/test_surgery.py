@@ -583,7 +583,7 @@ def test_layers_in_modules_of_any_kind():
     assert elements == {"0.0.parts.a": 32, "0.0.parts.b.0": 16}
 
     alone = nn.Linear(3, 2)
-    with quantize_model(alone, {"layers": {"<head>": {"weight": "E2M1"}}}) as q:
+    with quantize_model(alone, {"layers": {"<linear>": {"weight": "E2M1"}}}) as q:
         assert list(q.layers) == [""]
         y = alone(torch.eye(3)) - alone.bias
     q, s = altcore.quantize(alone.weight, "E2M1")
