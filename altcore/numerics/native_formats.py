@@ -18,7 +18,7 @@ from altcore.formats import FloatFormat, Format
 from altcore.numerics.plan import TablePlan, float_plan, table_plan, thresholds, to_single
 from altcore.reference import ROUNDINGS
 
-_MOST_BUCKETS = 1 << 17  # for each sign; 16 bytes each
+_MOST_BUCKETS = 1 << 20  # for each sign; 16 bytes each: a posit of 16 bits takes 15 MB
 _FEW = 16  # thresholds that a small table may have; FEW of rounding.h
 _NEVER = 0x7FFFFFFF  # a threshold above every magnitude's bits
 
