@@ -266,16 +266,11 @@ def _optimizer(
     return made
 
 
-def layers_of(config: TrainConfig) -> list[Layer]:
-    """Return the layers of the configuration's model, as recipes see them."""
-    workload = _workload(config, torch.device("cpu"), None, None)
-    return [layer for layer, _ in find_layers(workload.model).values()]
-
-
-def ties_of(config: TrainConfig) -> list[list[str]]:
-    """Return the layers of the configuration's model that share a parameter, together."""
-    workload = _workload(config, torch.device("cpu"), None, None)
-    return [names for names, _ in tied_matrices(workload.model)]
+def layers_of(config: TrainConfig) -> tuple[list[Layer], list[list[str]]]:
+    """Return the layers of the configuration's model, and the names that share a parameter."""
+    model = _workload(config, torch.device("cpu"), None, None).model
+    layers = [layer for layer, _ in find_layers(model).values()]
+    return layers, [names for names, _ in tied_matrices(model)]
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from altcore.api import layers_of, ties_of
+from altcore.api import layers_of
 from altcore.blocks import BlockFormat
 from altcore.config import TrainConfig, check_name, defaults, load_yaml
 from altcore.errors import BadInput
@@ -27,7 +27,6 @@ from altcore.study.setup import (
     base_config,
     claim,
     measure_cost,
-    resolved,
     steps_within,
 )
 
@@ -67,7 +66,8 @@ def default_recipe(fmt: str | None) -> str:
 def explain(options: Options) -> tuple[dict[str, Any], Path]:
     """Explain where a recipe breaks; returns what was found, and the folder it is in."""
     config = base_config(options.file, options.overrides, defaults()["observers"])
-    plan = resolved(config)
+    layers, ties = layers_of(config)
+    plan = config.make_recipe().resolve(layers)
     if not any(any(casts.values()) for casts in plan.values()):
         raise BadInput("there is nothing to explain: the recipe quantizes nothing")
     full = factorial(plan)
@@ -75,7 +75,7 @@ def explain(options: Options) -> tuple[dict[str, Any], Path]:
     name = options.name or f"explain-{label}-{config.workload}".lower()
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = Runner(options.folder / name, config, options.tell)
-    study = Explanation(runner, plan, seeds, options.within, ties_of(config))
+    study = Explanation(runner, plan, seeds, options.within, ties)
     config = _sized(options, runner, name, study.runs_at_most, list(full.values())[-1])
     study.watch = watching(config)
     found = study.explain()
@@ -97,7 +97,7 @@ def compare(
     """Compare formats under recipes with optimizers; returns rows, and the folder they are in."""
     config = base_config(options.file, options.overrides, defaults()["observers"])
     optimizers = optimizers or [config.optimizer]
-    layers = layers_of(config)
+    layers, _ = layers_of(config)
     contenders = [
         Contender(
             fmt,

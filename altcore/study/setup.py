@@ -13,10 +13,9 @@ from typing import Any
 
 from attrs import frozen
 
-from altcore.api import layers_of, train
+from altcore.api import train
 from altcore.config import TrainConfig, load
 from altcore.errors import BadInput
-from altcore.recipe import Plan
 from altcore.record import read_lines
 from altcore.study.arms import Arm
 
@@ -40,11 +39,6 @@ def base_config(
     given = {key for key, _, _ in overrides}
     quiet = [(k, v, " by default") for k, v in QUIET.items() if k not in given]
     return load(file, [*quiet, *overrides], without=observers)
-
-
-def resolved(config: TrainConfig) -> Plan:
-    """Return the plan of the configuration's recipe for its workload's model."""
-    return config.make_recipe().resolve(layers_of(config))
 
 
 @frozen
