@@ -50,6 +50,15 @@ class Interrupted(AltcoreError):
         self.exit_code = 128 + signal_number
 
 
+def with_article(word: str) -> str:
+    """Return the word after its indefinite article.
+
+    >>> with_article("optimizer")
+    'an optimizer'
+    """
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return `` (did you mean X?)`` for the known name closest to ``name``, or nothing.
 

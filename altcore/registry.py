@@ -12,7 +12,7 @@ from functools import cache
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
-from altcore.errors import BadInput, nearest
+from altcore.errors import BadInput, nearest, with_article
 
 if TYPE_CHECKING:
     from altcore.blocks import AnyFormat
@@ -137,8 +137,27 @@ def find(name: str, kinds: Sequence[str]) -> Entry:
         claims = " and ".join(f"{e.origin} ({e.kind})" for e in hits)
         raise BadInput(f"{name!r} is claimed by {claims}: uninstall one of them")
     what = kinds[0] if len(kinds) == 1 else "plugin"
+    other = _of_another_kind(name)
+    if other and other not in kinds:
+        flag = "plugin" if other in HOOK_KINDS else other
+        raise BadInput(
+            f"{name!r} is {with_article(other)}, not {with_article(what)}: "
+            f"train takes it by --{flag} {name}"
+        )
     known = [e.name for e in entries() if e.kind in kinds and not e.is_family]
     raise BadInput(f"unknown {what} {name!r}{nearest(name, known)}: {_installed(known, kinds)}")
+
+
+def _of_another_kind(name: str) -> str | None:
+    """Return the kind of what is called ``name``, if there is anything."""
+    for entry in entries():
+        if entry.name == name and not entry.is_family:
+            return entry.kind
+    try:
+        return "format" if family_of(name) else None
+    except BadInput:
+        # Something like a format's name, and none.
+        return None
 
 
 def _installed(known: Sequence[str], kinds: Sequence[str]) -> str:
@@ -244,8 +263,11 @@ def _ask_family(entry: Entry, name: str) -> Any:
         )
     try:
         found = family(name)
-    except BadInput:
-        raise
+    except BadInput as error:
+        known = [e.name for e in entries() if e.kind == "format" and not e.is_family]
+        told = "did you mean" in str(error)
+        hint = "" if told else nearest(name, known)
+        raise BadInput(f"{error}{hint}") from error
     # A third party's function may raise anything; the message names it.
     except Exception as error:
         raise BadInput(

@@ -102,8 +102,35 @@ def test_find_offers_the_nearest():
     """Letter case aside, and only of the kinds that were asked for."""
     with pytest.raises(BadInput, match=r"unknown plugin 'ULP-Stat' \(did you mean ulp-stats\?\)"):
         find("ULP-Stat", HOOK_KINDS)
-    with pytest.raises(BadInput, match=r"^unknown workload 'adamw': installed are gpt$"):
-        find("adamw", ("workload",))
+    with pytest.raises(BadInput, match=r"^unknown workload 'adagrad': installed are gpt$"):
+        find("adagrad", ("workload",))
+
+
+@pytest.mark.parametrize(
+    ("name", "kinds", "says"),
+    [
+        ("gpt", HOOK_KINDS, "'gpt' is a workload, not a plugin: train takes it by --workload gpt"),
+        ("adamw", HOOK_KINDS, "is an optimizer, not a plugin: .* --optimizer adamw"),
+        ("E4M3", HOOK_KINDS, "is a format, not a plugin: .* --format E4M3"),
+        ("E5M9", ("workload",), "is a format, not a workload: .* --format E5M9"),
+        ("gpt", ("optimizer",), "is a workload, not an optimizer: .* --workload gpt"),
+        ("ulp-stats", ("reporter",), "is a diagnostic, not a reporter: .* --plugin ulp-stats"),
+        ("E20M20", HOOK_KINDS, "unknown plugin 'E20M20'"),
+    ],
+)
+def test_find_says_of_what_kind_another_thing_is(name, kinds, says):
+    """And which flag takes it."""
+    with pytest.raises(BadInput, match=says):
+        find(name, kinds)
+
+
+def test_a_family_that_refuses_offers_the_nearest():
+    """Once, whatever the family itself says."""
+    with pytest.raises(BadInput, match=r"E4M33 would have .* \(did you mean E4M3\?\)$"):
+        get_format("E4M33")
+    with pytest.raises(BadInput, match="did you mean MXFP4") as caught:
+        get_format("MXFP5")
+    assert str(caught.value).count("did you mean") == 1
 
 
 def test_find_says_what_to_install_where_nothing_is(monkeypatch):
