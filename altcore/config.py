@@ -21,15 +21,18 @@ from attrs.validators import and_ as both
 from attrs.validators import ge, gt, in_, le, lt
 
 from altcore.blocks import AnyFormat
-from altcore.errors import BadInput, nearest
+from altcore.errors import BadInput, nearest, with_article
 from altcore.flat import Given, expand, meanings, merge
 from altcore.flat import original_keys as original_keys
+from altcore.formats import float_format
 from altcore.recipe import Recipe
-from altcore.recipes import named, parse, with_format
+from altcore.recipes import SUFFIXES, has_own_formats, named, own_name, parse, with_format
 from altcore.registry import HOOK_KINDS, entries
 from altcore.settings import build, format_or_none, setting, to_plain
 
 _SHARE = both(ge(0.0), le(1.0))
+_ORDINARY = float_format("FORMAT", 5, 2, specials="ieee")
+"""A format that has all that a recipe may ask of one."""
 
 
 @cache
@@ -149,17 +152,27 @@ class TrainConfig:
     def make_recipe(self) -> Recipe:
         """Return the recipe, parsed."""
         try:
+            return self._recipe_in(self.format)
+        except BadInput as error:
+            if self.format is None:
+                raise
+            # What is wrong with an ordinary format, too, is the recipe's own.
+            self._recipe_in(None if has_own_formats(self.recipe) else _ORDINARY)
+            raise BadInput(f"format: {self.format.name} cannot be had here: {error}") from error
+
+    def _recipe_in(self, fmt: AnyFormat | None) -> Recipe:
+        try:
             if isinstance(self.recipe, str):
-                return named(self.recipe, self.format)
-            return parse(with_format(self.recipe, self.format), "given")
+                return named(self.recipe, fmt)
+            return parse(with_format(self.recipe, fmt), "given")
         except BadInput as error:
             is_named = str(error).startswith("recipe")
             raise BadInput(str(error) if is_named else f"recipe: {error}") from error
 
     @property
     def recipe_name(self) -> str:
-        """The recipe's name, ``file`` for one that was given in full."""
-        return self.recipe if isinstance(self.recipe, str) else "file"
+        """The recipe's name; one given in full has that of its file, or ``given``."""
+        return self.recipe if isinstance(self.recipe, str) else own_name(self.recipe, "given")
 
     def to_plain(self) -> dict[str, Any]:
         """Return the configuration as a file holds it; loading it gives the same run."""
@@ -191,7 +204,8 @@ def inactive(owner: str, active: Iterable[str]) -> str:
     if owner in known:
         kind = known[owner]
         flag = "--plugin" if kind in HOOK_KINDS else f"--{kind}"
-        return f"{owner}: settings are given for a {kind} that is not active: add {flag} {owner}"
+        given = f"settings are given for {with_article(kind)} that is not active"
+        return f"{owner}: {given}: add {flag} {owner}"
     if owner in fields_dict(TrainConfig):
         return f"{owner}: a key with one value, which has no settings of its own"
     hint = nearest(owner, [*fields_dict(TrainConfig), *known, *active])
@@ -256,6 +270,11 @@ def read_mapping(path: str | Path, what: str) -> dict[str, Any]:
     return data
 
 
+def read_recipe(path: str) -> dict[str, Any]:
+    """Read a recipe's file; it is called by the file's name unless it names itself."""
+    return {"name": Path(path).name, **read_mapping(path, "--recipe")}
+
+
 def load(
     file: str | Path | None = None,
     overrides: Sequence[tuple[str, Any, str]] = (),
@@ -287,8 +306,8 @@ def gather(
     if expanded.original:
         merged["original"] = {**merged.get("original", {}), **expanded.original}
     recipe = merged.get("recipe")
-    if isinstance(recipe, str) and recipe.endswith((".yaml", ".yml")):
-        merged["recipe"] = read_mapping(recipe, "--recipe")
+    if isinstance(recipe, str) and recipe.endswith(SUFFIXES):
+        merged["recipe"] = read_recipe(recipe)
         given_in["recipe"] = f" in {recipe}"
     if without:
         given_in["no_plugins"] = " by --no-plugin"

@@ -23,7 +23,7 @@ from attrs import define, field
 
 from altcore.config import TrainConfig, check_name
 from altcore.errors import BadInput, NoSpace
-from altcore.recipes import has_own_formats
+from altcore.recipes import SUFFIXES, has_own_formats
 from altcore.registry import entries
 
 NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -184,7 +184,7 @@ def _named(root: Path, name: str) -> Path:
 
 
 def _fresh(root: Path, config: TrainConfig) -> Path:
-    base = _from_label(config.label) or _from_recipe(config)
+    base = as_name(config.label or "") or _from_recipe(config)
     for number in range(1, 100_000):
         path = root / (base if number == 1 else f"{base}-{number}")
         try:
@@ -195,16 +195,25 @@ def _fresh(root: Path, config: TrainConfig) -> Path:
     raise BadInput(f"runs_dir {root}: too many runs are called {base}: give one a --name")
 
 
-def _from_label(label: str | None) -> str:
-    """Return a label as a run's name, with room for a number; empty where nothing is left."""
-    return re.sub(r"[^A-Za-z0-9_]+", "-", label or "").strip("-_")[:90]
+def as_name(text: str) -> str:
+    """Return a text as a run's name, with room for a number; empty where nothing is left.
+
+    >>> as_name("E4M3, mine (2)")
+    'E4M3-mine-2'
+    """
+    return re.sub(r"[^A-Za-z0-9_]+", "-", text).strip("-_")[:90]
 
 
 def _from_recipe(config: TrainConfig) -> str:
     own = config.format is None and has_own_formats(config.recipe)
     fmt = [] if own else [config.format.name if config.format else "none"]
-    base = "-".join([*fmt, config.recipe_name]).lower()
-    return "".join(c if c.isalnum() or c in "-_" else "-" for c in base).lstrip("-_")
+    return "-".join(filter(None, [*map(as_name, fmt), recipe_label(config)])).lower()
+
+
+def recipe_label(config: TrainConfig) -> str:
+    """Return what the recipe is called in names of runs and folders."""
+    name = config.recipe_name
+    return as_name(name.removesuffix(next(filter(name.endswith, SUFFIXES), ""))) or "given"
 
 
 def find_run(name: str, runs_dir: str) -> Path:

@@ -268,9 +268,46 @@ def test_a_recipe_file_is_kept_whole(tmp_path):
     file = write(tmp_path / "r.yaml", "weight: E4M3\nskip: ['<head>']\n")
     found = load(None, by_flag(recipe=str(file)))
     file.unlink()
-    assert found.recipe == {"weight": "E4M3", "skip": ["<head>"]}
-    assert found.recipe_name == "file"
+    assert found.recipe == {"name": "r.yaml", "weight": "E4M3", "skip": ["<head>"]}
+    assert found.recipe_name == found.make_recipe().name == "r.yaml"
     assert make(found.to_plain()).make_recipe() == found.make_recipe()
+
+
+def test_a_recipe_may_name_itself(tmp_path):
+    """Its name goes before that of its file, and is text."""
+    named = write(tmp_path / "r.yaml", "name: mine\nweight: E4M3\n")
+    assert load(None, by_flag(recipe=str(named))).recipe_name == "mine"
+    assert TrainConfig(recipe={"weight": "E4M3"}).recipe_name == "given"
+    called = write(tmp_path / "FORMAT", "").with_name("FORMAT.yaml")
+    write(called, "name: FORMAT\nweight: FORMAT\nlayers: {name: {weight: FORMAT}}\n")
+    assert load(None, by_flag(recipe=str(called), format="E3M4")).recipe_name == "FORMAT"
+    for wrong in (5, "", "a\nb"):
+        with pytest.raises(BadInput, match=r"recipe given: name: .* is not a line of text"):
+            TrainConfig(recipe={"name": wrong, "weight": "E4M3"})
+
+
+@pytest.mark.parametrize(
+    ("fmt", "recipe", "says"),
+    [
+        ("E4M3", "mxfp8", "recipe mxfp8 has formats of its own"),
+        ("E4M3", {"weight": "E5M2"}, "only a recipe that says FORMAT takes one"),
+        ("MXFP4", "pure", "recipe pure: stored_weight"),
+        ("E3M4", {"weight": {"format": "FORMAT", "overflow": "inf"}}, "E3M4 has no inf code"),
+    ],
+)
+def test_a_format_that_the_recipe_cannot_have_is_blamed(fmt, recipe, says):
+    """Not the recipe, which is right with another one."""
+    given = [("format", fmt, " by --format"), ("recipe", recipe, " by --recipe")]
+    with pytest.raises(BadInput, match=rf"^format: {fmt} .*{says}.*\(given by --format\)$"):
+        load(overrides=given)
+
+
+def test_what_is_wrong_with_every_format_is_the_recipes():
+    """A typo in a recipe is no fault of the format."""
+    recipe = {"weight": {"format": "FORMAT", "scaling": "tensro"}}
+    given = [("format", "E4M3", " by --format"), ("recipe", recipe, " by --recipe")]
+    with pytest.raises(BadInput, match=r"^recipe given: weight.*tensor\?.*\(given by --recipe\)$"):
+        load(overrides=given)
 
 
 # -------------------------------------------------------------------------------- from Python

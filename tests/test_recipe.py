@@ -7,6 +7,7 @@ import torch
 from attrs import evolve
 
 from altcore import BadInput, float_format, get_format
+from altcore.cli.summary import lines
 from altcore.recipe import (
     OPERANDS,
     ROLES,
@@ -416,11 +417,23 @@ def test_a_run_is_called_by_what_it_quantizes(start):
     mx = start(recipe="mxfp8", max_steps=1)
     assert (mx.run_directory.name, mx.format_name) == ("mxfp8", "MXFP8-E4M3-rceil")
     own = start(recipe={"weight": "E4M3", "activation": "E5M2"}, max_steps=1)
-    assert (own.run_directory.name, own.format_name) == ("file", "E4M3, E5M2")
+    assert (own.run_directory.name, own.format_name) == ("given", "E4M3, E5M2")
     placed = start(recipe={"weight": "FORMAT"}, format="E3M4", max_steps=1)
-    assert (placed.run_directory.name, placed.format_name) == ("e3m4-file", "E3M4")
+    assert (placed.run_directory.name, placed.format_name) == ("e3m4-given", "E3M4")
     plain = start(max_steps=1)
     assert (plain.run_directory.name, plain.format_name) == ("none-master", "none")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("Mine.yaml", "mine"), ("my (2).yml", "my-2"), ("ä.yaml", "given")]
+)
+def test_a_run_of_a_recipes_file_is_called_by_the_file(start, tmp_path, file, name):
+    """As far as that makes a name; the record says the file and the formats."""
+    (tmp_path / file).write_text("weight: E4M3\nactivation: E5M2\n")
+    run = start(recipe=str(tmp_path / file), max_steps=1)
+    assert run.run_directory.name == name
+    assert (run.summary["format"], run.summary["recipe"]) == ("E4M3, E5M2", file)
+    assert dict(lines(run.summary))["format, recipe"] == f"E4M3, E5M2 ({file})"
 
 
 def test_format_stands_for_the_runs_format():

@@ -58,7 +58,7 @@ def test_names_are_made_of_format_and_recipe(tmp_path):
 
     fmt = float_format("../E<3>", 3, 2)
     names = [create(tmp_path, format=fmt).path.name for _ in range(3)]
-    assert names == ["e-3--master", "e-3--master-2", "e-3--master-3"]
+    assert names == ["e-3-master", "e-3-master-2", "e-3-master-3"]
     assert create(tmp_path).path.name == "none-master"
 
 

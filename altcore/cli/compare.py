@@ -13,7 +13,9 @@ from altcore.errors import BadInput
 
 @click.command()
 @click.option("--formats", metavar="A,B,...", help="Number formats, by name.")
-@click.option("--recipes", metavar="A,B,...", help="Recipes, by name (default master).")
+@click.option(
+    "--recipes", metavar="A,B,...", help="Recipes, by name or .yaml file (default master)."
+)
 @click.option("--optimizers", metavar="A,B,...", help="Optimizers: NAME or NAME:KEY=VALUE.")
 @study_options
 def compare(

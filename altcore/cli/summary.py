@@ -33,7 +33,7 @@ def lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     quantized = (summary.get("parameter_share") or 0) > 0
     rows = [
         ("run", str(summary.get("directory") or summary.get("name"))),
-        ("format, recipe", f"{summary.get('format')}, {summary.get('recipe')}"),
+        ("format, recipe", _formats(str(summary.get("format")), str(summary.get("recipe")))),
         ("status", status),
         ("steps", str(summary["steps"])),
         ("final training loss", number(summary.get("final_loss"))),
@@ -66,6 +66,10 @@ def lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     where = [f"{summary['directory']}/{r}" for r in reports]
     rows.append(("reports", ", ".join(where) or f"none; the record is {summary['directory']}"))
     return rows
+
+
+def _formats(formats: str, recipe: str) -> str:
+    return f"{formats} ({recipe})" if "," in formats else f"{formats}, {recipe}"
 
 
 def share_or(value: Any, otherwise: str) -> str:

@@ -36,6 +36,8 @@ from altcore.recipe import (
 from altcore.reference import OVERFLOWS, ROUNDINGS
 from altcore.registry import get_format
 
+SUFFIXES = (".yaml", ".yml")
+"""What a recipe's file ends in."""
 PLACEHOLDER = "FORMAT"
 _SCALING_TYPES = {
     "power_of_two": bool,
@@ -44,6 +46,7 @@ _SCALING_TYPES = {
     "block": int,
     "quantile": (int, float),
 }
+_NO_ROLES = ("name", "skip", "layers")
 CAST_KEYS = ("format", "scaling", "rounding", "overflow", "hadamard", "straight_through")
 
 
@@ -157,15 +160,17 @@ def parse(data: Any, name: str, source: str = "") -> Recipe:
     layers: {pattern: {role: ...}}}``. Top-level roles of products mean every linear and
     convolutional layer, those of attention every attention layer, stored_weight and
     optimizer_state every parameter of two or more dimensions. The last match wins, ``skip`` last
-    of all. ``source`` (`` in FILE``) is named in messages.
+    of all. A ``name`` among the keys goes before the one given here; ``source`` (`` in FILE``) is
+    named in messages.
     """
     where = f"recipe {name}{source}"
     if not isinstance(data, Mapping):
         raise BadInput(f"{where} is not a mapping of roles to formats")
+    name = own_name(data, name)
+    where = f"recipe {name}{source}"
     keys = (*ROLES, *(o for o in OPERANDS if "@" in o))
-    top = (*keys, "skip", "layers")
-    _refuse_unknown(data, top, where)
-    roles = {k: v for k, v in data.items() if k not in ("skip", "layers")}
+    _refuse_unknown(data, (*keys, *_NO_ROLES), where)
+    roles = {k: v for k, v in data.items() if k not in _NO_ROLES}
     casts = _casts(roles, where)
     products = {o: c for o, c in casts.items() if o in (*PRODUCT_OPERANDS, "weight_gradient")}
     rules = [
@@ -187,6 +192,17 @@ def parse(data: Any, name: str, source: str = "") -> Recipe:
         raise BadInput(f"{where}: skip is a list of patterns")
     rules += [Rule(_pattern(p, where), dict.fromkeys(OPERANDS)) for p in skip]
     return Recipe(name, tuple(r for r in rules if r.casts), source)
+
+
+def own_name(data: Mapping[str, Any], otherwise: str) -> str:
+    """Return what a recipe in plain form calls itself; ``otherwise`` where it does not.
+
+    Raises `BadInput` for what cannot be a name.
+    """
+    name = data.get("name", otherwise)
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise BadInput(f"recipe {otherwise}: name: {name!r} is not a line of text")
+    return name
 
 
 def _pattern(pattern: Any, where: str) -> str:
@@ -242,8 +258,13 @@ def _named_text(name: str) -> Any:
 def needs_format(data: Any) -> bool:
     """Whether a recipe, in its plain form, speaks of the run's format."""
     if isinstance(data, Mapping):
-        return any(needs_format(v) for v in data.values())
+        return any(needs_format(v) for k, v in data.items() if not _is_name(k, v))
     return isinstance(data, str) and data == PLACEHOLDER
+
+
+def _is_name(key: Any, value: Any) -> bool:
+    """Whether this is what a recipe calls itself; a layer may have the name ``name``."""
+    return bool(key == "name") and not isinstance(value, Mapping)
 
 
 def takes_format(name: str) -> bool:
@@ -270,7 +291,7 @@ def with_format(data: Any, fmt: AnyFormat | str | None) -> Any:
 
 def _filled(data: Any, fmt: AnyFormat | str) -> Any:
     if isinstance(data, Mapping):
-        return {k: _filled(v, fmt) for k, v in data.items()}
+        return {k: v if _is_name(k, v) else _filled(v, fmt) for k, v in data.items()}
     return fmt if isinstance(data, str) and data == PLACEHOLDER else data
 
 

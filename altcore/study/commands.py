@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +15,13 @@ from attrs import field, frozen
 
 from altcore.api import layers_of
 from altcore.blocks import BlockFormat
-from altcore.config import TrainConfig, check_name, defaults, load_yaml
+from altcore.config import TrainConfig, check_name, defaults, load_yaml, located, read_recipe
 from altcore.errors import BadInput
+from altcore.recipe import Recipe
+from altcore.recipes import SUFFIXES
+from altcore.record import recipe_label
 from altcore.registry import entries, find, get_format
-from altcore.settings import build
+from altcore.settings import build, format_or_none
 from altcore.study import report
 from altcore.study.arms import factorial
 from altcore.study.compare import Comparison, Contender
@@ -59,8 +64,10 @@ class Options:
 
 def default_recipe(fmt: str | None) -> str:
     """Return where a format is used unless told: everywhere that it can be."""
-    is_block = fmt is not None and isinstance(get_format(fmt), BlockFormat)
-    return "master" if is_block else "full"
+    # What is no format is refused with the rest of the configuration.
+    with suppress(BadInput):
+        return "master" if isinstance(format_or_none(fmt), BlockFormat) else "full"
+    return "full"
 
 
 def explain(options: Options) -> tuple[dict[str, Any], Path]:
@@ -72,7 +79,8 @@ def explain(options: Options) -> tuple[dict[str, Any], Path]:
         raise BadInput("there is nothing to explain: the recipe quantizes nothing")
     full = factorial(plan)
     label = config.format.name if config.format else config.recipe_name
-    name = options.name or f"explain-{label}-{config.workload}".lower()
+    called = config.format.name if config.format else recipe_label(config)
+    name = options.name or f"explain-{called}-{config.workload}".lower()
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = Runner(options.folder / name, config, options.tell)
     study = Explanation(runner, plan, seeds, options.within, ties)
@@ -98,17 +106,10 @@ def compare(
     config = base_config(options.file, options.overrides, defaults()["observers"])
     optimizers = optimizers or [config.optimizer]
     layers, _ = layers_of(config)
-    contenders = [
-        Contender(
-            fmt,
-            recipe,
-            optimizer,
-            config.evolve(format=get_format(fmt), recipe=recipe).make_recipe().resolve(layers),
-        )
-        for fmt in formats
-        for recipe in recipes
-        for optimizer in optimizers
-    ]
+    contenders = []
+    for fmt, recipe in product(formats, recipes):
+        plan = _contending(config, fmt, recipe).resolve(layers)
+        contenders += [Contender(fmt, recipe, optimizer, plan) for optimizer in optimizers]
     keys = {o: optimizer_keys(o, config) for o in optimizers}
     name = options.name or "compare-" + "-".join(formats).lower()
     seeds = [config.seed + i for i in range(options.seeds)]
@@ -121,6 +122,17 @@ def compare(
     whole = {"about": about, **found}
     write(runner.folder, "compare", whole, report.comparison(about, found))
     return whole, runner.folder
+
+
+def _contending(config: TrainConfig, fmt: str, recipe: str) -> Recipe:
+    """Return the recipe of a contender; `BadInput` that says by which option it was given."""
+    with located({"format": " by --formats", "recipe": " by --recipes"}):
+        try:
+            found = get_format(fmt)
+        except BadInput as error:
+            raise BadInput(f"format: {error}") from error
+        told = read_recipe(recipe) if recipe.endswith(SUFFIXES) else recipe
+        return config.evolve(format=found, recipe=told).make_recipe()
 
 
 def optimizer_keys(text: str, config: TrainConfig) -> dict[str, Any]:

@@ -33,7 +33,15 @@ from altcore.recipe import (
     plan_to_plain,
     some,
 )
-from altcore.recipes import NAMED, named, parse, plan_from_plain, takes_format, with_format
+from altcore.recipes import (
+    NAMED,
+    SUFFIXES,
+    named,
+    parse,
+    plan_from_plain,
+    takes_format,
+    with_format,
+)
 from altcore.registry import get_format
 from altcore.surgery.casts import LayerCasts, StandIn
 from altcore.surgery.compute import COMPUTES, choose_compute
@@ -542,7 +550,7 @@ def _as_recipe(
         return named(recipe, fmt)
     if isinstance(recipe, Mapping):
         return parse(with_format(recipe, fmt), "given")
-    if isinstance(recipe, Path) or (isinstance(recipe, str) and recipe.endswith((".yaml", ".yml"))):
+    if isinstance(recipe, Path) or (isinstance(recipe, str) and recipe.endswith(SUFFIXES)):
         data = read_mapping(recipe, "recipe")
         return parse(with_format(data, fmt), Path(recipe).stem, f" in {recipe}")
     if fmt is not None:

@@ -166,10 +166,12 @@ class Record:
 
     def _head(self) -> list[str]:
         recipe = self.config.get("recipe")
+        if isinstance(recipe, dict):
+            recipe = recipe.get("name", "given in config.yaml")
         status = self.summary["status"]
         rows = {
             "format": self.config.get("format"),
-            "recipe": recipe if isinstance(recipe, str | None) else "given in config.yaml",
+            "recipe": recipe,
             "started": self.environment.get("started"),
             "status": "not over when this was written" if status == "unfinished" else status,
         }
