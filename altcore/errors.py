@@ -59,14 +59,18 @@ def with_article(word: str) -> str:
     return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
+def nearest(name: object, known: Iterable[str]) -> str:
     """Return `` (did you mean X?)`` for the known name closest to ``name``, or nothing.
+
+    Nothing, too, for what is no text.
 
     >>> nearest("ulp-stat", ["ulp-stats", "progress"])
     ' (did you mean ulp-stats?)'
     >>> nearest("zzz", ["ulp-stats"])
     ''
     """
+    if not isinstance(name, str):
+        return ""
     folded = {k.casefold(): k for k in known}
     hits = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
     return f" (did you mean {folded[hits[0]]}?)" if hits else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -52,12 +52,15 @@ def find_grid(fmt: AnyFormat | str) -> Format:
 
 
 def scale_pair(scale: Scale, x: Tensor, fmt: Format) -> tuple[Tensor | None, Tensor | None]:
-    """The given scale as tensors ``s`` and ``r = fl(1 / s)`` in ``x``'s compute dtype."""
+    """The given scale as tensors ``s`` and ``r = fl(1 / s)`` in ``x``'s compute dtype.
+
+    Raises `BadInput` for one that is not positive, or does not broadcast to ``x``.
+    """
     if scale is None:
         return None, None
     dtype = compute_dtype(x.dtype, fmt)
     if isinstance(scale, Tensor):
-        check_floating(scale)
+        check_floating(scale, "scale")
         scale = scale.detach()
         # Looked at where that costs no transfer; the smallest one is NaN if any is.
         number = float(scale.min()) if plain(scale) and scale.numel() else 1.0
@@ -66,22 +69,37 @@ def scale_pair(scale: Scale, x: Tensor, fmt: Format) -> tuple[Tensor | None, Ten
         number = float(scale) if dtype == torch.float64 else to_single(float(scale))
         s = torch.full((), number, dtype=dtype, device=x.device)
     else:
-        raise BadInput(f"a scale is a number or a tensor, not {scale!r}")
+        raise BadInput(f"scale: a scale is a number or a tensor, not {scale!r}")
     if not 0 < number < math.inf:
-        raise BadInput(f"a scale is a positive number in {dtype}, not {number}")
+        raise BadInput(f"scale: a scale is a positive number in {dtype}, not {number}")
+    if isinstance(scale, Tensor):
+        check_spread(scale, x.shape)
     # Clamped as in scale_of, for scales whose inverse passes the largest number.
     largest = torch.full_like(s, LAYOUTS[dtype].largest)
     return s, torch.minimum(torch.ones_like(s) / s, largest)
 
 
+def check_spread(scale: Tensor, shape: Sequence[int]) -> None:
+    """Raise `BadInput` unless ``scale`` broadcasts to a tensor of ``shape``."""
+    missing = len(shape) - scale.ndim
+    if missing < 0 or any(
+        n not in (1, m) for n, m in zip(scale.shape, shape[missing:], strict=True)
+    ):
+        raise BadInput(
+            f"scale: shape {list(scale.shape)} does not broadcast to {list(shape)}, that of the "
+            "tensor: a scale for all of it has no dimension, one for each slice has size 1 along "
+            "the other axes"
+        )
+
+
 def check_axis(x: Tensor, axis: int) -> None:
     """Raise `BadInput` unless ``x`` has that axis."""
     if not isinstance(axis, int) or isinstance(axis, bool) or not -x.ndim <= axis < x.ndim:
-        raise BadInput(f"a tensor of {x.ndim} dimension(s) has no axis {axis!r}")
+        raise BadInput(f"axis: a tensor of {x.ndim} dimension(s) has no axis {axis!r}")
 
 
 def check_choice(what: str, value: str, known: Collection[str]) -> None:
     """Raise `BadInput` unless ``value`` is one of the known ones; the nearest is offered."""
     if value not in known:
-        hint = nearest(value, known) if isinstance(value, str) else ""
-        raise BadInput(f"unknown {what} {value!r}{hint}; known: {', '.join(known)}")
+        hint = nearest(value, known)
+        raise BadInput(f"unknown {what} {value!r:.60}{hint}; known: {', '.join(known)}")

@@ -11,7 +11,7 @@ from torch import Tensor
 from altcore.errors import BadInput
 from altcore.formats import Format
 from altcore.numerics.arguments import Scale, find_coded, scale_pair
-from altcore.numerics.grids import check_input, round_to_grid
+from altcore.numerics.grids import check_dense, check_input, round_to_grid
 from altcore.numerics.plan import compute_dtype
 from altcore.numerics.positions import position
 
@@ -58,14 +58,14 @@ def decode(codes: Tensor, fmt: Format | str, scale: Scale = None) -> Tensor:
     an integer tensor and for codes the format does not have.
     """
     fmt = find_coded(fmt)
-    integer = isinstance(codes, Tensor) and not (codes.is_floating_point() or codes.is_complex())
-    if not integer or codes.dtype == torch.bool:
-        raise BadInput("decode needs a tensor of integer codes")
+    check_dense(codes, "codes")
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool:
+        raise BadInput(f"codes: a tensor of integer codes is needed, not of {codes.dtype}")
     dtype = compute_dtype(torch.float32, fmt)
     index = codes.to(torch.int64)
     count = len(fmt.code_values)
     if index.numel() and not (int(index.min()) >= 0 and int(index.max()) < count):
-        raise BadInput(f"format {fmt.name} has codes 0 to {count - 1}")
+        raise BadInput(f"codes: format {fmt.name} has codes 0 to {count - 1}")
     values = _decoded(fmt, dtype).to(codes.device)[index]
     s, _ = scale_pair(scale, values, fmt)
     return values if s is None else values * s.to(dtype)

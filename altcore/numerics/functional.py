@@ -169,9 +169,15 @@ def ulp_distance(a: Tensor, b: Tensor, fmt: AnyFormat | str, scale: Scale = None
     like `fake_quantize`, and for block formats.
     """
     fmt = find_grid(fmt)
+    check_floating(a, "a")
+    check_floating(b, "b")
+    try:
+        pair = torch.broadcast_tensors(a, b)
+    except RuntimeError as error:
+        shapes = f"{list(a.shape)} and {list(b.shape)}"
+        raise BadInput(f"a and b: shapes {shapes} do not broadcast to one another") from error
     places = []
-    for x in (a, b):
-        check_floating(x)
+    for x in pair:
         _, r = scale_pair(scale, x, fmt)
         places.append(positions.position(round_to_grid(x.detach(), fmt, r=r), fmt))
     missing = (places[0] < 0) | (places[1] < 0)

@@ -136,17 +136,42 @@ def check_input(
     check_floating(x)
     if rounding == "stochastic" and key is None:
         raise BadInput("stochastic rounding needs a key")
+    if not _is_key(key):
+        raise BadInput(f"key: an int or an int64 tensor of no dimension is needed, not {key!r:.60}")
 
 
-def check_floating(x: Tensor) -> None:
-    """Raise `BadInput` unless ``x`` is a float16, bfloat16, float32 or float64 tensor."""
-    if not isinstance(x, Tensor):
-        raise BadInput(f"a tensor is needed, not {type(x).__name__}")
+def _is_key(key: object) -> bool:
+    if isinstance(key, Tensor):
+        return key.ndim == 0 and key.dtype == torch.int64 and key.layout == torch.strided
+    return key is None or (isinstance(key, int) and not isinstance(key, bool))
+
+
+def check_floating(x: Tensor, name: str = "x") -> None:
+    """Raise `BadInput` unless ``x`` is a dense float16, bfloat16, float32 or float64 tensor.
+
+    ``name`` is the argument, for the message.
+    """
+    check_dense(x, name)
     if x.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        right = f"torch.view_as_real({name})" if x.is_complex() else f"{name}.float()"
         raise BadInput(
-            f"a {x.dtype} tensor cannot be rounded to a format: "
-            "float16, bfloat16, float32 or float64 is needed"
+            f"{name}: float16, bfloat16, float32 or float64 is needed, not {x.dtype}: give {right}"
         )
+
+
+def check_dense(x: Tensor, name: str) -> None:
+    """Raise `BadInput` unless ``x`` is a tensor that holds each of its values by itself."""
+    if not isinstance(x, Tensor):
+        raise BadInput(f"{name}: a tensor is needed, not {type(x).__name__}")
+    if x.is_nested:
+        raise BadInput(f"{name}: a dense tensor is needed, not a nested one: give its parts")
+    if x.layout != torch.strided:
+        kind = str(x.layout).removeprefix("torch.")
+        raise BadInput(f"{name}: a dense tensor is needed, not {kind}: give {name}.to_dense()")
+    if x.is_quantized:
+        raise BadInput(f"{name}: torch has quantized it to {x.dtype}: give {name}.dequantize()")
+    if x.is_meta:
+        raise BadInput(f"{name}: a meta tensor has no values: give one on a CPU or GPU")
 
 
 def round_by_torch(

@@ -179,7 +179,7 @@ def _one_scale(scale: float | Tensor, x: Tensor, fmt: Format) -> Tensor:
     """The scale as `unpack` has it, so that codes are those of the same number."""
     dtype = compute_dtype(torch.float32, fmt)
     if isinstance(scale, Tensor):
-        check_floating(scale)
+        check_floating(scale, "scale")
         if scale.numel() != 1:
             raise BadInput(f"a packed tensor has one scale, not {list(scale.shape)}")
         return scale.detach().reshape(()).to(device=x.device, dtype=dtype)

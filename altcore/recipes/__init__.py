@@ -140,7 +140,7 @@ def _parse_scaling(value: Any, where: str) -> Scaling:
 
 def _choice(value: Any, known: Sequence[str], where: str) -> str:
     if not isinstance(value, str) or value not in known:
-        hint = nearest(value, known) if isinstance(value, str) else ""
+        hint = nearest(value, known)
         raise BadInput(f"{where}: {value!r} is unknown{hint}: one of {', '.join(known)}")
     return value
 
