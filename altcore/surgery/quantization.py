@@ -25,13 +25,10 @@ from altcore.numerics import COUNTS
 from altcore.recipe import (
     ATTENTION_OPERANDS,
     PRODUCT_OPERANDS,
-    STORED,
     Cast,
-    Casts,
     Plan,
     Recipe,
     plan_to_plain,
-    some,
 )
 from altcore.recipes import (
     NAMED,
@@ -44,6 +41,7 @@ from altcore.recipes import (
 )
 from altcore.registry import get_format
 from altcore.surgery.casts import LayerCasts, StandIn
+from altcore.surgery.checks import check_casts, check_effect, with_ties
 from altcore.surgery.compute import COMPUTES, choose_compute
 from altcore.surgery.layers import (
     SlowPath,
@@ -53,18 +51,12 @@ from altcore.surgery.layers import (
     is_linear,
     matrices,
     slow_paths,
-    tied_matrices,
     unique_matrices,
 )
 from altcore.surgery.product import PAIRS
 from altcore.surgery.quantizer import Clock, Quantizer
 from altcore.surgery.stored import STALL, StoredWeight, store_optimizer_state
 
-PRODUCTS = (
-    ("activation@fwd", "weight@fwd"),
-    ("gradient@dgrad", "weight@dgrad"),
-    ("gradient@wgrad", "activation@wgrad"),
-)
 FORWARD_OPERANDS = (*PRODUCT_OPERANDS, "stored_weight", *ATTENTION_OPERANDS)
 """Those for which a layer needs a stand-in for its forward."""
 
@@ -116,13 +108,8 @@ class Quantization:
     def __attrs_post_init__(self) -> None:
         found = find_layers(self.model)
         plan = self.recipe.resolve([layer for layer, _ in found.values()])
-        asked = any(cast for rule in self.recipe.rules for cast in rule.casts.values())
-        if asked and not any(any(casts.values()) for casts in plan.values()):
-            raise BadInput(
-                f"recipe {self.recipe.name}: the model has no layer that it quantizes "
-                f"(layers: {some(list(plan))})"
-            )
-        self._build(self._with_ties(plan, before={}))
+        check_effect(self.recipe, plan)
+        self._build(with_ties(self.recipe, self.model, plan, before={}))
 
     # Building and changing -------------------------------------------------------------------
 
@@ -172,33 +159,11 @@ class Quantization:
             self.layers[name] = layer
         _restore_forwards(before)
 
-    def _with_ties(self, plan: Plan, before: Plan) -> Plan:
-        """Give the layers that share a parameter one cast for what is the parameter's own.
-
-        That is the cast which differs from ``before``; at the start that of any of the layers.
-        """
-        made = {name: dict(casts) for name, casts in plan.items()}
-        for names, full, operand in (
-            (names, full, operand)
-            for names, full in tied_matrices(self.model)
-            for operand in ("weight_gradient", *STORED)
-        ):
-            old = {n: before[n][operand] if before else None for n in names}
-            new = [made[n][operand] for n in names if made[n][operand] != old[n]]
-            if any(cast != new[0] for cast in new):
-                raise BadInput(
-                    f"recipe {self.recipe.name}: {' and '.join(names)} share the parameter {full}, "
-                    f"and have two casts for {operand}"
-                )
-            for n in names if new else ():
-                made[n][operand] = new[0]
-        return made
-
     def _wanted_quantizers(self, plan: Plan) -> dict[str, Cast]:
         wanted: dict[str, Cast] = {}
         for name, casts in plan.items():
             module = self.model.get_submodule(name)
-            self._check_casts(name, module, casts)
+            check_casts(self.recipe, name, module, casts, owner=self)
             if is_linear(module) or is_conv(module):
                 for first, second in PAIRS.values():
                     cast, other = casts[first], casts[second]
@@ -212,42 +177,6 @@ class Quantization:
             if cast := plan[name]["weight_gradient"]:
                 wanted[f"{name}:weight_gradient/{full}"] = cast
         return wanted
-
-    def _check_casts(self, name: str, module: nn.Module, casts: Casts) -> None:
-        """Raise `BadInput` for casts that the module cannot take."""
-        where = f"recipe {self.recipe.name}: layer {name} is {type(module).__name__}: "
-        standing = vars(module).get("forward")
-        if (
-            isinstance(standing, StandIn)
-            and standing.layer.owner is not self
-            and any(casts.values())
-        ):
-            raise BadInput(f"{where}it is quantized already: remove that quantization first")
-        for operand in STORED:
-            if (cast := casts[operand]) and cast.blocks is not None:
-                raise BadInput(
-                    f"{where}{operand} has one scale, and {cast.format.name} one for each block"
-                )
-            if cast and not cast.scaling.suits_storage:
-                raise BadInput(
-                    f"{where}{operand} has one scale of its own, without margin or quantile: "
-                    f"{cast.scaling.kind} scaling cannot be had"
-                )
-        given = {o: c for o in PRODUCT_OPERANDS if (c := casts[o])}
-        if not is_linear(module) and any(c.hadamard for c in given.values()):
-            raise BadInput(f"{where}a Hadamard transform needs a Linear")
-        if getattr(module, "groups", 1) != 1:
-            channelled = [o for o, c in given.items() if c.scaling.kind == "channel"]
-            if channelled:
-                raise BadInput(f"{where}{channelled[0]}: channel scaling needs groups=1")
-        for a, b in PRODUCTS if is_linear(module) else ():
-            first, second = casts[a], casts[b]
-            lengths = (first.hadamard if first else 0, second.hadamard if second else 0)
-            if lengths[0] != lengths[1]:
-                raise BadInput(
-                    f"{where}{a} and {b} are multiplied and need the same Hadamard transform, "
-                    f"not {lengths[0]} and {lengths[1]}"
-                )
 
     def _hook_weight_gradients(self, made: Mapping[str, Quantizer]) -> None:
         for name, full, parameter in unique_matrices(self.model):
@@ -293,7 +222,7 @@ class Quantization:
         }
         if plan != self.plan == possible:
             raise BadInput(f"recipe {self.recipe.name}: no layer has what the change asks for")
-        self._build(self._with_ties(possible, before=self.plan))
+        self._build(with_ties(self.recipe, self.model, possible, before=self.plan))
         return {
             name: float(weight.error)
             for name, weight in self.stored.items()
