@@ -21,7 +21,7 @@ from altcore.dispatch import Dispatcher, load_plugins
 from altcore.engine import Engine
 from altcore.errors import BadInput, nearest
 from altcore.flat import notices
-from altcore.recipe import Layer, matching
+from altcore.recipe import Layer, matching, some
 from altcore.record import (
     METRICS,
     RunDirectory,
@@ -284,7 +284,10 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         hits = matching(layers, pattern)
         if not hits:
             names = [layer.name for layer in layers]
-            raise BadInput(f"freeze: {pattern!r} matches no layer{nearest(pattern, names)}")
+            raise BadInput(
+                f"freeze: {pattern!r} matches no layer{nearest(pattern, names)}: "
+                f"layers are {some(names)}"
+            )
         for layer in hits:
             for parameter in matrices(found[layer.name][1]).values():
                 parameter.requires_grad_(False)

@@ -270,9 +270,12 @@ def read_mapping(path: str | Path, what: str) -> dict[str, Any]:
     return data
 
 
-def read_recipe(path: str) -> dict[str, Any]:
-    """Read a recipe's file; it is called by the file's name unless it names itself."""
-    return {"name": Path(path).name, **read_mapping(path, "--recipe")}
+def read_recipe(path: str, what: str = "recipe") -> dict[str, Any]:
+    """Read a recipe's file; it is called by the file's name unless it names itself.
+
+    ``what`` is what names the file, for messages.
+    """
+    return {"name": Path(path).name, **read_mapping(path, what)}
 
 
 def load(
@@ -307,7 +310,9 @@ def gather(
         merged["original"] = {**merged.get("original", {}), **expanded.original}
     recipe = merged.get("recipe")
     if isinstance(recipe, str) and recipe.endswith(SUFFIXES):
-        merged["recipe"] = read_recipe(recipe)
+        by_flag = given_in["recipe"] == " by --recipe"
+        with located({} if by_flag else given_in):
+            merged["recipe"] = read_recipe(recipe, "--recipe" if by_flag else "recipe")
         given_in["recipe"] = f" in {recipe}"
     if without:
         given_in["no_plugins"] = " by --no-plugin"

@@ -230,18 +230,36 @@ def find_run(name: str, runs_dir: str) -> Path:
 def list_runs(runs_dir: str) -> list[Path]:
     """Return the run directories, oldest first."""
     root = Path(runs_dir)
+    if root.exists() and not root.is_dir():
+        raise BadInput(f"runs_dir: {root} is no folder")
     found = [p for p in root.iterdir() if (p / "config.yaml").is_file()] if root.is_dir() else []
     return sorted(found, key=lambda p: ((p / "config.yaml").stat().st_mtime, p.name))
 
 
 def summary_of(path: Path) -> dict[str, Any]:
-    """Return a run's summary: that of its last end, or what is known while it runs."""
+    """Return a run's summary: that of its last end, or what is known while it runs.
+
+    Raises `BadInput` for a record that no run writes.
+    """
     lines = read_lines(path / METRICS)
+    events = read_lines(path / EVENTS)
+    for name, found, keys in (
+        (METRICS, lines, {"step": int}),
+        (EVENTS, events, {"event": str, "step": int}),
+    ):
+        for line in found:
+            for key, kind in keys.items():
+                if not isinstance(line.get(key), kind):
+                    raise BadInput(
+                        f"{path / name}: {json.dumps(to_json(line)):.60} is no line of a run: "
+                        f"{key} is missing"
+                    )
     steps = max((x["step"] for x in lines if "loss" in x), default=0)
     summary: dict[str, Any] = {"status": "unfinished", "steps": steps}
-    for event in read_lines(path / EVENTS):
+    for event in events:
         if event["event"] == "end":
-            summary = {k: v for k, v in event.items() if k not in ("event", "step")}
+            ended = {k: v for k, v in event.items() if k not in ("event", "step")}
+            summary = {"status": "unknown", "steps": steps, **ended}
         elif event["event"] == "resume":
             summary = {"status": "unfinished", "steps": steps}
     return {"name": path.name, **summary}

@@ -137,7 +137,7 @@ def find(name: str, kinds: Sequence[str]) -> Entry:
         claims = " and ".join(f"{e.origin} ({e.kind})" for e in hits)
         raise BadInput(f"{name!r} is claimed by {claims}: uninstall one of them")
     what = kinds[0] if len(kinds) == 1 else "plugin"
-    other = _of_another_kind(name)
+    other = kind_of(name)
     if other and other not in kinds:
         flag = "plugin" if other in HOOK_KINDS else other
         raise BadInput(
@@ -148,7 +148,7 @@ def find(name: str, kinds: Sequence[str]) -> Entry:
     raise BadInput(f"unknown {what} {name!r}{nearest(name, known)}: {_installed(known, kinds)}")
 
 
-def _of_another_kind(name: str) -> str | None:
+def kind_of(name: str) -> str | None:
     """Return the kind of what is called ``name``, if there is anything."""
     for entry in entries():
         if entry.name == name and not entry.is_family:

@@ -194,6 +194,8 @@ def _expected(tp: Any) -> str:
         "str | dict[str, Any]": "a name or a mapping",
         "tuple[str, ...]": "a list of names",
         "list[str]": "a list of names",
+        "dict[str, Any]": "a mapping",
+        "dict[str, dict[str, Any]]": "a mapping of names to mappings",
     }
     if name in words or "[" in name:
         return words.get(name, name)

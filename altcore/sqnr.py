@@ -90,8 +90,11 @@ def _from_npy(path: Path) -> Tensor:
         raise BadInput(f"--on {path}: reading it needs numpy: pip install numpy") from error
     try:
         x = torch.from_numpy(np.load(path, allow_pickle=False))
-    except (OSError, ValueError, TypeError) as error:
-        raise BadInput(f"--on {path}: cannot be read: {error}") from error
+    except OSError as error:
+        raise BadInput(f"--on {path}: cannot be read: {error.strerror}") from error
+    # What numpy says of other files is how to load them unsafely.
+    except (EOFError, ValueError, TypeError) as error:
+        raise BadInput(f"--on {path}: is no .npy file of numbers") from error
     if not x.is_floating_point() or x.numel() == 0:
         raise BadInput(f"--on {path}: floating-point numbers are needed, not {x.dtype} {x.numel()}")
     if not bool(torch.isfinite(x).all()):

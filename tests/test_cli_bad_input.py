@@ -38,6 +38,11 @@ FILES = {
     "format.yaml": "weight: E3M5x\n",
     "scaling.yaml": "weight: {format: E3M4, scaling: tensro}\n",
     "selector.yaml": "skip: [<haed>]\n",
+    "its-name.yaml": "name: 3\nweight: E4M3\n",
+    "its-recipe.yaml": "recipe: nowhere.yaml\n",
+    "its-format.yaml": "format: E3M5x\n",
+    "words.npy": "no numbers",
+    "empty.npy": "",
 }
 
 TABLES = {
@@ -99,6 +104,8 @@ UNKNOWN = [
     case("no name before a setting", "--set .size=tiny", "--set .size=tiny", "KEY=VALUE"),
     case("key that only the flag may use", "--set +plugins=ulp-stats", "'+plugins'", "plugins?"),
     case("recipe", "--recipe mastr", "'mastr'", "did you mean master?", ".yaml", "--recipe"),
+    case("recipe that is a format", "--recipe E4M3", "is a format", "--format E4M3", "--recipe"),
+    case("freeze", "--set freeze=[hed]", "freeze", "'hed'", "layers are transformer.wte", "--set"),
     case("compute", "--set compute=float16", "compute", "float32", "bfloat16", "float16"),
     case("device", "--device tpu", "'tpu'", "auto, cpu, cuda or cuda:N"),
     case("option", "--frmat E3M4", "--frmat", "--format", usage=True),
@@ -106,6 +113,8 @@ UNKNOWN = [
     case("command", "trian", "'trian'", "did you mean train?", command="", usage=True),
     case("plugin to show", "info ulp-stat", "'ulp-stat'", "ulp-stats?", command="plugins"),
     case("format to show", "info E30M3", "E30M3", "2 to 16", command="plugins"),
+    case("command of a group", "lst", "'lst'", "did you mean list?", command="runs", usage=True),
+    case("no command of a group", "zzz", "'zzz'", "one of list, show", command="runs", usage=True),
     case("kind", "list --kind foo", "'foo'", "'format'", command="plugins", usage=True),
     case("run to show", "show nothing", "'nothing'", "in runs", command="runs"),
     case("run to show outside", "show ../x", "'../x'", "is not a name", command="runs"),
@@ -151,6 +160,26 @@ VALUES = [
         "diagnostic that is not active",
         "--plugin ulp-stats",
     ),
+    case("no mapping", "--set original=3", "original: 3 is not a mapping", "--set"),
+    case("nothing between commas", "--formats ,", "--formats ','", "names", command="compare"),
+    case("nothing after a comma", "--formats E4M3,", "'E4M3,'", "names", command="compare"),
+    case("no recipe", ("--formats", "E4M3", "--recipes", ""), "--recipes ''", command="compare"),
+    case(
+        "format beside formats",
+        "--formats E4M3 --set format=E5M2",
+        "format by --set",
+        "--formats",
+        command="compare",
+    ),
+    case(
+        "optimizer's setting",
+        "--formats E4M3 --optimizers adamw:beta1=2",
+        "--optimizers adamw:beta1=2",
+        "must be < 1",
+        command="compare",
+    ),
+    case("picture", "plot E4M3 --out x.png", "--out x.png", ".svg", command="formats"),
+    case("no picture", ("compare", "E4M3", "--plot", ""), "--plot", ".svg", command="formats"),
     case("KEY without =", "--set seed", "--set seed", "KEY=VALUE is needed"),
     case("= without KEY", "--set =3", "--set =3", "KEY=VALUE is needed"),
     case("broken value", ("--set", "seed=[1"), "--set seed", "YAML"),
@@ -177,6 +206,29 @@ TWICE = [
     case("plugin", "--plugin ulp-stats --plugin ulp-stats", "ulp-stats is listed twice"),
     case("--no-plugin", "--no-plugin progress --no-plugin progress", "'progress'", "twice"),
     case("--config", "--config real.yaml --config real.yaml", "--config is given twice"),
+    case(
+        "--format of a study",
+        "--format E4M3 --format E5M2",
+        "--format is given twice",
+        command="explain",
+    ),
+    case(
+        "--seeds", "--formats E4M3 --seeds 3 --seeds 4", "--seeds is given twice", command="compare"
+    ),
+    case(
+        "setting of an optimizer",
+        "--formats E4M3 --optimizers adamw:beta1=0.5:beta1=0.6",
+        "--optimizers",
+        "beta1 is given twice",
+        command="compare",
+    ),
+    case("--out", "failure-report taken --out a --out b", "--out is given twice", command="report"),
+    case(
+        "--kind", "list --kind format --kind workload", "--kind is given twice", command="plugins"
+    ),
+    case(
+        "--runs-dir", "list --runs-dir a --runs-dir b", "--runs-dir is given twice", command="runs"
+    ),
     case("--resume", "--resume a --resume b", "--resume is given twice"),
     case("key in a file", "--config twice.yaml", "twice.yaml, line 3", "'seed'", "twice"),
     case("key below in a file", "--config twice-below.yaml", "line 4", "'size'", "twice"),
@@ -198,6 +250,18 @@ FILES_AND_NAMES = [
     case("config with code", "--config code.yaml", "code.yaml, line 1", "YAML"),
     case("config of two", "--config two-documents.yaml", "two-documents.yaml, line 2", "document"),
     case("recipe missing", "--recipe nowhere.yaml", "--recipe nowhere.yaml", "cannot be read"),
+    case("recipe's name", "--recipe its-name.yaml", "name: 3", "line of text", "its-name.yaml"),
+    case("recipe of a file missing", "--config its-recipe.yaml", "recipe nowhere.yaml",
+         "cannot be read", "its-recipe.yaml"),
+    case("recipes missing", "--formats E4M3 --recipes nowhere.yaml", "--recipes nowhere.yaml",
+         command="compare"),
+    case("format of a study's file", "--config its-format.yaml", "E3M4?", "its-format.yaml",
+         command="explain"),
+    case("data to compare on", "compare E4M3 --on words.npy", "words.npy", "no .npy file",
+         command="formats"),
+    case("empty data to compare on", "compare E4M3 --on empty.npy", "empty.npy", "numbers",
+         command="formats"),
+    case("runs in a file", "list --runs-dir empty.txt", "empty.txt is no folder", command="runs"),
     case("recipe broken", "--recipe broken.yaml", "broken.yaml, line 3", "YAML"),
     case("recipe matches nothing", "--recipe pattern.yaml", "'transfomer.*'", "pattern.yaml"),
     case("recipe's role", "--recipe role.yaml", "'wieght'", "did you mean weight?", "role.yaml"),
@@ -341,3 +405,35 @@ def test_a_message_is_one_line(here, capsys):
     """A file's name or a plugin's error may hold line breaks; the message does not."""
     outcome = call(capsys, "train", "--config", "two\nlines.yaml")
     check(outcome, case("", "", "two lines.yaml", "cannot be read"))
+
+
+@pytest.mark.parametrize(
+    ("file", "line", "says"),
+    [
+        ("metrics.jsonl", '{"loss": 1.0}', "step is missing"),
+        ("events.jsonl", '{"event": "end"}', "step is missing"),
+        ("events.jsonl", '{"step": 3}', "event is missing"),
+    ],
+)
+def test_a_record_that_no_run_writes(file, line, says, here, capsys):
+    """Named by its file and the line; the other runs are listed all the same."""
+    for name in ("sound", "taken"):
+        Path("runs", name).mkdir(exist_ok=True)
+        Path("runs", name, "config.yaml").write_text("max_steps: 3\n")
+    Path("runs/taken", file).write_text(f"{line}\n")
+    said = (f"runs/taken/{file}", line, says)
+    for command in ("runs show taken", "report failure-report taken"):
+        check(call(capsys, *command.split()), case("", "", *said))
+    listed = call(capsys, "runs", "list")
+    assert listed.code == 0
+    assert all(words in listed.err for words in said)
+    assert "sound" in listed.out
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"steps": "x"}'])
+def test_a_folder_that_no_study_wrote(text, here, capsys):
+    """A study goes on in its own folder only."""
+    Path("studies/explain-e3m4-gpt").mkdir(parents=True)
+    Path("studies/explain-e3m4-gpt/study.json").write_text(text)
+    outcome = call(capsys, "explain", "--format", "E3M4", "--data", "words.txt")
+    check(outcome, case("", "", "explain-e3m4-gpt/study.json", "another --name"))

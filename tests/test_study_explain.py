@@ -149,7 +149,7 @@ def test_a_study_goes_on_where_it_was(options):
     ]
     assert again["arms"] == first["arms"]
     assert json.loads((folder / "explain.json").read_text())["about"]["steps"] == 6
-    assert (folder / "explain.md").read_text().startswith("# Where file breaks")
+    assert (folder / "explain.md").read_text().startswith("# Where E2M1 (given) breaks")
     other, _ = options({"weight": "E3M4"}, name=folder.name)
     with pytest.raises(BadInput, match="holds a study with other settings"):
         explain(other)

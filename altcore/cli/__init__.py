@@ -9,7 +9,8 @@ from typing import Any
 
 import click
 
-from altcore.errors import AltcoreError, nearest
+from altcore.cli.options import Group
+from altcore.errors import AltcoreError
 
 COMMANDS = {
     "compare": (
@@ -25,7 +26,7 @@ COMMANDS = {
 }
 
 
-class LazyGroup(click.Group):
+class LazyGroup(Group):
     """A group whose commands are imported on use: ``--help`` waits for none of them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -38,13 +39,6 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = getattr(import_module(f"altcore.cli.{name}"), name)
         return command
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        """Offer the nearest name for one that is no command."""
-        name = args[0]
-        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
-            ctx.fail(f"No such command {name!r}{nearest(name, COMMANDS)}.")
-        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the summaries without importing the commands."""

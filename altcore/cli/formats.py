@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from altcore.blocks import AnyFormat, BlockFormat
+from altcore.cli.options import AS_JSON, Group, once, runs_dir_option
 from altcore.errors import BadInput
 from altcore.formats import Format
 from altcore.registry import entries, get_format
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 WIDTH = 96
 """Columns of a picture in the terminal."""
 BLOCK_COLUMNS = (
@@ -25,7 +25,7 @@ BLOCK_COLUMNS = (
 """What ``list`` says of block formats."""
 
 
-@click.group()
+@click.group(cls=Group)
 def formats() -> None:
     """Show what number formats can represent."""
 
@@ -173,9 +173,9 @@ def binade_picture(fmt: Format) -> str:
 
 @formats.command()
 @click.argument("names", nargs=-1, required=True)
-@click.option("--on", "data", default="normal,laplace,t5", show_default=True, help="Data.")
-@click.option("--runs-dir", default="runs", show_default=True, help="Folder of the runs.")
-@click.option("--plot", type=click.Path(dir_okay=False), help="Also write a picture (SVG).")
+@once("--on", "data", default="normal,laplace,t5", show_default=True, help="Data.")
+@runs_dir_option
+@once("--plot", help="Also write a picture (SVG).")
 @AS_JSON
 def compare(
     names: tuple[str, ...], data: str, runs_dir: str, plot: str | None, as_json: bool
@@ -189,13 +189,15 @@ def compare(
     from altcore import sqnr
 
     found = [get_format(name) for name in names]
+    if plot is not None:
+        check_picture(plot, "--plot")
     rows = []
     for what in data.split(","):
         x = sqnr.tensors(what.strip(), runs_dir)
         for fmt in found:
             both = sqnr.compare(fmt, x)
             rows.append({"format": fmt.name, "data": what.strip(), **both})
-    if plot:
+    if plot is not None:
         write_svg(Path(plot), found)
     if as_json:
         click.echo(json.dumps(rows, indent=1))
@@ -218,12 +220,19 @@ def compare(
 
 @formats.command("plot")
 @click.argument("names", nargs=-1, required=True)
-@click.option("--out", default="formats.svg", show_default=True, help="File to write (SVG).")
+@once("--out", default="formats.svg", show_default=True, help="File to write (SVG).")
 @AS_JSON
 def plot_(names: tuple[str, ...], out: str, as_json: bool) -> None:
     """Draw where the values of formats lie, one row each, on a logarithmic axis."""
+    check_picture(out, "--out")
     write_svg(Path(out), [get_format(name) for name in names])
     click.echo(json.dumps({"path": out}) if as_json else out)
+
+
+def check_picture(path: str, option: str) -> None:
+    """Raise `BadInput` for a name under which no picture can be written."""
+    if not path.endswith(".svg"):
+        raise BadInput(f"{option} {path}: the picture is SVG: give a name that ends in .svg")
 
 
 def write_svg(path: Path, found: Sequence[AnyFormat]) -> None:
@@ -233,8 +242,6 @@ def write_svg(path: Path, found: Sequence[AnyFormat]) -> None:
     """
     from html import escape
 
-    if path.suffix != ".svg":
-        raise BadInput(f"{path}: the picture is SVG: give a name that ends in .svg")
     positive = [[math.log2(v) for v in element_of(f).values if v > 0] for f in found]
     low, high = min(map(min, positive)), max(map(max, positive))
     span, left, width, row = max(high - low, 1.0), 110, 860, 34

@@ -7,20 +7,21 @@ from typing import Any
 
 import click
 
+from altcore.cli.options import AS_JSON, Group, once
 from altcore.errors import AltcoreError, BadInput
 from altcore.registry import HOOK_KINDS, KINDS, Entry, entries, find
 
 KIND = click.Choice(KINDS)
 
 
-@click.group()
+@click.group(cls=Group)
 def plugins() -> None:
     """Show what is installed."""
 
 
 @plugins.command("list")
-@click.option("--kind", type=KIND, help="Only one kind.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@once("--kind", type=KIND, help="Only one kind.")
+@AS_JSON
 def list_(kind: str | None, as_json: bool) -> None:
     """List formats and plugins, from metadata only: nothing is imported."""
     found = [e for e in entries() if kind in (None, e.kind)]
@@ -62,8 +63,8 @@ def _table(rows: list[dict[str, Any]]) -> None:
 
 @plugins.command()
 @click.argument("name")
-@click.option("--kind", type=KIND, help="Which, where two kinds have the name.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@once("--kind", type=KIND, help="Which, where two kinds have the name.")
+@AS_JSON
 def info(name: str, kind: str | None, as_json: bool) -> None:
     """Load one plugin; show its hooks, needs and settings."""
     about = describe(name, (kind,) if kind else KINDS)
@@ -138,7 +139,7 @@ def _format(fmt: Any) -> dict[str, Any]:
 
 
 @plugins.command()
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@AS_JSON
 def check(as_json: bool) -> None:
     """Load every plugin, each behind its own guard; exit code 1 if one is broken."""
     rows = []

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import click
 
+from altcore.cli.options import once, runs_dir_option
 from altcore.errors import BadInput
 
 
 @click.command()
 @click.argument("reporter")
 @click.argument("runs", nargs=-1, metavar="RUN...")
-@click.option("--out", metavar="FOLDER", help="Where to write (default: the run's reports/).")
+@once("--out", metavar="FOLDER", help="Where to write (default: the run's reports/).")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting of it (YAML).")
-@click.option("--runs-dir", default="runs", show_default=True, help="Folder of the runs.")
+@runs_dir_option
 def report(
     reporter: str, runs: tuple[str, ...], out: str | None, sets: tuple[str, ...], runs_dir: str
 ) -> None:
@@ -26,7 +27,7 @@ def report(
     if not runs:
         raise BadInput("report needs the name of a run; altcore runs list shows them")
     from altcore.cli.train import overrides_of
-    from altcore.record import find_run
+    from altcore.record import find_run, summary_of
     from altcore.registry import find
     from altcore.settings import build
 
@@ -37,6 +38,8 @@ def report(
     if not callable(render):
         raise BadInput(f"reporter {reporter} ({entry.origin}) reports while a run goes, not after")
     paths = [find_run(name, runs_dir) for name in runs]
+    for path in paths:
+        summary_of(path)  # Refuses a record that cannot be read.
     if out is None and len(paths) > 1:
         raise BadInput("--out is needed for a report of several runs")
     try:

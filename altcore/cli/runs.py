@@ -6,21 +6,30 @@ import json
 
 import click
 
+from altcore.cli.options import AS_JSON, Group, runs_dir_option
+from altcore.errors import BadInput
 
-@click.group()
+
+@click.group(cls=Group)
 def runs() -> None:
     """Show what was run."""
 
 
 @runs.command("list")
-@click.option("--runs-dir", default="runs", show_default=True, help="Folder of the runs.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@runs_dir_option
+@AS_JSON
 def list_(runs_dir: str, as_json: bool) -> None:
     """List the runs, oldest first."""
     from altcore.cli.summary import number
     from altcore.record import list_runs, summary_of, to_json
 
-    rows = [summary_of(path) for path in list_runs(runs_dir)]
+    rows = []
+    for path in list_runs(runs_dir):
+        try:
+            rows.append(summary_of(path))
+        except BadInput as error:
+            # The others are listed all the same.
+            click.echo(f"altcore: {error}", err=True)
     if as_json:
         click.echo(json.dumps(to_json(rows), indent=1))
         return
@@ -36,8 +45,8 @@ def list_(runs_dir: str, as_json: bool) -> None:
 
 @runs.command()
 @click.argument("name")
-@click.option("--runs-dir", default="runs", show_default=True, help="Folder of the runs.")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@runs_dir_option
+@AS_JSON
 def show(name: str, runs_dir: str, as_json: bool) -> None:
     """Show one run: its summary, and where its record lies."""
     from altcore.cli.summary import print_summary

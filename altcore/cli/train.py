@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from altcore.cli.options import once
 from altcore.cli.summary import print_summary
 from altcore.errors import BadInput
 
@@ -30,9 +32,8 @@ KEYS = {"steps": "max_steps"}
 
 
 def _flags(command: Any) -> Any:
-    # multiple=True, so that a flag given twice is seen and refused.
     for name, text in reversed(FLAGS.items()):
-        command = click.option(f"--{name}", multiple=True, metavar="VALUE", help=text)(command)
+        command = once(f"--{name}", metavar="VALUE", help=text)(command)
     return command
 
 
@@ -40,18 +41,18 @@ def _flags(command: Any) -> Any:
 @_flags
 @click.option("--plugin", "plugins", multiple=True, metavar="NAME", help="Activate a plugin.")
 @click.option("--no-plugin", "without", multiple=True, metavar="NAME", help="Leave one out.")
-@click.option("--config", "files", multiple=True, metavar="FILE", help="A YAML file of keys.")
+@once("--config", "file", metavar="FILE", help="A YAML file of keys.")
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set any key (YAML).")
 @click.option("--strict", is_flag=True, help="Stop when a diagnostic or reporter breaks.")
-@click.option("--resume", multiple=True, metavar="RUN", help="Go on with a run.")
+@once("--resume", metavar="RUN", help="Go on with a run.")
 def train(
     plugins: tuple[str, ...],
     without: tuple[str, ...],
-    files: tuple[str, ...],
+    file: str | None,
     sets: tuple[str, ...],
     strict: bool,
-    resume: tuple[str, ...],
-    **flags: tuple[str, ...],
+    resume: str | None,
+    **flags: str | None,
 ) -> None:
     """Train in a number format, and see whether it survives.
 
@@ -66,37 +67,31 @@ def train(
     overrides += [("+plugins", name, " by --plugin") for name in plugins]
     if strict:
         overrides.append(("strict", True, " by --strict"))
-    if len(files) > 1 or len(resume) > 1:
-        raise BadInput(f"{'--config' if len(files) > 1 else '--resume'} is given twice")
-    if resume:
-        config, given_in = _resumed(resume[0], overrides, bool(files or without))
+    if resume is not None:
+        config, given_in = _resumed(resume, overrides, bool(file or without))
     else:
-        plain, given_in = configuration.gather(files[0] if files else None, overrides, without)
+        plain, given_in = configuration.gather(file, overrides, without)
         config = configuration.make(plain, given_in)
         for name in configuration.missing_observers():
             if name not in config.no_plugins:
                 click.echo(f"altcore: the observer {name} is not installed and left out", err=True)
     with configuration.located(given_in):
-        engine = _prepared(config, resume[0] if resume else None)
+        engine = _prepared(config, resume)
     print_summary(engine.train())
 
 
 def overrides_of(
-    flags: dict[str, tuple[str, ...]], sets: tuple[str, ...]
+    flags: Mapping[str, str | None], sets: Sequence[str]
 ) -> list[tuple[str, Any, str]]:
     """Return the configuration keys that flags and ``--set`` give: (key, value, how)."""
     from altcore.config import load_yaml
 
     overrides: list[tuple[str, Any, str]] = []
-    for name, values in flags.items():
-        if len(values) > 1:
-            raise BadInput(f"--{name} is given twice")
-        for value in values:
-            how = f" by --{name}"
+    for name, text in flags.items():
+        if text is not None:
             is_number = name in ("seed", "steps")
-            overrides.append(
-                (KEYS.get(name, name), load_yaml(value, f"--{name}") if is_number else value, how)
-            )
+            value = load_yaml(text, f"--{name}") if is_number else text
+            overrides.append((KEYS.get(name, name), value, f" by --{name}"))
     for text in sets:
         key, equals, value = text.partition("=")
         if not equals or not key or key.startswith("."):

@@ -34,7 +34,7 @@ from altcore.recipe import (
     operands_of,
 )
 from altcore.reference import OVERFLOWS, ROUNDINGS
-from altcore.registry import get_format
+from altcore.registry import get_format, kind_of
 
 SUFFIXES = (".yaml", ".yml")
 """What a recipe's file ends in."""
@@ -301,6 +301,10 @@ def named(name: str, fmt: AnyFormat | None = None) -> Recipe:
     What each does is said in its file. ``master``, ``pure`` and ``original`` take any format;
     ``mxfp8`` and ``nvfp4`` have their own, and ``fmt`` must be None.
     """
+    if name not in NAMED and kind_of(name) == "format":
+        raise BadInput(
+            f"recipe: {name} is a format, not a recipe: train takes it by --format {name}"
+        )
     if name not in NAMED:
         raise BadInput(
             f"unknown recipe {name!r}{nearest(name, NAMED)}: one of {', '.join(NAMED)}, "

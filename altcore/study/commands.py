@@ -78,8 +78,11 @@ def explain(options: Options) -> tuple[dict[str, Any], Path]:
     if not any(any(casts.values()) for casts in plan.values()):
         raise BadInput("there is nothing to explain: the recipe quantizes nothing")
     full = factorial(plan)
-    label = config.format.name if config.format else config.recipe_name
-    called = config.format.name if config.format else recipe_label(config)
+    if config.format is not None:
+        label = called = config.format.name
+    else:
+        used = {c.format.name for casts in plan.values() for c in casts.values() if c}
+        label, called = f"{', '.join(sorted(used))} ({config.recipe_name})", recipe_label(config)
     name = options.name or f"explain-{called}-{config.workload}".lower()
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = Runner(options.folder / name, config, options.tell)
@@ -131,7 +134,7 @@ def _contending(config: TrainConfig, fmt: str, recipe: str) -> Recipe:
             found = get_format(fmt)
         except BadInput as error:
             raise BadInput(f"format: {error}") from error
-        told = read_recipe(recipe) if recipe.endswith(SUFFIXES) else recipe
+        told = read_recipe(recipe, "--recipes") if recipe.endswith(SUFFIXES) else recipe
         return config.evolve(format=found, recipe=told).make_recipe()
 
 
@@ -142,16 +145,22 @@ def optimizer_keys(text: str, config: TrainConfig) -> dict[str, Any]:
     """
     name, *settings = text.split(":")
     names = {e.name for e in entries() if e.kind == "optimizer"}
-    own = dict(config.settings.get(name, {}))
+    given: dict[str, Any] = {}
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
             raise BadInput(f"--optimizers {text}: {setting!r} is not KEY=VALUE")
-        own[key] = load_yaml(value, f"--optimizers {text}")
+        if key in given:
+            raise BadInput(f"--optimizers {text}: {key} is given twice")
+        given[key] = load_yaml(value, f"--optimizers {text}")
+    own = {**config.settings.get(name, {}), **given}
     others = {n: v for n, v in config.settings.items() if n not in names}
     made = {"optimizer": name, "settings": {**others, **({name: own} if own else {})}}
     # A wrong name or setting is found before anything runs.
-    build(find(name, ("optimizer",)).load(), own, name)
+    try:
+        build(find(name, ("optimizer",)).load(), own, name)
+    except BadInput as error:
+        raise BadInput(f"--optimizers {text}: {error}") from error
     return made
 
 

@@ -104,17 +104,26 @@ def agreed_steps(folder: Path, asked: Mapping[str, Any]) -> int | None:
     path = folder / "study.json"
     if not path.is_file():
         return None
-    known = json.loads(path.read_text())
-    if known["asked"] != json.loads(json.dumps(asked, default=str)):
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        steps = int(known["steps"])
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise BadInput(
+            f"{path} is not what a study writes: give this one another --name, or remove {folder}"
+        ) from error
+    if known.get("asked") != json.loads(json.dumps(asked, default=str)):
         raise BadInput(
             f"{folder} holds a study with other settings: give this one another --name, or remove "
             "that folder"
         )
-    return int(known["steps"])
+    return steps
 
 
 def claim(folder: Path, asked: Mapping[str, Any], steps: int) -> None:
-    """Make the folder this study's."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """Make the folder this study's; `BadInput` where it cannot be written."""
     text = json.dumps({"asked": asked, "steps": steps}, indent=1, default=str)
-    (folder / "study.json").write_text(text + "\n")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "study.json").write_text(text + "\n")
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be written: {error.strerror}") from error

@@ -1,0 +1,47 @@
+"""What options and groups of commands share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import click
+
+from altcore.errors import BadInput, nearest
+
+
+def once(*names: str, default: Any = None, **more: Any) -> Callable[[Any], Any]:
+    """`click.option` that is refused when it is given twice; click itself takes the last."""
+
+    def single(_: click.Context, option: click.Parameter, values: tuple[Any, ...]) -> Any:
+        if len(values) > 1:
+            raise BadInput(f"{option.opts[-1]} is given twice")
+        return values[0] if values else None
+
+    defaults = None if default is None else (default,)
+    return click.option(*names, multiple=True, default=defaults, callback=single, **more)
+
+
+class Group(click.Group):
+    """A group that offers the nearest name for one that is no command."""
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """Return the command, or fail with the nearest name."""
+        name, known = args[0], self.list_commands(ctx)
+        if name not in known and not name.startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(f"No such command {name!r}{hint(name, known)}.")
+        return super().resolve_command(ctx, args)
+
+
+def hint(name: str, known: Iterable[str]) -> str:
+    """Return the nearest of the known names, or all."""
+    return nearest(name, known) or f": one of {', '.join(known)}"
+
+
+def runs_dir_option(command: Any) -> Any:
+    """Add the option that says where runs lie."""
+    option = once("--runs-dir", default="runs", show_default=True, help="Folder of the runs.")
+    return option(command)
+
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
