@@ -1,10 +1,10 @@
 """The optimizer plugin ``adamw``."""
 
-import copy
 import math
 
 import pytest
 import torch
+from helpers_optimizers import GRADIENTS, RATES, check_follows, check_state_survives
 from torch import nn
 
 from altcore import BadInput
@@ -34,18 +34,10 @@ def test_follows_the_paper_step_by_step(shape):
 
     The learning rate is the one that its caller set on the groups for that very step.
     """
-    parameter = nn.Parameter(torch.full(shape, 0.75, dtype=torch.float64))
     settings = {"weight_decay": 0.3, "beta1": 0.8, "beta2": 0.9, "eps": 1e-3}
-    optimizer = build([("w", parameter)], **settings)
-    gradients, rates = [0.5, -1.5, 0.01, 2.0], [0.1, 0.02, 0.0, 0.3]
     decay = 0.3 if len(shape) == 2 else 0.0
-    expected = reference(0.75, gradients, rates, decay, 0.8, 0.9, 1e-3)
-    for gradient, rate, value in zip(gradients, rates, expected, strict=True):
-        parameter.grad = torch.full(shape, gradient, dtype=torch.float64)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        assert parameter.item() == pytest.approx(value, rel=1e-12)
+    expected = reference(0.75, GRADIENTS, RATES, decay, 0.8, 0.9, 1e-3)
+    check_follows(build, shape, settings, expected)
 
 
 def test_changes_nothing_until_a_learning_rate_is_set():
@@ -102,23 +94,7 @@ def test_is_fused_where_pytorch_can_and_still_builds_where_it_cannot():
 
 def test_state_survives_a_save_and_a_load():
     """An optimizer loaded from another's state takes the very same next step."""
-    parameters = [nn.Parameter(torch.ones(3, 3)) for _ in range(2)]
-    first, second = (build([("w", p)]) for p in parameters)
-    gradient = torch.linspace(-1, 1, 9).view(3, 3)
-
-    def step(parameter, optimizer, scale):
-        parameter.grad = gradient * scale
-        optimizer.param_groups[0]["lr"] = 0.1
-        optimizer.step()
-
-    step(parameters[0], first, 1.0)
-    with torch.no_grad():
-        parameters[1].copy_(parameters[0])
-    # PyTorch shares the tensors of a state that it loads; one from a file is a copy too.
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    step(parameters[0], first, -3.0)
-    step(parameters[1], second, -3.0)
-    assert torch.equal(*parameters)
+    check_state_survives(build, then=-3.0)
 
 
 @pytest.mark.parametrize(

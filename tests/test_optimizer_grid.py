@@ -5,7 +5,8 @@ import math
 
 import pytest
 import torch
-from planted import NoHostRead, check_resumes_alike, last_loss
+from helpers_diagnostics import NoHostRead
+from planted import check_resumes_alike, last_loss
 from torch import nn
 
 from altcore import BadInput, get_format

@@ -1,11 +1,12 @@
 """The optimizer plugin ``lion``."""
 
-import copy
 import math
 
 import pytest
 import torch
-from planted import NoHostRead, check_resumes_alike, last_loss
+from helpers_diagnostics import NoHostRead
+from helpers_optimizers import check_state_survives
+from planted import check_resumes_alike, last_loss
 from torch import nn
 
 from altcore import BadInput
@@ -60,22 +61,7 @@ def test_every_element_moves_by_the_learning_rate():
 
 def test_state_survives_a_save_and_a_load():
     """An optimizer loaded from another's state takes the very same next step."""
-    parameters = [nn.Parameter(torch.ones(3, 3)) for _ in range(2)]
-    first, second = (build([("w", p)]) for p in parameters)
-    gradient = torch.linspace(-1, 1, 9).view(3, 3)
-
-    def step(parameter, optimizer, scale):
-        parameter.grad = gradient * scale + 0.1
-        optimizer.param_groups[0]["lr"] = 0.1
-        optimizer.step()
-
-    step(parameters[0], first, 1.0)
-    with torch.no_grad():
-        parameters[1].copy_(parameters[0])
-    second.load_state_dict(copy.deepcopy(first.state_dict()))
-    step(parameters[0], first, -0.05)
-    step(parameters[1], second, -0.05)
-    assert torch.equal(*parameters)
+    check_state_survives(build, then=-0.05, offset=0.1)
 
 
 @pytest.mark.parametrize("settings", [{"beta1": 1.0}, {"beta2": -0.1}, {"weight_decay": math.inf}])

@@ -5,7 +5,8 @@ import math
 
 import pytest
 import torch
-from planted import NoHostRead, check_resumes_alike
+from helpers_diagnostics import NoHostRead
+from planted import check_resumes_alike
 from torch import nn
 
 import altcore

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers_optimizers import GRADIENTS, RATES, check_follows
 from planted import check_resumes_alike, last_loss
 from torch import nn
 
@@ -29,18 +30,10 @@ def reference(value, gradients, rates, decay, momentum, nesterov):
 @pytest.mark.parametrize(("momentum", "nesterov"), [(0.0, False), (0.8, False), (0.8, True)])
 def test_follows_its_formula_step_by_step(shape, momentum, nesterov):
     """Matrices decay, vectors do not; the learning rate is that of the very step."""
-    parameter = nn.Parameter(torch.full(shape, 0.75, dtype=torch.float64))
     settings = {"momentum": momentum, "nesterov": nesterov, "weight_decay": 0.3}
-    optimizer = build([("w", parameter)], **settings)
-    gradients, rates = [0.5, -1.5, 0.01, 2.0], [0.1, 0.02, 0.0, 0.3]
     decay = 0.3 if len(shape) == 2 else 0.0
-    expected = reference(0.75, gradients, rates, decay, momentum, nesterov)
-    for gradient, rate, value in zip(gradients, rates, expected, strict=True):
-        parameter.grad = torch.full(shape, gradient, dtype=torch.float64)
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        assert parameter.item() == pytest.approx(value, rel=1e-12)
+    expected = reference(0.75, GRADIENTS, RATES, decay, momentum, nesterov)
+    check_follows(build, shape, settings, expected)
 
 
 def test_is_that_of_torch():

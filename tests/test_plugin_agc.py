@@ -5,7 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from planted import NoHostRead, last_loss
+from helpers_diagnostics import NoHostRead
+from planted import last_loss
 from torch import nn
 
 import altcore

@@ -6,22 +6,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import weights_sha256
+from helpers_diagnostics import NoHostRead
 from torch import nn
 from torch.nn import functional
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import altcore
 from altcore.config import TrainConfig
 from altcore.state import Run, Step
 from altcore_diagnostics.attention_logits import AttentionLogits, attention_layers
-
-
-class NoHostRead(TorchDispatchMode):
-    """Fails on whatever brings a tensor's value to the host."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert "_local_scalar_dense" not in str(func), "a host read in the hot path"
-        return func(*args, **(kwargs or {}))
 
 
 class OwnAttention(nn.Module):

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import weights_sha256
+from helpers_diagnostics import NoHostRead
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import altcore
 from altcore.config import TrainConfig
@@ -16,14 +16,6 @@ from altcore_diagnostics.noise_floor import NoiseFloor, floor_measures
 from altcore_diagnostics.shadow_gradients import GradientPair, layer_sums
 
 ROOT3 = math.sqrt(3)
-
-
-class NoHostRead(TorchDispatchMode):
-    """Fails on whatever brings a tensor's value to the host."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert "_local_scalar_dense" not in str(func), "a host read in the hot path"
-        return func(*args, **(kwargs or {}))
 
 
 def compare(quantized, exact):

@@ -5,7 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import events
-from planted import NoHostRead, check_resumes_alike, last_loss, plant, unscaled
+from helpers_diagnostics import NoHostRead
+from planted import check_resumes_alike, last_loss, plant, unscaled
 from torch import nn
 
 import altcore

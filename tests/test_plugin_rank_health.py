@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import weights_sha256
+from helpers_diagnostics import NoHostRead
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from altcore.state import Step
 from altcore_diagnostics.rank_health import (
@@ -18,14 +18,6 @@ from altcore_diagnostics.rank_health import (
     matrices,
     ranks,
 )
-
-
-class NoHostRead(TorchDispatchMode):
-    """Fails on whatever brings a tensor's value to the host."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert "_local_scalar_dense" not in str(func), "a host read in the hot path"
-        return func(*args, **(kwargs or {}))
 
 
 def ranks_of(*weights):

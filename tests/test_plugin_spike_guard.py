@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 from helpers import events
-from planted import NoHostRead, check_resumes_alike, last_loss, plant
+from helpers_diagnostics import NoHostRead
+from planted import check_resumes_alike, last_loss, plant
 from torch import nn
 
 import altcore

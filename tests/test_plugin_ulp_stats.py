@@ -5,35 +5,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers_diagnostics import NoHostRead, linear, square
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import altcore
 from altcore.state import Step
 from altcore_diagnostics.ulp_stats import UlpStats, statistics
-
-
-class NoHostRead(TorchDispatchMode):
-    """Fails on whatever brings a tensor's value to the host."""
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        assert "_local_scalar_dense" not in str(func), "a host read in the hot path"
-        return func(*args, **(kwargs or {}))
-
-
-def linear(*weights):
-    """A Linear of one output with these weights."""
-    layer = nn.Linear(len(weights), 1, bias=False)
-    with torch.no_grad():
-        layer.weight.copy_(torch.tensor([weights]))
-    return layer
-
-
-def square(weight):
-    """A Linear of two outputs and two inputs, all weights the same."""
-    layer = nn.Linear(2, 2, bias=False)
-    nn.init.constant_(layer.weight, weight)
-    return layer
 
 
 def measure(model, recipe, after):

@@ -1,12 +1,33 @@
-"""One step of AdamW on one parameter, in PyTorch's own order of operations."""
+"""What optimizers of Adam's kind share: settings, and one step in PyTorch's own order."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
+import attrs
 import torch
+from attrs.validators import and_, ge, gt, lt
 from torch import Tensor
+
+from altcore import setting
+from altcore_optimizers.groups import DecaySettings
+
+
+@attrs.define(eq=False)
+class AdamSettings(DecaySettings):
+    """Settings of Adam's moments."""
+
+    beta1: float = setting(
+        0.9, help="decay rate of the mean of the gradients", validator=and_(ge(0), lt(1))
+    )
+    beta2: float = setting(
+        0.95, help="decay rate of the mean of their squares", validator=and_(ge(0), lt(1))
+    )
+    eps: float = setting(
+        1e-8, help="added to the root of the second moment", validator=and_(gt(0), lt(math.inf))
+    )
 
 
 def adam_step(

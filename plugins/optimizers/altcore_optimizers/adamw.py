@@ -2,40 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import attrs
 import torch
-from attrs.validators import and_, ge, gt, lt
 from torch.nn import Parameter
 
-from altcore import setting
+from altcore_optimizers.adam import AdamSettings
 from altcore_optimizers.groups import can_fuse, decay_groups
 
 
 @attrs.define(eq=False)
-class AdamW:
+class AdamW(AdamSettings):
     """Settings of AdamW (Loshchilov and Hutter, arXiv:1711.05101).
 
     The learning rate is the engine's: it follows the schedule and the actions.
     """
-
-    weight_decay: float = setting(
-        0.1,
-        help="decay of tensors with two or more dimensions, per unit of learning rate",
-        validator=and_(ge(0), lt(math.inf)),
-    )
-    beta1: float = setting(
-        0.9, help="decay rate of the mean of the gradients", validator=and_(ge(0), lt(1))
-    )
-    beta2: float = setting(
-        0.95, help="decay rate of the mean of their squares", validator=and_(ge(0), lt(1))
-    )
-    eps: float = setting(
-        1e-8, help="added to the root of the second moment", validator=and_(gt(0), lt(math.inf))
-    )
 
     def build(
         self,

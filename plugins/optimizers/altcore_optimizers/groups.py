@@ -1,13 +1,27 @@
-"""Parameter groups, as all optimizers here make them."""
+"""Parameter groups and weight decay, as optimizers here have them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
+import attrs
+from attrs.validators import and_, ge, lt
 from torch.nn import Parameter
 
-from altcore import BadInput
+from altcore import BadInput, setting
+
+
+@attrs.define(eq=False)
+class DecaySettings:
+    """The setting of decoupled weight decay."""
+
+    weight_decay: float = setting(
+        0.1,
+        help="decay of tensors with two or more dimensions, per unit of learning rate",
+        validator=and_(ge(0), lt(math.inf)),
+    )
 
 
 def decay_groups(

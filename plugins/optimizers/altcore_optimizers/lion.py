@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -12,11 +11,11 @@ from attrs.validators import and_, ge, lt
 from torch.nn import Parameter
 
 from altcore import setting
-from altcore_optimizers.groups import decay_groups
+from altcore_optimizers.groups import DecaySettings, decay_groups
 
 
 @attrs.define(eq=False)
-class Lion:
+class Lion(DecaySettings):
     """Settings of Lion (Chen et al. 2023, arXiv:2302.06675, algorithm 2).
 
     c = beta1 · m + (1 - beta1) · g; w <- w - lr · (sign(c) + weight_decay · w);
@@ -25,11 +24,6 @@ class Lion:
     Tensors of two or more dimensions decay. The learning rate is the engine's.
     """
 
-    weight_decay: float = setting(
-        0.1,
-        help="decay of tensors with two or more dimensions, per unit of learning rate",
-        validator=and_(ge(0), lt(math.inf)),
-    )
     beta1: float = setting(
         0.9, help="share of the momentum in the update's sign", validator=and_(ge(0), lt(1))
     )

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import attrs
 import torch
-from attrs.validators import and_, ge, gt, lt
+from attrs.validators import gt
 from torch import Tensor
 from torch.nn import Parameter
 
 from altcore import setting
 from altcore.numerics import stiffness
-from altcore_optimizers.adam import adam_step
+from altcore_optimizers.adam import AdamSettings, adam_step
 from altcore_optimizers.groups import decay_groups
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 @attrs.define(eq=False)
-class ManifoldAdamW:
+class ManifoldAdamW(AdamSettings):
     """Settings of AdamW with the grid's stiffness in it.
 
     The stiffness S of a weight is the width of the interval of its grid that it is in, in units of
@@ -51,20 +51,6 @@ class ManifoldAdamW:
     )
     log_bit_position: bool = setting(
         False, help="keep the mean exponent of each tensor's stiffness in the state"
-    )
-    weight_decay: float = setting(
-        0.1,
-        help="decay of tensors with two or more dimensions, per unit of learning rate",
-        validator=and_(ge(0), lt(math.inf)),
-    )
-    beta1: float = setting(
-        0.9, help="decay rate of the mean of the gradients", validator=and_(ge(0), lt(1))
-    )
-    beta2: float = setting(
-        0.95, help="decay rate of the mean of their squares", validator=and_(ge(0), lt(1))
-    )
-    eps: float = setting(
-        1e-8, help="added to the root of the second moment", validator=and_(gt(0), lt(math.inf))
     )
 
     def build(
