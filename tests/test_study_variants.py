@@ -50,3 +50,15 @@ def test_which_make_sense():
     delayed = variants(make_cast({"format": "E4M3", "scaling": "delayed"}, "x"))
     assert delayed["above"].scaling.margin == above(get_format("E4M3")).max / 448
     assert set(variants(make_cast("MXFP4", "x"))) == {"below", "finer"}
+
+
+def test_nothing_is_made_that_cannot_differ():
+    """A format with the range of float32 misses no size; the widest ones have no code left."""
+    assert set(variants(make_cast("BF16", "x"))) == {"finer"}
+    assert set(variants(make_cast("TF32", "x"))) == set()
+
+
+def test_they_are_made_once():
+    """Kernels are prepared for each format object: equal casts get the same one."""
+    first, second = (variants(make_cast("E4M3", "x")) for _ in range(2))
+    assert all(first[cause].format is second[cause].format for cause in ("below", "finer"))

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from functools import cache
 
 from attrs import evolve
 
 from altcore.blocks import AnyFormat, BlockFormat
-from altcore.formats import FloatFormat, Format, float_format, table_format
+from altcore.formats import MAX_BITS, FloatFormat, Format, float_format, table_format
 from altcore.recipe import Cast
 
 CAUSES = {
@@ -22,8 +23,11 @@ CAUSES = {
 }
 _BINADES = 16  # how far a table is extended
 _PARTS = 4  # of each interval, for two more bits
+_LARGEST, _SMALLEST = 2.0**127, 2.0**-133
+"""Beyond these nothing is lost in products of float32 that is not lost without the format."""
 
 
+@cache
 def is_fixed_point(fmt: Format) -> bool:
     """Whether all intervals are equal: being finer then means reaching lower, and the reverse."""
     steps = {b - a for a, b in itertools.pairwise(v for v in fmt.values if v >= 0)}
@@ -35,15 +39,18 @@ def variants(cast: Cast) -> dict[str, Cast]:
 
     The scale stays what it was, so a format that is extended above is not used up to its new
     largest value unless something lies there. Where nothing can overflow there is none above; in
-    fixed point ``finer`` stands for ``below`` too.
+    fixed point ``finer`` stands for ``below`` too. A format that reaches as far as float32, or is
+    as wide as formats can be, cannot be extended that way.
     """
     element = cast.element
     made: dict[str, Cast] = {}
-    if not cast.uses_amax and cast.blocks is None:
+    has_code = element.bits < MAX_BITS
+    if has_code and element.max < _LARGEST and not cast.uses_amax and cast.blocks is None:
         made["above"] = _with(cast, above(element))
-    if not is_fixed_point(element):
+    if has_code and element.smallest > _SMALLEST and not is_fixed_point(element):
         made["below"] = _with(cast, below(element))
-    made["finer"] = _with(cast, finer(element))
+    if element.bits + 2 <= MAX_BITS:
+        made["finer"] = _with(cast, finer(element))
     return made
 
 
@@ -61,6 +68,7 @@ def _with(cast: Cast, element: Format) -> Cast:
     return evolve(cast, format=fmt, scaling=scaling)
 
 
+@cache
 def above(fmt: Format) -> Format:
     """Extend above the largest value: one more exponent bit, or sixteen more binades."""
     name = f"{fmt.name}+above"
@@ -72,6 +80,7 @@ def above(fmt: Format) -> Format:
     return _symmetric(name, fmt, more)
 
 
+@cache
 def below(fmt: Format) -> Format:
     """Extend below the smallest value: one more exponent bit, or sixteen more binades."""
     name = f"{fmt.name}+below"
@@ -89,6 +98,7 @@ def below(fmt: Format) -> Format:
     return _symmetric(name, fmt, [v for v in more if v < fmt.smallest])
 
 
+@cache
 def finer(fmt: Format) -> Format:
     """Give two more mantissa bits between the smallest and the largest value.
 
