@@ -241,19 +241,8 @@ def summary_of(path: Path) -> dict[str, Any]:
 
     Raises `BadInput` for a record that no run writes.
     """
-    lines = read_lines(path / METRICS)
-    events = read_lines(path / EVENTS)
-    for name, found, keys in (
-        (METRICS, lines, {"step": int}),
-        (EVENTS, events, {"event": str, "step": int}),
-    ):
-        for line in found:
-            for key, kind in keys.items():
-                if not isinstance(line.get(key), kind):
-                    raise BadInput(
-                        f"{path / name}: {json.dumps(to_json(line)):.60} is no line of a run: "
-                        f"{key} is missing"
-                    )
+    lines = _checked(path / METRICS, step=int)
+    events = _checked(path / EVENTS, step=int, event=str)
     steps = max((x["step"] for x in lines if "loss" in x), default=0)
     summary: dict[str, Any] = {"status": "unfinished", "steps": steps}
     for event in events:
@@ -263,6 +252,17 @@ def summary_of(path: Path) -> dict[str, Any]:
         elif event["event"] == "resume":
             summary = {"status": "unfinished", "steps": steps}
     return {"name": path.name, **summary}
+
+
+def _checked(path: Path, **keys: type) -> list[dict[str, Any]]:
+    """Read a file whose lines must have ``keys``."""
+    lines = read_lines(path)
+    for line in lines:
+        for key, kind in keys.items():
+            if not isinstance(line.get(key), kind):
+                shown = json.dumps(to_json(line))
+                raise BadInput(f"{path}: {shown:.60} is no line of a run: {key} is missing")
+    return lines
 
 
 def write_configuration(directory: RunDirectory, config: TrainConfig) -> None:

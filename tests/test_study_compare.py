@@ -4,8 +4,11 @@ import json
 
 import pytest
 
-from altcore.study.commands import Options, compare
+from altcore import BadInput
+from altcore.config import TrainConfig
+from altcore.study.commands import Options, compare, contending
 from altcore.study.compare import Comparison
+from altcore.study.setup import claim
 
 OPTIMIZERS = ["adamw", "sgd:momentum=0.5"]
 
@@ -52,6 +55,27 @@ def test_a_comparison_runs_and_is_written(options):
     again, _ = compare(asked, ["E2M1", "E4M3"], ["master", "pure"], OPTIMIZERS)
     assert [t for t in told if not t.startswith("at most")] == []
     assert again["contenders"] == rows
+
+
+def test_a_recipe_may_be_a_file(tmp_path, monkeypatch):
+    """One that says FORMAT, for the format of each contender."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("weight: FORMAT\n")
+    (tmp_path / "own.yaml").write_text("weight: E4M3\n")
+    made = contending(TrainConfig(), "E3M4", "mine.yaml")
+    assert made.name == "mine.yaml"
+    assert made.rules[0].casts["weight@fwd"].format.name == "E3M4"
+    with pytest.raises(BadInput, match=r"^format: E3M4 cannot .* \(given by --formats\)"):
+        contending(TrainConfig(), "E3M4", "own.yaml")
+    with pytest.raises(BadInput, match=r"^--recipes none\.yaml: cannot be read"):
+        contending(TrainConfig(), "E3M4", "none.yaml")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    """Where a file has the name of the study."""
+    (tmp_path / "taken").touch()
+    with pytest.raises(BadInput, match=r"taken cannot be written"):
+        claim(tmp_path / "taken", {}, 5)
 
 
 def row(gap, ahead, frozen=(0.5, 1.0), diverged=0):

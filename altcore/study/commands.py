@@ -111,7 +111,7 @@ def compare(
     layers, _ = layers_of(config)
     contenders = []
     for fmt, recipe in product(formats, recipes):
-        plan = _contending(config, fmt, recipe).resolve(layers)
+        plan = contending(config, fmt, recipe).resolve(layers)
         contenders += [Contender(fmt, recipe, optimizer, plan) for optimizer in optimizers]
     keys = {o: optimizer_keys(o, config) for o in optimizers}
     name = options.name or "compare-" + "-".join(formats).lower()
@@ -127,7 +127,7 @@ def compare(
     return whole, runner.folder
 
 
-def _contending(config: TrainConfig, fmt: str, recipe: str) -> Recipe:
+def contending(config: TrainConfig, fmt: str, recipe: str) -> Recipe:
     """Return the recipe of a contender; `BadInput` that says by which option it was given."""
     with located({"format": " by --formats", "recipe": " by --recipes"}):
         try:
