@@ -207,7 +207,7 @@ def test_the_chain_is_a_setting():
 )
 def test_an_impossible_chain_is_refused(chain):
     """A mistyped format is an error on either side of the arrow."""
-    with pytest.raises(altcore.BadInput, match="mantissa-shift"):
+    with pytest.raises(altcore.BadInput, match=r"^mantissa-shift\.chain: "):
         build(MantissaShift, {"chain": chain}, "mantissa-shift")
 
 

@@ -64,10 +64,13 @@ def _resolved(chain: str | Mapping[str, Any]) -> Chain:
         if chain not in CHAINS:
             raise BadInput(f"mantissa-shift.chain: {chain!r} is none of {', '.join(CHAINS)}")
         chain = CHAINS[chain]
-    return {
-        get_format(name).name: None if to is None or to == "none" else get_format(to)
-        for name, to in chain.items()
-    }
+    try:
+        return {
+            get_format(name).name: None if to is None or to == "none" else get_format(to)
+            for name, to in chain.items()
+        }
+    except BadInput as error:
+        raise BadInput(f"mantissa-shift.chain: {error}") from error
 
 
 @attrs.frozen
