@@ -295,6 +295,20 @@ def test_a_run_without_collapse_says_so(tmp_path):
     assert [row[0] for row in cells(section(report, "Last steps"))] == ["1", "2"]
 
 
+@pytest.mark.parametrize(
+    ("recipe", "shown"),
+    [
+        ("pure", "pure"),
+        ({"name": "mine.yaml", "weight": "E4M3"}, "mine.yaml"),
+        ({"weight": "E4M3"}, "given in config.yaml"),
+    ],
+)
+def test_a_recipe_is_shown_by_its_name(tmp_path, recipe, shown):
+    """One that has none is where the configuration has it."""
+    report = render(tmp_path, [], config={"recipe": recipe})
+    assert f"| recipe | {shown} |" in report
+
+
 def test_runs_of_one_name_do_not_overwrite_each_other(tmp_path):
     """Several runs are rendered into as many files."""
     runs = [record(tmp_path / part / "same", [COLLAPSE]) for part in ("a", "b")]
