@@ -54,7 +54,7 @@ def candidates(x: Tensor) -> dict[str, tuple[Callable[[], object], float | None]
         "round_to_grid, a table": (partial(round_to_grid, x, table), None),
         "round_to_grid, stochastic": (partial(round_to_grid, x, fmt, **drawn), None),
         "fake_round, a given scale": (partial(fake_round, x, fmt, r=r, s=s), TARGET),
-        "amax, scale_of, fake_round": (by_amax, TARGET),
+        "amax, scale_of, fake_round": (by_amax, None),
         "amax alone": (partial(amax, x), None),
         "fake_quantize, a given scale": (partial(fake_quantize, x, fmt, 0.01), TARGET),
         "fake_quantize, amax": (partial(fake_quantize, x, fmt, "amax"), TARGET),

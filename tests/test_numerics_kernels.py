@@ -17,12 +17,15 @@ from altcore.numerics import (
     fake_round,
     native,
     native_formats,
+    outputs,
     round_scaled,
     round_to_grid,
     scale_of,
 )
 from altcore.reference import ROUNDINGS
 
+# Evenly spaced within each binade, at its own density, but for the outermost ones, as posits are.
+TAPERED = [0, 2.0**-7, *(k / 16 for k in range(2, 16)), 1, 1.5, *range(2, 9), 12, 16, 96]
 FORMATS = [
     float_format("E0M7", 0, 7),
     float_format("E0M1", 0, 1),
@@ -44,6 +47,9 @@ FORMATS = [
     table_format("close", [-1, 0, 1, 1 + 2**-23, 1 + 2**-22, 2, *range(3, 40)]),
     table_format("log", sorted(s * 1.05**k for k in range(-63, 64) for s in (-1, 1))),
     table_format("many", [k * abs(k) / 1024 for k in range(-5000, 5001)]),
+    table_format("integers", range(-20, 21)),
+    table_format("tapered", sorted({s * v for v in TAPERED for s in (-1, 1)})),
+    table_format("no zero", sorted(s * v for v in TAPERED[1:] for s in (-1, 1))),
 ]
 E4M3, NF = FORMATS[4], FORMATS[15]
 available = pytest.mark.skipif(build.library() is None, reason="no C compiler")
@@ -126,8 +132,8 @@ def test_scaled_at_once(fmt):
     """Finding the scale and rounding in one call: as in three, by torch operations."""
     base = random_floats(700, seed=3)
     base = torch.cat([base[torch.isfinite(base) & (base.abs() < 1e20)], torch.zeros(3)])
-    for dtype, rounding, by_power, counted in itertools.product(
-        (torch.float32, torch.bfloat16), ROUNDINGS, (False, True), (False, True)
+    for dtype, rounding, by_power, counted, margin in itertools.product(
+        (torch.float32, torch.bfloat16), ROUNDINGS, (False, True), (False, True), (0.7, 1.0)
     ):
         x = base.to(dtype)
         for overflow, fake in itertools.product(rules_of(fmt), (False, True)):
@@ -139,7 +145,9 @@ def test_scaled_at_once(fmt):
                     more["counts"] = torch.zeros(4, dtype=torch.int64)
                     more["errors"] = torch.zeros(2, dtype=torch.float64)
                 with path(way):
-                    made = round_scaled(x, fmt, power_of_two=by_power, margin=0.7, **kinds, **more)
+                    made = round_scaled(
+                        x, fmt, power_of_two=by_power, margin=margin, **kinds, **more
+                    )
                 found.append((made, list(more.values())))
             for one, other in zip(found[0][0], found[1][0], strict=True):
                 assert one.dtype == other.dtype
@@ -147,6 +155,58 @@ def test_scaled_at_once(fmt):
             if counted:
                 assert found[0][1][0].tolist() == found[1][1][0].tolist()
                 torch.testing.assert_close(found[0][1][1], found[1][1][1], rtol=1e-6, atol=0)
+
+
+@available
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_grid_values_as_bfloat16(fmt):
+    """Grid values that are wanted as bfloat16 are those in float32, rounded once, however counted.
+
+    Under the tensor's own scale nothing overflows, which saves counting it: with and without
+    numbers that are not finite.
+    """
+    base = random_floats(1500, seed=4)
+    finite = base[torch.isfinite(base) & (base.abs() < 1e20)]
+    for x in (finite, base, finite.bfloat16(), torch.zeros(7)):
+        wanted = round_scaled(x, fmt, fake=False)[0].bfloat16()
+        own = torch.zeros(4, dtype=torch.int64)
+        r = scale_of(amax(x), fmt)[1]
+        with path("torch"):
+            round_to_grid(x, fmt, r=r, counts=own)
+        for way, counted in itertools.product(PATHS, (False, True)):
+            counts = torch.zeros(4, dtype=torch.int64) if counted else None
+            with path(way):
+                kinds = {"counts": counts, "dtype": torch.bfloat16}
+                assert_same(round_scaled(x, fmt, fake=False, **kinds)[0], wanted)
+                assert counts is None or counts.tolist() == own.tolist()
+                assert_same(round_to_grid(x, fmt, r=r, **kinds), wanted)
+
+
+@available
+def test_binades_that_are_evenly_spaced():
+    """Are known as such, and so are those below them; what lies elsewhere is looked up.
+
+    Wherever it lies: one number in a hundred, and all of them.
+    """
+    integers, tapered, other = FORMATS[-3], FORMATS[-2], FORMATS[-1]
+    magics = {}
+    for fmt in (integers, tapered, other):
+        job = native_formats.prepare(fmt, "nearest-even", "saturate").job
+        assert bool(job.magics) == (fmt is not other)
+        if job.magics:
+            found = (ctypes.c_float * 256).from_address(job.magics)
+            magics[fmt] = [e - 127 for e in range(256) if found[e]]
+    assert magics[integers] == list(range(-127, 4))
+    assert magics[tapered] == [*range(-127, -8), *range(-3, 4)]
+    drawn = torch.randn(5000, generator=torch.Generator().manual_seed(0))
+    for share in (0, 0.01, 1):
+        x = torch.where(torch.linspace(0, 1, 5000) < share, drawn * 1e-3, drawn * 2).roll(1234)
+        for fmt in (integers, tapered):
+            results = []
+            for way in PATHS:
+                with path(way):
+                    results.append(round_to_grid(x, fmt))
+            assert_same(*results, x)
 
 
 @available
@@ -259,6 +319,7 @@ def test_compiled_by_torch(fmt):
 def test_both_sides_agree_on_the_struct():
     assert build.library().altcore_job_size() == ctypes.sizeof(native_formats.Job)
     assert native_formats.CALL.size == native_formats.Job.few.offset
+    assert build.library().altcore_output_size() == ctypes.sizeof(outputs._Output)
 
 
 @available

@@ -118,7 +118,7 @@ def test_the_three_products(draw, formats, shape, bias):
     """
     model = model_of(draw, bias=bias)
     x, dy = draw(*shape, 7) * 1.7, draw(*shape, 5) * 1e-3
-    quantize_model(model, only(formats))
+    quantize_model(model, only(formats), compute="float32")
     y, dx, dw, db = run_layer(model[0], x, dy)
     expected = Reference(x, model[0].weight, model[0].bias, dy, formats)
     assert within(y, expected.y, expected.bound_y)
@@ -141,7 +141,7 @@ def test_products_at_the_top_of_e7m0_do_not_overflow(draw):
     x = torch.full((3, 512), 1e15)
     with torch.no_grad():
         model[0].weight.fill_(-2e-14)
-    quantize_model(model, only(dict.fromkeys(PRODUCT_OPERANDS, "E7M0")))
+    quantize_model(model, only(dict.fromkeys(PRODUCT_OPERANDS, "E7M0")), compute="float32")
     y, dx, dw, _ = run_layer(model[0], x, torch.full((3, 4), 3e-15))
     torch.testing.assert_close(y, torch.full((3, 4), -2e-14 * 1e15 * 512), rtol=1e-5, atol=0)
     torch.testing.assert_close(dx, torch.full((3, 512), -2e-14 * 3e-15 * 4), rtol=1e-5, atol=0)
@@ -153,7 +153,7 @@ def test_a_wide_spread_in_e7m0(draw):
     model = nn.Sequential(nn.Linear(64, 4, bias=False), nn.Linear(4, 1))
     x = torch.ldexp(draw(5, 64).sign(), torch.arange(64) - 40).float()
     formats = dict.fromkeys(PRODUCT_OPERANDS, "E7M0")
-    quantize_model(model, only(formats))
+    quantize_model(model, only(formats), compute="float32")
     dy = draw(5, 4)
     y, dx, dw, _ = run_layer(model[0], x, dy)
     expected = Reference(x, model[0].weight, None, dy, formats)
@@ -166,7 +166,7 @@ def test_a_wide_spread_in_e7m0(draw):
 def test_gradients_that_nobody_wants(draw, frozen):
     """Inputs and weights that need no gradient get none, and the others are right."""
     model = model_of(draw)
-    quantize_model(model, only(SIX))
+    quantize_model(model, only(SIX), compute="float32")
     x, dy = draw(4, 7), draw(4, 5)
     x.requires_grad_(frozen == "w")
     model[0].weight.requires_grad_(frozen == "x")
@@ -198,7 +198,7 @@ def test_a_narrow_type_is_quantized_as_it_arrives(draw):
     for dtype in (torch.bfloat16, torch.float64):
         model = model_of(draw, bias=False).to(dtype)
         x, dy = draw(4, 7).to(dtype), draw(4, 5).to(dtype)
-        quantize_model(model, only(SIX))
+        quantize_model(model, only(SIX), compute="float32")
         y, dx, dw, _ = run_layer(model[0], x, dy)
         assert y.dtype == dx.dtype == dw.dtype == dtype
         expected = Reference(x, model[0].weight, None, dy, SIX)

@@ -51,29 +51,56 @@ STAGE write_halves(const struct job *j, const float *restrict q, float s, uint16
         narrow(q, s, (double)j->smallest * s, out, n);
 }
 
-INLINE void add_in_run(const struct job *j, const uint16_t *restrict x, void *restrict out, int n,
-                       float r, float s, int how, int scaled) {
+INLINE void add_in_run(const struct job *j, const void *restrict x, int is_half,
+                       void *restrict out, int n, float r, float s, int how, int counts,
+                       int bounded, int64_t *totals) {
     const struct job local = *j;
+    const float top = local.top;
+    int32_t passed = 0, flushed = 0, lost = 0;
+#pragma omp simd reduction(+ : passed, flushed, lost)
     for (int i = 0; i < n; i++) {
-        const float wide = load(x, 1, i), y = scaled ? wide * r : wide;
-        const float size = round_by_adding(&local, float_of(bits_of(y) & ~SIGN));
+        const float wide = load(x, is_half, i), y = wide * r;
+        const float a = float_of(bits_of(y) & ~SIGN), size = round_by_adding(&local, a);
         const float q = float_of(bits_of(size) | (bits_of(y) & SIGN));
-        store(out, how, i, scaled ? q * s : q);
+        store(out, how, i, q * s);
+        if (counts) flushed += (size == 0.0f ? 1 : 0) & (wide != 0.0f ? 1 : 0);
+        if (counts && !bounded) {
+            const int32_t is_lost = (bits_of(wide) & ~SIGN) >= INFINITE ? 1 : 0;
+            lost += is_lost;
+            passed += (a >= top ? 1 : 0) & (is_lost ^ 1);
+        }
     }
+    if (counts) totals[1] += passed, totals[2] += flushed, totals[3] += lost;
 }
 
-/* Elements of a bfloat16 tensor; `how`: to what. */
-STAGE add_halves(const struct job *j, const uint16_t *x, void *out, int n, float r, float s,
-                 int how) {
-    const int scaled = !(r == 1.0f && s == 1.0f);
-    if (how == TO_FLOAT)
-        add_in_run(j, x, out, n, r, s, TO_FLOAT, 1);
-    else if (how == TO_HALF)
-        add_in_run(j, x, out, n, r, s, TO_HALF, 1);
-    else if (scaled)
-        add_in_run(j, x, out, n, r, s, CUT_TO_HALF, 1);
-    else
-        add_in_run(j, x, out, n, r, s, CUT_TO_HALF, 0);
+/* `how`: to what. A NaN of float32 may have low bits that TO_HALF would carry into the sign, so
+ * that from there only grid values come as bfloat16. */
+#define ADD(NAME, IS_HALF, HOW)                                                                \
+    STAGE NAME(const struct job *j, const void *x, void *out, int n, float r, float s,         \
+               int64_t *totals) {                                                              \
+        if (!j->counts)                                                                        \
+            add_in_run(j, x, IS_HALF, out, n, r, s, HOW, 0, 0, totals);                        \
+        else if (j->bounded)                                                                   \
+            add_in_run(j, x, IS_HALF, out, n, r, s, HOW, 1, 1, totals);                        \
+        else                                                                                   \
+            add_in_run(j, x, IS_HALF, out, n, r, s, HOW, 1, 0, totals);                        \
+    }
+
+ADD(add_to_floats, 0, TO_FLOAT)
+ADD(add_and_cut, 0, CUT_TO_HALF)
+ADD(add_halves_to_floats, 1, TO_FLOAT)
+ADD(add_halves, 1, TO_HALF)
+ADD(add_halves_and_cut, 1, CUT_TO_HALF)
+
+typedef void (*adding_loop)(const struct job *, const void *, void *, int, float, float,
+                            int64_t *);
+
+/* The loop for one scale and no errors; NULL where there is none. */
+static adding_loop adding_loop_of(const struct job *j, float s) {
+    const int how = j->to_half ? way_to_half(j, s) : TO_FLOAT;
+    if (how == TO_FLOAT) return j->is_half ? add_halves_to_floats : add_to_floats;
+    if (how == CUT_TO_HALF) return j->is_half ? add_halves_and_cut : add_and_cut;
+    return how == TO_HALF && j->is_half ? add_halves : 0;
 }
 
 #define SUMMED 512 /* elements whose squares are added up in float32, in lanes */

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Collection, Sequence
 
@@ -12,8 +13,9 @@ from altcore.blocks import AnyFormat, BlockFormat
 from altcore.errors import BadInput, nearest
 from altcore.formats import Format
 from altcore.numerics.grids import check_floating
+from altcore.numerics.native import number as single
 from altcore.numerics.native import plain
-from altcore.numerics.plan import LAYOUTS, compute_dtype, to_single
+from altcore.numerics.plan import FLOAT32, LAYOUTS, compute_dtype, to_single
 
 Scale = float | Tensor | None
 
@@ -67,6 +69,8 @@ def scale_pair(scale: Scale, x: Tensor, fmt: Format) -> tuple[Tensor | None, Ten
         s = scale.to(device=x.device, dtype=dtype)
     elif isinstance(scale, int | float) and not isinstance(scale, bool):
         number = float(scale) if dtype == torch.float64 else to_single(float(scale))
+        if dtype == torch.float32 and 0 < number < math.inf and plain(x):
+            return _pair_of(number)
         s = torch.full((), number, dtype=dtype, device=x.device)
     else:
         raise BadInput(f"scale: a scale is a number or a tensor, not {scale!r}")
@@ -77,6 +81,15 @@ def scale_pair(scale: Scale, x: Tensor, fmt: Format) -> tuple[Tensor | None, Ten
     # Clamped as in scale_of, for scales whose inverse passes the largest number.
     largest = torch.full_like(s, LAYOUTS[dtype].largest)
     return s, torch.minimum(torch.ones_like(s) / s, largest)
+
+
+@functools.lru_cache(maxsize=256)
+def _pair_of(number: float) -> tuple[Tensor, Tensor]:
+    """`scale_pair` of one float32 on the CPU, kept: making tensors takes longer than rounding.
+
+    In float64 and rounded once more, a quotient of two float32s is rounded once.
+    """
+    return single(number), single(min(to_single(1 / number), FLOAT32.largest))
 
 
 def check_spread(scale: Tensor, shape: Sequence[int]) -> None:

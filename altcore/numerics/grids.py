@@ -46,6 +46,7 @@ def round_to_grid(
     errors: Tensor | None = None,
     key: int | Tensor | None = None,
     out: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Round ``x * r`` to grid values of ``fmt``, unscaled.
 
@@ -53,24 +54,28 @@ def round_to_grid(
     ``x``'s shape. ``counts``: an int64 tensor with one entry for each of `COUNTS`, on ``x``'s
     device, added to; ``errors``: a float64 one with those of `ERRORS`, likewise. ``key``: for
     stochastic rounding, an int or a 0-dim int64 tensor. ``out``: where to put the result.
+    ``dtype``: that of the result, to which grid values are rounded once if it has not all of
+    them; None for the compute dtype (see `compute_dtype`).
 
-    Returns a tensor of ``x``'s shape in the compute dtype (see `compute_dtype`). NaN gives NaN
+    Returns a tensor of ``x``'s shape. NaN gives NaN
     in every format, an infinity follows the overflow rule, and a zero has the sign of ``x``.
     Raises `BadInput` for an ``x`` that is not floating-point, unknown rules, rules the format
     has no code for, and any overflow under ``overflow="raise"`` (which reads from the device).
     """
     # What the kernels take needs no other check.
-    q = round_native(x, fmt, rounding, overflow, r, None, counts, errors, key, out, fake=False)
+    asked = (fmt, rounding, overflow, r, None, counts, errors, key, out)
+    q = round_native(x, *asked, fake=False, dtype=dtype)
     if q is not None:
         return q
     check_input(x, fmt, rounding, overflow, key)
     x = x.detach()
     if x.dtype == torch.float16:  # float32 has the same numbers, and kernels for them
         x = x.float()
-        q = round_native(x, fmt, rounding, overflow, r, None, counts, errors, key, out, fake=False)
+        q = round_native(x, *asked, fake=False, dtype=dtype)
         if q is not None:
             return q
     q = round_by_torch(x, fmt, rounding, overflow, r, counts, errors, key)
+    q = q if dtype is None else q.to(dtype)
     return q if out is None else out.copy_(q)
 
 

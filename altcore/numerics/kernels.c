@@ -14,6 +14,7 @@
 #include "adding.h"
 #include "blocks.h"
 #include "tiles.h"
+#include "outputs.h"
 
 #ifdef _OPENMP
 #define PARALLEL _Pragma("omp parallel num_threads(threads) if (threads > 1)")
@@ -29,7 +30,7 @@
 static void round_row(const struct job *j, const float *x, int64_t start, int n, float r, float s,
                       int usual, struct totals *totals) {
     float grid[BLOCK];
-    const int to_half = j->is_half && j->is_fake, apart = to_half || j->errors;
+    const int to_half = j->to_half, apart = to_half || j->errors;
     float *out = (float *)j->out + start; /* floats, unless to_half */
     struct part p = {x, out, start, n, r, s, 0, 0};
     if (usual && j->errors) {
@@ -46,27 +47,19 @@ static void round_row(const struct job *j, const float *x, int64_t start, int n,
 static void round_block(const struct job *j, int64_t start, int n, struct totals *totals) {
     float wide[BLOCK];
     const int usual = !j->is_table && loop_of(j) == adding;
-    const int is_plain_half = usual && j->is_half && !j->counts && !j->errors;
+    const int64_t in = j->is_half ? 2 : 4, to = j->to_half ? 2 : 4;
     const float *x = (const float *)j->x + start;
-    if (j->is_half && !is_plain_half) {
-        widen((const uint16_t *)j->x + start, wide, n);
-        x = wide;
-    }
     for (int i = 0, m; i < n; i += m) {
         const int64_t from = start + i, at = from / j->row, left = (at + 1) * j->row - from;
         m = left < n - i ? (int)left : n - i;
         const float r = j->r ? j->r[at] : 1.0f, s = j->s ? j->s[at] : 1.0f;
-        if (is_plain_half) {
-            const uint16_t *halves = (const uint16_t *)j->x + from;
-            const int how = j->is_fake ? way_to_half(j, s) : TO_FLOAT;
-            if (how == TO_FLOAT)
-                add_halves(j, halves, (float *)j->out + from, m, r, s, how);
-            else if (how >= 0)
-                add_halves(j, halves, (uint16_t *)j->out + from, m, r, s, how);
-            if (how >= 0) continue;
-            widen(halves, wide + i, m);
-            x = wide;
+        const adding_loop add = usual && !j->errors ? adding_loop_of(j, s) : 0;
+        if (add) {
+            add(j, (const char *)j->x + from * in, (char *)j->out + from * to, m, r, s,
+                totals->counts);
+            continue;
         }
+        if (j->is_half) widen((const uint16_t *)j->x + from, wide + i, m), x = wide;
         round_row(j, x + i, from, m, r, s, usual, totals);
     }
 }
@@ -122,8 +115,9 @@ static int32_t split(float m, uint32_t *fraction) {
     return (int32_t)(bits >> 23) - (subnormal ? 151 : 127);
 }
 
-/* As scaling.py does: in float64, rounded once more. */
-static void find_scale(const struct job *j) {
+/* As scaling.py does: in float64, rounded once more. Returns whether what is scaled so is
+ * `bounded`: whether the largest magnitude, with what rounding may add to it, does not pass. */
+static int find_scale(const struct job *j) {
     const double margin = j->margin, top = j->meets;
     const float m = (float)((double)amax_of(j->x, j->n, j->is_half, j->threads) * margin);
     float s = 1.0f, r = 1.0f;
@@ -143,6 +137,7 @@ static void find_scale(const struct job *j) {
         r = r > finite ? finite : r;
     }
     *(float *)j->s = s, *(float *)j->r = r;
+    return m < INFINITY && margin >= 1.0 && top * (1.0 + 0x1p-20) < j->top;
 }
 
 /* Blocks are shared out in one run for each thread; the result does not depend on how many.
@@ -155,7 +150,7 @@ void altcore_round(const struct job *prepared, const void *call) {
     const int threads = j->threads;
     struct totals each[MOST_THREADS];
     memset(each, 0, (size_t)threads * sizeof *each);
-    if (j->scaling != GIVEN) find_scale(j);
+    if (j->scaling != GIVEN) own.bounded = find_scale(j);
     if (j->scaling != GIVEN && !j->is_fake) own.s = 0;
     PARALLEL {
         struct totals totals = {{0, 0, 0, 0}, 0.0, 0.0};
@@ -187,9 +182,20 @@ void altcore_round_blocks(const struct block_job *b) {
     add_totals(j, each);
 }
 
+/* Rows are shared out likewise. */
+void altcore_scale_output(const struct output *o) {
+    const int threads = o->threads;
+    PARALLEL {
+        const int64_t id = omp_get_thread_num(), count_of = omp_get_num_threads();
+        scale_rows(o, o->rows * id / count_of, o->rows * (id + 1) / count_of);
+    }
+    (void)threads;
+}
+
 /* So that the loader can check that both sides agree on the struct. */
 int64_t altcore_job_size(void) { return (int64_t)sizeof(struct job); }
 int64_t altcore_block_job_size(void) { return (int64_t)sizeof(struct block_job); }
+int64_t altcore_output_size(void) { return (int64_t)sizeof(struct output); }
 
 void altcore_amax(const void *x, int64_t n, int32_t is_half, int32_t threads, float *most) {
     *most = amax_of(x, n, is_half, threads);

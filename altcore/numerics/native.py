@@ -25,6 +25,7 @@ from altcore.numerics.plan import check_rules, is_wide, to_single
 _ALONE = 32768  # elements that one thread rounds before a second is worth waking
 _MOST_THREADS = 256  # MOST_THREADS of kernels.c
 _MOST_KEPT = 256  # formats found by identity
+_DTYPES = (torch.float32, torch.bfloat16)
 
 
 # By identity, and the format with it, so that it stays the one of this identity: hashing a format
@@ -46,10 +47,12 @@ def round_native(
     out: Tensor | None,
     *,
     fake: bool,
+    dtype: torch.dtype | None = None,
 ) -> Tensor | None:
     """Round as `altcore.numerics.grids` does; None where the kernels do not apply.
 
-    ``fake``: multiply by ``s`` and round to ``x``'s dtype; otherwise the grid values in float32.
+    ``fake``: multiply by ``s`` and round to ``x``'s dtype; otherwise the grid values, in
+    ``dtype`` (None: float32).
     """
     handle = handle_for(x)
     prepared = None if handle is None else _prepared(fmt, rounding, overflow)
@@ -60,8 +63,11 @@ def round_native(
         return None
     if not x.is_contiguous():
         x = x.detach().contiguous()
-    if out is None or out.shape != x.shape or not fits(out, torch.float32 if not fake else x.dtype):
-        result = like(x, fake)
+    wanted = x.dtype if fake else dtype or torch.float32
+    if wanted not in _DTYPES:
+        return None
+    if out is None or out.shape != x.shape or not fits(out, wanted):
+        result = torch.empty_like(x, dtype=wanted)
     else:
         result = torch.empty_like(out) if _shares_memory(out, x) else out
     mixed = mixed_key(key) if prepared.draws and key is not None else 0
@@ -81,6 +87,7 @@ def round_scaled_native(
     scaling: tuple[bool, float, float | None],
     *,
     fake: bool,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """Round as `round_native` does, by the scale of the tensor's own largest magnitude.
 
@@ -92,11 +99,13 @@ def round_scaled_native(
     if handle is None or prepared is None or (prepared.draws and key is None):
         return None
     by_power, margin, meets = scaling
-    if not (0 < margin < math.inf and can_add(counts, errors)):
+    wanted = x.dtype if fake else dtype or torch.float32
+    if not (0 < margin < math.inf and can_add(counts, errors) and wanted in _DTYPES):
         return None
     if not x.is_contiguous():
         x = x.detach().contiguous()
-    result, s, r = like(x, fake), torch.empty_like(_NUMBER), torch.empty_like(_NUMBER)
+    result = torch.empty_like(x, dtype=wanted)
+    s, r = torch.empty_like(_NUMBER), torch.empty_like(_NUMBER)
     mixed = mixed_key(key) if prepared.draws and key is not None else 0
     call = call_of(
         x,
@@ -144,6 +153,7 @@ def call_of(
         0 if errors is None else errors.data_ptr(),
         mixed,
         x.dtype is torch.bfloat16,
+        result.dtype is torch.bfloat16,
         fake,
         threads_for(count),
         scaling,
@@ -155,13 +165,6 @@ def call_of(
 def threads_for(count: int) -> int:
     """How many threads so many elements are worth."""
     return min(torch.get_num_threads(), _MOST_THREADS) if count > _ALONE else 1
-
-
-def like(x: Tensor, fake: bool) -> Tensor:
-    """Memory for the result: of ``x``'s dtype, or for grid values."""
-    if fake or x.dtype is torch.float32:
-        return torch.empty_like(x)
-    return torch.empty_like(x, dtype=torch.float32)
 
 
 def number(value: float) -> Tensor:
@@ -195,7 +198,7 @@ def plain(x: Tensor) -> bool:
 
 def handle_for(x: Tensor) -> ctypes.CDLL | None:
     """The library, if it can work on ``x``'s memory."""
-    if not plain(x) or x.dtype not in (torch.float32, torch.bfloat16):
+    if not plain(x) or x.dtype not in _DTYPES:
         return None
     return library() if switched_on() else None
 

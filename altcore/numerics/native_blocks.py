@@ -16,7 +16,7 @@ from torch import Tensor
 from altcore.blocks import BlockFormat
 from altcore.formats import FloatFormat
 from altcore.numerics.hashing import mixed_key
-from altcore.numerics.native import call_of, can_add, handle_for, like, number
+from altcore.numerics.native import call_of, can_add, handle_for, number
 from altcore.numerics.native_formats import Job, Prepared, prepare
 from altcore.numerics.plan import is_wide, to_single
 
@@ -77,7 +77,7 @@ def round_blocks_native(
         x = x.contiguous()
     b = _BlockJob.from_buffer_copy(prepared.job)
     shape = _lay_out(b, x, fmt, axis)
-    values = like(x, fake)
+    values = torch.empty_like(x, dtype=x.dtype if fake else torch.float32)
     scales = _NONE
     if not fake:
         scales = torch.empty((2, *shape), dtype=torch.float32, device="cpu")

@@ -18,7 +18,7 @@ from altcore.formats import FloatFormat, Format
 from altcore.numerics.plan import TablePlan, float_plan, table_plan, thresholds, to_single
 from altcore.reference import ROUNDINGS
 
-_MOST_BUCKETS = 1 << 20  # for each sign; 16 bytes each: a posit of 16 bits takes 15 MB
+_MOST_BUCKETS = 1 << 20  # for each sign; 4 bytes each: a posit of 16 bits takes 4 MB
 _FEW = 16  # thresholds that a small table may have; FEW of rounding.h
 _NEVER = 0x7FFFFFFF  # a threshold above every magnitude's bits
 
@@ -37,12 +37,14 @@ class Job(ctypes.Structure):
         ("errors", ctypes.c_void_p),
         ("key", ctypes.c_uint64),
         ("is_half", ctypes.c_int32),
+        ("to_half", ctypes.c_int32),
         ("is_fake", ctypes.c_int32),
         ("threads", ctypes.c_int32),
         ("scaling", ctypes.c_int32),
         ("margin", ctypes.c_float),
         ("meets", ctypes.c_float),
         ("few", ctypes.c_void_p),
+        ("magics", ctypes.c_void_p),
         ("entries", ctypes.c_void_p),
         ("thresholds", ctypes.c_void_p),
         ("payloads", ctypes.c_void_p),
@@ -71,11 +73,12 @@ class Job(ctypes.Structure):
         ("rounding", ctypes.c_int32),
         ("is_table", ctypes.c_int32),
         ("saturates", ctypes.c_int32),
+        ("bounded", ctypes.c_int32),
     )
 
 
-CALL = struct.Struct("PPqPPqPPQiiiiff")
-"""The fields of a job that differ from call to call: those before ``few``."""
+CALL = struct.Struct("PPqPPqPPQiiiiiff4x")
+"""The fields of a job that differ from call to call: those before ``few``, padding included."""
 
 
 @frozen
@@ -128,14 +131,16 @@ def _fill_table(job: Job, fmt: Format, rounding: str) -> tuple[Tensor, ...]:
         values = (plan.values[0], *plan.values, plan.values[-1])
         payloads = torch.tensor(values, dtype=torch.float32).view(torch.int32)
     bounds = torch.tensor(points, dtype=torch.float32)
-    few, entries = _few(bounds, payloads), _bucketed(job, points, payloads)
+    few, entries = _few(bounds, payloads), _bucketed(job, points)
+    magics = bounds[:0] if drawing or len(few) else _magics(bounds, payloads.view(torch.float32))
     ends = _ends(job, plan) if drawing else torch.zeros(0, dtype=torch.uint8)
     job.is_table, job.bottom, job.top = True, points[0], points[-1]
     job.threshold_count = len(points)
     job.thresholds, job.payloads = bounds.data_ptr(), payloads.data_ptr()
     job.few = few.data_ptr() if len(few) else None
+    job.magics = magics.data_ptr() if len(magics) else None
     job.entries, job.ends = entries.data_ptr(), ends.data_ptr()
-    return bounds, payloads, few, entries, ends
+    return bounds, payloads, few, magics, entries, ends
 
 
 def _ends(job: Job, plan: TablePlan) -> Tensor:
@@ -179,18 +184,71 @@ def _few(bounds: Tensor, payloads: Tensor) -> Tensor:
     return result
 
 
-def _bucketed(job: Job, points: tuple[float, ...], payloads: Tensor) -> Tensor:
+def _magics(bounds: Tensor, values: Tensor) -> Tensor:
+    """For each exponent of a float32, what rounds its binade by addition; 0 where nothing does.
+
+    ``values``: one for each gap between ``bounds``. In a binade that is evenly spaced there are
+    ``2**bits`` bounds; below the lowest such one, as below 1 in integers, its spacing may go on
+    down to zero. Empty where most of the format's own binades are not so, or zero is not 0.
+    """
+    magics = torch.zeros(256)
+    if float(values[torch.bucketize(torch.tensor(0.0), bounds, right=True)]) != 0:
+        return magics[:0]
+    sizes = values.abs()
+    lowest, highest = (math.frexp(float(v))[1] - 1 for v in (sizes[sizes > 0].min(), sizes.max()))
+    for exponent in range(max(lowest, -126), highest):
+        low = 2.0**exponent
+        steps = int(torch.sum((bounds > low) & (bounds < 2 * low)))
+        bits = steps.bit_length() - 1
+        if 0 <= bits <= 22 and steps == 1 << bits and exponent + 23 - bits <= 127:
+            middles = low + (torch.arange(steps, dtype=torch.float32) + 0.5) * (low / steps)
+            magic = 2.0 ** (exponent + 23 - bits)
+            if _adds(magic, low, 2 * low, middles, bounds, values):
+                magics[exponent + 127] = magic
+    even = magics.nonzero().flatten()
+    if 2 * len(even) <= highest - lowest:
+        return magics[:0]
+    first = int(even[0])
+    for field in range(first):
+        low = 2.0 ** (field - 127) if field else 2.0**-149
+        magic, high = float(magics[first]), 2.0 ** (max(field, 1) - 126)
+        if _adds(magic, low, high, torch.tensor([low]), bounds, values):
+            magics[field] = magic
+    return magics
+
+
+def _adds(
+    magic: float, low: float, high: float, middles: Tensor, bounds: Tensor, values: Tensor
+) -> bool:
+    """Whether adding ``magic`` rounds as the table does, from ``low`` to below ``high``.
+
+    Both go up in steps, the former at ``middles``, so that it is enough to compare them on both
+    sides of those and at the ends.
+    """
+    sides = [torch.nextafter(middles, torch.tensor(end)) for end in (-math.inf, math.inf)]
+    last = torch.nextafter(torch.tensor([high]), torch.tensor(-math.inf))
+    points = torch.cat([torch.tensor([low]), middles, *sides, last]).clamp(low, float(last))
+    sums = (points + magic) - magic
+    return all(
+        torch.equal(values[torch.bucketize(sign * points, bounds, right=True)], sign * sums)
+        for sign in (1.0, -1.0)
+    )
+
+
+def _bucketed(job: Job, points: tuple[float, ...]) -> Tensor:
     """Buckets of magnitudes that hold at most one threshold each, for either sign.
 
     A magnitude's bits sort like the magnitude; their top ones, from the lowest threshold on,
     number the buckets. For negative numbers a number not below a threshold -t is a magnitude
-    not above t. Leaves ``job.buckets`` at 0 where the thresholds lie too close.
+    not above t. An entry has the gap below its threshold in its top bits, and in the lowest
+    ``bucket_shift + 1`` where in the bucket that lies, or the bucket's end. Leaves
+    ``job.buckets`` at 0 where the thresholds lie too close.
     """
     positive = [_bits(t) for t in points if t > 0]
     negative = sorted(_bits(-t) + 1 for t in points if t <= 0)
     at_zero = len(negative)
     low, high = min(positive + negative) - 1, max(positive + negative)
-    shift = 23
+    shift = min(23, 31 - len(points).bit_length())
     while shift > 0 and not all(_apart(half, low, shift) for half in (positive, negative)):
         shift -= 1
     buckets = ((high - low) >> shift) + 1
@@ -199,25 +257,14 @@ def _bucketed(job: Job, points: tuple[float, ...], payloads: Tensor) -> Tensor:
     starts = low + (torch.arange(buckets, dtype=torch.int64) << shift)
     rows = []
     for half, step in ((positive, 1), (negative, -1)):
-        bounds = torch.tensor([*half, _NEVER, _NEVER], dtype=torch.int64)
+        bounds = torch.tensor([*half, _NEVER], dtype=torch.int64)
         passed = torch.bucketize(starts, bounds[: len(half)])
-        inside = (passed < len(half)) & (bounds[passed] < starts + (1 << shift))
-        threshold = torch.where(inside, bounds[passed], _NEVER)
-        near = at_zero + step * passed
-        far = near + step * inside.to(torch.int64)
-        rows.append(
-            torch.stack(
-                [
-                    threshold.to(torch.int32),
-                    payloads[near],
-                    payloads[near] ^ payloads[far],
-                    payloads[near],
-                ]
-            )
-        )
+        depth = (bounds[passed] - starts).clamp(max=1 << shift)
+        rows.append(((at_zero + step * passed) << (shift + 1)) | depth)
     job.bucket_low, job.bucket_high, job.bucket_shift = low, high, shift
     job.buckets = buckets
-    return torch.cat(rows, dim=1).t().contiguous()
+    entries = torch.cat(rows)
+    return torch.where(entries < 1 << 31, entries, entries - (1 << 32)).to(torch.int32)
 
 
 def _apart(bounds: list[int], low: int, shift: int) -> bool:

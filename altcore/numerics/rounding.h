@@ -22,10 +22,6 @@
 
 enum { NEAREST_EVEN, NEAREST_AWAY, TO_ZERO, UP, DOWN, STOCHASTIC };
 
-struct entry { /* a bucket of magnitudes with at most one threshold in it */
-    uint32_t threshold, near, change, unused; /* the payload below it; what changes at it */
-};
-
 struct ends { /* of a gap between grid values: the one nearer zero, then the other */
     double inner, width;
     uint32_t payload[2], over[2];
@@ -49,12 +45,15 @@ struct job {
     int64_t *counts; /* elements, overflow, flushed, nonfinite: added to; or NULL */
     double *errors;  /* noise and signal: likewise */
     uint64_t key;    /* mixed; for stochastic rounding */
-    int32_t is_half, is_fake, threads, scaling;
+    int32_t is_half, to_half; /* whether x, and whether out, is bfloat16 */
+    int32_t is_fake;          /* whether to multiply by the scale that is found */
+    int32_t threads, scaling;
     float margin, meets; /* the largest magnitude times `margin` is scaled to `meets` */
     /* of the format and its rules, from here on */
     /* a table: a few thresholds, or buckets for each sign, or sorted thresholds to search */
-    const struct few *few;       /* or NULL */
-    const struct entry *entries; /* 2 * buckets */
+    const struct few *few;    /* or NULL */
+    const float *magics;      /* one for each exponent, see round_in_binades; or NULL */
+    const uint32_t *entries;  /* 2 * buckets, see find_in_buckets */
     const float *thresholds;
     const uint32_t *payloads; /* one per gap between thresholds */
     const struct ends *ends;  /* of each gap; for stochastic rounding */
@@ -72,6 +71,7 @@ struct job {
     float lowest, highest;
     uint32_t over_bits; /* magnitude given to overflows; tables: only if not saturating */
     int32_t rounding, is_table, saturates;
+    int32_t bounded; /* all numbers are finite, and none passes the ends */
 };
 
 /* A run of elements, handed on by its address: a copy of what was just written would wait for

@@ -127,7 +127,7 @@ def round_table(
     """`round_unscaled` for a format given by its values."""
     points, values, grid = _tensors(fmt, rounding, y.dtype, y.device)
     last = len(values) - 1
-    index = torch.bucketize(y, points, right=True)
+    index = torch.bucketize(y.contiguous(), points, right=True)
     if noise is not None:
         below = index - 1
         interval = below.clamp(0, last + 1)

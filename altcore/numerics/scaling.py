@@ -158,14 +158,18 @@ def round_scaled(
     errors: Tensor | None = None,
     key: int | Tensor | None = None,
     fake: bool,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Round ``x`` by the scale of its own largest magnitude: what three functions do, at once.
 
     Returns ``(q, s, r)``: the scales that `scale_of` gives for `amax`, and what `round_to_grid`
-    makes of them, or, under ``fake``, `fake_round`. Arguments and errors are theirs.
+    makes of them, or, under ``fake``, `fake_round`. Arguments and errors are theirs; ``dtype`` is
+    that of grid values.
     """
     scaling = power_of_two, margin, meets
-    made = round_scaled_native(x, fmt, rounding, overflow, counts, errors, key, scaling, fake=fake)
+    made = round_scaled_native(
+        x, fmt, rounding, overflow, counts, errors, key, scaling, fake=fake, dtype=dtype
+    )
     if made is not None:
         return made
     s, r = scale_of(amax(x), fmt, power_of_two=power_of_two, margin=margin, meets=meets)
@@ -183,7 +187,15 @@ def round_scaled(
         )
         return q, s, r
     q = round_to_grid(
-        x, fmt, rounding=rounding, overflow=overflow, r=r, counts=counts, errors=errors, key=key
+        x,
+        fmt,
+        rounding=rounding,
+        overflow=overflow,
+        r=r,
+        counts=counts,
+        errors=errors,
+        key=key,
+        dtype=dtype,
     )
     return q, s, r
 

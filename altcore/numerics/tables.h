@@ -18,40 +18,71 @@ STAGE find_among_few(const struct few *few, const float *restrict y, uint32_t *r
     }
 }
 
-/* In a large one: by the bucket that a number's top bits name. */
+/* In a large one: by the bucket that a number's top bits name. A bucket has at most one threshold
+ * in it; its entry holds the gap below that, and in the lowest shift + 1 bits how far into the
+ * bucket it lies. What is looked up is so little that it stays in the first-level cache, in loops
+ * of their own, as no vector unit does that faster. */
 STAGE find_in_buckets(const struct job *j, const float *restrict y, uint32_t *restrict gap,
                       int n) {
     const uint32_t low = j->bucket_low, high = j->bucket_high, shift = j->bucket_shift;
-    const uint32_t half = (uint32_t)j->buckets;
-    const struct entry *restrict entries = j->entries;
-    uint32_t where[PIECE];
+    const uint32_t half = (uint32_t)j->buckets, inner = (1u << shift) - 1;
+    const uint32_t *restrict entries = j->entries, *restrict payloads = j->payloads;
+    uint32_t found[PIECE], depth[PIECE];
     for (int i = 0; i < n; i++) {
         const uint32_t bits = bits_of(y[i]), mag = bits & ~SIGN;
         uint32_t inside = (int32_t)mag < (int32_t)low ? low : mag;
-        inside = (int32_t)inside > (int32_t)high ? high : inside;
-        where[i] = ((inside - low) >> shift) + (bits & SIGN ? half : 0);
+        inside = ((int32_t)inside > (int32_t)high ? high : inside) - low;
+        depth[i] = inside & inner;
+        found[i] = (inside >> shift) + (bits & SIGN ? half : 0);
     }
+    for (int i = 0; i < n; i++) found[i] = entries[found[i]];
     for (int i = 0; i < n; i++) {
-        const struct entry *e = entries + where[i];
-        /* by a mask from the sign: a branch here would be mispredicted half of the time */
-        const int32_t missing = (int32_t)(e->threshold - 1 - (bits_of(y[i]) & ~SIGN));
-        gap[i] = e->near ^ ((uint32_t)(missing >> 31) & e->change);
+        const uint32_t away = bits_of(y[i]) & SIGN ? ~0u : 1, at = found[i] & (2 * inner + 1);
+        found[i] = (found[i] >> shift >> 1) + ((int32_t)depth[i] >= (int32_t)at ? away : 0);
     }
+    for (int i = 0; i < n; i++) gap[i] = payloads[found[i]];
 }
 
-/* In one whose thresholds lie too close for that: by bisection. */
+/* In one whose thresholds lie too close for that, and of single numbers: by bisection. */
+static uint32_t search(const struct job *j, float y) {
+    int64_t first = 0, length = j->threshold_count;
+    while (length > 0) {
+        const int64_t step = (length + 1) / 2, right = j->thresholds[first + step - 1] <= y;
+        first += right ? step : 0;
+        length = right ? length - step : step - 1;
+    }
+    return j->payloads[first];
+}
+
 STAGE find_by_search(const struct job *j, const float *restrict y, uint32_t *restrict gap,
                      int n) {
+    for (int i = 0; i < n; i++) gap[i] = search(j, y[i]);
+}
+
+/* Where the values of a binade are evenly spaced, as posits' are in all but the outermost ones,
+ * adding a power of two rounds, as in round_by_adding: `magics` has it for each exponent, or 0
+ * where it would not do. Numbers there, zeros apart, are searched for; false if they are many. */
+static __attribute__((noinline)) int round_in_binades(const struct job *j,
+                                                      const float *restrict y,
+                                                      uint32_t *restrict gap, int n) {
+    const float *restrict magics = j->magics;
+    float magic[PIECE];
+    uint8_t lost[PIECE];
+    uint32_t missing = 0;
+    for (int i = 0; i < n; i++) magic[i] = magics[(bits_of(y[i]) & ~SIGN) >> 23];
     for (int i = 0; i < n; i++) {
-        int64_t first = 0, length = j->threshold_count;
-        while (length > 0) {
-            const int64_t step = (length + 1) / 2;
-            const int64_t right = j->thresholds[first + step - 1] <= y[i];
-            first += right ? step : 0;
-            length = right ? length - step : step - 1;
-        }
-        gap[i] = j->payloads[first];
+        const uint32_t mag = bits_of(y[i]) & ~SIGN;
+        const float size = (float_of(mag) + magic[i]) - magic[i];
+        lost[i] = magic[i] == 0.0f && mag ? 1 : 0;
+        missing += lost[i];
+        gap[i] = bits_of(size) | (bits_of(y[i]) & SIGN);
     }
+    if (missing > PIECE / 16) return 0;
+    for (int i = 0; missing; i++, missing--) {
+        i = (int)((const uint8_t *)memchr(lost + i, 1, (size_t)(n - i)) - lost);
+        gap[i] = search(j, y[i]);
+    }
+    return 1;
 }
 
 /* Draw one of the two ends of each number's gap, with float64 distances as in rounding.py. */
@@ -131,10 +162,8 @@ static void round_piece(const struct job *j, const struct part *p, int64_t *tota
     }
     if (j->few)
         find_among_few(j->few, y, gap, p->n);
-    else if (j->buckets)
-        find_in_buckets(j, y, gap, p->n);
-    else
-        find_by_search(j, y, gap, p->n);
+    else if (!j->magics || !round_in_binades(j, y, gap, p->n))
+        (j->buckets ? find_in_buckets : find_by_search)(j, y, gap, p->n);
     if (j->rounding == STOCHASTIC)
         draw_values(j, y, p->start, gap, over, p->n);
     else if (j->counts || !j->saturates)

@@ -87,7 +87,7 @@ WIDTH(add_in_32, 32)
 static int way_of(const struct block_job *b) {
     const struct job *j = &b->job, *scale = b->scale_job;
     if (j->is_table || loop_of(j) != adding) return -1;
-    if (!j->is_half || !j->is_fake) return TO_FLOAT;
+    if (!j->to_half) return TO_FLOAT;
     if (b->rule == POWER) return j->cut >= 16 ? CUT_TO_HALF : -1;
     if (b->rule == AMAX) return -1;
     const int digits = 48 - (int)(j->cut + scale->cut);
@@ -181,7 +181,7 @@ static void round_run(const struct block_job *b, int64_t start, int n, const flo
                       const float *ss, float least, struct totals *totals) {
     const struct job *j = &b->job;
     float wide[BLOCK], grid[BLOCK];
-    const int to_half = j->is_half && j->is_fake, apart = to_half || j->errors;
+    const int to_half = j->to_half, apart = to_half || j->errors;
     const int two_level = b->rule == TWO_LEVEL;
     const float g = two_level && j->is_fake ? b->g : 1.0f;
     const float *x = (const float *)j->x + start;
@@ -220,7 +220,7 @@ static void round_tile(const struct block_job *b, int64_t tile, int how,
     if (!b->most) find_largest(b, &p, found);
     struct tile t;
     t.x = (const char *)j->x + start * (j->is_half ? 2 : 4);
-    t.out = (char *)j->out + start * (j->is_half && j->is_fake ? 2 : 4);
+    t.out = (char *)j->out + start * (j->to_half ? 2 : 4);
     t.rows = p.rows, t.columns = p.columns, t.stride = b->width, t.width = width, t.g = b->g;
     find_scales(b, most, t.rs, t.ss, blocks);
     if (b->scales) memcpy(b->scales + at, t.ss, (size_t)blocks * sizeof *t.ss);

@@ -15,6 +15,7 @@ from altcore.errors import BadInput
 from altcore.numerics import round_to_grid
 from altcore.recipe import ATTENTION_OPERANDS, Cast, Casts
 from altcore.surgery.attention import AttentionMode
+from altcore.surgery.compute import grid_dtype
 from altcore.surgery.convolution import convolve
 from altcore.surgery.layers import has_transposed_weight, is_conv, is_linear, matrices
 from altcore.surgery.product import PAIRS, QuantizedLinear, StraightThrough
@@ -186,7 +187,8 @@ class LayerCasts:
             return Operand(x.detach())
         parameter = self.module._parameters.get("weight")
         tracks = name == "weight@fwd" and training and self.is_tracking and parameter is not None
-        operand, grid = quantizer.operand(x, training, axes, wants_grid=tracks)
+        dtype = grid_dtype(quantizer.cast.format, self.compute)
+        operand, grid = quantizer.operand(x, training, axes, wants_grid=tracks, dtype=dtype)
         if grid is not None:
             assert parameter is not None
             self._keep_view(name, parameter, x, quantizer, grid)

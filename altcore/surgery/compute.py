@@ -83,6 +83,15 @@ def is_exact_in_bfloat16(fmt: AnyFormat | None) -> bool:
     return fmt.precision <= 8 and fmt.smallest >= 2.0**-126 and fmt.max <= 2.0**127
 
 
+def grid_dtype(fmt: AnyFormat, compute: str) -> torch.dtype | None:
+    """Return the dtype in which products take the format's values: bfloat16, or None for theirs.
+
+    Rounded to it at once, they are not converted again for each product.
+    """
+    narrow = compute in ("bfloat16", "exact-bfloat16") and isinstance(fmt, Format)
+    return torch.bfloat16 if narrow and is_exact_in_bfloat16(fmt) else None
+
+
 def _blocks_are_exact(fmt: BlockFormat) -> bool:
     if fmt.scale_format is None:
         return fmt.rule != "amax" and is_exact_in_bfloat16(fmt.element)

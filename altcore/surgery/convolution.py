@@ -16,7 +16,8 @@ from attrs import frozen
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from altcore.surgery.product import ProductCasts, clip, keep, kept, ready, scaled
+from altcore.numerics.outputs import scale_output
+from altcore.surgery.product import ProductCasts, clip, keep, kept, ready
 from altcore.surgery.quantizer import Axes, Operand
 
 
@@ -100,12 +101,11 @@ class QuantizedConv(torch.autograd.Function):
                 (0,) * dims,
                 shape.groups,
             )
-        y = scaled(y, first.scale, _swapped(second.scale))
         ctx.flops = 2 * y.numel() * w[0].numel()
         casts.count_product(a, b, ctx.flops)
-        if bias is not None:
-            y.add_(bias.reshape(-1, *(1,) * dims))
-        return y.to(torch.bfloat16 if casts.compute == "bfloat16" else x.dtype)
+        dtype = torch.bfloat16 if casts.compute == "bfloat16" else x.dtype
+        bias = None if bias is None else bias.reshape(-1, *(1,) * dims)
+        return scale_output(y, (first.scale, _swapped(second.scale)), bias, dtype)
 
     @staticmethod
     @once_differentiable
@@ -119,11 +119,11 @@ class QuantizedConv(torch.autograd.Function):
         if wanted[0]:
             casts.count_product(g_dgrad, w_dgrad, ctx.flops)
             dx = _backward(ctx, g_dgrad, None, w_dgrad)
-            dx = clip(dx, x_inside).to(ctx.dtypes[0])
+            dx = clip(dx, x_inside)
         if wanted[1]:
             casts.count_product(g_wgrad, x_wgrad, ctx.flops)
             dw = _backward(ctx, g_wgrad, x_wgrad, None)
-            dw = clip(dw, w_inside).to(ctx.dtypes[1])
+            dw = clip(dw, w_inside)
         if ctx.needs_input_grad[2]:
             db = dy.sum([0, *range(2, dy.dim())], dtype=torch.float32).to(ctx.dtypes[2])
         return dx, dw, db, None, None, None
@@ -155,8 +155,8 @@ def _backward(ctx: Any, g: Operand, x: Operand | None, w: Operand | None) -> Ten
             [x is None, w is None, False],
         )
     if x is None:
-        return scaled(found[0], g.scale, other.scale)
-    return scaled(found[1], _swapped(g.scale), other.scale)
+        return scale_output(found[0], (g.scale, other.scale), dtype=ctx.dtypes[0])
+    return scale_output(found[1], (_swapped(g.scale), other.scale), dtype=ctx.dtypes[1])
 
 
 def _swapped(scale: Tensor | None) -> Tensor | None:

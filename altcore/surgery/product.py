@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from altcore.formats import Format
+from altcore.numerics.outputs import scale_output
 from altcore.surgery.compute import float8_dtypes, is_exact_in_bfloat16
 from altcore.surgery.quantizer import Axes, Operand
 
@@ -75,12 +76,10 @@ class QuantizedLinear(torch.autograd.Function):
         keep(ctx, a, b, x_wgrad, w_dgrad)
         ctx.flops = 2 * flat.shape[0] * w.numel()
         casts.count_product(a, b, ctx.flops)
-        y = product(a, b, transpose_b=True, compute=casts.compute)
-        if bias is not None:
-            y.add_(bias)
-        out = torch.bfloat16 if casts.compute == "bfloat16" else x.dtype
+        dtype = torch.bfloat16 if casts.compute == "bfloat16" else x.dtype
+        y = product(a, b, transpose_b=True, compute=casts.compute, bias=bias, dtype=dtype)
         # No view: what follows may change it in place.
-        return torch.ops.aten._unsafe_view(y.to(out), [*x.shape[:-1], w.shape[0]])
+        return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], w.shape[0]])
 
     @staticmethod
     @once_differentiable
@@ -94,12 +93,14 @@ class QuantizedLinear(torch.autograd.Function):
         dx = dw = db = None
         if wanted[0]:
             casts.count_product(g_dgrad, w_dgrad, ctx.flops)
-            dx = product(g_dgrad, w_dgrad, compute=casts.compute)
-            dx = clip(dx, x_inside).to(ctx.dtypes[0]).reshape(ctx.shape)
+            dx = product(g_dgrad, w_dgrad, compute=casts.compute, dtype=ctx.dtypes[0])
+            dx = clip(dx, x_inside).reshape(ctx.shape)
         if wanted[1]:
             casts.count_product(g_wgrad, x_wgrad, ctx.flops)
-            dw = product(g_wgrad, x_wgrad, transpose_a=True, compute=casts.compute)
-            dw = clip(dw, w_inside).to(ctx.dtypes[1])
+            dw = product(
+                g_wgrad, x_wgrad, transpose_a=True, compute=casts.compute, dtype=ctx.dtypes[1]
+            )
+            dw = clip(dw, w_inside)
         if ctx.needs_input_grad[2]:
             db = dy.sum(0, dtype=torch.float32).to(ctx.dtypes[2])
         return dx, dw, db, None, None
@@ -161,11 +162,14 @@ def product(
     transpose_a: bool = False,
     transpose_b: bool = False,
     compute: str = "float32",
+    bias: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Multiply two operands: (m, k) by (k, n) after the transposes; scales on the output.
 
-    In the type that ``compute`` allows (see `altcore.surgery.compute.COMPUTES`). The result is
-    float32; that of a bfloat16 product is rounded to bfloat16 once before its scale.
+    In the type that ``compute`` allows (see `altcore.surgery.compute.COMPUTES`). The result of a
+    bfloat16 product is rounded to bfloat16 once before its scale. ``bias``, (n), is added to what
+    is scaled, in float32, and that is rounded to ``dtype`` (None: float32).
     """
     a = _transposed(a) if transpose_a else a
     b = _transposed(b) if transpose_b else b
@@ -178,7 +182,7 @@ def product(
         # Autocast would round the operands of a float32 product behind the recipe's back.
         with torch.autocast(a.values.device.type, enabled=False):
             y = a.values @ b.values
-    return scaled(y, a.scale, b.scale)
+    return scale_output(y, (a.scale, b.scale), bias, dtype)
 
 
 def ready(a: Operand, b: Operand, k: int, compute: str) -> tuple[Operand, Operand]:
@@ -195,14 +199,6 @@ def ready(a: Operand, b: Operand, k: int, compute: str) -> tuple[Operand, Operan
             values, scale = values * 2.0**-exponent, scale * 2.0**exponent
         made.append(Operand(values.to(dtype), scale, operand.format))
     return made[0], made[1]
-
-
-def scaled(y: Tensor, *scales: Tensor | None) -> Tensor:
-    """Return a product's result, at least float32, times the scales that there are; in place."""
-    y = y.to(torch.float32) if y.dtype == torch.bfloat16 else y
-    for scale in scales:
-        y = y if scale is None else y.mul_(scale)
-    return y
 
 
 def _transposed(operand: Operand) -> Operand:

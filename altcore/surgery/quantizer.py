@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import TypedDict
 
 import torch
 from attrs import define
@@ -60,6 +61,16 @@ class Grid:
 
     values: Tensor
     r: Tensor | None
+
+
+class Given(TypedDict):
+    """What the functions of `altcore.numerics` that round have in common."""
+
+    rounding: str
+    overflow: str
+    counts: Tensor | None
+    errors: Tensor | None
+    key: int | None
 
 
 @define(eq=False)
@@ -122,10 +133,18 @@ class Quantizer:
         return torch.where(before > 0, before, largest)
 
     def operand(
-        self, x: Tensor, training: bool, axes: Axes, *, wants_grid: bool = False
+        self,
+        x: Tensor,
+        training: bool,
+        axes: Axes,
+        *,
+        wants_grid: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> tuple[Operand, Grid | None]:
         """Return ``x`` as an operand of a product that sums over ``axes``, and its grid.
 
+        ``dtype``: in which the product takes grid values; None for the compute dtype. Blocks,
+        whose scales are in the values, keep that.
         The grid is None unless it is wanted, and after a Hadamard transform, which leaves
         nothing to compare.
         """
@@ -139,7 +158,7 @@ class Quantizer:
             x, wants_grid = transform(x, cast.hadamard, axes[0], self.clock.seed), False
         if cast.blocks is not None:
             return self._in_blocks(x, cast.blocks, axes[0], key, training, wants_grid)
-        q, s, r = self._rounded(x, training, axes, key, fake=False)
+        q, s, r = self._rounded(x, training, axes, key, dtype)
         operand = Operand(q, s, cast.format)
         if cast.straight_through == "clipped":
             operand.inside = self._inside(x, r)
@@ -197,53 +216,42 @@ class Quantizer:
         return self._rounded(x, training, (-1,), key, fake=True)[0]
 
     def _rounded(
-        self, x: Tensor, training: bool, axes: Axes, key: int | None, *, fake: bool
+        self,
+        x: Tensor,
+        training: bool,
+        axes: Axes,
+        key: int | None,
+        dtype: torch.dtype | None = None,
+        *,
+        fake: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return ``x`` on the grid, under ``fake`` there and back, and the scales (s, r)."""
         cast, scaling = self.cast, self.cast.scaling
-        counts = self.counts if training else None
         errors = self.errors if training and self.clock.measures_errors else None
+        given = Given(
+            rounding=cast.rounding,
+            overflow=cast.overflow,
+            counts=self.counts if training else None,
+            errors=errors,
+            key=key,
+        )
         if scaling.kind == "tensor" and scaling.quantile is None:  # in one call
             made = round_scaled(
                 x,
                 cast.element,
                 power_of_two=scaling.power_of_two,
                 margin=scaling.margin,
-                rounding=cast.rounding,
-                overflow=cast.overflow,
-                counts=counts,
-                errors=errors,
-                key=key,
                 fake=fake,
+                dtype=dtype,
+                **given,
             )
             if training:
                 self.last_scale = made[1]
             return made
         s, r = self.scales(x, training, axes)
         if fake:
-            q = fake_round(
-                x,
-                cast.element,
-                rounding=cast.rounding,
-                overflow=cast.overflow,
-                r=r,
-                s=s,
-                counts=counts,
-                errors=errors,
-                key=key,
-            )
-            return q, s, r
-        q = round_to_grid(
-            x,
-            cast.element,
-            rounding=cast.rounding,
-            overflow=cast.overflow,
-            r=r,
-            counts=counts,
-            errors=errors,
-            key=key,
-        )
-        return q, s, r
+            return fake_round(x, cast.element, r=r, s=s, **given), s, r
+        return round_to_grid(x, cast.element, r=r, dtype=dtype, **given), s, r
 
     def key(self, training: bool) -> int | None:
         """Return the key of this call's random bits; None where rounding needs none."""
