@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from altcore.errors import BadInput
-from altcore.formats import float_format, table_format
+from altcore.formats import FloatFormat, float_format, table_format
 from altcore.numerics import (
     COUNTS,
     amax,
@@ -23,6 +23,7 @@ from altcore.numerics import (
     fake_round,
     grid_error,
     position,
+    positions,
     round_to_grid,
     scale_of,
     stiffness,
@@ -613,6 +614,32 @@ def test_position_is_the_index(fmt):
     assert position(odd, fmt).tolist() == [-1, -1, -1]
     if 0.0 in fmt.values:
         assert position(torch.tensor(-0.0), fmt) == fmt.index_of(0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("fmt", [*ALL, BF16, WIDE], ids=str)
+def test_position_by_bits_is_that_by_search(fmt, dtype):
+    """However it is found, for values drawn many times and in any order, -0 and NaN among them."""
+    dtype = compute_dtype(dtype, fmt)
+    generator = torch.Generator().manual_seed(1)
+    values = torch.tensor(fmt.values, dtype=dtype)
+    q = values[torch.randint(len(values), (40, 50), generator=generator)]
+    q[0, :4] = torch.tensor(
+        [-0.0 if 0.0 in fmt.values else math.nan, math.nan, math.inf, -math.inf]
+    )
+    assert torch.equal(position(q, fmt), positions._position_by_search(q, fmt))
+    assert torch.equal(position(q.t(), fmt), positions._position_by_search(q, fmt).t())
+    if isinstance(fmt, FloatFormat):
+        by_parts = positions._position_by_parts(q, fmt, float_plan(fmt, dtype))
+        assert torch.equal(position(q, fmt), by_parts)
+
+
+def test_a_format_of_many_values_is_searched():
+    """Where a table of leading bits would be too long."""
+    values = [1 + i * 2.0**-22 for i in range(5)]
+    fmt = table_format("FINE", [-1.0, 0.0, *values])
+    assert positions._leading_bits(fmt, torch.float32) is None
+    assert position(torch.tensor(values), fmt).tolist() == [2, 3, 4, 5, 6]
 
 
 @pytest.mark.parametrize("fmt", [*ALL, WIDE], ids=str)

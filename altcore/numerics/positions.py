@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
 from altcore.formats import FloatFormat, Format
 from altcore.numerics.grids import check_floating, fake_round
-from altcore.numerics.plan import compute_dtype, float_plan, table_plan
+from altcore.numerics.plan import LAYOUTS, FloatPlan, compute_dtype, float_plan, table_plan
+
+LARGEST_TABLE = 1 << 18
+"""Entries of a table of positions; a format that needs more of them is searched."""
 
 
 def position(q: Tensor, fmt: Format) -> Tensor:
@@ -17,17 +22,77 @@ def position(q: Tensor, fmt: Format) -> Tensor:
     have no position: -1.
     """
     check_floating(q)
-    q = q.to(compute_dtype(q.dtype, fmt))
+    q = q.detach().to(compute_dtype(q.dtype, fmt)).contiguous()
     if isinstance(fmt, FloatFormat):
-        index = _float_position(q, fmt)
-    else:
-        values = torch.tensor(table_plan(fmt, q.dtype).values, dtype=q.dtype, device=q.device)
-        index = torch.bucketize(q, values)
-    return torch.where(torch.isfinite(q), index, -1)
+        plan = float_plan(fmt, q.dtype)
+        by_bits = _position_by_bits if _doubles(plan) else _position_by_parts
+        return by_bits(q, fmt, plan)
+    if (found := _leading_bits(fmt, q.dtype)) is None:
+        return _position_by_search(q, fmt)
+    cut, table = found
+    index = (q.view(LAYOUTS[q.dtype].integer) >> cut).flatten() + len(table) // 2
+    return table.to(q.device).index_select(0, index).view(q.shape)
 
 
-def _float_position(q: Tensor, fmt: FloatFormat) -> Tensor:
-    plan = float_plan(fmt, q.dtype)
+def _position_by_search(q: Tensor, fmt: Format) -> Tensor:
+    values = torch.tensor(table_plan(fmt, q.dtype).values, dtype=q.dtype, device=q.device)
+    return torch.where(torch.isfinite(q), torch.bucketize(q, values), -1)
+
+
+@cache
+@torch.inference_mode(False)
+def _leading_bits(fmt: Format, dtype: torch.dtype) -> tuple[int, Tensor] | None:
+    """Return how many low bits tell no two values apart, and the positions by the other bits.
+
+    Those are read as a signed integer, the smallest one first. None where they are too many.
+    """
+    layout = LAYOUTS[dtype]
+    values = torch.tensor(table_plan(fmt, dtype).values, dtype=dtype)
+    bits = values.view(layout.integer)
+    total = torch.iinfo(layout.integer).bits
+    # With no mantissa bit more than this, infinities and NaN are apart from all values.
+    cut = next((c for c in range(layout.mantissa, -1, -1) if _differ(bits >> c)), 0)
+    half = 1 << (total - 1 - cut)
+    if half > LARGEST_TABLE // 2:
+        return None
+    keys = torch.arange(-half, half, dtype=layout.integer)
+    table = _position_by_search((keys << cut).view(dtype), fmt)
+    table[(bits >> cut) + half] = torch.arange(len(values))
+    table[0] = table[half]  # -0
+    return cut, table
+
+
+def _differ(keys: Tensor) -> bool:
+    return len(keys.unique()) == len(keys)
+
+
+def _doubles(plan: FloatPlan) -> bool:
+    """Whether twice every value, and the smallest normal one, is a normal number of the dtype."""
+    layout = plan.layout
+    return plan.max <= layout.largest / 2 and plan.min_normal >= layout.hidden
+
+
+def _position_by_bits(q: Tensor, fmt: FloatFormat, plan: FloatPlan) -> Tensor:
+    """Where values are doubled: bits of |q| + max(|q|, smallest normal value) count upwards.
+
+    From one value to the next they grow by 1 in the last bit that the format has, in its
+    subnormals and in all of its binades.
+    """
+    layout = plan.layout
+    sign = q.contiguous().view(layout.integer) >> (torch.iinfo(layout.integer).bits - 1)
+    size = q.abs().contiguous()
+    rank = size.clamp(min=plan.least).add_(size).view(layout.integer)
+    # -1 where it is no number, 0 elsewhere: the bits of infinity and NaN come last.
+    missing = (layout.infinity - 1 - rank).__irshift__(torch.iinfo(layout.integer).bits - 1)
+    rank.sub_(plan.min_normal).__irshift__(plan.cut)
+    if not fmt.subnormals:  # 0 is followed by the smallest normal value
+        rank.sub_((1 << plan.mantissa) - 1).clamp_(min=0)
+    # -x is ~x + 1.
+    rank.bitwise_xor_(sign).sub_(sign).add_(len(fmt.values) // 2)
+    return rank.bitwise_or_(missing).to(torch.int64)
+
+
+def _position_by_parts(q: Tensor, fmt: FloatFormat, plan: FloatPlan) -> Tensor:
     layout = plan.layout
     magnitude = q.abs().contiguous().view(layout.integer)
     # Codes of normal values go on from that of the smallest one.
@@ -37,7 +102,8 @@ def _float_position(q: Tensor, fmt: FloatFormat) -> Tensor:
     small = (unit * 2.0 ** (plan.min_exponent - plan.sub_quantum)).to(torch.int64)
     first_normal = 1 << plan.mantissa if fmt.subnormals else 1
     rank = torch.where(magnitude < plan.min_normal, small, normal + first_normal)
-    return len(fmt.values) // 2 + torch.where(q < 0, -rank, rank)
+    index = len(fmt.values) // 2 + torch.where(q < 0, -rank, rank)
+    return torch.where(torch.isfinite(q), index, -1)
 
 
 def stiffness(x: Tensor, fmt: Format, scale: Tensor | None = None) -> Tensor:
@@ -55,11 +121,12 @@ def stiffness(x: Tensor, fmt: Format, scale: Tensor | None = None) -> Tensor:
     if isinstance(fmt, FloatFormat) and fmt.values[-2] > 0:
         # Intervals differ in width at powers of two only, where the quotient is exact. Clamped to
         # the value before the largest, whose interval away from zero is the last one.
-        width = _float_width((size / s).clamp(max=fmt.values[-2]), fmt)
-    else:
-        values = _padded(fmt, size)
-        index = _passed(size, values, s, True).clamp(1, last - 1)
-        width = values[index + 1] - values[index]
+        size = (size / s).clamp_(max=fmt.values[-2])
+        # What is added is 0, or NaN.
+        return _float_width(size, fmt).mul_(s).add_(size.mul_(0))
+    values = _padded(fmt, size)
+    index = _passed(size, values, s, True).clamp(1, last - 1)
+    width = values[index + 1] - values[index]
     return torch.where(torch.isnan(size), torch.nan, width * s)
 
 
@@ -67,8 +134,10 @@ def _float_width(size: Tensor, fmt: FloatFormat) -> Tensor:
     plan = float_plan(fmt, size.dtype)
     layout = plan.layout
     magnitude = size.contiguous().view(layout.integer)
-    binade = (magnitude >> layout.mantissa << layout.mantissa).view(layout.dtype)
-    normal = binade * 2.0**-plan.mantissa
+    binade = (magnitude >> layout.mantissa).__ilshift__(layout.mantissa)
+    if plan.sub_quantum == plan.min_exponent - plan.mantissa:  # as in the binade above
+        return binade.clamp_(min=plan.min_normal).view(layout.dtype).mul_(2.0**-plan.mantissa)
+    normal = binade.view(layout.dtype).mul_(2.0**-plan.mantissa)
     return torch.where(magnitude < plan.min_normal, 2.0**plan.sub_quantum, normal)
 
 
