@@ -58,8 +58,11 @@ class Plugin:
         return tuple(getattr(self.instance, "needs", ()))
 
     def is_due(self, step: int) -> bool:
-        """Whether its interval falls on ``step``."""
-        return step % getattr(self.instance, "interval", 1) == 0
+        """Whether its interval falls on ``step``, or its own ``is_due`` says so."""
+        own = getattr(self.instance, "is_due", None)
+        if own is not None:
+            return bool(own(step))
+        return bool(step % getattr(self.instance, "interval", 1) == 0)
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name} ({self.origin})"
@@ -164,13 +167,23 @@ class Dispatcher:
 
         Snapshots have an interval of their own.
         """
-        active = [p for p in self.plugins if not p.is_disabled]
-        return {n for p in active for n in p.needs if n == "snapshots" or p.is_due(step)}
+        return {n for p in self.plugins for n in p.needs if self._wants(p, n, step)}
+
+    def _wants(self, plugin: Plugin, need: str, step: int) -> bool:
+        return not plugin.is_disabled and (need == "snapshots" or self._is_due(plugin, step))
+
+    def _is_due(self, plugin: Plugin, step: int) -> bool:
+        """Whether an active plugin is due; one whose ``is_due`` raises is no longer active."""
+        is_due = False
+        if not plugin.is_disabled:
+            with self._guard(plugin, "is_due"):
+                is_due = plugin.is_due(step)
+        return is_due
 
     def measures_on(self, step: int) -> bool:
         """Whether a plugin measures on ``step``, so that the step is recorded."""
         calls = (c for hook in MEASURING for c in self._calls[hook])
-        return any(not p.is_disabled and p.is_due(step) for p, _, _ in calls)
+        return any(self._is_due(p, step) for p, _, _ in calls)
 
     def call(self, hook: str, **arguments: Any) -> list[tuple[Plugin, Any]]:
         """Call every implementation; returns who returned what, None left out.
@@ -182,7 +195,9 @@ class Dispatcher:
         failure: PluginError | None = None
         thinned = hook in INTERVAL_HOOKS
         for plugin, function, names in self._calls[hook]:
-            if plugin.is_disabled or (thinned and not plugin.is_due(arguments["step"].index)):
+            if plugin.is_disabled:
+                continue
+            if thinned and not self._is_due(plugin, arguments["step"].index):
                 continue
             try:
                 with self._guard(plugin, hook):

@@ -290,6 +290,50 @@ def test_needs_are_those_of_the_plugins_that_are_due():
     ]  # fmt: skip
 
 
+def test_a_plugin_may_say_itself_when_it_is_due(shelf, start):
+    """By ``is_due``: on other steps its hooks are not called, nothing is captured or recorded."""
+    seen = []
+
+    @define(eq=False)
+    class Late:
+        needs = ("weights_before",)
+
+        def is_due(self, step):
+            return step in (3, 4)
+
+        @hookimpl
+        def post_step(self, run, step):
+            seen.append((step.index, step.weights_before is not None))
+            return {"index": step.index}
+
+    shelf.install("diagnostic", "late", Late)
+    result = start(["late"], max_steps=6, log_interval=6)
+    assert seen == [(3, True), (4, True)]
+    assert [line["step"] for line in result.metrics_history] == [3, 4, 6]
+
+
+@pytest.mark.parametrize("ask", ["needs", "measures_on"])
+def test_an_is_due_that_raises_is_the_plugins_failure(ask):
+    """As in a hook."""
+
+    @define(eq=False)
+    class Unsure:
+        needs = ("gradients",)
+
+        def is_due(self, step):
+            raise ValueError("when?")
+
+        @hookimpl
+        def post_step(self, run, step):
+            return None
+
+    broken = plugin(Unsure, "diagnostic")
+    assert not getattr(Dispatcher([broken]), ask)(1)
+    assert broken.is_disabled
+    with pytest.raises(PluginError, match=r"failed in is_due: ValueError: when\?"):
+        getattr(Dispatcher([plugin(Unsure, "intervention")]), ask)(1)
+
+
 def test_interrupts_pass():
     """KeyboardInterrupt in a hook is no plugin's failure."""
 
