@@ -26,7 +26,7 @@ def measure(model, recipe, after):
     step.weights_proposed = {n: p.detach().clone() for n, p in model.named_parameters()}
     q.store()
     with NoHostRead():
-        measures = UlpStats().post_step(SimpleNamespace(model=model, quantization=q), step)
+        measures = UlpStats().post_step(SimpleNamespace(model=model, quantization=q, step=1), step)
     return {key: float(value) for key, value in measures.items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from functools import cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
@@ -14,7 +15,13 @@ from torch import Tensor
 
 from altcore import hookimpl, setting
 from altcore.numerics import position
-from altcore_diagnostics.measuring import Table, Weight, on_grid, weights_on_grids
+from altcore_diagnostics.measuring import (
+    Table,
+    Weight,
+    nan_where_not_finite,
+    on_grid,
+    weights_on_grids,
+)
 
 if TYPE_CHECKING:
     from altcore import Format
@@ -81,13 +88,14 @@ class BitStall:
             rate = decay_rate(run.optimizer, group) * lr
             full = run.config.learning_rate
             update = proposed[weight.name] - before
-            stalled = (update != 0) & (_after(run, weight, proposed[weight.name]) == before)
+            stalled = _after(run, weight, proposed[weight.name]) == before
+            stalled.logical_and_(update != 0)
             h = boundary_distance(before, update > 0, weight.grid, _rounding(run, weight))
             causes = by_cause(stalled, update, -rate * before, before, h, lr, full)
-            same = (update == 0).sum()
+            same = update.numel() - torch.count_nonzero(update)
             row = torch.stack([torch.full_like(same, update.numel()), same, *causes])
-            row = torch.where(torch.isfinite(update).all(), row.double(), torch.nan)
-            stored.add("stored", weight.layer, row)
+            # What is added is 0, or NaN.
+            stored.add("stored", weight.layer, row + nan_where_not_finite(update).sum())
         moves = run.quantization.view_moves
         if moves is not None:
             for layer, row in zip(run.quantization.view_layers, moves.unbind(), strict=True):
@@ -114,15 +122,15 @@ def by_cause(
     lr_max: float,
 ) -> list[Tensor]:
     """Return how many elements stalled for each of `CAUSES`, 0-dim, in their order."""
-    signal = (update - decay).abs()
+    signal = (update - decay).abs_()
     # What AdamW makes of no gradient differs from the decay by the rounding of the weight.
     noise = torch.finfo(before.dtype).eps * before.abs()
     at_peak = signal * (lr_max / lr if lr else math.inf)
-    counts, left = [], stalled
-    for holds in (signal <= noise, signal >= h, at_peak >= h, lr_max < h):
-        counts.append((left & holds).sum())
-        left = left & ~holds
-    return [*counts, left.sum()]
+    counts, left = [torch.count_nonzero(stalled)], stalled
+    for fails in (signal > noise, signal < h, at_peak < h, h <= lr_max):
+        left = left.logical_and(fails)
+        counts.append(torch.count_nonzero(left))
+    return [*(more - fewer for more, fewer in pairwise(counts)), counts[-1]]
 
 
 def boundary_distance(w: Tensor, upward: Tensor, grid: Any, rounding: str) -> Tensor:
@@ -130,12 +138,18 @@ def boundary_distance(w: Tensor, upward: Tensor, grid: Any, rounding: str) -> Te
 
     ``w``: weights on the grid. ``rounding``: that of their cast.
     """
-    ends = boundaries(grid.format, rounding).to(w.device)
-    values = on_grid(w, grid.format, grid.scale)
-    index = position(values, grid.format).clamp(min=0)
-    edge = torch.where(upward, ends[1][index], ends[0][index])
-    distance = (edge - values.double()).abs()
-    return distance if grid.scale is None else distance * grid.scale.double()
+    far = distances(grid.format, rounding).to(w.device)
+    index = position(on_grid(w, grid.format, grid.scale), grid.format).clamp_(min=0)
+    index.mul_(2).add_(upward)
+    distance = far.index_select(0, index.flatten()).view(w.shape)
+    return distance if grid.scale is None else distance.mul_(grid.scale)
+
+
+@cache
+def distances(fmt: Format, rounding: str) -> Tensor:
+    """Return how far each value is from the boundary below and above it, one after the other."""
+    values = torch.tensor(fmt.values, dtype=torch.float64)
+    return (boundaries(fmt, rounding) - values).abs().t().flatten()
 
 
 @cache

@@ -12,6 +12,7 @@ from attrs.validators import ge
 from torch import Tensor
 
 from altcore import hookimpl, setting
+from altcore.numerics import amax
 from altcore_diagnostics.measuring import Table, join_moments, layer_of, mean_and_std, moments
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class GradStats:
                 continue
             gradient, layer = parameter.grad, layer_of(name)
             if gradient is not None:
-                table.add("", layer, moments(gradient), gradient.abs().max())
+                table.add("", layer, moments(gradient), amax(gradient))
             alive_at = self._alive_at(name, parameter, began, step.index)
             if step.index - began >= self.dead_window:
                 number = (alive_at <= step.index - self.dead_window).sum()
@@ -89,7 +90,8 @@ class GradStats:
         known = known.to(parameter.device)  # from a checkpoint it comes back on the CPU
         if parameter.grad is not None:
             is_dead = parameter.grad.abs() < self.dead_threshold
-            known = torch.where(is_dead, known, step)
+            # Steps grow; a product with flags is faster than a choice that nobody can predict.
+            known = torch.maximum(known, is_dead.logical_not().to(torch.int32).mul_(step))
         self.alive_at[name] = known
         return known
 
@@ -121,11 +123,13 @@ class GradStats:
 
 def adam_ratio(state: Mapping[str, Any], betas: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """Return the sum of |m| / √v, bias-corrected, where v > 0, and the number of such elements."""
-    m, v = state["exp_avg"].double(), state["exp_avg_sq"].double()
+    least = torch.promote_types(state["exp_avg_sq"].dtype, torch.float32)
+    m, v = state["exp_avg"].to(least), state["exp_avg_sq"].to(least)
     step = torch.as_tensor(state["step"]).to(m.device).double()
     first, second = (1 - beta**step for beta in betas)
-    ratio = (m / first).abs() / (v / second).sqrt()
-    return torch.where(v > 0, ratio, 0.0).sum(), (v > 0).sum()
+    is_known = v > 0
+    ratio = torch.where(is_known, m.abs().div_(v.sqrt()), 0.0).sum(dtype=torch.float64)
+    return ratio * (second.sqrt() / first), torch.count_nonzero(is_known)
 
 
 def with_layers(measures: dict[str, Tensor]) -> dict[str, Tensor]:

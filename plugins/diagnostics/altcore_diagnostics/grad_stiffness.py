@@ -11,12 +11,12 @@ from attrs.validators import ge
 from torch import Tensor
 
 from altcore import hookimpl, setting
-from altcore.numerics import stiffness
 from altcore_diagnostics.measuring import (
     Table,
+    deviations,
     join_moments,
-    moments,
     weights_on_grids,
+    width_of,
 )
 
 if TYPE_CHECKING:
@@ -51,15 +51,16 @@ class GradStiffness:
 
     @hookimpl
     @torch.no_grad()
-    def post_backward(self, run: Run) -> dict[str, Tensor]:
+    def post_backward(self, run: Run, step: Step) -> dict[str, Tensor]:
         """Compare the raw gradients, on the device."""
         table = Table(_finish, _join)
         for weight in weights_on_grids(run):
             if weight.parameter.grad is None:
                 continue
             size = weight.parameter.grad.detach().abs()
-            width = stiffness(weight.parameter.detach(), weight.grid.format, weight.grid.scale)
-            table.add(weight.kind, weight.layer, *comoments(size, width), (size < width).sum())
+            width = width_of(step, weight)
+            below = torch.count_nonzero(size < width)
+            table.add(weight.kind, weight.layer, *comoments(size, width), below)
         return table.measures()
 
     @hookimpl
@@ -72,18 +73,18 @@ class GradStiffness:
             before = (step.weights_before or {}).get(weight.name)
             if before is None or weight.name not in proposed:
                 continue
-            update = (proposed[weight.name] - before).abs()
-            width = stiffness(before, weight.grid.format, weight.grid.scale)
-            moves = update != 0
-            table.add(weight.kind, weight.layer, (moves & (update < width / 2)).sum(), moves.sum())
+            update = (proposed[weight.name] - before).abs_()
+            below = (update < width_of(step, weight, before) / 2).logical_and_(update != 0)
+            numbers = torch.count_nonzero(below), torch.count_nonzero(update)
+            table.add(weight.kind, weight.layer, *numbers)
         return table.measures()
 
 
 def comoments(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     """Return the moments of each, their sum of products of deviations, and their ends."""
-    first, second = moments(x), moments(y)
-    products = ((x.double() - first[1]) * (y.double() - second[1])).sum()
-    return first, second, products, *x.aminmax(), *y.aminmax()
+    first, second = deviations(x), deviations(y)
+    moments = [torch.stack([n, mean, apart.dot(apart)]) for apart, n, mean in (first, second)]
+    return *moments, first[0].dot(second[0]), *x.aminmax(), *y.aminmax()
 
 
 def _join(rows: Tensor) -> Tensor:

@@ -11,18 +11,20 @@ from attrs.validators import ge
 from torch import Tensor
 
 from altcore import hookimpl, setting
-from altcore.numerics import grid_error, stiffness
+from altcore.numerics import grid_error
 from altcore_diagnostics.measuring import (
     Table,
     inverse,
     join_moments,
     mean_and_std,
     moments,
+    nan_where_not_finite,
     weights_on_grids,
+    width_of,
 )
 
 if TYPE_CHECKING:
-    from altcore.state import Run
+    from altcore.state import Run, Step
 
 
 @attrs.define(eq=False)
@@ -50,23 +52,24 @@ class GridAlignment:
 
     @hookimpl
     @torch.no_grad()
-    def post_backward(self, run: Run) -> dict[str, Tensor]:
+    def post_backward(self, run: Run, step: Step) -> dict[str, Tensor]:
         """Measure the weights of the step, on the device."""
         table = Table(_finish, _join)
         for weight in weights_on_grids(run):
             w, fmt, scale = weight.parameter.detach(), weight.grid.format, weight.grid.scale
-            error = grid_error(w, fmt, inverse(scale), scale).abs()
-            error = torch.where(torch.isfinite(w), error, torch.nan)
-            ulps = error / stiffness(w, fmt, scale)
-            relative = torch.where(w == 0, 0.0, error / w.abs())
+            error = grid_error(w, fmt, inverse(scale), scale).abs_()
+            error.add_(nan_where_not_finite(w))
+            ulps = error / width_of(step, weight)
+            is_other = w != 0  # than 0
+            relative = (error / w.abs().add_(is_other.logical_not())).mul_(is_other)
             table.add(
                 weight.kind,
                 weight.layer,
                 moments(ulps),
-                moments(relative, w != 0),
+                moments(relative, is_other),
                 ulps.max(),
                 relative.max(),
-                (error == 0).sum(),
+                error.numel() - torch.count_nonzero(error),
             )
         return table.measures()
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import attrs
 import torch
 from attrs import field
-from torch import Tensor
+from torch import Tensor, nn
 
-from altcore.numerics import round_to_grid
+from altcore.numerics import round_to_grid, stiffness
 
 if TYPE_CHECKING:
     from altcore import Format
@@ -44,10 +45,24 @@ class Weight:
 
 def weights_on_grids(run: Run, *, before_step: bool = False) -> Iterator[Weight]:
     """Yield the weights of a run that have a grid, a tied one once."""
-    for name, parameter in run.model.named_parameters():
+    for name, parameter in _matrices(run):
         grid = run.quantization.grid_of(parameter, before_step=before_step)
         if grid is not None:
             yield Weight(name, parameter, grid)
+
+
+_found: WeakKeyDictionary[nn.Module, tuple[int, list[tuple[str, nn.Parameter]]]]
+_found = WeakKeyDictionary()
+"""For all who ask on one step: a walk over the modules takes a while."""
+
+
+def _matrices(run: Run) -> list[tuple[str, nn.Parameter]]:
+    """Return the parameters that may have a grid; they are the same for a whole step."""
+    step, found = _found.get(run.model, (-1, []))
+    if step != run.step:
+        found = [(n, p) for n, p in run.model.named_parameters() if p.dim() >= 2]
+        _found[run.model] = run.step, found
+    return found
 
 
 def layer_of(name: str) -> str:
@@ -60,6 +75,35 @@ def inverse(scale: Tensor | None) -> Tensor | None:
     if scale is None:
         return None
     return scale.reciprocal().clamp(max=torch.finfo(scale.dtype).max)
+
+
+PART = 1 << 16
+"""Elements; see `parts`."""
+
+_widths: WeakKeyDictionary[Step, dict[str, Tensor]] = WeakKeyDictionary()
+"""For all who ask on one step; gone with it."""
+
+
+def width_of(step: Step, weight: Weight, before: Tensor | None = None) -> Tensor:
+    """Return the stiffness at a weight as it is in the step's forward pass; computed once a step.
+
+    After the optimizer ``before`` says what the weight was.
+    """
+    known = _widths.setdefault(step, {})
+    if weight.name not in known:
+        w = weight.parameter.detach() if before is None else before
+        known[weight.name] = stiffness(w, weight.grid.format, weight.grid.scale)
+    return known[weight.name]
+
+
+def nan_where_not_finite(x: Tensor) -> Tensor:
+    """Return 0 for every element that is finite, NaN for the others."""
+    return x.detach() * 0
+
+
+def parts(x: Tensor) -> tuple[Tensor, ...]:
+    """Return the elements in flat parts that a CPU's cache holds, with what is made of them."""
+    return x.detach().flatten().split(PART if x.device.type == "cpu" else max(1, x.numel()))
 
 
 def on_grid(x: Tensor, fmt: Format, scale: Tensor | None) -> Tensor:
@@ -117,19 +161,19 @@ class Table:
 
     finish: Callable[[Tensor], Mapping[str, Tensor]]
     join: Callable[[Tensor], Tensor] = field(default=lambda rows: rows.sum(0))
-    rows: dict[str, dict[str, list[Tensor]]] = field(init=False, factory=dict)
+    rows: dict[str, dict[str, list[tuple[Tensor, ...]]]] = field(init=False, factory=dict)
 
     def add(self, kind: str, layer: str, *numbers: Tensor) -> None:
         """Add a row: scalars and vectors, in order."""
-        row = torch.cat([n.double().reshape(-1) for n in numbers])
-        self.rows.setdefault(kind, {}).setdefault(layer, []).append(row)
+        self.rows.setdefault(kind, {}).setdefault(layer, []).append(numbers)
 
     def measures(self) -> dict[str, Tensor]:
         """Return the measures of each kind, as a whole and of each layer."""
         found = {}
         for kind, layers in self.rows.items():
-            whole = [row for rows in layers.values() for row in rows]
-            joined = [self._joined(rows) for rows in (whole, *layers.values())]
+            whole = _matrix([row for rows in layers.values() for row in rows])
+            parts = whole.split([len(rows) for rows in layers.values()])
+            joined = [self._joined(rows) for rows in (whole, *parts)]
             places = ("", *(f"/{layer}" for layer in layers))
             for key, values in self.finish(torch.stack(joined, dim=-1)).items():
                 name = f"{kind}_{key}" if kind else key
@@ -137,22 +181,39 @@ class Table:
                     found[f"{name}{place}"] = value
         return found
 
-    def _joined(self, rows: list[Tensor]) -> Tensor:
-        return rows[0] if len(rows) == 1 else self.join(torch.stack(rows))
+    def _joined(self, rows: Tensor) -> Tensor:
+        return rows[0] if len(rows) == 1 else self.join(rows)
+
+
+def _matrix(rows: list[tuple[Tensor, ...]]) -> Tensor:
+    """Put rows of scalars and vectors together, float64; column by column, in few calls."""
+    columns = []
+    for numbers in zip(*rows, strict=True):
+        is_uniform = len({n.dtype for n in numbers}) == 1
+        column = torch.stack([n if is_uniform else n.double() for n in numbers])
+        columns.append(column.double().reshape(len(rows), -1))
+    return torch.cat(columns, 1)
 
 
 def moments(x: Tensor, where: Tensor | None = None) -> Tensor:
     """Return number, mean and sum of squared deviations of the elements, float64 (3,)."""
-    x = x.detach()
+    apart, number, mean = deviations(x, where)
+    return torch.stack([number, mean, apart.dot(apart)])
+
+
+def deviations(x: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the elements minus their mean, their number, and the mean; float64, flat.
+
+    Elements that are left out, which have to be finite, count as the mean.
+    """
+    apart = x.detach().flatten().to(torch.float64, copy=True)
     if where is None:
-        mean = x.mean(dtype=torch.float64)
-        number = torch.full_like(mean, x.numel())
-        return torch.stack([number, mean, (x.double() - mean).square_().sum()])
-    left_out = ~where
-    number = torch.count_nonzero(where)
-    mean = x.masked_fill(left_out, 0).sum(dtype=torch.float64) / number.clamp(min=1)
-    squares = (x.double() - mean).masked_fill_(left_out, 0).square_().sum()
-    return torch.stack([number, mean, squares])
+        mean = apart.mean()
+        return apart.sub_(mean), torch.full_like(mean, x.numel()), mean
+    # A product with flags is faster than a choice that nobody can predict.
+    kept, number = where.flatten(), torch.count_nonzero(where).double()
+    mean = apart.mul_(kept).sum() / number.clamp(min=1)
+    return apart.sub_(mean).mul_(kept), number, mean
 
 
 def join_moments(rows: Tensor) -> Tensor:

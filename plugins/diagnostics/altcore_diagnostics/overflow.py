@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
@@ -10,10 +11,13 @@ from attrs.validators import ge
 from torch import Tensor
 
 from altcore import hookimpl, setting
+from altcore.numerics import compute_dtype
+from altcore.reference import round_scalar
 from altcore_diagnostics.measuring import (
     Table,
-    on_grid,
+    inverse,
     operand_of,
+    parts,
     quantizers_at_work,
     tensor_of,
 )
@@ -104,9 +108,25 @@ def below_normal(x: Tensor | None, quantizer: Any) -> tuple[Tensor, Tensor] | No
         return None
     if has_scale and (scale is None or scale.ndim > 0):
         return None
-    small = on_grid(x, fmt, scale if has_scale else None).abs() < normal
-    number = torch.count_nonzero(small.logical_and_(x != 0))
+    dtype = compute_dtype(x.dtype, fmt)
+    r, least = inverse(scale if has_scale else None), first_normal(fmt, normal, dtype)
+    number = torch.zeros((), dtype=torch.int64, device=x.device)
+    for part in parts(x):
+        y = part.to(dtype)
+        size = y.abs() if r is None else (y * r.to(dtype)).abs_()
+        # Of the small ones, those that are not 0.
+        number += torch.count_nonzero(size < least) + torch.count_nonzero(part) - part.numel()
     return number, torch.full_like(number, x.numel())
+
+
+@cache
+def first_normal(fmt: Format, normal: float, dtype: torch.dtype) -> float:
+    """Return the smallest number that rounds, to nearest even, to the smallest normal value."""
+    middle = (fmt.values[fmt.values.index(normal) - 1] + normal) / 2
+    if round_scalar(middle, fmt) >= normal:
+        return middle
+    # A number between the two has more bits than any value of a format.
+    return middle * (1 + torch.finfo(dtype).eps)
 
 
 def smallest_normal(fmt: Format) -> float | None:

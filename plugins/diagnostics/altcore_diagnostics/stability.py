@@ -10,7 +10,7 @@ from attrs.validators import ge
 from torch import Tensor
 
 from altcore import hookimpl, setting
-from altcore_diagnostics.measuring import Table, layer_of
+from altcore_diagnostics.measuring import Table, layer_of, nan_where_not_finite
 
 if TYPE_CHECKING:
     from altcore.state import Run, Step
@@ -44,9 +44,12 @@ class Stability:
         proposed = step.weights_proposed or {}
         for name, parameter in run.model.named_parameters():
             w, layer = parameter.detach(), layer_of(name)
-            counts.add("", layer, torch.isnan(w).sum(), torch.isinf(w).sum())
+            nans = torch.count_nonzero(torch.isnan(w))
+            lost = torch.count_nonzero(torch.isnan(nan_where_not_finite(w)))
+            counts.add("", layer, nans, lost - nans)
             before = (step.weights_before or {}).get(name)
             if before is not None and name in proposed:
-                same = before == proposed[name]
-                updates.add("", layer, same.sum(), torch.full_like(same.sum(), same.numel()))
+                moved = torch.count_nonzero(before != proposed[name])
+                number = torch.full_like(moved, before.numel())
+                updates.add("", layer, number - moved, number)
         return counts.measures() | updates.measures()

@@ -17,17 +17,18 @@ from attrs.validators import ge
 from torch import Tensor
 
 from altcore import hookimpl, setting
-from altcore.numerics import stiffness
 from altcore_diagnostics.measuring import (
     Table,
     join_moments,
     mean_and_std,
     moments,
+    nan_where_not_finite,
     weights_on_grids,
+    width_of,
 )
 
 if TYPE_CHECKING:
-    from altcore.state import Run
+    from altcore.state import Run, Step
 
 BINS = 64
 LOWEST = -48
@@ -55,24 +56,29 @@ class Stiffness:
 
     @hookimpl
     @torch.no_grad()
-    def post_backward(self, run: Run) -> dict[str, Tensor]:
+    def post_backward(self, run: Run, step: Step) -> dict[str, Tensor]:
         """Measure the weights of the step, on the device."""
         table = Table(_finish, _join)
         for weight in weights_on_grids(run):
-            w, grid = weight.parameter.detach(), weight.grid
-            width = stiffness(w, grid.format, grid.scale)
-            width = torch.where(torch.isfinite(w), width, torch.nan)
+            width = width_of(step, weight) + nan_where_not_finite(weight.parameter)
             table.add(weight.kind, weight.layer, moments(width), histogram(width))
         return table.measures()
 
 
 def histogram(width: Tensor) -> Tensor:
     """Return how many elements lie in each bin, int64; NaN in none."""
-    exponent = torch.frexp(width).exponent.to(torch.int64) - 1
-    index = (exponent - LOWEST).clamp(0, BINS - 1)
-    index = torch.where(torch.isnan(width), BINS, index).flatten()
-    counts = torch.zeros(BINS + 1, dtype=torch.int64, device=width.device)
-    return counts.scatter_add_(0, index, torch.ones_like(index))[:BINS]
+    info = torch.finfo(width.dtype)
+    mantissa, integer = (23, torch.int32) if info.bits == 32 else (52, torch.int64)
+    # By the exponent's bits first; there the last entry is that of NaN.
+    number = 1 << (info.bits - 1 - mantissa)
+    bits = width.contiguous().view(integer).flatten() >> mantissa
+    index = bits.bitwise_and_(number - 1).to(torch.int64)
+    counts = torch.zeros(number, dtype=torch.int64, device=width.device)
+    counts.scatter_add_(0, index, torch.ones_like(index))
+    low = number // 2 - 1 + LOWEST
+    inner = counts[low + 1 : low + BINS - 1]
+    narrow, wide = counts[: low + 1].sum(), counts[low + BINS - 1 : -1].sum()
+    return torch.cat([narrow[None], inner, wide[None]])
 
 
 def _join(rows: Tensor) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from altcore import hookimpl, setting
-from altcore.numerics import position, round_to_grid
+from altcore.numerics import position
+from altcore_diagnostics.measuring import nan_where_not_finite, on_grid, weights_on_grids
 
 if TYPE_CHECKING:
     from altcore import Format
@@ -52,18 +53,17 @@ class UlpStats:
     def post_step(self, run: Run, step: Step) -> dict[str, Tensor]:
         """Measure the update that was just made, on the device."""
         counts: dict[str, dict[str, Tensor]] = {"stored": {}, "view": {}}
-        for name, parameter in run.model.named_parameters():
+        for weight in weights_on_grids(run, before_step=True):
+            name, parameter, grid = weight.name, weight.parameter, weight.grid
             before = (step.weights_before or {}).get(name)
-            grid = run.quantization.grid_of(parameter, before_step=True)
-            if before is None or grid is None:
+            if before is None:
                 continue
             after = parameter
             now = run.quantization.grid_of(parameter)
             proposed = (step.weights_proposed or {}).get(name)
             if grid.is_stored and now is not None and proposed is not None:
                 after = torch.where(now.scale == grid.scale, parameter, proposed)
-            found = counts["stored" if grid.is_stored else "view"]
-            layer = name.rpartition(".")[0] or name
+            found, layer = counts[weight.kind], weight.layer
             own = distance_counts(before, after, grid.format, grid.scale)
             found[layer] = _add(found[layer], own) if layer in found else own
         measures = {}
@@ -87,11 +87,10 @@ def distance_counts(before: Tensor, after: Tensor, fmt: Format, scale: Tensor | 
     onto the grid: exact for the powers of two of stored weights; for a view, an element within a
     float32 rounding error of a boundary may be seen on its other side.
     """
-    r = None if scale is None else scale.reciprocal().clamp(max=torch.finfo(scale.dtype).max)
-    first, last = (position(round_to_grid(w.detach(), fmt, r=r), fmt) for w in (before, after))
+    first, last = (position(on_grid(w.detach(), fmt, scale), fmt) for w in (before, after))
     # An infinity rounds to the largest value, but is no weight that moved there.
-    lost = ~(torch.isfinite(before) & torch.isfinite(after))
-    index = torch.where(lost, 0, (last - first).abs() + 1).flatten()
+    lost = torch.isnan(nan_where_not_finite(before).add_(nan_where_not_finite(after)))
+    index = last.sub_(first).abs_().add_(1).masked_fill_(lost, 0).flatten()
     counts = torch.zeros(len(fmt.values) + 1, dtype=torch.int64, device=index.device)
     return counts.scatter_add_(0, index, torch.ones_like(index))
 
