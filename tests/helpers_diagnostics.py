@@ -96,4 +96,10 @@ class Bench:
 
     def step(self, plugin, after):
         """Make a step with an update and call post_step."""
-        return self.measure(plugin, self.update(self.forward(), after))
+        return self.measure(plugin, self.update(self.begin(plugin, self.forward()), after))
+
+    def begin(self, plugin, step):
+        """Call pre_backward, where a plugin has it."""
+        if hasattr(plugin, "pre_backward"):
+            self.measure(plugin, step, "pre_backward")
+        return step

@@ -105,10 +105,13 @@ def test_state_goes_on_where_it_was():
     whole, first, second = (Flips(report_interval=4) for _ in range(3))
     found = []
     for i, value in enumerate(sequence[1:]):
-        step = bench.update(bench.forward(), {"0.weight": [[16.0, value]]})
         if i == 2:
             second.load_state_dict(first.state_dict())
-        found = [bench.measure(plugin, step) for plugin in (whole, first if i < 2 else second)]
+        plugins, step = (whole, first if i < 2 else second), bench.forward()
+        for plugin in plugins:
+            bench.begin(plugin, step)
+        bench.update(step, {"0.weight": [[16.0, value]]})
+        found = [bench.measure(plugin, step) for plugin in plugins]
     assert found[0]["stored_oscillation_share"] == pytest.approx(2 / 4)
     assert found[0] == found[1]
 
@@ -146,6 +149,18 @@ def test_in_a_run(start, recipe, kind):
         sums = [sum(x[f"flips/{kind}_{key}"] for x in lines[i : i + 3]) for i in (0, 3)]
         assert [x[f"flips/{kind}_{key}"] for x in every.diagnostics_history] == sums
     assert 0 < lines[-1][f"flips/{kind}_oscillation_share"] < 1
+
+
+def test_steps_that_are_not_watched_cost_nothing(start):
+    """They are not recorded for it, nor are its hooks called: of eight steps the last four."""
+    settings = {"format": "E3M4", "recipe": "pure", "max_steps": 8, "log_interval": 100}
+    measured = start(["flips"], **settings, flips__report_interval=8, flips__window=2)
+    assert [line["step"] for line in measured.metrics_history] == [5, 6, 7, 8]
+    (line,) = measured.diagnostics_history
+    assert line["step"] == 8
+    plugin = Flips(report_interval=8, window=2)
+    assert [s for s in range(1, 9) if plugin.is_due(s)] == [5, 6, 7, 8]
+    assert plugin.is_due(9), "step 8 was discarded"
 
 
 def test_a_tied_weight_is_one(start):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -12,10 +12,14 @@ from attrs.validators import ge
 from torch import Tensor
 
 from altcore import hookimpl, setting
-from altcore_diagnostics.measuring import Table, Weight, on_grid, weights_on_grids
+from altcore_diagnostics.measuring import Table, Weight, layer_of, on_grid, weights_on_grids
 
 if TYPE_CHECKING:
     from altcore.state import Run, Step
+
+
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By bytes."""
 
 
 @attrs.define(eq=False)
@@ -54,66 +58,113 @@ class Flips:
 
     It has to see consecutive steps, so it has no ``interval``, but a ``report_interval``, and
     watches the last two windows before each measurement: the first for the past of the flips in
-    the second. The cost: every step is recorded (as with ``log_interval`` 1) and copies the
-    weights; 8 bytes are kept for each element on a grid, in checkpoints too; and each step that is
-    watched makes some ten passes over them.
+    the second. The cost: every step that is watched is recorded (as with ``log_interval`` 1) and
+    makes some passes over the weights, and a copy of masters; 8 bytes are kept for each element on
+    a grid, in checkpoints too.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ("weights_before",)
     report_interval: int = setting(50, help="steps between measurements", validator=ge(1))
     window: int = setting(
         10, help="steps within which a code that comes back is an oscillation", validator=ge(1)
     )
     swings: dict[str, Swing] = field(init=False, factory=dict)
-    sums: dict[str, dict[str, Tensor]] = field(init=False, factory=dict)
-    """By kind and layer, float64 (4,): flips, updates, flips judged, those that go back."""
-    is_counting: bool = field(init=False, default=False)
-    """Whether the step is one of the last window, whose flips are measured."""
+    sums: list[list[Any]] = field(init=False, factory=list)
+    """Kind, names of weights, and of these, float64 (weights, 4): flips, updates, flips judged,
+    those that go back."""
     reported: int = field(init=False, default=0)
     """The step of the last measurement."""
+    before: dict[str, Tensor] = field(init=False, factory=dict)
+    """The weights on grids, before the step that is watched."""
+
+    def is_due(self, step: int) -> bool:
+        """Whether it has something to do in a step."""
+        return self._left(step) < 2 * self.window or self._is_time(step)
+
+    def _left(self, step: int) -> int:
+        """How many steps it is to the next measurement."""
+        return -step % self.report_interval
+
+    def _is_time(self, step: int) -> bool:
+        """Whether there is a measurement to make: a step that was due may have been discarded."""
+        return step // self.report_interval != self.reported // self.report_interval
+
+    @hookimpl
+    def pre_backward(self, run: Run, step: Step) -> None:
+        """Keep the weights that a watched step begins with: copies only of float32 masters."""
+        if step.micro > 0:
+            return
+        self.before = {}
+        if self._left(step.index) < 2 * self.window:
+            stored = run.quantization.stored
+            for w in weights_on_grids(run):
+                is_stored = w.grid.is_stored
+                self.before[w.name] = (
+                    stored[w.name].before if is_stored else w.parameter.detach().clone()
+                )
 
     @hookimpl
     @torch.no_grad()
     def post_step(self, run: Run, step: Step) -> dict[str, Tensor] | None:
         """Take in the update that was just made; measure when it is time, on the device."""
-        left = -step.index % self.report_interval
-        if left >= 2 * self.window:
-            return self._measure(step)
-        self.is_counting = left < self.window
-        self._count(run)
-        for weight in weights_on_grids(run, before_step=True):
-            before = (step.weights_before or {}).get(weight.name)
-            if before is not None:
-                self._swing(run, weight, before, step.index)
-        return self._measure(step)
+        left = self._left(step.index)
+        if left < 2 * self.window:
+            is_counting = left < self.window
+            found: dict[str, dict[str, list[Tensor]]] = {"stored": {}, "view": {}}
+            for weight in weights_on_grids(run, before_step=True):
+                if weight.name in self.before:
+                    before = self.before.pop(weight.name)
+                    counts = self._swing(run, weight, before, step.index, is_counting)
+                    found[weight.kind][weight.name] = counts
+            if is_counting:
+                self._count(run, found)
+        return self._measure(step) if self._is_time(step.index) else None
 
-    def _measure(self, step: Step) -> dict[str, Tensor] | None:
-        # A step that was due may have been discarded.
-        if step.index // self.report_interval == self.reported // self.report_interval:
-            return None
+    def _measure(self, step: Step) -> dict[str, Tensor]:
         table = Table(_finish)
-        for kind, layers in self.sums.items():
-            for layer, sums in layers.items():
-                table.add(kind, layer, sums)
-        self.sums, self.reported = {}, step.index
+        for kind, names, sums in self.sums:
+            sums = sums.to(self.sums[-1][2].device)  # from a checkpoint it comes back on the CPU
+            for name, row in zip(names, sums.unbind(), strict=True):
+                table.add(kind, layer_of(name), row)
+        self.sums, self.reported = [], step.index
         return table.measures()
 
-    def _count(self, run: Run) -> None:
-        """Add the core's counts of stored weights: it knows what was proposed."""
+    def _count(self, run: Run, found: dict[str, dict[str, list[Tensor]]]) -> None:
+        """Add what `_swing` found in the weights of each kind, and what the core knows."""
         q = run.quantization
-        if q.stored_moves is not None:
-            weights = zip(q.stored.values(), q.stored_moves.unbind(), strict=True)
-            for weight, (updates, _, flips, _) in weights:
-                self._add("stored", weight.layer, flips, updates, 0, 0)
+        if q.stored_moves is not None:  # of what was proposed
+            updates, _, flips, _ = q.stored_moves.unbind(1)
+            self._add("stored", list(q.stored), flips, updates, None, None)
+        for kind, weights in found.items():
+            if weights:
+                each = torch.stack([n for counts in weights.values() for n in counts])
+                judged, back, *moved = each.view(len(weights), -1).unbind(1)
+                seen = (judged, *moved) if moved else (None, None)
+                self._add(kind, list(weights), *seen, judged, back)
 
-    def _swing(self, run: Run, weight: Weight, before: Tensor, step: int) -> None:
-        """Compare a weight's flips with its past, and keep what the next steps need."""
-        grid, now = weight.grid, weight.parameter.detach()
+    def _add(self, kind: str, names: list[str], *columns: Tensor | None) -> None:
+        like = next(c for c in columns if c is not None)
+        new = torch.stack([torch.zeros_like(like) if c is None else c for c in columns], 1).double()
+        for known in self.sums:
+            if known[:2] == [kind, names]:
+                known[2] = known[2].to(new.device) + new
+                return
+        self.sums.append([kind, names, new])
+
+    def _swing(
+        self, run: Run, weight: Weight, before: Tensor, step: int, is_counting: bool
+    ) -> list[Tensor]:
+        """Compare a weight's flips with its past, and keep what the next steps need.
+
+        Returns, where they are counted, the flips, and those that go back; of a view, the masters
+        that moved too.
+        """
+        grid, now, counts = weight.grid, weight.parameter.detach(), []
         if grid.is_stored:  # the values are what stays the same when the scale does not
             after = run.quantization.grid_of(weight.parameter)
-            flipped = (now != before).logical_and_(after.scale == grid.scale)
+            flipped = _where_same(after.scale, grid.scale, now != before)
         else:
-            moved = torch.count_nonzero(now != before)
+            if is_counting:
+                counts.append(torch.count_nonzero(now != before))
             before, now = (on_grid(w, grid.format, grid.scale) for w in (before, now))
             flipped = now != before
         what = f"{weight.kind} {grid.format.name}"
@@ -125,31 +176,38 @@ class Flips:
         swing.earlier, swing.flipped_at = (
             kept.to(now.device) for kept in (swing.earlier, swing.flipped_at)
         )
-        back = (now == swing.earlier).logical_and_(flipped)
-        back.logical_and_(swing.flipped_at >= step - self.window)
-        torch.where(flipped, before, swing.earlier, out=swing.earlier)
-        swing.flipped_at.masked_fill_(flipped, step)
-        judged, returned = (torch.count_nonzero(x) for x in (flipped, back))
-        counted = (0, 0) if grid.is_stored else (judged, moved)  # see _count
-        self._add(weight.kind, weight.layer, *counted, judged, returned)
-
-    def _add(self, kind: str, layer: str, *numbers: Tensor | int) -> None:
-        if not self.is_counting:
-            return
-        like = next(n for n in numbers if isinstance(n, Tensor))
-        new = torch.stack([torch.zeros_like(like) + n for n in numbers]).double()
-        sums = self.sums.setdefault(kind, {})
-        sums[layer] = sums[layer].to(new.device) + new if layer in sums else new
+        if is_counting:
+            back = (now == swing.earlier).logical_and_(flipped)
+            back.logical_and_(swing.flipped_at >= step - self.window)
+            counts = [torch.count_nonzero(flipped), torch.count_nonzero(back), *counts]
+        last = flipped.to(torch.int32).mul_(step)
+        torch.maximum(swing.flipped_at, last, out=swing.flipped_at)
+        _replace(swing.earlier, before, flipped)
+        return counts
 
     def state_dict(self) -> dict[str, Any]:
         """Return each weight's past and the sums so far."""
         swings = {n: [s.what, s.earlier, s.flipped_at] for n, s in self.swings.items()}
-        return {"swings": swings, "sums": self.sums, "reported": self.reported}
+        return {"swings": swings, "sums": [list(s) for s in self.sums], "reported": self.reported}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.swings = {n: Swing(*kept) for n, kept in state["swings"].items()}
-        self.sums, self.reported = dict(state["sums"]), state["reported"]
+        self.sums, self.reported = [list(s) for s in state["sums"]], state["reported"]
+
+
+def _where_same(a: Tensor, b: Tensor, flags: Tensor) -> Tensor:
+    """Return the flags where two numbers are the same, else none, and without a host read."""
+    if flags.device.type == "cpu":
+        return flags if torch.equal(a, b) else torch.zeros_like(flags)
+    return flags.logical_and_(a == b)
+
+
+def _replace(x: Tensor, by: Tensor, where: Tensor) -> None:
+    """Do ``x[where] = by[where]``, by bits: faster than a choice that nobody can predict."""
+    integer = INTEGERS[x.element_size()]
+    bits, mask = x.view(integer), where.to(integer).neg_()
+    bits.bitwise_xor_(mask.bitwise_and_(bits ^ by.contiguous().view(integer)))
 
 
 def _finish(columns: Tensor) -> Mapping[str, Tensor]:
