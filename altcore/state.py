@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from attrs import define, field, frozen
+from attrs import Attribute, define, field, frozen
 from torch import Tensor, nn
 
 from altcore.config import TrainConfig
@@ -50,6 +50,11 @@ class NonFinite:
         return f"{self.what}{place}{operand} is {self.value}"
 
 
+def _count(step: Step, attribute: Attribute[Tensor | None], value: Tensor | None) -> Tensor | None:
+    step.times_set += 1
+    return value
+
+
 @define(eq=False)
 class Step:
     """One step, as hooks see it. Tensors stay on the device; gradients are ``p.grad``."""
@@ -59,8 +64,10 @@ class Step:
     learning_rate: float = 0.0
     micro: int = 0
     batch: Any = None
-    loss: Tensor | None = None
+    loss: Tensor | None = field(default=None, on_setattr=_count)
     """The current micro-batch's loss, 0-dim; pre_backward may replace it."""
+    times_set: int = 0
+    """How often ``loss`` was set: more often than there were micro-batches if it was replaced."""
     loss_scale: float | Tensor = 1.0
     """What the loss is multiplied by before backward; pre_backward of micro-batch 0 sets it."""
     grad_norm: Tensor | None = None

@@ -5,14 +5,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from attrs import define
 from helpers import weights_sha256
 from helpers_diagnostics import NoHostRead
 from torch import nn
 from torch.nn import functional
 
 import altcore
+from altcore import hookimpl
 from altcore.config import TrainConfig
 from altcore.state import Run, Step
+from altcore_diagnostics import shadow_gradients
 from altcore_diagnostics.shadow import Shadow, gradient_measures
 from altcore_diagnostics.shadow_gradients import GradientPair, gradient_pair, layer_sums
 
@@ -300,6 +303,80 @@ def test_gradients_are_computed_once_a_step():
     pair = gradient_pair(run, step)
     assert gradient_pair(run, step) is pair
     assert gradient_pair(run, Step(2, batch=batch)) is not pair
+
+
+def passes_of(monkeypatch, start, plugins=("shadow",), others=(), **keys):
+    """How many backward passes of its own a due step makes, and what is measured."""
+    made = []
+    own = shadow_gradients._gradients
+    with monkeypatch.context() as patch:
+        patch.setattr(shadow_gradients, "_gradients", lambda *a: made.append(1) or own(*a))
+        due = {f"{name}.interval": 2 for name in plugins}
+        result = start([*others, *plugins], max_steps=2, **keys, **due)
+    return len(made), result.diagnostics_history
+
+
+WITH_GRADIENTS = {"weight": "E4M3", "gradient": "E5M2", "weight_gradient": "E5M2"}
+
+
+@pytest.mark.parametrize(
+    "recipe", ["pure", "master", WITH_GRADIENTS], ids=["pure", "master", "own"]
+)
+def test_the_steps_own_gradients_are_those_of_another_pass(monkeypatch, start, recipe):
+    """Where nothing is left to chance one backward pass is saved, and all measures are the same."""
+    keys = {"format": "E4M3" if isinstance(recipe, str) else None, "recipe": recipe}
+    saved, found = passes_of(monkeypatch, start, **keys)
+    with monkeypatch.context() as patch:
+        patch.setattr(shadow_gradients, "_repeats", lambda run, step: False)
+        made, again = passes_of(monkeypatch, start, **keys)
+    assert (saved, made) == (1, 2)
+    assert found == again
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"gpt__dropout": 0.1},
+        {"gradient_accumulation_steps": 2},
+        {"recipe": {"weight": {"format": "E4M3", "rounding": "stochastic"}}, "format": None},
+        {"recipe": {"weight": {"format": "E4M3", "scaling": "delayed"}}, "format": None},
+    ],
+    ids=["dropout", "accumulation", "stochastic", "delayed"],
+)
+def test_where_the_steps_gradients_are_others_a_pass_is_made(monkeypatch, start, keys):
+    made, _ = passes_of(monkeypatch, start, **{"format": "E4M3", **keys})
+    assert made == 2
+
+
+@pytest.mark.parametrize("attribute", ["loss", "loss_scale"])
+def test_a_loss_that_was_replaced_is_not_the_workloads(monkeypatch, shelf, start, attribute):
+    """Nor is a loss scale in its gradients: they are computed anew, and are the same as ever."""
+
+    @define(eq=False)
+    class Doubler:
+        @hookimpl
+        def pre_backward(self, run, step):
+            setattr(step, attribute, getattr(step, attribute) * 2)
+
+    shelf.install("intervention", "doubler", Doubler)
+    keys = {"format": "E4M3", "learning_rate": 1e-30}
+    saved, plain = passes_of(monkeypatch, start, **keys)
+    made, found = passes_of(monkeypatch, start, others=["doubler"], **keys)
+    assert (saved, made) == (1, 2)
+    assert found == plain
+
+
+@pytest.mark.parametrize("first", ["attention-logits", "shadow", "noise-floor"])
+def test_all_who_look_at_a_step_share_its_passes(monkeypatch, start, first):
+    """In any order: a due step costs two forward passes, and each measures as it does alone."""
+    names = ["attention-logits", "shadow", "noise-floor"]
+    order = sorted(names, key=lambda name: name != first)
+    keys = {"format": "E4M3", "gpt__dropout": 0.1}
+    _, together = passes_of(monkeypatch, start, order, **keys)
+    for name in names:
+        _, (alone,) = passes_of(monkeypatch, start, [name], **keys)
+        own = {k: v for k, v in together[0].items() if k.startswith(f"{name}/")}
+        assert own == {k: v for k, v in alone.items() if k.startswith(f"{name}/")}
 
 
 RECIPES = {

@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import attrs
 import torch
@@ -16,13 +16,21 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from altcore import hookimpl, setting
-from altcore_diagnostics.eager import eagerly
+from altcore_diagnostics.measuring import PART
+from altcore_diagnostics.shadow_gradients import (
+    Watch,
+    are_gradients_wanted,
+    gradient_pair,
+    join,
+    quantized,
+)
 
 if TYPE_CHECKING:
     from altcore.state import Run, Step
 
 ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 """What a module's class has in its name, if its calls are taken for attention's."""
+SUMS = ("entropy", "rows", "share", "wide_rows")
 SOFTMAX = (torch.softmax, Tensor.softmax, functional.softmax)
 
 
@@ -57,16 +65,43 @@ class AttentionLogits:
     interval: int = setting(50, help="steps between measurements", validator=ge(1))
 
     @hookimpl
+    def pre_backward(self, run: Run, step: Step) -> None:
+        """Say that this step's forward pass is wanted."""
+        self._attention(run, step)
+
+    def _attention(self, run: Run, step: Step) -> Attention:
+        return cast(Attention, join(step, self, lambda: Attention(attention_layers(run.model))))
+
+    @hookimpl
     @torch.no_grad()
     def post_backward(self, run: Run, step: Step) -> dict[str, Tensor] | None:
         """Run the batch once more, before the weights move, and watch attention."""
-        layers = attention_layers(run.model)
-        if not layers:
+        attention = self._attention(run, step)
+        if not attention.layers:
             return None
-        watch = Watch()
-        with run.probe(), eagerly(run), run.autocast(), named_calls(layers, watch), watch:
-            run.workload.loss(run.model, step.batch)
-        return watch.measures()
+        if are_gradients_wanted(step):
+            gradient_pair(run, step)
+        if not attention.is_done:
+            with quantized(run), attention.quantized():
+                run.workload.loss(run.model, step.batch)
+        return attention.calls.measures()
+
+
+@attrs.define(eq=False)
+class Attention(Watch):
+    """Watches attention in a forward pass."""
+
+    needs_gradients: ClassVar[bool] = False
+    layers: dict[str, nn.Module]
+    calls: Calls = attrs.field(init=False, factory=lambda: Calls())
+    is_done: bool = attrs.field(init=False, default=False)
+
+    @contextmanager
+    def quantized(self) -> Iterator[None]:
+        """Within, look at every call of attention."""
+        with named_calls(self.layers, self.calls):
+            yield
+        self.is_done = True
 
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -91,27 +126,27 @@ class Seen:
     """Those that may see more than one position."""
 
 
-class Watch(TorchFunctionMode):
-    """Within it, the attention of the layers in ``stack`` is measured, and goes on as it was."""
+class Calls(TorchFunctionMode):
+    """Within it, attention is measured for the last layer in ``stack``, and goes on as it was."""
 
     def __init__(self) -> None:
         super().__init__()
         self.stack: list[str] = []
         """The names of the attention modules that run."""
         self.seen: dict[str, list[Seen]] = {}
+        self.meets: dict[Any, Callable[..., Tensor | None]] = dict.fromkeys(SOFTMAX, softmax_logits)
+        self.meets[functional.scaled_dot_product_attention] = product_logits
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.stack:
-            logits = None
-            if func is functional.scaled_dot_product_attention:
-                logits = product_logits(*args, **kwargs)
-            elif func in SOFTMAX:
-                logits = softmax_logits(*args, **kwargs)
-            if logits is not None:
-                self.seen.setdefault(self.stack[-1], []).append(statistics(logits))
+        logits_of = self.meets.get(func)
+        if logits_of is not None:
+            with torch.no_grad():
+                logits = logits_of(*args, **kwargs)
+                if logits is not None:
+                    self.seen.setdefault(self.stack[-1], []).append(statistics(logits))
         return func(*args, **kwargs)
 
     def measures(self) -> dict[str, Tensor] | None:
@@ -133,14 +168,11 @@ class Watch(TorchFunctionMode):
 
 def _measures(calls: list[Seen]) -> dict[str, Tensor]:
     """Put the calls of one layer together."""
-    total = {
-        key: torch.stack([getattr(call, key) for call in calls]).sum()
-        for key in ("entropy", "rows", "share", "wide_rows")
-    }
+    total = joined(calls)
     return {
-        "max_logit": torch.stack([call.largest for call in calls]).max(),
-        "entropy": total["entropy"] / total["rows"],
-        "entropy_share": total["share"] / total["wide_rows"],
+        "max_logit": total.largest,
+        "entropy": total.entropy / total.rows,
+        "entropy_share": total.share / total.wide_rows,
     }
 
 
@@ -158,13 +190,13 @@ def product_logits(
     if enable_gqa:
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
     factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    logits = (query @ key.mT).float() * factor
+    logits = (query @ key.mT).float().mul_(factor)
     if is_causal:
         attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
     if attn_mask is None:
         return logits
     if attn_mask.dtype == torch.bool:
-        return logits.masked_fill(~attn_mask, -math.inf)
+        return logits.masked_fill_(~attn_mask, -math.inf)
     return logits + _hidden_at_infinity(attn_mask)
 
 
@@ -184,10 +216,26 @@ def _hidden_at_infinity(x: Tensor) -> Tensor:
 
 def statistics(logits: Tensor) -> Seen:
     """Sum up one call: (..., queries, positions), −inf where a position is hidden."""
+    rows = logits.flatten(0, -2)
+    number = PART // rows.shape[1] if rows.device.type == "cpu" else len(rows)
+    found = [_statistics(part) for part in rows.split(max(1, number))]
+    return joined(found)
+
+
+def joined(calls: list[Seen]) -> Seen:
+    """Put several calls together."""
+    columns = {key: torch.stack([getattr(s, key) for s in calls]) for key in SUMS}
+    largest = torch.stack([s.largest for s in calls]).max()
+    return Seen(largest, **{key: column.sum() for key, column in columns.items()})
+
+
+def _statistics(logits: Tensor) -> Seen:
     is_seen = logits != -math.inf
     count = is_seen.sum(-1)
-    probability = torch.where(count[..., None] > 0, logits, 0.0).softmax(-1)
-    entropy = torch.special.entr(probability).sum(-1).double()
+    probability = logits.softmax(-1)  # NaN for a query that sees nothing, which is left out
+    # As torch.special.entr, whose logarithm takes elements one by one.
+    log = probability.clamp(min=torch.finfo(logits.dtype).tiny).log_()
+    entropy = -log.mul_(probability).sum(-1).double()
     is_wide = count > 1
     share = entropy / torch.where(is_wide, count, 2).double().log()
     return Seen(
@@ -200,14 +248,21 @@ def statistics(logits: Tensor) -> Seen:
 
 
 @contextmanager
-def named_calls(layers: dict[str, nn.Module], watch: Watch) -> Iterator[None]:
-    """Within, ``watch`` knows which attention module runs."""
+def named_calls(layers: dict[str, nn.Module], calls: Calls) -> Iterator[None]:
+    """Within, ``calls`` sees what attention modules do, and knows which one runs."""
 
     def enter(name: str) -> Any:
-        return lambda *_: watch.stack.append(name)
+        def begin(*_: Any) -> None:
+            calls.stack.append(name)
+            if len(calls.stack) == 1:
+                calls.__enter__()
+
+        return begin
 
     def leave(*_: Any) -> None:
-        watch.stack.pop()
+        calls.stack.pop()
+        if not calls.stack:
+            calls.__exit__(None, None, None)
 
     with ExitStack() as handles:
         for name, module in layers.items():

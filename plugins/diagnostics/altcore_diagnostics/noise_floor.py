@@ -13,8 +13,10 @@ from torch import Tensor
 from altcore import hookimpl, setting
 from altcore_diagnostics.shadow_gradients import (
     LayerSums,
+    Watch,
     gradient_pair,
     is_quantized,
+    join,
     layer_sums,
     least,
     mean,
@@ -48,6 +50,12 @@ class NoiseFloor:
     """
 
     interval: int = setting(50, help="steps between measurements", validator=ge(1))
+
+    @hookimpl
+    def pre_backward(self, run: Run, step: Step) -> None:
+        """Say that this step's passes are wanted."""
+        if is_quantized(run):
+            join(step, self, Watch)
 
     @hookimpl
     def post_backward(self, run: Run, step: Step) -> dict[str, Tensor] | None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import attrs
 import torch
@@ -12,11 +12,13 @@ from attrs.validators import ge
 from torch import Tensor, nn
 
 from altcore import hookimpl, setting
+from altcore_diagnostics.measuring import parts
 from altcore_diagnostics.shadow_gradients import (
     LayerSums,
     Watch,
     gradient_pair,
     is_quantized,
+    join,
     layer_sums,
     least,
     mean,
@@ -61,18 +63,27 @@ class Shadow:
     no measure.
 
     The inputs and outputs of quantized layers are kept until all is compared. What ``noise-floor``
-    needs too is computed once; it costs least where ``shadow`` is listed before it.
+    and ``attention-logits`` need too is computed once.
     """
 
     interval: int = setting(50, help="steps between measurements", validator=ge(1))
+
+    @hookimpl
+    def pre_backward(self, run: Run, step: Step) -> None:
+        """Say that this step's passes are wanted."""
+        if is_quantized(run):
+            self._errors(run, step)
+
+    def _errors(self, run: Run, step: Step) -> LayerErrors:
+        return cast(LayerErrors, join(step, self, lambda: LayerErrors(run)))
 
     @hookimpl
     def post_backward(self, run: Run, step: Step) -> dict[str, Tensor] | None:
         """Compare this step with its shadow, before the weights move."""
         if not is_quantized(run):
             return None
-        errors = LayerErrors(run)
-        pair = gradient_pair(run, step, errors)
+        errors = self._errors(run, step)
+        pair = gradient_pair(run, step)
         measures = {"loss_gap": pair.quantized_loss.double() - pair.exact_loss.double()}
         if (sums := layer_sums(pair)) is not None:
             measures |= gradient_measures(sums)
@@ -101,13 +112,17 @@ def gradient_measures(sums: LayerSums) -> dict[str, Tensor]:
 # Errors of layers' outputs --------------------------------------------------------------------
 
 
-@attrs.frozen(eq=False)
+@attrs.define(eq=False)
 class Call:
     """One call of a layer in the shadow's forward pass, and what it returned."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Tensor
+    signal: Tensor
+    """The sum of the output's squares."""
+    version: int
+    """How often the output had been written to."""
 
 
 @attrs.define(eq=False)
@@ -127,13 +142,22 @@ class LayerErrors(Watch):
 
         def keep(name: str, args: Any, kwargs: Any, output: Any) -> None:
             if (y := _tensor(output)) is not None:
-                # A copy, because the model may go on in place.
                 given = tuple(map(_detached, args))
                 named = {key: _detached(value) for key, value in kwargs.items()}
-                self.calls.setdefault(name, []).append(Call(given, named, y.clone()))
+                y = y.clone() if _has_parts(self.run, name) else y.detach()
+                call = Call(given, named, y, _square(parts(y)), y._version)
+                self.calls.setdefault(name, []).append(call)
 
         with _watched(self.run, keep):
             yield
+        # Where the model went on in place, in what is no copy, a single layer can be asked again.
+        for name, made in self.calls.items():
+            for call in made:
+                if call.output._version != call.version:
+                    module = self.run.quantization.modules[name]
+                    with torch.no_grad():
+                        again = _tensor(module(*call.args, **call.kwargs))
+                    call.output = call.output if again is None else again
 
     @contextmanager
     def quantized(self) -> Iterator[None]:
@@ -143,7 +167,7 @@ class LayerErrors(Watch):
         def compare(name: str, args: Any, kwargs: Any, output: Any) -> None:
             call = next(rest.get(name, iter(())), None)
             if call is not None:
-                _add(self.accumulated, name, _tensor(output), call.output)
+                _add(self.accumulated, name, _tensor(output), call.output, call.signal)
 
         with _watched(self.run, compare):
             yield
@@ -159,6 +183,7 @@ class LayerErrors(Watch):
                 loss(model, batch)
         measures = {}
         found = {"injected": self.injected(), "accumulated": self.accumulated}
+        self.calls.clear()  # the watch is there for as long as the step
         for kind, layers in found.items():
             if layers:
                 error, signal = torch.stack(list(layers.values())).unbind(1)
@@ -174,31 +199,48 @@ class LayerErrors(Watch):
         with quantized(run):
             for name, made in self.calls.items():
                 module = run.quantization.modules[name]
-                has_parts = any(True for _ in module.children())
+                has_parts = _has_parts(run, name)
                 if has_parts:
                     module.eval()
                 with _unquantized_inside(run, module):
                     for call in made:
-                        exact = call.output
+                        exact, signal = call.output, call.signal
                         if has_parts:
                             with run.quantization.off():
-                                exact = _tensor(module(*call.args, **call.kwargs))
-                        _add(squares, name, _tensor(module(*call.args, **call.kwargs)), exact)
+                                exact, signal = _tensor(module(*call.args, **call.kwargs)), None
+                        y = _tensor(module(*call.args, **call.kwargs))
+                        _add(squares, name, y, exact, signal)
         return squares
+
+
+def _has_parts(run: Run, name: str) -> bool:
+    return any(True for _ in run.quantization.modules[name].children())
 
 
 def _detached(value: Any) -> Any:
     return value.detach() if isinstance(value, Tensor) else value
 
 
-def _add(squares: dict[str, Tensor], name: str, y: Tensor | None, exact: Tensor | None) -> None:
-    """Add the squares of y's error, and of the exact values, to a layer's."""
+def _add(
+    squares: dict[str, Tensor],
+    name: str,
+    y: Tensor | None,
+    exact: Tensor | None,
+    signal: Tensor | None = None,
+) -> None:
+    """Add the squares of y's error, and of the exact values (``signal``), to a layer's."""
     if y is None or exact is None or y.shape != exact.shape:
         return  # it was routed otherwise: there is nothing to compare
-    error = (y.to(exact.dtype) - exact).flatten()
-    norms = [torch.linalg.vector_norm(t, dtype=torch.float64) for t in (error, exact)]
-    own = torch.stack(norms).square()
+    pairs = zip(parts(y), parts(exact), strict=True)
+    error = _square(part.to(exact.dtype) - of_exact for part, of_exact in pairs)
+    own = torch.stack([error, _square(parts(exact)) if signal is None else signal])
     squares[name] = squares[name] + own if name in squares else own
+
+
+def _square(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of squares, float64."""
+    norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]
+    return torch.stack(norms).square_().sum()
 
 
 def _tensor(output: Any) -> Tensor | None:

@@ -3,13 +3,17 @@
 Both are of the same weights and the same batch, in two probes that begin with one random state:
 dropout drops the same elements in both wherever both make the same calls. (A recipe that quantizes
 attention's products computes attention by other calls than torch's own; its dropout differs then.)
+
+Whoever wants to see the passes joins before the step's backward pass, so that all see the same
+two. Where a quantized backward pass would only repeat what the step's own did, its gradients are
+taken.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any, ClassVar
 from weakref import WeakKeyDictionary
 
 import attrs
@@ -17,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from altcore.state import random_state
 from altcore_diagnostics.eager import eagerly
 
 if TYPE_CHECKING:
@@ -52,6 +57,9 @@ class LayerSums:
 class Watch:
     """What goes on during the two passes, for who wants to see more than gradients."""
 
+    needs_gradients: ClassVar[bool] = True
+    """Whether it is one for whom both passes are made; otherwise it is content with less."""
+
     def exact(self) -> AbstractContextManager[Any]:
         """Return the context of the unquantized forward pass, which comes first."""
         return nullcontext()
@@ -63,6 +71,8 @@ class Watch:
 
 _pairs: WeakKeyDictionary[Step, GradientPair] = WeakKeyDictionary()
 """For all who ask on one step, before its weights move; gone with the step."""
+_watches: WeakKeyDictionary[Step, dict[Any, Watch]] = WeakKeyDictionary()
+"""Those who joined, by who they are."""
 
 
 def is_quantized(run: Run) -> bool:
@@ -71,14 +81,30 @@ def is_quantized(run: Run) -> bool:
     return bool(q.modules or q.quantizers) or run.config.compute == "bfloat16"
 
 
-def gradient_pair(run: Run, step: Step, watch: Watch | None = None) -> GradientPair:
+def join(step: Step, who: Any, make: Callable[[], Watch]) -> Watch:
+    """Return the watch that ``who`` has on the passes of a step, made at the first call.
+
+    It sees nothing where the passes were made before.
+    """
+    watches = _watches.setdefault(step, {})
+    if who not in watches:
+        watches[who] = make()
+    return watches[who]
+
+
+def are_gradients_wanted(step: Step) -> bool:
+    """Whether anybody who joined needs both passes."""
+    return any(watch.needs_gradients for watch in _watches.get(step, {}).values())
+
+
+def gradient_pair(run: Run, step: Step) -> GradientPair:
     """Return both gradients of the last micro-batch's loss, not scaled; computed once a step.
 
-    To be asked for between the step's backward pass and its optimizer. ``watch`` sees nothing
-    where somebody else has asked before.
+    To be asked for between the step's backward pass and its optimizer.
     """
     if step not in _pairs:
-        _pairs[step] = _compute(run, step.batch, watch or Watch())
+        with torch.enable_grad():
+            _pairs[step] = _compute(run, step, list(_watches.get(step, {}).values()))
     return _pairs[step]
 
 
@@ -97,20 +123,56 @@ def unquantized(run: Run) -> Iterator[None]:
         yield
 
 
-def _compute(run: Run, batch: Any, watch: Watch) -> GradientPair:
+def _compute(run: Run, step: Step, watches: list[Watch]) -> GradientPair:
     weights = {n: p for n, p in run.model.named_parameters() if p.requires_grad and p.dim() >= 2}
+    own = {n: p.grad for n, p in weights.items() if p.grad is not None}
     with unquantized(run):
         # Gradients of the weights themselves would pass the hooks that quantize them.
         stand_ins = {n: p.detach().requires_grad_() for n, p in weights.items()}
         given = {f"model.{n}": p for n, p in stand_ins.items()}
-        with watch.exact():
-            exact_loss = functional_call(_Loss(run), given, (batch,))
+        with ExitStack() as stack:
+            for watch in watches:
+                stack.enter_context(watch.exact())
+            exact_loss = functional_call(_Loss(run), given, (step.batch,))
         exact = _gradients(exact_loss, stand_ins)
     with quantized(run):
-        with watch.quantized():
-            loss = run.workload.loss(run.model, batch)
-        gradients = _gradients(loss, weights)
+        state = _state(run)
+        with ExitStack() as stack:
+            for watch in watches:
+                stack.enter_context(watch.quantized())
+            loss = run.workload.loss(run.model, step.batch)
+        is_known = _repeats(run, step) and _is_same(state, _state(run))
+        gradients = own if is_known else _gradients(loss, weights)
     return GradientPair(gradients, exact, loss.detach(), exact_loss.detach())
+
+
+def _repeats(run: Run, step: Step) -> bool:
+    """Whether the step's backward pass was of the one loss that the workload gives, and no chance.
+
+    Then another one makes the same gradients, if the forward pass leaves no trace.
+    """
+    casts = [quantizer.cast for quantizer in run.quantization.quantizers]
+    return (
+        step.times_set == 1
+        and step.loss is not None
+        and step.loss._version == 0
+        and isinstance(step.loss_scale, float | int)
+        and step.loss_scale == 1
+        and run.config.gradient_accumulation_steps == 1
+        and not run.config.compile
+        and all(c.rounding != "stochastic" and c.scaling.kind != "delayed" for c in casts)
+    )
+
+
+def _state(run: Run) -> list[Any]:
+    """What a forward pass changes if it draws random numbers, or goes on from its last one."""
+    random = random_state(run.device).values()
+    return [*random, *(buffer._version for buffer in run.model.buffers())]
+
+
+def _is_same(before: list[Any], after: list[Any]) -> bool:
+    pairs = zip(before, after, strict=True)
+    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
 
 
 class _Loss(nn.Module):
