@@ -139,6 +139,8 @@ class Dispatcher:
     on_broken: Callable[[Plugin, str], None] = field(default=lambda plugin, message: None)
     """Told once when a plugin that only looks is disabled."""
     _calls: dict[str, list[tuple[Plugin, Callable[..., Any], tuple[str, ...]]]] = field(init=False)
+    _due: tuple[int, set[str]] | None = field(init=False, default=None)
+    """A step, and the names of the plugins that are due on it."""
 
     def __attrs_post_init__(self) -> None:
         manager = pluggy.PluginManager("altcore")
@@ -173,12 +175,19 @@ class Dispatcher:
         return not plugin.is_disabled and (need == "snapshots" or self._is_due(plugin, step))
 
     def _is_due(self, plugin: Plugin, step: int) -> bool:
-        """Whether an active plugin is due; one whose ``is_due`` raises is no longer active."""
-        is_due = False
-        if not plugin.is_disabled:
-            with self._guard(plugin, "is_due"):
-                is_due = plugin.is_due(step)
-        return is_due
+        """Whether an active plugin is due; all are asked once a step.
+
+        One whose ``is_due`` raises is no longer active.
+        """
+        if self._due is None or self._due[0] != step:
+            due = set()
+            for asked in self.plugins:
+                if not asked.is_disabled:
+                    with self._guard(asked, "is_due"):
+                        if asked.is_due(step):
+                            due.add(asked.name)
+            self._due = step, due
+        return plugin.name in self._due[1] and not plugin.is_disabled
 
     def measures_on(self, step: int) -> bool:
         """Whether a plugin measures on ``step``, so that the step is recorded."""

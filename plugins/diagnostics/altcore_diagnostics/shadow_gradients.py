@@ -191,11 +191,20 @@ def _gradients(loss: Tensor, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n: g for n, g in zip(weights, found, strict=True) if g is not None}
 
 
+_sums_of: WeakKeyDictionary[GradientPair, LayerSums | None] = WeakKeyDictionary()
+
+
 def layer_sums(pair: GradientPair) -> LayerSums | None:
-    """Sum up squares and products by layer; None where no weight has a gradient.
+    """Sum up squares and products by layer, once; None where no weight has a gradient.
 
     The matrices of a layer that owns several count as one vector.
     """
+    if pair not in _sums_of:
+        _sums_of[pair] = _layer_sums(pair)
+    return _sums_of[pair]
+
+
+def _layer_sums(pair: GradientPair) -> LayerSums | None:
     sums: dict[str, Tensor] = {}
     for name, gradient in pair.quantized.items():
         if name in pair.exact:
