@@ -7,22 +7,37 @@ keeps some of these casts, or replaces them, and leaves the rest of the run in f
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
-from altcore.recipe import STORED, Cast, Plan
+from altcore.formats import float_format
+from altcore.recipe import ATTENTION_OPERANDS, PRODUCT_OPERANDS, STORED, Cast, Plan, Scaling
 from altcore.study.statistics import subsets
 
 FACTORS: dict[str, tuple[str, ...]] = {
-    "F": ("weight@fwd", "activation@fwd"),
-    "B": ("gradient@dgrad", "weight@dgrad", "gradient@wgrad", "activation@wgrad"),
-    "U": ("stored_weight", "optimizer_state"),
+    "F": ("weight@fwd", "activation@fwd", *ATTENTION_OPERANDS),
+    "B": (
+        "gradient@dgrad",
+        "weight@dgrad",
+        "gradient@wgrad",
+        "activation@wgrad",
+        "weight_gradient",
+    ),
+    "U": STORED,
 }
-"""What is quantized in: forward operands, backward operands, the update."""
+"""What is quantized in: forward operands, backward operands and their result, the update. Every
+operand that a recipe can cast is in one of them."""
 
 FACTOR_NAMES = {"F": "forward precision", "B": "gradient fidelity", "U": "the update"}
+
+OWN = ("weight_gradient", *STORED)
+"""What is cast once for a parameter, however many layers share it."""
+PRODUCTS = tuple(zip(PRODUCT_OPERANDS[::2], PRODUCT_OPERANDS[1::2], strict=True))
+WIDE = Cast(float_format("E8M10", 8, 10), Scaling("none"))
+"""What an operand is given that takes part in another's Hadamard transform, and is not asked
+about: its rounding is too fine to matter."""
 
 
 @frozen
@@ -40,11 +55,23 @@ class Arm:
         """Return the arm's recipe in its plain form, with formats as objects."""
         return {
             "layers": {
-                layer: {o: {**c.to_plain(), "format": c.format} for o, c in casts.items()}
+                layer: {
+                    o: {**c.to_plain(), "format": c.format} for o, c in with_partners(casts).items()
+                }
                 for layer, casts in self.casts.items()
                 if casts
             }
         }
+
+
+def with_partners(casts: Mapping[str, Cast]) -> dict[str, Cast]:
+    """Return a layer's casts, with `WIDE` ones where only one of two factors is transformed."""
+    made = dict(casts)
+    for pair in PRODUCTS:
+        for one, other in (pair, pair[::-1]):
+            if one in casts and casts[one].hadamard and other not in casts:
+                made[other] = evolve(WIDE, hadamard=casts[one].hadamard)
+    return made
 
 
 def select(
@@ -102,19 +129,23 @@ def operands_in(plan: Plan, operands: Iterable[str]) -> list[str]:
 
 
 def layer_groups(
-    plan: Plan, operands: Iterable[str], tied: Iterable[str] = ()
+    plan: Plan, operands: Iterable[str], ties: Iterable[Sequence[str]] = ()
 ) -> dict[str, list[str]]:
     """Return the layers that have a cast for one of the operands, by the block they lie in.
 
     A block is what comes before, and with, the first number in a layer's name; layers without one
-    are groups by themselves. ``tied`` are layers whose parameter an earlier one has too: where
-    only what is stored is asked about, they are the same layer.
+    are groups by themselves. ``ties`` are layers that share a parameter, together: where only what
+    is the parameter's own is asked about, they are the first of them that has a cast.
     """
     wanted = list(operands)
-    same = set(tied) if set(wanted) <= set(STORED) else set()
+    given = [name for name, casts in plan.items() if any(casts.get(o) for o in wanted)]
+    same: set[str] = set()
+    if set(wanted) <= set(OWN):
+        for names in ties:
+            same.update([n for n in names if n in given][1:])
     groups: dict[str, list[str]] = {}
-    for name, casts in plan.items():
-        if name not in same and any(casts.get(o) for o in wanted):
+    for name in given:
+        if name not in same:
             block = re.match(r"(.*?\.)?\d+(?=\.)", name)
             groups.setdefault(block[0] if block else name, []).append(name)
     return groups

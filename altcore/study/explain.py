@@ -10,11 +10,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from attrs import asdict, define, field
+from attrs import asdict, define, evolve, field
 
-from altcore.recipe import OPERANDS, STORED, Cast, Plan
+from altcore.recipe import OPERANDS, Cast, Plan
 from altcore.study.arms import (
     FACTORS,
+    OWN,
     Arm,
     factorial,
     factors_in,
@@ -55,6 +56,8 @@ class Explanation:
     found: dict[str, Any] = field(init=False, factory=dict)
     rates: dict[str, float] = field(init=False, factory=dict)
     outcomes: dict[tuple[str, int], Outcome] = field(init=False, factory=dict)
+    reference: str = field(init=False, default="twin")
+    """The twin that is compared with inside a factor: at the same learning rate."""
 
     @property
     def steps(self) -> int:
@@ -66,14 +69,9 @@ class Explanation:
         """The factors that the recipe has."""
         return factors_in(self.plan)
 
-    @property
-    def tied(self) -> list[str]:
-        """Layers whose parameter an earlier one has too."""
-        return [name for names in self.ties for name in names[1:]]
-
     def _with_tied(self, operand: str, layers: list[str]) -> list[str]:
-        """The layers, and for what is stored those that share a parameter with one of them."""
-        if operand not in STORED:
+        """The layers, and for a parameter's own those that share it with one of them."""
+        if operand not in OWN:
             return layers
         shared = {n for names in self.ties if set(names) & set(layers) for n in names}
         return [*layers, *sorted(shared - set(layers))]
@@ -85,9 +83,10 @@ class Explanation:
         inside = max(len(operands_in(self.plan, FACTORS[f])) for f in self.factors)
         groups = layer_groups(self.plan, OPERANDS)
         layers = max((len(g) for g in groups.values()), default=0)
-        later = inside + len(groups) + layers + len(CAUSES) + 1
-        fresh = 2 + 4  # twin and control, and changes that are tried
-        return arms * len(FACTORS_OF_RATE) + len(self.seeds) * (arms + later + fresh)
+        later = inside + len(groups) + layers + len(CAUSES) + 2
+        changes = 4
+        rated, fresh = arms + changes, 2 + changes  # the twin and the control again
+        return rated * len(FACTORS_OF_RATE) + len(self.seeds) * (arms + later + fresh)
 
     def explain(self) -> dict[str, Any]:
         """Run all stages; returns what was found, as plain data."""
@@ -118,18 +117,21 @@ class Explanation:
         self.outcomes[arm.key, seed] = outcome
         return outcome
 
-    def _gaps(self, key: str, seeds: Sequence[int] | None = None) -> list[float]:
+    def _gaps(
+        self, key: str, seeds: Sequence[int] | None = None, reference: str = "twin"
+    ) -> list[float]:
         """An arm's gap to the twin, by seed."""
         return [
-            gap(self.outcomes[key, s], self.outcomes["twin", s], self.steps)
+            gap(self.outcomes[key, s], self.outcomes[reference, s], self.steps)
             for s in (seeds or self.seeds)
         ]
 
     def _diverged(self, key: str, seeds: Sequence[int] | None = None) -> int:
         return sum(self.outcomes[key, s].diverged for s in (seeds or self.seeds))
 
-    def _row(self, key: str) -> dict[str, Any]:
-        return {**plain(estimate(self._gaps(key))), "diverged": self._diverged(key)}
+    def _row(self, key: str, reference: str = "twin") -> dict[str, Any]:
+        gaps = self._gaps(key, reference=reference)
+        return {**plain(estimate(gaps)), "diverged": self._diverged(key)}
 
     def _judge_arms(self, arms: Mapping[frozenset[str], Arm], control: Arm) -> None:
         rows = {a.key: self._row(a.key) for s, a in arms.items() if s}
@@ -172,11 +174,11 @@ class Explanation:
         factor = max(shares, key=lambda f: shares[f]["mean"])
         self.found["factor"] = factor
         self.found["factor_distinguishable"] = shares[factor]["low"] > 0
-        rate = self.rates[arms[frozenset(factor)].key]
+        rate = self._rate_inside(arms[frozenset(factor)])
         operands = operands_in(self.plan, FACTORS[factor])
         inside = {o: Arm(f"{factor}-{_key(o)}", select(self.plan, [o])) for o in operands}
         operand = self._worst("operands", inside, rate)
-        groups = layer_groups(self.plan, [operand] if operand else operands, self.tied)
+        groups = layer_groups(self.plan, [operand] if operand else operands, self.ties)
         wanted = [operand] if operand else operands
         tried = {
             name: Arm(f"{factor}-{_key(operand or 'all')}-{_key(name)}", self._of(wanted, layers))
@@ -186,6 +188,27 @@ class Explanation:
         layer = self._worst_layer(factor, wanted, groups.get(group or "", []), rate)
         self.found |= {"operand": operand, "group": group, "layer": layer}
         self._find_cause(factor, wanted, groups.get(group or "", None), rate)
+
+    def _rate_inside(self, arm: Arm) -> float:
+        """Choose the learning rate of the arms inside a factor, and the twin to compare with.
+
+        It is the factor's own, and the twin's is the same: at another, all that the lower or
+        higher rate costs would be put down to every operand and layer, the innocent ones too. If
+        there the factor cannot be told from the twin, what it harms is the rate that can be had,
+        and the question is asked at the twin's.
+        """
+        own, twins = self.rates[arm.key], self.rates["twin"]
+        if own != twins:
+            beside = evolve(twin(), key="twin-inside")
+            for seed in self.seeds:
+                self._run(beside, seed, rate=own)
+            row = self._row(arm.key, beside.key)
+            if row["diverged"] or row["low"] > 0:
+                self.reference = beside.key
+            else:
+                own = twins
+        self.found["learning_rate_factor_inside"] = own
+        return own
 
     def _of(self, operands: Iterable[str], layers: Iterable[str]) -> dict[str, dict[str, Cast]]:
         return select(self.plan, operands, layers)
@@ -206,7 +229,7 @@ class Explanation:
         for arm in arms.values():
             for seed in self.seeds:
                 self._run(arm, seed, rate=rate)
-        rows = {name: self._row(arm.key) for name, arm in arms.items()}
+        rows = {name: self._row(arm.key, self.reference) for name, arm in arms.items()}
         _correct(rows)
         self.found[stage] = rows
         guilty = {n: r for n, r in rows.items() if r["guilty"]}
@@ -223,12 +246,12 @@ class Explanation:
         base = Arm(f"{factor}-cause-none", chosen)
         for seed in self.seeds:
             self._run(base, seed, rate=rate)
-        before, rows = self._gaps(base.key), {}
+        before, rows = self._gaps(base.key, reference=self.reference), {}
         for cause in (c for c in CAUSES if c in causes):
             arm = Arm(f"{factor}-cause-{cause}", select(self.plan, operands, scope, _to(cause)))
             for seed in self.seeds:
                 self._run(arm, seed, rate=rate)
-            after = self._gaps(arm.key)
+            after = self._gaps(arm.key, reference=self.reference)
             gained = estimate([b - a for b, a in zip(before, after, strict=True)])
             whole = math.fsum(before) / len(before)
             recovered = gained.mean / whole if whole > 0 else 0.0
@@ -250,15 +273,19 @@ class Explanation:
     # What to do ------------------------------------------------------------------------------
 
     def _recommend(self, control: Arm) -> None:
-        """Try changes from the narrowest on, on fresh seeds, until one trains."""
+        """Try changes from the narrowest on, on fresh seeds, until one trains.
+
+        Each at the best rate of its own: what is repaired may learn at one that the recipe could
+        not.
+        """
         seeds = [s + FRESH_SEED for s in self.seeds]
-        rate = self.rates["".join(self.factors)]
         for seed in seeds:
             self._run(twin(), seed)
             self._run(control, seed)
         tried = []
         for number, (text, casts) in enumerate(self._candidates()):
             arm = Arm(f"change-{number}", casts)
+            rate = self.runner.best_rate(arm, self.seeds[0] + SELECTION_SEED)
             for seed in seeds:
                 self._run(arm, seed, rate=rate)
             verdict = self._verdict(arm.key, control.key, seeds)
@@ -272,7 +299,7 @@ class Explanation:
         """Changes of the full recipe, from the narrowest on."""
         operand, cause = self.found.get("operand"), self.found.get("cause")
         factor = self.found["factor"]
-        layers = layer_groups(self.plan, [operand] if operand else FACTORS[factor], self.tied)
+        layers = layer_groups(self.plan, [operand] if operand else FACTORS[factor], self.ties)
         group = layers.get(self.found.get("group") or "")
         everything = select(self.plan, OPERANDS)
         made = []

@@ -47,7 +47,7 @@ def explanation(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     seeds = len(about["seeds"])
     lines = [f"# Where {about['format']} breaks", ""]
     lines += [*_conclusion(about, found), ""]
-    lines += ["## How this was found", "", _method(about), "", "## Factors", ""]
+    lines += ["## How this was found", "", _method(about, found), "", "## Factors", ""]
     for key, operands in FACTORS.items():
         lines.append(f"- {key}, {FACTOR_NAMES[key]}: {', '.join(operands)}")
     rates = found["learning_rate_factors"]
@@ -103,12 +103,14 @@ def explanation(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _method(about: Mapping[str, Any]) -> str:
+def _method(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
+    inside = found.get("learning_rate_factor_inside")
+    later = "" if inside is None else f"; those inside the factor, and their twin, at {inside:.3g}"
     return (
         f"{_runs(about)} A diverged run counts with the unigram entropy of the data. Each arm of "
         "the first table ran at the best of 1/3, 1 and 3 times the learning rate "
-        f"{about['learning_rate']:g}, chosen on a seed that is in no table; the later ones at "
-        "their factor's."
+        f"{about['learning_rate']:g}, chosen on a seed that is in no table, and so did "
+        f"each change that was tried{later}."
     )
 
 
