@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: help venv demo format-experiments test test-slow test-exhaustive bench lint format clean
+.PHONY: help venv demo format-experiments test test-slow test-exhaustive bench exactness lint format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -49,6 +49,9 @@ test-exhaustive: venv ## the tests marked exhaustive: every code, every float of
 bench: venv ## measure speed, beside other libraries, which it installs
 	@$(PIP) --no-compile 'altcore[bench]'
 	$(BIN)/python benchmarks/run.py
+
+exactness: venv ## compare every rounding with independent oracles, and print the mismatches
+	$(BIN)/python benchmarks/exactness.py
 
 lint: venv ## ruff, mypy, and the directions between the layers
 	$(BIN)/ruff check .

@@ -14,11 +14,10 @@ import tempfile
 from pathlib import Path
 
 from machine import describe
-from tables import Table, options
+from tables import Table, options, replace
 
 HERE = Path(__file__).parent
 BENCHMARKS = ("startup.py", "engine.py", "diagnostics.py", "small.py", "quantize.py", "training.py")
-MARKERS = ("<!-- tables: begin -->", "<!-- tables: end -->")
 
 
 def run(name: str, given: argparse.Namespace, scratch: Path) -> str:
@@ -29,17 +28,6 @@ def run(name: str, given: argparse.Namespace, scratch: Path) -> str:
     print(f"\n== {name}", flush=True)
     subprocess.run(command, check=True)
     return f"## {name}\n\n{made.read_text(encoding='utf-8')}"
-
-
-def replace(file: Path, tables: str) -> None:
-    """Put the tables between the file's markers."""
-    begin, end = MARKERS
-    before, found, rest = file.read_text(encoding="utf-8").partition(begin)
-    _, found_end, after = rest.partition(end)
-    if not (found and found_end):
-        raise SystemExit(f"{file} has no markers {begin} and {end}")
-    text = f"{before}{begin}\n\n{tables}\n{end}{after}"
-    file.write_text(text, encoding="utf-8")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""What the benchmarks print, and what docs/benchmarks.md has of it."""
+"""What the benchmarks print, and what docs/benchmarks.md and docs/exactness.md have of it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import argparse
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+MARKERS = ("<!-- tables: begin -->", "<!-- tables: end -->")
+"""Between which a page has its tables."""
 
 
 @dataclass
@@ -29,7 +32,7 @@ class Table:
         return "\n".join([*made, *self.notes])
 
     def markdown(self) -> str:
-        """For docs/benchmarks.md."""
+        """For a page in docs/."""
         lines = [self.head, ("---", *["---:"] * (len(self.head) - 2), "---"), *self.rows]
         body = ["| " + " | ".join(cells) + " |" for cells in lines]
         notes = [f"\n{note}" for note in self.notes]
@@ -57,13 +60,30 @@ def options(doc: str) -> argparse.ArgumentParser:
     return parser
 
 
-def show(tables: Iterable[Table], given: argparse.Namespace) -> None:
-    """Print each table as soon as it is there."""
+def printed(tables: Iterable[Table]) -> str:
+    """Print each table as soon as it is there; what a page has of them all."""
     made = []
     for table in tables:
         print(table.text(), flush=True)
         made.append(table.markdown())
+    return "\n\n".join(made) + "\n"
+
+
+def show(tables: Iterable[Table], given: argparse.Namespace) -> None:
+    """Print a benchmark's tables, and write them where they are wanted."""
+    made = printed(tables)
     if given.quick:
         print("\n--quick: these figures mean nothing.")
     if given.markdown is not None:
-        given.markdown.write_text("\n\n".join(made) + "\n", encoding="utf-8")
+        given.markdown.write_text(made, encoding="utf-8")
+
+
+def replace(file: Path, tables: str) -> None:
+    """Put the tables between the file's markers."""
+    begin, end = MARKERS
+    before, found, rest = file.read_text(encoding="utf-8").partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not (found and found_end):
+        raise SystemExit(f"{file} has no markers {begin} and {end}")
+    text = f"{before}{begin}\n\n{tables}\n{end}{after}"
+    file.write_text(text, encoding="utf-8")

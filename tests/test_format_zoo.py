@@ -26,6 +26,16 @@ from format_checks import (
     single,
 )
 from gfloat import formats as oracle
+from oracles import (
+    FAMILIES,
+    GFLOAT,
+    GFLOAT_ROUNDINGS,
+    ML_DTYPES,
+    gfloat_codes,
+    ml_codes,
+    ml_rounded,
+    overflow_of,
+)
 
 import altcore
 from altcore import BadInput, get_format
@@ -36,18 +46,6 @@ from altcore.numerics import COUNTS, amax, compute_dtype, position, round_to_gri
 PYPROJECT = Path(__file__).parents[1] / "plugins" / "formats" / "pyproject.toml"
 ENTRIES = tomllib.loads(PYPROJECT.read_text())["project"]["entry-points"]["altcore.formats"]
 NAMED = sorted(name for name in ENTRIES if "*" not in name)
-FAMILIES = {
-    "E*M*": ["E4M2", "E1M2"],
-    "E*M*IEEE": ["E2M3IEEE", "E4M3B10IEEE"],
-    "E*M*FN": ["E3M4FN", "E5M2FN"],
-    "E*M*FNUZ": ["E3M4FNUZ", "E4M3B4FNUZ"],
-    "E*M0-*": ["E7M0-ties-up", "E7M0-ties-down", "E7M0-by-log", "E8M0-ties-up", "E8M0-by-log"],
-    "INT*": ["INT2", "INT7"],
-    "Q*_*": ["Q3_4", "Q0_7", "Q1_6"],
-    "posit*_*": ["posit8_0", "posit8_1", "posit8_2", "posit6_5"],
-    "LOG*_*": ["LOG4_3-by-value", "LOG4_3-by-log", "LOG9_0-by-value"],
-    "MX*": ["MXFP4-rceil", "MXFP8-E4M3-ceil", "MXFP6-E2M3-even", "MXINT8-rceil"],
-}
 IN_BLOCKS = [n for n in NAMED if n.startswith(("MX", "NV"))]
 WIDE = ("BF16", "FP16", "TF32")  # 2**16 values and more: slow to go through one by one
 SMALL = [n for n in NAMED if n not in (*WIDE, *IN_BLOCKS)]
@@ -116,43 +114,6 @@ BLOCK_FACTS = {
     "MXFP4-even": ("E2M1", 32, "even", 4.25),
 }
 
-ML_DTYPES = {
-    "E2M1": ml_dtypes.float4_e2m1fn,
-    "E2M3": ml_dtypes.float6_e2m3fn,
-    "E3M2": ml_dtypes.float6_e3m2fn,
-    "E4M3": ml_dtypes.float8_e4m3fn,
-    "E4M3FN": ml_dtypes.float8_e4m3fn,
-    "E5M2": ml_dtypes.float8_e5m2,
-    "E5M2IEEE": ml_dtypes.float8_e5m2,
-    "E3M4IEEE": ml_dtypes.float8_e3m4,
-    "E4M3IEEE": ml_dtypes.float8_e4m3,
-    "E4M3FNUZ": ml_dtypes.float8_e4m3fnuz,
-    "E5M2FNUZ": ml_dtypes.float8_e5m2fnuz,
-    "E4M3B11FNUZ": ml_dtypes.float8_e4m3b11fnuz,
-    "E8M0-ties-up": ml_dtypes.float8_e8m0fnu,
-    "BF16": ml_dtypes.bfloat16,
-    "FP16": np.float16,
-}
-
-GFLOAT = {f"P3109-P{p}": oracle.format_info_p3109(8, p) for p in range(1, 8)} | {
-    "E2M1": oracle.format_info_ocp_e2m1,
-    "E2M3": oracle.format_info_ocp_e2m3,
-    "E3M2": oracle.format_info_ocp_e3m2,
-    "E4M3": oracle.format_info_ocp_e4m3,
-    "E5M2": oracle.format_info_ocp_e5m2,
-    "E8M0": oracle.format_info_ocp_e8m0,
-    "Q1_6": oracle.format_info_ocp_int8,
-    "FP16": oracle.format_info_binary16,
-    "BF16": oracle.format_info_bfloat16,
-}
-GFLOAT_ROUNDINGS = {
-    "nearest-even": gfloat.RoundMode.TiesToEven,
-    "nearest-away": gfloat.RoundMode.TiesToAway,
-    "to-zero": gfloat.RoundMode.TowardZero,
-    "up": gfloat.RoundMode.TowardPositive,
-    "down": gfloat.RoundMode.TowardNegative,
-}
-
 
 def like(values, wanted):
     """Whether two sequences of floats are the same, NaN and the sign of zero included."""
@@ -161,11 +122,6 @@ def like(values, wanted):
         (math.isnan(a) and math.isnan(b)) or (a == b and math.copysign(1, a) == math.copysign(1, b))
         for a, b in pairs
     )
-
-
-def overflow_of(fmt):
-    """The overflow rule of hardware and oracles: infinity, else NaN, else the largest value."""
-    return "inf" if fmt.inf_codes else "nan" if fmt.nan_codes else "saturate"
 
 
 # ------------------------------------------------------------------------------ what they are
@@ -241,10 +197,8 @@ def test_tf32():
 @pytest.mark.parametrize("name", ML_DTYPES)
 def test_codes_are_those_of_ml_dtypes(name):
     """Every code means what it means in ml_dtypes, the sign of zero included."""
-    fmt, dtype = get_format(name), np.dtype(ML_DTYPES[name])
-    codes = np.arange(1 << fmt.bits).astype(np.uint8 if dtype.itemsize == 1 else np.uint16)
-    with np.errstate(invalid="ignore"):  # signalling NaNs
-        assert like(fmt.code_values, codes.view(dtype).astype(np.float64).tolist())
+    fmt = get_format(name)
+    assert like(fmt.code_values, ml_codes(fmt, ML_DTYPES[name]))
 
 
 @pytest.mark.parametrize(("name", "dtype"), [("INT4", ml_dtypes.int4), ("INT2", ml_dtypes.int2)])
@@ -260,8 +214,8 @@ def test_integers_are_those_of_ml_dtypes(name, dtype):
 @pytest.mark.parametrize("name", GFLOAT)
 def test_codes_are_those_of_gfloat(name):
     """Every code means what it means in gfloat: IEEE P3109 and OCP, MXINT8's element as Q1_6."""
-    fmt, info = get_format(name), GFLOAT[name]
-    assert like(fmt.code_values, [gfloat.decode_float(info, c).fval for c in range(1 << fmt.bits)])
+    fmt = get_format(name)
+    assert like(fmt.code_values, gfloat_codes(fmt, GFLOAT[name]))
 
 
 def test_bitsandbytes_fp4():
@@ -297,12 +251,6 @@ def test_bare_names_that_meet_a_variant():
 
 
 # ------------------------------------------------------------------- rounding, against oracles
-
-
-def ml_rounded(x, dtype):
-    """``x`` through ml_dtypes or numpy, by way of float32."""
-    with np.errstate(all="ignore"):
-        return torch.from_numpy(x.float().numpy().astype(dtype).astype(np.float32))
 
 
 def ml_inputs(name, x):

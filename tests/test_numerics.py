@@ -13,6 +13,7 @@ import torch
 from format_checks import PATHS, all_bfloat16, assert_same, edges, path, random_floats, reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles import GFLOAT_ROUNDINGS
 
 from altcore.errors import BadInput
 from altcore.formats import FloatFormat, float_format, table_format
@@ -182,15 +183,6 @@ def described(fmt):
     )
 
 
-MODES = {
-    "nearest-even": gfloat.RoundMode.TiesToEven,
-    "nearest-away": gfloat.RoundMode.TiesToAway,
-    "to-zero": gfloat.RoundMode.TowardZero,
-    "up": gfloat.RoundMode.TowardPositive,
-    "down": gfloat.RoundMode.TowardNegative,
-}
-
-
 @pytest.mark.parametrize(
     "shape", [(1, 6), (2, 5), (3, 4), (4, 3), (5, 2), (6, 1), (7, 0), (2, 1), (2, 3), (3, 2)]
 )
@@ -202,7 +194,7 @@ def test_bare_exmy_against_gfloat(shape):
     assert codes == list(fmt.code_values)
     x = edges(fmt)
     x = x[torch.isfinite(x)][::3]
-    for rounding, mode in MODES.items():
+    for rounding, mode in GFLOAT_ROUNDINGS.items():
         wanted = [gfloat.round_float(info, v, mode, sat=True) for v in x.tolist()]
         for way in PATHS:
             with path(way):
