@@ -367,16 +367,21 @@ def to_host(values: Mapping[Any, Any]) -> dict[Any, Any]:
     tensors = {k: v for k, v in values.items() if isinstance(v, torch.Tensor)}
     if not tensors:
         return dict(values)
-    flat = [t.detach().reshape(-1).double() for t in tensors.values()]
-    numbers = torch.cat(flat).tolist()
+    # Those of one type at once: thousands of single conversions would take milliseconds.
+    groups: dict[tuple[torch.dtype, bool], list[Any]] = {}
+    for key, tensor in tensors.items():
+        groups.setdefault((tensor.dtype, tensor.dim() == 0), []).append(key)
+    flat = []
+    for (_, is_scalar), keys in groups.items():
+        own = [tensors[key].detach() for key in keys]
+        flat.append((torch.stack(own) if is_scalar else torch.cat(own)).double())
+    numbers = iter(torch.cat(flat).tolist())
     host: dict[Any, Any] = {}
-    position = 0
-    for (key, tensor), part in zip(tensors.items(), flat, strict=True):
-        taken = numbers[position : position + len(part)]
-        position += len(part)
-        if not tensor.is_floating_point():
-            taken = [int(t) for t in taken]
-        host[key] = taken[0] if tensor.dim() == 0 else taken
+    for (dtype, is_scalar), keys in groups.items():
+        kind = float if dtype.is_floating_point else int
+        for key in keys:
+            taken = [kind(next(numbers)) for _ in range(tensors[key].numel())]
+            host[key] = taken[0] if is_scalar else taken
     return {k: host.get(k, v) for k, v in values.items()}
 
 

@@ -1,7 +1,7 @@
 """The engine's step with diagnostics at their default intervals, against the step without any.
 
-    python benchmarks/diagnostics.py [--quick] [--together] [--intervals 5] [--format E4M3]
-                                     [--recipe pure]
+    python benchmarks/diagnostics.py [--quick] [--together] [--intervals 5] [--size small]
+                                     [--format E4M3] [--recipe pure]
 
 Every installed diagnostic alone, and all together: each has an engine of its own, and all take
 their steps in turn, in one process. Diagnostics measure every so many steps, and some watch the
@@ -55,7 +55,7 @@ def make_engine(folder: str, plugins: list[str], given: argparse.Namespace) -> E
         "eval_interval": 0,
         "checkpoint_interval": 0,
         "plugins": plugins,
-        "gpt.size": "tiny" if given.quick else "small",
+        "gpt.size": given.size,
     }
     overrides = [(key, value, "") for key, value in keys.items()]
     return prepare(
@@ -130,18 +130,18 @@ def main() -> None:
     parser = options(__doc__)
     parser.add_argument("--intervals", type=int, default=5, help="whole intervals measured")
     parser.add_argument("--together", action="store_true", help="none and all, no single ones")
+    parser.add_argument("--size", default="small", help="of the workload gpt")
     parser.add_argument("--format", default="E4M3")
     parser.add_argument("--recipe", default="pure")
     parser.add_argument("--device", default="cpu")
     given = parser.parse_args()
     if given.quick:
-        given.intervals = 1
+        given.intervals, given.size = 1, "tiny"
     head = ("", "ms", "times", "by means", "a due step", "target", "")
-    size = "tiny" if given.quick else "small"
     title = f"A step of gpt in {given.format} ({given.recipe}), a measurement in {INTERVAL}"
     notes = [
         f"By medians over {given.intervals} intervals; a due step is one that {INTERVAL} divides. "
-        f"The model is {size}."
+        f"The model is {given.size}."
     ]
     show([Table(title, head, rows(measure(given)), notes)], given)
 
