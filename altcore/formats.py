@@ -99,7 +99,7 @@ class Format:
         v = [Fraction(x) for x in (*self.values[:2], *self.values[-2:])]
         return 2 * v[0] - v[1], 2 * v[3] - v[2]
 
-    @property
+    @cached_property
     def max(self) -> float:
         """The largest magnitude that no sign passes: 127 where the values are -128 to 127.
 
@@ -241,7 +241,7 @@ class FloatFormat(Format):
         following = self.magnitude_value(self.top_magnitude + 1)
         return -following, following
 
-    @property
+    @cached_property
     def max(self) -> float:
         return float(self.magnitude_value(self.top_magnitude))
 
