@@ -99,7 +99,7 @@ class Format:
         v = [Fraction(x) for x in (*self.values[:2], *self.values[-2:])]
         return 2 * v[0] - v[1], 2 * v[3] - v[2]
 
-    @cached_property
+    @property  # no cached one: torch.compile cannot trace its lock
     def max(self) -> float:
         """The largest magnitude that no sign passes: 127 where the values are -128 to 127.
 
@@ -241,9 +241,9 @@ class FloatFormat(Format):
         following = self.magnitude_value(self.top_magnitude + 1)
         return -following, following
 
-    @cached_property
+    @property
     def max(self) -> float:
-        return float(self.magnitude_value(self.top_magnitude))
+        return math.ldexp(*self._significand_and_power(self.top_magnitude))
 
     @cached_property
     def smallest(self) -> float:
