@@ -106,6 +106,12 @@ def train(
     to go on with. Raises `BadInput` before anything is written, and `AltcoreError` for failures;
     a collapse is a result.
     """
+    if not (data is None or callable(data) or isinstance(data, str | Path)):
+        raise BadInput(
+            f"data: a path or a function (split, step, micro) -> batch is needed, not {data!r:.60}"
+        )
+    if not (model is None or isinstance(model, nn.Module)):
+        raise BadInput(f"model: a torch.nn.Module is needed, not {model!r:.60}")
     given = _as_config(config)
     if device is not None:
         given = given.evolve(device=device)

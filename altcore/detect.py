@@ -109,7 +109,8 @@ class Detector:
         if len(self.first_losses) < SMOOTH:
             self.first_losses.append(loss)
             return None
-        start, now = fmean(self.first_losses[:5]), fmean(self.losses)
+        # The least of the first few: the others may have blown up already.
+        start, now = min(self.first_losses[:5]), fmean(self.losses)
         if now <= start + (self.config.diverged_ratio - 1) * abs(start):
             return None
         return {

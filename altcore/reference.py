@@ -141,6 +141,15 @@ def _even(fmt: Format, index: int) -> bool:
     return fmt.even[index] if index < len(fmt.even) else not fmt.even[-1]
 
 
+def no_code(fmt: Format, overflow: str) -> BadInput:
+    """The error of asking a format for an infinity or a NaN that it does not have."""
+    having = [name for name, codes in (("inf", fmt.inf_codes), ("nan", fmt.nan_codes)) if codes]
+    possible = ", ".join(["saturate", *having])
+    return BadInput(
+        f"format {fmt.name} has no {overflow} code: overflow can be {possible} or raise"
+    )
+
+
 def _signed(value: float, x: float | Fraction) -> float:
     negative = math.copysign(1.0, x) < 0 if isinstance(x, float) else x < 0
     return -0.0 if value == 0 and negative else value
@@ -156,4 +165,4 @@ def _overflowed(x: float | Fraction, fmt: Format, overflow: str) -> float:
         return math.inf if positive else -math.inf
     if overflow == "nan" and fmt.nan_codes:
         return math.nan
-    raise BadInput(f"format {fmt.name} has no {overflow} code: overflow can be saturate or raise")
+    raise no_code(fmt, overflow)

@@ -73,6 +73,12 @@ def test_a_forgiven_step_does_not_count():
 # ------------------------------------------------------------------------------ diverged
 
 
+def test_a_loss_that_blows_up_at_once_has_diverged():
+    """Within the first few losses already: the least of those is what it started at."""
+    found = feed(detector(), [5.5, 104.0, 238.0, 276.0, 219.0, *[95.0] * 40])
+    assert found == [(SMOOTH + 1, "diverged")]
+
+
 def test_a_loss_that_doubles_has_diverged():
     """Compared are the mean of the last steps and that of the first five, not single values."""
     series = [2.0] * 30 + [8.0] * 40

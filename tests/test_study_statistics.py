@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from altcore.study.report import judged
 from altcore.study.statistics import dividends, estimate, holm, shapley, subsets
 
 NUMBERS = st.lists(st.floats(-10, 10), min_size=2, max_size=9).filter(lambda x: len(set(x)) > 1)
@@ -72,3 +73,10 @@ def test_shapley_of_what_adds_up():
     assert all(abs(v) < 1e-12 for s, v in effects.items() if len(s) > 1)
     both = {s: 1.0 if {"F", "B"} <= s else 0.0 for s in subsets("FBU")}
     assert shapley(both) == pytest.approx({"F": 0.5, "B": 0.5, "U": 0.0})
+
+
+def test_better_and_worse_are_told_by_one_rule():
+    """An interval beside 0 is not enough either way: the corrected p decides too."""
+    row = {"mean": -0.1, "low": -0.2, "high": -0.01, "guilty": False, "diverged": 0}
+    assert judged({**row, "p_holm": 0.09}, 5)[-1] == "not distinguishable"
+    assert judged({**row, "p_holm": 0.01}, 5)[-1] == "better than the twin"

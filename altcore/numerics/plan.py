@@ -22,7 +22,7 @@ from attrs import frozen
 
 from altcore.errors import BadInput, nearest
 from altcore.formats import FloatFormat, Format
-from altcore.reference import OVERFLOWS, ROUNDINGS, log_boundary
+from altcore.reference import OVERFLOWS, ROUNDINGS, log_boundary, no_code
 
 _ROOT_BITS = 64  # of a root that is irrational: more than a float64 has
 
@@ -119,9 +119,7 @@ def check_rules(fmt: Format, rounding: str, overflow: str) -> None:
             f"known: {', '.join(OVERFLOWS)}"
         )
     if (overflow == "inf" and not fmt.inf_codes) or (overflow == "nan" and not fmt.nan_codes):
-        raise BadInput(
-            f"format {fmt.name} has no {overflow} code: overflow can be saturate or raise"
-        )
+        raise no_code(fmt, overflow)
 
 
 @constant

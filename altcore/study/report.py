@@ -37,7 +37,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def judged(row: Mapping[str, Any], seeds: int) -> list[str]:
     """Return the columns that every arm has: gap, corrected p, diverged, in words."""
     words = "worse than the twin" if row["guilty"] else NOT_TOLD
-    if row["high"] < 0:
+    if row["high"] < 0 and row["p_holm"] < 0.05:
         words = "better than the twin"
     return [interval(row), number(row["p_holm"]), f"{row['diverged']} of {seeds}", words]
 
@@ -49,7 +49,9 @@ def explanation(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     lines += [*_conclusion(about, found), ""]
     lines += ["## How this was found", "", _method(about, found), "", "## Factors", ""]
     for key, operands in FACTORS.items():
-        lines.append(f"- {key}, {FACTOR_NAMES[key]}: {', '.join(operands)}")
+        lines.append(
+            f"- {key}, {FACTOR_NAMES[key]}: what the recipe quantizes of {', '.join(operands)}"
+        )
     rates = found["learning_rate_factors"]
     arms = [[key, f"{rates[key]:.3g}", *judged(row, seeds)] for key, row in found["arms"].items()]
     frozen = found["frozen"]
