@@ -18,6 +18,8 @@ from altcore.config import TrainConfig
 
 SMOOTH = 20
 """Steps over which the loss is averaged to say that it has diverged."""
+FIRST = 5
+"""Steps that are not averaged: a spike among the first may pass."""
 
 
 @define(eq=False)
@@ -106,11 +108,10 @@ class Detector:
 
     def _diverged(self, loss: float) -> dict[str, Any] | None:
         self.losses.append(loss)
-        if len(self.first_losses) < SMOOTH:
+        if len(self.first_losses) < FIRST + SMOOTH:
             self.first_losses.append(loss)
             return None
-        # The least of the first few: the others may have blown up already.
-        start, now = min(self.first_losses[:5]), fmean(self.losses)
+        start, now = self.first_losses[0], fmean(self.losses)
         if now <= start + (self.config.diverged_ratio - 1) * abs(start):
             return None
         return {
