@@ -1,5 +1,6 @@
 """Weights and optimizer state that live on a grid: values, scales, and slow counts of stall."""
 
+import copy
 import math
 from fractions import Fraction
 
@@ -463,6 +464,29 @@ def test_a_change_re_encodes_only_what_changed():
     error = (now - values["2.weight"]).norm() / values["2.weight"].norm()
     assert errors["2.weight"] == pytest.approx(float(error), rel=1e-5)
     assert torch.equal(model[0].weight, values["0.weight"])
+
+
+def test_another_recipe_in_a_loop_of_ones_own():
+    """From then on it is as if the model had been quantized so, and the optimizer goes on."""
+    model = net()
+    q = quantize_model(model, "E4M3")
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    for recipe, keys in (("E5M2", {}), ({"weight": "E2M1"}, {}), ("pure", {"format": "E3M4"})):
+        errors = q.change_recipe(recipe, **keys)
+        fresh = copy.deepcopy(model)
+        quantize_model(fresh, recipe, **keys)
+        assert torch.equal(model(x), fresh(x))
+        model(x).sum().backward()
+        optimizer.step()
+        q.store(optimizer)
+        optimizer.zero_grad()
+    assert set(errors) == set(q.stored) != set()
+    assert all(state["step"] == 3 for state in optimizer.state.values())
+    plan = q.plan
+    with pytest.raises(BadInput):
+        q.change_recipe({"layers": {"nowhere": {"weight": "E4M3"}}})
+    assert q.plan is plan
 
 
 def test_a_change_starts_delayed_scaling_anew_where_it_changed():

@@ -223,6 +223,27 @@ class Quantization:
         if plan != self.plan == possible:
             raise BadInput(f"recipe {self.recipe.name}: no layer has what the change asks for")
         self._build(with_ties(self.recipe, self.model, possible, before=self.plan))
+        return self._encoding_errors(before)
+
+    def change_recipe(
+        self,
+        recipe: str | Path | AnyFormat | Recipe | Mapping[str, Any],
+        *,
+        format: str | AnyFormat | None = None,
+    ) -> dict[str, float]:
+        """Take another recipe, from now on: what `quantize_model` takes, and with its errors.
+
+        The optimizer stays as it is. Returns what `change` does; nothing is changed by an error.
+        """
+        before = dict(self.stored)
+        chosen = _as_recipe(recipe, None if format is None else get_format(format))
+        plan = chosen.resolve([layer for layer, _ in find_layers(self.model).values()])
+        check_effect(chosen, plan)
+        self._build(with_ties(chosen, self.model, plan, before={}))
+        self.recipe = chosen
+        return self._encoding_errors(before)
+
+    def _encoding_errors(self, before: Mapping[str, StoredWeight]) -> dict[str, float]:
         return {
             name: float(weight.error)
             for name, weight in self.stored.items()
