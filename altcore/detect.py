@@ -30,7 +30,9 @@ class Detector:
     nonfinite: int = 0
     """Consecutive non-finite steps."""
     active: set[str] = field(factory=set)
-    first_losses: list[float] = field(factory=list)
+    first_loss: float | None = None
+    seen: int = 0
+    """Finite losses."""
     losses: deque[float] = field(init=False)
     window: deque[tuple[float, float]] = field(init=False)
     """(loss, stall rate) of the recorded steps that may be judged."""
@@ -108,11 +110,12 @@ class Detector:
 
     def _diverged(self, loss: float) -> dict[str, Any] | None:
         self.losses.append(loss)
-        if len(self.first_losses) < FIRST + SMOOTH:
-            self.first_losses.append(loss)
-            return None
-        start, now = self.first_losses[0], fmean(self.losses)
-        if now <= start + (self.config.diverged_ratio - 1) * abs(start):
+        self.seen += 1
+        start = self.first_loss = loss if self.first_loss is None else self.first_loss
+        now = fmean(self.losses)
+        if self.seen <= FIRST + SMOOTH or now <= start + (self.config.diverged_ratio - 1) * abs(
+            start
+        ):
             return None
         return {
             "reason": f"the loss of the last {SMOOTH} steps, {now:.4g}, is more than "
@@ -152,7 +155,8 @@ class Detector:
         return {
             "nonfinite": self.nonfinite,
             "active": sorted(self.active),
-            "first_losses": list(self.first_losses),
+            "first_loss": self.first_loss,
+            "seen": self.seen,
             "losses": list(self.losses),
             "window": [list(pair) for pair in self.window],
         }
@@ -161,6 +165,6 @@ class Detector:
         """Restore what `state_dict` returned."""
         self.nonfinite = state["nonfinite"]
         self.active = set(state["active"])
-        self.first_losses = list(state["first_losses"])
+        self.first_loss, self.seen = state["first_loss"], state["seen"]
         self.losses.extend(state["losses"])
         self.window.extend((loss, stall) for loss, stall in state["window"])

@@ -112,6 +112,7 @@ class Engine:
         step.discarded = discards or not host["is_finite"]
 
         if step.discarded:
+            self.progress.discarded += 1
             self.recorder.add({"discarded": True})
         else:
             self.capture(step, "weights_before", capture.weights)

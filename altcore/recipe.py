@@ -48,6 +48,12 @@ OPERANDS = (
     "attention@value",
 )
 PRODUCT_OPERANDS = OPERANDS[:6]
+PRODUCTS = (
+    ("activation@fwd", "weight@fwd"),
+    ("gradient@dgrad", "weight@dgrad"),
+    ("gradient@wgrad", "activation@wgrad"),
+)
+"""The two operands of each of a layer's products."""
 ATTENTION_OPERANDS = OPERANDS[9:]
 """Those of attention's two products: query by key, and probability by value."""
 STORED = ("stored_weight", "optimizer_state")

@@ -153,6 +153,8 @@ class Progress:
     evaluation: dict[str, Any] = field(factory=dict)
     """The last one: step, val_loss, val_loss_float32."""
     best: float = math.inf
+    discarded: int = 0
+    """Steps without an update."""
     has_anomaly: bool = False
     is_overflowing: bool = False
     scales: dict[str, float] = field(factory=dict)
@@ -172,6 +174,7 @@ class Progress:
             "val_loss": self.evaluation.get("val_loss"),
             "val_loss_float32": self.evaluation.get("val_loss_float32"),
             "best_val_loss": self.best if math.isfinite(self.best) else None,
+            "discarded": self.discarded,
             "collapses": self.collapses,
             "failure_step": first.get("step"),
             "failure_reason": first.get("reason"),

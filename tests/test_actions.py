@@ -22,6 +22,7 @@ from altcore import (
     hookimpl,
 )
 from altcore.actions import Proposal, arbitrate, describe
+from altcore.cli.summary import lines
 from altcore.errors import AltcoreError, ConflictingActions
 from altcore.recipe import Scaling
 from altcore.record import read_lines
@@ -553,6 +554,7 @@ def test_by_default_a_nonfinite_step_is_discarded(shelf, watch, start):
     assert [x.get("discarded", False) for x in run.metrics_history] == [False, True] * 2 + [False]
     assert checkpoints(run.run_directory) == ["anomaly_2", "step-00000005"]
     assert run.status == "finished"
+    assert ("steps", "5, 2 of them discarded") in lines(run.summary)
     assert state(run.run_directory, "anomaly_2")["step"] == 2
 
 

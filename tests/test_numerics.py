@@ -630,7 +630,7 @@ def test_a_format_of_many_values_is_searched():
     """Where a table of leading bits would be too long."""
     values = [1 + i * 2.0**-22 for i in range(5)]
     fmt = table_format("FINE", [-1.0, 0.0, *values])
-    assert positions._leading_bits(fmt, torch.float32) is None
+    assert positions._leading_bits(fmt, torch.float32, torch.device("cpu")) is None
     assert position(torch.tensor(values), fmt).tolist() == [2, 3, 4, 5, 6]
 
 

@@ -78,10 +78,13 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         claim(tmp_path / "taken", {}, 5)
 
 
-def row(gap, ahead, frozen=(0.5, 1.0), diverged=0):
+def row(gap, ahead, frozen=(0.5, 1.0), diverged=0, p=0.01):
     """What a verdict rests on: intervals of the gap, of the lead and of the control."""
     keys = {"gap": gap, "ahead_of_frozen": ahead, "frozen": frozen}
-    return {k: {"low": v[0], "high": v[1]} for k, v in keys.items()} | {"diverged": diverged}
+    return {k: {"low": v[0], "high": v[1]} for k, v in keys.items()} | {
+        "diverged": diverged,
+        "p_holm": p,
+    }
 
 
 @pytest.mark.parametrize(
@@ -89,6 +92,9 @@ def row(gap, ahead, frozen=(0.5, 1.0), diverged=0):
     [
         (row((-0.01, 0.04), (0.2, 0.6)), "trains, not distinguishable from the twin"),
         (row((0.01, 0.04), (0.2, 0.6)), "trains"),
+        (row((0.01, 0.04), (0.2, 0.6), p=0.2), "trains, not distinguishable from the twin"),
+        (row((-0.2, -0.1), (0.2, 0.6)), "trains, better than the twin"),
+        (row((-0.2, -0.1), (0.2, 0.6), p=0.2), "trains, not distinguishable from the twin"),
         (row((0.06, 0.2), (0.2, 0.6)), "learns, but not as the twin does"),
         (row((0.01, 0.2), (0.2, 0.6)), "learns; whether as the twin does cannot be told"),
         (row((0.4, 0.9), (-0.1, 0.2)), "does not train: not ahead of the frozen control"),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from altcore.study.report import judged
+from altcore.study.report import _conclusion, judged
 from altcore.study.statistics import dividends, estimate, holm, shapley, subsets
 
 NUMBERS = st.lists(st.floats(-10, 10), min_size=2, max_size=9).filter(lambda x: len(set(x)) > 1)
@@ -80,3 +80,12 @@ def test_better_and_worse_are_told_by_one_rule():
     row = {"mean": -0.1, "low": -0.2, "high": -0.01, "guilty": False, "diverged": 0}
     assert judged({**row, "p_holm": 0.09}, 5)[-1] == "not distinguishable"
     assert judged({**row, "p_holm": 0.01}, 5)[-1] == "better than the twin"
+
+
+@pytest.mark.parametrize(("low", "is_said"), [(-0.1, True), (0.4, False)])
+def test_it_is_said_where_there_was_nothing_to_lose(low, is_said):
+    """A control that learned nothing and is not behind shows that the twin learned nothing."""
+    full = {"mean": 0.0, "low": -0.1, "high": 0.1, "diverged": 0}
+    full |= {"trains": False, "distinguishable": False}
+    told = "\n".join(_conclusion({"within": 0.05}, {"full": full, "frozen": {"low": low}}))
+    assert ("nothing to lose" in told) == is_said

@@ -486,6 +486,9 @@ def test_another_recipe_in_a_loop_of_ones_own():
     plan = q.plan
     with pytest.raises(BadInput):
         q.change_recipe({"layers": {"nowhere": {"weight": "E4M3"}}})
+    blocked = {"layers": {"0": {"weight@fwd": {"format": "E4M3", "hadamard": 2}}}}
+    with pytest.raises(BadInput, match=r"^recipe mine: layer 0 is Linear: activation@fwd and"):
+        q.change_recipe({"name": "mine", **blocked})
     assert q.plan is plan
 
 

@@ -35,7 +35,7 @@ def lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("run", str(summary.get("directory") or summary.get("name"))),
         ("format, recipe", _formats(str(summary.get("format")), str(summary.get("recipe")))),
         ("status", status),
-        ("steps", str(summary["steps"])),
+        ("steps", _steps(summary["steps"], summary.get("discarded") or 0)),
         ("final training loss", number(summary.get("final_loss"))),
         (
             "validation loss",
@@ -66,6 +66,10 @@ def lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     where = [f"{summary['directory']}/{r}" for r in reports]
     rows.append(("reports", ", ".join(where) or f"none; the record is {summary['directory']}"))
     return rows
+
+
+def _steps(steps: int, discarded: int) -> str:
+    return f"{steps}, {discarded} of them discarded" if discarded else str(steps)
 
 
 def _formats(formats: str, recipe: str) -> str:

@@ -7,6 +7,8 @@ grid value by ``s`` and rounds once, to ``x``'s dtype.
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor
 
@@ -35,6 +37,16 @@ replaces it. Both are in grid units, under blocks times the block's scale, so th
 """
 
 
+class Given(TypedDict):
+    """What the functions that round have in common; see `round_to_grid`."""
+
+    rounding: str
+    overflow: str
+    counts: Tensor | None
+    errors: Tensor | None
+    key: int | Tensor | None
+
+
 def round_to_grid(
     x: Tensor,
     fmt: Format,
@@ -57,8 +69,8 @@ def round_to_grid(
     ``dtype``: that of the result, to which grid values are rounded once if it has not all of
     them; None for the compute dtype (see `compute_dtype`).
 
-    Returns a tensor of ``x``'s shape. NaN gives NaN
-    in every format, an infinity follows the overflow rule, and a zero has the sign of ``x``.
+    Returns a tensor of ``x``'s shape. NaN gives NaN in every format, an infinity follows the
+    overflow rule, and a zero has the sign of ``x``.
     Raises `BadInput` for an ``x`` that is not floating-point, unknown rules, rules the format
     has no code for, and any overflow under ``overflow="raise"`` (which reads from the device).
     """
@@ -100,16 +112,14 @@ def fake_round(
     result = round_native(x, fmt, rounding, overflow, r, s, counts, errors, key, out, fake=True)
     if result is not None:
         return result
-    q = round_to_grid(
-        x,
-        fmt,
-        rounding=rounding,
-        overflow=overflow,
-        r=r,
-        counts=counts,
-        errors=errors,
-        key=key,
-    )
+    given: Given = {
+        "rounding": rounding,
+        "overflow": overflow,
+        "counts": counts,
+        "errors": errors,
+        "key": key,
+    }
+    q = round_to_grid(x, fmt, r=r, **given)
     result = times_scale(q, s, x.dtype)
     return result if out is None else out.copy_(result)
 

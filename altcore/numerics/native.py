@@ -25,7 +25,8 @@ from altcore.numerics.plan import check_rules, is_wide, to_single
 _ALONE = 32768  # elements that one thread rounds before a second is worth waking
 _MOST_THREADS = 256  # MOST_THREADS of kernels.c
 _MOST_KEPT = 256  # formats found by identity
-_DTYPES = (torch.float32, torch.bfloat16)
+DTYPES = (torch.float32, torch.bfloat16)
+"""What the kernels read and write."""
 
 
 # By identity, and the format with it, so that it stays the one of this identity: hashing a format
@@ -64,7 +65,7 @@ def round_native(
     if not x.is_contiguous():
         x = x.detach().contiguous()
     wanted = x.dtype if fake else dtype or torch.float32
-    if wanted not in _DTYPES:
+    if wanted not in DTYPES:
         return None
     if out is None or out.shape != x.shape or not fits(out, wanted):
         result = torch.empty_like(x, dtype=wanted)
@@ -100,7 +101,7 @@ def round_scaled_native(
         return None
     by_power, margin, meets = scaling
     wanted = x.dtype if fake else dtype or torch.float32
-    if not (0 < margin < math.inf and can_add(counts, errors) and wanted in _DTYPES):
+    if not (0 < margin < math.inf and can_add(counts, errors) and wanted in DTYPES):
         return None
     if not x.is_contiguous():
         x = x.detach().contiguous()
@@ -198,7 +199,7 @@ def plain(x: Tensor) -> bool:
 
 def handle_for(x: Tensor) -> ctypes.CDLL | None:
     """The library, if it can work on ``x``'s memory."""
-    if not plain(x) or x.dtype not in _DTYPES:
+    if not plain(x) or x.dtype not in DTYPES:
         return None
     return library() if switched_on() else None
 

@@ -7,7 +7,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from altcore.numerics.native import fits, handle_for, threads_for
+from altcore.numerics.native import DTYPES, fits, handle_for, threads_for
 
 
 class _Output(ctypes.Structure):
@@ -58,7 +58,7 @@ def _by_kernel(
 ) -> Tensor | None:
     """By a compiled kernel in one pass; None where it does not apply."""
     handle = handle_for(y)
-    if handle is None or dtype not in (torch.float32, torch.bfloat16) or not y.is_contiguous():
+    if handle is None or dtype not in DTYPES or not y.is_contiguous():
         return None
     rows = y.shape[0] if y.ndim == 2 else 1
     if bias is not None and (not fits(bias, torch.float32) or bias.shape != y.shape[1:]):

@@ -27,11 +27,11 @@ def position(q: Tensor, fmt: Format) -> Tensor:
         plan = float_plan(fmt, q.dtype)
         by_bits = _position_by_bits if _doubles(plan) else _position_by_parts
         return by_bits(q, fmt, plan)
-    if (found := _leading_bits(fmt, q.dtype)) is None:
+    if (found := _leading_bits(fmt, q.dtype, q.device)) is None:
         return _position_by_search(q, fmt)
     cut, table = found
     index = (q.view(LAYOUTS[q.dtype].integer) >> cut).flatten() + len(table) // 2
-    return table.to(q.device).index_select(0, index).view(q.shape)
+    return table.index_select(0, index).view(q.shape)
 
 
 def _position_by_search(q: Tensor, fmt: Format) -> Tensor:
@@ -41,7 +41,9 @@ def _position_by_search(q: Tensor, fmt: Format) -> Tensor:
 
 @cache
 @torch.inference_mode(False)
-def _leading_bits(fmt: Format, dtype: torch.dtype) -> tuple[int, Tensor] | None:
+def _leading_bits(
+    fmt: Format, dtype: torch.dtype, device: torch.device
+) -> tuple[int, Tensor] | None:
     """Return how many low bits tell no two values apart, and the positions by the other bits.
 
     Those are read as a signed integer, the smallest one first. None where they are too many.
@@ -59,7 +61,7 @@ def _leading_bits(fmt: Format, dtype: torch.dtype) -> tuple[int, Tensor] | None:
     table = _position_by_search((keys << cut).view(dtype), fmt)
     table[(bits >> cut) + half] = torch.arange(len(values))
     table[0] = table[half]  # -0
-    return cut, table
+    return cut, table.to(device)
 
 
 def _differ(keys: Tensor) -> bool:

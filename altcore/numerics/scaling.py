@@ -11,7 +11,7 @@ from torch import Tensor
 
 from altcore.errors import BadInput
 from altcore.formats import Format
-from altcore.numerics.grids import check_floating, fake_round, round_to_grid
+from altcore.numerics.grids import Given, check_floating, fake_round, round_to_grid
 from altcore.numerics.native import amax_native, number, plain, round_scaled_native, single_max
 from altcore.numerics.plan import FLOAT32, LAYOUTS, is_wide, to_single
 
@@ -173,31 +173,16 @@ def round_scaled(
     if made is not None:
         return made
     s, r = scale_of(amax(x), fmt, power_of_two=power_of_two, margin=margin, meets=meets)
+    given: Given = {
+        "rounding": rounding,
+        "overflow": overflow,
+        "counts": counts,
+        "errors": errors,
+        "key": key,
+    }
     if fake:
-        q = fake_round(
-            x,
-            fmt,
-            r=r,
-            s=s,
-            rounding=rounding,
-            overflow=overflow,
-            counts=counts,
-            errors=errors,
-            key=key,
-        )
-        return q, s, r
-    q = round_to_grid(
-        x,
-        fmt,
-        rounding=rounding,
-        overflow=overflow,
-        r=r,
-        counts=counts,
-        errors=errors,
-        key=key,
-        dtype=dtype,
-    )
-    return q, s, r
+        return fake_round(x, fmt, r=r, s=s, **given), s, r
+    return round_to_grid(x, fmt, r=r, dtype=dtype, **given), s, r
 
 
 def _scale_of_number(

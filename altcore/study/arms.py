@@ -13,7 +13,7 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from altcore.formats import float_format
-from altcore.recipe import ATTENTION_OPERANDS, PRODUCT_OPERANDS, STORED, Cast, Plan, Scaling
+from altcore.recipe import ATTENTION_OPERANDS, PRODUCTS, STORED, Cast, Plan, Scaling
 from altcore.study.statistics import subsets
 
 FACTORS: dict[str, tuple[str, ...]] = {
@@ -34,7 +34,6 @@ FACTOR_NAMES = {"F": "forward precision", "B": "gradient fidelity", "U": "the up
 
 OWN = ("weight_gradient", *STORED)
 """What is cast once for a parameter, however many layers share it."""
-PRODUCTS = tuple(zip(PRODUCT_OPERANDS[::2], PRODUCT_OPERANDS[1::2], strict=True))
 WIDE = Cast(float_format("E8M10", 8, 10), Scaling("none"))
 """What an operand is given that takes part in another's Hadamard transform, and is not asked
 about: its rounding is too fine to matter."""

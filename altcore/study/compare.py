@@ -11,7 +11,7 @@ from altcore.recipe import OPERANDS, Plan
 from altcore.study.arms import Arm, frozen_control, select
 from altcore.study.explain import SELECTION_SEED, plain
 from altcore.study.runner import FACTORS_OF_RATE, Outcome, Runner, gap
-from altcore.study.statistics import estimate, holm
+from altcore.study.statistics import LEVEL, estimate, holm
 
 
 @frozen
@@ -124,8 +124,9 @@ class Comparison:
         if ahead["low"] <= 0:
             return "does not train: not ahead of the frozen control"
         if found["high"] <= self.within:
-            told = "" if found["low"] > 0 else ", not distinguishable from the twin"
-            return f"trains{told}"
+            is_told = row["p_holm"] < LEVEL and (found["low"] > 0 or found["high"] < 0)
+            better = ", better than the twin" if found["high"] < 0 else ""
+            return f"trains{better if is_told else ', not distinguishable from the twin'}"
         if found["low"] > self.within:
             return "learns, but not as the twin does"
         return "learns; whether as the twin does cannot be told"

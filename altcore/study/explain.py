@@ -27,7 +27,7 @@ from altcore.study.arms import (
     twin,
 )
 from altcore.study.runner import FACTORS_OF_RATE, Outcome, Runner, gap
-from altcore.study.statistics import Estimate, dividends, estimate, holm, shapley
+from altcore.study.statistics import LEVEL, Estimate, dividends, estimate, holm, shapley
 from altcore.study.variants import CAUSES, is_fixed_point, variants
 
 SELECTION_SEED = 1000
@@ -97,7 +97,10 @@ class Explanation:
         for arm in (*arms.values(), control):
             seed = self.seeds[0] + SELECTION_SEED
             self.rates[arm.key] = self.runner.best_rate(arm, seed)
-        self.found = {"learning_rate_factors": dict(self.rates)}
+        self.found = {
+            "learning_rate_factors": dict(self.rates),
+            "operands_of": {f: operands_in(self.plan, FACTORS[f]) for f in self.factors},
+        }
         for seed in self.seeds:
             for arm in (*arms.values(), control):
                 self._run(arm, seed, **(self.watch if arm is full else {}))
@@ -369,7 +372,7 @@ def _correct(rows: dict[str, dict[str, Any]]) -> None:
     corrected = holm({k: r["p"] for k, r in rows.items()})
     for key, row in rows.items():
         row["p_holm"] = corrected[key]
-        row["guilty"] = row["diverged"] > 0 or (row["low"] > 0 and corrected[key] < 0.05)
+        row["guilty"] = row["diverged"] > 0 or (row["low"] > 0 and corrected[key] < LEVEL)
 
 
 def _by_seed(found: Sequence[Mapping[str, float]]) -> dict[str, dict[str, Any]]:

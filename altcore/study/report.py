@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from altcore.study.arms import FACTOR_NAMES, FACTORS
+from altcore.study.arms import FACTOR_NAMES
+from altcore.study.statistics import LEVEL
 from altcore.study.variants import CAUSES
 
 NOT_TOLD = "not distinguishable"
@@ -37,7 +38,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def judged(row: Mapping[str, Any], seeds: int) -> list[str]:
     """Return the columns that every arm has: gap, corrected p, diverged, in words."""
     words = "worse than the twin" if row["guilty"] else NOT_TOLD
-    if row["high"] < 0 and row["p_holm"] < 0.05:
+    if row["high"] < 0 and row["p_holm"] < LEVEL:
         words = "better than the twin"
     return [interval(row), number(row["p_holm"]), f"{row['diverged']} of {seeds}", words]
 
@@ -48,10 +49,8 @@ def explanation(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     lines = [f"# Where {about['format']} breaks", ""]
     lines += [*_conclusion(about, found), ""]
     lines += ["## How this was found", "", _method(about, found), "", "## Factors", ""]
-    for key, operands in FACTORS.items():
-        lines.append(
-            f"- {key}, {FACTOR_NAMES[key]}: what the recipe quantizes of {', '.join(operands)}"
-        )
+    for key, operands in found["operands_of"].items():
+        lines.append(f"- {key}, {FACTOR_NAMES[key]}: {', '.join(operands)}")
     rates = found["learning_rate_factors"]
     arms = [[key, f"{rates[key]:.3g}", *judged(row, seeds)] for key, row in found["arms"].items()]
     frozen = found["frozen"]
@@ -169,6 +168,8 @@ def _conclusion(about: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]
     else:
         first = "**It does not train**: it does not beat the frozen control"
     lines = [f"{first}. Gap {interval(full)}, {full['diverged']} diverged.", ""]
+    if found["frozen"]["low"] <= 0:
+        lines += ["The twin is not ahead of the frozen control: there was nothing to lose.", ""]
     if "factor" not in found:
         return [*lines, f"Factors: {NOT_TOLD}. Nothing was looked for inside them."]
     factor = found["factor"]

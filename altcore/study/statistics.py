@@ -14,6 +14,10 @@ from altcore.errors import BadInput
 K = TypeVar("K", bound=Hashable)
 
 
+LEVEL = 0.05
+"""Below which a corrected p tells a difference."""
+
+
 @frozen
 class Estimate:
     """A mean of paired differences, with its interval by Student's t."""

@@ -5,16 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 from altcore.errors import BadInput
-from altcore.recipe import PRODUCT_OPERANDS, STORED, Cast, Casts, Plan, Recipe, some
+from altcore.recipe import PRODUCT_OPERANDS, PRODUCTS, STORED, Cast, Casts, Plan, Recipe, some
 from altcore.surgery.casts import StandIn
 from altcore.surgery.layers import is_linear, tied_matrices
-
-PRODUCTS = (
-    ("activation@fwd", "weight@fwd"),
-    ("gradient@dgrad", "weight@dgrad"),
-    ("gradient@wgrad", "activation@wgrad"),
-)
-"""The operands of a Linear's three products."""
 
 
 def check_effect(recipe: Recipe, plan: Plan) -> None:

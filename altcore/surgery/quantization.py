@@ -106,19 +106,21 @@ class Quantization:
     _hooks: list[RemovableHandle | SlowPath] = field(init=False, factory=list)
 
     def __attrs_post_init__(self) -> None:
-        found = find_layers(self.model)
-        plan = self.recipe.resolve([layer for layer, _ in found.values()])
-        check_effect(self.recipe, plan)
-        self._build(with_ties(self.recipe, self.model, plan, before={}))
+        self._take(self.recipe)
 
     # Building and changing -------------------------------------------------------------------
 
-    def _build(self, plan: Plan) -> None:
-        wanted = self._wanted_quantizers(plan)  # First, since it raises.
+    def _take(self, recipe: Recipe) -> None:
+        plan = recipe.resolve([layer for layer, _ in find_layers(self.model).values()])
+        check_effect(recipe, plan)
+        self._build(recipe, with_ties(recipe, self.model, plan, before={}))
+
+    def _build(self, recipe: Recipe, plan: Plan) -> None:
+        wanted = self._wanted_quantizers(recipe, plan)  # First, since it raises.
         kept = {q.name: q for q in self.quantizers}
         for hook in self._hooks:
             hook.remove()
-        self.plan, self._hooks = plan, []
+        self.recipe, self.plan, self._hooks = recipe, plan, []
         self.formats |= {c.format.name: c.format for x in plan.values() for c in x.values() if c}
         first = next(self.model.parameters(), None)
         device = torch.device("cpu") if first is None else first.device
@@ -159,11 +161,11 @@ class Quantization:
             self.layers[name] = layer
         _restore_forwards(before)
 
-    def _wanted_quantizers(self, plan: Plan) -> dict[str, Cast]:
+    def _wanted_quantizers(self, recipe: Recipe, plan: Plan) -> dict[str, Cast]:
         wanted: dict[str, Cast] = {}
         for name, casts in plan.items():
             module = self.model.get_submodule(name)
-            check_casts(self.recipe, name, module, casts, owner=self)
+            check_casts(recipe, name, module, casts, owner=self)
             if is_linear(module) or is_conv(module):
                 for first, second in PAIRS.values():
                     cast, other = casts[first], casts[second]
@@ -222,7 +224,8 @@ class Quantization:
         }
         if plan != self.plan == possible:
             raise BadInput(f"recipe {self.recipe.name}: no layer has what the change asks for")
-        self._build(with_ties(self.recipe, self.model, possible, before=self.plan))
+        plan = with_ties(self.recipe, self.model, possible, before=self.plan)
+        self._build(self.recipe, plan)
         return self._encoding_errors(before)
 
     def change_recipe(
@@ -236,11 +239,7 @@ class Quantization:
         The optimizer stays as it is. Returns what `change` does; nothing is changed by an error.
         """
         before = dict(self.stored)
-        chosen = _as_recipe(recipe, None if format is None else get_format(format))
-        plan = chosen.resolve([layer for layer, _ in find_layers(self.model).values()])
-        check_effect(chosen, plan)
-        self._build(with_ties(chosen, self.model, plan, before={}))
-        self.recipe = chosen
+        self._take(_as_recipe(recipe, None if format is None else get_format(format)))
         return self._encoding_errors(before)
 
     def _encoding_errors(self, before: Mapping[str, StoredWeight]) -> dict[str, float]:
@@ -434,7 +433,7 @@ class Quantization:
     def load_state_dict(self, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         """Restore plan, model ``weights`` and scales, in the order in which they depend."""
         if plan_to_plain(self.plan) != state["plan"]:
-            self._build(plan_from_plain(state["plan"], self.formats))
+            self._build(self.recipe, plan_from_plain(state["plan"], self.formats))
         self.model.load_state_dict(weights)
         self.clock.step = state["step"]
         for quantizer in self.quantizers:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from typing import TypedDict
 
 import torch
 from attrs import define
@@ -20,6 +19,7 @@ from altcore.numerics import (
     scale_of,
 )
 from altcore.numerics.blocks import Blocks, fake_blocks, round_blocks, spread
+from altcore.numerics.grids import Given
 from altcore.numerics.hadamard import transform
 from altcore.recipe import Cast
 
@@ -61,16 +61,6 @@ class Grid:
 
     values: Tensor
     r: Tensor | None
-
-
-class Given(TypedDict):
-    """What the functions of `altcore.numerics` that round have in common."""
-
-    rounding: str
-    overflow: str
-    counts: Tensor | None
-    errors: Tensor | None
-    key: int | None
 
 
 @define(eq=False)
@@ -228,13 +218,13 @@ class Quantizer:
         """Return ``x`` on the grid, under ``fake`` there and back, and the scales (s, r)."""
         cast, scaling = self.cast, self.cast.scaling
         errors = self.errors if training and self.clock.measures_errors else None
-        given = Given(
-            rounding=cast.rounding,
-            overflow=cast.overflow,
-            counts=self.counts if training else None,
-            errors=errors,
-            key=key,
-        )
+        given: Given = {
+            "rounding": cast.rounding,
+            "overflow": cast.overflow,
+            "counts": self.counts if training else None,
+            "errors": errors,
+            "key": key,
+        }
         if scaling.kind == "tensor" and scaling.quantile is None:  # in one call
             made = round_scaled(
                 x,
