@@ -15,6 +15,7 @@ from altcore.numerics import (
     amax,
     build,
     fake_round,
+    flips,
     native,
     native_formats,
     outputs,
@@ -320,6 +321,7 @@ def test_both_sides_agree_on_the_struct():
     assert build.library().altcore_job_size() == ctypes.sizeof(native_formats.Job)
     assert native_formats.CALL.size == native_formats.Job.few.offset
     assert build.library().altcore_output_size() == ctypes.sizeof(outputs._Output)
+    assert build.library().altcore_flips_size() == ctypes.sizeof(flips._Flips)
 
 
 @available

@@ -6,6 +6,7 @@ Everything here works on torch tensors and is exact: each result is that of
 layers above build on. They know nothing of autograd.
 """
 
+from altcore.numerics.flips import follow_flips
 from altcore.numerics.grids import COUNTS, fake_round, round_to_grid
 from altcore.numerics.plan import compute_dtype
 from altcore.numerics.positions import grid_error, position, stiffness
@@ -16,6 +17,7 @@ __all__ = [
     "amax",
     "compute_dtype",
     "fake_round",
+    "follow_flips",
     "grid_error",
     "position",
     "quantile",

@@ -24,7 +24,9 @@ from typing import Any
 import torch
 
 SOURCE = Path(__file__).with_name("kernels.c")
-_INCLUDED = ("rounding.h", "tables.h", "adding.h", "blocks.h", "tiles.h", "outputs.h")
+_INCLUDED = (
+    *("rounding.h", "tables.h", "adding.h", "blocks.h", "tiles.h", "outputs.h", "flips.h"),
+)
 SWITCH = "ALTCORE_KERNELS"  # "off" forces the torch path
 _FLAGS = (
     *("-O3", "-std=c11", "-fPIC", "-fopenmp-simd"),
@@ -77,10 +79,13 @@ def _load(path: Path) -> ctypes.CDLL:
     handle.altcore_round_blocks.restype = None
     handle.altcore_scale_output.argtypes = [ctypes.c_void_p]
     handle.altcore_scale_output.restype = None
+    handle.altcore_follow_flips.argtypes = [ctypes.c_void_p]
+    handle.altcore_follow_flips.restype = None
     handle.altcore_block_amax.argtypes = [ctypes.c_void_p]
     handle.altcore_block_amax.restype = ctypes.c_float
     handle.altcore_job_size.restype = ctypes.c_int64
     handle.altcore_output_size.restype = ctypes.c_int64
+    handle.altcore_flips_size.restype = ctypes.c_int64
     handle.altcore_block_job_size.restype = ctypes.c_int64
     return handle
 

@@ -15,6 +15,7 @@
 #include "blocks.h"
 #include "tiles.h"
 #include "outputs.h"
+#include "flips.h"
 
 #ifdef _OPENMP
 #define PARALLEL _Pragma("omp parallel num_threads(threads) if (threads > 1)")
@@ -192,10 +193,34 @@ void altcore_scale_output(const struct output *o) {
     (void)threads;
 }
 
+/* Blocks are shared out as those that are rounded. */
+void altcore_follow_flips(const struct flips *f) {
+    const int64_t blocks = (f->n + BLOCK - 1) / BLOCK;
+    const int threads = f->threads;
+    int64_t flips = 0, back = 0;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1) reduction(+ : flips, back)
+#endif
+    {
+        int64_t totals[2] = {0, 0};
+        const int64_t id = omp_get_thread_num(), count_of = omp_get_num_threads();
+        const int64_t last = blocks * (id + 1) / count_of;
+        for (int64_t b = blocks * id / count_of; b < last; b++) {
+            const int64_t start = b * BLOCK, left = f->n - start;
+            (f->is_half ? follow_halves : follow_floats)(
+                f, start, left < BLOCK ? (int)left : BLOCK, totals);
+        }
+        flips += totals[0], back += totals[1];
+    }
+    (void)threads;
+    f->counts[0] = flips, f->counts[1] = back;
+}
+
 /* So that the loader can check that both sides agree on the struct. */
 int64_t altcore_job_size(void) { return (int64_t)sizeof(struct job); }
 int64_t altcore_block_job_size(void) { return (int64_t)sizeof(struct block_job); }
 int64_t altcore_output_size(void) { return (int64_t)sizeof(struct output); }
+int64_t altcore_flips_size(void) { return (int64_t)sizeof(struct flips); }
 
 void altcore_amax(const void *x, int64_t n, int32_t is_half, int32_t threads, float *most) {
     *most = amax_of(x, n, is_half, threads);

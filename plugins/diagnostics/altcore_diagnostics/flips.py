@@ -12,14 +12,11 @@ from attrs.validators import ge
 from torch import Tensor
 
 from altcore import hookimpl, setting
+from altcore.numerics import follow_flips
 from altcore_diagnostics.measuring import Table, Weight, layer_of, on_grid, weights_on_grids
 
 if TYPE_CHECKING:
     from altcore.state import Run, Step
-
-
-INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""By bytes."""
 
 
 @attrs.define(eq=False)
@@ -155,18 +152,15 @@ class Flips:
     ) -> list[Tensor]:
         """Compare a weight's flips with its past, and keep what the next steps need.
 
-        Returns, where they are counted, the flips, and those that go back; of a view, the masters
+        Returns the flips, and those that go back; of a view, where they are counted, the masters
         that moved too.
         """
-        grid, now, counts = weight.grid, weight.parameter.detach(), []
+        grid, now, scales, moved = weight.grid, weight.parameter.detach(), None, None
         if grid.is_stored:  # the values are what stays the same when the scale does not
-            after = run.quantization.grid_of(weight.parameter)
-            flipped = _where_same(after.scale, grid.scale, now != before)
+            scales = grid.scale, run.quantization.grid_of(weight.parameter).scale
         else:
-            if is_counting:
-                counts.append(torch.count_nonzero(now != before))
+            moved = torch.count_nonzero(now != before) if is_counting else None
             before, now = (on_grid(w, grid.format, grid.scale) for w in (before, now))
-            flipped = now != before
         what = f"{weight.kind} {grid.format.name}"
         swing = self.swings.get(weight.name)
         if swing is None or swing.what != what:
@@ -176,14 +170,9 @@ class Flips:
         swing.earlier, swing.flipped_at = (
             kept.to(now.device) for kept in (swing.earlier, swing.flipped_at)
         )
-        if is_counting:
-            back = (now == swing.earlier).logical_and_(flipped)
-            back.logical_and_(swing.flipped_at >= step - self.window)
-            counts = [torch.count_nonzero(flipped), torch.count_nonzero(back), *counts]
-        last = flipped.to(torch.int32).mul_(step)
-        torch.maximum(swing.flipped_at, last, out=swing.flipped_at)
-        _replace(swing.earlier, before, flipped)
-        return counts
+        past, since = (swing.earlier, swing.flipped_at), step - self.window
+        counts = follow_flips(before, now, *past, step, since=since, scales=scales)
+        return [*counts.unbind(), *([] if moved is None else [moved])]
 
     def state_dict(self) -> dict[str, Any]:
         """Return each weight's past and the sums so far."""
@@ -194,20 +183,6 @@ class Flips:
         """Restore what `state_dict` returned."""
         self.swings = {n: Swing(*kept) for n, kept in state["swings"].items()}
         self.sums, self.reported = [list(s) for s in state["sums"]], state["reported"]
-
-
-def _where_same(a: Tensor, b: Tensor, flags: Tensor) -> Tensor:
-    """Return the flags where two numbers are the same, else none, and without a host read."""
-    if flags.device.type == "cpu":
-        return flags if torch.equal(a, b) else torch.zeros_like(flags)
-    return flags.logical_and_(a == b)
-
-
-def _replace(x: Tensor, by: Tensor, where: Tensor) -> None:
-    """Do ``x[where] = by[where]``, by bits: faster than a choice that nobody can predict."""
-    integer = INTEGERS[x.element_size()]
-    bits, mask = x.view(integer), where.to(integer).neg_()
-    bits.bitwise_xor_(mask.bitwise_and_(bits ^ by.contiguous().view(integer)))
 
 
 def _finish(columns: Tensor) -> Mapping[str, Tensor]:
