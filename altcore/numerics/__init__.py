@@ -11,14 +11,17 @@ from altcore.numerics.grids import COUNTS, fake_round, round_to_grid
 from altcore.numerics.plan import compute_dtype
 from altcore.numerics.positions import grid_error, position, stiffness
 from altcore.numerics.scaling import amax, quantile, root_mean_square, round_scaled, scale_of
+from altcore.numerics.tallies import count_small, inner_products
 
 __all__ = [
     "COUNTS",
     "amax",
     "compute_dtype",
+    "count_small",
     "fake_round",
     "follow_flips",
     "grid_error",
+    "inner_products",
     "position",
     "quantile",
     "root_mean_square",

@@ -26,6 +26,7 @@ import torch
 SOURCE = Path(__file__).with_name("kernels.c")
 _INCLUDED = (
     *("rounding.h", "tables.h", "adding.h", "blocks.h", "tiles.h", "outputs.h", "flips.h"),
+    *("positions.h", "tallies.h"),
 )
 SWITCH = "ALTCORE_KERNELS"  # "off" forces the torch path
 _FLAGS = (
@@ -65,28 +66,24 @@ def library() -> ctypes.CDLL | None:
 
 def _load(path: Path) -> ctypes.CDLL:
     handle = ctypes.CDLL(str(path))
-    handle.altcore_round.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
-    handle.altcore_round.restype = None
-    handle.altcore_amax.argtypes = [
-        ctypes.c_void_p,
-        ctypes.c_int64,
-        ctypes.c_int32,
-        ctypes.c_int32,
-        ctypes.c_void_p,
-    ]
-    handle.altcore_amax.restype = None
-    handle.altcore_round_blocks.argtypes = [ctypes.c_void_p]
-    handle.altcore_round_blocks.restype = None
-    handle.altcore_scale_output.argtypes = [ctypes.c_void_p]
-    handle.altcore_scale_output.restype = None
-    handle.altcore_follow_flips.argtypes = [ctypes.c_void_p]
-    handle.altcore_follow_flips.restype = None
-    handle.altcore_block_amax.argtypes = [ctypes.c_void_p]
+    pointer, whole = ctypes.c_void_p, ctypes.c_int64
+    takes: dict[str, list[Any]] = {
+        "round": [pointer, pointer],
+        "round_blocks": [pointer],
+        "amax": [pointer, whole, ctypes.c_int32, ctypes.c_int32, pointer],
+        "block_amax": [pointer],
+        "scale_output": [pointer],
+        "follow_flips": [pointer],
+        "position": [pointer],
+        "inner_products": [pointer, pointer],
+        "count_small": [pointer, pointer],
+    }
+    for name, arguments in takes.items():
+        entry = getattr(handle, f"altcore_{name}")
+        entry.argtypes, entry.restype = arguments, None
     handle.altcore_block_amax.restype = ctypes.c_float
-    handle.altcore_job_size.restype = ctypes.c_int64
-    handle.altcore_output_size.restype = ctypes.c_int64
-    handle.altcore_flips_size.restype = ctypes.c_int64
-    handle.altcore_block_job_size.restype = ctypes.c_int64
+    for struct in ("job", "block_job", "output", "flips", "position", "tally"):
+        getattr(handle, f"altcore_{struct}_size").restype = whole
     return handle
 
 
@@ -133,8 +130,8 @@ def _first_failure(steps: list[list[str]]) -> str:
     for step in steps:
         done = subprocess.run(step, capture_output=True, text=True, timeout=_TIMEOUT, check=False)
         if done.returncode:
-            lines = done.stderr.strip().splitlines()
-            return lines[0] if lines else f"exit status {done.returncode}"
+            lines = done.stderr.strip().splitlines() or [f"exit status {done.returncode}"]
+            return next((line for line in lines if "error" in line), lines[0])
     return ""
 
 

@@ -16,6 +16,8 @@
 #include "tiles.h"
 #include "outputs.h"
 #include "flips.h"
+#include "positions.h"
+#include "tallies.h"
 
 #ifdef _OPENMP
 #define PARALLEL _Pragma("omp parallel num_threads(threads) if (threads > 1)")
@@ -193,33 +195,68 @@ void altcore_scale_output(const struct output *o) {
     (void)threads;
 }
 
-/* Blocks are shared out as those that are rounded. */
+/* For each run of BLOCK elements of `n`, shared out among the threads, `(...)(start, length)`. */
+#define EACH_BLOCK(n, call)                                                                    \
+    do {                                                                                       \
+        const int64_t blocks = ((n) + BLOCK - 1) / BLOCK;                                      \
+        const int64_t id = omp_get_thread_num(), count_of = omp_get_num_threads();             \
+        const int64_t last = blocks * (id + 1) / count_of;                                     \
+        for (int64_t b = blocks * id / count_of; b < last; b++) {                              \
+            const int64_t start = b * BLOCK, left = (n) - start;                               \
+            const int length = left < BLOCK ? (int)left : BLOCK;                               \
+            call;                                                                              \
+        }                                                                                      \
+    } while (0)
+
 void altcore_follow_flips(const struct flips *f) {
-    const int64_t blocks = (f->n + BLOCK - 1) / BLOCK;
     const int threads = f->threads;
-    int64_t flips = 0, back = 0;
-#ifdef _OPENMP
-#pragma omp parallel num_threads(threads) if (threads > 1) reduction(+ : flips, back)
-#endif
-    {
+    int64_t each[MOST_THREADS][2] = {{0}};
+    PARALLEL {
         int64_t totals[2] = {0, 0};
-        const int64_t id = omp_get_thread_num(), count_of = omp_get_num_threads();
-        const int64_t last = blocks * (id + 1) / count_of;
-        for (int64_t b = blocks * id / count_of; b < last; b++) {
-            const int64_t start = b * BLOCK, left = f->n - start;
-            (f->is_half ? follow_halves : follow_floats)(
-                f, start, left < BLOCK ? (int)left : BLOCK, totals);
-        }
-        flips += totals[0], back += totals[1];
+        EACH_BLOCK(f->n, (f->is_half ? follow_halves : follow_floats)(f, start, length, totals));
+        memcpy(each[omp_get_thread_num()], totals, sizeof totals);
     }
+    f->counts[0] = f->counts[1] = 0;
+    for (int i = 0; i < threads; i++) f->counts[0] += each[i][0], f->counts[1] += each[i][1];
+}
+
+void altcore_position(const struct position *p) {
+    const int threads = p->threads;
+    PARALLEL { EACH_BLOCK(p->n, place_run(p, start, length)); }
     (void)threads;
-    f->counts[0] = flips, f->counts[1] = back;
+}
+
+void altcore_inner_products(const struct tally *t, double *sums) {
+    const int threads = t->threads;
+    double each[MOST_THREADS][4] = {{0}};
+    PARALLEL {
+        double totals[4] = {0.0, 0.0, 0.0, 0.0};
+        EACH_BLOCK(t->n, products(t, start, length, totals));
+        memcpy(each[omp_get_thread_num()], totals, sizeof totals);
+    }
+    memset(sums, 0, 4 * sizeof *sums);
+    for (int i = 0; i < threads; i++)
+        for (int k = 0; k < 4; k++) sums[k] += each[i][k];
+}
+
+void altcore_count_small(const struct tally *t, int64_t *number) {
+    const int threads = t->threads;
+    int64_t each[MOST_THREADS] = {0};
+    PARALLEL {
+        int64_t found = 0;
+        EACH_BLOCK(t->n, small_ones(t, start, length, &found));
+        each[omp_get_thread_num()] = found;
+    }
+    *number = 0;
+    for (int i = 0; i < threads; i++) *number += each[i];
 }
 
 /* So that the loader can check that both sides agree on the struct. */
 int64_t altcore_job_size(void) { return (int64_t)sizeof(struct job); }
 int64_t altcore_block_job_size(void) { return (int64_t)sizeof(struct block_job); }
 int64_t altcore_output_size(void) { return (int64_t)sizeof(struct output); }
+int64_t altcore_position_size(void) { return (int64_t)sizeof(struct position); }
+int64_t altcore_tally_size(void) { return (int64_t)sizeof(struct tally); }
 int64_t altcore_flips_size(void) { return (int64_t)sizeof(struct flips); }
 
 void altcore_amax(const void *x, int64_t n, int32_t is_half, int32_t threads, float *most) {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from altcore.formats import FloatFormat, Format
 from altcore.numerics.grids import check_floating, fake_round
+from altcore.numerics.native import handle_for, threads_for
 from altcore.numerics.plan import LAYOUTS, FloatPlan, compute_dtype, float_plan, table_plan
 
 LARGEST_TABLE = 1 << 18
@@ -25,6 +27,8 @@ def position(q: Tensor, fmt: Format) -> Tensor:
     q = q.detach().to(compute_dtype(q.dtype, fmt)).contiguous()
     if isinstance(fmt, FloatFormat):
         plan = float_plan(fmt, q.dtype)
+        if _doubles(plan) and (known := _position_by_kernel(q, fmt, plan)) is not None:
+            return known
         by_bits = _position_by_bits if _doubles(plan) else _position_by_parts
         return by_bits(q, fmt, plan)
     if (found := _leading_bits(fmt, q.dtype, q.device)) is None:
@@ -72,6 +76,36 @@ def _doubles(plan: FloatPlan) -> bool:
     """Whether twice every value, and the smallest normal one, is a normal number of the dtype."""
     layout = plan.layout
     return plan.max <= layout.largest / 2 and plan.min_normal >= layout.hidden
+
+
+class _Position(ctypes.Structure):
+    """``struct position`` of positions.h, field by field."""
+
+    _fields_ = (
+        ("q", ctypes.c_void_p),
+        ("out", ctypes.c_void_p),
+        ("n", ctypes.c_int64),
+        ("least", ctypes.c_float),
+        ("min_normal", ctypes.c_int32),
+        ("cut", ctypes.c_int32),
+        ("omitted", ctypes.c_int32),
+        ("middle", ctypes.c_int32),
+        ("threads", ctypes.c_int32),
+    )
+
+
+def _position_by_kernel(q: Tensor, fmt: FloatFormat, plan: FloatPlan) -> Tensor | None:
+    """As `_position_by_bits`, compiled; None where that does not apply."""
+    handle = handle_for(q) if q.dtype is torch.float32 else None
+    if handle is None:
+        return None
+    result = torch.empty_like(q, dtype=torch.int64)
+    omitted = 0 if fmt.subnormals else (1 << plan.mantissa) - 1
+    middle, threads = len(fmt.values) // 2, threads_for(q.numel())
+    numbers = (plan.least, plan.min_normal, plan.cut, omitted, middle, threads)
+    job = _Position(q.data_ptr(), result.data_ptr(), q.numel(), *numbers)
+    handle.altcore_position(ctypes.byref(job))
+    return result
 
 
 def _position_by_bits(q: Tensor, fmt: FloatFormat, plan: FloatPlan) -> Tensor:

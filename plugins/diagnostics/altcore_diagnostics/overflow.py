@@ -11,13 +11,12 @@ from attrs.validators import ge
 from torch import Tensor
 
 from altcore import hookimpl, setting
-from altcore.numerics import compute_dtype
+from altcore.numerics import compute_dtype, count_small
 from altcore.reference import round_scalar
 from altcore_diagnostics.measuring import (
     Table,
     inverse,
     operand_of,
-    parts,
     quantizers_at_work,
     tensor_of,
 )
@@ -110,12 +109,7 @@ def below_normal(x: Tensor | None, quantizer: Any) -> tuple[Tensor, Tensor] | No
         return None
     dtype = compute_dtype(x.dtype, fmt)
     r, least = inverse(scale if has_scale else None), first_normal(fmt, normal, dtype)
-    number = torch.zeros((), dtype=torch.int64, device=x.device)
-    for part in parts(x):
-        y = part.to(dtype)
-        size = y.abs() if r is None else (y * r.to(dtype)).abs_()
-        # Of the small ones, those that are not 0.
-        number += torch.count_nonzero(size < least) + torch.count_nonzero(part) - part.numel()
+    number = count_small(x.to(dtype) if dtype == torch.float64 else x, least, r)
     return number, torch.full_like(number, x.numel())
 
 

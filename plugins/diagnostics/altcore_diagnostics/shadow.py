@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +12,7 @@ from attrs.validators import ge
 from torch import Tensor, nn
 
 from altcore import hookimpl, setting
-from altcore_diagnostics.measuring import parts
+from altcore.numerics import inner_products
 from altcore_diagnostics.shadow_gradients import (
     LayerSums,
     Watch,
@@ -119,8 +119,6 @@ class Call:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Tensor
-    signal: Tensor
-    """The sum of the output's squares."""
     version: int
     """How often the output had been written to."""
 
@@ -133,7 +131,7 @@ class LayerErrors(Watch):
     calls: dict[str, list[Call]] = attrs.field(init=False, factory=dict)
     """Of the shadow's forward pass, by layer."""
     accumulated: dict[str, Tensor] = attrs.field(init=False, factory=dict)
-    """For each layer the squares of its outputs' difference, and of the exact outputs."""
+    """For each layer the `inner_products` of its outputs in the two."""
     is_done: bool = attrs.field(init=False, default=False)
 
     @contextmanager
@@ -145,7 +143,7 @@ class LayerErrors(Watch):
                 given = tuple(map(_detached, args))
                 named = {key: _detached(value) for key, value in kwargs.items()}
                 y = y.clone() if _has_parts(self.run, name) else y.detach()
-                call = Call(given, named, y, _square(parts(y)), y._version)
+                call = Call(given, named, y, y._version)
                 self.calls.setdefault(name, []).append(call)
 
         with _watched(self.run, keep):
@@ -167,7 +165,7 @@ class LayerErrors(Watch):
         def compare(name: str, args: Any, kwargs: Any, output: Any) -> None:
             call = next(rest.get(name, iter(())), None)
             if call is not None:
-                _add(self.accumulated, name, _tensor(output), call.output, call.signal)
+                _add(self.accumulated, name, _tensor(output), call.output)
 
         with _watched(self.run, compare):
             yield
@@ -186,7 +184,7 @@ class LayerErrors(Watch):
         self.calls.clear()  # the watch is there for as long as the step
         for kind, layers in found.items():
             if layers:
-                error, signal = torch.stack(list(layers.values())).unbind(1)
+                _, signal, _, error = torch.stack(list(layers.values())).unbind(1)
                 relative = (error / signal).sqrt()
                 known = ~((error == 0) & (signal == 0))
                 measures[f"{kind}_max"] = -least(-relative, known)
@@ -194,8 +192,8 @@ class LayerErrors(Watch):
         return measures
 
     def injected(self) -> dict[str, Tensor]:
-        """Return for each layer, on exact inputs, the squares of its error and of its output."""
-        run, squares = self.run, {}
+        """Return for each layer, on exact inputs, the `inner_products` of its two outputs."""
+        run, sums = self.run, {}
         with quantized(run):
             for name, made in self.calls.items():
                 module = run.quantization.modules[name]
@@ -204,13 +202,12 @@ class LayerErrors(Watch):
                     module.eval()
                 with _unquantized_inside(run, module):
                     for call in made:
-                        exact, signal = call.output, call.signal
+                        exact: Tensor | None = call.output
                         if has_parts:
                             with run.quantization.off():
-                                exact, signal = _tensor(module(*call.args, **call.kwargs)), None
-                        y = _tensor(module(*call.args, **call.kwargs))
-                        _add(squares, name, y, exact, signal)
-        return squares
+                                exact = _tensor(module(*call.args, **call.kwargs))
+                        _add(sums, name, _tensor(module(*call.args, **call.kwargs)), exact)
+        return sums
 
 
 def _has_parts(run: Run, name: str) -> bool:
@@ -222,25 +219,16 @@ def _detached(value: Any) -> Any:
 
 
 def _add(
-    squares: dict[str, Tensor],
+    sums: dict[str, Tensor],
     name: str,
     y: Tensor | None,
     exact: Tensor | None,
-    signal: Tensor | None = None,
 ) -> None:
-    """Add the squares of y's error, and of the exact values (``signal``), to a layer's."""
+    """Add the `inner_products` of two outputs to a layer's."""
     if y is None or exact is None or y.shape != exact.shape:
         return  # it was routed otherwise: there is nothing to compare
-    pairs = zip(parts(y), parts(exact), strict=True)
-    error = _square(part.to(exact.dtype) - of_exact for part, of_exact in pairs)
-    own = torch.stack([error, _square(parts(exact)) if signal is None else signal])
-    squares[name] = squares[name] + own if name in squares else own
-
-
-def _square(parts: Iterable[Tensor]) -> Tensor:
-    """The sum of squares, float64."""
-    norms = [torch.linalg.vector_norm(part, dtype=torch.float64) for part in parts]
-    return torch.stack(norms).square_().sum()
+    own = inner_products(y, exact)
+    sums[name] = sums[name] + own if name in sums else own
 
 
 def _tensor(output: Any) -> Tensor | None:

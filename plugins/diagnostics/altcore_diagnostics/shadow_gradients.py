@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from altcore.numerics import inner_products
 from altcore.state import random_state
 from altcore_diagnostics.eager import eagerly
 
@@ -209,17 +210,11 @@ def _layer_sums(pair: GradientPair) -> LayerSums | None:
     for name, gradient in pair.quantized.items():
         if name in pair.exact:
             layer = name.rpartition(".")[0] or name
-            own = _sums(gradient, pair.exact[name])
+            own = inner_products(gradient, pair.exact[name])
             sums[layer] = sums[layer] + own if layer in sums else own
     if not sums:
         return None
     return LayerSums(list(sums), *torch.stack(list(sums.values())).unbind(1))
-
-
-def _sums(a: Tensor, b: Tensor) -> Tensor:
-    a, b = a.flatten().double(), b.flatten().double()
-    d = a - b
-    return torch.stack([a.dot(a), b.dot(b), a.dot(b), d.dot(d)])
 
 
 def least(values: Tensor, known: Tensor) -> Tensor:
