@@ -12,7 +12,7 @@ from torch import nn
 from altcore import BadInput, get_format
 from altcore.numerics import round_to_grid
 from altcore.settings import build as build_settings
-from altcore.surgery.quantization import WeightGrid
+from altcore.surgery.weight_grids import WeightGrid
 from altcore_optimizers.grid import Grid
 
 BY_HAND = {"beta": 0.0, "normalize": False}

@@ -12,7 +12,7 @@ from torch import nn
 import altcore
 from altcore import BadInput, get_format
 from altcore.settings import build as build_settings
-from altcore.surgery.quantization import WeightGrid
+from altcore.surgery.weight_grids import WeightGrid
 from altcore_optimizers.manifold_adamw import ManifoldAdamW
 
 SETTINGS = {"weight_decay": 0.1, "beta1": 0.9, "beta2": 0.95, "eps": 1e-8}

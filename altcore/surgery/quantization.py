@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from altcore.blocks import AnyFormat
 from altcore.config import read_mapping
 from altcore.errors import BadInput
-from altcore.formats import Format
 from altcore.numerics import COUNTS
 from altcore.recipe import (
     ATTENTION_OPERANDS,
@@ -46,7 +45,6 @@ from altcore.surgery.compute import COMPUTES, choose_compute
 from altcore.surgery.layers import (
     SlowPath,
     find_layers,
-    has_transposed_weight,
     is_conv,
     is_linear,
     matrices,
@@ -56,21 +54,10 @@ from altcore.surgery.layers import (
 from altcore.surgery.product import PAIRS
 from altcore.surgery.quantizer import Clock, Quantizer
 from altcore.surgery.stored import STALL, StoredWeight, store_optimizer_state
+from altcore.surgery.weight_grids import WeightGrid, WeightGrids, weight_grids
 
 FORWARD_OPERANDS = (*PRODUCT_OPERANDS, "stored_weight", *ATTENTION_OPERANDS)
 """Those for which a layer needs a stand-in for its forward."""
-
-
-@frozen
-class WeightGrid:
-    """The grid that a weight is on, or is seen on: a format's values times a scale."""
-
-    format: Format
-    """Of single values: a block format's elements."""
-    scale: Tensor | None
-    """Broadcasts to the weight; None for 1."""
-    is_stored: bool
-    """The weight lives on the grid; otherwise a product's view of a float32 master does."""
 
 
 @define(eq=False)
@@ -88,6 +75,7 @@ class Quantization:
     formats: dict[str, AnyFormat] = field(init=False, factory=dict)
     """Every format there has been: from Python it may be one that no distribution names."""
     stored: dict[str, StoredWeight] = field(init=False, factory=dict)
+    grids: WeightGrids = field(init=False, factory=WeightGrids)
     quantizers: list[Quantizer] = field(init=False, factory=list)
     counts: Tensor = field(init=False)
     """int64 (quantizers, 4): what each quantizer met since `begin_step`; see `COUNTS`."""
@@ -103,6 +91,7 @@ class Quantization:
     """Whether views of master weights are kept for `measure_views`."""
     is_off: bool = field(init=False, default=False)
     flops: int | None = field(init=False, default=None)
+    _state_casts: dict[str, tuple[nn.Parameter, Cast]] = field(init=False, factory=dict)
     _hooks: list[RemovableHandle | SlowPath] = field(init=False, factory=list)
 
     def __attrs_post_init__(self) -> None:
@@ -140,6 +129,12 @@ class Quantization:
         self._hooks += slow_paths(self.model) if self.layers else []
         self._hook_weight_gradients(made)
         self._store_weights()
+        self.grids = weight_grids(unique_matrices(self.model), self.stored, self.layers)
+        self._state_casts = {
+            full: (parameter, state)
+            for name, full, parameter in unique_matrices(self.model)
+            if (state := plan[name]["optimizer_state"])
+        }
 
     def _shadow_layers(self, made: Mapping[str, Quantizer]) -> None:
         """Stand in for the forward of each layer that has a cast in it.
@@ -255,7 +250,7 @@ class Quantization:
             hook.remove()
         self._hooks = []
         _restore_forwards(self.layers)
-        self.layers, self.stored = {}, {}
+        self.layers, self.stored, self.grids = {}, {}, WeightGrids()
 
     def __enter__(self) -> Quantization:
         return self
@@ -284,15 +279,8 @@ class Quantization:
         if self.stored:
             self.stored_moves = torch.stack([w.store() for w in self.stored.values()])
         if optimizer is not None:
-            store_optimizer_state(optimizer, self._state_casts(), self.clock)
+            store_optimizer_state(optimizer, self._state_casts, self.clock)
         self.clock.step += 1
-
-    def _state_casts(self) -> dict[str, tuple[nn.Parameter, Cast]]:
-        return {
-            full: (parameter, cast)
-            for name, full, parameter in unique_matrices(self.model)
-            if (cast := self.plan[name]["optimizer_state"])
-        }
 
     def measure_views(self) -> None:
         """Count the masters that moved while their quantized view did not, since the forward."""
@@ -395,16 +383,7 @@ class Quantization:
         The scale is the current one of a stored weight, with ``before_step`` that before the
         last `store`; for a view that of the last training forward.
         """
-        for weight in self.stored.values():
-            if weight.parameter is parameter:
-                scale = weight.scale_before if before_step else weight.scale
-                return WeightGrid(weight.cast.element, scale, is_stored=True)
-        for layer in self.layers.values():
-            for name, own in matrices(layer.module).items():
-                for key in ("weight@fwd", f"weight@fwd/{name}"):
-                    if own is parameter and key in layer.quantizers:
-                        return _view_grid(layer, layer.quantizers[key])
-        return None
+        return self.grids.find(parameter, before_step=before_step)
 
     def parameter_share(self) -> float:
         """Return the share of parameters whose weight is quantized, stored or in a product."""
@@ -448,16 +427,6 @@ def _restore_forwards(layers: Mapping[str, LayerCasts]) -> None:
         vars(layer.module).pop("forward", None)
         if getattr(layer.own_forward, "__func__", None) is not type(layer.module).forward:
             layer.module.forward = layer.own_forward
-
-
-def _view_grid(layer: LayerCasts, quantizer: Quantizer) -> WeightGrid | None:
-    """The grid on which a product saw a master weight; None if that is not the weight's own."""
-    cast, scale = quantizer.cast, quantizer.last_scale
-    if cast.hadamard or (cast.blocks is not None and scale is None):
-        return None
-    if scale is not None and scale.ndim == 2 and has_transposed_weight(layer.module):
-        scale = scale.t()
-    return WeightGrid(cast.element, scale, is_stored=False)
 
 
 def _decibels(error: float, signal: float) -> float | None:

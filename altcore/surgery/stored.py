@@ -100,10 +100,10 @@ class StoredWeight:
         flipped = at_old != before
         counts = torch.stack(
             [
-                updated.sum(),
-                (updated & ~flipped).sum(),
-                flipped.sum(),
-                (on_grid != at_old).sum(),
+                torch.count_nonzero(updated),
+                torch.count_nonzero(updated & ~flipped),
+                torch.count_nonzero(flipped),
+                torch.count_nonzero(on_grid != at_old),
             ]
         )
         self.parameter.copy_(on_grid)

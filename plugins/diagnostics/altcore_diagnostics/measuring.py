@@ -14,7 +14,7 @@ from weakref import WeakKeyDictionary
 import attrs
 import torch
 from attrs import field
-from torch import Tensor, nn
+from torch import Tensor
 
 from altcore.numerics import round_to_grid, stiffness
 
@@ -45,24 +45,10 @@ class Weight:
 
 def weights_on_grids(run: Run, *, before_step: bool = False) -> Iterator[Weight]:
     """Yield the weights of a run that have a grid, a tied one once."""
-    for name, parameter in _matrices(run):
+    for name, parameter in run.quantization.grids.weights.items():
         grid = run.quantization.grid_of(parameter, before_step=before_step)
         if grid is not None:
             yield Weight(name, parameter, grid)
-
-
-_found: WeakKeyDictionary[nn.Module, tuple[int, list[tuple[str, nn.Parameter]]]]
-_found = WeakKeyDictionary()
-"""For all who ask on one step: a walk over the modules takes a while."""
-
-
-def _matrices(run: Run) -> list[tuple[str, nn.Parameter]]:
-    """Return the parameters that may have a grid; they are the same for a whole step."""
-    step, found = _found.get(run.model, (-1, []))
-    if step != run.step:
-        found = [(n, p) for n, p in run.model.named_parameters() if p.dim() >= 2]
-        _found[run.model] = run.step, found
-    return found
 
 
 def layer_of(name: str) -> str:

@@ -20,7 +20,7 @@ from altcore_optimizers.adam import adam_step
 from altcore_optimizers.groups import decay_groups
 
 if TYPE_CHECKING:
-    from altcore.surgery.quantization import WeightGrid
+    from altcore.surgery.weight_grids import WeightGrid
 
     GridOf = Callable[[Parameter], WeightGrid | None]
 

@@ -18,7 +18,7 @@ from altcore_optimizers.adam import AdamSettings, adam_step
 from altcore_optimizers.groups import decay_groups
 
 if TYPE_CHECKING:
-    from altcore.surgery.quantization import WeightGrid
+    from altcore.surgery.weight_grids import WeightGrid
 
     GridOf = Callable[[Parameter], WeightGrid | None]
 
