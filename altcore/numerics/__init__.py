@@ -11,7 +11,7 @@ from altcore.numerics.grids import COUNTS, fake_round, round_to_grid
 from altcore.numerics.plan import compute_dtype
 from altcore.numerics.positions import grid_error, position, stiffness
 from altcore.numerics.scaling import amax, quantile, root_mean_square, round_scaled, scale_of
-from altcore.numerics.tallies import count_small, inner_products
+from altcore.numerics.tallies import count_small, inner_products, moments
 
 __all__ = [
     "COUNTS",
@@ -22,6 +22,7 @@ __all__ = [
     "follow_flips",
     "grid_error",
     "inner_products",
+    "moments",
     "position",
     "quantile",
     "root_mean_square",

@@ -76,6 +76,7 @@ def _load(path: Path) -> ctypes.CDLL:
         "follow_flips": [pointer],
         "position": [pointer],
         "inner_products": [pointer, pointer],
+        "moments": [pointer, pointer],
         "count_small": [pointer, pointer],
     }
     for name, arguments in takes.items():

@@ -239,6 +239,24 @@ void altcore_inner_products(const struct tally *t, double *sums) {
         for (int k = 0; k < 4; k++) sums[k] += each[i][k];
 }
 
+static double sum_deviations(const struct tally *t, int squared, double mean) {
+    const int threads = t->threads;
+    double each[MOST_THREADS] = {0}, sum = 0.0;
+    PARALLEL {
+        double total = 0.0;
+        EACH_BLOCK(t->n, deviations(t, squared, mean, start, length, &total));
+        each[omp_get_thread_num()] = total;
+    }
+    for (int i = 0; i < threads; i++) sum += each[i];
+    return sum;
+}
+
+void altcore_moments(const struct tally *t, double *moments) {
+    moments[0] = (double)t->n;
+    moments[1] = sum_deviations(t, 0, 0.0) / moments[0];
+    moments[2] = sum_deviations(t, 1, moments[1]);
+}
+
 void altcore_count_small(const struct tally *t, int64_t *number) {
     const int threads = t->threads;
     int64_t each[MOST_THREADS] = {0};

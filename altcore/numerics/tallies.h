@@ -1,4 +1,4 @@
-/* Passes that only add up: inner products of two tensors, and small elements of one. */
+/* Passes that only add up: inner products of two tensors, moments and small elements of one. */
 
 struct tally {
     const void *x, *y;  /* y: for products only */
@@ -41,6 +41,34 @@ STAGE products(const struct tally *t, int64_t start, int n, double *sums) {
         products_in_run(t, 1, 0, start, n, sums);
     else
         products_in_run(t, 1, 1, start, n, sums);
+}
+
+/* The sum of x minus `mean`, or, if `squared`, of its squares. */
+INLINE double deviations_in_run(const struct tally *t, int is_half, int squared, double mean,
+                                int64_t start, int n) {
+    const char *x = (const char *)t->x + start * (is_half ? 2 : 4);
+    double sums[LANES] = {0}, sum = 0.0;
+    const int whole = n / LANES * LANES;
+    for (int i = 0; i < whole; i += LANES)
+        for (int k = 0; k < LANES; k++) {
+            const double d = load(x, is_half, i + k) - mean;
+            sums[k] += squared ? d * d : d;
+        }
+    for (int i = whole; i < n; i++) {
+        const double d = load(x, is_half, i) - mean;
+        sum += squared ? d * d : d;
+    }
+    for (int k = 0; k < LANES; k++) sum += sums[k];
+    return sum;
+}
+
+STAGE deviations(const struct tally *t, int squared, double mean, int64_t start, int n,
+                 double *sum) {
+    const int which = 2 * (t->is_half[0] ? 1 : 0) + (squared ? 1 : 0);
+    *sum += which == 0   ? deviations_in_run(t, 0, 0, mean, start, n)
+            : which == 1 ? deviations_in_run(t, 0, 1, mean, start, n)
+            : which == 2 ? deviations_in_run(t, 1, 0, mean, start, n)
+                         : deviations_in_run(t, 1, 1, mean, start, n);
 }
 
 /* Elements other than 0 whose magnitude times r is below `least`. */

@@ -1,4 +1,4 @@
-"""Passes over tensors that only add up: inner products, and small elements."""
+"""Passes over tensors that only add up: inner products, moments, and small elements."""
 
 from __future__ import annotations
 
@@ -46,6 +46,22 @@ def inner_products(x: Tensor, y: Tensor) -> Tensor:
         d = a - b
         total += torch.stack([a.dot(a), b.dot(b), a.dot(b), d.dot(d)])
     return total
+
+
+def moments(x: Tensor) -> Tensor:
+    """Return number, mean and sum of squared deviations of the elements: float64 (3,)."""
+    x = x.detach()
+    handle = handle_for(x) if x.is_contiguous() and x.numel() else None
+    if handle is not None:
+        found = torch.empty(3, dtype=torch.float64)
+        job = _Tally(x.data_ptr(), None, None, x.numel(), 0.0, _halves(x, x))
+        job.threads = threads_for(x.numel())
+        handle.altcore_moments(ctypes.byref(job), found.data_ptr())
+        return found
+    apart = x.flatten().to(torch.float64, copy=True)
+    mean = apart.mean()
+    apart.sub_(mean)
+    return torch.stack([torch.full_like(mean, x.numel()), mean, apart.dot(apart)])
 
 
 def count_small(x: Tensor, least: float, r: Tensor | None = None) -> Tensor:

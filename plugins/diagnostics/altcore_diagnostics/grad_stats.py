@@ -12,8 +12,8 @@ from attrs.validators import ge
 from torch import Tensor
 
 from altcore import hookimpl, setting
-from altcore.numerics import amax
-from altcore_diagnostics.measuring import Table, join_moments, layer_of, mean_and_std, moments
+from altcore.numerics import amax, moments
+from altcore_diagnostics.measuring import Table, join_moments, layer_of, mean_and_std
 
 if TYPE_CHECKING:
     from altcore.state import Run, Step
@@ -89,9 +89,9 @@ class GradStats:
             known = torch.full_like(parameter, began, dtype=torch.int32)
         known = known.to(parameter.device)  # from a checkpoint it comes back on the CPU
         if parameter.grad is not None:
-            is_dead = parameter.grad.abs() < self.dead_threshold
+            is_alive = (parameter.grad.abs() < self.dead_threshold).logical_not_()
             # Steps grow; a product with flags is faster than a choice that nobody can predict.
-            known = torch.maximum(known, is_dead.logical_not().to(torch.int32).mul_(step))
+            known = torch.maximum(known, is_alive.to(torch.int32).mul_(step))
         self.alive_at[name] = known
         return known
 

@@ -11,9 +11,9 @@ from attrs.validators import ge
 from torch import Tensor
 
 from altcore import hookimpl, setting
+from altcore.numerics import moments
 from altcore_diagnostics.measuring import (
     Table,
-    deviations,
     join_moments,
     weights_on_grids,
     width_of,
@@ -82,9 +82,9 @@ class GradStiffness:
 
 def comoments(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     """Return the moments of each, their sum of products of deviations, and their ends."""
-    first, second = deviations(x), deviations(y)
-    moments = [torch.stack([n, mean, apart.dot(apart)]) for apart, n, mean in (first, second)]
-    return *moments, first[0].dot(second[0]), *x.aminmax(), *y.aminmax()
+    first, second = moments(x), moments(y)
+    apart = (part.flatten().double().sub_(own[1]) for part, own in ((x, first), (y, second)))
+    return first, second, torch.dot(*apart), *x.aminmax(), *y.aminmax()
 
 
 def _join(rows: Tensor) -> Tensor:

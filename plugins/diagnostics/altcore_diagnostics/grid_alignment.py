@@ -11,13 +11,13 @@ from attrs.validators import ge
 from torch import Tensor
 
 from altcore import hookimpl, setting
-from altcore.numerics import grid_error
+from altcore.numerics import grid_error, moments
 from altcore_diagnostics.measuring import (
     Table,
     inverse,
     join_moments,
     mean_and_std,
-    moments,
+    moments_without_zeros,
     nan_where_not_finite,
     weights_on_grids,
     width_of,
@@ -66,7 +66,7 @@ class GridAlignment:
                 weight.kind,
                 weight.layer,
                 moments(ulps),
-                moments(relative, is_other),
+                moments_without_zeros(relative, torch.count_nonzero(is_other)),
                 ulps.max(),
                 relative.max(),
                 error.numel() - torch.count_nonzero(error),

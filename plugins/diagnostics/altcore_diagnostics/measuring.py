@@ -16,7 +16,7 @@ import torch
 from attrs import field
 from torch import Tensor
 
-from altcore.numerics import round_to_grid, stiffness
+from altcore.numerics import moments, round_to_grid, stiffness
 
 if TYPE_CHECKING:
     from altcore import Format
@@ -181,25 +181,13 @@ def _matrix(rows: list[tuple[Tensor, ...]]) -> Tensor:
     return torch.cat(columns, 1)
 
 
-def moments(x: Tensor, where: Tensor | None = None) -> Tensor:
-    """Return number, mean and sum of squared deviations of the elements, float64 (3,)."""
-    apart, number, mean = deviations(x, where)
-    return torch.stack([number, mean, apart.dot(apart)])
-
-
-def deviations(x: Tensor, where: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the elements minus their mean, their number, and the mean; float64, flat.
-
-    Elements that are left out, which have to be finite, count as the mean.
-    """
-    apart = x.detach().flatten().to(torch.float64, copy=True)
-    if where is None:
-        mean = apart.mean()
-        return apart.sub_(mean), torch.full_like(mean, x.numel()), mean
-    # A product with flags is faster than a choice that nobody can predict.
-    kept, number = where.flatten(), torch.count_nonzero(where).double()
-    mean = apart.mul_(kept).sum() / number.clamp(min=1)
-    return apart.sub_(mean).mul_(kept), number, mean
+def moments_without_zeros(x: Tensor, number: Tensor) -> Tensor:
+    """Return the `moments` of ``number`` elements of ``x``, the others being 0."""
+    total, mean, squares = moments(x).unbind()
+    number = number.double()
+    kept = total * mean / number.clamp(min=1)
+    squares = squares + mean * total * mean - kept * number * kept
+    return torch.stack([number, kept, torch.where(squares < 0, 0.0, squares)])
 
 
 def join_moments(rows: Tensor) -> Tensor:

@@ -17,11 +17,11 @@ from attrs.validators import ge
 from torch import Tensor
 
 from altcore import hookimpl, setting
+from altcore.numerics import moments
 from altcore_diagnostics.measuring import (
     Table,
     join_moments,
     mean_and_std,
-    moments,
     nan_where_not_finite,
     weights_on_grids,
     width_of,
