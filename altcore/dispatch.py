@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from types import NoneType
 from typing import Any
 
@@ -27,6 +27,7 @@ from altcore.errors import AltcoreError, BadInput, PluginError, nearest
 from altcore.hookspecs import ACTING, HOOKS, MEASURING, NEEDS
 from altcore.registry import HOOK_KINDS, Entry, find
 from altcore.settings import build
+from altcore.state import Run, Step
 
 log = structlog.get_logger("altcore")
 
@@ -83,6 +84,10 @@ def load_plugins(config: TrainConfig) -> list[Plugin]:
     for order, plugin in enumerate(plugins):
         plugin.order = order
     return plugins
+
+
+WATCHES = "watch_forward"
+"""The method whose context is entered around the forward passes of steps on which one is due."""
 
 
 def check_class(cls: Any, entry: Entry) -> type:
@@ -234,6 +239,26 @@ class Dispatcher:
             for plugin, measures in self.call(hook, **arguments)
             for key, value in measures.items()
         }
+
+    @contextmanager
+    def watching(self, run: Run, step: Step) -> Iterator[None]:
+        """Around a forward pass: the contexts of the plugins that are due and watch it."""
+        with ExitStack() as contexts:
+            for plugin in self.plugins:
+                if hasattr(plugin.instance, WATCHES) and self._is_due(plugin, step.index):
+                    contexts.enter_context(self._watch(plugin, run, step))
+            yield
+
+    @contextmanager
+    def _watch(self, plugin: Plugin, run: Run, step: Step) -> Iterator[None]:
+        inner = ExitStack()
+        with self._guard(plugin, WATCHES):
+            inner.enter_context(getattr(plugin.instance, WATCHES)(run=run, step=step))
+        try:
+            yield
+        finally:
+            with self._guard(plugin, WATCHES):
+                inner.close()
 
     @contextmanager
     def _guard(self, plugin: Plugin, doing: str) -> Iterator[None]:

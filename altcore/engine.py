@@ -94,7 +94,7 @@ class Engine:
         proposals, losses = [], []
         for step.micro in range(config.gradient_accumulation_steps):
             step.batch = run.workload.batch("train", step.index, step.micro)
-            with run.autocast():
+            with run.autocast(), self.dispatch.watching(run, step):
                 step.loss = run.workload.loss(run.model, step.batch)
             proposals += actions("pre_backward", run=run, step=step)
             (step.loss * (step.loss_scale / config.gradient_accumulation_steps)).backward()

@@ -1,6 +1,7 @@
 """Loading and checking plugins, and the dispatcher by itself."""
 
 from collections import OrderedDict, defaultdict
+from contextlib import contextmanager
 from types import FunctionType, SimpleNamespace
 
 import numpy as np
@@ -310,6 +311,49 @@ def test_a_plugin_may_say_itself_when_it_is_due(shelf, start):
     result = start(["late"], max_steps=6, log_interval=6)
     assert seen == [(3, True), (4, True)]
     assert [line["step"] for line in result.metrics_history] == [3, 4, 6]
+
+
+def test_a_plugin_may_watch_the_forward_pass(shelf, start):
+    """Every one of a step on which it is due; what it enters is left, whatever happens within."""
+    seen = []
+
+    @define(eq=False)
+    class Watcher:
+        interval: int = 2
+
+        @contextmanager
+        def watch_forward(self, run, step):
+            handle = run.model.register_forward_hook(
+                lambda *_: seen.append((step.index, step.micro, step.loss is None))
+            )
+            yield
+            handle.remove()
+            seen.append("left")
+
+    shelf.install("diagnostic", "watcher", Watcher)
+    start(["watcher"], max_steps=2, gradient_accumulation_steps=2, eval_interval=1)
+    assert seen == [(2, 0, True), "left", (2, 1, False), "left"]
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_watcher_that_raises_is_disabled(shelf, start, when):
+    """It is a diagnostic like any other: the run goes on, and says so."""
+
+    @define(eq=False)
+    class Broken:
+        @contextmanager
+        def watch_forward(self, run, step):
+            if when == "before":
+                raise ValueError("no")
+            yield
+            raise ValueError("no")
+
+    shelf.install("diagnostic", "broken", Broken)
+    result = start(["broken"], max_steps=3)
+    assert result.metrics_history[-1]["step"] == 3
+    assert result.summary["degraded"] == ["broken"]
+    (said,) = events(result.run_directory, "degraded")
+    assert "failed in watch_forward: ValueError: no" in said["message"]
 
 
 @pytest.mark.parametrize("ask", ["needs", "measures_on"])

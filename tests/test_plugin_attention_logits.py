@@ -13,6 +13,7 @@ from torch.nn import functional
 import altcore
 from altcore.config import TrainConfig
 from altcore.state import Run, Step
+from altcore_diagnostics import attention_logits
 from altcore_diagnostics.attention_logits import AttentionLogits, attention_layers
 
 
@@ -241,3 +242,23 @@ def test_in_a_run(start, compiled):
     assert line[f"attention-logits/max_logit/{layer}"] > 0
     # Untrained attention is nearly uniform.
     assert 0.9 < line[f"attention-logits/entropy_share/{layer}"] <= 1 + 1e-6
+
+
+def test_it_makes_no_pass_of_its_own(monkeypatch, start):
+    """Of two micro-batches it tells what was seen in the last."""
+    seen, own = [], attention_logits.Calls
+
+    def counted():
+        seen.append(own())
+        return seen[-1]
+
+    monkeypatch.setattr(attention_logits, "Calls", counted)
+    monkeypatch.setattr(attention_logits, "quantized", None)  # what a pass would begin with
+    due = {"attention-logits.interval": 2, "gradient_accumulation_steps": 2}
+    result = start(["attention-logits"], max_steps=2, **due)
+    assert result.summary["degraded"] == []
+    assert len(seen) == 2
+    (line,) = result.diagnostics_history
+    expected = float(seen[-1].measures()["max_logit"])
+    assert line["attention-logits/max_logit"] == pytest.approx(expected)
+    assert expected != float(seen[0].measures()["max_logit"])

@@ -296,6 +296,58 @@ def test_it_stays_on_the_device_and_leaves_no_trace():
     assert not run.quantization.is_off
 
 
+def own_pass(run, batch):
+    """The measures of a step whose own pass was watched, and how often the loss was asked for."""
+    asked, own = [], run.workload.loss
+    run.workload.loss = lambda *given: asked.append(1) or own(*given)
+    run.quantization.begin_step(1)
+    step, plugin = Step(1, batch=batch), Shadow()
+    with plugin.watch_forward(run, step):
+        step.loss = run.workload.loss(run.model, batch)
+    step.loss.backward()
+    found = plugin.post_backward(run, step)
+    return {key: float(value) for key, value in found.items()}, len(asked)
+
+
+class InPlace(nn.Module):
+    """Goes on in place, or not, in what a quantized layer took, or in what it returned."""
+
+    def __init__(self, where):
+        super().__init__()
+        torch.manual_seed(0)
+        self.where = where
+        self.first, self.second, self.third = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+        self.second.requires_grad_(False)  # else autograd wants its input as it was
+
+    def forward(self, x):
+        x = self.first(x)
+        y = self.second(x)
+        if self.where == "input":
+            x = x.detach()
+            x += 1.0
+            y = y + x
+        elif self.where == "output":
+            y += x.detach() + 1.0
+        else:
+            y = y + (x.detach() + 1.0)
+        return self.third(y)
+
+
+@pytest.mark.parametrize("where", ["nowhere", "input", "output"])
+@pytest.mark.parametrize("is_own", [True, False], ids=["own", "anew"])
+def test_a_model_may_go_on_in_place(where, is_own):
+    """What it writes to is looked at as it was; that takes passes of its own."""
+    recipe, batch = {"weight": "E2M1", "activation": "E2M1"}, torch.randn(5, 8)
+    made = [own_pass(run_of(InPlace(w), recipe), batch) for w in ("nowhere", where)]
+    (expected, few), (found, number) = made
+    if not is_own:
+        found = shadow(run_of(InPlace(where), recipe), batch)
+    errors = [k for k in expected if k.startswith(("injected", "accumulated"))]
+    assert [found[k] for k in errors] == [expected[k] for k in errors]
+    assert few == 2
+    assert (number > 2) == (where != "nowhere")
+
+
 def test_gradients_are_computed_once_a_step():
     """Who asks again on the same step gets the same pair, on the next one a new one."""
     run = run_of(nn.Sequential(nn.Linear(2, 2)), {"weight": "E4M3"})
@@ -323,11 +375,11 @@ WITH_GRADIENTS = {"weight": "E4M3", "gradient": "E5M2", "weight_gradient": "E5M2
     "recipe", ["pure", "master", WITH_GRADIENTS], ids=["pure", "master", "own"]
 )
 def test_the_steps_own_gradients_are_those_of_another_pass(monkeypatch, start, recipe):
-    """Where nothing is left to chance one backward pass is saved, and all measures are the same."""
+    """Where nothing is left to chance one pass is saved, and all measures are the same."""
     keys = {"format": "E4M3" if isinstance(recipe, str) else None, "recipe": recipe}
     saved, found = passes_of(monkeypatch, start, **keys)
     with monkeypatch.context() as patch:
-        patch.setattr(shadow_gradients, "_repeats", lambda run, step: False)
+        patch.setattr(shadow_gradients, "_is_repeatable", lambda run: False)
         made, again = passes_of(monkeypatch, start, **keys)
     assert (saved, made) == (1, 2)
     assert found == again

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -17,13 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from altcore import hookimpl, setting
 from altcore_diagnostics.measuring import PART
-from altcore_diagnostics.shadow_gradients import (
-    Watch,
-    are_gradients_wanted,
-    gradient_pair,
-    join,
-    quantized,
-)
+from altcore_diagnostics.shadow_gradients import quantized
 
 if TYPE_CHECKING:
     from altcore.state import Run, Step
@@ -38,9 +32,9 @@ SOFTMAX = (torch.softmax, Tensor.softmax, functional.softmax)
 class AttentionLogits:
     """The largest attention logit, and the entropy of attention's probabilities, by layer.
 
-    Of the last micro-batch, in a forward pass of its own with the run's quantization, on the
-    weights before the optimizer. A logit is what the softmax gets: query · key, scaled, with a
-    float mask added; positions that a mask hides (−inf, or the type's lowest value) have none.
+    Of the last micro-batch, in the step's own forward pass; where the model is compiled, in
+    another one that is not. A logit is what the softmax gets: query · key, scaled, with a float
+    mask added; positions that a mask hides (−inf, or the type's lowest value) have none.
 
     - ``max_logit/layer.name``: the largest magnitude of a logit;
     - ``entropy/layer.name``: mean over queries and heads of −Σ p ln p, in nats;
@@ -64,44 +58,27 @@ class AttentionLogits:
 
     interval: int = setting(50, help="steps between measurements", validator=ge(1))
 
-    @hookimpl
-    def pre_backward(self, run: Run, step: Step) -> None:
-        """Say that this step's forward pass is wanted."""
-        self._attention(run, step)
+    calls: Calls | None = attrs.field(init=False, default=None)
+    """What was seen in the step's own forward pass."""
 
-    def _attention(self, run: Run, step: Step) -> Attention:
-        return cast(Attention, join(step, self, lambda: Attention(attention_layers(run.model))))
+    @contextmanager
+    def watch_forward(self, run: Run, step: Step) -> Iterator[None]:
+        """Look at attention in the step's own forward pass, if its calls can be seen."""
+        self.calls = None if run.config.compile else Calls()
+        with named_calls(attention_layers(run.model), self.calls) if self.calls else nullcontext():
+            yield
 
     @hookimpl
     @torch.no_grad()
     def post_backward(self, run: Run, step: Step) -> dict[str, Tensor] | None:
-        """Run the batch once more, before the weights move, and watch attention."""
-        attention = self._attention(run, step)
-        if not attention.layers:
-            return None
-        if are_gradients_wanted(step):
-            gradient_pair(run, step)
-        if not attention.is_done:
-            with quantized(run), attention.quantized():
+        """Tell what was seen; in a pass that is made for it, if nothing could be."""
+        calls, self.calls = self.calls, None
+        layers = attention_layers(run.model)
+        if calls is None and layers:
+            calls = Calls()
+            with quantized(run), named_calls(layers, calls):
                 run.workload.loss(run.model, step.batch)
-        return attention.calls.measures()
-
-
-@attrs.define(eq=False)
-class Attention(Watch):
-    """Watches attention in a forward pass."""
-
-    needs_gradients: ClassVar[bool] = False
-    layers: dict[str, nn.Module]
-    calls: Calls = attrs.field(init=False, factory=lambda: Calls())
-    is_done: bool = attrs.field(init=False, default=False)
-
-    @contextmanager
-    def quantized(self) -> Iterator[None]:
-        """Within, look at every call of attention."""
-        with named_calls(self.layers, self.calls):
-            yield
-        self.is_done = True
+        return None if calls is None else calls.measures()
 
 
 def attention_layers(model: nn.Module) -> dict[str, nn.Module]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 import attrs
@@ -20,6 +21,7 @@ from altcore_diagnostics.shadow_gradients import (
     layer_sums,
     least,
     mean,
+    own_forward,
 )
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ class NoiseFloor:
     After Chmiel et al., "FP4 All the Way" (arXiv 2505.19115): training gets less effective where
     the gradient's norm falls below about √3 times the quantization noise. With dW_q the weight
     gradient of the last micro-batch under the run's recipe, and dW_ref that of the same weights
-    and batch with every product in float32, both computed anew in a probe:
+    and batch with every product in float32, computed anew in a probe (as dW_q is, unless the step's
+    own gradient is the same):
 
     - ``ratio/layer.name``: ‖dW_ref‖ / (√3 · ‖dW_q − dW_ref‖), Frobenius norms; below 1 the layer is
       below the floor. Infinite where the two are equal;
@@ -51,11 +54,9 @@ class NoiseFloor:
 
     interval: int = setting(50, help="steps between measurements", validator=ge(1))
 
-    @hookimpl
-    def pre_backward(self, run: Run, step: Step) -> None:
-        """Say that this step's passes are wanted."""
-        if is_quantized(run):
-            join(step, self, Watch)
+    def watch_forward(self, run: Run, step: Step) -> AbstractContextManager[None]:
+        """Join those who look at the step's own forward pass."""
+        return own_forward(run, join(step, self, Watch)) if is_quantized(run) else nullcontext()
 
     @hookimpl
     def post_backward(self, run: Run, step: Step) -> dict[str, Tensor] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -22,6 +22,7 @@ from altcore_diagnostics.shadow_gradients import (
     layer_sums,
     least,
     mean,
+    own_forward,
     quantized,
     unquantized,
 )
@@ -34,8 +35,11 @@ if TYPE_CHECKING:
 class Shadow:
     """The run's step against that of a shadow: the same weights and batch, products in float32.
 
-    Both are computed anew, in probes, for the last micro-batch of the step, on the weights before
-    the optimizer; the losses are the workload's own, without loss scale. Measures:
+    Both are of the last micro-batch of the step, on the weights before the optimizer; the losses
+    are the workload's own, without loss scale. What is quantized is the step's own pass where
+    another one would make the same (nothing is drawn at random, no scale is delayed, no batches
+    are accumulated, the model is not compiled); else it is computed anew, in a probe, as the shadow
+    is. Measures:
 
     - ``cosine/layer.name``: cosine of the angle between the layer's weight gradients in the two,
       in -1..1; ``cosine_mean`` and ``cosine_min`` over layers, each counting once. 0 where one of
@@ -68,11 +72,9 @@ class Shadow:
 
     interval: int = setting(50, help="steps between measurements", validator=ge(1))
 
-    @hookimpl
-    def pre_backward(self, run: Run, step: Step) -> None:
-        """Say that this step's passes are wanted."""
-        if is_quantized(run):
-            self._errors(run, step)
+    def watch_forward(self, run: Run, step: Step) -> AbstractContextManager[None]:
+        """Look at the layers in the step's own forward pass."""
+        return own_forward(run, self._errors(run, step)) if is_quantized(run) else nullcontext()
 
     def _errors(self, run: Run, step: Step) -> LayerErrors:
         return cast(LayerErrors, join(step, self, lambda: LayerErrors(run)))
@@ -113,14 +115,38 @@ def gradient_measures(sums: LayerSums) -> dict[str, Tensor]:
 
 
 @attrs.define(eq=False)
+class Kept:
+    """A tensor, to be looked at later."""
+
+    tensor: Tensor
+    version: int
+    """How often it had been written to."""
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether it is what it was."""
+        return self.tensor._version == self.version
+
+
+@attrs.define(eq=False)
 class Call:
     """One call of a layer in the shadow's forward pass, and what it returned."""
 
-    args: tuple[Any, ...]
+    args: list[Any]
+    """Tensors are `Kept`."""
     kwargs: dict[str, Any]
-    output: Tensor
-    version: int
-    """How often the output had been written to."""
+    output: Kept
+
+    @property
+    def is_intact(self) -> bool:
+        """Whether the model wrote to nothing of it."""
+        values = (self.output, *self.args, *self.kwargs.values())
+        return all(v.is_intact for v in values if isinstance(v, Kept))
+
+    def repeat(self, module: nn.Module) -> Tensor | None:
+        """Call the layer again."""
+        kwargs = {key: _given(value) for key, value in self.kwargs.items()}
+        return _tensor(module(*map(_given, self.args), **kwargs))
 
 
 @attrs.define(eq=False)
@@ -128,56 +154,70 @@ class LayerErrors(Watch):
     """Watches the quantized layers in the two passes, and says how far they are apart."""
 
     run: Run
+    saw_own: bool = attrs.field(init=False, default=False)
+    outputs: dict[str, list[Kept]] = attrs.field(init=False, factory=dict)
+    """Of the quantized forward pass, by layer."""
     calls: dict[str, list[Call]] = attrs.field(init=False, factory=dict)
     """Of the shadow's forward pass, by layer."""
     accumulated: dict[str, Tensor] = attrs.field(init=False, factory=dict)
     """For each layer the `inner_products` of its outputs in the two."""
+    is_copying: bool = attrs.field(init=False, default=False)
+    """Whether all that is kept is a copy, as the model goes on in what layers take or return."""
     is_done: bool = attrs.field(init=False, default=False)
 
     @contextmanager
-    def exact(self) -> Iterator[None]:
-        """Within, keep every call of the quantized layers."""
+    def quantized(self) -> Iterator[None]:
+        """Within, keep what every call of the quantized layers returns."""
+        self.outputs.clear()
 
         def keep(name: str, args: Any, kwargs: Any, output: Any) -> None:
             if (y := _tensor(output)) is not None:
-                given = tuple(map(_detached, args))
-                named = {key: _detached(value) for key, value in kwargs.items()}
-                y = y.clone() if _has_parts(self.run, name) else y.detach()
-                call = Call(given, named, y, y._version)
-                self.calls.setdefault(name, []).append(call)
+                self.outputs.setdefault(name, []).append(self._kept(y))
 
         with _watched(self.run, keep):
             yield
-        # Where the model went on in place, in what is no copy, a single layer can be asked again.
-        for name, made in self.calls.items():
-            for call in made:
-                if call.output._version != call.version:
-                    module = self.run.quantization.modules[name]
-                    with torch.no_grad():
-                        again = _tensor(module(*call.args, **call.kwargs))
-                    call.output = call.output if again is None else again
+
+    def is_intact(self) -> bool:
+        """Whether the model wrote to no output of the quantized pass."""
+        return all(y.is_intact for own in self.outputs.values() for y in own)
 
     @contextmanager
-    def quantized(self) -> Iterator[None]:
-        """Within, compare every call with the one that was kept."""
-        rest = {name: iter(made) for name, made in self.calls.items()}
+    def exact(self) -> Iterator[None]:
+        """Within, compare every call with the quantized one, and keep it."""
+        self.calls.clear()
+        self.accumulated.clear()
+        is_intact = self.is_intact()
+        rest = {name: iter(made) for name, made in self.outputs.items()}
 
         def compare(name: str, args: Any, kwargs: Any, output: Any) -> None:
-            call = next(rest.get(name, iter(())), None)
-            if call is not None:
-                _add(self.accumulated, name, _tensor(output), call.output)
+            if (y := _tensor(output)) is None:
+                return
+            quantized = next(rest.get(name, iter(())), None)
+            if quantized is not None:
+                _add(self.accumulated, name, quantized.tensor, y)
+            given = {key: self._kept(value) for key, value in kwargs.items()}
+            call = Call([self._kept(value) for value in args], given, self._kept(y))
+            self.calls.setdefault(name, []).append(call)
 
         with _watched(self.run, compare):
             yield
-        self.is_done = True
+        self.outputs.clear()
+        self.is_done = is_intact and all(c.is_intact for own in self.calls.values() for c in own)
+
+    def _kept(self, value: Any) -> Any:
+        if not isinstance(value, Tensor):
+            return value
+        tensor = value.detach().clone() if self.is_copying else value.detach()
+        return Kept(tensor, tensor._version)
 
     def measures(self, batch: Any) -> dict[str, Tensor]:
         """Return injected and accumulated errors; runs the two passes if they were not seen."""
         loss, model = self.run.workload.loss, self.run.model
         if not self.is_done:
-            with unquantized(self.run), self.exact():
-                loss(model, batch)
+            self.is_copying = True
             with quantized(self.run), self.quantized():
+                loss(model, batch)
+            with unquantized(self.run), self.exact():
                 loss(model, batch)
         measures = {}
         found = {"injected": self.injected(), "accumulated": self.accumulated}
@@ -202,11 +242,11 @@ class LayerErrors(Watch):
                     module.eval()
                 with _unquantized_inside(run, module):
                     for call in made:
-                        exact: Tensor | None = call.output
+                        exact: Tensor | None = call.output.tensor
                         if has_parts:
                             with run.quantization.off():
-                                exact = _tensor(module(*call.args, **call.kwargs))
-                        _add(sums, name, _tensor(module(*call.args, **call.kwargs)), exact)
+                                exact = call.repeat(module)
+                        _add(sums, name, call.repeat(module), exact)
         return sums
 
 
@@ -214,8 +254,8 @@ def _has_parts(run: Run, name: str) -> bool:
     return any(True for _ in run.quantization.modules[name].children())
 
 
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+def _given(value: Any) -> Any:
+    return value.tensor if isinstance(value, Kept) else value
 
 
 def _add(

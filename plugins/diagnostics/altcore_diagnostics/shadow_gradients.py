@@ -1,19 +1,18 @@
-"""The step's gradients with and without quantization, which several diagnostics compare.
+"""The step's passes with and without quantization, which several diagnostics compare.
 
-Both are of the same weights and the same batch, in two probes that begin with one random state:
-dropout drops the same elements in both wherever both make the same calls. (A recipe that quantizes
-attention's products computes attention by other calls than torch's own; its dropout differs then.)
+Both are of the same weights and the same batch, and begin with one random state: dropout drops the
+same elements in both wherever both make the same calls. (A recipe that quantizes attention's
+products computes attention by other calls than torch's own; its dropout differs then.)
 
-Whoever wants to see the passes joins before the step's backward pass, so that all see the same
-two. Where a quantized backward pass would only repeat what the step's own did, its gradients are
-taken.
+The quantized pass is the step's own where another one would only repeat it: whoever wants to see it
+joins before the step's forward pass. Else it is made anew, in a probe, as the unquantized one is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import attrs
@@ -56,17 +55,21 @@ class LayerSums:
 
 
 class Watch:
-    """What goes on during the two passes, for who wants to see more than gradients."""
+    """What goes on during the two forward passes, for who wants to see more than gradients."""
 
-    needs_gradients: ClassVar[bool] = True
-    """Whether it is one for whom both passes are made; otherwise it is content with less."""
-
-    def exact(self) -> AbstractContextManager[Any]:
-        """Return the context of the unquantized forward pass, which comes first."""
-        return nullcontext()
+    saw_own: bool = False
+    """Whether the quantized pass that was seen is the step's own, and stands for any other."""
 
     def quantized(self) -> AbstractContextManager[Any]:
-        """Return the context of the quantized forward pass."""
+        """Return the context of the quantized forward pass; of several, the last one counts."""
+        return nullcontext()
+
+    def is_intact(self) -> bool:
+        """Whether what was seen of the quantized pass is still what it was."""
+        return True
+
+    def exact(self) -> AbstractContextManager[Any]:
+        """Return the context of the unquantized forward pass, which comes after the other one."""
         return nullcontext()
 
 
@@ -93,9 +96,16 @@ def join(step: Step, who: Any, make: Callable[[], Watch]) -> Watch:
     return watches[who]
 
 
-def are_gradients_wanted(step: Step) -> bool:
-    """Whether anybody who joined needs both passes."""
-    return any(watch.needs_gradients for watch in _watches.get(step, {}).values())
+@contextmanager
+def own_forward(run: Run, watch: Watch) -> Iterator[None]:
+    """Around the step's own forward pass: let ``watch`` see it, if it can stand for another one."""
+    if not _is_repeatable(run):
+        yield
+        return
+    before = _state(run)
+    with watch.quantized():
+        yield
+    watch.saw_own = _is_same(before, _state(run)) and watch.is_intact()
 
 
 def gradient_pair(run: Run, step: Step) -> GradientPair:
@@ -126,7 +136,16 @@ def unquantized(run: Run) -> Iterator[None]:
 
 def _compute(run: Run, step: Step, watches: list[Watch]) -> GradientPair:
     weights = {n: p for n, p in run.model.named_parameters() if p.requires_grad and p.dim() >= 2}
-    own = {n: p.grad for n, p in weights.items() if p.grad is not None}
+    if watches and all(watch.saw_own for watch in watches) and _is_workloads(step):
+        loss = cast(Tensor, step.loss)
+        gradients = {n: p.grad for n, p in weights.items() if p.grad is not None}
+    else:
+        with quantized(run):
+            with ExitStack() as stack:
+                for watch in watches:
+                    stack.enter_context(watch.quantized())
+                loss = run.workload.loss(run.model, step.batch)
+            gradients = _gradients(loss, weights)
     with unquantized(run):
         # Gradients of the weights themselves would pass the hooks that quantize them.
         stand_ins = {n: p.detach().requires_grad_() for n, p in weights.items()}
@@ -136,32 +155,27 @@ def _compute(run: Run, step: Step, watches: list[Watch]) -> GradientPair:
                 stack.enter_context(watch.exact())
             exact_loss = functional_call(_Loss(run), given, (step.batch,))
         exact = _gradients(exact_loss, stand_ins)
-    with quantized(run):
-        state = _state(run)
-        with ExitStack() as stack:
-            for watch in watches:
-                stack.enter_context(watch.quantized())
-            loss = run.workload.loss(run.model, step.batch)
-        is_known = _repeats(run, step) and _is_same(state, _state(run))
-        gradients = own if is_known else _gradients(loss, weights)
     return GradientPair(gradients, exact, loss.detach(), exact_loss.detach())
 
 
-def _repeats(run: Run, step: Step) -> bool:
-    """Whether the step's backward pass was of the one loss that the workload gives, and no chance.
-
-    Then another one makes the same gradients, if the forward pass leaves no trace.
-    """
+def _is_repeatable(run: Run) -> bool:
+    """Whether a forward pass after the step's own makes the same, if no random number is drawn."""
     casts = [quantizer.cast for quantizer in run.quantization.quantizers]
+    return (
+        run.config.gradient_accumulation_steps == 1
+        and not run.config.compile
+        and all(c.rounding != "stochastic" and c.scaling.kind != "delayed" for c in casts)
+    )
+
+
+def _is_workloads(step: Step) -> bool:
+    """Whether the step's loss is still what the workload gave, and its gradients are of that."""
     return (
         step.times_set == 1
         and step.loss is not None
         and step.loss._version == 0
         and isinstance(step.loss_scale, float | int)
         and step.loss_scale == 1
-        and run.config.gradient_accumulation_steps == 1
-        and not run.config.compile
-        and all(c.rounding != "stochastic" and c.scaling.kind != "delayed" for c in casts)
     )
 
 
