@@ -131,6 +131,8 @@ def _as_config(config: TrainConfig | Mapping[str, Any] | str | Path | None) -> T
         return config
     if isinstance(config, Mapping):
         return configuration.load(overrides=[(k, v, "") for k, v in config.items()])
+    if not (config is None or isinstance(config, str | Path)):
+        raise BadInput(f"config: keys or a YAML file are needed, not {config!r:.60}")
     return configuration.load(config)
 
 

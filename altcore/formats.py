@@ -362,9 +362,21 @@ def float_format(
     >>> float_format("E5M2", 5, 2, specials="ieee").max
     57344.0
     """
+    if not (isinstance(exponent_bits, int) and isinstance(mantissa_bits, int)):
+        raise BadInput(
+            f"format {name}: exponent and mantissa bits are whole numbers, not "
+            f"{exponent_bits!r} and {mantissa_bits!r}"
+        )
     if bias is None:
         bias = 2 ** (exponent_bits - 1) - 1 if exponent_bits > 0 else 1
     return FloatFormat(name, exponent_bits, mantissa_bits, bias, specials, subnormals)
+
+
+def _numbers(name: str, values: Iterable[float]) -> tuple[float, ...]:
+    try:
+        return tuple(float(v) for v in values)
+    except (TypeError, ValueError) as error:
+        raise BadInput(f"format {name}: its values are a list of numbers ({error})") from error
 
 
 def table_format(name: str, values: Iterable[float]) -> TableFormat:
@@ -375,7 +387,7 @@ def table_format(name: str, values: Iterable[float]) -> TableFormat:
     >>> table_format("ternary", [-1, 0, 1]).bits
     2
     """
-    table = tuple(float(v) for v in values)
+    table = _numbers(name, values)
     for i, v in enumerate(table):
         if not math.isfinite(v):
             raise BadInput(f"format {name}: value {i} is {v}; a table holds finite values only")
@@ -408,7 +420,7 @@ def code_format(
     >>> scale.bits, scale.max, scale.nan_codes
     (2, 2.0, (3,))
     """
-    table = tuple(math.nan if math.isnan(v) else float(v) for v in values)
+    table = tuple(math.nan if math.isnan(v) else v for v in _numbers(name, values))
     points = None if boundaries is None else tuple(Fraction(b) for b in boundaries)
     ends = None if beyond is None else (Fraction(beyond[0]), Fraction(beyond[1]))
     return TableFormat(name, table, TableRules(ties, points, ends))

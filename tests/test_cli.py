@@ -118,13 +118,22 @@ def test_plugins_list_as_json(capsys):
 
 
 def test_plugins_list_as_a_table(capsys):
-    """A line each, in the order of the kinds; --kind shows one kind only."""
+    """A line each, in the order of the kinds, then each distribution's sentence, once."""
     table = call(capsys, "plugins", "list").out.splitlines()
-    assert table[0].split() == ["name", "kind", "distribution", "version", "summary"]
-    kinds = [line.split()[1] for line in table[1:]]
+    assert table[0].split() == ["name", "kind", "distribution", "version"]
+    end = table.index("")
+    kinds = [line.split()[1] for line in table[1:end]]
     assert kinds == sorted(kinds, key=KINDS.index)
+    said = [line.partition(": ")[0] for line in table[end + 1 :]]
+    assert len(said) == len(set(said))
+    assert {f"altcore-{kind}s" for kind in KINDS} <= set(said)
+    assert all(line.partition(": ")[2] for line in table[end + 1 :])
+
+
+def test_plugins_list_of_one_kind(capsys):
     only = call(capsys, "plugins", "list", "--kind", "workload").out.splitlines()
-    assert [line.split()[1] for line in only[1:]] == ["workload"] * (len(only) - 1)
+    end = only.index("")
+    assert [line.split()[1] for line in only[1:end]] == ["workload"] * (end - 1)
 
 
 def test_plugins_list_where_nothing_is_installed(capsys, monkeypatch):

@@ -473,9 +473,11 @@ def test_gather_says_where_each_key_came_from(tmp_path):
         raise BadInput("gpt: no")
 
 
-@pytest.mark.parametrize("given", [{"data": 3}, {"data": ["a"]}, {"model": "foo"}], ids=str)
-def test_train_refuses_what_is_neither_data_nor_model(given):
+@pytest.mark.parametrize(
+    "given", [{"data": 3}, {"data": ["a"]}, {"model": "foo"}, {"config": 3}], ids=str
+)
+def test_train_refuses_what_it_cannot_use(given):
     """Silently training on something else would be the worst answer."""
     name = next(iter(given))
     with pytest.raises(BadInput, match=f"^{name}: "):
-        altcore.train({"max_steps": 1}, **given)
+        altcore.train(**{"config": {"max_steps": 1}, **given})

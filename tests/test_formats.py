@@ -112,6 +112,8 @@ def test_even_values():
         ([0, math.nan], "value 1 is nan; a table holds finite values only"),
         ([0, math.inf], "finite"),
         ([-2, -1, 0], "format bad has no positive value"),
+        (["a"], "format bad: its values are a list of numbers"),
+        (None, "format bad: its values are a list of numbers"),
     ],
 )
 def test_bad_tables(values, message):
@@ -131,6 +133,7 @@ def test_bad_tables(values, message):
         ({"exponent_bits": 0, "mantissa_bits": 4, "specials": "ieee"}, "need exponent bits"),
         ({"exponent_bits": 1, "mantissa_bits": 0, "specials": "fn"}, "no value but zero"),
         ({"exponent_bits": 4, "mantissa_bits": 3, "specials": "ocp"}, "specials is none"),
+        ({"exponent_bits": "4", "mantissa_bits": 3}, "bits are whole numbers, not '4' and 3"),
     ],
 )
 def test_bad_floats(arguments, message):

@@ -305,6 +305,14 @@ def embedder():
     return nn.Sequential(nn.Embedding(8, 32), nn.Linear(32, 32), Attention(), nn.Linear(32, 8))
 
 
+def test_what_is_no_model_and_no_plan_is_named():
+    with pytest.raises(BadInput, match="model: a torch.nn.Module is needed, not 3"):
+        quantize_model(3, "E4M3")
+    q = quantize_model(nn.Sequential(nn.Linear(2, 2)), "E4M3")
+    with pytest.raises(BadInput, match="a plan is needed, not 'E7M0'; change_recipe takes"):
+        q.change("E7M0")
+
+
 def test_a_change_that_is_refused_changes_nothing():
     """Neither the plan nor the hooks on gradients."""
     recipe = {"weight": "E4M3", "weight_gradient": "E2M1", "stored_weight": "E4M3"}

@@ -47,18 +47,16 @@ def list_(kind: str | None, as_json: bool) -> None:
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
-    columns = ("name", "kind", "distribution", "version", "summary")
-    width = {c: max(len(c), *(len(str(r[c])) for r in rows)) for c in columns[:-1]}
-
-    def line(cells: dict[str, Any]) -> str:
-        fixed = "  ".join(f"{cells[c]!s:<{width[c]}}" for c in columns[:-1])
-        return f"{fixed}  {cells['summary']}".rstrip()
-
-    click.echo(line({c: c for c in columns}))
-    for row in rows:
-        click.echo(line(row))
-        if row["duplicate"]:
+    """One line a plugin, and below them what each distribution says of itself."""
+    columns = ("name", "kind", "distribution", "version")
+    width = {c: max(len(c), *(len(str(r[c])) for r in rows)) for c in columns}
+    for row in ({c: c for c in columns}, *rows):
+        click.echo("  ".join(f"{row[c]!s:<{width[c]}}" for c in columns).rstrip())
+        if row.get("duplicate"):
             click.echo("  ^ claimed twice: using this name is an error until one is uninstalled")
+    click.echo()
+    for name, summary in {r["distribution"]: r["summary"] for r in rows}.items():
+        click.echo(f"{name}: {summary or 'no summary'}")
 
 
 @plugins.command()

@@ -211,6 +211,8 @@ class Quantization:
         products are left out where they do not belong. Raises `BadInput` if that leaves nothing,
         and for what a layer cannot take; nothing is changed then.
         """
+        if not isinstance(plan, Mapping):
+            raise BadInput(f"a plan is needed, not {plan!r:.60}; change_recipe takes a recipe")
         before = dict(self.stored)
         layers = {layer.name: layer for layer, _ in find_layers(self.model).values()}
         possible = {
@@ -453,6 +455,8 @@ def quantize_model(
     type products run; see `altcore.surgery.compute.COMPUTES`. Raises `BadInput` for an unknown
     name, a pattern that matches no layer, or a layer that cannot take what the recipe asks.
     """
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"model: a torch.nn.Module is needed, not {model!r:.60}")
     if compute not in COMPUTES:
         raise BadInput(f"compute: {compute!r} is none of {', '.join(COMPUTES)}")
     chosen = None if format is None else get_format(format)
