@@ -306,7 +306,7 @@ def embedder():
 
 
 def test_what_is_no_model_and_no_plan_is_named():
-    with pytest.raises(BadInput, match="model: a torch.nn.Module is needed, not 3"):
+    with pytest.raises(BadInput, match=r"model: a torch\.nn\.Module is needed, not 3"):
         quantize_model(3, "E4M3")
     q = quantize_model(nn.Sequential(nn.Linear(2, 2)), "E4M3")
     with pytest.raises(BadInput, match="a plan is needed, not 'E7M0'; change_recipe takes"):
