@@ -11,6 +11,8 @@ from altcore.numerics.native import fits, handle_for, threads_for
 
 _PART = 1 << 16
 """Elements that stay in a CPU's cache with what is made of them."""
+_PART_ELSEWHERE = 1 << 22
+"""Elements whose copies in float64 are small beside a model."""
 
 
 class _Tally(ctypes.Structure):
@@ -58,10 +60,11 @@ def moments(x: Tensor) -> Tensor:
         job.threads = threads_for(x.numel())
         handle.altcore_moments(ctypes.byref(job), found.data_ptr())
         return found
-    apart = x.flatten().to(torch.float64, copy=True)
-    mean = apart.mean()
-    apart.sub_(mean)
-    return torch.stack([torch.full_like(mean, x.numel()), mean, apart.dot(apart)])
+    parts = [part.sum(dtype=torch.float64) for part in _parts(x)]
+    mean = torch.stack(parts).sum() / x.numel()
+    apart = (part.double() - mean for part in _parts(x))
+    squares = torch.stack([part.dot(part) for part in apart]).sum()
+    return torch.stack([torch.full_like(mean, x.numel()), mean, squares])
 
 
 def count_small(x: Tensor, least: float, r: Tensor | None = None) -> Tensor:
@@ -90,7 +93,7 @@ def count_small(x: Tensor, least: float, r: Tensor | None = None) -> Tensor:
 
 
 def _parts(x: Tensor) -> tuple[Tensor, ...]:
-    return x.flatten().split(_PART if x.is_cpu else max(1, x.numel()))
+    return x.flatten().split(_PART if x.is_cpu else _PART_ELSEWHERE)
 
 
 def _halves(x: Tensor, y: Tensor) -> tuple[bool, bool]:
