@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     )
     from altcore.api import train
     from altcore.blocks import BlockFormat
+    from altcore.capture import Deferred
     from altcore.config import TrainConfig
     from altcore.errors import AltcoreError, BadInput
     from altcore.formats import Format, code_format, float_format, table_format
@@ -44,6 +45,7 @@ _HOME = {
     "BadInput": "errors",
     "BlockFormat": "blocks",
     "ChangeRecipe": "actions",
+    "Deferred": "capture",
     "Format": "formats",
     "Rollback": "actions",
     "ScaleLearningRate": "actions",
@@ -76,6 +78,7 @@ __all__ = [
     "BadInput",
     "BlockFormat",
     "ChangeRecipe",
+    "Deferred",
     "Format",
     "Rollback",
     "ScaleLearningRate",

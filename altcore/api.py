@@ -21,6 +21,7 @@ from altcore.dispatch import Dispatcher, load_plugins
 from altcore.engine import Engine
 from altcore.errors import BadInput, nearest
 from altcore.flat import notices
+from altcore.randomness import seed_all
 from altcore.recipe import Layer, matching, some
 from altcore.record import (
     METRICS,
@@ -154,7 +155,7 @@ def prepare(
     """Check and build everything, then make the run's directory; returns the engine, ready."""
     device = choose_device(config.device)
     plugins = load_plugins(config)
-    torch.manual_seed(config.seed)
+    seed_all(config.seed)
     workload = _workload(config, device, model, batch)
     freeze(workload.model, config.freeze)
     clock = Clock(config.seed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from attrs import define, field
@@ -20,6 +20,44 @@ def weights(model: nn.Module) -> dict[str, Tensor]:
 def gradients(model: nn.Module) -> dict[str, Tensor]:
     """Return a copy of every gradient, by parameter name."""
     return {n: p.grad.detach().clone() for n, p in model.named_parameters() if p.grad is not None}
+
+
+@define(eq=False)
+class Deferred:
+    """Functions that only look on while the model runs: their first error waits until it has.
+
+    >>> seen = []
+    >>> with Deferred() as deferred:
+    ...     look = deferred.guard(lambda x: seen.append(1 / x))
+    ...     look(2), look(0), look(4)
+    Traceback (most recent call last):
+    ZeroDivisionError: division by zero
+    >>> seen
+    [0.5]
+    """
+
+    error: Exception | None = field(init=False, default=None)
+
+    def guard(self, look: Callable[..., Any]) -> Callable[..., None]:
+        """Return the function, which returns nothing and is called no more after an error."""
+
+        def call(*args: Any, **kwargs: Any) -> None:
+            if self.error is None:
+                try:
+                    look(*args, **kwargs)
+                # Whatever it is, the model goes on.
+                except Exception as error:
+                    self.error = error
+
+        return call
+
+    def __enter__(self) -> Deferred:
+        self.error = None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self.error is not None:
+            raise self.error
 
 
 @define(eq=False)

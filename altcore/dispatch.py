@@ -11,6 +11,7 @@ import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from traceback import walk_tb
 from types import NoneType
 from typing import Any
 
@@ -35,6 +36,8 @@ INTERVAL_HOOKS = ("pre_backward", "post_backward", "pre_step", "post_step")
 """Hooks that a plugin's ``interval`` setting thins out; what happened is always told."""
 LONGEST_MEASURE = 256
 """Elements of a measure that is a 1-D tensor."""
+WATCHES = "watch_forward"
+"""The method whose context is entered around the forward passes of steps on which one is due."""
 
 
 @define(eq=False)
@@ -65,6 +68,11 @@ class Plugin:
             return bool(own(step))
         return bool(step % getattr(self.instance, "interval", 1) == 0)
 
+    @property
+    def watches(self) -> bool:
+        """Whether it wants to see forward passes from within."""
+        return hasattr(self.instance, WATCHES)
+
     def __str__(self) -> str:
         return f"{self.kind} {self.name} ({self.origin})"
 
@@ -86,8 +94,16 @@ def load_plugins(config: TrainConfig) -> list[Plugin]:
     return plugins
 
 
-WATCHES = "watch_forward"
-"""The method whose context is entered around the forward passes of steps on which one is due."""
+def _is_raised_in(plugin: Plugin, error: Exception) -> bool:
+    """Whether code of the plugin's class has part in it."""
+    cls = type(plugin.instance)
+    frames = [frame for frame, _ in walk_tb(error.__traceback__)]
+    return any(
+        frame.f_globals.get("__name__") == cls.__module__
+        and frame.f_code.co_qualname.startswith(f"{cls.__qualname__}.")
+        and frame.f_code.co_name != WATCHES  # its context is only passed
+        for frame in frames
+    )
 
 
 def check_class(cls: Any, entry: Entry) -> type:
@@ -99,6 +115,8 @@ def check_class(cls: Any, entry: Entry) -> type:
         raise BadInput(f"{who}: use @define(eq=False): equal instances cannot be told apart")
     for name, member in inspect.getmembers(cls, callable):
         marks = getattr(member, "altcore_impl", None)
+        if name == WATCHES and marks is not None:
+            raise BadInput(f"{who}: {name} is a method, no hook: leave @hookimpl away")
         if marks is None:
             if name in HOOKS:
                 raise BadInput(f"{who}: {name} is a hook's name but not marked with @hookimpl")
@@ -120,8 +138,10 @@ def check_class(cls: Any, entry: Entry) -> type:
 
 
 def _check_arguments(cls: type, who: str) -> None:
-    for name in hooks_of(cls):
-        known = inspect.signature(getattr(hookspecs, name)).parameters
+    watches = [WATCHES] if hasattr(cls, WATCHES) else []
+    for name in [*hooks_of(cls), *watches]:
+        spec = getattr(hookspecs, "pre_backward" if name == WATCHES else name)
+        known = inspect.signature(spec).parameters
         for argument in list(inspect.signature(getattr(cls, name)).parameters)[1:]:
             if argument not in known:
                 raise BadInput(
@@ -245,7 +265,7 @@ class Dispatcher:
         """Around a forward pass: the contexts of the plugins that are due and watch it."""
         with ExitStack() as contexts:
             for plugin in self.plugins:
-                if hasattr(plugin.instance, WATCHES) and self._is_due(plugin, step.index):
+                if plugin.watches and self._is_due(plugin, step.index):
                     contexts.enter_context(self._watch(plugin, run, step))
             yield
 
@@ -253,9 +273,17 @@ class Dispatcher:
     def _watch(self, plugin: Plugin, run: Run, step: Step) -> Iterator[None]:
         inner = ExitStack()
         with self._guard(plugin, WATCHES):
-            inner.enter_context(getattr(plugin.instance, WATCHES)(run=run, step=step))
+            method, known = getattr(plugin.instance, WATCHES), {"run": run, "step": step}
+            given = {name: known[name] for name in inspect.signature(method).parameters}
+            inner.enter_context(method(**given))
         try:
             yield
+        except Exception as error:
+            # The pass cannot be finished: what looks on with care waits, by `Deferred`.
+            if not isinstance(error, AltcoreError) and _is_raised_in(plugin, error):
+                text = f"{plugin} failed in the forward pass: {type(error).__name__}: {error}"
+                raise PluginError(text) from error
+            raise
         finally:
             with self._guard(plugin, WATCHES):
                 inner.close()

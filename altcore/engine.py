@@ -47,6 +47,7 @@ from altcore.errors import Interrupted
 from altcore.evaluate import validation_losses
 from altcore.gradients import GradientNorms
 from altcore.locate import layer_evidence, locate_nonfinite
+from altcore.randomness import random_state, set_random_state
 from altcore.record import EVENTS, METRICS, TIMINGS, Recorder, RunDirectory, summarize
 from altcore.signals import Signals
 from altcore.state import (
@@ -54,8 +55,6 @@ from altcore.state import (
     Run,
     Step,
     learning_rate,
-    random_state,
-    set_random_state,
     take_snapshot,
 )
 
@@ -314,7 +313,9 @@ class Engine:
         self.status, clock = "running", time.perf_counter()
         try:
             with Signals() as signals, watched(run.emit):
+                random = random_state(run.device)
                 self.dispatch.call("run_start", run=run)
+                set_random_state(random, run.device)  # who only looks may have imported much
                 run.emit(self.opening[0], **self.opening[1])
                 while self.status == "running" and run.step < run.config.max_steps:
                     step = Step(run.step + 1)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from altcore.config import TrainConfig
 from altcore.errors import AltcoreError
+from altcore.randomness import random_state, set_random_state
 from altcore.surgery import Quantization
 
 
@@ -45,8 +46,11 @@ class NonFinite:
     value: float = math.nan
 
     def __str__(self) -> str:
-        place = f" of {self.layer}" if self.layer else ""
         operand = f" ({self.operand})" if self.operand else ""
+        if self.what == "loss":
+            first = f", first met in {self.layer}{operand}" if self.layer else ""
+            return f"loss is {self.value}{first}"
+        place = f" of {self.layer}" if self.layer else ""
         return f"{self.what}{place}{operand} is {self.value}"
 
 
@@ -126,7 +130,8 @@ class Run:
         """
         parameters = list(self.model.parameters())
         grads = [p.grad for p in parameters]
-        buffers = [(b, b.detach().clone()) for b in self.model.buffers()]
+        buffers = [(m, dict(m._buffers)) for m in self.model.modules()]
+        values = [(b, b.detach().clone()) for b in self.model.buffers()]
         modes = [(m, m.training) for m in self.model.modules()]
         random = random_state(self.device)
         for p in parameters:
@@ -137,7 +142,10 @@ class Run:
         finally:
             for p, g in zip(parameters, grads, strict=True):
                 p.grad = g
-            for buffer, value in buffers:
+            for module, own in buffers:
+                module._buffers.clear()  # the model may have put others in their places
+                module._buffers.update(own)
+            for buffer, value in values:
                 # By way of data: a backward pass that waits for the buffer sees it unchanged.
                 buffer.data.copy_(value)
             for module, mode in modes:
@@ -179,21 +187,6 @@ class Progress:
             "failure_step": first.get("step"),
             "failure_reason": first.get("reason"),
         }
-
-
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """Return torch's random states."""
-    state = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
-    return state
-
-
-def set_random_state(state: Mapping[str, Tensor], device: torch.device) -> None:
-    """Restore what `random_state` returned."""
-    torch.set_rng_state(state["cpu"].cpu())
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
 
 
 @frozen(eq=False)

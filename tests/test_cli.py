@@ -130,6 +130,10 @@ def test_plugins_list_as_a_table(capsys):
     assert all(line.partition(": ")[2] for line in table[end + 1 :])
 
 
+def test_plugins_info_says_who_watches_the_forward_pass(capsys):
+    assert "watch_forward" in call(capsys, "plugins", "info", "shadow").out
+
+
 def test_plugins_list_of_one_kind(capsys):
     only = call(capsys, "plugins", "list", "--kind", "workload").out.splitlines()
     end = only.index("")

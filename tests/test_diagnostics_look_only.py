@@ -41,7 +41,7 @@ def everything(result):
     return {
         "weights": weights_sha256(run),
         "optimizer": sha256(moments),
-        "random": sha256(last["random"]),
+        "random": {k: getattr(v, "tolist", lambda v=v: v)() for k, v in last["random"].items()},
         "metrics": without_measures(result.metrics_history),
         "losses": (result.final_loss, result.summary["val_loss"]),
         "events": told,

@@ -12,10 +12,11 @@ from attrs import define, field, frozen
 from helpers import events, state
 from structlog.testing import capture_logs
 
-from altcore import BadInput, Format, hookimpl, setting
+from altcore import BadInput, Deferred, Format, hookimpl, setting
 from altcore.dispatch import Dispatcher, Plugin, check_state, hooks_of, load_plugins
 from altcore.errors import PluginError
 from altcore.hookspecs import HOOKS, hookspec
+from altcore.state import NonFinite
 
 # --------------------------------------------------------------------- refused when loaded
 
@@ -291,6 +292,15 @@ def test_needs_are_those_of_the_plugins_that_are_due():
     ]  # fmt: skip
 
 
+def test_what_was_not_finite_in_words():
+    """A loss belongs to no layer: one says where it was met first."""
+    assert str(NonFinite("loss", "h.0", "activation@fwd")) == (
+        "loss is nan, first met in h.0 (activation@fwd)"
+    )
+    assert str(NonFinite("loss")) == "loss is nan"
+    assert str(NonFinite("gradient", "h.0.weight")) == "gradient of h.0.weight is nan"
+
+
 def test_a_plugin_may_say_itself_when_it_is_due(shelf, start):
     """By ``is_due``: on other steps its hooks are not called, nothing is captured or recorded."""
     seen = []
@@ -333,6 +343,79 @@ def test_a_plugin_may_watch_the_forward_pass(shelf, start):
     shelf.install("diagnostic", "watcher", Watcher)
     start(["watcher"], max_steps=2, gradient_accumulation_steps=2, eval_interval=1)
     assert seen == [(2, 0, True), "left", (2, 1, False), "left"]
+
+
+def raising(wrap):
+    """A diagnostic whose forward hook raises."""
+
+    @define(eq=False)
+    class Hooked:
+        @contextmanager
+        def watch_forward(self, run):
+            with Deferred() as deferred:
+                look = deferred.guard(self.look) if wrap else self.look
+                handle = run.model.register_forward_hook(look)
+                try:
+                    yield
+                finally:
+                    handle.remove()
+
+        def look(self, *_):
+            raise ValueError("no")
+
+    return Hooked
+
+
+def test_an_error_inside_the_model_names_the_plugin(shelf, start):
+    """The pass cannot be finished then."""
+    shelf.install("diagnostic", "hooked", raising(wrap=False))
+    message = r"diagnostic hooked \(acme-hooked .*\) failed in the forward pass: ValueError: no"
+    with pytest.raises(PluginError, match=message):
+        start(["hooked"], max_steps=1)
+
+
+def test_an_error_that_is_deferred_disables_the_plugin(shelf, start):
+    """What looks on with care harms nobody; the model's own errors stay what they are."""
+    shelf.install("diagnostic", "hooked", raising(wrap=True))
+    result = start(["hooked"], max_steps=2)
+    assert result.summary["degraded"] == ["hooked"]
+    assert result.metrics_history[-1]["step"] == 2
+
+
+def test_the_models_own_error_is_no_plugins(shelf, start, monkeypatch):
+    def fail(self, model, batch):
+        raise ValueError("of the model")
+
+    monkeypatch.setattr("altcore_workloads.gpt.BuiltGpt.loss", fail)
+    shelf.install("diagnostic", "hooked", raising(wrap=True))
+    with pytest.raises(ValueError, match="of the model"):
+        start(["hooked"], max_steps=1)
+
+
+@define(eq=False)
+class Marked:
+    @hookimpl
+    def watch_forward(self, run):
+        pass
+
+
+@define(eq=False)
+class AsksForMore:
+    def watch_forward(self, run, stop):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("cls", "message"),
+    [
+        (Marked, "watch_forward is a method, no hook: leave @hookimpl away"),
+        (AsksForMore, "watch_forward has no argument 'stop'.*step"),
+    ],
+)
+def test_watch_forward_is_checked_when_loaded(shelf, start, cls, message):
+    """It is no hook, and takes what the hooks of its time take."""
+    with pytest.raises(BadInput, match=message):
+        load(shelf, start, cls)
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -86,6 +86,20 @@ def test_uniform_causal_attention(by_hand):
     assert found["entropy_share/0"] == pytest.approx(1.0)
 
 
+@pytest.mark.parametrize(
+    "softmax",
+    [torch.softmax, torch.special.softmax, functional.softmax],
+    ids=lambda f: f.__module__,
+)
+def test_softmax_by_any_of_its_names(softmax):
+    class NamedAttention(nn.Module):
+        def forward(self, x):
+            return softmax(x, -1)
+
+    found = measure(nn.Sequential(NamedAttention(), nn.Linear(3, 1)), torch.zeros(2, 3))
+    assert found["entropy/0"] == pytest.approx(math.log(3))
+
+
 def test_a_logit_by_hand_and_attention_on_one_position():
     """One logit of 60, scaled by 1/2, against 0: all probability is there."""
     q = torch.tensor([[[[60.0, 0.0, 0.0, 0.0]]]])
@@ -102,6 +116,7 @@ MASKS = {
     "bool": {"attn_mask": torch.ones(5, 5, dtype=torch.bool).tril()},
     "float": {"attn_mask": torch.full((5, 5), -math.inf).triu(1) + 0.5},
     "lowest": {"attn_mask": torch.full((5, 5), torch.finfo(torch.float32).min).triu(1)},
+    "a billion": {"attn_mask": torch.full((5, 5), -1e9).triu(1)},
     "scale": {"scale": 2.0},
     "dropout": {"dropout_p": 0.5},
 }

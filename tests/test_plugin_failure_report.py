@@ -309,6 +309,13 @@ def test_a_recipe_is_shown_by_its_name(tmp_path, recipe, shown):
     assert f"| recipe | {shown} |" in report
 
 
+def test_formats_of_a_recipe_are_shown(start):
+    """A recipe that brings its own needs no format of the run's."""
+    result = start(recipe={"weight": "E4M3", "gradient": "E5M2"}, max_steps=1)
+    (path,) = FailureReport().render([result.run_directory], result.run_directory / "again")
+    assert "| format | E4M3, E5M2 |" in path.read_text()
+
+
 def test_runs_of_one_name_do_not_overwrite_each_other(tmp_path):
     """Several runs are rendered into as many files."""
     runs = [record(tmp_path / part / "same", [COLLAPSE]) for part in ("a", "b")]

@@ -46,7 +46,7 @@ def test_goes_back_when_patience_is_spent():
     assert [bench.nan(s) for s in (21, 22, 24, 25)] == [None] * 4
     action = bench.nan(26)
     assert (type(action), action.steps, action.then) == (altcore.Rollback, 10, None)
-    assert "3 consecutive steps were not finite: loss of a" in action.reason
+    assert "3 consecutive steps were not finite: loss is nan, first met in a" in action.reason
     assert "attempt 1 of 3" in action.reason
 
 

@@ -103,10 +103,11 @@ def describe(name: str, kinds: tuple[str, ...]) -> dict[str, Any]:
     from altcore.settings import describe as settings
 
     if entry.kind in HOOK_KINDS:
-        from altcore.dispatch import check_class, hooks_of
+        from altcore.dispatch import WATCHES, check_class, hooks_of
 
         check_class(found, entry)
-        about |= {"hooks": hooks_of(found), "needs": list(getattr(found, "needs", ()))}
+        hooks = [*hooks_of(found), *([WATCHES] if hasattr(found, WATCHES) else [])]
+        about |= {"hooks": hooks, "needs": list(getattr(found, "needs", ()))}
     else:
         _must_be_called(getattr(found, "build", None), entry, "a class with a method build")
     first = (found.__doc__ or "").strip().splitlines()

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from altcore import hookimpl, setting
+from altcore import Deferred, hookimpl, setting
 from altcore_diagnostics.measuring import PART
-from altcore_diagnostics.shadow_gradients import quantized
+from altcore_diagnostics.shadow_gradients import fresh_batch, quantized
 
 if TYPE_CHECKING:
     from altcore.state import Run, Step
@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 """What a module's class has in its name, if its calls are taken for attention's."""
 SUMS = ("entropy", "rows", "share", "wide_rows")
-SOFTMAX = (torch.softmax, Tensor.softmax, functional.softmax)
+HIDDEN = -1e8
+"""No logit of a model that learns is as low."""
+SOFTMAX = (torch.softmax, torch.special.softmax, Tensor.softmax, functional.softmax)
 
 
 @attrs.define(eq=False)
@@ -34,7 +36,8 @@ class AttentionLogits:
 
     Of the last micro-batch, in the step's own forward pass; where the model is compiled, in
     another one that is not. A logit is what the softmax gets: query · key, scaled, with a float
-    mask added; positions that a mask hides (−inf, or the type's lowest value) have none.
+    mask added; positions that a mask hides (−inf, the type's lowest value, or −1e8 and below)
+    have none.
 
     - ``max_logit/layer.name``: the largest magnitude of a logit;
     - ``entropy/layer.name``: mean over queries and heads of −Σ p ln p, in nats;
@@ -77,7 +80,7 @@ class AttentionLogits:
         if calls is None and layers:
             calls = Calls()
             with quantized(run), named_calls(layers, calls):
-                run.workload.loss(run.model, step.batch)
+                run.workload.loss(run.model, fresh_batch(run, step))
         return None if calls is None else calls.measures()
 
 
@@ -111,6 +114,7 @@ class Calls(TorchFunctionMode):
         self.stack: list[str] = []
         """The names of the attention modules that run."""
         self.seen: dict[str, list[Seen]] = {}
+        self.deferred = Deferred()
         self.meets: dict[Any, Callable[..., Tensor | None]] = dict.fromkeys(SOFTMAX, softmax_logits)
         self.meets[functional.scaled_dot_product_attention] = product_logits
 
@@ -118,13 +122,16 @@ class Calls(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        logits_of = self.meets.get(func)
-        if logits_of is not None:
-            with torch.no_grad():
-                logits = logits_of(*args, **kwargs)
-                if logits is not None:
-                    self.seen.setdefault(self.stack[-1], []).append(statistics(logits))
+        if func in self.meets:
+            self.deferred.guard(self.look)(self.meets[func], args, kwargs)
         return func(*args, **kwargs)
+
+    @torch.no_grad()
+    def look(self, logits_of: Callable[..., Tensor | None], args: Any, kwargs: Any) -> None:
+        """Measure a call of attention."""
+        logits = logits_of(*args, **kwargs)
+        if logits is not None:
+            self.seen.setdefault(self.stack[-1], []).append(statistics(logits))
 
     def measures(self) -> dict[str, Tensor] | None:
         """Return what was seen; None if nothing was."""
@@ -187,8 +194,8 @@ def softmax_logits(
 
 
 def _hidden_at_infinity(x: Tensor) -> Tensor:
-    """Models hide positions by adding the lowest value of a type, too."""
-    return x.float().masked_fill(x <= torch.finfo(x.dtype).min / 2, -math.inf)
+    """Models hide positions by adding the lowest value of a type, or −1e9, too."""
+    return x.float().masked_fill(x <= max(torch.finfo(x.dtype).min / 2, HIDDEN), -math.inf)
 
 
 def statistics(logits: Tensor) -> Seen:
@@ -241,7 +248,7 @@ def named_calls(layers: dict[str, nn.Module], calls: Calls) -> Iterator[None]:
         if not calls.stack:
             calls.__exit__(None, None, None)
 
-    with ExitStack() as handles:
+    with calls.deferred, ExitStack() as handles:
         for name, module in layers.items():
             handles.callback(module.register_forward_pre_hook(enter(name)).remove)
             handles.callback(module.register_forward_hook(leave, always_call=True).remove)

@@ -128,7 +128,9 @@ def tensor_of(run: Run, step: Step, quantizer: Any) -> Tensor | None:
         return None
     if role == "weight":
         own = quantizer.name.partition("/")[2] or "weight"
-        return run.model.get_submodule(layer).get_parameter(own).detach()
+        # A computed one (as by weight_norm) would be computed anew, and may change a state by it.
+        weight = run.model.get_submodule(layer)._parameters.get(own)
+        return None if weight is None else weight.detach()
     captured = {"activation": step.activations, "gradient": step.output_gradients}.get(role)
     return (captured or {}).get(layer)
 

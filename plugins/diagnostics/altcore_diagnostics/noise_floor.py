@@ -56,7 +56,9 @@ class NoiseFloor:
 
     def watch_forward(self, run: Run, step: Step) -> AbstractContextManager[None]:
         """Join those who look at the step's own forward pass."""
-        return own_forward(run, join(step, self, Watch)) if is_quantized(run) else nullcontext()
+        return (
+            own_forward(run, step, join(step, self, Watch)) if is_quantized(run) else nullcontext()
+        )
 
     @hookimpl
     def post_backward(self, run: Run, step: Step) -> dict[str, Tensor] | None:

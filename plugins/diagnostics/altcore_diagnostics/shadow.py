@@ -11,11 +11,12 @@ import torch
 from attrs.validators import ge
 from torch import Tensor, nn
 
-from altcore import hookimpl, setting
+from altcore import Deferred, hookimpl, setting
 from altcore.numerics import inner_products
 from altcore_diagnostics.shadow_gradients import (
     LayerSums,
     Watch,
+    fresh_batch,
     gradient_pair,
     is_quantized,
     join,
@@ -74,7 +75,9 @@ class Shadow:
 
     def watch_forward(self, run: Run, step: Step) -> AbstractContextManager[None]:
         """Look at the layers in the step's own forward pass."""
-        return own_forward(run, self._errors(run, step)) if is_quantized(run) else nullcontext()
+        return (
+            own_forward(run, step, self._errors(run, step)) if is_quantized(run) else nullcontext()
+        )
 
     def _errors(self, run: Run, step: Step) -> LayerErrors:
         return cast(LayerErrors, join(step, self, lambda: LayerErrors(run)))
@@ -91,7 +94,7 @@ class Shadow:
             measures |= gradient_measures(sums)
         if run.quantization.modules:
             with torch.no_grad():
-                measures |= errors.measures(step.batch)
+                measures |= errors.measures(step)
         return measures
 
 
@@ -210,15 +213,15 @@ class LayerErrors(Watch):
         tensor = value.detach().clone() if self.is_copying else value.detach()
         return Kept(tensor, tensor._version)
 
-    def measures(self, batch: Any) -> dict[str, Tensor]:
+    def measures(self, step: Step) -> dict[str, Tensor]:
         """Return injected and accumulated errors; runs the two passes if they were not seen."""
-        loss, model = self.run.workload.loss, self.run.model
+        run = self.run
         if not self.is_done:
             self.is_copying = True
-            with quantized(self.run), self.quantized():
-                loss(model, batch)
-            with unquantized(self.run), self.exact():
-                loss(model, batch)
+            with quantized(run), self.quantized():
+                run.workload.loss(run.model, fresh_batch(run, step))
+            with unquantized(run), self.exact():
+                run.workload.loss(run.model, fresh_batch(run, step))
         measures = {}
         found = {"injected": self.injected(), "accumulated": self.accumulated}
         self.calls.clear()  # the watch is there for as long as the step
@@ -282,13 +285,13 @@ def _watched(run: Run, tell: Any) -> Iterator[None]:
     """Within, ``tell(name, args, kwargs, output)`` at each call of a quantized layer."""
 
     def hook(name: str) -> Any:
+        @torch.no_grad()
         def call(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            with torch.no_grad():
-                tell(name, args, kwargs, output)
+            tell(name, args, kwargs, output)
 
-        return call
+        return deferred.guard(call)
 
-    with ExitStack() as stack:
+    with Deferred() as deferred, ExitStack() as stack:
         for name, module in run.quantization.modules.items():
             handle = module.register_forward_hook(hook(name), with_kwargs=True)
             stack.callback(handle.remove)

@@ -10,18 +10,17 @@ joins before the step's forward pass. Else it is made anew, in a probe, as the u
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
 from weakref import WeakKeyDictionary
 
 import attrs
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from altcore.numerics import inner_products
-from altcore.state import random_state
+from altcore.randomness import random_state
 from altcore_diagnostics.eager import eagerly
 
 if TYPE_CHECKING:
@@ -77,6 +76,8 @@ _pairs: WeakKeyDictionary[Step, GradientPair] = WeakKeyDictionary()
 """For all who ask on one step, before its weights move; gone with the step."""
 _watches: WeakKeyDictionary[Step, dict[Any, Watch]] = WeakKeyDictionary()
 """Those who joined, by who they are."""
+_spoiled: WeakKeyDictionary[Step, bool] = WeakKeyDictionary()
+"""The steps whose batch is not what it was."""
 
 
 def is_quantized(run: Run) -> bool:
@@ -97,15 +98,21 @@ def join(step: Step, who: Any, make: Callable[[], Watch]) -> Watch:
 
 
 @contextmanager
-def own_forward(run: Run, watch: Watch) -> Iterator[None]:
+def own_forward(run: Run, step: Step, watch: Watch) -> Iterator[None]:
     """Around the step's own forward pass: let ``watch`` see it, if it can stand for another one."""
-    if not _is_repeatable(run):
+    before, written = _state(run), _versions(step.batch)
+    with watch.quantized() if _is_repeatable(run) else nullcontext():
         yield
-        return
-    before = _state(run)
-    with watch.quantized():
-        yield
-    watch.saw_own = _is_same(before, _state(run)) and watch.is_intact()
+    if _versions(step.batch) != written:
+        _spoiled[step] = True
+    watch.saw_own = _is_repeatable(run) and _is_same(before, _state(run)) and watch.is_intact()
+
+
+def fresh_batch(run: Run, step: Step) -> Any:
+    """Return the last micro-batch as it was drawn: again, if the model writes to its batches."""
+    if step not in _spoiled:
+        return step.batch
+    return run.workload.batch("train", step.index, step.micro)
 
 
 def gradient_pair(run: Run, step: Step) -> GradientPair:
@@ -144,17 +151,14 @@ def _compute(run: Run, step: Step, watches: list[Watch]) -> GradientPair:
             with ExitStack() as stack:
                 for watch in watches:
                     stack.enter_context(watch.quantized())
-                loss = run.workload.loss(run.model, step.batch)
+                loss = run.workload.loss(run.model, fresh_batch(run, step))
             gradients = _gradients(loss, weights)
     with unquantized(run):
-        # Gradients of the weights themselves would pass the hooks that quantize them.
-        stand_ins = {n: p.detach().requires_grad_() for n, p in weights.items()}
-        given = {f"model.{n}": p for n, p in stand_ins.items()}
         with ExitStack() as stack:
             for watch in watches:
                 stack.enter_context(watch.exact())
-            exact_loss = functional_call(_Loss(run), given, (step.batch,))
-        exact = _gradients(exact_loss, stand_ins)
+            exact_loss = run.workload.loss(run.model, fresh_batch(run, step))
+        exact = _gradients(exact_loss, weights)
     return GradientPair(gradients, exact, loss.detach(), exact_loss.detach())
 
 
@@ -165,6 +169,8 @@ def _is_repeatable(run: Run) -> bool:
         run.config.gradient_accumulation_steps == 1
         and not run.config.compile
         and all(c.rounding != "stochastic" and c.scaling.kind != "delayed" for c in casts)
+        # These change what a backward pass leaves behind, and are not run for another one.
+        and not any(p._post_accumulate_grad_hooks for p in run.model.parameters())
     )
 
 
@@ -179,26 +185,41 @@ def _is_workloads(step: Step) -> bool:
     )
 
 
-def _state(run: Run) -> list[Any]:
+@attrs.frozen(eq=False)
+class State:
     """What a forward pass changes if it draws random numbers, or goes on from its last one."""
-    random = random_state(run.device).values()
-    return [*random, *(buffer._version for buffer in run.model.buffers())]
+
+    random: dict[str, Any]
+    buffers: list[tuple[Tensor, int]]
+    """And how often each was written to."""
 
 
-def _is_same(before: list[Any], after: list[Any]) -> bool:
-    pairs = zip(before, after, strict=True)
-    return all(torch.equal(a, b) if isinstance(a, Tensor) else a == b for a, b in pairs)
+def _state(run: Run) -> State:
+    return State(random_state(run.device), [(b, b._version) for b in run.model.buffers()])
 
 
-class _Loss(nn.Module):
-    """The workload's loss as a module, so that the model's weights can be stood in for."""
+def _is_same(before: State, after: State) -> bool:
+    return (
+        len(before.buffers) == len(after.buffers)
+        and all(
+            a is b and version == other
+            for (a, version), (b, other) in zip(before.buffers, after.buffers, strict=True)
+        )
+        and all(_equal(value, after.random.get(key)) for key, value in before.random.items())
+    )
 
-    def __init__(self, run: Run) -> None:
-        super().__init__()
-        self.model, self.workload = run.model, run.workload
 
-    def forward(self, batch: Any) -> Tensor:
-        return self.workload.loss(self.model, batch)
+def _equal(a: Any, b: Any) -> bool:
+    return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
+
+
+def _versions(batch: Any) -> list[int]:
+    """How often each tensor of a batch was written to."""
+    if isinstance(batch, Tensor):
+        return [batch._version]
+    if isinstance(batch, Mapping):
+        return _versions(list(batch.values()))
+    return [v for part in batch for v in _versions(part)] if isinstance(batch, list | tuple) else []
 
 
 def _gradients(loss: Tensor, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -170,7 +170,7 @@ class Record:
             recipe = recipe.get("name", "given in config.yaml")
         status = self.summary["status"]
         rows = {
-            "format": self.config.get("format"),
+            "format": self.environment.get("format") or self.config.get("format"),
             "recipe": recipe,
             "started": self.environment.get("started"),
             "status": "not over when this was written" if status == "unfinished" else status,

@@ -1,0 +1,177 @@
+"""Diagnostics on models as people write them: none is disturbed, and none misleads."""
+
+import random
+import sys
+
+import numpy as np
+import pytest
+import torch
+from helpers import state
+from torch import nn
+from torch.nn.utils import parametrizations
+
+import altcore
+from altcore.registry import entries
+
+NAMES = sorted(e.name for e in entries() if e.kind == "diagnostic")
+RECIPE = {"weight": "E4M3", "activation": "E4M3", "gradient": "E5M2"}
+WIDTH = 8
+
+
+class Plain(nn.Module):
+    """Three layers; what the others do besides is in ``before``."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.second, self.head = (nn.Linear(WIDTH, WIDTH) for _ in range(3))
+
+    def before(self, x):
+        return x
+
+    def forward(self, x):
+        return self.head(torch.tanh(self.second(torch.tanh(self.first(self.before(x))))))
+
+
+class NewBuffer(Plain):
+    """Puts a new tensor in its buffer's place."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(WIDTH))
+
+    def before(self, x):
+        if self.training:
+            self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        return x - self.mean
+
+
+class PythonNoise(Plain):
+    def before(self, x):
+        return x * random.uniform(0.5, 1.5)
+
+
+class NumpyNoise(Plain):
+    def before(self, x):
+        return x * float(np.random.uniform(0.5, 1.5))
+
+
+class Writes(Plain):
+    """Writes to its batch."""
+
+    def before(self, x):
+        return x.sub_(0.5).div_(0.25)
+
+
+class WritesNot(Plain):
+    """Does the same without."""
+
+    def before(self, x):
+        return (x - 0.5) / 0.25
+
+
+class Computed(Plain):
+    """Has weights that are computed, and state that computing them moves on."""
+
+    def __init__(self):
+        super().__init__()
+        parametrizations.weight_norm(self.first)
+        parametrizations.spectral_norm(self.second)
+
+
+class Hooked(Plain):
+    """Halves a gradient on its way, and another one at its end."""
+
+    def __init__(self):
+        super().__init__()
+        self.first.weight.register_hook(lambda g: g / 2)
+
+        def halve(p):
+            p.grad /= 2
+
+        self.second.weight.register_post_accumulate_grad_hook(halve)
+
+
+def regression(split, step, micro):
+    draw = torch.Generator().manual_seed(1000 * step + micro)
+    x = torch.randn(16, WIDTH, generator=draw)
+    return x, x.roll(1, -1).square()
+
+
+def train(tmp_path, name, model, plugins, **keys):
+    """A run of four steps, watched on each."""
+    due = {f"{p}.{'report_interval' if p == 'flips' else 'interval'}": 1 for p in plugins}
+    given = {
+        "runs_dir": str(tmp_path),
+        "name": name,
+        "recipe": RECIPE,
+        "max_steps": 4,
+        "eval_interval": 0,
+        "checkpoint_interval": 0,
+        "device": "cpu",
+        "plugins": plugins,
+        **due,
+        **keys,
+    }
+    return altcore.train(given, model=model, data=regression)
+
+
+MODELS = [Plain, NewBuffer, PythonNoise, NumpyNoise, Writes, Computed, Hooked]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
+def test_no_model_notices(tmp_path, cls, accumulation):
+    """Weights, buffers, losses and random states are those of a run that nobody watched."""
+    keys = {"gradient_accumulation_steps": accumulation}
+    plain = train(tmp_path, "plain", cls(), [], **keys)
+    watched = train(tmp_path, "watched", cls(), NAMES, **keys)
+    assert watched.summary["degraded"] == []
+    assert watched.final_loss == plain.final_loss
+    ends = [state(run.run_directory) for run in (plain, watched)]
+    for key, value in ends[0]["model"].items():
+        assert torch.equal(value, ends[1]["model"][key]), key
+    for key in ("python", "numpy"):
+        assert ends[0]["random"][key] == ends[1]["random"][key]
+
+
+def shadow(tmp_path, name, model, **keys):
+    """The first measures of ``shadow`` and ``noise-floor``."""
+    result = train(tmp_path, name, model, ["shadow", "noise-floor"], **keys)
+    line = result.diagnostics_history[0]
+    return {k: v for k, v in line.items() if k.startswith(("shadow/", "noise-floor/"))}
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_a_model_may_write_to_its_batch(tmp_path, accumulation):
+    """Every pass begins with the batch as it was drawn."""
+    keys = {"gradient_accumulation_steps": accumulation}
+    found = [shadow(tmp_path, cls.__name__, cls(), **keys) for cls in (Writes, WritesNot)]
+    assert found[0] == found[1]
+    assert found[0]["shadow/cosine_min"] > 0.9
+
+
+def test_gradient_hooks_are_no_quantization_error(tmp_path):
+    """They are in both gradients or in none, however the quantized one was come by."""
+    plain = shadow(tmp_path, "plain", Plain())
+    hooked = shadow(tmp_path, "hooked", Hooked())
+    of_layers = {key: value for key, value in plain.items() if key.count("/") > 1}
+    assert {k: hooked[k] for k in of_layers} == pytest.approx(of_layers, rel=1e-5)
+
+
+def test_a_buffer_that_was_replaced_is_put_back(tmp_path):
+    """The two passes of a step begin with the same one."""
+    found, plain = (shadow(tmp_path, cls.__name__, cls()) for cls in (NewBuffer, Plain))
+    assert found["shadow/cosine_min"] > 0.99
+    assert abs(found["shadow/loss_gap"]) < 2 * abs(plain["shadow/loss_gap"])
+
+
+def test_numpy_that_is_not_there_is_no_matter(monkeypatch):
+    from altcore.randomness import random_state, set_random_state
+
+    monkeypatch.delitem(sys.modules, "numpy")
+    before = random_state(torch.device("cpu"))
+    assert "numpy" not in before
+    value = random.random()
+    set_random_state(before, torch.device("cpu"))
+    assert random.random() == value
