@@ -63,9 +63,9 @@ class Shadow:
     and left out of the largest. What is not finite makes the aggregates NaN.
 
     Weights stored on a grid are the same grid values in both: the error of *being stored* is in no
-    measure here. Stochastic rounding draws other random bits than the step did; delayed scales are
-    those after the step's own forward and backward passes. In a run without quantization there is
-    no measure.
+    measure here. Stochastic rounding draws other random bits than the step did; delayed scales, and
+    buffers that the model goes on from, are those after the step's own forward and backward passes.
+    In a run without quantization there is no measure.
 
     The inputs and outputs of quantized layers are kept until all is compared. What ``noise-floor``
     and ``attention-logits`` need too is computed once.
