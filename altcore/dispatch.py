@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from traceback import walk_tb
 from types import NoneType
 from typing import Any
@@ -278,15 +278,17 @@ class Dispatcher:
             inner.enter_context(method(**given))
         try:
             yield
-        except Exception as error:
+        except BaseException as error:
+            with suppress(Exception):  # none takes the place of this one
+                inner.__exit__(type(error), error, error.__traceback__)
             # The pass cannot be finished: what looks on with care waits, by `Deferred`.
-            if not isinstance(error, AltcoreError) and _is_raised_in(plugin, error):
+            is_own = isinstance(error, Exception) and _is_raised_in(plugin, error)
+            if is_own and not isinstance(error, AltcoreError):
                 text = f"{plugin} failed in the forward pass: {type(error).__name__}: {error}"
                 raise PluginError(text) from error
             raise
-        finally:
-            with self._guard(plugin, WATCHES):
-                inner.close()
+        with self._guard(plugin, WATCHES):
+            inner.close()
 
     @contextmanager
     def _guard(self, plugin: Plugin, doing: str) -> Iterator[None]:

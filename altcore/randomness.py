@@ -14,7 +14,7 @@ def seed_all(seed: int) -> None:
     """Set torch's, Python's and numpy's random states, on every device."""
     torch.manual_seed(seed)
     random.seed(seed)
-    if (numpy := sys.modules.get("numpy")) is not None:
+    if (numpy := _numpy()) is not None:
         numpy.random.seed(seed % 2**32)
 
 
@@ -24,7 +24,7 @@ def random_state(device: torch.device) -> dict[str, Any]:
     state = {"cpu": torch.get_rng_state(), "python": [version, list(numbers), gauss]}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
-    if (numpy := sys.modules.get("numpy")) is not None:
+    if (numpy := _numpy()) is not None:
         name, keys, *rest = numpy.random.get_state()
         state["numpy"] = [name, keys.tolist(), *rest]
     return state
@@ -33,9 +33,19 @@ def random_state(device: torch.device) -> dict[str, Any]:
 def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     """Restore what `random_state` returned."""
     torch.set_rng_state(state["cpu"].cpu())
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
+    if "python" in state:
+        version, numbers, gauss = state["python"]
+        random.setstate((version, tuple(numbers), gauss))
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)
-    if "numpy" in state and (numpy := sys.modules.get("numpy")) is not None:
+    if "numpy" in state and (numpy := _numpy()) is not None:
         numpy.random.set_state(tuple(state["numpy"]))
+
+
+def _numpy() -> Any:
+    """Return numpy, if somebody has imported it and has its own generator in place."""
+    numpy = sys.modules.get("numpy")
+    if numpy is None:
+        return None
+    state = numpy.random.get_state(legacy=False)
+    return numpy if state["bit_generator"] == "MT19937" else None

@@ -130,7 +130,8 @@ class Run:
         """
         parameters = list(self.model.parameters())
         grads = [p.grad for p in parameters]
-        buffers = [(m, dict(m._buffers)) for m in self.model.modules()]
+        owners = [m for m in self.model.modules() if not isinstance(m, torch.jit.ScriptModule)]
+        buffers = [(m, dict(m._buffers)) for m in owners]
         values = [(b, b.detach().clone()) for b in self.model.buffers()]
         modes = [(m, m.training) for m in self.model.modules()]
         random = random_state(self.device)
@@ -140,17 +141,17 @@ class Run:
             with self.quantization.frozen():
                 yield
         finally:
+            set_random_state(random, self.device)
             for p, g in zip(parameters, grads, strict=True):
                 p.grad = g
             for module, own in buffers:
-                module._buffers.clear()  # the model may have put others in their places
-                module._buffers.update(own)
+                if any(module._buffers.get(name) is not b for name, b in own.items()):
+                    module._buffers.update(own)  # the model put others in their places
             for buffer, value in values:
                 # By way of data: a backward pass that waits for the buffer sees it unchanged.
                 buffer.data.copy_(value)
             for module, mode in modes:
                 module.training = mode
-            set_random_state(random, self.device)
 
 
 @define

@@ -2,6 +2,9 @@
 
 import random
 import sys
+from contextlib import nullcontext
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -11,7 +14,11 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import altcore
+from altcore.config import TrainConfig
+from altcore.randomness import random_state, seed_all, set_random_state
 from altcore.registry import entries
+from altcore.state import Run, Step
+from altcore_diagnostics.shadow import Shadow
 
 NAMES = sorted(e.name for e in entries() if e.kind == "diagnostic")
 RECIPE = {"weight": "E4M3", "activation": "E4M3", "gradient": "E5M2"}
@@ -98,7 +105,11 @@ def regression(split, step, micro):
     return x, x.roll(1, -1).square()
 
 
-def train(tmp_path, name, model, plugins, **keys):
+def double(split, step, micro):
+    return tuple(t.double() for t in regression(split, step, micro))
+
+
+def train(tmp_path, name, model, plugins, data=regression, **keys):
     """A run of four steps, watched on each."""
     due = {f"{p}.{'report_interval' if p == 'flips' else 'interval'}": 1 for p in plugins}
     given = {
@@ -113,7 +124,7 @@ def train(tmp_path, name, model, plugins, **keys):
         **due,
         **keys,
     }
-    return altcore.train(given, model=model, data=regression)
+    return altcore.train(given, model=model, data=data)
 
 
 MODELS = [Plain, NewBuffer, PythonNoise, NumpyNoise, Writes, Computed, Hooked]
@@ -166,9 +177,105 @@ def test_a_buffer_that_was_replaced_is_put_back(tmp_path):
     assert abs(found["shadow/loss_gap"]) < 2 * abs(plain["shadow/loss_gap"])
 
 
-def test_numpy_that_is_not_there_is_no_matter(monkeypatch):
-    from altcore.randomness import random_state, set_random_state
+class Pair(NamedTuple):
+    x: torch.Tensor
+    y: torch.Tensor
 
+
+@pytest.mark.parametrize("kind", [tuple, list, Pair, dict], ids=lambda k: k.__name__)
+def test_batches_of_many_kinds_are_kept(tmp_path, kind):
+    """Tensors of tuples, lists, named tuples and mappings."""
+
+    def data(split, step, micro):
+        x, y = regression(split, step, micro)
+        if kind is dict:
+            return {"x": x, "y": y}
+        return Pair(x, y) if kind is Pair else kind((x, y))
+
+    class Loss(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, batch):
+            x, y = batch.values() if isinstance(batch, dict) else batch
+            return (self.inner(x) - y).square().mean()
+
+    found = []
+    for cls in (Writes, WritesNot):
+        run = SimpleNamespace(
+            config=TrainConfig(device="cpu"),
+            device=torch.device("cpu"),
+            model=Loss(cls()),
+            workload=SimpleNamespace(loss=lambda model, batch: model(batch)),
+        )
+        run.quantization = altcore.quantize_model(run.model, RECIPE)
+        run.autocast = nullcontext
+        run.probe = lambda run=run: Run.probe(run)
+        step, plugin = Step(1, batch=data("train", 1, 0)), Shadow()
+        with plugin.watch_forward(run, step):
+            step.loss = run.workload.loss(run.model, step.batch)
+        step.loss.backward()
+        found.append({k: float(v) for k, v in plugin.post_backward(run, step).items()})
+    assert found[0] == found[1]
+
+
+def test_float64_weights_are_left_as_they_are(tmp_path):
+    """What one diagnostic measures is what it measures beside others."""
+    names = ["grad-stiffness", "stiffness", "grid-alignment"]
+    lines = []
+    for plugins in (names, ["stiffness"]):
+        result = train(tmp_path, plugins[0], Plain().double(), plugins, data=double)
+        lines.append(result.diagnostics_history[0])
+    own = {k: v for k, v in lines[1].items() if k.startswith("stiffness/")}
+    assert own
+    assert {k: lines[0][k] for k in own} == own
+
+
+def test_a_model_with_nothing_to_train_but_vectors(tmp_path):
+    """Outputs and losses are compared all the same."""
+    model = Plain()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter.dim() < 2)
+    result = train(tmp_path, "vectors", model, ["shadow", "noise-floor"])
+    assert result.summary["degraded"] == []
+    assert result.diagnostics_history[0]["shadow/injected_max"] > 0
+
+
+def test_an_error_of_one_is_not_another_ones(tmp_path, monkeypatch):
+    """Those who look at the same passes are not disabled along."""
+
+    def fail(self, value):
+        raise ValueError("of shadow")
+
+    monkeypatch.setattr("altcore_diagnostics.shadow.LayerErrors._kept", fail)
+    result = train(tmp_path, "broken", Plain(), ["shadow", "noise-floor"])
+    assert result.summary["degraded"] == ["shadow"]
+    assert "noise-floor/ratio" in result.diagnostics_history[-1]
+
+
+def test_a_probe_of_a_scripted_module():
+    """Its buffers cannot be replaced; everything is put back."""
+    model = nn.Sequential(nn.Linear(4, 4), torch.jit.script(nn.BatchNorm1d(4)))
+    run = SimpleNamespace(model=model, device=torch.device("cpu"))
+    run.quantization = altcore.quantize_model(model, {"weight": "E4M3"})
+    mean, random_before = model[1].running_mean.clone(), torch.get_rng_state()
+    with Run.probe(run):
+        model(torch.randn(8, 4))
+        assert not torch.equal(model[1].running_mean, mean)
+    assert torch.equal(model[1].running_mean, mean)
+    assert torch.equal(torch.get_rng_state(), random_before)
+
+
+def test_another_generator_of_numpys_is_left_alone(monkeypatch):
+    legacy = np.random.get_state(legacy=False)
+    monkeypatch.setattr(np.random, "get_state", lambda legacy: {"bit_generator": "PCG64"})
+    assert "numpy" not in random_state(torch.device("cpu"))
+    seed_all(0)
+    assert legacy["bit_generator"] == "MT19937"
+
+
+def test_numpy_that_is_not_there_is_no_matter(monkeypatch):
     monkeypatch.delitem(sys.modules, "numpy")
     before = random_state(torch.device("cpu"))
     assert "numpy" not in before

@@ -382,6 +382,31 @@ def test_an_error_that_is_deferred_disables_the_plugin(shelf, start):
     assert result.metrics_history[-1]["step"] == 2
 
 
+def test_a_watcher_is_told_of_the_models_error(shelf, start, monkeypatch):
+    """It does not go on as if the pass was over, and takes no error's place."""
+    told = []
+
+    def fail(self, model, batch):
+        raise ValueError("of the model")
+
+    @define(eq=False)
+    class Watcher:
+        @contextmanager
+        def watch_forward(self):
+            try:
+                yield
+            except ValueError as error:
+                told.append(str(error))
+                raise KeyError("of its own") from error
+            told.append("over")
+
+    monkeypatch.setattr("altcore_workloads.gpt.BuiltGpt.loss", fail)
+    shelf.install("intervention", "watcher", Watcher)
+    with pytest.raises(ValueError, match="of the model"):
+        start(["watcher"], max_steps=1)
+    assert told == ["of the model"]
+
+
 def test_the_models_own_error_is_no_plugins(shelf, start, monkeypatch):
     def fail(self, model, batch):
         raise ValueError("of the model")

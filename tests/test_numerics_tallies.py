@@ -127,6 +127,15 @@ def test_what_is_not_finite_stays(kernels):
     assert count_small(torch.cat([x, y]), 1.5) == 3
 
 
+def test_two_shapes_are_refused(kernels):
+    with pytest.raises(ValueError, match="two shapes"):
+        inner_products(torch.ones(40), torch.ones(2))
+
+
+def test_nothing_is_below_nothing(kernels):
+    assert count_small(torch.tensor([0.0, 0.0, 1.0]), 0.0) == 0
+
+
 def test_large_numbers_do_not_overflow(kernels):
     """Squares of what float32 holds are summed up in float64."""
     x = torch.full((10,), 3e38)

@@ -446,6 +446,31 @@ def test_two_casts_for_one_tied_weight_are_an_error():
 # ------------------------------------------------------------------------------- changes
 
 
+def test_a_weight_that_was_replaced_is_found_again():
+    """Its grid and its optimizer state's cast are those of its place in the model."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    q = altcore.quantize_model(model, {"weight": "E4M3", "optimizer_state": "E4M3"})
+    state = {k: v.clone() for k, v in model.state_dict().items()}
+    model.load_state_dict(state, assign=True)
+    optimizer = torch.optim.Adam(model.parameters())
+    model(torch.randn(3, 4)).sum().backward()
+    optimizer.step()
+    before = optimizer.state[model[0].weight]["exp_avg"].clone()
+    q.store(optimizer)
+    assert q.grid_of(model[0].weight).format.name == "E4M3"
+    assert q.grid_of(model[0].bias) is None
+    assert list(q.grids.weights.values()) == [model[0].weight, model[1].weight]
+    assert not torch.equal(optimizer.state[model[0].weight]["exp_avg"], before)
+    twin = copy.deepcopy(q)
+    assert twin.grid_of(twin.model[1].weight).format.name == "E4M3"
+    assert twin.grid_of(model[1].weight) is None
+    q.remove()
+    kept = optimizer.state[model[0].weight]["exp_avg"].add_(0.1234567).clone()
+    q.store(optimizer)
+    assert torch.equal(optimizer.state[model[0].weight]["exp_avg"], kept)
+    assert q.grid_of(model[0].weight) is None
+
+
 def test_a_change_re_encodes_only_what_changed():
     """The same cast keeps values and scale; another one is encoded anew, with its error told."""
     model = net()

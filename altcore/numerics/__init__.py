@@ -1,6 +1,6 @@
 """Formats on tensors: rounding to a grid, scales, positions on the grid, and the kernels.
 
-Everything here works on torch tensors and is exact: each result is that of
+Everything here works on torch tensors, and what it rounds is exact: each result is that of
 `altcore.reference.round_scalar`, on every device, in the torch path as in the compiled one.
 `altcore.numerics.functional` is the public face; the functions re-exported here are what the
 layers above build on. They know nothing of autograd.

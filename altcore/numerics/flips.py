@@ -78,6 +78,8 @@ def _by_kernel(
         return None
     if not fits(flipped_at, torch.int32):
         return None
+    if not before.shape == after.shape == earlier.shape == flipped_at.shape:
+        return None
     counts, job = torch.empty(2, dtype=torch.int64), _Flips()
     job.before, job.after = before.data_ptr(), after.data_ptr()
     job.earlier, job.flipped_at = earlier.data_ptr(), flipped_at.data_ptr()

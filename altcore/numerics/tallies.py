@@ -34,6 +34,8 @@ def inner_products(x: Tensor, y: Tensor) -> Tensor:
 
     The tensors are of one shape; all is computed in float64.
     """
+    if x.shape != y.shape:
+        raise ValueError(f"two shapes: {tuple(x.shape)} and {tuple(y.shape)}")
     x, y = x.detach().contiguous(), y.detach().contiguous()
     handle = handle_for(x) if handle_for(y) is not None else None
     if handle is not None:
@@ -87,8 +89,7 @@ def count_small(x: Tensor, least: float, r: Tensor | None = None) -> Tensor:
     for part in _parts(x):
         y = part.to(dtype)
         size = y.abs() if r is None else (y * r.to(dtype)).abs_()
-        # Of the small ones, those that are not 0.
-        number += torch.count_nonzero(size < least) + torch.count_nonzero(part) - part.numel()
+        number += torch.count_nonzero((size < least).logical_and_(part != 0))
     return number
 
 

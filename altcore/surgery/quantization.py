@@ -54,7 +54,7 @@ from altcore.surgery.layers import (
 from altcore.surgery.product import PAIRS
 from altcore.surgery.quantizer import Clock, Quantizer
 from altcore.surgery.stored import STALL, StoredWeight, store_optimizer_state
-from altcore.surgery.weight_grids import WeightGrid, WeightGrids, weight_grids
+from altcore.surgery.weight_grids import Owner, WeightGrid, WeightGrids, weight_grids
 
 FORWARD_OPERANDS = (*PRODUCT_OPERANDS, "stored_weight", *ATTENTION_OPERANDS)
 """Those for which a layer needs a stand-in for its forward."""
@@ -91,7 +91,7 @@ class Quantization:
     """Whether views of master weights are kept for `measure_views`."""
     is_off: bool = field(init=False, default=False)
     flops: int | None = field(init=False, default=None)
-    _state_casts: dict[str, tuple[nn.Parameter, Cast]] = field(init=False, factory=dict)
+    _state_casts: dict[str, tuple[Owner, Cast]] = field(init=False, factory=dict)
     _hooks: list[RemovableHandle | SlowPath] = field(init=False, factory=list)
 
     def __attrs_post_init__(self) -> None:
@@ -129,10 +129,10 @@ class Quantization:
         self._hooks += slow_paths(self.model) if self.layers else []
         self._hook_weight_gradients(made)
         self._store_weights()
-        self.grids = weight_grids(unique_matrices(self.model), self.stored, self.layers)
+        self.grids = weight_grids(self.model, self.stored, self.layers)
         self._state_casts = {
-            full: (parameter, state)
-            for name, full, parameter in unique_matrices(self.model)
+            full: (Owner.of(self.model, full), state)
+            for name, full, _ in unique_matrices(self.model)
             if (state := plan[name]["optimizer_state"])
         }
 
@@ -253,6 +253,7 @@ class Quantization:
         self._hooks = []
         _restore_forwards(self.layers)
         self.layers, self.stored, self.grids = {}, {}, WeightGrids()
+        self._state_casts = {}
 
     def __enter__(self) -> Quantization:
         return self
@@ -281,7 +282,8 @@ class Quantization:
         if self.stored:
             self.stored_moves = torch.stack([w.store() for w in self.stored.values()])
         if optimizer is not None:
-            store_optimizer_state(optimizer, self._state_casts, self.clock)
+            casts = {n: (owner.parameter, cast) for n, (owner, cast) in self._state_casts.items()}
+            store_optimizer_state(optimizer, casts, self.clock)
         self.clock.step += 1
 
     def measure_views(self) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from attrs import define, field, frozen
 from torch import Tensor, nn
 
 from altcore.formats import Format
 from altcore.surgery.casts import LayerCasts
-from altcore.surgery.layers import has_transposed_weight
+from altcore.surgery.layers import has_transposed_weight, matrices, unique_matrices
 from altcore.surgery.quantizer import Quantizer
 from altcore.surgery.stored import StoredWeight
 
@@ -26,43 +24,77 @@ class WeightGrid:
     """The weight lives on the grid; otherwise a product's view of a float32 master does."""
 
 
+@frozen(eq=False)
+class Owner:
+    """Where a parameter lies: what lies there may be replaced."""
+
+    module: nn.Module
+    own: str
+
+    @classmethod
+    def of(cls, model: nn.Module, full: str) -> Owner:
+        """Find the owner of the parameter with a full name."""
+        name, _, own = full.rpartition(".")
+        return cls(model.get_submodule(name), own)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter."""
+        return self.module.get_parameter(self.own)
+
+
+Source = StoredWeight | tuple[LayerCasts, Quantizer]
+"""What stores a weight, or the first product that quantizes it."""
+
+
 @define(eq=False)
 class WeightGrids:
     """The weights of a quantized model that have a grid, and where it is to be had."""
 
-    weights: dict[str, nn.Parameter] = field(factory=dict)
-    """By full name, in the model's order, a tied one once."""
-    _of: dict[int, StoredWeight | tuple[LayerCasts, Quantizer]] = field(factory=dict)
-    """By the weight's identity: what stores it, or the first product that quantizes it."""
+    sources: dict[str, tuple[Owner, Source]] = field(factory=dict)
+    """By the weight's full name, in the model's order, a tied one once."""
+    _found: dict[int, tuple[Tensor, Source]] = field(factory=dict)
+    """By the identity of a weight, which is kept along: a walk for each would take a while."""
+
+    @property
+    def weights(self) -> dict[str, nn.Parameter]:
+        """The weights themselves, by full name."""
+        return {full: owner.parameter for full, (owner, _) in self.sources.items()}
 
     def find(self, parameter: Tensor, *, before_step: bool = False) -> WeightGrid | None:
         """Return the grid of a parameter; see `Quantization.grid_of`."""
-        source = self._of.get(id(parameter))
+        if parameter.dim() < 2:
+            return None
+        known = self._found.get(id(parameter))
+        if known is None or known[0] is not parameter:
+            own = [(owner.parameter, source) for owner, source in self.sources.values()]
+            self._found = {id(weight): (weight, source) for weight, source in own}
+            known = self._found.get(id(parameter))
+        if known is None:
+            return None
+        source = known[1]
         if isinstance(source, StoredWeight):
             scale = source.scale_before if before_step else source.scale
             return WeightGrid(source.cast.element, scale, is_stored=True)
-        return None if source is None else _view_grid(*source)
+        return _view_grid(*source)
 
 
 def weight_grids(
-    matrices: Iterable[tuple[str, str, nn.Parameter]],
-    stored: dict[str, StoredWeight],
-    layers: dict[str, LayerCasts],
+    model: nn.Module, stored: dict[str, StoredWeight], layers: dict[str, LayerCasts]
 ) -> WeightGrids:
-    """Find the grids of ``matrices``, as `unique_matrices` yields them."""
-    views: dict[int, tuple[LayerCasts, Quantizer]] = {}
+    """Find the weights that have a grid."""
+    views: dict[int, Source] = {}
     for layer in layers.values():
-        for own, parameter in layer.module.named_parameters(recurse=False):
+        for own, parameter in matrices(layer.module).items():
             for key in ("weight@fwd", f"weight@fwd/{own}"):
-                if parameter.dim() >= 2 and key in layer.quantizers:
+                if key in layer.quantizers:
                     views.setdefault(id(parameter), (layer, layer.quantizers[key]))
-    found = WeightGrids()
-    for _, full, parameter in matrices:
-        source = stored.get(full) or views.get(id(parameter))
-        if source is not None:
-            found.weights[full] = parameter
-            found._of[id(parameter)] = source
-    return found
+    sources = {
+        full: (Owner.of(model, full), source)
+        for _, full, parameter in unique_matrices(model)
+        if (source := stored.get(full) or views.get(id(parameter))) is not None
+    }
+    return WeightGrids(sources)
 
 
 def _view_grid(layer: LayerCasts, quantizer: Quantizer) -> WeightGrid | None:

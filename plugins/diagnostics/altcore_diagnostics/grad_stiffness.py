@@ -83,7 +83,7 @@ class GradStiffness:
 def comoments(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
     """Return the moments of each, their sum of products of deviations, and their ends."""
     first, second = moments(x), moments(y)
-    apart = (part.flatten().double().sub_(own[1]) for part, own in ((x, first), (y, second)))
+    apart = (part.flatten().double() - own[1] for part, own in ((x, first), (y, second)))
     return first, second, torch.dot(*apart), *x.aminmax(), *y.aminmax()
 
 

@@ -68,7 +68,7 @@ class Shadow:
     In a run without quantization there is no measure.
 
     The inputs and outputs of quantized layers are kept until all is compared. What ``noise-floor``
-    and ``attention-logits`` need too is computed once.
+    needs too is computed once.
     """
 
     interval: int = setting(50, help="steps between measurements", validator=ge(1))
@@ -167,6 +167,8 @@ class LayerErrors(Watch):
     is_copying: bool = attrs.field(init=False, default=False)
     """Whether all that is kept is a copy, as the model goes on in what layers take or return."""
     is_done: bool = attrs.field(init=False, default=False)
+    deferred: Deferred = attrs.field(init=False, factory=Deferred)
+    """Keeps the first error for `measures`: others look at the same passes."""
 
     @contextmanager
     def quantized(self) -> Iterator[None]:
@@ -177,7 +179,7 @@ class LayerErrors(Watch):
             if (y := _tensor(output)) is not None:
                 self.outputs.setdefault(name, []).append(self._kept(y))
 
-        with _watched(self.run, keep):
+        with _watched(self.run, self.deferred.guard(keep)):
             yield
 
     def is_intact(self) -> bool:
@@ -202,7 +204,7 @@ class LayerErrors(Watch):
             call = Call([self._kept(value) for value in args], given, self._kept(y))
             self.calls.setdefault(name, []).append(call)
 
-        with _watched(self.run, compare):
+        with _watched(self.run, self.deferred.guard(compare)):
             yield
         self.outputs.clear()
         self.is_done = is_intact and all(c.is_intact for own in self.calls.values() for c in own)
@@ -219,9 +221,11 @@ class LayerErrors(Watch):
         if not self.is_done:
             self.is_copying = True
             with quantized(run), self.quantized():
-                run.workload.loss(run.model, fresh_batch(run, step))
+                run.workload.loss(run.model, fresh_batch(step))
             with unquantized(run), self.exact():
-                run.workload.loss(run.model, fresh_batch(run, step))
+                run.workload.loss(run.model, fresh_batch(step))
+        if self.deferred.error is not None:
+            raise self.deferred.error
         measures = {}
         found = {"injected": self.injected(), "accumulated": self.accumulated}
         self.calls.clear()  # the watch is there for as long as the step
@@ -289,9 +293,9 @@ def _watched(run: Run, tell: Any) -> Iterator[None]:
         def call(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             tell(name, args, kwargs, output)
 
-        return deferred.guard(call)
+        return call
 
-    with Deferred() as deferred, ExitStack() as stack:
+    with ExitStack() as stack:
         for name, module in run.quantization.modules.items():
             handle = module.register_forward_hook(hook(name), with_kwargs=True)
             stack.callback(handle.remove)

@@ -76,8 +76,8 @@ _pairs: WeakKeyDictionary[Step, GradientPair] = WeakKeyDictionary()
 """For all who ask on one step, before its weights move; gone with the step."""
 _watches: WeakKeyDictionary[Step, dict[Any, Watch]] = WeakKeyDictionary()
 """Those who joined, by who they are."""
-_spoiled: WeakKeyDictionary[Step, bool] = WeakKeyDictionary()
-"""The steps whose batch is not what it was."""
+_drawn: WeakKeyDictionary[Step, tuple[Any, list[int]]] = WeakKeyDictionary()
+"""A copy of the batch before the step's own forward pass, and how often that was written to."""
 
 
 def is_quantized(run: Run) -> bool:
@@ -100,19 +100,17 @@ def join(step: Step, who: Any, make: Callable[[], Watch]) -> Watch:
 @contextmanager
 def own_forward(run: Run, step: Step, watch: Watch) -> Iterator[None]:
     """Around the step's own forward pass: let ``watch`` see it, if it can stand for another one."""
-    before, written = _state(run), _versions(step.batch)
+    before, versions = _state(run), _versions(step.batch)
+    _drawn[step] = _copy(step.batch), versions
     with watch.quantized() if _is_repeatable(run) else nullcontext():
         yield
-    if _versions(step.batch) != written:
-        _spoiled[step] = True
     watch.saw_own = _is_repeatable(run) and _is_same(before, _state(run)) and watch.is_intact()
 
 
-def fresh_batch(run: Run, step: Step) -> Any:
-    """Return the last micro-batch as it was drawn: again, if the model writes to its batches."""
-    if step not in _spoiled:
-        return step.batch
-    return run.workload.batch("train", step.index, step.micro)
+def fresh_batch(step: Step) -> Any:
+    """Return the last micro-batch as it was drawn, if the model writes to its batches."""
+    drawn, versions = _drawn.get(step, (step.batch, _versions(step.batch)))
+    return step.batch if _versions(step.batch) == versions else _copy(drawn)
 
 
 def gradient_pair(run: Run, step: Step) -> GradientPair:
@@ -151,13 +149,13 @@ def _compute(run: Run, step: Step, watches: list[Watch]) -> GradientPair:
             with ExitStack() as stack:
                 for watch in watches:
                     stack.enter_context(watch.quantized())
-                loss = run.workload.loss(run.model, fresh_batch(run, step))
+                loss = run.workload.loss(run.model, fresh_batch(step))
             gradients = _gradients(loss, weights)
     with unquantized(run):
         with ExitStack() as stack:
             for watch in watches:
                 stack.enter_context(watch.exact())
-            exact_loss = run.workload.loss(run.model, fresh_batch(run, step))
+            exact_loss = run.workload.loss(run.model, fresh_batch(step))
         exact = _gradients(exact_loss, weights)
     return GradientPair(gradients, exact, loss.detach(), exact_loss.detach())
 
@@ -213,6 +211,17 @@ def _equal(a: Any, b: Any) -> bool:
     return torch.equal(a, b) if isinstance(a, Tensor) else bool(a == b)
 
 
+def _copy(batch: Any) -> Any:
+    """Copy the tensors of a batch."""
+    if isinstance(batch, Tensor):
+        return batch.detach().clone()
+    if isinstance(batch, Mapping):
+        return {key: _copy(value) for key, value in batch.items()}
+    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        return type(batch)(*map(_copy, batch))
+    return type(batch)(map(_copy, batch)) if isinstance(batch, list | tuple) else batch
+
+
 def _versions(batch: Any) -> list[int]:
     """How often each tensor of a batch was written to."""
     if isinstance(batch, Tensor):
@@ -223,6 +232,8 @@ def _versions(batch: Any) -> list[int]:
 
 
 def _gradients(loss: Tensor, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not weights:
+        return {}
     found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
     return {n: g for n, g in zip(weights, found, strict=True) if g is not None}
 
