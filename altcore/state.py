@@ -145,8 +145,9 @@ class Run:
             for p, g in zip(parameters, grads, strict=True):
                 p.grad = g
             for module, own in buffers:
-                if any(module._buffers.get(name) is not b for name, b in own.items()):
-                    module._buffers.update(own)  # the model put others in their places
+                if list(map(id, module._buffers.values())) != list(map(id, own.values())):
+                    module._buffers.clear()  # the model put others in their places
+                    module._buffers.update(own)
             for buffer, value in values:
                 # By way of data: a backward pass that waits for the buffer sees it unchanged.
                 buffer.data.copy_(value)

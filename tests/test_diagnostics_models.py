@@ -53,6 +53,16 @@ class NewBuffer(Plain):
         return x - self.mean
 
 
+class LateBuffer(Plain):
+    """Makes a buffer when it needs one."""
+
+    def before(self, x):
+        if not hasattr(self, "calls"):
+            self.register_buffer("calls", torch.zeros(()))
+        self.calls = self.calls + 1
+        return x * (1 + 0.01 * self.calls)
+
+
 class PythonNoise(Plain):
     def before(self, x):
         return x * random.uniform(0.5, 1.5)
@@ -127,7 +137,7 @@ def train(tmp_path, name, model, plugins, data=regression, **keys):
     return altcore.train(given, model=model, data=data)
 
 
-MODELS = [Plain, NewBuffer, PythonNoise, NumpyNoise, Writes, Computed, Hooked]
+MODELS = [Plain, NewBuffer, LateBuffer, PythonNoise, NumpyNoise, Writes, Computed, Hooked]
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -265,6 +275,15 @@ def test_a_probe_of_a_scripted_module():
         assert not torch.equal(model[1].running_mean, mean)
     assert torch.equal(model[1].running_mean, mean)
     assert torch.equal(torch.get_rng_state(), random_before)
+
+
+def test_a_buffer_made_in_a_probe_is_gone_after_it():
+    model = LateBuffer()
+    run = SimpleNamespace(model=model, device=torch.device("cpu"))
+    run.quantization = altcore.quantize_model(model, RECIPE)
+    with Run.probe(run):
+        model(torch.randn(2, WIDTH))
+    assert not hasattr(model, "calls")
 
 
 def test_another_generator_of_numpys_is_left_alone(monkeypatch):

@@ -27,10 +27,10 @@ def position(q: Tensor, fmt: Format) -> Tensor:
     q = q.detach().to(compute_dtype(q.dtype, fmt)).contiguous()
     if isinstance(fmt, FloatFormat):
         plan = float_plan(fmt, q.dtype)
-        if _doubles(plan) and (known := _position_by_kernel(q, fmt, plan)) is not None:
-            return known
-        by_bits = _position_by_bits if _doubles(plan) else _position_by_parts
-        return by_bits(q, fmt, plan)
+        if not _doubles(plan):
+            return _position_by_parts(q, fmt, plan)
+        known = _position_by_kernel(q, fmt, plan)
+        return _position_by_bits(q, fmt, plan) if known is None else known
     if (found := _leading_bits(fmt, q.dtype, q.device)) is None:
         return _position_by_search(q, fmt)
     cut, table = found

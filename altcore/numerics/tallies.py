@@ -40,9 +40,7 @@ def inner_products(x: Tensor, y: Tensor) -> Tensor:
     handle = handle_for(x) if handle_for(y) is not None else None
     if handle is not None:
         sums = torch.empty(4, dtype=torch.float64)
-        job = _Tally(x.data_ptr(), y.data_ptr(), None, x.numel(), 0.0, _halves(x, y))
-        job.threads = threads_for(x.numel())
-        handle.altcore_inner_products(ctypes.byref(job), sums.data_ptr())
+        handle.altcore_inner_products(ctypes.byref(_job(x, y)), sums.data_ptr())
         return sums
     total = torch.zeros(4, dtype=torch.float64, device=x.device)
     for parts in zip(_parts(x), _parts(y), strict=True):
@@ -58,9 +56,7 @@ def moments(x: Tensor) -> Tensor:
     handle = handle_for(x) if x.is_contiguous() and x.numel() else None
     if handle is not None:
         found = torch.empty(3, dtype=torch.float64)
-        job = _Tally(x.data_ptr(), None, None, x.numel(), 0.0, _halves(x, x))
-        job.threads = threads_for(x.numel())
-        handle.altcore_moments(ctypes.byref(job), found.data_ptr())
+        handle.altcore_moments(ctypes.byref(_job(x)), found.data_ptr())
         return found
     parts = [part.sum(dtype=torch.float64) for part in _parts(x)]
     mean = torch.stack(parts).sum() / x.numel()
@@ -80,9 +76,7 @@ def count_small(x: Tensor, least: float, r: Tensor | None = None) -> Tensor:
     handle = handle_for(x) if x.is_contiguous() else None
     if handle is not None and (r is None or (fits(r, torch.float32) and r.numel() == 1)):
         number = torch.empty((), dtype=torch.int64)
-        factor = None if r is None else r.data_ptr()
-        job = _Tally(x.data_ptr(), None, factor, x.numel(), least, _halves(x, x))
-        job.threads = threads_for(x.numel())
+        job = _job(x, r=r, least=least)
         handle.altcore_count_small(ctypes.byref(job), number.data_ptr())
         return number
     number = torch.zeros((), dtype=torch.int64, device=x.device)
@@ -97,5 +91,9 @@ def _parts(x: Tensor) -> tuple[Tensor, ...]:
     return x.flatten().split(_PART if x.is_cpu else _PART_ELSEWHERE)
 
 
-def _halves(x: Tensor, y: Tensor) -> tuple[bool, bool]:
-    return x.dtype is torch.bfloat16, y.dtype is torch.bfloat16
+def _job(
+    x: Tensor, y: Tensor | None = None, *, r: Tensor | None = None, least: float = 0.0
+) -> _Tally:
+    pointers = [None if t is None else t.data_ptr() for t in (x, y, r)]
+    halves = tuple(t is not None and t.dtype is torch.bfloat16 for t in (x, y))
+    return _Tally(*pointers, x.numel(), least, halves, threads_for(x.numel()))

@@ -16,8 +16,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from altcore import Deferred, hookimpl, setting
-from altcore_diagnostics.measuring import PART
-from altcore_diagnostics.shadow_gradients import fresh_batch, quantized
+from altcore_diagnostics.shadow_gradients import fresh_batch, keep_batch, quantized
 
 if TYPE_CHECKING:
     from altcore.state import Run, Step
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 """What a module's class has in its name, if its calls are taken for attention's."""
 SUMS = ("entropy", "rows", "share", "wide_rows")
+PART = 1 << 16
+"""Logits that a CPU's cache holds, with what is made of them."""
 HIDDEN = -1e8
 """No logit of a model that learns is as low."""
 SOFTMAX = (torch.softmax, torch.special.softmax, Tensor.softmax, functional.softmax)
@@ -67,6 +68,7 @@ class AttentionLogits:
     @contextmanager
     def watch_forward(self, run: Run, step: Step) -> Iterator[None]:
         """Look at attention in the step's own forward pass, if its calls can be seen."""
+        keep_batch(step)
         self.calls = None if run.config.compile else Calls()
         with named_calls(attention_layers(run.model), self.calls) if self.calls else nullcontext():
             yield

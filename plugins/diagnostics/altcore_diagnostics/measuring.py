@@ -63,9 +63,6 @@ def inverse(scale: Tensor | None) -> Tensor | None:
     return scale.reciprocal().clamp(max=torch.finfo(scale.dtype).max)
 
 
-PART = 1 << 16
-"""Elements; see `parts`."""
-
 _widths: WeakKeyDictionary[Step, dict[str, Tensor]] = WeakKeyDictionary()
 """For all who ask on one step; gone with it."""
 
@@ -85,11 +82,6 @@ def width_of(step: Step, weight: Weight, before: Tensor | None = None) -> Tensor
 def nan_where_not_finite(x: Tensor) -> Tensor:
     """Return 0 for every element that is finite, NaN for the others."""
     return x.detach() * 0
-
-
-def parts(x: Tensor) -> tuple[Tensor, ...]:
-    """Return the elements in flat parts that a CPU's cache holds, with what is made of them."""
-    return x.detach().flatten().split(PART if x.device.type == "cpu" else max(1, x.numel()))
 
 
 def on_grid(x: Tensor, fmt: Format, scale: Tensor | None) -> Tensor:

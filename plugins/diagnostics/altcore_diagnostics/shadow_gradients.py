@@ -53,6 +53,16 @@ class LayerSums:
     """Squares of their difference."""
 
 
+@attrs.frozen(eq=False)
+class Drawn:
+    """A batch before the step's own forward pass."""
+
+    batch: Any
+    copy: Any
+    versions: list[int]
+    """How often each of its tensors had been written to."""
+
+
 class Watch:
     """What goes on during the two forward passes, for who wants to see more than gradients."""
 
@@ -76,8 +86,7 @@ _pairs: WeakKeyDictionary[Step, GradientPair] = WeakKeyDictionary()
 """For all who ask on one step, before its weights move; gone with the step."""
 _watches: WeakKeyDictionary[Step, dict[Any, Watch]] = WeakKeyDictionary()
 """Those who joined, by who they are."""
-_drawn: WeakKeyDictionary[Step, tuple[Any, list[int]]] = WeakKeyDictionary()
-"""A copy of the batch before the step's own forward pass, and how often that was written to."""
+_drawn: WeakKeyDictionary[Step, Drawn] = WeakKeyDictionary()
 
 
 def is_quantized(run: Run) -> bool:
@@ -100,17 +109,25 @@ def join(step: Step, who: Any, make: Callable[[], Watch]) -> Watch:
 @contextmanager
 def own_forward(run: Run, step: Step, watch: Watch) -> Iterator[None]:
     """Around the step's own forward pass: let ``watch`` see it, if it can stand for another one."""
-    before, versions = _state(run), _versions(step.batch)
-    _drawn[step] = _copy(step.batch), versions
-    with watch.quantized() if _is_repeatable(run) else nullcontext():
+    keep_batch(step)
+    before, is_repeatable = _state(run), _is_repeatable(run)
+    with watch.quantized() if is_repeatable else nullcontext():
         yield
-    watch.saw_own = _is_repeatable(run) and _is_same(before, _state(run)) and watch.is_intact()
+    watch.saw_own = is_repeatable and _is_same(before, _state(run)) and watch.is_intact()
+
+
+def keep_batch(step: Step) -> None:
+    """Copy the micro-batch before the step's own forward pass, for `fresh_batch`; once."""
+    if step not in _drawn or _drawn[step].batch is not step.batch:
+        _drawn[step] = Drawn(step.batch, _copy(step.batch), _versions(step.batch))
 
 
 def fresh_batch(step: Step) -> Any:
-    """Return the last micro-batch as it was drawn, if the model writes to its batches."""
-    drawn, versions = _drawn.get(step, (step.batch, _versions(step.batch)))
-    return step.batch if _versions(step.batch) == versions else _copy(drawn)
+    """Return the last micro-batch as it was drawn: a copy, if the model writes to its batches."""
+    drawn = _drawn.get(step)
+    if drawn is None or _versions(step.batch) == drawn.versions:
+        return step.batch
+    return _copy(drawn.copy)
 
 
 def gradient_pair(run: Run, step: Step) -> GradientPair:
