@@ -10,8 +10,6 @@ import structlog
 import torch
 from attrs import define, field, frozen
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from altcore import config as configuration
 from altcore.checkpoint import load_newest
@@ -165,7 +163,6 @@ def prepare(
         "format": _format_name(config, quantization),
         "recipe": config.recipe_name,
         "compute": quantization.compute,
-        "parameter_share": quantization.parameter_share(),
     }
     state = None
     if resume is not None:
@@ -188,7 +185,15 @@ def prepare(
     )
     dispatch = Dispatcher(plugins, config.strict)
     # The model runs here for the first time: what cannot run leaves no directory behind.
-    facts |= {"flop_share": flop_share(run), "workload": dict(workload.facts)}
+    count_flops(run)
+    coverage = quantization.coverage()
+    facts |= {
+        "parameter_share": coverage.parameter_share,
+        "flop_share": coverage.flop_share,
+        "flop_share_by_operand": dict(coverage.flop_share_by_operand),
+        "head": coverage.head,
+        "workload": dict(workload.facts),
+    }
     if config.compile:
         run.model.compile()
     directory = RunDirectory.create(config) if resume is None else RunDirectory.open(path)
@@ -302,24 +307,14 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
                 parameter.requires_grad_(False)
 
 
-def flop_share(run: Run) -> float | None:
-    """Return the share of a training step's FLOPs in products with both operands on a grid.
+def count_flops(run: Run) -> None:
+    """Let the quantized model count the FLOPs of a training step: one micro-batch, in a probe.
 
-    Counted by torch's flop counter over one micro-batch, under `Run.probe`. None where the
-    model has no product that torch counts.
+    What was planned then has met its operands, or is named as left out.
     """
-    if not run.quantization.layers:
-        return 0.0
     batch = run.workload.batch("train", 1, 0)
-    counter = FlopCounterMode(display=False)
-    # The fused attention of CPUs is a product that torch does not count; written out it is.
-    with run.probe(), sdpa_kernel(SDPBackend.MATH):
-        run.quantization.flops = 0
-        with counter:
-            run.workload.loss(run.model, batch).backward()
-        on_grid, run.quantization.flops = run.quantization.flops, None
-    total = counter.get_total_flops()
-    return on_grid / total if total else None
+    with run.probe():
+        run.quantization.count_flops(lambda: run.workload.loss(run.model, batch).backward())
 
 
 def result(summary: Mapping[str, Any], config: TrainConfig) -> Result:

@@ -46,6 +46,7 @@ OPERANDS = (
     "attention@key",
     "attention@probability",
     "attention@value",
+    "weight@lookup",
 )
 PRODUCT_OPERANDS = OPERANDS[:6]
 PRODUCTS = (
@@ -54,12 +55,15 @@ PRODUCTS = (
     ("gradient@wgrad", "activation@wgrad"),
 )
 """The two operands of each of a layer's products."""
-ATTENTION_OPERANDS = OPERANDS[9:]
+ATTENTION_OPERANDS = OPERANDS[9:13]
 """Those of attention's two products: query by key, and probability by value."""
+LOOKUP = "weight@lookup"
+"""A weight used outside a product: looked up in an embedding, or added as a position table."""
 STORED = ("stored_weight", "optimizer_state")
-SELECTORS = ("<linear>", "<conv>", "<embedding>", "<attention>", "<head>", "<any>")
-"""Patterns that match layers by what they are; ``<any>`` is every layer that has a parameter of
-two or more dimensions."""
+SELECTORS = ("<linear>", "<conv>", "<embedding>", "<other>", "<attention>", "<head>", "<any>")
+"""Patterns that match layers by what they are. ``<other>`` is every module with a parameter of two
+or more dimensions that is none of the first three: experts, recurrent layers, position tables.
+``<any>`` is every layer that has such a parameter."""
 
 SHARES = re.compile(r"<(first|last) ([1-9]\d?|100)%>")
 """``<first N%>`` and ``<last N%>``: so many of the linear and convolutional layers, in the
@@ -73,7 +77,7 @@ def operands_of(role: str) -> tuple[str, ...]:
     """Return the operands that a role or operand name means; `BadInput` if unknown.
 
     >>> operands_of("weight")
-    ('weight@fwd', 'weight@dgrad')
+    ('weight@fwd', 'weight@dgrad', 'weight@lookup')
     """
     found = tuple(o for o in OPERANDS if role in (o, o.partition("@")[0]))
     if not found:
@@ -201,9 +205,12 @@ class Layer:
 
     name: str
     kind: str
-    """``linear``, ``conv``, ``embedding``, ``attention``, ``other``, or ``projection``: a Linear
-    whose weight another module reads, so that its own product never runs."""
+    """``linear``, ``conv``, ``embedding``, ``attention`` (a module without parameters that
+    computes attention), ``parametrization`` (it computes a weight for another module), or
+    ``other``."""
     is_head: bool = False
+    has_attention: bool = False
+    """Whether attention's two products are computed in the layer."""
 
     def matches(self, pattern: str) -> bool:
         """Whether a recipe's pattern or selector means this layer."""
@@ -211,15 +218,23 @@ class Layer:
             return self.kind != "attention"
         if pattern == "<head>":
             return self.is_head
+        if pattern == "<attention>":
+            return self.has_attention
         return pattern == f"<{self.kind}>" or fnmatchcase(self.name, pattern)
 
     def takes(self, operand: str) -> bool:
         """Whether the layer can have the operand; a rule for many layers passes the others by."""
-        if self.kind == "projection":
-            return operand in ("weight_gradient", *STORED)
-        if operand.startswith(("activation@", "gradient@")):
-            return self.kind in ("linear", "conv")
-        return (operand in ATTENTION_OPERANDS) == (self.kind == "attention")
+        if operand in ATTENTION_OPERANDS:
+            return self.has_attention
+        if operand in PRODUCT_OPERANDS:
+            return self.kind in PRODUCT_KINDS
+        if operand == LOOKUP:
+            return self.kind in ("embedding", "other", "parametrization")
+        return self.kind != "attention"
+
+
+PRODUCT_KINDS = ("linear", "conv", "other")
+"""The kinds of layers that multiply by their weights, or may."""
 
 
 def matching(layers: Sequence[Layer], pattern: str) -> list[Layer]:
@@ -272,17 +287,39 @@ class Recipe:
             self._check_reach(rule, hits)
             for layer in hits:
                 taken = {o: c for o, c in rule.casts.items() if layer.takes(o)}
-                plan[layer.name].update(taken)
+                plan[layer.name].update(_fitting(layer, taken) if is_selector(rule.pattern) else taken)
         return plan
 
     def _check_reach(self, rule: Rule, hits: Sequence[Layer]) -> None:
-        """Raise `BadInput` where a rule casts what none of the layers it matches can have."""
+        """Raise `BadInput` where a rule casts what none of the layers it matches can have.
+
+        Of a role, some layer has to take one operand: embeddings have weight@lookup alone.
+        """
+        taken = {
+            (o.partition("@")[0], id(c))
+            for o, c in rule.casts.items()
+            if any(layer.takes(o) for layer in hits)
+        }
         for operand, cast in rule.casts.items():
-            if cast is not None and hits and not any(layer.takes(operand) for layer in hits):
+            role = operand.partition("@")[0]
+            if cast is not None and hits and (role, id(cast)) not in taken:
                 raise BadInput(
                     f"recipe {self.name}{self.source}: pattern {rule.pattern!r} says {operand}, "
                     f"which none of its layers has: {some([layer.name for layer in hits])}"
                 )
+
+
+def _fitting(layer: Layer, casts: Mapping[str, Cast | None]) -> dict[str, Cast | None]:
+    """Leave out the Hadamard transforms of a rule for many layers where a layer cannot have them."""
+    return {
+        o: evolve(c, hadamard=0) if c and c.hadamard and not takes_hadamard(layer.kind, o) else c
+        for o, c in casts.items()
+    }
+
+
+def takes_hadamard(kind: str, operand: str) -> bool:
+    """Whether an operand's product sums along one axis, which both operands have."""
+    return operand in PRODUCT_OPERANDS and kind != "conv"
 
 
 def some(names: Sequence[str], limit: int = 8) -> str:
@@ -301,9 +338,9 @@ def default_scaling(fmt: AnyFormat) -> Scaling:
     """
     if isinstance(fmt, BlockFormat):
         return Scaling("block", block=fmt.block)
-    if is_tapered(fmt):
-        return Scaling("rms")
-    return Scaling("none") if fmt.max >= 2.0**126 else Scaling("tensor")
+    if fmt.max >= 2.0**126:
+        return Scaling("none")
+    return Scaling("rms") if is_tapered(fmt) else Scaling("tensor")
 
 
 @cache

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch import nn
 from attrs import evolve
 
 from altcore import BadInput, float_format, get_format
@@ -19,7 +20,7 @@ from altcore.recipe import (
     plan_to_plain,
 )
 from altcore.recipes import NAMED, named, parse, plan_from_plain, takes_format
-from altcore.surgery.layers import find_layers
+from altcore.surgery.layers import find_heads, find_layers
 from altcore_workloads.gpt import Gpt
 
 LAYERS = [
@@ -149,7 +150,7 @@ def test_what_a_role_may_say(value, cast):
 
 def test_a_role_means_all_its_operands():
     """weight, activation and gradient are two operands each, the others themselves."""
-    assert operands_of("weight") == ("weight@fwd", "weight@dgrad")
+    assert operands_of("weight") == ("weight@fwd", "weight@dgrad", "weight@lookup")
     assert operands_of("gradient") == ("gradient@dgrad", "gradient@wgrad")
     assert operands_of("weight_gradient") == ("weight_gradient",)
     assert sorted(o for r in ROLES for o in operands_of(r)) == sorted(OPERANDS)
@@ -164,12 +165,12 @@ def test_an_operand_wins_over_its_role_whatever_the_order():
         assert covered(parse(data, "r"))["a.q"] == {"weight@fwd": "E4M3", "weight@dgrad": "E5M2"}
 
 
-def test_top_level_roles_mean_linear_layers_and_stored_ones_every_layer():
-    """Products are those of linear layers; what is stored is any parameter with two dimensions."""
+def test_top_level_roles_mean_layers_with_products_and_stored_ones_every_layer():
+    """An embedding has no product; what is stored is any parameter with two dimensions."""
     found = covered(parse({"activation": "E4M3", "stored_weight": "E5M2"}, "r"))
     both = {"activation@fwd": "E4M3", "activation@wgrad": "E4M3", "stored_weight": "E5M2"}
     alone = {"stored_weight": "E5M2"}
-    assert found == {"emb": alone, "a.q": both, "a.k": both, "conv": alone, "head": both}
+    assert found == {"emb": alone, "a.q": both, "a.k": both, "conv": both, "head": both}
 
 
 def test_the_last_match_wins():
@@ -180,10 +181,14 @@ def test_the_last_match_wins():
         "<head>": {"weight": "none"},
     }
     found = covered(parse({"weight": "E4M3", "layers": layers}, "r"))
-    assert {k: v.get("weight@fwd") for k, v in found.items()} == {"a.q": "E3M4", "a.k": "E5M2"}
+    assert {k: v.get("weight@fwd") for k, v in found.items()} == {
+        **{"a.q": "E3M4", "a.k": "E5M2", "conv": "E4M3"}
+    }
     assert found["a.q"]["activation@fwd"] == "E5M2"
     turned = covered(parse({"weight": "E4M3", "layers": dict(reversed(layers.items()))}, "r"))
-    assert {k: v.get("weight@fwd") for k, v in turned.items()} == {"a.q": "E5M2", "a.k": "E5M2"}
+    assert {k: v.get("weight@fwd") for k, v in turned.items()} == {
+        **{"a.q": "E5M2", "a.k": "E5M2", "conv": "E4M3"}
+    }
 
 
 def test_skip_wins_over_everything():
@@ -263,9 +268,11 @@ def test_original_covers_weights_and_their_gradients(gpt):
     """Weights of two or more dimensions with delayed scaling, weight gradients with their own."""
     recipe = named("original", get_format("E3M4"))
     each = dict.fromkeys(("weight@fwd", "weight@dgrad", "weight_gradient"), "E3M4")
-    assert covered(recipe, gpt) == dict.fromkeys(ALL, each)
+    looked_up = dict.fromkeys(("weight@lookup", "weight_gradient"), "E3M4")
+    expected = {n: looked_up if n.endswith(("wte", "wpe")) else each for n in ALL}
+    assert covered(recipe, gpt) == expected
     casts = recipe.resolve(gpt)["transformer.wte"]
-    assert casts["weight@fwd"].scaling == Scaling("delayed", margin=1.01, history=16)
+    assert casts["weight@lookup"].scaling == Scaling("delayed", margin=1.01, history=16)
     assert casts["weight_gradient"].scaling == Scaling("tensor", margin=1.01)
 
 
@@ -286,19 +293,32 @@ def test_an_unknown_recipe_offers_the_nearest():
         named("mastr", None)
 
 
+class Wrapper(nn.Module):
+    """As adapters wrap a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.base_layer, self.lora = nn.Linear(2, 2), nn.Linear(2, 2)
+
+
 def test_the_head_is_found():
-    """By what the model says, else the last Linear."""
-    from torch import nn
-
-    from altcore.surgery.layers import output_head
-
+    """By what the model says, else the last Linear, with what is wrapped around it."""
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    assert output_head(model) is model[1]
+    assert find_heads(model) == [model[1]]
     model.get_output_embeddings = lambda: model[0]
-    assert output_head(model) is model[0]
+    assert find_heads(model) == [model[0]]
+    assert find_heads(model, None) == []
+    assert find_heads(model, "1") == [model[1]]
+    with pytest.raises(BadInput, match="the model has no module '2'"):
+        find_heads(model, "2")
     model.get_output_embeddings = lambda: None
-    assert output_head(model) is model[1]
-    assert output_head(nn.Embedding(2, 2)) is None
+    assert find_heads(model) == [model[1]]
+    model.base_model = model  # as base models of the transformers library
+    assert find_heads(model) == []
+    wrapped = nn.Sequential(nn.Linear(2, 2), Wrapper())
+    assert find_heads(wrapped) == [wrapped[1]]
+    heads = [layer.name for layer, _ in find_layers(wrapped).values() if layer.is_head]
+    assert heads == ["1.base_layer", "1.lora"]
 
 
 # ------------------------------------------------------------------------------- change

@@ -79,15 +79,17 @@ def test_a_layer_is_quantized_once():
 # ------------------------------------------------------------------------------------- autograd
 
 
+@pytest.mark.parametrize("loss", [torch.sum, lambda y: y.square().sum()])
 @pytest.mark.parametrize("layer", [lambda: nn.Linear(4, 4), lambda: nn.Conv1d(4, 4, 1)])
-def test_a_second_derivative_is_refused(layer):
+def test_a_second_derivative_is_refused(layer, loss):
     """A gradient penalty would be without effect, and nobody would know."""
     layer, x = layer(), torch.randn(4, 4, requires_grad=True)
-    with quantize_model(nn.Sequential(layer), EVERYWHERE):
-        loss = layer(x).square().sum()
-        (g,) = torch.autograd.grad(loss, x, create_graph=True)
-        with pytest.raises(RuntimeError, match="once_differentiable"):
-            (loss + g.square().sum()).backward()
+    with quantize_model(nn.Sequential(layer), EVERYWHERE) as q:
+        with pytest.raises(BadInput, match=r"layer 0: .* no second derivative .*q\.off\(\)"):
+            torch.autograd.grad(loss(layer(x)), x, create_graph=True)
+        with q.off():
+            (g,) = torch.autograd.grad(loss(layer(x)), x, create_graph=True)
+        assert g.requires_grad
 
 
 def test_a_weight_changed_before_the_backward_pass_is_noticed():
@@ -257,15 +259,16 @@ def test_torchs_encoder_is_quantized_in_evaluation_too(recipe, padded):
     assert not any(m._forward_pre_hooks for m in model.modules())
 
 
-def test_a_linear_that_is_never_called_does_not_pass_for_quantized():
-    """That of MultiheadAttention is read by it: the plan has no product for it, only storage."""
+def test_projections_of_torchs_attention_are_products():
+    """Its weights are read by MultiheadAttention, whatever module they belong to."""
     model, x = nn.MultiheadAttention(8, 2, batch_first=True), torch.randn(2, 5, 8)
-    with quantize_model(model, COARSE | {"stored_weight": "E4M3"}) as q:
-        assert {o for o, c in q.plan["out_proj"].items() if c} == {"stored_weight"}
+    casts = COARSE | {"stored_weight": "E4M3"}
+    with quantize_model(model, casts, head=None) as q:
         model(x, x, x)[0].sum().backward()
-        assert not q.quantizers
-    with pytest.raises(BadInput, match=r"'out_proj' says weight@fwd, which none of its layers"):
-        quantize_model(model, {"layers": {"out_proj": {"weight": "E4M3"}}})
+        rows = {row.layer: row for row in q.coverage().rows}
+        assert "activation@fwd" in rows["out_proj"].operands
+        assert {"weight@fwd", "gradient@wgrad"} <= set(rows[""].operands)
+        assert not any(row.is_missed for row in rows.values())
 
 
 @pytest.mark.parametrize(("normed", "stored"), [("weight_norm", "E2M1"), ("spectral_norm", "E4M3")])

@@ -218,13 +218,29 @@ def test_attention_operands(build):
     assert float(loss_of(copy.deepcopy(model), batch).detach()) > 0
 
 
-def test_attention_that_multiplies_by_hand_is_refused():
-    """A model whose attention is no call of torch's function cannot have the role."""
+def test_attention_that_multiplies_by_hand():
+    """Its products are met too: the same operands, so that only the order of sums differs."""
     torch.manual_seed(0)
-    model = gpt2()
-    model.set_attn_implementation("eager")
+    model, losses = gpt2(), []
+    for kind in ("sdpa", "eager"):
+        model.set_attn_implementation(kind)
+        with quantize_model(model, {"attention": "E4M3"}) as q:
+            losses.append(float(loss_of(model, batch_of(model)).detach()))
+            operands = {r["operand"] for r in q.stats() if r["elements"]}
+        assert operands == {f"attention@{o}" for o in ("query", "key", "probability", "value")}
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def test_attention_that_is_out_of_reach_is_refused():
+    """A module that has the name and no product cannot have the role."""
+
+    class SelfAttention(nn.Module):
+        def forward(self, x):
+            return x
+
+    model = nn.Sequential(SelfAttention(), nn.Linear(4, 4))
     with (
         quantize_model(model, ATTENTION),
-        pytest.raises(BadInput, match=r"does not call .*scaled_dot_product_attention"),
+        pytest.raises(BadInput, match=r"layer 0 \(SelfAttention\) neither calls .*attention"),
     ):
-        loss_of(model, batch_of(model))
+        model(torch.randn(2, 4))

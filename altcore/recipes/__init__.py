@@ -157,8 +157,8 @@ def parse(data: Any, name: str, source: str = "") -> Recipe:
     """Make a recipe of its plain form.
 
     ``{role or operand: format or none or {format, scaling, rounding, ...}; skip: [patterns];
-    layers: {pattern: {role: ...}}}``. Top-level roles of products mean every linear and
-    convolutional layer, those of attention every attention layer, stored_weight and
+    layers: {pattern: {role: ...}}}``. Top-level roles of products mean every layer that multiplies
+    by a parameter of two or more dimensions, those of attention every attention layer, stored_weight and
     optimizer_state every parameter of two or more dimensions. The last match wins, ``skip`` last
     of all. A ``name`` among the keys goes before the one given here; ``source`` (`` in FILE``) is
     named in messages.
@@ -176,6 +176,7 @@ def parse(data: Any, name: str, source: str = "") -> Recipe:
     rules = [
         Rule("<linear>", products),
         Rule("<conv>", products),
+        Rule("<other>", products),
         Rule("<attention>", {o: c for o, c in casts.items() if o in ATTENTION_OPERANDS}),
         Rule("<any>", {o: c for o, c in casts.items() if o in STORED}),
     ]

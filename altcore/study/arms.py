@@ -13,11 +13,11 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from altcore.formats import float_format
-from altcore.recipe import ATTENTION_OPERANDS, PRODUCTS, STORED, Cast, Plan, Scaling
+from altcore.recipe import ATTENTION_OPERANDS, LOOKUP, PRODUCTS, STORED, Cast, Plan, Scaling
 from altcore.study.statistics import subsets
 
 FACTORS: dict[str, tuple[str, ...]] = {
-    "F": ("weight@fwd", "activation@fwd", *ATTENTION_OPERANDS),
+    "F": ("weight@fwd", "activation@fwd", LOOKUP, *ATTENTION_OPERANDS),
     "B": (
         "gradient@dgrad",
         "weight@dgrad",

@@ -2,12 +2,44 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from altcore.errors import BadInput
-from altcore.recipe import PRODUCT_OPERANDS, PRODUCTS, STORED, Cast, Casts, Plan, Recipe, some
-from altcore.surgery.casts import StandIn
-from altcore.surgery.layers import is_linear, tied_matrices
+from altcore.recipe import (
+    LOOKUP,
+    PRODUCT_OPERANDS,
+    PRODUCTS,
+    STORED,
+    Cast,
+    Casts,
+    Plan,
+    Recipe,
+    some,
+    takes_hadamard,
+)
+from altcore.surgery.arguments import check_operand
+from altcore.surgery.layer import PatchedForward
+from altcore.surgery.layers import kind_of, matrices, tied_matrices
+
+KEPT = (*STORED, "weight_gradient")
+"""What happens to a parameter itself, not to an operand."""
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model that is not ready, or no longer Python."""
+    for name, module in model.named_modules():
+        if any(is_lazy(p) for p in module._parameters.values()):
+            raise BadInput(
+                f"model: {name or 'it'} ({type(module).__name__}) is lazy, and has no weights yet: "
+                "run the model once, then quantize it"
+            )
+        if isinstance(module, torch.jit.ScriptModule) and matrices(module):
+            raise BadInput(
+                f"model: {name or 'it'} is compiled by torch.jit, whose products cannot be reached:"
+                " quantize the Python model"
+            )
 
 
 def check_effect(recipe: Recipe, plan: Plan) -> None:
@@ -52,19 +84,24 @@ def check_casts(recipe: Recipe, name: str, module: nn.Module, casts: Casts, owne
     ``owner`` is the quantization that asks: a module that another one quantizes is refused.
     """
     where = f"recipe {recipe.name}: layer {name} is {type(module).__name__}: "
+    if not any(casts.values()):
+        return
     standing = vars(module).get("forward")
-    others = isinstance(standing, StandIn) and standing.layer.owner is not owner
-    if others and any(casts.values()):
+    layer = standing.layer if isinstance(standing, PatchedForward) else None
+    if layer is not None and layer.owner is not owner and not layer.is_removed:
         raise BadInput(f"{where}it is quantized already: remove that quantization first")
     _check_stored(where, casts)
-    given = {o: c for o in PRODUCT_OPERANDS if (c := casts[o])}
-    if not is_linear(module) and any(c.hadamard for c in given.values()):
-        raise BadInput(f"{where}a Hadamard transform needs a Linear")
+    _check_weights(name, module, casts)
+    for operand, cast in casts.items():
+        if cast and cast.hadamard and not takes_hadamard(kind_of(module), operand):
+            raise BadInput(
+                f"{where}{operand}: a Hadamard transform needs a product that sums along one axis"
+            )
     if getattr(module, "groups", 1) != 1:
-        channelled = [o for o, c in given.items() if c.scaling.kind == "channel"]
+        channelled = [o for o in PRODUCT_OPERANDS if (c := casts[o]) and c.scaling.kind == "channel"]
         if channelled:
             raise BadInput(f"{where}{channelled[0]}: channel scaling needs groups=1")
-    for a, b in PRODUCTS if is_linear(module) else ():
+    for a, b in PRODUCTS:
         first, second = casts[a], casts[b]
         lengths = (first.hadamard if first else 0, second.hadamard if second else 0)
         if lengths[0] != lengths[1]:
@@ -72,6 +109,31 @@ def check_casts(recipe: Recipe, name: str, module: nn.Module, casts: Casts, owne
                 f"{where}{a} and {b} are multiplied and need the same Hadamard transform, "
                 f"not {lengths[0]} and {lengths[1]}"
             )
+
+
+def _check_weights(name: str, module: nn.Module, casts: Casts) -> None:
+    """Refuse weights that no scale fits, or that are not whole in this process."""
+    for own, parameter in matrices(module).items():
+        kept = next((o for o in KEPT if casts[o]), None)
+        if is_sharded(parameter):
+            if kept is not None:
+                raise BadInput(
+                    f"layer {name}: {own} is sharded (DTensor), and {kept} needs the whole "
+                    "parameter: use a recipe without it, or DDP"
+                )
+            continue
+        if casts["weight@fwd"] or casts[LOOKUP] or casts["stored_weight"]:
+            check_operand(parameter, name, own)
+            if not torch.isfinite(parameter.detach()).all():
+                raise BadInput(
+                    f"layer {name}: {own} has elements that are not finite: a scale made of them "
+                    "would turn the whole tensor to NaN"
+                )
+
+
+def is_sharded(parameter: torch.Tensor) -> bool:
+    """Whether a parameter is a DTensor: FSDP2's or tensor parallelism's."""
+    return any(cls.__name__ == "DTensor" for cls in type(parameter).__mro__)
 
 
 def _check_stored(where: str, casts: Casts) -> None:

@@ -3,57 +3,90 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
 from typing import Any
 
+from attrs import frozen
 from torch import nn
-from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
 
-from altcore.recipe import Layer
+from altcore.errors import BadInput, nearest
+from altcore.recipe import Layer, some
 
-KINDS: dict[type[nn.Module], str] = {
-    nn.Linear: "linear",
-    nn.Conv1d: "conv",
-    nn.Conv2d: "conv",
-    nn.Conv3d: "conv",
-    nn.Embedding: "embedding",
-}
+AUTO = "auto"
+"""Let `find_heads` look for the output head."""
 ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 """What a module's class has in its name, if attention's two products belong to it."""
+ATTENTION_CALLS = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
 
 
 def matrices(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return the module's own parameters of two or more dimensions, by name."""
-    return {n: p for n, p in module.named_parameters(recurse=False) if p.dim() >= 2}
+    return {
+        n: p for n, p in module._parameters.items() if p is not None and not is_lazy(p) and p.dim() >= 2
+    }
 
 
-def find_layers(model: nn.Module) -> dict[str, tuple[Layer, nn.Module]]:
+@frozen(eq=False)
+class ParameterSlot:
+    """Where a parameter lies: what lies there may be replaced."""
+
+    module: nn.Module
+    own: str
+
+    @classmethod
+    def of(cls, model: nn.Module, full: str) -> ParameterSlot:
+        """Find the slot of the parameter with a full name."""
+        name, _, own = full.rpartition(".")
+        return cls(model.get_submodule(name), own)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter. Raises `BadInput` if there is none any more."""
+        found = self.module._parameters.get(self.own)
+        if found is None:
+            raise BadInput(
+                f"{type(self.module).__name__} has no parameter {self.own} any more: "
+                "quantize a model after it is parametrized or changed, not before"
+            )
+        return found
+
+
+def find_layers(
+    model: nn.Module, head: str | None = AUTO
+) -> dict[str, tuple[Layer, nn.Module]]:
     """Return every module that owns a parameter of two or more dimensions, by its name.
 
     And every Linear and convolution whose weight is computed (as weight normalisation does), and
-    every attention module: one whose class is called so, with none within it that is.
+    every attention module: one whose class is called so, with none within it that is, or whose
+    code calls torch's attention. ``head`` is that of `find_heads`.
     """
-    head = output_head(model)
+    heads = {id(m) for found in find_heads(model, head) for m in found.modules()}
     found = {}
     for name, module in model.named_modules():
-        if matrices(module) or is_linear(module) or is_conv(module):
-            found[name] = Layer(name, _kind(module), module is head), module
-        elif _is_attention(module):
-            found[name] = Layer(name, "attention"), module
+        has_attention = _has_attention(module)
+        if matrices(module) or kind_of(module) in ("linear", "conv"):
+            layer = Layer(name, kind_of(module), id(module) in heads, has_attention)
+        elif has_attention:
+            layer = Layer(name, "attention", has_attention=True)
+        else:
+            continue
+        found[name] = layer, module
     return found
 
 
-def _is_attention(module: nn.Module) -> bool:
-    inner = [m for m in module.modules() if ATTENTION.search(type(m).__name__)]
-    return inner == [module]
-
-
-def _kind(module: nn.Module) -> str:
-    if has_transposed_weight(module):
+def kind_of(module: nn.Module) -> str:
+    """Return the `Layer.kind` of a module that owns a parameter of two or more dimensions."""
+    if isinstance(module, nn.Linear) or has_transposed_weight(module):
         return "linear"
-    if isinstance(module, NonDynamicallyQuantizableLinear):
-        return "projection"  # of torch's MultiheadAttention, which reads its weight
-    return next((kind for cls, kind in KINDS.items() if isinstance(module, cls)), "other")
+    if isinstance(module, _ConvNd):
+        return "conv"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    return "parametrization" if isinstance(module, ParametrizationList) else "other"
 
 
 def has_transposed_weight(module: nn.Module) -> bool:
@@ -61,18 +94,57 @@ def has_transposed_weight(module: nn.Module) -> bool:
 
     Told by what it is called, so that nothing has to be imported.
     """
-    cls = type(module)
-    return cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
+    return any(
+        cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
+        for cls in type(module).__mro__
+    )
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether the layer multiplies by a matrix: `QuantizedLinear` stands in for it."""
-    return _kind(module) == "linear"
+def runs_torchs_forward(module: nn.Module, forward: Callable[..., Any]) -> bool:
+    """Whether ``forward``, the module's, is that of torch's Linear or convolution and no other.
+
+    Then the layer is its one product. A subclass with a forward of its own is not, nor a module
+    whose forward was replaced on the instance or on torch's class.
+    """
+    own = getattr(forward, "__func__", None)
+    if own is not type(module).forward or "_conv_forward" in vars(module):
+        return False
+    if isinstance(module, nn.Linear):
+        return _is_torchs(own, "torch.nn.modules.linear", "Linear.forward")
+    for dims, cls in ((1, nn.Conv1d), (2, nn.Conv2d), (3, nn.Conv3d)):
+        if isinstance(module, cls):
+            inner = type(module)._conv_forward
+            where = "torch.nn.modules.conv"
+            return _is_torchs(own, where, f"Conv{dims}d.forward") and _is_torchs(
+                inner, where, f"Conv{dims}d._conv_forward"
+            )
+    return _is_torchs(own, "transformers.pytorch_utils", "Conv1D.forward")
 
 
-def is_conv(module: nn.Module) -> bool:
-    """Whether the layer is a convolution (not a transposed one)."""
-    return _kind(module) == "conv"
+def _is_torchs(function: Any, module: str, name: str) -> bool:
+    return (function.__module__, function.__qualname__) == (module, name)
+
+
+def _has_attention(module: nn.Module) -> bool:
+    inner = [m for m in module.modules() if ATTENTION.search(type(m).__name__)]
+    return inner == [module] or _calls_attention(type(module))
+
+
+def _calls_attention(cls: type[nn.Module]) -> bool:
+    """Whether the code of a class names torch's attention."""
+    return any(
+        isinstance(f, FunctionType) and ATTENTION_CALLS.intersection(_names(f.__code__))
+        for base in cls.__mro__
+        if base is not nn.Module
+        for f in vars(base).values()
+    )
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner)
 
 
 class SlowPath:
@@ -103,18 +175,42 @@ def slow_paths(model: nn.Module) -> list[SlowPath]:
     return [SlowPath(m) for m in model.modules() if isinstance(m, encoders)]
 
 
-def output_head(model: nn.Module) -> nn.Module | None:
-    """Return the output head: what the model calls so, else its last Linear of several.
+def find_heads(model: nn.Module, head: str | None = AUTO) -> list[nn.Module]:
+    """Return the output head, as a list of none or one.
 
-    Models of the transformers library say it with ``get_output_embeddings``.
+    ``head`` names it, or is None for a model that has none. Otherwise it is what the model's
+    ``get_output_embeddings`` returns (models of the transformers library have it; their base
+    models have no head), else the last of several linear layers. A head that adapters wrap is the
+    wrapper, with all that is in it. Raises `BadInput` for a name that the model does not have.
     """
-    named = getattr(model, "get_output_embeddings", None)
-    if callable(named):
-        found = named()
+    if head is None:
+        return []
+    modules = dict(model.named_modules())
+    if head != AUTO:
+        if head not in modules:
+            names = [n for n, m in modules.items() if kind_of(m) == "linear"]
+            raise BadInput(
+                f"head: the model has no module {head!r}{nearest(head, names)}: "
+                f"linear layers are {some(names)}"
+            )
+        return [modules[head]]
+    getter = getattr(model, "get_output_embeddings", None)
+    if callable(getter):
+        found = getter()
         if isinstance(found, nn.Module):
-            return found
-    linears = [m for m in model.modules() if is_linear(m)]
-    return linears[-1] if len(linears) > 1 else None
+            return [found]
+        if getattr(model, "base_model", None) is model:
+            return []
+    linears = [n for n, m in modules.items() if kind_of(m) == "linear"]
+    return [_wrapper(modules, linears[-1])] if len(linears) > 1 else []
+
+
+def _wrapper(modules: dict[str, nn.Module], name: str) -> nn.Module:
+    """The outermost module around a layer that wraps it, as adapters do; else the layer."""
+    parts = name.split(".")
+    parents = (".".join(parts[:i]) for i in range(1, len(parts)))
+    wrapping = (modules[p] for p in parents if isinstance(modules[p]._modules.get("base_layer"), nn.Module))
+    return next(wrapping, modules[name])
 
 
 def unique_matrices(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from altcore.formats import Format
 from altcore.numerics.outputs import scale_output
@@ -31,12 +30,12 @@ PAIRS = {
 }
 """A role's operands in a layer's products."""
 
-LINEAR_AXES: dict[str, tuple[Axes, Axes]] = dict.fromkeys(PAIRS, ((1,), (0,)))
-"""For each role the axes that its two products sum over: (tokens, features) and (out, in)."""
+LINEAR_AXES: tuple[Axes, Axes] = ((-1,), (-2,))
+"""The axes that a role's two products sum over: of (tokens, features) and of (out, in)."""
 
 
-class ProductCasts(Protocol):
-    """What a product asks of a layer: its operands, by role."""
+class Casts(Protocol):
+    """What a product asks for: its operands, by role."""
 
     @property
     def compute(self) -> str:
@@ -50,53 +49,54 @@ class ProductCasts(Protocol):
         axes: tuple[Axes, Axes],
         wanted: tuple[bool, bool] = (True, True),
     ) -> tuple[Operand | None, Operand | None]: ...
-    def count_product(self, a: Operand, b: Operand, flops: int) -> None: ...
+    def count_product(self, product: str, a: Operand, b: Operand, flops: int) -> None: ...
+    def begin_backward(self) -> None: ...
 
 
 class QuantizedLinear(torch.autograd.Function):
     """``x @ w.T + bias`` with each of the six operands quantized as the layer says.
 
-    x: (..., in), w: (out, in), bias: (out) or None. The gradient of the bias is the plain sum of
-    the unquantized output gradient: it is no product.
+    x: (..., in), w: (out, in), bias: (out) or None; or a batch of products, x: (batch, tokens, in),
+    w: (batch, out, in) and no bias. The gradient of the bias is the plain sum of the unquantized
+    output gradient: it is no product.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, casts: ProductCasts, training: bool
+        ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, casts: Casts, training: bool
     ) -> Tensor:
         ctx.casts, ctx.shape, ctx.training = casts, x.shape, training
         ctx.dtypes = (x.dtype, w.dtype, bias.dtype if bias is not None else None)
-        flat = _rows(x)
+        ctx.is_batched = w.dim() == 3
+        x = x if ctx.is_batched else _rows(x)
         needs_x, needs_w = ctx.needs_input_grad[:2]
-        axes = LINEAR_AXES["weight"]
-        a, x_wgrad = casts.pair("activation", flat, training, axes, (True, needs_w))
-        b, w_dgrad = casts.pair("weight", w, training, axes, (True, needs_x))
+        a, x_wgrad = casts.pair("activation", x, training, LINEAR_AXES, (True, needs_w))
+        b, w_dgrad = casts.pair("weight", w, training, LINEAR_AXES, (True, needs_x))
         assert a is not None
         assert b is not None
         keep(ctx, a, b, x_wgrad, w_dgrad)
-        ctx.flops = 2 * flat.shape[0] * w.numel()
-        casts.count_product(a, b, ctx.flops)
-        dtype = torch.bfloat16 if casts.compute == "bfloat16" else x.dtype
+        ctx.flops = 2 * x.numel() * w.shape[-2]
+        casts.count_product("fwd", a, b, ctx.flops)
+        dtype = torch.bfloat16 if casts.compute == "bfloat16" else ctx.dtypes[0]
         y = product(a, b, transpose_b=True, compute=casts.compute, bias=bias, dtype=dtype)
         # No view: what follows may change it in place.
-        return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], w.shape[0]])
+        return torch.ops.aten._unsafe_view(y, [*ctx.shape[:-1], w.shape[-2]])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         casts = ctx.casts
-        dy = _rows(grads[0])
-        wanted = ctx.needs_input_grad[:2]
+        casts.begin_backward()
         x_wgrad, w_dgrad, x_inside, w_inside = kept(ctx)
-        axes = LINEAR_AXES["gradient"]
-        g_dgrad, g_wgrad = casts.pair("gradient", dy, ctx.training, axes, wanted)
+        wanted = ctx.needs_input_grad[:2]
+        dy = grads[0] if ctx.is_batched else _rows(grads[0])
+        g_dgrad, g_wgrad = casts.pair("gradient", dy, ctx.training, LINEAR_AXES, wanted)
         dx = dw = db = None
         if wanted[0]:
-            casts.count_product(g_dgrad, w_dgrad, ctx.flops)
+            casts.count_product("dgrad", g_dgrad, w_dgrad, ctx.flops)
             dx = product(g_dgrad, w_dgrad, compute=casts.compute, dtype=ctx.dtypes[0])
             dx = clip(dx, x_inside).reshape(ctx.shape)
         if wanted[1]:
-            casts.count_product(g_wgrad, x_wgrad, ctx.flops)
+            casts.count_product("wgrad", g_wgrad, x_wgrad, ctx.flops)
             dw = product(
                 g_wgrad, x_wgrad, transpose_a=True, compute=casts.compute, dtype=ctx.dtypes[1]
             )
@@ -167,14 +167,15 @@ def product(
 ) -> Tensor:
     """Multiply two operands: (m, k) by (k, n) after the transposes; scales on the output.
 
-    In the type that ``compute`` allows (see `altcore.surgery.compute.COMPUTES`). The result of a
+    Or a batch of such products. In the type that ``compute`` allows (see `altcore.surgery.compute.COMPUTES`). The result of a
     bfloat16 product is rounded to bfloat16 once before its scale. ``bias``, (n), is added to what
     is scaled, in float32, and that is rounded to ``dtype`` (None: float32).
     """
     a = _transposed(a) if transpose_a else a
     b = _transposed(b) if transpose_b else b
-    (m, k), n = a.values.shape, b.values.shape[1]
-    eights = float8_dtypes(a.format, b.format) if compute == "exact-float8" else None
+    (m, k), n = a.values.shape[-2:], b.values.shape[-1]
+    is_single = a.values.dim() == 2
+    eights = float8_dtypes(a.format, b.format) if compute == "exact-float8" and is_single else None
     if eights is not None and not (m % 16 or k % 16 or n % 16):
         y = _float8_product(a.values.to(eights[0]), b.values.to(eights[1]))
     else:
@@ -203,8 +204,8 @@ def ready(a: Operand, b: Operand, k: int, compute: str) -> tuple[Operand, Operan
 
 def _transposed(operand: Operand) -> Operand:
     values, scale = operand.values, operand.scale
-    turned = scale.t() if scale is not None and scale.ndim == 2 else scale
-    return Operand(values.t(), turned, operand.format)
+    turned = scale.mT if scale is not None and scale.ndim >= 2 else scale
+    return Operand(values.mT, turned, operand.format)
 
 
 def _float8_product(a: Tensor, b: Tensor) -> Tensor:

@@ -1,12 +1,12 @@
 """Quantization of a whole model by a recipe; the engine and people's own loops use the same.
 
 State dict keys, parameters and types of the model stay as they are: a quantized layer's
-``forward`` is shadowed on the instance, and `Quantization.remove` takes the shadow away.
+``forward`` is patched on the instance, and `Quantization.remove` takes the patch away.
 """
 
 from __future__ import annotations
 
-import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,11 +23,14 @@ from altcore.errors import BadInput
 from altcore.numerics import COUNTS
 from altcore.recipe import (
     ATTENTION_OPERANDS,
+    LOOKUP,
     PRODUCT_OPERANDS,
     Cast,
+    Layer,
     Plan,
     Recipe,
     plan_to_plain,
+    some,
 )
 from altcore.recipes import (
     NAMED,
@@ -39,25 +42,46 @@ from altcore.recipes import (
     with_format,
 )
 from altcore.registry import get_format
-from altcore.surgery.casts import LayerCasts, StandIn
-from altcore.surgery.checks import check_casts, check_effect, with_ties
+from altcore.surgery import statistics
+from altcore.surgery.checks import check_casts, check_effect, check_model, is_sharded, with_ties
 from altcore.surgery.compute import COMPUTES, choose_compute
+from altcore.surgery.coverage import Coverage, FlopCount, coverage_of
+from altcore.surgery.flops import count_flops
+from altcore.surgery.layer import PatchedForward, QuantizedLayer, restore_forwards, weights_of
 from altcore.surgery.layers import (
+    AUTO,
+    ParameterSlot,
     SlowPath,
     find_layers,
-    is_conv,
-    is_linear,
+    kind_of,
     matrices,
     slow_paths,
     unique_matrices,
 )
 from altcore.surgery.product import PAIRS
 from altcore.surgery.quantizer import Clock, Quantizer
-from altcore.surgery.stored import STALL, StoredWeight, store_optimizer_state
-from altcore.surgery.weight_grids import Owner, WeightGrid, WeightGrids, weight_grids
+from altcore.surgery.stored import StoredWeight, store_optimizer_state
+from altcore.surgery.weight_grids import WeightGrid, WeightGrids, weight_grids
 
-FORWARD_OPERANDS = (*PRODUCT_OPERANDS, "stored_weight", *ATTENTION_OPERANDS)
-"""Those for which a layer needs a stand-in for its forward."""
+PATCHED = (*PRODUCT_OPERANDS, LOOKUP, "stored_weight", *ATTENTION_OPERANDS)
+"""The operands for which a layer's forward is patched."""
+
+
+class ModelHook:
+    """A hook on a model, without effect in a copy of it."""
+
+    def __init__(self, call: Callable[[], None] | None) -> None:
+        self.call = call
+
+    def __call__(self, *_: Any) -> None:
+        if self.call is not None:
+            self.call()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ModelHook:
+        return ModelHook(None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ModelHook, (None,)
 
 
 @define(eq=False)
@@ -68,10 +92,14 @@ class Quantization:
     recipe: Recipe
     asked_compute: str = "auto"
     clock: Clock = field(factory=Clock)
+    head: str | None = AUTO
+    """The output head: a module's name, None, or found as `find_heads` does."""
     plan: Plan = field(init=False)
+    found: dict[str, Layer] = field(init=False, factory=dict)
+    """Every layer that a recipe can speak of, by name."""
     compute: str = field(init=False)
     """In which type products run: what was asked for, or what ``auto`` came to."""
-    layers: dict[str, LayerCasts] = field(init=False, factory=dict)
+    layers: dict[str, QuantizedLayer] = field(init=False, factory=dict)
     formats: dict[str, AnyFormat] = field(init=False, factory=dict)
     """Every format there has been: from Python it may be one that no distribution names."""
     stored: dict[str, StoredWeight] = field(init=False, factory=dict)
@@ -90,17 +118,46 @@ class Quantization:
     is_tracking: bool = field(init=False, default=False)
     """Whether views of master weights are kept for `measure_views`."""
     is_off: bool = field(init=False, default=False)
-    flops: int | None = field(init=False, default=None)
-    _state_casts: dict[str, tuple[Owner, Cast]] = field(init=False, factory=dict)
+    flops: FlopCount | None = field(init=False, default=None)
+    """Counts while `count_flops` runs."""
+    flop_total: int | None = field(init=False, default=None)
+    flop_count: FlopCount = field(init=False, factory=FlopCount)
+    """What `count_flops` found."""
+    _state_casts: dict[str, tuple[ParameterSlot, Cast]] = field(init=False, factory=dict)
     _hooks: list[RemovableHandle | SlowPath] = field(init=False, factory=list)
+    _kept_hooks: list[RemovableHandle] = field(init=False, factory=list)
+    """On the model and the optimizer, as long as the model is quantized."""
+    _optimizer: torch.optim.Optimizer | None = field(init=False, default=None)
+    """Whose steps are followed by `store`."""
+    _gradient_hooks: dict[int, tuple[nn.Parameter, RemovableHandle]] = field(
+        init=False, factory=dict
+    )
+    has_learned: bool = field(init=False, default=False)
+    """Whether a backward pass went through a quantized layer."""
+    _is_reach_told: bool = field(init=False, default=False)
+    _told: set[str] = field(init=False, factory=set)
+    """What was warned of, once."""
 
     def __attrs_post_init__(self) -> None:
+        check_model(self.model)
         self._take(self.recipe)
+        self._kept_hooks.append(
+            self.model.register_load_state_dict_post_hook(ModelHook(self._after_load))
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"<Quantization of {type(self.model).__name__}: recipe {self.recipe.name} in "
+            f"{', '.join(sorted(self.formats)) or 'no format'}; {len(self.layers)} of "
+            f"{len(self.found)} layers; {self.coverage().line}>"
+        )
 
     # Building and changing -------------------------------------------------------------------
 
     def _take(self, recipe: Recipe) -> None:
-        plan = recipe.resolve([layer for layer, _ in find_layers(self.model).values()])
+        found = find_layers(self.model, self.head)
+        self.found = {name: layer for name, (layer, _) in found.items()}
+        plan = recipe.resolve(list(self.found.values()))
         check_effect(recipe, plan)
         self._build(recipe, with_ties(recipe, self.model, plan, before={}))
 
@@ -109,6 +166,8 @@ class Quantization:
         kept = {q.name: q for q in self.quantizers}
         for hook in self._hooks:
             hook.remove()
+        self._forget_gradient_hooks()
+        self.has_learned = self._is_reach_told = False
         self.recipe, self.plan, self._hooks = recipe, plan, []
         self.formats |= {c.format.name: c.format for x in plan.values() for c in x.values() if c}
         first = next(self.model.parameters(), None)
@@ -125,77 +184,174 @@ class Quantization:
             )
             made[name].counts, made[name].errors = row
         self.quantizers = list(made.values())
-        self._shadow_layers(made)
-        self._hooks += slow_paths(self.model) if self.layers else []
-        self._hook_weight_gradients(made)
         self._store_weights()
+        self._patch_layers(made)
+        self._hooks += slow_paths(self.model) if self.layers else []
         self.grids = weight_grids(self.model, self.stored, self.layers)
         self._state_casts = {
-            full: (Owner.of(self.model, full), state)
+            full: (ParameterSlot.of(self.model, full), state)
             for name, full, _ in unique_matrices(self.model)
             if (state := plan[name]["optimizer_state"])
         }
 
-    def _shadow_layers(self, made: Mapping[str, Quantizer]) -> None:
-        """Stand in for the forward of each layer that has a cast in it.
+    def _patch_layers(self, made: Mapping[str, Quantizer]) -> None:
+        """Patch the forward of each layer that has a cast in it.
 
-        A layer keeps its stand-in while it has one, so that code compiled around it stays valid.
+        A layer keeps its patch while it has a cast, so that code compiled around it stays valid.
         """
         before, self.layers = self.layers, {}
+        stored = {id(w.slot.parameter): w for w in self.stored.values()}
         for name, casts in self.plan.items():
             prefix = f"{name}:"
             own = {k.removeprefix(prefix): q for k, q in made.items() if k.startswith(prefix)}
-            if not any(casts[o] is not None for o in FORWARD_OPERANDS):
+            if not any(casts[o] is not None for o in PATCHED):
                 continue
             layer = before.pop(name, None)
+            module = self.model.get_submodule(name)
             if layer is None:
-                module = self.model.get_submodule(name)
-                layer = LayerCasts(name, module, casts, own, self, module.forward)
-                module.forward = StandIn(layer)
-            layer.casts, layer.quantizers = casts, own
+                layer = QuantizedLayer(name, module, casts, own, self, module.forward)
+                module.forward = PatchedForward(layer)
+            layer.casts, layer.quantizers, layer.met, layer.calls = casts, own, {}, 0
+            parameters = matrices(module).items()
+            layer.stored = {n: stored[id(p)] for n, p in parameters if id(p) in stored}
             self.layers[name] = layer
-        _restore_forwards(before)
+        restore_forwards(before)
+        if any(casts["weight_gradient"] for casts in self.plan.values()):
+            find = torch.compiler.disable(self._hook_gradients)
+            self._hooks.append(self.model.register_forward_pre_hook(ModelHook(find)))
+            self._hook_gradients()
 
     def _wanted_quantizers(self, recipe: Recipe, plan: Plan) -> dict[str, Cast]:
         wanted: dict[str, Cast] = {}
         for name, casts in plan.items():
             module = self.model.get_submodule(name)
             check_casts(recipe, name, module, casts, owner=self)
-            if is_linear(module) or is_conv(module):
+            for own in weights_of(module):
+                is_plain = own == "weight" and kind_of(module) in ("linear", "conv")
+                suffix = "" if is_plain else f"/{own}"
                 for first, second in PAIRS.values():
                     cast, other = casts[first], casts[second]
-                    wanted |= {f"{name}:{first}": cast} if cast else {}
+                    wanted |= {f"{name}:{first}{suffix}": cast} if cast else {}
                     if other and (other != cast or other.has_axis):
-                        wanted[f"{name}:{second}"] = other
-            elif cast := casts["weight@fwd"]:
-                wanted |= {f"{name}:weight@fwd/{own}": cast for own in matrices(module)}
+                        wanted[f"{name}:{second}{suffix}"] = other
+                if (cast := casts[LOOKUP]) and own in module._parameters:
+                    wanted[f"{name}:{LOOKUP}/{own}"] = cast
             wanted |= {f"{name}:{o}": c for o in ATTENTION_OPERANDS if (c := casts[o])}
         for name, full, _ in unique_matrices(self.model):
             if cast := plan[name]["weight_gradient"]:
                 wanted[f"{name}:weight_gradient/{full}"] = cast
         return wanted
 
-    def _hook_weight_gradients(self, made: Mapping[str, Quantizer]) -> None:
+    def _hook_gradients(self) -> None:
+        """Round the gradient of every parameter whose recipe says so.
+
+        Before every forward pass, since a parameter may be replaced or unfrozen.
+        """
+        by_name = {q.name: q for q in self.quantizers if q.operand == "weight_gradient"}
+        before, self._gradient_hooks = self._gradient_hooks, {}
         for name, full, parameter in unique_matrices(self.model):
-            quantizer = made.get(f"{name}:weight_gradient/{full}")
-            if quantizer is not None and parameter.requires_grad:
-                self._hooks.append(parameter.register_hook(self._gradient_hook(quantizer)))
+            quantizer = by_name.get(f"{name}:weight_gradient/{full}")
+            if quantizer is None or not parameter.requires_grad:
+                continue
+            if is_sharded(parameter):
+                self._refuse_sharding(name, full, "weight_gradient")
+            known = before.pop(id(parameter), None)
+            if known is None or known[0] is not parameter:
+                known = parameter, parameter.register_hook(self._gradient_hook(quantizer))
+            self._gradient_hooks[id(parameter)] = known
+        for _, handle in before.values():
+            handle.remove()
 
     def _gradient_hook(self, quantizer: Quantizer) -> Callable[[Tensor], Tensor]:
-        return lambda g: g if self.is_off else quantizer.fake(g, training=True)
+        def rounded(gradient: Tensor) -> Tensor:
+            if self.is_off:
+                return gradient
+            if gradient.layout == torch.strided:
+                return quantizer.fake(gradient, training=True)
+            gradient = gradient.coalesce()  # of an embedding: what is not there is 0 on any grid
+            values = quantizer.fake(gradient.values(), training=True)
+            return torch.sparse_coo_tensor(gradient.indices(), values, gradient.shape)
+
+        return rounded
+
+    def _forget_gradient_hooks(self) -> None:
+        for _, handle in self._gradient_hooks.values():
+            handle.remove()
+        self._gradient_hooks.clear()
 
     def _store_weights(self) -> None:
         before, self.stored = self.stored, {}
         self.stored_moves = None
-        for name, full, parameter in unique_matrices(self.model):
+        for name, full, _ in unique_matrices(self.model):
             cast = self.plan[name]["stored_weight"]
             if cast is not None:
-                old = before.get(full)
+                old, slot = before.get(full), ParameterSlot.of(self.model, full)
                 self.stored[full] = (
                     old
                     if old is not None and old.cast == cast
-                    else StoredWeight(full, name, parameter, cast, self.clock)
+                    else StoredWeight(full, name, slot, cast, self.clock, self._on_change)
                 )
+
+    # What others do to the model -------------------------------------------------------------
+
+    def before_forward(self, layer: QuantizedLayer) -> None:
+        """See to it that a layer's weights are what the recipe makes of them."""
+        parameters = layer.module._parameters
+        for own, stored in layer.stored.items():
+            weight = parameters.get(own)
+            if weight is None or (layer.is_direct and own == "weight"):
+                continue
+            if stored.on_grid(weight) is not weight:
+                raise BadInput(
+                    f"layer {layer.name}: {own} is stored on a grid, and a tensor was put in its "
+                    "place that is on none (torch.func.functional_call?): round it, or use q.off()"
+                )
+        if self.has_learned and not self._is_reach_told and layer.module.training:
+            self.tell_reach()
+
+    def tell_reach(self) -> None:
+        """Warn, once, of what the recipe asks for and the first step did not meet."""
+        self._is_reach_told = True
+        for row in self.coverage().rows:
+            if row.is_missed:
+                self._warn(
+                    f"layer {row.layer} ({row.module}) is quantized by the recipe, and "
+                    f"{row.why_not}: it is left as it is (print(q.coverage()) shows all)"
+                )
+
+    def _on_change(self, stored: StoredWeight) -> None:
+        self._refuse_sharding(stored.layer, stored.name, "stored_weight")
+        self._warn(
+            f"stored weight {stored.name} was changed by something other than q.store, and was "
+            "rounded to its grid again before it was used. After an optimizer's step call "
+            "q.store(optimizer), or give quantize_model the optimizer; after another change (an "
+            "average of weights, a resize) this is all there is to do"
+        )
+
+    def _refuse_sharding(self, layer: str, own: str, role: str) -> None:
+        names = {cls.__name__ for m in self.model.modules() for cls in type(m).__mro__}
+        if names & {"FSDPModule", "FullyShardedDataParallel"}:
+            raise BadInput(
+                f"layer {layer}: {own} was sharded by FSDP after the model was quantized, and "
+                f"{role} needs the whole parameter: use a recipe without it, or DDP"
+            )
+
+    def _after_load(self) -> None:
+        """Round the stored weights that were loaded."""
+        for stored in self.stored.values():
+            stored.on_grid(stored.slot.parameter, is_told=False)
+
+    def _warn(self, message: str) -> None:
+        """Tell something once."""
+        if message not in self._told:
+            self._told.add(message)
+            warnings.warn(message, RuntimeWarning, stacklevel=2)
+
+    def follow(self, optimizer: torch.optim.Optimizer) -> None:
+        """Let each step of the optimizer be followed by `store`; its later calls do nothing."""
+        self._optimizer = optimizer
+        hook = optimizer.register_step_post_hook(lambda *_: self._store(optimizer))
+        self._kept_hooks.append(hook)
 
     @property
     def modules(self) -> dict[str, nn.Module]:
@@ -214,9 +370,8 @@ class Quantization:
         if not isinstance(plan, Mapping):
             raise BadInput(f"a plan is needed, not {plan!r:.60}; change_recipe takes a recipe")
         before = dict(self.stored)
-        layers = {layer.name: layer for layer, _ in find_layers(self.model).values()}
         possible = {
-            name: {o: c if layers[name].takes(o) else None for o, c in casts.items()}
+            name: {o: c if self.found[name].takes(o) else None for o, c in casts.items()}
             for name, casts in plan.items()
         }
         if plan != self.plan == possible:
@@ -248,10 +403,11 @@ class Quantization:
 
     def remove(self) -> None:
         """Take everything back; stored weights keep the values that they have."""
-        for hook in self._hooks:
+        for hook in (*self._hooks, *self._kept_hooks):
             hook.remove()
-        self._hooks = []
-        _restore_forwards(self.layers)
+        self._forget_gradient_hooks()
+        self._hooks, self._kept_hooks = [], []
+        restore_forwards(self.layers)
         self.layers, self.stored, self.grids = {}, {}, WeightGrids()
         self._state_casts = {}
 
@@ -277,13 +433,26 @@ class Quantization:
     def store(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Put stored weights and optimizer state back on their grids, after the optimizer.
 
-        Also moves the random bits of stochastic rounding on by a step.
+        Also moves the random bits of stochastic rounding on by a step. Does nothing more where the
+        optimizer's own steps do it (see `quantize_model`).
         """
+        if self._optimizer is None or optimizer not in (None, self._optimizer):
+            self._store(optimizer)
+
+    def _store(self, optimizer: torch.optim.Optimizer | None) -> None:
         if self.stored:
+            for full, weight in self.stored.items():
+                if is_sharded(weight.slot.parameter):
+                    self._refuse_sharding(weight.layer, full, "stored_weight")
             self.stored_moves = torch.stack([w.store() for w in self.stored.values()])
-        if optimizer is not None:
+        if optimizer is not None and self._state_casts:
             casts = {n: (owner.parameter, cast) for n, (owner, cast) in self._state_casts.items()}
-            store_optimizer_state(optimizer, casts, self.clock)
+            left = store_optimizer_state(optimizer, casts, self.clock)
+            if left:
+                self._warn(
+                    f"optimizer_state: {type(optimizer).__name__} keeps what cannot be rounded; it "
+                    f"stays as it is: {some(left)}"
+                )
         self.clock.step += 1
 
     def measure_views(self) -> None:
@@ -320,23 +489,11 @@ class Quantization:
         ``overflow_rate`` is None where every scale comes from the tensor's own amax: overflow is
         then impossible by construction.
         """
-        can = [i for i, q in enumerate(self.quantizers) if not q.cast.uses_amax]
-        total, over = self.counts.sum(0), self.counts[can].sum(0)
-        return {
-            "overflow_rate": _share(over[1], over[0]) if can else None,
-            "flushed_rate": _share(total[2], total[0]) if self.quantizers else None,
-        }
+        return statistics.met_rates(self)
 
     def stall_rates(self) -> dict[str, Tensor]:
         """Return the stall rates of the last update, of stored weights and of views apart."""
-        rates = {}
-        if self.stored_moves is not None:
-            updates, stalled = self.stored_moves.sum(0)[:2]
-            rates["stored_stall_rate"] = _share(stalled, updates)
-        if self.view_moves is not None:
-            moved, stalled = self.view_moves.sum(0)
-            rates["view_stall_rate"] = _share(stalled, moved)
-        return rates
+        return statistics.stall_rates(self)
 
     def nonfinite(self) -> Tensor:
         """Return how many non-finite values quantizers met in this step, 0-dim."""
@@ -347,39 +504,35 @@ class Quantization:
 
         ``sqnr_db`` is None where the step did not measure errors (see `begin_step`).
         """
-        rows: list[dict[str, Any]] = []
-        met = zip(self.quantizers, self.counts.tolist(), self.errors.tolist(), strict=True)
-        for quantizer, counts, errors in met:
-            layer, _, operand = quantizer.name.partition(":")
-            cast = quantizer.cast
-            seen = dict(zip(COUNTS, counts, strict=True))
-            rows.append(
-                {
-                    "layer": layer,
-                    "operand": operand.partition("/")[0],
-                    "format": cast.format.name,
-                    **seen,
-                    "overflow": None if cast.uses_amax else seen["overflow"],
-                    "sqnr_db": _decibels(*errors),
-                }
-            )
-        moves = [] if self.stored_moves is None else self.stored_moves.tolist()
-        # Before the first update there are stored weights and no moves.
-        for weight, counts in zip(self.stored.values(), moves, strict=False):
-            rows.append(
-                {
-                    "layer": weight.layer,
-                    "operand": "stored_weight",
-                    "format": weight.cast.format.name,
-                    "scale": float(weight.scale),
-                    **dict(zip(STALL, counts, strict=True)),
-                }
-            )
-        views = [] if self.view_moves is None else self.view_moves.tolist()
-        for name, (moved, stalled) in zip(self.view_layers, views, strict=True):
-            view = {"moved": moved, "stalled": stalled}
-            rows.append({"layer": name, "operand": "weight view", **view})
-        return rows
+        return statistics.rows(self)
+
+    def coverage(self) -> Coverage:
+        """Return what the recipe reaches in the model, layer by layer, and what not and why."""
+        return coverage_of(self)
+
+    def parameter_share(self) -> float:
+        """Return the share of parameters whose weight is on a grid, stored or in a product.
+
+        As planned before the first training forward; after it, what was met.
+        """
+        return self.coverage().parameter_share
+
+    def count_flops(self, run: Callable[[], Any]) -> float | None:
+        """Return the share of FLOPs in products with both operands on a grid; see `coverage`.
+
+        ``run`` makes a forward and a backward pass. It is called twice, quantized and not, with
+        scales, counters and random bits left as they were; gradients are the caller's to clear.
+        None where no product is made.
+        """
+        with self.frozen():
+            with self.off():
+                self.flop_total = count_flops(run)
+            self.flops = FlopCount()
+            try:
+                run()
+            finally:
+                self.flop_count, self.flops = self.flops, None
+        return self.coverage().flop_share
 
     def grid_of(self, parameter: Tensor, *, before_step: bool = False) -> WeightGrid | None:
         """Return the grid of a parameter, or None where it has none.
@@ -388,17 +541,6 @@ class Quantization:
         last `store`; for a view that of the last training forward.
         """
         return self.grids.find(parameter, before_step=before_step)
-
-    def parameter_share(self) -> float:
-        """Return the share of parameters whose weight is quantized, stored or in a product."""
-        total = on_grid = 0
-        for parameter in self.model.parameters():
-            total += parameter.numel()
-        for name, _, parameter in unique_matrices(self.model):
-            casts = self.plan[name]
-            if casts["stored_weight"] or casts["weight@fwd"]:
-                on_grid += parameter.numel()
-        return on_grid / total if total else 0.0
 
     # State -----------------------------------------------------------------------------------
 
@@ -426,22 +568,6 @@ class Quantization:
             weight.load_state_dict(state["stored"][name])
 
 
-def _restore_forwards(layers: Mapping[str, LayerCasts]) -> None:
-    for layer in layers.values():
-        vars(layer.module).pop("forward", None)
-        if getattr(layer.own_forward, "__func__", None) is not type(layer.module).forward:
-            layer.module.forward = layer.own_forward
-
-
-def _decibels(error: float, signal: float) -> float | None:
-    """Signal to quantization noise; None where nothing was measured or nothing was lost."""
-    return 10 * math.log10(signal / error) if error > 0 and signal > 0 else None
-
-
-def _share(part: Tensor, whole: Tensor) -> Tensor:
-    return part.double() / whole.clamp(min=1)
-
-
 def quantize_model(
     model: nn.Module,
     recipe: str | Path | AnyFormat | Recipe | Mapping[str, Any],
@@ -449,20 +575,36 @@ def quantize_model(
     format: str | AnyFormat | None = None,
     compute: str = "auto",
     seed: int = 0,
+    head: str | None = AUTO,
+    optimizer: torch.optim.Optimizer | None = None,
 ) -> Quantization:
     """Quantize ``model`` in place by a recipe; returns the handle that takes it back.
 
-    ``recipe`` is a format or its name (the recipe ``master`` in it), a recipe's name, its
-    mapping, or a .yaml file; ``format`` is what a recipe calls FORMAT. ``compute`` is in which
-    type products run; see `altcore.surgery.compute.COMPUTES`. Raises `BadInput` for an unknown
-    name, a pattern that matches no layer, or a layer that cannot take what the recipe asks.
+    Args:
+        model: any module; its parameters, types and state dict keys stay as they are.
+        recipe: a format or its name (the recipe ``master`` in it), a recipe's name, its mapping,
+            or a .yaml file.
+        format: what the recipe calls FORMAT.
+        compute: in which type products run; see `altcore.surgery.compute.COMPUTES`.
+        seed: of stochastic rounding.
+        head: the output head, which named recipes leave alone: a module's name, None if the model
+            has none, or ``auto`` (see `altcore.surgery.layers.find_heads`).
+        optimizer: its steps are then followed by `Quantization.store`; without it, call that after
+            each step of a recipe that stores anything.
+
+    Raises:
+        BadInput: for an unknown name, a pattern that matches no layer, or a layer that cannot take
+            what the recipe asks.
     """
     if not isinstance(model, nn.Module):
         raise BadInput(f"model: a torch.nn.Module is needed, not {model!r:.60}")
     if compute not in COMPUTES:
         raise BadInput(f"compute: {compute!r} is none of {', '.join(COMPUTES)}")
     chosen = None if format is None else get_format(format)
-    return Quantization(model, _as_recipe(recipe, chosen), compute, Clock(seed))
+    q = Quantization(model, _as_recipe(recipe, chosen), compute, Clock(seed), head)
+    if optimizer is not None:
+        q.follow(optimizer)
+    return q
 
 
 def _as_recipe(

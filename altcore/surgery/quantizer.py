@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from attrs import define
+from attrs import define, field
 from torch import Tensor
 
 from altcore.blocks import AnyFormat, BlockFormat
@@ -37,6 +37,13 @@ class Clock:
     """Off in a probe: no scale, counter or random state moves."""
     measures_errors: bool = False
     """Whether quantizers sum the squares of their errors."""
+    rank: int = field(factory=lambda: _rank())
+    """This process among those that train together: 0 for a lone one."""
+
+
+def _rank() -> int:
+    distributed = torch.distributed
+    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
 
 
 @define(eq=False)
@@ -81,7 +88,23 @@ class Quantizer:
     last_key: int | None = None
     """The key of that forward's random bits."""
     calls: int = 0
+    """In this step, in training."""
     last_step: int = -1
+
+    @property
+    def layer(self) -> str:
+        """The layer's name."""
+        return self.name.rpartition(":")[0]
+
+    @property
+    def operand(self) -> str:
+        """The operand's name, as in a recipe."""
+        return self.name.rpartition(":")[2].partition("/")[0]
+
+    @property
+    def parameter(self) -> str:
+        """The layer's parameter that is multiplied or looked up; empty for the layer's ``weight``."""
+        return self.name.rpartition(":")[2].partition("/")[2]
 
     def scales(
         self, x: Tensor, training: bool, axes: Axes | None = None
@@ -122,19 +145,21 @@ class Quantizer:
             self.history = torch.cat([newest, self.history[:-1]])
         return torch.where(before > 0, before, largest)
 
-    def operand(
+    def quantize(
         self,
         x: Tensor,
         training: bool,
         axes: Axes,
         *,
+        across: int = -2,
         wants_grid: bool = False,
         dtype: torch.dtype | None = None,
     ) -> tuple[Operand, Grid | None]:
         """Return ``x`` as an operand of a product that sums over ``axes``, and its grid.
 
-        ``dtype``: in which the product takes grid values; None for the compute dtype. Blocks,
-        whose scales are in the values, keep that.
+        Square blocks lie along the first of ``axes`` and along ``across``. ``dtype``: in which
+        the product takes grid values; None for the compute dtype. Blocks, whose scales are in the
+        values, keep that.
         The grid is None unless it is wanted, and after a Hadamard transform, which leaves
         nothing to compare.
         """
@@ -147,7 +172,7 @@ class Quantizer:
         if cast.hadamard:
             x, wants_grid = transform(x, cast.hadamard, axes[0], self.clock.seed), False
         if cast.blocks is not None:
-            return self._in_blocks(x, cast.blocks, axes[0], key, training, wants_grid)
+            return self._in_blocks(x, cast.blocks, (across, axes[0]), key, training, wants_grid)
         q, s, r = self._rounded(x, training, axes, key, dtype)
         operand = Operand(q, s, cast.format)
         if cast.straight_through == "clipped":
@@ -158,13 +183,16 @@ class Quantizer:
         self,
         x: Tensor,
         blocks: BlockFormat,
-        axis: int,
+        axes: tuple[int, int],
         key: int | None,
         training: bool,
         wants_grid: bool,
     ) -> tuple[Operand, Grid | None]:
-        """`operand`, where blocks have scales of their own."""
-        cast = self.cast
+        """`quantize`, where blocks have scales of their own: along the last of ``axes``, or both."""
+        cast, last = self.cast, (-2, -1)
+        is_turned = blocks.is_square and [a % x.ndim for a in axes] != [x.ndim - 2, x.ndim - 1]
+        x = x.movedim(axes, last) if is_turned else x
+        axis = -1 if blocks.is_square else axes[1]
         made = round_blocks(
             x,
             blocks,
@@ -174,18 +202,22 @@ class Quantizer:
             errors=self.errors if training and self.clock.measures_errors else None,
             key=key,
         )
-        operand = Operand(made.values, made.scale, blocks)
+
+        def back(t: Tensor) -> Tensor:
+            return t.movedim(last, axes) if is_turned else t
+
+        operand = Operand(back(made.values), made.scale, blocks)
         if not (wants_grid or cast.straight_through == "clipped"):
             return operand, None
         r = spread(made.inverse, x.shape, blocks, axis)
         if cast.straight_through == "clipped":
-            operand.inside = self._inside(x, r)
+            operand.inside = back(self._inside(x, r))
         if not wants_grid:
             return operand, None
         if training:
-            self.last_scale = _block_scale(made, x.shape, blocks, axis)
+            self.last_scale = back(_block_scale(made, x.shape, blocks, axis))
         grid = round_to_grid(x, cast.element, rounding=cast.rounding, r=r, key=key)
-        return operand, Grid(grid, r)
+        return operand, Grid(back(grid), back(r))
 
     def _inside(self, x: Tensor, r: Tensor | None) -> Tensor:
         y = x if r is None else x * r
@@ -251,7 +283,10 @@ class Quantizer:
             self.last_step, self.calls = self.clock.step, 0
         call = self.calls if training else -1
         self.calls += training
-        return random_key(self.clock.seed, self.clock.step, call, self.name)
+        # Replicas see the same weights, and each its own samples: their noise is independent.
+        rank = 0 if self.operand.startswith("weight@") else self.clock.rank
+        name = f"{self.name}/rank {rank}" if rank else self.name
+        return random_key(self.clock.seed, self.clock.step, call, name)
 
 
 def _block_scale(made: Blocks, shape: torch.Size, fmt: BlockFormat, axis: int) -> Tensor:

@@ -9,14 +9,17 @@ All of it happens on the device; the scales travel to the host with the step's o
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from attrs import define, field
-from torch import Tensor
+from torch import Tensor, nn
 
+from altcore.errors import BadInput
 from altcore.numerics import amax, fake_round, root_mean_square, scale_of
 from altcore.recipe import Cast
+from altcore.surgery.layers import ParameterSlot
+from altcore.surgery.product import StraightThrough
 from altcore.surgery.quantizer import Clock, random_key
 
 SMALLEST_SCALE = 2.0**-126
@@ -33,9 +36,15 @@ class StoredWeight:
 
     name: str
     layer: str
-    parameter: torch.nn.Parameter
+    slot: ParameterSlot
     cast: Cast
     clock: Clock
+    on_change: Callable[[StoredWeight], None]
+    """Called when something other than `store` changed the weight, before it is rounded again."""
+    parameter: nn.Parameter = field(init=False)
+    """What was in the slot when it was last put on its grid."""
+    version: int | None = field(init=False)
+    """Of the parameter then."""
     scale: Tensor = field(init=False)
     scale_before: Tensor = field(init=False)
     """The scale as of the step before: at which codes before and after are compared."""
@@ -44,14 +53,53 @@ class StoredWeight:
     error: Tensor = field(init=False)
     """Relative root-mean-square error of the first encoding, 0-dim."""
 
+    @torch.no_grad()
     def __attrs_post_init__(self) -> None:
+        self.parameter = self.slot.parameter
+        w = self.parameter.detach()
+        self.scale = self.scale_before = self._fresh_scale(w)
+        on_grid = self._round(w, self.scale)
+        self.error = (on_grid - w).norm() / w.norm().clamp(min=1e-30)
+        self._put(on_grid)
+
+    def _put(self, on_grid: Tensor) -> None:
+        self.parameter.detach().copy_(on_grid)
+        self.before, self.version = on_grid, _version(self.parameter)
+
+    def is_current(self, weight: Tensor) -> bool:
+        """Whether a layer's weight is what `store` left.
+
+        By identity and version, and on a CPU, where looking costs no transfer, by value: writing to
+        ``weight.data`` changes no version.
+        """
+        if weight is not self.parameter or _version(weight) != self.version:
+            return False
+        return not weight.is_cpu or torch.equal(weight.detach(), self.before)
+
+    def on_grid(self, weight: Tensor, *, is_told: bool = True) -> Tensor:
+        """Return a layer's weight on the grid: itself, rounded again if somebody changed it.
+
+        A parameter is rounded in place. Another tensor in its place, as `torch.func.functional_call`
+        puts there, stays as it is; what is returned passes its gradient on.
+        """
+        if self.is_current(weight):
+            return weight
         with torch.no_grad():
-            w = self.parameter.detach()
-            self.scale = self.scale_before = self._fresh_scale(w)
-            on_grid = self._round(w, self.scale)
-            self.error = (on_grid - w).norm() / w.norm().clamp(min=1e-30)
-            self.parameter.copy_(on_grid)
-            self.before = on_grid
+            w = weight.detach()
+            scale = self.scale
+            on_grid = self._round(w, scale) if w.shape == self.before.shape else None
+            is_same = on_grid is not None and torch.equal(on_grid, w)
+            if on_grid is None or not is_same:
+                scale = self._fresh_scale(w)
+                on_grid = self._round(w, scale)
+                is_same = torch.equal(on_grid, w)
+        if not isinstance(weight, nn.Parameter):
+            return weight if is_same else StraightThrough.apply(weight, on_grid, None)  # type: ignore[no-untyped-call] # torch leaves it untyped
+        if is_told and not is_same:
+            self.on_change(self)
+        self.parameter, self.scale, self.scale_before = weight, scale, scale
+        self._put(on_grid)
+        return weight
 
     def _fresh_scale(self, w: Tensor) -> Tensor:
         if self.cast.scaling.kind == "none":
@@ -80,6 +128,7 @@ class StoredWeight:
 
         Returns the counts of `STALL`, int64 (4,), on the device.
         """
+        self.parameter = self.slot.parameter
         proposed, before = self.parameter.detach(), self.before
         largest, top = _size(proposed, self.cast)
         first = amax(before) == 0
@@ -106,8 +155,8 @@ class StoredWeight:
                 torch.count_nonzero(on_grid != at_old),
             ]
         )
-        self.parameter.copy_(on_grid)
-        self.scale_before, self.scale, self.before = scale, new, on_grid
+        self.scale_before, self.scale = scale, new
+        self._put(on_grid)
         return counts
 
     def _limit(self) -> float:
@@ -126,7 +175,13 @@ class StoredWeight:
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore the scale; the parameter's values are the model's to restore."""
         self.scale = self.scale_before = state["scale"].to(self.parameter.device).clone()
-        self.before = self.parameter.detach().clone()
+        self.parameter = self.slot.parameter
+        self.before, self.version = self.parameter.detach().clone(), _version(self.parameter)
+
+
+def _version(t: Tensor) -> int | None:
+    """How often a tensor was written to; None for one made in inference mode."""
+    return None if t.is_inference() else t._version
 
 
 def _size(x: Tensor, cast: Cast) -> tuple[Tensor, float]:
@@ -141,16 +196,24 @@ def store_optimizer_state(
     optimizer: torch.optim.Optimizer,
     casts: Mapping[str, tuple[torch.nn.Parameter, Cast]],
     clock: Clock,
-) -> None:
+) -> list[str]:
     """Round the optimizer's moments of ``casts``' parameters to their formats.
 
-    A state tensor counts when it has its parameter's shape. What is nonnegative as a whole (a
-    second moment) and not zero must not become zero, or the next step divides by it: it is held
-    at the smallest positive value.
+    A moment is a floating-point state tensor of its parameter's shape. What is nonnegative as a
+    whole (a second moment) and not zero must not become zero, or the next step divides by it: it is
+    held at the smallest positive value.
+
+    Returns the tensors that stay as the optimizer keeps them, described: those it quantizes itself,
+    factors, or keeps as integers.
     """
+    left = []
     for name, (parameter, cast) in casts.items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            if not isinstance(value, Tensor) or value.shape != parameter.shape:
+            if not isinstance(value, Tensor) or value.numel() <= 1 < parameter.numel():
+                continue
+            if not _is_moment(value, parameter):
+                what = f"{type(value).__name__}, {value.dtype}, {list(value.shape)}"
+                left.append(f"{key} of {name} ({what})")
                 continue
             s: Tensor | None = None
             r: Tensor | None = None
@@ -174,3 +237,10 @@ def store_optimizer_state(
             floor = cast.element.smallest * (1.0 if s is None else s)
             lost = (rounded == 0) & (value > 0) & (value.min() >= 0)
             value.copy_(torch.where(lost, floor, rounded))
+    return left
+
+
+def _is_moment(value: Tensor, parameter: nn.Parameter) -> bool:
+    """Whether a state tensor holds a number for each of the parameter's."""
+    is_plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided
+    return is_plain and value.is_floating_point() and value.shape == parameter.shape

@@ -6,8 +6,14 @@ from attrs import define, field, frozen
 from torch import Tensor, nn
 
 from altcore.formats import Format
-from altcore.surgery.casts import LayerCasts
-from altcore.surgery.layers import has_transposed_weight, matrices, unique_matrices
+from altcore.recipe import LOOKUP
+from altcore.surgery.layer import QuantizedLayer
+from altcore.surgery.layers import (
+    ParameterSlot,
+    has_transposed_weight,
+    matrices,
+    unique_matrices,
+)
 from altcore.surgery.quantizer import Quantizer
 from altcore.surgery.stored import StoredWeight
 
@@ -24,26 +30,7 @@ class WeightGrid:
     """The weight lives on the grid; otherwise a product's view of a float32 master does."""
 
 
-@frozen(eq=False)
-class Owner:
-    """Where a parameter lies: what lies there may be replaced."""
-
-    module: nn.Module
-    own: str
-
-    @classmethod
-    def of(cls, model: nn.Module, full: str) -> Owner:
-        """Find the owner of the parameter with a full name."""
-        name, _, own = full.rpartition(".")
-        return cls(model.get_submodule(name), own)
-
-    @property
-    def parameter(self) -> nn.Parameter:
-        """The parameter."""
-        return self.module.get_parameter(self.own)
-
-
-Source = StoredWeight | tuple[LayerCasts, Quantizer]
+Source = StoredWeight | tuple[QuantizedLayer, Quantizer]
 """What stores a weight, or the first product that quantizes it."""
 
 
@@ -51,7 +38,7 @@ Source = StoredWeight | tuple[LayerCasts, Quantizer]
 class WeightGrids:
     """The weights of a quantized model that have a grid, and where it is to be had."""
 
-    sources: dict[str, tuple[Owner, Source]] = field(factory=dict)
+    sources: dict[str, tuple[ParameterSlot, Source]] = field(factory=dict)
     """By the weight's full name, in the model's order, a tied one once."""
     _found: dict[int, tuple[Tensor, Source]] = field(factory=dict)
     """By the identity of a weight, which is kept along: a walk for each would take a while."""
@@ -59,7 +46,7 @@ class WeightGrids:
     @property
     def weights(self) -> dict[str, nn.Parameter]:
         """The weights themselves, by full name."""
-        return {full: owner.parameter for full, (owner, _) in self.sources.items()}
+        return {full: slot.parameter for full, (slot, _) in self.sources.items()}
 
     def find(self, parameter: Tensor, *, before_step: bool = False) -> WeightGrid | None:
         """Return the grid of a parameter; see `Quantization.grid_of`."""
@@ -67,7 +54,7 @@ class WeightGrids:
             return None
         known = self._found.get(id(parameter))
         if known is None or known[0] is not parameter:
-            own = [(owner.parameter, source) for owner, source in self.sources.values()]
+            own = [(slot.parameter, source) for slot, source in self.sources.values()]
             self._found = {id(weight): (weight, source) for weight, source in own}
             known = self._found.get(id(parameter))
         if known is None:
@@ -80,24 +67,24 @@ class WeightGrids:
 
 
 def weight_grids(
-    model: nn.Module, stored: dict[str, StoredWeight], layers: dict[str, LayerCasts]
+    model: nn.Module, stored: dict[str, StoredWeight], layers: dict[str, QuantizedLayer]
 ) -> WeightGrids:
     """Find the weights that have a grid."""
     views: dict[int, Source] = {}
     for layer in layers.values():
         for own, parameter in matrices(layer.module).items():
-            for key in ("weight@fwd", f"weight@fwd/{own}"):
+            for key in (layer.site("weight@fwd", own), layer.site(LOOKUP, own)):
                 if key in layer.quantizers:
                     views.setdefault(id(parameter), (layer, layer.quantizers[key]))
     sources = {
-        full: (Owner.of(model, full), source)
+        full: (ParameterSlot.of(model, full), source)
         for _, full, parameter in unique_matrices(model)
         if (source := stored.get(full) or views.get(id(parameter))) is not None
     }
     return WeightGrids(sources)
 
 
-def _view_grid(layer: LayerCasts, quantizer: Quantizer) -> WeightGrid | None:
+def _view_grid(layer: QuantizedLayer, quantizer: Quantizer) -> WeightGrid | None:
     """The grid on which a product saw a master weight; None if that is not the weight's own."""
     cast, scale = quantizer.cast, quantizer.last_scale
     if cast.hadamard or (cast.blocks is not None and scale is None):

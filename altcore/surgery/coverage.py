@@ -1,0 +1,192 @@
+"""What of a model is quantized, and what is not and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from attrs import define, field, frozen
+from torch import nn
+
+from altcore.recipe import (
+    ATTENTION_OPERANDS,
+    LOOKUP,
+    OPERANDS,
+    PRODUCT_OPERANDS,
+    PRODUCTS,
+    STORED,
+    Layer,
+)
+from altcore.surgery.layer import weights_of
+from altcore.surgery.layers import find_heads, matrices
+
+if TYPE_CHECKING:
+    from altcore.surgery.quantization import Quantization
+
+OPERANDS_OF = {
+    "fwd": PRODUCTS[0],
+    "dgrad": PRODUCTS[1],
+    "wgrad": PRODUCTS[2],
+    "scores": ("attention@query", "attention@key"),
+    "mix": ("attention@probability", "attention@value"),
+}
+"""The two operands of each product, of a layer and of attention."""
+
+
+@define
+class FlopCount:
+    """Floating-point operations of products with operands on a grid."""
+
+    both: int = 0
+    """Of products with both operands on one."""
+    by_operand: Counter[str] = field(factory=Counter)
+
+    def add(self, product: str, first: bool, second: bool, flops: int) -> None:
+        """Count a product of which the ``first`` and the ``second`` operand are on a grid."""
+        self.both += flops if first and second else 0
+        for operand, is_on_grid in zip(OPERANDS_OF[product], (first, second), strict=True):
+            self.by_operand[operand] += flops if is_on_grid else 0
+
+
+@frozen
+class CoverageRow:
+    """One layer."""
+
+    layer: str
+    module: str
+    """The name of its class."""
+    parameters: int
+    """Elements of its parameters of two or more dimensions."""
+    operands: tuple[str, ...]
+    """What is quantized: as planned before the first training forward, as it happened after."""
+    why_not: str
+    """Why the rest is not; empty where all that the recipe asks for is."""
+    is_missed: bool
+    """Whether the recipe asks for something here that was not met."""
+
+
+@frozen
+class Coverage:
+    """What a recipe reaches in a model. ``print`` shows it as a table."""
+
+    rows: tuple[CoverageRow, ...] = field(repr=False)
+    parameter_share: float
+    """Share of the model's parameters that are on a grid, stored or in a product."""
+    flop_share: float | None
+    """Share of a training step's FLOPs in products with both operands on a grid; None until
+    `Quantization.count_flops` has run."""
+    flop_share_by_operand: Mapping[str, float]
+    """Share of the step's FLOPs in products that have this operand on a grid."""
+    head: str | None
+    """The layer that was taken for the output head."""
+
+    @property
+    def line(self) -> str:
+        """The shares, the head and what is left out, in one line."""
+        shares = f"{self.parameter_share:.1%} of parameters"
+        if self.flop_share is not None:
+            shares += f", {self.flop_share:.1%} of FLOPs"
+        left = [row for row in self.rows if not row.operands and row.layer != self.head]
+        names = ", ".join(row.layer for row in left[:3]) + (", ..." if len(left) > 3 else "")
+        parts = [
+            f"quantized: {shares}",
+            "no output head" if self.head is None else f"head: {self.head}",
+            *([f"left out: {names}"] if left else []),
+        ]
+        return "; ".join(parts)
+
+    def __str__(self) -> str:
+        head = ("layer", "module", "parameters", "quantized", "why not")
+        table = [head, *map(_cells, self.rows)]
+        widths = [max(len(row[i]) for row in table) for i in range(len(head))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in table]
+        shares = [f"{o} {share:.1%}" for o, share in self.flop_share_by_operand.items()]
+        return "\n".join(
+            [
+                *(line.rstrip() for line in lines),
+                self.line,
+                *(["share of FLOPs by operand: " + ", ".join(shares)] if shares else []),
+            ]
+        )
+
+
+def _cells(row: CoverageRow) -> tuple[str, ...]:
+    shown = dict.fromkeys(_short(o, row.operands) for o in row.operands)
+    cells = row.layer or "(model)", row.module, f"{row.parameters:,}", ", ".join(shown) or "-"
+    return *cells, row.why_not
+
+
+def _short(operand: str, operands: tuple[str, ...]) -> str:
+    """A role, where both of its operands in products are there; else the operand."""
+    role = operand.partition("@")[0]
+    of_products = {o for pair in PRODUCTS for o in pair if o.startswith(f"{role}@")}
+    return role if operand in of_products <= set(operands) else operand
+
+
+def coverage_of(q: Quantization) -> Coverage:
+    """See `Quantization.coverage`."""
+    has_run = any(layer.calls for layer in q.layers.values())
+    rows, on_grid = [], set()
+    for name, layer in q.found.items():
+        module = q.model.get_submodule(name)
+        met, weights = _met(q, name, has_run)
+        own = matrices(module)
+        if "weight" in weights and "weight" not in own:  # it is computed from what there is
+            computing = getattr(module, "parametrizations", nn.Module())
+            on_grid |= {id(p) for m in (module, *computing.modules()) for p in matrices(m).values()}
+        on_grid |= {id(p) for n, p in own.items() if n in weights}
+        count = sum(p.numel() for p in own.values())
+        why, is_missed = _why_not(q, layer, set(met), has_run)
+        rows.append(CoverageRow(name, type(module).__name__, count, met, why, is_missed))
+    parameters = {id(p): p.numel() for p in q.model.parameters()}
+    share = sum(n for key, n in parameters.items() if key in on_grid) / (sum(parameters.values()) or 1)
+    heads = find_heads(q.model, q.head)
+    total = q.flop_total
+    shares = {o: n / total for o, n in q.flop_count.by_operand.items() if total and n}
+    return Coverage(
+        tuple(rows),
+        share,
+        q.flop_count.both / total if total else None,
+        {o: shares[o] for o in OPERANDS if o in shares},
+        next((n for n, m in q.model.named_modules() if heads and m is heads[0]), None),
+    )
+
+
+def _met(q: Quantization, name: str, has_run: bool) -> tuple[tuple[str, ...], set[str]]:
+    """Return a layer's operands on a grid, and the names of the weights among them."""
+    layer, casts = q.layers.get(name), q.plan[name]
+    if layer is None:
+        return tuple(o for o in ("optimizer_state",) if casts[o]), set()
+    met, weights = set(layer.met), set(layer.stored)
+    for operand in ("weight@fwd", LOOKUP):
+        weights |= layer.met.get(operand, set())
+    if not has_run and layer.kind != "other":  # which may multiply by its weights, or may not
+        met |= {o for o in (*PRODUCT_OPERANDS, LOOKUP, *ATTENTION_OPERANDS) if casts[o]}
+        weights |= set(weights_of(layer.module)) if casts["weight@fwd"] or casts[LOOKUP] else set()
+    met |= {o for o in ("weight_gradient", *STORED) if casts[o]}
+    return tuple(o for o in OPERANDS if o in met), weights
+
+
+def _why_not(q: Quantization, layer: Layer, met: set[str], has_run: bool) -> tuple[str, bool]:
+    """Say why not all of a layer's operands are on a grid, and whether that misses the recipe.
+
+    A module that may multiply by its weights, or may not, misses nothing if it does not.
+    """
+    casts, quantized = q.plan[layer.name], q.layers.get(layer.name)
+    if not any(casts.values()):
+        if layer.is_head:
+            return "the output head", False
+        if layer.kind == "embedding":
+            return "looked up, not multiplied: its role is weight@lookup", False
+        return "left out by the recipe", False
+    missing = [o for o in OPERANDS if casts[o] and o not in met]
+    if not has_run or quantized is None or not missing:
+        return "", False
+    if not quantized.calls and not quantized.met:
+        return "it never ran", True
+    if set(missing) >= {o for o in PRODUCT_OPERANDS if casts[o]}:
+        return "its weights were in no product", layer.kind != "other"
+    # A frozen layer has no gradients, and an input that wants none no product for them.
+    is_missed = any(o.endswith("@fwd") or o.startswith("attention@") for o in missing)
+    return f"not met: {', '.join(missing)}", is_missed

@@ -1,0 +1,325 @@
+"""Products inside a module's own forward, quantized where they happen.
+
+While such a forward runs, a mode sees every call of a torch function in this thread. It knows which
+tensors are weights of the layer: the parameters themselves, views of them, and what is computed
+from nothing else. A product of a weight and an activation is computed with quantized operands; a
+weight that is looked up or added is rounded, if the recipe says so; all other calls run as they
+are. Neither the module nor its parameters change.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from altcore.surgery import attention
+from altcore.surgery.contractions import CONTRACTIONS, unguarded
+from altcore.surgery.convolutions import CONVOLUTIONS
+from altcore.surgery.recurrent import RECURRENT
+
+if TYPE_CHECKING:
+    from altcore.surgery.layer import Product, QuantizedLayer
+
+F = torch.nn.functional
+T = torch.Tensor
+
+COMPOSITE = frozenset({F.multi_head_attention_forward})
+"""Python functions of torch that hand the mode only themselves; it has to see what they call."""
+PRODUCTS: Mapping[Callable[..., Any], Callable[..., Any]] = {**CONTRACTIONS, **RECURRENT}
+
+_VIEWS = (
+    *("view", "reshape", "view_as", "reshape_as", "t", "transpose", "swapaxes", "swapdims"),
+    *("permute", "movedim", "moveaxis", "unsqueeze", "squeeze", "expand", "expand_as", "flatten"),
+    *("unflatten", "chunk", "split", "tensor_split", "unbind", "narrow", "select", "contiguous"),
+    *("clone", "detach", "index_select", "diagonal", "adjoint", "ravel", "alias"),
+)
+_CASTS = ("to", "float", "double", "half", "bfloat16", "type_as", "type", "cpu", "cuda")
+
+
+def _functions(names: Iterable[str]) -> frozenset[Callable[..., Any]]:
+    owners = (T, torch)
+    return frozenset(getattr(o, n) for n in names for o in owners if callable(getattr(o, n, None)))
+
+
+VIEWS = _functions(_VIEWS) | {T.__getitem__, *(p.__get__ for p in (T.T, T.mT, T.H, T.mH, T.data))}
+"""What gives the same values in another shape, or some of them."""
+CASTS = _functions(_CASTS) | _functions(("dropout",)) | {F.dropout}
+"""What gives the same values in another type or place, or drops some."""
+
+
+@frozen(eq=False)
+class Origin:
+    """Which parameter of which layer a tensor comes from."""
+
+    layer: QuantizedLayer
+    own: str
+    how: str = "itself"
+    """``itself``, ``part`` (its values in another shape, or some of them) or ``computed``."""
+
+
+@define(eq=False)
+class Frame:
+    """One run of one layer's forward: what is known of its tensors."""
+
+    layer: QuantizedLayer
+    weights: dict[int, tuple[Tensor, Origin]] = field(init=False)
+    """By identity, kept alive so that identities stay theirs."""
+    made: dict[int, tuple[Tensor, Origin]] = field(init=False, factory=dict)
+    probabilities: dict[int, Tensor] = field(init=False, factory=dict)
+    buffers: set[int] = field(init=False)
+    attention_calls: int = field(init=False, default=0)
+
+    def __attrs_post_init__(self) -> None:
+        self.weights = {}
+        for layer in self.layer.scope:
+            for own, value in _weights(layer.module):
+                how = "itself" if own in layer.module._parameters else "computed"
+                self.weights[id(value)] = value, Origin(layer, own, how)
+        self.buffers = {id(b) for b in self.layer.module.buffers()}
+
+    # What a tensor is -------------------------------------------------------------------------
+
+    def origin(self, t: Tensor) -> Origin | None:
+        """Return where a weight comes from; None for an activation."""
+        found = self.weights.get(id(t)) or self.made.get(id(t))
+        if found is not None and found[0] is t:
+            return found[1]
+        if isinstance(t, nn.Parameter):  # one that was put there while the forward ran
+            for own, value in _weights(self.layer.module):
+                if value is t:
+                    return Origin(self.layer, own)
+        base = t._base
+        found = None if base is None else self.weights.get(id(base))
+        if found is None or found[0] is not base:
+            return None
+        return Origin(found[1].layer, found[1].own, "part")
+
+    def is_weight(self, t: Tensor) -> bool:
+        """Whether a tensor is a weight of the layer, or is made of such alone."""
+        return self.origin(t) is not None
+
+    def mark(self, result: Any, origin: Origin, how: str) -> Any:
+        """Remember that a result comes from a weight; returns it."""
+        how = "computed" if "computed" in (how, origin.how) else how
+        for t in _tensors((result,)):
+            self.made[id(t)] = t, Origin(origin.layer, origin.own, how)
+        return result
+
+    # What is done with it ---------------------------------------------------------------------
+
+    def call(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Run a torch function that the layer's forward calls."""
+        tensors = list(_tensors((*args, *kwargs.values())))
+        origins = [o for t in tensors if (o := self.origin(t)) is not None]
+        if not origins:
+            return self.call_on_activations(func, args, kwargs, tensors)
+        is_constant = all(id(t) in self.buffers or self.is_weight(t) for t in tensors)
+        if not is_constant:
+            result = self.multiply(func, args, kwargs)
+            if result is not NotImplemented:
+                return result
+        origin = next((o for o in origins if o.own == "weight"), origins[0])
+        if func in VIEWS:
+            return self.mark(func(*args, **kwargs), origin, "part")
+        if func in CASTS:
+            return self.mark(func(*args, **kwargs), origin, "computed")
+        if _is_in_place(func) and self.is_weight(tensors[0]):
+            return func(*args, **kwargs)
+        args, kwargs = self.look_up(func, args, kwargs)
+        result = func(*args, **kwargs)
+        return self.mark(result, origin, "computed") if is_constant else result
+
+    def multiply(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Compute a product with quantized operands; NotImplemented where it is none, or plain."""
+        if func in CONVOLUTIONS:
+            call = CONVOLUTIONS[func](*args, **kwargs)
+            product = self.product_of(call[1])
+            if product is None or self.is_weight(call[0]):
+                return NotImplemented
+            return product.convolve(*call)
+        if func not in PRODUCTS:
+            return NotImplemented
+        if not any(self.product_of(t) for t in _tensors((*args, *kwargs.values()))):
+            return NotImplemented
+        return PRODUCTS[func](self.product, self.is_weight, *args, **kwargs)
+
+    def product(self, x: Tensor, w: Tensor, bias: Tensor | None, weight: Tensor) -> Tensor:
+        """Multiply as `altcore.surgery.canonical` describes it."""
+        product = self.product_of(weight)
+        if product is None:
+            y = x @ w.mT
+            return y if bias is None else y + bias
+        return product.multiply(x, w, bias)
+
+    def product_of(self, weight: Tensor) -> Product | None:
+        """Return the products by a weight, if it is one and the recipe casts an operand of them."""
+        origin = self.origin(weight)
+        if origin is None or weight.dim() < 2:
+            return None
+        layer, own = origin.layer, origin.own
+        if layer.kind == "parametrization":  # it computes the weight of the layer that runs
+            layer, own = self.layer, "weight"
+        return layer.product(own, is_stored=origin.how != "computed")
+
+    def look_up(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Return the arguments with weights rounded that are used outside a product."""
+        if func in (F.embedding, F.embedding_bag):
+            args, kwargs = _renormalized(*args, **kwargs)
+
+        args = tuple(map(self.looked_up, args))
+        return args, {k: self.looked_up(v) for k, v in kwargs.items()}
+
+    def looked_up(self, value: Any) -> Any:
+        """Return a value with the weights in it as they are used outside a product."""
+        if type(value) in (list, tuple):
+            return type(value)(map(self.looked_up, value))
+        origin = self.origin(value) if isinstance(value, Tensor) else None
+        if origin is None or origin.how == "computed":
+            return value
+        return origin.layer.lookup(origin.own, value, is_whole=origin.how == "itself")
+
+    # Attention --------------------------------------------------------------------------------
+
+    def call_on_activations(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        tensors: list[Tensor],
+    ) -> Any:
+        """Run a function of activations alone: attention's products may be among them."""
+        if not self.layer.wants_attention:
+            return func(*args, **kwargs)
+        if func is F.scaled_dot_product_attention:
+            self.attention_calls += 1
+            return attention.attend(self.rounded, *args, **kwargs)
+        places = attention.PRODUCTS.get(func)
+        if places is not None and len(args) > places[1]:
+            a, b = args[places[0]], args[places[1]]
+            if a.dim() >= 3 and b.dim() >= 3:
+                is_probability = id(a) in self.probabilities
+                self.attention_calls += is_probability
+                pair = attention.round_operands(self.rounded, a, b, is_probability)
+                args = (*args[: places[0]], *pair, *args[places[1] + 1 :])
+        result = func(*args, **kwargs)
+        follows = func in VIEWS or func in CASTS
+        if func in attention.SOFTMAX or (
+            follows and any(id(t) in self.probabilities for t in tensors)
+        ):
+            self.probabilities |= {id(t): t for t in _tensors((result,))}
+        return result
+
+    def rounded(self, name: str, x: Tensor, axis: int) -> Tensor:
+        """Return an operand of attention as its product sees it; its gradient passes through."""
+        return self.layer.round_attention(name, x, axis)
+
+
+class Interception(TorchFunctionMode):
+    """Sees the torch functions that a thread calls while quantized layers run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frame: Frame | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.frame is None:
+            return func(*args, **kwargs)
+        if func in COMPOSITE:
+            with self:
+                return unguarded(func)(*args, **kwargs)
+        return self.frame.call(func, args, kwargs)
+
+
+_threads = threading.local()
+
+
+@contextmanager
+def intercepting(layer: QuantizedLayer) -> Iterator[Frame]:
+    """Quantize the products by the layer's weights that are computed within, in this thread."""
+    frame, mode = Frame(layer), getattr(_threads, "mode", None)
+    if mode is not None:
+        with _framed(mode, frame):
+            yield frame
+        return
+    mode = _threads.mode = Interception()
+    try:
+        with mode, _framed(mode, frame):
+            yield frame
+    finally:
+        _threads.mode = None
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """Let functions pass: what a quantized layer computes itself is no call of the model's."""
+    mode = getattr(_threads, "mode", None)
+    if mode is None:
+        yield
+    else:
+        with _framed(mode, None):
+            yield
+
+
+@contextmanager
+def _framed(mode: Interception, frame: Frame | None) -> Iterator[None]:
+    before, mode.frame = mode.frame, frame
+    try:
+        yield
+    finally:
+        mode.frame = before
+
+
+def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The module's weights as they are now: parameters, and a ``weight`` that a hook computed."""
+    for own, value in module._parameters.items():
+        if value is not None and value.dim() >= 2:
+            yield own, value
+    computed = vars(module).get("weight")
+    if isinstance(computed, Tensor):
+        yield "weight", computed
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _is_in_place(func: Callable[..., Any]) -> bool:
+    name = getattr(func, "__name__", "")
+    return (name.endswith("_") and not name.endswith("__")) or name in ("__set__", "__setitem__")
+
+
+def _renormalized(
+    input: Tensor,
+    weight: Tensor,
+    third: Any = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Shrink the rows that an embedding looks up, in the weight itself, as torch does."""
+    if max_norm is not None:
+        with torch.no_grad():
+            torch.embedding_renorm_(weight.detach(), input.contiguous(), max_norm, norm_type)
+    third = kwargs.pop("padding_idx", kwargs.pop("offsets", third))
+    return (input, weight, third, None, norm_type, *args), kwargs

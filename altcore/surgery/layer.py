@@ -1,0 +1,352 @@
+"""A layer under a recipe: its quantizers, and what runs in place of the module's forward.
+
+A layer that runs torch's own forward is its one product. Any other module runs its own forward,
+whatever that is, and its products are met where they happen (`altcore.surgery.interception`).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import define, field
+from torch import Tensor, nn
+
+from altcore.blocks import AnyFormat
+from altcore.errors import BadInput
+from altcore.numerics import round_to_grid
+from altcore.recipe import ATTENTION_OPERANDS, LOOKUP, PRODUCT_OPERANDS, Cast, Casts
+from altcore.surgery.arguments import check_operand, refuse_transforms
+from altcore.surgery.compute import grid_dtype
+from altcore.surgery.convolution import Geometry, convolve
+from altcore.surgery.interception import intercepting, suspended
+from altcore.surgery.layers import has_transposed_weight, kind_of, matrices, runs_torchs_forward
+from altcore.surgery.product import PAIRS, QuantizedLinear, StraightThrough
+from altcore.surgery.quantizer import Axes, Grid, Operand, Quantizer
+
+if TYPE_CHECKING:
+    from altcore.surgery.quantization import Quantization
+    from altcore.surgery.stored import StoredWeight
+
+
+@define(eq=False)
+class View:
+    """A master weight and its quantized view, as of the last training forward."""
+
+    parameter: nn.Parameter
+    master: Tensor
+    """Its values then, as the product saw them: transposed where the layer does that."""
+    grid: Grid
+    cast: Cast
+    key: int | None
+    is_transposed: bool = False
+
+    def movement(self) -> Tensor:
+        """Return (masters that moved, those of them whose view did not), int64 (2,).
+
+        Both views are taken at the scale of that forward, and with its random bits.
+        """
+        cast, now = self.cast, self.parameter.detach()
+        now = now.t() if self.is_transposed else now
+        grid = round_to_grid(
+            now,
+            cast.element,
+            rounding=cast.rounding,
+            overflow=cast.overflow,
+            r=self.grid.r,
+            key=self.key,
+        )
+        moved = now != self.master
+        return torch.stack([moved.sum(), (moved & (grid == self.grid.values)).sum()])
+
+
+@define(eq=False)
+class QuantizedLayer:
+    """A module under a recipe, and what it met."""
+
+    name: str
+    module: nn.Module
+    casts: Casts
+    quantizers: dict[str, Quantizer]
+    """By operand, or by ``operand/parameter``; see `site`."""
+    owner: Quantization
+    own_forward: Callable[..., Any]
+    stored: dict[str, StoredWeight] = field(factory=dict)
+    """By parameter, of this layer's own."""
+    views: dict[str, View] = field(factory=dict)
+    calls: int = 0
+    """How often the layer ran quantized, under the recipe of now."""
+    met: dict[str, set[str]] = field(factory=dict)
+    """Operands that were on a grid in it, and of which of its parameters each time."""
+    is_removed: bool = False
+    """Whether the quantization was taken back; somebody may still hold the patched forward."""
+    is_direct: bool = field(init=False)
+    """Whether the module's forward is torch's own product, so that the layer computes that."""
+    kind: str = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.is_direct = runs_torchs_forward(self.module, self.own_forward)
+        self.kind = kind_of(self.module)
+
+    @property
+    def is_tracking(self) -> bool:
+        """Whether views of master weights are to be kept: on recorded steps, not in a probe."""
+        return self.owner.is_tracking and self.owner.clock.training
+
+    @property
+    def scope(self) -> list[QuantizedLayer]:
+        """The quantized layers within the module, itself included: it may read their weights."""
+        within = {id(m) for m in self.module.modules()}
+        return [layer for layer in self.owner.layers.values() if id(layer.module) in within]
+
+    @property
+    def wants_attention(self) -> bool:
+        """Whether the recipe casts operands of attention's products here."""
+        return any(self.casts[o] for o in ATTENTION_OPERANDS)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run in place of the module's own forward."""
+        if self.owner.is_off or self.is_removed:
+            return self.own_forward(*args, **kwargs)
+        refuse_transforms(self.name, self.module)
+        self.calls += 1
+        self.owner.before_forward(self)
+        if self.is_direct:
+            with suspended():
+                return self.multiply_or_convolve(*args, **kwargs)
+        with intercepting(self) as frame:
+            # A position table may hand its weight out as it is.
+            result = frame.looked_up(self.own_forward(*args, **kwargs))
+        if self.wants_attention and not frame.attention_calls:
+            raise BadInput(
+                f"layer {self.name} ({type(self.module).__name__}) neither calls "
+                "torch.nn.functional.scaled_dot_product_attention nor multiplies by a softmax: the "
+                "recipe's role attention cannot reach its products"
+            )
+        return result
+
+    def multiply_or_convolve(self, input: Tensor) -> Any:
+        """Compute torch's own forward of a Linear or a convolution, with quantized products."""
+        module: Any = self.module
+        weight, product = module.weight, Product(self, "weight")
+        stored = self.stored.get("weight")
+        if stored is not None and "weight" in module._parameters:
+            weight, product.is_stored = stored.on_grid(weight), True
+        if self.kind == "linear":
+            weight = weight.t() if has_transposed_weight(module) else weight
+            return product.multiply(input, weight, module.bias)
+        padding = module.padding
+        if isinstance(padding, str) or module.padding_mode != "zeros":
+            mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
+            pads = module._reversed_padding_repeated_twice
+            input, padding = nn.functional.pad(input, pads, mode=mode), (0,) * (weight.dim() - 2)
+        geometry = Geometry(module.stride, tuple(padding), module.dilation, module.groups)
+        return product.convolve(input, weight, module.bias, geometry)
+
+    def note(self, operand: str, own: str, x: Tensor) -> None:
+        """Note that an operand with elements was on a grid."""
+        if x.numel():
+            self.met.setdefault(operand, set()).add(own)
+
+    def site(self, operand: str, own: str) -> str:
+        """Return the name of a quantizer within the layer, for its parameter ``own``."""
+        is_plain = own == "weight" and self.kind in ("linear", "conv") and operand != LOOKUP
+        return operand if is_plain else f"{operand}/{own}"
+
+    def product(self, own: str, *, is_stored: bool = False) -> Product | None:
+        """Return the products by the parameter ``own``; None where no operand of them is cast."""
+        if not any(self.casts[o] for o in PRODUCT_OPERANDS):
+            return None
+        return Product(self, own, is_stored and own in self.stored)
+
+    def lookup(self, own: str, weight: Tensor, *, is_whole: bool) -> Tensor:
+        """Return a weight as it is looked up or added: on its grid, if the recipe says so."""
+        quantizer = self.quantizers.get(f"{LOOKUP}/{own}")
+        if quantizer is None:
+            return weight
+        self.note(LOOKUP, own, weight)
+        if self.stored_format(LOOKUP, own):
+            return weight
+        training = self.module.training
+        tracks = training and self.is_tracking and is_whole
+        operand, grid = quantizer.quantize(weight, training, (-1,), wants_grid=tracks)
+        if grid is not None:
+            self.keep_view(own, weight, quantizer, grid)
+        value = operand.values if operand.scale is None else operand.values * operand.scale
+        return StraightThrough.apply(weight, value.to(weight.dtype), operand.inside)  # type: ignore[no-untyped-call] # torch leaves it untyped
+
+    def round_attention(self, name: str, x: Tensor, axis: int) -> Tensor:
+        """Return an operand of attention as its product, a sum over ``axis``, sees it.
+
+        In float32 at least; the gradient passes straight through.
+        """
+        quantizer = self.quantizers.get(name)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        if quantizer is None:
+            return x.to(wide)
+        x = check_operand(x, self.name, name)
+        self.note(name, "", x)
+        operand, _ = quantizer.quantize(x, self.module.training, (axis,))
+        values = operand.values if operand.scale is None else operand.values * operand.scale
+        return StraightThrough.apply(x, values.to(wide), operand.inside)  # type: ignore[no-untyped-call] # torch leaves it untyped
+
+    def keep_view(self, own: str, x: Tensor, quantizer: Quantizer, grid: Grid) -> None:
+        """Keep a master weight and its view, to see what the optimizer moves."""
+        parameter = self.module._parameters.get(own)
+        if parameter is None or parameter.numel() != x.numel():
+            return
+        is_turned = x.shape != parameter.shape or (
+            own == "weight" and has_transposed_weight(self.module)
+        )
+        key = quantizer.last_key
+        self.views[own] = View(parameter, x.detach().clone(), grid, quantizer.cast, key, is_turned)
+
+    def stored_format(self, operand: str, own: str) -> AnyFormat | None:
+        """Return the format whose grid a weight operand is on already, or None.
+
+        It is then used with no second quantization, unless its own cast has another format or a
+        Hadamard transform.
+        """
+        stored, cast = self.stored.get(own), self.casts[operand]
+        if stored is None or (cast is not None and cast.format != stored.cast.format):
+            return None
+        # Transformed values are on no grid.
+        return None if cast is not None and cast.hadamard else stored.cast.format
+
+
+@define(eq=False)
+class Product:
+    """The three products by one weight of a layer: their operands, and what they count."""
+
+    layer: QuantizedLayer
+    own: str
+    """The parameter's name in its module."""
+    is_stored: bool = False
+    """Whether the weight is a stored one, or a part of it: on a grid already."""
+
+    @property
+    def compute(self) -> str:
+        """In which type products run; see `altcore.surgery.compute.COMPUTES`."""
+        return self.layer.owner.compute
+
+    def multiply(self, x: Tensor, w: Tensor, bias: Tensor | None) -> Tensor:
+        """Return ``x @ w.mT + bias`` with the three products quantized.
+
+        x: (..., in), w: (out, in); or x: (batch, tokens, in), w: (batch, out, in).
+        """
+        layer = self.layer
+        x = check_operand(x, layer.name, "input")
+        w = check_operand(w, layer.name, self.own)
+        return QuantizedLinear.apply(x, w, bias, self, layer.module.training)  # type: ignore[no-untyped-call] # torch leaves it untyped
+
+    def convolve(self, x: Tensor, w: Tensor, bias: Tensor | None, geometry: Geometry) -> Tensor:
+        """Convolve with the three products quantized."""
+        layer = self.layer
+        x = check_operand(x, layer.name, "input")
+        w = check_operand(w, layer.name, self.own)
+        return convolve(self, layer.module.training, x, w, bias, geometry)
+
+    def pair(
+        self,
+        role: str,
+        x: Tensor,
+        training: bool,
+        axes: tuple[Axes, Axes],
+        wanted: tuple[bool, bool] = (True, True),
+    ) -> tuple[Operand | None, Operand | None]:
+        """Return a role's two operands; where one rounding serves both, they are the same."""
+        first, second = PAIRS[role]
+        casts = self.layer.casts
+        cast = casts[first]
+        if cast == casts[second] and not (cast and cast.has_axis):
+            one = self._operand(first, x, training, axes)
+            if one.format is not None:
+                self.layer.note(second, self.own, x)
+            return one, one
+        return (
+            self._operand(first, x, training, axes) if wanted[0] else None,
+            self._operand(second, x, training, axes[::-1]) if wanted[1] else None,
+        )
+
+    def _operand(self, name: str, x: Tensor, training: bool, axes: tuple[Axes, Axes]) -> Operand:
+        layer, is_weight = self.layer, name.startswith("weight@")
+        if is_weight and self.is_stored and (stored := layer.stored_format(name, self.own)):
+            layer.note(name, self.own, x)
+            return Operand(x.detach(), format=stored)
+        quantizer = layer.quantizers.get(layer.site(name, self.own))
+        if quantizer is None:
+            return Operand(x.detach())
+        layer.note(name, self.own, x)
+        tracks = name == "weight@fwd" and training and layer.is_tracking
+        dtype = grid_dtype(quantizer.cast.format, self.compute)
+        operand, grid = quantizer.quantize(
+            x, training, axes[0], across=axes[1][0], wants_grid=tracks, dtype=dtype
+        )
+        if grid is not None:
+            layer.keep_view(self.own, x, quantizer, grid)
+        return operand
+
+    def count_product(self, product: str, a: Operand, b: Operand, flops: int) -> None:
+        """Count the operations of a product: which of its operands are on a grid."""
+        if self.layer.owner.flops is not None:
+            self.layer.owner.flops.add(product, a.format is not None, b.format is not None, flops)
+
+    def begin_backward(self) -> None:
+        """Note that the layer learns; `BadInput` if its backward pass is differentiated itself."""
+        self.layer.owner.has_learned = True
+        if torch.is_grad_enabled():
+            raise BadInput(
+                f"layer {self.layer.name}: a quantized layer has no second derivative "
+                "(create_graph=True): differentiate the unquantized model, under q.off()"
+            )
+
+
+class PatchedForward:
+    """What a quantized module has for its ``forward``: calls that of its `QuantizedLayer`.
+
+    A copy of the module, be it deep or pickled, has the module's own forward: it is a plain one
+    with the same weights.
+    """
+
+    def __init__(self, layer: QuantizedLayer) -> None:
+        self.layer = layer
+        # What a compiler cannot trace: kernels, counters, the scales' state.
+        self.run = torch.compiler.disable(layer.forward)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+            raise BadInput(
+                f"layer {self.layer.name}: a quantized model cannot be traced or exported: "
+                "do that to the plain model, after q.remove() or under q.off()"
+            )
+        return self.run(*args, **kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        return copy.deepcopy(self.layer.own_forward, memo)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _same, (self.layer.own_forward,)
+
+
+def _same(forward: Any) -> Any:
+    return forward
+
+
+def weights_of(module: nn.Module) -> list[str]:
+    """Return the names of what a layer multiplies by: parameters, and a computed ``weight``."""
+    own = list(matrices(module))
+    is_product = kind_of(module) in ("linear", "conv")
+    return ["weight", *own] if is_product and "weight" not in own else own
+
+
+def restore_forwards(layers: Mapping[str, QuantizedLayer]) -> None:
+    """Give modules their own forward back, unless somebody replaced the patched one since."""
+    for layer in layers.values():
+        layer.is_removed = True
+        standing = vars(layer.module).get("forward")
+        if isinstance(standing, PatchedForward) and standing.layer is layer:
+            del layer.module.forward
+            if getattr(layer.own_forward, "__func__", None) is not type(layer.module).forward:
+                layer.module.forward = layer.own_forward
