@@ -283,10 +283,10 @@ OFFSETS = [[1, 4, 7], [0, 0, 7], [3, 3, 5]]
 
 @has_grouped
 @pytest.mark.parametrize("offsets", OFFSETS)
-@pytest.mark.parametrize("run", [F.grouped_mm, torch._grouped_mm], ids=["nn", "torch"])
-def test_grouped_rows(run: Callable[..., Tensor], offsets: list[int]) -> None:
+@pytest.mark.parametrize(("space", "name"), [(F, "grouped_mm"), (torch, "_grouped_mm")])
+def test_grouped_rows(space: Any, name: str, offsets: list[int]) -> None:
     """As experts do: rows sorted by expert, weights (experts, in, out) or transposed."""
-    offs = torch.tensor(offsets, dtype=torch.int32)
+    run, offs = getattr(space, name), torch.tensor(offsets, dtype=torch.int32)
     x, w = torch.randn(7, 8, requires_grad=True), torch.randn(3, 8, 16, requires_grad=True)
     used = offsets[-1]  # torch leaves the rows after the groups undefined
     products = sum(a < b for a, b in zip([0, *offsets], offsets, strict=False))

@@ -181,6 +181,7 @@ def test_packed_steps_multiply_live_rows_only() -> None:
     assert [x[0] for x, w in products if w is module.weight_hh_l0] == [3, 2, 2, 1]
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
 @KIND
 def test_float32(kind: str) -> None:
     module = network(kind, {"num_layers": 2, "bidirectional": True}).float()
