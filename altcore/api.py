@@ -159,7 +159,7 @@ def prepare(
     clock = Clock(config.seed)
     quantization = Quantization(workload.model, config.make_recipe(), config.compute, clock)
     optimizer = _optimizer(config, workload.model, quantization)
-    facts = {
+    facts: dict[str, Any] = {
         "format": _format_name(config, quantization),
         "recipe": config.recipe_name,
         "compute": quantization.compute,

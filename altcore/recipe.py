@@ -287,7 +287,9 @@ class Recipe:
             self._check_reach(rule, hits)
             for layer in hits:
                 taken = {o: c for o, c in rule.casts.items() if layer.takes(o)}
-                plan[layer.name].update(_fitting(layer, taken) if is_selector(rule.pattern) else taken)
+                plan[layer.name].update(
+                    _fitting(layer, taken) if is_selector(rule.pattern) else taken
+                )
         return plan
 
     def _check_reach(self, rule: Rule, hits: Sequence[Layer]) -> None:
@@ -310,7 +312,7 @@ class Recipe:
 
 
 def _fitting(layer: Layer, casts: Mapping[str, Cast | None]) -> dict[str, Cast | None]:
-    """Leave out the Hadamard transforms of a rule for many layers where a layer cannot have them."""
+    """Leave out a rule's Hadamard transforms where a layer, of the many it means, has none."""
     return {
         o: evolve(c, hadamard=0) if c and c.hadamard and not takes_hadamard(layer.kind, o) else c
         for o, c in casts.items()

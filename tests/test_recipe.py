@@ -4,8 +4,8 @@ import json
 
 import pytest
 import torch
-from torch import nn
 from attrs import evolve
+from torch import nn
 
 from altcore import BadInput, float_format, get_format
 from altcore.cli.summary import lines
@@ -182,12 +182,16 @@ def test_the_last_match_wins():
     }
     found = covered(parse({"weight": "E4M3", "layers": layers}, "r"))
     assert {k: v.get("weight@fwd") for k, v in found.items()} == {
-        **{"a.q": "E3M4", "a.k": "E5M2", "conv": "E4M3"}
+        "a.q": "E3M4",
+        "a.k": "E5M2",
+        "conv": "E4M3",
     }
     assert found["a.q"]["activation@fwd"] == "E5M2"
     turned = covered(parse({"weight": "E4M3", "layers": dict(reversed(layers.items()))}, "r"))
     assert {k: v.get("weight@fwd") for k, v in turned.items()} == {
-        **{"a.q": "E5M2", "a.k": "E5M2", "conv": "E4M3"}
+        "a.q": "E5M2",
+        "a.k": "E5M2",
+        "conv": "E4M3",
     }
 
 

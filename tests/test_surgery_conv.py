@@ -136,4 +136,7 @@ def test_large_formats_do_not_overflow():
 def test_what_a_convolution_cannot_take(cast, message):
     """It is refused when the model is quantized, by the layer's name."""
     with pytest.raises(BadInput, match=f"layer 0 is Conv2d.*{message}"):
-        quantize_model(nn.Sequential(nn.Conv2d(8, 8, 3, groups=2), nn.Flatten()), {"layers": {"0": {"weight": cast}}})
+        quantize_model(
+            nn.Sequential(nn.Conv2d(8, 8, 3, groups=2), nn.Flatten()),
+            {"layers": {"0": {"weight": cast}}},
+        )

@@ -158,9 +158,9 @@ def parse(data: Any, name: str, source: str = "") -> Recipe:
 
     ``{role or operand: format or none or {format, scaling, rounding, ...}; skip: [patterns];
     layers: {pattern: {role: ...}}}``. Top-level roles of products mean every layer that multiplies
-    by a parameter of two or more dimensions, those of attention every attention layer, stored_weight and
-    optimizer_state every parameter of two or more dimensions. The last match wins, ``skip`` last
-    of all. A ``name`` among the keys goes before the one given here; ``source`` (`` in FILE``) is
+    by a parameter of two or more dimensions, those of attention every attention layer,
+    stored_weight and optimizer_state every such parameter. The last match wins, ``skip`` last of
+    all. A ``name`` among the keys goes before the one given here; ``source`` (`` in FILE``) is
     named in messages.
     """
     where = f"recipe {name}{source}"

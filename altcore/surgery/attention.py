@@ -9,17 +9,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-Rounding = Callable[[str, Tensor, int], Tensor]
-"""``rounded(name, x, axis)``: x as its product sees it, which sums over ``axis``."""
+
+class Rounding(Protocol):
+    """What attention asks of the layer that it is in."""
+
+    def round_attention(self, name: str, x: Tensor, axis: int) -> Tensor:
+        """Return an operand as its product sees it, which sums over ``axis``."""
+
+    def count_attention(self, product: str, x: Tensor, y: Tensor) -> None:
+        """Count a product: ``scores`` or ``mix``, x @ y."""
 
 
 def attend(
-    rounded: Rounding,
+    layer: Rounding,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -41,12 +48,14 @@ def attend(
         if enable_gqa:
             groups = query.shape[-3] // key.shape[-3]
             key, value = (t.repeat_interleave(groups, -3) for t in (key, value))
-        query = rounded("attention@query", query, -1)
-        key = rounded("attention@key", key, -1)
-        value = rounded("attention@value", value, -2)
+        query = layer.round_attention("attention@query", query, -1)
+        key = layer.round_attention("attention@key", key, -1)
+        value = layer.round_attention("attention@value", value, -2)
         factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
         weights = _probabilities(query @ key.mT * factor, attn_mask, is_causal)
-        probability = rounded("attention@probability", weights, -1)
+        probability = layer.round_attention("attention@probability", weights, -1)
+        layer.count_attention("scores", query, key.mT)
+        layer.count_attention("mix", probability, value)
         return (torch.dropout(probability, dropout_p, train=dropout_p > 0) @ value).to(dtype)
 
 
@@ -56,10 +65,8 @@ def _probabilities(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tens
         mask = torch.ones(shape, dtype=torch.bool, device=device).tril()
     if mask is None:
         return scores.softmax(-1)
-    if mask.dtype == torch.bool:
-        scores = scores.masked_fill(~mask, -math.inf)
-    else:
-        scores = scores + mask
+    is_boolean = mask.dtype == torch.bool
+    scores = scores.masked_fill(~mask, -math.inf) if is_boolean else scores + mask
     # Before as well as after, or the gradient of such a row is NaN.
     empty = (scores == -math.inf).all(-1, keepdim=True)
     return scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
@@ -82,11 +89,12 @@ PRODUCTS: dict[Callable[..., Any], tuple[int, int]] = {
 
 
 def round_operands(
-    rounded: Rounding, a: Tensor, b: Tensor, is_probability: bool
+    layer: Rounding, a: Tensor, b: Tensor, is_probability: bool
 ) -> tuple[Tensor, Tensor]:
     """Round the operands of ``a @ b``: probability by value, or else query by transposed key."""
     names = ("probability", "value") if is_probability else ("query", "key")
     dtype = torch.promote_types(a.dtype, b.dtype)
-    x = rounded(f"attention@{names[0]}", a, -1)
-    y = rounded(f"attention@{names[1]}", b, -2)
+    x = layer.round_attention(f"attention@{names[0]}", a, -1)
+    y = layer.round_attention(f"attention@{names[1]}", b, -2)
+    layer.count_attention("mix" if is_probability else "scores", x, y)
     return x.to(dtype), y.to(dtype)

@@ -98,7 +98,9 @@ def check_casts(recipe: Recipe, name: str, module: nn.Module, casts: Casts, owne
                 f"{where}{operand}: a Hadamard transform needs a product that sums along one axis"
             )
     if getattr(module, "groups", 1) != 1:
-        channelled = [o for o in PRODUCT_OPERANDS if (c := casts[o]) and c.scaling.kind == "channel"]
+        channelled = [
+            o for o in PRODUCT_OPERANDS if (c := casts[o]) and c.scaling.kind == "channel"
+        ]
         if channelled:
             raise BadInput(f"{where}{channelled[0]}: channel scaling needs groups=1")
     for a, b in PRODUCTS:

@@ -43,8 +43,15 @@ def _transposed(
     dilation: Size = 1,
 ) -> Call:
     dims = weight.dim() - 2
-    sizes = (_each(size, dims) for size in (stride, padding, dilation))
-    return input, weight, bias, Geometry(*sizes, groups, True, _each(output_padding, dims))
+    geometry = Geometry(
+        _each(stride, dims),
+        _each(padding, dims),
+        _each(dilation, dims),
+        groups,
+        transposed=True,
+        output_padding=_each(output_padding, dims),
+    )
+    return input, weight, bias, geometry
 
 
 def _each(size: Size, dims: int) -> tuple[int, ...]:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from attrs import define, field, frozen
+from attrs import field, frozen
 from torch import nn
 
 from altcore.recipe import (
@@ -18,35 +17,10 @@ from altcore.recipe import (
     STORED,
     Layer,
 )
-from altcore.surgery.layer import weights_of
-from altcore.surgery.layers import find_heads, matrices
+from altcore.surgery.layers import find_heads, matrices, weights_of
 
 if TYPE_CHECKING:
     from altcore.surgery.quantization import Quantization
-
-OPERANDS_OF = {
-    "fwd": PRODUCTS[0],
-    "dgrad": PRODUCTS[1],
-    "wgrad": PRODUCTS[2],
-    "scores": ("attention@query", "attention@key"),
-    "mix": ("attention@probability", "attention@value"),
-}
-"""The two operands of each product, of a layer and of attention."""
-
-
-@define
-class FlopCount:
-    """Floating-point operations of products with operands on a grid."""
-
-    both: int = 0
-    """Of products with both operands on one."""
-    by_operand: Counter[str] = field(factory=Counter)
-
-    def add(self, product: str, first: bool, second: bool, flops: int) -> None:
-        """Count a product of which the ``first`` and the ``second`` operand are on a grid."""
-        self.both += flops if first and second else 0
-        for operand, is_on_grid in zip(OPERANDS_OF[product], (first, second), strict=True):
-            self.by_operand[operand] += flops if is_on_grid else 0
 
 
 @frozen
@@ -140,7 +114,9 @@ def coverage_of(q: Quantization) -> Coverage:
         why, is_missed = _why_not(q, layer, set(met), has_run)
         rows.append(CoverageRow(name, type(module).__name__, count, met, why, is_missed))
     parameters = {id(p): p.numel() for p in q.model.parameters()}
-    share = sum(n for key, n in parameters.items() if key in on_grid) / (sum(parameters.values()) or 1)
+    share = sum(n for key, n in parameters.items() if key in on_grid) / (
+        sum(parameters.values()) or 1
+    )
     heads = find_heads(q.model, q.head)
     total = q.flop_total
     shares = {o: n / total for o, n in q.flop_count.by_operand.items() if total and n}

@@ -40,7 +40,7 @@ _VIEWS = (
     *("unflatten", "chunk", "split", "tensor_split", "unbind", "narrow", "select", "contiguous"),
     *("clone", "detach", "index_select", "diagonal", "adjoint", "ravel", "alias"),
 )
-_CASTS = ("to", "float", "double", "half", "bfloat16", "type_as", "type", "cpu", "cuda")
+_CASTS = ("to", "float", "double", "half", "bfloat16", "type_as", "type", "cpu", "cuda", "dropout")
 
 
 def _functions(names: Iterable[str]) -> frozenset[Callable[..., Any]]:
@@ -48,9 +48,12 @@ def _functions(names: Iterable[str]) -> frozenset[Callable[..., Any]]:
     return frozenset(getattr(o, n) for n in names for o in owners if callable(getattr(o, n, None)))
 
 
-VIEWS = _functions(_VIEWS) | {T.__getitem__, *(p.__get__ for p in (T.T, T.mT, T.H, T.mH, T.data))}
+VIEWS = _functions(_VIEWS) | {
+    T.__getitem__,
+    *(getattr(T, name).__get__ for name in ("T", "mT", "H", "mH", "data")),
+}
 """What gives the same values in another shape, or some of them."""
-CASTS = _functions(_CASTS) | _functions(("dropout",)) | {F.dropout}
+CASTS = _functions(_CASTS) | {F.dropout}
 """What gives the same values in another type or place, or drops some."""
 
 
@@ -205,14 +208,14 @@ class Frame:
             return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention:
             self.attention_calls += 1
-            return attention.attend(self.rounded, *args, **kwargs)
+            return attention.attend(self.layer, *args, **kwargs)
         places = attention.PRODUCTS.get(func)
         if places is not None and len(args) > places[1]:
             a, b = args[places[0]], args[places[1]]
             if a.dim() >= 3 and b.dim() >= 3:
                 is_probability = id(a) in self.probabilities
                 self.attention_calls += is_probability
-                pair = attention.round_operands(self.rounded, a, b, is_probability)
+                pair = attention.round_operands(self.layer, a, b, is_probability)
                 args = (*args[: places[0]], *pair, *args[places[1] + 1 :])
         result = func(*args, **kwargs)
         follows = func in VIEWS or func in CASTS
@@ -221,10 +224,6 @@ class Frame:
         ):
             self.probabilities |= {id(t): t for t in _tensors((result,))}
         return result
-
-    def rounded(self, name: str, x: Tensor, axis: int) -> Tensor:
-        """Return an operand of attention as its product sees it; its gradient passes through."""
-        return self.layer.round_attention(name, x, axis)
 
 
 class Interception(TorchFunctionMode):

@@ -21,8 +21,9 @@ from altcore.recipe import ATTENTION_OPERANDS, LOOKUP, PRODUCT_OPERANDS, Cast, C
 from altcore.surgery.arguments import check_operand, refuse_transforms
 from altcore.surgery.compute import grid_dtype
 from altcore.surgery.convolution import Geometry, convolve
+from altcore.surgery.flop_count import OPERANDS_OF
 from altcore.surgery.interception import intercepting, suspended
-from altcore.surgery.layers import has_transposed_weight, kind_of, matrices, runs_torchs_forward
+from altcore.surgery.layers import has_transposed_weight, kind_of, runs_torchs_forward
 from altcore.surgery.product import PAIRS, QuantizedLinear, StraightThrough
 from altcore.surgery.quantizer import Axes, Grid, Operand, Quantizer
 
@@ -109,7 +110,8 @@ class QuantizedLayer:
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run in place of the module's own forward."""
         if self.owner.is_off or self.is_removed:
-            return self.own_forward(*args, **kwargs)
+            with suspended():  # a layer around this one may be quantized
+                return self.own_forward(*args, **kwargs)
         refuse_transforms(self.name, self.module)
         self.calls += 1
         self.owner.before_forward(self)
@@ -191,6 +193,12 @@ class QuantizedLayer:
         operand, _ = quantizer.quantize(x, self.module.training, (axis,))
         values = operand.values if operand.scale is None else operand.values * operand.scale
         return StraightThrough.apply(x, values.to(wide), operand.inside)  # type: ignore[no-untyped-call] # torch leaves it untyped
+
+    def count_attention(self, product: str, x: Tensor, y: Tensor) -> None:
+        """Count a product of attention, ``scores`` or ``mix``: x @ y."""
+        if self.owner.flops is not None:
+            first, second = (name in self.quantizers for name in OPERANDS_OF[product])
+            self.owner.flops.add(product, first, second, 2 * x.numel() * y.shape[-1])
 
     def keep_view(self, own: str, x: Tensor, quantizer: Quantizer, grid: Grid) -> None:
         """Keep a master weight and its view, to see what the optimizer moves."""
@@ -316,7 +324,7 @@ class PatchedForward:
         self.run = torch.compiler.disable(layer.forward)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_exporting() or torch.jit.is_tracing():
+        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
             raise BadInput(
                 f"layer {self.layer.name}: a quantized model cannot be traced or exported: "
                 "do that to the plain model, after q.remove() or under q.off()"
@@ -332,13 +340,6 @@ class PatchedForward:
 
 def _same(forward: Any) -> Any:
     return forward
-
-
-def weights_of(module: nn.Module) -> list[str]:
-    """Return the names of what a layer multiplies by: parameters, and a computed ``weight``."""
-    own = list(matrices(module))
-    is_product = kind_of(module) in ("linear", "conv")
-    return ["weight", *own] if is_product and "weight" not in own else own
 
 
 def restore_forwards(layers: Mapping[str, QuantizedLayer]) -> None:

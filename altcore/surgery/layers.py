@@ -26,7 +26,9 @@ ATTENTION_CALLS = frozenset({"scaled_dot_product_attention", "multi_head_attenti
 def matrices(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return the module's own parameters of two or more dimensions, by name."""
     return {
-        n: p for n, p in module._parameters.items() if p is not None and not is_lazy(p) and p.dim() >= 2
+        n: p
+        for n, p in module._parameters.items()
+        if p is not None and not is_lazy(p) and p.dim() >= 2
     }
 
 
@@ -55,9 +57,7 @@ class ParameterSlot:
         return found
 
 
-def find_layers(
-    model: nn.Module, head: str | None = AUTO
-) -> dict[str, tuple[Layer, nn.Module]]:
+def find_layers(model: nn.Module, head: str | None = AUTO) -> dict[str, tuple[Layer, nn.Module]]:
     """Return every module that owns a parameter of two or more dimensions, by its name.
 
     And every Linear and convolution whose weight is computed (as weight normalisation does), and
@@ -87,6 +87,13 @@ def kind_of(module: nn.Module) -> str:
     if isinstance(module, nn.Embedding):
         return "embedding"
     return "parametrization" if isinstance(module, ParametrizationList) else "other"
+
+
+def weights_of(module: nn.Module) -> list[str]:
+    """Return the names of what a layer multiplies by: parameters, and a computed ``weight``."""
+    own = list(matrices(module))
+    is_product = kind_of(module) in ("linear", "conv")
+    return ["weight", *own] if is_product and "weight" not in own else own
 
 
 def has_transposed_weight(module: nn.Module) -> bool:
@@ -209,7 +216,9 @@ def _wrapper(modules: dict[str, nn.Module], name: str) -> nn.Module:
     """The outermost module around a layer that wraps it, as adapters do; else the layer."""
     parts = name.split(".")
     parents = (".".join(parts[:i]) for i in range(1, len(parts)))
-    wrapping = (modules[p] for p in parents if isinstance(modules[p]._modules.get("base_layer"), nn.Module))
+    wrapping = (
+        modules[p] for p in parents if isinstance(modules[p]._modules.get("base_layer"), nn.Module)
+    )
     return next(wrapping, modules[name])
 
 

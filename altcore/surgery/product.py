@@ -167,9 +167,10 @@ def product(
 ) -> Tensor:
     """Multiply two operands: (m, k) by (k, n) after the transposes; scales on the output.
 
-    Or a batch of such products. In the type that ``compute`` allows (see `altcore.surgery.compute.COMPUTES`). The result of a
-    bfloat16 product is rounded to bfloat16 once before its scale. ``bias``, (n), is added to what
-    is scaled, in float32, and that is rounded to ``dtype`` (None: float32).
+    Or a batch of such products. ``compute`` says in which type (see
+    `altcore.surgery.compute.COMPUTES`). The result of a bfloat16 product is rounded to bfloat16
+    once before its scale. ``bias``, (n), is added to what is scaled, in float32, and that is
+    rounded to ``dtype`` (None: float32).
     """
     a = _transposed(a) if transpose_a else a
     b = _transposed(b) if transpose_b else b

@@ -45,9 +45,10 @@ from altcore.registry import get_format
 from altcore.surgery import statistics
 from altcore.surgery.checks import check_casts, check_effect, check_model, is_sharded, with_ties
 from altcore.surgery.compute import COMPUTES, choose_compute
-from altcore.surgery.coverage import Coverage, FlopCount, coverage_of
+from altcore.surgery.coverage import Coverage, coverage_of
+from altcore.surgery.flop_count import FlopCount
 from altcore.surgery.flops import count_flops
-from altcore.surgery.layer import PatchedForward, QuantizedLayer, restore_forwards, weights_of
+from altcore.surgery.layer import PatchedForward, QuantizedLayer, restore_forwards
 from altcore.surgery.layers import (
     AUTO,
     ParameterSlot,
@@ -57,6 +58,7 @@ from altcore.surgery.layers import (
     matrices,
     slow_paths,
     unique_matrices,
+    weights_of,
 )
 from altcore.surgery.product import PAIRS
 from altcore.surgery.quantizer import Clock, Quantizer
@@ -520,18 +522,15 @@ class Quantization:
     def count_flops(self, run: Callable[[], Any]) -> float | None:
         """Return the share of FLOPs in products with both operands on a grid; see `coverage`.
 
-        ``run`` makes a forward and a backward pass. It is called twice, quantized and not, with
-        scales, counters and random bits left as they were; gradients are the caller's to clear.
-        None where no product is made.
+        ``run`` makes a forward and a backward pass; scales, counters and random bits are left as
+        they were, and gradients are the caller's to clear. None where no product is made.
         """
-        with self.frozen():
-            with self.off():
+        self.flops = FlopCount()
+        try:
+            with self.frozen():
                 self.flop_total = count_flops(run)
-            self.flops = FlopCount()
-            try:
-                run()
-            finally:
-                self.flop_count, self.flops = self.flops, None
+        finally:
+            self.flop_count, self.flops = self.flops, None
         return self.coverage().flop_share
 
     def grid_of(self, parameter: Tensor, *, before_step: bool = False) -> WeightGrid | None:

@@ -22,6 +22,7 @@ from altcore.numerics.blocks import Blocks, fake_blocks, round_blocks, spread
 from altcore.numerics.grids import Given
 from altcore.numerics.hadamard import transform
 from altcore.recipe import Cast
+from altcore.surgery.flops import uncounted
 
 Axes = tuple[int, ...]
 """The axes along which a product sums; a block format's blocks lie along the first."""
@@ -43,7 +44,9 @@ class Clock:
 
 def _rank() -> int:
     distributed = torch.distributed
-    return distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    return (
+        distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
+    )
 
 
 @define(eq=False)
@@ -103,7 +106,7 @@ class Quantizer:
 
     @property
     def parameter(self) -> str:
-        """The layer's parameter that is multiplied or looked up; empty for the layer's ``weight``."""
+        """The layer's parameter that is multiplied or looked up; empty for its ``weight``."""
         return self.name.rpartition(":")[2].partition("/")[2]
 
     def scales(
@@ -170,7 +173,9 @@ class Quantizer:
             self.last_key = key
         cast = self.cast
         if cast.hadamard:
-            x, wants_grid = transform(x, cast.hadamard, axes[0], self.clock.seed), False
+            wants_grid = False
+            with uncounted():
+                x = transform(x, cast.hadamard, axes[0], self.clock.seed)
         if cast.blocks is not None:
             return self._in_blocks(x, cast.blocks, (across, axes[0]), key, training, wants_grid)
         q, s, r = self._rounded(x, training, axes, key, dtype)
@@ -188,7 +193,7 @@ class Quantizer:
         training: bool,
         wants_grid: bool,
     ) -> tuple[Operand, Grid | None]:
-        """`quantize`, where blocks have scales of their own: along the last of ``axes``, or both."""
+        """`quantize`, where blocks have scales: along the last of ``axes``, square ones both."""
         cast, last = self.cast, (-2, -1)
         is_turned = blocks.is_square and [a % x.ndim for a in axes] != [x.ndim - 2, x.ndim - 1]
         x = x.movedim(axes, last) if is_turned else x

@@ -15,7 +15,6 @@ import torch
 from attrs import define, field
 from torch import Tensor, nn
 
-from altcore.errors import BadInput
 from altcore.numerics import amax, fake_round, root_mean_square, scale_of
 from altcore.recipe import Cast
 from altcore.surgery.layers import ParameterSlot
@@ -79,8 +78,8 @@ class StoredWeight:
     def on_grid(self, weight: Tensor, *, is_told: bool = True) -> Tensor:
         """Return a layer's weight on the grid: itself, rounded again if somebody changed it.
 
-        A parameter is rounded in place. Another tensor in its place, as `torch.func.functional_call`
-        puts there, stays as it is; what is returned passes its gradient on.
+        A parameter is rounded in place. Another tensor in its place (`torch.func.functional_call`
+        puts it there) stays as it is; what is returned passes its gradient on.
         """
         if self.is_current(weight):
             return weight
