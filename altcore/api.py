@@ -199,13 +199,14 @@ def prepare(
     directory = RunDirectory.create(config) if resume is None else RunDirectory.open(path)
     run.directory = directory.path
     engine = Engine(run, directory, dispatch, Detector(config), facts)
+    engine.remarks = quantization.missed()
     run.emit, dispatch.on_broken = engine.emit, engine.on_broken
     write_configuration(directory, config)
     if state is None:
         origins = {p.name: p.origin for p in plugins}
         about = {**environment(device, origins), "seed": config.seed, **facts}
         directory.write_json("environment.json", about)
-        for line in told(config, workload):
+        for line in (*told(config, workload), coverage.line):
             log.info(line)
         engine.opening = ("start", {"name": directory.path.name, **facts})
     else:

@@ -71,6 +71,8 @@ class Engine:
     """What the summary repeats: shares quantized, and what the workload says of itself."""
     opening: tuple[str, dict[str, Any]] = field(init=False, default=("start", {}))
     """The first event, and what it says."""
+    remarks: list[str] = field(init=False, factory=list)
+    """What is warned of when the run starts."""
     recorder: Recorder = field(init=False)
     gradients: GradientNorms = field(init=False)
     taps: capture.LayerTaps = field(init=False)
@@ -317,6 +319,8 @@ class Engine:
                 self.dispatch.call("run_start", run=run)
                 set_random_state(random, run.device)  # who only looks may have imported much
                 run.emit(self.opening[0], **self.opening[1])
+                for remark in self.remarks:
+                    run.emit("warning", message=remark)
                 while self.status == "running" and run.step < run.config.max_steps:
                     step = Step(run.step + 1)
                     self.train_step(step)

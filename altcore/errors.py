@@ -56,7 +56,7 @@ def with_article(word: str) -> str:
     >>> with_article("optimizer")
     'an optimizer'
     """
-    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"
+    return f"{'an' if word[0] in 'aeiouAEIOU' else 'a'} {word}"
 
 
 def nearest(name: object, known: Iterable[str]) -> str:

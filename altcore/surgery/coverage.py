@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from altcore.recipe import (
     PRODUCTS,
     STORED,
     Layer,
+    takes_hadamard,
 )
 from altcore.surgery.layers import find_heads, matrices, weights_of
 
@@ -28,8 +30,11 @@ class CoverageRow:
     """One layer."""
 
     layer: str
+    kind: str
+    """Linear, conv, embedding, attention, ...; see `altcore.recipe.Layer`."""
     module: str
     """The name of its class."""
+    is_head: bool
     parameters: int
     """Elements of its parameters of two or more dimensions."""
     operands: tuple[str, ...]
@@ -61,12 +66,12 @@ class Coverage:
         shares = f"{self.parameter_share:.1%} of parameters"
         if self.flop_share is not None:
             shares += f", {self.flop_share:.1%} of FLOPs"
-        left = [row for row in self.rows if not row.operands and row.layer != self.head]
-        names = ", ".join(row.layer for row in left[:3]) + (", ..." if len(left) > 3 else "")
+        left = [row for row in self.rows if not row.operands and not row.is_head]
+        kinds = Counter(row.kind for row in left)
         parts = [
             f"quantized: {shares}",
             "no output head" if self.head is None else f"head: {self.head}",
-            *([f"left out: {names}"] if left else []),
+            "left out: " + (", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "nothing"),
         ]
         return "; ".join(parts)
 
@@ -112,7 +117,11 @@ def coverage_of(q: Quantization) -> Coverage:
         on_grid |= {id(p) for n, p in own.items() if n in weights}
         count = sum(p.numel() for p in own.values())
         why, is_missed = _why_not(q, layer, set(met), has_run)
-        rows.append(CoverageRow(name, type(module).__name__, count, met, why, is_missed))
+        rows.append(
+            CoverageRow(
+                name, layer.kind, type(module).__name__, layer.is_head, count, met, why, is_missed
+            )
+        )
     parameters = {id(p): p.numel() for p in q.model.parameters()}
     share = sum(n for key, n in parameters.items() if key in on_grid) / (
         sum(parameters.values()) or 1
@@ -156,13 +165,23 @@ def _why_not(q: Quantization, layer: Layer, met: set[str], has_run: bool) -> tup
         if layer.kind == "embedding":
             return "looked up, not multiplied: its role is weight@lookup", False
         return "left out by the recipe", False
-    missing = [o for o in OPERANDS if casts[o] and o not in met]
-    if not has_run or quantized is None or not missing:
+    missing = {o for o in OPERANDS if casts[o] and o not in met}
+    if not has_run or quantized is None:
         return "", False
-    if not quantized.calls and not quantized.met:
+    if missing and not quantized.calls and not quantized.met:
         return "it never ran", True
-    if set(missing) >= {o for o in PRODUCT_OPERANDS if casts[o]}:
+    if missing and missing >= {o for o in PRODUCT_OPERANDS if casts[o]}:
         return "its weights were in no product", layer.kind != "other"
     # A frozen layer has no gradients, and an input that wants none no product for them.
-    is_missed = any(o.endswith("@fwd") or o.startswith("attention@") for o in missing)
-    return f"not met: {', '.join(missing)}", is_missed
+    reasons = {
+        "its input wants no gradient": {o for o in missing if o.endswith("@dgrad")},
+        "its weights want no gradient": {o for o in missing if o.endswith("@wgrad")},
+    }
+    told = [reason for reason, operands in reasons.items() if operands]
+    rest = missing.difference(*reasons.values())
+    if rest:
+        told.append(f"not met: {', '.join(o for o in OPERANDS if o in rest)}")
+    transformed = {o for plan in q.plan.values() for o, c in plan.items() if c and c.hadamard}
+    if any(casts[o] and not takes_hadamard(layer.kind, o) for o in transformed):
+        told.append("no Hadamard transform (a convolution sums along several axes)")
+    return "; ".join(told), bool(rest)

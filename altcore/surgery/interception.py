@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from altcore.surgery import attention
+from altcore.surgery.arguments import check_operand
 from altcore.surgery.contractions import CONTRACTIONS, unguarded
 from altcore.surgery.convolutions import CONVOLUTIONS
 from altcore.surgery.recurrent import RECURRENT
@@ -53,6 +54,15 @@ VIEWS = _functions(_VIEWS) | {
     *(getattr(T, name).__get__ for name in ("T", "mT", "H", "mH", "data")),
 }
 """What gives the same values in another shape, or some of them."""
+METADATA = _functions(
+    (
+        *("data_ptr", "storage", "untyped_storage", "storage_offset", "stride", "size", "dim"),
+        *("ndimension", "numel", "nelement", "element_size", "is_contiguous", "get_device"),
+        *("is_floating_point", "is_complex", "register_hook", "retain_grad", "stride"),
+        *("register_post_accumulate_grad_hook", "__len__", "__repr__", "__hash__", "has_names"),
+    )
+)
+"""What looks at a tensor and not at its values."""
 CASTS = _functions(_CASTS) | {F.dropout}
 """What gives the same values in another type or place, or drops some."""
 
@@ -125,6 +135,8 @@ class Frame:
         origins = [o for t in tensors if (o := self.origin(t)) is not None]
         if not origins:
             return self.call_on_activations(func, args, kwargs, tensors)
+        if func in METADATA or (_name(func) == "__get__" and func not in VIEWS):
+            return func(*args, **kwargs)
         is_constant = all(id(t) in self.buffers or self.is_weight(t) for t in tensors)
         if not is_constant:
             result = self.multiply(func, args, kwargs)
@@ -151,10 +163,12 @@ class Frame:
             if product is None or self.is_weight(call[0]):
                 return NotImplemented
             return product.convolve(*call)
-        if func not in PRODUCTS:
+        tensors = list(_tensors((*args, *kwargs.values())))
+        if func not in PRODUCTS or not any(map(self.product_of, tensors)):
             return NotImplemented
-        if not any(self.product_of(t) for t in _tensors((*args, *kwargs.values()))):
-            return NotImplemented
+        for t in tensors:
+            if t.is_nested or t.layout != torch.strided:
+                check_operand(t, self.layer.name, "input")
         return PRODUCTS[func](self.product, self.is_weight, *args, **kwargs)
 
     def product(self, x: Tensor, w: Tensor, bias: Tensor | None, weight: Tensor) -> Tensor:
@@ -302,8 +316,12 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield from _tensors(value)
 
 
+def _name(func: Callable[..., Any]) -> str:
+    return getattr(func, "__name__", "")
+
+
 def _is_in_place(func: Callable[..., Any]) -> bool:
-    name = getattr(func, "__name__", "")
+    name = _name(func)
     return (name.endswith("_") and not name.endswith("__")) or name in ("__set__", "__setitem__")
 
 

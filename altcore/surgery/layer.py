@@ -109,7 +109,9 @@ class QuantizedLayer:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run in place of the module's own forward."""
-        if self.owner.is_off or self.is_removed:
+        if self.is_removed:
+            return self.own_forward(*args, **kwargs)
+        if self.owner.is_off:
             with suspended():  # a layer around this one may be quantized
                 return self.own_forward(*args, **kwargs)
         refuse_transforms(self.name, self.module)
@@ -119,8 +121,9 @@ class QuantizedLayer:
             with suspended():
                 return self.multiply_or_convolve(*args, **kwargs)
         with intercepting(self) as frame:
-            # A position table may hand its weight out as it is.
-            result = frame.looked_up(self.own_forward(*args, **kwargs))
+            result = self.own_forward(*args, **kwargs)
+        with suspended():
+            result = frame.looked_up(result)  # a position table may hand its weight out as it is
         if self.wants_attention and not frame.attention_calls:
             raise BadInput(
                 f"layer {self.name} ({type(self.module).__name__}) neither calls "

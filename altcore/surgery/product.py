@@ -75,8 +75,7 @@ class QuantizedLinear(torch.autograd.Function):
         assert a is not None
         assert b is not None
         keep(ctx, a, b, x_wgrad, w_dgrad)
-        ctx.flops = 2 * x.numel() * w.shape[-2]
-        casts.count_product("fwd", a, b, ctx.flops)
+        casts.count_product("fwd", a, b, 2 * a.values.numel() * w.shape[-2])
         dtype = torch.bfloat16 if casts.compute == "bfloat16" else ctx.dtypes[0]
         y = product(a, b, transpose_b=True, compute=casts.compute, bias=bias, dtype=dtype)
         # No view: what follows may change it in place.
@@ -92,11 +91,13 @@ class QuantizedLinear(torch.autograd.Function):
         g_dgrad, g_wgrad = casts.pair("gradient", dy, ctx.training, LINEAR_AXES, wanted)
         dx = dw = db = None
         if wanted[0]:
-            casts.count_product("dgrad", g_dgrad, w_dgrad, ctx.flops)
+            flops = 2 * g_dgrad.values.numel() * w_dgrad.values.shape[-1]
+            casts.count_product("dgrad", g_dgrad, w_dgrad, flops)
             dx = product(g_dgrad, w_dgrad, compute=casts.compute, dtype=ctx.dtypes[0])
             dx = clip(dx, x_inside).reshape(ctx.shape)
         if wanted[1]:
-            casts.count_product("wgrad", g_wgrad, x_wgrad, ctx.flops)
+            flops = 2 * g_wgrad.values.numel() * x_wgrad.values.shape[-1]
+            casts.count_product("wgrad", g_wgrad, x_wgrad, flops)
             dw = product(
                 g_wgrad, x_wgrad, transpose_a=True, compute=casts.compute, dtype=ctx.dtypes[1]
             )

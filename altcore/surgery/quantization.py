@@ -309,17 +309,21 @@ class Quantization:
                     "place that is on none (torch.func.functional_call?): round it, or use q.off()"
                 )
         if self.has_learned and not self._is_reach_told and layer.module.training:
-            self.tell_reach()
+            for sentence in self.missed():
+                self._warn(sentence)
 
-    def tell_reach(self) -> None:
-        """Warn, once, of what the recipe asks for and the first step did not meet."""
+    def missed(self) -> list[str]:
+        """Return what the recipe asks for and the first step did not meet, a sentence a layer.
+
+        Whoever asks has to tell: there is no warning of it later.
+        """
         self._is_reach_told = True
-        for row in self.coverage().rows:
-            if row.is_missed:
-                self._warn(
-                    f"layer {row.layer} ({row.module}) is quantized by the recipe, and "
-                    f"{row.why_not}: it is left as it is (print(q.coverage()) shows all)"
-                )
+        return [
+            f"layer {row.layer} ({row.module}) is quantized by the recipe, and {row.why_not}: it "
+            "is left as it is (print(q.coverage()) shows all)"
+            for row in self.coverage().rows
+            if row.is_missed
+        ]
 
     def _on_change(self, stored: StoredWeight) -> None:
         self._refuse_sharding(stored.layer, stored.name, "stored_weight")

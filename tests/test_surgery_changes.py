@@ -1,0 +1,253 @@
+"""What others do to the weights of a quantized model: stored ones stay stored, or it is told."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.func import functional_call
+from torch.nn.utils import parametrizations
+
+import altcore
+from altcore import BadInput, get_format, quantize_model
+
+STORED = {"stored_weight": "E3M4"}
+TOLD = r"stored weight 0\.weight was changed by something other than q\.store"
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(0)
+
+
+def build():
+    return nn.Sequential(nn.Linear(8, 8, bias=False), nn.Tanh(), nn.Linear(8, 2))
+
+
+def is_on_grid(w, fmt="E3M4"):
+    """Whether a power-of-two scale brings every element to a value of the format."""
+    w, values = w.detach().double(), torch.tensor(get_format(fmt).values).double()
+    return any(bool(torch.isin(w / 2.0**k, values).all()) for k in range(-40, 20))
+
+
+def seen(model, x=None):
+    """The weight that the first layer's product sees."""
+    return model[0](torch.eye(8)).detach().T
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("factor", [1.0, 64.0, 2.0**-9])
+def test_weights_that_are_loaded_are_rounded(assign, factor):
+    """At a scale that fits them, without a word: loading is what a checkpoint is for."""
+    model, other = build(), build()
+    with torch.no_grad():
+        other[0].weight.mul_(factor)
+    with quantize_model(model, STORED) as q, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.load_state_dict(other.state_dict(), assign=assign)
+        assert is_on_grid(model[0].weight)
+        assert torch.equal(seen(model), model[0].weight)
+        error = (model[0].weight - other[0].weight * 1.0).norm() / other[0].weight.norm()
+        assert error < 0.05 or assign
+        assert q.parameter_share() == pytest.approx((64 + 16) / (64 + 16 + 2))
+
+
+def test_a_checkpoint_of_stored_weights_comes_back_as_it_was():
+    """Whatever the scale was at which they were stored."""
+    model = build()
+    with quantize_model(model, STORED) as q:
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        for _ in range(5):
+            model(torch.randn(4, 8)).square().sum().backward()
+            optimizer.step()
+            q.store(optimizer)
+        state = {n: p.clone() for n, p in model.state_dict().items()}
+    again = build()
+    with quantize_model(again, STORED):
+        again.load_state_dict(state)
+        assert all(torch.equal(again.state_dict()[n], p) for n, p in state.items())
+
+
+@pytest.mark.parametrize("how", ["in place", "data", "replaced", "vector"])
+def test_a_weight_that_was_changed_is_rounded_and_told(how):
+    """Averages of weights, hand-made updates, optimizers that write to ``data``."""
+    model, new = build(), torch.randn(8, 8)
+    with quantize_model(model, STORED):
+        w = model[0].weight
+        if how == "in place":
+            with torch.no_grad():
+                w.copy_(new)
+        elif how == "data":
+            w.data.copy_(new)
+        elif how == "replaced":
+            model[0].weight = nn.Parameter(new.clone())
+        else:
+            vector = torch.cat([new.flatten(), *(p.flatten() for p in model[2].parameters())])
+            torch.nn.utils.vector_to_parameters(vector, model.parameters())
+        with pytest.warns(RuntimeWarning, match=TOLD):
+            found = seen(model)
+        assert is_on_grid(found)
+        assert torch.equal(found, model[0].weight)
+        assert (found - new).norm() < 0.05 * new.norm()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            seen(model)
+
+
+def test_a_loop_that_forgets_to_store_is_told():
+    """And its products are quantized all the same."""
+    model = build()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)
+    with quantize_model(model, STORED):
+        model(torch.randn(4, 8)).square().sum().backward()
+        optimizer.step()
+        assert not is_on_grid(model[0].weight)
+        with pytest.warns(RuntimeWarning, match=TOLD + r".*call q\.store\(optimizer\)"):
+            assert is_on_grid(seen(model))
+
+
+def test_functional_calls_see_the_grid():
+    """The tensor that is given stays as it is, and gets its gradient."""
+    model, w = build(), torch.randn(8, 8, requires_grad=True)
+    with quantize_model(model, STORED):
+        before = model[0].weight.clone()
+        y = functional_call(model[0], {"weight": w}, torch.eye(8))
+        assert is_on_grid(y.T)
+        assert not is_on_grid(w)
+        y.sum().backward()
+        assert torch.equal(w.grad, torch.ones(8, 8))
+        assert torch.equal(model[0].weight, before)
+
+
+def test_an_embedding_that_was_resized():
+    """It is found again by where it lies."""
+    model = nn.Sequential(nn.Embedding(6, 8), nn.Linear(8, 2))
+    with quantize_model(model, STORED) as q:
+        model[0].weight = nn.Parameter(torch.randn(9, 8))
+        with pytest.warns(RuntimeWarning, match=r"stored weight 0\.weight"):
+            model(torch.tensor([8]))
+        assert is_on_grid(model[0].weight)
+        assert q.grid_of(model[0].weight).is_stored
+
+
+def test_a_layer_parametrized_afterwards_is_named():
+    model = build()
+    with quantize_model(model, STORED) as q:
+        parametrizations.weight_norm(model[0])
+        with pytest.raises(BadInput, match="has no parameter weight any more: quantize a model af"):
+            q.store()
+
+
+class Shared(nn.Module):
+    """A module that is no Linear, and stores its matrix."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(4, 8))
+
+    def forward(self, x):
+        return x @ self.table
+
+
+def test_stored_weights_of_any_module():
+    """Seen in its own forward too."""
+    model = nn.Sequential(Shared())
+    with quantize_model(model, STORED):
+        with torch.no_grad():
+            model[0].table.add_(0.01)
+        with pytest.warns(RuntimeWarning, match=r"stored weight 0\.table"):
+            y = model(torch.eye(4))
+        assert is_on_grid(y)
+        with pytest.raises(BadInput, match="a tensor was put in its place that is on none"):
+            functional_call(model[0], {"table": torch.randn(4, 8)}, torch.eye(4))
+
+
+# -------------------------------------------------------------------------------- gradients
+
+
+def test_the_gradient_of_an_unfrozen_weight_is_rounded():
+    """It had none when the model was quantized."""
+    model, x = build(), torch.randn(4, 8)
+    model[0].weight.requires_grad_(False)
+    with quantize_model(model, {"layers": {"0": {"weight_gradient": "E2M1"}}}):
+        model(x).sum().backward()
+        model[0].weight.requires_grad_(True)
+        model(x).sum().backward()
+        grad = model[0].weight.grad
+        assert torch.equal(grad, altcore.fake_quantize(grad, "E2M1", scale="amax"))
+        assert len(grad.unique()) <= 15
+        model[0].weight = nn.Parameter(torch.randn(8, 8))
+        model(x).sum().backward()
+        assert len(model[0].weight.grad.unique()) <= 15
+
+
+def test_sparse_gradients_are_rounded():
+    """Those of an embedding that asks for them: what is not there is 0 on any grid."""
+    dense, sparse = nn.Embedding(9, 4), nn.Embedding(9, 4, sparse=True)
+    sparse.load_state_dict(dense.state_dict())
+    ids, grads = torch.tensor([1, 1, 5, 7]), []
+    for module in (dense, sparse):
+        recipe = {"layers": {"0": {"weight_gradient": "E2M1", "weight": "E4M3"}}}
+        with quantize_model(nn.Sequential(module), recipe):
+            module(ids).square().sum().backward()
+        grads.append(module.weight.grad)
+    assert grads[1].is_sparse
+    assert torch.equal(grads[1].to_dense(), grads[0])
+
+
+# -------------------------------------------------------------------------------- optimizers
+
+
+def test_an_optimizer_stores_by_itself():
+    """One line for loops that are somebody else's; a later ``q.store`` does nothing."""
+    results = []
+    for ways in ("by itself", "by hand", "both"):
+        torch.manual_seed(0)
+        model = build()
+        optimizer = torch.optim.AdamW(model.parameters(), 0.05)
+        recipe = {
+            "stored_weight": {"format": "E3M4", "rounding": "stochastic"},
+            "optimizer_state": {"format": "E5M2", "rounding": "stochastic"},
+        }
+        given = {} if ways == "by hand" else {"optimizer": optimizer}
+        with quantize_model(model, recipe, **given) as q:
+            for _ in range(5):
+                optimizer.zero_grad()
+                model(torch.ones(4, 8)).square().sum().backward()
+                optimizer.step()
+                if ways != "by itself":
+                    q.store(optimizer)
+            assert q.clock.step == 5
+            assert q.stored_moves is not None
+            moments = [optimizer.state[p]["exp_avg"].clone() for p in model.parameters()]
+        results.append([*model.parameters(), *moments])
+    for a, b, c in zip(*results, strict=True):
+        assert torch.equal(a, b)
+        assert torch.equal(a, c)
+    optimizer.step()
+    assert not optimizer._optimizer_step_post_hooks
+
+
+class Eight(torch.optim.SGD):
+    """Keeps its momentum in eight bits."""
+
+    def step(self):
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["momentum"] = torch.zeros_like(p, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (Eight, r"Eight keeps .* momentum of 0\.weight \(Tensor, torch\.uint8, \[8, 8\]\)"),
+        (torch.optim.Adafactor, r"row_var of 0\.weight \(Tensor, torch\.float32, \[8, 1\]\)"),
+    ],
+)
+def test_state_that_cannot_be_rounded_is_named(make, says):
+    model = build()
+    optimizer = make(model.parameters(), lr=0.1)
+    with quantize_model(model, {"optimizer_state": "E5M2"}) as q:
+        model(torch.randn(4, 8)).square().sum().backward()
+        optimizer.step()
+        with pytest.warns(RuntimeWarning, match=says):
+            q.store(optimizer)
