@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.utils.checkpoint import CheckpointError, checkpoint
 
 import altcore
 from altcore import BadInput
@@ -451,3 +452,32 @@ def test_models_that_are_not_ready_are_named():
         model[0].weight[1, 2] = float("inf")
     with pytest.raises(BadInput, match="layer 0: weight has elements that are not finite"):
         quantize_model(model, COARSE)
+
+
+class Checkpointed(nn.Module):
+    """Checkpoints a part of its own forward."""
+
+    def __init__(self, reentrant):
+        super().__init__()
+        self.w, self.reentrant = nn.Parameter(torch.randn(4, 4)), reentrant
+
+    def forward(self, x):
+        return checkpoint(lambda x: functional.linear(x, self.w), x, use_reentrant=self.reentrant)
+
+
+def test_a_module_that_checkpoints_a_part_of_itself_is_told():
+    """That part is computed again when the forward is over, and nobody quantizes it."""
+    x = torch.randn(3, 4, requires_grad=True)
+    told = pytest.warns(RuntimeWarning, match=r"layer 0 \(Checkpointed\) multiplies without")
+    with quantize_model(nn.Sequential(Checkpointed(True)), COARSE) as q, told:
+        q.model(x)
+    refused = pytest.raises(CheckpointError)
+    with quantize_model(nn.Sequential(Checkpointed(False)), COARSE) as q, refused:
+        q.model(x).sum().backward()
+    outside = nn.Sequential(Lora(4))
+    with quantize_model(outside, COARSE):
+        expected = torch.autograd.grad(outside(x).sum(), x)
+        for reentrant in (True, False):
+            x.grad = None
+            checkpoint(outside, x, use_reentrant=reentrant).sum().backward()
+            assert torch.equal(x.grad, expected[0])

@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import torch
 
 from altcore.blocks import AnyFormat, BlockFormat
+from altcore.errors import BadInput
 from altcore.formats import FloatFormat, Format
 from altcore.recipe import PRODUCT_OPERANDS, Plan
 
@@ -27,8 +28,10 @@ def choose_compute(compute: str, plan: Plan, device: torch.device) -> str:
 
     ``exact-float8`` where the device has FP8 matrix units and a product's formats have their
     values; ``exact-bfloat16`` where the device multiplies bfloat16 faster than float32 and a
-    product's formats are exact in it; else ``float32``.
+    product's formats are exact in it; else ``float32``. Raises `BadInput` for an unknown one.
     """
+    if compute not in COMPUTES:
+        raise BadInput(f"compute: {compute!r} is none of {', '.join(COMPUTES)}")
     if compute != "auto":
         return compute
     pairs = list(_product_formats(plan))

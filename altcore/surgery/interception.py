@@ -88,6 +88,7 @@ class Frame:
     probabilities: dict[int, Tensor] = field(init=False, factory=dict)
     buffers: set[int] = field(init=False)
     attention_calls: int = field(init=False, default=0)
+    has_gradients: bool = field(init=False, factory=torch.is_grad_enabled)
 
     def __attrs_post_init__(self) -> None:
         self.weights = {}
@@ -166,6 +167,8 @@ class Frame:
         tensors = list(_tensors((*args, *kwargs.values())))
         if func not in PRODUCTS or not any(map(self.product_of, tensors)):
             return NotImplemented
+        if self.has_gradients and not torch.is_grad_enabled():
+            self.layer.tell_recomputation()
         for t in tensors:
             if t.is_nested or t.layout != torch.strided:
                 check_operand(t, self.layer.name, "input")

@@ -150,6 +150,14 @@ class QuantizedLayer:
         geometry = Geometry(module.stride, tuple(padding), module.dilation, module.groups)
         return product.convolve(input, weight, module.bias, geometry)
 
+    def tell_recomputation(self) -> None:
+        """Warn of a product that has no gradient in a forward that has: it may be made again."""
+        self.owner.warn(
+            f"layer {self.name} ({type(self.module).__name__}) multiplies without gradients in a "
+            "forward that has them. If it checkpoints a part of itself by use_reentrant=True, that "
+            "part is computed again unquantized: checkpoint the whole module, from outside"
+        )
+
     def note(self, operand: str, own: str, x: Tensor) -> None:
         """Note that an operand with elements was on a grid."""
         if x.numel():

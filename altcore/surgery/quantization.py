@@ -9,7 +9,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from altcore.blocks import AnyFormat
-from altcore.config import read_mapping
 from altcore.errors import BadInput
 from altcore.numerics import COUNTS
 from altcore.recipe import (
@@ -32,22 +30,15 @@ from altcore.recipe import (
     plan_to_plain,
     some,
 )
-from altcore.recipes import (
-    NAMED,
-    SUFFIXES,
-    named,
-    parse,
-    plan_from_plain,
-    takes_format,
-    with_format,
-)
-from altcore.registry import get_format
+from altcore.recipes import plan_from_plain
+from altcore.recipes.given import GivenRecipe, as_recipe
 from altcore.surgery import statistics
 from altcore.surgery.checks import check_casts, check_effect, check_model, is_sharded, with_ties
-from altcore.surgery.compute import COMPUTES, choose_compute
+from altcore.surgery.compute import choose_compute
 from altcore.surgery.coverage import Coverage, coverage_of
 from altcore.surgery.flop_count import FlopCount
 from altcore.surgery.flops import count_flops
+from altcore.surgery.gradient_rounding import GradientRounding, ModelHook
 from altcore.surgery.layer import PatchedForward, QuantizedLayer, restore_forwards
 from altcore.surgery.layers import (
     AUTO,
@@ -67,23 +58,6 @@ from altcore.surgery.weight_grids import WeightGrid, WeightGrids, weight_grids
 
 PATCHED = (*PRODUCT_OPERANDS, LOOKUP, "stored_weight", *ATTENTION_OPERANDS)
 """The operands for which a layer's forward is patched."""
-
-
-class ModelHook:
-    """A hook on a model, without effect in a copy of it."""
-
-    def __init__(self, call: Callable[[], None] | None) -> None:
-        self.call = call
-
-    def __call__(self, *_: Any) -> None:
-        if self.call is not None:
-            self.call()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ModelHook:
-        return ModelHook(None)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return ModelHook, (None,)
 
 
 @define(eq=False)
@@ -126,14 +100,11 @@ class Quantization:
     flop_count: FlopCount = field(init=False, factory=FlopCount)
     """What `count_flops` found."""
     _state_casts: dict[str, tuple[ParameterSlot, Cast]] = field(init=False, factory=dict)
-    _hooks: list[RemovableHandle | SlowPath] = field(init=False, factory=list)
+    _hooks: list[GradientRounding | SlowPath] = field(init=False, factory=list)
     _kept_hooks: list[RemovableHandle] = field(init=False, factory=list)
     """On the model and the optimizer, as long as the model is quantized."""
     _optimizer: torch.optim.Optimizer | None = field(init=False, default=None)
     """Whose steps are followed by `store`."""
-    _gradient_hooks: dict[int, tuple[nn.Parameter, RemovableHandle]] = field(
-        init=False, factory=dict
-    )
     has_learned: bool = field(init=False, default=False)
     """Whether a backward pass went through a quantized layer."""
     _is_reach_told: bool = field(init=False, default=False)
@@ -168,7 +139,6 @@ class Quantization:
         kept = {q.name: q for q in self.quantizers}
         for hook in self._hooks:
             hook.remove()
-        self._forget_gradient_hooks()
         self.has_learned = self._is_reach_told = False
         self.recipe, self.plan, self._hooks = recipe, plan, []
         self.formats |= {c.format.name: c.format for x in plan.values() for c in x.values() if c}
@@ -219,9 +189,7 @@ class Quantization:
             self.layers[name] = layer
         restore_forwards(before)
         if any(casts["weight_gradient"] for casts in self.plan.values()):
-            find = torch.compiler.disable(self._hook_gradients)
-            self._hooks.append(self.model.register_forward_pre_hook(ModelHook(find)))
-            self._hook_gradients()
+            self._hooks.append(GradientRounding(self))
 
     def _wanted_quantizers(self, recipe: Recipe, plan: Plan) -> dict[str, Cast]:
         wanted: dict[str, Cast] = {}
@@ -243,43 +211,6 @@ class Quantization:
             if cast := plan[name]["weight_gradient"]:
                 wanted[f"{name}:weight_gradient/{full}"] = cast
         return wanted
-
-    def _hook_gradients(self) -> None:
-        """Round the gradient of every parameter whose recipe says so.
-
-        Before every forward pass, since a parameter may be replaced or unfrozen.
-        """
-        by_name = {q.name: q for q in self.quantizers if q.operand == "weight_gradient"}
-        before, self._gradient_hooks = self._gradient_hooks, {}
-        for name, full, parameter in unique_matrices(self.model):
-            quantizer = by_name.get(f"{name}:weight_gradient/{full}")
-            if quantizer is None or not parameter.requires_grad:
-                continue
-            if is_sharded(parameter):
-                self._refuse_sharding(name, full, "weight_gradient")
-            known = before.pop(id(parameter), None)
-            if known is None or known[0] is not parameter:
-                known = parameter, parameter.register_hook(self._gradient_hook(quantizer))
-            self._gradient_hooks[id(parameter)] = known
-        for _, handle in before.values():
-            handle.remove()
-
-    def _gradient_hook(self, quantizer: Quantizer) -> Callable[[Tensor], Tensor]:
-        def rounded(gradient: Tensor) -> Tensor:
-            if self.is_off:
-                return gradient
-            if gradient.layout == torch.strided:
-                return quantizer.fake(gradient, training=True)
-            gradient = gradient.coalesce()  # of an embedding: what is not there is 0 on any grid
-            values = quantizer.fake(gradient.values(), training=True)
-            return torch.sparse_coo_tensor(gradient.indices(), values, gradient.shape)
-
-        return rounded
-
-    def _forget_gradient_hooks(self) -> None:
-        for _, handle in self._gradient_hooks.values():
-            handle.remove()
-        self._gradient_hooks.clear()
 
     def _store_weights(self) -> None:
         before, self.stored = self.stored, {}
@@ -310,7 +241,7 @@ class Quantization:
                 )
         if self.has_learned and not self._is_reach_told and layer.module.training:
             for sentence in self.missed():
-                self._warn(sentence)
+                self.warn(sentence)
 
     def missed(self) -> list[str]:
         """Return what the recipe asks for and the first step did not meet, a sentence a layer.
@@ -326,15 +257,16 @@ class Quantization:
         ]
 
     def _on_change(self, stored: StoredWeight) -> None:
-        self._refuse_sharding(stored.layer, stored.name, "stored_weight")
-        self._warn(
+        self.refuse_sharding(stored.layer, stored.name, "stored_weight")
+        self.warn(
             f"stored weight {stored.name} was changed by something other than q.store, and was "
             "rounded to its grid again before it was used. After an optimizer's step call "
             "q.store(optimizer), or give quantize_model the optimizer; after another change (an "
             "average of weights, a resize) this is all there is to do"
         )
 
-    def _refuse_sharding(self, layer: str, own: str, role: str) -> None:
+    def refuse_sharding(self, layer: str, own: str, role: str) -> None:
+        """Raise `BadInput` if the model was sharded since it was quantized."""
         names = {cls.__name__ for m in self.model.modules() for cls in type(m).__mro__}
         if names & {"FSDPModule", "FullyShardedDataParallel"}:
             raise BadInput(
@@ -347,7 +279,7 @@ class Quantization:
         for stored in self.stored.values():
             stored.on_grid(stored.slot.parameter, is_told=False)
 
-    def _warn(self, message: str) -> None:
+    def warn(self, message: str) -> None:
         """Tell something once."""
         if message not in self._told:
             self._told.add(message)
@@ -387,17 +319,14 @@ class Quantization:
         return self._encoding_errors(before)
 
     def change_recipe(
-        self,
-        recipe: str | Path | AnyFormat | Recipe | Mapping[str, Any],
-        *,
-        format: str | AnyFormat | None = None,
+        self, recipe: GivenRecipe, *, format: str | AnyFormat | None = None
     ) -> dict[str, float]:
         """Take another recipe, from now on: what `quantize_model` takes, and with its errors.
 
         The optimizer stays as it is. Returns what `change` does; nothing is changed by an error.
         """
         before = dict(self.stored)
-        self._take(_as_recipe(recipe, None if format is None else get_format(format)))
+        self._take(as_recipe(recipe, format))
         return self._encoding_errors(before)
 
     def _encoding_errors(self, before: Mapping[str, StoredWeight]) -> dict[str, float]:
@@ -411,7 +340,6 @@ class Quantization:
         """Take everything back; stored weights keep the values that they have."""
         for hook in (*self._hooks, *self._kept_hooks):
             hook.remove()
-        self._forget_gradient_hooks()
         self._hooks, self._kept_hooks = [], []
         restore_forwards(self.layers)
         self.layers, self.stored, self.grids = {}, {}, WeightGrids()
@@ -449,13 +377,13 @@ class Quantization:
         if self.stored:
             for full, weight in self.stored.items():
                 if is_sharded(weight.slot.parameter):
-                    self._refuse_sharding(weight.layer, full, "stored_weight")
+                    self.refuse_sharding(weight.layer, full, "stored_weight")
             self.stored_moves = torch.stack([w.store() for w in self.stored.values()])
         if optimizer is not None and self._state_casts:
             casts = {n: (owner.parameter, cast) for n, (owner, cast) in self._state_casts.items()}
             left = store_optimizer_state(optimizer, casts, self.clock)
             if left:
-                self._warn(
+                self.warn(
                     f"optimizer_state: {type(optimizer).__name__} keeps what cannot be rounded; it "
                     f"stays as it is: {some(left)}"
                 )
@@ -573,7 +501,7 @@ class Quantization:
 
 def quantize_model(
     model: nn.Module,
-    recipe: str | Path | AnyFormat | Recipe | Mapping[str, Any],
+    recipe: GivenRecipe,
     *,
     format: str | AnyFormat | None = None,
     compute: str = "auto",
@@ -601,27 +529,7 @@ def quantize_model(
     """
     if not isinstance(model, nn.Module):
         raise BadInput(f"model: a torch.nn.Module is needed, not {model!r:.60}")
-    if compute not in COMPUTES:
-        raise BadInput(f"compute: {compute!r} is none of {', '.join(COMPUTES)}")
-    chosen = None if format is None else get_format(format)
-    q = Quantization(model, _as_recipe(recipe, chosen), compute, Clock(seed), head)
+    q = Quantization(model, as_recipe(recipe, format), compute, Clock(seed), head)
     if optimizer is not None:
         q.follow(optimizer)
     return q
-
-
-def _as_recipe(
-    recipe: str | Path | AnyFormat | Recipe | Mapping[str, Any], fmt: AnyFormat | None
-) -> Recipe:
-    if isinstance(recipe, str) and recipe in NAMED:
-        if fmt is None and takes_format(recipe):
-            raise BadInput(f"the recipe {recipe} needs a format: give one, as format='E4M3'")
-        return named(recipe, fmt)
-    if isinstance(recipe, Mapping):
-        return parse(with_format(recipe, fmt), "given")
-    if isinstance(recipe, Path) or (isinstance(recipe, str) and recipe.endswith(SUFFIXES)):
-        data = read_mapping(recipe, "recipe")
-        return parse(with_format(data, fmt), Path(recipe).stem, f" in {recipe}")
-    if fmt is not None:
-        raise BadInput(f"format {fmt.name}: only a recipe that says FORMAT takes one")
-    return recipe if isinstance(recipe, Recipe) else named("master", get_format(recipe))

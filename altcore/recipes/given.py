@@ -1,0 +1,37 @@
+"""A recipe in any form in which a caller may give it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from altcore.blocks import AnyFormat
+from altcore.config import read_mapping
+from altcore.errors import BadInput
+from altcore.recipe import Recipe
+from altcore.recipes import NAMED, SUFFIXES, named, parse, takes_format, with_format
+from altcore.registry import get_format
+
+GivenRecipe: TypeAlias = str | Path | AnyFormat | Recipe | Mapping[str, Any]
+
+
+def as_recipe(recipe: GivenRecipe, format: AnyFormat | str | None = None) -> Recipe:
+    """Return the recipe that a caller gave in one of its forms, with ``format`` for FORMAT.
+
+    A format, or the name of one, is the recipe ``master`` in it. Raises `BadInput` for an unknown
+    name, and where a format is missing or has no place.
+    """
+    fmt = None if format is None else get_format(format)
+    if isinstance(recipe, str) and recipe in NAMED:
+        if fmt is None and takes_format(recipe):
+            raise BadInput(f"the recipe {recipe} needs a format: give one, as format='E4M3'")
+        return named(recipe, fmt)
+    if isinstance(recipe, Mapping):
+        return parse(with_format(recipe, fmt), "given")
+    if isinstance(recipe, Path) or (isinstance(recipe, str) and recipe.endswith(SUFFIXES)):
+        data = read_mapping(recipe, "recipe")
+        return parse(with_format(data, fmt), Path(recipe).stem, f" in {recipe}")
+    if fmt is not None:
+        raise BadInput(f"format {fmt.name}: only a recipe that says FORMAT takes one")
+    return recipe if isinstance(recipe, Recipe) else named("master", get_format(recipe))
