@@ -428,17 +428,19 @@ def test_a_labelled_tensor_is_taken_for_what_it_holds():
 @pytest.mark.filterwarnings("ignore")
 def test_tracing_and_exporting_are_refused(tmp_path):
     """A traced model would have today's roundings in it as constants."""
-    model, x = nn.Sequential(nn.Linear(4, 4)), torch.randn(2, 4)
-    with quantize_model(model, COARSE) as q:
+    model, x = nn.Sequential(nn.Linear(4, 4), Lora(4)), torch.randn(2, 4)
+    with quantize_model(model, COARSE, head=None) as q:
         for export in (
             lambda: torch.jit.trace(model, x),
             lambda: torch.export.export(model, (x,)),
             lambda: torch.export.export(model, (x,), strict=True),
+            lambda: torch.jit.script(model),
+            lambda: torch.onnx.export(model, (x,), str(tmp_path / "x.onnx"), dynamo=False),
+            lambda: torch.fx.symbolic_trace(nn.Sequential(q.model)),
         ):
-            with pytest.raises(Exception, match=r"cannot be traced or exported"):
+            with pytest.raises(Exception, match=r"cannot be traced, scripted or exported"):
                 export()
-        with q.off(), pytest.raises(BadInput):
-            torch.jit.trace(model, x)
+    assert torch.jit.trace(model, x)(x).shape == (2, 4)
 
 
 def test_models_that_are_not_ready_are_named():

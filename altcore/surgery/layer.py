@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import define, field
 from torch import Tensor, nn
+from torch.fx._symbolic_trace import is_fx_tracing
 
 from altcore.blocks import AnyFormat
 from altcore.errors import BadInput
@@ -335,12 +336,21 @@ class PatchedForward:
         self.run = torch.compiler.disable(layer.forward)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_exporting() or torch._C._get_tracing_state() is not None:
-            raise BadInput(
-                f"layer {self.layer.name}: a quantized model cannot be traced or exported: "
-                "do that to the plain model, after q.remove() or under q.off()"
-            )
+        is_traced = torch._C._get_tracing_state() is not None or is_fx_tracing()
+        if torch.compiler.is_exporting() or is_traced:
+            raise self._refused()
         return self.run(*args, **kwargs)
+
+    @property
+    def __globals__(self) -> Any:
+        """What torch.jit.script asks a function for, first of all."""
+        raise self._refused()
+
+    def _refused(self) -> BadInput:
+        return BadInput(
+            f"layer {self.layer.name}: a quantized model cannot be traced, scripted or exported: "
+            "do that to the plain model, after q.remove()"
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         return copy.deepcopy(self.layer.own_forward, memo)
