@@ -236,6 +236,16 @@ def test_recurrent_layers(kind):
     assert not row.is_missed
 
 
+def test_a_recurrent_weight_is_quantized_once_a_forward():
+    """However many steps it is multiplied in: its random bits are drawn once, too."""
+    module = nn.RNN(4, 5)
+    cast = {"format": "E3M4", "rounding": "stochastic"}
+    with quantize_model(nn.Sequential(module), dict.fromkeys(("weight", "activation"), cast)) as q:
+        module(torch.randn(6, 3, 4))
+        counts = {r["parameter"]: r["elements"] for r in q.stats() if r["operand"] == "weight@fwd"}
+    assert counts == {"weight_ih_l0": 20, "weight_hh_l0": 25}
+
+
 # ------------------------------------------------------------------------- patched forwards
 
 

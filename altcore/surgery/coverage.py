@@ -166,6 +166,8 @@ def _why_not(q: Quantization, layer: Layer, met: set[str], has_run: bool) -> tup
             return "looked up, not multiplied: its role is weight@lookup", False
         return "left out by the recipe", False
     missing = {o for o in OPERANDS if casts[o] and o not in met}
+    if "weight@fwd" in met:  # the role weight asks for either
+        missing.discard(LOOKUP)
     if not has_run or quantized is None:
         return "", False
     if missing and not quantized.calls and not quantized.met:

@@ -87,6 +87,8 @@ class Frame:
     made: dict[int, tuple[Tensor, Origin]] = field(init=False, factory=dict)
     probabilities: dict[int, Tensor] = field(init=False, factory=dict)
     buffers: set[int] = field(init=False)
+    products: dict[tuple[int, str, bool], Product | None] = field(init=False, factory=dict)
+    """The products by a parameter: by its layer's identity, its name, and whether it is stored."""
     attention_calls: int = field(init=False, default=0)
     has_gradients: bool = field(init=False, factory=torch.is_grad_enabled)
 
@@ -190,7 +192,18 @@ class Frame:
         layer, own = origin.layer, origin.own
         if layer.kind == "parametrization":  # it computes the weight of the layer that runs
             layer, own = self.layer, "weight"
-        return layer.product(own, is_stored=origin.how != "computed")
+        key = id(layer), own, origin.how != "computed"
+        if key not in self.products:
+            product = self.products[key] = layer.product(own, is_stored=key[2])
+            if product is not None:
+                product.weights = {}
+        return self.products[key]
+
+    def end(self) -> None:
+        """Let go of the weights that were quantized: a backward pass keeps what it needs."""
+        for product in self.products.values():
+            if product is not None:
+                product.weights = None
 
     def look_up(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -299,6 +312,8 @@ def _framed(mode: Interception, frame: Frame | None) -> Iterator[None]:
         yield
     finally:
         mode.frame = before
+        if frame is not None:
+            frame.end()
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

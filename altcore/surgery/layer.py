@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from attrs import define, field
 from torch import Tensor, nn
-from torch.fx._symbolic_trace import is_fx_tracing
 
 from altcore.blocks import AnyFormat
 from altcore.errors import BadInput
@@ -245,6 +244,8 @@ class Product:
     """The parameter's name in its module."""
     is_stored: bool = False
     """Whether the weight is a stored one, or a part of it: on a grid already."""
+    weights: dict[tuple[str, int], tuple[Tensor, Operand]] | None = None
+    """Weight operands made in a forward that may use them again, by name and identity."""
 
     @property
     def compute(self) -> str:
@@ -298,6 +299,8 @@ class Product:
         quantizer = layer.quantizers.get(layer.site(name, self.own))
         if quantizer is None:
             return Operand(x.detach())
+        if self.weights is not None and (name, id(x)) in self.weights:
+            return self.weights[name, id(x)][1]
         layer.note(name, self.own, x)
         tracks = name == "weight@fwd" and training and layer.is_tracking
         dtype = grid_dtype(quantizer.cast.format, self.compute)
@@ -306,6 +309,8 @@ class Product:
         )
         if grid is not None:
             layer.keep_view(self.own, x, quantizer, grid)
+        if is_weight and self.weights is not None:
+            self.weights[name, id(x)] = x, operand
         return operand
 
     def count_product(self, product: str, a: Operand, b: Operand, flops: int) -> None:
@@ -336,7 +341,9 @@ class PatchedForward:
         self.run = torch.compiler.disable(layer.forward)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        is_traced = torch._C._get_tracing_state() is not None or is_fx_tracing()
+        is_traced = torch._C._get_tracing_state() is not None
+        # The flag itself: the function that returns it logs a warning.
+        is_traced |= torch.fx._symbolic_trace._is_fx_tracing_flag
         if torch.compiler.is_exporting() or is_traced:
             raise self._refused()
         return self.run(*args, **kwargs)

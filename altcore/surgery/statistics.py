@@ -47,6 +47,7 @@ def rows(q: Quantization) -> list[dict[str, Any]]:
             {
                 "layer": quantizer.layer,
                 "operand": quantizer.operand,
+                "parameter": quantizer.parameter,
                 "format": cast.format.name,
                 **seen,
                 "overflow": None if cast.uses_amax else seen["overflow"],
