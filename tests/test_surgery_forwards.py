@@ -493,3 +493,32 @@ def test_a_module_that_checkpoints_a_part_of_itself_is_told():
             x.grad = None
             checkpoint(outside, x, use_reentrant=reentrant).sum().backward()
             assert torch.equal(x.grad, expected[0])
+
+
+def test_the_grid_of_a_weight_is_its_own():
+    """Of experts seen one by one, and of weights computed from others, there is none to tell."""
+    model = nn.Sequential(Looped(), nn.Linear(6, 4), Weird(4, 4), Turned())
+    fine = {"format": "E3M4", "scaling": "channel"}
+    with quantize_model(model, {"weight": fine}, head=None) as q:
+        q.begin_step(1, tracking=True)
+        model(torch.randn(5, 4)).sum().backward()
+        grids = [q.grid_of(p) for p in model.parameters() if p.dim() > 1]
+        assert [grid is None for grid in grids] == [True, False, True, False]
+        for grid, w in zip(grids[1::2], (model[1].weight, model[3].w), strict=True):
+            sums = [0] if w is model[3].w else [1]  # the axis that the product sums over
+            largest = w.detach().abs().amax(sums, keepdim=True)
+            torch.testing.assert_close(grid.scale, largest / altcore.get_format("E3M4").max)
+        q.measure_views()
+        assert q.view_layers == ["1", "3"]
+        assert not q.view_moves.any()
+
+
+class Turned(nn.Module):
+    """Multiplies by its weight from the right."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.randn(4, 4))
+
+    def forward(self, x):
+        return x @ self.w

@@ -222,7 +222,7 @@ class Frame:
         origin = self.origin(value) if isinstance(value, Tensor) else None
         if origin is None or origin.how == "computed":
             return value
-        return origin.layer.lookup(origin.own, value, is_whole=origin.how == "itself")
+        return origin.layer.lookup(origin.own, value)
 
     # Attention --------------------------------------------------------------------------------
 

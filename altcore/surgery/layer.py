@@ -50,7 +50,7 @@ class View:
         Both views are taken at the scale of that forward, and with its random bits.
         """
         cast, now = self.cast, self.parameter.detach()
-        now = now.t() if self.is_transposed else now
+        now = now.mT if self.is_transposed else now
         grid = round_to_grid(
             now,
             cast.element,
@@ -77,6 +77,9 @@ class QuantizedLayer:
     stored: dict[str, StoredWeight] = field(factory=dict)
     """By parameter, of this layer's own."""
     views: dict[str, View] = field(factory=dict)
+    seen_as: dict[str, str | None] = field(factory=dict)
+    """How the last product or lookup saw a parameter: ``itself``, ``turned`` (its last two axes),
+    or None: a part of it, or what is computed from it, whose scale is not the parameter's."""
     calls: int = 0
     """How often the layer ran quantized, under the recipe of now."""
     met: dict[str, set[str]] = field(factory=dict)
@@ -174,7 +177,7 @@ class QuantizedLayer:
             return None
         return Product(self, own, is_stored and own in self.stored)
 
-    def lookup(self, own: str, weight: Tensor, *, is_whole: bool) -> Tensor:
+    def lookup(self, own: str, weight: Tensor) -> Tensor:
         """Return a weight as it is looked up or added: on its grid, if the recipe says so."""
         quantizer = self.quantizers.get(f"{LOOKUP}/{own}")
         if quantizer is None:
@@ -183,7 +186,8 @@ class QuantizedLayer:
         if self.stored_format(LOOKUP, own):
             return weight
         training = self.module.training
-        tracks = training and self.is_tracking and is_whole
+        self.look_at(own, weight)
+        tracks = training and self.is_tracking
         operand, grid = quantizer.quantize(weight, training, (-1,), wants_grid=tracks)
         if grid is not None:
             self.keep_view(own, weight, quantizer, grid)
@@ -213,14 +217,21 @@ class QuantizedLayer:
 
     def keep_view(self, own: str, x: Tensor, quantizer: Quantizer, grid: Grid) -> None:
         """Keep a master weight and its view, to see what the optimizer moves."""
-        parameter = self.module._parameters.get(own)
-        if parameter is None or parameter.numel() != x.numel():
-            return
-        is_turned = x.shape != parameter.shape or (
-            own == "weight" and has_transposed_weight(self.module)
-        )
-        key = quantizer.last_key
-        self.views[own] = View(parameter, x.detach().clone(), grid, quantizer.cast, key, is_turned)
+        seen, parameter = self.seen_as.get(own), self.module._parameters.get(own)
+        if seen is not None and parameter is not None:
+            master, is_turned = x.detach().clone(), seen == "turned"
+            cast, key = quantizer.cast, quantizer.last_key
+            self.views[own] = View(parameter, master, grid, cast, key, is_turned)
+
+    def look_at(self, own: str, x: Tensor) -> None:
+        """Note whether ``x`` is the parameter as it is, turned, or something else."""
+        parameter, seen = self.module._parameters.get(own), None
+        if parameter is not None and x.data_ptr() == parameter.data_ptr():
+            if (x.shape, x.stride()) == (parameter.shape, parameter.stride()):
+                seen = "itself"
+            elif (x.mT.shape, x.mT.stride()) == (parameter.shape, parameter.stride()):
+                seen = "turned"
+        self.seen_as[own] = seen
 
     def stored_format(self, operand: str, own: str) -> AnyFormat | None:
         """Return the format whose grid a weight operand is on already, or None.
@@ -302,6 +313,8 @@ class Product:
         if self.weights is not None and (name, id(x)) in self.weights:
             return self.weights[name, id(x)][1]
         layer.note(name, self.own, x)
+        if name == "weight@fwd":
+            layer.look_at(self.own, x)
         tracks = name == "weight@fwd" and training and layer.is_tracking
         dtype = grid_dtype(quantizer.cast.format, self.compute)
         operand, grid = quantizer.quantize(

@@ -145,8 +145,9 @@ class Quantization:
         first = next(self.model.parameters(), None)
         device = torch.device("cpu") if first is None else first.device
         self.compute = choose_compute(self.asked_compute, plan, device)
-        self.counts = torch.zeros(len(wanted), len(COUNTS), dtype=torch.int64, device=device)
-        self.errors = torch.zeros(len(wanted), 2, dtype=torch.float64, device=device)
+        with torch.inference_mode(False):
+            self.counts = torch.zeros(len(wanted), len(COUNTS), dtype=torch.int64, device=device)
+            self.errors = torch.zeros(len(wanted), 2, dtype=torch.float64, device=device)
         made: dict[str, Quantizer] = {}
         for i, (name, cast) in enumerate(wanted.items()):
             old = kept.get(name)

@@ -8,12 +8,7 @@ from torch import Tensor, nn
 from altcore.formats import Format
 from altcore.recipe import LOOKUP
 from altcore.surgery.layer import QuantizedLayer
-from altcore.surgery.layers import (
-    ParameterSlot,
-    has_transposed_weight,
-    matrices,
-    unique_matrices,
-)
+from altcore.surgery.layers import ParameterSlot, matrices, unique_matrices
 from altcore.surgery.quantizer import Quantizer
 from altcore.surgery.stored import StoredWeight
 
@@ -89,6 +84,9 @@ def _view_grid(layer: QuantizedLayer, quantizer: Quantizer) -> WeightGrid | None
     cast, scale = quantizer.cast, quantizer.last_scale
     if cast.hadamard or (cast.blocks is not None and scale is None):
         return None
-    if scale is not None and scale.ndim == 2 and has_transposed_weight(layer.module):
-        scale = scale.t()
+    seen = layer.seen_as.get(quantizer.parameter or "weight", "itself")
+    if scale is not None and seen is None:
+        return None
+    if scale is not None and scale.ndim >= 2 and seen == "turned":
+        scale = scale.mT
     return WeightGrid(cast.element, scale, is_stored=False)
