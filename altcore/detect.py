@@ -101,7 +101,7 @@ class Trend:
         elif before is None:
             known = "validation has not been measured yet"
         elif since is None:
-            known = f"validation has not been measured since (the best loss before was {before:.4g})"
+            known = f"validation has not been measured again (the best loss so far is {before:.4g})"
         else:
             known = f"the best validation loss was {before:.4g} before and {since:.4g} since"
         return (

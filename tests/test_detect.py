@@ -321,9 +321,7 @@ def test_a_stall_waits_for_validation():
     watcher = detector(eval_interval=50)
     texts = []
     for step, loss in enumerate(noisy(160), start=1):
-        new = watcher.observe(
-            step, loss, is_finite=True, learning_rate=1.0, stall=("stored", 0.9)
-        )
+        new = watcher.observe(step, loss, is_finite=True, learning_rate=1.0, stall=("stored", 0.9))
         texts += [e["reason"] for kind in new for e in kind]
         if step in evaluations:
             watcher.evaluated(step, evaluations[step])
@@ -363,7 +361,7 @@ def test_a_restored_detector_goes_on_as_if_it_never_stopped():
     """At whatever step it is saved, what it finds later is the same."""
     series = [2.0] * 25 + [math.nan] * 4 + noisy(40) + [9.0] * 30
     keys = {"nan_patience": 3, "eval_interval": 10, "dead_neuron_window": 8}
-    evaluations = {i: 2.0 for i in range(10, 100, 10)}
+    evaluations = dict.fromkeys(range(10, 100, 10), 2.0)
     dead = [{"a": max(0, i - 30)} for i in range(len(series))]
 
     def both(watcher, part):
