@@ -119,7 +119,9 @@ class TrainConfig:
         1e-8, help="a layer's gradient is dead when no element is larger", validator=ge(0)
     )
     dead_neuron_window: int = setting(
-        100, help="steps of a dead gradient that, where the loss stands still, are a collapse", validator=ge(1)
+        100,
+        help="steps of a dead gradient that, where the loss stands still, are a collapse",
+        validator=ge(1),
     )
     diverged_ratio: float = setting(
         1.2, help="loss, over the loss at the start, that is a collapse", validator=gt(1)
