@@ -187,7 +187,8 @@ class TrainConfig:
         return evolve(self, **changes)
 
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+LONGEST_NAME = 100
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
 
 
 def check_name(name: str, what: str) -> str:
@@ -195,7 +196,7 @@ def check_name(name: str, what: str) -> str:
     if not NAME.fullmatch(name) or ".." in name:
         raise BadInput(
             f"{what}: {name!r:.60} is not a name: letters, digits, dot, dash and underscore, "
-            "100 at most, beginning with a letter or digit"
+            f"{LONGEST_NAME} at most, beginning with a letter or digit"
         )
     return name
 
