@@ -161,7 +161,7 @@ class Finding:
     is_collapse: bool | None = True
     """None while it is not known: a warning, which ends no collapse that was told."""
     about: frozenset[str] = frozenset()
-    """What a warning would be of: each is warned of once, and nothing says that none is due."""
+    """What a warning would be of: each is warned of once. Empty where none is due."""
 
 
 @define(eq=False)

@@ -9,8 +9,8 @@ from torch import Tensor
 from altcore.surgery import Quantization
 
 STOCHASTIC = "stochastic"
-"""The rounding under which a stall is expected: it moves a weight in so many of its steps that
-the mean is right."""
+"""The rounding under which a stall is expected: an update below the grid's interval moves a weight
+with a matching probability, so that the mean is right."""
 
 
 def lost_rate(q: Quantization) -> dict[str, Tensor]:

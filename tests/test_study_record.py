@@ -15,7 +15,7 @@ from altcore.config import TrainConfig
 from altcore.errors import AltcoreError
 from altcore.formats import float_format, table_format
 from altcore.recipes import make_cast
-from altcore.study import decides
+from altcore.study import identity
 from altcore.study.arms import Arm
 from altcore.study.commands import Options, compare, explain
 from altcore.study.compare import Comparison, Contender
@@ -226,7 +226,7 @@ def test_a_plugin_is_known_by_its_version_and_source(shelf, runner, monkeypatch)
     shelf.install("intervention", "nothing", Nothing, "acme-nothing", "2.0")
     two = runner(plugins=["nothing"]).digest_of(arm("E4M3"))
     assert len({before, one, two}) == 3
-    monkeypatch.setattr(decides, "source", lambda module: f"another {module}")
+    monkeypatch.setattr(identity, "source", lambda module: f"another {module}")
     assert runner().digest_of(arm("E4M3")) != before
 
 
@@ -237,29 +237,29 @@ def test_the_source_of_a_package_is_what_lies_in_it(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("")
     (package / "deep.py").write_text("X = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
-    first = decides.source("acme_source.deep")
+    first = identity.source("acme_source.deep")
     (package / "__pycache__" / "deep.pyc").write_text("made")
-    decides.source.cache_clear()
-    assert decides.source("acme_source") == first
+    identity.source.cache_clear()
+    assert identity.source("acme_source") == first
     (package / "deep.py").write_text("X = 2\n")
-    decides.source.cache_clear()
-    assert decides.source("acme_source") != first
+    identity.source.cache_clear()
+    assert identity.source("acme_source") != first
 
 
 def test_what_a_run_is_called_is_nothing(start):
     """Where it lies and what people call it decides no number."""
     config = start.config()
     named = config.evolve(name="x", label="y", project="z", tags=("t",), runs_dir="elsewhere")
-    assert decides.decides(config, {}) == decides.decides(named, {})
-    assert decides.decides(config, {}) != decides.decides(config.evolve(seed=1), {})
-    assert decides.decides(config, {}) != decides.decides(config, {"sha256": "of other data"})
+    assert identity.identity(config, {}) == identity.identity(named, {})
+    assert identity.identity(config, {}) != identity.identity(config.evolve(seed=1), {})
+    assert identity.identity(config, {}) != identity.identity(config, {"sha256": "of other data"})
 
 
 def test_a_run_says_what_decided_it(runner, tmp_path):
     """So that two runs of one arm can be compared; its name ends with the digest."""
     runner().run(arm("E4M3"), seed=1)
     (path,) = (tmp_path / "study" / "runs").iterdir()
-    held = json.loads((path / "decides.json").read_text())
+    held = json.loads((path / "identity.json").read_text())
     assert altcore.digest.digest(held).startswith(path.name.rpartition("-")[2])
     assert len(path.name.rpartition("-")[2]) == DIGITS
     cast = held["config"]["recipe"]["layers"][LAYER]["weight@fwd"]
@@ -305,12 +305,12 @@ def test_files_that_settings_name_are_found(tmp_path, monkeypatch):
         (folder / name).write_text(name)
     settings = {"w": {"data": "texts", "list": ["texts/a.txt", "", "none"], "n": 3, "x": "\0" * 9}}
     settings["w"]["long"] = "x" * 10_000
-    found = dict(decides.files(settings))
+    found = dict(identity.files(settings))
     assert found.keys() == {"texts", "texts/a.txt"}
     (folder / ".hidden").write_text("changed")
-    assert dict(decides.files(settings)) == found
+    assert dict(identity.files(settings)) == found
     (folder / "b.txt").rename(folder / "c.txt")
-    now = dict(decides.files(settings))
+    now = dict(identity.files(settings))
     assert now["texts"] != found["texts"]
     assert now["texts/a.txt"] == found["texts/a.txt"]
 
@@ -319,18 +319,18 @@ def test_a_file_is_read_once_and_again_when_it_changed(tmp_path, monkeypatch):
     """By size and time of change; one that changed just now may change again unseen."""
     path = tmp_path / "data"
     path.write_text("one")
-    first = decides.contents(path)
+    first = identity.contents(path)
     path.write_text("two")  # of the same size, perhaps at the same time
-    assert decides.contents(path) != first
+    assert identity.contents(path) != first
     old = time.time() - 100
     os.utime(path, (old, old))
-    second = decides.contents(path)
-    misses = decides._read.cache_info().misses
-    assert decides.contents(path) == second
-    assert decides._read.cache_info().misses == misses
+    second = identity.contents(path)
+    misses = identity._read.cache_info().misses
+    assert identity.contents(path) == second
+    assert identity._read.cache_info().misses == misses
     path.write_text("six")
     os.utime(path, (old + 1, old + 1))
-    assert decides.contents(path) != second
+    assert identity.contents(path) != second
 
 
 def test_copies_of_recipes_do_not_overwrite_one_another(tmp_path):
@@ -388,5 +388,5 @@ def test_pages_are_of_one_question(tmp_path, other, is_same):
 
 def test_default_configuration_is_plain():
     """What decides a run can be written down."""
-    made = decides.decides(TrainConfig(device="cpu"), {})
+    made = identity.identity(TrainConfig(device="cpu"), {})
     assert json.loads(json.dumps(made)) == made

@@ -33,8 +33,8 @@ from altcore.settings import build, format_or_none
 from altcore.study import report
 from altcore.study.arms import Arm, factorial, frozen_control
 from altcore.study.compare import Comparison, Contender
-from altcore.study.decides import plain
 from altcore.study.explain import Explanation
+from altcore.study.identity import plain
 from altcore.study.record import Question, agreed_steps, claim, read
 from altcore.study.runner import Runner, duration
 from altcore.study.setup import base_config, measure_cost, steps_within

@@ -12,7 +12,7 @@ from attrs import asdict, evolve, field, frozen
 
 from altcore.digest import digest
 from altcore.errors import BadInput
-from altcore.study.decides import contents
+from altcore.study.identity import contents
 
 FILE = "study.json"
 RECIPES = "recipes"

@@ -1,6 +1,6 @@
 """Runs of a study: each arm trained once for a seed and a learning rate, and never twice.
 
-A run is known by the digest of what decides it, which ends its name. One that is finished is read
+A run is known by the digest of its identity, which ends its name. One that is finished is read
 from its directory, so an interrupted study goes on where it was; a run that was cut short is done
 again, and one of another recipe, format or data is another run.
 """
@@ -23,7 +23,7 @@ from altcore.digest import digest
 from altcore.errors import AltcoreError
 from altcore.record import EVENTS, METRICS, read_lines, summary_of
 from altcore.study.arms import Arm
-from altcore.study.decides import decides
+from altcore.study.identity import identity
 
 ENDED = ("finished", "collapsed", "stopped")
 DIVERGED = ("nan_patience", "diverged")
@@ -32,7 +32,7 @@ FACTORS_OF_RATE = (1 / 3, 1.0, 3.0)
 """Learning rates that each contender is tried at, as multiples of the given one."""
 DIGITS = 12
 """Of a digest in a run's name."""
-DECIDES = "decides.json"
+IDENTITY = "identity.json"
 """The file of a run that holds what the digest is of."""
 TAIL = 0.1
 """Share of the steps at the end over which losses are compared."""
@@ -100,23 +100,23 @@ class Runner:
     def run(self, arm: Arm, seed: int, rate: float = 1.0, **keys: Any) -> Outcome:
         """Train an arm, or read what it came to before; ``rate`` multiplies the learning rate."""
         config = self._config(arm, seed, rate, keys)
-        decided = self._decides(config)
-        known = digest(decided)[:DIGITS]
-        path = next((self.folder / "runs").glob(f"*-{known}"), None)
+        known_by = self._identity(config)
+        short = digest(known_by)[:DIGITS]
+        path = next((self.folder / "runs").glob(f"*-{short}"), None)
         if path is not None and summary_of(path)["status"] not in ENDED:
             shutil.rmtree(path)
             path = None
         if path is None:
-            end = f"-s{seed}-lr{rate:.3g}-{known}".replace(".", "_")
+            end = f"-s{seed}-lr{rate:.3g}-{short}".replace(".", "_")
             path = self._train(config, arm.key[: LONGEST_NAME - len(end)] + end)
-            text = json.dumps(decided, indent=1)
-            (path / DECIDES).write_text(text + "\n", encoding="utf-8")
+            text = json.dumps(known_by, indent=1)
+            (path / IDENTITY).write_text(text + "\n", encoding="utf-8")
         self.planned = max(0, self.planned - 1)
         return outcome(path, self.base.max_steps)
 
     def digest_of(self, arm: Arm) -> str:
         """Return what an arm is known by, whatever its seeds."""
-        return digest(self._decides(self._config(arm, 0, 1.0, {})))
+        return digest(self._identity(self._config(arm, 0, 1.0, {})))
 
     def _config(self, arm: Arm, seed: int, rate: float, keys: Mapping[str, Any]) -> TrainConfig:
         return self.base.evolve(
@@ -131,15 +131,15 @@ class Runner:
             }
         )
 
-    def _decides(self, config: TrainConfig) -> dict[str, Any]:
-        decided = decides(config, self.facts)
-        for name, now in decided["files"].items():
+    def _identity(self, config: TrainConfig) -> dict[str, Any]:
+        found = identity(config, self.facts)
+        for name, now in found["files"].items():
             if self.files.setdefault(name, now) != now:
                 raise AltcoreError(
                     f"{name} changed while the study ran, and runs cannot be compared: the same "
                     "command begins new ones beside them"
                 )
-        return decided
+        return found
 
     def _train(self, config: TrainConfig, name: str) -> Path:
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What decides a run: configuration, formats' values, data and code, and its digest.
+"""The identity of a run: its configuration, formats' values, data and code.
 
 A study knows its runs by it. Whatever changes, the changed runs are new ones beside the old.
 """
@@ -31,7 +31,7 @@ JUST_NOW = 2.0
 """Seconds in which a file may change again without a new time of change."""
 
 
-def decides(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
+def identity(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Return all that decides a run's numbers, as plain data.
 
     ``facts`` is what the workload says of itself, its data included.
