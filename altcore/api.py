@@ -281,11 +281,14 @@ def _optimizer(
     return made
 
 
-def layers_of(config: TrainConfig) -> tuple[list[Layer], list[list[str]]]:
-    """Return the layers of the configuration's model, and the names that share a parameter."""
-    model = _workload(config, torch.device("cpu"), None, None).model
-    layers = [layer for layer, _ in find_layers(model).values()]
-    return layers, [names for names, _ in tied_matrices(model)]
+def layers_of(config: TrainConfig) -> tuple[list[Layer], list[list[str]], dict[str, Any]]:
+    """Return the layers of the configuration's model, the names that share a parameter, and facts.
+
+    The facts are what the workload says of itself.
+    """
+    workload = _workload(config, torch.device("cpu"), None, None)
+    layers = [layer for layer, _ in find_layers(workload.model).values()]
+    return layers, [names for names, _ in tied_matrices(workload.model)], dict(workload.facts)
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:

@@ -107,7 +107,7 @@ class TrainConfig:
         10, help="consecutive non-finite steps that are a collapse", validator=ge(1)
     )
     bit_stall_threshold: float = setting(
-        0.5, help="stall rate that, judged with the loss, is a collapse", validator=_SHARE
+        0.5, help="stall rate that, where the loss stands still, is a collapse", validator=_SHARE
     )
     stall_window: int = setting(
         100, help="steps over which stall and loss are judged", validator=ge(4)
@@ -119,7 +119,9 @@ class TrainConfig:
         1e-8, help="a layer's gradient is dead when no element is larger", validator=ge(0)
     )
     dead_neuron_window: int = setting(
-        100, help="steps of a dead gradient that are a collapse", validator=ge(1)
+        100,
+        help="steps of a dead gradient that, where the loss stands still, are a collapse",
+        validator=ge(1),
     )
     diverged_ratio: float = setting(
         1.2, help="loss, over the loss at the start, that is a collapse", validator=gt(1)
@@ -185,7 +187,8 @@ class TrainConfig:
         return evolve(self, **changes)
 
 
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+LONGEST_NAME = 100
+NAME = re.compile(rf"[A-Za-z0-9][A-Za-z0-9._-]{{0,{LONGEST_NAME - 1}}}")
 
 
 def check_name(name: str, what: str) -> str:
@@ -193,7 +196,7 @@ def check_name(name: str, what: str) -> str:
     if not NAME.fullmatch(name) or ".." in name:
         raise BadInput(
             f"{what}: {name!r:.60} is not a name: letters, digits, dot, dash and underscore, "
-            "100 at most, beginning with a letter or digit"
+            f"{LONGEST_NAME} at most, beginning with a letter or digit"
         )
     return name
 

@@ -1,18 +1,22 @@
 """The detector: whether training still learns, judged from host numbers alone.
 
-Stall alone is never collapse. It counts only after warm-up, at a learning rate of at least half
-its peak, over a window in which the training loss has not improved by two standard errors.
+Neither stalled updates nor dead gradients are a collapse by themselves. They are one only where the
+loss stands still: over a window, the training loss has not improved by two standard errors, and
+validation, where the run measures it, is no better than when the window began. Otherwise they are
+told once, as a warning. Stall counts only after warm-up, at a learning rate of at least half its
+peak; that of views of float32 masters delays updates and loses none, so it never is a cause.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
-from statistics import fmean, variance
+from collections.abc import Mapping, Sequence
+from operator import itemgetter
+from statistics import fmean
 from typing import Any
 
-from attrs import define, field
+from attrs import define, field, frozen
 
 from altcore.config import TrainConfig
 
@@ -20,6 +24,144 @@ SMOOTH = 20
 """Steps over which the loss is averaged to say that it has diverged."""
 FIRST = 5
 """Steps that are not averaged: a spike among the first may pass."""
+FEWEST = 4
+"""Losses in a window, two in each half: of fewer there is no standard error."""
+LEAST = 1e-4
+"""A validation loss improves if it falls by this share of itself; less is rounding."""
+
+
+@frozen
+class Trend:
+    """How the loss moved over a window of steps."""
+
+    improvement: float
+    """Of the training loss: its mean over the first half less that over the second."""
+    error: float
+    """Two standard errors of it."""
+    validation: tuple[float | None, float | None] | None = None
+    """The best validation loss up to the window's beginning, and since: None where there is none
+    yet. None for a run that makes no evaluations."""
+
+    @classmethod
+    def of(
+        cls, losses: Sequence[tuple[int, float]], evaluations: Sequence[tuple[int, float]] | None
+    ) -> Trend:
+        """Return the trend of (step, loss) pairs, `FEWEST` or more.
+
+        ``evaluations`` are those of the run so far, None where it makes none.
+        """
+        half = len(losses) // 2
+        before, after = [x for _, x in losses[:half]], [x for _, x in losses[half:]]
+        error = 2 * math.sqrt(_squared_error(before) + _squared_error(after))
+        improvement = fmean(before) - fmean(after)
+        if evaluations is None:
+            return cls(improvement, error)
+        known = [x for step, x in evaluations if step <= losses[0][0]]
+        since = [x for step, x in evaluations if step > losses[0][0]]
+        if not known:
+            # The first evaluation in the window says how it began.
+            known, since = since[:1], since[1:]
+        return cls(improvement, error, (min(known, default=None), min(since, default=None)))
+
+    @property
+    def training_improves(self) -> bool:
+        """Whether the training loss fell by more than its noise."""
+        return self.improvement > 0 and self.improvement >= self.error
+
+    @property
+    def improves(self) -> bool | None:
+        """Whether the run learned in the window, by validation where there is one.
+
+        None while that cannot be told: validation was not measured, or training says the opposite.
+        """
+        if self.validation is None:
+            return self.training_improves
+        before, since = self.validation
+        if before is None or since is None:
+            return None
+        if since < before - LEAST * abs(before):
+            return True
+        return None if self.training_improves else False
+
+    def evidence(self) -> dict[str, Any]:
+        """Return the numbers, as events hold them."""
+        before, since = self.validation or (None, None)
+        return {
+            "improvement": self.improvement,
+            "standard_error": self.error / 2,
+            "val_loss_before": before,
+            "val_loss_since": since,
+        }
+
+    def __str__(self) -> str:
+        than = "more" if self.training_improves else "less"
+        before, since = self.validation or (None, None)
+        if self.validation is None:
+            known = "this run does not measure validation"
+        elif before is None:
+            known = "validation has not been measured yet"
+        elif since is None:
+            known = f"validation has not been measured again (the best loss so far is {before:.4g})"
+        else:
+            known = f"the best validation loss was {before:.4g} before and {since:.4g} since"
+        return (
+            f"the loss improved by {self.improvement:.3g}, {than} than two standard errors "
+            f"({self.error:.3g}), and {known}"
+        )
+
+
+@define(eq=False)
+class StallWindow:
+    """The last recorded steps on which stall counts."""
+
+    config: TrainConfig
+    steps: deque[tuple[int, float, float]] = field(init=False)
+    """(step, loss, stall rate)."""
+
+    def __attrs_post_init__(self) -> None:
+        self.steps = deque(maxlen=self.config.stall_window)
+
+    def add(self, step: int, loss: float, rate: float, learning_rate: float) -> bool:
+        """Take in a step if stall counts on it; return whether it does."""
+        at_least = 0.5 * self.config.learning_rate
+        counts = step > self.config.warmup_steps and learning_rate >= at_least
+        if counts:
+            self.steps.append((step, loss, rate))
+        return counts
+
+    def stalled(
+        self, threshold: float, evaluations: Sequence[tuple[int, float]] | None = None
+    ) -> tuple[float, Trend] | None:
+        """Return the mean stall rate and the trend of a full window, if it is above ``threshold``.
+
+        See `Trend.of` for ``evaluations``.
+        """
+        if len(self.steps) < self.config.stall_window:
+            return None
+        rate = fmean(rate for _, _, rate in self.steps)
+        if rate <= threshold:
+            return None
+        return rate, Trend.of([(step, loss) for step, loss, _ in self.steps], evaluations)
+
+    def state_dict(self) -> list[list[float]]:
+        """Return what a checkpoint needs."""
+        return [list(step) for step in self.steps]
+
+    def load_state_dict(self, state: Sequence[Sequence[Any]]) -> None:
+        """Restore what `state_dict` returned."""
+        self.steps.extend((step, loss, rate) for step, loss, rate in state)
+
+
+@frozen
+class Finding:
+    """What the detector sees in a step, of one cause."""
+
+    reason: str
+    numbers: Mapping[str, Any]
+    is_collapse: bool | None = True
+    """None while it is not known: a warning, which ends no collapse that was told."""
+    about: frozenset[str] = frozenset()
+    """What a warning would be of: each is warned of once. Empty where none is due."""
 
 
 @define(eq=False)
@@ -34,12 +176,19 @@ class Detector:
     seen: int = 0
     """Finite losses."""
     losses: deque[float] = field(init=False)
-    window: deque[tuple[float, float]] = field(init=False)
-    """(loss, stall rate) of the recorded steps that may be judged."""
+    window: StallWindow = field(init=False)
+    recent: deque[tuple[int, float]] = field(init=False)
+    """(step, loss) after warm-up, over which a dead gradient is judged."""
+    evaluations: list[tuple[int, float]] = field(init=False, factory=list)
+    """(step, validation loss); of those before both windows the best."""
+    warned: set[str] = field(init=False, factory=set)
+    harmless: set[str] = field(init=False, factory=set)
+    """Parameters whose gradient was dead while the run learned: it does without."""
 
     def __attrs_post_init__(self) -> None:
         self.losses = deque(maxlen=SMOOTH)
-        self.window = deque(maxlen=self.config.stall_window)
+        self.window = StallWindow(self.config)
+        self.recent = deque(maxlen=max(FEWEST, self.config.dead_neuron_window))
 
     def observe(
         self,
@@ -52,63 +201,68 @@ class Detector:
         learning_rate: float,
         stall: tuple[str, float] | None = None,
         dead: Mapping[str, int] | None = None,
-    ) -> list[dict[str, Any]]:
-        """Take in a step; return the evidence of each cause that is new.
+    ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """Take in a step; return the evidence of each new collapse, and of each new warning.
 
         ``is_forgiven``: the format was shifted or the state rolled back because of this step, so
         that it is not counted as non-finite. ``counts``: a non-finite step that does not count
         leaves the number of consecutive ones as it is.
         ``stall`` is (``stored`` or ``view``, rate) of the last recorded update, ``dead`` the
-        number of consecutive steps that each layer's gradient has been dead.
+        number of consecutive steps that each parameter's gradient has been dead.
         """
-        found: dict[str, dict[str, Any] | None] = {
-            "nan_patience": self._nan(is_finite or is_forgiven, counts),
-            "dead_gradients": self._dead(dead or {}),
-        }
+        found = {"nan_patience": self._nan(is_finite or is_forgiven, counts)}
         if is_finite:
             found["diverged"] = self._diverged(loss)
-            if stall is not None and self._may_judge(step, learning_rate):
-                self.window.append((loss, stall[1]))
+            if step > self.config.warmup_steps:
+                self.recent.append((step, loss))
+            if stall is not None and self.window.add(step, loss, stall[1], learning_rate):
                 found["stalled"] = self._stalled(stall[0])
-        new = []
-        for cause, evidence in found.items():
-            if evidence is None:
+        found["dead_gradients"] = self._dead(dead or {})
+        collapses, warnings = [], []
+        for cause, finding in found.items():
+            if finding is None or finding.is_collapse is False:
                 self.active.discard(cause)
-            elif cause not in self.active:
+            if finding is None:
+                continue
+            evidence = {"cause": cause, "reason": finding.reason, **finding.numbers}
+            if finding.is_collapse and cause not in self.active:
                 self.active.add(cause)
-                new.append({"cause": cause, **evidence})
-        return new
+                collapses.append(evidence)
+            elif not finding.is_collapse and finding.about - self.warned:
+                warnings.append(evidence)
+            self.warned |= finding.about
+        return collapses, warnings
+
+    def evaluated(self, step: int, val_loss: float) -> None:
+        """Take in an evaluation, which comes after the step was observed."""
+        began = [window[0][0] for window in (self.window.steps, self.recent) if window]
+        old = [e for e in self.evaluations if e[0] <= min(began, default=step)]
+        kept = [min(old, key=itemgetter(1))] if old else []
+        value = val_loss if math.isfinite(val_loss) else math.inf
+        self.evaluations = [*kept, *self.evaluations[len(old) :], (step, value)]
 
     def start_anew(self) -> None:
         """Forget what was seen of another recipe or state: it was changed, or rolled back."""
         self.nonfinite = 0
-        self.window.clear()
+        self.window.steps.clear()
+        self.recent.clear()
+        self.evaluations.clear()
         self.active -= {"nan_patience", "stalled"}
+        self.warned.discard("stall")
 
-    def _nan(self, is_finite: bool, counts: bool) -> dict[str, Any] | None:
+    @property
+    def _known_evaluations(self) -> list[tuple[int, float]] | None:
+        return self.evaluations if self.config.eval_interval else None
+
+    def _nan(self, is_finite: bool, counts: bool) -> Finding | None:
         self.nonfinite = 0 if is_finite else self.nonfinite + counts
         patience = self.config.nan_patience
         if self.nonfinite < patience:
             return None
-        return {
-            "reason": f"{self.nonfinite} consecutive steps were not finite "
-            f"(nan_patience {patience})",
-            "consecutive": self.nonfinite,
-        }
+        reason = f"{self.nonfinite} consecutive steps were not finite (nan_patience {patience})"
+        return Finding(reason, {"consecutive": self.nonfinite})
 
-    def _dead(self, dead: Mapping[str, int]) -> dict[str, Any] | None:
-        window = self.config.dead_neuron_window
-        layers = sorted(name for name, steps in dead.items() if steps >= window)
-        if not layers:
-            return None
-        return {
-            "reason": f"the gradient of {', '.join(layers[:4])}"
-            f"{' and others' if len(layers) > 4 else ''} was below "
-            f"{self.config.dead_neuron_threshold:g} (root mean square) for {window} steps",
-            "dead_layers": layers,
-        }
-
-    def _diverged(self, loss: float) -> dict[str, Any] | None:
+    def _diverged(self, loss: float) -> Finding | None:
         self.losses.append(loss)
         self.seen += 1
         start = self.first_loss = loss if self.first_loss is None else self.first_loss
@@ -117,38 +271,55 @@ class Detector:
             start
         ):
             return None
-        return {
-            "reason": f"the loss of the last {SMOOTH} steps, {now:.4g}, is more than "
-            f"{self.config.diverged_ratio:g} times the {start:.4g} that it started at",
-            "loss_at_start": start,
-            "loss_now": now,
-        }
+        reason = (
+            f"the loss of the last {SMOOTH} steps, {now:.4g}, is more than "
+            f"{self.config.diverged_ratio:g} times the {start:.4g} that it started at"
+        )
+        return Finding(reason, {"loss_at_start": start, "loss_now": now})
 
-    def _may_judge(self, step: int, learning_rate: float) -> bool:
-        at_least = 0.5 * self.config.learning_rate
-        return step > self.config.warmup_steps and learning_rate >= at_least
+    def _dead(self, dead: Mapping[str, int]) -> Finding | None:
+        window = self.config.dead_neuron_window
+        names = {name for name, steps in dead.items() if steps >= window}
+        self.harmless &= names
+        names -= self.harmless
+        if not names:
+            return None
+        layers = sorted(names)
+        reason = (
+            f"the gradient of {', '.join(layers[:4])}{' and others' if len(layers) > 4 else ''} "
+            f"was below {self.config.dead_neuron_threshold:g} (root mean square) for {window} steps"
+        )
+        numbers: dict[str, Any] = {"dead_layers": layers}
+        improves = None
+        if len(self.recent) == self.recent.maxlen:
+            trend = Trend.of(list(self.recent), self._known_evaluations)
+            improves = trend.improves
+            reason, numbers = f"{reason}, while {trend}", numbers | trend.evidence()
+        if improves:
+            self.harmless |= names
+        return Finding(reason, numbers, _opposite(improves), frozenset(names))
 
-    def _stalled(self, which: str) -> dict[str, Any] | None:
-        if len(self.window) < self.config.stall_window:
+    def _stalled(self, which: str) -> Finding | None:
+        found = self.window.stalled(self.config.bit_stall_threshold, self._known_evaluations)
+        if found is None:
             return None
-        losses = [loss for loss, _ in self.window]
-        rate = fmean(s for _, s in self.window)
-        half = len(losses) // 2
-        before, after = losses[:half], losses[half:]
-        improvement = fmean(before) - fmean(after)
-        error = math.sqrt(variance(before) / len(before) + variance(after) / len(after))
-        if rate <= self.config.bit_stall_threshold or improvement >= 2 * error:
-            return None
-        return {
-            "reason": f"{rate:.1%} of {which} weight updates stalled over {len(losses)} recorded "
-            f"steps (threshold {self.config.bit_stall_threshold:.0%}), while the loss improved by "
-            f"{improvement:.3g}, less than two standard errors ({2 * error:.3g})",
+        rate, trend = found
+        reason = (
+            f"{rate:.1%} of {which} weight updates stalled over {len(self.window.steps)} recorded "
+            f"steps (threshold {self.config.bit_stall_threshold:.0%}), while {trend}"
+        )
+        is_collapse = _opposite(trend.improves)
+        if which == "view":
+            is_collapse = False
+            reason += "; float32 masters keep what their views do not show yet"
+        numbers = {
             "stall_of": which,
             "rate": rate,
-            "improvement": improvement,
-            "standard_error": error,
-            "window": len(losses),
+            "window": len(self.window.steps),
+            **trend.evidence(),
         }
+        about = () if trend.training_improves else ("stall",)
+        return Finding(reason, numbers, is_collapse, frozenset(about))
 
     def state_dict(self) -> dict[str, Any]:
         """Return what a checkpoint needs."""
@@ -158,7 +329,11 @@ class Detector:
             "first_loss": self.first_loss,
             "seen": self.seen,
             "losses": list(self.losses),
-            "window": [list(pair) for pair in self.window],
+            "window": self.window.state_dict(),
+            "recent": [list(pair) for pair in self.recent],
+            "evaluations": [list(pair) for pair in self.evaluations],
+            "warned": sorted(self.warned),
+            "harmless": sorted(self.harmless),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -167,4 +342,17 @@ class Detector:
         self.active = set(state["active"])
         self.first_loss, self.seen = state["first_loss"], state["seen"]
         self.losses.extend(state["losses"])
-        self.window.extend((loss, stall) for loss, stall in state["window"])
+        self.window.load_state_dict(state["window"])
+        self.recent.extend((step, loss) for step, loss in state["recent"])
+        self.evaluations = [(step, loss) for step, loss in state["evaluations"]]
+        self.warned, self.harmless = set(state["warned"]), set(state["harmless"])
+
+
+def _squared_error(losses: Sequence[float]) -> float:
+    """Return the square of the mean's standard error (statistics.variance is exact and slow)."""
+    mean = fmean(losses)
+    return math.fsum((x - mean) ** 2 for x in losses) / (len(losses) - 1) / len(losses)
+
+
+def _opposite(improves: bool | None) -> bool | None:
+    return None if improves is None else not improves

@@ -50,6 +50,7 @@ from altcore.locate import layer_evidence, locate_nonfinite
 from altcore.randomness import random_state, set_random_state
 from altcore.record import EVENTS, METRICS, TIMINGS, Recorder, RunDirectory, summarize
 from altcore.signals import Signals
+from altcore.stall import judged, lost_rate
 from altcore.state import (
     Progress,
     Run,
@@ -246,7 +247,7 @@ class Engine:
         q.store(self.run.optimizer)
         if step.is_recorded:
             q.measure_views()
-            self.recorder.add(q.stall_rates())
+            self.recorder.add(q.stall_rates() | lost_rate(q))
 
     def apply(self, verdict: Verdict) -> bool:
         """Carry out a verdict; returns whether it changed state or formats, from the next step."""
@@ -261,16 +262,15 @@ class Engine:
     def detect(
         self, step: Step, host: Mapping[str, Any], is_changed: bool, counts: bool
     ) -> list[dict[str, Any]]:
-        """Let the detector judge; returns the evidence of each new cause."""
+        """Let the detector judge; tells its warnings, and returns the evidence of new collapses."""
         dead = {}
         if host["dead"] >= self.run.config.dead_neuron_window:
             dead = self.gradients.dead_by_name()
         stall = None
         # A diagnostic may have more steps recorded; what is judged must not depend on it.
         if due(self.run.config.log_interval, step):
-            rates = self.progress.stall_rates.items()
-            stall = next(((kind, rate) for kind, rate in rates if rate is not None), None)
-        return self.detector.observe(
+            stall = judged(self.progress.stall_rates, self.run.quantization)
+        collapses, warnings = self.detector.observe(
             step.index,
             host["loss"],
             is_finite=host["is_finite"],
@@ -281,6 +281,9 @@ class Engine:
             stall=stall,
             dead=dead,
         )
+        for evidence in warnings:
+            self.run.emit("warning", message=evidence.pop("reason"), **evidence)
+        return collapses
 
     def on_collapse(self, step: Step, evidence: dict[str, Any]) -> Verdict:
         """Record a collapse and ask the plugins; with no opinion, spent NaN patience stops."""
@@ -300,6 +303,7 @@ class Engine:
         self.recorder.flush()
         progress = self.progress
         progress.evaluation = {"step": step.index, **validation_losses(self.run)}
+        self.detector.evaluated(step.index, progress.evaluation["val_loss"])
         self.saved = ""  # a checkpoint of this step does not know of the evaluation
         self.directory.append(METRICS, progress.evaluation)
         self.dispatch.call("on_eval", run=self.run, step=step, metrics=progress.evaluation)

@@ -54,4 +54,9 @@ def layer_evidence(run: Run) -> dict[str, Any]:
         for name, p in run.model.named_parameters()
         if p.grad is not None
     }
-    return {"layers": run.quantization.stats(), "gradients": gradients}
+    rows = run.quantization.stats()
+    for row in rows:
+        cast = run.quantization.plan[row["layer"]].get(row["operand"])
+        if row["operand"] == "stored_weight" and cast is not None:
+            row["rounding"] = cast.rounding
+    return {"layers": rows, "gradients": gradients}

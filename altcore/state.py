@@ -170,12 +170,14 @@ class Progress:
     scales: dict[str, float] = field(factory=dict)
     """Of stored weights, by parameter, when they were last read."""
     stall_rates: dict[str, float | None] = field(factory=dict)
-    """Of the last recorded update: stored, then view; None where there is none."""
+    """Of the last recorded update: stored, view and lost (see `altcore.stall`); None where there
+    is none."""
 
     def note_stall(self, line: Mapping[str, Any], log_interval: int) -> None:
         """Keep the stall rates of a line of metrics, unless it was recorded for a diagnostic."""
         if line["step"] % log_interval == 0:
-            self.stall_rates = {kind: line[f"{kind}_stall_rate"] for kind in ("stored", "view")}
+            kinds = ("stored", "view", "lost")
+            self.stall_rates = {kind: line.get(f"{kind}_stall_rate") for kind in kinds}
 
     def summary(self) -> dict[str, Any]:
         """Return its part of the run's summary."""

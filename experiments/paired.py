@@ -27,6 +27,8 @@ def losses(prefix: str) -> dict[int, list[float]]:
     for run in path.parent.glob(f"{path.name}-s*-lr*"):
         seed = int(re.search(r"-s(\d+)-lr", run.name)[1])
         if run.name.startswith(f"{path.name}-s{seed}-") and seed < SELECTION:
+            if seed in found:
+                raise BadInput(f"{prefix} has several runs of seed {seed}: another recipe or data")
             found[seed] = [x["loss"] for x in read_lines(run / METRICS) if "loss" in x]
     if not found:
         raise BadInput(f"there is no run {prefix}-s*-lr*")

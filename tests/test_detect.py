@@ -1,6 +1,7 @@
 """The detector, on synthetic series: each cause, once until it clears, and never stall alone."""
 
 import itertools
+import json
 import math
 import random
 
@@ -11,14 +12,36 @@ from altcore.detect import FIRST, SMOOTH, Detector
 
 
 def detector(**keys):
-    """A detector that judges quickly."""
-    given = {"warmup_steps": 0, "stall_window": 20, "learning_rate": 1.0, "max_steps": 10_000}
+    """A detector that judges quickly, of a run that makes no evaluations."""
+    given = {
+        "warmup_steps": 0,
+        "stall_window": 20,
+        "learning_rate": 1.0,
+        "max_steps": 10_000,
+        "eval_interval": 0,
+    }
     return Detector(TrainConfig(**{**given, **keys}))
 
 
-def feed(watcher, losses, *, start=1, stall=None, dead=None, learning_rate=1.0, finite=None):
-    """Feed a series; returns (step, cause) of all that was found."""
-    found = []
+def feed(watcher, losses, **keys):
+    """Feed a series; returns (step, cause) of all collapses that were found."""
+    return told(watcher, losses, **keys)[0]
+
+
+def told(
+    watcher,
+    losses,
+    *,
+    start=1,
+    stall=None,
+    of="stored",
+    dead=None,
+    learning_rate=1.0,
+    finite=None,
+    evaluations=(),
+):
+    """Feed a series and validation losses by step; returns (step, cause) of collapses, warnings."""
+    found = [], []
     rates = [stall] * len(losses) if isinstance(stall, float) else stall
     for i, loss in enumerate(losses):
         new = watcher.observe(
@@ -26,10 +49,13 @@ def feed(watcher, losses, *, start=1, stall=None, dead=None, learning_rate=1.0, 
             loss,
             is_finite=math.isfinite(loss) if finite is None else finite[i],
             learning_rate=learning_rate,
-            stall=None if rates is None else ("stored", rates[i]),
+            stall=None if rates is None else (of, rates[i]),
             dead=None if dead is None else dead[i],
         )  # fmt: skip
-        found += [(start + i, e["cause"]) for e in new]
+        for kept, evidence in zip(found, new, strict=True):
+            kept += [(start + i, e["cause"]) for e in evidence]
+        if start + i in dict(evaluations):
+            watcher.evaluated(start + i, dict(evaluations)[start + i])
     return found
 
 
@@ -67,7 +93,7 @@ def test_a_forgiven_step_does_not_count():
     """The step because of which the format was shifted says nothing of the new one."""
     watcher = detector(nan_patience=1)
     found = watcher.observe(1, math.nan, is_finite=False, is_forgiven=True, learning_rate=1.0)
-    assert (found, watcher.nonfinite) == ([], 0)
+    assert (found, watcher.nonfinite) == (([], []), 0)
 
 
 # ------------------------------------------------------------------------------ diverged
@@ -114,19 +140,65 @@ def test_negative_losses_diverge_upwards():
 
 def test_dead_gradients_are_told_once_until_they_live():
     """The count comes from the device; at the window's length it is a collapse."""
-    counts = [0, 3, 4, 5, 6, 0, 4, 5]
-    found = feed(detector(dead_neuron_window=5), [1.0] * 8, dead=[{"a.weight": c} for c in counts])
-    assert found == [(4, "dead_gradients"), (8, "dead_gradients")]
+    counts = [0, 1, 2, 3, 4, 5, 6, 0, 4, 5]
+    watcher = detector(dead_neuron_window=5)
+    found = feed(watcher, [1.0] * 10, dead=[{"a.weight": c} for c in counts])
+    assert found == [(6, "dead_gradients"), (10, "dead_gradients")]
 
 
 def test_dead_layers_are_named():
     """Those at the window's length and no others."""
     watcher = detector(dead_neuron_window=5)
-    (evidence,) = watcher.observe(
-        1, 1.0, is_finite=True, learning_rate=1.0, dead={"b": 5, "a": 9, "c": 4}
+    feed(watcher, noisy(4))
+    (evidence,), warnings = watcher.observe(
+        5, 3.0, is_finite=True, learning_rate=1.0, dead={"b": 5, "a": 9, "c": 4}
     )
+    assert warnings == []
     assert evidence["dead_layers"] == ["a", "b"]
     assert "a, b" in evidence["reason"]
+    assert "less than two standard errors" in evidence["reason"]
+
+
+def test_dead_gradients_are_no_collapse_while_the_loss_falls():
+    """One warning that names them; what a run learns without is not what holds it up later."""
+    watcher = detector(dead_neuron_window=20)
+    falling, flat = noisy(60, slope=-0.04), noisy(200, level=0.6, seed=1)
+    dead = [{"norm.bias": i, "alive": 0} for i in range(1, 61)]
+    assert told(watcher, falling, dead=dead) == ([], [(20, "dead_gradients")])
+    still = [{"norm.bias": i, "alive": 0} for i in range(61, 261)]
+    assert told(watcher, flat, start=61, dead=still) == ([], [])
+    # Another one that dies while the loss stands still is a cause, and named alone.
+    found, _ = watcher.observe(
+        261, 0.6, is_finite=True, learning_rate=1.0, dead={"norm.bias": 261, "other": 20}
+    )
+    assert [e["dead_layers"] for e in found] == [["other"]]
+
+
+def test_a_gradient_that_lives_and_dies_again_is_judged_anew():
+    """It was harmless when it was dead before: now the loss stands still."""
+    watcher = detector(dead_neuron_window=20)
+    assert told(watcher, noisy(20, slope=-0.1), dead=[{}] * 19 + [{"a": 20}])[0] == []
+    found = told(watcher, noisy(40, level=1.0), start=21, dead=[{}] * 39 + [{"a": 20}])
+    assert found == ([(60, "dead_gradients")], [])
+
+
+def test_dead_gradients_wait_for_validation():
+    """Where it is measured, a noisy training loss says too little."""
+    dead = [{"a": i} for i in range(1, 101)]
+    still = {30: 2.0, 60: 2.1, 90: 2.0}
+    keys = {"dead_neuron_window": 20, "eval_interval": 30}
+    found = told(detector(**keys), noisy(100), dead=dead, evaluations=still)
+    assert found == ([(61, "dead_gradients")], [(20, "dead_gradients")])
+    better = {30: 2.0, 60: 1.9, 90: 1.8}
+    found = told(detector(**keys), noisy(100), dead=dead, evaluations=better)
+    assert found == ([], [(20, "dead_gradients")])
+
+
+def test_dead_gradients_are_not_judged_in_warm_up():
+    """Where the learning rate begins at nothing the loss stands still; they are warned of."""
+    dead = [{"a": i} for i in range(1, 61)]
+    found = told(detector(dead_neuron_window=20, warmup_steps=30), noisy(60), dead=dead)
+    assert found == ([(50, "dead_gradients")], [(20, "dead_gradients")])
 
 
 # ------------------------------------------------------------------------------- stalled
@@ -190,19 +262,96 @@ def test_two_standard_errors_by_hand():
         assert limit == pytest.approx(0.9428, abs=1e-3)
 
 
-def test_views_are_told_apart_from_stored_weights():
-    """The evidence says of which the stall is, and its numbers."""
-    watcher = detector()
-    found = []
-    for i, loss in enumerate(noisy(20)):
-        found += watcher.observe(
-            i + 1, loss, is_finite=True, learning_rate=1.0, stall=("view", 0.75)
-        )
-    (evidence,) = found
-    assert evidence["stall_of"] == "view"
-    assert evidence["rate"] == pytest.approx(0.75)
-    assert evidence["window"] == 20
-    assert "75.0% of view weight updates stalled" in evidence["reason"]
+def test_a_stall_of_views_is_a_warning_and_told_once():
+    """However often the training loss falls and stands still: nothing is lost."""
+    series = noisy(40) + noisy(40, slope=-0.1) + noisy(40, level=-1.0)
+    assert told(detector(), series, stall=0.9, of="view") == ([], [(20, "stalled")])
+
+
+def test_a_loss_that_does_not_move_at_all_stands_still():
+    """A batch that is always the same, and weights that are: there is no noise to compare with."""
+    assert feed(detector(), [2.0] * 30, stall=1.0) == [(20, "stalled")]
+
+
+def test_evidence_says_whose_stall_it_is():
+    """And its numbers, in a warning as in a collapse."""
+    for of, is_collapse in (("stored", True), ("view", False)):
+        watcher = detector()
+        collapses, warnings = [], []
+        for i, loss in enumerate(noisy(20)):
+            new = watcher.observe(i + 1, loss, is_finite=True, learning_rate=1.0, stall=(of, 0.75))
+            collapses += new[0]
+            warnings += new[1]
+        assert (len(collapses), len(warnings)) == (is_collapse, not is_collapse)
+        (evidence,) = collapses + warnings
+        assert evidence["stall_of"] == of
+        assert evidence["rate"] == pytest.approx(0.75)
+        assert evidence["window"] == 20
+        assert f"75.0% of {of} weight updates stalled" in evidence["reason"]
+        assert "this run does not measure validation" in evidence["reason"]
+        assert (evidence["val_loss_before"], evidence["val_loss_since"]) == (None, None)
+
+
+# ------------------------------------------------------------------- stalled, and validation
+
+
+def test_a_stall_is_no_collapse_while_validation_improves():
+    """Single batches are too noisy to show it: the run learns, and is only warned."""
+    better = {i: 3.0 - i / 1000 for i in range(10, 300, 10)}
+    found = told(detector(eval_interval=10), noisy(300), stall=0.9, evaluations=better)
+    assert found == ([], [(20, "stalled")])
+
+
+@pytest.mark.parametrize("worse", [0.0, 0.01, -0.0001])
+def test_a_stall_is_a_collapse_where_validation_stands_still_too(worse):
+    """Or becomes worse, or improves by less than rounding would."""
+    still = {i: 3.0 + worse * i / 10 for i in range(10, 300, 10)}
+    found = told(detector(eval_interval=10), noisy(300), stall=0.9, evaluations=still)
+    # The window began at step 2: the evaluation of step 10 says how, that of 20 how it went on.
+    # By chance the training loss of some windows later improves: that does not end it.
+    assert found == ([(21, "stalled")], [(20, "stalled")])
+
+
+def test_a_stall_waits_for_validation():
+    """Until an evaluation fell into the window, and one before it, it is a warning."""
+    evaluations = {50: 3.0, 100: 3.0, 150: 3.0}
+    found = told(detector(eval_interval=50), noisy(160), stall=0.9, evaluations=evaluations)
+    assert found == ([(101, "stalled")], [(20, "stalled")])
+    # The window that has no evaluation ends nothing that was told.
+    watcher = detector(eval_interval=50)
+    texts = []
+    for step, loss in enumerate(noisy(160), start=1):
+        new = watcher.observe(step, loss, is_finite=True, learning_rate=1.0, stall=("stored", 0.9))
+        texts += [e["reason"] for kind in new for e in kind]
+        if step in evaluations:
+            watcher.evaluated(step, evaluations[step])
+    assert "validation has not been measured yet" in texts[0]
+    assert "the best validation loss was 3 before and 3 since" in texts[1]
+
+
+def test_the_best_validation_loss_counts():
+    """A single bad evaluation before the window does not make the next one an improvement."""
+    evaluations = {40: 2.0, 80: 2.5, 120: 2.2}
+    found = feed(detector(eval_interval=40), noisy(130), stall=0.9, evaluations=evaluations)
+    assert found == [(81, "stalled")]
+    evaluations = {40: 2.5, 80: 2.4, 120: 2.45}
+    found = feed(detector(eval_interval=40), noisy(130), stall=0.9, evaluations=evaluations)
+    assert found == [(121, "stalled")]
+
+
+def test_a_validation_loss_that_is_not_finite_is_no_improvement():
+    """Neither before the window nor in it."""
+    for evaluations in ({40: 2.0, 80: math.nan}, {40: 2.0, 60: math.nan, 80: 2.0}):
+        found = feed(detector(eval_interval=20), noisy(100), stall=0.9, evaluations=evaluations)
+        assert [c for _, c in found] == ["stalled"]
+
+
+def test_few_evaluations_are_kept():
+    """Of those before every window the best only, so that a checkpoint stays small."""
+    watcher = detector(eval_interval=1, dead_neuron_window=20)
+    feed(watcher, noisy(500), stall=0.9, evaluations={i: 2 + i / 500 for i in range(1, 500)})
+    assert len(watcher.evaluations) < 25
+    assert watcher.evaluations[0] == (1, 2 + 1 / 500)
 
 
 # -------------------------------------------------------------------------------- state
@@ -211,36 +360,36 @@ def test_views_are_told_apart_from_stored_weights():
 def test_a_restored_detector_goes_on_as_if_it_never_stopped():
     """At whatever step it is saved, what it finds later is the same."""
     series = [2.0] * 25 + [math.nan] * 4 + noisy(40) + [9.0] * 30
-    whole = feed(detector(nan_patience=3), series, stall=0.9)
-    assert {c for _, c in whole} == {"nan_patience", "diverged", "stalled"}
+    keys = {"nan_patience": 3, "eval_interval": 10, "dead_neuron_window": 8}
+    evaluations = dict.fromkeys(range(10, 100, 10), 2.0)
+    dead = [{"a": max(0, i - 30)} for i in range(len(series))]
+
+    def both(watcher, part):
+        given = {"start": part.start + 1, "dead": dead[part], "evaluations": evaluations}
+        return told(watcher, series[part], stall=0.9, **given)
+
+    whole = both(detector(**keys), slice(0, len(series)))
+    assert {c for _, c in whole[0]} == {"nan_patience", "diverged", "stalled", "dead_gradients"}
+    assert {c for _, c in whole[1]} == {"stalled", "dead_gradients"}
     for cut in range(len(series)):
-        first = detector(nan_patience=3)
-        found = feed(first, series[:cut], stall=0.9)
-        second = detector(nan_patience=3)
-        second.load_state_dict(first.state_dict())
-        found += feed(second, series[cut:], start=cut + 1, stall=0.9)
-        assert found == whole
+        first, second = detector(**keys), detector(**keys)
+        found = both(first, slice(0, cut))
+        second.load_state_dict(json.loads(json.dumps(first.state_dict())))
+        rest = both(second, slice(cut, len(series)))
+        assert (found[0] + rest[0], found[1] + rest[1]) == whole
 
 
 def test_a_new_recipe_is_judged_by_its_own_steps():
     """The stall of the format before counts for nothing: the window fills anew."""
-    detector = Detector(TrainConfig(stall_window=4, warmup_steps=0, max_steps=100))
+    for of, kind in (("stored", 0), ("view", 1)):
+        watcher = detector(stall_window=4)
 
-    def see(first, count):
-        rate = 1e-3
-        return [
-            evidence["cause"]
-            for step in range(first, first + count)
-            for evidence in detector.observe(
-                step,
-                2.0 + 0.01 * (step % 2),
-                is_finite=True,
-                learning_rate=rate,
-                stall=("stored", 0.9),
-            )
-        ]
+        def see(first, count, watcher=watcher, of=of, kind=kind):
+            losses = [2.0 + 0.01 * (step % 2) for step in range(first, first + count)]
+            found = told(watcher, losses, start=first, stall=0.9, of=of)
+            return [cause for _, cause in found[kind]]
 
-    assert see(1, 6) == ["stalled"]
-    detector.start_anew()
-    assert see(7, 3) == []
-    assert see(10, 3) == ["stalled"]
+        assert see(1, 6) == ["stalled"]
+        watcher.start_anew()
+        assert see(7, 3) == []
+        assert see(10, 3) == ["stalled"]

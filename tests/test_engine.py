@@ -475,8 +475,12 @@ def test_what_a_quantizer_hides_is_not_finite_all_the_same(start):
     assert run.metrics_history[0]["discarded"]
 
 
-def test_dead_gradients_are_recorded_and_the_run_goes_on(shelf, start):
-    """The parameter is named, once; with no opinion a collapse other than NaN does not stop."""
+@pytest.mark.parametrize(("rate", "kind"), [(1e-7, "collapse"), (1e-2, "warning")])
+def test_dead_gradients_are_recorded_and_the_run_goes_on(shelf, start, rate, kind):
+    """The parameter is named, once; with no opinion a collapse other than NaN does not stop.
+
+    Where the rest of the model learns it is no collapse.
+    """
 
     @define(eq=False)
     class Kill:
@@ -487,14 +491,111 @@ def test_dead_gradients_are_recorded_and_the_run_goes_on(shelf, start):
             )
 
     shelf.install("intervention", "kill", Kill)
-    run = start(["kill"], max_steps=6, dead_neuron_window=4)
+    keys = {"max_steps": 30, "warmup_steps": 0, "dead_neuron_window": 20}
+    run = start(["kill"], learning_rate=rate, **keys)
     assert run.status == "finished"
+    (told,) = events(run.run_directory, "collapse", "warning")
+    assert (told["event"], told["step"], told["cause"]) == (kind, 20, "dead_gradients")
+    assert told["dead_layers"] == ["transformer.h.0.mlp.c_fc.weight"]
+    assert "transformer.h.0.mlp.c_fc.weight" in told["reason" if kind == "collapse" else "message"]
+    verdicts = events(run.run_directory, "verdict")
+    if kind == "collapse":
+        assert told["gradients"]["transformer.h.0.mlp.c_fc.weight"]["zero_share"] == 1.0
+        assert [v["outcome"] for v in verdicts] == ["recorded; the run goes on"]
+    else:
+        assert verdicts == run.summary["collapses"] == []
+
+
+class Normed(nn.Module):
+    """A model whose first bias is taken out again by the batch norm behind it."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.inner = nn.Embedding(256, 8), nn.Linear(8, 8)
+        self.norm, self.head = nn.BatchNorm1d(8), nn.Linear(8, 256)
+
+    def forward(self, ids):
+        x = self.inner(self.embed(ids))
+        return self.head(self.norm(x.flatten(0, 1)).view(x.shape).relu())
+
+
+@pytest.mark.parametrize("eval_interval", [0, 50])
+def test_a_bias_before_a_batch_norm_is_no_collapse(start, eval_interval):
+    """Its gradient is zero by construction, in a run without any format too."""
+    keys = {"format": "none", "max_steps": 200, "dead_neuron_threshold": 1e-6}
+    config = start.config(dead_neuron_window=30, eval_interval=eval_interval, **keys)
+    run = altcore.train(config, model=Normed())
+    assert run.metrics_history[-1]["loss"] < run.metrics_history[0]["loss"] - 1
+    assert run.summary["collapses"] == []
+    (warning,) = events(run.run_directory, "warning")
+    assert warning["dead_layers"] == ["inner.bias"]
+
+
+# ----------------------------------------------------------------------- stalled updates
+
+
+def test_a_stall_of_views_is_no_collapse(start):
+    """Masters move on, whatever the noise of single batches says: told once, as a warning."""
+    keys = {"format": "E4M3", "max_steps": 120, "stall_window": 10, "bit_stall_threshold": 0.2}
+    run = start(recipe="master", learning_rate=1e-3, min_lr_ratio=1.0, **keys)
+    assert run.metrics_history[-1]["loss"] < run.metrics_history[0]["loss"] - 0.5
+    assert run.summary["collapses"] == []
+    (warning,) = events(run.run_directory, "warning")
+    assert (warning["cause"], warning["stall_of"]) == ("stalled", "view")
+    assert "of view weight updates stalled over 10 recorded steps" in warning["message"]
+
+
+def stored(rounding, layers="<any>"):
+    """A recipe that stores weights in E7M0, by a rounding in some layers."""
+    cast = {"format": "E7M0", "rounding": rounding}
+    return {"stored_weight": "E7M0", "layers": {layers: {"stored_weight": cast}}}
+
+
+STUCK = {"learning_rate": 1e-6, "min_lr_ratio": 1.0, "warmup_steps": 0, "stall_window": 6}
+"""Updates that are far below the grid's interval, judged quickly."""
+
+
+def test_a_stall_under_stochastic_rounding_is_expected(start):
+    """Updates get through in the mean: neither a collapse nor a warning, at any loss."""
+    run = start(recipe=stored("stochastic"), max_steps=20, **STUCK)
+    assert run.summary["stored_stall_rate"] > 0.9
+    assert events(run.run_directory, "collapse", "warning") == []
+    lost = start(recipe=stored("nearest-even"), max_steps=20, **STUCK)
+    assert {c["cause"] for c in lost.summary["collapses"]} == {"stalled"}
+
+
+def test_only_weights_that_lose_updates_are_judged(start):
+    """Where some are rounded stochastically, the rate is that of the others."""
+    run = start(recipe=stored("stochastic", "transformer.h.*"), max_steps=20, **STUCK)
+    assert run.metrics_history[-2]["lost_stall_rate"] > 0.9
+    assert {c["cause"] for c in run.summary["collapses"]} == {"stalled"}
+    moving = {"layers": {"<any>": {"stored_weight": {"format": "E5M10"}}}}
+    moving["layers"]["transformer.h.*"] = stored("stochastic")["layers"]["<any>"]
+    run = start(recipe=moving, max_steps=20, **{**STUCK, "learning_rate": 1e-3})
+    line = run.metrics_history[-2]
+    assert line["stored_stall_rate"] > 0.5 > line["lost_stall_rate"]
+    assert run.summary["collapses"] == []
+    plain = start(recipe=stored("nearest-even"), max_steps=3)
+    assert "lost_stall_rate" not in plain.metrics_history[0]
+
+
+def test_a_stall_of_stored_weights_waits_for_validation(start):
+    """It is a collapse where two evaluations, too, say that nothing is learned."""
+    keys = {"recipe": stored("nearest-even"), "max_steps": 24, **STUCK}
+    run = start(eval_interval=8, **keys)
+    (warning,) = events(run.run_directory, "warning")
+    assert "validation has not been measured yet" in warning["message"]
+    assert (warning["val_loss_before"], warning["step"] < 8) == (None, True)
     (collapse,) = events(run.run_directory, "collapse")
-    assert (collapse["step"], collapse["cause"]) == (4, "dead_gradients")
-    assert collapse["dead_layers"] == ["transformer.h.0.mlp.c_fc.weight"]
-    assert collapse["gradients"]["transformer.h.0.mlp.c_fc.weight"]["zero_share"] == 1.0
-    (verdict,) = events(run.run_directory, "verdict")
-    assert verdict["outcome"] == "recorded; the run goes on"
+    assert (collapse["step"], collapse["stall_of"]) == (17, "stored")
+    assert collapse["val_loss_since"] == pytest.approx(collapse["val_loss_before"], rel=1e-4)
+    assert {r["rounding"] for r in collapse["layers"] if r["operand"] == "stored_weight"} == {
+        "nearest-even"
+    }
+    # Between evaluations that are too rare to tell, it stays a warning.
+    rare = start(eval_interval=20, **keys)
+    assert rare.summary["collapses"] == []
+    assert len(events(rare.run_directory, "warning")) == 1
 
 
 def test_overflow_is_warned_of_once_until_it_clears(start):

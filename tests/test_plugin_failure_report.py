@@ -225,6 +225,30 @@ def test_rates_of_an_unquantized_run_are_not_available(tmp_path):
     assert last[1][4:8] == ["not available", "not available", "n/a (amax)", "0.00%"]
 
 
+def test_stochastic_rounding_is_told_apart(tmp_path):
+    """What stalls under it is not lost."""
+    row = {**COLLAPSE["layers"][0], "operand": "stored_weight", "updates": 10, "stalled": 9}
+    rows = [{**row, "layer": "h.1", "rounding": "stochastic"}, {**row, "rounding": "nearest-even"}]
+    report = render(tmp_path, [{**COLLAPSE, "layers": rows}])
+    said = section(report, "What was measured")
+    assert "90.00% of the nonzero updates of stored weights left the weight where it was." in said
+    assert "of stored weights rounded stochastically waited for their chance." in said
+    kinds = {r[0]: r[1] for r in cells(section(report, "Updates that moved nothing"))}
+    assert kinds == {"h.0": "stored", "h.1": "stored, stochastic"}
+
+
+def test_warnings_are_no_collapse(tmp_path):
+    """They are listed, and have no section of their own."""
+    warning = {"step": 7, "event": "warning", "cause": "stalled", "message": "views stalled"}
+    report = render(tmp_path, [warning, {**warning, "step": 9, "message": "gradients are dead"}])
+    assert report.startswith("# run: no collapse was recorded")
+    assert cells(section(report, "Warnings")) == [
+        ["7", "views stalled"],
+        ["9", "gradients are dead"],
+    ]
+    assert "Warnings" not in render(tmp_path / "none", [])
+
+
 def test_a_measured_overflow_is_shown(tmp_path):
     """Where a cast could overflow its rate is a number, 0 included."""
     row = {**COLLAPSE["layers"][0], "overflow": 10}
@@ -502,6 +526,10 @@ def test_the_interpretation_rests_on_measurements():
     assert "40.00% of gradient@dgrad in b are flushed to zero: it does not reach low enough" in said
     assert "1 of 2 gradients are zero" in said
     assert "E7M0" not in said
+    kept = {**event, "layers": [{**event["layers"][0], "rounding": "stochastic"}], "gradients": {}}
+    said = "\n".join(interpretation(kept, SAMPLED, {}))
+    assert "rounded stochastically keep the mean of their updates" in said
+    assert "update is lost" not in said
     quiet = {"step": 8, "cause": "diverged", "layers": [], "gradients": {}}
     assert "do not single out a cause" in interpretation(quiet, [], {})[0]
     taken = {**event, "layers": [{**event["layers"][0], "stalled": 10}], "gradients": {}}

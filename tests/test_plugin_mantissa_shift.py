@@ -18,6 +18,9 @@ from altcore_interventions.mantissa_shift import CHAINS, MantissaShift
 LAYERS = [Layer("a", "linear"), Layer("b", "linear"), Layer("head", "linear", is_head=True)]
 LOSS = NonFinite("loss", "a", "weight@fwd")
 STALLED = {"cause": "stalled", "stall_of": "stored", "rate": 0.9, "reason": ""}
+SHORT = altcore.TrainConfig(warmup_steps=2, stall_window=4, learning_rate=1e-3)
+"""What a run is judged by: views over four steps, from the third on."""
+VIEWS = {"layers": {"a": {"weight": "E0M7"}, "b": {"weight": "E3M4"}}}
 CHAIN = {"E7M0": "E5M2", "E1M6": "E3M4", "E0M7": "E3M4", "E3M4": "E5M2", "E5M2": "none"}
 
 
@@ -34,19 +37,25 @@ class Bench:
         self.rows = []
         self.run = SimpleNamespace(
             quantization=SimpleNamespace(plan=made.resolve(LAYERS), stats=lambda: self.rows),
-            config=SimpleNamespace(nan_patience=10),
+            config=SHORT,
+            lr_scale=1.0,
             emit=lambda event, **data: self.warnings.append(data["message"]),
         )
 
     def nan(self, step, where=LOSS, loss_scale=1.0):
         """A step that is not finite; returns what is proposed, by pre_step or for the NaN."""
-        before = self.plugin.pre_step(self.run)
+        before = self.plugin.pre_step(self.run, Step(step))
         found = self.plugin.on_nan(self.run, Step(step, loss_scale=loss_scale), where)
         return self.obey(before or found)
 
-    def good(self):
+    def good(self, step=0):
         """A step that is finite."""
-        return self.obey(self.plugin.pre_step(self.run))
+        return self.obey(self.plugin.pre_step(self.run, Step(step)))
+
+    def record(self, step, loss=2.0, rate=0.9, learning_rate=1e-3):
+        """A recorded step: a line that says how views stalled."""
+        line = {"step": step, "loss": loss, "view_stall_rate": rate, "learning_rate": learning_rate}
+        self.plugin.on_record(self.run, line)
 
     def collapse(self, **evidence):
         return self.obey(self.plugin.on_collapse(self.run, STALLED | evidence))
@@ -181,7 +190,6 @@ def test_warns_of_a_patience_that_is_never_reached():
         ({"rate": 0.51}, True),
         ({"rate": 0.5}, False),
         ({"rate": None}, False),
-        ({"stall_of": "view"}, False),
         ({"cause": "diverged"}, False),
         ({"cause": "nan_patience"}, False),
         ({"cause": "dead_gradients"}, False),
@@ -284,6 +292,92 @@ def test_only_guilty_layers_of_a_stall():
     assert bench.formats() == {"a": {"E2M5"}, "b": {"E3M4"}, "head": {"E2M5"}}
 
 
+def test_stochastic_rounding_loses_nothing():
+    """A layer whose stored weights are rounded so is not guilty of a stall."""
+    rows = [
+        {"layer": "a", "operand": "stored_weight", "updates": 9, "stalled": 9},
+        {"layer": "b", "operand": "stored_weight", "updates": 9, "stalled": 9},
+    ]
+    rows[1]["rounding"] = "stochastic"
+    bench = Bench("E3M4", scope="layer", chain="mantissa")
+    assert bench.collapse(layers=rows).layers == ("a",)
+
+
+# ------------------------------------------------------------------------ the stall of views
+
+
+@pytest.mark.parametrize(
+    ("lines", "shifts"),
+    [
+        ({}, 8),  # steps 3 to 6, the last of them known two steps later
+        ({"rate": 0.5}, None),
+        ({"rate": None}, None),
+        ({"learning_rate": 4e-4}, None),
+    ],
+)
+def test_views_that_stall_are_judged_by_the_plugin(lines, shifts):
+    """After warm-up, over a window, above the threshold: the run's own verdict is another."""
+    bench = Bench(VIEWS, stall_of="view")
+    found = {}
+    for step in range(1, 12):
+        action = bench.good(step)
+        if action is not None:
+            found[step] = action
+        bench.record(step, **lines)
+    assert next(iter(found), None) == shifts
+    if shifts:
+        assert found[8].layers == ("a",)
+        assert "a stall rate of 90.0% of views (threshold 0.5)" in found[8].reason
+        assert found[9].layers == ("b",)
+        assert bench.plugin.cause == "stalled"
+
+
+def test_views_are_left_alone_while_the_loss_falls():
+    """And a collapse, which is of stored weights, is not for them."""
+    bench = Bench(VIEWS, stall_of="view")
+    for step in range(1, 12):
+        assert bench.good(step) is None
+        bench.record(step, loss=3 - step / 10)
+    assert bench.collapse() is None
+    stored = Bench(VIEWS)
+    for step in range(1, 12):
+        assert stored.good(step) is None
+        stored.record(step)
+
+
+def test_views_in_a_new_format_are_judged_by_their_own_steps():
+    """The window begins anew, after the step of the change, whose line comes later."""
+    bench = Bench({"weight": "E3M4"}, stall_of="view")
+    found = []
+    for step in range(1, 20):
+        if bench.good(step):
+            found.append(step)
+            bench.plugin.on_event({"event": "recipe", "plugin": "mantissa-shift", "step": step})
+        bench.record(step)
+    assert found == [8, 14]
+
+
+def test_lines_are_taken_at_a_fixed_delay():
+    """Sooner where the engine waits for the device, as before an evaluation: no verdict moves."""
+    bench = Bench(VIEWS, stall_of="view")
+    for step in range(1, 12):
+        bench.record(step)
+    assert [step for step in range(1, 9) if bench.good(step)] == [8]
+
+
+def test_only_guilty_layers_of_a_stall_of_views():
+    """By the rates of the last step that was measured."""
+    bench = Bench({"weight": "E3M4"}, stall_of="view", scope="layer", chain="mantissa")
+    bench.rows = [
+        {"layer": "a", "operand": "weight view", "moved": 100, "stalled": 20},
+        {"layer": "b", "operand": "weight view", "moved": 100, "stalled": 99},
+    ]
+    for step in range(1, 9):
+        action = bench.good(step)
+        bench.record(step)
+    assert action.layers == ("b",)
+
+
 @pytest.mark.parametrize("where", [NonFinite("loss"), NonFinite("loss", "norm")])
 def test_the_whole_model_where_nobody_is_guilty(where):
     """No layer is known, or it holds no format of the chain; the reason says so."""
@@ -308,6 +402,9 @@ def test_a_gradient_lost_under_a_loss_scale_is_not_counted():
     assert Bench("E7M0", nan_patience=1).nan(1, LOSS, loss_scale=1024.0) is not None
 
 
+STOCHASTIC = {"stored_weight": {"format": "E3M4", "rounding": "stochastic"}}
+
+
 @pytest.mark.parametrize(
     ("recipe", "stall_of", "warns"),
     [
@@ -315,10 +412,12 @@ def test_a_gradient_lost_under_a_loss_scale_is_not_counted():
         ("E3M4", "view", True),
         ({"weight": "E3M4"}, "stored", True),
         ({"weight": "E3M4"}, "view", False),
+        (STOCHASTIC, "stored", True),
+        ({**STOCHASTIC, "layers": {"a": {"stored_weight": "E3M4"}}}, "stored", False),
     ],
 )
 def test_warns_of_a_stall_that_is_not_judged(recipe, stall_of, warns):
-    """Of stored weights where there are some, of views where there are none."""
+    """Where nothing is stored by a rounding that loses updates, or no master has a view."""
     bench = Bench(recipe, stall_of=stall_of)
     bench.plugin.run_start(bench.run)
     assert bool(bench.warnings) is warns
@@ -330,8 +429,8 @@ def test_counts_what_was_carried_out_by_cause():
     bench = Bench("E7M0", nan_patience=1, chain="mantissa")
     assert bench.plugin.post_backward() == {"nonfinite_shifts": 0, "stalled_shifts": 0}
     bench.collapse()
-    bench.plugin.on_event({"event": "recipe", "plugin": "other"})
-    bench.plugin.on_event({"event": "recipe", "plugin": "mantissa-shift"})
+    bench.plugin.on_event({"event": "recipe", "plugin": "other", "step": 1})
+    bench.plugin.on_event({"event": "recipe", "plugin": "mantissa-shift", "step": 2})
     assert bench.plugin.post_backward() == {"nonfinite_shifts": 0, "stalled_shifts": 1}
 
 
@@ -347,6 +446,21 @@ def test_state_survives_a_checkpoint():
     third.run.quantization.plan = other.run.quantization.plan
     third.plugin.load_state_dict(json.loads(json.dumps(other.plugin.state_dict())))
     assert third.good().layers == ("b",)
+
+
+def test_views_survive_a_checkpoint():
+    """At whatever step it is saved, the shift comes where it would have come."""
+    for cut in range(9):
+        bench = Bench(VIEWS, stall_of="view")
+        found = []
+        for step in range(1, 10):
+            if step == cut:
+                state = json.loads(json.dumps(bench.plugin.state_dict()))
+                bench = Bench(VIEWS, stall_of="view")
+                bench.plugin.load_state_dict(state)
+            found += [step] if bench.good(step) else []
+            bench.record(step)
+        assert found == [8, 9]
 
 
 def test_in_a_run(tmp_path):

@@ -57,10 +57,10 @@ def test_changes_the_rounding_of_stored_weights_once():
 
 @pytest.mark.parametrize(
     "evidence",
-    [{"cause": "diverged"}, {"stall_of": "view"}, {"rate": 0.5}, {"rate": None}],
+    [{"cause": "diverged"}, {"rate": 0.5}, {"rate": None}],
 )
 def test_no_opinion_on_anything_else(evidence):
-    """Another collapse, views of float32 masters, or a rate not above the threshold."""
+    """Another collapse, or a rate not above the threshold."""
     assert Bench().collapse(**evidence) is None
 
 

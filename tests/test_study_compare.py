@@ -8,7 +8,7 @@ from altcore import BadInput
 from altcore.config import TrainConfig
 from altcore.study.commands import Options, compare, contending
 from altcore.study.compare import Comparison
-from altcore.study.setup import claim
+from altcore.study.record import Question, claim
 
 OPTIMIZERS = ["adamw", "sgd:momentum=0.5"]
 
@@ -74,8 +74,9 @@ def test_a_recipe_may_be_a_file(tmp_path, monkeypatch):
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     """Where a file has the name of the study."""
     (tmp_path / "taken").touch()
+    question = Question(command="compare", asked={}, arms={}, seeds=[1], within=0.1, steps=5)
     with pytest.raises(BadInput, match=r"taken cannot be written"):
-        claim(tmp_path / "taken", {}, 5)
+        claim(tmp_path / "taken", [], question, [])
 
 
 def row(gap, ahead, frozen=(0.5, 1.0), diverged=0, p=0.01):

@@ -213,9 +213,15 @@ def test_a_study_goes_on_where_it_was(options):
     assert again["arms"] == first["arms"]
     assert json.loads((folder / "explain.json").read_text())["about"]["steps"] == 6
     assert (folder / "explain.md").read_text().startswith("# Where E2M1 (given) breaks")
-    other, _ = options({"weight": "E3M4"}, name=folder.name)
-    with pytest.raises(BadInput, match="holds a study with other settings"):
-        explain(other)
+    page = (folder / "explain.md").read_text()
+    other, told = options({"weight": "E3M4"}, name=folder.name)
+    found, again = explain(other)
+    assert again == folder
+    assert (folder / "explain.md").read_text() == page
+    beside = (folder / f"{found['about']['page']}.md").read_text()
+    assert beside.startswith("# Where E3M4 (given) breaks")
+    # What both ask about is there: the twin, and the control, whose layers are the same.
+    assert not [line for line in told if line.startswith(("twin", "frozen"))]
 
 
 def test_rates_are_chosen_on_their_own_seed(options, tmp_path):
@@ -225,7 +231,7 @@ def test_rates_are_chosen_on_their_own_seed(options, tmp_path):
     tried = {p.name for p in (folder / "runs").iterdir() if "-s1042-" in p.name}
     tried = {name for name in tried if not name.startswith("change")}
     assert len(tried) == 5 * 3  # twin, F, B, FB and frozen at three rates
-    assert {n.rpartition("lr")[2] for n in tried} == {"0_333", "1", "3"}
+    assert {n.rpartition("lr")[2].partition("-")[0] for n in tried} == {"0_333", "1", "3"}
 
 
 def test_nothing_to_explain_is_said(options):

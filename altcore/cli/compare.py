@@ -39,7 +39,7 @@ def compare(
         _names("master" if recipes is None else recipes, "recipes"),
         [] if optimizers is None else _names(optimizers, "optimizers"),
     )
-    show("compare", found, folder, as_json)
+    show(found, folder, as_json)
 
 
 def _names(text: str, option: str) -> list[str]:

@@ -39,4 +39,4 @@ def explain(fmt: str | None, recipe: str | None, as_json: bool, **shared: Any) -
     elif "recipe" not in given:
         overrides.append(("recipe", commands.default_recipe(fmt or given["format"]), " by default"))
     found, folder = commands.explain(asked(overrides, rest))
-    show("explain", found, folder, as_json)
+    show(found, folder, as_json)

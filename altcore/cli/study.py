@@ -56,11 +56,12 @@ def asked(overrides: list[tuple[str, Any, str]], rest: Mapping[str, Any]) -> Opt
     return Options(overrides=overrides, tell=lambda line: click.echo(line, err=True), **rest)
 
 
-def show(name: str, found: Mapping[str, Any], folder: Path, as_json: bool) -> None:
+def show(found: Mapping[str, Any], folder: Path, as_json: bool) -> None:
     """Print what a study found."""
     if as_json:
         click.echo(json.dumps(found, indent=1, default=str))
         return
+    name = found["about"]["page"]
     page = folder / f"{name}.md"
     click.echo(page.read_text())
     click.echo(f"Written: {page} and {name}.json", err=True)

@@ -15,7 +15,15 @@ from attrs import field, frozen
 
 from altcore.api import layers_of
 from altcore.blocks import BlockFormat
-from altcore.config import TrainConfig, check_name, defaults, load_yaml, located, read_recipe
+from altcore.config import (
+    TrainConfig,
+    check_name,
+    defaults,
+    load_yaml,
+    located,
+    read_mapping,
+    read_recipe,
+)
 from altcore.errors import BadInput
 from altcore.recipe import Recipe
 from altcore.recipes import SUFFIXES
@@ -23,17 +31,13 @@ from altcore.record import recipe_label
 from altcore.registry import entries, find, get_format
 from altcore.settings import build, format_or_none
 from altcore.study import report
-from altcore.study.arms import factorial
+from altcore.study.arms import Arm, factorial, frozen_control
 from altcore.study.compare import Comparison, Contender
 from altcore.study.explain import Explanation
+from altcore.study.identity import plain
+from altcore.study.record import Question, agreed_steps, claim, read
 from altcore.study.runner import Runner, duration
-from altcore.study.setup import (
-    agreed_steps,
-    base_config,
-    claim,
-    measure_cost,
-    steps_within,
-)
+from altcore.study.setup import base_config, measure_cost, steps_within
 
 STUDIES = "studies"
 
@@ -73,7 +77,7 @@ def default_recipe(fmt: str | None) -> str:
 def explain(options: Options) -> tuple[dict[str, Any], Path]:
     """Explain where a recipe breaks; returns what was found, and the folder it is in."""
     config = base_config(options.file, options.overrides, defaults()["observers"])
-    layers, ties = layers_of(config)
+    layers, ties, described = layers_of(config)
     plan = config.make_recipe().resolve(layers)
     if not any(any(casts.values()) for casts in plan.values()):
         raise BadInput("there is nothing to explain: the recipe quantizes nothing")
@@ -85,20 +89,16 @@ def explain(options: Options) -> tuple[dict[str, Any], Path]:
         label, called = f"{', '.join(sorted(used))} ({config.recipe_name})", recipe_label(config)
     name = options.name or f"explain-{called}-{config.workload}".lower()
     seeds = [config.seed + i for i in range(options.seeds)]
-    runner = Runner(options.folder / name, config, options.tell)
+    runner = Runner(options.folder / name, config, options.tell, facts=described)
     study = Explanation(runner, plan, seeds, options.within, ties)
-    config = _sized(options, runner, name, study.runs_at_most, list(full.values())[-1])
-    study.watch = watching(config)
+    arms = [frozen_control(plan), *full.values()]
+    asked = {"format": label, "recipe": config.recipe_name}
+    begun = _begin(options, runner, "explain", asked, arms, study.runs_at_most, seeds)
+    study.watch = watching(runner.base)
     found = study.explain()
-    about = {
-        "format": label,
-        "recipe": config.recipe_name,
-        "seeds": seeds,
-        "within": options.within,
-        **facts(config),
-    }
+    about = {**asked, **facts(runner.base, begun)}
     whole = {"about": about, **found}
-    write(runner.folder, "explain", whole, report.explanation(about, found))
+    write(runner.folder, begun.page, whole, report.explanation(about, found))
     return whole, runner.folder
 
 
@@ -108,7 +108,7 @@ def compare(
     """Compare formats under recipes with optimizers; returns rows, and the folder they are in."""
     config = base_config(options.file, options.overrides, defaults()["observers"])
     optimizers = optimizers or [config.optimizer]
-    layers, _ = layers_of(config)
+    layers, _, described = layers_of(config)
     contenders = []
     for fmt, recipe in product(formats, recipes):
         plan = contending(config, fmt, recipe).resolve(layers)
@@ -116,14 +116,15 @@ def compare(
     keys = {o: optimizer_keys(o, config) for o in optimizers}
     name = options.name or "compare-" + "-".join(formats).lower()
     seeds = [config.seed + i for i in range(options.seeds)]
-    runner = Runner(options.folder / name, config, options.tell)
+    runner = Runner(options.folder / name, config, options.tell, facts=described)
     study = Comparison(runner, contenders, seeds, options.within, keys)
-    arms = list(study.arms().values())
-    config = _sized(options, runner, name, study.runs_at_most, arms[-2])
+    asked = {"formats": list(formats), "recipes": list(recipes), "optimizers": list(optimizers)}
+    arms = sorted(study.arms().values(), key=lambda arm: arm.key == contenders[-1].key)
+    begun = _begin(options, runner, "compare", asked, arms, study.runs_at_most, seeds)
     found = study.compare()
-    about = {"formats": list(formats), "seeds": seeds, "within": options.within, **facts(config)}
+    about = {"formats": list(formats), **facts(runner.base, begun)}
     whole = {"about": about, **found}
-    write(runner.folder, "compare", whole, report.comparison(about, found))
+    write(runner.folder, begun.page, whole, report.comparison(about, found))
     return whole, runner.folder
 
 
@@ -174,9 +175,13 @@ def watching(config: TrainConfig) -> dict[str, Any]:
     return {"plugins": tuple(plugins), "settings": {**config.settings, **settings}}
 
 
-def facts(config: TrainConfig) -> dict[str, Any]:
+def facts(config: TrainConfig, begun: Question) -> dict[str, Any]:
     """Return what every study says of its runs."""
     return {
+        "page": begun.page,
+        "seeds": list(begun.seeds),
+        "within": begun.within,
+        "recipe_files": dict(begun.recipes),
         "workload": config.workload,
         "optimizer": config.optimizer,
         "settings": config.settings,
@@ -188,24 +193,26 @@ def facts(config: TrainConfig) -> dict[str, Any]:
     }
 
 
-def _sized(options: Options, runner: Runner, name: str, runs: int, dearest: Any) -> TrainConfig:
-    """Fix the number of steps, say what the study costs, and claim its folder."""
+def _begin(
+    options: Options,
+    runner: Runner,
+    command: str,
+    asked: Mapping[str, Any],
+    arms: Sequence[Arm],
+    runs: int,
+    seeds: Sequence[int],
+) -> Question:
+    """Fix the number of steps, say what the study costs, and write down what is asked.
+
+    ``arms``: the last one is the dearest.
+    """
     config = runner.base
-    plain = {k: v for k, v in config.to_plain().items() if k != "max_steps"}
-    asked = {
-        "study": name,
-        "seeds": options.seeds,
-        "within": options.within,
-        "budget": options.budget,
-        "max_steps": None if options.budget else config.max_steps,
-        "config": plain,
-    }
-    steps = agreed_steps(runner.folder, asked)
-    cost = measure_cost(config, dearest)
-    if steps is None:
-        steps = config.max_steps
-        if options.budget is not None:
-            steps = min(steps, steps_within(cost, options.budget, runs))
+    asked = plain({**asked, "budget": options.budget, "config": config.to_plain()})
+    known, steps = read(runner.folder), config.max_steps
+    cost = measure_cost(config, arms[-1])
+    if options.budget is not None:
+        agreed = agreed_steps(known, command, asked)
+        steps = agreed or min(steps, steps_within(cost, options.budget, runs))
     runner.base = config.evolve(
         max_steps=steps, warmup_steps=min(config.warmup_steps, max(1, steps // 10))
     )
@@ -214,8 +221,24 @@ def _sized(options: Options, runner: Runner, name: str, runs: int, dearest: Any)
         f"at most {runs} runs of {steps} steps, about {whole}: {cost.step:.3f} s a step and "
         f"{cost.start:.1f} s a run; into {runner.folder}"
     )
-    claim(runner.folder, asked, steps)
-    return runner.base
+    question = Question(
+        command=command,
+        asked=asked,
+        arms={arm.key: runner.digest_of(arm) for arm in arms},
+        seeds=seeds,
+        within=options.within,
+        steps=steps,
+    )
+    return claim(runner.folder, known, question, recipe_files(options, asked))
+
+
+def recipe_files(options: Options, asked: Mapping[str, Any]) -> list[str]:
+    """Return the paths of the recipes that were given as files."""
+    given = asked.get("recipes")
+    if given is None:
+        held = {} if options.file is None else read_mapping(options.file, "--config")
+        given = [{**held, **{key: value for key, value, _ in options.overrides}}.get("recipe")]
+    return [r for r in given if isinstance(r, str) and r.endswith(SUFFIXES)]
 
 
 def write(folder: Path, name: str, found: Mapping[str, Any], text: str) -> None:

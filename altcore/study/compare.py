@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import define, evolve, field, frozen
 
+from altcore.errors import BadInput
 from altcore.recipe import OPERANDS, Plan
 from altcore.study.arms import Arm, frozen_control, select
 from altcore.study.explain import SELECTION_SEED, plain
@@ -75,6 +76,11 @@ class Comparison:
             arms[self._twin(name)] = Arm(self._twin(name), {}, keys=keys)
         for c in self.contenders:
             keys = self.optimizer_keys[c.optimizer]
+            if c.key in arms:
+                raise BadInput(
+                    f"the runs of {c.format} under {c.recipe} with {c.optimizer} would be called "
+                    f"{c.key}, as others are: give the recipe's file another name"
+                )
             arms[c.key] = Arm(c.key, select(c.plan, OPERANDS), keys=keys)
             control = evolve(frozen_control(c.plan), key=self._control(c), keys=keys)
             arms.setdefault(control.key, control)

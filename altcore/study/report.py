@@ -117,11 +117,12 @@ def _method(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 
 def _runs(about: Mapping[str, Any]) -> str:
     seeds = ", ".join(map(str, about["seeds"]))
+    kept = "".join(f" {name} is {copy}." for name, copy in about["recipe_files"].items())
     return (
         f"{about['steps']} steps of {about['workload']} in each run, seeds {seeds}, products in "
         f"{about['compute']}. A gap is the mean difference of the training loss to the float32 "
         "twin over the last tenth of the steps, on the same batches, paired by seed; intervals "
-        "are 95 % by Student's t, p is corrected by Holm over the rows of a table."
+        "are 95 % by Student's t, p is corrected by Holm over the rows of a table." + kept
     )
 
 

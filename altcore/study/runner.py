@@ -1,11 +1,13 @@
 """Runs of a study: each arm trained once for a seed and a learning rate, and never twice.
 
-A run that is finished is read from its directory, so an interrupted study goes on where it was; a
-run that was cut short is done again.
+A run is known by the digest of its identity, which ends its name. One that is finished is read
+from its directory, so an interrupted study goes on where it was; a run that was cut short is done
+again, and one of another recipe, format or data is another run.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 import time
@@ -16,15 +18,22 @@ from typing import Any
 from attrs import define, field, frozen
 
 from altcore.api import train
-from altcore.config import TrainConfig
+from altcore.config import LONGEST_NAME, TrainConfig
+from altcore.digest import digest
+from altcore.errors import AltcoreError
 from altcore.record import EVENTS, METRICS, read_lines, summary_of
 from altcore.study.arms import Arm
+from altcore.study.identity import identity
 
 ENDED = ("finished", "collapsed", "stopped")
 DIVERGED = ("nan_patience", "diverged")
 """Causes of a collapse that mean that the loss left."""
 FACTORS_OF_RATE = (1 / 3, 1.0, 3.0)
 """Learning rates that each contender is tried at, as multiples of the given one."""
+DIGITS = 12
+"""Of a digest in a run's name."""
+IDENTITY = "identity.json"
+"""The file of a run that holds what the digest is of."""
 TAIL = 0.1
 """Share of the steps at the end over which losses are compared."""
 
@@ -80,26 +89,38 @@ class Runner:
     tell: Callable[[str], None] = print
     planned: int = 0
     """Runs that are still thought to come, for the time left."""
+    facts: Mapping[str, Any] = field(factory=dict)
+    """What the workload says of itself, its data included."""
+    files: dict[str, str] = field(init=False, factory=dict)
+    """Digests of the files that the settings name, as the study met them."""
     done: int = field(init=False, default=0)
     seconds: list[float] = field(init=False, factory=list)
     """What the runs of this session took."""
 
     def run(self, arm: Arm, seed: int, rate: float = 1.0, **keys: Any) -> Outcome:
         """Train an arm, or read what it came to before; ``rate`` multiplies the learning rate."""
-        name = f"{arm.key}-s{seed}-lr{rate:.3g}".replace(".", "_")
-        path = self.folder / "runs" / name
-        if path.is_dir() and summary_of(path)["status"] not in ENDED:
+        config = self._config(arm, seed, rate, keys)
+        known_by = self._identity(config)
+        short = digest(known_by)[:DIGITS]
+        path = next((self.folder / "runs").glob(f"*-{short}"), None)
+        if path is not None and summary_of(path)["status"] not in ENDED:
             shutil.rmtree(path)
-        if not path.is_dir():
-            self._train(arm, name, seed, rate, keys)
+            path = None
+        if path is None:
+            end = f"-s{seed}-lr{rate:.3g}-{short}".replace(".", "_")
+            path = self._train(config, arm.key[: LONGEST_NAME - len(end)] + end)
+            text = json.dumps(known_by, indent=1)
+            (path / IDENTITY).write_text(text + "\n", encoding="utf-8")
         self.planned = max(0, self.planned - 1)
         return outcome(path, self.base.max_steps)
 
-    def _train(self, arm: Arm, name: str, seed: int, rate: float, keys: Mapping[str, Any]) -> None:
-        config = self.base.evolve(
+    def digest_of(self, arm: Arm) -> str:
+        """Return what an arm is known by, whatever its seeds."""
+        return digest(self._identity(self._config(arm, 0, 1.0, {})))
+
+    def _config(self, arm: Arm, seed: int, rate: float, keys: Mapping[str, Any]) -> TrainConfig:
+        return self.base.evolve(
             **{
-                "name": name,
-                "runs_dir": str(self.folder / "runs"),
                 "format": None,
                 "recipe": arm.recipe(),
                 "freeze": arm.freeze,
@@ -109,12 +130,25 @@ class Runner:
                 **keys,
             }
         )
+
+    def _identity(self, config: TrainConfig) -> dict[str, Any]:
+        found = identity(config, self.facts)
+        for name, now in found["files"].items():
+            if self.files.setdefault(name, now) != now:
+                raise AltcoreError(
+                    f"{name} changed while the study ran, and runs cannot be compared: the same "
+                    "command begins new ones beside them"
+                )
+        return found
+
+    def _train(self, config: TrainConfig, name: str) -> Path:
         began = time.perf_counter()
-        train(config)
+        train(config.evolve(name=name, runs_dir=str(self.folder / "runs")))
         self.seconds.append(time.perf_counter() - began)
         self.done += 1
         left = self.planned * math.fsum(self.seconds) / len(self.seconds)
         self.tell(f"{name}: {self.seconds[-1]:.0f} s; at most {duration(left)} left")
+        return self.folder / "runs" / name
 
     def best_rate(self, arm: Arm, seed: int) -> float:
         """Return the factor of the learning rate at which the arm ends lowest.

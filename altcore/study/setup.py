@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from statistics import median
 from typing import Any
 
@@ -97,33 +95,3 @@ def steps_within(cost: Cost, minutes: float, runs: int) -> int:
             f"least {math.ceil(least)} minutes, or fewer --seeds or a smaller model"
         )
     return steps
-
-
-def agreed_steps(folder: Path, asked: Mapping[str, Any]) -> int | None:
-    """Return the steps of a study that was begun with the same settings, None for a new one."""
-    path = folder / "study.json"
-    if not path.is_file():
-        return None
-    try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        steps = int(known["steps"])
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise BadInput(
-            f"{path} is not what a study writes: give this one another --name, or remove {folder}"
-        ) from error
-    if known.get("asked") != json.loads(json.dumps(asked, default=str)):
-        raise BadInput(
-            f"{folder} holds a study with other settings: give this one another --name, or remove "
-            "that folder"
-        )
-    return steps
-
-
-def claim(folder: Path, asked: Mapping[str, Any], steps: int) -> None:
-    """Make the folder this study's; `BadInput` where it cannot be written."""
-    text = json.dumps({"asked": asked, "steps": steps}, indent=1, default=str)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "study.json").write_text(text + "\n")
-    except OSError as error:
-        raise BadInput(f"{folder} cannot be written: {error.strerror}") from error

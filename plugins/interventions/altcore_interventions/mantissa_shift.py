@@ -12,9 +12,10 @@ from attrs.validators import and_, ge, le
 from altcore import BadInput, Format, ShiftFormat, Stop, get_format, hookimpl, setting
 from altcore.actions import Action, ChangeRecipe
 from altcore_interventions.overflow import is_loss_scales
+from altcore_interventions.view_stall import ViewStall
 
 if TYPE_CHECKING:
-    from altcore.recipe import Plan
+    from altcore.recipe import Cast, Plan
     from altcore.state import NonFinite, Run, Step
 
 CHAINS = {
@@ -99,12 +100,15 @@ class MantissaShift:
     """Shift formats along a chain when a run's numbers break down.
 
     Every role in a format goes to the format that the chain names for it: after ``nan_patience``
-    consecutive non-finite steps, or on a collapse called ``stalled``, of stored weights or of
-    views as ``stall_of`` says, whose stall rate is above ``stall_threshold``. Where no format
+    consecutive non-finite steps, or when updates stall at a rate above ``stall_threshold``. With
+    ``stall_of: stored`` that is on a collapse called ``stalled``. With ``stall_of: view`` it is
+    the rule of the original experiments: the views of float32 masters stalled over
+    ``stall_window`` recorded steps after warm-up, at a learning rate of at least half its peak,
+    and the training loss did not improve by two standard errors. No update is lost then, and the
+    run may well learn: it is no collapse. Where no format
     that is to be shifted has a next one and at least one is at the chain's end (``none``), the
     run is stopped. A format that the chain does not mention stays as it is; for it the plugin has
-    no opinion. (A run with stored weights is judged by their stall, any other by that of its
-    views.)
+    no opinion.
 
     Chains: ``original`` is that of the original experiments, E7M0 → E5M2, E1M6 and E0M7 → E3M4,
     E3M4 → E5M2; ``mantissa`` goes to more mantissa bits at each step, E7M0 → E5M2 → E4M3 → E3M4 →
@@ -133,7 +137,7 @@ class MantissaShift:
     )
     stall_threshold: float = setting(
         0.5,
-        help="stall rate of a collapse above which the format is shifted",
+        help="stall rate above which the format is shifted",
         validator=and_(ge(0.0), le(1.0)),
     )
     stall_of: Literal["stored", "view"] = setting(
@@ -162,6 +166,7 @@ class MantissaShift:
     waiting: list[Shift] = field(init=False, factory=list)
     done: dict[str, int] = field(init=False, factory=lambda: dict.fromkeys(CAUSES, 0))
     """Changes of recipe that were carried out, by cause."""
+    views: ViewStall = field(init=False, factory=ViewStall)
 
     def __attrs_post_init__(self) -> None:
         given: Any = self.chain  # as the converter made it
@@ -185,14 +190,19 @@ class MantissaShift:
                 message=f"mantissa-shift: nan_patience {self.nan_patience} is never reached: the "
                 f"run collapses after {run.config.nan_patience} non-finite steps",
             )
-        stored = any(casts["stored_weight"] for casts in run.quantization.plan.values())
-        if held and stored != (self.stall_of == "stored"):
-            judged = "stored weights" if stored else "views"
+        if held and not any(self._may_stall(casts) for casts in run.quantization.plan.values()):
+            what = "stored weight" if self.stall_of == "stored" else "view of a float32 master"
             run.emit(
                 "warning",
-                message=f"mantissa-shift: the stall of {judged} is judged in this run: none "
-                f"shifts a format (stall_of: {self.stall_of})",
+                message=f"mantissa-shift: there is no {what} whose stall would count in this run: "
+                f"none shifts a format (stall_of: {self.stall_of})",
             )
+
+    def _may_stall(self, casts: Mapping[str, Cast | None]) -> bool:
+        stored = casts["stored_weight"]
+        if self.stall_of == "view":
+            return stored is None and casts["weight@fwd"] is not None
+        return stored is not None and stored.rounding != "stochastic"
 
     @hookimpl
     def post_backward(self) -> dict[str, int]:
@@ -200,14 +210,27 @@ class MantissaShift:
         return {f"{cause}_shifts": count for cause, count in self.done.items()}
 
     @hookimpl
-    def pre_step(self, run: Run) -> Action | None:
-        """Go on with the shifts of a recipe that holds several formats."""
+    def on_record(self, run: Run, metrics: Mapping[str, Any]) -> None:
+        """Keep how views stall."""
+        if self.stall_of == "view":
+            self.views.note(run, metrics)
+
+    @hookimpl
+    def pre_step(self, run: Run, step: Step) -> Action | None:
+        """Go on with the shifts of a recipe that holds several formats; judge the views."""
         if self.asked is not None and not self.asked.is_done(run.quantization.plan):
             self.waiting.clear()
         self.asked = None
-        if not self.waiting:
+        if self.waiting:
+            why = "it is one of several formats of a recipe that broke"
+            return self._propose(self.waiting, why)
+        found = self.views.judge(run, step.index, self.stall_threshold)
+        if found is None:
             return None
-        return self._propose(self.waiting, "it is one of several formats of a recipe that broke")
+        rate, trend = found
+        guilty = stalled_layers(run.quantization.stats(), "view", self.stall_threshold)
+        why = f"a stall rate of {rate:.1%} of views (threshold {self.stall_threshold:g}): {trend}"
+        return self._shift(run, "stalled", why, guilty)
 
     @hookimpl
     def on_nan(self, run: Run, step: Step, where: NonFinite) -> Action | None:
@@ -227,21 +250,23 @@ class MantissaShift:
 
     @hookimpl
     def on_collapse(self, run: Run, evidence: Mapping[str, Any]) -> Action | None:
-        """Propose a shift when most updates stalled and the loss no longer improved."""
+        """Propose a shift when most updates of stored weights stalled and the run stands still."""
         rate = evidence.get("rate")
-        if evidence["cause"] != "stalled" or evidence.get("stall_of") != self.stall_of:
+        if evidence["cause"] != "stalled" or self.stall_of != "stored":
             return None
         if rate is None or rate <= self.stall_threshold:
             return None
-        guilty = stalled_layers(evidence.get("layers", ()), self.stall_of, self.stall_threshold)
+        guilty = stalled_layers(evidence.get("layers", ()), "stored", self.stall_threshold)
         why = f"a stall rate of {rate:.1%} (threshold {self.stall_threshold:g})"
         return self._shift(run, "stalled", why, guilty)
 
     @hookimpl
     def on_event(self, event: Mapping[str, Any]) -> None:
-        """Count what was carried out."""
+        """Count what was carried out; another recipe or state is judged by its own steps."""
         if event["event"] == "recipe" and event["plugin"] == "mantissa-shift":
             self.done[self.cause] += 1
+        if event["event"] in ("recipe", "rollback"):
+            self.views = ViewStall(since=event["step"])
 
     def _shift(self, run: Run, cause: str, why: str, guilty: list[str]) -> Action | None:
         if self.asked is not None:
@@ -285,6 +310,7 @@ class MantissaShift:
             "waiting": plain,
             "asked": [asked.format, list(asked.layers), list(asked.roles)] if asked else [],
             "done": dict(self.done),
+            "views": self.views.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -293,6 +319,7 @@ class MantissaShift:
         self.cause, self.done = state["cause"], dict(state["done"])
         self.waiting = [_shift_of(plain) for plain in state["waiting"]]
         self.asked = _shift_of(state["asked"]) if state["asked"] else None
+        self.views.load_state_dict(state["views"])
 
 
 def overflowing_layers(run: Run) -> list[str]:
@@ -311,14 +338,16 @@ def is_of(name: str, layer: str) -> bool:
 
 
 def stalled_layers(rows: Any, stall_of: str, threshold: float) -> list[str]:
-    """Return the layers whose weights stalled above the threshold, from a collapse's evidence."""
+    """Return the layers whose weights stalled above the threshold, from the rows of ``stats``."""
     operand, moved = {"stored": ("stored_weight", "updates"), "view": ("weight view", "moved")}[
         stall_of
     ]
     return [
         row["layer"]
         for row in rows
-        if row["operand"] == operand and row["stalled"] > threshold * row[moved]
+        if row["operand"] == operand
+        and row.get("rounding") != "stochastic"
+        and row["stalled"] > threshold * row[moved]
     ]
 
 

@@ -20,10 +20,10 @@ class StochasticOnStall:
 
     Under rounding to nearest an update smaller than half a grid step is lost each time. Rounded
     stochastically it moves the weight with the probability that it is of a step, so that the
-    mean is right (Gupta et al., arXiv:1502.02551). It acts on a collapse called ``stalled`` of
-    *stored* weights, as the detector judges it (after warm-up, over a window, with the loss no
-    better), whose stall rate is above ``stall_threshold``; once, and for all of them: format and
-    scaling stay as they are, and so do products.
+    mean is right (Gupta et al., arXiv:1502.02551). It acts on a collapse called ``stalled``, as
+    the detector judges it (after warm-up, over a window, with neither the loss nor validation
+    better), whose stall rate is above ``stall_threshold``; once, and for all stored weights:
+    format and scaling stay as they are, and so do products.
     """
 
     stall_threshold: float = setting(
@@ -44,11 +44,10 @@ class StochasticOnStall:
 
     @hookimpl
     def on_collapse(self, run: Run, evidence: Mapping[str, Any]) -> ChangeRecipe | None:
-        """Change the rounding of stored weights, if it is they that stalled."""
+        """Change the rounding of stored weights when they stalled."""
         rate, layers = evidence.get("rate"), self._layers(run)
-        if evidence["cause"] != "stalled" or evidence.get("stall_of") != "stored":
-            return None
-        if rate is None or rate <= self.stall_threshold or not layers:
+        is_stall = evidence["cause"] == "stalled" and rate is not None
+        if not is_stall or rate <= self.stall_threshold or not layers:
             return None
         return ChangeRecipe(
             layers=layers,

@@ -19,11 +19,10 @@ from attrs import field
 from altcore import hookimpl
 from altcore.config import read_mapping
 from altcore.record import EVENTS, METRICS, read_lines, summary_of
+from altcore_reporters.failure_measures import gradients, losses, readings, stalls
 from altcore_reporters.failure_samples import interpretation, samples, sparsity, unmoved
 from altcore_reporters.markdown import (
-    AMAX,
     MISSING,
-    is_finite,
     number,
     overflow,
     rate,
@@ -37,14 +36,12 @@ if TYPE_CHECKING:
 
 FILE = "failure.md"
 LAST_STEPS = 10
-WORST = 12
-"""Rows of a table by layer."""
 
 CAUSES = {
     "nan_patience": "too many consecutive steps were not finite",
     "diverged": "the loss diverged",
-    "stalled": "most updates moved nothing, and the loss stood still",
-    "dead_gradients": "gradients are dead",
+    "stalled": "most updates of stored weights moved nothing, and nothing was learned",
+    "dead_gradients": "gradients are dead, and the loss stood still",
     "stopped": "a plugin stopped the run in a step that was not finite",
 }
 
@@ -145,6 +142,9 @@ class Record:
                 ["## Zero-update regions", "", *unmoved(self.metrics, end)],
                 ["## The last samples of the diagnostics", "", *samples(self.metrics, end)],
             ]
+        if warnings := self._all("warning"):
+            rows = [(str(e["step"]), text(e["message"])) for e in warnings]
+            sections.append(["## Warnings: no collapse", "", *table(("step", ""), rows)])
         sections.append(["## Environment", "", self._environment()])
         return "\n\n".join("\n".join(lines) for lines in sections) + "\n"
 
@@ -241,9 +241,9 @@ class Record:
             ],
             ["### What was measured", "", *[f"- {x}" for x in readings(event)]],
             ["### What was not finite first", "", *self._nonfinite(step)],
-            ["### Gradients", "", *_gradients(event)],
-            ["### Updates that moved nothing, by layer", "", *_stalls(event)],
-            ["### Lost in quantization, by layer", "", *_losses(event)],
+            ["### Gradients", "", *gradients(event)],
+            ["### Updates that moved nothing, by layer", "", *stalls(event)],
+            ["### Lost in quantization, by layer", "", *losses(event)],
             ["### Gradients and the grid", "", *sparsity(self.metrics, step)],
             ["### Zero-update regions", "", *unmoved(self.metrics, step)],
             [f"### The last {LAST_STEPS} recorded steps", "", *self._last_steps(step)],
@@ -332,92 +332,6 @@ def happened(events: Iterable[Event]) -> list[Event]:
             kept = [e for e in kept if e["step"] <= event["step"] and e["event"] != "end"]
         kept.append(event)
     return kept
-
-
-def readings(event: Event) -> list[str]:
-    """Return what the measurements of a collapse say, in sentences."""
-    rows, gradients = event.get("layers") or [], event.get("gradients") or {}
-    found = []
-    for key, of, meaning in (
-        ("updates", "stored weights", "left the weight where it was"),
-        ("moved", "float32 master weights", "left the quantized view where it was: a delay"),
-    ):
-        own = [r for r in rows if key in r]
-        total, stalled = sum(r[key] for r in own), sum(r["stalled"] for r in own)
-        if total:
-            found.append(f"{rate(stalled / total)} of the nonzero updates of {of} {meaning}.")
-    zero = [name for name, g in gradients.items() if g["zero_share"] == 1]
-    if gradients:
-        which = f": {some(zero)}" if zero else ""
-        found.append(f"{len(zero)} of {len(gradients)} gradients are zero everywhere{which}.")
-        broken = [n for n, g in gradients.items() if not is_finite(g["norm"])]
-        if broken:
-            found.append(f"{len(broken)} of {len(gradients)} gradients are not finite.")
-    met = [r for r in rows if r.get("elements")]
-    if met:
-        worst = max(met, key=lambda r: r["flushed"] / r["elements"])
-        share = sum(r["flushed"] for r in met) / sum(r["elements"] for r in met)
-        most = rate(worst["flushed"] / worst["elements"])
-        where = f", most in {worst['layer']} {worst['operand']} ({most})" if share else ""
-        found.append(f"{rate(share)} of what was quantized was flushed to zero{where}.")
-    able = [r for r in met if r["overflow"] is not None]
-    if able:
-        share = sum(r["overflow"] for r in able) / sum(r["elements"] for r in able)
-        found.append(f"{rate(share)} of what could overflow did.")
-    elif met:
-        found.append("Nothing could overflow: every scale follows the tensor's largest magnitude.")
-    return [text(sentence) for sentence in found] or [f"{MISSING}"]
-
-
-def _gradients(event: Event) -> list[str]:
-    gradients = event.get("gradients")
-    if not gradients:
-        return [MISSING.capitalize() + "."]
-    worst = sorted(gradients.items(), key=lambda item: -item[1]["zero_share"])
-    rows = [(text(n), rate(g["zero_share"]), number(g["norm"])) for n, g in worst]
-    return _worst(("parameter", "zero elements", "norm"), rows)
-
-
-def _stalls(event: Event) -> list[str]:
-    rows = []
-    for row in event.get("layers") or []:
-        for key, kind in (("updates", "stored"), ("moved", "view")):
-            if key in row:
-                share = row["stalled"] / row[key] if row[key] else None
-                rows.append((share, (text(row["layer"]), kind, str(row[key]), rate(share))))
-    if not rows:
-        return [MISSING.capitalize() + "."]
-    rows.sort(key=lambda r: -1.0 if r[0] is None else r[0], reverse=True)
-    return [
-        "As of the last update that was measured. A stored weight that stalls has lost its update; "
-        "a view that stalls is late, its float32 master has moved.",
-        "",
-        *_worst(("layer", "kind", "nonzero updates", "stalled"), [r for _, r in rows]),
-    ]
-
-
-def _losses(event: Event) -> list[str]:
-    met = [r for r in event.get("layers") or [] if r.get("elements")]
-    if not met:
-        return [MISSING.capitalize() + "."]
-    met.sort(key=lambda r: -(r["flushed"] + (r["overflow"] or 0)) / r["elements"])
-    rows = [
-        (
-            text(r["layer"]),
-            text(r["operand"]),
-            text(r["format"]),
-            rate(r["flushed"] / r["elements"]),
-            AMAX if r["overflow"] is None else rate(r["overflow"] / r["elements"]),
-            str(r["nonfinite"]),
-        )
-        for r in met
-    ]
-    return _worst(("layer", "operand", "format", "flushed", "overflow", "non-finite"), rows)
-
-
-def _worst(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    rest = len(rows) - WORST
-    return table(head, rows[:WORST]) + (["", f"And {rest} more."] if rest > 0 else [])
 
 
 def _action(plain: Mapping[str, Any]) -> str:

@@ -16,6 +16,8 @@ Line = Mapping[str, Any]
 KINDS = ("stored", "view")
 CRITICAL = 0.5
 """Share of gradients below the stiffness from which on the report says so."""
+STOCHASTIC = "stochastic"
+"""The rounding under which a stalled update is not lost."""
 SAMPLES = 5
 COLUMNS = {
     "stiffness, mean": "stiffness/{}_mean",
@@ -114,7 +116,9 @@ def interpretation(event: Line, lines: Sequence[Line], config: Line) -> list[str
 
 
 def _about_updates(rows: Sequence[Line], lines: Sequence[Line], step: float) -> Iterable[str]:
-    stored = [r for r in rows if r.get("updates")]
+    if any(r.get("rounding") == STOCHASTIC for r in rows):
+        yield "Stored weights that are rounded stochastically keep the mean of their updates."
+    stored = [r for r in rows if r.get("updates") and r.get("rounding") != STOCHASTIC]
     total = sum(r["updates"] for r in stored)
     if not total:
         return

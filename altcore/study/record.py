@@ -1,0 +1,116 @@
+"""The record of a study's folder, study.json: the questions asked of it, and the page of each."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import asdict, evolve, field, frozen
+
+from altcore.digest import digest
+from altcore.errors import BadInput
+from altcore.study.identity import contents
+
+FILE = "study.json"
+RECIPES = "recipes"
+"""The folder that keeps the recipe files that were asked about."""
+
+
+@frozen(kw_only=True)
+class Question:
+    """What a study was asked, and where the answer is."""
+
+    command: str
+    """``explain`` or ``compare``."""
+    asked: Mapping[str, Any]
+    """As it was asked, in plain data: the budget, the configuration, and what is compared."""
+    arms: Mapping[str, str]
+    """The digest of each arm, by its name."""
+    seeds: Sequence[int]
+    within: float
+    steps: int
+    page: str = ""
+    """The name of the answer's .md and .json; `claim` gives it."""
+    recipes: Mapping[str, str] = field(factory=dict)
+    """Where the copy of each recipe file is."""
+
+    def extends(self, other: Question) -> bool:
+        """Whether its answer holds the other's: the same arms and seeds, and perhaps more."""
+        return (
+            (self.command, self.within) == (other.command, other.within)
+            and set(self.arms.values()) >= set(other.arms.values())
+            and set(self.seeds) >= set(other.seeds)
+        )
+
+
+def read(folder: Path) -> list[Question]:
+    """Return the questions of a study's folder; `BadInput` for a record of something else."""
+    path = folder / FILE
+    if not path.is_file():
+        return []
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        return [Question(**question) for question in known["questions"]]
+    except (OSError, ValueError, TypeError, LookupError) as error:
+        raise BadInput(
+            f"{path} is not what a study writes: give this one another --name, or remove {folder}"
+        ) from error
+
+
+def agreed_steps(known: Iterable[Question], command: str, asked: Mapping[str, Any]) -> int | None:
+    """Return the steps that a budget left for the same configuration before; None for a new one."""
+    keys = ("budget", "config")
+    for other in known:
+        if other.command == command and all(other.asked.get(k) == asked[k] for k in keys):
+            return other.steps
+    return None
+
+
+def claim(
+    folder: Path, known: Sequence[Question], question: Question, recipes: Iterable[str]
+) -> Question:
+    """Write a question down; return it with the page of the one it extends, or its own.
+
+    ``known`` are the questions of before, ``recipes`` files to be kept. Raises `BadInput` where
+    the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        made = evolve(question, page=_page(question, known), recipes=keep(folder, recipes))
+        others = [q for q in known if q.page != made.page]
+        text = json.dumps({"questions": [asdict(q) for q in (*others, made)]}, indent=1)
+        (folder / FILE).write_text(text + "\n", encoding="utf-8")
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be written: {error.strerror}") from error
+    return made
+
+
+def _page(question: Question, known: Sequence[Question]) -> str:
+    extended = [q.page for q in known if question.extends(q)]
+    if extended:
+        return extended[0]
+    if question.command not in {q.page for q in known}:
+        return question.command
+    own = digest([sorted(question.arms.values()), list(question.seeds), question.within])
+    return f"{question.command}-{own[:8]}"
+
+
+def keep(folder: Path, recipes: Iterable[str]) -> dict[str, str]:
+    """Copy recipe files into the study's folder; return where each copy is.
+
+    One that is changed gets a copy beside that of before.
+    """
+    kept = {}
+    for path in map(Path, recipes):
+        own = contents(path)
+        copy = folder / RECIPES / path.name
+        if copy.exists() and contents(copy) != own:
+            copy = copy.with_stem(f"{path.stem}-{own[:8]}")
+        if not copy.exists():
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, copy)
+        kept[str(path)] = f"{RECIPES}/{copy.name}"
+    return kept
