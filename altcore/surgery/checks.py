@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
@@ -25,11 +27,20 @@ from altcore.surgery.layers import kind_of, matrices, tied_matrices
 
 KEPT = (*STORED, "weight_gradient")
 """What happens to a parameter itself, not to an operand."""
+FSDP_MARK = "_is_fsdp_managed_module"
+"""What FSDP, 1 and 2, leaves on every module whose parameters it takes."""
 
 
 def check_model(model: nn.Module) -> None:
     """Refuse a model that is not ready, or no longer Python."""
     for name, module in model.named_modules():
+        if isinstance(module, nn.DataParallel):
+            raise BadInput(
+                "model: nn.DataParallel copies the modules for each forward pass, and a copy is "
+                "not quantized: use DistributedDataParallel"
+            )
+        if "FullyShardedDataParallel" in {cls.__name__ for cls in type(module).__mro__}:
+            raise _refused_flat(f"model: {name or 'it'}")
         if any(is_lazy(p) for p in module._parameters.values()):
             raise BadInput(
                 f"model: {name or 'it'} ({type(module).__name__}) is lazy, and has no weights yet: "
@@ -116,24 +127,51 @@ def check_casts(recipe: Recipe, name: str, module: nn.Module, casts: Casts, owne
 def _check_weights(name: str, module: nn.Module, casts: Casts) -> None:
     """Refuse weights that no scale fits, or that are not whole in this process."""
     for own, parameter in matrices(module).items():
-        kept = next((o for o in KEPT if casts[o]), None)
-        if is_sharded(parameter):
-            if kept is not None:
-                raise BadInput(
-                    f"layer {name}: {own} is sharded (DTensor), and {kept} needs the whole "
-                    "parameter: use a recipe without it, or DDP"
-                )
-            continue
+        for role in KEPT:
+            if casts[role]:
+                check_whole(name, module, own, role)
         if casts["weight@fwd"] or casts[LOOKUP] or casts["stored_weight"]:
-            check_operand(parameter, name, own)
-            if not torch.isfinite(parameter.detach()).all():
+            # FSDP makes it whole for each forward pass; its shard tells what it holds.
+            is_shard = FSDP_MARK in vars(module) and _is_distributed(parameter)
+            w: Any = parameter
+            w = w.to_local() if is_shard else w
+            check_operand(w, name, own)
+            if not torch.isfinite(w.detach()).all():
                 raise BadInput(
                     f"layer {name}: {own} has elements that are not finite: a scale made of them "
                     "would turn the whole tensor to NaN"
                 )
 
 
-def is_sharded(parameter: torch.Tensor) -> bool:
+def check_whole(name: str, module: nn.Module, own: str, role: str) -> None:
+    """Raise `BadInput` for a parameter that is not whole in this process between steps."""
+    if FSDP_MARK in vars(module) or _is_distributed(module._parameters.get(own)):
+        raise BadInput(
+            f"layer {name}: {own} is sharded (FSDP, a DTensor), and {role} needs the whole "
+            "parameter: use a recipe without it, or DDP"
+        )
+
+
+def check_unflattened(name: str, module: nn.Module) -> None:
+    """Raise `BadInput` if the weights of a layer, which is about to run, are views that FSDP1 made.
+
+    FSDP2 gives a layer whole parameters for its forward pass.
+    """
+    if FSDP_MARK in vars(module):
+        values = (*module._parameters.values(), *vars(module).values())
+        bases = (getattr(value, "_base", None) for value in values)
+        if any(getattr(base, "_is_flat_param", False) for base in bases):
+            raise _refused_flat(f"layer {name}")
+
+
+def _refused_flat(where: str) -> BadInput:
+    return BadInput(
+        f"{where}: FullyShardedDataParallel makes one flat parameter of many: shard the model by "
+        "torch.distributed.fsdp.fully_shard, or use DDP"
+    )
+
+
+def _is_distributed(parameter: torch.Tensor | None) -> bool:
     """Whether a parameter is a DTensor: FSDP2's or tensor parallelism's."""
     return any(cls.__name__ == "DTensor" for cls in type(parameter).__mro__)
 

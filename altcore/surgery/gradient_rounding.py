@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.hooks import RemovableHandle
 
-from altcore.surgery.checks import is_sharded
-from altcore.surgery.layers import unique_matrices
+from altcore.surgery.checks import check_whole
+from altcore.surgery.layers import ParameterSlot, unique_matrices
 from altcore.surgery.quantizer import Quantizer
 
 if TYPE_CHECKING:
@@ -43,20 +43,24 @@ class GradientRounding:
     def __init__(self, q: Quantization) -> None:
         self.q = q
         self.hooks: dict[int, tuple[Tensor, RemovableHandle]] = {}
+        made = {quantizer.name: quantizer for quantizer in q.quantizers}
+        self.rounded = [
+            (name, ParameterSlot.of(q.model, full), made[f"{name}:weight_gradient/{full}"])
+            for name, full, _ in unique_matrices(q.model)
+            if q.plan[name]["weight_gradient"]
+        ]
         renew = torch.compiler.disable(self.renew)
         self.before_forward = q.model.register_forward_pre_hook(ModelHook(renew))
         self.renew()
 
     def renew(self) -> None:
         """Hook the parameters of now. Raises `BadInput` if the model was sharded."""
-        by_name = {q.name: q for q in self.q.quantizers if q.operand == "weight_gradient"}
         before, self.hooks = self.hooks, {}
-        for name, full, parameter in unique_matrices(self.q.model):
-            quantizer = by_name.get(f"{name}:weight_gradient/{full}")
-            if quantizer is None or not parameter.requires_grad:
+        for name, slot, quantizer in self.rounded:
+            check_whole(name, slot.module, slot.own, "weight_gradient")
+            parameter = slot.parameter
+            if not parameter.requires_grad:
                 continue
-            if is_sharded(parameter):
-                self.q.refuse_sharding(name, full, "weight_gradient")
             known = before.pop(id(parameter), None)
             if known is None or known[0] is not parameter:
                 known = parameter, parameter.register_hook(self._rounding(quantizer))

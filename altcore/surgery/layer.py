@@ -182,6 +182,7 @@ class QuantizedLayer:
         quantizer = self.quantizers.get(f"{LOOKUP}/{own}")
         if quantizer is None:
             return weight
+        check_operand(weight, self.name, own)
         self.note(LOOKUP, own, weight)
         if self.stored_format(LOOKUP, own):
             return weight

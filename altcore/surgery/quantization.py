@@ -33,7 +33,14 @@ from altcore.recipe import (
 from altcore.recipes import plan_from_plain
 from altcore.recipes.given import GivenRecipe, as_recipe
 from altcore.surgery import statistics
-from altcore.surgery.checks import check_casts, check_effect, check_model, is_sharded, with_ties
+from altcore.surgery.checks import (
+    check_casts,
+    check_effect,
+    check_model,
+    check_unflattened,
+    check_whole,
+    with_ties,
+)
 from altcore.surgery.compute import choose_compute
 from altcore.surgery.coverage import Coverage, coverage_of
 from altcore.surgery.flop_count import FlopCount
@@ -230,9 +237,12 @@ class Quantization:
 
     def before_forward(self, layer: QuantizedLayer) -> None:
         """See to it that a layer's weights are what the recipe makes of them."""
+        check_unflattened(layer.name, layer.module)
         parameters = layer.module._parameters
         for own, stored in layer.stored.items():
             weight = parameters.get(own)
+            if weight is not stored.parameter:
+                check_whole(layer.name, layer.module, own, "stored_weight")
             if weight is None or (layer.is_direct and own == "weight"):
                 continue
             if stored.on_grid(weight) is not weight:
@@ -258,22 +268,12 @@ class Quantization:
         ]
 
     def _on_change(self, stored: StoredWeight) -> None:
-        self.refuse_sharding(stored.layer, stored.name, "stored_weight")
         self.warn(
             f"stored weight {stored.name} was changed by something other than q.store, and was "
             "rounded to its grid again before it was used. After an optimizer's step call "
             "q.store(optimizer), or give quantize_model the optimizer; after another change (an "
             "average of weights, a resize) this is all there is to do"
         )
-
-    def refuse_sharding(self, layer: str, own: str, role: str) -> None:
-        """Raise `BadInput` if the model was sharded since it was quantized."""
-        names = {cls.__name__ for m in self.model.modules() for cls in type(m).__mro__}
-        if names & {"FSDPModule", "FullyShardedDataParallel"}:
-            raise BadInput(
-                f"layer {layer}: {own} was sharded by FSDP after the model was quantized, and "
-                f"{role} needs the whole parameter: use a recipe without it, or DDP"
-            )
 
     def _after_load(self) -> None:
         """Round the stored weights that were loaded."""
@@ -376,13 +376,20 @@ class Quantization:
 
     def _store(self, optimizer: torch.optim.Optimizer | None) -> None:
         if self.stored:
-            for full, weight in self.stored.items():
-                if is_sharded(weight.slot.parameter):
-                    self.refuse_sharding(weight.layer, full, "stored_weight")
+            for weight in self.stored.values():
+                check_whole(weight.layer, weight.slot.module, weight.slot.own, "stored_weight")
             self.stored_moves = torch.stack([w.store() for w in self.stored.values()])
         if optimizer is not None and self._state_casts:
-            casts = {n: (owner.parameter, cast) for n, (owner, cast) in self._state_casts.items()}
+            for full, (slot, _) in self._state_casts.items():
+                layer = full.rpartition(".")[0]
+                check_whole(layer, slot.module, slot.own, "optimizer_state")
+            casts = {n: (slot.parameter, cast) for n, (slot, cast) in self._state_casts.items()}
             left = store_optimizer_state(optimizer, casts, self.clock)
+            if not optimizer.state and any(p.grad is not None for p, _ in casts.values()):
+                self.warn(
+                    f"optimizer_state: {type(optimizer).__name__} has no state to round, or keeps "
+                    "it elsewhere (ZeroRedundancyOptimizer): nothing is rounded"
+                )
             if left:
                 self.warn(
                     f"optimizer_state: {type(optimizer).__name__} keeps what cannot be rounded; it "
@@ -392,7 +399,13 @@ class Quantization:
 
     def measure_views(self) -> None:
         """Count the masters that moved while their quantized view did not, since the forward."""
-        views = [(n, v) for n, layer in self.layers.items() for v in layer.views.values()]
+        views = [
+            (name, view)
+            for name, layer in self.layers.items()
+            for own, view in layer.views.items()
+            # What FSDP made whole for the forward pass has no memory any more.
+            if layer.module._parameters.get(own) is view.parameter
+        ]
         self.view_layers = [name for name, _ in views]
         self.view_moves = torch.stack([v.movement() for _, v in views]) if views else None
         for layer in self.layers.values():
@@ -530,6 +543,8 @@ def quantize_model(
     """
     if not isinstance(model, nn.Module):
         raise BadInput(f"model: a torch.nn.Module is needed, not {model!r:.60}")
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module  # whose names and head a recipe means
     q = Quantization(model, as_recipe(recipe, format), compute, Clock(seed), head)
     if optimizer is not None:
         q.follow(optimizer)

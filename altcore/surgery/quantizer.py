@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from attrs import define, field
+from attrs import define
 from torch import Tensor
 
 from altcore.blocks import AnyFormat, BlockFormat
@@ -38,15 +38,12 @@ class Clock:
     """Off in a probe: no scale, counter or random state moves."""
     measures_errors: bool = False
     """Whether quantizers sum the squares of their errors."""
-    rank: int = field(factory=lambda: _rank())
-    """This process among those that train together: 0 for a lone one."""
 
-
-def _rank() -> int:
-    distributed = torch.distributed
-    return (
-        distributed.get_rank() if distributed.is_available() and distributed.is_initialized() else 0
-    )
+    @property
+    def rank(self) -> int:
+        """The number of this process among those that train together; 0 for a lone one."""
+        d = torch.distributed
+        return d.get_rank() if d.is_available() and d.is_initialized() else 0
 
 
 @define(eq=False)

@@ -84,14 +84,8 @@ class StoredWeight:
         if self.is_current(weight):
             return weight
         with torch.no_grad():
-            w = weight.detach()
-            scale = self.scale
-            on_grid = self._round(w, scale) if w.shape == self.before.shape else None
-            is_same = on_grid is not None and torch.equal(on_grid, w)
-            if on_grid is None or not is_same:
-                scale = self._fresh_scale(w)
-                on_grid = self._round(w, scale)
-                is_same = torch.equal(on_grid, w)
+            scale, on_grid = self._found(weight.detach())
+            is_same = torch.equal(on_grid, weight.detach())
         if not isinstance(weight, nn.Parameter):
             return weight if is_same else StraightThrough.apply(weight, on_grid, None)  # type: ignore[no-untyped-call] # torch leaves it untyped
         if is_told and not is_same:
@@ -99,6 +93,20 @@ class StoredWeight:
         self.parameter, self.scale, self.scale_before = weight, scale, scale
         self._put(on_grid)
         return weight
+
+    def _found(self, w: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scale of a weight that somebody else put there, and the weight on its grid.
+
+        First come scales that the weight alone decides: replicas that get it from one of them
+        agree, whatever they had before.
+        """
+        fresh = self._fresh_scale(w)
+        near = () if self.cast.scaling.kind == "none" else (fresh, fresh * 2, fresh / 2)
+        for scale in (*near, self.scale):
+            on_grid = self._round(w, scale)
+            if torch.equal(on_grid, w):
+                return scale, on_grid
+        return fresh, self._round(w, fresh)
 
     def _fresh_scale(self, w: Tensor) -> Tensor:
         if self.cast.scaling.kind == "none":

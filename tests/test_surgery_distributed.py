@@ -1,0 +1,411 @@
+"""Two processes that train one model: replicas (DDP), shards (FSDP2), and what is refused.
+
+What must hold is asserted in the ranks, which meet over gloo on the loopback interface.
+"""
+
+import multiprocessing
+import os
+import sys
+import warnings
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+import altcore
+from altcore import BadInput, quantize_model
+
+# Ranks are forks of a process that has imported what takes long.
+multiprocessing.set_forkserver_preload(
+    ["pytest", "altcore.surgery.quantization", "torch.distributed.fsdp"]
+)
+
+NEAREST = {
+    "weight": "E4M3",
+    "activation": "E4M3",
+    "gradient": "E5M2",
+    "layers": {"embed": {"weight@lookup": "E3M4"}},
+}
+NOISY = {"format": "E4M3", "rounding": "stochastic"}
+
+
+@pytest.fixture
+def ranks(tmp_path):
+    """Return a function that calls another one in two processes, with their rank."""
+
+    def run(function, *args):
+        torch.multiprocessing.start_processes(
+            _in_rank, (str(tmp_path), function, args), nprocs=2, start_method="forkserver"
+        )
+
+    return run
+
+
+def _in_rank(rank, folder, function, args):
+    torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
+    join(rank, f"{folder}/{function.__name__}")
+    function(rank, *args)
+    dist.destroy_process_group()
+
+
+def join(rank, path):
+    """Meet the other rank."""
+    limit = timedelta(seconds=60)
+    dist.init_process_group("gloo", f"file://{path}", limit, world_size=2, rank=rank)
+
+
+class Own(nn.Module):
+    """A product that no layer of torch's makes."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = nn.Parameter(torch.randn(8, 6) / 3)
+
+    def forward(self, x):
+        return torch.einsum("bi,oi->bo", x, self.table)
+
+
+class Net(nn.Module):
+    """An embedding, two Linears and what is none, and a branch that may be left out."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed = nn.Embedding(11, 6)
+        self.first, self.own = nn.Linear(6, 6), Own()
+        self.branch = nn.Linear(8, 8)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, ids, branch=True):
+        x = self.own(torch.tanh(self.first(self.embed(ids))))
+        return self.head(self.branch(x) if branch else x)
+
+
+def loss_of(model, rank, step, **given):
+    """The loss of a rank's samples of a step."""
+    draw = torch.Generator().manual_seed(10 * step + rank)
+    ids, targets = (torch.randint(n, (6,), generator=draw) for n in (11, 5))
+    return nn.functional.cross_entropy(model(ids, **given), targets)
+
+
+def gathered(x):
+    """A tensor of each rank."""
+    x = x.detach().contiguous()
+    both = [torch.empty_like(x) for _ in range(2)]
+    dist.all_gather(both, x)
+    return both
+
+
+def assert_replicas(model, optimizer=None, q=None):
+    """Parameters, optimizer moments and stored scales have the same bits in both ranks."""
+    states = optimizer.state.values() if optimizer else ()
+    moments = [t for state in states for t in state.values() if t.dim()]
+    scales = [weight.scale for weight in q.stored.values()] if q else []
+    for tensor in (*model.parameters(), *moments, *scales):
+        assert torch.equal(*gathered(tensor))
+
+
+def assert_same(model, other, **bounds):
+    """Two models have the same parameters, within a bound if one is given."""
+    for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
+        a = a.full_tensor() if hasattr(a, "full_tensor") else a
+        torch.testing.assert_close(a, b, **bounds or {"rtol": 0, "atol": 0}, msg=name)
+
+
+# ------------------------------------------------------------------------------- replicas
+
+
+def replicas(rank):
+    for recipe, fmt in ((NEAREST, None), ("pure", "E4M3"), ("full", "E4M3")):
+        for is_first in (True, False):
+            model, lone = Net(), Net()
+            q = quantize_model(model, recipe, format=fmt) if is_first else None
+            parallel = DistributedDataParallel(model)
+            q = q or quantize_model(parallel, recipe, format=fmt)
+            r = quantize_model(lone, recipe, format=fmt)
+            assert list(q.layers) == list(r.layers)
+            pairs = [(m, torch.optim.AdamW(m.parameters(), 1e-2)) for m in (model, lone)]
+            for step in range(4):
+                loss_of(parallel, rank, step).backward()
+                for of in range(2):
+                    (loss_of(lone, of, step) / 2).backward()
+                for (_, optimizer), quantization in zip(pairs, (q, r), strict=True):
+                    optimizer.step()
+                    optimizer.zero_grad()
+                    quantization.store(optimizer)
+                assert_replicas(model, pairs[0][1], q)
+                assert_same(model, lone)
+
+
+def test_replicas_are_one_process_that_accumulates(ranks):
+    """Bit for bit, whether the model is quantized before DDP wraps it or after."""
+    ranks(replicas)
+
+
+def keys(model, recipe):
+    """Where each quantizer has its next random bits from, after a step."""
+    with quantize_model(model, recipe) as q:
+        loss_of(model, 0, 0).backward()
+        return {x.name: x.key(training=True) for x in q.quantizers}
+
+
+OPERANDS = ("weight", "activation", "gradient", "weight_gradient")
+DRAWING = {"layers": {"<linear>": dict.fromkeys(OPERANDS, NOISY), "embed": {"weight": NOISY}}}
+
+
+def noise(rank, lone):
+    for name, key in keys(Net(), DRAWING).items():
+        is_shared = rank == 0 or ":weight@" in name
+        assert (key == lone[name]) == is_shared, name
+    recipe = {o: NOISY for o in (*OPERANDS, "stored_weight")}
+    recipe |= {"optimizer_state": {"format": "E5M2", "rounding": "stochastic"}}
+    model = Net()
+    parallel = DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    with quantize_model(model, recipe, optimizer=optimizer) as q:
+        for step in range(4):
+            loss_of(parallel, rank, step).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            q.store(optimizer)
+            assert_replicas(model, optimizer, q)
+        assert q.clock.step == 4
+
+
+def late(rank, folder):
+    dist.destroy_process_group()
+    with quantize_model(Net(), DRAWING) as q:
+        join(rank, f"{folder}/late again")
+        found = {x.name: x.key(training=True) for x in q.quantizers}
+    both = [None, None]
+    dist.all_gather_object(both, found)
+    for name in found:
+        assert (both[0][name] == both[1][name]) == (":weight@" in name), name
+
+
+@pytest.mark.slow
+def test_ranks_draw_noise_of_their_own_for_what_is_their_own(ranks):
+    """And the same for weights, stored ones and moments; rank 0 draws what a lone process does."""
+    ranks(noise, keys(Net(), DRAWING))
+
+
+@pytest.mark.slow
+def test_a_process_may_join_after_the_model_was_quantized(ranks, tmp_path):
+    ranks(late, tmp_path)
+
+
+def scales(rank):
+    for seed in range(0, 48, 2):
+        model = Net(seed + rank)
+        with quantize_model(model, "pure", format="E2M1") as q:
+            parallel = DistributedDataParallel(model)
+            loss_of(parallel, rank, 0).backward()
+            q.store()
+            assert_replicas(model, q=q)
+
+
+@pytest.mark.slow
+def test_weights_that_another_rank_sends_have_its_scale(ranks):
+    """DDP overwrites what ranks of different seeds have stored."""
+    ranks(scales)
+
+
+def accumulation(rank):
+    recipe = {**NEAREST, "weight_gradient": "E5M2"}
+    for is_first in (True, False):
+        model, lone = Net(), Net()
+        q = quantize_model(model, recipe) if is_first else None
+        parallel = DistributedDataParallel(model, find_unused_parameters=True)
+        q = q or quantize_model(model, recipe)
+        with quantize_model(lone, recipe):
+            for step in range(0, 6, 2):
+                branch = {"branch": step != 2}
+                with parallel.no_sync():
+                    loss_of(parallel, rank, step, **branch).backward()
+                loss_of(parallel, rank, step + 1, **branch).backward()
+                for of in range(2):
+                    for micro in range(2):
+                        (loss_of(lone, of, step + micro, **branch) / 2).backward()
+                for name, p in lone.named_parameters():
+                    mine = model.get_parameter(name).grad
+                    if p.grad is None:
+                        assert mine is None
+                        continue
+                    torch.testing.assert_close(mine, p.grad, rtol=1e-6, atol=1e-9, msg=name)
+                    assert torch.equal(*gathered(mine))
+                model.zero_grad()
+                lone.zero_grad()
+
+
+@pytest.mark.slow
+def test_ranks_accumulate(ranks):
+    """Without a message for each micro-batch, and with parameters that a step does not use."""
+    ranks(accumulation)
+
+
+def sharded_optimizer(rank):
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    model = Net()
+    parallel = DistributedDataParallel(model)
+    optimizer = ZeroRedundancyOptimizer(model.parameters(), torch.optim.AdamW, lr=1e-2)
+    with quantize_model(model, "full", format="E4M3") as q:
+        loss_of(parallel, rank, 0).backward()
+        optimizer.step()
+        with pytest.warns(RuntimeWarning, match="ZeroRedundancyOptimizer has no state to round"):
+            q.store(optimizer)
+        assert_replicas(model, q=q)
+
+
+@pytest.mark.slow
+def test_an_optimizer_that_shards_its_state_is_told(ranks):
+    ranks(sharded_optimizer)
+
+
+# --------------------------------------------------------------------------------- shards
+
+
+def shard(model, *, is_nested=True, **given):
+    """Shard a model by FSDP2: layer by layer, or as one."""
+    from torch.distributed.fsdp import fully_shard
+
+    for module in (model.first, model.own) if is_nested else ():
+        fully_shard(module, **given)
+    fully_shard(model, **given)
+
+
+WAYS = [(is_first, is_nested) for is_first in (True, False) for is_nested in (True, False)]
+
+
+def shards(rank):
+    for recipe in (NEAREST, "mxfp8"):
+        for is_first, is_nested in WAYS:
+            model, lone = Net(), Net()
+            q = quantize_model(model, recipe) if is_first else None
+            shard(model, is_nested=is_nested)
+            q = q or quantize_model(model, recipe)
+            r = quantize_model(lone, recipe)
+            pairs = [(m, torch.optim.AdamW(m.parameters(), 1e-2)) for m in (model, lone)]
+            for step in range(3):
+                q.begin_step(step, tracking=True)
+                loss_of(model, rank, step).backward()
+                for of in range(2):
+                    (loss_of(lone, of, step) / 2).backward()
+                for _, optimizer in pairs:
+                    optimizer.step()
+                    optimizer.zero_grad()
+                q.measure_views()  # their memory is gone
+                assert q.view_moves is None
+            assert_same(model, lone, rtol=1e-5, atol=1e-6)
+            rows = [[row.operands for row in x.coverage().rows] for x in (q, r)]
+            assert rows[0] == rows[1]
+            assert q.parameter_share() == r.parameter_share()
+            q.remove()
+
+
+@pytest.mark.slow
+def test_shards_compute_what_the_whole_model_does(ranks):
+    """Quantized before it is sharded or after, layer by layer or as one."""
+    ranks(shards)
+
+
+def refused_shards(rank):
+    for role in ("stored_weight", "optimizer_state", "weight_gradient"):
+        for is_first, is_nested in WAYS:
+            model = Net()
+            recipe = {"layers": {"first": {"weight": "E4M3", role: "E4M3"}}}
+            text = rf"layer first: weight is sharded .*, and {role} needs the whole parameter"
+            if is_first:
+                q = quantize_model(model, recipe)
+                shard(model, is_nested=is_nested)
+                optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+                with pytest.raises(BadInput, match=text):
+                    step_of(model, rank, optimizer, q)
+            else:
+                shard(model, is_nested=is_nested)
+                with pytest.raises(BadInput, match=text):
+                    quantize_model(model, recipe)
+
+
+def step_of(model, rank, optimizer, q):
+    loss_of(model, rank, 0).backward()
+    optimizer.step()
+    q.store(optimizer)
+
+
+def refused_values(rank):
+    model = Net()
+    with torch.no_grad():
+        model.first.weight[0, 0] = torch.inf
+    shard(model)
+    if rank == 0:  # which has the first rows
+        with pytest.raises(BadInput, match="layer first: weight has elements that are not finite"):
+            quantize_model(model, NEAREST)
+    with torch.device("meta"):
+        model = Net()
+    shard(model)
+    with pytest.raises(BadInput, match="layer embed: weight is a meta tensor"):
+        quantize_model(model, NEAREST)
+
+
+@pytest.mark.slow
+def test_what_needs_whole_parameters_is_refused(ranks):
+    """By layer and parameter: at the start, or where a quantized model was sharded, when it runs."""
+    ranks(refused_shards)
+    ranks(refused_values)
+
+
+def refused_kinds(rank):
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel
+    from torch.distributed.tensor.parallel import (
+        ColwiseParallel,
+        RowwiseParallel,
+        parallelize_module,
+    )
+
+    mesh = init_device_mesh("cpu", (2,))
+    ways = {"first": ColwiseParallel(), "embed": RowwiseParallel(), "head": RowwiseParallel()}
+    casts = ("weight", "activation", "gradient", "weight@lookup", "stored_weight")
+    for layer, way in ways.items():
+        for cast in casts if layer != "embed" else ("weight@lookup", "stored_weight"):
+            if cast == "weight@lookup" and layer != "embed":
+                continue
+            recipe = {"layers": {layer: {cast: "E4M3"}}}
+            for is_first in (True, False):
+                with pytest.raises(BadInput, match=rf"layer {layer}: (weight|input) is .*DTensor"):
+                    train_parallel(Net(), mesh, {layer: way}, recipe, rank, is_first)
+    for is_original in (True, False):
+        cpu = {"device_id": torch.device("cpu"), "use_orig_params": is_original}
+        with pytest.raises(BadInput, match="model: it: FullyShardedDataParallel makes one flat"):
+            quantize_model(FullyShardedDataParallel(Net(), **cpu), NEAREST)
+        model = Net()
+        quantize_model(model, NEAREST)
+        with pytest.raises(BadInput, match="layer embed: FullyShardedDataParallel makes one flat"):
+            loss_of(FullyShardedDataParallel(model, **cpu), rank, 0)
+
+
+def train_parallel(model, mesh, plan, recipe, rank, is_first):
+    from torch.distributed.tensor.parallel import parallelize_module
+
+    if is_first:
+        quantize_model(model, recipe)
+    parallelize_module(model, mesh, plan)
+    if not is_first:
+        quantize_model(model, recipe)
+    loss_of(model, rank, 0)
+
+
+@pytest.mark.slow
+def test_tensor_parallelism_and_flat_parameters_are_refused(ranks):
+    """By layer and argument."""
+    ranks(refused_kinds)
+
+
+def test_data_parallel_is_refused():
+    with pytest.raises(BadInput, match=r"model: nn\.DataParallel copies .* DistributedDataPar"):
+        quantize_model(nn.DataParallel(Net()), NEAREST)
