@@ -192,6 +192,7 @@ def prepare(
         "flop_share": coverage.flop_share,
         "flop_share_by_operand": dict(coverage.flop_share_by_operand),
         "head": coverage.head,
+        "left_out": coverage.left_out,
         "workload": dict(workload.facts),
     }
     if config.compile:
@@ -206,7 +207,7 @@ def prepare(
         origins = {p.name: p.origin for p in plugins}
         about = {**environment(device, origins), "seed": config.seed, **facts}
         directory.write_json("environment.json", about)
-        for line in (*told(config, workload), coverage.line):
+        for line in told(config, workload):
             log.info(line)
         engine.opening = ("start", {"name": directory.path.name, **facts})
     else:

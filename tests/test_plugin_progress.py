@@ -12,10 +12,12 @@ from altcore.state import Step
 from altcore_reporters import progress
 from altcore_reporters.progress import Progress, rates
 
+COVERED = "quantized: 93.3% of parameters"
 RUN = SimpleNamespace(
     step=0,
     config=SimpleNamespace(max_steps=100, gradient_accumulation_steps=2),
     workload=SimpleNamespace(items_per_batch=50, item="tokens"),
+    quantization=SimpleNamespace(coverage=lambda: SimpleNamespace(line=COVERED)),
 )
 LINE = {
     "step": 1,
@@ -47,7 +49,9 @@ def shown(clock, console, seconds, steps=30, **settings):
         plugin.on_record(RUN, {**LINE, "step": index})
         clock.now += seconds
     plugin.run_end(RUN, {"status": "finished", "steps": steps})
-    return console.file.getvalue()
+    covered, _, rest = console.file.getvalue().partition("\n")
+    assert covered == COVERED
+    return rest
 
 
 def test_a_heartbeat_where_there_is_no_terminal(clock):

@@ -56,7 +56,8 @@ def lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         (
             "quantized",
             f"{share(summary.get('parameter_share'))} of parameters, "
-            f"{share(summary.get('flop_share'))} of FLOPs",
+            f"{share(summary.get('flop_share'))} of FLOPs"
+            + ("" if not summary.get("left_out") else f"; left out: {summary['left_out']}"),
         ),
         ("format shifts", "; ".join(map(_shift, summary.get("shifts") or [])) or "none"),
     ]

@@ -66,14 +66,14 @@ class Coverage:
         shares = f"{self.parameter_share:.1%} of parameters"
         if self.flop_share is not None:
             shares += f", {self.flop_share:.1%} of FLOPs"
-        left = [row for row in self.rows if not row.operands and not row.is_head]
-        kinds = Counter(row.kind for row in left)
-        parts = [
-            f"quantized: {shares}",
-            "no output head" if self.head is None else f"head: {self.head}",
-            "left out: " + (", ".join(f"{n} {kind}" for kind, n in kinds.items()) or "nothing"),
-        ]
-        return "; ".join(parts)
+        head = "no output head" if self.head is None else f"head: {self.head}"
+        return f"quantized: {shares}; {head}; left out: {self.left_out or 'nothing'}"
+
+    @property
+    def left_out(self) -> str:
+        """The layers but the head of which nothing is quantized, counted by kind."""
+        left = [row.kind for row in self.rows if not row.operands and not row.is_head]
+        return ", ".join(f"{n} {kind}" for kind, n in Counter(left).items())
 
     def __str__(self) -> str:
         head = ("layer", "module", "parameters", "quantized", "why not")

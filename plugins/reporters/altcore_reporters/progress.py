@@ -47,7 +47,7 @@ class Progress:
 
     @hookimpl
     def run_start(self, run: Run) -> None:
-        """Open the bar, where there is a terminal for one."""
+        """Say what is quantized, and open the bar, where there is a terminal for one."""
         # Imported here, so that a run without this reporter does not pay for it.
         from rich.console import Console
 
@@ -55,6 +55,7 @@ class Progress:
             # Not rich's own guess: FORCE_COLOR would send a live bar into a log file.
             self.console = Console(stderr=True, force_terminal=sys.stderr.isatty())
         self.shown_at = time.monotonic()
+        self._print(run.quantization.coverage().line)
         if self.console.is_terminal and not self.console.is_dumb_terminal:
             self.bar = _bar(self.console)
             self.bar.add_task("", total=run.config.max_steps, completed=run.step, state="")
