@@ -126,7 +126,7 @@ def test_it_writes_to_standard_error_and_is_plain_in_a_log(monkeypatch, capsys):
     plugin.run_end(RUN, {"status": "interrupted", "steps": 7})
     out, err = capsys.readouterr()
     assert out == ""
-    assert err == "interrupted at step 7/100 (7%)\n"
+    assert err == f"{COVERED}\ninterrupted at step 7/100 (7%)\n"
 
 
 @pytest.mark.parametrize(
