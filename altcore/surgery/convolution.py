@@ -16,6 +16,7 @@ from attrs import frozen
 from torch import Tensor
 
 from altcore.numerics.outputs import scale_output
+from altcore.surgery.flops import uncounted
 from altcore.surgery.product import Casts, clip, keep, kept, ready
 from altcore.surgery.quantizer import Axes, Operand
 
@@ -102,7 +103,7 @@ class QuantizedConv(torch.autograd.Function):
         keep(ctx, a, b, x_wgrad, w_dgrad)
         terms = w.numel() // geometry.groups // w.shape[1] if turned else w[0].numel()
         first, second = ready(a, b, terms, casts.compute)
-        with torch.autocast(x.device.type, enabled=False):
+        with torch.autocast(x.device.type, enabled=False), uncounted():
             y = torch.convolution(first.values, second.values, None, *geometry.arguments)
         # Each element of the weight meets each position of the smaller side.
         ctx.flops = 2 * (x if turned else y).numel() * w[0].numel()
@@ -144,7 +145,7 @@ def _backward(ctx: Any, g: Operand, x: Operand | None, w: Operand | None) -> Ten
     # The operand whose gradient is wanted counts by its shape only.
     input = other.values if w is None else values.new_empty(sizes[0])
     weight = other.values if x is None else values.new_empty(sizes[1])
-    with torch.autocast(values.device.type, enabled=False):
+    with torch.autocast(values.device.type, enabled=False), uncounted():
         found: Sequence[Tensor] = torch.ops.aten.convolution_backward(
             values, input, weight, None, *geometry.arguments, [x is None, w is None, False]
         )

@@ -72,7 +72,11 @@ class Coverage:
     @property
     def left_out(self) -> str:
         """The layers but the head of which nothing is quantized, counted by kind."""
-        left = [row.kind for row in self.rows if not row.operands and not row.is_head]
+        left = [
+            row.kind
+            for row in self.rows
+            if not (row.operands or row.is_head or row.kind == "parametrization")
+        ]
         return ", ".join(f"{n} {kind}" for kind, n in Counter(left).items())
 
     def __str__(self) -> str:
@@ -164,6 +168,8 @@ def _why_not(q: Quantization, layer: Layer, met: set[str], has_run: bool) -> tup
             return "the output head", False
         if layer.kind == "embedding":
             return "looked up, not multiplied: its role is weight@lookup", False
+        if layer.kind == "parametrization":
+            return "it computes the weight of the layer that it is in", False
         return "left out by the recipe", False
     missing = {o for o in OPERANDS if casts[o] and o not in met}
     if "weight@fwd" in met:  # the role weight asks for either

@@ -22,6 +22,8 @@ OPERANDS_OF = {
 class FlopCount:
     """Floating-point operations of products with operands on a grid."""
 
+    made: int = 0
+    """Of all products that quantized layers made, without what a Hadamard transform pads."""
     both: int = 0
     """Of products with both operands on one."""
     by_operand: Counter[str] = field(factory=Counter)

@@ -329,8 +329,10 @@ class Product:
 
     def count_product(self, product: str, a: Operand, b: Operand, flops: int) -> None:
         """Count the operations of a product: which of its operands are on a grid."""
-        if self.layer.owner.flops is not None:
-            self.layer.owner.flops.add(product, a.format is not None, b.format is not None, flops)
+        count = self.layer.owner.flops
+        if count is not None:
+            count.made += flops
+            count.add(product, a.format is not None, b.format is not None, flops)
 
     def begin_backward(self) -> None:
         """Note that the layer learns; `BadInput` if its backward pass is differentiated itself."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from altcore.formats import Format
 from altcore.numerics.outputs import scale_output
 from altcore.surgery.compute import float8_dtypes, is_exact_in_bfloat16
+from altcore.surgery.flops import uncounted
 from altcore.surgery.quantizer import Axes, Operand
 
 FLOAT32_ROOM = 2.0**120
@@ -75,7 +76,8 @@ class QuantizedLinear(torch.autograd.Function):
         assert a is not None
         assert b is not None
         keep(ctx, a, b, x_wgrad, w_dgrad)
-        casts.count_product("fwd", a, b, 2 * a.values.numel() * w.shape[-2])
+        ctx.flops = 2 * x.numel() * w.shape[-2]
+        casts.count_product("fwd", a, b, ctx.flops)
         dtype = torch.bfloat16 if casts.compute == "bfloat16" else ctx.dtypes[0]
         y = product(a, b, transpose_b=True, compute=casts.compute, bias=bias, dtype=dtype)
         # No view: what follows may change it in place.
@@ -91,13 +93,11 @@ class QuantizedLinear(torch.autograd.Function):
         g_dgrad, g_wgrad = casts.pair("gradient", dy, ctx.training, LINEAR_AXES, wanted)
         dx = dw = db = None
         if wanted[0]:
-            flops = 2 * g_dgrad.values.numel() * w_dgrad.values.shape[-1]
-            casts.count_product("dgrad", g_dgrad, w_dgrad, flops)
+            casts.count_product("dgrad", g_dgrad, w_dgrad, ctx.flops)
             dx = product(g_dgrad, w_dgrad, compute=casts.compute, dtype=ctx.dtypes[0])
             dx = clip(dx, x_inside).reshape(ctx.shape)
         if wanted[1]:
-            flops = 2 * g_wgrad.values.numel() * x_wgrad.values.shape[-1]
-            casts.count_product("wgrad", g_wgrad, x_wgrad, flops)
+            casts.count_product("wgrad", g_wgrad, x_wgrad, ctx.flops)
             dw = product(
                 g_wgrad, x_wgrad, transpose_a=True, compute=casts.compute, dtype=ctx.dtypes[1]
             )
@@ -179,11 +179,12 @@ def product(
     is_single = a.values.dim() == 2
     eights = float8_dtypes(a.format, b.format) if compute == "exact-float8" and is_single else None
     if eights is not None and not (m % 16 or k % 16 or n % 16):
-        y = _float8_product(a.values.to(eights[0]), b.values.to(eights[1]))
+        with uncounted():
+            y = _float8_product(a.values.to(eights[0]), b.values.to(eights[1]))
     else:
         a, b = ready(a, b, k, compute)
         # Autocast would round the operands of a float32 product behind the recipe's back.
-        with torch.autocast(a.values.device.type, enabled=False):
+        with torch.autocast(a.values.device.type, enabled=False), uncounted():
             y = a.values @ b.values
     return scale_output(y, (a.scale, b.scale), bias, dtype)
 

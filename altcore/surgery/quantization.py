@@ -474,7 +474,7 @@ class Quantization:
         self.flops = FlopCount()
         try:
             with self.frozen():
-                self.flop_total = count_flops(run)
+                self.flop_total = count_flops(run) + self.flops.made
         finally:
             self.flop_count, self.flops = self.flops, None
         return self.coverage().flop_share
