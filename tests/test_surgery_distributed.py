@@ -1,27 +1,13 @@
-"""Two processes that train one model: replicas (DDP), shards (FSDP2), and what is refused.
-
-What must hold is asserted in the ranks, which meet over gloo on the loopback interface.
-"""
-
-import multiprocessing
-import os
-import sys
-import warnings
-from datetime import timedelta
+"""Two processes that train one model: replicas (DDP), shards (FSDP2), and what is refused."""
 
 import pytest
 import torch
 import torch.distributed as dist
+from helpers_distributed import Net, gathered, in_ranks, join, loss_of
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-import altcore
 from altcore import BadInput, quantize_model
-
-# Ranks are forks of a process that has imported what takes long.
-multiprocessing.set_forkserver_preload(
-    ["pytest", "altcore.surgery.quantization", "torch.distributed.fsdp"]
-)
 
 NEAREST = {
     "weight": "E4M3",
@@ -30,74 +16,6 @@ NEAREST = {
     "layers": {"embed": {"weight@lookup": "E3M4"}},
 }
 NOISY = {"format": "E4M3", "rounding": "stochastic"}
-
-
-@pytest.fixture
-def ranks(tmp_path):
-    """Return a function that calls another one in two processes, with their rank."""
-
-    def run(function, *args):
-        torch.multiprocessing.start_processes(
-            _in_rank, (str(tmp_path), function, args), nprocs=2, start_method="forkserver"
-        )
-
-    return run
-
-
-def _in_rank(rank, folder, function, args):
-    torch.set_num_threads(1)
-    os.environ["GLOO_SOCKET_IFNAME"] = "lo0" if sys.platform == "darwin" else "lo"
-    join(rank, f"{folder}/{function.__name__}")
-    function(rank, *args)
-    dist.destroy_process_group()
-
-
-def join(rank, path):
-    """Meet the other rank."""
-    limit = timedelta(seconds=60)
-    dist.init_process_group("gloo", f"file://{path}", limit, world_size=2, rank=rank)
-
-
-class Own(nn.Module):
-    """A product that no layer of torch's makes."""
-
-    def __init__(self):
-        super().__init__()
-        self.table = nn.Parameter(torch.randn(8, 6) / 3)
-
-    def forward(self, x):
-        return torch.einsum("bi,oi->bo", x, self.table)
-
-
-class Net(nn.Module):
-    """An embedding, two Linears and what is none, and a branch that may be left out."""
-
-    def __init__(self, seed=0):
-        super().__init__()
-        torch.manual_seed(seed)
-        self.embed = nn.Embedding(11, 6)
-        self.first, self.own = nn.Linear(6, 6), Own()
-        self.branch = nn.Linear(8, 8)
-        self.head = nn.Linear(8, 5)
-
-    def forward(self, ids, branch=True):
-        x = self.own(torch.tanh(self.first(self.embed(ids))))
-        return self.head(self.branch(x) if branch else x)
-
-
-def loss_of(model, rank, step, **given):
-    """The loss of a rank's samples of a step."""
-    draw = torch.Generator().manual_seed(10 * step + rank)
-    ids, targets = (torch.randint(n, (6,), generator=draw) for n in (11, 5))
-    return nn.functional.cross_entropy(model(ids, **given), targets)
-
-
-def gathered(x):
-    """A tensor of each rank."""
-    x = x.detach().contiguous()
-    both = [torch.empty_like(x) for _ in range(2)]
-    dist.all_gather(both, x)
-    return both
 
 
 def assert_replicas(model, optimizer=None, q=None):
@@ -120,7 +38,7 @@ def assert_same(model, other, **bounds):
 
 
 def replicas(rank):
-    for recipe, fmt in ((NEAREST, None), ("pure", "E4M3"), ("full", "E4M3")):
+    for recipe, fmt in ((NEAREST, None), ("full", "E4M3")):
         for is_first in (True, False):
             model, lone = Net(), Net()
             q = quantize_model(model, recipe, format=fmt) if is_first else None
@@ -129,7 +47,7 @@ def replicas(rank):
             r = quantize_model(lone, recipe, format=fmt)
             assert list(q.layers) == list(r.layers)
             pairs = [(m, torch.optim.AdamW(m.parameters(), 1e-2)) for m in (model, lone)]
-            for step in range(4):
+            for step in range(3):
                 loss_of(parallel, rank, step).backward()
                 for of in range(2):
                     (loss_of(lone, of, step) / 2).backward()
@@ -141,9 +59,9 @@ def replicas(rank):
                 assert_same(model, lone)
 
 
-def test_replicas_are_one_process_that_accumulates(ranks):
+def test_replicas_are_one_process_that_accumulates(tmp_path):
     """Bit for bit, whether the model is quantized before DDP wraps it or after."""
-    ranks(replicas)
+    in_ranks(tmp_path, replicas)
 
 
 def keys(model, recipe):
@@ -161,7 +79,7 @@ def noise(rank, lone):
     for name, key in keys(Net(), DRAWING).items():
         is_shared = rank == 0 or ":weight@" in name
         assert (key == lone[name]) == is_shared, name
-    recipe = {o: NOISY for o in (*OPERANDS, "stored_weight")}
+    recipe = dict.fromkeys((*OPERANDS, "stored_weight"), NOISY)
     recipe |= {"optimizer_state": {"format": "E5M2", "rounding": "stochastic"}}
     model = Net()
     parallel = DistributedDataParallel(model)
@@ -188,14 +106,14 @@ def late(rank, folder):
 
 
 @pytest.mark.slow
-def test_ranks_draw_noise_of_their_own_for_what_is_their_own(ranks):
+def test_ranks_draw_noise_of_their_own_for_what_is_their_own(tmp_path):
     """And the same for weights, stored ones and moments; rank 0 draws what a lone process does."""
-    ranks(noise, keys(Net(), DRAWING))
+    in_ranks(tmp_path, noise, keys(Net(), DRAWING))
 
 
 @pytest.mark.slow
-def test_a_process_may_join_after_the_model_was_quantized(ranks, tmp_path):
-    ranks(late, tmp_path)
+def test_a_process_may_join_after_the_model_was_quantized(tmp_path):
+    in_ranks(tmp_path, late, tmp_path)
 
 
 def scales(rank):
@@ -209,9 +127,9 @@ def scales(rank):
 
 
 @pytest.mark.slow
-def test_weights_that_another_rank_sends_have_its_scale(ranks):
+def test_weights_that_another_rank_sends_have_its_scale(tmp_path):
     """DDP overwrites what ranks of different seeds have stored."""
-    ranks(scales)
+    in_ranks(tmp_path, scales)
 
 
 def accumulation(rank):
@@ -242,9 +160,9 @@ def accumulation(rank):
 
 
 @pytest.mark.slow
-def test_ranks_accumulate(ranks):
+def test_ranks_accumulate(tmp_path):
     """Without a message for each micro-batch, and with parameters that a step does not use."""
-    ranks(accumulation)
+    in_ranks(tmp_path, accumulation)
 
 
 def sharded_optimizer(rank):
@@ -262,8 +180,8 @@ def sharded_optimizer(rank):
 
 
 @pytest.mark.slow
-def test_an_optimizer_that_shards_its_state_is_told(ranks):
-    ranks(sharded_optimizer)
+def test_an_optimizer_that_shards_its_state_is_told(tmp_path):
+    in_ranks(tmp_path, sharded_optimizer)
 
 
 # --------------------------------------------------------------------------------- shards
@@ -307,10 +225,21 @@ def shards(rank):
             q.remove()
 
 
+def short_shards(rank):
+    from torch.distributed.fsdp import MixedPrecisionPolicy
+
+    model, lone = Net(), Net().bfloat16()
+    shard(model, mp_policy=MixedPrecisionPolicy(torch.bfloat16))
+    with quantize_model(model, NEAREST), quantize_model(lone, NEAREST):
+        for ids in torch.arange(11).split(4):
+            assert torch.equal(model(ids), lone(ids))
+
+
 @pytest.mark.slow
-def test_shards_compute_what_the_whole_model_does(ranks):
-    """Quantized before it is sharded or after, layer by layer or as one."""
-    ranks(shards)
+@pytest.mark.parametrize("function", [shards, short_shards])
+def test_shards_compute_what_the_whole_model_does(tmp_path, function):
+    """Quantized before it is sharded or after, layer by layer or as one; in bfloat16, too."""
+    in_ranks(tmp_path, function)
 
 
 def refused_shards(rank):
@@ -353,57 +282,60 @@ def refused_values(rank):
 
 
 @pytest.mark.slow
-def test_what_needs_whole_parameters_is_refused(ranks):
-    """By layer and parameter: at the start, or where a quantized model was sharded, when it runs."""
-    ranks(refused_shards)
-    ranks(refused_values)
+@pytest.mark.parametrize("function", [refused_shards, refused_values])
+def test_what_needs_whole_parameters_is_refused(tmp_path, function):
+    """By layer and parameter: at the start, or, if it was sharded later, when the model runs."""
+    in_ranks(tmp_path, function)
 
 
-def refused_kinds(rank):
+PARALLEL = [
+    ("first", "ColwiseParallel", ("weight", "activation", "gradient", "stored_weight")),
+    ("head", "RowwiseParallel", ("weight", "activation", "gradient", "stored_weight")),
+    ("embed", "RowwiseParallel", ("weight@lookup", "stored_weight")),
+]
+
+
+def refused_tensors(rank):
     from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import FullyShardedDataParallel
-    from torch.distributed.tensor.parallel import (
-        ColwiseParallel,
-        RowwiseParallel,
-        parallelize_module,
-    )
 
     mesh = init_device_mesh("cpu", (2,))
-    ways = {"first": ColwiseParallel(), "embed": RowwiseParallel(), "head": RowwiseParallel()}
-    casts = ("weight", "activation", "gradient", "weight@lookup", "stored_weight")
-    for layer, way in ways.items():
-        for cast in casts if layer != "embed" else ("weight@lookup", "stored_weight"):
-            if cast == "weight@lookup" and layer != "embed":
-                continue
-            recipe = {"layers": {layer: {cast: "E4M3"}}}
+    for layer, way, casts in PARALLEL:
+        for cast in casts:
             for is_first in (True, False):
+                recipe = {"layers": {layer: {cast: "E4M3"}}}
                 with pytest.raises(BadInput, match=rf"layer {layer}: (weight|input) is .*DTensor"):
-                    train_parallel(Net(), mesh, {layer: way}, recipe, rank, is_first)
-    for is_original in (True, False):
-        cpu = {"device_id": torch.device("cpu"), "use_orig_params": is_original}
-        with pytest.raises(BadInput, match="model: it: FullyShardedDataParallel makes one flat"):
-            quantize_model(FullyShardedDataParallel(Net(), **cpu), NEAREST)
-        model = Net()
-        quantize_model(model, NEAREST)
-        with pytest.raises(BadInput, match="layer embed: FullyShardedDataParallel makes one flat"):
-            loss_of(FullyShardedDataParallel(model, **cpu), rank, 0)
+                    run_parallel(Net(), recipe, rank, mesh, {layer: way}, is_first)
 
 
-def train_parallel(model, mesh, plan, recipe, rank, is_first):
-    from torch.distributed.tensor.parallel import parallelize_module
+def run_parallel(model, recipe, rank, mesh, ways, is_first):
+    from torch.distributed.tensor import parallel
 
     if is_first:
         quantize_model(model, recipe)
-    parallelize_module(model, mesh, plan)
+    plan = {layer: getattr(parallel, way)() for layer, way in ways.items()}
+    parallel.parallelize_module(model, mesh, plan)
     if not is_first:
         quantize_model(model, recipe)
     loss_of(model, rank, 0)
 
 
+def refused_flat(rank):
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    for is_original in (True, False):
+        given = {"device_id": torch.device("cpu"), "use_orig_params": is_original}
+        with pytest.raises(BadInput, match="model: it: FullyShardedDataParallel makes one flat"):
+            quantize_model(FullyShardedDataParallel(Net(), **given), NEAREST)
+        quantize_model(model := Net(), NEAREST)
+        with pytest.raises(BadInput, match="layer embed: FullyShardedDataParallel makes one flat"):
+            loss_of(FullyShardedDataParallel(model, **given), rank, 0)
+
+
 @pytest.mark.slow
-def test_tensor_parallelism_and_flat_parameters_are_refused(ranks):
-    """By layer and argument."""
-    ranks(refused_kinds)
+@pytest.mark.parametrize("function", [refused_tensors, refused_flat])
+def test_tensor_parallelism_and_flat_parameters_are_refused(tmp_path, function):
+    """By layer and argument, whichever came first."""
+    in_ranks(tmp_path, function)
 
 
 def test_data_parallel_is_refused():
