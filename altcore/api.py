@@ -185,11 +185,12 @@ def prepare(
     )
     dispatch = Dispatcher(plugins, config.strict)
     # The model runs here for the first time: what cannot run leaves no directory behind.
-    count_flops(run)
+    if quantization.layers:
+        count_flops(run)
     coverage = quantization.coverage()
     facts |= {
         "parameter_share": coverage.parameter_share,
-        "flop_share": coverage.flop_share,
+        "flop_share": coverage.flop_share if quantization.layers else 0.0,
         "flop_share_by_operand": dict(coverage.flop_share_by_operand),
         "head": coverage.head,
         "left_out": coverage.left_out,
