@@ -22,6 +22,7 @@ from altcore.numerics.arguments import (
     check_choice,
     find,
     find_grid,
+    key_for,
     scale_pair,
 )
 from altcore.numerics.blocks import fake_blocks, round_blocks
@@ -65,7 +66,8 @@ def quantize(
     ``power-of-two`` (the smallest power of two that holds it), ``channel`` (as ``tensor``, for
     each slice along ``axis``), ``block`` (so for every ``block`` elements along ``axis``; the
     last block may be shorter), or ``none`` (1). ``axis`` is the one along which a product would
-    sum. ``rounding``, ``overflow`` and ``key`` are those of `altcore.numerics.round_to_grid`.
+    sum. ``rounding``, ``overflow`` and ``key`` are those of `altcore.numerics.round_to_grid`;
+    stochastic rounding without a key draws one from torch's default generator.
 
     Returns ``q``, of ``x``'s shape, and ``s``, 0-dim; for ``channel`` of ``x``'s shape with 1 at
     ``axis``, for ``block`` of ``x``'s shape. Both are in the compute dtype: float32, or float64
@@ -83,9 +85,11 @@ def quantize(
         if scaling is not None:
             raise BadInput(f"format {fmt.name} brings its own scaling: {scaling!r} cannot be used")
         _check_blocks(x, fmt, axis, overflow)
+        key = key_for(x, rounding, key)
         found = round_blocks(x, fmt, axis=axis, rounding=rounding, key=key)
         own = torch.ones((), dtype=found.values.dtype, device=x.device)
         return found.values, own if found.scale is None else found.scale
+    key = key_for(x, rounding, key)
     check_input(x, fmt, rounding, overflow, key)
     x = x.detach()
     if scaling in (None, "tensor", "power-of-two"):
@@ -129,6 +133,8 @@ def fake_quantize(
     Higher derivatives are those of a function with this slope everywhere. Under
     `torch.func.vmap` each slice is quantized by itself.
 
+    ``key`` decides stochastic rounding; None draws one from torch's default generator.
+
     A block format (MXFP4) brings its own scales, of blocks along ``axis``: ``scale`` is None,
     the overflow rule ``saturate``, and the gradient passes straight through.
 
@@ -138,6 +144,7 @@ def fake_quantize(
     """
     fmt = find(fmt)
     check_choice("gradient", gradient, GRADIENTS)
+    key = key_for(x, rounding, key)
     if isinstance(fmt, BlockFormat):
         if scale is not None:
             raise BadInput(f"format {fmt.name} brings its own scales: scale must be None")
