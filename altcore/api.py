@@ -102,8 +102,9 @@ def train(
     ``config`` is a `TrainConfig`, a mapping of its keys, or a YAML file. ``model`` takes the
     place of the workload's, ``data`` that of its data: a path, or a function
     ``(split, step, micro) -> batch``. ``resume`` names a run in the configuration's ``runs_dir``
-    to go on with. Raises `BadInput` before anything is written, and `AltcoreError` for failures;
-    a collapse is a result.
+    to go on with. It trains under `torch.no_grad` and `torch.inference_mode`, too. Raises
+    `BadInput` before anything is written, and `AltcoreError` for failures; a collapse is a
+    result.
     """
     if not (data is None or callable(data) or isinstance(data, str | Path)):
         raise BadInput(
@@ -111,18 +112,28 @@ def train(
         )
     if not (model is None or isinstance(model, nn.Module)):
         raise BadInput(f"model: a torch.nn.Module is needed, not {model!r:.60}")
+    if model is not None and _is_for_inference(model):
+        raise BadInput("model: it was made under torch.inference_mode, and cannot be trained")
     given = _as_config(config)
     if device is not None:
         given = given.evolve(device=device)
     if isinstance(data, str | Path):
         own = {**given.settings.get(given.workload, {}), "data": str(data)}
         given = given.evolve(settings={**given.settings, given.workload: own})
-    engine = prepare(given, model=model, batch=data if callable(data) else None, resume=resume)
-    try:
-        return result(engine.train(), given)
-    finally:
-        # The model may be the caller's own.
-        engine.run.quantization.remove()
+    batch = data if callable(data) else None
+    # The caller may have switched gradients off.
+    with torch.inference_mode(False), torch.enable_grad():
+        engine = prepare(given, model=model, batch=batch, resume=resume)
+        try:
+            return result(engine.train(), given)
+        finally:
+            # The model may be the caller's own.
+            engine.run.quantization.remove()
+
+
+def _is_for_inference(model: nn.Module) -> bool:
+    tensors = (*model.parameters(), *model.buffers())
+    return any(t.is_inference() for t in tensors if not nn.parameter.is_lazy(t))
 
 
 def _as_config(config: TrainConfig | Mapping[str, Any] | str | Path | None) -> TrainConfig:

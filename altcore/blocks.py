@@ -83,7 +83,7 @@ class BlockFormat:
     @property
     def largest(self) -> float:
         """The largest product of an element and a block's scale in ``scale_format``."""
-        return self.element.max * (self.scale_format.max if self.scale_format else 1.0)
+        return self.element.max * (self.scale_format.values[-1] if self.scale_format else 1.0)
 
     @property
     def bits(self) -> float:

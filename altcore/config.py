@@ -28,7 +28,14 @@ from altcore.formats import float_format
 from altcore.recipe import Recipe
 from altcore.recipes import SUFFIXES, has_own_formats, named, own_name, parse, with_format
 from altcore.registry import HOOK_KINDS, entries
-from altcore.settings import build, format_or_none, setting, to_plain
+from altcore.settings import (
+    as_python,
+    build,
+    format_or_none,
+    python_fields,
+    setting,
+    to_plain,
+)
 
 _SHARE = both(ge(0.0), le(1.0))
 _ORDINARY = float_format("FORMAT", 5, 2, specials="ieee")
@@ -41,7 +48,7 @@ def defaults() -> dict[str, Any]:
     return dict(load_yaml((files("altcore") / "defaults.yaml").read_text(), "defaults.yaml"))
 
 
-@frozen(kw_only=True)
+@frozen(kw_only=True, field_transformer=python_fields)
 class TrainConfig:
     """Everything that decides a run. Keys keep the original experiments' names."""
 
@@ -304,7 +311,7 @@ def gather(
     if file is not None:
         held = read_mapping(file, "--config")
         given += [Given(str(k), v, f" in {file}", 0) for k, v in held.items()]
-    given += [Given(str(k), v, how, 1) for k, v, how in overrides]
+    given += [Given(str(k), as_python(v), how, 1) for k, v, how in overrides]
     appended = [g.value for g in given if g.key == "+plugins" and g.how == " by --plugin"]
     expanded = expand(g for g in given if g.key != "+plugins" or g.how != " by --plugin")
     first = {k: str(defaults()[k]) for k in ("workload", "optimizer")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -10,6 +11,7 @@ from inspect import get_annotations
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_origin, get_type_hints
 
 import attrs
+from attrs.converters import pipe
 
 from altcore.blocks import AnyFormat, BlockFormat
 from altcore.errors import BadInput, nearest
@@ -53,8 +55,9 @@ def build(cls: type, given: Mapping[str, Any], where: str) -> Any:
     """Make ``cls`` of plain settings, checked strictly.
 
     ``where`` names the plugin or file in messages. Raises `BadInput` for an unknown key (the
-    nearest is offered), a wrong type (nothing is converted but an integer to a float, and a
-    format's name to the format), or a value that the class refuses.
+    nearest is offered), a wrong type (nothing is converted but an integer to a float, a format's
+    name to the format, numpy's numbers to Python's and a path to text), or a value that the class
+    refuses.
     """
     fields = init_fields(cls, where)
     for key in given:
@@ -132,8 +135,34 @@ def plain_settings(instance: Any) -> dict[str, Any]:
     return {name: to_plain(getattr(instance, name)) for name in init_fields(type(instance))}
 
 
+def as_python(value: Any) -> Any:
+    """Return numpy's numbers as Python's, and paths as text.
+
+    Within lists, tuples and dictionaries, too; anything else as it is.
+    """
+    numpy = sys.modules.get("numpy")  # imported by whoever has its numbers
+    if numpy is not None and isinstance(value, numpy.generic):
+        return value.item()
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if type(value) in (list, tuple):
+        return type(value)(as_python(v) for v in value)
+    if type(value) is dict:
+        return {as_python(k): as_python(v) for k, v in value.items()}
+    return value
+
+
+def python_fields(_: type, fields: list[Attribute]) -> list[Attribute]:
+    """Let every field of an attrs class take what `as_python` does: a ``field_transformer``."""
+    return [
+        f.evolve(converter=pipe(as_python, f.converter) if f.converter else as_python)
+        for f in fields
+    ]
+
+
 def to_plain(value: Any) -> Any:
     """Return ``value`` as YAML and JSON can write it; a format by its name."""
+    value = as_python(value)
     if isinstance(value, Format | BlockFormat):
         return value.name
     if isinstance(value, Mapping):
@@ -169,6 +198,7 @@ def _type_name(tp: Any) -> str:
 
 
 def _structure(value: Any, tp: Any, where: str) -> Any:
+    value = as_python(value)
     try:
         return _converter().structure(value, tp)
     except BadInput as error:

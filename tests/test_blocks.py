@@ -16,7 +16,7 @@ from gfloat.formats import (
     format_info_mxfp8_e5m2,
 )
 
-from altcore import BadInput, float_format, get_format
+from altcore import BadInput, float_format, get_format, table_format
 from altcore.blocks import BlockFormat
 from altcore.numerics import COUNTS, amax, round_to_grid, scale_of
 from altcore.numerics.blocks import fake_blocks, round_blocks
@@ -37,6 +37,13 @@ def mx(element: str = "E4M3", rule: str = "floor", **more) -> BlockFormat:
 
 def nvfp4(**more) -> BlockFormat:
     return BlockFormat("NVFP4", get_format("E2M1"), 16, "two-level", get_format("E4M3"), **more)
+
+
+def test_scales_are_positive():
+    """The largest is that of a scale format, whatever its negative values are."""
+    scales = [get_format("E4M3"), table_format("S", [-1, 0, 1, 448])]
+    made = [BlockFormat("B", get_format("E2M1"), 16, "two-level", f) for f in scales]
+    assert [f.largest for f in made] == [448 * 6] * 2
 
 
 def spread(rows: int, columns: int, seed: int = 0) -> torch.Tensor:

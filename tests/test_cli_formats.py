@@ -8,14 +8,11 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 import pytest
-import torch
 from helpers_cli import call
 
-from altcore import BadInput, float_format, get_format, table_format
+from altcore import float_format, get_format, table_format
 from altcore.blocks import BlockFormat
 from altcore.cli.formats import binade_picture, facts, linear_picture, write_svg
-from altcore.numerics.blocks import round_blocks
-from altcore.sqnr import compare, measure, samples, tensors
 
 
 def test_list_has_every_named_format_and_names_the_families(capsys):
@@ -98,65 +95,41 @@ def test_pictures_put_values_where_they_are():
     assert binade_picture(float_format("E2M1", 2, 1)) == "2^-1 1222 2^2"
 
 
-def test_sqnr_of_fixed_point_on_uniform_data():
-    """127 steps of uniform error: the signal's 1/3 over a twelfth of the step squared."""
-    both = compare(get_format("E0M7"), samples("uniform"))
-    assert both["amax"]["sqnr_db"] == pytest.approx(10 * math.log10(4 * 127**2), abs=0.05)
-    assert both["amax"]["overflow"] == 0
+@pytest.mark.parametrize(
+    ("values", "marks", "binades"),
+    [
+        ([-1, 0, 0.5, 3], [0, 24, 36, 95], "negative: 2^0 1 2^0\n2^-1 101 2^1"),
+        ([-8, 0, 1], [0, 84, 95], "negative: 2^3 1 2^3\n2^0 1 2^0"),
+        ([0.5, 1, 2], [24, 48, 95], "2^-1 111 2^1"),
+    ],
+)
+def test_pictures_and_figures_of_what_is_not_symmetric(values, marks, binades):
+    """From the lowest value to the largest, wherever they lie; scales go by `Format.max`."""
+    fmt = table_format("T", values)
+    assert [i for i, c in enumerate(linear_picture(fmt)) if c == "|"] == marks
+    assert binade_picture(fmt) == binades
+    about = facts(fmt)
+    assert (about["lowest"], about["largest"]) == (values[0], values[-1])
+    assert about["range_binades"] == round(math.log2(values[-1] / fmt.smallest), 1)
 
 
-@pytest.mark.parametrize("name", ["E4M3", "E0M7", "E2M1"])
-def test_the_best_scale_is_at_least_as_good_as_any_other(name):
-    """No scale on a fine search beats it by more than the search's own step can."""
-    x, fmt = samples("laplace")[:20_000], get_format(name)
-    best = compare(fmt, x)["best"]
-    others = [measure(fmt, x, best["scale"] * f)["sqnr_db"] for f in (0.5, 0.8, 0.95, 1.05, 1.3, 2)]
-    assert best["sqnr_db"] >= max(others) - 0.05
-    assert best["sqnr_db"] >= compare(fmt, x)["amax"]["sqnr_db"]
+def test_show_of_what_is_not_symmetric(capsys):
+    """Both signs are there, and the title says from where to where."""
+    text = call(capsys, "formats", "show", "INT4").out
+    said = dict(line.split() for line in text.splitlines()[:8])
+    assert (said["lowest"], said["largest"]) == ("-8", "7")
+    assert "-8 to 7" in text
+    assert "0 to 6 and" in call(capsys, "formats", "show", "E2M1").out
 
 
-@pytest.mark.parametrize("name", ["posit8_0", "posit8_1", "posit8_2"])
-def test_the_best_scale_may_lie_far_from_that_of_amax(name):
-    """Posits are densest at 1: the root mean square is brought there, not amax to the largest."""
-    x, fmt = samples("normal")[:20_000], get_format(name)
-    both = compare(fmt, x)
-    at_one = measure(fmt, x, float(x.square().mean().sqrt()))["sqnr_db"]
-    assert both["best"]["sqnr_db"] >= at_one > both["amax"]["sqnr_db"] + 15
-
-
-def test_a_format_that_needs_no_scale():
-    """BF16's amax scale has no finite inverse a few binades on: that is not the best one."""
-    both = compare(get_format("BF16"), samples("normal")[:5_000])
-    assert both["best"]["sqnr_db"] >= both["amax"]["sqnr_db"] > 50
-
-
-def test_what_is_lost_is_counted_by_hand():
-    """Past the largest value overflows, under half the smallest underflows."""
-    found = measure(get_format("E2M1"), torch.tensor([8.0, 1.0, 0.1, 0.0]), 1.0)
-    assert found["overflow"] == 0.25
-    assert found["underflow"] == 0.25
-
-
-def test_a_block_format_has_its_own_scales():
-    """SQNR by hand, no best scale, and the share that the OCP rule clips; rceil clips nothing."""
-    (x,) = tensors("normal")
-    found = compare(get_format("MXFP4"), [x])
-    assert found["best"] is None
-    q = round_blocks(x, get_format("MXFP4")).values.double()
-    noise = (q - x.double()).square().mean() / x.double().square().mean()
-    assert found["amax"]["sqnr_db"] == pytest.approx(-10 * math.log10(noise))
-    assert 0.005 < found["amax"]["overflow"] < 0.02
-    assert compare(get_format("MXFP4-rceil"), x)["amax"]["overflow"] == 0
-    assert compare(get_format("NVFP4"), x)["amax"]["sqnr_db"] > found["amax"]["sqnr_db"]
-
-
-def test_the_tensor_s_own_scale_counts():
-    """Two-level formats on tensors of any size, each with its own scale; all of one noise."""
-    (x,) = tensors("laplace")
-    alone = compare(get_format("NVFP4"), x)["amax"]
-    both = compare(get_format("NVFP4"), [x, x * 2.0**-30])["amax"]
-    assert both["sqnr_db"] == pytest.approx(alone["sqnr_db"], abs=1e-6)
-    assert both["underflow"] == pytest.approx(alone["underflow"])
+def test_plot_of_what_is_not_symmetric(tmp_path):
+    """Its negative values have the lower half of the row, at their magnitudes."""
+    write_svg(tmp_path / "p.svg", [table_format("T", [-8, 0, 1, 2]), get_format("E2M1")])
+    root = ET.fromstring((tmp_path / "p.svg").read_text())
+    paths = [p.get("d") for p in root.iter("{http://www.w3.org/2000/svg}path")]
+    assert paths[0] == "M325.0 12v10M540.0 12v10"
+    assert paths[1] == "M970.0 22v10"
+    assert paths[2].count("v20") == 7
 
 
 def test_compare_has_block_formats_beside_others(capsys, tmp_path):
@@ -175,24 +148,6 @@ def test_compare_has_block_formats_beside_others(capsys, tmp_path):
     assert all(set(r["amax"]) == set(rows[0]["amax"]) for r in rows)
 
 
-def test_square_blocks_need_a_matrix(tmp_path):
-    """A file's own shape is where blocks lie; a vector has no square ones."""
-    np.save(tmp_path / "x.npy", np.linspace(-1, 1, 1024, dtype=np.float32))
-    with pytest.raises(BadInput, match=r"NVFP4-square.*vector"):
-        compare(get_format("NVFP4-square"), tensors(str(tmp_path / "x.npy")))
-    np.save(tmp_path / "y.npy", np.linspace(-1, 1, 1024, dtype=np.float32).reshape(32, 32))
-    assert compare(get_format("NVFP4-square"), tensors(str(tmp_path / "y.npy")))["amax"]
-
-
-def test_blocks_lie_in_the_weights_of_a_run(start):
-    """Of each weight along its rows, as the forward product has them."""
-    run = start(format="E4M3").run_directory
-    weights = tensors(run.name, str(run.parent))
-    assert all(w.dim() >= 2 for w in weights)
-    assert samples(run.name, str(run.parent)).numel() == sum(w.numel() for w in weights)
-    assert compare(get_format("MXFP8-E4M3"), weights)["amax"]["sqnr_db"] > 25
-
-
 def test_plot_of_a_block_format(tmp_path, capsys):
     """One row, with the marks of its elements."""
     out = tmp_path / "p.svg"
@@ -209,26 +164,6 @@ def test_compare_reads_a_file(capsys, tmp_path):
     rows = json.loads(out)
     assert [r["format"] for r in rows] == ["E4M3", "E0M7"]
     assert rows[1]["amax"]["sqnr_db"] > rows[0]["amax"]["sqnr_db"]
-
-
-@pytest.mark.parametrize(
-    ("data", "said"),
-    [
-        ("norml", "did you mean normal"),
-        ("missing.npy", "cannot be read"),
-    ],
-)
-def test_data_that_cannot_be(data, said):
-    """The message names what was given."""
-    with pytest.raises(BadInput, match=rf"--on {data}.*{said}"):
-        samples(data)
-
-
-def test_a_file_with_nan_is_refused(tmp_path):
-    """Noise over NaN would be no number."""
-    np.save(tmp_path / "x.npy", np.array([1.0, np.nan]))
-    with pytest.raises(BadInput, match="NaN"):
-        samples(str(tmp_path / "x.npy"))
 
 
 def test_the_picture_is_svg_with_a_row_for_each_format(tmp_path, capsys):

@@ -4,7 +4,9 @@ import math
 from contextlib import suppress
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 import yaml
 from attrs import fields_dict
 from helpers import Starter
@@ -347,6 +349,36 @@ def test_train_config_is_checked():
             TrainConfig(**keys)
 
 
+def test_numpy_s_numbers_and_paths_are_python_s(tmp_path):
+    """In a mapping, in a TrainConfig and in a copy, in settings and in a recipe; and in a file."""
+    (tmp_path / "r.yaml").write_text("weight: E4M3\n")
+    given = {
+        "max_steps": np.int64(7),
+        "learning_rate": np.float32(0.5),
+        "compile": np.bool_(False),
+        "runs_dir": tmp_path,
+        "freeze": [np.str_("x")],
+        "settings": {"gpt": {"n_layer": np.int32(2), "data": tmp_path / "d.txt"}},
+        "recipe": {"weight": {"format": "E4M3", "scaling": {"margin": np.float32(0.5)}}},
+    }
+    settings = given.pop("settings")
+    flat = [(f"gpt.{k}", v, "") for k, v in settings["gpt"].items()]
+    loaded = load(overrides=[*((k, v, "") for k, v in given.items()), *flat])
+    for made in (loaded, TrainConfig(**given, settings=settings)):
+        plain = made.to_plain()
+        assert (made.max_steps, made.learning_rate, made.compile) == (7, 0.5, False)
+        assert (made.runs_dir, made.freeze) == (str(tmp_path), ("x",))
+        assert made.settings["gpt"] == {"n_layer": 2, "data": str(tmp_path / "d.txt")}
+        assert type(made.max_steps) is int
+        assert made.make_recipe().rules[0].casts["weight@fwd"].scaling.margin == 0.5
+        assert make(yaml.safe_load(yaml.safe_dump(plain))).to_plain() == plain
+        assert made.evolve(seed=np.int64(3)).seed == 3
+    by_path = load(overrides=[("recipe", tmp_path / "r.yaml", "")])
+    assert by_path.recipe_name == "r.yaml"
+    with pytest.raises(BadInput, match=r"^max_steps: 7.0 is not a whole number"):
+        load(overrides=[("max_steps", np.float64(7), "")])
+
+
 def test_train_config_is_frozen_and_evolves():
     """A changed copy is checked like a new one."""
     found = TrainConfig(seed=1)
@@ -481,3 +513,23 @@ def test_train_refuses_what_it_cannot_use(given):
     name = next(iter(given))
     with pytest.raises(BadInput, match=f"^{name}: "):
         altcore.train(**{"config": {"max_steps": 1}, **given})
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_train_trains_where_gradients_are_off(mode, tmp_path, corpus):
+    """As if they were on, and leaves the caller's mode; a model that was made for inference
+    cannot be trained.
+    """
+    start = Starter(tmp_path, corpus)
+    wanted = altcore.train(start.config(name="on"))
+    with mode():
+        found = altcore.train(start.config(name="off"))
+        assert not torch.is_grad_enabled()
+        assert torch.is_inference_mode_enabled() == (mode is torch.inference_mode)
+    assert found.final_loss == wanted.final_loss
+    assert found.metrics_history == wanted.metrics_history
+    with torch.inference_mode():
+        model = torch.nn.BatchNorm1d(3, affine=False)
+    with pytest.raises(BadInput, match=r"^model: it was made under torch.inference_mode"):
+        altcore.train(start.config(name="made"), model=model)
+    assert not (tmp_path / "made").exists()

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from format_checks import assert_same
+from format_checks import PATHS, assert_same, path
 
 import altcore
 from altcore import get_format
@@ -24,6 +24,7 @@ from altcore.numerics.functional import (
     stiffness,
     ulp_distance,
 )
+from altcore.numerics.packing import pack
 
 E0M7 = float_format("E0M7", 0, 7)
 E3M4 = float_format("E3M4", 3, 4)
@@ -210,10 +211,68 @@ def test_bad_input():
         fake_quantize(torch.tensor([1]), E4M3)
     with pytest.raises(BadInput, match="unknown rounding"):
         encode(x, E4M3, rounding="truncate")
-    with pytest.raises(BadInput, match="needs a key"):
-        fake_quantize(x, E4M3, rounding="stochastic")
-    y = fake_quantize(x, E4M3, rounding="stochastic", key=1)
-    assert set(y.tolist()) <= set(E4M3.values)
+
+
+DRAWING = {
+    "quantize": lambda x, **key: quantize(x, E3M4, rounding="stochastic", **key)[0],
+    "by channel": lambda x, **key: quantize(x, E3M4, "channel", rounding="stochastic", **key)[0],
+    "quantize blocks": lambda x, **key: quantize(x, "MXFP4", rounding="stochastic", **key)[0],
+    "fake": lambda x, **key: fake_quantize(x, E3M4, rounding="stochastic", **key),
+    "fake amax": lambda x, **key: fake_quantize(x, "NF4", "amax", rounding="stochastic", **key),
+    "fake blocks": lambda x, **key: fake_quantize(x, "MXFP4", rounding="stochastic", **key),
+    "encode": lambda x, **key: encode(x, E3M4, rounding="stochastic", **key).double(),
+    "pack": lambda x, **key: pack(x, E3M4, rounding="stochastic", **key).codes.double(),
+    "pack blocks": lambda x, **key: pack(x, "MXFP4", rounding="stochastic", **key).codes.double(),
+}
+
+
+@pytest.mark.parametrize("draw", DRAWING.values(), ids=DRAWING)
+def test_torch_draws_a_key_where_there_is_none(draw):
+    """So that its seed decides; a call with a key stays a function of that, and draws nothing."""
+    x = normal(8, 64)
+    torch.manual_seed(5)
+    key = torch.randint(-(2**63), 2**63 - 1, ())
+    after = torch.get_rng_state()
+    torch.manual_seed(5)
+    first, second = draw(x), None
+    assert torch.equal(torch.get_rng_state(), after)
+    second = draw(x)
+    assert_same(first, draw(x, key=key))
+    assert_same(first, draw(x, key=int(key)))
+    assert not torch.equal(first, second)
+    for way in PATHS:
+        torch.manual_seed(5)
+        with path(way):
+            assert_same(draw(x.clone().requires_grad_()).detach(), first)
+            assert_same(draw(x), second)
+            state = torch.get_rng_state()
+            draw(x, key=1)
+            assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_keys_that_are_drawn_under_vmap():
+    """As its randomness says: none, one for all, or one for each."""
+    x = normal(1, 64).expand(3, 64)
+    draw = DRAWING["fake"]
+    with pytest.raises(BadInput, match=r"^key: one is drawn under vmap if"):
+        torch.func.vmap(draw)(x)
+    same = torch.func.vmap(draw, randomness="same")(x)
+    assert torch.equal(same[0], same[1])
+    different = torch.func.vmap(draw, randomness="different")(x)
+    assert len(different.unique(dim=0)) == 3
+
+
+def test_only_stochastic_rounding_draws():
+    state = torch.get_rng_state()
+    fake_quantize(normal(4), E3M4)
+    encode(normal(4), E3M4)
+    quantize(normal(32), "MXFP4")
+    assert torch.equal(torch.get_rng_state(), state)
+    for wrong in (torch.tensor([1]), [1.0]):
+        with pytest.raises(BadInput, match=r"^x: "):
+            fake_quantize(wrong, E3M4, rounding="stochastic")
+    with pytest.raises(BadInput, match="needs a key"):  # what runs are made of draws no keys
+        round_to_grid(normal(3), E4M3, rounding="stochastic")
 
 
 # ------------------------------------------------------------------------- clipped gradients
@@ -451,7 +510,6 @@ def test_block_formats_refuse():
         (lambda: fake_quantize(x, "MXFP4", scale=1.0), "brings its own scales"),
         (lambda: fake_quantize(x, "MXFP4", overflow="raise"), "overflow must be saturate"),
         (lambda: fake_quantize(x, "MXFP4", gradient="clipped"), "straight-through"),
-        (lambda: fake_quantize(x, "MXFP4", rounding="stochastic"), "needs a key"),
         (lambda: fake_quantize(x.long(), "MXFP4"), "int64"),
         (lambda: encode(x, "MXFP4"), "altcore.pack and altcore.unpack"),
         (lambda: decode(torch.tensor([1]), "MXFP4"), "altcore.pack and altcore.unpack"),

@@ -1,10 +1,7 @@
-"""The compiled kernels: the torch path bit for bit, and what happens where they cannot be had."""
+"""The compiled kernels: the torch path bit for bit."""
 
 import ctypes
 import itertools
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -15,10 +12,8 @@ from altcore.numerics import (
     amax,
     build,
     fake_round,
-    flips,
     native,
     native_formats,
-    outputs,
     round_scaled,
     round_to_grid,
     scale_of,
@@ -311,67 +306,3 @@ def test_compiled_by_torch(fmt):
     for got, wanted in zip(compiled, step(x, torch.tensor(5), tallies[1]), strict=True):
         assert_same(got, wanted)
     assert tallies[0].tolist() == tallies[1].tolist()
-
-
-# ------------------------------------------------------------------------------ the building
-
-
-@available
-def test_both_sides_agree_on_the_struct():
-    assert build.library().altcore_job_size() == ctypes.sizeof(native_formats.Job)
-    assert native_formats.CALL.size == native_formats.Job.few.offset
-    assert build.library().altcore_output_size() == ctypes.sizeof(outputs._Output)
-    assert build.library().altcore_flips_size() == ctypes.sizeof(flips._Flips)
-
-
-@available
-def test_built_once(tmp_path, monkeypatch):
-    """A second process finds the file; other sources or flags would have another name."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    first = build._built()
-    assert first.parent == tmp_path / "altcore"
-    assert [p.name for p in first.parent.iterdir()] == [first.name]
-    made = first.stat().st_mtime_ns
-    monkeypatch.setattr(build, "_compile", None)  # not called again
-    assert build._built() == first
-    assert first.stat().st_mtime_ns == made
-
-
-@available
-def test_compilers_without_threads_or_cpu_flags(tmp_path, monkeypatch):
-    """What the compiler cannot do is left out."""
-    monkeypatch.setattr(build, "_NATIVE", ("-march=no-such-cpu", ""))
-    runtime = tmp_path / "libgomp-none.so"
-    made = build._compile(build._compiler(), runtime, tmp_path)
-    assert build._load(made).altcore_job_size() == ctypes.sizeof(native_formats.Job)
-
-
-def test_without_a_compiler(tmp_path):
-    """Everything works by torch operations, and one warning says so."""
-    code = (
-        "import torch, warnings\n"
-        "from altcore.formats import float_format\n"
-        "from altcore.numerics import round_to_grid\n"
-        "with warnings.catch_warnings(record=True) as seen:\n"
-        "    warnings.simplefilter('always')\n"
-        "    for _ in range(3):\n"
-        "        q = round_to_grid(torch.tensor([1.1]), float_format('E3M4', 3, 4))\n"
-        "print(q.item(), [str(w.message) for w in seen])\n"
-    )
-    environment = {**os.environ, "PATH": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
-    environment.pop("ALTCORE_KERNELS", None)
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith("1.125 [\"altcore's compiled CPU kernels are not available (no C")
-
-
-def test_a_broken_compiler(tmp_path, monkeypatch):
-    """Its first words are in the warning."""
-    compiler = tmp_path / "cc"
-    compiler.write_text("#!/bin/sh\necho out of cheese >&2\nexit 1\n")
-    compiler.chmod(0o755)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(build, "_compiler", lambda: str(compiler))
-    with pytest.warns(RuntimeWarning, match="out of cheese"):
-        assert build.library.__wrapped__() is None

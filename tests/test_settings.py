@@ -1,9 +1,11 @@
 """Settings: the fields of an attrs class, made of plain data without converting anything."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import attrs
+import numpy as np
 import pytest
 from attrs import define, field
 from attrs.validators import ge, in_, instance_of, optional
@@ -27,7 +29,7 @@ class Thing:
     count: int = setting(3, help="how many", validator=ge(1))
     rate: float = setting(0.5)
     is_on: bool = setting(False)
-    name: str = setting("x", validator=in_(("x", "y")))
+    name: str = setting("x", validator=in_(("x", "y", "a/b")))
     maybe: int | None = setting(None)
     to: Format = setting("E3M4", help="a format")
     or_none: Format | None = setting("none")
@@ -82,6 +84,51 @@ def test_plain_data_become_settings(name, value, expected):
     found = getattr(made(**{name: value}), name)
     assert found == expected
     assert type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("count", np.int64(5), 5),
+        ("count", np.uint8(5), 5),
+        ("rate", np.float32(0.5), 0.5),
+        ("rate", np.float64(0.1), 0.1),
+        ("rate", np.int32(2), 2.0),
+        ("is_on", np.bool_(True), True),
+        ("name", np.str_("x"), "x"),
+        ("name", Path("a") / "b", "a/b"),
+        ("maybe", np.int16(4), 4),
+        ("numbers", [np.float16(1), np.int8(2)], [1.0, 2.0]),
+        ("pair", (np.int64(3), np.float32(0.25)), (3, 0.25)),
+        ("part", {"size": np.int64(2)}, Part(2)),
+        ("free", {"a": [np.int64(1), (Path("p"), np.float32(0.5))]}, {"a": [1, ("p", 0.5)]}),
+    ],
+)
+def test_numpy_s_numbers_and_paths_are_python_s(name, value, expected):
+    """Whatever their width, within lists and mappings too."""
+    found = getattr(made(**{name: value}), name)
+    assert found == expected
+    assert type(found) is type(expected)
+    assert repr(found) == repr(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("count", np.float64(3), "thing.count: 3.0 is not a whole number"),
+        ("count", np.bool_(True), "thing.count: True is not a whole number"),
+        ("count", np.array([3]), "thing.count"),
+        ("rate", np.bool_(False), "thing.rate: False is not a number"),
+        ("rate", np.str_("0.5"), "thing.rate: '0.5' is not a number"),
+        ("rate", np.complex64(1), "thing.rate: "),
+        ("is_on", np.int64(1), "thing.is_on: 1 is not true or false"),
+        ("name", np.int64(3), "thing.name: 3 is not text"),
+        ("names", Path("ab"), "thing.names: 'ab' is not a list of names"),
+    ],
+)
+def test_numpy_s_numbers_are_taken_as_strictly(name, value, words):
+    with pytest.raises(BadInput, match=f"^{words}"):
+        made(**{name: value})
 
 
 def test_formats_are_given_by_name():

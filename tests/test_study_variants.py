@@ -2,7 +2,7 @@
 
 import pytest
 
-from altcore import get_format
+from altcore import get_format, table_format
 from altcore.recipes import make_cast
 from altcore.study.variants import above, below, finer, is_fixed_point, variants
 
@@ -31,6 +31,16 @@ def test_each_keeps_the_values_and_changes_one_thing(name):
     assert fine
     assert all(v < top for v in fine)
     assert all(v > least for v in fine) or is_fixed_point(fmt)
+
+
+def test_signs_that_differ_are_extended_by_themselves():
+    """A table's negative values go on as they do, not as the positive ones."""
+    fmt = table_format("T", [-8, -2, 0, 0.5, 1])
+    assert [v for v in above(fmt).values if v < 0][-3:] == [-16, -8, -2]
+    assert {-1, -0.5} <= set(below(fmt).values)
+    assert [v for v in finer(fmt).values if v < 0] == [-8, -6.5, -5, -3.5, -2]
+    assert [v for v in finer(fmt).values if v > 0] == [0.5, 0.625, 0.75, 0.875, 1]
+    assert not is_fixed_point(table_format("U", [-4, -1, 0, 1, 2]))
 
 
 def test_finer_has_two_more_bits():

@@ -37,12 +37,14 @@ def facts(fmt: AnyFormat) -> dict[str, Any]:
     those of its elements under a scale of 1, with what there is to say of blocks and scales.
     """
     element = element_of(fmt)
-    ratio = element.max / element.smallest
+    lowest, largest = element.values[0], element.values[-1]
+    ratio = largest / element.smallest
     about = {
         "name": fmt.name,
         "bits": fmt.bits,
         "precision": element.precision,
-        "largest": element.max,
+        "lowest": lowest,
+        "largest": largest,
         "smallest": element.smallest,
         "range_db": round(20 * math.log10(ratio), 1),
         "range_binades": round(math.log2(ratio), 1),
@@ -68,7 +70,7 @@ def _block_facts(fmt: BlockFormat) -> dict[str, Any]:
 def _scales(fmt: BlockFormat) -> tuple[str, float, float]:
     """What scales of blocks are: a name, the largest and the smallest."""
     if fmt.scale_format is not None:
-        return fmt.scale_format.name, fmt.scale_format.max, fmt.scale_format.smallest
+        return fmt.scale_format.name, fmt.scale_format.values[-1], fmt.scale_format.smallest
     if fmt.rule == "amax":
         return "float32", (2 - 2.0**-23) * 2.0**127, 2.0**-128
     exponent = 126 if fmt.rule == "power-of-two" else 127
@@ -133,7 +135,7 @@ def show(name: str, as_json: bool) -> None:
     for key, value in about.items():
         click.echo(f"{key:<14} {_cell(value)}")
     of = "the elements' values" if "block" in about else "the values"
-    click.echo(f"\nwhere {of} lie, 0 to {fmt.max:g} and by binade:")
+    click.echo(f"\nwhere {of} lie, {_start(fmt):g} to {fmt.values[-1]:g} and by binade:")
     click.echo(linear_picture(fmt))
     click.echo(binade_picture(fmt))
     shown = fmt.values if len(fmt.values) <= 512 else fmt.values[: 512 // 2]
@@ -144,27 +146,49 @@ def show(name: str, as_json: bool) -> None:
         click.echo(f"... {len(fmt.values) - len(shown)} more; --json gives all")
 
 
+def is_symmetric(fmt: Format) -> bool:
+    """Whether the negative of each value is one, too: then the positive ones say it all."""
+    return fmt.values == tuple(-v for v in reversed(fmt.values))
+
+
+def _start(fmt: Format) -> float:
+    """Where a linear picture begins."""
+    return 0.0 if is_symmetric(fmt) else min(0.0, fmt.values[0])
+
+
 def linear_picture(fmt: Format) -> str:
-    """Return a line whose marks are the nonnegative values, on a linear axis.
+    """Return a line whose marks are the values, on a linear axis; the nonnegative ones suffice
+    if the format is symmetric.
 
     >>> from altcore.formats import table_format
     >>> linear_picture(table_format("t", [0, 1]))[0::95]
     '||'
     """
     cells = [" "] * WIDTH
+    start = _start(fmt)
     for value in fmt.values:
-        if value >= 0:
-            cells[round(value / fmt.max * (WIDTH - 1))] = "|"
+        if value >= start:
+            share = (value - start) / (fmt.values[-1] - start)
+            cells[round(share * (WIDTH - 1))] = "|"
     return "".join(cells)
 
 
 def binade_picture(fmt: Format) -> str:
-    """Return how many values each binade holds, as a line of digits (``+`` for 10 and more)."""
+    """Return how many values each binade holds, as a line of digits (``+`` for 10 and more).
+
+    A format that is not symmetric has a line for its negative values before that.
+    """
+    lines = [_binades([v for v in fmt.values if v > 0])]
+    if fmt.signed and not is_symmetric(fmt):
+        lines.insert(0, f"negative: {_binades([-v for v in fmt.values if v < 0])}")
+    return "\n".join(lines)
+
+
+def _binades(magnitudes: Sequence[float]) -> str:
     counts: dict[int, int] = {}
-    for value in fmt.values:
-        if value > 0:
-            binade = math.frexp(value)[1] - 1
-            counts[binade] = counts.get(binade, 0) + 1
+    for value in magnitudes:
+        binade = math.frexp(value)[1] - 1
+        counts[binade] = counts.get(binade, 0) + 1
     low, high = min(counts), max(counts)
     digits = [counts.get(b, 0) for b in range(low, high + 1)]
     line = "".join("+" if d >= 10 else str(d) for d in digits)
@@ -185,6 +209,9 @@ def compare(
     Data are normal, uniform, laplace, t5 (Student), FILE.npy, or a run's name; several with
     commas. A block format makes its scales itself, of the amax of each block along the last axis:
     its figures are those at amax, and overflow is the share that its rule clips.
+
+    Distributions are taken exactly: at the best scale with all of their tails; at amax as a
+    tensor of 2^18 numbers whose largest magnitude is the median one.
     """
     from altcore import sqnr
 
@@ -193,9 +220,9 @@ def compare(
         check_picture(plot, "--plot")
     rows = []
     for what in data.split(","):
-        x = sqnr.tensors(what.strip(), runs_dir)
+        read = sqnr.read(what.strip(), runs_dir)
         for fmt in found:
-            both = sqnr.compare(fmt, x)
+            both = sqnr.compare(fmt, read)
             rows.append({"format": fmt.name, "data": what.strip(), **both})
     if plot is not None:
         write_svg(Path(plot), found)
@@ -238,28 +265,33 @@ def check_picture(path: str, option: str) -> None:
 def write_svg(path: Path, found: Sequence[AnyFormat]) -> None:
     """Write the positive values of each format as marks on one base-2 logarithmic axis.
 
-    Of a block format, those of its elements under a scale of 1.
+    Of a format that is not symmetric, negative values too, in the lower half of its row. Of a
+    block format, the values of its elements under a scale of 1.
     """
     from html import escape
 
-    positive = [[math.log2(v) for v in element_of(f).values if v > 0] for f in found]
-    low, high = min(map(min, positive)), max(map(max, positive))
-    span, left, width, row = max(high - low, 1.0), 110, 860, 34
-    height = row * len(found) + 50
+    rows = [_marks(element_of(f)) for f in found]
+    logs = [m for row in rows for half in row for m in half]
+    low, high = min(logs), max(logs)
+    span, left, width, row_height = max(high - low, 1.0), 110, 860, 34
+    height = row_height * len(found) + 50
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 40}" height="{height}" '
         'font-family="sans-serif" font-size="13">',
-        "<title>Where the positive values of the formats lie</title>",
+        "<title>Where the values of the formats lie; negative ones below, if they differ</title>",
         '<rect width="100%" height="100%" fill="white"/>',
     ]
-    for i, (fmt, logs) in enumerate(zip(found, positive, strict=True)):
-        y = row * i + 12
+    for i, (fmt, (upper, lower)) in enumerate(zip(found, rows, strict=True)):
+        y = row_height * i + 12
         parts.append(f'<text x="8" y="{y + 15}">{escape(fmt.name)}</text>')
-        marks = sorted({round(left + (v - low) / span * width, 2) for v in logs})
-        lines = "".join(f"M{x} {y}v20" for x in marks)
-        parts.append(f'<path d="{lines}" stroke="#1f5fa8" stroke-width="0.8"/>')
+        size = 10 if lower else 20
+        for marks, top, color in ((upper, y, "#1f5fa8"), (lower, y + 10, "#a8471f")):
+            at = sorted({round(left + (v - low) / span * width, 2) for v in marks})
+            lines = "".join(f"M{x} {top}v{size}" for x in at)
+            if lines:
+                parts.append(f'<path d="{lines}" stroke="{color}" stroke-width="0.8"/>')
     step = max(1, math.ceil(span / 12))
-    base = row * len(found) + 18
+    base = row_height * len(found) + 18
     for power in range(math.ceil(low), math.floor(high) + 1, step):
         x = left + (power - low) / span * width
         parts.append(f'<path d="M{x:.1f} {base - 6}v6" stroke="black"/>')
@@ -269,3 +301,9 @@ def write_svg(path: Path, found: Sequence[AnyFormat]) -> None:
         path.write_text("\n".join(parts) + "\n", encoding="utf-8")
     except OSError as error:
         raise BadInput(f"{path}: cannot be written: {error.strerror}") from error
+
+
+def _marks(fmt: Format) -> tuple[list[float], list[float]]:
+    """Logarithms of the positive values, and of negative ones' magnitudes if those differ."""
+    negative = [] if is_symmetric(fmt) else [math.log2(-v) for v in fmt.values if v < 0]
+    return [math.log2(v) for v in fmt.values if v > 0], negative

@@ -131,7 +131,7 @@ def _format(fmt: Any) -> dict[str, Any]:
     return {
         "bits": fmt.bits,
         "precision": element.precision,
-        "largest": element.max,
+        "largest": element.values[-1],
         "smallest": element.smallest,
         "values": len(element.values),
     }

@@ -92,6 +92,23 @@ def _pair_of(number: float) -> tuple[Tensor, Tensor]:
     return single(number), single(min(to_single(1 / number), FLOAT32.largest))
 
 
+def key_for(x: Tensor, rounding: str, key: int | Tensor | None) -> int | Tensor | None:
+    """Return ``key``, or one that torch draws if stochastic rounding has none.
+
+    The default generator of ``x``'s device draws it, so that `torch.manual_seed` decides.
+    """
+    if key is not None or rounding != "stochastic":
+        return key
+    check_floating(x)
+    try:
+        return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=x.device)
+    except RuntimeError as error:
+        raise BadInput(
+            "key: one is drawn under vmap if its randomness is 'same' or 'different': "
+            "say so, or give one"
+        ) from error
+
+
 def check_spread(scale: Tensor, shape: Sequence[int]) -> None:
     """Raise `BadInput` unless ``scale`` broadcasts to a tensor of ``shape``."""
     missing = len(shape) - scale.ndim

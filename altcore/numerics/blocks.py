@@ -18,7 +18,7 @@ from altcore.blocks import BlockFormat
 from altcore.errors import BadInput
 from altcore.numerics.grids import check_input, round_by_torch, times_scale
 from altcore.numerics.native_blocks import round_blocks_native
-from altcore.numerics.plan import LAYOUTS, compute_dtype
+from altcore.numerics.plan import compute_dtype
 from altcore.numerics.rounding import round_unscaled
 from altcore.numerics.scaling import scale_of
 
@@ -192,6 +192,7 @@ def _two_levels(largest: Tensor, fmt: BlockFormat) -> tuple[Tensor, Tensor, Tens
     # 0/0 of a zero tensor, and block scales that round to 0: zeros.
     block = torch.where((g > 0) & (largest > 0), block, 0.0).to(largest.dtype)
     total = block * g
-    r = torch.where(total > 0, (1 / total).clamp(max=LAYOUTS[total.dtype].largest), 0.0)
+    # Not by LAYOUTS, whose entries torch.compile knows as parts of its constants, too.
+    r = torch.where(total > 0, (1 / total).clamp(max=torch.finfo(total.dtype).max), 0.0)
     nan = torch.where(torch.isfinite(whole), 0.0, torch.nan)
     return r + nan, block + nan, g

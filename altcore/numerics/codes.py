@@ -10,7 +10,7 @@ from torch import Tensor
 
 from altcore.errors import BadInput
 from altcore.formats import Format
-from altcore.numerics.arguments import Scale, find_coded, scale_pair
+from altcore.numerics.arguments import Scale, find_coded, key_for, scale_pair
 from altcore.numerics.grids import check_dense, check_input, round_to_grid
 from altcore.numerics.plan import compute_dtype
 from altcore.numerics.positions import position
@@ -32,6 +32,7 @@ def encode(
     a NaN where the format has no NaN code; `altcore.pack` takes block formats.
     """
     fmt = find_coded(fmt)
+    key = key_for(x, rounding, key)
     check_input(x, fmt, rounding, overflow, key)
     x = x.detach()
     _, r = scale_pair(scale, x, fmt)

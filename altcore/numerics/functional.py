@@ -7,7 +7,6 @@ installed ones.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from altcore.numerics.arguments import (
     check_choice,
     find,
     find_grid,
+    key_for,
     scale_pair,
 )
 from altcore.numerics.blocks import fake_blocks, round_blocks
@@ -31,6 +31,7 @@ from altcore.numerics.grids import check_floating, check_input, fake_round, roun
 from altcore.numerics.native import plain
 from altcore.numerics.plan import compute_dtype, to_single
 from altcore.numerics.scaling import amax, round_scaled, scale_of
+from altcore.numerics.straight_through import straight_through
 
 __all__ = [
     "decode",
@@ -65,7 +66,8 @@ def quantize(
     ``power-of-two`` (the smallest power of two that holds it), ``channel`` (as ``tensor``, for
     each slice along ``axis``), ``block`` (so for every ``block`` elements along ``axis``; the
     last block may be shorter), or ``none`` (1). ``axis`` is the one along which a product would
-    sum. ``rounding``, ``overflow`` and ``key`` are those of `altcore.numerics.round_to_grid`.
+    sum. ``rounding``, ``overflow`` and ``key`` are those of `altcore.numerics.round_to_grid`;
+    stochastic rounding without a key draws one from torch's default generator.
 
     Returns ``q``, of ``x``'s shape, and ``s``, 0-dim; for ``channel`` of ``x``'s shape with 1 at
     ``axis``, for ``block`` of ``x``'s shape. Both are in the compute dtype: float32, or float64
@@ -83,9 +85,11 @@ def quantize(
         if scaling is not None:
             raise BadInput(f"format {fmt.name} brings its own scaling: {scaling!r} cannot be used")
         _check_blocks(x, fmt, axis, overflow)
+        key = key_for(x, rounding, key)
         found = round_blocks(x, fmt, axis=axis, rounding=rounding, key=key)
         own = torch.ones((), dtype=found.values.dtype, device=x.device)
         return found.values, own if found.scale is None else found.scale
+    key = key_for(x, rounding, key)
     check_input(x, fmt, rounding, overflow, key)
     x = x.detach()
     if scaling in (None, "tensor", "power-of-two"):
@@ -126,15 +130,21 @@ def fake_quantize(
     format's smallest and largest value, both included, or is NaN (the straight-through
     estimators of Bengio et al. 2013, arXiv 1308.3432, and Hubara et al. 2016, arXiv 1609.07061).
     No magnitude is too large for the scale ``"amax"``, though the rounded product may seem so.
+    Higher derivatives are those of a function with this slope everywhere. Under
+    `torch.func.vmap` each slice is quantized by itself.
+
+    ``key`` decides stochastic rounding; None draws one from torch's default generator.
 
     A block format (MXFP4) brings its own scales, of blocks along ``axis``: ``scale`` is None,
     the overflow rule ``saturate``, and the gradient passes straight through.
 
     Raises `BadInput` for unknown names, a scale that is not positive (not looked at on a GPU),
-    what is not a floating-point tensor, and what a block format does not take.
+    what is not a floating-point tensor, what a block format does not take, and the overflow
+    rule ``raise`` under vmap.
     """
     fmt = find(fmt)
     check_choice("gradient", gradient, GRADIENTS)
+    key = key_for(x, rounding, key)
     if isinstance(fmt, BlockFormat):
         if scale is not None:
             raise BadInput(f"format {fmt.name} brings its own scales: scale must be None")
@@ -143,7 +153,7 @@ def fake_quantize(
         _check_blocks(x, fmt, axis, overflow)
         if not _is_differentiated(x):
             return fake_blocks(x, fmt, axis=axis, rounding=rounding, key=key)
-        return _through_blocks(x, fmt, axis, rounding, key)
+        return straight_through(x, None, None, key, fmt, axis, rounding, overflow, None, None)
     check_input(x, fmt, rounding, overflow, key)
     by_amax = isinstance(scale, str)
     if isinstance(scale, str):
@@ -157,8 +167,8 @@ def fake_quantize(
     if not _is_differentiated(x):
         s, r = pair
         return fake_round(x, fmt, r=r, s=s, rounding=rounding, overflow=overflow, key=key)
-    ends = _ends(x, fmt, by_amax) if gradient == "clipped" else None
-    return _through_grid(x, fmt, pair, rounding, overflow, key, ends)
+    ends = _ends(x, fmt, by_amax) if gradient == "clipped" else (None, None)
+    return straight_through(x, *pair, key, fmt, axis, rounding, overflow, *ends)
 
 
 def ulp_distance(a: Tensor, b: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> Tensor:
@@ -268,55 +278,3 @@ def _ends(x: Tensor, fmt: Format, by_amax: bool) -> tuple[float, float]:
         # Up to rounding no scaled magnitude passes the largest one that both signs have.
         return -math.inf if fmt.signed else low, math.inf
     return low, high
-
-
-class _ThroughGrid(torch.autograd.Function):
-    """Quantization whose gradient is the identity, or that between the given ends."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        fmt: Format,
-        pair: tuple[Tensor | None, Tensor | None],
-        rounding: str,
-        overflow: str,
-        key: int | Tensor | None,
-        ends: tuple[float, float] | None,
-    ) -> Tensor:
-        """Round, and keep for the backward pass where the gradient is clipped."""
-        s, r = pair
-        if ends is not None:
-            y = x.to(compute_dtype(x.dtype, fmt))
-            y = y if r is None else y * r
-            ctx.save_for_backward((y < ends[0]) | (y > ends[1]))
-        return fake_round(x, fmt, r=r, s=s, rounding=rounding, overflow=overflow, key=key)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        """Pass the gradient on; the other arguments have none."""
-        grad = grads[0]
-        for outside in ctx.saved_tensors:
-            grad = grad.masked_fill(outside, 0)
-        return grad, None, None, None, None, None, None
-
-
-class _ThroughBlocks(torch.autograd.Function):
-    """Quantization to a block format whose gradient is the identity."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, fmt: BlockFormat, axis: int, rounding: str, key: int | Tensor | None
-    ) -> Tensor:
-        """Round; nothing has to be kept for the backward pass."""
-        return fake_blocks(x, fmt, axis=axis, rounding=rounding, key=key)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        """Pass the gradient on; the other arguments have none."""
-        return grads[0], None, None, None, None
-
-
-# The base class has no annotations.
-_through_grid: Callable[..., Tensor] = _ThroughGrid.apply
-_through_blocks: Callable[..., Tensor] = _ThroughBlocks.apply

@@ -17,7 +17,7 @@ from torch import Tensor
 from altcore.blocks import AnyFormat, BlockFormat
 from altcore.errors import BadInput
 from altcore.formats import Format
-from altcore.numerics.arguments import find
+from altcore.numerics.arguments import find, key_for
 from altcore.numerics.blocks import round_blocks, spread
 from altcore.numerics.codes import decode, encode
 from altcore.numerics.grids import check_floating
@@ -82,7 +82,7 @@ def pack(
     check_floating(x)
     if isinstance(fmt, BlockFormat):
         _check_blocks(x, fmt, scale, axis, overflow)
-        return _pack_blocks(x, fmt, axis, rounding, key)
+        return _pack_blocks(x, fmt, axis, rounding, key_for(x, rounding, key))
     _check_width(fmt, fmt)
     s = None if scale is None else _one_scale(scale, x, fmt)
     codes = encode(x, fmt, s, rounding=rounding, overflow=overflow, key=key)

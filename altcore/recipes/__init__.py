@@ -35,6 +35,7 @@ from altcore.recipe import (
 )
 from altcore.reference import OVERFLOWS, ROUNDINGS
 from altcore.registry import get_format, kind_of
+from altcore.settings import as_python
 
 SUFFIXES = (".yaml", ".yml")
 """What a recipe's file ends in."""
@@ -163,7 +164,7 @@ def parse(data: Any, name: str, source: str = "") -> Recipe:
     all. A ``name`` among the keys goes before the one given here; ``source`` (`` in FILE``) is
     named in messages.
     """
-    where = f"recipe {name}{source}"
+    where, data = f"recipe {name}{source}", as_python(data)
     if not isinstance(data, Mapping):
         raise BadInput(f"{where} is not a mapping of roles to formats")
     name = own_name(data, name)

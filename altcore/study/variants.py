@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 from functools import cache
 
 from attrs import evolve
@@ -30,7 +31,8 @@ _LARGEST, _SMALLEST = 2.0**127, 2.0**-133
 @cache
 def is_fixed_point(fmt: Format) -> bool:
     """Whether all intervals are equal: being finer then means reaching lower, and the reverse."""
-    steps = {b - a for a, b in itertools.pairwise(v for v in fmt.values if v >= 0)}
+    signs = [[v for v in fmt.values if v >= 0], [v for v in fmt.values if v <= 0]]
+    steps = {b - a for values in signs for a, b in itertools.pairwise(values)}
     return len(steps) == 1
 
 
@@ -74,10 +76,12 @@ def above(fmt: Format) -> Format:
     name = f"{fmt.name}+above"
     if isinstance(fmt, FloatFormat) and fmt.exponent_bits:
         return float_format(name, fmt.exponent_bits + 1, fmt.mantissa_bits, bias=fmt.bias)
-    top = fmt.values[-1]
-    pattern = [v for v in fmt.values if v > top / 2]
-    more = [v * 2.0**k for k in range(1, _BINADES + 1) for v in pattern]
-    return _symmetric(name, fmt, more)
+
+    def more(side: list[float]) -> list[float]:
+        pattern = [v for v in side if v > side[-1] / 2]
+        return [v * 2.0**k for k in range(1, _BINADES + 1) for v in pattern]
+
+    return _extended(name, fmt, more)
 
 
 @cache
@@ -88,14 +92,18 @@ def below(fmt: Format) -> Format:
         bits, bias = fmt.exponent_bits + 1, fmt.bias + 2**fmt.exponent_bits
         wide = float_format(name, bits, fmt.mantissa_bits, bias=bias)
         return table_format(name, [v for v in wide.values if abs(v) <= fmt.max])
-    # The relative pattern of the fullest binade, carried on downwards.
-    binades: dict[int, list[float]] = {}
-    for v in (v for v in fmt.values if v > 0):
-        binades.setdefault(_exponent(v), []).append(v)
-    low = min(binades)
-    exponent, pattern = max(binades.items(), key=lambda item: len(item[1]))
-    more = [v * 2.0 ** (low - k - exponent) for k in range(_BINADES) for v in pattern]
-    return _symmetric(name, fmt, [v for v in more if v < fmt.smallest])
+
+    def more(side: list[float]) -> list[float]:
+        # The relative pattern of the fullest binade, carried on downwards.
+        binades: dict[int, list[float]] = {}
+        for v in side:
+            binades.setdefault(_exponent(v), []).append(v)
+        low = min(binades)
+        exponent, pattern = max(binades.items(), key=lambda item: len(item[1]))
+        lower = [v * 2.0 ** (low - k - exponent) for k in range(_BINADES) for v in pattern]
+        return [v for v in lower if v < side[0]]
+
+    return _extended(name, fmt, more)
 
 
 @cache
@@ -104,21 +112,25 @@ def finer(fmt: Format) -> Format:
 
     Fixed point has them down to 0: it has no other way to be finer.
     """
-    name = f"{fmt.name}+finer"
-    positive = [v for v in fmt.values if v > 0]
-    ends = [0.0, *positive] if is_fixed_point(fmt) else positive
-    more = [
-        a + (b - a) * part / _PARTS
-        for a, b in itertools.pairwise(ends)
-        for part in range(1, _PARTS)
-    ]
-    return _symmetric(name, fmt, more)
+    start = [0.0] if is_fixed_point(fmt) else []
+
+    def more(side: list[float]) -> list[float]:
+        return [
+            a + (b - a) * part / _PARTS
+            for a, b in itertools.pairwise([*start, *side])
+            for part in range(1, _PARTS)
+        ]
+
+    return _extended(f"{fmt.name}+finer", fmt, more)
 
 
-def _symmetric(name: str, fmt: Format, more: list[float]) -> Format:
-    """The format's values, and more of either sign where it has both."""
-    signs = (1.0, -1.0) if fmt.signed else (1.0,)
-    return table_format(name, sorted({*fmt.values, *(s * v for s in signs for v in more)}))
+def _extended(name: str, fmt: Format, more: Callable[[list[float]], list[float]]) -> Format:
+    """The format's values, and ``more`` of each sign's magnitudes, which it is given ascending."""
+    values = set(fmt.values)
+    for sign in (1.0, -1.0):
+        side = sorted(sign * v for v in fmt.values if sign * v > 0)
+        values |= {sign * v for v in (more(side) if side else [])}
+    return table_format(name, sorted(values))
 
 
 def _exponent(value: float) -> int:
