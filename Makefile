@@ -43,7 +43,7 @@ test: lint ## what CI runs: lint, then the tests but slow, exhaustive and cuda o
 test-slow: venv ## the tests marked slow
 	$(PYTEST) -m "slow and not cuda"
 
-test-exhaustive: venv ## the tests marked exhaustive: every code, every float of a range
+test-exhaustive: venv ## the tests marked exhaustive: every code, every float of a range, the kernels under sanitizers
 	$(PYTEST) -m "exhaustive and not cuda"
 
 bench: venv ## measure speed, beside other libraries, which it installs

@@ -55,12 +55,18 @@ class BlockFormat:
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.element, Format):
             raise BadInput(f"format {self.name}: its element is a Format, not {self.element!r}")
-        if self.block < 1:
-            raise BadInput(f"format {self.name}: a block holds at least 1 element")
+        if not isinstance(self.block, int) or self.block < 1:
+            raise BadInput(
+                f"format {self.name}: a block holds at least 1 element, not {self.block!r}"
+            )
         if self.rule not in RULES:
             raise BadInput(f"format {self.name}: the rule is one of {', '.join(RULES)}")
         if (self.rule == "two-level") != (self.scale_format is not None):
             raise BadInput(f"format {self.name}: two-level, and only it, has a scale_format")
+
+    def along(self, length: int) -> int:
+        """How many elements a block spans along an axis of ``length``, which may be less."""
+        return min(self.block, max(length, 1))
 
     @property
     def element_exponent(self) -> int:

@@ -32,7 +32,7 @@ class GradientNorms:
             raise AltcoreError("the model has no parameter to train")
         device = self.parameters[0].device
         norms = [self.dead_threshold * math.sqrt(p.numel()) for p in self.parameters]
-        self.dead_norms = torch.tensor(norms, device=device)
+        self.dead_norms = torch.tensor(norms, dtype=torch.float32, device=device)
         self.dead_steps = torch.zeros(len(norms), dtype=torch.int64, device=device)
 
     def present(self) -> list[Tensor]:

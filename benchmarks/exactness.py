@@ -114,7 +114,7 @@ def ways(fmt: Format | BlockFormat, rounding: str = "nearest-even") -> list[str]
         if isinstance(fmt, BlockFormat):
             found = round_blocks_native(x, fmt, -1, rounding, None, None, key, fake=False)
         else:
-            given = (rounding, "saturate", None, None, None, None, key, None)
+            given = (rounding, "saturate", None, None, None, None, key)
             found = round_native(x, fmt, *given, fake=False)
     has = {"compiled": found is not None, "torch": True, "CUDA": torch.cuda.is_available()}
     return [way for way in WAYS if has[way]]

@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 from format_checks import PATHS, assert_same, path
+from torch.masked import masked_tensor
 
 import altcore
 from altcore import get_format
@@ -560,6 +561,12 @@ NO_NUMBERS = {
     "float8": (lambda: X.to(torch.float8_e4m3fn), r"float32.*not torch\.float8_e4m3fn"),
     "complex": (lambda: X.to(torch.complex64), r"complex64: give torch\.view_as_real\({0}\)"),
     "meta": (lambda: X.to("meta"), "no values.*CPU or GPU"),
+    "jagged": (
+        lambda: torch.nested.nested_tensor([X, X[:2]], layout=torch.jagged),
+        "dense.*nested.* parts",
+    ),
+    "masked": (lambda: masked_tensor(X, X > 0), r"ordinary.*masked.* {0}\.to_tensor\(0\.0\)"),
+    "lazy": (lambda: torch.nn.UninitializedParameter(), "ordinary.*lazy.*run its module once"),
 }
 
 
@@ -572,6 +579,45 @@ def test_what_cannot_be_rounded_is_named(function, tensor):
     make, says = NO_NUMBERS[tensor]
     with pytest.raises(BadInput, match=f"^{name}: .*{says.format(name)}"):
         call(make())
+
+
+@pytest.fixture
+def distributed():
+    """A tensor of torch.distributed, in a group of one."""
+    from torch import distributed
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    yield distribute_tensor(X.clone(), init_device_mesh("cpu", (1,)), [Shard(0)])
+    distributed.destroy_process_group()
+
+
+@pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without it")
+@pytest.mark.parametrize("function", TAKES_TENSOR)
+def test_a_distributed_tensor_is_named(function, distributed):
+    """Of which each process has a part: reinterpreted bit by bit it gave zeros, or an error."""
+    call, name = TAKES_TENSOR[function]
+    with pytest.raises(BadInput, match=rf"^{name}: .*distributed.*{name}\.to_local\(\) or "):
+        call(distributed)
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated")
+@pytest.mark.parametrize("function", [f for f in TAKES_TENSOR if not f.endswith("scale")])
+def test_recording_by_jit_is_refused(function):
+    """It would record the memory that a kernel writes to, and not what is written."""
+    with pytest.raises(BadInput, match=r"^[xab]: torch\.jit\.trace cannot record"):
+        torch.jit.trace(TAKES_TENSOR[function][0], X)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [("E4M3", "amax"), ("NF4", 0.3), ("MXFP4",)])
+def test_torch_export_records_the_rounding(given):
+    class Rounds(torch.nn.Module):
+        def forward(self, x):
+            return fake_quantize(x, get_format(given[0]), *given[1:])
+
+    program = torch.export.export(Rounds(), (torch.zeros(4, 4),), strict=False)
+    assert_same(program.module()(X), fake_quantize(X, *given))
 
 
 @pytest.mark.filterwarnings("ignore:.*deprecated")

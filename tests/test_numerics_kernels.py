@@ -150,7 +150,8 @@ def test_scaled_at_once(fmt):
                 assert_same(one.float(), other.float())
             if counted:
                 assert found[0][1][0].tolist() == found[1][1][0].tolist()
-                torch.testing.assert_close(found[0][1][1], found[1][1][1], rtol=1e-6, atol=0)
+                # Without vectors a compiler adds hundreds of float32 one after another.
+                torch.testing.assert_close(found[0][1][1], found[1][1][1], rtol=1e-5, atol=0)
 
 
 @available

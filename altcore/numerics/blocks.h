@@ -61,7 +61,7 @@ static struct place place_of(const struct block_job *b, int64_t tile) {
 
 INLINE uint32_t magnitude(const void *x, int is_half, int64_t i) {
     return is_half ? (uint32_t)(((const uint16_t *)x)[i] & 0x7fffu) << 16
-                   : ((const uint32_t *)x)[i] & ~SIGN;
+                   : bits_of(((const float *)x)[i]) & ~SIGN;
 }
 
 INLINE void largest_below(const void *x, int is_half, int64_t start, int n,

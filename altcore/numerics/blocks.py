@@ -106,13 +106,14 @@ def spread(numbers: Tensor, shape: tuple[int, ...], fmt: BlockFormat, axis: int 
     ``numbers``: one a block of a tensor of ``shape`` under ``fmt`` along ``axis``, in the order
     of `Blocks`. Returns a tensor of that shape.
     """
-    b = fmt.block
     if fmt.is_square:
-        rows, columns = -(-shape[-2] // b), -(-shape[-1] // b)
-        each = numbers.reshape(*shape[:-2], rows, columns)
-        each = each.repeat_interleave(b, -2).repeat_interleave(b, -1)
-        return each[..., : shape[-2], : shape[-1]]
+        height, width = shape[-2:]
+        b, c = fmt.along(height), fmt.along(width)
+        each = numbers.reshape(*shape[:-2], -(-height // b), -(-width // c))
+        each = each.repeat_interleave(b, -2).repeat_interleave(c, -1)
+        return each[..., :height, :width]
     length = shape[axis]
+    b = fmt.along(length)
     others = [n for i, n in enumerate(shape) if i != axis % len(shape)]
     each = numbers.reshape(*others, -(-length // b)).repeat_interleave(b, -1)
     return each[..., :length].movedim(-1, axis)
@@ -136,7 +137,7 @@ def _round(
     key: int | Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor, Tensor]:
     """The torch path: grid values, the scale of each, and the rest of `Blocks`."""
-    dtype = compute_dtype(x.dtype, fmt.element)
+    dtype = compute_dtype(x.dtype, fmt)
     largest, scale = _largest(x, fmt, axis), None
     if fmt.scale_format is not None:
         inverse, scales, scale = _two_levels(largest.to(dtype), fmt)
@@ -146,21 +147,24 @@ def _round(
         inverse, scales = _powers(largest.to(dtype), fmt)
     shape = tuple(x.shape)
     r, each = spread(inverse, shape, fmt, axis), spread(scales, shape, fmt, axis)
-    q = round_by_torch(x, fmt.element, rounding, "saturate", r, counts, errors, key, each)
+    given = x.to(dtype)
+    q = round_by_torch(given, fmt.element, rounding, "saturate", r, counts, errors, key, each)
     return q, each, scale, scales, inverse
 
 
 def _largest(x: Tensor, fmt: BlockFormat, axis: int) -> Tensor:
     """The largest magnitude of each block: float32, float64 for float64."""
-    b = fmt.block
     size = x.abs() if x.dtype == torch.float64 else x.to(torch.float32).abs()
     if fmt.is_square:
-        size = torch.nn.functional.pad(size, (0, -x.shape[-1] % b, 0, -x.shape[-2] % b))
-        size = size.unflatten(-1, (size.shape[-1] // b, b)).unflatten(-3, (size.shape[-2] // b, b))
+        height, width = x.shape[-2:]
+        b, c = fmt.along(height), fmt.along(width)
+        size = torch.nn.functional.pad(size, (0, -width % c, 0, -height % b))
+        size = size.unflatten(-1, (-(-width // c), c)).unflatten(-3, (-(-height // b), b))
         return size.amax((-3, -1)).flatten()
-    size = size.movedim(axis, -1)
-    size = torch.nn.functional.pad(size, (0, -size.shape[-1] % b))
-    return size.unflatten(-1, (size.shape[-1] // b, b)).amax(-1).flatten()
+    size, length = size.movedim(axis, -1), x.shape[axis]
+    b = fmt.along(length)
+    size = torch.nn.functional.pad(size, (0, -length % b))
+    return size.unflatten(-1, (-(-length // b), b)).amax(-1).flatten()
 
 
 def _powers(largest: Tensor, fmt: BlockFormat) -> tuple[Tensor, Tensor]:
@@ -187,6 +191,8 @@ def _two_levels(largest: Tensor, fmt: BlockFormat) -> tuple[Tensor, Tensor, Tens
     assert fmt.scale_format is not None
     whole = largest.amax() if largest.numel() else largest.new_zeros(())
     g = whole / torch.full_like(whole, fmt.largest)
+    # Clamped as in scale_of, for products that are all less than 1.
+    g = torch.where(torch.isfinite(whole), g.clamp(max=torch.finfo(g.dtype).max), g)
     wanted = largest / torch.full_like(largest, fmt.element.max) / g
     block, _ = round_unscaled(wanted, fmt.scale_format, "nearest-even", None)
     # 0/0 of a zero tensor, and block scales that round to 0: zeros.

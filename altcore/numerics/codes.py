@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from altcore.errors import BadInput
 from altcore.formats import Format
 from altcore.numerics.arguments import Scale, find_coded, key_for, scale_pair
+from altcore.numerics.constants import constant_tensors
 from altcore.numerics.grids import check_dense, check_input, round_to_grid
 from altcore.numerics.plan import compute_dtype
 from altcore.numerics.positions import position
@@ -72,7 +72,7 @@ def decode(codes: Tensor, fmt: Format | str, scale: Scale = None) -> Tensor:
     return values if s is None else values * s.to(dtype)
 
 
-@cache
+@constant_tensors
 def _codes(fmt: Format) -> tuple[Tensor, int | None, int | None, tuple[int, int] | None]:
     """The code of each of ``fmt.values``; those of -0, of NaN, and of the two infinities."""
     first: dict[float, int] = {}
@@ -84,12 +84,12 @@ def _codes(fmt: Format) -> tuple[Tensor, int | None, int | None, tuple[int, int]
             first.setdefault(value, code)
     if minus_zero is not None:
         first.setdefault(0.0, minus_zero)
-    codes = torch.tensor([first[v] for v in fmt.values], dtype=torch.int64)
+    codes = torch.tensor([first[v] for v in fmt.values], dtype=torch.int64, device="cpu")
     nan = fmt.nan_codes[0] if fmt.nan_codes else None
     infinities = (first[-math.inf], first[math.inf]) if fmt.inf_codes else None
     return codes, minus_zero, nan, infinities
 
 
-@cache
+@constant_tensors
 def _decoded(fmt: Format, dtype: torch.dtype) -> Tensor:
-    return torch.tensor(fmt.code_values, dtype=dtype)
+    return torch.tensor(fmt.code_values, dtype=dtype, device="cpu")

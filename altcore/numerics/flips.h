@@ -33,7 +33,7 @@ INLINE void follow_run(const struct flips *f, int is_half, int64_t start, int n,
         if (is_half)
             ((uint16_t *)earlier)[i] = (uint16_t)(kept >> 16);
         else
-            ((uint32_t *)earlier)[i] = kept;
+            ((float *)earlier)[i] = float_of(kept);
     }
     totals[0] += flips, totals[1] += back;
 }

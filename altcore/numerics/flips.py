@@ -49,10 +49,10 @@ def follow_flips(
     ``scales``: those before and after, 0-dim; where they differ the grid is another one, and
     nothing counts as a flip. There is no host read.
     """
-    before, after = before.detach(), after.detach()
+    before, after = before.detach().resolve_neg(), after.detach()
     if after.is_cpu and scales is not None:
         if not torch.equal(*scales):
-            return torch.zeros(2, dtype=torch.int64)
+            return torch.zeros(2, dtype=torch.int64, device="cpu")
         scales = None
     found = None if scales else _by_kernel(before, after, earlier, flipped_at, step, since)
     if found is not None:
@@ -80,7 +80,7 @@ def _by_kernel(
         return None
     if not before.shape == after.shape == earlier.shape == flipped_at.shape:
         return None
-    counts, job = torch.empty(2, dtype=torch.int64), _Flips()
+    counts, job = torch.empty(2, dtype=torch.int64, device="cpu"), _Flips()
     job.before, job.after = before.data_ptr(), after.data_ptr()
     job.earlier, job.flipped_at = earlier.data_ptr(), flipped_at.data_ptr()
     job.counts, job.n, job.step, job.since = counts.data_ptr(), after.numel(), step, since

@@ -251,6 +251,7 @@ def _scales(x: Tensor, fmt: Format, scaling: str, axis: int, block: int) -> tupl
         raise BadInput(f"a block holds at least 1 element, not {block!r}")
     rows = x.movedim(axis, -1)
     length = rows.shape[-1]
+    block = min(block, max(length, 1))
     rows = torch.nn.functional.pad(rows, (0, -length % block))
     rows = rows.unflatten(-1, (rows.shape[-1] // block, block))
 

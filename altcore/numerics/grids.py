@@ -14,8 +14,8 @@ from torch import Tensor
 
 from altcore.errors import BadInput
 from altcore.formats import Format
-from altcore.numerics.hashing import random_bits
-from altcore.numerics.native import round_native
+from altcore.numerics.hashing import check_key, random_bits
+from altcore.numerics.native import plain, round_native
 from altcore.numerics.plan import check_rules, compute_dtype
 from altcore.numerics.rounding import round_unscaled
 
@@ -57,7 +57,6 @@ def round_to_grid(
     counts: Tensor | None = None,
     errors: Tensor | None = None,
     key: int | Tensor | None = None,
-    out: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Round ``x * r`` to grid values of ``fmt``, unscaled.
@@ -65,17 +64,18 @@ def round_to_grid(
     ``x``: any floating-point tensor. ``r``: None, a 0-dim tensor, or one that broadcasts to
     ``x``'s shape. ``counts``: an int64 tensor with one entry for each of `COUNTS`, on ``x``'s
     device, added to; ``errors``: a float64 one with those of `ERRORS`, likewise. ``key``: for
-    stochastic rounding, an int or a 0-dim int64 tensor. ``out``: where to put the result.
-    ``dtype``: that of the result, to which grid values are rounded once if it has not all of
-    them; None for the compute dtype (see `compute_dtype`).
+    stochastic rounding, an int or a 0-dim int64 tensor. ``dtype``: that of the result, to which
+    grid values are rounded once if it has not all of them; None for the compute dtype (see
+    `compute_dtype`).
 
     Returns a tensor of ``x``'s shape. NaN gives NaN in every format, an infinity follows the
     overflow rule, and a zero has the sign of ``x``.
     Raises `BadInput` for an ``x`` that is not floating-point, unknown rules, rules the format
-    has no code for, and any overflow under ``overflow="raise"`` (which reads from the device).
+    has no code for, ``counts`` and ``errors`` that are not so, and any overflow under
+    ``overflow="raise"`` (which reads from the device).
     """
     # What the kernels take needs no other check.
-    asked = (fmt, rounding, overflow, r, None, counts, errors, key, out)
+    asked = (fmt, rounding, overflow, r, None, counts, errors, key)
     q = round_native(x, *asked, fake=False, dtype=dtype)
     if q is not None:
         return q
@@ -87,8 +87,7 @@ def round_to_grid(
         if q is not None:
             return q
     q = round_by_torch(x, fmt, rounding, overflow, r, counts, errors, key)
-    q = q if dtype is None else q.to(dtype)
-    return q if out is None else out.copy_(q)
+    return q if dtype is None else q.to(dtype)
 
 
 def fake_round(
@@ -102,14 +101,13 @@ def fake_round(
     counts: Tensor | None = None,
     errors: Tensor | None = None,
     key: int | Tensor | None = None,
-    out: Tensor | None = None,
 ) -> Tensor:
     """Round ``x * r`` to the grid of ``fmt``, multiply by ``s``, round once to ``x``'s dtype.
 
     ``s``: like ``r``, its counterpart from `scale_of`. The other arguments, and the errors, are
     those of `round_to_grid`. Returns a tensor like ``x``.
     """
-    result = round_native(x, fmt, rounding, overflow, r, s, counts, errors, key, out, fake=True)
+    result = round_native(x, fmt, rounding, overflow, r, s, counts, errors, key, fake=True)
     if result is not None:
         return result
     given: Given = {
@@ -120,8 +118,7 @@ def fake_round(
         "key": key,
     }
     q = round_to_grid(x, fmt, r=r, **given)
-    result = times_scale(q, s, x.dtype)
-    return result if out is None else out.copy_(result)
+    return times_scale(q, s, x.dtype)
 
 
 def times_scale(q: Tensor, s: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -149,16 +146,10 @@ def check_input(
     """Raise `BadInput` for anything that `round_to_grid` cannot round."""
     check_rules(fmt, rounding, overflow)
     check_floating(x)
-    if rounding == "stochastic" and key is None:
+    if key is not None:
+        check_key(key)
+    elif rounding == "stochastic":
         raise BadInput("stochastic rounding needs a key")
-    if not _is_key(key):
-        raise BadInput(f"key: an int or an int64 tensor of no dimension is needed, not {key!r:.60}")
-
-
-def _is_key(key: object) -> bool:
-    if isinstance(key, Tensor):
-        return key.ndim == 0 and key.dtype == torch.int64 and key.layout == torch.strided
-    return key is None or (isinstance(key, int) and not isinstance(key, bool))
 
 
 def check_floating(x: Tensor, name: str = "x") -> None:
@@ -174,10 +165,29 @@ def check_floating(x: Tensor, name: str = "x") -> None:
         )
 
 
+_INSTEAD = {
+    "DTensor": "a distributed one: give {0}.to_local() or {0}.full_tensor()",
+    "MaskedTensor": "a masked one: give {0}.to_tensor(0.0)",
+    "UninitializedParameter": "a lazy one: run its module once, which gives {0} its shape",
+    "UninitializedBuffer": "a lazy one: run its module once, which gives {0} its shape",
+}
+"""By their classes, tensors whose values are elsewhere, and what would be right."""
+
+
 def check_dense(x: Tensor, name: str) -> None:
-    """Raise `BadInput` unless ``x`` is a tensor that holds each of its values by itself."""
+    """Raise `BadInput` unless ``x`` is a tensor that holds each of its values by itself.
+
+    And unless it can be rounded at all: `torch.jit.trace` would record the torch operations only.
+    """
     if not isinstance(x, Tensor):
         raise BadInput(f"{name}: a tensor is needed, not {type(x).__name__}")
+    if instead := _INSTEAD.get(type(x).__name__):
+        raise BadInput(f"{name}: an ordinary tensor is needed, not {instead.format(name)}")
+    if not torch.compiler.is_compiling() and torch._C._is_tracing():
+        raise BadInput(
+            f"{name}: torch.jit.trace cannot record how a tensor is rounded: use torch.export or "
+            "torch.compile, or trace the model unquantized"
+        )
     if x.is_nested:
         raise BadInput(f"{name}: a dense tensor is needed, not a nested one: give its parts")
     if x.layout != torch.strided:
@@ -187,6 +197,23 @@ def check_dense(x: Tensor, name: str) -> None:
         raise BadInput(f"{name}: torch has quantized it to {x.dtype}: give {name}.dequantize()")
     if x.is_meta:
         raise BadInput(f"{name}: a meta tensor has no values: give one on a CPU or GPU")
+    if plain(x) and x.numel() and not x.data_ptr() and not x._is_zerotensor():
+        raise BadInput(f"{name}: its storage was given back: there are no values to read")
+
+
+def check_sums(x: Tensor, counts: Tensor | None, errors: Tensor | None) -> None:
+    """Raise `BadInput` unless these can be added to: one number for each of what they count."""
+    for name, sums, of, dtype in (
+        ("counts", counts, COUNTS, torch.int64),
+        ("errors", errors, ERRORS, torch.float64),
+    ):
+        if sums is None:
+            continue
+        if sums.dtype != dtype or sums.shape != (len(of),) or sums.device != x.device:
+            raise BadInput(
+                f"{name}: {len(of)} numbers are needed, {dtype} on {x.device}, not "
+                f"{list(sums.shape)}, {sums.dtype} on {sums.device}"
+            )
 
 
 def round_by_torch(
@@ -201,6 +228,7 @@ def round_by_torch(
     weight: Tensor | None = None,
 ) -> Tensor:
     """`round_to_grid` in torch operations; ``weight`` multiplies what `ERRORS` squares."""
+    check_sums(x, counts, errors)
     y = x.to(compute_dtype(x.dtype, fmt))
     if r is not None:
         y = y * r.to(y.dtype)
@@ -234,4 +262,4 @@ def _square(y: Tensor, q: Tensor, weight: Tensor | None) -> Tensor:
     pair = torch.stack([q.double() - y.double(), y.double()])
     if weight is not None:
         pair = pair * weight.double()
-    return torch.where(finite, pair, 0.0).square().flatten(1).sum(1)
+    return torch.where(finite, pair, 0.0).square().reshape(2, y.numel()).sum(1)

@@ -9,12 +9,12 @@ axis over which their product sums have the product that they had.
 from __future__ import annotations
 
 import math
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from altcore.errors import BadInput
+from altcore.numerics.constants import constant_tensors
 from altcore.numerics.hashing import random_bits
 
 
@@ -35,14 +35,13 @@ def transform(x: Tensor, length: int, axis: int, seed: int) -> Tensor:
     return y.flatten(-2).movedim(-1, axis)
 
 
-@cache
+@constant_tensors
 def _matrix(length: int, seed: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """(length, length), orthogonal."""
-    with torch.inference_mode(False):
-        matrix = torch.ones(1, 1, dtype=dtype)
-        while len(matrix) < length:
-            top = torch.cat([matrix, matrix], 1)
-            matrix = torch.cat([top, torch.cat([matrix, -matrix], 1)])
-        bits = random_bits(torch.Size([length]), seed, torch.device("cpu"))
-        signs = 1.0 - 2.0 * ((bits >> 31) & 1).to(dtype)
-        return (signs[:, None] * matrix / math.sqrt(length)).to(device)
+    matrix = torch.ones(1, 1, dtype=dtype, device="cpu")
+    while len(matrix) < length:
+        top = torch.cat([matrix, matrix], 1)
+        matrix = torch.cat([top, torch.cat([matrix, -matrix], 1)])
+    bits = random_bits(torch.Size([length]), seed, torch.device("cpu"))
+    signs = 1.0 - 2.0 * ((bits >> 31) & 1).to(dtype)
+    return (signs[:, None] * matrix / math.sqrt(length)).to(device)

@@ -10,10 +10,26 @@ they leave a correlation of neighbours.
 
 from __future__ import annotations
 
+import numbers
+
 import torch
 from torch import Tensor
 
+from altcore.errors import BadInput
+
 _LOW = 0xFFFFFFFF
+
+
+def check_key(key: object) -> None:
+    """Raise `BadInput` unless ``key`` is a whole number, or an int64 tensor of no dimension."""
+    if type(key) is int:
+        return
+    if isinstance(key, Tensor):
+        fine = key.ndim == 0 and key.dtype == torch.int64 and key.layout == torch.strided
+    else:
+        fine = isinstance(key, numbers.Integral) and not isinstance(key, bool)
+    if not fine:
+        raise BadInput(f"key: an int or an int64 tensor of no dimension is needed, not {key!r:.60}")
 
 
 def random_bits(shape: torch.Size, key: int | Tensor, device: torch.device) -> Tensor:
@@ -23,14 +39,14 @@ def random_bits(shape: torch.Size, key: int | Tensor, device: torch.device) -> T
     and its index in row-major order; the top ones are the good ones.
     """
     if not isinstance(key, Tensor):
-        key = torch.full((), _wrap(key, 64), dtype=torch.int64, device=device)
+        key = torch.full((), _wrap(int(key), 64), dtype=torch.int64, device=device)
     mixed = _splitmix(key.to(device=device, dtype=torch.int64))
     count = shape.numel()
     if count < 2**31:
         index = torch.arange(count, dtype=torch.int32, device=device)
         second = _low_half(mixed >> 32)
     else:  # the index's high half goes into that of the key
-        wide = torch.arange(count, device=device)
+        wide = torch.arange(count, dtype=torch.int64, device=device)
         index, second = _low_half(wide), _low_half((mixed >> 32) ^ (wide >> 32))
     x = (index.view(shape) + _low_half(mixed)) * _wrap(0x9E3779B1, 32)
     x = x ^ _shift(x, 16) ^ (second if second.ndim == 0 else second.view(shape))

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from altcore.formats import Format
 from altcore.numerics.build import library, switched_on
-from altcore.numerics.hashing import mixed_key
+from altcore.numerics.constants import outside_modes
+from altcore.numerics.hashing import check_key, mixed_key
 from altcore.numerics.native_formats import CALL, Prepared, prepare
 from altcore.numerics.plan import check_rules, is_wide, to_single
 
@@ -32,7 +33,9 @@ DTYPES = (torch.float32, torch.bfloat16)
 # By identity, and the format with it, so that it stays the one of this identity: hashing a format
 # would take a tenth of the time of rounding a small tensor.
 _BY_IDENTITY: dict[tuple[int, str, str], tuple[Format, Prepared | None]] = {}
-_NUMBER = torch.zeros((), dtype=torch.float32, device="cpu")  # new ones are made like it
+with outside_modes():  # altcore may be used, and so imported, in one first
+    _NUMBER = torch.zeros((), dtype=torch.float32, device="cpu")  # new ones are made like it
+_ORDINARY = (Tensor, torch.nn.Parameter)
 
 
 def round_native(
@@ -45,7 +48,6 @@ def round_native(
     counts: Tensor | None,
     errors: Tensor | None,
     key: int | Tensor | None,
-    out: Tensor | None,
     *,
     fake: bool,
     dtype: torch.dtype | None = None,
@@ -57,24 +59,20 @@ def round_native(
     """
     handle = handle_for(x)
     prepared = None if handle is None else _prepared(fmt, rounding, overflow)
-    if handle is None or prepared is None or (prepared.draws and key is None):
+    if handle is None or prepared is None:
         return None
-    row = _row_of(x, r, s)
-    if row == 0 or not can_add(counts, errors):
+    mixed, row = mixed_for(prepared, key), _row_of(x, r, s)
+    if mixed is None or row == 0 or not can_add(counts, errors):
         return None
     if not x.is_contiguous():
         x = x.detach().contiguous()
     wanted = x.dtype if fake else dtype or torch.float32
     if wanted not in DTYPES:
         return None
-    if out is None or out.shape != x.shape or not fits(out, wanted):
-        result = torch.empty_like(x, dtype=wanted)
-    else:
-        result = torch.empty_like(out) if _shares_memory(out, x) else out
-    mixed = mixed_key(key) if prepared.draws and key is not None else 0
+    result = torch.empty_like(x, dtype=wanted)
     call = call_of(x, result, counts, errors, mixed, r, s, row, fake=fake)
     handle.altcore_round(prepared.address, call)
-    return result if out is None or result is out else out.copy_(result)
+    return result
 
 
 def round_scaled_native(
@@ -97,17 +95,18 @@ def round_scaled_native(
     """
     handle = handle_for(x)
     prepared = None if handle is None else _prepared(fmt, rounding, overflow)
-    if handle is None or prepared is None or (prepared.draws and key is None):
+    if handle is None or prepared is None:
         return None
     by_power, margin, meets = scaling
-    wanted = x.dtype if fake else dtype or torch.float32
-    if not (0 < margin < math.inf and can_add(counts, errors) and wanted in DTYPES):
+    mixed, wanted = mixed_for(prepared, key), x.dtype if fake else dtype or torch.float32
+    if mixed is None or not (0 < margin < math.inf and can_add(counts, errors)):
+        return None
+    if wanted not in DTYPES:
         return None
     if not x.is_contiguous():
         x = x.detach().contiguous()
     result = torch.empty_like(x, dtype=wanted)
     s, r = torch.empty_like(_NUMBER), torch.empty_like(_NUMBER)
-    mixed = mixed_key(key) if prepared.draws and key is not None else 0
     call = call_of(
         x,
         result,
@@ -190,55 +189,86 @@ def amax_native(x: Tensor) -> Tensor | None:
 
 
 def plain(x: Tensor) -> bool:
-    """Whether ``x`` is an ordinary CPU tensor, and nobody traces what is done with it."""
-    if torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter):
+    """Whether ``x`` is an ordinary CPU tensor, and nobody traces what is done with it.
+
+    Under a transform of torch.func no tensor is: it may meet one that stands for many.
+    """
+    if torch.compiler.is_compiling() or type(x) not in _ORDINARY:
         return False
-    traced = torch._C._functorch.is_functorch_wrapped_tensor(x) or is_in_torch_dispatch_mode()
-    return x.is_cpu and not traced
+    if not x.is_cpu or x.layout is not torch.strided or x.is_nested:
+        return False
+    transformed = torch._C._functorch.peek_interpreter_stack() is not None
+    return not (transformed or torch._C._is_tracing() or is_in_torch_dispatch_mode())
 
 
 def handle_for(x: Tensor) -> ctypes.CDLL | None:
     """The library, if it can work on ``x``'s memory."""
-    if not plain(x) or x.dtype not in DTYPES:
+    if not plain(x) or x.dtype not in DTYPES or not has_numbers(x):
         return None
     return library() if switched_on() else None
 
 
+def has_numbers(x: Tensor) -> bool:
+    """Whether the numbers of a tensor on the CPU are in memory as they are, and C may read them.
+
+    A view may mean the negative of what is there, zeros and a storage that was given back have no
+    memory, and a buffer may begin anywhere.
+    """
+    address = x.data_ptr()
+    is_there = address != 0 or x.numel() == 0
+    return is_there and address % x.element_size() == 0 and not x.is_neg()
+
+
 def fits(given: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the kernels can write to ``given``'s memory, or read it, as one array."""
-    return given.dtype is dtype and given.is_cpu and given.is_contiguous()
+    """Whether the kernels can write to ``given``'s memory, or read it, as one array.
+
+    Where nobody traces, as `handle_for` has found out.
+    """
+    is_array = given.dtype is dtype and given.is_cpu and given.is_contiguous()
+    return is_array and type(given) in _ORDINARY and has_numbers(given)
 
 
 def can_add(counts: Tensor | None, errors: Tensor | None) -> bool:
     """Whether the kernels can add to these."""
-    return (counts is None or fits(counts, torch.int64)) and (
-        errors is None or fits(errors, torch.float64)
+    return (counts is None or (counts.shape == (4,) and fits(counts, torch.int64))) and (
+        errors is None or (errors.shape == (2,) and fits(errors, torch.float64))
     )
 
 
-def _shares_memory(a: Tensor, b: Tensor) -> bool:
-    return a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+def mixed_for(prepared: Prepared, key: int | Tensor | None) -> int | None:
+    """`mixed_key` of a key, 0 where rounding needs none; None where it cannot be read here.
+
+    Raises `BadInput` for what is no key.
+    """
+    if key is None:
+        return None if prepared.draws else 0
+    check_key(key)
+    if not prepared.draws:
+        return 0
+    return None if isinstance(key, Tensor) and not plain(key) else mixed_key(key)
 
 
 def _row_of(x: Tensor, *scales: Tensor | None) -> int:
     """How many consecutive elements of ``x`` share a scale; 0 where they do not so share."""
-    rows = set()
+    whole, found = x.numel() or 1, 0
     for scale in scales:
         if scale is None:
             continue
-        if not fits(scale, torch.float32) or scale.ndim > max(x.ndim, 1):
+        if not fits(scale, torch.float32) or scale.ndim > x.ndim:
             return 0
-        if scale.numel() == 1:
-            rows.add(max(x.numel(), 1))
-            continue
-        shape = (1,) * (x.ndim - scale.ndim) + tuple(scale.shape)
-        outer = 0
-        while outer < x.ndim and shape[outer] == x.shape[outer]:
-            outer += 1
-        if any(size != 1 for size in shape[outer:]):
+        row = whole if scale.numel() == 1 else _row_length(x, scale)
+        if row == 0 or found not in (0, row):
             return 0
-        rows.add(math.prod(x.shape[outer:]))
-    return rows.pop() if len(rows) == 1 else 0 if rows else max(x.numel(), 1)
+        found = row
+    return found or whole
+
+
+def _row_length(x: Tensor, scale: Tensor) -> int:
+    shape = (1,) * (x.ndim - scale.ndim) + tuple(scale.shape)
+    outer = 0
+    while outer < x.ndim and shape[outer] == x.shape[outer]:
+        outer += 1
+    return 0 if any(size != 1 for size in shape[outer:]) else math.prod(x.shape[outer:])
 
 
 def single_max(fmt: Format) -> float | None:

@@ -15,13 +15,14 @@ from torch import Tensor
 
 from altcore.blocks import BlockFormat
 from altcore.formats import FloatFormat
-from altcore.numerics.hashing import mixed_key
-from altcore.numerics.native import call_of, can_add, handle_for, number
+from altcore.numerics.constants import outside_modes
+from altcore.numerics.native import call_of, can_add, handle_for, mixed_for, number
 from altcore.numerics.native_formats import Job, Prepared, prepare
-from altcore.numerics.plan import is_wide, to_single
+from altcore.numerics.plan import FLOAT32, is_wide, to_single
 
 _RULES = ("power", "amax", "two-level")  # as blocks.h numbers them
-_NONE = torch.zeros(0, dtype=torch.float32, device="cpu")
+with outside_modes():
+    _NONE = torch.zeros(0, dtype=torch.float32, device="cpu")
 _MOST = 1 << 32  # elements; an index of more bits changes the random bits' key within a row
 
 
@@ -71,18 +72,19 @@ def round_blocks_native(
     if handle is None or not 0 < x.numel() <= _MOST:
         return None
     prepared = _prepare_blocks(fmt, rounding)
-    if prepared is None or not can_add(counts, errors):
+    mixed = None if prepared is None else mixed_for(prepared.element, key)
+    if prepared is None or mixed is None or not can_add(counts, errors):
         return None
     if not x.is_contiguous():
         x = x.contiguous()
     b = _BlockJob.from_buffer_copy(prepared.job)
     shape = _lay_out(b, x, fmt, axis)
+    lies_across = not fmt.is_square and x.shape[axis % x.ndim + 1 :].numel() > 1
     values = torch.empty_like(x, dtype=x.dtype if fake else torch.float32)
     scales = _NONE
     if not fake:
         scales = torch.empty((2, *shape), dtype=torch.float32, device="cpu")
         b.scales, b.inverses = scales[0].data_ptr(), scales[1].data_ptr()
-    mixed = mixed_key(key) if prepared.element.draws and key is not None else 0
     call = call_of(x, values, counts, errors, mixed, fake=fake)
     ctypes.memmove(ctypes.byref(b), call, len(call))  # a job begins with these
     scale = None
@@ -91,12 +93,13 @@ def round_blocks_native(
         b.most = most.data_ptr()
         b.whole = handle.altcore_block_amax(ctypes.byref(b))
         # In float64, rounded once more: of two float32s that is the same as rounding once.
-        b.g = to_single(b.whole / to_single(fmt.largest))
+        g = to_single(b.whole / to_single(fmt.largest))
+        b.g = min(g, FLOAT32.largest) if math.isfinite(b.whole) else g
         scale = number(b.g)
     handle.altcore_round_blocks(ctypes.byref(b))
     if fake:
         return values, scale, scales, scales
-    if b.height == x.shape[axis] and not fmt.is_square:  # the axis of blocks comes last
+    if lies_across:  # then the axis of blocks comes last but one
         scales = scales.transpose(-2, -1)
     s, r = scales.reshape(2, -1).unbind()
     return values, scale, s, r
@@ -106,17 +109,16 @@ def _lay_out(b: _BlockJob, x: Tensor, fmt: BlockFormat, axis: int) -> tuple[int,
     """Say how blocks lie in ``x``'s memory; returns how many there are along each of its axes."""
     if fmt.is_square:
         height, width = x.shape[-2:]
-        b.block_height = b.block_width = fmt.block
+        b.block_height, b.block_width = fmt.along(height), fmt.along(width)
     else:
-        height, width = x.shape[axis], math.prod(x.shape[axis % x.ndim + 1 :])
-        b.block_height, b.block_width = fmt.block, 1
+        height, width = x.shape[axis], x.shape[axis % x.ndim + 1 :].numel()
+        b.block_height, b.block_width = fmt.along(height), 1
         if width == 1:  # in rows; in a single one, if no block ends early
             height, width = x.numel() // height, height
             if width % fmt.block == 0:
                 height, width = 1, x.numel()
-            b.block_height, b.block_width = 1, fmt.block
+            b.block_height, b.block_width = 1, fmt.along(width)
     b.outer, b.height, b.width = x.numel() // (height * width), height, width
-    b.block_height, b.block_width = min(b.block_height, height), min(b.block_width, width)
     return b.outer, -(-height // b.block_height), -(-width // b.block_width)
 
 
@@ -131,7 +133,7 @@ class _PreparedBlocks:
 
 @functools.cache
 def _prepare_blocks(fmt: BlockFormat, rounding: str) -> _PreparedBlocks | None:
-    element = None if is_wide(fmt.element) else prepare(fmt.element, rounding, "saturate")
+    element = None if is_wide(fmt) else prepare(fmt.element, rounding, "saturate")
     if element is None:
         return None
     b = _BlockJob(job=element.job, largest=to_single(fmt.element.max))
@@ -140,7 +142,7 @@ def _prepare_blocks(fmt: BlockFormat, rounding: str) -> _PreparedBlocks | None:
         _fill_powers(b, fmt)
     if fmt.scale_format is None:
         return _PreparedBlocks(b, element, None)
-    adding = isinstance(fmt.scale_format, FloatFormat) and not is_wide(fmt.scale_format)
+    adding = isinstance(fmt.scale_format, FloatFormat)
     scale = prepare(fmt.scale_format, "nearest-even", "saturate") if adding else None
     if scale is None or not scale.job.to_magic:
         return None

@@ -9,6 +9,7 @@ import ctypes
 import functools
 import math
 import struct
+from collections.abc import Iterable
 
 import torch
 from attrs import frozen
@@ -126,14 +127,14 @@ def _fill_table(job: Job, fmt: Format, rounding: str) -> tuple[Tensor, ...]:
     drawing = rounding == "stochastic"
     points = plan.starts if drawing else thresholds(fmt, rounding, torch.float32)
     if drawing:
-        payloads = torch.arange(len(points) + 1, dtype=torch.int32)
+        payloads = torch.arange(len(points) + 1, dtype=torch.int32, device="cpu")
     else:
         values = (plan.values[0], *plan.values, plan.values[-1])
-        payloads = torch.tensor(values, dtype=torch.float32).view(torch.int32)
-    bounds = torch.tensor(points, dtype=torch.float32)
+        payloads = _singles(values).view(torch.int32)
+    bounds = _singles(points)
     few, entries = _few(bounds, payloads), _bucketed(job, points)
     magics = bounds[:0] if drawing or len(few) else _magics(bounds, payloads.view(torch.float32))
-    ends = _ends(job, plan) if drawing else torch.zeros(0, dtype=torch.uint8)
+    ends = _ends(job, plan) if drawing else bounds[:0]
     job.is_table, job.bottom, job.top = True, points[0], points[-1]
     job.threshold_count = len(points)
     job.thresholds, job.payloads = bounds.data_ptr(), payloads.data_ptr()
@@ -168,7 +169,8 @@ def _ends(job: Job, plan: TablePlan) -> Tensor:
     if job.centre != _NEVER:
         i = job.centre - 1
         packed.append(pack(i + 1, i, grid[i + 1] - grid[i]))
-    return torch.frombuffer(bytearray(b"".join(packed)), dtype=torch.uint8)
+    raw = bytearray(b"".join(packed))
+    return torch.frombuffer(raw, dtype=torch.uint8).clone()  # which C finds aligned
 
 
 def _few(bounds: Tensor, payloads: Tensor) -> Tensor:
@@ -176,8 +178,8 @@ def _few(bounds: Tensor, payloads: Tensor) -> Tensor:
     changes = payloads[:-1] ^ payloads[1:]
     at = changes.nonzero().flatten()
     if len(at) > _FEW:
-        return torch.zeros(0, dtype=torch.int32)
-    result = torch.zeros(2 * _FEW + 1, dtype=torch.int32)
+        return bounds[:0]
+    result = torch.zeros(2 * _FEW + 1, dtype=torch.int32, device="cpu")
     result[: len(at)] = bounds[at].view(torch.int32)
     result[_FEW : _FEW + len(at)] = changes[at]
     result[2 * _FEW] = payloads[0]
@@ -191,8 +193,8 @@ def _magics(bounds: Tensor, values: Tensor) -> Tensor:
     ``2**bits`` bounds; below the lowest such one, as below 1 in integers, its spacing may go on
     down to zero. Empty where most of the format's own binades are not so, or zero is not 0.
     """
-    magics = torch.zeros(256)
-    if float(values[torch.bucketize(torch.tensor(0.0), bounds, right=True)]) != 0:
+    magics = torch.zeros(256, dtype=torch.float32, device="cpu")
+    if float(values[torch.bucketize(_singles([0.0]), bounds, right=True)]) != 0:
         return magics[:0]
     sizes = values.abs()
     lowest, highest = (math.frexp(float(v))[1] - 1 for v in (sizes[sizes > 0].min(), sizes.max()))
@@ -201,7 +203,8 @@ def _magics(bounds: Tensor, values: Tensor) -> Tensor:
         steps = int(torch.sum((bounds > low) & (bounds < 2 * low)))
         bits = steps.bit_length() - 1
         if 0 <= bits <= 22 and steps == 1 << bits and exponent + 23 - bits <= 127:
-            middles = low + (torch.arange(steps, dtype=torch.float32) + 0.5) * (low / steps)
+            places = torch.arange(steps, dtype=torch.float32, device="cpu") + 0.5
+            middles = low + places * (low / steps)
             magic = 2.0 ** (exponent + 23 - bits)
             if _adds(magic, low, 2 * low, middles, bounds, values):
                 magics[exponent + 127] = magic
@@ -212,7 +215,7 @@ def _magics(bounds: Tensor, values: Tensor) -> Tensor:
     for field in range(first):
         low = 2.0 ** (field - 127) if field else 2.0**-149
         magic, high = float(magics[first]), 2.0 ** (max(field, 1) - 126)
-        if _adds(magic, low, high, torch.tensor([low]), bounds, values):
+        if _adds(magic, low, high, _singles([low]), bounds, values):
             magics[field] = magic
     return magics
 
@@ -225,9 +228,10 @@ def _adds(
     Both go up in steps, the former at ``middles``, so that it is enough to compare them on both
     sides of those and at the ends.
     """
-    sides = [torch.nextafter(middles, torch.tensor(end)) for end in (-math.inf, math.inf)]
-    last = torch.nextafter(torch.tensor([high]), torch.tensor(-math.inf))
-    points = torch.cat([torch.tensor([low]), middles, *sides, last]).clamp(low, float(last))
+    down, up = _singles([-math.inf]), _singles([math.inf])
+    sides = [torch.nextafter(middles, end) for end in (down, up)]
+    last = torch.nextafter(_singles([high]), down)
+    points = torch.cat([_singles([low]), middles, *sides, last]).clamp(low, float(last))
     sums = (points + magic) - magic
     return all(
         torch.equal(values[torch.bucketize(sign * points, bounds, right=True)], sign * sums)
@@ -253,11 +257,11 @@ def _bucketed(job: Job, points: tuple[float, ...]) -> Tensor:
         shift -= 1
     buckets = ((high - low) >> shift) + 1
     if buckets > _MOST_BUCKETS or not all(_apart(h, low, shift) for h in (positive, negative)):
-        return torch.zeros(0, dtype=torch.int32)
-    starts = low + (torch.arange(buckets, dtype=torch.int64) << shift)
+        return torch.zeros(0, dtype=torch.int32, device="cpu")
+    starts = low + (torch.arange(buckets, dtype=torch.int64, device="cpu") << shift)
     rows = []
     for half, step in ((positive, 1), (negative, -1)):
-        bounds = torch.tensor([*half, _NEVER], dtype=torch.int64)
+        bounds = torch.tensor([*half, _NEVER], dtype=torch.int64, device="cpu")
         passed = torch.bucketize(starts, bounds[: len(half)])
         depth = (bounds[passed] - starts).clamp(max=1 << shift)
         rows.append(((at_zero + step * passed) << (shift + 1)) | depth)
@@ -270,6 +274,11 @@ def _bucketed(job: Job, points: tuple[float, ...]) -> Tensor:
 def _apart(bounds: list[int], low: int, shift: int) -> bool:
     numbers = [(b - low) >> shift for b in bounds]
     return len(set(numbers)) == len(numbers)
+
+
+def _singles(values: Iterable[float]) -> Tensor:
+    """float32s on the CPU, whatever torch makes by default."""
+    return torch.tensor(list(values), dtype=torch.float32, device="cpu")
 
 
 def _bits(value: float) -> int:

@@ -60,21 +60,23 @@ def _by_kernel(
     handle = handle_for(y)
     if handle is None or dtype not in DTYPES or not y.is_contiguous():
         return None
-    rows = y.shape[0] if y.ndim == 2 else 1
-    if bias is not None and (not fits(bias, torch.float32) or bias.shape != y.shape[1:]):
+    # A row is all that lies beside one another along the axes from the second on.
+    rows, in_row = (y.shape[0], y.shape[1:]) if y.ndim > 1 else (1, y.shape)
+    if bias is not None and (bias.shape != in_row or not fits(bias, torch.float32)):
         return None
     job = _Output()
     for i, scale in enumerate(scales):
         if scale is None:
             continue
-        is_row = y.ndim == 2 and scale.shape == (rows, 1)
-        if not fits(scale, torch.float32) or not (is_row or scale.numel() == 1):
+        is_row = y.ndim > 1 and scale.shape == (rows, *(1 for _ in in_row))
+        is_one = scale.numel() == 1 and scale.ndim <= y.ndim
+        if not fits(scale, torch.float32) or not (is_row or is_one):
             return None
         job.scales[i], job.by_row[i] = scale.data_ptr(), is_row
-    result = y if y.dtype == dtype else torch.empty(y.shape, dtype=dtype)
+    result = y if y.dtype == dtype else torch.empty(y.shape, dtype=dtype, device="cpu")
     job.y, job.out = y.data_ptr(), result.data_ptr()
     job.bias = None if bias is None else bias.data_ptr()
-    job.rows, job.columns = rows, y.numel() // max(rows, 1)
+    job.rows, job.columns = rows, in_row.numel()
     job.is_half, job.to_half = y.dtype is torch.bfloat16, dtype is torch.bfloat16
     job.threads = threads_for(y.numel())
     handle.altcore_scale_output(ctypes.byref(job))

@@ -185,7 +185,8 @@ def _one_scale(scale: float | Tensor, x: Tensor, fmt: Format) -> Tensor:
         return scale.detach().reshape(()).to(device=x.device, dtype=dtype)
     if isinstance(scale, bool) or not isinstance(scale, int | float):
         raise BadInput(f"a scale is a number or a tensor, not {scale!r}")
-    return torch.tensor(float(scale), dtype=torch.float64).to(device=x.device, dtype=dtype)
+    s = torch.tensor(float(scale), dtype=torch.float64, device="cpu")
+    return s.to(device=x.device, dtype=dtype)
 
 
 def _pack_blocks(

@@ -12,38 +12,18 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-from collections.abc import Callable
 from fractions import Fraction
-from functools import cache, wraps
-from typing import ParamSpec, TypeVar
 
 import torch
 from attrs import frozen
 
+from altcore.blocks import AnyFormat, BlockFormat
 from altcore.errors import BadInput, nearest
 from altcore.formats import FloatFormat, Format
+from altcore.numerics.constants import constant
 from altcore.reference import OVERFLOWS, ROUNDINGS, log_boundary, no_code
 
 _ROOT_BITS = 64  # of a root that is irrational: more than a float64 has
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-def constant(function: Callable[P, T]) -> Callable[P, T]:
-    """Cache a pure function of constants, and let torch.compile take its result for one.
-
-    What `torch.compiler.assume_constant_result` marks a function with, without its import of the
-    whole compiler, which takes a second.
-    """
-    cached = cache(function)
-
-    @wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        return cached(*args, **kwargs)  # type: ignore[arg-type]
-
-    wrapper._dynamo_marked_constant = True  # type: ignore[attr-defined]
-    return wrapper
 
 
 @frozen
@@ -62,6 +42,11 @@ class Layout:
     def hidden(self) -> int:
         """The hidden bit of a normal number's significand."""
         return 1 << self.mantissa
+
+    @property
+    def smallest(self) -> float:
+        """The smallest positive number."""
+        return 2.0 ** (1 - self.bias - self.mantissa)
 
 
 FLOAT32 = Layout(
@@ -123,12 +108,19 @@ def check_rules(fmt: Format, rounding: str, overflow: str) -> None:
 
 
 @constant
-def is_wide(fmt: Format) -> bool:
+def is_wide(fmt: AnyFormat) -> bool:
     """Whether float32 cannot hold the format: it computes in float64 then.
 
     So for values past float32's largest, normal values below its smallest normal one, and
-    tables whose values float32 would merge or flush to zero.
+    tables whose values float32 would merge or flush to zero. A block format is as wide as its
+    element, and under two levels as its products of an element and a block's scale.
     """
+    if isinstance(fmt, BlockFormat):
+        scale, least = fmt.scale_format, fmt.element.smallest
+        if scale is None:
+            return is_wide(fmt.element)
+        passes = fmt.largest > FLOAT32.largest or least * scale.smallest < FLOAT32.smallest
+        return passes or is_wide(fmt.element) or is_wide(scale)
     if isinstance(fmt, FloatFormat):
         return fmt.max > FLOAT32.largest or fmt.min_exponent <= -126 - (fmt.exponent_bits > 0)
     singles = [to_single(v) for v in fmt.values]
@@ -136,7 +128,7 @@ def is_wide(fmt: Format) -> bool:
     return merged or not all(map(math.isfinite, singles))
 
 
-def compute_dtype(dtype: torch.dtype, fmt: Format) -> torch.dtype:
+def compute_dtype(dtype: torch.dtype, fmt: AnyFormat) -> torch.dtype:
     """The dtype in which ``dtype`` is rounded to ``fmt``: float32, or float64 where needed.
 
     float64 for float64 input, and for formats whose values exceed float32's range. float16 and

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from altcore.formats import FloatFormat, Format
+from altcore.numerics.constants import constant_tensors
 from altcore.numerics.grids import check_floating, fake_round
 from altcore.numerics.native import handle_for, threads_for
 from altcore.numerics.plan import LAYOUTS, FloatPlan, compute_dtype, float_plan, table_plan
@@ -24,7 +24,7 @@ def position(q: Tensor, fmt: Format) -> Tensor:
     have no position: -1.
     """
     check_floating(q)
-    q = q.detach().to(compute_dtype(q.dtype, fmt)).contiguous()
+    q = q.detach().resolve_neg().to(compute_dtype(q.dtype, fmt)).contiguous()
     if isinstance(fmt, FloatFormat):
         plan = float_plan(fmt, q.dtype)
         if not _doubles(plan):
@@ -43,8 +43,7 @@ def _position_by_search(q: Tensor, fmt: Format) -> Tensor:
     return torch.where(torch.isfinite(q), torch.bucketize(q, values), -1)
 
 
-@cache
-@torch.inference_mode(False)
+@constant_tensors
 def _leading_bits(
     fmt: Format, dtype: torch.dtype, device: torch.device
 ) -> tuple[int, Tensor] | None:
@@ -53,7 +52,7 @@ def _leading_bits(
     Those are read as a signed integer, the smallest one first. None where they are too many.
     """
     layout = LAYOUTS[dtype]
-    values = torch.tensor(table_plan(fmt, dtype).values, dtype=dtype)
+    values = torch.tensor(table_plan(fmt, dtype).values, dtype=dtype, device="cpu")
     bits = values.view(layout.integer)
     total = torch.iinfo(layout.integer).bits
     # With no mantissa bit more than this, infinities and NaN are apart from all values.
@@ -61,9 +60,9 @@ def _leading_bits(
     half = 1 << (total - 1 - cut)
     if half > LARGEST_TABLE // 2:
         return None
-    keys = torch.arange(-half, half, dtype=layout.integer)
+    keys = torch.arange(-half, half, dtype=layout.integer, device="cpu")
     table = _position_by_search((keys << cut).view(dtype), fmt)
-    table[(bits >> cut) + half] = torch.arange(len(values))
+    table[(bits >> cut) + half] = torch.arange(len(values), dtype=torch.int64, device="cpu")
     table[0] = table[half]  # -0
     return cut, table.to(device)
 

@@ -69,7 +69,8 @@ struct job {
     /* all */
     float smallest;     /* the smallest magnitude but zero */
     float lowest, highest;
-    uint32_t over_bits; /* magnitude given to overflows; tables: only if not saturating */
+    uint32_t over_bits; /* magnitude given to overflows, the largest value if they saturate;
+                         * tables: only if they do not */
     int32_t rounding, is_table, saturates;
     int32_t bounded; /* all numbers are finite, and none passes the ends */
 };
@@ -118,7 +119,6 @@ enum {
     ADDING,                   /* NEAREST_EVEN, where round_by_adding can */
     GAPPED                    /* STOCHASTIC, without subnormals */
 };
-enum { SATURATING, REPLACING, COUNTED }; /* what happens to overflows */
 
 /* The rounded bits of a magnitude in the normal range; carries into the exponent are right. */
 INLINE uint32_t round_large(const struct job *j, int rounding, uint32_t mag, uint32_t sign) {
@@ -188,7 +188,7 @@ INLINE float round_randomly(const struct job *j, int rounding, float a, uint32_t
     return a < INFINITY ? size : a;
 }
 
-INLINE void round_float(const struct job *j, const struct part *p, int rounding, int overflow,
+INLINE void round_float(const struct job *j, const struct part *p, int rounding, int counted,
                         int each, int64_t *totals) {
     const float *restrict x = p->x, *restrict rs = p->rs, *restrict ss = p->ss;
     float *restrict out = p->out;
@@ -202,28 +202,24 @@ INLINE void round_float(const struct job *j, const struct part *p, int rounding,
         const float y = x[i] * (each ? rs[i] : p->r);
         const uint32_t sign = bits_of(y) & SIGN, mag = bits_of(y) & ~SIGN;
         const float a = float_of(mag);
-        const float inside = max < a ? max : a;
         float size;
         int over = a >= local.top;
         if (rounding == ADDING) {
             size = round_by_adding(&local, a);
         } else if (random) {
-            size = round_randomly(&local, rounding, overflow == SATURATING ? inside : a,
-                                  draw(drawn, second));
+            size = round_randomly(&local, rounding, a, draw(drawn, second));
             drawn += DRAW_STEP;
         } else {
-            uint32_t clamped = mag;
-            if (overflow == SATURATING)
-                clamped = (int32_t)mag > (int32_t)bits_of(max) ? bits_of(max) : mag;
-            const float large = float_of(round_large(&local, rounding, clamped, sign));
+            const float large = float_of(round_large(&local, rounding, mag, sign));
             size = a >= least ? large : round_small(&local, rounding, a, sign);
         }
-        if (rounding != ADDING) over = size > max;
-        if (overflow != SATURATING && rounding != ADDING)
+        if (rounding != ADDING) { /* now, as rounding may pass even a subnormal largest value */
+            over = size > max;
             size = over ? float_of(local.over_bits) : size;
+        }
         const float q = float_of(bits_of(size) | sign);
         out[i] = (each ? q * ss[i] : q) * p->s;
-        if (overflow == COUNTED) {
+        if (counted) {
             const uint32_t was = bits_of(x[i]) & ~SIGN;
             const uint32_t lost = (INFINITE - 1 - was) >> 31; /* the sign: NaN or infinite */
             passed += (over ? 1u : 0u) & (lost ^ 1);
@@ -232,7 +228,7 @@ INLINE void round_float(const struct job *j, const struct part *p, int rounding,
             nonfinite += lost;
         }
     }
-    if (overflow == COUNTED) {
+    if (counted) {
         totals[1] += passed;
         /* a zero stays zero, unless the scale is NaN and nothing is zero any more */
         totals[2] += zeros > were_zero ? zeros - were_zero : 0;
@@ -243,15 +239,13 @@ INLINE void round_float(const struct job *j, const struct part *p, int rounding,
 #define LOOPS(NAME, ROUNDING)                                                                  \
     static void NAME(const struct job *j, const struct part *p, int64_t *totals) {             \
         if (p->rs && j->counts)                                                                \
-            round_float(j, p, ROUNDING, COUNTED, 1, totals);                                   \
+            round_float(j, p, ROUNDING, 1, 1, totals);                                         \
         else if (p->rs)                                                                        \
-            round_float(j, p, ROUNDING, SATURATING, 1, totals);                                \
+            round_float(j, p, ROUNDING, 0, 1, totals);                                         \
         else if (j->counts)                                                                    \
-            round_float(j, p, ROUNDING, COUNTED, 0, totals);                                   \
-        else if (j->saturates)                                                                 \
-            round_float(j, p, ROUNDING, SATURATING, 0, totals);                                \
+            round_float(j, p, ROUNDING, 1, 0, totals);                                         \
         else                                                                                   \
-            round_float(j, p, ROUNDING, REPLACING, 0, totals);                                 \
+            round_float(j, p, ROUNDING, 0, 0, totals);                                         \
     }
 
 LOOPS(nearest_even, NEAREST_EVEN)

@@ -8,13 +8,11 @@ largest of that side.
 
 from __future__ import annotations
 
-from functools import cache
-
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from altcore.formats import FloatFormat, Format
+from altcore.numerics.constants import constant_tensors
 from altcore.numerics.plan import FloatPlan, float_plan, table_plan, thresholds
 
 
@@ -148,18 +146,11 @@ def round_table(
     return torch.where(missing, torch.nan, value), over
 
 
+@constant_tensors
 def _tensors(
     fmt: Format, rounding: str, dtype: torch.dtype, device: torch.device
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The table's thresholds (for stochastic rounding, its values), values and extended grid."""
-    if torch.compiler.is_compiling() or is_in_torch_dispatch_mode():
-        return _make_tensors(fmt, rounding, dtype, device)  # not real ones, perhaps
-    return _kept_tensors(fmt, rounding, dtype, device)
-
-
-def _make_tensors(
-    fmt: Format, rounding: str, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
     plan = table_plan(fmt, dtype)
     points = plan.starts if rounding == "stochastic" else thresholds(fmt, rounding, dtype)
     return (
@@ -167,11 +158,3 @@ def _make_tensors(
         torch.tensor(plan.values, dtype=dtype, device=device),
         torch.tensor(plan.grid, dtype=torch.float64, device=device),
     )
-
-
-@cache
-def _kept_tensors(
-    fmt: Format, rounding: str, dtype: torch.dtype, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
-    with torch.inference_mode(False):
-        return _make_tensors(fmt, rounding, dtype, device)

@@ -39,7 +39,7 @@ def inner_products(x: Tensor, y: Tensor) -> Tensor:
     x, y = x.detach().contiguous(), y.detach().contiguous()
     handle = handle_for(x) if handle_for(y) is not None else None
     if handle is not None:
-        sums = torch.empty(4, dtype=torch.float64)
+        sums = torch.empty(4, dtype=torch.float64, device="cpu")
         handle.altcore_inner_products(ctypes.byref(_job(x, y)), sums.data_ptr())
         return sums
     total = torch.zeros(4, dtype=torch.float64, device=x.device)
@@ -55,7 +55,7 @@ def moments(x: Tensor) -> Tensor:
     x = x.detach()
     handle = handle_for(x) if x.is_contiguous() and x.numel() else None
     if handle is not None:
-        found = torch.empty(3, dtype=torch.float64)
+        found = torch.empty(3, dtype=torch.float64, device="cpu")
         handle.altcore_moments(ctypes.byref(_job(x)), found.data_ptr())
         return found
     parts = [part.sum(dtype=torch.float64) for part in _parts(x)]
@@ -75,7 +75,7 @@ def count_small(x: Tensor, least: float, r: Tensor | None = None) -> Tensor:
     dtype = torch.promote_types(x.dtype, torch.float32)
     handle = handle_for(x) if x.is_contiguous() else None
     if handle is not None and (r is None or (fits(r, torch.float32) and r.numel() == 1)):
-        number = torch.empty((), dtype=torch.int64)
+        number = torch.empty((), dtype=torch.int64, device="cpu")
         job = _job(x, r=r, least=least)
         handle.altcore_count_small(ctypes.byref(job), number.data_ptr())
         return number

@@ -118,7 +118,7 @@ def float8_dtype(fmt: AnyFormat | None) -> torch.dtype | None:
     if not isinstance(fmt, Format):
         return None
     for dtype in (torch.float8_e4m3fn, torch.float8_e5m2):
-        codes = torch.arange(256, dtype=torch.uint8).view(dtype).to(torch.float32)
+        codes = torch.arange(256, dtype=torch.uint8, device="cpu").view(dtype).to(torch.float32)
         if tuple(sorted({v + 0.0 for v in codes[codes.isfinite()].tolist()})) == fmt.values:
             return dtype
     return None

@@ -213,7 +213,7 @@ def _transposed(operand: Operand) -> Operand:
 
 def _float8_product(a: Tensor, b: Tensor) -> Tensor:
     """Multiply (m, k) by (k, n) on FP8 matrix units, which want b column by column; float32."""
-    one = torch.ones((), device=a.device)
+    one = torch.ones((), dtype=torch.float32, device=a.device)
     columns = b.t().contiguous().t()
     return torch._scaled_mm(
         a.contiguous(), columns, one, one, out_dtype=torch.float32, use_fast_accum=False

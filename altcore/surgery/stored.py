@@ -110,7 +110,7 @@ class StoredWeight:
 
     def _fresh_scale(self, w: Tensor) -> Tensor:
         if self.cast.scaling.kind == "none":
-            return torch.ones((), device=w.device)
+            return torch.ones((), dtype=torch.float32, device=w.device)
         # Zero-initialised tensors get their scale at the first nonzero update.
         size, top = _size(w, self.cast)
         return scale_of(size, self.cast.element, power_of_two=True, meets=top)[0]

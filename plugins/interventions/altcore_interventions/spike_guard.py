@@ -73,7 +73,7 @@ class SpikeGuard:
         assert self.total is not None
         loss = self.total / (step.micro + 1)
         if self.losses is None or self.counts is None:
-            self.losses = torch.full((self.window,), torch.nan, device=loss.device)
+            self.losses = torch.full_like(loss, torch.nan).repeat(self.window)
             self.counts = torch.zeros(2, dtype=torch.int64, device=loss.device)
         losses = self.losses.to(loss.device)
         total, row = self.counts.to(loss.device).unbind()

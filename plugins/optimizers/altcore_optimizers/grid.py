@@ -123,7 +123,8 @@ class GridOptimizer(torch.optim.Optimizer):
         wanted = -group["lr"] * (direction + group["weight_decay"] * p)
 
         clip = self.settings.clip
-        scale = torch.ones((), device=p.device) if grid.scale is None else grid.scale
+        one = torch.ones((), dtype=torch.float32, device=p.device)
+        scale = one if grid.scale is None else grid.scale
         r = scale.reciprocal().clamp(max=torch.finfo(scale.dtype).max)
         here = round_to_grid(p, grid.format, r=r)
         # What is not finite has no position, and stays what it is below.
