@@ -102,7 +102,7 @@ def test_built_once(cache, copied):
 
 
 def spoil(path: Path, contents: bytes) -> None:
-    """Another file in its place: this process may have loaded the one that was there."""
+    """Put another file in its place: this process may have loaded the one that was there."""
     path.unlink()
     path.write_bytes(contents)
     path.chmod(0o700)
@@ -151,7 +151,9 @@ def plant(cache, planted):
     def place() -> Path:
         cache.mkdir(mode=0o700, exist_ok=True)
         name = f"kernels-{compiler.find_compiler().digest}"
-        return Path(shutil.copy(planted, cache / kernel_cache._file_name(name, planted)))
+        path = cache / kernel_cache._file_name(name, planted)
+        path.unlink(missing_ok=True)  # this process may have loaded the one that was there
+        return Path(shutil.copy(planted, path))
 
     return place
 
