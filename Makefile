@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: help venv demo format-experiments test test-slow test-exhaustive bench exactness lint format clean
+.PHONY: help venv demo format-experiments test test-slow test-exhaustive test-models bench exactness models lint format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,7 +37,7 @@ demo: venv ## train a small GPT in E7M0 with ULP statistics, and say where the r
 format-experiments: venv ## the original experiments one after another (DEVICE=cuda DATA=eurlex STEPS=2)
 	$(BIN)/python experiments/run.py $(if $(DEVICE),--device $(DEVICE)) $(if $(DATA),--data $(DATA)) $(if $(STEPS),--steps $(STEPS))
 
-test: lint ## what CI runs: lint, then the tests but slow, exhaustive and cuda ones
+test: lint ## what CI runs: lint, then the tests but slow, exhaustive, models and cuda ones
 	$(PYTEST)
 
 test-slow: venv ## the tests marked slow
@@ -46,12 +46,18 @@ test-slow: venv ## the tests marked slow
 test-exhaustive: venv ## the tests marked exhaustive: every code, every float of a range, the kernels under sanitizers
 	$(PYTEST) -m "exhaustive and not cuda"
 
+test-models: venv ## the tests marked models: some fifty models under every recipe
+	$(PYTEST) -m "models and not cuda"
+
 bench: venv ## measure speed, beside other libraries, which it installs
 	@$(PIP) --no-compile 'altcore[bench]'
 	$(BIN)/python benchmarks/run.py
 
 exactness: venv ## compare every rounding with independent oracles, and print the mismatches
 	$(BIN)/python benchmarks/exactness.py
+
+models: venv ## what recipes reach in the models of docs/models.md, and what stays out
+	$(BIN)/python benchmarks/models.py
 
 lint: venv ## ruff, mypy, and the directions between the layers
 	$(BIN)/ruff check .

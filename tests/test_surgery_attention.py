@@ -95,3 +95,48 @@ def test_dropout_falls_on_rounded_probabilities():
         c = model[0](*tensors("plain"))
     assert torch.equal(a, b)
     assert not torch.equal(a, c)
+
+
+BY_HAND = {
+    "matmul": lambda q, k: torch.matmul(q, k.mT),
+    "baddbmm by keywords": lambda q, k: q.new_ones(1).baddbmm(batch1=q, batch2=k.mT, beta=0.0),
+    "einsum of a list": lambda q, k: torch.einsum("bqd,bkd->bqk", [q, k]),
+}
+WEIGHED = {
+    "matmul": lambda p, v: p @ v,
+    "bmm by keywords": lambda p, v: torch.bmm(input=p, mat2=v),
+    "einsum": lambda p, v: torch.einsum("b...k,bkd->b...d", p, v),
+    "value first": lambda p, v: (v.mT @ p.mT).mT,
+    "masked": lambda p, v: torch.matmul(p.masked_fill(p == 2, 0.0) * 1.0, v),
+}
+
+
+class AttentionByHand(nn.Module):
+    """Multiplies by functions of its own choice."""
+
+    def __init__(self, score, weigh):
+        super().__init__()
+        self.score, self.weigh = score, weigh
+        self.register_buffer("frequencies", torch.linspace(0.1, 1, 4).expand(3, 6, 4).clone())
+
+    def forward(self, q, k, v):
+        angles = self.frequencies @ self.frequencies[0, :1].mT  # these are no scores
+        return self.weigh(self.score(q, k).softmax(-1), v), angles
+
+
+@pytest.mark.parametrize("weigh", WEIGHED)
+@pytest.mark.parametrize("score", BY_HAND)
+def test_operands_by_hand_are_rounded(score, weigh):
+    """Whatever function multiplies, and however its arguments are given."""
+    model = nn.Sequential(AttentionByHand(BY_HAND[score], WEIGHED[weigh]))
+    q, k, v = (t.detach()[:, 0] for t in tensors("plain"))
+
+    def rounded(t):
+        return altcore.fake_quantize(t, "E2M1", scale="amax")
+
+    _, angles = model[0](q, k, v)
+    expected = rounded((rounded(q) @ rounded(k).mT).softmax(-1)) @ rounded(v)
+    with quantize_model(model, {"attention": "E2M1"}):
+        found, found_angles = model[0](q, k, v)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(found_angles, angles)

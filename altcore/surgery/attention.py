@@ -8,8 +8,7 @@ are not quantized.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -77,24 +76,21 @@ SOFTMAX = frozenset(
 )
 """What makes probabilities of scores."""
 
-PRODUCTS: dict[Callable[..., Any], tuple[int, int]] = {
-    torch.matmul: (0, 1),
-    torch.Tensor.matmul: (0, 1),
-    torch.bmm: (0, 1),
-    torch.Tensor.bmm: (0, 1),
-    torch.baddbmm: (1, 2),
-    torch.Tensor.baddbmm: (1, 2),
-}
-"""The functions that multiply two activations by hand, and where in their arguments these are."""
+MASKING = frozenset(
+    {
+        *(torch.Tensor.masked_fill, torch.masked_fill, torch.where, torch.Tensor.where),
+        *(torch.Tensor.mul, torch.mul, torch.Tensor.div, torch.div, torch.nan_to_num),
+        *(torch.nn.functional.pad, torch.Tensor.as_strided, torch.as_strided),
+    }
+)
+"""What may be done to probabilities before they are multiplied, and leaves them probabilities."""
 
 
-def round_operands(
-    layer: Rounding, a: Tensor, b: Tensor, is_probability: bool
-) -> tuple[Tensor, Tensor]:
-    """Round the operands of ``a @ b``: probability by value, or else query by transposed key."""
+def multiply(layer: Rounding, x: Tensor, w: Tensor, is_probability: bool) -> Tensor:
+    """Return ``x @ w.mT`` of rounded operands: probability by value, or else query by key."""
     names = ("probability", "value") if is_probability else ("query", "key")
-    dtype = torch.promote_types(a.dtype, b.dtype)
-    x = layer.round_attention(f"attention@{names[0]}", a, -1)
-    y = layer.round_attention(f"attention@{names[1]}", b, -2)
-    layer.count_attention("mix" if is_probability else "scores", x, y)
-    return x.to(dtype), y.to(dtype)
+    dtype = torch.promote_types(x.dtype, w.dtype)
+    x = layer.round_attention(f"attention@{names[0]}", x, -1)
+    w = layer.round_attention(f"attention@{names[1]}", w, -1)
+    layer.count_attention("mix" if is_probability else "scores", x, w.mT)
+    return x.to(dtype) @ w.mT.to(dtype)

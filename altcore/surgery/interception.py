@@ -239,21 +239,44 @@ class Frame:
         if func is F.scaled_dot_product_attention:
             self.attention_calls += 1
             return attention.attend(self.layer, *args, **kwargs)
-        places = attention.PRODUCTS.get(func)
-        if places is not None and len(args) > places[1]:
-            a, b = args[places[0]], args[places[1]]
-            if a.dim() >= 3 and b.dim() >= 3:
-                is_probability = id(a) in self.probabilities
-                self.attention_calls += is_probability
-                pair = attention.round_operands(self.layer, a, b, is_probability)
-                args = (*args[: places[0]], *pair, *args[places[1] + 1 :])
+        if func in CONTRACTIONS:
+            result = self.attend_by_hand(func, args, kwargs, tensors)
+            if result is not NotImplemented:
+                return result
         result = func(*args, **kwargs)
-        follows = func in VIEWS or func in CASTS
+        follows = func in VIEWS or func in CASTS or func in attention.MASKING
         if func in attention.SOFTMAX or (
             follows and any(id(t) in self.probabilities for t in tensors)
         ):
             self.probabilities |= {id(t): t for t in _tensors((result,))}
         return result
+
+    def attend_by_hand(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        tensors: list[Tensor],
+    ) -> Any:
+        """Multiply probability by value, or query by key; NotImplemented where it is neither.
+
+        A product of a buffer, as of rotary frequencies by positions, is neither.
+        """
+        is_small = sum(t.dim() >= 3 for t in tensors) < 2
+        if is_small or any(id(t) in self.buffers or id(t._base) in self.buffers for t in tensors):
+            return NotImplemented
+        probability = next((t for t in tensors if id(t) in self.probabilities), None)
+        key = tensors[-1]
+
+        def is_right(t: Tensor) -> bool:
+            return t is key if probability is None else t is not probability
+
+        def multiply(x: Tensor, w: Tensor, bias: Tensor | None, _: Tensor) -> Tensor:
+            self.attention_calls += probability is not None
+            y = attention.multiply(self.layer, x, w, probability is not None)
+            return y if bias is None else y + bias
+
+        return CONTRACTIONS[func](multiply, is_right, *args, **kwargs)
 
 
 class Interception(TorchFunctionMode):
