@@ -128,6 +128,8 @@ def _distance(found: Tensor | None, wanted: Tensor | None, floor: float) -> floa
     if found is None or wanted is None:
         return 0.0 if found is wanted else math.inf
     away = float((found.double() - wanted.double()).norm())
+    if not math.isfinite(away):
+        return math.inf
     return away / max(float(wanted.double().norm()), floor) if away else 0.0
 
 
