@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from altcore import BadInput, quantize_model
+from altcore import quantize_model
 
 transformers = pytest.importorskip("transformers")
 
@@ -231,16 +231,16 @@ def test_attention_that_multiplies_by_hand():
     assert losses[0] == pytest.approx(losses[1], rel=1e-3)
 
 
-def test_attention_that_is_out_of_reach_is_refused():
-    """A module that has the name and no product cannot have the role."""
+def test_attention_that_is_out_of_reach_is_told():
+    """A module that has the name and no product cannot have the role; the others do."""
 
     class SelfAttention(nn.Module):
         def forward(self, x):
             return x
 
-    model = nn.Sequential(SelfAttention(), nn.Linear(4, 4))
-    with (
-        quantize_model(model, ATTENTION),
-        pytest.raises(BadInput, match=r"layer 0 \(SelfAttention\) neither calls .*attention"),
-    ):
-        model(torch.randn(2, 4))
+    model, x = nn.Sequential(SelfAttention(), nn.Linear(4, 4)), torch.randn(2, 4)
+    told = pytest.warns(RuntimeWarning, match=r"layer 0 \(SelfAttention\) computes no attention")
+    with quantize_model(model, {"attention": "E4M3"}) as q:
+        with told:
+            model(x)
+        assert q.coverage().rows[0].why_not == "it computes no attention that can be seen"

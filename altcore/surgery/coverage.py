@@ -178,7 +178,10 @@ def _why_not(q: Quantization, layer: Layer, met: set[str], has_run: bool) -> tup
         return "", False
     if missing and not quantized.calls and not quantized.met:
         return "it never ran", True
-    if missing and missing >= {o for o in PRODUCT_OPERANDS if casts[o]}:
+    if missing >= set(ATTENTION_OPERANDS):
+        return "it computes no attention that can be seen", layer.kind == "attention"
+    products = {o for o in PRODUCT_OPERANDS if casts[o]}
+    if products and missing >= products:
         return "its weights were in no product", layer.kind != "other"
     # A frozen layer has no gradients, and an input that wants none no product for them.
     reasons = {

@@ -125,15 +125,10 @@ class QuantizedLayer:
                 return self.multiply_or_convolve(*args, **kwargs)
         with intercepting(self) as frame:
             result = self.own_forward(*args, **kwargs)
-        with suspended():
-            result = frame.looked_up(result)  # a position table may hand its weight out as it is
         if self.wants_attention and not frame.attention_calls:
-            raise BadInput(
-                f"layer {self.name} ({type(self.module).__name__}) neither calls "
-                "torch.nn.functional.scaled_dot_product_attention nor multiplies by a softmax: the "
-                "recipe's role attention cannot reach its products"
-            )
-        return result
+            self.owner.tell_unseen_attention(self)
+        with suspended():
+            return frame.looked_up(result)  # a position table may hand its weight out as it is
 
     def multiply_or_convolve(self, input: Tensor) -> Any:
         """Compute torch's own forward of a Linear or a convolution, with quantized products."""

@@ -267,6 +267,15 @@ class Quantization:
             if row.is_missed
         ]
 
+    def tell_unseen_attention(self, layer: QuantizedLayer) -> None:
+        """Warn of a module that has run, and whose attention, if it has any, was not seen."""
+        if not self._is_reach_told and self.flops is None:
+            self.warn(
+                f"layer {layer.name} ({type(layer.module).__name__}) computes no attention that "
+                "can be seen (torch's scaled_dot_product_attention, or products around a softmax): "
+                "the recipe's role attention does not reach it"
+            )
+
     def _on_change(self, stored: StoredWeight) -> None:
         self.warn(
             f"stored weight {stored.name} was changed by something other than q.store, and was "
