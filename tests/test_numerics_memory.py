@@ -366,6 +366,24 @@ def test_transforms_of_torch_func_get_no_kernel():
         assert_same(got, torch.stack(each))
 
 
+@pytest.mark.parametrize("way", PATHS)
+@pytest.mark.parametrize("fmt", [E4M3, FORMATS[-2]], ids=str)
+def test_vmap_over_a_scale_and_a_key(way, fmt):
+    """Each of them, with or without the tensor: as one call after another."""
+    xs = numbers((3, 40)).clamp(-1e3, 1e3).nan_to_num()
+    scales, keys = torch.tensor([0.3, 1.0, 2.7]), torch.tensor([1, 2, 3])
+
+    def rounded(x, s, key):
+        drawn = altcore.fake_quantize(x, fmt, s, "stochastic", key=key)
+        return torch.stack([drawn, altcore.fake_quantize(x, fmt, s)])
+
+    with path(way):
+        for x, axis in ((xs, 0), (xs[0], None)):
+            found = torch.func.vmap(rounded, in_dims=(axis, 0, 0))(x, scales, keys)
+            each = zip(xs if axis == 0 else [x] * 3, scales, keys, strict=True)
+            assert_same(found, torch.stack([rounded(*given) for given in each]))
+
+
 @available
 def test_memory_that_was_given_back():
     """As shards are, when what was gathered of them is freed: torch itself would read address 0."""
