@@ -176,3 +176,17 @@ def test_compiled_whole(f, differentiated):
         compiled(x).backward(X[1])
         wanted = torch.autograd.grad(f(x), x, X[1])[0]
         assert_same(x.grad, wanted)
+
+
+@pytest.mark.slow
+def test_transforms_within_a_compiled_function():
+    """Are left to eager execution, or refused: compiled, torch gives a derivative of 0."""
+    f = partial(fake_quantize, fmt=find("E4M3"))
+    x = X[0]
+    for transformed in (grad(partial(loss, f)), vmap(f), lambda t: jvp(f, (t,), (t,))[1]):
+        torch._dynamo.reset()
+        compiled = torch.compile(transformed, backend="eager")
+        assert_same(compiled(x), transformed(x))
+        torch._dynamo.reset()
+        with pytest.raises(torch._dynamo.exc.Unsupported):
+            torch.compile(transformed, backend="eager", fullgraph=True)(x)

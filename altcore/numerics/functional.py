@@ -153,7 +153,9 @@ def fake_quantize(
         _check_blocks(x, fmt, axis, overflow)
         if not _is_differentiated(x):
             return fake_blocks(x, fmt, axis=axis, rounding=rounding, key=key)
-        return straight_through(x, None, None, key, fmt, axis, rounding, overflow, None, None)
+        return straight_through(
+            x, None, None, key, fmt, axis=axis, rounding=rounding, overflow=overflow, ends=None
+        )
     check_input(x, fmt, rounding, overflow, key)
     by_amax = isinstance(scale, str)
     if isinstance(scale, str):
@@ -167,8 +169,10 @@ def fake_quantize(
     if not _is_differentiated(x):
         s, r = pair
         return fake_round(x, fmt, r=r, s=s, rounding=rounding, overflow=overflow, key=key)
-    ends = _ends(x, fmt, by_amax) if gradient == "clipped" else (None, None)
-    return straight_through(x, *pair, key, fmt, axis, rounding, overflow, *ends)
+    ends = _ends(x, fmt, by_amax) if gradient == "clipped" else None
+    return straight_through(
+        x, *pair, key, fmt, axis=axis, rounding=rounding, overflow=overflow, ends=ends
+    )
 
 
 def ulp_distance(a: Tensor, b: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> Tensor:

@@ -19,68 +19,98 @@ from altcore.numerics.grids import fake_round
 from altcore.numerics.plan import compute_dtype
 
 
-class _StraightThrough(torch.autograd.Function):
-    """Rounding whose derivative is 1, or 0 outside two ends."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(
-        x: Tensor,
-        s: Tensor | None,
-        r: Tensor | None,
-        key: int | Tensor | None,
-        fmt: AnyFormat,
-        axis: int,
-        rounding: str,
-        overflow: str,
-        low: float | None,
-        high: float | None,
-    ) -> Tensor:
-        """Round ``x`` by `fake_blocks` or `fake_round`, whichever is the format's.
-
-        ``low``, ``high``: the scaled values between which the derivative is 1; None: everywhere.
-        """
-        if isinstance(fmt, BlockFormat):
-            return fake_blocks(x, fmt, axis=axis, rounding=rounding, key=key)
-        if overflow == "raise" and torch._C._functorch.is_batchedtensor(x):
-            raise BadInput("overflow: raise cannot be had under vmap: give saturate, inf or nan")
-        return fake_round(x, fmt, r=r, s=s, rounding=rounding, overflow=overflow, key=key)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        """Keep where the gradient is clipped, if it is."""
-        x, _, r, _, fmt, *_, low, high = inputs
-        if low is not None:
-            y = x.to(compute_dtype(x.dtype, fmt))
-            y = y if r is None else y * r
-            outside = (y < low) | (y > high)
-            ctx.save_for_backward(outside)
-            ctx.save_for_forward(outside)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Any) -> Any:
-        """Pass the gradient on; the other arguments have none."""
-        return _passed(ctx, grads[0]), *(None,) * 9
+def _rounded(
+    x: Tensor,
+    s: Tensor | None,
+    r: Tensor | None,
+    key: int | Tensor | None,
+    fmt: AnyFormat,
+    axis: int,
+    rounding: str,
+    overflow: str,
+    low: float | None,
+    high: float | None,
+) -> Tensor:
+    """Round ``x`` by `fake_blocks` or `fake_round`, whichever is the format's."""
+    if isinstance(fmt, BlockFormat):
+        return fake_blocks(x, fmt, axis=axis, rounding=rounding, key=key)
+    if overflow == "raise" and torch._C._functorch.is_batchedtensor(x):
+        raise BadInput("overflow: raise cannot be had under vmap: give saturate, inf or nan")
+    return fake_round(x, fmt, r=r, s=s, rounding=rounding, overflow=overflow, key=key)
 
 
-class _WithTangents(_StraightThrough):
-    """Forward mode, too. torch.compile takes no function that has a jvp of its own."""
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None = None) -> None:
+    """Keep where the gradient is clipped, if it is."""
+    x, _, r, _, fmt, *_, low, high = inputs
+    if low is not None:
+        y = x.to(compute_dtype(x.dtype, fmt))
+        y = y if r is None else y * r
+        outside = (y < low) | (y > high)
+        ctx.save_for_backward(outside)
+        ctx.save_for_forward(outside)
 
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
-        """Pass the tangent on."""
-        return _passed(ctx, tangents[0])
 
-
-def _passed(ctx: Any, slope: Tensor) -> Tensor:
+def _pass(ctx: Any, slope: Tensor) -> Tensor:
     for outside in ctx.saved_tensors:
         slope = slope.masked_fill(outside, 0)
     return slope
 
 
-def straight_through(*inputs: Any) -> Tensor:
-    """Round, with the derivative; arguments are those of `_StraightThrough.forward`."""
-    kind = _StraightThrough if torch.compiler.is_compiling() else _WithTangents
+class _Plain(torch.autograd.Function):
+    """For backward passes only: torch takes a fifth of the time to call it, and compiles it."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        """Round."""
+        _keep(ctx, inputs)
+        return _rounded(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Any) -> Any:
+        """Pass the gradient on; the other arguments have none."""
+        return _pass(ctx, grads[0]), *(None,) * 9
+
+
+class _Transformed(torch.autograd.Function):
+    """For torch's function transforms and forward mode, too."""
+
+    generate_vmap_rule = True
+    forward = staticmethod(_rounded)
+    setup_context = staticmethod(_keep)
+    backward = _Plain.backward
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        """Pass the tangent on."""
+        return _pass(ctx, tangents[0])
+
+
+def straight_through(
+    x: Tensor,
+    s: Tensor | None,
+    r: Tensor | None,
+    key: int | Tensor | None,
+    fmt: AnyFormat,
+    *,
+    axis: int,
+    rounding: str,
+    overflow: str,
+    ends: tuple[float, float] | None,
+) -> Tensor:
+    """Round ``x`` as `fake_round` or `fake_blocks` does, with a derivative of 1.
+
+    ``ends``: the scaled values beyond which it is 0; None for none.
+
+    Raises `BadInput` for transforms within a compiled function, whose derivatives torch loses,
+    and for the overflow rule ``raise`` under vmap.
+    """
+    is_transformed = torch._C._are_functorch_transforms_active()
+    if is_transformed and torch.compiler.is_compiling():
+        raise BadInput(
+            "torch.compile loses the derivatives that torch.func takes within what it compiles: "
+            "leave what calls torch.func uncompiled"
+        )
+    is_dual = torch.autograd.forward_ad._current_level >= 0
+    kind = _Transformed if is_transformed or is_dual else _Plain
     apply: Callable[..., Tensor] = kind.apply  # the base class has no annotations
-    return apply(*inputs)
+    return apply(x, s, r, key, fmt, axis, rounding, overflow, *(ends or (None, None)))
