@@ -180,13 +180,11 @@ def test_compiled_whole(f, differentiated):
 
 @pytest.mark.slow
 def test_transforms_within_a_compiled_function():
-    """Are left to eager execution, or refused: compiled, torch gives a derivative of 0."""
+    """Are not compiled: torch would give a derivative of 0, without a word."""
     f = partial(fake_quantize, fmt=find("E4M3"))
-    x = X[0]
     for transformed in (grad(partial(loss, f)), vmap(f), lambda t: jvp(f, (t,), (t,))[1]):
         torch._dynamo.reset()
-        compiled = torch.compile(transformed, backend="eager")
-        assert_same(compiled(x), transformed(x))
-        torch._dynamo.reset()
         with pytest.raises(torch._dynamo.exc.Unsupported):
-            torch.compile(transformed, backend="eager", fullgraph=True)(x)
+            torch.compile(transformed, backend="eager", fullgraph=True)(X[0])
+    torch._dynamo.reset()
+    assert_same(torch.compile(vmap(f), backend="eager")(X[0]), f(X[0]))

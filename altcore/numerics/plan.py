@@ -103,8 +103,13 @@ def check_rules(fmt: Format, rounding: str, overflow: str) -> None:
             f"unknown overflow {overflow!r}{nearest(overflow, OVERFLOWS)}; "
             f"known: {', '.join(OVERFLOWS)}"
         )
-    if (overflow == "inf" and not fmt.inf_codes) or (overflow == "nan" and not fmt.nan_codes):
+    if overflow in ("inf", "nan") and not _has_code(fmt, overflow):
         raise no_code(fmt, overflow)
+
+
+@constant  # torch.compile cannot trace the lock of a cached property
+def _has_code(fmt: Format, overflow: str) -> bool:
+    return bool(fmt.inf_codes if overflow == "inf" else fmt.nan_codes)
 
 
 @constant
