@@ -179,3 +179,15 @@ def test_a_format_of_twenty_numbers(start):
     below, above = altcore.neighbours(x, unheard)
     assert bool(((below < x) | below.isnan()).all())
     assert bool(((above > x) | above.isnan()).all())
+
+
+def test_a_product_of_tables_that_are_not_symmetric():
+    """The largest magnitude decides whether a sum has room in float32, whatever its sign."""
+    steep = altcore.table_format("STEEP", [-(2.0**100), -1.0, 0.0, 1.0])
+    model, x = nn.Sequential(nn.Linear(64, 4, bias=False)), torch.full((2, 64), -3.0)
+    with torch.no_grad():
+        model[0].weight.fill_(-2.0)
+    cast = {"format": steep, "scaling": {"kind": "tensor", "margin": 2.0**-100}}
+    with quantize_model(model, {"weight": cast, "activation": cast}):
+        y = model(x)
+    assert torch.equal(y, torch.full((2, 4), 64 * 6.0))

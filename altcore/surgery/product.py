@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from altcore.formats import Format
+from altcore.formats import FloatFormat, Format
 from altcore.numerics.outputs import scale_output
 from altcore.surgery.compute import float8_dtypes, is_exact_in_bfloat16
 from altcore.surgery.flops import uncounted
@@ -246,5 +246,8 @@ def _shift(a: Operand, b: Operand, k: int) -> tuple[int, int]:
 
 def _largest(operand: Operand) -> float:
     """What a scale made the operand's values as large as; 1 where they are what they were."""
-    scaled = operand.scale is not None and isinstance(operand.format, Format)
-    return operand.format.max if scaled and isinstance(operand.format, Format) else 1.0
+    fmt = operand.format
+    if operand.scale is None or not isinstance(fmt, Format):
+        return 1.0
+    # A table need not be symmetric, and listing the values of a float takes a while.
+    return fmt.max if isinstance(fmt, FloatFormat) else max(-fmt.values[0], fmt.values[-1])
