@@ -15,6 +15,7 @@ import yaml
 from altcore.blocks import AnyFormat, BlockFormat
 from altcore.errors import BadInput, nearest
 from altcore.formats import Format
+from altcore.python_values import as_python
 from altcore.recipe import (
     ATTENTION_OPERANDS,
     OPERANDS,
@@ -35,7 +36,6 @@ from altcore.recipe import (
 )
 from altcore.reference import OVERFLOWS, ROUNDINGS
 from altcore.registry import get_format, kind_of
-from altcore.settings import as_python
 
 SUFFIXES = (".yaml", ".yml")
 """What a recipe's file ends in."""
