@@ -66,6 +66,18 @@ def test_the_table_and_the_line():
         assert str(q) == repr(q)
 
 
+def test_a_layer_without_a_backward_pass_says_no_more_than_that():
+    """Not that it is frozen: it was evaluated, or its output is in no loss."""
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(3, 4)
+    with quantize_model(model, "E4M3", head=None) as q:
+        with torch.no_grad():
+            model(x)
+        whys = {row.why_not for row in q.coverage().rows}
+        assert whys == {"no gradient reached it"}
+        model[0](x).sum().backward()
+        assert [row.why_not for row in q.coverage().rows] == ["", "no gradient reached it"]
+
+
 def one_step(model, x):
     torch.autograd.grad(model(x).sum(), list(model.parameters()))
 

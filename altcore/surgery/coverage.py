@@ -186,6 +186,8 @@ def _why_not(q: Quantization, layer: Layer, met: set[str], has_run: bool) -> tup
         "its weights want no gradient": {o for o in missing if o.endswith("@wgrad")},
     }
     told = [reason for reason, operands in reasons.items() if operands]
+    if told and not quantized.has_learned:
+        told = ["no gradient reached it"]
     rest = missing.difference(*reasons.values())
     if rest:
         told.append(f"not met: {', '.join(o for o in OPERANDS if o in rest)}")

@@ -191,7 +191,8 @@ class Quantization:
             if layer is None:
                 layer = QuantizedLayer(name, module, casts, own, self, module.forward)
                 module.forward = PatchedForward(layer)
-            layer.casts, layer.quantizers, layer.met, layer.calls = casts, own, {}, 0
+            layer.casts, layer.quantizers = casts, own
+            layer.met, layer.calls, layer.has_learned = {}, 0, False
             parameters = matrices(module).items()
             layer.stored = {n: stored[id(p)] for n, p in parameters if id(p) in stored}
             self.layers[name] = layer
