@@ -66,6 +66,19 @@ def test_the_table_and_the_line():
         assert str(q) == repr(q)
 
 
+def test_what_a_module_multiplies_by_is_unknown_before_it_runs():
+    """It is then not said to be left out."""
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)), torch.randn(3, 4)
+    with quantize_model(model, "E4M3", head=None) as q:
+        line, (_, row) = q.coverage().line, q.coverage().rows
+        assert line.endswith("left out: nothing; known after the first step: 1 other")
+        assert row.why_not == "its products show when it runs"
+        assert not row.is_missed
+        model(x)[0].sum().backward()
+        assert q.coverage().line.endswith("left out: nothing")
+        assert not q.coverage().rows[1].why_not
+
+
 def test_a_layer_without_a_backward_pass_says_no_more_than_that():
     """Not that it is frozen: it was evaluated, or its output is in no loss."""
     model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(3, 4)
