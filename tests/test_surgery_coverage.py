@@ -91,6 +91,13 @@ def test_a_layer_without_a_backward_pass_says_no_more_than_that():
         assert [row.why_not for row in q.coverage().rows] == ["", "no gradient reached it"]
 
 
+def test_the_line_has_the_formats_of_now():
+    """Not those of a recipe that there was before."""
+    with quantize_model(nn.Linear(4, 4), "E4M3") as q:
+        q.change_recipe("E5M2")
+        assert "recipe master in E5M2;" in repr(q)
+
+
 def one_step(model, x):
     torch.autograd.grad(model(x).sum(), list(model.parameters()))
 

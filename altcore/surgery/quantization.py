@@ -126,9 +126,10 @@ class Quantization:
         )
 
     def __repr__(self) -> str:
+        formats = {c.format.name for casts in self.plan.values() for c in casts.values() if c}
         return (
             f"<Quantization of {type(self.model).__name__}: recipe {self.recipe.name} in "
-            f"{', '.join(sorted(self.formats)) or 'no format'}; {len(self.layers)} of "
+            f"{', '.join(sorted(formats)) or 'no format'}; {len(self.layers)} of "
             f"{len(self.found)} layers; {self.coverage().line}>"
         )
 
