@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from altcore.blocks import AnyFormat
 from altcore.errors import BadInput
 from altcore.numerics import COUNTS
+from altcore.python_values import as_python
 from altcore.recipe import (
     ATTENTION_OPERANDS,
     LOOKUP,
@@ -545,6 +546,13 @@ def quantize_model(
     """
     if not isinstance(model, nn.Module):
         raise BadInput(f"model: a torch.nn.Module is needed, not {model!r:.60}")
+    seed = as_python(seed)
+    if not isinstance(seed, int):
+        raise BadInput(f"seed: a whole number is needed, not {seed!r:.60}")
+    if not isinstance(head, str | None):
+        raise BadInput(f"head: the name of a module is needed, or None, not {head!r:.60}")
+    if not isinstance(optimizer, torch.optim.Optimizer | None):
+        raise BadInput(f"optimizer: one of torch.optim's is needed, not {optimizer!r:.60}")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module  # whose names and head a recipe means
     q = Quantization(model, as_recipe(recipe, format), compute, Clock(seed), head)
