@@ -13,6 +13,7 @@ from attrs import field, frozen
 
 from altcore.errors import BadInput
 from altcore.formats import Format
+from altcore.python_values import as_python
 
 ScaleRule = Literal["floor", "ceil", "rceil", "even", "amax", "power-of-two", "two-level"]
 RULES = ("floor", "ceil", "rceil", "even", "amax", "power-of-two", "two-level")
@@ -47,7 +48,7 @@ class BlockFormat:
 
     name: str
     element: Format
-    block: int = field(default=32)
+    block: int = field(default=32, converter=as_python)
     rule: ScaleRule = "floor"
     scale_format: Format | None = None
     is_square: bool = False

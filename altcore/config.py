@@ -25,11 +25,11 @@ from altcore.errors import BadInput, nearest, with_article
 from altcore.flat import Given, expand, meanings, merge
 from altcore.flat import original_keys as original_keys
 from altcore.formats import float_format
+from altcore.python_values import as_python
 from altcore.recipe import Recipe
 from altcore.recipes import SUFFIXES, has_own_formats, named, own_name, parse, with_format
 from altcore.registry import HOOK_KINDS, entries
 from altcore.settings import (
-    as_python,
     build,
     format_or_none,
     python_fields,

@@ -21,6 +21,7 @@ from typing import Literal
 from attrs import field, frozen
 
 from altcore.errors import BadInput
+from altcore.python_values import as_python
 
 Specials = Literal["none", "ieee", "fn", "fnuz", "p3109"]
 Ties = Literal["even", "up", "down"]
@@ -362,11 +363,14 @@ def float_format(
     >>> float_format("E5M2", 5, 2, specials="ieee").max
     57344.0
     """
+    exponent_bits, mantissa_bits, bias = map(as_python, (exponent_bits, mantissa_bits, bias))
     if not (isinstance(exponent_bits, int) and isinstance(mantissa_bits, int)):
         raise BadInput(
             f"format {name}: exponent and mantissa bits are whole numbers, not "
             f"{exponent_bits!r} and {mantissa_bits!r}"
         )
+    if not isinstance(bias, int | None):
+        raise BadInput(f"format {name}: the bias is a whole number, not {bias!r}")
     if bias is None:
         bias = 2 ** (exponent_bits - 1) - 1 if exponent_bits > 0 else 1
     return FloatFormat(name, exponent_bits, mantissa_bits, bias, specials, subnormals)

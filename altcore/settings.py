@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -16,6 +15,7 @@ from attrs.converters import pipe
 from altcore.blocks import AnyFormat, BlockFormat
 from altcore.errors import BadInput, nearest
 from altcore.formats import Format
+from altcore.python_values import as_python
 from altcore.registry import get_format, get_scalar_format
 
 if TYPE_CHECKING:
@@ -133,23 +133,6 @@ def _default(a: Attribute) -> Any:
 def plain_settings(instance: Any) -> dict[str, Any]:
     """Return an instance's settings as plain data, as a configuration file writes them."""
     return {name: to_plain(getattr(instance, name)) for name in init_fields(type(instance))}
-
-
-def as_python(value: Any) -> Any:
-    """Return numpy's numbers as Python's, and paths as text.
-
-    Within lists, tuples and dictionaries, too; anything else as it is.
-    """
-    numpy = sys.modules.get("numpy")  # imported by whoever has its numbers
-    if numpy is not None and isinstance(value, numpy.generic):
-        return value.item()
-    if isinstance(value, os.PathLike):
-        return os.fspath(value)
-    if type(value) in (list, tuple):
-        return type(value)(as_python(v) for v in value)
-    if type(value) is dict:
-        return {as_python(k): as_python(v) for k, v in value.items()}
-    return value
 
 
 def python_fields(_: type, fields: list[Attribute]) -> list[Attribute]:

@@ -139,6 +139,7 @@ def test_compare_has_block_formats_beside_others(capsys, tmp_path):
     text = call(capsys, "formats", "compare", *names, "--on", "normal", "--plot", str(picture)).out
     head, scalar, mx, square = [line.split() for line in text.splitlines()]
     assert head[0] == "format"
+    assert max(map(len, text.splitlines())) < 100
     assert "n/a" not in scalar
     assert mx.count("n/a") == square.count("n/a") == 3
     assert float(mx[6]) > 0

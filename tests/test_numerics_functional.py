@@ -3,6 +3,7 @@
 import bisect
 import math
 
+import numpy as np
 import pytest
 import torch
 from format_checks import PATHS, assert_same, path
@@ -25,7 +26,7 @@ from altcore.numerics.functional import (
     stiffness,
     ulp_distance,
 )
-from altcore.numerics.packing import pack
+from altcore.numerics.packing import pack, unpack
 
 E0M7 = float_format("E0M7", 0, 7)
 E3M4 = float_format("E3M4", 3, 4)
@@ -668,3 +669,29 @@ def test_rules_are_names(name):
     ):
         with pytest.raises(BadInput, match="unknown"):
             call()
+
+
+def test_numpy_s_numbers_are_python_s():
+    """A scale, an axis, a block's length and a format's widths may be numpy's."""
+    x, eight = torch.randn(4, 16), np.int64(8)
+    assert torch.equal(fake_quantize(x, E3M4, np.float32(0.5)), fake_quantize(x, E3M4, 0.5))
+    assert torch.equal(fake_quantize(x, E3M4, np.int64(2)), fake_quantize(x, E3M4, 2))
+    assert torch.equal(unpack(pack(x, E3M4, np.float32(0.5))), unpack(pack(x, E3M4, 0.5)))
+    for scaling in ("channel", "block"):
+        found = quantize(x, E3M4, scaling=scaling, axis=np.int64(0), block=eight)
+        wanted = quantize(x, E3M4, scaling=scaling, axis=0, block=8)
+        assert all(map(torch.equal, found, wanted))
+    assert float_format("E3M4", np.int64(3), np.int64(4), bias=np.int8(3)) == E3M4
+    mine = BlockFormat("MINE", E3M4, block=eight)
+    assert mine == BlockFormat("MINE", E3M4, block=8)
+    assert torch.equal(fake_quantize(x, mine, axis=np.int64(0)), fake_quantize(x, mine, axis=0))
+
+
+def test_what_is_no_number_is_refused_by_name():
+    x = torch.randn(4, 32)
+    with pytest.raises(BadInput, match=r"axis: .* has no axis 'rows'"):
+        pack(x, "MXFP4", axis="rows")
+    with pytest.raises(BadInput, match=r"MINE: the bias is a whole number, not 7\.5"):
+        float_format("MINE", 4, 3, bias=7.5)
+    with pytest.raises(BadInput, match="what pack returns is needed, not Tensor"):
+        unpack(x)

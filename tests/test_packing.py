@@ -316,7 +316,7 @@ def test_square_blocks_are_in_the_tensor_s_order():
     [
         ("MXFP4", {}, r"MXFP4: axis -1 .* length 40, which blocks of 32"),
         ("NVFP4-square", {}, r"NVFP4-square: axis -1 .* length 40, which blocks of 16"),
-        ("MXFP4", {"axis": 2}, r"MXFP4: .*\[32, 40\] has no axis 2"),
+        ("MXFP4", {"axis": 2}, "axis: .* has no axis 2"),
         ("MXFP4", {"scale": 1.0}, "MXFP4: its blocks have scales of their own"),
         ("MXFP4", {"overflow": "nan"}, "MXFP4: blocks saturate"),
         ("BF16", {}, "BF16: a code has 16 bits"),
@@ -349,7 +349,7 @@ def test_elements_and_rules_that_have_no_codes():
     for name in ("E4M3", "MXFP4"):
         with pytest.raises(BadInput, match="int64"):
             pack(torch.arange(32), name)
-    with pytest.raises(BadInput, match=r"MXFP4: .* has no axis -1"):
+    with pytest.raises(BadInput, match=r"axis: .* has no axis -1"):
         pack(torch.tensor(1.0), "MXFP4")
 
 

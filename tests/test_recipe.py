@@ -280,6 +280,16 @@ def test_original_covers_weights_and_their_gradients(gpt):
     assert casts["weight_gradient"].scaling == Scaling("tensor", margin=1.01)
 
 
+def test_lookups_are_quantized_by_their_own_name_alone(gpt):
+    """At the top level, where weight means products."""
+    both = covered(parse({"weight": "E3M4", "weight@lookup": "E5M2"}, "mine"), gpt)
+    products = dict.fromkeys(("weight@fwd", "weight@dgrad"), "E3M4")
+    looked_up = {"weight@lookup": "E5M2"}
+    assert both == {n: looked_up if n.endswith(("wte", "wpe")) else products for n in ALL}
+    with pytest.raises(BadInput, match="weight@lookup, which none of its layers has"):
+        parse({"weight": "E3M4", "weight@lookup": "E5M2"}, "mine").resolve(LAYERS[1:3])
+
+
 @pytest.mark.parametrize("name", NAMED)
 def test_without_a_format_nothing_is_quantized(gpt, name):
     """``--format none`` is the float32 run, whatever the recipe, unless it has its own formats."""

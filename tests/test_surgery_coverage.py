@@ -66,6 +66,38 @@ def test_the_table_and_the_line():
         assert str(q) == repr(q)
 
 
+def test_what_a_module_multiplies_by_is_unknown_before_it_runs():
+    """It is then not said to be left out."""
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.LSTM(4, 4)), torch.randn(3, 4)
+    with quantize_model(model, "E4M3", head=None) as q:
+        line, (_, row) = q.coverage().line, q.coverage().rows
+        assert line.endswith("left out: nothing; known after the first step: 1 other")
+        assert row.why_not == "its products show when it runs"
+        assert not row.is_missed
+        model(x)[0].sum().backward()
+        assert q.coverage().line.endswith("left out: nothing")
+        assert not q.coverage().rows[1].why_not
+
+
+def test_a_layer_without_a_backward_pass_says_no_more_than_that():
+    """Not that it is frozen: it was evaluated, or its output is in no loss."""
+    model, x = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), torch.randn(3, 4)
+    with quantize_model(model, "E4M3", head=None) as q:
+        with torch.no_grad():
+            model(x)
+        whys = {row.why_not for row in q.coverage().rows}
+        assert whys == {"no gradient reached it"}
+        model[0](x).sum().backward()
+        assert [row.why_not for row in q.coverage().rows] == ["", "no gradient reached it"]
+
+
+def test_the_line_has_the_formats_of_now():
+    """Not those of a recipe that there was before."""
+    with quantize_model(nn.Linear(4, 4), "E4M3") as q:
+        q.change_recipe("E5M2")
+        assert "recipe master in E5M2;" in repr(q)
+
+
 def one_step(model, x):
     torch.autograd.grad(model(x).sum(), list(model.parameters()))
 

@@ -311,6 +311,17 @@ def embedder():
 def test_what_is_no_model_and_no_plan_is_named():
     with pytest.raises(BadInput, match=r"model: a torch\.nn\.Module is needed, not 3"):
         quantize_model(3, "E4M3")
+    for wrong, said in (
+        ({"seed": 1.5}, r"seed: a whole number is needed, not 1\.5"),
+        ({"seed": None}, "seed: a whole number is needed, not None"),
+        ({"head": ["1"]}, r"head: the name of a module is needed, or None, not \['1'\]"),
+        ({"head": nn.Identity()}, r"head: the name of a module .* not Identity\(\)"),
+        ({"optimizer": "adamw"}, r"optimizer: one of torch\.optim's is needed, not 'adamw'"),
+        ({"recipe": "purr"}, r"unknown recipe 'purr' \(did you mean pure\?\): one of full,"),
+        ({"recipe": "pur", "format": "E4M3"}, r"takes one \(did you mean pure\?\)"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            quantize_model(nn.Linear(2, 2), **{"recipe": "E4M3"} | wrong)
     q = quantize_model(nn.Sequential(nn.Linear(2, 2)), "E4M3")
     with pytest.raises(BadInput, match="a plan is needed, not 'E7M0'; change_recipe takes"):
         q.change("E7M0")

@@ -195,6 +195,10 @@ def _binades(magnitudes: Sequence[float]) -> str:
     return f"2^{low} {line} 2^{high}"
 
 
+COMPARED = (("dB", "sqnr_db", ".2f"), ("over", "overflow", ".2g"), ("under", "underflow", ".2g"))
+"""The columns at each of the two scales: title, key and digits, so that a row fits a terminal."""
+
+
 @formats.command()
 @click.argument("names", nargs=-1, required=True)
 @once("--on", "data", default="normal,laplace,t5", show_default=True, help="Data.")
@@ -235,9 +239,9 @@ def compare(
                 "format": r["format"],
                 "data": r["data"],
                 **{
-                    f"{key} at {at}": r[at][key] if r[at] else "n/a"
+                    f"{title} {at}": format(r[at][key], digits) if r[at] else "n/a"
                     for at in ("best", "amax")
-                    for key in ("sqnr_db", "overflow", "underflow")
+                    for title, key, digits in COMPARED
                 },
             }
             for r in rows

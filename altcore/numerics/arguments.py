@@ -16,6 +16,7 @@ from altcore.numerics.grids import check_floating
 from altcore.numerics.native import number as single
 from altcore.numerics.native import plain
 from altcore.numerics.plan import FLOAT32, LAYOUTS, compute_dtype, to_single
+from altcore.python_values import as_python
 
 Scale = float | Tensor | None
 
@@ -60,7 +61,7 @@ def scale_pair(scale: Scale, x: Tensor, fmt: Format) -> tuple[Tensor | None, Ten
     """
     if scale is None:
         return None, None
-    dtype = compute_dtype(x.dtype, fmt)
+    scale, dtype = as_python(scale), compute_dtype(x.dtype, fmt)
     if isinstance(scale, Tensor):
         check_floating(scale, "scale")
         scale = scale.detach()
@@ -122,10 +123,12 @@ def check_spread(scale: Tensor, shape: Sequence[int]) -> None:
         )
 
 
-def check_axis(x: Tensor, axis: int) -> None:
-    """Raise `BadInput` unless ``x`` has that axis."""
+def check_axis(x: Tensor, axis: int) -> int:
+    """Return ``axis`` as an int; `BadInput` unless ``x`` has it."""
+    axis = as_python(axis)
     if not isinstance(axis, int) or isinstance(axis, bool) or not -x.ndim <= axis < x.ndim:
         raise BadInput(f"axis: a tensor of {x.ndim} dimension(s) has no axis {axis!r}")
+    return axis
 
 
 def check_choice(what: str, value: str, known: Collection[str]) -> None:

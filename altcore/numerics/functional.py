@@ -32,6 +32,7 @@ from altcore.numerics.native import plain
 from altcore.numerics.plan import compute_dtype, to_single
 from altcore.numerics.scaling import amax, round_scaled, scale_of
 from altcore.numerics.straight_through import straight_through
+from altcore.python_values import as_python
 
 __all__ = [
     "decode",
@@ -84,7 +85,7 @@ def quantize(
     if isinstance(fmt, BlockFormat):
         if scaling is not None:
             raise BadInput(f"format {fmt.name} brings its own scaling: {scaling!r} cannot be used")
-        _check_blocks(x, fmt, axis, overflow)
+        axis = _check_blocks(x, fmt, axis, overflow)
         key = key_for(x, rounding, key)
         found = round_blocks(x, fmt, axis=axis, rounding=rounding, key=key)
         own = torch.ones((), dtype=found.values.dtype, device=x.device)
@@ -150,7 +151,7 @@ def fake_quantize(
             raise BadInput(f"format {fmt.name} brings its own scales: scale must be None")
         if gradient != "straight-through":
             raise BadInput(f"format {fmt.name}: the gradient of block formats is straight-through")
-        _check_blocks(x, fmt, axis, overflow)
+        axis = _check_blocks(x, fmt, axis, overflow)
         if not _is_differentiated(x):
             return fake_blocks(x, fmt, axis=axis, rounding=rounding, key=key)
         return straight_through(
@@ -248,7 +249,7 @@ def _scales(x: Tensor, fmt: Format, scaling: str, axis: int, block: int) -> tupl
     check_choice("scaling", scaling, SCALINGS)
     if scaling == "none":
         return torch.ones((), dtype=compute_dtype(x.dtype, fmt), device=x.device), None
-    check_axis(x, axis)
+    axis, block = check_axis(x, axis), as_python(block)
     if scaling == "channel":
         return scale_of(amax(x, axis), fmt)
     if not isinstance(block, int) or isinstance(block, bool) or block < 1:
@@ -267,11 +268,11 @@ def _scales(x: Tensor, fmt: Format, scaling: str, axis: int, block: int) -> tupl
     return spread(s), spread(r)
 
 
-def _check_blocks(x: Tensor, fmt: BlockFormat, axis: int, overflow: str) -> None:
+def _check_blocks(x: Tensor, fmt: BlockFormat, axis: int, overflow: str) -> int:
     check_floating(x)
     if overflow != "saturate":
         raise BadInput(f"format {fmt.name} saturates within its blocks: overflow must be saturate")
-    check_axis(x, axis)
+    return check_axis(x, axis)
 
 
 def _ends(x: Tensor, fmt: Format, by_amax: bool) -> tuple[float, float]:

@@ -17,11 +17,12 @@ from torch import Tensor
 from altcore.blocks import AnyFormat, BlockFormat
 from altcore.errors import BadInput
 from altcore.formats import Format
-from altcore.numerics.arguments import find, key_for
+from altcore.numerics.arguments import check_axis, find, key_for
 from altcore.numerics.blocks import round_blocks, spread
 from altcore.numerics.codes import decode, encode
 from altcore.numerics.grids import check_floating
 from altcore.numerics.plan import compute_dtype
+from altcore.python_values import as_python
 
 POWER_RULES = ("floor", "ceil", "rceil", "even")
 """The rules whose scales are those of E8M0."""
@@ -81,7 +82,7 @@ def pack(
     fmt = find(fmt)
     check_floating(x)
     if isinstance(fmt, BlockFormat):
-        _check_blocks(x, fmt, scale, axis, overflow)
+        axis = _check_blocks(x, fmt, scale, axis, overflow)
         return _pack_blocks(x, fmt, axis, rounding, key_for(x, rounding, key))
     _check_width(fmt, fmt)
     s = None if scale is None else _one_scale(scale, x, fmt)
@@ -95,6 +96,8 @@ def unpack(packed: Packed) -> Tensor:
     float32, or float64 for formats beyond its range, of the tensor's shape and on the codes'
     device. A block whose scale is NaN is NaN.
     """
+    if not isinstance(packed, Packed):
+        raise BadInput(f"what pack returns is needed, not {type(packed).__name__}")
     fmt = packed.format
     if isinstance(fmt, BlockFormat):
         return _unpack_blocks(packed, fmt)
@@ -151,7 +154,7 @@ def _check_width(element: Format, fmt: AnyFormat) -> None:
         raise BadInput(f"format {fmt.name}: a code has {element.bits} bits; 8 at most are packed")
 
 
-def _check_blocks(x: Tensor, fmt: BlockFormat, scale: object, axis: int, overflow: str) -> None:
+def _check_blocks(x: Tensor, fmt: BlockFormat, scale: object, axis: int, overflow: str) -> int:
     _check_width(fmt.element, fmt)
     if fmt.scale_format is not None:
         _check_width(fmt.scale_format, fmt)
@@ -164,27 +167,27 @@ def _check_blocks(x: Tensor, fmt: BlockFormat, scale: object, axis: int, overflo
         raise BadInput(f"format {fmt.name}: its blocks have scales of their own, and no other")
     if overflow != "saturate":
         raise BadInput(f"format {fmt.name}: blocks saturate; overflow cannot be {overflow!r}")
-    axes = (-2, -1) if fmt.is_square else (axis,)
-    for a in axes:
-        if not -x.dim() <= a < x.dim():
-            raise BadInput(f"format {fmt.name}: a tensor of shape {list(x.shape)} has no axis {a}")
+    axis = check_axis(x, axis)
+    for a in (-2, -1) if fmt.is_square else (axis,):
+        check_axis(x, a)
         if x.shape[a] % fmt.block:
             raise BadInput(
                 f"format {fmt.name}: axis {a} of a tensor of shape {list(x.shape)} has length "
                 f"{x.shape[a]}, which blocks of {fmt.block} do not divide: pad it first"
             )
+    return axis
 
 
 def _one_scale(scale: float | Tensor, x: Tensor, fmt: Format) -> Tensor:
     """The scale as `unpack` has it, so that codes are those of the same number."""
-    dtype = compute_dtype(torch.float32, fmt)
+    scale, dtype = as_python(scale), compute_dtype(torch.float32, fmt)
     if isinstance(scale, Tensor):
         check_floating(scale, "scale")
         if scale.numel() != 1:
             raise BadInput(f"a packed tensor has one scale, not {list(scale.shape)}")
         return scale.detach().reshape(()).to(device=x.device, dtype=dtype)
     if isinstance(scale, bool) or not isinstance(scale, int | float):
-        raise BadInput(f"a scale is a number or a tensor, not {scale!r}")
+        raise BadInput(f"scale: a scale is a number or a tensor, not {scale!r}")
     s = torch.tensor(float(scale), dtype=torch.float64, device="cpu")
     return s.to(device=x.device, dtype=dtype)
 

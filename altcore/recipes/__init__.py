@@ -15,8 +15,10 @@ import yaml
 from altcore.blocks import AnyFormat, BlockFormat
 from altcore.errors import BadInput, nearest
 from altcore.formats import Format
+from altcore.python_values import as_python
 from altcore.recipe import (
     ATTENTION_OPERANDS,
+    LOOKUP,
     OPERANDS,
     PRODUCT_OPERANDS,
     ROLES,
@@ -35,7 +37,6 @@ from altcore.recipe import (
 )
 from altcore.reference import OVERFLOWS, ROUNDINGS
 from altcore.registry import get_format, kind_of
-from altcore.settings import as_python
 
 SUFFIXES = (".yaml", ".yml")
 """What a recipe's file ends in."""
@@ -160,9 +161,9 @@ def parse(data: Any, name: str, source: str = "") -> Recipe:
     ``{role or operand: format or none or {format, scaling, rounding, ...}; skip: [patterns];
     layers: {pattern: {role: ...}}}``. Top-level roles of products mean every layer that multiplies
     by a parameter of two or more dimensions, those of attention every attention layer,
-    stored_weight and optimizer_state every such parameter. The last match wins, ``skip`` last of
-    all. A ``name`` among the keys goes before the one given here; ``source`` (`` in FILE``) is
-    named in messages.
+    stored_weight and optimizer_state every such parameter, weight@lookup (which weight leaves out)
+    every lookup. The last match wins, ``skip`` last of all. A ``name`` among the keys goes before
+    the one given here; ``source`` (`` in FILE``) is named in messages.
     """
     where, data = f"recipe {name}{source}", as_python(data)
     if not isinstance(data, Mapping):
@@ -181,6 +182,8 @@ def parse(data: Any, name: str, source: str = "") -> Recipe:
         Rule("<attention>", {o: c for o, c in casts.items() if o in ATTENTION_OPERANDS}),
         Rule("<any>", {o: c for o, c in casts.items() if o in STORED}),
     ]
+    if LOOKUP in roles:  # by its own name only: the role weight means products here
+        rules.append(Rule("<any>", {LOOKUP: casts[LOOKUP]}))
     layers = data.get("layers") or {}
     if not isinstance(layers, Mapping):
         raise BadInput(f"{where}: layers is a mapping of patterns to roles")

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from altcore.blocks import AnyFormat
 from altcore.config import read_mapping
-from altcore.errors import BadInput
+from altcore.errors import BadInput, nearest
 from altcore.recipe import Recipe
 from altcore.recipes import NAMED, SUFFIXES, named, parse, takes_format, with_format
 from altcore.registry import get_format
@@ -33,5 +33,20 @@ def as_recipe(recipe: GivenRecipe, format: AnyFormat | str | None = None) -> Rec
         data = read_mapping(recipe, "recipe")
         return parse(with_format(data, fmt), Path(recipe).stem, f" in {recipe}")
     if fmt is not None:
-        raise BadInput(f"format {fmt.name}: only a recipe that says FORMAT takes one")
-    return recipe if isinstance(recipe, Recipe) else named("master", get_format(recipe))
+        hint = nearest(recipe, NAMED)
+        raise BadInput(f"format {fmt.name}: only a recipe that says FORMAT takes one{hint}")
+    return recipe if isinstance(recipe, Recipe) else named("master", _format(recipe))
+
+
+def _format(name: str | AnyFormat) -> AnyFormat:
+    """Find the format that a caller gave for a recipe; `BadInput` if it is neither's name."""
+    try:
+        return get_format(name)
+    except BadInput as error:
+        hint = nearest(name, NAMED)
+        if not hint:
+            raise
+        raise BadInput(
+            f"unknown recipe {name!r}{hint}: one of {', '.join(NAMED)}, a file that ends in .yaml, "
+            f"or a format ({error})"
+        ) from error

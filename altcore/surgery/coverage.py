@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
@@ -23,6 +23,10 @@ from altcore.surgery.layers import find_heads, matrices, weights_of
 
 if TYPE_CHECKING:
     from altcore.surgery.quantization import Quantization
+
+
+NOT_RUN = "its products show when it runs"
+"""Of a module that may multiply by its weights, or may not, before the first step."""
 
 
 @frozen
@@ -67,17 +71,19 @@ class Coverage:
         if self.flop_share is not None:
             shares += f", {self.flop_share:.1%} of FLOPs"
         head = "no output head" if self.head is None else f"head: {self.head}"
-        return f"quantized: {shares}; {head}; left out: {self.left_out or 'nothing'}"
+        line = f"quantized: {shares}; {head}; left out: {self.left_out or 'nothing'}"
+        unknown = _count(row.kind for row in self.rows if row.why_not == NOT_RUN)
+        return line + (f"; known after the first step: {unknown}" if unknown else "")
 
     @property
     def left_out(self) -> str:
         """The layers but the head of which nothing is quantized, counted by kind."""
-        left = [
+        return _count(
             row.kind
             for row in self.rows
             if not (row.operands or row.is_head or row.kind == "parametrization")
-        ]
-        return ", ".join(f"{n} {kind}" for kind, n in Counter(left).items())
+            and row.why_not != NOT_RUN
+        )
 
     def __str__(self) -> str:
         head = ("layer", "module", "parameters", "quantized", "why not")
@@ -92,6 +98,10 @@ class Coverage:
                 *(["share of FLOPs by operand: " + ", ".join(shares)] if shares else []),
             ]
         )
+
+
+def _count(kinds: Iterable[str]) -> str:
+    return ", ".join(f"{n} {kind}" for kind, n in Counter(kinds).items())
 
 
 def _cells(row: CoverageRow) -> tuple[str, ...]:
@@ -175,7 +185,7 @@ def _why_not(q: Quantization, layer: Layer, met: set[str], has_run: bool) -> tup
     if "weight@fwd" in met:  # the role weight asks for either
         missing.discard(LOOKUP)
     if not has_run or quantized is None:
-        return "", False
+        return NOT_RUN if missing else "", False
     if missing and not quantized.calls and not quantized.met:
         return "it never ran", True
     if missing >= set(ATTENTION_OPERANDS):
@@ -189,6 +199,8 @@ def _why_not(q: Quantization, layer: Layer, met: set[str], has_run: bool) -> tup
         "its weights want no gradient": {o for o in missing if o.endswith("@wgrad")},
     }
     told = [reason for reason, operands in reasons.items() if operands]
+    if told and not quantized.has_learned:
+        told = ["no gradient reached it"]
     rest = missing.difference(*reasons.values())
     if rest:
         told.append(f"not met: {', '.join(o for o in OPERANDS if o in rest)}")

@@ -84,6 +84,8 @@ class QuantizedLayer:
     """How often the layer ran quantized, under the recipe of now."""
     met: dict[str, set[str]] = field(factory=dict)
     """Operands that were on a grid in it, and of which of its parameters each time."""
+    has_learned: bool = False
+    """Whether a backward pass went through it, under the recipe of now."""
     is_removed: bool = False
     """Whether the quantization was taken back; somebody may still hold the patched forward."""
     is_direct: bool = field(init=False)
@@ -331,7 +333,7 @@ class Product:
 
     def begin_backward(self) -> None:
         """Note that the layer learns; `BadInput` if its backward pass is differentiated itself."""
-        self.layer.owner.has_learned = True
+        self.layer.has_learned = self.layer.owner.has_learned = True
         if torch.is_grad_enabled():
             raise BadInput(
                 f"layer {self.layer.name}: a quantized layer has no second derivative "

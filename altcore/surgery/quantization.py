@@ -19,6 +19,7 @@ from torch.utils.hooks import RemovableHandle
 from altcore.blocks import AnyFormat
 from altcore.errors import BadInput
 from altcore.numerics import COUNTS
+from altcore.python_values import as_python
 from altcore.recipe import (
     ATTENTION_OPERANDS,
     LOOKUP,
@@ -126,9 +127,10 @@ class Quantization:
         )
 
     def __repr__(self) -> str:
+        formats = {c.format.name for casts in self.plan.values() for c in casts.values() if c}
         return (
             f"<Quantization of {type(self.model).__name__}: recipe {self.recipe.name} in "
-            f"{', '.join(sorted(self.formats)) or 'no format'}; {len(self.layers)} of "
+            f"{', '.join(sorted(formats)) or 'no format'}; {len(self.layers)} of "
             f"{len(self.found)} layers; {self.coverage().line}>"
         )
 
@@ -191,7 +193,8 @@ class Quantization:
             if layer is None:
                 layer = QuantizedLayer(name, module, casts, own, self, module.forward)
                 module.forward = PatchedForward(layer)
-            layer.casts, layer.quantizers, layer.met, layer.calls = casts, own, {}, 0
+            layer.casts, layer.quantizers = casts, own
+            layer.met, layer.calls, layer.has_learned = {}, 0, False
             parameters = matrices(module).items()
             layer.stored = {n: stored[id(p)] for n, p in parameters if id(p) in stored}
             self.layers[name] = layer
@@ -552,6 +555,13 @@ def quantize_model(
     """
     if not isinstance(model, nn.Module):
         raise BadInput(f"model: a torch.nn.Module is needed, not {model!r:.60}")
+    seed = as_python(seed)
+    if not isinstance(seed, int):
+        raise BadInput(f"seed: a whole number is needed, not {seed!r:.60}")
+    if not isinstance(head, str | None):
+        raise BadInput(f"head: the name of a module is needed, or None, not {head!r:.60}")
+    if not isinstance(optimizer, torch.optim.Optimizer | None):
+        raise BadInput(f"optimizer: one of torch.optim's is needed, not {optimizer!r:.60}")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module  # whose names and head a recipe means
     q = Quantization(model, as_recipe(recipe, format), compute, Clock(seed), head)
