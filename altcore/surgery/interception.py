@@ -136,6 +136,9 @@ class Frame:
         """Run a torch function that the layer's forward calls."""
         tensors = list(_tensors((*args, *kwargs.values())))
         origins = [o for t in tensors if (o := self.origin(t)) is not None]
+        if func is F.scaled_dot_product_attention and self.layer.wants_attention:
+            self.attention_calls += 1  # whatever it is of: a learned query is a weight
+            return attention.attend(self.layer, *args, **kwargs)
         if not origins:
             return self.call_on_activations(func, args, kwargs, tensors)
         if func in METADATA or (_name(func) == "__get__" and func not in VIEWS):
@@ -236,9 +239,6 @@ class Frame:
         """Run a function of activations alone: attention's products may be among them."""
         if not self.layer.wants_attention:
             return func(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
-            self.attention_calls += 1
-            return attention.attend(self.layer, *args, **kwargs)
         if func in CONTRACTIONS:
             result = self.attend_by_hand(func, args, kwargs, tensors)
             if result is not NotImplemented:
