@@ -94,6 +94,23 @@ def test_a_weight_that_was_changed_is_rounded_and_told(how):
             seen(model)
 
 
+class Limited(nn.Linear):
+    """Limits the norms of its rows before each use, as EEGNet's layers do."""
+
+    def forward(self, x):
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.3)
+        return super().forward(x)
+
+
+def test_a_weight_that_its_own_forward_changes_is_rounded_and_told():
+    model = nn.Sequential(Limited(8, 8, bias=False))
+    with quantize_model(model, STORED):
+        with pytest.warns(RuntimeWarning, match=TOLD):
+            found = seen(model)
+        assert torch.equal(found, model[0].weight)
+        assert is_on_grid(found)
+
+
 def test_a_loop_that_forgets_to_store_is_told():
     """And its products are quantized all the same."""
     model = build()
