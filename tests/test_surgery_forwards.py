@@ -217,6 +217,20 @@ def test_channel_scales_of_a_transposed_convolution():
         torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_transposed_convolution_whose_weight_is_computed(stored):
+    """A parametrization's result is met, whether or not its own parameters are stored."""
+    module = nn.utils.parametrizations.weight_norm(nn.ConvTranspose1d(3, 4, 2, bias=False))
+    x = torch.randn(2, 3, 5)
+    recipe = COARSE | ({"stored_weight": "E3M4"} if stored else {})
+    with quantize_model(nn.Sequential(module), recipe) as q:
+        y = module(x)
+        y.sum().backward()
+        assert not [row.layer for row in q.coverage().rows if row.is_missed]
+        expected = functional.conv_transpose1d(rounded(x), rounded(module.weight))
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_recurrent_layers(kind):
     """Weights and states are on the grid at every step: in a grid of float32 nothing changes."""

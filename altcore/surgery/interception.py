@@ -23,6 +23,7 @@ from altcore.surgery import attention
 from altcore.surgery.arguments import check_operand
 from altcore.surgery.contractions import CONTRACTIONS, unguarded
 from altcore.surgery.convolutions import CONVOLUTIONS
+from altcore.surgery.layers import kind_of
 from altcore.surgery.recurrent import RECURRENT
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ class Frame:
             for own, value in _weights(layer.module):
                 how = "itself" if own in layer.module._parameters else "computed"
                 self.weights[id(value)] = value, Origin(layer, own, how)
+        for value in _computing(self.layer.module):
+            self.weights.setdefault(id(value), (value, Origin(self.layer, "weight", "computed")))
         self.buffers = {id(b) for b in self.layer.module.buffers()}
 
     # What a tensor is -------------------------------------------------------------------------
@@ -194,6 +197,8 @@ class Frame:
             return None
         layer, own = origin.layer, origin.own
         if layer.kind == "parametrization":  # it computes the weight of the layer that runs
+            if self.layer.kind not in ("linear", "conv"):
+                return None
             layer, own = self.layer, "weight"
         key = id(layer), own, origin.how != "computed"
         if key not in self.products:
@@ -339,6 +344,8 @@ def _framed(mode: Interception, frame: Frame | None) -> Iterator[None]:
         mode.frame = before
         if frame is not None:
             frame.end()
+            if before is not None and frame.layer.kind == "parametrization":
+                before.made |= frame.made  # a weight of the layer that goes on
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -349,6 +356,13 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     computed = vars(module).get("weight")
     if isinstance(computed, Tensor):
         yield "weight", computed
+
+
+def _computing(module: nn.Module) -> Iterator[Tensor]:
+    """What a parametrization computes the ``weight`` of a Linear or a convolution from."""
+    parametrizations = module._modules.get("parametrizations")
+    if parametrizations is not None and kind_of(module) in ("linear", "conv"):
+        yield from parametrizations.parameters()
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
