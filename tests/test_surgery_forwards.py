@@ -438,6 +438,16 @@ def test_what_is_no_dense_floating_point_tensor_is_named(name, make, says):
         q.model(make(x))
 
 
+def test_the_model_itself_has_a_name_where_it_is_a_layer():
+    model = nn.Linear(8, 8)
+    with quantize_model(model, {"weight": "E4M3"}) as q:
+        with pytest.raises(BadInput, match=r"layer \(model\): input is"):
+            model(torch.ones(2, 8, dtype=torch.int64))
+        with pytest.raises(BadInput, match=r"layer \(model\) is Linear: it is quantized already"):
+            quantize_model(model, "E4M3")
+        assert "(model)" in str(q.coverage())
+
+
 def test_a_labelled_tensor_is_taken_for_what_it_holds():
     """Torchvision's images are such."""
 

@@ -23,7 +23,7 @@ from altcore.surgery.compute import grid_dtype
 from altcore.surgery.convolution import Geometry, convolve
 from altcore.surgery.flop_count import OPERANDS_OF
 from altcore.surgery.interception import intercepting, suspended
-from altcore.surgery.layers import has_transposed_weight, kind_of, runs_torchs_forward
+from altcore.surgery.layers import called, has_transposed_weight, kind_of, runs_torchs_forward
 from altcore.surgery.product import PAIRS, QuantizedLinear, StraightThrough
 from altcore.surgery.quantizer import Axes, Grid, Operand, Quantizer
 
@@ -151,7 +151,7 @@ class QuantizedLayer:
     def tell_recomputation(self) -> None:
         """Warn of a product that has no gradient in a forward that has: it may be made again."""
         self.owner.warn(
-            f"layer {self.name} ({type(self.module).__name__}) multiplies without gradients in a "
+            f"{called(self.name)} ({type(self.module).__name__}) multiplies without gradients in a "
             "forward that has them. If it checkpoints a part of itself by use_reentrant=True, that "
             "part is computed again unquantized: checkpoint the whole module, from outside"
         )
@@ -340,7 +340,7 @@ class Product:
         self.layer.owner.has_learned = True
         if torch.is_grad_enabled():
             raise BadInput(
-                f"layer {self.layer.name}: a quantized layer has no second derivative "
+                f"{called(self.layer.name)}: a quantized layer has no second derivative "
                 "(create_graph=True): differentiate the unquantized model, under q.off()"
             )
 
@@ -372,7 +372,7 @@ class PatchedForward:
 
     def _refused(self) -> BadInput:
         return BadInput(
-            f"layer {self.layer.name}: a quantized model cannot be traced, scripted or exported: "
+            f"{called(self.layer.name)}: a quantized model cannot be traced, scripted or exported: "
             "do that to the plain model, after q.remove()"
         )
 

@@ -51,6 +51,7 @@ from altcore.surgery.layers import (
     AUTO,
     ParameterSlot,
     SlowPath,
+    called,
     find_layers,
     kind_of,
     matrices,
@@ -247,7 +248,7 @@ class Quantization:
                 continue
             if stored.on_grid(weight) is not weight:
                 raise BadInput(
-                    f"layer {layer.name}: {own} is stored on a grid, and a tensor was put in its "
+                    f"{called(layer.name)}: {own} is stored on a grid, and a tensor was put in its "
                     "place that is on none (torch.func.functional_call?): round it, or use q.off()"
                 )
         if self.has_learned and not self._is_reach_told and layer.module.training:
@@ -261,8 +262,8 @@ class Quantization:
         """
         self._is_reach_told = True
         return [
-            f"layer {row.layer} ({row.module}) is quantized by the recipe, and {row.why_not}: it "
-            "is left as it is (print(q.coverage()) shows all)"
+            f"{called(row.layer)} ({row.module}) is not quantized as the recipe asks: "
+            f"{row.why_not} (print(q.coverage()) shows all)"
             for row in self.coverage().rows
             if row.is_missed
         ]
@@ -271,7 +272,7 @@ class Quantization:
         """Warn of a module that has run, and whose attention, if it has any, was not seen."""
         if not self._is_reach_told and self.flops is None:
             self.warn(
-                f"layer {layer.name} ({type(layer.module).__name__}) computes no attention that "
+                f"{called(layer.name)} ({type(layer.module).__name__}) computes no attention that "
                 "can be seen (torch's scaled_dot_product_attention, or products around a softmax): "
                 "the recipe's role attention does not reach it"
             )
