@@ -47,6 +47,22 @@ def test_what_never_runs_is_named():
     assert q.coverage().parameter_share < 0.5
 
 
+class InPlace(nn.Linear):
+    """Multiplies by its weight in a way that altcore does not see."""
+
+    def forward(self, x):
+        return x.new_zeros(len(x), self.out_features).addmm_(x, self.weight.t())
+
+
+def test_a_model_without_any_quantized_product_is_told():
+    """There is no backward pass of a quantized layer to wait for."""
+    model, x = nn.Sequential(InPlace(4, 4), nn.Tanh(), InPlace(4, 4)), torch.randn(3, 4)
+    with quantize_model(model, "E4M3", head=None):
+        model(x).sum().backward()
+        with pytest.warns(RuntimeWarning, match="layer 0 .* its weights were in no product"):
+            model(x)
+
+
 def test_the_table_and_the_line():
     """Every layer is in it; the line has the shares and the head."""
     model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9))

@@ -128,7 +128,8 @@ class QuantizedLayer:
         if self.wants_attention and not frame.attention_calls:
             self.owner.tell_unseen_attention(self)
         with suspended():
-            return frame.looked_up(result)  # a position table may hand its weight out as it is
+            result = frame.looked_up(result)  # a position table may hand its weight out as it is
+            return self.owner.awaiting_gradient(result)
 
     def multiply_or_convolve(self, input: Tensor) -> Any:
         """Compute torch's own forward of a Linear or a convolution, with quantized products."""

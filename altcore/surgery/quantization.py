@@ -114,7 +114,7 @@ class Quantization:
     _optimizer: torch.optim.Optimizer | None = field(init=False, default=None)
     """Whose steps are followed by `store`."""
     has_learned: bool = field(init=False, default=False)
-    """Whether a backward pass went through a quantized layer."""
+    """Whether a backward pass came to a quantized layer."""
     _is_reach_told: bool = field(init=False, default=False)
     _told: set[str] = field(init=False, factory=set)
     """What was warned of, once."""
@@ -254,6 +254,20 @@ class Quantization:
         if self.has_learned and not self._is_reach_told and layer.module.training:
             for sentence in self.missed():
                 self.warn(sentence)
+
+    def awaiting_gradient(self, result: Any) -> Any:
+        """Return a layer's result; note the first backward pass that comes to it.
+
+        There may be no quantized product in it that would.
+        """
+
+        def note(_: Tensor) -> None:
+            self.has_learned = True
+
+        for t in result if isinstance(result, list | tuple) else (result,):
+            if not self.has_learned and isinstance(t, Tensor) and t.grad_fn is not None:
+                t.register_hook(note)
+        return result
 
     def missed(self) -> list[str]:
         """Return what the recipe asks for and the first step did not meet, a sentence a layer.
