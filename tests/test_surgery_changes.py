@@ -147,6 +147,17 @@ def test_an_embedding_that_was_resized():
         assert q.grid_of(model[0].weight).is_stored
 
 
+def test_a_plan_does_not_suit_a_model_with_other_layers():
+    """Its layers' names are those of before; a recipe finds the new ones."""
+    model = build()
+    with quantize_model(model, STORED) as q:
+        model.append(nn.Linear(2, 2))
+        with pytest.raises(BadInput, match=r"other layers .*\(3\): change_recipe"):
+            q.change(q.plan)
+        q.change_recipe(STORED)
+        assert "3.weight" in q.stored
+
+
 def test_a_layer_parametrized_afterwards_is_named():
     model = build()
     with quantize_model(model, STORED) as q:

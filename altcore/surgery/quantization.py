@@ -332,6 +332,12 @@ class Quantization:
         """
         if not isinstance(plan, Mapping):
             raise BadInput(f"a plan is needed, not {plan!r:.60}; change_recipe takes a recipe")
+        now = find_layers(self.model, None).keys()
+        if other := sorted(now ^ self.found.keys()):
+            raise BadInput(
+                f"the model has other layers than when it was quantized ({some(other)}): "
+                "change_recipe takes it as it is now"
+            )
         before = dict(self.stored)
         possible = {
             name: {o: c if self.found[name].takes(o) else None for o, c in casts.items()}
