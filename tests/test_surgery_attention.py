@@ -84,6 +84,34 @@ def test_operands_are_rounded():
             torch.testing.assert_close(model[0](q, k, v), y, rtol=1e-5, atol=1e-5)
 
 
+class Pooling(nn.Module):
+    """Attends by learned queries, which are weights of the module."""
+
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Parameter(tensors("plain")[0][0].detach())
+
+    def forward(self, k, v):
+        query = self.query.expand(3, -1, -1, -1)
+        return functional.scaled_dot_product_attention(query, k, v)
+
+
+def test_learned_queries_are_operands_too(recwarn):
+    """They are rounded, and their gradient passes straight through."""
+    model, (_, k, v) = nn.Sequential(Pooling()), tensors("plain")
+    query = altcore.fake_quantize(model[0].query.expand(3, -1, -1, -1), "E2M1", scale="amax")
+    expected = functional.scaled_dot_product_attention(query, k, v)
+    expected.sum().backward()
+    wanted, model[0].query.grad = model[0].query.grad, None
+    with quantize_model(model, {"attention@query": "E2M1"}) as q:
+        y = model[0](k, v)
+        y.sum().backward()
+        assert q.coverage().rows[0].operands == ("attention@query",)
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(model[0].query.grad, wanted, rtol=1e-4, atol=1e-5)
+    assert not recwarn
+
+
 def test_dropout_falls_on_rounded_probabilities():
     """It is asked for in the call, and its random numbers are torch's."""
     model = nn.Sequential(Attention(dropout_p=0.5))

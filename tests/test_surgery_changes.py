@@ -94,6 +94,23 @@ def test_a_weight_that_was_changed_is_rounded_and_told(how):
             seen(model)
 
 
+class Limited(nn.Linear):
+    """Limits the norms of its rows before each use, as EEGNet's layers do."""
+
+    def forward(self, x):
+        self.weight.data = torch.renorm(self.weight.data, p=2, dim=0, maxnorm=0.3)
+        return super().forward(x)
+
+
+def test_a_weight_that_its_own_forward_changes_is_rounded_and_told():
+    model = nn.Sequential(Limited(8, 8, bias=False))
+    with quantize_model(model, STORED):
+        with pytest.warns(RuntimeWarning, match=TOLD):
+            found = seen(model)
+        assert torch.equal(found, model[0].weight)
+        assert is_on_grid(found)
+
+
 def test_a_loop_that_forgets_to_store_is_told():
     """And its products are quantized all the same."""
     model = build()
@@ -128,6 +145,17 @@ def test_an_embedding_that_was_resized():
             model(torch.tensor([8]))
         assert is_on_grid(model[0].weight)
         assert q.grid_of(model[0].weight).is_stored
+
+
+def test_a_plan_does_not_suit_a_model_with_other_layers():
+    """Its layers' names are those of before; a recipe finds the new ones."""
+    model = build()
+    with quantize_model(model, STORED) as q:
+        model.append(nn.Linear(2, 2))
+        with pytest.raises(BadInput, match=r"other layers .*\(3\): change_recipe"):
+            q.change(q.plan)
+        q.change_recipe(STORED)
+        assert "3.weight" in q.stored
 
 
 def test_a_layer_parametrized_afterwards_is_named():

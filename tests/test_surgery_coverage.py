@@ -47,6 +47,47 @@ def test_what_never_runs_is_named():
     assert q.coverage().parameter_share < 0.5
 
 
+class InPlace(nn.Linear):
+    """Multiplies by its weight in a way that altcore does not see."""
+
+    def forward(self, x):
+        return x.new_zeros(len(x), self.out_features).addmm_(x, self.weight.t())
+
+
+def test_a_model_without_any_quantized_product_is_told():
+    """There is no backward pass of a quantized layer to wait for."""
+    model, x = nn.Sequential(InPlace(4, 4), nn.Tanh(), InPlace(4, 4)), torch.randn(3, 4)
+    with quantize_model(model, "E4M3", head=None):
+        model(x).sum().backward()
+        with pytest.warns(RuntimeWarning, match="layer 0 .* its weights were in no product"):
+            model(x)
+
+
+class Chained(nn.Module):
+    """Owns weights, and multiplies by them in a way that altcore does not see."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x):
+        return torch.linalg.multi_dot([x, self.a, self.b])
+
+
+@pytest.mark.parametrize(("pattern", "is_told"), [("1", True), ("*", False)])
+def test_what_a_recipe_asks_for_by_name_is_told(pattern, is_told):
+    """A module that may own tables alone is told of only if a rule names it."""
+    model, x = nn.Sequential(nn.Linear(4, 4), Chained()), torch.randn(3, 4)
+    recipe = {"layers": {"0": {"weight": "E4M3"}, pattern: {"activation": "E4M3"}}}
+    with quantize_model(model, recipe) as q:
+        model(x).sum().backward()
+        with warnings.catch_warnings(record=True) as told:
+            warnings.simplefilter("always")
+            model(x)
+        assert [r.layer for r in q.coverage().rows if r.is_missed] == ["1"] * is_told
+    assert [" its weights were in no product" in str(w.message) for w in told] == [True] * is_told
+
+
 def test_the_table_and_the_line():
     """Every layer is in it; the line has the shares and the head."""
     model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9))

@@ -217,6 +217,20 @@ def test_channel_scales_of_a_transposed_convolution():
         torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_transposed_convolution_whose_weight_is_computed(stored):
+    """A parametrization's result is met, whether or not its own parameters are stored."""
+    module = nn.utils.parametrizations.weight_norm(nn.ConvTranspose1d(3, 4, 2, bias=False))
+    x = torch.randn(2, 3, 5)
+    recipe = COARSE | ({"stored_weight": "E3M4"} if stored else {})
+    with quantize_model(nn.Sequential(module), recipe) as q:
+        y = module(x)
+        y.sum().backward()
+        assert not [row.layer for row in q.coverage().rows if row.is_missed]
+        expected = functional.conv_transpose1d(rounded(x), rounded(module.weight))
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
 def test_recurrent_layers(kind):
     """Weights and states are on the grid at every step: in a grid of float32 nothing changes."""
@@ -422,6 +436,16 @@ def test_what_is_no_dense_floating_point_tensor_is_named(name, make, says):
     refused = pytest.raises(BadInput, match=f"layer 0: input is {says}: .*q.off")
     with quantize_model(nn.Sequential(build()), COARSE) as q, refused:
         q.model(make(x))
+
+
+def test_the_model_itself_has_a_name_where_it_is_a_layer():
+    model = nn.Linear(8, 8)
+    with quantize_model(model, {"weight": "E4M3"}) as q:
+        with pytest.raises(BadInput, match=r"layer \(model\): input is"):
+            model(torch.ones(2, 8, dtype=torch.int64))
+        with pytest.raises(BadInput, match=r"layer \(model\) is Linear: it is quantized already"):
+            quantize_model(model, "E4M3")
+        assert "(model)" in str(q.coverage())
 
 
 def test_a_labelled_tensor_is_taken_for_what_it_holds():

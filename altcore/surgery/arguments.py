@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from altcore.errors import BadInput, with_article
+from altcore.surgery.layers import called
 
 
 def check_operand(x: Tensor, layer: str, argument: str) -> Tensor:
@@ -16,7 +17,7 @@ def check_operand(x: Tensor, layer: str, argument: str) -> Tensor:
     """
     if type(x) not in (Tensor, nn.Parameter):
         if not isinstance(x, Tensor):
-            raise BadInput(f"layer {layer}: {argument} is {x!r:.60}, not a tensor")
+            raise BadInput(f"{called(layer)}: {argument} is {x!r:.60}, not a tensor")
         if type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__:
             raise _refused(layer, argument, with_article(type(x).__name__))
         x = x.as_subclass(Tensor)
@@ -31,7 +32,7 @@ def check_operand(x: Tensor, layer: str, argument: str) -> Tensor:
 
 def _refused(layer: str, argument: str, what: str) -> BadInput:
     return BadInput(
-        f"layer {layer}: {argument} is {what}: a quantized product needs a dense floating-point "
+        f"{called(layer)}: {argument} is {what}: a quantized product needs a dense floating-point "
         "tensor (skip the layer in the recipe, or run it under q.off())"
     )
 
@@ -41,6 +42,6 @@ def refuse_transforms(layer: str, module: nn.Module) -> None:
     is_forward = torch.autograd.forward_ad._current_level >= 0
     if is_forward or torch._C._functorch.peek_interpreter_stack() is not None:
         raise BadInput(
-            f"layer {layer} ({type(module).__name__}): vmap, jvp, torch.func.grad and hessian do "
+            f"{called(layer)} ({type(module).__name__}): vmap, jvp, torch.func.grad and hessian do "
             "not go through a quantized layer: transform the unquantized model, under q.off()"
         )

@@ -23,7 +23,7 @@ from altcore.recipe import (
 )
 from altcore.surgery.arguments import check_operand
 from altcore.surgery.layer import PatchedForward
-from altcore.surgery.layers import kind_of, matrices, tied_matrices
+from altcore.surgery.layers import called, kind_of, matrices, tied_matrices
 
 KEPT = (*STORED, "weight_gradient")
 """What happens to a parameter itself, not to an operand."""
@@ -94,7 +94,7 @@ def check_casts(recipe: Recipe, name: str, module: nn.Module, casts: Casts, owne
 
     ``owner`` is the quantization that asks: a module that another one quantizes is refused.
     """
-    where = f"recipe {recipe.name}: layer {name} is {type(module).__name__}: "
+    where = f"recipe {recipe.name}: {called(name)} is {type(module).__name__}: "
     if not any(casts.values()):
         return
     standing = vars(module).get("forward")
@@ -138,7 +138,7 @@ def _check_weights(name: str, module: nn.Module, casts: Casts) -> None:
             check_operand(w, name, own)
             if not torch.isfinite(w.detach()).all():
                 raise BadInput(
-                    f"layer {name}: {own} has elements that are not finite: a scale made of them "
+                    f"{called(name)}: {own} has elements that are not finite: a scale made of them "
                     "would turn the whole tensor to NaN"
                 )
 
@@ -147,7 +147,7 @@ def check_whole(name: str, module: nn.Module, own: str, role: str) -> None:
     """Raise `BadInput` for a parameter that is not whole in this process between steps."""
     if FSDP_MARK in vars(module) or _is_distributed(module._parameters.get(own)):
         raise BadInput(
-            f"layer {name}: {own} is sharded (FSDP, a DTensor), and {role} needs the whole "
+            f"{called(name)}: {own} is sharded (FSDP, a DTensor), and {role} needs the whole "
             "parameter: use a recipe without it, or DDP"
         )
 
@@ -161,7 +161,7 @@ def check_unflattened(name: str, module: nn.Module) -> None:
         values = (*module._parameters.values(), *vars(module).values())
         bases = (getattr(value, "_base", None) for value in values)
         if any(getattr(base, "_is_flat_param", False) for base in bases):
-            raise _refused_flat(f"layer {name}")
+            raise _refused_flat(called(name))
 
 
 def _refused_flat(where: str) -> BadInput:

@@ -170,7 +170,8 @@ def _met(q: Quantization, name: str, has_run: bool) -> tuple[tuple[str, ...], se
 def _why_not(q: Quantization, layer: Layer, met: set[str], has_run: bool) -> tuple[str, bool]:
     """Say why not all of a layer's operands are on a grid, and whether that misses the recipe.
 
-    A module that may multiply by its weights, or may not, misses nothing if it does not.
+    A module that may multiply by its weights, or may not, misses nothing if it does not, unless the
+    recipe has its name.
     """
     casts, quantized = q.plan[layer.name], q.layers.get(layer.name)
     if not any(casts.values()):
@@ -192,7 +193,9 @@ def _why_not(q: Quantization, layer: Layer, met: set[str], has_run: bool) -> tup
         return "it computes no attention that can be seen", layer.kind == "attention"
     products = {o for o in PRODUCT_OPERANDS if casts[o]}
     if products and missing >= products:
-        return "its weights were in no product", layer.kind != "other"
+        is_named = any(rule.pattern == layer.name for rule in q.recipe.rules)
+        is_missed = layer.kind != "other" or (is_named and LOOKUP not in met)
+        return "its weights were in no product", is_missed
     # A frozen layer has no gradients, and an input that wants none no product for them.
     reasons = {
         "its input wants no gradient": {o for o in missing if o.endswith("@dgrad")},

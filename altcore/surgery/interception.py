@@ -23,6 +23,7 @@ from altcore.surgery import attention
 from altcore.surgery.arguments import check_operand
 from altcore.surgery.contractions import CONTRACTIONS, unguarded
 from altcore.surgery.convolutions import CONVOLUTIONS
+from altcore.surgery.layers import kind_of
 from altcore.surgery.recurrent import RECURRENT
 
 if TYPE_CHECKING:
@@ -98,6 +99,8 @@ class Frame:
             for own, value in _weights(layer.module):
                 how = "itself" if own in layer.module._parameters else "computed"
                 self.weights[id(value)] = value, Origin(layer, own, how)
+        for value in _computing(self.layer.module):
+            self.weights.setdefault(id(value), (value, Origin(self.layer, "weight", "computed")))
         self.buffers = {id(b) for b in self.layer.module.buffers()}
 
     # What a tensor is -------------------------------------------------------------------------
@@ -136,6 +139,9 @@ class Frame:
         """Run a torch function that the layer's forward calls."""
         tensors = list(_tensors((*args, *kwargs.values())))
         origins = [o for t in tensors if (o := self.origin(t)) is not None]
+        if func is F.scaled_dot_product_attention and self.layer.wants_attention:
+            self.attention_calls += 1  # whatever it is of: a learned query is a weight
+            return attention.attend(self.layer, *args, **kwargs)
         if not origins:
             return self.call_on_activations(func, args, kwargs, tensors)
         if func in METADATA or (_name(func) == "__get__" and func not in VIEWS):
@@ -191,9 +197,13 @@ class Frame:
             return None
         layer, own = origin.layer, origin.own
         if layer.kind == "parametrization":  # it computes the weight of the layer that runs
+            if self.layer.kind not in ("linear", "conv"):
+                return None
             layer, own = self.layer, "weight"
         key = id(layer), own, origin.how != "computed"
         if key not in self.products:
+            if key[2]:
+                layer.put_on_grid(own)
             product = self.products[key] = layer.product(own, is_stored=key[2])
             if product is not None:
                 product.weights = {}
@@ -236,9 +246,6 @@ class Frame:
         """Run a function of activations alone: attention's products may be among them."""
         if not self.layer.wants_attention:
             return func(*args, **kwargs)
-        if func is F.scaled_dot_product_attention:
-            self.attention_calls += 1
-            return attention.attend(self.layer, *args, **kwargs)
         if func in CONTRACTIONS:
             result = self.attend_by_hand(func, args, kwargs, tensors)
             if result is not NotImplemented:
@@ -337,6 +344,8 @@ def _framed(mode: Interception, frame: Frame | None) -> Iterator[None]:
         mode.frame = before
         if frame is not None:
             frame.end()
+            if before is not None and frame.layer.kind == "parametrization":
+                before.made |= frame.made  # a weight of the layer that goes on
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -347,6 +356,13 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     computed = vars(module).get("weight")
     if isinstance(computed, Tensor):
         yield "weight", computed
+
+
+def _computing(module: nn.Module) -> Iterator[Tensor]:
+    """What a parametrization computes the ``weight`` of a Linear or a convolution from."""
+    parametrizations = module._modules.get("parametrizations")
+    if parametrizations is not None and kind_of(module) in ("linear", "conv"):
+        yield from parametrizations.parameters()
 
 
 def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:

@@ -23,7 +23,7 @@ from altcore.surgery.compute import grid_dtype
 from altcore.surgery.convolution import Geometry, convolve
 from altcore.surgery.flop_count import OPERANDS_OF
 from altcore.surgery.interception import intercepting, suspended
-from altcore.surgery.layers import has_transposed_weight, kind_of, runs_torchs_forward
+from altcore.surgery.layers import called, has_transposed_weight, kind_of, runs_torchs_forward
 from altcore.surgery.product import PAIRS, QuantizedLinear, StraightThrough
 from altcore.surgery.quantizer import Axes, Grid, Operand, Quantizer
 
@@ -130,7 +130,8 @@ class QuantizedLayer:
         if self.wants_attention and not frame.attention_calls:
             self.owner.tell_unseen_attention(self)
         with suspended():
-            return frame.looked_up(result)  # a position table may hand its weight out as it is
+            result = frame.looked_up(result)  # a position table may hand its weight out as it is
+            return self.owner.awaiting_gradient(result)
 
     def multiply_or_convolve(self, input: Tensor) -> Any:
         """Compute torch's own forward of a Linear or a convolution, with quantized products."""
@@ -153,7 +154,7 @@ class QuantizedLayer:
     def tell_recomputation(self) -> None:
         """Warn of a product that has no gradient in a forward that has: it may be made again."""
         self.owner.warn(
-            f"layer {self.name} ({type(self.module).__name__}) multiplies without gradients in a "
+            f"{called(self.name)} ({type(self.module).__name__}) multiplies without gradients in a "
             "forward that has them. If it checkpoints a part of itself by use_reentrant=True, that "
             "part is computed again unquantized: checkpoint the whole module, from outside"
         )
@@ -167,6 +168,12 @@ class QuantizedLayer:
         """Return the name of a quantizer within the layer, for its parameter ``own``."""
         is_plain = own == "weight" and self.kind in ("linear", "conv") and operand != LOOKUP
         return operand if is_plain else f"{operand}/{own}"
+
+    def put_on_grid(self, own: str) -> None:
+        """Round a stored weight again that the module's own forward changed before its use."""
+        stored, weight = self.stored.get(own), self.module._parameters.get(own)
+        if stored is not None and weight is not None:
+            stored.on_grid(weight)
 
     def product(self, own: str, *, is_stored: bool = False) -> Product | None:
         """Return the products by the parameter ``own``; None where no operand of them is cast."""
@@ -336,7 +343,7 @@ class Product:
         self.layer.has_learned = self.layer.owner.has_learned = True
         if torch.is_grad_enabled():
             raise BadInput(
-                f"layer {self.layer.name}: a quantized layer has no second derivative "
+                f"{called(self.layer.name)}: a quantized layer has no second derivative "
                 "(create_graph=True): differentiate the unquantized model, under q.off()"
             )
 
@@ -368,7 +375,7 @@ class PatchedForward:
 
     def _refused(self) -> BadInput:
         return BadInput(
-            f"layer {self.layer.name}: a quantized model cannot be traced, scripted or exported: "
+            f"{called(self.layer.name)}: a quantized model cannot be traced, scripted or exported: "
             "do that to the plain model, after q.remove()"
         )
 

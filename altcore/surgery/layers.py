@@ -23,6 +23,11 @@ ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 ATTENTION_CALLS = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
 
 
+def called(name: str) -> str:
+    """Return what messages and tables call a layer: the model itself may be one."""
+    return f"layer {name or '(model)'}"
+
+
 def matrices(module: nn.Module) -> dict[str, nn.Parameter]:
     """Return the module's own parameters of two or more dimensions, by name."""
     return {

@@ -52,6 +52,7 @@ from altcore.surgery.layers import (
     AUTO,
     ParameterSlot,
     SlowPath,
+    called,
     find_layers,
     kind_of,
     matrices,
@@ -114,7 +115,7 @@ class Quantization:
     _optimizer: torch.optim.Optimizer | None = field(init=False, default=None)
     """Whose steps are followed by `store`."""
     has_learned: bool = field(init=False, default=False)
-    """Whether a backward pass went through a quantized layer."""
+    """Whether a backward pass came to a quantized layer."""
     _is_reach_told: bool = field(init=False, default=False)
     _told: set[str] = field(init=False, factory=set)
     """What was warned of, once."""
@@ -250,12 +251,26 @@ class Quantization:
                 continue
             if stored.on_grid(weight) is not weight:
                 raise BadInput(
-                    f"layer {layer.name}: {own} is stored on a grid, and a tensor was put in its "
+                    f"{called(layer.name)}: {own} is stored on a grid, and a tensor was put in its "
                     "place that is on none (torch.func.functional_call?): round it, or use q.off()"
                 )
         if self.has_learned and not self._is_reach_told and layer.module.training:
             for sentence in self.missed():
                 self.warn(sentence)
+
+    def awaiting_gradient(self, result: Any) -> Any:
+        """Return a layer's result; note the first backward pass that comes to it.
+
+        There may be no quantized product in it that would.
+        """
+
+        def note(_: Tensor) -> None:
+            self.has_learned = True
+
+        for t in result if isinstance(result, list | tuple) else (result,):
+            if not self.has_learned and isinstance(t, Tensor) and t.grad_fn is not None:
+                t.register_hook(note)
+        return result
 
     def missed(self) -> list[str]:
         """Return what the recipe asks for and the first step did not meet, a sentence a layer.
@@ -264,8 +279,8 @@ class Quantization:
         """
         self._is_reach_told = True
         return [
-            f"layer {row.layer} ({row.module}) is quantized by the recipe, and {row.why_not}: it "
-            "is left as it is (print(q.coverage()) shows all)"
+            f"{called(row.layer)} ({row.module}) is not quantized as the recipe asks: "
+            f"{row.why_not} (print(q.coverage()) shows all)"
             for row in self.coverage().rows
             if row.is_missed
         ]
@@ -274,7 +289,7 @@ class Quantization:
         """Warn of a module that has run, and whose attention, if it has any, was not seen."""
         if not self._is_reach_told and self.flops is None:
             self.warn(
-                f"layer {layer.name} ({type(layer.module).__name__}) computes no attention that "
+                f"{called(layer.name)} ({type(layer.module).__name__}) computes no attention that "
                 "can be seen (torch's scaled_dot_product_attention, or products around a softmax): "
                 "the recipe's role attention does not reach it"
             )
@@ -320,6 +335,12 @@ class Quantization:
         """
         if not isinstance(plan, Mapping):
             raise BadInput(f"a plan is needed, not {plan!r:.60}; change_recipe takes a recipe")
+        now = find_layers(self.model, None).keys()
+        if other := sorted(now ^ self.found.keys()):
+            raise BadInput(
+                f"the model has other layers than when it was quantized ({some(other)}): "
+                "change_recipe takes it as it is now"
+            )
         before = dict(self.stored)
         possible = {
             name: {o: c if self.found[name].takes(o) else None for o, c in casts.items()}
