@@ -173,6 +173,27 @@ def test_products_are_quantized_where_they_happen(name):
     assert {"weight@fwd", "activation@fwd", "gradient@wgrad"} <= set(rows[-1].operands)
 
 
+class Counting(nn.Linear):
+    """Replaces a buffer, where in memory an activation may come to lie."""
+
+    def __init__(self, width):
+        super().__init__(width, width, bias=False)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count = self.count + 1
+        inputs = [x * 1 for _ in range(20)]
+        return torch.stack([functional.linear(x, self.weight) for x in inputs])
+
+
+def test_no_activation_is_taken_for_a_buffer_that_is_gone():
+    model, x = nn.Sequential(Counting(4)), torch.randn(7, 4)
+    expected = product(x, model[0].weight).expand(20, 7, 4)
+    with quantize_model(model, COARSE, head=None):
+        for _ in range(40):  # whether it comes to lie there is a matter of luck
+            torch.testing.assert_close(model(x), expected)
+
+
 CONVOLUTIONS = {
     "transposed": (lambda: nn.ConvTranspose2d(3, 4, 3, 2, output_padding=1), (2, 3, 5, 5)),
     "transposed, groups": (lambda: nn.ConvTranspose1d(4, 6, 3, groups=2, padding=1), (2, 4, 7)),

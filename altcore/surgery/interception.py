@@ -86,7 +86,8 @@ class Frame:
     """By identity, kept alive so that identities stay theirs."""
     made: dict[int, tuple[Tensor, Origin]] = field(init=False, factory=dict)
     probabilities: dict[int, Tensor] = field(init=False, factory=dict)
-    buffers: set[int] = field(init=False)
+    buffers: dict[int, Tensor] = field(init=False)
+    """As they were at the start, kept alive for the same reason."""
     products: dict[tuple[int, str, bool], Product | None] = field(init=False, factory=dict)
     """The products by a parameter: by its layer's identity, its name, and whether it is stored."""
     attention_calls: int = field(init=False, default=0)
@@ -98,7 +99,7 @@ class Frame:
             for own, value in _weights(layer.module):
                 how = "itself" if own in layer.module._parameters else "computed"
                 self.weights[id(value)] = value, Origin(layer, own, how)
-        self.buffers = {id(b) for b in self.layer.module.buffers()}
+        self.buffers = {id(b): b for b in self.layer.module.buffers()}
 
     # What a tensor is -------------------------------------------------------------------------
 
