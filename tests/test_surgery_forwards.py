@@ -16,6 +16,7 @@ import altcore
 from altcore import BadInput
 
 quantize_model = functools.partial(altcore.quantize_model, compute="float32")
+UNSCALED = {"format": "E3M4", "scaling": "none"}
 COARSE = {"weight": "E3M4", "activation": "E3M4", "gradient": "E3M4"}
 
 
@@ -514,6 +515,29 @@ def test_a_module_that_checkpoints_a_part_of_itself_is_told():
             x.grad = None
             checkpoint(outside, x, use_reentrant=reentrant).sum().backward()
             assert torch.equal(x.grad, expected[0])
+
+
+class CheckpointedAttention(nn.Module):
+    """Attention that checkpoints its products."""
+
+    def forward(self, x):
+        return checkpoint(lambda x: (x @ x.mT).softmax(-1) @ x, x, use_reentrant=False)
+
+
+CHECKPOINTED = {
+    "products": (lambda: Checkpointed(False), {"weight": UNSCALED, "activation": UNSCALED}),
+    "one operand": (lambda: Checkpointed(False), {"activation": UNSCALED}),
+    "attention": (CheckpointedAttention, {"attention": UNSCALED}),
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTED)
+def test_plain_products_are_not_taken_for_quantized_ones(name):
+    """Where they save as many tensors, of the same shapes and types."""
+    build, recipe = CHECKPOINTED[name]
+    x = torch.randn(4, 4, 4)[slice(None) if name == "attention" else 0].requires_grad_()
+    with quantize_model(nn.Sequential(build()), recipe) as q, pytest.raises(CheckpointError):
+        q.model(x).sum().backward()
 
 
 def test_the_grid_of_a_weight_is_its_own():
