@@ -195,6 +195,22 @@ def test_no_activation_is_taken_for_a_buffer_that_is_gone():
             torch.testing.assert_close(model(x), expected)
 
 
+class Written(nn.Linear):
+    """Writes to its weight between two products."""
+
+    def forward(self, x):
+        first = functional.linear(x, self.weight)
+        with torch.no_grad():
+            self.weight.view(-1).mul_(-1)
+        return first + functional.linear(x, self.weight)
+
+
+def test_a_weight_that_the_forward_writes_to_is_quantized_again():
+    model = nn.Sequential(Written(4, 4, bias=False))
+    with quantize_model(model, COARSE, head=None), torch.no_grad():
+        assert torch.equal(model(torch.randn(7, 4)), torch.zeros(7, 4))
+
+
 CONVOLUTIONS = {
     "transposed": (lambda: nn.ConvTranspose2d(3, 4, 3, 2, output_padding=1), (2, 3, 5, 5)),
     "transposed, groups": (lambda: nn.ConvTranspose1d(4, 6, 3, groups=2, padding=1), (2, 4, 7)),
