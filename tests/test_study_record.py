@@ -325,6 +325,13 @@ def test_a_file_is_read_once_and_again_when_it_changed(tmp_path, monkeypatch):
     old = time.time() - 100
     os.utime(path, (old, old))
     second = identity.contents(path)
+    path.write_text("six")
+    os.utime(path, (old, old))
+    third = identity.contents(path)
+    assert third != second
+    path.write_text("two")
+    os.utime(path, (old, old))
+    assert identity.contents(path) == second
     misses = identity._read.cache_info().misses
     assert identity.contents(path) == second
     assert identity._read.cache_info().misses == misses
