@@ -3,6 +3,7 @@
 Whatever a person can get wrong on the command line or in a file is a row here.
 """
 
+import json
 from pathlib import Path
 
 import pytest
@@ -430,7 +431,14 @@ def test_a_record_that_no_run_writes(file, line, says, here, capsys):
     assert "sound" in listed.out
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"steps": "x"}'])
+QUESTION = {"command": "explain", "asked": {}, "seeds": [1], "within": 0.1, "steps": 9}
+QUESTIONS = [
+    json.dumps({"questions": [{**QUESTION, "arms": {}, **wrong}]})
+    for wrong in ({"arms": [1]}, {"seeds": 1}, {"page": "../../page"})
+]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"steps": "x"}', *QUESTIONS])
 def test_a_folder_that_no_study_wrote(text, here, capsys):
     """A study goes on in its own folder only."""
     Path("studies/explain-e3m4-gpt").mkdir(parents=True)

@@ -217,6 +217,20 @@ def test_where_nothing_may_be_executed(cache, copied, monkeypatch):
 
 
 @available
+def test_where_there_is_no_room(cache, copied, monkeypatch):
+    """Nothing is compiled there: a compiler would try all its flags in vain, at every start."""
+    real = shutil.disk_usage
+
+    def full(folder):
+        return real(folder)._replace(free=4096) if Path(folder) == cache else real(folder)
+
+    monkeypatch.setattr(shutil, "disk_usage", full)
+    other = cache.parent / "tmp" / OWN
+    assert loaded_from(build._first_that_loads()) == other
+    assert len(copied) == 1
+
+
+@available
 def test_no_folder_that_lasts(cache, copied):
     """A private one is taken, and removed: a file where the first should be, no /tmp of ours."""
     cache.touch()

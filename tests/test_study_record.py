@@ -19,7 +19,7 @@ from altcore.study import identity
 from altcore.study.arms import Arm
 from altcore.study.commands import Options, compare, explain
 from altcore.study.compare import Comparison, Contender
-from altcore.study.record import Question, agreed_steps, claim, keep, read
+from altcore.study.record import Question, agreed_steps, claim, held, keep, read
 from altcore.study.runner import DIGITS, Runner
 
 LAYER = "transformer.h.0.mlp.c_fc"
@@ -267,6 +267,24 @@ def test_a_run_says_what_decided_it(runner, tmp_path):
     assert {"workload gpt", "optimizer adamw", "torch", "altcore"} == held["code"].keys()
 
 
+def test_a_run_that_lost_a_part_of_its_record_is_done_again(runner, tmp_path):
+    """What is left of it would pass for a run that diverged."""
+    first = runner().run(arm("E4M3"), seed=1)
+    (path,) = (tmp_path / "study" / "runs").glob("*/metrics.jsonl")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
+    study = runner()
+    assert study.run(arm("E4M3"), seed=1).losses == first.losses
+    assert study.done == 1
+
+
+def test_two_processes_are_not_at_one_study(ask):
+    """One would remove the run that the other one is at."""
+    ask()
+    with held(Path("studies", "s")), pytest.raises(BadInput, match="another process is at the st"):
+        ask()
+    assert ask()[1] == []
+
+
 def test_a_long_name_is_cut(runner, tmp_path):
     """The digest tells its runs apart."""
     study = runner()
@@ -325,6 +343,13 @@ def test_a_file_is_read_once_and_again_when_it_changed(tmp_path, monkeypatch):
     old = time.time() - 100
     os.utime(path, (old, old))
     second = identity.contents(path)
+    path.write_text("six")
+    os.utime(path, (old, old))
+    third = identity.contents(path)
+    assert third != second
+    path.write_text("two")
+    os.utime(path, (old, old))
+    assert identity.contents(path) == second
     misses = identity._read.cache_info().misses
     assert identity.contents(path) == second
     assert identity._read.cache_info().misses == misses

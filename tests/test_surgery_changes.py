@@ -136,6 +136,22 @@ def test_functional_calls_see_the_grid():
         assert torch.equal(model[0].weight, before)
 
 
+class Merged(nn.Linear):
+    """Adds to a copy of its weight, which lies on a grid, and multiplies by that."""
+
+    def forward(self, x):
+        w = self.weight.clone()
+        w.view(-1).add_(1 / 3)
+        return nn.functional.linear(x, w)
+
+
+def test_a_copy_of_a_stored_weight_that_was_written_to_is_not_stored():
+    model = nn.Sequential(Merged(8, 8, bias=False))
+    with quantize_model(model, {"stored_weight": "E3M4", "weight": "E3M4"}):
+        expected = altcore.fake_quantize(model[0].weight + 1 / 3, "E3M4", scale="amax")
+        torch.testing.assert_close(seen(model), expected)
+
+
 def test_an_embedding_that_was_resized():
     """It is found again by where it lies."""
     model = nn.Sequential(nn.Embedding(6, 8), nn.Linear(8, 2))

@@ -16,6 +16,7 @@ import altcore
 from altcore import BadInput
 
 quantize_model = functools.partial(altcore.quantize_model, compute="float32")
+UNSCALED = {"format": "E3M4", "scaling": "none"}
 COARSE = {"weight": "E3M4", "activation": "E3M4", "gradient": "E3M4"}
 
 
@@ -171,6 +172,43 @@ def test_products_are_quantized_where_they_happen(name):
     for a, b in zip(found, grads, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
     assert {"weight@fwd", "activation@fwd", "gradient@wgrad"} <= set(rows[-1].operands)
+
+
+class Counting(nn.Linear):
+    """Replaces a buffer, where in memory an activation may come to lie."""
+
+    def __init__(self, width):
+        super().__init__(width, width, bias=False)
+        self.register_buffer("count", torch.zeros(()))
+
+    def forward(self, x):
+        self.count = self.count + 1
+        inputs = [x * 1 for _ in range(20)]
+        return torch.stack([functional.linear(x, self.weight) for x in inputs])
+
+
+def test_no_activation_is_taken_for_a_buffer_that_is_gone():
+    model, x = nn.Sequential(Counting(4)), torch.randn(7, 4)
+    expected = product(x, model[0].weight).expand(20, 7, 4)
+    with quantize_model(model, COARSE, head=None):
+        for _ in range(40):  # whether it comes to lie there is a matter of luck
+            torch.testing.assert_close(model(x), expected)
+
+
+class Written(nn.Linear):
+    """Writes to its weight between two products."""
+
+    def forward(self, x):
+        first = functional.linear(x, self.weight)
+        with torch.no_grad():
+            self.weight.view(-1).mul_(-1)
+        return first + functional.linear(x, self.weight)
+
+
+def test_a_weight_that_the_forward_writes_to_is_quantized_again():
+    model = nn.Sequential(Written(4, 4, bias=False))
+    with quantize_model(model, COARSE, head=None), torch.no_grad():
+        assert torch.equal(model(torch.randn(7, 4)), torch.zeros(7, 4))
 
 
 CONVOLUTIONS = {
@@ -517,6 +555,29 @@ def test_a_module_that_checkpoints_a_part_of_itself_is_told():
             x.grad = None
             checkpoint(outside, x, use_reentrant=reentrant).sum().backward()
             assert torch.equal(x.grad, expected[0])
+
+
+class CheckpointedAttention(nn.Module):
+    """Attention that checkpoints its products."""
+
+    def forward(self, x):
+        return checkpoint(lambda x: (x @ x.mT).softmax(-1) @ x, x, use_reentrant=False)
+
+
+CHECKPOINTED = {
+    "products": (lambda: Checkpointed(False), {"weight": UNSCALED, "activation": UNSCALED}),
+    "one operand": (lambda: Checkpointed(False), {"activation": UNSCALED}),
+    "attention": (CheckpointedAttention, {"attention": UNSCALED}),
+}
+
+
+@pytest.mark.parametrize("name", CHECKPOINTED)
+def test_plain_products_are_not_taken_for_quantized_ones(name):
+    """Where they save as many tensors, of the same shapes and types."""
+    build, recipe = CHECKPOINTED[name]
+    x = torch.randn(4, 4, 4)[slice(None) if name == "attention" else 0].requires_grad_()
+    with quantize_model(nn.Sequential(build()), recipe) as q, pytest.raises(CheckpointError):
+        q.model(x).sum().backward()
 
 
 def test_the_grid_of_a_weight_is_its_own():

@@ -6,9 +6,11 @@ and it appears in one rename. One process compiles; those that come meanwhile wa
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import stat
 import tempfile
 import time
@@ -17,6 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PATIENCE = 120  # seconds that a process waits for another one's compiler
+_ROOM = 1 << 22  # bytes free: several times what is made; each try of a compiler takes long
 _PAUSE = 0.05  # seconds between two looks at the lock
 
 
@@ -66,6 +69,8 @@ def _find(folder: Path, name: str) -> Path | None:
 def _make(folder: Path, name: str, make: Callable[[Path], Path]) -> Path:
     for broken in folder.glob(f"{name}-*.so"):
         broken.unlink()
+    if shutil.disk_usage(folder).free < _ROOM:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder))
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         made = make(Path(scratch))
         made.chmod(0o700)

@@ -35,7 +35,7 @@ from altcore.study.arms import Arm, factorial, frozen_control
 from altcore.study.compare import Comparison, Contender
 from altcore.study.explain import Explanation
 from altcore.study.identity import plain
-from altcore.study.record import Question, agreed_steps, claim, read
+from altcore.study.record import Question, agreed_steps, claim, held, read
 from altcore.study.runner import Runner, duration
 from altcore.study.setup import base_config, measure_cost, steps_within
 
@@ -93,12 +93,13 @@ def explain(options: Options) -> tuple[dict[str, Any], Path]:
     study = Explanation(runner, plan, seeds, options.within, ties)
     arms = [frozen_control(plan), *full.values()]
     asked = {"format": label, "recipe": config.recipe_name}
-    begun = _begin(options, runner, "explain", asked, arms, study.runs_at_most, seeds)
-    study.watch = watching(runner.base)
-    found = study.explain()
-    about = {**asked, **facts(runner.base, begun)}
-    whole = {"about": about, **found}
-    write(runner.folder, begun.page, whole, report.explanation(about, found))
+    with held(runner.folder):
+        begun = _begin(options, runner, "explain", asked, arms, study.runs_at_most, seeds)
+        study.watch = watching(runner.base)
+        found = study.explain()
+        about = {**asked, **facts(runner.base, begun)}
+        whole = {"about": about, **found}
+        write(runner.folder, begun.page, whole, report.explanation(about, found))
     return whole, runner.folder
 
 
@@ -120,11 +121,12 @@ def compare(
     study = Comparison(runner, contenders, seeds, options.within, keys)
     asked = {"formats": list(formats), "recipes": list(recipes), "optimizers": list(optimizers)}
     arms = sorted(study.arms().values(), key=lambda arm: arm.key == contenders[-1].key)
-    begun = _begin(options, runner, "compare", asked, arms, study.runs_at_most, seeds)
-    found = study.compare()
-    about = {"formats": list(formats), **facts(runner.base, begun)}
-    whole = {"about": about, **found}
-    write(runner.folder, begun.page, whole, report.comparison(about, found))
+    with held(runner.folder):
+        begun = _begin(options, runner, "compare", asked, arms, study.runs_at_most, seeds)
+        found = study.compare()
+        about = {"formats": list(formats), **facts(runner.base, begun)}
+        whole = {"about": about, **found}
+        write(runner.folder, begun.page, whole, report.comparison(about, found))
     return whole, runner.folder
 
 

@@ -102,7 +102,9 @@ def _file(path: Path) -> str:
     """Return a file's digest; one that has not changed since is not read again."""
     status = path.stat()
     read = _read if time.time() - status.st_mtime > JUST_NOW else _read.__wrapped__
-    return read(str(path.resolve()), status.st_ino, status.st_size, status.st_mtime_ns)
+    # A tool may set the time of change back; that of the entry it cannot.
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return read(str(path.resolve()), status.st_ino, status.st_size, *times)
 
 
 @cache

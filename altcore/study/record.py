@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from attrs import asdict, evolve, field, frozen
+from attrs.validators import instance_of, matches_re
 
 from altcore.digest import digest
 from altcore.errors import BadInput
@@ -27,12 +30,12 @@ class Question:
     """``explain`` or ``compare``."""
     asked: Mapping[str, Any]
     """As it was asked, in plain data: the budget, the configuration, and what is compared."""
-    arms: Mapping[str, str]
+    arms: Mapping[str, str] = field(validator=instance_of(Mapping))
     """The digest of each arm, by its name."""
-    seeds: Sequence[int]
+    seeds: Sequence[int] = field(validator=instance_of(Sequence))
     within: float
     steps: int
-    page: str = ""
+    page: str = field(default="", validator=matches_re(r"[\w-]*"))
     """The name of the answer's .md and .json; `claim` gives it."""
     recipes: Mapping[str, str] = field(factory=dict)
     """Where the copy of each recipe file is."""
@@ -44,6 +47,28 @@ class Question:
             and set(self.arms.values()) >= set(other.arms.values())
             and set(self.seeds) >= set(other.seeds)
         )
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep a study's folder to this process; `BadInput` where another one has it.
+
+    Each would take a run that the other is at for one that was cut short.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a")
+    except OSError as error:
+        raise BadInput(f"{folder} cannot be written: {error.strerror}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise BadInput(
+                f"another process is at the study in {folder}: wait for it, or give this one "
+                "another --name"
+            ) from error
+        yield
 
 
 def read(folder: Path) -> list[Question]:

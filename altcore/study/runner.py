@@ -103,7 +103,7 @@ class Runner:
         known_by = self._identity(config)
         short = digest(known_by)[:DIGITS]
         path = next((self.folder / "runs").glob(f"*-{short}"), None)
-        if path is not None and summary_of(path)["status"] not in ENDED:
+        if path is not None and not _is_whole(path, config.max_steps):
             shutil.rmtree(path)
             path = None
         if path is None:
@@ -171,6 +171,13 @@ def outcome(path: Path, steps: int) -> Outcome:
     entropy = (summary_of(path).get("workload") or {}).get("unigram_entropy")
     diverged = early or not finite or bool(causes & set(DIVERGED))
     return Outcome(losses, diverged, entropy, tuple(lines))
+
+
+def _is_whole(path: Path, steps: int) -> bool:
+    """Whether a run ended, and nothing of what it recorded is lost."""
+    status = summary_of(path)["status"]
+    lines = sum("loss" in x for x in read_lines(path / METRICS))
+    return status in ENDED and (status != "finished" or lines == steps)
 
 
 def _number(value: Any) -> float:

@@ -87,7 +87,8 @@ class Frame:
     """By identity, kept alive so that identities stay theirs."""
     made: dict[int, tuple[Tensor, Origin]] = field(init=False, factory=dict)
     probabilities: dict[int, Tensor] = field(init=False, factory=dict)
-    buffers: set[int] = field(init=False)
+    buffers: dict[int, Tensor] = field(init=False)
+    """As they were at the start, kept alive for the same reason."""
     products: dict[tuple[int, str, bool], Product | None] = field(init=False, factory=dict)
     """The products by a parameter: by its layer's identity, its name, and whether it is stored."""
     attention_calls: int = field(init=False, default=0)
@@ -101,7 +102,7 @@ class Frame:
                 self.weights[id(value)] = value, Origin(layer, own, how)
         for value in _computing(self.layer.module):
             self.weights.setdefault(id(value), (value, Origin(self.layer, "weight", "computed")))
-        self.buffers = {id(b) for b in self.layer.module.buffers()}
+        self.buffers = {id(b): b for b in self.layer.module.buffers()}
 
     # What a tensor is -------------------------------------------------------------------------
 
@@ -131,6 +132,19 @@ class Frame:
             self.made[id(t)] = t, Origin(origin.layer, origin.own, how)
         return result
 
+    def forget(self, written: Tensor) -> None:
+        """Take in that the forward wrote to a weight, or to a copy of one.
+
+        What was quantized of it is old, and a copy has other values than the weight.
+        """
+        self.end()
+        self.products.clear()
+        memory = _memory(written)
+        if memory not in [_memory(t) for t, _ in self.weights.values()]:
+            for t, origin in list(self.made.values()):
+                if _memory(t) == memory:
+                    self.mark(t, origin, "computed")
+
     # What is done with it ---------------------------------------------------------------------
 
     def call(
@@ -157,7 +171,9 @@ class Frame:
         if func in CASTS:
             return self.mark(func(*args, **kwargs), origin, "computed")
         if _is_in_place(func) and self.is_weight(tensors[0]):
-            return func(*args, **kwargs)
+            result = func(*args, **kwargs)
+            self.forget(tensors[0])
+            return result
         args, kwargs = self.look_up(func, args, kwargs)
         result = func(*args, **kwargs)
         return self.mark(result, origin, "computed") if is_constant else result
@@ -371,6 +387,11 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
             yield value
         elif isinstance(value, list | tuple):
             yield from _tensors(value)
+
+
+def _memory(t: Tensor) -> int:
+    """What tensors have in common that share their values."""
+    return t.untyped_storage().data_ptr() if t.layout == torch.strided else id(t)
 
 
 def _name(func: Callable[..., Any]) -> str:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from altcore.formats import FloatFormat, Format
+from altcore.numerics.constants import outside_modes
 from altcore.numerics.outputs import scale_output
 from altcore.surgery.compute import float8_dtypes, is_exact_in_bfloat16
 from altcore.surgery.flops import uncounted
@@ -30,6 +31,12 @@ PAIRS = {
     "gradient": ("gradient@dgrad", "gradient@wgrad"),
 }
 """A role's operands in a layer's products."""
+
+with outside_modes():
+    QUANTIZED = torch.zeros((), dtype=torch.uint8, device="cpu")
+"""Saved for the backward pass by all that quantizes, and by nothing else: a checkpoint within a
+module's own forward, which makes plain products when it computes them again, sees that they differ.
+"""
 
 LINEAR_AXES: tuple[Axes, Axes] = ((-1,), (-2,))
 """The axes that a role's two products sum over: of (tokens, features) and of (out, in)."""
@@ -118,18 +125,19 @@ def keep(
     """Save what the backward pass multiplies, and where ``a`` and ``b`` were inside their range.
 
     By way of autograd, which frees it after the backward pass, notices when a tensor changed
-    in between, and lets checkpointing and offloading have it.
+    in between, and lets checkpointing and offloading have it. `QUANTIZED` comes last.
     """
     needs_x, needs_w = ctx.needs_input_grad[:2]
     saved = (x_wgrad if needs_w else None, w_dgrad if needs_x else None)
     ctx.formats = [None if o is None else o.format for o in saved]
     tensors = [t for o in saved for t in ((o.values, o.scale) if o else (None, None))]
-    ctx.save_for_backward(*tensors, a.inside if needs_x else None, b.inside if needs_w else None)
+    inside = (a.inside if needs_x else None, b.inside if needs_w else None)
+    ctx.save_for_backward(*tensors, *inside, QUANTIZED)
 
 
 def kept(ctx: Any) -> tuple[Any, Any, Tensor | None, Tensor | None]:
     """Return what `keep` saved: x and w as operands, where they are needed, and their masks."""
-    x, x_scale, w, w_scale, x_inside, w_inside = ctx.saved_tensors
+    x, x_scale, w, w_scale, x_inside, w_inside, _ = ctx.saved_tensors
     return (
         None if x is None else Operand(x, x_scale, ctx.formats[0]),
         None if w is None else Operand(w, w_scale, ctx.formats[1]),
@@ -144,10 +152,12 @@ class StraightThrough(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, quantized: Tensor, inside: Tensor | None) -> Tensor:
         ctx.inside = inside
+        ctx.save_for_backward(QUANTIZED)
         return quantized.view_as(quantized)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors  # so that a checkpoint compares them
         return clip(grads[0], ctx.inside), None, None
 
 
