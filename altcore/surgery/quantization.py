@@ -45,6 +45,7 @@ from altcore.surgery.compute import choose_compute
 from altcore.surgery.coverage import Coverage, coverage_of
 from altcore.surgery.flop_count import FlopCount
 from altcore.surgery.flops import count_flops
+from altcore.surgery.following import followable, steps_as
 from altcore.surgery.gradient_rounding import GradientRounding, ModelHook
 from altcore.surgery.layer import PatchedForward, QuantizedLayer, restore_forwards
 from altcore.surgery.layers import (
@@ -380,7 +381,11 @@ class Quantization:
         Also moves the random bits of stochastic rounding on by a step. Does nothing more where the
         optimizer's own steps do it (see `quantize_model`).
         """
-        if self._optimizer is None or optimizer not in (None, self._optimizer):
+        if optimizer is not None and not isinstance(getattr(optimizer, "state", None), Mapping):
+            kind = type(optimizer).__name__
+            raise BadInput(f"optimizer: what stepped is needed, with its state, not {kind}")
+        followed = self._optimizer
+        if followed is None or not (optimizer is None or steps_as(optimizer, followed)):
             self._store(optimizer)
 
     def _store(self, optimizer: torch.optim.Optimizer | None) -> None:
@@ -554,7 +559,8 @@ def quantize_model(
         raise BadInput(f"model: a torch.nn.Module is needed, not {model!r:.60}")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module  # whose names and head a recipe means
+    followed = None if optimizer is None else followable(optimizer)  # First, since it raises.
     q = Quantization(model, as_recipe(recipe, format), compute, Clock(seed), head)
-    if optimizer is not None:
-        q.follow(optimizer)
+    if followed is not None:
+        q.follow(followed)
     return q
