@@ -253,6 +253,20 @@ def test_state_that_cannot_be_rounded_is_named(make, says):
             q.store(optimizer)
 
 
+@pytest.mark.parametrize("bag", [False, True])
+def test_rows_that_an_embedding_shrinks_are_looked_up_on_the_grid(bag):
+    """``max_norm`` writes to the weight in the forward pass: it is rounded before it is used."""
+    layer = (nn.EmbeddingBag if bag else nn.Embedding)(6, 8, max_norm=1.0)
+    model, index = nn.Sequential(layer), torch.tensor([[1], [2], [3]])
+    with quantize_model(model, {"stored_weight": "E2M1"}, head=None), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            y = model(index)
+            assert is_on_grid(layer.weight, "E2M1")
+            assert torch.equal(y.flatten(0, -2), layer.weight[1:4])
+    assert (layer.weight[1:4].norm(dim=1) < 1.2).all()
+
+
 # ------------------------------------------------------------------- optimizers that are given
 
 

@@ -211,9 +211,15 @@ class Frame:
         """Return the arguments with weights rounded that are used outside a product."""
         if func in (F.embedding, F.embedding_bag):
             args, kwargs = _renormalized(*args, **kwargs)
-
+            self.round_stored(args[1])
         args = tuple(map(self.looked_up, args))
         return args, {k: self.looked_up(v) for k, v in kwargs.items()}
+
+    def round_stored(self, weight: Tensor) -> None:
+        """Put a stored weight back on its grid, whose rows an embedding may have shrunk."""
+        origin = self.origin(weight)
+        if origin is not None and origin.own in origin.layer.stored and origin.how == "itself":
+            origin.layer.stored[origin.own].on_grid(weight, is_told=False)
 
     def looked_up(self, value: Any) -> Any:
         """Return a value with the weights in it as they are used outside a product."""
