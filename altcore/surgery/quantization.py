@@ -180,15 +180,20 @@ class Quantization:
 
         A layer keeps its patch while it has a cast, so that code compiled around it stays valid.
         """
-        before, self.layers = self.layers, {}
+        wanted = {
+            name: self.model.get_submodule(name)
+            for name, casts in self.plan.items()
+            if any(casts[o] is not None for o in PATCHED)
+        }
+        # A name may be another module's by now.
+        kept = {n: x for n, x in self.layers.items() if x.module is wanted.get(n)}
+        restore_forwards({n: x for n, x in self.layers.items() if n not in kept})
         stored = {id(w.slot.parameter): w for w in self.stored.values()}
-        for name, casts in self.plan.items():
-            prefix = f"{name}:"
+        self.layers = {}
+        for name, module in wanted.items():
+            prefix, casts = f"{name}:", self.plan[name]
             own = {k.removeprefix(prefix): q for k, q in made.items() if k.startswith(prefix)}
-            if not any(casts[o] is not None for o in PATCHED):
-                continue
-            layer = before.pop(name, None)
-            module = self.model.get_submodule(name)
+            layer = kept.get(name)
             if layer is None:
                 layer = QuantizedLayer(name, module, casts, own, self, module.forward)
                 module.forward = PatchedForward(layer)
@@ -196,7 +201,6 @@ class Quantization:
             parameters = matrices(module).items()
             layer.stored = {n: stored[id(p)] for n, p in parameters if id(p) in stored}
             self.layers[name] = layer
-        restore_forwards(before)
         if any(casts["weight_gradient"] for casts in self.plan.values()):
             self._hooks.append(GradientRounding(self))
 
@@ -230,7 +234,7 @@ class Quantization:
                 old, slot = before.get(full), ParameterSlot.of(self.model, full)
                 self.stored[full] = (
                     old
-                    if old is not None and old.cast == cast
+                    if old is not None and (old.cast, old.slot.module) == (cast, slot.module)
                     else StoredWeight(full, name, slot, cast, self.clock, self._on_change)
                 )
 
