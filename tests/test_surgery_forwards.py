@@ -522,3 +522,49 @@ class Turned(nn.Module):
 
     def forward(self, x):
         return x @ self.w
+
+
+# ------------------------------------------------------------ weights that a forward changes
+
+
+FACTORS = torch.linspace(1.1, 2.0, 8)
+
+
+class Growing(nn.Linear):
+    """Multiplies by its weight, and by what that is after a change."""
+
+    def __init__(self, how):
+        super().__init__(8, 8, bias=False)
+        self.how = how
+
+    def forward(self, x):
+        w = self.weight.clone() if self.how == "copy" else self.weight
+        y = functional.linear(x, w)
+        if self.how == "data":
+            self.weight.data = self.weight.data * FACTORS
+        else:
+            (w.data if self.how == "in data" else w).mul_(FACTORS)
+        return y + functional.linear(x, w)
+
+
+@pytest.mark.parametrize("how", ["copy", "in place", "data"])
+def test_a_weight_that_the_forward_changes_is_quantized_again(how):
+    model, x = nn.Sequential(Growing(how)), torch.randn(4, 8)
+    w = model[0].weight.detach().clone()
+    with torch.inference_mode(how == "copy"), torch.no_grad():
+        with quantize_model(model, COARSE, head=None):
+            y = model(x)
+        expected = product(x, w) + product(x, w * FACTORS)
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("how", ["copy", "in place", "data", "in data"])
+def test_a_stored_weight_that_the_forward_changes_is_rounded_before_it_is_used(how):
+    """Layers that hold the norm of their weight down do so in their forward."""
+    model = nn.Sequential(Growing(how))
+    recipe = {"stored_weight": "E2M1", "weight": "E2M1"}
+    with torch.no_grad(), quantize_model(model, recipe, head=None):
+        w = model[0].weight.detach().clone()
+        seen = model(torch.eye(8)).T - w  # what the second product saw
+    assert len(seen.unique()) <= 15  # those of E2M1
+    assert not torch.equal(seen, w)
