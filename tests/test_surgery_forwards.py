@@ -568,3 +568,30 @@ def test_a_stored_weight_that_the_forward_changes_is_rounded_before_it_is_used(h
         seen = model(torch.eye(8)).T - w  # what the second product saw
     assert len(seen.unique()) <= 15  # those of E2M1
     assert not torch.equal(seen, w)
+
+
+class OwnFunction(torch.autograd.Function):
+    """A product with a backward pass of its own, as fused kernels have it."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x @ w.T
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        return g @ w, g.T @ x
+
+
+class Fused(nn.Linear):
+    def forward(self, x):
+        return OwnFunction.apply(x, self.weight)
+
+
+def test_a_backward_pass_of_its_own_is_told_of():
+    model, x = nn.Sequential(Fused(8, 8, bias=False)), torch.randn(4, 8)
+    with quantize_model(model, COARSE, head=None):
+        with pytest.warns(RuntimeWarning, match=r"autograd\.Function of its own, the"):
+            y = model(x)
+        torch.testing.assert_close(y, product(x, model[0].weight))

@@ -150,11 +150,12 @@ class QuantizedLayer:
         return product.convolve(input, weight, module.bias, geometry)
 
     def tell_recomputation(self) -> None:
-        """Warn of a product that has no gradient in a forward that has: it may be made again."""
+        """Warn of a product that has no gradient in a forward that has: its backward is another."""
         self.owner.warn(
             f"layer {self.name} ({type(self.module).__name__}) multiplies without gradients in a "
             "forward that has them. If it checkpoints a part of itself by use_reentrant=True, that "
-            "part is computed again unquantized: checkpoint the whole module, from outside"
+            "part is computed again unquantized: checkpoint the whole module, from outside. If it "
+            "has an autograd.Function of its own, the backward pass of that is not quantized"
         )
 
     def note(self, operand: str, own: str, x: Tensor) -> None:
