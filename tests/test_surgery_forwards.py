@@ -410,6 +410,7 @@ def subclass(x):
         (lambda x: x.to_sparse(), "a sparse_coo tensor"),
         (lambda x: x.to("meta"), "a meta tensor"),
         (lambda x: x.bool(), "a tensor of bool"),
+        (lambda x: x.to(torch.float8_e4m3fn), "a tensor of float8_e4m3fn"),
         (subclass, "an Own"),
         (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "a quantized tensor"),
         (lambda x: torch.nested.nested_tensor(list(x)), "a nested tensor"),
@@ -422,6 +423,13 @@ def test_what_is_no_dense_floating_point_tensor_is_named(name, make, says):
     refused = pytest.raises(BadInput, match=f"layer 0: input is {says}: .*q.off")
     with quantize_model(nn.Sequential(build()), COARSE) as q, refused:
         q.model(make(x))
+
+
+def test_a_weight_in_a_type_of_eight_bits_is_named():
+    """Checkpoints in FP8 hold their weights so, and multiply them by a scale elsewhere."""
+    model = nn.Sequential(nn.Linear(4, 4).to(torch.float8_e5m2))
+    with pytest.raises(BadInput, match="layer 0: weight is a tensor of float8_e5m2"):
+        quantize_model(model, COARSE, head=None)
 
 
 def test_a_labelled_tensor_is_taken_for_what_it_holds():
