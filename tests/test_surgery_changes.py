@@ -295,3 +295,66 @@ def test_state_that_cannot_be_rounded_is_named(make, says):
         optimizer.step()
         with pytest.warns(RuntimeWarning, match=says):
             q.store(optimizer)
+
+
+@pytest.mark.parametrize("bag", [False, True])
+def test_rows_that_an_embedding_shrinks_are_looked_up_on_the_grid(bag):
+    """``max_norm`` writes to the weight in the forward pass: it is rounded before it is used."""
+    layer = (nn.EmbeddingBag if bag else nn.Embedding)(6, 8, max_norm=1.0)
+    model, index = nn.Sequential(layer), torch.tensor([[1], [2], [3]])
+    with quantize_model(model, {"stored_weight": "E2M1"}, head=None), warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            y = model(index)
+            assert is_on_grid(layer.weight, "E2M1")
+            assert torch.equal(y.flatten(0, -2), layer.weight[1:4])
+    assert (layer.weight[1:4].norm(dim=1) < 1.2).all()
+
+
+# ------------------------------------------------------------------- optimizers that are given
+
+
+class Wrapper(torch.optim.Optimizer):
+    """An optimizer by name, as accelerate's: it steps another one, and runs no hooks itself."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+    state = property(lambda self: self.optimizer.state)
+
+    def step(self):
+        self.optimizer.step()
+
+
+class Twin:
+    """An optimizer's attributes under another name, as Lightning's wrapper has them."""
+
+    def __init__(self, optimizer):
+        self.__dict__ = dict(vars(optimizer))
+
+
+@pytest.mark.parametrize("wrap", [Wrapper, Twin])
+def test_a_wrapper_steps_as_the_optimizer_in_it(wrap):
+    """One step is one `store`, whichever of the two is followed or given."""
+    for first in (Wrapper, lambda inner: inner):
+        model = build()
+        inner = torch.optim.SGD(model.parameters(), lr=0.5)
+        q = quantize_model(model, STORED, optimizer=first(inner))
+        for step in (1, 2):
+            model(torch.randn(4, 8)).square().sum().backward()
+            inner.step()
+            q.store(wrap(inner))
+            assert q.clock.step == step
+            assert q.stored_moves[:, 0].sum() > 0
+            assert is_on_grid(model[0].weight)
+
+
+@pytest.mark.parametrize("given", ["adam", [torch.optim.SGD([torch.zeros(1)])], Wrapper(None)])
+def test_what_is_no_optimizer_is_refused_and_nothing_is_quantized(given):
+    model = build()
+    with pytest.raises(BadInput, match=r"one torch\.optim\.Optimizer is needed"):
+        quantize_model(model, STORED, optimizer=given)
+    with quantize_model(model, STORED) as q:
+        for bad in ("adam", [1], model):
+            with pytest.raises(BadInput, match="what stepped is needed"):
+                q.store(bad)

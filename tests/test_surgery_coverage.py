@@ -88,6 +88,47 @@ def test_what_a_recipe_asks_for_by_name_is_told(pattern, is_told):
     assert [" its weights were in no product" in str(w.message) for w in told] == [True] * is_told
 
 
+class Wrapped(nn.Module):
+    """A layer with something beside it, as adapters have."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base_layer, self.beside = base, nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.beside(x)
+
+
+@pytest.mark.filterwarnings("ignore:layer 1 .* the model has lost it")
+@pytest.mark.parametrize("recipe", ["E2M1", {"weight": "E2M1", "stored_weight": "E2M1"}])
+def test_modules_that_come_and_go_are_told(recipe):
+    """What replaces a layer is not quantized before the recipe is taken again."""
+    model, x = nn.Sequential(*(nn.Linear(8, 8) for _ in range(3))), torch.randn(4, 8)
+    plain = {name: m.forward for name, m in model.named_children()}
+    with quantize_model(model, recipe, head=None) as q:
+        model(x).sum().backward()
+        model[0], model[1] = Wrapped(model[0]), nn.Linear(8, 8)
+        model(x).sum().backward()
+        rows = {row.layer: row for row in q.coverage().rows}
+        assert rows["0"].operands
+        assert rows["2"].operands
+        assert rows["1"].is_missed
+        assert rows["1"].why_not == "the model has lost it since it was quantized"
+        assert not rows["1"].operands
+        assert "got it after" in rows["0.beside"].why_not
+        assert q.coverage().parameter_share == pytest.approx(2 * 64 / (4 * 72))
+        q.change_recipe(recipe)
+        model(x).sum().backward()
+        assert all(row.operands for row in q.coverage().rows)
+        assert [row.layer for row in q.coverage().rows] == ["0.base_layer", "0.beside", "1", "2"]
+        assert set(q.stored) in (set(), {f"{row.layer}.weight" for row in q.coverage().rows})
+        if q.stored:
+            model[1].weight.data.mul_(1.3)
+            q.store()
+            assert len(model[1].weight.unique()) <= 15  # those of E2M1
+    assert model[0].base_layer.forward == plain["0"]
+
+
 def test_the_table_and_the_line():
     """Every layer is in it; the line has the shares and the head."""
     model = nn.Sequential(nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9))

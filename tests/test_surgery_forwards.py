@@ -462,6 +462,7 @@ def subclass(x):
         (lambda x: x.to_sparse(), "a sparse_coo tensor"),
         (lambda x: x.to("meta"), "a meta tensor"),
         (lambda x: x.bool(), "a tensor of bool"),
+        (lambda x: x.to(torch.float8_e4m3fn), "a tensor of float8_e4m3fn"),
         (subclass, "an Own"),
         (lambda x: torch.quantize_per_tensor(x, 0.1, 0, torch.qint8), "a quantized tensor"),
         (lambda x: torch.nested.nested_tensor(list(x)), "a nested tensor"),
@@ -484,6 +485,13 @@ def test_the_model_itself_has_a_name_where_it_is_a_layer():
         with pytest.raises(BadInput, match=r"layer \(model\) is Linear: it is quantized already"):
             quantize_model(model, "E4M3")
         assert "(model)" in str(q.coverage())
+
+
+def test_a_weight_in_a_type_of_eight_bits_is_named():
+    """Checkpoints in FP8 hold their weights so, and multiply them by a scale elsewhere."""
+    model = nn.Sequential(nn.Linear(4, 4).to(torch.float8_e5m2))
+    with pytest.raises(BadInput, match="layer 0: weight is a tensor of float8_e5m2"):
+        quantize_model(model, COARSE, head=None)
 
 
 def test_a_labelled_tensor_is_taken_for_what_it_holds():
@@ -607,3 +615,76 @@ class Turned(nn.Module):
 
     def forward(self, x):
         return x @ self.w
+
+
+# ------------------------------------------------------------ weights that a forward changes
+
+
+FACTORS = torch.linspace(1.1, 2.0, 8)
+
+
+class Growing(nn.Linear):
+    """Multiplies by its weight, and by what that is after a change."""
+
+    def __init__(self, how):
+        super().__init__(8, 8, bias=False)
+        self.how = how
+
+    def forward(self, x):
+        w = self.weight.clone() if self.how == "copy" else self.weight
+        y = functional.linear(x, w)
+        if self.how == "data":
+            self.weight.data = self.weight.data * FACTORS
+        else:
+            (w.data if self.how == "in data" else w).mul_(FACTORS)
+        return y + functional.linear(x, w)
+
+
+@pytest.mark.parametrize("how", ["copy", "in place", "data"])
+def test_a_weight_that_the_forward_changes_is_quantized_again(how):
+    model, x = nn.Sequential(Growing(how)), torch.randn(4, 8)
+    w = model[0].weight.detach().clone()
+    with torch.inference_mode(how == "copy"), torch.no_grad():
+        with quantize_model(model, COARSE, head=None):
+            y = model(x)
+        expected = product(x, w) + product(x, w * FACTORS)
+    torch.testing.assert_close(y, expected)
+
+
+@pytest.mark.parametrize("how", ["copy", "in place", "data", "in data"])
+def test_a_stored_weight_that_the_forward_changes_is_rounded_before_it_is_used(how):
+    """Layers that hold the norm of their weight down do so in their forward."""
+    model = nn.Sequential(Growing(how))
+    recipe = {"stored_weight": "E2M1", "weight": "E2M1"}
+    with torch.no_grad(), quantize_model(model, recipe, head=None):
+        w = model[0].weight.detach().clone()
+        seen = model(torch.eye(8)).T - w  # what the second product saw
+    assert len(seen.unique()) <= 15  # those of E2M1
+    assert not torch.equal(seen, w)
+
+
+class OwnFunction(torch.autograd.Function):
+    """A product with a backward pass of its own, as fused kernels have it."""
+
+    @staticmethod
+    def forward(ctx, x, w):
+        ctx.save_for_backward(x, w)
+        return x @ w.T
+
+    @staticmethod
+    def backward(ctx, g):
+        x, w = ctx.saved_tensors
+        return g @ w, g.T @ x
+
+
+class Fused(nn.Linear):
+    def forward(self, x):
+        return OwnFunction.apply(x, self.weight)
+
+
+def test_a_backward_pass_of_its_own_is_told_of():
+    model, x = nn.Sequential(Fused(8, 8, bias=False)), torch.randn(4, 8)
+    with quantize_model(model, COARSE, head=None):
+        with pytest.warns(RuntimeWarning, match=r"autograd\.Function of its own, the"):
+            y = model(x)
+        torch.testing.assert_close(y, product(x, model[0].weight))

@@ -230,7 +230,63 @@ def test_attention_in_sixteen_bits(kind):
     assert (y.double() - expected).norm() < 3e-3 * expected.norm()
 
 
+class AttentionByHand(nn.Module):
+    """Keeps the scores, and mixes values by them."""
+
+    def forward(self, q, k, v):
+        self.scores = q @ k.mT
+        return self.scores.softmax(-1) @ v
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "autocast"])
+def test_operands_of_attention_by_hand_are_rounded_once(kind):
+    """16 bits round what comes out; they cannot hold q times its scale."""
+    model = nn.Sequential(AttentionByHand())
+    dtype = torch.float32 if kind == "autocast" else getattr(torch, kind)
+    given = [torch.randn(2, 16, 32).to(dtype) for _ in range(3)]
+    q, k = (q.double() * s.double() for q, s in (altcore.quantize(x, "E4M3") for x in given[:2]))
+    with (
+        quantize_model(model, {"attention": "E4M3"}),
+        torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"),
+    ):
+        y = model[0](*given)
+    assert y.dtype == model[0].scores.dtype == (dtype if kind == "float16" else torch.bfloat16)
+    ulp = torch.finfo(y.dtype).eps
+    assert ((model[0].scores.double() - q @ k.mT).abs() <= ulp * (q @ k.mT).abs() / 2 + 1e-4).all()
+
+
 # --------------------------------------------------------------------------- modules of all kinds
+
+
+class Products(nn.Linear):
+    def forward(self, x):
+        return torch.einsum("bi,oi->bo", x, self.weight)
+
+
+@pytest.mark.parametrize(
+    ("layer", "inputs"),
+    [
+        (lambda: nn.Linear(8, 8), 1),
+        (lambda: nn.Linear(8, 8).double(), 1),
+        (lambda: Products(8, 8), 1),
+        (lambda: nn.Conv1d(8, 8, 1), 1),
+        (lambda: nn.ConvTranspose1d(8, 8, 1), 1),
+        (lambda: nn.Bilinear(8, 8, 8), 2),
+    ],
+)
+@pytest.mark.parametrize("recipe", ["E4M3", {"weight": "E4M3"}, {"gradient": "E5M2"}])
+def test_autocast_decides_the_type_of_results(layer, inputs, recipe):
+    """What follows may count on it; gradients are of their tensors' types."""
+    model = nn.Sequential(layer())
+    x = [torch.randn(8, 8, dtype=model[0].weight.dtype, requires_grad=True)] * inputs
+    with torch.autocast("cpu", torch.bfloat16):
+        plain = model[0](*x)
+        with quantize_model(model, recipe, head=None):
+            y = model[0](*x)
+    assert y.dtype == plain.dtype
+    y.sum().backward()
+    assert all(t.grad.dtype == t.dtype for t in (x[0], model[0].weight))
+    assert (y - plain).norm() < 0.1 * plain.norm()
 
 
 def encoder():

@@ -30,9 +30,9 @@ class Question:
     """``explain`` or ``compare``."""
     asked: Mapping[str, Any]
     """As it was asked, in plain data: the budget, the configuration, and what is compared."""
-    arms: Mapping[str, str] = field(validator=instance_of(Mapping))
+    arms: Mapping[str, str] = field(validator=instance_of(dict))
     """The digest of each arm, by its name."""
-    seeds: Sequence[int] = field(validator=instance_of(Sequence))
+    seeds: Sequence[int] = field(validator=instance_of((list, tuple)))
     within: float
     steps: int
     page: str = field(default="", validator=matches_re(r"[\w-]*"))

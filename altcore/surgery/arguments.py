@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from altcore.errors import BadInput, with_article
 from altcore.surgery.layers import called
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""What a product takes. torch's own types of 8 bits and fewer only hold numbers."""
+
 
 def check_operand(x: Tensor, layer: str, argument: str) -> Tensor:
     """Return a product's operand as a plain tensor.
@@ -25,7 +28,7 @@ def check_operand(x: Tensor, layer: str, argument: str) -> Tensor:
         kind = "nested" if x.is_nested else "quantized" if x.is_quantized else None
         kind = kind or ("meta" if x.is_meta else str(x.layout).removeprefix("torch."))
         raise _refused(layer, argument, f"a {kind} tensor")
-    if not x.is_floating_point():
+    if x.dtype not in DTYPES:
         raise _refused(layer, argument, f"a tensor of {str(x.dtype).removeprefix('torch.')}")
     return x
 
@@ -33,7 +36,7 @@ def check_operand(x: Tensor, layer: str, argument: str) -> Tensor:
 def _refused(layer: str, argument: str, what: str) -> BadInput:
     return BadInput(
         f"{called(layer)}: {argument} is {what}: a quantized product needs a dense floating-point "
-        "tensor (skip the layer in the recipe, or run it under q.off())"
+        "tensor of 16 to 64 bits (skip the layer in the recipe, or run it under q.off())"
     )
 
 

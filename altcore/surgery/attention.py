@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from altcore.surgery.compute import output_dtype
+
 
 class Rounding(Protocol):
     """What attention asks of the layer that it is in."""
@@ -40,10 +42,8 @@ def attend(
     In float32 at least, which holds them as their scales make them; 16 bits would round them
     again, and float16 overflow in the scores. A row that may attend to nothing gives zeros.
     """
-    device, dtype = value.device.type, value.dtype
-    if torch.is_autocast_enabled(device):
-        dtype = torch.get_autocast_dtype(device)
-    with torch.autocast(device, enabled=False):
+    dtype = output_dtype(value)
+    with torch.autocast(value.device.type, enabled=False):
         if enable_gqa:
             groups = query.shape[-3] // key.shape[-3]
             key, value = (t.repeat_interleave(groups, -3) for t in (key, value))
@@ -87,10 +87,14 @@ MASKING = frozenset(
 
 
 def multiply(layer: Rounding, x: Tensor, w: Tensor, is_probability: bool) -> Tensor:
-    """Return ``x @ w.mT`` of rounded operands: probability by value, or else query by key."""
+    """Return ``x @ w.mT`` of rounded operands: probability by value, or else query by key.
+
+    As in `attend`, 16 bits hold the result, not the operands.
+    """
     names = ("probability", "value") if is_probability else ("query", "key")
-    dtype = torch.promote_types(x.dtype, w.dtype)
+    dtype = torch.promote_types(output_dtype(x), output_dtype(w))
     x = layer.round_attention(f"attention@{names[0]}", x, -1)
     w = layer.round_attention(f"attention@{names[1]}", w, -1)
     layer.count_attention("mix" if is_probability else "scores", x, w.mT)
-    return x.to(dtype) @ w.mT.to(dtype)
+    with torch.autocast(x.device.type, enabled=False):
+        return (x @ w.mT).to(dtype)

@@ -41,6 +41,19 @@ def choose_compute(compute: str, plan: Plan, device: torch.device) -> str:
     return "exact-bfloat16" if exact and has_fast_bfloat16(device) else "float32"
 
 
+def output_dtype(x: torch.Tensor, compute: str = "auto") -> torch.dtype:
+    """Return the type in which a product gives its result: torch's, which autocast decides.
+
+    Its operands are quantized as they are, whatever that would cast them to.
+    """
+    kind = x.device.type
+    if compute == "bfloat16":
+        return torch.bfloat16
+    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:  # which autocast leaves alone
+        return torch.get_autocast_dtype(kind)
+    return x.dtype
+
+
 def _product_formats(plan: Plan) -> Iterable[tuple[AnyFormat, AnyFormat]]:
     """The formats of both operands of each product of which both are quantized."""
     for casts in plan.values():

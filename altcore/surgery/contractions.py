@@ -139,7 +139,8 @@ def _bilinear(
     if weight.shape[1:] != (*input1.shape[-1:], *input2.shape[-1:]):
         return NotImplemented
     outer = (input1.unsqueeze(-1) * input2.unsqueeze(-2)).flatten(-2)
-    return multiply(outer, weight.flatten(1), bias, weight)
+    with torch.autocast(outer.device.type, enabled=False):  # which leaves this function alone
+        return multiply(outer, weight.flatten(1), bias, weight)
 
 
 def _grouped_mm(

@@ -16,6 +16,7 @@ from attrs import frozen
 from torch import Tensor
 
 from altcore.numerics.outputs import scale_output
+from altcore.surgery.compute import output_dtype
 from altcore.surgery.flops import uncounted
 from altcore.surgery.product import Casts, clip, keep, kept, ready
 from altcore.surgery.quantizer import Axes, Operand
@@ -108,7 +109,7 @@ class QuantizedConv(torch.autograd.Function):
         # Each element of the weight meets each position of the smaller side.
         ctx.flops = 2 * (x if turned else y).numel() * w[0].numel()
         casts.count_product("fwd", a, b, ctx.flops)
-        dtype = torch.bfloat16 if casts.compute == "bfloat16" else x.dtype
+        dtype = output_dtype(x, casts.compute)
         bias = None if bias is None else bias.reshape(-1, *(1,) * dims)
         return scale_output(y, (first.scale, _by_output(second.scale, turned)), bias, dtype)
 

@@ -19,7 +19,7 @@ from altcore.recipe import (
     Layer,
     takes_hadamard,
 )
-from altcore.surgery.layers import find_heads, matrices, weights_of
+from altcore.surgery.layers import find_heads, find_layers, matrices, weights_of
 
 if TYPE_CHECKING:
     from altcore.surgery.quantization import Quantization
@@ -121,16 +121,14 @@ def coverage_of(q: Quantization) -> Coverage:
     """See `Quantization.coverage`."""
     has_run = any(layer.calls for layer in q.layers.values())
     rows, on_grid = [], set()
-    for name, layer in q.found.items():
-        module = q.model.get_submodule(name)
-        met, weights = _met(q, name, has_run)
+    for name, (layer, module, is_present) in _layers(q).items():
         own = matrices(module)
+        met, weights, why, is_missed = _state(q, layer, is_present, has_run)
         if "weight" in weights and "weight" not in own:  # it is computed from what there is
             computing = getattr(module, "parametrizations", nn.Module())
             on_grid |= {id(p) for m in (module, *computing.modules()) for p in matrices(m).values()}
         on_grid |= {id(p) for n, p in own.items() if n in weights}
         count = sum(p.numel() for p in own.values())
-        why, is_missed = _why_not(q, layer, set(met), has_run)
         rows.append(
             CoverageRow(
                 name, layer.kind, type(module).__name__, layer.is_head, count, met, why, is_missed
@@ -150,6 +148,34 @@ def coverage_of(q: Quantization) -> Coverage:
         {o: shares[o] for o in OPERANDS if o in shares},
         next((n for n, m in q.model.named_modules() if heads and m is heads[0]), None),
     )
+
+
+def _layers(q: Quantization) -> dict[str, tuple[Layer, nn.Module, bool]]:
+    """Return the layers of the model, and those quantized ones that it has no more.
+
+    By name: the layer, its module, and whether both the model and the quantization have it.
+    """
+    now, present = find_layers(q.model, q.head), {id(m) for m in q.model.modules()}
+    layers = {}
+    for name, quantized in q.layers.items():
+        layers[name] = q.found[name], quantized.module, id(quantized.module) in present
+    known = {id(quantized.module) for quantized in q.layers.values()}
+    for name, (layer, module) in now.items():
+        if id(module) not in known:
+            layers.setdefault(name, (layer, module, name in q.found))
+    return {name: layers[name] for name in (*q.found, *now) if name in layers}
+
+
+def _state(
+    q: Quantization, layer: Layer, is_present: bool, has_run: bool
+) -> tuple[tuple[str, ...], set[str], str, bool]:
+    """Return operands on a grid, the weights among them, why not all, and whether one is missed."""
+    if is_present:
+        met, weights = _met(q, layer.name, has_run)
+        return met, weights, *_why_not(q, layer, set(met), has_run)
+    if layer.name in q.layers:
+        return (), set(), "the model has lost it since it was quantized", True
+    return (), set(), "the model got it after it was quantized (see q.change_recipe)", False
 
 
 def _met(q: Quantization, name: str, has_run: bool) -> tuple[tuple[str, ...], set[str]]:

@@ -170,10 +170,11 @@ class Frame:
             return self.mark(func(*args, **kwargs), origin, "part")
         if func in CASTS:
             return self.mark(func(*args, **kwargs), origin, "computed")
-        if _is_in_place(func) and self.is_weight(tensors[0]):
+        if _is_in_place(func) and (written := self.origin(tensors[0])) is not None:
             result = func(*args, **kwargs)
             self.forget(tensors[0])
-            return result
+            self.round_stored(written)
+            return result if written.how == "itself" else self.mark(result, written, "computed")
         args, kwargs = self.look_up(func, args, kwargs)
         result = func(*args, **kwargs)
         return self.mark(result, origin, "computed") if is_constant else result
@@ -237,9 +238,17 @@ class Frame:
         """Return the arguments with weights rounded that are used outside a product."""
         if func in (F.embedding, F.embedding_bag):
             args, kwargs = _renormalized(*args, **kwargs)
-
+            if (written := self.origin(args[1])) is not None:
+                self.round_stored(written)
         args = tuple(map(self.looked_up, args))
         return args, {k: self.looked_up(v) for k, v in kwargs.items()}
+
+    def round_stored(self, written: Origin) -> None:
+        """Put a stored weight back on its grid, if the forward has just changed it."""
+        stored = written.layer.stored.get(written.own)
+        weight = written.layer.module._parameters.get(written.own)
+        if stored is not None and weight is not None:
+            stored.on_grid(weight, is_told=False)
 
     def looked_up(self, value: Any) -> Any:
         """Return a value with the weights in it as they are used outside a product."""

@@ -26,6 +26,7 @@ from altcore.surgery.interception import intercepting, suspended
 from altcore.surgery.layers import called, has_transposed_weight, kind_of, runs_torchs_forward
 from altcore.surgery.product import PAIRS, QuantizedLinear, StraightThrough
 from altcore.surgery.quantizer import Axes, Grid, Operand, Quantizer
+from altcore.surgery.stored import version_of
 
 if TYPE_CHECKING:
     from altcore.surgery.quantization import Quantization
@@ -152,11 +153,12 @@ class QuantizedLayer:
         return product.convolve(input, weight, module.bias, geometry)
 
     def tell_recomputation(self) -> None:
-        """Warn of a product that has no gradient in a forward that has: it may be made again."""
+        """Warn of a product that has no gradient in a forward that has: its backward is another."""
         self.owner.warn(
             f"{called(self.name)} ({type(self.module).__name__}) multiplies without gradients in a "
             "forward that has them. If it checkpoints a part of itself by use_reentrant=True, that "
-            "part is computed again unquantized: checkpoint the whole module, from outside"
+            "part is computed again unquantized: checkpoint the whole module, from outside. If it "
+            "has an autograd.Function of its own, the backward pass of that is not quantized"
         )
 
     def note(self, operand: str, own: str, x: Tensor) -> None:
@@ -260,8 +262,9 @@ class Product:
     """The parameter's name in its module."""
     is_stored: bool = False
     """Whether the weight is a stored one, or a part of it: on a grid already."""
-    weights: dict[tuple[str, int], tuple[Tensor, Operand]] | None = None
-    """Weight operands made in a forward that may use them again, by name and identity."""
+    weights: dict[tuple[str, int, int, int | None], tuple[Tensor, Operand]] | None = None
+    """Weight operands made in a forward that may use them again: by name, and by identity, place
+    and version of the weight, which the forward may change in between."""
 
     @property
     def compute(self) -> str:
@@ -315,8 +318,9 @@ class Product:
         quantizer = layer.quantizers.get(layer.site(name, self.own))
         if quantizer is None:
             return Operand(x.detach())
-        if self.weights is not None and (name, id(x)) in self.weights:
-            return self.weights[name, id(x)][1]
+        key = name, id(x), x.data_ptr(), version_of(x)
+        if self.weights is not None and key in self.weights:
+            return self.weights[key][1]
         layer.note(name, self.own, x)
         if name == "weight@fwd":
             layer.look_at(self.own, x)
@@ -327,8 +331,8 @@ class Product:
         )
         if grid is not None:
             layer.keep_view(self.own, x, quantizer, grid)
-        if is_weight and self.weights is not None:
-            self.weights[name, id(x)] = x, operand
+        if is_weight and self.weights is not None and not x.is_inference():  # it has no version
+            self.weights[key] = x, operand
         return operand
 
     def count_product(self, product: str, a: Operand, b: Operand, flops: int) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from altcore.formats import FloatFormat, Format
 from altcore.numerics.constants import outside_modes
 from altcore.numerics.outputs import scale_output
-from altcore.surgery.compute import float8_dtypes, is_exact_in_bfloat16
+from altcore.surgery.compute import float8_dtypes, is_exact_in_bfloat16, output_dtype
 from altcore.surgery.flops import uncounted
 from altcore.surgery.quantizer import Axes, Operand
 
@@ -85,7 +85,7 @@ class QuantizedLinear(torch.autograd.Function):
         keep(ctx, a, b, x_wgrad, w_dgrad)
         ctx.flops = 2 * x.numel() * w.shape[-2]
         casts.count_product("fwd", a, b, ctx.flops)
-        dtype = torch.bfloat16 if casts.compute == "bfloat16" else ctx.dtypes[0]
+        dtype = output_dtype(x, casts.compute)
         y = product(a, b, transpose_b=True, compute=casts.compute, bias=bias, dtype=dtype)
         # No view: what follows may change it in place.
         return torch.ops.aten._unsafe_view(y, [*ctx.shape[:-1], w.shape[-2]])

@@ -46,6 +46,7 @@ from altcore.surgery.compute import choose_compute
 from altcore.surgery.coverage import Coverage, coverage_of
 from altcore.surgery.flop_count import FlopCount
 from altcore.surgery.flops import count_flops
+from altcore.surgery.following import followable, steps_as
 from altcore.surgery.gradient_rounding import GradientRounding, ModelHook
 from altcore.surgery.layer import PatchedForward, QuantizedLayer, restore_forwards
 from altcore.surgery.layers import (
@@ -182,15 +183,20 @@ class Quantization:
 
         A layer keeps its patch while it has a cast, so that code compiled around it stays valid.
         """
-        before, self.layers = self.layers, {}
+        wanted = {
+            name: self.model.get_submodule(name)
+            for name, casts in self.plan.items()
+            if any(casts[o] is not None for o in PATCHED)
+        }
+        # A name may be another module's by now.
+        kept = {n: x for n, x in self.layers.items() if x.module is wanted.get(n)}
+        restore_forwards({n: x for n, x in self.layers.items() if n not in kept})
         stored = {id(w.slot.parameter): w for w in self.stored.values()}
-        for name, casts in self.plan.items():
-            prefix = f"{name}:"
+        self.layers = {}
+        for name, module in wanted.items():
+            prefix, casts = f"{name}:", self.plan[name]
             own = {k.removeprefix(prefix): q for k, q in made.items() if k.startswith(prefix)}
-            if not any(casts[o] is not None for o in PATCHED):
-                continue
-            layer = before.pop(name, None)
-            module = self.model.get_submodule(name)
+            layer = kept.get(name)
             if layer is None:
                 layer = QuantizedLayer(name, module, casts, own, self, module.forward)
                 module.forward = PatchedForward(layer)
@@ -199,7 +205,6 @@ class Quantization:
             parameters = matrices(module).items()
             layer.stored = {n: stored[id(p)] for n, p in parameters if id(p) in stored}
             self.layers[name] = layer
-        restore_forwards(before)
         if any(casts["weight_gradient"] for casts in self.plan.values()):
             self._hooks.append(GradientRounding(self))
 
@@ -233,7 +238,7 @@ class Quantization:
                 old, slot = before.get(full), ParameterSlot.of(self.model, full)
                 self.stored[full] = (
                     old
-                    if old is not None and old.cast == cast
+                    if old is not None and (old.cast, old.slot.module) == (cast, slot.module)
                     else StoredWeight(full, name, slot, cast, self.clock, self._on_change)
                 )
 
@@ -404,7 +409,11 @@ class Quantization:
         Also moves the random bits of stochastic rounding on by a step. Does nothing more where the
         optimizer's own steps do it (see `quantize_model`).
         """
-        if self._optimizer is None or optimizer not in (None, self._optimizer):
+        if optimizer is not None and not isinstance(getattr(optimizer, "state", None), Mapping):
+            kind = type(optimizer).__name__
+            raise BadInput(f"optimizer: what stepped is needed, with its state, not {kind}")
+        followed = self._optimizer
+        if followed is None or not (optimizer is None or steps_as(optimizer, followed)):
             self._store(optimizer)
 
     def _store(self, optimizer: torch.optim.Optimizer | None) -> None:
@@ -585,7 +594,8 @@ def quantize_model(
         raise BadInput(f"optimizer: one of torch.optim's is needed, not {optimizer!r:.60}")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module  # whose names and head a recipe means
+    followed = None if optimizer is None else followable(optimizer)  # First, since it raises.
     q = Quantization(model, as_recipe(recipe, format), compute, Clock(seed), head)
-    if optimizer is not None:
-        q.follow(optimizer)
+    if followed is not None:
+        q.follow(followed)
     return q

@@ -63,7 +63,7 @@ class StoredWeight:
 
     def _put(self, on_grid: Tensor) -> None:
         self.parameter.detach().copy_(on_grid)
-        self.before, self.version = on_grid, _version(self.parameter)
+        self.before, self.version = on_grid, version_of(self.parameter)
 
     def is_current(self, weight: Tensor) -> bool:
         """Whether a layer's weight is what `store` left.
@@ -71,7 +71,7 @@ class StoredWeight:
         By identity and version, and on a CPU, where looking costs no transfer, by value: writing to
         ``weight.data`` changes no version.
         """
-        if weight is not self.parameter or _version(weight) != self.version:
+        if weight is not self.parameter or version_of(weight) != self.version:
             return False
         return not weight.is_cpu or torch.equal(weight.detach(), self.before)
 
@@ -183,10 +183,10 @@ class StoredWeight:
         """Restore the scale; the parameter's values are the model's to restore."""
         self.scale = self.scale_before = state["scale"].to(self.parameter.device).clone()
         self.parameter = self.slot.parameter
-        self.before, self.version = self.parameter.detach().clone(), _version(self.parameter)
+        self.before, self.version = self.parameter.detach().clone(), version_of(self.parameter)
 
 
-def _version(t: Tensor) -> int | None:
+def version_of(t: Tensor) -> int | None:
     """How often a tensor was written to; None for one made in inference mode."""
     return None if t.is_inference() else t._version
 
