@@ -25,47 +25,14 @@ from altcore.surgery.contractions import CONTRACTIONS, unguarded
 from altcore.surgery.convolutions import CONVOLUTIONS
 from altcore.surgery.layers import kind_of
 from altcore.surgery.recurrent import RECURRENT
+from altcore.surgery.torch_functions import CASTS, COMPOSITE, VIEWS, is_in_place, is_metadata
 
 if TYPE_CHECKING:
     from altcore.surgery.layer import Product, QuantizedLayer
 
 F = torch.nn.functional
-T = torch.Tensor
 
-COMPOSITE = frozenset({F.multi_head_attention_forward})
-"""Python functions of torch that hand the mode only themselves; it has to see what they call."""
 PRODUCTS: Mapping[Callable[..., Any], Callable[..., Any]] = {**CONTRACTIONS, **RECURRENT}
-
-_VIEWS = (
-    *("view", "reshape", "view_as", "reshape_as", "t", "transpose", "swapaxes", "swapdims"),
-    *("permute", "movedim", "moveaxis", "unsqueeze", "squeeze", "expand", "expand_as", "flatten"),
-    *("unflatten", "chunk", "split", "tensor_split", "unbind", "narrow", "select", "contiguous"),
-    *("clone", "detach", "index_select", "diagonal", "adjoint", "ravel", "alias"),
-)
-_CASTS = ("to", "float", "double", "half", "bfloat16", "type_as", "type", "cpu", "cuda", "dropout")
-
-
-def _functions(names: Iterable[str]) -> frozenset[Callable[..., Any]]:
-    owners = (T, torch)
-    return frozenset(getattr(o, n) for n in names for o in owners if callable(getattr(o, n, None)))
-
-
-VIEWS = _functions(_VIEWS) | {
-    T.__getitem__,
-    *(getattr(T, name).__get__ for name in ("T", "mT", "H", "mH", "data")),
-}
-"""What gives the same values in another shape, or some of them."""
-METADATA = _functions(
-    (
-        *("data_ptr", "storage", "untyped_storage", "storage_offset", "stride", "size", "dim"),
-        *("ndimension", "numel", "nelement", "element_size", "is_contiguous", "get_device"),
-        *("is_floating_point", "is_complex", "register_hook", "retain_grad", "stride"),
-        *("register_post_accumulate_grad_hook", "__len__", "__repr__", "__hash__", "has_names"),
-    )
-)
-"""What looks at a tensor and not at its values."""
-CASTS = _functions(_CASTS) | {F.dropout}
-"""What gives the same values in another type or place, or drops some."""
 
 
 @frozen(eq=False)
@@ -158,7 +125,7 @@ class Frame:
             return attention.attend(self.layer, *args, **kwargs)
         if not origins:
             return self.call_on_activations(func, args, kwargs, tensors)
-        if func in METADATA or (_name(func) == "__get__" and func not in VIEWS):
+        if is_metadata(func):
             return func(*args, **kwargs)
         is_constant = all(id(t) in self.buffers or self.is_weight(t) for t in tensors)
         if not is_constant:
@@ -170,10 +137,9 @@ class Frame:
             return self.mark(func(*args, **kwargs), origin, "part")
         if func in CASTS:
             return self.mark(func(*args, **kwargs), origin, "computed")
-        if _is_in_place(func) and (written := self.origin(tensors[0])) is not None:
+        if is_in_place(func) and (written := self.origin(tensors[0])) is not None:
             result = func(*args, **kwargs)
             self.forget(tensors[0])
-            self.round_stored(written)
             return result if written.how == "itself" else self.mark(result, written, "computed")
         args, kwargs = self.look_up(func, args, kwargs)
         result = func(*args, **kwargs)
@@ -401,15 +367,6 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 def _memory(t: Tensor) -> int:
     """What tensors have in common that share their values."""
     return t.untyped_storage().data_ptr() if t.layout == torch.strided else id(t)
-
-
-def _name(func: Callable[..., Any]) -> str:
-    return getattr(func, "__name__", "")
-
-
-def _is_in_place(func: Callable[..., Any]) -> bool:
-    name = _name(func)
-    return (name.endswith("_") and not name.endswith("__")) or name in ("__set__", "__setitem__")
 
 
 def _renormalized(

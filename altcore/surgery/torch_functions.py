@@ -1,0 +1,60 @@
+"""What torch's functions do to the values of a tensor, as far as a mode must know it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+F = torch.nn.functional
+T = torch.Tensor
+
+COMPOSITE = frozenset({F.multi_head_attention_forward})
+"""Python functions of torch that hand the mode only themselves; it has to see what they call."""
+
+_VIEWS = (
+    *("view", "reshape", "view_as", "reshape_as", "t", "transpose", "swapaxes", "swapdims"),
+    *("permute", "movedim", "moveaxis", "unsqueeze", "squeeze", "expand", "expand_as", "flatten"),
+    *("unflatten", "chunk", "split", "tensor_split", "unbind", "narrow", "select", "contiguous"),
+    *("clone", "detach", "index_select", "diagonal", "adjoint", "ravel", "alias"),
+)
+_CASTS = ("to", "float", "double", "half", "bfloat16", "type_as", "type", "cpu", "cuda", "dropout")
+
+
+def _functions(names: Iterable[str]) -> frozenset[Callable[..., Any]]:
+    owners = (T, torch)
+    return frozenset(getattr(o, n) for n in names for o in owners if callable(getattr(o, n, None)))
+
+
+VIEWS = _functions(_VIEWS) | {
+    T.__getitem__,
+    *(getattr(T, name).__get__ for name in ("T", "mT", "H", "mH", "data")),
+}
+"""What gives the same values in another shape, or some of them."""
+METADATA = _functions(
+    (
+        *("data_ptr", "storage", "untyped_storage", "storage_offset", "stride", "size", "dim"),
+        *("ndimension", "numel", "nelement", "element_size", "is_contiguous", "get_device"),
+        *("is_floating_point", "is_complex", "register_hook", "retain_grad", "stride"),
+        *("register_post_accumulate_grad_hook", "__len__", "__repr__", "__hash__", "has_names"),
+    )
+)
+"""What looks at a tensor and not at its values."""
+CASTS = _functions(_CASTS) | {F.dropout}
+"""What gives the same values in another type or place, or drops some."""
+
+
+def is_metadata(func: Callable[..., Any]) -> bool:
+    """Whether a function looks at a tensor and not at its values."""
+    return func in METADATA or (_name(func) == "__get__" and func not in VIEWS)
+
+
+def _name(func: Callable[..., Any]) -> str:
+    return getattr(func, "__name__", "")
+
+
+def is_in_place(func: Callable[..., Any]) -> bool:
+    """Whether a function writes to its first argument."""
+    name = _name(func)
+    return (name.endswith("_") and not name.endswith("__")) or name in ("__set__", "__setitem__")
