@@ -173,7 +173,6 @@ class Frame:
         if _is_in_place(func) and (written := self.origin(tensors[0])) is not None:
             result = func(*args, **kwargs)
             self.forget(tensors[0])
-            self.round_stored(written)
             return result if written.how == "itself" else self.mark(result, written, "computed")
         args, kwargs = self.look_up(func, args, kwargs)
         result = func(*args, **kwargs)
