@@ -17,7 +17,7 @@ def followable(optimizer: object) -> Optimizer:
         if isinstance(one, Optimizer) and HOOKS in vars(one):
             return one
     raise BadInput(
-        f"optimizer: one torch.optim.Optimizer is needed, or a wrapper of one, not "
+        f"optimizer: one of torch.optim's is needed, or a wrapper of one, not "
         f"{type(optimizer).__name__}: without it, call q.store after each step"
     )
 

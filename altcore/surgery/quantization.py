@@ -592,7 +592,7 @@ def quantize_model(
         raise BadInput(f"head: the name of a module is needed, or None, not {head!r:.60}")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module  # whose names and head a recipe means
-    followed = None if optimizer is None else followable(optimizer)  # First, since it raises.
+    followed = None if optimizer is None else followable(optimizer)
     q = Quantization(model, as_recipe(recipe, format), compute, Clock(seed), head)
     if followed is not None:
         q.follow(followed)
