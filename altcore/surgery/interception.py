@@ -219,8 +219,6 @@ class Frame:
             layer, own = self.layer, "weight"
         key = id(layer), own, origin.how != "computed"
         if key not in self.products:
-            if key[2]:
-                layer.put_on_grid(own)
             product = self.products[key] = layer.product(own, is_stored=key[2])
             if product is not None:
                 product.weights = {}
