@@ -372,7 +372,7 @@ def test_what_is_no_model_and_no_plan_is_named():
         ({"seed": None}, "seed: a whole number is needed, not None"),
         ({"head": ["1"]}, r"head: the name of a module is needed, or None, not \['1'\]"),
         ({"head": nn.Identity()}, r"head: the name of a module .* not Identity\(\)"),
-        ({"optimizer": "adamw"}, r"optimizer: one of torch\.optim's is needed, not 'adamw'"),
+        ({"optimizer": "adamw"}, r"optimizer: one torch\.optim\.Optimizer is needed"),
         ({"recipe": "purr"}, r"unknown recipe 'purr' \(did you mean pure\?\): one of full,"),
         ({"recipe": "pur", "format": "E4M3"}, r"takes one \(did you mean pure\?\)"),
     ):

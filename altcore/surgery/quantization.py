@@ -590,8 +590,6 @@ def quantize_model(
         raise BadInput(f"seed: a whole number is needed, not {seed!r:.60}")
     if not isinstance(head, str | None):
         raise BadInput(f"head: the name of a module is needed, or None, not {head!r:.60}")
-    if not isinstance(optimizer, torch.optim.Optimizer | None):
-        raise BadInput(f"optimizer: one of torch.optim's is needed, not {optimizer!r:.60}")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module  # whose names and head a recipe means
     followed = None if optimizer is None else followable(optimizer)  # First, since it raises.
