@@ -140,6 +140,7 @@ class Frame:
         if is_in_place(func) and (written := self.origin(tensors[0])) is not None:
             result = func(*args, **kwargs)
             self.forget(tensors[0])
+            self.round_stored(written)
             return result if written.how == "itself" else self.mark(result, written, "computed")
         args, kwargs = self.look_up(func, args, kwargs)
         result = func(*args, **kwargs)
@@ -185,8 +186,6 @@ class Frame:
             layer, own = self.layer, "weight"
         key = id(layer), own, origin.how != "computed"
         if key not in self.products:
-            if key[2]:
-                layer.put_on_grid(own)
             product = self.products[key] = layer.product(own, is_stored=key[2])
             if product is not None:
                 product.weights = {}

@@ -171,12 +171,6 @@ class QuantizedLayer:
         is_plain = own == "weight" and self.kind in ("linear", "conv") and operand != LOOKUP
         return operand if is_plain else f"{operand}/{own}"
 
-    def put_on_grid(self, own: str) -> None:
-        """Round a stored weight again that the module's own forward changed before its use."""
-        stored, weight = self.stored.get(own), self.module._parameters.get(own)
-        if stored is not None and weight is not None:
-            stored.on_grid(weight)
-
     def product(self, own: str, *, is_stored: bool = False) -> Product | None:
         """Return the products by the parameter ``own``; None where no operand of them is cast."""
         if not any(self.casts[o] for o in PRODUCT_OPERANDS):
