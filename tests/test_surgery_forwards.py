@@ -688,3 +688,22 @@ def test_a_backward_pass_of_its_own_is_told_of():
         with pytest.warns(RuntimeWarning, match=r"autograd\.Function of its own, the"):
             y = model(x)
         torch.testing.assert_close(y, product(x, model[0].weight))
+
+
+class Gather(Looped):
+    """Experts that are gathered, a matrix for each sample."""
+
+    def forward(self, x):
+        index = (torch.arange(len(x)) % 3)[:, None, None].expand(-1, 6, 4)
+        return torch.bmm(torch.gather(self.experts, 0, index), x.unsqueeze(-1)).squeeze(-1)
+
+
+def test_gathered_experts_are_weights():
+    """As those that are indexed."""
+    twins, x, found = (Gathered(), Gather()), torch.randn(7, 4), []
+    twins[1].load_state_dict(twins[0].state_dict())
+    for module in twins:
+        with quantize_model(nn.Sequential(module), COARSE):
+            y = module(x)
+            found.append((y, *torch.autograd.grad(y.square().sum(), module.experts)))
+    assert all(map(torch.equal, *found))

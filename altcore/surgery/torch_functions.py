@@ -17,7 +17,17 @@ _VIEWS = (
     *("view", "reshape", "view_as", "reshape_as", "t", "transpose", "swapaxes", "swapdims"),
     *("permute", "movedim", "moveaxis", "unsqueeze", "squeeze", "expand", "expand_as", "flatten"),
     *("unflatten", "chunk", "split", "tensor_split", "unbind", "narrow", "select", "contiguous"),
-    *("clone", "detach", "index_select", "diagonal", "adjoint", "ravel", "alias"),
+    *(
+        "clone",
+        "detach",
+        "index_select",
+        "gather",
+        "take_along_dim",
+        "diagonal",
+        "adjoint",
+        "ravel",
+        "alias",
+    ),
 )
 _CASTS = ("to", "float", "double", "half", "bfloat16", "type_as", "type", "cpu", "cuda", "dropout")
 
