@@ -135,6 +135,20 @@ def test_functional_calls_see_the_grid():
         assert torch.equal(model[0].weight, before)
 
 
+class Renewed(nn.Linear):
+    """Puts another parameter in its weight's place, which no function of torch sees."""
+
+    def forward(self, x):
+        self.weight = nn.Parameter(torch.randn(8, 8))
+        return nn.functional.linear(x, self.weight)
+
+
+def test_a_weight_that_its_own_forward_replaces_is_rounded_and_told():
+    model = nn.Sequential(Renewed(8, 8, bias=False))
+    with quantize_model(model, STORED), pytest.warns(RuntimeWarning, match=TOLD):
+        assert is_on_grid(seen(model))
+
+
 class Merged(nn.Linear):
     """Adds to a copy of its weight, which lies on a grid, and multiplies by that."""
 
