@@ -122,6 +122,20 @@ def test_a_loop_that_forgets_to_store_is_told():
             assert is_on_grid(seen(model))
 
 
+def test_a_loop_that_forgets_to_store_is_told_in_a_few_lines():
+    """Of a large model there would be hundreds."""
+    model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(9)))
+    with quantize_model(model, STORED), torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.01)
+        with pytest.warns(RuntimeWarning) as told:
+            model(torch.randn(2, 8))
+    assert [str(w.message).split()[:3] for w in told][2:] == [
+        ["stored", "weight", "2.weight"],
+        ["more", "stored", "weights"],
+    ]
+
+
 def test_functional_calls_see_the_grid():
     """The tensor that is given stays as it is, and gets its gradient."""
     model, w = build(), torch.randn(8, 8, requires_grad=True)

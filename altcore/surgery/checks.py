@@ -22,8 +22,8 @@ from altcore.recipe import (
     takes_hadamard,
 )
 from altcore.surgery.arguments import check_operand
-from altcore.surgery.layer import PatchedForward
 from altcore.surgery.layers import called, kind_of, matrices, tied_matrices
+from altcore.surgery.patched_forward import PatchedForward
 
 KEPT = (*STORED, "weight_gradient")
 """What happens to a parameter itself, not to an operand."""

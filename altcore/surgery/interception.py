@@ -140,7 +140,7 @@ class Frame:
         if is_in_place(func) and (written := self.origin(tensors[0])) is not None:
             result = func(*args, **kwargs)
             self.forget(tensors[0])
-            self.round_stored(written)
+            written.layer.put_on_grid(written.own, is_told=False)
             return result if written.how == "itself" else self.mark(result, written, "computed")
         args, kwargs = self.look_up(func, args, kwargs)
         result = func(*args, **kwargs)
@@ -186,6 +186,8 @@ class Frame:
             layer, own = self.layer, "weight"
         key = id(layer), own, origin.how != "computed"
         if key not in self.products:
+            if key[2]:
+                layer.put_on_grid(own)  # the forward may have put another one there
             product = self.products[key] = layer.product(own, is_stored=key[2])
             if product is not None:
                 product.weights = {}
@@ -204,16 +206,9 @@ class Frame:
         if func in (F.embedding, F.embedding_bag):
             args, kwargs = _renormalized(*args, **kwargs)
             if (written := self.origin(args[1])) is not None:
-                self.round_stored(written)
+                written.layer.put_on_grid(written.own, is_told=False)
         args = tuple(map(self.looked_up, args))
         return args, {k: self.looked_up(v) for k, v in kwargs.items()}
-
-    def round_stored(self, written: Origin) -> None:
-        """Put a stored weight back on its grid, if the forward has just changed it."""
-        stored = written.layer.stored.get(written.own)
-        weight = written.layer.module._parameters.get(written.own)
-        if stored is not None and weight is not None:
-            stored.on_grid(weight, is_told=False)
 
     def looked_up(self, value: Any) -> Any:
         """Return a value with the weights in it as they are used outside a product."""

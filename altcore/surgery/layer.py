@@ -6,8 +6,7 @@ whatever that is, and its products are met where they happen (`altcore.surgery.i
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -170,6 +169,12 @@ class QuantizedLayer:
         """Return the name of a quantizer within the layer, for its parameter ``own``."""
         is_plain = own == "weight" and self.kind in ("linear", "conv") and operand != LOOKUP
         return operand if is_plain else f"{operand}/{own}"
+
+    def put_on_grid(self, own: str, *, is_told: bool = True) -> None:
+        """Round a stored weight again that the module's own forward changed before its use."""
+        stored, weight = self.stored.get(own), self.module._parameters.get(own)
+        if stored is not None and weight is not None:
+            stored.on_grid(weight, is_told=is_told)
 
     def product(self, own: str, *, is_stored: bool = False) -> Product | None:
         """Return the products by the parameter ``own``; None where no operand of them is cast."""
@@ -344,56 +349,3 @@ class Product:
                 f"{called(self.layer.name)}: a quantized layer has no second derivative "
                 "(create_graph=True): differentiate the unquantized model, under q.off()"
             )
-
-
-class PatchedForward:
-    """What a quantized module has for its ``forward``: calls that of its `QuantizedLayer`.
-
-    A copy of the module, be it deep or pickled, has the module's own forward: it is a plain one
-    with the same weights.
-    """
-
-    def __init__(self, layer: QuantizedLayer) -> None:
-        self.layer = layer
-        # What a compiler cannot trace: kernels, counters, the scales' state.
-        self.run = torch.compiler.disable(layer.forward)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        is_traced = torch._C._get_tracing_state() is not None
-        # The flag itself: the function that returns it logs a warning.
-        is_traced |= torch.fx._symbolic_trace._is_fx_tracing_flag
-        if torch.compiler.is_exporting() or is_traced:
-            raise self._refused()
-        return self.run(*args, **kwargs)
-
-    @property
-    def __globals__(self) -> Any:
-        """What torch.jit.script asks a function for, first of all."""
-        raise self._refused()
-
-    def _refused(self) -> BadInput:
-        return BadInput(
-            f"{called(self.layer.name)}: a quantized model cannot be traced, scripted or exported: "
-            "do that to the plain model, after q.remove()"
-        )
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        return copy.deepcopy(self.layer.own_forward, memo)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return _same, (self.layer.own_forward,)
-
-
-def _same(forward: Any) -> Any:
-    return forward
-
-
-def restore_forwards(layers: Mapping[str, QuantizedLayer]) -> None:
-    """Give modules their own forward back, unless somebody replaced the patched one since."""
-    for layer in layers.values():
-        layer.is_removed = True
-        standing = vars(layer.module).get("forward")
-        if isinstance(standing, PatchedForward) and standing.layer is layer:
-            del layer.module.forward
-            if getattr(layer.own_forward, "__func__", None) is not type(layer.module).forward:
-                layer.module.forward = layer.own_forward

@@ -48,7 +48,7 @@ from altcore.surgery.flop_count import FlopCount
 from altcore.surgery.flops import count_flops
 from altcore.surgery.following import followable, steps_as
 from altcore.surgery.gradient_rounding import GradientRounding, ModelHook
-from altcore.surgery.layer import PatchedForward, QuantizedLayer, restore_forwards
+from altcore.surgery.layer import QuantizedLayer
 from altcore.surgery.layers import (
     AUTO,
     ParameterSlot,
@@ -61,6 +61,7 @@ from altcore.surgery.layers import (
     unique_matrices,
     weights_of,
 )
+from altcore.surgery.patched_forward import PatchedForward, restore_forwards
 from altcore.surgery.product import PAIRS
 from altcore.surgery.quantizer import Clock, Quantizer
 from altcore.surgery.stored import StoredWeight, store_optimizer_state
@@ -68,6 +69,8 @@ from altcore.surgery.weight_grids import WeightGrid, WeightGrids, weight_grids
 
 PATCHED = (*PRODUCT_OPERANDS, LOOKUP, "stored_weight", *ATTENTION_OPERANDS)
 """The operands for which a layer's forward is patched."""
+MOST_NAMED = 3
+"""Of stored weights that somebody changed: a loop without `Quantization.store` changes them all."""
 
 
 @define(eq=False)
@@ -118,6 +121,8 @@ class Quantization:
     has_learned: bool = field(init=False, default=False)
     """Whether a backward pass came to a quantized layer."""
     _is_reach_told: bool = field(init=False, default=False)
+    _changed: set[str] = field(init=False, factory=set)
+    """Stored weights that something other than `store` changed."""
     _told: set[str] = field(init=False, factory=set)
     """What was warned of, once."""
 
@@ -300,6 +305,10 @@ class Quantization:
             )
 
     def _on_change(self, stored: StoredWeight) -> None:
+        self._changed.add(stored.name)
+        if len(self._changed) > MOST_NAMED:
+            self.warn("more stored weights were changed in the same way, and rounded again")
+            return
         self.warn(
             f"stored weight {stored.name} was changed by something other than q.store, and was "
             "rounded to its grid again before it was used. After an optimizer's step call "
