@@ -285,3 +285,15 @@ def test_square_blocks_of_a_convolution():
     plain = module(x)
     for y in (blocks, square):
         assert (y - plain).norm() < 0.15 * plain.norm()
+
+
+def test_a_role_that_no_layer_has_is_told():
+    """Of a recipe with several roles the others are there, and nobody would know."""
+    model, x = nn.Sequential(nn.Conv1d(4, 4, 1)), torch.randn(2, 4, 3)
+    with quantize_model(model, {"weight": "E4M3", "attention": "E4M3"}) as q:
+        model(x).sum().backward()
+        with pytest.warns(RuntimeWarning, match="role attention reaches no layer of the model"):
+            model(x)
+    with quantize_model(model, {"weight": "E4M3"}) as q:
+        model(x).sum().backward()
+        assert q.missed() == []

@@ -24,6 +24,7 @@ from altcore.recipe import (
     ATTENTION_OPERANDS,
     LOOKUP,
     PRODUCT_OPERANDS,
+    ROLES,
     Cast,
     Layer,
     Plan,
@@ -283,12 +284,19 @@ class Quantization:
         return result
 
     def missed(self) -> list[str]:
-        """Return what the recipe asks for and the first step did not meet, a sentence a layer.
+        """Return what the recipe asks for and the first step did not meet, a sentence each.
 
         Whoever asks has to tell: there is no warning of it later.
         """
         self._is_reach_told = True
-        return [
+        asked = {o.partition("@")[0] for r in self.recipe.rules for o, c in r.casts.items() if c}
+        planned = {o.partition("@")[0] for p in self.plan.values() for o, c in p.items() if c}
+        nowhere = [
+            f"the recipe's role {role} reaches no layer of the model"
+            for role in ROLES
+            if role in asked - planned
+        ]
+        return nowhere + [
             f"{called(row.layer)} ({row.module}) is not quantized as the recipe asks: "
             f"{row.why_not} (print(q.coverage()) shows all)"
             for row in self.coverage().rows
