@@ -196,17 +196,7 @@ def prepare(
     )
     dispatch = Dispatcher(plugins, config.strict)
     # The model runs here for the first time: what cannot run leaves no directory behind.
-    if quantization.layers:
-        count_flops(run)
-    coverage = quantization.coverage()
-    facts |= {
-        "parameter_share": coverage.parameter_share,
-        "flop_share": coverage.flop_share if quantization.layers else 0.0,
-        "flop_share_by_operand": dict(coverage.flop_share_by_operand),
-        "head": coverage.head,
-        "left_out": coverage.left_out,
-        "workload": dict(workload.facts),
-    }
+    facts |= {**covered(run), "workload": dict(workload.facts)}
     if config.compile:
         run.model.compile()
     directory = RunDirectory.create(config) if resume is None else RunDirectory.open(path)
@@ -324,14 +314,24 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
                 parameter.requires_grad_(False)
 
 
-def count_flops(run: Run) -> None:
-    """Let the quantized model count the FLOPs of a training step: one micro-batch, in a probe.
+def covered(run: Run) -> dict[str, Any]:
+    """Return what is quantized, as the run's facts hold it.
 
-    What was planned then has met its operands, or is named as left out.
+    Where anything is, the model runs for it: one micro-batch, forward and backward, in a probe.
     """
-    batch = run.workload.batch("train", 1, 0)
-    with run.probe():
-        run.quantization.count_flops(lambda: run.workload.loss(run.model, batch).backward())
+    q = run.quantization
+    if q.layers:
+        batch = run.workload.batch("train", 1, 0)
+        with run.probe():
+            q.count_flops(lambda: run.workload.loss(run.model, batch).backward())
+    coverage = q.coverage()
+    return {
+        "parameter_share": coverage.parameter_share,
+        "flop_share": coverage.flop_share if q.layers else 0.0,
+        "flop_share_by_operand": dict(coverage.flop_share_by_operand),
+        "head": coverage.head,
+        "left_out": coverage.left_out,
+    }
 
 
 def result(summary: Mapping[str, Any], config: TrainConfig) -> Result:
