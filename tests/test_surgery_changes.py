@@ -385,3 +385,24 @@ def test_what_is_no_optimizer_is_refused_and_nothing_is_quantized(given):
         for bad in ("adam", [1], model):
             with pytest.raises(BadInput, match="what stepped is needed"):
                 q.store(bad)
+
+
+def test_a_state_comes_back_at_its_own_scale():
+    """Weights are loaded before anybody could ask at which scale a table's values were stored."""
+    steep = altcore.table_format("STEEP", [-1.0, -0.3, -0.03, 0.0, 0.03, 0.3, 1.0])
+    model = build()
+    with quantize_model(model, {"stored_weight": steep}, head=None) as q:
+        with torch.no_grad():
+            model[0].weight.mul_(0.04)
+        q.store()  # the scale is halved once a step, and lags behind
+        state, weights = q.state_dict(), {n: p.clone() for n, p in model.state_dict().items()}
+        assert 0 < len(weights["0.weight"].unique()) <= 3
+        for _ in range(9):
+            with torch.no_grad():
+                model[0].weight.mul_(0.5)
+            q.store()
+        q.load_state_dict(state, weights)
+        assert torch.equal(model[0].weight, weights["0.weight"])
+        assert torch.equal(
+            q.state_dict()["stored"]["0.weight"]["scale"], state["stored"]["0.weight"]["scale"]
+        )

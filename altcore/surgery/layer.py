@@ -22,7 +22,13 @@ from altcore.surgery.compute import grid_dtype
 from altcore.surgery.convolution import Geometry, convolve
 from altcore.surgery.flop_count import OPERANDS_OF
 from altcore.surgery.interception import intercepting, suspended
-from altcore.surgery.layers import called, has_transposed_weight, kind_of, runs_torchs_forward
+from altcore.surgery.layers import (
+    called,
+    has_transposed_weight,
+    kind_of,
+    runs_torchs_forward,
+    site,
+)
 from altcore.surgery.product import PAIRS, QuantizedLinear, StraightThrough
 from altcore.surgery.quantizer import Axes, Grid, Operand, Quantizer
 from altcore.surgery.stored import version_of
@@ -167,8 +173,7 @@ class QuantizedLayer:
 
     def site(self, operand: str, own: str) -> str:
         """Return the name of a quantizer within the layer, for its parameter ``own``."""
-        is_plain = own == "weight" and self.kind in ("linear", "conv") and operand != LOOKUP
-        return operand if is_plain else f"{operand}/{own}"
+        return site(self.kind, operand, own)
 
     def put_on_grid(self, own: str, *, is_told: bool = True) -> None:
         """Round a stored weight again that the module's own forward changed before its use."""

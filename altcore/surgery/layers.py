@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from altcore.errors import BadInput, nearest
-from altcore.recipe import Layer, some
+from altcore.recipe import LOOKUP, Layer, some
 
 AUTO = "auto"
 """Let `find_heads` look for the output head."""
@@ -99,6 +99,16 @@ def weights_of(module: nn.Module) -> list[str]:
     own = list(matrices(module))
     is_product = kind_of(module) in ("linear", "conv")
     return ["weight", *own] if is_product and "weight" not in own else own
+
+
+def site(kind: str, operand: str, own: str) -> str:
+    """Return the name of a quantizer within a layer of a kind, for its parameter ``own``.
+
+    >>> site("linear", "weight@fwd", "weight"), site("other", "weight@fwd", "experts")
+    ('weight@fwd', 'weight@fwd/experts')
+    """
+    is_plain = own == "weight" and kind in ("linear", "conv") and operand != LOOKUP
+    return operand if is_plain else f"{operand}/{own}"
 
 
 def has_transposed_weight(module: nn.Module) -> bool:

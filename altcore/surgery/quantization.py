@@ -58,6 +58,7 @@ from altcore.surgery.layers import (
     find_layers,
     kind_of,
     matrices,
+    site,
     slow_paths,
     unique_matrices,
     weights_of,
@@ -219,16 +220,15 @@ class Quantization:
         for name, casts in plan.items():
             module = self.model.get_submodule(name)
             check_casts(recipe, name, module, casts, owner=self)
+            kind = kind_of(module)
             for own in weights_of(module):
-                is_plain = own == "weight" and kind_of(module) in ("linear", "conv")
-                suffix = "" if is_plain else f"/{own}"
                 for first, second in PAIRS.values():
                     cast, other = casts[first], casts[second]
-                    wanted |= {f"{name}:{first}{suffix}": cast} if cast else {}
+                    wanted |= {f"{name}:{site(kind, first, own)}": cast} if cast else {}
                     if other and (other != cast or other.has_axis):
-                        wanted[f"{name}:{second}{suffix}"] = other
+                        wanted[f"{name}:{site(kind, second, own)}"] = other
                 if (cast := casts[LOOKUP]) and own in module._parameters:
-                    wanted[f"{name}:{LOOKUP}/{own}"] = cast
+                    wanted[f"{name}:{site(kind, LOOKUP, own)}"] = cast
             wanted |= {f"{name}:{o}": c for o in ATTENTION_OPERANDS if (c := casts[o])}
         for name, full, _ in unique_matrices(self.model):
             if cast := plan[name]["weight_gradient"]:
@@ -563,6 +563,8 @@ class Quantization:
         """Restore plan, model ``weights`` and scales, in the order in which they depend."""
         if plan_to_plain(self.plan) != state["plan"]:
             self._build(self.recipe, plan_from_plain(state["plan"], self.formats))
+        for name, weight in self.stored.items():  # what is loaded is looked for on these grids
+            weight.scale = state["stored"][name]["scale"].to(weight.scale.device).clone()
         self.model.load_state_dict(weights)
         self.clock.step = state["step"]
         for quantizer in self.quantizers:
