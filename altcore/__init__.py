@@ -8,69 +8,75 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from altcore.actions import (
+    from altcore.api import train
+    from altcore.config import TrainConfig
+    from altcore.engine import Deferred
+    from altcore.errors import AltcoreError, BadInput
+    from altcore.formats import (
+        BlockFormat,
+        Format,
+        code_format,
+        float_format,
+        get_format,
+        table_format,
+    )
+    from altcore.hooks import (
         ChangeRecipe,
         Rollback,
         ScaleLearningRate,
         ShiftFormat,
         SkipStep,
         Stop,
+        hookimpl,
+        setting,
     )
-    from altcore.api import train
-    from altcore.blocks import BlockFormat
-    from altcore.capture import Deferred
-    from altcore.config import TrainConfig
-    from altcore.errors import AltcoreError, BadInput
-    from altcore.formats import Format, code_format, float_format, table_format
-    from altcore.hookspecs import hookimpl
-    from altcore.numerics.functional import (
+    from altcore.numerics import (
         decode,
         encode,
         fake_quantize,
         grid_error,
         neighbours,
+        pack,
         quantize,
         stiffness,
         ulp_distance,
+        unpack,
     )
-    from altcore.numerics.packing import pack, unpack
-    from altcore.registry import get_format
-    from altcore.settings import setting
-    from altcore.surgery import quantize_model
+    from altcore.quantization import quantize_model
 
 __version__ = "0.1.0"
 
 _HOME = {
     "AltcoreError": "errors",
     "BadInput": "errors",
-    "BlockFormat": "blocks",
-    "ChangeRecipe": "actions",
-    "Deferred": "capture",
+    "BlockFormat": "formats",
+    "ChangeRecipe": "hooks",
+    "Deferred": "engine",
     "Format": "formats",
-    "Rollback": "actions",
-    "ScaleLearningRate": "actions",
-    "ShiftFormat": "actions",
-    "SkipStep": "actions",
-    "Stop": "actions",
+    "Rollback": "hooks",
+    "ScaleLearningRate": "hooks",
+    "ShiftFormat": "hooks",
+    "SkipStep": "hooks",
+    "Stop": "hooks",
     "TrainConfig": "config",
     "code_format": "formats",
-    "decode": "numerics.functional",
-    "encode": "numerics.functional",
-    "fake_quantize": "numerics.functional",
+    "decode": "numerics",
+    "encode": "numerics",
+    "fake_quantize": "numerics",
     "float_format": "formats",
-    "get_format": "registry",
-    "grid_error": "numerics.functional",
-    "hookimpl": "hookspecs",
-    "neighbours": "numerics.functional",
-    "pack": "numerics.packing",
-    "quantize": "numerics.functional",
-    "quantize_model": "surgery",
-    "setting": "settings",
-    "stiffness": "numerics.functional",
+    "get_format": "formats",
+    "grid_error": "numerics",
+    "hookimpl": "hooks",
+    "neighbours": "numerics",
+    "pack": "numerics",
+    "quantize": "numerics",
+    "quantize_model": "quantization",
+    "setting": "hooks",
+    "stiffness": "numerics",
     "table_format": "formats",
     "train": "api",
-    "ulp_distance": "numerics.functional",
-    "unpack": "numerics.packing",
+    "ulp_distance": "numerics",
+    "unpack": "numerics",
 }
 
 __all__ = [

@@ -10,13 +10,9 @@ import re
 from collections.abc import Iterator, Sequence
 from functools import cache
 from importlib import import_module
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple
 
 from altcore.errors import BadInput, nearest, with_article
-
-if TYPE_CHECKING:
-    from altcore.blocks import AnyFormat
-    from altcore.formats import Format
 
 KINDS = ("format", "intervention", "diagnostic", "reporter", "optimizer", "workload")
 HOOK_KINDS = ("intervention", "diagnostic", "reporter")
@@ -167,78 +163,6 @@ def _installed(known: Sequence[str], kinds: Sequence[str]) -> str:
     return f"none is installed; the first-party ones come with: pip install {packages}"
 
 
-def get_format(name: str | AnyFormat) -> AnyFormat:
-    """Return the format called ``name``: an exact entry, or the one family that answers.
-
-    It is a `Format`, or a `BlockFormat` where blocks of numbers share a scale. Raises `BadInput`
-    for a name that nobody or more than one answers to, and for an entry that is not a format.
-    """
-    if _is_format(name):
-        return name
-    if not isinstance(name, str):
-        raise BadInput(f"a format is given by its name, not by {name!r}")
-    return _format_named(name)
-
-
-def get_scalar_format(name: str | AnyFormat) -> Format:
-    """Return the format called ``name`` for those who need one of single numbers.
-
-    Raises `BadInput` as `get_format` does, and for a block format.
-    """
-    from altcore.formats import Format
-
-    found = get_format(name)
-    if not isinstance(found, Format):
-        raise BadInput(
-            f"format {found.name}: its numbers share scales in blocks, and here a format of "
-            "single numbers is needed"
-        )
-    return found
-
-
-def _is_format(thing: Any) -> TypeGuard[AnyFormat]:
-    from altcore.blocks import BlockFormat
-    from altcore.formats import Format
-
-    return isinstance(thing, Format | BlockFormat)
-
-
-@cache
-def _format_named(name: str) -> AnyFormat:
-    if any(e.kind == "format" and e.name == name and not e.is_family for e in entries()):
-        entry = find(name, ("format",))
-        found = entry.load()
-        if callable(found) and not _is_format(found):
-            found = _ask_family(entry, name)
-        if not _is_format(found):
-            raise BadInput(
-                f"format {name} ({entry.origin}) is {type(found).__name__} {found!r:.60}: "
-                "an entry point of this kind names a Format, a BlockFormat, or a function that "
-                "returns one"
-            )
-        return _called(found, name, entry)
-    family = family_of(name)
-    if family is None:
-        if "*" in name:
-            raise BadInput(
-                f"{name!r} is a family of formats: give one of its names, as E4M3 for E*M*"
-            )
-        find(name, ("format",))
-        raise AssertionError("find raises for unknown names")
-    return _called(_ask_family(family, name), name, family)
-
-
-def _called(found: Any, name: str, entry: Entry) -> AnyFormat:
-    # A run's config.yaml holds the format's own name, and must find it again.
-    if found.name != name:
-        raise BadInput(
-            f"format {name} ({entry.origin}) calls itself {found.name!r}: the name of the "
-            "format and that of its entry point must be the same"
-        )
-    checked: AnyFormat = found
-    return checked
-
-
 def family_of(name: str) -> Entry | None:
     """Return the family that makes the format called ``name``, or None.
 
@@ -247,14 +171,18 @@ def family_of(name: str) -> Entry | None:
     from fnmatch import fnmatchcase
 
     asked = [e for e in entries() if e.is_family and fnmatchcase(name, e.name)]
-    answers = [e for e in asked if _ask_family(e, name) is not None]
+    answers = [e for e in asked if ask_family(e, name) is not None]
     if len(answers) > 1:
         claims = " and ".join(f"{e.name} of {e.origin}" for e in answers)
         raise BadInput(f"format {name!r} is answered by two families, {claims}: uninstall one")
     return answers[0] if answers else None
 
 
-def _ask_family(entry: Entry, name: str) -> Any:
+def ask_family(entry: Entry, name: str) -> Any:
+    """Return what the family makes of ``name``, None if it is not its own.
+
+    Raises `BadInput` where the family says why there is no such format, and where it fails.
+    """
     family = entry.load()
     if not callable(family):
         raise BadInput(
@@ -274,9 +202,4 @@ def _ask_family(entry: Entry, name: str) -> Any:
             f"format family {entry.name} ({entry.origin}) failed on {name!r}: "
             f"{type(error).__name__}: {error}"
         ) from error
-    if found is not None and not _is_format(found):
-        raise BadInput(
-            f"format family {entry.name} ({entry.origin}) gave {type(found).__name__} "
-            f"for {name!r}, not a Format, a BlockFormat or None"
-        )
     return found

@@ -24,11 +24,9 @@ import time
 import torch
 from tables import Table, options, show, verdict
 
-from altcore import config as configuration
 from altcore import registry
-from altcore.api import prepare
-from altcore.engine import Engine
-from altcore.state import Step
+from altcore.config import defaults, load
+from altcore.engine import Engine, Step, prepare
 
 TARGET = 1.10
 INTERVAL = 50
@@ -58,9 +56,7 @@ def make_engine(folder: str, plugins: list[str], given: argparse.Namespace) -> E
         "gpt.size": given.size,
     }
     overrides = [(key, value, "") for key, value in keys.items()]
-    return prepare(
-        configuration.load(overrides=overrides, without=configuration.defaults()["observers"])
-    )
+    return prepare(load(overrides=overrides, without=defaults()["observers"]))
 
 
 def seconds(engine: Engine, index: int) -> float:

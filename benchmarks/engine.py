@@ -16,10 +16,9 @@ import torch
 from tables import Table, options, show, verdict
 from torch import nn
 
-from altcore import config as configuration
-from altcore.api import prepare
-from altcore.engine import Engine
-from altcore.state import Step, learning_rate
+from altcore.config import defaults, load
+from altcore.engine import Engine, Step, prepare
+from altcore.engine.state import learning_rate
 
 TARGET = 1.02
 WARM_UP = 5
@@ -27,7 +26,7 @@ WARM_UP = 5
 
 def make_engine(folder: str, steps: int) -> Engine:
     """Return an engine whose run is in ``folder``, without observers."""
-    config = configuration.load(
+    config = load(
         overrides=[
             ("runs_dir", folder, ""),
             ("device", "cpu", ""),
@@ -35,7 +34,7 @@ def make_engine(folder: str, steps: int) -> Engine:
             ("eval_interval", 0, ""),
             ("checkpoint_interval", 0, ""),
         ],
-        without=configuration.defaults()["observers"],
+        without=defaults()["observers"],
     )
     return prepare(config)
 

@@ -30,8 +30,7 @@ import oracles
 from format_checks import all_bfloat16, differing, edges, path, random_floats, reference, same_bits
 
 from altcore import BlockFormat, Format, decode, get_format
-from altcore.numerics import round_to_grid
-from altcore.numerics.blocks import fake_blocks, round_blocks
+from altcore.numerics import fake_blocks, round_blocks, round_to_grid
 from altcore.numerics.native import round_native
 from altcore.numerics.native_blocks import round_blocks_native
 from altcore.registry import entries
@@ -248,7 +247,7 @@ def by_gfloat(fmt: Format, info: object) -> Oracle:
 def by_reference(fmt: Format) -> Oracle:
     """Of altcore's own, in exact arithmetic: for the formats that nobody else has."""
     return Oracle(
-        "altcore.reference",
+        "altcore.formats.reference",
         ROUNDINGS,
         ("saturate",),
         lambda x, rounding, overflow: (reference(x, fmt, rounding, overflow), {}),

@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from altcore import quantize_model
-from altcore.surgery import Quantization, product, quantizer
-from altcore.surgery.compute import has_fast_bfloat16
+from altcore.quantization import Quantization, product, quantizer
+from altcore.quantization.compute import has_fast_bfloat16
 
 RECIPE = {"weight": "E4M3", "activation": "E4M3", "gradient": "E5M2"}
 OURS, PLAIN, AUTOCAST = "altcore", "float32", "bfloat16 autocast"

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 from altcore.errors import BadInput
-from altcore.record import METRICS, read_lines
+from altcore.runs import METRICS, read_lines
 from altcore.study.runner import tail_length
 from altcore.study.statistics import estimate
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import yaml
 
-from altcore.config import load, read_mapping
+from altcore.config import load
 from altcore.errors import AltcoreError, BadInput
-from altcore.record import list_runs, summary_of
+from altcore.runs import list_runs, summary_of
+from altcore.yaml_files import read_mapping
 
 CONFIGS = Path(__file__).parent / "configs"
 ORDER = (

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from altcore.errors import BadInput
-from altcore.formats import Format
+from altcore.formats import Format, log_boundary, round_scalar
 from altcore.numerics import COUNTS, compute_dtype, round_to_grid
-from altcore.reference import log_boundary, round_scalar
 
 ROUNDINGS = ("nearest-even", "nearest-away", "to-zero", "up", "down", "log-nearest")
 PATHS = ("torch", "compiled")

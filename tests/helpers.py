@@ -18,10 +18,11 @@ from attrs import define, field
 def forget_installed() -> None:
     """Let altcore look again at what is installed."""
     from altcore import registry
+    from altcore.formats import lookup
 
     importlib.invalidate_caches()
     registry.entries.cache_clear()
-    registry._format_named.cache_clear()
+    lookup._format_named.cache_clear()
 
 
 @define
@@ -78,7 +79,7 @@ class Starter:
 
         ``gpt__n_layer=2`` sets gpt.n_layer.
         """
-        from altcore import config
+        from altcore.config import train_config as config
 
         given = {
             "device": "cpu",
@@ -112,16 +113,16 @@ class Starter:
 
     def engine(self, plugins: tuple[str, ...] | list[str] = (), **keys: Any) -> Any:
         """Return the engine of a run that has not begun."""
-        from altcore import api
+        from altcore.engine import setup
 
-        return api.prepare(self.config(plugins, **keys))
+        return setup.prepare(self.config(plugins, **keys))
 
     def resume(self, name: str, **changes: Any) -> Any:
         """Go on with a run of the folder; returns the Result."""
         import altcore
-        from altcore import api
+        from altcore.engine import setup
 
-        config = api.resumed(name, str(self.runs), **changes)
+        config = setup.resumed(name, str(self.runs), **changes)
         return altcore.train(config, resume=name)
 
 
@@ -132,10 +133,10 @@ def checkpoints(run: Path) -> list[str]:
 
 def state(run: Path, name: str | None = None) -> dict[str, Any]:
     """Return the state in a run's checkpoint, the last one if none is named."""
-    from altcore import checkpoint
+    from altcore.runs import checkpoint
 
     folder = run / "checkpoints"
-    return checkpoint.load(folder / (name or (folder / "last").read_text()))[0]
+    return checkpoint.load_checkpoint(folder / (name or (folder / "last").read_text()))[0]
 
 
 def sha256(tensors: Any) -> str:
@@ -159,7 +160,7 @@ def metrics_bytes(run: Path) -> bytes:
 
 def events(run: Path, *kinds: str) -> list[dict[str, Any]]:
     """Return a run's events, of some kinds or all."""
-    from altcore.record import read_lines
+    from altcore.runs import read_lines
 
     found = read_lines(run / "events.jsonl")
     return [e for e in found if not kinds or e["event"] in kinds]

@@ -10,8 +10,8 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import altcore
-from altcore.capture import LayerTaps
-from altcore.state import Step
+from altcore.engine import Step
+from altcore.engine.capture import LayerTaps
 
 
 class NoHostRead(TorchDispatchMode):

@@ -14,7 +14,7 @@ from torch import nn
 
 # Ranks are forks of a process that has imported what takes long.
 multiprocessing.set_forkserver_preload(
-    ["pytest", "altcore.surgery.quantization", "torch.distributed.fsdp"]
+    ["pytest", "altcore.quantization.quantization", "torch.distributed.fsdp"]
 )
 
 

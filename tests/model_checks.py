@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from altcore import quantize_model
 from altcore.formats import FloatFormat
-from altcore.recipe import Cast, Scaling
-from altcore.surgery.coverage import Coverage
+from altcore.quantization.coverage import Coverage
+from altcore.recipes import Cast, Scaling
 
 FORWARD_BOUND, GRADIENT_BOUND = 1e-4, 1e-3
 """The largest relative differences (L2 norms) that the order of float32 sums may make."""

@@ -19,8 +19,7 @@ from format_checks import differing, reference
 from gfloat import formats as oracle
 from torch import Tensor
 
-from altcore.blocks import BlockFormat
-from altcore.formats import Format
+from altcore.formats import BlockFormat, Format
 
 FAMILIES = {
     "E*M*": ["E4M2", "E1M2"],

@@ -13,17 +13,20 @@ from helpers import Starter, forget_installed
 from helpers_cli import ROOT, call, distribution
 
 import altcore
-from altcore import actions, engine, hookspecs
 from altcore.cli import COMMANDS, cli
-from altcore.config import TrainConfig, load, load_yaml, original_keys
-from altcore.dispatch import INTERVAL_HOOKS, LONGEST_MEASURE
+from altcore.config import TrainConfig, load, original_keys
+from altcore.engine import loop as engine
+from altcore.engine.dispatch import INTERVAL_HOOKS, LONGEST_MEASURE
 from altcore.errors import EXIT_CODES
-from altcore.hookspecs import ACTING, HOOKS, MEASURING, NEEDS
-from altcore.recipe import OPERANDS, ROLES, SCALINGS, SELECTORS, STRAIGHT_THROUGH
-from altcore.recipes import CAST_KEYS, NAMED, parse
-from altcore.reference import OVERFLOWS, ROUNDINGS
-from altcore.registry import KINDS, entries, get_format, group_of
-from altcore.settings import describe
+from altcore.formats import OVERFLOWS, ROUNDINGS, get_format
+from altcore.hooks import ACTING, HOOKS, MEASURING, NEEDS, actions
+from altcore.hooks import specs as hookspecs
+from altcore.hooks.settings import describe_settings
+from altcore.recipes import OPERANDS, ROLES, parse
+from altcore.recipes.reading import CAST_KEYS, NAMED
+from altcore.recipes.recipe import SCALINGS, SELECTORS, STRAIGHT_THROUGH
+from altcore.registry import KINDS, entries, group_of
+from altcore.yaml_files import load_yaml
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = sorted(
@@ -135,7 +138,8 @@ def shown(default):
 def check_settings(found, cls):
     """The rows are the settings: names, types and defaults; each with a meaning."""
     expected = [
-        [s["name"], s["type"].replace(" | ", " or "), shown(s["default"])] for s in describe(cls)
+        [s["name"], s["type"].replace(" | ", " or "), shown(s["default"])]
+        for s in describe_settings(cls)
     ]
     assert [[plain(c) for c in row[:3]] for row in found] == expected
     assert all(row[3] for row in found)

@@ -14,7 +14,7 @@ from helpers_cli import ROOT
 from test_benchmarks import rows
 
 from altcore import get_format
-from altcore.numerics.blocks import fake_blocks, round_blocks
+from altcore.numerics import fake_blocks, round_blocks
 from altcore.registry import entries
 
 SCRIPT = ROOT / "benchmarks" / "exactness.py"

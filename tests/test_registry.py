@@ -8,20 +8,10 @@ from hypothesis import strategies as st
 
 import altcore
 from altcore import BadInput
-from altcore.blocks import BlockFormat
 from altcore.errors import nearest
-from altcore.registry import (
-    HOOK_KINDS,
-    KINDS,
-    Entry,
-    _format_named,
-    entries,
-    family_of,
-    find,
-    get_format,
-    get_scalar_format,
-    group_of,
-)
+from altcore.formats import BlockFormat, get_format, get_scalar_format
+from altcore.formats.lookup import _format_named
+from altcore.registry import HOOK_KINDS, KINDS, Entry, entries, family_of, find, group_of
 
 
 @pytest.fixture
@@ -178,7 +168,7 @@ def test_a_block_format_is_a_format(site):
     mine = BlockFormat("MINE", altcore.get_format("E2M1"), 8)
     assert get_format(mine) is mine
     text = (
-        "from altcore import get_format\nfrom altcore.blocks import BlockFormat\n"
+        "from altcore import get_format\nfrom altcore.plugin import BlockFormat\n"
         "def make(name): return BlockFormat(name, get_format('E2M1'), 8)\n"
         "ONE = make('ONE')\n"
     )

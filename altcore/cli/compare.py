@@ -31,9 +31,9 @@ def compare(
     for key, _, how in overrides:
         if key in ("format", "recipe"):
             raise BadInput(f"{key}{how}: compare takes it by --{key}s")
-    from altcore.study import commands
+    from altcore.study import run_compare
 
-    found, folder = commands.compare(
+    found, folder = run_compare(
         asked(overrides, rest),
         _names(formats, "formats"),
         _names("master" if recipes is None else recipes, "recipes"),

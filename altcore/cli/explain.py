@@ -22,7 +22,7 @@ def explain(fmt: str | None, recipe: str | None, as_json: bool, **shared: Any) -
     altcore explain --format E7M0 --set gpt.size=tiny --budget 20
     Interrupted, the same command goes on.
     """  # noqa: D301 - click's mark for lines to be kept is a real backspace
-    from altcore.config import read_mapping
+    from altcore.yaml_files import read_mapping
 
     overrides, rest = split(shared)
     file = rest["file"]
@@ -32,11 +32,11 @@ def explain(fmt: str | None, recipe: str | None, as_json: bool, **shared: Any) -
         overrides.append(("format", fmt, " by --format"))
     elif recipe is None and not {"format", "recipe"} & given.keys():
         raise BadInput("explain needs --format, or a --recipe with formats of its own")
-    from altcore.study import commands
+    from altcore.study import default_recipe, run_explain
 
     if recipe is not None:
         overrides.append(("recipe", recipe, " by --recipe"))
     elif "recipe" not in given:
-        overrides.append(("recipe", commands.default_recipe(fmt or given["format"]), " by default"))
-    found, folder = commands.explain(asked(overrides, rest))
+        overrides.append(("recipe", default_recipe(fmt or given["format"]), " by default"))
+    found, folder = run_explain(asked(overrides, rest))
     show(found, folder, as_json)

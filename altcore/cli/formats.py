@@ -10,11 +10,10 @@ from typing import Any
 
 import click
 
-from altcore.blocks import AnyFormat, BlockFormat
 from altcore.cli.options import AS_JSON, Group, once, runs_dir_option
 from altcore.errors import BadInput
-from altcore.formats import Format
-from altcore.registry import entries, get_format
+from altcore.formats import AnyFormat, BlockFormat, Format, get_format
+from altcore.registry import entries
 
 WIDTH = 96
 """Columns of a picture in the terminal."""
@@ -217,16 +216,16 @@ def compare(
     Distributions are taken exactly: at the best scale with all of their tails; at amax as a
     tensor of 2^18 numbers whose largest magnitude is the median one.
     """
-    from altcore import sqnr
+    from altcore.study import read_data, sqnr_of
 
     found = [get_format(name) for name in names]
     if plot is not None:
         check_picture(plot, "--plot")
     rows = []
     for what in data.split(","):
-        read = sqnr.read(what.strip(), runs_dir)
+        read = read_data(what.strip(), runs_dir)
         for fmt in found:
-            both = sqnr.compare(fmt, read)
+            both = sqnr_of(fmt, read)
             rows.append({"format": fmt.name, "data": what.strip(), **both})
     if plot is not None:
         write_svg(Path(plot), found)

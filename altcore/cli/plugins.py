@@ -85,7 +85,9 @@ def info(name: str, kind: str | None, as_json: bool) -> None:
 
 def describe(name: str, kinds: tuple[str, ...]) -> dict[str, Any]:
     """Return what there is to say of one entry, loading it."""
-    from altcore.registry import family_of, get_format
+    from altcore.formats import get_format
+    from altcore.hooks import describe_settings
+    from altcore.registry import family_of
 
     found_in = [e.kind for e in entries() if e.kind in kinds and e.name == name]
     if not found_in and "format" in kinds and (family := family_of(name)):
@@ -100,10 +102,9 @@ def describe(name: str, kinds: tuple[str, ...]) -> dict[str, Any]:
             _must_be_called(found, entry, "a function from a name to a Format")
             return {**about, "description": f"family: a format for each name like {entry.name}"}
         return {**about, "format": _format(get_format(name))}
-    from altcore.settings import describe as settings
 
     if entry.kind in HOOK_KINDS:
-        from altcore.dispatch import WATCHES, check_class, hooks_of
+        from altcore.engine import WATCHES, check_class, hooks_of
 
         check_class(found, entry)
         hooks = [*hooks_of(found), *([WATCHES] if hasattr(found, WATCHES) else [])]
@@ -111,7 +112,7 @@ def describe(name: str, kinds: tuple[str, ...]) -> dict[str, Any]:
     else:
         _must_be_called(getattr(found, "build", None), entry, "a class with a method build")
     first = (found.__doc__ or "").strip().splitlines()
-    return {**about, "description": first[0] if first else "", "settings": settings(found)}
+    return {**about, "description": first[0] if first else "", "settings": describe_settings(found)}
 
 
 def _must_be_called(found: Any, entry: Entry, wanted: str) -> None:

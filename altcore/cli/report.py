@@ -27,9 +27,9 @@ def report(
     if not runs:
         raise BadInput("report needs the name of a run; altcore runs list shows them")
     from altcore.cli.train import overrides_of
-    from altcore.record import find_run, summary_of
+    from altcore.hooks import build
     from altcore.registry import find
-    from altcore.settings import build
+    from altcore.runs import find_run, summary_of
 
     entry = find(reporter, ("reporter",))
     settings = {key.removeprefix(f"{reporter}."): v for key, v, _ in overrides_of({}, sets)}

@@ -21,7 +21,7 @@ def runs() -> None:
 def list_(runs_dir: str, as_json: bool) -> None:
     """List the runs, oldest first."""
     from altcore.cli.summary import number
-    from altcore.record import list_runs, summary_of, to_json
+    from altcore.runs import list_runs, summary_of, to_json
 
     rows = []
     for path in list_runs(runs_dir):
@@ -50,7 +50,7 @@ def list_(runs_dir: str, as_json: bool) -> None:
 def show(name: str, runs_dir: str, as_json: bool) -> None:
     """Show one run: its summary, and where its record lies."""
     from altcore.cli.summary import print_summary
-    from altcore.record import find_run, summary_of, to_json
+    from altcore.runs import find_run, summary_of, to_json
 
     summary = summary_of(find_run(name, runs_dir))
     summary.setdefault("directory", f"{runs_dir}/{name}")

@@ -13,7 +13,7 @@ from altcore.cli.options import AS_JSON, once
 from altcore.cli.train import FLAGS, overrides_of
 
 if TYPE_CHECKING:
-    from altcore.study.commands import Options
+    from altcore.study import Options
 
 SHARED = ("workload", "optimizer", "data", "device", "seed", "steps")
 """Flags of ``train`` that a study has too."""
@@ -51,7 +51,7 @@ def split(shared: dict[str, Any]) -> tuple[list[tuple[str, Any, str]], dict[str,
 
 def asked(overrides: list[tuple[str, Any, str]], rest: Mapping[str, Any]) -> Options:
     """Return what the study is asked."""
-    from altcore.study.commands import Options
+    from altcore.study import Options
 
     return Options(overrides=overrides, tell=lambda line: click.echo(line, err=True), **rest)
 

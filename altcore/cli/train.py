@@ -61,7 +61,7 @@ def train(
     altcore train --format E3M4 --recipe pure --set gpt.size=tiny --steps 50
     altcore train --resume e3m4-pure
     """  # noqa: D301 - click's mark for lines to be kept is a real backspace
-    from altcore import config as configuration
+    from altcore.config import gather, located, make, missing_observers
 
     overrides = overrides_of(flags, sets)
     overrides += [("+plugins", name, " by --plugin") for name in plugins]
@@ -70,12 +70,12 @@ def train(
     if resume is not None:
         config, given_in = _resumed(resume, overrides, bool(file or without))
     else:
-        plain, given_in = configuration.gather(file, overrides, without)
-        config = configuration.make(plain, given_in)
-        for name in configuration.missing_observers():
+        plain, given_in = gather(file, overrides, without)
+        config = make(plain, given_in)
+        for name in missing_observers():
             if name not in config.no_plugins:
                 click.echo(f"altcore: the observer {name} is not installed and left out", err=True)
-    with configuration.located(given_in):
+    with located(given_in):
         engine = _prepared(config, resume)
     print_summary(engine.train())
 
@@ -84,7 +84,7 @@ def overrides_of(
     flags: Mapping[str, str | None], sets: Sequence[str]
 ) -> list[tuple[str, Any, str]]:
     """Return the configuration keys that flags and ``--set`` give: (key, value, how)."""
-    from altcore.config import load_yaml
+    from altcore.yaml_files import load_yaml
 
     overrides: list[tuple[str, Any, str]] = []
     for name, text in flags.items():
@@ -103,8 +103,8 @@ def overrides_of(
 def _resumed(
     name: str, overrides: list[tuple[str, Any, str]], more: bool
 ) -> tuple[TrainConfig, dict[str, str]]:
-    from altcore.api import resumed
     from altcore.config import located
+    from altcore.engine import resumed
 
     allowed = ("max_steps", "device", "runs_dir")
     refused = [how.removeprefix(" by ") for key, _, how in overrides if key not in allowed]
@@ -128,8 +128,8 @@ def _prepared(config: TrainConfig, resume: str | None) -> Engine:
     # torch says so when numpy is not installed, and altcore does not use it.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
     # torch is imported here: bad input that needs none of it is refused without the wait.
-    from altcore.api import prepare
-    from altcore.log import configure
+    from altcore.cli.log import configure
+    from altcore.engine import prepare
 
     configure()
     return prepare(config, resume=resume)

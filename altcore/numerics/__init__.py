@@ -1,13 +1,26 @@
 """Formats on tensors: rounding to a grid, scales, positions on the grid, and the kernels.
 
 Everything here works on torch tensors, and what it rounds is exact: each result is that of
-`altcore.reference.round_scalar`, on every device, in the torch path as in the compiled one.
-`altcore.numerics.functional` is the public face; the functions re-exported here are what the
-layers above build on. They know nothing of autograd.
+`altcore.formats.round_scalar`, on every device, in the torch path as in the compiled one.
+
+Uses formats.
 """
 
+from altcore.numerics.blocks import Blocks, fake_blocks, round_blocks, spread
+from altcore.numerics.constants import outside_modes
 from altcore.numerics.flips import follow_flips
-from altcore.numerics.grids import COUNTS, fake_round, round_to_grid
+from altcore.numerics.functional import (
+    decode,
+    encode,
+    fake_quantize,
+    neighbours,
+    quantize,
+    ulp_distance,
+)
+from altcore.numerics.grids import COUNTS, Given, fake_round, round_to_grid
+from altcore.numerics.hadamard import transform
+from altcore.numerics.outputs import scale_output
+from altcore.numerics.packing import pack, unpack
 from altcore.numerics.plan import compute_dtype
 from altcore.numerics.positions import grid_error, position, stiffness
 from altcore.numerics.scaling import amax, quantile, root_mean_square, round_scaled, scale_of
@@ -15,19 +28,35 @@ from altcore.numerics.tallies import count_small, inner_products, moments
 
 __all__ = [
     "COUNTS",
+    "Blocks",
+    "Given",
     "amax",
     "compute_dtype",
     "count_small",
+    "decode",
+    "encode",
+    "fake_blocks",
+    "fake_quantize",
     "fake_round",
     "follow_flips",
     "grid_error",
     "inner_products",
     "moments",
+    "neighbours",
+    "outside_modes",
+    "pack",
     "position",
     "quantile",
+    "quantize",
     "root_mean_square",
+    "round_blocks",
     "round_scaled",
     "round_to_grid",
     "scale_of",
+    "scale_output",
+    "spread",
     "stiffness",
+    "transform",
+    "ulp_distance",
+    "unpack",
 ]

@@ -9,9 +9,8 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
-from altcore.blocks import AnyFormat, BlockFormat
 from altcore.errors import BadInput, nearest
-from altcore.formats import Format
+from altcore.formats import AnyFormat, BlockFormat, Format
 from altcore.numerics.grids import check_floating
 from altcore.numerics.native import number as single
 from altcore.numerics.native import plain
@@ -27,7 +26,7 @@ def find(fmt: AnyFormat | str) -> AnyFormat:
         return fmt
     if not isinstance(fmt, str):
         raise BadInput(f"a format or its name is needed, not {type(fmt).__name__}")
-    from altcore.registry import get_format  # only names need the installed plugins
+    from altcore.formats import get_format  # only names need the installed plugins
 
     return get_format(fmt)
 

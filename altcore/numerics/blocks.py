@@ -14,8 +14,8 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from altcore.blocks import BlockFormat
 from altcore.errors import BadInput
+from altcore.formats import BlockFormat
 from altcore.numerics.grids import check_input, round_by_torch, times_scale
 from altcore.numerics.native_blocks import round_blocks_native
 from altcore.numerics.plan import compute_dtype

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from altcore.blocks import AnyFormat, BlockFormat
 from altcore.errors import BadInput
-from altcore.formats import Format
+from altcore.formats import AnyFormat, BlockFormat, Format
 from altcore.numerics import positions
 from altcore.numerics.arguments import (
     Scale,

@@ -13,8 +13,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from altcore.blocks import BlockFormat
-from altcore.formats import FloatFormat
+from altcore.formats import BlockFormat, FloatFormat
 from altcore.numerics.constants import outside_modes
 from altcore.numerics.native import call_of, can_add, handle_for, mixed_for, number
 from altcore.numerics.native_formats import Job, Prepared, prepare

@@ -15,9 +15,8 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from altcore.formats import FloatFormat, Format
+from altcore.formats import ROUNDINGS, FloatFormat, Format
 from altcore.numerics.plan import TablePlan, float_plan, table_plan, thresholds, to_single
-from altcore.reference import ROUNDINGS
 
 _MOST_BUCKETS = 1 << 20  # for each sign; 4 bytes each: a posit of 16 bits takes 4 MB
 _FEW = 16  # thresholds that a small table may have; FEW of rounding.h

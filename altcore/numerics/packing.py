@@ -14,9 +14,8 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from altcore.blocks import AnyFormat, BlockFormat
 from altcore.errors import BadInput
-from altcore.formats import Format
+from altcore.formats import AnyFormat, BlockFormat, Format
 from altcore.numerics.arguments import check_axis, find, key_for
 from altcore.numerics.blocks import round_blocks, spread
 from altcore.numerics.codes import decode, encode

@@ -17,11 +17,18 @@ from fractions import Fraction
 import torch
 from attrs import frozen
 
-from altcore.blocks import AnyFormat, BlockFormat
 from altcore.errors import BadInput, nearest
-from altcore.formats import FloatFormat, Format
+from altcore.formats import (
+    OVERFLOWS,
+    ROUNDINGS,
+    AnyFormat,
+    BlockFormat,
+    FloatFormat,
+    Format,
+    log_boundary,
+    no_code,
+)
 from altcore.numerics.constants import constant
-from altcore.reference import OVERFLOWS, ROUNDINGS, log_boundary, no_code
 
 _ROOT_BITS = 64  # of a root that is irrational: more than a float64 has
 

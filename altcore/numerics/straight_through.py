@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from altcore.blocks import AnyFormat, BlockFormat
 from altcore.errors import BadInput
+from altcore.formats import AnyFormat, BlockFormat
 from altcore.numerics.blocks import fake_blocks
 from altcore.numerics.grids import fake_round
 from altcore.numerics.plan import compute_dtype

@@ -6,12 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from altcore.blocks import AnyFormat
-from altcore.config import read_mapping
 from altcore.errors import BadInput, nearest
-from altcore.recipe import Recipe
-from altcore.recipes import NAMED, SUFFIXES, named, parse, takes_format, with_format
-from altcore.registry import get_format
+from altcore.formats import AnyFormat, get_format
+from altcore.recipes.reading import NAMED, SUFFIXES, named, parse, takes_format, with_format
+from altcore.recipes.recipe import Recipe
+from altcore.yaml_files import read_mapping
 
 GivenRecipe: TypeAlias = str | Path | AnyFormat | Recipe | Mapping[str, Any]
 

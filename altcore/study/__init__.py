@@ -1,5 +1,18 @@
 """Studies: many runs that answer one question, by public calls of the engine only.
 
 `explain` asks where a format breaks, `compare` how formats and optimizers compare. Both train on
-identical batches, pair every run by seed with a float32 twin, and give intervals.
+identical batches, pair every run by seed with a float32 twin, and give intervals. `sqnr` says how
+much noise a format adds to a distribution.
 """
+
+from altcore.study.commands import Options, default_recipe, run_compare, run_explain
+from altcore.study.sqnr import read_data, sqnr_of
+
+__all__ = [
+    "Options",
+    "default_recipe",
+    "read_data",
+    "run_compare",
+    "run_explain",
+    "sqnr_of",
+]

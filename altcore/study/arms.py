@@ -13,7 +13,7 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from altcore.formats import float_format
-from altcore.recipe import ATTENTION_OPERANDS, LOOKUP, PRODUCTS, STORED, Cast, Plan, Scaling
+from altcore.recipes import ATTENTION_OPERANDS, LOOKUP, PRODUCTS, STORED, Cast, Plan, Scaling
 from altcore.study.statistics import subsets
 
 FACTORS: dict[str, tuple[str, ...]] = {

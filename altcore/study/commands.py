@@ -14,22 +14,13 @@ from typing import Any
 from attrs import field, frozen
 
 from altcore.api import layers_of
-from altcore.blocks import BlockFormat
-from altcore.config import (
-    TrainConfig,
-    check_name,
-    defaults,
-    load_yaml,
-    located,
-    read_mapping,
-    read_recipe,
-)
+from altcore.config import TrainConfig, check_name, defaults, located, read_recipe
 from altcore.errors import BadInput
-from altcore.recipe import Recipe
-from altcore.recipes import SUFFIXES
-from altcore.record import recipe_label
-from altcore.registry import entries, find, get_format
-from altcore.settings import build, format_or_none
+from altcore.formats import BlockFormat, get_format
+from altcore.hooks import build, format_or_none
+from altcore.recipes import SUFFIXES, Recipe
+from altcore.registry import entries, find
+from altcore.runs import recipe_label
 from altcore.study import report
 from altcore.study.arms import Arm, factorial, frozen_control
 from altcore.study.compare import Comparison, Contender
@@ -38,6 +29,7 @@ from altcore.study.identity import plain
 from altcore.study.record import Question, agreed_steps, claim, held, read
 from altcore.study.runner import Runner, duration
 from altcore.study.setup import base_config, measure_cost, steps_within
+from altcore.yaml_files import load_yaml, read_mapping
 
 STUDIES = "studies"
 
@@ -74,7 +66,7 @@ def default_recipe(fmt: str | None) -> str:
     return "full"
 
 
-def explain(options: Options) -> tuple[dict[str, Any], Path]:
+def run_explain(options: Options) -> tuple[dict[str, Any], Path]:
     """Explain where a recipe breaks; returns what was found, and the folder it is in."""
     config = base_config(options.file, options.overrides, defaults()["observers"])
     layers, ties, described = layers_of(config)
@@ -103,7 +95,7 @@ def explain(options: Options) -> tuple[dict[str, Any], Path]:
     return whole, runner.folder
 
 
-def compare(
+def run_compare(
     options: Options, formats: Sequence[str], recipes: Sequence[str], optimizers: Sequence[str]
 ) -> tuple[dict[str, Any], Path]:
     """Compare formats under recipes with optimizers; returns rows, and the folder they are in."""

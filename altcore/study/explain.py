@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import asdict, define, evolve, field
 
-from altcore.recipe import OPERANDS, Cast, Plan
+from altcore.recipes import OPERANDS, Cast, Plan
 from altcore.study.arms import (
     FACTORS,
     OWN,

@@ -17,12 +17,10 @@ from typing import Any
 
 from attrs import fields_dict
 
-from altcore.api import choose_device
-from altcore.blocks import BlockFormat
 from altcore.config import TrainConfig
-from altcore.digest import digest, format_digest
+from altcore.engine import choose_device
 from altcore.errors import BadInput
-from altcore.formats import Format
+from altcore.formats import BlockFormat, Format, digest, format_digest
 from altcore.registry import HOOK_KINDS, find
 
 NAMES = ("name", "label", "project", "tags", "runs_dir")

@@ -13,8 +13,8 @@ from typing import Any
 from attrs import asdict, evolve, field, frozen
 from attrs.validators import instance_of, matches_re
 
-from altcore.digest import digest
 from altcore.errors import BadInput
+from altcore.formats import digest
 from altcore.study.identity import contents
 
 FILE = "study.json"

@@ -19,9 +19,9 @@ from attrs import define, field, frozen
 
 from altcore.api import train
 from altcore.config import LONGEST_NAME, TrainConfig
-from altcore.digest import digest
 from altcore.errors import AltcoreError
-from altcore.record import EVENTS, METRICS, read_lines, summary_of
+from altcore.formats import digest
+from altcore.runs import EVENTS, METRICS, read_lines, summary_of
 from altcore.study.arms import Arm
 from altcore.study.identity import identity
 

@@ -14,7 +14,7 @@ from attrs import frozen
 from altcore.api import train
 from altcore.config import TrainConfig, load
 from altcore.errors import BadInput
-from altcore.record import read_lines
+from altcore.runs import read_lines
 from altcore.study.arms import Arm
 
 PILOT_STEPS = 6

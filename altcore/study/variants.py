@@ -13,9 +13,16 @@ from functools import cache
 
 from attrs import evolve
 
-from altcore.blocks import AnyFormat, BlockFormat
-from altcore.formats import MAX_BITS, FloatFormat, Format, float_format, table_format
-from altcore.recipe import Cast
+from altcore.formats import (
+    MAX_BITS,
+    AnyFormat,
+    BlockFormat,
+    FloatFormat,
+    Format,
+    float_format,
+    table_format,
+)
+from altcore.recipes import Cast
 
 CAUSES = {
     "above": "too large: values beyond its largest",

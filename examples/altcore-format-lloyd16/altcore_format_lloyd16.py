@@ -9,7 +9,7 @@ them; the recipe decides on the scale.
 from itertools import pairwise
 from statistics import NormalDist
 
-from altcore import table_format
+from altcore.plugin import table_format
 
 __version__ = "1.0.0"
 

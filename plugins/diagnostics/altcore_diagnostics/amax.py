@@ -9,12 +9,11 @@ import torch
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore import hookimpl, setting
-from altcore.numerics import amax
+from altcore.plugin import amax, hookimpl, setting
 from altcore_diagnostics.measuring import Table, operand_of, quantizers_at_work, tensor_of
 
 if TYPE_CHECKING:
-    from altcore.state import Run, Step
+    from altcore.plugin import Run, Step
 
 
 @attrs.define(eq=False)

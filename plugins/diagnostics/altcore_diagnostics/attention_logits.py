@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from altcore import Deferred, hookimpl, setting
+from altcore.plugin import Deferred, hookimpl, setting
 from altcore_diagnostics.shadow_gradients import fresh_batch, keep_batch, quantized
 
 if TYPE_CHECKING:
-    from altcore.state import Run, Step
+    from altcore.plugin import Run, Step
 
 ATTENTION = re.compile("attention|attn", re.IGNORECASE)
 """What a module's class has in its name, if its calls are taken for attention's."""

@@ -13,8 +13,7 @@ import torch
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore import hookimpl, setting
-from altcore.numerics import position
+from altcore.plugin import hookimpl, position, setting
 from altcore_diagnostics.measuring import (
     Table,
     Weight,
@@ -24,8 +23,7 @@ from altcore_diagnostics.measuring import (
 )
 
 if TYPE_CHECKING:
-    from altcore import Format
-    from altcore.state import Run, Step
+    from altcore.plugin import Format, Run, Step
 
 CAUSES = ("no_signal", "cancelled", "schedule", "coarse", "weak_signal")
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from altcore.state import Run
+    from altcore.plugin import Run
 
 
 def eagerly(run: Run) -> AbstractContextManager[Any]:

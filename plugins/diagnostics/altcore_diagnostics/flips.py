@@ -11,12 +11,11 @@ from attrs import field
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore import hookimpl, setting
-from altcore.numerics import follow_flips
+from altcore.plugin import follow_flips, hookimpl, setting
 from altcore_diagnostics.measuring import Table, Weight, layer_of, on_grid, weights_on_grids
 
 if TYPE_CHECKING:
-    from altcore.state import Run, Step
+    from altcore.plugin import Run, Step
 
 
 @attrs.define(eq=False)

@@ -11,12 +11,11 @@ from attrs import field
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore import hookimpl, setting
-from altcore.numerics import amax, moments
+from altcore.plugin import amax, hookimpl, moments, setting
 from altcore_diagnostics.measuring import Table, join_moments, layer_of, mean_and_std
 
 if TYPE_CHECKING:
-    from altcore.state import Run, Step
+    from altcore.plugin import Run, Step
 
 
 @attrs.define(eq=False)

@@ -10,8 +10,7 @@ import torch
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore import hookimpl, setting
-from altcore.numerics import moments
+from altcore.plugin import hookimpl, moments, setting
 from altcore_diagnostics.measuring import (
     Table,
     join_moments,
@@ -20,7 +19,7 @@ from altcore_diagnostics.measuring import (
 )
 
 if TYPE_CHECKING:
-    from altcore.state import Run, Step
+    from altcore.plugin import Run, Step
 
 
 @attrs.define(eq=False)

@@ -10,8 +10,8 @@ import torch
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore import hookimpl, setting
-from altcore.numerics import grid_error, moments
+from altcore.numerics import grid_error
+from altcore.plugin import hookimpl, moments, setting
 from altcore_diagnostics.measuring import (
     Table,
     inverse,
@@ -24,7 +24,7 @@ from altcore_diagnostics.measuring import (
 )
 
 if TYPE_CHECKING:
-    from altcore.state import Run, Step
+    from altcore.plugin import Run, Step
 
 
 @attrs.define(eq=False)

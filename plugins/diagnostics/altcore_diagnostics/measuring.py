@@ -16,11 +16,11 @@ import torch
 from attrs import field
 from torch import Tensor
 
-from altcore.numerics import moments, round_to_grid, stiffness
+from altcore.numerics import stiffness
+from altcore.plugin import moments, round_to_grid
 
 if TYPE_CHECKING:
-    from altcore import Format
-    from altcore.state import Run, Step
+    from altcore.plugin import Format, Run, Step
 
 
 @attrs.frozen(eq=False)

@@ -11,7 +11,7 @@ import torch
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore import hookimpl, setting
+from altcore.plugin import hookimpl, setting
 from altcore_diagnostics.shadow_gradients import (
     LayerSums,
     Watch,
@@ -25,7 +25,7 @@ from altcore_diagnostics.shadow_gradients import (
 )
 
 if TYPE_CHECKING:
-    from altcore.state import Run, Step
+    from altcore.plugin import Run, Step
 
 
 @attrs.define(eq=False)

@@ -10,9 +10,7 @@ import torch
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore import hookimpl, setting
-from altcore.numerics import compute_dtype, count_small
-from altcore.reference import round_scalar
+from altcore.plugin import compute_dtype, count_small, hookimpl, round_scalar, setting
 from altcore_diagnostics.measuring import (
     Table,
     inverse,
@@ -22,8 +20,7 @@ from altcore_diagnostics.measuring import (
 )
 
 if TYPE_CHECKING:
-    from altcore import Format
-    from altcore.state import Run, Step
+    from altcore.plugin import Format, Run, Step
 
 
 @attrs.define(eq=False)

@@ -11,10 +11,10 @@ import torch
 from attrs.validators import and_, ge, gt, lt
 from torch import Tensor, nn
 
-from altcore import hookimpl, setting
+from altcore.plugin import hookimpl, setting
 
 if TYPE_CHECKING:
-    from altcore.state import Run, Step
+    from altcore.plugin import Run, Step
 
 ROWS = 512
 """Rows of a weight that are brought to float64 at a time."""

@@ -11,8 +11,7 @@ import torch
 from attrs.validators import ge
 from torch import Tensor, nn
 
-from altcore import Deferred, hookimpl, setting
-from altcore.numerics import inner_products
+from altcore.plugin import Deferred, hookimpl, inner_products, setting
 from altcore_diagnostics.shadow_gradients import (
     LayerSums,
     Watch,
@@ -29,7 +28,7 @@ from altcore_diagnostics.shadow_gradients import (
 )
 
 if TYPE_CHECKING:
-    from altcore.state import Run, Step
+    from altcore.plugin import Run, Step
 
 
 @attrs.define(eq=False)

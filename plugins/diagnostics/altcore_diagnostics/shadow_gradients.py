@@ -19,12 +19,11 @@ import attrs
 import torch
 from torch import Tensor
 
-from altcore.numerics import inner_products
-from altcore.randomness import random_state
+from altcore.plugin import inner_products, random_state
 from altcore_diagnostics.eager import eagerly
 
 if TYPE_CHECKING:
-    from altcore.state import Run, Step
+    from altcore.plugin import Run, Step
 
 
 @attrs.frozen(eq=False)

@@ -9,11 +9,11 @@ import torch
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore import hookimpl, setting
+from altcore.plugin import hookimpl, setting
 from altcore_diagnostics.measuring import Table, layer_of, nan_where_not_finite
 
 if TYPE_CHECKING:
-    from altcore.state import Run, Step
+    from altcore.plugin import Run, Step
 
 
 @attrs.define(eq=False)

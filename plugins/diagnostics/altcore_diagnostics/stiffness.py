@@ -16,8 +16,7 @@ import torch
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore import hookimpl, setting
-from altcore.numerics import moments
+from altcore.plugin import hookimpl, moments, setting
 from altcore_diagnostics.measuring import (
     Table,
     join_moments,
@@ -28,7 +27,7 @@ from altcore_diagnostics.measuring import (
 )
 
 if TYPE_CHECKING:
-    from altcore.state import Run, Step
+    from altcore.plugin import Run, Step
 
 BINS = 64
 LOWEST = -48

@@ -16,13 +16,11 @@ from attrs.validators import ge
 from torch import Tensor
 from torch.nn import functional
 
-from altcore import hookimpl, setting
-from altcore.numerics import position
+from altcore.plugin import hookimpl, position, setting
 from altcore_diagnostics.measuring import nan_where_not_finite, on_grid, weights_on_grids
 
 if TYPE_CHECKING:
-    from altcore import Format
-    from altcore.state import Run, Step
+    from altcore.plugin import Format, Run, Step
 
 
 @attrs.define(eq=False)

@@ -8,7 +8,7 @@ zero as above (the specification lets -128 / 64 be left out).
 By the bare name the scale is the specification's, 2**(floor(log2 amax) - emax), which clips values
 above the largest element. A suffix is another rule: ``-ceil`` (the same with ceil), ``-rceil`` (the
 smallest power of two that holds amax) and ``-even`` (floor, after rounding amax to the element's
-mantissa). `altcore.blocks.BlockFormat` has the definitions.
+mantissa). `altcore.BlockFormat` has the definitions.
 
 ``NVFP4`` (arXiv 2509.25149): 16 elements of E2M1 share a scale in E4M3, and the tensor has one
 in float32. ``NVFP4-square`` shares the scales in blocks of 16 x 16, so that a weight and its
@@ -20,9 +20,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from altcore.blocks import BlockFormat, ScaleRule
-from altcore.errors import BadInput, nearest
-from altcore.formats import float_format
+from altcore.plugin import BadInput, BlockFormat, ScaleRule, float_format, nearest
 from altcore_formats.floats import E2M1, E2M3, E3M2, E4M3, E5M2
 
 MXFP8_E4M3 = BlockFormat("MXFP8-E4M3", E4M3)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import re
 from functools import cache
 
-from altcore.errors import BadInput
-from altcore.formats import TableFormat, code_format
+from altcore.plugin import BadInput, TableFormat, code_format
 
 _INTEGER = re.compile(r"INT(0|[1-9][0-9]*)")
 _FIXED = re.compile(r"Q(0|[1-9][0-9]*)_(0|[1-9][0-9]*)")

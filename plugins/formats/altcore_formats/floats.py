@@ -29,8 +29,7 @@ import math
 import re
 from functools import cache
 
-from altcore.errors import BadInput
-from altcore.formats import FloatFormat, Format, Specials, code_format, float_format
+from altcore.plugin import BadInput, FloatFormat, Format, Specials, code_format, float_format
 
 E0M7 = float_format("E0M7", 0, 7)
 E1M6 = float_format("E1M6", 1, 6)

@@ -26,8 +26,7 @@ from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
 
-from altcore.errors import BadInput
-from altcore.formats import Format, TableFormat, Ties, code_format
+from altcore.plugin import BadInput, Format, TableFormat, Ties, code_format
 from altcore_formats.floats import exmy
 
 _LOG = re.compile(r"LOG(0|[1-9][0-9]*)_(0|[1-9][0-9]*)(-[a-z-]*)?")

@@ -19,8 +19,7 @@ import math
 import re
 from functools import cache
 
-from altcore.errors import BadInput
-from altcore.formats import TableFormat, code_format
+from altcore.plugin import BadInput, TableFormat, code_format
 
 _NAME = re.compile(r"posit([1-9][0-9]*)_(0|[1-9][0-9]*)")
 _MAX_BITS = 16

@@ -10,7 +10,7 @@ block: 64}}.
 
 from __future__ import annotations
 
-from altcore.formats import code_format, table_format
+from altcore.plugin import code_format, table_format
 
 TERNARY = table_format("TERNARY", (-1, 0, 1))
 BINARY = table_format("BINARY", (-1, 1))

@@ -10,10 +10,10 @@ import torch
 from attrs.validators import gt
 from torch import Tensor, nn
 
-from altcore import hookimpl, setting
+from altcore.plugin import hookimpl, setting
 
 if TYPE_CHECKING:
-    from altcore.state import Run
+    from altcore.plugin import Run
 
 SMALLEST_NORM = 1e-6
 """The published code divides by no smaller norm of a gradient."""

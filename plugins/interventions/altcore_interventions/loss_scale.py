@@ -9,12 +9,11 @@ import attrs
 from attrs import field
 from attrs.validators import and_, ge, gt, lt
 
-from altcore import SkipStep, hookimpl, setting
+from altcore.plugin import SkipStep, hookimpl, setting
 from altcore_interventions.overflow import GRADIENTS, is_lost_gradient
 
 if TYPE_CHECKING:
-    from altcore.recipe import Cast
-    from altcore.state import NonFinite, Run, Step
+    from altcore.plugin import Cast, NonFinite, Run, Step
 
 
 @attrs.define(eq=False)

@@ -9,14 +9,22 @@ import attrs
 from attrs import field
 from attrs.validators import and_, ge, le
 
-from altcore import BadInput, Format, ShiftFormat, Stop, get_format, hookimpl, setting
-from altcore.actions import Action, ChangeRecipe
+from altcore.plugin import (
+    Action,
+    BadInput,
+    ChangeRecipe,
+    Format,
+    ShiftFormat,
+    Stop,
+    get_format,
+    hookimpl,
+    setting,
+)
 from altcore_interventions.overflow import is_loss_scales
 from altcore_interventions.view_stall import ViewStall
 
 if TYPE_CHECKING:
-    from altcore.recipe import Cast, Plan
-    from altcore.state import NonFinite, Run, Step
+    from altcore.plugin import Cast, NonFinite, Plan, Run, Step
 
 CHAINS = {
     # For all its name, only the first step of it keeps more mantissa bits; the others trade

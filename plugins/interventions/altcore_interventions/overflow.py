@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from altcore.state import NonFinite, Step
+    from altcore.plugin import NonFinite, Step
 
 GRADIENTS = ("gradient", "weight_gradient")
 """The roles that a loss scale reaches."""

@@ -11,12 +11,10 @@ from attrs import evolve, field
 from attrs.validators import and_, deep_mapping, ge, gt, in_, instance_of, le, lt
 from torch import Tensor
 
-from altcore import BadInput, ChangeRecipe, hookimpl, setting
+from altcore.plugin import BadInput, ChangeRecipe, hookimpl, setting
 
 if TYPE_CHECKING:
-    from altcore import Format
-    from altcore.recipe import Cast, Casts
-    from altcore.state import Run
+    from altcore.plugin import Cast, Casts, Format, Run
 
 E5M2_MAX = 57344.0
 """The largest value of OCP E5M2, at which the original threshold is ``base`` itself."""

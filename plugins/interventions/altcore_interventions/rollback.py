@@ -9,11 +9,19 @@ import attrs
 from attrs import field
 from attrs.validators import and_, ge, gt, le
 
-from altcore import BadInput, Format, Rollback, ScaleLearningRate, ShiftFormat, hookimpl, setting
+from altcore.plugin import (
+    BadInput,
+    Format,
+    Rollback,
+    ScaleLearningRate,
+    ShiftFormat,
+    hookimpl,
+    setting,
+)
 from altcore_interventions.overflow import is_loss_scales
 
 if TYPE_CHECKING:
-    from altcore.state import NonFinite, Run, Step
+    from altcore.plugin import NonFinite, Run, Step
 
 
 @attrs.define(eq=False)

@@ -9,10 +9,10 @@ import attrs
 from attrs import field
 from attrs.validators import ge
 
-from altcore import SkipStep, hookimpl, setting
+from altcore.plugin import SkipStep, hookimpl, setting
 
 if TYPE_CHECKING:
-    from altcore.state import NonFinite, Step
+    from altcore.plugin import NonFinite, Step
 
 
 @attrs.define(eq=False)

@@ -11,10 +11,10 @@ from attrs import field
 from attrs.validators import ge, gt
 from torch import Tensor
 
-from altcore import hookimpl, setting
+from altcore.plugin import hookimpl, setting
 
 if TYPE_CHECKING:
-    from altcore.state import Run, Step
+    from altcore.plugin import Run, Step
 
 TINY = 1e-12
 """Added to the standard deviation: losses that are all the same have none."""

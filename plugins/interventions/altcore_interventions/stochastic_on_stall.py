@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs.validators import and_, ge, le
 
-from altcore import ChangeRecipe, hookimpl, setting
+from altcore.plugin import ChangeRecipe, hookimpl, setting
 
 if TYPE_CHECKING:
-    from altcore.state import Run
+    from altcore.plugin import Run
 
 
 @attrs.define(eq=False)

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import field
 
-from altcore.detect import StallWindow, Trend
+from altcore.plugin import StallWindow, Trend
 
 if TYPE_CHECKING:
-    from altcore.state import Run
+    from altcore.plugin import Run
 
 
 @attrs.define(eq=False)

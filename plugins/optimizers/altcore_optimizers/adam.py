@@ -11,7 +11,7 @@ import torch
 from attrs.validators import and_, ge, gt, lt
 from torch import Tensor
 
-from altcore import setting
+from altcore.plugin import setting
 from altcore_optimizers.groups import DecaySettings
 
 

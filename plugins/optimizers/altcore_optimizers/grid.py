@@ -14,13 +14,12 @@ from attrs.validators import and_, ge, gt, le, lt
 from torch import Tensor
 from torch.nn import Parameter
 
-from altcore import Format, setting, table_format
-from altcore.numerics import position, round_to_grid
+from altcore.plugin import Format, position, round_to_grid, setting, table_format
 from altcore_optimizers.adam import adam_step
 from altcore_optimizers.groups import decay_groups
 
 if TYPE_CHECKING:
-    from altcore.surgery.weight_grids import WeightGrid
+    from altcore.plugin import WeightGrid
 
     GridOf = Callable[[Parameter], WeightGrid | None]
 

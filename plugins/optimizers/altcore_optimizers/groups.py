@@ -10,7 +10,7 @@ import attrs
 from attrs.validators import and_, ge, lt
 from torch.nn import Parameter
 
-from altcore import BadInput, setting
+from altcore.plugin import BadInput, setting
 
 
 @attrs.define(eq=False)

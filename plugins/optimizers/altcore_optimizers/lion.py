@@ -10,7 +10,7 @@ import torch
 from attrs.validators import and_, ge, lt
 from torch.nn import Parameter
 
-from altcore import setting
+from altcore.plugin import setting
 from altcore_optimizers.groups import DecaySettings, decay_groups
 
 

@@ -12,13 +12,13 @@ from attrs.validators import gt
 from torch import Tensor
 from torch.nn import Parameter
 
-from altcore import setting
 from altcore.numerics import stiffness
+from altcore.plugin import setting
 from altcore_optimizers.adam import AdamSettings, adam_step
 from altcore_optimizers.groups import decay_groups
 
 if TYPE_CHECKING:
-    from altcore.surgery.weight_grids import WeightGrid
+    from altcore.plugin import WeightGrid
 
     GridOf = Callable[[Parameter], WeightGrid | None]
 

@@ -11,7 +11,7 @@ import torch
 from attrs.validators import and_, ge, lt
 from torch.nn import Parameter
 
-from altcore import BadInput, setting
+from altcore.plugin import BadInput, setting
 from altcore_optimizers.groups import can_fuse, decay_groups
 
 

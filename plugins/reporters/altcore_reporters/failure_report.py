@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import field
 
-from altcore import hookimpl
-from altcore.config import read_mapping
-from altcore.record import EVENTS, METRICS, read_lines, summary_of
+from altcore.plugin import EVENTS, METRICS, hookimpl, read_lines, read_mapping, summary_of
 from altcore_reporters.failure_measures import gradients, losses, readings, stalls
 from altcore_reporters.failure_samples import interpretation, samples, sparsity, unmoved
 from altcore_reporters.markdown import (
@@ -32,7 +30,7 @@ from altcore_reporters.markdown import (
 )
 
 if TYPE_CHECKING:
-    from altcore.state import Run
+    from altcore.plugin import Run
 
 FILE = "failure.md"
 LAST_STEPS = 10

@@ -12,13 +12,13 @@ import attrs
 from attrs import field
 from attrs.validators import gt
 
-from altcore import hookimpl, setting
+from altcore.plugin import hookimpl, setting
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bar
 
-    from altcore.state import Run, Step
+    from altcore.plugin import Run, Step
 
 REFRESH = 0.25
 """Seconds between redraws of the live bar."""

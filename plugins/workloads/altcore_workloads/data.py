@@ -22,7 +22,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from altcore import BadInput
+from altcore.plugin import BadInput
 from altcore_workloads.eurlex import is_source, read
 
 KEY = "gpt.data"

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from altcore import BadInput
+from altcore.plugin import BadInput
 
 NAME = "eurlex"
 HUB = ("coastalcph/lex_glue", "eurlex")

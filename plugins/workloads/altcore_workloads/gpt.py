@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from altcore import BadInput, setting
+from altcore.plugin import BadInput, setting
 from altcore_workloads.data import BIN_VOCAB, Corpus, check_length, load, unsigned
 from altcore_workloads.model import GptModel
 from altcore_workloads.tokens import encode

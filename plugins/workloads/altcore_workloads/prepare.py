@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from altcore import BadInput
+from altcore.plugin import BadInput
 from altcore_workloads.data import SPLITS, Corpus, load
 from altcore_workloads.tokens import encode
 

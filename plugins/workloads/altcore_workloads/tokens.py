@@ -13,7 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from altcore import BadInput
+from altcore.plugin import BadInput
 from altcore_workloads.data import BIN_IDS, SPLITS, Corpus, unsigned
 
 KEY = "gpt.tokenizer"

@@ -1,0 +1,63 @@
+"""Where something went wrong. These read from the device freely: they run only then."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from altcore.engine.state import Run
+from altcore.hooks import NonFinite
+
+
+def locate_nonfinite(run: Run, host: Mapping[str, Any]) -> NonFinite:
+    """Return what was not finite first, in the order in which a step computes.
+
+    ``host`` holds the step's read: loss, grad_norm and final_norm.
+    """
+    met = [
+        (row["layer"], row["operand"])
+        for row in run.quantization.stats()
+        if row.get("nonfinite", 0) > 0
+    ]
+    forward = [m for m in met if not m[1].startswith(("gradient", "weight_gradient"))]
+    # The backward pass meets the layers in the reverse of the order in which they are listed.
+    first = (forward or met[::-1] or [(None, None)])[0]
+    if not math.isfinite(host["loss"]):
+        return NonFinite("loss", *first, value=host["loss"])
+    if not math.isfinite(host["grad_norm"]):
+        return _gradient(run, "gradient", host["grad_norm"], first)
+    if not math.isfinite(host["final_norm"]):
+        return _gradient(run, "final gradient", host["final_norm"], (None, None))
+    return NonFinite("quantizer", *first)
+
+
+def _gradient(run: Run, what: str, norm: float, met: tuple[str | None, str | None]) -> NonFinite:
+    for name, parameter in reversed(list(run.model.named_parameters())):
+        if parameter.grad is None:
+            continue
+        bad = parameter.grad[~torch.isfinite(parameter.grad)]
+        if bad.numel():
+            return NonFinite(what, name, met[1], value=float(bad[0]))
+    # Every element is finite and the norm is not: float32 cannot hold the sum of squares.
+    return NonFinite(what, None, None, value=norm)
+
+
+def layer_evidence(run: Run) -> dict[str, Any]:
+    """Return what a collapse is recorded with: quantizers, stored weights and gradients."""
+    gradients = {
+        name: {
+            "zero_share": float((p.grad == 0).double().mean()),
+            "norm": float(p.grad.norm()),
+        }
+        for name, p in run.model.named_parameters()
+        if p.grad is not None
+    }
+    rows = run.quantization.stats()
+    for row in rows:
+        cast = run.quantization.plan[row["layer"]].get(row["operand"])
+        if row["operand"] == "stored_weight" and cast is not None:
+            row["rounding"] = cast.rounding
+    return {"layers": rows, "gradients": gradients}

@@ -1,0 +1,141 @@
+"""The events of the step, as pluggy specifications: what plugins may implement.
+
+`altcore.engine.loop` writes out when each is called. A plugin is an attrs class made with
+``@define(eq=False)`` whose methods are marked with ``@hookimpl``; it may leave out arguments
+that it does not need. Hooks run interventions first, then diagnostics, then reporters, and
+within a kind in the order in which the user lists them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+import pluggy
+
+from altcore.hooks.actions import Action
+from altcore.hooks.nonfinite import NonFinite
+
+Measures: TypeAlias = Mapping[str, Any]
+Run: TypeAlias = Any
+"""`altcore.engine.Run`: the engine lies above its contract, which cannot name its types."""
+Step: TypeAlias = Any
+"""`altcore.engine.Step`, likewise."""
+
+hookspec = pluggy.HookspecMarker("altcore")
+hookimpl = pluggy.HookimplMarker("altcore")
+
+ACTING = ("pre_backward", "pre_step", "on_nan", "on_collapse")
+"""Hooks that may return an Action, from interventions."""
+MEASURING = ("post_backward", "post_step")
+"""Hooks that may return measures: plain names to scalars or short 1-D tensors."""
+
+NEEDS = {
+    "weights_before": "parameters before the optimizer's step, by name",
+    "weights_proposed": "parameters after the optimizer, before the grid of stored formats",
+    "gradients": "raw gradients, unscaled and before any clipping, by parameter name",
+    "gradients_final": "gradients as the optimizer gets them, by parameter name",
+    "activations": "inputs of the quantized layers in the last micro-batch, by layer name",
+    "output_gradients": "gradients of those layers' outputs, by layer name",
+    "errors": "sums of the quantizers' squared errors, in run.quantization.errors",
+    "snapshots": "recent states of the run in memory, for Rollback",
+}
+"""What a plugin may declare in ``needs``; captured once, and only on steps where it is due."""
+
+
+@hookspec
+def run_start(run: Run) -> None:
+    """Everything is built; the first step has not begun."""
+
+
+@hookspec
+def pre_backward(run: Run, step: Step) -> Action | None:
+    """The loss of a micro-batch is computed. May change ``step.loss`` and ``step.loss_scale``.
+
+    Called once a micro-batch. Interventions may return an Action.
+    """
+
+
+@hookspec
+def post_backward(run: Run, step: Step) -> Measures | None:
+    """Raw gradients are there, unscaled, of all micro-batches. May change nothing.
+
+    Returns measures or None; they stay on the device until the step is recorded.
+    """
+
+
+@hookspec
+def pre_step(run: Run, step: Step) -> Action | None:
+    """The optimizer comes next: where clippers change gradients in place.
+
+    The engine's own ``grad_clip`` follows. Interventions may return an Action.
+    """
+
+
+@hookspec
+def post_step(run: Run, step: Step) -> Measures | None:
+    """Weights are updated and, where their format is stored, on their grids.
+
+    Not called for a discarded step. Returns measures or None.
+    """
+
+
+@hookspec
+def on_nan(run: Run, step: Step, where: NonFinite) -> Action | None:
+    """Something is not finite, and the optimizer has not touched a weight yet.
+
+    ``where`` says what was non-finite first. With no Action the step is discarded.
+    """
+
+
+@hookspec
+def on_collapse(run: Run, step: Step, evidence: Mapping[str, Any]) -> Action | None:
+    """The detector says that training no longer learns; once per cause until it clears.
+
+    ``evidence`` holds ``cause``, ``reason`` and the numbers it rests on. With no Action the run
+    stops for spent NaN patience, and otherwise records and goes on.
+    """
+
+
+@hookspec
+def on_record(run: Run, step: Step, metrics: Mapping[str, Any]) -> None:
+    """A line was written to metrics.jsonl; ``metrics`` is exactly that line, as host numbers.
+
+    The line of a step is complete, its post-step measures included, at the next host read: so
+    it comes during the following step, or at once where the engine waits anyway (evaluation,
+    checkpoint, collapse, the end). ``metrics["step"]`` says whose it is.
+    """
+
+
+@hookspec
+def on_event(run: Run, event: Mapping[str, Any]) -> None:
+    """A line was written to events.jsonl; ``event`` is exactly that line."""
+
+
+@hookspec
+def on_eval(run: Run, step: Step, metrics: Mapping[str, Any]) -> None:
+    """An evaluation is done; ``metrics`` holds the validation losses."""
+
+
+@hookspec
+def run_end(run: Run, summary: Mapping[str, Any]) -> None:
+    """The run is over: always called, after errors and interrupts too."""
+
+
+HOOKS = (
+    "run_start",
+    "pre_backward",
+    "post_backward",
+    "pre_step",
+    "post_step",
+    "on_nan",
+    "on_collapse",
+    "on_record",
+    "on_event",
+    "on_eval",
+    "run_end",
+)
+
+HOOKSPECS = sys.modules[__name__]
+"""This module, off which pluggy reads the specifications."""

@@ -1,0 +1,19 @@
+"""A model under a recipe: which layers there are, and where their operands are cast.
+
+Uses numerics, recipes and formats.
+"""
+
+from altcore.quantization.layers import find_layers, matrices, tied_matrices
+from altcore.quantization.quantization import Quantization, quantize_model
+from altcore.quantization.quantizer import Clock
+from altcore.quantization.weight_grids import WeightGrid
+
+__all__ = [
+    "Clock",
+    "Quantization",
+    "WeightGrid",
+    "find_layers",
+    "matrices",
+    "quantize_model",
+    "tied_matrices",
+]

@@ -1,0 +1,189 @@
+"""What a recipe asks for, held against the model that it is for: `BadInput` where it cannot be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from altcore.errors import BadInput
+from altcore.quantization.arguments import check_operand
+from altcore.quantization.layers import called, kind_of, matrices, tied_matrices
+from altcore.quantization.patched_forward import PatchedForward
+from altcore.recipes import (
+    LOOKUP,
+    PRODUCT_OPERANDS,
+    PRODUCTS,
+    STORED,
+    Cast,
+    Casts,
+    Plan,
+    Recipe,
+    some,
+    takes_hadamard,
+)
+
+KEPT = (*STORED, "weight_gradient")
+"""What happens to a parameter itself, not to an operand."""
+FSDP_MARK = "_is_fsdp_managed_module"
+"""What FSDP, 1 and 2, leaves on every module whose parameters it takes."""
+
+
+def check_model(model: nn.Module) -> None:
+    """Refuse a model that is not ready, or no longer Python."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.DataParallel):
+            raise BadInput(
+                "model: nn.DataParallel copies the modules for each forward pass, and a copy is "
+                "not quantized: use DistributedDataParallel"
+            )
+        if "FullyShardedDataParallel" in {cls.__name__ for cls in type(module).__mro__}:
+            raise _refused_flat(f"model: {name or 'it'}")
+        if any(is_lazy(p) for p in module._parameters.values()):
+            raise BadInput(
+                f"model: {name or 'it'} ({type(module).__name__}) is lazy, and has no weights yet: "
+                "run the model once, then quantize it"
+            )
+        if isinstance(module, torch.jit.ScriptModule) and matrices(module):
+            raise BadInput(
+                f"model: {name or 'it'} is compiled by torch.jit, whose products cannot be reached:"
+                " quantize the Python model"
+            )
+
+
+def check_effect(recipe: Recipe, plan: Plan) -> None:
+    """Refuse a recipe that quantizes something, and nothing of this model."""
+    asked = any(cast for rule in recipe.rules for cast in rule.casts.values())
+    if asked and not any(any(casts.values()) for casts in plan.values()):
+        raise BadInput(
+            f"recipe {recipe.name}: the model has no layer that it quantizes "
+            f"(layers: {some(list(plan))})"
+        )
+
+
+def with_ties(
+    recipe: Recipe, model: nn.Module, plan: Plan, before: Plan
+) -> dict[str, dict[str, Cast | None]]:
+    """Give the layers that share a parameter one cast for what is the parameter's own.
+
+    That is the cast which differs from ``before``; at the start that of any of the layers. Two
+    that differ are refused.
+    """
+    made = {name: dict(casts) for name, casts in plan.items()}
+    for names, full, operand in (
+        (names, full, operand)
+        for names, full in tied_matrices(model)
+        for operand in ("weight_gradient", *STORED)
+    ):
+        old = {n: before[n][operand] if before else None for n in names}
+        new = [made[n][operand] for n in names if made[n][operand] != old[n]]
+        if any(cast != new[0] for cast in new):
+            raise BadInput(
+                f"recipe {recipe.name}: {' and '.join(names)} share the parameter {full}, "
+                f"and have two casts for {operand}"
+            )
+        for n in names if new else ():
+            made[n][operand] = new[0]
+    return made
+
+
+def check_casts(recipe: Recipe, name: str, module: nn.Module, casts: Casts, owner: object) -> None:
+    """Refuse casts that the module called ``name`` cannot take.
+
+    ``owner`` is the quantization that asks: a module that another one quantizes is refused.
+    """
+    where = f"recipe {recipe.name}: {called(name)} is {type(module).__name__}: "
+    if not any(casts.values()):
+        return
+    standing = vars(module).get("forward")
+    layer = standing.layer if isinstance(standing, PatchedForward) else None
+    if layer is not None and layer.owner is not owner and not layer.is_removed:
+        raise BadInput(f"{where}it is quantized already: remove that quantization first")
+    _check_stored(where, casts)
+    _check_weights(name, module, casts)
+    for operand, cast in casts.items():
+        if cast and cast.hadamard and not takes_hadamard(kind_of(module), operand):
+            raise BadInput(
+                f"{where}{operand}: a Hadamard transform needs a product that sums along one axis"
+            )
+    if getattr(module, "groups", 1) != 1:
+        channelled = [
+            o for o in PRODUCT_OPERANDS if (c := casts[o]) and c.scaling.kind == "channel"
+        ]
+        if channelled:
+            raise BadInput(f"{where}{channelled[0]}: channel scaling needs groups=1")
+    for a, b in PRODUCTS:
+        first, second = casts[a], casts[b]
+        lengths = (first.hadamard if first else 0, second.hadamard if second else 0)
+        if lengths[0] != lengths[1]:
+            raise BadInput(
+                f"{where}{a} and {b} are multiplied and need the same Hadamard transform, "
+                f"not {lengths[0]} and {lengths[1]}"
+            )
+
+
+def _check_weights(name: str, module: nn.Module, casts: Casts) -> None:
+    """Refuse weights that no scale fits, or that are not whole in this process."""
+    for own, parameter in matrices(module).items():
+        for role in KEPT:
+            if casts[role]:
+                check_whole(name, module, own, role)
+        if casts["weight@fwd"] or casts[LOOKUP] or casts["stored_weight"]:
+            # FSDP makes it whole for each forward pass; its shard tells what it holds.
+            is_shard = FSDP_MARK in vars(module) and _is_distributed(parameter)
+            w: Any = parameter
+            w = w.to_local() if is_shard else w
+            check_operand(w, name, own)
+            if not torch.isfinite(w.detach()).all():
+                raise BadInput(
+                    f"{called(name)}: {own} has elements that are not finite: a scale made of them "
+                    "would turn the whole tensor to NaN"
+                )
+
+
+def check_whole(name: str, module: nn.Module, own: str, role: str) -> None:
+    """Raise `BadInput` for a parameter that is not whole in this process between steps."""
+    if FSDP_MARK in vars(module) or _is_distributed(module._parameters.get(own)):
+        raise BadInput(
+            f"{called(name)}: {own} is sharded (FSDP, a DTensor), and {role} needs the whole "
+            "parameter: use a recipe without it, or DDP"
+        )
+
+
+def check_unflattened(name: str, module: nn.Module) -> None:
+    """Raise `BadInput` if the weights of a layer, which is about to run, are views that FSDP1 made.
+
+    FSDP2 gives a layer whole parameters for its forward pass.
+    """
+    if FSDP_MARK in vars(module):
+        values = (*module._parameters.values(), *vars(module).values())
+        bases = (getattr(value, "_base", None) for value in values)
+        if any(getattr(base, "_is_flat_param", False) for base in bases):
+            raise _refused_flat(called(name))
+
+
+def _refused_flat(where: str) -> BadInput:
+    return BadInput(
+        f"{where}: FullyShardedDataParallel makes one flat parameter of many: shard the model by "
+        "torch.distributed.fsdp.fully_shard, or use DDP"
+    )
+
+
+def _is_distributed(parameter: torch.Tensor | None) -> bool:
+    """Whether a parameter is a DTensor: FSDP2's or tensor parallelism's."""
+    return any(cls.__name__ == "DTensor" for cls in type(parameter).__mro__)
+
+
+def _check_stored(where: str, casts: Casts) -> None:
+    for operand in STORED:
+        if (cast := casts[operand]) and cast.blocks is not None:
+            raise BadInput(
+                f"{where}{operand} has one scale, and {cast.format.name} one for each block"
+            )
+        if cast and not cast.scaling.suits_storage:
+            raise BadInput(
+                f"{where}{operand} has one scale of its own, without margin or quantile: "
+                f"{cast.scaling.kind} scaling cannot be had"
+            )

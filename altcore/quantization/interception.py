@@ -1,0 +1,380 @@
+"""Products inside a module's own forward, quantized where they happen.
+
+While such a forward runs, a mode sees every call of a torch function in this thread. It knows which
+tensors are weights of the layer: the parameters themselves, views of them, and what is computed
+from nothing else. A product of a weight and an activation is computed with quantized operands; a
+weight that is looked up or added is rounded, if the recipe says so; all other calls run as they
+are. Neither the module nor its parameters change.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from attrs import define, field, frozen
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from altcore.quantization import attention
+from altcore.quantization.arguments import check_operand
+from altcore.quantization.contractions import CONTRACTIONS, unguarded
+from altcore.quantization.convolutions import CONVOLUTIONS
+from altcore.quantization.layers import kind_of
+from altcore.quantization.recurrent import RECURRENT
+from altcore.quantization.torch_functions import CASTS, COMPOSITE, VIEWS, is_in_place, is_metadata
+
+if TYPE_CHECKING:
+    from altcore.quantization.layer import Product, QuantizedLayer
+
+F = torch.nn.functional
+
+PRODUCTS: Mapping[Callable[..., Any], Callable[..., Any]] = {**CONTRACTIONS, **RECURRENT}
+
+
+@frozen(eq=False)
+class Origin:
+    """Which parameter of which layer a tensor comes from."""
+
+    layer: QuantizedLayer
+    own: str
+    how: str = "itself"
+    """``itself``, ``part`` (its values in another shape, or some of them) or ``computed``."""
+
+
+@define(eq=False)
+class Frame:
+    """One run of one layer's forward: what is known of its tensors."""
+
+    layer: QuantizedLayer
+    weights: dict[int, tuple[Tensor, Origin]] = field(init=False)
+    """By identity, kept alive so that identities stay theirs."""
+    made: dict[int, tuple[Tensor, Origin]] = field(init=False, factory=dict)
+    probabilities: dict[int, Tensor] = field(init=False, factory=dict)
+    buffers: dict[int, Tensor] = field(init=False)
+    """As they were at the start, kept alive for the same reason."""
+    products: dict[tuple[int, str, bool], Product | None] = field(init=False, factory=dict)
+    """The products by a parameter: by its layer's identity, its name, and whether it is stored."""
+    attention_calls: int = field(init=False, default=0)
+    has_gradients: bool = field(init=False, factory=torch.is_grad_enabled)
+
+    def __attrs_post_init__(self) -> None:
+        self.weights = {}
+        for layer in self.layer.scope:
+            for own, value in _weights(layer.module):
+                how = "itself" if own in layer.module._parameters else "computed"
+                self.weights[id(value)] = value, Origin(layer, own, how)
+        for value in _computing(self.layer.module):
+            self.weights.setdefault(id(value), (value, Origin(self.layer, "weight", "computed")))
+        self.buffers = {id(b): b for b in self.layer.module.buffers()}
+
+    # What a tensor is -------------------------------------------------------------------------
+
+    def origin(self, t: Tensor) -> Origin | None:
+        """Return where a weight comes from; None for an activation."""
+        found = self.weights.get(id(t)) or self.made.get(id(t))
+        if found is not None and found[0] is t:
+            return found[1]
+        if isinstance(t, nn.Parameter):  # one that was put there while the forward ran
+            for own, value in _weights(self.layer.module):
+                if value is t:
+                    return Origin(self.layer, own)
+        base = t._base
+        found = None if base is None else self.weights.get(id(base))
+        if found is None or found[0] is not base:
+            return None
+        return Origin(found[1].layer, found[1].own, "part")
+
+    def is_weight(self, t: Tensor) -> bool:
+        """Whether a tensor is a weight of the layer, or is made of such alone."""
+        return self.origin(t) is not None
+
+    def mark(self, result: Any, origin: Origin, how: str) -> Any:
+        """Remember that a result comes from a weight; returns it."""
+        how = "computed" if "computed" in (how, origin.how) else how
+        for t in _tensors((result,)):
+            self.made[id(t)] = t, Origin(origin.layer, origin.own, how)
+        return result
+
+    def forget(self, written: Tensor) -> None:
+        """Take in that the forward wrote to a weight, or to a copy of one.
+
+        What was quantized of it is old, and a copy has other values than the weight.
+        """
+        self.end()
+        self.products.clear()
+        memory = _memory(written)
+        if memory not in [_memory(t) for t, _ in self.weights.values()]:
+            for t, origin in list(self.made.values()):
+                if _memory(t) == memory:
+                    self.mark(t, origin, "computed")
+
+    # What is done with it ---------------------------------------------------------------------
+
+    def call(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Run a torch function that the layer's forward calls."""
+        tensors = list(_tensors((*args, *kwargs.values())))
+        origins = [o for t in tensors if (o := self.origin(t)) is not None]
+        if func is F.scaled_dot_product_attention and self.layer.wants_attention:
+            self.attention_calls += 1  # whatever it is of: a learned query is a weight
+            return attention.attend(self.layer, *args, **kwargs)
+        if not origins:
+            return self.call_on_activations(func, args, kwargs, tensors)
+        if is_metadata(func):
+            return func(*args, **kwargs)
+        is_constant = all(id(t) in self.buffers or self.is_weight(t) for t in tensors)
+        if not is_constant:
+            result = self.multiply(func, args, kwargs)
+            if result is not NotImplemented:
+                return result
+        origin = next((o for o in origins if o.own == "weight"), origins[0])
+        if func in VIEWS:
+            return self.mark(func(*args, **kwargs), origin, "part")
+        if func in CASTS:
+            return self.mark(func(*args, **kwargs), origin, "computed")
+        if is_in_place(func) and (written := self.origin(tensors[0])) is not None:
+            result = func(*args, **kwargs)
+            self.forget(tensors[0])
+            written.layer.put_on_grid(written.own, is_told=False)
+            return result if written.how == "itself" else self.mark(result, written, "computed")
+        args, kwargs = self.look_up(func, args, kwargs)
+        result = func(*args, **kwargs)
+        return self.mark(result, origin, "computed") if is_constant else result
+
+    def multiply(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> Any:
+        """Compute a product with quantized operands; NotImplemented where it is none, or plain."""
+        if func in CONVOLUTIONS:
+            call = CONVOLUTIONS[func](*args, **kwargs)
+            product = self.product_of(call[1])
+            if product is None or self.is_weight(call[0]):
+                return NotImplemented
+            return product.convolve(*call)
+        tensors = list(_tensors((*args, *kwargs.values())))
+        if func not in PRODUCTS or not any(map(self.product_of, tensors)):
+            return NotImplemented
+        if self.has_gradients and not torch.is_grad_enabled():
+            self.layer.tell_recomputation()
+        for t in tensors:
+            if t.is_nested or t.layout != torch.strided:
+                check_operand(t, self.layer.name, "input")
+        return PRODUCTS[func](self.product, self.is_weight, *args, **kwargs)
+
+    def product(self, x: Tensor, w: Tensor, bias: Tensor | None, weight: Tensor) -> Tensor:
+        """Multiply as `altcore.quantization.canonical` describes it."""
+        product = self.product_of(weight)
+        if product is None:
+            y = x @ w.mT
+            return y if bias is None else y + bias
+        return product.multiply(x, w, bias)
+
+    def product_of(self, weight: Tensor) -> Product | None:
+        """Return the products by a weight, if it is one and the recipe casts an operand of them."""
+        origin = self.origin(weight)
+        if origin is None or weight.dim() < 2:
+            return None
+        layer, own = origin.layer, origin.own
+        if layer.kind == "parametrization":  # it computes the weight of the layer that runs
+            if self.layer.kind not in ("linear", "conv"):
+                return None
+            layer, own = self.layer, "weight"
+        key = id(layer), own, origin.how != "computed"
+        if key not in self.products:
+            if key[2]:
+                layer.put_on_grid(own)  # the forward may have put another one there
+            product = self.products[key] = layer.product(own, is_stored=key[2])
+            if product is not None:
+                product.weights = {}
+        return self.products[key]
+
+    def end(self) -> None:
+        """Let go of the weights that were quantized: a backward pass keeps what it needs."""
+        for product in self.products.values():
+            if product is not None:
+                product.weights = None
+
+    def look_up(
+        self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """Return the arguments with weights rounded that are used outside a product."""
+        if func in (F.embedding, F.embedding_bag):
+            args, kwargs = _renormalized(*args, **kwargs)
+            if (written := self.origin(args[1])) is not None:
+                written.layer.put_on_grid(written.own, is_told=False)
+        args = tuple(map(self.looked_up, args))
+        return args, {k: self.looked_up(v) for k, v in kwargs.items()}
+
+    def looked_up(self, value: Any) -> Any:
+        """Return a value with the weights in it as they are used outside a product."""
+        if type(value) in (list, tuple):
+            return type(value)(map(self.looked_up, value))
+        origin = self.origin(value) if isinstance(value, Tensor) else None
+        if origin is None or origin.how == "computed":
+            return value
+        return origin.layer.lookup(origin.own, value)
+
+    # Attention --------------------------------------------------------------------------------
+
+    def call_on_activations(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        tensors: list[Tensor],
+    ) -> Any:
+        """Run a function of activations alone: attention's products may be among them."""
+        if not self.layer.wants_attention:
+            return func(*args, **kwargs)
+        if func in CONTRACTIONS:
+            result = self.attend_by_hand(func, args, kwargs, tensors)
+            if result is not NotImplemented:
+                return result
+        result = func(*args, **kwargs)
+        follows = func in VIEWS or func in CASTS or func in attention.MASKING
+        if func in attention.SOFTMAX or (
+            follows and any(id(t) in self.probabilities for t in tensors)
+        ):
+            self.probabilities |= {id(t): t for t in _tensors((result,))}
+        return result
+
+    def attend_by_hand(
+        self,
+        func: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        tensors: list[Tensor],
+    ) -> Any:
+        """Multiply probability by value, or query by key; NotImplemented where it is neither.
+
+        A product of a buffer, as of rotary frequencies by positions, is neither.
+        """
+        is_small = sum(t.dim() >= 3 for t in tensors) < 2
+        if is_small or any(id(t) in self.buffers or id(t._base) in self.buffers for t in tensors):
+            return NotImplemented
+        probability = next((t for t in tensors if id(t) in self.probabilities), None)
+        key = tensors[-1]
+
+        def is_right(t: Tensor) -> bool:
+            return t is key if probability is None else t is not probability
+
+        def multiply(x: Tensor, w: Tensor, bias: Tensor | None, _: Tensor) -> Tensor:
+            self.attention_calls += probability is not None
+            y = attention.multiply(self.layer, x, w, probability is not None)
+            return y if bias is None else y + bias
+
+        return CONTRACTIONS[func](multiply, is_right, *args, **kwargs)
+
+
+class Interception(TorchFunctionMode):
+    """Sees the torch functions that a thread calls while quantized layers run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frame: Frame | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if self.frame is None:
+            return func(*args, **kwargs)
+        if func in COMPOSITE:
+            with self:
+                return unguarded(func)(*args, **kwargs)
+        return self.frame.call(func, args, kwargs)
+
+
+_threads = threading.local()
+
+
+@contextmanager
+def intercepting(layer: QuantizedLayer) -> Iterator[Frame]:
+    """Quantize the products by the layer's weights that are computed within, in this thread."""
+    frame, mode = Frame(layer), getattr(_threads, "mode", None)
+    if mode is not None:
+        with _framed(mode, frame):
+            yield frame
+        return
+    mode = _threads.mode = Interception()
+    try:
+        with mode, _framed(mode, frame):
+            yield frame
+    finally:
+        _threads.mode = None
+
+
+@contextmanager
+def suspended() -> Iterator[None]:
+    """Let functions pass: what a quantized layer computes itself is no call of the model's."""
+    mode = getattr(_threads, "mode", None)
+    if mode is None:
+        yield
+    else:
+        with _framed(mode, None):
+            yield
+
+
+@contextmanager
+def _framed(mode: Interception, frame: Frame | None) -> Iterator[None]:
+    before, mode.frame = mode.frame, frame
+    try:
+        yield
+    finally:
+        mode.frame = before
+        if frame is not None:
+            frame.end()
+            if before is not None and frame.layer.kind == "parametrization":
+                before.made |= frame.made  # a weight of the layer that goes on
+
+
+def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The module's weights as they are now: parameters, and a ``weight`` that a hook computed."""
+    for own, value in module._parameters.items():
+        if value is not None and value.dim() >= 2:
+            yield own, value
+    computed = vars(module).get("weight")
+    if isinstance(computed, Tensor):
+        yield "weight", computed
+
+
+def _computing(module: nn.Module) -> Iterator[Tensor]:
+    """What a parametrization computes the ``weight`` of a Linear or a convolution from."""
+    parametrizations = module._modules.get("parametrizations")
+    if parametrizations is not None and kind_of(module) in ("linear", "conv"):
+        yield from parametrizations.parameters()
+
+
+def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
+    for value in values:
+        if isinstance(value, Tensor):
+            yield value
+        elif isinstance(value, list | tuple):
+            yield from _tensors(value)
+
+
+def _memory(t: Tensor) -> int:
+    """What tensors have in common that share their values."""
+    return t.untyped_storage().data_ptr() if t.layout == torch.strided else id(t)
+
+
+def _renormalized(
+    input: Tensor,
+    weight: Tensor,
+    third: Any = None,
+    max_norm: float | None = None,
+    norm_type: float = 2.0,
+    *args: Any,
+    **kwargs: Any,
+) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Shrink the rows that an embedding looks up, in the weight itself, as torch does."""
+    if max_norm is not None:
+        with torch.no_grad():
+            torch.embedding_renorm_(weight.detach(), input.contiguous(), max_norm, norm_type)
+    third = kwargs.pop("padding_idx", kwargs.pop("offsets", third))
+    return (input, weight, third, None, norm_type, *args), kwargs

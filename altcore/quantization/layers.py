@@ -1,0 +1,258 @@
+"""The layers of a model that a recipe can speak of."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from types import CodeType, FunctionType
+from typing import Any
+
+from attrs import frozen
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import ParametrizationList
+
+from altcore.errors import BadInput, nearest
+from altcore.recipes import LOOKUP, Layer, some
+
+AUTO = "auto"
+"""Let `find_heads` look for the output head."""
+ATTENTION = re.compile("attention|attn", re.IGNORECASE)
+"""What a module's class has in its name, if attention's two products belong to it."""
+ATTENTION_CALLS = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
+
+
+def called(name: str) -> str:
+    """Return what messages and tables call a layer: the model itself may be one."""
+    return f"layer {name or '(model)'}"
+
+
+def matrices(module: nn.Module) -> dict[str, nn.Parameter]:
+    """Return the module's own parameters of two or more dimensions, by name."""
+    return {
+        n: p
+        for n, p in module._parameters.items()
+        if p is not None and not is_lazy(p) and p.dim() >= 2
+    }
+
+
+@frozen(eq=False)
+class ParameterSlot:
+    """Where a parameter lies: what lies there may be replaced."""
+
+    module: nn.Module
+    own: str
+
+    @classmethod
+    def of(cls, model: nn.Module, full: str) -> ParameterSlot:
+        """Find the slot of the parameter with a full name."""
+        name, _, own = full.rpartition(".")
+        return cls(model.get_submodule(name), own)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter. Raises `BadInput` if there is none any more."""
+        found = self.module._parameters.get(self.own)
+        if found is None:
+            raise BadInput(
+                f"{type(self.module).__name__} has no parameter {self.own} any more: "
+                "quantize a model after it is parametrized or changed, not before"
+            )
+        return found
+
+
+def find_layers(model: nn.Module, head: str | None = AUTO) -> dict[str, tuple[Layer, nn.Module]]:
+    """Return every module that owns a parameter of two or more dimensions, by its name.
+
+    And every Linear and convolution whose weight is computed (as weight normalisation does), and
+    every attention module: one whose class is called so, with none within it that is, or whose
+    code calls torch's attention. ``head`` is that of `find_heads`.
+    """
+    heads = {id(m) for found in find_heads(model, head) for m in found.modules()}
+    found = {}
+    for name, module in model.named_modules():
+        has_attention = _has_attention(module)
+        if matrices(module) or kind_of(module) in ("linear", "conv"):
+            layer = Layer(name, kind_of(module), id(module) in heads, has_attention)
+        elif has_attention:
+            layer = Layer(name, "attention", has_attention=True)
+        else:
+            continue
+        found[name] = layer, module
+    return found
+
+
+def kind_of(module: nn.Module) -> str:
+    """Return the `Layer.kind` of a module that owns a parameter of two or more dimensions."""
+    if isinstance(module, nn.Linear) or has_transposed_weight(module):
+        return "linear"
+    if isinstance(module, _ConvNd):
+        return "conv"
+    if isinstance(module, nn.Embedding):
+        return "embedding"
+    return "parametrization" if isinstance(module, ParametrizationList) else "other"
+
+
+def weights_of(module: nn.Module) -> list[str]:
+    """Return the names of what a layer multiplies by: parameters, and a computed ``weight``."""
+    own = list(matrices(module))
+    is_product = kind_of(module) in ("linear", "conv")
+    return ["weight", *own] if is_product and "weight" not in own else own
+
+
+def site(kind: str, operand: str, own: str) -> str:
+    """Return the name of a quantizer within a layer of a kind, for its parameter ``own``.
+
+    >>> site("linear", "weight@fwd", "weight"), site("other", "weight@fwd", "experts")
+    ('weight@fwd', 'weight@fwd/experts')
+    """
+    is_plain = own == "weight" and kind in ("linear", "conv") and operand != LOOKUP
+    return operand if is_plain else f"{operand}/{own}"
+
+
+def has_transposed_weight(module: nn.Module) -> bool:
+    """Whether this is a linear layer whose weight is (in, out): Conv1D of the transformers library.
+
+    Told by what it is called, so that nothing has to be imported.
+    """
+    return any(
+        cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
+        for cls in type(module).__mro__
+    )
+
+
+def runs_torchs_forward(module: nn.Module, forward: Callable[..., Any]) -> bool:
+    """Whether ``forward``, the module's, is that of torch's Linear or convolution and no other.
+
+    Then the layer is its one product. A subclass with a forward of its own is not, nor a module
+    whose forward was replaced on the instance or on torch's class.
+    """
+    own = getattr(forward, "__func__", None)
+    if own is not type(module).forward or "_conv_forward" in vars(module):
+        return False
+    if isinstance(module, nn.Linear):
+        return _is_torchs(own, "torch.nn.modules.linear", "Linear.forward")
+    for dims, cls in ((1, nn.Conv1d), (2, nn.Conv2d), (3, nn.Conv3d)):
+        if isinstance(module, cls):
+            inner = type(module)._conv_forward
+            where = "torch.nn.modules.conv"
+            return _is_torchs(own, where, f"Conv{dims}d.forward") and _is_torchs(
+                inner, where, f"Conv{dims}d._conv_forward"
+            )
+    return _is_torchs(own, "transformers.pytorch_utils", "Conv1D.forward")
+
+
+def _is_torchs(function: Any, module: str, name: str) -> bool:
+    return (function.__module__, function.__qualname__) == (module, name)
+
+
+def _has_attention(module: nn.Module) -> bool:
+    inner = [m for m in module.modules() if ATTENTION.search(type(m).__name__)]
+    return inner == [module] or _calls_attention(type(module))
+
+
+def _calls_attention(cls: type[nn.Module]) -> bool:
+    """Whether the code of a class names torch's attention."""
+    return any(
+        isinstance(f, FunctionType) and ATTENTION_CALLS.intersection(_names(f.__code__))
+        for base in cls.__mro__
+        if base is not nn.Module
+        for f in vars(base).values()
+    )
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for inner in code.co_consts:
+        if isinstance(inner, CodeType):
+            yield from _names(inner)
+
+
+class SlowPath:
+    """Keeps torch's encoders from their fused inference kernel, which calls no layer in them."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        # It is left alone where there are hooks, whatever they do.
+        self.hook = module.register_forward_pre_hook(_pass)
+        self.nested = getattr(module, "use_nested_tensor", None)
+        if self.nested is not None:
+            vars(module)["use_nested_tensor"] = False
+
+    def remove(self) -> None:
+        """Let it have its way again."""
+        self.hook.remove()
+        if self.nested is not None:
+            vars(self.module)["use_nested_tensor"] = self.nested
+
+
+def _pass(module: nn.Module, args: Any) -> None:
+    """Do nothing, before a module's forward."""
+
+
+def slow_paths(model: nn.Module) -> list[SlowPath]:
+    """Make every encoder of torch call the layers within it, until the handles are removed."""
+    encoders = nn.TransformerEncoder | nn.TransformerEncoderLayer
+    return [SlowPath(m) for m in model.modules() if isinstance(m, encoders)]
+
+
+def find_heads(model: nn.Module, head: str | None = AUTO) -> list[nn.Module]:
+    """Return the output head, as a list of none or one.
+
+    ``head`` names it, or is None for a model that has none. Otherwise it is what the model's
+    ``get_output_embeddings`` returns (models of the transformers library have it; their base
+    models have no head), else the last of several linear layers. A head that adapters wrap is the
+    wrapper, with all that is in it. Raises `BadInput` for a name that the model does not have.
+    """
+    if head is None:
+        return []
+    modules = dict(model.named_modules())
+    if head != AUTO:
+        if head not in modules:
+            names = [n for n, m in modules.items() if kind_of(m) == "linear"]
+            raise BadInput(
+                f"head: the model has no module {head!r}{nearest(head, names)}: "
+                f"linear layers are {some(names)}"
+            )
+        return [modules[head]]
+    getter = getattr(model, "get_output_embeddings", None)
+    if callable(getter):
+        found = getter()
+        if isinstance(found, nn.Module):
+            return [found]
+        if getattr(model, "base_model", None) is model:
+            return []
+    linears = [n for n, m in modules.items() if kind_of(m) == "linear"]
+    return [_wrapper(modules, linears[-1])] if len(linears) > 1 else []
+
+
+def _wrapper(modules: dict[str, nn.Module], name: str) -> nn.Module:
+    """The outermost module around a layer that wraps it, as adapters do; else the layer."""
+    parts = name.split(".")
+    parents = (".".join(parts[:i]) for i in range(1, len(parts)))
+    wrapping = (
+        modules[p] for p in parents if isinstance(modules[p]._modules.get("base_layer"), nn.Module)
+    )
+    return next(wrapping, modules[name])
+
+
+def unique_matrices(model: nn.Module) -> Iterator[tuple[str, str, nn.Parameter]]:
+    """Yield (layer name, parameter's full name, parameter), a tied parameter once."""
+    seen: set[int] = set()
+    for name, module in model.named_modules():
+        for own, parameter in matrices(module).items():
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield name, f"{name}.{own}" if name else own, parameter
+
+
+def tied_matrices(model: nn.Module) -> list[tuple[list[str], str]]:
+    """Return, for each parameter that several layers own, their names and its full name."""
+    owners: dict[int, list[str]] = {}
+    full_names: dict[int, str] = {}
+    for name, module in model.named_modules():
+        for own, parameter in matrices(module).items():
+            owners.setdefault(id(parameter), []).append(name)
+            full_names.setdefault(id(parameter), f"{name}.{own}" if name else own)
+    return [(names, full_names[key]) for key, names in owners.items() if len(names) > 1]

@@ -1,0 +1,262 @@
+"""A linear layer's three products on quantized operands.
+
+Products run on unscaled grid values and the scales multiply the output, so that a scale need not
+be a power of two; only the scales of blocks, which a sum runs over, are in the values. All
+quantization of ``x`` and ``w`` happens in the forward pass, from the unquantized tensors; the
+backward pass quantizes the output's gradient.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from altcore.formats import FloatFormat, Format
+from altcore.numerics import outside_modes, scale_output
+from altcore.quantization.compute import float8_dtypes, is_exact_in_bfloat16, output_dtype
+from altcore.quantization.flops import uncounted
+from altcore.quantization.quantizer import Axes, Operand
+
+FLOAT32_ROOM = 2.0**120
+"""Largest max² · K of a product that still leaves room for its sum in float32."""
+
+
+PAIRS = {
+    "activation": ("activation@fwd", "activation@wgrad"),
+    "weight": ("weight@fwd", "weight@dgrad"),
+    "gradient": ("gradient@dgrad", "gradient@wgrad"),
+}
+"""A role's operands in a layer's products."""
+
+with outside_modes():
+    QUANTIZED = torch.zeros((), dtype=torch.uint8, device="cpu")
+"""Saved for the backward pass by all that quantizes, and by nothing else: a checkpoint within a
+module's own forward, which makes plain products when it computes them again, sees that they differ.
+"""
+
+LINEAR_AXES: tuple[Axes, Axes] = ((-1,), (-2,))
+"""The axes that a role's two products sum over: of (tokens, features) and of (out, in)."""
+
+
+class Casts(Protocol):
+    """What a product asks for: its operands, by role."""
+
+    @property
+    def compute(self) -> str:
+        """In which type products run; see `altcore.quantization.compute.COMPUTES`."""
+
+    def pair(
+        self,
+        role: str,
+        x: Tensor,
+        training: bool,
+        axes: tuple[Axes, Axes],
+        wanted: tuple[bool, bool] = (True, True),
+    ) -> tuple[Operand | None, Operand | None]: ...
+    def count_product(self, product: str, a: Operand, b: Operand, flops: int) -> None: ...
+    def begin_backward(self) -> None: ...
+
+
+class QuantizedLinear(torch.autograd.Function):
+    """``x @ w.T + bias`` with each of the six operands quantized as the layer says.
+
+    x: (..., in), w: (out, in), bias: (out) or None; or a batch of products, x: (batch, tokens, in),
+    w: (batch, out, in) and no bias. The gradient of the bias is the plain sum of the unquantized
+    output gradient: it is no product.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, casts: Casts, training: bool
+    ) -> Tensor:
+        ctx.casts, ctx.shape, ctx.training = casts, x.shape, training
+        ctx.dtypes = (x.dtype, w.dtype, bias.dtype if bias is not None else None)
+        ctx.is_batched = w.dim() == 3
+        x = x if ctx.is_batched else _rows(x)
+        needs_x, needs_w = ctx.needs_input_grad[:2]
+        a, x_wgrad = casts.pair("activation", x, training, LINEAR_AXES, (True, needs_w))
+        b, w_dgrad = casts.pair("weight", w, training, LINEAR_AXES, (True, needs_x))
+        assert a is not None
+        assert b is not None
+        keep(ctx, a, b, x_wgrad, w_dgrad)
+        ctx.flops = 2 * x.numel() * w.shape[-2]
+        casts.count_product("fwd", a, b, ctx.flops)
+        dtype = output_dtype(x, casts.compute)
+        y = product(a, b, transpose_b=True, compute=casts.compute, bias=bias, dtype=dtype)
+        # No view: what follows may change it in place.
+        return torch.ops.aten._unsafe_view(y, [*ctx.shape[:-1], w.shape[-2]])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        casts = ctx.casts
+        casts.begin_backward()
+        x_wgrad, w_dgrad, x_inside, w_inside = kept(ctx)
+        wanted = ctx.needs_input_grad[:2]
+        dy = grads[0] if ctx.is_batched else _rows(grads[0])
+        g_dgrad, g_wgrad = casts.pair("gradient", dy, ctx.training, LINEAR_AXES, wanted)
+        dx = dw = db = None
+        if wanted[0]:
+            casts.count_product("dgrad", g_dgrad, w_dgrad, ctx.flops)
+            dx = product(g_dgrad, w_dgrad, compute=casts.compute, dtype=ctx.dtypes[0])
+            dx = clip(dx, x_inside).reshape(ctx.shape)
+        if wanted[1]:
+            casts.count_product("wgrad", g_wgrad, x_wgrad, ctx.flops)
+            dw = product(
+                g_wgrad, x_wgrad, transpose_a=True, compute=casts.compute, dtype=ctx.dtypes[1]
+            )
+            dw = clip(dw, w_inside)
+        if ctx.needs_input_grad[2]:
+            db = dy.sum(0, dtype=torch.float32).to(ctx.dtypes[2])
+        return dx, dw, db, None, None
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(..., n) as (rows, n); the number of rows is not left to `reshape`, for which n may be 0."""
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+
+
+def keep(
+    ctx: Any, a: Operand, b: Operand, x_wgrad: Operand | None, w_dgrad: Operand | None
+) -> None:
+    """Save what the backward pass multiplies, and where ``a`` and ``b`` were inside their range.
+
+    By way of autograd, which frees it after the backward pass, notices when a tensor changed
+    in between, and lets checkpointing and offloading have it. `QUANTIZED` comes last.
+    """
+    needs_x, needs_w = ctx.needs_input_grad[:2]
+    saved = (x_wgrad if needs_w else None, w_dgrad if needs_x else None)
+    ctx.formats = [None if o is None else o.format for o in saved]
+    tensors = [t for o in saved for t in ((o.values, o.scale) if o else (None, None))]
+    inside = (a.inside if needs_x else None, b.inside if needs_w else None)
+    ctx.save_for_backward(*tensors, *inside, QUANTIZED)
+
+
+def kept(ctx: Any) -> tuple[Any, Any, Tensor | None, Tensor | None]:
+    """Return what `keep` saved: x and w as operands, where they are needed, and their masks."""
+    x, x_scale, w, w_scale, x_inside, w_inside, _ = ctx.saved_tensors
+    return (
+        None if x is None else Operand(x, x_scale, ctx.formats[0]),
+        None if w is None else Operand(w, w_scale, ctx.formats[1]),
+        x_inside,
+        w_inside,
+    )
+
+
+class StraightThrough(torch.autograd.Function):
+    """A quantized tensor whose gradient is that of the tensor, where ``inside`` (None: all)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, quantized: Tensor, inside: Tensor | None) -> Tensor:
+        ctx.inside = inside
+        ctx.save_for_backward(QUANTIZED)
+        return quantized.view_as(quantized)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        _ = ctx.saved_tensors  # so that a checkpoint compares them
+        return clip(grads[0], ctx.inside), None, None
+
+
+def clip(gradient: Tensor, inside: Tensor | None) -> Tensor:
+    """The gradient of a clipped straight-through estimator: zero outside the format's range."""
+    return gradient if inside is None else torch.where(inside, gradient, 0.0)
+
+
+def product(
+    a: Operand,
+    b: Operand,
+    *,
+    transpose_a: bool = False,
+    transpose_b: bool = False,
+    compute: str = "float32",
+    bias: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Multiply two operands: (m, k) by (k, n) after the transposes; scales on the output.
+
+    Or a batch of such products. ``compute`` says in which type (see
+    `altcore.quantization.compute.COMPUTES`). The result of a bfloat16 product is rounded to
+    bfloat16 once before its scale. ``bias``, (n), is added to what is scaled, in float32, and that is
+    rounded to ``dtype`` (None: float32).
+    """
+    a = _transposed(a) if transpose_a else a
+    b = _transposed(b) if transpose_b else b
+    (m, k), n = a.values.shape[-2:], b.values.shape[-1]
+    is_single = a.values.dim() == 2
+    eights = float8_dtypes(a.format, b.format) if compute == "exact-float8" and is_single else None
+    if eights is not None and not (m % 16 or k % 16 or n % 16):
+        with uncounted():
+            y = _float8_product(a.values.to(eights[0]), b.values.to(eights[1]))
+    else:
+        a, b = ready(a, b, k, compute)
+        # Autocast would round the operands of a float32 product behind the recipe's back.
+        with torch.autocast(a.values.device.type, enabled=False), uncounted():
+            y = a.values @ b.values
+    return scale_output(y, (a.scale, b.scale), bias, dtype)
+
+
+def ready(a: Operand, b: Operand, k: int, compute: str) -> tuple[Operand, Operand]:
+    """Return two operands of a sum over ``k`` terms in the dtype in which they are multiplied.
+
+    Where their largest values could exceed float32 in the sum, they are brought near 1 by powers
+    of two, which go into the scales.
+    """
+    dtype = _product_dtype(a, b, compute)
+    made = []
+    for operand, exponent in zip((a, b), _shift(a, b, k), strict=True):
+        values, scale = operand.values, operand.scale
+        if exponent and scale is not None:
+            values, scale = values * 2.0**-exponent, scale * 2.0**exponent
+        made.append(Operand(values.to(dtype), scale, operand.format))
+    return made[0], made[1]
+
+
+def _transposed(operand: Operand) -> Operand:
+    values, scale = operand.values, operand.scale
+    turned = scale.mT if scale is not None and scale.ndim >= 2 else scale
+    return Operand(values.mT, turned, operand.format)
+
+
+def _float8_product(a: Tensor, b: Tensor) -> Tensor:
+    """Multiply (m, k) by (k, n) on FP8 matrix units, which want b column by column; float32."""
+    one = torch.ones((), dtype=torch.float32, device=a.device)
+    columns = b.t().contiguous().t()
+    return torch._scaled_mm(
+        a.contiguous(), columns, one, one, out_dtype=torch.float32, use_fast_accum=False
+    )
+
+
+def _product_dtype(a: Operand, b: Operand, compute: str) -> torch.dtype:
+    """The dtype in which the values of two operands are multiplied, FP8 units apart."""
+    if torch.float64 in (a.values.dtype, b.values.dtype):
+        return torch.float64
+    if compute == "float32":
+        return torch.float32
+    formats = (a.format, b.format)
+    is_autocast = compute == "bfloat16"
+    narrow = all(is_exact_in_bfloat16(f) or (is_autocast and f is None) for f in formats)
+    return torch.bfloat16 if narrow else torch.float32
+
+
+def _shift(a: Operand, b: Operand, k: int) -> tuple[int, int]:
+    """Return the powers of two that bring the largest values near 1, where float32 needs it.
+
+    An operand without a scale holds the tensor's own values, and is left alone.
+    """
+    largest = [_largest(a), _largest(b)]
+    if math.prod(largest) * k <= FLOAT32_ROOM:
+        return 0, 0
+    exponents = [math.frexp(v)[1] - 1 if v > 1 else 0 for v in largest]
+    return exponents[0], exponents[1]
+
+
+def _largest(operand: Operand) -> float:
+    """What a scale made the operand's values as large as; 1 where they are what they were."""
+    fmt = operand.format
+    if operand.scale is None or not isinstance(fmt, Format):
+        return 1.0
+    # A table need not be symmetric, and listing the values of a float takes a while.
+    return fmt.max if isinstance(fmt, FloatFormat) else max(-fmt.values[0], fmt.values[-1])

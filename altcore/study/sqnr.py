@@ -1,0 +1,146 @@
+"""How well formats represent data: signal-to-quantization-noise ratio by scale.
+
+The scale that minimises the error is not the one that brings the largest magnitude onto the
+format's largest value: clipping a few values may pay. Both are given. Block formats make their
+scales themselves, of the largest magnitude of each block.
+
+Named distributions are taken exactly, by integrals (`altcore.study.expected_noise`); a tensor by
+what rounding it comes to.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from altcore.errors import BadInput, nearest
+from altcore.formats import AnyFormat, BlockFormat, Format
+from altcore.numerics import COUNTS, amax, round_blocks, round_to_grid, scale_of
+from altcore.study.distributions import NAMES, Distribution, named, of_elements
+from altcore.study.expected_noise import Loss, best_scale, expected, expected_in_blocks
+
+Data: TypeAlias = Distribution | Tensor | Sequence[Tensor]
+
+
+def read_data(what: str, runs_dir: str = "runs") -> Distribution | list[Tensor]:
+    """Return the data called ``what``: a distribution, a .npy file, or a run's weights.
+
+    Of a run these are all parameters of two or more dimensions in its newest checkpoint.
+    Tensors are float32 or float64, in their own shapes; raises `BadInput` for what cannot be
+    found or read.
+    """
+    if what in NAMES:
+        return named(what)
+    if what.endswith(".npy"):
+        return [_from_npy(Path(what))]
+    if (Path(runs_dir) / what / "config.yaml").is_file():
+        from altcore.runs import load_newest
+
+        state, _, _ = load_newest(Path(runs_dir) / what / "checkpoints")
+        return [p for p in state["model"].values() if p.dim() >= 2]
+    raise BadInput(
+        f"--on {what}: neither {', '.join(NAMES)}, nor a .npy file, nor a run in "
+        f"{runs_dir}{nearest(what, NAMES)}"
+    )
+
+
+def _from_npy(path: Path) -> Tensor:
+    try:
+        import numpy as np
+    except ImportError as error:
+        raise BadInput(f"--on {path}: reading it needs numpy: pip install numpy") from error
+    try:
+        x = torch.from_numpy(np.load(path, allow_pickle=False))
+    except OSError as error:
+        raise BadInput(f"--on {path}: cannot be read: {error.strerror}") from error
+    # What numpy says of other files is how to load them unsafely.
+    except (EOFError, ValueError, TypeError) as error:
+        raise BadInput(f"--on {path}: is no .npy file of numbers") from error
+    if not x.is_floating_point() or x.numel() == 0:
+        raise BadInput(f"--on {path}: floating-point numbers are needed, not {x.dtype} {x.numel()}")
+    if not bool(torch.isfinite(x).all()):
+        raise BadInput(f"--on {path}: holds NaN or infinity")
+    return x.double() if x.dtype == torch.float64 else x.float()
+
+
+def sqnr_of(fmt: AnyFormat, data: Data) -> dict[str, Any]:
+    """Return SQNR in dB at the error-minimising scale and at amax scale, and what is lost there.
+
+    ``overflow`` and ``underflow`` are shares of elements: past the largest value, and nonzero
+    but rounded to zero. For a block format, whose blocks lie along the last axis of each tensor,
+    ``best`` is None and ``amax`` is under its own scales; `BadInput` where blocks are square and
+    a tensor has one dimension.
+
+    Of a named distribution the best scale is that of all its numbers, far ones included. At amax,
+    and in blocks, it is a tensor of 2**18 numbers whose largest magnitude is the median one:
+    that may lose less, since in such a tensor nothing is larger.
+    """
+    if isinstance(data, Distribution):
+        return _compare_exactly(fmt, data)
+    if isinstance(fmt, BlockFormat):
+        return {"best": None, "amax": measure_blocks(fmt, data)}
+    x = data.flatten() if isinstance(data, Tensor) else torch.cat([t.flatten() for t in data])
+    base = float(scale_of(amax(x), fmt)[0])
+    found = [measure(fmt, x, scale) for scale in (best_scale(fmt, of_elements(x)), base)]
+    # Both, since scaled numbers are rounded to float32 first, of which the search knows nothing.
+    return {"best": min(found, key=lambda m: m["noise"]), "amax": found[1]}
+
+
+def _compare_exactly(fmt: AnyFormat, data: Distribution) -> dict[str, Any]:
+    tensor = data.up_to_amax()
+    if isinstance(fmt, BlockFormat):
+        lost = expected_in_blocks(fmt, tensor)
+        return {"best": None, "amax": {"scale": None, **_figures(lost, tensor.signal)}}
+    best, base = best_scale(fmt, data), data.amax / fmt.max
+    return {
+        "best": {"scale": best, **_figures(expected(fmt, data, best), data.signal)},
+        "amax": {"scale": base, **_figures(expected(fmt, tensor, base), tensor.signal)},
+    }
+
+
+def measure(fmt: Format, x: Tensor, scale: float) -> dict[str, float]:
+    """Quantize ``x`` at one scale; returns scale, noise (mean square), SQNR and shares lost."""
+    counts = torch.zeros(len(COUNTS), dtype=torch.int64)
+    r = torch.tensor(1 / scale, dtype=x.dtype)
+    q = round_to_grid(x, fmt, r=r, counts=counts)
+    wide = x.double()
+    noise = float((q.double() * scale - wide).square().mean())
+    signal = float(wide.square().mean())
+    return {"scale": scale, **_figures(_loss(noise, counts), signal)}
+
+
+def measure_blocks(fmt: BlockFormat, data: Tensor | Sequence[Tensor]) -> dict[str, Any]:
+    """Quantize tensors to a block format; returns what `measure` does, with None for the scale."""
+    counts = torch.zeros(len(COUNTS), dtype=torch.int64)
+    noise = signal = 0.0
+    for x in [data] if isinstance(data, Tensor) else data:
+        if fmt.is_square and x.dim() < 2:
+            raise BadInput(f"format {fmt.name}: its blocks are square, and the data is a vector")
+        found = round_blocks(x, fmt, counts=counts)
+        wide, q = x.double(), found.values.double()
+        if found.scale is not None:
+            q = q * found.scale.double()
+        noise += float((q - wide).square().sum())
+        signal += float(wide.square().sum())
+    elements = int(counts[COUNTS.index("elements")])
+    return {"scale": None, **_figures(_loss(noise / elements, counts), signal / elements)}
+
+
+def _loss(noise: float, counts: Tensor) -> Loss:
+    seen: Mapping[str, int] = dict(zip(COUNTS, counts.tolist(), strict=True))
+    overflow, underflow = seen["overflow"], seen["flushed"]
+    return Loss(noise, overflow / seen["elements"], underflow / seen["elements"])
+
+
+def _figures(lost: Loss, signal: float) -> dict[str, float]:
+    return {
+        "noise": lost.noise,
+        "sqnr_db": 10 * math.log10(signal / lost.noise) if lost.noise and signal else math.inf,
+        "overflow": lost.overflow,
+        "underflow": lost.underflow,
+    }

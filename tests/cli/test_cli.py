@@ -1,0 +1,520 @@
+"""The command: what it prints, what it imports, and the exit codes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import pytest
+from helpers import Starter, events
+from helpers_cli import TINY, call, environment, run
+
+from altcore.cli import COMMANDS, cli
+from altcore.cli.summary import lines
+from altcore.errors import EXIT_CODES, BadInput, Interrupted, NoSpace, PluginError
+from altcore.registry import KINDS
+
+SUBJECT = "import sys; from altcore.cli import main\ntry: main({!r})\nexcept SystemExit: pass\n"
+LOADED = """
+from pathlib import Path
+def is_foreign(module):
+    file = getattr(module, "__file__", None) or ""
+    return "site-packages" in file or "altcore" in file
+found = {n.partition(".")[0] for n, m in sys.modules.items() if is_foreign(m)}
+print(sorted(found), file=sys.stderr)
+"""
+
+
+def imports(code, cwd):
+    """Return the packages that are not Python's own which a piece of code leaves imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\n{LOADED}"],
+        cwd=cwd,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(json.loads(done.stderr.splitlines()[-1].replace("'", '"')))
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory, corpus):
+    """A folder with three runs: two that finished and one that was stored on its grid."""
+    runs = tmp_path_factory.mktemp("recorded")
+    start = Starter(runs, corpus)
+    for name, keys in {
+        "first": {"format": "E3M4"},
+        "second": {},
+        "third": {"format": "E4M3", "recipe": "pure"},
+    }.items():
+        start(name=name, **keys)
+        time.sleep(0.01)
+    return runs
+
+
+# ------------------------------------------------------------------------- what is imported
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["plugins", "list"],
+        ["plugins", "list", "--kind", "format", "--json"],
+        ["plugins", "--help"],
+        ["plugins", "info", "--help"],
+        ["runs", "--help"],
+        ["train", "--help"],
+    ],
+    ids=" ".join,
+)
+def test_listing_and_help_import_click_only(arguments, tmp_path):
+    """No torch, no attrs and no plugin: whoever looks for a name or an option waits for nothing."""
+    before = imports("import click", tmp_path)
+    after = imports(SUBJECT.format(arguments), tmp_path)
+    assert after - before == {"altcore"}
+
+
+def test_importing_altcore_imports_nothing_else(tmp_path):
+    """Public names load on first use, and all of them do."""
+    assert imports("import altcore", tmp_path) - imports("", tmp_path) == {"altcore"}
+    import altcore
+
+    assert all(getattr(altcore, name) is not None for name in altcore.__all__)
+    assert set(altcore.__all__) <= set(dir(altcore))
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        altcore.nothing  # noqa: B018 - asking for it is the test
+
+
+# ---------------------------------------------------------------------------------- plugins
+
+
+def test_plugins_list_as_json(capsys):
+    """Every first-party plugin has its row, with the summary of its distribution."""
+    outcome = call(capsys, "plugins", "list", "--json")
+    rows = {(r["kind"], r["name"]): r for r in json.loads(outcome.out)}
+    assert outcome.code == 0
+    keys = {"name", "kind", "distribution", "version", "summary", "duplicate"}
+    assert all(set(r) == keys for r in rows.values())
+    for kind, name in {
+        "format": "E7M0",
+        "intervention": "partition-clip",
+        "diagnostic": "ulp-stats",
+        "reporter": "failure-report",
+        "optimizer": "adamw",
+        "workload": "gpt",
+    }.items():
+        row = rows[kind, name]
+        assert row["distribution"] == f"altcore-{kind}s"
+        assert row["version"] == version(f"altcore-{kind}s")
+        assert row["summary"]
+        assert row["duplicate"] is False
+
+
+def test_plugins_list_as_a_table(capsys):
+    """A line each, in the order of the kinds, then each distribution's sentence, once."""
+    table = call(capsys, "plugins", "list").out.splitlines()
+    assert table[0].split() == ["name", "kind", "distribution", "version"]
+    end = table.index("")
+    kinds = [line.split()[1] for line in table[1:end]]
+    assert kinds == sorted(kinds, key=KINDS.index)
+    said = [line.partition(": ")[0] for line in table[end + 1 :]]
+    assert len(said) == len(set(said))
+    assert {f"altcore-{kind}s" for kind in KINDS} <= set(said)
+    assert all(line.partition(": ")[2] for line in table[end + 1 :])
+
+
+def test_plugins_info_says_who_watches_the_forward_pass(capsys):
+    assert "watch_forward" in call(capsys, "plugins", "info", "shadow").out
+
+
+def test_plugins_list_of_one_kind(capsys):
+    only = call(capsys, "plugins", "list", "--kind", "workload").out.splitlines()
+    end = only.index("")
+    assert [line.split()[1] for line in only[1:end]] == ["workload"] * (end - 1)
+
+
+def test_plugins_list_where_nothing_is_installed(capsys, monkeypatch):
+    """It says what to install."""
+    monkeypatch.setattr("altcore.cli.plugins.entries", tuple)
+    assert "pip install altcore-formats " in call(capsys, "plugins", "list").out
+    kind = call(capsys, "plugins", "list", "--kind", "reporter")
+    assert kind.out.strip().endswith("pip install altcore-reporters")
+
+
+def test_plugins_info_of_a_plugin(capsys):
+    """Hooks, needs and every setting with type, default and help; the same with --json."""
+    shown = call(capsys, "plugins", "info", "ulp-stats").out
+    assert "diagnostic" in shown
+    assert "post_step" in shown
+    assert "weights_before, weights_proposed" in shown
+    assert "interval (int, default 50): steps between measurements" in shown
+    about = json.loads(call(capsys, "plugins", "info", "ulp-stats", "--json").out)
+    assert about["hooks"] == ["post_step"]
+    assert about["needs"] == ["weights_before", "weights_proposed"]
+    assert about["settings"] == [
+        {"name": "interval", "type": "int", "default": 50, "help": "steps between measurements"}
+    ]
+
+
+@pytest.mark.parametrize("name", ["gpt", "adamw", "mantissa-shift", "partition-clip", "progress"])
+def test_plugins_info_of_every_kind(name, capsys):
+    """Every setting of every first-party plugin has a help text."""
+    about = json.loads(call(capsys, "plugins", "info", name, "--json").out)
+    assert about["description"]
+    assert about["settings"]
+    assert all(s["help"] for s in about["settings"])
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "largest"), [("E7M0", 8, 2.0**64), ("BF16", 16, None), ("E2M3", 6, 7.5)]
+)
+def test_plugins_info_of_a_format(name, bits, largest, capsys):
+    """A format shows its figures, one of a family too."""
+    about = json.loads(call(capsys, "plugins", "info", name, "--json").out)
+    assert about["name"] == name
+    assert about["distribution"] == "altcore-formats"
+    assert about["format"]["bits"] == bits
+    assert largest in (None, about["format"]["largest"])
+    assert f"bits          {bits}" in call(capsys, "plugins", "info", name).out
+
+
+def test_plugins_check(capsys):
+    """All that is installed here loads: exit code 0, a line each."""
+    outcome = call(capsys, "plugins", "check")
+    assert outcome.code == 0
+    assert all(line.endswith(": ok") for line in outcome.out.splitlines())
+    rows = json.loads(call(capsys, "plugins", "check", "--json").out)
+    assert len(rows) == len(outcome.out.splitlines())
+    assert {r["error"] for r in rows} == {None}
+
+
+# ------------------------------------------------------------------------------------- runs
+
+
+def test_runs_list(recorded, capsys):
+    """Oldest first, with status, steps and validation loss; the same with --json."""
+    rows = json.loads(call(capsys, "runs", "list", "--runs-dir", recorded, "--json").out)
+    assert [r["name"] for r in rows] == ["first", "second", "third"]
+    assert {r["status"] for r in rows} == {"finished"}
+    assert {r["steps"] for r in rows} == {3}
+    table = call(capsys, "runs", "list", "--runs-dir", recorded).out.splitlines()
+    assert [line.split()[0] for line in table] == ["name", "first", "second", "third"]
+    assert table[1].split()[1:] == ["finished", "3", f"{rows[0]['val_loss']:.4f}"]
+
+
+def test_runs_list_of_nothing(tmp_path, capsys):
+    """A folder without runs, or none at all, is no error."""
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        outcome = call(capsys, "runs", "list", "--runs-dir", folder)
+        assert (outcome.code, outcome.out) == (0, f"no runs in {folder}\n")
+        assert call(capsys, "runs", "list", "--runs-dir", folder, "--json").out == "[]\n"
+
+
+def test_runs_show(recorded, capsys):
+    """What the training printed at its end, from the record alone."""
+    shown = call(capsys, "runs", "show", "third", "--runs-dir", recorded)
+    assert shown.code == 0
+    assert "E4M3, pure" in shown.out
+    data = json.loads(call(capsys, "runs", "show", "third", "--runs-dir", recorded, "--json").out)
+    assert data["name"] == "third"
+    assert data["steps"] == 3
+    (end,) = events(recorded / "third", "end")
+    assert data["val_loss"] == end["val_loss"]
+    assert data["stored_stall_rate"] == end["stored_stall_rate"]
+
+
+def test_runs_show_a_run_that_has_not_ended(recorded, tmp_path, capsys):
+    """A run that is under way, or was killed, is shown as far as it got."""
+    run_directory = tmp_path / "torn"
+    run_directory.mkdir()
+    (run_directory / "config.yaml").write_bytes((recorded / "first/config.yaml").read_bytes())
+    metrics = (recorded / "first/metrics.jsonl").read_text().splitlines(keepends=True)
+    (run_directory / "metrics.jsonl").write_text(metrics[0] + metrics[1] + metrics[2][:20])
+    data = json.loads(call(capsys, "runs", "show", "torn", "--runs-dir", tmp_path, "--json").out)
+    assert (data["status"], data["steps"]) == ("unfinished", 2)
+    assert call(capsys, "runs", "show", "torn", "--runs-dir", tmp_path).code == 0
+    assert "unfinished" in call(capsys, "runs", "list", "--runs-dir", tmp_path).out
+
+
+# ------------------------------------------------------------------------------ the summary
+
+SUMMARY = {
+    "directory": "runs/x",
+    "format": "E5M2",
+    "recipe": "pure",
+    "status": "finished",
+    "steps": 7,
+    "final_loss": 2.5,
+    "val_loss": 2.25,
+    "val_loss_float32": 2.125,
+    "best_val_loss": 2.0,
+    "stored_stall_rate": 0.25,
+    "view_stall_rate": None,
+    "overflow_rate": 0.0625,
+    "flushed_rate": 0.125,
+    "parameter_share": 0.9,
+    "flop_share": 0.75,
+    "shifts": [],
+    "collapses": [],
+    "reports": [],
+    "workload": {},
+}
+
+
+def told(**changes):
+    """Return the summary's lines by name."""
+    return dict(lines({**SUMMARY, **changes}))
+
+
+def test_the_summary_says_everything():
+    """Steps, losses, stall, overflow, flush, the shares quantized, format shifts and reports."""
+    text = told()
+    assert text["steps"] == "7"
+    assert text["final training loss"] == "2.5000"
+    assert "2.2500 (best 2.0000; " in text["validation loss"]
+    assert "2.1250" in text["validation loss"]
+    assert text["stalled stored weights"] == "25.0 %"
+    assert text["stalled views of weights"] == "no view"
+    assert text["overflow"] == "6.2 %"
+    assert text["flushed to zero"] == "12.5 %"
+    assert text["quantized"] == "90.0 % of parameters, 75.0 % of FLOPs"
+    assert text["format shifts"] == "none"
+    assert text["reports"] == "none; the record is runs/x"
+
+
+def test_the_summary_never_shows_0_for_what_was_not_measured():
+    """Not available, or why it cannot be."""
+    text = told(overflow_rate=None, flushed_rate=None, val_loss=None, flop_share=None)
+    assert text["overflow"] == "n/a (amax scaling)"
+    assert text["flushed to zero"] == "not available"
+    assert text["validation loss"].startswith("not available")
+    assert "not available of FLOPs" in text["quantized"]
+
+
+def test_the_summary_of_an_unquantized_run():
+    """Stall and overflow do not exist there."""
+    text = told(parameter_share=0.0, flop_share=0.0)
+    assert not {"overflow", "stalled stored weights", "flushed to zero"} & set(text)
+    assert text["quantized"] == "0.0 % of parameters, 0.0 % of FLOPs"
+
+
+def test_the_summary_of_a_run_that_broke():
+    """Collapse, shift, report and disabled plugins are told."""
+    shift = {"from": ["E7M0"], "to": ["E5M2"], "step": 4, "reason": "3 non-finite steps"}
+    text = told(
+        status="collapsed",
+        collapses=[{"step": 5, "cause": "nan_patience", "reason": "10 steps were not finite"}],
+        shifts=[shift, {**shift, "to": []}],
+        reports=["reports/failure.md"],
+        degraded=["ulp-stats"],
+    )
+    assert text["status"] == "collapsed; collapse at step 5: 10 steps were not finite"
+    assert text["format shifts"].startswith("E7M0 -> E5M2 at step 4 (3 non-finite steps); ")
+    assert "E7M0 -> none" in text["format shifts"]
+    assert text["reports"] == "runs/x/reports/failure.md"
+    assert "ulp-stats" in text["degraded"]
+
+
+# ----------------------------------------------------------------------------------- train
+
+
+def test_training_as_a_process(tmp_path, corpus):
+    """The command trains, prints the summary, and leaves a run that `runs` finds."""
+    outcome = run(
+        *("train", "--format", "E3M4", "--recipe", "pure", "--plugin", "ulp-stats", *TINY),
+        *("--set", "ulp-stats.interval=1", "--steps", "3", "--data", corpus, "--name", "mine"),
+        cwd=tmp_path,
+    )
+    assert outcome.code == 0, outcome.err
+    assert "Traceback" not in outcome.err
+    for name in (
+        "steps",
+        "final training loss",
+        "validation loss",
+        "stalled stored weights",
+        "overflow",
+        "flushed to zero",
+        "quantized",
+        "format shifts",
+        "reports",
+    ):
+        assert f"\n{name} " in outcome.out
+    assert (tmp_path / "runs/mine/config.yaml").is_file()
+    assert "ulp-stats/stored_mean" in (tmp_path / "runs/mine/metrics.jsonl").read_text()
+
+
+def test_names_are_made_of_format_and_recipe(tmp_path, corpus, capsys, monkeypatch):
+    """Without --name each run gets a directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        outcome = call(
+            *(capsys, "train", "--format", "E4M3", *TINY, "--data", corpus),
+            *("--steps", "1", "--no-plugin", "progress"),
+        )
+        assert outcome.code == 0, outcome.err
+    assert sorted(p.name for p in Path("runs").iterdir()) == ["e4m3-master", "e4m3-master-2"]
+
+
+def test_resuming(tmp_path, corpus, capsys, monkeypatch):
+    """--resume goes on with the run's own configuration to a larger number of steps."""
+    monkeypatch.chdir(tmp_path)
+    call(capsys, "train", *TINY, "--data", corpus, "--steps", "2", "--name", "mine")
+    outcome = call(capsys, "train", "--resume", "mine", "--steps", "4")
+    assert outcome.code == 0, outcome.err
+    assert "\nsteps                        4\n" in outcome.out
+    assert [p.name for p in Path("runs").iterdir()] == ["mine"]
+
+
+def test_a_collapse_is_a_result(tmp_path, corpus, capsys, monkeypatch):
+    """Exit code 0, the collapse in the summary, and the failure report named there."""
+    monkeypatch.chdir(tmp_path)
+    outcome = call(
+        *(capsys, "train", "--format", "E4M3", *TINY, "--data", corpus, "--steps", "9"),
+        *("--set", "learning_rate=1e38", "--set", "nan_patience=2", "--set", "warmup_steps=0"),
+    )
+    assert outcome.code == 0, outcome.err
+    assert "collapsed; collapse at step" in outcome.out
+    assert "nan_patience 2" in outcome.out
+    assert "reports/failure.md" in outcome.out
+    assert Path("runs/e4m3-master/reports/failure.md").is_file()
+
+
+def test_an_observer_that_is_not_installed_is_left_out(tmp_path, corpus, capsys, monkeypatch):
+    """One line says so, and the run goes on; left out on purpose, nothing is said."""
+    from altcore import registry
+    from altcore.config import train_config as config
+
+    real = registry.entries()
+    kept = tuple(e for e in real if e.name != "failure-report")
+    monkeypatch.setattr(config, "entries", lambda: kept)
+    monkeypatch.chdir(tmp_path)
+    arguments = ["train", *TINY, "--data", corpus, "--steps", "1", "--no-plugin", "progress"]
+    outcome = call(capsys, *arguments)
+    assert outcome.code == 0
+    assert outcome.err == "altcore: the observer failure-report is not installed and left out\n"
+    assert call(capsys, *arguments, "--no-plugin", "failure-report").err == ""
+
+
+# ------------------------------------------------------------------------------- exit codes
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (BadInput("no"), 2),
+        (PluginError("broken"), 1),
+        (NoSpace("full"), 3),
+        (Interrupted("SIGUSR1: left", signal.SIGUSR1), 138),
+        (Interrupted("SIGTERM: left", signal.SIGTERM), 143),
+        (KeyboardInterrupt(), 130),
+        (ZeroDivisionError("a bug"), 1),
+    ],
+)
+def test_an_error_ends_with_its_exit_code(error, code, capsys, monkeypatch):
+    """One line each; every code is in the published table."""
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr("altcore.cli.plugins.entries", fail)
+    outcome = call(capsys, "plugins", "list")
+    assert outcome.code == code
+    assert code in EXIT_CODES
+    # After ^C click begins a line of its own.
+    assert outcome.err.lstrip("\n").count("\n") == 1
+    assert outcome.message.startswith("altcore: ")
+    assert "Traceback" in call(capsys, "plugins", "list", "--debug").err
+
+
+def test_a_bug_says_where_its_traceback_is(capsys, monkeypatch):
+    """What is not an error that altcore raises on purpose is named, with the way to more."""
+    monkeypatch.setattr("altcore.cli.plugins.entries", lambda: 1 / 0)
+    outcome = call(capsys, "plugins", "list")
+    assert outcome.code == 1
+    assert "ZeroDivisionError: division by zero (--debug shows the traceback)" in outcome.err
+
+
+def test_an_intervention_that_breaks_ends_with_1(shelf, tmp_path, corpus, capsys, monkeypatch):
+    """It can change numbers, so the run stops; named with distribution, version and hook."""
+    from attrs import define
+
+    from altcore import hookimpl
+
+    @define(eq=False)
+    class Breaks:
+        @hookimpl
+        def pre_step(self, run, step):
+            raise OSError("two\nlines")
+
+    shelf.install("intervention", "breaks", Breaks)
+    monkeypatch.chdir(tmp_path)
+    outcome = call(
+        *(capsys, "train", *TINY, "--data", corpus, "--steps", "2", "--plugin", "breaks"),
+        *("--no-plugin", "progress"),
+    )
+    assert outcome.code == 1
+    expected = "intervention breaks (acme-breaks 1.2.3) failed in pre_step: OSError: two lines"
+    assert outcome.message == f"altcore: {expected}"
+
+
+@pytest.mark.parametrize("what", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.slow
+def test_a_signal_leaves_after_a_checkpoint(what, tmp_path, corpus):
+    """The exit code says which signal it was, and the run can be resumed."""
+    command = [sys.executable, "-m", "altcore", "train", *TINY, "--data", str(corpus)]
+    command += ["--steps", "100000", "--name", "mine"]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        metrics = tmp_path / "runs/mine/metrics.jsonl"
+        deadline = time.monotonic() + 60
+        while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        process.send_signal(what)
+        process.communicate(timeout=60)
+    assert process.returncode == 128 + what
+    assert process.returncode in EXIT_CODES
+    assert list((tmp_path / "runs/mine/checkpoints").glob("step-*"))
+
+
+# ------------------------------------------------------------------------------------- help
+
+
+def test_every_command_has_help(capsys):
+    """Each command and option says what it is for; -h is --help."""
+    assert call(capsys, "-h").out == call(capsys, "--help").out
+    assert set(cli.list_commands(None)) == set(COMMANDS)
+    for name in COMMANDS:
+        command = cli.get_command(None, name)
+        for part in (command, *getattr(command, "commands", {}).values()):
+            assert part.help, part.name
+            options = [o for o in part.params if isinstance(o, click.Option)]
+            assert all(o.help for o in options), part.name
+        assert COMMANDS[name][1] == command.help.splitlines()[0]
+
+
+def test_no_arguments_show_the_help(capsys):
+    """A command without arguments is not a run of its own."""
+    assert "Commands:" in call(capsys).err
+    assert call(capsys).code == 2
+
+
+def test_version(capsys):
+    """The version of the distribution."""
+    assert version("altcore") in call(capsys, "--version").out
+
+
+def test_a_reader_that_leaves_is_no_error(tmp_path):
+    """`altcore plugins list | head -1` prints no complaint."""
+    command = f"{sys.executable} -m altcore plugins list --json | head -c 10"
+    done = subprocess.run(
+        command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, check=True
+    )
+    assert done.stderr == b""

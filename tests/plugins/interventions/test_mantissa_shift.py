@@ -1,0 +1,557 @@
+"""The intervention ``mantissa-shift``: when it proposes which format."""
+
+import json
+from types import SimpleNamespace
+
+import pytest
+from helpers import events
+from planted import check_resumes_alike, last_loss, plant, unscaled
+
+import altcore
+from altcore.engine import Step
+from altcore.hooks import KEEP, NonFinite, Stop, build
+from altcore.hooks.settings import describe_settings
+from altcore.recipes import Layer, change, named, parse
+from altcore_interventions.mantissa_shift import CHAINS, MantissaShift
+
+LAYERS = [Layer("a", "linear"), Layer("b", "linear"), Layer("head", "linear", is_head=True)]
+LOSS = NonFinite("loss", "a", "weight@fwd")
+STALLED = {"cause": "stalled", "stall_of": "stored", "rate": 0.9, "reason": ""}
+SHORT = altcore.TrainConfig(warmup_steps=2, stall_window=4, learning_rate=1e-3)
+"""What a run is judged by: views over four steps, from the third on."""
+VIEWS = {"layers": {"a": {"weight": "E0M7"}, "b": {"weight": "E3M4"}}}
+CHAIN = {"E7M0": "E5M2", "E1M6": "E3M4", "E0M7": "E3M4", "E3M4": "E5M2", "E5M2": "none"}
+
+
+class Bench:
+    """A plugin and a plan, which changes as the plugin asks."""
+
+    def __init__(self, recipe, **settings):
+        self.plugin = build(MantissaShift, settings, "mantissa-shift")
+        if isinstance(recipe, str):
+            made = named("pure", altcore.get_format(recipe))
+        else:
+            made = parse(recipe, "test")
+        self.warnings = []
+        self.rows = []
+        self.run = SimpleNamespace(
+            quantization=SimpleNamespace(plan=made.resolve(LAYERS), stats=lambda: self.rows),
+            config=SHORT,
+            lr_scale=1.0,
+            emit=lambda event, **data: self.warnings.append(data["message"]),
+        )
+
+    def nan(self, step, where=LOSS, loss_scale=1.0):
+        """A step that is not finite; returns what is proposed, by pre_step or for the NaN."""
+        before = self.plugin.pre_step(self.run, Step(step))
+        found = self.plugin.on_nan(self.run, Step(step, loss_scale=loss_scale), where)
+        return self.obey(before or found)
+
+    def good(self, step=0):
+        """A step that is finite."""
+        return self.obey(self.plugin.pre_step(self.run, Step(step)))
+
+    def record(self, step, loss=2.0, rate=0.9, learning_rate=1e-3):
+        """A recorded step: a line that says how views stalled."""
+        line = {"step": step, "loss": loss, "view_stall_rate": rate, "learning_rate": learning_rate}
+        self.plugin.on_record(self.run, line)
+
+    def collapse(self, **evidence):
+        return self.obey(self.plugin.on_collapse(self.run, STALLED | evidence))
+
+    def obey(self, action):
+        q = self.run.quantization
+        if isinstance(action, altcore.ChangeRecipe):
+            q.plan = change(q.plan, action.layers, action.roles, format=action.format)
+        return action
+
+    def formats(self):
+        """Each layer's formats, as a set."""
+        return {
+            layer: {c.format.name for c in casts.values() if c}
+            for layer, casts in self.run.quantization.plan.items()
+        }
+
+
+def test_shifts_after_patience_is_spent():
+    """Two non-finite steps are borne; with the third, every role of every layer moves on."""
+    bench = Bench("E7M0")
+    assert bench.nan(5) is None
+    assert bench.nan(6) is None
+    action = bench.nan(7)
+    assert (action.layers, action.roles, action.format.name) == (("*",), (), "E5M2")
+    assert (action.scaling, action.rounding) == (KEEP, KEEP)
+    assert "3 consecutive steps" in action.reason
+    assert "E7M0 is shifted to E5M2" in action.reason
+    assert set.union(*bench.formats().values()) == {"E5M2"}
+
+
+def test_only_consecutive_steps_count():
+    """A finite step between them starts the count anew."""
+    bench = Bench("E7M0")
+    assert [bench.nan(step) for step in (1, 2, 4, 5)] == [None] * 4
+    assert bench.nan(6) is not None
+
+
+def test_a_shift_resets_the_count():
+    """The next format gets its own patience."""
+    bench = Bench("E1M6", nan_patience=2)
+    actions = [bench.nan(step) for step in range(1, 7)]
+    names = [a and getattr(a.format, "name", None) for a in actions[:4]]
+    assert names == [None, "E3M4", None, "E5M2"]
+
+
+def test_stops_at_the_end_of_the_chain():
+    """After E5M2 comes none: the run is stopped, with a reason."""
+    bench = Bench("E5M2", nan_patience=1)
+    action = bench.nan(1)
+    assert isinstance(action, Stop)
+    assert "the chain of formats ends at E5M2" in action.reason
+
+
+def test_several_formats_are_shifted_on_consecutive_steps():
+    """Each format goes to its own next one, and what arrives in E3M4 is not shifted twice."""
+    recipe = {"layers": {"a": {"weight": "E0M7"}, "b": {"weight": "E3M4"}}}
+    bench = Bench(recipe, nan_patience=1)
+    first = bench.nan(1)
+    assert (first.layers, first.format.name) == (("a",), "E3M4")
+    second = bench.good()
+    assert (second.layers, second.format.name) == (("b",), "E5M2")
+    assert bench.formats() == {"a": {"E3M4"}, "b": {"E5M2"}, "head": set()}
+    assert bench.good() is None
+
+
+def test_two_formats_in_one_layer_are_shifted_by_operand():
+    """Operands are named one by one, so that none is quantized that was left alone."""
+    recipe = {"layers": {"a": {"weight": "E0M7", "gradient": "E3M4"}, "b": {"weight": "E0M7"}}}
+    bench = Bench(recipe, nan_patience=1)
+    actions = [bench.nan(1), bench.good(), bench.good(), bench.good()]
+    asked = {(a.layers, a.roles, a.format.name) for a in actions[:3]}
+    assert asked == {
+        (("a",), ("weight@fwd", "weight@dgrad"), "E3M4"),
+        (("a",), ("gradient@dgrad", "gradient@wgrad"), "E5M2"),
+        (("b",), (), "E3M4"),
+    }
+    assert actions[3] is None
+    plan = bench.run.quantization.plan
+    assert plan["a"]["activation@fwd"] is None
+    assert plan["a"]["weight@fwd"].format.name == "E3M4"
+    assert plan["a"]["gradient@wgrad"].format.name == "E5M2"
+
+
+def test_a_refused_shift_takes_the_others_with_it():
+    """If the first of several was not carried out, the rest do not follow by themselves."""
+    bench = Bench({"layers": {"a": {"weight": "E0M7"}, "b": {"weight": "E3M4"}}}, nan_patience=1)
+    bench.obey = lambda action: action
+    assert bench.nan(1) is not None
+    assert bench.good() is None
+    assert bench.good() is None
+
+
+def test_one_proposal_a_step():
+    """While a shift is under way, a further non-finite step or a collapse asks for no other."""
+    bench = Bench({"layers": {"a": {"weight": "E0M7"}, "b": {"weight": "E3M4"}}}, nan_patience=1)
+    bench.nan(1)
+    assert bench.plugin.on_collapse(bench.run, STALLED) is None
+    assert bench.nan(2).layers == ("b",)
+    assert bench.plugin.on_nan(bench.run, Step(2), NonFinite("loss")) is None
+
+
+def test_a_format_that_can_move_does_where_another_cannot():
+    """Only when nothing can be shifted any more is the run stopped."""
+    bench = Bench({"layers": {"a": {"weight": "E5M2"}, "b": {"weight": "E3M4"}}}, nan_patience=1)
+    assert bench.nan(1).layers == ("b",)
+    assert bench.good() is None
+    assert isinstance(bench.nan(3), Stop)
+
+
+def test_no_opinion_on_formats_that_the_chain_does_not_mention():
+    """They stay as they are, and the run is told at the start."""
+    bench = Bench("E2M1", nan_patience=1)
+    bench.plugin.run_start(bench.run)
+    assert "does not mention E2M1" in bench.warnings[0]
+    assert bench.nan(1) is None
+
+
+def test_warns_of_a_patience_that_is_never_reached():
+    """Past the engine's own patience the run has collapsed."""
+    bench = Bench("E7M0", nan_patience=11)
+    bench.plugin.run_start(bench.run)
+    assert "never reached" in bench.warnings[0]
+    bench = Bench("E7M0", nan_patience=10)
+    bench.plugin.run_start(bench.run)
+    assert bench.warnings == []
+
+
+@pytest.mark.parametrize(
+    ("evidence", "is_shifted"),
+    [
+        ({"rate": 0.51}, True),
+        ({"rate": 0.5}, False),
+        ({"rate": None}, False),
+        ({"cause": "diverged"}, False),
+        ({"cause": "nan_patience"}, False),
+        ({"cause": "dead_gradients"}, False),
+    ],
+)
+def test_a_collapse_shifts_when_it_stalled_above_the_threshold(evidence, is_shifted):
+    """Only stall, and only with a measured rate above the threshold, is a case for a shift."""
+    bench = Bench("E7M0")
+    action = bench.collapse(reason="", **evidence)
+    assert (action is not None) is is_shifted
+    assert set.union(*bench.formats().values()) == ({"E5M2"} if is_shifted else {"E7M0"})
+
+
+def test_the_chain_is_a_setting():
+    """Its formats are resolved before the first step, none ends it, and no default is left in."""
+    bench = Bench("E5M2", nan_patience=1, chain={"E5M2": "E6M1", "E6M1": None})
+    assert bench.nan(1).format is altcore.get_format("E6M1")
+    assert isinstance(bench.nan(2), Stop)
+
+
+@pytest.mark.parametrize(
+    "chain", [{"E7M0": "E99X"}, {"E99X": "E5M2"}, ["E7M0"], {"E7M0": 3}, "exponent"]
+)
+def test_an_impossible_chain_is_refused(chain):
+    """A mistyped format is an error on either side of the arrow."""
+    with pytest.raises(altcore.BadInput, match=r"^mantissa-shift\.chain: "):
+        build(MantissaShift, {"chain": chain}, "mantissa-shift")
+
+
+def test_the_default_chain_is_the_original_one():
+    """By name; and the class alone resolves it too."""
+    (chain,) = [s for s in describe_settings(MantissaShift) if s["name"] == "chain"]
+    assert chain["default"] == "original"
+    assert {k: v.name if v else "none" for k, v in MantissaShift().chain.items()} == CHAIN
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"), [("mantissa", "mantissa_bits"), ("range", "exponent_bits")]
+)
+def test_chains_do_what_they_are_called(name, bits):
+    """Each step of these two has more of what it promises, and each chain ends."""
+    chain = MantissaShift(chain=name).chain
+    for source, to in chain.items():
+        if to is not None:
+            assert getattr(to, bits) > getattr(altcore.get_format(source), bits)
+            assert to.name in chain
+    assert None in chain.values()
+
+
+def test_the_original_chain_is_no_mantissa_chain():
+    """As its name would have it: one step keeps more mantissa bits, three keep fewer."""
+    bits = {name: altcore.get_format(name).mantissa_bits for name in CHAIN}
+    assert sum(bits[to] > bits[name] for name, to in CHAIN.items() if to != "none") == 1
+    assert CHAINS["original"] == CHAIN
+
+
+def test_the_cause_may_decide():
+    """More range for what is not finite, more mantissa for a stall; and back, if need be."""
+    bench = Bench("E4M3", nan_patience=1, direction="cause")
+    assert bench.nan(1).format.name == "E5M2"
+    bench.good()
+    assert bench.collapse().format.name == "E4M3"
+    bench.good()
+    assert bench.collapse().format.name == "E3M4"
+
+
+def test_only_guilty_layers_of_a_non_finite_step():
+    """The layer that met it first, or whose parameter's gradient it is."""
+    for where in (LOSS, NonFinite("gradient", "a.weight")):
+        bench = Bench("E3M4", nan_patience=1, scope="layer", chain="range")
+        assert bench.nan(1, where).layers == ("a",)
+        assert bench.formats() == {"a": {"E4M3"}, "b": {"E3M4"}, "head": {"E3M4"}}
+
+
+def test_guilty_is_who_made_it_before_who_met_it():
+    """A cast that makes NaN of overflow made it, in a layer before; one that saturates did not."""
+    made, saturating = unscaled("E4M3", overflow="nan"), unscaled("E4M3")
+    layers = {"b": {"activation": made}, "a": {"activation": made}, "head": {"weight": saturating}}
+    bench = Bench({"layers": layers}, nan_patience=1, scope="layer", chain="range")
+    bench.rows = [
+        {"layer": "a", "operand": "activation@fwd", "overflow": 0},
+        {"layer": "b", "operand": "activation@fwd", "overflow": 1},
+        {"layer": "head", "operand": "weight@fwd", "overflow": 5},
+        {"layer": "a", "operand": "stored_weight"},
+    ]
+    assert bench.nan(1).layers == ("b",)
+
+
+def test_only_guilty_layers_of_a_stall():
+    """Those whose own rate in the last step is above the threshold."""
+    rows = [
+        {"layer": "a", "operand": "stored_weight", "updates": 100, "stalled": 51},
+        {"layer": "b", "operand": "stored_weight", "updates": 100, "stalled": 50},
+        {"layer": "b", "operand": "weight view", "moved": 100, "stalled": 99},
+        {"layer": "head", "operand": "stored_weight", "updates": 100, "stalled": 99},
+        {"layer": "b", "operand": "activation@fwd"},
+    ]
+    bench = Bench("E3M4", scope="layer", chain="mantissa")
+    assert bench.collapse(layers=rows).layers == ("a", "head")
+    assert bench.formats() == {"a": {"E2M5"}, "b": {"E3M4"}, "head": {"E2M5"}}
+
+
+def test_stochastic_rounding_loses_nothing():
+    """A layer whose stored weights are rounded so is not guilty of a stall."""
+    rows = [
+        {"layer": "a", "operand": "stored_weight", "updates": 9, "stalled": 9},
+        {"layer": "b", "operand": "stored_weight", "updates": 9, "stalled": 9},
+    ]
+    rows[1]["rounding"] = "stochastic"
+    bench = Bench("E3M4", scope="layer", chain="mantissa")
+    assert bench.collapse(layers=rows).layers == ("a",)
+
+
+# ------------------------------------------------------------------------ the stall of views
+
+
+@pytest.mark.parametrize(
+    ("lines", "shifts"),
+    [
+        ({}, 8),  # steps 3 to 6, the last of them known two steps later
+        ({"rate": 0.5}, None),
+        ({"rate": None}, None),
+        ({"learning_rate": 4e-4}, None),
+    ],
+)
+def test_views_that_stall_are_judged_by_the_plugin(lines, shifts):
+    """After warm-up, over a window, above the threshold: the run's own verdict is another."""
+    bench = Bench(VIEWS, stall_of="view")
+    found = {}
+    for step in range(1, 12):
+        action = bench.good(step)
+        if action is not None:
+            found[step] = action
+        bench.record(step, **lines)
+    assert next(iter(found), None) == shifts
+    if shifts:
+        assert found[8].layers == ("a",)
+        assert "a stall rate of 90.0% of views (threshold 0.5)" in found[8].reason
+        assert found[9].layers == ("b",)
+        assert bench.plugin.cause == "stalled"
+
+
+def test_views_are_left_alone_while_the_loss_falls():
+    """And a collapse, which is of stored weights, is not for them."""
+    bench = Bench(VIEWS, stall_of="view")
+    for step in range(1, 12):
+        assert bench.good(step) is None
+        bench.record(step, loss=3 - step / 10)
+    assert bench.collapse() is None
+    stored = Bench(VIEWS)
+    for step in range(1, 12):
+        assert stored.good(step) is None
+        stored.record(step)
+
+
+def test_views_in_a_new_format_are_judged_by_their_own_steps():
+    """The window begins anew, after the step of the change, whose line comes later."""
+    bench = Bench({"weight": "E3M4"}, stall_of="view")
+    found = []
+    for step in range(1, 20):
+        if bench.good(step):
+            found.append(step)
+            bench.plugin.on_event({"event": "recipe", "plugin": "mantissa-shift", "step": step})
+        bench.record(step)
+    assert found == [8, 14]
+
+
+def test_lines_are_taken_at_a_fixed_delay():
+    """Sooner where the engine waits for the device, as before an evaluation: no verdict moves."""
+    bench = Bench(VIEWS, stall_of="view")
+    for step in range(1, 12):
+        bench.record(step)
+    assert [step for step in range(1, 9) if bench.good(step)] == [8]
+
+
+def test_only_guilty_layers_of_a_stall_of_views():
+    """By the rates of the last step that was measured."""
+    bench = Bench({"weight": "E3M4"}, stall_of="view", scope="layer", chain="mantissa")
+    bench.rows = [
+        {"layer": "a", "operand": "weight view", "moved": 100, "stalled": 20},
+        {"layer": "b", "operand": "weight view", "moved": 100, "stalled": 99},
+    ]
+    for step in range(1, 9):
+        action = bench.good(step)
+        bench.record(step)
+    assert action.layers == ("b",)
+
+
+@pytest.mark.parametrize("where", [NonFinite("loss"), NonFinite("loss", "norm")])
+def test_the_whole_model_where_nobody_is_guilty(where):
+    """No layer is known, or it holds no format of the chain; the reason says so."""
+    bench = Bench("E3M4", nan_patience=1, scope="layer")
+    action = bench.nan(1, where)
+    assert action.layers == ("*",)
+    assert "no layer of the chain's formats is known to be guilty" in action.reason
+
+
+def test_a_guilty_layer_at_the_end_of_the_chain_stops_the_run():
+    """Other layers could move, but it is not they that broke."""
+    recipe = {"layers": {"a": {"weight": "E5M2"}, "b": {"weight": "E3M4"}}}
+    assert isinstance(Bench(recipe, nan_patience=1, scope="layer").nan(1), Stop)
+
+
+def test_a_gradient_lost_under_a_loss_scale_is_not_counted():
+    """It is the scale's business; at a scale of 1, or with a lost loss, it is not."""
+    bench = Bench("E7M0", nan_patience=1)
+    gradient = NonFinite("gradient", "a.weight")
+    assert bench.nan(1, gradient, loss_scale=1024.0) is None
+    assert bench.nan(2, gradient) is not None
+    assert Bench("E7M0", nan_patience=1).nan(1, LOSS, loss_scale=1024.0) is not None
+
+
+STOCHASTIC = {"stored_weight": {"format": "E3M4", "rounding": "stochastic"}}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stall_of", "warns"),
+    [
+        ("E3M4", "stored", False),
+        ("E3M4", "view", True),
+        ({"weight": "E3M4"}, "stored", True),
+        ({"weight": "E3M4"}, "view", False),
+        (STOCHASTIC, "stored", True),
+        ({**STOCHASTIC, "layers": {"a": {"stored_weight": "E3M4"}}}, "stored", False),
+    ],
+)
+def test_warns_of_a_stall_that_is_not_judged(recipe, stall_of, warns):
+    """Where nothing is stored by a rounding that loses updates, or no master has a view."""
+    bench = Bench(recipe, stall_of=stall_of)
+    bench.plugin.run_start(bench.run)
+    assert bool(bench.warnings) is warns
+    assert all(f"none shifts a format (stall_of: {stall_of})" in w for w in bench.warnings)
+
+
+def test_counts_what_was_carried_out_by_cause():
+    """Its own changes of recipe, not those of others."""
+    bench = Bench("E7M0", nan_patience=1, chain="mantissa")
+    assert bench.plugin.post_backward() == {"nonfinite_shifts": 0, "stalled_shifts": 0}
+    bench.collapse()
+    bench.plugin.on_event({"event": "recipe", "plugin": "other", "step": 1})
+    bench.plugin.on_event({"event": "recipe", "plugin": "mantissa-shift", "step": 2})
+    assert bench.plugin.post_backward() == {"nonfinite_shifts": 0, "stalled_shifts": 1}
+
+
+def test_state_survives_a_checkpoint():
+    """Counts and shifts under way go on after a resume; the state is plain data."""
+    recipe = {"layers": {"a": {"weight": "E0M7"}, "b": {"weight": "E3M4"}}}
+    bench = Bench(recipe, nan_patience=2)
+    bench.nan(7)
+    other = Bench(recipe, nan_patience=2)
+    other.plugin.load_state_dict(json.loads(json.dumps(bench.plugin.state_dict())))
+    assert other.nan(8).layers == ("a",)
+    third = Bench(recipe, nan_patience=2)
+    third.run.quantization.plan = other.run.quantization.plan
+    third.plugin.load_state_dict(json.loads(json.dumps(other.plugin.state_dict())))
+    assert third.good().layers == ("b",)
+
+
+def test_views_survive_a_checkpoint():
+    """At whatever step it is saved, the shift comes where it would have come."""
+    for cut in range(9):
+        bench = Bench(VIEWS, stall_of="view")
+        found = []
+        for step in range(1, 10):
+            if step == cut:
+                state = json.loads(json.dumps(bench.plugin.state_dict()))
+                bench = Bench(VIEWS, stall_of="view")
+                bench.plugin.load_state_dict(state)
+            found += [step] if bench.good(step) else []
+            bench.record(step)
+        assert found == [8, 9]
+
+
+def test_in_a_run(tmp_path):
+    """Weights that a huge step broke stay broken: shifts along the chain, then a stop.
+
+    Step 1 is finite and spoils the weights; each format then gets its patience of two.
+    """
+    result = altcore.train(
+        {
+            "format": "E1M6",
+            "gpt.size": "tiny",
+            "max_steps": 20,
+            "learning_rate": 1e30,
+            "grad_clip": 0,
+            "eval_steps": 1,
+            "checkpoint_interval": 0,
+            "plugins": ["mantissa-shift"],
+            "mantissa-shift.nan_patience": 2,
+            "runs_dir": str(tmp_path),
+        }
+    )
+    assert result.status == "stopped"
+    assert result.steps_completed == 7
+    shifts = [(s["step"], s["from"], s["to"]) for s in result.summary["shifts"]]
+    assert shifts == [(3, ["E1M6"], ["E3M4"]), (5, ["E3M4"], ["E5M2"])]
+    assert all(s["plugin"] == "mantissa-shift" for s in result.summary["shifts"])
+
+
+def test_a_run_survives_activations_beyond_the_range(shelf, start):
+    """E4M3 ends at 448 and overflow is NaN: no step is finite, until the range is E5M2's."""
+    plant(shelf, "large-activations")
+    keys = {
+        "recipe": {"activation": unscaled("E4M3", overflow="nan")},
+        "max_steps": 60,
+    }
+    lost = start(["large-activations"], **keys)
+    assert (lost.status, lost.steps_completed) == ("collapsed", 10)
+    by_range = {"mantissa-shift.chain": "range"}
+    saved = start(["large-activations", "mantissa-shift"], **keys, **by_range)
+    assert (saved.status, saved.format_shifted_to, saved.shift_step) == ("finished", "E5M2", 3)
+    assert last_loss(saved) < 2.5  # 1.85
+    counts = [x["mantissa-shift/nonfinite_shifts"] for x in saved.diagnostics_history]
+    assert counts == [0] * 3 + [1] * 57
+
+
+def test_a_run_survives_by_the_shift_of_one_layer(shelf, start):
+    """The second layer's inputs are too large; it alone goes on in another format."""
+    plant(shelf, "regression", "large-activations")
+    result = start(
+        ["large-activations", "mantissa-shift"],
+        workload="regression",
+        recipe={"activation": unscaled("E4M3", overflow="nan")},
+        max_steps=30,
+        **{
+            "mantissa-shift.scope": "layer",
+            "mantissa-shift.direction": "cause",
+            "large-activations.factor": 300.0,
+        },
+    )
+    assert result.status == "finished"
+    (event,) = events(result.run_directory, "recipe")
+    assert event["change"]["layers"] == ["2"]
+    assert event["to"] == ["E4M3", "E5M2"]
+    assert event["reason"].endswith("E4M3 is shifted to E5M2 in 2")
+
+
+@pytest.mark.parametrize(("name", "stuck"), [("E6M1", 5.2)])
+def test_a_stalled_run_learns_again(start, name, stuck):
+    """99 % of the updates are lost in rounding; with more mantissa bits fewer are."""
+    keys = {
+        "format": name,
+        "recipe": "pure",
+        "learning_rate": 1e-3,
+        "stall_window": 10,
+        "warmup_steps": 5,
+        "max_steps": 150,
+    }
+    lost = start(**keys)
+    assert "stalled" in lost.failure_reason
+    assert last_loss(lost) > stuck  # 5.30, from 5.55
+    saved = start(["mantissa-shift"], **keys, **{"mantissa-shift.chain": "mantissa"})
+    assert last_loss(saved) < stuck - 0.3  # 4.78
+    assert saved.summary["shifts"][0]["to"] == ["E5M2"]
+
+
+def test_resumes_alike(shelf, start):
+    """Counts and shifts are part of the state."""
+    plant(shelf, "large-activations")
+    keys = {
+        "recipe": {"activation": unscaled("E3M4IEEE", overflow="nan")},
+        "mantissa-shift.chain": {"E3M4IEEE": "E4M3", "E4M3": "E5M2", "E5M2": None},
+        "mantissa-shift.nan_patience": 4,
+    }
+    whole = check_resumes_alike(shelf, start, ["large-activations", "mantissa-shift"], **keys)
+    assert len(whole.summary["shifts"]) == 2

@@ -1,0 +1,110 @@
+"""Comparisons: identical batches, a twin for each optimizer, shared controls, verdicts."""
+
+import json
+
+import pytest
+
+from altcore import BadInput
+from altcore.config import TrainConfig
+from altcore.study import Options
+from altcore.study.commands import contending, run_compare
+from altcore.study.compare import Comparison
+from altcore.study.record import Question, claim
+
+OPTIMIZERS = ["adamw", "sgd:momentum=0.5"]
+
+
+@pytest.fixture
+def options(start, tmp_path):
+    """The options of a tiny study."""
+    tiny = {
+        "gpt.size": "tiny",
+        "gpt.n_layer": 1,
+        "gpt.block_size": 16,
+        "gpt.batch_size": 4,
+        "gpt.data": str(start.corpus),
+        "max_steps": 5,
+        "device": "cpu",
+    }
+    overrides = [(k, v, "") for k, v in tiny.items()]
+    folder = tmp_path / "studies"
+    told = []
+    return Options(None, overrides, 2, 0.05, None, None, told.append, folder), told
+
+
+def test_a_comparison_runs_and_is_written(options):
+    """A row for each contender, one control for those that freeze the same layers."""
+    asked, told = options
+    found, folder = run_compare(asked, ["E2M1", "E4M3"], ["master", "pure"], OPTIMIZERS)
+    rows = found["contenders"]
+    assert len(rows) == 8
+    assert {(r["format"], r["recipe"], r["optimizer"]) for r in rows} == {
+        (f, r, o) for f in ("E2M1", "E4M3") for r in ("master", "pure") for o in OPTIMIZERS
+    }
+    runs = {p.name for p in (folder / "runs").iterdir()}
+    controls = {n.partition("-s4")[0] for n in runs if n.startswith("frozen")}
+    controls = {n.partition("-s1")[0] for n in controls}
+    assert controls == {
+        f"frozen-{r}-{o}" for r in ("master", "pure") for o in ("adamw", "sgd_momentum_0_5")
+    }
+    assert set(found["twins"]) == set(OPTIMIZERS)
+    assert all(r["gap"]["n"] == 2 for r in rows)
+    assert json.loads((folder / "compare.json").read_text())["about"]["seeds"] == [42, 43]
+    page = (folder / "compare.md").read_text()
+    assert page.count("| E2M1, ") == 4
+    told.clear()
+    again, _ = run_compare(asked, ["E2M1", "E4M3"], ["master", "pure"], OPTIMIZERS)
+    assert [t for t in told if not t.startswith("at most")] == []
+    assert again["contenders"] == rows
+
+
+def test_a_recipe_may_be_a_file(tmp_path, monkeypatch):
+    """One that says FORMAT, for the format of each contender."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("weight: FORMAT\n")
+    (tmp_path / "own.yaml").write_text("weight: E4M3\n")
+    made = contending(TrainConfig(), "E3M4", "mine.yaml")
+    assert made.name == "mine.yaml"
+    assert made.rules[0].casts["weight@fwd"].format.name == "E3M4"
+    with pytest.raises(BadInput, match=r"^format: E3M4 cannot .* \(given by --formats\)"):
+        contending(TrainConfig(), "E3M4", "own.yaml")
+    with pytest.raises(BadInput, match=r"^--recipes none\.yaml: cannot be read"):
+        contending(TrainConfig(), "E3M4", "none.yaml")
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    """Where a file has the name of the study."""
+    (tmp_path / "taken").touch()
+    question = Question(command="compare", asked={}, arms={}, seeds=[1], within=0.1, steps=5)
+    with pytest.raises(BadInput, match=r"taken cannot be written"):
+        claim(tmp_path / "taken", [], question, [])
+
+
+def row(gap, ahead, frozen=(0.5, 1.0), diverged=0, p=0.01):
+    """What a verdict rests on: intervals of the gap, of the lead and of the control."""
+    keys = {"gap": gap, "ahead_of_frozen": ahead, "frozen": frozen}
+    return {k: {"low": v[0], "high": v[1]} for k, v in keys.items()} | {
+        "diverged": diverged,
+        "p_holm": p,
+    }
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (row((-0.01, 0.04), (0.2, 0.6)), "trains, not distinguishable from the twin"),
+        (row((0.01, 0.04), (0.2, 0.6)), "trains"),
+        (row((0.01, 0.04), (0.2, 0.6), p=0.2), "trains, not distinguishable from the twin"),
+        (row((-0.2, -0.1), (0.2, 0.6)), "trains, better than the twin"),
+        (row((-0.2, -0.1), (0.2, 0.6), p=0.2), "trains, not distinguishable from the twin"),
+        (row((0.06, 0.2), (0.2, 0.6)), "learns, but not as the twin does"),
+        (row((0.01, 0.2), (0.2, 0.6)), "learns; whether as the twin does cannot be told"),
+        (row((0.4, 0.9), (-0.1, 0.2)), "does not train: not ahead of the frozen control"),
+        (row((0.0, 0.1), (0.1, 0.2), frozen=(-0.1, 0.4)), "cannot be told: the twin is not ahead"),
+        (row((0.0, 0.1), (0.1, 0.2), diverged=1), "diverges in 1 of 2"),
+    ],
+)
+def test_verdicts_say_what_intervals_allow(given, words):
+    """Within the distance, ahead of the control; no more than that."""
+    study = Comparison(None, [], [1, 2], 0.05, {})
+    assert study._verdict(given).startswith(words)

@@ -1,0 +1,420 @@
+"""Studies know their runs by what decides them: nothing old is printed as new, nothing lost."""
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+from helpers import text_file
+
+import altcore
+from altcore import BadInput, hookimpl
+from altcore.cli.explain import explain
+from altcore.config import TrainConfig
+from altcore.errors import AltcoreError
+from altcore.formats import float_format, table_format
+from altcore.recipes.reading import make_cast
+from altcore.study import Options, identity
+from altcore.study.arms import Arm
+from altcore.study.commands import run_compare
+from altcore.study.compare import Comparison, Contender
+from altcore.study.record import Question, agreed_steps, claim, held, keep, read
+from altcore.study.runner import DIGITS, Runner
+
+LAYER = "transformer.h.0.mlp.c_fc"
+COARSE = "weight: FORMAT\nactivation: FORMAT\ngradient: FORMAT\nstored_weight: FORMAT\n"
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch):
+    """Return a function that asks a tiny `compare`: returns what was found, and the runs made."""
+    monkeypatch.chdir(tmp_path)
+    text_file(Path("words.txt"))
+    Path("mine.yaml").write_text("# fine\nweight: FORMAT\n")
+
+    def asked(formats=("E2M1",), recipes=("mine.yaml",), seeds=2, name="s", **keys):
+        tiny = {
+            "gpt.size": "tiny",
+            "gpt.n_layer": 1,
+            "gpt.block_size": 16,
+            "gpt.batch_size": 4,
+            "gpt.data": "words.txt",
+            "max_steps": 5,
+            "learning_rate": 1e-2,
+            "device": "cpu",
+            **keys,
+        }
+        told = []
+        overrides = [(k, v, "") for k, v in tiny.items()]
+        options = Options(None, overrides, seeds, 0.05, None, name, told.append, Path("studies"))
+        found, _ = run_compare(options, list(formats), list(recipes), [])
+        made = [line.partition(": ")[0] for line in told if not line.startswith("at most")]
+        return found, made
+
+    return asked
+
+
+def gap(found):
+    """The gap of the first contender."""
+    return found["contenders"][0]["gap"]["mean"]
+
+
+def page(found, name="s"):
+    """The page that was written."""
+    return Path("studies", name, f"{found['about']['page']}.md")
+
+
+# ------------------------------------------------------------------------ what is new
+
+
+def test_an_edited_recipe_is_another_question(ask):
+    """The new answer is that of a fresh study; the old one and its runs stay where they are."""
+    first, made = ask()
+    assert len(made) == 15  # three arms, at three rates and with two seeds
+    old = page(first).read_text()
+    Path("mine.yaml").write_text(COARSE)
+    second, made = ask()
+    assert any(name.startswith("E2M1") for name in made)
+    assert not any(name.startswith("twin") for name in made)
+    fresh, _ = ask(name="fresh")
+    assert gap(second) == gap(fresh) != pytest.approx(gap(first), rel=1e-3)
+    assert page(first).read_text() == old
+    assert page(second) != page(first)
+    assert str(page(first)) == "studies/s/compare.md"
+    # As it was before: nothing is left to run, and the answer is the old one.
+    Path("mine.yaml").write_text("# fine\nweight: FORMAT\n")
+    again, made = ask()
+    assert (gap(again), made, page(again)) == (gap(first), [], page(first))
+
+
+def test_recipe_files_are_kept(ask):
+    """Each version that was asked about, comments and all, and the page says which."""
+    first, _ = ask()
+    Path("mine.yaml").write_text(COARSE)
+    second, _ = ask()
+    kept = [found["about"]["recipe_files"]["mine.yaml"] for found in (first, second)]
+    assert kept[0] == "recipes/mine.yaml"
+    assert Path("studies/s", kept[0]).read_text() == "# fine\nweight: FORMAT\n"
+    assert Path("studies/s", kept[1]).read_text() == COARSE
+    assert f"mine.yaml is {kept[1]}." in page(second).read_text()
+    record = json.loads(Path("studies/s/study.json").read_text())
+    assert [q["recipes"]["mine.yaml"] for q in record["questions"]] == kept
+    assert len(list(Path("studies/s/recipes").iterdir())) == 2
+
+
+def test_a_recipe_in_an_explanation_is_kept(ask):
+    """It is given in a file of keys or on the command line."""
+    Path("keys.yaml").write_text("recipe: mine.yaml\n")
+    tiny = {"gpt.size": "tiny", "gpt.n_layer": 1, "gpt.data": "words.txt", "max_steps": 2}
+    Path("mine.yaml").write_text("layers: {transformer.h.0.mlp.c_fc: {weight: E2M1}}\n")
+    overrides = [(k, v, "") for k, v in tiny.items()]
+    told = []
+    found, folder = explain(Options("keys.yaml", overrides, 2, 0.05, None, None, told.append))
+    assert found["about"]["recipe_files"] == {"mine.yaml": "recipes/mine.yaml"}
+    assert (folder / "recipes" / "mine.yaml").read_text() == Path("mine.yaml").read_text()
+
+
+def test_other_data_is_another_question(ask):
+    """By what the file holds, not by its name; every arm is trained again."""
+    first, made = ask()
+    words = Path("words.txt").read_text()
+    Path("words.txt").write_text(words.replace("grid", "gird"))
+    second, again = ask()
+    assert len(again) == len(made)
+    assert gap(second) != gap(first)
+    assert page(second) != page(first)
+    Path("words.txt").write_text(words)
+    third, made = ask()
+    assert (gap(third), made) == (gap(first), [])
+
+
+def test_other_formats_do_not_overwrite_the_page(ask):
+    """Under one name: each question has its own page, and finds it again."""
+    first, _ = ask(["E2M1"])
+    old = page(first).read_text()
+    second, made = ask(["E4M3"])
+    assert {name.partition("-s")[0] for name in made} == {"E4M3-mine_yaml-adamw"}
+    assert page(second) != page(first)
+    assert "E4M3" in page(second).read_text()
+    assert page(first).read_text() == old
+    assert page(ask(["E4M3"])[0]) == page(second)
+
+
+def test_arms_and_seeds_may_be_added(ask):
+    """To the same name: only they are run, and the page that held a part now holds all."""
+    first, _ = ask(["E2M1"])
+    second, made = ask(["E2M1", "E4M3"], ["mine.yaml", "master"])
+    assert page(second) == page(first)
+    assert [r["gap"] for r in second["contenders"][:1]] == [first["contenders"][0]["gap"]]
+    arms = {name.rpartition("-s")[0] for name in made}
+    assert not any(arm.startswith(("twin", "E2M1-mine")) for arm in arms)
+    third, made = ask(["E2M1", "E4M3"], ["mine.yaml", "master"], seeds=3)
+    assert {name.rpartition("-s")[2].partition("-")[0] for name in made} == {"44"}
+    assert page(third) == page(first)
+    assert third["about"]["seeds"] == [42, 43, 44]
+    # A part of it again is another table, and does not take the place of the whole.
+    fourth, made = ask(["E2M1"])
+    assert made == []
+    assert page(fourth) != page(first)
+    assert gap(fourth) == gap(first)
+
+
+def test_other_keys_are_another_question(ask):
+    """Of the configuration: steps, learning rate, settings."""
+    first, _ = ask()
+    for keys in ({"max_steps": 6}, {"learning_rate": 2e-2}, {"gpt.bias": False}):
+        second, made = ask(**keys)
+        assert len(made) >= 5, keys
+        assert page(second) != page(first)
+
+
+# ----------------------------------------------------------------- what a run is known by
+
+
+@pytest.fixture
+def runner(start, tmp_path):
+    """Return a function that makes the Runner of one folder, and counts what it trains."""
+
+    def made(**keys):
+        return Runner(tmp_path / "study", start.config(max_steps=2, **keys), lambda _: None)
+
+    return made
+
+
+def arm(fmt, **cast):
+    """One operand of one layer in a format."""
+    return Arm("F", {LAYER: {"weight@fwd": make_cast({"format": fmt, **cast}, "test")}})
+
+
+def test_a_format_is_known_by_its_values(runner):
+    """Two of one name, as a distribution brings them before and after an update."""
+    one, other = (table_format("MINE", [-1.0, *half, 1.0]) for half in ([0.0], [-0.5, 0.0, 0.5]))
+    renamed = evolve(one, name="OTHER")
+    for fmt in (one, other, renamed, float_format("MINE", 1, 1)):
+        study = runner()
+        losses = study.run(arm(fmt), seed=1).losses
+        assert study.done == 1
+        again = runner()
+        assert again.run(arm(fmt), seed=1).losses == losses
+        assert again.done == 0
+
+
+@pytest.mark.parametrize(
+    "cast",
+    [{"rounding": "to-zero"}, {"scaling": "none"}, {"scaling": {"kind": "tensor", "margin": 2.0}}],
+)
+def test_a_cast_is_known_by_its_rules(runner, cast):
+    """Rounding and scaling are part of the recipe as it is resolved."""
+    study = runner()
+    assert study.digest_of(arm("E4M3")) != study.digest_of(arm("E4M3", **cast))
+
+
+def test_a_plugin_is_known_by_its_version_and_source(shelf, runner, monkeypatch):
+    """That of the run's own plugins; what is merely installed changes nothing."""
+
+    class Nothing:
+        @hookimpl
+        def run_start(self, run):
+            pass
+
+    shelf.install("intervention", "idle", altcore.hookimpl, version="1.0")
+    before = runner().digest_of(arm("E4M3"))
+    shelf.install("intervention", "nothing", Nothing, "acme-nothing", "1.0")
+    assert runner().digest_of(arm("E4M3")) == before
+    one = runner(plugins=["nothing"]).digest_of(arm("E4M3"))
+    shelf.install("intervention", "nothing", Nothing, "acme-nothing", "2.0")
+    two = runner(plugins=["nothing"]).digest_of(arm("E4M3"))
+    assert len({before, one, two}) == 3
+    monkeypatch.setattr(identity, "source", lambda module: f"another {module}")
+    assert runner().digest_of(arm("E4M3")) != before
+
+
+def test_the_source_of_a_package_is_what_lies_in_it(tmp_path, monkeypatch):
+    """All its files, but for what Python writes beside them."""
+    package = tmp_path / "acme_source"
+    (package / "__pycache__").mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "deep.py").write_text("X = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    first = identity.source("acme_source.deep")
+    (package / "__pycache__" / "deep.pyc").write_text("made")
+    identity.source.cache_clear()
+    assert identity.source("acme_source") == first
+    (package / "deep.py").write_text("X = 2\n")
+    identity.source.cache_clear()
+    assert identity.source("acme_source") != first
+
+
+def test_what_a_run_is_called_is_nothing(start):
+    """Where it lies and what people call it decides no number."""
+    config = start.config()
+    named = config.evolve(name="x", label="y", project="z", tags=("t",), runs_dir="elsewhere")
+    assert identity.identity(config, {}) == identity.identity(named, {})
+    assert identity.identity(config, {}) != identity.identity(config.evolve(seed=1), {})
+    assert identity.identity(config, {}) != identity.identity(config, {"sha256": "of other data"})
+
+
+def test_a_run_says_what_decided_it(runner, tmp_path):
+    """So that two runs of one arm can be compared; its name ends with the digest."""
+    runner().run(arm("E4M3"), seed=1)
+    (path,) = (tmp_path / "study" / "runs").iterdir()
+    held = json.loads((path / "identity.json").read_text())
+    assert altcore.formats.digests.digest(held).startswith(path.name.rpartition("-")[2])
+    assert len(path.name.rpartition("-")[2]) == DIGITS
+    cast = held["config"]["recipe"]["layers"][LAYER]["weight@fwd"]
+    assert cast["format"]["sha256"] == altcore.formats.digests.format_digest(
+        altcore.get_format("E4M3")
+    )
+    assert {"workload gpt", "optimizer adamw", "torch", "altcore"} == held["code"].keys()
+
+
+def test_a_run_that_lost_a_part_of_its_record_is_done_again(runner, tmp_path):
+    """What is left of it would pass for a run that diverged."""
+    first = runner().run(arm("E4M3"), seed=1)
+    (path,) = (tmp_path / "study" / "runs").glob("*/metrics.jsonl")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
+    study = runner()
+    assert study.run(arm("E4M3"), seed=1).losses == first.losses
+    assert study.done == 1
+
+
+def test_two_processes_are_not_at_one_study(ask):
+    """One would remove the run that the other one is at."""
+    ask()
+    with held(Path("studies", "s")), pytest.raises(BadInput, match="another process is at the st"):
+        ask()
+    assert ask()[1] == []
+
+
+def test_a_long_name_is_cut(runner, tmp_path):
+    """The digest tells its runs apart."""
+    study = runner()
+    study.run(evolve(arm("E4M3"), key="F-" + "layer_" * 30), seed=1)
+    study.run(evolve(arm("E2M1"), key="F-" + "layer_" * 30), seed=1)
+    assert study.done == 2
+    assert all(len(p.name) == 100 for p in (tmp_path / "study" / "runs").iterdir())
+
+
+def test_data_that_changes_in_between_ends_the_study(start, runner):
+    """Runs before and after could not be compared."""
+    study = runner()
+    study.run(arm("E4M3"), seed=1)
+    start.corpus.write_text(start.corpus.read_text().upper())
+    with pytest.raises(AltcoreError, match=r"words\.txt changed while the study ran"):
+        study.run(arm("E4M3"), seed=2)
+    assert study.done == 1
+
+
+def test_runs_of_one_name_are_refused():
+    """Names of runs have fewer characters than paths: one would be printed for the other."""
+    contenders = [Contender("E4M3", recipe, "adamw", {}) for recipe in ("a/b.yaml", "a_b.yaml")]
+    with pytest.raises(BadInput, match=r"a_b\.yaml .* would be called E4M3-a_b_yaml-adamw"):
+        Comparison(None, contenders, [1, 2], 0.05, {"adamw": {}}).arms()
+
+
+# ----------------------------------------------------------------------------------- files
+
+
+def test_files_that_settings_name_are_found(tmp_path, monkeypatch):
+    """Whatever plugin or workload they are of; other texts are no paths."""
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "texts"
+    folder.mkdir()
+    for name in ("a.txt", "b.txt", ".hidden"):
+        (folder / name).write_text(name)
+    settings = {"w": {"data": "texts", "list": ["texts/a.txt", "", "none"], "n": 3, "x": "\0" * 9}}
+    settings["w"]["long"] = "x" * 10_000
+    found = dict(identity.files(settings))
+    assert found.keys() == {"texts", "texts/a.txt"}
+    (folder / ".hidden").write_text("changed")
+    assert dict(identity.files(settings)) == found
+    (folder / "b.txt").rename(folder / "c.txt")
+    now = dict(identity.files(settings))
+    assert now["texts"] != found["texts"]
+    assert now["texts/a.txt"] == found["texts/a.txt"]
+
+
+def test_a_file_is_read_once_and_again_when_it_changed(tmp_path, monkeypatch):
+    """By size and time of change; one that changed just now may change again unseen."""
+    path = tmp_path / "data"
+    path.write_text("one")
+    first = identity.contents(path)
+    path.write_text("two")  # of the same size, perhaps at the same time
+    assert identity.contents(path) != first
+    old = time.time() - 100
+    os.utime(path, (old, old))
+    second = identity.contents(path)
+    path.write_text("six")
+    os.utime(path, (old, old))
+    third = identity.contents(path)
+    assert third != second
+    path.write_text("two")
+    os.utime(path, (old, old))
+    assert identity.contents(path) == second
+    misses = identity._read.cache_info().misses
+    assert identity.contents(path) == second
+    assert identity._read.cache_info().misses == misses
+    path.write_text("six")
+    os.utime(path, (old + 1, old + 1))
+    assert identity.contents(path) != second
+
+
+def test_copies_of_recipes_do_not_overwrite_one_another(tmp_path):
+    """Two files of one name, from two folders."""
+    paths = [tmp_path / part / "mine.yaml" for part in ("a", "b")]
+    for path, text in zip(paths, ("weight: E4M3\n", "weight: E2M1\n"), strict=True):
+        path.parent.mkdir()
+        path.write_text(text)
+    for _ in range(2):
+        kept = keep(tmp_path, map(str, paths))
+        assert [(tmp_path / k).read_text() for k in kept.values()] == [p.read_text() for p in paths]
+        assert len(list((tmp_path / "recipes").iterdir())) == 2
+
+
+# -------------------------------------------------------------------------------- questions
+
+
+def question(arms="ab", seeds=(1, 2), budget=None, **more):
+    """A question about some arms."""
+    asked = {"budget": budget, "config": {"max_steps": 9}}
+    given = {"command": "compare", "within": 0.1, "steps": 5, "asked": asked}
+    return Question(arms={a: a for a in arms}, seeds=list(seeds), **given | more)
+
+
+def test_a_budget_is_spread_once():
+    """More arms or seeds later have the steps of those before, so that they can be compared."""
+    known = [question(budget=3.0, steps=70)]
+    asked = {**question(budget=3.0).asked, "formats": ["E4M3"]}
+    assert agreed_steps(known, "compare", asked) == 70
+    assert agreed_steps(known, "explain", asked) is None
+    assert agreed_steps(known, "compare", {**asked, "budget": 4.0}) is None
+    assert agreed_steps(known, "compare", {**asked, "config": {"max_steps": 8}}) is None
+
+
+@pytest.mark.parametrize(
+    ("other", "is_same"),
+    [
+        (question("abc"), True),
+        (question(seeds=(1, 2, 3)), True),
+        (question("a"), False),
+        (question("ac"), False),
+        (question(seeds=(2, 3)), False),
+        (question(within=0.2), False),
+        (question(command="explain"), False),
+    ],
+)
+def test_pages_are_of_one_question(tmp_path, other, is_same):
+    """One that holds all of it, and more, takes its place."""
+    first = claim(tmp_path, [], question(), [])
+    second = claim(tmp_path, read(tmp_path), other, [])
+    assert (first.page == second.page) is is_same
+    assert [q.page for q in read(tmp_path)] == list(dict.fromkeys([first.page, second.page]))
+    assert claim(tmp_path, read(tmp_path), other, []) == second
+
+
+def test_default_configuration_is_plain():
+    """What decides a run can be written down."""
+    made = identity.identity(TrainConfig(device="cpu"), {})
+    assert json.loads(json.dumps(made)) == made

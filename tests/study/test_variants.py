@@ -1,0 +1,74 @@
+"""Counterfactual formats differ from theirs in one thing, and keep its scale."""
+
+import pytest
+
+from altcore import get_format, table_format
+from altcore.recipes.reading import make_cast
+from altcore.study.variants import above, below, finer, is_fixed_point, variants
+
+NAMES = (
+    *("E4M3", "E5M2", "E3M4", "E7M0", "E2M1", "E0M7", "INT8"),
+    *("posit8_1", "LOG4_3-by-value", "FP4-BNB"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_keeps_the_values_and_changes_one_thing(name):
+    """Above: only beyond the largest. Below: only under the smallest. Finer: only between."""
+    fmt = get_format(name)
+    values = {v for v in fmt.values if abs(v) <= fmt.max}
+    top, least = fmt.max, fmt.smallest
+    wide, deep, fine = (
+        {v for v in f(fmt).values if v > 0 and v not in values} for f in (above, below, finer)
+    )
+    for made in (above(fmt), below(fmt), finer(fmt)):
+        assert values <= set(made.values), made.name
+    assert wide
+    assert all(v > top for v in wide)
+    assert deep
+    assert all(v < least for v in deep) or not is_fixed_point(fmt)
+    assert max(deep) < top
+    assert fine
+    assert all(v < top for v in fine)
+    assert all(v > least for v in fine) or is_fixed_point(fmt)
+
+
+def test_signs_that_differ_are_extended_by_themselves():
+    """A table's negative values go on as they do, not as the positive ones."""
+    fmt = table_format("T", [-8, -2, 0, 0.5, 1])
+    assert [v for v in above(fmt).values if v < 0][-3:] == [-16, -8, -2]
+    assert {-1, -0.5} <= set(below(fmt).values)
+    assert [v for v in finer(fmt).values if v < 0] == [-8, -6.5, -5, -3.5, -2]
+    assert [v for v in finer(fmt).values if v > 0] == [0.5, 0.625, 0.75, 0.875, 1]
+    assert not is_fixed_point(table_format("U", [-4, -1, 0, 1, 2]))
+
+
+def test_finer_has_two_more_bits():
+    """Three new values in each interval, evenly."""
+    fmt, fine = get_format("E4M3"), finer(get_format("E4M3"))
+    assert len([v for v in fine.values if 1 <= v < 2]) == 4 * len(
+        [v for v in fmt.values if 1 <= v < 2]
+    )
+
+
+def test_which_make_sense():
+    """None above where nothing can overflow; fixed point does not tell finer from lower."""
+    assert set(variants(make_cast("E4M3", "x"))) == {"below", "finer"}
+    assert set(variants(make_cast("E0M7", "x"))) == {"finer"}
+    unscaled = make_cast({"format": "E4M3", "scaling": "none"}, "x")
+    assert set(variants(unscaled)) == {"above", "below", "finer"}
+    delayed = variants(make_cast({"format": "E4M3", "scaling": "delayed"}, "x"))
+    assert delayed["above"].scaling.margin == above(get_format("E4M3")).max / 448
+    assert set(variants(make_cast("MXFP4", "x"))) == {"below", "finer"}
+
+
+def test_nothing_is_made_that_cannot_differ():
+    """A format with the range of float32 misses no size; the widest ones have no code left."""
+    assert set(variants(make_cast("BF16", "x"))) == {"finer"}
+    assert set(variants(make_cast("TF32", "x"))) == set()
+
+
+def test_they_are_made_once():
+    """Kernels are prepared for each format object: equal casts get the same one."""
+    first, second = (variants(make_cast("E4M3", "x")) for _ in range(2))
+    assert all(first[cause].format is second[cause].format for cause in ("below", "finer"))
