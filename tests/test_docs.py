@@ -14,14 +14,14 @@ from helpers_cli import ROOT, call, distribution
 
 import altcore
 from altcore.cli import COMMANDS, cli
-from altcore.config import TrainConfig, load, original_keys
+from altcore.config import TrainConfig, load
+from altcore.config.original_keys import original_names
 from altcore.engine import loop as engine
 from altcore.engine.dispatch import INTERVAL_HOOKS, LONGEST_MEASURE
 from altcore.errors import EXIT_CODES
 from altcore.formats import OVERFLOWS, ROUNDINGS, get_format
-from altcore.hooks import ACTING, HOOKS, MEASURING, NEEDS, actions
+from altcore.hooks import ACTING, HOOKS, MEASURING, NEEDS, actions, describe_settings
 from altcore.hooks import specs as hookspecs
-from altcore.hooks.settings import describe_settings
 from altcore.recipes import OPERANDS, ROLES, parse
 from altcore.recipes.reading import CAST_KEYS, NAMED
 from altcore.recipes.recipe import SCALINGS, SELECTORS, STRAIGHT_THROUGH
@@ -162,7 +162,7 @@ def test_every_setting_is_documented(entry):
 def test_every_original_key_is_documented():
     """And what it is short for."""
     found = rows("configuration", "Flat keys of the original experiments")
-    assert {plain(a): plain(b) for a, b in found} == original_keys()
+    assert {plain(a): plain(b) for a, b in found} == original_names()
 
 
 # ----------------------------------------------------------------------------- commands.md

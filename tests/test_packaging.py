@@ -72,7 +72,11 @@ def test_a_wheel_holds_every_file_of_its_package(wheels):
         }
         assert packed == (files or {"altcore_format_lloyd16.py"}), source.name
     core = wheels[ROOT][0]
-    assert {"altcore/py.typed", "altcore/defaults.yaml", "altcore/original-keys.yaml"} <= set(core)
+    assert {
+        "altcore/py.typed",
+        "altcore/config/defaults.yaml",
+        "altcore/config/original-keys.yaml",
+    } <= set(core)
     assert any(n.endswith(".c") for n in core)
 
 

@@ -37,7 +37,7 @@ def _data(name: str) -> dict[str, Any]:
     return dict(yaml.safe_load((files("altcore.config") / name).read_text()))
 
 
-def original_keys() -> dict[str, str]:
+def original_names() -> dict[str, str]:
     """Return the flat keys that are another key under another name, and that key."""
     return dict(_data("original-keys.yaml")["names"])
 
@@ -198,7 +198,7 @@ def longer(key: str, default: Mapping[str, str], active: Mapping[str, str]) -> s
     A flat key of the ``default`` workload or optimizer is one of the ``active`` workload or
     optimizer.
     """
-    path = {**original_keys(), "data": f"{default['workload']}.data"}.get(key)
+    path = {**original_names(), "data": f"{default['workload']}.data"}.get(key)
     if path is None:
         return key
     owner, dot, rest = path.partition(".")

@@ -19,8 +19,7 @@ from attrs import evolve, fields_dict, frozen
 from attrs.validators import and_ as both
 from attrs.validators import ge, gt, in_, le, lt
 
-from altcore.config.original_keys import Given, expand, meanings, merge
-from altcore.config.original_keys import original_keys as original_keys
+from altcore.config.original_keys import Given, expand, meanings, merge, original_names
 from altcore.errors import BadInput, nearest, with_article
 from altcore.formats import AnyFormat, float_format
 from altcore.hooks import build, format_or_none, python_fields, setting, to_plain
@@ -283,7 +282,7 @@ def gather(
     for key in (k for k in merged if k not in known):
         if key in _owners():
             raise BadInput(f"{key}{given_in[key]}: a mapping of settings is needed")
-        hint = nearest(key, [*known, *original_keys(), *meanings(), *_owners()])
+        hint = nearest(key, [*known, *original_names(), *meanings(), *_owners()])
         raise BadInput(f"unknown key {key!r}{given_in[key]}{hint}")
     return merged, given_in
 

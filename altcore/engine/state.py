@@ -150,7 +150,7 @@ class Progress:
     scales: dict[str, float] = field(factory=dict)
     """Of stored weights, by parameter, when they were last read."""
     stall_rates: dict[str, float | None] = field(factory=dict)
-    """Of the last recorded update: stored, view and lost (see `altcore.engine.stall`); None where there
+    """Of the last recorded update: stored, view and lost (`altcore.engine.stall`); None where there
     is none."""
 
     def note_stall(self, line: Mapping[str, Any], log_interval: int) -> None:

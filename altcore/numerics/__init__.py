@@ -13,8 +13,10 @@ from altcore.numerics.functional import (
     decode,
     encode,
     fake_quantize,
+    grid_error,
     neighbours,
     quantize,
+    stiffness,
     ulp_distance,
 )
 from altcore.numerics.grids import COUNTS, Given, fake_round, round_to_grid
@@ -22,7 +24,7 @@ from altcore.numerics.hadamard import transform
 from altcore.numerics.outputs import scale_output
 from altcore.numerics.packing import pack, unpack
 from altcore.numerics.plan import compute_dtype
-from altcore.numerics.positions import grid_error, position, stiffness
+from altcore.numerics.positions import interval_width, nearest_error, position
 from altcore.numerics.scaling import amax, quantile, root_mean_square, round_scaled, scale_of
 from altcore.numerics.tallies import count_small, inner_products, moments
 
@@ -41,7 +43,9 @@ __all__ = [
     "follow_flips",
     "grid_error",
     "inner_products",
+    "interval_width",
     "moments",
+    "nearest_error",
     "neighbours",
     "outside_modes",
     "pack",

@@ -222,7 +222,7 @@ def stiffness(x: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> Tensor:
     """
     fmt = find_grid(fmt)
     check_floating(x)
-    return positions.stiffness(x, fmt, scale_pair(scale, x, fmt)[0])
+    return positions.interval_width(x, fmt, scale_pair(scale, x, fmt)[0])
 
 
 def grid_error(x: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> Tensor:
@@ -234,7 +234,7 @@ def grid_error(x: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> Tensor:
     fmt = find_grid(fmt)
     check_floating(x)
     s, r = scale_pair(scale, x, fmt)
-    return positions.grid_error(x, fmt, r, s)
+    return positions.nearest_error(x, fmt, r, s)
 
 
 def _is_differentiated(x: Tensor) -> bool:

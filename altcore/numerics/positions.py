@@ -141,7 +141,7 @@ def _position_by_parts(q: Tensor, fmt: FloatFormat, plan: FloatPlan) -> Tensor:
     return torch.where(torch.isfinite(q), index, -1)
 
 
-def stiffness(x: Tensor, fmt: Format, scale: Tensor | None = None) -> Tensor:
+def interval_width(x: Tensor, fmt: Format, scale: Tensor | None = None) -> Tensor:
     """Return the width of the grid interval that contains ``|x|``, times ``scale``.
 
     On a grid point it is the interval away from zero; at the largest value and beyond, the one
@@ -215,7 +215,9 @@ def _passed(x: Tensor, values: Tensor, s: Tensor, reached: bool) -> Tensor:
     return count
 
 
-def grid_error(x: Tensor, fmt: Format, r: Tensor | None = None, s: Tensor | None = None) -> Tensor:
+def nearest_error(
+    x: Tensor, fmt: Format, r: Tensor | None = None, s: Tensor | None = None
+) -> Tensor:
     """Return ``fake_round(x) - x`` under nearest-even, in the compute dtype."""
     dtype = compute_dtype(x.dtype, fmt)
     return fake_round(x.detach(), fmt, r=r, s=s).to(dtype) - x.detach().to(dtype)

@@ -179,8 +179,8 @@ def product(
 
     Or a batch of such products. ``compute`` says in which type (see
     `altcore.quantization.compute.COMPUTES`). The result of a bfloat16 product is rounded to
-    bfloat16 once before its scale. ``bias``, (n), is added to what is scaled, in float32, and that is
-    rounded to ``dtype`` (None: float32).
+    bfloat16 once before its scale. ``bias``, (n), is added to what is scaled, in float32, and that
+    is rounded to ``dtype`` (None: float32).
     """
     a = _transposed(a) if transpose_a else a
     b = _transposed(b) if transpose_b else b

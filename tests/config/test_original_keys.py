@@ -16,10 +16,11 @@ from helpers import events
 from helpers_cli import ROOT, call
 
 from altcore import BadInput
-from altcore.config import gather, load, make, original_keys
+from altcore.config import gather, load, make
 from altcore.config import original_keys as flat
 from altcore.config import train_config as config
-from altcore.hooks.settings import describe_settings
+from altcore.config.original_keys import original_names
+from altcore.hooks import describe_settings
 from altcore.registry import find
 from altcore.yaml_files import load_yaml
 
@@ -166,7 +167,7 @@ def test_a_file_keeps_every_value(name, tmp_path):
     assert again == found
     plain = again.to_plain()
     for key, value in held(name).items():
-        long = original_keys().get(key, key)
+        long = original_names().get(key, key)
         owner, _, rest = long.partition(".")
         kept = [plain["original"].get(key), plain["settings"].get(owner, {}).get(rest)]
         assert value in [*kept, plain.get(long)], key

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 import altcore
 from altcore import BadInput, TrainConfig
-from altcore.config import defaults, gather, load, located, make, original_keys
+from altcore.config import defaults, gather, load, located, make
 from altcore.config import train_config as config
+from altcore.config.original_keys import original_names
 from altcore.yaml_files import load_yaml
 
 CHANGED = {
@@ -138,10 +139,10 @@ def test_short_nested_and_full_form_are_equal(text, tmp_path):
     assert load(write(tmp_path / "a.yaml", text)).settings == expected
 
 
-@pytest.mark.parametrize("key", original_keys())
+@pytest.mark.parametrize("key", original_names())
 def test_the_original_experiments_keys_still_work(key):
     """A flat key is short for a key of today, whose name is in original-keys.yaml."""
-    long = original_keys()[key]
+    long = original_names()[key]
     value = {"format": "E4M3", "label": "mine"}.get(long, 3)
     assert load(None, by_flag(**{key: value})) == load(None, [(long, value, " by --set")])
     assert load(None, by_flag(**{key: value})) != load()
@@ -152,7 +153,7 @@ def test_the_original_keys_are_settings_that_exist():
     from altcore.hooks.settings import init_fields
     from altcore.registry import find
 
-    for long in original_keys().values():
+    for long in original_names().values():
         owner, dot, key = long.partition(".")
         if not dot:
             assert owner in fields_dict(TrainConfig)

@@ -12,8 +12,8 @@ from attrs.validators import ge, in_, instance_of, optional
 
 import altcore
 from altcore import BadInput, Format, setting
-from altcore.hooks import build, to_plain
-from altcore.hooks.settings import describe_settings, init_fields, plain_settings
+from altcore.hooks import build, describe_settings, to_plain
+from altcore.hooks.settings import init_fields, plain_settings
 
 
 @define

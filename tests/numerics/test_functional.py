@@ -383,9 +383,9 @@ def test_stiffness_and_grid_error():
     x = normal(40)
     for fmt in ALL:
         s = torch.tensor(0.25, dtype=compute_dtype(x.dtype, fmt))
-        assert_same(stiffness(x, fmt), positions.stiffness(x, fmt))
-        assert_same(stiffness(x, fmt, scale=0.25), positions.stiffness(x, fmt, s))
-        assert_same(grid_error(x, fmt), positions.grid_error(x, fmt))
+        assert_same(stiffness(x, fmt), positions.interval_width(x, fmt))
+        assert_same(stiffness(x, fmt, scale=0.25), positions.interval_width(x, fmt, s))
+        assert_same(grid_error(x, fmt), positions.nearest_error(x, fmt))
         error = fake_quantize(x, fmt, scale=0.25) - x
         assert_same(grid_error(x, fmt, scale=0.25).float(), error)
     assert altcore.stiffness(torch.tensor(1.0), "E3M4") == 1 / 16

@@ -22,12 +22,12 @@ from altcore.numerics import (
     amax,
     compute_dtype,
     fake_round,
-    grid_error,
+    interval_width,
+    nearest_error,
     position,
     positions,
     round_to_grid,
     scale_of,
-    stiffness,
 )
 from altcore.numerics.hashing import random_bits
 from altcore.numerics.plan import float_plan
@@ -623,24 +623,24 @@ def test_stiffness_is_the_width_of_the_interval(fmt, scale):
     between = (values[1:] + values[:-1]) / 2
     factor = 1.0 if scale is None else scale
     x = torch.cat([values, between, -0.99 * values, torch.tensor([0.0, -0.0, 10 * fmt.max])])
-    got = stiffness(x * factor, fmt, None if scale is None else torch.tensor(scale))
+    got = interval_width(x * factor, fmt, None if scale is None else torch.tensor(scale))
     grid = values.tolist()
     for size, width in zip(x.abs().tolist(), got.tolist(), strict=True):
         above = next((i for i, v in enumerate(grid) if i and v > size), len(grid) - 1)
         assert width == pytest.approx((grid[above] - grid[above - 1]) * factor, rel=1e-6)
-    assert torch.isnan(stiffness(torch.tensor(math.nan), fmt))
+    assert torch.isnan(interval_width(torch.tensor(math.nan), fmt))
 
 
 def test_stiffness_of_fixed_point_is_constant():
     x = torch.linspace(-2, 2, 101)
-    assert (stiffness(x, E0M7) == 1 / 128).all()
-    assert (stiffness(x, E1M6) == 1 / 32).all()
-    assert len(stiffness(x, E3M4).unique()) > 3
+    assert (interval_width(x, E0M7) == 1 / 128).all()
+    assert (interval_width(x, E1M6) == 1 / 32).all()
+    assert len(interval_width(x, E3M4).unique()) > 3
 
 
 def test_grid_error():
     x = torch.tensor([1.0, 1.03, 30.0, 400.0])
-    assert_same(grid_error(x, E3M4), round_to_grid(x, E3M4) - x)
+    assert_same(nearest_error(x, E3M4), round_to_grid(x, E3M4) - x)
 
 
 # --------------------------------------------------------------------------------- exhaustive

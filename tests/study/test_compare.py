@@ -6,8 +6,8 @@ import pytest
 
 from altcore import BadInput
 from altcore.config import TrainConfig
-from altcore.study import Options
-from altcore.study.commands import contending, run_compare
+from altcore.study import Options, run_compare
+from altcore.study.commands import contending
 from altcore.study.compare import Comparison
 from altcore.study.record import Question, claim
 

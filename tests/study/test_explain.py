@@ -8,11 +8,10 @@ from click.testing import CliRunner
 
 from altcore import BadInput
 from altcore.cli import cli
-from altcore.cli.explain import explain
 from altcore.formats import float_format, table_format
 from altcore.recipes import OPERANDS, Layer, parse
 from altcore.recipes.reading import make_cast
-from altcore.study import Options
+from altcore.study import Options, run_explain
 from altcore.study.arms import (
     FACTORS,
     Arm,
@@ -199,7 +198,7 @@ def options(start, tmp_path):
 def test_a_study_goes_on_where_it_was(options):
     """What is finished is read, what was cut short is done again, and the answer is the same."""
     asked, told = options({"weight": "E2M1"})
-    first, folder = explain(asked)
+    first, folder = run_explain(asked)
     assert "at most" in told[0]
     assert "a step" in told[0]
     ran = [line for line in told if line.startswith(("F-", "twin-", "frozen-"))]
@@ -208,7 +207,7 @@ def test_a_study_goes_on_where_it_was(options):
     events = (torn / "events.jsonl").read_text().splitlines()
     (torn / "events.jsonl").write_text("\n".join(events[:-1]) + "\n")
     told.clear()
-    again, _ = explain(asked)
+    again, _ = run_explain(asked)
     assert [x for x in told if not x.startswith("at most")] == [
         x for x in told if x.startswith(torn.name)
     ]
@@ -217,7 +216,7 @@ def test_a_study_goes_on_where_it_was(options):
     assert (folder / "explain.md").read_text().startswith("# Where E2M1 (given) breaks")
     page = (folder / "explain.md").read_text()
     other, told = options({"weight": "E3M4"}, name=folder.name)
-    found, again = explain(other)
+    found, again = run_explain(other)
     assert again == folder
     assert (folder / "explain.md").read_text() == page
     beside = (folder / f"{found['about']['page']}.md").read_text()
@@ -229,7 +228,7 @@ def test_a_study_goes_on_where_it_was(options):
 def test_rates_are_chosen_on_their_own_seed(options, tmp_path):
     """The run that chose is none of those that count."""
     asked, _ = options({"weight": "E2M1"})
-    _, folder = explain(asked)
+    _, folder = run_explain(asked)
     tried = {p.name for p in (folder / "runs").iterdir() if "-s1042-" in p.name}
     tried = {name for name in tried if not name.startswith("change")}
     assert len(tried) == 5 * 3  # twin, F, B, FB and frozen at three rates
@@ -239,9 +238,9 @@ def test_rates_are_chosen_on_their_own_seed(options, tmp_path):
 def test_nothing_to_explain_is_said(options):
     """A recipe that quantizes nothing, a budget for too few steps, too few seeds."""
     with pytest.raises(BadInput, match="quantizes nothing"):
-        explain(options({})[0])
+        run_explain(options({})[0])
     with pytest.raises(BadInput, match=r"--budget 0\.001: .* give at least \d+ minutes"):
-        explain(options({"weight": "E4M3"}, budget=0.001)[0])
+        run_explain(options({"weight": "E4M3"}, budget=0.001)[0])
     with pytest.raises(BadInput, match="--seeds 1"):
         options({"weight": "E4M3"}, seeds=1)
 
@@ -335,7 +334,7 @@ def test_planted_faults_are_named(options, factor, operand, layer, cause, cast):
     roles = {**ROLES, **(STORED if factor == "U" else {})}
     recipe = {"layers": {"<linear>": roles, layer: {operand: cast}}}
     asked, _ = options(recipe, steps=150, seeds=4, within=0.3, keys=SETTLED)
-    found, folder = explain(asked)
+    found, folder = run_explain(asked)
     named = {k: found[k] for k in ("factor", "operand", "layer", "cause")}
     assert named == {"factor": factor, "operand": operand, "layer": layer, "cause": cause}
     assert found["recommendation"] == f"{operand} of {found['group']}: {CAUSE_CHANGE[cause]}"

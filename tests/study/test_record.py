@@ -11,14 +11,12 @@ from helpers import text_file
 
 import altcore
 from altcore import BadInput, hookimpl
-from altcore.cli.explain import explain
 from altcore.config import TrainConfig
 from altcore.errors import AltcoreError
 from altcore.formats import float_format, table_format
 from altcore.recipes.reading import make_cast
-from altcore.study import Options, identity
+from altcore.study import Options, identity, run_compare, run_explain
 from altcore.study.arms import Arm
-from altcore.study.commands import run_compare
 from altcore.study.compare import Comparison, Contender
 from altcore.study.record import Question, agreed_steps, claim, held, keep, read
 from altcore.study.runner import DIGITS, Runner
@@ -111,7 +109,7 @@ def test_a_recipe_in_an_explanation_is_kept(ask):
     Path("mine.yaml").write_text("layers: {transformer.h.0.mlp.c_fc: {weight: E2M1}}\n")
     overrides = [(k, v, "") for k, v in tiny.items()]
     told = []
-    found, folder = explain(Options("keys.yaml", overrides, 2, 0.05, None, None, told.append))
+    found, folder = run_explain(Options("keys.yaml", overrides, 2, 0.05, None, None, told.append))
     assert found["about"]["recipe_files"] == {"mine.yaml": "recipes/mine.yaml"}
     assert (folder / "recipes" / "mine.yaml").read_text() == Path("mine.yaml").read_text()
 

@@ -12,9 +12,10 @@ from scipy import integrate, stats
 from altcore import BadInput, fake_quantize, get_format, quantize, table_format
 from altcore.formats import BlockFormat
 from altcore.numerics import round_blocks
+from altcore.study import read_data, sqnr_of
 from altcore.study.distributions import NAMES, NUMBERS, named, of_elements
 from altcore.study.expected_noise import best_scale, expected, expected_in_blocks
-from altcore.study.sqnr import measure, read_data, sqnr_of
+from altcore.study.sqnr import measure
 
 THEIRS = {
     "normal": stats.norm(),

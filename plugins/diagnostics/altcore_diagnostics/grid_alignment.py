@@ -10,8 +10,7 @@ import torch
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore.numerics import grid_error
-from altcore.plugin import hookimpl, moments, setting
+from altcore.plugin import hookimpl, moments, nearest_error, setting
 from altcore_diagnostics.measuring import (
     Table,
     inverse,
@@ -57,7 +56,7 @@ class GridAlignment:
         table = Table(_finish, _join)
         for weight in weights_on_grids(run):
             w, fmt, scale = weight.parameter.detach(), weight.grid.format, weight.grid.scale
-            error = grid_error(w, fmt, inverse(scale), scale).abs_()
+            error = nearest_error(w, fmt, inverse(scale), scale).abs_()
             error.add_(nan_where_not_finite(w))
             ulps = error / width_of(step, weight)
             is_other = w != 0  # than 0

@@ -16,8 +16,7 @@ import torch
 from attrs import field
 from torch import Tensor
 
-from altcore.numerics import stiffness
-from altcore.plugin import moments, round_to_grid
+from altcore.plugin import interval_width, moments, round_to_grid
 
 if TYPE_CHECKING:
     from altcore.plugin import Format, Run, Step
@@ -75,7 +74,7 @@ def width_of(step: Step, weight: Weight, before: Tensor | None = None) -> Tensor
     known = _widths.setdefault(step, {})
     if weight.name not in known:
         w = weight.parameter.detach() if before is None else before
-        known[weight.name] = stiffness(w, weight.grid.format, weight.grid.scale)
+        known[weight.name] = interval_width(w, weight.grid.format, weight.grid.scale)
     return known[weight.name]
 
 

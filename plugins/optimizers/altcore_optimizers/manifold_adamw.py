@@ -12,8 +12,7 @@ from attrs.validators import gt
 from torch import Tensor
 from torch.nn import Parameter
 
-from altcore.numerics import stiffness
-from altcore.plugin import setting
+from altcore.plugin import interval_width, setting
 from altcore_optimizers.adam import AdamSettings, adam_step
 from altcore_optimizers.groups import decay_groups
 
@@ -88,7 +87,7 @@ class ManifoldAdamWOptimizer(torch.optim.Optimizer):
         if grid is None:
             adam_step(p, p.grad, state, group)
             return
-        width = stiffness(p, grid.format, grid.scale).clamp(max=self.settings.max_stiffness)
+        width = interval_width(p, grid.format, grid.scale).clamp(max=self.settings.max_stiffness)
         if self.settings.mode == "gradient":
             adam_step(p, p.grad * width.to(p.dtype), state, group)
         else:

@@ -40,7 +40,7 @@ from oracles import (
 import altcore
 from altcore import BadInput, get_format
 from altcore.formats import BlockFormat, Format, code_format, float_format
-from altcore.numerics import COUNTS, amax, compute_dtype, position, round_to_grid, stiffness
+from altcore.numerics import COUNTS, amax, compute_dtype, interval_width, position, round_to_grid
 
 PYPROJECT = Path(__file__).parents[3] / "plugins" / "formats" / "pyproject.toml"
 ENTRIES = tomllib.loads(PYPROJECT.read_text())["project"]["entry-points"]["altcore.formats"]
@@ -444,7 +444,7 @@ def test_places_on_the_grid(name):
     positive = [v for v in fmt.values if v > 0]
     inside = torch.tensor(positive[:-1], dtype=torch.float64).to(dtype)
     following = torch.tensor(positive[1:], dtype=torch.float64).to(dtype)
-    assert torch.equal(stiffness(inside, fmt), following - inside)
+    assert torch.equal(interval_width(inside, fmt), following - inside)
     if len(fmt.values) > 2:
         assert altcore.ulp_distance(values[1:], values[:-1], fmt).eq(1).all()
 
@@ -646,7 +646,7 @@ def test_the_package_needs_no_torch():
     """Formats are data: importing all of them, and building one of each, imports no torch."""
     names = [*NAMED, *(n for names in FAMILIES.values() for n in names)]
     code = (
-        "import sys; from altcore.registry import get_format\n"
+        "import sys; from altcore import get_format\n"
         f"for name in {names!r}: get_format(name)\n"
         "sys.exit('torch' in sys.modules)"
     )

@@ -9,8 +9,7 @@ from planted import check_resumes_alike, last_loss, plant, unscaled
 
 import altcore
 from altcore.engine import Step
-from altcore.hooks import KEEP, NonFinite, Stop, build
-from altcore.hooks.settings import describe_settings
+from altcore.hooks import KEEP, NonFinite, Stop, build, describe_settings
 from altcore.recipes import Layer, change, named, parse
 from altcore_interventions.mantissa_shift import CHAINS, MantissaShift
 
