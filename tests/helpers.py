@@ -66,6 +66,14 @@ def text_file(path: Path) -> Path:
     return path
 
 
+def run_directory(folder: Path, **keys: Any) -> Any:
+    """Make the directory of a run, in ``runs`` below a folder."""
+    from altcore.config import TrainConfig
+    from altcore.runs import RunDirectory
+
+    return RunDirectory.create(TrainConfig(runs_dir=str(folder / "runs"), **keys))
+
+
 @define
 class Starter:
     """Trains the workload gpt at size tiny, cut down further, into one folder of runs."""

@@ -37,6 +37,7 @@ from altcore.engine.dispatch import Dispatcher, Plugin
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.nonfinite import layer_evidence, locate_nonfinite
 from altcore.engine.randomness import random_state, set_random_state
+from altcore.engine.recorder import Recorder
 from altcore.engine.signals import Signals
 from altcore.engine.stall import judged, lost_rate
 from altcore.engine.state import Progress, Run, Step, learning_rate, take_snapshot
@@ -47,7 +48,6 @@ from altcore.runs import (
     EVENTS,
     METRICS,
     TIMINGS,
-    Recorder,
     RunDirectory,
     point_to,
     prune_checkpoints,

@@ -10,28 +10,22 @@ from altcore.runs.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
-from altcore.runs.record import (
+from altcore.runs.directory import (
     EVENTS,
     METRICS,
     TIMINGS,
-    Recorder,
     RunDirectory,
-    environment,
-    find_run,
-    list_runs,
-    read_lines,
     recipe_label,
-    summarize,
-    summary_of,
-    to_json,
     write_configuration,
 )
+from altcore.runs.json_lines import read_lines, to_json
+from altcore.runs.provenance import environment
+from altcore.runs.reading import find_run, list_runs, summarize, summary_of
 
 __all__ = [
     "EVENTS",
     "METRICS",
     "TIMINGS",
-    "Recorder",
     "RunDirectory",
     "environment",
     "find_run",

@@ -20,7 +20,7 @@ import structlog
 import torch
 
 from altcore.errors import AltcoreError, BadInput
-from altcore.runs.record import fsync_folder, no_space_named
+from altcore.runs.durable import fsync_folder, no_space_named
 
 log = structlog.get_logger("altcore")
 

@@ -1,0 +1,62 @@
+"""Records as lines of strict JSON, readable while they are written."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+"""JSON has no such numbers: they are written as these words."""
+
+
+def to_json(value: Any) -> Any:
+    """Return ``value`` with non-finite numbers as words, for strict JSON."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, Mapping):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(v) for v in value]
+    return value
+
+
+def from_json(value: Any) -> Any:
+    """Return what `to_json` was given: words that mean numbers are numbers again.
+
+    What people write (reasons, messages) stays as it is.
+    """
+    if isinstance(value, str):
+        return NONFINITE.get(value, value)
+    if isinstance(value, dict):
+        return {
+            k: v if k in ("event", "reason", "message") else from_json(v) for k, v in value.items()
+        }
+    return [from_json(v) for v in value] if isinstance(value, list) else value
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a .jsonl file of a run; a torn last line is left out, words become numbers again."""
+    if not path.exists():
+        return []
+    lines: list[dict[str, Any]] = []
+    for raw in path.read_text(encoding="utf-8").split("\n"):
+        try:
+            line = json.loads(raw)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict):
+            lines.append(from_json(line))
+    return lines
+
+
+def is_torn(path: Path) -> bool:
+    """Return whether a file ends within a line."""
+    if not path.exists() or path.stat().st_size == 0:
+        return False
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() != b"\n"

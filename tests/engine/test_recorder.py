@@ -1,0 +1,57 @@
+"""Lines of metrics are complete one step later, in one transfer."""
+
+import math
+
+import torch
+
+from altcore.engine.recorder import Recorder, to_host
+
+
+def test_to_host_keeps_kinds_and_shapes():
+    """Scalars become numbers, vectors lists, integers stay integers, other values as they are."""
+    host = to_host(
+        {
+            "a": torch.tensor(1.5),
+            "b": torch.tensor([1, 2]),
+            "c": torch.tensor(True),
+            "d": None,
+            "e": 7,
+            "f": torch.tensor([math.nan]),
+            "g": torch.zeros(0),
+            "h": torch.tensor(2**52 + 1),
+        }
+    )
+    assert repr(host) == repr(
+        {"a": 1.5, "b": [1, 2], "c": 1, "d": None, "e": 7, "f": [math.nan], "g": [], "h": 2**52 + 1}
+    )
+    assert to_host({}) == {}
+
+
+def test_lines_are_complete_one_step_later():
+    """What is measured after the optimizer comes with the next read; order and values are kept."""
+    told = []
+    recorder = Recorder(told.append)
+    for step in (1, 2, 3):
+        recorder.read({"loss": torch.tensor(step / 2)})
+        recorder.begin({"step": step})
+        recorder.add({"late": torch.tensor(step * 10)})
+        recorder.end_step()
+        assert [x["step"] for x in told] == list(range(1, step))
+    recorder.flush()
+    assert told == [{"step": s, "late": s * 10} for s in (1, 2, 3)]
+    recorder.flush()
+    assert len(told) == 3
+
+
+def test_steps_that_are_not_recorded_have_no_line():
+    """Their measures go nowhere, and the line before them is told all the same."""
+    told = []
+    recorder = Recorder(told.append)
+    for step in (1, 2, 3, 4):
+        recorder.read({})
+        if step % 2 == 0:
+            recorder.begin({"step": step})
+        recorder.add({"late": torch.tensor(step)})
+        recorder.end_step()
+    recorder.flush()
+    assert told == [{"step": 2, "late": 2}, {"step": 4, "late": 4}]

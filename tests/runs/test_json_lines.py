@@ -1,0 +1,87 @@
+"""Records are strict JSON, and no line but a torn one is lost."""
+
+import json
+import math
+
+from helpers import run_directory
+
+from altcore.runs import RunDirectory, read_lines
+
+
+def test_numbers_that_are_not_finite_round_trip(tmp_path):
+    """They are written as words, so that any JSON reader can read the file, and read as numbers."""
+    directory = run_directory(tmp_path, name="r")
+    line = {
+        "step": 3, "loss": math.nan, "grad_norm": math.inf, "low": -math.inf, "none": None,
+        "histogram": [1.5, math.nan, math.inf], "nested": {"deep": {"x": -math.inf}},
+    }  # fmt: skip
+    directory.append("metrics.jsonl", line)
+    text = (directory.path / "metrics.jsonl").read_text()
+
+    def refuse(word):
+        raise AssertionError(f"{word} is no JSON")
+
+    assert json.loads(text, parse_constant=refuse)["loss"] == "nan"
+    (back,) = read_lines(directory.path / "metrics.jsonl")
+    assert repr(back) == repr(line)
+
+
+def test_words_of_events_stay_words(tmp_path):
+    """An event called nan is a word, and so is a reason."""
+    directory = run_directory(tmp_path, name="r")
+    line = {"step": 1, "event": "nan", "reason": "inf", "value": math.nan}
+    directory.append("events.jsonl", line)
+    (back,) = read_lines(directory.path / "events.jsonl")
+    assert repr(back) == repr(line)
+
+
+def test_floats_keep_every_bit(tmp_path):
+    """What is read back is what was written, to the last bit."""
+    directory = run_directory(tmp_path, name="r")
+    values = [0.1, 1 / 3, 5e-324, 1.7976931348623157e308, 2**60 + 1, -0.0]
+    directory.append("metrics.jsonl", {"step": 1, "values": values})
+    (back,) = read_lines(directory.path / "metrics.jsonl")
+    assert [repr(v) for v in back["values"]] == [repr(v) for v in values]
+
+
+def test_a_torn_last_line_is_left_out(tmp_path):
+    """At whatever byte it was torn, the lines before it are read."""
+    path = tmp_path / "m.jsonl"
+    whole = '{"step": 1, "loss": 2.5}\n{"step": 2, "loss": "nan"}\n'
+    for length in range(len(whole)):
+        path.write_text(whole[:length])
+        lines = read_lines(path)
+        expected = whole[:length].count("}")
+        assert [x["step"] for x in lines] == [1, 2][:expected], length
+
+
+def test_a_line_after_a_torn_one_is_not_lost(tmp_path):
+    """Going on after a crash begins on a line of its own."""
+    directory = run_directory(tmp_path, name="r")
+    (directory.path / "events.jsonl").write_text('{"step": 1}\n{"step": 2, "ev')
+    directory.append("events.jsonl", {"step": 3})
+    directory.append("events.jsonl", {"step": 4})
+    assert [x["step"] for x in read_lines(directory.path / "events.jsonl")] == [1, 3, 4]
+    assert (directory.path / "events.jsonl").read_text().count("\n\n") == 0
+
+
+def test_drop_after_forgets_what_a_resumed_run_writes_anew(tmp_path):
+    """Metrics, evaluations and timings after the step go, to the byte; events stay."""
+    directory = run_directory(tmp_path, name="r")
+    for step in range(1, 5):
+        directory.append("metrics.jsonl", {"step": step, "loss": math.nan if step == 2 else 1 / 3})
+        directory.append("timings.jsonl", {"step": step, "seconds": 0.1})
+        directory.append("events.jsonl", {"step": step, "event": "x"})
+        if step == 2:
+            kept = {
+                f: (directory.path / f).read_bytes() for f in ("metrics.jsonl", "timings.jsonl")
+            }
+    directory.append("metrics.jsonl", {"step": 4, "val_loss": 1.0})
+    directory.close()
+    events = (directory.path / "events.jsonl").read_bytes()
+    directory = RunDirectory.open(directory.path)
+    directory.drop_after(2)
+    assert {f: (directory.path / f).read_bytes() for f in kept} == kept
+    assert (directory.path / "events.jsonl").read_bytes() == events
+    directory.append("metrics.jsonl", {"step": 3})
+    assert [x["step"] for x in read_lines(directory.path / "metrics.jsonl")] == [1, 2, 3]
