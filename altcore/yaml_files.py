@@ -10,6 +10,9 @@ import yaml
 
 from altcore.errors import BadInput
 
+SUFFIXES = (".yaml", ".yml")
+"""The ends of the names of YAML files."""
+
 
 class _Loader(yaml.SafeLoader):
     """YAML in which 6e-4 is a number and a key given twice is an error."""

@@ -22,7 +22,7 @@ def forget_installed() -> None:
 
     importlib.invalidate_caches()
     registry.entries.cache_clear()
-    lookup._format_named.cache_clear()
+    lookup.format_named.cache_clear()
 
 
 @define

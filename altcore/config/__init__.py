@@ -4,6 +4,7 @@ Uses formats, recipes and hooks; needs no torch.
 """
 
 from altcore.config.original_keys import notices
+from altcore.config.record import recorded
 from altcore.config.train_config import (
     LONGEST_NAME,
     TrainConfig,
@@ -29,4 +30,5 @@ __all__ = [
     "missing_observers",
     "notices",
     "read_recipe",
+    "recorded",
 ]

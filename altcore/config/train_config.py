@@ -21,10 +21,19 @@ from attrs.validators import ge, gt, in_, le, lt
 
 from altcore.config.original_keys import Given, expand, meanings, merge, original_names
 from altcore.errors import BadInput, nearest, with_article
-from altcore.formats import AnyFormat, float_format
+from altcore.formats import AnyFormat, check_digests, float_format
 from altcore.hooks import build, format_or_none, python_fields, setting, to_plain
 from altcore.python_values import as_python
-from altcore.recipes import SUFFIXES, Recipe, has_own_formats, named, own_name, parse, with_format
+from altcore.recipes import (
+    SUFFIXES,
+    Recipe,
+    has_own_formats,
+    named,
+    own_name,
+    parse,
+    self_contained,
+    with_format,
+)
 from altcore.registry import HOOK_KINDS, entries
 from altcore.yaml_files import load_yaml, read_mapping
 
@@ -51,7 +60,9 @@ class TrainConfig:
         None, help="the number format, or none", converter=format_or_none
     )
     recipe: str | dict[str, Any] = setting(
-        "master", help="a named recipe, a .yaml file, or the recipe itself"
+        "master",
+        help="a named recipe, a .yaml file, or the recipe itself",
+        converter=self_contained,
     )
     compute: str = setting(
         "auto", help="type of products", validator=in_(("auto", "float32", "bfloat16"))
@@ -127,6 +138,10 @@ class TrainConfig:
     original: dict[str, Any] = setting(
         factory=dict, help="values of original flat keys that stand for other keys, for the record"
     )
+    formats: dict[str, str] = setting(
+        factory=dict,
+        help="digests of the formats that distributions name, for the record: others are refused",
+    )
     settings: dict[str, dict[str, Any]] = setting(
         factory=dict, help="settings of plugins, workload and optimizer, by name"
     )
@@ -143,6 +158,7 @@ class TrainConfig:
             if owner not in self.active:
                 raise BadInput(inactive(owner, self.active))
         self.make_recipe()
+        check_digests(self.formats)
 
     @property
     def active(self) -> tuple[str, ...]:
@@ -177,7 +193,7 @@ class TrainConfig:
     def to_plain(self) -> dict[str, Any]:
         """Return the configuration as a file holds it; loading it gives the same run."""
         plain = {key: to_plain(getattr(self, key)) for key in fields_dict(TrainConfig)}
-        plain["format"] = self.format.name if self.format else "none"
+        plain["format"] = plain["format"] or "none"
         return plain
 
     def evolve(self, **changes: Any) -> TrainConfig:

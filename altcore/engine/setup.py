@@ -11,16 +11,16 @@ import torch
 from attrs import define
 from torch import Tensor, nn
 
-from altcore.config import TrainConfig, make, notices
+from altcore.config import TrainConfig, make, notices, recorded
 from altcore.engine.collapse import Detector
-from altcore.engine.dispatch import Dispatcher, load_plugins
+from altcore.engine.dispatch import Dispatcher, Plugin, load_plugins
 from altcore.engine.loop import Engine
 from altcore.engine.randomness import seed_all
 from altcore.engine.state import Run, Workload
 from altcore.errors import BadInput, nearest
 from altcore.hooks import build
 from altcore.quantization import Clock, Quantization, find_layers, matrices
-from altcore.recipes import matching, some
+from altcore.recipes import formats_in, matching, some
 from altcore.registry import Entry, find
 from altcore.runs import RunDirectory, environment, find_run, load_newest, write_configuration
 from altcore.yaml_files import read_mapping
@@ -80,6 +80,7 @@ def prepare(
     clock = Clock(config.seed)
     quantization = Quantization(workload.model, config.make_recipe(), config.compute, clock)
     optimizer = _optimizer(config, workload.model, quantization)
+    config = recorded(config, _owners(config, plugins), formats_in(quantization.plan))
     facts: dict[str, Any] = {
         "format": _format_name(config, quantization),
         "recipe": config.recipe_name,
@@ -114,7 +115,6 @@ def prepare(
     engine = Engine(run, directory, dispatch, Detector(config), facts)
     engine.remarks = quantization.missed()
     run.emit, dispatch.on_broken = engine.emit, engine.on_broken
-    write_configuration(directory, config)
     if state is None:
         origins = {p.name: p.origin for p in plugins}
         about = {**environment(device, origins), "seed": config.seed, **facts}
@@ -126,7 +126,15 @@ def prepare(
         engine.load_state_dict(state)
         directory.drop_after(run.step)
         engine.opening = ("resume", {"checkpoint": source.name})
+    write_configuration(directory, config)
     return engine
+
+
+def _owners(config: TrainConfig, plugins: Sequence[Plugin]) -> dict[str, Any]:
+    """Return all that has settings in the run, by name."""
+    named = {"workload": config.workload, "optimizer": config.optimizer}
+    built = {name: _buildable(kind, name, config)[1] for kind, name in named.items()}
+    return built | {p.name: p.instance for p in plugins}
 
 
 def told(config: TrainConfig, workload: Workload) -> list[str]:

@@ -1,23 +1,16 @@
 """Number formats as plain data: codes, values and rules; formats of blocks; names and families.
 
-Uses the registry and nothing else of altcore; needs no torch.
+Uses the registry and YAML files and nothing else of altcore; needs no torch.
 """
 
+from altcore.formats.base import MAX_BITS, Format, Ties
 from altcore.formats.blocks import AnyFormat, BlockFormat, ScaleRule
 from altcore.formats.digests import digest, format_digest
-from altcore.formats.lookup import get_format, get_scalar_format
+from altcore.formats.floats import FloatFormat, Specials, float_format
+from altcore.formats.reading import from_plain, get_format, get_scalar_format, is_file, is_plain
+from altcore.formats.records import check_digests, digests_of, saved
 from altcore.formats.reference import OVERFLOWS, ROUNDINGS, log_boundary, no_code, round_scalar
-from altcore.formats.scalar import (
-    MAX_BITS,
-    FloatFormat,
-    Format,
-    Specials,
-    TableFormat,
-    Ties,
-    code_format,
-    float_format,
-    table_format,
-)
+from altcore.formats.tables import TableFormat, code_format, table_format
 
 __all__ = [
     "MAX_BITS",
@@ -31,14 +24,20 @@ __all__ = [
     "Specials",
     "TableFormat",
     "Ties",
+    "check_digests",
     "code_format",
     "digest",
+    "digests_of",
     "float_format",
     "format_digest",
+    "from_plain",
     "get_format",
     "get_scalar_format",
+    "is_file",
+    "is_plain",
     "log_boundary",
     "no_code",
     "round_scalar",
+    "saved",
     "table_format",
 ]

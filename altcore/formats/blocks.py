@@ -7,16 +7,16 @@ its scale rule that are in use, and of NVFP4 (arXiv 2509.25149).
 from __future__ import annotations
 
 import math
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 from attrs import field, frozen
 
 from altcore.errors import BadInput
-from altcore.formats.scalar import Format
+from altcore.formats.base import Format
 from altcore.python_values import as_python
 
 ScaleRule = Literal["floor", "ceil", "rceil", "even", "amax", "power-of-two", "two-level"]
-RULES = ("floor", "ceil", "rceil", "even", "amax", "power-of-two", "two-level")
+RULES: tuple[str, ...] = get_args(ScaleRule)
 
 
 @frozen
@@ -64,6 +64,23 @@ class BlockFormat:
             raise BadInput(f"format {self.name}: the rule is one of {', '.join(RULES)}")
         if (self.rule == "two-level") != (self.scale_format is not None):
             raise BadInput(f"format {self.name}: two-level, and only it, has a scale_format")
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return the format as data that YAML and JSON can hold; `from_plain` gives it back.
+
+        Its element and scale are whole, not names. Raises `BadInput` as theirs do.
+        """
+        plain: dict[str, Any] = {
+            "name": self.name,
+            "element": self.element.to_plain(),
+            "block": self.block,
+            "rule": self.rule,
+        }
+        if self.scale_format is not None:
+            plain["scale"] = self.scale_format.to_plain()
+        if self.is_square:
+            plain["square"] = True
+        return plain
 
     def along(self, length: int) -> int:
         """How many elements a block spans along an axis of ``length``, which may be less."""

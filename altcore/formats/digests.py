@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from altcore.formats.blocks import AnyFormat, BlockFormat
-from altcore.formats.scalar import FloatFormat
+from altcore.formats.floats import FloatFormat
 
 
 def digest(plain: Any) -> str:

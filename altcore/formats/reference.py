@@ -11,7 +11,7 @@ from bisect import bisect_left
 from fractions import Fraction
 
 from altcore.errors import BadInput
-from altcore.formats.scalar import Format
+from altcore.formats.base import Format
 
 # In the order of the compiled kernels, which have no loop for the last: it goes by thresholds.
 ROUNDINGS = ("nearest-even", "nearest-away", "to-zero", "up", "down", "stochastic", "log-nearest")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from inspect import get_annotations
 from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_origin, get_type_hints
@@ -13,7 +13,7 @@ import attrs
 from attrs.converters import pipe
 
 from altcore.errors import BadInput, nearest
-from altcore.formats import AnyFormat, BlockFormat, Format, get_format, get_scalar_format
+from altcore.formats import AnyFormat, BlockFormat, Format, get_format, get_scalar_format, saved
 from altcore.python_values import as_python
 
 if TYPE_CHECKING:
@@ -133,6 +133,23 @@ def plain_settings(instance: Any) -> dict[str, Any]:
     return {name: to_plain(getattr(instance, name)) for name in init_fields(type(instance))}
 
 
+def format_settings(instance: Any) -> dict[str, Any]:
+    """Return those of an instance's settings that hold formats, by name."""
+    values = {name: getattr(instance, name, None) for name in init_fields(type(instance))}
+    return {name: value for name, value in values.items() if any(formats_within(value))}
+
+
+def formats_within(value: Any) -> Iterator[AnyFormat]:
+    """Yield the formats that a value is, or holds in lists and mappings."""
+    if isinstance(value, Format | BlockFormat):
+        yield value
+    elif isinstance(value, Mapping):
+        yield from formats_within(list(value.values()))
+    elif isinstance(value, list | tuple | set | frozenset):
+        for part in value:
+            yield from formats_within(part)
+
+
 def python_fields(_: type, fields: list[Attribute]) -> list[Attribute]:
     """Let every field of an attrs class take what `as_python` does: a ``field_transformer``."""
     return [
@@ -142,10 +159,10 @@ def python_fields(_: type, fields: list[Attribute]) -> list[Attribute]:
 
 
 def to_plain(value: Any) -> Any:
-    """Return ``value`` as YAML and JSON can write it; a format by its name."""
+    """Return ``value`` as YAML and JSON can write it; a format as `saved` has it."""
     value = as_python(value)
     if isinstance(value, Format | BlockFormat):
-        return value.name
+        return saved(value)
     if isinstance(value, Mapping):
         return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, tuple | list):
@@ -171,8 +188,8 @@ def _type_name(tp: Any) -> str:
         tp.__name__
         if isinstance(tp, type) and not get_args(tp)
         else str(tp)
-        .replace("altcore.formats.scalar.Format | altcore.formats.blocks.BlockFormat", "Format")
-        .replace("altcore.formats.scalar.", "")
+        .replace("altcore.formats.base.Format | altcore.formats.blocks.BlockFormat", "Format")
+        .replace("altcore.formats.base.", "")
         .replace("typing.", "")
         .replace("collections.abc.", "")
     )

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from altcore.errors import BadInput
-from altcore.formats import AnyFormat
+from altcore.formats import AnyFormat, check_digests, digests_of
 from altcore.numerics import COUNTS
 from altcore.python_values import as_python
 from altcore.quantization import statistics
@@ -65,6 +65,7 @@ from altcore.recipes import (
     Plan,
     Recipe,
     as_recipe,
+    formats_in,
     plan_from_plain,
     plan_to_plain,
     some,
@@ -553,6 +554,7 @@ class Quantization:
         """Return plan, scale histories and stored scales: tensors and plain data only."""
         return {
             "plan": plan_to_plain(self.plan),
+            "formats": digests_of(formats_in(self.plan)),
             "step": self.clock.step,
             "histories": {
                 q.name: q.history.clone() for q in self.quantizers if q.history is not None
@@ -562,8 +564,9 @@ class Quantization:
 
     def load_state_dict(self, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         """Restore plan, model ``weights`` and scales, in the order in which they depend."""
+        check_digests(state["formats"])
         if plan_to_plain(self.plan) != state["plan"]:
-            self._build(self.recipe, plan_from_plain(state["plan"], self.formats))
+            self._build(self.recipe, plan_from_plain(state["plan"]))
         for name, weight in self.stored.items():  # what is loaded is looked for on these grids
             weight.scale = state["stored"][name]["scale"].to(weight.scale.device).clone()
         self.model.load_state_dict(weights)

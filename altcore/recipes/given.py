@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from altcore.errors import BadInput, nearest
-from altcore.formats import AnyFormat, get_format
+from altcore.formats import AnyFormat, get_format, is_plain
 from altcore.recipes.reading import NAMED, SUFFIXES, named, parse, takes_format, with_format
 from altcore.recipes.recipe import Recipe
 from altcore.yaml_files import read_mapping
@@ -22,6 +22,8 @@ def as_recipe(recipe: GivenRecipe, format: AnyFormat | str | None = None) -> Rec
     name, and where a format is missing or has no place.
     """
     fmt = None if format is None else get_format(format)
+    if isinstance(recipe, Mapping) and is_plain(recipe):
+        recipe = get_format(recipe)
     if isinstance(recipe, str) and recipe in NAMED:
         if fmt is None and takes_format(recipe):
             raise BadInput(f"the recipe {recipe} needs a format: give one, as format='E4M3'")

@@ -13,7 +13,17 @@ from typing import Any
 import yaml
 
 from altcore.errors import BadInput, nearest
-from altcore.formats import OVERFLOWS, ROUNDINGS, AnyFormat, BlockFormat, Format, get_format
+from altcore.formats import (
+    OVERFLOWS,
+    ROUNDINGS,
+    AnyFormat,
+    BlockFormat,
+    Format,
+    get_format,
+    is_file,
+    is_plain,
+    saved,
+)
 from altcore.python_values import as_python
 from altcore.recipes.recipe import (
     ATTENTION_OPERANDS,
@@ -35,9 +45,8 @@ from altcore.recipes.recipe import (
     operands_of,
 )
 from altcore.registry import kind_of
+from altcore.yaml_files import SUFFIXES as SUFFIXES
 
-SUFFIXES = (".yaml", ".yml")
-"""What a recipe's file ends in."""
 PLACEHOLDER = "FORMAT"
 _SCALING_TYPES = {
     "power_of_two": bool,
@@ -59,7 +68,7 @@ def make_cast(value: Any, where: str) -> Cast | None:
         return None
     if isinstance(value, Cast):
         return value
-    if isinstance(value, str | Format | BlockFormat):
+    if isinstance(value, str | Format | BlockFormat) or _is_format(value):
         fmt = _format(value, where)
         return Cast(fmt, default_scaling(fmt))
     if not isinstance(value, Mapping):
@@ -92,6 +101,13 @@ def make_cast(value: Any, where: str) -> Cast | None:
             value.get("straight_through", "identity"), STRAIGHT_THROUGH, f"{where}.straight_through"
         ),
     )
+
+
+def _is_format(value: Any) -> bool:
+    """Whether a role's mapping is a format in plain form: a cast has ``format`` instead."""
+    if not isinstance(value, Mapping) or "format" in value:
+        return False
+    return "name" in value or is_plain(value)
 
 
 def _hadamard(value: Any, where: str) -> int:
@@ -322,18 +338,35 @@ def named(name: str, fmt: AnyFormat | None = None) -> Recipe:
     return parse(_filled(_named_text(name), "none" if fmt is None else fmt), name)
 
 
-def plan_from_plain(
-    data: Mapping[str, Mapping[str, Any]], formats: Mapping[str, AnyFormat] | None = None
-) -> dict[str, dict[str, Cast | None]]:
-    """Return the plan that `plan_to_plain` wrote; ``formats`` go before the installed ones."""
+def self_contained(recipe: Any) -> Any:
+    """Return a recipe's plain form with what is in formats' files in the place of their names.
 
-    def cast(plain: Any, where: str) -> Cast | None:
-        if plain is None:
-            return None
-        name = plain["format"]
-        return make_cast({**plain, "format": (formats or {}).get(name, name)}, where)
+    Anything but a mapping is returned as it is. Raises `BadInput` for a file that holds no format.
+    """
+    if not isinstance(recipe, Mapping):
+        return recipe
+    made = _without_files(recipe, "")
+    if isinstance(layers := recipe.get("layers"), Mapping):
+        made["layers"] = {p: _without_files(r, f"layers.{p}.") for p, r in layers.items()}
+    return made
 
+
+def _without_files(roles: Any, where: str) -> Any:
+    if not isinstance(roles, Mapping):
+        return roles
+    made = dict(roles)
+    for role, value in roles.items():
+        if is_file(value) and role not in _NO_ROLES:
+            made[role] = saved(_format(value, f"recipe: {where}{role}"))
+        elif isinstance(value, Mapping) and is_file(value.get("format")):
+            fmt = _format(value["format"], f"recipe: {where}{role}.format")
+            made[role] = {**value, "format": saved(fmt)}
+    return made
+
+
+def plan_from_plain(data: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Cast | None]]:
+    """Return the plan that `plan_to_plain` wrote."""
     return {
-        name: {o: cast(casts.get(o), f"{name}.{o}") for o in OPERANDS}
+        name: {o: make_cast(casts.get(o), f"{name}.{o}") for o in OPERANDS}
         for name, casts in data.items()
     }

@@ -20,7 +20,7 @@ from attrs import evolve, field, frozen
 from attrs.validators import and_, ge, gt, in_, le, lt, optional
 
 from altcore.errors import BadInput, nearest
-from altcore.formats import AnyFormat, BlockFormat, Format, ScaleRule
+from altcore.formats import AnyFormat, BlockFormat, Format, ScaleRule, saved
 
 ROLES = (
     "weight",
@@ -184,7 +184,7 @@ class Cast:
     def to_plain(self) -> dict[str, Any]:
         """Return the cast as a recipe file writes it."""
         return {
-            "format": self.format.name,
+            "format": saved(self.format),
             "scaling": self.scaling.to_plain(),
             "rounding": self.rounding,
             "overflow": self.overflow,
@@ -414,6 +414,11 @@ def can(fmt: AnyFormat, overflow: str) -> bool:
         return overflow == "saturate"
     codes = {"inf": fmt.inf_codes, "nan": fmt.nan_codes}
     return codes.get(overflow) != ()
+
+
+def formats_in(plan: Plan) -> list[AnyFormat]:
+    """Return the formats of a plan's casts, each once."""
+    return list(dict.fromkeys(c.format for casts in plan.values() for c in casts.values() if c))
 
 
 def plan_to_plain(plan: Plan) -> dict[str, dict[str, Any]]:

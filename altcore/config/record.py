@@ -1,0 +1,29 @@
+"""A configuration as a run's record holds it: enough to repeat the run on another machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from altcore.config.train_config import TrainConfig
+from altcore.formats import AnyFormat, digests_of
+from altcore.hooks import format_settings, formats_within
+
+
+def recorded(
+    config: TrainConfig, owners: Mapping[str, Any], used: Iterable[AnyFormat]
+) -> TrainConfig:
+    """Return the configuration with its formats themselves, and the digests of installed ones.
+
+    Args:
+        config: its settings may name formats by their files.
+        owners: the workload, the optimizer and the plugins, built of their settings, by name.
+        used: the formats of the recipe, as the model has it.
+    """
+    found = {name: format_settings(instance) for name, instance in owners.items()}
+    settings = {
+        name: {**given, **{k: v for k, v in found[name].items() if k in given}}
+        for name, given in config.settings.items()
+    }
+    formats = [*used, *formats_within([config.format, list(found.values())])]
+    return config.evolve(settings=settings, formats=digests_of(formats))
