@@ -32,6 +32,7 @@ DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = sorted(
     [*DOCS, *ROOT.glob("*.md"), *ROOT.glob("plugins/*/README.md"), *ROOT.glob("examples/*/*.md")]
 )
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text()
 FIRST_PARTY = [e for e in entries() if e.distribution == f"altcore-{e.kind}s"]
 
 
@@ -42,9 +43,13 @@ def page(name):
 
 def rows(name, heading, level="##"):
     """Return the cells of the tables under a heading of a page, their heads left out."""
-    text = page(name)
+    return rows_of(page(name), heading, level)
+
+
+def rows_of(text, heading, level="##"):
+    """Return the cells of the tables under a heading of a text, their heads left out."""
     start = re.search(rf"^{level} {re.escape(heading)}$", text, re.MULTILINE)
-    assert start, f"docs/{name}.md has no heading {heading!r}"
+    assert start, f"there is no heading {heading!r}"
     end = re.search(rf"^#{{1,{len(level)}}} ", text[start.end() :], re.MULTILINE)
     part = text[start.end() : start.end() + end.start() if end else None]
     lines = [x for x in part.splitlines() if x.startswith("|")]
@@ -231,11 +236,75 @@ def test_commands_that_are_shown_exist(path):
             assert option in options_of(command) | {"--help", "--debug"}, line
 
 
+def anchors(path):
+    """Return the anchors of a page's headings, as GitHub makes them."""
+    heads = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in heads}
+
+
 @pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_links_lead_somewhere(path):
-    """Within the repository; no page is called by a name that it does not have."""
-    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", path.read_text()):
-        assert (path.parent / target).exists(), target
+    """To a file of the repository, and to a heading that it has."""
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(?:#([^)]*))?\)", path.read_text()):
+        found = path.parent / target if target else path
+        assert found.exists(), target
+        assert not anchor or anchor in anchors(found), f"{target}#{anchor}"
+
+
+def test_the_index_lists_every_page():
+    """docs/README.md leads to each page, and to the results."""
+    targets = set(re.findall(r"\]\(([^)#]+)", page("README")))
+    assert {p.name for p in DOCS} - {"README.md"} <= targets
+    assert "results/README.md" in targets
+    assert "(docs/README.md)" in (ROOT / "README.md").read_text()
+
+
+# ------------------------------------------------------------------------- CONTRIBUTING.md
+
+
+def layers():
+    """Return the rooms of altcore, highest first, each line a list: import-linter's contract."""
+    about = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    (found,) = [
+        c["layers"] for c in about["tool"]["importlinter"]["contracts"] if c["type"] == "layers"
+    ]
+    return [re.split(r" [|:] ", line) for line in found]
+
+
+def test_the_map_of_the_rooms_is_the_linters():
+    """The same rooms in the same order, each with a sentence; and they are all there are."""
+    found = rows_of(CONTRIBUTING, "The rooms")[: len(layers())]
+    assert [plain(names).split(", ") for names, _ in found] == layers()
+    assert all(about for _, about in found)
+    there = {p.stem for p in (ROOT / "altcore").glob("*.py") if not p.stem.startswith("__")}
+    there |= {p.parent.name for p in (ROOT / "altcore").glob("*/__init__.py")}
+    assert {room for line in layers() for room in line} == there
+
+
+def test_the_tests_mirror_the_rooms():
+    """Each room that is a package has a folder of tests, each kind of plugins too, and no other."""
+    rooms = {p.parent.name for p in (ROOT / "altcore").glob("*/__init__.py")}
+    kinds = {p.parent.name for p in (ROOT / "plugins").glob("*/pyproject.toml")}
+
+    def folders(path):
+        return {p.parent.name for p in path.glob("*/test_*.py")}
+
+    assert folders(ROOT / "tests") == rooms
+    assert folders(ROOT / "tests" / "plugins") == kinds
+
+
+def test_files_that_are_named_exist():
+    """The table of where to look; a name beside a file is in it."""
+    found = rows_of(CONTRIBUTING, "The rooms")[len(layers()) :]
+    assert len(found) == 7
+    for _, where in found:
+        paths = re.findall(r"`(altcore/[\w/.]+)`", where)
+        assert paths
+        for path in paths:
+            assert (ROOT / path).is_file(), path
+        for name in re.findall(r"`(\w+)\.(\w+)`", where):
+            text = (ROOT / paths[0]).read_text()
+            assert re.search(rf"class {name[0]}\b.*def {name[1]}\(", text, re.DOTALL), name
 
 
 # ------------------------------------------------------------------------------ formats.md
@@ -309,7 +378,8 @@ def blocks(language):
     ]
 
 
-PYTHON = blocks("python")
+PYTHON = [b for b in blocks("python") if b[0] != "tutorial" or b[1].startswith("entry point")]
+"""Those of the tutorial that are no plugins are run by test_tutorial."""
 PLUGINS = [
     (*comment.removeprefix("entry point: ").replace(" = ", " ").split(), code)
     for _, comment, code in PYTHON
@@ -374,7 +444,10 @@ def test_code_that_is_shown_runs(name, comment, code, shown_plugins, tmp_path, m
             found(tmp_path)
 
 
-@pytest.mark.parametrize(("name", "_", "text"), blocks("yaml"), ids=lambda x: x[:20].strip())
+YAML = [b for b in blocks("yaml") if b[0] != "tutorial"]  # test_tutorial gives its files to runs
+
+
+@pytest.mark.parametrize(("name", "_", "text"), YAML, ids=lambda x: x[:20].strip())
 def test_yaml_that_is_shown_is_valid(name, _, text, tmp_path):
     """A configuration loads; a recipe parses."""
     if name == "recipes":
