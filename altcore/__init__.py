@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from altcore.api import train
     from altcore.config import TrainConfig
-    from altcore.engine import Deferred
+    from altcore.engine import DeferredErrors
     from altcore.errors import AltcoreError, BadInput
     from altcore.formats import (
         BlockFormat,
@@ -51,7 +51,7 @@ _HOME = {
     "BadInput": "errors",
     "BlockFormat": "formats",
     "ChangeRecipe": "hooks",
-    "Deferred": "engine",
+    "DeferredErrors": "engine",
     "Format": "formats",
     "Rollback": "hooks",
     "ScaleLearningRate": "hooks",
@@ -84,7 +84,7 @@ __all__ = [
     "BadInput",
     "BlockFormat",
     "ChangeRecipe",
-    "Deferred",
+    "DeferredErrors",
     "Format",
     "Rollback",
     "ScaleLearningRate",

@@ -1,14 +1,39 @@
-"""The face for plugin authors: all that a plugin of any kind may use of altcore.
+"""The face for plugin authors: everything that a plugin of any kind may use of altcore.
 
-The names load on first use, so that a distribution of formats needs no torch.
+docs/plugins.md lists the names by purpose, in the groups below. They load on first use, so that a
+distribution of formats needs no torch.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from altcore.engine import Deferred, Run, StallWindow, Step, Trend, random_state
-    from altcore.errors import BadInput, nearest
+    from altcore.engine import (
+        DeferredErrors,
+        MeasureTable,
+        QuantizedWeight,
+        Run,
+        StallWindow,
+        Step,
+        Trend,
+        Workload,
+        active_quantizers,
+        interval_width_of,
+        inverse_scale,
+        join_moments,
+        last_input,
+        layer_of,
+        mean_and_std,
+        moments_without_zeros,
+        nan_where_not_finite,
+        on_grid,
+        quantized_weights,
+        random_state,
+    )
+    from altcore.errors import (
+        BadInput,
+        nearest,
+    )
     from altcore.formats import (
         BlockFormat,
         FloatFormat,
@@ -47,61 +72,99 @@ if TYPE_CHECKING:
         position,
         round_to_grid,
     )
-    from altcore.quantization import WeightGrid
-    from altcore.recipes import Cast, Casts, Plan
-    from altcore.runs import EVENTS, METRICS, read_lines, summary_of
-    from altcore.yaml_files import read_mapping
+    from altcore.quantization import (
+        WeightGrid,
+    )
+    from altcore.recipes import (
+        Cast,
+        Casts,
+        Plan,
+    )
+    from altcore.runs import (
+        EVENTS,
+        METRICS,
+        read_lines,
+        summary_of,
+    )
+    from altcore.yaml_files import (
+        read_mapping,
+    )
 
 _HOME = {
-    "Action": "altcore.hooks",
-    "BadInput": "altcore.errors",
-    "BlockFormat": "altcore.formats",
+    # The contract: hooks and settings
+    "hookimpl": "altcore.hooks",
+    "setting": "altcore.hooks",
+    # What hooks get
+    "Run": "altcore.engine",
+    "Step": "altcore.engine",
+    "Workload": "altcore.engine",
+    "NonFinite": "altcore.hooks",
+    "WeightGrid": "altcore.quantization",
     "Cast": "altcore.recipes",
     "Casts": "altcore.recipes",
-    "ChangeRecipe": "altcore.hooks",
-    "Deferred": "altcore.engine",
-    "EVENTS": "altcore.runs",
-    "FloatFormat": "altcore.formats",
-    "Format": "altcore.formats",
-    "METRICS": "altcore.runs",
-    "NonFinite": "altcore.hooks",
     "Plan": "altcore.recipes",
+    # What acting hooks return
+    "Action": "altcore.hooks",
+    "ChangeRecipe": "altcore.hooks",
     "Rollback": "altcore.hooks",
-    "Run": "altcore.engine",
     "ScaleLearningRate": "altcore.hooks",
-    "ScaleRule": "altcore.formats",
     "ShiftFormat": "altcore.hooks",
     "SkipStep": "altcore.hooks",
-    "Specials": "altcore.formats",
-    "StallWindow": "altcore.engine",
-    "Step": "altcore.engine",
     "Stop": "altcore.hooks",
+    # Errors: of the user, and inside the model
+    "BadInput": "altcore.errors",
+    "nearest": "altcore.errors",
+    "DeferredErrors": "altcore.engine",
+    # Formats, as data and by name
+    "BlockFormat": "altcore.formats",
+    "FloatFormat": "altcore.formats",
+    "Format": "altcore.formats",
+    "ScaleRule": "altcore.formats",
+    "Specials": "altcore.formats",
     "TableFormat": "altcore.formats",
     "Ties": "altcore.formats",
-    "Trend": "altcore.engine",
-    "WeightGrid": "altcore.quantization",
-    "amax": "altcore.numerics",
     "code_format": "altcore.formats",
-    "compute_dtype": "altcore.numerics",
-    "count_small": "altcore.numerics",
     "float_format": "altcore.formats",
-    "follow_flips": "altcore.numerics",
     "get_format": "altcore.formats",
+    "table_format": "altcore.formats",
+    # Rounding: the exact scalar reference, and tensors
+    "round_scalar": "altcore.formats",
+    "compute_dtype": "altcore.numerics",
+    "interval_width": "altcore.numerics",
     "nearest_error": "altcore.numerics",
-    "hookimpl": "altcore.hooks",
+    "position": "altcore.numerics",
+    "round_to_grid": "altcore.numerics",
+    # Reductions over a tensor, in one pass
+    "amax": "altcore.numerics",
+    "count_small": "altcore.numerics",
+    "follow_flips": "altcore.numerics",
     "inner_products": "altcore.numerics",
     "moments": "altcore.numerics",
-    "nearest": "altcore.errors",
-    "position": "altcore.numerics",
+    # Measuring: quantized weights, operands, statistics
+    "MeasureTable": "altcore.engine",
+    "QuantizedWeight": "altcore.engine",
+    "active_quantizers": "altcore.engine",
+    "interval_width_of": "altcore.engine",
+    "inverse_scale": "altcore.engine",
+    "join_moments": "altcore.engine",
+    "last_input": "altcore.engine",
+    "layer_of": "altcore.engine",
+    "mean_and_std": "altcore.engine",
+    "moments_without_zeros": "altcore.engine",
+    "nan_where_not_finite": "altcore.engine",
+    "on_grid": "altcore.engine",
+    "quantized_weights": "altcore.engine",
+    # Judging: trends of the loss, and stall
+    "StallWindow": "altcore.engine",
+    "Trend": "altcore.engine",
+    # Random states
     "random_state": "altcore.engine",
+    # Reading the record of a run
+    "EVENTS": "altcore.runs",
+    "METRICS": "altcore.runs",
     "read_lines": "altcore.runs",
-    "read_mapping": "altcore.yaml_files",
-    "round_scalar": "altcore.formats",
-    "round_to_grid": "altcore.numerics",
-    "setting": "altcore.hooks",
-    "interval_width": "altcore.numerics",
     "summary_of": "altcore.runs",
-    "table_format": "altcore.formats",
+    "read_mapping": "altcore.yaml_files",
 }
 
 __all__ = [
@@ -113,11 +176,13 @@ __all__ = [
     "Cast",
     "Casts",
     "ChangeRecipe",
-    "Deferred",
+    "DeferredErrors",
     "FloatFormat",
     "Format",
+    "MeasureTable",
     "NonFinite",
     "Plan",
+    "QuantizedWeight",
     "Rollback",
     "Run",
     "ScaleLearningRate",
@@ -132,6 +197,8 @@ __all__ = [
     "Ties",
     "Trend",
     "WeightGrid",
+    "Workload",
+    "active_quantizers",
     "amax",
     "code_format",
     "compute_dtype",
@@ -142,10 +209,20 @@ __all__ = [
     "hookimpl",
     "inner_products",
     "interval_width",
+    "interval_width_of",
+    "inverse_scale",
+    "join_moments",
+    "last_input",
+    "layer_of",
+    "mean_and_std",
     "moments",
+    "moments_without_zeros",
+    "nan_where_not_finite",
     "nearest",
     "nearest_error",
+    "on_grid",
     "position",
+    "quantized_weights",
     "random_state",
     "read_lines",
     "read_mapping",

@@ -18,7 +18,7 @@ from torch import nn
 
 from altcore.config import defaults, load
 from altcore.engine import Engine, Step, prepare
-from altcore.engine.state import learning_rate
+from altcore.engine.schedule import learning_rate
 
 TARGET = 1.02
 WARM_UP = 5

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import altcore
 from altcore.engine import Step
-from altcore.engine.capture import LayerTaps
+from altcore.engine.capture import LayerCaptures
 
 
 class NoHostRead(TorchDispatchMode):
@@ -56,12 +56,12 @@ class Bench:
         self.run.step += 1
         self.q.begin_step(self.run.step, tracking=True, errors=True)
         width = next(self.model.parameters()).shape[1]
-        step, taps = Step(self.run.step), LayerTaps(self.q.modules)
-        taps.attach(step, ("activations", "output_gradients"))
+        step, captures = Step(self.run.step), LayerCaptures(self.q.modules)
+        captures.attach(step, ("activations", "output_gradients"))
         y = self.model(torch.ones(1, width) if x is None else x)
         self.model.zero_grad()
         y.sum().backward()
-        taps.detach()
+        captures.detach()
         for name, grad in (grads or {}).items():
             given = None if grad is None else torch.tensor(grad)
             self.model.get_parameter(name).grad = given

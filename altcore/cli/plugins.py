@@ -72,7 +72,7 @@ def info(name: str, kind: str | None, as_json: bool) -> None:
     for key in ("name", "kind", "distribution", "version", "summary", "description"):
         if about.get(key):
             click.echo(f"{key:<13} {about[key]}")
-    for key in ("hooks", "needs"):
+    for key in ("hooks", "needs", "requires"):
         if key in about:
             click.echo(f"{key:<13} {', '.join(about[key]) or 'none'}")
     for key, value in about.get("format", {}).items():
@@ -104,11 +104,11 @@ def describe(name: str, kinds: tuple[str, ...]) -> dict[str, Any]:
         return {**about, "format": _format(get_format(name))}
 
     if entry.kind in HOOK_KINDS:
-        from altcore.engine import WATCHES, check_class, hooks_of
+        from altcore.hooks import check_class, hooks_of
 
         check_class(found, entry)
-        hooks = [*hooks_of(found), *([WATCHES] if hasattr(found, WATCHES) else [])]
-        about |= {"hooks": hooks, "needs": list(getattr(found, "needs", ()))}
+        about |= {"hooks": hooks_of(found)}
+        about |= {key: list(getattr(found, key, ())) for key in ("needs", "requires")}
     else:
         _must_be_called(getattr(found, "build", None), entry, "a class with a method build")
     first = (found.__doc__ or "").strip().splitlines()

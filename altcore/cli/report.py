@@ -27,13 +27,13 @@ def report(
     if not runs:
         raise BadInput("report needs the name of a run; altcore runs list shows them")
     from altcore.cli.train import overrides_of
-    from altcore.hooks import build
+    from altcore.hooks import make_plugin
     from altcore.registry import find
     from altcore.runs import find_run, summary_of
 
     entry = find(reporter, ("reporter",))
     settings = {key.removeprefix(f"{reporter}."): v for key, v, _ in overrides_of({}, sets)}
-    made = build(entry.load(), settings, reporter)
+    made = make_plugin(entry.load(), settings, reporter)
     render = getattr(made, "render", None)
     if not callable(render):
         raise BadInput(f"reporter {reporter} ({entry.origin}) reports while a run goes, not after")

@@ -1,29 +1,54 @@
-"""The training loop, and what it alone needs: the run and the step, dispatch, capture, collapse.
+"""The training loop, and what it alone needs: the run and the step, dispatch, measuring, collapse.
 
 Uses every room below: runs, quantization, config, hooks, numerics, recipes and formats.
 """
 
-from altcore.engine.capture import Deferred
 from altcore.engine.collapse import StallWindow, Trend
-from altcore.engine.dispatch import WATCHES, check_class, hooks_of
+from altcore.engine.deferred_errors import DeferredErrors
 from altcore.engine.loop import Engine
+from altcore.engine.measuring import (
+    MeasureTable,
+    QuantizedWeight,
+    active_quantizers,
+    interval_width_of,
+    inverse_scale,
+    join_moments,
+    last_input,
+    layer_of,
+    mean_and_std,
+    moments_without_zeros,
+    nan_where_not_finite,
+    on_grid,
+    quantized_weights,
+)
 from altcore.engine.randomness import random_state
 from altcore.engine.setup import build_workload, choose_device, prepare, resumed
-from altcore.engine.state import Run, Step
+from altcore.engine.state import Run, Step, Workload
 
 __all__ = [
-    "WATCHES",
-    "Deferred",
+    "DeferredErrors",
     "Engine",
+    "MeasureTable",
+    "QuantizedWeight",
     "Run",
     "StallWindow",
     "Step",
     "Trend",
+    "Workload",
+    "active_quantizers",
     "build_workload",
-    "check_class",
     "choose_device",
-    "hooks_of",
+    "interval_width_of",
+    "inverse_scale",
+    "join_moments",
+    "last_input",
+    "layer_of",
+    "mean_and_std",
+    "moments_without_zeros",
+    "nan_where_not_finite",
+    "on_grid",
     "prepare",
+    "quantized_weights",
     "random_state",
     "resumed",
 ]

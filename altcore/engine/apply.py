@@ -1,10 +1,10 @@
-"""Carrying out actions: what the engine does when a verdict is given."""
+"""Carrying out the actions of a verdict."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from altcore.engine.state import Run, restore_snapshot
+from altcore.engine.state import Run
 from altcore.errors import AltcoreError, BadInput, PluginError
 from altcore.hooks import (
     KEEP,
@@ -20,9 +20,9 @@ from altcore.recipes import change
 
 
 def carry_out(run: Run, verdict: Verdict) -> bool:
-    """Carry out what was chosen; returns whether the state or its formats were changed.
+    """Carry out the chosen actions; returns whether they changed the state or its formats.
 
-    Stop and SkipStep are the loop's own business and change nothing here.
+    Stop and SkipStep are left to the loop, and change nothing here.
     """
     changed = False
     for proposal in verdict.chosen:
@@ -31,9 +31,30 @@ def carry_out(run: Run, verdict: Verdict) -> bool:
         except AltcoreError as error:
             if type(error) not in (AltcoreError, BadInput):
                 raise
-            what = type(proposal.action).__name__
-            raise PluginError(f"{what} by {proposal.plugin} cannot be done: {error}") from error
+            action = type(proposal.action).__name__
+            raise PluginError(f"{action} by {proposal.plugin} cannot be done: {error}") from error
     return changed
+
+
+def emit_verdict(run: Run, verdict: Verdict, cause: str | None) -> None:
+    """Write the chosen and the refused proposals to the events; ``cause`` is that of a collapse."""
+    run.emit(
+        "verdict",
+        cause=cause,
+        chosen=[{"plugin": p.plugin, **describe_action(p.action)} for p in verdict.chosen],
+        refused=[
+            {"plugin": r.proposal.plugin, **describe_action(r.proposal.action), "why": r.why}
+            for r in verdict.refused
+        ],
+        outcome=_outcome(verdict, cause),
+    )
+
+
+def _outcome(verdict: Verdict, cause: str | None) -> str:
+    if verdict.kind is not None:
+        by = ", ".join(p.plugin for p in verdict.chosen)
+        return f"{verdict.kind.__name__} by {by}"
+    return "the run stops" if cause == "nan_patience" else "recorded; the run goes on"
 
 
 def _carry_out(run: Run, action: Action, by: Proposal) -> bool:
@@ -44,12 +65,33 @@ def _carry_out(run: Run, action: Action, by: Proposal) -> bool:
         run.lr_scale *= action.factor
         return False
     if isinstance(action, Rollback):
-        taken_at = restore_snapshot(run, action.steps)
+        taken_at = roll_back(run, action.steps)
         run.emit("rollback", plugin=by.plugin, to=taken_at, reason=action.reason)
         if action.then is not None:
             _carry_out(run, action.then, by)
         return True
     return False
+
+
+def roll_back(run: Run, steps: int) -> int:
+    """Restore the newest snapshot verified finite that is at least ``steps`` old.
+
+    Returns:
+        The step after which it was taken.
+
+    Raises:
+        AltcoreError: if there is no such snapshot.
+    """
+    for snapshot in reversed(run.snapshots):
+        if snapshot.step <= run.step - steps and snapshot.is_finite():
+            snapshot.restore(run.optimizer, run.quantization)
+            while run.snapshots[-1].step > snapshot.step:
+                run.snapshots.pop()
+            return snapshot.step
+    kept = ", ".join(str(s.step) for s in run.snapshots) or "none (a plugin must need 'snapshots')"
+    raise AltcoreError(
+        f"no finite snapshot is at least {steps} steps old at step {run.step}: kept are {kept}"
+    )
 
 
 def change_recipe(run: Run, action: ChangeRecipe, plugin: str) -> None:

@@ -1,8 +1,8 @@
-"""torch.compile in a run: the model between its quantized layers, and what happens to it said.
+"""torch.compile in a run: it compiles the model between its quantized layers.
 
 Quantized layers are left out of compiled graphs (their kernels, counters and scales cannot be
-traced), so a change of recipe makes no graph invalid. What torch does on its own account, giving a
-function up after too many recompilations, it says in a log only; here that becomes an event.
+traced), so a change of recipe makes no graph invalid. After too many recompilations torch gives a
+function up, and says so in a log only; here that becomes an event.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LIMIT = re.compile(
 )
 
 
-class _Watch(logging.Handler):
+class _RecompileHandler(logging.Handler):
     """Emits an event for each function that torch gives up compiling."""
 
     def __init__(self, run_emit: Callable[..., None]) -> None:
@@ -33,11 +33,11 @@ class _Watch(logging.Handler):
 
 
 @contextmanager
-def watched(run_emit: Callable[..., None]) -> Iterator[None]:
-    """Within, ``run_emit("eager", function=, limit=, reason=)`` whenever torch falls to eager."""
-    logger, watch = logging.getLogger(_LOGGER), _Watch(run_emit)
-    logger.addHandler(watch)
+def tell_recompiles(run_emit: Callable[..., None]) -> Iterator[None]:
+    """Emit the event ``eager`` (function, limit, reason) whenever torch gives a function up."""
+    logger, handler = logging.getLogger(_LOGGER), _RecompileHandler(run_emit)
+    logger.addHandler(handler)
     try:
         yield
     finally:
-        logger.removeHandler(watch)
+        logger.removeHandler(handler)

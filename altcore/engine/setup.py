@@ -1,10 +1,10 @@
-"""Everything that a run needs, checked and built before its directory is made."""
+"""Checking and building everything that a run needs, before its directory is made."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import structlog
 import torch
@@ -13,24 +13,33 @@ from torch import Tensor, nn
 
 from altcore.config import TrainConfig, make, notices, recorded
 from altcore.engine.collapse import Detector
-from altcore.engine.dispatch import Dispatcher, Plugin, load_plugins
+from altcore.engine.dispatch import Dispatcher
 from altcore.engine.loop import Engine
+from altcore.engine.plugins import Plugin, load_plugins
+from altcore.engine.probe import probing
 from altcore.engine.randomness import seed_all
 from altcore.engine.state import Run, Workload
 from altcore.errors import BadInput, nearest
-from altcore.hooks import build
+from altcore.hooks import make_plugin
 from altcore.quantization import Clock, Quantization, find_layers, matrices
 from altcore.recipes import formats_in, matching, some
 from altcore.registry import Entry, find
-from altcore.runs import RunDirectory, environment, find_run, load_newest, write_configuration
+from altcore.runs import (
+    EVENTS,
+    RunDirectory,
+    environment,
+    find_run,
+    load_newest,
+    write_configuration,
+)
 from altcore.yaml_files import read_mapping
 
 log = structlog.get_logger("altcore")
 
 
 @define(eq=False)
-class Substituted:
-    """A workload with another model or other data."""
+class CustomWorkload:
+    """A workload with the caller's own model or data in place of its own."""
 
     base: Workload
     model: nn.Module
@@ -74,60 +83,73 @@ def prepare(
     """Check and build everything, then make the run's directory; returns the engine, ready."""
     device = choose_device(config.device)
     plugins = load_plugins(config)
+    dispatch = Dispatcher(plugins, config.strict)
     seed_all(config.seed)
     workload = build_workload(config, device, model, batch)
-    freeze(workload.model, config.freeze)
+    model = workload.model
+    freeze(model, config.freeze)
     clock = Clock(config.seed)
-    quantization = Quantization(workload.model, config.make_recipe(), config.compute, clock)
-    optimizer = _optimizer(config, workload.model, quantization)
+    quantization = Quantization(model, config.make_recipe(), config.compute, clock)
+    optimizer = _optimizer(config, model, quantization)
     config = recorded(config, _owners(config, plugins), formats_in(quantization.plan))
+    going_on = None if resume is None else _checkpoint(resume, config)
+    # The model runs here for the first time: one that cannot run leaves no directory behind.
     facts: dict[str, Any] = {
         "format": _format_name(config, quantization),
         "recipe": config.recipe_name,
         "compute": quantization.compute,
+        **coverage_facts(workload, quantization, device),
+        "workload": dict(workload.facts),
     }
-    state = None
-    if resume is not None:
-        path = find_run(resume, config.runs_dir)
-        state, _, source = load_newest(path / "checkpoints")
-        if state["step"] >= config.max_steps:
-            raise BadInput(
-                f"--resume {resume}: the run is at step {state['step']} of {config.max_steps}; "
-                "give --steps a larger number to go on"
-            )
-    run = Run(
-        config,
-        Path(config.runs_dir),
-        device,
-        workload,
-        workload.model,
-        optimizer,
-        quantization,
-        _early,
-    )
-    dispatch = Dispatcher(plugins, config.strict)
-    # The model runs here for the first time: what cannot run leaves no directory behind.
-    facts |= {**covered(run), "workload": dict(workload.facts)}
     if config.compile:
-        run.model.compile()
-    directory = RunDirectory.create(config) if resume is None else RunDirectory.open(path)
-    run.directory = directory.path
-    engine = Engine(run, directory, dispatch, Detector(config), facts)
-    engine.remarks = quantization.missed()
-    run.emit, dispatch.on_broken = engine.emit, engine.on_broken
-    if state is None:
+        model.compile()
+    if going_on is None:
+        directory = RunDirectory.create(config)
+        opening = ("start", {"name": directory.path.name, **facts})
+    else:
+        directory = RunDirectory.open(going_on.run)
+        opening = ("resume", {"checkpoint": going_on.name})
+
+    def tell(run: Run, event: Mapping[str, Any]) -> None:
+        directory.append(EVENTS, event)
+        dispatch.call("on_event", run=run, event=event)
+
+    run = Run(config, directory.path, device, workload, model, optimizer, quantization, tell)
+    engine = Engine(
+        run, directory, dispatch, Detector(config), facts, opening, quantization.missed()
+    )
+    if going_on is None:
         origins = {p.name: p.origin for p in plugins}
         about = {**environment(device, origins), "seed": config.seed, **facts}
         directory.write_json("environment.json", about)
-        for line in told(config, workload):
+        for line in notices_of(config, workload):
             log.info(line)
-        engine.opening = ("start", {"name": directory.path.name, **facts})
     else:
-        engine.load_state_dict(state)
+        engine.load_state_dict(going_on.state)
         directory.drop_after(run.step)
-        engine.opening = ("resume", {"checkpoint": source.name})
     write_configuration(directory, config)
     return engine
+
+
+class _Checkpoint(NamedTuple):
+    """The checkpoint from which a run goes on."""
+
+    run: Path
+    """The run's directory."""
+    name: str
+    state: Mapping[str, Any]
+
+
+def _checkpoint(resume: str, config: TrainConfig) -> _Checkpoint:
+    """Read the newest checkpoint of a run; `BadInput` if it has no step left to make."""
+    path = find_run(resume, config.runs_dir)
+    state, _, source = load_newest(path / "checkpoints")
+    if state["step"] >= config.max_steps:
+        raise BadInput(
+            f"--resume {resume}: the run is at step {state['step']} of {config.max_steps}; "
+            "give --steps a larger number to go on"
+        )
+    return _Checkpoint(path, source.name, state)
 
 
 def _owners(config: TrainConfig, plugins: Sequence[Plugin]) -> dict[str, Any]:
@@ -137,8 +159,8 @@ def _owners(config: TrainConfig, plugins: Sequence[Plugin]) -> dict[str, Any]:
     return built | {p.name: p.instance for p in plugins}
 
 
-def told(config: TrainConfig, workload: Workload) -> list[str]:
-    """Return what is said, a line each, when a run starts: what was given and is not used."""
+def notices_of(config: TrainConfig, workload: Workload) -> list[str]:
+    """Return the lines that are logged when a run starts: settings given and not used."""
     own = workload.facts.get("notice")
     return [*notices(config.original), *([str(own)] if own else [])]
 
@@ -148,10 +170,6 @@ def _format_name(config: TrainConfig, quantization: Quantization) -> str:
     if config.format is not None:
         return config.format.name
     return ", ".join(sorted(quantization.formats)) or "none"
-
-
-def _early(event: str, **data: Any) -> None:
-    raise AssertionError(f"event {event} before the engine was built")
 
 
 def choose_device(name: str) -> torch.device:
@@ -178,13 +196,13 @@ def build_workload(
     if model is None and batch is None:
         return made
     given = made.model if model is None else model.to(device)
-    return Substituted(made, given, batch or made.batch)
+    return CustomWorkload(made, given, batch or made.batch)
 
 
 def _buildable(kind: str, name: str, config: TrainConfig) -> tuple[Entry, Any]:
     """Return a workload's or optimizer's entry, and its settings object."""
     entry = find(name, (kind,))
-    settings = build(entry.load(), config.settings.get(name, {}), name)
+    settings = make_plugin(entry.load(), config.settings.get(name, {}), name)
     if not callable(getattr(settings, "build", None)):
         raise BadInput(f"{kind} {name} ({entry.origin}) has no method build")
     return entry, settings
@@ -204,7 +222,7 @@ def _optimizer(
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
-    """Let the matrices of the layers that the patterns mean keep their values: no gradients.
+    """Freeze the matrices of the layers that match a pattern: they get no gradients.
 
     Patterns are those of recipes. Raises `BadInput` for one that matches no layer.
     """
@@ -223,16 +241,19 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
                 parameter.requires_grad_(False)
 
 
-def covered(run: Run) -> dict[str, Any]:
-    """Return what is quantized, as the run's facts hold it.
+def coverage_facts(
+    workload: Workload, quantization: Quantization, device: torch.device
+) -> dict[str, Any]:
+    """Return the shares of the model that are quantized, as the run's facts hold them.
 
-    Where anything is, the model runs for it: one micro-batch, forward and backward, in a probe.
+    If anything is quantized, the model runs for it: one micro-batch, forward and backward, in a
+    probe.
     """
-    q = run.quantization
+    q, model = quantization, workload.model
     if q.layers:
-        batch = run.workload.batch("train", 1, 0)
-        with run.probe():
-            q.count_flops(lambda: run.workload.loss(run.model, batch).backward())
+        batch = workload.batch("train", 1, 0)
+        with probing(model, q, device):
+            q.count_flops(lambda: workload.loss(model, batch).backward())
     coverage = q.coverage()
     return {
         "parameter_share": coverage.parameter_share,

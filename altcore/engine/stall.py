@@ -1,4 +1,4 @@
-"""Which stall a run is judged by: that of stored weights whose rounding loses what stalls."""
+"""The stall rate by which a run is judged: only updates that are lost for good count."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ from torch import Tensor
 from altcore.quantization import Quantization
 
 STOCHASTIC = "stochastic"
-"""The rounding under which a stall is expected: an update below the grid's interval moves a weight
-with a matching probability, so that the mean is right."""
+"""Under this rounding stall is expected: an update smaller than the grid's interval moves a weight
+with a matching probability, so the mean is right."""
 
 
-def lost_rate(q: Quantization) -> dict[str, Tensor]:
+def lost_stall_rate(q: Quantization) -> dict[str, Tensor]:
     """Return the stall rate of the stored weights that are not rounded stochastically.
 
-    As ``lost_stall_rate``, where only some are: otherwise the rate of all says it.
+    It is called ``lost_stall_rate``, and is empty unless some are and some are not: otherwise the
+    rate of all says it.
     """
     kept = [i for i, w in enumerate(q.stored.values()) if w.cast.rounding != STOCHASTIC]
     if q.stored_moves is None or not 0 < len(kept) < len(q.stored):
@@ -25,8 +26,8 @@ def lost_rate(q: Quantization) -> dict[str, Tensor]:
     return {"lost_stall_rate": stalled.double() / updates.clamp(min=1)}
 
 
-def judged(rates: Mapping[str, float | None], q: Quantization) -> tuple[str, float] | None:
-    """Return whose stall counts (``stored`` or ``view``) and its rate; None where none does.
+def judged_stall(rates: Mapping[str, float | None], q: Quantization) -> tuple[str, float] | None:
+    """Return whose stall counts (``stored`` or ``view``) and its rate; None if none does.
 
     ``rates`` are those of the last recorded update. A run with stored weights is judged by them,
     any other by its views.

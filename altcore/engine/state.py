@@ -1,104 +1,221 @@
-"""What hooks see: the run and the step; and the parts of a run that can be saved and restored."""
+"""The run and the step, as hooks see them.
+
+The docstrings of attributes and methods are the page docs/run-and-step.md. Each gives type, shape
+and unit; after "From:" the point of the step from which the attribute is there.
+"""
 
 from __future__ import annotations
 
-import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
-from attrs import Attribute, define, field, frozen
+from attrs import Attribute, define, field
 from torch import Tensor, nn
 
 from altcore.config import TrainConfig
-from altcore.engine.randomness import random_state, set_random_state
-from altcore.errors import AltcoreError
+from altcore.engine.probe import probing
+from altcore.engine.snapshots import Snapshot
 from altcore.quantization import Quantization
+
+T = TypeVar("T")
 
 
 class Workload(Protocol):
-    """What a workload's ``build(seed, device)`` returns."""
+    """What the ``build(seed, device)`` of a workload returns."""
 
     @property
-    def model(self) -> nn.Module: ...
+    def model(self) -> nn.Module:
+        """The model, in float32, on the device."""
+
     @property
-    def items_per_batch(self) -> int: ...
+    def items_per_batch(self) -> int:
+        """Items in a micro-batch, for throughput."""
+
     @property
-    def item(self) -> str: ...
+    def item(self) -> str:
+        """The plural by which an item is called, as ``tokens``."""
+
     @property
-    def facts(self) -> Mapping[str, str | int | float]: ...
-    def batch(self, split: str, step: int, micro: int) -> Any: ...
-    def loss(self, model: nn.Module, batch: Any) -> Tensor: ...
+    def facts(self) -> Mapping[str, str | int | float]:
+        """What the record says of data and model; the same for the same data."""
+
+    def batch(self, split: str, step: int, micro: int) -> Any:
+        """Return a micro-batch: a pure function of seed, ``split`` (train, val), step and micro."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor:
+        """Return the loss of a batch, 0-dim, in the workload's unit."""
 
 
 def _count(step: Step, attribute: Attribute[Tensor | None], value: Tensor | None) -> Tensor | None:
-    step.times_set += 1
+    step._times_set += 1
     return value
 
 
 @define(eq=False)
 class Step:
-    """One step, as hooks see it. Tensors stay on the device; gradients are ``p.grad``."""
+    """One step. Tensors stay on the device; gradients are ``p.grad`` of the model's parameters."""
 
     index: int
-    """Counts batches drawn, from 1; it never runs backwards."""
+    """How many batches have been drawn, from 1. It never runs backwards.
+
+    From: the step's beginning.
+    """
     learning_rate: float = 0.0
-    micro: int = 0
-    batch: Any = None
-    loss: Tensor | None = field(default=None, on_setattr=_count)
-    """The current micro-batch's loss, 0-dim; pre_backward may replace it."""
-    times_set: int = 0
-    """How often ``loss`` was set: more often than there were micro-batches if it was replaced."""
-    loss_scale: float | Tensor = 1.0
-    """What the loss is multiplied by before backward; pre_backward of micro-batch 0 sets it."""
-    grad_norm: Tensor | None = None
-    """L2 norm of all raw gradients, 0-dim, before any clipping."""
+    """Of this step: the schedule's rate times ``run.lr_scale``.
+
+    From: the step's beginning.
+    """
     is_recorded: bool = False
+    """Whether the step gets a line in metrics.jsonl: at ``log_interval``, or if a plugin measures.
+
+    From: the first pass.
+    """
+    micro: int = 0
+    """The current micro-batch, from 0; after the last one ``gradient_accumulation_steps`` - 1.
+
+    From: each micro-batch's beginning.
+    """
+    batch: Any = None
+    """The current micro-batch, as the workload gave it; after the passes the last one.
+
+    From: each micro-batch's beginning.
+    """
+    loss: Tensor | None = field(default=None, on_setattr=_count)
+    """The current micro-batch's loss, 0-dim, in the workload's unit, without the loss scale. Only
+    ``pre_backward`` may replace it.
+
+    From: ``pre_backward``.
+    """
+    loss_scale: float | Tensor = 1.0
+    """The factor of the loss before backward, a number or 0-dim. Only ``pre_backward`` of
+    micro-batch 0 may set it. The engine divides the gradients by it.
+
+    From: ``pre_backward``.
+    """
+    grad_norm: Tensor | None = None
+    """L2 norm of all raw gradients, 0-dim: unscaled, before any clipping.
+
+    From: ``post_backward``.
+    """
+    measures: dict[str, dict[str, Any]] = field(init=False, factory=dict)
+    """What other plugins measured in this step, by plugin and measure, on the device. A plugin is
+    there only if it was due, and not if it was disabled. See ``requires``.
+
+    From: ``post_backward``, each plugin's as soon as it has measured.
+    """
     discarded: bool = False
+    """Whether the update was discarded: the step was not finite, or an action said so.
+
+    From: the arbitration after ``on_nan``.
+    """
     weights_before: Mapping[str, Tensor] | None = None
+    """A copy of each trained parameter before the optimizer, by name. Need ``weights_before``.
+
+    From: ``post_step``.
+    """
     weights_proposed: Mapping[str, Tensor] | None = None
+    """A copy of each trained parameter after the optimizer, before stored formats are put back on
+    their grids, by name. Need ``weights_proposed``.
+
+    From: ``post_step``.
+    """
     gradients: Mapping[str, Tensor] | None = None
+    """A copy of each raw gradient, unscaled, before any clipping, by parameter name. Need
+    ``gradients``.
+
+    From: ``post_backward``.
+    """
     gradients_final: Mapping[str, Tensor] | None = None
+    """A copy of each gradient as the optimizer gets it, by parameter name. Need
+    ``gradients_final``.
+
+    From: ``on_nan``.
+    """
     activations: dict[str, Tensor] | None = None
+    """The first input of each quantized layer in the last micro-batch, by layer name, in the shape
+    that the layer got; not copied. Need ``activations``.
+
+    From: ``pre_backward``.
+    """
     output_gradients: dict[str, Tensor] | None = None
+    """The gradient of each quantized layer's output in the last micro-batch, by layer name, times
+    ``loss_scale`` / ``gradient_accumulation_steps``; not copied. Need ``output_gradients``.
+
+    From: ``post_backward``.
+    """
+    _times_set: int = field(init=False, default=0)
+    _shared: dict[Hashable, Any] = field(init=False, factory=dict)
+
+    @property
+    def is_loss_replaced(self) -> bool:
+        """Whether a plugin replaced a micro-batch's loss.
+
+        From: ``pre_backward``.
+        """
+        return self._times_set > self.micro + 1
+
+    def shared(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what ``make()`` returned for this ``key`` first: made once a step, for all.
+
+        For what several plugins need of one step. It is gone with the step. A function or a class
+        of your own is a good key: no other distribution has it.
+
+        From: the step's beginning.
+        """
+        if key not in self._shared:
+            self._shared[key] = make()
+        return cast(T, self._shared[key])
 
 
 @define(eq=False)
 class Run:
-    """One run, as hooks see it."""
+    """One run. Everything is there from ``run_start`` on."""
 
     config: TrainConfig
+    """The configuration, resolved; see [configuration.md](configuration.md). It never changes."""
     directory: Path
+    """The run's directory, with metrics.jsonl and events.jsonl. Write below ``reports_dir``."""
     device: torch.device
+    """The device of the model, its gradients and all measures."""
     workload: Workload
+    """Model, data and loss; see [Workload](#workload)."""
     model: nn.Module
+    """The model that is trained, its layers quantized in place."""
     optimizer: torch.optim.Optimizer
+    """The optimizer. The engine sets ``lr`` of its parameter groups in each step."""
     quantization: Quantization
-    emit: Callable[..., None]
-    """``emit(kind, **data)`` writes a line to events.jsonl, with the step."""
+    """Formats, scales and counters; see [Quantization](#quantization)."""
+    _on_event: Callable[[Run, Mapping[str, Any]], None]
     step: int = 0
-    """The last step begun."""
+    """The index of the last step begun; 0 before the first."""
     lr_scale: float = 1.0
-    """Product of all `ScaleLearningRate` actions."""
+    """The product of all `ScaleLearningRate` actions so far."""
     snapshots: deque[Snapshot] = field(factory=deque)
+    """Recent states, oldest first, each with the ``step`` after which it was taken. Only `Rollback`
+    restores one. Need ``snapshots``; empty otherwise."""
     shifts: list[dict[str, Any]] = field(factory=list)
-    """Changes of recipe so far, as the events hold them."""
+    """Changes of format so far: ``step``, ``plugin``, ``from``, ``to``, ``reason``."""
     reports: list[str] = field(factory=list)
-    """Paths of reports that were written, for the summary."""
+    """Reports that were written, as paths in ``directory``. A reporter appends its own."""
     degraded: list[str] = field(factory=list)
-    """Diagnostics and reporters that broke and were disabled."""
+    """Names of the diagnostics and reporters that broke and were disabled."""
+
+    def emit(self, kind: str, **data: Any) -> None:
+        """Write a line to events.jsonl, with the step, and tell it to ``on_event``."""
+        self._on_event(self, {"step": self.step, "event": kind, **data})
 
     def autocast(self) -> AbstractContextManager[Any]:
-        """Return the context in which the model runs."""
+        """Return the context in which the model runs: bfloat16 autocast, or none."""
         is_bfloat16 = self.config.compute == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=is_bfloat16)
 
     @property
     def reports_dir(self) -> Path:
-        """Where reporters write."""
+        """The folder below ``directory`` in which reporters write."""
         return self.directory / "reports"
 
     @contextmanager
@@ -108,128 +225,5 @@ class Run:
         Random states, quantizers' scales and counters, buffers, training mode and ``.grad``
         are restored, so that looking changes no weight.
         """
-        parameters = list(self.model.parameters())
-        grads = [p.grad for p in parameters]
-        owners = [m for m in self.model.modules() if not isinstance(m, torch.jit.ScriptModule)]
-        buffers = [(m, dict(m._buffers)) for m in owners]
-        values = [(b, b.detach().clone()) for b in self.model.buffers()]
-        modes = [(m, m.training) for m in self.model.modules()]
-        random = random_state(self.device)
-        for p in parameters:
-            p.grad = None
-        try:
-            with self.quantization.frozen():
-                yield
-        finally:
-            set_random_state(random, self.device)
-            for p, g in zip(parameters, grads, strict=True):
-                p.grad = g
-            for module, own in buffers:
-                if list(map(id, module._buffers.values())) != list(map(id, own.values())):
-                    module._buffers.clear()  # the model put others in their places
-                    module._buffers.update(own)
-            for buffer, value in values:
-                # By way of data: a backward pass that waits for the buffer sees it unchanged.
-                buffer.data.copy_(value)
-            for module, mode in modes:
-                module.training = mode
-
-
-@define
-class Progress:
-    """What has become of the run so far: plain data, kept in checkpoints."""
-
-    collapses: list[dict[str, Any]] = field(factory=list)
-    evaluation: dict[str, Any] = field(factory=dict)
-    """The last one: step, val_loss, val_loss_float32."""
-    best: float = math.inf
-    discarded: int = 0
-    """Steps without an update."""
-    has_anomaly: bool = False
-    is_overflowing: bool = False
-    scales: dict[str, float] = field(factory=dict)
-    """Of stored weights, by parameter, when they were last read."""
-    stall_rates: dict[str, float | None] = field(factory=dict)
-    """Of the last recorded update: stored, view and lost (`altcore.engine.stall`); None where there
-    is none."""
-
-    def note_stall(self, line: Mapping[str, Any], log_interval: int) -> None:
-        """Keep the stall rates of a line of metrics, unless it was recorded for a diagnostic."""
-        if line["step"] % log_interval == 0:
-            kinds = ("stored", "view", "lost")
-            self.stall_rates = {kind: line.get(f"{kind}_stall_rate") for kind in kinds}
-
-    def summary(self) -> dict[str, Any]:
-        """Return its part of the run's summary."""
-        first = self.collapses[0] if self.collapses else {}
-        return {
-            "val_loss": self.evaluation.get("val_loss"),
-            "val_loss_float32": self.evaluation.get("val_loss_float32"),
-            "best_val_loss": self.best if math.isfinite(self.best) else None,
-            "discarded": self.discarded,
-            "collapses": self.collapses,
-            "failure_step": first.get("step"),
-            "failure_reason": first.get("reason"),
-        }
-
-
-@frozen(eq=False)
-class Snapshot:
-    """A recent state of the run, on the device."""
-
-    step: int
-    weights: Mapping[str, Tensor]
-    optimizer: Mapping[str, Any]
-    quantization: Mapping[str, Any]
-
-    def is_finite(self) -> bool:
-        """Whether every weight is finite; a host read, made only when a rollback asks."""
-        flags = [torch.isfinite(w).all() for w in self.weights.values() if w.is_floating_point()]
-        return bool(torch.stack(flags).all()) if flags else True
-
-
-def take_snapshot(run: Run, step: int) -> Snapshot:
-    """Copy model, optimizer, recipe and quantization state, as they are after ``step``."""
-    return Snapshot(
-        step,
-        _copy(run.model.state_dict()),
-        _copy(run.optimizer.state_dict()),
-        run.quantization.state_dict(),
-    )
-
-
-def restore_snapshot(run: Run, steps: int) -> int:
-    """Restore the newest snapshot verified finite that is at least ``steps`` old.
-
-    Returns the step it was taken at. Raises `AltcoreError` where none is.
-    """
-    for snapshot in reversed(run.snapshots):
-        if snapshot.step <= run.step - steps and snapshot.is_finite():
-            run.quantization.load_state_dict(snapshot.quantization, snapshot.weights)
-            run.optimizer.load_state_dict(_copy(snapshot.optimizer))
-            while run.snapshots and run.snapshots[-1].step > snapshot.step:
-                run.snapshots.pop()
-            return snapshot.step
-    kept = ", ".join(str(s.step) for s in run.snapshots) or "none (a plugin must need 'snapshots')"
-    raise AltcoreError(
-        f"no finite snapshot is at least {steps} steps old at step {run.step}: kept are {kept}"
-    )
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, Mapping):
-        return {k: _copy(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_copy(v) for v in value]
-    return value
-
-
-def learning_rate(config: TrainConfig, step: int) -> float:
-    """Return the schedule's rate at ``step`` (from 1): linear warm-up, then half a cosine."""
-    peak, low = config.learning_rate, config.learning_rate * config.min_lr_ratio
-    if step <= config.warmup_steps:
-        return peak * step / (config.warmup_steps + 1)
-    share = (step - config.warmup_steps) / max(1, config.max_steps - config.warmup_steps)
-    return low + 0.5 * (1 + math.cos(math.pi * min(1.0, share))) * (peak - low)
+        with probing(self.model, self.quantization, self.device):
+            yield

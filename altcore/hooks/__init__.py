@@ -1,6 +1,6 @@
 """The contract between the engine and its plugins: hooks, actions and settings.
 
-Uses formats and recipes; needs no torch.
+Uses formats, recipes and the registry; needs no torch.
 """
 
 from altcore.hooks.actions import (
@@ -18,6 +18,7 @@ from altcore.hooks.actions import (
     describe_action,
 )
 from altcore.hooks.nonfinite import NonFinite
+from altcore.hooks.plugin_class import check_class, hooks_of, make_plugin
 from altcore.hooks.settings import (
     build,
     describe_settings,
@@ -28,7 +29,16 @@ from altcore.hooks.settings import (
     setting,
     to_plain,
 )
-from altcore.hooks.specs import ACTING, HOOKS, HOOKSPECS, MEASURING, NEEDS, hookimpl
+from altcore.hooks.specs import (
+    ACTING,
+    HOOKS,
+    HOOKSPECS,
+    MEASURING,
+    NEEDS,
+    ON_DUE_STEPS,
+    WATCHING,
+    hookimpl,
+)
 
 __all__ = [
     "ACTING",
@@ -37,6 +47,8 @@ __all__ = [
     "KEEP",
     "MEASURING",
     "NEEDS",
+    "ON_DUE_STEPS",
+    "WATCHING",
     "Action",
     "ChangeRecipe",
     "NonFinite",
@@ -49,12 +61,15 @@ __all__ = [
     "Verdict",
     "arbitrate",
     "build",
+    "check_class",
     "describe_action",
     "describe_settings",
     "format_or_none",
     "format_settings",
     "formats_within",
     "hookimpl",
+    "hooks_of",
+    "make_plugin",
     "python_fields",
     "setting",
     "to_plain",

@@ -1,4 +1,4 @@
-"""The events of the step, as pluggy specifications: what plugins may implement.
+"""The hooks that a plugin may implement, as pluggy specifications.
 
 `altcore.engine.loop` writes out when each is called. A plugin is an attrs class made with
 ``@define(eq=False)`` whose methods are marked with ``@hookimpl``; it may leave out arguments
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
 import pluggy
@@ -30,6 +31,10 @@ ACTING = ("pre_backward", "pre_step", "on_nan", "on_collapse")
 """Hooks that may return an Action, from interventions."""
 MEASURING = ("post_backward", "post_step")
 """Hooks that may return measures: plain names to scalars or short 1-D tensors."""
+WATCHING = ("watch_forward", "watch_backward")
+"""Hooks that return a context manager, which is entered around a pass of the model."""
+ON_DUE_STEPS = (*WATCHING, "pre_backward", "post_backward", "pre_step", "post_step")
+"""Hooks that are called only on steps on which the plugin is due."""
 
 NEEDS = {
     "weights_before": "parameters before the optimizer's step, by name",
@@ -50,6 +55,36 @@ def run_start(run: Run) -> None:
 
 
 @hookspec
+def is_due(run: Run, step: Step) -> bool:
+    """Say whether the plugin has anything to do in a step; asked once, as the step begins.
+
+    Takes the place of the setting ``interval``. Only ``step.index`` is known. On a step that is
+    not due the plugin costs nothing: the hooks of `ON_DUE_STEPS` are not called, and its ``needs``
+    are not captured.
+    """
+    return True
+
+
+@hookspec
+def watch_backward(run: Run, step: Step) -> AbstractContextManager[Any] | None:
+    """Return a context that is entered before a micro-batch's forward pass, left after backward.
+
+    The place for modules' backward hooks: torch prepares them in the forward pass and calls them
+    in the backward pass, so both lie within. A forward hook belongs in `watch_forward`: activation
+    checkpointing runs parts of the forward pass again during backward.
+    """
+
+
+@hookspec
+def watch_forward(run: Run, step: Step) -> AbstractContextManager[Any] | None:
+    """Return a context that is entered around the forward pass of a micro-batch.
+
+    The place for modules' forward hooks, removed at its end. Evaluations and probes are not
+    watched.
+    """
+
+
+@hookspec
 def pre_backward(run: Run, step: Step) -> Action | None:
     """The loss of a micro-batch is computed. May change ``step.loss`` and ``step.loss_scale``.
 
@@ -59,7 +94,7 @@ def pre_backward(run: Run, step: Step) -> Action | None:
 
 @hookspec
 def post_backward(run: Run, step: Step) -> Measures | None:
-    """Raw gradients are there, unscaled, of all micro-batches. May change nothing.
+    """The raw gradients of all micro-batches are there, unscaled. May change nothing.
 
     Returns measures or None; they stay on the device until the step is recorded.
     """
@@ -67,7 +102,7 @@ def post_backward(run: Run, step: Step) -> Measures | None:
 
 @hookspec
 def pre_step(run: Run, step: Step) -> Action | None:
-    """The optimizer comes next: where clippers change gradients in place.
+    """The optimizer comes next: here clippers change gradients in place.
 
     The engine's own ``grad_clip`` follows. Interventions may return an Action.
     """
@@ -75,7 +110,7 @@ def pre_step(run: Run, step: Step) -> Action | None:
 
 @hookspec
 def post_step(run: Run, step: Step) -> Measures | None:
-    """Weights are updated and, where their format is stored, on their grids.
+    """Weights are updated and, if their format is stored, on their grids.
 
     Not called for a discarded step. Returns measures or None.
     """
@@ -93,8 +128,8 @@ def on_nan(run: Run, step: Step, where: NonFinite) -> Action | None:
 def on_collapse(run: Run, step: Step, evidence: Mapping[str, Any]) -> Action | None:
     """The detector says that training no longer learns; once per cause until it clears.
 
-    ``evidence`` holds ``cause``, ``reason`` and the numbers it rests on. With no Action the run
-    stops for spent NaN patience, and otherwise records and goes on.
+    ``evidence`` holds ``cause``, ``reason`` and the numbers they rest on. With no Action the run
+    stops if NaN patience is spent; any other collapse is recorded, and the run goes on.
     """
 
 
@@ -102,9 +137,9 @@ def on_collapse(run: Run, step: Step, evidence: Mapping[str, Any]) -> Action | N
 def on_record(run: Run, step: Step, metrics: Mapping[str, Any]) -> None:
     """A line was written to metrics.jsonl; ``metrics`` is exactly that line, as host numbers.
 
-    The line of a step is complete, its post-step measures included, at the next host read: so
-    it comes during the following step, or at once where the engine waits anyway (evaluation,
-    checkpoint, collapse, the end). ``metrics["step"]`` says whose it is.
+    The line of a step is complete, its post-step measures included, at the next host read: it
+    comes during the following step, or at once if the engine waits anyway (evaluation,
+    checkpoint, collapse, the end). ``metrics["step"]`` says which step it belongs to.
     """
 
 
@@ -125,6 +160,9 @@ def run_end(run: Run, summary: Mapping[str, Any]) -> None:
 
 HOOKS = (
     "run_start",
+    "is_due",
+    "watch_backward",
+    "watch_forward",
     "pre_backward",
     "post_backward",
     "pre_step",
@@ -136,6 +174,7 @@ HOOKS = (
     "on_eval",
     "run_end",
 )
+"""All hooks, in the order of the step."""
 
 HOOKSPECS = sys.modules[__name__]
 """This module, off which pluggy reads the specifications."""

@@ -11,7 +11,7 @@ from torch import nn
 
 import altcore
 from altcore import ChangeRecipe, hookimpl
-from altcore.engine.compiling import watched
+from altcore.engine.compiling import tell_recompiles
 from altcore.recipes import change
 
 SHIFTS = (
@@ -80,7 +80,7 @@ def test_a_fall_to_eager_is_told():
 
     logger = logging.getLogger("torch._dynamo.convert_frame")
     before = list(logger.handlers)
-    with watched(lambda event, **data: told.append((event, data))):
+    with tell_recompiles(lambda event, **data: told.append((event, data))):
         for n in range(12):
             doubled(torch.ones(n + 2), float(n))
     assert logger.handlers == before

@@ -14,8 +14,8 @@ import altcore
 from altcore import BadInput, ScaleLearningRate, SkipStep, Stop, hookimpl, setting
 from altcore.cli import main
 from altcore.config import TrainConfig
-from altcore.engine.setup import Substituted
-from altcore.engine.state import learning_rate
+from altcore.engine.schedule import learning_rate
+from altcore.engine.setup import CustomWorkload
 from altcore.errors import AltcoreError, ConflictingActions, Interrupted, PluginError
 from altcore.runs import read_lines
 
@@ -876,7 +876,7 @@ def test_an_unexpected_error_is_recorded(trace, start):
         raise OSError("the data went away")
 
     engine = start.engine(["trace"], name="r")
-    engine.run.workload = Substituted(engine.run.workload, engine.run.model, fail)
+    engine.run.workload = CustomWorkload(engine.run.workload, engine.run.model, fail)
     with pytest.raises(OSError, match="the data went away"):
         engine.train()
     assert trace == ["run_start", "on_event 0: start", "on_event 1: end", "run_end: failed"]

@@ -9,8 +9,7 @@ import torch
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore.plugin import amax, hookimpl, setting
-from altcore_diagnostics.measuring import Table, operand_of, quantizers_at_work, tensor_of
+from altcore.plugin import MeasureTable, active_quantizers, amax, hookimpl, last_input, setting
 
 if TYPE_CHECKING:
     from altcore.plugin import Run, Step
@@ -47,13 +46,13 @@ class Amax:
     def post_backward(self, run: Run, step: Step) -> dict[str, Tensor]:
         """Look at what was quantized in the step, on the device."""
         tables = {
-            "amax": Table(lambda c: {"amax": c[0]}, _largest),
-            "range_share": Table(lambda c: {"range_share": c[0]}, _largest),
-            "history_length": Table(lambda c: {"history_length": c[0].long()}, _smallest),
+            "amax": MeasureTable(lambda c: {"amax": c[0]}, _largest),
+            "range_share": MeasureTable(lambda c: {"range_share": c[0]}, _largest),
+            "history_length": MeasureTable(lambda c: {"history_length": c[0].long()}, _smallest),
         }
-        for _, quantizer in quantizers_at_work(run):
-            layer, operand = operand_of(quantizer)
-            largest = largest_of(tensor_of(run, step, quantizer), quantizer)
+        for _, quantizer in active_quantizers(run):
+            layer, operand = quantizer.layer, quantizer.operand
+            largest = largest_of(last_input(run, step, quantizer), quantizer)
             if quantizer.history is not None:
                 held = (quantizer.history > 0).sum()
                 tables["history_length"].add(operand, layer, held)

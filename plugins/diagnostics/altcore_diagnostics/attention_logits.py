@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from altcore.plugin import Deferred, hookimpl, setting
+from altcore.plugin import DeferredErrors, hookimpl, setting
 from altcore_diagnostics.shadow_gradients import fresh_batch, keep_batch, quantized
 
 if TYPE_CHECKING:
@@ -65,6 +65,7 @@ class AttentionLogits:
     calls: Calls | None = attrs.field(init=False, default=None)
     """What was seen in the step's own forward pass."""
 
+    @hookimpl
     @contextmanager
     def watch_forward(self, run: Run, step: Step) -> Iterator[None]:
         """Look at attention in the step's own forward pass, if its calls can be seen."""
@@ -116,7 +117,7 @@ class Calls(TorchFunctionMode):
         self.stack: list[str] = []
         """The names of the attention modules that run."""
         self.seen: dict[str, list[Seen]] = {}
-        self.deferred = Deferred()
+        self.deferred = DeferredErrors()
         self.meets: dict[Any, Callable[..., Tensor | None]] = dict.fromkeys(SOFTMAX, softmax_logits)
         self.meets[functional.scaled_dot_product_attention] = product_logits
 

@@ -13,13 +13,15 @@ import torch
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore.plugin import hookimpl, position, setting
-from altcore_diagnostics.measuring import (
-    Table,
-    Weight,
+from altcore.plugin import (
+    MeasureTable,
+    QuantizedWeight,
+    hookimpl,
     nan_where_not_finite,
     on_grid,
-    weights_on_grids,
+    position,
+    quantized_weights,
+    setting,
 )
 
 if TYPE_CHECKING:
@@ -75,9 +77,9 @@ class BitStall:
     def post_step(self, run: Run, step: Step) -> dict[str, Tensor]:
         """Judge the update that was just made, on the device."""
         groups = {id(p): group for group in run.optimizer.param_groups for p in group["params"]}
-        stored, views = Table(_finish), Table(lambda c: {"stall_share": c[1] / c[0]})
+        stored, views = MeasureTable(_finish), MeasureTable(lambda c: {"stall_share": c[1] / c[0]})
         proposed = step.weights_proposed or {}
-        for weight in weights_on_grids(run, before_step=True):
+        for weight in quantized_weights(run, before_step=True):
             before = (step.weights_before or {}).get(weight.name)
             if before is None or weight.name not in proposed or not weight.grid.is_stored:
                 continue
@@ -171,7 +173,7 @@ def boundaries(fmt: Format, rounding: str) -> Tensor:
     return torch.stack([torch.cat([-end, below]), torch.cat([above, end])])
 
 
-def _after(run: Run, weight: Weight, proposed: Tensor) -> Tensor:
+def _after(run: Run, weight: QuantizedWeight, proposed: Tensor) -> Tensor:
     """Return the stored weight after the step as it is seen on the grid before it."""
     grid, now = weight.grid, run.quantization.grid_of(weight.parameter)
     at_old = on_grid(proposed, grid.format, grid.scale) * grid.scale
@@ -179,7 +181,7 @@ def _after(run: Run, weight: Weight, proposed: Tensor) -> Tensor:
     return torch.where(now.scale == grid.scale, after, at_old.to(after.dtype))
 
 
-def _rounding(run: Run, weight: Weight) -> str:
+def _rounding(run: Run, weight: QuantizedWeight) -> str:
     """Return the rounding of a stored weight's cast."""
     return str(run.quantization.stored[weight.name].cast.rounding)
 

@@ -11,8 +11,16 @@ from attrs import field
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore.plugin import follow_flips, hookimpl, setting
-from altcore_diagnostics.measuring import Table, Weight, layer_of, on_grid, weights_on_grids
+from altcore.plugin import (
+    MeasureTable,
+    QuantizedWeight,
+    follow_flips,
+    hookimpl,
+    layer_of,
+    on_grid,
+    quantized_weights,
+    setting,
+)
 
 if TYPE_CHECKING:
     from altcore.plugin import Run, Step
@@ -72,9 +80,10 @@ class Flips:
     before: dict[str, Tensor] = field(init=False, factory=dict)
     """The weights on grids, before the step that is watched."""
 
-    def is_due(self, step: int) -> bool:
+    @hookimpl
+    def is_due(self, step: Step) -> bool:
         """Whether it has something to do in a step."""
-        return self._left(step) < 2 * self.window or self._is_time(step)
+        return self._left(step.index) < 2 * self.window or self._is_time(step.index)
 
     def _left(self, step: int) -> int:
         """How many steps it is to the next measurement."""
@@ -92,7 +101,7 @@ class Flips:
         self.before = {}
         if self._left(step.index) < 2 * self.window:
             stored = run.quantization.stored
-            for w in weights_on_grids(run):
+            for w in quantized_weights(run):
                 is_stored = w.grid.is_stored
                 self.before[w.name] = (
                     stored[w.name].before if is_stored else w.parameter.detach().clone()
@@ -106,7 +115,7 @@ class Flips:
         if left < 2 * self.window:
             is_counting = left < self.window
             found: dict[str, dict[str, list[Tensor]]] = {"stored": {}, "view": {}}
-            for weight in weights_on_grids(run, before_step=True):
+            for weight in quantized_weights(run, before_step=True):
                 if weight.name in self.before:
                     before = self.before.pop(weight.name)
                     counts = self._swing(run, weight, before, step.index, is_counting)
@@ -116,7 +125,7 @@ class Flips:
         return self._measure(step) if self._is_time(step.index) else None
 
     def _measure(self, step: Step) -> dict[str, Tensor]:
-        table = Table(_finish)
+        table = MeasureTable(_finish)
         for kind, names, sums in self.sums:
             sums = sums.to(self.sums[-1][2].device)  # from a checkpoint it comes back on the CPU
             for name, row in zip(names, sums.unbind(), strict=True):
@@ -147,7 +156,7 @@ class Flips:
         self.sums.append([kind, names, new])
 
     def _swing(
-        self, run: Run, weight: Weight, before: Tensor, step: int, is_counting: bool
+        self, run: Run, weight: QuantizedWeight, before: Tensor, step: int, is_counting: bool
     ) -> list[Tensor]:
         """Compare a weight's flips with its past, and keep what the next steps need.
 

@@ -11,8 +11,16 @@ from attrs import field
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore.plugin import amax, hookimpl, moments, setting
-from altcore_diagnostics.measuring import Table, join_moments, layer_of, mean_and_std
+from altcore.plugin import (
+    MeasureTable,
+    amax,
+    hookimpl,
+    join_moments,
+    layer_of,
+    mean_and_std,
+    moments,
+    setting,
+)
 
 if TYPE_CHECKING:
     from altcore.plugin import Run, Step
@@ -68,7 +76,10 @@ class GradStats:
     def post_backward(self, run: Run, step: Step) -> dict[str, Tensor]:
         """Measure the raw gradients, on the device."""
         began = max(self.began, 0)
-        table, dead = Table(_finish, _join), Table(lambda c: {"dead_share": c[0] / c[1]})
+        table, dead = (
+            MeasureTable(_finish, _join),
+            MeasureTable(lambda c: {"dead_share": c[0] / c[1]}),
+        )
         for name, parameter in run.model.named_parameters():
             if not parameter.requires_grad:
                 continue
@@ -98,7 +109,7 @@ class GradStats:
     @torch.no_grad()
     def post_step(self, run: Run) -> dict[str, Tensor]:
         """Measure Adam's moments, on the device."""
-        table = Table(lambda columns: {"adam_snr": columns[0] / columns[1]})
+        table = MeasureTable(lambda columns: {"adam_snr": columns[0] / columns[1]})
         betas = {
             id(p): group["betas"]
             for group in run.optimizer.param_groups

@@ -10,12 +10,14 @@ import torch
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore.plugin import hookimpl, moments, setting
-from altcore_diagnostics.measuring import (
-    Table,
+from altcore.plugin import (
+    MeasureTable,
+    hookimpl,
+    interval_width_of,
     join_moments,
-    weights_on_grids,
-    width_of,
+    moments,
+    quantized_weights,
+    setting,
 )
 
 if TYPE_CHECKING:
@@ -52,12 +54,12 @@ class GradStiffness:
     @torch.no_grad()
     def post_backward(self, run: Run, step: Step) -> dict[str, Tensor]:
         """Compare the raw gradients, on the device."""
-        table = Table(_finish, _join)
-        for weight in weights_on_grids(run):
+        table = MeasureTable(_finish, _join)
+        for weight in quantized_weights(run):
             if weight.parameter.grad is None:
                 continue
             size = weight.parameter.grad.detach().abs()
-            width = width_of(step, weight)
+            width = interval_width_of(step, weight)
             below = torch.count_nonzero(size < width)
             table.add(weight.kind, weight.layer, *comoments(size, width), below)
         return table.measures()
@@ -66,14 +68,14 @@ class GradStiffness:
     @torch.no_grad()
     def post_step(self, run: Run, step: Step) -> dict[str, Tensor]:
         """Compare the proposed updates, on the device."""
-        table = Table(lambda columns: {"update_below_share": columns[0] / columns[1]})
+        table = MeasureTable(lambda columns: {"update_below_share": columns[0] / columns[1]})
         proposed = step.weights_proposed or {}
-        for weight in weights_on_grids(run, before_step=True):
+        for weight in quantized_weights(run, before_step=True):
             before = (step.weights_before or {}).get(weight.name)
             if before is None or weight.name not in proposed:
                 continue
             update = (proposed[weight.name] - before).abs_()
-            below = (update < width_of(step, weight, before) / 2).logical_and_(update != 0)
+            below = (update < interval_width_of(step, weight, before) / 2).logical_and_(update != 0)
             numbers = torch.count_nonzero(below), torch.count_nonzero(update)
             table.add(weight.kind, weight.layer, *numbers)
         return table.measures()

@@ -10,16 +10,19 @@ import torch
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore.plugin import hookimpl, moments, nearest_error, setting
-from altcore_diagnostics.measuring import (
-    Table,
-    inverse,
+from altcore.plugin import (
+    MeasureTable,
+    hookimpl,
+    interval_width_of,
+    inverse_scale,
     join_moments,
     mean_and_std,
+    moments,
     moments_without_zeros,
     nan_where_not_finite,
-    weights_on_grids,
-    width_of,
+    nearest_error,
+    quantized_weights,
+    setting,
 )
 
 if TYPE_CHECKING:
@@ -53,12 +56,12 @@ class GridAlignment:
     @torch.no_grad()
     def post_backward(self, run: Run, step: Step) -> dict[str, Tensor]:
         """Measure the weights of the step, on the device."""
-        table = Table(_finish, _join)
-        for weight in weights_on_grids(run):
+        table = MeasureTable(_finish, _join)
+        for weight in quantized_weights(run):
             w, fmt, scale = weight.parameter.detach(), weight.grid.format, weight.grid.scale
-            error = nearest_error(w, fmt, inverse(scale), scale).abs_()
+            error = nearest_error(w, fmt, inverse_scale(scale), scale).abs_()
             error.add_(nan_where_not_finite(w))
-            ulps = error / width_of(step, weight)
+            ulps = error / interval_width_of(step, weight)
             is_other = w != 0  # than 0
             relative = (error / w.abs().add_(is_other.logical_not())).mul_(is_other)
             table.add(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
 import attrs
@@ -15,7 +15,6 @@ from altcore.plugin import hookimpl, setting
 from altcore_diagnostics.shadow_gradients import (
     LayerSums,
     Watch,
-    gradient_pair,
     is_quantized,
     join,
     layer_sums,
@@ -54,18 +53,17 @@ class NoiseFloor:
 
     interval: int = setting(50, help="steps between measurements", validator=ge(1))
 
-    def watch_forward(self, run: Run, step: Step) -> AbstractContextManager[None]:
+    @hookimpl
+    def watch_forward(self, run: Run, step: Step) -> AbstractContextManager[None] | None:
         """Join those who look at the step's own forward pass."""
-        return (
-            own_forward(run, step, join(step, self, Watch)) if is_quantized(run) else nullcontext()
-        )
+        return own_forward(run, step, join(step, self, Watch)) if is_quantized(run) else None
 
     @hookimpl
     def post_backward(self, run: Run, step: Step) -> dict[str, Tensor] | None:
         """Compare the gradients of this step's batch, before the weights move."""
         if not is_quantized(run):
             return None
-        sums = layer_sums(gradient_pair(run, step))
+        sums = layer_sums(run, step)
         return None if sums is None else floor_measures(sums)
 
 

@@ -10,13 +10,16 @@ import torch
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore.plugin import compute_dtype, count_small, hookimpl, round_scalar, setting
-from altcore_diagnostics.measuring import (
-    Table,
-    inverse,
-    operand_of,
-    quantizers_at_work,
-    tensor_of,
+from altcore.plugin import (
+    MeasureTable,
+    active_quantizers,
+    compute_dtype,
+    count_small,
+    hookimpl,
+    inverse_scale,
+    last_input,
+    round_scalar,
+    setting,
 )
 
 if TYPE_CHECKING:
@@ -60,7 +63,7 @@ class Overflow:
     def post_backward(self, run: Run, step: Step) -> dict[str, Tensor]:
         """Put the counters of the step together, on the device."""
         found = Tables()
-        for i, quantizer in quantizers_at_work(run):
+        for i, quantizer in active_quantizers(run):
             elements, overflow, flushed, _ = run.quantization.counts[i].unbind()
             cast = quantizer.cast
             found.add("flush_share", quantizer, flushed, elements)
@@ -68,7 +71,7 @@ class Overflow:
                 found.add("overflow_share", quantizer, overflow, elements)
                 if cast.overflow == "saturate":
                     found.add("clip_share", quantizer, overflow, elements)
-            low = below_normal(tensor_of(run, step, quantizer), quantizer)
+            low = below_normal(last_input(run, step, quantizer), quantizer)
             if low is not None:
                 found.add("underflow_share", quantizer, *low)
             noise, signal = run.quantization.errors[i].unbind()
@@ -81,12 +84,12 @@ class Overflow:
 class Tables:
     """A table for each measure, of parts and wholes: of everything, and by operand."""
 
-    tables: dict[str, Table] = attrs.field(factory=dict)
+    tables: dict[str, MeasureTable] = attrs.field(factory=dict)
 
     def add(self, measure: str, quantizer: Any, part: Tensor, whole: Tensor) -> None:
         """Add what one quantizer met."""
-        layer, operand = operand_of(quantizer)
-        table = self.tables.setdefault(measure, Table(_finish(measure)))
+        layer, operand = quantizer.layer, quantizer.operand
+        table = self.tables.setdefault(measure, MeasureTable(_finish(measure)))
         for kind in ("", operand):
             table.add(kind, layer, part, whole)
 
@@ -105,7 +108,7 @@ def below_normal(x: Tensor | None, quantizer: Any) -> tuple[Tensor, Tensor] | No
     if has_scale and (scale is None or scale.ndim > 0):
         return None
     dtype = compute_dtype(x.dtype, fmt)
-    r, least = inverse(scale if has_scale else None), first_normal(fmt, normal, dtype)
+    r, least = inverse_scale(scale if has_scale else None), first_normal(fmt, normal, dtype)
     number = count_small(x.to(dtype) if dtype == torch.float64 else x, least, r)
     return number, torch.full_like(number, x.numel())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 import attrs
@@ -11,7 +11,7 @@ import torch
 from attrs.validators import ge
 from torch import Tensor, nn
 
-from altcore.plugin import Deferred, hookimpl, inner_products, setting
+from altcore.plugin import DeferredErrors, hookimpl, inner_products, setting
 from altcore_diagnostics.shadow_gradients import (
     LayerSums,
     Watch,
@@ -72,11 +72,10 @@ class Shadow:
 
     interval: int = setting(50, help="steps between measurements", validator=ge(1))
 
-    def watch_forward(self, run: Run, step: Step) -> AbstractContextManager[None]:
+    @hookimpl
+    def watch_forward(self, run: Run, step: Step) -> AbstractContextManager[None] | None:
         """Look at the layers in the step's own forward pass."""
-        return (
-            own_forward(run, step, self._errors(run, step)) if is_quantized(run) else nullcontext()
-        )
+        return own_forward(run, step, self._errors(run, step)) if is_quantized(run) else None
 
     def _errors(self, run: Run, step: Step) -> LayerErrors:
         return cast(LayerErrors, join(step, self, lambda: LayerErrors(run)))
@@ -89,7 +88,7 @@ class Shadow:
         errors = self._errors(run, step)
         pair = gradient_pair(run, step)
         measures = {"loss_gap": pair.quantized_loss.double() - pair.exact_loss.double()}
-        if (sums := layer_sums(pair)) is not None:
+        if (sums := layer_sums(run, step)) is not None:
             measures |= gradient_measures(sums)
         if run.quantization.modules:
             with torch.no_grad():
@@ -166,7 +165,7 @@ class LayerErrors(Watch):
     is_copying: bool = attrs.field(init=False, default=False)
     """Whether all that is kept is a copy, as the model goes on in what layers take or return."""
     is_done: bool = attrs.field(init=False, default=False)
-    deferred: Deferred = attrs.field(init=False, factory=Deferred)
+    deferred: DeferredErrors = attrs.field(init=False, factory=DeferredErrors)
     """Keeps the first error for `measures`: others look at the same passes."""
 
     @contextmanager

@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any, cast
-from weakref import WeakKeyDictionary
 
 import attrs
 import torch
@@ -52,14 +51,19 @@ class LayerSums:
     """Squares of their difference."""
 
 
-@attrs.frozen(eq=False)
-class Drawn:
-    """A batch before the step's own forward pass."""
+@attrs.define(eq=False)
+class DrawnBatch:
+    """A copy of the micro-batch as it was before the step's own forward pass."""
 
-    batch: Any
-    copy: Any
-    versions: list[int]
-    """How often each of its tensors had been written to."""
+    batch: Any = None
+    copy: Any = None
+    versions: list[int] = attrs.field(factory=list)
+    """How often each tensor of ``batch`` had been written to."""
+
+    def keep(self, batch: Any) -> None:
+        """Copy a micro-batch, once."""
+        if self.batch is not batch:
+            self.batch, self.copy, self.versions = batch, _copy(batch), _versions(batch)
 
 
 class Watch:
@@ -81,28 +85,26 @@ class Watch:
         return nullcontext()
 
 
-_pairs: WeakKeyDictionary[Step, GradientPair] = WeakKeyDictionary()
-"""For all who ask on one step, before its weights move; gone with the step."""
-_watches: WeakKeyDictionary[Step, dict[Any, Watch]] = WeakKeyDictionary()
-"""Those who joined, by who they are."""
-_drawn: WeakKeyDictionary[Step, Drawn] = WeakKeyDictionary()
-
-
 def is_quantized(run: Run) -> bool:
     """Whether the run's products differ from float32 ones; otherwise nothing can be compared."""
     q = run.quantization
     return bool(q.modules or q.quantizers) or run.config.compute == "bfloat16"
 
 
-def join(step: Step, who: Any, make: Callable[[], Watch]) -> Watch:
-    """Return the watch that ``who`` has on the passes of a step, made at the first call.
+def join(step: Step, plugin: Any, make: Callable[[], Watch]) -> Watch:
+    """Return the watch that a plugin has on the passes of a step, made at the first call.
 
-    It sees nothing where the passes were made before.
+    It sees nothing if the passes were made before.
     """
-    watches = _watches.setdefault(step, {})
-    if who not in watches:
-        watches[who] = make()
-    return watches[who]
+    watches = _watches(step)
+    if plugin not in watches:
+        watches[plugin] = make()
+    return watches[plugin]
+
+
+def _watches(step: Step) -> dict[Any, Watch]:
+    """Return those who joined, by plugin."""
+    return step.shared(_watches, dict)
 
 
 @contextmanager
@@ -117,14 +119,13 @@ def own_forward(run: Run, step: Step, watch: Watch) -> Iterator[None]:
 
 def keep_batch(step: Step) -> None:
     """Copy the micro-batch before the step's own forward pass, for `fresh_batch`; once."""
-    if step not in _drawn or _drawn[step].batch is not step.batch:
-        _drawn[step] = Drawn(step.batch, _copy(step.batch), _versions(step.batch))
+    step.shared(DrawnBatch, DrawnBatch).keep(step.batch)
 
 
 def fresh_batch(step: Step) -> Any:
     """Return the last micro-batch as it was drawn: a copy, if the model writes to its batches."""
-    drawn = _drawn.get(step)
-    if drawn is None or _versions(step.batch) == drawn.versions:
+    drawn = step.shared(DrawnBatch, DrawnBatch)
+    if drawn.batch is not step.batch or _versions(step.batch) == drawn.versions:
         return step.batch
     return _copy(drawn.copy)
 
@@ -132,12 +133,14 @@ def fresh_batch(step: Step) -> Any:
 def gradient_pair(run: Run, step: Step) -> GradientPair:
     """Return both gradients of the last micro-batch's loss, not scaled; computed once a step.
 
-    To be asked for between the step's backward pass and its optimizer.
+    Ask for it after the step's backward pass and before its optimizer.
     """
-    if step not in _pairs:
-        with torch.enable_grad():
-            _pairs[step] = _compute(run, step, list(_watches.get(step, {}).values()))
-    return _pairs[step]
+    return step.shared(gradient_pair, lambda: _compute(run, step))
+
+
+def layer_sums(run: Run, step: Step) -> LayerSums | None:
+    """Return the `sums_by_layer` of the step's `gradient_pair`; computed once a step."""
+    return step.shared(layer_sums, lambda: sums_by_layer(gradient_pair(run, step)))
 
 
 @contextmanager
@@ -155,7 +158,9 @@ def unquantized(run: Run) -> Iterator[None]:
         yield
 
 
-def _compute(run: Run, step: Step, watches: list[Watch]) -> GradientPair:
+@torch.enable_grad()
+def _compute(run: Run, step: Step) -> GradientPair:
+    watches = list(_watches(step).values())
     weights = {n: p for n, p in run.model.named_parameters() if p.requires_grad and p.dim() >= 2}
     if watches and all(watch.saw_own for watch in watches) and _is_workloads(step):
         loss = cast(Tensor, step.loss)
@@ -191,7 +196,7 @@ def _is_repeatable(run: Run) -> bool:
 def _is_workloads(step: Step) -> bool:
     """Whether the step's loss is still what the workload gave, and its gradients are of that."""
     return (
-        step.times_set == 1
+        not step.is_loss_replaced
         and step.loss is not None
         and step.loss._version == 0
         and isinstance(step.loss_scale, float | int)
@@ -254,20 +259,11 @@ def _gradients(loss: Tensor, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {n: g for n, g in zip(weights, found, strict=True) if g is not None}
 
 
-_sums_of: WeakKeyDictionary[GradientPair, LayerSums | None] = WeakKeyDictionary()
-
-
-def layer_sums(pair: GradientPair) -> LayerSums | None:
-    """Sum up squares and products by layer, once; None where no weight has a gradient.
+def sums_by_layer(pair: GradientPair) -> LayerSums | None:
+    """Sum up squares and products by layer; None if no weight has a gradient.
 
     The matrices of a layer that owns several count as one vector.
     """
-    if pair not in _sums_of:
-        _sums_of[pair] = _layer_sums(pair)
-    return _sums_of[pair]
-
-
-def _layer_sums(pair: GradientPair) -> LayerSums | None:
     sums: dict[str, Tensor] = {}
     for name, gradient in pair.quantized.items():
         if name in pair.exact:

@@ -9,8 +9,7 @@ import torch
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore.plugin import hookimpl, setting
-from altcore_diagnostics.measuring import Table, layer_of, nan_where_not_finite
+from altcore.plugin import MeasureTable, hookimpl, layer_of, nan_where_not_finite, setting
 
 if TYPE_CHECKING:
     from altcore.plugin import Run, Step
@@ -39,8 +38,8 @@ class Stability:
     @torch.no_grad()
     def post_step(self, run: Run, step: Step) -> dict[str, Tensor]:
         """Look at the parameters after the update, on the device."""
-        counts = Table(lambda c: {"nan_count": c[0].long(), "inf_count": c[1].long()})
-        updates = Table(lambda columns: {"zero_update_share": columns[0] / columns[1]})
+        counts = MeasureTable(lambda c: {"nan_count": c[0].long(), "inf_count": c[1].long()})
+        updates = MeasureTable(lambda columns: {"zero_update_share": columns[0] / columns[1]})
         proposed = step.weights_proposed or {}
         for name, parameter in run.model.named_parameters():
             w, layer = parameter.detach(), layer_of(name)

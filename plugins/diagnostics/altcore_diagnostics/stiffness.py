@@ -16,14 +16,16 @@ import torch
 from attrs.validators import ge
 from torch import Tensor
 
-from altcore.plugin import hookimpl, moments, setting
-from altcore_diagnostics.measuring import (
-    Table,
+from altcore.plugin import (
+    MeasureTable,
+    hookimpl,
+    interval_width_of,
     join_moments,
     mean_and_std,
+    moments,
     nan_where_not_finite,
-    weights_on_grids,
-    width_of,
+    quantized_weights,
+    setting,
 )
 
 if TYPE_CHECKING:
@@ -57,9 +59,9 @@ class Stiffness:
     @torch.no_grad()
     def post_backward(self, run: Run, step: Step) -> dict[str, Tensor]:
         """Measure the weights of the step, on the device."""
-        table = Table(_finish, _join)
-        for weight in weights_on_grids(run):
-            width = width_of(step, weight) + nan_where_not_finite(weight.parameter)
+        table = MeasureTable(_finish, _join)
+        for weight in quantized_weights(run):
+            width = interval_width_of(step, weight) + nan_where_not_finite(weight.parameter)
             table.add(weight.kind, weight.layer, moments(width), histogram(width))
         return table.measures()
 

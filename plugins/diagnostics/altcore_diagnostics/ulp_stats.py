@@ -16,8 +16,14 @@ from attrs.validators import ge
 from torch import Tensor
 from torch.nn import functional
 
-from altcore.plugin import hookimpl, position, setting
-from altcore_diagnostics.measuring import nan_where_not_finite, on_grid, weights_on_grids
+from altcore.plugin import (
+    hookimpl,
+    nan_where_not_finite,
+    on_grid,
+    position,
+    quantized_weights,
+    setting,
+)
 
 if TYPE_CHECKING:
     from altcore.plugin import Format, Run, Step
@@ -51,7 +57,7 @@ class UlpStats:
     def post_step(self, run: Run, step: Step) -> dict[str, Tensor]:
         """Measure the update that was just made, on the device."""
         counts: dict[str, dict[str, Tensor]] = {"stored": {}, "view": {}}
-        for weight in weights_on_grids(run, before_step=True):
+        for weight in quantized_weights(run, before_step=True):
             name, parameter, grid = weight.name, weight.parameter, weight.grid
             before = (step.weights_before or {}).get(name)
             if before is None:

@@ -7,6 +7,7 @@ import torch
 from helpers_diagnostics import Bench, linear
 from torch import nn
 
+from altcore.engine import Step
 from altcore_diagnostics.flips import Flips
 
 STORED = {"stored_weight": "E3M4"}
@@ -159,8 +160,8 @@ def test_steps_that_are_not_watched_cost_nothing(start):
     (line,) = measured.diagnostics_history
     assert line["step"] == 8
     plugin = Flips(report_interval=8, window=2)
-    assert [s for s in range(1, 9) if plugin.is_due(s)] == [5, 6, 7, 8]
-    assert plugin.is_due(9), "step 8 was discarded"
+    assert [s for s in range(1, 9) if plugin.is_due(Step(s))] == [5, 6, 7, 8]
+    assert plugin.is_due(Step(9)), "step 8 was discarded"
 
 
 def test_a_tied_weight_is_one(start):

@@ -13,7 +13,7 @@ import altcore
 from altcore.config import TrainConfig
 from altcore.engine import Run, Step
 from altcore_diagnostics.noise_floor import NoiseFloor, floor_measures
-from altcore_diagnostics.shadow_gradients import GradientPair, layer_sums
+from altcore_diagnostics.shadow_gradients import GradientPair, sums_by_layer
 
 ROOT3 = math.sqrt(3)
 
@@ -24,7 +24,7 @@ def compare(quantized, exact):
         {n: torch.tensor(g) for n, g in gradients.items()} for gradients in (quantized, exact)
     ]
     pair = GradientPair(*as_tensors, torch.zeros(()), torch.zeros(()))
-    return {key: float(value) for key, value in floor_measures(layer_sums(pair)).items()}
+    return {key: float(value) for key, value in floor_measures(sums_by_layer(pair)).items()}
 
 
 def test_ratios_by_hand():

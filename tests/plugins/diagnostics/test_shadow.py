@@ -17,7 +17,7 @@ from altcore.config import TrainConfig
 from altcore.engine import Run, Step
 from altcore_diagnostics import shadow_gradients
 from altcore_diagnostics.shadow import Shadow, gradient_measures
-from altcore_diagnostics.shadow_gradients import GradientPair, gradient_pair, layer_sums
+from altcore_diagnostics.shadow_gradients import GradientPair, gradient_pair, sums_by_layer
 
 
 def run_of(model, recipe, loss=lambda model, batch: model(batch).square().mean(), seed=0):
@@ -60,7 +60,7 @@ def compare(quantized, exact):
         {n: torch.tensor(g) for n, g in gradients.items()} for gradients in (quantized, exact)
     ]
     pair = GradientPair(*as_tensors, torch.zeros(()), torch.zeros(()))
-    return {key: float(value) for key, value in gradient_measures(layer_sums(pair)).items()}
+    return {key: float(value) for key, value in gradient_measures(sums_by_layer(pair)).items()}
 
 
 def test_angles_by_hand():

@@ -1,53 +1,55 @@
-"""What several diagnostics share: the weights on a grid, operands, statistics that add up.
+"""Helpers for plugins that measure: quantized weights, operands, and statistics that add up.
 
-A statistic of a layer or of the whole model is made of one row of numbers for each tensor: rows
-are joined, and only what was joined becomes a measure. So an element counts once everywhere,
-however the elements are spread over tensors. All of it stays on the device.
+A statistic of a layer or of the whole model is made of one row of numbers for each tensor. Rows
+are joined first, and the joined row becomes the measure. So each element counts once, however the
+elements are spread over tensors. Everything stays on the device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
+from typing import Any
 
 import attrs
 import torch
 from attrs import field
 from torch import Tensor
 
-from altcore.plugin import interval_width, moments, round_to_grid
-
-if TYPE_CHECKING:
-    from altcore.plugin import Format, Run, Step
+from altcore.engine.state import Run, Step
+from altcore.formats import Format
+from altcore.numerics import interval_width, moments, round_to_grid
+from altcore.quantization import WeightGrid
 
 
 @attrs.frozen(eq=False)
-class Weight:
-    """A parameter that is on a grid, or is seen on one."""
+class QuantizedWeight:
+    """A parameter that is stored on a grid, or that a product sees on one."""
 
     name: str
     parameter: Tensor
-    grid: Any
-    """The `WeightGrid` that ``run.quantization.grid_of`` gave."""
+    grid: WeightGrid
+    """Its format and scale, from ``run.quantization.grid_of``."""
 
     @property
     def layer(self) -> str:
-        """The layer that owns it."""
+        """The name of the layer that owns it."""
         return layer_of(self.name)
 
     @property
     def kind(self) -> str:
-        """Whether it lives on the grid, or only a product's view of it does."""
+        """``stored`` if it lives on the grid, ``view`` if only a product sees it there."""
         return "stored" if self.grid.is_stored else "view"
 
 
-def weights_on_grids(run: Run, *, before_step: bool = False) -> Iterator[Weight]:
-    """Yield the weights of a run that have a grid, a tied one once."""
+def quantized_weights(run: Run, *, before_step: bool = False) -> Iterator[QuantizedWeight]:
+    """Yield the weights of a run that have a grid, a tied one once.
+
+    ``before_step``: at the scale that a stored weight had before the optimizer's step.
+    """
     for name, parameter in run.quantization.grids.weights.items():
         grid = run.quantization.grid_of(parameter, before_step=before_step)
         if grid is not None:
-            yield Weight(name, parameter, grid)
+            yield QuantizedWeight(name, parameter, grid)
 
 
 def layer_of(name: str) -> str:
@@ -55,87 +57,92 @@ def layer_of(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def inverse(scale: Tensor | None) -> Tensor | None:
-    """Return what a tensor is multiplied by to come onto the grid of ``scale``; None for 1."""
+def inverse_scale(scale: Tensor | None) -> Tensor | None:
+    """Return the factor that brings a tensor onto a grid of this scale; None for a scale of 1."""
     if scale is None:
         return None
     return scale.reciprocal().clamp(max=torch.finfo(scale.dtype).max)
 
 
-_widths: WeakKeyDictionary[Step, dict[str, Tensor]] = WeakKeyDictionary()
-"""For all who ask on one step; gone with it."""
+def interval_width_of(step: Step, weight: QuantizedWeight, before: Tensor | None = None) -> Tensor:
+    """Return the width of the grid interval at each element of a weight, in the weight's units.
 
-
-def width_of(step: Step, weight: Weight, before: Tensor | None = None) -> Tensor:
-    """Return the stiffness at a weight as it is in the step's forward pass; computed once a step.
-
-    After the optimizer ``before`` says what the weight was.
+    The weight is that of the step's forward pass; computed once a step, for all plugins. After the
+    optimizer has moved it, ``before`` is what it was.
     """
-    known = _widths.setdefault(step, {})
-    if weight.name not in known:
+
+    def make() -> Tensor:
         w = weight.parameter.detach() if before is None else before
-        known[weight.name] = interval_width(w, weight.grid.format, weight.grid.scale)
-    return known[weight.name]
+        return interval_width(w, weight.grid.format, weight.grid.scale)
+
+    return step.shared((interval_width_of, weight.name), make)
 
 
 def nan_where_not_finite(x: Tensor) -> Tensor:
-    """Return 0 for every element that is finite, NaN for the others."""
+    """Return 0 for each finite element, and NaN for each other one."""
     return x.detach() * 0
 
 
 def on_grid(x: Tensor, fmt: Format, scale: Tensor | None) -> Tensor:
-    """Return the unscaled grid values that ``x`` is nearest to, ties to even."""
-    return round_to_grid(x, fmt, r=inverse(scale))
+    """Return the nearest grid value of each element, unscaled; ties go to even."""
+    return round_to_grid(x, fmt, r=inverse_scale(scale))
 
 
 # ------------------------------------------------------------------------------ operands
 
 
-def operand_of(quantizer: Any) -> tuple[str, str]:
-    """Return the layer and the operand of a quantizer."""
-    layer, _, operand = quantizer.name.partition(":")
-    return layer, operand.partition("/")[0]
+def active_quantizers(run: Run) -> Iterator[tuple[int, Any]]:
+    """Yield (row, quantizer) of each quantizer that rounds anything.
 
-
-def quantizers_at_work(run: Run) -> Iterator[tuple[int, Any]]:
-    """Yield (row of the counters, quantizer), without those whose weight is on its grid already."""
+    The row is that of ``run.quantization.counts`` and ``errors``. A weight that is stored on its
+    product's grid is not rounded again, so its quantizer is left out.
+    """
     for i, quantizer in enumerate(run.quantization.quantizers):
-        layer, operand = operand_of(quantizer)
-        stored = run.quantization.plan[layer]["stored_weight"]
-        if operand.startswith("weight@") and stored and stored.format == quantizer.cast.format:
+        stored = run.quantization.plan[quantizer.layer]["stored_weight"]
+        is_weight = quantizer.operand.startswith("weight@")
+        if is_weight and stored and stored.format == quantizer.cast.format:
             continue
         yield i, quantizer
 
 
-def tensor_of(run: Run, step: Step, quantizer: Any) -> Tensor | None:
-    """Return what a quantizer rounded last, or None where that is not at hand.
+def last_input(run: Run, step: Step, quantizer: Any) -> Tensor | None:
+    """Return the tensor that a quantizer rounded last, or None if it is not at hand.
 
-    At hand are weights, until the optimizer changes them, and what the needs ``activations`` and
-    ``output_gradients`` capture: of the last micro-batch.
+    At hand are weights, until the optimizer changes them, and the tensors of the last micro-batch
+    that the needs ``activations`` and ``output_gradients`` capture. After a Hadamard transform
+    none is.
     """
-    layer, operand = operand_of(quantizer)
-    role = operand.partition("@")[0]
+    role = quantizer.operand.partition("@")[0]
     if quantizer.cast.hadamard:
         return None
     if role == "weight":
-        own = quantizer.name.partition("/")[2] or "weight"
-        # A computed one (as by weight_norm) would be computed anew, and may change a state by it.
-        weight = run.model.get_submodule(layer)._parameters.get(own)
+        # A computed weight (as by weight_norm) would be computed anew, which may change a state.
+        own = run.model.get_submodule(quantizer.layer)._parameters
+        weight = own.get(quantizer.parameter or "weight")
         return None if weight is None else weight.detach()
     captured = {"activation": step.activations, "gradient": step.output_gradients}.get(role)
-    return (captured or {}).get(layer)
+    return (captured or {}).get(quantizer.layer)
 
 
 # ---------------------------------------------------------------------------- statistics
 
 
 @attrs.define(eq=False)
-class Table:
+class MeasureTable:
     """Rows of numbers by kind and layer, and the measures that they make.
 
-    ``join`` takes (rows, columns) to (columns); ``finish`` takes (columns, any number) to
-    measures, whose last dimension is that number. Those of a kind are called ``kind_measure``,
-    of the kind "" ``measure``; those of a layer ``kind_measure/layer``.
+    A measure of a kind is called ``kind_measure``, that of one layer ``kind_measure/layer``; of
+    the kind "" they are ``measure`` and ``measure/layer``.
+
+    Args:
+        finish: takes joined rows, (columns, places), to measures of shape (places,), by name.
+        join: takes rows, (rows, columns), to one row, (columns,): by default their sum.
+
+    >>> share = MeasureTable(lambda columns: {"zero_share": columns[0] / columns[1]})
+    >>> share.add("", "h.0", torch.tensor(1), torch.tensor(4))
+    >>> share.add("", "h.1", torch.tensor(3), torch.tensor(4))
+    >>> {name: float(value) for name, value in share.measures().items()}
+    {'zero_share': 0.5, 'zero_share/h.0': 0.25, 'zero_share/h.1': 0.75}
     """
 
     finish: Callable[[Tensor], Mapping[str, Tensor]]
@@ -147,7 +154,7 @@ class Table:
         self.rows.setdefault(kind, {}).setdefault(layer, []).append(numbers)
 
     def measures(self) -> dict[str, Tensor]:
-        """Return the measures of each kind, as a whole and of each layer."""
+        """Return the measures of each kind: of the whole model, and of each layer."""
         found = {}
         for kind, layers in self.rows.items():
             whole = _matrix([row for rows in layers.values() for row in rows])

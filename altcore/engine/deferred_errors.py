@@ -1,0 +1,49 @@
+"""Exceptions of code that looks on while the model runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from attrs import define, field
+
+
+@define(eq=False)
+class DeferredErrors:
+    """Holds the first exception of an observer inside the model until the pass is over.
+
+    An exception raised inside the model aborts the pass, and with it the run. Raised after the
+    pass it only disables the plugin.
+
+    >>> seen = []
+    >>> with DeferredErrors() as errors:
+    ...     look = errors.guard(lambda x: seen.append(1 / x))
+    ...     look(2), look(0), look(4)
+    Traceback (most recent call last):
+    ZeroDivisionError: division by zero
+    >>> seen
+    [0.5]
+    """
+
+    error: Exception | None = field(init=False, default=None)
+
+    def guard(self, look: Callable[..., Any]) -> Callable[..., None]:
+        """Return a function that calls ``look``, until the first error, and returns nothing."""
+
+        def call(*args: Any, **kwargs: Any) -> None:
+            if self.error is None:
+                try:
+                    look(*args, **kwargs)
+                # The model must go on, whatever it is.
+                except Exception as error:
+                    self.error = error
+
+        return call
+
+    def __enter__(self) -> DeferredErrors:
+        self.error = None
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self.error is not None:
+            raise self.error

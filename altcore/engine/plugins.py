@@ -1,0 +1,97 @@
+"""The plugins that a run lists: loaded, checked, and put in the order in which they are called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from attrs import define
+
+from altcore.config import TrainConfig
+from altcore.errors import BadInput
+from altcore.hooks import check_class, make_plugin
+from altcore.registry import HOOK_KINDS, find
+
+
+@define(eq=False)
+class Plugin:
+    """An active plugin and where it comes from."""
+
+    name: str
+    kind: str
+    origin: str
+    """Its distribution and version."""
+    instance: Any
+    is_disabled: bool = False
+
+    @property
+    def acts(self) -> bool:
+        """Whether it may change numbers."""
+        return self.kind == "intervention"
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """The tensors that it wants captured."""
+        return tuple(getattr(self.instance, "needs", ()))
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        """Names of the plugins whose measures it reads."""
+        return tuple(getattr(self.instance, "requires", ()))
+
+    @property
+    def interval(self) -> int:
+        """Steps from one on which it is due to the next."""
+        return int(getattr(self.instance, "interval", 1))
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name} ({self.origin})"
+
+
+def load_plugins(config: TrainConfig) -> list[Plugin]:
+    """Load, check and configure the plugins that the run lists, in the order of their calls.
+
+    Raises:
+        BadInput: for a plugin that cannot be loaded, is set up wrongly, or requires another one
+            that the run does not list.
+    """
+    plugins = []
+    for name in config.plugins:
+        entry = find(name, HOOK_KINDS)
+        cls = check_class(entry.load(), entry)
+        instance = make_plugin(cls, config.settings.get(name, {}), name)
+        interval = getattr(instance, "interval", 1)
+        if not isinstance(interval, int) or interval < 1:
+            raise BadInput(f"{name}.interval: {interval!r} is not a whole number of at least 1")
+        plugins.append(Plugin(name, entry.kind, entry.origin, instance))
+    return in_order(plugins)
+
+
+def in_order(plugins: Sequence[Plugin]) -> list[Plugin]:
+    """Return interventions, diagnostics, reporters; each after the plugins that it requires.
+
+    Within a kind the order is the user's. A required plugin comes forward only as far as it must.
+
+    Raises:
+        BadInput: if a required plugin is not there, or two require each other.
+    """
+    by_name = {p.name: p for p in plugins}
+    placed: dict[str, Plugin] = {}
+
+    def place(plugin: Plugin, waiting: tuple[str, ...]) -> None:
+        if plugin.name in placed:
+            return
+        for name in plugin.requires:
+            if name not in by_name:
+                raise BadInput(
+                    f"plugin {plugin.name} requires the plugin {name}, which this run does not "
+                    f"have: add --plugin {name}"
+                )
+            if name in (*waiting, plugin.name):
+                raise BadInput(f"plugins {name} and {plugin.name} require each other")
+            place(by_name[name], (*waiting, plugin.name))
+        placed[plugin.name] = plugin
+
+    for plugin in sorted(plugins, key=lambda p: HOOK_KINDS.index(p.kind)):
+        place(plugin, ())
+    return list(placed.values())

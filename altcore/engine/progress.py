@@ -1,0 +1,52 @@
+"""How a run is getting on: what its summary says and its checkpoints keep."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import define, field
+
+
+@define
+class Progress:
+    """Plain data, kept in checkpoints."""
+
+    collapses: list[dict[str, Any]] = field(factory=list)
+    evaluation: dict[str, Any] = field(factory=dict)
+    """The last one: step, val_loss, val_loss_float32."""
+    best: float = math.inf
+    discarded: int = 0
+    """Steps without an update."""
+    has_anomaly: bool = False
+    is_overflowing: bool = False
+    scales: dict[str, float] = field(factory=dict)
+    """Of stored weights, by parameter, when they were last read."""
+    stall_rates: dict[str, float | None] = field(factory=dict)
+    """Of the last recorded update: stored, view and lost (`altcore.engine.stall`), each None if
+    there is none."""
+
+    def note_stall(self, line: Mapping[str, Any], log_interval: int) -> None:
+        """Keep the stall rates of a line of metrics, unless it was recorded for a diagnostic."""
+        if line["step"] % log_interval == 0:
+            kinds = ("stored", "view", "lost")
+            self.stall_rates = {kind: line.get(f"{kind}_stall_rate") for kind in kinds}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Take the values of a checkpoint, by field."""
+        for name, value in state.items():
+            setattr(self, name, value)
+
+    def summary(self) -> dict[str, Any]:
+        """Return these numbers as the run's summary has them."""
+        first = self.collapses[0] if self.collapses else {}
+        return {
+            "val_loss": self.evaluation.get("val_loss"),
+            "val_loss_float32": self.evaluation.get("val_loss_float32"),
+            "best_val_loss": self.best if math.isfinite(self.best) else None,
+            "discarded": self.discarded,
+            "collapses": self.collapses,
+            "failure_step": first.get("step"),
+            "failure_reason": first.get("reason"),
+        }

@@ -1,0 +1,78 @@
+"""What a plugin may hand to the engine: the returns of its hooks, and its state."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from types import NoneType
+from typing import Any
+
+from torch import Tensor
+
+from altcore.engine.plugins import Plugin
+from altcore.errors import PluginError
+from altcore.hooks import ACTING, MEASURING, WATCHING, Action
+
+LONGEST_MEASURE = 256
+"""Elements of a measure that is a 1-D tensor."""
+
+
+def check_return(plugin: Plugin, hook: str, result: Any) -> None:
+    """Raise `PluginError` for a return that the hook does not allow."""
+    returned = f"it returned {type(result).__name__}"
+    if hook == "is_due":
+        if not isinstance(result, bool):
+            raise PluginError(f"{returned}, not True or False")
+    elif result is None:
+        return
+    elif hook in ACTING:
+        if not isinstance(result, Action):
+            raise PluginError(f"{returned}, not an Action or None")
+        if not plugin.acts:
+            raise PluginError(
+                f"{returned}: a {plugin.kind} looks, only an intervention may ask for an action"
+            )
+    elif hook in MEASURING:
+        _check_measures(result)
+    elif hook in WATCHING:
+        if not isinstance(result, AbstractContextManager):
+            raise PluginError(f"{returned}, not a context manager or None")
+    else:
+        raise PluginError(f"{returned}: {hook} returns nothing")
+
+
+def check_state(value: Any, where: str = "state") -> Any:
+    """Return a plugin's state if a checkpoint gives it back without running code.
+
+    Raises:
+        PluginError: otherwise. It would be written, and the checkpoint could not be read.
+    """
+    if type(value) in (dict, OrderedDict):
+        for key, part in value.items():
+            check_state(key, f"a key of {where}")
+            check_state(part, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for i, part in enumerate(value):
+            check_state(part, f"{where}[{i}]")
+    elif not isinstance(value, Tensor) and type(value) not in (str, int, float, bool, NoneType):
+        raise PluginError(
+            f"{where} is {type(value).__name__}: it may be tensors, numbers, text, lists and dicts"
+        )
+    return value
+
+
+def _check_measures(result: Any) -> None:
+    if not isinstance(result, Mapping):
+        raise PluginError(f"it returned {type(result).__name__}, not measures or None")
+    for key, value in result.items():
+        if not isinstance(key, str) or not key:
+            raise PluginError(f"the measure's name {key!r} is not text")
+        if isinstance(value, Tensor):
+            if value.dim() > 1 or value.numel() > LONGEST_MEASURE or value.is_complex():
+                raise PluginError(
+                    f"measure {key} has shape {tuple(value.shape)}: a scalar or at most "
+                    f"{LONGEST_MEASURE} numbers are possible"
+                )
+        elif not isinstance(value, int | float):
+            raise PluginError(f"measure {key} is {type(value).__name__}, not a number or tensor")

@@ -1,0 +1,120 @@
+"""The record of a run: lines of metrics and timings, and the warnings that their numbers give."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from attrs import define, field
+from torch import Tensor
+
+from altcore.engine.dispatch import Dispatcher
+from altcore.engine.gradients import GradientNorms
+from altcore.engine.progress import Progress
+from altcore.engine.recorder import Recorder
+from altcore.engine.state import Run, Step
+from altcore.runs import METRICS, TIMINGS, RunDirectory
+
+
+@define(eq=False)
+class StepRecord:
+    """Reads the device once a step, and writes what is to be recorded of it."""
+
+    run: Run
+    directory: RunDirectory
+    dispatch: Dispatcher
+    progress: Progress
+    recorder: Recorder = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.recorder = Recorder(self.write)
+
+    def read(
+        self,
+        step: Step,
+        losses: Sequence[Tensor],
+        final_norm: Tensor,
+        measures: Mapping[str, Any],
+        gradients: GradientNorms,
+    ) -> dict[str, Any]:
+        """Make the step's one host read, and begin its line."""
+        q = self.run.quantization
+        values: dict[str, Any] = {
+            "loss": losses[0] if len(losses) == 1 else torch.stack(list(losses)).mean(),
+            "grad_norm": step.grad_norm,
+            "final_norm": final_norm,
+            "nonfinite": q.nonfinite(),
+            "dead": gradients.dead_steps.max(),
+        }
+        rates = q.met_rates() if step.is_recorded else {}
+        if step.is_recorded and q.stored:
+            values["scales"] = torch.stack([w.scale for w in q.stored.values()])
+        host = self.recorder.read({**values, **rates, **measures})
+        if self.recorder.previous:
+            every = self.run.config.log_interval
+            self.progress.note_stall(self.recorder.previous.values, every)
+        norms = (host["loss"], host["grad_norm"], host["final_norm"])
+        host["is_finite"] = all(map(math.isfinite, norms)) and not host["nonfinite"]
+        if step.is_recorded:
+            line = {
+                "step": step.index,
+                "loss": host["loss"],
+                "learning_rate": step.learning_rate,
+                "grad_norm": host["grad_norm"],
+                "stored_stall_rate": None,
+                "view_stall_rate": None,
+                **{k: host[k] for k in (*rates, *measures)},
+            }
+            self.recorder.begin(line)
+            self.tell_overflow(host["overflow_rate"])
+            self.tell_scales(host.get("scales", []))
+        return host
+
+    def add(self, measures: Mapping[str, Any]) -> None:
+        """Add measures that are still on the device to this step's line."""
+        self.recorder.add(measures)
+
+    def end_step(self) -> None:
+        """Write the line of the step before, which is complete by now."""
+        self.recorder.end_step()
+
+    def flush(self) -> None:
+        """Read what is outstanding, and write every line."""
+        self.recorder.flush()
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Write a complete line of metrics, and tell it."""
+        self.progress.note_stall(line, self.run.config.log_interval)
+        self.directory.append(METRICS, line)
+        step = Step(line["step"], learning_rate=line["learning_rate"], is_recorded=True)
+        self.dispatch.call("on_record", run=self.run, step=step, metrics=line)
+
+    def time(self, step: Step, since: float) -> float:
+        """Write the step's duration; returns the time now, in seconds."""
+        now = time.perf_counter()
+        if step.is_recorded:
+            items = self.run.workload.items_per_batch * self.run.config.gradient_accumulation_steps
+            seconds = now - since
+            rate = {f"{self.run.workload.item}_per_second": items / seconds}
+            self.directory.append(TIMINGS, {"step": step.index, "seconds": seconds, **rate})
+        return now
+
+    def tell_overflow(self, rate: float | None) -> None:
+        """Warn, once until it clears, of an overflow rate above the threshold."""
+        threshold, was = self.run.config.overflow_threshold, self.progress.is_overflowing
+        self.progress.is_overflowing = rate is not None and rate > threshold
+        if self.progress.is_overflowing and not was:
+            message = f"{rate:.2%} of quantized values overflow (overflow_threshold {threshold:g})"
+            self.run.emit("warning", message=message)
+
+    def tell_scales(self, scales: Sequence[float]) -> None:
+        """Tell of each stored weight whose scale changed since the last recorded step."""
+        known = self.progress.scales
+        for name, now in zip(self.run.quantization.stored, scales, strict=bool(scales)):
+            before = known.get(name, now)
+            if before != now:
+                self.run.emit("rescale", parameter=name, before=before, after=now)
+            known[name] = now

@@ -1,0 +1,84 @@
+"""The class of a plugin with hooks: checked when it is loaded, before anything is built."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from altcore.errors import BadInput, nearest
+from altcore.hooks.settings import build
+from altcore.hooks.specs import HOOKS, HOOKSPECS, NEEDS
+from altcore.registry import Entry
+
+REFUSED_MARKS = ("wrapper", "hookwrapper", "tryfirst", "trylast", "specname")
+"""Options of ``hookimpl`` by which a plugin would choose its own place in the order."""
+
+
+def check_class(cls: Any, entry: Entry) -> type:
+    """Return the plugin's class.
+
+    Raises:
+        BadInput: naming the plugin and what is wrong, if it cannot be one.
+    """
+    who = f"{entry.kind} {entry.name} ({entry.origin})"
+    if not (isinstance(cls, type) and attrs.has(cls)):
+        raise BadInput(f"{who}: {cls!r} is not an attrs class: use @define(eq=False)")
+    if cls.__eq__ is not object.__eq__:
+        raise BadInput(f"{who}: use @define(eq=False): equal instances cannot be told apart")
+    for name, member in inspect.getmembers(cls, callable):
+        _check_method(who, name, getattr(member, "altcore_impl", None))
+    for need in getattr(cls, "needs", ()):
+        if need not in NEEDS:
+            raise BadInput(
+                f"{who}: there is no need {need!r}{nearest(need, NEEDS)}: {', '.join(NEEDS)}"
+            )
+    requires = getattr(cls, "requires", ())
+    if not (isinstance(requires, tuple | list) and all(isinstance(n, str) for n in requires)):
+        raise BadInput(f"{who}: requires: {requires!r} is no tuple of plugins' names")
+    _check_arguments(cls, who)
+    return cls
+
+
+def hooks_of(cls: type) -> list[str]:
+    """Return the hooks that a plugin's class implements, in the order of the step."""
+    return [h for h in HOOKS if getattr(getattr(cls, h, None), "altcore_impl", None) is not None]
+
+
+def make_plugin(cls: type, settings: Mapping[str, Any], name: str) -> Any:
+    """Return an instance of a plugin's class, checked as `build` does, that knows its own name.
+
+    A field ``name`` that is no setting (``init=False``) holds the name of the entry point.
+    """
+    instance = build(cls, settings, name)
+    if any(a.name == "name" and not a.init for a in attrs.fields(cls)):
+        object.__setattr__(instance, "name", name)  # the class may be frozen
+    return instance
+
+
+def _check_method(who: str, name: str, marks: Mapping[str, Any] | None) -> None:
+    """Refuse a hook that is not marked, a mark on another method, and pluggy's own orders."""
+    if marks is None:
+        if name in HOOKS:
+            raise BadInput(f"{who}: {name} is a hook's name but not marked with @hookimpl")
+        return
+    if name not in HOOKS:
+        raise BadInput(
+            f"{who}: there is no hook {name!r}{nearest(name, HOOKS)}: {', '.join(HOOKS)}"
+        )
+    for mark in REFUSED_MARKS:
+        if marks.get(mark):
+            raise BadInput(f"{who}: {name}: {mark} is refused: the user's list is the order")
+
+
+def _check_arguments(cls: type, who: str) -> None:
+    for name in hooks_of(cls):
+        known = inspect.signature(getattr(HOOKSPECS, name)).parameters
+        for argument in list(inspect.signature(getattr(cls, name)).parameters)[1:]:
+            if argument not in known:
+                raise BadInput(
+                    f"{who}: {name} has no argument {argument!r}{nearest(argument, known)}: "
+                    f"it may take {', '.join(known)}"
+                )
