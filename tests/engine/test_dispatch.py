@@ -1,22 +1,20 @@
 """Loading and checking plugins, and the dispatcher by itself."""
 
-from collections import OrderedDict, defaultdict
 from contextlib import contextmanager
-from types import FunctionType, SimpleNamespace
+from types import FunctionType
 
-import numpy as np
 import pluggy
 import pytest
-import torch
-from attrs import define, field, frozen
+from attrs import define, field
 from helpers import events, state
 from structlog.testing import capture_logs
 
-from altcore import BadInput, Deferred, Format, hookimpl, setting
-from altcore.engine import hooks_of
-from altcore.engine.dispatch import Dispatcher, Plugin, check_state, load_plugins
+from altcore import BadInput, DeferredErrors, Format, hookimpl, setting
+from altcore.engine import Step
+from altcore.engine.dispatch import Dispatcher
+from altcore.engine.plugins import Plugin, load_plugins
 from altcore.errors import PluginError
-from altcore.hooks import HOOKS, NonFinite
+from altcore.hooks import HOOKS, NonFinite, hooks_of
 from altcore.hooks.specs import hookspec
 
 # --------------------------------------------------------------------- refused when loaded
@@ -199,9 +197,19 @@ def test_every_hook_is_specified_and_documented():
 # ------------------------------------------------------------------------ the dispatcher
 
 
-def plugin(cls, kind="intervention", name="p", order=0):
+def plugin(cls, kind="intervention", name="p"):
     """A plugin as `load_plugins` would give it."""
-    return Plugin(name, kind, "acme 1", cls() if isinstance(cls, type) else cls, order)
+    return Plugin(name, kind, "acme 1", cls() if isinstance(cls, type) else cls)
+
+
+class Told:
+    """A run, as far as a dispatcher tells it of broken plugins."""
+
+    def __init__(self):
+        self.degraded, self.events = [], []
+
+    def emit(self, kind, **data):
+        self.events.append((kind, data))
 
 
 def test_hooks_get_the_arguments_they_ask_for():
@@ -220,7 +228,7 @@ def test_hooks_get_the_arguments_they_ask_for():
 
     dispatcher = Dispatcher([plugin(Few)])
     dispatcher.call("run_start", run=1)
-    dispatcher.call("on_nan", run=1, step=SimpleNamespace(index=1), where=3)
+    dispatcher.call("on_nan", run=1, step=Step(1), where=3)
     assert got == [(), (3, 1)]
     assert hooks_of(Few) == ["run_start", "on_nan"]
 
@@ -229,11 +237,10 @@ def test_who_returned_what_is_kept():
     """Each result comes with its plugin; None is no opinion."""
     functions = (lambda self: {"x": 1}, lambda self: None, lambda self: {"x": 2})
     plugins = [
-        plugin(make({"post_step": f}), name=name, order=i)
-        for i, (name, f) in enumerate(zip("abc", functions, strict=True))
+        plugin(make({"post_step": f}), name=name) for name, f in zip("abc", functions, strict=True)
     ]
     dispatcher = Dispatcher(plugins)
-    step = SimpleNamespace(index=1)
+    step = Step(1)
     assert [(p.name, v) for p, v in dispatcher.call("post_step", run=None, step=step)] == [
         ("a", {"x": 1}),
         ("c", {"x": 2}),
@@ -242,8 +249,8 @@ def test_who_returned_what_is_kept():
 
 
 def test_a_disabled_plugin_is_not_called_again():
-    """It is told of once, by log and by callback, and its needs are needed no more."""
-    calls, told = [], []
+    """It is told of once, by log and by event, and its needs are needed no more."""
+    calls, run = [], Told()
 
     def fail(self):
         calls.append(1)
@@ -254,15 +261,17 @@ def test_a_disabled_plugin_is_not_called_again():
         needs = ("gradients",)
         post_step = hookimpl(fail)
 
-    dispatcher = Dispatcher([plugin(Broken, "diagnostic")], on_broken=lambda p, m: told.append(m))
-    assert dispatcher.needs(1) == {"gradients"}
+    dispatcher = Dispatcher([plugin(Broken, "diagnostic")])
+    assert dispatcher.needs(run, Step(1)) == {"gradients"}
     with capture_logs() as logs:
         for index in (1, 2, 3):
-            dispatcher.call("post_step", run=None, step=SimpleNamespace(index=index))
-    assert (len(calls), len(told), len(logs)) == (1, 1, 1)
-    assert told == ["diagnostic p (acme 1) failed in post_step: ValueError: no"]
-    assert dispatcher.needs(4) == set()
-    assert not dispatcher.measures_on(4)
+            dispatcher.call("post_step", run=run, step=Step(index))
+    assert (len(calls), len(run.events), len(logs)) == (1, 1, 1)
+    message = "diagnostic p (acme 1) failed in post_step: ValueError: no"
+    assert run.events == [("degraded", {"plugin": "p", "message": message})]
+    assert run.degraded == ["p"]
+    assert dispatcher.needs(run, Step(4)) == set()
+    assert not dispatcher.measures_on(run, Step(4))
 
 
 def test_run_end_reaches_everybody():
@@ -271,8 +280,8 @@ def test_run_end_reaches_everybody():
     failing = make({"run_end": lambda self, summary: 1 / 0})
     fine = make({"run_end": lambda self, summary: summary.append(1)})
     dispatcher = Dispatcher(
-        [plugin(failing, name="a"), plugin(fine, name="b", order=1),
-         plugin(failing, name="c", order=2), plugin(fine, "reporter", "d", 3)]
+        [plugin(failing, name="a"), plugin(fine, name="b"),
+         plugin(failing, name="c"), plugin(fine, "reporter", "d")]
     )  # fmt: skip
     with pytest.raises(PluginError, match=r"intervention a .* failed in run_end: ZeroDivision"):
         dispatcher.call("run_end", run=None, summary=ended)
@@ -288,7 +297,7 @@ def test_needs_are_those_of_the_plugins_that_are_due():
         interval: int = 3
 
     dispatcher = Dispatcher([plugin(Needy)])
-    assert [dispatcher.needs(s) for s in (1, 2, 3)] == [
+    assert [dispatcher.needs(None, Step(s)) for s in (1, 2, 3)] == [
         {"snapshots"}, {"snapshots"}, {"snapshots", "gradients"}
     ]  # fmt: skip
 
@@ -310,8 +319,9 @@ def test_a_plugin_may_say_itself_when_it_is_due(shelf, start):
     class Late:
         needs = ("weights_before",)
 
+        @hookimpl
         def is_due(self, step):
-            return step in (3, 4)
+            return step.index in (3, 4)
 
         @hookimpl
         def post_step(self, run, step):
@@ -332,6 +342,7 @@ def test_a_plugin_may_watch_the_forward_pass(shelf, start):
     class Watcher:
         interval: int = 2
 
+        @hookimpl
         @contextmanager
         def watch_forward(self, run, step):
             handle = run.model.register_forward_hook(
@@ -351,10 +362,11 @@ def raising(wrap):
 
     @define(eq=False)
     class Hooked:
+        @hookimpl
         @contextmanager
         def watch_forward(self, run):
-            with Deferred() as deferred:
-                look = deferred.guard(self.look) if wrap else self.look
+            with DeferredErrors() as errors:
+                look = errors.guard(self.look) if wrap else self.look
                 handle = run.model.register_forward_hook(look)
                 try:
                     yield
@@ -392,6 +404,7 @@ def test_a_watcher_is_told_of_the_models_error(shelf, start, monkeypatch):
 
     @define(eq=False)
     class Watcher:
+        @hookimpl
         @contextmanager
         def watch_forward(self):
             try:
@@ -418,30 +431,51 @@ def test_the_models_own_error_is_no_plugins(shelf, start, monkeypatch):
         start(["hooked"], max_steps=1)
 
 
-@define(eq=False)
-class Marked:
-    @hookimpl
-    def watch_forward(self, run):
-        pass
+WATCHES = {
+    "unmarked": (
+        define(eq=False)(type("Unmarked", (), {"watch_forward": lambda self, run: None})),
+        "watch_forward is a hook's name but not marked with @hookimpl",
+    ),
+    "asks for more": (
+        make({"watch_backward": lambda self, run, stop: None}),
+        r"watch_backward has no argument 'stop' \(did you mean step\?\)",
+    ),
+    "is due": (
+        define(eq=False)(type("Due", (), {"is_due": lambda self, step: True})),
+        "is_due is a hook's name but not marked with @hookimpl",
+    ),
+}
 
 
-@define(eq=False)
-class AsksForMore:
-    def watch_forward(self, run, stop):
-        pass
+@pytest.mark.parametrize(("cls", "message"), WATCHES.values(), ids=WATCHES)
+def test_watches_are_checked_like_every_hook(shelf, start, cls, message):
+    """They are rows of the same contract."""
+    with pytest.raises(BadInput, match=message):
+        load(shelf, start, cls)
 
 
 @pytest.mark.parametrize(
-    ("cls", "message"),
+    ("hook", "returned", "says"),
     [
-        (Marked, "watch_forward is a method, no hook: leave @hookimpl away"),
-        (AsksForMore, "watch_forward has no argument 'stop'.*step"),
+        ("watch_forward", 3, "it returned int, not a context manager or None"),
+        ("watch_backward", {}, "it returned dict, not a context manager or None"),
+        ("is_due", None, "it returned NoneType, not True or False"),
+        ("is_due", 1, "it returned int, not True or False"),
     ],
 )
-def test_watch_forward_is_checked_when_loaded(shelf, start, cls, message):
-    """It is no hook, and takes what the hooks of its time take."""
-    with pytest.raises(BadInput, match=message):
-        load(shelf, start, cls)
+def test_watches_and_is_due_return_what_they_must(shelf, start, hook, returned, says):
+    """A return of another type disables a diagnostic, as that of any hook does."""
+
+    @define(eq=False)
+    class Wrong:
+        pass
+
+    setattr(Wrong, hook, hookimpl(FunctionType((lambda self: returned).__code__, {}, hook, None,
+                                               (lambda: returned).__closure__)))  # fmt: skip
+    shelf.install("diagnostic", "wrong", Wrong)
+    result = start(["wrong"], max_steps=1)
+    (said,) = events(result.run_directory, "degraded")
+    assert f"failed in {hook}: {says}" in said["message"]
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
@@ -450,6 +484,7 @@ def test_a_watcher_that_raises_is_disabled(shelf, start, when):
 
     @define(eq=False)
     class Broken:
+        @hookimpl
         @contextmanager
         def watch_forward(self, run, step):
             if when == "before":
@@ -473,6 +508,7 @@ def test_an_is_due_that_raises_is_the_plugins_failure(ask):
     class Unsure:
         needs = ("gradients",)
 
+        @hookimpl
         def is_due(self, step):
             raise ValueError("when?")
 
@@ -481,10 +517,10 @@ def test_an_is_due_that_raises_is_the_plugins_failure(ask):
             return None
 
     broken = plugin(Unsure, "diagnostic")
-    assert not getattr(Dispatcher([broken]), ask)(1)
+    assert not getattr(Dispatcher([broken]), ask)(Told(), Step(1))
     assert broken.is_disabled
     with pytest.raises(PluginError, match=r"failed in is_due: ValueError: when\?"):
-        getattr(Dispatcher([plugin(Unsure, "intervention")]), ask)(1)
+        getattr(Dispatcher([plugin(Unsure, "intervention")]), ask)(Told(), Step(1))
 
 
 def test_interrupts_pass():
@@ -499,43 +535,6 @@ def test_interrupts_pass():
 
 
 # --------------------------------------------------------------------------------- state
-
-
-@frozen
-class Custom:
-    """Not plain data."""
-
-    x: int = 1
-
-
-GOOD = [
-    {},
-    {"a": torch.ones(2), "b": [1, 2.5, "x", None, True], "c": {"d": (1, 2)}, 3: OrderedDict(e=1)},
-    torch.nn.Parameter(torch.ones(2)),
-    [],
-]
-BAD = [
-    ({"a": {1, 2}}, r"state\['a'\] is set"),
-    ({"a": [np.float64(1.0)]}, r"state\['a'\]\[0\] is float64"),
-    ({"a": Custom()}, r"state\['a'\] is Custom"),
-    ({"a": defaultdict(int)}, r"state\['a'\] is defaultdict"),
-    ({(1, Custom()): 1}, r"a key of state\[1\] is Custom"),
-    (np.zeros(2), "state is ndarray"),
-]
-
-
-@pytest.mark.parametrize("value", GOOD)
-def test_plain_state_survives_a_safe_load(value, tmp_path):
-    """What is allowed comes back from a load that runs no code."""
-    torch.save(check_state(value), tmp_path / "x.pt")
-    assert str(torch.load(tmp_path / "x.pt", weights_only=True)) == str(value)
-
-
-@pytest.mark.parametrize(("value", "says"), BAD)
-def test_state_that_could_not_be_loaded_is_refused_when_saved(value, says):
-    """Else every checkpoint would be written and none could be read."""
-    with pytest.raises(PluginError, match=says):
-        check_state(value)
 
 
 def stateful(value):
@@ -576,8 +575,8 @@ def test_a_state_that_a_plugin_no_longer_takes_is_named():
 
     cls = define(eq=False)(type("S", (), {"load_state_dict": refuse}))
     with pytest.raises(PluginError, match=r"intervention p .* failed in load_state_dict: KeyError"):
-        Dispatcher([plugin(cls)]).load_state_dict({"p": {}})
+        Dispatcher([plugin(cls)]).load_state_dict(Told(), {"p": {}})
     looker = plugin(cls, "diagnostic")
-    Dispatcher([looker]).load_state_dict({"p": {}})
+    Dispatcher([looker]).load_state_dict(Told(), {"p": {}})
     assert looker.is_disabled
-    Dispatcher([plugin(cls)]).load_state_dict({"other": {}})
+    Dispatcher([plugin(cls)]).load_state_dict(Told(), {"other": {}})

@@ -46,7 +46,7 @@ def run_of(model, recipe=None):
         model=model,
         optimizer=None,
         quantization=altcore.quantize_model(model, recipe or {}),
-        emit=None,
+        on_event=None,
     )
 
 

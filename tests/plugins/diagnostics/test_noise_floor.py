@@ -68,7 +68,7 @@ def run_of(model, recipe):
         model=model,
         optimizer=None,
         quantization=altcore.quantize_model(model, recipe),
-        emit=None,
+        on_event=None,
     )
 
 

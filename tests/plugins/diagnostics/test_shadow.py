@@ -30,7 +30,7 @@ def run_of(model, recipe, loss=lambda model, batch: model(batch).square().mean()
         model=model,
         optimizer=None,
         quantization=altcore.quantize_model(model, recipe, seed=seed),
-        emit=None,
+        on_event=None,
     )
 
 
