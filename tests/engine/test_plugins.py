@@ -1,0 +1,155 @@
+"""Loading, checking and ordering the plugins that a run lists."""
+
+import pytest
+from attrs import define, field
+from helpers_plugins import load, make
+
+from altcore import BadInput, Format, hookimpl, setting
+from altcore.engine.plugins import load_plugins
+
+
+class Plain:
+    """Not an attrs class."""
+
+    @hookimpl
+    def run_start(self, run):
+        """A hook."""
+
+
+@define
+class Equal:
+    """Instances compare by their fields."""
+
+    x: int = 0
+
+
+@define(eq=False)
+class Unmarked:
+    """A hook's name without the mark."""
+
+    def post_step(self, run, step):
+        """No hook."""
+
+
+@define(eq=False)
+class Misneeds:
+    """A need that nobody has."""
+
+    needs = ("gradient",)
+
+
+def noop(self):
+    """Do nothing."""
+
+
+def wrapper(self):
+    """A pluggy wrapper."""
+    yield
+
+
+REFUSED = [
+    (Plain, "is not an attrs class: use @define"),
+    (Plain(), "is not an attrs class"),
+    (lambda: None, "is not an attrs class"),
+    (Equal, r"use @define\(eq=False\)"),
+    (Unmarked, "post_step is a hook's name but not marked with @hookimpl"),
+    (Misneeds, r"there is no need 'gradient' \(did you mean gradients\?\)"),
+    (make({"post_stepp": noop}), r"there is no hook 'post_stepp' \(did you mean post_step\?\)"),
+    (make({"post_step": noop}, tryfirst=True), "post_step: tryfirst is refused"),
+    (make({"post_step": noop}, trylast=True), "post_step: trylast is refused"),
+    (make({"post_step": wrapper}, wrapper=True), "post_step: wrapper is refused"),
+    (make({"post_step": wrapper}, hookwrapper=True), "post_step: hookwrapper is refused"),
+    (make({"elsewhere": noop}, specname="post_step"), "there is no hook 'elsewhere'"),
+    (make({"on_eval": noop}, specname="post_step"), "specname is refused"),
+    (
+        make({"post_step": lambda self, run, stp: None}),
+        r"post_step has no argument 'stp' \(did you mean step\?\): it may take run, step",
+    ),
+    (make({"run_start": lambda self, step: None}), "run_start has no argument 'step'"),
+]
+
+
+@pytest.mark.parametrize(("cls", "says"), REFUSED)
+def test_what_cannot_be_a_plugin_is_refused_by_name(shelf, start, cls, says):
+    """Before anything is built, with kind, name, distribution and version."""
+    with pytest.raises(BadInput, match=rf"diagnostic tried \(acme-tried 9\.9\): .*{says}"):
+        load(shelf, start, cls)
+
+
+def test_a_plugin_that_cannot_be_imported_is_named(shelf, start, tmp_path):
+    """The error of the import is told with the distribution that is to blame."""
+    (tmp_path / "site" / "acme_broken.py").write_text("raise RuntimeError('no licence')\n")
+    info = tmp_path / "site" / "acme_broken-0.1.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Name: acme-broken\nVersion: 0.1\n")
+    (info / "entry_points.txt").write_text("[altcore.diagnostics]\nbroken = acme_broken:X\n")
+    from helpers import forget_installed
+
+    forget_installed()
+    with pytest.raises(BadInput, match=r"broken \(acme-broken 0\.1\) .*RuntimeError: no licence"):
+        load_plugins(start.config(["broken"]))
+
+
+def test_one_name_of_two_distributions_is_an_error_when_used(shelf, start):
+    """Both are named; as long as nobody uses the name, nothing happens."""
+    shelf.install("diagnostic", "twin", make({"run_start": noop}), "acme-one", "1.0")
+    shelf.install("reporter", "twin", make({"run_start": noop}), "acme-two", "2.0")
+    assert start(max_steps=1).status == "finished"
+    with pytest.raises(BadInput, match=r"acme-one 1\.0 \(diagnostic\) and acme-two 2\.0 \(rep"):
+        load_plugins(start.config(["twin"]))
+
+
+def test_installed_is_not_active(shelf, start):
+    """A plugin that nobody listed is not even imported."""
+    shelf.install("intervention", "sleeper", None)
+    run = start(max_steps=1)
+    assert run.status == "finished"
+    with pytest.raises(BadInput):
+        start(["sleeper"], max_steps=1)
+
+
+def test_settings_are_built_strictly(shelf, start):
+    """Formats are resolved, and a wrong setting is named before the run begins."""
+
+    @define(eq=False)
+    class Settled:
+        to: Format = setting("E5M2", help="where to")
+        count: int = setting(3, help="how many")
+        state: list = field(factory=list, init=False)
+
+        @hookimpl
+        def run_start(self):
+            """Do nothing."""
+
+    shelf.install("diagnostic", "settled", Settled)
+
+    def loaded(**keys):
+        (plugin,) = load_plugins(start.config(["settled"], **keys))
+        return plugin.instance
+
+    assert (loaded().to.name, loaded().count) == ("E5M2", 3)
+    assert loaded(settled__to="E4M3", settled__count=5).to.name == "E4M3"
+    for keys, says in (
+        ({"settled__cuont": 1}, r"settled.*cuont.*did you mean count"),
+        ({"settled__count": 1.5}, r"settled\.count: 1\.5 is not a whole number"),
+        ({"settled__to": "E4M"}, r"settled\.to: unknown format 'E4M'"),
+        ({"settled__state": []}, r"settled.*state"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            loaded(**keys)
+
+
+@pytest.mark.parametrize("interval", [0, -1, "2"])
+def test_an_impossible_interval_is_refused(shelf, start, interval):
+    """``interval`` is a whole number of at least 1, whatever the plugin's own field says."""
+
+    @define(eq=False)
+    class Timed:
+        interval: int = 1
+
+        def __attrs_post_init__(self):
+            self.interval = interval
+
+    shelf.install("diagnostic", "timed", Timed)
+    with pytest.raises(BadInput, match=r"timed\.interval: .* is not a whole number of at least 1"):
+        load_plugins(start.config(["timed"]))

@@ -1,0 +1,36 @@
+"""What the tests of plugins share: classes made of functions, and a run that is only told."""
+
+from types import FunctionType
+
+from attrs import define
+
+from altcore import hookimpl
+from altcore.engine.plugins import Plugin, load_plugins
+
+
+def load(shelf, start, cls, kind="diagnostic", **settings):
+    """Install a class as a plugin and load it as a run would."""
+    name = shelf.install(kind, "tried", cls, "acme-tried", "9.9")
+    return load_plugins(start.config([name], **{f"tried__{k}": v for k, v in settings.items()}))
+
+
+def make(hooks, **options):
+    """An attrs class with hooks that are plain functions."""
+    copies = {n: FunctionType(f.__code__, f.__globals__, n) for n, f in hooks.items()}
+    body = {n: hookimpl(**options)(f) for n, f in copies.items()}
+    return define(eq=False)(type("Made", (), body))
+
+
+def plugin(cls, kind="intervention", name="p"):
+    """A plugin as `load_plugins` would give it."""
+    return Plugin(name, kind, "acme 1", cls() if isinstance(cls, type) else cls)
+
+
+class Told:
+    """A run, as far as a dispatcher tells it of broken plugins."""
+
+    def __init__(self):
+        self.degraded, self.events = [], []
+
+    def emit(self, kind, **data):
+        self.events.append((kind, data))
