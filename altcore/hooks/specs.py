@@ -69,9 +69,9 @@ def is_due(run: Run, step: Step) -> bool:
 def watch_backward(run: Run, step: Step) -> AbstractContextManager[Any] | None:
     """Return a context that is entered before a micro-batch's forward pass, left after backward.
 
-    The place for modules' backward hooks: torch prepares them in the forward pass and calls them
-    in the backward pass, so both lie within. A forward hook belongs in `watch_forward`: activation
-    checkpointing runs parts of the forward pass again during backward.
+    The place for whatever acts in the backward pass: backward hooks of modules, which torch
+    prepares in the forward pass, hooks of parameters, and dispatch modes. A forward hook belongs
+    in `watch_forward`: activation checkpointing runs parts of the forward pass again in backward.
     """
 
 

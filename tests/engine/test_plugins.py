@@ -1,11 +1,12 @@
 """Loading, checking and ordering the plugins that a run lists."""
 
 import pytest
-from attrs import define, field
-from helpers_plugins import load, make
+from attrs import define, field, frozen
+from helpers import events
+from helpers_plugins import load, make, plugin
 
 from altcore import BadInput, Format, hookimpl, setting
-from altcore.engine.plugins import load_plugins
+from altcore.engine.plugins import in_order, load_plugins
 
 
 class Plain:
@@ -153,3 +154,119 @@ def test_an_impossible_interval_is_refused(shelf, start, interval):
     shelf.install("diagnostic", "timed", Timed)
     with pytest.raises(BadInput, match=r"timed\.interval: .* is not a whole number of at least 1"):
         load_plugins(start.config(["timed"]))
+
+
+# ---------------------------------------------------------------------------------- order
+
+
+def requiring(*names, kind="diagnostic", name="p"):
+    """A plugin that reads the measures of others."""
+    return plugin(define(eq=False)(type("Requiring", (), {"requires": names})), kind, name)
+
+
+def names_in_order(*plugins):
+    """Their names, as they are called."""
+    return [p.name for p in in_order(plugins)]
+
+
+def test_kinds_come_in_order_and_within_a_kind_the_users_order_holds():
+    plugins = [
+        requiring(kind=kind, name=name)
+        for name, kind in (("r", "reporter"), ("d", "diagnostic"), ("i", "intervention"))
+    ]
+    assert names_in_order(*plugins, requiring(name="a")) == ["i", "d", "a", "r"]
+
+
+def test_a_plugin_comes_after_those_that_it_requires():
+    """Whatever the user's order and the kinds; nothing else is moved."""
+    a, b, c = requiring(name="a"), requiring("c", "a", name="b"), requiring(name="c")
+    assert names_in_order(b, a, c) == ["c", "a", "b"]
+    clip = requiring("a", kind="intervention", name="clip")
+    assert names_in_order(c, a, clip) == ["a", "clip", "c"]
+
+
+def test_a_required_plugin_that_is_not_there_is_named(shelf, start):
+    """With the plugin that requires it, and the flag that adds it; before anything is built."""
+    shelf.install("diagnostic", "reads", define(eq=False)(type("R", (), {"requires": ("amax",)})))
+    message = r"plugin reads requires the plugin amax, .*: add --plugin amax"
+    with pytest.raises(BadInput, match=message):
+        load_plugins(start.config(["reads"]))
+    assert [p.name for p in load_plugins(start.config(["reads", "amax"]))] == ["amax", "reads"]
+
+
+def test_plugins_that_require_each_other_are_refused():
+    a, b = requiring("b", name="a"), requiring("a", name="b")
+    with pytest.raises(BadInput, match="plugins a and b require each other"):
+        in_order([a, b])
+    with pytest.raises(BadInput, match="plugins a and a require each other"):
+        in_order([requiring("a", name="a")])
+
+
+def test_requires_is_a_tuple_of_names(shelf, start):
+    """A lone name would be taken for its letters."""
+    with pytest.raises(BadInput, match="requires: 'amax' is no tuple of plugins' names"):
+        load(shelf, start, define(eq=False)(type("R", (), {"requires": "amax"})))
+
+
+def test_measures_are_read_from_the_step(shelf, start):
+    """On the device, in the hook in which they were made; absent if the other one was not due."""
+    seen = []
+
+    @define(eq=False)
+    class Measured:
+        interval: int = 2
+
+        @hookimpl
+        def post_backward(self, step):
+            return {"half": step.loss.detach() / 2}
+
+    @define(eq=False)
+    class Reads:
+        requires = ("measured",)
+
+        @hookimpl
+        def post_backward(self, step):
+            found = step.measures.get("measured")
+            seen.append((step.index, found and found["half"].item() * 2 == step.loss.item()))
+
+    shelf.install("diagnostic", "measured", Measured)
+    shelf.install("intervention", "reads", Reads)
+    start(["reads", "measured"], max_steps=2)
+    assert seen == [(1, None), (2, True)]
+
+
+# ----------------------------------------------------------------------------------- name
+
+
+@pytest.mark.parametrize("kind", ["intervention", "diagnostic", "reporter"])
+def test_a_plugin_knows_its_own_name(shelf, start, kind):
+    """In a field ``name`` that is no setting: that of the entry point, whatever its default."""
+
+    @frozen(eq=False)
+    class Named:
+        name: str = field(init=False, default="usual")
+
+    (loaded,) = load(shelf, start, Named, kind)
+    assert loaded.instance.name == "tried"
+
+
+def test_a_setting_called_name_is_the_users(shelf, start):
+    """Only a field with ``init=False`` is filled."""
+
+    @define(eq=False)
+    class Named:
+        name: str = setting("usual", help="of something else")
+
+    (loaded,) = load(shelf, start, Named)
+    assert loaded.instance.name == "usual"
+
+
+def test_two_plugins_of_one_class_are_told_apart(shelf, start):
+    """spike-guard under another name reads its own measures, and says who it is."""
+    from altcore_interventions.spike_guard import SpikeGuard
+
+    shelf.install("intervention", "guard", SpikeGuard)
+    keys = {"guard__window": 4, "guard__least": 2, "guard__threshold": 1e-3, "learning_rate": 1.0}
+    result = start(["guard"], max_steps=12, **keys)
+    warnings = [e["message"] for e in events(result.run_directory, "warning")]
+    assert [m for m in warnings if m.startswith("guard: the loss of step")]

@@ -1,10 +1,12 @@
 """Watching the passes of the model from within."""
 
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import FunctionType
 
 import pytest
-from attrs import define
+import torch
+from attrs import define, field
 from helpers import events
 from helpers_plugins import load, make
 
@@ -176,3 +178,207 @@ def test_a_watcher_that_raises_is_disabled(shelf, start, when):
     assert result.summary["degraded"] == ["broken"]
     (said,) = events(result.run_directory, "degraded")
     assert "failed in watch_forward: ValueError: no" in said["message"]
+
+
+# ------------------------------------------------------------------------------ backward
+
+
+def output_gradients(seen):
+    """A diagnostic: the norm of the gradient of each block's output, by a full backward hook."""
+
+    @define(eq=False)
+    class OutputGradients:
+        interval: int = 2
+        norms: dict = field(init=False, factory=dict)
+
+        @hookimpl
+        @contextmanager
+        def watch_backward(self, run, step):
+            self.norms = {}
+            with DeferredErrors() as errors, ExitStack() as hooks:
+                for name, block in self.blocks(run):
+                    look = errors.guard(partial(self.look, name))
+                    hooks.callback(block.register_full_backward_hook(look).remove)
+                yield
+            seen.append((step.index, step.micro, len(self.norms)))
+
+        def blocks(self, run):
+            return [(n, m) for n, m in run.model.named_modules() if type(m).__name__ == "Block"]
+
+        def look(self, name, module, grad_inputs, grad_outputs):
+            self.norms[name] = grad_outputs[0].norm()
+
+        @hookimpl
+        def post_backward(self):
+            return {f"norm/{name}": norm for name, norm in self.norms.items()}
+
+    return OutputGradients
+
+
+def test_a_plugin_may_watch_the_backward_pass(shelf, start):
+    """A full backward hook is called, on the steps that are due, with the pass's own gradients."""
+    seen = []
+    shelf.install("diagnostic", "outputs", output_gradients(seen))
+    keys = {"max_steps": 4, "log_interval": 1, "gradient_accumulation_steps": 2}
+    watched = start(["outputs"], name="watched", eval_interval=1, **keys)
+    blocks = {n for n, m in start.engine(**keys).run.model.named_modules()
+              if type(m).__name__ == "Block"}  # fmt: skip
+    assert seen == [(s, m, len(blocks)) for s in (2, 4) for m in (0, 1)]
+    assert [x["step"] for x in watched.diagnostics_history] == [2, 4]
+    for line in watched.diagnostics_history:
+        norms = {n: line[f"outputs/norm/{n}"] for n in blocks}
+        assert all(0 < norm < 100 for norm in norms.values())
+    plain = start(name="plain", eval_interval=1, **keys)
+    loss = [[x["loss"] for x in r.metrics_history if "loss" in x] for r in (watched, plain)]
+    assert loss[0] == loss[1], "looking changes no number"
+
+
+def test_the_watched_gradient_is_that_of_the_output(shelf, start):
+    """By hand: the gradient that arrives is that of a tensor hook on the same output."""
+    pairs = []
+
+    @define(eq=False)
+    class Both:
+        @hookimpl
+        @contextmanager
+        def watch_backward(self, run):
+            last = list(run.model.modules())[-1]
+            found = {}
+
+            def forward(module, args, output):
+                output.register_hook(lambda g: found.update(tensor=g.clone()))
+
+            def backward(module, grad_inputs, grad_outputs):
+                found.update(module=grad_outputs[0].clone())
+
+            handles = [last.register_forward_hook(forward),
+                       last.register_full_backward_hook(backward)]  # fmt: skip
+            yield
+            for handle in handles:
+                handle.remove()
+            pairs.append(found)
+
+    shelf.install("diagnostic", "both", Both)
+    start(["both"], max_steps=2)
+    assert len(pairs) == 2
+    assert all(torch.equal(p["tensor"], p["module"]) for p in pairs)
+
+
+def test_watch_forward_is_over_before_the_backward_pass(shelf, start):
+    """Why there are two: a parameter's hook sees nothing, and a deferred error would be lost."""
+    seen = []
+
+    @define(eq=False)
+    class Watcher:
+        @contextmanager
+        def watch(self, run, hook):
+            with DeferredErrors() as errors:
+                weight = next(p for p in run.model.parameters() if p.requires_grad)
+                look = errors.guard(lambda gradient: seen.append((hook, gradient.norm() > 0)))
+                handle = weight.register_hook(look)
+                yield
+                handle.remove()
+
+        @hookimpl
+        def watch_forward(self, run):
+            return self.watch(run, "forward")
+
+        @hookimpl
+        def watch_backward(self, run):
+            return self.watch(run, "backward")
+
+    shelf.install("diagnostic", "watcher", Watcher)
+    start(["watcher"], max_steps=2)
+    assert seen == [("backward", True)] * 2
+
+
+def test_the_watches_span_their_passes(shelf, start):
+    """Backward around forward; pre_backward between the passes, post_backward after both."""
+    trace = []
+
+    @define(eq=False)
+    class Spans:
+        @hookimpl
+        @contextmanager
+        def watch_forward(self, step):
+            trace.append(f"forward {step.micro}")
+            yield
+            trace.append("forward over")
+
+        @hookimpl
+        @contextmanager
+        def watch_backward(self, step):
+            trace.append(f"backward {step.micro}")
+            yield
+            trace.append("backward over")
+
+        @hookimpl
+        def pre_backward(self):
+            trace.append("pre_backward")
+
+        @hookimpl
+        def post_backward(self):
+            trace.append("post_backward")
+
+    shelf.install("diagnostic", "spans", Spans)
+    start(["spans"], max_steps=1, gradient_accumulation_steps=2)
+    micro = ["forward {}", "forward over", "pre_backward", "backward over"]
+    expected = [x.format(m) for m in (0, 1) for x in ("backward {}", *micro)]
+    assert trace == [*expected, "post_backward"]
+
+
+def test_an_error_in_the_backward_pass_names_the_plugin(shelf, start):
+    """As in the forward pass; an observer that defers it is only disabled."""
+
+    def hooked(wrap):
+        @define(eq=False)
+        class Hooked:
+            @hookimpl
+            @contextmanager
+            def watch_backward(self, run):
+                with DeferredErrors() as errors:
+                    look = errors.guard(self.look) if wrap else self.look
+                    handle = run.model.register_full_backward_hook(look)
+                    try:
+                        yield
+                    finally:
+                        handle.remove()
+
+            def look(self, *_):
+                raise ValueError("no")
+
+        return Hooked
+
+    shelf.install("diagnostic", "rash", hooked(wrap=False))
+    shelf.install("diagnostic", "careful", hooked(wrap=True))
+    message = r"diagnostic rash \(acme-rash .*\) failed in the backward pass: ValueError: no"
+    with pytest.raises(PluginError, match=message):
+        start(["rash"], max_steps=1)
+    result = start(["careful"], name="careful", max_steps=2)
+    assert result.summary["degraded"] == ["careful"]
+    assert result.metrics_history[-1]["step"] == 2
+
+
+def test_a_compiled_model_shows_its_quantized_layers(shelf, start):
+    """Compiled graphs leave these out; hooks on them are called, and nothing is changed."""
+    seen = []
+
+    @define(eq=False)
+    class Layers:
+        interval: int = 2
+
+        @hookimpl
+        @contextmanager
+        def watch_backward(self, run, step):
+            layer = next(iter(run.quantization.modules.values()))
+            handle = layer.register_full_backward_hook(lambda *_: seen.append(step.index))
+            yield
+            handle.remove()
+
+    shelf.install("diagnostic", "layers", Layers)
+    keys = {"max_steps": 4, "compile": True, "log_interval": 1, "format": "E4M3"}
+    watched = start(["layers"], name="watched", **keys)
+    assert seen == [2, 4]
+    plain = start(name="plain", **keys)
+    losses = [[x["loss"] for x in r.metrics_history if "loss" in x] for r in (watched, plain)]
+    assert losses[0] == losses[1]

@@ -41,6 +41,7 @@ class LossScale:
     )
     backoff: float = setting(0.5, help="factor after an overflow", validator=and_(gt(0.0), lt(1.0)))
     largest: float = setting(2.0**24, help="scale that is not passed", validator=ge(1.0))
+    name: str = field(init=False, default="loss-scale")
     scale: float = field(init=False)
     good: int = field(init=False, default=0)
     """Steps since the last change that did not overflow."""
@@ -63,14 +64,14 @@ class LossScale:
         if scaled:
             run.emit(
                 "warning",
-                message=f"loss-scale has no effect on what is rounded as {' and '.join(scaled)}: "
+                message=f"{self.name} has no effect on what is rounded as {' and '.join(scaled)}: "
                 "its scale follows the tensor",
             )
         silent = [r for r in casts if r not in scaled and any(map(is_silent, casts[r]))]
         if silent:
             run.emit(
                 "warning",
-                message=f"loss-scale: what overflows as {' and '.join(silent)} saturates, so that "
+                message=f"{self.name}: what overflows as {' and '.join(silent)} saturates, so that "
                 "it never lowers the scale: overflow inf or nan would",
             )
 

@@ -162,6 +162,7 @@ class MantissaShift:
     direction: Literal["chain", "cause"] = setting(
         "chain", help="which chain is followed: the one given, or the one that suits the cause"
     )
+    name: str = field(init=False, default="mantissa-shift")
     chains: dict[str, Chain] = field(init=False)
     """By cause."""
     consecutive: int = field(init=False, default=0)
@@ -189,20 +190,20 @@ class MantissaShift:
         if unknown:
             run.emit(
                 "warning",
-                message=f"mantissa-shift: the chain does not mention {', '.join(unknown)}: "
+                message=f"{self.name}: the chain does not mention {', '.join(unknown)}: "
                 "what is in it will not be shifted",
             )
         if self.nan_patience > run.config.nan_patience:
             run.emit(
                 "warning",
-                message=f"mantissa-shift: nan_patience {self.nan_patience} is never reached: the "
+                message=f"{self.name}: nan_patience {self.nan_patience} is never reached: the "
                 f"run collapses after {run.config.nan_patience} non-finite steps",
             )
         if held and not any(self._may_stall(casts) for casts in run.quantization.plan.values()):
             what = "stored weight" if self.stall_of == "stored" else "view of a float32 master"
             run.emit(
                 "warning",
-                message=f"mantissa-shift: there is no {what} whose stall would count in this run: "
+                message=f"{self.name}: there is no {what} whose stall would count in this run: "
                 f"none shifts a format (stall_of: {self.stall_of})",
             )
 
@@ -271,7 +272,7 @@ class MantissaShift:
     @hookimpl
     def on_event(self, event: Mapping[str, Any]) -> None:
         """Count what was carried out; another recipe or state is judged by its own steps."""
-        if event["event"] == "recipe" and event["plugin"] == "mantissa-shift":
+        if event["event"] == "recipe" and event["plugin"] == self.name:
             self.done[self.cause] += 1
         if event["event"] in ("recipe", "rollback"):
             self.views = ViewStall(since=event["step"])

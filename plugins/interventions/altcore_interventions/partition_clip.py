@@ -20,7 +20,6 @@ E5M2_MAX = 57344.0
 """The largest value of OCP E5M2, at which the original threshold is ``base`` itself."""
 
 MEASURE = "flushed_"
-PREFIX = f"partition-clip/{MEASURE}"
 
 ROLES = ("weight", "activation", "gradient", "weight_gradient", "attention")
 
@@ -86,6 +85,7 @@ class PartitionClip:
         help="share of a layer's values that overflow, above which its gradients are clipped",
         validator=and_(ge(0.0), le(1.0)),
     )
+    name: str = field(init=False, default="partition-clip")
     interval: int = field(init=False, default=1)
     """Steps between calls: each in mode original."""
     flushed: dict[str, float] = field(init=False, factory=dict)
@@ -110,7 +110,7 @@ class PartitionClip:
             why = "no scale follows its tensor's largest magnitude"
         if not acts:
             why = why if quantizers else "the recipe quantizes no product and no gradient"
-            run.emit("warning", message=f"partition-clip will change nothing: {why}")
+            run.emit("warning", message=f"{self.name} will change nothing: {why}")
 
     @hookimpl
     def post_backward(self, run: Run) -> dict[str, Tensor] | None:
@@ -127,7 +127,8 @@ class PartitionClip:
     @hookimpl
     def on_record(self, metrics: Mapping[str, Any]) -> None:
         """Keep the shares that were recorded."""
-        found = {k.removeprefix(PREFIX): v for k, v in metrics.items() if k.startswith(PREFIX)}
+        prefix = f"{self.name}/{MEASURE}"
+        found = {k.removeprefix(prefix): v for k, v in metrics.items() if k.startswith(prefix)}
         # A line without any is another plugin's step.
         self.flushed = found or self.flushed
 

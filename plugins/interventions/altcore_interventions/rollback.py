@@ -57,6 +57,7 @@ class RollbackOnFailure:
         help="multiply the learning rate by this after the restore",
         validator=and_(gt(0.0), le(1.0)),
     )
+    name: str = field(init=False, default="rollback")
     attempts: int = field(init=False, default=0)
     consecutive: int = field(init=False, default=0)
     """Non-finite steps in a row, up to ``last_step``."""
@@ -73,14 +74,14 @@ class RollbackOnFailure:
         if self.nan_patience > config.nan_patience:
             run.emit(
                 "warning",
-                message=f"rollback: nan_patience {self.nan_patience} is never reached: the run "
+                message=f"{self.name}: nan_patience {self.nan_patience} is never reached: the run "
                 f"collapses after {config.nan_patience} non-finite steps",
             )
         oldest = config.snapshot_interval * config.max_snapshots
         if self.steps > oldest:
             run.emit(
                 "warning",
-                message=f"rollback: no snapshot is ever {self.steps} steps old: "
+                message=f"{self.name}: no snapshot is ever {self.steps} steps old: "
                 f"{config.max_snapshots} are kept, {config.snapshot_interval} steps apart",
             )
 
@@ -105,7 +106,7 @@ class RollbackOnFailure:
     @hookimpl
     def on_event(self, event: Mapping[str, Any]) -> None:
         """Count the rollbacks that were carried out."""
-        if event["event"] == "rollback" and event["plugin"] == "rollback":
+        if event["event"] == "rollback" and event["plugin"] == self.name:
             self.attempts += 1
             self.consecutive = 0
 
@@ -114,7 +115,7 @@ class RollbackOnFailure:
             return None
         # Rare, and the engine itself asks each snapshot then.
         if not any(s.step <= run.step - self.steps and s.is_finite() for s in run.snapshots):
-            message = f"rollback: no finite snapshot is {self.steps} steps old"
+            message = f"{self.name}: no finite snapshot is {self.steps} steps old"
             run.emit("warning", message=message)
             return None
         which = f"attempt {self.attempts + 1} of {self.most_attempts}"

@@ -45,6 +45,7 @@ class SpikeGuard:
     window: int = setting(50, help="losses that mean and deviation are taken of", validator=ge(2))
     least: int = setting(20, help="losses before one is judged", validator=ge(2))
     most_consecutive: int = setting(5, help="spikes in a row, at most", validator=ge(1))
+    name: str = field(init=False, default="spike-guard")
     losses: Tensor | None = field(init=False, default=None)
     """The window, newest first, and NaN where there was none yet; on the device."""
     counts: Tensor | None = field(init=False, default=None)
@@ -102,13 +103,13 @@ class SpikeGuard:
     @hookimpl
     def on_record(self, run: Run, metrics: Mapping[str, Any]) -> None:
         """Tell of a spike, when its number has come to the host."""
-        count = metrics.get("spike-guard/spikes", 0)
+        count = metrics.get(f"{self.name}/spikes", 0)
         if count > self.told:
             self.told = count
             run.emit(
                 "warning",
-                message=f"spike-guard: the loss of step {metrics['step']}, {metrics['loss']:.4g}, "
-                f"is {metrics['spike-guard/z']:.3g} standard deviations above the last ones: its "
+                message=f"{self.name}: the loss of step {metrics['step']}, {metrics['loss']:.4g}, "
+                f"is {metrics[f'{self.name}/z']:.3g} standard deviations above the last ones: its "
                 "gradients were set to zero",
             )
 

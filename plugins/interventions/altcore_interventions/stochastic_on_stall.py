@@ -31,6 +31,7 @@ class StochasticOnStall:
         help="stall rate of a collapse above which rounding becomes stochastic",
         validator=and_(ge(0.0), le(1.0)),
     )
+    name: str = attrs.field(init=False, default="stochastic-on-stall")
 
     @hookimpl
     def run_start(self, run: Run) -> None:
@@ -38,7 +39,7 @@ class StochasticOnStall:
         if not self._layers(run):
             run.emit(
                 "warning",
-                message="stochastic-on-stall will change nothing: no stored weight is rounded "
+                message=f"{self.name} will change nothing: no stored weight is rounded "
                 "in another way than stochastically",
             )
 
