@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from altcore.api import train
     from altcore.config import TrainConfig
-    from altcore.engine import DeferredErrors
+    from altcore.engine import DeferredErrors, Run, Step
     from altcore.errors import AltcoreError, BadInput
     from altcore.formats import (
         BlockFormat,
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from altcore.hooks import (
         ChangeRecipe,
+        NonFinite,
         Rollback,
         ScaleLearningRate,
         ShiftFormat,
@@ -53,10 +54,13 @@ _HOME = {
     "ChangeRecipe": "hooks",
     "DeferredErrors": "engine",
     "Format": "formats",
+    "NonFinite": "hooks",
     "Rollback": "hooks",
+    "Run": "engine",
     "ScaleLearningRate": "hooks",
     "ShiftFormat": "hooks",
     "SkipStep": "hooks",
+    "Step": "engine",
     "Stop": "hooks",
     "TrainConfig": "config",
     "code_format": "formats",
@@ -86,10 +90,13 @@ __all__ = [
     "ChangeRecipe",
     "DeferredErrors",
     "Format",
+    "NonFinite",
     "Rollback",
+    "Run",
     "ScaleLearningRate",
     "ShiftFormat",
     "SkipStep",
+    "Step",
     "Stop",
     "TrainConfig",
     "code_format",

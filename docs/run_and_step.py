@@ -1,0 +1,129 @@
+"""Writes docs/run-and-step.md from the docstrings: ``python docs/run_and_step.py``.
+
+Each class is given with its public attributes; of a class that the engine and plugins share, the
+part that plugins may use is listed here.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from pathlib import Path
+from typing import NamedTuple
+
+from altcore.engine import Run, Step, Workload
+from altcore.hooks import NonFinite
+from altcore.quantization import Quantization, WeightGrid
+from altcore.quantization.quantizer import Quantizer
+from altcore.quantization.stored import StoredWeight
+
+PAGE = Path(__file__).with_name("run-and-step.md")
+
+HEAD = """# Run and step
+
+<!-- Written by docs/run_and_step.py from the docstrings of the classes: change those. -->
+
+These are the attributes that hooks may use. Every other one is private and may change. A tensor is on
+the run's device; read none on the host in a step (no `.item()`). Nothing may be changed unless it says
+so.
+"""
+
+QUANTIZATION = (
+    "plan", "compute", "modules", "quantizers", "counts", "errors", "stored", "stored_moves",
+    "view_layers", "view_moves", "grid_of", "off", "stats", "coverage",
+)  # fmt: skip
+QUANTIZER = (
+    "name", "layer", "operand", "parameter", "cast", "last_scale", "history",
+)  # fmt: skip
+STORED = ("name", "layer", "cast", "scale", "scale_before", "before", "error")
+
+SECTIONS: tuple[tuple[type, str, tuple[str, ...] | None], ...] = (
+    (Run, "Run", None),
+    (Step, "Step", None),
+    (Workload, "Workload", None),
+    (Quantization, "Quantization", QUANTIZATION),
+    (Quantizer, "Quantizer", QUANTIZER),
+    (StoredWeight, "StoredWeight", STORED),
+    (WeightGrid, "WeightGrid", None),
+    (NonFinite, "NonFinite", None),
+)
+"""Class, heading, and the names that plugins may use; None for all public ones."""
+
+INTRODUCTIONS = {
+    "Workload": "`run.workload`: the object that the workload's `build` returned.",
+    "Quantization": "`run.quantization`.",
+    "Quantizer": "An entry of `run.quantization.quantizers`: it rounds one operand of one layer.",
+    "StoredWeight": "A value of `run.quantization.stored`: one parameter on its grid.",
+    "WeightGrid": "The return of `run.quantization.grid_of` and of an optimizer's `grid_of`.",
+    "NonFinite": "The argument `where` of `on_nan`.",
+}
+
+
+class Member(NamedTuple):
+    """A public attribute or method of a class."""
+
+    name: str
+    shown: str
+    """The attribute's type, or the method's signature."""
+    text: str
+    since: str
+    """From when on it is there; empty for always."""
+
+
+def members(cls: type, names: tuple[str, ...] | None = None) -> list[Member]:
+    """Return what a class has under ``names``, in the order of its source; all public if None."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    assert isinstance(tree, ast.ClassDef)
+    found = []
+    for node, after in zip(tree.body, [*tree.body[1:], None], strict=True):
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            own, shown = node.target.id, ast.unparse(node.annotation)
+            doc = _text(after)
+        elif isinstance(node, ast.FunctionDef):
+            own, doc = node.name, ast.get_docstring(node) or ""
+            is_property = any(ast.unparse(d) == "property" for d in node.decorator_list)
+            returns = ast.unparse(node.returns) if node.returns else ""
+            arguments = ast.unparse(node.args).removeprefix("self").removeprefix(", ")
+            shown = returns if is_property else f"({arguments}) -> {returns}"
+        else:
+            continue
+        if (names is None and own.startswith("_")) or (names is not None and own not in names):
+            continue
+        text, _, since = doc.partition("From: ")
+        found.append(Member(own, shown, _line(text), _line(since)))
+    return found
+
+
+def _text(node: ast.stmt | None) -> str:
+    """Return the docstring of the attribute before, if ``node`` is one."""
+    value = node.value if isinstance(node, ast.Expr) else None
+    is_text = isinstance(value, ast.Constant) and isinstance(value.value, str)
+    return inspect.cleandoc(value.value) if is_text else ""
+
+
+def _line(text: str) -> str:
+    """Return a text as one line of Markdown."""
+    return " ".join(text.replace("``", "`").split())
+
+
+def page() -> str:
+    """Return the whole page."""
+    parts = [HEAD]
+    for cls, heading, names in SECTIONS:
+        found = members(cls, names)
+        has_since = any(m.since for m in found)
+        intro = INTRODUCTIONS.get(heading) or _line(inspect.getdoc(cls) or "").split(". From")[0]
+        columns = ["name", "type", "meaning", *(["there from"] if has_since else [])]
+        rows = [columns, ["---"] * len(columns)]
+        for m in found:
+            since = m.since.rstrip(".") if has_since else ""
+            cells = [f"`{m.name}`", f"`{m.shown}`", m.text, *([since] if has_since else [])]
+            rows.append([cell.replace("|", r"\|") for cell in cells])
+        table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        parts.append(f"## {heading}\n\n{intro}\n\n{table}\n")
+    return "\n".join(parts)
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page(), encoding="utf-8")
