@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         on_grid,
         quantized_weights,
         random_state,
+        set_random_state,
     )
     from altcore.errors import (
         BadInput,
@@ -159,6 +160,7 @@ _HOME = {
     "Trend": "altcore.engine",
     # Random states
     "random_state": "altcore.engine",
+    "set_random_state": "altcore.engine",
     # Reading the record of a run
     "EVENTS": "altcore.runs",
     "METRICS": "altcore.runs",
@@ -228,6 +230,7 @@ __all__ = [
     "read_mapping",
     "round_scalar",
     "round_to_grid",
+    "set_random_state",
     "setting",
     "summary_of",
     "table_format",

@@ -24,9 +24,9 @@ HEAD = """# Run and step
 
 <!-- Written by docs/run_and_step.py from the docstrings of the classes: change those. -->
 
-These are the attributes that hooks may use. Every other one is private and may change. A tensor is on
-the run's device; read none on the host in a step (no `.item()`). Nothing may be changed unless it says
-so.
+These are the attributes that hooks may use. Every other one is private and may change. Tensors are
+on the run's device; do not read them on the host in a step (no `.item()`). Change nothing, unless
+the table says that you may.
 """
 
 QUANTIZATION = (

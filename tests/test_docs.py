@@ -17,10 +17,19 @@ from altcore.cli import COMMANDS, cli
 from altcore.config import TrainConfig, load
 from altcore.config.original_keys import original_names
 from altcore.engine import loop as engine
-from altcore.engine.dispatch import INTERVAL_HOOKS, LONGEST_MEASURE
+from altcore.engine.returns import LONGEST_MEASURE
 from altcore.errors import EXIT_CODES
 from altcore.formats import OVERFLOWS, ROUNDINGS, get_format
-from altcore.hooks import ACTING, HOOKS, MEASURING, NEEDS, actions, describe_settings
+from altcore.hooks import (
+    ACTING,
+    HOOKS,
+    MEASURING,
+    NEEDS,
+    ON_DUE_STEPS,
+    WATCHING,
+    actions,
+    describe_settings,
+)
 from altcore.hooks import specs as hookspecs
 from altcore.recipes import OPERANDS, ROLES, parse
 from altcore.recipes.reading import CAST_KEYS, NAMED
@@ -73,7 +82,12 @@ def test_every_hook_is_documented():
         f"{h}({', '.join(inspect.signature(getattr(hookspecs, h)).parameters)})" for h in HOOKS
     ]
     assert [plain(r[0]) for r in found[: len(HOOKS)]] == signatures
-    returns = {"an Action or None": ACTING, "measures or None": MEASURING}
+    returns = {
+        "an Action or None": ACTING,
+        "measures or None": MEASURING,
+        "a context manager or None": WATCHING,
+        "True or False": ("is_due",),
+    }
     for hook, (_, when, changes, returned) in zip(HOOKS, found, strict=False):
         expected = [words for words, hooks in returns.items() if hook in hooks]
         assert [returned] == (expected or ["nothing"])
@@ -123,7 +137,7 @@ def test_limits_and_causes_are_documented():
     """Numbers and words that the code compares with."""
     text = page("hooks")
     assert f"at most {LONGEST_MEASURE} numbers" in text
-    assert all(f"`{hook}`" in text for hook in INTERVAL_HOOKS)
+    assert all(f"`{hook}`" in text for hook in ON_DUE_STEPS)
     for cause in ("nan_patience", "diverged", "stalled", "dead_gradients"):
         assert cause in text
 

@@ -3,10 +3,12 @@
 import ast
 import inspect
 import re
+import runpy
 import subprocess
 import sys
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -14,9 +16,8 @@ import altcore
 import altcore.plugin
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "docs"))
 
-import run_and_step
+run_and_step = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "run_and_step.py")))
 
 FACES = {"altcore": altcore, "altcore.plugin": altcore.plugin}
 SOURCES = [
@@ -73,10 +74,7 @@ def test_plugins_import_the_face_only(path):
         ("import altcore.numerics", ["altcore.numerics"]),
         ("from altcore import engine", ["altcore.engine"]),
         ("from altcore.plugin import Engine", ["altcore.plugin.Engine"]),
-        (
-            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from altcore.engine import Run",
-            ["altcore.engine.Run"],
-        ),
+        ("if TYPE_CHECKING:\n    from altcore.engine import Run", ["altcore.engine.Run"]),
         ("def f():\n    import_module('altcore.engine')", ["altcore.engine"]),
         ("from altcore_optimizers.adam import adam_step", ["altcore_optimizers.adam"]),
     ],
@@ -101,7 +99,7 @@ def test_the_three_lists_of_names_agree(face):
     assert sorted(face.__all__) == sorted(homes)
     for name, home in homes.items():
         assert getattr(face, name) is getattr(import_module(home), name)
-        assert name in import_module(home).__all__
+        assert name in getattr(import_module(home), "__all__", [name])
     with pytest.raises(AttributeError, match="has no attribute 'Nothing'"):
         _ = face.Nothing
 
@@ -165,7 +163,10 @@ def test_every_public_attribute_is_documented(cls, heading, names):
 
 def uses(tree):
     """Yield the attributes of runs and steps that a module uses: (section, attribute)."""
-    bound = {"run": "Run", "step": "Step", "q": "Quantization", "quantizer": "Quantizer"}
+    bound = {"run": "Run", "step": "Step", "quantizer": "Quantizer", "weight.grid": "WeightGrid"}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and ast.unparse(node.value).endswith("run.quantization"):
+            bound[ast.unparse(node.targets[0])] = "Quantization"
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             owner = ast.unparse(node.value)

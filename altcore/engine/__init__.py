@@ -21,7 +21,7 @@ from altcore.engine.measuring import (
     on_grid,
     quantized_weights,
 )
-from altcore.engine.randomness import random_state
+from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.setup import build_workload, choose_device, prepare, resumed
 from altcore.engine.state import Run, Step, Workload
 
@@ -51,4 +51,5 @@ __all__ = [
     "quantized_weights",
     "random_state",
     "resumed",
+    "set_random_state",
 ]

@@ -1,4 +1,4 @@
-"""What was not finite first, as ``on_nan`` is told."""
+"""The first thing in a step that was not finite, as ``on_nan`` is told."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from attrs import frozen
 
 @frozen
 class NonFinite:
-    """What was not finite first."""
+    """The first thing in a step that was not finite."""
 
     what: str
     """``loss``, ``gradient``, ``final gradient`` (after the clippers) or ``quantizer``."""
     layer: str | None = None
-    """Layer or parameter; for a loss the first layer whose quantizer met it, if any did."""
+    """The layer, or the parameter of a gradient; for a loss the first layer whose quantizer met a
+    value that is not finite, if any did."""
     operand: str | None = None
+    """The operand that a quantizer met, as ``activation@fwd``; None if none did."""
     value: float = math.nan
+    """The loss, or the first such element of the gradient."""
 
     def __str__(self) -> str:
         operand = f" ({self.operand})" if self.operand else ""

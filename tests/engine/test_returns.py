@@ -1,14 +1,20 @@
 """What a plugin may hand to the engine."""
 
+import re
 from collections import OrderedDict, defaultdict
+from contextlib import nullcontext
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from attrs import frozen
 
-from altcore.engine.returns import check_state
+from altcore import Stop
+from altcore.engine.plugins import Plugin
+from altcore.engine.returns import check_return, check_state
 from altcore.errors import PluginError
+from altcore.registry import HOOK_KINDS, KINDS
 
 
 @frozen
@@ -46,3 +52,69 @@ def test_state_that_could_not_be_loaded_is_refused_when_saved(value, says):
     """Else every checkpoint would be written and none could be read."""
     with pytest.raises(PluginError, match=says):
         check_state(value)
+
+
+# ----------------------------------------------------- the table of kinds in docs/plugins.md
+
+PAGE = Path(__file__).parents[2] / "docs" / "plugins.md"
+RETURNS = {
+    "an Action": ("pre_step", Stop(reason="enough")),
+    "measures": ("post_step", {"x": 1.0}),
+    "a context manager": ("watch_forward", nullcontext()),
+}
+
+
+def table(heading, number=0):
+    """Return the rows of a table under a heading, by column."""
+    part = PAGE.read_text().partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+    lines = re.findall(r"(?:^\|.*\n)+", part, re.MULTILINE)[number].splitlines()
+    head, _, *rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return [dict(zip(head, row, strict=True)) for row in rows]
+
+
+def is_allowed(kind, hook, returned):
+    try:
+        check_return(Plugin("p", kind, "acme 1", None), hook, returned)
+    except PluginError:
+        return False
+    return True
+
+
+def test_the_table_of_kinds_is_true():
+    """Which kinds may return what, and whose state is kept."""
+    rows = {row["kind"]: row for row in table("The class of a plugin")}
+    assert list(rows) == [kind for kind in KINDS if kind != "format"]
+    for kind in HOOK_KINDS:
+        assert rows[kind]["must have"] == "`@define(eq=False)`"
+        assert rows[kind]["state in checkpoints"] == "yes"
+        for column, (hook, returned) in RETURNS.items():
+            assert rows[kind][column] == ("yes" if is_allowed(kind, hook, returned) else "no")
+            assert is_allowed(kind, hook, None)
+            assert not is_allowed(kind, "run_start", returned)
+    for kind in ("optimizer", "workload"):
+        assert rows[kind]["must have"] == "`build`"
+        assert {rows[kind][column] for column in RETURNS} == {"–"}
+
+
+def test_the_table_names_all_that_a_class_may_have():
+    """Every attribute that the loader, the dispatcher and the report look for by name."""
+    found = "".join(row["name"] for row in table("The class of a plugin", 1))
+    root = PAGE.parents[1] / "altcore"
+    sources = [root / "engine" / f"{n}.py" for n in ("plugins", "dispatch")]
+    sources += [root / "hooks" / "plugin_class.py", root / "cli" / "report.py"]
+    pattern = r"(?:get|has)attr\((?:self\.instance|plugin\.instance|instance|cls|made), \"(\w+)\""
+    looked_for = {name for path in sources for name in re.findall(pattern, path.read_text())}
+    assert looked_for >= {"needs", "requires", "interval", "state_dict", "render"}
+    assert all(f"`{name}" in found for name in {*looked_for, "name"})
+
+
+def test_the_table_says_what_a_state_may_hold():
+    """Each type by name, and no other."""
+    (row,) = [r for r in table("The class of a plugin", 1) if r["name"].startswith("`state_dict")]
+    kept = {
+        "tensors": torch.ones(1), "numbers": 1.5, "text": "x", "None": None, "lists": [1],
+        "tuples": (1,), "dicts": {"a": 1},
+    }  # fmt: skip
+    for word, value in kept.items():
+        assert word in row["what it is"]
+        check_state({"x": value})
