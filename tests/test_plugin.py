@@ -161,6 +161,12 @@ def test_every_public_attribute_is_documented(cls, heading, names):
         assert m.since or heading != "Step", f"{m.name}: from when on is it there?"
 
 
+@pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_plugins_keep_no_weak_dictionaries(path):
+    """What belongs to a step is in the step: `Step.shared`."""
+    assert "Weak" not in path.read_text()
+
+
 def uses(tree):
     """Yield the attributes of runs and steps that a module uses: (section, attribute)."""
     bound = {"run": "Run", "step": "Step", "quantizer": "Quantizer", "weight.grid": "WeightGrid"}
