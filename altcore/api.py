@@ -1,4 +1,4 @@
-"""altcore from Python: everything is checked, built, and only then written to."""
+"""altcore from Python: everything is checked and built before anything is written."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from altcore.runs import METRICS, read_lines
 
 @frozen
 class Result:
-    """What came of a run."""
+    """The outcome of a run."""
 
     format_name: str
     status: str
@@ -48,14 +48,21 @@ def train(
     *,
     resume: str | None = None,
 ) -> Result:
-    """Train, and return what came of it.
+    """Train, and return the outcome.
 
-    ``config`` is a `TrainConfig`, a mapping of its keys, or a YAML file. ``model`` takes the
-    place of the workload's, ``data`` that of its data: a path, or a function
-    ``(split, step, micro) -> batch``. ``resume`` names a run in the configuration's ``runs_dir``
-    to go on with. It trains under `torch.no_grad` and `torch.inference_mode`, too. Raises
-    `BadInput` before anything is written, and `AltcoreError` for failures; a collapse is a
-    result.
+    Works under `torch.no_grad` and `torch.inference_mode`, too. A collapse is a result, no error.
+
+    Args:
+        config: a `TrainConfig`, a mapping of its keys, or a YAML file; the defaults if None.
+        model: takes the place of the workload's model.
+        data: takes the place of the workload's data: a path, or a function
+            ``(split, step, micro) -> batch``.
+        device: takes the place of the configuration's.
+        resume: the name of a run in the configuration's ``runs_dir`` to go on with.
+
+    Raises:
+        BadInput: before anything is written.
+        AltcoreError: if the run fails.
     """
     if not (data is None or callable(data) or isinstance(data, str | Path)):
         raise BadInput(
@@ -100,7 +107,7 @@ def _as_config(config: TrainConfig | Mapping[str, Any] | str | Path | None) -> T
 def layers_of(config: TrainConfig) -> tuple[list[Layer], list[list[str]], dict[str, Any]]:
     """Return the layers of the configuration's model, the names that share a parameter, and facts.
 
-    The facts are what the workload says of itself.
+    The facts are the workload's own.
     """
     workload = build_workload(config, torch.device("cpu"), None, None)
     layers = [layer for layer, _ in find_layers(workload.model).values()]

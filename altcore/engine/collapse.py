@@ -1,10 +1,10 @@
-"""The detector: whether training still learns, judged from host numbers alone.
+"""The detector: it judges from host numbers alone whether training still learns.
 
-Neither stalled updates nor dead gradients are a collapse by themselves. They are one only where the
-loss stands still: over a window, the training loss has not improved by two standard errors, and
-validation, where the run measures it, is no better than when the window began. Otherwise they are
-told once, as a warning. Stall counts only after warm-up, at a learning rate of at least half its
-peak; that of views of float32 masters delays updates and loses none, so it never is a cause.
+Stalled updates and dead gradients are a collapse only if the loss stands still: over a window, the
+training loss has not improved by two standard errors, and validation, if the run measures it, is
+no better than when the window began. Otherwise they are told once, as a warning. Stall counts only
+after warm-up, at a learning rate of at least half its peak. The stall of views of float32 masters
+delays updates and loses none, so it is never a cause.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from attrs import define, field, frozen
 from altcore.config import TrainConfig
 
 SMOOTH = 20
-"""Steps over which the loss is averaged to say that it has diverged."""
+"""Steps whose mean loss is compared with the first loss, to see whether it has diverged."""
 FIRST = 5
-"""Steps that are not averaged: a spike among the first may pass."""
+"""Steps left out of that mean: a spike among the first may pass."""
 FEWEST = 4
-"""Losses in a window, two in each half: of fewer there is no standard error."""
+"""The fewest losses of a window, two in each half: fewer have no standard error."""
 LEAST = 1e-4
-"""A validation loss improves if it falls by this share of itself; less is rounding."""
+"""A validation loss improves if it falls by this share of itself; a smaller fall is rounding."""
 
 
 @frozen
@@ -35,11 +35,11 @@ class Trend:
     """How the loss moved over a window of steps."""
 
     improvement: float
-    """Of the training loss: its mean over the first half less that over the second."""
+    """Of the training loss: its mean over the first half minus that over the second."""
     error: float
     """Two standard errors of it."""
     validation: tuple[float | None, float | None] | None = None
-    """The best validation loss up to the window's beginning, and since: None where there is none
+    """The best validation loss up to the window's beginning, and since; each None if there is none
     yet. None for a run that makes no evaluations."""
 
     @classmethod
@@ -48,7 +48,7 @@ class Trend:
     ) -> Trend:
         """Return the trend of (step, loss) pairs, `FEWEST` or more.
 
-        ``evaluations`` are those of the run so far, None where it makes none.
+        ``evaluations`` are those of the run so far, None if it makes none.
         """
         half = len(losses) // 2
         before, after = [x for _, x in losses[:half]], [x for _, x in losses[half:]]
@@ -70,9 +70,9 @@ class Trend:
 
     @property
     def improves(self) -> bool | None:
-        """Whether the run learned in the window, by validation where there is one.
+        """Whether the run learned in the window, by validation if there is one.
 
-        None while that cannot be told: validation was not measured, or training says the opposite.
+        None while that is unknown: validation was not measured, or training says the opposite.
         """
         if self.validation is None:
             return self.training_improves
@@ -112,7 +112,7 @@ class Trend:
 
 @define(eq=False)
 class StallWindow:
-    """The last recorded steps on which stall counts."""
+    """The last recorded steps on which stall counts, up to ``stall_window`` of them."""
 
     config: TrainConfig
     steps: deque[tuple[int, float, float]] = field(init=False)
@@ -122,7 +122,7 @@ class StallWindow:
         self.steps = deque(maxlen=self.config.stall_window)
 
     def add(self, step: int, loss: float, rate: float, learning_rate: float) -> bool:
-        """Take in a step if stall counts on it; return whether it does."""
+        """Keep a step if stall counts on it; return whether it does."""
         at_least = 0.5 * self.config.learning_rate
         counts = step > self.config.warmup_steps and learning_rate >= at_least
         if counts:
@@ -132,7 +132,7 @@ class StallWindow:
     def stalled(
         self, threshold: float, evaluations: Sequence[tuple[int, float]] | None = None
     ) -> tuple[float, Trend] | None:
-        """Return the mean stall rate and the trend of a full window, if it is above ``threshold``.
+        """Return mean stall rate and trend of a full window, if the rate is above ``threshold``.
 
         See `Trend.of` for ``evaluations``.
         """
@@ -154,14 +154,14 @@ class StallWindow:
 
 @frozen
 class Finding:
-    """What the detector sees in a step, of one cause."""
+    """The detector's judgement of one cause in a step."""
 
     reason: str
     numbers: Mapping[str, Any]
     is_collapse: bool | None = True
-    """None while it is not known: a warning, which ends no collapse that was told."""
+    """None while it is unknown: then it is a warning, and a collapse told before goes on."""
     about: frozenset[str] = frozenset()
-    """What a warning would be of: each is warned of once. Empty where none is due."""
+    """The subjects of a warning, each told once. Empty if no warning is due."""
 
 
 @define(eq=False)
@@ -202,7 +202,7 @@ class Detector:
         stall: tuple[str, float] | None = None,
         dead: Mapping[str, int] | None = None,
     ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """Take in a step; return the evidence of each new collapse, and of each new warning.
+        """Judge a step; return the evidence of each new collapse, and of each new warning.
 
         ``is_forgiven``: the format was shifted or the state rolled back because of this step, so
         that it is not counted as non-finite. ``counts``: a non-finite step that does not count
@@ -234,7 +234,7 @@ class Detector:
         return collapses, warnings
 
     def evaluated(self, step: int, val_loss: float) -> None:
-        """Take in an evaluation, which comes after the step was observed."""
+        """Keep an evaluation, which comes after the step was observed."""
         began = [window[0][0] for window in (self.window.steps, self.recent) if window]
         old = [e for e in self.evaluations if e[0] <= min(began, default=step)]
         kept = [min(old, key=itemgetter(1))] if old else []
@@ -242,7 +242,7 @@ class Detector:
         self.evaluations = [*kept, *self.evaluations[len(old) :], (step, value)]
 
     def start_anew(self) -> None:
-        """Forget what was seen of another recipe or state: it was changed, or rolled back."""
+        """Forget the windows: the recipe was changed, or the state rolled back."""
         self.nonfinite = 0
         self.window.steps.clear()
         self.recent.clear()

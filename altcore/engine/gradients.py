@@ -36,7 +36,7 @@ class GradientNorms:
         self.dead_steps = torch.zeros(len(norms), dtype=torch.int64, device=device)
 
     def present(self) -> list[Tensor]:
-        """Return the gradients that there are; `AltcoreError` if there is none."""
+        """Return all gradients that exist; `AltcoreError` if there is none."""
         found = [p.grad for p in self.parameters if p.grad is not None]
         if not found:
             raise AltcoreError("the loss depends on no parameter: there is no gradient")

@@ -1,4 +1,4 @@
-"""Where something went wrong. These read from the device freely: they run only then."""
+"""Finding the first value that was not finite. Reads the device freely, since it runs only then."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from altcore.hooks import NonFinite
 
 
 def locate_nonfinite(run: Run, host: Mapping[str, Any]) -> NonFinite:
-    """Return what was not finite first, in the order in which a step computes.
+    """Return the first thing that was not finite, in the order in which a step computes.
 
     ``host`` holds the step's read: loss, grad_norm and final_norm.
     """
@@ -46,7 +46,7 @@ def _gradient(run: Run, what: str, norm: float, met: tuple[str | None, str | Non
 
 
 def layer_evidence(run: Run) -> dict[str, Any]:
-    """Return what a collapse is recorded with: quantizers, stored weights and gradients."""
+    """Return the evidence by layer for a collapse: quantizers, stored weights and gradients."""
     gradients = {
         name: {
             "zero_share": float((p.grad == 0).double().mean()),

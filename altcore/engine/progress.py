@@ -1,4 +1,4 @@
-"""How a run is getting on: what its summary says and its checkpoints keep."""
+"""The progress of a run, for its summary and its checkpoints."""
 
 from __future__ import annotations
 

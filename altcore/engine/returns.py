@@ -1,4 +1,4 @@
-"""What a plugin may hand to the engine: the returns of its hooks, and its state."""
+"""Checks of what a plugin hands to the engine: the returns of its hooks, and its state."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What happens on which step: the learning rate, and intervals."""
+"""The schedule: the learning rate of a step, and intervals."""
 
 from __future__ import annotations
 

@@ -52,12 +52,12 @@ class CustomWorkload:
 
     @property
     def item(self) -> str:
-        """What an item is called."""
+        """The plural by which an item is called."""
         return self.base.item
 
     @property
     def facts(self) -> Mapping[str, str | int | float]:
-        """What the workload says of itself."""
+        """The base workload's facts."""
         return self.base.facts
 
     def loss(self, model: nn.Module, batch: Any) -> Tensor:
@@ -173,7 +173,7 @@ def _format_name(config: TrainConfig, quantization: Quantization) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device called ``name``, ``auto`` being CUDA where there is one."""
+    """Return the device called ``name``; ``auto`` is CUDA if there is one."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(name)

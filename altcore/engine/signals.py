@@ -1,4 +1,4 @@
-"""Leaving when asked: a signal sets a flag, which the step's boundary reads."""
+"""Leaving on a signal: it sets a flag, which is read between two steps."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 class Signals:
     """Context in which SIGINT, SIGTERM and SIGUSR1 ask the run to leave after the step.
 
-    A second SIGINT does not wait. Outside the main thread Python gives no signals, and nothing
-    is changed.
+    A second SIGINT does not wait for the step. Outside the main thread, where Python delivers no
+    signals, nothing is changed.
     """
 
     asked: int = 0

@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 class Workload(Protocol):
-    """What the ``build(seed, device)`` of a workload returns."""
+    """Model, data and loss, as the ``build(seed, device)`` of a workload returns them."""
 
     @property
     def model(self) -> nn.Module:
@@ -41,7 +41,7 @@ class Workload(Protocol):
 
     @property
     def facts(self) -> Mapping[str, str | int | float]:
-        """What the record says of data and model; the same for the same data."""
+        """Facts of data and model for the record; the same for the same data."""
 
     def batch(self, split: str, step: int, micro: int) -> Any:
         """Return a micro-batch: a pure function of seed, ``split`` (train, val), step and micro."""
@@ -60,7 +60,7 @@ class Step:
     """One step. Tensors stay on the device; gradients are ``p.grad`` of the model's parameters."""
 
     index: int
-    """How many batches have been drawn, from 1. It never runs backwards.
+    """The number of steps whose batches have been drawn, from 1. It never runs backwards.
 
     From: the step's beginning.
     """
@@ -102,7 +102,7 @@ class Step:
     From: ``post_backward``.
     """
     measures: dict[str, dict[str, Any]] = field(init=False, factory=dict)
-    """What other plugins measured in this step, by plugin and measure, on the device. A plugin is
+    """The measures of the plugins in this step, by plugin and measure, on the device. A plugin is
     there only if it was due, and not if it was disabled. See ``requires``.
 
     From: ``post_backward``, each plugin's as soon as it has measured.

@@ -10,7 +10,8 @@ from altcore.engine.state import Run
 def validation_losses(run: Run) -> dict[str, float]:
     """Return ``val_loss`` and ``val_loss_float32``, in the workload's unit, under a probe.
 
-    The second is the float32 forward of the same weights: what the products' precision costs.
+    The second is the float32 forward of the same weights; the difference is the cost of the
+    products' precision.
     """
     with run.probe(), torch.no_grad(), run.autocast():
         run.model.eval()

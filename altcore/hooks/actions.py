@@ -1,4 +1,4 @@
-"""What an intervention asks of the engine, and the pure function that decides between them."""
+"""The actions that interventions propose, and the pure function that decides between them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KEEP = "keep"
 
 @frozen(kw_only=True)
 class Action:
-    """What a hook may return; ``reason`` is written to the events."""
+    """A change that an intervention proposes; ``reason`` is written to the events."""
 
     reason: str
 
@@ -28,8 +28,8 @@ class Action:
 class SkipStep(Action):
     """Discard this step's update.
 
-    ``counts``: whether a step that is not finite counts towards ``nan_patience``. One that does
-    not neither adds to the count of consecutive ones nor ends it.
+    ``counts``: whether a step that is not finite counts towards ``nan_patience``. One that does not
+    count neither adds to the number of consecutive ones nor resets it.
     """
 
     counts: bool = True
@@ -117,7 +117,7 @@ class Refusal:
 
 @frozen
 class Verdict:
-    """What `arbitrate` decided: all chosen proposals are of one class."""
+    """The decision of `arbitrate`: all chosen proposals are of one class."""
 
     chosen: tuple[Proposal, ...] = ()
     refused: tuple[Refusal, ...] = ()
@@ -138,7 +138,7 @@ class Verdict:
 def arbitrate(proposals: Sequence[Proposal], layers: Sequence[str]) -> Verdict:
     """Decide between proposals: Stop > Rollback > ChangeRecipe > ScaleLearningRate > SkipStep.
 
-    A pure function of what was proposed; the order of registration decides nothing. Changes of
+    A pure function of the proposals: the order of registration decides nothing. Changes of
     disjoint ``layers`` or roles merge. Raises `ConflictingActions`, naming both plugins, for two
     values of one thing.
     """
@@ -178,7 +178,7 @@ def _refuse_conflicts(chosen: Sequence[Proposal], layers: Sequence[str]) -> None
 
 
 def _claims(action: Action, layers: Sequence[str]) -> Iterable[tuple[tuple[str, ...], Any]]:
-    """Yield what an action would set: (thing, value)."""
+    """Yield each thing that an action would set, with its value."""
     if isinstance(action, ScaleLearningRate):
         yield ("the learning rate",), action.factor
     elif isinstance(action, Rollback):

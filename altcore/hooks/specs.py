@@ -46,7 +46,7 @@ NEEDS = {
     "errors": "sums of the quantizers' squared errors, in run.quantization.errors",
     "snapshots": "recent states of the run in memory, for Rollback",
 }
-"""What a plugin may declare in ``needs``; captured once, and only on steps where it is due."""
+"""Captures that a plugin may ask for in ``needs``: made once, only on steps on which it is due."""
 
 
 @hookspec

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from altcore.plugin import Run, Step
 
 ATTENTION = re.compile("attention|attn", re.IGNORECASE)
-"""What a module's class has in its name, if its calls are taken for attention's."""
+"""In the name of a class of modules whose calls are taken for attention's."""
 SUMS = ("entropy", "rows", "share", "wide_rows")
 PART = 1 << 16
 """Logits that a CPU's cache holds, with what is made of them."""
@@ -63,7 +63,7 @@ class AttentionLogits:
     interval: int = setting(50, help="steps between measurements", validator=ge(1))
 
     calls: Calls | None = attrs.field(init=False, default=None)
-    """What was seen in the step's own forward pass."""
+    """The calls seen in the step's own forward pass."""
 
     @hookimpl
     @contextmanager
@@ -99,7 +99,7 @@ def attention_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 @attrs.define(eq=False)
 class Seen:
-    """What one layer's calls add up to, float64 but for the largest logit; 0-dim."""
+    """The sums over one layer's calls, float64 but for the largest logit; 0-dim."""
 
     largest: Tensor
     entropy: Tensor

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 @attrs.define(eq=False)
 class Swing:
-    """What has to be known of one weight's past to tell that a code comes back."""
+    """One weight's past, as far as it tells whether a code comes back."""
 
     what: str
     """Kind and format: another one begins anew."""
     earlier: Tensor
-    """What each element was before its last flip; NaN if it has not flipped."""
+    """The value of each element before its last flip; NaN if it has not flipped."""
     flipped_at: Tensor
     """int32: the step of its last flip."""
 
@@ -82,11 +82,11 @@ class Flips:
 
     @hookimpl
     def is_due(self, step: Step) -> bool:
-        """Whether it has something to do in a step."""
+        """Whether the step is watched or measured."""
         return self._left(step.index) < 2 * self.window or self._is_time(step.index)
 
     def _left(self, step: int) -> int:
-        """How many steps it is to the next measurement."""
+        """Return the number of steps to the next measurement."""
         return -step % self.report_interval
 
     def _is_time(self, step: int) -> bool:

@@ -121,7 +121,7 @@ class Kept:
 
     tensor: Tensor
     version: int
-    """How often it had been written to."""
+    """Its version: how often it had been written to."""
 
     @property
     def is_intact(self) -> bool:

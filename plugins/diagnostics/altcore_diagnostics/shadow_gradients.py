@@ -1,11 +1,11 @@
 """The step's passes with and without quantization, which several diagnostics compare.
 
-Both are of the same weights and the same batch, and begin with one random state: dropout drops the
-same elements in both wherever both make the same calls. (A recipe that quantizes attention's
-products computes attention by other calls than torch's own; its dropout differs then.)
+Both have the same weights and the same batch, and begin with one random state: dropout drops the
+same elements in both if both make the same calls. (A recipe that quantizes attention's products
+computes attention by other calls than torch's own, so its dropout differs.)
 
-The quantized pass is the step's own where another one would only repeat it: whoever wants to see it
-joins before the step's forward pass. Else it is made anew, in a probe, as the unquantized one is.
+The quantized pass is the step's own if another one would only repeat it; to see it, join before the
+step's forward pass. Otherwise it is made anew, in a probe, as the unquantized one is.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class GradientPair:
 
 @attrs.frozen(eq=False)
 class LayerSums:
-    """What cosines and norms are made of, float64, an entry for each layer."""
+    """The sums behind cosines and norms, float64, an entry for each layer."""
 
     layers: list[str]
     quantized: Tensor
@@ -58,7 +58,7 @@ class DrawnBatch:
     batch: Any = None
     copy: Any = None
     versions: list[int] = attrs.field(factory=list)
-    """How often each tensor of ``batch`` had been written to."""
+    """The version of each tensor of ``batch``: how often it had been written to."""
 
     def keep(self, batch: Any) -> None:
         """Copy a micro-batch, once."""
@@ -67,7 +67,7 @@ class DrawnBatch:
 
 
 class Watch:
-    """What goes on during the two forward passes, for who wants to see more than gradients."""
+    """An observer of the two forward passes, for plugins that need more than gradients."""
 
     saw_own: bool = False
     """Whether the quantized pass that was seen is the step's own, and stands for any other."""
@@ -206,7 +206,7 @@ def _is_workloads(step: Step) -> bool:
 
 @attrs.frozen(eq=False)
 class State:
-    """What a forward pass changes if it draws random numbers, or goes on from its last one."""
+    """The state that a forward pass changes if it draws random numbers, or has a memory."""
 
     random: dict[str, Any]
     buffers: list[tuple[Tensor, int]]
@@ -244,7 +244,7 @@ def _copy(batch: Any) -> Any:
 
 
 def _versions(batch: Any) -> list[int]:
-    """How often each tensor of a batch was written to."""
+    """Return the version of each tensor of a batch: how often it was written to."""
     if isinstance(batch, Tensor):
         return [batch._version]
     if isinstance(batch, Mapping):

@@ -62,7 +62,7 @@ CHAINS = {
 """Chains by name: for each format the next one, or none at the end."""
 
 CAUSES = {"nonfinite": "range", "stalled": "mantissa"}
-"""What a shift is made for, and the chain that it then follows where the cause decides."""
+"""The causes of a shift, and the chain that each follows if the cause decides."""
 
 Chain = dict[str, Format | None]
 
@@ -169,7 +169,7 @@ class MantissaShift:
     """Non-finite steps in a row, up to ``last_step``."""
     last_step: int = field(init=False, default=0)
     cause: str = field(init=False, default="nonfinite")
-    """What the shift that was proposed last is for."""
+    """The shift that was proposed last."""
     asked: Shift | None = field(init=False, default=None)
     """The shift that was proposed last, while others wait for it."""
     waiting: list[Shift] = field(init=False, factory=list)

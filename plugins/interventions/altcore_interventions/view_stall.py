@@ -1,4 +1,4 @@
-"""How views of float32 masters stall, judged as in the original experiments."""
+"""The stall of views of float32 masters, judged as in the original experiments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What optimizers of Adam's kind share: settings, and one step in PyTorch's own order."""
+"""Settings that optimizers like Adam share, and one step in PyTorch's own order."""
 
 from __future__ import annotations
 

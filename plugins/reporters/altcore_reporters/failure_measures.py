@@ -1,4 +1,4 @@
-"""What a collapse was recorded with, in sentences and tables: quantizers, updates and gradients."""
+"""The evidence of a collapse in sentences and tables: quantizers, updates and gradients."""
 
 from __future__ import annotations
 

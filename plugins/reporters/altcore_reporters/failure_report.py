@@ -100,7 +100,7 @@ def write(directory: Path, path: Path) -> Path:
 
 @attrs.frozen
 class Record:
-    """What a run's directory says."""
+    """The record of a run, as its directory has it."""
 
     config: Mapping[str, Any]
     environment: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""Where the tokens of the workload ``gpt`` come from.
+"""The sources of the tokens of the workload ``gpt``.
 
 Text is taken as bytes, a token each, unless a tokenizer file is given; a nanoGPT folder brings its
 own 16-bit token ids. Only EUR-Lex is ever downloaded: without a path, the text is the source of

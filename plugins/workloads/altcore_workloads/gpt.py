@@ -19,7 +19,7 @@ from altcore_workloads.tokens import encode
 
 @attrs.frozen
 class Shape:
-    """How large the model and its batches are."""
+    """The sizes of the model and its batches."""
 
     n_layer: int
     n_head: int
@@ -148,7 +148,7 @@ class BuiltGpt:
     shape: Shape
     vocab_size: int
     notice: str | None = None
-    """What the user is told: something that was given and is not used."""
+    """A sentence for the user about a setting that was given and is not used."""
     item: str = attrs.field(default="tokens", init=False)
     items_per_batch: int = attrs.field(init=False)
     facts: dict[str, str | int | float] = attrs.field(init=False, repr=False)

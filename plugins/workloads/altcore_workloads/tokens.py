@@ -20,7 +20,7 @@ KEY = "gpt.tokenizer"
 PIECE = 1 << 16  # characters that are encoded as one
 BATCH = 64  # pieces that are encoded at a time, on all cores
 BREAK = re.compile(r"\n(?=\S)")
-"""Where a text may be cut: GPT-2's pretokenizer never joins a line's end with the next word."""
+"""A text may be cut here: GPT-2's pretokenizer never joins a line's end with the next word."""
 
 
 def encode(corpus: Corpus, tokenizer: str) -> Corpus:
