@@ -21,9 +21,9 @@ class Amax:
 
     Measures, for each OPERAND (``activation@fwd`` and so on), of the last micro-batch:
 
-    - ``OPERAND_amax``: the tensor's largest magnitude; NaN where the tensor has one. Weights,
+    - ``OPERAND_amax``: the tensor's largest magnitude; NaN if the tensor has one. Weights,
       activations and gradients of outputs are looked at before they are quantized; other operands
-      (weight gradients, attention) are known only where the scale is made of amax itself: by
+      (weight gradients, attention) are known only if the scale is made of amax itself: by
       delayed scaling, or by exact ``tensor`` scaling, where it is the scale times the format's
       largest value, exact to a rounding error. After a Hadamard transform it is not measured;
     - ``OPERAND_range_share``: amax / (largest value · scale), where the scale does not come from
@@ -79,7 +79,7 @@ def largest_of(x: Tensor | None, quantizer: Any) -> Tensor | None:
 
 
 def range_share(largest: Tensor, quantizer: Any) -> Tensor | None:
-    """Return amax over what the format holds at the quantizer's scale; None where it is amax's."""
+    """Return amax over what the format holds at the quantizer's scale; None if it is amax's."""
     cast, scale = quantizer.cast, quantizer.last_scale
     if cast.blocks is not None or cast.uses_amax:
         return None

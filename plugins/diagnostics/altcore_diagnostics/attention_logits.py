@@ -35,7 +35,7 @@ SOFTMAX = (torch.softmax, torch.special.softmax, Tensor.softmax, functional.soft
 class AttentionLogits:
     """The largest attention logit, and the entropy of attention's probabilities, by layer.
 
-    Of the last micro-batch, in the step's own forward pass; where the model is compiled, in
+    Of the last micro-batch, in the step's own forward pass; if the model is compiled, in
     another one that is not. A logit is what the softmax gets: query · key, scaled, with a float
     mask added; positions that a mask hides (−inf, the type's lowest value, or −1e8 and below)
     have none.
@@ -57,7 +57,7 @@ class AttentionLogits:
     Probabilities are those before dropout, in float32, and not rounded by the recipe. A layer in
     which nothing is met has no measure. The matrix of probabilities, which torch's attention need
     not keep, is in memory for one layer at a time. Queries that see nothing are left out, but count
-    as uniform where the recipe quantizes attention.
+    as uniform if the recipe quantizes attention.
     """
 
     interval: int = setting(50, help="steps between measurements", validator=ge(1))

@@ -41,9 +41,9 @@ class BitStall:
     - ``stored_stall_share``: stalled elements among those with u other than 0;
     - ``stored_zero_update_share``: elements with u = 0 among all;
     - ``stored_cause_CAUSE``: the share of each cause among the stalled elements, which add up to
-      1 (NaN where none stalled);
+      1 (NaN if none stalled);
     - ``view_stall_share``: masters whose view stayed among those that moved, as the core counts
-      them, with the random bits of the forward pass where there are any;
+      them, with the random bits of the forward pass if there are any;
     - the same for one layer, as ``stored_stall_share/layer.name`` and so on.
 
     The cause is the first of these that holds. With u_decay = -lr · weight_decay · w, the part of
@@ -61,12 +61,12 @@ class BitStall:
     the decay of every optimizer but those of ``torch.optim`` without AdamW, and but groups that
     say ``decoupled_weight_decay: False``; coupled decay is part of the gradient, and u_decay = 0.
 
-    Codes are compared, and h is taken, on the grid before the step; where the scale changed, what
+    Codes are compared, and h is taken, on the grid before the step; if the scale changed, what
     was proposed is rounded to nearest even on it. Under rounding to nearest, boundaries are the
     format's own; under log-nearest, the geometric means of neighbours (next to 0, half the value).
     Under other roundings, stochastic above all, h is the distance to the next value, from which
     on a move is certain. Beyond the largest value there is none: h is infinite, and the cause
-    coarse. Where an update is not finite, the layer's stored measures and the aggregates are NaN.
+    coarse. If an update is not finite, the layer's stored measures and the aggregates are NaN.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("weights_before", "weights_proposed")

@@ -53,7 +53,7 @@ class Flips:
     - ``KIND_oscillation_share``, in 0..1: among the flips, those that lead back to the code which
       the element had before its last flip, no more than ``window`` steps after that one: of
       A B A the second flip. Weights that swing about a rounding boundary make it large (Nagel et
-      al. 2022, arXiv:2203.11086). NaN where nothing flipped;
+      al. 2022, arXiv:2203.11086). NaN if nothing flipped;
     - the same for one layer, as ``KIND_flips/layer.name`` and so on.
 
     Oscillation is judged where a code before and after a step are on one grid: steps in which a

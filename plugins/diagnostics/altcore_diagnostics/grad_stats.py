@@ -35,11 +35,11 @@ class GradStats:
     - ``l2/layer.name`` and ``linf/layer.name``: the root of the sum of squares, and the largest
       magnitude, of the raw gradient: unscaled, of all micro-batches, before any clipping;
     - ``snr/layer.name``: |mean| / standard deviation of its elements (of the population). It
-      compares elements of one step, not steps: a mean near 0 is no sign of noise. NaN where the
+      compares elements of one step, not steps: a mean near 0 is no sign of noise. NaN if the
       deviation is 0;
     - ``adam_snr/layer.name``: the mean over elements of |m| / √v with Adam's moments after the
-      step, both bias-corrected: 1 where a gradient keeps its sign and size, near 0 where noise
-      cancels it. Elements with v = 0 are left out; measured only where the optimizer has
+      step, both bias-corrected: 1 if a gradient keeps its sign and size, near 0 if noise
+      cancels it. Elements with v = 0 are left out; measured only if the optimizer has
       ``exp_avg`` and ``exp_avg_sq``, and not in a discarded step (Kingma and Ba, arXiv:1412.6980,
       section 2.1, call this ratio a signal-to-noise ratio);
     - ``dead_share/layer.name``, in 0..1: elements that had |g| < ``dead_threshold`` in every

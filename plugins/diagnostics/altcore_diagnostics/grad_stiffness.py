@@ -32,7 +32,7 @@ class GradStiffness:
     masters that a product sees on it), with s the stiffness: the width of the grid interval that
     contains |w|, in the weight's units:
 
-    - ``KIND_correlation``: Pearson's, of |g| with s over all elements; NaN where either is the
+    - ``KIND_correlation``: Pearson's, of |g| with s over all elements; NaN if either is the
       same everywhere, as s is in fixed point;
     - ``KIND_ratio``: mean |g| / mean s;
     - ``KIND_below_share``: elements with |g| < s, what the original experiments counted. A

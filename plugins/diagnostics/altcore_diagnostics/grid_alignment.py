@@ -40,13 +40,13 @@ class GridAlignment:
       interval that contains |w|, in ULPs: at most 1/2, but for weights beyond the largest value
       and formats with rounding boundaries of their own;
     - ``KIND_relative_mean``, ``KIND_relative_std``, ``KIND_relative_max``: |Q(w) - w| / |w|, over
-      the weights other than 0; 1 where a weight is flushed to zero;
+      the weights other than 0; 1 if a weight is flushed to zero;
     - ``KIND_exact_share``, in 0..1: elements with Q(w) = w, to the last bit;
     - the same for one layer, as ``KIND_ulp_mean/layer.name`` and so on.
 
     Q rounds to nearest even at the weight's scale. Means and deviations (of the population) are
     over all elements, each counting once. Weights and scales are those of the step's forward
-    pass. Where a weight is not finite, the measures are NaN, but for the share: it is not on the
+    pass. If a weight is not finite, the measures are NaN, but for the share: it is not on the
     grid.
     """
 

@@ -31,21 +31,21 @@ if TYPE_CHECKING:
 class NoiseFloor:
     """The norm of each layer's gradient against √3 times its quantization error.
 
-    After Chmiel et al., "FP4 All the Way" (arXiv 2505.19115): training gets less effective where
+    After Chmiel et al., "FP4 All the Way" (arXiv 2505.19115): training gets less effective if
     the gradient's norm falls below about √3 times the quantization noise. With dW_q the weight
     gradient of the last micro-batch under the run's recipe, and dW_ref that of the same weights
     and batch with every product in float32, computed anew in a probe (as dW_q is, unless the step's
     own gradient is the same):
 
     - ``ratio/layer.name``: ‖dW_ref‖ / (√3 · ‖dW_q − dW_ref‖), Frobenius norms; below 1 the layer is
-      below the floor. Infinite where the two are equal;
+      below the floor. Infinite if the two are equal;
     - ``ratio``: the same of all layers' gradients taken as one vector;
     - ``ratio_min``: the smallest ratio of a layer;
     - ``below_share``: layers with a ratio below 1 among all that have one, in 0..1.
 
     Layers are all that own a trained parameter of two or more dimensions, quantized or not (errors
     reach both); a tied parameter counts in the first layer that owns it. A layer without any
-    gradient in both (0 / 0) has the ratio NaN and is left out of the other measures; where a
+    gradient in both (0 / 0) has the ratio NaN and is left out of the other measures; if a
     gradient is not finite they are NaN. The error is that of the products, and of what their
     operands went through; stored weights are on their grid in both gradients. In a run without
     quantization there is no measure.

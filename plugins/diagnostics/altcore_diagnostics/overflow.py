@@ -35,7 +35,7 @@ class Overflow:
     - ``overflow_share``: finite elements whose rounding passed the largest value. n/a, and so left
       out, where every scale is the exact amax of what it scales: overflow is then impossible;
     - ``clip_share``: those of them that became the largest value, since the overflow rule of their
-      cast is ``saturate``; left out where nothing can be clipped. A block format's scale may clip
+      cast is ``saturate``; left out if nothing can be clipped. A block format's scale may clip
       (MX under the rule floor does);
     - ``flush_share``: elements other than 0 that became 0;
     - ``underflow_share``: elements other than 0 that round, to nearest even, to a magnitude below
@@ -44,14 +44,14 @@ class Overflow:
       exponent, for weights, activations and gradients whose scale is one number. What becomes of
       block formats, channel scales and Hadamard transforms is not at hand, and left out;
     - ``sqnr_db``: the signal-to-quantization-noise ratio, 10 · log10 of the sum of squares over
-      the sum of squared errors, over finite elements, in dB; infinite where rounding changed
+      the sum of squared errors, over finite elements, in dB; infinite if rounding changed
       nothing. Of several tensors: of the mean of their noise-to-signal ratios, so that neither
       size nor scale of a tensor counts; tensors of zeros are left out, and of nothing else it is
       NaN.
 
     Each as a whole, for one layer (``flush_share/layer.name``), for an operand
     (``activation@fwd_flush_share``), and for an operand of one layer
-    (``activation@fwd_flush_share/layer.name``). Where one rounding serves two operands it is the
+    (``activation@fwd_flush_share/layer.name``). If one rounding serves two operands it is the
     first's. Weights that are stored on the grid already are not quantized again, and have none.
     """
 

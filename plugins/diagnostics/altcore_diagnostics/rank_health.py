@@ -32,22 +32,22 @@ class RankHealth:
       rank", EUSIPCO 2007);
     - ``stable_rank_min`` and ``effective_rank_min``: the smallest of a layer.
 
-    Both are between 1 and min(m, n), and 0 for a zero matrix; NaN where a weight is not finite.
+    Both are between 1 and min(m, n), and 0 for a zero matrix; NaN if a weight is not finite.
     The σ² are the eigenvalues of the smaller Gram matrix, in float64: a σ below √(n·2^-52) times
     the largest (2e-7 for n = 128) cannot be told from 0 and counts as 0, which changes an effective
     rank by less than 1e-4. Weights are those of all layers, quantized or not, as they are after
-    the step: on their grid where they are stored, else the float32 masters. A tied one counts in
+    the step: on their grid if they are stored, else the float32 masters. A tied one counts in
     the first layer that owns it.
 
     From the ``window``-th measurement on:
 
-    - ``warning/layer.name``: 1 where one of the layer's two ranks declines, else 0: the
+    - ``warning/layer.name``: 1 if one of the layer's two ranks declines, else 0: the
       least-squares line through the last ``window`` measurements falls, from its value at the first
       of them to that at the last, by more than the share ``drop``; for output-critical layers by
       more than ``critical_drop``. These are the output head, and the output projections
       (``output_projections``) of the last block: the last entry of the model's largest
       ``ModuleList``;
-    - ``warning``: 1 where any layer has one, else 0; ``warnings``: how many layers have one.
+    - ``warning``: 1 if any layer has one, else 0; ``warnings``: how many layers have one.
 
     On CUDA torch's eigenvalue solver waits for the device: once for each size of matrix.
     """

@@ -36,14 +36,14 @@ class Shadow:
     """The run's step against that of a shadow: the same weights and batch, products in float32.
 
     Both are of the last micro-batch of the step, on the weights before the optimizer; the losses
-    are the workload's own, without loss scale. What is quantized is the step's own pass where
+    are the workload's own, without loss scale. The quantized pass is the step's own if
     another one would make the same (nothing is drawn at random, no scale is delayed, no batches
     are accumulated, the model is not compiled); else it is computed anew, in a probe, as the shadow
     is. Measures:
 
     - ``cosine/layer.name``: cosine of the angle between the layer's weight gradients in the two,
-      in -1..1; ``cosine_mean`` and ``cosine_min`` over layers, each counting once. 0 where one of
-      the two gradients is zero; where both are, NaN and left out of mean and min;
+      in -1..1; ``cosine_mean`` and ``cosine_min`` over layers, each counting once. 0 if one of
+      the two gradients is zero; if both are, NaN and left out of mean and min;
     - ``norm_ratio/layer.name``: norm of the quantized weight gradient over that of the unquantized;
       ``norm_ratio``: the same of all layers' gradients taken as one vector;
     - ``loss_gap``: quantized minus unquantized loss of the batch, in the workload's unit;
@@ -58,7 +58,7 @@ class Shadow:
     or not; a tied parameter counts in the first layer that owns it. Errors are those of layers that
     the recipe quantizes and that the forward pass calls; of several calls of a layer the squares
     add up. Attention's injected error is taken without its dropout, and with the layers inside it
-    unquantized. Where the exact output is all zeros and so is its error, the layer's error is NaN
+    unquantized. If the exact output is all zeros and so is its error, the layer's error is NaN
     and left out of the largest. What is not finite makes the aggregates NaN.
 
     Weights stored on a grid are the same grid values in both: the error of *being stored* is in no

@@ -50,7 +50,7 @@ class Stiffness:
 
     On a grid point the interval is the one away from zero, at the largest value and beyond the
     one below it. Weights and scales are those of the step's forward pass, before the update.
-    Where a weight is not finite, mean and std are NaN, and the histogram is of the others.
+    If a weight is not finite, mean and std are NaN, and the histogram is of the others.
     """
 
     interval: int = setting(50, help="steps between measurements", validator=ge(1))

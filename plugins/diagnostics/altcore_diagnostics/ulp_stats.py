@@ -46,7 +46,7 @@ class UlpStats:
     scale before the step, a view at the scale of the step's forward pass, rounded to nearest even.
     A change of a stored weight's scale is no movement: where there was one, what the optimizer
     proposed is rounded to nearest even at the scale before. What passes the largest value counts
-    as the largest. Where a weight is not finite, its layer's measures and the aggregates are NaN.
+    as the largest. If a weight is not finite, its layer's measures and the aggregates are NaN.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("weights_before", "weights_proposed")

@@ -28,8 +28,8 @@ class LossScale:
     is skipped, and counts towards no patience.
 
     It helps gradients in a format without a scale of its own (``scaling: none``) and unquantized
-    ones under ``compute: bfloat16``. Where the scale follows the tensor (any other scaling) it
-    changes nothing: a power of two in the tensor is the same power of two in the scale. And where
+    ones under ``compute: bfloat16``. If the scale follows the tensor (any other scaling) it
+    changes nothing: a power of two in the tensor is the same power of two in the scale. And if
     overflow saturates (the default) none is ever seen, so that the scale only grows. The run is
     told at its start of the gradients' roles for which either is so.
     """
@@ -90,7 +90,7 @@ class LossScale:
 
     @hookimpl
     def on_nan(self, step: Step, where: NonFinite) -> SkipStep | None:
-        """Lower the scale where it may have been too large, and skip the step."""
+        """Lower the scale if it may have been too large, and skip the step."""
         # Whatever it was, this step was no good one.
         self.last_step, self.good = 0, 0
         if not is_lost_gradient(where) or self.scale <= 1:

@@ -90,7 +90,7 @@ class Shift:
     layers: tuple[str, ...]
     """Their names, or ``*``."""
     roles: tuple[str, ...]
-    """Operands, or none where the layers hold no other format: then every one they have."""
+    """Operands, or none if the layers hold no other format: then every one they have."""
 
     def is_done(self, plan: Plan) -> bool:
         """Whether the layers no longer hold the format."""
@@ -113,7 +113,7 @@ class MantissaShift:
     the rule of the original experiments: the views of float32 masters stalled over
     ``stall_window`` recorded steps after warm-up, at a learning rate of at least half its peak,
     and the training loss did not improve by two standard errors. No update is lost then, and the
-    run may well learn: it is no collapse. Where no format
+    run may well learn: it is no collapse. If no format
     that is to be shifted has a next one and at least one is at the chain's end (``none``), the
     run is stopped. A format that the chain does not mention stays as it is; for it the plugin has
     no opinion.
@@ -126,7 +126,7 @@ class MantissaShift:
 
     With ``scope: layer`` only the guilty layers are shifted: for a non-finite step those in which
     a cast made infinities or NaN of what overflowed, else the one in which such a value was met
-    first; for a stall those whose own rate in the last step is above the threshold. Where no such
+    first; for a stall those whose own rate in the last step is above the threshold. If no such
     layer is known or none holds a format of the chain, it is the whole model, and the reason says
     so.
 
@@ -169,7 +169,7 @@ class MantissaShift:
     """Non-finite steps in a row, up to ``last_step``."""
     last_step: int = field(init=False, default=0)
     cause: str = field(init=False, default="nonfinite")
-    """The shift that was proposed last."""
+    """The cause of the shift that was proposed last."""
     asked: Shift | None = field(init=False, default=None)
     """The shift that was proposed last, while others wait for it."""
     waiting: list[Shift] = field(init=False, factory=list)

@@ -29,11 +29,11 @@ Key = tuple[str, str]
 
 @attrs.define(eq=False)
 class PartitionClip:
-    """Clip where a tensor's range and its format's do not go together, each tensor for itself.
+    """Clip if a tensor's range and its format's do not go together, each tensor for itself.
 
-    Mode ``scaled`` (the default) acts where a scale follows the tensor. There nothing overflows;
+    Mode ``scaled`` (the default) acts if a scale follows the tensor. There nothing overflows;
     what a few outliers do is to stretch the scale, so that everything else is flushed to zero.
-    Where more than ``flushed_share`` of a tensor's elements are flushed (``shares`` says
+    If more than ``flushed_share`` of a tensor's elements are flushed (``shares`` says
     otherwise for a role or an operand), its scale comes from the ``quantile`` of its magnitudes
     instead of the largest one, for the rest of the run: a change of recipe of that layer and
     operand, of the same kind of scaling. The outliers saturate. It knows the shares when they
@@ -50,7 +50,7 @@ class PartitionClip:
     would get it (in units of the loss by those of the weight), are clamped to ± the threshold in
     every step in which more than ``overflow_rate`` of what the layer's quantizers met overflowed.
     Two departures from those experiments: it runs before the optimizer (theirs ran after it, so
-    did nothing), and it tests the real overflow of the casts (theirs was always 0). Where a scale
+    did nothing), and it tests the real overflow of the casts (theirs was always 0). If a scale
     follows the tensor's own largest magnitude nothing can overflow, so nothing is clipped; where
     that is so everywhere, the run is told once. This mode looks at every step, so that each of
     them is recorded.
@@ -100,7 +100,7 @@ class PartitionClip:
 
     @hookimpl
     def run_start(self, run: Run) -> None:
-        """Say so where the recipe leaves this plugin nothing to do."""
+        """Say so if the recipe leaves this plugin nothing to do."""
         quantizers = run.quantization.quantizers
         if self.mode == "original":
             acts = any(not q.cast.scaling.uses_amax for q in quantizers)
@@ -207,7 +207,7 @@ def takes_quantile(cast: Cast) -> bool:
 def candidates(run: Run) -> dict[int, Key]:
     """Return layer and operand of each quantizer that `takes_quantile`, by row of the counts.
 
-    Left out is what is not met: a product's weight where the stored one is on the grid.
+    A product's weight is left out if it is stored on the grid: no quantizer meets it.
     """
     found = {}
     for row, quantizer in enumerate(run.quantization.quantizers):

@@ -35,7 +35,7 @@ class RollbackOnFailure:
 
     There are at most ``most_attempts`` rollbacks in a run; then the plugin has no opinion, and the
     engine's own rules stop the run. The count is the plugin's state, which no rollback rolls
-    back. Nothing is proposed either where no snapshot is both finite and old enough, of which
+    back. Nothing is proposed either if no snapshot is both finite and old enough, of which
     the run is told.
 
     A gradient that is lost while the loss is finite and the loss scale above 1 is the loss scale's

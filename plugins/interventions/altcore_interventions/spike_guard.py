@@ -47,7 +47,7 @@ class SpikeGuard:
     most_consecutive: int = setting(5, help="spikes in a row, at most", validator=ge(1))
     name: str = field(init=False, default="spike-guard")
     losses: Tensor | None = field(init=False, default=None)
-    """The window, newest first, and NaN where there was none yet; on the device."""
+    """The window, newest first, and NaN if there was none yet; on the device."""
     counts: Tensor | None = field(init=False, default=None)
     """Spikes so far, and those in a row; int64 (2,) on the device."""
     total: Tensor | None = field(init=False, default=None)

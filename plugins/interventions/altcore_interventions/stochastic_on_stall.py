@@ -35,7 +35,7 @@ class StochasticOnStall:
 
     @hookimpl
     def run_start(self, run: Run) -> None:
-        """Say so where no weight is stored on a grid by rounding to nearest."""
+        """Say so if no weight is stored on a grid by rounding to nearest."""
         if not self._layers(run):
             run.emit(
                 "warning",

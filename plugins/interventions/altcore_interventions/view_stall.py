@@ -44,7 +44,7 @@ class ViewStall:
         if self.window is None:
             self.window = StallWindow(run.config)
             self.window.load_state_dict(self.judged)
-        # A line comes sooner where the engine waits for the device: it is taken no sooner.
+        # A line comes sooner if the engine waits for the device: it is taken no sooner.
         while self.lines and self.lines[0][0] < step - 1:
             self.window.add(*self.lines.pop(0))
         found = self.window.stalled(threshold)

@@ -51,7 +51,7 @@ def rate(value: Any) -> str:
 
 
 def overflow(line: Mapping[str, Any]) -> str:
-    """Return a line's overflow rate; where there are quantizers and no rate, none can overflow."""
+    """Return a line's overflow rate; if there are quantizers and no rate, none can overflow."""
     value = line.get("overflow_rate")
     if value is None and line.get("flushed_rate") is not None:
         return AMAX
