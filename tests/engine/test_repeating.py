@@ -107,8 +107,9 @@ def test_a_checkpoint_holds_whole_what_nobody_knows(start, shelf):
     """A format that a plugin changed to is there on resume, and in the checkpoint's plan."""
     shelf.install("intervention", "shift", Shift)
     mine = FORMATS["float"]
-    whole = start(["shift"], format="E4M3", shift__to=mine, max_steps=4)
-    part = start(["shift"], format="E4M3", shift__to=mine, max_steps=2, name="part")
+    keys = {"format": "E4M3", "shift__to": mine, "min_lr_ratio": 1.0}
+    whole = start(["shift"], max_steps=4, **keys)
+    part = start(["shift"], max_steps=2, name="part", **keys)
     state, _, _ = load_newest(part.run_directory / "checkpoints")
     plan = state["quantization"]["plan"]
     assert mine.to_plain() in [c["format"] for casts in plan.values() for c in casts.values()]
