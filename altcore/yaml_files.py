@@ -31,11 +31,23 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
+class _Dumper(yaml.SafeDumper):
+    """YAML with lists of numbers in lines rather than one item a line."""
+
+    def represent_sequence(
+        self, tag: str, sequence: Any, flow_style: Any = None
+    ) -> yaml.SequenceNode:
+        is_numbers = any(type(x) is float for x in sequence)
+        return super().represent_sequence(tag, sequence, flow_style=is_numbers or flow_style)
+
+
+# 6e-4 is a number to the loader, so the dumper has to quote a text that looks like it.
+for _yaml in (_Loader, _Dumper):
+    _yaml.add_implicit_resolver(
+        "tag:yaml.org,2002:float",
+        re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+        list("-+.0123456789"),
+    )
 
 
 def load_yaml(text: str, where: str) -> Any:
@@ -49,6 +61,11 @@ def load_yaml(text: str, where: str) -> Any:
         line = f", line {mark.line + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
         raise BadInput(f"{where}{line}: not valid YAML: {problem}") from error
+
+
+def dump_yaml(data: Any) -> str:
+    """Return plain data as YAML that `load_yaml` gives back; keys in their order."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False)
 
 
 def read_mapping(path: str | Path, what: str) -> dict[str, Any]:

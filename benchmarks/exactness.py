@@ -43,13 +43,13 @@ NONE = "–"
 ORACLE = ("codes", "edges", "16-bit", "random")
 ROUNDINGS = ("nearest-away", "to-zero", "up", "down", "log-nearest")
 SAMPLED = (
-    *("E4M3", "E5M2", "E3M4", "E2M1", "E0M7", "E1M6", "E7M0", "E8M0", "E4M3FNUZ", "P3109-P3"),
+    *("E4M3", "E5M2", "E3M4", "E2M1", "E0M7", "E1M6", "E7M0", "E8M0", "E4M3FNUZ", "binary8p3se"),
     *("FP16", "INT8", "Q1_6", "posit8_1", "LOG4_3-by-log", "NF4", "TERNARY"),
 )
 """Formats of every kind, whose other roundings are compared."""
 
 DRAWN = (
-    *("E4M3", "E5M2", "E3M4", "E2M1", "E0M7", "E7M0", "E4M3FNUZ", "P3109-P3", "BF16"),
+    *("E4M3", "E5M2", "E3M4", "E2M1", "E0M7", "E7M0", "E4M3FNUZ", "binary8p3se", "BF16"),
     *("INT8", "posit8_1", "LOG4_3-by-log", "NF4"),
 )
 """Formats of every kind that are rounded stochastically."""

@@ -135,7 +135,7 @@ def _signed_root(x: Fraction) -> float:
         root = math.ldexp(math.sqrt(abs(x) / Fraction(4) ** exponent), exponent)
     except OverflowError:
         root = math.inf
-    return math.copysign(root, x)
+    return -root if x < 0 else root
 
 
 def single(value: float) -> float:

@@ -26,6 +26,7 @@ FAMILIES = {
     "E*M*IEEE": ["E2M3IEEE", "E4M3B10IEEE"],
     "E*M*FN": ["E3M4FN", "E5M2FN"],
     "E*M*FNUZ": ["E3M4FNUZ", "E4M3B4FNUZ"],
+    "binary*p*": ["binary8p3sf", "binary8p4ue", "binary6p3uf", "binary3p2se"],
     "E*M0-*": ["E7M0-ties-up", "E7M0-ties-down", "E7M0-by-log", "E8M0-ties-up", "E8M0-by-log"],
     "INT*": ["INT2", "INT7"],
     "Q*_*": ["Q3_4", "Q0_7", "Q1_6"],
@@ -53,7 +54,7 @@ ML_DTYPES = {
     "FP16": np.float16,
 }
 
-GFLOAT = {f"P3109-P{p}": oracle.format_info_p3109(8, p) for p in range(1, 8)} | {
+GFLOAT = {f"binary8p{p}se": oracle.format_info_p3109(8, p) for p in range(1, 8)} | {
     "E2M1": oracle.format_info_ocp_e2m1,
     "E2M3": oracle.format_info_ocp_e2m3,
     "E3M2": oracle.format_info_ocp_e3m2,

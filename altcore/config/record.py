@@ -26,4 +26,4 @@ def recorded(
         for name, given in config.settings.items()
     }
     formats = [*used, *formats_within([config.format, list(found.values())])]
-    return config.evolve(settings=settings, formats=digests_of(formats))
+    return config.evolve(settings=settings, format_digests=digests_of(formats))

@@ -138,7 +138,7 @@ class TrainConfig:
     original: dict[str, Any] = setting(
         factory=dict, help="values of original flat keys that stand for other keys, for the record"
     )
-    formats: dict[str, str] = setting(
+    format_digests: dict[str, str] = setting(
         factory=dict,
         help="digests of the formats that distributions name, for the record: others are refused",
     )
@@ -158,7 +158,7 @@ class TrainConfig:
             if owner not in self.active:
                 raise BadInput(inactive(owner, self.active))
         self.make_recipe()
-        check_digests(self.formats)
+        check_digests(self.format_digests)
 
     @property
     def active(self) -> tuple[str, ...]:

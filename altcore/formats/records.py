@@ -45,8 +45,8 @@ def check_digests(recorded: Mapping[str, str]) -> None:
             raise BadInput(
                 f"format {name}: the values or rules that {origin_of(name)} gives it are not "
                 f"those of the record (digest {now[:12]}, recorded {digest[:12]}): install the "
-                "version of then, or begin a new run with a configuration whose `formats` leaves "
-                f"{name} out"
+                "version of then; a new run whose configuration leaves it out of format_digests "
+                "takes those of now"
             )
 
 

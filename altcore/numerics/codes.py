@@ -42,12 +42,17 @@ def encode(
     result = codes.to(q.device)[index.clamp(min=0)]
     if minus_zero is not None:
         result = torch.where((q == 0) & torch.signbit(q), minus_zero, result)
+    unknown = torch.isnan(q)
     if infinities is not None:
-        result = torch.where(torch.isposinf(q), infinities[1], result)
-        result = torch.where(torch.isneginf(q), infinities[0], result)
+        low, high = infinities
+        result = torch.where(torch.isposinf(q), high, result)
+        if low is None:  # an unsigned format: what lies below it is no number there
+            unknown |= torch.isneginf(q)
+        else:
+            result = torch.where(torch.isneginf(q), low, result)
     if nan is not None:
-        result = torch.where(torch.isnan(q), nan, result)
-    elif bool(torch.isnan(q).any()):
+        result = torch.where(unknown, nan, result)
+    elif bool(unknown.any()):
         raise BadInput(f"NaN cannot be encoded: format {fmt.name} has no NaN code")
     return result.to(torch.uint8 if fmt.bits <= 8 else torch.int32)
 
@@ -73,7 +78,7 @@ def decode(codes: Tensor, fmt: Format | str, scale: Scale = None) -> Tensor:
 
 
 @constant_tensors
-def _codes(fmt: Format) -> tuple[Tensor, int | None, int | None, tuple[int, int] | None]:
+def _codes(fmt: Format) -> tuple[Tensor, int | None, int | None, tuple[int | None, int] | None]:
     """The code of each of ``fmt.values``; those of -0, of NaN, and of the two infinities."""
     first: dict[float, int] = {}
     minus_zero: int | None = None
@@ -86,7 +91,7 @@ def _codes(fmt: Format) -> tuple[Tensor, int | None, int | None, tuple[int, int]
         first.setdefault(0.0, minus_zero)
     codes = torch.tensor([first[v] for v in fmt.values], dtype=torch.int64, device="cpu")
     nan = fmt.nan_codes[0] if fmt.nan_codes else None
-    infinities = (first[-math.inf], first[math.inf]) if fmt.inf_codes else None
+    infinities = (first.get(-math.inf), first[math.inf]) if fmt.inf_codes else None
     return codes, minus_zero, nan, infinities
 
 

@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-import yaml
 from attrs import define, field
 
 from altcore.config import TrainConfig
@@ -18,6 +17,7 @@ from altcore.errors import BadInput
 from altcore.recipes import SUFFIXES, has_own_formats
 from altcore.runs.durable import no_space_named
 from altcore.runs.json_lines import is_torn, read_lines, to_json
+from altcore.yaml_files import dump_yaml
 
 METRICS, EVENTS, TIMINGS = "metrics.jsonl", "events.jsonl", "timings.jsonl"
 
@@ -150,4 +150,4 @@ def write_configuration(directory: RunDirectory, config: TrainConfig) -> None:
     """Write config.yaml: resolved, the command that repeats this run."""
     head = "# Repeats this run: altcore train --config config.yaml\n"
     plain = {**config.to_plain(), "name": None}
-    directory.write("config.yaml", head + yaml.safe_dump(plain, sort_keys=False))
+    directory.write("config.yaml", head + dump_yaml(plain))

@@ -18,6 +18,7 @@ from altcore import BadInput, TrainConfig
 from altcore.config import defaults, gather, load, located, make
 from altcore.config import train_config as config
 from altcore.config.original_keys import original_names
+from altcore.formats import format_digest, get_format
 from altcore.yaml_files import load_yaml
 
 CHANGED = {
@@ -59,6 +60,7 @@ CHANGED = {
     "dead_neuron_window": 12,
     "diverged_ratio": 3.0,
     "original": {"use_fp8": True},
+    "format_digests": {"E4M3": format_digest(get_format("E4M3"))},
 }
 """For every key another value than the default."""
 
@@ -330,10 +332,10 @@ def test_a_format_by_name_is_a_format():
 
 
 def test_a_format_of_ones_own_can_be_given_from_python():
-    """A Format that is not installed."""
+    """A Format that is not installed; the configuration holds it whole."""
     mine = altcore.table_format("MINE", [-1, 0, 1])
     assert TrainConfig(format=mine).make_recipe().rules
-    assert TrainConfig(format=mine).to_plain()["format"] == "MINE"
+    assert TrainConfig(format=mine).to_plain()["format"] == {"name": "MINE", "values": [-1, 0, 1]}
 
 
 def test_train_config_is_checked():

@@ -125,7 +125,7 @@ def test_bytes_are_those_of_ml_dtypes(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "info"), [("E5M2", format_info_ocp_e5m2), ("P3109-P3", format_info_p3109(8, 3))]
+    ("name", "info"), [("E5M2", format_info_ocp_e5m2), ("binary8p3se", format_info_p3109(8, 3))]
 )
 def test_special_codes_are_those_of_gfloat(name, info):
     """NaN and infinities have codes where the format has them."""

@@ -1,10 +1,11 @@
 """altcore's first-party formats, by family.
 
-`floats`: any ExMy by its bare name, the IEEE, FN and FNUZ variants of it, IEEE P3109, E8M0, FP16,
-BF16 and TF32. `fixed`: integers and fixed point in two's complement. `posits`. `logarithmic`:
-powers of two with a fraction in the exponent, and formats without a mantissa rounded by their
-logarithm. `tables`: a few values. `blocks`: OCP's microscaling formats and NVFP4, whose elements
-share scales. Each module says exactly what its names mean.
+`floats`: any ExMy by its bare name, the IEEE, FN and FNUZ variants of it, E8M0, FP16, BF16 and
+TF32. `ieee_p3109`: the formats of the IEEE P3109 interim report. `fixed`: integers and fixed point
+in two's complement. `posits`. `logarithmic`: powers of two with a fraction in the exponent, and
+formats without a mantissa rounded by their logarithm. `tables`: a few values. `blocks`: OCP's
+microscaling formats and NVFP4, whose elements share scales. Each module says exactly what its names
+mean.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ from altcore_formats.floats import (
     TF32,
     exmy,
     exmy_variant,
-    p3109,
 )
+from altcore_formats.ieee_p3109 import p3109
 from altcore_formats.logarithmic import logarithmic, power_of_two
 from altcore_formats.posits import posit
 from altcore_formats.tables import BINARY, FP4_BNB, NF4, TERNARY

@@ -14,9 +14,6 @@ A suffix says which codes are special, for any ExMy of 3 to 16 bits with an expo
 
 ``B`` and a number before the suffix set another bias: E4M3B11FNUZ.
 
-``P3109-P1`` to ``P3109-P7`` are the 8-bit formats of the IEEE P3109 draft with that many bits of
-precision, signed and with infinities: NaN at 0x80, infinities at 0x7F and 0xFF, bias 2**(7-P).
-
 FP16, BF16 and TF32 (8 exponent and 10 mantissa bits) have the infinities and NaN of IEEE 754.
 
 E1M6 is a uniform grid too, four times E0M7's: with subnormals, one exponent bit adds no binade
@@ -51,7 +48,6 @@ _STANDARD: dict[str, Format] = {"E4M3": E4M3, "E5M2": E5M2, "E8M0": E8M0}
 _NUMBER = "(0|[1-9][0-9]*)"
 _NAME = re.compile(f"E{_NUMBER}M{_NUMBER}")
 _VARIANT = re.compile(f"E{_NUMBER}M{_NUMBER}(?:B{_NUMBER})?(IEEE|FN|FNUZ)")
-_P3109 = re.compile(f"P3109-P{_NUMBER}")
 _SPECIALS: dict[str, Specials] = {"IEEE": "ieee", "FN": "fn", "FNUZ": "fnuz"}
 _MAX_BITS = 16
 
@@ -102,25 +98,6 @@ def exmy_variant(name: str) -> FloatFormat | None:
     bias = 2 ** (exponent_bits - 1) - (match[4] != "FNUZ") if match[3] is None else int(match[3])
     specials = _SPECIALS[match[4]]
     return float_format(name, exponent_bits, mantissa_bits, bias=bias, specials=specials)
-
-
-@cache
-def p3109(name: str) -> FloatFormat | None:
-    """Return the IEEE P3109 8-bit format of that name, or None for any other name.
-
-    Raises `BadInput` for a precision that is not 1 to 7.
-
-    >>> p3109("P3109-P4").max
-    224.0
-    """
-    match = _P3109.fullmatch(name)
-    if match is None:
-        return None
-    precision = int(match[1])
-    if not 1 <= precision <= 7:
-        raise BadInput(f"format {name}: the precision of a signed 8-bit format is 1 to 7")
-    bias = 2 ** (7 - precision)
-    return float_format(name, 8 - precision, precision - 1, bias=bias, specials="p3109")
 
 
 def _check_width(name: str, bits: int) -> None:

@@ -35,7 +35,7 @@ CLOSE = table_format("close", [-1, 0, 1, 1 + 2**-23, 1 + 2**-22, 2])
 NF = table_format("nf", [-1.0, -0.52, -0.2844, 0.0, 0.0796, 0.2461, 0.44, 0.723, 1.0])
 OWN = code_format("own", [0.0, 1.0, 4.0, math.nan], ties="up", boundaries=[-0.5, 0.1, 1.1, 5])
 ALL = [E4M3, E7M0, FLAT, WIDE, NATURAL, SQUARES, ODD, POSITIVE, CLOSE, NF, OWN]
-NAMES = ["E0M7", "E3M4", "FP16", "BF16", "posit8_2", "INT4", "TERNARY", "BINARY", "P3109-P3"]
+NAMES = ["E0M7", "E3M4", "FP16", "BF16", "posit8_2", "INT4", "TERNARY", "BINARY", "binary8p3se"]
 
 
 @pytest.mark.parametrize("name", ["E7M0", "E5M0", "E2M0", "E8M0"])

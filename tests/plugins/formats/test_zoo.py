@@ -72,13 +72,18 @@ FACTS = {
     "E3M4FNUZ": (8, 15.5, 2**-7, [0x80], []),
     "E4M3B4FNUZ": (8, 3840, 2**-6, [0x80], []),
     "E4M3B10IEEE": (8, 30, 2**-12, None, [0x78, 0xF8]),
-    "P3109-P1": (8, 2.0**62, 2.0**-63, [0x80], [0x7F, 0xFF]),
-    "P3109-P2": (8, 2.0**31, 2.0**-32, [0x80], [0x7F, 0xFF]),
-    "P3109-P3": (8, 49152, 2.0**-17, [0x80], [0x7F, 0xFF]),
-    "P3109-P4": (8, 224, 2**-10, [0x80], [0x7F, 0xFF]),
-    "P3109-P5": (8, 15, 2**-7, [0x80], [0x7F, 0xFF]),
-    "P3109-P6": (8, 3.875, 2**-6, [0x80], [0x7F, 0xFF]),
-    "P3109-P7": (8, 1.96875, 2**-6, [0x80], [0x7F, 0xFF]),
+    "binary8p1se": (8, 2.0**62, 2.0**-63, [0x80], [0x7F, 0xFF]),
+    "binary8p2se": (8, 2.0**31, 2.0**-32, [0x80], [0x7F, 0xFF]),
+    "binary8p3se": (8, 49152, 2.0**-17, [0x80], [0x7F, 0xFF]),
+    "binary8p4se": (8, 224, 2**-10, [0x80], [0x7F, 0xFF]),
+    "binary8p5se": (8, 15, 2**-7, [0x80], [0x7F, 0xFF]),
+    "binary8p6se": (8, 3.875, 2**-6, [0x80], [0x7F, 0xFF]),
+    "binary8p7se": (8, 1.96875, 2**-6, [0x80], [0x7F, 0xFF]),
+    "binary8p3sf": (8, 57344, 2.0**-17, [0x80], []),
+    "binary8p3ue": (8, 1.25 * 2**31, 2.0**-33, [0xFF], [0xFE]),
+    "binary8p8uf": (8, 1.984375, 1 / 128, [0xFF], []),
+    "binary3p2se": (3, 1, 0.5, [4], [3, 7]),
+    "binary16p11sf": (16, 65504, 2.0**-25, [0x8000], []),
     "FP16": (16, 65504, 2**-24, None, [0x7C00, 0xFC00]),
     "BF16": (16, float.fromhex("0x1.FEp127"), 2.0**-133, None, [0x7F80, 0xFF80]),
     "INT4": (4, 7, 1, [], []),
@@ -429,7 +434,7 @@ def test_encode_what_has_no_code():
             altcore.encode(torch.tensor([math.nan]), name)
     with pytest.raises(BadInput, match="TERNARY"):
         altcore.decode(torch.tensor([3]), "TERNARY")
-    for name in ("E4M3FNUZ", "P3109-P4", "INT8", "posit8_1", "E4M3B11FNUZ"):  # no -0: 0
+    for name in ("E4M3FNUZ", "binary8p4se", "INT8", "posit8_1", "E4M3B11FNUZ"):  # no -0: 0
         assert altcore.encode(torch.tensor([-0.0]), name) == 0
     assert altcore.encode(torch.tensor([-0.0]), "FP4-BNB") == 8
 
@@ -458,7 +463,7 @@ def test_ties_of_one_bit_of_precision():
     for name, wanted in (
         ("E7M0", [2, -2, 8, -8]),  # bias 63: 2 is code 64
         ("E8M0", [2, 2.0**-127, 8, 2.0**-127]),  # bias 127: 2 is code 128
-        ("P3109-P1", [4, -4, 4, -4]),  # bias 64: 2 is code 65
+        ("binary8p1se", [4, -4, 4, -4]),  # bias 64: 2 is code 65
         ("E7M0-ties-up", [4, -4, 8, -8]),
         ("E7M0-ties-down", [2, -2, 4, -4]),
         ("E7M0-by-log", [4, -4, 8, -8]),
@@ -576,7 +581,8 @@ def test_boundaries_of_ones_own():
         ("at least two", [1.0], {}),
         ("at least two", [math.nan, math.inf, -math.inf], {}),
         ("no positive", [-1.0, 0.0], {}),
-        ("one infinity", [0.0, 1.0, math.inf], {}),
+        ("one infinity", [-1.0, 1.0, math.inf], {}),
+        ("one infinity", [0.0, 1.0, -math.inf], {}),
         ("ties is", [0.0, 1.0], {"ties": "away"}),
         ("beyond", [0.0, 1.0], {"beyond": (0, 2)}),
         ("beyond", [0.0, 1.0], {"beyond": (-1, 0.5)}),
@@ -626,7 +632,7 @@ def test_every_entry_is_what_it_says():
             "LOG9_9-by-log",
             "LOG1_0-by-log",
         ),
-        *("P3109-P0", "P3109-P8", "E7M0-ties-even", "E0M0-by-log", "E4M3-by-log", "INT08"),
+        *("binary8p0se", "binary8p8se", "E7M0-ties-even", "E0M0-by-log", "E4M3-by-log", "INT08"),
         *("posit8", "Q3.4", "E4M3FNU", "NOSUCH"),
     ],
 )
@@ -653,7 +659,7 @@ def test_the_package_needs_no_torch():
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-@pytest.mark.parametrize("name", ["INT8", "posit8_1", "LOG4_3-by-log", "P3109-P3", "BINARY"])
+@pytest.mark.parametrize("name", ["INT8", "posit8_1", "LOG4_3-by-log", "binary8p3se", "BINARY"])
 def test_a_run_trains_in_it(start, name):
     """A tiny run with all weights stored in the format goes through, and stays on the grid."""
     result = start(format=name, recipe="pure")
