@@ -3,13 +3,11 @@
 Uses numerics, recipes and formats.
 """
 
-from altcore.quantization.layers import find_layers, matrices, tied_matrices
+from altcore.quantization.discovery import find_layers, matrices, tied_matrices
 from altcore.quantization.quantization import Quantization, quantize_model
-from altcore.quantization.quantizer import Clock
 from altcore.quantization.weight_grids import WeightGrid
 
 __all__ = [
-    "Clock",
     "Quantization",
     "WeightGrid",
     "find_layers",

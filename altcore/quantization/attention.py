@@ -8,26 +8,16 @@ are not quantized.
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from altcore.quantization.compute import output_dtype
-
-
-class Rounding(Protocol):
-    """What attention asks of the layer that it is in."""
-
-    def round_attention(self, name: str, x: Tensor, axis: int) -> Tensor:
-        """Return an operand as its product sees it, which sums over ``axis``."""
-
-    def count_attention(self, product: str, x: Tensor, y: Tensor) -> None:
-        """Count a product: ``scores`` or ``mix``, x @ y."""
+from altcore.quantization.layer import QuantizedLayer
 
 
 def attend(
-    layer: Rounding,
+    layer: QuantizedLayer,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -71,22 +61,7 @@ def _probabilities(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tens
     return scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
 
 
-SOFTMAX = frozenset(
-    {torch.nn.functional.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax}
-)
-"""What makes probabilities of scores."""
-
-MASKING = frozenset(
-    {
-        *(torch.Tensor.masked_fill, torch.masked_fill, torch.where, torch.Tensor.where),
-        *(torch.Tensor.mul, torch.mul, torch.Tensor.div, torch.div, torch.nan_to_num),
-        *(torch.nn.functional.pad, torch.Tensor.as_strided, torch.as_strided),
-    }
-)
-"""What may be done to probabilities before they are multiplied, and leaves them probabilities."""
-
-
-def multiply(layer: Rounding, x: Tensor, w: Tensor, is_probability: bool) -> Tensor:
+def multiply(layer: QuantizedLayer, x: Tensor, w: Tensor, is_probability: bool) -> Tensor:
     """Return ``x @ w.mT`` of rounded operands: probability by value, or else query by key.
 
     As in `attend`, 16 bits hold the result, not the operands.

@@ -16,15 +16,48 @@ Products with zeros count: those of a convolution's padding, and of a mask in at
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
+from attrs import define, field
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from torch.utils.module_tracker import ModuleTracker
+
+from altcore.recipes import PRODUCTS
+
+OPERANDS_OF = {
+    "fwd": PRODUCTS[0],
+    "dgrad": PRODUCTS[1],
+    "wgrad": PRODUCTS[2],
+    "scores": ("attention@query", "attention@key"),
+    "mix": ("attention@probability", "attention@value"),
+}
+"""The two operands of each product, of a layer and of attention."""
+
+
+@define
+class FlopCount:
+    """Floating-point operations of products with operands on a grid."""
+
+    total: int | None = None
+    """Of the whole step, whatever computes them; None until that is known."""
+    made: int = 0
+    """Of all products that quantized layers made, without what a Hadamard transform pads."""
+    both: int = 0
+    """Of products with both operands on a grid."""
+    by_operand: Counter[str] = field(factory=Counter)
+
+    def add(self, product: str, first: bool, second: bool, flops: int) -> None:
+        """Count a product of which the ``first`` and the ``second`` operand are on a grid."""
+        self.both += flops if first and second else 0
+        for operand, is_on_grid in zip(OPERANDS_OF[product], (first, second), strict=True):
+            self.by_operand[operand] += flops if is_on_grid else 0
+
 
 _is_counting = ContextVar("_is_counting", default=True)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -54,6 +56,18 @@ METADATA = _functions(
 CASTS = _functions(_CASTS) | {F.dropout}
 """What gives the same values in another type or place, or drops some."""
 
+SOFTMAX = frozenset({F.softmax, torch.softmax, T.softmax, torch.special.softmax})
+"""What makes probabilities of scores."""
+
+MASKING = frozenset(
+    {
+        *(T.masked_fill, torch.masked_fill, torch.where, T.where),
+        *(T.mul, torch.mul, T.div, torch.div, torch.nan_to_num),
+        *(F.pad, T.as_strided, torch.as_strided),
+    }
+)
+"""What may be done to probabilities before they are multiplied, and leaves them probabilities."""
+
 
 def is_metadata(func: Callable[..., Any]) -> bool:
     """Whether a function looks at a tensor and not at its values."""
@@ -68,3 +82,21 @@ def is_in_place(func: Callable[..., Any]) -> bool:
     """Whether a function writes to its first argument."""
     name = _name(func)
     return (name.endswith("_") and not name.endswith("__")) or name in ("__set__", "__setitem__")
+
+
+@functools.cache
+def unguarded(func: FunctionType) -> Callable[..., Any]:
+    """Return a copy of a Python function of torch that does not hand itself to overrides.
+
+    Called within a ``TorchFunctionMode``, the copy lets the mode see the functions that it calls.
+    ``torch.nn.functional.multi_head_attention_forward`` itself hands the mode only itself.
+    """
+    guards = [name for name in func.__globals__ if name.startswith("has_torch_function")]
+    scope = {**func.__globals__, **dict.fromkeys(guards, _has_no_override)}
+    copy = FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
+
+
+def _has_no_override(*args: Any) -> bool:
+    return False

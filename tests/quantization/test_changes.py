@@ -49,7 +49,7 @@ def test_weights_that_are_loaded_are_rounded(assign, factor):
         assert torch.equal(seen(model), model[0].weight)
         error = (model[0].weight - other[0].weight * 1.0).norm() / other[0].weight.norm()
         assert error < 0.05 or assign
-        assert q.parameter_share() == pytest.approx((64 + 16) / (64 + 16 + 2))
+        assert q.coverage().parameter_share == pytest.approx((64 + 16) / (64 + 16 + 2))
 
 
 def test_a_checkpoint_of_stored_weights_comes_back_as_it_was():
@@ -288,8 +288,8 @@ def test_an_optimizer_stores_by_itself():
                 optimizer.step()
                 if ways != "by itself":
                     q.store(optimizer)
-            assert q.clock.step == 5
-            assert q.stored_moves is not None
+            assert q.context.clock.step == 5
+            assert q.counters.stored_moves is not None
             moments = [optimizer.state[p]["exp_avg"].clone() for p in model.parameters()]
         results.append([*model.parameters(), *moments])
     for a, b, c in zip(*results, strict=True):
@@ -371,8 +371,8 @@ def test_a_wrapper_steps_as_the_optimizer_in_it(wrap):
             model(torch.randn(4, 8)).square().sum().backward()
             inner.step()
             q.store(wrap(inner))
-            assert q.clock.step == step
-            assert q.stored_moves[:, 0].sum() > 0
+            assert q.context.clock.step == step
+            assert q.counters.stored_moves[:, 0].sum() > 0
             assert is_on_grid(model[0].weight)
 
 

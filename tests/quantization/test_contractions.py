@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from altcore.quantization.contractions import CONTRACTIONS, unguarded
+from altcore.quantization.torch_products import CONTRACTIONS
 
 has_grouped = pytest.mark.skipif(not hasattr(F, "grouped_mm"), reason="torch has no grouped_mm")
 

@@ -198,7 +198,7 @@ def test_counting_changes_nothing():
                     loss = functools.partial(one_step, model, x)
                     q.count_flops(loss)
                 model(x).square().sum().backward()
-            results.append([p.grad for p in model.parameters()] + [q.counts])
+            results.append([p.grad for p in model.parameters()] + [q.counters.counts])
     assert all(map(torch.equal, *results))
 
 
@@ -234,7 +234,7 @@ def test_a_layer_that_is_quantized_whole_says_so(build, shape, recipe):
     with quantize_model(model, roles, **options) as q:
         share = q.count_flops(lambda: total(module(*given)).backward())
         # The first recurrent step of a fused network has no product for its state's gradient.
-        assert q.flop_total == pytest.approx(plain, rel=0 if "LSTM" not in repr(module) else 0.1)
+        assert q.flops.total == pytest.approx(plain, rel=0 if "LSTM" not in repr(module) else 0.1)
     # Attention's backward products are not quantized.
     assert share == pytest.approx(1.0) or isinstance(module, nn.MultiheadAttention)
     assert share > 0.7

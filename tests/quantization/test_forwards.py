@@ -602,8 +602,8 @@ def test_the_grid_of_a_weight_is_its_own():
             largest = w.detach().abs().amax(sums, keepdim=True)
             torch.testing.assert_close(grid.scale, largest / altcore.get_format("E3M4").max)
         q.measure_views()
-        assert q.view_layers == ["1", "3"]
-        assert not q.view_moves.any()
+        assert q.counters.view_layers == ["1", "3"]
+        assert not q.counters.view_moves.any()
 
 
 class Turned(nn.Module):

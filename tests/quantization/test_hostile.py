@@ -353,7 +353,7 @@ def test_a_recorded_step_with_the_old_weight_norm():
         q.begin_step(1, tracking=True)
         layer(torch.randn(2, 8)).sum().backward()
         q.measure_views()
-        assert q.view_moves is None
+        assert q.counters.view_moves is None
 
 
 # ------------------------------------------------------------------------------ changes of recipe

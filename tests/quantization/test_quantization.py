@@ -185,11 +185,11 @@ def test_zeros_nan_and_infinities(draw):
     q = quantize_model(model, only({"activation": "E4M3"}))
     q.begin_step(1)
     assert torch.equal(model[0](torch.zeros(2, 7)), model[0].bias.expand(2, 5))
-    assert int(q.nonfinite()) == 0
+    assert int(q.counters.nonfinite()) == 0
     x = draw(2, 7)
     x[0, 3] = float("nan")
     assert model[0](x).isnan().any()
-    assert int(q.nonfinite()) == 1
+    assert int(q.counters.nonfinite()) == 1
 
 
 def test_a_narrow_type_is_quantized_as_it_arrives(draw):
@@ -378,7 +378,7 @@ def test_delayed_scaling_can_overflow_and_counts_it(draw):
     assert rows["weight@fwd"]["elements"] == 35
     assert rows["activation@fwd"]["overflow"] is None
     over, all_of_them = rows["weight@fwd"]["overflow"], rows["weight@fwd"]["elements"]
-    assert float(q.met_rates()["overflow_rate"]) == over / all_of_them
+    assert float(q.counters.met_rates()["overflow_rate"]) == over / all_of_them
 
 
 # ----------------------------------------------------------------------- stochastic bits
@@ -486,7 +486,7 @@ def test_off_is_the_plain_model(draw):
         with q.off():
             pass
         assert torch.equal(model(ids), plain(ids)), "it can be nested"
-    assert int(q.counts.sum()) == 0
+    assert int(q.counters.counts.sum()) == 0
     assert all(x.history is None for x in q.quantizers)
     assert not torch.equal(model(ids), plain(ids))
 

@@ -112,7 +112,7 @@ def test_square_blocks_serve_both_products(draw):
     recipe = {"layers": {"0": {"weight": "NVFP4-square"}}}
     model = nn.Sequential(layer)
     with quantize_model(model, recipe, compute="float32") as q:
-        assert [x.name for x in q.quantizers] == ["0:weight@fwd"]
+        assert [str(x.site) for x in q.quantizers] == ["0:weight@fwd"]
         x = torch.eye(48).requires_grad_()
         y = layer(x)
         seen = (y - layer.bias).detach().T
@@ -254,7 +254,7 @@ def test_views_and_grids_of_block_formats(fmt, draw):
         with torch.no_grad():
             layer.weight.add_(1e-6 * layer.weight)
         q.measure_views()
-        moved, stalled = q.view_moves.sum(0).tolist()
+        moved, stalled = q.counters.view_moves.sum(0).tolist()
         grid = q.grid_of(layer.weight)
     assert moved > 1000
     assert stalled > 0.99 * moved

@@ -262,7 +262,7 @@ def test_stall_against_a_slow_count(name, rate):
                 updates, stalled, flips, rescaled
             ]  # fmt: skip
             all_updates, all_stalled = all_updates + updates, all_stalled + stalled
-        rate_told = float(q.stall_rates()["stored_stall_rate"])
+        rate_told = float(q.counters.stall_rates()["stored_stall_rate"])
         assert rate_told == pytest.approx(all_stalled / all_updates)
         seen.add(rate_told)
     assert max(seen) > 0
@@ -342,7 +342,7 @@ def test_views_are_kept_on_recorded_steps_alone():
         model(torch.ones(1, 6))
     q.measure_views()
     assert not [r for r in q.stats() if r["operand"] == "weight view"]
-    assert "view_stall_rate" not in q.stall_rates()
+    assert "view_stall_rate" not in q.counters.stall_rates()
 
 
 # -------------------------------------------------------------------------- optimizer state
@@ -458,7 +458,7 @@ def test_a_weight_that_was_replaced_is_found_again():
     q.store(optimizer)
     assert q.grid_of(model[0].weight).format.name == "E4M3"
     assert q.grid_of(model[0].bias) is None
-    assert list(q.grids.weights.values()) == [model[0].weight, model[1].weight]
+    assert list(q.weights.parameters.values()) == [model[0].weight, model[1].weight]
     assert not torch.equal(optimizer.state[model[0].weight]["exp_avg"], before)
     twin = copy.deepcopy(q)
     assert twin.grid_of(twin.model[1].weight).format.name == "E4M3"
@@ -523,10 +523,10 @@ def test_a_change_starts_delayed_scaling_anew_where_it_changed():
     q = quantize_model(model, {"weight": delayed, "skip": ["<head>"]})
     q.begin_step(1)
     model(torch.ones(2, 6))
-    before = {x.name: x.history for x in q.quantizers}
+    before = {str(x.site): x.history for x in q.quantizers}
     assert all(h is not None for h in before.values())
     q.change(change(q.plan, ["0"], [], format=get_format("E5M2")))
-    after = {x.name: x.history for x in q.quantizers}
+    after = {str(x.site): x.history for x in q.quantizers}
     assert after["0:weight@fwd"] is None
     assert after["2:weight@fwd"] is before["2:weight@fwd"]
     model(torch.ones(2, 6))
@@ -558,7 +558,7 @@ def test_state_comes_back():
         n: float(w.scale) for n, w in q.stored.items()
     }
     for a, b in zip(q.quantizers, twin.quantizers, strict=True):
-        assert a.name == b.name
+        assert a.site == b.site
         assert (a.history is None) == (b.history is None)
         assert a.history is None or torch.equal(a.history, b.history)
     x = torch.ones(2, 6)

@@ -14,7 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from altcore.errors import BadInput, nearest
-from altcore.recipes import LOOKUP, Layer, some
+from altcore.recipes import Layer, some
 
 AUTO = "auto"
 """Let `find_heads` look for the output head."""
@@ -101,16 +101,6 @@ def weights_of(module: nn.Module) -> list[str]:
     return ["weight", *own] if is_product and "weight" not in own else own
 
 
-def site(kind: str, operand: str, own: str) -> str:
-    """Return the name of a quantizer within a layer of a kind, for its parameter ``own``.
-
-    >>> site("linear", "weight@fwd", "weight"), site("other", "weight@fwd", "experts")
-    ('weight@fwd', 'weight@fwd/experts')
-    """
-    is_plain = own == "weight" and kind in ("linear", "conv") and operand != LOOKUP
-    return operand if is_plain else f"{operand}/{own}"
-
-
 def has_transposed_weight(module: nn.Module) -> bool:
     """Whether this is a linear layer whose weight is (in, out): Conv1D of the transformers library.
 
@@ -167,34 +157,6 @@ def _names(code: CodeType) -> Iterator[str]:
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from _names(inner)
-
-
-class SlowPath:
-    """Keeps torch's encoders from their fused inference kernel, which calls no layer in them."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        # It is left alone where there are hooks, whatever they do.
-        self.hook = module.register_forward_pre_hook(_pass)
-        self.nested = getattr(module, "use_nested_tensor", None)
-        if self.nested is not None:
-            vars(module)["use_nested_tensor"] = False
-
-    def remove(self) -> None:
-        """Let it have its way again."""
-        self.hook.remove()
-        if self.nested is not None:
-            vars(self.module)["use_nested_tensor"] = self.nested
-
-
-def _pass(module: nn.Module, args: Any) -> None:
-    """Do nothing, before a module's forward."""
-
-
-def slow_paths(model: nn.Module) -> list[SlowPath]:
-    """Make every encoder of torch call the layers within it, until the handles are removed."""
-    encoders = nn.TransformerEncoder | nn.TransformerEncoderLayer
-    return [SlowPath(m) for m in model.modules() if isinstance(m, encoders)]
 
 
 def find_heads(model: nn.Module, head: str | None = AUTO) -> list[nn.Module]:
