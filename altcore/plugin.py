@@ -73,6 +73,7 @@ if TYPE_CHECKING:
         round_to_grid,
     )
     from altcore.quantization import (
+        AttentionCall,
         WeightGrid,
     )
     from altcore.recipes import (
@@ -100,6 +101,7 @@ _HOME = {
     "Workload": "altcore.engine",
     "NonFinite": "altcore.hooks",
     "WeightGrid": "altcore.quantization",
+    "AttentionCall": "altcore.quantization",
     "Cast": "altcore.recipes",
     "Casts": "altcore.recipes",
     "Plan": "altcore.recipes",
@@ -171,6 +173,7 @@ __all__ = [
     "EVENTS",
     "METRICS",
     "Action",
+    "AttentionCall",
     "BadInput",
     "BlockFormat",
     "Cast",

@@ -3,11 +3,13 @@
 Uses numerics, recipes and formats.
 """
 
+from altcore.quantization.attention import AttentionCall
 from altcore.quantization.discovery import find_layers, matrices, tied_matrices
 from altcore.quantization.quantization import Quantization, quantize_model
 from altcore.quantization.weight_grids import WeightGrid
 
 __all__ = [
+    "AttentionCall",
     "Quantization",
     "WeightGrid",
     "find_layers",

@@ -130,7 +130,7 @@ class ForwardPass:
         lineages = [o for t in tensors if (o := self.lineage(t)) is not None]
         if func is F.scaled_dot_product_attention and self.layer.wants_attention:
             self.attention_calls += 1  # whatever it is of: a learned query is a weight
-            return attention.attend(self.layer, *args, **kwargs)
+            return attention.attend(self.layer, attention.AttentionCall(*args, **kwargs))
         if not lineages:
             return self.call_on_activations(func, args, kwargs, tensors)
         if is_metadata(func):
