@@ -94,8 +94,8 @@ def on_grid(x: Tensor, fmt: Format, scale: Tensor | None) -> Tensor:
 def active_quantizers(run: Run) -> Iterator[tuple[int, Any]]:
     """Yield (row, quantizer) of each quantizer that rounds anything.
 
-    The row is that of ``counts`` and ``errors`` of ``run.quantization.counters``. A weight that is stored on its
-    product's grid is not rounded again, so its quantizer is left out.
+    The row is that of ``counts`` and ``errors`` in ``run.quantization.counters``. A weight that is
+    stored on its product's grid is not rounded again, so its quantizer is left out.
     """
     for i, quantizer in enumerate(run.quantization.quantizers):
         stored = run.quantization.plan[quantizer.site.layer]["stored_weight"]

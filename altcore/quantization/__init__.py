@@ -1,4 +1,4 @@
-"""A model under a recipe: which layers there are, and where their operands are cast.
+"""A model under a recipe: its layers are found, and their operands are cast.
 
 Uses numerics, recipes and formats.
 """

@@ -26,9 +26,9 @@ from altcore.recipes import (
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 """The types that a product takes. torch's own types of 8 bits and fewer only hold numbers."""
 KEPT = (*STORED, "weight_gradient")
-"""What happens to a parameter itself, not to an operand."""
+"""Roles of a parameter itself, not of an operand."""
 FSDP_MARK = "_is_fsdp_managed_module"
-"""What FSDP, 1 and 2, leaves on every module whose parameters it takes."""
+"""An attribute that FSDP, 1 and 2, leaves on every module whose parameters it shards."""
 
 
 def check_model(model: nn.Module) -> None:
@@ -66,7 +66,7 @@ def check_effect(recipe: Recipe, plan: Plan) -> None:
 def with_ties(
     recipe: Recipe, model: nn.Module, plan: Plan, before: Plan
 ) -> dict[str, dict[str, Cast | None]]:
-    """Give the layers that share a parameter one cast for what is the parameter's own.
+    """Give the layers that share a parameter one cast for each role of the parameter itself.
 
     That is the cast which differs from ``before``; at the start that of any of the layers. Two
     that differ are refused.
@@ -189,7 +189,7 @@ def check_operand(x: Tensor, layer: str, argument: str) -> Tensor:
     """Return a product's operand as a plain tensor.
 
     Raises `BadInput`, which names layer and argument, unless it is a dense floating-point tensor
-    with values. A subclass that only labels a tensor is taken for what it holds.
+    with values. A subclass that only labels a tensor is unwrapped.
     """
     if type(x) not in (Tensor, nn.Parameter):
         if not isinstance(x, Tensor):

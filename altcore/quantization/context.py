@@ -1,4 +1,4 @@
-"""What the layers and quantizers of one quantized model share."""
+"""The state that the layers and quantizers of one quantized model share."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Clock:
 
 @define(eq=False)
 class Context:
-    """The modes that a quantized model is in, and what all of its layers add to."""
+    """The modes of a quantized model, and the counts that all of its layers add to."""
 
     clock: Clock = field(factory=Clock)
     compute: str = "float32"
@@ -45,9 +45,9 @@ class Context:
     has_learned: bool = False
     """Whether a backward pass reached a quantized layer under the current recipe."""
     is_coverage_told: bool = False
-    """Whether the user was told what the current recipe does not reach."""
+    """Whether the user was told of layers and roles that the current recipe misses."""
     tell_coverage: Callable[[], None] = field(default=lambda: None)
-    """Tell it. The first layer that runs after a training step calls this."""
+    """Tells the user; called by the first layer that runs after a training step."""
     changed_weights: set[str] = field(factory=set)
     """Stored weights that something other than `Quantization.store` changed."""
     told: set[str] = field(factory=set)

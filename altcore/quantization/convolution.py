@@ -27,7 +27,7 @@ from altcore.quantization.quantizer import Axes, Operand
 
 @frozen
 class Geometry:
-    """What a convolution has beside its tensors; see `torch.nn.Conv2d`."""
+    """The arguments of a convolution besides its tensors; see `torch.nn.Conv2d`."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -38,7 +38,7 @@ class Geometry:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """What torch's operators take after the tensors."""
+        """The arguments of torch's operators after the tensors."""
         return (
             self.stride,
             self.padding,
@@ -167,7 +167,7 @@ def _by_output(scale: Tensor | None, already: bool) -> Tensor | None:
 # ------------------------------------------------------------------ calls of torch's functions
 
 Call = tuple[Tensor, Tensor, Tensor | None, Geometry]
-"""Input, weight, bias, and what there is beside them."""
+"""Input, weight, bias, and the other arguments."""
 Size = int | tuple[int, ...] | list[int]
 
 

@@ -22,7 +22,7 @@ class Counters:
 
     quantizers: list[Quantizer] = field(init=False, factory=list)
     counts: Tensor = field(init=False)
-    """int64 (quantizers, 4): what each quantizer met; see `altcore.numerics.COUNTS`."""
+    """int64 (quantizers, 4): elements that each quantizer met; see `altcore.numerics.COUNTS`."""
     errors: Tensor = field(init=False)
     """float64 (quantizers, 2): sums of squared errors and of squares, if they are measured."""
     stored_moves: Tensor | None = field(init=False, default=None)

@@ -54,7 +54,7 @@ class CoverageRow:
 
 @frozen
 class Coverage:
-    """What a recipe reaches in a model. ``print`` shows it as a table."""
+    """The parts of a model that a recipe reaches. ``print`` shows them as a table."""
 
     rows: tuple[CoverageRow, ...] = field(repr=False)
     parameter_share: float
@@ -69,7 +69,7 @@ class Coverage:
 
     @property
     def line(self) -> str:
-        """The shares, the head and what is left out, in one line."""
+        """The shares, the head and the layers left out, in one line."""
         shares = f"{self.parameter_share:.1%} of parameters"
         if self.flop_share is not None:
             shares += f", {self.flop_share:.1%} of FLOPs"
@@ -152,7 +152,7 @@ def coverage_of(
         else:
             met, weights, is_missed = (), set(), quantized is not None
             why = LOST if is_missed else ADDED
-        if "weight" in weights and "weight" not in own:  # it is computed from what there is
+        if "weight" in weights and "weight" not in own:  # it is computed from other parameters
             computing = getattr(module, "parametrizations", nn.Module())
             on_grid |= {id(p) for m in (module, *computing.modules()) for p in matrices(m).values()}
         on_grid |= {id(p) for n, p in own.items() if n in weights}

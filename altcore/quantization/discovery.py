@@ -19,12 +19,12 @@ from altcore.recipes import Layer, some
 AUTO = "auto"
 """Let `find_heads` look for the output head."""
 ATTENTION = re.compile("attention|attn", re.IGNORECASE)
-"""What a module's class has in its name, if attention's two products belong to it."""
+"""Found in the class names of modules to which attention's two products belong."""
 ATTENTION_CALLS = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
 
 
 def called(name: str) -> str:
-    """Return what messages and tables call a layer: the model itself may be one."""
+    """Return the words for a layer in messages; the model itself may be one."""
     return f"layer {name or '(model)'}"
 
 
@@ -39,10 +39,11 @@ def matrices(module: nn.Module) -> dict[str, nn.Parameter]:
 
 @frozen(eq=False)
 class ParameterSlot:
-    """Where a parameter lies: what lies there may be replaced."""
+    """The place of a parameter in a module, where another one may be put."""
 
     module: nn.Module
-    own: str
+    name: str
+    """The parameter's, in its module."""
 
     @classmethod
     def of(cls, model: nn.Module, full: str) -> ParameterSlot:
@@ -53,10 +54,10 @@ class ParameterSlot:
     @property
     def parameter(self) -> nn.Parameter:
         """The parameter. Raises `BadInput` if there is none any more."""
-        found = self.module._parameters.get(self.own)
+        found = self.module._parameters.get(self.name)
         if found is None:
             raise BadInput(
-                f"{type(self.module).__name__} has no parameter {self.own} any more: "
+                f"{type(self.module).__name__} has no parameter {self.name} any more: "
                 "quantize a model after it is parametrized or changed, not before"
             )
         return found
@@ -95,7 +96,7 @@ def kind_of(module: nn.Module) -> str:
 
 
 def weights_of(module: nn.Module) -> list[str]:
-    """Return the names of what a layer multiplies by: parameters, and a computed ``weight``."""
+    """Return the names of the weights that a layer multiplies by; ``weight`` may be computed."""
     own = list(matrices(module))
     is_product = kind_of(module) in ("linear", "conv")
     return ["weight", *own] if is_product and "weight" not in own else own
@@ -104,7 +105,7 @@ def weights_of(module: nn.Module) -> list[str]:
 def has_transposed_weight(module: nn.Module) -> bool:
     """Whether this is a linear layer whose weight is (in, out): Conv1D of the transformers library.
 
-    Told by what it is called, so that nothing has to be imported.
+    Recognized by its name, so that nothing has to be imported.
     """
     return any(
         cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"

@@ -1,7 +1,7 @@
 """Count the FLOPs of matrix products, convolutions, recurrent networks and attention.
 
-torch's `FlopCounterMode` sees every operation, forward and backward. Its formulas are kept where
-they are right. The others are here:
+torch's `FlopCounterMode` sees every operation, forward and backward. This module keeps
+its correct formulas, and replaces the others:
 
 - It has none for grouped matrix products, fused recurrent networks, bilinear layers, the CPU's
   fused attention, or products by a vector.
@@ -47,7 +47,7 @@ class FlopCount:
     total: int | None = None
     """Of the whole step, whatever computes them; None until that is known."""
     made: int = 0
-    """Of all products that quantized layers made, without what a Hadamard transform pads."""
+    """Of all products that quantized layers made, without the padding of Hadamard transforms."""
     both: int = 0
     """Of products with both operands on a grid."""
     by_operand: Counter[str] = field(factory=Counter)
@@ -63,7 +63,7 @@ _is_counting = ContextVar("_is_counting", default=True)
 
 
 def count_flops(run: Callable[[], object]) -> int:
-    """Call ``run``, and return the FLOPs of what it computes."""
+    """Call ``run``, and return its FLOPs."""
     formulas = {op: _unless_uncounted(formula) for op, formula in _formulas().items()}
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
     # Its own tracker of modules hooks into each of them, and fails in inference mode.
@@ -85,7 +85,7 @@ class _Untracked(ModuleTracker):
 
 @contextmanager
 def uncounted() -> Iterator[None]:
-    """Keep what is computed within out of `count_flops`: products that are not the model's."""
+    """Hide products that are not the model's own from `count_flops`."""
     token = _is_counting.set(False)
     try:
         yield

@@ -62,7 +62,7 @@ class GradientRounding:
         """Hook the current parameters. Raises `BadInput` if the model was sharded."""
         before, self.hooks = self.hooks, {}
         for name, slot, quantizer in self.rounded:
-            check_whole(name, slot.module, slot.own, "weight_gradient")
+            check_whole(name, slot.module, slot.name, "weight_gradient")
             parameter = slot.parameter
             if not parameter.requires_grad:
                 continue
@@ -79,7 +79,9 @@ class GradientRounding:
                 return gradient
             if gradient.layout == torch.strided:
                 return quantizer.fake(gradient, training=True)
-            gradient = gradient.coalesce()  # of an embedding: what is not there is 0 on any grid
+            gradient = (
+                gradient.coalesce()
+            )  # of an embedding: elements that are left out are 0 in any format
             values = quantizer.fake(gradient.values(), training=True)
             return torch.sparse_coo_tensor(gradient.indices(), values, gradient.shape)
 

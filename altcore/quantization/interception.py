@@ -1,7 +1,7 @@
 """Products inside a module's own forward, quantized where they happen.
 
 While such a forward runs, a mode sees every call of a torch function in this thread. It knows which
-tensors are weights of the layer: the parameters themselves, views of them, and what is computed
+tensors are weights of the layer: the parameters themselves, views of them, and tensors computed
 from nothing else. A product of a weight and an activation is computed with quantized operands; a
 weight that is looked up or added is rounded, if the recipe says so; all other calls run as they
 are. Neither the module nor its parameters change.
@@ -55,7 +55,7 @@ class Lineage:
 
 @define(eq=False)
 class ForwardPass:
-    """One run of one layer's forward: what is known of its tensors."""
+    """One run of one layer's forward, and the lineage of its tensors."""
 
     layer: QuantizedLayer
     weights: dict[int, tuple[Tensor, Lineage]] = field(init=False)
@@ -79,10 +79,10 @@ class ForwardPass:
             self.weights.setdefault(id(value), (value, Lineage(self.layer, "weight", "computed")))
         self.buffers = {id(b): b for b in self.layer.module.buffers()}
 
-    # What a tensor is -------------------------------------------------------------------------
+    # Lineage ----------------------------------------------------------------------------------
 
     def lineage(self, t: Tensor) -> Lineage | None:
-        """Return where a weight comes from; None for an activation."""
+        """Return the parameter that a weight is made from; None for an activation."""
         found = self.weights.get(id(t)) or self.made.get(id(t))
         if found is not None and found[0] is t:
             return found[1]
@@ -120,7 +120,7 @@ class ForwardPass:
                 if _memory(t) == memory:
                     self.mark(t, lineage, "computed")
 
-    # What is done with it ---------------------------------------------------------------------
+    # Calls ------------------------------------------------------------------------------------
 
     def call(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
@@ -159,7 +159,7 @@ class ForwardPass:
     def multiply(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Compute a product with quantized operands; NotImplemented where it is none, or plain."""
+        """Compute a product with quantized operands; NotImplemented for any other call."""
         if func in CONVOLUTIONS:
             call = CONVOLUTIONS[func](*args, **kwargs)
             product = self.product_of(call[1])
@@ -204,7 +204,7 @@ class ForwardPass:
         return self.products[key]
 
     def end(self) -> None:
-        """Let go of the weights that were quantized: a backward pass keeps what it needs."""
+        """Free the quantized weights: a backward pass keeps those that it needs."""
         for product in self.products.values():
             if product is not None:
                 product.weights = None
@@ -258,7 +258,7 @@ class ForwardPass:
         kwargs: Mapping[str, Any],
         tensors: list[Tensor],
     ) -> Any:
-        """Multiply probability by value, or query by key; NotImplemented where it is neither.
+        """Multiply probability by value, or query by key; NotImplemented for any other product.
 
         A product of a buffer, as of rotary frequencies by positions, is neither.
         """
@@ -319,7 +319,7 @@ def intercepting(layer: QuantizedLayer) -> Iterator[ForwardPass]:
 
 @contextmanager
 def suspended() -> Iterator[None]:
-    """Let functions pass: what a quantized layer computes itself is no call of the model's."""
+    """Let functions pass that a quantized layer calls itself."""
     mode = getattr(_threads, "mode", None)
     if mode is None:
         yield
@@ -352,7 +352,7 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _computing(module: nn.Module) -> Iterator[Tensor]:
-    """What a parametrization computes the ``weight`` of a Linear or a convolution from."""
+    """Yield the parameters from which a Linear's or a convolution's ``weight`` is computed."""
     parametrizations = module._modules.get("parametrizations")
     if parametrizations is not None and kind_of(module) in ("linear", "conv"):
         yield from parametrizations.parameters()
@@ -367,7 +367,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _memory(t: Tensor) -> int:
-    """What tensors have in common that share their values."""
+    """Return the same number for tensors that share their memory."""
     return t.untyped_storage().data_ptr() if t.layout == torch.strided else id(t)
 
 

@@ -30,7 +30,7 @@ class WeightView:
 
     parameter: nn.Parameter
     master: Tensor
-    """Its values then, as the product saw them: transposed where the layer does that."""
+    """Its values then, as the product saw them: transposed if the layer transposes it."""
     rounded: RoundedTensor
     cast: Cast
     key: int | None
@@ -57,7 +57,7 @@ class WeightView:
 
 @define(eq=False)
 class QuantizedLayer:
-    """A module under a recipe, and what it met."""
+    """A module under a recipe: its quantizers, and the operands that they rounded."""
 
     name: str
     module: nn.Module
@@ -74,13 +74,13 @@ class QuantizedLayer:
     views: dict[str, WeightView] = field(factory=dict)
     seen_as: dict[str, str | None] = field(factory=dict)
     """How the last product or lookup saw a parameter: ``itself``, ``turned`` (its last two axes),
-    or None: a part of it, or what is computed from it, whose scale is not the parameter's."""
+    or None: a part of it, or a tensor computed from it, whose scale is not the parameter's."""
     calls: int = 0
-    """How often the layer ran quantized, under the recipe of now."""
+    """How often the layer ran quantized, under the current recipe."""
     met: dict[str, set[str]] = field(factory=dict)
     """Operands that were on a grid in it, and of which of its parameters each time."""
     has_learned: bool = False
-    """Whether a backward pass went through it, under the recipe of now."""
+    """Whether a backward pass went through it, under the current recipe."""
     is_removed: bool = False
     """Whether the quantization was taken back; somebody may still hold the patched forward."""
     is_direct: bool = field(init=False)
@@ -132,7 +132,7 @@ class QuantizedLayer:
             stored.on_grid(weight, is_told=is_told)
 
     def product(self, own: str, *, is_stored: bool = False) -> WeightProducts | None:
-        """Return the products by the parameter ``own``; None where no operand of them is cast."""
+        """Return the products by the parameter ``own``; None if no operand of them is cast."""
         if not any(self.casts[o] for o in PRODUCT_OPERANDS):
             return None
         return WeightProducts(self, own, is_stored and own in self.stored)
@@ -178,7 +178,7 @@ class QuantizedLayer:
             self.context.flops.add(product, first, second, 2 * x.numel() * y.shape[-1])
 
     def keep_view(self, own: str, x: Tensor, quantizer: Quantizer, rounded: RoundedTensor) -> None:
-        """Keep a master weight and its view, to see what the optimizer moves."""
+        """Keep a master weight and its view, to see which of them the optimizer moves."""
         seen, parameter = self.seen_as.get(own), self.module._parameters.get(own)
         if seen is not None and parameter is not None:
             master, is_turned = x.detach().clone(), seen == "turned"
@@ -210,7 +210,7 @@ class QuantizedLayer:
 
 @define(eq=False)
 class WeightProducts:
-    """The three products by one weight of a layer: their operands, and what they count."""
+    """The three products by one weight of a layer: their operands and their FLOPs."""
 
     layer: QuantizedLayer
     parameter: str
@@ -234,7 +234,7 @@ class WeightProducts:
         axes: tuple[Axes, Axes],
         wanted: tuple[bool, bool] = (True, True),
     ) -> tuple[Operand | None, Operand | None]:
-        """Return a role's two operands; where one rounding serves both, they are the same."""
+        """Return a role's two operands: the same object twice if one rounding serves both."""
         first, second = PAIRS[role]
         casts = self.layer.casts
         cast = casts[first]
@@ -274,14 +274,14 @@ class WeightProducts:
         return operand
 
     def count(self, product: str, a: Operand, b: Operand, flops: int) -> None:
-        """Count the operations of a product: which of its operands are on a grid."""
+        """Count the operations of a product, by its operands on a grid."""
         total = self.layer.context.flops
         if total is not None:
             total.made += flops
             total.add(product, a.format is not None, b.format is not None, flops)
 
     def begin_backward(self) -> None:
-        """Note that the layer learns; `BadInput` if its backward pass is differentiated itself."""
+        """Note that the layer learns; raise `BadInput` in a second derivative."""
         self.layer.has_learned = self.layer.context.has_learned = True
         if torch.is_grad_enabled():
             raise BadInput(

@@ -64,7 +64,7 @@ class QuantizedLinear(torch.autograd.Function):
         products.count("fwd", a, b, ctx.flops)
         dtype = output_dtype(x, products.compute)
         y = product(a, b, transpose_b=True, compute=products.compute, bias=bias, dtype=dtype)
-        # No view: what follows may change it in place.
+        # No view: the caller may change the result in place.
         return torch.ops.aten._unsafe_view(y, [*ctx.shape[:-1], w.shape[-2]])
 
     @staticmethod

@@ -43,12 +43,12 @@ def is_or_wraps(optimizer: object, inner: Optimizer) -> bool:
 def store_optimizer_state(
     optimizer: Optimizer, casts: Mapping[str, tuple[ParameterSlot, Cast]], context: Context
 ) -> None:
-    """Round the optimizer's state of ``casts``' parameters, in place; warn of what stays.
+    """Round the optimizer's state of ``casts``' parameters, in place; warn of the state that stays.
 
     Raises `BadInput` if the model was sharded.
     """
     for full, (slot, _) in casts.items():
-        check_whole(full.rpartition(".")[0], slot.module, slot.own, "optimizer_state")
+        check_whole(full.rpartition(".")[0], slot.module, slot.name, "optimizer_state")
     parameters = {name: (slot.parameter, cast) for name, (slot, cast) in casts.items()}
     left = _round_moments(optimizer, parameters, context.clock)
     kind = type(optimizer).__name__

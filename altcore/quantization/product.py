@@ -1,4 +1,4 @@
-"""The product of two quantized operands, and what a backward pass keeps of them.
+"""The product of two quantized operands, and the tensors that a backward pass needs.
 
 Products run on unscaled grid values and the scales multiply the output, so that a scale need not
 be a power of two. Only the scales of blocks, which a sum runs over, are in the values.
@@ -39,7 +39,7 @@ differ."""
 def save_operands(
     ctx: Any, a: Operand, b: Operand, x_wgrad: Operand | None, w_dgrad: Operand | None
 ) -> None:
-    """Save what the backward pass multiplies, and where ``a`` and ``b`` were inside their range.
+    """Save the operands of the backward pass, and the masks of ``a`` and ``b``'s clipping.
 
     Autograd holds it: that frees it after the backward pass, notices a tensor that changed in
     between, and lets checkpointing and offloading have it. `QUANTIZED` comes last.
@@ -53,7 +53,7 @@ def save_operands(
 
 
 def saved_operands(ctx: Any) -> tuple[Any, Any, Tensor | None, Tensor | None]:
-    """Return what `save_operands` saved: x and w as operands, if needed, and their masks."""
+    """Return x and w as `save_operands` saved them, if they are needed, and their masks."""
     x, x_scale, w, w_scale, x_inside, w_inside, _ = ctx.saved_tensors
     return (
         None if x is None else Operand(x, x_scale, ctx.formats[0]),
@@ -64,7 +64,7 @@ def saved_operands(ctx: Any) -> tuple[Any, Any, Tensor | None, Tensor | None]:
 
 
 class StraightThrough(torch.autograd.Function):
-    """A quantized tensor whose gradient is that of the tensor, where ``inside`` (None: all)."""
+    """A quantized tensor that passes its gradient to the tensor, where ``inside`` (None: all)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, quantized: Tensor, inside: Tensor | None) -> Tensor:
@@ -97,8 +97,8 @@ def product(
 
     Or a batch of such products. ``compute`` says in which type (see
     `altcore.quantization.compute.COMPUTES`). The result of a bfloat16 product is rounded to
-    bfloat16 once before its scale. ``bias``, (n), is added to what is scaled, in float32, and that
-    is rounded to ``dtype`` (None: float32).
+    bfloat16 once before its scale. ``bias``, (n), is added to the scaled product in float32; the
+    sum is rounded to ``dtype`` (None: float32).
     """
     a = _transposed(a) if transpose_a else a
     b = _transposed(b) if transpose_b else b
@@ -160,7 +160,7 @@ def _product_dtype(a: Operand, b: Operand, compute: str) -> torch.dtype:
 
 
 def _shift(a: Operand, b: Operand, k: int) -> tuple[int, int]:
-    """Return the powers of two that bring the largest values near 1, where float32 needs it.
+    """Return the powers of two that bring the largest values near 1, if float32 needs it.
 
     An operand without a scale holds the tensor's own values, and is left alone.
     """
@@ -172,7 +172,7 @@ def _shift(a: Operand, b: Operand, k: int) -> tuple[int, int]:
 
 
 def _largest(operand: Operand) -> float:
-    """What a scale made the operand's values as large as; 1 where they are what they were."""
+    """Return the magnitude that a scale brings the largest value to; 1 without a scale."""
     fmt = operand.format
     if operand.scale is None or not isinstance(fmt, Format):
         return 1.0

@@ -142,10 +142,10 @@ class Quantization:
         """Take another plan, from now on.
 
         A changed stored format re-encodes its values at a fresh scale; returns the relative
-        error that this made, by parameter. Delayed scaling starts a new history where its cast
-        changed; optimizer moments stay. As in a recipe, attention's operands and those of
-        products are left out where they do not belong. Raises `BadInput` if that leaves nothing,
-        and for what a layer cannot take; nothing is changed then.
+        error that this made, by parameter. Delayed scaling starts a new history if its cast
+        changed; optimizer moments stay. As in a recipe, a layer without attention or
+        products leaves out their operands. Raises `BadInput` if that leaves nothing, or if a
+        layer cannot take its cast; nothing is changed then.
         """
         if not isinstance(plan, Mapping):
             raise BadInput(f"a plan is needed, not {plan!r:.60}; change_recipe takes a recipe")
@@ -169,9 +169,9 @@ class Quantization:
     def change_recipe(
         self, recipe: GivenRecipe, *, format: str | AnyFormat | None = None
     ) -> dict[str, float]:
-        """Take another recipe, from now on: what `quantize_model` takes, and with its errors.
+        """Take another recipe, from now on: any that `quantize_model` takes, with the same errors.
 
-        The optimizer stays as it is. Returns what `change` does; nothing is changed by an error.
+        The optimizer stays as it is. Returns the same as `change`; an error changes nothing.
         """
         before = dict(self.stored)
         self._take(as_recipe(recipe, format))
@@ -225,8 +225,8 @@ class Quantization:
     def store(self, optimizer: torch.optim.Optimizer | None = None) -> None:
         """Put stored weights and optimizer state back on their grids, after the optimizer.
 
-        Also moves the random bits of stochastic rounding on by a step. Does nothing more where the
-        optimizer's own steps do it (see `quantize_model`).
+        Also moves the random bits of stochastic rounding on by a step. Does nothing if the
+        optimizer's own steps call it (see `quantize_model`).
         """
         if optimizer is not None and not isinstance(getattr(optimizer, "state", None), Mapping):
             kind = type(optimizer).__name__
@@ -268,18 +268,18 @@ class Quantization:
 
     @property
     def compute(self) -> str:
-        """The type in which products run: what was asked for, or what ``auto`` came to."""
+        """The type in which products run; never ``auto``."""
         return self.context.compute
 
     def stats(self) -> list[dict[str, Any]]:
-        """Return what each quantizer and stored weight met in the last step, as host numbers.
+        """Return the counts of each quantizer and stored weight in the last step, on the host.
 
         ``sqnr_db`` is None if the step did not measure errors (see `begin_step`).
         """
         return rows(self.counters, self.stored.values())
 
     def coverage(self) -> Coverage:
-        """Return what the recipe reaches in the model, layer by layer, and what not and why."""
+        """Return the parts of the model that the recipe reaches, and why it misses the others."""
         return coverage.coverage_of(
             self.model,
             self.recipe,
@@ -291,7 +291,7 @@ class Quantization:
         )
 
     def missed(self) -> list[str]:
-        """Return what the recipe asks for and the first step did not meet, a sentence each.
+        """Return a sentence for each wish of the recipe that the first step did not meet.
 
         The caller has to tell the user: no warning follows.
         """
@@ -344,7 +344,7 @@ class Quantization:
         check_digests(state["formats"])
         if plan_to_plain(self.plan) != state["plan"]:
             self._build(self.recipe, plan_from_plain(state["plan"]))
-        for name, weight in self.stored.items():  # what is loaded is looked for on these grids
+        for name, weight in self.stored.items():  # loaded weights are looked for on these grids
             weight.scale = state["stored"][name]["scale"].to(weight.scale.device).clone()
         self.model.load_state_dict(weights)
         self.context.clock.step = state["step"]
@@ -374,7 +374,7 @@ def quantize_model(
         model: any module; its parameters, types and state dict keys stay as they are.
         recipe: a format or its name (the recipe ``master`` in it), a recipe's name, its mapping,
             or a .yaml file.
-        format: what the recipe calls FORMAT.
+        format: the one that the recipe calls FORMAT.
         compute: in which type products run; see `altcore.quantization.compute.COMPUTES`.
         seed: of stochastic rounding.
         head: the output head, which named recipes leave alone: a module's name, None if the model
@@ -384,7 +384,7 @@ def quantize_model(
 
     Raises:
         BadInput: for an unknown name, a pattern that matches no layer, or a layer that cannot take
-            what the recipe asks.
+            its cast.
     """
     if not isinstance(model, nn.Module):
         raise BadInput(f"model: a torch.nn.Module is needed, not {model!r:.60}")

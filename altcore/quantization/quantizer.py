@@ -71,7 +71,7 @@ class Quantizer:
     errors: Tensor = field(init=False)
     """float64 (2,), its sums of squared errors and of squares."""
     history: Tensor | None = None
-    """The last amax values of delayed scaling, newest first; zeros where there were none."""
+    """The last amax values of delayed scaling, newest first; zeros before the first ones."""
     last_scale: Tensor | None = None
     """The scale of the last training forward, which broadcasts to the tensor."""
     last_key: int | None = None
@@ -280,7 +280,7 @@ def _block_scale(made: Blocks, shape: torch.Size, fmt: BlockFormat, axis: int) -
 
 
 def random_key(seed: int, step: int, micro: int, name: str) -> int:
-    """Return a 63-bit key that is a hash of where in the run a tensor is rounded.
+    """Return a 63-bit key for the random bits of one rounding of one tensor in a run.
 
     The format is left out on purpose: E0M7 and E1M6 round with the same bits.
     """

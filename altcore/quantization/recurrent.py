@@ -46,7 +46,7 @@ class Parameters:
 
     @property
     def weights(self) -> list[Tensor]:
-        """What products multiply by."""
+        """The weights of products."""
         return [w for w in (self.input, self.hidden, self.projection) if w is not None]
 
 

@@ -1,6 +1,6 @@
 """Stored weights: parameters that live on a format's grid.
 
-A stored weight's scale is 1 where its cast has no scaling. Otherwise it is a power of two: the
+A stored weight's scale is 1 if its cast has no scaling. Otherwise it is a power of two: the
 smallest that holds its largest magnitude at the start, doubled on overflow until it holds, and
 halved when the largest magnitude falls below a quarter of the format's maximum. With ``rms``
 scaling the root mean square takes the place of the largest magnitude, and 1 that of the maximum.
@@ -45,14 +45,14 @@ class StoredWeight:
     cast: Cast
     context: Context
     parameter: nn.Parameter = field(init=False)
-    """What was in the slot when it was last put on its grid."""
+    """The one in the slot when it was last put on its grid."""
     version: int | None = field(init=False)
     """Of the parameter then."""
     scale: Tensor = field(init=False)
     scale_before: Tensor = field(init=False)
     """The scale as of the step before: at which codes before and after are compared."""
     before: Tensor = field(init=False)
-    """The grid values as of the last `store`: what the optimizer started from."""
+    """The grid values as of the last `store`, from which the optimizer started."""
     error: Tensor = field(init=False)
     """Relative root-mean-square error of the first encoding, 0-dim."""
 
@@ -70,7 +70,7 @@ class StoredWeight:
         self.before, self.version = on_grid, version_of(self.parameter)
 
     def is_current(self, weight: Tensor) -> bool:
-        """Whether a layer's weight is what `store` left.
+        """Whether a layer's weight is as `store` left it.
 
         By identity and version, and on a CPU, where looking costs no transfer, by value: writing to
         ``weight.data`` changes no version.
@@ -83,7 +83,7 @@ class StoredWeight:
         """Return a layer's weight on the grid: itself, rounded again if somebody changed it.
 
         A parameter is rounded in place. Another tensor in its place (`torch.func.functional_call`
-        puts it there) stays as it is; what is returned passes its gradient on.
+        puts it there) stays as it is; the returned one passes its gradient on.
         """
         if self.is_current(weight):
             return weight
@@ -181,7 +181,7 @@ class StoredWeight:
         return 2.0 if is_rms else float(self.cast.element.limits[1])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what a checkpoint needs."""
+        """Return the state for a checkpoint."""
         return {"scale": self.scale.clone()}
 
     @torch.no_grad()
@@ -203,7 +203,7 @@ def store_weights(stored: Iterable[StoredWeight]) -> Tensor:
     """
     weights = list(stored)
     for weight in weights:
-        check_whole(weight.layer, weight.slot.module, weight.slot.own, "stored_weight")
+        check_whole(weight.layer, weight.slot.module, weight.slot.name, "stored_weight")
     return torch.stack([weight.store() for weight in weights])
 
 

@@ -1,4 +1,4 @@
-"""What torch's functions do to the values of a tensor, as far as a mode must know it."""
+"""torch's functions by their effect on a tensor's values, as a mode that sees them needs it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ F = torch.nn.functional
 T = torch.Tensor
 
 COMPOSITE = frozenset({F.multi_head_attention_forward})
-"""Python functions of torch that hand the mode only themselves; it has to see what they call."""
+"""Python functions of torch that show a mode only themselves, not the functions they call."""
 
 _VIEWS = (
     *("view", "reshape", "view_as", "reshape_as", "t", "transpose", "swapaxes", "swapdims"),
@@ -43,7 +43,7 @@ VIEWS = _functions(_VIEWS) | {
     T.__getitem__,
     *(getattr(T, name).__get__ for name in ("T", "mT", "H", "mH", "data")),
 }
-"""What gives the same values in another shape, or some of them."""
+"""Functions that return the same values in another shape, or some of them."""
 METADATA = _functions(
     (
         *("data_ptr", "storage", "untyped_storage", "storage_offset", "stride", "size", "dim"),
@@ -52,12 +52,12 @@ METADATA = _functions(
         *("register_post_accumulate_grad_hook", "__len__", "__repr__", "__hash__", "has_names"),
     )
 )
-"""What looks at a tensor and not at its values."""
+"""Functions that look at a tensor, but not at its values."""
 CASTS = _functions(_CASTS) | {F.dropout}
-"""What gives the same values in another type or place, or drops some."""
+"""Functions that return the same values in another type or place, or drop some."""
 
 SOFTMAX = frozenset({F.softmax, torch.softmax, T.softmax, torch.special.softmax})
-"""What makes probabilities of scores."""
+"""Functions that turn scores into probabilities."""
 
 MASKING = frozenset(
     {
@@ -66,7 +66,7 @@ MASKING = frozenset(
         *(F.pad, T.as_strided, torch.as_strided),
     }
 )
-"""What may be done to probabilities before they are multiplied, and leaves them probabilities."""
+"""Functions whose results are still probabilities, if an argument is."""
 
 
 def is_metadata(func: Callable[..., Any]) -> bool:
