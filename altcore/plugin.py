@@ -74,6 +74,7 @@ if TYPE_CHECKING:
         round_to_grid,
     )
     from altcore.quantization import (
+        AttentionCall,
         WeightGrid,
     )
     from altcore.recipes import (
@@ -101,6 +102,7 @@ _HOME = {
     "Workload": "altcore.engine",
     "NonFinite": "altcore.hooks",
     "WeightGrid": "altcore.quantization",
+    "AttentionCall": "altcore.quantization",
     "Cast": "altcore.recipes",
     "Casts": "altcore.recipes",
     "Plan": "altcore.recipes",
@@ -173,6 +175,7 @@ __all__ = [
     "EVENTS",
     "METRICS",
     "Action",
+    "AttentionCall",
     "BadInput",
     "BlockFormat",
     "Cast",

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from altcore import quantize_model
-from altcore.quantization import Quantization, product, quantizer
+from altcore.quantization import Quantization, linear, quantizer
 from altcore.quantization.compute import has_fast_bfloat16
 
 RECIPE = {"weight": "E4M3", "activation": "E4M3", "gradient": "E5M2"}
@@ -131,7 +131,7 @@ def measure(each: dict[str, Contender], workload: object, steps: int) -> dict[st
 
 
 PARTS = {
-    "products of quantized layers": (product, ("product",)),
+    "products of quantized layers": (linear, ("product",)),
     "amax, scales and rounding, with counters": (quantizer, ("round_scaled", "round_to_grid")),
 }
 """What altcore's step is made of: a module, and functions that it calls by their names in it."""

@@ -205,7 +205,7 @@ class Engine:
         q.store(self.run.optimizer)
         if step.is_recorded:
             q.measure_views()
-            self.record.add(q.stall_rates() | lost_stall_rate(q))
+            self.record.add(q.counters.stall_rates() | lost_stall_rate(q))
 
     def apply(self, verdict: Verdict) -> bool:
         """Carry out a verdict; returns whether it changed state or formats, from the next step."""
@@ -282,7 +282,8 @@ class Engine:
                 set_random_state(random, run.device)  # a plugin's imports may draw numbers
                 run.emit(self.opening[0], **self.opening[1])
                 for remark in self.remarks:
-                    run.emit("warning", message=remark)
+                    if run.quantization.context.is_news(remark):  # a resumed run told it before
+                        run.emit("warning", message=remark)
                 while self.status == "running" and run.step < run.config.max_steps:
                     step = Step(run.step + 1)
                     self.train_step(step)

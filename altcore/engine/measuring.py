@@ -46,7 +46,7 @@ def quantized_weights(run: Run, *, before_step: bool = False) -> Iterator[Quanti
 
     ``before_step``: at the scale that a stored weight had before the optimizer's step.
     """
-    for name, parameter in run.quantization.grids.weights.items():
+    for name, parameter in run.quantization.weights.parameters.items():
         grid = run.quantization.grid_of(parameter, before_step=before_step)
         if grid is not None:
             yield QuantizedWeight(name, parameter, grid)
@@ -94,12 +94,12 @@ def on_grid(x: Tensor, fmt: Format, scale: Tensor | None) -> Tensor:
 def active_quantizers(run: Run) -> Iterator[tuple[int, Any]]:
     """Yield (row, quantizer) of each quantizer that rounds anything.
 
-    The row is that of ``run.quantization.counts`` and ``errors``. A weight that is stored on its
-    product's grid is not rounded again, so its quantizer is left out.
+    The row is that of ``counts`` and ``errors`` in ``run.quantization.counters``. A weight that is
+    stored on its product's grid is not rounded again, so its quantizer is left out.
     """
     for i, quantizer in enumerate(run.quantization.quantizers):
-        stored = run.quantization.plan[quantizer.layer]["stored_weight"]
-        is_weight = quantizer.operand.startswith("weight@")
+        stored = run.quantization.plan[quantizer.site.layer]["stored_weight"]
+        is_weight = quantizer.site.operand.startswith("weight@")
         if is_weight and stored and stored.format == quantizer.cast.format:
             continue
         yield i, quantizer
@@ -112,16 +112,16 @@ def last_input(run: Run, step: Step, quantizer: Any) -> Tensor | None:
     that the needs ``activations`` and ``output_gradients`` capture. After a Hadamard transform
     none is.
     """
-    role = quantizer.operand.partition("@")[0]
+    role = quantizer.site.operand.partition("@")[0]
     if quantizer.cast.hadamard:
         return None
     if role == "weight":
         # A computed weight (as by weight_norm) would be computed anew, which may change a state.
-        own = run.model.get_submodule(quantizer.layer)._parameters
-        weight = own.get(quantizer.parameter or "weight")
+        own = run.model.get_submodule(quantizer.site.layer)._parameters
+        weight = own.get(quantizer.site.parameter or "weight")
         return None if weight is None else weight.detach()
     captured = {"activation": step.activations, "gradient": step.output_gradients}.get(role)
-    return (captured or {}).get(quantizer.layer)
+    return (captured or {}).get(quantizer.site.layer)
 
 
 # ---------------------------------------------------------------------------- statistics

@@ -21,7 +21,7 @@ from altcore.engine.randomness import seed_all
 from altcore.engine.state import Run, Workload
 from altcore.errors import BadInput, nearest
 from altcore.hooks import make_plugin
-from altcore.quantization import Clock, Quantization, find_layers, matrices
+from altcore.quantization import Quantization, find_layers, matrices
 from altcore.recipes import formats_in, matching, some
 from altcore.registry import Entry, find
 from altcore.runs import (
@@ -88,8 +88,8 @@ def prepare(
     workload = build_workload(config, device, model, batch)
     model = workload.model
     freeze(model, config.freeze)
-    clock = Clock(config.seed)
-    quantization = Quantization(model, config.make_recipe(), config.compute, clock)
+    recipe = config.make_recipe()
+    quantization = Quantization(model, recipe, config.compute, config.seed)
     optimizer = _optimizer(config, model, quantization)
     config = recorded(config, _owners(config, plugins), formats_in(quantization.plan))
     going_on = None if resume is None else _checkpoint(resume, config)

@@ -20,9 +20,9 @@ def lost_stall_rate(q: Quantization) -> dict[str, Tensor]:
     rate of all says it.
     """
     kept = [i for i, w in enumerate(q.stored.values()) if w.cast.rounding != STOCHASTIC]
-    if q.stored_moves is None or not 0 < len(kept) < len(q.stored):
+    if q.counters.stored_moves is None or not 0 < len(kept) < len(q.stored):
         return {}
-    updates, stalled = q.stored_moves[kept].sum(0)[:2]
+    updates, stalled = q.counters.stored_moves[kept].sum(0)[:2]
     return {"lost_stall_rate": stalled.double() / updates.clamp(min=1)}
 
 

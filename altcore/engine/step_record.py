@@ -46,10 +46,10 @@ class StepRecord:
             "loss": losses[0] if len(losses) == 1 else torch.stack(list(losses)).mean(),
             "grad_norm": step.grad_norm,
             "final_norm": final_norm,
-            "nonfinite": q.nonfinite(),
+            "nonfinite": q.counters.nonfinite(),
             "dead": gradients.dead_steps.max(),
         }
-        rates = q.met_rates() if step.is_recorded else {}
+        rates = q.counters.met_rates() if step.is_recorded else {}
         if step.is_recorded and q.stored:
             values["scales"] = torch.stack([w.scale for w in q.stored.values()])
         host = self.recorder.read({**values, **rates, **measures})

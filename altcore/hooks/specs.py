@@ -43,7 +43,7 @@ NEEDS = {
     "gradients_final": "gradients as the optimizer gets them, by parameter name",
     "activations": "inputs of the quantized layers in the last micro-batch, by layer name",
     "output_gradients": "gradients of those layers' outputs, by layer name",
-    "errors": "sums of the quantizers' squared errors, in run.quantization.errors",
+    "errors": "sums of the quantizers' squared errors, in run.quantization.counters.errors",
     "snapshots": "recent states of the run in memory, for Rollback",
 }
 """Captures that a plugin may ask for in ``needs``: made once, only on steps on which it is due."""

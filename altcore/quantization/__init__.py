@@ -1,15 +1,15 @@
-"""A model under a recipe: which layers there are, and where their operands are cast.
+"""A model under a recipe: its layers are found, and their operands are cast.
 
 Uses numerics, recipes and formats.
 """
 
-from altcore.quantization.layers import find_layers, matrices, tied_matrices
+from altcore.quantization.attention import AttentionCall
+from altcore.quantization.discovery import find_layers, matrices, tied_matrices
 from altcore.quantization.quantization import Quantization, quantize_model
-from altcore.quantization.quantizer import Clock
 from altcore.quantization.weight_grids import WeightGrid
 
 __all__ = [
-    "Clock",
+    "AttentionCall",
     "Quantization",
     "WeightGrid",
     "find_layers",

@@ -8,60 +8,75 @@ are not quantized.
 from __future__ import annotations
 
 import math
-from typing import Protocol
 
 import torch
+from attrs import frozen
 from torch import Tensor
 
 from altcore.quantization.compute import output_dtype
+from altcore.quantization.layer import QuantizedLayer
 
 
-class Rounding(Protocol):
-    """What attention asks of the layer that it is in."""
+@frozen(eq=False)
+class AttentionCall:
+    """A call of `torch.nn.functional.scaled_dot_product_attention`, with torch's arguments.
 
-    def round_attention(self, name: str, x: Tensor, axis: int) -> Tensor:
-        """Return an operand as its product sees it, which sums over ``axis``."""
+    Bind a call that was intercepted by ``AttentionCall(*args, **kwargs)``.
+    """
 
-    def count_attention(self, product: str, x: Tensor, y: Tensor) -> None:
-        """Count a product: ``scores`` or ``mix``, x @ y."""
+    query: Tensor
+    """(..., heads, queries, features)."""
+    key: Tensor
+    """(..., heads, positions, features)."""
+    value: Tensor
+    """(..., heads, positions, values)."""
+    attn_mask: Tensor | None = None
+    """Broadcasts to the scores: True for positions that take part, or a number to add."""
+    dropout_p: float = 0.0
+    is_causal: bool = False
+    scale: float | None = None
+    enable_gqa: bool = False
+
+    @property
+    def factor(self) -> float:
+        """The number that the scores are multiplied by."""
+        return 1 / math.sqrt(self.query.shape[-1]) if self.scale is None else self.scale
+
+    @property
+    def mask(self) -> Tensor | None:
+        """The mask, also that of causal attention."""
+        if not self.is_causal:
+            return self.attn_mask
+        shape = self.query.shape[-2], self.key.shape[-2]
+        return torch.ones(shape, dtype=torch.bool, device=self.query.device).tril()
+
+    def for_each_query(self, heads: Tensor) -> Tensor:
+        """Return keys or values with a head for each of the query's, which may share them."""
+        groups = self.query.shape[-3] // self.key.shape[-3] if self.enable_gqa else 1
+        return heads.repeat_interleave(groups, -3) if groups > 1 else heads
 
 
-def attend(
-    layer: Rounding,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
-    """`torch.nn.functional.scaled_dot_product_attention` on rounded operands.
+def attend(layer: QuantizedLayer, call: AttentionCall) -> Tensor:
+    """Compute a call of torch's attention on rounded operands.
 
     In float32 at least, which holds them as their scales make them; 16 bits would round them
     again, and float16 overflow in the scores. A row that may attend to nothing gives zeros.
     """
-    dtype = output_dtype(value)
-    with torch.autocast(value.device.type, enabled=False):
-        if enable_gqa:
-            groups = query.shape[-3] // key.shape[-3]
-            key, value = (t.repeat_interleave(groups, -3) for t in (key, value))
-        query = layer.round_attention("attention@query", query, -1)
+    dtype = output_dtype(call.value)
+    with torch.autocast(call.value.device.type, enabled=False):
+        key, value = call.for_each_query(call.key), call.for_each_query(call.value)
+        query = layer.round_attention("attention@query", call.query, -1)
         key = layer.round_attention("attention@key", key, -1)
         value = layer.round_attention("attention@value", value, -2)
-        factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-        weights = _probabilities(query @ key.mT * factor, attn_mask, is_causal)
+        weights = _probabilities(query @ key.mT * call.factor, call.mask)
         probability = layer.round_attention("attention@probability", weights, -1)
         layer.count_attention("scores", query, key.mT)
         layer.count_attention("mix", probability, value)
-        return (torch.dropout(probability, dropout_p, train=dropout_p > 0) @ value).to(dtype)
+        dropped = torch.dropout(probability, call.dropout_p, train=call.dropout_p > 0)
+        return (dropped @ value).to(dtype)
 
 
-def _probabilities(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
-    if is_causal:
-        shape, device = scores.shape[-2:], scores.device
-        mask = torch.ones(shape, dtype=torch.bool, device=device).tril()
+def _probabilities(scores: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return scores.softmax(-1)
     is_boolean = mask.dtype == torch.bool
@@ -71,22 +86,7 @@ def _probabilities(scores: Tensor, mask: Tensor | None, is_causal: bool) -> Tens
     return scores.masked_fill(empty, 0.0).softmax(-1).masked_fill(empty, 0.0)
 
 
-SOFTMAX = frozenset(
-    {torch.nn.functional.softmax, torch.softmax, torch.Tensor.softmax, torch.special.softmax}
-)
-"""What makes probabilities of scores."""
-
-MASKING = frozenset(
-    {
-        *(torch.Tensor.masked_fill, torch.masked_fill, torch.where, torch.Tensor.where),
-        *(torch.Tensor.mul, torch.mul, torch.Tensor.div, torch.div, torch.nan_to_num),
-        *(torch.nn.functional.pad, torch.Tensor.as_strided, torch.as_strided),
-    }
-)
-"""What may be done to probabilities before they are multiplied, and leaves them probabilities."""
-
-
-def multiply(layer: Rounding, x: Tensor, w: Tensor, is_probability: bool) -> Tensor:
+def multiply(layer: QuantizedLayer, x: Tensor, w: Tensor, is_probability: bool) -> Tensor:
     """Return ``x @ w.mT`` of rounded operands: probability by value, or else query by key.
 
     As in `attend`, 16 bits hold the result, not the operands.

@@ -1,17 +1,15 @@
-"""What a recipe asks for, held against the model that it is for: `BadInput` where it cannot be."""
+"""Check models, casts and operands; raise `BadInput` for those that cannot be quantized."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from altcore.errors import BadInput
-from altcore.quantization.arguments import check_operand
-from altcore.quantization.layers import called, kind_of, matrices, tied_matrices
-from altcore.quantization.patched_forward import PatchedForward
+from altcore.errors import BadInput, with_article
+from altcore.quantization.discovery import called, kind_of, matrices, tied_matrices
 from altcore.recipes import (
     LOOKUP,
     PRODUCT_OPERANDS,
@@ -25,10 +23,12 @@ from altcore.recipes import (
     takes_hadamard,
 )
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+"""The types that a product takes. torch's own types of 8 bits and fewer only hold numbers."""
 KEPT = (*STORED, "weight_gradient")
-"""What happens to a parameter itself, not to an operand."""
+"""Roles of a parameter itself, not of an operand."""
 FSDP_MARK = "_is_fsdp_managed_module"
-"""What FSDP, 1 and 2, leaves on every module whose parameters it takes."""
+"""An attribute that FSDP, 1 and 2, leaves on every module whose parameters it shards."""
 
 
 def check_model(model: nn.Module) -> None:
@@ -66,7 +66,7 @@ def check_effect(recipe: Recipe, plan: Plan) -> None:
 def with_ties(
     recipe: Recipe, model: nn.Module, plan: Plan, before: Plan
 ) -> dict[str, dict[str, Cast | None]]:
-    """Give the layers that share a parameter one cast for what is the parameter's own.
+    """Give the layers that share a parameter one cast for each role of the parameter itself.
 
     That is the cast which differs from ``before``; at the start that of any of the layers. Two
     that differ are refused.
@@ -89,18 +89,11 @@ def with_ties(
     return made
 
 
-def check_casts(recipe: Recipe, name: str, module: nn.Module, casts: Casts, owner: object) -> None:
-    """Refuse casts that the module called ``name`` cannot take.
-
-    ``owner`` is the quantization that asks: a module that another one quantizes is refused.
-    """
+def check_casts(recipe: Recipe, name: str, module: nn.Module, casts: Casts) -> None:
+    """Refuse casts that the module called ``name`` cannot take."""
     where = f"recipe {recipe.name}: {called(name)} is {type(module).__name__}: "
     if not any(casts.values()):
         return
-    standing = vars(module).get("forward")
-    layer = standing.layer if isinstance(standing, PatchedForward) else None
-    if layer is not None and layer.owner is not owner and not layer.is_removed:
-        raise BadInput(f"{where}it is quantized already: remove that quantization first")
     _check_stored(where, casts)
     _check_weights(name, module, casts)
     for operand, cast in casts.items():
@@ -187,3 +180,46 @@ def _check_stored(where: str, casts: Casts) -> None:
                 f"{where}{operand} has one scale of its own, without margin or quantile: "
                 f"{cast.scaling.kind} scaling cannot be had"
             )
+
+
+# ------------------------------------------------------------------------------- operands
+
+
+def check_operand(x: Tensor, layer: str, argument: str) -> Tensor:
+    """Return a product's operand as a plain tensor.
+
+    Raises `BadInput`, which names layer and argument, unless it is a dense floating-point tensor
+    with values. A subclass that only labels a tensor is unwrapped.
+    """
+    if type(x) not in (Tensor, nn.Parameter):
+        if not isinstance(x, Tensor):
+            raise BadInput(f"{called(layer)}: {argument} is {x!r:.60}, not a tensor")
+        if type(x).__torch_dispatch__ is not Tensor.__torch_dispatch__:
+            raise _refused_operand(layer, argument, with_article(type(x).__name__))
+        x = x.as_subclass(Tensor)
+    if x.layout != torch.strided or x.is_nested or x.is_quantized or x.is_meta:
+        kind = "nested" if x.is_nested else "quantized" if x.is_quantized else None
+        kind = kind or ("meta" if x.is_meta else str(x.layout).removeprefix("torch."))
+        raise _refused_operand(layer, argument, f"a {kind} tensor")
+    if x.dtype not in DTYPES:
+        raise _refused_operand(
+            layer, argument, f"a tensor of {str(x.dtype).removeprefix('torch.')}"
+        )
+    return x
+
+
+def _refused_operand(layer: str, argument: str, what: str) -> BadInput:
+    return BadInput(
+        f"{called(layer)}: {argument} is {what}: a quantized product needs a dense floating-point "
+        "tensor of 16 to 64 bits (skip the layer in the recipe, or run it under q.off())"
+    )
+
+
+def refuse_transforms(layer: str, module: nn.Module) -> None:
+    """Raise `BadInput` within torch.func's transforms and forward-mode differentiation."""
+    is_forward = torch.autograd.forward_ad._current_level >= 0
+    if is_forward or torch._C._functorch.peek_interpreter_stack() is not None:
+        raise BadInput(
+            f"{called(layer)} ({type(module).__name__}): vmap, jvp, torch.func.grad and hessian do "
+            "not go through a quantized layer: transform the unquantized model, under q.off()"
+        )

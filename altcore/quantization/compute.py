@@ -1,7 +1,7 @@
 """In which type a product of quantized operands runs: float32, bfloat16 or native FP8.
 
-What is decided here follows from the values of the operands' formats and from the hardware, never
-from a format's name or from a measurement, so that a run repeats.
+The choice depends on the values of the operands' formats and on the hardware, never on a format's
+name or on a measurement, so that a run repeats.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ wider one elsewhere. ``auto`` chooses between these and ``float32``."""
 
 
 def choose_compute(compute: str, plan: Plan, device: torch.device) -> str:
-    """Return ``compute`` itself, or what ``auto`` comes to.
+    """Return ``compute`` itself, or the choice that ``auto`` leaves to altcore.
 
-    ``exact-float8`` where the device has FP8 matrix units and a product's formats have their
-    values; ``exact-bfloat16`` where the device multiplies bfloat16 faster than float32 and a
+    ``exact-float8`` if the device has FP8 matrix units and a product's formats have their
+    values; ``exact-bfloat16`` if the device multiplies bfloat16 faster than float32 and a
     product's formats are exact in it; else ``float32``. Raises `BadInput` for an unknown one.
     """
     if compute not in COMPUTES:
@@ -87,7 +87,8 @@ def is_exact_in_bfloat16(fmt: AnyFormat | None) -> bool:
     """Whether every value is a normal bfloat16; False for None, a tensor that is not quantized.
 
     A block format's values have their block's scale in them. Powers of two keep the element's
-    bits; of what they bring below 2^-126, a product loses less than that times its other operand.
+    bits. An element that they bring below 2^-126 costs a product less than 2^-126 times its other
+    operand.
     """
     if fmt is None:
         return False
@@ -139,7 +140,7 @@ def float8_dtype(fmt: AnyFormat | None) -> torch.dtype | None:
 def float8_dtypes(
     a: AnyFormat | None, b: AnyFormat | None
 ) -> tuple[torch.dtype, torch.dtype] | None:
-    """Return the FP8 dtypes of a product's operands, where the units can multiply them.
+    """Return the FP8 dtypes of a product's operands, or None if the units cannot multiply them.
 
     They take E4M3 by E4M3 and E4M3 by E5M2, in either order; not E5M2 by E5M2.
     """

@@ -4,11 +4,12 @@ The sums of a convolution run over input channels and the kernel's positions; th
 gradient over output channels and the kernel; those of its weight's gradient over samples and
 positions. Blocks lie along the channels of the first two, and along the last spatial axis in the
 third. Scales that are constant along a sum multiply the output.
+`CONVOLUTIONS` reads the calls of torch's functions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,15 +17,17 @@ from attrs import frozen
 from torch import Tensor
 
 from altcore.numerics import scale_output
+from altcore.quantization.checks import check_operand
 from altcore.quantization.compute import output_dtype
 from altcore.quantization.flops import uncounted
-from altcore.quantization.product import Casts, clip, keep, kept, ready
+from altcore.quantization.layer import WeightProducts
+from altcore.quantization.product import clip, ready, save_operands, saved_operands
 from altcore.quantization.quantizer import Axes, Operand
 
 
 @frozen
 class Geometry:
-    """What a convolution has beside its tensors; see `torch.nn.Conv2d`."""
+    """The arguments of a convolution besides its tensors; see `torch.nn.Conv2d`."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -35,7 +38,7 @@ class Geometry:
 
     @property
     def arguments(self) -> tuple[Any, ...]:
-        """What torch's operators take after the tensors."""
+        """The arguments of torch's operators after the tensors."""
         return (
             self.stride,
             self.padding,
@@ -56,20 +59,18 @@ def conv_axes(role: str, dims: int, transposed: bool = False) -> tuple[Axes, Axe
 
 
 def convolve(
-    casts: Casts,
-    training: bool,
-    x: Tensor,
-    w: Tensor,
-    bias: Tensor | None,
-    geometry: Geometry,
+    products: WeightProducts, x: Tensor, w: Tensor, bias: Tensor | None, geometry: Geometry
 ) -> Tensor:
-    """Convolve with the operands quantized as ``casts`` says.
+    """Convolve with the three products quantized.
 
     x: (samples, channels, ...) or without the first; w and bias as torch's functions take them.
     """
+    layer = products.layer
+    x = check_operand(x, layer.name, "input")
+    w = check_operand(w, layer.name, products.parameter)
     is_lone = x.dim() == w.dim() - 1
     x = x.unsqueeze(0) if is_lone else x
-    y = QuantizedConv.apply(x, w, bias, geometry, casts, training)  # type: ignore[no-untyped-call] # torch leaves it untyped
+    y = QuantizedConv.apply(x, w, bias, geometry, products, layer.module.training)  # type: ignore[no-untyped-call] # torch leaves it untyped
     return y.squeeze(0) if is_lone else y
 
 
@@ -87,46 +88,46 @@ class QuantizedConv(torch.autograd.Function):
         w: Tensor,
         bias: Tensor | None,
         geometry: Geometry,
-        casts: Casts,
+        products: WeightProducts,
         training: bool,
     ) -> Tensor:
-        ctx.casts, ctx.geometry, ctx.training = casts, geometry, training
+        ctx.products, ctx.geometry, ctx.training = products, geometry, training
         ctx.dtypes = (x.dtype, w.dtype, bias.dtype if bias is not None else None)
         ctx.sizes = (x.shape, w.shape)
         dims, turned = x.dim() - 2, geometry.transposed
         needs_x, needs_w = ctx.needs_input_grad[:2]
         axes = conv_axes("activation", dims)
-        a, x_wgrad = casts.pair("activation", x, training, axes, (True, needs_w))
+        a, x_wgrad = products.operands("activation", x, training, axes, (True, needs_w))
         axes = conv_axes("weight", dims, turned)
-        b, w_dgrad = casts.pair("weight", w, training, axes, (True, needs_x))
+        b, w_dgrad = products.operands("weight", w, training, axes, (True, needs_x))
         assert a is not None
         assert b is not None
-        keep(ctx, a, b, x_wgrad, w_dgrad)
+        save_operands(ctx, a, b, x_wgrad, w_dgrad)
         terms = w.numel() // geometry.groups // w.shape[1] if turned else w[0].numel()
-        first, second = ready(a, b, terms, casts.compute)
+        first, second = ready(a, b, terms, products.compute)
         with torch.autocast(x.device.type, enabled=False), uncounted():
             y = torch.convolution(first.values, second.values, None, *geometry.arguments)
         # Each element of the weight meets each position of the smaller side.
         ctx.flops = 2 * (x if turned else y).numel() * w[0].numel()
-        casts.count_product("fwd", a, b, ctx.flops)
-        dtype = output_dtype(x, casts.compute)
+        products.count("fwd", a, b, ctx.flops)
+        dtype = output_dtype(x, products.compute)
         bias = None if bias is None else bias.reshape(-1, *(1,) * dims)
         return scale_output(y, (first.scale, _by_output(second.scale, turned)), bias, dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        casts, dy = ctx.casts, grads[0]
-        casts.begin_backward()
+        products, dy = ctx.products, grads[0]
+        products.begin_backward()
         wanted = ctx.needs_input_grad[:2]
-        x_wgrad, w_dgrad, x_inside, w_inside = kept(ctx)
+        x_wgrad, w_dgrad, x_inside, w_inside = saved_operands(ctx)
         axes = conv_axes("gradient", dy.dim() - 2)
-        g_dgrad, g_wgrad = casts.pair("gradient", dy, ctx.training, axes, wanted)
+        g_dgrad, g_wgrad = products.operands("gradient", dy, ctx.training, axes, wanted)
         dx = dw = db = None
         if wanted[0]:
-            casts.count_product("dgrad", g_dgrad, w_dgrad, ctx.flops)
+            products.count("dgrad", g_dgrad, w_dgrad, ctx.flops)
             dx = clip(_backward(ctx, g_dgrad, None, w_dgrad), x_inside)
         if wanted[1]:
-            casts.count_product("wgrad", g_wgrad, x_wgrad, ctx.flops)
+            products.count("wgrad", g_wgrad, x_wgrad, ctx.flops)
             dw = clip(_backward(ctx, g_wgrad, x_wgrad, None), w_inside)
         if ctx.needs_input_grad[2]:
             db = dy.sum([0, *range(2, dy.dim())], dtype=torch.float32).to(ctx.dtypes[2])
@@ -141,7 +142,7 @@ def _backward(ctx: Any, g: Operand, x: Operand | None, w: Operand | None) -> Ten
     turned = geometry.transposed
     channels = sizes[1][0] if turned else sizes[1][1]
     terms = g.values[:, 0].numel() if w is None else sizes[1].numel() // channels
-    g, other = ready(g, given, terms, ctx.casts.compute)
+    g, other = ready(g, given, terms, ctx.products.compute)
     values = g.values
     # The operand whose gradient is wanted counts by its shape only.
     input = other.values if w is None else values.new_empty(sizes[0])
@@ -161,3 +162,75 @@ def _backward(ctx: Any, g: Operand, x: Operand | None, w: Operand | None) -> Ten
 def _by_output(scale: Tensor | None, already: bool) -> Tensor | None:
     """A scale of slices along the other of axes 0 and 1, unless it lies right ``already``."""
     return scale if scale is None or scale.ndim == 0 or already else scale.transpose(0, 1)
+
+
+# ------------------------------------------------------------------ calls of torch's functions
+
+Call = tuple[Tensor, Tensor, Tensor | None, Geometry]
+"""Input, weight, bias, and the other arguments."""
+Size = int | tuple[int, ...] | list[int]
+
+
+def _plain_call(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size | str = 0,
+    dilation: Size = 1,
+    groups: int = 1,
+) -> Call:
+    dims = weight.dim() - 2
+    dilations = _each(dilation, dims)
+    if isinstance(padding, str):
+        input, padding = _padded(input, weight, padding, dilations), 0
+    geometry = Geometry(_each(stride, dims), _each(padding, dims), dilations, groups)
+    return input, weight, bias, geometry
+
+
+def _transposed_call(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Size = 1,
+    padding: Size = 0,
+    output_padding: Size = 0,
+    groups: int = 1,
+    dilation: Size = 1,
+) -> Call:
+    dims = weight.dim() - 2
+    geometry = Geometry(
+        _each(stride, dims),
+        _each(padding, dims),
+        _each(dilation, dims),
+        groups,
+        transposed=True,
+        output_padding=_each(output_padding, dims),
+    )
+    return input, weight, bias, geometry
+
+
+def _each(size: Size, dims: int) -> tuple[int, ...]:
+    """A size for each spatial dimension; torch takes one for all of them."""
+    sizes = (size,) if isinstance(size, int) else tuple(size)
+    return sizes * dims if len(sizes) == 1 else sizes
+
+
+def _padded(x: Tensor, w: Tensor, padding: str, dilation: tuple[int, ...]) -> Tensor:
+    """Pad so that the output is as large as the input (``same``), the odd one at the end."""
+    if padding == "valid":
+        return x
+    pads: list[int] = []
+    for size, step in zip(reversed(w.shape[2:]), reversed(dilation), strict=True):
+        total = step * (size - 1)
+        pads += [total // 2, total - total // 2]
+    return torch.nn.functional.pad(x, pads)
+
+
+CONVOLUTIONS: Mapping[Callable[..., Any], Callable[..., Call]] = {
+    **dict.fromkeys((torch.conv1d, torch.conv2d, torch.conv3d), _plain_call),
+    **dict.fromkeys(
+        (torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d), _transposed_call
+    ),
+}
+"""torch.nn.functional has the same functions."""

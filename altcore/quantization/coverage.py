@@ -1,32 +1,35 @@
-"""What of a model is quantized, and what is not and why."""
+"""The parts of a model that are quantized, and why the others are not."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 from torch import nn
 
-from altcore.quantization.layers import find_heads, find_layers, matrices, weights_of
+from altcore.quantization.discovery import called, find_heads, find_layers, matrices, weights_of
+from altcore.quantization.flops import FlopCount
+from altcore.quantization.layer import QuantizedLayer
 from altcore.recipes import (
     ATTENTION_OPERANDS,
     LOOKUP,
     OPERANDS,
     PRODUCT_OPERANDS,
     PRODUCTS,
+    ROLES,
     STORED,
+    Casts,
     Layer,
+    Plan,
+    Recipe,
     takes_hadamard,
 )
 
-if TYPE_CHECKING:
-    from altcore.quantization.quantization import Quantization
-
-
 NOT_RUN = "its products show when it runs"
 """Of a module that may multiply by its weights, or may not, before the first step."""
+LOST = "the model has lost it since it was quantized"
+ADDED = "the model got it after it was quantized (see q.change_recipe)"
 
 
 @frozen
@@ -42,16 +45,16 @@ class CoverageRow:
     parameters: int
     """Elements of its parameters of two or more dimensions."""
     operands: tuple[str, ...]
-    """What is quantized: as planned before the first training forward, as it happened after."""
+    """Those on a grid: as planned before the first training forward, as it happened after."""
     why_not: str
-    """Why the rest is not; empty where all that the recipe asks for is."""
+    """Why the rest is not; empty if all that the recipe asks for is."""
     is_missed: bool
     """Whether the recipe asks for something here that was not met."""
 
 
 @frozen
 class Coverage:
-    """What a recipe reaches in a model. ``print`` shows it as a table."""
+    """The parts of a model that a recipe reaches. ``print`` shows them as a table."""
 
     rows: tuple[CoverageRow, ...] = field(repr=False)
     parameter_share: float
@@ -66,7 +69,7 @@ class Coverage:
 
     @property
     def line(self) -> str:
-        """The shares, the head and what is left out, in one line."""
+        """The shares, the head and the layers left out, in one line."""
         shares = f"{self.parameter_share:.1%} of parameters"
         if self.flop_share is not None:
             shares += f", {self.flop_share:.1%} of FLOPs"
@@ -111,20 +114,45 @@ def _cells(row: CoverageRow) -> tuple[str, ...]:
 
 
 def _short(operand: str, operands: tuple[str, ...]) -> str:
-    """A role, where both of its operands in products are there; else the operand."""
+    """Return the role, if both of its operands in products are there; else the operand."""
     role = operand.partition("@")[0]
     of_products = {o for pair in PRODUCTS for o in pair if o.startswith(f"{role}@")}
     return role if operand in of_products <= set(operands) else operand
 
 
-def coverage_of(q: Quantization) -> Coverage:
-    """See `Quantization.coverage`."""
-    has_run = any(layer.calls for layer in q.layers.values())
+def coverage_of(
+    model: nn.Module,
+    recipe: Recipe,
+    plan: Plan,
+    *,
+    head: str | None,
+    found: Mapping[str, Layer],
+    layers: Mapping[str, QuantizedLayer],
+    flops: FlopCount,
+) -> Coverage:
+    """Compare a model with its recipe; see `altcore.quantization.Quantization.coverage`.
+
+    Args:
+        model: the quantized model.
+        recipe: its recipe.
+        plan: the casts of each layer.
+        head: as for `altcore.quantization.discovery.find_heads`.
+        found: the layers that the model had when it was quantized.
+        layers: those of them that are quantized.
+        flops: of a training step, if they were counted.
+    """
+    has_run = any(layer.calls for layer in layers.values())
     rows, on_grid = [], set()
-    for name, (layer, module, is_present) in _layers(q).items():
+    for name, (layer, module, has_both) in _all_layers(model, head, found, layers).items():
         own = matrices(module)
-        met, weights, why, is_missed = _state(q, layer, is_present, has_run)
-        if "weight" in weights and "weight" not in own:  # it is computed from what there is
+        quantized = layers.get(name)
+        if has_both:
+            met, weights = _met(layer, plan[name], quantized, has_run)
+            why, is_missed = _why_not(layer, plan, recipe, quantized, set(met), has_run)
+        else:
+            met, weights, is_missed = (), set(), quantized is not None
+            why = LOST if is_missed else ADDED
+        if "weight" in weights and "weight" not in own:  # it is computed from other parameters
             computing = getattr(module, "parametrizations", nn.Module())
             on_grid |= {id(p) for m in (module, *computing.modules()) for p in matrices(m).values()}
         on_grid |= {id(p) for n, p in own.items() if n in weights}
@@ -134,72 +162,91 @@ def coverage_of(q: Quantization) -> Coverage:
                 name, layer.kind, type(module).__name__, layer.is_head, count, met, why, is_missed
             )
         )
-    parameters = {id(p): p.numel() for p in q.model.parameters()}
+    parameters = {id(p): p.numel() for p in model.parameters()}
     share = sum(n for key, n in parameters.items() if key in on_grid) / (
         sum(parameters.values()) or 1
     )
-    heads = find_heads(q.model, q.head)
-    total = q.flop_total
-    shares = {o: n / total for o, n in q.flop_count.by_operand.items() if total and n}
+    heads = find_heads(model, head)
+    total = flops.total
+    shares = {o: n / total for o, n in flops.by_operand.items() if total and n}
     return Coverage(
         tuple(rows),
         share,
-        q.flop_count.both / total if total else None,
+        flops.both / total if total else None,
         {o: shares[o] for o in OPERANDS if o in shares},
-        next((n for n, m in q.model.named_modules() if heads and m is heads[0]), None),
+        next((n for n, m in model.named_modules() if heads and m is heads[0]), None),
     )
 
 
-def _layers(q: Quantization) -> dict[str, tuple[Layer, nn.Module, bool]]:
-    """Return the layers of the model, and those quantized ones that it has no more.
+def missed(recipe: Recipe, plan: Plan, coverage: Coverage) -> list[str]:
+    """Return a sentence for each thing that the recipe asks for and the model did not meet."""
+    asked = {o.partition("@")[0] for r in recipe.rules for o, c in r.casts.items() if c}
+    planned = {o.partition("@")[0] for p in plan.values() for o, c in p.items() if c}
+    nowhere = [
+        f"the recipe's role {role} reaches no layer of the model"
+        for role in ROLES
+        if role in asked - planned
+    ]
+    return nowhere + [
+        f"{called(row.layer)} ({row.module}) is not quantized as the recipe asks: "
+        f"{row.why_not} (print(q.coverage()) shows all)"
+        for row in coverage.rows
+        if row.is_missed
+    ]
+
+
+def _all_layers(
+    model: nn.Module,
+    head: str | None,
+    found: Mapping[str, Layer],
+    quantized: Mapping[str, QuantizedLayer],
+) -> dict[str, tuple[Layer, nn.Module, bool]]:
+    """Return the model's layers, and quantized ones that it has lost.
 
     By name: the layer, its module, and whether both the model and the quantization have it.
     """
-    now, present = find_layers(q.model, q.head), {id(m) for m in q.model.modules()}
+    now, present = find_layers(model, head), {id(m) for m in model.modules()}
     layers = {}
-    for name, quantized in q.layers.items():
-        layers[name] = q.found[name], quantized.module, id(quantized.module) in present
-    known = {id(quantized.module) for quantized in q.layers.values()}
+    for name, one in quantized.items():
+        layers[name] = found[name], one.module, id(one.module) in present
+    known = {id(one.module) for one in quantized.values()}
     for name, (layer, module) in now.items():
         if id(module) not in known:
-            layers.setdefault(name, (layer, module, name in q.found))
-    return {name: layers[name] for name in (*q.found, *now) if name in layers}
+            layers.setdefault(name, (layer, module, name in found))
+    return {name: layers[name] for name in (*found, *now) if name in layers}
 
 
-def _state(
-    q: Quantization, layer: Layer, is_present: bool, has_run: bool
-) -> tuple[tuple[str, ...], set[str], str, bool]:
-    """Return operands on a grid, the weights among them, why not all, and whether one is missed."""
-    if is_present:
-        met, weights = _met(q, layer.name, has_run)
-        return met, weights, *_why_not(q, layer, set(met), has_run)
-    if layer.name in q.layers:
-        return (), set(), "the model has lost it since it was quantized", True
-    return (), set(), "the model got it after it was quantized (see q.change_recipe)", False
-
-
-def _met(q: Quantization, name: str, has_run: bool) -> tuple[tuple[str, ...], set[str]]:
+def _met(
+    layer: Layer, casts: Casts, quantized: QuantizedLayer | None, has_run: bool
+) -> tuple[tuple[str, ...], set[str]]:
     """Return a layer's operands on a grid, and the names of the weights among them."""
-    layer, casts = q.layers.get(name), q.plan[name]
-    if layer is None:
+    if quantized is None:
         return tuple(o for o in ("optimizer_state",) if casts[o]), set()
-    met, weights = set(layer.met), set(layer.stored)
+    met, weights = set(quantized.met), set(quantized.stored)
     for operand in ("weight@fwd", LOOKUP):
-        weights |= layer.met.get(operand, set())
-    if not has_run and layer.kind != "other":  # which may multiply by its weights, or may not
+        weights |= quantized.met.get(operand, set())
+    if not has_run and quantized.kind != "other":  # which may multiply by its weights, or may not
         met |= {o for o in (*PRODUCT_OPERANDS, LOOKUP, *ATTENTION_OPERANDS) if casts[o]}
-        weights |= set(weights_of(layer.module)) if casts["weight@fwd"] or casts[LOOKUP] else set()
+        is_product = casts["weight@fwd"] or casts[LOOKUP]
+        weights |= set(weights_of(quantized.module)) if is_product else set()
     met |= {o for o in ("weight_gradient", *STORED) if casts[o]}
     return tuple(o for o in OPERANDS if o in met), weights
 
 
-def _why_not(q: Quantization, layer: Layer, met: set[str], has_run: bool) -> tuple[str, bool]:
+def _why_not(
+    layer: Layer,
+    plan: Plan,
+    recipe: Recipe,
+    quantized: QuantizedLayer | None,
+    met: set[str],
+    has_run: bool,
+) -> tuple[str, bool]:
     """Say why not all of a layer's operands are on a grid, and whether that misses the recipe.
 
     A module that may multiply by its weights, or may not, misses nothing if it does not, unless the
     recipe has its name.
     """
-    casts, quantized = q.plan[layer.name], q.layers.get(layer.name)
+    casts = plan[layer.name]
     if not any(casts.values()):
         if layer.is_head:
             return "the output head", False
@@ -219,7 +266,7 @@ def _why_not(q: Quantization, layer: Layer, met: set[str], has_run: bool) -> tup
         return "it computes no attention that can be seen", layer.kind == "attention"
     products = {o for o in PRODUCT_OPERANDS if casts[o]}
     if products and missing >= products:
-        is_named = any(rule.pattern == layer.name for rule in q.recipe.rules)
+        is_named = any(rule.pattern == layer.name for rule in recipe.rules)
         is_missed = layer.kind != "other" or (is_named and LOOKUP not in met)
         return "its weights were in no product", is_missed
     # A frozen layer has no gradients, and an input that wants none no product for them.
@@ -233,7 +280,7 @@ def _why_not(q: Quantization, layer: Layer, met: set[str], has_run: bool) -> tup
     rest = missing.difference(*reasons.values())
     if rest:
         told.append(f"not met: {', '.join(o for o in OPERANDS if o in rest)}")
-    transformed = {o for plan in q.plan.values() for o, c in plan.items() if c and c.hadamard}
+    transformed = {o for own in plan.values() for o, c in own.items() if c and c.hadamard}
     if any(casts[o] and not takes_hadamard(layer.kind, o) for o in transformed):
         told.append("no Hadamard transform (a convolution sums along several axes)")
     return "; ".join(told), bool(rest)

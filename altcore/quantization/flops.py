@@ -1,7 +1,7 @@
 """Count the FLOPs of matrix products, convolutions, recurrent networks and attention.
 
-torch's `FlopCounterMode` sees every operation, forward and backward. Its formulas are kept where
-they are right. The others are here:
+torch's `FlopCounterMode` sees every operation, forward and backward. This module keeps
+its correct formulas, and replaces the others:
 
 - It has none for grouped matrix products, fused recurrent networks, bilinear layers, the CPU's
   fused attention, or products by a vector.
@@ -16,21 +16,54 @@ Products with zeros count: those of a convolution's padding, and of a mask in at
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
+from attrs import define, field
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode, flop_registry
 from torch.utils.module_tracker import ModuleTracker
+
+from altcore.recipes import PRODUCTS
+
+OPERANDS_OF = {
+    "fwd": PRODUCTS[0],
+    "dgrad": PRODUCTS[1],
+    "wgrad": PRODUCTS[2],
+    "scores": ("attention@query", "attention@key"),
+    "mix": ("attention@probability", "attention@value"),
+}
+"""The two operands of each product, of a layer and of attention."""
+
+
+@define
+class FlopCount:
+    """Floating-point operations of products with operands on a grid."""
+
+    total: int | None = None
+    """Of the whole step, whatever computes them; None until that is known."""
+    made: int = 0
+    """Of all products that quantized layers made, without the padding of Hadamard transforms."""
+    both: int = 0
+    """Of products with both operands on a grid."""
+    by_operand: Counter[str] = field(factory=Counter)
+
+    def add(self, product: str, first: bool, second: bool, flops: int) -> None:
+        """Count a product of which the ``first`` and the ``second`` operand are on a grid."""
+        self.both += flops if first and second else 0
+        for operand, is_on_grid in zip(OPERANDS_OF[product], (first, second), strict=True):
+            self.by_operand[operand] += flops if is_on_grid else 0
+
 
 _is_counting = ContextVar("_is_counting", default=True)
 
 
 def count_flops(run: Callable[[], object]) -> int:
-    """Call ``run``, and return the FLOPs of what it computes."""
+    """Call ``run``, and return its FLOPs."""
     formulas = {op: _unless_uncounted(formula) for op, formula in _formulas().items()}
     counter = FlopCounterMode(display=False, custom_mapping=formulas)
     # Its own tracker of modules hooks into each of them, and fails in inference mode.
@@ -52,7 +85,7 @@ class _Untracked(ModuleTracker):
 
 @contextmanager
 def uncounted() -> Iterator[None]:
-    """Keep what is computed within out of `count_flops`: products that are not the model's."""
+    """Hide products that are not the model's own from `count_flops`."""
     token = _is_counting.set(False)
     try:
         yield

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from altcore.quantization.checks import check_whole
-from altcore.quantization.layers import ParameterSlot, unique_matrices
+from altcore.quantization.context import Context
+from altcore.quantization.discovery import ParameterSlot, unique_matrices
 from altcore.quantization.quantizer import Quantizer
-
-if TYPE_CHECKING:
-    from altcore.quantization.quantization import Quantization
+from altcore.quantization.site import Site
+from altcore.recipes import Plan
 
 
 class ModelHook:
@@ -37,27 +37,32 @@ class ModelHook:
 class GradientRounding:
     """Hooks that round the gradient of every parameter whose recipe says so.
 
-    They are looked after before every forward pass, since a parameter may be replaced or unfrozen.
+    They are renewed before every forward pass, since a parameter may be replaced or unfrozen.
     """
 
-    def __init__(self, q: Quantization) -> None:
-        self.q = q
+    def __init__(
+        self, model: nn.Module, plan: Plan, quantizers: Mapping[Site, Quantizer], context: Context
+    ) -> None:
+        self.context = context
         self.hooks: dict[int, tuple[Tensor, RemovableHandle]] = {}
-        made = {quantizer.name: quantizer for quantizer in q.quantizers}
         self.rounded = [
-            (name, ParameterSlot.of(q.model, full), made[f"{name}:weight_gradient/{full}"])
-            for name, full, _ in unique_matrices(q.model)
-            if q.plan[name]["weight_gradient"]
+            (
+                name,
+                ParameterSlot.of(model, full),
+                quantizers[Site(name, "weight_gradient", full)],
+            )
+            for name, full, _ in unique_matrices(model)
+            if plan[name]["weight_gradient"]
         ]
         renew = torch.compiler.disable(self.renew)
-        self.before_forward = q.model.register_forward_pre_hook(ModelHook(renew))
+        self.before_forward = model.register_forward_pre_hook(ModelHook(renew))
         self.renew()
 
     def renew(self) -> None:
-        """Hook the parameters of now. Raises `BadInput` if the model was sharded."""
+        """Hook the current parameters. Raises `BadInput` if the model was sharded."""
         before, self.hooks = self.hooks, {}
         for name, slot, quantizer in self.rounded:
-            check_whole(name, slot.module, slot.own, "weight_gradient")
+            check_whole(name, slot.module, slot.name, "weight_gradient")
             parameter = slot.parameter
             if not parameter.requires_grad:
                 continue
@@ -70,18 +75,20 @@ class GradientRounding:
 
     def _rounding(self, quantizer: Quantizer) -> Callable[[Tensor], Tensor]:
         def rounded(gradient: Tensor) -> Tensor:
-            if self.q.is_off:
+            if self.context.is_off:
                 return gradient
             if gradient.layout == torch.strided:
                 return quantizer.fake(gradient, training=True)
-            gradient = gradient.coalesce()  # of an embedding: what is not there is 0 on any grid
+            gradient = (
+                gradient.coalesce()
+            )  # of an embedding: elements that are left out are 0 in any format
             values = quantizer.fake(gradient.values(), training=True)
             return torch.sparse_coo_tensor(gradient.indices(), values, gradient.shape)
 
         return rounded
 
     def remove(self) -> None:
-        """Let gradients be what they are."""
+        """Leave gradients alone again."""
         self.before_forward.remove()
         for _, handle in self.hooks.values():
             handle.remove()

@@ -1,7 +1,7 @@
 """Products inside a module's own forward, quantized where they happen.
 
 While such a forward runs, a mode sees every call of a torch function in this thread. It knows which
-tensors are weights of the layer: the parameters themselves, views of them, and what is computed
+tensors are weights of the layer: the parameters themselves, views of them, and tensors computed
 from nothing else. A product of a weight and an activation is computed with quantized operands; a
 weight that is looked up or added is rounded, if the recipe says so; all other calls run as they
 are. Neither the module nor its parameters change.
@@ -12,23 +12,30 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from attrs import define, field, frozen
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from altcore.quantization import attention
-from altcore.quantization.arguments import check_operand
-from altcore.quantization.contractions import CONTRACTIONS, unguarded
-from altcore.quantization.convolutions import CONVOLUTIONS
-from altcore.quantization.layers import kind_of
+from altcore.quantization import attention, linear
+from altcore.quantization.checks import check_operand
+from altcore.quantization.convolution import CONVOLUTIONS, convolve
+from altcore.quantization.discovery import kind_of
+from altcore.quantization.layer import QuantizedLayer, WeightProducts
 from altcore.quantization.recurrent import RECURRENT
-from altcore.quantization.torch_functions import CASTS, COMPOSITE, VIEWS, is_in_place, is_metadata
-
-if TYPE_CHECKING:
-    from altcore.quantization.layer import Product, QuantizedLayer
+from altcore.quantization.torch_functions import (
+    CASTS,
+    COMPOSITE,
+    MASKING,
+    SOFTMAX,
+    VIEWS,
+    is_in_place,
+    is_metadata,
+    unguarded,
+)
+from altcore.quantization.torch_products import CONTRACTIONS
 
 F = torch.nn.functional
 
@@ -36,27 +43,28 @@ PRODUCTS: Mapping[Callable[..., Any], Callable[..., Any]] = {**CONTRACTIONS, **R
 
 
 @frozen(eq=False)
-class Origin:
-    """Which parameter of which layer a tensor comes from."""
+class Lineage:
+    """The parameter that a tensor is, or is made from."""
 
     layer: QuantizedLayer
-    own: str
-    how: str = "itself"
+    parameter: str
+    """Its name in the layer's module."""
+    relation: str = "itself"
     """``itself``, ``part`` (its values in another shape, or some of them) or ``computed``."""
 
 
 @define(eq=False)
-class Frame:
-    """One run of one layer's forward: what is known of its tensors."""
+class ForwardPass:
+    """One run of one layer's forward, and the lineage of its tensors."""
 
     layer: QuantizedLayer
-    weights: dict[int, tuple[Tensor, Origin]] = field(init=False)
+    weights: dict[int, tuple[Tensor, Lineage]] = field(init=False)
     """By identity, kept alive so that identities stay theirs."""
-    made: dict[int, tuple[Tensor, Origin]] = field(init=False, factory=dict)
+    made: dict[int, tuple[Tensor, Lineage]] = field(init=False, factory=dict)
     probabilities: dict[int, Tensor] = field(init=False, factory=dict)
     buffers: dict[int, Tensor] = field(init=False)
     """As they were at the start, kept alive for the same reason."""
-    products: dict[tuple[int, str, bool], Product | None] = field(init=False, factory=dict)
+    products: dict[tuple[int, str, bool], WeightProducts | None] = field(init=False, factory=dict)
     """The products by a parameter: by its layer's identity, its name, and whether it is stored."""
     attention_calls: int = field(init=False, default=0)
     has_gradients: bool = field(init=False, factory=torch.is_grad_enabled)
@@ -66,37 +74,37 @@ class Frame:
         for layer in self.layer.scope:
             for own, value in _weights(layer.module):
                 how = "itself" if own in layer.module._parameters else "computed"
-                self.weights[id(value)] = value, Origin(layer, own, how)
+                self.weights[id(value)] = value, Lineage(layer, own, how)
         for value in _computing(self.layer.module):
-            self.weights.setdefault(id(value), (value, Origin(self.layer, "weight", "computed")))
+            self.weights.setdefault(id(value), (value, Lineage(self.layer, "weight", "computed")))
         self.buffers = {id(b): b for b in self.layer.module.buffers()}
 
-    # What a tensor is -------------------------------------------------------------------------
+    # Lineage ----------------------------------------------------------------------------------
 
-    def origin(self, t: Tensor) -> Origin | None:
-        """Return where a weight comes from; None for an activation."""
+    def lineage(self, t: Tensor) -> Lineage | None:
+        """Return the parameter that a weight is made from; None for an activation."""
         found = self.weights.get(id(t)) or self.made.get(id(t))
         if found is not None and found[0] is t:
             return found[1]
         if isinstance(t, nn.Parameter):  # one that was put there while the forward ran
             for own, value in _weights(self.layer.module):
                 if value is t:
-                    return Origin(self.layer, own)
+                    return Lineage(self.layer, own)
         base = t._base
         found = None if base is None else self.weights.get(id(base))
         if found is None or found[0] is not base:
             return None
-        return Origin(found[1].layer, found[1].own, "part")
+        return Lineage(found[1].layer, found[1].parameter, "part")
 
     def is_weight(self, t: Tensor) -> bool:
         """Whether a tensor is a weight of the layer, or is made of such alone."""
-        return self.origin(t) is not None
+        return self.lineage(t) is not None
 
-    def mark(self, result: Any, origin: Origin, how: str) -> Any:
+    def mark(self, result: Any, lineage: Lineage, how: str) -> Any:
         """Remember that a result comes from a weight; returns it."""
-        how = "computed" if "computed" in (how, origin.how) else how
+        how = "computed" if "computed" in (how, lineage.relation) else how
         for t in _tensors((result,)):
-            self.made[id(t)] = t, Origin(origin.layer, origin.own, how)
+            self.made[id(t)] = t, Lineage(lineage.layer, lineage.parameter, how)
         return result
 
     def forget(self, written: Tensor) -> None:
@@ -108,22 +116,22 @@ class Frame:
         self.products.clear()
         memory = _memory(written)
         if memory not in [_memory(t) for t, _ in self.weights.values()]:
-            for t, origin in list(self.made.values()):
+            for t, lineage in list(self.made.values()):
                 if _memory(t) == memory:
-                    self.mark(t, origin, "computed")
+                    self.mark(t, lineage, "computed")
 
-    # What is done with it ---------------------------------------------------------------------
+    # Calls ------------------------------------------------------------------------------------
 
     def call(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
         """Run a torch function that the layer's forward calls."""
         tensors = list(_tensors((*args, *kwargs.values())))
-        origins = [o for t in tensors if (o := self.origin(t)) is not None]
+        lineages = [o for t in tensors if (o := self.lineage(t)) is not None]
         if func is F.scaled_dot_product_attention and self.layer.wants_attention:
             self.attention_calls += 1  # whatever it is of: a learned query is a weight
-            return attention.attend(self.layer, *args, **kwargs)
-        if not origins:
+            return attention.attend(self.layer, attention.AttentionCall(*args, **kwargs))
+        if not lineages:
             return self.call_on_activations(func, args, kwargs, tensors)
         if is_metadata(func):
             return func(*args, **kwargs)
@@ -132,30 +140,32 @@ class Frame:
             result = self.multiply(func, args, kwargs)
             if result is not NotImplemented:
                 return result
-        origin = next((o for o in origins if o.own == "weight"), origins[0])
+        lineage = next((o for o in lineages if o.parameter == "weight"), lineages[0])
         if func in VIEWS:
-            return self.mark(func(*args, **kwargs), origin, "part")
+            return self.mark(func(*args, **kwargs), lineage, "part")
         if func in CASTS:
-            return self.mark(func(*args, **kwargs), origin, "computed")
-        if is_in_place(func) and (written := self.origin(tensors[0])) is not None:
+            return self.mark(func(*args, **kwargs), lineage, "computed")
+        if is_in_place(func) and (written := self.lineage(tensors[0])) is not None:
             result = func(*args, **kwargs)
             self.forget(tensors[0])
-            written.layer.put_on_grid(written.own, is_told=False)
-            return result if written.how == "itself" else self.mark(result, written, "computed")
+            written.layer.put_on_grid(written.parameter, is_told=False)
+            return (
+                result if written.relation == "itself" else self.mark(result, written, "computed")
+            )
         args, kwargs = self.look_up(func, args, kwargs)
         result = func(*args, **kwargs)
-        return self.mark(result, origin, "computed") if is_constant else result
+        return self.mark(result, lineage, "computed") if is_constant else result
 
     def multiply(
         self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> Any:
-        """Compute a product with quantized operands; NotImplemented where it is none, or plain."""
+        """Compute a product with quantized operands; NotImplemented for any other call."""
         if func in CONVOLUTIONS:
             call = CONVOLUTIONS[func](*args, **kwargs)
             product = self.product_of(call[1])
             if product is None or self.is_weight(call[0]):
                 return NotImplemented
-            return product.convolve(*call)
+            return convolve(product, *call)
         tensors = list(_tensors((*args, *kwargs.values())))
         if func not in PRODUCTS or not any(map(self.product_of, tensors)):
             return NotImplemented
@@ -167,24 +177,24 @@ class Frame:
         return PRODUCTS[func](self.product, self.is_weight, *args, **kwargs)
 
     def product(self, x: Tensor, w: Tensor, bias: Tensor | None, weight: Tensor) -> Tensor:
-        """Multiply as `altcore.quantization.canonical` describes it."""
+        """Multiply as `altcore.quantization.contraction` describes it."""
         product = self.product_of(weight)
         if product is None:
             y = x @ w.mT
             return y if bias is None else y + bias
-        return product.multiply(x, w, bias)
+        return linear.multiply(product, x, w, bias)
 
-    def product_of(self, weight: Tensor) -> Product | None:
+    def product_of(self, weight: Tensor) -> WeightProducts | None:
         """Return the products by a weight, if it is one and the recipe casts an operand of them."""
-        origin = self.origin(weight)
-        if origin is None or weight.dim() < 2:
+        lineage = self.lineage(weight)
+        if lineage is None or weight.dim() < 2:
             return None
-        layer, own = origin.layer, origin.own
+        layer, own = lineage.layer, lineage.parameter
         if layer.kind == "parametrization":  # it computes the weight of the layer that runs
             if self.layer.kind not in ("linear", "conv"):
                 return None
             layer, own = self.layer, "weight"
-        key = id(layer), own, origin.how != "computed"
+        key = id(layer), own, lineage.relation != "computed"
         if key not in self.products:
             if key[2]:
                 layer.put_on_grid(own)  # the forward may have put another one there
@@ -194,7 +204,7 @@ class Frame:
         return self.products[key]
 
     def end(self) -> None:
-        """Let go of the weights that were quantized: a backward pass keeps what it needs."""
+        """Free the quantized weights: a backward pass keeps those that it needs."""
         for product in self.products.values():
             if product is not None:
                 product.weights = None
@@ -205,8 +215,8 @@ class Frame:
         """Return the arguments with weights rounded that are used outside a product."""
         if func in (F.embedding, F.embedding_bag):
             args, kwargs = _renormalized(*args, **kwargs)
-            if (written := self.origin(args[1])) is not None:
-                written.layer.put_on_grid(written.own, is_told=False)
+            if (written := self.lineage(args[1])) is not None:
+                written.layer.put_on_grid(written.parameter, is_told=False)
         args = tuple(map(self.looked_up, args))
         return args, {k: self.looked_up(v) for k, v in kwargs.items()}
 
@@ -214,10 +224,10 @@ class Frame:
         """Return a value with the weights in it as they are used outside a product."""
         if type(value) in (list, tuple):
             return type(value)(map(self.looked_up, value))
-        origin = self.origin(value) if isinstance(value, Tensor) else None
-        if origin is None or origin.how == "computed":
+        lineage = self.lineage(value) if isinstance(value, Tensor) else None
+        if lineage is None or lineage.relation == "computed":
             return value
-        return origin.layer.lookup(origin.own, value)
+        return lineage.layer.lookup(lineage.parameter, value)
 
     # Attention --------------------------------------------------------------------------------
 
@@ -236,10 +246,8 @@ class Frame:
             if result is not NotImplemented:
                 return result
         result = func(*args, **kwargs)
-        follows = func in VIEWS or func in CASTS or func in attention.MASKING
-        if func in attention.SOFTMAX or (
-            follows and any(id(t) in self.probabilities for t in tensors)
-        ):
+        follows = func in VIEWS or func in CASTS or func in MASKING
+        if func in SOFTMAX or (follows and any(id(t) in self.probabilities for t in tensors)):
             self.probabilities |= {id(t): t for t in _tensors((result,))}
         return result
 
@@ -250,7 +258,7 @@ class Frame:
         kwargs: Mapping[str, Any],
         tensors: list[Tensor],
     ) -> Any:
-        """Multiply probability by value, or query by key; NotImplemented where it is neither.
+        """Multiply probability by value, or query by key; NotImplemented for any other product.
 
         A product of a buffer, as of rotary frequencies by positions, is neither.
         """
@@ -276,61 +284,61 @@ class Interception(TorchFunctionMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.frame: Frame | None = None
+        self.forward_pass: ForwardPass | None = None
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.frame is None:
+        if self.forward_pass is None:
             return func(*args, **kwargs)
         if func in COMPOSITE:
             with self:
                 return unguarded(func)(*args, **kwargs)
-        return self.frame.call(func, args, kwargs)
+        return self.forward_pass.call(func, args, kwargs)
 
 
 _threads = threading.local()
 
 
 @contextmanager
-def intercepting(layer: QuantizedLayer) -> Iterator[Frame]:
+def intercepting(layer: QuantizedLayer) -> Iterator[ForwardPass]:
     """Quantize the products by the layer's weights that are computed within, in this thread."""
-    frame, mode = Frame(layer), getattr(_threads, "mode", None)
+    forward_pass, mode = ForwardPass(layer), getattr(_threads, "mode", None)
     if mode is not None:
-        with _framed(mode, frame):
-            yield frame
+        with _current(mode, forward_pass):
+            yield forward_pass
         return
     mode = _threads.mode = Interception()
     try:
-        with mode, _framed(mode, frame):
-            yield frame
+        with mode, _current(mode, forward_pass):
+            yield forward_pass
     finally:
         _threads.mode = None
 
 
 @contextmanager
 def suspended() -> Iterator[None]:
-    """Let functions pass: what a quantized layer computes itself is no call of the model's."""
+    """Let functions pass that a quantized layer calls itself."""
     mode = getattr(_threads, "mode", None)
     if mode is None:
         yield
     else:
-        with _framed(mode, None):
+        with _current(mode, None):
             yield
 
 
 @contextmanager
-def _framed(mode: Interception, frame: Frame | None) -> Iterator[None]:
-    before, mode.frame = mode.frame, frame
+def _current(mode: Interception, forward_pass: ForwardPass | None) -> Iterator[None]:
+    before, mode.forward_pass = mode.forward_pass, forward_pass
     try:
         yield
     finally:
-        mode.frame = before
-        if frame is not None:
-            frame.end()
-            if before is not None and frame.layer.kind == "parametrization":
-                before.made |= frame.made  # a weight of the layer that goes on
+        mode.forward_pass = before
+        if forward_pass is not None:
+            forward_pass.end()
+            if before is not None and forward_pass.layer.kind == "parametrization":
+                before.made |= forward_pass.made  # a weight of the layer that goes on
 
 
 def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -344,7 +352,7 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _computing(module: nn.Module) -> Iterator[Tensor]:
-    """What a parametrization computes the ``weight`` of a Linear or a convolution from."""
+    """Yield the parameters from which a Linear's or a convolution's ``weight`` is computed."""
     parametrizations = module._modules.get("parametrizations")
     if parametrizations is not None and kind_of(module) in ("linear", "conv"):
         yield from parametrizations.parameters()
@@ -359,7 +367,7 @@ def _tensors(values: Iterable[Any]) -> Iterator[Tensor]:
 
 
 def _memory(t: Tensor) -> int:
-    """What tensors have in common that share their values."""
+    """Return the same number for tensors that share their memory."""
     return t.untyped_storage().data_ptr() if t.layout == torch.strided else id(t)
 
 

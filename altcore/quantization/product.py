@@ -1,24 +1,22 @@
-"""A linear layer's three products on quantized operands.
+"""The product of two quantized operands, and the tensors that a backward pass needs.
 
 Products run on unscaled grid values and the scales multiply the output, so that a scale need not
-be a power of two; only the scales of blocks, which a sum runs over, are in the values. All
-quantization of ``x`` and ``w`` happens in the forward pass, from the unquantized tensors; the
-backward pass quantizes the output's gradient.
+be a power of two. Only the scales of blocks, which a sum runs over, are in the values.
 """
 
 from __future__ import annotations
 
 import math
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from altcore.formats import FloatFormat, Format
 from altcore.numerics import outside_modes, scale_output
-from altcore.quantization.compute import float8_dtypes, is_exact_in_bfloat16, output_dtype
+from altcore.quantization.compute import float8_dtypes, is_exact_in_bfloat16
 from altcore.quantization.flops import uncounted
-from altcore.quantization.quantizer import Axes, Operand
+from altcore.quantization.quantizer import Operand
 
 FLOAT32_ROOM = 2.0**120
 """Largest max² · K of a product that still leaves room for its sum in float32."""
@@ -33,98 +31,18 @@ PAIRS = {
 
 with outside_modes():
     QUANTIZED = torch.zeros((), dtype=torch.uint8, device="cpu")
-"""Saved for the backward pass by all that quantizes, and by nothing else: a checkpoint within a
-module's own forward, which makes plain products when it computes them again, sees that they differ.
-"""
-
-LINEAR_AXES: tuple[Axes, Axes] = ((-1,), (-2,))
-"""The axes that a role's two products sum over: of (tokens, features) and of (out, in)."""
+"""Saved for the backward pass by everything that quantizes, and by nothing else. A checkpoint
+within a module's own forward makes plain products when it recomputes them, and so sees that they
+differ."""
 
 
-class Casts(Protocol):
-    """What a product asks for: its operands, by role."""
-
-    @property
-    def compute(self) -> str:
-        """In which type products run; see `altcore.quantization.compute.COMPUTES`."""
-
-    def pair(
-        self,
-        role: str,
-        x: Tensor,
-        training: bool,
-        axes: tuple[Axes, Axes],
-        wanted: tuple[bool, bool] = (True, True),
-    ) -> tuple[Operand | None, Operand | None]: ...
-    def count_product(self, product: str, a: Operand, b: Operand, flops: int) -> None: ...
-    def begin_backward(self) -> None: ...
-
-
-class QuantizedLinear(torch.autograd.Function):
-    """``x @ w.T + bias`` with each of the six operands quantized as the layer says.
-
-    x: (..., in), w: (out, in), bias: (out) or None; or a batch of products, x: (batch, tokens, in),
-    w: (batch, out, in) and no bias. The gradient of the bias is the plain sum of the unquantized
-    output gradient: it is no product.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, w: Tensor, bias: Tensor | None, casts: Casts, training: bool
-    ) -> Tensor:
-        ctx.casts, ctx.shape, ctx.training = casts, x.shape, training
-        ctx.dtypes = (x.dtype, w.dtype, bias.dtype if bias is not None else None)
-        ctx.is_batched = w.dim() == 3
-        x = x if ctx.is_batched else _rows(x)
-        needs_x, needs_w = ctx.needs_input_grad[:2]
-        a, x_wgrad = casts.pair("activation", x, training, LINEAR_AXES, (True, needs_w))
-        b, w_dgrad = casts.pair("weight", w, training, LINEAR_AXES, (True, needs_x))
-        assert a is not None
-        assert b is not None
-        keep(ctx, a, b, x_wgrad, w_dgrad)
-        ctx.flops = 2 * x.numel() * w.shape[-2]
-        casts.count_product("fwd", a, b, ctx.flops)
-        dtype = output_dtype(x, casts.compute)
-        y = product(a, b, transpose_b=True, compute=casts.compute, bias=bias, dtype=dtype)
-        # No view: what follows may change it in place.
-        return torch.ops.aten._unsafe_view(y, [*ctx.shape[:-1], w.shape[-2]])
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        casts = ctx.casts
-        casts.begin_backward()
-        x_wgrad, w_dgrad, x_inside, w_inside = kept(ctx)
-        wanted = ctx.needs_input_grad[:2]
-        dy = grads[0] if ctx.is_batched else _rows(grads[0])
-        g_dgrad, g_wgrad = casts.pair("gradient", dy, ctx.training, LINEAR_AXES, wanted)
-        dx = dw = db = None
-        if wanted[0]:
-            casts.count_product("dgrad", g_dgrad, w_dgrad, ctx.flops)
-            dx = product(g_dgrad, w_dgrad, compute=casts.compute, dtype=ctx.dtypes[0])
-            dx = clip(dx, x_inside).reshape(ctx.shape)
-        if wanted[1]:
-            casts.count_product("wgrad", g_wgrad, x_wgrad, ctx.flops)
-            dw = product(
-                g_wgrad, x_wgrad, transpose_a=True, compute=casts.compute, dtype=ctx.dtypes[1]
-            )
-            dw = clip(dw, w_inside)
-        if ctx.needs_input_grad[2]:
-            db = dy.sum(0, dtype=torch.float32).to(ctx.dtypes[2])
-        return dx, dw, db, None, None
-
-
-def _rows(x: Tensor) -> Tensor:
-    """(..., n) as (rows, n); the number of rows is not left to `reshape`, for which n may be 0."""
-    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
-
-
-def keep(
+def save_operands(
     ctx: Any, a: Operand, b: Operand, x_wgrad: Operand | None, w_dgrad: Operand | None
 ) -> None:
-    """Save what the backward pass multiplies, and where ``a`` and ``b`` were inside their range.
+    """Save the operands of the backward pass, and the masks of ``a`` and ``b``'s clipping.
 
-    By way of autograd, which frees it after the backward pass, notices when a tensor changed
-    in between, and lets checkpointing and offloading have it. `QUANTIZED` comes last.
+    Autograd holds it: that frees it after the backward pass, notices a tensor that changed in
+    between, and lets checkpointing and offloading have it. `QUANTIZED` comes last.
     """
     needs_x, needs_w = ctx.needs_input_grad[:2]
     saved = (x_wgrad if needs_w else None, w_dgrad if needs_x else None)
@@ -134,8 +52,8 @@ def keep(
     ctx.save_for_backward(*tensors, *inside, QUANTIZED)
 
 
-def kept(ctx: Any) -> tuple[Any, Any, Tensor | None, Tensor | None]:
-    """Return what `keep` saved: x and w as operands, where they are needed, and their masks."""
+def saved_operands(ctx: Any) -> tuple[Any, Any, Tensor | None, Tensor | None]:
+    """Return x and w as `save_operands` saved them, if they are needed, and their masks."""
     x, x_scale, w, w_scale, x_inside, w_inside, _ = ctx.saved_tensors
     return (
         None if x is None else Operand(x, x_scale, ctx.formats[0]),
@@ -146,7 +64,7 @@ def kept(ctx: Any) -> tuple[Any, Any, Tensor | None, Tensor | None]:
 
 
 class StraightThrough(torch.autograd.Function):
-    """A quantized tensor whose gradient is that of the tensor, where ``inside`` (None: all)."""
+    """A quantized tensor that passes its gradient to the tensor, where ``inside`` (None: all)."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, quantized: Tensor, inside: Tensor | None) -> Tensor:
@@ -179,8 +97,8 @@ def product(
 
     Or a batch of such products. ``compute`` says in which type (see
     `altcore.quantization.compute.COMPUTES`). The result of a bfloat16 product is rounded to
-    bfloat16 once before its scale. ``bias``, (n), is added to what is scaled, in float32, and that
-    is rounded to ``dtype`` (None: float32).
+    bfloat16 once before its scale. ``bias``, (n), is added to the scaled product in float32; the
+    sum is rounded to ``dtype`` (None: float32).
     """
     a = _transposed(a) if transpose_a else a
     b = _transposed(b) if transpose_b else b
@@ -242,7 +160,7 @@ def _product_dtype(a: Operand, b: Operand, compute: str) -> torch.dtype:
 
 
 def _shift(a: Operand, b: Operand, k: int) -> tuple[int, int]:
-    """Return the powers of two that bring the largest values near 1, where float32 needs it.
+    """Return the powers of two that bring the largest values near 1, if float32 needs it.
 
     An operand without a scale holds the tensor's own values, and is left alone.
     """
@@ -254,7 +172,7 @@ def _shift(a: Operand, b: Operand, k: int) -> tuple[int, int]:
 
 
 def _largest(operand: Operand) -> float:
-    """What a scale made the operand's values as large as; 1 where they are what they were."""
+    """Return the magnitude that a scale brings the largest value to; 1 without a scale."""
     fmt = operand.format
     if operand.scale is None or not isinstance(fmt, Format):
         return 1.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 
 import torch
-from attrs import define
+from attrs import define, field
 from torch import Tensor
 
 from altcore.formats import AnyFormat, BlockFormat
@@ -24,7 +24,9 @@ from altcore.numerics import (
     spread,
     transform,
 )
+from altcore.quantization.context import Context
 from altcore.quantization.flops import uncounted
+from altcore.quantization.site import Site
 from altcore.recipes import Cast
 
 Axes = tuple[int, ...]
@@ -32,26 +34,8 @@ Axes = tuple[int, ...]
 
 
 @define(eq=False)
-class Clock:
-    """Where in the run we are: what stochastic rounding's random bits are a function of."""
-
-    seed: int = 0
-    step: int = 0
-    training: bool = True
-    """Off in a probe: no scale, counter or random state moves."""
-    measures_errors: bool = False
-    """Whether quantizers sum the squares of their errors."""
-
-    @property
-    def rank(self) -> int:
-        """The number of this process among those that train together; 0 for a lone one."""
-        d = torch.distributed
-        return d.get_rank() if d.is_available() and d.is_initialized() else 0
-
-
-@define(eq=False)
 class Operand:
-    """One operand of a product: values on a grid and what their product is multiplied by.
+    """One operand of a product: its values, and the scale that the product is multiplied by.
 
     The scale is constant along the axes that the product sums over: 0-dim, or of the values'
     rank with 1 there. Where blocks have scales of their own, these are in the values already.
@@ -66,26 +50,28 @@ class Operand:
 
 
 @define(eq=False)
-class Grid:
-    """Where a tensor was rounded: the unscaled grid values, and what it was multiplied by."""
+class RoundedTensor:
+    """A tensor rounded element by element."""
 
     values: Tensor
+    """Values of the format, unscaled."""
     r: Tensor | None
+    """The tensor was multiplied by it before it was rounded; None for 1."""
 
 
 @define(eq=False)
 class Quantizer:
     """Quantizes one operand; scales stay on the device and move in training only."""
 
-    name: str
+    site: Site
     cast: Cast
-    clock: Clock
-    counts: Tensor
-    """int64, one row of the model's counters; see `altcore.numerics.COUNTS`."""
-    errors: Tensor
-    """float64 (2,), squared errors and squares, in steps where they are asked for."""
+    context: Context
+    counts: Tensor = field(init=False)
+    """int64 (4,), its row of the model's counters; see `altcore.numerics.COUNTS`."""
+    errors: Tensor = field(init=False)
+    """float64 (2,), its sums of squared errors and of squares."""
     history: Tensor | None = None
-    """The last amax values of delayed scaling, newest first; zeros where there were none."""
+    """The last amax values of delayed scaling, newest first; zeros before the first ones."""
     last_scale: Tensor | None = None
     """The scale of the last training forward, which broadcasts to the tensor."""
     last_key: int | None = None
@@ -94,25 +80,10 @@ class Quantizer:
     """In this step, in training."""
     last_step: int = -1
 
-    @property
-    def layer(self) -> str:
-        """The layer's name."""
-        return self.name.rpartition(":")[0]
-
-    @property
-    def operand(self) -> str:
-        """The operand's name, as in a recipe."""
-        return self.name.rpartition(":")[2].partition("/")[0]
-
-    @property
-    def parameter(self) -> str:
-        """The layer's parameter that is multiplied or looked up; empty for its ``weight``."""
-        return self.name.rpartition(":")[2].partition("/")[2]
-
     def scales(
         self, x: Tensor, training: bool, axes: Axes | None = None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return (s, r) for ``x``: what a grid value is multiplied by, and what ``x`` is."""
+        """Return (s, r): a rounded value is multiplied by s, ``x`` by r before it is rounded."""
         scaling = self.cast.scaling
         if scaling.kind == "none":
             return None, None
@@ -137,7 +108,7 @@ class Quantizer:
         return s, r
 
     def _delayed(self, largest: Tensor, training: bool) -> Tensor:
-        """Return the largest of the amax seen before; where nothing was, the tensor's own."""
+        """Return the largest amax of the history; the tensor's own if that is empty."""
         if self.history is None:
             length = self.cast.scaling.history
             self.history = torch.zeros(length, dtype=largest.dtype, device=largest.device)
@@ -155,34 +126,41 @@ class Quantizer:
         axes: Axes,
         *,
         across: int = -2,
-        wants_grid: bool = False,
+        wants_rounded: bool = False,
         dtype: torch.dtype | None = None,
-    ) -> tuple[Operand, Grid | None]:
-        """Return ``x`` as an operand of a product that sums over ``axes``, and its grid.
+    ) -> tuple[Operand, RoundedTensor | None]:
+        """Return ``x`` as an operand of a product that sums over ``axes``, and element by element.
 
-        Square blocks lie along the first of ``axes`` and along ``across``. ``dtype``: in which
-        the product takes grid values; None for the compute dtype. Blocks, whose scales are in the
-        values, keep that.
-        The grid is None unless it is wanted, and after a Hadamard transform, which leaves
-        nothing to compare.
+        Args:
+            x: floating point; not modified.
+            training: whether scales, counters and random bits move on.
+            axes: blocks lie along the first of them; square ones along ``across``, too.
+            across: see ``axes``.
+            wants_rounded: whether to return the second result.
+            dtype: that of the operand's values; None for the compute dtype, which blocks, whose
+                scales are in the values, always have.
+
+        Returns:
+            The operand; and the rounded tensor, which is None unless it is wanted, and after a
+            Hadamard transform, which leaves nothing to compare.
         """
-        training = training and self.clock.training
+        training = training and not self.context.is_frozen
         x = x.detach()
         key = self.key(training)
         if training:
             self.last_key = key
         cast = self.cast
         if cast.hadamard:
-            wants_grid = False
+            wants_rounded = False
             with uncounted():
-                x = transform(x, cast.hadamard, axes[0], self.clock.seed)
+                x = transform(x, cast.hadamard, axes[0], self.context.clock.seed)
         if cast.blocks is not None:
-            return self._in_blocks(x, cast.blocks, (across, axes[0]), key, training, wants_grid)
+            return self._in_blocks(x, cast.blocks, (across, axes[0]), key, training, wants_rounded)
         q, s, r = self._rounded(x, training, axes, key, dtype)
         operand = Operand(q, s, cast.format)
         if cast.straight_through == "clipped":
             operand.inside = self._inside(x, r)
-        return operand, Grid(q, r) if wants_grid else None
+        return operand, RoundedTensor(q, r) if wants_rounded else None
 
     def _in_blocks(
         self,
@@ -191,9 +169,9 @@ class Quantizer:
         axes: tuple[int, int],
         key: int | None,
         training: bool,
-        wants_grid: bool,
-    ) -> tuple[Operand, Grid | None]:
-        """`quantize`, where blocks have scales: along the last of ``axes``, square ones both."""
+        wants_rounded: bool,
+    ) -> tuple[Operand, RoundedTensor | None]:
+        """`quantize` to a block format: along the last of ``axes``, square blocks along both."""
         cast, last = self.cast, (-2, -1)
         is_turned = blocks.is_square and [a % x.ndim for a in axes] != [x.ndim - 2, x.ndim - 1]
         x = x.movedim(axes, last) if is_turned else x
@@ -204,7 +182,7 @@ class Quantizer:
             axis=axis,
             rounding=cast.rounding,
             counts=self.counts if training else None,
-            errors=self.errors if training and self.clock.measures_errors else None,
+            errors=self.errors if training and self.context.measures_errors else None,
             key=key,
         )
 
@@ -212,17 +190,17 @@ class Quantizer:
             return t.movedim(last, axes) if is_turned else t
 
         operand = Operand(back(made.values), made.scale, blocks)
-        if not (wants_grid or cast.straight_through == "clipped"):
+        if not (wants_rounded or cast.straight_through == "clipped"):
             return operand, None
         r = spread(made.inverse, x.shape, blocks, axis)
         if cast.straight_through == "clipped":
             operand.inside = back(self._inside(x, r))
-        if not wants_grid:
+        if not wants_rounded:
             return operand, None
         if training:
             self.last_scale = back(_block_scale(made, x.shape, blocks, axis))
-        grid = round_to_grid(x, cast.element, rounding=cast.rounding, r=r, key=key)
-        return operand, Grid(back(grid), back(r))
+        rounded = round_to_grid(x, cast.element, rounding=cast.rounding, r=r, key=key)
+        return operand, RoundedTensor(back(rounded), back(r))
 
     def _inside(self, x: Tensor, r: Tensor | None) -> Tensor:
         y = x if r is None else x * r
@@ -230,11 +208,11 @@ class Quantizer:
         return (y >= values[0]) & (y <= values[-1])
 
     def fake(self, x: Tensor, training: bool) -> Tensor:
-        """Return ``x`` rounded to the grid, as a tensor like ``x``; axes are its last one."""
-        training = training and self.clock.training
+        """Return ``x`` rounded, as a tensor like ``x``; its last axis is the one summed over."""
+        training = training and not self.context.is_frozen
         x = x.detach()
         cast, counts = self.cast, self.counts if training else None
-        errors = self.errors if training and self.clock.measures_errors else None
+        errors = self.errors if training and self.context.measures_errors else None
         key = self.key(training)
         if cast.blocks is not None:
             return fake_blocks(
@@ -252,9 +230,9 @@ class Quantizer:
         *,
         fake: bool = False,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """Return ``x`` on the grid, under ``fake`` there and back, and the scales (s, r)."""
+        """Return ``x`` rounded, scaled back if ``fake``, and the scales (s, r)."""
         cast, scaling = self.cast, self.cast.scaling
-        errors = self.errors if training and self.clock.measures_errors else None
+        errors = self.errors if training and self.context.measures_errors else None
         given: Given = {
             "rounding": cast.rounding,
             "overflow": cast.overflow,
@@ -281,17 +259,18 @@ class Quantizer:
         return round_to_grid(x, cast.element, r=r, dtype=dtype, **given), s, r
 
     def key(self, training: bool) -> int | None:
-        """Return the key of this call's random bits; None where rounding needs none."""
+        """Return the key of this call's random bits; None if rounding needs none."""
         if self.cast.rounding != "stochastic":
             return None
-        if self.last_step != self.clock.step:
-            self.last_step, self.calls = self.clock.step, 0
+        clock = self.context.clock
+        if self.last_step != clock.step:
+            self.last_step, self.calls = clock.step, 0
         call = self.calls if training else -1
         self.calls += training
         # Replicas see the same weights, and each its own samples: their noise is independent.
-        rank = 0 if self.operand.startswith("weight@") else self.clock.rank
-        name = f"{self.name}/rank {rank}" if rank else self.name
-        return random_key(self.clock.seed, self.clock.step, call, name)
+        rank = 0 if self.site.operand.startswith("weight@") else clock.rank
+        name = f"{self.site}/rank {rank}" if rank else str(self.site)
+        return random_key(clock.seed, clock.step, call, name)
 
 
 def _block_scale(made: Blocks, shape: torch.Size, fmt: BlockFormat, axis: int) -> Tensor:
@@ -301,7 +280,7 @@ def _block_scale(made: Blocks, shape: torch.Size, fmt: BlockFormat, axis: int) -
 
 
 def random_key(seed: int, step: int, micro: int, name: str) -> int:
-    """Return a 63-bit key that is a hash of where in the run a tensor is rounded.
+    """Return a 63-bit key for the random bits of one rounding of one tensor in a run.
 
     The format is left out on purpose: E0M7 and E1M6 round with the same bits.
     """

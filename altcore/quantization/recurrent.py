@@ -1,8 +1,8 @@
 """Express torch's recurrent networks by the canonical product.
 
 torch computes an RNN, LSTM or GRU in one fused call. `RECURRENT` maps each such function to a
-handler, as `altcore.quantization.contractions.CONTRACTIONS` does for products. It makes the same
-network of these products, with ``multiply`` as `altcore.quantization.canonical` describes it:
+handler, as `altcore.quantization.torch_products.CONTRACTIONS` does for products. It makes the same
+network of these products, with ``multiply`` as `altcore.quantization.contraction` describes it:
 
 - the input product, one for each layer and direction, of all time steps' rows;
 - the recurrent product, one for each time step, of the sequences that reach it;
@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from altcore.quantization.canonical import IsWeight, Multiply
+from altcore.quantization.contraction import IsWeight, Multiply
 
 State = tuple[Tensor, ...]
 """The hidden state, and an LSTM's cell state."""
@@ -46,7 +46,7 @@ class Parameters:
 
     @property
     def weights(self) -> list[Tensor]:
-        """What products multiply by."""
+        """The weights of products."""
         return [w for w in (self.input, self.hidden, self.projection) if w is not None]
 
 

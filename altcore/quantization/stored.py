@@ -1,6 +1,6 @@
-"""Stored weights and optimizer state: tensors that live on a format's grid.
+"""Stored weights: parameters that live on a format's grid.
 
-A stored weight's scale is 1 where its cast has no scaling. Otherwise it is a power of two: the
+A stored weight's scale is 1 if its cast has no scaling. Otherwise it is a power of two: the
 smallest that holds its largest magnitude at the start, doubled on overflow until it holds, and
 halved when the largest magnitude falls below a quarter of the format's maximum. With ``rms``
 scaling the root mean square takes the place of the largest magnitude, and 1 that of the maximum.
@@ -9,18 +9,22 @@ All of it happens on the device; the scales travel to the host with the step's o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable
 
 import torch
 from attrs import define, field
 from torch import Tensor, nn
 
 from altcore.numerics import amax, fake_round, root_mean_square, scale_of
-from altcore.quantization.layers import ParameterSlot
+from altcore.quantization.checks import check_whole
+from altcore.quantization.context import Context
+from altcore.quantization.discovery import ParameterSlot
 from altcore.quantization.product import StraightThrough
-from altcore.quantization.quantizer import Clock, random_key
+from altcore.quantization.quantizer import random_key
 from altcore.recipes import Cast
 
+MOST_NAMED = 3
+"""Of changed weights that warnings name: a loop that never calls `store` changes them all."""
 SMALLEST_SCALE = 2.0**-126
 """Below this a float32 scale has no exact inverse."""
 
@@ -34,21 +38,21 @@ class StoredWeight:
     """One parameter on its grid."""
 
     name: str
+    """The parameter's full name."""
     layer: str
+    """The layer's name."""
     slot: ParameterSlot
     cast: Cast
-    clock: Clock
-    on_change: Callable[[StoredWeight], None]
-    """Called when something other than `store` changed the weight, before it is rounded again."""
+    context: Context
     parameter: nn.Parameter = field(init=False)
-    """What was in the slot when it was last put on its grid."""
+    """The one in the slot when it was last put on its grid."""
     version: int | None = field(init=False)
     """Of the parameter then."""
     scale: Tensor = field(init=False)
     scale_before: Tensor = field(init=False)
     """The scale as of the step before: at which codes before and after are compared."""
     before: Tensor = field(init=False)
-    """The grid values as of the last `store`: what the optimizer started from."""
+    """The grid values as of the last `store`, from which the optimizer started."""
     error: Tensor = field(init=False)
     """Relative root-mean-square error of the first encoding, 0-dim."""
 
@@ -66,7 +70,7 @@ class StoredWeight:
         self.before, self.version = on_grid, version_of(self.parameter)
 
     def is_current(self, weight: Tensor) -> bool:
-        """Whether a layer's weight is what `store` left.
+        """Whether a layer's weight is as `store` left it.
 
         By identity and version, and on a CPU, where looking costs no transfer, by value: writing to
         ``weight.data`` changes no version.
@@ -79,7 +83,7 @@ class StoredWeight:
         """Return a layer's weight on the grid: itself, rounded again if somebody changed it.
 
         A parameter is rounded in place. Another tensor in its place (`torch.func.functional_call`
-        puts it there) stays as it is; what is returned passes its gradient on.
+        puts it there) stays as it is; the returned one passes its gradient on.
         """
         if self.is_current(weight):
             return weight
@@ -89,7 +93,7 @@ class StoredWeight:
         if not isinstance(weight, nn.Parameter):
             return weight if is_same else StraightThrough.apply(weight, on_grid, None)  # type: ignore[no-untyped-call] # torch leaves it untyped
         if is_told and not is_same:
-            self.on_change(self)
+            _warn_of_change(self)
         self.parameter, self.scale, self.scale_before = weight, scale, scale
         self._put(on_grid)
         return weight
@@ -112,13 +116,15 @@ class StoredWeight:
         if self.cast.scaling.kind == "none":
             return torch.ones((), dtype=torch.float32, device=w.device)
         # Zero-initialised tensors get their scale at the first nonzero update.
-        size, top = _size(w, self.cast)
+        size, top = size_of(w, self.cast)
         return scale_of(size, self.cast.element, power_of_two=True, meets=top)[0]
 
     def _round(self, w: Tensor, scale: Tensor, overflow: str = "saturate") -> Tensor:
         key = None
         if self.cast.rounding == "stochastic":
-            key = random_key(self.clock.seed, self.clock.step, 0, f"{self.name}/stored")
+            key = random_key(
+                self.context.clock.seed, self.context.clock.step, 0, f"{self.name}/stored"
+            )
         return fake_round(
             w,
             self.cast.element,
@@ -137,7 +143,7 @@ class StoredWeight:
         """
         self.parameter = self.slot.parameter
         proposed, before = self.parameter.detach(), self.before
-        largest, top = _size(proposed, self.cast)
+        largest, top = size_of(proposed, self.cast)
         first = amax(before) == 0
         scale = torch.where(first, self._fresh_scale(proposed), self.scale)
         at_old = self._round(proposed, scale)
@@ -175,7 +181,7 @@ class StoredWeight:
         return 2.0 if is_rms else float(self.cast.element.limits[1])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return what a checkpoint needs."""
+        """Return the state for a checkpoint."""
         return {"scale": self.scale.clone()}
 
     @torch.no_grad()
@@ -186,68 +192,43 @@ class StoredWeight:
         self.before, self.version = self.parameter.detach().clone(), version_of(self.parameter)
 
 
+def store_weights(stored: Iterable[StoredWeight]) -> Tensor:
+    """Put weights, as the optimizer left them, back on their grids.
+
+    Returns:
+        The counts of `STALL`, int64 (weights, 4), on the device.
+
+    Raises:
+        BadInput: if the model was sharded.
+    """
+    weights = list(stored)
+    for weight in weights:
+        check_whole(weight.layer, weight.slot.module, weight.slot.name, "stored_weight")
+    return torch.stack([weight.store() for weight in weights])
+
+
+def _warn_of_change(stored: StoredWeight) -> None:
+    """Warn of a weight that something other than `StoredWeight.store` changed."""
+    changed, context = stored.context.changed_weights, stored.context
+    changed.add(stored.name)
+    if len(changed) > MOST_NAMED:
+        context.warn("more stored weights were changed in the same way, and rounded again")
+        return
+    context.warn(
+        f"stored weight {stored.name} was changed by something other than q.store, and was "
+        "rounded to its grid again before it was used. After an optimizer's step call "
+        "q.store(optimizer), or give quantize_model the optimizer; after another change (an "
+        "average of weights, a resize) this is all there is to do"
+    )
+
+
 def version_of(t: Tensor) -> int | None:
     """How often a tensor was written to; None for one made in inference mode."""
     return None if t.is_inference() else t._version
 
 
-def _size(x: Tensor, cast: Cast) -> tuple[Tensor, float]:
-    """How large a tensor is, 0-dim, and what in the format's grid that is brought to."""
+def size_of(x: Tensor, cast: Cast) -> tuple[Tensor, float]:
+    """Return a tensor's size, 0-dim, and the number that a fresh scale brings it to."""
     if cast.scaling.kind == "rms":
         return root_mean_square(x), 1.0
     return amax(x), cast.element.max
-
-
-@torch.no_grad()
-def store_optimizer_state(
-    optimizer: torch.optim.Optimizer,
-    casts: Mapping[str, tuple[torch.nn.Parameter, Cast]],
-    clock: Clock,
-) -> list[str]:
-    """Round the optimizer's moments of ``casts``' parameters to their formats.
-
-    A moment is a floating-point state tensor of its parameter's shape. What is nonnegative as a
-    whole (a second moment) and not zero must not become zero, or the next step divides by it: it is
-    held at the smallest positive value.
-
-    Returns the tensors that stay as the optimizer keeps them, described: those it quantizes itself,
-    factors, or keeps as integers.
-    """
-    left = []
-    for name, (parameter, cast) in casts.items():
-        for key, value in optimizer.state.get(parameter, {}).items():
-            if not isinstance(value, Tensor) or value.numel() <= 1 < parameter.numel():
-                continue
-            if not _is_moment(value, parameter):
-                what = f"{type(value).__name__}, {value.dtype}, {list(value.shape)}"
-                left.append(f"{key} of {name} ({what})")
-                continue
-            s: Tensor | None = None
-            r: Tensor | None = None
-            if cast.scaling.kind != "none":
-                size, top = _size(value, cast)
-                s, r = scale_of(
-                    size, cast.element, power_of_two=cast.scaling.power_of_two, meets=top
-                )
-            noise = None
-            if cast.rounding == "stochastic":
-                noise = random_key(clock.seed, clock.step, 0, f"{name}/{key}")
-            rounded = fake_round(
-                value,
-                cast.element,
-                rounding=cast.rounding,
-                overflow=cast.overflow,
-                r=r,
-                s=s,
-                key=noise,
-            )
-            floor = cast.element.smallest * (1.0 if s is None else s)
-            lost = (rounded == 0) & (value > 0) & (value.min() >= 0)
-            value.copy_(torch.where(lost, floor, rounded))
-    return left
-
-
-def _is_moment(value: Tensor, parameter: nn.Parameter) -> bool:
-    """Whether a state tensor holds a number for each of the parameter's."""
-    is_plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided
-    return is_plain and value.is_floating_point() and value.shape == parameter.shape

@@ -1,8 +1,10 @@
-"""What torch's functions do to the values of a tensor, as far as a mode must know it."""
+"""torch's functions by their effect on a tensor's values, as a mode that sees them needs it."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
+from types import FunctionType
 from typing import Any
 
 import torch
@@ -11,7 +13,7 @@ F = torch.nn.functional
 T = torch.Tensor
 
 COMPOSITE = frozenset({F.multi_head_attention_forward})
-"""Python functions of torch that hand the mode only themselves; it has to see what they call."""
+"""Python functions of torch that show a mode only themselves, not the functions they call."""
 
 _VIEWS = (
     *("view", "reshape", "view_as", "reshape_as", "t", "transpose", "swapaxes", "swapdims"),
@@ -41,7 +43,7 @@ VIEWS = _functions(_VIEWS) | {
     T.__getitem__,
     *(getattr(T, name).__get__ for name in ("T", "mT", "H", "mH", "data")),
 }
-"""What gives the same values in another shape, or some of them."""
+"""Functions that return the same values in another shape, or some of them."""
 METADATA = _functions(
     (
         *("data_ptr", "storage", "untyped_storage", "storage_offset", "stride", "size", "dim"),
@@ -50,9 +52,21 @@ METADATA = _functions(
         *("register_post_accumulate_grad_hook", "__len__", "__repr__", "__hash__", "has_names"),
     )
 )
-"""What looks at a tensor and not at its values."""
+"""Functions that look at a tensor, but not at its values."""
 CASTS = _functions(_CASTS) | {F.dropout}
-"""What gives the same values in another type or place, or drops some."""
+"""Functions that return the same values in another type or place, or drop some."""
+
+SOFTMAX = frozenset({F.softmax, torch.softmax, T.softmax, torch.special.softmax})
+"""Functions that turn scores into probabilities."""
+
+MASKING = frozenset(
+    {
+        *(T.masked_fill, torch.masked_fill, torch.where, T.where),
+        *(T.mul, torch.mul, T.div, torch.div, torch.nan_to_num),
+        *(F.pad, T.as_strided, torch.as_strided),
+    }
+)
+"""Functions whose results are still probabilities, if an argument is."""
 
 
 def is_metadata(func: Callable[..., Any]) -> bool:
@@ -68,3 +82,21 @@ def is_in_place(func: Callable[..., Any]) -> bool:
     """Whether a function writes to its first argument."""
     name = _name(func)
     return (name.endswith("_") and not name.endswith("__")) or name in ("__set__", "__setitem__")
+
+
+@functools.cache
+def unguarded(func: FunctionType) -> Callable[..., Any]:
+    """Return a copy of a Python function of torch that does not hand itself to overrides.
+
+    Called within a ``TorchFunctionMode``, the copy lets the mode see the functions that it calls.
+    ``torch.nn.functional.multi_head_attention_forward`` itself hands the mode only itself.
+    """
+    guards = [name for name in func.__globals__ if name.startswith("has_torch_function")]
+    scope = {**func.__globals__, **dict.fromkeys(guards, _has_no_override)}
+    copy = FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
+    copy.__kwdefaults__ = func.__kwdefaults__
+    return copy
+
+
+def _has_no_override(*args: Any) -> bool:
+    return False

@@ -1,4 +1,4 @@
-"""Which grid each weight is on, or is seen on."""
+"""The grid that each weight is on, or is seen on by the product that quantizes it."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from attrs import define, field, frozen
 from torch import Tensor, nn
 
 from altcore.formats import Format
+from altcore.quantization.discovery import ParameterSlot, matrices, unique_matrices
 from altcore.quantization.layer import QuantizedLayer
-from altcore.quantization.layers import ParameterSlot, matrices, unique_matrices
 from altcore.quantization.quantizer import Quantizer
 from altcore.quantization.stored import StoredWeight
 from altcore.recipes import LOOKUP
@@ -26,32 +26,32 @@ class WeightGrid:
 
 
 Source = StoredWeight | tuple[QuantizedLayer, Quantizer]
-"""What stores a weight, or the first product that quantizes it."""
+"""A stored weight, or the first product that quantizes a weight."""
 
 
 @define(eq=False)
-class WeightGrids:
-    """The weights of a quantized model that have a grid, and where it is to be had."""
+class QuantizedWeights:
+    """The weights of a quantized model that are on a grid, or are seen on one."""
 
     sources: dict[str, tuple[ParameterSlot, Source]] = field(factory=dict)
     """By the weight's full name, in the model's order, a tied one once."""
-    _found: dict[int, tuple[Tensor, Source]] = field(factory=dict)
-    """By the identity of a weight, which is kept along: a walk for each would take a while."""
+    _by_identity: dict[int, tuple[Tensor, Source]] = field(factory=dict)
+    """Found once: to walk through all sources for each weight would take long."""
 
     @property
-    def weights(self) -> dict[str, nn.Parameter]:
+    def parameters(self) -> dict[str, nn.Parameter]:
         """The weights themselves, by full name."""
         return {full: slot.parameter for full, (slot, _) in self.sources.items()}
 
-    def find(self, parameter: Tensor, *, before_step: bool = False) -> WeightGrid | None:
-        """Return the grid of a parameter; see `Quantization.grid_of`."""
+    def grid_of(self, parameter: Tensor, *, before_step: bool = False) -> WeightGrid | None:
+        """See `altcore.quantization.Quantization.grid_of`."""
         if parameter.dim() < 2:
             return None
-        known = self._found.get(id(parameter))
+        known = self._by_identity.get(id(parameter))
         if known is None or known[0] is not parameter:
             own = [(slot.parameter, source) for slot, source in self.sources.values()]
-            self._found = {id(weight): (weight, source) for weight, source in own}
-            known = self._found.get(id(parameter))
+            self._by_identity = {id(weight): (weight, source) for weight, source in own}
+            known = self._by_identity.get(id(parameter))
         if known is None:
             return None
         source = known[1]
@@ -61,10 +61,10 @@ class WeightGrids:
         return _view_grid(*source)
 
 
-def weight_grids(
+def find_quantized_weights(
     model: nn.Module, stored: dict[str, StoredWeight], layers: dict[str, QuantizedLayer]
-) -> WeightGrids:
-    """Find the weights that have a grid."""
+) -> QuantizedWeights:
+    """Find the weights that are on a grid, or are seen on one."""
     views: dict[int, Source] = {}
     for layer in layers.values():
         for own, parameter in matrices(layer.module).items():
@@ -76,15 +76,15 @@ def weight_grids(
         for _, full, parameter in unique_matrices(model)
         if (source := stored.get(full) or views.get(id(parameter))) is not None
     }
-    return WeightGrids(sources)
+    return QuantizedWeights(sources)
 
 
 def _view_grid(layer: QuantizedLayer, quantizer: Quantizer) -> WeightGrid | None:
-    """The grid on which a product saw a master weight; None if that is not the weight's own."""
+    """Return the grid on which a product saw a master weight; None if it saw something else."""
     cast, scale = quantizer.cast, quantizer.last_scale
     if cast.hadamard or (cast.blocks is not None and scale is None):
         return None
-    seen = layer.seen_as.get(quantizer.parameter or "weight", "itself")
+    seen = layer.seen_as.get(quantizer.site.parameter or "weight", "itself")
     if scale is not None and seen is None:
         return None
     if scale is not None and scale.ndim >= 2 and seen == "turned":

@@ -184,9 +184,9 @@ def test_a_probe_puts_everything_back(start, fails):
     def everything():
         return {
             "random": torch.get_rng_state(),
-            "counts": q.counts.clone(),
-            **{f"history {x.name}": x.history.clone() for x in q.quantizers if x in delayed},
-            **{f"scale {x.name}": x.last_scale.clone() for x in q.quantizers},
+            "counts": q.counters.counts.clone(),
+            **{f"history {x.site}": x.history.clone() for x in q.quantizers if x in delayed},
+            **{f"scale {x.site}": x.last_scale.clone() for x in q.quantizers},
             **{f"buffer {n}": b.clone() for n, b in run.model.named_buffers()},
             **{f"gradient {n}": p.grad.clone() for n, p in run.model.named_parameters()},
             **{f"mode {n}": torch.tensor(m.training) for n, m in run.model.named_modules()},

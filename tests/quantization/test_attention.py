@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from helpers_quantization import HeadedAttention
 from torch import nn
 from torch.nn import functional
 
@@ -23,7 +24,11 @@ class Attention(nn.Module):
 
 
 MASK = torch.rand(6, 9, generator=torch.Generator().manual_seed(5)) > 0.3
+
+
 MASK[:, 0] = True
+
+
 OPTIONS = {
     "plain": {},
     "causal": {"is_causal": True},
@@ -48,6 +53,55 @@ def results(module, kind):
     y = module(*given)
     y.backward(torch.randn(y.shape, generator=torch.Generator().manual_seed(2)))
     return [y.detach(), *(t.grad for t in given)]
+
+
+class Pooling(nn.Module):
+    """Attends by learned queries, which are weights of the module."""
+
+    def __init__(self):
+        super().__init__()
+        self.query = nn.Parameter(tensors("plain")[0][0].detach())
+
+    def forward(self, k, v):
+        query = self.query.expand(3, -1, -1, -1)
+        return functional.scaled_dot_product_attention(query, k, v)
+
+
+BY_HAND = {
+    "matmul": lambda q, k: torch.matmul(q, k.mT),
+    "baddbmm by keywords": lambda q, k: q.new_ones(1).baddbmm(batch1=q, batch2=k.mT, beta=0.0),
+    "einsum of a list": lambda q, k: torch.einsum("bqd,bkd->bqk", [q, k]),
+}
+
+
+WEIGHED = {
+    "matmul": lambda p, v: p @ v,
+    "bmm by keywords": lambda p, v: torch.bmm(input=p, mat2=v),
+    "einsum": lambda p, v: torch.einsum("b...k,bkd->b...d", p, v),
+    "value first": lambda p, v: (v.mT @ p.mT).mT,
+    "masked": lambda p, v: torch.matmul(p.masked_fill(p == 2, 0.0) * 1.0, v),
+}
+
+
+class AttentionByHand(nn.Module):
+    """Multiplies by functions of its own choice."""
+
+    def __init__(self, score, weigh):
+        super().__init__()
+        self.score, self.weigh = score, weigh
+        self.register_buffer("frequencies", torch.linspace(0.1, 1, 4).expand(3, 6, 4).clone())
+
+    def forward(self, q, k, v):
+        angles = self.frequencies @ self.frequencies[0, :1].mT  # these are no scores
+        return self.weigh(self.score(q, k).softmax(-1), v), angles
+
+
+class HeadedAttentionByHand(nn.Module):
+    """Keeps the scores, and mixes values by them."""
+
+    def forward(self, q, k, v):
+        self.scores = q @ k.mT
+        return self.scores.softmax(-1) @ v
 
 
 @pytest.mark.parametrize("kind", OPTIONS)
@@ -84,18 +138,6 @@ def test_operands_are_rounded():
             torch.testing.assert_close(model[0](q, k, v), y, rtol=1e-5, atol=1e-5)
 
 
-class Pooling(nn.Module):
-    """Attends by learned queries, which are weights of the module."""
-
-    def __init__(self):
-        super().__init__()
-        self.query = nn.Parameter(tensors("plain")[0][0].detach())
-
-    def forward(self, k, v):
-        query = self.query.expand(3, -1, -1, -1)
-        return functional.scaled_dot_product_attention(query, k, v)
-
-
 def test_learned_queries_are_operands_too(recwarn):
     """They are rounded, and their gradient passes straight through."""
     model, (_, k, v) = nn.Sequential(Pooling()), tensors("plain")
@@ -125,33 +167,6 @@ def test_dropout_falls_on_rounded_probabilities():
     assert not torch.equal(a, c)
 
 
-BY_HAND = {
-    "matmul": lambda q, k: torch.matmul(q, k.mT),
-    "baddbmm by keywords": lambda q, k: q.new_ones(1).baddbmm(batch1=q, batch2=k.mT, beta=0.0),
-    "einsum of a list": lambda q, k: torch.einsum("bqd,bkd->bqk", [q, k]),
-}
-WEIGHED = {
-    "matmul": lambda p, v: p @ v,
-    "bmm by keywords": lambda p, v: torch.bmm(input=p, mat2=v),
-    "einsum": lambda p, v: torch.einsum("b...k,bkd->b...d", p, v),
-    "value first": lambda p, v: (v.mT @ p.mT).mT,
-    "masked": lambda p, v: torch.matmul(p.masked_fill(p == 2, 0.0) * 1.0, v),
-}
-
-
-class AttentionByHand(nn.Module):
-    """Multiplies by functions of its own choice."""
-
-    def __init__(self, score, weigh):
-        super().__init__()
-        self.score, self.weigh = score, weigh
-        self.register_buffer("frequencies", torch.linspace(0.1, 1, 4).expand(3, 6, 4).clone())
-
-    def forward(self, q, k, v):
-        angles = self.frequencies @ self.frequencies[0, :1].mT  # these are no scores
-        return self.weigh(self.score(q, k).softmax(-1), v), angles
-
-
 @pytest.mark.parametrize("weigh", WEIGHED)
 @pytest.mark.parametrize("score", BY_HAND)
 def test_operands_by_hand_are_rounded(score, weigh):
@@ -168,3 +183,61 @@ def test_operands_by_hand_are_rounded(score, weigh):
         found, found_angles = model[0](q, k, v)
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     assert torch.equal(found_angles, angles)
+
+
+@pytest.mark.parametrize("kind", ["boolean", "additive"])
+def test_a_position_that_attends_to_nothing(kind):
+    """Padding on the left does that: zeros, as in torch, and no NaN in the scale or a gradient."""
+    model = nn.Sequential(HeadedAttention())
+    given = [torch.randn(1, 2, 4, 8, requires_grad=True) for _ in range(3)]
+    mask = torch.ones(4, 4, dtype=torch.bool).tril()
+    mask[0] = False
+    if kind == "additive":
+        mask = torch.zeros(4, 4).masked_fill(~mask, -math.inf)
+    results = []
+    for recipe in ({}, {"attention": "TF32"}):
+        with quantize_model(model, recipe):
+            y = model[0](*given, mask)
+            results.append([y, *torch.autograd.grad(y.square().sum(), given)])
+    for plain, found in zip(*results, strict=True):
+        torch.testing.assert_close(found, plain, rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "autocast"])
+def test_attention_in_sixteen_bits(kind):
+    """Operands are those that their scales make, and large scores no infinity."""
+    model = nn.Sequential(HeadedAttention())
+    dtype = torch.float32 if kind == "autocast" else getattr(torch, kind)
+    size = 60 if kind == "float16" else 1
+    given = [(torch.randn(2, 2, 64, 32) * size).to(dtype) for _ in range(3)]
+
+    def rounded(x):
+        q, s = altcore.quantize(x, "E4M3")
+        return q.double() * s.double()
+
+    q, k, v = map(rounded, given)
+    expected = rounded((q @ k.mT / math.sqrt(32)).softmax(-1).float()) @ v
+    with (
+        quantize_model(model, {"attention": "E4M3"}),
+        torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"),
+    ):
+        y = model[0](*given)
+    assert y.dtype == (torch.float16 if kind == "float16" else torch.bfloat16)
+    assert (y.double() - expected).norm() < 3e-3 * expected.norm()
+
+
+@pytest.mark.parametrize("kind", ["bfloat16", "float16", "autocast"])
+def test_operands_of_attention_by_hand_are_rounded_once(kind):
+    """16 bits round what comes out; they cannot hold q times its scale."""
+    model = nn.Sequential(HeadedAttentionByHand())
+    dtype = torch.float32 if kind == "autocast" else getattr(torch, kind)
+    given = [torch.randn(2, 16, 32).to(dtype) for _ in range(3)]
+    q, k = (q.double() * s.double() for q, s in (altcore.quantize(x, "E4M3") for x in given[:2]))
+    with (
+        quantize_model(model, {"attention": "E4M3"}),
+        torch.autocast("cpu", torch.bfloat16, enabled=kind == "autocast"),
+    ):
+        y = model[0](*given)
+    assert y.dtype == model[0].scores.dtype == (dtype if kind == "float16" else torch.bfloat16)
+    ulp = torch.finfo(y.dtype).eps
+    assert ((model[0].scores.double() - q @ k.mT).abs() <= ulp * (q @ k.mT).abs() / 2 + 1e-4).all()

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from helpers_quantization import E3M4_OPERANDS, quantize_in_float32, rounded
 from torch import nn
 from torch.nn import functional
 
@@ -20,6 +21,8 @@ CONVS = {
     "lone sample": (lambda: nn.Conv1d(8, 12, 3, padding=1), (8, 20)),
     "three": (lambda: nn.Conv3d(4, 6, 3), (2, 4, 5, 5, 5)),
 }
+
+
 SPATIAL = {"one": 1, "lone sample": 1, "three": 3}
 
 
@@ -41,6 +44,29 @@ def run(layer, x, dy):
 def close(found, expected, tolerance=3e-6):
     """Whether two tensors are equal but for float32's sums."""
     return float((found.double() - expected).abs().max()) <= tolerance * float(expected.abs().max())
+
+
+def slices(x, fmt, axes):
+    """Values under one scale for each slice along ``axes``, float64."""
+    largest = x.abs().amax(axes, keepdim=True)
+    s = largest / get_format(fmt).max
+    q = altcore.fake_quantize(x, fmt, scale=s)
+    return q.double()
+
+
+def in_blocks(x, fmt, axis):
+    """A block format's values, blocks along ``axis``, float64."""
+    made = round_blocks(x.movedim(axis, -1).contiguous(), get_format(fmt))
+    return (made.values.double() * (1 if made.scale is None else made.scale.double())).movedim(
+        -1, axis
+    )
+
+
+CONVOLUTIONS = {
+    "transposed": (lambda: nn.ConvTranspose2d(3, 4, 3, 2, output_padding=1), (2, 3, 5, 5)),
+    "transposed, groups": (lambda: nn.ConvTranspose1d(4, 6, 3, groups=2, padding=1), (2, 4, 7)),
+    "one sample": (lambda: nn.ConvTranspose1d(4, 6, 3), (4, 7)),
+}
 
 
 @pytest.mark.parametrize("kind", CONVS)
@@ -67,22 +93,6 @@ def test_products_of_rounded_operands(kind):
         axes = [i for i in range(dy.dim()) if i != dy.dim() - 1 - SPATIAL.get(kind, 2)]
         assert close(found[3], dy.double().sum(axes))
     assert padded == (kind in ("same", "circular"))
-
-
-def slices(x, fmt, axes):
-    """Values under one scale for each slice along ``axes``, float64."""
-    largest = x.abs().amax(axes, keepdim=True)
-    s = largest / get_format(fmt).max
-    q = altcore.fake_quantize(x, fmt, scale=s)
-    return q.double()
-
-
-def in_blocks(x, fmt, axis):
-    """A block format's values, blocks along ``axis``, float64."""
-    made = round_blocks(x.movedim(axis, -1).contiguous(), get_format(fmt))
-    return (made.values.double() * (1 if made.scale is None else made.scale.double())).movedim(
-        -1, axis
-    )
 
 
 @pytest.mark.parametrize("way", ["channel", "MXFP4", "NVFP4"])
@@ -140,3 +150,54 @@ def test_what_a_convolution_cannot_take(cast, message):
             nn.Sequential(nn.Conv2d(8, 8, 3, groups=2), nn.Flatten()),
             {"layers": {"0": {"weight": cast}}},
         )
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("scaling", ["tensor", "none"])
+def test_transposed_convolutions(name, scaling):
+    """They are convolutions with operands of their own, and axes the other way about."""
+    build, shape = CONVOLUTIONS[name]
+    model, x = nn.Sequential(build()), torch.randn(shape, requires_grad=True)
+    module = model[0]
+    cast = {"format": "E3M4", "scaling": scaling}
+    scale = "amax" if scaling == "tensor" else None
+    plain = functional.conv_transpose1d if x.dim() < 4 else functional.conv_transpose2d
+    own = module.stride, module.padding, module.output_padding, module.groups
+    a, w = (altcore.fake_quantize(t, "E3M4", scale=scale) for t in (x, module.weight))
+    y = plain(a, w, None, *own)
+    g = torch.randn_like(y)
+    expected = torch.autograd.grad(y, (x, module.weight), altcore.fake_quantize(g, "E3M4", scale))
+    with quantize_in_float32(model, dict.fromkeys(("weight", "activation", "gradient"), cast)):
+        found = model(x)
+        grads = torch.autograd.grad(found, (x, module.weight), g)
+    shape = (-1, *(1,) * (y.dim() - (2 if x.dim() != 2 else 1)))
+    torch.testing.assert_close(found - module.bias.reshape(shape), y, rtol=1e-4, atol=1e-5)
+    for one, other in zip(grads, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_channel_scales_of_a_transposed_convolution():
+    """Each output channel has the scale of its own weights, along axis 1."""
+    model, x = nn.Sequential(nn.ConvTranspose1d(3, 4, 2, bias=False)), torch.randn(2, 3, 5)
+    w = model[0].weight
+    with torch.no_grad():
+        w.mul_(torch.tensor([1.0, 8.0, 64.0, 512.0])[None, :, None])
+    scales = w.detach().abs().amax((0, 2), keepdim=True) / altcore.get_format("E3M4").max
+    expected = functional.conv_transpose1d(x, altcore.fake_quantize(w, "E3M4", scale=scales))
+    cast = {"format": "E3M4", "scaling": "channel"}
+    with quantize_in_float32(model, {"weight": cast}):
+        torch.testing.assert_close(model(x), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_transposed_convolution_whose_weight_is_computed(stored):
+    """A parametrization's result is met, whether or not its own parameters are stored."""
+    module = nn.utils.parametrizations.weight_norm(nn.ConvTranspose1d(3, 4, 2, bias=False))
+    x = torch.randn(2, 3, 5)
+    recipe = E3M4_OPERANDS | ({"stored_weight": "E3M4"} if stored else {})
+    with quantize_in_float32(nn.Sequential(module), recipe) as q:
+        y = module(x)
+        y.sum().backward()
+        assert not [row.layer for row in q.coverage().rows if row.is_missed]
+        expected = functional.conv_transpose1d(rounded(x), rounded(module.weight))
+    torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5)

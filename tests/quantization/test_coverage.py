@@ -5,15 +5,14 @@ import warnings
 
 import pytest
 import torch
+from helpers_quantization import E3M4_OPERANDS, model_of, only, quantize_in_float32
 from torch import nn
+from torch.nn import functional
 
+import altcore
 from altcore import BadInput, quantize_model
 from altcore.quantization.flops import count_flops
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
+from altcore.runs import EVENTS, read_lines
 
 
 class Reader(nn.Module):
@@ -26,6 +25,53 @@ class Reader(nn.Module):
 
     def forward(self, x):
         return self.runs(x) @ self.read.weight @ self.parts[0]
+
+
+class InPlace(nn.Linear):
+    """Multiplies by its weight in a way that altcore does not see."""
+
+    def forward(self, x):
+        return x.new_zeros(len(x), self.out_features).addmm_(x, self.weight.t())
+
+
+class Chained(nn.Module):
+    """Owns weights, and multiplies by them in a way that altcore does not see."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3, 4))
+
+    def forward(self, x):
+        return torch.linalg.multi_dot([x, self.a, self.b])
+
+
+class Wrapped(nn.Module):
+    """A layer with something beside it, as adapters have."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base_layer, self.beside = base, nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.base_layer(x) + self.beside(x)
+
+
+def one_step(model, x):
+    torch.autograd.grad(model(x).sum(), list(model.parameters()))
+
+
+def total(y):
+    return (y if isinstance(y, torch.Tensor) else y[0]).sum()
+
+
+def hand_computed():
+    """Embedding (256, 8), Linear (8, 12), head (12, 256), with biases."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Embedding(256, 8), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 256))
+
+
+EMBED, INNER, HEAD = 256 * 8, 8 * 12, 12 * 256
+TOTAL = EMBED + INNER + 12 + HEAD + 256
 
 
 def test_what_never_runs_is_named():
@@ -47,13 +93,6 @@ def test_what_never_runs_is_named():
     assert q.coverage().parameter_share < 0.5
 
 
-class InPlace(nn.Linear):
-    """Multiplies by its weight in a way that altcore does not see."""
-
-    def forward(self, x):
-        return x.new_zeros(len(x), self.out_features).addmm_(x, self.weight.t())
-
-
 def test_a_model_without_any_quantized_product_is_told():
     """There is no backward pass of a quantized layer to wait for."""
     model, x = nn.Sequential(InPlace(4, 4), nn.Tanh(), InPlace(4, 4)), torch.randn(3, 4)
@@ -61,17 +100,6 @@ def test_a_model_without_any_quantized_product_is_told():
         model(x).sum().backward()
         with pytest.warns(RuntimeWarning, match="layer 0 .* its weights were in no product"):
             model(x)
-
-
-class Chained(nn.Module):
-    """Owns weights, and multiplies by them in a way that altcore does not see."""
-
-    def __init__(self):
-        super().__init__()
-        self.a, self.b = nn.Parameter(torch.randn(4, 3)), nn.Parameter(torch.randn(3, 4))
-
-    def forward(self, x):
-        return torch.linalg.multi_dot([x, self.a, self.b])
 
 
 @pytest.mark.parametrize(("pattern", "is_told"), [("1", True), ("*", False)])
@@ -86,17 +114,6 @@ def test_what_a_recipe_asks_for_by_name_is_told(pattern, is_told):
             model(x)
         assert [r.layer for r in q.coverage().rows if r.is_missed] == ["1"] * is_told
     assert [" its weights were in no product" in str(w.message) for w in told] == [True] * is_told
-
-
-class Wrapped(nn.Module):
-    """A layer with something beside it, as adapters have."""
-
-    def __init__(self, base):
-        super().__init__()
-        self.base_layer, self.beside = base, nn.Linear(8, 8)
-
-    def forward(self, x):
-        return self.base_layer(x) + self.beside(x)
 
 
 @pytest.mark.filterwarnings("ignore:layer 1 .* the model has lost it")
@@ -180,10 +197,6 @@ def test_the_line_has_the_formats_of_now():
         assert "recipe master in E5M2;" in repr(q)
 
 
-def one_step(model, x):
-    torch.autograd.grad(model(x).sum(), list(model.parameters()))
-
-
 def test_counting_changes_nothing():
     """Neither counters nor random bits nor what delayed scaling has seen."""
     cast = {"format": "E4M3", "rounding": "stochastic", "scaling": "delayed"}
@@ -198,12 +211,8 @@ def test_counting_changes_nothing():
                     loss = functools.partial(one_step, model, x)
                     q.count_flops(loss)
                 model(x).square().sum().backward()
-            results.append([p.grad for p in model.parameters()] + [q.counts])
+            results.append([p.grad for p in model.parameters()] + [q.counters.counts])
     assert all(map(torch.equal, *results))
-
-
-def total(y):
-    return (y if isinstance(y, torch.Tensor) else y[0]).sum()
 
 
 @pytest.mark.parametrize(
@@ -234,7 +243,7 @@ def test_a_layer_that_is_quantized_whole_says_so(build, shape, recipe):
     with quantize_model(model, roles, **options) as q:
         share = q.count_flops(lambda: total(module(*given)).backward())
         # The first recurrent step of a fused network has no product for its state's gradient.
-        assert q.flop_total == pytest.approx(plain, rel=0 if "LSTM" not in repr(module) else 0.1)
+        assert q.flops.total == pytest.approx(plain, rel=0 if "LSTM" not in repr(module) else 0.1)
     # Attention's backward products are not quantized.
     assert share == pytest.approx(1.0) or isinstance(module, nn.MultiheadAttention)
     assert share > 0.7
@@ -297,3 +306,63 @@ def test_a_role_that_no_layer_has_is_told():
     with quantize_model(model, {"weight": "E4M3"}) as q:
         model(x).sum().backward()
         assert q.missed() == []
+
+
+def test_a_forward_that_forgets_the_layer_is_told():
+    """It was replaced after the model was quantized: its products are nobody's."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    x = torch.randn(3, 4)
+    with quantize_in_float32(model, E3M4_OPERANDS, head=None) as q:
+        model[0].forward = lambda x: functional.linear(x, model[0].weight)
+        model(x).sum().backward()
+        with pytest.warns(RuntimeWarning, match=r"layer 0 \(Linear\).* it never ran"):
+            model(x)
+        assert [row.why_not for row in q.coverage().rows] == ["it never ran", ""]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "parameters", "flops"),
+    [
+        ("master", INNER, INNER / (INNER + HEAD)),
+        ("pure", EMBED + INNER + HEAD, INNER / (INNER + HEAD)),
+        ("original", EMBED + INNER + HEAD, 0.0),
+        ({"weight": "E4M3", "activation@fwd": "E4M3"}, INNER + HEAD, 1 / 3),
+        ({"activation": "E4M3", "gradient": "E4M3"}, 0, 1 / 3),
+        ({"weight": "E4M3", "activation": "E4M3", "gradient": "E4M3"}, INNER + HEAD, 1.0),
+        ({"stored_weight": "E4M3", "skip": ["<embedding>"]}, INNER + HEAD, 0.0),
+        ({}, 0, 0.0),
+    ],
+)
+def test_shares_by_hand(start, recipe, parameters, flops):
+    """Parameters on a grid, and FLOPs of products with both operands on one.
+
+    Each Linear has three products of the same size here, since the embedding wants its gradient.
+    """
+    fmt = "E4M3" if isinstance(recipe, str) else "none"
+    run = altcore.train(start.config(recipe=recipe, format=fmt, max_steps=1), model=hand_computed())
+    assert run.summary["parameter_share"] == pytest.approx(parameters / TOTAL)
+    assert run.summary["flop_share"] == pytest.approx(flops)
+
+
+def test_operands_of_unequal_roles_do_not_count_as_quantized_flops():
+    """A product counts only when both of its operands are on a grid."""
+    model = model_of(lambda *shape: torch.ones(*shape))
+    q = quantize_model(model, only({"weight": "E4M3"}))
+    assert q.count_flops(lambda: model(torch.ones(2, 7)).sum().backward()) == 0
+    shares = q.coverage().flop_share_by_operand
+    # The first layer has no product for its input's gradient: two of 35, and three of 15.
+    assert shares == pytest.approx({"weight@fwd": 35 / (2 * 35 + 3 * 15)})
+
+
+def test_a_resumed_run_tells_what_it_misses_once(start):
+    """The run did so when it began; only news is told again."""
+
+    def warnings():
+        return [e["message"] for e in read_lines(path / EVENTS) if e["event"] == "warning"]
+
+    recipe = {"weight": "E4M3", "attention": "E4M3", "skip": ["*attn*"]}
+    path = start(recipe=recipe, max_steps=2, name="missed").run_directory
+    told = warnings()
+    assert any("role attention reaches no layer" in message for message in told)
+    start.resume("missed", max_steps=4)
+    assert warnings() == told

@@ -68,7 +68,7 @@ def keys(model, recipe):
     """Where each quantizer has its next random bits from, after a step."""
     with quantize_model(model, recipe) as q:
         loss_of(model, 0, 0).backward()
-        return {x.name: x.key(training=True) for x in q.quantizers}
+        return {str(x.site): x.key(training=True) for x in q.quantizers}
 
 
 OPERANDS = ("weight", "activation", "gradient", "weight_gradient")
@@ -91,14 +91,14 @@ def noise(rank, lone):
             optimizer.zero_grad()
             q.store(optimizer)
             assert_replicas(model, optimizer, q)
-        assert q.clock.step == 4
+        assert q.context.clock.step == 4
 
 
 def late(rank, folder):
     dist.destroy_process_group()
     with quantize_model(Net(), DRAWING) as q:
         join(rank, f"{folder}/late again")
-        found = {x.name: x.key(training=True) for x in q.quantizers}
+        found = {str(x.site): x.key(training=True) for x in q.quantizers}
     both = [None, None]
     dist.all_gather_object(both, found)
     for name in found:
@@ -217,11 +217,11 @@ def shards(rank):
                     optimizer.step()
                     optimizer.zero_grad()
                 q.measure_views()  # their memory is gone
-                assert q.view_moves is None
+                assert q.counters.view_moves is None
             assert_same(model, lone, rtol=1e-5, atol=1e-6)
             rows = [[row.operands for row in x.coverage().rows] for x in (q, r)]
             assert rows[0] == rows[1]
-            assert q.parameter_share() == r.parameter_share()
+            assert q.coverage().parameter_share == r.coverage().parameter_share
             q.remove()
 
 

@@ -143,7 +143,7 @@ def test_it_trains_and_comes_back(build, recipe):
     keys, kinds = list(model.state_dict()), [type(m) for m in model.modules()]
     plain = train(copy.deepcopy(model), quantize_model(copy.deepcopy(model), {}))
     with quantize_model(model, RECIPES[recipe]) as q:
-        assert q.parameter_share() > 0.4
+        assert q.coverage().parameter_share > 0.4
         losses = train(model, q)
         assert list(model.state_dict()) == keys
         assert [type(m) for m in model.modules()] == kinds
@@ -179,7 +179,7 @@ def test_products_of_a_transposed_weight():
                 a.grad,
                 layer.weight.grad.t() if turned else layer.weight.grad,
                 grid.scale.t() if turned else grid.scale,
-                q.view_moves,
+                q.counters.view_moves,
             )
         )
     for one, other in zip(*found, strict=True):

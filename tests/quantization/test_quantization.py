@@ -4,444 +4,15 @@ import copy
 
 import pytest
 import torch
+from helpers_quantization import STORED, Tied, build_net, embedder, net, smallest_power, step_of
 from torch import nn
 from torch.nn import functional
 
 import altcore
 from altcore import BadInput, get_format, quantize_model
-from altcore.numerics import round_to_grid, scale_of
-from altcore.recipes import PRODUCT_OPERANDS, named
-
-SIX = dict(zip(PRODUCT_OPERANDS, ("E4M3", "E5M2", "E2M5", "E3M4", "E6M1", "E4M1"), strict=True))
-"""Six operands in six formats."""
-
-
-@pytest.fixture
-def draw():
-    """Return a function that draws normal tensors, always the same ones."""
-    generator = torch.Generator().manual_seed(3)
-    return lambda *shape: torch.randn(*shape, generator=generator)
-
-
-def only(casts):
-    """A recipe for layer 0 alone."""
-    return {"layers": {"0": casts}}
-
-
-def quantized(t, fmt):
-    """Exact grid values and scale in float64; a plain tensor where there is no format."""
-    if fmt is None:
-        return t.detach().double(), 1.0
-    scaling = "none" if fmt == "BF16" else "tensor"
-    q, s = altcore.quantize(t, fmt, scaling=scaling)
-    return q.double(), s.double()
-
-
-class Reference:
-    """A linear layer's results and gradients in float64, each operand quantized by itself.
-
-    ``bound_...`` is what float32 may add in summing: (K + 8) * 2^-24 * sum |a||b|.
-    """
-
-    def __init__(self, x, w, bias, dy, formats):
-        flat, g = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
-        at = {
-            o: quantized({"w": w, "a": flat, "g": g}[o[0]], formats.get(o))
-            for o in PRODUCT_OPERANDS
-        }
-        y, self.bound_y = self.product(at["activation@fwd"], at["weight@fwd"], lambda a, b: a @ b.T)
-        if bias is not None:
-            y = y + bias.detach().double()
-            self.bound_y = self.bound_y + 2**-23 * bias.detach().double().abs()
-        self.y = y.reshape(dy.shape)
-        self.bound_y = self.bound_y.reshape(dy.shape)
-        dx, bound = self.product(at["gradient@dgrad"], at["weight@dgrad"], lambda a, b: a @ b)
-        self.dx, self.bound_dx = dx.reshape(x.shape), bound.reshape(x.shape)
-        self.dw, self.bound_dw = self.product(
-            at["gradient@wgrad"], at["activation@wgrad"], lambda a, b: a.T @ b
-        )
-        self.db = g.double().sum(0)
-
-    def product(self, a, b, multiply):
-        (qa, sa), (qb, sb) = a, b
-        k = qa.numel() * qb.numel() // max(1, multiply(qa, qb).numel())
-        k = round(k**0.5)
-        return multiply(qa, qb) * sa * sb, (k + 8) * 2**-24 * multiply(qa.abs(), qb.abs()) * sa * sb
-
-
-def within(found, expected, bound):
-    """Whether every element lies within its bound."""
-    return bool(((found.double() - expected).abs() <= bound).all())
-
-
-def run_layer(layer, x, dy):
-    """Forward and backward; returns y and the three gradients."""
-    layer.zero_grad()
-    x = x.clone().requires_grad_()
-    y = layer(x)
-    y.backward(dy)
-    return y.detach(), x.grad, layer.weight.grad, None if layer.bias is None else layer.bias.grad
-
-
-def model_of(draw, inner=7, outer=5, bias=True):
-    """Two Linears with weights of some spread."""
-    model = nn.Sequential(nn.Linear(inner, outer, bias=bias), nn.Linear(outer, 3))
-    with torch.no_grad():
-        for p in model.parameters():
-            p.copy_(draw(*p.shape) * 0.3)
-    return model
-
-
-# ------------------------------------------------------------------------------ products
-
-
-@pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(11,), (2, 5), ()])
-@pytest.mark.parametrize(
-    "formats",
-    [
-        SIX,
-        dict.fromkeys(PRODUCT_OPERANDS, "E4M3"),
-        dict.fromkeys(PRODUCT_OPERANDS, "E7M0"),
-        dict.fromkeys(PRODUCT_OPERANDS, "BF16"),
-        dict.fromkeys(PRODUCT_OPERANDS, "FP16"),
-        dict.fromkeys(PRODUCT_OPERANDS, "E0M7"),
-        *({operand: "E2M1"} for operand in PRODUCT_OPERANDS),
-    ],
-    ids=lambda f: " ".join(f) if len(f) == 1 else "-".join(dict.fromkeys(f.values())),
-)
-def test_the_three_products(draw, formats, shape, bias):
-    """y, dx and dw are the products of operands quantized one by one, scales on the output.
-
-    The bias and its gradient are untouched: that is no product.
-    """
-    model = model_of(draw, bias=bias)
-    x, dy = draw(*shape, 7) * 1.7, draw(*shape, 5) * 1e-3
-    quantize_model(model, only(formats), compute="float32")
-    y, dx, dw, db = run_layer(model[0], x, dy)
-    expected = Reference(x, model[0].weight, model[0].bias, dy, formats)
-    assert within(y, expected.y, expected.bound_y)
-    assert within(dx, expected.dx, expected.bound_dx)
-    assert within(dw, expected.dw, expected.bound_dw)
-    if bias:
-        torch.testing.assert_close(db.double(), expected.db, rtol=1e-5, atol=1e-9)
-    plain = Reference(x, model[0].weight, model[0].bias, dy, {})
-    for which, operands in (("y", "fwd"), ("dx", "dgrad"), ("dw", "wgrad")):
-        is_touched = any(o.endswith(operands) for o in formats)
-        same = within(
-            getattr(plain, which), getattr(expected, which), getattr(plain, f"bound_{which}")
-        )
-        assert same != is_touched, "the test must tell a quantized product from a plain one"
-
-
-def test_products_at_the_top_of_e7m0_do_not_overflow(draw):
-    """Every grid value is 2^64, so that a plain float32 product of 512 of them would be inf."""
-    model = nn.Sequential(nn.Linear(512, 4, bias=False), nn.Linear(4, 1))
-    x = torch.full((3, 512), 1e15)
-    with torch.no_grad():
-        model[0].weight.fill_(-2e-14)
-    quantize_model(model, only(dict.fromkeys(PRODUCT_OPERANDS, "E7M0")), compute="float32")
-    y, dx, dw, _ = run_layer(model[0], x, torch.full((3, 4), 3e-15))
-    torch.testing.assert_close(y, torch.full((3, 4), -2e-14 * 1e15 * 512), rtol=1e-5, atol=0)
-    torch.testing.assert_close(dx, torch.full((3, 512), -2e-14 * 3e-15 * 4), rtol=1e-5, atol=0)
-    torch.testing.assert_close(dw, torch.full((4, 512), 1e15 * 3e-15 * 3), rtol=1e-5, atol=0)
-
-
-def test_a_wide_spread_in_e7m0(draw):
-    """Values over the whole range at once: what is shifted out is far below the result."""
-    model = nn.Sequential(nn.Linear(64, 4, bias=False), nn.Linear(4, 1))
-    x = torch.ldexp(draw(5, 64).sign(), torch.arange(64) - 40).float()
-    formats = dict.fromkeys(PRODUCT_OPERANDS, "E7M0")
-    quantize_model(model, only(formats), compute="float32")
-    dy = draw(5, 4)
-    y, dx, dw, _ = run_layer(model[0], x, dy)
-    expected = Reference(x, model[0].weight, None, dy, formats)
-    assert within(y, expected.y, expected.bound_y)
-    assert within(dx, expected.dx, expected.bound_dx)
-    assert within(dw, expected.dw, expected.bound_dw)
-
-
-@pytest.mark.parametrize("frozen", ["x", "w", "both"])
-def test_gradients_that_nobody_wants(draw, frozen):
-    """Inputs and weights that need no gradient get none, and the others are right."""
-    model = model_of(draw)
-    quantize_model(model, only(SIX), compute="float32")
-    x, dy = draw(4, 7), draw(4, 5)
-    x.requires_grad_(frozen == "w")
-    model[0].weight.requires_grad_(frozen == "x")
-    model[0](x).backward(dy)
-    expected = Reference(x, model[0].weight, model[0].bias, dy, SIX)
-    assert (x.grad is None) == (frozen != "w")
-    assert (model[0].weight.grad is None) == (frozen != "x")
-    if frozen == "w":
-        assert within(x.grad, expected.dx, expected.bound_dx)
-    if frozen == "x":
-        assert within(model[0].weight.grad, expected.dw, expected.bound_dw)
-
-
-def test_zeros_nan_and_infinities(draw):
-    """Zeros stay zeros; what is not finite is never hidden, and is counted."""
-    model = model_of(draw)
-    q = quantize_model(model, only({"activation": "E4M3"}))
-    q.begin_step(1)
-    assert torch.equal(model[0](torch.zeros(2, 7)), model[0].bias.expand(2, 5))
-    assert int(q.nonfinite()) == 0
-    x = draw(2, 7)
-    x[0, 3] = float("nan")
-    assert model[0](x).isnan().any()
-    assert int(q.nonfinite()) == 1
-
-
-def test_a_narrow_type_is_quantized_as_it_arrives(draw):
-    """bfloat16 inputs and float64 ones give results of their own type, rounded once to the grid."""
-    for dtype in (torch.bfloat16, torch.float64):
-        model = model_of(draw, bias=False).to(dtype)
-        x, dy = draw(4, 7).to(dtype), draw(4, 5).to(dtype)
-        quantize_model(model, only(SIX), compute="float32")
-        y, dx, dw, _ = run_layer(model[0], x, dy)
-        assert y.dtype == dx.dtype == dw.dtype == dtype
-        expected = Reference(x, model[0].weight, None, dy, SIX)
-        slack = 2**-8 if dtype == torch.bfloat16 else 0
-        for found, which in ((y, "y"), (dx, "dx"), (dw, "dw")):
-            value, bound = getattr(expected, which), getattr(expected, f"bound_{which}")
-            assert within(found, value, bound + slack * value.abs())
-
-
-# ---------------------------------------------------------------------- bfloat16 products
-
-
-def bfloat16_ulp(x):
-    """The distance of neighbouring bfloat16 values at ``x``."""
-    return torch.ldexp(torch.ones_like(x), torch.frexp(x.abs())[1] - 8)
-
-
-@pytest.mark.parametrize("scaling", ["tensor", "power-of-two"])
-@pytest.mark.parametrize("fmt", ["E4M3", "E5M2", "E3M4", "E2M1"])
-def test_bfloat16_products(draw, fmt, scaling):
-    """Grid values are exact in bfloat16, and what is rounded to it is the output.
-
-    torch rounds the unscaled output, and its scale comes after: under powers of two that is one
-    rounding, half a ULP; under exact amax scales another half, of a ULP that the scale has made up
-    to twice as large.
-    """
-    model = model_of(draw, 96, 40, bias=False)
-    x, dy = draw(33, 96), draw(33, 40)
-    cast = {"format": fmt, "scaling": scaling}
-    quantize_model(model, only(dict.fromkeys(PRODUCT_OPERANDS, cast)), compute="bfloat16")
-
-    def exact(t):
-        q, s = altcore.quantize(t, fmt, scaling=scaling)
-        return q.double() * s.double()
-
-    a, b = exact(x), exact(model[0].weight)
-    with torch.autocast("cpu", torch.bfloat16):
-        y, dx, dw, _ = run_layer(model[0], x, dy.bfloat16())
-    g = exact(dy.bfloat16())
-    assert y.dtype == torch.bfloat16
-    ulps = 1.5 if scaling == "tensor" else 0.5
-    for found, left, right in ((y, a, b.T), (dx, g, b), (dw, g.T, a)):
-        expected = left @ right
-        bound = ulps * bfloat16_ulp(expected) + left.shape[1] * 2**-24 * (left.abs() @ right.abs())
-        assert within(found, expected, bound * (1 + 2**-6))
-        assert bfloat16_ulp(expected).max() < expected.abs().max() / 64
-
-
-def test_formats_that_bfloat16_cannot_hold_keep_float32_products(draw):
-    """FP16 has 11 significant bits: under compute bfloat16 its products stay in float32."""
-    x, dy = draw(9, 7), draw(9, 5)
-    formats = dict.fromkeys(PRODUCT_OPERANDS, "FP16")
-    model = model_of(draw)
-    quantize_model(model, only(formats), compute="bfloat16")
-    _, dx, dw, _ = run_layer(model[0], x, dy.bfloat16())
-    expected = Reference(x, model[0].weight, None, dy.bfloat16(), formats)
-    assert within(dx, expected.dx, expected.bound_dx)
-    assert within(dw, expected.dw, expected.bound_dw)
-
-
-# ------------------------------------------------------------------------ other operands
-
-
-def test_weight_gradients_are_rounded_as_a_whole(draw):
-    """The role weight_gradient: the accumulated gradient of one backward pass, own amax scale."""
-    model = model_of(draw)
-    plain = copy.deepcopy(model)
-    q = quantize_model(
-        model, {"weight_gradient": "E4M3", "layers": {"1": {"weight_gradient": "none"}}}
-    )
-    x = draw(6, 7)
-    for m in (model, plain):
-        m(x).square().sum().backward()
-    expected = altcore.fake_quantize(plain[0].weight.grad, "E4M3", scale="amax")
-    assert "0" not in q.layers, "the gradient alone asks for no product"
-    # weight_gradient at the top level means linear layers.
-    assert torch.equal(model[0].weight.grad, expected)
-    assert not torch.equal(expected, plain[0].weight.grad)
-    assert torch.equal(model[1].weight.grad, plain[1].weight.grad)
-    assert torch.equal(model[0].bias.grad, plain[0].bias.grad)
-
-
-def test_the_gradient_of_a_tied_weight_is_rounded_once(draw):
-    """It is the sum over both uses that is rounded, not each."""
-    model = Tied()
-    plain = copy.deepcopy(model)
-    quantize_model(model, {"layers": {"<any>": {"weight_gradient": "E3M4"}}})
-    ids = torch.arange(8).reshape(2, 4)
-    for m in (model, plain):
-        m(ids).square().sum().backward()
-    expected = altcore.fake_quantize(plain.embed.weight.grad, "E3M4", scale="amax")
-    assert torch.equal(model.embed.weight.grad, expected)
-
-
-class Table(nn.Module):
-    """Adds its weight, as position tables do."""
-
-    def __init__(self, *shape):
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(*shape))
-
-    def forward(self, x):
-        return x + self.weight.view(1, *self.weight.shape)
-
-
-def test_embeddings_and_other_layers_take_quantized_weights(draw):
-    """Where there is no product, the module's own forward runs on rounded weights.
-
-    The gradient passes straight through to the float32 master.
-    """
-    for module, x in (
-        (nn.Embedding(9, 4), torch.arange(9)),
-        (Table(9, 4), draw(2, 9, 4)),
-    ):
-        plain = copy.deepcopy(module)
-        model = nn.Sequential(module)
-        quantize_model(model, only({"weight": "E4M3"}))
-        with torch.no_grad():
-            plain.weight.copy_(altcore.fake_quantize(module.weight, "E4M3", scale="amax"))
-        expected = plain(x)
-        found = model(x)
-        torch.testing.assert_close(found, expected, rtol=0, atol=0)
-        for y in (found, expected):
-            y.square().sum().backward()
-        assert torch.equal(module.weight.grad, plain.weight.grad)
-        assert isinstance(module.weight, nn.Parameter)
-    with pytest.raises(BadInput, match=r"'0' says activation@fwd, which none of its layers"):
-        quantize_model(nn.Sequential(nn.Embedding(9, 4)), only({"activation": "E4M3"}))
-
-
-# ------------------------------------------------------------------------ delayed scaling
-
-
-@pytest.mark.parametrize("module", ["embedding", "linear"])
-def test_delayed_scaling_is_the_largest_of_the_last_16(draw, module):
-    """Recipe original: max of the amax of the last 16 training forwards, times 1.01.
-
-    The first forward has its own amax. Forwards in evaluation move nothing.
-    """
-    fmt = get_format("E4M3")
-    model = nn.Sequential(nn.Embedding(6, 6), nn.Linear(6, 6))
-    with torch.no_grad():
-        model[1].bias.zero_()
-    quantize_model(model, named("original", fmt))
-    layer = model[0] if module == "embedding" else model[1]
-    probe = torch.arange(6) if module == "embedding" else torch.eye(6)
-    seen = []
-    for step in range(40):
-        with torch.no_grad():
-            size = 1 + (step % 23) / 4 if step != 20 else 40.0
-            layer.weight.copy_(draw(6, 6) * size)
-        largest = layer.weight.detach().abs().max()
-        s, r = scale_of(torch.stack(seen[-16:] or [largest]).max(), fmt, margin=1.01)
-        expected = round_to_grid(layer.weight.detach(), fmt, r=r) * s
-        if module == "linear":
-            expected = expected.T
-        layer.eval()
-        with torch.no_grad():
-            assert torch.equal(layer(probe), expected), "evaluation"
-        layer.train()
-        assert torch.equal(layer(probe).detach(), expected), step
-        seen.append(largest)
-
-
-def test_delayed_scaling_can_overflow_and_counts_it(draw):
-    """A tensor that has grown beyond its history saturates; amax scaling cannot, and says so."""
-    model = model_of(draw)
-    recipe = only({"weight": {"format": "E4M3", "scaling": "delayed"}, "activation": "E4M3"})
-    q = quantize_model(model, recipe)
-    q.begin_step(1)
-    model(draw(3, 7))
-    with torch.no_grad():
-        model[0].weight *= 8
-    q.begin_step(2)
-    model(draw(3, 7))
-    rows = {row["operand"]: row for row in q.stats()}
-    assert rows["weight@fwd"]["overflow"] > 0
-    assert rows["weight@fwd"]["elements"] == 35
-    assert rows["activation@fwd"]["overflow"] is None
-    over, all_of_them = rows["weight@fwd"]["overflow"], rows["weight@fwd"]["elements"]
-    assert float(q.met_rates()["overflow_rate"]) == over / all_of_them
-
-
-# ----------------------------------------------------------------------- stochastic bits
-
-
-def test_random_bits_are_a_function_of_where_they_are_used(draw):
-    """Another step, call, layer or seed has others; the same place has the same; evaluation too."""
-    cast = {"format": "E2M1", "rounding": "stochastic"}
-
-    def outputs(seed, steps):
-        model = nn.Sequential(*(nn.Linear(50, n, bias=False) for n in (50, 50, 2)))
-        with torch.no_grad():
-            for layer in model:
-                layer.weight.copy_(
-                    torch.linspace(-1, 1, layer.weight.numel()).view_as(layer.weight)
-                )
-        q = quantize_model(model, {"weight": cast, "skip": ["2"]}, seed=seed)
-        eye, found = torch.eye(50), {}
-        for step in steps:
-            q.begin_step(step)
-            for call in (0, 1):
-                for layer in (0, 1):
-                    found[step, call, layer] = model[layer](eye).detach()
-        model.eval()
-        found["eval"] = model[0](eye)
-        assert torch.equal(found["eval"], model[0](eye))
-        return found
-
-    one, again, other = outputs(0, (1, 2)), outputs(0, (1, 2)), outputs(1, (1, 2))
-    for key, value in one.items():
-        assert torch.equal(value, again[key])
-        assert not torch.equal(value, other[key])
-    values = list(one.values())
-    assert not any(torch.equal(a, b) for i, a in enumerate(values) for b in values[:i])
-
-
-def test_in_a_loop_of_ones_own_store_moves_the_bits_on(draw):
-    """Nobody there says which step it is: each call of store is one."""
-    model = nn.Sequential(nn.Linear(50, 50, bias=False), nn.Linear(50, 2))
-    q = quantize_model(model, only({"weight": {"format": "E2M1", "rounding": "stochastic"}}))
-    model.eval()
-    eye = torch.eye(50)
-    first = model[0](eye)
-    assert torch.equal(model[0](eye), first)
-    q.store()
-    assert not torch.equal(model[0](eye), first)
-
-
-# ------------------------------------------------------------------- leaving things alone
-
-
-class Tied(nn.Module):
-    """An embedding whose weight is the head's."""
-
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(1)
-        self.embed, self.inner = nn.Embedding(10, 6), nn.Linear(6, 6)
-        self.head = nn.Linear(6, 10, bias=False)
-        self.head.weight = self.embed.weight
-
-    def forward(self, ids):
-        return self.head(torch.tanh(self.inner(self.embed(ids))))
+from altcore.numerics import scale_of
+from altcore.quantization.stored import StoredWeight
+from altcore.recipes import Scaling, change, named
 
 
 def learn(model, steps=4, q=None):
@@ -458,6 +29,105 @@ def learn(model, steps=4, q=None):
             q.store(optimizer)
         losses.append(loss.item())
     return losses
+
+
+EVERY_ROLE = {
+    "weight": "E4M3",
+    "activation": "E4M3",
+    "gradient": "E5M2",
+    "stored_weight": "E4M3",
+    "layers": {"<any>": {"weight_gradient": "E4M3", "weight": "E4M3"}},
+}
+
+
+def test_a_plan_does_not_suit_a_model_with_other_layers():
+    """Its layers' names are those of before; a recipe finds the new ones."""
+    model = build_net()
+    with quantize_model(model, STORED) as q:
+        model.append(nn.Linear(2, 2))
+        with pytest.raises(BadInput, match=r"other layers .*\(3\): change_recipe"):
+            q.change(q.plan)
+        q.change_recipe(STORED)
+        assert "3.weight" in q.stored
+
+
+def test_a_state_comes_back_at_its_own_scale():
+    """Weights are loaded before anybody could ask at which scale a table's values were stored."""
+    steep = altcore.table_format("STEEP", [-1.0, -0.3, -0.03, 0.0, 0.03, 0.3, 1.0])
+    model = build_net()
+    with quantize_model(model, {"stored_weight": steep}, head=None) as q:
+        with torch.no_grad():
+            model[0].weight.mul_(0.04)
+        q.store()  # the scale is halved once a step, and lags behind
+        state, weights = q.state_dict(), {n: p.clone() for n, p in model.state_dict().items()}
+        assert 0 < len(weights["0.weight"].unique()) <= 3
+        for _ in range(9):
+            with torch.no_grad():
+                model[0].weight.mul_(0.5)
+            q.store()
+        q.load_state_dict(state, weights)
+        assert torch.equal(model[0].weight, weights["0.weight"])
+        assert torch.equal(
+            q.state_dict()["stored"]["0.weight"]["scale"], state["stored"]["0.weight"]["scale"]
+        )
+
+
+def test_what_is_no_model_and_no_plan_is_named():
+    with pytest.raises(BadInput, match=r"model: a torch\.nn\.Module is needed, not 3"):
+        quantize_model(3, "E4M3")
+    for wrong, said in (
+        ({"seed": 1.5}, r"seed: a whole number is needed, not 1\.5"),
+        ({"seed": None}, "seed: a whole number is needed, not None"),
+        ({"head": ["1"]}, r"head: the name of a module is needed, or None, not \['1'\]"),
+        ({"head": nn.Identity()}, r"head: the name of a module .* not Identity\(\)"),
+        ({"optimizer": "adamw"}, r"optimizer: one of torch\.optim's is needed, .* not str"),
+        ({"recipe": "purr"}, r"unknown recipe 'purr' \(did you mean pure\?\): one of full,"),
+        ({"recipe": "pur", "format": "E4M3"}, r"takes one \(did you mean pure\?\)"),
+    ):
+        with pytest.raises(BadInput, match=said):
+            quantize_model(nn.Linear(2, 2), **{"recipe": "E4M3"} | wrong)
+    q = quantize_model(nn.Sequential(nn.Linear(2, 2)), "E4M3")
+    with pytest.raises(BadInput, match="a plan is needed, not 'E7M0'; change_recipe takes"):
+        q.change("E7M0")
+
+
+def test_a_change_that_is_refused_changes_nothing():
+    """Neither the plan nor the hooks on gradients."""
+    recipe = {"weight": "E4M3", "weight_gradient": "E2M1", "stored_weight": "E4M3"}
+    model = embedder()
+    with quantize_model(model, recipe) as q:
+        before, stored = q.plan, dict(q.stored)
+        with pytest.raises(BadInput, match="stored_weight has one scale"):
+            q.change(change(q.plan, ["*"], [], format=get_format("MXFP4")))
+        assert q.plan is before
+        assert q.stored == stored
+        model[1](model[0](torch.arange(4))).square().sum().backward()
+        grad = model[1].weight.grad
+        assert len((grad / grad.abs().max()).unique()) <= 15
+
+
+def test_a_change_leaves_out_what_lies_elsewhere():
+    """Attention's roles reach attention, those of products the others, as in a recipe."""
+    with quantize_model(embedder(), {"weight": "E4M3"}) as q:
+        q.change(change(q.plan, ["*"], ["attention"], format=get_format("E5M2")))
+        assert {n for n, casts in q.plan.items() if casts["attention@query"]} == {"2"}
+        q.change(change(q.plan, ["*"], ["weight"], format=get_format("E5M2")))
+        assert not q.plan["2"]["weight@fwd"]
+        with pytest.raises(BadInput, match="no layer has what the change asks for"):
+            q.change(change(q.plan, ["1"], ["attention"], format=get_format("E4M3")))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "says"),
+    [
+        ({"layers": {"1": {"weight": "MXFP4"}}}, "format MXFP4 brings its own"),
+        ({"stored_weight": "E4M3"}, "stored_weight has one scale of its own"),
+    ],
+)
+def test_a_change_of_scaling_is_held_to_what_a_recipe_may_say(recipe, says):
+    """Otherwise a run could not be resumed, or would report a scaling that it has not."""
+    with quantize_model(embedder(), recipe) as q, pytest.raises(BadInput, match=says):
+        q.change(change(q.plan, ["*"], [], scaling=Scaling("channel")))
 
 
 @pytest.mark.parametrize(
@@ -486,18 +156,9 @@ def test_off_is_the_plain_model(draw):
         with q.off():
             pass
         assert torch.equal(model(ids), plain(ids)), "it can be nested"
-    assert int(q.counts.sum()) == 0
+    assert int(q.counters.counts.sum()) == 0
     assert all(x.history is None for x in q.quantizers)
     assert not torch.equal(model(ids), plain(ids))
-
-
-EVERY_ROLE = {
-    "weight": "E4M3",
-    "activation": "E4M3",
-    "gradient": "E5M2",
-    "stored_weight": "E4M3",
-    "layers": {"<any>": {"weight_gradient": "E4M3", "weight": "E4M3"}},
-}
 
 
 def test_remove_takes_everything_back():
@@ -571,38 +232,6 @@ def test_a_checkpoint_of_the_plain_model_loads_into_the_quantized_one():
     assert torch.equal(plain.embed.weight, model.embed.weight)
 
 
-def test_layers_in_modules_of_any_kind():
-    """Sequential, lists, dicts and nested modules; a layer that is used twice; one alone."""
-
-    class Inner(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.parts = nn.ModuleDict(
-                {"a": nn.Linear(4, 4), "b": nn.ModuleList([nn.Linear(4, 4)])}
-            )
-
-        def forward(self, x):
-            return self.parts["b"][0](self.parts["a"](self.parts["a"](x)))
-
-    model = nn.Sequential(nn.Sequential(Inner(), nn.ReLU()), nn.Linear(4, 2))
-    q = quantize_model(model, "E4M3")
-    q.begin_step(1)
-    model(torch.ones(3, 4)).sum().backward()
-    assert set(q.layers) == {"0.0.parts.a", "0.0.parts.b.0"}
-    elements = {r["layer"]: r["elements"] for r in q.stats() if r["operand"] == "weight@fwd"}
-    assert elements == {"0.0.parts.a": 32, "0.0.parts.b.0": 16}
-
-    alone = nn.Linear(3, 2)
-    with quantize_model(alone, {"layers": {"<linear>": {"weight": "E2M1"}}}) as q:
-        assert list(q.layers) == [""]
-        y = alone(torch.eye(3)) - alone.bias
-    q, s = altcore.quantize(alone.weight, "E2M1")
-    torch.testing.assert_close(y.detach(), (q * s).T)
-
-
-# ------------------------------------------------------------------------ people's loops
-
-
 @pytest.mark.parametrize("recipe", ["E4M3", get_format("E3M4"), named("pure", get_format("E3M4"))])
 def test_a_loop_of_ones_own(recipe):
     """Quantize, train, store, look: the loss falls as that of the plain model does."""
@@ -645,48 +274,132 @@ def test_a_recipe_from_a_file(tmp_path):
         assert (q.recipe.name, set(q.layers)) == ("mine", {"inner"})
 
 
-# -------------------------------------------------------------------------------- shares
-
-
-def hand_computed():
-    """Embedding (256, 8), Linear (8, 12), head (12, 256), with biases."""
+@pytest.mark.parametrize("name", ["nvfp4", "mxfp8"])
+def test_published_recipes_train(name):
+    """They are named, need no format, keep the layers that they should, and learn."""
     torch.manual_seed(0)
-    return nn.Sequential(nn.Embedding(256, 8), nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 256))
+    model = nn.Sequential(
+        *(m for _ in range(7) for m in (nn.Linear(32, 32), nn.Tanh())), nn.Linear(32, 4)
+    )
+    x = torch.randn(64, 32)
+    target = x[:, :4].tanh()
+    with quantize_model(model, name) as q:
+        plan = {n: {o: c for o, c in casts.items() if c} for n, casts in q.plan.items()}
+        kept = [n for n, casts in plan.items() if not casts]
+        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+        losses = []
+        for _ in range(60):
+            loss = functional.mse_loss(model(x), target)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            q.store(optimizer)
+            losses.append(float(loss.detach()))
+    first = plan["0"]
+    if name == "nvfp4":
+        assert kept == ["12", "14"]  # the last 15 % of seven layers, and the head
+        assert first["weight@fwd"].format.is_square
+        drawn = {o for o, c in first.items() if c.rounding == "stochastic"}
+        assert drawn == {"gradient@dgrad", "gradient@wgrad"}
+        turned = {o for o, c in first.items() if c.hadamard}
+        assert turned == {"gradient@wgrad", "activation@wgrad"}
+    else:
+        assert kept == ["14"]
+        assert {c.format.name for c in first.values()} == {"MXFP8-E4M3-rceil"}
+    assert losses[-1] < 0.3 * losses[0]
 
 
-EMBED, INNER, HEAD = 256 * 8, 8 * 12, 12 * 256
-TOTAL = EMBED + INNER + 12 + HEAD + 256
+def test_a_change_re_encodes_only_what_changed():
+    """The same cast keeps values and scale; another one is encoded anew, with its error told."""
+    model = net()
+    q = quantize_model(model, named("pure", get_format("E3M4")))
+    kept = dict(q.stored)
+    values = {n: p.detach().clone() for n, p in model.named_parameters()}
+    plan = {n: dict(casts) for n, casts in q.plan.items()}
+    other = quantize_model(net(1), {"layers": {"2": {"stored_weight": "E2M1"}}}).plan["2"]
+    plan["2"]["stored_weight"] = other["stored_weight"]
+    errors = q.change(plan)
+    assert set(errors) == {"2.weight"}
+    assert q.stored["0.weight"] is kept["0.weight"]
+    now, fmt = model[2].weight.detach(), get_format("E2M1")
+    s = smallest_power(float(values["2.weight"].abs().max()), fmt)
+    assert torch.equal(now, altcore.fake_quantize(values["2.weight"], fmt, scale=s))
+    error = (now - values["2.weight"]).norm() / values["2.weight"].norm()
+    assert errors["2.weight"] == pytest.approx(float(error), rel=1e-5)
+    assert torch.equal(model[0].weight, values["0.weight"])
 
 
-@pytest.mark.parametrize(
-    ("recipe", "parameters", "flops"),
-    [
-        ("master", INNER, INNER / (INNER + HEAD)),
-        ("pure", EMBED + INNER + HEAD, INNER / (INNER + HEAD)),
-        ("original", EMBED + INNER + HEAD, 0.0),
-        ({"weight": "E4M3", "activation@fwd": "E4M3"}, INNER + HEAD, 1 / 3),
-        ({"activation": "E4M3", "gradient": "E4M3"}, 0, 1 / 3),
-        ({"weight": "E4M3", "activation": "E4M3", "gradient": "E4M3"}, INNER + HEAD, 1.0),
-        ({"stored_weight": "E4M3", "skip": ["<embedding>"]}, INNER + HEAD, 0.0),
-        ({}, 0, 0.0),
-    ],
-)
-def test_shares_by_hand(start, recipe, parameters, flops):
-    """Parameters on a grid, and FLOPs of products with both operands on one.
+def test_another_recipe_in_a_loop_of_ones_own():
+    """From then on it is as if the model had been quantized so, and the optimizer goes on."""
+    model = net()
+    q = quantize_model(model, "E4M3")
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
+    x = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    for recipe, keys in (("E5M2", {}), ({"weight": "E2M1"}, {}), ("pure", {"format": "E3M4"})):
+        errors = q.change_recipe(recipe, **keys)
+        fresh = copy.deepcopy(model)
+        quantize_model(fresh, recipe, **keys)
+        assert torch.equal(model(x), fresh(x))
+        model(x).sum().backward()
+        optimizer.step()
+        q.store(optimizer)
+        optimizer.zero_grad()
+    assert set(errors) == set(q.stored) != set()
+    assert all(state["step"] == 3 for state in optimizer.state.values())
+    plan = q.plan
+    with pytest.raises(BadInput):
+        q.change_recipe({"layers": {"nowhere": {"weight": "E4M3"}}})
+    blocked = {"layers": {"0": {"weight@fwd": {"format": "E4M3", "hadamard": 2}}}}
+    with pytest.raises(BadInput, match=r"^recipe mine: layer 0 is Linear: activation@fwd and"):
+        q.change_recipe({"name": "mine", **blocked})
+    assert q.plan is plan
 
-    Each Linear has three products of the same size here, since the embedding wants its gradient.
-    """
-    fmt = "E4M3" if isinstance(recipe, str) else "none"
-    run = altcore.train(start.config(recipe=recipe, format=fmt, max_steps=1), model=hand_computed())
-    assert run.summary["parameter_share"] == pytest.approx(parameters / TOTAL)
-    assert run.summary["flop_share"] == pytest.approx(flops)
+
+def test_a_change_starts_delayed_scaling_anew_where_it_changed():
+    """The largest values that one format met say nothing of another's overflow."""
+    delayed = {"format": "E4M3", "scaling": "delayed"}
+    model = net()
+    q = quantize_model(model, {"weight": delayed, "skip": ["<head>"]})
+    q.begin_step(1)
+    model(torch.ones(2, 6))
+    before = {str(x.site): x.history for x in q.quantizers}
+    assert all(h is not None for h in before.values())
+    q.change(change(q.plan, ["0"], [], format=get_format("E5M2")))
+    after = {str(x.site): x.history for x in q.quantizers}
+    assert after["0:weight@fwd"] is None
+    assert after["2:weight@fwd"] is before["2:weight@fwd"]
+    model(torch.ones(2, 6))
+    s, r = scale_of(model[0].weight.detach().abs().max(), get_format("E5M2"))
+    seen = model[0](torch.eye(6)) - model[0].bias
+    expected = altcore.numerics.round_to_grid(model[0].weight.detach(), get_format("E5M2"), r=r) * s
+    torch.testing.assert_close(seen, expected.T)
 
 
-def test_operands_of_unequal_roles_do_not_count_as_quantized_flops():
-    """A product counts only when both of its operands are on a grid."""
-    model = model_of(lambda *shape: torch.ones(*shape))
-    q = quantize_model(model, only({"weight": "E4M3"}))
-    assert q.count_flops(lambda: model(torch.ones(2, 7)).sum().backward()) == 0
-    shares = q.coverage().flop_share_by_operand
-    # The first layer has no product for its input's gradient: two of 35, and three of 15.
-    assert shares == pytest.approx({"weight@fwd": 35 / (2 * 35 + 3 * 15)})
+def test_state_comes_back():
+    """Scales, histories and plan are in the state; the values are the model's own."""
+    fmt = get_format("E3M4")
+    recipe = {
+        "weight": {"format": "E4M3", "scaling": "delayed"},
+        "stored_weight": fmt,
+        "layers": {"4": {"weight": "none"}},
+    }
+    model, other = net(), net(5)
+    q = quantize_model(model, recipe)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for step in range(1, 6):
+        q.begin_step(step)
+        step_of(model, optimizer, step)
+        q.store(optimizer)
+    twin = quantize_model(other, "E5M2")
+    twin.load_state_dict(q.state_dict(), model.state_dict())
+    assert twin.plan == q.plan
+    assert {n: float(w.scale) for n, w in twin.stored.items()} == {
+        n: float(w.scale) for n, w in q.stored.items()
+    }
+    for a, b in zip(q.quantizers, twin.quantizers, strict=True):
+        assert a.site == b.site
+        assert (a.history is None) == (b.history is None)
+        assert a.history is None or torch.equal(a.history, b.history)
+    x = torch.ones(2, 6)
+    assert torch.equal(model(x), other(x))
+    assert isinstance(next(iter(twin.stored.values())), StoredWeight)

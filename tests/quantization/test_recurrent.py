@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from helpers_quantization import quantize_in_float32
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 from torch.overrides import TorchFunctionMode
 
+import altcore
 from altcore.quantization.recurrent import RECURRENT
 
 
@@ -73,13 +75,19 @@ KINDS = {
     "tanh": (nn.RNN, {}),
     "relu": (nn.RNN, {"nonlinearity": "relu"}),
 }
+
+
 OPTIONS = [
     {"num_layers": layers, "bidirectional": bidirectional, "bias": bias, "batch_first": first}
     for layers, bidirectional, bias, first in itertools.product(
         (1, 3), (False, True), (False, True), (False, True)
     )
 ]
+
+
 GRID = pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(map(str, o.values())))
+
+
 KIND = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -101,6 +109,33 @@ def initial(module: nn.Module, *batch: int) -> Any:
 
 def leaf(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64).requires_grad_()
+
+
+class Called(nn.Module):
+    """Calls torch's function with names for some arguments."""
+
+    def __init__(self, named: int, packed: bool) -> None:
+        super().__init__()
+        self.lstm, self.named, self.packed = nn.LSTM(4, 5).double(), named, packed
+
+    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Any:
+        arguments = {
+            "input": x,
+            "hx": [h, c],
+            "params": list(self.lstm.parameters()),
+            "has_biases": True,
+            "num_layers": 1,
+            "dropout": 0.0,
+            "train": True,
+            "bidirectional": False,
+            "batch_first": True,
+        }
+        if self.packed:
+            del arguments["input"], arguments["batch_first"]
+            packed = {"data": x.flatten(0, 1), "batch_sizes": torch.tensor([3, 3])}
+            arguments = packed | arguments
+        values = list(arguments.values())[: self.named]
+        return torch.lstm(*values, **dict(list(arguments.items())[self.named :]))
 
 
 @GRID
@@ -188,33 +223,6 @@ def test_float32(kind: str) -> None:
     check(module, torch.randn(7, 3, 4, requires_grad=True))
 
 
-class Called(nn.Module):
-    """Calls torch's function with names for some arguments."""
-
-    def __init__(self, named: int, packed: bool) -> None:
-        super().__init__()
-        self.lstm, self.named, self.packed = nn.LSTM(4, 5).double(), named, packed
-
-    def forward(self, x: Tensor, h: Tensor, c: Tensor) -> Any:
-        arguments = {
-            "input": x,
-            "hx": [h, c],
-            "params": list(self.lstm.parameters()),
-            "has_biases": True,
-            "num_layers": 1,
-            "dropout": 0.0,
-            "train": True,
-            "bidirectional": False,
-            "batch_first": True,
-        }
-        if self.packed:
-            del arguments["input"], arguments["batch_first"]
-            packed = {"data": x.flatten(0, 1), "batch_sizes": torch.tensor([3, 3])}
-            arguments = packed | arguments
-        values = list(arguments.values())[: self.named]
-        return torch.lstm(*values, **dict(list(arguments.items())[self.named :]))
-
-
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("named", range(10))
 def test_overloads_are_told_apart(named: int, packed: bool) -> None:
@@ -253,3 +261,34 @@ def test_empty_batches_and_bad_calls_are_torch_s() -> None:
         with pytest.raises(TypeError, match="lstm"):
             torch.lstm(torch.ones(7, 3, 4), wrong=1)
     assert not mode.products
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers(kind):
+    """Weights and states are on the grid at every step: in a grid of float32 nothing changes."""
+    module = kind(4, 5, num_layers=2, bidirectional=True, batch_first=True)
+    x = torch.randn(3, 6, 4)
+    plain, _ = module(x)
+    fine = {"format": altcore.float_format("E8M10", 8, 10), "scaling": "none"}
+    recipe = dict.fromkeys(("weight", "activation", "gradient"), fine)
+    with quantize_in_float32(nn.Sequential(module), recipe) as q:
+        y, _ = module(x)
+        y.square().sum().backward()
+        (row,) = q.coverage().rows
+        assert q.coverage().parameter_share > 0.7  # all but the biases
+    assert not torch.equal(y, plain)
+    torch.testing.assert_close(y, plain, rtol=1e-2, atol=1e-2)
+    assert {"weight@dgrad", "activation@wgrad", "gradient@dgrad"} <= set(row.operands)
+    assert not row.is_missed
+
+
+def test_a_recurrent_weight_is_quantized_once_a_forward():
+    """However many steps it is multiplied in: its random bits are drawn once, too."""
+    module = nn.RNN(4, 5)
+    cast = {"format": "E3M4", "rounding": "stochastic"}
+    with quantize_in_float32(
+        nn.Sequential(module), dict.fromkeys(("weight", "activation"), cast)
+    ) as q:
+        module(torch.randn(6, 3, 4))
+        counts = {r["parameter"]: r["elements"] for r in q.stats() if r["operand"] == "weight@fwd"}
+    assert counts == {"weight_ih_l0": 20, "weight_hh_l0": 25}

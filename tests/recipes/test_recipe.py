@@ -10,7 +10,7 @@ from torch import nn
 from altcore import BadInput, float_format, get_format
 from altcore.cli.summary import lines
 from altcore.quantization import find_layers
-from altcore.quantization.layers import find_heads
+from altcore.quantization.discovery import find_heads
 from altcore.recipes import (
     OPERANDS,
     ROLES,

@@ -51,7 +51,7 @@ class Amax:
             "history_length": MeasureTable(lambda c: {"history_length": c[0].long()}, _smallest),
         }
         for _, quantizer in active_quantizers(run):
-            layer, operand = quantizer.layer, quantizer.operand
+            layer, operand = quantizer.site.layer, quantizer.site.operand
             largest = largest_of(last_input(run, step, quantizer), quantizer)
             if quantizer.history is not None:
                 held = (quantizer.history > 0).sum()

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from altcore.plugin import DeferredErrors, hookimpl, setting
+from altcore.plugin import AttentionCall, DeferredErrors, hookimpl, setting
 from altcore_diagnostics.shadow_gradients import fresh_batch, keep_batch, quantized
 
 if TYPE_CHECKING:
@@ -163,28 +163,16 @@ def _measures(calls: list[Seen]) -> dict[str, Tensor]:
     }
 
 
-def product_logits(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
+def product_logits(*args: Any, **kwargs: Any) -> Tensor:
     """Return the logits of a call of torch's attention, hidden positions at −inf."""
-    if enable_gqa:
-        key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
-    factor = 1 / math.sqrt(query.shape[-1]) if scale is None else scale
-    logits = (query @ key.mT).float().mul_(factor)
-    if is_causal:
-        attn_mask = torch.ones(logits.shape[-2:], dtype=torch.bool, device=logits.device).tril()
-    if attn_mask is None:
+    call = AttentionCall(*args, **kwargs)
+    logits = (call.query @ call.for_each_query(call.key).mT).float().mul_(call.factor)
+    mask = call.mask
+    if mask is None:
         return logits
-    if attn_mask.dtype == torch.bool:
-        return logits.masked_fill_(~attn_mask, -math.inf)
-    return logits + _hidden_at_infinity(attn_mask)
+    if mask.dtype == torch.bool:
+        return logits.masked_fill_(~mask, -math.inf)
+    return logits + _hidden_at_infinity(mask)
 
 
 def softmax_logits(

@@ -96,9 +96,11 @@ class BitStall:
             row = torch.stack([torch.full_like(same, update.numel()), same, *causes])
             # What is added is 0, or NaN.
             stored.add("stored", weight.layer, row + nan_where_not_finite(update).sum())
-        moves = run.quantization.view_moves
+        moves = run.quantization.counters.view_moves
         if moves is not None:
-            for layer, row in zip(run.quantization.view_layers, moves.unbind(), strict=True):
+            for layer, row in zip(
+                run.quantization.counters.view_layers, moves.unbind(), strict=True
+            ):
                 views.add("view", layer, row)
         return stored.measures() | views.measures()
 

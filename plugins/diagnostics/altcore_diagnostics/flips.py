@@ -136,8 +136,8 @@ class Flips:
     def _count(self, run: Run, found: dict[str, dict[str, list[Tensor]]]) -> None:
         """Add what `_swing` found in the weights of each kind, and what the core knows."""
         q = run.quantization
-        if q.stored_moves is not None:  # of what was proposed
-            updates, _, flips, _ = q.stored_moves.unbind(1)
+        if q.counters.stored_moves is not None:  # of what was proposed
+            updates, _, flips, _ = q.counters.stored_moves.unbind(1)
             self._add("stored", list(q.stored), flips, updates, None, None)
         for kind, weights in found.items():
             if weights:

@@ -64,7 +64,7 @@ class Overflow:
         """Put the counters of the step together, on the device."""
         found = Tables()
         for i, quantizer in active_quantizers(run):
-            elements, overflow, flushed, _ = run.quantization.counts[i].unbind()
+            elements, overflow, flushed, _ = run.quantization.counters.counts[i].unbind()
             cast = quantizer.cast
             found.add("flush_share", quantizer, flushed, elements)
             if not cast.uses_amax:
@@ -74,7 +74,7 @@ class Overflow:
             low = below_normal(last_input(run, step, quantizer), quantizer)
             if low is not None:
                 found.add("underflow_share", quantizer, *low)
-            noise, signal = run.quantization.errors[i].unbind()
+            noise, signal = run.quantization.counters.errors[i].unbind()
             is_known = signal > 0
             found.add("sqnr_db", quantizer, torch.where(is_known, noise / signal, 0.0), is_known)
         return found.measures()
@@ -88,7 +88,7 @@ class Tables:
 
     def add(self, measure: str, quantizer: Any, part: Tensor, whole: Tensor) -> None:
         """Add what one quantizer met."""
-        layer, operand = quantizer.layer, quantizer.operand
+        layer, operand = quantizer.site.layer, quantizer.site.operand
         table = self.tables.setdefault(measure, MeasureTable(_finish(measure)))
         for kind in ("", operand):
             table.add(kind, layer, part, whole)

@@ -117,7 +117,7 @@ class PartitionClip:
         """Measure what was flushed to zero, of each tensor whose scale can change."""
         if self.mode == "original":
             return None
-        counts = run.quantization.counts
+        counts = run.quantization.counters.counts
         shares = (counts[:, 2].double() / counts[:, 0].clamp(min=1)).unbind()
         return {
             f"{MEASURE}{operand}/{layer}": shares[row]
@@ -175,12 +175,12 @@ class PartitionClip:
         rows: dict[str, list[int]] = {}
         for row, quantizer in enumerate(quantization.quantizers):
             if not quantizer.cast.scaling.uses_amax:
-                rows.setdefault(quantizer.name.partition(":")[0], []).append(row)
+                rows.setdefault(quantizer.site.layer, []).append(row)
         for layer, own in rows.items():
             fmt = format_of(quantization.plan[layer])
             if fmt is None:
                 continue
-            elements, overflow = quantization.counts[own].sum(0)[:2]
+            elements, overflow = quantization.counters.counts[own].sum(0)[:2]
             is_clipped = overflow > self.overflow_rate * elements
             threshold = self.base * fmt.max / E5M2_MAX
             for parameter in run.model.get_submodule(layer).parameters(recurse=False):
@@ -211,8 +211,7 @@ def candidates(run: Run) -> dict[int, Key]:
     """
     found = {}
     for row, quantizer in enumerate(run.quantization.quantizers):
-        layer, _, name = quantizer.name.partition(":")
-        operand = name.partition("/")[0]
+        layer, operand = quantizer.site.layer, quantizer.site.operand
         stored = run.quantization.plan[layer]["stored_weight"]
         is_stored = stored is not None and stored.format == quantizer.cast.format
         if takes_quantile(quantizer.cast) and not (is_stored and operand.startswith("weight@")):
@@ -223,7 +222,7 @@ def candidates(run: Run) -> dict[int, Key]:
 def rounded_with(run: Run, layer: str, operand: str) -> tuple[str, ...]:
     """Return the operands of the role that one rounding serves: to change one is to part them."""
     casts = run.quantization.plan[layer]
-    own = {q.name for q in run.quantization.quantizers}
+    own = {str(q.site) for q in run.quantization.quantizers}
     role = operand.partition("@")[0]
     others = (o for o in casts if o.partition("@")[0] == role and f"{layer}:{o}" not in own)
     return (operand, *(o for o in others if o != operand and casts[o] == casts[operand]))

@@ -283,7 +283,7 @@ def test_it_stays_on_the_device_and_leaves_no_trace():
 
     def everything():
         state = [p.grad for p in model.parameters()] + list(model.buffers())
-        state += [run.quantization.counts, torch.get_rng_state()]
+        state += [run.quantization.counters.counts, torch.get_rng_state()]
         state += [q.history for q in run.quantization.quantizers if q.history is not None]
         return [t.clone() for t in state]
 
@@ -293,7 +293,7 @@ def test_it_stays_on_the_device_and_leaves_no_trace():
     assert all(torch.equal(a, b) for a, b in zip(before, everything(), strict=True))
     assert model.training
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
-    assert not run.quantization.is_off
+    assert not run.quantization.context.is_off
 
 
 def own_pass(run, batch):

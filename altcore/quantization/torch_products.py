@@ -3,7 +3,7 @@
 A module's own forward may multiply by its weights with any function of torch: ``x @ w``,
 ``torch.einsum``, ``torch.bmm``. `CONTRACTIONS` maps each such function, as a
 ``TorchFunctionMode`` receives it, to a handler that calls ``multiply`` (see
-`altcore.quantization.canonical`) instead.
+`altcore.quantization.contraction`) instead.
 
 Call a handler as ``handler(multiply, is_weight, *args, **kwargs)``, with the arguments of the
 intercepted call. If it returns NotImplemented, run the function as it is: not exactly one operand
@@ -16,13 +16,13 @@ import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, pairwise
-from types import FunctionType, MappingProxyType
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from altcore.quantization.canonical import Contraction, IsWeight, Multiply, contract, label_sizes
+from altcore.quantization.contraction import Contraction, IsWeight, Multiply, contract, label_sizes
 
 # ------------------------------------------- calls of one contraction, by torch's signatures
 
@@ -305,21 +305,3 @@ def _table() -> dict[Callable[..., Any], Callable[..., Any]]:
 
 
 CONTRACTIONS: Mapping[Callable[..., Any], Callable[..., Any]] = MappingProxyType(_table())
-
-
-@functools.cache
-def unguarded(func: FunctionType) -> Callable[..., Any]:
-    """Return a copy of a Python function of torch that does not hand itself to overrides.
-
-    Called within a ``TorchFunctionMode``, the copy lets the mode see the functions that it calls.
-    ``torch.nn.functional.multi_head_attention_forward`` itself hands the mode only itself.
-    """
-    guards = [name for name in func.__globals__ if name.startswith("has_torch_function")]
-    scope = {**func.__globals__, **dict.fromkeys(guards, _has_no_override)}
-    copy = FunctionType(func.__code__, scope, func.__name__, func.__defaults__, func.__closure__)
-    copy.__kwdefaults__ = func.__kwdefaults__
-    return copy
-
-
-def _has_no_override(*args: Any) -> bool:
-    return False

@@ -14,17 +14,17 @@ from torch.nn.parameter import is_lazy
 from torch.nn.utils.parametrize import ParametrizationList
 
 from altcore.errors import BadInput, nearest
-from altcore.recipes import LOOKUP, Layer, some
+from altcore.recipes import Layer, some
 
 AUTO = "auto"
 """Let `find_heads` look for the output head."""
 ATTENTION = re.compile("attention|attn", re.IGNORECASE)
-"""What a module's class has in its name, if attention's two products belong to it."""
+"""Found in the class names of modules to which attention's two products belong."""
 ATTENTION_CALLS = frozenset({"scaled_dot_product_attention", "multi_head_attention_forward"})
 
 
 def called(name: str) -> str:
-    """Return what messages and tables call a layer: the model itself may be one."""
+    """Return the words for a layer in messages; the model itself may be one."""
     return f"layer {name or '(model)'}"
 
 
@@ -39,10 +39,11 @@ def matrices(module: nn.Module) -> dict[str, nn.Parameter]:
 
 @frozen(eq=False)
 class ParameterSlot:
-    """Where a parameter lies: what lies there may be replaced."""
+    """The place of a parameter in a module, where another one may be put."""
 
     module: nn.Module
-    own: str
+    name: str
+    """The parameter's, in its module."""
 
     @classmethod
     def of(cls, model: nn.Module, full: str) -> ParameterSlot:
@@ -53,10 +54,10 @@ class ParameterSlot:
     @property
     def parameter(self) -> nn.Parameter:
         """The parameter. Raises `BadInput` if there is none any more."""
-        found = self.module._parameters.get(self.own)
+        found = self.module._parameters.get(self.name)
         if found is None:
             raise BadInput(
-                f"{type(self.module).__name__} has no parameter {self.own} any more: "
+                f"{type(self.module).__name__} has no parameter {self.name} any more: "
                 "quantize a model after it is parametrized or changed, not before"
             )
         return found
@@ -95,26 +96,16 @@ def kind_of(module: nn.Module) -> str:
 
 
 def weights_of(module: nn.Module) -> list[str]:
-    """Return the names of what a layer multiplies by: parameters, and a computed ``weight``."""
+    """Return the names of the weights that a layer multiplies by; ``weight`` may be computed."""
     own = list(matrices(module))
     is_product = kind_of(module) in ("linear", "conv")
     return ["weight", *own] if is_product and "weight" not in own else own
 
 
-def site(kind: str, operand: str, own: str) -> str:
-    """Return the name of a quantizer within a layer of a kind, for its parameter ``own``.
-
-    >>> site("linear", "weight@fwd", "weight"), site("other", "weight@fwd", "experts")
-    ('weight@fwd', 'weight@fwd/experts')
-    """
-    is_plain = own == "weight" and kind in ("linear", "conv") and operand != LOOKUP
-    return operand if is_plain else f"{operand}/{own}"
-
-
 def has_transposed_weight(module: nn.Module) -> bool:
     """Whether this is a linear layer whose weight is (in, out): Conv1D of the transformers library.
 
-    Told by what it is called, so that nothing has to be imported.
+    Recognized by its name, so that nothing has to be imported.
     """
     return any(
         cls.__name__ == "Conv1D" and cls.__module__ == "transformers.pytorch_utils"
@@ -167,34 +158,6 @@ def _names(code: CodeType) -> Iterator[str]:
     for inner in code.co_consts:
         if isinstance(inner, CodeType):
             yield from _names(inner)
-
-
-class SlowPath:
-    """Keeps torch's encoders from their fused inference kernel, which calls no layer in them."""
-
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        # It is left alone where there are hooks, whatever they do.
-        self.hook = module.register_forward_pre_hook(_pass)
-        self.nested = getattr(module, "use_nested_tensor", None)
-        if self.nested is not None:
-            vars(module)["use_nested_tensor"] = False
-
-    def remove(self) -> None:
-        """Let it have its way again."""
-        self.hook.remove()
-        if self.nested is not None:
-            vars(self.module)["use_nested_tensor"] = self.nested
-
-
-def _pass(module: nn.Module, args: Any) -> None:
-    """Do nothing, before a module's forward."""
-
-
-def slow_paths(model: nn.Module) -> list[SlowPath]:
-    """Make every encoder of torch call the layers within it, until the handles are removed."""
-    encoders = nn.TransformerEncoder | nn.TransformerEncoderLayer
-    return [SlowPath(m) for m in model.modules() if isinstance(m, encoders)]
 
 
 def find_heads(model: nn.Module, head: str | None = AUTO) -> list[nn.Module]:

@@ -1,0 +1,65 @@
+"""The state that the layers and quantizers of one quantized model share."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import torch
+from attrs import define, field
+
+from altcore.quantization.flops import FlopCount
+
+
+@define(eq=False)
+class Clock:
+    """Where in the run the model is: the random bits of stochastic rounding depend on it."""
+
+    seed: int = 0
+    step: int = 0
+
+    @property
+    def rank(self) -> int:
+        """The number of this process among those that train together; 0 for a lone one."""
+        d = torch.distributed
+        return d.get_rank() if d.is_available() and d.is_initialized() else 0
+
+
+@define(eq=False)
+class Context:
+    """The modes of a quantized model, and the counts that all of its layers add to."""
+
+    clock: Clock = field(factory=Clock)
+    compute: str = "float32"
+    """The type in which products run; see `altcore.quantization.compute.COMPUTES`."""
+    is_off: bool = False
+    """Whether the model runs unquantized."""
+    is_frozen: bool = False
+    """Whether scales, counters and call numbers stand still: in evaluation and in probes."""
+    tracks_views: bool = False
+    """Whether layers keep the views of master weights, to see which of them an update moves."""
+    measures_errors: bool = False
+    """Whether quantizers sum the squares of their errors."""
+    flops: FlopCount | None = None
+    """Counts products while `altcore.quantization.Quantization.count_flops` runs."""
+    has_learned: bool = False
+    """Whether a backward pass reached a quantized layer under the current recipe."""
+    is_coverage_told: bool = False
+    """Whether the user was told of layers and roles that the current recipe misses."""
+    tell_coverage: Callable[[], None] = field(default=lambda: None)
+    """Tells the user; called by the first layer that runs after a training step."""
+    changed_weights: set[str] = field(factory=set)
+    """Stored weights that something other than `Quantization.store` changed."""
+    told: set[str] = field(factory=set)
+    """Messages that the user has seen."""
+
+    def is_news(self, message: str) -> bool:
+        """Whether the user has not been told yet; from now on they have."""
+        is_new = message not in self.told
+        self.told.add(message)
+        return is_new
+
+    def warn(self, message: str) -> None:
+        """Issue a warning, once."""
+        if self.is_news(message):
+            warnings.warn(message, RuntimeWarning, stacklevel=2)

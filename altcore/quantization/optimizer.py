@@ -1,0 +1,119 @@
+"""The optimizer of a quantized model: found in its wrapper, and its moments rounded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from altcore.errors import BadInput
+from altcore.numerics import fake_round, scale_of
+from altcore.quantization.checks import check_whole
+from altcore.quantization.context import Clock, Context
+from altcore.quantization.discovery import ParameterSlot
+from altcore.quantization.quantizer import random_key
+from altcore.quantization.stored import size_of
+from altcore.recipes import Cast, some
+
+HOOKS = "_optimizer_step_post_hooks"
+"""An attribute that torch's constructor gives an optimizer. A wrapper that is a subclass, but never
+ran that, has none, and its steps run no hooks."""
+
+
+def unwrap(optimizer: object) -> Optimizer:
+    """Return the optimizer itself, or the one in a wrapper; raise `BadInput` for anything else."""
+    for one in (optimizer, getattr(optimizer, "optimizer", None)):
+        if isinstance(one, Optimizer) and HOOKS in vars(one):
+            return one
+    raise BadInput(
+        f"optimizer: one of torch.optim's is needed, or a wrapper of one, not "
+        f"{type(optimizer).__name__}: without it, call q.store after each step"
+    )
+
+
+def is_or_wraps(optimizer: object, inner: Optimizer) -> bool:
+    """Whether an optimizer is ``inner``, or a wrapper of it."""
+    hooks = getattr(optimizer, HOOKS, None)  # Lightning's wrapper takes the attributes over.
+    is_inside = getattr(optimizer, "optimizer", None) is inner
+    return optimizer is inner or is_inside or hooks is vars(inner)[HOOKS]
+
+
+def store_optimizer_state(
+    optimizer: Optimizer, casts: Mapping[str, tuple[ParameterSlot, Cast]], context: Context
+) -> None:
+    """Round the optimizer's state of ``casts``' parameters, in place; warn of the state that stays.
+
+    Raises `BadInput` if the model was sharded.
+    """
+    for full, (slot, _) in casts.items():
+        check_whole(full.rpartition(".")[0], slot.module, slot.name, "optimizer_state")
+    parameters = {name: (slot.parameter, cast) for name, (slot, cast) in casts.items()}
+    left = _round_moments(optimizer, parameters, context.clock)
+    kind = type(optimizer).__name__
+    if not optimizer.state and any(p.grad is not None for p, _ in parameters.values()):
+        context.warn(
+            f"optimizer_state: {kind} has no state to round, or keeps it elsewhere "
+            "(ZeroRedundancyOptimizer): nothing is rounded"
+        )
+    if left:
+        context.warn(
+            f"optimizer_state: {kind} keeps what cannot be rounded; it stays as it is: {some(left)}"
+        )
+
+
+@torch.no_grad()
+def _round_moments(
+    optimizer: Optimizer,
+    casts: Mapping[str, tuple[nn.Parameter, Cast]],
+    clock: Clock,
+) -> list[str]:
+    """Round the optimizer's moments of ``casts``' parameters to their formats, in place.
+
+    A moment is a floating-point state tensor of its parameter's shape. The next step divides by a
+    second moment, a tensor with no negative element: its nonzero elements do not become zero, but
+    the smallest positive value.
+
+    Returns:
+        The state tensors that are no moments, described: those that the optimizer quantizes itself,
+        factors, or keeps as integers. They stay as they are.
+    """
+    left = []
+    for name, (parameter, cast) in casts.items():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            if not isinstance(value, Tensor) or value.numel() <= 1 < parameter.numel():
+                continue
+            if not _is_moment(value, parameter):
+                what = f"{type(value).__name__}, {value.dtype}, {list(value.shape)}"
+                left.append(f"{key} of {name} ({what})")
+                continue
+            s: Tensor | None = None
+            r: Tensor | None = None
+            if cast.scaling.kind != "none":
+                size, top = size_of(value, cast)
+                s, r = scale_of(
+                    size, cast.element, power_of_two=cast.scaling.power_of_two, meets=top
+                )
+            noise = None
+            if cast.rounding == "stochastic":
+                noise = random_key(clock.seed, clock.step, 0, f"{name}/{key}")
+            rounded = fake_round(
+                value,
+                cast.element,
+                rounding=cast.rounding,
+                overflow=cast.overflow,
+                r=r,
+                s=s,
+                key=noise,
+            )
+            floor = cast.element.smallest * (1.0 if s is None else s)
+            lost = (rounded == 0) & (value > 0) & (value.min() >= 0)
+            value.copy_(torch.where(lost, floor, rounded))
+    return left
+
+
+def _is_moment(value: Tensor, parameter: nn.Parameter) -> bool:
+    """Whether a state tensor holds a number for each of the parameter's."""
+    is_plain = type(value) in (Tensor, nn.Parameter) and value.layout == torch.strided
+    return is_plain and value.is_floating_point() and value.shape == parameter.shape
