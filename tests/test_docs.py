@@ -17,7 +17,7 @@ from altcore.cli import COMMANDS, cli
 from altcore.config import TrainConfig, load
 from altcore.config.original_keys import original_names
 from altcore.engine import loop as engine
-from altcore.engine.dispatch import INTERVAL_HOOKS, LONGEST_MEASURE
+from altcore.engine.returns import LONGEST_MEASURE
 from altcore.errors import EXIT_CODES
 from altcore.formats import OVERFLOWS, ROUNDINGS, get_format
 from altcore.hooks import ACTING, HOOKS, MEASURING, NEEDS, actions, describe_settings
@@ -123,7 +123,7 @@ def test_limits_and_causes_are_documented():
     """Numbers and words that the code compares with."""
     text = page("hooks")
     assert f"at most {LONGEST_MEASURE} numbers" in text
-    assert all(f"`{hook}`" in text for hook in INTERVAL_HOOKS)
+    assert all(f"`{hook}`" in text for hook in hookspecs.ON_DUE_STEPS)
     for cause in ("nan_patience", "diverged", "stalled", "dead_gradients"):
         assert cause in text
 
