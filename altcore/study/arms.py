@@ -27,8 +27,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
     ),
     "U": STORED,
 }
-"""What is quantized in: forward operands, backward operands and their result, the update. Every
-operand that a recipe can cast is in one of them."""
+"""The operands of each factor. Every operand that a recipe can cast is in one of them."""
 
 FACTOR_NAMES = {"F": "forward precision", "B": "gradient fidelity", "U": "the update"}
 

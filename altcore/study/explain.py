@@ -35,9 +35,9 @@ SELECTION_SEED = 1000
 FRESH_SEED = 2000
 """Added to the seed for the runs that confirm a recommendation."""
 RECOVERS = 0.5
-"""Share of a gap that a counterfactual format must take away to name the cause."""
+"""Share of a gap that a counterfactual format must remove to be the cause."""
 LOW_COSINE, ONSET_LINES = 0.9, 3
-"""The gradient left its shadow: below this cosine, for so many recorded steps running."""
+"""The gradient left its shadow: a cosine below this, for so many consecutive recorded steps."""
 
 
 @define
@@ -48,16 +48,16 @@ class Explanation:
     plan: Plan
     seeds: Sequence[int]
     within: float
-    """A gap to the twin, in the loss's unit, that still counts as training."""
+    """The largest gap to the twin, in the unit of the loss, that counts as training."""
     ties: Sequence[Sequence[str]] = ()
     """Layers that share a parameter, together."""
     watch: Mapping[str, Any] = field(factory=dict)
-    """Keys of the full arm's runs beside: the diagnostics that say when and where."""
+    """Further keys of the full arm's runs: the diagnostics that say when and where."""
     found: dict[str, Any] = field(init=False, factory=dict)
     rates: dict[str, float] = field(init=False, factory=dict)
     outcomes: dict[tuple[str, int], Outcome] = field(init=False, factory=dict)
     reference: str = field(init=False, default="twin")
-    """The twin that is compared with inside a factor: at the same learning rate."""
+    """The twin to compare with inside a factor, at the same learning rate."""
 
     @property
     def steps(self) -> int:

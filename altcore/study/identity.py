@@ -45,7 +45,7 @@ def identity(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` in a form that JSON can write. A format becomes its name, values and rules."""
+    """Return ``value`` as JSON can write it; a format by its name and digest."""
     if isinstance(value, Format | BlockFormat):
         return {"format": value.name, "sha256": format_digest(value)}
     if isinstance(value, Mapping):

@@ -4,8 +4,8 @@ The scale with the least error is not the one that maps the largest magnitude to
 largest value, since it may pay to clip a few values. Both are computed. Block formats compute their
 own scales from the largest magnitude of each block.
 
-Named distributions are evaluated exactly, by integrals (`altcore.study.expected_noise`), and tensors
-by rounding them.
+Named distributions are evaluated exactly, by integrals (`altcore.study.expected_noise`), tensors by
+rounding them.
 """
 
 from __future__ import annotations
