@@ -471,13 +471,13 @@ def test_yaml_that_is_shown_is_valid(name, _, text, tmp_path):
         assert load(tmp_path / "shown.yaml") != load()
 
 
-def test_recipes_in_the_readme_are_valid():
-    """The block that begins with a file's name."""
+def test_files_in_the_readme_are_valid():
+    """The blocks that begin with a file's name: a recipe and a format."""
     readme = (ROOT / "README.md").read_text()
     found = re.findall(r"^    # \w+\.yaml\n((?:    .*\n)+)", readme, re.MULTILINE)
-    assert found
-    for text in found:
-        assert parse(yaml.safe_load(re.sub("^    ", "", text, flags=re.MULTILINE)), "readme").rules
+    recipe, fmt = [yaml.safe_load(re.sub("^    ", "", x, flags=re.MULTILINE)) for x in found]
+    assert parse(recipe, "readme").rules
+    assert get_format(fmt).name == "MINE"
 
 
 def test_toml_that_is_shown_is_valid():

@@ -1,4 +1,4 @@
-"""The ``altcore`` command. Commands are imported when they are called, torch within them only."""
+"""The ``altcore`` command. A command is imported when you call it, and torch only within one."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ COMMANDS = {
         "compare",
         "Compare formats on identical batches, with intervals and a frozen control.",
     ),
-    "explain": ("explain", "Find where training breaks in a format, by controlled runs."),
-    "formats": ("formats", "Show what number formats can represent."),
-    "plugins": ("plugins", "Show what is installed."),
-    "report": ("report", "Write a reporter's report of recorded runs."),
-    "runs": ("runs", "Show what was run."),
-    "train": ("train", "Train in a number format, and see whether it survives."),
+    "explain": ("explain", "Find out where training breaks in a format, by controlled runs."),
+    "formats": ("formats", "Show the values of number formats."),
+    "plugins": ("plugins", "Show the installed formats and plugins."),
+    "report": ("report", "Let a reporter write its report on recorded runs."),
+    "runs": ("runs", "Show recorded runs."),
+    "train": ("train", "Train in a number format, and see whether training survives."),
 }
 
 
 class LazyGroup(Group):
-    """A group whose commands are imported on use: ``--help`` waits for none of them."""
+    """A group that imports a command on use, so that ``--help`` waits for none of them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names, sorted."""
@@ -54,9 +54,9 @@ def cli(debug: bool) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Run the command; the exit codes are those of `altcore.errors.EXIT_CODES`."""
+    """Run the command, and exit with a code of `altcore.errors.EXIT_CODES`."""
     given = sys.argv[1:] if arguments is None else arguments
-    # Wherever it stands: one looks for it after the command that failed.
+    # Accept it anywhere: people append it to the command that failed.
     debug = "--debug" in given
     rest = [a for a in given if a != "--debug"]
     try:
@@ -76,10 +76,10 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         _leave("interrupted", 130, debug)
     except BrokenPipeError:
-        # The reader of a pipe has left; Python would complain when it flushes.
+        # The pipe's reader is gone. Python would complain when it flushes.
         sys.stderr.close()
         raise SystemExit(0) from None
-    # Anything else is a bug: named in one line, with the way to its traceback.
+    # Anything else is a bug: name it in one line, and say how to see its traceback.
     except Exception as error:
         _leave(f"{type(error).__name__}: {error} (--debug shows the traceback)", 1, debug)
     raise SystemExit(code if isinstance(code, int) else 0)
@@ -88,6 +88,6 @@ def main(arguments: list[str] | None = None) -> None:
 def _leave(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    # One line, whatever a plugin's error or a file's name holds.
+    # Print one line, even if a plugin's error or a file's name holds several.
     click.echo(f"altcore: {' '.join(message.splitlines())}", err=True)
     raise SystemExit(code)

@@ -12,9 +12,9 @@ from altcore.errors import BadInput
 
 
 @click.command()
-@once("--formats", metavar="A,B,...", help="Number formats, by name.")
-@once("--recipes", metavar="A,B,...", help="Recipes, by name or .yaml file (default master).")
-@once("--optimizers", metavar="A,B,...", help="Optimizers: NAME or NAME:KEY=VALUE.")
+@once("--formats", metavar="A,B,...", help="Number formats: names or .yaml files.")
+@once("--recipes", metavar="A,B,...", help="Recipes: names or .yaml files (default master).")
+@once("--optimizers", metavar="A,B,...", help="Optimizers: NAME or NAME:KEY=VALUE (default adamw).")
 @study_options
 def compare(
     formats: str | None, recipes: str | None, optimizers: str | None, as_json: bool, **shared: Any
@@ -23,7 +23,8 @@ def compare(
 
     \b
     altcore compare --formats E5M2,E3M4,E7M0 --recipes master,pure --set gpt.size=tiny
-    Interrupted, the same command goes on.
+
+    If it is interrupted, repeat the command: finished runs are kept.
     """  # noqa: D301 - click's mark for lines to be kept is a real backspace
     if formats is None:
         raise BadInput("compare needs --formats, names with commas between them")

@@ -12,15 +12,20 @@ from altcore.errors import BadInput
 
 
 @click.command()
-@once("--format", "fmt", metavar="NAME", help="Number format that is asked about.")
-@once("--recipe", metavar="VALUE", help="Where it is used (default full).")
+@once(
+    "--format", "fmt", metavar="NAME", help="The number format in question: a name or a .yaml file."
+)
+@once(
+    "--recipe", metavar="VALUE", help="Where it is used (default full; for block formats master)."
+)
 @study_options
 def explain(fmt: str | None, recipe: str | None, as_json: bool, **shared: Any) -> None:
-    """Find where training breaks in a format, by controlled runs.
+    """Find out where training breaks in a format, by controlled runs.
 
     \b
     altcore explain --format E7M0 --set gpt.size=tiny --budget 20
-    Interrupted, the same command goes on.
+
+    If it is interrupted, repeat the command: finished runs are kept.
     """  # noqa: D301 - click's mark for lines to be kept is a real backspace
     from altcore.yaml_files import read_mapping
 

@@ -1,4 +1,4 @@
-"""``altcore formats``: what formats can represent, in figures and pictures."""
+"""``altcore formats``: the values of formats, in figures and pictures."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ BLOCK_COLUMNS = (
     *("name", "bits", "element", "precision", "largest", "smallest"),
     *("block", "rule", "scale", "largest_scale", "smallest_scale"),
 )
-"""What ``list`` says of block formats."""
+"""The columns of ``list`` for block formats."""
 
 
 @click.group(cls=Group)
 def formats() -> None:
-    """Show what number formats can represent."""
+    """Show the values of number formats."""
 
 
 def facts(fmt: AnyFormat) -> dict[str, Any]:
-    """Return what there is to say of a format in figures.
+    """Return the figures of a format.
 
-    Of a block format, ``bits`` has an element's share of the scale, and the other figures are
-    those of its elements under a scale of 1, with what there is to say of blocks and scales.
+    For a block format, ``bits`` includes an element's share of the scale. The other figures are
+    those of its elements under a scale of 1, and those of blocks and scales.
     """
     element = element_of(fmt)
     lowest, largest = element.values[0], element.values[-1]
@@ -67,7 +67,7 @@ def _block_facts(fmt: BlockFormat) -> dict[str, Any]:
 
 
 def _scales(fmt: BlockFormat) -> tuple[str, float, float]:
-    """What scales of blocks are: a name, the largest and the smallest."""
+    """Return the name, the largest and the smallest value of the scales of blocks."""
     if fmt.scale_format is not None:
         return fmt.scale_format.name, fmt.scale_format.values[-1], fmt.scale_format.smallest
     if fmt.rule == "amax":
@@ -77,14 +77,14 @@ def _scales(fmt: BlockFormat) -> tuple[str, float, float]:
 
 
 def element_of(fmt: AnyFormat) -> Format:
-    """Return the format of single numbers: that of a block format's elements, or itself."""
+    """Return the format of a block format's elements, or the format itself."""
     return fmt.element if isinstance(fmt, BlockFormat) else fmt
 
 
 @formats.command("list")
 @AS_JSON
 def list_(as_json: bool) -> None:
-    """List the formats that are installed by name, with their figures."""
+    """List the installed formats with their figures."""
     names = sorted({e.name for e in entries() if e.kind == "format" and not e.is_family})
     rows = [facts(get_format(name)) for name in names]
     if as_json:
@@ -121,9 +121,10 @@ def _cell(value: Any) -> str:
 @click.argument("name")
 @AS_JSON
 def show(name: str, as_json: bool) -> None:
-    """Show one format: its figures, its value table, and where the values lie.
+    """Show one format: its figures, its values, and where they lie.
 
-    Of a block format, the table and the pictures are those of its elements, under a scale of 1.
+    NAME may be a .yaml file. For a block format, the values and pictures are those of its
+    elements under a scale of 1.
     """
     about = facts(get_format(name))
     fmt = element_of(get_format(name))
@@ -146,12 +147,12 @@ def show(name: str, as_json: bool) -> None:
 
 
 def is_symmetric(fmt: Format) -> bool:
-    """Whether the negative of each value is one, too: then the positive ones say it all."""
+    """Return whether the negative of each value is a value, too."""
     return fmt.values == tuple(-v for v in reversed(fmt.values))
 
 
 def _start(fmt: Format) -> float:
-    """Where a linear picture begins."""
+    """Return where a linear picture begins."""
     return 0.0 if is_symmetric(fmt) else min(0.0, fmt.values[0])
 
 
@@ -195,25 +196,32 @@ def _binades(magnitudes: Sequence[float]) -> str:
 
 
 COMPARED = (("dB", "sqnr_db", ".2f"), ("over", "overflow", ".2g"), ("under", "underflow", ".2g"))
-"""The columns at each of the two scales: title, key and digits, so that a row fits a terminal."""
+"""The columns at each of the two scales: title, key and digits. A row fits a terminal."""
 
 
 @formats.command()
 @click.argument("names", nargs=-1, required=True)
-@once("--on", "data", default="normal,laplace,t5", show_default=True, help="Data.")
+@once(
+    "--on",
+    "data",
+    default="normal,laplace,t5",
+    show_default=True,
+    help="Data, separated by commas.",
+)
 @runs_dir_option
-@once("--plot", help="Also write a picture (SVG).")
+@once("--plot", help="Also draw the formats into this SVG file.")
 @AS_JSON
 def compare(
     names: tuple[str, ...], data: str, runs_dir: str, plot: str | None, as_json: bool
 ) -> None:
-    """Compare formats on data: SQNR at the best scale and at amax scale, and what is lost.
+    """Compare the SQNR, overflow and underflow of formats on data.
 
-    Data are normal, uniform, laplace, t5 (Student), FILE.npy, or a run's name; several with
-    commas. A block format makes its scales itself, of the amax of each block along the last axis:
-    its figures are those at amax, and overflow is the share that its rule clips.
+    Each format is scaled in two ways: by the best scale, and by the data's amax. Data are normal,
+    uniform, laplace, t5 (Student), FILE.npy, or the name of a run. A block format computes its own
+    scales, from the amax of each block along the last axis. It has figures at amax only, and
+    its overflow is the share that its scale rule clips.
 
-    Distributions are taken exactly: at the best scale with all of their tails; at amax as a
+    Distributions are computed exactly: at the best scale with all of their tails; at amax as a
     tensor of 2^18 numbers whose largest magnitude is the median one.
     """
     from altcore.study import read_data, sqnr_of
@@ -250,7 +258,7 @@ def compare(
 
 @formats.command("plot")
 @click.argument("names", nargs=-1, required=True)
-@once("--out", default="formats.svg", show_default=True, help="File to write (SVG).")
+@once("--out", default="formats.svg", show_default=True, help="SVG file to write.")
 @AS_JSON
 def plot_(names: tuple[str, ...], out: str, as_json: bool) -> None:
     """Draw where the values of formats lie, one row each, on a logarithmic axis."""
@@ -260,7 +268,7 @@ def plot_(names: tuple[str, ...], out: str, as_json: bool) -> None:
 
 
 def check_picture(path: str, option: str) -> None:
-    """Raise `BadInput` for a name under which no picture can be written."""
+    """Raise `BadInput` unless the path is that of an SVG file."""
     if not path.endswith(".svg"):
         raise BadInput(f"{option} {path}: the picture is SVG: give a name that ends in .svg")
 
@@ -268,8 +276,8 @@ def check_picture(path: str, option: str) -> None:
 def write_svg(path: Path, found: Sequence[AnyFormat]) -> None:
     """Write the positive values of each format as marks on one base-2 logarithmic axis.
 
-    Of a format that is not symmetric, negative values too, in the lower half of its row. Of a
-    block format, the values of its elements under a scale of 1.
+    If a format is not symmetric, its negative values are in the lower half of its row. A block
+    format is drawn by the values of its elements under a scale of 1.
     """
     from html import escape
 
@@ -307,6 +315,6 @@ def write_svg(path: Path, found: Sequence[AnyFormat]) -> None:
 
 
 def _marks(fmt: Format) -> tuple[list[float], list[float]]:
-    """Logarithms of the positive values, and of negative ones' magnitudes if those differ."""
+    """Return base-2 logarithms: of the positive values, and of negative ones if those differ."""
     negative = [] if is_symmetric(fmt) else [math.log2(-v) for v in fmt.values if v < 0]
     return [math.log2(v) for v in fmt.values if v > 0], negative

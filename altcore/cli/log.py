@@ -1,4 +1,4 @@
-"""What altcore tells the terminal beside its results: structlog, in one line each, to stderr."""
+"""The log of the command: structlog writes one line for each message to standard error."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import structlog
 
 
 def configure() -> None:
-    """Let structlog write plain lines to stderr; for the command, not for the library."""
+    """Let structlog write plain lines to standard error. For the command only."""
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,

@@ -1,4 +1,4 @@
-"""What options and groups of commands share."""
+"""Options and groups that several commands share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from altcore.errors import BadInput, nearest
 
 
 def once(*names: str, default: Any = None, **more: Any) -> Callable[[Any], Any]:
-    """`click.option` that is refused when it is given twice; click itself takes the last."""
+    """Return a `click.option` that refuses to be given twice; click itself takes the last."""
 
     def single(_: click.Context, option: click.Parameter, values: tuple[Any, ...]) -> Any:
         if len(values) > 1:
@@ -23,7 +23,7 @@ def once(*names: str, default: Any = None, **more: Any) -> Callable[[Any], Any]:
 
 
 class Group(click.Group):
-    """A group that offers the nearest name for one that is no command."""
+    """A group that suggests the nearest name for an unknown command."""
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
         """Return the command, or fail with the nearest name."""
@@ -34,13 +34,15 @@ class Group(click.Group):
 
 
 def hint(name: str, known: Iterable[str]) -> str:
-    """Return the nearest of the known names, or all."""
+    """Return the nearest of the known names, or all of them."""
     return nearest(name, known) or f": one of {', '.join(known)}"
 
 
 def runs_dir_option(command: Any) -> Any:
-    """Add the option that says where runs lie."""
-    option = once("--runs-dir", default="runs", show_default=True, help="Folder of the runs.")
+    """Add the option for the folder of the runs."""
+    option = once(
+        "--runs-dir", default="runs", show_default=True, help="Folder that holds the runs."
+    )
     return option(command)
 
 

@@ -1,4 +1,4 @@
-"""``altcore plugins``: what is installed. ``list`` reads metadata and imports no plugin."""
+"""``altcore plugins``: the installed plugins. ``list`` reads metadata and imports no plugin."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ KIND = click.Choice(KINDS)
 
 @click.group(cls=Group)
 def plugins() -> None:
-    """Show what is installed."""
+    """Show the installed formats and plugins."""
 
 
 @plugins.command("list")
-@once("--kind", type=KIND, help="Only one kind.")
+@once("--kind", type=KIND, help="Show only one kind.")
 @AS_JSON
 def list_(kind: str | None, as_json: bool) -> None:
-    """List formats and plugins, from metadata only: nothing is imported."""
+    """List formats and plugins. This reads metadata and imports nothing."""
     found = [e for e in entries() if kind in (None, e.kind)]
     names = [(e.kind, e.name) for e in found]
     rows = [
@@ -47,7 +47,7 @@ def list_(kind: str | None, as_json: bool) -> None:
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
-    """One line a plugin, and below them what each distribution says of itself."""
+    """Print a line for each plugin, then the summary of each distribution."""
     columns = ("name", "kind", "distribution", "version")
     width = {c: max(len(c), *(len(str(r[c])) for r in rows)) for c in columns}
     for row in ({c: c for c in columns}, *rows):
@@ -61,10 +61,10 @@ def _table(rows: list[dict[str, Any]]) -> None:
 
 @plugins.command()
 @click.argument("name")
-@once("--kind", type=KIND, help="Which, where two kinds have the name.")
+@once("--kind", type=KIND, help="The kind, if two kinds share the name.")
 @AS_JSON
 def info(name: str, kind: str | None, as_json: bool) -> None:
-    """Load one plugin; show its hooks, needs and settings."""
+    """Load one plugin, and show its hooks, needs and settings."""
     about = describe(name, (kind,) if kind else KINDS)
     if as_json:
         click.echo(json.dumps(about, indent=1))
@@ -84,7 +84,7 @@ def info(name: str, kind: str | None, as_json: bool) -> None:
 
 
 def describe(name: str, kinds: tuple[str, ...]) -> dict[str, Any]:
-    """Return what there is to say of one entry, loading it."""
+    """Load an entry, and return the facts about it."""
     from altcore.formats import get_format
     from altcore.hooks import describe_settings
     from altcore.registry import family_of
@@ -141,7 +141,10 @@ def _format(fmt: Any) -> dict[str, Any]:
 @plugins.command()
 @AS_JSON
 def check(as_json: bool) -> None:
-    """Load every plugin, each behind its own guard; exit code 1 if one is broken."""
+    """Load every plugin, and name the broken ones (exit code 1).
+
+    A broken plugin does not keep the others from being checked.
+    """
     rows = []
     for entry in entries():
         try:
@@ -149,7 +152,7 @@ def check(as_json: bool) -> None:
             error = None
         except AltcoreError as problem:
             error = str(problem)
-        # A plugin may raise anything when it is looked at; the others are still checked.
+        # A plugin may raise anything when it is loaded. Check the others all the same.
         except (Exception, SystemExit) as problem:
             error = f"{type(problem).__name__}: {problem}"
         rows.append(

@@ -1,4 +1,4 @@
-"""``altcore report``: write a report of recorded runs again, at any time."""
+"""``altcore report``: write a report on recorded runs, at any time."""
 
 from __future__ import annotations
 
@@ -13,13 +13,19 @@ from altcore.errors import BadInput
 @click.command()
 @click.argument("reporter")
 @click.argument("runs", nargs=-1, metavar="RUN...")
-@once("--out", metavar="FOLDER", help="Where to write (default: the run's reports/).")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting of it (YAML).")
+@once("--out", metavar="FOLDER", help="Folder to write to (default: the run's reports/).")
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of the reporter; VALUE is YAML. Repeatable.",
+)
 @runs_dir_option
 def report(
     reporter: str, runs: tuple[str, ...], out: str | None, sets: tuple[str, ...], runs_dir: str
 ) -> None:
-    """Write a reporter's report of recorded runs.
+    """Let a reporter write its report on recorded runs.
 
     \b
     altcore report failure-report e7m0-pure
@@ -36,7 +42,7 @@ def report(
     made = make_plugin(entry.load(), settings, reporter)
     render = getattr(made, "render", None)
     if not callable(render):
-        raise BadInput(f"reporter {reporter} ({entry.origin}) reports while a run goes, not after")
+        raise BadInput(f"reporter {reporter} ({entry.origin}) reports during a run, not afterwards")
     paths = [find_run(name, runs_dir) for name in runs]
     for path in paths:
         summary_of(path)  # Refuses a record that cannot be read.

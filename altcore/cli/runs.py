@@ -1,4 +1,4 @@
-"""``altcore runs``: what was run."""
+"""``altcore runs``: the recorded runs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from altcore.errors import BadInput
 
 @click.group(cls=Group)
 def runs() -> None:
-    """Show what was run."""
+    """Show recorded runs."""
 
 
 @runs.command("list")
@@ -28,7 +28,7 @@ def list_(runs_dir: str, as_json: bool) -> None:
         try:
             rows.append(summary_of(path))
         except BadInput as error:
-            # The others are listed all the same.
+            # List the others all the same.
             click.echo(f"altcore: {error}", err=True)
     if as_json:
         click.echo(json.dumps(to_json(rows), indent=1))
@@ -48,7 +48,7 @@ def list_(runs_dir: str, as_json: bool) -> None:
 @runs_dir_option
 @AS_JSON
 def show(name: str, runs_dir: str, as_json: bool) -> None:
-    """Show one run: its summary, and where its record lies."""
+    """Show the summary of a run."""
     from altcore.cli.summary import print_summary
     from altcore.runs import find_run, summary_of, to_json
 

@@ -1,4 +1,4 @@
-"""What the commands of studies share: options, and how they end."""
+"""The options that the commands of studies share, and how they print an answer."""
 
 from __future__ import annotations
 
@@ -16,25 +16,47 @@ if TYPE_CHECKING:
     from altcore.study import Options
 
 SHARED = ("workload", "optimizer", "data", "device", "seed", "steps")
-"""Flags of ``train`` that a study has too."""
+"""Flags of ``train`` that studies have, too."""
 
 
 def study_options(command: Any) -> Any:
     """Add the options that all studies share."""
     options = [
         *(once(f"--{name}", metavar="VALUE", help=FLAGS[name]) for name in SHARED),
-        once("--config", "file", metavar="FILE", help="A file of keys."),
-        click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set any key."),
-        once("--seeds", type=int, default=5, show_default=True, help="Runs of each arm, paired."),
+        once(
+            "--config",
+            "file",
+            metavar="FILE",
+            help="A YAML file of configuration keys for all runs.",
+        ),
+        click.option(
+            "--set",
+            "sets",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Set any key; VALUE is YAML. Repeatable.",
+        ),
+        once(
+            "--seeds",
+            type=int,
+            default=5,
+            show_default=True,
+            help="Seeds: the number of runs of each arm.",
+        ),
         once(
             "--within",
             type=float,
             default=0.05,
             show_default=True,
-            help="A gap that is training.",
+            help="The largest gap to the float32 twin that counts as training.",
         ),
-        once("--budget", type=float, metavar="MINUTES", help="Time for all runs."),
-        once("--name", help="Folder of the study, in studies/."),
+        once(
+            "--budget",
+            type=float,
+            metavar="MINUTES",
+            help="Time for all runs together; decides the steps.",
+        ),
+        once("--name", help="Folder of the study, in studies/. A later command may add to it."),
         AS_JSON,
     ]
     for option in reversed(options):
@@ -43,21 +65,21 @@ def study_options(command: Any) -> Any:
 
 
 def split(shared: dict[str, Any]) -> tuple[list[tuple[str, Any, str]], dict[str, Any]]:
-    """Return the configuration keys among the shared options, and the other ones."""
+    """Return the configuration keys among the shared options, and the other options."""
     flags = {name: shared[name] for name in SHARED}
     rest = {k: v for k, v in shared.items() if k not in (*SHARED, "sets")}
     return overrides_of(flags, shared["sets"]), rest
 
 
 def asked(overrides: list[tuple[str, Any, str]], rest: Mapping[str, Any]) -> Options:
-    """Return what the study is asked."""
+    """Return the options of a study."""
     from altcore.study import Options
 
     return Options(overrides=overrides, tell=lambda line: click.echo(line, err=True), **rest)
 
 
 def show(found: Mapping[str, Any], folder: Path, as_json: bool) -> None:
-    """Print what a study found."""
+    """Print the answer of a study."""
     if as_json:
         click.echo(json.dumps(found, indent=1, default=str))
         return

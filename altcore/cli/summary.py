@@ -1,4 +1,4 @@
-"""The lines that ``altcore train`` and ``altcore runs show`` end with."""
+"""The summary that ``altcore train`` and ``altcore runs show`` print."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def share(value: Any) -> str:
 
 
 def number(value: Any) -> str:
-    """Return a loss with four decimals; what is missing is said so."""
+    """Return a loss with four decimals, or that there is none."""
     return "not available" if value is None else f"{value:.4f}"
 
 
@@ -78,7 +78,7 @@ def _formats(formats: str, recipe: str) -> str:
 
 
 def share_or(value: Any, otherwise: str) -> str:
-    """Return a share, or why there is none."""
+    """Return a share in percent, or why there is none."""
     return otherwise if value is None else share(value)
 
 

@@ -16,19 +16,19 @@ if TYPE_CHECKING:
     from altcore.engine import Engine
 
 FLAGS = {
-    "format": "Number format, or none.",
-    "recipe": "A named recipe, or a .yaml file.",
-    "workload": "What is trained (default gpt).",
-    "optimizer": "How weights are updated (default adamw).",
-    "data": "A text file, a folder of texts, or one with train.bin and val.bin.",
-    "name": "Name of the run; must be new.",
+    "format": "Number format: a name, a .yaml file, or none.",
+    "recipe": "What is quantized: a named recipe, or a .yaml file.",
+    "workload": "The model and its data (default gpt).",
+    "optimizer": "The optimizer (default adamw).",
+    "data": "A text file, a folder of texts, or a folder with train.bin and val.bin.",
+    "name": "A new name for the run.",
     "device": "auto, cpu, cuda or cuda:N.",
-    "seed": "Decides weights, batches and rounding.",
-    "steps": "Batches drawn in the run.",
-    "preset": "Plugins and settings under one name, such as format-experiment.",
+    "seed": "Decides the weights, the batches and random rounding.",
+    "steps": "Number of training steps.",
+    "preset": "A named set of plugins and settings, such as format-experiment.",
 }
 KEYS = {"steps": "max_steps"}
-"""Flags whose key has another name; --data belongs to the workload."""
+"""The configuration keys of flags with another name; --data is a setting of the workload."""
 
 
 def _flags(command: Any) -> Any:
@@ -39,12 +39,22 @@ def _flags(command: Any) -> Any:
 
 @click.command()
 @_flags
-@click.option("--plugin", "plugins", multiple=True, metavar="NAME", help="Activate a plugin.")
-@click.option("--no-plugin", "without", multiple=True, metavar="NAME", help="Leave one out.")
-@once("--config", "file", metavar="FILE", help="A YAML file of keys.")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Set any key (YAML).")
-@click.option("--strict", is_flag=True, help="Stop when a diagnostic or reporter breaks.")
-@once("--resume", metavar="RUN", help="Go on with a run.")
+@click.option(
+    "--plugin", "plugins", multiple=True, metavar="NAME", help="Activate a plugin. Repeatable."
+)
+@click.option(
+    "--no-plugin", "without", multiple=True, metavar="NAME", help="Leave a plugin out. Repeatable."
+)
+@once("--config", "file", metavar="FILE", help="A YAML file of configuration keys.")
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set any key; VALUE is YAML. Repeatable.",
+)
+@click.option("--strict", is_flag=True, help="Stop if a diagnostic or reporter breaks.")
+@once("--resume", metavar="RUN", help="Continue a run from its newest checkpoint.")
 def train(
     plugins: tuple[str, ...],
     without: tuple[str, ...],
@@ -54,7 +64,7 @@ def train(
     resume: str | None,
     **flags: str | None,
 ) -> None:
-    """Train in a number format, and see whether it survives.
+    """Train in a number format, and see whether training survives.
 
     \b
     altcore train --format E7M0 --plugin ulp-stats
@@ -83,7 +93,7 @@ def train(
 def overrides_of(
     flags: Mapping[str, str | None], sets: Sequence[str]
 ) -> list[tuple[str, Any, str]]:
-    """Return the configuration keys that flags and ``--set`` give: (key, value, how)."""
+    """Return the configuration keys that flags and ``--set`` set: (key, value, how)."""
     from altcore.yaml_files import load_yaml
 
     overrides: list[tuple[str, Any, str]] = []
@@ -125,9 +135,9 @@ def _resumed(
 def _prepared(config: TrainConfig, resume: str | None) -> Engine:
     import warnings
 
-    # torch says so when numpy is not installed, and altcore does not use it.
+    # torch warns if numpy is not installed, and altcore does not use it.
     warnings.filterwarnings("ignore", message="Failed to initialize NumPy")
-    # torch is imported here: bad input that needs none of it is refused without the wait.
+    # Import torch only here, so that bad input is refused without the wait.
     from altcore.cli.log import configure
     from altcore.engine import prepare
 

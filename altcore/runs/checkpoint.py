@@ -1,7 +1,7 @@
-"""Checkpoints: written whole or not at all, and digested, since torch.load finds no flipped bit.
+"""Checkpoints, written whole or not at all. A digest finds flipped bits, which torch.load does not.
 
-A checkpoint is a folder: ``state.pt`` and ``manifest.json`` with its sha256. It is written under
-a temporary name, synced, renamed; then the pointer files ``last`` and ``best`` are replaced.
+A checkpoint is a folder with ``state.pt``, and ``manifest.json`` with its SHA-256. It is written
+under a temporary name, synced and renamed. Then the pointer files ``last`` and ``best`` change.
 """
 
 from __future__ import annotations
@@ -30,10 +30,9 @@ STATE, MANIFEST = "state.pt", "manifest.json"
 def save_checkpoint(
     folder: Path, name: str, state: Mapping[str, Any], about: Mapping[str, Any]
 ) -> Path:
-    """Write a checkpoint called ``name`` into ``folder``; returns its path.
+    """Write a checkpoint with this ``name`` into ``folder``; return its path.
 
-    ``about`` goes into the manifest. Raises `NoSpace` when the disk is full; what was there
-    before stays.
+    ``about`` goes into the manifest. Raises `NoSpace` if the disk is full; earlier files stay.
     """
     buffer = io.BytesIO()
     torch.save(dict(state), buffer)
@@ -50,7 +49,7 @@ def save_checkpoint(
             _write_synced(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
             fsync_folder(temporary)
             if final.exists():
-                # A step saved twice (at its interval and at the end) is the same state.
+                # A step saved twice, at its interval and at the end, has the same state.
                 shutil.rmtree(final)
             temporary.replace(final)
             fsync_folder(folder)
@@ -85,7 +84,7 @@ def prune_checkpoints(folder: Path, keep: int) -> None:
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a checkpoint's state and manifest; `AltcoreError` if it is torn or altered."""
+    """Return a checkpoint's state and manifest. Raises `AltcoreError` if it is torn or altered."""
     try:
         manifest = json.loads((path / MANIFEST).read_text())
         expected = manifest["files"][STATE]["sha256"]
@@ -99,7 +98,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Any], dict[str, Any], Path]:
-    """Return the newest valid regular checkpoint; loud about each one that is not valid."""
+    """Return the newest valid regular checkpoint, and warn of each invalid one."""
     found = sorted(p for p in folder.glob("step-*") if ".tmp-" not in p.name)
     for path in reversed(found):
         try:

@@ -1,4 +1,4 @@
-"""The run directory while it is written: made, locked, appended to."""
+"""The run directory while a run writes it: creating, locking, appending."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ METRICS, EVENTS, TIMINGS = "metrics.jsonl", "events.jsonl", "timings.jsonl"
 
 @define(eq=False)
 class RunDirectory:
-    """One run's directory, held by one process."""
+    """The directory of one run, locked by one process."""
 
     path: Path
     _lock: IO[str]
@@ -32,10 +32,10 @@ class RunDirectory:
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunDirectory:
-        """Make the directory of a new run.
+        """Create the directory of a new run.
 
-        A given name must be new (`BadInput`); otherwise one is made of the label, or of format and
-        recipe.
+        A given name must be new, or `BadInput` is raised. Without one, the name is made from the
+        label, or from format and recipe.
         """
         root = Path(config.runs_dir)
         try:
@@ -47,7 +47,7 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """Take an existing run's directory, to resume it."""
+        """Lock the directory of an existing run, to resume it."""
         return cls._locked(path)
 
     @classmethod
@@ -63,13 +63,13 @@ class RunDirectory:
         return cls(path, lock)
 
     def append(self, file: str, line: Mapping[str, Any]) -> None:
-        """Append a line to a .jsonl file; it can be read at once."""
+        """Append a line to a .jsonl file, readable at once."""
         text = json.dumps(to_json(line), allow_nan=False) + "\n"
         with no_space_named(self.path / file, len(text)):
             if file not in self._files:
                 torn = is_torn(self.path / file)
                 self._files[file] = (self.path / file).open("a", encoding="utf-8")
-                # Else the first line after a crash would be lost with the torn one.
+                # Otherwise the first line after a crash would be lost with the torn one.
                 self._files[file].write("\n" * torn)
             self._files[file].write(text)
             self._files[file].flush()
@@ -87,15 +87,15 @@ class RunDirectory:
         self.write(file, json.dumps(to_json(data), indent=1) + "\n")
 
     def drop_after(self, step: int) -> None:
-        """Forget lines of metrics and timings after ``step``: a resumed run writes them anew."""
+        """Drop lines of metrics and timings after ``step``, which a resumed run writes again."""
         for file in (METRICS, TIMINGS):
             kept = [x for x in read_lines(self.path / file) if x.get("step", 0) <= step]
             self.write(file, "".join(json.dumps(to_json(x)) + "\n" for x in kept))
 
     def close(self) -> None:
-        """Close the files and give up the lock."""
+        """Close the files and release the lock."""
         for file in self._files.values():
-            # What a full disk did not take was named when it was written.
+            # A full disk was already reported when the line was written.
             with suppress(OSError):
                 file.close()
         self._files.clear()
@@ -126,7 +126,7 @@ def _fresh(root: Path, config: TrainConfig) -> Path:
 
 
 def as_name(text: str) -> str:
-    """Return a text as a run's name, with room for a number; empty where nothing is left.
+    """Return a text as a run's name, with room for a number; empty if nothing is left.
 
     >>> as_name("E4M3, mine (2)")
     'E4M3-mine-2'
@@ -141,13 +141,13 @@ def _from_recipe(config: TrainConfig) -> str:
 
 
 def recipe_label(config: TrainConfig) -> str:
-    """Return what the recipe is called in names of runs and folders."""
+    """Return the name of a recipe in names of runs and folders."""
     name = config.recipe_name
     return as_name(name.removesuffix(next(filter(name.endswith, SUFFIXES), ""))) or "given"
 
 
 def write_configuration(directory: RunDirectory, config: TrainConfig) -> None:
-    """Write config.yaml: resolved, the command that repeats this run."""
+    """Write config.yaml, the resolved configuration that repeats this run."""
     head = "# Repeats this run: altcore train --config config.yaml\n"
     plain = {**config.to_plain(), "name": None}
     directory.write("config.yaml", head + dump_yaml(plain))

@@ -1,4 +1,4 @@
-"""Writing that survives: a full disk is named, and a rename outlives a crash."""
+"""Durable writing: a full disk is reported, and a rename survives a crash."""
 
 from __future__ import annotations
 

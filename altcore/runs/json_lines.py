@@ -14,7 +14,7 @@ NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 def to_json(value: Any) -> Any:
-    """Return ``value`` with non-finite numbers as words, for strict JSON."""
+    """Return ``value`` with non-finite numbers as words, as strict JSON needs."""
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
     if isinstance(value, Mapping):
@@ -25,9 +25,9 @@ def to_json(value: Any) -> Any:
 
 
 def from_json(value: Any) -> Any:
-    """Return what `to_json` was given: words that mean numbers are numbers again.
+    """Undo `to_json`: return words that mean numbers as numbers.
 
-    What people write (reasons, messages) stays as it is.
+    Text that people write (reasons, messages) stays as it is.
     """
     if isinstance(value, str):
         return NONFINITE.get(value, value)
@@ -39,7 +39,7 @@ def from_json(value: Any) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a .jsonl file of a run; a torn last line is left out, words become numbers again."""
+    """Read a .jsonl file of a run. Leaves out a torn last line, and turns words into numbers."""
     if not path.exists():
         return []
     lines: list[dict[str, Any]] = []
@@ -54,7 +54,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def is_torn(path: Path) -> bool:
-    """Return whether a file ends within a line."""
+    """Return whether a file ends in the middle of a line."""
     if not path.exists() or path.stat().st_size == 0:
         return False
     with path.open("rb") as file:

@@ -1,4 +1,4 @@
-"""Runs read back: finding them, and how they ended."""
+"""Reading runs back: finding them, and how they ended."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RATES = ("stored_stall_rate", "view_stall_rate", "overflow_rate", "flushed_rate"
 
 
 def find_run(name: str, runs_dir: str) -> Path:
-    """Return the directory of the run called ``name``; `BadInput` if there is none."""
+    """Return the directory of a run. Raises `BadInput` if there is none with that name."""
     path = Path(runs_dir) / check_name(name, "run")
     if not (path / "config.yaml").is_file():
         known = [p.name for p in list_runs(runs_dir)]
@@ -34,9 +34,9 @@ def list_runs(runs_dir: str) -> list[Path]:
 
 
 def summary_of(path: Path) -> dict[str, Any]:
-    """Return a run's summary: that of its last end, or what is known while it runs.
+    """Return a run's summary: the one of its last end, or the facts so far while it runs.
 
-    Raises `BadInput` for a record that no run writes.
+    Raises `BadInput` if no run can have written the record.
     """
     lines = _checked(path / METRICS, step=int)
     events = _checked(path / EVENTS, step=int, event=str)

@@ -27,16 +27,15 @@ FACTORS: dict[str, tuple[str, ...]] = {
     ),
     "U": STORED,
 }
-"""What is quantized in: forward operands, backward operands and their result, the update. Every
-operand that a recipe can cast is in one of them."""
+"""The operands of each factor. Every operand that a recipe can cast is in one of them."""
 
 FACTOR_NAMES = {"F": "forward precision", "B": "gradient fidelity", "U": "the update"}
 
 OWN = ("weight_gradient", *STORED)
-"""What is cast once for a parameter, however many layers share it."""
+"""The roles that are cast once for a parameter, however many layers share it."""
 WIDE = Cast(float_format("E8M10", 8, 10), Scaling("none"))
-"""What an operand is given that takes part in another's Hadamard transform, and is not asked
-about: its rounding is too fine to matter."""
+"""The cast of an operand that takes part in another's Hadamard transform but is not under test.
+Its rounding is too fine to matter."""
 
 
 @frozen
@@ -64,7 +63,7 @@ class Arm:
 
 
 def with_partners(casts: Mapping[str, Cast]) -> dict[str, Cast]:
-    """Return a layer's casts, with `WIDE` ones where only one of two factors is transformed."""
+    """Return a layer's casts, with `WIDE` ones for partners that are not transformed themselves."""
     made = dict(casts)
     for pair in PRODUCTS:
         for one, other in (pair, pair[::-1]):
@@ -91,7 +90,7 @@ def select(
 def merged(
     first: Mapping[str, Mapping[str, Cast]], second: Mapping[str, Mapping[str, Cast]]
 ) -> dict[str, dict[str, Cast]]:
-    """Return the first's casts with those of the second in their place where it has some."""
+    """Return the first's casts, replaced by the second's where it has some."""
     layers = {**first, **second}
     return {name: {**first.get(name, {}), **second.get(name, {})} for name in layers}
 
@@ -112,29 +111,29 @@ def factorial(plan: Plan) -> dict[frozenset[str], Arm]:
 
 
 def twin() -> Arm:
-    """The float32 run with the same seed and batches."""
+    """Return the float32 arm with the same seed and batches."""
     return Arm("twin", {})
 
 
 def frozen_control(plan: Plan) -> Arm:
-    """A float32 run in which the layers that the plan quantizes keep their first weights."""
+    """Return a float32 arm in which the layers that the plan quantizes keep their first weights."""
     layers = tuple(name for name, casts in plan.items() if any(casts.values()))
     return Arm("frozen", {}, freeze=layers)
 
 
 def operands_in(plan: Plan, operands: Iterable[str]) -> list[str]:
-    """Return those of the operands that any layer has a cast for."""
+    """Return the operands for which any layer has a cast."""
     return [o for o in operands if any(casts.get(o) for casts in plan.values())]
 
 
 def layer_groups(
     plan: Plan, operands: Iterable[str], ties: Iterable[Sequence[str]] = ()
 ) -> dict[str, list[str]]:
-    """Return the layers that have a cast for one of the operands, by the block they lie in.
+    """Return the layers that have a cast for one of the operands, by block.
 
-    A block is what comes before, and with, the first number in a layer's name; layers without one
-    are groups by themselves. ``ties`` are layers that share a parameter, together: where only what
-    is the parameter's own is asked about, they are the first of them that has a cast.
+    A block is named by a layer's name up to and including its first number. A layer without a
+    number is a group by itself. ``ties`` are sets of layers that share a parameter. If only casts
+    of the parameter itself are under test, the first of them with a cast stands for all.
     """
     wanted = list(operands)
     given = [name for name, casts in plan.items() if any(casts.get(o) for o in wanted)]

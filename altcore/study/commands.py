@@ -1,4 +1,4 @@
-"""The studies as commands: prepare, say what it costs, run, write down."""
+"""The studies as commands: prepare, announce the cost, run, write the answer."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ STUDIES = "studies"
 
 @frozen
 class Options:
-    """What a study is asked."""
+    """The options of a study."""
 
     file: str | None
     overrides: Sequence[tuple[str, Any, str]]
@@ -59,15 +59,15 @@ class Options:
 
 
 def default_recipe(fmt: str | None) -> str:
-    """Return where a format is used unless told: everywhere that it can be."""
-    # What is no format is refused with the rest of the configuration.
+    """Return the recipe of a study that names none: the format everywhere that it can be."""
+    # Anything else is refused with the rest of the configuration.
     with suppress(BadInput):
         return "master" if isinstance(format_or_none(fmt), BlockFormat) else "full"
     return "full"
 
 
 def run_explain(options: Options) -> tuple[dict[str, Any], Path]:
-    """Explain where a recipe breaks; returns what was found, and the folder it is in."""
+    """Explain where a recipe breaks; return the answer and its folder."""
     config = base_config(options.file, options.overrides, defaults()["observers"])
     layers, ties, described = layers_of(config)
     plan = config.make_recipe().resolve(layers)
@@ -98,7 +98,7 @@ def run_explain(options: Options) -> tuple[dict[str, Any], Path]:
 def run_compare(
     options: Options, formats: Sequence[str], recipes: Sequence[str], optimizers: Sequence[str]
 ) -> tuple[dict[str, Any], Path]:
-    """Compare formats under recipes with optimizers; returns rows, and the folder they are in."""
+    """Compare formats under recipes with optimizers; return the rows and their folder."""
     config = base_config(options.file, options.overrides, defaults()["observers"])
     optimizers = optimizers or [config.optimizer]
     layers, _, described = layers_of(config)
@@ -123,7 +123,7 @@ def run_compare(
 
 
 def contending(config: TrainConfig, fmt: str, recipe: str) -> Recipe:
-    """Return the recipe of a contender; `BadInput` that says by which option it was given."""
+    """Return the recipe of a contender. Raises `BadInput`, which names the option that set it."""
     with located({"format": " by --formats", "recipe": " by --recipes"}):
         try:
             found = get_format(fmt)
@@ -134,9 +134,9 @@ def contending(config: TrainConfig, fmt: str, recipe: str) -> Recipe:
 
 
 def optimizer_keys(text: str, config: TrainConfig) -> dict[str, Any]:
-    """Return the keys that choose an optimizer, given as ``NAME`` or ``NAME:KEY=VALUE:...``.
+    """Return the keys that choose an optimizer written as ``NAME`` or ``NAME:KEY=VALUE:...``.
 
-    Settings of other optimizers are left out: they would not be active.
+    Leaves out settings of other optimizers, which would not be active.
     """
     name, *settings = text.split(":")
     names = {e.name for e in entries() if e.kind == "optimizer"}
@@ -151,7 +151,7 @@ def optimizer_keys(text: str, config: TrainConfig) -> dict[str, Any]:
     own = {**config.settings.get(name, {}), **given}
     others = {n: v for n, v in config.settings.items() if n not in names}
     made = {"optimizer": name, "settings": {**others, **({name: own} if own else {})}}
-    # A wrong name or setting is found before anything runs.
+    # Find a wrong name or setting before anything runs.
     try:
         build(find(name, ("optimizer",)).load(), own, name)
     except BadInput as error:
@@ -160,7 +160,7 @@ def optimizer_keys(text: str, config: TrainConfig) -> dict[str, Any]:
 
 
 def watching(config: TrainConfig) -> dict[str, Any]:
-    """Return the keys by which the full arm is watched, as far as the plugins are installed."""
+    """Return the keys that activate the full arm's diagnostics, if these are installed."""
     installed = {e.name for e in entries()}
     wanted = {k: v for k, v in defaults()["explain"].items() if k in installed}
     often = max(1, config.max_steps // 40)
@@ -170,7 +170,7 @@ def watching(config: TrainConfig) -> dict[str, Any]:
 
 
 def facts(config: TrainConfig, begun: Question) -> dict[str, Any]:
-    """Return what every study says of its runs."""
+    """Return the facts that every study states about its runs."""
     return {
         "page": begun.page,
         "seeds": list(begun.seeds),
@@ -196,9 +196,9 @@ def _begin(
     runs: int,
     seeds: Sequence[int],
 ) -> Question:
-    """Fix the number of steps, say what the study costs, and write down what is asked.
+    """Fix the number of steps, announce the cost, and write down the question.
 
-    ``arms``: the last one is the dearest.
+    The last of ``arms`` is the most expensive one.
     """
     config = runner.base
     asked = plain({**asked, "budget": options.budget, "config": config.to_plain()})
@@ -227,7 +227,7 @@ def _begin(
 
 
 def recipe_files(options: Options, asked: Mapping[str, Any]) -> list[str]:
-    """Return the paths of the recipes that were given as files."""
+    """Return the paths of recipes that are files."""
     given = asked.get("recipes")
     if given is None:
         held = {} if options.file is None else read_mapping(options.file, "--config")

@@ -1,4 +1,4 @@
-"""How formats, recipes and optimizers compare: on identical batches, with twin and control."""
+"""Compare formats, recipes and optimizers on identical batches, with a twin and a control."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class Contender:
 
     @property
     def key(self) -> str:
-        """Names its runs."""
+        """The beginning of the names of its runs."""
         return run_key(f"{self.format}-{self.recipe}-{self.optimizer}")
 
 
 def run_key(text: str) -> str:
-    """Return a text as part of a run's name: formats and optimizers may hold other characters."""
+    """Return a text with only the characters that a run's name may have."""
     return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)
 
 
@@ -50,11 +50,11 @@ class Comparison:
 
     @property
     def runs_at_most(self) -> int:
-        """How many runs there are, for the cost."""
+        """The largest number of runs, for the cost."""
         return len(self.arms()) * (len(FACTORS_OF_RATE) + len(self.seeds))
 
     def compare(self) -> dict[str, Any]:
-        """Run everything; returns a row for each contender, as plain data."""
+        """Run everything; return a row for each contender, as plain data."""
         arms = self.arms()
         self.runner.planned = self.runs_at_most
         for arm in arms.values():
@@ -70,7 +70,7 @@ class Comparison:
         return {"contenders": rows, "twins": self._twins()}
 
     def arms(self) -> dict[str, Arm]:
-        """Every arm by key; contenders that freeze the same layers share their control."""
+        """Return every arm by key. Contenders that freeze the same layers share their control."""
         arms: dict[str, Arm] = {}
         for name, keys in self.optimizer_keys.items():
             arms[self._twin(name)] = Arm(self._twin(name), {}, keys=keys)
@@ -121,7 +121,7 @@ class Comparison:
         return self.outcomes[key, seed].tail(self.runner.base.max_steps)
 
     def _verdict(self, row: Mapping[str, Any]) -> str:
-        """Say in words what the intervals allow."""
+        """Return in words what the intervals allow."""
         found, ahead = row["gap"], row["ahead_of_frozen"]
         if row["diverged"]:
             return f"diverges in {row['diverged']} of {len(self.seeds)}"

@@ -1,6 +1,6 @@
-"""What data looks like to a quantizer: how much of it lies beyond a point, to the second moment.
+"""Data as a quantizer sees it: the share of numbers beyond a point, and their two moments.
 
-Of named distributions these are integrals of the density, exact but for float64's rounding; of a
+For named distributions these are integrals of the density, exact up to float64's rounding. For a
 tensor they are sums over its elements.
 """
 
@@ -56,7 +56,7 @@ class Distribution:
         return 1 - float((self.positive(end) + self.negative(end))[0])
 
     def up_to_amax(self) -> Distribution:
-        """Return the distribution of the numbers that are no larger than amax."""
+        """Return the distribution of the numbers whose magnitude is at most amax."""
         share = self.within(self.amax)
 
         @cache
@@ -109,7 +109,7 @@ NAMES: dict[str, Tails] = {
 
 @cache
 def named(name: str) -> Distribution:
-    """Return the distribution of that name, one of `NAMES`; its amax is found by bisection."""
+    """Return the distribution of that name, one of `NAMES`. Finds its amax by bisection."""
     tails, share = NAMES[name], -math.expm1(math.log(0.5) / NUMBERS)
     low, high = 0.0, 1e3  # of which fewer is beyond, in all of them
     while low < (middle := (low + high) / 2) < high:

@@ -1,9 +1,9 @@
-"""What a format loses of a distribution at a scale, by integrals over its rounding intervals.
+"""The error that a format makes on a distribution, by integrals over its rounding intervals.
 
 An interval that rounds to ``v`` adds ``v² m0 - 2 v m1 + m2`` to the mean square error, where the
 ``m`` are the moments of the numbers in it. In blocks the scale depends on the block's largest
-magnitude: where that lies between two points the scale is one, and a number of the block counts
-with the probability that the others lie below, too.
+magnitude. Between two points the scale is constant, and a number of the block counts with the
+probability that the others lie below, too.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Loss(NamedTuple):
 
 @frozen(eq=False)
 class _Side:
-    """A format as magnitudes of one sign see it, at a scale of 1; float64.
+    """A format's intervals for the magnitudes of one sign, at a scale of 1; float64.
 
     ``values``: where each interval goes, those of the other sign negative; ``edges``: where the
     intervals begin, the first at 0; ``limit``: where overflow begins.
@@ -67,9 +67,9 @@ def _side(values: Tensor, between: Tensor, limit: float) -> _Side:
 
 
 def expected(fmt: Format, data: Distribution, scale: float, largest: float = FAR) -> Loss:
-    """Return what rounding to nearest loses of ``data`` at ``scale``.
+    """Return the loss of rounding ``data`` to nearest at ``scale``.
 
-    Of the numbers with a magnitude up to ``largest``; the others are none that are lost.
+    Counts only numbers with a magnitude up to ``largest``.
     """
     noise, overflow, underflow = 0.0, 0.0, 0.0
     for side, tails in zip(_sides(fmt), (data.positive, data.negative), strict=True):
@@ -85,7 +85,7 @@ def expected(fmt: Format, data: Distribution, scale: float, largest: float = FAR
 
 
 def _noise(side: _Side, tails: Tails, scale: float, signal: float, largest: float = FAR) -> float:
-    """The mean square error of one sign's numbers up to ``largest``."""
+    """Return the mean square error of one sign's numbers up to ``largest``."""
     unit = math.sqrt(signal) / scale if scale else math.inf
     ends = _points([_RESOLVED[0] * unit, _RESOLVED[1] * unit])
     first, last = torch.searchsorted(side.edges, ends).tolist()
@@ -101,11 +101,11 @@ def _points(at: list[float]) -> Tensor:
 
 
 def best_scale(fmt: Format, data: Distribution) -> float:
-    """Return the scale of the least mean square error, to within 1e-4 of itself.
+    """Return the scale with the least mean square error, with a relative error below 1e-4.
 
-    A normal number of the compute dtype, as its inverse. The error has many minima: each binade
-    is tried in which numbers neither all pass the largest value nor all come to nothing, then
-    ever closer around the best points found.
+    The scale and its inverse are normal numbers of the compute dtype. The error has many minima.
+    The search tries each binade in which numbers neither all overflow nor all become 0, then ever
+    closer around the best points.
     """
     sides = [*zip(_sides(fmt), (data.positive, data.negative), strict=True)]
     signal = data.signal
@@ -136,7 +136,7 @@ def best_scale(fmt: Format, data: Distribution) -> float:
 
 
 def expected_in_blocks(fmt: BlockFormat, data: Distribution) -> Loss:
-    """Return what ``fmt`` loses of independent numbers, in a tensor whose amax is ``data``'s."""
+    """Return the loss of ``fmt`` on independent numbers, in a tensor whose amax is ``data``'s."""
     others = fmt.block ** (2 if fmt.is_square else 1) - 1
     parts = _by_amax(fmt, data, others) if fmt.rule == "amax" else _by_scale(fmt, data, others)
     total = [0.0, 0.0, 0.0]
@@ -146,7 +146,7 @@ def expected_in_blocks(fmt: BlockFormat, data: Distribution) -> Loss:
 
 
 def _by_scale(fmt: BlockFormat, data: Distribution, others: int) -> Iterator[tuple[float, Loss]]:
-    """Yield what is lost under each scale, of numbers up to both ends of where it is the scale."""
+    """Yield the losses under each scale, of numbers up to both ends of the range that has it."""
     for scale, start, end in _block_scales(fmt, data):
         if data.within(end) ** others < _NEVER:
             continue
@@ -156,7 +156,7 @@ def _by_scale(fmt: BlockFormat, data: Distribution, others: int) -> Iterator[tup
 
 
 def _block_scales(fmt: BlockFormat, data: Distribution) -> Iterator[tuple[float, float, float]]:
-    """Yield scales, and between which two points the largest magnitude of a block has each."""
+    """Yield each scale with the two points between which a block's largest magnitude has it."""
     if fmt.scale_format is not None:
         tensor, side = data.amax / fmt.largest, _sides(fmt.scale_format)[0]
         edges = [float(e) * tensor * fmt.element.max for e in side.edges] + [FAR]
@@ -168,7 +168,7 @@ def _block_scales(fmt: BlockFormat, data: Distribution) -> Iterator[tuple[float,
 
 
 def _by_amax(fmt: BlockFormat, data: Distribution, others: int) -> Iterator[tuple[float, Loss]]:
-    """Yield what the others of a block lose beside its largest number, which loses nothing."""
+    """Yield the losses of the others of a block; its largest number is exact."""
     for start, end in _bins(data, 1.0, _BINS):
         weight = data.within(end) ** (others + 1) - data.within(start) ** (others + 1)
         if weight > _NEVER:

@@ -1,6 +1,6 @@
-"""Where does a format break? A factorial of arms, then the operand, the layer and the cause.
+"""Find out where a format breaks: a factorial of arms, then operand, layer and cause.
 
-Each stage looks only inside what the stage before found, and says 'not distinguishable' where the
+Each stage looks only inside the finding of the stage before. It says 'not distinguishable' if the
 interval of a paired difference holds 0.
 """
 
@@ -35,33 +35,33 @@ SELECTION_SEED = 1000
 FRESH_SEED = 2000
 """Added to the seed for the runs that confirm a recommendation."""
 RECOVERS = 0.5
-"""Share of a gap that a counterfactual format must take away to name the cause."""
+"""Share of a gap that a counterfactual format must remove to be the cause."""
 LOW_COSINE, ONSET_LINES = 0.9, 3
-"""The gradient left its shadow: below this cosine, for so many recorded steps running."""
+"""The gradient left its shadow: a cosine below this, for so many consecutive recorded steps."""
 
 
 @define
 class Explanation:
-    """The stages of one explanation; `found` is what there is to report."""
+    """The stages of one explanation; `found` collects the answer."""
 
     runner: Runner
     plan: Plan
     seeds: Sequence[int]
     within: float
-    """A gap to the twin, in the loss's unit, that still counts as training."""
+    """The largest gap to the twin, in the unit of the loss, that counts as training."""
     ties: Sequence[Sequence[str]] = ()
     """Layers that share a parameter, together."""
     watch: Mapping[str, Any] = field(factory=dict)
-    """Keys of the full arm's runs beside: the diagnostics that say when and where."""
+    """Further keys of the full arm's runs: the diagnostics that say when and where."""
     found: dict[str, Any] = field(init=False, factory=dict)
     rates: dict[str, float] = field(init=False, factory=dict)
     outcomes: dict[tuple[str, int], Outcome] = field(init=False, factory=dict)
     reference: str = field(init=False, default="twin")
-    """The twin that is compared with inside a factor: at the same learning rate."""
+    """The twin to compare with inside a factor, at the same learning rate."""
 
     @property
     def steps(self) -> int:
-        """Steps of each run."""
+        """The number of steps of each run."""
         return self.runner.base.max_steps
 
     @property
@@ -70,7 +70,7 @@ class Explanation:
         return factors_in(self.plan)
 
     def _with_tied(self, operand: str, layers: list[str]) -> list[str]:
-        """The layers, and for a parameter's own those that share it with one of them."""
+        """Return the layers; for casts of a parameter itself, with the layers that share it."""
         if operand not in OWN:
             return layers
         shared = {n for names in self.ties if set(names) & set(layers) for n in names}
@@ -78,7 +78,7 @@ class Explanation:
 
     @property
     def runs_at_most(self) -> int:
-        """How many runs there can be, for the cost."""
+        """The largest number of runs, for the cost."""
         arms = 2 ** len(self.factors) + 1
         inside = max(len(operands_in(self.plan, FACTORS[f])) for f in self.factors)
         groups = layer_groups(self.plan, OPERANDS)
@@ -89,7 +89,7 @@ class Explanation:
         return rated * len(FACTORS_OF_RATE) + len(self.seeds) * (arms + later + fresh)
 
     def explain(self) -> dict[str, Any]:
-        """Run all stages; returns what was found, as plain data."""
+        """Run all stages; return the answer as plain data."""
         self.runner.planned = self.runs_at_most
         arms = factorial(self.plan)
         full = arms[frozenset(self.factors)]
@@ -123,7 +123,7 @@ class Explanation:
     def _gaps(
         self, key: str, seeds: Sequence[int] | None = None, reference: str = "twin"
     ) -> list[float]:
-        """An arm's gap to the twin, by seed."""
+        """Return an arm's gap to the twin, by seed."""
         return [
             gap(self.outcomes[key, s], self.outcomes[reference, s], self.steps)
             for s in (seeds or self.seeds)
@@ -157,7 +157,7 @@ class Explanation:
     def _verdict(
         self, key: str, control: str, seeds: Sequence[int] | None = None
     ) -> dict[str, Any]:
-        """Whether an arm trains: it beats the frozen control, and comes close to the twin."""
+        """Return whether an arm trains: it beats the frozen control and is close to the twin."""
         gaps, frozen = self._gaps(key, seeds), self._gaps(control, seeds)
         behind = estimate(gaps)
         ahead = estimate([f - g for f, g in zip(frozen, gaps, strict=True)])
@@ -195,10 +195,9 @@ class Explanation:
     def _rate_inside(self, arm: Arm) -> float:
         """Choose the learning rate of the arms inside a factor, and the twin to compare with.
 
-        It is the factor's own, and the twin's is the same: at another, all that the lower or
-        higher rate costs would be put down to every operand and layer, the innocent ones too. If
-        there the factor cannot be told from the twin, what it harms is the rate that can be had,
-        and the question is asked at the twin's.
+        Both run at the factor's own rate. At another, the cost of the rate would count against
+        every operand and layer, the innocent ones too. If the factor is not distinguishable from
+        the twin there, its harm is that it forces another rate. Both then run at the twin's rate.
         """
         own, twins = self.rates[arm.key], self.rates["twin"]
         if own != twins:
@@ -228,7 +227,7 @@ class Explanation:
         return self._worst("layers", arms, rate)
 
     def _worst(self, stage: str, arms: Mapping[str, Arm], rate: float) -> str | None:
-        """Run the arms; returns the one with the largest gap, None if none can be told from 0."""
+        """Run the arms; return the one with the largest gap, or None if no gap differs from 0."""
         for arm in arms.values():
             for seed in self.seeds:
                 self._run(arm, seed, rate=rate)
@@ -241,7 +240,7 @@ class Explanation:
     def _find_cause(
         self, factor: str, operands: Sequence[str], layers: Sequence[str] | None, rate: float
     ) -> None:
-        """Give the guilty operand counterfactual formats; the one that recovers names the cause."""
+        """Try counterfactual formats for the guilty operand; the cause is the one that recovers."""
         scope = None if layers is None else list(layers)
         chosen = select(self.plan, operands, scope)
         casts = [c for own in chosen.values() for c in own.values()]
@@ -278,8 +277,7 @@ class Explanation:
     def _recommend(self, control: Arm) -> None:
         """Try changes from the narrowest on, on fresh seeds, until one trains.
 
-        Each at the best rate of its own: what is repaired may learn at one that the recipe could
-        not.
+        Each runs at its own best rate, since a repaired recipe may learn at another rate.
         """
         seeds = [s + FRESH_SEED for s in self.seeds]
         for seed in seeds:
@@ -299,7 +297,7 @@ class Explanation:
         self.found |= {"candidates": tried, "recommendation": chosen}
 
     def _candidates(self) -> list[tuple[str, dict[str, dict[str, Cast]]]]:
-        """Changes of the full recipe, from the narrowest on."""
+        """Return changes of the full recipe, from the narrowest on."""
         operand, cause = self.found.get("operand"), self.found.get("cause")
         factor = self.found["factor"]
         layers = layer_groups(self.plan, [operand] if operand else FACTORS[factor], self.ties)
@@ -337,10 +335,10 @@ def _to(cause: str) -> Callable[[Cast], Cast]:
 
 
 def onset(lines: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Return when gradients left their shadow, and the layer with the largest injected error then.
+    """Return the step at which gradients left their shadow, and the layer with the largest error.
 
-    The first of three recorded steps running whose mean cosine is below 0.9; None if there is
-    none, or the shadow was not measured.
+    This is the first of three consecutive recorded steps whose mean cosine is below 0.9; None if
+    there is none, or if the shadow was not measured.
     """
     measured = [x for x in lines if isinstance(x.get("shadow/cosine_mean"), int | float)]
     for i in range(len(measured) - ONSET_LINES + 1):
@@ -368,7 +366,7 @@ def plain(found: Estimate) -> dict[str, Any]:
 
 
 def _correct(rows: dict[str, dict[str, Any]]) -> None:
-    """Add Holm's corrected p, and whether the arm's gap is one."""
+    """Add Holm's corrected p, and whether the arm's gap is significant."""
     corrected = holm({k: r["p"] for k, r in rows.items()})
     for key, row in rows.items():
         row["p_holm"] = corrected[key]

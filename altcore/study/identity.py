@@ -1,6 +1,6 @@
 """The identity of a run: its configuration, formats' values, data and code.
 
-A study knows its runs by it. Whatever changes, the changed runs are new ones beside the old.
+A study identifies its runs by it. After a change, the changed runs are new ones beside the old.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ JUST_NOW = 2.0
 
 
 def identity(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return all that decides a run's numbers, as plain data.
+    """Return everything that decides a run's numbers, as plain data.
 
-    ``facts`` is what the workload says of itself, its data included.
+    ``facts`` are those of the workload, its data included.
     """
     left_out = (*NAMES, "format_digests")  # each format has its digest
     keys = {k: getattr(config, k) for k in fields_dict(TrainConfig) if k not in left_out}
@@ -45,7 +45,7 @@ def identity(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` as JSON can write it; a format by its name, values and rules."""
+    """Return ``value`` as JSON can write it; a format by its name and digest."""
     if isinstance(value, Format | BlockFormat):
         return {"format": value.name, "sha256": format_digest(value)}
     if isinstance(value, Mapping):
@@ -59,7 +59,7 @@ def plain(value: Any) -> Any:
 
 
 def files(settings: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield each setting that names a file or folder, and the digest of what that holds."""
+    """Yield each setting that names a file or folder, with the digest of its contents."""
     for text in sorted(set(_texts(settings))):
         try:
             path = Path(text).expanduser()
@@ -98,10 +98,10 @@ def _within(folder: Path) -> Iterator[Path]:
 
 
 def _file(path: Path) -> str:
-    """Return a file's digest; one that has not changed since is not read again."""
+    """Return a file's digest. Reads an unchanged file only once."""
     status = path.stat()
     read = _read if time.time() - status.st_mtime > JUST_NOW else _read.__wrapped__
-    # A tool may set the time of change back; that of the entry it cannot.
+    # A tool can set the modification time back, but not the inode's change time.
     times = status.st_mtime_ns, status.st_ctime_ns
     return read(str(path.resolve()), status.st_ino, status.st_size, *times)
 
@@ -116,7 +116,7 @@ def _read(path: str, *_: int) -> str:
 
 
 def code(config: TrainConfig) -> dict[str, Any]:
-    """Return versions and source digests of altcore and of what the run is made of."""
+    """Return versions and source digests of altcore and of the plugins in the run."""
     kinds = [("workload", config.workload), ("optimizer", config.optimizer)]
     entries = [find(name, (kind,)) for kind, name in kinds]
     entries += [find(name, HOOK_KINDS) for name in config.plugins]
@@ -129,7 +129,7 @@ def code(config: TrainConfig) -> dict[str, Any]:
 
 @cache
 def source(module: str) -> str:
-    """Return the digest of the source of a module, with the whole package that it is in."""
+    """Return the digest of a module's source, together with the whole package around it."""
     top = import_module(module.partition(".")[0])
     folders: Iterable[str] = getattr(top, "__path__", ())
     # A module that is no package is one file, or none at all.

@@ -24,7 +24,7 @@ RECIPES = "recipes"
 
 @frozen(kw_only=True)
 class Question:
-    """What a study was asked, and where the answer is."""
+    """A question that a study was asked, and the page with the answer."""
 
     command: str
     """``explain`` or ``compare``."""
@@ -41,7 +41,7 @@ class Question:
     """Where the copy of each recipe file is."""
 
     def extends(self, other: Question) -> bool:
-        """Whether its answer holds the other's: the same arms and seeds, and perhaps more."""
+        """Return whether its answer contains the other's: the same arms and seeds, perhaps more."""
         return (
             (self.command, self.within) == (other.command, other.within)
             and set(self.arms.values()) >= set(other.arms.values())
@@ -51,9 +51,9 @@ class Question:
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """Keep a study's folder to this process; `BadInput` where another one has it.
+    """Lock a study's folder for this process. Raises `BadInput` if another one holds it.
 
-    Each would take a run that the other is at for one that was cut short.
+    Otherwise each would take the other's current run for an interrupted one.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def held(folder: Path) -> Iterator[None]:
 
 
 def read(folder: Path) -> list[Question]:
-    """Return the questions of a study's folder; `BadInput` for a record of something else."""
+    """Return the questions of a study's folder. Raises `BadInput` for any other record."""
     path = folder / FILE
     if not path.is_file():
         return []
@@ -86,7 +86,7 @@ def read(folder: Path) -> list[Question]:
 
 
 def agreed_steps(known: Iterable[Question], command: str, asked: Mapping[str, Any]) -> int | None:
-    """Return the steps that a budget left for the same configuration before; None for a new one."""
+    """Return the steps that a budget allowed this configuration before, or None."""
     keys = ("budget", "config")
     for other in known:
         if other.command == command and all(other.asked.get(k) == asked[k] for k in keys):
@@ -97,10 +97,10 @@ def agreed_steps(known: Iterable[Question], command: str, asked: Mapping[str, An
 def claim(
     folder: Path, known: Sequence[Question], question: Question, recipes: Iterable[str]
 ) -> Question:
-    """Write a question down; return it with the page of the one it extends, or its own.
+    """Record a question; return it with the page of the one it extends, or a page of its own.
 
-    ``known`` are the questions of before, ``recipes`` files to be kept. Raises `BadInput` where
-    the folder cannot be written.
+    ``known`` are earlier questions, ``recipes`` the files to keep. Raises `BadInput` if the folder
+    cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +126,7 @@ def _page(question: Question, known: Sequence[Question]) -> str:
 def keep(folder: Path, recipes: Iterable[str]) -> dict[str, str]:
     """Copy recipe files into the study's folder; return where each copy is.
 
-    One that is changed gets a copy beside that of before.
+    A changed file gets a new copy beside the earlier one.
     """
     kept = {}
     for path in map(Path, recipes):

@@ -25,7 +25,7 @@ def number(value: float | None, digits: int = 4) -> str:
 
 
 def interval(row: Mapping[str, Any]) -> str:
-    """Return mean and interval of an estimate."""
+    """Return an estimate's mean and interval."""
     return f"{number(row['mean'])} [{number(row['low'])}, {number(row['high'])}]"
 
 
@@ -36,7 +36,7 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def judged(row: Mapping[str, Any], seeds: int) -> list[str]:
-    """Return the columns that every arm has: gap, corrected p, diverged, in words."""
+    """Return the columns that every arm has: gap, corrected p, diverged, and a verdict."""
     words = "worse than the twin" if row["guilty"] else NOT_TOLD
     if row["high"] < 0 and row["p_holm"] < LEVEL:
         words = "better than the twin"

@@ -1,8 +1,8 @@
 """Runs of a study: each arm trained once for a seed and a learning rate, and never twice.
 
-A run is known by the digest of its identity, which ends its name. One that is finished is read
-from its directory, so an interrupted study goes on where it was; a run that was cut short is done
-again, and one of another recipe, format or data is another run.
+A run is identified by the digest of its identity, with which its name ends. A finished run is
+read from its directory, so an interrupted study continues. An interrupted run is repeated. Another
+recipe, format or data makes another run.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TAIL = 0.1
 
 @frozen
 class Outcome:
-    """What an arm's run came to."""
+    """The outcome of an arm's run."""
 
     losses: tuple[float, ...] = field(repr=False)
     """Training losses by step; shorter than the study's steps if the run ended early."""
@@ -51,7 +51,7 @@ class Outcome:
     """The lines of metrics, diagnostics included."""
 
     def tail(self, steps: int) -> float:
-        """Return the mean loss of the last tenth; infinity for a run that diverged."""
+        """Return the mean loss of the last tenth, or infinity if the run diverged."""
         part = self.losses[-tail_length(steps) :]
         return math.inf if self.diverged or not part else math.fsum(part) / len(part)
 
@@ -64,8 +64,8 @@ def tail_length(steps: int) -> int:
 def gap(outcome: Outcome, reference: Outcome, steps: int) -> float:
     """Return the mean of the per-batch loss differences over the last tenth of the steps.
 
-    A diverged run's loss is taken to be the unigram entropy (where there is none, or the twin is
-    not below it, the loss that the reference began with).
+    A diverged run counts with the unigram entropy. If there is none, or the twin is not below it,
+    it counts with the reference's first loss.
     """
     count = tail_length(steps)
     base = reference.losses[-count:]
@@ -98,7 +98,7 @@ class Runner:
     """What the runs of this session took."""
 
     def run(self, arm: Arm, seed: int, rate: float = 1.0, **keys: Any) -> Outcome:
-        """Train an arm, or read what it came to before; ``rate`` multiplies the learning rate."""
+        """Train an arm, or read its earlier outcome. ``rate`` multiplies the learning rate."""
         config = self._config(arm, seed, rate, keys)
         known_by = self._identity(config)
         short = digest(known_by)[:DIGITS]
@@ -115,7 +115,7 @@ class Runner:
         return outcome(path, self.base.max_steps)
 
     def digest_of(self, arm: Arm) -> str:
-        """Return what an arm is known by, whatever its seeds."""
+        """Return the digest that identifies an arm, for all seeds."""
         return digest(self._identity(self._config(arm, 0, 1.0, {})))
 
     def _config(self, arm: Arm, seed: int, rate: float, keys: Mapping[str, Any]) -> TrainConfig:
@@ -151,9 +151,9 @@ class Runner:
         return self.folder / "runs" / name
 
     def best_rate(self, arm: Arm, seed: int) -> float:
-        """Return the factor of the learning rate at which the arm ends lowest.
+        """Return the factor of the learning rate at which the arm ends with the lowest loss.
 
-        On ``seed``, which no result may use. Where every rate diverges, the lowest one.
+        Uses ``seed``, which no result may use. If every rate diverges, returns the lowest.
         """
         tails = {
             rate: self.run(arm, seed, rate).tail(self.base.max_steps) for rate in FACTORS_OF_RATE
@@ -162,7 +162,7 @@ class Runner:
 
 
 def outcome(path: Path, steps: int) -> Outcome:
-    """Read what a run came to from its directory."""
+    """Read the outcome of a run from its directory."""
     lines = [x for x in read_lines(path / METRICS) if "loss" in x]
     losses = tuple(_number(x["loss"]) for x in lines)
     causes = {e.get("cause") for e in read_lines(path / EVENTS) if e["event"] == "collapse"}
@@ -174,19 +174,19 @@ def outcome(path: Path, steps: int) -> Outcome:
 
 
 def _is_whole(path: Path, steps: int) -> bool:
-    """Whether a run ended, and nothing of what it recorded is lost."""
+    """Return whether a run ended and its record is complete."""
     status = summary_of(path)["status"]
     lines = sum("loss" in x for x in read_lines(path / METRICS))
     return status in ENDED and (status != "finished" or lines == steps)
 
 
 def _number(value: Any) -> float:
-    """A loss as metrics.jsonl holds it: nan and inf are words there."""
+    """Return a loss from metrics.jsonl, where nan and inf are words."""
     return float(value) if value is not None else math.nan
 
 
 def duration(seconds: float) -> str:
-    """Say a duration as people do.
+    """Return a duration in seconds, minutes or hours.
 
     >>> duration(59), duration(600), duration(7200)
     ('59 s', '10 min', '2.0 h')

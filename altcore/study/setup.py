@@ -1,4 +1,4 @@
-"""What a study begins with: its configuration, the model's layers, and what it will cost."""
+"""The start of a study: its configuration, the model's layers, and its cost."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def base_config(
 
 @frozen
 class Cost:
-    """What a run takes, measured."""
+    """The measured cost of a run."""
 
     start: float
     """Seconds before the first step and after the last."""
@@ -49,7 +49,7 @@ class Cost:
     """Seconds a step."""
 
     def of(self, runs: int, steps: int) -> float:
-        """Return the seconds that so many runs take."""
+        """Return how many seconds so many runs take."""
         return runs * (self.start + steps * self.step)
 
     def steps_in(self, seconds: float, runs: int) -> int:
@@ -58,9 +58,9 @@ class Cost:
 
 
 def measure_cost(config: TrainConfig, arm: Arm) -> Cost:
-    """Return the cost of a run, by a few steps of the dearest arm.
+    """Measure the cost of a run, by a few steps of the most expensive arm.
 
-    The second of two runs counts: the first one of a process also loads and compiles.
+    The second of two runs counts, since the first one of a process also loads and compiles.
     """
     _pilot(config, arm)
     whole, steps = _pilot(config, arm)
@@ -68,7 +68,7 @@ def measure_cost(config: TrainConfig, arm: Arm) -> Cost:
 
 
 def _pilot(config: TrainConfig, arm: Arm) -> tuple[float, list[float]]:
-    """A short run's whole time, and that of each step, in seconds."""
+    """Return the time of a short run and of each of its steps, in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         result = train(
@@ -86,7 +86,7 @@ def _pilot(config: TrainConfig, arm: Arm) -> tuple[float, list[float]]:
 
 
 def steps_within(cost: Cost, minutes: float, runs: int) -> int:
-    """Return the steps that a budget leaves each run; `BadInput` where these are too few."""
+    """Return the steps that a budget allows each run. Raises `BadInput` if these are too few."""
     steps = cost.steps_in(60 * minutes, runs)
     if steps < FEWEST_STEPS:
         least = cost.of(runs, FEWEST_STEPS) / 60

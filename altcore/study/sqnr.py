@@ -1,11 +1,11 @@
-"""How well formats represent data: signal-to-quantization-noise ratio by scale.
+"""The signal-to-quantization-noise ratio (SQNR) of formats on data.
 
-The scale that minimises the error is not the one that brings the largest magnitude onto the
-format's largest value: clipping a few values may pay. Both are given. Block formats make their
-scales themselves, of the largest magnitude of each block.
+The scale with the least error is not the one that maps the largest magnitude to the format's
+largest value, since it may pay to clip a few values. Both are computed. Block formats compute their
+own scales from the largest magnitude of each block.
 
-Named distributions are taken exactly, by integrals (`altcore.study.expected_noise`); a tensor by
-what rounding it comes to.
+Named distributions are evaluated exactly, by integrals (`altcore.study.expected_noise`), tensors by
+rounding them.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Data: TypeAlias = Distribution | Tensor | Sequence[Tensor]
 
 
 def read_data(what: str, runs_dir: str = "runs") -> Distribution | list[Tensor]:
-    """Return the data called ``what``: a distribution, a .npy file, or a run's weights.
+    """Return the data named ``what``: a distribution, a .npy file, or a run's weights.
 
-    Of a run these are all parameters of two or more dimensions in its newest checkpoint.
-    Tensors are float32 or float64, in their own shapes; raises `BadInput` for what cannot be
-    found or read.
+    A run's weights are all parameters of two or more dimensions in its newest checkpoint. Tensors
+    are float32 or float64, in their own shapes. Raises `BadInput` if there is no such data, or it
+    cannot be read.
     """
     if what in NAMES:
         return named(what)
@@ -58,7 +58,7 @@ def _from_npy(path: Path) -> Tensor:
         x = torch.from_numpy(np.load(path, allow_pickle=False))
     except OSError as error:
         raise BadInput(f"--on {path}: cannot be read: {error.strerror}") from error
-    # What numpy says of other files is how to load them unsafely.
+    # For other files, numpy's message explains how to load them unsafely.
     except (EOFError, ValueError, TypeError) as error:
         raise BadInput(f"--on {path}: is no .npy file of numbers") from error
     if not x.is_floating_point() or x.numel() == 0:
@@ -69,16 +69,16 @@ def _from_npy(path: Path) -> Tensor:
 
 
 def sqnr_of(fmt: AnyFormat, data: Data) -> dict[str, Any]:
-    """Return SQNR in dB at the error-minimising scale and at amax scale, and what is lost there.
+    """Return SQNR in dB and the shares lost, at the error-minimising scale and at amax scale.
 
-    ``overflow`` and ``underflow`` are shares of elements: past the largest value, and nonzero
-    but rounded to zero. For a block format, whose blocks lie along the last axis of each tensor,
-    ``best`` is None and ``amax`` is under its own scales; `BadInput` where blocks are square and
-    a tensor has one dimension.
+    ``overflow`` and ``underflow`` are shares of elements: beyond the largest value, and nonzero
+    but rounded to zero. The blocks of a block format lie along the last axis of each tensor. Its
+    ``best`` is None, and its ``amax`` uses its own scales. Raises `BadInput` if blocks are square
+    and a tensor has one dimension.
 
-    Of a named distribution the best scale is that of all its numbers, far ones included. At amax,
-    and in blocks, it is a tensor of 2**18 numbers whose largest magnitude is the median one:
-    that may lose less, since in such a tensor nothing is larger.
+    The best scale of a named distribution takes all of its numbers into account, however large. At
+    amax, and in blocks, the data is a tensor of 2**18 numbers whose largest magnitude is the median
+    one. That may lose less, since no number in such a tensor is larger.
     """
     if isinstance(data, Distribution):
         return _compare_exactly(fmt, data)
@@ -104,7 +104,7 @@ def _compare_exactly(fmt: AnyFormat, data: Distribution) -> dict[str, Any]:
 
 
 def measure(fmt: Format, x: Tensor, scale: float) -> dict[str, float]:
-    """Quantize ``x`` at one scale; returns scale, noise (mean square), SQNR and shares lost."""
+    """Quantize ``x`` at one scale; return scale, noise (mean square), SQNR and shares lost."""
     counts = torch.zeros(len(COUNTS), dtype=torch.int64)
     r = torch.tensor(1 / scale, dtype=x.dtype)
     q = round_to_grid(x, fmt, r=r, counts=counts)
@@ -115,7 +115,7 @@ def measure(fmt: Format, x: Tensor, scale: float) -> dict[str, float]:
 
 
 def measure_blocks(fmt: BlockFormat, data: Tensor | Sequence[Tensor]) -> dict[str, Any]:
-    """Quantize tensors to a block format; returns what `measure` does, with None for the scale."""
+    """Quantize tensors to a block format; return the same as `measure`, with None as the scale."""
     counts = torch.zeros(len(COUNTS), dtype=torch.int64)
     noise = signal = 0.0
     for x in [data] if isinstance(data, Tensor) else data:

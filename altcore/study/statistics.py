@@ -1,4 +1,4 @@
-"""What can be concluded from paired differences: intervals, corrections, shares of a gap."""
+"""Statistics of paired differences: intervals, corrections, shares of a gap."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ class Estimate:
 
     @property
     def holds_zero(self) -> bool:
-        """Whether 0 cannot be excluded."""
+        """Return whether the interval holds 0."""
         return self.low <= 0 <= self.high
 
 
 def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     """Return mean, interval and p of paired differences, by Student's t with n - 1 degrees.
 
-    One value has an interval without ends. Equal values have one without width.
+    The interval of one value is infinite. That of equal values has no width.
 
     >>> estimate([1.0, 2.0, 3.0]).low.__round__(3)
     -0.484
@@ -61,7 +61,7 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
 def holm(ps: Mapping[K, float]) -> dict[K, float]:
     """Return p values corrected for their number by Holm's step-down method (Holm 1979).
 
-    NaN stays, and does not count.
+    NaN stays NaN, and does not count.
 
     >>> holm({"a": 0.01, "b": 0.04, "c": 0.03})
     {'a': 0.03, 'b': 0.06, 'c': 0.06}
@@ -85,9 +85,9 @@ def subsets(factors: Sequence[str]) -> list[frozenset[str]]:
 
 
 def dividends(gaps: Mapping[frozenset[str], float]) -> dict[frozenset[str], float]:
-    """Return what each set of factors adds that no smaller one does (Harsanyi's dividends).
+    """Return what each set of factors adds beyond its subsets (Harsanyi's dividends).
 
-    Those of one factor are main effects, the others interactions; they sum to the gap of all.
+    Dividends of one factor are main effects, the others interactions. They sum to the full gap.
 
     >>> gaps = {frozenset(): 0.0, frozenset("a"): 1.0, frozenset("b"): 2.0, frozenset("ab"): 4.0}
     >>> dividends(gaps)[frozenset("ab")]
@@ -101,7 +101,7 @@ def dividends(gaps: Mapping[frozenset[str], float]) -> dict[frozenset[str], floa
 
 
 def shapley(gaps: Mapping[frozenset[str], float]) -> dict[str, float]:
-    """Return each factor's Shapley share of the gap of all; they sum to it (Shapley 1953).
+    """Return each factor's Shapley share of the full gap; they sum to it (Shapley 1953).
 
     >>> gaps = {frozenset(): 0.0, frozenset("a"): 1.0, frozenset("b"): 2.0, frozenset("ab"): 4.0}
     >>> shapley(gaps)

@@ -1,6 +1,6 @@
-"""Formats that a format could have been: extended above, extended below, or finer.
+"""Counterfactual formats: extended above, extended below, or finer.
 
-Formats are data, so that the question "too large, too small or too coarse" has an experiment: the
+Since formats are data, an experiment can answer "too large, too small or too coarse": run the
 guilty operand again, in a format that differs in that alone.
 """
 
@@ -37,19 +37,19 @@ _LARGEST, _SMALLEST = 2.0**127, 2.0**-133
 
 @cache
 def is_fixed_point(fmt: Format) -> bool:
-    """Whether all intervals are equal: being finer then means reaching lower, and the reverse."""
+    """Return whether all intervals are equal, so that finer means reaching lower."""
     signs = [[v for v in fmt.values if v >= 0], [v for v in fmt.values if v <= 0]]
     steps = {b - a for values in signs for a, b in itertools.pairwise(values)}
     return len(steps) == 1
 
 
 def variants(cast: Cast) -> dict[str, Cast]:
-    """Return the casts that could replace one: by cause, those that make sense for it.
+    """Return the casts that could replace one, by cause, if they make sense for it.
 
-    The scale stays what it was, so a format that is extended above is not used up to its new
-    largest value unless something lies there. Where nothing can overflow there is none above; in
-    fixed point ``finer`` stands for ``below`` too. A format that reaches as far as float32, or is
-    as wide as formats can be, cannot be extended that way.
+    The scale stays the same, so numbers reach the new largest value only if some lie there. If
+    nothing can overflow, there is no variant above. In fixed point, ``finer`` stands for ``below``,
+    too. A format that reaches as far as float32, or has the largest possible width, cannot be
+    extended that way.
     """
     element = cast.element
     made: dict[str, Cast] = {}
@@ -64,7 +64,7 @@ def variants(cast: Cast) -> dict[str, Cast]:
 
 
 def _with(cast: Cast, element: Format) -> Cast:
-    """The cast with another element format, at the scale that it had."""
+    """Return the cast with another element format, at the same scale."""
     fmt: AnyFormat = element
     if isinstance(cast.format, BlockFormat):
         # The rule goes by the element's largest value, which may have moved within its binade.
@@ -117,7 +117,7 @@ def below(fmt: Format) -> Format:
 def finer(fmt: Format) -> Format:
     """Give two more mantissa bits between the smallest and the largest value.
 
-    Fixed point has them down to 0: it has no other way to be finer.
+    In fixed point these reach down to 0, which is its only way to be finer.
     """
     start = [0.0] if is_fixed_point(fmt) else []
 
@@ -132,7 +132,7 @@ def finer(fmt: Format) -> Format:
 
 
 def _extended(name: str, fmt: Format, more: Callable[[list[float]], list[float]]) -> Format:
-    """The format's values, and ``more`` of each sign's magnitudes, which it is given ascending."""
+    """Return the format's values with ``more`` magnitudes, ascending, for each sign."""
     values = set(fmt.values)
     for sign in (1.0, -1.0):
         side = sorted(sign * v for v in fmt.values if sign * v > 0)
