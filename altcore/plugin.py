@@ -102,7 +102,6 @@ _HOME = {
     "Workload": "altcore.engine",
     "NonFinite": "altcore.hooks",
     "WeightGrid": "altcore.quantization",
-    "AttentionCall": "altcore.quantization",
     "Cast": "altcore.recipes",
     "Casts": "altcore.recipes",
     "Plan": "altcore.recipes",
@@ -144,6 +143,7 @@ _HOME = {
     "inner_products": "altcore.numerics",
     "moments": "altcore.numerics",
     # Measuring: quantized weights, operands, statistics
+    "AttentionCall": "altcore.quantization",
     "MeasureTable": "altcore.engine",
     "QuantizedWeight": "altcore.engine",
     "active_quantizers": "altcore.engine",

@@ -15,7 +15,9 @@ from typing import NamedTuple
 from altcore.engine import Run, Step, Workload
 from altcore.hooks import NonFinite
 from altcore.quantization import Quantization, WeightGrid
+from altcore.quantization.counters import Counters
 from altcore.quantization.quantizer import Quantizer
+from altcore.quantization.site import Site
 from altcore.quantization.stored import StoredWeight
 
 PAGE = Path(__file__).with_name("run-and-step.md")
@@ -30,12 +32,12 @@ the table says that you may.
 """
 
 QUANTIZATION = (
-    "plan", "compute", "modules", "quantizers", "counts", "errors", "stored", "stored_moves",
-    "view_layers", "view_moves", "grid_of", "off", "stats", "coverage",
+    "plan", "compute", "modules", "quantizers", "counters", "stored", "grid_of", "off", "stats",
+    "coverage",
 )  # fmt: skip
-QUANTIZER = (
-    "name", "layer", "operand", "parameter", "cast", "last_scale", "history",
-)  # fmt: skip
+COUNTERS = ("counts", "errors", "stored_moves", "view_moves", "view_layers")
+QUANTIZER = ("site", "cast", "last_scale", "history")
+SITE = ("layer", "operand", "parameter")
 STORED = ("name", "layer", "cast", "scale", "scale_before", "before", "error")
 
 SECTIONS: tuple[tuple[type, str, tuple[str, ...] | None], ...] = (
@@ -43,7 +45,9 @@ SECTIONS: tuple[tuple[type, str, tuple[str, ...] | None], ...] = (
     (Step, "Step", None),
     (Workload, "Workload", None),
     (Quantization, "Quantization", QUANTIZATION),
+    (Counters, "Counters", COUNTERS),
     (Quantizer, "Quantizer", QUANTIZER),
+    (Site, "Site", SITE),
     (StoredWeight, "StoredWeight", STORED),
     (WeightGrid, "WeightGrid", None),
     (NonFinite, "NonFinite", None),
@@ -53,6 +57,8 @@ SECTIONS: tuple[tuple[type, str, tuple[str, ...] | None], ...] = (
 INTRODUCTIONS = {
     "Workload": "`run.workload`: the object that the workload's `build` returned.",
     "Quantization": "`run.quantization`.",
+    "Counters": "`run.quantization.counters`: counts of the last step.",
+    "Site": "The `site` of a quantizer.",
     "Quantizer": "An entry of `run.quantization.quantizers`: it rounds one operand of one layer.",
     "StoredWeight": "A value of `run.quantization.stored`: one parameter on its grid.",
     "WeightGrid": "The return of `run.quantization.grid_of` and of an optimizer's `grid_of`.",

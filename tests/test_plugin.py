@@ -171,14 +171,17 @@ def uses(tree):
     """Yield the attributes of runs and steps that a module uses: (section, attribute)."""
     bound = {"run": "Run", "step": "Step", "quantizer": "Quantizer", "weight.grid": "WeightGrid"}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and ast.unparse(node.value).endswith("run.quantization"):
-            bound[ast.unparse(node.targets[0])] = "Quantization"
+        for own, section in (("run.quantization", "Quantization"), (".counters", "Counters")):
+            if isinstance(node, ast.Assign) and ast.unparse(node.value).endswith(own):
+                bound[ast.unparse(node.targets[0])] = section
     for node in ast.walk(tree):
         if isinstance(node, ast.Attribute):
             owner = ast.unparse(node.value)
             section = bound.get(owner.removeprefix("self."))
             if owner.endswith("run.quantization"):
                 section = "Quantization"
+            elif owner.endswith((".counters", ".site")):
+                section = owner.rpartition(".")[2].capitalize()
             if section:
                 yield section, node.attr
 

@@ -64,16 +64,18 @@ class Quantization:
     """The output head: a module's name, None, or found as `find_heads` does."""
     context: Context = field(init=False)
     plan: Plan = field(init=False)
-    """The casts of each layer."""
+    """The cast of each operand and role, by layer: ``plan[layer]["weight@fwd"]``; None for one
+    that is not quantized. It changes with the recipe."""
     found: dict[str, Layer] = field(init=False, factory=dict)
     """Every layer that a recipe can speak of, by name."""
     layers: dict[str, QuantizedLayer] = field(init=False, factory=dict)
     formats: dict[str, AnyFormat] = field(init=False, factory=dict)
     """Every format there has been: from Python it may be one that no distribution names."""
     stored: dict[str, StoredWeight] = field(init=False, factory=dict)
-    """By the parameter's full name."""
+    """The parameters that live on a grid, by full name."""
     weights: QuantizedWeights = field(init=False, factory=QuantizedWeights)
     quantizers: list[Quantizer] = field(init=False, factory=list)
+    """One for each operand that is rounded, in the order of the rows of `counters`."""
     counters: Counters = field(init=False, factory=Counters)
     """Of the quantizers, in their order, and of the last update."""
     flops: FlopCount = field(init=False, factory=FlopCount)

@@ -64,7 +64,9 @@ class Quantizer:
     """Quantizes one operand; scales stay on the device and move in training only."""
 
     site: Site
+    """The operand of the layer that it rounds."""
     cast: Cast
+    """Format, scaling, rounding and overflow."""
     context: Context
     counts: Tensor = field(init=False)
     """int64 (4,), its row of the model's counters; see `altcore.numerics.COUNTS`."""

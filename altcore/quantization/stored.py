@@ -43,12 +43,14 @@ class StoredWeight:
     """The layer's name."""
     slot: ParameterSlot
     cast: Cast
+    """Format, scaling, rounding and overflow."""
     context: Context
     parameter: nn.Parameter = field(init=False)
     """The one in the slot when it was last put on its grid."""
     version: int | None = field(init=False)
     """Of the parameter then."""
     scale: Tensor = field(init=False)
+    """The current scale, float32, 0-dim."""
     scale_before: Tensor = field(init=False)
     """The scale as of the step before: at which codes before and after are compared."""
     before: Tensor = field(init=False)

@@ -59,14 +59,14 @@ def test_the_width_is_computed_once_a_step():
 def test_a_stored_weight_is_not_rounded_again():
     """Its product's quantizer has nothing to do, unless the formats differ."""
     stored = {"stored_weight": "E4M3", "weight": "E4M3", "activation": "E4M3"}
-    rows = [q.name for _, q in active_quantizers(Bench(linear(1.0), stored).run)]
+    rows = [str(q.site) for _, q in active_quantizers(Bench(linear(1.0), stored).run)]
     assert rows
     assert all("activation" in name for name in rows)
     other = Bench(linear(1.0), {**stored, "weight": "E5M2"})
-    names = [q.name for _, q in active_quantizers(other.run)]
+    names = [str(q.site) for _, q in active_quantizers(other.run)]
     assert any("weight@" in name for name in names)
     indices = [i for i, _ in active_quantizers(other.run)]
-    assert [other.q.quantizers[i].name for i in indices] == names
+    assert [str(other.q.quantizers[i].site) for i in indices] == names
 
 
 def test_the_last_input_is_what_was_rounded():
@@ -75,11 +75,11 @@ def test_the_last_input_is_what_was_rounded():
         {"weight": "E4M3", "activation": "E4M3", "gradient": "E5M2"},
     )
     step = bench.forward(torch.tensor([[5.0, 7.0]]))
-    found = {q.name: last_input(bench.run, step, q) for q in bench.q.quantizers}
+    found = {str(q.site): last_input(bench.run, step, q) for q in bench.q.quantizers}
     assert found["0:weight@fwd"].tolist() == [[1.0, 3.0]]
     assert found["0:activation@fwd"].tolist() == [[5.0, 7.0]]
     assert found["0:gradient@dgrad"].tolist() == [[1.0]]
-    uncaptured = {q.name: last_input(bench.run, Step(2), q) for q in bench.q.quantizers}
+    uncaptured = {str(q.site): last_input(bench.run, Step(2), q) for q in bench.q.quantizers}
     assert uncaptured["0:activation@fwd"] is None
 
 
