@@ -10,7 +10,7 @@ import torch
 from attrs import field, frozen
 from torch import nn
 
-from altcore.config import TrainConfig, load
+from altcore.config import TrainConfig, load_config
 from altcore.engine import build_workload, prepare
 from altcore.errors import BadInput
 from altcore.quantization import find_layers, tied_matrices
@@ -65,13 +65,13 @@ def train(
         AltcoreError: if the run fails.
     """
     if not (data is None or callable(data) or isinstance(data, str | Path)):
-        raise BadInput(
-            f"data: a path or a function (split, step, micro) -> batch is needed, not {data!r:.60}"
-        )
+        problem = f"a path or a function (split, step, micro) -> batch is needed, not {data!r:.60}"
+        raise BadInput(problem, key="data")
     if not (model is None or isinstance(model, nn.Module)):
-        raise BadInput(f"model: a torch.nn.Module is needed, not {model!r:.60}")
+        raise BadInput(f"a torch.nn.Module is needed, not {model!r:.60}", key="model")
     if model is not None and _is_for_inference(model):
-        raise BadInput("model: it was made under torch.inference_mode, and cannot be trained")
+        problem = "it was made under torch.inference_mode, and cannot be trained"
+        raise BadInput(problem, key="model")
     given = _as_config(config)
     if device is not None:
         given = given.evolve(device=device)
@@ -98,10 +98,10 @@ def _as_config(config: TrainConfig | Mapping[str, Any] | str | Path | None) -> T
     if isinstance(config, TrainConfig):
         return config
     if isinstance(config, Mapping):
-        return load(overrides=[(k, v, "") for k, v in config.items()])
+        return load_config(overrides=[(k, v, None) for k, v in config.items()])
     if not (config is None or isinstance(config, str | Path)):
-        raise BadInput(f"config: keys or a YAML file are needed, not {config!r:.60}")
-    return load(config)
+        raise BadInput(f"keys or a YAML file are needed, not {config!r:.60}", key="config")
+    return load_config(config)
 
 
 def layers_of(config: TrainConfig) -> tuple[list[Layer], list[list[str]], dict[str, Any]]:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import NamedTuple
 
 EXIT_CODES = {
     0: "finished; or collapsed, or stopped by an action (a collapse is a result)",
@@ -16,16 +18,107 @@ EXIT_CODES = {
 }
 
 
+class Source(NamedTuple):
+    """Where a value was given: in a line of a file, by a flag, or by default.
+
+    >>> str(Source("run.yaml", 12))
+    'in run.yaml, line 12'
+    >>> str(Source(flag="--preset", through="format-experiment"))
+    'by --preset, through format-experiment'
+    """
+
+    file: str = ""
+    line: int = 0
+    """Counted from 1; 0 if unknown."""
+    flag: str = ""
+    through: str = ""
+    """The preset or original key that stands for the value."""
+    is_default: bool = False
+
+    @property
+    def place(self) -> str:
+        """The file and line, or the flag."""
+        if self.is_default:
+            return "default"
+        return (f"{self.file}, line {self.line}" if self.line else self.file) or self.flag
+
+    def __str__(self) -> str:
+        through = f", through {self.through}" if self.through else ""
+        return f"{'in' if self.file else 'by'} {self.place}{through}"
+
+
+DEFAULT = Source(is_default=True)
+
+
 class AltcoreError(Exception):
     """A failure with a message meant for the user; the command ends with ``exit_code``."""
 
     exit_code = 1
 
 
-class BadInput(AltcoreError):
-    """What the user gave cannot be: the message names the thing and what would be right."""
+class BadInput(AltcoreError, ValueError):
+    """A value that cannot be used: which one, why, and what would be right.
+
+    Only ``problem`` has to be known where the error is raised. `fill` adds the rest on the way to
+    whoever shows the message.
+
+    Args:
+        problem: why the value is refused.
+        key: the key, setting or argument that holds it, as in ``gpt.n_head``.
+        part: the part of the key's value that is wrong.
+        meant: the known name that is closest to an unknown one.
+        hint: what would be right.
+        source: where the value was given.
+
+    >>> source = Source("run.yaml", 3)
+    >>> print(BadInput("'tny' is unknown", key="gpt.size", meant="tiny", source=source))
+    gpt.size: 'tny' is unknown (did you mean tiny?) (given in run.yaml, line 3)
+    """
 
     exit_code = 2
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        key: str = "",
+        part: str = "",
+        meant: str = "",
+        hint: str = "",
+        source: Source | None = None,
+    ) -> None:
+        super().__init__(problem)
+        self.problem, self.key, self.part = problem, key, part
+        self.meant, self.hint, self.source = meant, hint, source
+
+    def fill(self, *, key: str = "", source: Source | None = None) -> None:
+        """Add the key and the source, unless they are known."""
+        self.key, self.source = self.key or key, self.source or source
+
+    def inside(self, key: str, part: str = "", source: Source | None = None) -> BadInput:
+        """Return the error of a value that holds the one that is refused."""
+        return BadInput(
+            f"{self._head}{self.problem}",
+            key=key,
+            part=part,
+            meant=self.meant,
+            hint=self.hint,
+            source=self.source or source,
+        )
+
+    @property
+    def _head(self) -> str:
+        named = " ".join(filter(None, (self.key, self.part)))
+        return f"{named}: " if named else ""
+
+    def __str__(self) -> str:
+        head, given = self._head, f" (given {self.source})" if self.source else ""
+        if not head and self.source:
+            # Nothing has a name here, as in a file that is not YAML.
+            head, given = f"{self.source.place}: ", ""
+        meant = f" (did you mean {self.meant}?)" if self.meant else ""
+        hint = f": {self.hint}" if self.hint else ""
+        return f"{head}{self.problem}{meant}{hint}{given}"
 
 
 class PluginError(AltcoreError):
@@ -50,6 +143,26 @@ class Interrupted(AltcoreError):
         self.exit_code = 128 + signal_number
 
 
+@contextmanager
+def keyed(key: str) -> Iterator[None]:
+    """Add ``key`` to a `BadInput` that names none."""
+    try:
+        yield
+    except BadInput as error:
+        error.fill(key=key)
+        raise
+
+
+@contextmanager
+def located(sources: Mapping[str, Source | None]) -> Iterator[None]:
+    """Add to a `BadInput` where its key was given, unless it knows."""
+    try:
+        yield
+    except BadInput as error:
+        error.fill(source=sources.get(error.key))
+        raise
+
+
 def with_article(word: str) -> str:
     """Return the word after its indefinite article.
 
@@ -60,12 +173,10 @@ def with_article(word: str) -> str:
 
 
 def nearest(name: object, known: Iterable[str]) -> str:
-    """Return `` (did you mean X?)`` for the known name closest to ``name``, or nothing.
-
-    Nothing, too, for what is no text.
+    """Return the known name that is closest to ``name``, or an empty text if none is close.
 
     >>> nearest("ulp-stat", ["ulp-stats", "progress"])
-    ' (did you mean ulp-stats?)'
+    'ulp-stats'
     >>> nearest("zzz", ["ulp-stats"])
     ''
     """
@@ -73,4 +184,4 @@ def nearest(name: object, known: Iterable[str]) -> str:
         return ""
     folded = {k.casefold(): k for k in known}
     hits = difflib.get_close_matches(name.casefold(), folded, n=1, cutoff=0.5)
-    return f" (did you mean {folded[hits[0]]}?)" if hits else ""
+    return folded[hits[0]] if hits else ""

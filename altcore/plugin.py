@@ -80,7 +80,7 @@ if TYPE_CHECKING:
     from altcore.recipes import (
         Cast,
         Casts,
-        Plan,
+        ResolvedRecipe,
     )
     from altcore.runs import (
         EVENTS,
@@ -104,7 +104,7 @@ _HOME = {
     "WeightGrid": "altcore.quantization",
     "Cast": "altcore.recipes",
     "Casts": "altcore.recipes",
-    "Plan": "altcore.recipes",
+    "ResolvedRecipe": "altcore.recipes",
     # What acting hooks return
     "Action": "altcore.hooks",
     "ChangeRecipe": "altcore.hooks",
@@ -186,8 +186,8 @@ __all__ = [
     "Format",
     "MeasureTable",
     "NonFinite",
-    "Plan",
     "QuantizedWeight",
+    "ResolvedRecipe",
     "Rollback",
     "Run",
     "ScaleLearningRate",

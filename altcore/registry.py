@@ -131,17 +131,19 @@ def find(name: str, kinds: Sequence[str]) -> Entry:
         return hits[0]
     if hits:
         claims = " and ".join(f"{e.origin} ({e.kind})" for e in hits)
-        raise BadInput(f"{name!r} is claimed by {claims}: uninstall one of them")
+        raise BadInput(f"{name!r} is claimed by {claims}", hint="uninstall one of them")
     what = kinds[0] if len(kinds) == 1 else "plugin"
     other = kind_of(name)
     if other and other not in kinds:
         flag = "plugin" if other in HOOK_KINDS else other
         raise BadInput(
-            f"{name!r} is {with_article(other)}, not {with_article(what)}: "
-            f"train takes it by --{flag} {name}"
+            f"{name!r} is {with_article(other)}, not {with_article(what)}",
+            hint=f"train takes it by --{flag} {name}",
         )
     known = [e.name for e in entries() if e.kind in kinds and not e.is_family]
-    raise BadInput(f"unknown {what} {name!r}{nearest(name, known)}: {_installed(known, kinds)}")
+    raise BadInput(
+        f"unknown {what} {name!r}", meant=nearest(name, known), hint=_installed(known, kinds)
+    )
 
 
 def kind_of(name: str) -> str | None:
@@ -193,9 +195,8 @@ def ask_family(entry: Entry, name: str) -> Any:
         found = family(name)
     except BadInput as error:
         known = [e.name for e in entries() if e.kind == "format" and not e.is_family]
-        told = "did you mean" in str(error)
-        hint = "" if told else nearest(name, known)
-        raise BadInput(f"{error}{hint}") from error
+        error.meant = error.meant or nearest(name, known)
+        raise
     # A third party's function may raise anything; the message names it.
     except Exception as error:
         raise BadInput(

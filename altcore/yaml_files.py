@@ -1,21 +1,61 @@
-"""YAML as altcore reads it: 6e-4 is a number, and a key given twice is an error."""
+"""YAML as altcore reads it: each value knows its line, 6e-4 is a number, no key comes twice."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from altcore.errors import BadInput
+from altcore.errors import BadInput, Source
+
+
+class SourcedDict(dict[Any, Any]):
+    """A mapping read from YAML, with its own source and that of each key."""
+
+    def __init__(self, data: Any, source: Source, sources: dict[Any, Source]) -> None:
+        super().__init__(data)
+        self.source, self.sources = source, sources
+
+
+class SourcedList(list[Any]):
+    """A list read from YAML, with its own source and that of each item, by index."""
+
+    def __init__(self, data: Any, source: Source, sources: dict[Any, Source]) -> None:
+        super().__init__(data)
+        self.source, self.sources = source, sources
+
+
+def source_of(container: Any, key: Any = None) -> Source | None:
+    """Return where a key or item, or the mapping or list itself, was read from YAML."""
+    if not isinstance(container, SourcedDict | SourcedList):
+        return None
+    return container.source if key is None else container.sources.get(key)
+
+
+def updated(mapping: Mapping[Any, Any], changes: Mapping[Any, Any]) -> dict[Any, Any]:
+    """Return a copy of a mapping with some values changed, which keeps the sources."""
+    made = {**mapping, **changes}
+    if isinstance(mapping, SourcedDict):
+        return SourcedDict(made, mapping.source, mapping.sources)
+    return made
+
+
+def without_sources(value: Any) -> Any:
+    """Return plain dicts and lists, at every depth."""
+    if isinstance(value, SourcedDict):
+        return {k: without_sources(v) for k, v in value.items()}
+    return [without_sources(v) for v in value] if isinstance(value, SourcedList) else value
+
 
 SUFFIXES = (".yaml", ".yml")
 """The ends of the names of YAML files."""
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which 6e-4 is a number and a key given twice is an error."""
+    source = Source()
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -29,6 +69,27 @@ class _Loader(yaml.SafeLoader):
                 )
             seen.add(key if not isinstance(key, list | dict) else id(key_node))
         return super().construct_mapping(node, deep)
+
+    # Constructed at once, not in PyYAML's two steps: a value that holds itself is then refused.
+    def sourced_mapping(self, node: yaml.MappingNode) -> SourcedDict:
+        data = self.construct_mapping(node, deep=True)
+        keys = [(self.construct_object(k, deep=True), k) for k, _ in node.value]
+        return SourcedDict(data, self._at(node), {key: self._at(k) for key, k in keys})
+
+    def sourced_sequence(self, node: yaml.SequenceNode) -> SourcedList:
+        items = self.construct_sequence(node, deep=True)
+        sources = {i: self._at(item) for i, item in enumerate(node.value)}
+        return SourcedList(items, self._at(node), sources)
+
+    def _at(self, node: yaml.Node) -> Source:
+        # A flag's text has a single line.
+        if not self.source.file:
+            return self.source
+        return self.source._replace(line=node.start_mark.line + 1)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _Loader.sourced_mapping)
+_Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.sourced_sequence)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -50,17 +111,33 @@ for _yaml in (_Loader, _Dumper):
     )
 
 
-def load_yaml(text: str, where: str) -> Any:
-    """Parse YAML strictly; `BadInput` naming ``where`` and the line."""
+def is_yaml_file(given: Any) -> bool:
+    """Whether something is given by the name of a YAML file."""
+    return isinstance(given, str) and given.endswith(SUFFIXES)
+
+
+def load_yaml(text: str, source: Source, key: str = "") -> Any:
+    """Parse YAML strictly.
+
+    Args:
+        text: one document; 6e-4 is a number in it.
+        source: where the text was given.
+        key: the key whose value it is, if it is one.
+
+    Raises:
+        BadInput: with the line, if it is not YAML or has a key twice.
+    """
     try:
-        # The loader is a SafeLoader; yaml.load with it makes plain data only.
-        return yaml.load(text, Loader=_Loader)
+        loader = _Loader(text)
+        loader.source = source
+        return loader.get_single_data()
     # PyYAML makes dates and numbers of what looks like them, and some are neither.
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         mark = getattr(error, "problem_mark", None)
-        line = f", line {mark.line + 1}" if mark else ""
+        if mark and source.file:
+            source = source._replace(line=mark.line + 1)
         problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise BadInput(f"{where}{line}: not valid YAML: {problem}") from error
+        raise BadInput(f"not valid YAML: {problem}", key=key, source=source) from error
 
 
 def dump_yaml(data: Any) -> str:
@@ -69,15 +146,19 @@ def dump_yaml(data: Any) -> str:
 
 
 def read_mapping(path: str | Path, what: str) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping; `BadInput` naming the file otherwise."""
+    """Read a YAML file that holds a mapping; ``what`` names its kind in messages.
+
+    Raises:
+        BadInput: if it cannot be read, or holds something else.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise BadInput(f"{what} {path}: cannot be read: {reason}") from error
-    data = load_yaml(text, str(path))
+        raise BadInput(f"cannot be read: {reason}", key=what, part=str(path)) from error
+    data = load_yaml(text, Source(str(path)))
     if data is None:
-        return {}
+        return SourcedDict({}, Source(str(path)), {})
     if not isinstance(data, dict):
-        raise BadInput(f"{what} {path}: a mapping of keys to values is needed")
+        raise BadInput("a mapping of keys to values is needed", key=what, part=str(path))
     return data

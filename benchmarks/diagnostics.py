@@ -25,7 +25,7 @@ import torch
 from tables import Table, options, show, verdict
 
 from altcore import registry
-from altcore.config import defaults, load
+from altcore.config import defaults, load_config
 from altcore.engine import Engine, Step, prepare
 
 TARGET = 1.10
@@ -55,8 +55,8 @@ def make_engine(folder: str, plugins: list[str], given: argparse.Namespace) -> E
         "plugins": plugins,
         "gpt.size": given.size,
     }
-    overrides = [(key, value, "") for key, value in keys.items()]
-    return prepare(load(overrides=overrides, without=defaults()["observers"]))
+    overrides = [(key, value, None) for key, value in keys.items()]
+    return prepare(load_config(overrides=overrides, without=defaults()["observers"]))
 
 
 def seconds(engine: Engine, index: int) -> float:

@@ -16,7 +16,7 @@ import torch
 from tables import Table, options, show, verdict
 from torch import nn
 
-from altcore.config import defaults, load
+from altcore.config import defaults, load_config
 from altcore.engine import Engine, Step, prepare
 from altcore.engine.schedule import learning_rate
 
@@ -26,13 +26,13 @@ WARM_UP = 5
 
 def make_engine(folder: str, steps: int) -> Engine:
     """Return an engine whose run is in ``folder``, without observers."""
-    config = load(
+    config = load_config(
         overrides=[
-            ("runs_dir", folder, ""),
-            ("device", "cpu", ""),
-            ("max_steps", 100 * steps, ""),
-            ("eval_interval", 0, ""),
-            ("checkpoint_interval", 0, ""),
+            ("runs_dir", folder, None),
+            ("device", "cpu", None),
+            ("max_steps", 100 * steps, None),
+            ("eval_interval", 0, None),
+            ("checkpoint_interval", 0, None),
         ],
         without=defaults()["observers"],
     )
@@ -106,13 +106,13 @@ def table(found: dict[str, float]) -> Table:
     ms = {who: f"{found[f'{who}_seconds'] * 1e3:.1f}" for who in ("bare", "engine")}
     ratio, minima, idle = found["ratio"], found["ratio_of_minima"], found["idle_hook_share"]
     rows = [
-        ("bare loop", ms["bare"], "", "", ""),
-        ("engine, no plugin", ms["engine"], "", "", ""),
+        ("bare loop", ms["bare"], "", "", None),
+        ("engine, no plugin", ms["engine"], "", "", None),
         ("ratio, median of pairs", "", f"{ratio:.3f}", *verdict(ratio, TARGET, at_most=True)),
-        ("ratio of the minima", "", f"{minima:.3f}", "", ""),
-        ("an idle hook, of a step", "", f"{idle:.1e}", "", ""),
+        ("ratio of the minima", "", f"{minima:.3f}", "", None),
+        ("an idle hook, of a step", "", f"{idle:.1e}", "", None),
     ]
-    return Table("A step of gpt small", ("", "ms", "ratio", "target", ""), rows)
+    return Table("A step of gpt small", ("", "ms", "ratio", "target", None), rows)
 
 
 def main() -> None:

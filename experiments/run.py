@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-from altcore.config import load
+from altcore.config import load_config
 from altcore.errors import AltcoreError, BadInput
 from altcore.runs import list_runs, summary_of
 from altcore.yaml_files import read_mapping
@@ -53,7 +53,7 @@ def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def name_of(config: str, steps: int | None) -> str:
     """Return the name of a configuration's run; a trial does not take the place of the run."""
-    label = load(CONFIGS / f"{config}.yaml").label
+    label = load_config(CONFIGS / f"{config}.yaml").label
     return f"{label}-{steps}-steps" if steps else str(label)
 
 

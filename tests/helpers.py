@@ -87,7 +87,7 @@ class Starter:
 
         ``gpt__n_layer=2`` sets gpt.n_layer.
         """
-        from altcore.config import train_config as config
+        from altcore.config import load_config
 
         given = {
             "device": "cpu",
@@ -110,8 +110,8 @@ class Starter:
                 "gpt.data": str(self.corpus),
             }
         given |= {key.replace("__", "."): value for key, value in {**self.keys, **keys}.items()}
-        overrides = [(key, value, "") for key, value in given.items()]
-        return config.load(overrides=overrides, without=["progress", "failure-report"])
+        overrides = [(key, value, None) for key, value in given.items()]
+        return load_config(overrides=overrides, without=["progress", "failure-report"])
 
     def __call__(self, plugins: tuple[str, ...] | list[str] = (), **keys: Any) -> Any:
         """Train; returns the Result."""

@@ -14,11 +14,11 @@ from helpers_cli import ROOT, call, distribution
 
 import altcore
 from altcore.cli import COMMANDS, cli
-from altcore.config import TrainConfig, load
-from altcore.config.original_keys import original_names
+from altcore.config import TrainConfig, load_config
+from altcore.config.original_keys import renamed_keys
 from altcore.engine import loop as engine
 from altcore.engine.returns import LONGEST_MEASURE
-from altcore.errors import EXIT_CODES
+from altcore.errors import EXIT_CODES, Source
 from altcore.formats import OVERFLOWS, ROUNDINGS, get_format
 from altcore.hooks import (
     ACTING,
@@ -31,9 +31,10 @@ from altcore.hooks import (
     describe_settings,
 )
 from altcore.hooks import specs as hookspecs
-from altcore.recipes import OPERANDS, ROLES, parse
-from altcore.recipes.reading import CAST_KEYS, NAMED
-from altcore.recipes.recipe import SCALINGS, SELECTORS, STRAIGHT_THROUGH
+from altcore.recipes import NAMED, OPERANDS, ROLES, read_recipe
+from altcore.recipes.cast import SCALINGS, STRAIGHT_THROUGH
+from altcore.recipes.cast_reading import CAST_KEYS
+from altcore.recipes.layers import SELECTORS
 from altcore.registry import KINDS, entries, group_of
 from altcore.yaml_files import load_yaml
 
@@ -181,7 +182,7 @@ def test_every_setting_is_documented(entry):
 def test_every_original_key_is_documented():
     """And what it is short for."""
     found = rows("configuration", "Flat keys of the original experiments")
-    assert {plain(a): plain(b) for a, b in found} == original_names()
+    assert {plain(a): plain(b) for a, b in found} == renamed_keys()
 
 
 # ----------------------------------------------------------------------------- commands.md
@@ -465,10 +466,10 @@ YAML = [b for b in blocks("yaml") if b[0] != "tutorial"]  # test_tutorial gives 
 def test_yaml_that_is_shown_is_valid(name, _, text, tmp_path):
     """A configuration loads; a recipe parses."""
     if name == "recipes":
-        assert parse(load_yaml(text, name), name).rules
+        assert read_recipe(load_yaml(text, Source(name))).rules
     else:
         (tmp_path / "shown.yaml").write_text(text)
-        assert load(tmp_path / "shown.yaml") != load()
+        assert load_config(tmp_path / "shown.yaml") != load_config()
 
 
 def test_files_in_the_readme_are_valid():
@@ -476,7 +477,7 @@ def test_files_in_the_readme_are_valid():
     readme = (ROOT / "README.md").read_text()
     found = re.findall(r"^    # \w+\.yaml\n((?:    .*\n)+)", readme, re.MULTILINE)
     recipe, fmt = [yaml.safe_load(re.sub("^    ", "", x, flags=re.MULTILINE)) for x in found]
-    assert parse(recipe, "readme").rules
+    assert read_recipe(recipe).rules
     assert get_format(fmt).name == "MINE"
 
 

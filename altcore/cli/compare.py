@@ -29,9 +29,9 @@ def compare(
     if formats is None:
         raise BadInput("compare needs --formats, names with commas between them")
     overrides, rest = split(shared)
-    for key, _, how in overrides:
+    for key, _, source in overrides:
         if key in ("format", "recipe"):
-            raise BadInput(f"{key}{how}: compare takes it by --{key}s")
+            raise BadInput(f"compare takes it by --{key}s", key=key, source=source)
     from altcore.study import run_compare
 
     found, folder = run_compare(
@@ -46,8 +46,10 @@ def compare(
 def _names(text: str, option: str) -> list[str]:
     names = [name.strip() for name in text.split(",")]
     if not all(names):
-        raise BadInput(f"--{option} {text!r}: names with commas between them are needed")
+        raise BadInput(
+            "names with commas between them are needed", key=f"--{option}", part=repr(text)
+        )
     twice = {n for n in names if names.count(n) > 1}
     if twice:
-        raise BadInput(f"--{option}: {', '.join(sorted(twice))} is given twice")
+        raise BadInput(f"{', '.join(sorted(twice))} is given twice", key=f"--{option}")
     return names

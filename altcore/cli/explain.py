@@ -8,7 +8,7 @@ import click
 
 from altcore.cli.options import once
 from altcore.cli.study import asked, show, split, study_options
-from altcore.errors import BadInput
+from altcore.errors import DEFAULT, BadInput, Source
 
 
 @click.command()
@@ -34,14 +34,14 @@ def explain(fmt: str | None, recipe: str | None, as_json: bool, **shared: Any) -
     given = {} if file is None else read_mapping(file, "--config")
     given |= {key: value for key, value, _ in overrides}
     if fmt is not None:
-        overrides.append(("format", fmt, " by --format"))
+        overrides.append(("format", fmt, Source(flag="--format")))
     elif recipe is None and not {"format", "recipe"} & given.keys():
         raise BadInput("explain needs --format, or a --recipe with formats of its own")
     from altcore.study import default_recipe, run_explain
 
     if recipe is not None:
-        overrides.append(("recipe", recipe, " by --recipe"))
+        overrides.append(("recipe", recipe, Source(flag="--recipe")))
     elif "recipe" not in given:
-        overrides.append(("recipe", default_recipe(fmt or given["format"]), " by default"))
+        overrides.append(("recipe", default_recipe(fmt or given["format"]), DEFAULT))
     found, folder = run_explain(asked(overrides, rest))
     show(found, folder, as_json)

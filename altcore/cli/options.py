@@ -35,7 +35,8 @@ class Group(click.Group):
 
 def hint(name: str, known: Iterable[str]) -> str:
     """Return the nearest of the known names, or all of them."""
-    return nearest(name, known) or f": one of {', '.join(known)}"
+    meant = nearest(name, known)
+    return f" (did you mean {meant}?)" if meant else f": one of {', '.join(known)}"
 
 
 def runs_dir_option(command: Any) -> Any:

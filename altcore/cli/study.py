@@ -13,6 +13,7 @@ from altcore.cli.options import AS_JSON, once
 from altcore.cli.train import FLAGS, overrides_of
 
 if TYPE_CHECKING:
+    from altcore.config import Override
     from altcore.study import Options
 
 SHARED = ("workload", "optimizer", "data", "device", "seed", "steps")
@@ -64,14 +65,14 @@ def study_options(command: Any) -> Any:
     return command
 
 
-def split(shared: dict[str, Any]) -> tuple[list[tuple[str, Any, str]], dict[str, Any]]:
+def split(shared: dict[str, Any]) -> tuple[list[Override], dict[str, Any]]:
     """Return the configuration keys among the shared options, and the other options."""
     flags = {name: shared[name] for name in SHARED}
     rest = {k: v for k, v in shared.items() if k not in (*SHARED, "sets")}
     return overrides_of(flags, shared["sets"]), rest
 
 
-def asked(overrides: list[tuple[str, Any, str]], rest: Mapping[str, Any]) -> Options:
+def asked(overrides: list[Override], rest: Mapping[str, Any]) -> Options:
     """Return the options of a study."""
     from altcore.study import Options
 

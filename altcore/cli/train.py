@@ -9,10 +9,10 @@ import click
 
 from altcore.cli.options import once
 from altcore.cli.summary import print_summary
-from altcore.errors import BadInput
+from altcore.errors import BadInput, Source, located
 
 if TYPE_CHECKING:
-    from altcore.config import TrainConfig
+    from altcore.config import Override, TrainConfig
     from altcore.engine import Engine
 
 FLAGS = {
@@ -71,65 +71,66 @@ def train(
     altcore train --format E3M4 --recipe pure --set gpt.size=tiny --steps 50
     altcore train --resume e3m4-pure
     """  # noqa: D301 - click's mark for lines to be kept is a real backspace
-    from altcore.config import gather, located, make, missing_observers
+    from altcore.config import TrainConfig, merge_sources, missing_observers
 
     overrides = overrides_of(flags, sets)
-    overrides += [("+plugins", name, " by --plugin") for name in plugins]
     if strict:
-        overrides.append(("strict", True, " by --strict"))
+        overrides.append(("strict", True, Source(flag="--strict")))
+    sources: Mapping[str, Source | None]
     if resume is not None:
-        config, given_in = _resumed(resume, overrides, bool(file or without))
+        others = {"--plugin": plugins, "--config": file, "--no-plugin": without}
+        refused = [flag for flag, given in others.items() if given]
+        config, sources = _resumed(resume, overrides, refused)
     else:
-        plain, given_in = gather(file, overrides, without)
-        config = make(plain, given_in)
+        plain, sources = merge_sources(file, overrides, plugins, without)
+        config = TrainConfig.from_plain(plain, sources)
         for name in missing_observers():
             if name not in config.no_plugins:
                 click.echo(f"altcore: the observer {name} is not installed and left out", err=True)
-    with located(given_in):
+    with located(sources):
         engine = _prepared(config, resume)
     print_summary(engine.train())
 
 
-def overrides_of(
-    flags: Mapping[str, str | None], sets: Sequence[str]
-) -> list[tuple[str, Any, str]]:
-    """Return the configuration keys that flags and ``--set`` set: (key, value, how)."""
+def overrides_of(flags: Mapping[str, str | None], sets: Sequence[str]) -> list[Override]:
+    """Return the keys of a configuration that flags and ``--set`` give."""
     from altcore.yaml_files import load_yaml
 
-    overrides: list[tuple[str, Any, str]] = []
+    overrides: list[Override] = []
     for name, text in flags.items():
         if text is not None:
+            key, source = KEYS.get(name, name), Source(flag=f"--{name}")
             is_number = name in ("seed", "steps")
-            value = load_yaml(text, f"--{name}") if is_number else text
-            overrides.append((KEYS.get(name, name), value, f" by --{name}"))
+            overrides.append((key, load_yaml(text, source, key) if is_number else text, source))
     for text in sets:
         key, equals, value = text.partition("=")
         if not equals or not key or key.startswith("."):
-            raise BadInput(f"--set {text}: KEY=VALUE is needed")
-        overrides.append((key, load_yaml(value, f"--set {key}"), " by --set"))
+            raise BadInput("KEY=VALUE is needed", key="--set", part=text)
+        source = Source(flag="--set")
+        overrides.append((key, load_yaml(value, source, key), source))
     return overrides
 
 
 def _resumed(
-    name: str, overrides: list[tuple[str, Any, str]], more: bool
-) -> tuple[TrainConfig, dict[str, str]]:
-    from altcore.config import located
+    name: str, overrides: list[Override], refused: list[str]
+) -> tuple[TrainConfig, dict[str, Source | None]]:
+    """Return a run's own configuration, with the few keys that may change."""
     from altcore.engine import resumed
 
     allowed = ("max_steps", "device", "runs_dir")
-    refused = [how.removeprefix(" by ") for key, _, how in overrides if key not in allowed]
-    if refused or more:
-        given = ", ".join(refused) or "--config and --no-plugin"
+    given = [source.flag for key, _, source in overrides if key not in allowed and source]
+    if given or refused:
         raise BadInput(
-            f"--resume goes on with the run's own configuration, so {given} cannot be given: "
-            "only --steps, --device and --set runs_dir=... can"
+            "--resume goes on with the run's own configuration, so "
+            f"{', '.join([*given, *refused])} cannot be given",
+            hint="only --steps, --device and --set runs_dir=... can",
         )
     changes = {key: value for key, value, _ in overrides}
+    sources = {key: source for key, _, source in overrides}
     if len(changes) < len(overrides):
         raise BadInput("max_steps, device or runs_dir is given twice on the command line")
-    given_in = {key: how for key, _, how in overrides}
-    with located(given_in):
-        return resumed(name, str(changes.pop("runs_dir", "runs")), **changes), given_in
+    with located(sources):
+        return resumed(name, str(changes.pop("runs_dir", "runs")), **changes), sources
 
 
 def _prepared(config: TrainConfig, resume: str | None) -> Engine:

@@ -3,32 +3,20 @@
 Uses formats, recipes and hooks; needs no torch.
 """
 
+from altcore.config.loading import Override, load_config, merge_sources, missing_observers
 from altcore.config.original_keys import notices
 from altcore.config.record import recorded
-from altcore.config.train_config import (
-    LONGEST_NAME,
-    TrainConfig,
-    check_name,
-    defaults,
-    gather,
-    load,
-    located,
-    make,
-    missing_observers,
-    read_recipe,
-)
+from altcore.config.train_config import LONGEST_NAME, TrainConfig, check_name, defaults
 
 __all__ = [
     "LONGEST_NAME",
+    "Override",
     "TrainConfig",
     "check_name",
     "defaults",
-    "gather",
-    "load",
-    "located",
-    "make",
+    "load_config",
+    "merge_sources",
     "missing_observers",
     "notices",
-    "read_recipe",
     "recorded",
 ]

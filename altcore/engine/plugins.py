@@ -62,7 +62,8 @@ def load_plugins(config: TrainConfig) -> list[Plugin]:
         instance = make_plugin(cls, config.settings.get(name, {}), name)
         interval = getattr(instance, "interval", 1)
         if not isinstance(interval, int) or interval < 1:
-            raise BadInput(f"{name}.interval: {interval!r} is not a whole number of at least 1")
+            problem = f"{interval!r} is not a whole number of at least 1"
+            raise BadInput(problem, key=f"{name}.interval")
         plugins.append(Plugin(name, entry.kind, entry.origin, instance))
     return in_order(plugins)
 

@@ -11,7 +11,7 @@ import torch
 from attrs import define
 from torch import Tensor, nn
 
-from altcore.config import TrainConfig, make, notices, recorded
+from altcore.config import TrainConfig, notices, recorded
 from altcore.engine.collapse import Detector
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.loop import Engine
@@ -19,7 +19,7 @@ from altcore.engine.plugins import Plugin, load_plugins
 from altcore.engine.probe import probing
 from altcore.engine.randomness import seed_all
 from altcore.engine.state import Run, Workload
-from altcore.errors import BadInput, nearest
+from altcore.errors import BadInput, keyed, nearest
 from altcore.hooks import make_plugin
 from altcore.quantization import Quantization, find_layers, matrices
 from altcore.recipes import formats_in, matching, some
@@ -70,7 +70,7 @@ def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
     path = find_run(name, runs_dir)
     plain = read_mapping(path / "config.yaml", "run")
     given = {k: v for k, v in changes.items() if v is not None}
-    return make({**plain, **given, "runs_dir": runs_dir})
+    return TrainConfig.from_plain({**plain, **given, "runs_dir": runs_dir})
 
 
 def prepare(
@@ -180,7 +180,9 @@ def choose_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise BadInput(f"device: {name} is not here ({count} CUDA devices): use cpu or auto")
+            raise BadInput(
+                f"{name} is not here ({count} CUDA devices)", key="device", hint="use cpu or auto"
+            )
     return device
 
 
@@ -201,7 +203,8 @@ def build_workload(
 
 def _buildable(kind: str, name: str, config: TrainConfig) -> tuple[Entry, Any]:
     """Return a workload's or optimizer's entry, and its settings object."""
-    entry = find(name, (kind,))
+    with keyed(kind):
+        entry = find(name, (kind,))
     settings = make_plugin(entry.load(), config.settings.get(name, {}), name)
     if not callable(getattr(settings, "build", None)):
         raise BadInput(f"{kind} {name} ({entry.origin}) has no method build")
@@ -233,8 +236,10 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
         if not hits:
             names = [layer.name for layer in layers]
             raise BadInput(
-                f"freeze: {pattern!r} matches no layer{nearest(pattern, names)}: "
-                f"layers are {some(names)}"
+                f"{pattern!r} matches no layer",
+                key="freeze",
+                meant=nearest(pattern, names),
+                hint=f"layers are {some(names)}",
             )
         for layer in hits:
             for parameter in matrices(found[layer.name][1]).values():

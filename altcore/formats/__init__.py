@@ -7,7 +7,7 @@ from altcore.formats.base import MAX_BITS, Format, Ties
 from altcore.formats.blocks import AnyFormat, BlockFormat, ScaleRule
 from altcore.formats.digests import digest, format_digest
 from altcore.formats.floats import FloatFormat, Specials, float_format
-from altcore.formats.reading import from_plain, get_format, get_scalar_format, is_file, is_plain
+from altcore.formats.reading import from_plain, get_format, get_scalar_format, is_plain
 from altcore.formats.records import check_digests, digests_of, saved
 from altcore.formats.reference import OVERFLOWS, ROUNDINGS, log_boundary, no_code, round_scalar
 from altcore.formats.tables import TableFormat, code_format, table_format
@@ -33,7 +33,6 @@ __all__ = [
     "from_plain",
     "get_format",
     "get_scalar_format",
-    "is_file",
     "is_plain",
     "log_boundary",
     "no_code",

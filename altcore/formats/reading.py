@@ -20,14 +20,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from altcore.errors import BadInput, nearest
+from altcore.errors import BadInput, Source, nearest
 from altcore.formats.base import Format
 from altcore.formats.blocks import AnyFormat, BlockFormat
 from altcore.formats.floats import float_format
 from altcore.formats.lookup import format_named, is_format
 from altcore.formats.tables import code_format, table_format
 from altcore.python_values import as_python
-from altcore.yaml_files import SUFFIXES, read_mapping
+from altcore.yaml_files import is_yaml_file, read_mapping
 
 _FRACTION = re.compile(r"-?\d+(/0*[1-9]\d*)?")
 
@@ -49,7 +49,7 @@ def get_format(given: str | os.PathLike[str] | Mapping[str, Any] | AnyFormat) ->
         raise BadInput(
             f"a format is given by its name, a .yaml file or its plain form, not by {given!r}"
         )
-    return _read(given) if is_file(given) else format_named(given)
+    return _read(given) if is_yaml_file(given) else format_named(given)
 
 
 def get_scalar_format(given: str | os.PathLike[str] | Mapping[str, Any] | AnyFormat) -> Format:
@@ -66,11 +66,6 @@ def get_scalar_format(given: str | os.PathLike[str] | Mapping[str, Any] | AnyFor
     return found
 
 
-def is_file(given: Any) -> bool:
-    """Return whether a format is given by a file: text that ends in .yaml or .yml."""
-    return isinstance(given, str) and given.endswith(SUFFIXES)
-
-
 def is_plain(given: Any) -> bool:
     """Return whether ``given`` is a mapping that describes a format: by its first key."""
     return isinstance(given, Mapping) and any(form.needs[0] in given for form in _FORMS)
@@ -82,7 +77,8 @@ def _read(path: str) -> AnyFormat:
     try:
         return from_plain({"name": Path(path).stem, **held})
     except BadInput as error:
-        raise BadInput(f"{error} (in {path})") from error
+        error.fill(source=Source(path))
+        raise
 
 
 def from_plain(plain: Mapping[str, Any]) -> AnyFormat:
@@ -104,14 +100,17 @@ def from_plain(plain: Mapping[str, Any]) -> AnyFormat:
     if len(hits) != 1:
         found = " and ".join(form.needs[0] for form in hits)
         known = ", ".join(form.needs[0] for form in _FORMS)
-        hint = "" if hits else _nearest_of([k for k in plain if k != "name"])
-        raise BadInput(f"format {name}: one of {known} is needed, not {found or 'none'}{hint}")
+        raise BadInput(
+            f"format {name}: one of {known} is needed, not {found or 'none'}",
+            meant="" if hits else _nearest_of([k for k in plain if k != "name"]),
+        )
     form = hits[0]
     for key in plain:
         if key not in form.takes:
             raise BadInput(
-                f"format {name}: unknown key {key!r}{nearest(key, form.takes)}: beside "
-                f"{form.needs[0]} there can be {', '.join(k for k in form.takes[1:])}"
+                f"format {name}: unknown key {key!r}",
+                meant=nearest(key, form.takes),
+                hint=f"beside {form.needs[0]} there can be {', '.join(form.takes[1:])}",
             )
     for key in form.needs:
         if key not in plain:
@@ -212,7 +211,7 @@ def _single(name: str, key: str, given: Any) -> Format:
     """The format of single numbers that a block format names, or holds."""
     try:
         # A file, or a block within a block, might hold itself.
-        if is_file(given) or (isinstance(given, Mapping) and "element" in given):
+        if is_yaml_file(given) or (isinstance(given, Mapping) and "element" in given):
             raise BadInput("a format's name is needed, or a format of single numbers in plain form")
         return get_scalar_format(given)
     except BadInput as error:

@@ -33,7 +33,10 @@ def check_class(cls: Any, entry: Entry) -> type:
     for need in getattr(cls, "needs", ()):
         if need not in NEEDS:
             raise BadInput(
-                f"{who}: there is no need {need!r}{nearest(need, NEEDS)}: {', '.join(NEEDS)}"
+                f"there is no need {need!r}",
+                key=who,
+                meant=nearest(need, NEEDS),
+                hint=", ".join(NEEDS),
             )
     requires = getattr(cls, "requires", ())
     if not (isinstance(requires, tuple | list) and all(isinstance(n, str) for n in requires)):
@@ -66,7 +69,7 @@ def _check_method(who: str, name: str, marks: Mapping[str, Any] | None) -> None:
         return
     if name not in HOOKS:
         raise BadInput(
-            f"{who}: there is no hook {name!r}{nearest(name, HOOKS)}: {', '.join(HOOKS)}"
+            f"there is no hook {name!r}", key=who, meant=nearest(name, HOOKS), hint=", ".join(HOOKS)
         )
     for mark in REFUSED_MARKS:
         if marks.get(mark):
@@ -79,6 +82,8 @@ def _check_arguments(cls: type, who: str) -> None:
         for argument in list(inspect.signature(getattr(cls, name)).parameters)[1:]:
             if argument not in known:
                 raise BadInput(
-                    f"{who}: {name} has no argument {argument!r}{nearest(argument, known)}: "
-                    f"it may take {', '.join(known)}"
+                    f"{name} has no argument {argument!r}",
+                    key=who,
+                    meant=nearest(argument, known),
+                    hint=f"it may take {', '.join(known)}",
                 )

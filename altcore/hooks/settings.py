@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
@@ -11,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_origin, get_type
 
 import attrs
 from attrs.converters import pipe
+from attrs.validators import and_
 
-from altcore.errors import BadInput, nearest
+from altcore.errors import BadInput, keyed, nearest
 from altcore.formats import AnyFormat, BlockFormat, Format, get_format, get_scalar_format, saved
 from altcore.python_values import as_python
 
@@ -32,8 +32,8 @@ def setting(
 ) -> Any:
     """Declare a plugin's setting: an ``attrs.field`` that carries its help.
 
-    A default of a setting typed ``Format`` is written as the format's name; it is resolved with
-    the others, before the first step.
+    Write a default of type ``Format`` as the format's name: it is looked up before the first step.
+    A value that ``validator`` refuses, a `ValueError`, is `BadInput` with the setting's name.
 
     >>> from attrs import define
     >>> @define(eq=False)
@@ -45,48 +45,78 @@ def setting(
     if factory is not None:
         default = attrs.Factory(factory)
     return attrs.field(
-        default=default, validator=validator, converter=converter, metadata={"help": help}
+        default=default,
+        validator=None if validator is None else _naming(validator),
+        converter=converter,
+        metadata={"help": help},
     )
 
 
-def build(cls: type, given: Mapping[str, Any], where: str) -> Any:
-    """Make ``cls`` of plain settings, checked strictly.
+def _naming(validator: Any) -> Callable[[Any, Attribute, Any], None]:
+    """Return the validator, raising `BadInput` that has the setting's name as its key."""
+    check = and_(*validator) if isinstance(validator, list | tuple) else validator
 
-    ``where`` names the plugin or file in messages. Raises `BadInput` for an unknown key (the
-    nearest is offered), a wrong type (nothing is converted but an integer to a float, a format's
-    name to the format, numpy's numbers to Python's and a path to text), or a value that the class
-    refuses.
+    def validate(instance: Any, attribute: Attribute, value: Any) -> None:
+        try:
+            with keyed(attribute.name):
+                check(instance, attribute, value)
+        except BadInput:
+            raise
+        except (TypeError, ValueError) as error:
+            # attrs puts the name, quoted, before its message; the key says it already.
+            problem = _message(error).removeprefix(f"'{attribute.name}' ")
+            raise BadInput(problem, key=attribute.name) from error
+
+    return validate
+
+
+def _message(error: Exception) -> str:
+    """Return an error's text without what attrs' validators add to it."""
+    return str(error.args[0] if error.args else error)
+
+
+def build(cls: type, given: Mapping[str, Any], owner: str = "") -> Any:
+    """Make an object of ``cls`` from plain settings, checked strictly.
+
+    Args:
+        cls: an attrs class.
+        given: settings by name. An integer becomes a float, a format's name the format, a number
+            of numpy's one of Python's, and a path text; nothing else is converted.
+        owner: the plugin, workload or optimizer whose settings they are; its name comes before
+            the setting's in the errors' keys.
+
+    Raises:
+        BadInput: for an unknown setting (with the nearest known one), a wrong type, and a value
+            that the class refuses.
     """
-    fields = init_fields(cls, where)
-    for key in given:
-        if key not in fields:
-            known = ", ".join(fields) or "none"
+    fields = init_fields(cls, owner)
+    keys = {name: f"{owner}.{name}" if owner else name for name in fields}
+    for name in given:
+        if name not in fields:
             raise BadInput(
-                f"{where}.{key}: there is no such setting{nearest(str(key), fields)}: "
-                f"settings of {where} are {known}"
+                "there is no such setting",
+                key=f"{owner}.{name}" if owner else str(name),
+                meant=nearest(name, fields),
+                hint=f"settings of {owner or 'a run'} are {', '.join(fields) or 'none'}",
             )
     values = {}
-    for key, a in fields.items():
-        if key in given:
-            values[key] = _structure(given[key], a.type, f"{where}.{key}")
+    for name, a in fields.items():
+        if name in given:
+            values[name] = _structure(given[name], a.type, keys[name])
         elif a.default is attrs.NOTHING:
-            raise BadInput(f"{where}.{key} is required")
+            raise BadInput("a value is required", key=keys[name])
         elif not _is_factory(a.default):
-            values[key] = _structure(a.default, a.type, f"{where}.{key}")
+            values[name] = _structure(a.default, a.type, keys[name])
     try:
         return cls(**values)
     except BadInput as error:
-        raise BadInput(str(error) if where in str(error) else f"{where}: {error}") from error
+        error.key = keys.get(error.key, error.key) or owner
+        raise
     except (TypeError, ValueError) as error:
-        # attrs' own validators pass the attribute and the value behind their message, which
-        # begins with the attribute's name in quotes.
-        message = str(error.args[0] if error.args else error)
-        about = re.match(r"'(\w+)' (.*)", message, re.DOTALL)
-        text = f"{where}.{about[1]}: {about[2]}" if about else f"{where}: {message}"
-        raise BadInput(text) from error
+        raise BadInput(_message(error), key=owner) from error
 
 
-def init_fields(cls: type, where: str = "") -> dict[str, Attribute]:
+def init_fields(cls: type, owner: str = "") -> dict[str, Attribute]:
     """Return the settings of an attrs class, by name, with their types resolved.
 
     State (``init=False``) may have types that exist for the type checker only.
@@ -95,8 +125,9 @@ def init_fields(cls: type, where: str = "") -> dict[str, Attribute]:
         return {a.name: a.evolve(type=_resolved(cls, a)) for a in attrs.fields(cls) if a.init}
     except (attrs.exceptions.NotAnAttrsClassError, NameError, TypeError) as error:
         raise BadInput(
-            f"{where or cls}: an attrs class (@define(eq=False)) with resolvable types is "
-            f"needed: {error}"
+            "an attrs class (@define(eq=False)) with resolvable types is needed",
+            key=owner or cls.__name__,
+            hint=str(error),
         ) from error
 
 
@@ -195,19 +226,20 @@ def _type_name(tp: Any) -> str:
     )
 
 
-def _structure(value: Any, tp: Any, where: str) -> Any:
+def _structure(value: Any, tp: Any, key: str) -> Any:
     value = as_python(value)
     try:
-        return _converter().structure(value, tp)
-    except BadInput as error:
-        raise BadInput(f"{where}: {error}") from error
+        with keyed(key):
+            return _converter().structure(value, tp)
+    except BadInput:
+        raise
     # cattrs raises its own groups, and whatever a converter raises.
     except Exception as error:
         from cattrs import StructureHandlerNotFoundError
 
         if isinstance(error, StructureHandlerNotFoundError):
-            raise BadInput(f"{where}: no setting can have the type {_type_name(tp)}") from error
-        raise BadInput(f"{where}: {value!r} is not {_expected(tp)}") from error
+            raise BadInput(f"no setting can have the type {_type_name(tp)}", key=key) from error
+        raise BadInput(f"{value!r} is not {_expected(tp)}", key=key) from error
 
 
 def _expected(tp: Any) -> str:

@@ -133,5 +133,8 @@ def check_axis(x: Tensor, axis: int) -> int:
 def check_choice(what: str, value: str, known: Collection[str]) -> None:
     """Raise `BadInput` unless ``value`` is one of the known ones; the nearest is offered."""
     if value not in known:
-        hint = nearest(value, known)
-        raise BadInput(f"unknown {what} {value!r:.60}{hint}; known: {', '.join(known)}")
+        raise BadInput(
+            f"unknown {what} {value!r:.60}",
+            meant=nearest(value, known),
+            hint=f"one of {', '.join(known)}",
+        )

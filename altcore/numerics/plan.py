@@ -102,13 +102,15 @@ def check_rules(fmt: Format, rounding: str, overflow: str) -> None:
     """Raise `BadInput` for an unknown rounding or overflow, or one that ``fmt`` cannot do."""
     if rounding not in ROUNDINGS:
         raise BadInput(
-            f"unknown rounding {rounding!r}{nearest(rounding, ROUNDINGS)}; "
-            f"known: {', '.join(ROUNDINGS)}"
+            f"unknown rounding {rounding!r}",
+            meant=nearest(rounding, ROUNDINGS),
+            hint=f"one of {', '.join(ROUNDINGS)}",
         )
     if overflow not in OVERFLOWS:
         raise BadInput(
-            f"unknown overflow {overflow!r}{nearest(overflow, OVERFLOWS)}; "
-            f"known: {', '.join(OVERFLOWS)}"
+            f"unknown overflow {overflow!r}",
+            meant=nearest(overflow, OVERFLOWS),
+            hint=f"one of {', '.join(OVERFLOWS)}",
         )
     if overflow in ("inf", "nan") and not _has_code(fmt, overflow):
         raise no_code(fmt, overflow)

@@ -34,8 +34,8 @@ from altcore.recipes import (
     PRODUCT_OPERANDS,
     Cast,
     Casts,
-    Plan,
     Recipe,
+    ResolvedRecipe,
 )
 
 PATCHED = (*PRODUCT_OPERANDS, LOOKUP, "stored_weight", *ATTENTION_OPERANDS)
@@ -43,7 +43,7 @@ PATCHED = (*PRODUCT_OPERANDS, LOOKUP, "stored_weight", *ATTENTION_OPERANDS)
 
 
 def casts_by_site(
-    model: nn.Module, recipe: Recipe, plan: Plan, context: Context
+    model: nn.Module, recipe: Recipe, plan: ResolvedRecipe, context: Context
 ) -> dict[Site, Cast]:
     """Return the cast of each quantizer that a plan needs.
 
@@ -88,7 +88,7 @@ def make_quantizers(
 
 def make_stored_weights(
     model: nn.Module,
-    plan: Plan,
+    plan: ResolvedRecipe,
     before: Mapping[str, StoredWeight],
     context: Context,
 ) -> dict[str, StoredWeight]:
@@ -108,7 +108,7 @@ def make_stored_weights(
 
 def patch_layers(
     model: nn.Module,
-    plan: Plan,
+    plan: ResolvedRecipe,
     quantizers: Mapping[Site, Quantizer],
     stored: Mapping[str, StoredWeight],
     before: Mapping[str, QuantizedLayer],
@@ -145,7 +145,7 @@ def patch_layers(
     return layers
 
 
-def state_casts(model: nn.Module, plan: Plan) -> dict[str, tuple[ParameterSlot, Cast]]:
+def state_casts(model: nn.Module, plan: ResolvedRecipe) -> dict[str, tuple[ParameterSlot, Cast]]:
     """Return the casts of the optimizer's state, by the full name of its parameter."""
     return {
         full: (ParameterSlot.of(model, full), cast)

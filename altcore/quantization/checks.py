@@ -17,8 +17,8 @@ from altcore.recipes import (
     STORED,
     Cast,
     Casts,
-    Plan,
     Recipe,
+    ResolvedRecipe,
     some,
     takes_hadamard,
 )
@@ -36,35 +36,37 @@ def check_model(model: nn.Module) -> None:
     for name, module in model.named_modules():
         if isinstance(module, nn.DataParallel):
             raise BadInput(
-                "model: nn.DataParallel copies the modules for each forward pass, and a copy is "
-                "not quantized: use DistributedDataParallel"
+                "nn.DataParallel copies the modules for each forward pass, and a copy is "
+                "not quantized: use DistributedDataParallel",
+                key="model",
             )
         if "FullyShardedDataParallel" in {cls.__name__ for cls in type(module).__mro__}:
-            raise _refused_flat(f"model: {name or 'it'}")
+            raise _refused_flat(name or "it", key="model")
         if any(is_lazy(p) for p in module._parameters.values()):
             raise BadInput(
-                f"model: {name or 'it'} ({type(module).__name__}) is lazy, and has no weights yet: "
-                "run the model once, then quantize it"
+                f"{name or 'it'} ({type(module).__name__}) is lazy, and has no weights yet: "
+                "run the model once, then quantize it",
+                key="model",
             )
         if isinstance(module, torch.jit.ScriptModule) and matrices(module):
             raise BadInput(
-                f"model: {name or 'it'} is compiled by torch.jit, whose products cannot be reached:"
-                " quantize the Python model"
+                f"{name or 'it'} is compiled by torch.jit, whose products cannot be reached:"
+                " quantize the Python model",
+                key="model",
             )
 
 
-def check_effect(recipe: Recipe, plan: Plan) -> None:
+def check_effect(recipe: Recipe, plan: ResolvedRecipe) -> None:
     """Refuse a recipe that quantizes something, and nothing of this model."""
     asked = any(cast for rule in recipe.rules for cast in rule.casts.values())
     if asked and not any(any(casts.values()) for casts in plan.values()):
-        raise BadInput(
-            f"recipe {recipe.name}: the model has no layer that it quantizes "
-            f"(layers: {some(list(plan))})"
+        raise recipe.refusal(
+            f"the model has no layer that it quantizes (layers: {some(list(plan))})"
         )
 
 
 def with_ties(
-    recipe: Recipe, model: nn.Module, plan: Plan, before: Plan
+    recipe: Recipe, model: nn.Module, plan: ResolvedRecipe, before: ResolvedRecipe
 ) -> dict[str, dict[str, Cast | None]]:
     """Give the layers that share a parameter one cast for each role of the parameter itself.
 
@@ -80,8 +82,8 @@ def with_ties(
         old = {n: before[n][operand] if before else None for n in names}
         new = [made[n][operand] for n in names if made[n][operand] != old[n]]
         if any(cast != new[0] for cast in new):
-            raise BadInput(
-                f"recipe {recipe.name}: {' and '.join(names)} share the parameter {full}, "
+            raise recipe.refusal(
+                f"{' and '.join(names)} share the parameter {full}, "
                 f"and have two casts for {operand}"
             )
         for n in names if new else ():
@@ -91,14 +93,14 @@ def with_ties(
 
 def check_casts(recipe: Recipe, name: str, module: nn.Module, casts: Casts) -> None:
     """Refuse casts that the module called ``name`` cannot take."""
-    where = f"recipe {recipe.name}: {called(name)} is {type(module).__name__}: "
+    where = f"{called(name)} is {type(module).__name__}: "
     if not any(casts.values()):
         return
-    _check_stored(where, casts)
+    _check_stored(recipe, where, casts)
     _check_weights(name, module, casts)
     for operand, cast in casts.items():
         if cast and cast.hadamard and not takes_hadamard(kind_of(module), operand):
-            raise BadInput(
+            raise recipe.refusal(
                 f"{where}{operand}: a Hadamard transform needs a product that sums along one axis"
             )
     if getattr(module, "groups", 1) != 1:
@@ -106,12 +108,12 @@ def check_casts(recipe: Recipe, name: str, module: nn.Module, casts: Casts) -> N
             o for o in PRODUCT_OPERANDS if (c := casts[o]) and c.scaling.kind == "channel"
         ]
         if channelled:
-            raise BadInput(f"{where}{channelled[0]}: channel scaling needs groups=1")
+            raise recipe.refusal(f"{where}{channelled[0]}: channel scaling needs groups=1")
     for a, b in PRODUCTS:
         first, second = casts[a], casts[b]
         lengths = (first.hadamard if first else 0, second.hadamard if second else 0)
         if lengths[0] != lengths[1]:
-            raise BadInput(
+            raise recipe.refusal(
                 f"{where}{a} and {b} are multiplied and need the same Hadamard transform, "
                 f"not {lengths[0]} and {lengths[1]}"
             )
@@ -157,10 +159,11 @@ def check_unflattened(name: str, module: nn.Module) -> None:
             raise _refused_flat(called(name))
 
 
-def _refused_flat(where: str) -> BadInput:
+def _refused_flat(where: str, key: str = "") -> BadInput:
     return BadInput(
         f"{where}: FullyShardedDataParallel makes one flat parameter of many: shard the model by "
-        "torch.distributed.fsdp.fully_shard, or use DDP"
+        "torch.distributed.fsdp.fully_shard, or use DDP",
+        key=key,
     )
 
 
@@ -169,14 +172,14 @@ def _is_distributed(parameter: torch.Tensor | None) -> bool:
     return any(cls.__name__ == "DTensor" for cls in type(parameter).__mro__)
 
 
-def _check_stored(where: str, casts: Casts) -> None:
+def _check_stored(recipe: Recipe, where: str, casts: Casts) -> None:
     for operand in STORED:
         if (cast := casts[operand]) and cast.blocks is not None:
-            raise BadInput(
+            raise recipe.refusal(
                 f"{where}{operand} has one scale, and {cast.format.name} one for each block"
             )
         if cast and not cast.scaling.suits_storage:
-            raise BadInput(
+            raise recipe.refusal(
                 f"{where}{operand} has one scale of its own, without margin or quantile: "
                 f"{cast.scaling.kind} scaling cannot be had"
             )

@@ -14,7 +14,7 @@ import torch
 
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, BlockFormat, FloatFormat, Format
-from altcore.recipes import PRODUCT_OPERANDS, Plan
+from altcore.recipes import PRODUCT_OPERANDS, ResolvedRecipe
 
 COMPUTES = ("auto", "float32", "bfloat16", "exact-bfloat16", "exact-float8")
 """``bfloat16`` is autocast: unquantized operands are rounded to it. With ``exact-bfloat16`` and
@@ -22,7 +22,7 @@ COMPUTES = ("auto", "float32", "bfloat16", "exact-bfloat16", "exact-float8")
 wider one elsewhere. ``auto`` chooses between these and ``float32``."""
 
 
-def choose_compute(compute: str, plan: Plan, device: torch.device) -> str:
+def choose_compute(compute: str, plan: ResolvedRecipe, device: torch.device) -> str:
     """Return ``compute`` itself, or the choice that ``auto`` leaves to altcore.
 
     ``exact-float8`` if the device has FP8 matrix units and a product's formats have their
@@ -30,7 +30,7 @@ def choose_compute(compute: str, plan: Plan, device: torch.device) -> str:
     product's formats are exact in it; else ``float32``. Raises `BadInput` for an unknown one.
     """
     if compute not in COMPUTES:
-        raise BadInput(f"compute: {compute!r} is none of {', '.join(COMPUTES)}")
+        raise BadInput(f"{compute!r} is none of {', '.join(COMPUTES)}", key="compute")
     if compute != "auto":
         return compute
     pairs = list(_product_formats(plan))
@@ -53,7 +53,7 @@ def output_dtype(x: torch.Tensor, compute: str = "auto") -> torch.dtype:
     return x.dtype
 
 
-def _product_formats(plan: Plan) -> Iterable[tuple[AnyFormat, AnyFormat]]:
+def _product_formats(plan: ResolvedRecipe) -> Iterable[tuple[AnyFormat, AnyFormat]]:
     """The formats of both operands of each product of which both are quantized."""
     for casts in plan.values():
         by_product = {

@@ -21,8 +21,8 @@ from altcore.recipes import (
     STORED,
     Casts,
     Layer,
-    Plan,
     Recipe,
+    ResolvedRecipe,
     takes_hadamard,
 )
 
@@ -123,7 +123,7 @@ def _short(operand: str, operands: tuple[str, ...]) -> str:
 def coverage_of(
     model: nn.Module,
     recipe: Recipe,
-    plan: Plan,
+    plan: ResolvedRecipe,
     *,
     head: str | None,
     found: Mapping[str, Layer],
@@ -178,7 +178,7 @@ def coverage_of(
     )
 
 
-def missed(recipe: Recipe, plan: Plan, coverage: Coverage) -> list[str]:
+def missed(recipe: Recipe, plan: ResolvedRecipe, coverage: Coverage) -> list[str]:
     """Return a sentence for each thing that the recipe asks for and the model did not meet."""
     asked = {o.partition("@")[0] for r in recipe.rules for o, c in r.casts.items() if c}
     planned = {o.partition("@")[0] for p in plan.values() for o, c in p.items() if c}
@@ -235,7 +235,7 @@ def _met(
 
 def _why_not(
     layer: Layer,
-    plan: Plan,
+    plan: ResolvedRecipe,
     recipe: Recipe,
     quantized: QuantizedLayer | None,
     met: set[str],

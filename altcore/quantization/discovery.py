@@ -175,8 +175,10 @@ def find_heads(model: nn.Module, head: str | None = AUTO) -> list[nn.Module]:
         if head not in modules:
             names = [n for n, m in modules.items() if kind_of(m) == "linear"]
             raise BadInput(
-                f"head: the model has no module {head!r}{nearest(head, names)}: "
-                f"linear layers are {some(names)}"
+                f"the model has no module {head!r}",
+                key="head",
+                meant=nearest(head, names),
+                hint=f"linear layers are {some(names)}",
             )
         return [modules[head]]
     getter = getattr(model, "get_output_embeddings", None)

@@ -14,7 +14,7 @@ from altcore.quantization.context import Context
 from altcore.quantization.discovery import ParameterSlot, unique_matrices
 from altcore.quantization.quantizer import Quantizer
 from altcore.quantization.site import Site
-from altcore.recipes import Plan
+from altcore.recipes import ResolvedRecipe
 
 
 class ModelHook:
@@ -41,7 +41,11 @@ class GradientRounding:
     """
 
     def __init__(
-        self, model: nn.Module, plan: Plan, quantizers: Mapping[Site, Quantizer], context: Context
+        self,
+        model: nn.Module,
+        plan: ResolvedRecipe,
+        quantizers: Mapping[Site, Quantizer],
+        context: Context,
     ) -> None:
         self.context = context
         self.hooks: dict[int, tuple[Tensor, RemovableHandle]] = {}

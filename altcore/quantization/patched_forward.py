@@ -100,8 +100,8 @@ def check_unpatched(
     layer = standing.layer if isinstance(standing, PatchedForward) else None
     if layer is None or layer.context is context or layer.is_removed or not any(casts.values()):
         return
-    raise BadInput(
-        f"recipe {recipe.name}: {called(name)} is {type(module).__name__}: it is quantized "
+    raise recipe.refusal(
+        f"{called(name)} is {type(module).__name__}: it is quantized "
         "already: remove that quantization first"
     )
 

@@ -39,14 +39,14 @@ from altcore.quantization.stored import StoredWeight, store_weights
 from altcore.quantization.weight_grids import QuantizedWeights, WeightGrid, find_quantized_weights
 from altcore.recipes import (
     Cast,
-    GivenRecipe,
     Layer,
-    Plan,
     Recipe,
-    as_recipe,
+    RecipeLike,
+    ResolvedRecipe,
     formats_in,
-    plan_from_plain,
-    plan_to_plain,
+    read_recipe,
+    resolved_from_plain,
+    resolved_to_plain,
     some,
 )
 
@@ -63,7 +63,7 @@ class Quantization:
     head: str | None = AUTO
     """The output head: a module's name, None, or found as `find_heads` does."""
     context: Context = field(init=False)
-    plan: Plan = field(init=False)
+    plan: ResolvedRecipe = field(init=False)
     """The cast of each operand and role, by layer: ``plan[layer]["weight@fwd"]``; None for one
     that is not quantized. It changes with the recipe."""
     found: dict[str, Layer] = field(init=False, factory=dict)
@@ -113,7 +113,7 @@ class Quantization:
         check_effect(recipe, plan)
         self._build(recipe, with_ties(recipe, self.model, plan, before={}))
 
-    def _build(self, recipe: Recipe, plan: Plan) -> None:
+    def _build(self, recipe: Recipe, plan: ResolvedRecipe) -> None:
         model, context = self.model, self.context
         wanted = building.casts_by_site(model, recipe, plan, context)  # First, since it raises.
         for hook in self._hooks:
@@ -140,7 +140,7 @@ class Quantization:
         """The quantized layers, by name."""
         return {name: layer.module for name, layer in self.layers.items()}
 
-    def change(self, plan: Plan) -> dict[str, float]:
+    def change(self, plan: ResolvedRecipe) -> dict[str, float]:
         """Take another plan, from now on.
 
         A changed stored format re-encodes its values at a fresh scale; returns the relative
@@ -163,20 +163,20 @@ class Quantization:
             for name, casts in plan.items()
         }
         if plan != self.plan == possible:
-            raise BadInput(f"recipe {self.recipe.name}: no layer has what the change asks for")
+            raise self.recipe.refusal("no layer has what the change asks for")
         plan = with_ties(self.recipe, self.model, possible, before=self.plan)
         self._build(self.recipe, plan)
         return self._encoding_errors(before)
 
     def change_recipe(
-        self, recipe: GivenRecipe, *, format: str | AnyFormat | None = None
+        self, recipe: RecipeLike, *, format: str | AnyFormat | None = None
     ) -> dict[str, float]:
         """Take another recipe, from now on: any that `quantize_model` takes, with the same errors.
 
         The optimizer stays as it is. Returns the same as `change`; an error changes nothing.
         """
         before = dict(self.stored)
-        self._take(as_recipe(recipe, format))
+        self._take(read_recipe(recipe, format))
         return self._encoding_errors(before)
 
     def _encoding_errors(self, before: Mapping[str, StoredWeight]) -> dict[str, float]:
@@ -232,7 +232,7 @@ class Quantization:
         """
         if optimizer is not None and not isinstance(getattr(optimizer, "state", None), Mapping):
             kind = type(optimizer).__name__
-            raise BadInput(f"optimizer: what stepped is needed, with its state, not {kind}")
+            raise BadInput(f"what stepped is needed, with its state, not {kind}", key="optimizer")
         followed = self._optimizer
         if followed is None or not (optimizer is None or is_or_wraps(optimizer, followed)):
             self._store(optimizer)
@@ -331,7 +331,7 @@ class Quantization:
     def state_dict(self) -> dict[str, Any]:
         """Return plan, scale histories, stored scales and messages: tensors and plain data only."""
         return {
-            "plan": plan_to_plain(self.plan),
+            "plan": resolved_to_plain(self.plan),
             "formats": digests_of(formats_in(self.plan)),
             "step": self.context.clock.step,
             "histories": {
@@ -344,8 +344,8 @@ class Quantization:
     def load_state_dict(self, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         """Restore plan, model ``weights`` and scales, in the order in which they depend."""
         check_digests(state["formats"])
-        if plan_to_plain(self.plan) != state["plan"]:
-            self._build(self.recipe, plan_from_plain(state["plan"]))
+        if resolved_to_plain(self.plan) != state["plan"]:
+            self._build(self.recipe, resolved_from_plain(state["plan"]))
         for name, weight in self.stored.items():  # loaded weights are looked for on these grids
             weight.scale = state["stored"][name]["scale"].to(weight.scale.device).clone()
         self.model.load_state_dict(weights)
@@ -362,7 +362,7 @@ class Quantization:
 
 def quantize_model(
     model: nn.Module,
-    recipe: GivenRecipe,
+    recipe: RecipeLike,
     *,
     format: str | AnyFormat | None = None,
     compute: str = "auto",
@@ -389,16 +389,16 @@ def quantize_model(
             its cast.
     """
     if not isinstance(model, nn.Module):
-        raise BadInput(f"model: a torch.nn.Module is needed, not {model!r:.60}")
+        raise BadInput(f"a torch.nn.Module is needed, not {model!r:.60}", key="model")
     seed = as_python(seed)
     if not isinstance(seed, int):
-        raise BadInput(f"seed: a whole number is needed, not {seed!r:.60}")
+        raise BadInput(f"a whole number is needed, not {seed!r:.60}", key="seed")
     if not isinstance(head, str | None):
-        raise BadInput(f"head: the name of a module is needed, or None, not {head!r:.60}")
+        raise BadInput(f"the name of a module is needed, or None, not {head!r:.60}", key="head")
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module  # whose names and head a recipe means
     followed = None if optimizer is None else unwrap(optimizer)
-    q = Quantization(model, as_recipe(recipe, format), compute, seed, head)
+    q = Quantization(model, read_recipe(recipe, format), compute, seed, head)
     if followed is not None:
         q.follow(followed)
     return q

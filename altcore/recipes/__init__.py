@@ -1,23 +1,13 @@
-"""Which format, scaling and rounding each role of a tensor has: the model, reading, the named ones.
+"""Which cast each operand of a model's layers has: the model of a recipe, and reading one.
 
 Uses formats; needs no torch.
 """
 
-from altcore.recipes.given import GivenRecipe, as_recipe
-from altcore.recipes.reading import (
-    NAMED,
-    SUFFIXES,
-    has_own_formats,
-    make_cast,
-    named,
-    own_name,
-    parse,
-    plan_from_plain,
-    self_contained,
-    takes_format,
-    with_format,
-)
-from altcore.recipes.recipe import (
+from altcore.recipes.cast import Cast, Scaling
+from altcore.recipes.changes import change
+from altcore.recipes.layers import Layer, matching, some, takes_hadamard
+from altcore.recipes.named import NAMED, name_of, takes_format
+from altcore.recipes.operands import (
     ATTENTION_OPERANDS,
     LOOKUP,
     OPERANDS,
@@ -25,19 +15,15 @@ from altcore.recipes.recipe import (
     PRODUCTS,
     ROLES,
     STORED,
-    Cast,
-    Casts,
-    Layer,
-    Plan,
-    Recipe,
-    Scaling,
-    change,
-    formats_in,
-    matching,
     operands_of,
-    plan_to_plain,
-    some,
-    takes_hadamard,
+)
+from altcore.recipes.reading import RecipeLike, read_recipe, resolved_from_plain, self_contained
+from altcore.recipes.recipe import (
+    Casts,
+    Recipe,
+    ResolvedRecipe,
+    formats_in,
+    resolved_to_plain,
 )
 
 __all__ = [
@@ -49,29 +35,23 @@ __all__ = [
     "PRODUCT_OPERANDS",
     "ROLES",
     "STORED",
-    "SUFFIXES",
     "Cast",
     "Casts",
-    "GivenRecipe",
     "Layer",
-    "Plan",
     "Recipe",
+    "RecipeLike",
+    "ResolvedRecipe",
     "Scaling",
-    "as_recipe",
     "change",
     "formats_in",
-    "has_own_formats",
-    "make_cast",
     "matching",
-    "named",
+    "name_of",
     "operands_of",
-    "own_name",
-    "parse",
-    "plan_from_plain",
-    "plan_to_plain",
+    "read_recipe",
+    "resolved_from_plain",
+    "resolved_to_plain",
     "self_contained",
     "some",
     "takes_format",
     "takes_hadamard",
-    "with_format",
 ]

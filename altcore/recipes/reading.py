@@ -1,193 +1,211 @@
-"""Reading recipes: from plain data, from files, and the named ones that lie here as .yaml.
+"""Reading a recipe in any form in which it may be given.
 
-In a recipe's text ``FORMAT`` stands for the format that the run names (``--format``).
+A recipe is a name, a file, a mapping, a format, or a `Recipe`. In its text ``FORMAT`` stands for
+the run's format (``--format``).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cache
-from importlib.resources import files
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
 
-import yaml
+from attrs import evolve
 
-from altcore.errors import BadInput, nearest
-from altcore.formats import (
-    OVERFLOWS,
-    ROUNDINGS,
-    AnyFormat,
-    BlockFormat,
-    Format,
-    get_format,
-    is_file,
-    is_plain,
-    saved,
-)
+from altcore.errors import BadInput, Source, keyed, nearest
+from altcore.formats import AnyFormat, get_format, is_plain, saved
 from altcore.python_values import as_python
-from altcore.recipes.recipe import (
+from altcore.recipes.cast import Cast
+from altcore.recipes.cast_reading import Place, check_role, read_cast, read_format, refuse_unknown
+from altcore.recipes.layers import SELECTORS, is_selector
+from altcore.recipes.named import NAMED, name_of, takes_format, text_of
+from altcore.recipes.operands import (
     ATTENTION_OPERANDS,
     LOOKUP,
     OPERANDS,
     PRODUCT_OPERANDS,
     ROLES,
-    SCALINGS,
-    SELECTORS,
     STORED,
-    STRAIGHT_THROUGH,
-    Cast,
-    Recipe,
-    Rule,
-    Scaling,
-    can,
-    default_scaling,
-    is_selector,
     operands_of,
 )
+from altcore.recipes.recipe import Recipe, Rule
 from altcore.registry import kind_of
-from altcore.yaml_files import SUFFIXES as SUFFIXES
+from altcore.yaml_files import SourcedDict, is_yaml_file, read_mapping, source_of, updated
 
-PLACEHOLDER = "FORMAT"
-_SCALING_TYPES = {
-    "power_of_two": bool,
-    "margin": (int, float),
-    "history": int,
-    "block": int,
-    "quantile": (int, float),
-}
+RecipeLike: TypeAlias = str | Path | AnyFormat | Recipe | Mapping[str, Any]
+
 _NO_ROLES = ("name", "skip", "layers")
-CAST_KEYS = ("format", "scaling", "rounding", "overflow", "hadamard", "straight_through")
+_ROLE_KEYS = (*ROLES, *(o for o in OPERANDS if "@" in o))
 
 
-def make_cast(value: Any, where: str) -> Cast | None:
-    """Make a cast of what a recipe says for a role: a format's name, ``none``, or a mapping.
+def read_recipe(recipe: RecipeLike, format: AnyFormat | str | None = None) -> Recipe:
+    """Return the recipe that is given in one of its forms.
 
-    ``where`` names the key in messages.
+    Args:
+        recipe: the name of a recipe, the path of a file, a mapping, or a `Recipe`. Without
+            ``format`` also a format or its name, which is the recipe ``master`` in it.
+        format: stands for FORMAT; ``none`` makes a named recipe leave the operands alone that
+            FORMAT is said for.
+
+    Raises:
+        BadInput: for an unknown name, for a mistake in the recipe, and for a format that is
+            missing or does not go with the recipe.
     """
-    if value is None or value == "none":
-        return None
-    if isinstance(value, Cast):
-        return value
-    if isinstance(value, str | Format | BlockFormat) or _is_format(value):
-        fmt = _format(value, where)
-        return Cast(fmt, default_scaling(fmt))
-    if not isinstance(value, Mapping):
+    run = format
+    if format is not None and format != "none":
+        with keyed("format"):
+            run = get_format(format)
+    given: Any = _contents(recipe)
+    if isinstance(given, str) and given in NAMED:
+        return _named(given, run)
+    if isinstance(given, Mapping) and not (run is None and is_plain(given)):
+        if run not in (None, "none") and not takes_format(given):
+            raise _no_place(run)
+        return parse(given, format=None if run == "none" else run)
+    if isinstance(given, str) and run is not None:
+        raise _unknown(given)
+    if run not in (None, "none"):
+        raise _no_place(run)
+    return given if isinstance(given, Recipe) else _named("master", _as_format(given))
+
+
+def self_contained(recipe: Any) -> Any:
+    """Return a recipe with the contents of files, its own and its formats', for their names.
+
+    A name of something else is returned as it is. Raises `BadInput` for a file that cannot be
+    read or holds no format.
+    """
+    recipe = _contents(recipe)
+    if not isinstance(recipe, Mapping):
+        return recipe
+    place = Place(name_of(recipe), source=source_of(recipe))
+    made = _without_files(recipe, place)
+    if isinstance(layers := recipe.get("layers"), Mapping):
+        at = place.below(recipe, "layers")
+        inner = {p: _without_files(roles, at.below(layers, p)) for p, roles in layers.items()}
+        made = updated(made, {"layers": updated(layers, inner)})
+    return made
+
+
+def _without_files(roles: Any, place: Place) -> Any:
+    if not isinstance(roles, Mapping):
+        return roles
+    made = {}
+    for role in roles.keys() - set(_NO_ROLES):
+        value, at = roles[role], place.below(roles, role, before=": ")
+        if is_yaml_file(value):
+            made[role] = saved(read_format(value, at))
+        elif isinstance(value, Mapping) and is_yaml_file(value.get("format")):
+            fmt = read_format(value["format"], at.below(value, "format"))
+            made[role] = updated(value, {"format": saved(fmt)})
+    return updated(roles, made)
+
+
+def _contents(recipe: Any) -> Any:
+    """Read a recipe's file; it is called by the file's name unless it names itself."""
+    if not (isinstance(recipe, Path) or is_yaml_file(recipe)):
+        return recipe
+    path = str(recipe)
+    held = read_mapping(path, "recipe")
+    sources = {key: source for key in held if (source := source_of(held, key))}
+    return SourcedDict({"name": Path(path).name, **held}, Source(path), sources)
+
+
+def _named(name: str, run: AnyFormat | str | None) -> Recipe:
+    if run is None and takes_format(name):
         raise BadInput(
-            f"{where}: {value!r} is neither a format's name, nor none, nor a mapping of "
-            + ", ".join(CAST_KEYS)
+            "it needs a format", key="recipe", part=name, hint="give one, as format='E4M3'"
         )
-    _refuse_unknown(value, CAST_KEYS, where)
-    if "format" not in value:
-        raise BadInput(f"{where}: format is missing")
-    if value["format"] in (None, "none"):
-        return None
-    fmt = _format(value["format"], where)
-    overflow = _choice(value.get("overflow", "saturate"), OVERFLOWS, f"{where}.overflow")
-    if not can(fmt, overflow):
-        why = "clips" if isinstance(fmt, BlockFormat) else f"has no {overflow} code"
-        raise BadInput(f"{where}.overflow: format {fmt.name} {why}")
-    if value.get("hadamard") and value.get("straight_through") == "clipped":
+    if run not in (None, "none") and not takes_format(name):
+        fmt = get_format(run)
         raise BadInput(
-            f"{where}.straight_through: after a Hadamard transform no element of the tensor is the "
-            "one that was clipped"
+            f"recipe {name} has formats of its own",
+            key="format",
+            part=fmt.name,
+            hint=f"leave out the format {fmt.name}",
         )
-    return Cast(
-        format=fmt,
-        scaling=_scaling(value.get("scaling"), fmt, f"{where}.scaling"),
-        rounding=_choice(value.get("rounding", "nearest-even"), ROUNDINGS, f"{where}.rounding"),
-        overflow=overflow,
-        hadamard=_hadamard(value.get("hadamard", 0), f"{where}.hadamard"),
-        straight_through=_choice(
-            value.get("straight_through", "identity"), STRAIGHT_THROUGH, f"{where}.straight_through"
-        ),
+    return parse(text_of(name), name, format=run)
+
+
+def _no_place(run: AnyFormat | str) -> BadInput:
+    return BadInput(
+        "only a recipe that says FORMAT takes one", key="format", part=get_format(run).name
     )
 
 
-def _is_format(value: Any) -> bool:
-    """Whether a role's mapping is a format in plain form: a cast has ``format`` instead."""
-    if not isinstance(value, Mapping) or "format" in value:
-        return False
-    return "name" in value or is_plain(value)
+def _unknown(name: str) -> BadInput:
+    """Return the error of a name that is no recipe's."""
+    if kind_of(name) == "format":
+        return BadInput(
+            f"{name} is a format, not a recipe",
+            key="recipe",
+            hint=f"train takes it by --format {name}",
+        )
+    return BadInput(
+        f"unknown recipe {name!r}",
+        key="recipe",
+        meant=nearest(name, NAMED),
+        hint=f"one of {', '.join(NAMED)}, or a file that ends in .yaml",
+    )
 
 
-def _hadamard(value: Any, where: str) -> int:
-    if type(value) is not int or value < 0 or value & (value - 1) or value == 1:
-        raise BadInput(f"{where}: {value!r} is not 0 or a power of two from 2 up")
-    return value
-
-
-def _format(value: Any, where: str) -> AnyFormat:
-    if value == PLACEHOLDER:
-        raise BadInput(f"{where}: FORMAT stands for the run's format, and none is given")
+def _as_format(name: Any) -> AnyFormat:
+    """Return the format that is given for a recipe."""
     try:
-        return get_format(value)
+        return get_format(name)
     except BadInput as error:
-        raise BadInput(f"{where}: {error}") from error
+        if not isinstance(name, str) or not nearest(name, NAMED):
+            raise
+        unknown = _unknown(name)
+        unknown.hint += f", or a format ({error})"
+        raise unknown from error
 
 
-def _scaling(value: Any, fmt: AnyFormat, where: str) -> Scaling:
-    if value is None:
-        return default_scaling(fmt)
-    scaling = value if isinstance(value, Scaling) else _parse_scaling(value, where)
-    if isinstance(fmt, BlockFormat) and scaling != default_scaling(fmt):
-        raise BadInput(f"{where}: format {fmt.name} brings its own scaling: leave this out")
-    return scaling
-
-
-def _parse_scaling(value: Any, where: str) -> Scaling:
-    if isinstance(value, str):
-        if value == "power-of-two":
-            return Scaling("tensor", power_of_two=True)
-        return Scaling(_choice(value, (*SCALINGS, "power-of-two"), where))
-    if not isinstance(value, Mapping):
-        raise BadInput(f"{where}: {value!r} is neither {', '.join(SCALINGS)} nor a mapping")
-    _refuse_unknown(value, ("kind", *_SCALING_TYPES), where)
-    for key, kind in _SCALING_TYPES.items():
-        given = value.get(key)
-        if key not in value or (key == "quantile" and given is None):
-            continue
-        if not isinstance(given, kind) or isinstance(given, bool) != (kind is bool):  # type: ignore[arg-type] # a type or a tuple of types: isinstance takes both
-            raise BadInput(f"{where}.{key}: {given!r} has the wrong type")
-    try:
-        return Scaling(**{**value, "kind": _choice(value.get("kind", "tensor"), SCALINGS, where)})
-    except ValueError as error:
-        raise BadInput(f"{where}: {error}") from error
-
-
-def _choice(value: Any, known: Sequence[str], where: str) -> str:
-    if not isinstance(value, str) or value not in known:
-        hint = nearest(value, known)
-        raise BadInput(f"{where}: {value!r} is unknown{hint}: one of {', '.join(known)}")
-    return value
-
-
-def _refuse_unknown(given: Mapping[Any, Any], known: Sequence[str], where: str) -> None:
-    for key in given:
-        if key not in known:
-            raise BadInput(
-                f"{where}: unknown key {key!r}{nearest(str(key), known)}: one of {', '.join(known)}"
-            )
-
-
-def parse(data: Any, name: str, source: str = "") -> Recipe:
+def parse(
+    data: Any,
+    name: str = "given",
+    source: Source | None = None,
+    format: AnyFormat | str | None = None,
+) -> Recipe:
     """Make a recipe of its plain form.
 
-    ``{role or operand: format or none or {format, scaling, rounding, ...}; skip: [patterns];
-    layers: {pattern: {role: ...}}}``. Top-level roles of products mean every layer that multiplies
-    by a parameter of two or more dimensions, those of attention every attention layer,
-    stored_weight and optimizer_state every such parameter, weight@lookup (which weight leaves out)
-    every lookup. The last match wins, ``skip`` last of all. A ``name`` among the keys goes before
-    the one given here; ``source`` (`` in FILE``) is named in messages.
+    Args:
+        data: ``{role or operand: cast; skip: [patterns]; layers: {pattern: {role: cast}}}``.
+            Top-level roles of products mean every layer that multiplies by a parameter of two or
+            more dimensions, those of attention every attention layer, stored_weight and
+            optimizer_state every such parameter, weight@lookup (which weight leaves out) every
+            lookup. The last match wins, ``skip`` last of all.
+        name: the recipe's name, unless the key ``name`` gives one.
+        source: where the recipe was given, for keys that do not know.
+        format: stands for FORMAT.
     """
-    where, data = f"recipe {name}{source}", as_python(data)
+    source = source or source_of(data)
+    place, data = Place(name, source=source, run_format=format), as_python(data)
     if not isinstance(data, Mapping):
-        raise BadInput(f"{where} is not a mapping of roles to formats")
-    name = own_name(data, name)
-    where = f"recipe {name}{source}"
-    keys = (*ROLES, *(o for o in OPERANDS if "@" in o))
-    _refuse_unknown(data, (*keys, *_NO_ROLES), where)
-    roles = {k: v for k, v in data.items() if k not in _NO_ROLES}
-    casts = _casts(roles, where)
+        raise place.refusal("it is not a mapping of roles to formats")
+    place = evolve(place, recipe=_own_name(data, place))
+    refuse_unknown(data, (*_ROLE_KEYS, *_NO_ROLES), place)
+    casts = _casts(data, [k for k in data if k not in _NO_ROLES], place)
+    rules = _top_level_rules(casts, is_lookup_given=LOOKUP in data)
+    layers, at = data.get("layers") or {}, place.below(data, "layers")
+    if not isinstance(layers, Mapping):
+        raise at.refusal("a mapping of patterns to roles is needed")
+    for pattern, given in layers.items():
+        here = at.below(layers, pattern)
+        if not isinstance(given, Mapping):
+            raise here.refusal("a mapping of roles to formats is needed")
+        refuse_unknown(given, _ROLE_KEYS, here)
+        rules.append(Rule(_pattern(pattern, here), _casts(given, given, here), here.source))
+    skip, at = data.get("skip") or [], place.below(data, "skip")
+    if isinstance(skip, str) or not isinstance(skip, Sequence):
+        raise at.refusal("a list of patterns is needed")
+    for i, pattern in enumerate(skip):
+        item = evolve(at, source=source_of(skip, i) or at.source)
+        rules.append(Rule(_pattern(pattern, item), dict.fromkeys(OPERANDS), item.source))
+    return Recipe(place.recipe, tuple(r for r in rules if r.casts), source)
+
+
+def _top_level_rules(casts: Mapping[str, Cast | None], is_lookup_given: bool) -> list[Rule]:
     products = {o: c for o, c in casts.items() if o in (*PRODUCT_OPERANDS, "weight_gradient")}
     rules = [
         Rule("<linear>", products),
@@ -196,177 +214,47 @@ def parse(data: Any, name: str, source: str = "") -> Recipe:
         Rule("<attention>", {o: c for o, c in casts.items() if o in ATTENTION_OPERANDS}),
         Rule("<any>", {o: c for o, c in casts.items() if o in STORED}),
     ]
-    if LOOKUP in roles:  # by its own name only: the role weight means products here
+    if is_lookup_given:  # by its own name only: the role weight means products here
         rules.append(Rule("<any>", {LOOKUP: casts[LOOKUP]}))
-    layers = data.get("layers") or {}
-    if not isinstance(layers, Mapping):
-        raise BadInput(f"{where}: layers is a mapping of patterns to roles")
-    for pattern, given in layers.items():
-        if not isinstance(given, Mapping):
-            raise BadInput(f"{where}: layers.{pattern} is a mapping of roles to formats")
-        _refuse_unknown(given, keys, f"{where}: layers.{pattern}")
-        rules.append(Rule(_pattern(pattern, where), _casts(given, f"{where}: layers.{pattern}")))
-    skip = data.get("skip") or []
-    if isinstance(skip, str) or not isinstance(skip, Sequence):
-        raise BadInput(f"{where}: skip is a list of patterns")
-    rules += [Rule(_pattern(p, where), dict.fromkeys(OPERANDS)) for p in skip]
-    return Recipe(name, tuple(r for r in rules if r.casts), source)
+    return rules
 
 
-def own_name(data: Mapping[str, Any], otherwise: str) -> str:
-    """Return what a recipe in plain form calls itself; ``otherwise`` where it does not.
-
-    Raises `BadInput` for what cannot be a name.
-    """
-    name = data.get("name", otherwise)
+def _own_name(data: Mapping[str, Any], place: Place) -> str:
+    name = data.get("name", place.recipe)
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise BadInput(f"recipe {otherwise}: name: {name!r} is not a line of text")
+        raise place.below(data, "name").refusal(f"{name!r} is not a line of text")
     return name
 
 
-def _pattern(pattern: Any, where: str) -> str:
+def _pattern(pattern: Any, place: Place) -> str:
     if not isinstance(pattern, str):
-        raise BadInput(f"{where}: the pattern {pattern!r} is not text")
+        raise place.refusal(f"the pattern {pattern!r} is not text")
     if pattern.startswith("<") and not is_selector(pattern):
-        raise BadInput(
-            f"{where}: unknown selector {pattern!r}{nearest(pattern, SELECTORS)}: "
-            f"one of {', '.join(SELECTORS)}, <first N%>, <last N%>"
+        raise place.refusal(
+            f"unknown selector {pattern!r}",
+            meant=nearest(pattern, SELECTORS),
+            hint=f"one of {', '.join(SELECTORS)}, <first N%>, <last N%>",
         )
     return pattern
 
 
-def _casts(given: Mapping[str, Any], where: str) -> dict[str, Cast | None]:
+def _casts(given: Mapping[str, Any], roles: Iterable[str], place: Place) -> dict[str, Cast | None]:
     # A role first and its operands after it, so that the narrower one wins.
     casts: dict[str, Cast | None] = {}
-    for role in sorted(given, key=lambda r: "@" in r):
-        at = f"{where}: {role}"
-        cast = make_cast(given[role], at)
+    for role in sorted(roles, key=lambda r: "@" in r):
+        here = place.below(given, role, before=": ")
+        cast = read_cast(given[role], here)
         if cast is not None:
-            _check_role(role, cast, at)
+            check_role(role, cast, given[role], here)
         casts.update(dict.fromkeys(operands_of(role), cast))
     return casts
 
 
-def _check_role(role: str, cast: Cast, where: str) -> None:
-    """Refuse what a role cannot have."""
-    if role in STORED and not cast.scaling.suits_storage:
-        raise BadInput(
-            f"{where}: what is stored has one scale of its own: none, tensor, power-of-two or "
-            f"rms, without margin or quantile; {cast.format.name} has {cast.scaling.kind} scaling"
-        )
-    products = role.partition("@")[0] in ("weight", "activation", "gradient")
-    if cast.hadamard and not products:
-        raise BadInput(f"{where}.hadamard: only the operands of a layer's products have one")
-    if cast.straight_through == "clipped" and role.partition("@")[0] not in (
-        "weight",
-        "activation",
-    ):
-        raise BadInput(f"{where}.straight_through: only weight and activation pass a gradient")
-
-
-NAMED = tuple(
-    sorted(
-        p.name.removesuffix(".yaml")
-        for p in files("altcore.recipes").iterdir()
-        if p.name.endswith(".yaml")
-    )
-)
-
-
-@cache
-def _named_text(name: str) -> Any:
-    return yaml.safe_load((files("altcore.recipes") / f"{name}.yaml").read_text())
-
-
-def needs_format(data: Any) -> bool:
-    """Whether a recipe, in its plain form, speaks of the run's format."""
-    if isinstance(data, Mapping):
-        return any(needs_format(v) for k, v in data.items() if not _is_name(k, v))
-    return isinstance(data, str) and data == PLACEHOLDER
-
-
-def _is_name(key: Any, value: Any) -> bool:
-    """Whether this is what a recipe calls itself; a layer may have the name ``name``."""
-    return bool(key == "name") and not isinstance(value, Mapping)
-
-
-def takes_format(name: str) -> bool:
-    """Whether the named recipe is one for the run's format, rather than for its own."""
-    return needs_format(_named_text(name))
-
-
-def has_own_formats(recipe: Any) -> bool:
-    """Whether a recipe, by name or in plain form, needs no format of the run."""
-    return not (takes_format(recipe) if recipe in NAMED else needs_format(recipe))
-
-
-def with_format(data: Any, fmt: AnyFormat | str | None) -> Any:
-    """Return the recipe's plain form with the run's format in its place; None leaves the word.
-
-    Raises `BadInput` for a format that the recipe has no place for.
-    """
-    if fmt is None:
-        return data
-    if not needs_format(data):
-        raise BadInput(f"format {fmt}: only a recipe that says {PLACEHOLDER} takes one")
-    return _filled(data, fmt)
-
-
-def _filled(data: Any, fmt: AnyFormat | str) -> Any:
-    if isinstance(data, Mapping):
-        return {k: v if _is_name(k, v) else _filled(v, fmt) for k, v in data.items()}
-    return fmt if isinstance(data, str) and data == PLACEHOLDER else data
-
-
-def named(name: str, fmt: AnyFormat | None = None) -> Recipe:
-    """Return a named recipe with the run's format ``fmt``; without one it quantizes nothing.
-
-    What each does is said in its file. ``master``, ``pure`` and ``original`` take any format;
-    ``mxfp8`` and ``nvfp4`` have their own, and ``fmt`` must be None.
-    """
-    if name not in NAMED and kind_of(name) == "format":
-        raise BadInput(
-            f"recipe: {name} is a format, not a recipe: train takes it by --format {name}"
-        )
-    if name not in NAMED:
-        raise BadInput(
-            f"unknown recipe {name!r}{nearest(name, NAMED)}: one of {', '.join(NAMED)}, "
-            "or a file that ends in .yaml"
-        )
-    if fmt is not None and not takes_format(name):
-        raise BadInput(f"recipe {name} has formats of its own: leave out the format {fmt.name}")
-    return parse(_filled(_named_text(name), "none" if fmt is None else fmt), name)
-
-
-def self_contained(recipe: Any) -> Any:
-    """Return a recipe's plain form with what is in formats' files in the place of their names.
-
-    Anything but a mapping is returned as it is. Raises `BadInput` for a file that holds no format.
-    """
-    if not isinstance(recipe, Mapping):
-        return recipe
-    made = _without_files(recipe, "")
-    if isinstance(layers := recipe.get("layers"), Mapping):
-        made["layers"] = {p: _without_files(r, f"layers.{p}.") for p, r in layers.items()}
-    return made
-
-
-def _without_files(roles: Any, where: str) -> Any:
-    if not isinstance(roles, Mapping):
-        return roles
-    made = dict(roles)
-    for role, value in roles.items():
-        if is_file(value) and role not in _NO_ROLES:
-            made[role] = saved(_format(value, f"recipe: {where}{role}"))
-        elif isinstance(value, Mapping) and is_file(value.get("format")):
-            fmt = _format(value["format"], f"recipe: {where}{role}.format")
-            made[role] = {**value, "format": saved(fmt)}
-    return made
-
-
-def plan_from_plain(data: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Cast | None]]:
-    """Return the plan that `plan_to_plain` wrote."""
+def resolved_from_plain(
+    data: Mapping[str, Mapping[str, Any]],
+) -> dict[str, dict[str, Cast | None]]:
+    """Return the resolved recipe that `resolved_to_plain` wrote."""
     return {
-        name: {o: make_cast(casts.get(o), f"{name}.{o}") for o in OPERANDS}
+        name: {o: read_cast(casts.get(o), Place(path=f"{name}.{o}")) for o in OPERANDS}
         for name, casts in data.items()
     }

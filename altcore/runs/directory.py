@@ -14,10 +14,10 @@ from attrs import define, field
 
 from altcore.config import TrainConfig
 from altcore.errors import BadInput
-from altcore.recipes import SUFFIXES, has_own_formats
+from altcore.recipes import takes_format
 from altcore.runs.durable import no_space_named
 from altcore.runs.json_lines import is_torn, read_lines, to_json
-from altcore.yaml_files import dump_yaml
+from altcore.yaml_files import SUFFIXES, dump_yaml
 
 METRICS, EVENTS, TIMINGS = "metrics.jsonl", "events.jsonl", "timings.jsonl"
 
@@ -42,7 +42,7 @@ class RunDirectory:
             root.mkdir(parents=True, exist_ok=True)
             path = _fresh(root, config) if config.name is None else _named(root, config.name)
         except OSError as error:
-            raise BadInput(f"runs_dir: {root} cannot be written: {error.strerror}") from error
+            raise BadInput(f"{root} cannot be written: {error.strerror}", key="runs_dir") from error
         return cls._locked(path)
 
     @classmethod
@@ -108,7 +108,8 @@ def _named(root: Path, name: str) -> Path:
         path.mkdir()
     except FileExistsError as error:
         raise BadInput(
-            f"name: {path} exists; choose another name, or go on with it by --resume {name}"
+            f"{path} exists; choose another name, or go on with it by --resume {name}",
+            key="name",
         ) from error
     return path
 
@@ -135,7 +136,7 @@ def as_name(text: str) -> str:
 
 
 def _from_recipe(config: TrainConfig) -> str:
-    own = config.format is None and has_own_formats(config.recipe)
+    own = config.format is None and not takes_format(config.recipe)
     fmt = [] if own else [config.format.name if config.format else "none"]
     return "-".join(filter(None, [*map(as_name, fmt), recipe_label(config)])).lower()
 

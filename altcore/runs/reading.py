@@ -20,7 +20,7 @@ def find_run(name: str, runs_dir: str) -> Path:
     path = Path(runs_dir) / check_name(name, "run")
     if not (path / "config.yaml").is_file():
         known = [p.name for p in list_runs(runs_dir)]
-        raise BadInput(f"there is no run {name!r} in {runs_dir}{nearest(name, known)}")
+        raise BadInput(f"there is no run {name!r} in {runs_dir}", meant=nearest(name, known))
     return path
 
 
@@ -28,7 +28,7 @@ def list_runs(runs_dir: str) -> list[Path]:
     """Return the run directories, oldest first."""
     root = Path(runs_dir)
     if root.exists() and not root.is_dir():
-        raise BadInput(f"runs_dir: {root} is no folder")
+        raise BadInput(f"{root} is no folder", key="runs_dir")
     found = [p for p in root.iterdir() if (p / "config.yaml").is_file()] if root.is_dir() else []
     return sorted(found, key=lambda p: ((p / "config.yaml").stat().st_mtime, p.name))
 

@@ -13,7 +13,15 @@ from typing import Any
 from attrs import evolve, field, frozen
 
 from altcore.formats import float_format
-from altcore.recipes import ATTENTION_OPERANDS, LOOKUP, PRODUCTS, STORED, Cast, Plan, Scaling
+from altcore.recipes import (
+    ATTENTION_OPERANDS,
+    LOOKUP,
+    PRODUCTS,
+    STORED,
+    Cast,
+    ResolvedRecipe,
+    Scaling,
+)
 from altcore.study.statistics import subsets
 
 FACTORS: dict[str, tuple[str, ...]] = {
@@ -73,7 +81,7 @@ def with_partners(casts: Mapping[str, Cast]) -> dict[str, Cast]:
 
 
 def select(
-    plan: Plan,
+    plan: ResolvedRecipe,
     operands: Iterable[str],
     layers: Iterable[str] | None = None,
     change: Callable[[Cast], Cast] = lambda cast: cast,
@@ -95,12 +103,12 @@ def merged(
     return {name: {**first.get(name, {}), **second.get(name, {})} for name in layers}
 
 
-def factors_in(plan: Plan) -> tuple[str, ...]:
+def factors_in(plan: ResolvedRecipe) -> tuple[str, ...]:
     """Return the factors of which the plan has an operand."""
     return tuple(f for f, operands in FACTORS.items() if operands_in(plan, operands))
 
 
-def factorial(plan: Plan) -> dict[frozenset[str], Arm]:
+def factorial(plan: ResolvedRecipe) -> dict[frozenset[str], Arm]:
     """Return the arms of F, B and U, eight if the plan has all; the empty one is the twin."""
     arms = {}
     for factors in subsets(factors_in(plan)):
@@ -115,19 +123,19 @@ def twin() -> Arm:
     return Arm("twin", {})
 
 
-def frozen_control(plan: Plan) -> Arm:
+def frozen_control(plan: ResolvedRecipe) -> Arm:
     """Return a float32 arm in which the layers that the plan quantizes keep their first weights."""
     layers = tuple(name for name, casts in plan.items() if any(casts.values()))
     return Arm("frozen", {}, freeze=layers)
 
 
-def operands_in(plan: Plan, operands: Iterable[str]) -> list[str]:
+def operands_in(plan: ResolvedRecipe, operands: Iterable[str]) -> list[str]:
     """Return the operands for which any layer has a cast."""
     return [o for o in operands if any(casts.get(o) for casts in plan.values())]
 
 
 def layer_groups(
-    plan: Plan, operands: Iterable[str], ties: Iterable[Sequence[str]] = ()
+    plan: ResolvedRecipe, operands: Iterable[str], ties: Iterable[Sequence[str]] = ()
 ) -> dict[str, list[str]]:
     """Return the layers that have a cast for one of the operands, by block.
 

@@ -14,11 +14,11 @@ from typing import Any
 from attrs import field, frozen
 
 from altcore.api import layers_of
-from altcore.config import TrainConfig, check_name, defaults, located, read_recipe
-from altcore.errors import BadInput
-from altcore.formats import BlockFormat, get_format
+from altcore.config import Override, TrainConfig, check_name, defaults
+from altcore.errors import BadInput, Source, keyed, located
+from altcore.formats import BlockFormat
 from altcore.hooks import build, format_or_none
-from altcore.recipes import SUFFIXES, Recipe
+from altcore.recipes import Recipe
 from altcore.registry import entries, find
 from altcore.runs import recipe_label
 from altcore.study import report
@@ -29,7 +29,7 @@ from altcore.study.identity import plain
 from altcore.study.record import Question, agreed_steps, claim, held, read
 from altcore.study.runner import Runner, duration
 from altcore.study.setup import base_config, measure_cost, steps_within
-from altcore.yaml_files import load_yaml, read_mapping
+from altcore.yaml_files import is_yaml_file, load_yaml, read_mapping
 
 STUDIES = "studies"
 
@@ -39,7 +39,7 @@ class Options:
     """The options of a study."""
 
     file: str | None
-    overrides: Sequence[tuple[str, Any, str]]
+    overrides: Sequence[Override]
     seeds: int
     within: float
     budget: float | None
@@ -49,13 +49,17 @@ class Options:
 
     def __attrs_post_init__(self) -> None:
         if self.seeds < 2:
-            raise BadInput(f"--seeds {self.seeds}: an interval needs at least two")
+            raise _refused("seeds", self.seeds, "an interval needs at least two")
         if self.budget is not None and not 0 < self.budget < math.inf:
-            raise BadInput(f"--budget {self.budget:g}: minutes above 0 are needed")
+            raise _refused("budget", self.budget, "minutes above 0 are needed")
         if not 0 <= self.within < math.inf:
-            raise BadInput(f"--within {self.within:g}: a distance is a number from 0 up")
+            raise _refused("within", self.within, "a distance is a number from 0 up")
         if self.name is not None:
             check_name(self.name, "--name")
+
+
+def _refused(option: str, value: float, problem: str) -> BadInput:
+    return BadInput(problem, key=f"--{option}", part=f"{value:g}")
 
 
 def default_recipe(fmt: str | None) -> str:
@@ -124,13 +128,9 @@ def run_compare(
 
 def contending(config: TrainConfig, fmt: str, recipe: str) -> Recipe:
     """Return the recipe of a contender. Raises `BadInput`, which names the option that set it."""
-    with located({"format": " by --formats", "recipe": " by --recipes"}):
-        try:
-            found = get_format(fmt)
-        except BadInput as error:
-            raise BadInput(f"format: {error}") from error
-        told = read_recipe(recipe, "--recipes") if recipe.endswith(SUFFIXES) else recipe
-        return config.evolve(format=found, recipe=told).make_recipe()
+    sources = {"format": Source(flag="--formats"), "recipe": Source(flag="--recipes")}
+    with located(sources), keyed("format"):
+        return config.evolve(format=fmt, recipe=recipe).make_recipe()
 
 
 def optimizer_keys(text: str, config: TrainConfig) -> dict[str, Any]:
@@ -144,18 +144,18 @@ def optimizer_keys(text: str, config: TrainConfig) -> dict[str, Any]:
     for setting in settings:
         key, equals, value = setting.partition("=")
         if not equals or not key:
-            raise BadInput(f"--optimizers {text}: {setting!r} is not KEY=VALUE")
+            raise BadInput(f"{setting!r} is not KEY=VALUE", key="--optimizers", part=text)
         if key in given:
-            raise BadInput(f"--optimizers {text}: {key} is given twice")
-        given[key] = load_yaml(value, f"--optimizers {text}")
+            raise BadInput(f"{key} is given twice", key="--optimizers", part=text)
+        given[key] = load_yaml(value, Source(flag="--optimizers"), key)
     own = {**config.settings.get(name, {}), **given}
     others = {n: v for n, v in config.settings.items() if n not in names}
     made = {"optimizer": name, "settings": {**others, **({name: own} if own else {})}}
-    # Find a wrong name or setting before anything runs.
-    try:
+    # A wrong name or setting is found before anything runs.
+    source = Source(flag=f"--optimizers {text}")
+    sources = {"optimizer": source, **{f"{name}.{key}": source for key in own}}
+    with located(sources), keyed("optimizer"):
         build(find(name, ("optimizer",)).load(), own, name)
-    except BadInput as error:
-        raise BadInput(f"--optimizers {text}: {error}") from error
     return made
 
 
@@ -232,7 +232,7 @@ def recipe_files(options: Options, asked: Mapping[str, Any]) -> list[str]:
     if given is None:
         held = {} if options.file is None else read_mapping(options.file, "--config")
         given = [{**held, **{key: value for key, value, _ in options.overrides}}.get("recipe")]
-    return [r for r in given if isinstance(r, str) and r.endswith(SUFFIXES)]
+    return [r for r in given if is_yaml_file(r)]
 
 
 def write(folder: Path, name: str, found: Mapping[str, Any], text: str) -> None:

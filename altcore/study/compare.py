@@ -8,7 +8,7 @@ from typing import Any
 from attrs import define, evolve, field, frozen
 
 from altcore.errors import BadInput
-from altcore.recipes import OPERANDS, Plan
+from altcore.recipes import OPERANDS, ResolvedRecipe
 from altcore.study.arms import Arm, frozen_control, select
 from altcore.study.explain import SELECTION_SEED, plain
 from altcore.study.runner import FACTORS_OF_RATE, Outcome, Runner, gap
@@ -22,7 +22,7 @@ class Contender:
     format: str
     recipe: str
     optimizer: str
-    plan: Plan = field(repr=False)
+    plan: ResolvedRecipe = field(repr=False)
 
     @property
     def key(self) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from attrs import asdict, define, evolve, field
 
-from altcore.recipes import OPERANDS, Cast, Plan
+from altcore.recipes import OPERANDS, Cast, ResolvedRecipe
 from altcore.study.arms import (
     FACTORS,
     OWN,
@@ -45,7 +45,7 @@ class Explanation:
     """The stages of one explanation; `found` collects the answer."""
 
     runner: Runner
-    plan: Plan
+    plan: ResolvedRecipe
     seeds: Sequence[int]
     within: float
     """The largest gap to the twin, in the unit of the loss, that counts as training."""

@@ -12,8 +12,8 @@ from typing import Any
 from attrs import frozen
 
 from altcore.api import train
-from altcore.config import TrainConfig, load
-from altcore.errors import BadInput
+from altcore.config import Override, TrainConfig, load_config
+from altcore.errors import DEFAULT, BadInput
 from altcore.runs import read_lines
 from altcore.study.arms import Arm
 
@@ -31,12 +31,12 @@ QUIET: dict[str, Any] = {
 
 
 def base_config(
-    file: str | None, overrides: Sequence[tuple[str, Any, str]], observers: Sequence[str]
+    file: str | None, overrides: Sequence[Override], observers: Sequence[str]
 ) -> TrainConfig:
     """Return the configuration that every run of a study shares."""
     given = {key for key, _, _ in overrides}
-    quiet = [(k, v, " by default") for k, v in QUIET.items() if k not in given]
-    return load(file, [*quiet, *overrides], without=observers)
+    quiet: list[Override] = [(k, v, DEFAULT) for k, v in QUIET.items() if k not in given]
+    return load_config(file, [*quiet, *overrides], without=observers)
 
 
 @frozen

@@ -44,8 +44,10 @@ def read_data(what: str, runs_dir: str = "runs") -> Distribution | list[Tensor]:
         state, _, _ = load_newest(Path(runs_dir) / what / "checkpoints")
         return [p for p in state["model"].values() if p.dim() >= 2]
     raise BadInput(
-        f"--on {what}: neither {', '.join(NAMES)}, nor a .npy file, nor a run in "
-        f"{runs_dir}{nearest(what, NAMES)}"
+        f"neither {', '.join(NAMES)}, nor a .npy file, nor a run in {runs_dir}",
+        key="--on",
+        part=what,
+        meant=nearest(what, NAMES),
     )
 
 

@@ -168,8 +168,9 @@ VALUES = [
     case(
         "format beside formats",
         "--formats E4M3 --set format=E5M2",
-        "format by --set",
+        "format: ",
         "--formats",
+        "given by --set",
         command="compare",
     ),
     case(
@@ -183,7 +184,7 @@ VALUES = [
     case("no picture", ("compare", "E4M3", "--plot", ""), "--plot", ".svg", command="formats"),
     case("KEY without =", "--set seed", "--set seed", "KEY=VALUE is needed"),
     case("= without KEY", "--set =3", "--set =3", "KEY=VALUE is needed"),
-    case("broken value", ("--set", "seed=[1"), "--set seed", "YAML"),
+    case("broken value", ("--set", "seed=[1"), "seed: not valid YAML", "--set"),
     case("CUDA that is absent", "--device cuda:99", "cuda:99 is not here", "cpu or auto"),
     case("a CUDA index that cannot be", "--device cuda:999999999999", "cuda:N"),
     case("left out but not active", "--no-plugin ulp-stats", "'ulp-stats'", "active are progress"),
@@ -191,7 +192,7 @@ VALUES = [
 
 TWICE = [
     case("flag", "--seed 1 --seed 2", "--seed is given twice"),
-    case("flag and --set", "--seed 1 --set seed=1", "seed is given twice"),
+    case("flag and --set", "--seed 1 --set seed=1", "seed: given twice, by --seed and by --set"),
     case(
         "flag and --set of the key behind it", "--steps 3 --set max_steps=3", "max_steps", "twice"
     ),
@@ -250,12 +251,13 @@ FILES_AND_NAMES = [
     case("config a list", "--config list.yaml", "list.yaml", "a mapping"),
     case("config with code", "--config code.yaml", "code.yaml, line 1", "YAML"),
     case("config of two", "--config two-documents.yaml", "two-documents.yaml, line 2", "document"),
-    case("recipe missing", "--recipe nowhere.yaml", "--recipe nowhere.yaml", "cannot be read"),
+    case("recipe missing", "--recipe nowhere.yaml", "recipe nowhere.yaml: cannot be read",
+         "--recipe"),
     case("recipe's name", "--recipe its-name.yaml", "name: 3", "line of text", "its-name.yaml"),
     case("recipe of a file missing", "--config its-recipe.yaml", "recipe nowhere.yaml",
          "cannot be read", "its-recipe.yaml"),
-    case("recipes missing", "--formats E4M3 --recipes nowhere.yaml", "--recipes nowhere.yaml",
-         command="compare"),
+    case("recipes missing", "--formats E4M3 --recipes nowhere.yaml",
+         "recipe nowhere.yaml: cannot be read", "--recipes", command="compare"),
     case("format of a study's file", "--config its-format.yaml", "E3M4?", "its-format.yaml",
          command="explain"),
     case("data to compare on", "compare E4M3 --on words.npy", "words.npy", "no .npy file",

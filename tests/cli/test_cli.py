@@ -389,11 +389,11 @@ def test_a_collapse_is_a_result(tmp_path, corpus, capsys, monkeypatch):
 def test_an_observer_that_is_not_installed_is_left_out(tmp_path, corpus, capsys, monkeypatch):
     """One line says so, and the run goes on; left out on purpose, nothing is said."""
     from altcore import registry
-    from altcore.config import train_config as config
+    from altcore.config import loading
 
     real = registry.entries()
     kept = tuple(e for e in real if e.name != "failure-report")
-    monkeypatch.setattr(config, "entries", lambda: kept)
+    monkeypatch.setattr(loading, "entries", lambda: kept)
     monkeypatch.chdir(tmp_path)
     arguments = ["train", *TINY, "--data", corpus, "--steps", "1", "--no-plugin", "progress"]
     outcome = call(capsys, *arguments)

@@ -16,10 +16,10 @@ from helpers import events
 from helpers_cli import ROOT, call
 
 from altcore import BadInput
-from altcore.config import gather, load, make
-from altcore.config import original_keys as flat
-from altcore.config import train_config as config
-from altcore.config.original_keys import original_names
+from altcore.config import TrainConfig, expansion, load_config, merge_sources
+from altcore.config.original_keys import compound_keys, renamed_keys
+from altcore.config.presets import presets
+from altcore.errors import Source
 from altcore.hooks import describe_settings
 from altcore.registry import find
 from altcore.yaml_files import load_yaml
@@ -86,15 +86,15 @@ def path(name):
 
 
 def held(name):
-    return load_yaml(path(name).read_text(), name)
+    return load_yaml(path(name).read_text(), Source(name))
 
 
 def by_set(**keys):
-    return [(k.replace("__", "."), v, " by --set") for k, v in keys.items()]
+    return [(k.replace("__", "."), v, Source(flag="--set")) for k, v in keys.items()]
 
 
 def preset(name="format-experiment"):
-    return [("preset", name, " by --preset")]
+    return [("preset", name, Source(flag="--preset"))]
 
 
 def write(folder, **keys):
@@ -160,14 +160,14 @@ def test_a_file_says_what_is_expected(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_file_keeps_every_value(name, tmp_path):
     """Loaded, saved and loaded again: under its own key, the one it is short for, or original."""
-    found = load(path(name))
+    found = load_config(path(name))
     file = tmp_path / "saved.yaml"
     file.write_text(yaml.safe_dump(found.to_plain()))
-    again = load(file)
+    again = load_config(file)
     assert again == found
     plain = again.to_plain()
     for key, value in held(name).items():
-        long = original_names().get(key, key)
+        long = renamed_keys().get(key, key)
         owner, _, rest = long.partition(".")
         kept = [plain["original"].get(key), plain["settings"].get(owner, {}).get(rest)]
         assert value in [*kept, plain.get(long)], key
@@ -176,7 +176,7 @@ def test_a_file_keeps_every_value(name, tmp_path):
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_file_comes_to(name):
     """Recipe original in float32 on the file's format, or no format in bfloat16."""
-    found, given = load(path(name)), held(name)
+    found, given = load_config(path(name)), held(name)
     expected = (
         ("original", "float32", given["fp8_format"])
         if given["use_fp8"]
@@ -195,8 +195,8 @@ def test_what_a_file_comes_to(name):
 
 def test_the_optimizer_is_the_files():
     """Manifold-aware is the optimizer of that name, as the original code had it."""
-    assert load(path("e5m2_standard")).optimizer == "adamw"
-    found = load(path("e5m2_manifold"))
+    assert load_config(path("e5m2_standard")).optimizer == "adamw"
+    found = load_config(path("e5m2_manifold"))
     assert found.optimizer == "manifold-adamw"
     assert found.settings["manifold-adamw"] == {
         "mode": "gradient",
@@ -208,34 +208,34 @@ def test_the_optimizer_is_the_files():
 def test_flags_override_a_file():
     """Each on its own; what a flat key stands for is only what nobody says otherwise."""
     file = path("e7m0_uniform")
-    assert load(file, [("recipe", "pure", " by --recipe")]).recipe == "pure"
-    assert load(file, [("format", "E3M4", " by --format")]).format.name == "E3M4"
-    assert load(file, by_set(fp8_format="E3M4")).format.name == "E3M4"
-    assert load(file, by_set(compute="bfloat16")).compute == "bfloat16"
-    off = load(file, by_set(use_fp8=False))
+    assert load_config(file, [("recipe", "pure", Source(flag="--recipe"))]).recipe == "pure"
+    assert load_config(file, [("format", "E3M4", Source(flag="--format"))]).format.name == "E3M4"
+    assert load_config(file, by_set(fp8_format="E3M4")).format.name == "E3M4"
+    assert load_config(file, by_set(compute="bfloat16")).compute == "bfloat16"
+    off = load_config(file, by_set(use_fp8=False))
     assert (off.format, off.compute, off.original["fp8_format"]) == (None, "bfloat16", "E7M0")
-    assert load(file, by_set(n_layer=1)).settings["gpt"]["n_layer"] == 1
-    plain = load(path("e5m2_manifold"), [("optimizer", "adamw", " by --optimizer")])
+    assert load_config(file, by_set(n_layer=1)).settings["gpt"]["n_layer"] == 1
+    plain = load_config(path("e5m2_manifold"), [("optimizer", "adamw", Source(flag="--optimizer"))])
     assert plain.optimizer == "adamw"
     assert "manifold-adamw" not in plain.settings
     assert plain.original["manifold_max_stiffness"] == 1e6
-    assert "shadow" not in load(file, without=["shadow"]).plugins
+    assert "shadow" not in load_config(file, without=["shadow"]).plugins
 
 
 def test_a_files_own_name_goes_before_its_flat_keys(tmp_path):
     """And a flat key of the command line before the file."""
     file = write(tmp_path, use_fp8=True, recipe="pure", log_ulp=True, **{"ulp-stats.interval": 9})
-    found = load(file, by_set(compute="auto"))
+    found = load_config(file, by_set(compute="auto"))
     assert (found.recipe, found.compute, found.format.name) == ("pure", "auto", "E5M2")
     assert found.settings["ulp-stats"] == {"interval": 9}
-    assert load(file, by_set(diagnostic_interval=3)).settings["ulp-stats"] == {"interval": 3}
-    again = load(file, by_set(use_fp8=True))
+    assert load_config(file, by_set(diagnostic_interval=3)).settings["ulp-stats"] == {"interval": 3}
+    again = load_config(file, by_set(use_fp8=True))
     assert again.recipe == "original"
 
 
 def test_without_use_fp8_the_format_is_just_the_format():
     """As always: a flat key that is another key's name."""
-    assert load(None, by_set(fp8_format="E3M4")) == load(None, by_set(format="E3M4"))
+    assert load_config(None, by_set(fp8_format="E3M4")) == load_config(None, by_set(format="E3M4"))
 
 
 @pytest.mark.parametrize(
@@ -277,18 +277,18 @@ def test_without_use_fp8_the_format_is_just_the_format():
 )
 def test_flat_keys_activate_plugins(keys, settings, tmp_path):
     """With the settings of the original, only where the key says true, and not without."""
-    found = load(write(tmp_path, **keys))
+    found = load_config(write(tmp_path, **keys))
     assert set(found.plugins) - {"progress", "failure-report"} == set(settings)
     assert found.settings == settings
-    off = load(write(tmp_path, **{k: False if v is True else v for k, v in keys.items()}))
-    assert off.plugins == load().plugins
+    off = load_config(write(tmp_path, **{k: False if v is True else v for k, v in keys.items()}))
+    assert off.plugins == load_config().plugins
     assert off.settings == {}
     assert off.original == {k: False if v is True else v for k, v in keys.items()}
 
 
 def test_defaults_are_those_of_what_they_mean():
     """A flat key's default is the default of the settings that it sets."""
-    for key, meaning in flat.meanings().items():
+    for key, meaning in compound_keys().items():
         for setting in meaning.get("sets", ()):
             owner, _, name = setting.partition(".")
             cls = find(owner, ("intervention", "diagnostic", "optimizer")).load()
@@ -300,10 +300,10 @@ def test_defaults_are_those_of_what_they_mean():
 
 def test_a_given_default_changes_nothing(tmp_path):
     """A file that writes a default out is the file that does not, but for the record."""
-    given = {k: m["default"] for k, m in flat.meanings().items()}
+    given = {k: m["default"] for k, m in compound_keys().items()}
     base = {"use_fp8": True, "log_ulp": True}
-    with_all = load(write(tmp_path, **{**given, **base}))
-    without = load(write(tmp_path, **base))
+    with_all = load_config(write(tmp_path, **{**given, **base}))
+    without = load_config(write(tmp_path, **base))
     assert with_all.evolve(original={}, settings={}) == without.evolve(original={}, settings={})
     assert with_all.settings == {"ulp-stats": {"interval": 50}}
 
@@ -311,7 +311,10 @@ def test_a_given_default_changes_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "says"),
     [
-        ({"use_fp8": "yes"}, r"^use_fp8 in .*: 'yes' is not true or false$"),
+        (
+            {"use_fp8": "yes"},
+            r"^use_fp8: 'yes' is not true or false \(given in .*flat.yaml, line 1\)$",
+        ),
         ({"use_fp8": 1}, "is not true or false"),
         ({"partition_clip_base": "x"}, "is not a number"),
         ({"emergency_shift_nan_patience": 2.5}, "is not a whole number"),
@@ -324,49 +327,56 @@ def test_a_given_default_changes_nothing(tmp_path):
 def test_a_wrong_flat_key_is_named(keys, says, tmp_path):
     """With the file, and what would be right."""
     with pytest.raises(BadInput, match=says):
-        load(write(tmp_path, **keys))
+        load_config(write(tmp_path, **keys))
 
 
 def test_a_flat_key_twice_is_refused():
     """On the command line, as every other key."""
-    with pytest.raises(BadInput, match="use_fp8 by --set is given twice"):
-        load(None, [*by_set(use_fp8=True), *by_set(use_fp8=False)])
+    with pytest.raises(BadInput, match="use_fp8: given twice, by --set and by --set"):
+        load_config(None, [*by_set(use_fp8=True), *by_set(use_fp8=False)])
 
 
 def test_a_missing_plugin_says_what_to_install(monkeypatch):
     """The optimizer, the diagnostics and the preset's plugins are distributions of their own."""
-    kept = tuple(e for e in config.entries() if e.kind in ("workload", "format"))
-    monkeypatch.setattr(flat, "entries", lambda: kept)
+    kept = tuple(e for e in expansion.entries() if e.kind in ("workload", "format"))
+    monkeypatch.setattr(expansion, "entries", lambda: kept)
     with pytest.raises(BadInput, match=r"manifold-adamw.* pip install altcore-optimizers"):
-        load(path("e5m2_manifold"), by_set(use_shadow=False))
+        load_config(path("e5m2_manifold"), by_set(use_shadow=False))
     with pytest.raises(BadInput, match=r"shadow.* pip install altcore-diagnostics"):
-        load(path("e5m2_manifold"))
+        load_config(path("e5m2_manifold"))
     with pytest.raises(BadInput, match=r"preset.*partition-clip.* pip install altcore-interv"):
-        load(None, preset())
+        load_config(None, preset())
 
 
 def test_settings_of_the_default_workload_go_to_the_active_one():
     """A flat file serves another workload and optimizer, as far as these have the settings."""
-    found = load(None, by_set(n_layer=3, beta1=0.5, workload="other", optimizer="sgd"))
+    found = load_config(None, by_set(n_layer=3, beta1=0.5, workload="other", optimizer="sgd"))
     assert found.settings == {"other": {"n_layer": 3}, "sgd": {"beta1": 0.5}}
 
 
-def test_gather_still_says_where_a_value_came_from():
-    """For messages of what is checked only when it is built."""
-    _, given_in = gather(path("e7m0_uniform"), by_set(n_layer=1))
-    file = f" in {path('e7m0_uniform')}"
-    assert given_in["format"] == given_in["recipe"] == given_in["gpt.n_head"] == file
-    assert given_in["gpt.n_layer"] == " by --set"
+def test_sources_name_the_original_key_that_a_value_comes_from():
+    """With its line, for errors that are found only when the run is built."""
+    file, text = path("e7m0_uniform"), path("e7m0_uniform").read_text()
+    _, sources = merge_sources(file, by_set(n_layer=1))
+
+    def line(key):
+        return 1 + next(i for i, x in enumerate(text.splitlines()) if x.startswith(f"{key}:"))
+
+    use_fp8 = Source(str(file), line("use_fp8"), through="use_fp8")
+    assert sources["recipe"] == sources["compute"] == use_fp8
+    assert sources["format"] == Source(str(file), line("fp8_format"), through="fp8_format")
+    assert sources["gpt.n_head"] == Source(str(file), line("n_head"))
+    assert sources["gpt.n_layer"] == Source(flag="--set")
 
 
 def test_the_meanings_are_documented():
     """Every flat key that stands for several, and every preset, with its default and plugins."""
     text = (ROOT / "docs" / "configuration.md").read_text()
     rows = re.findall(r"^\| `(\w+)` \| `([^`]+)` \| [^|]+ \|$", text, re.MULTILINE)
-    table = {k: v for k, v in rows if k in flat.meanings()}
-    shown = {k: str(m["default"]) for k, m in flat.meanings().items()}
+    table = {k: v for k, v in rows if k in compound_keys()}
+    shown = {k: str(m["default"]) for k, m in compound_keys().items()}
     assert table == {k: v.lower() if v in ("True", "False") else v for k, v in shown.items()}
-    for name, meaning in flat.presets().items():
+    for name, meaning in presets().items():
         (row,) = re.findall(rf"^\| `{name}` \| (.*) \|$", text, re.MULTILINE)
         assert all(f"`{plugin}`" in row for plugin in meaning["plugins"])
 
@@ -378,7 +388,7 @@ def test_the_meanings_are_documented():
 def test_the_presets_plugins(shadow, tmp_path):
     """Those of the original runner, whatever the file; shadow as the file says."""
     file = write(tmp_path, use_fp8=True, use_shadow=shadow, enable_partition_clipping=False)
-    found = load(file, preset())
+    found = load_config(file, preset())
     expected = [
         "partition-clip",
         "mantissa-shift",
@@ -397,13 +407,13 @@ def test_the_presets_plugins(shadow, tmp_path):
 def test_a_preset_is_weaker_than_what_is_given(tmp_path):
     """Its settings, and its plugins by --no-plugin; those that are given come first."""
     file = write(tmp_path, plugins=["amax", "grad-stats"], **{"mantissa-shift.chain": "range"})
-    found = load(file, preset(), without=["stiffness"])
+    found = load_config(file, preset(), without=["stiffness"])
     assert found.plugins[:2] == ("amax", "grad-stats")
     assert "stiffness" not in found.plugins
     assert found.settings["mantissa-shift"]["chain"] == "range"
-    in_file = load(write(tmp_path, preset="format-experiment"))
-    assert in_file == load(None, preset())
-    assert make(found.to_plain()) == found
+    in_file = load_config(write(tmp_path, preset="format-experiment"))
+    assert in_file == load_config(None, preset())
+    assert TrainConfig.from_plain(found.to_plain()) == found
 
 
 # -------------------------------------------------------------------------------- they run
@@ -420,7 +430,7 @@ def test_each_runs(name, tmp_path, corpus, capsys):
     assert done.code == 0, done.err
     run = runs / held(name)["run_name"]
     assert run.is_dir()
-    lines = [load_yaml(x, "x") for x in (run / "metrics.jsonl").open()]
+    lines = [load_yaml(x, Source("x")) for x in (run / "metrics.jsonl").open()]
     measured = {k.partition("/")[0] for k in lines[-2] if "/" in k}
     quantized = {"stiffness", "grid-alignment", "ulp-stats", "shadow"}
     expected = {"grad-stats", "mantissa-shift"} | (quantized if held(name)["use_fp8"] else set())
@@ -442,7 +452,7 @@ def test_a_label_names_runs_and_a_second_one_gets_a_number(start):
     assert odd.parent == start.runs
     assert start(label="...", format="E3M4").run_directory.name == "e3m4-master"
     assert start(label="x", name="named").run_directory.name == "named"
-    again = load(first / "config.yaml")
+    again = load_config(first / "config.yaml")
     assert (again.label, again.name) == ("e0m7-uniform", None)
 
 

@@ -195,7 +195,7 @@ def test_the_classs_own_refusals_name_the_setting():
             if self.low > self.high:
                 raise ValueError("low is above high")
             if self.low == self.high:
-                raise BadInput("pair.low: the same as high")
+                raise BadInput("the same as high", key="low")
 
     with pytest.raises(BadInput, match=r"^pair: low is above high$"):
         build(Pair, {"low": 3}, "pair")
@@ -228,7 +228,7 @@ def test_a_setting_without_default_is_required():
     class Needy:
         path: str = setting(help="where")
 
-    with pytest.raises(BadInput, match=r"^needy.path is required$"):
+    with pytest.raises(BadInput, match=r"^needy.path: a value is required$"):
         build(Needy, {}, "needy")
     assert build(Needy, {"path": "x"}, "needy").path == "x"
     assert describe_settings(Needy) == [

@@ -7,7 +7,7 @@ from helpers_quantization import STORED, build_net, is_on_grid, net, step_of
 import altcore
 from altcore import BadInput, get_format, quantize_model
 from altcore.numerics import scale_of
-from altcore.recipes import named
+from altcore.recipes import read_recipe
 
 
 class Eight(torch.optim.SGD):
@@ -150,7 +150,7 @@ def test_optimizer_state_lives_on_the_grid_and_the_second_moment_is_never_zero(n
 def test_moments_stay_float32_without_a_role():
     """Recipe pure stores weights, not what the optimizer remembers."""
     model = net()
-    q = quantize_model(model, named("pure", get_format("E4M3")))
+    q = quantize_model(model, read_recipe("pure", get_format("E4M3")))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     step_of(model, optimizer, 1)
     plain = optimizer.state[model[0].weight]["exp_avg"].clone()

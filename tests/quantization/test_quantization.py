@@ -12,7 +12,7 @@ import altcore
 from altcore import BadInput, get_format, quantize_model
 from altcore.numerics import scale_of
 from altcore.quantization.stored import StoredWeight
-from altcore.recipes import Scaling, change, named
+from altcore.recipes import Scaling, change, read_recipe
 
 
 def learn(model, steps=4, q=None):
@@ -131,7 +131,7 @@ def test_a_change_of_scaling_is_held_to_what_a_recipe_may_say(recipe, says):
 
 
 @pytest.mark.parametrize(
-    "recipe", [{}, {"weight": "none", "activation": None}, named("pure", None)]
+    "recipe", [{}, {"weight": "none", "activation": None}, read_recipe("pure", "none")]
 )
 def test_a_recipe_of_nothing_changes_nothing(recipe):
     """Losses and weights are bit for bit those of the plain model."""
@@ -148,7 +148,7 @@ def test_off_is_the_plain_model(draw):
     """Within it the outputs are bit for bit the plain ones, and nothing is counted or moved."""
     model = Tied()
     plain = copy.deepcopy(model)
-    q = quantize_model(model, named("original", get_format("E4M3")))
+    q = quantize_model(model, read_recipe("original", get_format("E4M3")))
     ids = torch.arange(10)[None]
     q.begin_step(1)
     with q.off():
@@ -232,7 +232,7 @@ def test_a_checkpoint_of_the_plain_model_loads_into_the_quantized_one():
     assert torch.equal(plain.embed.weight, model.embed.weight)
 
 
-@pytest.mark.parametrize("recipe", ["E4M3", get_format("E3M4"), named("pure", get_format("E3M4"))])
+@pytest.mark.parametrize("recipe", ["E4M3", get_format("E3M4"), read_recipe("pure", "E3M4")])
 def test_a_loop_of_ones_own(recipe):
     """Quantize, train, store, look: the loss falls as that of the plain model does."""
     model, plain = Tied(), Tied()
@@ -312,7 +312,7 @@ def test_published_recipes_train(name):
 def test_a_change_re_encodes_only_what_changed():
     """The same cast keeps values and scale; another one is encoded anew, with its error told."""
     model = net()
-    q = quantize_model(model, named("pure", get_format("E3M4")))
+    q = quantize_model(model, read_recipe("pure", get_format("E3M4")))
     kept = dict(q.stored)
     values = {n: p.detach().clone() for n, p in model.named_parameters()}
     plan = {n: dict(casts) for n, casts in q.plan.items()}

@@ -10,7 +10,7 @@ from torch import nn
 import altcore
 from altcore import BadInput, get_format, quantize_model
 from altcore.numerics import round_blocks, round_to_grid, scale_of, transform
-from altcore.recipes import PRODUCT_OPERANDS, named
+from altcore.recipes import PRODUCT_OPERANDS, read_recipe
 
 AXES = {o: 1 if o.endswith(("fwd", "dgrad")) else 0 for o in PRODUCT_OPERANDS} | {
     "weight@dgrad": 0,
@@ -91,7 +91,7 @@ def test_delayed_scaling_is_the_largest_of_the_last_16(draw, module):
     model = nn.Sequential(nn.Embedding(6, 6), nn.Linear(6, 6))
     with torch.no_grad():
         model[1].bias.zero_()
-    quantize_model(model, named("original", fmt))
+    quantize_model(model, read_recipe("original", fmt))
     layer = model[0] if module == "embedding" else model[1]
     probe = torch.arange(6) if module == "embedding" else torch.eye(6)
     seen = []

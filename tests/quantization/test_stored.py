@@ -21,7 +21,7 @@ from torch.func import functional_call
 import altcore
 from altcore import BadInput, get_format, quantize_model
 from altcore.formats import round_scalar
-from altcore.recipes import named
+from altcore.recipes import read_recipe
 
 TOLD = r"stored weight 0\.weight was changed by something other than q\.store"
 
@@ -253,7 +253,7 @@ def test_stored_weights_live_on_the_grid(name):
     """From the start and after every step; biases do not."""
     fmt, model = get_format(name), net()
     first = {n: p.detach().clone() for n, p in model.named_parameters()}
-    q = quantize_model(model, named("pure", fmt))
+    q = quantize_model(model, read_recipe("pure", fmt))
     assert set(q.stored) == {"0.weight", "2.weight", "4.weight"}
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2)
     for n, p in model.named_parameters():
@@ -394,7 +394,7 @@ def test_changes_of_scale_are_events(start):
 def test_stall_against_a_slow_count(name, rate):
     """Element by element with the scalar reference, on the optimizer's real proposals."""
     fmt, model = get_format(name), net()
-    q = quantize_model(model, named("pure", fmt))
+    q = quantize_model(model, read_recipe("pure", fmt))
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.1)
     seen = set()
     for step in range(1, 7):
@@ -429,7 +429,7 @@ def test_stall_against_a_slow_count(name, rate):
 def test_elements_without_an_update_are_counted_apart():
     """No gradient and no decay: nothing proposed, so nothing stalled."""
     model = net()
-    q = quantize_model(model, named("pure", get_format("E4M3")))
+    q = quantize_model(model, read_recipe("pure", get_format("E4M3")))
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
     x = torch.zeros(4, 6)
     x[:, 0] = 1

@@ -9,22 +9,24 @@ from torch import nn
 
 from altcore import BadInput, float_format, get_format
 from altcore.cli.summary import lines
+from altcore.errors import Source
 from altcore.quantization import find_layers
 from altcore.quantization.discovery import find_heads
 from altcore.recipes import (
+    NAMED,
     OPERANDS,
     ROLES,
     Cast,
     Layer,
     Scaling,
     change,
-    named,
     operands_of,
-    parse,
-    plan_from_plain,
-    plan_to_plain,
+    read_recipe,
+    resolved_from_plain,
+    resolved_to_plain,
+    takes_format,
 )
-from altcore.recipes.reading import NAMED, takes_format
+from altcore.recipes.reading import parse
 from altcore_workloads.gpt import Gpt
 
 LAYERS = [
@@ -95,8 +97,8 @@ def covered(recipe, layers=LAYERS):
         ),
         ({"weight": {"format": "E4M3", "scaling": {"margin": 0}}}, r"weight\.scaling: .*margin"),
         ({"weight": {"format": "E4M3", "scaling": {"history": 0}}}, r"weight\.scaling: .*history"),
-        ({"layers": ["a"]}, "layers is a mapping"),
-        ({"layers": {"a.*": "E4M3"}}, r"layers\.a\.\* is a mapping of roles"),
+        ({"layers": ["a"]}, "layers: a mapping of patterns"),
+        ({"layers": {"a.*": "E4M3"}}, r"layers\.a\.\*: a mapping of roles"),
         (
             {"layers": {"a.*": {"activaton": "E4M3"}}},
             r"layers\.a\.\*: unknown key 'activaton' \(did you mean activation\?\)",
@@ -106,7 +108,7 @@ def covered(recipe, layers=LAYERS):
             r"unknown selector '<lineer>' \(did you mean <linear>\?\)",
         ),
         ({"layers": {3: {"weight": "E4M3"}}}, "the pattern 3 is not text"),
-        ({"skip": "head"}, "skip is a list"),
+        ({"skip": "head"}, "skip: a list of patterns"),
         ({"skip": ["<haed>"]}, r"unknown selector '<haed>' \(did you mean <head>\?\)"),
         ([], "is not a mapping"),
         ("E4M3", "is not a mapping"),
@@ -120,8 +122,8 @@ def test_errors_name_the_key_and_the_nearest(data, says):
 
 def test_messages_name_the_file():
     """So that one knows which of several is meant."""
-    with pytest.raises(BadInput, match=r"recipe mine in mine\.yaml: unknown key"):
-        parse({"x": 1}, "mine", " in mine.yaml")
+    with pytest.raises(BadInput, match=r"recipe mine: unknown key.*\(given in mine\.yaml\)"):
+        parse({"x": 1}, "mine", Source("mine.yaml"))
 
 
 @pytest.mark.parametrize(
@@ -262,19 +264,21 @@ PRODUCTS = dict.fromkeys(OPERANDS[:6], "E3M4")
 
 def test_master_covers_every_linear_but_the_head(gpt):
     """weight, activation and gradient of both operands' products, and nothing else."""
-    assert covered(named("master", get_format("E3M4")), gpt) == dict.fromkeys(BLOCKS, PRODUCTS)
+    assert covered(read_recipe("master", get_format("E3M4")), gpt) == dict.fromkeys(
+        BLOCKS, PRODUCTS
+    )
 
 
 def test_pure_also_stores_every_matrix(gpt):
     """Embeddings and the head included, whose products stay in float32."""
     stored = {"stored_weight": "E3M4"}
     expected = {name: stored | (PRODUCTS if name in BLOCKS else {}) for name in ALL}
-    assert covered(named("pure", get_format("E3M4")), gpt) == expected
+    assert covered(read_recipe("pure", get_format("E3M4")), gpt) == expected
 
 
 def test_original_covers_weights_and_their_gradients(gpt):
     """Weights of two or more dimensions with delayed scaling, weight gradients with their own."""
-    recipe = named("original", get_format("E3M4"))
+    recipe = read_recipe("original", get_format("E3M4"))
     each = dict.fromkeys(("weight@fwd", "weight@dgrad", "weight_gradient"), "E3M4")
     looked_up = dict.fromkeys(("weight@lookup", "weight_gradient"), "E3M4")
     expected = {n: looked_up if n.endswith(("wte", "wpe")) else each for n in ALL}
@@ -298,17 +302,17 @@ def test_lookups_are_quantized_by_their_own_name_alone(gpt):
 def test_without_a_format_nothing_is_quantized(gpt, name):
     """``--format none`` is the float32 run, whatever the recipe, unless it has its own formats."""
     if takes_format(name):
-        assert covered(named(name, None), gpt) == {}
+        assert covered(read_recipe(name, "none"), gpt) == {}
     else:
-        assert covered(named(name, None), gpt)
+        assert covered(read_recipe(name, "none"), gpt)
         with pytest.raises(BadInput, match=f"recipe {name} has formats of its own: .* E4M3"):
-            named(name, get_format("E4M3"))
+            read_recipe(name, get_format("E4M3"))
 
 
 def test_an_unknown_recipe_offers_the_nearest():
     """And says that a file may be given."""
     with pytest.raises(BadInput, match=r"'mastr' \(did you mean master\?\): .*\.yaml"):
-        named("mastr", None)
+        read_recipe("mastr", "none")
 
 
 class Wrapper(nn.Module):
@@ -429,14 +433,14 @@ def test_plans_round_trip_through_plain_data():
             "skip": ["a.k"],
         }
     )
-    assert plan_from_plain(json.loads(json.dumps(plan_to_plain(plan)))) == plan
+    assert resolved_from_plain(json.loads(json.dumps(resolved_to_plain(plan)))) == plan
 
 
 def test_a_plan_may_hold_formats_that_are_not_installed():
     """They are whole in the data, since their names mean nothing elsewhere."""
     plan = plan_of({"weight": float_format("MINE", 3, 2), "gradient": float_format("E4M3", 4, 3)})
-    plain = json.loads(json.dumps(plan_to_plain(plan)))
-    assert plan_from_plain(plain) == plan
+    plain = json.loads(json.dumps(resolved_to_plain(plan)))
+    assert resolved_from_plain(plain) == plan
     assert {c["format"]["name"] for x in plain.values() for c in x.values()} == {"MINE", "E4M3"}
 
 

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from altcore import BadInput
 from altcore.cli import cli
 from altcore.formats import float_format, table_format
-from altcore.recipes import OPERANDS, Layer, parse
-from altcore.recipes.reading import make_cast
+from altcore.recipes import OPERANDS, Layer, read_recipe
+from altcore.recipes.cast_reading import Place, read_cast
 from altcore.study import Options, run_explain
 from altcore.study.arms import (
     FACTORS,
@@ -38,7 +38,7 @@ LAYERS = [
 
 def plan_of(recipe):
     """A recipe's casts for the layers above."""
-    return parse(recipe, "test").resolve(LAYERS)
+    return read_recipe(recipe).resolve(LAYERS)
 
 
 EVERYTHING = {
@@ -62,7 +62,7 @@ def test_the_arms_split_the_recipe():
             assert set(casts) == {o for o in wanted if plan[layer][o]}
         assert {
             n: {o: c for o, c in x.items() if c}
-            for n, x in parse(arm.recipe(), "x").resolve(LAYERS).items()
+            for n, x in read_recipe(arm.recipe()).resolve(LAYERS).items()
         } == {n: dict(arm.casts.get(n, {})) for n in plan}
     assert len(factorial(plan_of({"weight": "E4M3"}))) == 4
     assert set(frozen_control(plan).freeze) == {"wte", "h.0.qkv", "h.1.qkv", "h.1.proj"}
@@ -77,7 +77,7 @@ def test_every_operand_is_in_a_factor():
 def test_an_operand_with_a_hadamard_transform_runs_alone(start, operand):
     """Its partner is transformed too, and rounded too finely to matter."""
     layer = "transformer.h.0.mlp.c_fc"
-    cast = make_cast({"format": "NVFP4", "hadamard": 16}, "test")
+    cast = read_cast({"format": "NVFP4", "hadamard": 16}, Place())
     run = start(recipe=Arm("alone", {layer: {operand: cast}}).recipe(), freeze=["<embedding>"])
     assert run.steps_completed == 3
     [partner] = {"gradient@wgrad", "activation@wgrad"} - {operand}

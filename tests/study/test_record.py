@@ -14,7 +14,7 @@ from altcore import BadInput, hookimpl
 from altcore.config import TrainConfig
 from altcore.errors import AltcoreError
 from altcore.formats import float_format, table_format
-from altcore.recipes.reading import make_cast
+from altcore.recipes.cast_reading import Place, read_cast
 from altcore.study import Options, identity, run_compare, run_explain
 from altcore.study.arms import Arm
 from altcore.study.compare import Comparison, Contender
@@ -183,7 +183,7 @@ def runner(start, tmp_path):
 
 def arm(fmt, **cast):
     """One operand of one layer in a format."""
-    return Arm("F", {LAYER: {"weight@fwd": make_cast({"format": fmt, **cast}, "test")}})
+    return Arm("F", {LAYER: {"weight@fwd": read_cast({"format": fmt, **cast}, Place())}})
 
 
 def test_a_format_is_known_by_its_values(runner):

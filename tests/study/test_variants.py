@@ -3,7 +3,7 @@
 import pytest
 
 from altcore import get_format, table_format
-from altcore.recipes.reading import make_cast
+from altcore.recipes.cast_reading import Place, read_cast
 from altcore.study.variants import above, below, finer, is_fixed_point, variants
 
 NAMES = (
@@ -53,22 +53,22 @@ def test_finer_has_two_more_bits():
 
 def test_which_make_sense():
     """None above where nothing can overflow; fixed point does not tell finer from lower."""
-    assert set(variants(make_cast("E4M3", "x"))) == {"below", "finer"}
-    assert set(variants(make_cast("E0M7", "x"))) == {"finer"}
-    unscaled = make_cast({"format": "E4M3", "scaling": "none"}, "x")
+    assert set(variants(read_cast("E4M3", Place()))) == {"below", "finer"}
+    assert set(variants(read_cast("E0M7", Place()))) == {"finer"}
+    unscaled = read_cast({"format": "E4M3", "scaling": "none"}, Place())
     assert set(variants(unscaled)) == {"above", "below", "finer"}
-    delayed = variants(make_cast({"format": "E4M3", "scaling": "delayed"}, "x"))
+    delayed = variants(read_cast({"format": "E4M3", "scaling": "delayed"}, Place()))
     assert delayed["above"].scaling.margin == above(get_format("E4M3")).max / 448
-    assert set(variants(make_cast("MXFP4", "x"))) == {"below", "finer"}
+    assert set(variants(read_cast("MXFP4", Place()))) == {"below", "finer"}
 
 
 def test_nothing_is_made_that_cannot_differ():
     """A format with the range of float32 misses no size; the widest ones have no code left."""
-    assert set(variants(make_cast("BF16", "x"))) == {"finer"}
-    assert set(variants(make_cast("TF32", "x"))) == set()
+    assert set(variants(read_cast("BF16", Place()))) == {"finer"}
+    assert set(variants(read_cast("TF32", Place()))) == set()
 
 
 def test_they_are_made_once():
     """Kernels are prepared for each format object: equal casts get the same one."""
-    first, second = (variants(make_cast("E4M3", "x")) for _ in range(2))
+    first, second = (variants(read_cast("E4M3", Place())) for _ in range(2))
     assert all(first[cause].format is second[cause].format for cause in ("below", "finer"))

@@ -52,17 +52,22 @@ def mx(name: str) -> BlockFormat | None:
         return bare if match[2] is None else BlockFormat(name, bare.element, rule=match[2])
     if not name.startswith(("MXFP", "MXINT")):
         return None
-    raise BadInput(f"format {name}{_what_there_is(name)}")
+    raise _unknown(name)
 
 
-def _what_there_is(name: str) -> str:
+def _unknown(name: str) -> BadInput:
     bare = next((bare for bare in _MX if name.startswith(f"{bare}-")), None)
     if bare is not None:
         rule = name.removeprefix(f"{bare}-")
-        return (
-            f": unknown scale rule {rule!r}{nearest(rule, _SUFFIXES)}: {bare} alone means OCP's, "
-            f"floor; the others are {', '.join(f'{bare}-{suffix}' for suffix in _SUFFIXES)}"
+        others = ", ".join(f"{bare}-{suffix}" for suffix in _SUFFIXES)
+        return BadInput(
+            f"format {name}: unknown scale rule {rule!r}",
+            meant=nearest(rule, _SUFFIXES),
+            hint=f"{bare} alone means OCP's, floor; the others are {others}",
         )
     half = any(bare.startswith(name) for bare in _MX)
-    hint = "" if half else nearest(name, _MX)
-    return f": there is no such MX format{hint}: they are {', '.join(_MX)}"
+    return BadInput(
+        f"format {name}: there is no such MX format",
+        meant="" if half else nearest(name, _MX),
+        hint=f"they are {', '.join(_MX)}",
+    )

@@ -24,7 +24,7 @@ from altcore_interventions.overflow import is_loss_scales
 from altcore_interventions.view_stall import ViewStall
 
 if TYPE_CHECKING:
-    from altcore.plugin import Cast, NonFinite, Plan, Run, Step
+    from altcore.plugin import Cast, NonFinite, ResolvedRecipe, Run, Step
 
 CHAINS = {
     # For all its name, only the first step of it keeps more mantissa bits; the others trade
@@ -71,7 +71,7 @@ def _resolved(chain: str | Mapping[str, Any]) -> Chain:
     """Return the chain with formats for names; a mistyped one is an error on either side."""
     if isinstance(chain, str):
         if chain not in CHAINS:
-            raise BadInput(f"mantissa-shift.chain: {chain!r} is none of {', '.join(CHAINS)}")
+            raise BadInput(f"{chain!r} is none of {', '.join(CHAINS)}", key="mantissa-shift.chain")
         chain = CHAINS[chain]
     try:
         return {
@@ -79,7 +79,8 @@ def _resolved(chain: str | Mapping[str, Any]) -> Chain:
             for name, to in chain.items()
         }
     except BadInput as error:
-        raise BadInput(f"mantissa-shift.chain: {error}") from error
+        error.fill(key="mantissa-shift.chain")
+        raise
 
 
 @attrs.frozen
@@ -92,7 +93,7 @@ class Shift:
     roles: tuple[str, ...]
     """Operands, or none if the layers hold no other format: then every one they have."""
 
-    def is_done(self, plan: Plan) -> bool:
+    def is_done(self, plan: ResolvedRecipe) -> bool:
         """Whether the layers no longer hold the format."""
         return not any(
             cast is not None and cast.format.name == self.format
@@ -365,7 +366,7 @@ def _shift_of(plain: Any) -> Shift:
     return Shift(name, tuple(layers), tuple(roles))
 
 
-def shifts(plan: Plan, *, whole: bool = True) -> list[Shift]:
+def shifts(plan: ResolvedRecipe, *, whole: bool = True) -> list[Shift]:
     """Return what a plan holds, by format, such that each part can change on its own.
 
     ``whole``: the plan is that of the whole model, so that one format alone can be named ``*``.

@@ -94,7 +94,9 @@ class PartitionClip:
     def __attrs_post_init__(self) -> None:
         for name in self.shares:
             if name.partition("@")[0] not in ROLES:
-                raise BadInput(f"partition-clip.shares: {name!r} is no role of {', '.join(ROLES)}")
+                raise BadInput(
+                    f"{name!r} is no role of {', '.join(ROLES)}", key="partition-clip.shares"
+                )
         if self.mode == "scaled":
             self.interval = self.check_interval
 

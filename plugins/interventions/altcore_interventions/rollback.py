@@ -65,7 +65,7 @@ class RollbackOnFailure:
 
     def __attrs_post_init__(self) -> None:
         if self.format is not None and self.learning_rate_factor != 1:
-            raise BadInput("rollback: give a format or a learning_rate_factor, not both")
+            raise BadInput("give a format or a learning_rate_factor, not both", key="rollback")
 
     @hookimpl
     def run_start(self, run: Run) -> None:

@@ -11,7 +11,7 @@ from attrs import field
 from attrs.validators import ge, gt
 from torch import Tensor
 
-from altcore.plugin import hookimpl, setting
+from altcore.plugin import BadInput, hookimpl, setting
 
 if TYPE_CHECKING:
     from altcore.plugin import Run, Step
@@ -58,7 +58,8 @@ class SpikeGuard:
 
     def __attrs_post_init__(self) -> None:
         if self.least > self.window:
-            raise ValueError(f"'least' {self.least} is more than window {self.window}")
+            problem = f"{self.least} is more than window {self.window}"
+            raise BadInput(problem, key="least")
 
     @hookimpl
     def pre_backward(self, step: Step) -> None:

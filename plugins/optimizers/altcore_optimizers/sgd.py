@@ -36,7 +36,9 @@ class Sgd:
 
     def __attrs_post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:
-            raise BadInput("sgd.nesterov: there is no momentum to look ahead by (momentum is 0)")
+            raise BadInput(
+                "there is no momentum to look ahead by (momentum is 0)", key="sgd.nesterov"
+            )
 
     def build(
         self,

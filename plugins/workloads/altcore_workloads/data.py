@@ -98,7 +98,7 @@ def load(data: str | os.PathLike[str] | None) -> Corpus:
     if data is None:
         return _standard_library()
     if not os.fspath(data):
-        raise BadInput(f"{KEY}: empty; give a path, or null for Python's standard library")
+        raise BadInput("empty; give a path, or null for Python's standard library", key=KEY)
     if is_source(os.fspath(data)):
         return text_corpus(*read(os.fspath(data)), {"train": 1, "val": 1})
     path = Path(data)
@@ -106,11 +106,11 @@ def load(data: str | os.PathLike[str] | None) -> Corpus:
         path = path.expanduser()
         mode = path.stat().st_mode
     except (FileNotFoundError, NotADirectoryError):
-        raise BadInput(f"{KEY}: {path} does not exist") from None
+        raise BadInput(f"{path} does not exist", key=KEY) from None
     except OSError as error:
         _refuse(error, path)
     except (ValueError, RuntimeError) as error:  # a null byte; the home of an unknown user
-        raise BadInput(f"{KEY}: {str(path)!r} cannot be a path: {error}") from None
+        raise BadInput(f"{str(path)!r} cannot be a path: {error}", key=KEY) from None
     try:
         if stat.S_ISDIR(mode):
             return _folder(path)
@@ -118,7 +118,7 @@ def load(data: str | os.PathLike[str] | None) -> Corpus:
             return _text_file(path)
     except OSError as error:
         _refuse(error, path)
-    raise BadInput(f"{KEY}: {path} is neither a regular file nor a folder")
+    raise BadInput(f"{path} is neither a regular file nor a folder", key=KEY)
 
 
 def check_length(corpus: Corpus, block_size: int) -> None:
@@ -127,16 +127,18 @@ def check_length(corpus: Corpus, block_size: int) -> None:
         have = corpus.split(name).numel()
         if have <= block_size:
             raise BadInput(
-                f"{KEY}: the {name} split of {corpus.source} has {have} tokens, and "
+                f"the {name} split of {corpus.source} has {have} tokens, and "
                 f"gpt.block_size {block_size} needs at least {block_size + 1}: "
-                "give more data or a smaller block_size"
+                "give more data or a smaller block_size",
+                key=KEY,
             )
 
 
 def _refuse(error: OSError, path: Path) -> NoReturn:
     """Turn what the system says about ``path``, or about a file in it, into BadInput."""
     raise BadInput(
-        f"{KEY}: cannot read {error.filename or path}: {error.strerror or error}"
+        f"cannot read {error.filename or path}: {error.strerror or error}",
+        key=KEY,
     ) from error
 
 
@@ -152,7 +154,7 @@ def _standard_library() -> Corpus:
                 continue  # nothing the user could mend; the digest tells
     texts = {name: text for name, text in texts.items() if text}
     if len(texts) < 2:
-        raise BadInput(f"{KEY}: this Python has no library source in {root}; give a path to text")
+        raise BadInput(f"this Python has no library source in {root}; give a path to text", key=KEY)
     description = f"source of Python {platform.python_version()}'s standard library, as bytes"
     return _split_by_file(texts, "Python's standard library", description)
 
@@ -167,7 +169,9 @@ def _folder(path: Path) -> Corpus:
         return _bin_folder(path)
     if present:
         missing = "val" if present == ["train"] else "train"
-        raise BadInput(f"{KEY}: {path} has {present[0]}.bin but no {missing}.bin; both are needed")
+        raise BadInput(
+            f"{path} has {present[0]}.bin but no {missing}.bin; both are needed", key=KEY
+        )
     texts: dict[str, bytes] = {}
     # A file that is there and cannot be read is an error: leaving it out would change the data.
     for file in _walk(path, keep_folder=lambda name: True, on_error=_raise):
@@ -175,8 +179,9 @@ def _folder(path: Path) -> Corpus:
             texts[file.relative_to(path).as_posix()] = text
     if not texts:
         raise BadInput(
-            f"{KEY}: {path} holds no text: UTF-8 files that are not hidden, "
-            "or train.bin and val.bin, are needed"
+            f"{path} holds no text: UTF-8 files that are not hidden, "
+            "or train.bin and val.bin, are needed",
+            key=KEY,
         )
     count = f"{len(texts)} text files" if len(texts) > 1 else "1 text file"
     description = f"{count} in folder {path.resolve().name}, as bytes"
@@ -189,9 +194,9 @@ def _text_file(path: Path) -> Corpus:
     text = _read_text(path)
     if text is None:
         hint = ": for token ids, give the folder with train.bin and val.bin"
-        raise BadInput(f"{KEY}: {path} is not UTF-8 text{hint if path.suffix == '.bin' else ''}")
+        raise BadInput(f"{path} is not UTF-8 text{hint if path.suffix == '.bin' else ''}", key=KEY)
     if not text:
-        raise BadInput(f"{KEY}: {path} is empty")
+        raise BadInput(f"{path} is empty", key=KEY)
     return _split_within(text, str(path), f"text file {path.name}, as bytes")
 
 
@@ -299,12 +304,14 @@ def _bin_folder(path: Path) -> Corpus:
         file = path / f"{name}.bin"
         status = file.stat()
         if not stat.S_ISREG(status.st_mode):
-            raise BadInput(f"{KEY}: {file} is not a regular file")
+            raise BadInput(f"{file} is not a regular file", key=KEY)
         size = status.st_size
         if size == 0:
-            raise BadInput(f"{KEY}: {file} is empty")
+            raise BadInput(f"{file} is empty", key=KEY)
         if size % 2:
-            raise BadInput(f"{KEY}: {file} has {size} bytes, an odd number; uint16 ids are needed")
+            raise BadInput(
+                f"{file} has {size} bytes, an odd number; uint16 ids are needed", key=KEY
+            )
         digest.update(f"{name} {size}\n".encode())
         counts[name] = _survey(file, size, digest.update)
         complete &= size <= BLOCK * SURVEY_BLOCKS

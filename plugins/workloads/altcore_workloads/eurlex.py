@@ -33,15 +33,17 @@ def read(data: str) -> tuple[dict[str, bytearray], str, str]:
     """
     path = data.removeprefix(NAME).removeprefix(":")
     if data != NAME and not Path(path).expanduser().is_file():
-        raise BadInput(f"gpt.data: {data}: {path or 'an empty path'} is not a file")
+        raise BadInput(f"{data}: {path or 'an empty path'} is not a file", key="gpt.data")
     found = _load(data, path)
     for split, rows in found.items():
         if FIELD not in rows.column_names:
             have = ", ".join(rows.column_names) or "none"
-            raise BadInput(f"gpt.data: {data}: no field {FIELD!r} in its split {split}, but {have}")
+            raise BadInput(
+                f"{data}: no field {FIELD!r} in its split {split}, but {have}", key="gpt.data"
+            )
     train, val = _splits(found)
     if not train or not val:
-        raise BadInput(f"gpt.data: {data}: two documents with text are needed")
+        raise BadInput(f"{data}: two documents with text are needed", key="gpt.data")
     halves = {"train": bytearray(), "val": bytearray()}
     for split, texts in (("train", train), ("val", val)):
         halves[split] += "\n\n".join(texts).encode("utf-8", "replace")
@@ -55,7 +57,8 @@ def _load(data: str, path: str) -> Mapping[str, Any]:
         import datasets
     except ImportError as error:
         raise BadInput(
-            f"gpt.data: {data} needs the datasets library: pip install 'altcore-workloads[eurlex]'"
+            f"{data} needs the datasets library: pip install 'altcore-workloads[eurlex]'",
+            key="gpt.data",
         ) from error
     try:
         if path:
@@ -66,7 +69,7 @@ def _load(data: str, path: str) -> Mapping[str, Any]:
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         hint = "" if path else "; without a network, give eurlex:FILE.jsonl"
-        raise BadInput(f"gpt.data: {data} cannot be loaded: {reason}{hint}") from error
+        raise BadInput(f"{data} cannot be loaded: {reason}{hint}", key="gpt.data") from error
 
 
 def _splits(found: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -37,18 +37,18 @@ SIZES = {
 
 def _known_size(_: Gpt, __: attrs.Attribute[str], value: str) -> None:
     if value not in SIZES:
-        raise BadInput(f"gpt.size: {value!r} is none of {', '.join(SIZES)}")
+        raise BadInput(f"{value!r} is none of {', '.join(SIZES)}", key="gpt.size")
 
 
 def _positive(_: Gpt, field: attrs.Attribute[Any], value: int | None) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if value is not None and not (whole and value > 0):
-        raise BadInput(f"gpt.{field.name}: {value!r} is not a positive whole number")
+        raise BadInput(f"{value!r} is not a positive whole number", key=f"gpt.{field.name}")
 
 
 def _share(_: Gpt, field: attrs.Attribute[Any], value: float) -> None:
     if not 0 <= value < 1:
-        raise BadInput(f"gpt.{field.name}: {value!r} is not in [0, 1)")
+        raise BadInput(f"{value!r} is not in [0, 1)", key=f"gpt.{field.name}")
 
 
 def _from_size(help: str) -> Any:
@@ -94,7 +94,9 @@ class Gpt:
             SIZES[self.size], **{name: value for name, value in given.items() if value is not None}
         )
         if shape.n_embd % shape.n_head:
-            raise BadInput(f"gpt.n_head: {shape.n_head} does not divide n_embd {shape.n_embd}")
+            raise BadInput(
+                f"{shape.n_head} does not divide n_embd {shape.n_embd}", key="gpt.n_head"
+            )
         return shape
 
     def build(self, seed: int, device: torch.device) -> BuiltGpt:
@@ -213,8 +215,9 @@ def _vocabulary(corpus: Corpus, given: int | None) -> tuple[int, str | None]:
 def _check_ids(corpus: Corpus, largest: int, vocab_size: int) -> None:
     if largest >= vocab_size:
         raise BadInput(
-            f"gpt.vocab_size: {vocab_size} is too small for {corpus.source}, which has token id "
-            f"{largest}: at least {largest + 1} is needed"
+            f"{vocab_size} is too small for {corpus.source}, which has token id "
+            f"{largest}: at least {largest + 1} is needed",
+            key="gpt.vocab_size",
         )
 
 

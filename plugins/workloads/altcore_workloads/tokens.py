@@ -26,7 +26,7 @@ BREAK = re.compile(r"\n(?=\S)")
 def encode(corpus: Corpus, tokenizer: str) -> Corpus:
     """Return a corpus of bytes as the ids of a tokenizer file; BadInput if it cannot be."""
     if not corpus.is_bytes:
-        raise BadInput(f"{KEY}: {corpus.source} holds token ids already: leave the tokenizer out")
+        raise BadInput(f"{corpus.source} holds token ids already: leave the tokenizer out", key=KEY)
     made = _load(tokenizer)
     size = made.get_vocab_size(with_added_tokens=True)
     tokens = {name: _encoded(made, corpus.split(name), size) for name in SPLITS}
@@ -51,19 +51,20 @@ def _load(path: str) -> Any:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise BadInput(
-            f"{KEY}: the tokenizers library is needed: pip install 'altcore-workloads[bpe]'"
+            "the tokenizers library is needed: pip install 'altcore-workloads[bpe]'",
+            key=KEY,
         ) from error
     try:
         text = Path(path).expanduser().read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
-        raise BadInput(f"{KEY}: {path} cannot be read: {reason}") from error
+        raise BadInput(f"{path} cannot be read: {reason}", key=KEY) from error
     try:
         return Tokenizer.from_str(text)
     # The library raises plain exceptions.
     except Exception as error:
         reason = str(error).splitlines()[0]
-        raise BadInput(f"{KEY}: {path} is not a tokenizer.json: {reason}") from error
+        raise BadInput(f"{path} is not a tokenizer.json: {reason}", key=KEY) from error
 
 
 def _encoded(tokenizer: Any, tokens: Tensor, size: int) -> Tensor:

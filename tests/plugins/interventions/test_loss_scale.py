@@ -11,7 +11,7 @@ from planted import check_resumes_alike, last_loss, plant, unscaled
 import altcore
 from altcore.engine import Step
 from altcore.hooks import NonFinite, build
-from altcore.recipes import Layer, parse
+from altcore.recipes import Layer, read_recipe
 from altcore_interventions.loss_scale import LossScale
 from altcore_interventions.overflow import is_lost_gradient
 
@@ -90,7 +90,7 @@ def test_an_overflow_is_a_gradient_lost_under_a_finite_loss(where, expected):
 def told(recipe):
     """What the run is told at its start."""
     messages = []
-    plan = parse(recipe, "test").resolve([Layer("a", "linear"), Layer("b", "linear")])
+    plan = read_recipe(recipe).resolve([Layer("a", "linear"), Layer("b", "linear")])
     made().run_start(
         SimpleNamespace(
             quantization=SimpleNamespace(plan=plan),

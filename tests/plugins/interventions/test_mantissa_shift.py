@@ -10,7 +10,7 @@ from planted import check_resumes_alike, last_loss, plant, unscaled
 import altcore
 from altcore.engine import Step
 from altcore.hooks import KEEP, NonFinite, Stop, build, describe_settings
-from altcore.recipes import Layer, change, named, parse
+from altcore.recipes import Layer, change, read_recipe
 from altcore_interventions.mantissa_shift import CHAINS, MantissaShift
 
 LAYERS = [Layer("a", "linear"), Layer("b", "linear"), Layer("head", "linear", is_head=True)]
@@ -28,9 +28,9 @@ class Bench:
     def __init__(self, recipe, **settings):
         self.plugin = build(MantissaShift, settings, "mantissa-shift")
         if isinstance(recipe, str):
-            made = named("pure", altcore.get_format(recipe))
+            made = read_recipe("pure", altcore.get_format(recipe))
         else:
-            made = parse(recipe, "test")
+            made = read_recipe(recipe)
         self.warnings = []
         self.rows = []
         self.run = SimpleNamespace(

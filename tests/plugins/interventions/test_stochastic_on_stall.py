@@ -8,7 +8,7 @@ from planted import last_loss
 
 import altcore
 from altcore.hooks import build
-from altcore.recipes import Layer, change, named
+from altcore.recipes import Layer, change, read_recipe
 from altcore_interventions.stochastic_on_stall import StochasticOnStall
 
 LAYERS = [Layer("a", "linear"), Layer("head", "linear", is_head=True)]
@@ -21,7 +21,7 @@ class Bench:
     def __init__(self, recipe="pure", **settings):
         self.plugin = build(StochasticOnStall, settings, "stochastic-on-stall")
         self.messages = []
-        plan = named(recipe, altcore.get_format("E3M4")).resolve(LAYERS)
+        plan = read_recipe(recipe, altcore.get_format("E3M4")).resolve(LAYERS)
         self.run = SimpleNamespace(
             quantization=SimpleNamespace(plan=plan),
             emit=lambda event, message: self.messages.append(message),

@@ -1,0 +1,130 @@
+"""Loading: defaults, a file and the command line become one checked `TrainConfig`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from attrs import fields_dict
+
+from altcore.config.assignments import Assignment
+from altcore.config.expansion import expand
+from altcore.config.merging import Merged, merge
+from altcore.config.original_keys import compound_keys, renamed_keys
+from altcore.config.train_config import TrainConfig, defaults, owners
+from altcore.errors import BadInput, Source, located, nearest
+from altcore.python_values import as_python
+from altcore.registry import HOOK_KINDS, entries
+from altcore.yaml_files import read_mapping, source_of
+
+Override: TypeAlias = tuple[str, Any, Source | None]
+"""A key, dotted if it is a setting; its value; and where it was given, None from Python."""
+
+
+def load_config(
+    file: str | Path | None = None,
+    overrides: Sequence[Override] = (),
+    plugins: Sequence[str] = (),
+    without: Iterable[str] = (),
+) -> TrainConfig:
+    """Return the checked configuration: defaults, then ``file``, then ``overrides``.
+
+    Args:
+        file: a YAML file of keys.
+        overrides: keys that win over the file's.
+        plugins: plugins to append to those of the file.
+        without: plugins and observers to leave out.
+
+    Raises:
+        BadInput: with the key, where it was given, and what would be right.
+    """
+    return TrainConfig.from_plain(*merge_sources(file, overrides, plugins, without))
+
+
+def merge_sources(
+    file: str | Path | None = None,
+    overrides: Sequence[Override] = (),
+    plugins: Sequence[str] = (),
+    without: Iterable[str] = (),
+) -> tuple[dict[str, Any], dict[str, Source | None]]:
+    """Return the keys that `load_config` is given, unchecked, and where each was given."""
+    given: list[Assignment] = []
+    if file is not None:
+        held = read_mapping(file, "--config")
+        given += [Assignment(str(k), v, source_of(held, k), 0) for k, v in held.items()]
+    given += [Assignment(str(k), as_python(v), source) for k, v, source in overrides]
+    expansion = expand(given)
+    first = {k: str(defaults()[k]) for k in ("workload", "optimizer")}
+    merged = merge(expansion, first, fields_dict(TrainConfig).keys())
+    keys, sources = merged.keys, merged.sources
+    if expansion.original:
+        keys["original"] = {**keys.get("original", {}), **expansion.original}
+    if plugins:
+        sources.setdefault("plugins", Source(flag="--plugin"))
+    if without:
+        sources["no_plugins"] = Source(flag="--no-plugin")
+    with located(sources):
+        left_out = [*_names("no_plugins", keys.get("no_plugins", ())), *without]
+        listed = _names("plugins", keys.get("plugins", ()))
+        added = [p for p in expansion.plugins if p not in {*listed, *plugins}]
+        keys["plugins"] = _with_observers([*listed, *added, *plugins], left_out)
+    _drop_implied(merged)
+    keys |= {"no_plugins": left_out, "settings": merged.settings}
+    _refuse_unknown(merged)
+    return keys, sources
+
+
+def _drop_implied(merged: Merged) -> None:
+    """Drop implied settings of what is not active; the record has their original keys."""
+    keys = merged.keys
+    active = {str(keys["workload"]), str(keys["optimizer"]), *keys["plugins"]}
+    for owner, setting in (path.split(".", 1) for path in merged.implied):
+        if owner not in active:
+            del merged.settings[owner][setting], merged.sources[f"{owner}.{setting}"]
+            if not merged.settings[owner]:
+                del merged.settings[owner]
+
+
+def _refuse_unknown(merged: Merged) -> None:
+    known = fields_dict(TrainConfig)
+    for key in (k for k in merged.keys if k not in known):
+        source = merged.sources[key]
+        if key in owners():
+            raise BadInput("a mapping of settings is needed", key=key, source=source)
+        raise BadInput(
+            f"unknown key {key!r}",
+            meant=nearest(key, [*known, *renamed_keys(), *compound_keys(), *owners()]),
+            source=source,
+        )
+
+
+def _names(key: str, given: Any) -> list[str]:
+    """Return the value of a key that lists names."""
+    if not isinstance(given, list | tuple) or not all(isinstance(g, str) for g in given):
+        raise BadInput(f"a list of names is needed, not {given!r}", key=key)
+    return list(given)
+
+
+def _with_observers(wanted: list[str], without: list[str]) -> list[str]:
+    installed = {e.name for e in entries() if e.kind in HOOK_KINDS}
+    observers = [o for o in defaults()["observers"] if o in installed]
+    for name in without:
+        if name not in {*wanted, *defaults()["observers"]}:
+            active = [*wanted, *observers]
+            raise BadInput(
+                f"{name!r} is not active",
+                key="no_plugins",
+                meant=nearest(name, active),
+                hint=f"active are {', '.join(active) or 'none'}",
+            )
+        if without.count(name) > 1:
+            raise BadInput(f"{name!r} is given twice", key="no_plugins")
+    wanted += [o for o in observers if o not in wanted]
+    return [w for w in wanted if w not in without]
+
+
+def missing_observers() -> list[str]:
+    """Return the default observers that are not installed: each is left out with one line."""
+    installed = {e.name for e in entries()}
+    return [o for o in defaults()["observers"] if o not in installed]
