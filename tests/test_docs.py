@@ -464,8 +464,11 @@ YAML = [b for b in blocks("yaml") if b[0] != "tutorial"]  # test_tutorial gives 
 
 @pytest.mark.parametrize(("name", "_", "text"), YAML, ids=lambda x: x[:20].strip())
 def test_yaml_that_is_shown_is_valid(name, _, text, tmp_path):
-    """A configuration loads; a recipe parses."""
-    if name == "recipes":
+    """A configuration loads; a recipe parses; a format is one."""
+    if name == "formats":
+        for plain in yaml.safe_load_all(text):
+            assert get_format(plain).name == plain["name"]
+    elif name == "recipes":
         assert read_recipe(load_yaml(text, Source(name))).rules
     else:
         (tmp_path / "shown.yaml").write_text(text)
