@@ -2,8 +2,8 @@
 
     python experiments/paired.py RUNS/E7M0-pure-adamw OTHER_RUNS/E7M0-pure-grid
 
-Each argument is the beginning of the names of one contender's runs. What is printed is the second's
-loss less the first's, over the last tenth of the steps: mean and 95 % interval by Student's t.
+Each argument is the beginning of the names of one contender's runs. The script prints the second's
+loss minus the first's, over the last tenth of the steps: mean and 95 % interval by Student's t.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from altcore.runs import METRICS, read_lines
 from altcore.study.runner import tail_length
 from altcore.study.statistics import estimate
 
-SELECTION = 1000  # seeds from here on chose a learning rate, or confirmed a change
+SELECTION = 1000  # seeds from here on choose a learning rate or confirm a change
 
 
 def losses(prefix: str) -> dict[int, list[float]]:

@@ -1,6 +1,7 @@
-"""Run the original format experiments one after another; started again, it goes on.
+"""Run the original format experiments one after another.
 
-What is finished is skipped, what was cut short goes on from its newest checkpoint.
+Started again, the script skips finished runs and resumes an interrupted one from its newest
+checkpoint.
 """
 
 from __future__ import annotations
@@ -32,40 +33,40 @@ ORDER = (
     "e5m2_standard",
     "e5m2_manifold",
 )
-"""Baselines first: what is compared with them can be read as soon as it is there."""
+"""Baselines come first, so that later runs can be compared with them at once."""
 PRESET = "format-experiment"
 ENDED = ("finished", "stopped", "collapsed")
 
 
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Return what was asked."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--device", help="auto, cpu, cuda or cuda:N")
-    parser.add_argument("--data", help="what all of them train on, as altcore train --data")
-    parser.add_argument("--steps", type=int, help="steps of each, for a trial, under other names")
-    parser.add_argument("--runs-dir", default="runs", help="folder of the runs (runs)")
-    parser.add_argument("--only", nargs="+", choices=ORDER, help="some of them")
+    parser.add_argument("--data", help="the data of all runs, as for altcore train --data")
+    parser.add_argument("--steps", type=int, help="steps of each, for a trial under other names")
+    parser.add_argument("--runs-dir", default="runs", help="folder of the runs (default: runs)")
+    parser.add_argument("--only", nargs="+", choices=ORDER, help="run only these")
     parser.add_argument(
-        "--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="any key"
+        "--set", dest="sets", action="append", default=[], metavar="KEY=VALUE", help="set any key"
     )
     return parser.parse_args(arguments)
 
 
 def name_of(config: str, steps: int | None) -> str:
-    """Return the name of a configuration's run; a trial does not take the place of the run."""
+    """Return the name of a configuration's run. A trial has another name than the full run."""
     label = load_config(CONFIGS / f"{config}.yaml").label
     return f"{label}-{steps}-steps" if steps else str(label)
 
 
 def command(config: str, name: str, asked: argparse.Namespace) -> list[str] | None:
-    """Return the arguments for altcore that begin a run or go on with it; None if it is done."""
+    """Return the arguments for altcore that start or resume a run, or None if it is done."""
     path = Path(asked.runs_dir) / name
     own = ["--set", f"runs_dir={asked.runs_dir}"]
     own += ["--device", asked.device] if asked.device else []
     if is_begun(path):
         config: dict[str, Any] = read_mapping(path / "config.yaml", "run")
         check_same(path, config, asked)
-        # Killed between its last checkpoint and its last line, it has nothing left to do either.
+        # A run killed between its last checkpoint and its last line is done, too.
         last = path / "checkpoints" / f"step-{config['max_steps']:08d}"
         if summary_of(path)["status"] in ENDED or last.exists():
             return None
@@ -79,7 +80,7 @@ def command(config: str, name: str, asked: argparse.Namespace) -> list[str] | No
 
 
 def is_begun(path: Path) -> bool:
-    """Return whether there is a run to go on with; one without a checkpoint is put aside."""
+    """Return whether there is a run to resume. Renames a run that has no checkpoint."""
     if not path.exists():
         return False
     if any((path / "checkpoints").glob("step-*")) and (path / "config.yaml").is_file():
@@ -88,12 +89,12 @@ def is_begun(path: Path) -> bool:
     while (aside := path.with_name(f"{path.name}-cut-{number}")).exists():
         number += 1
     path.rename(aside)
-    print(f"{path} has no checkpoint to go on from: it is {aside} now", flush=True)
+    print(f"{path} has no checkpoint to resume from; renamed to {aside}", flush=True)
     return False
 
 
 def check_same(path: Path, config: dict[str, Any], asked: argparse.Namespace) -> None:
-    """Refuse to mix runs on different data, which could not be compared."""
+    """Refuse to mix runs on different data, which are not comparable."""
     used = config["settings"].get(config["workload"], {}).get("data")
     if asked.data != used:
         raise BadInput(
@@ -103,9 +104,9 @@ def check_same(path: Path, config: dict[str, Any], asked: argparse.Namespace) ->
 
 
 def execute(command: Sequence[str]) -> int:
-    """Run a command; returns its exit code. Signals that ask to leave are the command's.
+    """Run a command and return its exit code. Signals to stop are passed on to the command.
 
-    It writes a checkpoint then, and is waited for. A terminal sends Ctrl-C to both.
+    It then writes a checkpoint, and this script waits for it. A terminal sends Ctrl-C to both.
     """
     children: list[subprocess.Popen[bytes]] = []
     asked: list[int] = []
@@ -124,12 +125,12 @@ def execute(command: Sequence[str]) -> int:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-    # It may have ended before the signal came to it; nothing is begun after one.
+    # The command may have ended before the signal reached it. Start nothing after one.
     return 128 + asked[0] if asked and code == 0 else code
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run what is left to run; returns the exit code."""
+    """Run the remaining experiments and return the exit code."""
     asked = options(arguments)
     failed = []
     for config in asked.only or ORDER:
@@ -144,9 +145,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             continue
         print(f"\naltcore {' '.join(given)}", flush=True)
         code = execute([sys.executable, "-m", "altcore", *given])
-        # Who interrupts one run means them all; a run that fails leaves the others their turn.
+        # An interruption ends all runs. After a failure the others still run.
         if code in (130, 138, 143) or code < 0:
-            print("interrupted; the same command goes on", file=sys.stderr)
+            print("interrupted; the same command continues", file=sys.stderr)
             return code if code > 0 else 128 - code
         if code:
             failed.append(name)
@@ -154,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def tell(asked: argparse.Namespace, failed: Sequence[str]) -> int:
-    """Write what came of the runs, and say where; returns the exit code."""
+    """Write and print a table of the runs, and return the exit code."""
     names = [name_of(c, asked.steps) for c in asked.only or ORDER]
     folder = Path(asked.runs_dir)
     found = {path.name: summary_of(path) for path in list_runs(asked.runs_dir)}
@@ -173,7 +174,7 @@ COLUMNS = ("run", "format", "status", "steps", "validation loss", "stalled views
 
 
 def table(summaries: Sequence[dict[str, Any]]) -> str:
-    """Return the runs as a table in markdown: rates are means over the run, n/a what is not."""
+    """Return the runs as a markdown table. Rates are means over the run, or n/a."""
     rows = [(*COLUMNS, "flushed to zero", "shifted to", "reports")]
     rows.append(("---",) * len(rows[0]))
     for s in summaries:
@@ -189,12 +190,12 @@ def table(summaries: Sequence[dict[str, Any]]) -> str:
 
 
 def share(value: Any) -> str:
-    """Return a share in percent."""
+    """Return a share in percent, or n/a."""
     return "n/a" if value is None else f"{value:.1%}"
 
 
 def number(value: Any) -> str:
-    """Return a loss with four decimals."""
+    """Return a loss with four decimals, or n/a."""
     return "n/a" if value is None else f"{value:.4f}"
 
 
