@@ -11,7 +11,7 @@ from helpers_cli import call
 
 import altcore
 from altcore import BadInput, float_format, hookimpl, table_format
-from altcore.config import load
+from altcore.config import load_config
 from altcore.formats import AnyFormat, format_digest, get_format
 from altcore.hooks import ChangeRecipe, setting
 from altcore.runs import load_newest, read_lines
@@ -41,7 +41,7 @@ def held(run):
 def test_a_run_in_a_format_that_nobody_knows_is_repeated(fmt, start, tmp_path):
     """From config.yaml in another folder; and the format is the same to the bit."""
     first = start(format=fmt).run_directory
-    config = load(first / "config.yaml", [("runs_dir", str(tmp_path / "again"), " by --set")])
+    config = load_config(first / "config.yaml", [("runs_dir", str(tmp_path / "again"), " by --set")])
     assert config.format == get_format(fmt)
     again = altcore.train(config).run_directory
     assert losses(again) == losses(first)
@@ -144,7 +144,7 @@ def test_a_changed_format_is_noticed_on_resume(where, start, shelf, capsys):
     assert "acme 1.1" in found.message
     assert {p: p.read_bytes() for p in sorted(first.rglob("*")) if p.is_file()} == files
     with pytest.raises(BadInput, match="format SHELF"):
-        load(first / "config.yaml")
+        load_config(first / "config.yaml")
     replaced(shelf, before, "1.2")
     assert start.resume("run", max_steps=5).steps_completed == 5
 
