@@ -31,6 +31,16 @@ FSDP_MARK = "_is_fsdp_managed_module"
 """An attribute that FSDP, 1 and 2, leaves on every module whose parameters it shards."""
 
 
+def check_arguments(model: object, seed: object, head: object) -> None:
+    """Refuse arguments of `altcore.quantize_model` of the wrong type."""
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"a torch.nn.Module is needed, not {model!r:.60}", key="model")
+    if not isinstance(seed, int):
+        raise BadInput(f"a whole number is needed, not {seed!r:.60}", key="seed")
+    if not isinstance(head, str | None):
+        raise BadInput(f"the name of a module is needed, or None, not {head!r:.60}", key="head")
+
+
 def check_model(model: nn.Module) -> None:
     """Refuse a model that is not ready, or no longer Python."""
     for name, module in model.named_modules():

@@ -19,7 +19,7 @@ from altcore.errors import BadInput
 from altcore.formats import AnyFormat, check_digests, digests_of
 from altcore.python_values import as_python
 from altcore.quantization import building, coverage
-from altcore.quantization.checks import check_effect, check_model, with_ties
+from altcore.quantization.checks import check_arguments, check_effect, check_model, with_ties
 from altcore.quantization.compute import choose_compute
 from altcore.quantization.context import Clock, Context
 from altcore.quantization.counters import Counters, rows
@@ -74,10 +74,11 @@ class Quantization:
     stored: dict[str, StoredWeight] = field(init=False, factory=dict)
     """The parameters that live on a grid, by full name."""
     weights: QuantizedWeights = field(init=False, factory=QuantizedWeights)
+    """The weights that are on a grid, or are seen on one."""
     quantizers: list[Quantizer] = field(init=False, factory=list)
     """One for each operand that is rounded, in the order of the rows of `counters`."""
     counters: Counters = field(init=False, factory=Counters)
-    """Of the quantizers, in their order, and of the last update."""
+    """Counts of the last step and of the last update."""
     flops: FlopCount = field(init=False, factory=FlopCount)
     """Found by `count_flops`."""
     _state_casts: dict[str, tuple[ParameterSlot, Cast]] = field(init=False, factory=dict)
@@ -388,13 +389,8 @@ def quantize_model(
         BadInput: for an unknown name, a pattern that matches no layer, or a layer that cannot take
             its cast.
     """
-    if not isinstance(model, nn.Module):
-        raise BadInput(f"a torch.nn.Module is needed, not {model!r:.60}", key="model")
     seed = as_python(seed)
-    if not isinstance(seed, int):
-        raise BadInput(f"a whole number is needed, not {seed!r:.60}", key="seed")
-    if not isinstance(head, str | None):
-        raise BadInput(f"the name of a module is needed, or None, not {head!r:.60}", key="head")
+    check_arguments(model, seed, head)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module  # whose names and head a recipe means
     followed = None if optimizer is None else unwrap(optimizer)
