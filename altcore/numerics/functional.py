@@ -84,11 +84,12 @@ def quantize(
         own = torch.ones((), dtype=found.values.dtype, device=x.device)
         return found.values, own if found.scale is None else found.scale
     rule = rule_for(rounding, overflow)
-    check_floating(x)
-    key, x = key_for(x, rule, key), x.detach()
+    key = key_for(x, rule, key)
     if scaling in (None, "tensor", "power-of-two"):
         by_power = scaling == "power-of-two"
         return round_scaled(x, fmt, rule, power_of_two=by_power, key=key, fake=False)[:2]
+    check_floating(x)
+    x = x.detach()
     s, r = _scales(x, fmt, scaling, axis, block)
     return round_to_grid(x, fmt, rule, r=r, key=key), s
 
@@ -141,21 +142,17 @@ def fake_quantize(
             return fake_blocks(x, fmt, rule, axis=axis, key=key)
         return straight_through(x, None, None, key, fmt, axis=axis, rule=rule, ends=None)
     rule = rule_for(rounding, overflow)
-    check_floating(x)
     key = key_for(x, rule, key)
-    by_amax = isinstance(scale, str)
-    if isinstance(scale, str):
-        if scale != "amax":
-            raise BadInput(f"unknown scale {scale!r}: a number, a tensor or 'amax' is needed")
-        if not _is_differentiated(x):
-            return round_scaled(x, fmt, rule, key=key, fake=True)[0]
-        pair: tuple[Tensor | None, Tensor | None] = scale_of(amax(x), fmt)
-    else:
-        pair = scale_pair(scale, x, fmt)
+    if isinstance(scale, str) and scale != "amax":
+        raise BadInput(f"unknown scale {scale!r}: a number, a tensor or 'amax' is needed")
     if not _is_differentiated(x):
-        s, r = pair
+        if isinstance(scale, str):
+            return round_scaled(x, fmt, rule, key=key, fake=True)[0]
+        s, r = scale_pair(scale, x, fmt)
         return fake_round(x, fmt, rule, r=r, s=s, key=key)
-    ends = _ends(x, fmt, by_amax) if gradient == "clipped" else None
+    check_floating(x)
+    pair = scale_of(amax(x), fmt) if isinstance(scale, str) else scale_pair(scale, x, fmt)
+    ends = _ends(x, fmt, by_amax=isinstance(scale, str)) if gradient == "clipped" else None
     return straight_through(x, *pair, key, fmt, axis=axis, rule=rule, ends=ends)
 
 
@@ -258,7 +255,7 @@ def _block_rule(x: Tensor, fmt: BlockFormat, rounding: str, overflow: str) -> Ru
     return rule_for(rounding, overflow)
 
 
-def _ends(x: Tensor, fmt: Format, by_amax: bool) -> tuple[float, float]:
+def _ends(x: Tensor, fmt: Format, *, by_amax: bool) -> tuple[float, float]:
     """The smallest and largest scaled value that a clipped gradient passes."""
     low, high = fmt.values[0], fmt.values[-1]
     if compute_dtype(x.dtype, fmt) == torch.float32:

@@ -81,6 +81,6 @@ def round_scaled(
     `round_to_grid` or, under ``fake``, of `fake_round`. Arguments and errors are theirs; ``dtype``
     is that of grid values.
     """
-    rounder = rounder_for(x, fmt, rule)
-    scaling = (power_of_two, margin, meets)
-    return rounder.round_by_amax(x, *scaling, meters, key, fake=fake, dtype=dtype)
+    return rounder_for(x, fmt, rule).round_by_amax(
+        x, power_of_two, margin, meets, meters, key, fake=fake, dtype=dtype
+    )
