@@ -8,7 +8,7 @@ the bits, so that scales are exact.
 from __future__ import annotations
 
 import torch
-from attrs import frozen
+from attrs import define
 from torch import Tensor
 
 from altcore.formats import BlockFormat
@@ -19,7 +19,7 @@ SMALLEST, LARGEST = -127, 127
 """Exponents of an E8M0 scale."""
 
 
-@frozen(eq=False)
+@define(eq=False)  # not frozen: torch.compile traces the making of one
 class RoundedBlocks:
     """A tensor rounded to a block format; all in the compute dtype of the input and the element.
 

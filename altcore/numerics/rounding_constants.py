@@ -14,7 +14,7 @@ import struct
 from fractions import Fraction
 
 import torch
-from attrs import frozen
+from attrs import field, frozen
 
 from altcore.formats import AnyFormat, BlockFormat, FloatFormat, Format, log_boundary
 from altcore.numerics.tracing import by_identity, constant
@@ -33,10 +33,11 @@ class Layout:
     magnitude: int  # mask: all bits but the sign
     infinity: int  # bits of +inf; above it are the NaNs
     largest: float
+    hidden: int = field(init=False)  # bit of a normal number's significand
+    # No property: torch.compile cannot compute with one of a constant's part.
 
-    @property
-    def hidden(self) -> int:
-        """The hidden bit of a normal number's significand."""
+    @hidden.default
+    def _(self) -> int:
         return 1 << self.mantissa
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from attrs import frozen
+from attrs import define
 from torch import Tensor
 
 COUNTS = ("elements", "overflow", "flushed", "nonfinite")
@@ -45,7 +45,7 @@ NEAREST = Rule()
 """To nearest, ties to the even code, saturating."""
 
 
-@frozen(eq=False)
+@define(eq=False)  # not frozen: torch.compile traces the making of one
 class Meters:
     """Tensors to which the measurements of a call are added, on the rounded tensor's device.
 
