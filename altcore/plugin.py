@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         setting,
     )
     from altcore.numerics import (
+        Rule,
         amax,
         compute_dtype,
         count_small,
@@ -70,7 +71,7 @@ if TYPE_CHECKING:
         interval_width,
         moments,
         nearest_error,
-        position,
+        ordinal,
         round_to_grid,
     )
     from altcore.quantization import (
@@ -131,10 +132,11 @@ _HOME = {
     "table_format": "altcore.formats",
     # Rounding: the exact scalar reference, and tensors
     "round_scalar": "altcore.formats",
+    "Rule": "altcore.numerics",
     "compute_dtype": "altcore.numerics",
     "interval_width": "altcore.numerics",
     "nearest_error": "altcore.numerics",
-    "position": "altcore.numerics",
+    "ordinal": "altcore.numerics",
     "round_to_grid": "altcore.numerics",
     # Reductions over a tensor, in one pass
     "amax": "altcore.numerics",
@@ -189,6 +191,7 @@ __all__ = [
     "QuantizedWeight",
     "ResolvedRecipe",
     "Rollback",
+    "Rule",
     "Run",
     "ScaleLearningRate",
     "ScaleRule",
@@ -226,7 +229,7 @@ __all__ = [
     "nearest",
     "nearest_error",
     "on_grid",
-    "position",
+    "ordinal",
     "quantized_weights",
     "random_state",
     "read_lines",

@@ -30,9 +30,8 @@ import oracles
 from format_checks import all_bfloat16, differing, edges, path, random_floats, reference, same_bits
 
 from altcore import BlockFormat, Format, decode, get_format
-from altcore.numerics import fake_blocks, round_blocks, round_to_grid
-from altcore.numerics.native import round_native
-from altcore.numerics.native_blocks import round_blocks_native
+from altcore.numerics import Rule, fake_blocks, round_blocks, round_to_grid
+from altcore.numerics.kernels import kernel_block_rounder, kernel_rounder, reads
 from altcore.registry import entries
 
 WAYS = ("compiled", "torch", "CUDA")
@@ -108,14 +107,10 @@ Result = tuple[Table, int]
 
 def ways(fmt: Format | BlockFormat, rounding: str = "nearest-even") -> list[str]:
     """Those in which ``fmt`` can be rounded here."""
-    x, key = torch.ones(1, 32), 0
+    rounder = kernel_block_rounder if isinstance(fmt, BlockFormat) else kernel_rounder
     with path("compiled"):
-        if isinstance(fmt, BlockFormat):
-            found = round_blocks_native(x, fmt, -1, rounding, None, None, key, fake=False)
-        else:
-            given = (rounding, "saturate", None, None, None, None, key)
-            found = round_native(x, fmt, *given, fake=False)
-    has = {"compiled": found is not None, "torch": True, "CUDA": torch.cuda.is_available()}
+        has_kernel = reads(torch.ones(1, 32)) and rounder(fmt, Rule(rounding)) is not None
+    has = {"compiled": has_kernel, "torch": True, "CUDA": torch.cuda.is_available()}
     return [way for way in WAYS if has[way]]
 
 
@@ -269,7 +264,7 @@ def compared(fmt: Format, oracle: Oracle, effort: Effort) -> Tally:
             tally.inputs[kind] += len(x)
             tally.replaced.update(replaced)
             for way in there:
-                got = run(way, partial(round_to_grid, fmt=fmt, overflow=overflow), x)
+                got = run(way, partial(round_to_grid, rule=Rule(overflow=overflow), fmt=fmt), x)
                 tally.add(way, f"{fmt}: {oracle.name}", x, got, wanted)
     return tally
 
@@ -358,7 +353,7 @@ def by_others(fmt: Format, oracle: Oracle, effort: Effort) -> tuple[tuple[str, .
             tally.inputs[rounding] += len(x)
             tally.replaced.update(replaced)
             for way in ways(fmt, rounding):
-                got = run(way, partial(round_to_grid, fmt=fmt, rounding=rounding), x)
+                got = run(way, partial(round_to_grid, rule=Rule(rounding), fmt=fmt), x)
                 tally.add(way, f"{fmt}, {rounding}: {oracle.name}", x, got, wanted)
         wrong[rounding] = f"{tally.wrong.total() - before:,}"
     replaced = f"{tally.replaced.total():,}" if tally.replaced.total() else NONE
@@ -413,7 +408,7 @@ def drawn(fmt: Format, effort: Effort, limit: float, first: int) -> tuple[list[s
     torch._dynamo.reset()
 
     def rounded(t: Tensor, key: Tensor) -> Tensor:
-        return round_to_grid(t, fmt, rounding="stochastic", key=key.to(t.device))
+        return round_to_grid(t, fmt, Rule("stochastic"), key=key.to(t.device))
 
     compiled = torch.compile(rounded, backend=effort.backend, fullgraph=True, dynamic=False)
     others = [way for way in ways(fmt, "stochastic") if way != "torch"]

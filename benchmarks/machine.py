@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from altcore.numerics.build import library
+from altcore.numerics.kernels.build import library
 
 FLAGS = ("avx2", "fma", "avx512f", "avx512_bf16", "avx512_fp16", "amx_bf16", "asimd", "sve", "bf16")
 """What kernels and matrix products are compiled or chosen for."""

@@ -27,8 +27,7 @@ from tables import Table, fraction, options, show, verdict
 from torch import Tensor
 
 from altcore import Format, fake_quantize, get_format, table_format
-from altcore.numerics import COUNTS, amax, fake_round, scale_of
-from altcore.numerics.grids import ERRORS
+from altcore.numerics import COUNTS, ERRORS, Meters, amax, fake_round, scale_of
 
 EXMY = (
     *("E0M7", "E1M6", "E2M5", "E3M4", "E4M3", "E5M2", "E6M1", "E7M0"),
@@ -76,7 +75,7 @@ def counted(x: Tensor, fmt: Format, *, by_amax: bool = False) -> Callable[[], ob
 
     def run() -> object:
         s, r = scale_of(amax(x), fmt) if by_amax else (None, None)
-        return fake_round(x, fmt, r=r, s=s, counts=counts, errors=errors)
+        return fake_round(x, fmt, r=r, s=s, meters=Meters(counts, errors))
 
     return run
 

@@ -18,8 +18,7 @@ from tables import Table, options, show, verdict
 from torch import Tensor
 
 from altcore import fake_quantize, get_format
-from altcore.numerics import COUNTS, amax, fake_round, round_to_grid, scale_of
-from altcore.numerics.grids import ERRORS
+from altcore.numerics import COUNTS, ERRORS, Meters, Rule, amax, fake_round, round_to_grid, scale_of
 
 SIDE = 64
 TARGET = 2.0
@@ -37,7 +36,7 @@ def candidates(x: Tensor) -> dict[str, tuple[Callable[[], object], float | None]
     s, r = scale_of(amax(x), fmt)
     counts = torch.zeros(len(COUNTS), dtype=torch.int64)
     errors = torch.zeros(len(ERRORS), dtype=torch.float64)
-    drawn = {"rounding": "stochastic", "key": 1}
+    drawn = {"rule": Rule("stochastic"), "key": 1}
 
     def by_amax() -> Tensor:
         s, r = scale_of(amax(x), fmt)
@@ -46,9 +45,9 @@ def candidates(x: Tensor) -> dict[str, tuple[Callable[[], object], float | None]
     return {
         "three elementwise operations": (partial(three_operations, x, r, s), None),
         "round_to_grid": (partial(round_to_grid, x, fmt), TARGET),
-        "round_to_grid, counted": (partial(round_to_grid, x, fmt, counts=counts), None),
+        "round_to_grid, counted": (partial(round_to_grid, x, fmt, meters=Meters(counts)), None),
         "round_to_grid, all counters": (
-            partial(round_to_grid, x, fmt, counts=counts, errors=errors),
+            partial(round_to_grid, x, fmt, meters=Meters(counts, errors)),
             None,
         ),
         "round_to_grid, a table": (partial(round_to_grid, x, table), None),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from altcore.errors import BadInput
 from altcore.formats import Format, log_boundary, round_scalar
-from altcore.numerics import COUNTS, compute_dtype, round_to_grid
+from altcore.numerics import COUNTS, Meters, Rule, compute_dtype, round_to_grid
 
 ROUNDINGS = ("nearest-even", "nearest-away", "to-zero", "up", "down", "log-nearest")
 PATHS = ("torch", "compiled")
@@ -116,8 +116,8 @@ def assert_rounds(x: Tensor, fmt: Format, rounding: str = "nearest-even") -> Non
     for name in PATHS:
         counts = torch.zeros(len(COUNTS), dtype=torch.int64)
         with path(name):
-            assert_same(round_to_grid(x, fmt, rounding=rounding), wanted, x)
-            assert_same(round_to_grid(x, fmt, rounding=rounding, counts=counts), wanted, x)
+            assert_same(round_to_grid(x, fmt, Rule(rounding)), wanted, x)
+            assert_same(round_to_grid(x, fmt, Rule(rounding), meters=Meters(counts)), wanted, x)
         assert counts[COUNTS.index("overflow")] == passed, (name, rounding)
 
 

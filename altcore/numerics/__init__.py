@@ -1,13 +1,16 @@
-"""Formats on tensors: rounding to a grid, scales, positions on the grid, and the kernels.
+"""Formats on tensors: rounding to a grid, scales, ordinals on the grid, and the kernels.
 
 Everything here works on torch tensors, and what it rounds is exact: each result is that of
-`altcore.formats.round_scalar`, on every device, in the torch path as in the compiled one.
+`altcore.formats.round_scalar`, on every device, in torch operations as in compiled code. A format's
+values become constants in `rounding_constants`; `rounding` and `blocks` round with them, by the
+backend that `backends` chooses.
 
 Uses formats.
 """
 
-from altcore.numerics.blocks import Blocks, fake_blocks, round_blocks, spread
-from altcore.numerics.constants import outside_modes
+from altcore.numerics.block_scales import RoundedBlocks, spread
+from altcore.numerics.blocks import fake_blocks, round_blocks
+from altcore.numerics.epilogue import scale_output
 from altcore.numerics.flips import follow_flips
 from altcore.numerics.functional import (
     decode,
@@ -19,19 +22,25 @@ from altcore.numerics.functional import (
     stiffness,
     ulp_distance,
 )
-from altcore.numerics.grids import COUNTS, Given, fake_round, round_to_grid
 from altcore.numerics.hadamard import transform
-from altcore.numerics.outputs import scale_output
+from altcore.numerics.magnitudes import amax, quantile, root_mean_square
+from altcore.numerics.ordinals import interval_width, nearest_error, ordinal
 from altcore.numerics.packing import pack, unpack
-from altcore.numerics.plan import compute_dtype
-from altcore.numerics.positions import interval_width, nearest_error, position
-from altcore.numerics.scaling import amax, quantile, root_mean_square, round_scaled, scale_of
-from altcore.numerics.tallies import count_small, inner_products, moments
+from altcore.numerics.reductions import count_small, inner_products, moments
+from altcore.numerics.rounding import fake_round, round_scaled, round_to_grid
+from altcore.numerics.rounding_constants import compute_dtype
+from altcore.numerics.rules import COUNTS, ERRORS, NEAREST, UNMETERED, Meters, Rule
+from altcore.numerics.scaling import scale_of
+from altcore.numerics.tracing import outside_modes
 
 __all__ = [
     "COUNTS",
-    "Blocks",
-    "Given",
+    "ERRORS",
+    "NEAREST",
+    "UNMETERED",
+    "Meters",
+    "RoundedBlocks",
+    "Rule",
     "amax",
     "compute_dtype",
     "count_small",
@@ -47,9 +56,9 @@ __all__ = [
     "moments",
     "nearest_error",
     "neighbours",
+    "ordinal",
     "outside_modes",
     "pack",
-    "position",
     "quantile",
     "quantize",
     "root_mean_square",

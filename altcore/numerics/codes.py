@@ -9,11 +9,12 @@ from torch import Tensor
 
 from altcore.errors import BadInput
 from altcore.formats import Format
-from altcore.numerics.arguments import Scale, find_coded, key_for, scale_pair
-from altcore.numerics.constants import constant_tensors
-from altcore.numerics.grids import check_dense, check_input, round_to_grid
-from altcore.numerics.plan import compute_dtype
-from altcore.numerics.positions import position
+from altcore.numerics.checks import check_dense, check_floating
+from altcore.numerics.ordinals import ordinal
+from altcore.numerics.resolve import Scale, find_coded, key_for, rule_for, scale_pair
+from altcore.numerics.rounding import round_to_grid
+from altcore.numerics.rounding_constants import compute_dtype
+from altcore.numerics.tracing import constant_tensors
 
 
 def encode(
@@ -32,13 +33,14 @@ def encode(
     a NaN where the format has no NaN code; `altcore.pack` takes block formats.
     """
     fmt = find_coded(fmt)
-    key = key_for(x, rounding, key)
-    check_input(x, fmt, rounding, overflow, key)
+    rule = rule_for(rounding, overflow)
+    check_floating(x)
+    key = key_for(x, rule, key)
     x = x.detach()
     _, r = scale_pair(scale, x, fmt)
-    q = round_to_grid(x, fmt, rounding=rounding, overflow=overflow, r=r, key=key)
+    q = round_to_grid(x, fmt, rule, r=r, key=key)
     codes, minus_zero, nan, infinities = _codes(fmt)
-    index = position(q, fmt)
+    index = ordinal(q, fmt)
     result = codes.to(q.device)[index.clamp(min=0)]
     if minus_zero is not None:
         result = torch.where((q == 0) & torch.signbit(q), minus_zero, result)

@@ -14,23 +14,18 @@ from torch import Tensor
 
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, BlockFormat, Format
-from altcore.numerics import positions
-from altcore.numerics.arguments import (
-    Scale,
-    check_axis,
-    check_choice,
-    find,
-    find_grid,
-    key_for,
-    scale_pair,
-)
+from altcore.numerics import ordinals
 from altcore.numerics.blocks import fake_blocks, round_blocks
+from altcore.numerics.checks import check_axis, check_choice, check_floating
 from altcore.numerics.codes import decode, encode
-from altcore.numerics.grids import check_floating, check_input, fake_round, round_to_grid
-from altcore.numerics.native import plain
-from altcore.numerics.plan import compute_dtype, to_single
-from altcore.numerics.scaling import amax, round_scaled, scale_of
+from altcore.numerics.magnitudes import amax
+from altcore.numerics.resolve import Scale, find, find_grid, key_for, rule_for, scale_pair
+from altcore.numerics.rounding import fake_round, round_scaled, round_to_grid
+from altcore.numerics.rounding_constants import compute_dtype, to_single
+from altcore.numerics.rules import Rule
+from altcore.numerics.scaling import scale_of
 from altcore.numerics.straight_through import straight_through
+from altcore.numerics.tracing import is_plain
 from altcore.python_values import as_python
 
 __all__ = [
@@ -84,27 +79,19 @@ def quantize(
     if isinstance(fmt, BlockFormat):
         if scaling is not None:
             raise BadInput(f"format {fmt.name} brings its own scaling: {scaling!r} cannot be used")
-        axis = _check_blocks(x, fmt, axis, overflow)
-        key = key_for(x, rounding, key)
-        found = round_blocks(x, fmt, axis=axis, rounding=rounding, key=key)
+        rule, axis = _block_rule(x, fmt, rounding, overflow), check_axis(x, axis)
+        found = round_blocks(x, fmt, rule, axis=axis, key=key_for(x, rule, key))
         own = torch.ones((), dtype=found.values.dtype, device=x.device)
         return found.values, own if found.scale is None else found.scale
-    key = key_for(x, rounding, key)
-    check_input(x, fmt, rounding, overflow, key)
-    x = x.detach()
+    rule = rule_for(rounding, overflow)
+    key = key_for(x, rule, key)
     if scaling in (None, "tensor", "power-of-two"):
         by_power = scaling == "power-of-two"
-        return round_scaled(
-            x,
-            fmt,
-            power_of_two=by_power,
-            rounding=rounding,
-            overflow=overflow,
-            key=key,
-            fake=False,
-        )[:2]
+        return round_scaled(x, fmt, rule, power_of_two=by_power, key=key, fake=False)[:2]
+    check_floating(x)
+    x = x.detach()
     s, r = _scales(x, fmt, scaling, axis, block)
-    return round_to_grid(x, fmt, rounding=rounding, overflow=overflow, r=r, key=key), s
+    return round_to_grid(x, fmt, rule, r=r, key=key), s
 
 
 def fake_quantize(
@@ -144,35 +131,29 @@ def fake_quantize(
     """
     fmt = find(fmt)
     check_choice("gradient", gradient, GRADIENTS)
-    key = key_for(x, rounding, key)
     if isinstance(fmt, BlockFormat):
         if scale is not None:
             raise BadInput(f"format {fmt.name} brings its own scales: scale must be None")
         if gradient != "straight-through":
             raise BadInput(f"format {fmt.name}: the gradient of block formats is straight-through")
-        axis = _check_blocks(x, fmt, axis, overflow)
+        rule, axis = _block_rule(x, fmt, rounding, overflow), check_axis(x, axis)
+        key = key_for(x, rule, key)
         if not _is_differentiated(x):
-            return fake_blocks(x, fmt, axis=axis, rounding=rounding, key=key)
-        return straight_through(
-            x, None, None, key, fmt, axis=axis, rounding=rounding, overflow=overflow, ends=None
-        )
-    check_input(x, fmt, rounding, overflow, key)
-    by_amax = isinstance(scale, str)
-    if isinstance(scale, str):
-        if scale != "amax":
-            raise BadInput(f"unknown scale {scale!r}: a number, a tensor or 'amax' is needed")
-        if not _is_differentiated(x):
-            return round_scaled(x, fmt, rounding=rounding, overflow=overflow, key=key, fake=True)[0]
-        pair: tuple[Tensor | None, Tensor | None] = scale_of(amax(x), fmt)
-    else:
-        pair = scale_pair(scale, x, fmt)
+            return fake_blocks(x, fmt, rule, axis=axis, key=key)
+        return straight_through(x, None, None, key, fmt, axis=axis, rule=rule, ends=None)
+    rule = rule_for(rounding, overflow)
+    key = key_for(x, rule, key)
+    if isinstance(scale, str) and scale != "amax":
+        raise BadInput(f"unknown scale {scale!r}: a number, a tensor or 'amax' is needed")
     if not _is_differentiated(x):
-        s, r = pair
-        return fake_round(x, fmt, r=r, s=s, rounding=rounding, overflow=overflow, key=key)
-    ends = _ends(x, fmt, by_amax) if gradient == "clipped" else None
-    return straight_through(
-        x, *pair, key, fmt, axis=axis, rounding=rounding, overflow=overflow, ends=ends
-    )
+        if isinstance(scale, str):
+            return round_scaled(x, fmt, rule, key=key, fake=True)[0]
+        s, r = scale_pair(scale, x, fmt)
+        return fake_round(x, fmt, rule, r=r, s=s, key=key)
+    check_floating(x)
+    pair = scale_of(amax(x), fmt) if isinstance(scale, str) else scale_pair(scale, x, fmt)
+    ends = _ends(x, fmt, by_amax=isinstance(scale, str)) if gradient == "clipped" else None
+    return straight_through(x, *pair, key, fmt, axis=axis, rule=rule, ends=ends)
 
 
 def ulp_distance(a: Tensor, b: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> Tensor:
@@ -193,7 +174,7 @@ def ulp_distance(a: Tensor, b: Tensor, fmt: AnyFormat | str, scale: Scale = None
     places = []
     for x in pair:
         _, r = scale_pair(scale, x, fmt)
-        places.append(positions.position(round_to_grid(x.detach(), fmt, r=r), fmt))
+        places.append(ordinals.ordinal(round_to_grid(x.detach(), fmt, r=r), fmt))
     missing = (places[0] < 0) | (places[1] < 0)
     return torch.where(missing, -1, (places[0] - places[1]).abs())
 
@@ -209,7 +190,7 @@ def neighbours(x: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> tuple[Te
     """
     fmt = find_grid(fmt)
     check_floating(x)
-    return positions.neighbours(x, fmt, scale_pair(scale, x, fmt)[0])
+    return ordinals.neighbours(x, fmt, scale_pair(scale, x, fmt)[0])
 
 
 def stiffness(x: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> Tensor:
@@ -222,7 +203,7 @@ def stiffness(x: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> Tensor:
     """
     fmt = find_grid(fmt)
     check_floating(x)
-    return positions.interval_width(x, fmt, scale_pair(scale, x, fmt)[0])
+    return ordinals.interval_width(x, fmt, scale_pair(scale, x, fmt)[0])
 
 
 def grid_error(x: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> Tensor:
@@ -234,13 +215,13 @@ def grid_error(x: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> Tensor:
     fmt = find_grid(fmt)
     check_floating(x)
     s, r = scale_pair(scale, x, fmt)
-    return positions.nearest_error(x, fmt, r, s)
+    return ordinals.nearest_error(x, fmt, r, s)
 
 
 def _is_differentiated(x: Tensor) -> bool:
     """Whether autograd may ask how the result depends on ``x``."""
     forward = torch.autograd.forward_ad._current_level >= 0
-    return not plain(x) or forward or (x.requires_grad and torch.is_grad_enabled())
+    return not is_plain(x) or forward or (x.requires_grad and torch.is_grad_enabled())
 
 
 def _scales(x: Tensor, fmt: Format, scaling: str, axis: int, block: int) -> tuple[Tensor, Any]:
@@ -267,14 +248,14 @@ def _scales(x: Tensor, fmt: Format, scaling: str, axis: int, block: int) -> tupl
     return spread(s), spread(r)
 
 
-def _check_blocks(x: Tensor, fmt: BlockFormat, axis: int, overflow: str) -> int:
+def _block_rule(x: Tensor, fmt: BlockFormat, rounding: str, overflow: str) -> Rule:
     check_floating(x)
     if overflow != "saturate":
         raise BadInput(f"format {fmt.name} saturates within its blocks: overflow must be saturate")
-    return check_axis(x, axis)
+    return rule_for(rounding, overflow)
 
 
-def _ends(x: Tensor, fmt: Format, by_amax: bool) -> tuple[float, float]:
+def _ends(x: Tensor, fmt: Format, *, by_amax: bool) -> tuple[float, float]:
     """The smallest and largest scaled value that a clipped gradient passes."""
     low, high = fmt.values[0], fmt.values[-1]
     if compute_dtype(x.dtype, fmt) == torch.float32:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from altcore.errors import BadInput
-from altcore.numerics.constants import constant_tensors
 from altcore.numerics.hashing import random_bits
+from altcore.numerics.tracing import constant_tensors
 
 
 def transform(x: Tensor, length: int, axis: int, seed: int) -> Tensor:

@@ -38,9 +38,7 @@ def random_bits(shape: torch.Size, key: int | Tensor, device: torch.device) -> T
     ``key`` is an int or a 0-dim int64 tensor on ``device``. An element's bits depend on the key
     and its index in row-major order; the top ones are the good ones.
     """
-    if not isinstance(key, Tensor):
-        key = torch.full((), _wrap(int(key), 64), dtype=torch.int64, device=device)
-    mixed = _splitmix(key.to(device=device, dtype=torch.int64))
+    mixed = _splitmix(key_tensor(key, device))
     count = shape.numel()
     if count < 2**31:
         index = torch.arange(count, dtype=torch.int32, device=device)
@@ -52,6 +50,13 @@ def random_bits(shape: torch.Size, key: int | Tensor, device: torch.device) -> T
     x = x ^ _shift(x, 16) ^ (second if second.ndim == 0 else second.view(shape))
     x = x * _wrap(0x85EBCA6B, 32)
     return (x ^ _shift(x, 13)) * _wrap(0xC2B2AE35, 32)
+
+
+def key_tensor(key: int | Tensor, device: torch.device) -> Tensor:
+    """Return a key as a 0-dim int64 tensor on ``device``."""
+    if not isinstance(key, Tensor):
+        key = torch.full((), _wrap(int(key), 64), dtype=torch.int64, device=device)
+    return key.to(device=device, dtype=torch.int64)
 
 
 def mixed_key(key: int | Tensor) -> int:

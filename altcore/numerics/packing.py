@@ -16,11 +16,13 @@ from torch import Tensor
 
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, BlockFormat, Format
-from altcore.numerics.arguments import check_axis, find, key_for
-from altcore.numerics.blocks import round_blocks, spread
+from altcore.numerics.block_scales import spread
+from altcore.numerics.blocks import round_blocks
+from altcore.numerics.checks import check_axis, check_floating
 from altcore.numerics.codes import decode, encode
-from altcore.numerics.grids import check_floating
-from altcore.numerics.plan import compute_dtype
+from altcore.numerics.resolve import find, key_for, rule_for
+from altcore.numerics.rounding_constants import compute_dtype
+from altcore.numerics.rules import Rule
 from altcore.python_values import as_python
 
 POWER_RULES = ("floor", "ceil", "rceil", "even")
@@ -82,7 +84,8 @@ def pack(
     check_floating(x)
     if isinstance(fmt, BlockFormat):
         axis = _check_blocks(x, fmt, scale, axis, overflow)
-        return _pack_blocks(x, fmt, axis, rounding, key_for(x, rounding, key))
+        rule = rule_for(rounding, overflow)
+        return _pack_blocks(x, fmt, axis, rule, key_for(x, rule, key))
     _check_width(fmt, fmt)
     s = None if scale is None else _one_scale(scale, x, fmt)
     codes = encode(x, fmt, s, rounding=rounding, overflow=overflow, key=key)
@@ -192,9 +195,9 @@ def _one_scale(scale: float | Tensor, x: Tensor, fmt: Format) -> Tensor:
 
 
 def _pack_blocks(
-    x: Tensor, fmt: BlockFormat, axis: int, rounding: str, key: int | Tensor | None
+    x: Tensor, fmt: BlockFormat, axis: int, rule: Rule, key: int | Tensor | None
 ) -> Packed:
-    found = round_blocks(x, fmt, axis=axis, rounding=rounding, key=key)
+    found = round_blocks(x, fmt, rule, axis=axis, key=key)
     shape, values = tuple(x.shape), found.values.double()
     s = spread(found.scales.double(), shape, fmt, axis)
     # Exact in float64. Under a scale of 0 the values are zeros, with signs; under NaN there is

@@ -1,160 +1,86 @@
-"""Rounding to a format's grid in torch operations: exact, on every device, without transfers.
-
-`round_float` works on the integer significand, where every rounding is a comparison of the
-bits that are cut off; `round_table` searches the thresholds of `altcore.numerics.plan`. Both
-return the grid value and where rounding passed the largest value; there the grid value is the
-largest of that side.
-"""
+"""Rounding a tensor to a format's grid: scaled or not, counted or not, by a choice of rules."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from altcore.formats import FloatFormat, Format
-from altcore.numerics.constants import constant_tensors
-from altcore.numerics.plan import FloatPlan, float_plan, table_plan, thresholds
+from altcore.formats import Format
+from altcore.numerics.backends import rounder_for
+from altcore.numerics.rules import NEAREST, UNMETERED, Meters, Rule
 
 
-def round_unscaled(
-    y: Tensor, fmt: Format, rounding: str, noise: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Round ``y`` (float32 or float64) to ``fmt``: grid values saturated, and the overflows.
+def round_to_grid(
+    x: Tensor,
+    fmt: Format,
+    rule: Rule = NEAREST,
+    *,
+    r: Tensor | None = None,
+    meters: Meters = UNMETERED,
+    key: int | Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """Round each element of ``x * r`` to a value of ``fmt``.
 
-    ``noise`` holds the 32 random bits of each element for stochastic rounding. NaN gives NaN.
-    A zero has the sign of ``y``.
+    Args:
+        x: any shape, floating point; not modified.
+        fmt: a format of single numbers.
+        rule: the rounding and the overflow rule.
+        r: a tensor that broadcasts to ``x``; 1 if None.
+        meters: what is added to; see `COUNTS` and `ERRORS`.
+        key: decides the random bits of stochastic rounding: an int, or a 0-dim int64 tensor.
+        dtype: that of the result, to which grid values are rounded once if it has not all of
+            them; None for the compute dtype (see `compute_dtype`).
+
+    Returns:
+        Grid values, unscaled, of ``x``'s shape. NaN gives NaN in every format, an infinity follows
+        the overflow rule, and a zero has the sign of ``x``.
+
+    Raises:
+        BadInput: for an ``x`` that is not floating-point, an unknown rule, one for which the
+            format has no code, meters of another shape, dtype or device, and any overflow under
+            the rule ``raise`` (which reads from the device).
     """
-    # Geometric means have no bit pattern in common: log-nearest goes by thresholds.
-    if isinstance(fmt, FloatFormat) and rounding != "log-nearest":
-        return round_float(y, float_plan(fmt, y.dtype), rounding, noise)
-    return round_table(y, fmt, rounding, noise)
+    return rounder_for(x, fmt, rule).round(x, r, meters, key, dtype)
 
 
-def round_float(
-    y: Tensor, plan: FloatPlan, rounding: str, noise: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """`round_unscaled` for a float format."""
-    a = y.abs()
-    if rounding == "nearest-even" and plan.to_magic:
-        over = a >= plan.top
-        return torch.copysign(_round_by_adding(a, plan), y), over
-    if noise is not None:
-        size = _draw_size(a, plan, noise)
-    else:
-        size = _round_size(a, plan, rounding, torch.signbit(y))
-    missing = torch.isnan(y)
-    over = (size > plan.max) & ~missing
-    value = torch.copysign(size.clamp(max=plan.max), y)
-    return torch.where(missing, torch.nan, value), over
+def fake_round(
+    x: Tensor,
+    fmt: Format,
+    rule: Rule = NEAREST,
+    *,
+    r: Tensor | None,
+    s: Tensor | None,
+    meters: Meters = UNMETERED,
+    key: int | Tensor | None = None,
+) -> Tensor:
+    """Round ``x * r`` to the grid of ``fmt``, multiply by ``s``, round once to ``x``'s dtype.
 
-
-def _round_by_adding(a: Tensor, plan: FloatPlan) -> Tensor:
-    """Magnitudes ``a`` to nearest even, saturating; NaN stays.
-
-    The addition of a power of two does the rounding: that at which float numbers are as far
-    apart as the format's values. Its bits come from the magnitude's own exponent, no less than
-    the subnormals'.
+    ``s`` is the counterpart of ``r`` from `scale_of`. The other arguments, and the errors, are
+    those of `round_to_grid`. Returns a tensor like ``x``.
     """
-    layout = plan.layout
-    a = a.clamp(max=plan.max)
-    exponent = (a.view(layout.integer) & layout.infinity).clamp(min=plan.min_normal)
-    magic = exponent.add_(plan.to_magic).view(layout.dtype)
-    return a.add_(magic).sub_(magic)
+    return rounder_for(x, fmt, rule).fake(x, r, s, meters, key)
 
 
-def _round_size(a: Tensor, plan: FloatPlan, rounding: str, negative: Tensor) -> Tensor:
-    """Magnitudes ``a`` rounded as if the format had no largest value; anything for NaN."""
-    layout = plan.layout
-    magnitude = a.contiguous().view(layout.integer)
-    exponent = (magnitude >> layout.mantissa).clamp(min=1)
-    fraction = magnitude & (layout.hidden - 1)
-    significand = torch.where(magnitude < layout.hidden, fraction, fraction | layout.hidden)
-    # The number is significand * 2**(exponent - bias - mantissa); `cut` bits of it are lost.
-    low = magnitude < plan.min_normal
-    cut = (plan.sub_quantum + layout.bias + layout.mantissa) - exponent
-    cut = torch.where(low, cut, plan.cut).clamp(max=layout.mantissa + 3)  # the rest: below half
-    whole = significand >> cut
-    rest = significand - (whole << cut)
-    if rounding in ("nearest-even", "nearest-away"):
-        half = torch.ones_like(cut) << (cut - 1)
-        tie = rest == half
-        if rounding == "nearest-even":
-            code = torch.where(low, whole, (magnitude >> plan.cut) ^ plan.flip)
-            tie = tie & (code & 1 == 1)
-        away = (rest > half) | tie
-    elif rounding == "to-zero":
-        away = torch.zeros_like(low)
-    else:
-        away = (rest != 0) & (negative if rounding == "down" else ~negative)
-    up = away.to(layout.integer)
-    small = (whole + up).to(layout.dtype) * 2.0**plan.sub_quantum
-    large = (magnitude - rest + (up << plan.cut)).view(layout.dtype)
-    return torch.where(low, small, large)
-
-
-def _draw_size(a: Tensor, plan: FloatPlan, noise: Tensor) -> Tensor:
-    """Magnitudes ``a`` rounded at random, like `_round_size`.
-
-    As many random bits as are cut off are added below the cut, so that the probability of a
-    carry is the fraction itself (float64: to within 2**-33). Below the normal range the addition
-    of the smallest normal value first brings the cut to its place, which rounds the fraction to
-    that many bits.
-    """
-    low = a < plan.least
-    lift = low.to(a.dtype) * plan.least
-    lifted = (a + lift).view(plan.layout.integer)
-    drawn = _carry(lifted, noise, plan.cut)
-    if plan.gap_cut != plan.cut:
-        drawn = torch.where(low, _carry(lifted, noise, plan.gap_cut), drawn)
-    size = drawn.view(a.dtype) - lift
-    return torch.where(torch.isinf(a), a, size)
-
-
-def _carry(bits: Tensor, noise: Tensor, cut: int) -> Tensor:
-    """Add ``cut`` of the top random bits to the lowest ones, then clear those."""
-    if cut <= 32:
-        more = (noise >> (32 - cut)) & ((1 << cut) - 1)
-    else:  # float64; centred in what 32 bits leave open
-        more = ((noise.to(bits.dtype) & 0xFFFFFFFF) << (cut - 32)) + (1 << (cut - 33))
-    return (bits + more) & -(1 << cut)
-
-
-def round_table(
-    y: Tensor, fmt: Format, rounding: str, noise: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """`round_unscaled` for a format given by its values."""
-    points, values, grid = _tensors(fmt, rounding, y.dtype, y.device)
-    last = len(values) - 1
-    index = torch.bucketize(y.contiguous(), points, right=True)
-    if noise is not None:
-        below = index - 1
-        interval = below.clamp(0, last + 1)
-        low, high = grid[interval], grid[interval + 1]
-        inner_above = torch.where(high == -low, y >= 0, high.abs() < low.abs())
-        inner, outer = torch.where(inner_above, high, low), torch.where(inner_above, low, high)
-        distance, width = (y.double() - inner).abs(), (outer - inner).abs()
-        # Compared with 23 random bits, centred, and turned so that large ones round away.
-        drawn = (((~noise >> 9) & 0x7FFFFF).double() + 0.5) * width
-        outside = distance * 2.0**23 > drawn
-        # Position in the extended grid: the upper end if exactly one of the two holds.
-        index = interval + (inner_above ^ outside).to(torch.int64)
-        index = torch.where(below < 0, 0, torch.where(below > last + 1, last + 2, index))
-    value = values[(index - 1).clamp(0, last)]
-    value = torch.where(value == 0, torch.copysign(torch.zeros_like(y), y), value)
-    missing = torch.isnan(y)
-    over = ((index == 0) | (index == last + 2)) & ~missing
-    return torch.where(missing, torch.nan, value), over
-
-
-@constant_tensors
-def _tensors(
-    fmt: Format, rounding: str, dtype: torch.dtype, device: torch.device
+def round_scaled(
+    x: Tensor,
+    fmt: Format,
+    rule: Rule = NEAREST,
+    *,
+    power_of_two: bool = False,
+    margin: float = 1.0,
+    meets: float | None = None,
+    meters: Meters = UNMETERED,
+    key: int | Tensor | None = None,
+    fake: bool,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The table's thresholds (for stochastic rounding, its values), values and extended grid."""
-    plan = table_plan(fmt, dtype)
-    points = plan.starts if rounding == "stochastic" else thresholds(fmt, rounding, dtype)
-    return (
-        torch.tensor(points, dtype=dtype, device=device),
-        torch.tensor(plan.values, dtype=dtype, device=device),
-        torch.tensor(plan.grid, dtype=torch.float64, device=device),
+    """Round ``x`` by the scale of its own largest magnitude: `amax`, `scale_of` and rounding.
+
+    Returns ``(q, s, r)``: the scales that `scale_of` gives for `amax`, and the result of
+    `round_to_grid` or, under ``fake``, of `fake_round`. Arguments and errors are theirs; ``dtype``
+    is that of grid values.
+    """
+    return rounder_for(x, fmt, rule).round_by_amax(
+        x, power_of_two, margin, meets, meters, key, fake=fake, dtype=dtype
     )

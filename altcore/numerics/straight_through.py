@@ -15,8 +15,9 @@ from torch import Tensor
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, BlockFormat
 from altcore.numerics.blocks import fake_blocks
-from altcore.numerics.grids import fake_round
-from altcore.numerics.plan import compute_dtype
+from altcore.numerics.rounding import fake_round
+from altcore.numerics.rounding_constants import compute_dtype
+from altcore.numerics.rules import Rule
 
 
 def _rounded(
@@ -31,16 +32,20 @@ def _rounded(
     low: float | None,
     high: float | None,
 ) -> Tensor:
-    """Round ``x`` by `fake_blocks` or `fake_round`, whichever is the format's."""
+    """Round ``x`` by `fake_blocks` or `fake_round`, whichever is the format's.
+
+    The rule comes in its parts: torch takes tuples of arguments apart.
+    """
+    rule = Rule(rounding, overflow)
     if isinstance(fmt, BlockFormat):
-        return fake_blocks(x, fmt, axis=axis, rounding=rounding, key=key)
-    if overflow == "raise" and torch._C._functorch.is_batchedtensor(x):
+        return fake_blocks(x, fmt, rule, axis=axis, key=key)
+    if rule.overflow == "raise" and torch._C._functorch.is_batchedtensor(x):
         raise BadInput("overflow: raise cannot be had under vmap: give saturate, inf or nan")
-    return fake_round(x, fmt, r=r, s=s, rounding=rounding, overflow=overflow, key=key)
+    return fake_round(x, fmt, rule, r=r, s=s, key=key)
 
 
 def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor | None = None) -> None:
-    """Keep where the gradient is clipped, if it is."""
+    """Keep the mask of elements whose gradient is clipped, if any is."""
     x, _, r, _, fmt, *_, low, high = inputs
     if low is not None:
         y = x.to(compute_dtype(x.dtype, fmt))
@@ -93,8 +98,7 @@ def straight_through(
     fmt: AnyFormat,
     *,
     axis: int,
-    rounding: str,
-    overflow: str,
+    rule: Rule,
     ends: tuple[float, float] | None,
 ) -> Tensor:
     """Round ``x`` as `fake_round` or `fake_blocks` does, with a derivative of 1.
@@ -113,4 +117,4 @@ def straight_through(
     is_dual = torch.autograd.forward_ad._current_level >= 0
     kind = _Transformed if is_transformed or is_dual else _Plain
     apply: Callable[..., Tensor] = kind.apply  # the base class has no annotations
-    return apply(x, s, r, key, fmt, axis, rounding, overflow, *(ends or (None, None)))
+    return apply(x, s, r, key, fmt, axis, *rule, *(ends or (None, None)))

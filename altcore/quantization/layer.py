@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat
-from altcore.numerics import round_to_grid
+from altcore.numerics import Rule, round_to_grid
 from altcore.quantization.checks import check_operand
 from altcore.quantization.compute import grid_dtype
 from altcore.quantization.context import Context
@@ -44,12 +44,7 @@ class WeightView:
         cast, now = self.cast, self.parameter.detach()
         now = now.mT if self.is_transposed else now
         rounded = round_to_grid(
-            now,
-            cast.element,
-            rounding=cast.rounding,
-            overflow=cast.overflow,
-            r=self.rounded.r,
-            key=self.key,
+            now, cast.element, Rule(cast.rounding, cast.overflow), r=self.rounded.r, key=self.key
         )
         moved = now != self.master
         return torch.stack([moved.sum(), (moved & (rounded == self.rounded.values)).sum()])

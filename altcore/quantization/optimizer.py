@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from altcore.errors import BadInput
-from altcore.numerics import fake_round, scale_of
+from altcore.numerics import Rule, fake_round, scale_of
 from altcore.quantization.checks import check_whole
 from altcore.quantization.context import Clock, Context
 from altcore.quantization.discovery import ParameterSlot
@@ -99,13 +99,7 @@ def _round_moments(
             if cast.rounding == "stochastic":
                 noise = random_key(clock.seed, clock.step, 0, f"{name}/{key}")
             rounded = fake_round(
-                value,
-                cast.element,
-                rounding=cast.rounding,
-                overflow=cast.overflow,
-                r=r,
-                s=s,
-                key=noise,
+                value, cast.element, Rule(cast.rounding, cast.overflow), r=r, s=s, key=noise
             )
             floor = cast.element.smallest * (1.0 if s is None else s)
             lost = (rounded == 0) & (value > 0) & (value.min() >= 0)

@@ -10,8 +10,10 @@ from torch import Tensor
 
 from altcore.formats import AnyFormat, BlockFormat
 from altcore.numerics import (
-    Blocks,
-    Given,
+    UNMETERED,
+    Meters,
+    RoundedBlocks,
+    Rule,
     amax,
     fake_blocks,
     fake_round,
@@ -178,15 +180,8 @@ class Quantizer:
         is_turned = blocks.is_square and [a % x.ndim for a in axes] != [x.ndim - 2, x.ndim - 1]
         x = x.movedim(axes, last) if is_turned else x
         axis = -1 if blocks.is_square else axes[1]
-        made = round_blocks(
-            x,
-            blocks,
-            axis=axis,
-            rounding=cast.rounding,
-            counts=self.counts if training else None,
-            errors=self.errors if training and self.context.measures_errors else None,
-            key=key,
-        )
+        rule = Rule(cast.rounding)
+        made = round_blocks(x, blocks, rule, axis=axis, meters=self._meters(training), key=key)
 
         def back(t: Tensor) -> Tensor:
             return t.movedim(last, axes) if is_turned else t
@@ -201,7 +196,7 @@ class Quantizer:
             return operand, None
         if training:
             self.last_scale = back(_block_scale(made, x.shape, blocks, axis))
-        rounded = round_to_grid(x, cast.element, rounding=cast.rounding, r=r, key=key)
+        rounded = round_to_grid(x, cast.element, rule, r=r, key=key)
         return operand, RoundedTensor(back(rounded), back(r))
 
     def _inside(self, x: Tensor, r: Tensor | None) -> Tensor:
@@ -213,13 +208,10 @@ class Quantizer:
         """Return ``x`` rounded, as a tensor like ``x``; its last axis is the one summed over."""
         training = training and not self.context.is_frozen
         x = x.detach()
-        cast, counts = self.cast, self.counts if training else None
-        errors = self.errors if training and self.context.measures_errors else None
-        key = self.key(training)
+        cast, key = self.cast, self.key(training)
         if cast.blocks is not None:
-            return fake_blocks(
-                x, cast.blocks, rounding=cast.rounding, counts=counts, errors=errors, key=key
-            )
+            meters = self._meters(training)
+            return fake_blocks(x, cast.blocks, Rule(cast.rounding), meters=meters, key=key)
         return self._rounded(x, training, (-1,), key, fake=True)[0]
 
     def _rounded(
@@ -234,31 +226,33 @@ class Quantizer:
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return ``x`` rounded, scaled back if ``fake``, and the scales (s, r)."""
         cast, scaling = self.cast, self.cast.scaling
-        errors = self.errors if training and self.context.measures_errors else None
-        given: Given = {
-            "rounding": cast.rounding,
-            "overflow": cast.overflow,
-            "counts": self.counts if training else None,
-            "errors": errors,
-            "key": key,
-        }
+        rule, meters = Rule(cast.rounding, cast.overflow), self._meters(training)
         if scaling.kind == "tensor" and scaling.quantile is None:  # in one call
             made = round_scaled(
                 x,
                 cast.element,
+                rule,
                 power_of_two=scaling.power_of_two,
                 margin=scaling.margin,
+                meters=meters,
+                key=key,
                 fake=fake,
                 dtype=dtype,
-                **given,
             )
             if training:
                 self.last_scale = made[1]
             return made
         s, r = self.scales(x, training, axes)
         if fake:
-            return fake_round(x, cast.element, r=r, s=s, **given), s, r
-        return round_to_grid(x, cast.element, r=r, dtype=dtype, **given), s, r
+            q = fake_round(x, cast.element, rule, r=r, s=s, meters=meters, key=key)
+            return q, s, r
+        q = round_to_grid(x, cast.element, rule, r=r, meters=meters, key=key, dtype=dtype)
+        return q, s, r
+
+    def _meters(self, training: bool) -> Meters:
+        if not training:
+            return UNMETERED
+        return Meters(self.counts, self.errors if self.context.measures_errors else None)
 
     def key(self, training: bool) -> int | None:
         """Return the key of this call's random bits; None if rounding needs none."""
@@ -275,7 +269,7 @@ class Quantizer:
         return random_key(clock.seed, clock.step, call, name)
 
 
-def _block_scale(made: Blocks, shape: torch.Size, fmt: BlockFormat, axis: int) -> Tensor:
+def _block_scale(made: RoundedBlocks, shape: torch.Size, fmt: BlockFormat, axis: int) -> Tensor:
     """The scale of every element, of ``shape``."""
     scale = spread(made.scales, shape, fmt, axis)
     return scale if made.scale is None else scale * made.scale

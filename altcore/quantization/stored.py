@@ -15,7 +15,7 @@ import torch
 from attrs import define, field
 from torch import Tensor, nn
 
-from altcore.numerics import amax, fake_round, root_mean_square, scale_of
+from altcore.numerics import Rule, amax, fake_round, root_mean_square, scale_of
 from altcore.quantization.checks import check_whole
 from altcore.quantization.context import Context
 from altcore.quantization.discovery import ParameterSlot
@@ -128,13 +128,7 @@ class StoredWeight:
                 self.context.clock.seed, self.context.clock.step, 0, f"{self.name}/stored"
             )
         return fake_round(
-            w,
-            self.cast.element,
-            rounding=self.cast.rounding,
-            overflow=overflow,
-            r=1 / scale,
-            s=scale,
-            key=key,
+            w, self.cast.element, Rule(self.cast.rounding, overflow), r=1 / scale, s=scale, key=key
         )
 
     @torch.no_grad()

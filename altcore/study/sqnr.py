@@ -20,7 +20,7 @@ from torch import Tensor
 
 from altcore.errors import BadInput, nearest
 from altcore.formats import AnyFormat, BlockFormat, Format
-from altcore.numerics import COUNTS, amax, round_blocks, round_to_grid, scale_of
+from altcore.numerics import COUNTS, Meters, amax, round_blocks, round_to_grid, scale_of
 from altcore.study.distributions import NAMES, Distribution, named, of_elements
 from altcore.study.expected_noise import Loss, best_scale, expected, expected_in_blocks
 
@@ -109,7 +109,7 @@ def measure(fmt: Format, x: Tensor, scale: float) -> dict[str, float]:
     """Quantize ``x`` at one scale; return scale, noise (mean square), SQNR and shares lost."""
     counts = torch.zeros(len(COUNTS), dtype=torch.int64)
     r = torch.tensor(1 / scale, dtype=x.dtype)
-    q = round_to_grid(x, fmt, r=r, counts=counts)
+    q = round_to_grid(x, fmt, r=r, meters=Meters(counts))
     wide = x.double()
     noise = float((q.double() * scale - wide).square().mean())
     signal = float(wide.square().mean())
@@ -123,7 +123,7 @@ def measure_blocks(fmt: BlockFormat, data: Tensor | Sequence[Tensor]) -> dict[st
     for x in [data] if isinstance(data, Tensor) else data:
         if fmt.is_square and x.dim() < 2:
             raise BadInput(f"format {fmt.name}: its blocks are square, and the data is a vector")
-        found = round_blocks(x, fmt, counts=counts)
+        found = round_blocks(x, fmt, meters=Meters(counts))
         wide, q = x.double(), found.values.double()
         if found.scale is not None:
             q = q * found.scale.double()

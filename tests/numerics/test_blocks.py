@@ -18,7 +18,16 @@ from gfloat.formats import (
 
 from altcore import BadInput, float_format, get_format, table_format
 from altcore.formats import BlockFormat
-from altcore.numerics import COUNTS, amax, fake_blocks, round_blocks, round_to_grid, scale_of
+from altcore.numerics import (
+    COUNTS,
+    Meters,
+    Rule,
+    amax,
+    fake_blocks,
+    round_blocks,
+    round_to_grid,
+    scale_of,
+)
 from altcore.numerics import spread as spread_blocks
 
 MX = {
@@ -98,7 +107,7 @@ def test_rules_that_hold_amax_clip_nothing():
     overflow = {}
     for rule in ("floor", "ceil", "rceil"):
         counts = torch.zeros(len(COUNTS), dtype=torch.int64)
-        round_blocks(x, mx("E2M1", rule), counts=counts)
+        round_blocks(x, mx("E2M1", rule), meters=Meters(counts))
         overflow[rule] = counts[COUNTS.index("overflow")].item()
         assert counts[0] == x.numel()
     assert overflow["ceil"] == overflow["rceil"] == 0
@@ -134,7 +143,7 @@ def test_blocks_lie_along_the_axis_and_ends_are_padded(axis):
     """A length that the block does not divide is padded with zeros, which are not counted."""
     x = spread(37, 41)
     counts = torch.zeros(len(COUNTS), dtype=torch.int64)
-    found = round_blocks(x, mx(), axis=axis, counts=counts).values
+    found = round_blocks(x, mx(), axis=axis, meters=Meters(counts)).values
     assert counts[0] == x.numel()
     lines = x.movedim(axis, -1)
     for line, got in zip(lines, found.movedim(axis, -1), strict=True):
@@ -238,7 +247,7 @@ def test_random_bits_are_those_of_the_index():
     x[:, ::5] = 1.9
     x[::5] = 1.9
     fmt = mx("E2M1", "floor", block=8)
-    kinds = {"rounding": "stochastic", "key": 4}
+    kinds = {"rule": Rule("stochastic"), "key": 4}
     along, across = (fake_blocks(x, fmt, axis=axis, **kinds) for axis in (0, 1))
     r = round_blocks(x, fmt).inverse[0]
     assert torch.equal(along, across)
@@ -261,7 +270,7 @@ def test_errors_are_of_what_is_meant():
     """Noise and signal of the blocks are those of the tensor, if scales are powers of two."""
     x = spread(20, 50)
     errors = torch.zeros(2, dtype=torch.float64)
-    values = round_blocks(x, mx(), errors=errors).values.double()
+    values = round_blocks(x, mx(), meters=Meters(errors=errors)).values.double()
     wanted = [(values - x).square().sum().item(), x.double().square().sum().item()]
     assert errors.tolist() == pytest.approx(wanted, rel=1e-6)
 

@@ -18,25 +18,26 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 import altcore
 from altcore.formats import BlockFormat, float_format, table_format
 from altcore.numerics import (
-    build,
+    Rule,
     count_small,
     fake_blocks,
     follow_flips,
     hadamard,
     inner_products,
     moments,
-    position,
+    ordinal,
     round_scaled,
     round_to_grid,
     scale_output,
 )
+from altcore.numerics.kernels import build
 
 EVERYTHING = """
 import torch
 from altcore import encode, decode, fake_quantize, get_format, neighbours, pack, quantize, stiffness
 from altcore import ulp_distance, unpack, quantize_model
 from altcore import numerics
-from altcore.numerics import hadamard, outputs
+from altcore.numerics import epilogue, hadamard
 from altcore.numerics.blocks import fake_blocks, round_blocks
 
 def everything():
@@ -81,7 +82,7 @@ def everything():
         yield numerics.follow_flips(y, y.round(), earlier, at, 3, since=1)
         one = torch.ones((), dtype=torch.float32, device="cpu")
         yield numerics.follow_flips(y, y, earlier, at, 3, since=1, scales=(one, one * 2))
-        yield outputs.scale_output(y.clone(), (one, None), None, torch.bfloat16)
+        yield epilogue.scale_output(y.clone(), (one, None), None, torch.bfloat16)
     for recipe in ("mxfp8", "pure", "all"):
         layer = torch.nn.Linear(64, 32, dtype=torch.float32, device="cpu")
         with torch.no_grad():
@@ -154,10 +155,10 @@ def _of_many_kinds(x, fmt):
     codes = altcore.encode(x, fmt)
     return [
         round_to_grid(x, fmt),
-        round_to_grid(x, fmt, rounding="stochastic", key=1),
-        round_to_grid(x.double(), fmt, rounding="log-nearest"),
+        round_to_grid(x, fmt, Rule("stochastic"), key=1),
+        round_to_grid(x.double(), fmt, Rule("log-nearest")),
         *round_scaled(x.bfloat16(), fmt, fake=True),
-        position(round_to_grid(x, fmt), fmt),
+        ordinal(round_to_grid(x, fmt), fmt),
         codes,
         altcore.decode(codes, fmt),
         altcore.unpack(altcore.pack(x, fmt, 0.5)),

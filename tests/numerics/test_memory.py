@@ -21,20 +21,22 @@ from altcore import BadInput, get_format
 from altcore.formats import BlockFormat, float_format, table_format
 from altcore.formats.blocks import RULES
 from altcore.numerics import (
+    Meters,
+    Rule,
     amax,
-    build,
     count_small,
     fake_blocks,
     fake_round,
     follow_flips,
     inner_products,
     moments,
-    position,
+    ordinal,
     round_blocks,
     round_scaled,
     round_to_grid,
     scale_output,
 )
+from altcore.numerics.kernels import build
 
 E4M3 = float_format("E4M3", 4, 3, specials="fn")
 FORMATS = [
@@ -83,11 +85,11 @@ def test_rounding(data, x, fmt, rounding):
     r, s = data.draw(scales(tuple(x.shape))), data.draw(scales(tuple(x.shape)))
     counted = data.draw(st.booleans())
     rules = ["saturate", *["inf"] * bool(fmt.inf_codes), *["nan"] * bool(fmt.nan_codes)]
-    kinds = {"rounding": rounding, "overflow": data.draw(st.sampled_from(rules)), "key": 5}
+    kinds = {"rule": Rule(rounding, data.draw(st.sampled_from(rules))), "key": 5}
 
     def make():
         counts, errors = sums()
-        more = {"counts": counts, "errors": errors} if counted else {}
+        more = {"meters": Meters(counts, errors)} if counted else {}
         q = round_to_grid(x, fmt, r=r, **kinds, **more)
         return q, fake_round(x, fmt, r=r, s=s, **kinds, **more), counts, errors
 
@@ -107,9 +109,9 @@ def test_rounding(data, x, fmt, rounding):
 def test_rounding_by_its_own_scale(x, fmt, rounding, by_power, fake, counted):
     def make():
         counts, errors = sums()
-        kinds = {"rounding": rounding, "key": 5, "power_of_two": by_power, "fake": fake}
+        kinds = {"rule": Rule(rounding), "key": 5, "power_of_two": by_power, "fake": fake}
         if counted:
-            kinds |= {"counts": counts, "errors": errors}
+            kinds |= {"meters": Meters(counts, errors)}
         return *round_scaled(x, fmt, **kinds), counts, errors, amax(x)
 
     alike(make, close=(4,))
@@ -138,9 +140,9 @@ def test_blocks(data, x, rule, rounding):
 
     def make():
         counts, errors = sums()
-        kinds = {"axis": axis, "rounding": rounding, "key": 5}
+        kinds = {"axis": axis, "rule": Rule(rounding), "key": 5}
         if counted:
-            kinds |= {"counts": counts, "errors": errors}
+            kinds |= {"meters": Meters(counts, errors)}
         found = round_blocks(x, fmt, **kinds)
         scale = torch.zeros(()) if found.scale is None else found.scale
         fake = fake_blocks(x, fmt, **kinds)
@@ -193,7 +195,7 @@ def test_passes_that_add_up(data, shape):
 def test_positions(data, x, fmt):
     q = round_to_grid(x, fmt)
     layout = LAYOUTS[data.draw(st.sampled_from([n for n in LAYOUTS if n != "no memory"]))]
-    alike(lambda: [position(layout(q), fmt)])
+    alike(lambda: [ordinal(layout(q), fmt)])
 
 
 @available
@@ -259,7 +261,7 @@ def test_between_the_largest_value_and_the_smallest_normal_one(way, rounding):
     x = torch.tensor([1.51, 1.7, 1.999, 2.0, 1e30, math.inf])
     with path(way):
         for sign in (1, -1):
-            q = round_to_grid(x * sign, fmt, rounding=rounding, key=1)
+            q = round_to_grid(x * sign, fmt, Rule(rounding), key=1)
             assert q.tolist() == [1.5 * sign] * 6
 
 
@@ -319,7 +321,7 @@ def test_no_block_is_longer_than_the_axis(way):
 )
 def test_sums_have_a_number_for_each(way, counts, errors):
     """Neither written past their end nor added to by broadcasting."""
-    x, sums = torch.randn(2, 32), {"counts": counts, "errors": errors}
+    x, sums = torch.randn(2, 32), {"meters": Meters(counts, errors)}
     with path(way):
         for make in (
             lambda: round_to_grid(x, E4M3, **sums),
@@ -338,14 +340,14 @@ def test_keys_are_whole_numbers_on_both_paths(way):
     x, fmt = torch.randn(50), get_format("MXFP4")
     with path(way):
         for key in (7, -1, 2**70, np.int64(7), np.uint8(7), torch.tensor(7)):
-            wanted = round_to_grid(x, E4M3, rounding="stochastic", key=int(key))
-            assert torch.equal(round_to_grid(x, E4M3, rounding="stochastic", key=key), wanted)
+            wanted = round_to_grid(x, E4M3, Rule("stochastic"), key=int(key))
+            assert torch.equal(round_to_grid(x, E4M3, Rule("stochastic"), key=key), wanted)
         for key in (1.5, True, "a", torch.tensor(1.0), torch.ones(2).long(), np.float32(1)):
             for rounding in ("stochastic", "nearest-even"):
                 for make in (
-                    lambda k, r: round_to_grid(x, E4M3, rounding=r, key=k),
-                    lambda k, r: round_scaled(x, E4M3, rounding=r, key=k, fake=True),
-                    lambda k, r: round_blocks(x, fmt, rounding=r, key=k),
+                    lambda k, r: round_to_grid(x, E4M3, Rule(r), key=k),
+                    lambda k, r: round_scaled(x, E4M3, Rule(r), key=k, fake=True),
+                    lambda k, r: round_blocks(x, fmt, Rule(r), key=k),
                 ):
                     with pytest.raises(BadInput, match=r"^key: an int"):
                         make(key, rounding)
@@ -358,7 +360,7 @@ def test_transforms_of_torch_func_get_no_kernel():
     scales, keys = torch.tensor([0.5, 1.0, 2.0]), torch.tensor([1, 2, 3])
 
     def rounded(s, key):
-        q = round_to_grid(x, E4M3, r=1 / s, rounding="stochastic", key=key)
+        q = round_to_grid(x, E4M3, Rule("stochastic"), r=1 / s, key=key)
         return q, fake_round(x, E4M3, r=1 / s, s=s)
 
     found = torch.func.vmap(rounded)(scales, keys)

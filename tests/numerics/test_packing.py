@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from altcore import BadInput, decode, fake_quantize, float_format, get_format, table_format
 from altcore.formats import BlockFormat
-from altcore.numerics import round_blocks
+from altcore.numerics import Rule, round_blocks
 from altcore.numerics.packing import pack, pack_bits, unpack, unpack_bits
 
 ML_DTYPES = {
@@ -208,7 +208,7 @@ def test_blocks_come_back(name, axis, rounding):
     x[3], x[5, :, 7] = 0, 1e-42
     key = 5 if rounding == "stochastic" else None
     fmt = get_format(name)
-    found = round_blocks(x, fmt, axis=axis, rounding=rounding, key=key)
+    found = round_blocks(x, fmt, Rule(rounding), axis=axis, key=key)
     wanted = found.values if found.scale is None else found.values * found.scale
     packed = pack(x, fmt, axis=axis, rounding=rounding, key=key)
     assert same(unpack(packed), wanted)

@@ -11,7 +11,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from altcore import fake_quantize
 from altcore.errors import BadInput
 from altcore.formats import float_format
-from altcore.numerics.arguments import find
+from altcore.numerics.resolve import find
 
 X = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)) * 3
 ROWS = torch.rand(4, 1, generator=torch.Generator().manual_seed(1)) + 0.1

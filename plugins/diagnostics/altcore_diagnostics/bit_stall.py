@@ -19,7 +19,7 @@ from altcore.plugin import (
     hookimpl,
     nan_where_not_finite,
     on_grid,
-    position,
+    ordinal,
     quantized_weights,
     setting,
 )
@@ -141,7 +141,7 @@ def boundary_distance(w: Tensor, upward: Tensor, grid: Any, rounding: str) -> Te
     ``w``: weights on the grid. ``rounding``: that of their cast.
     """
     far = distances(grid.format, rounding).to(w.device)
-    index = position(on_grid(w, grid.format, grid.scale), grid.format).clamp_(min=0)
+    index = ordinal(on_grid(w, grid.format, grid.scale), grid.format).clamp_(min=0)
     index.mul_(2).add_(upward)
     distance = far.index_select(0, index.flatten()).view(w.shape)
     return distance if grid.scale is None else distance.mul_(grid.scale)

@@ -20,7 +20,7 @@ from altcore.plugin import (
     hookimpl,
     nan_where_not_finite,
     on_grid,
-    position,
+    ordinal,
     quantized_weights,
     setting,
 )
@@ -91,7 +91,7 @@ def distance_counts(before: Tensor, after: Tensor, fmt: Format, scale: Tensor | 
     onto the grid: exact for the powers of two of stored weights; for a view, an element within a
     float32 rounding error of a boundary may be seen on its other side.
     """
-    first, last = (position(on_grid(w.detach(), fmt, scale), fmt) for w in (before, after))
+    first, last = (ordinal(on_grid(w.detach(), fmt, scale), fmt) for w in (before, after))
     # An infinity rounds to the largest value, but is no weight that moved there.
     lost = torch.isnan(nan_where_not_finite(before).add_(nan_where_not_finite(after)))
     index = last.sub_(first).abs_().add_(1).masked_fill_(lost, 0).flatten()

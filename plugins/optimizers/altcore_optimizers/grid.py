@@ -14,7 +14,7 @@ from attrs.validators import and_, ge, gt, le, lt
 from torch import Tensor
 from torch.nn import Parameter
 
-from altcore.plugin import Format, position, round_to_grid, setting, table_format
+from altcore.plugin import Format, Rule, ordinal, round_to_grid, setting, table_format
 from altcore_optimizers.adam import adam_step
 from altcore_optimizers.groups import decay_groups
 
@@ -126,14 +126,14 @@ class GridOptimizer(torch.optim.Optimizer):
         scale = one if grid.scale is None else grid.scale
         r = scale.reciprocal().clamp(max=torch.finfo(scale.dtype).max)
         here = round_to_grid(p, grid.format, r=r)
-        # What is not finite has no position, and stays what it is below.
-        index = position(here, grid.format).clamp(min=0) + clip
+        # What is not finite has no ordinal, and stays what it is below.
+        index = ordinal(here, grid.format).clamp(min=0) + clip
         values = self._table(grid.format, here)
         beside = values[index + torch.where(wanted < 0, -1, 1)]
         width = (beside - values[index]).abs() * scale
         share = wanted / width
         key = random_key(self.settings.seed, self.names[p], state["steps"])
-        rungs = round_to_grid(share, rungs_format(clip), rounding="stochastic", key=key)
+        rungs = round_to_grid(share, rungs_format(clip), Rule("stochastic"), key=key)
         there = values[index + rungs.nan_to_num(0.0).long()]
         moved = there * scale if grid.is_stored else p + (there - values[index]) * scale
         p.copy_(torch.where(torch.isfinite(p) & torch.isfinite(share), moved, p + wanted))

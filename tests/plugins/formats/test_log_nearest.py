@@ -6,6 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
+from altcore.numerics.plan import thresholds
 from format_checks import (
     PATHS,
     all_bfloat16,
@@ -20,8 +21,7 @@ from format_checks import (
 from altcore import get_format
 from altcore.errors import BadInput
 from altcore.formats import code_format, float_format, log_boundary, table_format
-from altcore.numerics import fake_round, round_to_grid
-from altcore.numerics.plan import thresholds
+from altcore.numerics import Rule, fake_round, round_to_grid
 
 E4M3 = float_format("E4M3", 4, 3, specials="fn")
 E7M0 = float_format("E7M0", 7, 0)
@@ -49,7 +49,7 @@ def test_powers_of_two_round_as_the_format_that_states_it(name):
         for way in PATHS:
             with path(way):
                 assert_same(round_to_grid(x, stated), wanted, x)
-                assert_same(round_to_grid(x, fmt, rounding="log-nearest"), wanted, x)
+                assert_same(round_to_grid(x, fmt, Rule("log-nearest")), wanted, x)
 
 
 @pytest.mark.parametrize("fmt", ALL, ids=str)
@@ -57,7 +57,7 @@ def test_tensors_round_as_the_reference(fmt):
     """Both paths, at every mean and beside it, for random bits; float64 is rounded once."""
     assert_rounds(torch.cat([edges(fmt), random_floats(500)]), fmt, "log-nearest")
     x = edges(fmt, torch.float64)
-    assert_same(round_to_grid(x, fmt, rounding="log-nearest"), reference(x, fmt, "log-nearest"), x)
+    assert_same(round_to_grid(x, fmt, Rule("log-nearest")), reference(x, fmt, "log-nearest"), x)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -65,7 +65,7 @@ def test_installed_formats_round_as_the_reference(name):
     fmt = get_format(name)
     assert_rounds(torch.cat([edges(fmt, most=200), random_floats(300)]), fmt, "log-nearest")
     x = edges(fmt, torch.float64, most=100)
-    assert_same(round_to_grid(x, fmt, rounding="log-nearest"), reference(x, fmt, "log-nearest"), x)
+    assert_same(round_to_grid(x, fmt, Rule("log-nearest")), reference(x, fmt, "log-nearest"), x)
 
 
 def ln(x):
@@ -79,7 +79,7 @@ def test_the_nearest_logarithm(fmt):
     low, high = positive[0].item(), positive[-1].item()
     x = edges(fmt, torch.float64, most=100)
     x = x[(x >= low) & (x <= high)]
-    got = round_to_grid(x, fmt, rounding="log-nearest").tolist()
+    got = round_to_grid(x, fmt, Rule("log-nearest")).tolist()
     with localcontext() as context:
         context.prec = 60
         logs = {v: ln(Fraction(v)) for v in positive.tolist()}
@@ -124,13 +124,13 @@ def test_ties_follow_the_format():
         fmt = code_format(ties, SQUARES.values, ties=ties)
         for way in PATHS:
             with path(way):
-                got = round_to_grid(x, fmt, rounding="log-nearest")
+                got = round_to_grid(x, fmt, Rule("log-nearest"))
             assert_same(got, torch.tensor(rounded))
     zeros = torch.tensor([0.0, -0.0])
     for fmt, value in ((ODD, -1.0), (POSITIVE, 2.0**-9), (get_format("BINARY"), 1.0)):
         for way in PATHS:
             with path(way):
-                got = round_to_grid(zeros, fmt, rounding="log-nearest", overflow="raise")
+                got = round_to_grid(zeros, fmt, Rule("log-nearest", "raise"))
             assert got.tolist() == [value, value]
 
 
@@ -139,10 +139,10 @@ def test_overflow_begins_at_the_mean_with_what_would_come():
     point = math.sqrt(448 * 480)
     x = torch.tensor([math.nextafter(point, 0), math.nextafter(point, 500)], dtype=torch.float64)
     for given in (x, -x, torch.tensor([463.72, 463.73])):
-        got = round_to_grid(given, E4M3, rounding="log-nearest", overflow="nan")
+        got = round_to_grid(given, E4M3, Rule("log-nearest", "nan"))
         assert torch.isnan(got).tolist() == [False, True]
     with pytest.raises(BadInput, match=r"1 value\(s\) overflow"):
-        round_to_grid(torch.tensor([463.0, 464.0]), E4M3, rounding="log-nearest", overflow="raise")
+        round_to_grid(torch.tensor([463.0, 464.0]), E4M3, Rule("log-nearest", "raise"))
 
 
 def test_values_stay_where_float32_moves_them_past_the_mean():
@@ -153,7 +153,7 @@ def test_values_stay_where_float32_moves_them_past_the_mean():
     x = torch.tensor(fmt.values)
     for way in PATHS:
         with path(way):
-            assert_same(round_to_grid(x, fmt, rounding="log-nearest"), x)
+            assert_same(round_to_grid(x, fmt, Rule("log-nearest")), x)
 
 
 @pytest.mark.parametrize("name", ["BF16", "FP16"])
@@ -179,5 +179,5 @@ def test_every_bfloat16_in_both_paths(name):
     results = []
     for way in PATHS:
         with path(way):
-            results.append(fake_round(all_bfloat16(), fmt, r=1 / s, s=s, rounding="log-nearest"))
+            results.append(fake_round(all_bfloat16(), fmt, Rule("log-nearest"), r=1 / s, s=s))
     assert_same(*(r.float() for r in results))

@@ -23,7 +23,7 @@ from format_checks import (
 
 from altcore import get_format
 from altcore.formats import round_scalar
-from altcore.numerics import COUNTS, compute_dtype, round_to_grid
+from altcore.numerics import COUNTS, Meters, Rule, compute_dtype, round_to_grid
 
 SIZES = [(8, 0), (8, 1), (8, 2), (6, 2), (5, 3), (4, 0), (3, 1), (3, 0), (9, 1), (7, 4)]
 LARGE = [(16, 1), (16, 2), (12, 3)]
@@ -156,12 +156,12 @@ def test_a_number_never_becomes_zero_or_nar(size):
     counts = torch.zeros(len(COUNTS), dtype=torch.int64)
     for way in PATHS:
         with path(way):
-            q = round_to_grid(x, fmt, counts=counts)
+            q = round_to_grid(x, fmt, meters=Meters(counts))
         least, most = fmt.smallest, fmt.max
         assert q.tolist() == [least, -least, most, -most, most, -most, 0]
     assert counts[COUNTS.index("flushed")] == 0
     assert counts[COUNTS.index("overflow")] in (0, 4)  # 0: 3e38 is not past the largest
-    nan = round_to_grid(x, fmt, overflow="nan")
+    nan = round_to_grid(x, fmt, Rule(overflow="nan"))
     assert torch.isnan(nan[4:6]).all()
     assert torch.isfinite(nan[:2]).all()
 
@@ -188,8 +188,8 @@ def test_other_roundings_take_values():
     fmt = get_format("posit8_1")
     tiny = torch.full((20000,), fmt.smallest / 4)
     for rounding, wanted in (("to-zero", 0.0), ("down", 0.0), ("up", fmt.smallest)):
-        assert (round_to_grid(tiny, fmt, rounding=rounding) == wanted).all()
-    drawn = round_to_grid(tiny, fmt, rounding="stochastic", key=1)
+        assert (round_to_grid(tiny, fmt, Rule(rounding)) == wanted).all()
+    drawn = round_to_grid(tiny, fmt, Rule("stochastic"), key=1)
     assert abs((drawn == fmt.smallest).double().mean() - 0.25) < 0.02
     for rounding in ("nearest-away", "to-zero", "up", "down"):
         assert_rounds(torch.cat([edges(fmt, most=100), random_floats(100)]), fmt, rounding)

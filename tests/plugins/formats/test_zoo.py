@@ -40,7 +40,16 @@ from oracles import (
 import altcore
 from altcore import BadInput, get_format
 from altcore.formats import BlockFormat, Format, code_format, float_format
-from altcore.numerics import COUNTS, amax, compute_dtype, interval_width, position, round_to_grid
+from altcore.numerics import (
+    COUNTS,
+    Meters,
+    Rule,
+    amax,
+    compute_dtype,
+    interval_width,
+    ordinal,
+    round_to_grid,
+)
 
 PYPROJECT = Path(__file__).parents[3] / "plugins" / "formats" / "pyproject.toml"
 ENTRIES = tomllib.loads(PYPROJECT.read_text())["project"]["entry-points"]["altcore.formats"]
@@ -195,7 +204,7 @@ def test_tf32():
     wanted = rounded.to(torch.int32).view(torch.float32)
     for way in PATHS:
         with path(way):
-            assert_same(round_to_grid(x, fmt, overflow="inf"), wanted, x)
+            assert_same(round_to_grid(x, fmt, Rule(overflow="inf")), wanted, x)
 
 
 @pytest.mark.parametrize("name", ML_DTYPES)
@@ -280,7 +289,7 @@ def test_rounding_is_that_of_ml_dtypes(name):
         wanted = ml_rounded(x, ML_DTYPES[name])
         for way in PATHS:
             with path(way):
-                got = round_to_grid(x, fmt, overflow=overflow_of(fmt))
+                got = round_to_grid(x, fmt, Rule(overflow=overflow_of(fmt)))
             if name.endswith("FNUZ"):
                 got = got + 0.0
             assert_same(got, wanted, x)
@@ -300,12 +309,12 @@ def test_rounding_is_that_of_gfloat(name):
         x = x[x >= fmt.smallest]  # gfloat goes on below it
     for rounding, mode in GFLOAT_ROUNDINGS.items():
         wanted = [gfloat.round_float(info, v, mode, sat=True) for v in x.double().tolist()]
-        got = round_to_grid(x, fmt, rounding=rounding)
+        got = round_to_grid(x, fmt, Rule(rounding))
         assert_same(got + 0.0, torch.tensor(wanted) + 0.0, x)
     overflow = overflow_of(fmt)
     if overflow != "saturate":
         wanted = [gfloat.round_float(info, v) for v in x.double().tolist()]
-        got = round_to_grid(x, fmt, overflow=overflow)
+        got = round_to_grid(x, fmt, Rule(overflow=overflow))
         assert_same(got + 0.0, torch.tensor(wanted) + 0.0, x)
 
 
@@ -327,7 +336,7 @@ def test_float64_is_rounded_once(name):
     fmt = get_format(name)
     x = edges(fmt, torch.float64, most=60)
     for rounding in ("nearest-even", "up"):
-        assert_same(round_to_grid(x, fmt, rounding=rounding), reference(x, fmt, rounding), x)
+        assert_same(round_to_grid(x, fmt, Rule(rounding)), reference(x, fmt, rounding), x)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -349,12 +358,12 @@ def test_overflow_to_codes(name):
     for overflow, codes in (("inf", fmt.inf_codes), ("nan", fmt.nan_codes)):
         if not codes:
             with pytest.raises(BadInput, match=name):
-                round_to_grid(x, fmt, overflow=overflow)
+                round_to_grid(x, fmt, Rule(overflow=overflow))
             continue
         wanted = reference(x, fmt, overflow=overflow)
         for way in PATHS:
             with path(way):
-                assert_same(round_to_grid(x, fmt, overflow=overflow), wanted, x)
+                assert_same(round_to_grid(x, fmt, Rule(overflow=overflow)), wanted, x)
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -365,7 +374,7 @@ def test_stochastic_rounding(name):
     results = []
     for way in PATHS:
         with path(way):
-            results.append(round_to_grid(x, fmt, rounding="stochastic", key=7))
+            results.append(round_to_grid(x, fmt, Rule("stochastic"), key=7))
     assert_same(*results)
     down, up = (reference(x, fmt, rounding) for rounding in ("down", "up"))
     missing = torch.isnan(x)
@@ -375,7 +384,7 @@ def test_stochastic_rounding(name):
     low = min(max(low, 0), len(fmt.values) - 2)
     a, b = fmt.values[low], fmt.values[low + 1]
     y = torch.full((40000,), 0.75 * a + 0.25 * b, dtype=compute_dtype(torch.float32, fmt))
-    share = (round_to_grid(y, fmt, rounding="stochastic", key=3) == single_like(b, y)).double()
+    share = (round_to_grid(y, fmt, Rule("stochastic"), key=3) == single_like(b, y)).double()
     assert abs(share.mean() - 0.25) < 0.015
 
 
@@ -445,7 +454,7 @@ def test_places_on_the_grid(name):
     fmt = get_format(name)
     dtype = compute_dtype(torch.float32, fmt)
     values = torch.tensor(fmt.values, dtype=torch.float64).to(dtype)
-    assert torch.equal(position(values, fmt), torch.arange(len(fmt.values)))
+    assert torch.equal(ordinal(values, fmt), torch.arange(len(fmt.values)))
     positive = [v for v in fmt.values if v > 0]
     inside = torch.tensor(positive[:-1], dtype=torch.float64).to(dtype)
     following = torch.tensor(positive[1:], dtype=torch.float64).to(dtype)
@@ -479,11 +488,11 @@ def test_ties_up_and_down_are_of_nearest_only():
     """The rule moves the midpoints and nothing else; nearest-away takes them away anyway."""
     up, down, even = (get_format(f"E7M0{s}") for s in ("-ties-up", "-ties-down", ""))
     x = random_floats(3000)
-    assert_same(round_to_grid(x, up), round_to_grid(x, even, rounding="nearest-away"))
+    assert_same(round_to_grid(x, up), round_to_grid(x, even, Rule("nearest-away")))
     for rounding in ("nearest-away", "to-zero", "up", "down"):
         for fmt in (up, down):
-            got = round_to_grid(x, fmt, rounding=rounding)
-            assert_same(got, round_to_grid(x, even, rounding=rounding))
+            got = round_to_grid(x, fmt, Rule(rounding))
+            assert_same(got, round_to_grid(x, even, Rule(rounding)))
 
 
 def test_integers_under_amax_scaling_do_not_overflow():
@@ -495,7 +504,7 @@ def test_integers_under_amax_scaling_do_not_overflow():
             x[0] = sign * 20
             q, s = altcore.quantize(x, fmt)
             counts = torch.zeros(len(COUNTS), dtype=torch.int64)
-            round_to_grid(x, fmt, r=fmt.max / amax(x), counts=counts)
+            round_to_grid(x, fmt, r=fmt.max / amax(x), meters=Meters(counts))
             assert counts[COUNTS.index("overflow")] == 0
             assert q.abs().max() == fmt.max
             assert (q[0] * s - x[0]).abs() < 1e-5
@@ -507,7 +516,7 @@ def test_scale_format_without_zero():
     """E8M0 takes what it cannot hold, zero and negatives, for the smallest value, counted."""
     x = torch.tensor([0.0, -1.0, 2.0**-128, 2.0**-129, -math.inf])
     counts = torch.zeros(len(COUNTS), dtype=torch.int64)
-    q = round_to_grid(x, get_format("E8M0"), counts=counts)
+    q = round_to_grid(x, get_format("E8M0"), meters=Meters(counts))
     assert (q == 2.0**-127).all()
     assert dict(zip(COUNTS, counts.tolist(), strict=True)) == {
         "elements": 5,
@@ -702,6 +711,6 @@ def test_many_float32_numbers_against_ml_dtypes(name):
     for start in range(-(2**31), 2**31, 2**29):
         bits = torch.arange(start + offset, start + 2**29, 256)
         x = ml_inputs(name, bits.to(torch.int32).view(torch.float32))
-        got = round_to_grid(x, fmt, overflow=overflow_of(fmt))
+        got = round_to_grid(x, fmt, Rule(overflow=overflow_of(fmt)))
         got = got + 0.0 if name.endswith("FNUZ") else got
         assert_same(got, ml_rounded(x, ML_DTYPES[name]), x)

@@ -1,0 +1,150 @@
+"""Rounding on a GPU: the torch operations, compiled by torch.compile if the bits stay the same.
+
+A compiler may fuse a multiplication with an addition, keep more bits than a dtype has, or treat
+subnormal numbers as zero. So each new kind of call is first computed in both ways, of numbers of
+every size if its scales are single ones. Unless all bits agree the torch operations stay; once
+compiling fails, as it does without Triton, they stay for everything. A warning says so.
+"""
+
+from __future__ import annotations
+
+import types
+import warnings
+from typing import Any
+
+import torch
+from attrs import define, field
+from torch import Tensor
+
+from altcore.formats import Format
+from altcore.numerics.hashing import key_tensor
+from altcore.numerics.kernels import switched_on
+from altcore.numerics.rules import Rule
+from altcore.numerics.torch_rounder import Key, Measured, TorchRounder, rounded
+from altcore.numerics.tracing import by_identity, is_untraced
+
+_compiles = True
+"""False once compiling has failed in this process."""
+
+
+def can_compile(x: Tensor, rule: Rule) -> bool:
+    """Whether ``x`` is on a GPU and may go through torch.compile.
+
+    Overflows that raise are read from the device, and a CUDA graph that is being captured has no
+    room for a compiler.
+    """
+    return (
+        x.is_cuda
+        and _compiles
+        and rule.overflow != "raise"
+        and is_untraced(x)
+        and switched_on()
+        and not torch.cuda.is_current_stream_capturing()
+    )
+
+
+@by_identity
+def compiled_rounder(fmt: Format, rule: Rule) -> CompiledRounder:
+    """Return what rounds to ``fmt`` by ``rule`` on a GPU, and keeps its compiled code."""
+    return CompiledRounder(fmt, rule)
+
+
+@define(eq=False, slots=False)
+class CompiledRounder(TorchRounder):
+    """Rounds by compiled code, on any device for which torch.compile has a compiler."""
+
+    same_bits: dict[tuple[Any, ...], bool] = field(init=False, factory=dict)
+    """Whether compiled code gives the bits of torch operations, by the kind of call."""
+    compiled: Any = field(init=False)
+
+    @compiled.default
+    def _(self) -> Any:
+        def work(*arguments: Any) -> Measured:
+            return rounded(self.fmt, self.rule, *arguments)
+
+        # torch counts recompilations by code object, and gives up on one that has too many.
+        own = types.FunctionType(
+            work.__code__.replace(), work.__globals__, "work", None, work.__closure__
+        )
+        return torch.compile(own, fullgraph=True, dynamic=True)
+
+    def compute(
+        self,
+        x: Tensor,
+        r: Tensor | None,
+        s: Tensor | None,
+        key: Key,
+        dtype: torch.dtype | None,
+        weight: Tensor | None,
+        *,
+        fake: bool,
+        counts: bool,
+        errors: bool,
+    ) -> Measured:
+        """Round, and measure what is asked for."""
+        key = None if key is None else key_tensor(key, x.device)
+        given = (r, s, key, dtype, weight, fake, counts, errors)
+        is_flat = x.is_contiguous() and all(t is None or t.ndim == 0 for t in (r, s, weight))
+        # One kind for all shapes.
+        flat = x.view(-1) if is_flat else x
+        others = [None if t is None else (t.dtype, t.ndim) for t in (r, s, key, weight)]
+        kind = (x.dtype, x.device, flat.ndim, dtype, fake, counts, errors, *others)
+        if not self._agrees(kind, flat, given):
+            return rounded(self.fmt, self.rule, x, *given)
+        q, *measured = self.compiled(flat, *given)
+        return q.view(x.shape) if is_flat else q, *measured
+
+    def _agrees(self, kind: tuple[Any, ...], x: Tensor, given: tuple[Any, ...]) -> bool:
+        """Whether compiled code gives the same bits for calls of this kind; compiles it first."""
+        global _compiles
+        known = self.same_bits.get(kind)
+        if known is not None or not _compiles or x.numel() == 0:
+            return bool(known)
+        sample = _numbers(x) if x.ndim == 1 else x
+        try:
+            found = self.compiled(sample, *given)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:
+            _compiles = False
+            _warn(f"torch.compile failed ({type(error).__name__}: {error!s:.200})")
+            return False
+        wanted = rounded(self.fmt, self.rule, sample, *given)
+        agrees = self.same_bits[kind] = _same(found, wanted)
+        if not agrees:
+            _warn(f"torch.compile rounds otherwise to {self.fmt.name} ({self.rule.rounding})")
+        return agrees
+
+
+def _warn(problem: str) -> None:
+    warnings.warn(
+        f"{problem}: rounding on this device uses torch operations, with the same results as on "
+        "a CPU but slower",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def _numbers(like: Tensor) -> Tensor:
+    """Numbers of all sizes in ``like``'s dtype, on its device: all that have 16 bits, and ties."""
+    bits = torch.arange(-(2**15), 2**15, dtype=torch.int16, device=like.device)
+    if like.element_size() == 2:
+        return bits.view(like.dtype)
+    upper = bits.to(torch.int32)
+    lower = (upper * 40503) & 0xFFFF  # without a pattern
+    return torch.cat([upper << 16, (upper << 16) | lower]).view(torch.float32).to(like.dtype)
+
+
+def _same(found: Measured, wanted: Measured) -> bool:
+    """Whether results agree, bit for bit but for the payloads of NaN, and counts do.
+
+    Errors are sums of floats, whose order may differ.
+    """
+    (q, _, counts, _), (own, _, own_counts, _) = found, wanted
+    if q.dtype != own.dtype or q.shape != own.shape:
+        return False
+    if counts is not None and own_counts is not None and not torch.equal(counts, own_counts):
+        return False
+    missing = own.isnan()
+    alike = (q == own) & (q.signbit() == own.signbit())
+    return bool(torch.where(missing, q.isnan(), alike).all())

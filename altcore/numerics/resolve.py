@@ -1,0 +1,122 @@
+"""A format, a scale, a rule or a key as users write it, resolved to what functions work on."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor
+
+from altcore.errors import BadInput
+from altcore.formats import OVERFLOWS, ROUNDINGS, AnyFormat, BlockFormat, Format
+from altcore.numerics.checks import check_choice, check_floating, check_spread
+from altcore.numerics.rounding_constants import FLOAT32, LAYOUTS, compute_dtype, to_single
+from altcore.numerics.rules import Rule
+from altcore.numerics.scaling import scalar
+from altcore.numerics.tracing import is_plain
+from altcore.python_values import as_python
+
+Scale = float | Tensor | None
+
+
+def find(fmt: AnyFormat | str) -> AnyFormat:
+    """Return ``fmt`` itself, or the installed format of that name; `BadInput` if unknown."""
+    if isinstance(fmt, Format | BlockFormat):
+        return fmt
+    if not isinstance(fmt, str):
+        raise BadInput(f"a format or its name is needed, not {type(fmt).__name__}")
+    from altcore.formats import get_format  # only names need the installed plugins
+
+    return get_format(fmt)
+
+
+def find_coded(fmt: AnyFormat | str) -> Format:
+    """`find` a format that has a code for each number: `BadInput` for a block format, too."""
+    found = find(fmt)
+    if isinstance(found, BlockFormat):
+        raise BadInput(
+            f"format {found.name}: codes of a block format are worth nothing without its scales: "
+            "use altcore.pack and altcore.unpack"
+        )
+    return found
+
+
+def find_grid(fmt: AnyFormat | str) -> Format:
+    """`find` a format that has one grid: `BadInput` for a block format, too."""
+    found = find(fmt)
+    if isinstance(found, BlockFormat):
+        raise BadInput(
+            f"format {found.name} has another grid in each block: use its element format, "
+            f"{found.element.name}, with a scale"
+        )
+    return found
+
+
+def scale_pair(scale: Scale, x: Tensor, fmt: Format) -> tuple[Tensor | None, Tensor | None]:
+    """Return the given scale as tensors ``s`` and ``r = fl(1 / s)`` in ``x``'s compute dtype.
+
+    Raises `BadInput` for one that is not positive, or does not broadcast to ``x``.
+    """
+    if scale is None:
+        return None, None
+    scale, dtype = as_python(scale), compute_dtype(x.dtype, fmt)
+    if isinstance(scale, Tensor):
+        check_floating(scale, "scale")
+        scale = scale.detach()
+        # Looked at if that costs no transfer; the smallest one is NaN if any is.
+        number = float(scale.min()) if is_plain(scale) and scale.numel() else 1.0
+        s = scale.to(device=x.device, dtype=dtype)
+    elif isinstance(scale, int | float) and not isinstance(scale, bool):
+        number = float(scale) if dtype == torch.float64 else to_single(float(scale))
+        if dtype == torch.float32 and 0 < number < math.inf and is_plain(x):
+            return _pair_of(number)
+        s = torch.full((), number, dtype=dtype, device=x.device)
+    else:
+        raise BadInput(f"scale: a scale is a number or a tensor, not {scale!r}")
+    if not 0 < number < math.inf:
+        raise BadInput(f"scale: a scale is a positive number in {dtype}, not {number}")
+    if isinstance(scale, Tensor):
+        check_spread(scale, x.shape)
+    # Clamped as in scale_of, for scales whose inverse passes the largest number.
+    largest = torch.full_like(s, LAYOUTS[dtype].largest)
+    return s, torch.minimum(torch.ones_like(s) / s, largest)
+
+
+@functools.lru_cache(maxsize=256)
+def _pair_of(number: float) -> tuple[Tensor, Tensor]:
+    """`scale_pair` of one float32 on the CPU, kept: making tensors takes longer than rounding.
+
+    In float64 and rounded once more, a quotient of two float32s is rounded once.
+    """
+    return scalar(number), scalar(min(to_single(1 / number), FLOAT32.largest))
+
+
+_RULES = {(rounding, o): Rule(rounding, o) for rounding in ROUNDINGS for o in OVERFLOWS}
+
+
+def rule_for(rounding: str, overflow: str) -> Rule:
+    """Return the rule of these names; `BadInput` if one is unknown."""
+    try:
+        return _RULES[rounding, overflow]
+    except (KeyError, TypeError):  # TypeError: unhashable
+        check_choice("rounding", rounding, ROUNDINGS)
+        check_choice("overflow", overflow, OVERFLOWS)
+        raise
+
+
+def key_for(x: Tensor, rule: Rule, key: int | Tensor | None) -> int | Tensor | None:
+    """Return ``key``, or one that torch draws if stochastic rounding has none.
+
+    The default generator of ``x``'s device draws it, so that `torch.manual_seed` decides.
+    """
+    if key is not None or not rule.draws:
+        return key
+    check_floating(x)
+    try:
+        return torch.randint(-(2**63), 2**63 - 1, (), dtype=torch.int64, device=x.device)
+    except RuntimeError as error:
+        raise BadInput(
+            "key: one is drawn under vmap if its randomness is 'same' or 'different': "
+            "say so, or give one"
+        ) from error

@@ -1,0 +1,201 @@
+"""The torch operations compiled by torch.compile: the same bits, or else the operations stay."""
+
+import shutil
+import warnings
+
+import pytest
+import torch
+from format_checks import all_bfloat16, assert_same, edges, path, random_floats
+from grid_formats import BF16, E0M7, E4M3, E5M2, E7M0, FLAT, NF, WIDE
+
+from altcore.formats import BlockFormat, get_format
+from altcore.numerics import (
+    NEAREST,
+    UNMETERED,
+    Meters,
+    Rule,
+    backends,
+    compiled_rounder,
+    fake_blocks,
+    fake_round,
+    round_to_grid,
+)
+from altcore.numerics.compiled_rounder import CompiledRounder
+from altcore.numerics.torch_rounder import TorchRounder
+
+FORMATS = [E4M3, E5M2, E0M7, E7M0, BF16, FLAT, NF, WIDE]
+RULES = [
+    *(NEAREST, Rule("nearest-away"), Rule("to-zero"), Rule("up"), Rule("down")),
+    *(Rule("log-nearest"), Rule("stochastic"), Rule(overflow="nan"), Rule(overflow="inf")),
+]
+DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
+has_cpp = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++")
+
+
+@pytest.fixture(autouse=True)
+def fresh(monkeypatch):
+    """Nothing was compiled, and nothing has failed."""
+    monkeypatch.setattr(compiled_rounder, "_compiles", True)
+    torch._dynamo.reset()
+
+
+def numbers(fmt, dtype, device="cpu"):
+    """Edges of the format, every number of 16 bits, and random bits."""
+    parts = (edges(fmt, most=200), all_bfloat16().float(), random_floats(5000))
+    x = torch.cat(parts)
+    return x[: len(x) // 8 * 8].view(8, -1).to(device, dtype)
+
+
+def can_do(fmt, rule):
+    codes = {"inf": fmt.inf_codes, "nan": fmt.nan_codes}
+    return bool(codes.get(rule.overflow, True))
+
+
+def alike(compiled, eager, x, device="cpu"):
+    """Both ways round ``x`` to the same bits: to the grid and back, counted, and scaled by rows."""
+    one = torch.tensor(0.37, device=device)
+    rows = torch.linspace(0.1, 3, len(x), device=device).unsqueeze(1)
+    for r, s in ((None, None), (one, 1 / one), (rows, 1 / rows)):
+        counts = torch.zeros(2, 4, dtype=torch.int64, device=device)
+        errors = torch.zeros(2, 2, dtype=torch.float64, device=device)
+        found = [
+            (
+                rounder.round(x, r, Meters(counts[i], errors[i]), 7),
+                rounder.fake(x, r, s, UNMETERED, 7),
+            )
+            for i, rounder in enumerate((compiled, eager))
+        ]
+        for got, wanted in zip(*found, strict=True):
+            assert got.dtype == wanted.dtype
+            assert got.shape == wanted.shape
+            assert_same(got.cpu().float(), wanted.cpu().float())
+        assert counts[0].tolist() == counts[1].tolist()
+        torch.testing.assert_close(errors[0], errors[1], rtol=1e-5, atol=0, equal_nan=True)
+    assert compiled.same_bits
+    assert all(compiled.same_bits.values())
+
+
+@has_cpp
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fmt", "rule"),
+    [
+        (E4M3, NEAREST),
+        (E7M0, NEAREST),
+        (E4M3, Rule("stochastic")),
+        (NF, NEAREST),
+        (E5M2, RULES[-1]),
+    ],
+    ids=str,
+)
+def test_same_bits_on_a_cpu(fmt, rule):
+    """By the compiler for CPUs: what GPUs go through but for the code that is made."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", RuntimeWarning)
+        alike(CompiledRounder(fmt, rule), TorchRounder(fmt, rule), numbers(fmt, torch.float32))
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("rule", RULES, ids=str)
+@pytest.mark.parametrize("fmt", FORMATS, ids=str)
+def test_same_bits_on_a_gpu(fmt, rule, dtype):
+    """Compiled code rounds as torch operations do there, and as they do on the CPU."""
+    if not can_do(fmt, rule):
+        pytest.skip("no such code")
+    x = numbers(fmt, dtype, "cuda")
+    rounder = backends.rounder_for(x, fmt, rule)
+    assert isinstance(rounder, CompiledRounder)
+    alike(rounder, TorchRounder(fmt, rule), x, "cuda")
+    with path("torch"):
+        wanted = round_to_grid(x.cpu(), fmt, rule, key=7)
+    assert_same(round_to_grid(x, fmt, rule, key=7).cpu(), wanted)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("name", ["MXFP8-E4M3", "MXFP4", "NVFP4"])
+def test_blocks_on_a_gpu(name):
+    fmt = get_format(name)
+    x = torch.randn(64, 96, generator=torch.Generator().manual_seed(0))
+    with path("torch"):
+        wanted = fake_blocks(x, fmt)
+    assert_same(fake_blocks(x.cuda(), fmt).cpu(), wanted)
+
+
+def broken(*arguments):
+    raise RuntimeError("no compiler here")
+
+
+def test_operations_stay_where_compiling_fails(monkeypatch):
+    """Told once, for everything that comes after."""
+    monkeypatch.setattr(torch, "compile", lambda *a, **k: broken)
+    x = torch.randn(50)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for fmt in (E4M3, E4M3, E5M2):
+            rounder = CompiledRounder(fmt, NEAREST)
+            assert_same(rounder.round(x, None, UNMETERED, None), round_to_grid(x, fmt))
+    (told,) = [str(w.message) for w in seen if w.category is RuntimeWarning]
+    assert told.startswith("torch.compile failed (RuntimeError: no compiler here): rounding on")
+    assert not compiled_rounder._compiles
+
+
+def test_operations_stay_where_bits_differ(monkeypatch):
+    """As with compilers that fuse, flush or keep more bits; each format is told of."""
+
+    def compiles_wrongly(function, **options):
+        def compiled(x, *given):
+            q, *others = function(x, *given)
+            return torch.where(q == 448, 447.0, q), *others
+
+        return compiled
+
+    monkeypatch.setattr(torch, "compile", compiles_wrongly)
+    x = torch.randn(50) * 400
+    rounder = CompiledRounder(E4M3, NEAREST)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        for _ in range(3):
+            assert_same(rounder.round(x, None, UNMETERED, None), round_to_grid(x, E4M3))
+    (told,) = [str(w.message) for w in seen if w.category is RuntimeWarning]
+    assert told.startswith("torch.compile rounds otherwise to E4M3 (nearest-even)")
+    assert compiled_rounder._compiles
+
+
+def test_a_sign_of_zero_is_a_difference(monkeypatch):
+    def compiles_wrongly(function, **options):
+        return lambda x, *given: (function(x, *given)[0] + 0.0, None, None, None)
+
+    monkeypatch.setattr(torch, "compile", compiles_wrongly)
+    rounder = CompiledRounder(E4M3, NEAREST)
+    with pytest.warns(RuntimeWarning, match="rounds otherwise"):
+        q = rounder.round(torch.tensor([-0.0]), None, UNMETERED, None)
+    assert torch.signbit(q).all()
+
+
+def test_compiled_code_is_used_once_it_agrees(monkeypatch):
+    """In one kind for all shapes; a call of another kind is compared anew."""
+    sizes = []
+
+    def compiles(function, **options):
+        return lambda x, *given: sizes.append(x.numel()) or function(x, *given)
+
+    monkeypatch.setattr(torch, "compile", compiles)
+    rounder = CompiledRounder(E4M3, Rule("stochastic"))
+    for shape in ((3,), (4, 5)):
+        x = torch.randn(shape)
+        found = rounder.fake(x, None, None, UNMETERED, 3)
+        assert_same(found, fake_round(x, E4M3, Rule("stochastic"), r=None, s=None, key=3))
+    assert sizes == [2**17, 3, 20]
+    rounder.round(torch.randn(3), None, Meters(torch.zeros(4, dtype=torch.int64)), 3)
+    assert sizes[3:] == [2**17, 3]
+    assert len(rounder.same_bits) == 2
+
+
+def test_a_cpu_is_not_compiled_for():
+    x = torch.randn(5)
+    assert not compiled_rounder.can_compile(x, NEAREST)
+    with path("torch"):
+        assert type(backends.rounder_for(x, E4M3, NEAREST)) is TorchRounder
+        blocks = BlockFormat("MINE", E4M3, 32, "amax")
+        assert type(backends.block_rounder_for(x, blocks, NEAREST).element) is TorchRounder
