@@ -85,8 +85,8 @@ def in_order(plugins: Sequence[Plugin]) -> list[Plugin]:
         for name in plugin.requires:
             if name not in by_name:
                 raise BadInput(
-                    f"plugin {plugin.name} requires the plugin {name}, which this run does not "
-                    f"have: add --plugin {name}"
+                    f"plugin {plugin.name} requires the plugin {name}, which this run does not have",
+                    hint=f"add --plugin {name}",
                 )
             if name in (*waiting, plugin.name):
                 raise BadInput(f"plugins {name} and {plugin.name} require each other")

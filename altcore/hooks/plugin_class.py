@@ -25,9 +25,9 @@ def check_class(cls: Any, entry: Entry) -> type:
     """
     who = f"{entry.kind} {entry.name} ({entry.origin})"
     if not (isinstance(cls, type) and attrs.has(cls)):
-        raise BadInput(f"{who}: {cls!r} is not an attrs class: use @define(eq=False)")
+        raise BadInput(f"{cls!r} is not an attrs class", key=who, hint="use @define(eq=False)")
     if cls.__eq__ is not object.__eq__:
-        raise BadInput(f"{who}: use @define(eq=False): equal instances cannot be told apart")
+        raise BadInput("use @define(eq=False): equal instances cannot be told apart", key=who)
     for name, member in inspect.getmembers(cls, callable):
         _check_method(who, name, getattr(member, "altcore_impl", None))
     for need in getattr(cls, "needs", ()):
@@ -40,7 +40,7 @@ def check_class(cls: Any, entry: Entry) -> type:
             )
     requires = getattr(cls, "requires", ())
     if not (isinstance(requires, tuple | list) and all(isinstance(n, str) for n in requires)):
-        raise BadInput(f"{who}: requires: {requires!r} is no tuple of plugins' names")
+        raise BadInput(f"requires: {requires!r} is no tuple of plugins' names", key=who)
     _check_arguments(cls, who)
     return cls
 
@@ -65,7 +65,7 @@ def _check_method(who: str, name: str, marks: Mapping[str, Any] | None) -> None:
     """Refuse a hook that is not marked, a mark on another method, and pluggy's own orders."""
     if marks is None:
         if name in HOOKS:
-            raise BadInput(f"{who}: {name} is a hook's name but not marked with @hookimpl")
+            raise BadInput(f"{name} is a hook's name but not marked with @hookimpl", key=who)
         return
     if name not in HOOKS:
         raise BadInput(
@@ -73,7 +73,7 @@ def _check_method(who: str, name: str, marks: Mapping[str, Any] | None) -> None:
         )
     for mark in REFUSED_MARKS:
         if marks.get(mark):
-            raise BadInput(f"{who}: {name}: {mark} is refused: the user's list is the order")
+            raise BadInput(f"{name}: {mark} is refused: the user's list is the order", key=who)
 
 
 def _check_arguments(cls: type, who: str) -> None:
