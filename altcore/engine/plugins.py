@@ -85,7 +85,7 @@ def in_order(plugins: Sequence[Plugin]) -> list[Plugin]:
         for name in plugin.requires:
             if name not in by_name:
                 raise BadInput(
-                    f"plugin {plugin.name} requires the plugin {name}, which this run does not have",
+                    f"plugin {plugin.name} requires the plugin {name}, which is not in this run",
                     hint=f"add --plugin {name}",
                 )
             if name in (*waiting, plugin.name):
