@@ -266,6 +266,13 @@ def test_links_lead_somewhere(path):
         assert not anchor or anchor in anchors(found), f"{target}#{anchor}"
 
 
+@pytest.mark.parametrize("path", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_tests_that_a_page_names_exist(path):
+    """A file of tests is written with its folder."""
+    for name in re.findall(r"`(tests/[\w/]+\.py)", path.read_text()):
+        assert (ROOT / name).is_file(), name
+
+
 def test_the_index_lists_every_page():
     """docs/README.md leads to each page, and to the results."""
     targets = set(re.findall(r"\]\(([^)#]+)", page("README")))

@@ -90,6 +90,18 @@ def test_it_prints_what_the_page_shows(heading, workplace, capsys):
                 check(shown, outcome.out)
 
 
+@pytest.mark.slow
+def test_the_readme_shows_what_its_first_run_prints(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    section = (
+        (ROOT / "README.md").read_text().partition("## A first run\n")[2].partition("\n## ")[0]
+    )
+    command, *shown = [x.strip() for x in re.findall(r"^    (.*)$", section, re.MULTILINE)]
+    outcome = call(capsys, *command.split()[1:])
+    assert outcome.code == 0, outcome.err
+    check("\n".join(shown), outcome.out)
+
+
 def test_every_part_is_tried():
     """The sections of which the tutorial consists, and those whose commands are slow."""
     assert set(SLOW) < set(sections())
