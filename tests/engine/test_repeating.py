@@ -41,9 +41,7 @@ def held(run):
 def test_a_run_in_a_format_that_nobody_knows_is_repeated(fmt, start, tmp_path):
     """From config.yaml in another folder; and the format is the same to the bit."""
     first = start(format=fmt).run_directory
-    config = load_config(
-        first / "config.yaml", [("runs_dir", str(tmp_path / "again"), " by --set")]
-    )
+    config = load_config(first / "config.yaml", [("runs_dir", str(tmp_path / "again"), None)])
     assert config.format == get_format(fmt)
     again = altcore.train(config).run_directory
     assert losses(again) == losses(first)
