@@ -47,7 +47,7 @@ def get_format(given: str | os.PathLike[str] | Mapping[str, Any] | AnyFormat) ->
         given = os.fspath(given)
     elif not isinstance(given, str):
         raise BadInput(
-            f"a format is given by its name, a .yaml file or its plain form, not by {given!r}"
+            f"a format is given by its name, not by {given!r}; or by a .yaml file, or in plain form"
         )
     return _read(given) if is_yaml_file(given) else format_named(given)
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 import yaml
 from attrs import define
-from helpers_cli import call
+from helpers_cli import TINY, call
 
 import altcore
 from altcore import BadInput, float_format, hookimpl, table_format
@@ -41,9 +41,7 @@ def held(run):
 def test_a_run_in_a_format_that_nobody_knows_is_repeated(fmt, start, tmp_path):
     """From config.yaml in another folder; and the format is the same to the bit."""
     first = start(format=fmt).run_directory
-    config = load_config(
-        first / "config.yaml", [("runs_dir", str(tmp_path / "again"), " by --set")]
-    )
+    config = load_config(first / "config.yaml", [("runs_dir", str(tmp_path / "again"), None)])
     assert config.format == get_format(fmt)
     again = altcore.train(config).run_directory
     assert losses(again) == losses(first)
@@ -69,6 +67,24 @@ def test_a_run_is_repeated_where_its_files_and_objects_are_not(start, tmp_path):
     subprocess.run(command, cwd=there, check=True, capture_output=True)
     assert losses(there / "runs" / "again") == losses(first.run_directory)
     assert held(there / "runs" / "again")["settings"]["rollback"]["format"] == MINE
+
+
+def test_a_format_is_given_by_its_file(start, tmp_path, capsys, corpus):
+    """On the command line and in a configuration's file; a bad one is refused by name."""
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({"values": MINE["values"]}))
+    tiny = [*TINY, "--data", corpus, "--steps", "1", "--set", f"runs_dir={start.runs}"]
+    assert call(capsys, "train", "--format", path, "--name", "run", *tiny).code == 0
+    assert held(start.runs / "run")["format"] == {**MINE, "name": "mine"}
+    (tmp_path / "config.yaml").write_text(f"format: {path}\n")
+    assert load_config(tmp_path / "config.yaml").format == get_format(path)
+    assert "name           mine" in call(capsys, "formats", "show", path).out
+    path.write_text("{name: MINE, valeus: [0, 1]}")
+    found = call(capsys, "train", "--format", path, "--name", "bad", *tiny)
+    assert found.code == 2
+    assert "did you mean values" in found.message
+    assert str(path) in found.message
+    assert not (start.runs / "bad").exists()
 
 
 def test_large_tables_are_written_once(start):
