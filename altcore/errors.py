@@ -87,7 +87,8 @@ class BadInput(AltcoreError, ValueError):
         hint: str = "",
         source: Source | None = None,
     ) -> None:
-        super().__init__(problem)
+        # By name: a compiler that traces the refusal of an export cannot follow super().
+        Exception.__init__(self, problem)
         self.problem, self.key, self.part = problem, key, part
         self.meant, self.hint, self.source = meant, hint, source
 
