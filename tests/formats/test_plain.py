@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from oracles import FAMILIES
 
 import altcore
-from altcore.errors import BadInput
+from altcore.errors import BadInput, Source
 from altcore.formats import (
     ROUNDINGS,
     BlockFormat,
@@ -38,7 +38,7 @@ def through_text(plain):
     """Plain data after YAML and after JSON, which must not differ; long data after JSON only."""
     if max(len(plain.get(key, ())) for key in ("values", "codes")) > 1000:
         return json.loads(json.dumps(plain, allow_nan=False))
-    by_yaml = load_yaml(dump_yaml(plain), "text")
+    by_yaml = load_yaml(dump_yaml(plain), Source("text"))
     assert json.loads(json.dumps(plain, allow_nan=False)) == by_yaml
     return by_yaml
 
