@@ -19,7 +19,7 @@ from attrs.validators import ge, gt, in_, le, lt
 
 from altcore.errors import BadInput, Source, located, nearest, with_article
 from altcore.formats import AnyFormat, check_digests
-from altcore.hooks import build, format_or_none, python_fields, setting, to_plain
+from altcore.hooks import build, builtin_fields, format_or_none, setting, to_plain
 from altcore.recipes import Recipe, name_of, read_recipe, self_contained
 from altcore.registry import HOOK_KINDS, entries
 from altcore.yaml_files import load_yaml, without_sources
@@ -34,7 +34,7 @@ def defaults() -> dict[str, Any]:
     return dict(without_sources(load_yaml(text, Source("defaults.yaml"))))
 
 
-@frozen(kw_only=True, field_transformer=python_fields)
+@frozen(kw_only=True, field_transformer=builtin_fields)
 class TrainConfig:
     """Everything that decides a run. Keys keep the original experiments' names."""
 

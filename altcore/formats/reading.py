@@ -20,13 +20,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput, nearest
 from altcore.formats.base import Format
 from altcore.formats.blocks import AnyFormat, BlockFormat
 from altcore.formats.floats import float_format
 from altcore.formats.lookup import format_named, is_format
 from altcore.formats.tables import code_format, table_format
-from altcore.python_values import as_python
 from altcore.yaml_files import is_yaml_file, read_mapping, source_of, updated
 
 _FRACTION = re.compile(r"-?\d+(/0*[1-9]\d*)?")
@@ -88,7 +88,7 @@ def from_plain(plain: Mapping[str, Any]) -> AnyFormat:
     >>> from_plain({"name": "E4M1", "exponent": 4, "mantissa": 1}).max
     384.0
     """
-    keys: dict[str, Any] = as_python(dict(plain))
+    keys: dict[str, Any] = as_builtin(dict(plain))
     name = keys.get("name", "")
     try:
         return _make(name, keys)
