@@ -71,7 +71,7 @@ def _naming(validator: Any) -> Callable[[Any, Attribute, Any], None]:
 
 
 def _message(error: Exception) -> str:
-    """Return an error's text without what attrs' validators add to it."""
+    """Return an error's text without the attribute that attrs' validators add."""
     return str(error.args[0] if error.args else error)
 
 
@@ -287,7 +287,7 @@ def _converter() -> cattrs.Converter:
         return (get_origin(tp) or tp) in _SEQUENCES
 
     def sequence(value: Any, tp: Any) -> Any:
-        # A text is a sequence of letters, which is never what was meant.
+        # A text is a sequence of letters, too; nobody means that.
         if not isinstance(value, list | tuple | set | frozenset):
             raise TypeError(f"{value!r} is not a list")
         kind, items = get_origin(tp) or tp, get_args(tp) or (Any, ...)
