@@ -57,10 +57,9 @@ class AltcoreError(Exception):
 
 
 class BadInput(AltcoreError, ValueError):
-    """A value that cannot be used: which one, why, and what would be right.
+    """A value that cannot be used: its key, the problem, and the right form.
 
-    Only ``problem`` has to be known where the error is raised. `fill` adds the rest on the way to
-    whoever shows the message.
+    Whoever raises it has to know the problem only: `fill` adds the rest on the way to the user.
 
     Args:
         problem: why the value is refused.
@@ -131,7 +130,7 @@ class ConflictingActions(AltcoreError):
 
 
 class NoSpace(AltcoreError):
-    """The disk is full; what was written before is intact."""
+    """The disk is full; files written before are intact."""
 
     exit_code = 3
 

@@ -147,7 +147,7 @@ def find(name: str, kinds: Sequence[str]) -> Entry:
 
 
 def kind_of(name: str) -> str | None:
-    """Return the kind of what is called ``name``, if there is anything."""
+    """Return the kind of the plugin or format called ``name``, None if there is none."""
     for entry in entries():
         if entry.name == name and not entry.is_family:
             return entry.kind
@@ -168,7 +168,7 @@ def _installed(known: Sequence[str], kinds: Sequence[str]) -> str:
 def family_of(name: str) -> Entry | None:
     """Return the family that makes the format called ``name``, or None.
 
-    Raises `BadInput` where two do, and where one says why there is no such format.
+    Raises `BadInput` if two do, and if one says why there is no such format.
     """
     from fnmatch import fnmatchcase
 
@@ -181,9 +181,9 @@ def family_of(name: str) -> Entry | None:
 
 
 def ask_family(entry: Entry, name: str) -> Any:
-    """Return what the family makes of ``name``, None if it is not its own.
+    """Return the format that the family makes of ``name``, None if the name is not its own.
 
-    Raises `BadInput` where the family says why there is no such format, and where it fails.
+    Raises `BadInput` if the family says why there is no such format, and if it fails.
     """
     family = entry.load()
     if not callable(family):

@@ -8,13 +8,13 @@ from typing import Any, TypeAlias
 
 from attrs import fields_dict
 
+from altcore.builtin_types import as_builtin
 from altcore.config.assignments import Assignment
 from altcore.config.expansion import expand
 from altcore.config.merging import Merged, merge
 from altcore.config.original_keys import compound_keys, renamed_keys
 from altcore.config.train_config import TrainConfig, defaults, owners
 from altcore.errors import BadInput, Source, located, nearest
-from altcore.python_values import as_python
 from altcore.registry import HOOK_KINDS, entries
 from altcore.yaml_files import read_mapping, source_of
 
@@ -53,7 +53,7 @@ def merge_sources(
     if file is not None:
         held = read_mapping(file, "--config")
         given += [Assignment(str(k), v, source_of(held, k), 0) for k, v in held.items()]
-    given += [Assignment(str(k), as_python(v), source) for k, v, source in overrides]
+    given += [Assignment(str(k), as_builtin(v), source) for k, v, source in overrides]
     expansion = expand(given)
     first = {k: str(defaults()[k]) for k in ("workload", "optimizer")}
     merged = merge(expansion, first, fields_dict(TrainConfig).keys())

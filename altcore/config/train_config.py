@@ -19,7 +19,7 @@ from attrs.validators import ge, gt, in_, le, lt
 
 from altcore.errors import BadInput, Source, located, nearest, with_article
 from altcore.formats import AnyFormat, check_digests
-from altcore.hooks import build, format_or_none, python_fields, setting, to_plain
+from altcore.hooks import build, builtin_fields, format_or_none, setting, to_plain
 from altcore.recipes import Recipe, name_of, read_recipe, self_contained
 from altcore.registry import HOOK_KINDS, entries
 from altcore.yaml_files import load_yaml, without_sources
@@ -34,7 +34,7 @@ def defaults() -> dict[str, Any]:
     return dict(without_sources(load_yaml(text, Source("defaults.yaml"))))
 
 
-@frozen(kw_only=True, field_transformer=python_fields)
+@frozen(kw_only=True, field_transformer=builtin_fields)
 class TrainConfig:
     """Everything that decides a run. Keys keep the original experiments' names."""
 
@@ -65,9 +65,9 @@ class TrainConfig:
     strict: bool = setting(False, help="stop when a diagnostic or reporter breaks")
     name: str | None = setting(None, help="the run's name; made from format and recipe if null")
     label: str | None = setting(
-        None, help="what the run is called where it has no name; runs may share one"
+        None, help="name of the run's directory if it has no `name`; runs may share one"
     )
-    project: str | None = setting(None, help="what the run belongs to, for the record")
+    project: str | None = setting(None, help="the project that the run belongs to, for the record")
     tags: tuple[str, ...] = setting((), help="words for the record", converter=tuple)
     runs_dir: str = setting("runs", help="folder of the run directories")
     seed: int = setting(
@@ -102,20 +102,20 @@ class TrainConfig:
         10, help="consecutive non-finite steps that are a collapse", validator=ge(1)
     )
     bit_stall_threshold: float = setting(
-        0.5, help="stall rate that, where the loss stands still, is a collapse", validator=_SHARE
+        0.5, help="stall rate that is a collapse if the loss stands still", validator=_SHARE
     )
     stall_window: int = setting(
         100, help="steps over which stall and loss are judged", validator=ge(4)
     )
     overflow_threshold: float = setting(
-        0.01, help="overflow rate that is warned of", validator=_SHARE
+        0.01, help="overflow rate above which the run warns", validator=_SHARE
     )
     dead_neuron_threshold: float = setting(
         1e-8, help="a layer's gradient is dead when no element is larger", validator=ge(0)
     )
     dead_neuron_window: int = setting(
         100,
-        help="steps of a dead gradient that, where the loss stands still, are a collapse",
+        help="steps of a dead gradient that are a collapse if the loss stands still",
         validator=ge(1),
     )
     diverged_ratio: float = setting(

@@ -11,9 +11,9 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from attrs import field, frozen
 
+from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput
 from altcore.formats.base import Format
-from altcore.python_values import as_python
 
 ScaleRule = Literal["floor", "ceil", "rceil", "even", "amax", "power-of-two", "two-level"]
 RULES: tuple[str, ...] = get_args(ScaleRule)
@@ -48,7 +48,7 @@ class BlockFormat:
 
     name: str
     element: Format
-    block: int = field(default=32, converter=as_python)
+    block: int = field(default=32, converter=as_builtin)
     rule: ScaleRule = "floor"
     scale_format: Format | None = None
     is_square: bool = False

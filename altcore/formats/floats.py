@@ -13,9 +13,9 @@ from typing import Any, Literal, get_args
 
 from attrs import field, frozen
 
+from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput
 from altcore.formats.base import MAX_BITS, Format
-from altcore.python_values import as_python
 
 Specials = Literal["none", "ieee", "fn", "fnuz", "p3109"]
 
@@ -174,7 +174,7 @@ def float_format(
     >>> float_format("E5M2", 5, 2, specials="ieee").max
     57344.0
     """
-    exponent_bits, mantissa_bits, bias = map(as_python, (exponent_bits, mantissa_bits, bias))
+    exponent_bits, mantissa_bits, bias = map(as_builtin, (exponent_bits, mantissa_bits, bias))
     if not (isinstance(exponent_bits, int) and isinstance(mantissa_bits, int)):
         raise BadInput(
             f"format {name}: exponent and mantissa bits are whole numbers, not "

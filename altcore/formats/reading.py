@@ -20,14 +20,14 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from altcore.errors import BadInput, Source, nearest
+from altcore.builtin_types import as_builtin
+from altcore.errors import BadInput, nearest
 from altcore.formats.base import Format
 from altcore.formats.blocks import AnyFormat, BlockFormat
 from altcore.formats.floats import float_format
 from altcore.formats.lookup import format_named, is_format
 from altcore.formats.tables import code_format, table_format
-from altcore.python_values import as_python
-from altcore.yaml_files import is_yaml_file, read_mapping
+from altcore.yaml_files import is_yaml_file, read_mapping, source_of, updated
 
 _FRACTION = re.compile(r"-?\d+(/0*[1-9]\d*)?")
 
@@ -74,11 +74,7 @@ def is_plain(given: Any) -> bool:
 def _read(path: str) -> AnyFormat:
     """Read a format's file; the format has the file's name unless it names itself."""
     held = read_mapping(path, "format")
-    try:
-        return from_plain({"name": Path(path).stem, **held})
-    except BadInput as error:
-        error.fill(source=Source(path))
-        raise
+    return from_plain(held if "name" in held else updated(held, {"name": Path(path).stem}))
 
 
 def from_plain(plain: Mapping[str, Any]) -> AnyFormat:
@@ -92,30 +88,40 @@ def from_plain(plain: Mapping[str, Any]) -> AnyFormat:
     >>> from_plain({"name": "E4M1", "exponent": 4, "mantissa": 1}).max
     384.0
     """
-    plain = as_python(dict(plain))
-    name = plain.get("name")
-    if not isinstance(name, str):
-        raise BadInput(f"format: name: {name!r} is not text; a format has a name")
+    keys: dict[str, Any] = as_builtin(dict(plain))
+    name = keys.get("name", "")
+    try:
+        return _make(name, keys)
+    except BadInput as error:
+        error.fill(source=source_of(plain, error.part) or source_of(plain))
+        if error.key:
+            error.part = ": ".join(filter(None, (str(name), error.part)))
+        raise
+
+
+def _make(name: Any, plain: dict[str, Any]) -> AnyFormat:
+    """Make a format. The part of an error is the key of ``plain`` that is wrong."""
+    if not isinstance(name, str) or "name" not in plain:
+        raise _refusal("name", f"{plain.get('name')!r} is not text; a format has a name")
     hits = [form for form in _FORMS if form.needs[0] in plain]
     if len(hits) != 1:
         found = " and ".join(form.needs[0] for form in hits)
         known = ", ".join(form.needs[0] for form in _FORMS)
-        raise BadInput(
-            f"format {name}: one of {known} is needed, not {found or 'none'}",
-            meant="" if hits else _nearest_of([k for k in plain if k != "name"]),
-        )
+        meant = "" if hits else _nearest_of([k for k in plain if k != "name"])
+        raise _refusal("", f"one of {known} is needed, not {found or 'none'}", meant)
     form = hits[0]
     for key in plain:
         if key not in form.takes:
-            raise BadInput(
-                f"format {name}: unknown key {key!r}",
-                meant=nearest(key, form.takes),
-                hint=f"beside {form.needs[0]} there can be {', '.join(form.takes[1:])}",
-            )
+            hint = f"beside {form.needs[0]} there can be {', '.join(form.takes[1:])}"
+            raise _refusal("", f"unknown key {key!r}", nearest(key, form.takes), hint)
     for key in form.needs:
         if key not in plain:
-            raise BadInput(f"format {name}: {key} is missing")
+            raise _refusal("", f"{key} is missing")
     return form.make(name, {k: v for k, v in plain.items() if k != "name"})
+
+
+def _refusal(key: str, problem: str, meant: str = "", hint: str = "") -> BadInput:
+    return BadInput(problem, key="format", part=key, meant=meant, hint=hint)
 
 
 def _nearest_of(keys: list[Any]) -> str:
@@ -148,14 +154,14 @@ def _float(name: str, plain: dict[str, Any]) -> AnyFormat:
         ("subnormals", bool, "true or false"),
     ):
         if key in plain:
-            _check(name, key, plain[key], kind, what)
+            _check(key, plain[key], kind, what)
     exponent, mantissa, *_ = plain.pop("exponent"), plain.pop("mantissa")
     try:
         return float_format(name, exponent, mantissa, **plain)
     except BadInput as error:
         given = {"exponent": exponent, "mantissa": mantissa, **plain}
         listed = ", ".join(f"{key}: {value}" for key, value in given.items())
-        raise BadInput(f"{error} ({listed})") from error
+        raise BadInput(f"{error.problem} ({listed})") from error
 
 
 def _values(name: str, plain: dict[str, Any]) -> AnyFormat:
@@ -167,33 +173,33 @@ def _codes(name: str, plain: dict[str, Any]) -> AnyFormat:
 
 
 def _table(name: str, key: str, plain: dict[str, Any]) -> AnyFormat:
-    table = _list(name, key, plain.pop(key), _number)
+    table = _list(key, plain.pop(key), _number)
     rules: dict[str, Any] = {
-        k: _list(name, k, plain[k], _point) for k in ("boundaries", "beyond") if k in plain
+        k: _list(k, plain[k], _point) for k in ("boundaries", "beyond") if k in plain
     }
     if "beyond" in rules and len(rules["beyond"]) != 2:
-        raise BadInput(f"format {name}: beyond: two numbers are needed, not {plain['beyond']!r}")
+        raise _refusal("beyond", f"two numbers are needed, not {plain['beyond']!r}")
     if "ties" in plain:
-        rules["ties"] = _check(name, "ties", plain["ties"], str, "even, up or down")
+        rules["ties"] = _check("ties", plain["ties"], str, "even, up or down")
     try:
         made = table_format(name, table) if key == "values" else None
         return code_format(name, table, **rules) if rules or made is None else made
     except BadInput as error:
-        raise BadInput(f"{error} (given by {', '.join([key, *rules])})") from error
+        raise BadInput(f"{error.problem} (given by {', '.join([key, *rules])})") from error
 
 
 def _block(name: str, plain: dict[str, Any]) -> AnyFormat:
-    _check(name, "block", plain["block"], int, "a whole number")
+    _check("block", plain["block"], int, "a whole number")
     if "rule" in plain:
-        _check(name, "rule", plain["rule"], str, "text")
+        _check("rule", plain["rule"], str, "text")
     if "square" in plain:
-        _check(name, "square", plain["square"], bool, "true or false")
+        _check("square", plain["square"], bool, "true or false")
     return BlockFormat(
         name,
-        _single(name, "element", plain["element"]),
+        _single("element", plain["element"]),
         plain["block"],
         plain.get("rule", "floor"),
-        _single(name, "scale", plain["scale"]) if "scale" in plain else None,
+        _single("scale", plain["scale"]) if "scale" in plain else None,
         plain.get("square", False),
     )
 
@@ -207,7 +213,7 @@ _FORMS = (
 )
 
 
-def _single(name: str, key: str, given: Any) -> Format:
+def _single(key: str, given: Any) -> Format:
     """The format of single numbers that a block format names, or holds."""
     try:
         # A file, or a block within a block, might hold itself.
@@ -215,24 +221,24 @@ def _single(name: str, key: str, given: Any) -> Format:
             raise BadInput("a format's name is needed, or a format of single numbers in plain form")
         return get_scalar_format(given)
     except BadInput as error:
-        raise BadInput(f"format {name}: {key}: {error}") from error
+        raise error.inside("format", key) from error
 
 
-def _check(name: str, key: str, value: Any, kind: type, what: str) -> Any:
+def _check(key: str, value: Any, kind: type, what: str) -> Any:
     if type(value) is not kind:
-        raise BadInput(f"format {name}: {key}: {value!r:.60} is not {what}")
+        raise _refusal(key, f"{value!r:.60} is not {what}")
     return value
 
 
-def _list(name: str, key: str, given: Any, item: Callable[[Any], Any]) -> Any:
+def _list(key: str, given: Any, item: Callable[[Any], Any]) -> Any:
     if not isinstance(given, list | tuple):
-        raise BadInput(f"format {name}: {key}: a list of numbers is needed, not {given!r:.60}")
+        raise _refusal(key, f"a list of numbers is needed, not {given!r:.60}")
     made = []
     for i, value in enumerate(given):
         try:
             made.append(item(value))
         except (ValueError, OverflowError) as error:
-            raise BadInput(f"format {name}: {key}: item {i}, {value!r:.60}, {error}") from error
+            raise _refusal(key, f"item {i}, {value!r:.60}, {error}") from error
     return made
 
 

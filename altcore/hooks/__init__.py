@@ -21,11 +21,11 @@ from altcore.hooks.nonfinite import NonFinite
 from altcore.hooks.plugin_class import check_class, hooks_of, make_plugin
 from altcore.hooks.settings import (
     build,
+    builtin_fields,
     describe_settings,
     format_or_none,
     format_settings,
     formats_within,
-    python_fields,
     setting,
     to_plain,
 )
@@ -61,6 +61,7 @@ __all__ = [
     "Verdict",
     "arbitrate",
     "build",
+    "builtin_fields",
     "check_class",
     "describe_action",
     "describe_settings",
@@ -70,7 +71,6 @@ __all__ = [
     "hookimpl",
     "hooks_of",
     "make_plugin",
-    "python_fields",
     "setting",
     "to_plain",
 ]

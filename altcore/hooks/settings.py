@@ -12,9 +12,9 @@ import attrs
 from attrs.converters import pipe
 from attrs.validators import and_
 
+from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput, keyed, nearest
 from altcore.formats import AnyFormat, BlockFormat, Format, get_format, get_scalar_format, saved
-from altcore.python_values import as_python
 
 if TYPE_CHECKING:
     import cattrs
@@ -71,7 +71,7 @@ def _naming(validator: Any) -> Callable[[Any, Attribute, Any], None]:
 
 
 def _message(error: Exception) -> str:
-    """Return an error's text without what attrs' validators add to it."""
+    """Return an error's text without the attribute that attrs' validators add."""
     return str(error.args[0] if error.args else error)
 
 
@@ -181,17 +181,17 @@ def formats_within(value: Any) -> Iterator[AnyFormat]:
             yield from formats_within(part)
 
 
-def python_fields(_: type, fields: list[Attribute]) -> list[Attribute]:
-    """Let every field of an attrs class take what `as_python` does: a ``field_transformer``."""
+def builtin_fields(_: type, fields: list[Attribute]) -> list[Attribute]:
+    """Convert every field of an attrs class by `as_builtin`: a ``field_transformer``."""
     return [
-        f.evolve(converter=pipe(as_python, f.converter) if f.converter else as_python)
+        f.evolve(converter=pipe(as_builtin, f.converter) if f.converter else as_builtin)
         for f in fields
     ]
 
 
 def to_plain(value: Any) -> Any:
     """Return ``value`` as YAML and JSON can write it; a format as `saved` has it."""
-    value = as_python(value)
+    value = as_builtin(value)
     if isinstance(value, Format | BlockFormat):
         return saved(value)
     if isinstance(value, Mapping):
@@ -227,7 +227,7 @@ def _type_name(tp: Any) -> str:
 
 
 def _structure(value: Any, tp: Any, key: str) -> Any:
-    value = as_python(value)
+    value = as_builtin(value)
     try:
         with keyed(key):
             return _converter().structure(value, tp)
@@ -287,7 +287,7 @@ def _converter() -> cattrs.Converter:
         return (get_origin(tp) or tp) in _SEQUENCES
 
     def sequence(value: Any, tp: Any) -> Any:
-        # A text is a sequence of letters, which is never what was meant.
+        # A text is a sequence of letters, too; nobody means that.
         if not isinstance(value, list | tuple | set | frozenset):
             raise TypeError(f"{value!r} is not a list")
         kind, items = get_origin(tp) or tp, get_args(tp) or (Any, ...)

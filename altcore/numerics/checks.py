@@ -7,11 +7,11 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor
 
+from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput, nearest
 from altcore.formats import OVERFLOWS, ROUNDINGS, BlockFormat, Format, no_code
 from altcore.numerics.rules import COUNTS, ERRORS, Meters, Rule
 from altcore.numerics.tracing import constant, is_plain
-from altcore.python_values import as_python
 
 
 def check_rule(fmt: Format, rule: Rule) -> None:
@@ -106,7 +106,7 @@ def check_spread(scale: Tensor, shape: Sequence[int]) -> None:
 
 def check_axis(x: Tensor, axis: int) -> int:
     """Return ``axis`` as an int; `BadInput` unless ``x`` has it."""
-    axis = as_python(axis)
+    axis = as_builtin(axis)
     if not isinstance(axis, int) or isinstance(axis, bool) or not -x.ndim <= axis < x.ndim:
         raise BadInput(f"axis: a tensor of {x.ndim} dimension(s) has no axis {axis!r}")
     return axis

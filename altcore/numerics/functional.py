@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, BlockFormat, Format
 from altcore.numerics import ordinals
@@ -26,7 +27,6 @@ from altcore.numerics.rules import Rule
 from altcore.numerics.scaling import scale_of
 from altcore.numerics.straight_through import straight_through
 from altcore.numerics.tracing import is_plain
-from altcore.python_values import as_python
 
 __all__ = [
     "decode",
@@ -229,7 +229,7 @@ def _scales(x: Tensor, fmt: Format, scaling: str, axis: int, block: int) -> tupl
     check_choice("scaling", scaling, SCALINGS)
     if scaling == "none":
         return torch.ones((), dtype=compute_dtype(x.dtype, fmt), device=x.device), None
-    axis, block = check_axis(x, axis), as_python(block)
+    axis, block = check_axis(x, axis), as_builtin(block)
     if scaling == "channel":
         return scale_of(amax(x, axis), fmt)
     if not isinstance(block, int) or isinstance(block, bool) or block < 1:

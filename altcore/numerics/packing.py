@@ -14,6 +14,7 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
+from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, BlockFormat, Format
 from altcore.numerics.block_scales import spread
@@ -23,7 +24,6 @@ from altcore.numerics.codes import decode, encode
 from altcore.numerics.resolve import find, key_for, rule_for
 from altcore.numerics.rounding_constants import compute_dtype
 from altcore.numerics.rules import Rule
-from altcore.python_values import as_python
 
 POWER_RULES = ("floor", "ceil", "rceil", "even")
 """The rules whose scales are those of E8M0."""
@@ -182,7 +182,7 @@ def _check_blocks(x: Tensor, fmt: BlockFormat, scale: object, axis: int, overflo
 
 def _one_scale(scale: float | Tensor, x: Tensor, fmt: Format) -> Tensor:
     """The scale as `unpack` has it, so that codes are those of the same number."""
-    scale, dtype = as_python(scale), compute_dtype(torch.float32, fmt)
+    scale, dtype = as_builtin(scale), compute_dtype(torch.float32, fmt)
     if isinstance(scale, Tensor):
         check_floating(scale, "scale")
         if scale.numel() != 1:

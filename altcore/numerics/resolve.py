@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor
 
+from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput
 from altcore.formats import OVERFLOWS, ROUNDINGS, AnyFormat, BlockFormat, Format
 from altcore.numerics.checks import check_choice, check_floating, check_spread
@@ -15,7 +16,6 @@ from altcore.numerics.rounding_constants import FLOAT32, LAYOUTS, compute_dtype,
 from altcore.numerics.rules import Rule
 from altcore.numerics.scaling import scalar
 from altcore.numerics.tracing import is_plain
-from altcore.python_values import as_python
 
 Scale = float | Tensor | None
 
@@ -60,7 +60,7 @@ def scale_pair(scale: Scale, x: Tensor, fmt: Format) -> tuple[Tensor | None, Ten
     """
     if scale is None:
         return None, None
-    scale, dtype = as_python(scale), compute_dtype(x.dtype, fmt)
+    scale, dtype = as_builtin(scale), compute_dtype(x.dtype, fmt)
     if isinstance(scale, Tensor):
         check_floating(scale, "scale")
         scale = scale.detach()

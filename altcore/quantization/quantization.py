@@ -15,9 +15,9 @@ from attrs import define, field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, check_digests, digests_of
-from altcore.python_values import as_python
 from altcore.quantization import building, coverage
 from altcore.quantization.checks import check_arguments, check_effect, check_model, with_ties
 from altcore.quantization.compute import choose_compute
@@ -389,7 +389,7 @@ def quantize_model(
         BadInput: for an unknown name, a pattern that matches no layer, or a layer that cannot take
             its cast.
     """
-    seed = as_python(seed)
+    seed = as_builtin(seed)
     check_arguments(model, seed, head)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module  # whose names and head a recipe means

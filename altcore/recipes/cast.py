@@ -23,7 +23,7 @@ class Scaling:
     ``tensor``: its largest magnitude (amax) meets the format's largest value. ``channel``: so for
     each slice along the product's reduction axis. ``block``: so for each ``block`` elements along
     it. ``delayed``: the largest of the last ``history`` amax of the tensor. ``rms``: the tensor's
-    root mean square meets 1, where tapered formats are finest. ``none``: scale 1.
+    root mean square meets 1, the point at which tapered formats are finest. ``none``: scale 1.
 
     ``quantile`` takes the magnitude that this share of the elements does not pass instead of
     amax. ``margin`` multiplies amax; with ``power_of_two`` the scale is the smallest power of two
@@ -51,7 +51,7 @@ class Scaling:
 
     @property
     def suits_storage(self) -> bool:
-        """Whether what is stored, which has one scale of its own, can have it."""
+        """Whether a stored tensor, which has one scale of its own, can have it."""
         by_size = self.kind in ("none", "tensor", "rms")
         return by_size and self.margin == 1 and self.quantile is None
 
@@ -91,7 +91,7 @@ class Cast:
 
     @cached_property
     def blocks(self) -> BlockFormat | None:
-        """The block format, where blocks have scales of their own."""
+        """The block format, if blocks have scales of their own."""
         if isinstance(self.format, BlockFormat):
             return self.format
         if self.scaling.kind != "block":
@@ -125,7 +125,7 @@ class Cast:
 
 
 def default_scaling(fmt: AnyFormat) -> Scaling:
-    """Return the scaling of a format where the recipe names none: exact amax, per tensor.
+    """Return the scaling of a format if the recipe names none: exact amax, per tensor.
 
     A format with the range of float32 (BF16) needs no scale and gets none: an exact amax scale
     would only move its grid off the powers of two. In a tapered one (a posit) the largest values

@@ -58,7 +58,7 @@ class Place:
         return evolve(self, path=path, source=source_of(container, key) or self.source)
 
     def refusal(self, problem: str, *, meant: str = "", hint: str = "") -> BadInput:
-        """Return the error of what stands here."""
+        """Return the error of the value at this place."""
         return BadInput(
             problem, key="recipe", part=self.part, meant=meant, hint=hint, source=self.source
         )
@@ -83,7 +83,7 @@ def read_cast(value: Any, place: Place) -> Cast | None:
 
     Args:
         value: a format in any of its forms, ``none``, a mapping of `CAST_KEYS`, or a cast.
-        place: where the value stands.
+        place: the value's place in the recipe.
 
     Raises:
         BadInput: naming the key, and what would be right.

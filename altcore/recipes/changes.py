@@ -59,7 +59,7 @@ def _changed_cast(before: Cast | None, parts: Mapping[str, Any]) -> Cast | None:
         changed.format
     ):
         raise BadInput(f"a change of scaling: format {changed.format.name} brings its own")
-    # The new format may have no code for what the old one made of an overflow.
+    # The new format may lack the code that the old one gave to an overflow.
     return (
         evolve(changed, overflow="saturate")
         if not has_overflow(changed.format, changed.overflow)

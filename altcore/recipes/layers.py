@@ -11,7 +11,7 @@ from attrs import frozen
 from altcore.recipes.operands import ATTENTION_OPERANDS, LOOKUP, PRODUCT_OPERANDS
 
 SELECTORS = ("<linear>", "<conv>", "<embedding>", "<other>", "<attention>", "<head>", "<any>")
-"""Patterns that match layers by what they are. ``<other>`` is every module with a parameter of two
+"""Patterns that match layers by their kind. ``<other>`` is every module with a parameter of two
 or more dimensions that is none of the first three: experts, recurrent layers, position tables.
 ``<any>`` is every layer that has such a parameter."""
 
@@ -69,7 +69,7 @@ def matching(layers: Sequence[Layer], pattern: str) -> list[Layer]:
 
 
 def is_selector(pattern: str) -> bool:
-    """Whether a pattern means layers by what they are or where they lie, not by name."""
+    """Whether a pattern means layers by their kind or their position, not by name."""
     return pattern in SELECTORS or SHARES.fullmatch(pattern) is not None
 
 

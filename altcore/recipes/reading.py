@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 
 from attrs import evolve
 
+from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput, Source, keyed, nearest
 from altcore.formats import AnyFormat, get_format, is_plain, saved
-from altcore.python_values import as_python
 from altcore.recipes.cast import Cast
 from altcore.recipes.cast_reading import Place, check_role, read_cast, read_format, refuse_unknown
 from altcore.recipes.layers import SELECTORS, is_selector
@@ -180,7 +180,7 @@ def parse(
         format: stands for FORMAT.
     """
     source = source or source_of(data)
-    place, data = Place(name, source=source, run_format=format), as_python(data)
+    place, data = Place(name, source=source, run_format=format), as_builtin(data)
     if not isinstance(data, Mapping):
         raise place.refusal("it is not a mapping of roles to formats")
     place = evolve(place, recipe=_own_name(data, place))

@@ -12,6 +12,7 @@ from helpers_cli import TINY, call
 import altcore
 from altcore import BadInput, float_format, hookimpl, table_format
 from altcore.config import load_config
+from altcore.errors import Source
 from altcore.formats import AnyFormat, format_digest, get_format
 from altcore.hooks import ChangeRecipe, setting
 from altcore.runs import load_newest, read_lines
@@ -41,7 +42,9 @@ def held(run):
 def test_a_run_in_a_format_that_nobody_knows_is_repeated(fmt, start, tmp_path):
     """From config.yaml in another folder; and the format is the same to the bit."""
     first = start(format=fmt).run_directory
-    config = load_config(first / "config.yaml", [("runs_dir", str(tmp_path / "again"), None)])
+    config = load_config(
+        first / "config.yaml", [("runs_dir", str(tmp_path / "again"), Source(flag="--set"))]
+    )
     assert config.format == get_format(fmt)
     again = altcore.train(config).run_directory
     assert losses(again) == losses(first)

@@ -8,6 +8,7 @@ from torch.nn.utils import parametrizations
 
 import altcore
 from altcore import BadInput, quantize_model
+from altcore.quantization.discovery import find_heads, find_layers
 
 
 def test_a_layer_parametrized_afterwards_is_named():
@@ -53,3 +54,31 @@ def test_layers_in_modules_of_any_kind():
         y = alone(torch.eye(3)) - alone.bias
     q, s = altcore.quantize(alone.weight, "E2M1")
     torch.testing.assert_close(y.detach(), (q * s).T)
+
+
+class Wrapper(nn.Module):
+    """As adapters wrap a layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.base_layer, self.lora = nn.Linear(2, 2), nn.Linear(2, 2)
+
+
+def test_the_head_is_found():
+    """By what the model says, else the last Linear, with what is wrapped around it."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    assert find_heads(model) == [model[1]]
+    model.get_output_embeddings = lambda: model[0]
+    assert find_heads(model) == [model[0]]
+    assert find_heads(model, None) == []
+    assert find_heads(model, "1") == [model[1]]
+    with pytest.raises(BadInput, match="the model has no module '2'"):
+        find_heads(model, "2")
+    model.get_output_embeddings = lambda: None
+    assert find_heads(model) == [model[1]]
+    model.base_model = model  # as base models of the transformers library
+    assert find_heads(model) == []
+    wrapped = nn.Sequential(nn.Linear(2, 2), Wrapper())
+    assert find_heads(wrapped) == [wrapped[1]]
+    heads = [layer.name for layer, _ in find_layers(wrapped).values() if layer.is_head]
+    assert heads == ["1.base_layer", "1.lora"]

@@ -1,0 +1,95 @@
+"""YAML as altcore reads it: numbers, keys that come twice, and the line of each value."""
+
+from contextlib import suppress
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from altcore import BadInput
+from altcore.errors import Source
+from altcore.yaml_files import load_yaml, source_of, updated, without_sources
+
+
+def at(line):
+    return Source("a.yaml", line)
+
+
+def test_each_key_and_item_knows_its_line():
+    """Below other keys, in lists, in flow style and behind an alias."""
+    text = "a: 1\nb:\n  c: {d: 2,\n    e: 3}\nf:\n- x\n-\n  g: 4\nh: &h {i: 5}\nj: *h\n"
+    found = load_yaml(text, Source("a.yaml"))
+    assert {key: source_of(found, key) for key in found} == {
+        "a": at(1),
+        "b": at(2),
+        "f": at(5),
+        "h": at(9),
+        "j": at(10),
+    }
+    assert source_of(found) == at(1)
+    assert source_of(found["b"]["c"], "e") == at(4)
+    assert [source_of(found["f"], i) for i in range(2)] == [at(6), at(8)]
+    assert source_of(found["j"], "i") == at(9)
+    assert source_of(found["f"], 7) is source_of({"a": 1}, "a") is None
+
+
+def test_a_flag_s_value_has_no_line():
+    """It is the flag's, at every depth."""
+    source = Source(flag="--set")
+    found = load_yaml("{a: {b: 1}}", source)
+    assert source_of(found) == source_of(found["a"], "b") == source
+
+
+def test_values_without_sources_are_plain():
+    """At every depth, so that checkpoints and other YAML hold them; changed ones keep sources."""
+    found = load_yaml("a: [{b: 1}]\n", Source("a.yaml"))
+    plain = without_sources(found)
+    assert (type(plain), type(plain["a"]), type(plain["a"][0])) == (dict, list, dict)
+    assert plain == found
+    changed = updated(found, {"a": 2, "c": 3})
+    assert (changed, source_of(changed, "a")) == ({"a": 2, "c": 3}, at(1))
+    assert type(updated({"a": 1}, {"a": 2})) is dict
+
+
+@pytest.mark.parametrize("text", ["a: &a {b: *a}", "&a [*a]"])
+def test_a_value_that_holds_itself_is_refused(text):
+    """Nothing could ever write it down."""
+    with pytest.raises(BadInput, match=r"^here, line 1: not valid YAML: .*recursive"):
+        load_yaml(text, Source("here"))
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("6e-4", 6e-4), ("1E3", 1e3), ("+1e2", 1e2), ("-.5e1", -5.0), ("1.e2", 100.0), ("2e0", 2.0)],
+)
+def test_a_number_with_an_exponent_is_a_number(text, number):
+    """YAML 1.1 reads 6e-4 as text."""
+    assert load_yaml(text, Source("here")) == number
+    assert isinstance(load_yaml(text, Source("here")), float)
+
+
+@pytest.mark.parametrize("text", ["6e", "e4", "E4M3", "1e5x", "1.2.3e4", "0x1e-4", "E3M4"])
+def test_what_looks_like_one_stays_text(text):
+    """Formats' names above all."""
+    assert load_yaml(text, Source("here")) == text
+
+
+def test_anchors_and_merges_are_plain_yaml():
+    """A key that overrides a merged one is not given twice."""
+    text = "a: &a {x: 1, y: 2}\nb: {<<: *a, x: 3}\nc: {<<: *a}\n"
+    assert load_yaml(text, Source("here"))["b"] == {"x": 3, "y": 2}
+    assert load_yaml(text, Source("here"))["c"] == {"x": 1, "y": 2}
+
+
+@given(text=st.text(max_size=40))
+def test_any_text_is_yaml_or_bad_input(text):
+    """Whatever a file or --set holds, the answer is a value or a message that names where."""
+    with suppress(BadInput):
+        load_yaml(text, Source("here"))
+
+
+@pytest.mark.parametrize("text", ["2020-13-45", "0b_", "[" * 500, "a: b: c", "\x07", "!!set 3"])
+def test_what_yaml_stumbles_over_is_bad_input(text):
+    """Impossible dates and numbers, and what is nested too deep: the message names where."""
+    with pytest.raises(BadInput, match=r"^here.*: not valid YAML: ."):
+        load_yaml(text, Source("here"))
