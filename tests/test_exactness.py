@@ -117,14 +117,14 @@ def test_wrong_draws_are_a_failure(exactness, monkeypatch, capsys, how):
     only(exactness, monkeypatch, "stochastic")
     right = exactness.round_to_grid
 
-    def wrong(x, fmt, rounding="nearest-even", key=None):
+    def wrong(x, fmt, rule, key):
         if how == "biased":
             x = x * (1 + 2**-8)
-        q = right(x, fmt, rounding=rounding, key=key + 1 if how == "by path" else key)
+        q = right(x, fmt, rule, key=key + 1 if how == "by path" else key)
         return q * 4 if how == "neither" else q
 
-    def of_one_path(x, fmt, rounding="nearest-even", key=None):
-        return (right if in_torch() else wrong)(x, fmt, rounding=rounding, key=key)
+    def of_one_path(x, fmt, rule, key):
+        return (right if in_torch() else wrong)(x, fmt, rule, key=key)
 
     monkeypatch.setattr(exactness, "round_to_grid", of_one_path if how == "by path" else wrong)
     code, printed = status(exactness, capsys)
