@@ -82,11 +82,7 @@ def test_what_is_no_model_and_no_plan_is_named():
         ({"head": nn.Identity()}, r"head: the name of a module .* not Identity\(\)"),
         ({"optimizer": "adamw"}, r"optimizer: one of torch\.optim's is needed, .* not str"),
         ({"recipe": "purr"}, r"unknown recipe 'purr' \(did you mean pure\?\): one of full,"),
-<<<<<<< HEAD
-        ({"recipe": "pur", "format": "E4M3"}, r"unknown recipe .pur. \(did you mean pure\?\)"),
-=======
         ({"recipe": "pur", "format": "E4M3"}, r"unknown recipe .*\(did you mean pure\?\)"),
->>>>>>> h-errors
     ):
         with pytest.raises(BadInput, match=said):
             quantize_model(nn.Linear(2, 2), **{"recipe": "E4M3"} | wrong)
