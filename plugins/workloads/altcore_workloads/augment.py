@@ -38,9 +38,10 @@ def crop_boxes(draws: Tensor, size: int, least_scale: float) -> Tensor:
     fits = (widths > 0) & (widths <= size) & (heights > 0) & (heights <= size)
     first = fits.int().argmax(dim=1, keepdim=True)
     found = fits.any(dim=1)
-    whole = torch.tensor(float(size), dtype=torch.float64)
-    height = torch.where(found, heights.gather(1, first).squeeze(1), whole)
-    width = torch.where(found, widths.gather(1, first).squeeze(1), whole)
+    height, width = (
+        torch.where(found, tried.gather(1, first).squeeze(1), float(size))
+        for tried in (heights, widths)
+    )
     top = (draws[:, 2 * ATTEMPTS] * (size - height + 1)).floor()
     left = (draws[:, 2 * ATTEMPTS + 1] * (size - width + 1)).floor()
     return torch.stack([top, left, height, width], dim=1).long()

@@ -33,14 +33,15 @@ def load(data: str | None, image_size: int | None = None) -> Images:
         raise BadInput(f"{KEY}: empty; give a path, or null for scikit-learn's digits")
     try:
         path = Path(data).expanduser()
+    except RuntimeError as error:  # the home of an unknown user
+        raise BadInput(f"{KEY}: {data!r} cannot be a path: {error}") from error
+    try:
         if not path.exists():
             raise BadInput(f"{KEY}: {path} does not exist")
         return _reader(path)(path, image_size)
     except OSError as error:
-        where = error.filename or data
+        where = error.filename or path
         raise BadInput(f"{KEY}: cannot read {where}: {error.strerror or error}") from error
-    except (ValueError, RuntimeError) as error:  # a null byte; the home of an unknown user
-        raise BadInput(f"{KEY}: {data!r} cannot be used: {error}") from error
 
 
 def _reader(path: Path) -> Callable[[Path, int | None], Images]:

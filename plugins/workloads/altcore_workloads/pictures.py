@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,31 @@ def read_folder(path: Path, image_size: int | None) -> Images:
     validates, by its name. Every image is scaled when it is read. Raises BadInput that names the
     file or the folder.
     """
-    size = image_size or PHOTOS.image_size
+    classes, files = _survey(path)
+    digest = hashlib.sha256()
+    splits = {
+        name: _read_files(labelled, path, digest.update, image_size or PHOTOS.image_size)
+        for name, labelled in files.items()
+    }
+    if "val" in splits:
+        train, val = splits["train"], splits["val"]
+    else:
+        names = [os.fsencode(file.relative_to(path)) for file, _ in files["train"]]
+        train, val = with_validation(splits["train"], str(path), names)
+    train, val = _alike(train, val)
+    return Images(
+        source=str(path),
+        description=f"images in folder {path.resolve().name}",
+        train=train,
+        val=val,
+        classes=len(classes),
+        sha256=digest.hexdigest(),
+        preset=PHOTOS,
+    )
+
+
+def _survey(path: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
+    """Return the classes, and the files of each split with their labels."""
     train, val = ([path / n for n in names if (path / n).is_dir()] for names in (TRAIN, VAL))
     if bool(train) != bool(val):
         have, lack = (train[0].name, VAL[0]) if train else (val[0].name, TRAIN[0])
@@ -54,38 +79,27 @@ def read_folder(path: Path, image_size: int | None) -> Images:
     classes = _sub_folders(root)
     if len(classes) < 2:
         raise BadInput(
-            f"{KEY}: {root} has {len(classes)} sub-folders; two classes or more are needed, a "
-            "sub-folder with its images each"
+            f"{KEY}: {root} has {len(classes)} sub-folders; a sub-folder with images for each of "
+            "two or more classes is needed"
         )
-    found = {"train": _labelled(root, classes)}
-    if val:
-        unknown = sorted(set(_sub_folders(val[0])) - set(classes))
-        if unknown:
-            raise BadInput(f"{KEY}: {val[0] / unknown[0]} is a class that {root} does not have")
-        found["val"] = _labelled(val[0], classes)
-    digest = hashlib.sha256()
-    splits = {}
-    for name, files in found.items():
-        images = []
-        for file, _ in files:
-            content = file.read_bytes()
-            digest.update(f"{name} {file.relative_to(path).as_posix()} {len(content)}\n".encode())
-            digest.update(content)
-            images.append(to_square(_decode_file(file)[None], size)[0])
-        splits[name] = Split(_stack(images), torch.tensor([label for _, label in files]))
-    if "val" not in splits:
-        names = [os.fsencode(file.relative_to(path)) for file, _ in found["train"]]
-        splits["train"], splits["val"] = with_validation(splits["train"], str(path), names)
-    train_split, val_split = _alike(splits["train"], splits["val"])
-    return Images(
-        source=str(path),
-        description=f"images in folder {path.resolve().name}",
-        train=train_split,
-        val=val_split,
-        classes=len(classes),
-        sha256=digest.hexdigest(),
-        preset=PHOTOS,
-    )
+    if not val:
+        return classes, {"train": _labelled(root, classes)}
+    unknown = sorted(set(_sub_folders(val[0])) - set(classes))
+    if unknown:
+        raise BadInput(f"{KEY}: {val[0] / unknown[0]} is a class that {root} does not have")
+    return classes, {"train": _labelled(root, classes), "val": _labelled(val[0], classes)}
+
+
+def _read_files(
+    files: list[tuple[Path, int]], root: Path, update: Callable[[bytes], object], size: int
+) -> Split:
+    images = []
+    for file, _ in files:
+        content = file.read_bytes()
+        update(f"{file.relative_to(root).as_posix()} {len(content)}\n".encode())
+        update(content)
+        images.append(to_square(_decode(content, file)[None], size)[0])
+    return Split(_stack(images), torch.tensor([label for _, label in files]))
 
 
 def _sub_folders(path: Path) -> list[str]:
@@ -193,7 +207,7 @@ def _rows(data: str, rows: Any, size: int) -> tuple[Split, int]:
 # ------------------------------------------------------------------------------- decoding
 
 
-def _decode_file(file: Path) -> Tensor:
+def _decode(content: bytes, file: Path) -> Tensor:
     """Return the pixels of an image file: uint8, 1 or 3 channels."""
     try:
         from PIL import Image
@@ -202,7 +216,7 @@ def _decode_file(file: Path) -> Tensor:
             f"{KEY}: {file} needs Pillow: pip install 'altcore-workloads[images]'"
         ) from error
     try:
-        with Image.open(file) as picture:
+        with Image.open(io.BytesIO(content)) as picture:
             return _pixels(picture, str(file))
     # Pillow's readers raise these of broken files, and refuse those that are too large.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:

@@ -85,32 +85,30 @@ class Resnet18:
             images = load(self.data, self.image_size)
             if self.in_channels is not None:
                 images = images.with_channels(self.in_channels)
+            model = self._model(images, seed)
+            return BuiltResnet18(
+                model.to(device), images, seed, device, self._chosen(images.preset)
+            )
+
+    def _model(self, images: Images, seed: int) -> ResNet18:
         num_classes = self.num_classes or max(images.classes, 2)
         if num_classes < images.classes:
             raise BadInput(
                 f"{NAME}.num_classes: {num_classes} is too small for {images.source}, which has "
                 f"{images.classes} classes"
             )
-        chosen = self._chosen(images.preset)
         # Modules draw their default weights when made, from the random state that is kept here.
-        with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        with torch.random.fork_rng(devices=[]):
             model = ResNet18(
                 in_channels=images.channels,
                 num_classes=num_classes,
-                width_mult=chosen.width_mult,
+                width_mult=self._chosen(images.preset).width_mult,
                 norm_type=self.norm_type,
             )
         generator = torch.Generator("cpu")
         generator.manual_seed(int.from_bytes(_hash(f"init/{seed:d}", 8), "little") >> 1)
         model.initialise(generator)
-        return BuiltResnet18(
-            model=model.to(device),
-            images=images,
-            seed=seed,
-            device=torch.device(device),
-            chosen=chosen,
-            num_classes=num_classes,
-        )
+        return model
 
     def _chosen(self, preset: Preset) -> Preset:
         """Return what is given, and of the rest what suits the data."""
@@ -127,7 +125,6 @@ class BuiltResnet18:
     seed: int
     device: torch.device
     chosen: Preset
-    num_classes: int
     item: str = attrs.field(default="images", init=False)
     items_per_batch: int = attrs.field(init=False)
     steps_per_epoch: int = attrs.field(init=False)
