@@ -54,7 +54,10 @@ def _from_data(help: str, validator: Any = None) -> Any:
 
 @attrs.define(eq=False)
 class Resnet18:
-    """Settings of the workload; impossible ones raise BadInput that names the key."""
+    """ResNet-18 on small images: CIFAR-10, MNIST and its kin, digits, or a folder of your own.
+
+    Impossible settings raise BadInput that names the key.
+    """
 
     data: str | None = setting(
         None,
@@ -64,7 +67,7 @@ class Resnet18:
     image_size: int | None = _from_data("height and width of the images", _whole(LEAST_SIZE))
     batch_size: int | None = _from_data("images in a micro-batch", _whole(1))
     width_mult: float | None = _from_data(
-        "channels, as a multiple of ResNet-18's; at least 8", _positive
+        "channels as a multiple of ResNet-18's (each layer has at least 8)", _positive
     )
     norm_type: str = setting(
         "batch", help=f"norm of the convolutions: {' or '.join(NORMS)}", validator=_known_norm

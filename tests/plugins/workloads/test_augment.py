@@ -22,7 +22,7 @@ def draws_of(count, seed=0):
 
 
 def slow_box(row, height, width, least_scale):
-    """torchvision.transforms.RandomResizedCrop.get_params, with the draws of ``row``."""
+    """Return what RandomResizedCrop.get_params of torchvision draws, from ``row``."""
     draws = iter(row.tolist())
     area = height * width
     found = None
@@ -41,7 +41,7 @@ def slow_box(row, height, width, least_scale):
 
 
 def slow_crop(image, box, mirror):
-    """torchvision's resized_crop and hflip of one image."""
+    """Return what torchvision's resized_crop and hflip make of one image."""
     top, left, height, width = box
     size = image.shape[-2:]
     crop = image[:, top : top + height, left : left + width][None]
