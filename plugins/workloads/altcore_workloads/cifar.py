@@ -95,7 +95,7 @@ def _binary(content: bytes, file: Path) -> Split:
             "and 32 x 32 pixels in three colours"
         )
     records = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, 1 + PIXELS)
-    return _split(records[:, 1:], records[:, 0].long(), file)
+    return _split(records[:, 1:], records[:, 0].tolist(), file)
 
 
 def _pickled(content: bytes, file: Path) -> Split:
@@ -111,16 +111,14 @@ def _pickled(content: bytes, file: Path) -> Split:
             f"{KEY}: {file} is not a batch of CIFAR-10: an array of bytes, 'data', with {PIXELS} "
             "in a row, and as many 'labels' are needed"
         )
-    if not all(type(label) is int and 0 <= label < CLASSES for label in labels):
-        raise BadInput(f"{KEY}: {file} has a label that is none of 0 to {CLASSES - 1}")
-    return _split(pixels, torch.tensor(labels), file)
+    return _split(pixels, labels, file)
 
 
-def _split(pixels: Tensor, labels: Tensor, file: Path) -> Split:
-    largest = int(labels.max())
-    if largest >= CLASSES:
-        raise BadInput(f"{KEY}: {file} has the label {largest}; 0 to {CLASSES - 1} are possible")
-    return Split(pixels.reshape(-1, *SHAPE), labels)
+def _split(pixels: Tensor, labels: list[Any], file: Path) -> Split:
+    for label in labels:
+        if type(label) is not int or not 0 <= label < CLASSES:
+            raise BadInput(f"{KEY}: {file} has the label {label!r}; 0 to {CLASSES - 1} are needed")
+    return Split(pixels.reshape(-1, *SHAPE), torch.tensor(labels))
 
 
 class _Named:

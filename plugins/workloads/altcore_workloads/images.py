@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -128,7 +129,7 @@ def with_validation(
     stay together. Raises BadInput, naming ``where``, if the two splits cannot both have an image.
     """
     if keys is None:
-        keys = [image.contiguous().numpy().tobytes() for image in split.images]
+        keys = [_bytes(image) for image in split.images]
     digests = [hashlib.blake2b(key, digest_size=8).digest() for key in keys]
     if len(set(digests)) < 2:
         raise BadInput(f"{KEY}: {where} needs two different images, to train and to validate")
@@ -140,13 +141,19 @@ def with_validation(
     return split[~chosen], split[chosen]
 
 
+def _bytes(values: Tensor) -> bytes:
+    """Return the memory of a tensor; numpy, which could do it too, need not be installed."""
+    values = values.contiguous()
+    return ctypes.string_at(values.data_ptr(), values.nbytes)
+
+
 def digest_of(splits: Mapping[str, Split]) -> str:
     """Return the SHA-256 of images and labels, before they are scaled."""
     digest = hashlib.sha256()
     for name, split in splits.items():
         digest.update(f"{name} {tuple(split.images.shape)}\n".encode())
         for part in (split.images, split.labels):
-            digest.update(part.contiguous().numpy())
+            digest.update(_bytes(part))
     return digest.hexdigest()
 
 

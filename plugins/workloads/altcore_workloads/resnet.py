@@ -168,7 +168,7 @@ class BuiltResnet18:
         size = self.images.image_size
         boxes = crop_boxes(draws[rows], size, self.chosen.crop_scale)
         mirror = mirrored(draws[rows]) & self.chosen.flip
-        rows, boxes, mirror = (x.to(self.device, non_blocking=True) for x in (rows, boxes, mirror))
+        rows, boxes, mirror = (x.to(self.device) for x in (rows, boxes, mirror))
         part = self.images.train[rows]
         return self._normalised(crop_and_resize(part.images.float(), boxes, mirror)), part.labels
 
