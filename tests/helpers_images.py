@@ -1,9 +1,10 @@
-"""What tests of images share: random ones, and files of them."""
+"""What tests of images share: random ones, files of them, and a small ResNet."""
 
 import torch
 from PIL import Image
 
 from altcore_workloads.images import to_square
+from altcore_workloads.resnet import Resnet18
 
 
 def noise(*shape, seed=0):
@@ -36,3 +37,9 @@ def middle(seed, size=32):
     """Return the pixels of an image of `picture`: its middle square, scaled."""
     pixels = noise(30, 40, 3, seed=seed).permute(2, 0, 1)[None, :, :, 5:35]
     return to_square(pixels, size)[0]
+
+
+def small_resnet(seed=1, device="cpu", **settings):
+    """Return resnet18-cifar at a size that takes no time."""
+    given = {"data": "generated", "image_size": 16, "width_mult": 0.125, "batch_size": 50}
+    return Resnet18(**{**given, **settings}).build(seed, torch.device(device))

@@ -15,7 +15,6 @@ from torch.nn import functional
 
 STAGES = (64, 128, 256, 512)
 """Channels of the four stages at width 1."""
-BLOCKS_PER_STAGE = 2
 LEAST_CHANNELS = 8
 HEAD_STD = 0.01
 NORMS = ("batch", "none")
@@ -63,11 +62,14 @@ class ResNet18(nn.Module):
         channels = widths(width_mult)
         self.conv1 = nn.Conv2d(in_channels, channels[0], 3, padding=1, bias=norm_type == "none")
         self.bn1 = _norm(norm_type, channels[0])
-        inputs = [channels[0], *channels]
-        for i, width in enumerate(channels):
-            first = BasicBlock(inputs[i], width, 1 if i == 0 else 2, norm_type)
-            rest = [BasicBlock(width, width, 1, norm_type) for _ in range(BLOCKS_PER_STAGE - 1)]
-            self.add_module(f"layer{i + 1}", nn.Sequential(first, *rest))
+        inputs, strides = [channels[0], *channels], (1, 2, 2, 2)
+        self.layer1, self.layer2, self.layer3, self.layer4 = (
+            nn.Sequential(
+                BasicBlock(before, width, stride, norm_type),
+                BasicBlock(width, width, 1, norm_type),
+            )
+            for before, width, stride in zip(inputs, channels, strides, strict=False)
+        )
         self.fc = nn.Linear(channels[-1], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,16 +1,14 @@
-"""The workload plugin ``resnet18-cifar``: model, batches, loss, quantization."""
+"""The workload plugin ``resnet18-cifar``: model, batches, loss, settings."""
 
-import copy
 import math
 
 import pytest
 import torch
 import yaml
 from helpers_cli import ROOT
+from helpers_images import small_resnet
 from torch import nn
-from torch.nn import functional
 
-import altcore
 from altcore import BadInput
 from altcore.config import load
 from altcore_workloads.images import PHOTOS
@@ -18,12 +16,6 @@ from altcore_workloads.resnet import Resnet18
 from altcore_workloads.resnet_model import BasicBlock, ResNet18
 
 CPU = torch.device("cpu")
-
-
-def small(seed=1, device=CPU, **settings):
-    """Return the workload at a size that takes no time."""
-    given = {"data": "generated", "image_size": 16, "width_mult": 0.125, "batch_size": 50}
-    return Resnet18(**{**given, **settings}).build(seed, device)
 
 
 def network(**settings):
@@ -75,7 +67,7 @@ def test_without_norm_there_are_biases_and_no_norm():
 
 def test_without_norm_signals_keep_their_size_at_the_start():
     """The stream grows by less than e in variance; unscaled, by 2 with each block."""
-    model = small(width_mult=1.0, norm_type="none").model
+    model = small_resnet(width_mult=1.0, norm_type="none").model
     sizes = []
     for block in (m for m in model.modules() if isinstance(m, BasicBlock)):
         block.register_forward_hook(lambda *args: sizes.append(float(args[2].square().mean())))
@@ -89,10 +81,10 @@ def test_weights_are_a_function_of_the_seed():
     """The global random state is neither used nor changed."""
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    one = small(seed=3).model.state_dict()
+    one = small_resnet(seed=3).model.state_dict()
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(6)
-    two, other = small(seed=3).model.state_dict(), small(seed=4).model.state_dict()
+    two, other = small_resnet(seed=3).model.state_dict(), small_resnet(seed=4).model.state_dict()
     assert all(torch.equal(one[k], two[k]) for k in one)
     assert not torch.equal(one["conv1.weight"], other["conv1.weight"])
 
@@ -100,7 +92,7 @@ def test_weights_are_a_function_of_the_seed():
 def test_a_default_device_is_not_where_data_are_read():
     """The caller's default device is for the caller's tensors."""
     with torch.device("meta"):
-        built = small()
+        built = small_resnet()
         images, labels = built.batch("train", 1, 0)
     assert images.device == labels.device == next(built.model.parameters()).device == CPU
 
@@ -120,19 +112,19 @@ def labels_and_places(built, epoch):
 
 def test_an_epoch_has_each_image_once_in_an_order_of_its_own():
     """The last batch is short; the order depends on seed and epoch alone."""
-    built = small(crop_scale=1.0, flip=False)
+    built = small_resnet(crop_scale=1.0, flip=False)
     assert built.steps_per_epoch == 7
     assert len(built.batch("train", 7, 0)[1]) == 320 - 6 * 50
     first, second = labels_and_places(built, 0), labels_and_places(built, 1)
     assert sorted(first) == sorted(second) == list(range(320))
     assert first != second
-    assert labels_and_places(small(crop_scale=1.0, flip=False), 0) == first
-    assert labels_and_places(small(seed=2, crop_scale=1.0, flip=False), 0) != first
+    assert labels_and_places(small_resnet(crop_scale=1.0, flip=False), 0) == first
+    assert labels_and_places(small_resnet(seed=2, crop_scale=1.0, flip=False), 0) != first
 
 
 def test_labels_belong_to_their_images():
     """Through order, crop and mirror."""
-    built = small(crop_scale=1.0, flip=False)
+    built = small_resnet(crop_scale=1.0, flip=False)
     rows = labels_and_places(built, 0)
     labels = torch.cat([built.batch("train", n, 0)[1] for n in range(1, 8)])
     assert torch.equal(labels, built.images.train.labels[rows])
@@ -140,7 +132,7 @@ def test_labels_belong_to_their_images():
 
 def test_a_batch_is_a_pure_function_of_seed_and_step():
     """Order of calls, another model and the global random state change no batch."""
-    one, two = small(flip=True), small(flip=True, norm_type="none", width_mult=0.2)
+    one, two = small_resnet(flip=True), small_resnet(flip=True, norm_type="none", width_mult=0.2)
     wanted = one.batch("train", 9, 0)
     torch.manual_seed(99)
     before = torch.get_rng_state()
@@ -153,14 +145,14 @@ def test_a_batch_is_a_pure_function_of_seed_and_step():
 
 def test_augmentation_belongs_to_the_image_and_not_to_its_place():
     """With another batch size, every image of the epoch is cropped and mirrored as before."""
-    few, many = small(batch_size=32), small(batch_size=320)
+    few, many = small_resnet(batch_size=32), small_resnet(batch_size=320)
     parts = [few.batch("train", n, 0)[0] for n in range(1, few.steps_per_epoch + 1)]
     assert torch.equal(torch.cat(parts), many.batch("train", 1, 0)[0])
 
 
 def test_an_image_is_cropped_anew_in_each_epoch():
     """Same images, other pixels."""
-    built = small(batch_size=320)
+    built = small_resnet(batch_size=320)
     first, second = (built.batch("train", n, 0)[0] for n in (1, 2))
     assert first.shape == second.shape
     assert (first.sort(0).values != second.sort(0).values).float().mean() > 0.9
@@ -168,7 +160,7 @@ def test_an_image_is_cropped_anew_in_each_epoch():
 
 def test_validation_is_the_whole_split_unchanged():
     """In order, the last batch short, each image once; normalised and nothing else."""
-    built = small()
+    built = small_resnet()
     assert built.validation_batches == 2
     batches = [built.batch("val", i, 0) for i in range(2)]
     assert [built.items(b) for b in batches] == [50, 30]
@@ -184,7 +176,7 @@ def test_validation_is_the_whole_split_unchanged():
 
 def test_training_images_are_normalised():
     """Each channel has mean 0 and variance 1 over the split that trains."""
-    built = small(batch_size=320, crop_scale=1.0, flip=False)
+    built = small_resnet(batch_size=320, crop_scale=1.0, flip=False)
     images, _ = built.batch("train", 1, 0)
     assert images.dtype == torch.float32
     assert images.mean((0, 2, 3)) == pytest.approx(torch.zeros(3), abs=1e-4)
@@ -194,7 +186,7 @@ def test_training_images_are_normalised():
 def test_an_unknown_split_is_refused():
     """Only train and val exist."""
     with pytest.raises(ValueError, match="'train' or 'val'"):
-        small().batch("test", 1, 0)
+        small_resnet().batch("test", 1, 0)
 
 
 # ------------------------------------------------------------------------------- losses
@@ -202,7 +194,7 @@ def test_an_unknown_split_is_refused():
 
 def test_loss_in_nats_and_bits_and_accuracy():
     """Cross entropy by hand; measures are 0-dim tensors that carry no gradient."""
-    built = small()
+    built = small_resnet()
     batch = built.batch("train", 1, 0)
     built.model.eval()
     loss, measures = built.loss(built.model, batch)
@@ -220,7 +212,7 @@ def test_loss_in_nats_and_bits_and_accuracy():
 
 def test_loss_is_in_float32_whatever_the_logits_are():
     """A bfloat16 forward does not make a bfloat16 loss."""
-    built = small()
+    built = small_resnet()
     model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 10)).bfloat16()
     images, labels = built.batch("train", 1, 0)
     loss, _ = built.loss(model, (images.bfloat16(), labels))
@@ -229,7 +221,7 @@ def test_loss_is_in_float32_whatever_the_logits_are():
 
 def test_facts_say_what_was_chosen():
     """What the data decides stands in the record, like what is given."""
-    facts = small().facts
+    facts = small_resnet().facts
     assert facts["train_images"] == 320
     assert facts["val_images"] == 80
     assert facts["classes"] == 10
@@ -266,93 +258,25 @@ def test_impossible_settings_name_the_key(settings, says):
 def test_too_few_classes_are_refused_and_more_are_not():
     """A model may know classes that the data lack."""
     with pytest.raises(BadInput, match="num_classes: 9 is too small for generated, which has 10"):
-        small(num_classes=9)
-    assert small(num_classes=12).model.fc.out_features == 12
+        small_resnet(num_classes=9)
+    assert small_resnet(num_classes=12).model.fc.out_features == 12
 
 
 def test_channels_are_converted():
     """Colours become luma; a number that is neither 1 nor 3 is refused."""
-    colour, grey = small(), small(in_channels=1)
+    colour, grey = small_resnet(), small_resnet(in_channels=1)
     assert grey.model.conv1.in_channels == grey.facts["in_channels"] == 1
     red, green, blue = colour.images.train.images.double().unbind(1)
     expected = 0.299 * red + 0.587 * green + 0.114 * blue
     assert (grey.images.train.images[:, 0] - expected).abs().max() <= 0.51
     with pytest.raises(BadInput, match=r"in_channels: generated has 3, .* not as 4"):
-        small(in_channels=4)
-
-
-# -------------------------------------------------------------------------- quantization
-
-
-@pytest.mark.parametrize(
-    ("recipe", "number_format"),
-    [("master", "E4M3"), ("pure", "E4M3"), ("full", "E4M3"), ("mxfp8", None)],
-)
-def test_every_product_but_the_heads_is_quantized(recipe, number_format):
-    """Convolutions, the stem and projections too."""
-    built = small()
-    with altcore.quantize_model(built.model, recipe, format=number_format) as q:
-        q.count_flops(lambda: built.loss(built.model, built.batch("train", 1, 0))[0].backward())
-        coverage = q.coverage()
-    assert coverage.flop_share > 0.999
-    assert "head: fc; left out: nothing" in str(coverage)
-
-
-@pytest.mark.parametrize(
-    "recipe",
-    [
-        "master",
-        "pure",
-        "full",
-        "mxfp8",
-        "nvfp4",
-        pytest.param(
-            "original", marks=pytest.mark.xfail(strict=True, reason="it asks for a lookup")
-        ),
-    ],
-)
-def test_it_trains_under_every_recipe(recipe):
-    """The loss of one batch falls, and stays finite."""
-    built = small()
-    model = copy.deepcopy(built.model)
-    number_format = "E4M3" if recipe in ("master", "pure", "full", "original") else None
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    losses = []
-    with altcore.quantize_model(model, recipe, format=number_format) as q:
-        for _ in range(8):
-            loss, _ = built.loss(model, built.batch("val", 0, 0))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            q.store(optimizer)
-            losses.append(float(loss.detach()))
-    assert losses[-1] < 0.8 * losses[0]
-
-
-@pytest.mark.parametrize("norm_type", ["batch", "none"])
-def test_it_learns_with_and_without_norm(norm_type):
-    """Images that it has not seen, after a few epochs of the generated ones."""
-    built = small(norm_type=norm_type, crop_scale=0.8, flip=False, batch_size=32)
-    model = built.model
-    optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9)
-    for n in range(1, 4 * built.steps_per_epoch + 1):
-        loss, _ = built.loss(model, built.batch("train", n, 0))
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-    model.eval()
-    with torch.no_grad():
-        images, labels = built.batch("val", 0, 0)
-        accuracy = (model(images).argmax(1) == labels).float().mean()
-        assert functional.cross_entropy(model(images), labels) < 1.0
-    assert accuracy > 0.8
+        small_resnet(in_channels=4)
 
 
 @pytest.mark.cuda
 def test_it_is_the_same_on_cuda():
     """Weights and labels bit for bit, images up to rounding."""
-    here, there = small(), small(device=torch.device("cuda"))
+    here, there = small_resnet(), small_resnet(device="cuda")
     for (name, one), two in zip(
         here.model.state_dict().items(), there.model.state_dict().values(), strict=True
     ):
