@@ -10,7 +10,7 @@ from helpers_images import small_resnet
 from torch import nn
 
 from altcore import BadInput
-from altcore.config import load
+from altcore.config import load_config
 from altcore_workloads.images import PHOTOS
 from altcore_workloads.resnet import Resnet18
 from altcore_workloads.resnet_model import BasicBlock, ResNet18
@@ -307,7 +307,7 @@ def test_each_variant_states_its_difference_to_base_alone():
     assert found["narrow"] == {"resnet18-cifar": {"width_mult": 0.5}}
     assert found["adamw"] == {"optimizer": "adamw", "learning_rate": "1e-3"}
     base, bn_off, narrow, adamw = (
-        load(folder / f"{name}.yaml") for name in ("base", "bn_off", "narrow", "adamw")
+        load_config(folder / f"{name}.yaml") for name in ("base", "bn_off", "narrow", "adamw")
     )
     assert base.settings["sgd"] == {"momentum": 0.9, "weight_decay": 5e-4}
     assert (base.workload, base.optimizer, base.grad_clip) == ("resnet18-cifar", "sgd", 0)
