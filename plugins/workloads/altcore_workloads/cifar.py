@@ -50,8 +50,9 @@ def read(path: Path, image_size: int | None) -> Images:
     missing = [name + suffix for name in (*TRAIN, VAL) if name + suffix not in found]
     if missing:
         raise BadInput(
-            f"{KEY}: {path} has no {missing[0]}: {', '.join(TRAIN)} and {VAL} are needed, each "
-            f"with the ending .bin in the binary version"
+            f"{path} has no {missing[0]}: {', '.join(TRAIN)} and {VAL} are needed, each "
+            f"with the ending .bin in the binary version",
+            key=KEY,
         )
     batches = [parse(found[name + suffix], path / (name + suffix)) for name in (*TRAIN, VAL)]
     *train, val = batches
@@ -84,15 +85,16 @@ def _files(path: Path) -> dict[str, bytes]:
                 if name in WANTED and (stream := archive.extractfile(member)) is not None:
                     found[name] = stream.read()
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise BadInput(f"{KEY}: {path} is a broken archive: {error}") from error
+        raise BadInput(f"{path} is a broken archive: {error}", key=KEY) from error
     return found
 
 
 def _binary(content: bytes, file: Path) -> Split:
     if not content or len(content) % (1 + PIXELS):
         raise BadInput(
-            f"{KEY}: {file} has {len(content)} bytes; records of {1 + PIXELS} are needed, a label "
-            "and 32 x 32 pixels in three colours"
+            f"{file} has {len(content)} bytes; records of {1 + PIXELS} are needed, a label "
+            "and 32 x 32 pixels in three colours",
+            key=KEY,
         )
     records = torch.frombuffer(bytearray(content), dtype=torch.uint8).view(-1, 1 + PIXELS)
     return _split(records[:, 1:], records[:, 0].tolist(), file)
@@ -103,13 +105,14 @@ def _pickled(content: bytes, file: Path) -> Split:
         found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     # A broken or hostile stream makes the unpickler raise nearly anything.
     except Exception as error:
-        raise BadInput(f"{KEY}: {file} is not a batch of CIFAR-10: {error}") from error
+        raise BadInput(f"{file} is not a batch of CIFAR-10: {error}", key=KEY) from error
     batch = found if isinstance(found, dict) else {}
     pixels, labels = _pixels(batch.get(b"data")), batch.get(b"labels")
     if pixels is None or not isinstance(labels, list) or len(labels) != len(pixels):
         raise BadInput(
-            f"{KEY}: {file} is not a batch of CIFAR-10: an array of bytes, 'data', with {PIXELS} "
-            "in a row, and as many 'labels' are needed"
+            f"{file} is not a batch of CIFAR-10: an array of bytes, 'data', with {PIXELS} "
+            "in a row, and as many 'labels' are needed",
+            key=KEY,
         )
     return _split(pixels, labels, file)
 
@@ -117,7 +120,9 @@ def _pickled(content: bytes, file: Path) -> Split:
 def _split(pixels: Tensor, labels: list[Any], file: Path) -> Split:
     for label in labels:
         if type(label) is not int or not 0 <= label < CLASSES:
-            raise BadInput(f"{KEY}: {file} has the label {label!r}; 0 to {CLASSES - 1} are needed")
+            raise BadInput(
+                f"{file} has the label {label!r}; 0 to {CLASSES - 1} are needed", key=KEY
+            )
     return Split(pixels.reshape(-1, *SHAPE), torch.tensor(labels))
 
 

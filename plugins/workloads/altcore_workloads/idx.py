@@ -34,14 +34,15 @@ def read(path: Path, image_size: int | None) -> Images:
     if len(train) != 1 or len(pairs) > 2:
         names = ", ".join(file.name for file, _ in pairs.values())
         raise BadInput(
-            f"{KEY}: {path} holds {names}: one pair of files to train on, with 'train' in its "
-            "name, and at most one other to validate are needed"
+            f"{path} holds {names}: one pair of files to train on, with 'train' in its "
+            "name, and at most one other to validate are needed",
+            key=KEY,
         )
     splits = {prefix: _split(*files) for prefix, files in pairs.items()}
     first = splits.pop(train[0])
     second = next(iter(splits.values()), None)
     if second is not None and second.images.shape[1:] != first.images.shape[1:]:
-        raise BadInput(f"{KEY}: {path}: the images that train and that validate differ in size")
+        raise BadInput(f"{path}: the images that train and that validate differ in size", key=KEY)
     return from_arrays(
         first,
         second,
@@ -63,7 +64,7 @@ def _pairs(path: Path) -> dict[str, tuple[Path, Path]]:
         name = f"{match['prefix']}labels{match['dot']}idx1-ubyte"
         labels = next((p for p in (path / name, path / f"{name}.gz") if p.exists()), None)
         if labels is None:
-            raise BadInput(f"{KEY}: {file} has no labels beside it: {name} is needed")
+            raise BadInput(f"{file} has no labels beside it: {name} is needed", key=KEY)
         pairs[match["prefix"]] = file, labels
     return pairs
 
@@ -72,7 +73,7 @@ def _split(images: Path, labels: Path) -> Split:
     pixels, classes = _array(images, 3), _array(labels, 1)
     if len(pixels) != len(classes):
         raise BadInput(
-            f"{KEY}: {images} has {len(pixels)} images, and {labels} has {len(classes)} labels"
+            f"{images} has {len(pixels)} images, and {labels} has {len(classes)} labels", key=KEY
         )
     return Split(pixels[:, None], classes.long())
 
@@ -83,18 +84,20 @@ def _array(file: Path, dimensions: int) -> Tensor:
         with gzip.open(file) if file.suffix == ".gz" else file.open("rb") as stream:
             content = stream.read()
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise BadInput(f"{KEY}: {file} is a broken .gz file: {error}") from error
+        raise BadInput(f"{file} is a broken .gz file: {error}", key=KEY) from error
     start = 4 + 4 * dimensions
     if len(content) < start or content[:4] != bytes([0, 0, UBYTE, dimensions]):
         raise BadInput(
-            f"{KEY}: {file} is not an idx file of bytes in {dimensions} dimensions: it begins with "
-            f"{content[:4].hex(' ') or 'nothing'}, not {bytes([0, 0, UBYTE, dimensions]).hex(' ')}"
+            f"{file} is not an idx file of bytes in {dimensions} dimensions: it begins with "
+            f"{content[:4].hex(' ') or 'nothing'}, not {bytes([0, 0, UBYTE, dimensions]).hex(' ')}",
+            key=KEY,
         )
     shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
     wanted = math.prod(shape)
     if not wanted or len(content) - start != wanted:
         raise BadInput(
-            f"{KEY}: {file} says that it holds {' x '.join(map(str, shape))} bytes, and has "
-            f"{len(content) - start}"
+            f"{file} says that it holds {' x '.join(map(str, shape))} bytes, and has "
+            f"{len(content) - start}",
+            key=KEY,
         )
     return torch.frombuffer(bytearray(content[start:]), dtype=torch.uint8).view(shape)

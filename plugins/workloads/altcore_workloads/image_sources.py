@@ -30,18 +30,18 @@ def load(data: str | None, image_size: int | None = None) -> Images:
     if pictures.is_dataset(data):
         return pictures.read_dataset(data, image_size)
     if not data:
-        raise BadInput(f"{KEY}: empty; give a path, or null for scikit-learn's digits")
+        raise BadInput("empty; give a path, or null for scikit-learn's digits", key=KEY)
     try:
         path = Path(data).expanduser()
     except RuntimeError as error:  # the home of an unknown user
-        raise BadInput(f"{KEY}: {data!r} cannot be a path: {error}") from error
+        raise BadInput(f"{data!r} cannot be a path: {error}", key=KEY) from error
     try:
         if not path.exists():
-            raise BadInput(f"{KEY}: {path} does not exist")
+            raise BadInput(f"{path} does not exist", key=KEY)
         return _reader(path)(path, image_size)
     except OSError as error:
         where = error.filename or path
-        raise BadInput(f"{KEY}: cannot read {where}: {error.strerror or error}") from error
+        raise BadInput(f"cannot read {where}: {error.strerror or error}", key=KEY) from error
 
 
 def _reader(path: Path) -> Callable[[Path, int | None], Images]:
@@ -49,8 +49,9 @@ def _reader(path: Path) -> Callable[[Path, int | None], Images]:
         return cifar.read
     if not path.is_dir():
         raise BadInput(
-            f"{KEY}: {path} is not an archive of CIFAR-10 (cifar-10-binary.tar.gz or "
-            "cifar-10-python.tar.gz); idx files and images are given by their folder"
+            f"{path} is not an archive of CIFAR-10 (cifar-10-binary.tar.gz or "
+            "cifar-10-python.tar.gz); idx files and images are given by their folder",
+            key=KEY,
         )
     return idx.read if idx.is_source(path) else pictures.read_folder
 
@@ -61,8 +62,9 @@ def _digits(image_size: int | None) -> Images:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise BadInput(
-            f"{KEY}: digits needs scikit-learn: pip install 'altcore-workloads[digits]', or give "
-            "other data"
+            "digits needs scikit-learn: pip install 'altcore-workloads[digits]', or give "
+            "other data",
+            key=KEY,
         ) from error
     found = load_digits()
     grey = torch.from_numpy(found.images) * (255 / 16)  # from whole numbers up to 16

@@ -86,8 +86,8 @@ class Images:
             return self
         if {have, channels} != {1, 3}:
             raise BadInput(
-                f"resnet18-cifar.in_channels: {self.source} has {have}, which can be used as 1 or "
-                f"3, not as {channels}"
+                f"{self.source} has {have}, which can be used as 1 or 3, not as {channels}",
+                key="resnet18-cifar.in_channels",
             )
         change = _luma if channels == 1 else _grey_as_colour
         return self._changed(lambda s: Split(change(s.images), s.labels))
@@ -132,7 +132,7 @@ def with_validation(
         keys = [_bytes(image) for image in split.images]
     digests = [hashlib.blake2b(key, digest_size=8).digest() for key in keys]
     if len(set(digests)) < 2:
-        raise BadInput(f"{KEY}: {where} needs two different images, to train and to validate")
+        raise BadInput(f"{where} needs two different images, to train and to validate", key=KEY)
     is_val = [int.from_bytes(digest, "little") % HELD_OUT == 0 for digest in digests]
     if len(set(is_val)) == 1:
         least = min(digests)

@@ -74,19 +74,20 @@ def _survey(path: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
     train, val = ([path / n for n in names if (path / n).is_dir()] for names in (TRAIN, VAL))
     if bool(train) != bool(val):
         have, lack = (train[0].name, VAL[0]) if train else (val[0].name, TRAIN[0])
-        raise BadInput(f"{KEY}: {path} has a folder {have} but no {lack}; give both, or neither")
+        raise BadInput(f"{path} has a folder {have} but no {lack}; give both, or neither", key=KEY)
     root = train[0] if train else path
     classes = _sub_folders(root)
     if len(classes) < 2:
         raise BadInput(
-            f"{KEY}: {root} has {len(classes)} sub-folders; a sub-folder with images for each of "
-            "two or more classes is needed"
+            f"{root} has {len(classes)} sub-folders; a sub-folder with images for each of "
+            "two or more classes is needed",
+            key=KEY,
         )
     if not val:
         return classes, {"train": _labelled(root, classes)}
     unknown = sorted(set(_sub_folders(val[0])) - set(classes))
     if unknown:
-        raise BadInput(f"{KEY}: {val[0] / unknown[0]} is a class that {root} does not have")
+        raise BadInput(f"{val[0] / unknown[0]} is a class that {root} does not have", key=KEY)
     return classes, {"train": _labelled(root, classes), "val": _labelled(val[0], classes)}
 
 
@@ -116,7 +117,7 @@ def _labelled(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
     ]
     if not files:
         known = ", ".join(sorted(SUFFIXES))
-        raise BadInput(f"{KEY}: {root} holds no image in its sub-folders: {known} are read")
+        raise BadInput(f"{root} holds no image in its sub-folders: {known} are read", key=KEY)
     return files
 
 
@@ -138,7 +139,7 @@ def read_dataset(data: str, image_size: int | None) -> Images:
     found = _load(data)
     train, val = (next((found[n] for n in names if n in found), None) for names in (TRAIN, VAL))
     if train is None:
-        raise BadInput(f"{KEY}: {data} has the splits {', '.join(found)}; 'train' is needed")
+        raise BadInput(f"{data} has the splits {', '.join(found)}; 'train' is needed", key=KEY)
     first, classes = _rows(data, train, size)
     if val is None:
         first, second = with_validation(first, data)
@@ -162,7 +163,7 @@ def _load(data: str) -> Mapping[str, Any]:
         import datasets
     except ImportError as error:
         raise BadInput(
-            f"{KEY}: {data} needs the datasets library: pip install 'altcore-workloads[datasets]'"
+            f"{data} needs the datasets library: pip install 'altcore-workloads[datasets]'", key=KEY
         ) from error
     name = HUB.get(data, data.removeprefix(PREFIX))
     folder = Path(name).expanduser()
@@ -174,8 +175,9 @@ def _load(data: str) -> Mapping[str, Any]:
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise BadInput(
-            f"{KEY}: {data} cannot be loaded: {reason}; without a network, give "
-            f"{PREFIX}FOLDER, with a folder that save_to_disk has written"
+            f"{data} cannot be loaded: {reason}; without a network, give "
+            f"{PREFIX}FOLDER, with a folder that save_to_disk has written",
+            key=KEY,
         ) from error
     return found if isinstance(found, Mapping) else {"train": found}
 
@@ -188,13 +190,15 @@ def _rows(data: str, rows: Any, size: int) -> tuple[Split, int]:
     labels = labels or [name for name in ("label", "labels") if name in kinds]
     if not pictures or not labels or not len(rows):
         raise BadInput(
-            f"{KEY}: {data} has {len(rows)} rows with {', '.join(kinds)}; images and a 'label' are "
-            "needed"
+            f"{data} has {len(rows)} rows with {', '.join(kinds)}; images and a 'label' are needed",
+            key=KEY,
         )
     image, label = pictures[0], labels[0]
     wrong = next((v for v in rows[label] if type(v) is not int or v < 0), None)
     if wrong is not None:
-        raise BadInput(f"{KEY}: {data} has the {label} {wrong!r}; whole numbers from 0 are needed")
+        raise BadInput(
+            f"{data} has the {label} {wrong!r}; whole numbers from 0 are needed", key=KEY
+        )
     images = []
     for i, row in enumerate(rows):
         pixels = _pixels(row[image], f"{data}, row {i}")
@@ -213,21 +217,22 @@ def _decode(content: bytes, file: Path) -> Tensor:
         from PIL import Image
     except ImportError as error:
         raise BadInput(
-            f"{KEY}: {file} needs Pillow: pip install 'altcore-workloads[images]'"
+            f"{file} needs Pillow: pip install 'altcore-workloads[images]'", key=KEY
         ) from error
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            return _pixels(picture, str(file))
+        picture = Image.open(io.BytesIO(content))
+        picture.load()
     # Pillow's readers raise these of broken files, and refuse those that are too large.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
-        raise BadInput(f"{KEY}: {file} cannot be read as an image: {error}") from error
+        raise BadInput(f"{file} cannot be read as an image: {error}", key=KEY) from error
+    return _pixels(picture, str(file))
 
 
 def _pixels(picture: Any, where: str) -> Tensor:
     """Return a Pillow image as uint8 (1 or 3, height, width), without its transparency."""
     if picture.mode not in GREY | COLOUR:
         raise BadInput(
-            f"{KEY}: {where} has pixels of the kind {picture.mode}; 8 bits a channel are needed"
+            f"{where} has pixels of the kind {picture.mode}; 8 bits a channel are needed", key=KEY
         )
     mode = "L" if picture.mode in GREY else "RGB"
     plain = picture.convert(mode)

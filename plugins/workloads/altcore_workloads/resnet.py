@@ -24,7 +24,7 @@ LEAST_SIZE = 9  # smaller images end as one pixel, over which batch norm has no 
 
 def _known_norm(_: Resnet18, __: attrs.Attribute[str], value: str) -> None:
     if value not in NORMS:
-        raise BadInput(f"{NAME}.norm_type: {value!r} is none of {', '.join(NORMS)}")
+        raise BadInput(f"{value!r} is none of {', '.join(NORMS)}", key=f"{NAME}.norm_type")
 
 
 def _whole(least: int) -> Any:
@@ -32,7 +32,7 @@ def _whole(least: int) -> Any:
         is_whole = isinstance(value, int) and not isinstance(value, bool)
         if value is not None and not (is_whole and value >= least):
             raise BadInput(
-                f"{NAME}.{field.name}: {value!r} is not a whole number of at least {least}"
+                f"{value!r} is not a whole number of at least {least}", key=f"{NAME}.{field.name}"
             )
 
     return check
@@ -40,12 +40,12 @@ def _whole(least: int) -> Any:
 
 def _positive(_: Resnet18, field: attrs.Attribute[Any], value: float | None) -> None:
     if value is not None and not 0 < value < math.inf:
-        raise BadInput(f"{NAME}.{field.name}: {value!r} is not a positive number")
+        raise BadInput(f"{value!r} is not a positive number", key=f"{NAME}.{field.name}")
 
 
 def _share(_: Resnet18, field: attrs.Attribute[Any], value: float | None) -> None:
     if value is not None and not 0 < value <= 1:
-        raise BadInput(f"{NAME}.{field.name}: {value!r} is not in (0, 1]")
+        raise BadInput(f"{value!r} is not in (0, 1]", key=f"{NAME}.{field.name}")
 
 
 def _from_data(help: str, validator: Any = None) -> Any:
@@ -97,8 +97,9 @@ class Resnet18:
         num_classes = self.num_classes or max(images.classes, 2)
         if num_classes < images.classes:
             raise BadInput(
-                f"{NAME}.num_classes: {num_classes} is too small for {images.source}, which has "
-                f"{images.classes} classes"
+                f"{num_classes} is too small for {images.source}, which has "
+                f"{images.classes} classes",
+                key=f"{NAME}.num_classes",
             )
         # Modules draw their default weights when made, from the random state that is kept here.
         with torch.random.fork_rng(devices=[]):
