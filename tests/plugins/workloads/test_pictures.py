@@ -105,7 +105,7 @@ def one_class(path):
     [
         (broken_image, "x.png cannot be read as an image: "),
         (no_image, "x.png cannot be read as an image: "),
-        (deep_image, r"^resnet18-cifar.data: \S+x.png has pixels of the kind I;16; 8 bits a channel are needed"),
+        (deep_image, r"^resnet18-cifar.data: \S+x.png has pixels of the kind I;16; 8 bits"),
         (strange_class, "cow is a class that .*train does not have"),
         (empty_classes, "d holds no image in its sub-folders: .*.png"),
         (one_class, "d has 1 sub-folders; a sub-folder with images for each of two"),
