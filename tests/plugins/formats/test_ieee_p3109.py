@@ -13,7 +13,7 @@ from gfloat.types import Signedness
 
 import altcore
 from altcore import BadInput, get_format
-from altcore.numerics import round_to_grid
+from altcore.numerics import Rule, round_to_grid
 
 ALL = [
     (width, precision, sign, domain)
@@ -134,7 +134,7 @@ def test_rounding_is_that_of_gfloat(about):
     x = x[torch.isfinite(x) & ((x >= 0) | fmt.signed)]
     for overflow, saturates in (("saturate", True), ("inf" if fmt.inf_codes else "nan", False)):
         wanted = [gfloat.round_float(info, v, RoundMode.TiesToEven, saturates) for v in x.tolist()]
-        got = round_to_grid(x, fmt, overflow=overflow)
+        got = round_to_grid(x, fmt, Rule(overflow=overflow))
         assert_same(got + 0.0, torch.tensor(wanted, dtype=torch.float64) + 0.0, x)
 
 
@@ -153,7 +153,7 @@ def test_below_an_unsigned_format():
     for way in PATHS:
         with path(way):
             assert round_to_grid(x, fmt).tolist() == [0, 0, 1]
-            found = round_to_grid(x, fmt, overflow="nan").tolist()
+            found = round_to_grid(x, fmt, Rule(overflow="nan")).tolist()
             assert math.isnan(found[0])
             assert found[1:] == [0, 1]
 
