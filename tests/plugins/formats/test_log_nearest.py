@@ -6,7 +6,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from altcore.numerics.plan import thresholds
+from altcore.numerics.rounding_constants import thresholds
 from format_checks import (
     PATHS,
     all_bfloat16,
