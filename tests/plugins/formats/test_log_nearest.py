@@ -6,7 +6,6 @@ from fractions import Fraction
 
 import pytest
 import torch
-from altcore.numerics.rounding_constants import thresholds
 from format_checks import (
     PATHS,
     all_bfloat16,
@@ -22,6 +21,7 @@ from altcore import get_format
 from altcore.errors import BadInput
 from altcore.formats import code_format, float_format, log_boundary, table_format
 from altcore.numerics import Rule, fake_round, round_to_grid
+from altcore.numerics.rounding_constants import thresholds
 
 E4M3 = float_format("E4M3", 4, 3, specials="fn")
 E7M0 = float_format("E7M0", 7, 0)
