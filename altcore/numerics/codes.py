@@ -29,8 +29,8 @@ def encode(
     """Return the codes of ``x`` in the format: uint8 up to 8 bits, int32 above, of ``x``'s shape.
 
     Values are rounded first, as by `fake_quantize`; a value that is on the grid keeps its code
-    exactly, -0 where the format has it included. Raises `BadInput` like `fake_quantize`, and for
-    a NaN where the format has no NaN code; `altcore.pack` takes block formats.
+    exactly, -0 included if the format has it. Raises `BadInput` like `fake_quantize`, and for
+    a NaN if the format has no NaN code; `altcore.pack` takes block formats.
     """
     fmt = find_coded(fmt)
     rule = rule_for(rounding, overflow)
@@ -62,8 +62,8 @@ def encode(
 def decode(codes: Tensor, fmt: Format | str, scale: Scale = None) -> Tensor:
     """Return the values of ``codes`` (any integer dtype), times ``scale``, in the compute dtype.
 
-    That is float32, or float64 for formats beyond its range. Raises `BadInput` for what is not
-    an integer tensor and for codes the format does not have.
+    That is float32, or float64 for formats beyond its range. Raises `BadInput` for
+    tensors that are not of integers, and for codes the format does not have.
     """
     fmt = find_coded(fmt)
     check_dense(codes, "codes")

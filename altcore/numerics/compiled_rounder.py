@@ -81,7 +81,7 @@ class CompiledRounder(TorchRounder):
         counts: bool,
         errors: bool,
     ) -> Measured:
-        """Round, and measure what is asked for."""
+        """Round and measure, by compiled code if it gives the same bits."""
         key = None if key is None else key_tensor(key, x.device)
         given = (r, s, key, dtype, weight, fake, counts, errors)
         is_flat = x.is_contiguous() and all(t is None or t.ndim == 0 for t in (r, s, weight))

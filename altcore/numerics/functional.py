@@ -69,10 +69,10 @@ def quantize(
     for float64 input and for formats beyond float32's range. No gradient flows through either.
 
     A block format (MXFP4) brings its own scaling, and saturates. ``q`` is each element times its
-    block's scale, exact for the named ones, and ``s`` is the tensor's own scale, 1 where the format
+    block's scale, exact for the named ones, and ``s`` is the tensor's own scale, 1 if the format
     has none.
 
-    Raises `BadInput` for unknown names, an ``axis`` that ``x`` does not have, what is not a
+    Raises `BadInput` for unknown names, an ``axis`` that ``x`` does not have, an ``x`` that is no
     floating-point tensor, and a block format with a ``scaling`` or another ``overflow``.
     """
     fmt = find(fmt)
@@ -113,7 +113,7 @@ def fake_quantize(
     every format; an infinity follows the ``overflow`` rule (saturate, inf, nan, raise).
 
     Under autograd the scale is a constant, and ``gradient`` says what passes the rounding:
-    ``straight-through``, all of it; ``clipped``, only where the scaled value lies between the
+    ``straight-through``, all of it; ``clipped``, only if the scaled value lies between the
     format's smallest and largest value, both included, or is NaN (the straight-through
     estimators of Bengio et al. 2013, arXiv 1308.3432, and Hubara et al. 2016, arXiv 1609.07061).
     No magnitude is too large for the scale ``"amax"``, though the rounded product may seem so.
@@ -126,8 +126,8 @@ def fake_quantize(
     the overflow rule ``saturate``, and the gradient passes straight through.
 
     Raises `BadInput` for unknown names, a scale that is not positive (not looked at on a GPU),
-    what is not a floating-point tensor, what a block format does not take, and the overflow
-    rule ``raise`` under vmap.
+    an ``x`` that is no floating-point tensor, an argument that block formats do not take, and the
+    overflow rule ``raise`` under vmap.
     """
     fmt = find(fmt)
     check_choice("gradient", gradient, GRADIENTS)
@@ -160,7 +160,7 @@ def ulp_distance(a: Tensor, b: Tensor, fmt: AnyFormat | str, scale: Scale = None
     """Return how many grid steps lie between ``a`` and ``b``, int64, at one scale.
 
     Both are rounded to nearest first (saturating), with the scale of `fake_quantize`; -0 and 0
-    are one position. Shapes broadcast. Where either is NaN the distance is -1. Raises `BadInput`
+    are one position. Shapes broadcast. If either is NaN the distance is -1. Raises `BadInput`
     like `fake_quantize`, and for block formats.
     """
     fmt = find_grid(fmt)
@@ -185,7 +185,7 @@ def neighbours(x: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> tuple[Te
     Strictly so, on the grid that `fake_quantize` and `decode` have at this ``scale``: the
     format's values times it, each rounded once to the compute dtype. ``x`` is compared with
     these exactly, not by way of its scaled value. Both results have ``x``'s shape and the
-    compute dtype; NaN where there is no such value, and where ``x`` is NaN. Raises `BadInput`
+    compute dtype; NaN if there is no such value, or if ``x`` is NaN. Raises `BadInput`
     like `fake_quantize`, and for block formats.
     """
     fmt = find_grid(fmt)

@@ -39,8 +39,8 @@ def root_mean_square(x: Tensor, axis: int | Sequence[int] | None = None) -> Tens
 def quantile(x: Tensor, share: float, axis: int | Sequence[int] | None = None) -> Tensor:
     """Return the smallest magnitude that at least ``share`` of the elements do not pass.
 
-    Exact, by selection. Where that is 0 and not all elements are, or where one is not finite, it
-    is what `amax` returns. ``axis``, shape and dtype are as there. Raises `BadInput` for a
+    Exact, by selection. If that is 0 and not all elements are, or if one is not finite, the
+    result is that of `amax`. ``axis``, shape and dtype are as there. Raises `BadInput` for a
     ``share`` outside (0, 1].
     """
     if not 0 < share <= 1:

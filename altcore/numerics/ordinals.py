@@ -92,7 +92,7 @@ def _ordinal_by_bits(q: Tensor, fmt: FloatFormat, c: FloatConstants) -> Tensor:
     sign = q.contiguous().view(layout.integer) >> (torch.iinfo(layout.integer).bits - 1)
     size = q.abs().contiguous()
     rank = size.clamp(min=c.least).add_(size).view(layout.integer)
-    # -1 where it is no number, 0 elsewhere: the bits of infinity and NaN come last.
+    # -1 for infinity and NaN, 0 for numbers: the bits of infinity and NaN come last.
     missing = (layout.infinity - 1 - rank).__irshift__(torch.iinfo(layout.integer).bits - 1)
     rank.sub_(c.min_normal).__irshift__(c.cut)
     if not fmt.subnormals:  # 0 is followed by the smallest normal value
@@ -132,7 +132,7 @@ def interval_width(x: Tensor, fmt: Format, scale: Tensor | None = None) -> Tenso
         # Intervals differ in width at powers of two only, where the quotient is exact. Clamped to
         # the value before the largest, whose interval away from zero is the last one.
         size = (size / s).clamp_(max=fmt.values[-2])
-        # What is added is 0, or NaN.
+        # The addend is 0, or NaN.
         return _float_width(size, fmt).mul_(s).add_(size.mul_(0))
     values = _padded(fmt, size)
     index = _passed(size, values, s, True).clamp(1, last - 1)
@@ -156,7 +156,7 @@ def neighbours(x: Tensor, fmt: Format, s: Tensor | None = None) -> tuple[Tensor,
 
     Strictly so, the products being rounded to the compute dtype and compared as they are, so
     that a number on the grid lies between its neighbours. ``s``: None, or a tensor that
-    broadcasts to ``x``. Both are of ``x``'s shape, in the compute dtype; NaN where there is none,
+    broadcasts to ``x``. Both are of ``x``'s shape, in the compute dtype; NaN if there is none,
     and for NaN.
     """
     check_floating(x)

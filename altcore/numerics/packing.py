@@ -35,7 +35,7 @@ class Packed:
     """A tensor in a format's codes.
 
     ``format``, and the ``shape`` of the tensor. ``axis``: along which blocks lie, counted from
-    0; None where that says nothing, for formats of single numbers and for square blocks.
+    0; None for formats of single numbers and for square blocks.
     ``codes``: uint8, one dimension; a stream of bits in which each code has the format's width,
     low bits first, and the last byte is filled up with zeros. The order is that of the tensor (C
     order), with ``axis`` moved last.
@@ -74,7 +74,7 @@ def pack(
     ``overflow`` and ``key`` as `encode` does. A block format makes its own scales, of blocks along
     ``axis`` (square ones over the last two), and saturates. `unpack` gives exactly the numbers
     that `fake_quantize` and `altcore.numerics.blocks.round_blocks` give for float32, but for the
-    sign of a zero where the format has no -0.
+    sign of a zero if the format has no -0.
 
     Raises `BadInput` as `encode` does, for wider formats, for a length that blocks do not divide,
     for an ``axis`` that there is not, for a block format with a ``scale``, an ``overflow`` but
@@ -130,7 +130,7 @@ def pack_bits(codes: Tensor, width: int) -> Tensor:
 def unpack_bits(stream: Tensor, width: int, count: int) -> Tensor:
     """Return the first ``count`` codes of ``width`` bits of a stream of bits: uint8.
 
-    Raises `BadInput` where the stream is not as long as that takes.
+    Raises `BadInput` unless the stream has the length that these take.
 
     >>> unpack_bits(torch.tensor([33, 15], dtype=torch.uint8), 4, 3).tolist()
     [1, 2, 15]

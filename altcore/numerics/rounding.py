@@ -27,7 +27,7 @@ def round_to_grid(
         fmt: a format of single numbers.
         rule: the rounding and the overflow rule.
         r: a tensor that broadcasts to ``x``; 1 if None.
-        meters: what is added to; see `COUNTS` and `ERRORS`.
+        meters: tensors to which measurements are added; see `COUNTS` and `ERRORS`.
         key: decides the random bits of stochastic rounding: an int, or a 0-dim int64 tensor.
         dtype: that of the result, to which grid values are rounded once if it has not all of
             them; None for the compute dtype (see `compute_dtype`).

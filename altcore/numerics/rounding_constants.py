@@ -24,7 +24,7 @@ _ROOT_BITS = 64  # of a root that is irrational: more than a float64 has
 
 @frozen
 class Layout:
-    """Where a float dtype keeps its exponent and mantissa."""
+    """The layout of a float dtype: its exponent and its mantissa."""
 
     dtype: torch.dtype
     integer: torch.dtype
@@ -61,7 +61,7 @@ class FloatConstants:
 
     A number whose magnitude's bits are at least ``min_normal`` loses ``cut`` bits of its
     mantissa; a smaller one is a multiple of ``2**sub_quantum`` (the format's subnormals, or the
-    gap around zero where it has none).
+    gap around zero if it has none).
     """
 
     layout: Layout

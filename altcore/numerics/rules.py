@@ -1,4 +1,4 @@
-"""How tensors are rounded, and what is counted meanwhile."""
+"""The rules by which tensors are rounded, and the meters that count meanwhile."""
 
 from __future__ import annotations
 

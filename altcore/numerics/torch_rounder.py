@@ -31,7 +31,7 @@ from altcore.numerics.torch_rounding import round_unscaled
 
 Key = int | Tensor | None
 Measured = tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]
-"""The result, where rounding overflowed, and what is added to counts and to errors."""
+"""The result, a mask of overflows, and the increments of counts and of errors."""
 
 
 @define(eq=False, slots=False)  # torch.compile traces the making of such an object
@@ -90,7 +90,7 @@ class TorchRounder:
         counts: bool,
         errors: bool,
     ) -> Measured:
-        """Round, and measure what is asked for; no side effect, no transfer."""
+        """Round and measure, without a side effect or a transfer."""
         return rounded(self.fmt, self.rule, x, r, s, key, dtype, weight, fake, counts, errors)
 
     def _measured(
@@ -220,7 +220,7 @@ def times_scale(q: Tensor, s: Tensor | None, dtype: torch.dtype) -> Tensor:
     if dtype == q.dtype:
         return q if s is None else q * s
     # A product of two float32s is exact in float64, and rounded to odd in float32 it keeps
-    # what the second rounding, to 16 bits, has to know.
+    # what decides the second rounding, to 16 bits.
     product = q.double() if s is None else q.double() * s.double()
     single = product.to(torch.float32)
     if dtype == torch.float32:

@@ -59,7 +59,7 @@ def constant_tensors(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def by_identity(function: Callable[P, T]) -> Callable[P, T]:
-    """Cache a function of a format, and of what is quick to hash, by the format's identity.
+    """Cache a function by its first argument's identity, a format's, and by the others' values.
 
     Hashing a format would take a tenth of the time of rounding a small tensor. The format is kept
     with the result, so that no other one gets its identity.

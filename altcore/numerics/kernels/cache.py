@@ -1,4 +1,4 @@
-"""Where compiled kernels are kept: folders that only this user writes, and files that are whole.
+"""The cache of compiled kernels: folders that only this user writes, and files that are whole.
 
 A library's name ends in the digest of its contents, so that it is checked before it is loaded,
 and it appears in one rename. One process compiles; those that come meanwhile wait for it.
@@ -19,7 +19,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PATIENCE = 120  # seconds that a process waits for another one's compiler
-_ROOM = 1 << 22  # bytes free: several times what is made; each try of a compiler takes long
+_ROOM = 1 << 22  # bytes free: several times a library's size; each try of a compiler takes long
 _PAUSE = 0.05  # seconds between two looks at the lock
 
 

@@ -17,7 +17,7 @@ _FLAGS = (
     *("-O3", "-std=c11", "-fPIC", "-fopenmp-simd"),
     *("-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math"),
 )
-_NATIVE = ("-march=native", "-mcpu=native", "")  # what a compiler calls this machine's CPU
+_NATIVE = ("-march=native", "-mcpu=native", "")  # compilers' names for this machine's CPU
 _TIMEOUT = 120  # seconds
 
 

@@ -125,7 +125,7 @@ def _ends(job: Job, c: TableConstants) -> Tensor:
 
 
 def _few(bounds: Tensor, payloads: Tensor) -> Tensor:
-    """``struct few``; empty where more thresholds than it holds change the payload."""
+    """``struct few``; empty if more thresholds than it holds change the payload."""
     changes = payloads[:-1] ^ payloads[1:]
     at = changes.nonzero().flatten()
     if len(at) > _FEW:
@@ -138,7 +138,7 @@ def _few(bounds: Tensor, payloads: Tensor) -> Tensor:
 
 
 def _magics(bounds: Tensor, values: Tensor) -> Tensor:
-    """For each exponent of a float32, what rounds its binade by addition; 0 where nothing does.
+    """The number whose addition rounds a binade, for each exponent of a float32; 0 for none.
 
     ``values``: one for each gap between ``bounds``. In a binade that is evenly spaced there are
     ``2**bits`` bounds; below the lowest such one, as below 1 in integers, its spacing may go on
@@ -197,7 +197,7 @@ def _bucketed(job: Job, points: tuple[float, ...]) -> Tensor:
     number the buckets. For negative numbers a number not below a threshold -t is a magnitude
     not above t. An entry has the gap below its threshold in its top bits, and in the lowest
     ``bucket_shift + 1`` where in the bucket that lies, or the bucket's end. Leaves
-    ``job.buckets`` at 0 where the thresholds lie too close.
+    ``job.buckets`` at 0 if the thresholds lie too close.
     """
     positive = [_bits(t) for t in points if t > 0]
     negative = sorted(_bits(-t) + 1 for t in points if t <= 0)

@@ -143,7 +143,7 @@ def call_of(
     margin: float = 1.0,
     meets: float = 1.0,
 ) -> bytes:
-    """Return what the kernels have to know of one call, as `CALL` lays it out."""
+    """Return the tensors and settings of one call, as `CALL` lays them out."""
     count, counts, errors = x.numel(), meters.counts, meters.errors
     return CALL.pack(
         x.data_ptr(),
@@ -178,7 +178,7 @@ def can_add(meters: Meters) -> bool:
 def mixed_for(rule: Rule, key: Key) -> int | None:
     """Return `mixed_key` of a key, 0 if the rule needs none; None if it cannot be read here.
 
-    Raises `BadInput` for what is no key.
+    Raises `BadInput` unless it is a key.
     """
     draws = rule.rounding == "stochastic"  # its property takes longer to call
     if key is None:
