@@ -92,7 +92,8 @@ def test_find_offers_the_nearest():
     """Letter case aside, and only of the kinds that were asked for."""
     with pytest.raises(BadInput, match=r"unknown plugin 'ULP-Stat' \(did you mean ulp-stats\?\)"):
         find("ULP-Stat", HOOK_KINDS)
-    with pytest.raises(BadInput, match=r"^unknown workload 'adagrad': installed are gpt, resnet18-cifar$"):
+    said = r"^unknown workload 'adagrad': installed are gpt, resnet18-cifar$"
+    with pytest.raises(BadInput, match=said):
         find("adagrad", ("workload",))
 
 

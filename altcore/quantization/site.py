@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from typing import NamedTuple
 
 from altcore.recipes import LOOKUP
 
 
-@frozen(cache_hash=True)
-class Site:
+class Site(NamedTuple):
     """One operand of one layer.
+
+    A tuple, since quantizers are looked up by it in every product.
 
     >>> str(Site("fc", "weight@fwd")), str(Site("moe", "weight@fwd", "experts"))
     ('fc:weight@fwd', 'moe:weight@fwd/experts')

@@ -53,4 +53,4 @@ def _in_row(y: Tensor) -> torch.Size:
 
 
 def _is_by_row(scale: Tensor, y: Tensor) -> bool:
-    return y.ndim > 1 and scale.shape == (y.shape[0], *(1 for _ in y.shape[1:]))
+    return scale.ndim > 0 and y.ndim > 1 and scale.shape == (y.shape[0], *[1] * (y.ndim - 1))
