@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +14,9 @@ class Progress:
 
     collapses: list[dict[str, Any]] = field(factory=list)
     evaluation: dict[str, Any] = field(factory=dict)
-    """The last one: step, val_loss, val_loss_float32."""
-    best: float = math.inf
+    """The last one, as its line in metrics.jsonl."""
+    best: dict[str, Any] = field(factory=dict)
+    """The evaluation that is best by ``monitor``; empty before there is one."""
     discarded: int = 0
     """Steps without an update."""
     has_anomaly: bool = False
@@ -44,7 +44,7 @@ class Progress:
         return {
             "val_loss": self.evaluation.get("val_loss"),
             "val_loss_float32": self.evaluation.get("val_loss_float32"),
-            "best_val_loss": self.best if math.isfinite(self.best) else None,
+            "best_val_loss": self.best.get("val_loss"),
             "discarded": self.discarded,
             "collapses": self.collapses,
             "failure_step": first.get("step"),
