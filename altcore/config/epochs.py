@@ -34,6 +34,13 @@ def refuse_both(plain: Mapping[str, Any], sources: Mapping[str, Source | None]) 
             )
 
 
+def without_uncounted(plain: dict[str, Any]) -> dict[str, Any]:
+    """Return a plain configuration without the steps that are yet to be computed from epochs."""
+    uncounted = {IN_STEPS[key] for key in IN_STEPS if plain[key] is not None}
+    is_counted = plain["steps_per_epoch"] is not None
+    return plain if is_counted else {k: v for k, v in plain.items() if k not in uncounted}
+
+
 def _place(source: Source | None) -> str:
     return f"{source.file} {source.flag}" if source else ""
 

@@ -17,7 +17,7 @@ from attrs import evolve, fields_dict, frozen
 from attrs.validators import and_ as both
 from attrs.validators import ge, gt, in_, le, lt, optional
 
-from altcore.config.epochs import refuse_both
+from altcore.config.epochs import refuse_both, without_uncounted
 from altcore.errors import BadInput, Source, located, nearest, with_article
 from altcore.formats import AnyFormat, check_digests
 from altcore.hooks import build, builtin_fields, format_or_none, setting, to_plain
@@ -214,7 +214,7 @@ class TrainConfig:
         """Return the configuration as a file holds it; loading it gives the same run."""
         plain = {key: to_plain(getattr(self, key)) for key in fields_dict(TrainConfig)}
         plain["format"] = plain["format"] or "none"
-        return plain
+        return without_uncounted(plain)
 
     def evolve(self, **changes: Any) -> TrainConfig:
         """Return a changed copy."""

@@ -11,7 +11,7 @@ import torch
 from attrs import define
 from torch import nn
 
-from altcore.config import TrainConfig, notices, recorded
+from altcore.config import IN_STEPS, TrainConfig, notices, recorded
 from altcore.engine.collapse import Detector
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.epochs import count_epochs, epoch_of, in_steps
@@ -88,10 +88,17 @@ class CustomWorkload:
 
 
 def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
-    """Return the configuration of a run that is to go on, with ``changes`` (max_steps, device)."""
+    """Return the configuration of a run that is to go on, with ``changes``.
+
+    These are max_steps or epochs, and device.
+    """
     path = find_run(name, runs_dir)
     plain = read_mapping(path / "config.yaml", "run")
     given = {k: v for k, v in changes.items() if v is not None}
+    if "max_steps" in given and plain.get("epochs") is not None:
+        if "epochs" in given:
+            raise BadInput("max_steps is given, too", key="epochs")
+        given["epochs"] = None
     return TrainConfig.from_plain({**plain, **given, "runs_dir": runs_dir})
 
 
@@ -176,7 +183,7 @@ def _checkpoint(resume: str, config: TrainConfig) -> _Checkpoint:
     if state["step"] >= config.max_steps:
         raise BadInput(
             f"--resume {resume}: the run is at step {state['step']} of {config.max_steps}; "
-            "give --steps a larger number to go on"
+            "give --steps or --set epochs=... a larger number to go on"
         )
     return _Checkpoint(path, source.name, state)
 
@@ -227,6 +234,15 @@ def build_workload(
     if model is None and batch is None:
         return made
     return CustomWorkload(made, made.model if model is None else model.to(device), batch)
+
+
+def counted_in_steps(config: TrainConfig) -> TrainConfig:
+    """Return the configuration with all that it says in epochs said in steps alone."""
+    if all(getattr(config, key) is None for key in IN_STEPS):
+        return config
+    workload = build_workload(config, torch.device("cpu"), None, None)
+    counted = in_steps(config, epoch_of(workload, config))
+    return counted.evolve(steps_per_epoch=None, **dict.fromkeys(IN_STEPS))
 
 
 def _buildable(kind: str, name: str, config: TrainConfig) -> tuple[Entry, Any]:
