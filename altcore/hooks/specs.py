@@ -150,7 +150,7 @@ def on_event(run: Run, event: Mapping[str, Any]) -> None:
 
 @hookspec
 def on_eval(run: Run, step: Step, metrics: Mapping[str, Any]) -> None:
-    """An evaluation is done; ``metrics`` holds the validation losses."""
+    """An evaluation is done; ``metrics`` is its line in metrics.jsonl: losses and measures."""
 
 
 @hookspec

@@ -123,6 +123,12 @@ UNKNOWN = [
 
 VALUES = [
     case("out of range", "--steps 0", "max_steps", ">= 1", "0", "--steps"),
+    case("steps and epochs", "--steps 3 --set epochs=2", "epochs: max_steps is given, too"),
+    case("epochs of gpt", "--set epochs=2", "epochs: the workload gpt", "max_steps", "--set"),
+    case("no interval", "--plugin ulp-stats --set ulp-stats.interval=2x", "2x", "0.25 epoch"),
+    case("monitor", "--set monitor=val_los", "monitor", "did you mean val_loss?", "--set"),
+    case("monitor's direction", "--set monitor_mode=up", "monitor_mode", "min", "max", "--set"),
+    case("schedule", "--set schedule=step", "schedule", "cosine-full", "--set"),
     case("negative seed", "--seed -1", "seed", ">= 0", "-1"),
     case(
         "seed too large for torch", "--seed 99999999999999999999", "seed", "< 9223372036854775808"
