@@ -133,8 +133,7 @@ def prepare(
         **coverage_facts(workload, quantization, device),
         "workload": dict(workload.facts),
     }
-    with probing(model, quantization, device):
-        check_monitor(config, workload, quantization)
+    check_monitor(config, workload, quantization, device)
     if config.compile:
         model.compile()
     if going_on is None:
