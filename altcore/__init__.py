@@ -123,6 +123,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'altcore' has no attribute {name!r}")
+    if _HOME[name] in ("api", "engine", "numerics", "quantization"):
+        from altcore.registry import spare_torch
+
+        spare_torch()
     return getattr(import_module(f"altcore.{_HOME[name]}"), name)
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
 
 from altcore.cli.options import Group
 from altcore.errors import AltcoreError
+from altcore.registry import spare_torch
 
 COMMANDS = {
     "compare": (
@@ -37,6 +40,7 @@ class LazyGroup(Group):
         """Import and return one command."""
         if name not in COMMANDS:
             return None
+        spare_torch()
         command: click.Command = getattr(import_module(f"altcore.cli.{name}"), name)
         return command
 
@@ -55,6 +59,7 @@ def cli(debug: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command, and exit with a code of `altcore.errors.EXIT_CODES`."""
+    _open_closed_streams()
     given = sys.argv[1:] if arguments is None else arguments
     # Accept it anywhere: people append it to the command that failed.
     debug = "--debug" in given
@@ -83,6 +88,16 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         _leave(f"{type(error).__name__}: {error} (--debug shows the traceback)", 1, debug)
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _open_closed_streams() -> None:
+    """Give each standard stream that is closed (``2>&-``) the null device.
+
+    Otherwise the next file that is opened gets its number, and what a library writes there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - it stays open
 
 
 def _leave(message: str, code: int, debug: bool) -> None:

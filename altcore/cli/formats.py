@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from altcore.cli.options import AS_JSON, Group, once, runs_dir_option
+from altcore.cli.options import AS_JSON, Group, once, runs_dir_option, tell_left_out
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, BlockFormat, Format, get_format
 from altcore.registry import entries
@@ -85,8 +85,15 @@ def element_of(fmt: AnyFormat) -> Format:
 @AS_JSON
 def list_(as_json: bool) -> None:
     """List the installed formats with their figures."""
-    names = sorted({e.name for e in entries() if e.kind == "format" and not e.is_family})
-    rows = [facts(get_format(name)) for name in names]
+    tell_left_out(all_of_them=True)
+    rows = []
+    for name in sorted({e.name for e in entries() if e.kind == "format" and not e.is_family}):
+        try:
+            rows.append(facts(get_format(name)))
+        # Whatever is wrong with one, list the others.
+        except Exception as error:
+            kind = "" if isinstance(error, BadInput) else f"format {name}: {type(error).__name__}: "
+            click.echo(f"altcore: {kind}{' '.join(str(error).splitlines())}: left out", err=True)
     if as_json:
         click.echo(json.dumps(rows, indent=1))
         return

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from altcore.errors import BadInput, nearest
+from altcore.registry import installed
 
 
 def once(*names: str, default: Any = None, **more: Any) -> Callable[[Any], Any]:
@@ -45,6 +46,21 @@ def runs_dir_option(command: Any) -> Any:
         "--runs-dir", default="runs", show_default=True, help="Folder that holds the runs."
     )
     return option(command)
+
+
+NAMED = 5
+"""Distributions that commands name which are about something else."""
+
+
+def tell_left_out(*, all_of_them: bool) -> None:
+    """Name the distributions that are left out, on standard error, with what is wrong."""
+    problems = [problem for problem in installed().problems if problem.is_left_out]
+    shown = problems if all_of_them else problems[:NAMED]
+    for problem in shown:
+        click.echo(f"altcore: {problem}", err=True)
+    if len(problems) > len(shown):
+        rest = len(problems) - len(shown)
+        click.echo(f"altcore: and {rest} more; altcore plugins check names them all", err=True)
 
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")

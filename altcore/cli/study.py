@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from altcore.cli.options import AS_JSON, once
+from altcore.cli.options import AS_JSON, once, tell_left_out
 from altcore.cli.train import FLAGS, overrides_of
 
 if TYPE_CHECKING:
@@ -67,6 +67,7 @@ def study_options(command: Any) -> Any:
 
 def split(shared: dict[str, Any]) -> tuple[list[Override], dict[str, Any]]:
     """Return the configuration keys among the shared options, and the other options."""
+    tell_left_out(all_of_them=False)
     flags = {name: shared[name] for name in SHARED}
     rest = {k: v for k, v in shared.items() if k not in (*SHARED, "sets")}
     return overrides_of(flags, shared["sets"]), rest

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from altcore.cli.options import once
+from altcore.cli.options import once, tell_left_out
 from altcore.cli.summary import print_summary
 from altcore.errors import BadInput, Source, located
 
@@ -73,6 +73,7 @@ def train(
     """  # noqa: D301 - click's mark for lines to be kept is a real backspace
     from altcore.config import TrainConfig, merge_sources, missing_observers
 
+    tell_left_out(all_of_them=False)
     overrides = overrides_of(flags, sets)
     if strict:
         overrides.append(("strict", True, Source(flag="--strict")))

@@ -17,7 +17,7 @@ import structlog
 from attrs import define, field
 
 from altcore.engine.plugins import Plugin
-from altcore.engine.returns import check_return, check_state
+from altcore.engine.returns import as_actions, check_return, check_state
 from altcore.engine.schedule import is_due
 from altcore.engine.state import Run, Step
 from altcore.errors import AltcoreError, BadInput, PluginError
@@ -56,6 +56,15 @@ class Dispatcher:
             ]
             self._calls[hook] = sorted(found, key=lambda call: place[call[0].name])
 
+    @property
+    def heard(self) -> set[str]:
+        """Names of the interventions, and of the plugins whose measures they read."""
+        heard = {p.name for p in self.plugins if p.acts}
+        for plugin in reversed(self.plugins):  # what a plugin requires stands before it
+            if plugin.name in heard:
+                heard.update(plugin.requires)
+        return heard
+
     def implements(self, hook: str) -> bool:
         """Whether any plugin has the hook."""
         return bool(self._calls[hook])
@@ -75,18 +84,23 @@ class Dispatcher:
         measuring = [p for hook in MEASURING for p, _, _ in self._calls[hook]]
         return any(p.name in due and not p.is_disabled for p in measuring)
 
-    def call(self, hook: str, *, run: Run, **arguments: Any) -> list[tuple[Plugin, Any]]:
+    def call(
+        self, hook: str, *, run: Run, acting: bool | None = None, **arguments: Any
+    ) -> list[tuple[Plugin, Any]]:
         """Call every implementation; returns who returned what, None left out.
+
+        ``acting``: only those of interventions, or only those of all others.
 
         Raises:
             PluginError: if an intervention raises or returns what it must not. A diagnostic or
                 reporter is disabled instead, unless the dispatcher is ``strict``.
         """
-        return list(self._results(hook, run, arguments))
+        return list(self._results(hook, run, arguments, acting))
 
     def actions(self, hook: str, *, run: Run, **arguments: Any) -> list[Proposal]:
         """Call an acting hook; returns the proposals."""
-        return [Proposal(p.name, a) for p, a in self._results(hook, run, arguments)]
+        results = self._results(hook, run, arguments)
+        return [Proposal(p.name, action) for p, found in results for action in as_actions(found)]
 
     def measures(self, hook: str, *, run: Run, step: Step) -> dict[str, Any]:
         """Call a measuring hook; returns measures by ``plugin/measure``.
@@ -100,7 +114,7 @@ class Dispatcher:
         return found
 
     def _results(
-        self, hook: str, run: Run, arguments: Mapping[str, Any]
+        self, hook: str, run: Run, arguments: Mapping[str, Any], acting: bool | None = None
     ) -> Iterator[tuple[Plugin, Any]]:
         """Yield each plugin with what it returned, as soon as it did."""
         known = {"run": run, **arguments}
@@ -108,6 +122,8 @@ class Dispatcher:
         failure: PluginError | None = None
         for plugin, function, names in self._calls[hook]:
             if plugin.is_disabled or (due is not None and plugin.name not in due):
+                continue
+            if acting not in (None, plugin.acts):
                 continue
             result = None
             try:

@@ -16,7 +16,7 @@
 is_due is asked once as a step begins. The one host read also fetches the measures that the step
 before made after its optimizer. So on_record of a step comes with the following step, or at once
 when the engine waits for the device anyway: before on_collapse, an evaluation or a checkpoint, and
-at the end.
+at the end. Interventions, which may act on it, get it as the second step after it begins.
 """
 
 from __future__ import annotations
@@ -145,6 +145,7 @@ class Engine:
         run, config = self.run, self.run.config
         run.step = step.index
         step.epoch = run.epoch.after(step.index) if run.epoch else None
+        self.record.tell_interventions(until=step.index - 2)
         step.learning_rate = learning_rate(config, step.index) * run.lr_scale
         for group in run.optimizer.param_groups:
             group["lr"] = step.learning_rate
@@ -317,6 +318,7 @@ class Engine:
             always.callback(self.directory.close)
             try:
                 self.record.flush()
+                self.record.tell_interventions(until=self.run.step)
             finally:
                 summary = self.summary()
                 always.callback(self.dispatch.call, "run_end", run=self.run, summary=summary)
@@ -368,6 +370,7 @@ class Engine:
             "optimizer": run.optimizer.state_dict(),
             "quantization": run.quantization.state_dict(),
             "plugins": self.dispatch.state_dict(run),
+            "held_records": self.record.held,
             "random": random_state(run.device),
             "detector": self.detector.state_dict(),
             "dead_steps": self.gradients.dead_steps,
@@ -384,6 +387,7 @@ class Engine:
         run.quantization.load_state_dict(state["quantization"], state["model"])
         run.optimizer.load_state_dict(state["optimizer"])
         self.dispatch.load_state_dict(run, state["plugins"])
+        self.record.held = state["held_records"]
         set_random_state(state["random"], run.device)
         self.detector.load_state_dict(state["detector"])
         self.gradients.dead_steps = state["dead_steps"].to(run.device)

@@ -16,6 +16,7 @@ from altcore.engine.gradients import GradientNorms
 from altcore.engine.losses import means
 from altcore.engine.progress import Progress
 from altcore.engine.recorder import Recorder
+from altcore.engine.schedule import is_due
 from altcore.engine.state import Run, Step
 from altcore.runs import METRICS, TIMINGS, RunDirectory
 
@@ -29,6 +30,8 @@ class StepRecord:
     dispatch: Dispatcher
     progress: Progress
     recorder: Recorder = field(init=False)
+    held: list[dict[str, Any]] = field(init=False, factory=list)
+    """Lines that interventions have not heard of yet; kept in checkpoints."""
 
     def __attrs_post_init__(self) -> None:
         self.recorder = Recorder(self.write)
@@ -95,8 +98,29 @@ class StepRecord:
         """Write a complete line of metrics, and tell it."""
         self.progress.note_stall(line, self.run.config.log_interval)
         self.directory.append(METRICS, line)
+        self.tell(line, acting=False)
+        if self.concerns_interventions(line):
+            self.held.append(line)
+
+    def tell(self, line: Mapping[str, Any], *, acting: bool) -> None:
+        """Call ``on_record`` of the interventions, or of all others."""
         step = Step(line["step"], line.get("epoch"), line["learning_rate"], is_recorded=True)
-        self.dispatch.call("on_record", run=self.run, step=step, metrics=line)
+        self.dispatch.call("on_record", acting=acting, run=self.run, step=step, metrics=line)
+
+    def concerns_interventions(self, line: Mapping[str, Any]) -> bool:
+        """Whether the step would have a line without any diagnostic that nobody requires."""
+        if is_due(self.run.config.log_interval, line["step"]):
+            return True
+        return any(key.partition("/")[0] in self.dispatch.heard for key in line)
+
+    def tell_interventions(self, until: int) -> None:
+        """Hand the lines up to step ``until`` to the interventions.
+
+        A line is complete sooner or later as the engine waits for the device or not. Handed on at
+        a fixed step, it cannot make a decision depend on that.
+        """
+        while self.held and self.held[0]["step"] <= until:
+            self.tell(self.held.pop(0), acting=True)
 
     def time(self, step: Step, since: float) -> float:
         """Write the step's duration; returns the time now, in seconds."""

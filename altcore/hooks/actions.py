@@ -139,7 +139,7 @@ def arbitrate(proposals: Sequence[Proposal], layers: Sequence[str]) -> Verdict:
     """Decide between proposals: Stop > Rollback > ChangeRecipe > ScaleLearningRate > SkipStep.
 
     A pure function of the proposals: the order of registration decides nothing. Changes of
-    disjoint ``layers`` or roles merge. Raises `ConflictingActions`, naming both plugins, for two
+    disjoint ``layers`` or roles merge. Raises `ConflictingActions`, naming the plugins, for two
     values of one thing.
     """
     proposals = sorted(proposals, key=lambda p: (p.plugin, repr(p.action)))
@@ -170,10 +170,11 @@ def _refuse_conflicts(chosen: Sequence[Proposal], layers: Sequence[str]) -> None
         for key, value in _claims(p.action, layers):
             before = claimed.setdefault(key, (value, p.plugin))
             if before[0] != value:
+                several = f"plugins {before[1]} and {p.plugin} propose"
+                who = f"plugin {p.plugin} proposes" if p.plugin == before[1] else several
                 raise ConflictingActions(
-                    f"plugins {before[1]} and {p.plugin} propose different values for "
-                    f"{' of '.join(key)}: {_show(before[0])} and {_show(value)}; "
-                    "give them disjoint layers or roles, or remove one"
+                    f"{who} different values for {' of '.join(key)}: {_show(before[0])} and "
+                    f"{_show(value)}; give them disjoint layers or roles, or remove one"
                 )
 
 

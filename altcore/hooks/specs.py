@@ -28,7 +28,7 @@ hookspec = pluggy.HookspecMarker("altcore")
 hookimpl = pluggy.HookimplMarker("altcore")
 
 ACTING = ("pre_backward", "pre_step", "on_nan", "on_collapse")
-"""Hooks that may return an Action, from interventions."""
+"""Hooks that may return an Action, or several in a list, from interventions."""
 MEASURING = ("post_backward", "post_step")
 """Hooks that may return measures: plain names to scalars or short 1-D tensors."""
 WATCHING = ("watch_forward", "watch_backward")
@@ -140,6 +140,9 @@ def on_record(run: Run, step: Step, metrics: Mapping[str, Any]) -> None:
     The line of a step is complete, its post-step measures included, at the next host read: it
     comes during the following step, or at once if the engine waits anyway (evaluation,
     checkpoint, collapse, the end). ``metrics["step"]`` says which step it belongs to.
+    Interventions get it as the second step after it begins, whatever the engine waits for, so
+    that what they decide depends on no interval of checkpoints and on no resume. They are not told
+    of lines that only a diagnostic or reporter gave rise to.
     """
 
 

@@ -296,10 +296,11 @@ def test_order_of_plugins(shelf, start):
     ]:
         shelf.install(kind, name, tracer(log, f"{name} "))
     start(["r2", "d2", "i2", "r1", "i1", "d1"], max_steps=1)
-    for hook in ("run_start", "pre_backward 1.0", "post_step 1", "on_record 1", "on_eval 1"):
-        assert [x.split()[0] for x in log if x.endswith(hook)] == [
-            "i2", "i1", "d2", "d1", "r2", "r1"
-        ]  # fmt: skip
+    acting, looking = ["i2", "i1"], ["d2", "d1", "r2", "r1"]
+    for hook in ("run_start", "pre_backward 1.0", "post_step 1", "on_eval 1"):
+        assert [x.split()[0] for x in log if x.endswith(hook)] == [*acting, *looking]
+    # Interventions hear of a record at a fixed delay, when others know it already.
+    assert [x.split()[0] for x in log if x.endswith("on_record 1")] == [*looking, *acting]
 
 
 def test_interval_is_honoured(shelf, start):
