@@ -1,10 +1,15 @@
-"""Values of numpy's types, and paths, as Python's built-in types. Imports no numpy."""
+"""Values as Python's built-in types, and as strict JSON. Imports no numpy."""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
+
+NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+"""JSON has no such numbers: they are written as these words."""
 
 
 def as_builtin(value: Any) -> Any:
@@ -21,4 +26,20 @@ def as_builtin(value: Any) -> Any:
         return type(value)(as_builtin(v) for v in value)
     if type(value) is dict:
         return {as_builtin(k): as_builtin(v) for k, v in value.items()}
+    return value
+
+
+def to_json(value: Any) -> Any:
+    """Return ``value`` with non-finite numbers as words, as strict JSON needs.
+
+    >>> to_json({"loss": math.inf, "steps": (1, 2.5)})
+    {'loss': 'inf', 'steps': [1, 2.5]}
+    """
+    value = as_builtin(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, Mapping):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(v) for v in value]
     return value

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import click
 
-from altcore.cli.options import AS_JSON, Group, once, runs_dir_option, tell_left_out
+from altcore.cli.options import AS_JSON, Group, once, print_json, runs_dir_option, tell_left_out
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, BlockFormat, Format, get_format
 from altcore.registry import entries
@@ -95,7 +94,7 @@ def list_(as_json: bool) -> None:
             kind = "" if isinstance(error, BadInput) else f"format {name}: {type(error).__name__}: "
             click.echo(f"altcore: {kind}{' '.join(str(error).splitlines())}: left out", err=True)
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        print_json(rows)
         return
     _print_table([row for row in rows if "block" not in row])
     in_blocks = [row for row in rows if "block" in row]
@@ -137,7 +136,7 @@ def show(name: str, as_json: bool) -> None:
     fmt = element_of(get_format(name))
     if as_json:
         table = {"values": list(fmt.values), "codes": {"nan": fmt.nan_codes, "inf": fmt.inf_codes}}
-        click.echo(json.dumps({**about, **table}, indent=1))
+        print_json({**about, **table})
         return
     for key, value in about.items():
         click.echo(f"{key:<14} {_cell(value)}")
@@ -245,7 +244,7 @@ def compare(
     if plot is not None:
         write_svg(Path(plot), found)
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        print_json(rows)
         return
     _print_table(
         [
@@ -271,7 +270,10 @@ def plot_(names: tuple[str, ...], out: str, as_json: bool) -> None:
     """Draw where the values of formats lie, one row each, on a logarithmic axis."""
     check_picture(out, "--out")
     write_svg(Path(out), [get_format(name) for name in names])
-    click.echo(json.dumps({"path": out}) if as_json else out)
+    if as_json:
+        print_json({"path": out})
+    else:
+        click.echo(out)
 
 
 def check_picture(path: str, option: str) -> None:

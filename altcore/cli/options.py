@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
 
+from altcore.builtin_types import to_json
 from altcore.errors import BadInput, nearest
 from altcore.registry import installed
 
@@ -64,3 +66,8 @@ def tell_left_out(*, all_of_them: bool) -> None:
 
 
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def print_json(value: Any) -> None:
+    """Print strict JSON, in which nan and inf are words."""
+    click.echo(json.dumps(to_json(value), indent=1, allow_nan=False, default=str))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import click
 
-from altcore.cli.options import AS_JSON, Group, once, tell_left_out
+from altcore.cli.options import AS_JSON, Group, once, print_json, tell_left_out
 from altcore.errors import AltcoreError, BadInput
 from altcore.registry import HOOK_KINDS, KINDS, Entry, entries, find, installed
 
@@ -40,7 +39,7 @@ def list_(kind: str | None, as_json: bool) -> None:
         for e in found
     ]
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        print_json(rows)
     elif rows:
         _table(rows)
     else:
@@ -69,7 +68,7 @@ def info(name: str, kind: str | None, as_json: bool) -> None:
     """Load one plugin, and show its hooks, needs and settings."""
     about = describe(name, (kind,) if kind else KINDS)
     if as_json:
-        click.echo(json.dumps(about, indent=1))
+        print_json(about)
         return
     for key in ("name", "kind", "distribution", "version", "summary", "description"):
         if about.get(key):
@@ -165,7 +164,7 @@ def check(as_json: bool) -> None:
         folder = Path(bad.path).parent.name
         rows.append({"name": bad.path, "kind": "metadata", "origin": folder, "error": bad.text})
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        print_json(rows)
     else:
         for row in rows:
             state = f"BROKEN: {' '.join(row['error'].splitlines())}" if row["error"] else "ok"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from altcore.cli.options import AS_JSON, once, tell_left_out
+from altcore.cli.options import AS_JSON, once, print_json, tell_left_out
 from altcore.cli.train import FLAGS, overrides_of
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ def asked(overrides: list[Override], rest: Mapping[str, Any]) -> Options:
 def show(found: Mapping[str, Any], folder: Path, as_json: bool) -> None:
     """Print the answer of a study."""
     if as_json:
-        click.echo(json.dumps(found, indent=1, default=str))
+        print_json(found)
         return
     name = found["about"]["page"]
     page = folder / f"{name}.md"

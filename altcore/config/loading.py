@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,15 +24,15 @@ Override: TypeAlias = tuple[str, Any, Source | None]
 
 def load_config(
     file: str | Path | None = None,
-    overrides: Sequence[Override] = (),
+    overrides: Mapping[str, Any] | Sequence[Override] = (),
     plugins: Sequence[str] = (),
     without: Iterable[str] = (),
 ) -> TrainConfig:
     """Return the checked configuration: defaults, then ``file``, then ``overrides``.
 
     Args:
-        file: a YAML file of keys.
-        overrides: keys that win over the file's.
+        file: a YAML file of keys, original flat keys included.
+        overrides: keys that win over the file's, as ``{"preset": "format-experiment"}``.
         plugins: plugins to append to those of the file.
         without: plugins and observers to leave out.
 
@@ -44,7 +44,7 @@ def load_config(
 
 def merge_sources(
     file: str | Path | None = None,
-    overrides: Sequence[Override] = (),
+    overrides: Mapping[str, Any] | Sequence[Override] = (),
     plugins: Sequence[str] = (),
     without: Iterable[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Source | None]]:
@@ -53,6 +53,8 @@ def merge_sources(
     if file is not None:
         held = read_mapping(file, "--config")
         given += [Assignment(str(k), v, source_of(held, k), 0) for k, v in held.items()]
+    if isinstance(overrides, Mapping):
+        overrides = [(key, value, None) for key, value in overrides.items()]
     given += [Assignment(str(k), as_builtin(v), source) for k, v, source in overrides]
     expansion = expand(given)
     first = {k: str(defaults()[k]) for k in ("workload", "optimizer")}

@@ -25,6 +25,11 @@ def renamed_keys() -> dict[str, str]:
     return dict(_data()["renamed"])
 
 
+def shared_keys(plugin: str) -> dict[str, str]:
+    """Return the settings of a plugin that are keys of the run as well, and these keys."""
+    return dict(_data()["shared"].get(plugin, {}))
+
+
 def compound_keys() -> dict[str, dict[Any, Any]]:
     """Return the original keys that stand for several keys of today, and which."""
     return dict(_data()["compound"])

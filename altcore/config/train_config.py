@@ -18,6 +18,7 @@ from attrs.validators import and_ as both
 from attrs.validators import ge, gt, in_, le, lt, optional
 
 from altcore.config.epochs import refuse_both, without_uncounted
+from altcore.config.original_keys import shared_keys
 from altcore.errors import BadInput, Source, located, nearest, with_article
 from altcore.formats import AnyFormat, check_digests
 from altcore.hooks import build, builtin_fields, format_or_none, setting, to_plain
@@ -200,6 +201,13 @@ class TrainConfig:
     def active(self) -> tuple[str, ...]:
         """Names whose settings count: workload, optimizer and plugins."""
         return (self.workload, self.optimizer, *self.plugins)
+
+    def settings_of(self, name: str) -> dict[str, Any]:
+        """Return the settings of a plugin, workload or optimizer: those that are given, and those
+        that are keys of the run as well.
+        """
+        shared = {setting: getattr(self, key) for setting, key in shared_keys(name).items()}
+        return {**shared, **self.settings.get(name, {})}
 
     def make_recipe(self) -> Recipe:
         """Return the recipe, with the run's format in it."""

@@ -10,7 +10,7 @@ from attrs import asdict, field, frozen
 from attrs.validators import ge, gt
 
 from altcore.errors import BadInput, ConflictingActions
-from altcore.formats import AnyFormat, BlockFormat, Format
+from altcore.formats import AnyFormat, BlockFormat, Format, full_rounding
 from altcore.recipes import ROLES, Scaling, operands_of
 
 KEEP = "keep"
@@ -51,7 +51,7 @@ class ChangeRecipe(Action):
     roles: tuple[str, ...] = field(default=(), converter=_tuple)
     format: AnyFormat | str | None = KEEP
     scaling: Scaling | str = KEEP
-    rounding: str = KEEP
+    rounding: str = field(default=KEEP, converter=full_rounding)
 
     def __attrs_post_init__(self) -> None:
         for role in self.roles:

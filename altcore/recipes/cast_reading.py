@@ -14,6 +14,7 @@ from altcore.formats import (
     AnyFormat,
     BlockFormat,
     Format,
+    full_rounding,
     get_format,
     is_plain,
 )
@@ -121,7 +122,8 @@ def read_cast(value: Any, place: Place) -> Cast | None:
         raise place.below(value, "straight_through").refusal(
             "after a Hadamard transform no element of the tensor is the one that was clipped"
         )
-    rounding = choice("rounding", "nearest-even", ROUNDINGS)
+    named = value.get("rounding", "nearest-even")
+    rounding = _choice(full_rounding(named), ROUNDINGS, place.below(value, "rounding"))
     return Cast(fmt, scaling, rounding, overflow, hadamard, straight_through)
 
 

@@ -3,6 +3,7 @@
 Uses config, recipes and formats.
 """
 
+from altcore.builtin_types import to_json
 from altcore.runs.checkpoint import (
     load_checkpoint,
     load_newest,
@@ -18,7 +19,7 @@ from altcore.runs.directory import (
     recipe_label,
     write_configuration,
 )
-from altcore.runs.json_lines import read_lines, to_json
+from altcore.runs.json_lines import read_lines
 from altcore.runs.provenance import environment
 from altcore.runs.reading import find_run, list_runs, summarize, summary_of
 

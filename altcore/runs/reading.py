@@ -7,10 +7,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from altcore.builtin_types import to_json
 from altcore.config import check_name
 from altcore.errors import BadInput, nearest
 from altcore.runs.directory import EVENTS, METRICS
-from altcore.runs.json_lines import read_lines, to_json
+from altcore.runs.json_lines import read_lines
 
 RATES = ("stored_stall_rate", "view_stall_rate", "overflow_rate", "flushed_rate")
 

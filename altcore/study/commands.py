@@ -14,6 +14,7 @@ from typing import Any
 from attrs import field, frozen
 
 from altcore.api import layers_of
+from altcore.builtin_types import to_json
 from altcore.config import Override, TrainConfig, check_name, defaults
 from altcore.errors import BadInput, Source, keyed, located
 from altcore.formats import BlockFormat
@@ -237,6 +238,6 @@ def recipe_files(options: Options, asked: Mapping[str, Any]) -> list[str]:
 
 def write(folder: Path, name: str, found: Mapping[str, Any], text: str) -> None:
     """Write a study's JSON and markdown."""
-    plain = json.dumps(found, indent=1, default=str)
-    (folder / f"{name}.json").write_text(plain + "\n")
+    strict = json.dumps(to_json(found), indent=1, allow_nan=False, default=str)
+    (folder / f"{name}.json").write_text(strict + "\n")
     (folder / f"{name}.md").write_text(text.rstrip() + "\n")
