@@ -1,4 +1,4 @@
-"""Values as Python's built-in types, and as strict JSON. Imports no numpy."""
+"""Values as Python's built-in types, as strict JSON, and as text. Imports no numpy."""
 
 from __future__ import annotations
 
@@ -43,3 +43,23 @@ def to_json(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_json(v) for v in value]
     return value
+
+
+def digits(value: float) -> str:
+    """Return a number as text that gives it back, in the shortest form.
+
+    >>> digits(57344.0), digits(2**-14), digits(0.1), digits(6e-08)
+    ('57344', '6.103515625e-05', '0.1', '6e-08')
+    """
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value).removesuffix(".0")
+
+
+def rounded(value: float, places: int = 4) -> str:
+    """Return a number with some decimals, but never one as 0 that is not.
+
+    >>> rounded(0.12345), rounded(0.0), rounded(-0.0000123)
+    ('0.1235', '0.0000', '-1.2e-05')
+    """
+    is_small = 0 < abs(value) < 0.5 * 10**-places
+    return f"{value:.2g}" if is_small else f"{value:.{places}f}"

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import NamedTuple
 
+PIPE_CLOSED = 141
+
 EXIT_CODES = {
     0: "finished; or collapsed, or stopped by an action (a collapse is a result)",
     1: "failure: a plugin that can change numbers broke, or altcore itself did",
@@ -14,6 +16,7 @@ EXIT_CODES = {
     3: "no space left: the last good checkpoint is kept",
     130: "interrupted (SIGINT), after a checkpoint",
     138: "asked to leave (SIGUSR1), after a checkpoint",
+    PIPE_CLOSED: "the reader of its output left (SIGPIPE), as head does",
     143: "terminated (SIGTERM), after a checkpoint",
 }
 

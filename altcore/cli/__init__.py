@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 import click
 
 from altcore.cli.options import Group
-from altcore.errors import AltcoreError
+from altcore.errors import PIPE_CLOSED, AltcoreError
 from altcore.registry import spare_torch
 
 COMMANDS = {
@@ -29,8 +31,36 @@ COMMANDS = {
 }
 
 
+@contextmanager
+def leaving_closed_pipe() -> Iterator[None]:
+    """Leave as a program does that SIGPIPE ends, if the reader of the output is gone.
+
+    click itself would make a failure of it.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes its streams when it ends, and would complain.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                os.dup2(nowhere, stream.fileno())
+        raise click.exceptions.Exit(PIPE_CLOSED) from None
+
+
 class LazyGroup(Group):
     """A group that imports a command on use, so that ``--help`` waits for none of them."""
+
+    def make_context(self, *arguments: Any, **more: Any) -> click.Context:
+        """Read the arguments; ``--help`` is written here."""
+        with leaving_closed_pipe():
+            return super().make_context(*arguments, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call the command."""
+        with leaving_closed_pipe():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names, sorted."""
@@ -80,10 +110,6 @@ def main(arguments: list[str] | None = None) -> None:
         _leave(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
         _leave("interrupted", 130, debug)
-    except BrokenPipeError:
-        # The pipe's reader is gone. Python would complain when it flushes.
-        sys.stderr.close()
-        raise SystemExit(0) from None
     # Anything else is a bug: name it in one line, and say how to see its traceback.
     except Exception as error:
         _leave(f"{type(error).__name__}: {error} (--debug shows the traceback)", 1, debug)
@@ -104,5 +130,6 @@ def _leave(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     # Print one line, even if a plugin's error or a file's name holds several.
-    click.echo(f"altcore: {' '.join(message.splitlines())}", err=True)
+    with suppress(BrokenPipeError):
+        click.echo(f"altcore: {' '.join(message.splitlines())}", err=True)
     raise SystemExit(code)

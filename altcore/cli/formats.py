@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from altcore.builtin_types import digits
+from altcore.cli import options
 from altcore.cli.options import AS_JSON, Group, once, print_json, runs_dir_option, tell_left_out
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, BlockFormat, Format, get_format
@@ -120,7 +122,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return digits(value) if isinstance(value, float) else str(value)
 
 
 @formats.command()
@@ -141,13 +143,18 @@ def show(name: str, as_json: bool) -> None:
     for key, value in about.items():
         click.echo(f"{key:<14} {_cell(value)}")
     of = "the elements' values" if "block" in about else "the values"
-    click.echo(f"\nwhere {of} lie, {_start(fmt):g} to {fmt.values[-1]:g} and by binade:")
+    click.echo(
+        f"\nwhere {of} lie, {digits(_start(fmt))} to {digits(fmt.values[-1])} and by binade:"
+    )
     click.echo(linear_picture(fmt))
     click.echo(binade_picture(fmt))
     shown = fmt.values if len(fmt.values) <= 512 else fmt.values[: 512 // 2]
     click.echo("\nvalues:")
-    for start in range(0, len(shown), 8):
-        click.echo("  ".join(f"{v:>12.6g}" for v in shown[start : start + 8]))
+    cells = [digits(v) for v in shown]
+    width = max(map(len, cells))
+    columns = max(1, (WIDTH + 2) // (width + 2))
+    for start in range(0, len(cells), columns):
+        click.echo("  ".join(f"{c:>{width}}" for c in cells[start : start + columns]))
     if len(shown) < len(fmt.values):
         click.echo(f"... {len(fmt.values) - len(shown)} more; --json gives all")
 
@@ -212,7 +219,7 @@ COMPARED = (("dB", "sqnr_db", ".2f"), ("over", "overflow", ".2g"), ("under", "un
     "data",
     default="normal,laplace,t5",
     show_default=True,
-    help="Data, separated by commas.",
+    help="Data, separated by commas or spaces.",
 )
 @runs_dir_option
 @once("--plot", help="Also draw the formats into this SVG file.")
@@ -232,15 +239,15 @@ def compare(
     """
     from altcore.study import read_data, sqnr_of
 
-    found = [get_format(name) for name in names]
+    found = [get_format(name) for name in options.names(names, "NAMES")]
     if plot is not None:
         check_picture(plot, "--plot")
     rows = []
-    for what in data.split(","):
-        read = read_data(what.strip(), runs_dir)
+    for what in options.names([data], "--on"):
+        read = read_data(what, runs_dir)
         for fmt in found:
             both = sqnr_of(fmt, read)
-            rows.append({"format": fmt.name, "data": what.strip(), **both})
+            rows.append({"format": fmt.name, "data": what, **both})
     if plot is not None:
         write_svg(Path(plot), found)
     if as_json:
@@ -269,7 +276,7 @@ def compare(
 def plot_(names: tuple[str, ...], out: str, as_json: bool) -> None:
     """Draw where the values of formats lie, one row each, on a logarithmic axis."""
     check_picture(out, "--out")
-    write_svg(Path(out), [get_format(name) for name in names])
+    write_svg(Path(out), [get_format(name) for name in options.names(names, "NAMES")])
     if as_json:
         print_json({"path": out})
     else:

@@ -11,6 +11,7 @@ import torch
 from attrs import define, field
 from torch import Tensor
 
+from altcore.builtin_types import digits
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.losses import means
@@ -137,7 +138,9 @@ class StepRecord:
         threshold, was = self.run.config.overflow_threshold, self.progress.is_overflowing
         self.progress.is_overflowing = rate is not None and rate > threshold
         if self.progress.is_overflowing and not was:
-            message = f"{rate:.2%} of quantized values overflow (overflow_threshold {threshold:g})"
+            message = (
+                f"{rate:.2%} of quantized values overflow (overflow_threshold {digits(threshold)})"
+            )
             self.run.emit("warning", message=message)
 
     def tell_scales(self, scales: Sequence[float]) -> None:

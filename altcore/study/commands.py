@@ -14,7 +14,7 @@ from typing import Any
 from attrs import field, frozen
 
 from altcore.api import layers_of
-from altcore.builtin_types import to_json
+from altcore.builtin_types import digits, to_json
 from altcore.config import Override, TrainConfig, check_name, defaults
 from altcore.errors import BadInput, Source, keyed, located
 from altcore.formats import BlockFormat
@@ -60,7 +60,7 @@ class Options:
 
 
 def _refused(option: str, value: float, problem: str) -> BadInput:
-    return BadInput(problem, key=f"--{option}", part=f"{value:g}")
+    return BadInput(problem, key=f"--{option}", part=digits(value))
 
 
 def default_recipe(fmt: str | None) -> str:

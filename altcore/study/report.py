@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from altcore.builtin_types import digits, rounded
 from altcore.study.arms import FACTOR_NAMES
 from altcore.study.statistics import LEVEL
 from altcore.study.variants import CAUSES
@@ -13,7 +14,7 @@ from altcore.study.variants import CAUSES
 NOT_TOLD = "not distinguishable"
 
 
-def number(value: float | None, digits: int = 4) -> str:
+def number(value: float | None, places: int = 4) -> str:
     """Return a number for a table.
 
     >>> number(0.12345), number(None), number(float("inf"))
@@ -21,7 +22,7 @@ def number(value: float | None, digits: int = 4) -> str:
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "not available"
-    return f"{value:.{digits}f}"
+    return rounded(value, places)
 
 
 def interval(row: Mapping[str, Any]) -> str:
@@ -110,7 +111,7 @@ def _method(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     return (
         f"{_runs(about)} A diverged run counts with the unigram entropy of the data. Each arm of "
         "the first table ran at the best of 1/3, 1 and 3 times the learning rate "
-        f"{about['learning_rate']:g}, chosen on a seed that is in no table, and so did "
+        f"{digits(about['learning_rate'])}, chosen on a seed that is in no table, and so did "
         f"each change that was tried{later}."
     )
 
@@ -150,16 +151,16 @@ def comparison(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     lines += table(["float32 twin", "× lr", "loss [95 %]"], twins)
     lines += [
         f"{_runs(about)} Every row ran at the best of 1/3, 1 and 3 times the learning rate "
-        f"{about['learning_rate']:g}, chosen on a seed that is in no table. 'Trains' means ahead "
-        f"of the frozen control (whose quantized layers keep their first weights) and within "
-        f"{about['within']:g} of the twin.",
+        f"{digits(about['learning_rate'])}, chosen on a seed that is in no table. 'Trains' means "
+        f"ahead of the frozen control (whose quantized layers keep their first weights) and within "
+        f"{digits(about['within'])} of the twin.",
     ]
     return "\n".join(lines)
 
 
 def _conclusion(about: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     full = found["full"]
-    distance = f"within {about['within']:g} of the float32 twin"
+    distance = f"within {digits(about['within'])} of the float32 twin"
     if full["trains"]:
         first = f"**It trains**: it beats the frozen control and is {distance}"
     elif not full["distinguishable"]:

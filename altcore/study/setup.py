@@ -12,6 +12,7 @@ from typing import Any
 from attrs import frozen
 
 from altcore.api import train
+from altcore.builtin_types import digits
 from altcore.config import Override, TrainConfig, load_config
 from altcore.engine import counted_in_steps
 from altcore.errors import DEFAULT, BadInput
@@ -95,7 +96,7 @@ def steps_within(cost: Cost, minutes: float, runs: int) -> int:
     if steps < FEWEST_STEPS:
         least = cost.of(runs, FEWEST_STEPS) / 60
         raise BadInput(
-            f"--budget {minutes:g}: {runs} runs would have {max(steps, 0)} steps each: give at "
-            f"least {math.ceil(least)} minutes, or fewer --seeds or a smaller model"
+            f"--budget {digits(minutes)}: {runs} runs would have {max(steps, 0)} steps each: give "
+            f"at least {math.ceil(least)} minutes, or fewer --seeds or a smaller model"
         )
     return steps
