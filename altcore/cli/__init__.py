@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -14,6 +15,7 @@ from typing import Any
 import click
 
 from altcore.cli.options import Group
+from altcore.environment import PREFIX, unknown_variables
 from altcore.errors import PIPE_CLOSED, AltcoreError
 from altcore.registry import spare_torch
 
@@ -94,6 +96,10 @@ def main(arguments: list[str] | None = None) -> None:
     # Accept it anywhere: people append it to the command that failed.
     debug = "--debug" in given
     rest = [a for a in given if a != "--debug"]
+    for line in unknown_variables():
+        click.echo(f"altcore: {line}", err=True)
+    # The kernels say it to those who use altcore from Python.
+    warnings.filterwarnings("ignore", message=f"the environment variable {PREFIX}")
     try:
         code: Any = cli.main(rest, prog_name="altcore", standalone_mode=False)
     except click.exceptions.Abort:

@@ -105,3 +105,14 @@ def test_a_write_that_meets_a_closed_pipe_leaves_with_141(tmp_path):
             check=False,
         )
         assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_a_misspelt_variable_is_named(capsys, monkeypatch):
+    """Once, before whatever the command says."""
+    monkeypatch.setenv("ALTCORE_KERNEL", "off")
+    monkeypatch.setenv("ALTCORE_KERNELS", "of")
+    assert sorted(call(capsys, "plugins", "list").err.splitlines()) == [
+        "altcore: the environment variable ALTCORE_KERNEL is not known "
+        "(did you mean ALTCORE_KERNELS?)",
+        "altcore: the environment variable ALTCORE_KERNELS is 'of': one of on, off, 1, 0",
+    ]
