@@ -48,30 +48,16 @@ class Compiler:
         """
         if not self.path:
             raise RuntimeError("no C compiler found: cc, gcc or clang")
+        command = [self.path, *self.options]
         made, message = scratch / "kernels.so", ""
         for threads in (self.runtime, None) if self.runtime else (None,):
             for cpu in _NATIVE:
                 flags = [*_FLAGS, *([cpu] if cpu else []), *(["-fopenmp"] if threads else [])]
                 steps = [
-                    [
-                        self.path,
-                        *self.options,
-                        *flags,
-                        "-c",
-                        str(SOURCE),
-                        "-o",
-                        str(scratch / "kernels.o"),
-                    ],
+                    [*command, *flags, "-c", str(SOURCE), "-o", str(scratch / "kernels.o")],
                     # Linked by name to the thread pool that torch has loaded, not to the
                     # system's: two pools would compete for the same cores.
-                    [
-                        self.path,
-                        *self.options,
-                        "-shared",
-                        "-o",
-                        str(made),
-                        str(scratch / "kernels.o"),
-                    ]
+                    [*command, "-shared", "-o", str(made), str(scratch / "kernels.o")]
                     + (["-Wl,-z,defs", str(threads)] if threads else []),
                 ]
                 message = _first_failure(steps)
