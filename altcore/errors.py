@@ -138,6 +138,10 @@ class NoSpace(AltcoreError):
     exit_code = 3
 
 
+class OutOfMemory(AltcoreError):
+    """No memory is left; the message names the layer that asked, and the bytes."""
+
+
 class Interrupted(AltcoreError):
     """A signal asked the run to leave; a checkpoint was written first."""
 

@@ -39,6 +39,7 @@ from altcore.engine.dispatch import Dispatcher
 from altcore.engine.epochs import evaluation_interval, training_batch
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.losses import loss_and_measures
+from altcore.engine.memory import memory_named
 from altcore.engine.nonfinite import layer_evidence, locate_nonfinite
 from altcore.engine.progress import Progress
 from altcore.engine.randomness import random_state, set_random_state
@@ -283,7 +284,7 @@ class Engine:
         run, step = self.run, Step(self.run.step)
         self.status, clock = "running", time.perf_counter()
         try:
-            with Signals() as signals, tell_recompiles(run.emit):
+            with Signals() as signals, tell_recompiles(run.emit), memory_named(run.model):
                 random = random_state(run.device)
                 self.dispatch.call("run_start", run=run)
                 set_random_state(random, run.device)  # a plugin's imports may draw numbers
