@@ -51,7 +51,7 @@ class Plugin:
     def count_steps(self, steps: Fraction) -> None:
         """Set the steps of an interval in epochs; the plugin itself sees the nearest number."""
         self._steps = steps
-        self.instance.interval = round(steps)
+        object.__setattr__(self.instance, "interval", round(steps))  # the class may be frozen
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name} ({self.origin})"
