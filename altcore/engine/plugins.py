@@ -52,7 +52,7 @@ class Plugin:
     def count_steps(self, steps: Fraction) -> None:
         """Set the steps of an interval in epochs; the plugin itself sees the nearest number."""
         self._steps = steps
-        self.instance.interval = round(steps)
+        object.__setattr__(self.instance, "interval", round(steps))  # the class may be frozen
 
     def is_due(self, step: int) -> bool:
         """Whether its interval falls on the step; a diagnostic also measures the first one."""

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from helpers_images import small_resnet
+from planted import check_resumes_alike
 from torch import nn
 from torch.nn import functional
 
@@ -73,6 +74,16 @@ def test_every_diagnostic_takes_a_loss_with_measures(start):
     run = start(names, **keys, **own, **settings)
     assert run.summary["degraded"] == []
     assert "accuracy" in run.metrics_history[0]
+
+
+def test_it_resumes_in_the_middle_of_an_epoch(shelf, start):
+    """The same order, crops and statistics: the same bits."""
+    own = {f"resnet18-cifar__{key}": value for key, value in SMALL.items()}
+    keys = {"workload": "resnet18-cifar", "format": "E4M3", **own}
+    counted = {"epochs": 1.2, "evals_per_epoch": 3, "max_steps": None, "eval_interval": None}
+    whole = check_resumes_alike(shelf, start, [], **keys, **counted)
+    assert whole.steps_completed == 12
+    assert [line["epoch"] for line in whole.metrics_history][4:8] == [0.5, 0.6, 0.7, 0.8]
 
 
 @pytest.mark.parametrize("norm_type", ["batch", "none"])
