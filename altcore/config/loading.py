@@ -14,7 +14,7 @@ from altcore.config.expansion import expand
 from altcore.config.merging import Merged, merge
 from altcore.config.original_keys import compound_keys, renamed_keys
 from altcore.config.train_config import TrainConfig, defaults, owners
-from altcore.errors import BadInput, Source, located, nearest
+from altcore.errors import BadInput, Source, located, nearest, shown
 from altcore.registry import HOOK_KINDS, entries
 from altcore.yaml_files import read_mapping, source_of
 
@@ -95,7 +95,7 @@ def _refuse_unknown(merged: Merged) -> None:
         if key in owners():
             raise BadInput("a mapping of settings is needed", key=key, source=source)
         raise BadInput(
-            f"unknown key {key!r}",
+            f"unknown key {shown(key)}",
             meant=nearest(key, [*known, *renamed_keys(), *compound_keys(), *owners()]),
             source=source,
         )
@@ -104,7 +104,7 @@ def _refuse_unknown(merged: Merged) -> None:
 def _names(key: str, given: Any) -> list[str]:
     """Return the value of a key that lists names."""
     if not isinstance(given, list | tuple) or not all(isinstance(g, str) for g in given):
-        raise BadInput(f"a list of names is needed, not {given!r}", key=key)
+        raise BadInput(f"a list of names is needed, not {shown(given)}", key=key)
     return list(given)
 
 
@@ -115,13 +115,13 @@ def _with_observers(wanted: list[str], without: list[str]) -> list[str]:
         if name not in {*wanted, *defaults()["observers"]}:
             active = [*wanted, *observers]
             raise BadInput(
-                f"{name!r} is not active",
+                f"{shown(name)} is not active",
                 key="no_plugins",
                 meant=nearest(name, active),
                 hint=f"active are {', '.join(active) or 'none'}",
             )
         if without.count(name) > 1:
-            raise BadInput(f"{name!r} is given twice", key="no_plugins")
+            raise BadInput(f"{shown(name)} is given twice", key="no_plugins")
     wanted += [o for o in observers if o not in wanted]
     return [w for w in wanted if w not in without]
 

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from altcore.config.assignments import Assignment
-from altcore.errors import BadInput
+from altcore.errors import BadInput, shown
 
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
@@ -49,6 +49,6 @@ def checked_value(given: Assignment) -> Any:
     if kind is float and type(given.value) is int:
         return float(given.value)
     if type(given.value) is not kind:
-        problem = f"{given.value!r} is not {WORDS[kind]}"
+        problem = f"{shown(given.value)} is not {WORDS[kind]}"
         raise BadInput(problem, key=given.key, source=given.source)
     return given.value

@@ -19,7 +19,7 @@ from attrs.validators import ge, gt, in_, le, lt, optional
 
 from altcore.config.epochs import refuse_both, without_uncounted
 from altcore.config.original_keys import shared_keys
-from altcore.errors import BadInput, Source, located, nearest, with_article
+from altcore.errors import BadInput, Source, located, nearest, shown, with_article
 from altcore.formats import AnyFormat, check_digests
 from altcore.hooks import build, builtin_fields, format_or_none, setting, to_plain
 from altcore.recipes import Recipe, name_of, read_recipe, self_contained
@@ -167,7 +167,7 @@ class TrainConfig:
         if self.name is not None:
             check_name(self.name, "name")
         if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9]\d?))?", self.device):
-            raise BadInput(f"{self.device!r} is not auto, cpu, cuda or cuda:N", key="device")
+            raise BadInput(f"{shown(self.device)} is not auto, cpu, cuda or cuda:N", key="device")
         twice = {p for p in self.plugins if self.plugins.count(p) > 1}
         if twice:
             raise BadInput(f"{', '.join(sorted(twice))} is listed twice", key="plugins")
@@ -237,7 +237,7 @@ def check_name(name: str, key: str) -> str:
     """Return ``name`` if it is a name and no path; `BadInput` of ``key`` otherwise."""
     if not NAME.fullmatch(name) or ".." in name:
         raise BadInput(
-            f"{name!r:.60} is not a name",
+            f"{shown(name)} is not a name",
             key=key,
             hint="letters, digits, dot, dash and underscore, "
             f"{LONGEST_NAME} at most, beginning with a letter or digit",

@@ -9,7 +9,7 @@ from typing import Any
 from attrs import asdict, field, frozen
 from attrs.validators import ge, gt
 
-from altcore.errors import BadInput, ConflictingActions
+from altcore.errors import BadInput, ConflictingActions, shown
 from altcore.formats import AnyFormat, BlockFormat, Format, full_rounding
 from altcore.recipes import ROLES, Scaling, operands_of
 
@@ -58,11 +58,11 @@ class ChangeRecipe(Action):
             operands_of(role)
         if isinstance(self.format, str) and self.format != KEEP:
             raise BadInput(
-                f"ChangeRecipe takes a Format, not the name {self.format!r}: declare it as a "
+                f"ChangeRecipe takes a Format, not the name {shown(self.format)}: declare it as a "
                 "setting of type Format, so that it is resolved before the first step"
             )
         if isinstance(self.scaling, str) and self.scaling != KEEP:
-            raise BadInput(f"ChangeRecipe takes a Scaling, not {self.scaling!r}")
+            raise BadInput(f"ChangeRecipe takes a Scaling, not {shown(self.scaling)}")
 
 
 def ShiftFormat(  # noqa: N802 - it reads as the action that it is short for
