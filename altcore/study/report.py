@@ -48,7 +48,7 @@ def explanation(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Return an explanation as markdown."""
     seeds = len(about["seeds"])
     lines = [f"# Where {about['format']} breaks", ""]
-    lines += [*_conclusion(about, found), ""]
+    lines += [*_conclusion(about, found), "", *_cautions(about)]
     lines += ["## How this was found", "", _method(about, found), "", "## Factors", ""]
     for key, operands in found["operands_of"].items():
         lines.append(f"- {key}, {FACTOR_NAMES[key]}: {', '.join(operands)}")
@@ -105,6 +105,12 @@ def explanation(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _cautions(about: Mapping[str, Any]) -> list[str]:
+    """Return what limits the answer, beside it."""
+    found = [f"- {caution[0].upper()}{caution[1:]}." for caution in about["cautions"]]
+    return ["## Cautions", "", *found, ""] if found else []
+
+
 def _method(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     inside = found.get("learning_rate_factor_inside")
     later = "" if inside is None else f"; those inside the factor, and their twin, at {inside:.3g}"
@@ -149,6 +155,7 @@ def comparison(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         for name, t in found["twins"].items()
     ]
     lines += table(["float32 twin", "× lr", "loss [95 %]"], twins)
+    lines += _cautions(about)
     lines += [
         f"{_runs(about)} Every row ran at the best of 1/3, 1 and 3 times the learning rate "
         f"{digits(about['learning_rate'])}, chosen on a seed that is in no table. 'Trains' means "

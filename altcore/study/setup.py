@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
 
@@ -72,7 +72,13 @@ def measure_cost(config: TrainConfig, arm: Arm) -> Cost:
     return Cost(max(0.0, whole - math.fsum(steps)), median(steps[1:] or steps))
 
 
-def _pilot(config: TrainConfig, arm: Arm) -> tuple[float, list[float]]:
+def check_arms(config: TrainConfig, arms: Iterable[Arm]) -> None:
+    """Train each arm for a step: what cannot run is found before the first run, not hours later."""
+    for arm in arms:
+        _pilot(config, arm, steps=1)
+
+
+def _pilot(config: TrainConfig, arm: Arm, steps: int = PILOT_STEPS) -> tuple[float, list[float]]:
     """Return the time of a short run and of each of its steps, in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -82,7 +88,8 @@ def _pilot(config: TrainConfig, arm: Arm) -> tuple[float, list[float]]:
                 runs_dir=folder,
                 format=None,
                 recipe=arm.recipe(),
-                max_steps=PILOT_STEPS,
+                max_steps=steps,
+                **arm.keys,
             )
         )
         whole = time.perf_counter() - began
