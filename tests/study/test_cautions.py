@@ -6,7 +6,7 @@ import pytest
 from attrs import define
 
 from altcore import BadInput
-from altcore.study import Options, cautions, run_compare
+from altcore.study import Options, cautions, run_compare, run_explain
 from altcore.study.runner import FACTORS_OF_RATE
 
 
