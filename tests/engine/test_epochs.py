@@ -130,11 +130,14 @@ def timed(shelf, steps):
     ],
 )
 def test_an_interval_of_a_plugin_may_be_in_epochs(points, shelf, start, interval, due, nearest):
-    """It is due on the nearest steps, and finds the nearest number of steps in its setting."""
+    """It is due on the nearest steps, and finds the nearest number of steps in its setting.
+
+    Like every diagnostic it also takes a sample at the first step.
+    """
     steps = []
     timed(shelf, steps)
     run = altcore.train(in_epochs(start, ["timed"], epochs=2, timed__interval=interval))
-    assert steps == [(step, nearest) for step in due]
+    assert steps == [(step, nearest) for step in [1, *due]]
     kept = load_config(run.run_directory / "config.yaml")
     assert kept.settings["timed"] == {"interval": interval}
 
