@@ -96,10 +96,11 @@ def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
     path = find_run(name, runs_dir)
     plain = read_mapping(path / "config.yaml", "run")
     given = {k: v for k, v in changes.items() if v is not None}
-    if "max_steps" in given and plain.get("epochs") is not None:
-        if "epochs" in given:
-            raise BadInput("max_steps is given, too", key="epochs")
-        given["epochs"] = None
+    if {"max_steps", "epochs"} <= given.keys():
+        raise BadInput("max_steps is given, too", key="epochs")
+    for key, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
+        if key in given:
+            plain.pop(other, None)
     return TrainConfig.from_plain({**plain, **given, "runs_dir": runs_dir})
 
 

@@ -239,6 +239,7 @@ def test_a_run_may_be_resumed_to_more_epochs_or_steps(points, start):
     assert start.resume("r", max_steps=23).steps_completed == 23
     kept = load_config(start.runs / "r" / "config.yaml")
     assert (kept.epochs, kept.max_steps) == (None, 23)
+    assert start.resume("r", epochs=2.5).steps_completed == 25
 
 
 def test_the_record_of_a_run_in_epochs_repeats_it(points, start):
