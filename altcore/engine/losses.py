@@ -36,15 +36,16 @@ def loss_and_measures(
     Raises `PluginError` if the workload returns anything else.
     """
     returned = workload.loss(model, batch)
-    if isinstance(returned, Tensor):
-        return returned, {}
     is_pair = isinstance(returned, tuple) and len(returned) == 2
-    loss, measures = returned if is_pair else (None, None)
-    if not (isinstance(loss, Tensor) and isinstance(measures, Mapping)):
+    loss, measures = returned if is_pair else (returned, {})
+    who = getattr(workload, "who", "the workload")
+    if not (isinstance(loss, Tensor) and loss.dim() == 0 and isinstance(measures, Mapping)):
         raise PluginError(
-            f"the workload's loss returned {_described(returned)}: a tensor is needed, or a tensor "
-            "and a mapping of measures"
+            f"{who}: loss returned {_described(loss)}: a tensor without dimensions is needed, or "
+            "one and a mapping of measures"
         )
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise PluginError(f"{who}: its loss depends on no parameter that is trained")
     return loss, {name: _checked(name, value) for name, value in measures.items()}
 
 

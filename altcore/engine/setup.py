@@ -18,6 +18,7 @@ from altcore.engine.epochs import count_epochs, epoch_of, in_steps
 from altcore.engine.loop import Engine
 from altcore.engine.losses import loss_and_measures
 from altcore.engine.memory import memory_named
+from altcore.engine.named_errors import NamedWorkload, check_workload, name_errors, naming
 from altcore.engine.plugins import Plugin, load_plugins
 from altcore.engine.probe import probing
 from altcore.engine.randomness import seed_all
@@ -81,7 +82,10 @@ class CustomWorkload:
 
     def batch(self, split: str, step: int, micro: int) -> Any:
         """Return the caller's batch, or the workload's."""
-        return (self.given or self.base.batch)(split, step, micro)
+        if self.given is None:
+            return self.base.batch(split, step, micro)
+        with naming("data, the function that was given,", f"batch ({split!r}, {step}, {micro})"):
+            return self.given(split, step, micro)
 
     def loss(self, model: nn.Module, batch: Any) -> Any:
         """Return the workload's loss, with measures if it has some."""
@@ -230,8 +234,11 @@ def build_workload(
     batch: Callable[[str, int, int], Any] | None,
 ) -> Workload:
     """Return the configuration's workload, with ``model`` or ``batch`` in the place of its own."""
-    _, settings = _buildable("workload", config.workload, config)
-    made: Workload = settings.build(config.seed, device)
+    entry, settings = _buildable("workload", config.workload, config)
+    who = f"workload {entry.name} ({entry.origin})"
+    with naming(who, "build"):
+        made = NamedWorkload(settings.build(config.seed, device), who)
+    check_workload(made)
     if model is None and batch is None:
         return made
     return CustomWorkload(made, made.model if model is None else model.to(device), batch)
@@ -260,12 +267,13 @@ def _optimizer(
     config: TrainConfig, model: nn.Module, quantization: Quantization
 ) -> torch.optim.Optimizer:
     entry, settings = _buildable("optimizer", config.optimizer, config)
-    made = settings.build(model.named_parameters(), quantization.grid_of)
+    who = f"optimizer {entry.name} ({entry.origin})"
+    with naming(who, "build"):
+        made = settings.build(model.named_parameters(), quantization.grid_of)
     if not isinstance(made, torch.optim.Optimizer):
-        raise BadInput(
-            f"optimizer {entry.name} ({entry.origin}): build returned {type(made).__name__}, "
-            "not a torch.optim.Optimizer"
-        )
+        problem = f"build returned {type(made).__name__}, not a torch.optim.Optimizer"
+        raise BadInput(f"{who}: {problem}")
+    name_errors(made, who)
     return made
 
 
