@@ -18,7 +18,8 @@ from attrs import define, field
 
 from altcore.builtin_types import as_builtin
 from altcore.engine.deferred_errors import TELL_LATE
-from altcore.engine.named_errors import PassError
+from altcore.engine.losses import who_is
+from altcore.engine.memory import is_out_of_memory
 from altcore.engine.plugins import Plugin
 from altcore.engine.returns import as_actions, check_loss, check_return, check_state
 from altcore.engine.state import Run, Step
@@ -149,20 +150,21 @@ class Dispatcher:
     @contextmanager
     def watching(self, hook: str, run: Run, step: Step) -> Iterator[None]:
         """Enter the contexts that the plugins due on the step return from a watching hook."""
-        with ExitStack() as contexts:
-            for plugin, context in self.call(hook, run=run, step=step):
-                contexts.enter_context(self._watch(plugin, hook, run, context))
-            try:
+        try:
+            with ExitStack() as contexts:
+                for plugin, context in self.call(hook, run=run, step=step):
+                    contexts.enter_context(self._watch(plugin, hook, run, context))
                 yield
-            except Exception as error:
-                # The pass cannot be finished: a careful observer defers its errors.
-                cause = (error.__cause__ or error) if isinstance(error, PassError) else error
-                culprit = next((p for p in self.plugins if _is_raised_in(p, cause)), None)
-                if culprit is None or isinstance(cause, AltcoreError):
-                    raise
-                passes = hook.removeprefix("watch_")
-                text = f"{culprit} failed in the {passes} pass: {type(cause).__name__}: {cause}"
-                raise PluginError(text) from cause
+        except Exception as error:
+            # The pass cannot be finished: a careful observer defers its errors.
+            culprit = next((p for p in self.plugins if _is_raised_in(p, error)), None)
+            is_nobodys = culprit is None and hook == "watch_backward"
+            if isinstance(error, AltcoreError) or is_nobodys or is_out_of_memory(error):
+                raise
+            passes = f"the {hook.removeprefix('watch_')} pass"
+            who, doing = (culprit, passes) if culprit else (who_is(run.workload), "loss")
+            text = f"{who} failed in {doing}: {type(error).__name__}: {error}"
+            raise PluginError(text) from error
 
     @contextmanager
     def _watch(
@@ -250,7 +252,7 @@ def _loss_checked(hook: str, plugin: Plugin, known: Mapping[str, Any]) -> Iterat
     check_loss(plugin, step, before)
 
 
-def _is_raised_in(plugin: Plugin, error: BaseException) -> bool:
+def _is_raised_in(plugin: Plugin, error: Exception) -> bool:
     """Whether code of the plugin's class has part in it."""
     cls = type(plugin.instance)
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]

@@ -10,31 +10,35 @@ from attrs import define
 from torch import nn
 from torch.optim import Optimizer
 
+from altcore.engine.memory import is_out_of_memory
 from altcore.engine.returns import check_state
 from altcore.engine.state import Workload
 from altcore.errors import AltcoreError, PluginError
 
 
-class PassError(PluginError):
-    """An error in a pass of the model: the workload's, unless a plugin that looks on made it."""
-
-
 @contextmanager
-def naming(who: str, doing: str, kind: type[PluginError] = PluginError) -> Iterator[None]:
-    """Let an error say whose code failed, and in what; errors of altcore's own stay as they are."""
+def naming(who: str, doing: str) -> Iterator[None]:
+    """Let an error say whose code failed, and in what; errors of altcore's own stay as they are.
+
+    So does a lack of memory, which is nobody's error: `memory_named` says where it was.
+    """
     try:
         yield
     except AltcoreError:
         raise
     # Third parties may raise anything, or try to leave.
     except (Exception, SystemExit) as error:
-        text = f"{who} failed in {doing}: {type(error).__name__}: {error}"
-        raise kind(text) from error
+        if is_out_of_memory(error):
+            raise
+        raise PluginError(f"{who} failed in {doing}: {type(error).__name__}: {error}") from error
 
 
 @define(eq=False)
 class NamedWorkload:
-    """A workload whose errors name it."""
+    """A workload whose errors name it.
+
+    Those of ``loss`` are left to the caller: a plugin that looks on may have made them.
+    """
 
     own: Workload
     who: str
@@ -71,8 +75,7 @@ class NamedWorkload:
 
     def loss(self, model: nn.Module, batch: Any) -> Any:
         """Return the loss of a batch, or the loss and measures."""
-        with naming(self.who, "loss", PassError):
-            return self.own.loss(model, batch)
+        return self.own.loss(model, batch)
 
     def __getattr__(self, name: str) -> Any:
         """Return what only some workloads have."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -104,7 +103,7 @@ def check_loss(plugin: Plugin, step: Step, before: tuple[Any, Any]) -> None:
     if isinstance(scale, Tensor):
         is_scale = scale.dim() == 0
     else:
-        is_scale = isinstance(scale, int | float) and 0 < scale < math.inf
+        is_scale = isinstance(scale, int | float) and scale > 0
     if not is_scale:
         raise PluginError(f"it set step.loss_scale to {scale!r:.60}, not a positive number")
 

@@ -16,7 +16,7 @@ from altcore.engine.collapse import Detector
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.epochs import count_epochs, epoch_of, in_steps
 from altcore.engine.loop import Engine
-from altcore.engine.losses import loss_and_measures
+from altcore.engine.losses import loss_and_measures, who_is
 from altcore.engine.memory import memory_named
 from altcore.engine.named_errors import NamedWorkload, check_workload, name_errors, naming
 from altcore.engine.plugins import Plugin, load_plugins
@@ -46,7 +46,7 @@ log = structlog.get_logger("altcore")
 class CustomWorkload:
     """A workload with the caller's own model or data in place of its own."""
 
-    base: Workload
+    base: NamedWorkload
     model: nn.Module
     given: Callable[[str, int, int], Any] | None
     """The caller's batches, which know of no epochs; None for the workload's own."""
@@ -86,6 +86,12 @@ class CustomWorkload:
             return self.base.batch(split, step, micro)
         with naming("data, the function that was given,", f"batch ({split!r}, {step}, {micro})"):
             return self.given(split, step, micro)
+
+    @property
+    def who(self) -> str:
+        """Kind, name and distribution of the base workload."""
+        own = self.model is not self.base.model
+        return f"{self.base.who}, with a model of your own," if own else self.base.who
 
     def loss(self, model: nn.Module, batch: Any) -> Any:
         """Return the workload's loss, with measures if it has some."""
@@ -310,7 +316,8 @@ def coverage_facts(
     q, model = quantization, workload.model
     if q.layers:
         batch = workload.batch("train", 1, 0)
-        with memory_named(model), probing(model, q, device):
+        named = naming(who_is(workload), "loss")
+        with memory_named(model), named, probing(model, q, device):
             q.count_flops(lambda: loss_and_measures(workload, model, batch)[0].backward())
     coverage = q.coverage()
     return {
