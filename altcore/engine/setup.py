@@ -285,6 +285,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
                 key="freeze",
                 meant=nearest(pattern, names),
                 hint=f"layers are {some(names)}",
+                item=pattern,
             )
         for layer in hits:
             for parameter in matrices(found[layer.name][1]).values():

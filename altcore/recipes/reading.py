@@ -59,9 +59,11 @@ def read_recipe(recipe: RecipeLike, format: AnyFormat | str | None = None) -> Re
     if isinstance(given, str) and given in NAMED:
         return _named(given, run)
     if isinstance(given, Mapping) and not (run is None and is_plain(given)):
+        made = parse(given, format=None if run == "none" else run)
+        # A mistake elsewhere may be the reason: a misspelt FORMAT.
         if run not in (None, "none") and not takes_format(given):
             raise _no_place(run)
-        return parse(given, format=None if run == "none" else run)
+        return made
     if isinstance(given, str) and run is not None:
         raise _unknown(given)
     if run not in (None, "none"):
@@ -107,8 +109,9 @@ def _contents(recipe: Any) -> Any:
         return recipe
     path = str(recipe)
     held = read_mapping(path, "recipe")
+    name = _own_name(held, Place(Path(path).name, source=Source(path)))
     sources = {key: source for key in held if (source := source_of(held, key))}
-    return SourcedDict({"name": Path(path).name, **held}, Source(path), sources)
+    return SourcedDict({"name": name, **held}, Source(path), sources)
 
 
 def _named(name: str, run: AnyFormat | str | None) -> Recipe:
@@ -187,7 +190,7 @@ def parse(
     refuse_unknown(data, (*_ROLE_KEYS, *_NO_ROLES), place)
     casts = _casts(data, [k for k in data if k not in _NO_ROLES], place)
     rules = _top_level_rules(casts, is_lookup_given=LOOKUP in data)
-    layers, at = data.get("layers") or {}, place.below(data, "layers")
+    layers, at = _given(data, "layers", {}), place.below(data, "layers")
     if not isinstance(layers, Mapping):
         raise at.refusal("a mapping of patterns to roles is needed")
     for pattern, given in layers.items():
@@ -196,7 +199,7 @@ def parse(
             raise here.refusal("a mapping of roles to formats is needed")
         refuse_unknown(given, _ROLE_KEYS, here)
         rules.append(Rule(_pattern(pattern, here), _casts(given, given, here), here.source))
-    skip, at = data.get("skip") or [], place.below(data, "skip")
+    skip, at = _given(data, "skip", []), place.below(data, "skip")
     if isinstance(skip, str) or not isinstance(skip, Sequence):
         raise at.refusal("a list of patterns is needed")
     for i, pattern in enumerate(skip):
@@ -224,6 +227,12 @@ def _own_name(data: Mapping[str, Any], place: Place) -> str:
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise place.below(data, "name").refusal(f"{shown(name)} is not a line of text")
     return name
+
+
+def _given(data: Mapping[str, Any], key: str, default: Any) -> Any:
+    """Return a key's value; a key without one (null) has the default, unlike 0 and false."""
+    value = data.get(key)
+    return default if value is None else value
 
 
 def _pattern(pattern: Any, place: Place) -> str:
