@@ -39,7 +39,21 @@ def load_config(
     Raises:
         BadInput: with the key, where it was given, and what would be right.
     """
-    return TrainConfig.from_plain(*merge_sources(file, overrides, plugins, without))
+    return load_with_sources(file, overrides, plugins, without)[0]
+
+
+def load_with_sources(
+    file: str | Path | None = None,
+    overrides: Mapping[str, Any] | Sequence[Override] = (),
+    plugins: Sequence[str] = (),
+    without: Iterable[str] = (),
+) -> tuple[TrainConfig, dict[str, Source | None]]:
+    """Return what `load_config` does, and where each key was given.
+
+    Whoever builds something of the configuration says so in errors, by `altcore.errors.located`.
+    """
+    plain, sources = merge_sources(file, overrides, plugins, without)
+    return TrainConfig.from_plain(plain, sources), sources
 
 
 def merge_sources(
