@@ -36,7 +36,7 @@ from altcore.runs import (
     load_newest,
     write_configuration,
 )
-from altcore.yaml_files import read_mapping
+from altcore.yaml_files import read_mapping, source_of
 
 log = structlog.get_logger("altcore")
 
@@ -100,7 +100,8 @@ def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
         if "epochs" in given:
             raise BadInput("max_steps is given, too", key="epochs")
         given["epochs"] = None
-    return TrainConfig.from_plain({**plain, **given, "runs_dir": runs_dir})
+    sources = {key: source_of(plain, key) for key in plain if key not in given}
+    return TrainConfig.from_plain({**plain, **given, "runs_dir": runs_dir}, sources)
 
 
 @memory_named()

@@ -188,8 +188,12 @@ def parse(
         raise place.refusal("it is not a mapping of roles to formats")
     place = evolve(place, recipe=_own_name(data, place))
     refuse_unknown(data, (*_ROLE_KEYS, *_NO_ROLES), place)
-    casts = _casts(data, [k for k in data if k not in _NO_ROLES], place)
-    rules = _top_level_rules(casts, is_lookup_given=LOOKUP in data)
+    roles = [k for k in data if k not in _NO_ROLES]
+    casts, sources = _casts(data, roles, place), _sources(data, roles)
+    rules = [
+        evolve(rule, sources=sources)
+        for rule in _top_level_rules(casts, is_lookup_given=LOOKUP in data)
+    ]
     layers, at = _given(data, "layers", {}), place.below(data, "layers")
     if not isinstance(layers, Mapping):
         raise at.refusal("a mapping of patterns to roles is needed")
@@ -198,7 +202,8 @@ def parse(
         if not isinstance(given, Mapping):
             raise here.refusal("a mapping of roles to formats is needed")
         refuse_unknown(given, _ROLE_KEYS, here)
-        rules.append(Rule(_pattern(pattern, here), _casts(given, given, here), here.source))
+        casts, sources = _casts(given, given, here), _sources(given, given)
+        rules.append(Rule(_pattern(pattern, here), casts, here.source, sources))
     skip, at = _given(data, "skip", []), place.below(data, "skip")
     if isinstance(skip, str) or not isinstance(skip, Sequence):
         raise at.refusal("a list of patterns is needed")
@@ -257,6 +262,12 @@ def _casts(given: Mapping[str, Any], roles: Iterable[str], place: Place) -> dict
             check_role(role, cast, given[role], here)
         casts.update(dict.fromkeys(operands_of(role), cast))
     return casts
+
+
+def _sources(given: Mapping[str, Any], roles: Iterable[str]) -> dict[str, Source | None]:
+    """Return where the cast of each operand was given."""
+    narrower_last = sorted(roles, key=lambda r: "@" in r)
+    return {o: source_of(given, role) for role in narrower_last for o in operands_of(role)}
 
 
 def resolved_from_plain(
