@@ -37,7 +37,7 @@ from altcore.runs import (
     load_newest,
     write_configuration,
 )
-from altcore.yaml_files import read_mapping
+from altcore.yaml_files import read_mapping, source_of
 
 log = structlog.get_logger("altcore")
 
@@ -111,7 +111,8 @@ def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
     for key, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
         if key in given:
             plain.pop(other, None)
-    return TrainConfig.from_plain({**plain, **given, "runs_dir": runs_dir})
+    sources = {key: source_of(plain, key) for key in plain if key not in given}
+    return TrainConfig.from_plain({**plain, **given, "runs_dir": runs_dir}, sources)
 
 
 @memory_named()
@@ -300,6 +301,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
                 key="freeze",
                 meant=nearest(pattern, names),
                 hint=f"layers are {some(names)}",
+                item=pattern,
             )
         for layer in hits:
             for parameter in matrices(found[layer.name][1]).values():

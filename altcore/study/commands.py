@@ -75,7 +75,12 @@ def default_recipe(fmt: str | None) -> str:
 def run_explain(options: Options) -> tuple[dict[str, Any], Path]:
     """Explain where a recipe breaks; return the answer and its folder."""
     student()  # without scipy there would be no answer
-    config = base_config(options.file, options.overrides, defaults()["observers"])
+    config, sources = base_config(options.file, options.overrides, defaults()["observers"])
+    with located(sources):
+        return _explain(options, config)
+
+
+def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Path]:
     layers, ties, described = layers_of(config)
     plan = config.make_recipe().resolve(layers)
     if not any(any(casts.values()) for casts in plan.values()):
@@ -108,7 +113,18 @@ def run_compare(
 ) -> tuple[dict[str, Any], Path]:
     """Compare formats under recipes with optimizers; return the rows and their folder."""
     student()  # without scipy there would be no answer
-    config = base_config(options.file, options.overrides, defaults()["observers"])
+    config, sources = base_config(options.file, options.overrides, defaults()["observers"])
+    with located(sources):
+        return _compare(options, config, formats, recipes, optimizers)
+
+
+def _compare(
+    options: Options,
+    config: TrainConfig,
+    formats: Sequence[str],
+    recipes: Sequence[str],
+    optimizers: Sequence[str],
+) -> tuple[dict[str, Any], Path]:
     optimizers = optimizers or [config.optimizer]
     layers, _, described = layers_of(config)
     contenders = []
