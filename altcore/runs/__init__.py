@@ -16,6 +16,7 @@ from altcore.runs.directory import (
     METRICS,
     TIMINGS,
     RunDirectory,
+    as_name,
     recipe_label,
     write_configuration,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "METRICS",
     "TIMINGS",
     "RunDirectory",
+    "as_name",
     "environment",
     "find_run",
     "list_runs",
