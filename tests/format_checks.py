@@ -71,8 +71,16 @@ def all_bfloat16() -> Tensor:
 
 def reference(x: Tensor, fmt: Format, rounding: str = "nearest-even", overflow="saturate"):
     """`round_scalar` of every element, in the dtype in which tensors are rounded to the format."""
-    rounded = [round_scalar(v, fmt, rounding, overflow) for v in x.double().tolist()]
-    return torch.tensor(rounded, dtype=torch.float64).to(compute_dtype(x.dtype, fmt))
+    dtype = compute_dtype(x.dtype, fmt)
+    single = dtype == torch.float32
+    rounded = [round_scalar(v, fmt, rounding, overflow, single=single) for v in x.double().tolist()]
+    return torch.tensor(rounded, dtype=torch.float64).to(dtype)
+
+
+def rules_of(fmt: Format) -> list[str]:
+    """The overflow rules that a format can do, ``raise`` aside."""
+    codes = {"inf": fmt.inf_codes, "nan": fmt.nan_codes}
+    return ["saturate", *(rule for rule, found in codes.items() if found)]
 
 
 def saturated(x: Tensor, fmt: Format, rounding: str) -> tuple[Tensor, int]:

@@ -3,7 +3,7 @@
 Uses the registry and YAML files and nothing else of altcore; needs no torch.
 """
 
-from altcore.formats.base import MAX_BITS, Format, Ties
+from altcore.formats.base import MAX_BITS, Format, Ties, to_single
 from altcore.formats.blocks import AnyFormat, BlockFormat, ScaleRule
 from altcore.formats.digests import digest, format_digest
 from altcore.formats.floats import FloatFormat, Specials, float_format
@@ -47,4 +47,5 @@ __all__ = [
     "round_scalar",
     "saved",
     "table_format",
+    "to_single",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import struct
 from bisect import bisect_left
 from fractions import Fraction
 from functools import cached_property
@@ -66,6 +67,11 @@ class Format:
     def values(self) -> tuple[float, ...]:
         """The finite values, ascending; zero once."""
         return tuple(sorted({v + 0.0 for v in self.code_values if math.isfinite(v)}))
+
+    @cached_property
+    def singles(self) -> tuple[float, ...]:
+        """`values` rounded to float32: the grid to which numbers of float32 are rounded."""
+        return tuple(map(to_single, self.values))
 
     @cached_property
     def even(self) -> tuple[bool, ...]:
@@ -152,6 +158,14 @@ class Format:
 
     def __str__(self) -> str:
         return self.name
+
+
+def to_single(value: float) -> float:
+    """Round to float32, by value; past its range to an infinity."""
+    try:
+        return float(struct.unpack("<f", struct.pack("<f", value))[0])
+    except OverflowError:
+        return math.copysign(math.inf, value)
 
 
 def _code_of(fmt: Format, value: float) -> int:

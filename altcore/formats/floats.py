@@ -46,7 +46,7 @@ class FloatFormat(Format):
             raise BadInput(f"format {self.name}: its exponents lie beyond float64's")
         if self.exponent_bits == 0 and not self.subnormals:
             raise BadInput(f"format {self.name}: without exponent bits every value is subnormal")
-        if self.top_magnitude < 1:
+        if self.max == 0:
             raise BadInput(f"format {self.name} has no value but zero")
 
     def to_plain(self) -> dict[str, Any]:

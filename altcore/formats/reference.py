@@ -34,6 +34,8 @@ def round_scalar(
     rounding: str = "nearest-even",
     overflow: str = "saturate",
     uniform: Fraction | None = None,
+    *,
+    single: bool = False,
 ) -> float:
     """Round ``x`` to a value of ``fmt``.
 
@@ -41,9 +43,11 @@ def round_scalar(
     the format says otherwise; ``nearest-away`` takes ties away from zero in every format;
     ``log-nearest`` takes the value with the nearest logarithm, see `log_boundary`. ``uniform``
     in [0, 1) decides stochastic rounding: away from zero when it is below the fraction of the
-    interval. NaN gives NaN in every format; an infinity follows the overflow rule; a result of
-    zero has the sign of ``x``. Raises `BadInput` for overflow under ``raise``, or ``inf``/``nan``
-    where the format has no such code.
+    interval. ``single``: to `Format.singles`, as tensors of float32 are rounded; the boundaries
+    between neighbours stay those of the exact values. NaN gives NaN in every format; an infinity
+    follows the overflow rule, by which a number overflows to the infinity on its side; a result
+    of zero has the sign of ``x``. Raises `BadInput` for overflow under ``raise``, or
+    ``inf``/``nan`` where the format has no such code.
 
     >>> from altcore.formats import float_format
     >>> round_scalar(1.1, float_format("E3M4", 3, 4))
@@ -57,28 +61,33 @@ def round_scalar(
     if isinstance(x, float) and math.isinf(x):
         return _overflowed(x, fmt, overflow)
     exact = Fraction(x)
-    values, (low_end, high_end) = fmt.values, fmt.beyond
+    values, (low_end, high_end) = fmt.singles if single else fmt.values, fmt.beyond
     if exact >= high_end or exact <= low_end:
         return _overflowed(x, fmt, overflow)
     i = bisect_left(values, x)
     if i < len(values) and values[i] == x:
         return _signed(values[i], x)
-    i = _choose(exact, fmt, i, rounding, uniform)
+    i = _choose(exact, fmt, values, i, rounding, uniform)
     if i in (-1, len(values)):
         return _overflowed(x, fmt, overflow)
     return _signed(values[i], x)
 
 
 def _choose(
-    exact: Fraction, fmt: Format, above: int, rounding: str, uniform: Fraction | None
+    exact: Fraction,
+    fmt: Format,
+    values: tuple[float, ...],
+    above: int,
+    rounding: str,
+    uniform: Fraction | None,
 ) -> int:
-    """The index in ``fmt.values`` of the neighbour to take; -1 and the length lie beyond."""
+    """The index in ``values`` of the neighbour to take; -1 and the length lie beyond."""
     below = above - 1
     if rounding == "up":
         return above
     if rounding == "down":
         return below
-    low, high = _value(fmt, below), _value(fmt, above)
+    low, high = _value(fmt, values, below), _value(fmt, values, above)
     # The inner neighbour is the one nearer zero; where zero lies midway, the one on x's side.
     inner_is_above = exact >= 0 if high == -low else abs(high) < abs(low)
     inner, outer = (above, below) if inner_is_above else (below, above)
@@ -128,21 +137,21 @@ def log_boundary(fmt: Format, above: int) -> Fraction:
     >>> log_boundary(fmt, 2), log_boundary(fmt, 1)
     (Fraction(4, 1), Fraction(1, 4))
     """
-    low, high = _value(fmt, above - 1), _value(fmt, above)
+    low, high = _value(fmt, fmt.values, above - 1), _value(fmt, fmt.values, above)
     if low < 0 < high:
         return Fraction(0)
     square = low * high
     if square == 0:
         m, following = (high, above + 1) if low == 0 else (-low, above - 2)
-        n = abs(_value(fmt, following))
+        n = abs(_value(fmt, fmt.values, following))
         square = m**3 / n if n > m else m**2 / 2
     return square if high > 0 else -square
 
 
-def _value(fmt: Format, index: int) -> Fraction:
+def _value(fmt: Format, values: tuple[float, ...], index: int) -> Fraction:
     if index < 0:
         return fmt.beyond[0]
-    return Fraction(fmt.values[index]) if index < len(fmt.values) else fmt.beyond[1]
+    return Fraction(values[index]) if index < len(values) else fmt.beyond[1]
 
 
 def _even(fmt: Format, index: int) -> bool:

@@ -104,12 +104,19 @@ def check_spread(scale: Tensor, shape: Sequence[int]) -> None:
         )
 
 
-def check_axis(x: Tensor, axis: int) -> int:
-    """Return ``axis`` as an int; `BadInput` unless ``x`` has it."""
-    axis = as_builtin(axis)
+def check_axis(x: Tensor, axis: int | None) -> int:
+    """Return ``axis`` as an int, the last one for None; `BadInput` unless ``x`` has it."""
+    axis = -1 if axis is None else as_builtin(axis)
     if not isinstance(axis, int) or isinstance(axis, bool) or not -x.ndim <= axis < x.ndim:
         raise BadInput(f"axis: a tensor of {x.ndim} dimension(s) has no axis {axis!r}")
     return axis
+
+
+def refuse(why: str, **arguments: object) -> None:
+    """Raise `BadInput` for the first of these ``arguments`` that is given, that is not None."""
+    for name, given in arguments.items():
+        if given is not None:
+            raise BadInput(f"{name}: {why}, and takes no {name}; leave out {name}={given!r:.60}")
 
 
 def check_choice(what: str, value: str, known: Collection[str]) -> None:

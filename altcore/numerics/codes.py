@@ -30,7 +30,8 @@ def encode(
 
     Values are rounded first, as by `fake_quantize`; a value that is on the grid keeps its code
     exactly, -0 included if the format has it. Raises `BadInput` like `fake_quantize`, and for
-    a NaN if the format has no NaN code; `altcore.pack` takes block formats.
+    a NaN if the format has no NaN code. If it has an infinity above zero alone, -inf is encoded as
+    NaN, too, and refused if there is none. `altcore.pack` takes block formats.
     """
     fmt = find_coded(fmt)
     rule = rule_for(rounding, overflow)
@@ -55,7 +56,13 @@ def encode(
     if nan is not None:
         result = torch.where(unknown, nan, result)
     elif bool(unknown.any()):
-        raise BadInput(f"NaN cannot be encoded: format {fmt.name} has no NaN code")
+        if bool(torch.isnan(q).any()):
+            raise BadInput(f"NaN cannot be encoded: format {fmt.name} has no NaN code")
+        raise BadInput(
+            f"-inf, to which the overflow rule inf takes what lies below format {fmt.name}, cannot "
+            "be encoded: the format has neither that code nor NaN",
+            hint="overflow='saturate' gives its smallest value",
+        )
     return result.to(torch.uint8 if fmt.bits <= 8 else torch.int32)
 
 

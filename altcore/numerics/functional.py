@@ -14,15 +14,15 @@ from torch import Tensor
 
 from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput
-from altcore.formats import AnyFormat, BlockFormat, Format
+from altcore.formats import AnyFormat, BlockFormat, Format, to_single
 from altcore.numerics import ordinals
 from altcore.numerics.blocks import fake_blocks, round_blocks
-from altcore.numerics.checks import check_axis, check_choice, check_floating
+from altcore.numerics.checks import check_axis, check_choice, check_floating, refuse
 from altcore.numerics.codes import decode, encode
 from altcore.numerics.magnitudes import amax
 from altcore.numerics.resolve import Scale, find, find_grid, key_for, rule_for, scale_pair
 from altcore.numerics.rounding import fake_round, round_scaled, round_to_grid
-from altcore.numerics.rounding_constants import compute_dtype, to_single
+from altcore.numerics.rounding_constants import compute_dtype
 from altcore.numerics.rules import Rule
 from altcore.numerics.scaling import scale_of
 from altcore.numerics.straight_through import straight_through
@@ -49,8 +49,8 @@ def quantize(
     fmt: AnyFormat | str,
     scaling: str | None = None,
     *,
-    axis: int = -1,
-    block: int = 32,
+    axis: int | None = None,
+    block: int | None = None,
     rounding: str = "nearest-even",
     overflow: str = "saturate",
     key: int | Tensor | None = None,
@@ -59,10 +59,11 @@ def quantize(
 
     ``scaling``: ``tensor`` (the default: the largest magnitude meets the format's),
     ``power-of-two`` (the smallest power of two that holds it), ``channel`` (as ``tensor``, for
-    each slice along ``axis``), ``block`` (so for every ``block`` elements along ``axis``; the
-    last block may be shorter), or ``none`` (1). ``axis`` is the one along which a product would
-    sum. ``rounding``, ``overflow`` and ``key`` are those of `altcore.numerics.round_to_grid`;
-    stochastic rounding without a key draws one from torch's default generator.
+    each slice along ``axis``), ``block`` (so for every ``block`` elements along ``axis``, 32 if
+    None; the last block may be shorter), or ``none`` (1). ``axis`` is the one along which a
+    product would sum, the last if None. ``rounding``, ``overflow`` and ``key`` are those of
+    `altcore.numerics.round_to_grid`; stochastic rounding without a key draws one from torch's
+    default generator.
 
     Returns ``q``, of ``x``'s shape, and ``s``, 0-dim; for ``channel`` of ``x``'s shape with 1 at
     ``axis``, for ``block`` of ``x``'s shape. Both are in the compute dtype: float32, or float64
@@ -73,19 +74,22 @@ def quantize(
     has none.
 
     Raises `BadInput` for unknown names, an ``axis`` that ``x`` does not have, an ``x`` that is no
-    floating-point tensor, and a block format with a ``scaling`` or another ``overflow``.
+    floating-point tensor, a block format with a ``scaling`` or another ``overflow``, and an
+    ``axis`` or ``block`` of which the scaling makes no use.
     """
     fmt = find(fmt)
     if isinstance(fmt, BlockFormat):
         if scaling is not None:
             raise BadInput(f"format {fmt.name} brings its own scaling: {scaling!r} cannot be used")
-        rule, axis = _block_rule(x, fmt, rounding, overflow), check_axis(x, axis)
-        found = round_blocks(x, fmt, rule, axis=axis, key=key_for(x, rule, key))
+        refuse(f"format {fmt.name} brings its own blocks", block=block)
+        rule, along = _block_rule(x, fmt, rounding, overflow), check_axis(x, axis)
+        found = round_blocks(x, fmt, rule, axis=along, key=key_for(x, rule, key))
         own = torch.ones((), dtype=found.values.dtype, device=x.device)
         return found.values, own if found.scale is None else found.scale
     rule = rule_for(rounding, overflow)
     key = key_for(x, rule, key)
     if scaling in (None, "tensor", "power-of-two"):
+        refuse("the tensor has one scale", axis=axis, block=block)
         by_power = scaling == "power-of-two"
         return round_scaled(x, fmt, rule, power_of_two=by_power, key=key, fake=False)[:2]
     check_floating(x)
@@ -101,7 +105,7 @@ def fake_quantize(
     rounding: str = "nearest-even",
     overflow: str = "saturate",
     *,
-    axis: int = -1,
+    axis: int | None = None,
     gradient: str = "straight-through",
     key: int | Tensor | None = None,
 ) -> Tensor:
@@ -122,12 +126,12 @@ def fake_quantize(
 
     ``key`` decides stochastic rounding; None draws one from torch's default generator.
 
-    A block format (MXFP4) brings its own scales, of blocks along ``axis``: ``scale`` is None,
-    the overflow rule ``saturate``, and the gradient passes straight through.
+    A block format (MXFP4) brings its own scales, of blocks along ``axis`` (the last if None):
+    ``scale`` is None, the overflow rule ``saturate``, and the gradient passes straight through.
 
     Raises `BadInput` for unknown names, a scale that is not positive (not looked at on a GPU),
-    an ``x`` that is no floating-point tensor, an argument that block formats do not take, and the
-    overflow rule ``raise`` under vmap.
+    an ``x`` that is no floating-point tensor, an argument that block formats do not take, or an
+    ``axis`` that others do not, and the overflow rule ``raise`` under vmap.
     """
     fmt = find(fmt)
     check_choice("gradient", gradient, GRADIENTS)
@@ -136,11 +140,12 @@ def fake_quantize(
             raise BadInput(f"format {fmt.name} brings its own scales: scale must be None")
         if gradient != "straight-through":
             raise BadInput(f"format {fmt.name}: the gradient of block formats is straight-through")
-        rule, axis = _block_rule(x, fmt, rounding, overflow), check_axis(x, axis)
+        rule, along = _block_rule(x, fmt, rounding, overflow), check_axis(x, axis)
         key = key_for(x, rule, key)
         if not _is_differentiated(x):
-            return fake_blocks(x, fmt, rule, axis=axis, key=key)
-        return straight_through(x, None, None, key, fmt, axis=axis, rule=rule, ends=None)
+            return fake_blocks(x, fmt, rule, axis=along, key=key)
+        return straight_through(x, None, None, key, fmt, axis=along, rule=rule, ends=None)
+    refuse(f"format {fmt.name} has no blocks", axis=axis)
     rule = rule_for(rounding, overflow)
     key = key_for(x, rule, key)
     if isinstance(scale, str) and scale != "amax":
@@ -153,7 +158,7 @@ def fake_quantize(
     check_floating(x)
     pair = scale_of(amax(x), fmt) if isinstance(scale, str) else scale_pair(scale, x, fmt)
     ends = _ends(x, fmt, by_amax=isinstance(scale, str)) if gradient == "clipped" else None
-    return straight_through(x, *pair, key, fmt, axis=axis, rule=rule, ends=ends)
+    return straight_through(x, *pair, key, fmt, axis=-1, rule=rule, ends=ends)
 
 
 def ulp_distance(a: Tensor, b: Tensor, fmt: AnyFormat | str, scale: Scale = None) -> Tensor:
@@ -224,14 +229,19 @@ def _is_differentiated(x: Tensor) -> bool:
     return not is_plain(x) or forward or (x.requires_grad and torch.is_grad_enabled())
 
 
-def _scales(x: Tensor, fmt: Format, scaling: str, axis: int, block: int) -> tuple[Tensor, Any]:
+def _scales(
+    x: Tensor, fmt: Format, scaling: str, axis: int | None, block: int | None
+) -> tuple[Tensor, Any]:
     """The scale ``s`` of each element that ``scaling`` means, and ``r``; None for 1."""
     check_choice("scaling", scaling, SCALINGS)
     if scaling == "none":
+        refuse("the scale is 1", axis=axis, block=block)
         return torch.ones((), dtype=compute_dtype(x.dtype, fmt), device=x.device), None
-    axis, block = check_axis(x, axis), as_builtin(block)
+    axis = check_axis(x, axis)
     if scaling == "channel":
+        refuse("each channel has one scale", block=block)
         return scale_of(amax(x, axis), fmt)
+    block = 32 if block is None else as_builtin(block)
     if not isinstance(block, int) or isinstance(block, bool) or block < 1:
         raise BadInput(f"a block holds at least 1 element, not {block!r}")
     rows = x.movedim(axis, -1)

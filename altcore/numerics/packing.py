@@ -19,7 +19,7 @@ from altcore.errors import BadInput
 from altcore.formats import AnyFormat, BlockFormat, Format
 from altcore.numerics.block_scales import spread
 from altcore.numerics.blocks import round_blocks
-from altcore.numerics.checks import check_axis, check_floating
+from altcore.numerics.checks import check_axis, check_floating, refuse
 from altcore.numerics.codes import decode, encode
 from altcore.numerics.resolve import find, key_for, rule_for
 from altcore.numerics.rounding_constants import compute_dtype
@@ -63,7 +63,7 @@ def pack(
     fmt: AnyFormat | str,
     scale: float | Tensor | None = None,
     *,
-    axis: int = -1,
+    axis: int | None = None,
     rounding: str = "nearest-even",
     overflow: str = "saturate",
     key: int | Tensor | None = None,
@@ -72,21 +72,22 @@ def pack(
 
     A format of single numbers takes ``scale``, a number or a tensor of one element, ``rounding``,
     ``overflow`` and ``key`` as `encode` does. A block format makes its own scales, of blocks along
-    ``axis`` (square ones over the last two), and saturates. `unpack` gives exactly the numbers
-    that `fake_quantize` and `altcore.numerics.blocks.round_blocks` give for float32, but for the
-    sign of a zero if the format has no -0.
+    ``axis`` (the last if None; square ones over the last two), and saturates. `unpack` gives
+    exactly the numbers that `fake_quantize` and `altcore.numerics.blocks.round_blocks` give for
+    float32, but for the sign of a zero if the format has no -0.
 
     Raises `BadInput` as `encode` does, for wider formats, for a length that blocks do not divide,
-    for an ``axis`` that there is not, for a block format with a ``scale``, an ``overflow`` but
-    saturate, or a rule whose scales have no codes.
+    for an ``axis`` that there is not, or that no blocks lie along, for a block format with a
+    ``scale``, an ``overflow`` but saturate, or a rule whose scales have no codes.
     """
     fmt = find(fmt)
     check_floating(x)
     if isinstance(fmt, BlockFormat):
-        axis = _check_blocks(x, fmt, scale, axis, overflow)
+        along = _check_blocks(x, fmt, scale, axis, overflow)
         rule = rule_for(rounding, overflow)
-        return _pack_blocks(x, fmt, axis, rule, key_for(x, rule, key))
+        return _pack_blocks(x, fmt, along, rule, key_for(x, rule, key))
     _check_width(fmt, fmt)
+    refuse(f"format {fmt.name} has no blocks", axis=axis)
     s = None if scale is None else _one_scale(scale, x, fmt)
     codes = encode(x, fmt, s, rounding=rounding, overflow=overflow, key=key)
     return Packed(fmt, tuple(x.shape), None, pack_bits(codes, fmt.bits), None, s)
@@ -156,7 +157,9 @@ def _check_width(element: Format, fmt: AnyFormat) -> None:
         raise BadInput(f"format {fmt.name}: a code has {element.bits} bits; 8 at most are packed")
 
 
-def _check_blocks(x: Tensor, fmt: BlockFormat, scale: object, axis: int, overflow: str) -> int:
+def _check_blocks(
+    x: Tensor, fmt: BlockFormat, scale: object, axis: int | None, overflow: str
+) -> int:
     _check_width(fmt.element, fmt)
     if fmt.scale_format is not None:
         _check_width(fmt.scale_format, fmt)

@@ -17,12 +17,19 @@ from altcore.formats import (
     BlockFormat,
     Format,
     full_rounding,
+    get_format,
+    to_single,
 )
 from altcore.numerics.checks import check_choice, check_floating, check_spread
-from altcore.numerics.rounding_constants import FLOAT32, LAYOUTS, compute_dtype, to_single
+from altcore.numerics.rounding_constants import (
+    FLOAT32,
+    LAYOUTS,
+    compute_dtype,
+    to_double,
+)
 from altcore.numerics.rules import Rule
 from altcore.numerics.scaling import scalar
-from altcore.numerics.tracing import is_plain
+from altcore.numerics.tracing import is_plain, untraced
 
 Scale = float | Tensor | None
 
@@ -33,9 +40,26 @@ def find(fmt: AnyFormat | str) -> AnyFormat:
         return fmt
     if not isinstance(fmt, str):
         raise BadInput(f"a format or its name is needed, not {type(fmt).__name__}")
-    from altcore.formats import get_format  # only names need the installed plugins
-
+    if torch.compiler.is_compiling() and _keep(fmt):
+        kept: AnyFormat = getattr(_Kept, fmt)
+        return kept
     return get_format(fmt)
+
+
+class _Kept:
+    """Formats as attributes by their names, which torch.compile reads while it traces.
+
+    It cannot trace how names are looked up, and guards no object but one that it has read.
+    """
+
+
+@untraced
+def _keep(name: str) -> bool:
+    try:
+        setattr(_Kept, name, get_format(name))
+    except BadInput:  # torch.compile would hide it in an error of its own
+        return False
+    return True
 
 
 def find_coded(fmt: AnyFormat | str) -> Format:
@@ -75,7 +99,8 @@ def scale_pair(scale: Scale, x: Tensor, fmt: Format) -> tuple[Tensor | None, Ten
         number = float(scale.min()) if is_plain(scale) and scale.numel() else 1.0
         s = scale.to(device=x.device, dtype=dtype)
     elif isinstance(scale, int | float) and not isinstance(scale, bool):
-        number = float(scale) if dtype == torch.float64 else to_single(float(scale))
+        number = to_double(scale)
+        number = number if dtype == torch.float64 else to_single(number)
         if dtype == torch.float32 and 0 < number < math.inf and is_plain(x):
             return _pair_of(number)
         s = torch.full((), number, dtype=dtype, device=x.device)

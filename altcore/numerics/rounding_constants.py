@@ -16,7 +16,14 @@ from fractions import Fraction
 import torch
 from attrs import field, frozen
 
-from altcore.formats import AnyFormat, BlockFormat, FloatFormat, Format, log_boundary
+from altcore.formats import (
+    AnyFormat,
+    BlockFormat,
+    FloatFormat,
+    Format,
+    log_boundary,
+    to_single,
+)
 from altcore.numerics.tracing import by_identity, constant
 
 _ROOT_BITS = 64  # of a root that is irrational: more than a float64 has
@@ -93,8 +100,9 @@ def is_wide(fmt: AnyFormat) -> bool:
     """Whether float32 cannot hold the format, which is then computed in float64.
 
     It cannot hold values past float32's largest, normal values below its smallest normal one, and
-    tables whose values float32 would merge or flush to zero. A block format is as wide as its
-    element, and under two levels as its products of an element and a block's scale.
+    tables whose values, and one beyond each end, float32 would merge or flush to zero. A block
+    format is as wide as its element, and under two levels as its products of an element and a
+    block's scale.
     """
     if isinstance(fmt, BlockFormat):
         scale, least = fmt.scale_format, fmt.element.smallest
@@ -104,9 +112,10 @@ def is_wide(fmt: AnyFormat) -> bool:
         return passes or is_wide(fmt.element) or is_wide(scale)
     if isinstance(fmt, FloatFormat):
         return fmt.max > FLOAT32.largest or fmt.min_exponent <= -126 - (fmt.exponent_bits > 0)
-    singles = [to_single(v) for v in fmt.values]
-    merged = any(a == b for a, b in itertools.pairwise(singles))
-    return merged or not all(map(math.isfinite, singles))
+    low, high = (to_single(to_double(v)) for v in fmt.beyond)
+    merged = any(a == b for a, b in itertools.pairwise([low, *fmt.singles, high]))
+    flushed = 0 in fmt.singles and 0 not in fmt.values
+    return merged or flushed or not all(map(math.isfinite, fmt.singles))
 
 
 def compute_dtype(dtype: torch.dtype, fmt: AnyFormat) -> torch.dtype:
@@ -163,7 +172,7 @@ def table_constants(fmt: Format, dtype: torch.dtype) -> TableConstants:
     return TableConstants(
         layout=layout,
         values=_values(fmt, layout),
-        grid=tuple(_to_double(v) for v in grid),
+        grid=tuple(to_double(v) for v in grid),
         starts=tuple(_first_from(v, layout, above=False) for v in grid),
     )
 
@@ -191,8 +200,9 @@ def thresholds(fmt: Format, rounding: str, dtype: torch.dtype) -> tuple[float, .
             if above == -below:
                 point, beyond = Fraction(0), False
         else:
-            # A geometric mean can lie below both values after these are rounded to float32.
-            point = max(_root(log_boundary(fmt, i)), below) if by_log else middles[i]
+            # Of values that are rounded to float32, both may lie on one side of their boundary.
+            point = _root(log_boundary(fmt, i)) if by_log else middles[i]
+            point = min(max(point, below), above)
             if point in (below, above):
                 beyond = point == below  # a grid value is no tie
             else:
@@ -230,14 +240,6 @@ def _root(square: Fraction) -> Fraction:
     return found if square >= 0 else -found
 
 
-def to_single(value: float) -> float:
-    """Round to float32, by value; past its range to an infinity."""
-    try:
-        return float(struct.unpack("<f", struct.pack("<f", value))[0])
-    except OverflowError:
-        return math.copysign(math.inf, value)
-
-
 def _extended(fmt: Format, layout: Layout) -> list[Fraction]:
     """The values as the dtype has them, so that they are on the grid, and one beyond each end."""
     low, high = fmt.beyond
@@ -245,10 +247,11 @@ def _extended(fmt: Format, layout: Layout) -> list[Fraction]:
 
 
 def _values(fmt: Format, layout: Layout) -> tuple[float, ...]:
-    return tuple(map(to_single, fmt.values)) if layout is FLOAT32 else fmt.values
+    return fmt.singles if layout is FLOAT32 else fmt.values
 
 
-def _to_double(value: Fraction) -> float:
+def to_double(value: Fraction | float) -> float:
+    """Round to float64; past its range to an infinity."""
     try:
         return float(value)
     except OverflowError:
@@ -257,7 +260,7 @@ def _to_double(value: Fraction) -> float:
 
 def _first_from(point: Fraction, layout: Layout, *, above: bool) -> float:
     """The smallest number of the layout's dtype not below ``point`` (``above``: above it)."""
-    number = _to_double(point)
+    number = to_double(point)
     if layout is FLOAT32:
         number = to_single(number)
     # Rounding, even twice, came out on one of the two neighbours: the upper one is wanted.

@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 
 from altcore.errors import BadInput
-from altcore.formats import Format
+from altcore.formats import Format, to_single
 from altcore.numerics.rounding_constants import (
     FLOAT32,
     LAYOUTS,
     is_wide,
     largest_single,
-    to_single,
 )
 from altcore.numerics.tracing import is_plain, outside_modes
 

@@ -150,7 +150,9 @@ def rounded(
     found = _count(x, q, over) if counts else None
     sums = _square(y, q, weight) if errors else None
     if rule.overflow == "inf":
-        q = torch.where(over, torch.copysign(torch.full_like(q, torch.inf), q), q)
+        # The saturated value lies between y and the rest of the grid, whatever its sign is.
+        infinity = torch.full_like(q, torch.inf)
+        q = torch.where(over, torch.where(y < q, -infinity, infinity), q)
     elif rule.overflow == "nan":
         q = torch.where(over, torch.nan, q)
     if fake:

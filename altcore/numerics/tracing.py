@@ -25,20 +25,24 @@ ORDINARY = (Tensor, torch.nn.Parameter)
 _MOST_KEPT = 256  # results found by identity
 
 
-def constant(function: Callable[P, T]) -> Callable[P, T]:
-    """Cache a pure function of constants, and let torch.compile take its result for one.
+def untraced(function: Callable[P, T]) -> Callable[P, T]:
+    """Let torch.compile call a pure function of constants, and take its result for one.
 
     `torch.compiler.assume_constant_result` marks a function in the same way, but imports the whole
     compiler, which takes a second.
     """
-    cached = cache(function)
 
     @wraps(function)
     def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
-        return cached(*args, **kwargs)  # type: ignore[arg-type]
+        return function(*args, **kwargs)
 
     wrapper._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return wrapper
+
+
+def constant(function: Callable[P, T]) -> Callable[P, T]:
+    """Cache an `untraced` function."""
+    return untraced(cache(function))
 
 
 def constant_tensors(function: Callable[P, T]) -> Callable[P, T]:

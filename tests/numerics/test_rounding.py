@@ -10,14 +10,23 @@ from fractions import Fraction
 import gfloat
 import pytest
 import torch
-from format_checks import PATHS, all_bfloat16, assert_same, edges, path, random_floats, reference
+from format_checks import (
+    PATHS,
+    all_bfloat16,
+    assert_same,
+    edges,
+    path,
+    random_floats,
+    reference,
+    rules_of,
+)
 from grid_formats import ALL, BF16, CLOSE, E0M7, E1M6, E3M4, E4M3, E7M0, FP16, NF, POSITIVE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from oracles import GFLOAT_ROUNDINGS
 
 from altcore.errors import BadInput
-from altcore.formats import ROUNDINGS, float_format, round_scalar, table_format
+from altcore.formats import ROUNDINGS, code_format, float_format, round_scalar, table_format
 from altcore.numerics import (
     COUNTS,
     Meters,
@@ -46,16 +55,25 @@ float_formats = st.builds(
 ) | st.builds(
     lambda e, bias: float_format("random", e, 0, bias=bias), st.integers(2, 7), st.integers(1, 9)
 )
-table_formats = (
-    st.lists(
-        st.integers(-60, 60).map(lambda v: v / 16) | st.floats(-1e4, 1e4, width=32),
-        min_size=2,
-        max_size=40,
-        unique=True,
+
+
+@st.composite
+def table_formats(draw):
+    """Of any values, of float32 and not; one-sided ones, too; perhaps with infinities and NaN."""
+    low = draw(st.sampled_from([-60, 0, 1]))
+    values = st.integers(low, 60).map(lambda v: v / 16)
+    for width in (32, 64):
+        values |= st.floats(max(low, -1) * 1e4 if low < 1 else 2**-9, 1e4, width=width)
+    held = draw(
+        st.lists(values.map(lambda v: v + 0.0), min_size=2, max_size=40, unique=True).filter(
+            lambda v: max(v) > 0
+        )
     )
-    .filter(lambda v: max(v) > 0)
-    .map(lambda v: table_format("random", sorted(x + 0.0 for x in v)))
-)
+    infinities = [[], [math.inf, -math.inf], *([[math.inf]] if min(held) >= 0 else [])]
+    special = [*draw(st.sampled_from(infinities)), *draw(st.sampled_from([[], [math.nan]]))]
+    if special:
+        return code_format("random", [*sorted(held), *special])
+    return table_format("random", sorted(held))
 
 
 def numbers_for(fmt, seed, dtype):
@@ -88,13 +106,14 @@ def uniforms(x, fmt, key):
 def slow_counts(x, fmt, rounding):
     """The counts by the reference, one element at a time."""
     tally = dict.fromkeys(COUNTS, 0)
+    single = compute_dtype(x.dtype, fmt) == torch.float32
     for v in x.double().flatten().tolist():
         tally["elements"] += 1
         if not math.isfinite(v):
             tally["nonfinite"] += 1
             continue
         try:
-            q = round_scalar(v, fmt, rounding, "raise")
+            q = round_scalar(v, fmt, rounding, "raise", single=single)
         except BadInput:
             tally["overflow"] += 1
             continue
@@ -107,7 +126,7 @@ def slow_counts(x, fmt, rounding):
 
 @settings(max_examples=60)
 @given(
-    float_formats | table_formats,
+    float_formats | table_formats(),
     st.sampled_from(DEFINITE),
     st.sampled_from([torch.float32, torch.float64, torch.bfloat16, torch.float16]),
     st.integers(0, 2**31),
@@ -115,8 +134,7 @@ def slow_counts(x, fmt, rounding):
 def test_random_formats_round_as_the_reference(fmt, rounding, dtype, seed):
     """Both paths, each overflow rule that the format has, and the counts."""
     x = numbers_for(fmt, seed, dtype)
-    rules = ["saturate", *(["inf"] if fmt.inf_codes else []), *(["nan"] if fmt.nan_codes else [])]
-    for overflow in rules:
+    for overflow in rules_of(fmt):
         wanted = reference(x, fmt, rounding, overflow)
         for way in PATHS:
             counts = torch.zeros(len(COUNTS), dtype=torch.int64)
@@ -130,19 +148,23 @@ def test_random_formats_round_as_the_reference(fmt, rounding, dtype, seed):
 
 @settings(max_examples=30)
 @given(
-    float_formats | table_formats,
+    float_formats | table_formats(),
     st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
     st.integers(0, 2**40),
 )
 def test_stochastic_rounding_is_the_reference_with_the_hash(fmt, dtype, key):
     """Given an element's random bits, stochastic rounding is a definite thing too."""
-    x = numbers_for(fmt, key % 1000, dtype)
-    drawn = [round_scalar(v, fmt, "stochastic", uniform=u) for v, u in uniforms(x, fmt, key)]
-    wanted = torch.tensor(drawn, dtype=torch.float64).to(compute_dtype(dtype, fmt))
-    for way in PATHS:
-        with path(way):
-            got = round_to_grid(x, fmt, Rule("stochastic"), key=key)
-        assert_same(got + 0.0, wanted + 0.0, x)
+    x, grid = numbers_for(fmt, key % 1000, dtype), compute_dtype(dtype, fmt)
+    for overflow in rules_of(fmt):
+        drawn = [
+            round_scalar(v, fmt, "stochastic", overflow, u, single=grid == torch.float32)
+            for v, u in uniforms(x, fmt, key)
+        ]
+        wanted = torch.tensor(drawn, dtype=torch.float64).to(grid)
+        for way in PATHS:
+            with path(way):
+                got = round_to_grid(x, fmt, Rule("stochastic", overflow), key=key)
+            assert_same(got + 0.0, wanted + 0.0, x)
 
 
 def described(fmt):

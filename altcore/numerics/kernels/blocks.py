@@ -9,7 +9,7 @@ import torch
 from attrs import define
 from torch import Tensor
 
-from altcore.formats import BlockFormat, FloatFormat
+from altcore.formats import BlockFormat, FloatFormat, to_single
 from altcore.numerics.block_scales import RoundedBlocks
 from altcore.numerics.checks import check_block_rule
 from altcore.numerics.kernels.build import kernels
@@ -17,7 +17,7 @@ from altcore.numerics.kernels.jobs import Prepared, prepare
 from altcore.numerics.kernels.rounding import call_of, can_add, mixed_for
 from altcore.numerics.kernels.structs import BlockJob
 from altcore.numerics.kernels.tensors import DTYPES
-from altcore.numerics.rounding_constants import FLOAT32, is_wide, to_single
+from altcore.numerics.rounding_constants import FLOAT32, is_wide
 from altcore.numerics.rules import NEAREST, Meters, Rule, full_rule
 from altcore.numerics.scaling import scalar
 from altcore.numerics.torch_rounder import Key, TorchBlockRounder, TorchRounder

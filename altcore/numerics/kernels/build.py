@@ -91,9 +91,12 @@ def _first_that_loads() -> ctypes.CDLL:
 
 def _load(path: Path) -> ctypes.CDLL:
     handle = ctypes.CDLL(str(path))
-    if problem := mismatch(handle):
-        raise RuntimeError(problem)
-    for name, (arguments, result) in FUNCTIONS.items():
-        function = getattr(handle, f"altcore_{name}")
-        function.argtypes, function.restype = arguments, result
+    try:
+        if problem := mismatch(handle):
+            raise RuntimeError(problem)
+        for name, (arguments, result) in FUNCTIONS.items():
+            function = getattr(handle, f"altcore_{name}")
+            function.argtypes, function.restype = arguments, result
+    except AttributeError as error:  # ctypes' for a function that is not there
+        raise OSError(f"{path} is not altcore's library ({error})") from error
     return handle

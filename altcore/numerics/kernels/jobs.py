@@ -15,14 +15,13 @@ import torch
 from attrs import frozen
 from torch import Tensor
 
-from altcore.formats import ROUNDINGS, FloatFormat, Format
+from altcore.formats import ROUNDINGS, FloatFormat, Format, to_single
 from altcore.numerics.kernels.structs import Job
 from altcore.numerics.rounding_constants import (
     TableConstants,
     float_constants,
     table_constants,
     thresholds,
-    to_single,
 )
 from altcore.numerics.rules import Rule
 

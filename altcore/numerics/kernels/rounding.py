@@ -8,14 +8,14 @@ import torch
 from attrs import define
 from torch import Tensor
 
-from altcore.formats import Format
+from altcore.formats import Format, to_single
 from altcore.numerics.checks import check_rule
 from altcore.numerics.hashing import check_key, mixed_key
 from altcore.numerics.kernels.build import kernels
 from altcore.numerics.kernels.jobs import Prepared, prepare
 from altcore.numerics.kernels.structs import CALL
 from altcore.numerics.kernels.tensors import DTYPES, fits, threads_for
-from altcore.numerics.rounding_constants import is_wide, to_single
+from altcore.numerics.rounding_constants import is_wide
 from altcore.numerics.rules import UNMETERED, Meters, Rule, full_rule
 from altcore.numerics.scaling import empty_scalar
 from altcore.numerics.torch_rounder import Key, TorchRounder, times_scale

@@ -118,7 +118,8 @@ STAGE finish(const struct job *j, const float *restrict y, const uint32_t *restr
         const uint32_t bits = bits_of(y[i]), sign = bits & SIGN;
         const uint32_t lost = over[i] & replaces;
         uint32_t found = (gap[i] & ~SIGN) == 0 ? sign : gap[i];
-        found = lost ? over_bits | sign : found;
+        /* the side that overflowed: the saturated value lies between it and the grid */
+        found = lost ? over_bits | (y[i] < float_of(found) ? SIGN : 0) : found;
         q[i] = float_of((int32_t)(bits & ~SIGN) > (int32_t)INFINITE ? NOT_A_NUMBER : found);
     }
 }

@@ -2,12 +2,13 @@
 
 import ctypes
 import itertools
+import math
 
 import pytest
 import torch
-from format_checks import PATHS, assert_same, edges, path, random_floats
+from format_checks import PATHS, assert_same, edges, path, random_floats, rules_of
 
-from altcore.formats import ROUNDINGS, float_format, table_format
+from altcore.formats import ROUNDINGS, code_format, float_format, table_format
 from altcore.numerics import (
     NEAREST,
     UNMETERED,
@@ -45,6 +46,8 @@ FORMATS = [
     table_format("close", [-1, 0, 1, 1 + 2**-23, 1 + 2**-22, 2, *range(3, 40)]),
     table_format("log", sorted(s * 1.05**k for k in range(-63, 64) for s in (-1, 1))),
     table_format("many", [k * abs(k) / 1024 for k in range(-5000, 5001)]),
+    code_format("above", [0.5, 1, 3, math.inf]),
+    code_format("between", [0.1, 0.3, 4, math.inf, -math.inf, math.nan]),  # not float32's values
     table_format("integers", range(-20, 21)),
     table_format("tapered", sorted({s * v for v in TAPERED for s in (-1, 1)})),
     table_format("no zero", sorted(s * v for v in TAPERED[1:] for s in (-1, 1))),
@@ -57,14 +60,6 @@ def inputs(fmt):
     near = random_floats(1500, seed=1).abs().frac() * fmt.max * 2.5
     near[::2] *= -1
     return torch.cat([edges(fmt, most=150), random_floats(1500), near[torch.isfinite(near)]])
-
-
-def rules_of(fmt):
-    return [
-        "saturate",
-        *(["inf"] if fmt.inf_codes else []),
-        *(["nan"] if fmt.nan_codes else []),
-    ]
 
 
 @available
