@@ -1,9 +1,9 @@
 """Formats on tensors: rounding to a grid, scales, ordinals on the grid, and the kernels.
 
 Everything here works on torch tensors, and what it rounds is exact: each result is that of
-`altcore.formats.round_scalar`, on every device, in torch operations as in compiled code. A format's
-values become constants in `rounding_constants`; `rounding` and `blocks` round with them, by the
-backend that `backends` chooses.
+`altcore.formats.round_scalar` (in float32 with ``single``), on every device, in torch operations as
+in compiled code. A format's values become constants in `rounding_constants`; `rounding` and
+`blocks` round with them, by the backend that `backends` chooses.
 
 Uses formats.
 """

@@ -59,9 +59,8 @@ def encode(
         if bool(torch.isnan(q).any()):
             raise BadInput(f"NaN cannot be encoded: format {fmt.name} has no NaN code")
         raise BadInput(
-            f"-inf, to which the overflow rule inf takes what lies below format {fmt.name}, cannot "
-            "be encoded: the format has neither that code nor NaN",
-            hint="overflow='saturate' gives its smallest value",
+            f"-inf cannot be encoded: format {fmt.name} has neither a code for it nor one for NaN",
+            hint="overflow='saturate' gives the smallest value instead",
         )
     return result.to(torch.uint8 if fmt.bits <= 8 else torch.int32)
 

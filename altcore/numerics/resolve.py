@@ -40,26 +40,31 @@ def find(fmt: AnyFormat | str) -> AnyFormat:
         return fmt
     if not isinstance(fmt, str):
         raise BadInput(f"a format or its name is needed, not {type(fmt).__name__}")
-    if torch.compiler.is_compiling() and _keep(fmt):
-        kept: AnyFormat = getattr(_Kept, fmt)
+    if torch.compiler.is_compiling() and (attribute := _keep(fmt)):
+        kept: AnyFormat = getattr(_Kept, attribute)
         return kept
     return get_format(fmt)
 
 
 class _Kept:
-    """Formats as attributes by their names, which torch.compile reads while it traces.
+    """Formats as attributes, which torch.compile reads while it traces.
 
     It cannot trace how names are looked up, and guards no object but one that it has read.
     """
 
 
 @untraced
-def _keep(name: str) -> bool:
+def _keep(name: str) -> str:
+    """The attribute of `_Kept` that has the format of this name; empty if there is no such format.
+
+    torch.compile would hide an error of it in one of its own.
+    """
+    attribute = f"named_{name.encode().hex()}"  # without a dot
     try:
-        setattr(_Kept, name, get_format(name))
-    except BadInput:  # torch.compile would hide it in an error of its own
-        return False
-    return True
+        setattr(_Kept, attribute, get_format(name))
+    except BadInput:
+        return ""
+    return attribute
 
 
 def find_coded(fmt: AnyFormat | str) -> Format:

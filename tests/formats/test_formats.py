@@ -1,14 +1,16 @@
 """Formats as data: what `float_format` and `table_format` make, and what they refuse."""
 
 import copy
+import itertools
 import math
 import pickle
 from fractions import Fraction
+from typing import get_args
 
 import pytest
 
 from altcore.errors import BadInput
-from altcore.formats import Format, float_format, table_format
+from altcore.formats import Format, Specials, float_format, table_format
 
 E0M7 = float_format("E0M7", 0, 7)
 E1M6 = float_format("E1M6", 1, 6)
@@ -139,6 +141,23 @@ def test_bad_tables(values, message):
 def test_bad_floats(arguments, message):
     with pytest.raises(BadInput, match=message):
         float_format("bad", **arguments)
+
+
+def test_every_float_format_has_two_values():
+    """And a largest one above zero; the rest are refused."""
+    for exponent, mantissa, special, subnormals in itertools.product(
+        range(4), range(4), get_args(Specials), (True, False)
+    ):
+        try:
+            fmt = float_format("F", exponent, mantissa, specials=special, subnormals=subnormals)
+        except BadInput:
+            continue
+        assert len(fmt.values) >= 3
+        assert fmt.max == fmt.values[-1] > 0
+        assert fmt.smallest > 0
+    for mantissa in range(8):
+        with pytest.raises(BadInput, match="no value but zero"):
+            float_format("F", 1, mantissa, specials="ieee", subnormals=False)
 
 
 def test_equal_by_name_and_data():

@@ -165,9 +165,9 @@ def test_numpy_s_numbers_are_python_s():
     assert torch.equal(fake_quantize(x, E3M4, np.float32(0.5)), fake_quantize(x, E3M4, 0.5))
     assert torch.equal(fake_quantize(x, E3M4, np.int64(2)), fake_quantize(x, E3M4, 2))
     assert torch.equal(unpack(pack(x, E3M4, np.float32(0.5))), unpack(pack(x, E3M4, 0.5)))
-    for scaling in ("channel", "block"):
-        found = quantize(x, E3M4, scaling=scaling, axis=np.int64(0), block=eight)
-        wanted = quantize(x, E3M4, scaling=scaling, axis=0, block=8)
+    for scaling, blocks in (("channel", ({}, {})), ("block", ({"block": eight}, {"block": 8}))):
+        found = quantize(x, E3M4, scaling=scaling, axis=np.int64(0), **blocks[0])
+        wanted = quantize(x, E3M4, scaling=scaling, axis=0, **blocks[1])
         assert all(map(torch.equal, found, wanted))
     assert float_format("E3M4", np.int64(3), np.int64(4), bias=np.int8(3)) == E3M4
     mine = BlockFormat("MINE", E3M4, block=eight)
@@ -183,3 +183,36 @@ def test_what_is_no_number_is_refused_by_name():
         float_format("MINE", 4, 3, bias=7.5)
     with pytest.raises(BadInput, match="what pack returns is needed, not Tensor"):
         unpack(x)
+
+
+@pytest.mark.parametrize("fmt", [E3M4, float_format("WIDE", 9, 0)], ids=str)
+def test_scales_beyond_float64(fmt):
+    """A whole number of any length is refused as an infinity is."""
+    x = torch.randn(4)
+    for scale in (10**400, -(10**400)):
+        for call in (
+            lambda scale: fake_quantize(x, fmt, scale),
+            lambda scale: encode(x, fmt, scale),
+            lambda scale: decode(torch.tensor([1]), fmt, scale),
+            lambda scale: neighbours(x, fmt, scale),
+        ):
+            with pytest.raises(BadInput, match=r"^scale: a scale is a positive number in .*inf$"):
+                call(scale)
+
+
+def test_arguments_that_nothing_uses():
+    """An axis without blocks or channels along it, and a block's length without blocks."""
+    x = normal(3, 32)
+    cases = [
+        (lambda: fake_quantize(x, E4M3, axis=-1), "axis: format E4M3 has no blocks"),
+        (lambda: fake_quantize(x.requires_grad_(), E4M3, axis=9), "axis: format E4M3 has no"),
+        (lambda: pack(x, E4M3, axis=0), "axis: format E4M3 has no blocks"),
+        (lambda: quantize(x, E4M3, axis=0), "axis: the tensor has one scale"),
+        (lambda: quantize(x, E4M3, "tensor", block=8), "block: the tensor has one scale"),
+        (lambda: quantize(x, E4M3, "none", axis=0), "axis: the scale is 1"),
+        (lambda: quantize(x, E4M3, "channel", block=8), "block: each channel has one scale"),
+        (lambda: quantize(x, "MXFP4", block=8), "block: format MXFP4 brings its own blocks"),
+    ]
+    for call, said in cases:
+        with pytest.raises(BadInput, match=said):
+            call()

@@ -10,7 +10,7 @@ from grid_formats import E0M7, E3M4, E4M3, E5M2, FACE, FNUZ, NATURAL, TERNARY, W
 import altcore
 from altcore import get_format
 from altcore.errors import BadInput
-from altcore.formats import BlockFormat
+from altcore.formats import BlockFormat, code_format
 from altcore.numerics import compute_dtype, round_blocks, round_to_grid, scale_of
 from altcore.numerics.codes import decode, encode
 from altcore.numerics.functional import (
@@ -130,6 +130,22 @@ def test_encode_refuses_nan_without_a_code():
     assert encode(x, FNUZ)[1] == 0x80
     with pytest.raises(BadInput, match="format E3M4 has no NaN code"):
         encode(x, E3M4)
+
+
+def test_encode_names_the_infinity_that_has_no_code():
+    """A table without zero overflows downwards, too, and to -inf like an unsigned format."""
+    x = torch.tensor([-5.0, 0.1, 1.4, 3.0])
+    both = code_format("BOTH", [1.0, 2.0, math.inf, -math.inf])
+    assert encode(x, both, overflow="inf").tolist() == [3, 3, 0, 2]
+    above = code_format("ABOVE", [1.0, 2.0, math.inf])
+    assert fake_quantize(x, above, overflow="inf").tolist() == [-math.inf, -math.inf, 1, math.inf]
+    with pytest.raises(BadInput, match=r"^-inf cannot be encoded: format ABOVE has neither"):
+        encode(x, above, overflow="inf")
+    assert encode(x, above).tolist() == [0, 0, 0, 1]
+    with pytest.raises(BadInput, match=r"^NaN cannot be encoded: format ABOVE has no NaN code"):
+        encode(torch.tensor([-5.0, math.nan]), above, overflow="inf")
+    missing = code_format("MISSING", [1.0, 2.0, math.inf, math.nan])
+    assert encode(x, missing, overflow="inf").tolist() == [3, 3, 0, 2]
 
 
 def test_decode_refuses():

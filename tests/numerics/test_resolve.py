@@ -1,4 +1,6 @@
-"""Keys that are drawn where none is given."""
+"""Keys that are drawn where none is given, and formats that torch.compile finds by name."""
+
+import warnings
 
 import pytest
 import torch
@@ -72,3 +74,23 @@ def test_only_stochastic_rounding_draws():
             fake_quantize(wrong, E3M4, rounding="stochastic")
     with pytest.raises(BadInput, match="needs a key"):  # what runs are made of draws no keys
         round_to_grid(normal(3), E4M3, Rule("stochastic"))
+
+
+@pytest.mark.slow
+def test_names_under_torch_compile(tmp_path):
+    """Formats by name and by file are part of one graph, without a word; bad ones are BadInput."""
+    (tmp_path / "mine.yaml").write_text("{values: [-1.0, 0.5, 2.0]}")
+    names = ("E4M3", "E7M0-by-log", "MXFP4", str(tmp_path / "mine.yaml"))
+
+    def total(x):
+        return sum(fake_quantize(x, name) for name in names)
+
+    x = normal(2, 32)
+    torch._dynamo.reset()
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        found = torch.compile(total, backend="eager", fullgraph=True)(x)
+    assert not [w for w in seen if "cache" in str(w.message)]
+    assert_same(found, total(x))
+    with pytest.raises(BadInput, match="unknown format 'E4MM3'"):
+        torch.compile(lambda x: fake_quantize(x, "E4MM3"), backend="eager")(x)

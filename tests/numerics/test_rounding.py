@@ -10,6 +10,7 @@ from fractions import Fraction
 import gfloat
 import pytest
 import torch
+from drawn_formats import float_formats, table_formats
 from format_checks import (
     PATHS,
     all_bfloat16,
@@ -26,7 +27,7 @@ from hypothesis import strategies as st
 from oracles import GFLOAT_ROUNDINGS
 
 from altcore.errors import BadInput
-from altcore.formats import ROUNDINGS, code_format, float_format, round_scalar, table_format
+from altcore.formats import ROUNDINGS, float_format, round_scalar
 from altcore.numerics import (
     COUNTS,
     Meters,
@@ -42,38 +43,6 @@ from altcore.numerics.rounding_constants import float_constants
 
 DEFINITE = [r for r in ROUNDINGS if r != "stochastic"]
 BY_NAME = {"argvalues": ALL, "ids": str}
-
-float_formats = st.builds(
-    lambda e, m, bias, s, n: float_format(
-        "random", e, m, bias=bias, specials=s if e else "none", subnormals=n or e == 0
-    ),
-    st.integers(0, 7),
-    st.integers(1, 6),
-    st.none() | st.integers(-5, 70),
-    st.sampled_from(["none", "ieee", "fn", "fnuz"]),
-    st.booleans(),
-) | st.builds(
-    lambda e, bias: float_format("random", e, 0, bias=bias), st.integers(2, 7), st.integers(1, 9)
-)
-
-
-@st.composite
-def table_formats(draw):
-    """Of any values, of float32 and not; one-sided ones, too; perhaps with infinities and NaN."""
-    low = draw(st.sampled_from([-60, 0, 1]))
-    values = st.integers(low, 60).map(lambda v: v / 16)
-    for width in (32, 64):
-        values |= st.floats(max(low, -1) * 1e4 if low < 1 else 2**-9, 1e4, width=width)
-    held = draw(
-        st.lists(values.map(lambda v: v + 0.0), min_size=2, max_size=40, unique=True).filter(
-            lambda v: max(v) > 0
-        )
-    )
-    infinities = [[], [math.inf, -math.inf], *([[math.inf]] if min(held) >= 0 else [])]
-    special = [*draw(st.sampled_from(infinities)), *draw(st.sampled_from([[], [math.nan]]))]
-    if special:
-        return code_format("random", [*sorted(held), *special])
-    return table_format("random", sorted(held))
 
 
 def numbers_for(fmt, seed, dtype):
