@@ -28,11 +28,14 @@ class SourcedList(list[Any]):
         self.source, self.sources = source, sources
 
 
-def source_of(container: Any, key: Any = None) -> Source | None:
+_ITSELF = object()
+
+
+def source_of(container: Any, key: Any = _ITSELF) -> Source | None:
     """Return where a key or item, or the mapping or list itself, was read from YAML."""
     if not isinstance(container, SourcedDict | SourcedList):
         return None
-    return container.source if key is None else container.sources.get(key)
+    return container.source if key is _ITSELF else container.sources.get(key)
 
 
 def updated(mapping: Mapping[Any, Any], changes: Mapping[Any, Any]) -> dict[Any, Any]:

@@ -214,7 +214,10 @@ def _scaling(value: Any, fmt: AnyFormat, place: Place) -> Scaling:
     try:
         return Scaling(**parts)
     except ValueError as error:
-        raise place.refusal(str(error)) from error
+        # attrs' validators quote the name of the part, and tell it by nothing else.
+        named = [place.below(value, key) for key in value if f"'{key}'" in str(error)]
+        at = named[0] if named else place
+        raise evolve(place, source=at.source).refusal(str(error.args[0])) from error
 
 
 def _number(value: Any, kind: Any, place: Place) -> Any:

@@ -445,6 +445,22 @@ def test_a_record_that_no_run_writes(file, line, says, here, capsys):
     assert "sound" in listed.out
 
 
+@pytest.mark.parametrize("file", ["metrics.jsonl", "timings.jsonl", "events.jsonl"])
+def test_a_broken_record_hides_no_other_run(file, here, capsys):
+    """Bytes that are no text, in the middle: its file and line are named, on standard error."""
+    for name in ("sound", "taken"):
+        Path("runs", name).mkdir(exist_ok=True)
+        Path("runs", name, "config.yaml").write_text("max_steps: 3\n")
+    start = b'{"step": 1, "event": "start"}\n'
+    Path("runs/taken", file).write_bytes(start + b"\xff\n" + start)
+    listed = call(capsys, "runs", "list", "--json")
+    assert listed.code == 0
+    assert {run["name"] for run in json.loads(listed.out)} >= {"sound", "taken"}
+    if file != "timings.jsonl":
+        assert f"runs/taken/{file}" in listed.err
+        assert "[2]" in listed.err
+
+
 QUESTION = {"command": "explain", "asked": {}, "seeds": [1], "within": 0.1, "steps": 9}
 QUESTIONS = [
     json.dumps({"questions": [{**QUESTION, "arms": {}, **wrong}]})

@@ -4,10 +4,8 @@ import pytest
 from helpers_recipes import LAYERS
 
 from altcore import BadInput, ChangeRecipe, get_format
-from altcore.recipes import (
-    Cast,
-    Scaling,
-)
+from altcore.recipes import Cast, Scaling, read_recipe
+from altcore.recipes.cast_reading import Place, read_cast
 from altcore.recipes.reading import parse
 
 
@@ -50,3 +48,40 @@ def test_nearest_is_nearest_even():
     assert short == parse({"weight": {"format": "E4M3", "rounding": "nearest-even"}})
     assert ChangeRecipe(rounding="nearest", reason="r").rounding == "nearest-even"
     assert Cast(get_format("E4M3"), Scaling("none"), rounding="nearest").rounding == "nearest-even"
+
+
+@pytest.mark.parametrize(
+    ("part", "problem"),
+    [
+        ("margin: 1.0e39", "'margin' must be <= 3.4"),
+        ("margin: 1" + "0" * 400, "is beyond float64"),
+        ("history: 100000000000000000000", "is beyond 64 bits"),
+        ("history: 100000000000", "'history' must be <= 1000000"),
+        ("block: 100000000000000000000", "is beyond 64 bits"),
+        ("quantile: 1" + "0" * 400, "is beyond float64"),
+    ],
+)
+def test_numbers_that_nothing_holds_are_refused(part, problem, tmp_path):
+    """Before torch or C meets them: by the line, and not printed whole."""
+    path = tmp_path / "r.yaml"
+    path.write_text(f"weight:\n  format: E4M3\n  scaling:\n    kind: delayed\n    {part}\n")
+    with pytest.raises(BadInput, match=r"weight\.scaling.*") as caught:
+        read_recipe(str(path))
+    assert problem in str(caught.value)
+    assert caught.value.source.line == 5
+    assert len(str(caught.value)) < 300
+
+
+def test_a_whole_margin_is_a_float():
+    """Torch multiplies by no whole number of more than 64 bits."""
+    cast = read_cast({"format": "E4M3", "scaling": {"margin": 10**30}}, Place())
+    assert type(cast.scaling.margin) is float
+
+
+def test_a_misspelt_placeholder_is_named(tmp_path):
+    """Whatever --format says: the recipe is at fault."""
+    path = tmp_path / "r.yaml"
+    path.write_text("name: mine\nweight: FROMAT\n")
+    with pytest.raises(BadInput, match=r"unknown format 'FROMAT' \(did you mean FORMAT\?\)") as hit:
+        read_recipe(str(path), "E4M3")
+    assert (hit.value.key, hit.value.source.line) == ("recipe", 2)

@@ -4,8 +4,9 @@ import json
 
 import pytest
 from helpers_recipes import LAYERS, plan_of
+from torch import nn
 
-from altcore import BadInput, TrainConfig, float_format, get_format
+from altcore import BadInput, TrainConfig, float_format, get_format, quantize_model
 from altcore.errors import Source
 from altcore.recipes import read_recipe, reading, resolved_from_plain, resolved_to_plain
 from altcore.recipes.reading import parse
@@ -204,3 +205,35 @@ def test_errors_of_a_file_name_its_lines(tmp_path):
         with pytest.raises(BadInput, match=rf"\(given in .*mine\.yaml, line {line}\)$") as caught:
             read_recipe(path).resolve(LAYERS)
         assert caught.value.source == Source(str(path), line), text
+
+
+@pytest.mark.parametrize(
+    ("text", "says", "line"),
+    [
+        ("skip: 0", "skip: a list of patterns is needed", 2),
+        ("skip: false", "skip: a list of patterns is needed", 2),
+        ("layers: false", "layers: a mapping of patterns", 2),
+        ("layers: []", "layers: a mapping of patterns", 2),
+        ("name: 3", r"recipe r\.yaml: name: 3 is not a line of text", 2),
+        ("name: ~", r"recipe r\.yaml: name: None is not a line of text", 2),
+        ("activation:\n  name: X\n  exponent: 4\n  bogus: 3", "format X: unknown key 'bogus'", 5),
+        ("activation: {format: {name: X,\n  values: [0,\n a]}}", "format X: values: item 1", 4),
+        ("~: E4M3", "unknown key None", 2),
+    ],
+)
+def test_a_file_is_named_by_the_line(text, says, line, tmp_path):
+    """Whatever it is that is wrong in it: false and 0 are not the same as nothing."""
+    path = tmp_path / "r.yaml"
+    path.write_text(f"weight: E4M3\n{text}\n")
+    with pytest.raises(BadInput, match=says) as caught:
+        read_recipe(str(path))
+    assert caught.value.source == Source(str(path), line)
+
+
+def test_a_hadamard_transform_without_its_partner_is_named_by_its_line(tmp_path):
+    """Only the model tells that two operands meet."""
+    path = tmp_path / "r.yaml"
+    path.write_text("weight: E4M3\nactivation:\n  format: E4M3\n  hadamard: 4\n")
+    with pytest.raises(BadInput, match="the same Hadamard transform, not 4 and 0") as caught:
+        quantize_model(nn.Linear(4, 4), str(path))
+    assert caught.value.source == Source(str(path), 2)

@@ -1,6 +1,7 @@
 """Checkpoints: whole or not at all, digested, and the newest valid one found."""
 
 import errno
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -215,3 +216,29 @@ def test_the_manifest_is_plain_json(tmp_path):
     assert manifest["files"] == {
         "state.pt": {"sha256": digest, "bytes": (path / "state.pt").stat().st_size}
     }
+
+
+@pytest.mark.parametrize("pointer", [b"\xff\xfe", b"", b"a\0b", b"step-00000099", b"../.."])
+def test_a_pointer_that_names_nothing_removes_nothing(pointer, tmp_path):
+    """Training goes on, and whatever was the best is still there."""
+    for step in range(1, 6):
+        save(tmp_path, f"step-{step:08d}")
+    (tmp_path / "best").write_bytes(pointer)
+    with capture_logs() as logs:
+        checkpoint.prune_checkpoints(tmp_path, 2)
+    assert len(list(tmp_path.glob("step-*"))) == 5
+    assert [(x["log_level"], x["file"]) for x in logs] == [("warning", str(tmp_path / "best"))]
+
+
+@pytest.mark.parametrize("data", [b"", b"no state", b"PK\x03\x04"])
+def test_a_state_that_torch_cannot_read_is_passed_by_loudly(data, tmp_path):
+    """Its digest may be right all the same."""
+    save(tmp_path, "step-00000001", step=1)
+    path = save(tmp_path, "step-00000002", step=2)
+    (path / "state.pt").write_bytes(data)
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["state.pt"]["sha256"] = hashlib.sha256(data).hexdigest()
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    with capture_logs() as logs:
+        assert checkpoint.load_newest(tmp_path)[0]["step"] == 1
+    assert "step-00000002: state.pt cannot be read" in logs[0]["error"]
