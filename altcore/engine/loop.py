@@ -21,9 +21,9 @@ at the end.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -31,10 +31,11 @@ from attrs import asdict, define, field
 from torch import Tensor, nn
 
 from altcore.engine import capture
-from altcore.engine.apply import carry_out, emit_verdict
+from altcore.engine.apply import carry_out, emit_verdict, stop_of
 from altcore.engine.collapse import Detector
 from altcore.engine.compiling import tell_recompiles
 from altcore.engine.dispatch import Dispatcher
+from altcore.engine.ending import summarize
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.nonfinite import layer_evidence, locate_nonfinite
 from altcore.engine.progress import Progress
@@ -50,11 +51,12 @@ from altcore.errors import Interrupted
 from altcore.hooks import Proposal, Rollback, SkipStep, Stop, Verdict, arbitrate
 from altcore.runs import (
     METRICS,
+    SUMMARY,
     RunDirectory,
     point_to,
     prune_checkpoints,
     save_checkpoint,
-    summarize,
+    step_lines,
 )
 
 
@@ -79,6 +81,10 @@ class Engine:
     needs: set[str] = field(init=False, factory=set)
     """The captures that plugins due on this step need."""
     status: str = field(init=False, default="running")
+    error: str | None = field(init=False, default=None)
+    """What ended the run, if it failed or was interrupted."""
+    findings: dict[str, list[Any]] = field(init=False, factory=dict)
+    """What plugins say in the summary that they found."""
     saved: str = field(init=False, default="")
     """The last checkpoint: a step that is best, at its interval and the last is saved once."""
 
@@ -139,6 +145,7 @@ class Engine:
         """Set learning rate, counters, captures and gradients for a new step."""
         run, config = self.run, self.run.config
         run.step = step.index
+        self.record.begin_step()
         step.learning_rate = learning_rate(config, step.index) * run.lr_scale
         for group in run.optimizer.param_groups:
             group["lr"] = step.learning_rate
@@ -210,7 +217,7 @@ class Engine:
     def apply(self, verdict: Verdict) -> bool:
         """Carry out a verdict; returns whether it changed state or formats, from the next step."""
         if verdict.kind is Stop:
-            self.status = "stopped"
+            self.status, self.progress.stop = "stopped", stop_of(verdict, self.run.step)
         is_changed = carry_out(self.run, verdict)
         if is_changed:
             self.detector.start_anew()
@@ -263,10 +270,11 @@ class Engine:
         progress.evaluation = {"step": step.index, **validation_losses(self.run)}
         self.detector.evaluated(step.index, progress.evaluation["val_loss"])
         self.saved = ""  # a checkpoint of this step does not know of the evaluation
+        progress.first_evaluation = progress.first_evaluation or progress.evaluation
         self.directory.append(METRICS, progress.evaluation)
         self.dispatch.call("on_eval", run=self.run, step=step, metrics=progress.evaluation)
-        if progress.evaluation["val_loss"] < progress.best:
-            progress.best = progress.evaluation["val_loss"]
+        if progress.evaluation["val_loss"] < progress.best.get("val_loss", math.inf):
+            progress.best = progress.evaluation
             self.save(f"step-{step.index:08d}", best=True)
 
     # The whole run ---------------------------------------------------------------------------
@@ -274,9 +282,10 @@ class Engine:
     def train(self) -> dict[str, Any]:
         """Run to the end; returns the summary. `run_end` is always called."""
         run, step = self.run, Step(self.run.step)
-        self.status, clock = "running", time.perf_counter()
+        self.status = "running"
+        self.record.begin_run()
         try:
-            with Signals() as signals, tell_recompiles(run.emit):
+            with self.noting_errors(), Signals() as signals, tell_recompiles(run.emit):
                 random = random_state(run.device)
                 self.dispatch.call("run_start", run=run)
                 set_random_state(random, run.device)  # a plugin's imports may draw numbers
@@ -287,7 +296,6 @@ class Engine:
                 while self.status == "running" and run.step < run.config.max_steps:
                     step = Step(run.step + 1)
                     self.train_step(step)
-                    clock = self.record.time(step, clock)
                     signals.leave_if_asked(lambda: self.save(f"step-{run.step:08d}"))
                 if self.status == "running":
                     self.status = "finished"
@@ -296,40 +304,49 @@ class Engine:
                 if self.progress.evaluation.get("step") != run.step:
                     self.evaluate(step)
                 self.save(f"step-{run.step:08d}")
+        finally:
+            self.end()
+        return self.summary()
+
+    @contextmanager
+    def noting_errors(self) -> Iterator[None]:
+        """Keep for the summary what ends the run, and raise it."""
+        try:
+            yield
         except BaseException as error:
             is_leaving = isinstance(error, Interrupted | KeyboardInterrupt)
             self.status = "interrupted" if is_leaving else "failed"
-            self.facts = {**self.facts, "error": f"{type(error).__name__}: {error}"}
+            self.error = f"{type(error).__name__}: {error}"
             raise
-        finally:
-            summary = self.end()
-        return summary
 
-    def end(self) -> dict[str, Any]:
+    def end(self) -> None:
         """Write what is left and say that the run is over; each part comes if another fails."""
         with ExitStack() as always:
             always.callback(self.directory.close)
-            try:
+            always.callback(self.write_summary)  # again: run_end may have added a report
+            always.callback(self.tell_end)
+            always.callback(self.write_summary)
+            with self.noting_errors():
                 self.record.flush()
-            finally:
-                summary = self.summary()
-                always.callback(self.dispatch.call, "run_end", run=self.run, summary=summary)
-                self.run.emit("end", **summary)
-        return summary
+                lines = step_lines(self.directory.path)
+                self.findings = self.dispatch.findings(self.run, lines)
+
+    def tell_end(self) -> None:
+        """Tell the plugins that the run is over."""
+        with self.noting_errors(), ExitStack() as always:
+            always.callback(self.dispatch.call, "run_end", run=self.run, summary=self.summary())
+            ended = {"status": self.status, "verdict": self.summary()["verdict"]}
+            self.run.emit("end", **ended, error=self.error)
 
     def summary(self) -> dict[str, Any]:
-        """Return what is printed at the end and kept in the last event."""
-        return {
-            "status": self.status,
-            "steps": self.run.step,
-            **summarize(self.directory.path),
-            **self.progress.summary(),
-            **self.facts,
-            "shifts": self.run.shifts,
-            "degraded": self.run.degraded,
-            "reports": self.run.reports,
-            "directory": str(self.directory.path),
-        }
+        """Return how the run ended, as summary.json has it."""
+        facts, findings = self.facts, self.findings
+        made = summarize(self.run, self.progress, self.status, facts, findings, self.error)
+        return made.to_plain()
+
+    def write_summary(self) -> None:
+        """Write summary.json, at once or not at all."""
+        self.directory.write_json(SUMMARY, self.summary())
 
     # Checkpoints -----------------------------------------------------------------------------
 
@@ -384,4 +401,5 @@ class Engine:
         run.lr_scale = state["lr_scale"]
         run.shifts[:], run.reports[:] = state["shifts"], state["reports"]
         self.progress.restore(state["progress"])
+        self.progress.stop = {}  # it goes on
         self.captures = capture.LayerCaptures(run.quantization.modules)

@@ -26,6 +26,7 @@ from altcore.recipes import formats_in, matching, some
 from altcore.registry import Entry, find
 from altcore.runs import (
     EVENTS,
+    SUMMARY,
     RunDirectory,
     environment,
     find_run,
@@ -96,10 +97,15 @@ def prepare(
     # The model runs here for the first time: one that cannot run leaves no directory behind.
     facts: dict[str, Any] = {
         "format": _format_name(config, quantization),
+        "first_formats": sorted(quantization.formats),
         "recipe": config.recipe_name,
         "compute": quantization.compute,
+        "optimizer": config.optimizer,
+        "workload": config.workload,
+        "workload_facts": dict(workload.facts),
+        "seed": config.seed,
+        "max_steps": config.max_steps,
         **coverage_facts(workload, quantization, device),
-        "workload": dict(workload.facts),
     }
     if config.compile:
         model.compile()
@@ -120,13 +126,14 @@ def prepare(
     )
     if going_on is None:
         origins = {p.name: p.origin for p in plugins}
-        about = {**environment(device, origins), "seed": config.seed, **facts}
+        about = {**environment(device, origins), **facts}
         directory.write_json("environment.json", about)
         for line in notices_of(config, workload):
             log.info(line)
     else:
         engine.load_state_dict(going_on.state)
         directory.drop_after(run.step)
+        directory.remove(SUMMARY)
     write_configuration(directory, config)
     return engine
 

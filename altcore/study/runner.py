@@ -21,11 +21,10 @@ from altcore.api import train
 from altcore.config import LONGEST_NAME, TrainConfig
 from altcore.errors import AltcoreError
 from altcore.formats import digest
-from altcore.runs import EVENTS, METRICS, read_lines, summary_of
+from altcore.runs import ENDED, EVENTS, METRICS, read_lines, summary_of
 from altcore.study.arms import Arm
 from altcore.study.identity import identity
 
-ENDED = ("finished", "collapsed", "stopped")
 DIVERGED = ("nan_patience", "diverged")
 """Causes of a collapse that mean that the loss left."""
 FACTORS_OF_RATE = (1 / 3, 1.0, 3.0)
@@ -168,7 +167,7 @@ def outcome(path: Path, steps: int) -> Outcome:
     causes = {e.get("cause") for e in read_lines(path / EVENTS) if e["event"] == "collapse"}
     finite = all(map(math.isfinite, losses[-tail_length(steps) :]))
     early = len(losses) < steps
-    entropy = (summary_of(path).get("workload") or {}).get("unigram_entropy")
+    entropy = summary_of(path)["workload_facts"].get("unigram_entropy")
     diverged = early or not finite or bool(causes & set(DIVERGED))
     return Outcome(losses, diverged, entropy, tuple(lines))
 

@@ -15,6 +15,7 @@ from helpers_cli import TINY, call, environment, run
 
 from altcore.cli import COMMANDS, cli
 from altcore.cli.summary import lines
+from altcore.runs import Summary
 from altcore.errors import EXIT_CODES, BadInput, Interrupted, NoSpace, PluginError
 from altcore.registry import KINDS
 
@@ -206,7 +207,9 @@ def test_runs_list(recorded, capsys):
     assert {r["steps"] for r in rows} == {3}
     table = call(capsys, "runs", "list", "--runs-dir", recorded).out.splitlines()
     assert [line.split()[0] for line in table] == ["name", "first", "second", "third"]
-    assert table[1].split()[1:] == ["finished", "3", f"{rows[0]['val_loss']:.4f}"]
+    assert table[1].split()[1:4] == ["finished", "3", f"{rows[0]['val_loss']:.4f}"]
+    assert table[1].endswith(f"  {rows[0]['verdict']}")
+    assert rows[0]["verdict"] in ("learned", "did not learn")
 
 
 def test_runs_list_of_nothing(tmp_path, capsys):
@@ -225,9 +228,9 @@ def test_runs_show(recorded, capsys):
     data = json.loads(call(capsys, "runs", "show", "third", "--runs-dir", recorded, "--json").out)
     assert data["name"] == "third"
     assert data["steps"] == 3
-    (end,) = events(recorded / "third", "end")
-    assert data["val_loss"] == end["val_loss"]
-    assert data["stored_stall_rate"] == end["stored_stall_rate"]
+    written = json.loads((recorded / "third/summary.json").read_text())
+    assert data == {**written, "directory": f"{recorded}/third"}
+    assert data["verdict"] in shown.out
 
 
 def test_runs_show_a_run_that_has_not_ended(recorded, tmp_path, capsys):
@@ -246,6 +249,7 @@ def test_runs_show_a_run_that_has_not_ended(recorded, tmp_path, capsys):
 # ------------------------------------------------------------------------------ the summary
 
 SUMMARY = {
+    "name": "x",
     "directory": "runs/x",
     "format": "E5M2",
     "recipe": "pure",
@@ -264,19 +268,20 @@ SUMMARY = {
     "shifts": [],
     "collapses": [],
     "reports": [],
-    "workload": {},
+    "verdict": "learned",
 }
 
 
 def told(**changes):
     """Return the summary's lines by name."""
-    return dict(lines({**SUMMARY, **changes}))
+    return dict(lines(Summary(**{**SUMMARY, **changes}).to_plain()))
 
 
 def test_the_summary_says_everything():
     """Steps, losses, stall, overflow, flush, the shares quantized, format shifts and reports."""
     text = told()
     assert text["steps"] == "7"
+    assert text["verdict"] == "learned"
     assert text["final training loss"] == "2.5000"
     assert "2.2500 (best 2.0000; " in text["validation loss"]
     assert "2.1250" in text["validation loss"]

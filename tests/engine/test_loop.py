@@ -918,7 +918,7 @@ def test_the_last_checkpoint_knows_the_last_evaluation(start):
     run = start(max_steps=3, checkpoint_interval=3, eval_interval=0)
     progress = state(run.run_directory)["progress"]
     assert progress["evaluation"]["step"] == 3
-    assert progress["best"] == run.summary["best_val_loss"]
+    assert progress["best"]["val_loss"] == run.summary["best_val_loss"]
 
 
 def test_bad_input_writes_nothing(start):
