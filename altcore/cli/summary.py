@@ -89,7 +89,7 @@ def _time(summary: Mapping[str, Any]) -> str:
 
 
 def finding_lines(findings: Mapping[str, Sequence[Any]]) -> list[str]:
-    """Return what plugins found, as lines: text as it is, rows as tables.
+    r"""Return what plugins found, as lines: text as it is, rows as tables.
 
     >>> rows = [{"ULPs": "mean", "early": 1.5}, {"ULPs": "median", "early": 0.0, "late": 2}]
     >>> print("\\n".join(finding_lines({"ulp-stats": ["weights move", *rows]})))

@@ -18,7 +18,7 @@ from altcore.runs import (
     read_lines,
     step_lines,
     tail,
-    verdict,
+    verdict_of,
 )
 
 FEWEST = 20
@@ -61,7 +61,7 @@ def summarize(
         directory=str(run.directory),
         status=status,
         learned=learned,
-        verdict=verdict(
+        verdict=verdict_of(
             learned=learned,
             status=status,
             steps=run.step,

@@ -24,18 +24,18 @@ from altcore.runs.provenance import environment
 from altcore.runs.reading import find_run, list_runs, summary_of
 from altcore.runs.summary import ENDED, STATUSES, UNFINISHED, Summary
 from altcore.runs.summary import FILE as SUMMARY
-from altcore.runs.verdict import has_learned, verdict
+from altcore.runs.verdict import has_learned, verdict_of
 
 __all__ = [
     "ENDED",
     "EVENTS",
     "METRICS",
-    "RunDirectory",
     "STATUSES",
     "SUMMARY",
-    "Summary",
     "TIMINGS",
     "UNFINISHED",
+    "RunDirectory",
+    "Summary",
     "early_and_late",
     "environment",
     "find_run",
@@ -54,6 +54,6 @@ __all__ = [
     "summary_of",
     "tail",
     "to_json",
-    "verdict",
+    "verdict_of",
     "write_configuration",
 ]

@@ -61,9 +61,7 @@ class Summary:
     )
     items_per_second: float | None = setting(None, help="throughput of the recorded steps")
     item: str | None = setting(None, help="the plural by which an item is called, as `tokens`")
-    final_loss: float | None = setting(
-        None, help="the last recorded training loss that is finite"
-    )
+    final_loss: float | None = setting(None, help="the last recorded training loss that is finite")
     final_loss_step: int | None = setting(None, help="its step")
     best_loss: float | None = setting(None, help="the lowest recorded training loss")
     best_loss_step: int | None = setting(None, help="its step")

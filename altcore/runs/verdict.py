@@ -49,7 +49,7 @@ def has_learned(
     return bool(loss < start - error)
 
 
-def verdict(
+def verdict_of(
     *,
     learned: bool | None,
     status: str,
@@ -61,11 +61,11 @@ def verdict(
 ) -> str:
     """Return the line.
 
-    >>> verdict(learned=True, status="finished", steps=300, is_improving=True)
+    >>> verdict_of(learned=True, status="finished", steps=300, is_improving=True)
     'learned, still improving at the end'
-    >>> verdict(learned=False, status="finished", steps=300, collapses=[{"step": 120}])
+    >>> verdict_of(learned=False, status="finished", steps=300, collapses=[{"step": 120}])
     'did not learn; collapsed at step 120, went on'
-    >>> verdict(learned=False, status="finished", steps=300, discarded=200)
+    >>> verdict_of(learned=False, status="finished", steps=300, discarded=200)
     'did not learn: 200 of 300 steps discarded'
     """
     parts = []

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import click
 import pytest
-from helpers import Starter, events
+from helpers import Starter
 from helpers_cli import TINY, call, environment, run
 
 from altcore.cli import COMMANDS, cli
 from altcore.cli.summary import lines
-from altcore.runs import Summary
 from altcore.errors import EXIT_CODES, BadInput, Interrupted, NoSpace, PluginError
 from altcore.registry import KINDS
+from altcore.runs import Summary
 
 SUBJECT = "import sys; from altcore.cli import main\ntry: main({!r})\nexcept SystemExit: pass\n"
 LOADED = """
