@@ -92,7 +92,8 @@ def finding_lines(findings: Mapping[str, Sequence[Any]]) -> list[str]:
     r"""Return what plugins found, as lines: text as it is, rows as tables.
 
     >>> rows = [{"ULPs": "mean", "early": 1.5}, {"ULPs": "median", "early": 0.0, "late": 2}]
-    >>> print("\\n".join(finding_lines({"ulp-stats": ["weights move", *rows]})))
+    >>> for line in finding_lines({"ulp-stats": ["weights move", *rows]}):
+    ...     print(line)
     ulp-stats
       weights move
       ULPs    early  late

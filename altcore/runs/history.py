@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,39 +38,42 @@ def finite(value: Any) -> float | None:
     return value if is_number and math.isfinite(value) else None
 
 
-def early_and_late(lines: Lines, measure: str, worst: Any = max) -> dict[str, Any] | None:
-    """Return a row of a diagnostic's findings: a measure early and late, and the worst layer.
+def early_and_late(
+    history: Lines, title: str, measures: Mapping[str, str], worst: Callable[..., str] = max
+) -> list[dict[str, Any]]:
+    """Return rows of a diagnostic's findings: measures early and late, and the worst layer.
 
     Early and late are the means over the first and the last tenth of the lines that have the
-    measure, at least one line each. The worst layer is that of the last line: the one with the
-    largest value, or with the smallest if ``worst`` is ``min``.
+    measure, at least one line each. The worst layer is that of the last line.
 
     Args:
-        lines: the argument ``history`` of the hook ``findings``.
-        measure: the name of the aggregate, without the plugin's.
+        history: the argument of the hook ``findings``.
+        title: the heading of the first column.
+        measures: what to call each measure, and its name. One that is nowhere finite is left out.
+        worst: ``max`` if the layer with the largest value is the worst, ``min`` for the smallest.
 
-    Returns:
-        ``early``, ``late`` and, if layers were measured, ``worst layer`` and ``there``; None if
-        nothing finite was measured.
-
-    >>> lines = [{"step": 1, "mean": 3.0}, {"step": 2, "mean": 1.0, "mean/h.0": 0.5, "mean/h.1": 2}]
-    >>> early_and_late(lines, "mean")
-    {'early': 3.0, 'late': 1.0, 'worst layer': 'h.1', 'there': 2}
+    >>> lines = [{"step": 1, "mean": 3.0}, {"step": 9, "mean": 1.0, "mean/h.0": 0.5, "mean/h.1": 2}]
+    >>> early_and_late(lines, "ULPs", {"mean": "mean", "largest": "max"})
+    [{'ULPs': 'mean', 'steps': '1-9', 'early': 3.0, 'late': 1.0, 'worst layer': 'h.1', 'there': 2}]
     """
-    known = [line for line in lines if finite(line.get(measure)) is not None]
-    if not known:
-        return None
-    row: dict[str, Any] = {
-        "early": mean_of(tail(known[::-1]), measure),
-        "late": mean_of(tail(known), measure),
-    }
-    prefix = f"{measure}/"
-    layers = {
-        key.removeprefix(prefix): value
-        for key, value in known[-1].items()
-        if key.startswith(prefix) and finite(value) is not None
-    }
-    if layers:
-        name = worst(layers, key=layers.__getitem__)
-        row |= {"worst layer": name, "there": layers[name]}
-    return row
+    rows = []
+    for label, measure in measures.items():
+        known = [line for line in history if finite(line.get(measure)) is not None]
+        if not known:
+            continue
+        row = {
+            title: label,
+            "steps": f"{known[0]['step']}-{known[-1]['step']}",
+            "early": mean_of(tail(known[::-1]), measure),
+            "late": mean_of(tail(known), measure),
+        }
+        layers = {
+            key.removeprefix(f"{measure}/"): value
+            for key, value in known[-1].items()
+            if key.startswith(f"{measure}/") and finite(value) is not None
+        }
+        if layers:
+            name = worst(layers, key=layers.__getitem__)
+            row |= {"worst layer": name, "there": layers[name]}
+        rows.append(row)
+    return rows

@@ -189,8 +189,8 @@ def test_the_script_runs_skips_and_goes_on(script, tmp_path, corpus, capsys):
     runs = tmp_path / "runs"
     one, two = (runs / f"{n}-uniform-3-steps" for n in ("e7m0", "e3m4"))
     report = (runs / "format-experiments-3-steps.md").read_text()
-    for path, fmt in ((one, "E7M0"), (two, "E3M4")):
-        assert f"| {path.name} | {fmt} | {summary_of(path)['verdict']} | 3 |" in report
+    for done, fmt in ((one, "E7M0"), (two, "E3M4")):
+        assert f"| {done.name} | {fmt} | {summary_of(done)['verdict']} | 3 |" in report
     assert all("--preset" in a for a in script.asked)
 
     # As if the first had been killed after its second step, and the second before any.
