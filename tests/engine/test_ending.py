@@ -35,24 +35,24 @@ def check_summary(run_directory, **expected):
 
 def test_a_run_that_learned(start):
     """Every number stands where it belongs."""
-    run = start(name="r", max_steps=40, eval_interval=10, gpt__block_size=32, learning_rate=0.03)
-    plain = check_summary(run.run_directory, name="r", status="finished", learned=True, steps=40)
+    run = start(name="r", max_steps=120, eval_interval=40, warmup_steps=5)
+    plain = check_summary(run.run_directory, name="r", status="finished", learned=True, steps=120)
     assert run.summary == plain
     assert plain["verdict"].startswith("learned")
     assert run.verdict == plain["verdict"]
     losses = [x["loss"] for x in run.metrics_history]
-    assert (plain["final_loss"], plain["final_loss_step"]) == (losses[-1], 40)
+    assert (plain["final_loss"], plain["final_loss_step"]) == (losses[-1], 120)
     assert plain["best_loss"] == min(losses)
     assert losses[plain["best_loss_step"] - 1] == min(losses)
-    assert plain["evaluation"]["step"] == 40
+    assert plain["evaluation"]["step"] == 120
     assert plain["evaluation"]["val_loss"] == plain["val_loss"]
     assert plain["best_evaluation"]["step"] == plain["best_step"]
     assert plain["best_val_loss"] <= plain["val_loss"]
     assert plain["workload"] == "gpt"
     assert plain["workload_facts"]["unigram_entropy"] * 0.95 >= plain["val_loss"]
-    assert (plain["optimizer"], plain["seed"], plain["max_steps"]) == ("adamw", 42, 40)
+    assert (plain["optimizer"], plain["seed"], plain["max_steps"]) == ("adamw", 42, 120)
     assert plain["item"] == "tokens"
-    assert plain["seconds"] > 40 * plain["step_time_ms"] / 1000 > 0
+    assert plain["seconds"] > 120 * plain["step_time_ms"] / 1000 > 0
     assert plain["items_per_second"] > 0
     unquantized = ("stored_stall_rate", "view_stall_rate", "bit_stall_final", "bit_stall_of")
     assert {plain[k] for k in (*unquantized, "overflow_rate", "flushed_rate")} == {None}

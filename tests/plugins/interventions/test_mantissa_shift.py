@@ -508,10 +508,8 @@ def test_in_a_run(tmp_path):
     assert (result.failure_step, result.failure_reason) == (7, result.summary["stop_reason"])
     assert "the chain of formats ends at E5M2" in result.failure_reason
     assert result.final_loss == result.metrics_history[0]["loss"]
-    assert (
-        result.verdict
-        == "did not learn: 6 of 7 steps discarded; stopped by mantissa-shift at step 7"
-    )
+    how = "did not learn: 6 of 7 steps discarded; stopped by mantissa-shift at step 7"
+    assert result.verdict == how
 
 
 def test_a_run_survives_activations_beyond_the_range(shelf, start):
