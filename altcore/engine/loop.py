@@ -22,8 +22,7 @@ at the end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +34,7 @@ from altcore.engine.apply import carry_out, emit_verdict, stop_of
 from altcore.engine.collapse import Detector
 from altcore.engine.compiling import tell_recompiles
 from altcore.engine.dispatch import Dispatcher
-from altcore.engine.ending import summarize
+from altcore.engine.ending import Ending
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.nonfinite import layer_evidence, locate_nonfinite
 from altcore.engine.progress import Progress
@@ -47,16 +46,13 @@ from altcore.engine.stall import judged_stall, lost_stall_rate
 from altcore.engine.state import Run, Step
 from altcore.engine.step_record import StepRecord
 from altcore.engine.validation import validation_losses
-from altcore.errors import Interrupted
 from altcore.hooks import Proposal, Rollback, SkipStep, Stop, Verdict, arbitrate
 from altcore.runs import (
     METRICS,
-    SUMMARY,
     RunDirectory,
     point_to,
     prune_checkpoints,
     save_checkpoint,
-    step_lines,
 )
 
 
@@ -80,16 +76,14 @@ class Engine:
     captures: capture.LayerCaptures = field(init=False)
     needs: set[str] = field(init=False, factory=set)
     """The captures that plugins due on this step need."""
-    status: str = field(init=False, default="running")
-    error: str | None = field(init=False, default=None)
-    """What ended the run, if it failed or was interrupted."""
-    findings: dict[str, list[Any]] = field(init=False, factory=dict)
-    """What plugins say in the summary that they found."""
+    ending: Ending = field(init=False)
     saved: str = field(init=False, default="")
     """The last checkpoint: a step that is best, at its interval and the last is saved once."""
 
     def __attrs_post_init__(self) -> None:
         self.record = StepRecord(self.run, self.directory, self.dispatch, self.progress)
+        about = (self.dispatch, self.progress, self.record, self.facts)
+        self.ending = Ending(self.run, self.directory, *about)
         self.gradients = GradientNorms(self.run.model, self.run.config.dead_neuron_threshold)
         self.captures = capture.LayerCaptures(self.run.quantization.modules)
 
@@ -217,7 +211,8 @@ class Engine:
     def apply(self, verdict: Verdict) -> bool:
         """Carry out a verdict; returns whether it changed state or formats, from the next step."""
         if verdict.kind is Stop:
-            self.status, self.progress.stop = "stopped", stop_of(verdict, self.run.step)
+            self.ending.status = "stopped"
+            self.progress.stop = stop_of(verdict, self.run.step)
         is_changed = carry_out(self.run, verdict)
         if is_changed:
             self.detector.start_anew()
@@ -260,7 +255,7 @@ class Engine:
         proposals = self.dispatch.actions("on_collapse", run=self.run, step=step, evidence=evidence)
         verdict = self.arbitrate(proposals, cause=evidence["cause"])
         if verdict.kind in (None, SkipStep) and evidence["cause"] == "nan_patience":
-            self.status = "collapsed"
+            self.ending.status = "collapsed"
         return verdict
 
     def evaluate(self, step: Step) -> None:
@@ -282,10 +277,10 @@ class Engine:
     def train(self) -> dict[str, Any]:
         """Run to the end; returns the summary. `run_end` is always called."""
         run, step = self.run, Step(self.run.step)
-        self.status = "running"
+        self.ending.status = "running"
         self.record.begin_run()
         try:
-            with self.noting_errors(), Signals() as signals, tell_recompiles(run.emit):
+            with self.ending.noting_errors(), Signals() as signals, tell_recompiles(run.emit):
                 random = random_state(run.device)
                 self.dispatch.call("run_start", run=run)
                 set_random_state(random, run.device)  # a plugin's imports may draw numbers
@@ -293,60 +288,20 @@ class Engine:
                 for remark in self.remarks:
                     if run.quantization.context.is_news(remark):  # a resumed run told it before
                         run.emit("warning", message=remark)
-                while self.status == "running" and run.step < run.config.max_steps:
+                while self.ending.status == "running" and run.step < run.config.max_steps:
                     step = Step(run.step + 1)
                     self.train_step(step)
                     signals.leave_if_asked(lambda: self.save(f"step-{run.step:08d}"))
-                if self.status == "running":
-                    self.status = "finished"
+                if self.ending.status == "running":
+                    self.ending.status = "finished"
                 self.record.tell_scales([float(w.scale) for w in run.quantization.stored.values()])
                 self.record.flush()
                 if self.progress.evaluation.get("step") != run.step:
                     self.evaluate(step)
                 self.save(f"step-{run.step:08d}")
         finally:
-            self.end()
-        return self.summary()
-
-    @contextmanager
-    def noting_errors(self) -> Iterator[None]:
-        """Keep for the summary what ends the run, and raise it."""
-        try:
-            yield
-        except BaseException as error:
-            is_leaving = isinstance(error, Interrupted | KeyboardInterrupt)
-            self.status = "interrupted" if is_leaving else "failed"
-            self.error = f"{type(error).__name__}: {error}"
-            raise
-
-    def end(self) -> None:
-        """Write what is left and say that the run is over; each part comes if another fails."""
-        with ExitStack() as always:
-            always.callback(self.directory.close)
-            always.callback(self.write_summary)  # again: run_end may have added a report
-            always.callback(self.tell_end)
-            always.callback(self.write_summary)
-            with self.noting_errors():
-                self.record.flush()
-                lines = step_lines(self.directory.path)
-                self.findings = self.dispatch.findings(self.run, lines)
-
-    def tell_end(self) -> None:
-        """Tell the plugins that the run is over."""
-        with self.noting_errors(), ExitStack() as always:
-            always.callback(self.dispatch.call, "run_end", run=self.run, summary=self.summary())
-            ended = {"status": self.status, "verdict": self.summary()["verdict"]}
-            self.run.emit("end", **ended, error=self.error)
-
-    def summary(self) -> dict[str, Any]:
-        """Return how the run ended, as summary.json has it."""
-        facts, findings = self.facts, self.findings
-        made = summarize(self.run, self.progress, self.status, facts, findings, self.error)
-        return made.to_plain()
-
-    def write_summary(self) -> None:
-        """Write summary.json, at once or not at all."""
-        self.directory.write_json(SUMMARY, self.summary())
+            self.ending.end()
+        return self.ending.summary()
 
     # Checkpoints -----------------------------------------------------------------------------
 

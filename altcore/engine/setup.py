@@ -18,6 +18,7 @@ from altcore.engine.loop import Engine
 from altcore.engine.plugins import Plugin, load_plugins
 from altcore.engine.probe import probing
 from altcore.engine.randomness import seed_all
+from altcore.engine.remarks import about_recipe, about_schedule
 from altcore.engine.state import Run, Workload
 from altcore.errors import BadInput, keyed, nearest
 from altcore.hooks import make_plugin
@@ -121,9 +122,12 @@ def prepare(
         dispatch.call("on_event", run=run, event=event)
 
     run = Run(config, directory.path, device, workload, model, optimizer, quantization, tell)
-    engine = Engine(
-        run, directory, dispatch, Detector(config), facts, opening, quantization.missed()
-    )
+    planned, done = (going_on.planned, going_on.state["step"]) if going_on else (None, 0)
+    remarks = [*about_recipe(config, quantization), *about_schedule(planned, config, done)]
+    for remark in remarks:
+        log.warning(remark)
+    remarks += quantization.missed()
+    engine = Engine(run, directory, dispatch, Detector(config), facts, opening, remarks)
     if going_on is None:
         origins = {p.name: p.origin for p in plugins}
         about = {**environment(device, origins), **facts}
@@ -145,6 +149,8 @@ class _Checkpoint(NamedTuple):
     """The run's directory."""
     name: str
     state: Mapping[str, Any]
+    planned: int | None
+    """The steps that the run was to make."""
 
 
 def _checkpoint(resume: str, config: TrainConfig) -> _Checkpoint:
@@ -156,7 +162,8 @@ def _checkpoint(resume: str, config: TrainConfig) -> _Checkpoint:
             f"--resume {resume}: the run is at step {state['step']} of {config.max_steps}; "
             "give --steps a larger number to go on"
         )
-    return _Checkpoint(path, source.name, state)
+    planned = read_mapping(path / "config.yaml", "run").get("max_steps")
+    return _Checkpoint(path, source.name, state, planned)
 
 
 def _owners(config: TrainConfig, plugins: Sequence[Plugin]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from attrs import define, fields
 from helpers import events, metrics_bytes
 
 from altcore import Stop, hookimpl
-from altcore.engine.ending import is_improving, rates
+from altcore.engine.summarizing import is_improving, rates
 from altcore.errors import BadInput, Interrupted, PluginError
 from altcore.recipes import NAMED
 from altcore.runs import Summary, summary_of
