@@ -157,7 +157,7 @@ def test_plugins_info_of_a_plugin(capsys):
     assert "weights_before, weights_proposed" in shown
     assert "interval (int, default 50): steps between measurements" in shown
     about = json.loads(call(capsys, "plugins", "info", "ulp-stats", "--json").out)
-    assert about["hooks"] == ["post_step"]
+    assert about["hooks"] == ["post_step", "findings"]
     assert about["needs"] == ["weights_before", "weights_proposed"]
     assert about["settings"] == [
         {"name": "interval", "type": "int", "default": 50, "help": "steps between measurements"}
