@@ -12,7 +12,7 @@ import textwrap
 from pathlib import Path
 from typing import NamedTuple
 
-from altcore.engine import Run, Step, Workload
+from altcore.engine import Epoch, Run, Step, Workload
 from altcore.hooks import NonFinite
 from altcore.quantization import Quantization, WeightGrid
 from altcore.quantization.counters import Counters
@@ -44,6 +44,7 @@ SECTIONS: tuple[tuple[type, str, tuple[str, ...] | None], ...] = (
     (Run, "Run", None),
     (Step, "Step", None),
     (Workload, "Workload", None),
+    (Epoch, "Epoch", None),
     (Quantization, "Quantization", QUANTIZATION),
     (Counters, "Counters", COUNTERS),
     (Quantizer, "Quantizer", QUANTIZER),
@@ -56,6 +57,7 @@ SECTIONS: tuple[tuple[type, str, tuple[str, ...] | None], ...] = (
 
 INTRODUCTIONS = {
     "Workload": "`run.workload`: the object that the workload's `build` returned.",
+    "Epoch": "`run.epoch`: one pass over the training split.",
     "Quantization": "`run.quantization`.",
     "Counters": "`run.quantization.counters`: counts of the last step.",
     "Site": "The `site` of a quantizer.",

@@ -85,7 +85,7 @@ class Starter:
     def config(self, plugins: tuple[str, ...] | list[str] = (), **keys: Any) -> Any:
         """Return a TrainConfig: without observers, in float32, three steps.
 
-        ``gpt__n_layer=2`` sets gpt.n_layer.
+        ``gpt__n_layer=2`` sets gpt.n_layer; a key that is None is left out.
         """
         from altcore.config import load_config
 
@@ -110,7 +110,7 @@ class Starter:
                 "gpt.data": str(self.corpus),
             }
         given |= {key.replace("__", "."): value for key, value in {**self.keys, **keys}.items()}
-        overrides = [(key, value, None) for key, value in given.items()]
+        overrides = [(key, value, None) for key, value in given.items() if value is not None]
         return load_config(overrides=overrides, without=["progress", "failure-report"])
 
     def __call__(self, plugins: tuple[str, ...] | list[str] = (), **keys: Any) -> Any:

@@ -119,18 +119,18 @@ def _resumed(
     """Return a run's own configuration, with the few keys that may change."""
     from altcore.engine import resumed
 
-    allowed = ("max_steps", "device", "runs_dir")
+    allowed = ("max_steps", "epochs", "device", "runs_dir")
     given = [source.flag for key, _, source in overrides if key not in allowed and source]
     if given or refused:
         raise BadInput(
             "--resume goes on with the run's own configuration, so "
             f"{', '.join([*given, *refused])} cannot be given",
-            hint="only --steps, --device and --set runs_dir=... can",
+            hint="only --steps, --device and --set epochs=... or runs_dir=... can",
         )
     changes = {key: value for key, value, _ in overrides}
     sources = {key: source for key, _, source in overrides}
     if len(changes) < len(overrides):
-        raise BadInput("max_steps, device or runs_dir is given twice on the command line")
+        raise BadInput("max_steps, epochs, device or runs_dir is given twice on the command line")
     with located(sources):
         return resumed(name, str(changes.pop("runs_dir", "runs")), **changes), sources
 

@@ -3,17 +3,20 @@
 Uses formats, recipes and hooks; needs no torch.
 """
 
+from altcore.config.epochs import IN_STEPS, interval_in_epochs
 from altcore.config.loading import Override, load_config, merge_sources, missing_observers
 from altcore.config.original_keys import notices
 from altcore.config.record import recorded
 from altcore.config.train_config import LONGEST_NAME, TrainConfig, check_name, defaults
 
 __all__ = [
+    "IN_STEPS",
     "LONGEST_NAME",
     "Override",
     "TrainConfig",
     "check_name",
     "defaults",
+    "interval_in_epochs",
     "load_config",
     "merge_sources",
     "missing_observers",

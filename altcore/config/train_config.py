@@ -15,8 +15,9 @@ from typing import Any
 
 from attrs import evolve, fields_dict, frozen
 from attrs.validators import and_ as both
-from attrs.validators import ge, gt, in_, le, lt
+from attrs.validators import ge, gt, in_, le, lt, optional
 
+from altcore.config.epochs import refuse_both, without_uncounted
 from altcore.errors import BadInput, Source, located, nearest, with_article
 from altcore.formats import AnyFormat, check_digests
 from altcore.hooks import build, builtin_fields, format_or_none, setting, to_plain
@@ -25,6 +26,7 @@ from altcore.registry import HOOK_KINDS, entries
 from altcore.yaml_files import load_yaml, without_sources
 
 _SHARE = both(ge(0.0), le(1.0))
+_POSITIVE = both(gt(0.0), lt(math.inf))
 
 
 @cache
@@ -73,14 +75,28 @@ class TrainConfig:
     seed: int = setting(
         42, help="decides weights, batches and rounding", validator=both(ge(0), lt(2**63))
     )
-    max_steps: int = setting(300, help="batches drawn in the run", validator=ge(1))
-    learning_rate: float = setting(
-        1e-3, help="peak learning rate", validator=both(gt(0), lt(math.inf))
+    max_steps: int = setting(300, help="steps of the run", validator=ge(1))
+    epochs: float | None = setting(
+        None, help="epochs of the run, in place of `max_steps`", validator=optional(_POSITIVE)
+    )
+    learning_rate: float = setting(1e-3, help="peak learning rate", validator=_POSITIVE)
+    schedule: str = setting(
+        "cosine",
+        help="how the learning rate falls: cosine, constant, linear, wsd or cosine-full",
+        validator=in_(("cosine", "constant", "linear", "wsd", "cosine-full")),
     )
     min_lr_ratio: float = setting(
         0.1, help="final learning rate, as a share of the peak", validator=_SHARE
     )
+    decay_share: float = setting(
+        0.2, help="share of the steps over which schedule wsd falls", validator=_SHARE
+    )
     warmup_steps: int = setting(30, help="steps of linear warm-up", validator=ge(0))
+    warmup_epochs: float | None = setting(
+        None,
+        help="epochs of linear warm-up, in place of `warmup_steps`",
+        validator=optional(both(ge(0), lt(math.inf))),
+    )
     gradient_accumulation_steps: int = setting(1, help="micro-batches in a step", validator=ge(1))
     grad_clip: float = setting(
         1.0, help="largest gradient norm, after the clippers; 0 is off", validator=ge(0)
@@ -89,7 +105,18 @@ class TrainConfig:
     eval_interval: int = setting(
         100, help="steps between evaluations; 0 is only at the end", validator=ge(0)
     )
-    eval_steps: int = setting(8, help="validation batches of an evaluation", validator=ge(1))
+    evals_per_epoch: int | None = setting(
+        None, help="evaluations in an epoch, in place of `eval_interval`", validator=optional(ge(1))
+    )
+    eval_steps: int = setting(
+        8, help="batches of an evaluation, unless the validation split is finite", validator=ge(1)
+    )
+    monitor: str = setting("val_loss", help="value of an evaluation that says which one is best")
+    monitor_mode: str = setting(
+        "min",
+        help="whether the best is the lowest (min) or the highest (max)",
+        validator=in_(("min", "max")),
+    )
     checkpoint_interval: int = setting(
         100, help="steps between checkpoints; 0 is only at the end", validator=ge(0)
     )
@@ -128,6 +155,9 @@ class TrainConfig:
         factory=dict,
         help="digests of the formats that distributions name, for the record: others are refused",
     )
+    steps_per_epoch: int | None = setting(
+        None, help="steps of an epoch, for the record: those that were computed with"
+    )
     settings: dict[str, dict[str, Any]] = setting(
         factory=dict, help="settings of plugins, workload and optimizer, by name"
     )
@@ -162,6 +192,7 @@ class TrainConfig:
         # Settings of something that is not active are refused under its name.
         owners = {path.partition(".")[0]: source for path, source in (sources or {}).items()}
         with located({**owners, **(sources or {})}):
+            refuse_both(plain, sources or {})
             made: TrainConfig = build(cls, plain)
         return made
 
@@ -183,7 +214,7 @@ class TrainConfig:
         """Return the configuration as a file holds it; loading it gives the same run."""
         plain = {key: to_plain(getattr(self, key)) for key in fields_dict(TrainConfig)}
         plain["format"] = plain["format"] or "none"
-        return plain
+        return without_uncounted(plain)
 
     def evolve(self, **changes: Any) -> TrainConfig:
         """Return a changed copy."""

@@ -5,6 +5,7 @@ Uses every room below: runs, quantization, config, hooks, numerics, recipes and 
 
 from altcore.engine.collapse import StallWindow, Trend
 from altcore.engine.deferred_errors import DeferredErrors
+from altcore.engine.epochs import Epoch
 from altcore.engine.loop import Engine
 from altcore.engine.measuring import (
     MeasureTable,
@@ -22,12 +23,19 @@ from altcore.engine.measuring import (
     quantized_weights,
 )
 from altcore.engine.randomness import random_state, set_random_state
-from altcore.engine.setup import build_workload, choose_device, prepare, resumed
+from altcore.engine.setup import (
+    build_workload,
+    choose_device,
+    counted_in_steps,
+    prepare,
+    resumed,
+)
 from altcore.engine.state import Run, Step, Workload
 
 __all__ = [
     "DeferredErrors",
     "Engine",
+    "Epoch",
     "MeasureTable",
     "QuantizedWeight",
     "Run",
@@ -38,6 +46,7 @@ __all__ = [
     "active_quantizers",
     "build_workload",
     "choose_device",
+    "counted_in_steps",
     "interval_width_of",
     "inverse_scale",
     "join_moments",

@@ -18,6 +18,7 @@ from attrs import define, field
 
 from altcore.engine.plugins import Plugin
 from altcore.engine.returns import check_return, check_state
+from altcore.engine.schedule import is_due
 from altcore.engine.state import Run, Step
 from altcore.errors import AltcoreError, BadInput, PluginError
 from altcore.hooks import HOOKS, HOOKSPECS, MEASURING, ON_DUE_STEPS, WATCHING, Proposal
@@ -178,8 +179,8 @@ class Dispatcher:
         """
         if self._due is None or self._due[0] != step.index:
             answers = {p.name: due for p, due in self.call("is_due", run=run, step=step)}
-            by_interval = {p.name: step.index % p.interval == 0 for p in self.plugins}
-            due = {name for name, is_due in (by_interval | answers).items() if is_due}
+            by_interval = {p.name: is_due(p.interval, step.index) for p in self.plugins}
+            due = {name for name, is_on in (by_interval | answers).items() if is_on}
             self._due = step.index, due
         return self._due[1]
 

@@ -21,8 +21,8 @@ at the end.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -35,7 +35,9 @@ from altcore.engine.collapse import Detector
 from altcore.engine.compiling import tell_recompiles
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.ending import Ending
+from altcore.engine.epochs import evaluation_interval, training_batch
 from altcore.engine.gradients import GradientNorms
+from altcore.engine.losses import loss_and_measures
 from altcore.engine.nonfinite import layer_evidence, locate_nonfinite
 from altcore.engine.progress import Progress
 from altcore.engine.randomness import random_state, set_random_state
@@ -45,7 +47,7 @@ from altcore.engine.snapshots import Snapshot
 from altcore.engine.stall import judged_stall, lost_stall_rate
 from altcore.engine.state import Run, Step
 from altcore.engine.step_record import StepRecord
-from altcore.engine.validation import validation_losses
+from altcore.engine.validation import evaluate, is_better
 from altcore.hooks import Proposal, Rollback, SkipStep, Stop, Verdict, arbitrate
 from altcore.runs import (
     METRICS,
@@ -71,6 +73,7 @@ class Engine:
     remarks: Sequence[str] = ()
     """Warnings told when the run starts."""
     progress: Progress = field(init=False, factory=Progress)
+    eval_interval: int | Fraction = field(init=False)
     record: StepRecord = field(init=False)
     gradients: GradientNorms = field(init=False)
     captures: capture.LayerCaptures = field(init=False)
@@ -81,6 +84,7 @@ class Engine:
     """The last checkpoint: a step that is best, at its interval and the last is saved once."""
 
     def __attrs_post_init__(self) -> None:
+        self.eval_interval = evaluation_interval(self.run.config, self.run.epoch)
         self.record = StepRecord(self.run, self.directory, self.dispatch, self.progress)
         about = (self.dispatch, self.progress, self.record, self.facts)
         self.ending = Ending(self.run, self.directory, *about)
@@ -95,13 +99,13 @@ class Engine:
         self.begin(step)
         proposals, losses = [], []
         for step.micro in range(config.gradient_accumulation_steps):
-            step.batch = run.workload.batch("train", step.index, step.micro)
+            step.batch = training_batch(run.workload, run.epoch, step.index, step.micro)
             with watching("watch_backward", run, step):
                 with run.autocast(), watching("watch_forward", run, step):
-                    step.loss = run.workload.loss(run.model, step.batch)
+                    step.loss, told = loss_and_measures(run.workload, run.model, step.batch)
                 proposals += actions("pre_backward", run=run, step=step)
                 (step.loss * (step.loss_scale / config.gradient_accumulation_steps)).backward()
-            losses.append(step.loss.detach())
+            losses.append({"loss": step.loss.detach(), **told})
         self.unscale(step)
         seen = measures("post_backward", run=run, step=step)
         proposals += actions("pre_step", run=run, step=step)
@@ -128,7 +132,7 @@ class Engine:
             self.apply(self.on_collapse(step, evidence))
 
         self.record.end_step()
-        if is_due(config.eval_interval, step.index):
+        if is_due(self.eval_interval, step.index):
             self.evaluate(step)
         if is_due(config.checkpoint_interval, step.index):
             self.save(f"step-{step.index:08d}")
@@ -140,6 +144,7 @@ class Engine:
         run, config = self.run, self.run.config
         run.step = step.index
         self.record.begin_step()
+        step.epoch = run.epoch.after(step.index) if run.epoch else None
         step.learning_rate = learning_rate(config, step.index) * run.lr_scale
         for group in run.optimizer.param_groups:
             group["lr"] = step.learning_rate
@@ -259,16 +264,16 @@ class Engine:
         return verdict
 
     def evaluate(self, step: Step) -> None:
-        """Measure the validation losses, tell, and keep the best state."""
+        """Measure loss and measures of the validation split, tell, and keep the best state."""
         self.record.flush()
         progress = self.progress
-        progress.evaluation = {"step": step.index, **validation_losses(self.run)}
+        progress.evaluation = {**step.place(), **evaluate(self.run)}
         self.detector.evaluated(step.index, progress.evaluation["val_loss"])
         self.saved = ""  # a checkpoint of this step does not know of the evaluation
         progress.first_evaluation = progress.first_evaluation or progress.evaluation
         self.directory.append(METRICS, progress.evaluation)
         self.dispatch.call("on_eval", run=self.run, step=step, metrics=progress.evaluation)
-        if progress.evaluation["val_loss"] < progress.best.get("val_loss", math.inf):
+        if is_better(self.run.config, progress.evaluation, progress.best):
             progress.best = progress.evaluation
             self.save(f"step-{step.index:08d}", best=True)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 from attrs import define
 
-from altcore.config import TrainConfig
+from altcore.config import TrainConfig, interval_in_epochs
 from altcore.errors import BadInput
 from altcore.hooks import check_class, make_plugin
 from altcore.registry import HOOK_KINDS, find
@@ -22,7 +23,10 @@ class Plugin:
     origin: str
     """Its distribution and version."""
     instance: Any
+    epochs: Fraction | None = None
+    """Its interval, if that is given in epochs."""
     is_disabled: bool = False
+    _steps: Fraction | None = None
 
     @property
     def acts(self) -> bool:
@@ -40,9 +44,14 @@ class Plugin:
         return tuple(getattr(self.instance, "requires", ()))
 
     @property
-    def interval(self) -> int:
+    def interval(self) -> int | Fraction:
         """Steps from one on which it is due to the next."""
-        return int(getattr(self.instance, "interval", 1))
+        return self._steps or int(getattr(self.instance, "interval", 1))
+
+    def count_steps(self, steps: Fraction) -> None:
+        """Set the steps of an interval in epochs; the plugin itself sees the nearest number."""
+        self._steps = steps
+        self.instance.interval = round(steps)
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name} ({self.origin})"
@@ -59,12 +68,15 @@ def load_plugins(config: TrainConfig) -> list[Plugin]:
     for name in config.plugins:
         entry = find(name, HOOK_KINDS)
         cls = check_class(entry.load(), entry)
-        instance = make_plugin(cls, config.settings.get(name, {}), name)
+        settings = config.settings.get(name, {})
+        epochs = interval_in_epochs(settings.get("interval"), f"{name}.interval")
+        # How many steps that is, only the workload can tell.
+        instance = make_plugin(cls, {**settings, **({"interval": 1} if epochs else {})}, name)
         interval = getattr(instance, "interval", 1)
         if not isinstance(interval, int) or interval < 1:
             problem = f"{interval!r} is not a whole number of at least 1"
             raise BadInput(problem, key=f"{name}.interval")
-        plugins.append(Plugin(name, entry.kind, entry.origin, instance))
+        plugins.append(Plugin(name, entry.kind, entry.origin, instance, epochs))
     return in_order(plugins)
 
 

@@ -14,10 +14,10 @@ class Progress:
 
     collapses: list[dict[str, Any]] = field(factory=list)
     evaluation: dict[str, Any] = field(factory=dict)
-    """The last one: step, val_loss, val_loss_float32."""
+    """The last one, as its line in metrics.jsonl."""
     first_evaluation: dict[str, Any] = field(factory=dict)
     best: dict[str, Any] = field(factory=dict)
-    """The best one."""
+    """The evaluation that is best by ``monitor``; empty before there is one."""
     stop: dict[str, Any] = field(factory=dict)
     """The Stop that ended the run: ``step``, ``plugin``, ``reason``."""
     discarded: int = 0

@@ -9,17 +9,20 @@ from typing import Any, NamedTuple
 import structlog
 import torch
 from attrs import define
-from torch import Tensor, nn
+from torch import nn
 
-from altcore.config import TrainConfig, notices, recorded
+from altcore.config import IN_STEPS, TrainConfig, notices, recorded
 from altcore.engine.collapse import Detector
 from altcore.engine.dispatch import Dispatcher
+from altcore.engine.epochs import count_epochs, epoch_of, in_steps
 from altcore.engine.loop import Engine
+from altcore.engine.losses import loss_and_measures
 from altcore.engine.plugins import Plugin, load_plugins
 from altcore.engine.probe import probing
 from altcore.engine.randomness import seed_all
 from altcore.engine.remarks import about_recipe, about_schedule
 from altcore.engine.state import Run, Workload
+from altcore.engine.validation import check_monitor, items_in
 from altcore.errors import BadInput, keyed, nearest
 from altcore.hooks import make_plugin
 from altcore.quantization import Quantization, find_layers, matrices
@@ -45,7 +48,8 @@ class CustomWorkload:
 
     base: Workload
     model: nn.Module
-    batch: Callable[[str, int, int], Any]
+    given: Callable[[str, int, int], Any] | None
+    """The caller's batches, which know of no epochs; None for the workload's own."""
 
     @property
     def items_per_batch(self) -> int:
@@ -62,16 +66,41 @@ class CustomWorkload:
         """The base workload's facts."""
         return self.base.facts
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the workload's loss."""
+    @property
+    def steps_per_epoch(self) -> int | None:
+        """Micro-batches in an epoch of the workload's own data, if it has epochs."""
+        return None if self.given else getattr(self.base, "steps_per_epoch", None)
+
+    @property
+    def validation_batches(self) -> int | None:
+        """Batches of the workload's own validation split, if that is finite."""
+        return None if self.given else getattr(self.base, "validation_batches", None)
+
+    def items(self, batch: Any) -> int:
+        """Return how many items a batch of the workload's own has."""
+        return items_in(self.base, batch)
+
+    def batch(self, split: str, step: int, micro: int) -> Any:
+        """Return the caller's batch, or the workload's."""
+        return (self.given or self.base.batch)(split, step, micro)
+
+    def loss(self, model: nn.Module, batch: Any) -> Any:
+        """Return the workload's loss, with measures if it has some."""
         return self.base.loss(model, batch)
 
 
 def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
-    """Return the configuration of a run that is to go on, with ``changes`` (max_steps, device)."""
+    """Return the configuration of a run that is to go on, with ``changes``.
+
+    These are max_steps or epochs, and device.
+    """
     path = find_run(name, runs_dir)
     plain = read_mapping(path / "config.yaml", "run")
     given = {k: v for k, v in changes.items() if v is not None}
+    if "max_steps" in given and plain.get("epochs") is not None:
+        if "epochs" in given:
+            raise BadInput("max_steps is given, too", key="epochs")
+        given["epochs"] = None
     return TrainConfig.from_plain({**plain, **given, "runs_dir": runs_dir})
 
 
@@ -88,6 +117,9 @@ def prepare(
     dispatch = Dispatcher(plugins, config.strict)
     seed_all(config.seed)
     workload = build_workload(config, device, model, batch)
+    epoch = epoch_of(workload, config)
+    config = in_steps(config, epoch)
+    count_epochs(plugins, config, epoch)
     model = workload.model
     freeze(model, config.freeze)
     recipe = config.make_recipe()
@@ -108,6 +140,8 @@ def prepare(
         "max_steps": config.max_steps,
         **coverage_facts(workload, quantization, device),
     }
+    with probing(model, quantization, device):
+        check_monitor(config, workload, quantization)
     if config.compile:
         model.compile()
     if going_on is None:
@@ -121,7 +155,9 @@ def prepare(
         directory.append(EVENTS, event)
         dispatch.call("on_event", run=run, event=event)
 
-    run = Run(config, directory.path, device, workload, model, optimizer, quantization, tell)
+    run = Run(
+        config, directory.path, device, workload, model, optimizer, quantization, tell, epoch=epoch
+    )
     planned, done = (going_on.planned, going_on.state["step"]) if going_on else (None, 0)
     remarks = [*about_recipe(config, quantization), *about_schedule(planned, config, done)]
     for remark in remarks:
@@ -160,7 +196,7 @@ def _checkpoint(resume: str, config: TrainConfig) -> _Checkpoint:
     if state["step"] >= config.max_steps:
         raise BadInput(
             f"--resume {resume}: the run is at step {state['step']} of {config.max_steps}; "
-            "give --steps a larger number to go on"
+            "give --steps or --set epochs=... a larger number to go on"
         )
     planned = read_mapping(path / "config.yaml", "run").get("max_steps")
     return _Checkpoint(path, source.name, state, planned)
@@ -211,8 +247,16 @@ def build_workload(
     made: Workload = settings.build(config.seed, device)
     if model is None and batch is None:
         return made
-    given = made.model if model is None else model.to(device)
-    return CustomWorkload(made, given, batch or made.batch)
+    return CustomWorkload(made, made.model if model is None else model.to(device), batch)
+
+
+def counted_in_steps(config: TrainConfig) -> TrainConfig:
+    """Return the configuration with all that it says in epochs said in steps alone."""
+    if all(getattr(config, key) is None for key in IN_STEPS):
+        return config
+    workload = build_workload(config, torch.device("cpu"), None, None)
+    counted = in_steps(config, epoch_of(workload, config))
+    return counted.evolve(steps_per_epoch=None, **dict.fromkeys(IN_STEPS))
 
 
 def _buildable(kind: str, name: str, config: TrainConfig) -> tuple[Entry, Any]:
@@ -272,7 +316,7 @@ def coverage_facts(
     if q.layers:
         batch = workload.batch("train", 1, 0)
         with probing(model, q, device):
-            q.count_flops(lambda: workload.loss(model, batch).backward())
+            q.count_flops(lambda: loss_and_measures(workload, model, batch)[0].backward())
     coverage = q.coverage()
     return {
         "parameter_share": coverage.parameter_share,

@@ -17,6 +17,8 @@ from attrs import Attribute, define, field
 from torch import Tensor, nn
 
 from altcore.config import TrainConfig
+from altcore.engine.epochs import Epoch
+from altcore.engine.losses import loss_and_measures
 from altcore.engine.probe import probing
 from altcore.engine.snapshots import Snapshot
 from altcore.quantization import Quantization
@@ -25,7 +27,12 @@ T = TypeVar("T")
 
 
 class Workload(Protocol):
-    """Model, data and loss, as the ``build(seed, device)`` of a workload returns them."""
+    """Model, data and loss, as the ``build(seed, device)`` of a workload returns them.
+
+    A workload may also have ``steps_per_epoch``, the micro-batches of one pass over its training
+    split; ``validation_batches``, the batches of a finite validation split; and ``items(batch)``,
+    how many items a batch has, if not all have ``items_per_batch``.
+    """
 
     @property
     def model(self) -> nn.Module:
@@ -44,10 +51,18 @@ class Workload(Protocol):
         """Facts of data and model for the record; the same for the same data."""
 
     def batch(self, split: str, step: int, micro: int) -> Any:
-        """Return a micro-batch: a pure function of seed, ``split`` (train, val), step and micro."""
+        """Return a micro-batch: a pure function of seed, ``split`` (train, val), step and micro.
 
-    def loss(self, model: nn.Module, batch: Any) -> Tensor:
-        """Return the loss of a batch, 0-dim, in the workload's unit."""
+        If the workload has ``steps_per_epoch``, ``step`` numbers the micro-batches of all epochs,
+        from 1, and ``micro`` is 0. Validation batches count from 0.
+        """
+
+    def loss(self, model: nn.Module, batch: Any) -> Tensor | tuple[Tensor, Mapping[str, Tensor]]:
+        """Return the loss of a batch, 0-dim, in the workload's unit; or the loss and measures.
+
+        Measures are 0-dim tensors by name, such as ``accuracy``: means over the batch. Plugins call
+        ``run.loss(batch)``.
+        """
 
 
 def _count(step: Step, attribute: Attribute[Tensor | None], value: Tensor | None) -> Tensor | None:
@@ -61,6 +76,12 @@ class Step:
 
     index: int
     """The number of steps whose batches have been drawn, from 1. It never runs backwards.
+
+    From: the step's beginning.
+    """
+    epoch: float | None = None
+    """Epochs whose batches have been drawn when the step is over: 2.5 in the middle of the third.
+    None if the workload counts none.
 
     From: the step's beginning.
     """
@@ -150,6 +171,10 @@ class Step:
     _times_set: int = field(init=False, default=0)
     _shared: dict[Hashable, Any] = field(init=False, factory=dict)
 
+    def place(self) -> dict[str, float]:
+        """Return ``step``, and ``epoch`` if the workload counts any: how lines of metrics begin."""
+        return {"step": self.index, **({} if self.epoch is None else {"epoch": self.epoch})}
+
     @property
     def is_loss_replaced(self) -> bool:
         """Whether a plugin replaced a micro-batch's loss.
@@ -203,6 +228,13 @@ class Run:
     """Reports that were written, as paths in ``directory``. A reporter appends its own."""
     degraded: list[str] = field(factory=list)
     """Names of the diagnostics and reporters that broke and were disabled."""
+    epoch: Epoch | None = None
+    """An epoch in micro-batches and steps; see [Epoch](#epoch). None if the workload counts none.
+    """
+
+    def loss(self, batch: Any) -> Tensor:
+        """Return the workload's loss of a batch, 0-dim, without measures."""
+        return loss_and_measures(self.workload, self.model, batch)[0]
 
     def emit(self, kind: str, **data: Any) -> None:
         """Write a line to events.jsonl, with the step, and tell it to ``on_event``."""

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.gradients import GradientNorms
+from altcore.engine.losses import means
 from altcore.engine.progress import Progress
 from altcore.engine.recorder import Line, Recorder
 from altcore.engine.state import Run, Step
@@ -38,15 +39,18 @@ class StepRecord:
     def read(
         self,
         step: Step,
-        losses: Sequence[Tensor],
+        losses: Sequence[Mapping[str, Tensor]],
         final_norm: Tensor,
         measures: Mapping[str, Any],
         gradients: GradientNorms,
     ) -> dict[str, Any]:
-        """Make the step's one host read, and begin its line."""
-        q = self.run.quantization
+        """Make the step's one host read, and begin its line.
+
+        ``losses`` are loss and measures of the workload, a mapping for each micro-batch.
+        """
+        q, own = self.run.quantization, means(losses)
         values: dict[str, Any] = {
-            "loss": losses[0] if len(losses) == 1 else torch.stack(list(losses)).mean(),
+            "loss": own.pop("loss"),
             "grad_norm": step.grad_norm,
             "final_norm": final_norm,
             "nonfinite": q.counters.nonfinite(),
@@ -55,7 +59,8 @@ class StepRecord:
         rates = q.counters.met_rates() if step.is_recorded else {}
         if step.is_recorded and q.stored:
             values["scales"] = torch.stack([w.scale for w in q.stored.values()])
-        host = self.recorder.read({**values, **rates, **measures})
+        told = {f"/{name}": value for name, value in own.items() if step.is_recorded}
+        host = self.recorder.read({**values, **rates, **measures, **told})
         if self.recorder.previous:
             every = self.run.config.log_interval
             self.progress.note_stall(self.recorder.previous.values, every)
@@ -63,8 +68,9 @@ class StepRecord:
         host["is_finite"] = all(map(math.isfinite, norms)) and not host["nonfinite"]
         if step.is_recorded:
             line = {
-                "step": step.index,
+                **step.place(),
                 "loss": host["loss"],
+                **{name: host[f"/{name}"] for name in own},
                 "learning_rate": step.learning_rate,
                 "grad_norm": host["grad_norm"],
                 "stored_stall_rate": None,
@@ -117,7 +123,8 @@ class StepRecord:
         metrics = line.values
         self.progress.note_stall(metrics, self.run.config.log_interval)
         self.directory.append(METRICS, metrics)
-        step = Step(metrics["step"], learning_rate=metrics["learning_rate"], is_recorded=True)
+        place = (metrics["step"], metrics.get("epoch"), metrics["learning_rate"])
+        step = Step(*place, is_recorded=True)
         self.dispatch.call(
             "on_record", run=self.run, step=step, metrics=metrics, timings=line.timings
         )

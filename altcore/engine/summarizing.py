@@ -74,7 +74,8 @@ def summarize(
         last_formats=formats_in(run),
         steps=run.step,
         discarded=progress.discarded,
-        epochs=epochs(run),
+        epochs=run.epoch.after(run.step) if run.epoch else None,
+        monitor=run.config.monitor,
         **times(read_lines(run.directory / TIMINGS)),
         item=run.workload.item,
         **losses(lines),
@@ -102,12 +103,6 @@ def is_improving(lines: Iterable[Mapping[str, Any]]) -> bool:
     window = kept[-max(FEWEST, len(tail(kept))) :]
     pairs = [(x["step"], x["loss"]) for x in window]
     return len(pairs) >= FEWEST and Trend.of(pairs, None).training_improves
-
-
-def epochs(run: Run) -> float | None:
-    """Return the passes over the training split so far, None if the workload has no epochs."""
-    length = getattr(run.workload, "steps_per_epoch", None)
-    return run.step * run.config.gradient_accumulation_steps / length if length else None
 
 
 def times(lines: Lines) -> dict[str, Any]:

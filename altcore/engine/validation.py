@@ -1,29 +1,104 @@
-"""Evaluation: the validation loss, quantized and with the same weights unquantized."""
+"""Evaluation: loss and measures of the validation split, quantized and not; what is best."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
-from altcore.engine.state import Run
+from altcore.config import TrainConfig
+from altcore.engine.losses import loss_and_measures
+from altcore.engine.state import Run, Workload
+from altcore.errors import BadInput, nearest
+from altcore.quantization import Quantization
+
+LOSSES = ("val_loss", "val_loss_float32")
 
 
-def validation_losses(run: Run) -> dict[str, float]:
-    """Return ``val_loss`` and ``val_loss_float32``, in the workload's unit, under a probe.
+def evaluate(run: Run) -> dict[str, Any]:
+    """Return loss and measures of the validation split, under a probe.
 
-    The second is the float32 forward of the same weights; the difference is the cost of the
-    products' precision.
+    ``val_loss_float32`` is of the float32 forward of the same weights; its difference to
+    ``val_loss`` is the cost of the products' precision. ``val_loss_error`` is the standard error of
+    ``val_loss`` over the batches, None of a single one. ``val_items`` items were looked at, which
+    are the whole split if ``val_is_whole``; otherwise ``eval_steps`` batches were drawn, the same
+    ones at every evaluation.
     """
     with run.probe(), torch.no_grad(), run.autocast():
         run.model.eval()
-        quantized = plain = _mean_loss(run)
+        means, items, error = _means(run)
+        plain = means
         if run.quantization.layers or run.config.compute != "float32":
             with run.quantization.off(), torch.autocast(run.device.type, enabled=False):
-                plain = _mean_loss(run)
-    return {"val_loss": quantized, "val_loss_float32": plain}
+                plain, _, _ = _means(run)
+    loss = means.pop("loss")
+    return {
+        "val_loss": loss,
+        "val_loss_float32": plain.get("loss", loss),
+        "val_loss_error": error,
+        **{f"val_{name}": value for name, value in means.items()},
+        "val_items": items,
+        "val_is_whole": _whole_split(run.workload) is not None,
+    }
 
 
-def _mean_loss(run: Run) -> float:
-    """Return the mean over ``eval_steps`` batches, the same ones at every evaluation."""
-    batches = (run.workload.batch("val", i, 0) for i in range(run.config.eval_steps))
-    losses = [run.workload.loss(run.model, batch) for batch in batches]
-    return float(torch.stack(losses).double().mean())
+def _means(run: Run) -> tuple[dict[str, float], int, float | None]:
+    """Return the means of loss and measures over the items, how many there are, and the error."""
+    found: dict[str, list[torch.Tensor]] = {}
+    items = []
+    for i in range(_whole_split(run.workload) or run.config.eval_steps):
+        batch = run.workload.batch("val", i, 0)
+        loss, measures = loss_and_measures(run.workload, run.model, batch)
+        for name, value in {"loss": loss, **measures}.items():
+            found.setdefault(name, []).append(value)
+        items.append(items_in(run.workload, batch))
+    values = torch.stack([torch.stack(own).double() for own in found.values()])
+    if len(set(items)) == 1:
+        means = values.mean(1)
+    else:
+        share = torch.tensor(items, dtype=torch.float64, device="cpu") / sum(items)
+        means = values @ share.to(values.device)
+    count = values.shape[1]
+    error = float(values[0].std() / math.sqrt(count)) if count > 1 else None
+    return dict(zip(found, means.tolist(), strict=True)), sum(items), error
+
+
+def _whole_split(workload: Workload) -> int | None:
+    """Return the batches of a finite validation split, None for one that is drawn from."""
+    return getattr(workload, "validation_batches", None)
+
+
+def items_in(workload: Workload, batch: Any) -> int:
+    """Return how many items a batch has."""
+    count = getattr(workload, "items", None)
+    return workload.items_per_batch if count is None else int(count(batch))
+
+
+def is_better(config: TrainConfig, now: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
+    """Whether an evaluation is better than the best one before; a NaN never is."""
+    value, other = now[config.monitor], best.get(config.monitor)
+    if not math.isfinite(value) or other is None:
+        return math.isfinite(value)
+    return bool(value < other if config.monitor_mode == "min" else value > other)
+
+
+def check_monitor(config: TrainConfig, workload: Workload, quantization: Quantization) -> None:
+    """Raise `BadInput` if evaluations do not have what ``monitor`` names.
+
+    The model runs only to name the workload's measures: call it in a probe.
+    """
+    if config.monitor in LOSSES:
+        return
+    with torch.no_grad(), quantization.off():
+        workload.model.eval()
+        _, measures = loss_and_measures(workload, workload.model, workload.batch("val", 0, 0))
+    known = [*LOSSES, *(f"val_{name}" for name in measures)]
+    if config.monitor not in known:
+        raise BadInput(
+            f"evaluations have no {config.monitor!r}",
+            key="monitor",
+            meant=nearest(config.monitor, known),
+            hint=f"they have {', '.join(known)}",
+        )

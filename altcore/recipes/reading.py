@@ -124,7 +124,7 @@ def _named(name: str, run: AnyFormat | str | None) -> Recipe:
             part=fmt.name,
             hint=f"leave out the format {fmt.name}",
         )
-    return parse(text_of(name), name, format=run)
+    return evolve(parse(text_of(name), name, format=run), is_named=True)
 
 
 def _no_place(run: AnyFormat | str) -> BadInput:

@@ -40,6 +40,8 @@ class Recipe:
     rules: tuple[Rule, ...]
     source: Source | None = field(default=None, eq=False, repr=False)
     """The file that the recipe was read from."""
+    is_named: bool = False
+    """Whether it is one of altcore's own, for any model: what no layer has is left out."""
 
     def resolve(self, layers: Sequence[Layer]) -> dict[str, dict[str, Cast | None]]:
         """Return the casts of a model's layers.
@@ -61,7 +63,8 @@ class Recipe:
                     hint=f"layers are {some(names)}",
                     source=rule.source,
                 )
-            self._check_reach(rule, hits)
+            if not self.is_named:
+                self._check_reach(rule, hits)
             for layer in hits:
                 taken = {o: c for o, c in rule.casts.items() if layer.takes(o)}
                 resolved[layer.name].update(

@@ -69,6 +69,7 @@ class Summary:
     val_loss_float32: float | None = setting(
         None, help="the same weights with float32 products, without quantization"
     )
+    monitor: str | None = setting(None, help="the value that decides what is best")
     best_val_loss: float | None = setting(None, help="validation loss at the best evaluation")
     best_step: int | None = setting(None, help="the step of the best evaluation")
     evaluation: dict[str, Any] = setting(

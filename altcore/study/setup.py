@@ -13,6 +13,7 @@ from attrs import frozen
 
 from altcore.api import train
 from altcore.config import Override, TrainConfig, load_config
+from altcore.engine import counted_in_steps
 from altcore.errors import DEFAULT, BadInput
 from altcore.runs import read_lines
 from altcore.study.arms import Arm
@@ -33,10 +34,13 @@ QUIET: dict[str, Any] = {
 def base_config(
     file: str | None, overrides: Sequence[Override], observers: Sequence[str]
 ) -> TrainConfig:
-    """Return the configuration that every run of a study shares."""
+    """Return the configuration that every run of a study shares, without epochs.
+
+    A study changes the number of steps, and runs differ in nothing that their epochs could say.
+    """
     given = {key for key, _, _ in overrides}
     quiet: list[Override] = [(k, v, DEFAULT) for k, v in QUIET.items() if k not in given]
-    return load_config(file, [*quiet, *overrides], without=observers)
+    return counted_in_steps(load_config(file, [*quiet, *overrides], without=observers))
 
 
 @frozen

@@ -83,7 +83,7 @@ class AttentionLogits:
         if calls is None and layers:
             calls = Calls()
             with quantized(run), named_calls(layers, calls):
-                run.workload.loss(run.model, fresh_batch(step))
+                run.loss(fresh_batch(step))
         return None if calls is None else calls.measures()
 
 

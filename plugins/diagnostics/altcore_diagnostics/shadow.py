@@ -219,9 +219,9 @@ class LayerErrors(Watch):
         if not self.is_done:
             self.is_copying = True
             with quantized(run), self.quantized():
-                run.workload.loss(run.model, fresh_batch(step))
+                run.loss(fresh_batch(step))
             with unquantized(run), self.exact():
-                run.workload.loss(run.model, fresh_batch(step))
+                run.loss(fresh_batch(step))
         if self.deferred.error is not None:
             raise self.deferred.error
         measures = {}

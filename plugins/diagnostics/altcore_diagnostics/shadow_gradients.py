@@ -170,13 +170,13 @@ def _compute(run: Run, step: Step) -> GradientPair:
             with ExitStack() as stack:
                 for watch in watches:
                     stack.enter_context(watch.quantized())
-                loss = run.workload.loss(run.model, fresh_batch(step))
+                loss = run.loss(fresh_batch(step))
             gradients = _gradients(loss, weights)
     with unquantized(run):
         with ExitStack() as stack:
             for watch in watches:
                 stack.enter_context(watch.exact())
-            exact_loss = run.workload.loss(run.model, fresh_batch(step))
+            exact_loss = run.loss(fresh_batch(step))
         exact = _gradients(exact_loss, weights)
     return GradientPair(gradients, exact, loss.detach(), exact_loss.detach())
 

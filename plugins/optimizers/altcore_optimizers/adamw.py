@@ -1,4 +1,4 @@
-"""The optimizer ``adamw``: PyTorch's AdamW, with weight decay on matrices only."""
+"""The optimizer ``adamw``: PyTorch's AdamW, with weight decay on matrices."""
 
 from __future__ import annotations
 
@@ -28,11 +28,12 @@ class AdamW(AdamSettings):
         """Return ``torch.optim.AdamW`` over the parameters that require a gradient.
 
         There are two groups: tensors of two or more dimensions, which decay, and the rest (biases,
-        norms), which do not; a group with no parameter is left out. A parameter met under several
-        names is taken once. Every group starts with ``lr`` 0.0, which the engine sets each step.
-        ``grid_of`` is not used. Raises BadInput if no parameter requires a gradient.
+        norms), which do with ``decay_1d`` only; a group with no parameter is left out. A parameter
+        met under several names is taken once. Every group starts with ``lr`` 0.0, which the engine
+        sets each step. ``grid_of`` is not used. Raises BadInput if no parameter requires a
+        gradient.
         """
-        groups = decay_groups(named_parameters, self.weight_decay, "adamw")
+        groups = decay_groups(named_parameters, self, "adamw")
         return torch.optim.AdamW(
             groups,
             lr=0.0,

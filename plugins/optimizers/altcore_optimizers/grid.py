@@ -16,7 +16,7 @@ from torch.nn import Parameter
 
 from altcore.plugin import Format, Rule, ordinal, round_to_grid, setting, table_format
 from altcore_optimizers.adam import adam_step
-from altcore_optimizers.groups import decay_groups
+from altcore_optimizers.groups import decay_1d_setting, decay_groups
 
 if TYPE_CHECKING:
     from altcore.plugin import WeightGrid
@@ -41,8 +41,9 @@ class Grid:
 
     The format is asked for at each step, so that a change of recipe is followed; any format has
     such a grid. A parameter that is on none gets AdamW (``beta``, ``beta2``, ``eps`` and
-    ``weight_decay``), bit for bit PyTorch's. Only tensors of two or more dimensions decay. The
-    random bits are a hash of ``seed``, the parameter's name and its number of steps.
+    ``weight_decay``), bit for bit PyTorch's. Tensors of two or more dimensions decay, the others
+    with ``decay_1d``. The random bits are a hash of ``seed``, the parameter's name and its number
+    of steps.
 
     State of each parameter on a grid: ``momentum``; ``steps``; and for reports two int64 counts
     on the device, 0-dim, since the start: ``updates``, elements whose u was not zero, and
@@ -60,6 +61,7 @@ class Grid:
         help="decay of tensors with two or more dimensions, per unit of learning rate",
         validator=and_(ge(0), lt(math.inf)),
     )
+    decay_1d: bool = decay_1d_setting()
     beta2: float = setting(
         0.95,
         help="decay rate of the mean of squares, of what is on no grid",
@@ -76,7 +78,7 @@ class Grid:
     ) -> torch.optim.Optimizer:
         """Return the optimizer, in the groups of `decay_groups`."""
         named = list(named_parameters)
-        groups = decay_groups(named, self.weight_decay, "grid")
+        groups = decay_groups(named, self, "grid")
         defaults = {"lr": 0.0, "betas": (self.beta, self.beta2), "eps": self.eps}
         # The first name of a parameter that has several.
         names = {p: name for name, p in reversed(named)}

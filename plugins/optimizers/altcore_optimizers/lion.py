@@ -21,7 +21,8 @@ class Lion(DecaySettings):
     c = beta1 · m + (1 - beta1) · g; w <- w - lr · (sign(c) + weight_decay · w);
     m <- beta2 · m + (1 - beta2) · g. Each element moves by lr, whatever its gradient, so that a
     learning rate 3 to 10 times below AdamW's is usual, and a weight decay as much above it.
-    Tensors of two or more dimensions decay. The learning rate is the engine's.
+    Tensors of two or more dimensions decay, the others with ``decay_1d``. The learning
+    rate is the engine's.
     """
 
     beta1: float = setting(
@@ -35,7 +36,7 @@ class Lion(DecaySettings):
         grid_of: Callable[[Parameter], Any],
     ) -> torch.optim.Optimizer:
         """Return the optimizer, in the groups of `decay_groups`; ``grid_of`` is not used."""
-        groups = decay_groups(named_parameters, self.weight_decay, "lion")
+        groups = decay_groups(named_parameters, self, "lion")
         return LionOptimizer(groups, {"lr": 0.0, "betas": (self.beta1, self.beta2)})
 
 

@@ -56,7 +56,7 @@ class ManifoldAdamW(AdamSettings):
         self, named_parameters: Iterable[tuple[str, Parameter]], grid_of: GridOf
     ) -> torch.optim.Optimizer:
         """Return the optimizer, in the groups of `decay_groups`."""
-        groups = decay_groups(named_parameters, self.weight_decay, "manifold-adamw")
+        groups = decay_groups(named_parameters, self, "manifold-adamw")
         defaults = {"lr": 0.0, "betas": (self.beta1, self.beta2), "eps": self.eps}
         return ManifoldAdamWOptimizer(groups, defaults, self, grid_of)
 

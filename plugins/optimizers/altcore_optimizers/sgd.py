@@ -1,4 +1,4 @@
-"""The optimizer ``sgd``: PyTorch's SGD, with weight decay on matrices only."""
+"""The optimizer ``sgd``: PyTorch's SGD, with weight decay on matrices."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from attrs.validators import and_, ge, lt
 from torch.nn import Parameter
 
 from altcore.plugin import BadInput, setting
-from altcore_optimizers.groups import can_fuse, decay_groups
+from altcore_optimizers.groups import can_fuse, decay_1d_setting, decay_groups
 
 
 @attrs.define(eq=False)
@@ -21,7 +21,7 @@ class Sgd:
 
     The first b is g itself. With ``nesterov``, w <- w - lr · (g + momentum · b) (Sutskever et al.
     2013, as PyTorch has it). Weight decay adds weight_decay · w to the gradient g, of tensors with
-    two or more dimensions. The learning rate is the engine's.
+    two or more dimensions and, with ``decay_1d``, of the others. The learning rate is the engine's.
     """
 
     momentum: float = setting(
@@ -33,6 +33,7 @@ class Sgd:
         help="added to the gradient of tensors with two or more dimensions, times the weight",
         validator=and_(ge(0), lt(math.inf)),
     )
+    decay_1d: bool = decay_1d_setting()
 
     def __attrs_post_init__(self) -> None:
         if self.nesterov and self.momentum == 0:
@@ -46,7 +47,7 @@ class Sgd:
         grid_of: Callable[[Parameter], Any],
     ) -> torch.optim.Optimizer:
         """Return ``torch.optim.SGD``, in the groups of `decay_groups`; ``grid_of`` is not used."""
-        groups = decay_groups(named_parameters, self.weight_decay, "sgd")
+        groups = decay_groups(named_parameters, self, "sgd")
         return torch.optim.SGD(
             groups,
             lr=0.0,

@@ -1,0 +1,69 @@
+"""A workload's loss, which may come alone or with measures, and what the record takes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from altcore.errors import PluginError
+
+RESERVED = frozenset(
+    {
+        *("step", "epoch", "loss", "learning_rate", "grad_norm", "discarded"),
+        *("stored_stall_rate", "view_stall_rate", "lost_stall_rate"),
+        *("overflow_rate", "flushed_rate"),
+        *("loss_float32", "items", "is_whole"),  # evaluations have these, with val_ before
+    }
+)
+"""Names in the record that are not a workload's to give."""
+
+
+class HasLoss(Protocol):
+    """The part of a workload that gives the loss."""
+
+    def loss(self, model: nn.Module, batch: Any) -> Any:
+        """Return the loss, or the loss and measures."""
+
+
+def loss_and_measures(
+    workload: HasLoss, model: nn.Module, batch: Any
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the loss of a batch, and the workload's measures by name, without their gradients.
+
+    Raises `PluginError` if the workload returns anything else.
+    """
+    returned = workload.loss(model, batch)
+    if isinstance(returned, Tensor):
+        return returned, {}
+    is_pair = isinstance(returned, tuple) and len(returned) == 2
+    loss, measures = returned if is_pair else (None, None)
+    if not (isinstance(loss, Tensor) and isinstance(measures, Mapping)):
+        raise PluginError(
+            f"the workload's loss returned {_described(returned)}: a tensor is needed, or a tensor "
+            "and a mapping of measures"
+        )
+    return loss, {name: _checked(name, value) for name, value in measures.items()}
+
+
+def _checked(name: Any, value: Any) -> Tensor:
+    if not isinstance(name, str) or not name or "/" in name or name in RESERVED:
+        raise PluginError(f"a measure of the workload's loss cannot be called {name!r}")
+    if not isinstance(value, Tensor) or value.dim():
+        problem = f"{_described(value)}, not a tensor without dimensions"
+        raise PluginError(f"the measure {name} of the workload's loss is {problem}")
+    return value.detach()
+
+
+def _described(value: Any) -> str:
+    shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
+    return f"{type(value).__name__}{shape}"
+
+
+def means(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Return the means of loss and measures over the micro-batches of a step, by name."""
+    if len(found) == 1:
+        return dict(found[0])
+    return {name: torch.stack([own[name] for own in found]).mean() for name in found[0]}

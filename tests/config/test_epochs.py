@@ -1,0 +1,87 @@
+"""Keys in epochs, and the keys in steps that they take the place of."""
+
+from fractions import Fraction
+
+import pytest
+import yaml
+
+from altcore import BadInput
+from altcore.config import TrainConfig, interval_in_epochs, load_config
+from altcore.errors import Source
+
+SET = Source(flag="--set")
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps"),
+    [
+        ("epochs", "max_steps"),
+        ("warmup_epochs", "warmup_steps"),
+        ("evals_per_epoch", "eval_interval"),
+    ],
+)
+def test_steps_and_epochs_together_are_an_error(epochs, steps, tmp_path):
+    """Wherever they are given, and whatever their values: the default's number is given, too."""
+    default = getattr(TrainConfig(), steps)
+    with pytest.raises(BadInput, match=rf"^{epochs}: {steps} is given, too, by --set: .*--set\)$"):
+        load_config(None, [(epochs, 3, SET), (steps, default, SET)])
+    file = tmp_path / "a.yaml"
+    file.write_text(f"{steps}: 30\n")
+    with pytest.raises(BadInput, match=rf"{steps} is given, too, in .*a.yaml, line 1"):
+        load_config(file, [(epochs, 3, SET)])
+    with pytest.raises(BadInput, match=steps):
+        load_config(overrides=[(epochs, 3, None), (steps, 30, None)])
+    assert getattr(load_config(file, [(epochs, None, SET)]), steps) == 30
+
+
+def record(tmp_path):
+    """Write a configuration as a run of three epochs of 7 steps has it."""
+    file = tmp_path / "config.yaml"
+    counted = TrainConfig(epochs=3.0, max_steps=21, steps_per_epoch=7)
+    file.write_text(yaml.safe_dump(counted.to_plain()))
+    return file
+
+
+def test_the_record_of_a_run_keeps_both(tmp_path):
+    """It may be repeated, with other epochs too; its steps were nobody's wish."""
+    file = record(tmp_path)
+    assert load_config(file).epochs == 3
+    assert load_config(file, [("epochs", 5, SET)]).epochs == 5
+
+
+def test_steps_that_are_given_beside_a_record_are_an_error(tmp_path):
+    """Unless they are given in the place of its epochs."""
+    file = record(tmp_path)
+    with pytest.raises(BadInput, match="max_steps is given, too, by --set"):
+        load_config(file, [("max_steps", 30, SET)])
+    assert load_config(file, [("max_steps", 30, SET), ("epochs", None, SET)]).max_steps == 30
+
+
+def test_a_configuration_that_is_not_counted_yet_can_be_written():
+    """And is the same when it is read."""
+    config = load_config(overrides=[("epochs", 3, None), ("evals_per_epoch", 4, None)])
+    plain = config.to_plain()
+    assert plain.keys().isdisjoint({"max_steps", "eval_interval"})
+    assert TrainConfig.from_plain(plain) == config
+
+
+@pytest.mark.parametrize(
+    ("text", "epochs"),
+    [("2 epochs", Fraction(2)), ("0.25 epoch", Fraction(1, 4)), ("1/3 epoch", Fraction(1, 3))],
+)
+def test_an_interval_in_epochs_is_exact(text, epochs):
+    assert interval_in_epochs(text, "p.interval") == epochs
+
+
+def test_an_interval_in_steps_is_none_in_epochs():
+    assert interval_in_epochs(50, "p.interval") is None
+    assert interval_in_epochs(None, "p.interval") is None
+
+
+@pytest.mark.parametrize(
+    "text", ["epoch", "2", "0 epochs", "-1 epoch", "1/0 epoch", "2 steps", "x"]
+)
+def test_another_text_is_no_interval(text):
+    """The message shows what would be one."""
+    with pytest.raises(BadInput, match=r"^p.interval: .* is no interval: 50 \(steps\), 2 epochs"):
+        interval_in_epochs(text, "p.interval")

@@ -1,0 +1,165 @@
+"""Evaluations: over which items, what is recorded, and which one is best."""
+
+import math
+
+import pytest
+import torch
+from attrs import define
+from helpers import state
+from helpers_epochs import Points
+
+import altcore
+from altcore import BadInput, hookimpl
+from altcore.config import TrainConfig
+from altcore.engine.losses import RESERVED, loss_and_measures, means
+from altcore.engine.validation import is_better
+from altcore.errors import PluginError
+from altcore.runs import read_lines
+
+OWN = {"workload": "points", "compute": "float32"}
+
+
+def evaluations(run):
+    """Return the lines of a run's evaluations."""
+    lines = read_lines(run.run_directory / "metrics.jsonl")
+    return [line for line in lines if "val_loss" in line]
+
+
+@pytest.fixture
+def points(shelf):
+    """Validates on 1, 2, 3, 4, 5 in batches of two, the last one of one."""
+    shelf.install("workload", "points", Points)
+
+
+def test_a_finite_split_is_evaluated_whole_and_weighted_by_items(points, start):
+    """The loss is weight · number: their mean is 3; that of the batches' means would be 3.33."""
+    config = start.config(**OWN, max_steps=1, learning_rate=1e-30, eval_steps=1)
+    (line,) = evaluations(altcore.train(config))
+    assert line["val_loss"] == pytest.approx(3, rel=1e-12)
+    assert (line["val_items"], line["val_is_whole"]) == (5, True)
+    largest = (2 * 2 + 4 * 2 + 5 * 1) / 5
+    assert line["val_largest"] == pytest.approx(largest, rel=1e-12)
+
+
+def test_a_split_that_is_drawn_from_is_evaluated_in_a_number_of_batches(start):
+    """And the record says so."""
+    (line,) = evaluations(start(eval_steps=3))
+    assert (line["val_items"], line["val_is_whole"]) == (3 * 4 * 16, False)
+
+
+def test_measures_are_recorded_without_a_second_forward(points, shelf, start):
+    """Those of training as the mean over micro-batches."""
+    passes = []
+
+    @define(eq=False)
+    class Counts:
+        @hookimpl
+        def run_start(self, run):
+            run.model.register_forward_hook(lambda *_: passes.append(run.step))
+
+    shelf.install("diagnostic", "counts", Counts)
+    keys = {"gradient_accumulation_steps": 2, "max_steps": 2, "learning_rate": 1e-30}
+    engine = start.engine(["counts"], **OWN, **keys)
+    engine.train()
+    assert passes == [1, 1, 2, 2] + 3 * [2]
+    lines = read_lines(engine.directory.path / "metrics.jsonl")
+    batches = [engine.run.workload.batch("train", n, 0).max() for n in (1, 2)]
+    assert lines[0]["largest"] == pytest.approx(float(sum(batches)) / 2)
+    assert lines[0]["loss"] != lines[0]["largest"]
+    assert "largest" in start(name="again", **OWN).metrics_history[0]
+
+
+def test_measures_leave_no_graph_behind():
+    """They are numbers for the record."""
+    w = torch.ones(1, requires_grad=True)
+
+    class Tells:
+        def loss(self, model, batch):
+            return w.sum(), {"accuracy": w.sum()}
+
+    loss, measures = loss_and_measures(Tells(), None, None)
+    assert loss.requires_grad
+    assert not measures["accuracy"].requires_grad
+
+
+@pytest.mark.parametrize(
+    ("returned", "words"),
+    [
+        (1.0, "returned float: a tensor is needed"),
+        ((torch.ones(()),), "returned tuple: a tensor is needed"),
+        ((torch.ones(()), torch.ones(())), "returned tuple: a tensor is needed"),
+        ((torch.ones(()), {"a": torch.ones(2)}), r"the measure a .* is Tensor of shape \(2,\)"),
+        ((torch.ones(()), {"a": 0.5}), "the measure a .* is float, not a tensor"),
+        ((torch.ones(()), {3: torch.ones(())}), "cannot be called 3"),
+        ((torch.ones(()), {"a/b": torch.ones(())}), "cannot be called 'a/b'"),
+        ((torch.ones(()), {"loss": torch.ones(())}), "cannot be called 'loss'"),
+    ],
+)
+def test_a_loss_of_another_form_is_refused(returned, words):
+    class Tells:
+        def loss(self, model, batch):
+            return returned
+
+    with pytest.raises(PluginError, match=words):
+        loss_and_measures(Tells(), None, None)
+
+
+def test_no_name_of_the_record_is_free_for_a_measure(start):
+    """Of lines of training and of evaluation."""
+    run = start(format="E3M4", recipe="pure", eval_interval=2)
+    for line in read_lines(run.run_directory / "metrics.jsonl"):
+        assert {key.removeprefix("val_") for key in line} <= RESERVED
+
+
+def test_the_mean_over_micro_batches():
+    """Of one it is the value itself."""
+    one, two = {"a": torch.tensor(1.0)}, {"a": torch.tensor(2.0)}
+    assert means([one])["a"] is one["a"]
+    assert means([one, two])["a"] == 1.5
+
+
+# ---------------------------------------------------------------------------------- what is best
+
+
+def test_what_is_best_follows_the_monitor_and_its_direction(points, start):
+    """The weight falls, and so do loss and measure: by the highest the first one is best."""
+    for mode, best in (("min", 6), ("max", 2)):
+        keys = {"max_steps": 6, "eval_interval": 2, "monitor": "val_largest", "name": mode}
+        run = start(**OWN, **keys, monitor_mode=mode)
+        folder = run.run_directory / "checkpoints"
+        assert (folder / "best").read_text() == f"step-{best:08d}"
+        found = evaluations(run)
+        assert found[0]["val_largest"] > found[-1]["val_largest"]
+        (of_best,) = [line for line in found if line["step"] == best]
+        assert state(run.run_directory)["progress"]["best"] == of_best
+        assert run.summary["best_val_loss"] == of_best["val_loss"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "now", "best", "is_now"),
+    [
+        ("min", 1.0, None, True),
+        ("min", 1.0, 2.0, True),
+        ("min", 2.0, 2.0, False),
+        ("max", 2.0, 1.0, True),
+        ("max", 1.0, 1.0, False),
+        ("min", math.nan, None, False),
+        ("max", math.nan, 1.0, False),
+        ("max", math.inf, 1.0, False),
+    ],
+)
+def test_the_first_of_equals_is_best_and_what_is_not_finite_never(mode, now, best, is_now):
+    config = TrainConfig(monitor="val_a", monitor_mode=mode)
+    before = {} if best is None else {"val_a": best}
+    assert is_better(config, {"val_a": now}, before) is is_now
+
+
+def test_a_monitor_that_evaluations_do_not_have_is_refused(points, start):
+    """Before there is a directory, with what they have."""
+    with pytest.raises(BadInput) as raised:
+        start(**OWN, monitor="val_larges")
+    assert str(raised.value) == (
+        "monitor: evaluations have no 'val_larges' (did you mean val_largest?): "
+        "they have val_loss, val_loss_float32, val_largest"
+    )
+    assert not start.runs.exists()
