@@ -48,6 +48,8 @@ class Outcome:
     """The unigram entropy of the data, where the workload states it."""
     lines: tuple[Mapping[str, Any], ...] = field(repr=False)
     """The lines of metrics, diagnostics included."""
+    learned: bool | None = None
+    """Whether it learned, by the verdict of its summary."""
 
     def tail(self, steps: int) -> float:
         """Return the mean loss of the last tenth, or infinity if the run diverged."""
@@ -167,9 +169,10 @@ def outcome(path: Path, steps: int) -> Outcome:
     causes = {e.get("cause") for e in read_lines(path / EVENTS) if e["event"] == "collapse"}
     finite = all(map(math.isfinite, losses[-tail_length(steps) :]))
     early = len(losses) < steps
-    entropy = summary_of(path)["workload_facts"].get("unigram_entropy")
+    summary = summary_of(path)
+    entropy = summary["workload_facts"].get("unigram_entropy")
     diverged = early or not finite or bool(causes & set(DIVERGED))
-    return Outcome(losses, diverged, entropy, tuple(lines))
+    return Outcome(losses, diverged, entropy, tuple(lines), summary["learned"])
 
 
 def _is_whole(path: Path, steps: int) -> bool:
