@@ -156,8 +156,8 @@ def comparison(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     lines += [
         f"{_runs(about)} Every row ran at the best of 1/3, 1 and 3 times the learning rate "
         f"{about['learning_rate']:g}, chosen on a seed that is in no table. 'Learned' is the "
-        "verdict of a run's summary, on its validation loss; nothing is said of how a row trains unless "
-        "both it and its twin learned with every seed. 'Trains' means ahead "
+        "verdict of a run's summary, on its validation loss; nothing is said to train or to learn "
+        "unless it and its twin learned with every seed. 'Trains' means ahead "
         f"of the frozen control (whose quantized layers keep their first weights) and within "
         f"{about['within']:g} of the twin.",
     ]
