@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from altcore.api import train
-    from altcore.config import TrainConfig
+    from altcore.config import TrainConfig, load_config, save_config
     from altcore.engine import DeferredErrors, Run, Step
     from altcore.errors import AltcoreError, BadInput
     from altcore.formats import (
@@ -71,10 +71,12 @@ _HOME = {
     "get_format": "formats",
     "grid_error": "numerics",
     "hookimpl": "hooks",
+    "load_config": "config",
     "neighbours": "numerics",
     "pack": "numerics",
     "quantize": "numerics",
     "quantize_model": "quantization",
+    "save_config": "config",
     "setting": "hooks",
     "stiffness": "numerics",
     "table_format": "formats",
@@ -107,10 +109,12 @@ __all__ = [
     "get_format",
     "grid_error",
     "hookimpl",
+    "load_config",
     "neighbours",
     "pack",
     "quantize",
     "quantize_model",
+    "save_config",
     "setting",
     "stiffness",
     "table_format",
@@ -123,6 +127,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'altcore' has no attribute {name!r}")
+    if _HOME[name] in ("api", "engine", "numerics", "quantization"):
+        from altcore.registry import spare_torch
+
+        spare_torch()
     return getattr(import_module(f"altcore.{_HOME[name]}"), name)
 
 

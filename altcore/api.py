@@ -51,18 +51,21 @@ def train(
     data: Any = None,
     device: str | None = None,
     *,
+    preset: str | None = None,
     resume: str | None = None,
 ) -> Result:
-    """Train, and return the outcome.
+    """Train, and return the outcome, as ``altcore train`` does.
 
     Works under `torch.no_grad` and `torch.inference_mode`, too. A collapse is a result, no error.
 
     Args:
-        config: a `TrainConfig`, a mapping of its keys, or a YAML file; the defaults if None.
+        config: a YAML file or a mapping of keys, original flat keys included, or a `TrainConfig`;
+            the defaults if None.
         model: takes the place of the workload's model.
         data: takes the place of the workload's data: a path, or a function
             ``(split, step, micro) -> batch``.
         device: takes the place of the configuration's.
+        preset: the name of a preset, to which the keys of a file or mapping are added.
         resume: the name of a run in the configuration's ``runs_dir`` to go on with.
 
     Raises:
@@ -77,7 +80,7 @@ def train(
     if model is not None and _is_for_inference(model):
         problem = "it was made under torch.inference_mode, and cannot be trained"
         raise BadInput(problem, key="model")
-    given = _as_config(config)
+    given = _as_config(config, preset)
     if device is not None:
         given = given.evolve(device=device)
     if isinstance(data, str | Path):
@@ -99,14 +102,20 @@ def _is_for_inference(model: nn.Module) -> bool:
     return any(t.is_inference() for t in tensors if not nn.parameter.is_lazy(t))
 
 
-def _as_config(config: TrainConfig | Mapping[str, Any] | str | Path | None) -> TrainConfig:
+def _as_config(
+    config: TrainConfig | Mapping[str, Any] | str | Path | None, preset: str | None
+) -> TrainConfig:
+    added = {} if preset is None else {"preset": preset}
     if isinstance(config, TrainConfig):
+        if added:
+            problem = "a TrainConfig is complete: give the preset to altcore.load_config"
+            raise BadInput(problem, key="preset", part=repr(preset))
         return config
     if isinstance(config, Mapping):
-        return load_config(overrides=[(k, v, None) for k, v in config.items()])
+        return load_config(overrides={**config, **added})
     if not (config is None or isinstance(config, str | Path)):
         raise BadInput(f"keys or a YAML file are needed, not {config!r:.60}", key="config")
-    return load_config(config)
+    return load_config(config, added)
 
 
 def layers_of(config: TrainConfig) -> tuple[list[Layer], list[list[str]], dict[str, Any]]:

@@ -1,10 +1,15 @@
-"""Values of numpy's types, and paths, as Python's built-in types. Imports no numpy."""
+"""Values as Python's built-in types, as strict JSON, and as text. Imports no numpy."""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
+
+NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+"""JSON has no such numbers: they are written as these words."""
 
 
 def as_builtin(value: Any) -> Any:
@@ -22,3 +27,39 @@ def as_builtin(value: Any) -> Any:
     if type(value) is dict:
         return {as_builtin(k): as_builtin(v) for k, v in value.items()}
     return value
+
+
+def to_json(value: Any) -> Any:
+    """Return ``value`` with non-finite numbers as words, as strict JSON needs.
+
+    >>> to_json({"loss": math.inf, "steps": (1, 2.5)})
+    {'loss': 'inf', 'steps': [1, 2.5]}
+    """
+    value = as_builtin(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+    if isinstance(value, Mapping):
+        return {str(k): to_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(v) for v in value]
+    return value
+
+
+def digits(value: float) -> str:
+    """Return a number as text that gives it back, in the shortest form.
+
+    >>> digits(57344.0), digits(2**-14), digits(0.1), digits(6e-08)
+    ('57344', '6.103515625e-05', '0.1', '6e-08')
+    """
+    short = f"{value:g}"
+    return short if float(short) == value else repr(value).removesuffix(".0")
+
+
+def rounded(value: float, places: int = 4) -> str:
+    """Return a number with some decimals, but never one as 0 that is not.
+
+    >>> rounded(0.12345), rounded(0.0), rounded(-0.0000123)
+    ('0.1235', '0.0000', '-1.2e-05')
+    """
+    is_small = 0 < abs(value) < 0.5 * 10**-places
+    return f"{value:.2g}" if is_small else f"{value:.{places}f}"

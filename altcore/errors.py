@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import difflib
+import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+PIPE_CLOSED = 141
 
 EXIT_CODES = {
     0: "finished; or collapsed, or stopped by an action (a collapse is a result)",
@@ -14,6 +17,7 @@ EXIT_CODES = {
     3: "no space left: the last good checkpoint is kept",
     130: "interrupted (SIGINT), after a checkpoint",
     138: "asked to leave (SIGUSR1), after a checkpoint",
+    PIPE_CLOSED: "the reader of its output left (SIGPIPE), as head does",
     143: "terminated (SIGTERM), after a checkpoint",
 }
 
@@ -68,6 +72,8 @@ class BadInput(AltcoreError, ValueError):
         meant: the known name that is closest to an unknown one.
         hint: what would be right.
         source: where the value was given.
+        item: the item of the key's list, or the key of its mapping, that is wrong. The text leaves
+            it out; `located` finds its line by it.
 
     >>> source = Source("run.yaml", 3)
     >>> print(BadInput("'tny' is unknown", key="gpt.size", meant="tiny", source=source))
@@ -85,15 +91,18 @@ class BadInput(AltcoreError, ValueError):
         meant: str = "",
         hint: str = "",
         source: Source | None = None,
+        item: Any = None,
     ) -> None:
         # By name: a compiler that traces the refusal of an export cannot follow super().
         Exception.__init__(self, problem)
         self.problem, self.key, self.part = problem, key, part
         self.meant, self.hint, self.source = meant, hint, source
+        self.item = item
 
-    def fill(self, *, key: str = "", source: Source | None = None) -> None:
-        """Add the key and the source, unless they are known."""
+    def fill(self, *, key: str = "", source: Source | None = None, item: Any = None) -> None:
+        """Add the key, the source and the item, unless they are known."""
         self.key, self.source = self.key or key, self.source or source
+        self.item = item if self.item is None else self.item
 
     def inside(self, key: str, part: str = "", source: Source | None = None) -> BadInput:
         """Return the error of a value that holds the one that is refused."""
@@ -109,11 +118,14 @@ class BadInput(AltcoreError, ValueError):
     @property
     def _head(self) -> str:
         named = " ".join(filter(None, (self.key, self.part)))
+        # A format's problem begins with the word, which may be the key.
+        if self.problem.startswith(f"{named} "):
+            return ""
         return f"{named}: " if named else ""
 
     def __str__(self) -> str:
         head, given = self._head, f" (given {self.source})" if self.source else ""
-        if not head and self.source:
+        if not (self.key or self.part) and self.source:
             # Nothing has a name here, as in a file that is not YAML.
             head, given = f"{self.source.place}: ", ""
         meant = f" (did you mean {self.meant}?)" if self.meant else ""
@@ -135,6 +147,10 @@ class NoSpace(AltcoreError):
     exit_code = 3
 
 
+class OutOfMemory(AltcoreError):
+    """No memory is left; the message names the layer that asked, and the bytes."""
+
+
 class Interrupted(AltcoreError):
     """A signal asked the run to leave; a checkpoint was written first."""
 
@@ -144,13 +160,18 @@ class Interrupted(AltcoreError):
 
 
 @contextmanager
-def keyed(key: str) -> Iterator[None]:
-    """Add ``key`` to a `BadInput` that names none."""
+def keyed(key: str, item: Any = None) -> Iterator[None]:
+    """Add ``key``, and the item of its value, to a `BadInput` that names none."""
     try:
         yield
     except BadInput as error:
-        error.fill(key=key)
+        error.fill(key=key, item=item)
         raise
+
+
+def item_key(key: str, item: Any) -> str:
+    """Return the name under which the source of an item is kept beside that of its key."""
+    return f"{key}.{item}"
 
 
 @contextmanager
@@ -159,8 +180,42 @@ def located(sources: Mapping[str, Source | None]) -> Iterator[None]:
     try:
         yield
     except BadInput as error:
-        error.fill(source=sources.get(error.key))
+        of_item = sources.get(item_key(error.key, error.item))
+        error.fill(source=of_item or sources.get(error.key))
         raise
+
+
+class _Shortened(reprlib.Repr):
+    """Python's notation, cut short at every depth; dictionaries and lists may be subclasses'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxlevel, self.maxstring, self.maxother = 3, 60, 60
+
+    def repr1(self, x: Any, level: int) -> str:
+        if isinstance(x, dict):
+            return self.repr_dict(x, level)
+        return self.repr_list(x, level) if isinstance(x, list) else super().repr1(x, level)
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write very long ones, and nobody wants to read them.
+        if x.bit_length() <= 128:
+            return repr(x)
+        return f"a number of about {int(x.bit_length() * 0.30103) + 1} digits"
+
+
+def shown(value: Any, length: int = 60) -> str:
+    """Return a refused value as messages show it: as Python writes it, cut to ``length`` letters.
+
+    >>> shown("E4M3"), shown([1, 2])
+    ("'E4M3'", '[1, 2]')
+    >>> shown(10**400)
+    'a number of about 401 digits'
+    >>> len(shown([["x" * 99] * 99] * 99))
+    60
+    """
+    text = _Shortened().repr(value)
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def with_article(word: str) -> str:

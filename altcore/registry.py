@@ -6,17 +6,31 @@ Listing makes one pass over each distribution's ``entry_points.txt`` and the hea
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Sequence
 from functools import cache
 from importlib import import_module
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from altcore.errors import BadInput, nearest, with_article
+
+if TYPE_CHECKING:
+    from importlib.metadata import Distribution
 
 KINDS = ("format", "intervention", "diagnostic", "reporter", "optimizer", "workload")
 HOOK_KINDS = ("intervention", "diagnostic", "reporter")
 """The kinds whose plugins have hooks and are named with ``--plugin``, in dispatch order."""
+RESERVED = ("none", "FORMAT")
+"""Names with a meaning of their own: no format, and the run's format in a recipe."""
+NAMED_ONCE = ("workload", "optimizer")
+"""Kinds of which a run has one, with settings under its name."""
+SHOWN = 5
+"""Names that the message of an unknown one offers."""
+ENTRY_POINTS = "entry_points.txt"
 
 
 def group_of(kind: str) -> str:
@@ -56,6 +70,8 @@ class Entry(NamedTuple):
                 f"{self.kind} {self.name!r} ({self.origin}): a plugin's name has letters, "
                 "digits, dash, plus and underscore only"
             )
+        if self.name in RESERVED:
+            raise BadInput(f"{self.kind} {self.name} ({self.origin}): the name is reserved")
         module, _, attribute = self.value.partition(":")
         try:
             found: Any = import_module(module.strip())
@@ -70,47 +86,126 @@ class Entry(NamedTuple):
         return found
 
 
-@cache
+class Problem(NamedTuple):
+    """What is wrong with the metadata of a distribution."""
+
+    path: str
+    """The file at fault."""
+    text: str
+    is_left_out: bool = True
+    """Whether all of the distribution's entry points are left out."""
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.text}{': left out' if self.is_left_out else ''}"
+
+
+class Installed(NamedTuple):
+    """What one pass over all distributions found."""
+
+    entries: tuple[Entry, ...]
+    problems: tuple[Problem, ...]
+
+
 def entries() -> tuple[Entry, ...]:
     """Return every altcore entry point installed, by kind and name.
 
     The first distribution of a name on the path hides later ones, as it does for imports. Two
     different distributions that claim one name are both listed.
     """
+    return installed().entries
+
+
+@cache
+def installed() -> Installed:
+    """Read the metadata of all distributions; one that cannot be read spoils no other."""
     from importlib.metadata import distributions
 
     found: set[Entry] = set()
+    problems: list[Problem] = []
     seen: set[str] = set()
     for distribution in distributions():
-        text = distribution.read_text("entry_points.txt")
-        if not text or "altcore." not in text:
+        folder = Path(str(getattr(distribution, "_path", distribution)))
+        try:
+            points, unknown = _parse(_read(distribution, ENTRY_POINTS))
+            if not points and not unknown:
+                continue
+            # An editable install by setuptools has its metadata under the older name.
+            metadata = _read(distribution, "METADATA") or _read(distribution, "PKG-INFO")
+        except _Unreadable as error:
+            problems.append(Problem(str(folder / error.file), error.text))
             continue
-        # An editable install by setuptools has its metadata under the older name.
-        metadata = distribution.read_text("METADATA") or distribution.read_text("PKG-INFO")
-        name, version, summary = _head(metadata or "")
+        name, version, summary = _head(metadata, folder)
         key = name.lower().replace("_", "-").replace(".", "-")
         if key in seen:
             continue
         seen.add(key)
-        for kind, entry_name, value in _parse(text):
-            found.add(Entry(entry_name, kind, name, version, summary, value))
-    return tuple(sorted(found, key=lambda e: (KINDS.index(e.kind), e.name, e.distribution)))
+        found |= {Entry(point, kind, name, version, summary, at) for kind, point, at in points}
+        for group in unknown:
+            meant = nearest(group, map(group_of, KINDS))
+            text = f"there is no group {group}{f' (did you mean {meant}?)' if meant else ''}"
+            problems.append(Problem(str(folder / ENTRY_POINTS), text, is_left_out=False))
+    ordered = sorted(found, key=lambda e: (KINDS.index(e.kind), e.name, e.distribution))
+    return Installed(tuple(ordered), tuple(sorted(problems)))
 
 
-def _parse(text: str) -> Iterator[tuple[str, str, str]]:
+def spare_torch() -> None:
+    """Let torch be imported beside a broken distribution.
+
+    As it is imported, it looks through all entry points for devices of third parties, and fails
+    if a single one cannot be read.
+    """
+    broken = [p for p in installed().problems if p.is_left_out and p.path.endswith(ENTRY_POINTS)]
+    if broken and "torch" not in sys.modules:
+        os.environ.setdefault("TORCH_DEVICE_BACKEND_AUTOLOAD", "0")
+
+
+class _Unreadable(Exception):
+    """A file of metadata cannot be read."""
+
+    def __init__(self, file: str, text: str) -> None:
+        super().__init__(text)
+        self.file, self.text = file, text
+
+
+def _read(distribution: Distribution, file: str) -> str:
+    """Return a file of metadata, empty if there is none."""
+    try:
+        return distribution.read_text(file) or ""
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise _Unreadable(file, f"line {line} is not UTF-8") from None
+    except OSError as error:
+        raise _Unreadable(file, f"it cannot be read: {error.strerror or error}") from None
+
+
+def _parse(text: str) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """Return kind, name and value of each entry point, and the groups that look like altcore's.
+
+    A line that `importlib.metadata` could not read is an error in any group.
+    """
     kinds = {group_of(kind): kind for kind in KINDS}
-    kind = None
-    for raw in text.splitlines():
+    points, unknown, group = [], [], None
+    for number, raw in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
         line = raw.strip()
+        if not line or line.startswith("#"):
+            continue
         if line.startswith("[") and line.endswith("]"):
-            kind = kinds.get(line[1:-1].strip())
-        elif kind and "=" in line and not line.startswith(("#", ";")):
-            name, _, value = line.partition("=")
-            yield kind, name.strip(), value.strip()
+            group = line[1:-1].strip()
+            if group not in kinds and re.match(r"altcore\b", group, re.IGNORECASE):
+                unknown.append(group)
+        elif group is not None:
+            name, equals, value = line.partition("=")
+            if not equals:
+                raise _Unreadable(ENTRY_POINTS, f"line {number}, {line!r:.60}, is no name = value")
+            if group in kinds:
+                points.append((kinds[group], name.strip(), value.strip()))
+    return points, unknown
 
 
-def _head(metadata: str) -> tuple[str, str, str]:
-    fields = {"Name": "?", "Version": "?", "Summary": ""}
+def _head(metadata: str, folder: Path) -> tuple[str, str, str]:
+    """Return name, version and summary; of a distribution that has none, those of its folder."""
+    name, _, version = folder.stem.partition("-")
+    fields = {"Name": name, "Version": version or "?", "Summary": ""}
     for line in metadata.splitlines():
         if not line.strip():
             break
@@ -128,6 +223,7 @@ def find(name: str, kinds: Sequence[str]) -> Entry:
     """
     hits = [e for e in entries() if e.kind in kinds and e.name == name]
     if len(hits) == 1:
+        _refuse_shared_settings(hits[0])
         return hits[0]
     if hits:
         claims = " and ".join(f"{e.origin} ({e.kind})" for e in hits)
@@ -140,10 +236,21 @@ def find(name: str, kinds: Sequence[str]) -> Entry:
             f"{name!r} is {with_article(other)}, not {with_article(what)}",
             hint=f"train takes it by --{flag} {name}",
         )
-    known = [e.name for e in entries() if e.kind in kinds and not e.is_family]
+    known = sorted({e.name for e in entries() if e.kind in kinds and not e.is_family})
     raise BadInput(
-        f"unknown {what} {name!r}", meant=nearest(name, known), hint=_installed(known, kinds)
+        f"unknown {what} {name!r}", meant=nearest(name, known), hint=_some(name, known, kinds)
     )
+
+
+def _refuse_shared_settings(entry: Entry) -> None:
+    """Refuse a plugin named like a workload or optimizer: ``NAME.key`` would be both's."""
+    before = {"workload": (), "optimizer": ("workload",), "format": ()}
+    for other in entries():
+        if other.name == entry.name and other.kind in before.get(entry.kind, NAMED_ONCE):
+            raise BadInput(
+                f"{entry.kind} {entry.name} ({entry.origin}) has the name of the {other.kind} "
+                f"{other.name} ({other.origin}), and their settings cannot be told apart"
+            )
 
 
 def kind_of(name: str) -> str | None:
@@ -158,9 +265,13 @@ def kind_of(name: str) -> str | None:
         return None
 
 
-def _installed(known: Sequence[str], kinds: Sequence[str]) -> str:
+def _some(name: str, known: Sequence[str], kinds: Sequence[str]) -> str:
+    """Say which names there are, or the nearest ones of many."""
+    if len(known) > SHOWN:
+        near = difflib.get_close_matches(name, known, n=SHOWN, cutoff=0.0)
+        return f"the nearest of {len(known)} are {', '.join(near)}; altcore plugins list has all"
     if known:
-        return f"installed are {', '.join(sorted(set(known)))}"
+        return f"installed are {', '.join(known)}"
     packages = " ".join(f"altcore-{kind}s" for kind in kinds)
     return f"none is installed; the first-party ones come with: pip install {packages}"
 
@@ -168,15 +279,24 @@ def _installed(known: Sequence[str], kinds: Sequence[str]) -> str:
 def family_of(name: str) -> Entry | None:
     """Return the family that makes the format called ``name``, or None.
 
-    Raises `BadInput` if two do, and if one says why there is no such format.
+    Raises `BadInput` if two do. If none does, and one says why there is no such format or is
+    broken, its own.
     """
     from fnmatch import fnmatchcase
 
-    asked = [e for e in entries() if e.is_family and fnmatchcase(name, e.name)]
-    answers = [e for e in asked if ask_family(e, name) is not None]
+    answers: list[Entry] = []
+    errors: list[BadInput] = []
+    for entry in entries():
+        if entry.is_family and fnmatchcase(name, entry.name):
+            try:
+                answers += [entry] if ask_family(entry, name) is not None else []
+            except BadInput as error:
+                errors.append(error)
     if len(answers) > 1:
         claims = " and ".join(f"{e.name} of {e.origin}" for e in answers)
         raise BadInput(f"format {name!r} is answered by two families, {claims}: uninstall one")
+    if errors and not answers:
+        raise errors[0]
     return answers[0] if answers else None
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from altcore.errors import BadInput, Source
+from altcore.errors import BadInput, Source, shown
 
 
 class SourcedDict(dict[Any, Any]):
@@ -44,10 +44,12 @@ def updated(mapping: Mapping[Any, Any], changes: Mapping[Any, Any]) -> dict[Any,
 
 
 def without_sources(value: Any) -> Any:
-    """Return plain dicts and lists, at every depth."""
-    if isinstance(value, SourcedDict):
+    """Return plain dicts and lists for those read from YAML, at every depth."""
+    if type(value) in (dict, SourcedDict):
         return {k: without_sources(v) for k, v in value.items()}
-    return [without_sources(v) for v in value] if isinstance(value, SourcedList) else value
+    if type(value) in (list, SourcedList):
+        return [without_sources(v) for v in value]
+    return tuple(map(without_sources, value)) if type(value) is tuple else value
 
 
 SUFFIXES = (".yaml", ".yml")
@@ -56,6 +58,17 @@ SUFFIXES = (".yaml", ".yml")
 
 class _Loader(yaml.SafeLoader):
     source = Source()
+
+    # Always at once, not in PyYAML's two steps: a value that holds itself is then refused.
+    def construct_object(self, node: yaml.Node, deep: bool = True) -> Any:
+        try:
+            return super().construct_object(node, deep=True)
+        except yaml.YAMLError:
+            raise
+        # PyYAML makes numbers, dates and more of texts that look like them, or that a tag calls
+        # so, and raises whatever comes of it if they are none.
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+            raise _refused(node, error) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[Any] = set()
@@ -70,7 +83,6 @@ class _Loader(yaml.SafeLoader):
             seen.add(key if not isinstance(key, list | dict) else id(key_node))
         return super().construct_mapping(node, deep)
 
-    # Constructed at once, not in PyYAML's two steps: a value that holds itself is then refused.
     def sourced_mapping(self, node: yaml.MappingNode) -> SourcedDict:
         data = self.construct_mapping(node, deep=True)
         keys = [(self.construct_object(k, deep=True), k) for k, _ in node.value]
@@ -111,6 +123,26 @@ for _yaml in (_Loader, _Dumper):
     )
 
 
+def _refused(node: yaml.Node, error: Exception) -> yaml.YAMLError:
+    """Return the error of a text that has not the type that it looks like, or is said to have."""
+    if isinstance(error, RecursionError):
+        problem = "it is nested too deeply"
+    else:
+        kind = node.tag.rpartition(":")[2]
+        what = shown(node.value) if isinstance(node, yaml.ScalarNode) else "this"
+        problem = f"{what} is {_NO.get(kind, f'no {kind}')}"
+    return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
+
+
+_NO = {
+    "int": "no whole number, or has too many digits",
+    "float": "no number",
+    "bool": "neither true nor false",
+    "timestamp": "no date",
+    "map": "no mapping",
+}
+
+
 def is_yaml_file(given: Any) -> bool:
     """Whether something is given by the name of a YAML file."""
     return isinstance(given, str) and given.endswith(SUFFIXES)
@@ -127,17 +159,26 @@ def load_yaml(text: str, source: Source, key: str = "") -> Any:
     Raises:
         BadInput: with the line, if it is not YAML or has a key twice.
     """
+    loader = None
     try:
         loader = _Loader(text)
         loader.source = source
         return loader.get_single_data()
-    # PyYAML makes dates and numbers of what looks like them, and some are neither.
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        mark = getattr(error, "problem_mark", None)
-        if mark and source.file:
-            source = source._replace(line=mark.line + 1)
-        problem = getattr(error, "problem", None) or str(error).partition("\n")[0]
-        raise BadInput(f"not valid YAML: {problem}", key=key, source=source) from error
+    except yaml.reader.ReaderError as error:
+        line = text.count("\n", 0, error.position)
+        problem = f"{error.reason}: {error.character:#x}"
+        raise _not_yaml(problem, key, source, line) from error
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise _not_yaml(str(error.problem), key, source, mark.line if mark else 0) from error
+    except RecursionError as error:
+        line = loader.line if loader else 0
+        raise _not_yaml("it is nested too deeply", key, source, line) from error
+
+
+def _not_yaml(problem: str, key: str, source: Source, line: int) -> BadInput:
+    at = source._replace(line=line + 1) if source.file else source
+    return BadInput(f"not valid YAML: {problem}", key=key, source=at)
 
 
 def dump_yaml(data: Any) -> str:
@@ -153,9 +194,12 @@ def read_mapping(path: str | Path, what: str) -> dict[str, Any]:
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not text"
-        raise BadInput(f"cannot be read: {reason}", key=what, part=str(path)) from error
+    except OSError as error:
+        raise BadInput(f"cannot be read: {error.strerror}", key=what, part=str(path)) from error
+    except UnicodeDecodeError as error:
+        raise BadInput("cannot be read: it is not text", key=what, part=str(path)) from error
+    except ValueError as error:
+        raise BadInput("no file can have this name", key=what, part=shown(path)) from error
     data = load_yaml(text, Source(str(path)))
     if data is None:
         return SourcedDict({}, Source(str(path)), {})

@@ -21,7 +21,7 @@ def forget_installed() -> None:
     from altcore.formats import lookup
 
     importlib.invalidate_caches()
-    registry.entries.cache_clear()
+    registry.installed.cache_clear()
     lookup.format_named.cache_clear()
 
 

@@ -84,7 +84,7 @@ def test_every_hook_is_documented():
     ]
     assert [plain(r[0]) for r in found[: len(HOOKS)]] == signatures
     returns = {
-        "an Action or None": ACTING,
+        "one or several Actions, or None": ACTING,
         "measures or None": MEASURING,
         "a context manager or None": WATCHING,
         "True or False": ("is_due",),

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from altcore.errors import DEFAULT, BadInput, Source, keyed, located
+from altcore.errors import DEFAULT, BadInput, Source, item_key, keyed, located, shown
 
 FILE = Source("run.yaml", 12)
 
@@ -83,3 +83,39 @@ def test_an_error_inside_a_value_names_both():
         "recipe r: weight: format MINE: no (did you mean x?): y (given in run.yaml, line 12)"
     )
     assert BadInput("no").inside("recipe", source=DEFAULT).source == DEFAULT
+
+
+def test_an_item_of_a_key_has_a_source_of_its_own():
+    """A list over several lines, or names that several flags give."""
+    sources = {"plugins": Source("run.yaml", 1), item_key("plugins", "b"): Source("run.yaml", 3)}
+    for item, line in (("b", 3), ("a", 1), (None, 1)):
+        with pytest.raises(BadInput) as caught, located(sources), keyed("plugins", item):
+            raise BadInput("no")
+        assert str(caught.value) == f"plugins: no (given in run.yaml, line {line})"
+
+
+def test_a_word_is_not_said_twice():
+    """The problem of a format begins with the word, whatever the key is called."""
+    assert str(BadInput("format X has 104 bits", key="format")) == "format X has 104 bits"
+    assert str(BadInput("no", key="format", part="X")) == "format X: no"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(10**400, id="digits"),
+        pytest.param(10**9000, id="more digits than Python writes"),
+        pytest.param("x" * 999, id="text"),
+        pytest.param([[["y" * 99] * 9] * 9] * 9, id="lists"),
+        pytest.param({"x" * 99: {1: 2}}, id="mapping"),
+    ],
+)
+def test_a_refused_value_is_shown_in_a_line(value):
+    """Numbers that Python does not write, long texts, and lists that grow with their depth."""
+    bomb = value
+    for _ in range(40):
+        bomb = [bomb] * 9
+    for shape in (value, bomb):
+        text = shown(shape)
+        assert 0 < len(text) <= 60
+        assert text.isprintable()

@@ -11,7 +11,7 @@ from altcore import BadInput
 from altcore.errors import nearest
 from altcore.formats import BlockFormat, get_format, get_scalar_format
 from altcore.formats.lookup import format_named
-from altcore.registry import HOOK_KINDS, KINDS, Entry, entries, family_of, find, group_of
+from altcore.registry import HOOK_KINDS, KINDS, Entry, entries, family_of, find, group_of, installed
 
 
 @pytest.fixture
@@ -145,6 +145,58 @@ def test_the_object_may_lie_below_others(site):
     text = "class Box:\n    from altcore import table_format\n    X = table_format('X', [0, 1])\n"
     lay(site, "acme-x", {"format": {"X": "acme_below:Box.X [extra]"}}, acme_below=text)
     assert get_format("X").values == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("name", ["none", "FORMAT"])
+def test_a_reserved_name_is_refused(site, name):
+    """They mean something in every configuration and recipe."""
+    text = f"from altcore import table_format\nX = table_format({name!r}, [0, 1])\n"
+    lay(site, "acme-x", {"format": {name: "acme_reserved:X"}}, acme_reserved=text)
+    (entry,) = [e for e in entries() if e.name == name]
+    with pytest.raises(BadInput, match=rf"format {name} \(acme-x 1.0\): the name is reserved"):
+        entry.load()
+
+
+@pytest.mark.parametrize(("kind", "name"), [("diagnostic", "gpt"), ("optimizer", "gpt")])
+def test_a_plugin_named_like_a_workload_is_refused(site, kind, name):
+    """Settings are named after their owner; the workload itself can be used."""
+    lay(site, "acme-x", {kind: {name: "acme_x:X"}})
+    with pytest.raises(BadInput, match=rf"{kind} gpt \(acme-x 1.0\) has the name of the workload"):
+        find(name, (kind,))
+    assert find(name, ("workload",)).distribution == "altcore-workloads"
+
+
+def test_a_misspelt_group_is_a_problem_of_its_distribution(site):
+    """What it offers in other groups counts."""
+    lay(site, "acme-x", {"format": {"X": "acme_x:X"}, "diagnostic.": {"y": "acme_x:Y"}})
+    (problem,) = [p for p in installed().problems if str(site) in p.path]
+    assert problem.path == str(site / "acme_x-1.0.dist-info/entry_points.txt")
+    assert (
+        problem.text == "there is no group altcore.diagnostic.s (did you mean altcore.diagnostics?)"
+    )
+    assert [e.name for e in entries() if e.distribution == "acme-x"] == ["X"]
+
+
+def test_a_broken_family_spoils_no_other(site):
+    """It cannot answer; its error is told if no other family does."""
+    lay(site, "acme-x", {"format": {"E*": "acme_family:make"}}, acme_family="raise OSError\n")
+    assert get_format("E9M3").name == "E9M3"
+    with pytest.raises(BadInput, match=r"format E\* \(acme-x 1.0\) cannot be loaded: OSError"):
+        get_format("EX")
+
+
+def test_two_without_a_name_are_two(site):
+    """Their folders name them."""
+    for name in ("acme_one", "acme_two"):
+        (site / f"{name}-1.5.dist-info").mkdir()
+        (site / f"{name}-1.5.dist-info/entry_points.txt").write_text(
+            f"[altcore.formats]\n{name} = x:y"
+        )
+    forget_installed()
+    assert {e.origin for e in entries() if e.name.startswith("acme")} == {
+        "acme_one 1.5",
+        "acme_two 1.5",
+    }
 
 
 # ------------------------------------------------------------------------------- formats

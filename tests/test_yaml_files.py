@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from altcore import BadInput
 from altcore.errors import Source
-from altcore.yaml_files import load_yaml, source_of, updated, without_sources
+from altcore.yaml_files import load_yaml, read_mapping, source_of, updated, without_sources
 
 
 def at(line):
@@ -93,3 +93,32 @@ def test_what_yaml_stumbles_over_is_bad_input(text):
     """Impossible dates and numbers, and what is nested too deep: the message names where."""
     with pytest.raises(BadInput, match=r"^here.*: not valid YAML: ."):
         load_yaml(text, Source("here"))
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("strict: !!bool abc", "'abc' is neither true nor false"),
+        ("label: !!timestamp abc", "'abc' is no date"),
+        ("label: 2001-13-41", "'2001-13-41' is no date"),
+        ("seed: !!int abc", "'abc' is no whole number"),
+        ("seed: " + "1" * 5000, "has too many digits"),
+        ("grad_clip: !!float abc", "'abc' is no number"),
+        ("tags: !!set 3", "'3' is no set"),
+        ("name: a\0b", "special characters are not allowed: 0x0"),
+        ("freeze: " + "[" * 300 + "]" * 300, "nested too deeply"),
+        ("freeze: " + "[" * 3000, "nested too deeply"),
+    ],
+)
+def test_what_is_not_yaml_is_named_with_its_line(text, problem):
+    """Whether PyYAML reads, parses or makes a value of it when it fails."""
+    with pytest.raises(BadInput, match=r"^r\.yaml, line 2: not valid YAML: ") as caught:
+        load_yaml(f"format: E4M3\n{text}\n", Source("r.yaml"))
+    assert problem in str(caught.value)
+    assert len(str(caught.value)) < 160
+
+
+def test_a_path_that_no_file_can_have_is_refused():
+    """A NUL in it, as YAML can write one."""
+    with pytest.raises(BadInput, match=r"^recipe 'a.x00b\.yaml': no file can have this name"):
+        read_mapping("a\0b.yaml", "recipe")

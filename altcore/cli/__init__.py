@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
 
 from altcore.cli.options import Group
-from altcore.errors import AltcoreError
+from altcore.environment import PREFIX, unknown_variables
+from altcore.errors import PIPE_CLOSED, AltcoreError
+from altcore.registry import spare_torch
 
 COMMANDS = {
     "compare": (
@@ -26,8 +33,36 @@ COMMANDS = {
 }
 
 
+@contextmanager
+def leaving_closed_pipe() -> Iterator[None]:
+    """Leave as a program does that SIGPIPE ends, if the reader of the output is gone.
+
+    click itself would make a failure of it.
+    """
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Python flushes its streams when it ends, and would complain.
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                os.dup2(nowhere, stream.fileno())
+        raise click.exceptions.Exit(PIPE_CLOSED) from None
+
+
 class LazyGroup(Group):
     """A group that imports a command on use, so that ``--help`` waits for none of them."""
+
+    def make_context(self, *arguments: Any, **more: Any) -> click.Context:
+        """Read the arguments; ``--help`` is written here."""
+        with leaving_closed_pipe():
+            return super().make_context(*arguments, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Call the command."""
+        with leaving_closed_pipe():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names, sorted."""
@@ -37,6 +72,7 @@ class LazyGroup(Group):
         """Import and return one command."""
         if name not in COMMANDS:
             return None
+        spare_torch()
         command: click.Command = getattr(import_module(f"altcore.cli.{name}"), name)
         return command
 
@@ -55,10 +91,15 @@ def cli(debug: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command, and exit with a code of `altcore.errors.EXIT_CODES`."""
+    _open_closed_streams()
     given = sys.argv[1:] if arguments is None else arguments
     # Accept it anywhere: people append it to the command that failed.
     debug = "--debug" in given
     rest = [a for a in given if a != "--debug"]
+    for line in unknown_variables():
+        click.echo(f"altcore: {line}", err=True)
+    # The kernels say it to those who use altcore from Python.
+    warnings.filterwarnings("ignore", message=f"the environment variable {PREFIX}")
     try:
         code: Any = cli.main(rest, prog_name="altcore", standalone_mode=False)
     except click.exceptions.Abort:
@@ -75,19 +116,26 @@ def main(arguments: list[str] | None = None) -> None:
         _leave(str(error), error.exit_code, debug)
     except KeyboardInterrupt:
         _leave("interrupted", 130, debug)
-    except BrokenPipeError:
-        # The pipe's reader is gone. Python would complain when it flushes.
-        sys.stderr.close()
-        raise SystemExit(0) from None
     # Anything else is a bug: name it in one line, and say how to see its traceback.
     except Exception as error:
         _leave(f"{type(error).__name__}: {error} (--debug shows the traceback)", 1, debug)
     raise SystemExit(code if isinstance(code, int) else 0)
 
 
+def _open_closed_streams() -> None:
+    """Give each standard stream that is closed (``2>&-``) the null device.
+
+    Otherwise the next file that is opened gets its number, and what a library writes there.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - it stays open
+
+
 def _leave(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     # Print one line, even if a plugin's error or a file's name holds several.
-    click.echo(f"altcore: {' '.join(message.splitlines())}", err=True)
+    with suppress(BrokenPipeError):
+        click.echo(f"altcore: {' '.join(message.splitlines())}", err=True)
     raise SystemExit(code)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,9 @@ from typing import Any
 
 import click
 
-from altcore.cli.options import AS_JSON, Group, once, runs_dir_option
+from altcore.builtin_types import digits
+from altcore.cli import options
+from altcore.cli.options import AS_JSON, Group, once, print_json, runs_dir_option, tell_left_out
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, BlockFormat, Format, get_format
 from altcore.registry import entries
@@ -85,10 +86,17 @@ def element_of(fmt: AnyFormat) -> Format:
 @AS_JSON
 def list_(as_json: bool) -> None:
     """List the installed formats with their figures."""
-    names = sorted({e.name for e in entries() if e.kind == "format" and not e.is_family})
-    rows = [facts(get_format(name)) for name in names]
+    tell_left_out(all_of_them=True)
+    rows = []
+    for name in sorted({e.name for e in entries() if e.kind == "format" and not e.is_family}):
+        try:
+            rows.append(facts(get_format(name)))
+        # Whatever is wrong with one, list the others.
+        except Exception as error:
+            kind = "" if isinstance(error, BadInput) else f"format {name}: {type(error).__name__}: "
+            click.echo(f"altcore: {kind}{' '.join(str(error).splitlines())}: left out", err=True)
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        print_json(rows)
         return
     _print_table([row for row in rows if "block" not in row])
     in_blocks = [row for row in rows if "block" in row]
@@ -114,7 +122,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
 def _cell(value: Any) -> str:
     if value is None:
         return "-"
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    return digits(value) if isinstance(value, float) else str(value)
 
 
 @formats.command()
@@ -130,18 +138,23 @@ def show(name: str, as_json: bool) -> None:
     fmt = element_of(get_format(name))
     if as_json:
         table = {"values": list(fmt.values), "codes": {"nan": fmt.nan_codes, "inf": fmt.inf_codes}}
-        click.echo(json.dumps({**about, **table}, indent=1))
+        print_json({**about, **table})
         return
     for key, value in about.items():
         click.echo(f"{key:<14} {_cell(value)}")
     of = "the elements' values" if "block" in about else "the values"
-    click.echo(f"\nwhere {of} lie, {_start(fmt):g} to {fmt.values[-1]:g} and by binade:")
+    click.echo(
+        f"\nwhere {of} lie, {digits(_start(fmt))} to {digits(fmt.values[-1])} and by binade:"
+    )
     click.echo(linear_picture(fmt))
     click.echo(binade_picture(fmt))
     shown = fmt.values if len(fmt.values) <= 512 else fmt.values[: 512 // 2]
     click.echo("\nvalues:")
-    for start in range(0, len(shown), 8):
-        click.echo("  ".join(f"{v:>12.6g}" for v in shown[start : start + 8]))
+    cells = [digits(v) for v in shown]
+    width = max(map(len, cells))
+    columns = max(1, (WIDTH + 2) // (width + 2))
+    for start in range(0, len(cells), columns):
+        click.echo("  ".join(f"{c:>{width}}" for c in cells[start : start + columns]))
     if len(shown) < len(fmt.values):
         click.echo(f"... {len(fmt.values) - len(shown)} more; --json gives all")
 
@@ -206,7 +219,7 @@ COMPARED = (("dB", "sqnr_db", ".2f"), ("over", "overflow", ".2g"), ("under", "un
     "data",
     default="normal,laplace,t5",
     show_default=True,
-    help="Data, separated by commas.",
+    help="Data, separated by commas or spaces.",
 )
 @runs_dir_option
 @once("--plot", help="Also draw the formats into this SVG file.")
@@ -226,19 +239,19 @@ def compare(
     """
     from altcore.study import read_data, sqnr_of
 
-    found = [get_format(name) for name in names]
+    found = [get_format(name) for name in options.names(names, "NAMES")]
     if plot is not None:
         check_picture(plot, "--plot")
     rows = []
-    for what in data.split(","):
-        read = read_data(what.strip(), runs_dir)
+    for what in options.names([data], "--on"):
+        read = read_data(what, runs_dir)
         for fmt in found:
             both = sqnr_of(fmt, read)
-            rows.append({"format": fmt.name, "data": what.strip(), **both})
+            rows.append({"format": fmt.name, "data": what, **both})
     if plot is not None:
         write_svg(Path(plot), found)
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        print_json(rows)
         return
     _print_table(
         [
@@ -263,8 +276,11 @@ def compare(
 def plot_(names: tuple[str, ...], out: str, as_json: bool) -> None:
     """Draw where the values of formats lie, one row each, on a logarithmic axis."""
     check_picture(out, "--out")
-    write_svg(Path(out), [get_format(name) for name in names])
-    click.echo(json.dumps({"path": out}) if as_json else out)
+    write_svg(Path(out), [get_format(name) for name in options.names(names, "NAMES")])
+    if as_json:
+        print_json({"path": out})
+    else:
+        click.echo(out)
 
 
 def check_picture(path: str, option: str) -> None:

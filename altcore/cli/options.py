@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import json
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
+from altcore.builtin_types import to_json
 from altcore.errors import BadInput, nearest
+from altcore.registry import installed
 
 
 def once(*names: str, default: Any = None, **more: Any) -> Callable[[Any], Any]:
@@ -20,6 +24,50 @@ def once(*names: str, default: Any = None, **more: Any) -> Callable[[Any], Any]:
 
     defaults = None if default is None else (default,)
     return click.option(*names, multiple=True, default=defaults, callback=single, **more)
+
+
+class ListCommand(click.Command):
+    """A command without arguments whose options in ``lists`` take names with spaces between them.
+
+    ``--formats A B`` is ``--formats "A B"``; `names` takes the text apart.
+    """
+
+    def __init__(self, *arguments: Any, lists: Sequence[str], **more: Any) -> None:
+        super().__init__(*arguments, **more)
+        self.lists = lists
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Join the names of each list before click sees them."""
+        joined: list[str] = []
+        is_within = False
+        for argument in args:
+            is_option = argument.startswith("-")
+            if is_within and not is_option and joined[-1] not in self.lists:
+                joined[-1] += f" {argument}"
+            else:
+                joined.append(argument)
+            if is_option:
+                is_within = argument.partition("=")[0] in self.lists
+        return super().parse_args(ctx, joined)
+
+
+def names(texts: Iterable[str], option: str) -> list[str]:
+    """Return the names in texts that hold several, with commas or spaces between them.
+
+    The name of a file that is there may contain spaces.
+
+    >>> names(["E5M2,E3M4", "E7M0 E0M7"], "--formats")
+    ['E5M2', 'E3M4', 'E7M0', 'E0M7']
+    """
+    found: list[str] = []
+    for text in texts:
+        for part in map(str.strip, text.split(",")):
+            own = [part] if Path(part).is_file() else part.split()
+            if not own:
+                problem = "names with commas or spaces between them are needed"
+                raise BadInput(problem, key=option, part=repr(text))
+            found += own
+    return found
 
 
 class Group(click.Group):
@@ -47,4 +95,24 @@ def runs_dir_option(command: Any) -> Any:
     return option(command)
 
 
+NAMED = 5
+"""Distributions that commands name which are about something else."""
+
+
+def tell_left_out(*, all_of_them: bool) -> None:
+    """Name the distributions that are left out, on standard error, with what is wrong."""
+    problems = [problem for problem in installed().problems if problem.is_left_out]
+    shown = problems if all_of_them else problems[:NAMED]
+    for problem in shown:
+        click.echo(f"altcore: {problem}", err=True)
+    if len(problems) > len(shown):
+        rest = len(problems) - len(shown)
+        click.echo(f"altcore: and {rest} more; altcore plugins check names them all", err=True)
+
+
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
+def print_json(value: Any) -> None:
+    """Print strict JSON, in which nan and inf are words."""
+    click.echo(json.dumps(to_json(value), indent=1, allow_nan=False, default=str))

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 from typing import Any
 
 import click
 
-from altcore.cli.options import AS_JSON, Group, once
+from altcore.cli.options import AS_JSON, Group, once, print_json, tell_left_out
 from altcore.errors import AltcoreError, BadInput
-from altcore.registry import HOOK_KINDS, KINDS, Entry, entries, find
+from altcore.registry import HOOK_KINDS, KINDS, Entry, entries, find, installed
 
 KIND = click.Choice(KINDS)
 
@@ -24,6 +24,7 @@ def plugins() -> None:
 @AS_JSON
 def list_(kind: str | None, as_json: bool) -> None:
     """List formats and plugins. This reads metadata and imports nothing."""
+    tell_left_out(all_of_them=True)
     found = [e for e in entries() if kind in (None, e.kind)]
     names = [(e.kind, e.name) for e in found]
     rows = [
@@ -38,7 +39,7 @@ def list_(kind: str | None, as_json: bool) -> None:
         for e in found
     ]
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        print_json(rows)
     elif rows:
         _table(rows)
     else:
@@ -67,7 +68,7 @@ def info(name: str, kind: str | None, as_json: bool) -> None:
     """Load one plugin, and show its hooks, needs and settings."""
     about = describe(name, (kind,) if kind else KINDS)
     if as_json:
-        click.echo(json.dumps(about, indent=1))
+        print_json(about)
         return
     for key in ("name", "kind", "distribution", "version", "summary", "description"):
         if about.get(key):
@@ -143,9 +144,10 @@ def _format(fmt: Any) -> dict[str, Any]:
 def check(as_json: bool) -> None:
     """Load every plugin, and name the broken ones (exit code 1).
 
-    A broken plugin does not keep the others from being checked.
+    A broken plugin does not keep the others from being checked. Distributions whose metadata
+    cannot be read are named, too, and groups of entry points that look like altcore's.
     """
-    rows = []
+    rows: list[dict[str, Any]] = []
     for entry in entries():
         try:
             describe(entry.name, (entry.kind,))
@@ -158,8 +160,11 @@ def check(as_json: bool) -> None:
         rows.append(
             {"name": entry.name, "kind": entry.kind, "origin": entry.origin, "error": error}
         )
+    for bad in installed().problems:
+        folder = Path(bad.path).parent.name
+        rows.append({"name": bad.path, "kind": "metadata", "origin": folder, "error": bad.text})
     if as_json:
-        click.echo(json.dumps(rows, indent=1))
+        print_json(rows)
     else:
         for row in rows:
             state = f"BROKEN: {' '.join(row['error'].splitlines())}" if row["error"] else "ok"

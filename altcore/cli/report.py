@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from altcore.cli.options import once, runs_dir_option
+from altcore.cli.options import names, once, runs_dir_option
 from altcore.errors import BadInput
 
 
@@ -43,7 +43,7 @@ def report(
     render = getattr(made, "render", None)
     if not callable(render):
         raise BadInput(f"reporter {reporter} ({entry.origin}) reports during a run, not afterwards")
-    paths = [find_run(name, runs_dir) for name in runs]
+    paths = [find_run(name, runs_dir) for name in names(runs, "RUN")]
     for path in paths:
         summary_of(path)  # Refuses a record that cannot be read.
     if out is None and len(paths) > 1:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
-from altcore.cli.options import AS_JSON, Group, runs_dir_option
+from altcore.cli.options import AS_JSON, Group, print_json, runs_dir_option
 from altcore.errors import BadInput
 
 
@@ -21,7 +19,7 @@ def runs() -> None:
 def list_(runs_dir: str, as_json: bool) -> None:
     """List the runs, oldest first."""
     from altcore.cli.summary import number
-    from altcore.runs import list_runs, summary_of, to_json
+    from altcore.runs import list_runs, summary_of
 
     rows = []
     for path in list_runs(runs_dir):
@@ -31,7 +29,7 @@ def list_(runs_dir: str, as_json: bool) -> None:
             # List the others all the same.
             click.echo(f"altcore: {error}", err=True)
     if as_json:
-        click.echo(json.dumps(to_json(rows), indent=1))
+        print_json(rows)
         return
     if not rows:
         click.echo(f"no runs in {runs_dir}")
@@ -51,10 +49,10 @@ def list_(runs_dir: str, as_json: bool) -> None:
 def show(name: str, runs_dir: str, as_json: bool) -> None:
     """Show the summary of a run."""
     from altcore.cli.summary import print_summary
-    from altcore.runs import find_run, summary_of, to_json
+    from altcore.runs import find_run, summary_of
 
     summary = summary_of(find_run(name, runs_dir))
     if as_json:
-        click.echo(json.dumps(to_json(summary), indent=1))
+        print_json(summary)
     else:
         print_summary(summary)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from altcore.cli.options import AS_JSON, once
+from altcore.cli.options import AS_JSON, once, print_json, tell_left_out
 from altcore.cli.train import FLAGS, overrides_of
 
 if TYPE_CHECKING:
@@ -67,6 +66,7 @@ def study_options(command: Any) -> Any:
 
 def split(shared: dict[str, Any]) -> tuple[list[Override], dict[str, Any]]:
     """Return the configuration keys among the shared options, and the other options."""
+    tell_left_out(all_of_them=False)
     flags = {name: shared[name] for name in SHARED}
     rest = {k: v for k, v in shared.items() if k not in (*SHARED, "sets")}
     return overrides_of(flags, shared["sets"]), rest
@@ -82,7 +82,7 @@ def asked(overrides: list[Override], rest: Mapping[str, Any]) -> Options:
 def show(found: Mapping[str, Any], folder: Path, as_json: bool) -> None:
     """Print the answer of a study."""
     if as_json:
-        click.echo(json.dumps(found, indent=1, default=str))
+        print_json(found)
         return
     name = found["about"]["page"]
     page = folder / f"{name}.md"

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from altcore.builtin_types import rounded
+
 
 def share(value: Any) -> str:
     """Return a share in percent.
@@ -20,7 +22,7 @@ def share(value: Any) -> str:
 
 def number(value: Any) -> str:
     """Return a loss with four decimals, or that there is none."""
-    return "not available" if value is None else f"{value:.4f}"
+    return "not available" if value is None else rounded(value)
 
 
 def lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:

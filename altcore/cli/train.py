@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from altcore.cli.options import once
+from altcore.cli.options import ListCommand, names, once, tell_left_out
 from altcore.cli.summary import print_summary
 from altcore.errors import BadInput, Source, located
 
@@ -37,13 +37,17 @@ def _flags(command: Any) -> Any:
     return command
 
 
-@click.command()
+@click.command(cls=ListCommand, lists=("--plugin", "--no-plugin"))
 @_flags
 @click.option(
-    "--plugin", "plugins", multiple=True, metavar="NAME", help="Activate a plugin. Repeatable."
+    "--plugin", "plugins", multiple=True, metavar="NAME ...", help="Activate plugins. Repeatable."
 )
 @click.option(
-    "--no-plugin", "without", multiple=True, metavar="NAME", help="Leave a plugin out. Repeatable."
+    "--no-plugin",
+    "without",
+    multiple=True,
+    metavar="NAME ...",
+    help="Leave plugins out. Repeatable.",
 )
 @once("--config", "file", metavar="FILE", help="A YAML file of configuration keys.")
 @click.option(
@@ -73,7 +77,9 @@ def train(
     """  # noqa: D301 - click's mark for lines to be kept is a real backspace
     from altcore.config import TrainConfig, merge_sources, missing_observers
 
+    tell_left_out(all_of_them=False)
     overrides = overrides_of(flags, sets)
+    listed, left_out = names(plugins, "--plugin"), names(without, "--no-plugin")
     if strict:
         overrides.append(("strict", True, Source(flag="--strict")))
     sources: Mapping[str, Source | None]
@@ -82,7 +88,7 @@ def train(
         refused = [flag for flag, given in others.items() if given]
         config, sources = _resumed(resume, overrides, refused)
     else:
-        plain, sources = merge_sources(file, overrides, plugins, without)
+        plain, sources = merge_sources(file, overrides, listed, left_out)
         config = TrainConfig.from_plain(plain, sources)
         for name in missing_observers():
             if name not in config.no_plugins:

@@ -7,6 +7,7 @@ from altcore.config.epochs import IN_STEPS, interval_in_epochs
 from altcore.config.loading import Override, load_config, merge_sources, missing_observers
 from altcore.config.original_keys import notices
 from altcore.config.record import recorded
+from altcore.config.saving import save_config
 from altcore.config.train_config import LONGEST_NAME, TrainConfig, check_name, defaults
 
 __all__ = [
@@ -22,4 +23,5 @@ __all__ = [
     "missing_observers",
     "notices",
     "recorded",
+    "save_config",
 ]

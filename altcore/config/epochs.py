@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
 
-from altcore.errors import DEFAULT, BadInput, Source
+from altcore.errors import DEFAULT, BadInput, Source, shown
 
 IN_STEPS = {
     "epochs": "max_steps",
@@ -62,6 +62,6 @@ def interval_in_epochs(value: Any, key: str) -> Fraction | None:
         epochs = Fraction(0)
     if epochs <= 0 or unit.strip() not in ("epoch", "epochs"):
         raise BadInput(
-            f"{value!r} is no interval", key=key, hint="50 (steps), 2 epochs or 0.25 epoch"
+            f"{shown(value)} is no interval", key=key, hint="50 (steps), 2 epochs or 0.25 epoch"
         )
     return epochs

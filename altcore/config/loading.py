@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,7 +14,7 @@ from altcore.config.expansion import expand
 from altcore.config.merging import Merged, merge
 from altcore.config.original_keys import compound_keys, renamed_keys
 from altcore.config.train_config import TrainConfig, defaults, owners
-from altcore.errors import BadInput, Source, located, nearest
+from altcore.errors import BadInput, Source, located, nearest, shown
 from altcore.registry import HOOK_KINDS, entries
 from altcore.yaml_files import read_mapping, source_of
 
@@ -24,15 +24,15 @@ Override: TypeAlias = tuple[str, Any, Source | None]
 
 def load_config(
     file: str | Path | None = None,
-    overrides: Sequence[Override] = (),
+    overrides: Mapping[str, Any] | Sequence[Override] = (),
     plugins: Sequence[str] = (),
     without: Iterable[str] = (),
 ) -> TrainConfig:
     """Return the checked configuration: defaults, then ``file``, then ``overrides``.
 
     Args:
-        file: a YAML file of keys.
-        overrides: keys that win over the file's.
+        file: a YAML file of keys, original flat keys included.
+        overrides: keys that win over the file's, as ``{"preset": "format-experiment"}``.
         plugins: plugins to append to those of the file.
         without: plugins and observers to leave out.
 
@@ -44,7 +44,7 @@ def load_config(
 
 def merge_sources(
     file: str | Path | None = None,
-    overrides: Sequence[Override] = (),
+    overrides: Mapping[str, Any] | Sequence[Override] = (),
     plugins: Sequence[str] = (),
     without: Iterable[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Source | None]]:
@@ -53,6 +53,8 @@ def merge_sources(
     if file is not None:
         held = read_mapping(file, "--config")
         given += [Assignment(str(k), v, source_of(held, k), 0) for k, v in held.items()]
+    if isinstance(overrides, Mapping):
+        overrides = [(key, value, None) for key, value in overrides.items()]
     given += [Assignment(str(k), as_builtin(v), source) for k, v, source in overrides]
     expansion = expand(given)
     first = {k: str(defaults()[k]) for k in ("workload", "optimizer")}
@@ -93,7 +95,7 @@ def _refuse_unknown(merged: Merged) -> None:
         if key in owners():
             raise BadInput("a mapping of settings is needed", key=key, source=source)
         raise BadInput(
-            f"unknown key {key!r}",
+            f"unknown key {shown(key)}",
             meant=nearest(key, [*known, *renamed_keys(), *compound_keys(), *owners()]),
             source=source,
         )
@@ -102,7 +104,7 @@ def _refuse_unknown(merged: Merged) -> None:
 def _names(key: str, given: Any) -> list[str]:
     """Return the value of a key that lists names."""
     if not isinstance(given, list | tuple) or not all(isinstance(g, str) for g in given):
-        raise BadInput(f"a list of names is needed, not {given!r}", key=key)
+        raise BadInput(f"a list of names is needed, not {shown(given)}", key=key)
     return list(given)
 
 
@@ -113,13 +115,13 @@ def _with_observers(wanted: list[str], without: list[str]) -> list[str]:
         if name not in {*wanted, *defaults()["observers"]}:
             active = [*wanted, *observers]
             raise BadInput(
-                f"{name!r} is not active",
+                f"{shown(name)} is not active",
                 key="no_plugins",
                 meant=nearest(name, active),
                 hint=f"active are {', '.join(active) or 'none'}",
             )
         if without.count(name) > 1:
-            raise BadInput(f"{name!r} is given twice", key="no_plugins")
+            raise BadInput(f"{shown(name)} is given twice", key="no_plugins")
     wanted += [o for o in observers if o not in wanted]
     return [w for w in wanted if w not in without]
 

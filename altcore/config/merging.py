@@ -10,7 +10,7 @@ from attrs import define
 from altcore.config.assignments import refuse_twice
 from altcore.config.expansion import Expansion
 from altcore.config.original_keys import renamed_keys
-from altcore.errors import DEFAULT, BadInput, Source
+from altcore.errors import DEFAULT, BadInput, Source, shown
 from altcore.yaml_files import source_of, without_sources
 
 
@@ -99,7 +99,7 @@ def flatten(
         for name, leaf in value.items():
             yield f"{owner}.{name}", leaf, source_of(value, name) or source
     elif key.endswith("."):
-        problem = f"a mapping of settings is needed, not {value!r}"
+        problem = f"a mapping of settings is needed, not {shown(value)}"
         raise BadInput(problem, key=owner, source=source)
     else:
         yield owner, value, source

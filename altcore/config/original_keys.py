@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from altcore.config.assignments import Assignment
-from altcore.errors import BadInput
+from altcore.errors import BadInput, shown
 
 WORDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
 
@@ -23,6 +23,11 @@ def _data() -> dict[str, Any]:
 def renamed_keys() -> dict[str, str]:
     """Return the original keys that have another name today, and that name."""
     return dict(_data()["renamed"])
+
+
+def shared_keys(plugin: str) -> dict[str, str]:
+    """Return the settings of a plugin that are keys of the run as well, and these keys."""
+    return dict(_data()["shared"].get(plugin, {}))
 
 
 def compound_keys() -> dict[str, dict[Any, Any]]:
@@ -44,6 +49,6 @@ def checked_value(given: Assignment) -> Any:
     if kind is float and type(given.value) is int:
         return float(given.value)
     if type(given.value) is not kind:
-        problem = f"{given.value!r} is not {WORDS[kind]}"
+        problem = f"{shown(given.value)} is not {WORDS[kind]}"
         raise BadInput(problem, key=given.key, source=given.source)
     return given.value

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from altcore.config.assignments import Assignment
-from altcore.errors import BadInput, nearest
+from altcore.errors import BadInput, nearest, shown
 
 
 @cache
@@ -22,7 +22,7 @@ def find_preset(given: Assignment) -> dict[str, Any]:
     """Return the keys of the preset that is named; `BadInput` for an unknown one."""
     if not isinstance(given.value, str) or given.value not in presets():
         raise BadInput(
-            f"{given.value!r} is none of {', '.join(presets())}",
+            f"{shown(given.value)} is none of {', '.join(presets())}",
             key="preset",
             meant=nearest(given.value, presets()),
             source=given.source,

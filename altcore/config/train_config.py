@@ -18,7 +18,8 @@ from attrs.validators import and_ as both
 from attrs.validators import ge, gt, in_, le, lt, optional
 
 from altcore.config.epochs import refuse_both, without_uncounted
-from altcore.errors import BadInput, Source, located, nearest, with_article
+from altcore.config.original_keys import shared_keys
+from altcore.errors import BadInput, Source, located, nearest, shown, with_article
 from altcore.formats import AnyFormat, check_digests
 from altcore.hooks import build, builtin_fields, format_or_none, setting, to_plain
 from altcore.recipes import Recipe, name_of, read_recipe, self_contained
@@ -166,7 +167,7 @@ class TrainConfig:
         if self.name is not None:
             check_name(self.name, "name")
         if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9]\d?))?", self.device):
-            raise BadInput(f"{self.device!r} is not auto, cpu, cuda or cuda:N", key="device")
+            raise BadInput(f"{shown(self.device)} is not auto, cpu, cuda or cuda:N", key="device")
         twice = {p for p in self.plugins if self.plugins.count(p) > 1}
         if twice:
             raise BadInput(f"{', '.join(sorted(twice))} is listed twice", key="plugins")
@@ -201,6 +202,13 @@ class TrainConfig:
         """Names whose settings count: workload, optimizer and plugins."""
         return (self.workload, self.optimizer, *self.plugins)
 
+    def settings_of(self, name: str) -> dict[str, Any]:
+        """Return the settings of a plugin, workload or optimizer: those that are given, and those
+        that are keys of the run as well.
+        """
+        shared = {setting: getattr(self, key) for setting, key in shared_keys(name).items()}
+        return {**shared, **self.settings.get(name, {})}
+
     def make_recipe(self) -> Recipe:
         """Return the recipe, with the run's format in it."""
         return read_recipe(self.recipe, self.format or "none")
@@ -229,7 +237,7 @@ def check_name(name: str, key: str) -> str:
     """Return ``name`` if it is a name and no path; `BadInput` of ``key`` otherwise."""
     if not NAME.fullmatch(name) or ".." in name:
         raise BadInput(
-            f"{name!r:.60} is not a name",
+            f"{shown(name)} is not a name",
             key=key,
             hint="letters, digits, dot, dash and underscore, "
             f"{LONGEST_NAME} at most, beginning with a letter or digit",

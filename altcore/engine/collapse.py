@@ -18,6 +18,7 @@ from typing import Any
 
 from attrs import define, field, frozen
 
+from altcore.builtin_types import digits
 from altcore.config import TrainConfig
 
 SMOOTH = 20
@@ -273,7 +274,7 @@ class Detector:
             return None
         reason = (
             f"the loss of the last {SMOOTH} steps, {now:.4g}, is more than "
-            f"{self.config.diverged_ratio:g} times the {start:.4g} that it started at"
+            f"{digits(self.config.diverged_ratio)} times the {start:.4g} that it started at"
         )
         return Finding(reason, {"loss_at_start": start, "loss_now": now})
 
@@ -285,9 +286,10 @@ class Detector:
         if not names:
             return None
         layers = sorted(names)
+        threshold = digits(self.config.dead_neuron_threshold)
         reason = (
             f"the gradient of {', '.join(layers[:4])}{' and others' if len(layers) > 4 else ''} "
-            f"was below {self.config.dead_neuron_threshold:g} (root mean square) for {window} steps"
+            f"was below {threshold} (root mean square) for {window} steps"
         )
         numbers: dict[str, Any] = {"dead_layers": layers}
         improves = None

@@ -17,8 +17,7 @@ import structlog
 from attrs import define, field
 
 from altcore.engine.plugins import Plugin
-from altcore.engine.returns import check_return, check_state
-from altcore.engine.schedule import is_due
+from altcore.engine.returns import as_actions, check_return, check_state
 from altcore.engine.state import Run, Step
 from altcore.errors import AltcoreError, BadInput, PluginError
 from altcore.hooks import HOOKS, HOOKSPECS, MEASURING, ON_DUE_STEPS, WATCHING, Proposal
@@ -56,6 +55,15 @@ class Dispatcher:
             ]
             self._calls[hook] = sorted(found, key=lambda call: place[call[0].name])
 
+    @property
+    def heard(self) -> set[str]:
+        """Names of the interventions, and of the plugins whose measures they read."""
+        heard = {p.name for p in self.plugins if p.acts}
+        for plugin in reversed(self.plugins):  # what a plugin requires stands before it
+            if plugin.name in heard:
+                heard.update(plugin.requires)
+        return heard
+
     def implements(self, hook: str) -> bool:
         """Whether any plugin has the hook."""
         return bool(self._calls[hook])
@@ -75,18 +83,23 @@ class Dispatcher:
         measuring = [p for hook in MEASURING for p, _, _ in self._calls[hook]]
         return any(p.name in due and not p.is_disabled for p in measuring)
 
-    def call(self, hook: str, *, run: Run, **arguments: Any) -> list[tuple[Plugin, Any]]:
+    def call(
+        self, hook: str, *, run: Run, acting: bool | None = None, **arguments: Any
+    ) -> list[tuple[Plugin, Any]]:
         """Call every implementation; returns who returned what, None left out.
+
+        ``acting``: only those of interventions, or only those of all others.
 
         Raises:
             PluginError: if an intervention raises or returns what it must not. A diagnostic or
                 reporter is disabled instead, unless the dispatcher is ``strict``.
         """
-        return list(self._results(hook, run, arguments))
+        return list(self._results(hook, run, arguments, acting=acting))
 
     def actions(self, hook: str, *, run: Run, **arguments: Any) -> list[Proposal]:
         """Call an acting hook; returns the proposals."""
-        return [Proposal(p.name, a) for p, a in self._results(hook, run, arguments)]
+        results = self._results(hook, run, arguments)
+        return [Proposal(p.name, action) for p, found in results for action in as_actions(found)]
 
     def measures(self, hook: str, *, run: Run, step: Step) -> dict[str, Any]:
         """Call a measuring hook; returns measures by ``plugin/measure``.
@@ -102,7 +115,8 @@ class Dispatcher:
     def findings(self, run: Run, lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
         """Return what each plugin found, by its name; it is given its own measures of ``lines``."""
         history = {p.name: own_measures(p.name, lines) for p, _, _ in self._calls["findings"]}
-        found = self._results("findings", run, {}, {k: v for k, v in history.items() if v})
+        own = {name: lines for name, lines in history.items() if lines}
+        found = self._results("findings", run, {}, history=own)
         return {plugin.name: list(said) for plugin, said in found}
 
     def _results(
@@ -110,6 +124,8 @@ class Dispatcher:
         hook: str,
         run: Run,
         arguments: Mapping[str, Any],
+        *,
+        acting: bool | None = None,
         history: Mapping[str, Sequence[Any]] | None = None,
     ) -> Iterator[tuple[Plugin, Any]]:
         """Yield each plugin with what it returned, as soon as it did.
@@ -121,6 +137,8 @@ class Dispatcher:
         failure: PluginError | None = None
         for plugin, function, names in self._calls[hook]:
             if plugin.is_disabled or (due is not None and plugin.name not in due):
+                continue
+            if acting not in (None, plugin.acts):
                 continue
             if history is not None:
                 if plugin.name not in history:
@@ -179,7 +197,7 @@ class Dispatcher:
         """
         if self._due is None or self._due[0] != step.index:
             answers = {p.name: due for p, due in self.call("is_due", run=run, step=step)}
-            by_interval = {p.name: is_due(p.interval, step.index) for p in self.plugins}
+            by_interval = {p.name: p.is_due(step.index) for p in self.plugins}
             due = {name for name, is_on in (by_interval | answers).items() if is_on}
             self._due = step.index, due
         return self._due[1]

@@ -16,7 +16,7 @@
 is_due is asked once as a step begins. The one host read also fetches the measures that the step
 before made after its optimizer. So on_record of a step comes with the following step, or at once
 when the engine waits for the device anyway: before on_collapse, an evaluation or a checkpoint, and
-at the end.
+at the end. Interventions, which may act on it, get it as the second step after it begins.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from altcore.engine.ending import Ending
 from altcore.engine.epochs import evaluation_interval, training_batch
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.losses import loss_and_measures
+from altcore.engine.memory import memory_named
 from altcore.engine.nonfinite import layer_evidence, locate_nonfinite
 from altcore.engine.progress import Progress
 from altcore.engine.randomness import random_state, set_random_state
@@ -145,6 +146,7 @@ class Engine:
         run.step = step.index
         self.record.begin_step()
         step.epoch = run.epoch.after(step.index) if run.epoch else None
+        self.record.tell_interventions(until=step.index - 2)
         step.learning_rate = learning_rate(config, step.index) * run.lr_scale
         for group in run.optimizer.param_groups:
             group["lr"] = step.learning_rate
@@ -285,7 +287,12 @@ class Engine:
         self.ending.status = "running"
         self.record.begin_run()
         try:
-            with self.ending.noting_errors(), Signals() as signals, tell_recompiles(run.emit):
+            with (
+                self.ending.noting_errors(),
+                Signals() as signals,
+                tell_recompiles(run.emit),
+                memory_named(run.model),
+            ):
                 random = random_state(run.device)
                 self.dispatch.call("run_start", run=run)
                 set_random_state(random, run.device)  # a plugin's imports may draw numbers
@@ -339,6 +346,7 @@ class Engine:
             "optimizer": run.optimizer.state_dict(),
             "quantization": run.quantization.state_dict(),
             "plugins": self.dispatch.state_dict(run),
+            "held_records": self.record.held,
             "random": random_state(run.device),
             "detector": self.detector.state_dict(),
             "dead_steps": self.gradients.dead_steps,
@@ -355,6 +363,7 @@ class Engine:
         run.quantization.load_state_dict(state["quantization"], state["model"])
         run.optimizer.load_state_dict(state["optimizer"])
         self.dispatch.load_state_dict(run, state["plugins"])
+        self.record.held = state["held_records"]
         set_random_state(state["random"], run.device)
         self.detector.load_state_dict(state["detector"])
         self.gradients.dead_steps = state["dead_steps"].to(run.device)

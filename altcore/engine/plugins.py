@@ -9,6 +9,7 @@ from typing import Any
 from attrs import define
 
 from altcore.config import TrainConfig, interval_in_epochs
+from altcore.engine.schedule import is_due
 from altcore.errors import BadInput
 from altcore.hooks import check_class, make_plugin
 from altcore.registry import HOOK_KINDS, find
@@ -51,7 +52,11 @@ class Plugin:
     def count_steps(self, steps: Fraction) -> None:
         """Set the steps of an interval in epochs; the plugin itself sees the nearest number."""
         self._steps = steps
-        self.instance.interval = round(steps)
+        object.__setattr__(self.instance, "interval", round(steps))  # the class may be frozen
+
+    def is_due(self, step: int) -> bool:
+        """Whether its interval falls on the step; a diagnostic also measures the first one."""
+        return is_due(self.interval, step) or (step == 1 and self.kind == "diagnostic")
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name} ({self.origin})"
@@ -68,7 +73,7 @@ def load_plugins(config: TrainConfig) -> list[Plugin]:
     for name in config.plugins:
         entry = find(name, HOOK_KINDS)
         cls = check_class(entry.load(), entry)
-        settings = config.settings.get(name, {})
+        settings = config.settings_of(name)
         epochs = interval_in_epochs(settings.get("interval"), f"{name}.interval")
         # How many steps that is, only the workload can tell.
         instance = make_plugin(cls, {**settings, **({"interval": 1} if epochs else {})}, name)

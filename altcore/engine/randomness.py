@@ -1,4 +1,4 @@
-"""Random states: torch's, Python's and numpy's."""
+"""Random states: torch's on every device, Python's and numpy's."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ def random_state(device: torch.device) -> dict[str, Any]:
     version, numbers, gauss = random.getstate()
     state = {"cpu": torch.get_rng_state(), "python": [version, list(numbers), gauss]}
     if device.type == "cuda":
-        state["cuda"] = torch.cuda.get_rng_state(device)
+        # A model or a plugin may draw on other devices than the run's own.
+        state["cuda"] = torch.cuda.get_rng_state_all()
     if (numpy := _numpy()) is not None:
         name, keys, *rest = numpy.random.get_state()
         state["numpy"] = [name, keys.tolist(), *rest]
@@ -37,7 +38,9 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
         version, numbers, gauss = state["python"]
         random.setstate((version, tuple(numbers), gauss))
     if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"].cpu(), device)
+        here = zip(range(torch.cuda.device_count()), state["cuda"], strict=False)
+        for index, own in here:  # a run may go on where there are fewer devices, or more
+            torch.cuda.set_rng_state(own.cpu(), index)
     if "numpy" in state and (numpy := _numpy()) is not None:
         numpy.random.set_state(tuple(state["numpy"]))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import NoneType
 from typing import Any
@@ -29,8 +29,8 @@ def check_return(plugin: Plugin, hook: str, result: Any) -> None:
     elif result is None:
         return
     elif hook in ACTING:
-        if not isinstance(result, Action):
-            raise PluginError(f"{returned}, not an Action or None")
+        if not all(isinstance(action, Action) for action in as_actions(result)):
+            raise PluginError(f"{returned}, not an Action or None, or a list of Actions")
         if not plugin.acts:
             raise PluginError(
                 f"{returned}: a {plugin.kind} looks, only an intervention may ask for an action"
@@ -44,6 +44,11 @@ def check_return(plugin: Plugin, hook: str, result: Any) -> None:
             raise PluginError(f"{returned}, not a context manager or None")
     else:
         raise PluginError(f"{returned}: {hook} returns nothing")
+
+
+def as_actions(result: Any) -> Sequence[Any]:
+    """Return the actions that an acting hook returned: one, or several in a list or tuple."""
+    return result if isinstance(result, list | tuple) else (result,)
 
 
 def check_state(value: Any, where: str = "state") -> Any:

@@ -17,6 +17,7 @@ from altcore.engine.dispatch import Dispatcher
 from altcore.engine.epochs import count_epochs, epoch_of, in_steps
 from altcore.engine.loop import Engine
 from altcore.engine.losses import loss_and_measures
+from altcore.engine.memory import memory_named
 from altcore.engine.plugins import Plugin, load_plugins
 from altcore.engine.probe import probing
 from altcore.engine.randomness import seed_all
@@ -104,6 +105,7 @@ def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
     return TrainConfig.from_plain({**plain, **given, "runs_dir": runs_dir})
 
 
+@memory_named()
 def prepare(
     config: TrainConfig,
     *,
@@ -140,8 +142,7 @@ def prepare(
         "max_steps": config.max_steps,
         **coverage_facts(workload, quantization, device),
     }
-    with probing(model, quantization, device):
-        check_monitor(config, workload, quantization)
+    check_monitor(config, workload, quantization, device)
     if config.compile:
         model.compile()
     if going_on is None:
@@ -315,7 +316,7 @@ def coverage_facts(
     q, model = quantization, workload.model
     if q.layers:
         batch = workload.batch("train", 1, 0)
-        with probing(model, q, device):
+        with memory_named(model), probing(model, q, device):
             q.count_flops(lambda: loss_and_measures(workload, model, batch)[0].backward())
     coverage = q.coverage()
     return {

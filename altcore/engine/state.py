@@ -172,7 +172,10 @@ class Step:
     _shared: dict[Hashable, Any] = field(init=False, factory=dict)
 
     def place(self) -> dict[str, float]:
-        """Return ``step``, and ``epoch`` if the workload counts any: how lines of metrics begin."""
+        """Return ``step``, and ``epoch`` if the workload counts any: how lines of metrics begin.
+
+        From: the step's beginning.
+        """
         return {"step": self.index, **({} if self.epoch is None else {"epoch": self.epoch})}
 
     @property

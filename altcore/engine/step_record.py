@@ -11,11 +11,13 @@ import torch
 from attrs import define, field
 from torch import Tensor
 
+from altcore.builtin_types import digits
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.losses import means
 from altcore.engine.progress import Progress
 from altcore.engine.recorder import Line, Recorder
+from altcore.engine.schedule import is_due
 from altcore.engine.state import Run, Step
 from altcore.runs import METRICS, TIMINGS, RunDirectory, read_lines
 
@@ -32,6 +34,8 @@ class StepRecord:
     step_began: float = field(init=False, default=0.0)
     run_began: float = field(init=False, default=0.0)
     """When the run would have begun, had it been one session: seconds of `time.perf_counter`."""
+    held: list[dict[str, Any]] = field(init=False, factory=list)
+    """Lines that interventions have not heard of yet; kept in checkpoints."""
 
     def __attrs_post_init__(self) -> None:
         self.recorder = Recorder(self.write)
@@ -119,22 +123,43 @@ class StepRecord:
         self.directory.append(TIMINGS, {"step": line.values["step"], **line.timings, **elapsed})
 
     def write(self, line: Line) -> None:
-        """Write a complete line of metrics, and tell it."""
-        metrics = line.values
-        self.progress.note_stall(metrics, self.run.config.log_interval)
-        self.directory.append(METRICS, metrics)
+        """Write a complete line of metrics, and tell it to those who only look."""
+        self.progress.note_stall(line.values, self.run.config.log_interval)
+        self.directory.append(METRICS, line.values)
+        self.tell(line.values, acting=False, timings=line.timings)
+        if self.concerns_interventions(line.values):
+            self.held.append(line.values)
+
+    def tell(self, metrics: Mapping[str, Any], *, acting: bool, **more: Any) -> None:
+        """Call ``on_record`` of the interventions, or of all others."""
         place = (metrics["step"], metrics.get("epoch"), metrics["learning_rate"])
         step = Step(*place, is_recorded=True)
-        self.dispatch.call(
-            "on_record", run=self.run, step=step, metrics=metrics, timings=line.timings
-        )
+        given = {"step": step, "metrics": metrics, **more}
+        self.dispatch.call("on_record", acting=acting, run=self.run, **given)
+
+    def concerns_interventions(self, line: Mapping[str, Any]) -> bool:
+        """Whether the step would have a line without any diagnostic that nobody requires."""
+        if is_due(self.run.config.log_interval, line["step"]):
+            return True
+        return any(key.partition("/")[0] in self.dispatch.heard for key in line)
+
+    def tell_interventions(self, until: int) -> None:
+        """Hand the lines up to step ``until`` to the interventions.
+
+        A line is complete sooner or later as the engine waits for the device or not. Handed on at
+        a fixed step, it cannot make a decision depend on that.
+        """
+        while self.held and self.held[0]["step"] <= until:
+            self.tell(self.held.pop(0), acting=True)
 
     def tell_overflow(self, rate: float | None) -> None:
         """Warn, once until it clears, of an overflow rate above the threshold."""
         threshold, was = self.run.config.overflow_threshold, self.progress.is_overflowing
         self.progress.is_overflowing = rate is not None and rate > threshold
         if self.progress.is_overflowing and not was:
-            message = f"{rate:.2%} of quantized values overflow (overflow_threshold {threshold:g})"
+            message = (
+                f"{rate:.2%} of quantized values overflow (overflow_threshold {digits(threshold)})"
+            )
             self.run.emit("warning", message=message)
 
     def tell_scales(self, scales: Sequence[float]) -> None:

@@ -10,6 +10,7 @@ import torch
 
 from altcore.config import TrainConfig
 from altcore.engine.losses import loss_and_measures
+from altcore.engine.probe import probing
 from altcore.engine.state import Run, Workload
 from altcore.errors import BadInput, nearest
 from altcore.quantization import Quantization
@@ -28,17 +29,16 @@ def evaluate(run: Run) -> dict[str, Any]:
     """
     with run.probe(), torch.no_grad(), run.autocast():
         run.model.eval()
-        means, items, error = _means(run)
-        plain = means
+        quantized, items, error = _means(run)
+        plain = quantized
         if run.quantization.layers or run.config.compute != "float32":
             with run.quantization.off(), torch.autocast(run.device.type, enabled=False):
                 plain, _, _ = _means(run)
-    loss = means.pop("loss")
     return {
-        "val_loss": loss,
-        "val_loss_float32": plain.get("loss", loss),
+        "val_loss": quantized["loss"],
+        "val_loss_float32": plain["loss"],
         "val_loss_error": error,
-        **{f"val_{name}": value for name, value in means.items()},
+        **{f"val_{name}": value for name, value in quantized.items() if name != "loss"},
         "val_items": items,
         "val_is_whole": _whole_split(run.workload) is not None,
     }
@@ -84,16 +84,18 @@ def is_better(config: TrainConfig, now: Mapping[str, Any], best: Mapping[str, An
     return bool(value < other if config.monitor_mode == "min" else value > other)
 
 
-def check_monitor(config: TrainConfig, workload: Workload, quantization: Quantization) -> None:
+def check_monitor(
+    config: TrainConfig, workload: Workload, quantization: Quantization, device: torch.device
+) -> None:
     """Raise `BadInput` if evaluations do not have what ``monitor`` names.
 
-    The model runs only to name the workload's measures: call it in a probe.
+    For another value than the losses the model runs, to name the workload's measures.
     """
     if config.monitor in LOSSES:
         return
-    with torch.no_grad(), quantization.off():
-        workload.model.eval()
-        _, measures = loss_and_measures(workload, workload.model, workload.batch("val", 0, 0))
+    model = workload.model
+    with probing(model, quantization, device), quantization.off(), torch.no_grad():
+        _, measures = loss_and_measures(workload, model.eval(), workload.batch("val", 0, 0))
     known = [*LOSSES, *(f"val_{name}" for name in measures)]
     if config.monitor not in known:
         raise BadInput(

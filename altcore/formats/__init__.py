@@ -9,7 +9,14 @@ from altcore.formats.digests import digest, format_digest
 from altcore.formats.floats import FloatFormat, Specials, float_format
 from altcore.formats.reading import from_plain, get_format, get_scalar_format, is_plain
 from altcore.formats.records import check_digests, digests_of, saved
-from altcore.formats.reference import OVERFLOWS, ROUNDINGS, log_boundary, no_code, round_scalar
+from altcore.formats.reference import (
+    OVERFLOWS,
+    ROUNDINGS,
+    full_rounding,
+    log_boundary,
+    no_code,
+    round_scalar,
+)
 from altcore.formats.tables import TableFormat, code_format, table_format
 
 __all__ = [
@@ -31,6 +38,7 @@ __all__ = [
     "float_format",
     "format_digest",
     "from_plain",
+    "full_rounding",
     "get_format",
     "get_scalar_format",
     "is_plain",

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from attrs import field, frozen
 
-from altcore.errors import BadInput
+from altcore.errors import BadInput, shown
 
 Ties = Literal["even", "up", "down"]
 
@@ -35,7 +35,7 @@ class Format:
     @name.validator
     def _is_a_line(self, _: object, name: object) -> None:
         if not isinstance(name, str) or not name.strip() or not name.isprintable():
-            raise BadInput(f"format {name!r}: its name is a line of text")
+            raise BadInput(f"format {shown(name)}: its name is a line of text")
 
     def to_plain(self) -> dict[str, Any]:
         """Return the format as data that YAML and JSON can hold; `from_plain` gives it back.
@@ -147,7 +147,7 @@ class Format:
         """Return the position of a finite grid value in `values`; `BadInput` if off the grid."""
         i = bisect_left(self.values, value)
         if i == len(self.values) or self.values[i] != value:
-            raise BadInput(f"{value!r} is not a value of format {self.name}")
+            raise BadInput(f"{shown(value)} is not a value of format {self.name}")
         return i
 
     def __str__(self) -> str:
@@ -163,5 +163,5 @@ def _code_of(fmt: Format, value: float) -> int:
                 return code
             fallback = code if fallback is None else fallback
     if fallback is None:
-        raise BadInput(f"{value!r} is not a value of format {fmt.name}")
+        raise BadInput(f"{shown(value)} is not a value of format {fmt.name}")
     return fallback

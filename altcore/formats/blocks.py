@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from attrs import field, frozen
 
 from altcore.builtin_types import as_builtin
-from altcore.errors import BadInput
+from altcore.errors import BadInput, shown
 from altcore.formats.base import Format
 
 ScaleRule = Literal["floor", "ceil", "rceil", "even", "amax", "power-of-two", "two-level"]
@@ -55,10 +55,12 @@ class BlockFormat:
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.element, Format):
-            raise BadInput(f"format {self.name}: its element is a Format, not {self.element!r}")
+            raise BadInput(
+                f"format {self.name}: its element is a Format, not {shown(self.element)}"
+            )
         if not isinstance(self.block, int) or self.block < 1:
             raise BadInput(
-                f"format {self.name}: a block holds at least 1 element, not {self.block!r}"
+                f"format {self.name}: a block holds at least 1 element, not {shown(self.block)}"
             )
         if self.rule not in RULES:
             raise BadInput(f"format {self.name}: the rule is one of {', '.join(RULES)}")

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from attrs import field, frozen
 
 from altcore.builtin_types import as_builtin
-from altcore.errors import BadInput
+from altcore.errors import BadInput, shown
 from altcore.formats.base import MAX_BITS, Format
 
 Specials = Literal["none", "ieee", "fn", "fnuz", "p3109"]
@@ -178,10 +178,10 @@ def float_format(
     if not (isinstance(exponent_bits, int) and isinstance(mantissa_bits, int)):
         raise BadInput(
             f"format {name}: exponent and mantissa bits are whole numbers, not "
-            f"{exponent_bits!r} and {mantissa_bits!r}"
+            f"{shown(exponent_bits)} and {shown(mantissa_bits)}"
         )
     if not isinstance(bias, int | None):
-        raise BadInput(f"format {name}: the bias is a whole number, not {bias!r}")
+        raise BadInput(f"format {name}: the bias is a whole number, not {shown(bias)}")
     if bias is None:
         bias = usual_bias(min(exponent_bits, MAX_BITS))  # wider ones are refused
     return FloatFormat(name, exponent_bits, mantissa_bits, bias, specials, subnormals)

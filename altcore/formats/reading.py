@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from altcore.builtin_types import as_builtin
-from altcore.errors import BadInput, nearest
+from altcore.errors import BadInput, nearest, shown
 from altcore.formats.base import Format
 from altcore.formats.blocks import AnyFormat, BlockFormat
 from altcore.formats.floats import float_format
@@ -47,7 +47,8 @@ def get_format(given: str | os.PathLike[str] | Mapping[str, Any] | AnyFormat) ->
         given = os.fspath(given)
     elif not isinstance(given, str):
         raise BadInput(
-            f"a format is given by its name, not by {given!r}; or by a .yaml file, or in plain form"
+            f"a format is given by its name, not by {shown(given)}; or by a .yaml file, or in "
+            "plain form"
         )
     return _read(given) if is_yaml_file(given) else format_named(given)
 
@@ -102,7 +103,7 @@ def from_plain(plain: Mapping[str, Any]) -> AnyFormat:
 def _make(name: Any, plain: dict[str, Any]) -> AnyFormat:
     """Make a format. The part of an error is the key of ``plain`` that is wrong."""
     if not isinstance(name, str) or "name" not in plain:
-        raise _refusal("name", f"{plain.get('name')!r} is not text; a format has a name")
+        raise _refusal("name", f"{shown(plain.get('name'))} is not text; a format has a name")
     hits = [form for form in _FORMS if form.needs[0] in plain]
     if len(hits) != 1:
         found = " and ".join(form.needs[0] for form in hits)
@@ -113,7 +114,7 @@ def _make(name: Any, plain: dict[str, Any]) -> AnyFormat:
     for key in plain:
         if key not in form.takes:
             hint = f"beside {form.needs[0]} there can be {', '.join(form.takes[1:])}"
-            raise _refusal("", f"unknown key {key!r}", nearest(key, form.takes), hint)
+            raise _refusal("", f"unknown key {shown(key)}", nearest(key, form.takes), hint)
     for key in form.needs:
         if key not in plain:
             raise _refusal("", f"{key} is missing")
@@ -178,7 +179,7 @@ def _table(name: str, key: str, plain: dict[str, Any]) -> AnyFormat:
         k: _list(k, plain[k], _point) for k in ("boundaries", "beyond") if k in plain
     }
     if "beyond" in rules and len(rules["beyond"]) != 2:
-        raise _refusal("beyond", f"two numbers are needed, not {plain['beyond']!r}")
+        raise _refusal("beyond", f"two numbers are needed, not {shown(plain['beyond'])}")
     if "ties" in plain:
         rules["ties"] = _check("ties", plain["ties"], str, "even, up or down")
     try:
@@ -226,19 +227,19 @@ def _single(key: str, given: Any) -> Format:
 
 def _check(key: str, value: Any, kind: type, what: str) -> Any:
     if type(value) is not kind:
-        raise _refusal(key, f"{value!r:.60} is not {what}")
+        raise _refusal(key, f"{shown(value)} is not {what}")
     return value
 
 
 def _list(key: str, given: Any, item: Callable[[Any], Any]) -> Any:
     if not isinstance(given, list | tuple):
-        raise _refusal(key, f"a list of numbers is needed, not {given!r:.60}")
+        raise _refusal(key, f"a list of numbers is needed, not {shown(given)}")
     made = []
     for i, value in enumerate(given):
         try:
             made.append(item(value))
         except (ValueError, OverflowError) as error:
-            raise _refusal(key, f"item {i}, {value!r:.60}, {error}") from error
+            raise _refusal(key, f"item {i}, {shown(value)}, {error}") from error
     return made
 
 

@@ -15,7 +15,17 @@ from altcore.formats.base import Format
 
 # In the order of the compiled kernels, which have no loop for the last: it goes by thresholds.
 ROUNDINGS = ("nearest-even", "nearest-away", "to-zero", "up", "down", "stochastic", "log-nearest")
+NEAREST_EVEN = "nearest-even"
 OVERFLOWS = ("saturate", "inf", "nan", "raise")
+
+
+def full_rounding(name: str) -> str:
+    """Return the name of a rounding; ``nearest`` is short for nearest-even.
+
+    >>> full_rounding("nearest"), full_rounding("up")
+    ('nearest-even', 'up')
+    """
+    return NEAREST_EVEN if name == "nearest" else name
 
 
 def round_scalar(
@@ -39,6 +49,7 @@ def round_scalar(
     >>> round_scalar(1.1, float_format("E3M4", 3, 4))
     1.125
     """
+    rounding = full_rounding(rounding)
     if rounding not in ROUNDINGS or overflow not in OVERFLOWS:
         raise BadInput(f"unknown rounding {rounding!r} or overflow {overflow!r}")
     if isinstance(x, float) and math.isnan(x):

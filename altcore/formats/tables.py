@@ -15,7 +15,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from altcore.errors import BadInput
+from altcore.errors import BadInput, shown
 from altcore.formats.base import MAX_BITS, Format, Ties
 
 
@@ -55,7 +55,7 @@ class TableFormat(Format):
                 "only a format without negative values has that above zero alone"
             )
         if self.ties not in ("even", "up", "down"):
-            raise BadInput(f"format {name}: ties is even, up or down, not {self.ties!r}")
+            raise BadInput(f"format {name}: ties is even, up or down, not {shown(self.ties)}")
         low, high = self.beyond
         if not (low < self.values[0] and self.values[-1] < high):
             raise BadInput(f"format {name} does not go on beyond its values to {low} and {high}")

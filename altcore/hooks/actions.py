@@ -9,8 +9,8 @@ from typing import Any
 from attrs import asdict, field, frozen
 from attrs.validators import ge, gt
 
-from altcore.errors import BadInput, ConflictingActions
-from altcore.formats import AnyFormat, BlockFormat, Format
+from altcore.errors import BadInput, ConflictingActions, shown
+from altcore.formats import AnyFormat, BlockFormat, Format, full_rounding
 from altcore.recipes import ROLES, Scaling, operands_of
 
 KEEP = "keep"
@@ -51,18 +51,18 @@ class ChangeRecipe(Action):
     roles: tuple[str, ...] = field(default=(), converter=_tuple)
     format: AnyFormat | str | None = KEEP
     scaling: Scaling | str = KEEP
-    rounding: str = KEEP
+    rounding: str = field(default=KEEP, converter=full_rounding)
 
     def __attrs_post_init__(self) -> None:
         for role in self.roles:
             operands_of(role)
         if isinstance(self.format, str) and self.format != KEEP:
             raise BadInput(
-                f"ChangeRecipe takes a Format, not the name {self.format!r}: declare it as a "
+                f"ChangeRecipe takes a Format, not the name {shown(self.format)}: declare it as a "
                 "setting of type Format, so that it is resolved before the first step"
             )
         if isinstance(self.scaling, str) and self.scaling != KEEP:
-            raise BadInput(f"ChangeRecipe takes a Scaling, not {self.scaling!r}")
+            raise BadInput(f"ChangeRecipe takes a Scaling, not {shown(self.scaling)}")
 
 
 def ShiftFormat(  # noqa: N802 - it reads as the action that it is short for
@@ -139,7 +139,7 @@ def arbitrate(proposals: Sequence[Proposal], layers: Sequence[str]) -> Verdict:
     """Decide between proposals: Stop > Rollback > ChangeRecipe > ScaleLearningRate > SkipStep.
 
     A pure function of the proposals: the order of registration decides nothing. Changes of
-    disjoint ``layers`` or roles merge. Raises `ConflictingActions`, naming both plugins, for two
+    disjoint ``layers`` or roles merge. Raises `ConflictingActions`, naming the plugins, for two
     values of one thing.
     """
     proposals = sorted(proposals, key=lambda p: (p.plugin, repr(p.action)))
@@ -170,10 +170,11 @@ def _refuse_conflicts(chosen: Sequence[Proposal], layers: Sequence[str]) -> None
         for key, value in _claims(p.action, layers):
             before = claimed.setdefault(key, (value, p.plugin))
             if before[0] != value:
+                several = f"plugins {before[1]} and {p.plugin} propose"
+                who = f"plugin {p.plugin} proposes" if p.plugin == before[1] else several
                 raise ConflictingActions(
-                    f"plugins {before[1]} and {p.plugin} propose different values for "
-                    f"{' of '.join(key)}: {_show(before[0])} and {_show(value)}; "
-                    "give them disjoint layers or roles, or remove one"
+                    f"{who} different values for {' of '.join(key)}: {_show(before[0])} and "
+                    f"{_show(value)}; give them disjoint layers or roles, or remove one"
                 )
 
 

@@ -13,7 +13,7 @@ from attrs.converters import pipe
 from attrs.validators import and_
 
 from altcore.builtin_types import as_builtin
-from altcore.errors import BadInput, keyed, nearest
+from altcore.errors import BadInput, keyed, nearest, shown
 from altcore.formats import AnyFormat, BlockFormat, Format, get_format, get_scalar_format, saved
 
 if TYPE_CHECKING:
@@ -239,7 +239,7 @@ def _structure(value: Any, tp: Any, key: str) -> Any:
 
         if isinstance(error, StructureHandlerNotFoundError):
             raise BadInput(f"no setting can have the type {_type_name(tp)}", key=key) from error
-        raise BadInput(f"{value!r} is not {_expected(tp)}", key=key) from error
+        raise BadInput(f"{shown(value)} is not {_expected(tp)}", key=key) from error
 
 
 def _expected(tp: Any) -> str:
@@ -273,14 +273,14 @@ def _converter() -> cattrs.Converter:
     def strict(kind: type, accepts: tuple[type, ...]) -> Callable[[Any, Any], Any]:
         def structure(value: Any, _: Any) -> Any:
             if not isinstance(value, accepts) or (isinstance(value, bool) and kind is not bool):
-                raise TypeError(f"{value!r} is not {kind.__name__}")
+                raise TypeError(f"{shown(value)} is not {kind.__name__}")
             return kind(value)
 
         return structure
 
     def name_or_mapping(value: Any, _: Any) -> str | dict[str, Any]:
         if not isinstance(value, str | dict):
-            raise TypeError(f"{value!r} is neither a name nor a mapping")
+            raise TypeError(f"{shown(value)} is neither a name nor a mapping")
         return value
 
     def is_sequence(tp: Any) -> bool:
@@ -289,7 +289,7 @@ def _converter() -> cattrs.Converter:
     def sequence(value: Any, tp: Any) -> Any:
         # A text is a sequence of letters, too; nobody means that.
         if not isinstance(value, list | tuple | set | frozenset):
-            raise TypeError(f"{value!r} is not a list")
+            raise TypeError(f"{shown(value)} is not a list")
         kind, items = get_origin(tp) or tp, get_args(tp) or (Any, ...)
         if kind is not tuple or items[-1] is ...:
             items = (items[0],) * len(value)

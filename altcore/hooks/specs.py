@@ -29,7 +29,7 @@ hookspec = pluggy.HookspecMarker("altcore")
 hookimpl = pluggy.HookimplMarker("altcore")
 
 ACTING = ("pre_backward", "pre_step", "on_nan", "on_collapse")
-"""Hooks that may return an Action, from interventions."""
+"""Hooks that may return an Action, or several in a list, from interventions."""
 MEASURING = ("post_backward", "post_step")
 """Hooks that may return measures: plain names to scalars or short 1-D tensors."""
 WATCHING = ("watch_forward", "watch_backward")
@@ -150,6 +150,9 @@ def on_record(
     The line of a step is complete, its post-step measures included, at the next host read: it
     comes during the following step, or at once if the engine waits anyway (evaluation,
     checkpoint, collapse, the end). ``metrics["step"]`` says which step it belongs to.
+    Interventions get it as the second step after it begins, whatever the engine waits for, so
+    that what they decide depends on no interval of checkpoints and on no resume. They are not told
+    of lines that only a diagnostic or reporter gave rise to.
     """
 
 
@@ -160,7 +163,7 @@ def on_event(run: Run, event: Mapping[str, Any]) -> None:
 
 @hookspec
 def on_eval(run: Run, step: Step, metrics: Mapping[str, Any]) -> None:
-    """An evaluation is done; ``metrics`` holds the validation losses."""
+    """An evaluation is done; ``metrics`` is its line in metrics.jsonl: losses and measures."""
 
 
 @hookspec

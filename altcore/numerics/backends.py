@@ -19,7 +19,7 @@ from altcore.numerics.block_scales import RoundedBlocks
 from altcore.numerics.checks import check_block_rule, check_floating, check_rule
 from altcore.numerics.compiled_rounder import can_compile, compiled_rounder
 from altcore.numerics.kernels import kernel_block_rounder, kernel_rounder, reads
-from altcore.numerics.rules import Meters, Rule
+from altcore.numerics.rules import Meters, Rule, full_rule
 from altcore.numerics.torch_rounder import Key, TorchBlockRounder, TorchRounder
 
 _READ = (*kernels.DTYPES, torch.float16)  # float16 is widened
@@ -75,6 +75,7 @@ def rounder_for(x: Tensor, fmt: Format, rule: Rule) -> Rounder:
     """
     if reads(x, _READ) and (found := kernel_rounder(fmt, rule)) is not None:
         return found
+    rule = full_rule(rule)
     check_rule(fmt, rule)
     check_floating(x)
     return compiled_rounder(fmt, rule) if can_compile(x, rule) else TorchRounder(fmt, rule)
@@ -87,6 +88,7 @@ def block_rounder_for(x: Tensor, fmt: BlockFormat, rule: Rule) -> BlockRounder:
     """
     if reads(x, _READ) and (found := kernel_block_rounder(fmt, rule)) is not None:
         return found
+    rule = full_rule(rule)
     check_block_rule(fmt, rule)
     check_floating(x)
     element, compiles = fmt.element, can_compile(x, rule)

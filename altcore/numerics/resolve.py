@@ -10,7 +10,14 @@ from torch import Tensor
 
 from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput
-from altcore.formats import OVERFLOWS, ROUNDINGS, AnyFormat, BlockFormat, Format
+from altcore.formats import (
+    OVERFLOWS,
+    ROUNDINGS,
+    AnyFormat,
+    BlockFormat,
+    Format,
+    full_rounding,
+)
 from altcore.numerics.checks import check_choice, check_floating, check_spread
 from altcore.numerics.rounding_constants import FLOAT32, LAYOUTS, compute_dtype, to_single
 from altcore.numerics.rules import Rule
@@ -98,7 +105,7 @@ _RULES = {(rounding, o): Rule(rounding, o) for rounding in ROUNDINGS for o in OV
 def rule_for(rounding: str, overflow: str) -> Rule:
     """Return the rule of these names; `BadInput` if one is unknown."""
     try:
-        return _RULES[rounding, overflow]
+        return _RULES[full_rounding(rounding), overflow]
     except (KeyError, TypeError):  # TypeError: unhashable
         check_choice("rounding", rounding, ROUNDINGS)
         check_choice("overflow", overflow, OVERFLOWS)

@@ -41,6 +41,11 @@ class Rule(NamedTuple):
         return self.rounding == "stochastic"
 
 
+def full_rule(rule: Rule) -> Rule:
+    """Return the rule with the full name of its rounding: ``nearest`` is nearest-even."""
+    return Rule(NEAREST.rounding, rule.overflow) if rule.rounding == "nearest" else rule
+
+
 NEAREST = Rule()
 """To nearest, ties to the even code, saturating."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,11 @@ from altcore.recipes import Cast, some
 HOOKS = "_optimizer_step_post_hooks"
 """An attribute that torch's constructor gives an optimizer. A wrapper that is a subclass, but never
 ran that, has none, and its steps run no hooks."""
+
+NOT_STORED = (
+    "optimizer_state: nothing of it is rounded, as altcore knows no optimizer: give it to "
+    "quantize_model, or call q.store(optimizer) after each step"
+)
 
 
 def unwrap(optimizer: object) -> Optimizer:
@@ -41,26 +46,52 @@ def is_or_wraps(optimizer: object, inner: Optimizer) -> bool:
 
 
 def store_optimizer_state(
-    optimizer: Optimizer, casts: Mapping[str, tuple[ParameterSlot, Cast]], context: Context
+    optimizer: Optimizer | None,
+    casts: Mapping[str, tuple[ParameterSlot, Cast]],
+    context: Context,
 ) -> None:
     """Round the optimizer's state of ``casts``' parameters, in place; warn of the state that stays.
 
     Raises `BadInput` if the model was sharded.
     """
+    if optimizer is None:
+        context.warn(NOT_STORED)
+        return
     for full, (slot, _) in casts.items():
         check_whole(full.rpartition(".")[0], slot.module, slot.name, "optimizer_state")
     parameters = {name: (slot.parameter, cast) for name, (slot, cast) in casts.items()}
     left = _round_moments(optimizer, parameters, context.clock)
     kind = type(optimizer).__name__
-    if not optimizer.state and any(p.grad is not None for p, _ in parameters.values()):
+    own = [p for p, _ in parameters.values()]
+    if not any(p in optimizer.state for p in own) and any(p.grad is not None for p in own):
         context.warn(
             f"optimizer_state: {kind} has no state to round, or keeps it elsewhere "
             "(ZeroRedundancyOptimizer): nothing is rounded"
+            if _steps_any(optimizer, own)
+            else _none_of_its_own(optimizer)
         )
     if left:
         context.warn(
             f"optimizer_state: {kind} keeps what cannot be rounded; it stays as it is: {some(left)}"
         )
+
+
+def check_steps(optimizer: Optimizer, model: nn.Module, context: Context) -> None:
+    """Warn if the optimizer is another model's."""
+    if not _steps_any(optimizer, model.parameters()):
+        context.warn(_none_of_its_own(optimizer))
+
+
+def _steps_any(optimizer: Optimizer, parameters: Iterable[nn.Parameter]) -> bool:
+    """Whether one of the parameters is the optimizer's, as far as it says."""
+    groups = getattr(optimizer, "param_groups", [])
+    stepped = {id(p) for group in groups for p in group["params"]}
+    return not stepped or any(id(p) in stepped for p in parameters)
+
+
+def _none_of_its_own(optimizer: Optimizer) -> str:
+    kind = type(optimizer).__name__
+    return f"optimizer: this {kind} steps none of the model's parameters: nothing of it is rounded"
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from altcore.quantization.discovery import AUTO, ParameterSlot, find_layers
 from altcore.quantization.flops import FlopCount, count_flops
 from altcore.quantization.gradient_rounding import GradientRounding, ModelHook
 from altcore.quantization.layer import QuantizedLayer
-from altcore.quantization.optimizer import is_or_wraps, store_optimizer_state, unwrap
+from altcore.quantization.optimizer import check_steps, is_or_wraps, store_optimizer_state, unwrap
 from altcore.quantization.patched_forward import (
     DisabledFastPath,
     disable_fast_paths,
@@ -204,6 +204,7 @@ class Quantization:
 
     def follow(self, optimizer: torch.optim.Optimizer) -> None:
         """Call `store` after each step of the optimizer; explicit calls then do nothing."""
+        check_steps(optimizer, self.model, self.context)
         self._optimizer = optimizer
         hook = optimizer.register_step_post_hook(lambda *_: self._store(optimizer))
         self._kept_hooks.append(hook)
@@ -241,7 +242,7 @@ class Quantization:
     def _store(self, optimizer: torch.optim.Optimizer | None) -> None:
         if self.stored:
             self.counters.stored_moves = store_weights(self.stored.values())
-        if optimizer is not None and self._state_casts:
+        if self._state_casts:
             store_optimizer_state(optimizer, self._state_casts, self.context)
         self.context.clock.step += 1
 
@@ -275,10 +276,7 @@ class Quantization:
         return self.context.compute
 
     def stats(self) -> list[dict[str, Any]]:
-        """Return the counts of each quantizer and stored weight in the last step, on the host.
-
-        ``sqnr_db`` is None if the step did not measure errors (see `begin_step`).
-        """
+        """Return what each quantizer and stored weight met in the last step, on the host."""
         return rows(self.counters, self.stored.values())
 
     def coverage(self) -> Coverage:
@@ -304,6 +302,8 @@ class Quantization:
     def _tell_coverage(self) -> None:
         for sentence in self.missed():
             self.context.warn(sentence)
+        if self._state_casts and self.context.clock.step == 0:
+            store_optimizer_state(None, self._state_casts, self.context)
 
     def count_flops(self, run: Callable[[], Any]) -> float | None:
         """Return the share of FLOPs in products with both operands on a grid; see `coverage`.

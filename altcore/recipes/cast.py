@@ -10,7 +10,7 @@ from typing import Any
 from attrs import field, frozen
 from attrs.validators import and_, ge, gt, in_, le, lt, optional
 
-from altcore.formats import AnyFormat, BlockFormat, Format, ScaleRule, saved
+from altcore.formats import AnyFormat, BlockFormat, Format, ScaleRule, full_rounding, saved
 
 SCALINGS = ("none", "tensor", "channel", "block", "delayed", "rms")
 STRAIGHT_THROUGH = ("identity", "clipped")
@@ -79,7 +79,7 @@ class Cast:
 
     format: AnyFormat
     scaling: Scaling
-    rounding: str = "nearest-even"
+    rounding: str = field(default="nearest-even", converter=full_rounding)
     overflow: str = "saturate"
     hadamard: int = 0
     straight_through: str = "identity"

@@ -7,13 +7,14 @@ from typing import Any
 
 from attrs import evolve, frozen
 
-from altcore.errors import BadInput, Source, nearest
+from altcore.errors import BadInput, Source, nearest, shown
 from altcore.formats import (
     OVERFLOWS,
     ROUNDINGS,
     AnyFormat,
     BlockFormat,
     Format,
+    full_rounding,
     get_format,
     is_plain,
 )
@@ -121,7 +122,8 @@ def read_cast(value: Any, place: Place) -> Cast | None:
         raise place.below(value, "straight_through").refusal(
             "after a Hadamard transform no element of the tensor is the one that was clipped"
         )
-    rounding = choice("rounding", "nearest-even", ROUNDINGS)
+    named = value.get("rounding", "nearest-even")
+    rounding = _choice(full_rounding(named), ROUNDINGS, place.below(value, "rounding"))
     return Cast(fmt, scaling, rounding, overflow, hadamard, straight_through)
 
 
@@ -133,7 +135,7 @@ def read_format(value: Any, place: Place) -> AnyFormat:
         return get_format(place.run_format)
     if not isinstance(value, str | Format | BlockFormat | Mapping):
         raise place.refusal(
-            f"{value!r} is neither a format's name, nor none, nor a mapping of "
+            f"{shown(value)} is neither a format's name, nor none, nor a mapping of "
             + ", ".join(CAST_KEYS)
         )
     try:
@@ -174,7 +176,7 @@ def refuse_unknown(given: Mapping[Any, Any], known: Sequence[str], place: Place)
     for key in given:
         if key not in known:
             raise evolve(place, source=source_of(given, key) or place.source).refusal(
-                f"unknown key {key!r}",
+                f"unknown key {shown(key)}",
                 meant=nearest(key, known),
                 hint=f"one of {', '.join(known)}",
             )
@@ -186,7 +188,7 @@ def _is_placeholder(value: Any) -> bool:
 
 def _hadamard(value: Any, place: Place) -> int:
     if type(value) is not int or value < 0 or value & (value - 1) or value == 1:
-        raise place.refusal(f"{value!r} is not 0 or a power of two from 2 up")
+        raise place.refusal(f"{shown(value)} is not 0 or a power of two from 2 up")
     return value
 
 
@@ -200,14 +202,14 @@ def _scaling(value: Any, fmt: AnyFormat, place: Place) -> Scaling:
             return Scaling("tensor", power_of_two=True)
         return Scaling(_choice(value, (*SCALINGS, "power-of-two"), place))
     if not isinstance(value, Mapping):
-        raise place.refusal(f"{value!r} is neither {', '.join(SCALINGS)} nor a mapping")
+        raise place.refusal(f"{shown(value)} is neither {', '.join(SCALINGS)} nor a mapping")
     refuse_unknown(value, ("kind", *_SCALING_TYPES), place)
     for key, kind in _SCALING_TYPES.items():
         given = value.get(key)
         if key not in value or (key == "quantile" and given is None):
             continue
         if not isinstance(given, kind) or isinstance(given, bool) != (kind is bool):  # type: ignore[arg-type] # a type or a tuple of types: isinstance takes both
-            raise place.below(value, key).refusal(f"{given!r} has the wrong type")
+            raise place.below(value, key).refusal(f"{shown(given)} has the wrong type")
     kind = _choice(value.get("kind", "tensor"), SCALINGS, place)
     try:
         return Scaling(**{**value, "kind": kind})
@@ -218,6 +220,8 @@ def _scaling(value: Any, fmt: AnyFormat, place: Place) -> Scaling:
 def _choice(value: Any, known: Sequence[str], place: Place) -> str:
     if not isinstance(value, str) or value not in known:
         raise place.refusal(
-            f"{value!r} is unknown", meant=nearest(value, known), hint=f"one of {', '.join(known)}"
+            f"{shown(value)} is unknown",
+            meant=nearest(value, known),
+            hint=f"one of {', '.join(known)}",
         )
     return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from altcore.errors import BadInput, nearest
+from altcore.errors import BadInput, nearest, shown
 
 ROLES = (
     "weight",
@@ -56,7 +56,7 @@ def operands_of(role: str) -> tuple[str, ...]:
     if not found:
         known = (*ROLES, *PRODUCT_OPERANDS)
         raise BadInput(
-            f"unknown role {role!r}",
+            f"unknown role {shown(role)}",
             meant=nearest(role, known),
             hint=f"one of {', '.join(known)}",
         )

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from attrs import evolve
 
 from altcore.builtin_types import as_builtin
-from altcore.errors import BadInput, Source, keyed, nearest
+from altcore.errors import BadInput, Source, keyed, nearest, shown
 from altcore.formats import AnyFormat, get_format, is_plain, saved
 from altcore.recipes.cast import Cast
 from altcore.recipes.cast_reading import Place, check_role, read_cast, read_format, refuse_unknown
@@ -142,7 +142,7 @@ def _unknown(name: str) -> BadInput:
             hint=f"train takes it by --format {name}",
         )
     return BadInput(
-        f"unknown recipe {name!r}",
+        f"unknown recipe {shown(name)}",
         key="recipe",
         meant=nearest(name, NAMED),
         hint=f"one of {', '.join(NAMED)}, or a file that ends in .yaml",
@@ -222,16 +222,16 @@ def _top_level_rules(casts: Mapping[str, Cast | None], is_lookup_given: bool) ->
 def _own_name(data: Mapping[str, Any], place: Place) -> str:
     name = data.get("name", place.recipe)
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
-        raise place.below(data, "name").refusal(f"{name!r} is not a line of text")
+        raise place.below(data, "name").refusal(f"{shown(name)} is not a line of text")
     return name
 
 
 def _pattern(pattern: Any, place: Place) -> str:
     if not isinstance(pattern, str):
-        raise place.refusal(f"the pattern {pattern!r} is not text")
+        raise place.refusal(f"the pattern {shown(pattern)} is not text")
     if pattern.startswith("<") and not is_selector(pattern):
         raise place.refusal(
-            f"unknown selector {pattern!r}",
+            f"unknown selector {shown(pattern)}",
             meant=nearest(pattern, SELECTORS),
             hint=f"one of {', '.join(SELECTORS)}, <first N%>, <last N%>",
         )

@@ -3,6 +3,7 @@
 Uses config, recipes and formats.
 """
 
+from altcore.builtin_types import to_json
 from altcore.runs.checkpoint import (
     load_checkpoint,
     load_newest,
@@ -19,7 +20,7 @@ from altcore.runs.directory import (
     write_configuration,
 )
 from altcore.runs.history import early_and_late, finite, mean_of, step_lines, tail
-from altcore.runs.json_lines import read_lines, to_json
+from altcore.runs.json_lines import read_lines
 from altcore.runs.provenance import environment
 from altcore.runs.reading import find_run, list_runs, summary_of
 from altcore.runs.summary import ENDED, STATUSES, UNFINISHED, Summary

@@ -12,11 +12,12 @@ from typing import IO, Any
 
 from attrs import define, field
 
+from altcore.builtin_types import to_json
 from altcore.config import TrainConfig
 from altcore.errors import BadInput
 from altcore.recipes import takes_format
 from altcore.runs.durable import no_space_named
-from altcore.runs.json_lines import is_torn, read_lines, to_json
+from altcore.runs.json_lines import is_torn, read_lines
 from altcore.yaml_files import SUFFIXES, dump_yaml
 
 METRICS, EVENTS, TIMINGS = "metrics.jsonl", "events.jsonl", "timings.jsonl"

@@ -3,25 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-"""JSON has no such numbers: they are written as these words."""
-
-
-def to_json(value: Any) -> Any:
-    """Return ``value`` with non-finite numbers as words, as strict JSON needs."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
-    if isinstance(value, Mapping):
-        return {str(k): to_json(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [to_json(v) for v in value]
-    return value
+from altcore.builtin_types import NONFINITE
 
 
 def from_json(value: Any) -> Any:

@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+from altcore.builtin_types import to_json
 from altcore.config import check_name
 from altcore.errors import BadInput, nearest
 from altcore.hooks import build
 from altcore.runs.directory import EVENTS, METRICS
-from altcore.runs.json_lines import read_lines, to_json
+from altcore.runs.json_lines import read_lines
 from altcore.runs.summary import KEYS, UNFINISHED, Summary, read_summary
 
 

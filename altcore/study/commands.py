@@ -14,6 +14,7 @@ from typing import Any
 from attrs import field, frozen
 
 from altcore.api import layers_of
+from altcore.builtin_types import digits, to_json
 from altcore.config import Override, TrainConfig, check_name, defaults
 from altcore.errors import BadInput, Source, keyed, located
 from altcore.formats import BlockFormat
@@ -21,14 +22,15 @@ from altcore.hooks import build, format_or_none
 from altcore.recipes import Recipe
 from altcore.registry import entries, find
 from altcore.runs import recipe_label
-from altcore.study import report
+from altcore.study import cautions, report
 from altcore.study.arms import Arm, factorial, frozen_control
 from altcore.study.compare import Comparison, Contender
 from altcore.study.explain import Explanation
 from altcore.study.identity import plain
 from altcore.study.record import Question, agreed_steps, claim, held, read
 from altcore.study.runner import Runner, duration
-from altcore.study.setup import base_config, measure_cost, steps_within
+from altcore.study.setup import base_config, check_arms, measure_cost, steps_within
+from altcore.study.statistics import student
 from altcore.yaml_files import is_yaml_file, load_yaml, read_mapping
 
 STUDIES = "studies"
@@ -59,7 +61,7 @@ class Options:
 
 
 def _refused(option: str, value: float, problem: str) -> BadInput:
-    return BadInput(problem, key=f"--{option}", part=f"{value:g}")
+    return BadInput(problem, key=f"--{option}", part=digits(value))
 
 
 def default_recipe(fmt: str | None) -> str:
@@ -72,6 +74,7 @@ def default_recipe(fmt: str | None) -> str:
 
 def run_explain(options: Options) -> tuple[dict[str, Any], Path]:
     """Explain where a recipe breaks; return the answer and its folder."""
+    student()  # without scipy there would be no answer
     config = base_config(options.file, options.overrides, defaults()["observers"])
     layers, ties, described = layers_of(config)
     plan = config.make_recipe().resolve(layers)
@@ -88,12 +91,13 @@ def run_explain(options: Options) -> tuple[dict[str, Any], Path]:
     runner = Runner(options.folder / name, config, options.tell, facts=described)
     study = Explanation(runner, plan, seeds, options.within, ties)
     arms = [frozen_control(plan), *full.values()]
+    rows = len(full) - 1  # all but the twin
     asked = {"format": label, "recipe": config.recipe_name}
     with held(runner.folder):
-        begun = _begin(options, runner, "explain", asked, arms, study.runs_at_most, seeds)
+        begun = _begin(options, runner, "explain", asked, arms, study.runs_at_most, seeds, rows)
         study.watch = watching(runner.base)
         found = study.explain()
-        about = {**asked, **facts(runner.base, begun)}
+        about = {**asked, **facts(runner.base, begun, rows, study.rates)}
         whole = {"about": about, **found}
         write(runner.folder, begun.page, whole, report.explanation(about, found))
     return whole, runner.folder
@@ -103,6 +107,7 @@ def run_compare(
     options: Options, formats: Sequence[str], recipes: Sequence[str], optimizers: Sequence[str]
 ) -> tuple[dict[str, Any], Path]:
     """Compare formats under recipes with optimizers; return the rows and their folder."""
+    student()  # without scipy there would be no answer
     config = base_config(options.file, options.overrides, defaults()["observers"])
     optimizers = optimizers or [config.optimizer]
     layers, _, described = layers_of(config)
@@ -116,11 +121,14 @@ def run_compare(
     runner = Runner(options.folder / name, config, options.tell, facts=described)
     study = Comparison(runner, contenders, seeds, options.within, keys)
     asked = {"formats": list(formats), "recipes": list(recipes), "optimizers": list(optimizers)}
+    rows = len(contenders)
     arms = sorted(study.arms().values(), key=lambda arm: arm.key == contenders[-1].key)
     with held(runner.folder):
-        begun = _begin(options, runner, "compare", asked, arms, study.runs_at_most, seeds)
+        check_arms(config, arms[:-1])
+        begun = _begin(options, runner, "compare", asked, arms, study.runs_at_most, seeds, rows)
         found = study.compare()
-        about = {"formats": list(formats), **facts(runner.base, begun)}
+        known = facts(runner.base, begun, rows, study.rates)
+        about = {"formats": list(formats), **known}
         whole = {"about": about, **found}
         write(runner.folder, begun.page, whole, report.comparison(about, found))
     return whole, runner.folder
@@ -169,8 +177,13 @@ def watching(config: TrainConfig) -> dict[str, Any]:
     return {"plugins": tuple(plugins), "settings": {**config.settings, **settings}}
 
 
-def facts(config: TrainConfig, begun: Question) -> dict[str, Any]:
-    """Return the facts that every study states about its runs."""
+def facts(
+    config: TrainConfig, begun: Question, rows: int, rates: Mapping[str, float]
+) -> dict[str, Any]:
+    """Return the facts that every study states about its runs.
+
+    ``rows``: of its first table; ``rates``: the factor of the learning rate, by arm.
+    """
     return {
         "page": begun.page,
         "seeds": list(begun.seeds),
@@ -182,6 +195,10 @@ def facts(config: TrainConfig, begun: Question) -> dict[str, Any]:
         "steps": config.max_steps,
         "learning_rate": config.learning_rate,
         "compute": config.compute,
+        "cautions": [
+            *cautions.before_running(config.max_steps, len(begun.seeds), rows),
+            *cautions.about_rates(rates),
+        ],
         "altcore": version("altcore"),
         "torch": version("torch"),
     }
@@ -195,10 +212,11 @@ def _begin(
     arms: Sequence[Arm],
     runs: int,
     seeds: Sequence[int],
+    rows: int,
 ) -> Question:
     """Fix the number of steps, announce the cost, and write down the question.
 
-    The last of ``arms`` is the most expensive one.
+    The last of ``arms`` is the most expensive one; ``rows`` are those of the first table.
     """
     config = runner.base
     asked = plain({**asked, "budget": options.budget, "config": config.to_plain()})
@@ -215,6 +233,8 @@ def _begin(
         f"at most {runs} runs of {steps} steps, about {whole}: {cost.step:.3f} s a step and "
         f"{cost.start:.1f} s a run; into {runner.folder}"
     )
+    for caution in cautions.before_running(steps, len(seeds), rows):
+        options.tell(f"caution: {caution}")
     question = Question(
         command=command,
         asked=asked,
@@ -237,6 +257,6 @@ def recipe_files(options: Options, asked: Mapping[str, Any]) -> list[str]:
 
 def write(folder: Path, name: str, found: Mapping[str, Any], text: str) -> None:
     """Write a study's JSON and markdown."""
-    plain = json.dumps(found, indent=1, default=str)
-    (folder / f"{name}.json").write_text(plain + "\n")
+    strict = json.dumps(to_json(found), indent=1, allow_nan=False, default=str)
+    (folder / f"{name}.json").write_text(strict + "\n")
     (folder / f"{name}.md").write_text(text.rstrip() + "\n")

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from altcore.builtin_types import digits, rounded
 from altcore.study.arms import FACTOR_NAMES
 from altcore.study.statistics import LEVEL
 from altcore.study.variants import CAUSES
@@ -13,7 +14,7 @@ from altcore.study.variants import CAUSES
 NOT_TOLD = "not distinguishable"
 
 
-def number(value: float | None, digits: int = 4) -> str:
+def number(value: float | None, places: int = 4) -> str:
     """Return a number for a table.
 
     >>> number(0.12345), number(None), number(float("inf"))
@@ -21,7 +22,7 @@ def number(value: float | None, digits: int = 4) -> str:
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "not available"
-    return f"{value:.{digits}f}"
+    return rounded(value, places)
 
 
 def interval(row: Mapping[str, Any]) -> str:
@@ -47,7 +48,7 @@ def explanation(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     """Return an explanation as markdown."""
     seeds = len(about["seeds"])
     lines = [f"# Where {about['format']} breaks", ""]
-    lines += [*_conclusion(about, found), ""]
+    lines += [*_conclusion(about, found), "", *_cautions(about)]
     lines += ["## How this was found", "", _method(about, found), "", "## Factors", ""]
     for key, operands in found["operands_of"].items():
         lines.append(f"- {key}, {FACTOR_NAMES[key]}: {', '.join(operands)}")
@@ -104,13 +105,19 @@ def explanation(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _cautions(about: Mapping[str, Any]) -> list[str]:
+    """Return what limits the answer, beside it."""
+    found = [f"- {caution[0].upper()}{caution[1:]}." for caution in about["cautions"]]
+    return ["## Cautions", "", *found, ""] if found else []
+
+
 def _method(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     inside = found.get("learning_rate_factor_inside")
     later = "" if inside is None else f"; those inside the factor, and their twin, at {inside:.3g}"
     return (
         f"{_runs(about)} A diverged run counts with the unigram entropy of the data. Each arm of "
         "the first table ran at the best of 1/3, 1 and 3 times the learning rate "
-        f"{about['learning_rate']:g}, chosen on a seed that is in no table, and so did "
+        f"{digits(about['learning_rate'])}, chosen on a seed that is in no table, and so did "
         f"each change that was tried{later}."
     )
 
@@ -153,20 +160,21 @@ def comparison(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         for name, t in found["twins"].items()
     ]
     lines += table(["float32 twin", "× lr", "loss [95 %]", "learned"], twins)
+    lines += _cautions(about)
     lines += [
         f"{_runs(about)} Every row ran at the best of 1/3, 1 and 3 times the learning rate "
-        f"{about['learning_rate']:g}, chosen on a seed that is in no table. 'Learned' is the "
+        f"{digits(about['learning_rate'])}, chosen on a seed that is in no table. 'Learned' is the "
         "verdict of a run's summary, on its validation loss; nothing is said to train or to learn "
         "unless it and its twin learned with every seed. 'Trains' means ahead "
         f"of the frozen control (whose quantized layers keep their first weights) and within "
-        f"{about['within']:g} of the twin.",
+        f"{digits(about['within'])} of the twin.",
     ]
     return "\n".join(lines)
 
 
 def _conclusion(about: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     full = found["full"]
-    distance = f"within {about['within']:g} of the float32 twin"
+    distance = f"within {digits(about['within'])} of the float32 twin"
     seeds = len(about["seeds"])
     if full["twin_learned"] < seeds:
         missing = f"{seeds - full['twin_learned']} of {seeds} seeds"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from statistics import median
 from typing import Any
 
 from attrs import frozen
 
 from altcore.api import train
+from altcore.builtin_types import digits
 from altcore.config import Override, TrainConfig, load_config
 from altcore.engine import counted_in_steps
 from altcore.errors import DEFAULT, BadInput
@@ -71,7 +72,13 @@ def measure_cost(config: TrainConfig, arm: Arm) -> Cost:
     return Cost(max(0.0, whole - math.fsum(steps)), median(steps[1:] or steps))
 
 
-def _pilot(config: TrainConfig, arm: Arm) -> tuple[float, list[float]]:
+def check_arms(config: TrainConfig, arms: Iterable[Arm]) -> None:
+    """Train each arm for a step: what cannot run is found before the first run, not hours later."""
+    for arm in arms:
+        _pilot(config, arm, steps=1)
+
+
+def _pilot(config: TrainConfig, arm: Arm, steps: int = PILOT_STEPS) -> tuple[float, list[float]]:
     """Return the time of a short run and of each of its steps, in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -81,7 +88,8 @@ def _pilot(config: TrainConfig, arm: Arm) -> tuple[float, list[float]]:
                 runs_dir=folder,
                 format=None,
                 recipe=arm.recipe(),
-                max_steps=PILOT_STEPS,
+                max_steps=steps,
+                **arm.keys,
             )
         )
         whole = time.perf_counter() - began
@@ -95,7 +103,7 @@ def steps_within(cost: Cost, minutes: float, runs: int) -> int:
     if steps < FEWEST_STEPS:
         least = cost.of(runs, FEWEST_STEPS) / 60
         raise BadInput(
-            f"--budget {minutes:g}: {runs} runs would have {max(steps, 0)} steps each: give at "
-            f"least {math.ceil(least)} minutes, or fewer --seeds or a smaller model"
+            f"--budget {digits(minutes)}: {runs} runs would have {max(steps, 0)} steps each: give "
+            f"at least {math.ceil(least)} minutes, or fewer --seeds or a smaller model"
         )
     return steps

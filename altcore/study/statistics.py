@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from itertools import chain, combinations
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from attrs import frozen
 
@@ -16,6 +16,15 @@ K = TypeVar("K", bound=Hashable)
 
 LEVEL = 0.05
 """Below which a corrected p tells a difference."""
+
+
+def student() -> Any:
+    """Return scipy's distribution of Student's t. Raises `BadInput` without scipy."""
+    try:
+        from scipy.stats import t  # type: ignore[import-untyped] # it has no annotations
+    except ImportError as error:
+        raise BadInput("studies need scipy: pip install 'altcore[study]'") from error
+    return t
 
 
 @frozen
@@ -43,18 +52,14 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     >>> estimate([1.0, 2.0, 3.0]).low.__round__(3)
     -0.484
     """
-    try:
-        from scipy.stats import t as student  # type: ignore[import-untyped] # it has no annotations
-    except ImportError as error:
-        raise BadInput("studies need scipy: pip install 'altcore[study]'") from error
     n, mean = len(values), math.fsum(values) / len(values)
     if n == 1:
         return Estimate(mean, -math.inf, math.inf, math.nan, 1)
     spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
     if spread == 0:
         return Estimate(mean, mean, mean, 1.0 if mean == 0 else 0.0, n)
-    half = spread * float(student.ppf((1 + level) / 2, n - 1))
-    p = 2 * float(student.sf(abs(mean) / spread, n - 1))
+    half = spread * float(student().ppf((1 + level) / 2, n - 1))
+    p = 2 * float(student().sf(abs(mean) / spread, n - 1))
     return Estimate(mean, mean - half, mean + half, p, n)
 
 

@@ -77,7 +77,13 @@ UNKNOWN = [
     case("format", "--format E3M5x", "'E3M5x'", "did you mean E3M4?", "--format"),
     case("format's case", "--format e7m0", "'e7m0'", "did you mean E7M0?"),
     case("format that cannot be", "--format E20M20", "E20M20", "2 to 16"),
-    case("format, empty", ("--format", ""), "unknown format ''", "installed are", "E3M4"),
+    case(
+        "format, empty",
+        ("--format", ""),
+        "unknown format ''",
+        "the nearest of",
+        "altcore plugins list has all",
+    ),
     case("format that is no name", "--set format=5", "format", "by its name, not by 5", "--set"),
     case("plugin", "--plugin ulp-stat", "'ulp-stat'", "did you mean ulp-stats?"),
     case("plugin of another kind", "--plugin gpt", "'gpt' is a workload", "--workload gpt"),
@@ -123,6 +129,12 @@ UNKNOWN = [
 
 VALUES = [
     case("out of range", "--steps 0", "max_steps", ">= 1", "0", "--steps"),
+    case("steps and epochs", "--steps 3 --set epochs=2", "epochs: max_steps is given, too"),
+    case("epochs of gpt", "--set epochs=2", "epochs: the workload gpt", "max_steps", "--set"),
+    case("no interval", "--plugin ulp-stats --set ulp-stats.interval=2x", "2x", "0.25 epoch"),
+    case("monitor", "--set monitor=val_los", "monitor", "did you mean val_loss?", "--set"),
+    case("monitor's direction", "--set monitor_mode=up", "monitor_mode", "min", "max", "--set"),
+    case("schedule", "--set schedule=step", "schedule", "cosine-full", "--set"),
     case("negative seed", "--seed -1", "seed", ">= 0", "-1"),
     case(
         "seed too large for torch", "--seed 99999999999999999999", "seed", "< 9223372036854775808"

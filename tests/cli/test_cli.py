@@ -17,7 +17,7 @@ from altcore.cli import COMMANDS, cli
 from altcore.cli.summary import lines
 from altcore.errors import EXIT_CODES, BadInput, Interrupted, NoSpace, PluginError
 from altcore.registry import KINDS
-from altcore.runs import Summary
+from altcore.runs import Summary, read_lines
 
 SUBJECT = "import sys; from altcore.cli import main\ntry: main({!r})\nexcept SystemExit: pass\n"
 LOADED = """
@@ -375,6 +375,21 @@ def test_resuming(tmp_path, corpus, capsys, monkeypatch):
     assert outcome.code == 0, outcome.err
     assert "\nsteps                        4\n" in outcome.out
     assert [p.name for p in Path("runs").iterdir()] == ["mine"]
+
+
+def test_epochs_from_the_command(tmp_path, capsys, monkeypatch):
+    """Counted before the run, with validations in them; and resumed to more."""
+    monkeypatch.chdir(tmp_path)
+    own = {"data": "generated", "image_size": 16, "width_mult": 0.125, "batch_size": 80}
+    sets = {"epochs": 0.5, "evals_per_epoch": 4, **{f"resnet18-cifar.{k}": own[k] for k in own}}
+    given = [x for key, value in sets.items() for x in ("--set", f"{key}={value}")]
+    outcome = call(capsys, "train", "--workload", "resnet18-cifar", *given, "--name", "mine")
+    assert outcome.code == 0, outcome.err
+    assert "\nsteps                        2\n" in outcome.out
+    outcome = call(capsys, "train", "--resume", "mine", "--set", "epochs=1")
+    assert outcome.code == 0, outcome.err
+    lines = read_lines(Path("runs/mine/metrics.jsonl"))
+    assert [x["epoch"] for x in lines if "val_accuracy" in x] == [0.25, 0.5, 0.75, 1.0]
 
 
 def test_a_collapse_is_a_result(tmp_path, corpus, capsys, monkeypatch):

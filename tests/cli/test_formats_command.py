@@ -41,7 +41,7 @@ def test_list_has_block_formats_below(capsys):
     scalar, below = call(capsys, "formats", "list").out.split("in blocks")
     assert "MXFP4" not in scalar
     (line,) = [x for x in below.splitlines() if x.split()[:1] == ["NVFP4"]]
-    cells = "NVFP4 4.5 E2M1 2 6 0.5 16 two-level E4M3 448 0.00195312"
+    cells = "NVFP4 4.5 E2M1 2 6 0.5 16 two-level E4M3 448 0.001953125"
     assert line.split() == cells.split()
 
 

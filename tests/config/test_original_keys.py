@@ -11,6 +11,7 @@ from altcore import BadInput
 from altcore.config import expansion, load_config, merge_sources
 from altcore.config.original_keys import compound_keys, renamed_keys
 from altcore.config.presets import presets
+from altcore.engine.plugins import load_plugins
 from altcore.errors import Source
 from altcore.hooks import describe_settings
 from altcore.registry import find
@@ -243,3 +244,16 @@ def test_the_meanings_are_documented():
     for name, meaning in presets().items():
         (row,) = re.findall(rf"^\| `{name}` \| (.*) \|$", text, re.MULTILINE)
         assert all(f"`{plugin}`" in row for plugin in meaning["plugins"])
+
+
+@pytest.mark.parametrize(
+    ("own", "expected"), [({}, (1e-6, 7)), ({"grad-stats.dead_window": 3}, (1e-6, 3))]
+)
+def test_thresholds_reach_the_plugins_that_use_them(own, expected, tmp_path):
+    """The run's own keys are also settings of plugins, unless these are given."""
+    keys = {"dead_neuron_threshold": 1e-6, "dead_neuron_window": 7, **own}
+    found = load_config(write(tmp_path, **keys), preset())
+    assert found == load_config(write(tmp_path, **found.to_plain()))
+    (plugin,) = (p for p in load_plugins(found) if p.name == "grad-stats")
+    assert (plugin.instance.dead_threshold, plugin.instance.dead_window) == expected
+    assert (found.dead_neuron_threshold, found.dead_neuron_window) == (1e-6, 7)

@@ -18,6 +18,7 @@ def test_the_presets_plugins(shadow, tmp_path):
         "grid-alignment",
         "ulp-stats",
         "grad-stats",
+        "grad-stiffness",
         "failure-report",
     ]
     assert set(found.plugins) == {*expected, *["shadow"] * shadow, "progress"}

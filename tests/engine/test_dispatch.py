@@ -215,3 +215,26 @@ def test_a_state_that_a_plugin_no_longer_takes_is_named():
     Dispatcher([looker]).load_state_dict(Told(), {"p": {}})
     assert looker.is_disabled
     Dispatcher([plugin(cls)]).load_state_dict(Told(), {"other": {}})
+
+
+def test_a_diagnostic_also_measures_the_first_step(shelf, start):
+    """Whatever its interval; an intervention acts on the steps of its interval only."""
+    seen = {"looks": [], "acts": []}
+
+    def sparse(name):
+        @define(eq=False)
+        class Sparse:
+            interval: int = 3
+
+            @hookimpl
+            def post_backward(self, step):
+                seen[name].append(step.index)
+                return {"x": 1}
+
+        return Sparse
+
+    shelf.install("diagnostic", "looks", sparse("looks"))
+    shelf.install("intervention", "acts", sparse("acts"))
+    result = start(["looks", "acts"], max_steps=6, log_interval=6)
+    assert seen == {"looks": [1, 3, 6], "acts": [3, 6]}
+    assert [line["step"] for line in result.diagnostics_history] == [1, 3, 6]

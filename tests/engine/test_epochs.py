@@ -10,6 +10,7 @@ from planted import check_same, plant
 import altcore
 from altcore import BadInput, hookimpl, setting
 from altcore.config import IN_STEPS, load_config
+from altcore.engine import build_workload
 from altcore.errors import PluginError
 from altcore.runs import read_lines
 
@@ -245,3 +246,21 @@ def test_the_record_of_a_run_in_epochs_repeats_it(points, start):
     assert metrics_bytes(again.run_directory) == metrics_bytes(run.run_directory)
     larger = altcore.train(load_config(file, [("points.batch_size", 4, None)]))
     assert larger.steps_completed == 10
+
+
+# ---------------------------------------------------------------------------------- batch_size
+
+
+@pytest.mark.parametrize(
+    ("workload", "keys"),
+    [
+        ("gpt", {"gpt.batch_size": None}),  # which `start` gives
+        ("resnet18-cifar", {"resnet18-cifar.data": "generated", "resnet18-cifar.image_size": 16}),
+        ("points", {}),
+    ],
+)
+def test_batch_size_is_the_number_of_examples_in_a_micro_batch(points, start, workload, keys):
+    """Of every workload, whatever its items are; the flat key belongs to the active one."""
+    config = start.config(workload=workload, batch_size=3, **keys)
+    batch = build_workload(config, torch.device("cpu"), None, None).batch("train", 1, 0)
+    assert len(batch[0] if isinstance(batch, tuple) else batch) == 3

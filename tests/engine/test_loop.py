@@ -304,16 +304,17 @@ def test_order_of_plugins(shelf, start):
     ]:
         shelf.install(kind, name, tracer(log, f"{name} "))
     start(["r2", "d2", "i2", "r1", "i1", "d1"], max_steps=1)
-    for hook in ("run_start", "pre_backward 1.0", "post_step 1", "on_record 1", "on_eval 1"):
-        assert [x.split()[0] for x in log if x.endswith(hook)] == [
-            "i2", "i1", "d2", "d1", "r2", "r1"
-        ]  # fmt: skip
+    acting, looking = ["i2", "i1"], ["d2", "d1", "r2", "r1"]
+    for hook in ("run_start", "pre_backward 1.0", "post_step 1", "on_eval 1"):
+        assert [x.split()[0] for x in log if x.endswith(hook)] == [*acting, *looking]
+    # Interventions hear of a record at a fixed delay, when others know it already.
+    assert [x.split()[0] for x in log if x.endswith("on_record 1")] == [*looking, *acting]
 
 
 def test_interval_is_honoured(shelf, start):
     """A plugin with ``interval`` is called on its steps, and told everything that happened.
 
-    What it needs is captured on those steps alone.
+    What it needs is captured on those steps alone. A diagnostic's steps include the first.
     """
     seen, told, captured = [], [], []
 
@@ -339,14 +340,14 @@ def test_interval_is_honoured(shelf, start):
     class Always:
         @hookimpl
         def post_backward(self, step):
-            captured.append(step.gradients if step.index % 2 else None)
+            captured.append(step.gradients if step.index in (3, 5) else None)
 
     shelf.install("diagnostic", "sparse", Sparse)
     shelf.install("diagnostic", "always", Always)
     start(["sparse", "always"], sparse__interval=2, max_steps=5)
-    assert seen == [(h, s) for s in (2, 4) for h in ("pre_backward", "post_step")]
+    assert seen == [(h, s) for s in (1, 2, 4) for h in ("pre_backward", "post_step")]
     assert [s for s, _ in told] == [1, 2, 3, 4, 5]
-    assert sum(x is not None for x in captured) == 2
+    assert sum(x is not None for x in captured) == 3
 
 
 def test_needs_are_what_they_say(shelf, start):

@@ -231,8 +231,8 @@ def test_measures_are_read_from_the_step(shelf, start):
 
     shelf.install("diagnostic", "measured", Measured)
     shelf.install("intervention", "reads", Reads)
-    start(["reads", "measured"], max_steps=2)
-    assert seen == [(1, None), (2, True)]
+    start(["reads", "measured"], max_steps=4)
+    assert seen == [(1, True), (2, True), (3, None), (4, True)]
 
 
 # ----------------------------------------------------------------------------------- name

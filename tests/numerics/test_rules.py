@@ -7,8 +7,9 @@ import torch
 from format_checks import PATHS, path
 from grid_formats import E4M3
 
-from altcore.formats import table_format
-from altcore.numerics import COUNTS, Meters, round_to_grid
+import altcore
+from altcore.formats import get_format, round_scalar, table_format
+from altcore.numerics import COUNTS, Meters, Rule, fake_blocks, round_to_grid
 
 
 @pytest.mark.parametrize("way", PATHS)
@@ -43,3 +44,22 @@ def test_counts_add_up(way):
         natural = table_format("natural", [0, 1, 2])
         round_to_grid(torch.tensor([-5.0, 0.2, -0.2, 0.0]), natural, meters=Meters(counts))
         assert counts.tolist() == [4, 1, 2, 0]
+
+
+@pytest.mark.parametrize("way", PATHS)
+def test_nearest_is_nearest_even(way):
+    """Wherever a rounding is named: tensors, blocks, codes, packing, the reference, a `Rule`."""
+    x = torch.linspace(-3, 3, 64)
+    for call in (
+        lambda name: altcore.quantize(x, "E3M4", rounding=name)[0],
+        lambda name: altcore.fake_quantize(x, "E3M4", rounding=name),
+        lambda name: altcore.fake_quantize(x, "MXFP4", rounding=name),
+        lambda name: altcore.encode(x, "E3M4", rounding=name)[0],
+        lambda name: altcore.pack(x, "E3M4", rounding=name).codes,
+        lambda name: round_to_grid(x, get_format("E3M4"), Rule(name)),
+        lambda name: round_to_grid(x.double(), get_format("E3M4"), Rule(name)),
+        lambda name: fake_blocks(x, get_format("MXFP4"), Rule(name)),
+    ):
+        with path(way):
+            assert torch.equal(call("nearest"), call("nearest-even"))
+    assert round_scalar(1.1, get_format("E3M4"), "nearest") == 1.125

@@ -67,6 +67,32 @@ def test_an_optimizer_stores_by_itself():
     assert not optimizer._optimizer_step_post_hooks
 
 
+@pytest.mark.parametrize("stores", [True, False])
+def test_recipe_full_without_an_optimizer_says_so(recwarn, stores):
+    """At `store`, or, if that is never called, when the next step begins; once."""
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters())
+    with quantize_model(model, "full", format="E4M3") as q:
+        for step in range(3):
+            step_of(model, optimizer, step)
+            if stores:
+                q.store()
+    told = [str(w.message) for w in recwarn if "altcore knows no optimizer" in str(w.message)]
+    assert len(told) == 1
+
+
+def test_recipe_full_with_another_models_optimizer_says_so():
+    """As soon as it is given, and at `store`."""
+    model, others = net(), torch.optim.AdamW(net().parameters())
+    says = "optimizer: this AdamW steps none of the model's parameters"
+    with pytest.warns(RuntimeWarning, match=says):
+        quantize_model(model, "full", format="E4M3", optimizer=others).remove()
+    with quantize_model(model, "full", format="E4M3") as q:
+        step_of(model, torch.optim.AdamW(model.parameters()), 1)
+        with pytest.warns(RuntimeWarning, match=says):
+            q.store(others)
+
+
 @pytest.mark.parametrize(
     ("make", "says"),
     [

@@ -3,7 +3,7 @@
 import pytest
 from helpers_recipes import LAYERS
 
-from altcore import BadInput, get_format
+from altcore import BadInput, ChangeRecipe, get_format
 from altcore.recipes import (
     Cast,
     Scaling,
@@ -42,3 +42,11 @@ def test_what_is_stored_has_a_scale_of_its_own(role, scaling):
     """A scaling that would be ignored is refused, naming the role."""
     with pytest.raises(BadInput, match=rf"{role}: .*one scale of its own"):
         parse({role: {"format": "E4M3", "scaling": scaling}}, "mine")
+
+
+def test_nearest_is_nearest_even():
+    """In a recipe, in a change of one, and in a cast that Python makes."""
+    short = parse({"weight": {"format": "E4M3", "rounding": "nearest"}})
+    assert short == parse({"weight": {"format": "E4M3", "rounding": "nearest-even"}})
+    assert ChangeRecipe(rounding="nearest", reason="r").rounding == "nearest-even"
+    assert Cast(get_format("E4M3"), Scaling("none"), rounding="nearest").rounding == "nearest-even"

@@ -62,6 +62,17 @@ def test_original_covers_weights_and_their_gradients(gpt):
     assert casts["weight_gradient"].scaling == Scaling("tensor", margin=1.01)
 
 
+def test_a_named_recipe_leaves_out_what_no_layer_has(gpt):
+    """A model without embeddings trains under `original`; a recipe of the user's is refused."""
+    linear = [layer for layer in gpt if not layer.name.endswith(("wte", "wpe"))]
+    recipe = read_recipe("original", get_format("E3M4"))
+    each = dict.fromkeys(("weight@fwd", "weight@dgrad", "weight_gradient"), "E3M4")
+    assert covered(recipe, linear) == {n: each for n in ALL if not n.endswith(("wte", "wpe"))}
+    given = read_recipe({"layers": {"<any>": {"weight@lookup": "E3M4", "weight@fwd": "E3M4"}}})
+    with pytest.raises(BadInput, match="weight@lookup, which none of its layers has"):
+        given.resolve(linear)
+
+
 def test_lookups_are_quantized_by_their_own_name_alone(gpt):
     """At the top level, where weight means products."""
     both = covered(parse({"weight": "E3M4", "weight@lookup": "E5M2"}, "mine"), gpt)

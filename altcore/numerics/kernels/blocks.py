@@ -18,7 +18,7 @@ from altcore.numerics.kernels.rounding import call_of, can_add, mixed_for
 from altcore.numerics.kernels.structs import BlockJob
 from altcore.numerics.kernels.tensors import DTYPES
 from altcore.numerics.rounding_constants import FLOAT32, is_wide, to_single
-from altcore.numerics.rules import NEAREST, Meters, Rule
+from altcore.numerics.rules import NEAREST, Meters, Rule, full_rule
 from altcore.numerics.scaling import scalar
 from altcore.numerics.torch_rounder import Key, TorchBlockRounder, TorchRounder
 from altcore.numerics.tracing import by_identity, outside_modes
@@ -35,6 +35,7 @@ def kernel_block_rounder(fmt: BlockFormat, rule: Rule) -> KernelBlockRounder | N
 
     Raises `BadInput` for a rule that is unknown, or that block formats do not take.
     """
+    rule = full_rule(rule)
     check_block_rule(fmt, rule)
     element = None if is_wide(fmt) else prepare(fmt.element, rule)
     if element is None:

@@ -15,11 +15,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from altcore.environment import KERNELS, unknown_variables
 from altcore.numerics.kernels import cache
 from altcore.numerics.kernels.compiler import find_compiler
 from altcore.numerics.kernels.structs import FUNCTIONS, mismatch
 
-SWITCH = "ALTCORE_KERNELS"  # "off" forces the torch path
+SWITCH = KERNELS  # "off" forces the torch path
 
 # The dictionary that os.environ wraps, if Python has it: asking os.environ itself for a missing
 # name takes a tenth of the time of rounding a small tensor.
@@ -47,6 +48,8 @@ def switched_on() -> bool:
 @functools.cache
 def library() -> ctypes.CDLL | None:
     """Return the compiled kernels; None, with one warning, if they cannot be had."""
+    for message in unknown_variables():
+        warnings.warn(message, RuntimeWarning, stacklevel=2)
     with _LOCK:  # the first thread loads them, and others wait
         return _library()
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import platform
+import shlex
 import shutil
 import subprocess
 import sys
@@ -27,13 +29,15 @@ class Compiler:
 
     path: str  # empty if there is none
     runtime: Path | None
+    options: tuple[str, ...] = ()
+    """What follows the path in CC, as in ``ccache gcc`` or ``gcc -m64``."""
 
     @property
     def digest(self) -> str:
         """A hash of everything that a compiled library depends on."""
         sources = [SOURCE, *sorted(SOURCE.parent.glob("*.h"))]
         texts = [p.read_text() for p in sources]
-        parts = [*texts, *_FLAGS, *_NATIVE, self.path, str(self.runtime), _cpu()]
+        parts = [*texts, *_FLAGS, *_NATIVE, self.path, *self.options, str(self.runtime), _cpu()]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:20]
 
     def compile(self, scratch: Path) -> Path:
@@ -44,15 +48,16 @@ class Compiler:
         """
         if not self.path:
             raise RuntimeError("no C compiler found: cc, gcc or clang")
+        command = [self.path, *self.options]
         made, message = scratch / "kernels.so", ""
         for threads in (self.runtime, None) if self.runtime else (None,):
             for cpu in _NATIVE:
                 flags = [*_FLAGS, *([cpu] if cpu else []), *(["-fopenmp"] if threads else [])]
                 steps = [
-                    [self.path, *flags, "-c", str(SOURCE), "-o", str(scratch / "kernels.o")],
+                    [*command, *flags, "-c", str(SOURCE), "-o", str(scratch / "kernels.o")],
                     # Linked by name to the thread pool that torch has loaded, not to the
                     # system's: two pools would compete for the same cores.
-                    [self.path, "-shared", "-o", str(made), str(scratch / "kernels.o")]
+                    [*command, "-shared", "-o", str(made), str(scratch / "kernels.o")]
                     + (["-Wl,-z,defs", str(threads)] if threads else []),
                 ]
                 message = _first_failure(steps)
@@ -62,7 +67,15 @@ class Compiler:
 
 
 def find_compiler() -> Compiler:
-    """Return this machine's C compiler; without a path if there is none."""
+    """Return the compiler that CC names, or this machine's; without a path if there is none.
+
+    Raises RuntimeError if CC names one that is not there.
+    """
+    if given := os.environ.get("CC", "").strip():
+        name, *options = shlex.split(given)
+        if (path := shutil.which(name)) is None:
+            raise RuntimeError(f"CC is {given!r}, and there is no {name}")
+        return Compiler(path, _thread_runtime(), tuple(options))
     found = (shutil.which(name) for name in ("cc", "gcc", "clang"))
     return Compiler(next(filter(None, found), ""), _thread_runtime())
 

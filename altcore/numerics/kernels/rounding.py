@@ -16,7 +16,7 @@ from altcore.numerics.kernels.jobs import Prepared, prepare
 from altcore.numerics.kernels.structs import CALL
 from altcore.numerics.kernels.tensors import DTYPES, fits, threads_for
 from altcore.numerics.rounding_constants import is_wide, to_single
-from altcore.numerics.rules import UNMETERED, Meters, Rule
+from altcore.numerics.rules import UNMETERED, Meters, Rule, full_rule
 from altcore.numerics.scaling import empty_scalar
 from altcore.numerics.torch_rounder import Key, TorchRounder, times_scale
 from altcore.numerics.tracing import by_identity, is_plain
@@ -28,6 +28,7 @@ def kernel_rounder(fmt: Format, rule: Rule) -> KernelRounder | None:
 
     Raises `BadInput` for a rule that is unknown, or that the format cannot do.
     """
+    rule = full_rule(rule)
     check_rule(fmt, rule)
     if rule.overflow == "raise" or is_wide(fmt):
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
@@ -12,15 +12,14 @@ from attrs.validators import ge
 from torch import Tensor
 
 from altcore.plugin import (
-    MeasureTable,
     amax,
     hookimpl,
     join_moments,
-    layer_of,
     mean_and_std,
     moments,
     setting,
 )
+from altcore_diagnostics.parameter_table import ParameterTable
 
 if TYPE_CHECKING:
     from altcore.plugin import Run, Step
@@ -42,15 +41,17 @@ class GradStats:
       cancels it. Elements with v = 0 are left out; measured only if the optimizer has
       ``exp_avg`` and ``exp_avg_sq``, and not in a discarded step (Kingma and Ba, arXiv:1412.6980,
       section 2.1, call this ratio a signal-to-noise ratio);
-    - ``dead_share/layer.name``, in 0..1: elements that had |g| < ``dead_threshold`` in every
-      measured step of the last ``dead_window`` steps, this one included. Steps between the
-      measured ones are not seen: with an ``interval`` of 50 and a window of 100 these are two. Left
-      out until a whole window has passed since the run began or went on without this plugin. A
-      parameter without a gradient counts as dead then.
+    - ``dead_share/layer.name``, in 0..1: elements with |g| < ``dead_threshold`` in this step. All
+      elements of a parameter without a gradient are dead;
+    - ``dead_window_share/layer.name``: elements that were dead in every measured step of the last
+      ``dead_window`` steps, this one included. Steps between the measured ones are not seen: with
+      an ``interval`` of 50 and a window of 100 these are two. Left out until a whole window has
+      passed since the run began or went on without this plugin.
 
-    As a whole ``l2``, ``linf``, ``snr``, ``adam_snr`` and ``dead_share`` are of all elements, and
+    As a whole ``l2``, ``linf``, ``snr``, ``adam_snr`` and the dead shares are of all elements, and
     ``l2_mean``, ``l2_min`` and so on the mean and the smallest over the layers; layers whose snr
-    is NaN are left out of its two. Keeps 4 bytes for each element, in checkpoints too.
+    is NaN are left out of its two. With ``per_parameter``, ``l2/layer.name.weight`` and so on are
+    those of one parameter. Keeps 4 bytes for each element, in checkpoints too.
     """
 
     needs: ClassVar[tuple[str, ...]] = ()
@@ -61,6 +62,7 @@ class GradStats:
     dead_window: int = setting(
         100, help="steps over which an element has to be dead", validator=ge(1)
     )
+    per_parameter: bool = setting(False, help="also measure each parameter of a layer by itself")
     began: int = field(init=False, default=-1)
     """The step before the first one that could be measured."""
     alive_at: dict[str, Tensor] = field(init=False, factory=dict)
@@ -76,21 +78,22 @@ class GradStats:
     def post_backward(self, run: Run, step: Step) -> dict[str, Tensor]:
         """Measure the raw gradients, on the device."""
         began = max(self.began, 0)
-        table, dead = (
-            MeasureTable(_finish, _join),
-            MeasureTable(lambda c: {"dead_share": c[0] / c[1]}),
+        oldest = step.index - self.dead_window
+        norms, dead, long_dead = (
+            ParameterTable(*how, per_parameter=self.per_parameter)
+            for how in ((_finish, _join), (_share("dead_share"),), (_share("dead_window_share"),))
         )
         for name, parameter in run.model.named_parameters():
             if not parameter.requires_grad:
                 continue
-            gradient, layer = parameter.grad, layer_of(name)
-            if gradient is not None:
-                table.add("", layer, moments(gradient), amax(gradient))
+            if parameter.grad is not None:
+                norms.add("", name, moments(parameter.grad), amax(parameter.grad))
             alive_at = self._alive_at(name, parameter, began, step.index)
-            if step.index - began >= self.dead_window:
-                number = (alive_at <= step.index - self.dead_window).sum()
-                dead.add("", layer, number, torch.full_like(number, alive_at.numel()))
-        return with_layers(table.measures() | dead.measures())
+            for table, since in ((dead, step.index - 1), (long_dead, oldest)):
+                if since >= began:
+                    number = (alive_at <= since).sum()
+                    table.add("", name, number, torch.full_like(number, alive_at.numel()))
+        return _all(norms, dead, long_dead)
 
     def _alive_at(self, name: str, parameter: Tensor, began: int, step: int) -> Tensor:
         """Return when each element was last alive, this step included."""
@@ -109,7 +112,7 @@ class GradStats:
     @torch.no_grad()
     def post_step(self, run: Run) -> dict[str, Tensor]:
         """Measure Adam's moments, on the device."""
-        table = MeasureTable(lambda columns: {"adam_snr": columns[0] / columns[1]})
+        table = ParameterTable(_share("adam_snr"), per_parameter=self.per_parameter)
         betas = {
             id(p): group["betas"]
             for group in run.optimizer.param_groups
@@ -119,8 +122,8 @@ class GradStats:
         for name, parameter in run.model.named_parameters():
             state = run.optimizer.state.get(parameter, {})
             if id(parameter) in betas and {"exp_avg", "exp_avg_sq", "step"} <= set(state):
-                table.add("", layer_of(name), *adam_ratio(state, betas[id(parameter)]))
-        return with_layers(table.measures())
+                table.add("", name, *adam_ratio(state, betas[id(parameter)]))
+        return _all(table)
 
     def state_dict(self) -> dict[str, Any]:
         """Return since when elements are dead."""
@@ -154,6 +157,14 @@ def with_layers(measures: dict[str, Tensor]) -> dict[str, Tensor]:
         least = torch.where(ignored, torch.inf, values).amin()
         found[f"{key}_min"] = torch.where(number > 0, least, torch.nan)
     return found
+
+
+def _all(*tables: ParameterTable) -> dict[str, Tensor]:
+    return {k: v for t in tables for k, v in (with_layers(t.by_layer()) | t.by_parameter()).items()}
+
+
+def _share(measure: str) -> Callable[[Tensor], dict[str, Tensor]]:
+    return lambda columns: {measure: columns[0] / columns[1]}
 
 
 def _join(rows: Tensor) -> Tensor:

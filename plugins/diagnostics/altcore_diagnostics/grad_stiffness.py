@@ -11,7 +11,6 @@ from attrs.validators import ge
 from torch import Tensor
 
 from altcore.plugin import (
-    MeasureTable,
     early_and_late,
     hookimpl,
     interval_width_of,
@@ -20,6 +19,7 @@ from altcore.plugin import (
     quantized_weights,
     setting,
 )
+from altcore_diagnostics.parameter_table import ParameterTable
 
 if TYPE_CHECKING:
     from altcore.plugin import Run, Step
@@ -42,7 +42,8 @@ class GradStiffness:
       with |u| < s / 2, the update that the optimizer made, decay included, before stored weights
       go back on their grids. Away from binade edges such an update is lost under rounding to
       nearest. Not measured in a discarded step;
-    - the same for one layer, as ``KIND_correlation/layer.name`` and so on.
+    - the same for one layer, as ``KIND_correlation/layer.name`` and so on, and with
+      ``per_parameter`` for one parameter, as ``KIND_correlation/layer.name.weight``.
 
     Gradients are raw: unscaled, of all micro-batches, before any clipping. Weights and scales are
     those of the step's forward pass.
@@ -50,26 +51,30 @@ class GradStiffness:
 
     needs: ClassVar[tuple[str, ...]] = ("weights_before", "weights_proposed")
     interval: int = setting(50, help="steps between measurements", validator=ge(1))
+    per_parameter: bool = setting(False, help="also measure each parameter of a layer by itself")
 
     @hookimpl
     @torch.no_grad()
     def post_backward(self, run: Run, step: Step) -> dict[str, Tensor]:
         """Compare the raw gradients, on the device."""
-        table = MeasureTable(_finish, _join)
+        table = ParameterTable(_finish, _join, per_parameter=self.per_parameter)
         for weight in quantized_weights(run):
             if weight.parameter.grad is None:
                 continue
             size = weight.parameter.grad.detach().abs()
             width = interval_width_of(step, weight)
             below = torch.count_nonzero(size < width)
-            table.add(weight.kind, weight.layer, *comoments(size, width), below)
+            table.add(weight.kind, weight.name, *comoments(size, width), below)
         return table.measures()
 
     @hookimpl
     @torch.no_grad()
     def post_step(self, run: Run, step: Step) -> dict[str, Tensor]:
         """Compare the proposed updates, on the device."""
-        table = MeasureTable(lambda columns: {"update_below_share": columns[0] / columns[1]})
+        table = ParameterTable(
+            lambda columns: {"update_below_share": columns[0] / columns[1]},
+            per_parameter=self.per_parameter,
+        )
         proposed = step.weights_proposed or {}
         for weight in quantized_weights(run, before_step=True):
             before = (step.weights_before or {}).get(weight.name)
@@ -78,7 +83,7 @@ class GradStiffness:
             update = (proposed[weight.name] - before).abs_()
             below = (update < interval_width_of(step, weight, before) / 2).logical_and_(update != 0)
             numbers = torch.count_nonzero(below), torch.count_nonzero(update)
-            table.add(weight.kind, weight.layer, *numbers)
+            table.add(weight.kind, weight.name, *numbers)
         return table.measures()
 
     @hookimpl

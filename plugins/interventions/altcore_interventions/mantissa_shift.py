@@ -238,7 +238,7 @@ class MantissaShift:
         if self.waiting:
             why = "it is one of several formats of a recipe that broke"
             return self._propose(self.waiting, why)
-        found = self.views.judge(run, step.index, self.stall_threshold)
+        found = self.views.judge(run, self.stall_threshold)
         if found is None:
             return None
         rate, trend = found

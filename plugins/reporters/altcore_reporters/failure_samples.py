@@ -123,7 +123,7 @@ def interpretation(event: Line, lines: Sequence[Line], config: Line) -> list[str
     rows, step = event.get("layers") or [], event["step"]
     found = [
         *_about_updates(rows, lines, step),
-        *_about_range(rows),
+        *_about_range(rows, config.get("overflow_threshold", 0.01)),
         *_about_gradients(event, lines, step),
         *_about_stop(event, lines),
     ]
@@ -165,7 +165,7 @@ def _about_updates(rows: Sequence[Line], lines: Sequence[Line], step: float) -> 
         yield f"Most of these ({rate(known[worst])}): {words[worst]}."
 
 
-def _about_range(rows: Sequence[Line]) -> Iterable[str]:
+def _about_range(rows: Sequence[Line], threshold: float) -> Iterable[str]:
     met = [r for r in rows if r.get("elements")]
     for word, key in (("overflow", "overflow"), ("are flushed to zero", "flushed")):
         able = [r for r in met if r.get(key) is not None]
@@ -173,7 +173,7 @@ def _about_range(rows: Sequence[Line]) -> Iterable[str]:
             continue
         worst = max(able, key=lambda r: r[key] / r["elements"])
         share = worst[key] / worst["elements"]
-        if share > 0.01:
+        if share > threshold:
             cause = (
                 "the format does not reach high enough at its scale"
                 if key == "overflow"

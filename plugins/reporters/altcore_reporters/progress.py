@@ -28,8 +28,9 @@ REFRESH = 0.25
 class Progress:
     """A live bar on a terminal; elsewhere a plain line now and then, and one at the end.
 
-    Shown are the step, the loss, throughput (items that the workload counts, over the last steps),
-    the overflow rate and the stall rates. The numbers are those of the last recorded step.
+    Shown are the step, the loss, the gradient norm, throughput (items that the workload counts,
+    over the last steps), the overflow rate and the stall rates. The numbers are those of the last
+    recorded step.
     """
 
     heartbeat: float = setting(
@@ -109,6 +110,8 @@ class Progress:
         line, parts = self.line, []
         if "loss" in line:
             parts.append(f"loss {line['loss']:.4f}")
+        if "grad_norm" in line:
+            parts.append(f"grad_norm {line['grad_norm']:.3g}")
         speed = self.items_per_second(run)
         if speed is not None:
             parts.append(f"{count(speed)} {run.workload.item}/s")

@@ -1,8 +1,8 @@
 """The sources of the tokens of the workload ``gpt``.
 
 Text is taken as bytes, a token each, unless a tokenizer file is given; a nanoGPT folder brings its
-own 16-bit token ids. Only EUR-Lex is ever downloaded: without a path, the text is the source of
-the running Python's standard library.
+own token ids. Only EUR-Lex is ever downloaded: without a path, the text is the source of the
+running Python's standard library.
 """
 
 from __future__ import annotations
@@ -24,29 +24,34 @@ from torch import Tensor
 
 from altcore.plugin import BadInput
 from altcore_workloads.eurlex import is_source, read
+from altcore_workloads.token_files import (
+    BLOCK,
+    KEY,
+    SURVEY_BLOCKS,
+    id_type,
+    is_whole,
+    size_of,
+    survey,
+    vocabulary,
+)
 
-KEY = "gpt.data"
 SPLITS = ("train", "val")
 VAL_SHARE = 0.1
 TEXT_VOCAB = 256
-BIN_VOCAB = 50257  # of GPT-2's tokenizer, which nanoGPT's folders hold
-BIN_IDS = 1 << 16
 
 # Tests are a third of the library and repeat themselves; installed packages differ everywhere.
 NOT_LIBRARY = frozenset({"site-packages", "dist-packages", "test", "tests", "idle_test"})
 # Written when Python is built: they would make the digest differ between equal versions.
 BUILD_OUTPUT = ("config-", "_sysconfigdata")
 
-BLOCK = 1 << 20  # bytes read at a time; even, as a token of a .bin file has two
-SURVEY_BLOCKS = 64
-
 
 @attrs.frozen(eq=False)
 class Corpus:
     """The tokens of both splits, and what is known of them.
 
-    ``train`` and ``val`` are 1-D: uint8 for bytes, int16 that holds unsigned ids for .bin files (a
-    memory map) and tokenizers, int32 for tokenizers of more than 65536 ids. ``counts`` says how
+    ``train`` and ``val`` are 1-D: uint8 for bytes, int16 that holds unsigned ids for .bin files of
+    uint16 (a memory map) and tokenizers, int32 for .bin files of uint32 and tokenizers of more than
+    65536 ids. ``counts`` says how
     often each id occurs in the training split, and ``largest_id`` is over both splits; both cover
     all tokens if ``complete``, else evenly spaced blocks.
     """
@@ -61,6 +66,8 @@ class Corpus:
     largest_id: int
     vocab_size: int
     complete: bool = True
+    vocab_reason: str = ""
+    """Where ``vocab_size`` comes from, if people may wonder."""
 
     @property
     def is_bytes(self) -> bool:
@@ -92,7 +99,7 @@ def load(data: str | os.PathLike[str] | None) -> Corpus:
 
     The path is a UTF-8 text file (first 90 % to train on, the rest to validate), a folder of them
     (about a tenth of the files validate), a folder with nanoGPT's train.bin and val.bin (uint16
-    ids), or ``eurlex`` (see `altcore_workloads.eurlex`). Raises BadInput that names
+    or uint32 ids), or ``eurlex`` (see `altcore_workloads.eurlex`). Raises BadInput that names
     the path if there is nothing usable at it.
     """
     if data is None:
@@ -300,56 +307,29 @@ def _bin_folder(path: Path) -> Corpus:
     digest = hashlib.sha256()
     tokens, counts = {}, {}
     complete = True
+    dtype = id_type(path / "train.bin")
     for name in SPLITS:
         file = path / f"{name}.bin"
-        status = file.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise BadInput(f"{file} is not a regular file", key=KEY)
-        size = status.st_size
-        if size == 0:
-            raise BadInput(f"{file} is empty", key=KEY)
-        if size % 2:
-            raise BadInput(
-                f"{file} has {size} bytes, an odd number; uint16 ids are needed", key=KEY
-            )
+        size = size_of(file, dtype.itemsize)
         digest.update(f"{name} {size}\n".encode())
-        counts[name] = _survey(file, size, digest.update)
-        complete &= size <= BLOCK * SURVEY_BLOCKS
-        tokens[name] = torch.from_file(str(file), shared=False, size=size // 2, dtype=torch.int16)
+        counts[name] = survey(file, size, dtype, digest.update)
+        complete &= is_whole(size)
+        length = size // dtype.itemsize
+        tokens[name] = torch.from_file(str(file), shared=False, size=length, dtype=dtype)
     sampled = f"; digest and entropy from {SURVEY_BLOCKS} blocks of 1 MiB of each split"
+    kind = "uint32 " if dtype == torch.int32 else ""
+    largest = int((counts["train"] + counts["val"]).nonzero().max())
+    vocab_size, why = vocabulary(largest, complete)
     return Corpus(
         source=str(path),
-        description=f"token ids in folder {path.resolve().name}{'' if complete else sampled}",
+        description=f"{kind}token ids in folder {path.resolve().name}{'' if complete else sampled}",
         train=tokens["train"],
         val=tokens["val"],
         files={"train": 1, "val": 1},
         sha256=digest.hexdigest(),
         counts=counts["train"],
-        largest_id=int((counts["train"] + counts["val"]).nonzero().max()),
-        vocab_size=BIN_VOCAB,
+        largest_id=largest,
+        vocab_size=vocab_size,
         complete=complete,
+        vocab_reason=f"the ids of {path} reach {largest}, {why}",
     )
-
-
-def _survey(file: Path, size: int, update: Callable[[bytes], object]) -> Tensor:
-    """Count the ids of a .bin file, and digest it, by 64 evenly spaced MiB if it is larger.
-
-    The first and the last block are among them; a file of many GiB would take minutes to read.
-    """
-    blocks = -(-size // BLOCK)
-    wanted = min(blocks, SURVEY_BLOCKS)
-    counts = torch.zeros(BIN_IDS, dtype=torch.int64)
-    with file.open("rb") as stream:
-        for i in range(wanted):
-            stream.seek(i * (blocks - 1) // max(wanted - 1, 1) * BLOCK)
-            block = stream.read(BLOCK)
-            update(block)
-            ids = unsigned(torch.frombuffer(bytearray(block), dtype=torch.int16))
-            counts += torch.bincount(ids, minlength=BIN_IDS)
-    return counts
-
-
-def unsigned(tokens: Tensor) -> Tensor:
-    """Return tokens as int64 ids: an int16 holds an id from 0 to 65535, a uint8 its own value."""
-    ids = tokens.long()
-    return ids & 0xFFFF if tokens.dtype == torch.int16 else ids

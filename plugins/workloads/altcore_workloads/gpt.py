@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from altcore.plugin import BadInput, setting
-from altcore_workloads.data import BIN_VOCAB, Corpus, check_length, load, unsigned
+from altcore_workloads.data import Corpus, check_length, load
 from altcore_workloads.model import GptModel
+from altcore_workloads.token_files import BIN_VOCAB, unsigned
 from altcore_workloads.tokens import encode
 
 
@@ -77,8 +78,8 @@ class Gpt:
     batch_size: int | None = _from_size("sequences in a micro-batch")
     vocab_size: int | None = setting(
         None,
-        help="token ids that the model knows; if not given 256 for bytes, 50257 for .bin files, "
-        "the tokenizer's own with a tokenizer",
+        help="token ids that the model knows; if not given 256 for bytes, what the ids of "
+        ".bin files need, rounded up, the tokenizer's own with a tokenizer",
         validator=_positive,
     )
     dropout: float = setting(0.0, help="share of activations dropped", validator=_share)
@@ -209,6 +210,8 @@ def _vocabulary(corpus: Corpus, given: int | None) -> tuple[int, str | None]:
             f"{corpus.vocab_size} ids are used (a folder with train.bin and val.bin as data, or a "
             "gpt.tokenizer, brings the others)"
         )
+    if given is None and corpus.vocab_reason:
+        return corpus.vocab_size, f"gpt.vocab_size is {corpus.vocab_size}: {corpus.vocab_reason}"
     return given or corpus.vocab_size, None
 
 

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from altcore.plugin import BadInput
-from altcore_workloads.data import BIN_IDS, SPLITS, Corpus, unsigned
+from altcore_workloads.data import SPLITS, Corpus
+from altcore_workloads.token_files import BIN_IDS, unsigned
 
 KEY = "gpt.tokenizer"
 PIECE = 1 << 16  # characters that are encoded as one

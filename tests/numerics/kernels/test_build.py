@@ -375,3 +375,30 @@ def test_a_broken_compiler(cache, tmp_path, monkeypatch):
     monkeypatch.setattr(build, "find_compiler", lambda: compiler.Compiler(str(broken), None))
     with pytest.warns(RuntimeWarning, match="out of cheese"):
         assert build._library.__wrapped__() is None
+
+
+@available
+def test_the_compiler_is_the_one_that_cc_names(tmp_path, monkeypatch):
+    """With its options; a library is that of its own compiler, so another CC makes another."""
+    usual = compiler.find_compiler()
+    log, mine = tmp_path / "calls", tmp_path / "my cc"
+    mine.write_text(f'#!/bin/sh\nshift\necho "$@" >> {log}\nexec {usual.path} "$@"\n')
+    mine.chmod(0o700)
+    monkeypatch.setenv("CC", f"'{mine}' --launched")
+    found = compiler.find_compiler()
+    assert (found.path, found.options) == (str(mine), ("--launched",))
+    assert found.digest != usual.digest
+    assert found.compile(tmp_path).exists()
+    assert "-shared" in log.read_text()
+
+
+def test_a_cc_that_is_not_there_is_named(tmp_path):
+    """And no other compiler is taken for it."""
+    told = run(tmp_path, CC="no-such-cc -O2")
+    assert told.startswith("1.125 False")
+    assert "CC is 'no-such-cc -O2', and there is no no-such-cc" in told
+
+
+def test_a_misspelt_variable_is_named(tmp_path):
+    told = run(tmp_path, ALTCORE_KERNEL="off")
+    assert told.count("ALTCORE_KERNEL is not known (did you mean ALTCORE_KERNELS?)") == 1

@@ -64,7 +64,7 @@ def test_what_is_not_finite_shows():
 
 
 def test_dead_share_by_hand():
-    """Elements are dead that had no gradient in each of the last three steps.
+    """Dead in this step, and dead in each of the last three.
 
     The first lives in step 1 only, the second never, the third always, the fourth again in 5.
     """
@@ -72,8 +72,9 @@ def test_dead_share_by_hand():
     made, found = bench(linear(1.0, 1.0, 1.0, 1.0)), []
     for step in range(1, 6):
         grad = [float(step == 1), 1e-9, -1.0, float(step == 5)]
-        found.append(made.gradients(plugin, {"0.weight": [grad]}).get("dead_share"))
-    assert found == [None, None, 0.5, 0.75, 0.5]
+        found.append(made.gradients(plugin, {"0.weight": [grad]}))
+    assert [f["dead_share"] for f in found] == [0.5, 0.75, 0.75, 0.75, 0.5]
+    assert [f.get("dead_window_share") for f in found] == [None, None, 0.5, 0.75, 0.5]
 
 
 def test_dead_in_measured_steps():
@@ -83,7 +84,7 @@ def test_dead_in_measured_steps():
         grad = [0.0, float(step in (1, 3, 6))]
         measured = made.forward(grads={"0.weight": [grad]})
         if step % 2 == 0:
-            found.append(made.measure(plugin, measured, "post_backward").get("dead_share"))
+            found.append(made.measure(plugin, measured, "post_backward").get("dead_window_share"))
     assert found == [None, 1.0, 0.5, 0.5]
 
 
@@ -110,7 +111,7 @@ def test_state_goes_on_where_it_was():
         made.gradients(first, {"0.weight": [[0.0, 1.0]]})
     second.load_state_dict(first.state_dict())
     second.run_start(made.run)
-    assert made.gradients(second, {"0.weight": [[0.0, 1.0]]})["dead_share"] == 0.5
+    assert made.gradients(second, {"0.weight": [[0.0, 1.0]]})["dead_window_share"] == 0.5
 
 
 def test_a_window_begins_where_the_run_does():
@@ -119,7 +120,7 @@ def test_a_window_begins_where_the_run_does():
     made.run.step = 10
     plugin.run_start(made.run)
     found = [made.gradients(plugin, {"0.weight": [[0.0, 1.0]]}) for _ in range(3)]
-    assert [f.get("dead_share") for f in found] == [None, None, 0.5]
+    assert [f.get("dead_window_share") for f in found] == [None, None, 0.5]
 
 
 def adam_snr(gradients):
@@ -155,15 +156,31 @@ def test_in_a_run(start):
     settings = {"grad-stats__interval": 2, "grad-stats__dead_window": 4}
     result = start(["grad-stats"], format="E3M4", max_steps=4, grad_clip=1e-3, **settings)
     core = {line["step"]: line for line in result.metrics_history}
-    assert [line["step"] for line in result.diagnostics_history] == [2, 4]
+    assert [line["step"] for line in result.diagnostics_history] == [1, 2, 4]
     for line in result.diagnostics_history:
         norm = core[line["step"]]["grad_norm"]
         assert line["grad-stats/l2"] == pytest.approx(norm, rel=1e-4)
         assert 0 < line["grad-stats/adam_snr_min"] <= line["grad-stats/adam_snr_mean"] <= 1.1
         assert line["grad-stats/l2_min"] <= line["grad-stats/l2/transformer.h.0.mlp.c_fc"]
-    shares = [line.get("grad-stats/dead_share") for line in result.diagnostics_history]
-    assert shares[0] is None
-    assert 0 <= shares[1] < 1
+        assert 0 <= line["grad-stats/dead_share"] < 1
+    shares = [line.get("grad-stats/dead_window_share") for line in result.diagnostics_history]
+    assert shares[:2] == [None, None]
+    assert 0 <= shares[2] < 1
+
+
+def test_each_parameter_by_itself():
+    """A setting: weight and bias of a layer have measures of their own beside the layer's."""
+    given = {"0.weight": [[3.0, 0.0, 4.0]], "0.bias": [12.0]}
+    made = bench(nn.Linear(3, 1))
+    plain = made.gradients(GradStats(dead_window=1), given)
+    found = made.gradients(GradStats(dead_window=1, per_parameter=True), given)
+    assert {k: v for k, v in found.items() if k in plain} == pytest.approx(plain, nan_ok=True)
+    assert not any(".weight" in k for k in plain)
+    assert (found["l2/0"], found["l2/0.weight"], found["l2/0.bias"]) == pytest.approx((13, 5, 12))
+    assert (
+        found["dead_share/0.weight"] == found["dead_window_share/0.weight"] == pytest.approx(1 / 3)
+    )
+    assert found["dead_share/0.bias"] == 0
 
 
 def test_a_resumed_run_measures_the_same(start):

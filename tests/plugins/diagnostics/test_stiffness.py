@@ -91,7 +91,7 @@ def test_an_unquantized_model_has_no_measures():
 def test_in_a_run(start):
     """It is measured when due, and a histogram is a list in the record."""
     result = start(["stiffness"], format="E3M4", recipe="pure", stiffness__interval=2, max_steps=4)
-    assert [line["step"] for line in result.diagnostics_history] == [2, 4]
+    assert [line["step"] for line in result.diagnostics_history] == [1, 2, 4]
     for line in result.diagnostics_history:
         assert sum(line["stiffness/stored_histogram"]) == pytest.approx(1)
         assert line["stiffness/stored_mean"] > 0

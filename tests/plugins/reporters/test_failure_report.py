@@ -10,6 +10,7 @@ import pytest
 import altcore
 from altcore.runs import Summary, to_json
 from altcore_reporters.failure_report import FailureReport, number, rate, text
+from altcore_reporters.failure_samples import interpretation
 
 COLLAPSE = {
     "step": 12,
@@ -254,6 +255,15 @@ def test_warnings_are_no_collapse(tmp_path):
         ["9", "gradients are dead"],
     ]
     assert "Warnings" not in render(tmp_path / "none", [])
+
+
+def test_an_overflow_is_a_cause_above_the_runs_own_threshold(tmp_path):
+    """``overflow_threshold`` of the configuration, as the run's warning has it."""
+    event = {**COLLAPSE, "layers": [{**COLLAPSE["layers"][0], "overflow": 50, "flushed": 0}]}
+    for threshold, is_named in ((0.01, True), (0.2, False)):
+        config = {"overflow_threshold": threshold}
+        said = interpretation(event, [], config)
+        assert any("5.00% of activation@fwd in h.0 overflow" in line for line in said) == is_named
 
 
 def test_a_measured_overflow_is_shown(tmp_path):

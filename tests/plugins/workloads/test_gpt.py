@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from altcore import BadInput
-from altcore_workloads import data
+from altcore_workloads import data, token_files
 from altcore_workloads.gpt import SIZES, Gpt
 
 CPU = torch.device("cpu")
@@ -217,13 +217,61 @@ def test_a_nanogpt_folder_brings_its_ids(tmp_path):
     assert x[0].tolist() == (ids * 2)[start : start + 32]
 
 
+@pytest.mark.parametrize(
+    ("largest", "size"), [(64, 128), (127, 128), (50191, 50240), (50250, 50257), (50257, 50304)]
+)
+def test_a_vocabulary_is_what_the_ids_need_and_that_is_said(tmp_path, largest, size):
+    """Rounded up to a multiple of 64, and to GPT-2's where its next one is beyond that."""
+    built = tiny(data=str(bins(tmp_path / "d", [largest, 20, 3] * 100, [1, 2] * 50)))
+    assert built.facts["vocab_size"] == built.model.lm_head.out_features == size
+    assert built.facts["notice"].startswith(f"gpt.vocab_size is {size}: the ids of ")
+    assert f" reach {largest}, " in built.facts["notice"]
+    given = tiny(data=str(tmp_path / "d"), vocab_size=60000)
+    assert (given.facts["vocab_size"], given.facts.get("notice")) == (60000, None)
+
+
+@pytest.mark.parametrize("ids", [[100300, 70000, 5, 0], [64, 3, 20, 1], [1, 0, 2, 1]])
+def test_uint32_ids_are_told_from_uint16(tmp_path, ids):
+    """The same ids in either width are the same batches."""
+    wide = tmp_path / "wide"
+    wide.mkdir()
+    for name, count in (("train", 100), ("val", 20)):
+        (wide / f"{name}.bin").write_bytes(array.array("I", ids * count).tobytes())
+    built = tiny(data=str(wide))
+    assert built.facts["train_tokens"] == 400
+    assert built.corpus.largest_id == max(ids)
+    assert built.facts["corpus"].startswith("uint32 token ids in folder wide")
+    x, _ = built.batch("train", 1, 0)
+    assert set(x.flatten().tolist()) == set(ids)
+    if max(ids) < 1 << 16:
+        narrow = tiny(data=str(bins(tmp_path / "narrow", ids * 100, ids * 20)))
+        assert torch.equal(narrow.batch("train", 1, 0)[0], x)
+        assert narrow.corpus.train.dtype == torch.int16
+        assert narrow.corpus.unigram_entropy() == built.corpus.unigram_entropy()
+
+
+def test_what_is_neither_is_refused(tmp_path):
+    """An upper half that is large later on; a size that uint32 does not divide."""
+    good = array.array("I", [300, 5] * 100).tobytes()
+    folder = tmp_path / "d"
+    folder.mkdir()
+    (folder / "train.bin").write_bytes(good)
+    for val, says in (
+        (good + b"ab", "val.bin has 802 bytes, which 4 does not divide; uint32 ids"),
+        (array.array("I", [1 << 24]).tobytes(), "val.bin holds neither uint16 nor uint32"),
+    ):
+        (folder / "val.bin").write_bytes(val)
+        with pytest.raises(BadInput, match=says):
+            data.load(folder)
+
+
 def test_a_large_bin_file_is_surveyed_not_read(tmp_path, monkeypatch):
     """Of a file beyond the survey some blocks are read, with the first and the last among them.
 
     An id too large for the vocabulary elsewhere is found when a batch meets it.
     """
-    monkeypatch.setattr(data, "BLOCK", 200)
-    monkeypatch.setattr(data, "SURVEY_BLOCKS", 3)
+    monkeypatch.setattr(token_files, "BLOCK", 200)
+    monkeypatch.setattr(token_files, "SURVEY_BLOCKS", 3)
     ids = [1] * 100 + [9] * 100 + [1] * 700 + [2] * 50
     folder = str(bins(tmp_path / "d", ids, [1] * 100))
     built = tiny(data=folder, vocab_size=10)

@@ -5,10 +5,15 @@ import copy
 import pytest
 import torch
 from helpers_images import small_resnet
+from planted import check_resumes_alike
 from torch import nn
 from torch.nn import functional
 
 import altcore
+from altcore.registry import entries
+from altcore.runs import read_lines
+
+SMALL = {"data": "generated", "image_size": 16, "width_mult": 0.125, "batch_size": 32}
 
 
 @pytest.mark.parametrize(
@@ -49,16 +54,36 @@ def test_it_trains_under_every_recipe(recipe):
 
 def test_evaluating_changes_nothing(tmp_path):
     """Not even the statistics of batch norm."""
-    own = {"data": "generated", "image_size": 16, "width_mult": 0.125, "batch_size": 32}
     keys = {"workload": "resnet18-cifar", "format": "E4M3", "max_steps": 6}
     losses = {
         altcore.train(
-            {**keys, "settings": {"resnet18-cifar": own}, "runs_dir": str(tmp_path), "name": name}
+            {**keys, "settings": {"resnet18-cifar": SMALL}, "runs_dir": str(tmp_path), "name": name}
             | {"eval_interval": interval, "plugins": plugins}
         ).final_loss
         for name, interval, plugins in (("a", 100, []), ("b", 1, ["shadow"]))
     }
     assert len(losses) == 1
+
+
+def test_every_diagnostic_takes_a_loss_with_measures(start):
+    """Those that run the model themselves, too: none is disabled."""
+    names = [e.name for e in entries() if e.distribution == "altcore-diagnostics"]
+    settings = {f"{name}__interval": 1 for name in names if name != "flips"}
+    own = {f"resnet18-cifar__{key}": value for key, value in SMALL.items()}
+    keys = {"workload": "resnet18-cifar", "format": "E4M3", "max_steps": 2}
+    run = start(names, **keys, **own, **settings)
+    assert run.summary["degraded"] == []
+    assert "accuracy" in run.metrics_history[0]
+
+
+def test_it_resumes_in_the_middle_of_an_epoch(shelf, start):
+    """The same order, crops and statistics: the same bits."""
+    own = {f"resnet18-cifar__{key}": value for key, value in SMALL.items()}
+    keys = {"workload": "resnet18-cifar", "format": "E4M3", **own}
+    counted = {"epochs": 1.2, "evals_per_epoch": 3, "max_steps": None, "eval_interval": None}
+    whole = check_resumes_alike(shelf, start, [], **keys, **counted)
+    assert whole.steps_completed == 12
+    assert [line["epoch"] for line in whole.metrics_history][4:8] == [0.5, 0.6, 0.7, 0.8]
 
 
 @pytest.mark.parametrize("norm_type", ["batch", "none"])
@@ -79,3 +104,15 @@ def test_it_learns_with_and_without_norm(norm_type):
         accuracy = (model(images).argmax(1) == labels).float().mean()
         assert functional.cross_entropy(model(images), labels) < 1.0
     assert accuracy > 0.8
+
+
+@pytest.mark.slow
+def test_digits_reach_their_accuracy(tmp_path):
+    """97 % in 15 epochs with altcore's defaults, validated four times in each."""
+    pytest.importorskip("sklearn")
+    keys = {"workload": "resnet18-cifar", "epochs": 15, "evals_per_epoch": 4}
+    run = altcore.train({**keys, "runs_dir": str(tmp_path)})
+    lines = read_lines(run.run_directory / "metrics.jsonl")
+    evaluations = [line for line in lines if "val_accuracy" in line]
+    assert len(evaluations) == 60
+    assert evaluations[-1]["val_accuracy"] >= 0.97

@@ -1,0 +1,31 @@
+"""The environment variables that altcore reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+from altcore.errors import nearest
+
+KERNELS = "ALTCORE_KERNELS"
+VARIABLES = {KERNELS: ("on", "off", "1", "0")}
+"""The variables, and the values of each."""
+PREFIX = "ALTCORE_"
+
+
+def unknown_variables(given: Mapping[str, str] = os.environ) -> list[str]:
+    """Return a line for each variable that looks like altcore's and means nothing to it.
+
+    >>> unknown_variables({"ALTCORE_KERNEL": "off"})
+    ['the environment variable ALTCORE_KERNEL is not known (did you mean ALTCORE_KERNELS?)']
+    """
+    lines = []
+    for name, value in given.items():
+        about = f"the environment variable {name}"
+        if name in VARIABLES and value.lower() not in VARIABLES[name]:
+            lines.append(f"{about} is {value!r}: one of {', '.join(VARIABLES[name])}")
+        elif name.startswith(PREFIX) and name not in VARIABLES:
+            meant = nearest(name, VARIABLES)
+            hint = f"did you mean {meant}?" if meant else f"there is {', '.join(VARIABLES)}"
+            lines.append(f"{about} is not known ({hint})")
+    return lines

@@ -1,0 +1,60 @@
+"""What a study cannot tell with so few steps or seeds, or at the learning rates that it tried."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from altcore.study.runner import FACTORS_OF_RATE, tail_length
+from altcore.study.setup import FEWEST_STEPS
+from altcore.study.statistics import LEVEL, student
+
+LARGEST_GAP = 3.0
+"""Standard deviations over the seeds; few gaps are as large."""
+
+
+def before_running(steps: int, seeds: int, rows: int) -> list[str]:
+    """Return a sentence for each reason why a study cannot tell much.
+
+    Args:
+        steps: of each run.
+        seeds: runs of each arm.
+        rows: of the table by whose number of rows p values are corrected.
+    """
+    found = []
+    if steps < FEWEST_STEPS:
+        found.append(
+            f"{steps} steps are too few to tell whether a format trains: losses are compared over "
+            f"the last {tail_length(steps)}"
+        )
+    if (least := smallest_gap(seeds, rows)) > LARGEST_GAP:
+        found.append(
+            f"{seeds} seeds are too few to tell small differences: in a table of {rows} rows a gap "
+            f"is significant from {least:.1f} standard deviations over the seeds on"
+        )
+    return found
+
+
+def smallest_gap(seeds: int, rows: int) -> float:
+    """Return the smallest significant gap, in standard deviations over the seeds.
+
+    >>> round(smallest_gap(5, 1), 1), round(smallest_gap(3, 4), 1)
+    (1.2, 5.1)
+    """
+    return float(student().ppf(1 - LEVEL / rows / 2, seeds - 1)) / math.sqrt(seeds)
+
+
+def about_rates(factors: Mapping[str, float]) -> list[str]:
+    """Return a sentence on the arms that ended best at the lowest or highest rate that was tried.
+
+    The frozen controls are left out: most of what they have does not learn.
+    """
+    found = []
+    for factor, beyond in ((max(FACTORS_OF_RATE), "higher"), (min(FACTORS_OF_RATE), "lower")):
+        at_edge = [k for k, f in factors.items() if f == factor and not k.startswith("frozen")]
+        if at_edge:
+            found.append(
+                f"the best learning rate of {', '.join(at_edge)} is the {beyond[:-2]}est that was "
+                f"tried, {factor:.3g} times the given one: a {beyond} one may be better"
+            )
+    return found

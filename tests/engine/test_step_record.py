@@ -1,0 +1,150 @@
+"""What interventions hear of the record: the same, in one order, whatever the engine waits for."""
+
+from typing import ClassVar
+
+import pytest
+from attrs import define, field
+from helpers import metrics_bytes, weights_sha256
+
+from altcore import hookimpl, setting
+from altcore.errors import Interrupted
+from altcore.plugin import ScaleLearningRate
+
+
+def follower(heard):
+    """An intervention that lowers the learning rate by what it read, and notes when it read it."""
+
+    @define(eq=False)
+    class Follower:
+        last: float = field(init=False, default=0.0)
+        now: int = field(init=False, default=0)
+
+        @hookimpl
+        def on_record(self, run, metrics):
+            heard.append((run.step, metrics["step"]))
+            self.last = metrics["loss"]
+
+        @hookimpl
+        def pre_step(self, step):
+            if not self.last:
+                return None
+            factor, self.last = 1 - self.last / 100, 0.0
+            return ScaleLearningRate(factor=factor, reason="as the last record says")
+
+        def state_dict(self):
+            return {"last": self.last}
+
+        def load_state_dict(self, state):
+            self.last = state["last"]
+
+    return Follower
+
+
+@pytest.fixture
+def heard(shelf):
+    """When the intervention ``follower`` heard of which step."""
+    log = []
+    shelf.install("intervention", "follower", follower(log))
+    return log
+
+
+@pytest.mark.parametrize("intervals", [(3, 0), (7, 5), (100, 0), (1, 1)])
+def test_what_an_intervention_decides_depends_on_no_interval(heard, start, intervals):
+    """Each record comes as the second step after it begins; the bits are the same for all."""
+    checkpoint, evaluation = intervals
+    plain = start(["follower"], max_steps=10, log_interval=1, name="plain")
+    assert heard == [*((n + 2, n) for n in range(1, 9)), (10, 9), (10, 10)]
+    expected = list(heard)
+    heard.clear()
+    run = start(
+        ["follower"],
+        max_steps=10,
+        log_interval=1,
+        checkpoint_interval=checkpoint,
+        eval_interval=evaluation,
+    )
+    assert heard == expected
+    assert weights_sha256(run.run_directory) == weights_sha256(plain.run_directory)
+    if not evaluation:
+        assert metrics_bytes(run.run_directory) == metrics_bytes(plain.run_directory)
+
+
+@pytest.mark.parametrize("interval", [3, 7, 100])
+@pytest.mark.parametrize("left", [1, 2, 3, 8])
+def test_what_an_intervention_decides_depends_on_no_resume(
+    heard, shelf, start, monkeypatch, interval, left
+):
+    """Records that were not handed on yet are in the checkpoint, and come when their time comes."""
+    keys = {"max_steps": 10, "log_interval": 1, "checkpoint_interval": interval}
+    plain = start(["follower"], name="plain", **keys)
+    engine = start.engine(["follower"], name="left", **keys)
+    record = engine.record.time
+
+    def leave(step, clock):
+        if step.index == left:
+            engine.save(f"step-{left:08d}")
+            raise Interrupted("left", 2)
+        return record(step, clock)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(engine.record), "time", lambda self, *given: leave(*given))
+        with pytest.raises(Interrupted):
+            engine.train()
+    heard.clear()
+    resumed = start.resume("left")
+    assert weights_sha256(resumed.run_directory) == weights_sha256(plain.run_directory)
+    assert metrics_bytes(resumed.run_directory) == metrics_bytes(plain.run_directory)
+    assert heard[0] == (max(left + 1, 3), max(left - 1, 1))
+
+
+@pytest.mark.parametrize("requires", [(), ("looker",)])
+def test_a_diagnostic_adds_no_record_for_interventions(heard, shelf, start, requires):
+    """Lines that only a diagnostic gave rise to are not handed on, unless it is required."""
+
+    @define(eq=False)
+    class Looker:
+        interval: int = setting(2)
+
+        @hookimpl
+        def post_step(self, step):
+            return {"value": 1.0}
+
+    follows = follower(heard)
+    follows.requires = requires
+    shelf.install("diagnostic", "looker", Looker)
+    shelf.install("intervention", "follows", follows)
+    start(["looker", "follows"], max_steps=9, log_interval=3)
+    assert [step for _, step in heard] == ([3, 6, 9] if not requires else [2, 3, 4, 6, 8, 9])
+
+
+def test_one_hook_proposes_several_actions(shelf, start):
+    """All are arbitrated: changes of different layers are carried out together."""
+    from altcore.plugin import ChangeRecipe, get_format
+
+    @define(eq=False)
+    class Both:
+        needs: ClassVar = ()
+
+        @hookimpl
+        def pre_step(self, run, step):
+            first, *rest = run.quantization.plan
+            if step.index > 1:
+                return []
+            to = get_format("E5M2")
+            return [
+                ChangeRecipe(layers=first, format=to, reason="first"),
+                ChangeRecipe(layers=rest, format=to, reason="rest"),
+                ScaleLearningRate(factor=0.5, reason="outranked"),
+            ]
+
+    shelf.install("intervention", "both", Both)
+    engine = start.engine(["both"], format="E4M3")
+    engine.train()
+    assert {
+        cast.format.name
+        for layer in engine.run.quantization.plan.values()
+        for cast in layer.values()
+        if cast
+    } == {"E5M2"}
+    assert engine.run.lr_scale == 1.0
+    assert [shift["reason"] for shift in engine.run.shifts] == ["first", "rest"]

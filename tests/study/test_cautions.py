@@ -1,0 +1,75 @@
+"""What too few steps or seeds, or rates at the edge, leave open is said."""
+
+import sys
+
+import pytest
+from attrs import define
+
+from altcore import BadInput
+from altcore.study import Options, cautions, run_compare, run_explain
+from altcore.study.runner import FACTORS_OF_RATE
+
+
+def test_too_few_steps_and_seeds():
+    """Where the smallest significant gap is larger than gaps are; docs/studies.md has a table."""
+    assert cautions.before_running(steps=200, seeds=5, rows=7) == []
+    (seeds,) = cautions.before_running(steps=200, seeds=2, rows=1)
+    assert seeds.startswith("2 seeds are too few to tell small differences: in a table of 1 rows")
+    assert "9.0 standard deviations" in seeds
+    assert "5.1 standard deviations" in cautions.before_running(200, 3, 4)[0]
+    (steps,) = cautions.before_running(steps=49, seeds=5, rows=7)
+    assert steps.endswith("losses are compared over the last 5")
+
+
+def test_rates_at_the_edge():
+    low, middle, high = FACTORS_OF_RATE
+    found = cautions.about_rates({"twin": high, "a": low, "b": middle, "c": high, "frozen-a": low})
+    assert found[1].startswith("the best learning rate of a is the lowest that was tried, 0.333 ")
+    assert len(found) == 2
+    assert found[0].startswith("the best learning rate of twin, c is the highest that was tried, 3")
+
+
+@pytest.fixture
+def asked(start, tmp_path):
+    """The options of a tiny study, and what it tells."""
+    tiny = {"gpt.size": "tiny", "gpt.data": str(start.corpus), "max_steps": 5, "device": "cpu"}
+    told = []
+    keys = [(k, v, None) for k, v in tiny.items()]
+    return Options(None, keys, 2, 0.05, None, None, told.append, tmp_path / "studies"), told
+
+
+def test_scipy_is_missed_before_the_first_run(monkeypatch, asked):
+    options, told = asked
+    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    with pytest.raises(BadInput, match="studies need scipy"):
+        run_compare(options, ["E4M3"], ["master"], ["adamw"])
+    with pytest.raises(BadInput, match="studies need scipy"):
+        run_explain(options)
+    assert not options.folder.exists()
+    assert told == []
+
+
+def test_every_contender_is_tried_before_the_first_run(asked, shelf):
+    """An optimizer that cannot be built for this model; runs of others would be for nothing."""
+
+    @define(eq=False)
+    class Fussy:
+        def build(self, named_parameters, grid_of):
+            raise BadInput("fussy wants another model")
+
+    shelf.install("optimizer", "fussy", Fussy)
+    options, told = asked
+    with pytest.raises(BadInput, match="fussy wants another model"):
+        run_compare(options, ["E4M3"], ["master"], ["fussy", "adamw"])
+    assert not list(options.folder.glob("*/runs/*"))
+    assert told == []
+
+
+def test_cautions_come_before_the_runs_and_beside_the_answer(asked):
+    options, told = asked
+    found, folder = run_compare(options, ["E4M3"], ["master"], ["adamw"])
+    first = next(i for i, line in enumerate(told) if " left" in line)
+    before = [line for line in told[:first] if line.startswith("caution: ")]
+    assert [c.removeprefix("caution: ") for c in before] == found["about"]["cautions"][:2]
+    page = (folder / "compare.md").read_text()
+    assert "## Cautions\n\n- 5 steps are too few to tell whether a format trains" in page
