@@ -10,9 +10,9 @@ import torch
 from attrs import field, frozen
 from torch import nn
 
-from altcore.config import TrainConfig, load_config
+from altcore.config import TrainConfig, load_with_sources
 from altcore.engine import build_workload, prepare
-from altcore.errors import BadInput
+from altcore.errors import BadInput, Source, located, shown
 from altcore.quantization import find_layers, tied_matrices
 from altcore.recipes import Layer
 from altcore.runs import step_lines
@@ -73,14 +73,14 @@ def train(
         AltcoreError: if the run fails.
     """
     if not (data is None or callable(data) or isinstance(data, str | Path)):
-        problem = f"a path or a function (split, step, micro) -> batch is needed, not {data!r:.60}"
+        problem = f"a path or a function (split, step, micro) -> batch is needed, not {shown(data)}"
         raise BadInput(problem, key="data")
     if not (model is None or isinstance(model, nn.Module)):
-        raise BadInput(f"a torch.nn.Module is needed, not {model!r:.60}", key="model")
+        raise BadInput(f"a torch.nn.Module is needed, not {shown(model)}", key="model")
     if model is not None and _is_for_inference(model):
         problem = "it was made under torch.inference_mode, and cannot be trained"
         raise BadInput(problem, key="model")
-    given = _as_config(config, preset)
+    given, sources = _as_config(config, preset)
     if device is not None:
         given = given.evolve(device=device)
     if isinstance(data, str | Path):
@@ -89,7 +89,8 @@ def train(
     batch = data if callable(data) else None
     # The caller may have switched gradients off.
     with torch.inference_mode(False), torch.enable_grad():
-        engine = prepare(given, model=model, batch=batch, resume=resume)
+        with located(sources):
+            engine = prepare(given, model=model, batch=batch, resume=resume)
         try:
             return result(engine.train(), given)
         finally:
@@ -104,18 +105,18 @@ def _is_for_inference(model: nn.Module) -> bool:
 
 def _as_config(
     config: TrainConfig | Mapping[str, Any] | str | Path | None, preset: str | None
-) -> TrainConfig:
+) -> tuple[TrainConfig, Mapping[str, Source | None]]:
     added = {} if preset is None else {"preset": preset}
     if isinstance(config, TrainConfig):
         if added:
             problem = "a TrainConfig is complete: give the preset to altcore.load_config"
             raise BadInput(problem, key="preset", part=repr(preset))
-        return config
+        return config, {}
     if isinstance(config, Mapping):
-        return load_config(overrides={**config, **added})
+        return load_with_sources(overrides={**config, **added})
     if not (config is None or isinstance(config, str | Path)):
-        raise BadInput(f"keys or a YAML file are needed, not {config!r:.60}", key="config")
-    return load_config(config, added)
+        raise BadInput(f"keys or a YAML file are needed, not {shown(config)}", key="config")
+    return load_with_sources(config, added)
 
 
 def layers_of(config: TrainConfig) -> tuple[list[Layer], list[list[str]], dict[str, Any]]:

@@ -1,4 +1,7 @@
-"""Values as Python's built-in types, as strict JSON, and as text. Imports no numpy."""
+"""Values as Python's built-in types, as strict JSON, and as text; which of them are too large.
+
+Imports no numpy.
+"""
 
 from __future__ import annotations
 
@@ -63,3 +66,27 @@ def rounded(value: float, places: int = 4) -> str:
     """
     is_small = 0 < abs(value) < 0.5 * 10**-places
     return f"{value:.2g}" if is_small else f"{value:.{places}f}"
+
+
+def misfit(value: Any, kind: type) -> str:
+    """Return why nobody below Python can hold a number or text, or an empty text.
+
+    Python's whole numbers have any length, those of torch and C 64 bits; texts become paths.
+
+    >>> misfit(10**400, float), misfit(2**63, float)
+    ('is beyond float64', '')
+    """
+    if kind is int and not -(2**63) <= value < 2**63:
+        return f"is beyond 64 bits: whole numbers are >= {-(2**63)} and < {2**63}"
+    if kind is float and isinstance(value, int) and abs(value) >= 2**1024:
+        return "is beyond float64"
+    if kind is str and not _is_path(value):
+        return "is not a name or path: their letters are those of UTF-8, without NUL"
+    return ""
+
+
+def _is_path(text: str) -> bool:
+    try:
+        return b"\0" not in text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:
+        return False

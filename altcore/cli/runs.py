@@ -11,6 +11,9 @@ from altcore.errors import BadInput
 @click.group(cls=Group)
 def runs() -> None:
     """Show recorded runs."""
+    from altcore.cli.log import configure
+
+    configure()
 
 
 @runs.command("list")

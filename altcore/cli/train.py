@@ -75,7 +75,7 @@ def train(
     altcore train --format E3M4 --recipe pure --set gpt.size=tiny --steps 50
     altcore train --resume e3m4-pure
     """  # noqa: D301 - click's mark for lines to be kept is a real backspace
-    from altcore.config import TrainConfig, merge_sources, missing_observers
+    from altcore.config import load_with_sources, missing_observers
 
     tell_left_out(all_of_them=False)
     overrides = overrides_of(flags, sets)
@@ -88,8 +88,7 @@ def train(
         refused = [flag for flag, given in others.items() if given]
         config, sources = _resumed(resume, overrides, refused)
     else:
-        plain, sources = merge_sources(file, overrides, listed, left_out)
-        config = TrainConfig.from_plain(plain, sources)
+        config, sources = load_with_sources(file, overrides, listed, left_out)
         for name in missing_observers():
             if name not in config.no_plugins:
                 click.echo(f"altcore: the observer {name} is not installed and left out", err=True)

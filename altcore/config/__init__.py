@@ -4,7 +4,13 @@ Uses formats, recipes and hooks; needs no torch.
 """
 
 from altcore.config.epochs import IN_STEPS, interval_in_epochs
-from altcore.config.loading import Override, load_config, merge_sources, missing_observers
+from altcore.config.loading import (
+    Override,
+    load_config,
+    load_with_sources,
+    merge_sources,
+    missing_observers,
+)
 from altcore.config.original_keys import notices
 from altcore.config.record import recorded
 from altcore.config.saving import save_config
@@ -19,6 +25,7 @@ __all__ = [
     "defaults",
     "interval_in_epochs",
     "load_config",
+    "load_with_sources",
     "merge_sources",
     "missing_observers",
     "notices",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from altcore.errors import BadInput, Source
+from altcore.errors import BadInput, Source, shown
 
 
 class Assignment(NamedTuple):
@@ -21,6 +21,14 @@ class Assignment(NamedTuple):
         """Return another key that this one stands for."""
         source = self.source and self.source._replace(through=through)
         return self._replace(key=key, value=value, source=source)
+
+
+def named_key(key: Any, source: Source | None, owner: str = "") -> str:
+    """Return a key of a configuration, or of an owner's settings; `BadInput` if it is no text."""
+    if not isinstance(key, str):
+        what = "null" if key is None else shown(key)
+        raise BadInput(f"the key {what} is not text", key=owner, source=source)
+    return key
 
 
 def refuse_twice(key: str, source: Source | None, seen: dict[str, Source | None]) -> None:

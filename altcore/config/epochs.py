@@ -16,22 +16,31 @@ IN_STEPS = {
 """Keys in epochs, and those in steps that are computed from them."""
 
 
-def refuse_both(plain: Mapping[str, Any], sources: Mapping[str, Source | None]) -> None:
-    """Raise `BadInput` for a key in epochs if the one that comes of it is given, too.
+def refuse_both(
+    plain: Mapping[str, Any], sources: Mapping[str, Source | None]
+) -> Mapping[str, Any]:
+    """Return plain keys without the defaults of steps that are given in epochs.
 
-    The record of a run holds both, and the steps of its epoch: there nobody gave the second.
+    Raises `BadInput` if a key is given in steps and in epochs. The record of a run holds both, and
+    the steps of its epoch: there nobody gave the first.
     """
+    left_out = set()
     for key, steps in IN_STEPS.items():
-        if plain.get(key) is None or steps not in plain or sources.get(steps) is DEFAULT:
+        if plain.get(key) is None or steps not in plain:
             continue
         is_recorded = plain.get("steps_per_epoch") is not None
-        if not is_recorded or _place(sources.get(steps)) != _place(sources.get("steps_per_epoch")):
-            also = sources.get(steps)
-            raise BadInput(
-                f"{steps} is given, too{f', {also}' if also else ''}",
-                key=key,
-                hint=f"leave one of them out, or set {key} to null",
-            )
+        if sources.get(steps) is DEFAULT:
+            left_out.add(steps)
+        elif not is_recorded or _place(sources, steps) != _place(sources, "steps_per_epoch"):
+            raise given_twice(key, sources.get(steps))
+    return {k: v for k, v in plain.items() if k not in left_out}
+
+
+def given_twice(key: str, also: Source | None = None) -> BadInput:
+    """Return the error of a key in epochs whose steps are given, too."""
+    where = f", {also}" if also else ""
+    hint = f"leave one of them out, or set {key} to null"
+    return BadInput(f"{IN_STEPS[key]} is given, too{where}", key=key, hint=hint)
 
 
 def without_uncounted(plain: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +50,9 @@ def without_uncounted(plain: dict[str, Any]) -> dict[str, Any]:
     return plain if is_counted else {k: v for k, v in plain.items() if k not in uncounted}
 
 
-def _place(source: Source | None) -> str:
+def _place(sources: Mapping[str, Source | None], key: str) -> str:
+    """Return the file or flag by which a key is given, for a comparison."""
+    source = sources.get(key)
     return f"{source.file} {source.flag}" if source else ""
 
 

@@ -9,12 +9,12 @@ from typing import Any, TypeAlias
 from attrs import fields_dict
 
 from altcore.builtin_types import as_builtin
-from altcore.config.assignments import Assignment
+from altcore.config.assignments import Assignment, named_key
 from altcore.config.expansion import expand
 from altcore.config.merging import Merged, merge
 from altcore.config.original_keys import compound_keys, renamed_keys
 from altcore.config.train_config import TrainConfig, defaults, owners
-from altcore.errors import BadInput, Source, located, nearest, shown
+from altcore.errors import BadInput, Source, item_key, located, nearest, shown
 from altcore.registry import HOOK_KINDS, entries
 from altcore.yaml_files import read_mapping, source_of
 
@@ -39,7 +39,21 @@ def load_config(
     Raises:
         BadInput: with the key, where it was given, and what would be right.
     """
-    return TrainConfig.from_plain(*merge_sources(file, overrides, plugins, without))
+    return load_with_sources(file, overrides, plugins, without)[0]
+
+
+def load_with_sources(
+    file: str | Path | None = None,
+    overrides: Mapping[str, Any] | Sequence[Override] = (),
+    plugins: Sequence[str] = (),
+    without: Iterable[str] = (),
+) -> tuple[TrainConfig, dict[str, Source | None]]:
+    """Return what `load_config` does, and where each key was given.
+
+    Whoever builds something of the configuration says so in errors, by `altcore.errors.located`.
+    """
+    plain, sources = merge_sources(file, overrides, plugins, without)
+    return TrainConfig.from_plain(plain, sources), sources
 
 
 def merge_sources(
@@ -52,10 +66,11 @@ def merge_sources(
     given: list[Assignment] = []
     if file is not None:
         held = read_mapping(file, "--config")
-        given += [Assignment(str(k), v, source_of(held, k), 0) for k, v in held.items()]
+        at = {k: source_of(held, k) or Source(str(file)) for k in held}
+        given += [Assignment(named_key(k, at[k]), v, at[k], 0) for k, v in held.items()]
     if isinstance(overrides, Mapping):
         overrides = [(key, value, None) for key, value in overrides.items()]
-    given += [Assignment(str(k), as_builtin(v), source) for k, v, source in overrides]
+    given += [Assignment(named_key(k, at), as_builtin(v), at) for k, v, at in overrides]
     expansion = expand(given)
     first = {k: str(defaults()[k]) for k in ("workload", "optimizer")}
     merged = merge(expansion, first, fields_dict(TrainConfig).keys())
@@ -64,8 +79,10 @@ def merge_sources(
         keys["original"] = {**keys.get("original", {}), **expansion.original}
     if plugins:
         sources.setdefault("plugins", Source(flag="--plugin"))
+        sources |= {item_key("plugins", p): Source(flag="--plugin") for p in plugins}
     if without:
         sources["no_plugins"] = Source(flag="--no-plugin")
+        sources |= {item_key("no_plugins", p): Source(flag="--no-plugin") for p in without}
     with located(sources):
         left_out = [*_names("no_plugins", keys.get("no_plugins", ())), *without]
         listed = _names("plugins", keys.get("plugins", ()))
@@ -113,15 +130,16 @@ def _with_observers(wanted: list[str], without: list[str]) -> list[str]:
     observers = [o for o in defaults()["observers"] if o in installed]
     for name in without:
         if name not in {*wanted, *defaults()["observers"]}:
-            active = [*wanted, *observers]
+            active = list(dict.fromkeys([*wanted, *observers]))
             raise BadInput(
                 f"{shown(name)} is not active",
                 key="no_plugins",
                 meant=nearest(name, active),
                 hint=f"active are {', '.join(active) or 'none'}",
+                item=name,
             )
         if without.count(name) > 1:
-            raise BadInput(f"{shown(name)} is given twice", key="no_plugins")
+            raise BadInput(f"{shown(name)} is given twice", key="no_plugins", item=name)
     wanted += [o for o in observers if o not in wanted]
     return [w for w in wanted if w not in without]
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from attrs import define
 
-from altcore.config.assignments import refuse_twice
+from altcore.config.assignments import named_key, refuse_twice
 from altcore.config.expansion import Expansion
 from altcore.config.original_keys import renamed_keys
-from altcore.errors import DEFAULT, BadInput, Source, shown
-from altcore.yaml_files import source_of, without_sources
+from altcore.errors import DEFAULT, BadInput, Source, item_key, shown
+from altcore.yaml_files import SourcedDict, SourcedList, source_of
 
 
 @define
@@ -51,13 +51,22 @@ def merge(expansion: Expansion, default: Mapping[str, str], keys: Collection[str
                 merged.implied.discard(path)
             merged.sources[path] = at
             owner, dot, rest = path.partition(".")
+            # Mappings and lists keep their sources: a format in one is read later.
             if not dot:
-                # A recipe is read later, and its errors name the lines.
-                merged.keys[path] = leaf if path == "recipe" else without_sources(leaf)
+                merged.keys[path] = leaf
+                merged.sources.update(_of_items(path, leaf))
             else:
-                own = merged.settings.setdefault(owner, {})
-                own.update({rest: without_sources(leaf)} if rest else {})
+                merged.settings.setdefault(owner, {}).update({rest: leaf} if rest else {})
     return merged
+
+
+def _of_items(key: str, value: Any) -> dict[str, Source | None]:
+    """Return where the items of a key's list, or the keys of its mapping, were given."""
+    if isinstance(value, SourcedDict):
+        return {item_key(key, name): source_of(value, name) for name in value}
+    if isinstance(value, SourcedList):
+        return {item_key(key, item): source_of(value, i) for i, item in enumerate(value)}
+    return {}
 
 
 def full_key(key: str, default: Mapping[str, str], active: Mapping[str, str]) -> str:
@@ -88,18 +97,28 @@ def flatten(
             raise BadInput(problem, key="settings", source=source)
         if not rest:
             for name, own in value.items():
-                yield from flatten(f"{name}.", own, source_of(value, name) or source, keys)
+                at = source_of(value, name) or source
+                yield from _settings(named_key(name, at, "settings"), own, at)
             return
         owner, _, rest = rest.partition(".")
+        key = key if rest else f"{owner}."
     if rest:
         yield f"{owner}.{rest}", value, source
-    elif isinstance(value, Mapping) and (key != owner or owner not in keys):
-        if not value:
-            yield f"{owner}.", None, source
-        for name, leaf in value.items():
-            yield f"{owner}.{name}", leaf, source_of(value, name) or source
-    elif key.endswith("."):
-        problem = f"a mapping of settings is needed, not {shown(value)}"
-        raise BadInput(problem, key=owner, source=source)
+    elif key.endswith(".") or (isinstance(value, Mapping) and owner not in keys):
+        yield from _settings(owner, value, source)
     else:
         yield owner, value, source
+
+
+def _settings(
+    owner: str, value: Any, source: Source | None
+) -> Iterator[tuple[str, Any, Source | None]]:
+    """Yield (path, value, source) for each setting of an owner."""
+    if not isinstance(value, Mapping):
+        problem = f"a mapping of settings is needed, not {shown(value)}"
+        raise BadInput(problem, key=owner, source=source)
+    if not value:
+        yield f"{owner}.", None, source
+    for name, leaf in value.items():
+        at = source_of(value, name) or source
+        yield f"{owner}.{named_key(name, at, owner)}", leaf, at

@@ -17,7 +17,7 @@ from attrs import evolve, fields_dict, frozen
 from attrs.validators import and_ as both
 from attrs.validators import ge, gt, in_, le, lt, optional
 
-from altcore.config.epochs import refuse_both, without_uncounted
+from altcore.config.epochs import IN_STEPS, given_twice, refuse_both, without_uncounted
 from altcore.config.original_keys import shared_keys
 from altcore.errors import BadInput, Source, located, nearest, shown, with_article
 from altcore.formats import AnyFormat, check_digests
@@ -171,6 +171,10 @@ class TrainConfig:
         twice = {p for p in self.plugins if self.plugins.count(p) > 1}
         if twice:
             raise BadInput(f"{', '.join(sorted(twice))} is listed twice", key="plugins")
+        keys = fields_dict(TrainConfig)
+        for key, steps in IN_STEPS.items() if self.steps_per_epoch is None else ():
+            if getattr(self, key) is not None and getattr(self, steps) != keys[steps].default:
+                raise given_twice(key)
         for owner in self.settings:
             if owner not in self.active:
                 raise _inactive(owner, self.active)
@@ -193,8 +197,7 @@ class TrainConfig:
         # Settings of something that is not active are refused under its name.
         owners = {path.partition(".")[0]: source for path, source in (sources or {}).items()}
         with located({**owners, **(sources or {})}):
-            refuse_both(plain, sources or {})
-            made: TrainConfig = build(cls, plain)
+            made: TrainConfig = build(cls, refuse_both(plain, sources or {}))
         return made
 
     @property

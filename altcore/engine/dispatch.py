@@ -16,8 +16,12 @@ import pluggy
 import structlog
 from attrs import define, field
 
+from altcore.builtin_types import as_builtin
+from altcore.engine.deferred_errors import TELL_LATE
+from altcore.engine.losses import who_is
+from altcore.engine.memory import is_out_of_memory
 from altcore.engine.plugins import Plugin
-from altcore.engine.returns import as_actions, check_return, check_state
+from altcore.engine.returns import as_actions, check_loss, check_return, check_state
 from altcore.engine.state import Run, Step
 from altcore.errors import AltcoreError, BadInput, PluginError
 from altcore.hooks import HOOKS, HOOKSPECS, MEASURING, ON_DUE_STEPS, WATCHING, Proposal
@@ -35,6 +39,8 @@ class Dispatcher:
     _calls: dict[str, list[tuple[Plugin, Callable[..., Any], tuple[str, ...]]]] = field(init=False)
     _due: tuple[int, set[str]] | None = field(init=False, default=None)
     """A step, and the names of the plugins that are due on it."""
+    _late: list[tuple[Plugin, Exception]] = field(init=False, factory=list)
+    """Errors that came when a plugin's context was left already."""
 
     def __attrs_post_init__(self) -> None:
         manager = pluggy.PluginManager("altcore")
@@ -132,6 +138,7 @@ class Dispatcher:
 
         ``history`` is an argument by plugin; a plugin without one is not called.
         """
+        self._tell_late(run)
         known = {"run": run, **arguments}
         due = self._due_on(run, arguments["step"]) if hook in ON_DUE_STEPS else None
         failure: PluginError | None = None
@@ -146,8 +153,8 @@ class Dispatcher:
                 known["history"] = history[plugin.name]
             result = None
             try:
-                with self._guard(plugin, hook, run):
-                    returned = function(*[known[name] for name in names])
+                with self._guard(plugin, hook, run), _loss_checked(hook, plugin, known):
+                    returned = as_builtin(function(*[known[name] for name in names]))
                     check_return(plugin, hook, returned)
                     result = returned
             except PluginError as error:
@@ -163,10 +170,21 @@ class Dispatcher:
     @contextmanager
     def watching(self, hook: str, run: Run, step: Step) -> Iterator[None]:
         """Enter the contexts that the plugins due on the step return from a watching hook."""
-        with ExitStack() as contexts:
-            for plugin, context in self.call(hook, run=run, step=step):
-                contexts.enter_context(self._watch(plugin, hook, run, context))
-            yield
+        try:
+            with ExitStack() as contexts:
+                for plugin, context in self.call(hook, run=run, step=step):
+                    contexts.enter_context(self._watch(plugin, hook, run, context))
+                yield
+        except Exception as error:
+            # The pass cannot be finished: a careful observer defers its errors.
+            culprit = next((p for p in self.plugins if _is_raised_in(p, error)), None)
+            is_nobodys = culprit is None and hook == "watch_backward"
+            if isinstance(error, AltcoreError) or is_nobodys or is_out_of_memory(error):
+                raise
+            passes = f"the {hook.removeprefix('watch_')} pass"
+            who, doing = (culprit, passes) if culprit else (who_is(run.workload), "loss")
+            text = f"{who} failed in {doing}: {type(error).__name__}: {error}"
+            raise PluginError(text) from error
 
     @contextmanager
     def _watch(
@@ -180,12 +198,6 @@ class Dispatcher:
         except BaseException as error:
             with suppress(Exception):  # none takes the place of this one
                 inner.__exit__(type(error), error, error.__traceback__)
-            # The pass cannot be finished: a careful observer defers its errors.
-            is_own = isinstance(error, Exception) and _is_raised_in(plugin, error)
-            if is_own and not isinstance(error, AltcoreError):
-                passes = hook.removeprefix("watch_")
-                text = f"{plugin} failed in the {passes} pass: {type(error).__name__}: {error}"
-                raise PluginError(text) from error
             raise
         with self._guard(plugin, hook, run):
             inner.close()
@@ -204,10 +216,11 @@ class Dispatcher:
 
     @contextmanager
     def _guard(self, plugin: Plugin, doing: str, run: Run) -> Iterator[None]:
+        token = TELL_LATE.set(lambda error: self._late.append((plugin, error)))
         try:
             yield
-        # A plugin may raise anything; what it can change decides what follows.
-        except Exception as error:
+        # A plugin may raise anything, or try to leave; what it can change decides what follows.
+        except (Exception, SystemExit) as error:
             is_named = isinstance(error, AltcoreError)
             message = str(error) if is_named else f"{type(error).__name__}: {error}"
             text = f"{plugin} failed in {doing}: {message}"
@@ -219,6 +232,16 @@ class Dispatcher:
             )
             run.degraded.append(plugin.name)
             run.emit("degraded", plugin=plugin.name, message=text)
+        finally:
+            TELL_LATE.reset(token)
+
+    def _tell_late(self, run: Run) -> None:
+        """Deal with the errors of functions that plugins left in the model."""
+        while self._late:
+            plugin, error = self._late.pop()
+            if not plugin.is_disabled:
+                with self._guard(plugin, "a function that it left in the model", run):
+                    raise error
 
     def state_dict(self, run: Run) -> dict[str, Any]:
         """Return the state of the plugins that have one."""
@@ -245,6 +268,18 @@ def own_measures(name: str, lines: Sequence[Mapping[str, Any]]) -> list[dict[str
         if own:
             found.append({"step": line["step"], **own})
     return found
+
+
+@contextmanager
+def _loss_checked(hook: str, plugin: Plugin, known: Mapping[str, Any]) -> Iterator[None]:
+    """Check what a plugin makes of the loss, if the hook lets it."""
+    if hook != "pre_backward":
+        yield
+        return
+    step = known["step"]
+    before = step.loss, step.loss_scale
+    yield
+    check_loss(plugin, step, before)
 
 
 def _is_raised_in(plugin: Plugin, error: Exception) -> bool:

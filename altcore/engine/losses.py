@@ -33,6 +33,11 @@ class HasLoss(Protocol):
         """Return the loss, or the loss and measures."""
 
 
+def who_is(workload: object) -> str:
+    """Return kind, name and distribution of a workload, as errors name it."""
+    return getattr(workload, "who", "the workload")
+
+
 def loss_and_measures(
     workload: HasLoss, model: nn.Module, batch: Any
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -41,16 +46,18 @@ def loss_and_measures(
     Raises `PluginError` if the workload returns anything else.
     """
     returned = workload.loss(model, batch)
-    if isinstance(returned, Tensor):
-        return returned, {}
     is_pair = isinstance(returned, tuple) and len(returned) == 2
-    loss, measures = returned if is_pair else (None, None)
-    if not (isinstance(loss, Tensor) and isinstance(measures, Mapping)):
+    loss, measures = returned if is_pair else (returned, {})
+    if not (isinstance(loss, Tensor) and loss.dim() == 0 and isinstance(measures, Mapping)):
+        wrong = loss if isinstance(loss, Tensor) and loss.dim() else returned
         raise PluginError(
-            f"the workload's loss returned {_described(returned)}: a tensor is needed, or a tensor "
-            "and a mapping of measures"
+            f"{who_is(workload)}: loss returned {_described(wrong)}: a tensor is needed, "
+            "without dimensions, alone or with a mapping of measures"
         )
-    return loss, {name: _checked(name, value) for name, value in measures.items()}
+    checked = {name: _checked(name, value) for name, value in measures.items()}
+    if torch.is_grad_enabled() and not loss.requires_grad:
+        raise PluginError(f"{who_is(workload)}: its loss depends on no parameter that is trained")
+    return loss, checked
 
 
 def _checked(name: Any, value: Any) -> Tensor:

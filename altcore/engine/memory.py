@@ -27,8 +27,7 @@ def memory_named(model: nn.Module | None = None) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, MemoryError) as error:
-        is_memory = isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU in str(error)
-        if not is_memory:
+        if not is_out_of_memory(error):
             raise
         asked = _ASKED.search(str(error))
         size = f" for {asked[1]}" if asked else ""
@@ -36,6 +35,11 @@ def memory_named(model: nn.Module | None = None) -> Iterator[None]:
             f"out of memory: {_place(error, model)} asked{size}; a smaller batch_size with more "
             "gradient_accumulation_steps needs less, and so does a smaller model"
         ) from error
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was all that was wrong."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU in str(error)
 
 
 def _place(error: BaseException, model: nn.Module | None) -> str:

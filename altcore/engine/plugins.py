@@ -10,7 +10,7 @@ from attrs import define
 
 from altcore.config import TrainConfig, interval_in_epochs
 from altcore.engine.schedule import is_due
-from altcore.errors import BadInput
+from altcore.errors import BadInput, keyed
 from altcore.hooks import check_class, make_plugin
 from altcore.registry import HOOK_KINDS, find
 
@@ -71,8 +71,9 @@ def load_plugins(config: TrainConfig) -> list[Plugin]:
     """
     plugins = []
     for name in config.plugins:
-        entry = find(name, HOOK_KINDS)
-        cls = check_class(entry.load(), entry)
+        with keyed("plugins", name):
+            entry = find(name, HOOK_KINDS)
+            cls = check_class(entry.load(), entry)
         settings = config.settings_of(name)
         epochs = interval_in_epochs(settings.get("interval"), f"{name}.interval")
         # How many steps that is, only the workload can tell.

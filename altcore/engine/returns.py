@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import NoneType
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from altcore.engine.plugins import Plugin
+from altcore.engine.state import Step
 from altcore.errors import PluginError
 from altcore.hooks import ACTING, MEASURING, WATCHING, Action
 
@@ -18,6 +21,10 @@ LONGEST_MEASURE = 256
 """Elements of a measure that is a 1-D tensor."""
 MOST_FINDINGS = 16
 """Lines and rows that a plugin may add to the summary."""
+PLAIN = (str, int, float, bool, NoneType, Tensor, nn.Parameter)
+"""Types that a checkpoint gives back for certain."""
+TORCHS = (Tensor, torch.Size, torch.dtype, torch.device)
+"""Types of which it gives some back: not every subclass of tensors."""
 
 
 def check_return(plugin: Plugin, hook: str, result: Any) -> None:
@@ -64,11 +71,45 @@ def check_state(value: Any, where: str = "state") -> Any:
     elif type(value) in (list, tuple):
         for i, part in enumerate(value):
             check_state(part, f"{where}[{i}]")
-    elif not isinstance(value, Tensor) and type(value) not in (str, int, float, bool, NoneType):
+    elif type(value) not in PLAIN and not (isinstance(value, TORCHS) and _comes_back(value)):
         raise PluginError(
             f"{where} is {type(value).__name__}: it may be tensors, numbers, text, lists and dicts"
         )
     return value
+
+
+def _comes_back(value: Any) -> bool:
+    """Whether a checkpoint gives a value back without running code."""
+    buffer = io.BytesIO()
+    try:
+        torch.save(value, buffer)
+        torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
+    # Pickling somebody else's object may raise anything.
+    except Exception:
+        return False
+    return True
+
+
+def check_loss(plugin: Plugin, step: Step, before: tuple[Any, Any]) -> None:
+    """Raise `PluginError` if ``pre_backward`` left a loss or a loss scale that cannot be used.
+
+    ``before`` are those that it was given. Those of a plugin that only looks are put back.
+    """
+    given = step.loss, step.loss_scale
+    loss, scale = given
+    if not plugin.acts and any(now is not then for now, then in zip(given, before, strict=True)):
+        step.loss, step.loss_scale = before
+        raise PluginError(f"a {plugin.kind} looks, only an intervention may change the loss")
+    if loss is not before[0] and not (isinstance(loss, Tensor) and loss.dim() == 0):
+        raise PluginError(
+            f"it set step.loss to {type(loss).__name__}, not a tensor of 0 dimensions"
+        )
+    if isinstance(scale, Tensor):
+        is_scale = scale.dim() == 0
+    else:
+        is_scale = isinstance(scale, int | float) and scale > 0
+    if not is_scale:
+        raise PluginError(f"it set step.loss_scale to {scale!r:.60}, not a positive number")
 
 
 def _check_measures(result: Any) -> None:

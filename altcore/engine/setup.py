@@ -16,8 +16,9 @@ from altcore.engine.collapse import Detector
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.epochs import count_epochs, epoch_of, in_steps
 from altcore.engine.loop import Engine
-from altcore.engine.losses import loss_and_measures
+from altcore.engine.losses import loss_and_measures, who_is
 from altcore.engine.memory import memory_named
+from altcore.engine.named_errors import NamedWorkload, check_workload, name_errors, naming
 from altcore.engine.plugins import Plugin, load_plugins
 from altcore.engine.probe import probing
 from altcore.engine.randomness import seed_all
@@ -38,7 +39,7 @@ from altcore.runs import (
     load_newest,
     write_configuration,
 )
-from altcore.yaml_files import read_mapping
+from altcore.yaml_files import read_mapping, source_of
 
 log = structlog.get_logger("altcore")
 
@@ -47,7 +48,7 @@ log = structlog.get_logger("altcore")
 class CustomWorkload:
     """A workload with the caller's own model or data in place of its own."""
 
-    base: Workload
+    base: NamedWorkload
     model: nn.Module
     given: Callable[[str, int, int], Any] | None
     """The caller's batches, which know of no epochs; None for the workload's own."""
@@ -83,7 +84,16 @@ class CustomWorkload:
 
     def batch(self, split: str, step: int, micro: int) -> Any:
         """Return the caller's batch, or the workload's."""
-        return (self.given or self.base.batch)(split, step, micro)
+        if self.given is None:
+            return self.base.batch(split, step, micro)
+        with naming("data, the function that was given,", f"batch ({split!r}, {step}, {micro})"):
+            return self.given(split, step, micro)
+
+    @property
+    def who(self) -> str:
+        """Kind, name and distribution of the base workload."""
+        own = self.model is not self.base.model
+        return f"{self.base.who}, with a model of your own," if own else self.base.who
 
     def loss(self, model: nn.Module, batch: Any) -> Any:
         """Return the workload's loss, with measures if it has some."""
@@ -98,11 +108,13 @@ def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
     path = find_run(name, runs_dir)
     plain = read_mapping(path / "config.yaml", "run")
     given = {k: v for k, v in changes.items() if v is not None}
-    if "max_steps" in given and plain.get("epochs") is not None:
-        if "epochs" in given:
-            raise BadInput("max_steps is given, too", key="epochs")
-        given["epochs"] = None
-    return TrainConfig.from_plain({**plain, **given, "runs_dir": runs_dir})
+    if {"max_steps", "epochs"} <= given.keys():
+        raise BadInput("max_steps is given, too", key="epochs")
+    for key, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
+        if key in given:
+            plain.pop(other, None)
+    sources = {key: source_of(plain, key) for key in plain if key not in given}
+    return TrainConfig.from_plain({**plain, **given, "runs_dir": runs_dir}, sources)
 
 
 @memory_named()
@@ -244,8 +256,11 @@ def build_workload(
     batch: Callable[[str, int, int], Any] | None,
 ) -> Workload:
     """Return the configuration's workload, with ``model`` or ``batch`` in the place of its own."""
-    _, settings = _buildable("workload", config.workload, config)
-    made: Workload = settings.build(config.seed, device)
+    entry, settings = _buildable("workload", config.workload, config)
+    who = f"workload {entry.name} ({entry.origin})"
+    with naming(who, "build"):
+        made = NamedWorkload(settings.build(config.seed, device), who)
+    check_workload(made)
     if model is None and batch is None:
         return made
     return CustomWorkload(made, made.model if model is None else model.to(device), batch)
@@ -274,12 +289,13 @@ def _optimizer(
     config: TrainConfig, model: nn.Module, quantization: Quantization
 ) -> torch.optim.Optimizer:
     entry, settings = _buildable("optimizer", config.optimizer, config)
-    made = settings.build(model.named_parameters(), quantization.grid_of)
+    who = f"optimizer {entry.name} ({entry.origin})"
+    with naming(who, "build"):
+        made = settings.build(model.named_parameters(), quantization.grid_of)
     if not isinstance(made, torch.optim.Optimizer):
-        raise BadInput(
-            f"optimizer {entry.name} ({entry.origin}): build returned {type(made).__name__}, "
-            "not a torch.optim.Optimizer"
-        )
+        problem = f"build returned {type(made).__name__}, not a torch.optim.Optimizer"
+        raise BadInput(f"{who}: {problem}")
+    name_errors(made, who)
     return made
 
 
@@ -299,6 +315,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
                 key="freeze",
                 meant=nearest(pattern, names),
                 hint=f"layers are {some(names)}",
+                item=pattern,
             )
         for layer in hits:
             for parameter in matrices(found[layer.name][1]).values():
@@ -316,7 +333,8 @@ def coverage_facts(
     q, model = quantization, workload.model
     if q.layers:
         batch = workload.batch("train", 1, 0)
-        with memory_named(model), probing(model, q, device):
+        named = naming(who_is(workload), "loss")
+        with memory_named(model), named, probing(model, q, device):
             q.count_flops(lambda: loss_and_measures(workload, model, batch)[0].backward())
     coverage = q.coverage()
     return {

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from altcore.config import TrainConfig
-from altcore.engine.losses import loss_and_measures
+from altcore.engine.losses import loss_and_measures, who_is
+from altcore.engine.named_errors import naming
 from altcore.engine.probe import probing
 from altcore.engine.state import Run, Workload
 from altcore.errors import BadInput, nearest
@@ -27,7 +28,8 @@ def evaluate(run: Run) -> dict[str, Any]:
     are the whole split if ``val_is_whole``; otherwise ``eval_steps`` batches were drawn, the same
     ones at every evaluation.
     """
-    with run.probe(), torch.no_grad(), run.autocast():
+    named = naming(who_is(run.workload), "its loss, in an evaluation")
+    with named, run.probe(), torch.no_grad(), run.autocast():
         run.model.eval()
         quantized, items, error = _means(run)
         plain = quantized

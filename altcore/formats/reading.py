@@ -94,7 +94,8 @@ def from_plain(plain: Mapping[str, Any]) -> AnyFormat:
     try:
         return _make(name, keys)
     except BadInput as error:
-        error.fill(source=source_of(plain, error.part) or source_of(plain))
+        at = error.item if error.item is not None else error.part
+        error.fill(source=source_of(plain, at) or source_of(plain))
         if error.key:
             error.part = ": ".join(filter(None, (str(name), error.part)))
         raise
@@ -114,15 +115,15 @@ def _make(name: Any, plain: dict[str, Any]) -> AnyFormat:
     for key in plain:
         if key not in form.takes:
             hint = f"beside {form.needs[0]} there can be {', '.join(form.takes[1:])}"
-            raise _refusal("", f"unknown key {shown(key)}", nearest(key, form.takes), hint)
+            raise _refusal("", f"unknown key {shown(key)}", nearest(key, form.takes), hint, key)
     for key in form.needs:
         if key not in plain:
             raise _refusal("", f"{key} is missing")
     return form.make(name, {k: v for k, v in plain.items() if k != "name"})
 
 
-def _refusal(key: str, problem: str, meant: str = "", hint: str = "") -> BadInput:
-    return BadInput(problem, key="format", part=key, meant=meant, hint=hint)
+def _refusal(key: str, problem: str, meant: str = "", hint: str = "", item: Any = None) -> BadInput:
+    return BadInput(problem, key="format", part=key, meant=meant, hint=hint, item=item)
 
 
 def _nearest_of(keys: list[Any]) -> str:
@@ -186,7 +187,8 @@ def _table(name: str, key: str, plain: dict[str, Any]) -> AnyFormat:
         made = table_format(name, table) if key == "values" else None
         return code_format(name, table, **rules) if rules or made is None else made
     except BadInput as error:
-        raise BadInput(f"{error.problem} (given by {', '.join([key, *rules])})") from error
+        problem = f"{error.problem} (given by {', '.join([key, *rules])})"
+        raise BadInput(problem, item=key) from error
 
 
 def _block(name: str, plain: dict[str, Any]) -> AnyFormat:
@@ -239,7 +241,9 @@ def _list(key: str, given: Any, item: Callable[[Any], Any]) -> Any:
         try:
             made.append(item(value))
         except (ValueError, OverflowError) as error:
-            raise _refusal(key, f"item {i}, {shown(value)}, {error}") from error
+            refusal = _refusal(key, f"item {i}, {shown(value)}, {error}")
+            refusal.fill(source=source_of(given, i))
+            raise refusal from error
     return made
 
 

@@ -46,7 +46,9 @@ def check_digests(recorded: Mapping[str, str]) -> None:
                 f"format {name}: the values or rules that {origin_of(name)} gives it are not "
                 f"those of the record (digest {now[:12]}, recorded {digest[:12]}): install the "
                 "version of then; a new run whose configuration leaves it out of format_digests "
-                "takes those of now"
+                "takes those of now",
+                key="format_digests",
+                item=name,
             )
 
 

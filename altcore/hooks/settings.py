@@ -6,15 +6,17 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from inspect import get_annotations
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import TYPE_CHECKING, Any, TypeAlias, Union, get_args, get_origin, get_type_hints
 
 import attrs
 from attrs.converters import pipe
 from attrs.validators import and_
 
-from altcore.builtin_types import as_builtin
+from altcore.builtin_types import as_builtin, misfit
 from altcore.errors import BadInput, keyed, nearest, shown
 from altcore.formats import AnyFormat, BlockFormat, Format, get_format, get_scalar_format, saved
+from altcore.yaml_files import without_sources
 
 if TYPE_CHECKING:
     import cattrs
@@ -102,7 +104,9 @@ def build(cls: type, given: Mapping[str, Any], owner: str = "") -> Any:
     values = {}
     for name, a in fields.items():
         if name in given:
-            values[name] = _structure(given[name], a.type, keys[name])
+            made = _structure(given[name], a.type, keys[name])
+            # A configuration's own keys are read further, with their lines; a plugin's are read.
+            values[name] = without_sources(made) if owner else made
         elif a.default is attrs.NOTHING:
             raise BadInput("a value is required", key=keys[name])
         elif not _is_factory(a.default):
@@ -229,10 +233,11 @@ def _type_name(tp: Any) -> str:
 def _structure(value: Any, tp: Any, key: str) -> Any:
     value = as_builtin(value)
     try:
-        with keyed(key):
-            return _converter().structure(value, tp)
-    except BadInput:
-        raise
+        return _converter().structure(value, tp)
+    except BadInput as error:
+        error.fill(key=key)
+        # What refuses a format in a setting knows it as a format only.
+        raise (error if error.key == key else error.inside(key)) from error.__cause__
     # cattrs raises its own groups, and whatever a converter raises.
     except Exception as error:
         from cattrs import StructureHandlerNotFoundError
@@ -242,24 +247,43 @@ def _structure(value: Any, tp: Any, key: str) -> Any:
         raise BadInput(f"{shown(value)} is not {_expected(tp)}", key=key) from error
 
 
+_WORDS: dict[Any, tuple[str, str]] = {
+    int: ("a whole number", "whole numbers"),
+    float: ("a number", "numbers"),
+    bool: ("true or false", "true or false"),
+    str: ("text", "names"),
+    Format: ("a format", "formats"),
+    BlockFormat: ("a format", "formats"),
+    type(None): ("null", "null"),
+    Any: ("a value", "values"),
+}
+"""Types as messages call one value, and several."""
+
+
 def _expected(tp: Any) -> str:
-    name = _type_name(tp)
-    words = {
-        "int": "a whole number",
-        "float": "a number",
-        "bool": "true or false",
-        "str": "text",
-        "Format": "a format",
-        "None": "null",
-        "str | dict[str, Any]": "a name or a mapping",
-        "tuple[str, ...]": "a list of names",
-        "list[str]": "a list of names",
-        "dict[str, Any]": "a mapping",
-        "dict[str, dict[str, Any]]": "a mapping of names to mappings",
-    }
-    if name in words or "[" in name:
-        return words.get(name, name)
-    return " or ".join(words.get(part, part) for part in name.split(" | "))
+    """Return a setting's type in words.
+
+    >>> _expected(dict[str, str]), _expected(tuple[int, ...] | None)
+    ('a mapping of names to text', 'a list of whole numbers or null')
+    """
+    if tp in _WORDS:
+        return _WORDS[tp][0]
+    kind, inner = get_origin(tp) or tp, get_args(tp)
+    if kind is dict:
+        values = "text" if inner[1:] == (str,) else _plural(inner[-1] if inner else Any)
+        of = "" if values == "values" else f" of names to {values}"
+        return f"a mapping{of}"
+    if kind in _SEQUENCES:
+        return f"a list of {_plural(inner[0])}" if inner else "a list"
+    if kind in (Union, UnionType):
+        return " or ".join(dict.fromkeys(map(_expected, inner)))
+    return _type_name(tp)
+
+
+def _plural(tp: Any) -> str:
+    if (get_origin(tp) or tp) is dict:
+        return "mappings"
+    return _WORDS[tp][1] if tp in _WORDS else _expected(tp)
 
 
 _SEQUENCES: dict[Any, type] = {k: k for k in (list, tuple, set, frozenset)} | {Sequence: tuple}
@@ -274,6 +298,8 @@ def _converter() -> cattrs.Converter:
         def structure(value: Any, _: Any) -> Any:
             if not isinstance(value, accepts) or (isinstance(value, bool) and kind is not bool):
                 raise TypeError(f"{shown(value)} is not {kind.__name__}")
+            if why := misfit(value, kind):
+                raise BadInput(f"{shown(value)} {why}")
             return kind(value)
 
         return structure
@@ -287,10 +313,12 @@ def _converter() -> cattrs.Converter:
         return (get_origin(tp) or tp) in _SEQUENCES
 
     def sequence(value: Any, tp: Any) -> Any:
-        # A text is a sequence of letters, too; nobody means that.
-        if not isinstance(value, list | tuple | set | frozenset):
-            raise TypeError(f"{shown(value)} is not a list")
         kind, items = get_origin(tp) or tp, get_args(tp) or (Any, ...)
+        # A text is a sequence of letters, too; nobody means that. A set has another order in
+        # each process.
+        accepted = (list, tuple, set, frozenset) if kind in (set, frozenset) else (list, tuple)
+        if not isinstance(value, accepted):
+            raise TypeError(f"{shown(value)} is not a list")
         if kind is not tuple or items[-1] is ...:
             items = (items[0],) * len(value)
         made = (converter.structure(v, i) for v, i in zip(value, items, strict=True))

@@ -111,7 +111,8 @@ def check_casts(recipe: Recipe, name: str, module: nn.Module, casts: Casts) -> N
     for operand, cast in casts.items():
         if cast and cast.hadamard and not takes_hadamard(kind_of(module), operand):
             raise recipe.refusal(
-                f"{where}{operand}: a Hadamard transform needs a product that sums along one axis"
+                f"{where}{operand}: a Hadamard transform needs a product that sums along one axis",
+                source=recipe.source_of(operand, cast),
             )
     if getattr(module, "groups", 1) != 1:
         channelled = [
@@ -125,7 +126,8 @@ def check_casts(recipe: Recipe, name: str, module: nn.Module, casts: Casts) -> N
         if lengths[0] != lengths[1]:
             raise recipe.refusal(
                 f"{where}{a} and {b} are multiplied and need the same Hadamard transform, "
-                f"not {lengths[0]} and {lengths[1]}"
+                f"not {lengths[0]} and {lengths[1]}",
+                source=recipe.source_of(a, first) if lengths[0] else recipe.source_of(b, second),
             )
 
 

@@ -8,12 +8,16 @@ from functools import cache, cached_property
 from typing import Any
 
 from attrs import field, frozen
-from attrs.validators import and_, ge, gt, in_, le, lt, optional
+from attrs.validators import and_, ge, gt, in_, le, optional
 
 from altcore.formats import AnyFormat, BlockFormat, Format, ScaleRule, full_rounding, saved
 
 SCALINGS = ("none", "tensor", "channel", "block", "delayed", "rms")
 STRAIGHT_THROUGH = ("identity", "clipped")
+
+FLOAT32_MAX = (2 - 2**-23) * 2.0**127
+LONGEST_HISTORY = 1_000_000
+"""Amax that each quantizer keeps, in steps."""
 
 
 @frozen
@@ -32,8 +36,8 @@ class Scaling:
 
     kind: str = field(default="tensor", validator=in_(SCALINGS))
     power_of_two: bool = False
-    margin: float = field(default=1.0, validator=[gt(0), lt(math.inf)])
-    history: int = field(default=16, validator=ge(1))
+    margin: float = field(default=1.0, validator=[gt(0), le(FLOAT32_MAX)])
+    history: int = field(default=16, validator=[ge(1), le(LONGEST_HISTORY)])
     block: int = field(default=32, validator=ge(1))
     quantile: float | None = field(default=None, validator=optional(and_(gt(0), le(1))))
 

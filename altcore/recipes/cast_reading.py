@@ -7,6 +7,7 @@ from typing import Any
 
 from attrs import evolve, frozen
 
+from altcore.builtin_types import misfit
 from altcore.errors import BadInput, Source, nearest, shown
 from altcore.formats import (
     OVERFLOWS,
@@ -28,15 +29,15 @@ from altcore.recipes.cast import (
 )
 from altcore.recipes.named import PLACEHOLDER
 from altcore.recipes.operands import STORED
-from altcore.yaml_files import source_of
+from altcore.yaml_files import is_yaml_file, source_of
 
 CAST_KEYS = ("format", "scaling", "rounding", "overflow", "hadamard", "straight_through")
-_SCALING_TYPES = {
+_SCALING_TYPES: dict[str, Any] = {
     "power_of_two": bool,
-    "margin": (int, float),
+    "margin": float,
     "history": int,
     "block": int,
-    "quantile": (int, float),
+    "quantile": float,
 }
 
 
@@ -141,6 +142,8 @@ def read_format(value: Any, place: Place) -> AnyFormat:
     try:
         return get_format(value)
     except BadInput as error:
+        if isinstance(value, str) and not is_yaml_file(value):
+            error.meant = nearest(value, filter(None, (error.meant, PLACEHOLDER)))
         raise error.inside("recipe", place.part, place.source) from error
 
 
@@ -187,7 +190,7 @@ def _is_placeholder(value: Any) -> bool:
 
 
 def _hadamard(value: Any, place: Place) -> int:
-    if type(value) is not int or value < 0 or value & (value - 1) or value == 1:
+    if type(value) is not int or not 0 <= value < 2**63 or value & (value - 1) or value == 1:
         raise place.refusal(f"{shown(value)} is not 0 or a power of two from 2 up")
     return value
 
@@ -204,17 +207,23 @@ def _scaling(value: Any, fmt: AnyFormat, place: Place) -> Scaling:
     if not isinstance(value, Mapping):
         raise place.refusal(f"{shown(value)} is neither {', '.join(SCALINGS)} nor a mapping")
     refuse_unknown(value, ("kind", *_SCALING_TYPES), place)
+    parts: dict[str, Any] = {"kind": _choice(value.get("kind", "tensor"), SCALINGS, place)}
     for key, kind in _SCALING_TYPES.items():
-        given = value.get(key)
-        if key not in value or (key == "quantile" and given is None):
-            continue
-        if not isinstance(given, kind) or isinstance(given, bool) != (kind is bool):  # type: ignore[arg-type] # a type or a tuple of types: isinstance takes both
-            raise place.below(value, key).refusal(f"{shown(given)} has the wrong type")
-    kind = _choice(value.get("kind", "tensor"), SCALINGS, place)
+        if key in value and not (key == "quantile" and value[key] is None):
+            parts[key] = _number(value[key], kind, place.below(value, key))
     try:
-        return Scaling(**{**value, "kind": kind})
+        return Scaling(**parts)
     except ValueError as error:
         raise place.refusal(str(error)) from error
+
+
+def _number(value: Any, kind: Any, place: Place) -> Any:
+    """Return a number as one of ``kind``, which may be bool; whole ones are floats, too."""
+    if type(value) is not kind and (kind is not float or type(value) is not int):
+        raise place.refusal(f"{shown(value)} has the wrong type")
+    if why := misfit(value, kind):
+        raise place.refusal(f"{shown(value)} {why}")
+    return kind(value)
 
 
 def _choice(value: Any, known: Sequence[str], place: Place) -> str:

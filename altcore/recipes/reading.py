@@ -59,9 +59,11 @@ def read_recipe(recipe: RecipeLike, format: AnyFormat | str | None = None) -> Re
     if isinstance(given, str) and given in NAMED:
         return _named(given, run)
     if isinstance(given, Mapping) and not (run is None and is_plain(given)):
+        made = parse(given, format=None if run == "none" else run)
+        # A mistake elsewhere may be the reason: a misspelt FORMAT.
         if run not in (None, "none") and not takes_format(given):
             raise _no_place(run)
-        return parse(given, format=None if run == "none" else run)
+        return made
     if isinstance(given, str) and run is not None:
         raise _unknown(given)
     if run not in (None, "none"):
@@ -107,8 +109,9 @@ def _contents(recipe: Any) -> Any:
         return recipe
     path = str(recipe)
     held = read_mapping(path, "recipe")
+    name = _own_name(held, Place(Path(path).name, source=Source(path)))
     sources = {key: source for key in held if (source := source_of(held, key))}
-    return SourcedDict({"name": Path(path).name, **held}, Source(path), sources)
+    return SourcedDict({"name": name, **held}, Source(path), sources)
 
 
 def _named(name: str, run: AnyFormat | str | None) -> Recipe:
@@ -185,9 +188,13 @@ def parse(
         raise place.refusal("it is not a mapping of roles to formats")
     place = evolve(place, recipe=_own_name(data, place))
     refuse_unknown(data, (*_ROLE_KEYS, *_NO_ROLES), place)
-    casts = _casts(data, [k for k in data if k not in _NO_ROLES], place)
-    rules = _top_level_rules(casts, is_lookup_given=LOOKUP in data)
-    layers, at = data.get("layers") or {}, place.below(data, "layers")
+    roles = [k for k in data if k not in _NO_ROLES]
+    casts, sources = _casts(data, roles, place), _sources(data, roles)
+    rules = [
+        evolve(rule, sources=sources)
+        for rule in _top_level_rules(casts, is_lookup_given=LOOKUP in data)
+    ]
+    layers, at = _given(data, "layers", {}), place.below(data, "layers")
     if not isinstance(layers, Mapping):
         raise at.refusal("a mapping of patterns to roles is needed")
     for pattern, given in layers.items():
@@ -195,8 +202,9 @@ def parse(
         if not isinstance(given, Mapping):
             raise here.refusal("a mapping of roles to formats is needed")
         refuse_unknown(given, _ROLE_KEYS, here)
-        rules.append(Rule(_pattern(pattern, here), _casts(given, given, here), here.source))
-    skip, at = data.get("skip") or [], place.below(data, "skip")
+        casts, sources = _casts(given, given, here), _sources(given, given)
+        rules.append(Rule(_pattern(pattern, here), casts, here.source, sources))
+    skip, at = _given(data, "skip", []), place.below(data, "skip")
     if isinstance(skip, str) or not isinstance(skip, Sequence):
         raise at.refusal("a list of patterns is needed")
     for i, pattern in enumerate(skip):
@@ -226,6 +234,12 @@ def _own_name(data: Mapping[str, Any], place: Place) -> str:
     return name
 
 
+def _given(data: Mapping[str, Any], key: str, default: Any) -> Any:
+    """Return a key's value; a key without one (null) has the default, unlike 0 and false."""
+    value = data.get(key)
+    return default if value is None else value
+
+
 def _pattern(pattern: Any, place: Place) -> str:
     if not isinstance(pattern, str):
         raise place.refusal(f"the pattern {shown(pattern)} is not text")
@@ -248,6 +262,12 @@ def _casts(given: Mapping[str, Any], roles: Iterable[str], place: Place) -> dict
             check_role(role, cast, given[role], here)
         casts.update(dict.fromkeys(operands_of(role), cast))
     return casts
+
+
+def _sources(given: Mapping[str, Any], roles: Iterable[str]) -> dict[str, Source | None]:
+    """Return where the cast of each operand was given."""
+    narrower_last = sorted(roles, key=lambda r: "@" in r)
+    return {o: source_of(given, role) for role in narrower_last for o in operands_of(role)}
 
 
 def resolved_from_plain(

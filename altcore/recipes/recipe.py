@@ -30,6 +30,8 @@ class Rule:
     pattern: str
     casts: Casts
     source: Source | None = field(default=None, eq=False, repr=False)
+    sources: Mapping[str, Source | None] = field(factory=dict, eq=False, repr=False)
+    """Where the cast of each operand was given."""
 
 
 @frozen
@@ -71,6 +73,13 @@ class Recipe:
                     _fitting(layer, taken) if is_selector(rule.pattern) else taken
                 )
         return resolved
+
+    def source_of(self, operand: str, cast: Cast | None) -> Source | None:
+        """Return where an operand's cast was given, None if that is unknown."""
+        for rule in reversed(self.rules):
+            if cast is not None and rule.casts.get(operand) is cast:
+                return rule.sources.get(operand) or rule.source
+        return None
 
     def refusal(
         self, problem: str, *, meant: str = "", hint: str = "", source: Source | None = None

@@ -16,6 +16,7 @@ from altcore.runs.directory import (
     METRICS,
     TIMINGS,
     RunDirectory,
+    as_name,
     recipe_label,
     write_configuration,
 )
@@ -37,6 +38,7 @@ __all__ = [
     "UNFINISHED",
     "RunDirectory",
     "Summary",
+    "as_name",
     "early_and_late",
     "environment",
     "find_run",

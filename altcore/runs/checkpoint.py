@@ -76,11 +76,27 @@ def _write_synced(path: Path, data: bytes) -> None:
 
 def prune_checkpoints(folder: Path, keep: int) -> None:
     """Remove the oldest regular checkpoints but ``keep``; pointed-at ones and anomalies stay."""
-    pointed = {p.read_text() for p in (folder / "last", folder / "best") if p.exists()}
+    pointed = [_pointed(folder / name) for name in ("last", "best") if (folder / name).exists()]
+    if None in pointed:
+        # Any of them may be the one that was meant.
+        return
     regular = sorted(p for p in folder.glob("step-*") if ".tmp-" not in p.name)
     for path in regular[:-keep]:
-        if path.name not in pointed:
+        if path not in pointed:
             shutil.rmtree(path)
+
+
+def _pointed(pointer: Path) -> Path | None:
+    """Return the checkpoint that a pointer file names; warn and return None if it names none."""
+    try:
+        path = pointer.parent / pointer.read_text()
+        if path.is_dir() and path.parent == pointer.parent:
+            return path
+    # Not UTF-8, a NUL in the name, or no file.
+    except (OSError, ValueError):
+        pass
+    log.warning("a pointer names no checkpoint: all are kept until it does", file=str(pointer))
+    return None
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -93,7 +109,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise AltcoreError(f"checkpoint {path} cannot be read: {error!r}") from error
     if hashlib.sha256(data).hexdigest() != expected:
         raise AltcoreError(f"checkpoint {path}: {STATE} does not match its sha256")
-    state: dict[str, Any] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    # Of data that it did not write, torch raises anything.
+    except Exception as error:
+        raise AltcoreError(f"checkpoint {path}: {STATE} cannot be read: {error!r:.200}") from error
+    if not isinstance(state, dict):
+        raise AltcoreError(f"checkpoint {path}: {STATE} holds no state")
     return state, manifest
 
 

@@ -17,7 +17,7 @@ from altcore.config import TrainConfig
 from altcore.errors import BadInput
 from altcore.recipes import takes_format
 from altcore.runs.durable import no_space_named
-from altcore.runs.json_lines import is_torn, read_lines
+from altcore.runs.json_lines import is_torn, read_steps
 from altcore.yaml_files import SUFFIXES, dump_yaml
 
 METRICS, EVENTS, TIMINGS = "metrics.jsonl", "events.jsonl", "timings.jsonl"
@@ -94,7 +94,7 @@ class RunDirectory:
     def drop_after(self, step: int) -> None:
         """Drop lines of metrics and timings after ``step``, which a resumed run writes again."""
         for file in (METRICS, TIMINGS):
-            kept = [x for x in read_lines(self.path / file) if x.get("step", 0) <= step]
+            kept = [x for x in read_steps(self.path / file) if x["step"] <= step]
             self.write(file, "".join(json.dumps(to_json(x)) + "\n" for x in kept))
 
     def close(self) -> None:

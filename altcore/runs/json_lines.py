@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from altcore.builtin_types import NONFINITE
+
+log = structlog.get_logger("altcore")
 
 
 def from_json(value: Any) -> Any:
@@ -25,18 +31,45 @@ def from_json(value: Any) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a .jsonl file of a run. Leaves out a torn last line, and turns words into numbers."""
+    """Read a .jsonl file of a run; words that mean numbers become numbers.
+
+    Leaves out a last line that is torn, and any other that is not a JSON object: these are named
+    in a warning, once a process.
+    """
+    return _read(path, lambda line: True)
+
+
+def read_steps(path: Path) -> list[dict[str, Any]]:
+    """Read a .jsonl file as `read_lines` does; a line whose ``step`` is no number is broken."""
+    return _read(path, lambda line: type(line.get("step")) is int)
+
+
+def _read(path: Path, is_whole: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
-    lines: list[dict[str, Any]] = []
-    for raw in path.read_text(encoding="utf-8").split("\n"):
-        try:
-            line = json.loads(raw)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict):
-            lines.append(from_json(line))
-    return lines
+    raw = path.read_bytes().split(b"\n")
+    lines = [_object(text) for text in raw]
+    whole = [line is not None and is_whole(line) for line in lines]
+    # The last one has no end yet: it may be torn.
+    broken = [i + 1 for i, text in enumerate(raw[:-1]) if text.strip() and not whole[i]]
+    if broken:
+        _warn_of(str(path), tuple(broken))
+    return [line for line, good in zip(lines, whole, strict=True) if line is not None and good]
+
+
+def _object(raw: bytes) -> dict[str, Any] | None:
+    """Return the object that a line holds, None if it holds none."""
+    try:
+        line = json.loads(raw.decode())
+    # Not UTF-8, not JSON, too many digits, too deep.
+    except (ValueError, RecursionError):
+        return None
+    return from_json(line) if isinstance(line, dict) else None
+
+
+@cache
+def _warn_of(file: str, lines: tuple[int, ...]) -> None:
+    log.warning("broken lines of a record are left out", file=file, lines=list(lines))
 
 
 def is_torn(path: Path) -> bool:

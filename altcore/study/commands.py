@@ -19,14 +19,14 @@ from altcore.config import Override, TrainConfig, check_name, defaults
 from altcore.errors import BadInput, Source, keyed, located
 from altcore.formats import BlockFormat
 from altcore.hooks import build, format_or_none
-from altcore.recipes import Recipe
 from altcore.registry import entries, find
-from altcore.runs import recipe_label
+from altcore.runs import as_name, recipe_label
 from altcore.study import cautions, report
 from altcore.study.arms import Arm, factorial, frozen_control
 from altcore.study.compare import Comparison, Contender
 from altcore.study.explain import Explanation
 from altcore.study.identity import plain
+from altcore.study.keys import format_key, recipe_key
 from altcore.study.record import Question, agreed_steps, claim, held, read
 from altcore.study.runner import Runner, duration
 from altcore.study.setup import base_config, check_arms, measure_cost, steps_within
@@ -75,14 +75,19 @@ def default_recipe(fmt: str | None) -> str:
 def run_explain(options: Options) -> tuple[dict[str, Any], Path]:
     """Explain where a recipe breaks; return the answer and its folder."""
     student()  # without scipy there would be no answer
-    config = base_config(options.file, options.overrides, defaults()["observers"])
+    config, sources = base_config(options.file, options.overrides, defaults()["observers"])
+    with located(sources):
+        return _explain(options, config)
+
+
+def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Path]:
     layers, ties, described = layers_of(config)
     plan = config.make_recipe().resolve(layers)
     if not any(any(casts.values()) for casts in plan.values()):
         raise BadInput("there is nothing to explain: the recipe quantizes nothing")
     full = factorial(plan)
     if config.format is not None:
-        label = called = config.format.name
+        label, called = config.format.name, format_key(config.format)
     else:
         used = {c.format.name for casts in plan.values() for c in casts.values() if c}
         label, called = f"{', '.join(sorted(used))} ({config.recipe_name})", recipe_label(config)
@@ -108,15 +113,30 @@ def run_compare(
 ) -> tuple[dict[str, Any], Path]:
     """Compare formats under recipes with optimizers; return the rows and their folder."""
     student()  # without scipy there would be no answer
-    config = base_config(options.file, options.overrides, defaults()["observers"])
+    config, sources = base_config(options.file, options.overrides, defaults()["observers"])
+    with located(sources):
+        return _compare(options, config, formats, recipes, optimizers)
+
+
+def _compare(
+    options: Options,
+    config: TrainConfig,
+    formats: Sequence[str],
+    recipes: Sequence[str],
+    optimizers: Sequence[str],
+) -> tuple[dict[str, Any], Path]:
     optimizers = optimizers or [config.optimizer]
     layers, _, described = layers_of(config)
     contenders = []
     for fmt, recipe in product(formats, recipes):
-        plan = contending(config, fmt, recipe).resolve(layers)
-        contenders += [Contender(fmt, recipe, optimizer, plan) for optimizer in optimizers]
+        contending = contender_config(config, fmt, recipe)
+        plan = contending.make_recipe().resolve(layers)
+        called = "none" if contending.format is None else format_key(contending.format)
+        names = called, recipe_key(recipe)
+        contenders += [Contender(fmt, recipe, optimizer, plan, *names) for optimizer in optimizers]
     keys = {o: optimizer_keys(o, config) for o in optimizers}
-    name = options.name or "compare-" + "-".join(formats).lower()
+    called = "-".join(dict.fromkeys(c.format_key for c in contenders))
+    name = options.name or as_name(f"compare-{called}").lower()
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = Runner(options.folder / name, config, options.tell, facts=described)
     study = Comparison(runner, contenders, seeds, options.within, keys)
@@ -134,11 +154,11 @@ def run_compare(
     return whole, runner.folder
 
 
-def contending(config: TrainConfig, fmt: str, recipe: str) -> Recipe:
-    """Return the recipe of a contender. Raises `BadInput`, which names the option that set it."""
+def contender_config(config: TrainConfig, fmt: str, recipe: str) -> TrainConfig:
+    """Return a contender's keys. Raises `BadInput`, which names the option that set it."""
     sources = {"format": Source(flag="--formats"), "recipe": Source(flag="--recipes")}
     with located(sources), keyed("format"):
-        return config.evolve(format=fmt, recipe=recipe).make_recipe()
+        return config.evolve(format=fmt, recipe=recipe)
 
 
 def optimizer_keys(text: str, config: TrainConfig) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from altcore.errors import BadInput
 from altcore.recipes import OPERANDS, ResolvedRecipe
 from altcore.study.arms import Arm, frozen_control, select
 from altcore.study.explain import SELECTION_SEED, plain
+from altcore.study.keys import run_key
 from altcore.study.runner import FACTORS_OF_RATE, Outcome, Runner, gap
 from altcore.study.statistics import LEVEL, estimate, holm
 
@@ -20,19 +21,17 @@ class Contender:
     """A format under a recipe with an optimizer."""
 
     format: str
+    """As it was given, as the recipe and the optimizer are."""
     recipe: str
     optimizer: str
     plan: ResolvedRecipe = field(repr=False)
+    format_key: str
+    recipe_key: str
 
     @property
     def key(self) -> str:
         """The beginning of the names of its runs."""
-        return run_key(f"{self.format}-{self.recipe}-{self.optimizer}")
-
-
-def run_key(text: str) -> str:
-    """Return a text with only the characters that a run's name may have."""
-    return "".join(c if c.isalnum() or c in "-_" else "_" for c in text)
+        return run_key(f"{self.format_key}-{self.recipe_key}-{self.optimizer}")
 
 
 @define
@@ -79,7 +78,7 @@ class Comparison:
             if c.key in arms:
                 raise BadInput(
                     f"the runs of {c.format} under {c.recipe} with {c.optimizer} would be called "
-                    f"{c.key}, as others are: give the recipe's file another name"
+                    f"{c.key}, as others are: name each of them once"
                 )
             arms[c.key] = Arm(c.key, select(c.plan, OPERANDS), keys=keys)
             control = evolve(frozen_control(c.plan), key=self._control(c), keys=keys)
@@ -89,7 +88,7 @@ class Comparison:
     def _control(self, contender: Contender) -> str:
         quantized = frozenset(n for n, casts in contender.plan.items() if any(casts.values()))
         alike = [
-            c.recipe
+            c.recipe_key
             for c in self.contenders
             if frozenset(n for n, casts in c.plan.items() if any(casts.values())) == quantized
         ]

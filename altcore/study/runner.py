@@ -166,7 +166,7 @@ def outcome(path: Path, steps: int) -> Outcome:
     """Read the outcome of a run from its directory."""
     lines = [x for x in read_lines(path / METRICS) if "loss" in x]
     losses = tuple(_number(x["loss"]) for x in lines)
-    causes = {e.get("cause") for e in read_lines(path / EVENTS) if e["event"] == "collapse"}
+    causes = {e.get("cause") for e in read_lines(path / EVENTS) if e.get("event") == "collapse"}
     finite = all(map(math.isfinite, losses[-tail_length(steps) :]))
     early = len(losses) < steps
     summary = summary_of(path)

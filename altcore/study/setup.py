@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -13,9 +13,9 @@ from attrs import frozen
 
 from altcore.api import train
 from altcore.builtin_types import digits
-from altcore.config import Override, TrainConfig, load_config
+from altcore.config import Override, TrainConfig, load_with_sources
 from altcore.engine import counted_in_steps
-from altcore.errors import DEFAULT, BadInput
+from altcore.errors import DEFAULT, BadInput, Source, located
 from altcore.runs import read_lines
 from altcore.study.arms import Arm
 
@@ -34,14 +34,16 @@ QUIET: dict[str, Any] = {
 
 def base_config(
     file: str | None, overrides: Sequence[Override], observers: Sequence[str]
-) -> TrainConfig:
-    """Return the configuration that every run of a study shares, without epochs.
+) -> tuple[TrainConfig, Mapping[str, Source | None]]:
+    """Return the configuration that every run of a study shares, without epochs, and its sources.
 
     A study changes the number of steps, and runs differ in nothing that their epochs could say.
     """
     given = {key for key, _, _ in overrides}
     quiet: list[Override] = [(k, v, DEFAULT) for k, v in QUIET.items() if k not in given]
-    return counted_in_steps(load_config(file, [*quiet, *overrides], without=observers))
+    config, sources = load_with_sources(file, [*quiet, *overrides], without=observers)
+    with located(sources):
+        return counted_in_steps(config), sources
 
 
 @frozen

@@ -7,7 +7,7 @@ import yaml
 
 from altcore import BadInput
 from altcore.config import TrainConfig, interval_in_epochs, load_config
-from altcore.errors import Source
+from altcore.errors import DEFAULT, Source
 
 SET = Source(flag="--set")
 
@@ -32,6 +32,19 @@ def test_steps_and_epochs_together_are_an_error(epochs, steps, tmp_path):
     with pytest.raises(BadInput, match=steps):
         load_config(overrides=[(epochs, 3, None), (steps, 30, None)])
     assert getattr(load_config(file, [(epochs, None, SET)]), steps) == 30
+
+
+def test_a_configuration_made_in_python_has_not_both():
+    """However it is made; a study's own defaults give way."""
+    for make in (
+        lambda: TrainConfig(epochs=2.0, max_steps=5),
+        lambda: TrainConfig(max_steps=5).evolve(epochs=2.0),
+        lambda: TrainConfig(warmup_epochs=2.0, warmup_steps=0),
+    ):
+        with pytest.raises(BadInput, match="_steps is given, too"):
+            make()
+    config = load_config(None, [("evals_per_epoch", 2, SET), ("eval_interval", 0, DEFAULT)])
+    assert (config.evals_per_epoch, config.eval_interval) == (2, 100)
 
 
 def record(tmp_path):

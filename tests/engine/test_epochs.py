@@ -130,11 +130,14 @@ def timed(shelf, steps):
     ],
 )
 def test_an_interval_of_a_plugin_may_be_in_epochs(points, shelf, start, interval, due, nearest):
-    """It is due on the nearest steps, and finds the nearest number of steps in its setting."""
+    """It is due on the nearest steps, and finds the nearest number of steps in its setting.
+
+    Like every diagnostic it also takes a sample at the first step.
+    """
     steps = []
     timed(shelf, steps)
     run = altcore.train(in_epochs(start, ["timed"], epochs=2, timed__interval=interval))
-    assert steps == [(step, nearest) for step in due]
+    assert steps == [(step, nearest) for step in [1, *due]]
     kept = load_config(run.run_directory / "config.yaml")
     assert kept.settings["timed"] == {"interval": interval}
 
@@ -236,6 +239,7 @@ def test_a_run_may_be_resumed_to_more_epochs_or_steps(points, start):
     assert start.resume("r", max_steps=23).steps_completed == 23
     kept = load_config(start.runs / "r" / "config.yaml")
     assert (kept.epochs, kept.max_steps) == (None, 23)
+    assert start.resume("r", epochs=2.5).steps_completed == 25
 
 
 def test_the_record_of_a_run_in_epochs_repeats_it(points, start):

@@ -864,7 +864,7 @@ def test_nothing_is_written_for_a_workload_that_fails(start):
     """The first product is tried before the directory exists: the name stays free."""
     config = start.config(format="E4M3", name="r")
     model = nn.Sequential(nn.Embedding(256, 5), nn.Linear(4, 7), nn.Linear(7, 256))
-    with pytest.raises(RuntimeError):
+    with pytest.raises(PluginError, match=r"gpt .*with a model of your own, failed in loss: Runt"):
         altcore.train(config, model=model)
     assert not (start.runs / "r").exists()
 
@@ -886,7 +886,7 @@ def test_an_unexpected_error_is_recorded(trace, start):
 
     engine = start.engine(["trace"], name="r")
     engine.run.workload = CustomWorkload(engine.run.workload, engine.run.model, fail)
-    with pytest.raises(OSError, match="the data went away"):
+    with pytest.raises(PluginError, match=r"failed in batch .*: OSError: the data went away"):
         engine.train()
     assert trace == ["run_start", "on_event 0: start", "on_event 1: end", "run_end: failed"]
     assert "the data went away" in events(start.runs / "r", "end")[0]["error"]

@@ -96,7 +96,9 @@ def test_a_watcher_is_told_of_the_models_error(shelf, start, monkeypatch):
 
     monkeypatch.setattr("altcore_workloads.gpt.BuiltGpt.loss", fail)
     shelf.install("intervention", "watcher", Watcher)
-    with pytest.raises(ValueError, match="of the model"):
+    with pytest.raises(
+        PluginError, match=r"workload gpt .* failed in loss: ValueError: of the mod"
+    ):
         start(["watcher"], max_steps=1)
     assert told == ["of the model"]
 
@@ -107,7 +109,9 @@ def test_the_models_own_error_is_no_plugins(shelf, start, monkeypatch):
 
     monkeypatch.setattr("altcore_workloads.gpt.BuiltGpt.loss", fail)
     shelf.install("diagnostic", "hooked", raising(wrap=True))
-    with pytest.raises(ValueError, match="of the model"):
+    with pytest.raises(
+        PluginError, match=r"workload gpt .* failed in loss: ValueError: of the mod"
+    ):
         start(["hooked"], max_steps=1)
 
 
@@ -265,7 +269,7 @@ def test_the_watched_gradient_is_that_of_the_output(shelf, start):
 
 
 def test_watch_forward_is_over_before_the_backward_pass(shelf, start):
-    """Why there are two: a parameter's hook sees nothing, and a deferred error would be lost."""
+    """Why there are two: a parameter's hook that it removes sees nothing."""
     seen = []
 
     @define(eq=False)

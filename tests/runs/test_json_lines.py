@@ -3,6 +3,8 @@
 import json
 import math
 
+import pytest
+import structlog
 from helpers import run_directory
 
 from altcore.runs import RunDirectory, read_lines
@@ -85,3 +87,30 @@ def test_drop_after_forgets_what_a_resumed_run_writes_anew(tmp_path):
     assert (directory.path / "events.jsonl").read_bytes() == events
     directory.append("metrics.jsonl", {"step": 3})
     assert [x["step"] for x in read_lines(directory.path / "metrics.jsonl")] == [1, 2, 3]
+
+
+BROKEN = [b'{"step": 2, "lo', b"\xff\xfe", b"[1]", b'{"step": ' + b"1" * 5000 + b"}", b"[" * 9000]
+
+
+@pytest.mark.parametrize("line", BROKEN, ids=["torn", "bytes", "list", "digits", "deep"])
+def test_a_broken_line_in_the_middle_is_named(line, tmp_path):
+    """Once, by its file and number; the lines around it are read."""
+    path = tmp_path / "m.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n\n{"step": 3}\n')
+    with structlog.testing.capture_logs() as logs:
+        assert [x["step"] for x in read_lines(path)] == [1, 3]
+        read_lines(path)
+    (warning,) = logs
+    assert (warning["log_level"], warning["file"], warning["lines"]) == ("warning", str(path), [2])
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "timings.jsonl"])
+@pytest.mark.parametrize("line", [*BROKEN, b'{"step": "x"}', b'{"loss": 1}'])
+def test_going_on_drops_broken_lines_and_names_them(line, file, tmp_path):
+    """Whatever the line lacks that a run writes."""
+    directory = run_directory(tmp_path, name="r")
+    (directory.path / file).write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
+    with structlog.testing.capture_logs() as logs:
+        directory.drop_after(2)
+    assert (directory.path / file).read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+    assert [entry["lines"] for entry in logs] == [[2]]

@@ -7,7 +7,7 @@ import pytest
 from altcore import BadInput
 from altcore.config import TrainConfig
 from altcore.study import Options, run_compare
-from altcore.study.commands import contending
+from altcore.study.commands import contender_config
 from altcore.study.compare import Comparison
 from altcore.study.record import Question, claim
 
@@ -63,13 +63,13 @@ def test_a_recipe_may_be_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("weight: FORMAT\n")
     (tmp_path / "own.yaml").write_text("weight: E4M3\n")
-    made = contending(TrainConfig(), "E3M4", "mine.yaml")
+    made = contender_config(TrainConfig(), "E3M4", "mine.yaml").make_recipe()
     assert made.name == "mine.yaml"
     assert made.rules[0].casts["weight@fwd"].format.name == "E3M4"
     with pytest.raises(BadInput, match=r"^format E3M4: only .* \(given by --formats\)"):
-        contending(TrainConfig(), "E3M4", "own.yaml")
+        contender_config(TrainConfig(), "E3M4", "own.yaml").make_recipe()
     with pytest.raises(BadInput, match=r"^recipe none\.yaml: cannot .*by --recipes"):
-        contending(TrainConfig(), "E3M4", "none.yaml")
+        contender_config(TrainConfig(), "E3M4", "none.yaml").make_recipe()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

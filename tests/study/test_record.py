@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -13,14 +14,17 @@ import altcore
 from altcore import BadInput, hookimpl
 from altcore.config import TrainConfig
 from altcore.errors import AltcoreError
-from altcore.formats import float_format, table_format
+from altcore.formats import float_format, get_format, table_format
 from altcore.recipes.cast_reading import Place, read_cast
 from altcore.study import Options, identity, run_compare, run_explain
 from altcore.study.arms import Arm
 from altcore.study.compare import Comparison, Contender
+from altcore.study.keys import format_key
 from altcore.study.record import Question, agreed_steps, claim, held, keep, read
 from altcore.study.runner import DIGITS, Runner
 
+LEFT = ("mine.yaml", "words.txt")
+"""What the fixture leaves in the folder."""
 LAYER = "transformer.h.0.mlp.c_fc"
 COARSE = "weight: FORMAT\nactivation: FORMAT\ngradient: FORMAT\nstored_weight: FORMAT\n"
 
@@ -133,7 +137,8 @@ def test_other_formats_do_not_overwrite_the_page(ask):
     first, _ = ask(["E2M1"])
     old = page(first).read_text()
     second, made = ask(["E4M3"])
-    assert {name.partition("-s")[0] for name in made} == {"E4M3-mine_yaml-adamw"}
+    (arm,) = {name.partition("-s")[0] for name in made}
+    assert re.fullmatch("E4M3-mine_yaml-[0-9a-f]{8}-adamw", arm)
     assert page(second) != page(first)
     assert "E4M3" in page(second).read_text()
     assert page(first).read_text() == old
@@ -157,6 +162,40 @@ def test_arms_and_seeds_may_be_added(ask):
     assert made == []
     assert page(fourth) != page(first)
     assert gap(fourth) == gap(first)
+
+
+@pytest.mark.parametrize("at", ["few.yaml", "./few.yaml", "../few.yaml", "{folder}/few.yaml"])
+def test_a_format_may_be_a_file_anywhere(ask, tmp_path, monkeypatch, at):
+    """Its runs and the folder are called by its name and digest, and nothing lies elsewhere."""
+    (tmp_path / "deep").mkdir()
+    for folder in (tmp_path, tmp_path / "deep"):
+        (folder / "few.yaml").write_text("values: [-1, 0, 1]\n")
+        (folder / "same.yaml").write_text("weight: FORMAT\n")
+    monkeypatch.chdir(tmp_path / "deep")
+    text_file(Path("words.txt"))
+    path = at.format(folder=tmp_path)
+    found, made = ask([path], [path.replace("few", "same")], name=None)
+    key = format_key(get_format("few.yaml"))
+    assert re.fullmatch("few-[0-9a-f]{8}", key)
+    assert any(re.match(f"{key}-same_yaml-[0-9a-f]{{8}}-adamw-s42-", name) for name in made)
+    assert [p.name for p in Path("studies").iterdir()] == [f"compare-{key}"]
+    assert {p.name for p in tmp_path.iterdir()} == {"deep", "few.yaml", "same.yaml", *LEFT}
+    assert found["contenders"][0]["format"] == path
+
+
+def test_formats_of_one_name_have_runs_of_their_own(ask):
+    """Two files called alike: each contender has its key."""
+    for folder, values in (("a", "-1, 0, 1"), ("b", "-2, 0, 2")):
+        Path(folder).mkdir()
+        Path(folder, "few.yaml").write_text(f"values: [{values}]\n")
+    found, _ = ask(["a/few.yaml", "b/few.yaml"], ["full"])
+    assert [row["format"] for row in found["contenders"]] == ["a/few.yaml", "b/few.yaml"]
+
+
+def test_a_format_key_is_never_a_path():
+    """A format's name is any line of text; runs and folders are called by its key."""
+    key = format_key(get_format({"name": "../../é out", "values": [-1, 0, 1]}))
+    assert re.fullmatch("out-[0-9a-f]{8}", key)
 
 
 def test_other_keys_are_another_question(ask):
@@ -306,10 +345,12 @@ def test_data_that_changes_in_between_ends_the_study(start, runner):
 
 
 def test_runs_of_one_name_are_refused():
-    """Names of runs have fewer characters than paths: one would be printed for the other."""
-    contenders = [Contender("E4M3", recipe, "adamw", {}) for recipe in ("a/b.yaml", "a_b.yaml")]
-    with pytest.raises(BadInput, match=r"a_b\.yaml .* would be called E4M3-a_b_yaml-adamw"):
-        Comparison(None, contenders, [1, 2], 0.05, {"adamw": {}}).arms()
+    """Names of runs have fewer characters than those of optimizers: no mix-up."""
+    optimizers = ("sgd:momentum=0.5", "sgd:momentum_0.5")
+    contenders = [Contender("E4M3", "full", o, {}, "E4M3", "full") for o in optimizers]
+    keys: dict[str, dict] = {name: {} for name in optimizers}
+    with pytest.raises(BadInput, match=r"would be called E4M3-full-sgd_momentum_0_5, as others"):
+        Comparison(None, contenders, [1, 2], 0.05, keys).arms()
 
 
 # ----------------------------------------------------------------------------------- files
