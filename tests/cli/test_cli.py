@@ -385,7 +385,7 @@ def test_epochs_from_the_command(tmp_path, capsys, monkeypatch):
     given = [x for key, value in sets.items() for x in ("--set", f"{key}={value}")]
     outcome = call(capsys, "train", "--workload", "resnet18-cifar", *given, "--name", "mine")
     assert outcome.code == 0, outcome.err
-    assert "\nsteps                        2\n" in outcome.out
+    assert "\nsteps                        2 (0.5 epochs)\n" in outcome.out
     outcome = call(capsys, "train", "--resume", "mine", "--set", "epochs=1")
     assert outcome.code == 0, outcome.err
     lines = read_lines(Path("runs/mine/metrics.jsonl"))
