@@ -15,7 +15,7 @@ from altcore.engine import build_workload, prepare
 from altcore.errors import BadInput, Source, located, shown
 from altcore.quantization import find_layers, tied_matrices
 from altcore.recipes import Layer
-from altcore.runs import METRICS, read_lines
+from altcore.runs import step_lines
 
 
 @frozen
@@ -25,6 +25,8 @@ class Result:
     format_name: str
     status: str
     """finished, collapsed or stopped."""
+    verdict: str
+    """How it went, in one line."""
     steps_completed: int
     final_loss: float | None
     failure_step: int | None
@@ -37,7 +39,10 @@ class Result:
     """The plugins' measures, a dict a step on which one measured."""
     failure_report_path: Path | None
     run_directory: Path
+    files: dict[str, Path] = field(repr=False)
+    """The path of everything that the run wrote, by its path in the run's directory."""
     summary: dict[str, Any] = field(repr=False)
+    """All that summary.json holds; see docs/summary.md."""
 
 
 def train(
@@ -127,12 +132,13 @@ def layers_of(config: TrainConfig) -> tuple[list[Layer], list[list[str]], dict[s
 def result(summary: Mapping[str, Any], config: TrainConfig) -> Result:
     """Return the `Result` of a run that ended with ``summary``."""
     directory = Path(summary["directory"])
-    lines = [x for x in read_lines(directory / METRICS) if "loss" in x]
+    lines = step_lines(directory)
     shift = summary["shifts"][-1] if summary["shifts"] else None
     reports = [directory / r for r in summary["reports"]]
     return Result(
         format_name=summary["format"],
         status=summary["status"],
+        verdict=summary["verdict"],
         steps_completed=summary["steps"],
         final_loss=summary["final_loss"],
         failure_step=summary["failure_step"],
@@ -147,5 +153,13 @@ def result(summary: Mapping[str, Any], config: TrainConfig) -> Result:
         ],
         failure_report_path=next((r for r in reports if r.name.startswith("failure")), None),
         run_directory=directory,
+        files=_files(directory),
         summary=dict(summary),
     )
+
+
+def _files(directory: Path) -> dict[str, Path]:
+    """Return what a run wrote: its files, and each checkpoint as one folder."""
+    files = [p for p in directory.rglob("*") if p.is_file() and not p.name.startswith(".")]
+    whole = {p.parent if p.parent.parent.name == "checkpoints" else p for p in files}
+    return {p.relative_to(directory).as_posix(): p for p in sorted(whole)}

@@ -86,6 +86,7 @@ if TYPE_CHECKING:
     from altcore.runs import (
         EVENTS,
         METRICS,
+        early_and_late,
         read_lines,
         summary_of,
     )
@@ -162,6 +163,8 @@ _HOME = {
     # Judging: trends of the loss, and stall
     "StallWindow": "altcore.engine",
     "Trend": "altcore.engine",
+    # Findings for the summary
+    "early_and_late": "altcore.runs",
     # Random states
     "random_state": "altcore.engine",
     "set_random_state": "altcore.engine",
@@ -211,6 +214,7 @@ __all__ = [
     "code_format",
     "compute_dtype",
     "count_small",
+    "early_and_late",
     "float_format",
     "follow_flips",
     "get_format",

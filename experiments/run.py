@@ -18,7 +18,7 @@ import yaml
 
 from altcore.config import load_config
 from altcore.errors import AltcoreError, BadInput
-from altcore.runs import list_runs, summary_of
+from altcore.runs import ENDED, list_runs, summary_of
 from altcore.yaml_files import read_mapping
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -35,7 +35,6 @@ ORDER = (
 )
 """Baselines come first, so that later runs can be compared with them at once."""
 PRESET = "format-experiment"
-ENDED = ("finished", "stopped", "collapsed")
 
 
 def options(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -170,7 +169,16 @@ def tell(asked: argparse.Namespace, failed: Sequence[str]) -> int:
     return int(bool(failed))
 
 
-COLUMNS = ("run", "format", "status", "steps", "validation loss", "stalled views", "overflow")
+COLUMNS = (
+    "run",
+    "format",
+    "verdict",
+    "steps",
+    "training loss",
+    "validation loss",
+    "stalled views",
+    "overflow",
+)
 
 
 def table(summaries: Sequence[dict[str, Any]]) -> str:
@@ -178,13 +186,12 @@ def table(summaries: Sequence[dict[str, Any]]) -> str:
     rows = [(*COLUMNS, "flushed to zero", "shifted to", "reports")]
     rows.append(("---",) * len(rows[0]))
     for s in summaries:
-        first = next(iter(s.get("collapses") or []), None)
-        status = s["status"] + (f", {first['cause']} at {first['step']}" if first else "")
-        shifts = [f"{', '.join(x['to']) or 'none'} at {x['step']}" for x in s.get("shifts") or []]
-        reports = [f"[{Path(r).name}]({s['name']}/{r})" for r in s.get("reports") or []]
-        rates = [share(s.get(k)) for k in ("view_stall_rate", "overflow_rate", "flushed_rate")]
-        loss = number(s.get("val_loss"))
-        known = (s["name"], str(s.get("format", "n/a")), status, str(s["steps"]), loss)
+        shifts = [f"{', '.join(x['to']) or 'none'} at {x['step']}" for x in s["shifts"]]
+        reports = [f"[{Path(r).name}]({s['name']}/{r})" for r in s["reports"]]
+        rates = [share(s[k]) for k in ("view_stall_rate", "overflow_rate", "flushed_rate")]
+        losses = number(s["final_loss"]), number(s["val_loss"])
+        known = (s["name"], s["format"] or "n/a", s["verdict"] or s["status"], str(s["steps"]))
+        known += losses
         rows.append((*known, *rates, "; ".join(shifts) or "-", ", ".join(reports) or "-"))
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -17,7 +17,7 @@ from altcore.cli import COMMANDS, cli
 from altcore.config import TrainConfig, load_config
 from altcore.config.original_keys import renamed_keys
 from altcore.engine import loop as engine
-from altcore.engine.returns import LONGEST_MEASURE
+from altcore.engine.returns import LONGEST_MEASURE, MOST_FINDINGS
 from altcore.errors import EXIT_CODES, Source
 from altcore.formats import OVERFLOWS, ROUNDINGS, get_format
 from altcore.hooks import (
@@ -88,6 +88,7 @@ def test_every_hook_is_documented():
         "measures or None": MEASURING,
         "a context manager or None": WATCHING,
         "True or False": ("is_due",),
+        "lines and rows, or None": ("findings",),
     }
     for hook, (_, when, changes, returned) in zip(HOOKS, found, strict=False):
         expected = [words for words, hooks in returns.items() if hook in hooks]
@@ -138,6 +139,7 @@ def test_limits_and_causes_are_documented():
     """Numbers and words that the code compares with."""
     text = page("hooks")
     assert f"at most {LONGEST_MEASURE} numbers" in text
+    assert f"{MOST_FINDINGS} at most" in text
     assert all(f"`{hook}`" in text for hook in ON_DUE_STEPS)
     for cause in ("nan_patience", "diverged", "stalled", "dead_gradients"):
         assert cause in text

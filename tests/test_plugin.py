@@ -10,13 +10,16 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
+import attrs
 import pytest
 
 import altcore
 import altcore.plugin
+from altcore.runs import Summary
 
 ROOT = Path(__file__).parent.parent
 
+summary_page = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "summary_page.py")))
 run_and_step = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "run_and_step.py")))
 
 FACES = {"altcore": altcore, "altcore.plugin": altcore.plugin}
@@ -140,6 +143,12 @@ def test_every_name_of_the_face_is_documented():
 
 
 # --------------------------------------------------------------------------- run and step
+
+
+def test_the_page_of_the_summary_is_that_of_its_class():
+    """Every key, and no other. To write it again: ``python docs/summary_page.py``."""
+    assert summary_page.PAGE.read_text() == summary_page.page()
+    assert all(a.metadata["help"] for a in attrs.fields(Summary))
 
 
 def test_the_page_is_that_of_the_docstrings():

@@ -38,10 +38,11 @@ def list_(runs_dir: str, as_json: bool) -> None:
         click.echo(f"no runs in {runs_dir}")
         return
     width = max(4, *(len(r["name"]) for r in rows))
-    click.echo(f"{'name':<{width}}  {'status':<11}  {'steps':>7}  validation loss")
+    head = f"{'name':<{width}}  {'status':<11}  {'steps':>7}  validation loss  verdict"
+    click.echo(head)
     for r in rows:
-        loss = number(r.get("val_loss"))
-        click.echo(f"{r['name']:<{width}}  {r['status']:<11}  {r['steps']:>7}  {loss}")
+        start = f"{r['name']:<{width}}  {r['status']:<11}  {r['steps']:>7}"
+        click.echo(f"{start}  {number(r['val_loss']):<15}  {r['verdict']}".rstrip())
 
 
 @runs.command()
@@ -54,7 +55,6 @@ def show(name: str, runs_dir: str, as_json: bool) -> None:
     from altcore.runs import find_run, summary_of
 
     summary = summary_of(find_run(name, runs_dir))
-    summary.setdefault("directory", f"{runs_dir}/{name}")
     if as_json:
         print_json(summary)
     else:

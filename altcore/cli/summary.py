@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 import click
@@ -25,54 +26,107 @@ def number(value: Any) -> str:
 
 
 def lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the summary as (name, text) lines."""
-    workload = summary.get("workload") or {}
-    status = summary["status"]
-    if summary.get("collapses"):
-        first = summary["collapses"][0]
-        status += f"; collapse at step {first['step']}: {first['reason']}"
-    overflow = summary.get("overflow_rate")
-    quantized = (summary.get("parameter_share") or 0) > 0
+    """Return the summary as (name, text) lines; its keys are those of `altcore.runs.Summary`."""
+    facts = summary["workload_facts"]
     rows = [
-        ("run", str(summary.get("directory") or summary.get("name"))),
-        ("format, recipe", _formats(str(summary.get("format")), str(summary.get("recipe")))),
-        ("status", status),
-        ("steps", _steps(summary["steps"], summary.get("discarded") or 0)),
-        ("final training loss", number(summary.get("final_loss"))),
-        (
-            "validation loss",
-            f"{number(summary.get('val_loss'))} (best {number(summary.get('best_val_loss'))}; "
-            f"the same weights with float32 products {number(summary.get('val_loss_float32'))})",
-        ),
+        ("run", summary["directory"]),
+        ("format, recipe", _formats(str(summary["format"]), str(summary["recipe"]))),
+        ("verdict", summary["verdict"] or "the run is not over"),
+        ("status", _status(summary)),
+        ("steps", _steps(summary)),
+        ("time", _time(summary)),
+        ("final training loss", number(summary["final_loss"])),
+        ("validation loss", _validation(summary)),
     ]
-    if "unigram_entropy" in workload:
-        rows.append(("unigram entropy of the data", number(workload["unigram_entropy"])))
-    if quantized:
+    if "unigram_entropy" in facts:
+        rows.append(("unigram entropy of the data", number(facts["unigram_entropy"])))
+    if summary["parameter_share"]:
+        overflow = summary["overflow_rate"]
         rows += [
-            ("stalled stored weights", share_or(summary.get("stored_stall_rate"), "none stored")),
-            ("stalled views of weights", share_or(summary.get("view_stall_rate"), "no view")),
+            ("stalled stored weights", share_or(summary["stored_stall_rate"], "none stored")),
+            ("stalled views of weights", share_or(summary["view_stall_rate"], "no view")),
             ("overflow", "n/a (amax scaling)" if overflow is None else share(overflow)),
-            ("flushed to zero", share(summary.get("flushed_rate"))),
+            ("flushed to zero", share(summary["flushed_rate"])),
         ]
+    left_out = f"; left out: {summary['left_out']}" if summary["left_out"] else ""
+    shares = (
+        f"{share(summary['parameter_share'])} of parameters, {share(summary['flop_share'])} of "
+        f"FLOPs{left_out}"
+    )
     rows += [
-        (
-            "quantized",
-            f"{share(summary.get('parameter_share'))} of parameters, "
-            f"{share(summary.get('flop_share'))} of FLOPs"
-            + ("" if not summary.get("left_out") else f"; left out: {summary['left_out']}"),
-        ),
-        ("format shifts", "; ".join(map(_shift, summary.get("shifts") or [])) or "none"),
+        ("quantized", shares),
+        ("format shifts", "; ".join(map(_shift, summary["shifts"])) or "none"),
     ]
-    if summary.get("degraded"):
+    if summary["degraded"]:
         rows.append(("degraded", f"disabled after errors: {', '.join(summary['degraded'])}"))
-    reports = summary.get("reports") or []
-    where = [f"{summary['directory']}/{r}" for r in reports]
+    where = [f"{summary['directory']}/{r}" for r in summary["reports"]]
     rows.append(("reports", ", ".join(where) or f"none; the record is {summary['directory']}"))
     return rows
 
 
-def _steps(steps: int, discarded: int) -> str:
-    return f"{steps}, {discarded} of them discarded" if discarded else str(steps)
+def _status(summary: Mapping[str, Any]) -> str:
+    status = str(summary["status"])
+    for collapse in summary["collapses"][:1]:
+        status += f"; collapse at step {collapse['step']}: {collapse['reason']}"
+    if summary["stopped_by"]:
+        status += f" by {summary['stopped_by']}: {summary['stop_reason']}"
+    elif summary["error"]:
+        status += f": {summary['error']}"
+    return status
+
+
+def _validation(summary: Mapping[str, Any]) -> str:
+    at = "" if summary["best_step"] is None else f" at step {summary['best_step']}"
+    return (
+        f"{number(summary['val_loss'])} (best {number(summary['best_val_loss'])}{at}; "
+        f"the same weights with float32 products {number(summary['val_loss_float32'])})"
+    )
+
+
+def _time(summary: Mapping[str, Any]) -> str:
+    if summary["seconds"] is None:
+        return "not available"
+    speed = f"{summary['items_per_second']:.4g} {summary['item']}/s"
+    return f"{summary['seconds']:.1f} s, {summary['step_time_ms']:.3g} ms a step, {speed}"
+
+
+def finding_lines(findings: Mapping[str, Sequence[Any]]) -> list[str]:
+    r"""Return what plugins found, as lines: text as it is, rows as tables.
+
+    >>> rows = [{"ULPs": "mean", "early": 1.5}, {"ULPs": "median", "early": 0.0, "late": 2}]
+    >>> for line in finding_lines({"ulp-stats": ["weights move", *rows]}):
+    ...     print(line)
+    ulp-stats
+      weights move
+      ULPs    early  late
+      mean    1.5
+      median  0      2
+    """
+    lines = []
+    for plugin, said in findings.items():
+        lines.append(plugin)
+        for is_text, group in groupby(said, lambda finding: isinstance(finding, str)):
+            lines += [f"  {line}".rstrip() for line in (group if is_text else _table(list(group)))]
+    return lines
+
+
+def _table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    head = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [head, *([_cell(row.get(key)) for key in head] for row in rows)]
+    widths = [max(len(line[i]) for line in cells) for i in range(len(head))]
+    return ["  ".join(f"{c:<{w}}" for c, w in zip(line, widths, strict=True)) for line in cells]
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _steps(summary: Mapping[str, Any]) -> str:
+    steps, epochs = str(summary["steps"]), summary["epochs"]
+    steps += f" ({epochs:.3g} epochs)" if epochs else ""
+    return f"{steps}, {summary['discarded']} of them discarded" if summary["discarded"] else steps
 
 
 def _formats(formats: str, recipe: str) -> str:
@@ -95,3 +149,5 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
         click.echo(f"{name:<{width}}  {text}")
+    for line in finding_lines(summary["findings"]):
+        click.echo(line)

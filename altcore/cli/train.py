@@ -92,6 +92,8 @@ def train(
         for name in missing_observers():
             if name not in config.no_plugins:
                 click.echo(f"altcore: the observer {name} is not installed and left out", err=True)
+        if flags["recipe"] == config.recipe == "master" and config.format is None:
+            click.echo("altcore: recipe master without a format quantizes nothing", err=True)
     with located(sources):
         engine = _prepared(config, resume)
     print_summary(engine.train())

@@ -50,6 +50,13 @@ def emit_verdict(run: Run, verdict: Verdict, cause: str | None) -> None:
     )
 
 
+def stop_of(verdict: Verdict, step: int) -> dict[str, Any]:
+    """Return who stopped the run, when and why."""
+    by = ", ".join(p.plugin for p in verdict.chosen)
+    reason = "; ".join(p.action.reason for p in verdict.chosen)
+    return {"step": step, "plugin": by, "reason": reason or f"{by} stopped the run"}
+
+
 def _outcome(verdict: Verdict, cause: str | None) -> str:
     if verdict.kind is not None:
         by = ", ".join(p.plugin for p in verdict.chosen)

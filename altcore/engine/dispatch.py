@@ -100,7 +100,7 @@ class Dispatcher:
             PluginError: if an intervention raises or returns what it must not. A diagnostic or
                 reporter is disabled instead, unless the dispatcher is ``strict``.
         """
-        return list(self._results(hook, run, arguments, acting))
+        return list(self._results(hook, run, arguments, acting=acting))
 
     def actions(self, hook: str, *, run: Run, **arguments: Any) -> list[Proposal]:
         """Call an acting hook; returns the proposals."""
@@ -118,10 +118,26 @@ class Dispatcher:
             found |= {f"{plugin.name}/{key}": value for key, value in measures.items()}
         return found
 
+    def findings(self, run: Run, lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+        """Return what each plugin found, by its name; it is given its own measures of ``lines``."""
+        history = {p.name: own_measures(p.name, lines) for p, _, _ in self._calls["findings"]}
+        own = {name: lines for name, lines in history.items() if lines}
+        found = self._results("findings", run, {}, history=own)
+        return {plugin.name: list(said) for plugin, said in found}
+
     def _results(
-        self, hook: str, run: Run, arguments: Mapping[str, Any], acting: bool | None = None
+        self,
+        hook: str,
+        run: Run,
+        arguments: Mapping[str, Any],
+        *,
+        acting: bool | None = None,
+        history: Mapping[str, Sequence[Any]] | None = None,
     ) -> Iterator[tuple[Plugin, Any]]:
-        """Yield each plugin with what it returned, as soon as it did."""
+        """Yield each plugin with what it returned, as soon as it did.
+
+        ``history`` is an argument by plugin; a plugin without one is not called.
+        """
         self._tell_late(run)
         known = {"run": run, **arguments}
         due = self._due_on(run, arguments["step"]) if hook in ON_DUE_STEPS else None
@@ -131,6 +147,10 @@ class Dispatcher:
                 continue
             if acting not in (None, plugin.acts):
                 continue
+            if history is not None:
+                if plugin.name not in history:
+                    continue
+                known["history"] = history[plugin.name]
             result = None
             try:
                 with self._guard(plugin, hook, run), _loss_checked(hook, plugin, known):
@@ -139,7 +159,7 @@ class Dispatcher:
                     result = returned
             except PluginError as error:
                 # Everybody is told that the run is over.
-                if hook != "run_end":
+                if hook not in ("findings", "run_end"):
                     raise
                 failure = failure or error
             if result is not None:
@@ -238,6 +258,16 @@ class Dispatcher:
             if plugin.name in state and hasattr(plugin.instance, "load_state_dict"):
                 with self._guard(plugin, "load_state_dict", run):
                     plugin.instance.load_state_dict(state[plugin.name])
+
+
+def own_measures(name: str, lines: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return a plugin's measures, by their own names, on each step on which it measured."""
+    prefix, found = f"{name}/", []
+    for line in lines:
+        own = {k.removeprefix(prefix): v for k, v in line.items() if k.startswith(prefix)}
+        if own:
+            found.append({"step": line["step"], **own})
+    return found
 
 
 @contextmanager

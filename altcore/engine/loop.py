@@ -21,9 +21,7 @@ at the end. Interventions, which may act on it, get it as the second step after 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from fractions import Fraction
 from typing import Any
 
@@ -32,10 +30,11 @@ from attrs import asdict, define, field
 from torch import Tensor, nn
 
 from altcore.engine import capture
-from altcore.engine.apply import carry_out, emit_verdict
+from altcore.engine.apply import carry_out, emit_verdict, stop_of
 from altcore.engine.collapse import Detector
 from altcore.engine.compiling import tell_recompiles
 from altcore.engine.dispatch import Dispatcher
+from altcore.engine.ending import Ending
 from altcore.engine.epochs import evaluation_interval, training_batch
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.losses import loss_and_measures
@@ -50,7 +49,6 @@ from altcore.engine.stall import judged_stall, lost_stall_rate
 from altcore.engine.state import Run, Step
 from altcore.engine.step_record import StepRecord
 from altcore.engine.validation import evaluate, is_better
-from altcore.errors import Interrupted
 from altcore.hooks import Proposal, Rollback, SkipStep, Stop, Verdict, arbitrate
 from altcore.runs import (
     METRICS,
@@ -58,7 +56,6 @@ from altcore.runs import (
     point_to,
     prune_checkpoints,
     save_checkpoint,
-    summarize,
 )
 
 
@@ -83,13 +80,15 @@ class Engine:
     captures: capture.LayerCaptures = field(init=False)
     needs: set[str] = field(init=False, factory=set)
     """The captures that plugins due on this step need."""
-    status: str = field(init=False, default="running")
+    ending: Ending = field(init=False)
     saved: str = field(init=False, default="")
     """The last checkpoint: a step that is best, at its interval and the last is saved once."""
 
     def __attrs_post_init__(self) -> None:
         self.eval_interval = evaluation_interval(self.run.config, self.run.epoch)
         self.record = StepRecord(self.run, self.directory, self.dispatch, self.progress)
+        about = (self.dispatch, self.progress, self.record, self.facts)
+        self.ending = Ending(self.run, self.directory, *about)
         self.gradients = GradientNorms(self.run.model, self.run.config.dead_neuron_threshold)
         self.captures = capture.LayerCaptures(self.run.quantization.modules)
 
@@ -145,6 +144,7 @@ class Engine:
         """Set learning rate, counters, captures and gradients for a new step."""
         run, config = self.run, self.run.config
         run.step = step.index
+        self.record.begin_step()
         step.epoch = run.epoch.after(step.index) if run.epoch else None
         self.record.tell_interventions(until=step.index - 2)
         step.learning_rate = learning_rate(config, step.index) * run.lr_scale
@@ -218,7 +218,8 @@ class Engine:
     def apply(self, verdict: Verdict) -> bool:
         """Carry out a verdict; returns whether it changed state or formats, from the next step."""
         if verdict.kind is Stop:
-            self.status = "stopped"
+            self.ending.status = "stopped"
+            self.progress.stop = stop_of(verdict, self.run.step)
         is_changed = carry_out(self.run, verdict)
         if is_changed:
             self.detector.start_anew()
@@ -261,7 +262,7 @@ class Engine:
         proposals = self.dispatch.actions("on_collapse", run=self.run, step=step, evidence=evidence)
         verdict = self.arbitrate(proposals, cause=evidence["cause"])
         if verdict.kind in (None, SkipStep) and evidence["cause"] == "nan_patience":
-            self.status = "collapsed"
+            self.ending.status = "collapsed"
         return verdict
 
     def evaluate(self, step: Step) -> None:
@@ -271,6 +272,7 @@ class Engine:
         progress.evaluation = {**step.place(), **evaluate(self.run)}
         self.detector.evaluated(step.index, progress.evaluation["val_loss"])
         self.saved = ""  # a checkpoint of this step does not know of the evaluation
+        progress.first_evaluation = progress.first_evaluation or progress.evaluation
         self.directory.append(METRICS, progress.evaluation)
         self.dispatch.call("on_eval", run=self.run, step=step, metrics=progress.evaluation)
         if is_better(self.run.config, progress.evaluation, progress.best):
@@ -282,9 +284,15 @@ class Engine:
     def train(self) -> dict[str, Any]:
         """Run to the end; returns the summary. `run_end` is always called."""
         run, step = self.run, Step(self.run.step)
-        self.status, clock = "running", time.perf_counter()
+        self.ending.status = "running"
+        self.record.begin_run()
         try:
-            with Signals() as signals, tell_recompiles(run.emit), memory_named(run.model):
+            with (
+                self.ending.noting_errors(),
+                Signals() as signals,
+                tell_recompiles(run.emit),
+                memory_named(run.model),
+            ):
                 random = random_state(run.device)
                 self.dispatch.call("run_start", run=run)
                 set_random_state(random, run.device)  # a plugin's imports may draw numbers
@@ -292,53 +300,20 @@ class Engine:
                 for remark in self.remarks:
                     if run.quantization.context.is_news(remark):  # a resumed run told it before
                         run.emit("warning", message=remark)
-                while self.status == "running" and run.step < run.config.max_steps:
+                while self.ending.status == "running" and run.step < run.config.max_steps:
                     step = Step(run.step + 1)
                     self.train_step(step)
-                    clock = self.record.time(step, clock)
                     signals.leave_if_asked(lambda: self.save(f"step-{run.step:08d}"))
-                if self.status == "running":
-                    self.status = "finished"
+                if self.ending.status == "running":
+                    self.ending.status = "finished"
                 self.record.tell_scales([float(w.scale) for w in run.quantization.stored.values()])
                 self.record.flush()
                 if self.progress.evaluation.get("step") != run.step:
                     self.evaluate(step)
                 self.save(f"step-{run.step:08d}")
-        except BaseException as error:
-            is_leaving = isinstance(error, Interrupted | KeyboardInterrupt)
-            self.status = "interrupted" if is_leaving else "failed"
-            self.facts = {**self.facts, "error": f"{type(error).__name__}: {error}"}
-            raise
         finally:
-            summary = self.end()
-        return summary
-
-    def end(self) -> dict[str, Any]:
-        """Write what is left and say that the run is over; each part comes if another fails."""
-        with ExitStack() as always:
-            always.callback(self.directory.close)
-            try:
-                self.record.flush()
-                self.record.tell_interventions(until=self.run.step)
-            finally:
-                summary = self.summary()
-                always.callback(self.dispatch.call, "run_end", run=self.run, summary=summary)
-                self.run.emit("end", **summary)
-        return summary
-
-    def summary(self) -> dict[str, Any]:
-        """Return what is printed at the end and kept in the last event."""
-        return {
-            "status": self.status,
-            "steps": self.run.step,
-            **summarize(self.directory.path),
-            **self.progress.summary(),
-            **self.facts,
-            "shifts": self.run.shifts,
-            "degraded": self.run.degraded,
-            "reports": self.run.reports,
-            "directory": str(self.directory.path),
-        }
+            self.ending.end()
+        return self.ending.summary()
 
     # Checkpoints -----------------------------------------------------------------------------
 
@@ -395,4 +370,5 @@ class Engine:
         run.lr_scale = state["lr_scale"]
         run.shifts[:], run.reports[:] = state["shifts"], state["reports"]
         self.progress.restore(state["progress"])
+        self.progress.stop = {}  # it goes on
         self.captures = capture.LayerCaptures(run.quantization.modules)

@@ -35,14 +35,15 @@ def locate_nonfinite(run: Run, host: Mapping[str, Any]) -> NonFinite:
 
 
 def _gradient(run: Run, what: str, norm: float, met: tuple[str | None, str | None]) -> NonFinite:
-    for name, parameter in reversed(list(run.model.named_parameters())):
-        if parameter.grad is None:
-            continue
-        bad = parameter.grad[~torch.isfinite(parameter.grad)]
+    named = [(n, p.grad) for n, p in run.model.named_parameters() if p.grad is not None]
+    for name, gradient in reversed(named):
+        bad = gradient[~torch.isfinite(gradient)]
         if bad.numel():
             return NonFinite(what, name, met[1], value=float(bad[0]))
-    # Every element is finite and the norm is not: float32 cannot hold the sum of squares.
-    return NonFinite(what, None, None, value=norm)
+    # Every element is finite and the norm is not: float32 cannot hold the sum of squares, of which
+    # the largest gradient makes the most.
+    largest = max(named, key=lambda item: float(item[1].double().norm()))
+    return NonFinite(what, largest[0], None, value=norm)
 
 
 def layer_evidence(run: Run) -> dict[str, Any]:

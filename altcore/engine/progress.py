@@ -15,8 +15,11 @@ class Progress:
     collapses: list[dict[str, Any]] = field(factory=list)
     evaluation: dict[str, Any] = field(factory=dict)
     """The last one, as its line in metrics.jsonl."""
+    first_evaluation: dict[str, Any] = field(factory=dict)
     best: dict[str, Any] = field(factory=dict)
     """The evaluation that is best by ``monitor``; empty before there is one."""
+    stop: dict[str, Any] = field(factory=dict)
+    """The Stop that ended the run: ``step``, ``plugin``, ``reason``."""
     discarded: int = 0
     """Steps without an update."""
     has_anomaly: bool = False
@@ -37,16 +40,3 @@ class Progress:
         """Take the values of a checkpoint, by field."""
         for name, value in state.items():
             setattr(self, name, value)
-
-    def summary(self) -> dict[str, Any]:
-        """Return these numbers as the run's summary has them."""
-        first = self.collapses[0] if self.collapses else {}
-        return {
-            "val_loss": self.evaluation.get("val_loss"),
-            "val_loss_float32": self.evaluation.get("val_loss_float32"),
-            "best_val_loss": self.best.get("val_loss"),
-            "discarded": self.discarded,
-            "collapses": self.collapses,
-            "failure_step": first.get("step"),
-            "failure_reason": first.get("reason"),
-        }

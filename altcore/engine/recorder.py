@@ -15,6 +15,8 @@ class Line:
 
     values: dict[str, Any]
     measures: dict[str, Any] = field(factory=dict)
+    timings: dict[str, float] = field(factory=dict)
+    """How long the step took; empty until that is known."""
 
 
 @define(eq=False)
@@ -25,7 +27,7 @@ class Recorder:
     that a line costs no read of its own: it is complete one step later, or at `flush`.
     """
 
-    write: Callable[[dict[str, Any]], None]
+    write: Callable[[Line], None]
     """Told each complete line."""
     previous: Line | None = None
     current: Line | None = None
@@ -54,7 +56,7 @@ class Recorder:
     def end_step(self) -> None:
         """Hand on the previous line, which is complete by now."""
         if self.previous:
-            self.write(self.previous.values)
+            self.write(self.previous)
         self.previous, self.current = self.current, None
 
     def flush(self) -> None:

@@ -19,6 +19,8 @@ from altcore.hooks import ACTING, MEASURING, WATCHING, Action
 
 LONGEST_MEASURE = 256
 """Elements of a measure that is a 1-D tensor."""
+MOST_FINDINGS = 16
+"""Lines and rows that a plugin may add to the summary."""
 PLAIN = (str, int, float, bool, NoneType, Tensor, nn.Parameter)
 """Types that a checkpoint gives back for certain."""
 TORCHS = (Tensor, torch.Size, torch.dtype, torch.device)
@@ -42,6 +44,8 @@ def check_return(plugin: Plugin, hook: str, result: Any) -> None:
             )
     elif hook in MEASURING:
         _check_measures(result)
+    elif hook == "findings":
+        _check_findings(result)
     elif hook in WATCHING:
         if not isinstance(result, AbstractContextManager):
             raise PluginError(f"{returned}, not a context manager or None")
@@ -122,3 +126,15 @@ def _check_measures(result: Any) -> None:
                 )
         elif not isinstance(value, int | float):
             raise PluginError(f"measure {key} is {type(value).__name__}, not a number or tensor")
+
+
+def _check_findings(result: Any) -> None:
+    if not isinstance(result, list | tuple) or len(result) > MOST_FINDINGS:
+        raise PluginError(f"it returned no list of at most {MOST_FINDINGS} lines and rows")
+    for finding in result:
+        cells = finding.values() if isinstance(finding, Mapping) else [finding]
+        allowed = (str, int, float, NoneType) if isinstance(finding, Mapping) else (str,)
+        if not all(type(cell) in allowed for cell in cells):
+            raise PluginError(
+                f"the finding {finding!r:.60} is neither text nor a row of text and numbers"
+            )

@@ -22,6 +22,7 @@ from altcore.engine.named_errors import NamedWorkload, check_workload, name_erro
 from altcore.engine.plugins import Plugin, load_plugins
 from altcore.engine.probe import probing
 from altcore.engine.randomness import seed_all
+from altcore.engine.remarks import about_recipe, about_schedule
 from altcore.engine.state import Run, Workload
 from altcore.engine.validation import check_monitor, items_in
 from altcore.errors import BadInput, keyed, nearest
@@ -31,6 +32,7 @@ from altcore.recipes import formats_in, matching, some
 from altcore.registry import Entry, find
 from altcore.runs import (
     EVENTS,
+    SUMMARY,
     RunDirectory,
     environment,
     find_run,
@@ -142,10 +144,15 @@ def prepare(
     # The model runs here for the first time: one that cannot run leaves no directory behind.
     facts: dict[str, Any] = {
         "format": _format_name(config, quantization),
+        "first_formats": sorted(quantization.formats),
         "recipe": config.recipe_name,
         "compute": quantization.compute,
+        "optimizer": config.optimizer,
+        "workload": config.workload,
+        "workload_facts": dict(workload.facts),
+        "seed": config.seed,
+        "max_steps": config.max_steps,
         **coverage_facts(workload, quantization, device),
-        "workload": dict(workload.facts),
     }
     check_monitor(config, workload, quantization, device)
     if config.compile:
@@ -164,18 +171,22 @@ def prepare(
     run = Run(
         config, directory.path, device, workload, model, optimizer, quantization, tell, epoch=epoch
     )
-    engine = Engine(
-        run, directory, dispatch, Detector(config), facts, opening, quantization.missed()
-    )
+    planned, done = (going_on.planned, going_on.state["step"]) if going_on else (None, 0)
+    remarks = [*about_recipe(config, quantization), *about_schedule(planned, config, done)]
+    for remark in remarks:
+        log.warning(remark)
+    remarks += quantization.missed()
+    engine = Engine(run, directory, dispatch, Detector(config), facts, opening, remarks)
     if going_on is None:
         origins = {p.name: p.origin for p in plugins}
-        about = {**environment(device, origins), "seed": config.seed, **facts}
+        about = {**environment(device, origins), **facts}
         directory.write_json("environment.json", about)
         for line in notices_of(config, workload):
             log.info(line)
     else:
         engine.load_state_dict(going_on.state)
         directory.drop_after(run.step)
+        directory.remove(SUMMARY)
     write_configuration(directory, config)
     return engine
 
@@ -187,6 +198,8 @@ class _Checkpoint(NamedTuple):
     """The run's directory."""
     name: str
     state: Mapping[str, Any]
+    planned: int | None
+    """The steps that the run was to make."""
 
 
 def _checkpoint(resume: str, config: TrainConfig) -> _Checkpoint:
@@ -198,7 +211,8 @@ def _checkpoint(resume: str, config: TrainConfig) -> _Checkpoint:
             f"--resume {resume}: the run is at step {state['step']} of {config.max_steps}; "
             "give --steps or --set epochs=... a larger number to go on"
         )
-    return _Checkpoint(path, source.name, state)
+    planned = read_mapping(path / "config.yaml", "run").get("max_steps")
+    return _Checkpoint(path, source.name, state, planned)
 
 
 def _owners(config: TrainConfig, plugins: Sequence[Plugin]) -> dict[str, Any]:

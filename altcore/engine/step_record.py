@@ -16,10 +16,10 @@ from altcore.engine.dispatch import Dispatcher
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.losses import means
 from altcore.engine.progress import Progress
-from altcore.engine.recorder import Recorder
+from altcore.engine.recorder import Line, Recorder
 from altcore.engine.schedule import is_due
 from altcore.engine.state import Run, Step
-from altcore.runs import METRICS, TIMINGS, RunDirectory
+from altcore.runs import METRICS, TIMINGS, RunDirectory, read_lines
 
 
 @define(eq=False)
@@ -31,6 +31,9 @@ class StepRecord:
     dispatch: Dispatcher
     progress: Progress
     recorder: Recorder = field(init=False)
+    step_began: float = field(init=False, default=0.0)
+    run_began: float = field(init=False, default=0.0)
+    """When the run would have begun, had it been one session: seconds of `time.perf_counter`."""
     held: list[dict[str, Any]] = field(init=False, factory=list)
     """Lines that interventions have not heard of yet; kept in checkpoints."""
 
@@ -87,26 +90,52 @@ class StepRecord:
         """Add measures that are still on the device to this step's line."""
         self.recorder.add(measures)
 
+    def begin_run(self) -> None:
+        """Start the run's clock; that of a resumed run goes on where its record ends."""
+        lines = read_lines(self.directory.path / TIMINGS)
+        before = lines[-1]["elapsed_seconds"] if lines else 0.0
+        self.run_began = time.perf_counter() - before
+
+    def begin_step(self) -> None:
+        """Start the step's clock."""
+        self.step_began = time.perf_counter()
+
     def end_step(self) -> None:
-        """Write the line of the step before, which is complete by now."""
+        """Stop the step's clock, and write the line of the step before, complete by now."""
+        self.stop_clock()
         self.recorder.end_step()
 
     def flush(self) -> None:
         """Read what is outstanding, and write every line."""
+        self.stop_clock()
         self.recorder.flush()
 
-    def write(self, line: dict[str, Any]) -> None:
-        """Write a complete line of metrics, and tell it."""
-        self.progress.note_stall(line, self.run.config.log_interval)
-        self.directory.append(METRICS, line)
-        self.tell(line, acting=False)
-        if self.concerns_interventions(line):
-            self.held.append(line)
+    def stop_clock(self) -> None:
+        """Write how long the step took, before its evaluation and checkpoint."""
+        line = self.recorder.current
+        if line is None or line.timings:
+            return
+        now = time.perf_counter()
+        seconds = now - self.step_began
+        items = self.run.workload.items_per_batch * self.run.config.gradient_accumulation_steps
+        line.timings = {"step_time_ms": 1e3 * seconds, "items_per_second": items / seconds}
+        elapsed = {"elapsed_seconds": now - self.run_began}
+        self.directory.append(TIMINGS, {"step": line.values["step"], **line.timings, **elapsed})
 
-    def tell(self, line: Mapping[str, Any], *, acting: bool) -> None:
+    def write(self, line: Line) -> None:
+        """Write a complete line of metrics, and tell it to those who only look."""
+        self.progress.note_stall(line.values, self.run.config.log_interval)
+        self.directory.append(METRICS, line.values)
+        self.tell(line.values, acting=False, timings=line.timings)
+        if self.concerns_interventions(line.values):
+            self.held.append(line.values)
+
+    def tell(self, metrics: Mapping[str, Any], *, acting: bool, **more: Any) -> None:
         """Call ``on_record`` of the interventions, or of all others."""
-        step = Step(line["step"], line.get("epoch"), line["learning_rate"], is_recorded=True)
-        self.dispatch.call("on_record", acting=acting, run=self.run, step=step, metrics=line)
+        place = (metrics["step"], metrics.get("epoch"), metrics["learning_rate"])
+        step = Step(*place, is_recorded=True)
+        given = {"step": step, "metrics": metrics, **more}
+        self.dispatch.call("on_record", acting=acting, run=self.run, **given)
 
     def concerns_interventions(self, line: Mapping[str, Any]) -> bool:
         """Whether the step would have a line without any diagnostic that nobody requires."""
@@ -122,16 +151,6 @@ class StepRecord:
         """
         while self.held and self.held[0]["step"] <= until:
             self.tell(self.held.pop(0), acting=True)
-
-    def time(self, step: Step, since: float) -> float:
-        """Write the step's duration; returns the time now, in seconds."""
-        now = time.perf_counter()
-        if step.is_recorded:
-            items = self.run.workload.items_per_batch * self.run.config.gradient_accumulation_steps
-            seconds = now - since
-            rate = {f"{self.run.workload.item}_per_second": items / seconds}
-            self.directory.append(TIMINGS, {"step": step.index, "seconds": seconds, **rate})
-        return now
 
     def tell_overflow(self, rate: float | None) -> None:
         """Warn, once until it clears, of an overflow rate above the threshold."""

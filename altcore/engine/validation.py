@@ -23,29 +23,31 @@ def evaluate(run: Run) -> dict[str, Any]:
     """Return loss and measures of the validation split, under a probe.
 
     ``val_loss_float32`` is of the float32 forward of the same weights; its difference to
-    ``val_loss`` is the cost of the products' precision. ``val_items`` items were looked at, which
+    ``val_loss`` is the cost of the products' precision. ``val_loss_error`` is the standard error of
+    ``val_loss`` over the batches, None of a single one. ``val_items`` items were looked at, which
     are the whole split if ``val_is_whole``; otherwise ``eval_steps`` batches were drawn, the same
     ones at every evaluation.
     """
     named = naming(who_is(run.workload), "its loss, in an evaluation")
     with named, run.probe(), torch.no_grad(), run.autocast():
         run.model.eval()
-        quantized, items = _means(run)
+        quantized, items, error = _means(run)
         plain = quantized
         if run.quantization.layers or run.config.compute != "float32":
             with run.quantization.off(), torch.autocast(run.device.type, enabled=False):
-                plain, _ = _means(run)
+                plain, _, _ = _means(run)
     return {
         "val_loss": quantized["loss"],
         "val_loss_float32": plain["loss"],
+        "val_loss_error": error,
         **{f"val_{name}": value for name, value in quantized.items() if name != "loss"},
         "val_items": items,
         "val_is_whole": _whole_split(run.workload) is not None,
     }
 
 
-def _means(run: Run) -> tuple[dict[str, float], int]:
-    """Return the means of loss and measures over the items, and how many items there are."""
+def _means(run: Run) -> tuple[dict[str, float], int, float | None]:
+    """Return the means of loss and measures over the items, how many there are, and the error."""
     found: dict[str, list[torch.Tensor]] = {}
     items = []
     for i in range(_whole_split(run.workload) or run.config.eval_steps):
@@ -60,7 +62,9 @@ def _means(run: Run) -> tuple[dict[str, float], int]:
     else:
         share = torch.tensor(items, dtype=torch.float64, device="cpu") / sum(items)
         means = values @ share.to(values.device)
-    return dict(zip(found, means.tolist(), strict=True)), sum(items)
+    count = values.shape[1]
+    error = float(values[0].std() / math.sqrt(count)) if count > 1 else None
+    return dict(zip(found, means.tolist(), strict=True)), sum(items), error
 
 
 def _whole_split(workload: Workload) -> int | None:

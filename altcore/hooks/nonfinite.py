@@ -15,7 +15,8 @@ class NonFinite:
     """``loss``, ``gradient``, ``final gradient`` (after the clippers) or ``quantizer``."""
     layer: str | None = None
     """The layer, or the parameter of a gradient; for a loss the first layer whose quantizer met a
-    value that is not finite, if any did."""
+    value that is not finite, if any did. Of a gradient whose elements are finite and whose norm is
+    not, the parameter with the largest one."""
     operand: str | None = None
     """The operand that a quantizer met, as ``activation@fwd``; None if none did."""
     value: float = math.nan

@@ -10,7 +10,7 @@ import attrs
 
 from altcore.errors import BadInput, nearest
 from altcore.hooks.settings import build
-from altcore.hooks.specs import HOOKS, HOOKSPECS, NEEDS
+from altcore.hooks.specs import HOOKS, HOOKSPECS, NEEDS, OBSERVING, OBSERVING_ARGUMENTS
 from altcore.registry import Entry
 
 REFUSED_MARKS = ("wrapper", "hookwrapper", "tryfirst", "trylast", "specname")
@@ -42,6 +42,8 @@ def check_class(cls: Any, entry: Entry) -> type:
     if not (isinstance(requires, tuple | list) and all(isinstance(n, str) for n in requires)):
         raise BadInput(f"requires: {requires!r} is no tuple of plugins' names", key=who)
     _check_arguments(cls, who)
+    if entry.kind == "intervention":
+        _check_looks_only_where_it_may(cls, who)
     return cls
 
 
@@ -86,4 +88,18 @@ def _check_arguments(cls: type, who: str) -> None:
                     key=who,
                     meant=nearest(argument, known),
                     hint=f"it may take {', '.join(known)}",
+                )
+
+
+def _check_looks_only_where_it_may(cls: type, who: str) -> None:
+    """Refuse an intervention the hooks and arguments of those who only look."""
+    for name in hooks_of(cls):
+        if name in OBSERVING:
+            raise BadInput(f"{name} is a hook of diagnostics and reporters", key=who)
+        for argument in inspect.signature(getattr(cls, name)).parameters:
+            if argument in OBSERVING_ARGUMENTS:
+                raise BadInput(
+                    f"{name} may not take {argument!r}: what an intervention does must not depend "
+                    "on the clock",
+                    key=who,
                 )

@@ -9,7 +9,7 @@ within a kind in the order in which the user lists them.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeAlias
 
@@ -19,6 +19,7 @@ from altcore.hooks.actions import Action
 from altcore.hooks.nonfinite import NonFinite
 
 Measures: TypeAlias = Mapping[str, Any]
+Finding: TypeAlias = str | Mapping[str, str | int | float | None]
 Run: TypeAlias = Any
 """`altcore.engine.Run`: the engine lies above its contract, which cannot name its types."""
 Step: TypeAlias = Any
@@ -33,6 +34,10 @@ MEASURING = ("post_backward", "post_step")
 """Hooks that may return measures: plain names to scalars or short 1-D tensors."""
 WATCHING = ("watch_forward", "watch_backward")
 """Hooks that return a context manager, which is entered around a pass of the model."""
+OBSERVING = ("findings",)
+"""Hooks of those who only look: an intervention that has one is refused."""
+OBSERVING_ARGUMENTS = ("timings",)
+"""Arguments that interventions may not take: what they decide must not depend on the clock."""
 ON_DUE_STEPS = (*WATCHING, "pre_backward", "post_backward", "pre_step", "post_step")
 """Hooks that are called only on steps on which the plugin is due."""
 
@@ -134,8 +139,13 @@ def on_collapse(run: Run, step: Step, evidence: Mapping[str, Any]) -> Action | N
 
 
 @hookspec
-def on_record(run: Run, step: Step, metrics: Mapping[str, Any]) -> None:
+def on_record(
+    run: Run, step: Step, metrics: Mapping[str, Any], timings: Mapping[str, float]
+) -> None:
     """A line was written to metrics.jsonl; ``metrics`` is exactly that line, as host numbers.
+
+    ``timings`` holds the step's ``step_time_ms`` and ``items_per_second``, without evaluation and
+    checkpoint. Interventions cannot take it.
 
     The line of a step is complete, its post-step measures included, at the next host read: it
     comes during the following step, or at once if the engine waits anyway (evaluation,
@@ -157,6 +167,19 @@ def on_eval(run: Run, step: Step, metrics: Mapping[str, Any]) -> None:
 
 
 @hookspec
+def findings(run: Run, history: Sequence[Mapping[str, Any]]) -> Sequence[Finding] | None:
+    """Say what the plugin found over the run, for the summary; called once, at the end.
+
+    ``history`` holds the plugin's own measures, by their names without the plugin's, and the
+    ``step``, of each step on which it measured; earlier sessions of a resumed run are included.
+    Not called for a plugin that measured nothing. Interventions cannot have this hook.
+
+    Returns a few findings: each is a line of text, or a row of a table, by column. See
+    `altcore.plugin.early_and_late` for a row.
+    """
+
+
+@hookspec
 def run_end(run: Run, summary: Mapping[str, Any]) -> None:
     """The run is over: always called, after errors and interrupts too."""
 
@@ -175,6 +198,7 @@ HOOKS = (
     "on_record",
     "on_event",
     "on_eval",
+    "findings",
     "run_end",
 )
 """All hooks, in the order of the step."""

@@ -20,28 +20,43 @@ from altcore.runs.directory import (
     recipe_label,
     write_configuration,
 )
+from altcore.runs.history import early_and_late, finite, mean_of, step_lines, tail
 from altcore.runs.json_lines import read_lines
 from altcore.runs.provenance import environment
-from altcore.runs.reading import find_run, list_runs, summarize, summary_of
+from altcore.runs.reading import find_run, list_runs, summary_of
+from altcore.runs.summary import ENDED, STATUSES, UNFINISHED, Summary
+from altcore.runs.summary import FILE as SUMMARY
+from altcore.runs.verdict import has_learned, verdict_of
 
 __all__ = [
+    "ENDED",
     "EVENTS",
     "METRICS",
+    "STATUSES",
+    "SUMMARY",
     "TIMINGS",
+    "UNFINISHED",
     "RunDirectory",
+    "Summary",
     "as_name",
+    "early_and_late",
     "environment",
     "find_run",
+    "finite",
+    "has_learned",
     "list_runs",
     "load_checkpoint",
     "load_newest",
+    "mean_of",
     "point_to",
     "prune_checkpoints",
     "read_lines",
     "recipe_label",
     "save_checkpoint",
-    "summarize",
+    "step_lines",
     "summary_of",
+    "tail",
     "to_json",
+    "verdict_of",
     "write_configuration",
 ]

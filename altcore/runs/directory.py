@@ -87,6 +87,10 @@ class RunDirectory:
         """Write a whole .json file."""
         self.write(file, json.dumps(to_json(data), indent=1) + "\n")
 
+    def remove(self, file: str) -> None:
+        """Remove a file, if it is there."""
+        (self.path / file).unlink(missing_ok=True)
+
     def drop_after(self, step: int) -> None:
         """Drop lines of metrics and timings after ``step``, which a resumed run writes again."""
         for file in (METRICS, TIMINGS):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from altcore.builtin_types import to_json
 from altcore.config import check_name
 from altcore.errors import BadInput, nearest
+from altcore.hooks import build
 from altcore.runs.directory import EVENTS, METRICS
 from altcore.runs.json_lines import read_lines
-
-RATES = ("stored_stall_rate", "view_stall_rate", "overflow_rate", "flushed_rate")
+from altcore.runs.summary import KEYS, UNFINISHED, Summary, read_summary
 
 
 def find_run(name: str, runs_dir: str) -> Path:
@@ -35,21 +34,24 @@ def list_runs(runs_dir: str) -> list[Path]:
 
 
 def summary_of(path: Path) -> dict[str, Any]:
-    """Return a run's summary: the one of its last end, or the facts so far while it runs.
+    """Return a run's summary, by the keys of `Summary`.
+
+    While a run is not over, these are the facts so far, and the last step that it recorded.
 
     Raises `BadInput` if no run can have written the record.
     """
+    return (read_summary(path) or _so_far(path)).to_plain()
+
+
+def _so_far(path: Path) -> Summary:
     lines = _checked(path / METRICS, step=int)
     events = _checked(path / EVENTS, step=int, event=str)
+    start = next((e for e in events if e["event"] == "start"), {})
+    known = {k: v for k, v in start.items() if k in KEYS}
     steps = max((x["step"] for x in lines if "loss" in x), default=0)
-    summary: dict[str, Any] = {"status": "unfinished", "steps": steps}
-    for event in events:
-        if event["event"] == "end":
-            ended = {k: v for k, v in event.items() if k not in ("event", "step")}
-            summary = {"status": "unknown", "steps": steps, **ended}
-        elif event["event"] == "resume":
-            summary = {"status": "unfinished", "steps": steps}
-    return {"name": path.name, **summary}
+    given = {**known, "name": path.name, "directory": str(path), "steps": steps}
+    made: Summary = build(Summary, {**given, "status": UNFINISHED})
+    return made
 
 
 def _checked(path: Path, **keys: type) -> list[dict[str, Any]]:
@@ -61,16 +63,3 @@ def _checked(path: Path, **keys: type) -> list[dict[str, Any]]:
                 shown = json.dumps(to_json(line))
                 raise BadInput(f"{path}: {shown:.60} is no line of a run: {key} is missing")
     return lines
-
-
-def summarize(path: Path) -> dict[str, Any]:
-    """Return the last training loss of a run and the mean of each rate over its record."""
-    lines = [x for x in read_lines(path / METRICS) if "loss" in x]
-    last = lines[-1]["loss"] if lines else None
-    return {"final_loss": last, **{key: means(lines, key) for key in RATES}}
-
-
-def means(lines: Iterable[Mapping[str, Any]], key: str) -> float | None:
-    """Return the mean of a metric over the lines that have it, or None."""
-    found = [x[key] for x in lines if isinstance(x.get(key), int | float)]
-    return sum(found) / len(found) if found else None

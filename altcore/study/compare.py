@@ -110,11 +110,17 @@ class Comparison:
             "optimizer": c.optimizer,
             "learning_rate_factor": self.rates[c.key],
             "diverged": sum(self.outcomes[c.key, s].diverged for s in self.seeds),
+            "learned": self._learned(c.key),
+            "twin_learned": self._learned(twin),
             "gap": plain(estimate(gaps)),
             "frozen": plain(estimate(frozen)),
             "ahead_of_frozen": plain(estimate([f - g for f, g in zip(frozen, gaps, strict=True)])),
             "loss": plain(estimate([self._tail(c.key, s) for s in self.seeds])),
         }
+
+    def _learned(self, key: str) -> int:
+        """Return in how many seeds an arm learned, by the verdict of its runs."""
+        return sum(self.outcomes[key, s].learned is True for s in self.seeds)
 
     def _tail(self, key: str, seed: int) -> float:
         return self.outcomes[key, seed].tail(self.runner.base.max_steps)
@@ -124,6 +130,12 @@ class Comparison:
         found, ahead = row["gap"], row["ahead_of_frozen"]
         if row["diverged"]:
             return f"diverges in {row['diverged']} of {len(self.seeds)}"
+        seeds = len(self.seeds)
+        if row["twin_learned"] < seeds:
+            missing = seeds - row["twin_learned"]
+            return f"cannot be told: the twin did not learn in {missing} of {seeds}"
+        if row["learned"] < seeds:
+            return f"did not learn in {seeds - row['learned']} of {seeds}"
         if row["frozen"]["low"] <= 0:
             return "cannot be told: the twin is not ahead of the frozen control"
         if ahead["low"] <= 0:
@@ -141,6 +153,7 @@ class Comparison:
             name: {
                 "loss": plain(estimate([self._tail(self._twin(name), s) for s in self.seeds])),
                 "learning_rate_factor": self.rates[self._twin(name)],
+                "learned": self._learned(self._twin(name)),
             }
             for name in self.optimizer_keys
         }

@@ -132,6 +132,10 @@ class Explanation:
     def _diverged(self, key: str, seeds: Sequence[int] | None = None) -> int:
         return sum(self.outcomes[key, s].diverged for s in (seeds or self.seeds))
 
+    def _learned(self, key: str, seeds: Sequence[int] | None = None) -> int:
+        """Return in how many seeds an arm learned, by the verdict of its runs."""
+        return sum(self.outcomes[key, s].learned is True for s in (seeds or self.seeds))
+
     def _row(self, key: str, reference: str = "twin") -> dict[str, Any]:
         gaps = self._gaps(key, reference=reference)
         return {**plain(estimate(gaps)), "diverged": self._diverged(key)}
@@ -162,11 +166,15 @@ class Explanation:
         behind = estimate(gaps)
         ahead = estimate([f - g for f, g in zip(frozen, gaps, strict=True)])
         beats = ahead.low > 0 and self._diverged(key, seeds) == 0
+        learned, twin = self._learned(key, seeds), self._learned("twin", seeds)
+        have_learned = learned == twin == len(seeds or self.seeds)
         return {
             "gap": plain(behind),
             "ahead_of_frozen": plain(ahead),
             "beats_frozen": beats,
-            "trains": beats and behind.high <= self.within,
+            "learned": learned,
+            "twin_learned": twin,
+            "trains": beats and have_learned and behind.high <= self.within,
             "distinguishable": behind.low > 0 or self._diverged(key, seeds) > 0,
         }
 

@@ -151,15 +151,22 @@ def comparison(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     head = ["format, recipe, optimizer", "× lr", "gap [95 %]", "p (Holm)", "frozen", "diverged"]
     lines = ["# Comparison", "", *table([*head, ""], rows)]
     twins = [
-        [name, f"{t['learning_rate_factor']:.3g}", interval(t["loss"])]
+        [
+            name,
+            f"{t['learning_rate_factor']:.3g}",
+            interval(t["loss"]),
+            f"{t['learned']} of {seeds}",
+        ]
         for name, t in found["twins"].items()
     ]
-    lines += table(["float32 twin", "× lr", "loss [95 %]"], twins)
+    lines += table(["float32 twin", "× lr", "loss [95 %]", "learned"], twins)
     lines += _cautions(about)
     lines += [
         f"{_runs(about)} Every row ran at the best of 1/3, 1 and 3 times the learning rate "
-        f"{digits(about['learning_rate'])}, chosen on a seed that is in no table. 'Trains' means "
-        f"ahead of the frozen control (whose quantized layers keep their first weights) and within "
+        f"{digits(about['learning_rate'])}, chosen on a seed that is in no table. 'Learned' is the "
+        "verdict of a run's summary, on its validation loss; nothing is said to train or to learn "
+        "unless it and its twin learned with every seed. 'Trains' means ahead "
+        f"of the frozen control (whose quantized layers keep their first weights) and within "
         f"{digits(about['within'])} of the twin.",
     ]
     return "\n".join(lines)
@@ -168,10 +175,18 @@ def comparison(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
 def _conclusion(about: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     full = found["full"]
     distance = f"within {digits(about['within'])} of the float32 twin"
-    if full["trains"]:
+    seeds = len(about["seeds"])
+    if full["twin_learned"] < seeds:
+        missing = f"{seeds - full['twin_learned']} of {seeds} seeds"
+        first = (
+            f"**It cannot be told whether it trains**: the float32 twin did not learn in {missing}"
+        )
+    elif full["trains"]:
         first = f"**It trains**: it beats the frozen control and is {distance}"
     elif not full["distinguishable"]:
         first = "**It cannot be told from the float32 twin** at this size"
+    elif full["learned"] < seeds:
+        first = f"**It did not learn** in {seeds - full['learned']} of {seeds} seeds"
     elif full["beats_frozen"]:
         first = f"**It learns, but is not {distance}**"
     else:

@@ -21,11 +21,10 @@ from altcore.api import train
 from altcore.config import LONGEST_NAME, TrainConfig
 from altcore.errors import AltcoreError
 from altcore.formats import digest
-from altcore.runs import EVENTS, METRICS, read_lines, summary_of
+from altcore.runs import ENDED, EVENTS, METRICS, read_lines, summary_of
 from altcore.study.arms import Arm
 from altcore.study.identity import identity
 
-ENDED = ("finished", "collapsed", "stopped")
 DIVERGED = ("nan_patience", "diverged")
 """Causes of a collapse that mean that the loss left."""
 FACTORS_OF_RATE = (1 / 3, 1.0, 3.0)
@@ -49,6 +48,8 @@ class Outcome:
     """The unigram entropy of the data, where the workload states it."""
     lines: tuple[Mapping[str, Any], ...] = field(repr=False)
     """The lines of metrics, diagnostics included."""
+    learned: bool | None = None
+    """Whether it learned, by the verdict of its summary."""
 
     def tail(self, steps: int) -> float:
         """Return the mean loss of the last tenth, or infinity if the run diverged."""
@@ -168,9 +169,10 @@ def outcome(path: Path, steps: int) -> Outcome:
     causes = {e.get("cause") for e in read_lines(path / EVENTS) if e.get("event") == "collapse"}
     finite = all(map(math.isfinite, losses[-tail_length(steps) :]))
     early = len(losses) < steps
-    entropy = (summary_of(path).get("workload") or {}).get("unigram_entropy")
+    summary = summary_of(path)
+    entropy = summary["workload_facts"].get("unigram_entropy")
     diverged = early or not finite or bool(causes & set(DIVERGED))
-    return Outcome(losses, diverged, entropy, tuple(lines))
+    return Outcome(losses, diverged, entropy, tuple(lines), summary["learned"])
 
 
 def _is_whole(path: Path, steps: int) -> bool:

@@ -96,7 +96,7 @@ def _pilot(config: TrainConfig, arm: Arm, steps: int = PILOT_STEPS) -> tuple[flo
         )
         whole = time.perf_counter() - began
         lines = read_lines(result.run_directory / "timings.jsonl")
-    return whole, [x["seconds"] for x in lines]
+    return whole, [x["step_time_ms"] / 1e3 for x in lines]
 
 
 def steps_within(cost: Cost, minutes: float, runs: int) -> int:

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import click
 import pytest
-from helpers import Starter, events
+from helpers import Starter
 from helpers_cli import TINY, call, environment, run
 
 from altcore.cli import COMMANDS, cli
 from altcore.cli.summary import lines
 from altcore.errors import EXIT_CODES, BadInput, Interrupted, NoSpace, PluginError
 from altcore.registry import KINDS
-from altcore.runs import read_lines
+from altcore.runs import Summary, read_lines
 
 SUBJECT = "import sys; from altcore.cli import main\ntry: main({!r})\nexcept SystemExit: pass\n"
 LOADED = """
@@ -157,7 +157,7 @@ def test_plugins_info_of_a_plugin(capsys):
     assert "weights_before, weights_proposed" in shown
     assert "interval (int, default 50): steps between measurements" in shown
     about = json.loads(call(capsys, "plugins", "info", "ulp-stats", "--json").out)
-    assert about["hooks"] == ["post_step"]
+    assert about["hooks"] == ["post_step", "findings"]
     assert about["needs"] == ["weights_before", "weights_proposed"]
     assert about["settings"] == [
         {"name": "interval", "type": "int", "default": 50, "help": "steps between measurements"}
@@ -207,7 +207,9 @@ def test_runs_list(recorded, capsys):
     assert {r["steps"] for r in rows} == {3}
     table = call(capsys, "runs", "list", "--runs-dir", recorded).out.splitlines()
     assert [line.split()[0] for line in table] == ["name", "first", "second", "third"]
-    assert table[1].split()[1:] == ["finished", "3", f"{rows[0]['val_loss']:.4f}"]
+    assert table[1].split()[1:4] == ["finished", "3", f"{rows[0]['val_loss']:.4f}"]
+    assert table[1].endswith(f"  {rows[0]['verdict']}")
+    assert rows[0]["verdict"] in ("learned", "did not learn")
 
 
 def test_runs_list_of_nothing(tmp_path, capsys):
@@ -226,9 +228,9 @@ def test_runs_show(recorded, capsys):
     data = json.loads(call(capsys, "runs", "show", "third", "--runs-dir", recorded, "--json").out)
     assert data["name"] == "third"
     assert data["steps"] == 3
-    (end,) = events(recorded / "third", "end")
-    assert data["val_loss"] == end["val_loss"]
-    assert data["stored_stall_rate"] == end["stored_stall_rate"]
+    written = json.loads((recorded / "third/summary.json").read_text())
+    assert data == {**written, "directory": f"{recorded}/third"}
+    assert data["verdict"] in shown.out
 
 
 def test_runs_show_a_run_that_has_not_ended(recorded, tmp_path, capsys):
@@ -247,6 +249,7 @@ def test_runs_show_a_run_that_has_not_ended(recorded, tmp_path, capsys):
 # ------------------------------------------------------------------------------ the summary
 
 SUMMARY = {
+    "name": "x",
     "directory": "runs/x",
     "format": "E5M2",
     "recipe": "pure",
@@ -265,19 +268,20 @@ SUMMARY = {
     "shifts": [],
     "collapses": [],
     "reports": [],
-    "workload": {},
+    "verdict": "learned",
 }
 
 
 def told(**changes):
     """Return the summary's lines by name."""
-    return dict(lines({**SUMMARY, **changes}))
+    return dict(lines(Summary(**{**SUMMARY, **changes}).to_plain()))
 
 
 def test_the_summary_says_everything():
     """Steps, losses, stall, overflow, flush, the shares quantized, format shifts and reports."""
     text = told()
     assert text["steps"] == "7"
+    assert text["verdict"] == "learned"
     assert text["final training loss"] == "2.5000"
     assert "2.2500 (best 2.0000; " in text["validation loss"]
     assert "2.1250" in text["validation loss"]
@@ -381,7 +385,7 @@ def test_epochs_from_the_command(tmp_path, capsys, monkeypatch):
     given = [x for key, value in sets.items() for x in ("--set", f"{key}={value}")]
     outcome = call(capsys, "train", "--workload", "resnet18-cifar", *given, "--name", "mine")
     assert outcome.code == 0, outcome.err
-    assert "\nsteps                        2\n" in outcome.out
+    assert "\nsteps                        2 (0.5 epochs)\n" in outcome.out
     outcome = call(capsys, "train", "--resume", "mine", "--set", "epochs=1")
     assert outcome.code == 0, outcome.err
     lines = read_lines(Path("runs/mine/metrics.jsonl"))

@@ -17,6 +17,7 @@ from helpers_configs import CONFIGS, NAMES, held, path
 
 from altcore.config import load_config
 from altcore.errors import Source
+from altcore.runs import summary_of
 from altcore.yaml_files import load_yaml
 
 SHORT = {
@@ -188,13 +189,14 @@ def test_the_script_runs_skips_and_goes_on(script, tmp_path, corpus, capsys):
     runs = tmp_path / "runs"
     one, two = (runs / f"{n}-uniform-3-steps" for n in ("e7m0", "e3m4"))
     report = (runs / "format-experiments-3-steps.md").read_text()
-    assert f"| {one.name} | E7M0 | finished | 3 |" in report
-    assert f"| {two.name} | E3M4 | finished | 3 |" in report
+    for done, fmt in ((one, "E7M0"), (two, "E3M4")):
+        assert f"| {done.name} | {fmt} | {summary_of(done)['verdict']} | 3 |" in report
     assert all("--preset" in a for a in script.asked)
 
     # As if the first had been killed after its second step, and the second before any.
     keep = [x for x in (one / "events.jsonl").open() if '"event": "end"' not in x]
     (one / "events.jsonl").write_text("".join(keep))
+    (one / "summary.json").unlink()
     for cut in (*(one / "checkpoints").glob("step-*3"), *(two / "checkpoints").glob("step-*")):
         shutil.rmtree(cut)
     script.asked.clear()

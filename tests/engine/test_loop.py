@@ -55,6 +55,14 @@ def poison(shelf, *, loss=(), final=(), raw=(), name="poison", scale=math.nan):
     return shelf.install("intervention", name, Poison)
 
 
+def test_a_norm_that_overflows_names_the_largest_gradient(shelf, start):
+    """Its elements are finite, and the sum of their squares is not."""
+    run = start([poison(shelf, raw=[2], scale=1e30)])
+    (nan,) = events(run.run_directory, "nan")
+    assert (nan["what"], nan["value"]) == ("gradient", math.inf)
+    assert nan["layer"] == "transformer.h.0.mlp.c_fc.weight"
+
+
 # ------------------------------------------------------------------------------ the trace
 
 

@@ -1,17 +1,73 @@
 """What a run directory says of its run."""
 
+import json
+import math
+
+import pytest
 from helpers import run_directory
 
-from altcore.runs import summary_of
+from altcore import BadInput
+from altcore.runs import Summary, summary_of
 
 
 def test_a_run_that_is_not_over_says_so(tmp_path):
     """From its metrics while it runs, from its last end afterwards, and anew once resumed."""
     directory = run_directory(tmp_path, name="r")
-    directory.append("events.jsonl", {"step": 0, "event": "start"})
+    directory.append("events.jsonl", {"step": 0, "event": "start", "format": "E4M3"})
     directory.append("metrics.jsonl", {"step": 1, "loss": 2.0})
-    assert summary_of(directory.path) == {"name": "r", "status": "unfinished", "steps": 1}
-    directory.append("events.jsonl", {"step": 2, "event": "end", "status": "finished", "steps": 2})
-    assert summary_of(directory.path)["status"] == "finished"
-    directory.append("events.jsonl", {"step": 2, "event": "resume"})
-    assert summary_of(directory.path)["status"] == "unfinished"
+    where = {"name": "r", "directory": str(directory.path)}
+    going = Summary(**where, status="unfinished", steps=1, format="E4M3").to_plain()
+    assert summary_of(directory.path) == going
+    ended = Summary(**where, status="finished", steps=2, verdict="learned").to_plain()
+    directory.write_json("summary.json", ended)
+    assert summary_of(directory.path) == ended
+    directory.remove("summary.json")
+    assert summary_of(directory.path) == going
+
+
+def test_a_summary_is_where_its_run_is(tmp_path):
+    """A run that was moved or copied has the name and the directory of its new place."""
+    directory = run_directory(tmp_path, name="r")
+    old = Summary(name="old", directory="elsewhere/old", status="finished", steps=2)
+    directory.write_json("summary.json", old.to_plain())
+    found = summary_of(directory.path)
+    assert (found["name"], found["directory"]) == ("r", str(directory.path))
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("{", "Expecting"),
+        ("[]", "not a mapping"),
+        ('{"status": "finished"}', "steps: a value is required"),
+        ('{"status": "finished", "steps": "2"}', "steps"),
+        ('{"status": "finished", "steps": 2, "grade": 1}', "grade: there is no such setting"),
+    ],
+)
+def test_a_summary_that_fits_no_schema_is_refused(text, says, tmp_path):
+    """Named by its file, and what is wrong with it."""
+    directory = run_directory(tmp_path, name="r")
+    directory.write("summary.json", text)
+    with pytest.raises(BadInput, match=r"r/summary\.json is no summary of a run: ") as caught:
+        summary_of(directory.path)
+    assert says in str(caught.value)
+
+
+def test_numbers_that_are_not_finite_are_null(tmp_path):
+    """At any depth: a summary is JSON that everything can read."""
+    directory = run_directory(tmp_path, name="r")
+    made = Summary(
+        name="r",
+        directory="r",
+        status="failed",
+        steps=1,
+        val_loss=math.nan,
+        evaluation={"step": 1, "val_loss": math.inf},
+        collapses=[{"step": 1, "cause": "diverged", "reason": "nan", "loss": -math.inf}],
+    )
+    directory.write_json("summary.json", made.to_plain())
+    plain = json.loads((directory.path / "summary.json").read_text())
+    assert plain["val_loss"] is None
+    assert plain["evaluation"] == {"step": 1, "val_loss": None}
+    assert plain["collapses"][0]["loss"] is None
+    assert plain["collapses"][0]["reason"] == "nan"

@@ -86,6 +86,25 @@ def test_better_and_worse_are_told_by_one_rule():
 def test_it_is_said_where_there_was_nothing_to_lose(low, is_said):
     """A control that learned nothing and is not behind shows that the twin learned nothing."""
     full = {"mean": 0.0, "low": -0.1, "high": 0.1, "diverged": 0}
-    full |= {"trains": False, "distinguishable": False}
-    told = "\n".join(_conclusion({"within": 0.05}, {"full": full, "frozen": {"low": low}}))
+    full |= {"trains": False, "distinguishable": False, "learned": 2, "twin_learned": 2}
+    about = {"within": 0.05, "seeds": [1, 2]}
+    told = "\n".join(_conclusion(about, {"full": full, "frozen": {"low": low}}))
     assert ("nothing to lose" in told) == is_said
+
+
+@pytest.mark.parametrize(
+    ("learned", "twin_learned", "words"),
+    [
+        (2, 2, "**It learns, but is not within 0.05"),
+        (1, 2, "**It did not learn** in 1 of 2 seeds"),
+        (2, 0, "**It cannot be told whether it trains**: the float32 twin did not learn in 2 of 2"),
+    ],
+)
+def test_nothing_trains_that_has_not_learned(learned, twin_learned, words):
+    """Nor is anything said of a format whose twin has not."""
+    full = {"mean": 0.2, "low": 0.1, "high": 0.3, "diverged": 0, "trains": False}
+    full |= {"distinguishable": True, "beats_frozen": True}
+    full |= {"learned": learned, "twin_learned": twin_learned}
+    about = {"within": 0.05, "seeds": [1, 2]}
+    told = _conclusion(about, {"full": full, "frozen": {"low": 0.5}})
+    assert told[0].startswith(words)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -16,6 +16,7 @@ from torch import Tensor
 from altcore.plugin import (
     MeasureTable,
     QuantizedWeight,
+    early_and_late,
     hookimpl,
     nan_where_not_finite,
     on_grid,
@@ -103,6 +104,12 @@ class BitStall:
             ):
                 views.add("view", layer, row)
         return stored.measures() | views.measures()
+
+    @hookimpl
+    def findings(self, history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Say which share of the updates moved nothing, early and late."""
+        shares = {kind: f"{kind}_stall_share" for kind in ("stored", "view")}
+        return early_and_late(history, "updates that moved nothing", shares)
 
 
 def decay_rate(optimizer: torch.optim.Optimizer, group: Mapping[str, Any]) -> float:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import torch
@@ -11,6 +11,7 @@ from attrs.validators import ge
 from torch import Tensor
 
 from altcore.plugin import (
+    early_and_late,
     hookimpl,
     interval_width_of,
     join_moments,
@@ -84,6 +85,12 @@ class GradStiffness:
             numbers = torch.count_nonzero(below), torch.count_nonzero(update)
             table.add(weight.kind, weight.name, *numbers)
         return table.measures()
+
+    @hookimpl
+    def findings(self, history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Say which share of the gradients is smaller than the grid's interval."""
+        shares = {kind: f"{kind}_below_share" for kind in ("stored", "view")}
+        return early_and_late(history, "gradients below the stiffness", shares)
 
 
 def comoments(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from altcore.plugin import (
     MeasureTable,
+    early_and_late,
     hookimpl,
     interval_width_of,
     inverse_scale,
@@ -74,6 +75,12 @@ class GridAlignment:
                 error.numel() - torch.count_nonzero(error),
             )
         return table.measures()
+
+    @hookimpl
+    def findings(self, history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Say how far the weights are from their grid, early and late."""
+        means = {f"{kind}, ULPs": f"{kind}_ulp_mean" for kind in ("stored", "view")}
+        return early_and_late(history, "distance to the grid", means)
 
 
 def _join(rows: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,6 +16,7 @@ from altcore.plugin import (
     active_quantizers,
     compute_dtype,
     count_small,
+    early_and_late,
     hookimpl,
     inverse_scale,
     last_input,
@@ -78,6 +80,12 @@ class Overflow:
             is_known = signal > 0
             found.add("sqnr_db", quantizer, torch.where(is_known, noise / signal, 0.0), is_known)
         return found.measures()
+
+    @hookimpl
+    def findings(self, history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Say what rounding loses at both ends of the range, early and late."""
+        ends = ("overflow", "clip", "underflow", "flush")
+        return early_and_late(history, "lost values", {end: f"{end}_share" for end in ends})
 
 
 @attrs.define(eq=False)

@@ -8,7 +8,8 @@ its update, a view that does not move is only late.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from altcore.plugin import (
+    early_and_late,
     hookimpl,
     nan_where_not_finite,
     on_grid,
@@ -81,6 +83,15 @@ class UlpStats:
                 for key, value in statistics(own).items():
                     measures[f"{kind}_{key}/{layer}"] = value
         return measures
+
+    @hookimpl
+    def findings(self, history: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Say how far updates move the weights, early and late; the worst layer moves least."""
+        title, kinds = "movement of the weights", ("stored", "view")
+        means = {f"{kind}, ULPs": f"{kind}_mean" for kind in kinds}
+        unmoved = {f"{kind}, share at 0": f"{kind}_zero_share" for kind in kinds}
+        rows = early_and_late(history, title, means, worst=min)
+        return rows + early_and_late(history, title, unmoved)
 
 
 def distance_counts(before: Tensor, after: Tensor, fmt: Format, scale: Tensor | None) -> Tensor:

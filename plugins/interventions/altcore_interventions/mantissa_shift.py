@@ -114,10 +114,12 @@ class MantissaShift:
     the rule of the original experiments: the views of float32 masters stalled over
     ``stall_window`` recorded steps after warm-up, at a learning rate of at least half its peak,
     and the training loss did not improve by two standard errors. No update is lost then, and the
-    run may well learn: it is no collapse. If no format
-    that is to be shifted has a next one and at least one is at the chain's end (``none``), the
-    run is stopped. A format that the chain does not mention stays as it is; for it the plugin has
-    no opinion.
+    run may well learn: it is no collapse. A format that the chain does not mention stays as it is;
+    for it the plugin has no opinion.
+
+    If no format that is to be shifted has a next one and at least one is at the chain's end
+    (``none``), non-finite steps stop the run. A stall there is a ``warning``, told once for a
+    recipe, and the run goes on.
 
     Chains: ``original`` is that of the original experiments, E7M0 → E5M2, E1M6 and E0M7 → E3M4,
     E3M4 → E5M2; ``mantissa`` goes to more mantissa bits at each step, E7M0 → E5M2 → E4M3 → E3M4 →
@@ -177,6 +179,8 @@ class MantissaShift:
     done: dict[str, int] = field(init=False, factory=lambda: dict.fromkeys(CAUSES, 0))
     """Changes of recipe that were carried out, by cause."""
     views: ViewStall = field(init=False, factory=ViewStall)
+    has_told_end: bool = field(init=False, default=False)
+    """Whether a stall at the chain's end was told, of this recipe."""
 
     def __attrs_post_init__(self) -> None:
         given: Any = self.chain  # as the converter made it
@@ -277,6 +281,7 @@ class MantissaShift:
             self.done[self.cause] += 1
         if event["event"] in ("recipe", "rollback"):
             self.views = ViewStall(since=event["step"])
+            self.has_told_end = False
 
     def _shift(self, run: Run, cause: str, why: str, guilty: list[str]) -> Action | None:
         if self.asked is not None:
@@ -293,7 +298,12 @@ class MantissaShift:
             return self._propose(possible, why)
         if held:
             ends = ", ".join(dict.fromkeys(s.format for s in held))
-            return Stop(reason=f"{why}; the chain of formats ends at {ends}")
+            why = f"{why}; the chain of formats ends at {ends}"
+            if cause == "nonfinite":
+                return Stop(reason=why)
+            if not self.has_told_end:
+                self.has_told_end = True
+                run.emit("warning", message=f"{self.name}: {why}; the run goes on")
         return None
 
     def _propose(self, several: list[Shift], why: str) -> ChangeRecipe:
@@ -321,6 +331,7 @@ class MantissaShift:
             "asked": [asked.format, list(asked.layers), list(asked.roles)] if asked else [],
             "done": dict(self.done),
             "views": self.views.state_dict(),
+            "has_told_end": self.has_told_end,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -330,6 +341,7 @@ class MantissaShift:
         self.waiting = [_shift_of(plain) for plain in state["waiting"]]
         self.asked = _shift_of(state["asked"]) if state["asked"] else None
         self.views.load_state_dict(state["views"])
+        self.has_told_end = state["has_told_end"]
 
 
 def overflowing_layers(run: Run) -> list[str]:

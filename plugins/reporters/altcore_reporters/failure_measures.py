@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from altcore_reporters.failure_samples import STOCHASTIC
-from altcore_reporters.markdown import AMAX, MISSING, is_finite, number, rate, some, table, text
+from altcore_reporters.markdown import AMAX, is_finite, number, rate, some, table, text
 
 Event = Mapping[str, Any]
 
@@ -33,7 +33,9 @@ def readings(event: Event) -> list[str]:
         found.append(f"{len(zero)} of {len(gradients)} gradients are zero everywhere{which}.")
         broken = [n for n, g in gradients.items() if not is_finite(g["norm"])]
         if broken:
-            found.append(f"{len(broken)} of {len(gradients)} gradients are not finite.")
+            found.append(
+                f"{len(broken)} of {len(gradients)} gradients are not finite: {some(broken)}."
+            )
     met = [r for r in rows if r.get("elements")]
     if met:
         worst = max(met, key=lambda r: r["flushed"] / r["elements"])
@@ -47,17 +49,17 @@ def readings(event: Event) -> list[str]:
         found.append(f"{rate(share)} of what could overflow did.")
     elif met:
         found.append("Nothing could overflow: every scale follows the tensor's largest magnitude.")
-    return [text(sentence) for sentence in found] or [f"{MISSING}"]
+    return [text(sentence) for sentence in found]
 
 
 def gradients(event: Event) -> list[str]:
-    """Return a table of the gradients, those with most zeros first."""
+    """Return a table of the gradients: those that are not finite, then those with most zeros."""
     found = event.get("gradients")
     if not found:
-        return [MISSING.capitalize() + "."]
-    worst = sorted(found.items(), key=lambda item: -item[1]["zero_share"])
+        return []
+    worst = sorted(found.items(), key=lambda x: (is_finite(x[1]["norm"]), -x[1]["zero_share"]))
     rows = [(text(n), rate(g["zero_share"]), number(g["norm"])) for n, g in worst]
-    return _worst(("parameter", "zero elements", "norm"), rows)
+    return _worst(("parameter", "zero elements", "norm, after clipping"), rows)
 
 
 def stalls(event: Event) -> list[str]:
@@ -70,7 +72,7 @@ def stalls(event: Event) -> list[str]:
                 share = row["stalled"] / row[key] if row[key] else None
                 rows.append((share, (text(row["layer"]), kind, str(row[key]), rate(share))))
     if not rows:
-        return [MISSING.capitalize() + "."]
+        return []
     rows.sort(key=lambda r: -1.0 if r[0] is None else r[0], reverse=True)
     return [
         "As of the last update that was measured. A stored weight that stalls has lost its update, "
@@ -85,7 +87,7 @@ def losses(event: Event) -> list[str]:
     """Return a table of what quantization lost, by layer and operand."""
     met = [r for r in event.get("layers") or [] if r.get("elements")]
     if not met:
-        return [MISSING.capitalize() + "."]
+        return []
     met.sort(key=lambda r: -(r["flushed"] + (r["overflow"] or 0)) / r["elements"])
     rows = [
         (

@@ -1,8 +1,9 @@
 """The reporter ``failure-report``: where training broke, and what was measured there.
 
-It is written from the run's own record, so it can be written again at any time. What was not
-measured is called not available, never 0; what a report says follows from the measurements,
-never from a format's name.
+It is written from the run's own record, so it can be written again at any time. It begins with the
+conclusion and has a section for each cause. What was not measured is left out, and one line says
+which plugin would measure it; what a report says follows from the measurements, never from a
+format's name.
 """
 
 from __future__ import annotations
@@ -18,7 +19,13 @@ from attrs import field
 
 from altcore.plugin import EVENTS, METRICS, hookimpl, read_lines, read_mapping, summary_of
 from altcore_reporters.failure_measures import gradients, losses, readings, stalls
-from altcore_reporters.failure_samples import interpretation, samples, sparsity, unmoved
+from altcore_reporters.failure_samples import (
+    interpretation,
+    not_measured,
+    samples,
+    sparsity,
+    unmoved,
+)
 from altcore_reporters.markdown import (
     MISSING,
     number,
@@ -43,12 +50,14 @@ CAUSES = {
     "stopped": "a plugin stopped the run in a step that was not finite",
 }
 
+SHARES = ("parameter_share", "flop_share")
+
 Event = Mapping[str, Any]
 
 
 @attrs.define(eq=False)
 class FailureReport:
-    """Writes ``reports/failure.md``, with a section for every collapse of the run.
+    """Writes ``reports/failure.md``, with a section for every cause of a collapse of the run.
 
     A Stop in a step that was not finite counts as one. The file is written after each verdict on
     a collapse and again at the end, when it is known what became of the run.
@@ -129,17 +138,23 @@ class Record:
             title += f"{found[0][0]['cause']} at step {found[0][0]['step']}"
         else:
             title += "no collapse was recorded"
-        sections = [[title], self._head(), self._summary()]
+        by_cause: dict[str, list[tuple[Event, Event | None]]] = {}
         for event, verdict in found:
-            sections += self._breakdown(event, verdict)
+            by_cause.setdefault(event["cause"], []).append((event, verdict))
+        firsts = [several[0][0] for several in by_cause.values()]
+        sections = [[title], self._conclusion(firsts), self._head(), self._summary()]
+        for several in by_cause.values():
+            sections += self._breakdown(several)
         if not found:
             end = math.inf
-            sections += [
-                ["## Last steps", "", *self._last_steps(end)],
-                ["## Gradients and the grid", "", *sparsity(self.metrics, end)],
-                ["## Zero-update regions", "", *unmoved(self.metrics, end)],
-                ["## The last samples of the diagnostics", "", *samples(self.metrics, end)],
-            ]
+            sections += measured(
+                ("## Last steps", self._last_steps(end)),
+                ("## Gradients and the grid", sparsity(self.metrics, end)),
+                ("## Zero-update regions", unmoved(self.metrics, end)),
+                ("## The last samples of the diagnostics", samples(self.metrics, end)),
+            )
+        if missing := not_measured(self.metrics):
+            sections.append(["## Not measured", "", missing])
         if warnings := self._all("warning"):
             rows = [(str(e["step"]), text(e["message"])) for e in warnings]
             sections.append(["## Warnings: no collapse", "", *table(("step", ""), rows)])
@@ -162,6 +177,25 @@ class Record:
 
     # The whole run ---------------------------------------------------------------------------
 
+    def _conclusion(self, events: Sequence[Event]) -> list[str]:
+        """Say how the run went, and what the measurements mean, cause by cause."""
+        verdict = self.summary["verdict"] or "not over when this was written"
+        lines = ["## Conclusion", "", f"**{text(verdict)}**."]
+        for event in events:
+            cause = text(CAUSES.get(event["cause"], event["cause"]))
+            lines += ["", f"Step {event['step']}, {cause}:", ""]
+            lines += interpretation(event, self.metrics, self.config)
+            lines += [f"- {text(_not_finite(e))}" for e in self._streak(event["step"])[:1]]
+        return lines
+
+    def _streak(self, step: int) -> list[Event]:
+        """Return what was not finite up to a step: the last of it, on consecutive steps."""
+        met = [e for e in self._all("nan") if e["step"] <= step]
+        first = max(0, len(met) - 1)
+        while first and met[first - 1]["step"] == met[first]["step"] - 1:
+            first -= 1
+        return met[first:]
+
     def _head(self) -> list[str]:
         recipe = self.config.get("recipe")
         if isinstance(recipe, dict):
@@ -176,11 +210,12 @@ class Record:
         for shift in self._all("recipe"):
             to = ", ".join(shift["to"]) or "none"
             rows[f"formats from step {shift['step'] + 1}"] = f"{to} (by {shift['plugin']})"
-        return table(("", ""), [(k, text(v)) for k, v in rows.items()])
+        return table(("", ""), [(k, text(v)) for k, v in rows.items() if v is not None])
 
     def _summary(self) -> list[str]:
         own = self.summary
-        share = {k: own.get(k, self.environment.get(k)) for k in ("parameter_share", "flop_share")}
+        about = self.environment
+        share = {k: own[k] if own[k] is not None else about.get(k) for k in SHARES}
         rows = [
             ("steps (batches drawn)", f"{text(own['steps'])} of {text(self.config['max_steps'])}")
             if "max_steps" in self.config
@@ -201,7 +236,7 @@ class Record:
             ("overflow, mean of recorded steps", overflow(own)),
             ("flushed to zero, mean of recorded steps", rate(own.get("flushed_rate"))),
         ]
-        return ["## Summary", "", *table(("", ""), rows)]
+        return ["## Summary", "", *table(("", ""), [r for r in rows if r[1] != MISSING])]
 
     def _shifted(self, key: str) -> str:
         shifts = self.summary.get("shifts")
@@ -229,80 +264,66 @@ class Record:
 
     # One collapse ----------------------------------------------------------------------------
 
-    def _breakdown(self, event: Event, verdict: Event | None) -> list[list[str]]:
+    def _breakdown(self, several: Sequence[tuple[Event, Event | None]]) -> list[list[str]]:
+        """Return the sections of one cause: its first collapse, and when it came again."""
+        (event, verdict), *again = several
         step = event["step"]
-        return [
-            [
-                f"## Step {step}: {text(CAUSES.get(event['cause'], event['cause']))}",
-                "",
-                f"{text(event['reason'])}.",
-            ],
-            ["### What was measured", "", *[f"- {x}" for x in readings(event)]],
-            ["### What was not finite first", "", *self._nonfinite(step)],
-            ["### Gradients", "", *gradients(event)],
-            ["### Updates that moved nothing, by layer", "", *stalls(event)],
-            ["### Lost in quantization, by layer", "", *losses(event)],
-            ["### Gradients and the grid", "", *sparsity(self.metrics, step)],
-            ["### Zero-update regions", "", *unmoved(self.metrics, step)],
-            [f"### The last {LAST_STEPS} recorded steps", "", *self._last_steps(step)],
-            ["### The last samples of the diagnostics", "", *samples(self.metrics, step)],
-            ["### What was proposed, and what was done", "", *self._done(event, verdict)],
-            ["### What this says", "", *interpretation(event, self.metrics, self.config)],
+        about = f"## Step {step}: {text(CAUSES.get(event['cause'], event['cause']))}"
+        rows = [
+            (str(e["step"]), text(e["reason"]), text(v["outcome"]) if v else "") for e, v in again
         ]
+        repeats = table(("step", "reason", "outcome"), rows) if rows else []
+        return measured(
+            (about, [f"{text(event['reason'])}."]),
+            ("### What was measured", [f"- {x}" for x in readings(event)]),
+            ("### What was not finite first", self._nonfinite(step)),
+            ("### Gradients", gradients(event)),
+            ("### Updates that moved nothing, by layer", stalls(event)),
+            ("### Lost in quantization, by layer", losses(event)),
+            ("### Gradients and the grid", sparsity(self.metrics, step)),
+            ("### Zero-update regions", unmoved(self.metrics, step)),
+            (f"### The last {LAST_STEPS} recorded steps", self._last_steps(step)),
+            ("### The last samples of the diagnostics", samples(self.metrics, step)),
+            ("### What was proposed, and what was done", self._done(event, verdict)),
+            ("### The same cause again", repeats),
+        )
 
     def _nonfinite(self, step: int) -> list[str]:
         met = [e for e in self._all("nan") if e["step"] <= step]
         if not met:
-            return ["Nothing: every step so far was finite."]
-        first = last = len(met) - 1
-        while first and met[first - 1]["step"] == met[first]["step"] - 1:
-            first -= 1
+            return []
+        several = self._streak(step)
         head = ("step", "what", "layer", "operand", "value")
-        shown = dict.fromkeys((first, last))
-        rows = [tuple(text(met[i].get(k)) for k in head) for i in shown]
-        streak = last - first + 1
-        several = f"the first and the last of {streak} consecutive ones" if streak > 1 else "one"
-        when = "now" if met[last]["step"] == step else f"last at step {met[last]['step']}"
+        shown = several if len(several) == 1 else (several[0], several[-1])
+        rows = [tuple(text(e.get(k)) for k in head) for e in shown]
+        of = f"the first and the last of {len(several)} consecutive ones"
+        which = of if len(several) > 1 else "one"
+        when = "now" if met[-1]["step"] == step else f"last at step {met[-1]['step']}"
         return [
-            f"Non-finite steps so far: {len(met)}; {when}, {several}:",
+            f"Non-finite steps so far: {len(met)}; {when}, {which}:",
             "",
             *table(head, rows),
         ]
 
     def _last_steps(self, step: float) -> list[str]:
         lines = [line for line in self.metrics if line["step"] <= step][-LAST_STEPS:]
-        if not lines:
-            return [MISSING.capitalize() + "."]
-        head = (
-            "step",
-            "loss",
-            "gradient norm",
-            "learning rate",
-            "stored stall",
-            "view stall",
-            "overflow",
-            "flushed",
-            "",
-        )
-        rows = [
-            (
-                str(x["step"]),
-                number(x["loss"]),
-                number(x.get("grad_norm")),
-                number(x.get("learning_rate")),
-                rate(x.get("stored_stall_rate")),
-                rate(x.get("view_stall_rate")),
-                overflow(x),
-                rate(x.get("flushed_rate")),
-                "discarded" if x.get("discarded") else "",
-            )
-            for x in lines
-        ]
-        return table(head, rows)
+        columns = {
+            "step": [str(x["step"]) for x in lines],
+            "loss": [number(x["loss"]) for x in lines],
+            "gradient norm, raw": [number(x.get("grad_norm")) for x in lines],
+            "learning rate": [number(x.get("learning_rate")) for x in lines],
+            "stored stall": [rate(x.get("stored_stall_rate")) for x in lines],
+            "view stall": [rate(x.get("view_stall_rate")) for x in lines],
+            "overflow": [overflow(x) for x in lines],
+            "flushed": [rate(x.get("flushed_rate")) for x in lines],
+            "": ["discarded" if x.get("discarded") else "" for x in lines],
+        }
+        kept = {name: own for name, own in columns.items() if set(own) - {MISSING, ""}}
+        return table(tuple(kept), list(zip(*kept.values(), strict=True))) if lines else []
 
     def _done(self, event: Event, verdict: Event | None) -> list[str]:
         if verdict is None:
-            return [MISSING.capitalize() + "."]
+            return []
         proposals = [(p, "chosen") for p in verdict["chosen"]]
         proposals += [(p, f"refused: {p['why']}") for p in verdict["refused"]]
         rows = [
@@ -320,6 +341,11 @@ class Record:
 
     def _all(self, kind: str) -> list[Event]:
         return [e for e in self.events if e["event"] == kind]
+
+
+def measured(*sections: tuple[str, Sequence[str]]) -> list[list[str]]:
+    """Return the sections that have anything, each under its heading."""
+    return [[heading, "", *lines] for heading, lines in sections if lines]
 
 
 def happened(events: Iterable[Event]) -> list[Event]:
@@ -348,6 +374,13 @@ def _consequence(event: Event) -> str:
     worst = f"; largest relative error of re-encoding {max(errors):.3g}" if errors else ""
     to = ", ".join(event["to"]) or "none"
     return f"formats {', '.join(event['from'])} -> {to} by {event['plugin']}{worst}"
+
+
+def _not_finite(nan: Event) -> str:
+    """Say what was not finite first, and where."""
+    where = f" of {nan['layer']}" if nan.get("layer") else ""
+    operand = f" ({nan['operand']})" if nan.get("operand") else ""
+    return f"At step {nan['step']} the {nan['what']}{where}{operand} was not finite first."
 
 
 def _is_stop(verdict: Event) -> bool:

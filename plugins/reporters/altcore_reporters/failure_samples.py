@@ -1,7 +1,7 @@
 """What diagnostics measured before a run broke, and what follows from it.
 
 Measures are read from the record by their names; a diagnostic that was not active leaves its part
-not available.
+out.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from altcore_reporters.markdown import MISSING, number, rate, table, text
+from altcore_reporters.markdown import number, rate, table, text
 
 Line = Mapping[str, Any]
 
@@ -26,13 +26,21 @@ COLUMNS = {
     "gradients below stiffness": "grad-stiffness/{}_below_share",
 }
 """A sample's columns, and the measures that they show."""
+DIAGNOSTICS = {
+    "grad-stiffness": "gradients below the stiffness",
+    "ulp-stats": "movement of the weights in ULPs",
+    "bit-stall": "why updates stalled",
+    "stiffness": "the grid's interval at the weights",
+    "grid-alignment": "distance to the grid",
+}
+"""The plugins whose measures a report shows, and what they are."""
 
 
 def sparsity(lines: Sequence[Line], step: float) -> list[str]:
     """Say how many gradients are smaller than the grid's interval at their weight."""
     found = last(lines, step, "grad-stiffness/{}_below_share")
     if not found:
-        return [f"Share below the stiffness: {MISSING} (diagnostic grad-stiffness)."]
+        return []
     rows = [
         (kind, str(at), rate(share), "**CRITICAL**" if share > CRITICAL else "")
         for kind, at, share in found
@@ -57,7 +65,7 @@ def unmoved(lines: Sequence[Line], step: float) -> list[str]:
         if x is not None
     ]
     if not rows:
-        return [f"{MISSING.capitalize()}."]
+        return []
     return table(("weights", "step", "nonzero updates that stalled"), rows)
 
 
@@ -74,10 +82,19 @@ def samples(lines: Sequence[Line], step: float) -> list[str]:
                 ]
                 rows.append((str(line["step"]), kind, *shown))
     if not rows:
-        return [f"{MISSING.capitalize()}: no diagnostic of these was active."]
+        return []
     steps = list(dict.fromkeys(r[0] for r in rows))[:SAMPLES]
     kept = [r for r in reversed(rows) if r[0] in steps]
     return table(("step", "weights", *COLUMNS), kept)
+
+
+def not_measured(lines: Sequence[Line]) -> str:
+    """Return which plugins would have measured what the report leaves out, in one line."""
+    known = {key.partition("/")[0] for line in lines for key in line if "/" in key}
+    missing = [f"{what} (`{name}`)" for name, what in DIAGNOSTICS.items() if name not in known]
+    if not missing:
+        return ""
+    return f"{'; '.join(missing)}. Add a plugin with `--plugin NAME`."
 
 
 def last(lines: Sequence[Line], step: float, pattern: str) -> list[tuple[str, int, float]]:

@@ -348,7 +348,7 @@ def test_views_are_left_alone_while_the_loss_falls():
 
 def test_views_in_a_new_format_are_judged_by_their_own_steps():
     """The window begins anew, after the step of the change, whose line comes later."""
-    bench = Bench({"weight": "E3M4"}, stall_of="view")
+    bench = Bench({"weight": "E3M4"}, stall_of="view", chain="range")
     found = []
     for step in range(1, 20):
         if bench.good(step):
@@ -356,6 +356,25 @@ def test_views_in_a_new_format_are_judged_by_their_own_steps():
             bench.plugin.on_event({"event": "recipe", "plugin": "mantissa-shift", "step": step})
         bench.record(step)
     assert found == [8, 14]
+
+
+@pytest.mark.parametrize("stall_of", ["view", "stored"])
+def test_a_stall_at_the_end_of_the_chain_goes_on(stall_of):
+    """The run may well learn: it is told once for a recipe, and nothing stops."""
+    bench = Bench("E5M2" if stall_of == "stored" else {"weight": "E5M2"}, stall_of=stall_of)
+    for step in range(1, 20):
+        assert bench.good(step) is None
+        assert bench.collapse() is None
+        bench.record(step)
+    (told,) = bench.warnings
+    assert "mantissa-shift: a stall rate of 90.0%" in told
+    assert told.endswith("the chain of formats ends at E5M2; the run goes on")
+    again = build(MantissaShift, {"stall_of": stall_of}, "mantissa-shift")
+    again.load_state_dict(bench.plugin.state_dict())
+    bench.plugin = again
+    assert bench.collapse() is None
+    assert len(bench.warnings) == 1
+    assert isinstance([bench.nan(step) for step in (20, 21, 22)][-1], Stop)
 
 
 def test_only_guilty_layers_of_a_stall_of_views():
@@ -481,6 +500,12 @@ def test_in_a_run(tmp_path):
     shifts = [(s["step"], s["from"], s["to"]) for s in result.summary["shifts"]]
     assert shifts == [(3, ["E1M6"], ["E3M4"]), (5, ["E3M4"], ["E5M2"])]
     assert all(s["plugin"] == "mantissa-shift" for s in result.summary["shifts"])
+    assert result.summary["stopped_by"] == "mantissa-shift"
+    assert (result.failure_step, result.failure_reason) == (7, result.summary["stop_reason"])
+    assert "the chain of formats ends at E5M2" in result.failure_reason
+    assert result.final_loss == result.metrics_history[0]["loss"]
+    how = "did not learn: 6 of 7 steps discarded; stopped by mantissa-shift at step 7"
+    assert result.verdict == how
 
 
 def test_a_run_survives_activations_beyond_the_range(shelf, start):

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import altcore
-from altcore.runs import to_json
+from altcore.runs import Summary, to_json
 from altcore_reporters.failure_report import FailureReport, number, rate, text
 from altcore_reporters.failure_samples import interpretation
 
@@ -157,7 +157,12 @@ def test_tells_what_was_recorded(tmp_path):
     assert "25.00% of what was quantized was flushed to zero" in measured
     assert "Nothing could overflow" in measured
 
-    assert section(report, "What was not finite first") == "Nothing: every step so far was finite."
+    assert "not finite first" not in report
+    conclusion = section(report, "Conclusion")
+    assert report.index("## Conclusion") < report.index("| format |")
+    assert "Step 12, most updates of stored weights moved nothing" in report
+    assert "- The update is lost: 90.00% of the nonzero updates" in report
+    assert conclusion.startswith("**not over when this was written**.")
     assert cells(section(report, "Gradients")) == [
         ["h.1.weight", "100.00%", "0"],
         ["h.0.weight", "12.50%", "2.5"],
@@ -169,17 +174,14 @@ def test_tells_what_was_recorded(tmp_path):
     assert cells(section(report, "Lost in quantization")) == [
         ["h.0", "activation@fwd", "E3M4", "25.00%", "n/a (amax)", "0"]
     ]
-    last = cells(section(report, "The last 10 recorded steps"))
+    block = section(report, "The last 10 recorded steps")
+    head = [cell.strip() for cell in block.splitlines()[0].strip("|").split("|")]
+    named = ["gradient norm, raw", "learning rate", "stored stall", "overflow", "flushed"]
+    assert head == ["step", "loss", *named]  # no view stall: there is none
+    last = cells(block)
     assert [row[0] for row in last] == [str(s) for s in range(3, 13)]
-    assert last[-1][1:8] == [
-        "3.8",
-        "2",
-        "0.001",
-        "12.00%",
-        "not available",
-        "n/a (amax)",
-        "25.00%",
-    ]
+    assert last[-1][1:] == ["3.8", "2", "0.001", "12.00%", "n/a (amax)", "25.00%"]
+    assert "norm, after clipping" in section(report, "Gradients")
     done = section(report, "What was proposed")
     assert cells(done) == [
         [
@@ -197,8 +199,8 @@ def test_tells_what_was_recorded(tmp_path):
         assert words in environment
 
 
-def test_what_was_not_measured_is_not_available(tmp_path):
-    """From a bare record nothing is made up: no rate is 0, and no part is silently missing."""
+def test_what_was_not_measured_is_left_out(tmp_path):
+    """From a bare record nothing is made up: no rate is 0, and one line names the plugins."""
     bare = {"step": 3, "event": "collapse", "cause": "diverged", "reason": "the loss went up"}
     report = render(tmp_path, [bare], [], config={})
     for title in (
@@ -208,22 +210,27 @@ def test_what_was_not_measured_is_not_available(tmp_path):
         "Lost in quantization",
         "The last 10 recorded steps",
         "What was proposed",
-        "Environment",
     ):
-        assert "not available" in section(report, title).lower(), title
+        assert title not in report
     rows = dict(cells(section(report, "Summary")))
-    assert rows.pop("steps (batches drawn)") == "0"
-    assert rows.pop("discarded steps") == "0"
-    assert set(rows.values()) == {"not available"}
+    assert set(rows) == {"steps (batches drawn)", "discarded steps", "shifted to", "shift step"}
+    assert {rows["shifted to"], rows["shift step"]} == {"no shift"}
     assert "%" not in report
+    missing = section(report, "Not measured")
+    for plugin in ("grad-stiffness", "ulp-stats", "bit-stall", "stiffness", "grid-alignment"):
+        assert f"(`{plugin}`)" in missing
+    assert "\n" not in missing
+    assert "do not single out a cause" in report
+    some = [{"step": 2, "loss": 1.0, "ulp-stats/view_mean": 0.5}]
+    assert "ulp-stats" not in section(render(tmp_path / "seen", [bare], some), "Not measured")
 
 
 def test_rates_of_an_unquantized_run_are_not_available(tmp_path):
     """Overflow is n/a (amax) where quantizers met values, not available where there are none."""
     report = render(tmp_path, [COLLAPSE], [line(11), line(12, flushed_rate=0.0)])
     last = cells(section(report, "The last 10 recorded steps"))
-    assert last[0][4:8] == ["not available"] * 4
-    assert last[1][4:8] == ["not available", "not available", "n/a (amax)", "0.00%"]
+    assert last[0][4:6] == ["not available"] * 2
+    assert last[1][4:6] == ["n/a (amax)", "0.00%"]
 
 
 def test_stochastic_rounding_is_told_apart(tmp_path):
@@ -298,9 +305,30 @@ def test_says_what_was_not_finite_first(tmp_path):
     ]
     last = cells(section(report, "The last 10 recorded steps"))
     assert (last[0][1], last[0][-1]) == ("nan", "discarded")
+    named = "At step 11 the gradient of h.0.weight (gradient@dgrad) was not finite first."
+    assert named in report.partition("## Summary")[0]
 
 
-def test_every_collapse_has_a_section(tmp_path):
+def test_an_infinite_gradient_is_named(tmp_path):
+    """It comes before the zeros, and is named among the readings."""
+    gradients = {**COLLAPSE["gradients"], "h.2.weight": {"zero_share": 0.0, "norm": float("inf")}}
+    report = render(tmp_path, [{**COLLAPSE, "gradients": gradients}])
+    said = section(report, "What was measured")
+    assert "1 of 3 gradients are not finite: h.2.weight." in said
+    assert cells(section(report, "Gradients"))[0] == ["h.2.weight", "0.00%", "inf"]
+
+
+def test_one_cause_has_one_section(tmp_path):
+    """When it comes again, it is listed there."""
+    again = {**COLLAPSE, "step": 20, "reason": "once more"}
+    verdict = {**VERDICT, "step": 20, "chosen": [], "refused": [], "outcome": "recorded"}
+    report = render(tmp_path, [COLLAPSE, VERDICT, again, verdict])
+    assert report.count("## Step ") == 1
+    rows = cells(section(report, "The same cause again"))
+    assert rows == [["20", "once more", "recorded"]]
+
+
+def test_every_cause_has_a_section(tmp_path):
     """A run that went on and broke again keeps both, each with its own verdict and steps."""
     later = {**COLLAPSE, "step": 20, "cause": "diverged", "reason": "again"}
     verdict = {**VERDICT, "step": 20, "chosen": [], "refused": [], "outcome": "recorded"}
@@ -397,8 +425,10 @@ def test_numbers_in_words():
 
 def test_a_run_that_fails_on_a_collapse_is_reported(tmp_path):
     """Where no verdict came, because the plugins broke or disagreed, the end writes the report."""
-    end = {"step": 12, "event": "end", "status": "failed", "steps": 12, "reports": []}
+    end = {"step": 12, "event": "end", "status": "failed", "verdict": "failed at step 12"}
     folder = record(tmp_path / "run", [COLLAPSE, end])
+    made = Summary(name="run", directory="", status="failed", steps=12, verdict=end["verdict"])
+    (folder / "summary.json").write_text(json.dumps(made.to_plain()))
     (folder / "reports").mkdir()
     run = SimpleNamespace(directory=folder, reports_dir=folder / "reports", reports=[])
     plugin = FailureReport()
@@ -406,7 +436,8 @@ def test_a_run_that_fails_on_a_collapse_is_reported(tmp_path):
         plugin.on_event(run, event)
     report = (folder / "reports" / "failure.md").read_text()
     assert ["status", "failed"] in cells(report)
-    assert section(report, "What was proposed") == "Not available."
+    assert "What was proposed" not in report
+    assert section(report, "Conclusion").startswith("**failed at step 12**.")
 
 
 TINY = {
@@ -462,7 +493,8 @@ def test_a_plugin_stops_a_run_that_is_not_finite(tmp_path):
     report = result.failure_report_path.read_text()
     assert "stopped at step 3\n" in report
     assert "the chain of formats ends at E5M2" in section(report, "What was proposed")
-    assert section(report, "Gradients") == "Not available."
+    assert "### Gradients\n" not in report
+    assert section(report, "Conclusion").startswith("**did not learn: 2 of 3 steps discarded;")
 
 
 def test_a_run_that_trains_has_no_report(tmp_path):
@@ -508,7 +540,7 @@ def test_samples_come_from_the_diagnostics():
     core = [{"step": 3, "loss": 1.0, "stored_stall_rate": 0.7}]
     assert "| stored | 3 | 70.00% |" in unmoved(core, 8)
     for empty in (samples, sparsity, unmoved):
-        assert "vailable" in empty([{"step": 1, "loss": 1.0}], 8)[0]
+        assert empty([{"step": 1, "loss": 1.0}], 8) == []
 
 
 def test_the_interpretation_rests_on_measurements():

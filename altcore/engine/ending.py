@@ -1,0 +1,76 @@
+"""The end of a run, whatever it was: the summary is written, and everybody is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from attrs import define, field
+
+from altcore.engine.dispatch import Dispatcher
+from altcore.engine.progress import Progress
+from altcore.engine.state import Run
+from altcore.engine.step_record import StepRecord
+from altcore.engine.summarizing import summarize
+from altcore.errors import Interrupted
+from altcore.runs import SUMMARY, RunDirectory, step_lines
+
+
+@define(eq=False)
+class Ending:
+    """Keeps how a run ends, and writes it."""
+
+    run: Run
+    directory: RunDirectory
+    dispatch: Dispatcher
+    progress: Progress
+    record: StepRecord
+    facts: Mapping[str, Any]
+    """Repeated in the summary."""
+    status: str = field(init=False, default="running")
+    error: str | None = field(init=False, default=None)
+    """What ended the run, if it failed or was interrupted."""
+    findings: dict[str, list[Any]] = field(init=False, factory=dict)
+    """What plugins say that they found, by name."""
+
+    @contextmanager
+    def noting_errors(self) -> Iterator[None]:
+        """Keep for the summary what ends the run, and raise it."""
+        try:
+            yield
+        except BaseException as error:
+            is_leaving = isinstance(error, Interrupted | KeyboardInterrupt)
+            self.status = "interrupted" if is_leaving else "failed"
+            self.error = f"{type(error).__name__}: {error}"
+            raise
+
+    def end(self) -> None:
+        """Write what is left and say that the run is over; each part comes if another fails."""
+        with ExitStack() as always:
+            always.callback(self.directory.close)
+            always.callback(self.write)  # again: run_end may have added a report, or failed
+            always.callback(self.tell)
+            always.callback(self.write)
+            with self.noting_errors():
+                self.record.flush()
+                self.record.tell_interventions(until=self.run.step)
+                lines = step_lines(self.directory.path)
+                self.findings = self.dispatch.findings(self.run, lines)
+
+    def tell(self) -> None:
+        """Tell the plugins that the run is over."""
+        summary = self.summary()
+        with self.noting_errors(), ExitStack() as always:
+            always.callback(self.dispatch.call, "run_end", run=self.run, summary=summary)
+            self.run.emit("end", **{k: summary[k] for k in ("status", "verdict", "error")})
+
+    def summary(self) -> dict[str, Any]:
+        """Return how the run ended, as summary.json has it."""
+        facts, findings = self.facts, self.findings
+        made = summarize(self.run, self.progress, self.status, facts, findings, self.error)
+        return made.to_plain()
+
+    def write(self) -> None:
+        """Write summary.json, at once or not at all."""
+        self.directory.write_json(SUMMARY, self.summary())

@@ -1,0 +1,170 @@
+"""The summary of a run, made of the run, its progress and its record."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from altcore.engine.apply import formats_in
+from altcore.engine.collapse import Trend
+from altcore.engine.progress import Progress
+from altcore.engine.state import Run
+from altcore.runs import (
+    TIMINGS,
+    Summary,
+    finite,
+    has_learned,
+    mean_of,
+    read_lines,
+    step_lines,
+    tail,
+    verdict_of,
+)
+
+FEWEST = 20
+"""Recorded steps at the end that are needed to say that the loss still falls."""
+
+RATES = {
+    "stored_stall": "stored_stall_rate",
+    "view_stall": "view_stall_rate",
+    "overflow": "overflow_rate",
+    "underflow": "underflow_rate",
+    "flushed": "flushed_rate",
+}
+"""The rates of the summary: their mean over the run is called ``NAME_rate``, that over the last
+tenth ``NAME_final``."""
+UNDERFLOW = "underflow_share"
+"""The measure of a diagnostic that is the underflow rate: the core does not measure it."""
+
+Lines = list[dict[str, Any]]
+
+
+def summarize(
+    run: Run,
+    progress: Progress,
+    status: str,
+    facts: Mapping[str, Any],
+    findings: Mapping[str, list[Any]],
+    error: str | None = None,
+) -> Summary:
+    """Return the summary of a run that is over."""
+    lines = step_lines(run.directory)
+    learned = has_learned(
+        progress.evaluation,
+        progress.first_evaluation,
+        entropy=finite(run.workload.facts.get("unigram_entropy")),
+        first_loss=finite(lines[0]["loss"]) if lines and lines[0]["step"] == 1 else None,
+    )
+    stop = progress.stop
+    return Summary(
+        name=run.directory.name,
+        directory=str(run.directory),
+        status=status,
+        learned=learned,
+        verdict=verdict_of(
+            learned=learned,
+            status=status,
+            steps=run.step,
+            discarded=progress.discarded,
+            is_improving=is_improving(lines),
+            collapses=progress.collapses,
+            stopped_by=stop.get("plugin"),
+        ),
+        **facts,
+        last_formats=formats_in(run),
+        steps=run.step,
+        discarded=progress.discarded,
+        epochs=run.epoch.after(run.step) if run.epoch else None,
+        monitor=run.config.monitor,
+        **times(read_lines(run.directory / TIMINGS)),
+        item=run.workload.item,
+        **losses(lines),
+        **validation(progress),
+        **failure(run.step, progress, status, error),
+        collapses=progress.collapses,
+        stopped_by=stop.get("plugin"),
+        stop_reason=stop.get("reason"),
+        error=error,
+        **rates(lines),
+        shifts=run.shifts,
+        findings=dict(findings),
+        reports=run.reports,
+        degraded=run.degraded,
+    )
+
+
+def is_improving(lines: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether the training loss still fell over the last tenth of the recorded steps.
+
+    It did if the mean of the second half is below that of the first by more than two standard
+    errors. Fewer steps than `FEWEST` do not tell.
+    """
+    kept = [x for x in lines if finite(x["loss"]) is not None and not x.get("discarded")]
+    window = kept[-max(FEWEST, len(tail(kept))) :]
+    pairs = [(x["step"], x["loss"]) for x in window]
+    return len(pairs) >= FEWEST and Trend.of(pairs, None).training_improves
+
+
+def times(lines: Lines) -> dict[str, Any]:
+    """Return time and throughput, from the lines of timings.jsonl."""
+    if not lines:
+        return {}
+    step_time = mean_of(lines, "step_time_ms")
+    items = sum(x["items_per_second"] * x["step_time_ms"] for x in lines)
+    return {
+        "seconds": lines[-1]["elapsed_seconds"],
+        "step_time_ms": step_time,
+        "items_per_second": items / sum(x["step_time_ms"] for x in lines),
+    }
+
+
+def losses(lines: Lines) -> dict[str, Any]:
+    """Return the last training loss that is finite, the lowest one, and the step of each."""
+    found = [(x["loss"], x["step"]) for x in lines if finite(x["loss"]) is not None]
+    if not found:
+        return {}
+    last, best = found[-1], min(found)
+    return {
+        "final_loss": last[0],
+        "final_loss_step": last[1],
+        "best_loss": best[0],
+        "best_loss_step": best[1],
+    }
+
+
+def validation(progress: Progress) -> dict[str, Any]:
+    """Return the validation at the end and at the best."""
+    last, best = progress.evaluation, progress.best
+    return {
+        "val_loss": finite(last.get("val_loss")),
+        "val_loss_float32": finite(last.get("val_loss_float32")),
+        "best_val_loss": finite(best.get("val_loss")),
+        "best_step": best.get("step"),
+        "evaluation": last,
+        "best_evaluation": best,
+    }
+
+
+def failure(step: int, progress: Progress, status: str, error: str | None) -> dict[str, Any]:
+    """Return where and why the run failed: the first collapse, else the Stop, else the error."""
+    first = next(iter(progress.collapses), None) or progress.stop
+    if first:
+        return {"failure_step": first["step"], "failure_reason": first["reason"]}
+    return {"failure_step": step, "failure_reason": error} if status == "failed" else {}
+
+
+def rates(lines: Lines) -> dict[str, Any]:
+    """Return each rate over the whole run and over its last tenth, and the final stall rate."""
+    found: dict[str, Any] = {}
+    for name, key in RATES.items():
+        own = lines if name != "underflow" else underflow(lines)
+        found |= {f"{name}_rate": mean_of(own, key), f"{name}_final": mean_of(tail(own), key)}
+    kind = next((k for k in ("stored", "view") if found[f"{k}_stall_rate"] is not None), None)
+    stall = found[f"{kind}_stall_final"] if kind else None
+    return {**found, "bit_stall_of": kind, "bit_stall_final": stall}
+
+
+def underflow(lines: Lines) -> Lines:
+    """Return the underflow rate of the lines on which a diagnostic measured it."""
+    shares = ((v for k, v in x.items() if k.partition("/")[2] == UNDERFLOW) for x in lines)
+    return [{RATES["underflow"]: value} for own in shares for value in own]
