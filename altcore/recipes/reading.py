@@ -54,7 +54,7 @@ def read_recipe(recipe: RecipeLike, format: AnyFormat | str | None = None) -> Re
     run = format
     if format is not None and format != "none":
         with keyed("format"):
-            run = get_format(format)
+            run = format_of_run(format)
             check_names([run])
     given: Any = _contents(recipe)
     if isinstance(given, str) and given in NAMED:
@@ -70,6 +70,18 @@ def read_recipe(recipe: RecipeLike, format: AnyFormat | str | None = None) -> Re
     if run not in (None, "none"):
         raise _no_place(run)
     return given if isinstance(given, Recipe) else _named("master", _as_format(given))
+
+
+def format_of_run(given: Any) -> AnyFormat:
+    """Return the format that a run is given, as `get_format` does; a recipe's name is none."""
+    try:
+        return get_format(given)
+    except BadInput as error:
+        if given not in NAMED:
+            raise
+        raise BadInput(
+            f"{given} is a recipe, not a format", hint=f"train takes it by --recipe {given}"
+        ) from error
 
 
 def self_contained(recipe: Any) -> Any:
