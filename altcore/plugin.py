@@ -62,6 +62,7 @@ if TYPE_CHECKING:
         setting,
     )
     from altcore.numerics import (
+        COUNTS,
         Rule,
         amax,
         compute_dtype,
@@ -75,6 +76,7 @@ if TYPE_CHECKING:
         round_to_grid,
     )
     from altcore.quantization import (
+        MOVES,
         AttentionCall,
         WeightGrid,
     )
@@ -146,6 +148,8 @@ _HOME = {
     "inner_products": "altcore.numerics",
     "moments": "altcore.numerics",
     # Measuring: quantized weights, operands, statistics
+    "COUNTS": "altcore.numerics",
+    "MOVES": "altcore.quantization",
     "AttentionCall": "altcore.quantization",
     "MeasureTable": "altcore.engine",
     "QuantizedWeight": "altcore.engine",
@@ -177,8 +181,10 @@ _HOME = {
 }
 
 __all__ = [
+    "COUNTS",
     "EVENTS",
     "METRICS",
+    "MOVES",
     "Action",
     "AttentionCall",
     "BadInput",

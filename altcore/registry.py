@@ -267,11 +267,14 @@ def kind_of(name: str) -> str | None:
 
 def _some(name: str, known: Sequence[str], kinds: Sequence[str]) -> str:
     """Say which names there are, or the nearest ones of many."""
+    families = sorted({e.name for e in entries() if e.kind in kinds and e.is_family})
+    of_families = f"; families are {', '.join(families)}" if families else ""
     if len(known) > SHOWN:
-        near = difflib.get_close_matches(name, known, n=SHOWN, cutoff=0.0)
-        return f"the nearest of {len(known)} are {', '.join(near)}; altcore plugins list has all"
+        near = ", ".join(difflib.get_close_matches(name, known, n=SHOWN, cutoff=0.0))
+        said = f"the nearest of {len(known)} are {near}{of_families}"
+        return f"{said}; altcore plugins list has all"
     if known:
-        return f"installed are {', '.join(known)}"
+        return f"installed are {', '.join(known)}{of_families}"
     packages = " ".join(f"altcore-{kind}s" for kind in kinds)
     return f"none is installed; the first-party ones come with: pip install {packages}"
 

@@ -13,12 +13,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from altcore.engine import Epoch, Run, Step, Workload
+from altcore.engine.snapshots import Snapshot
 from altcore.hooks import NonFinite
 from altcore.quantization import Quantization, WeightGrid
 from altcore.quantization.counters import Counters
+from altcore.quantization.coverage import Coverage, CoverageRow
 from altcore.quantization.quantizer import Quantizer
 from altcore.quantization.site import Site
 from altcore.quantization.stored import StoredWeight
+from altcore.recipes import Cast, Scaling
 
 PAGE = Path(__file__).with_name("run-and-step.md")
 
@@ -38,6 +41,14 @@ QUANTIZATION = (
 COUNTERS = ("counts", "errors", "stored_moves", "view_moves", "view_layers")
 QUANTIZER = ("site", "cast", "last_scale", "history")
 SITE = ("layer", "operand", "parameter")
+CAST = (
+    "format", "scaling", "rounding", "overflow", "hadamard", "straight_through", "element",
+    "blocks", "has_axis", "uses_amax",
+)  # fmt: skip
+SCALING = ("kind", "power_of_two", "margin", "history", "block", "quantile", "uses_amax")
+COVERAGE = (
+    "rows", "parameter_share", "flop_share", "flop_share_by_operand", "head", "line", "left_out",
+)  # fmt: skip
 STORED = ("name", "layer", "cast", "scale", "scale_before", "before", "error")
 
 SECTIONS: tuple[tuple[type, str, tuple[str, ...] | None], ...] = (
@@ -49,8 +60,13 @@ SECTIONS: tuple[tuple[type, str, tuple[str, ...] | None], ...] = (
     (Counters, "Counters", COUNTERS),
     (Quantizer, "Quantizer", QUANTIZER),
     (Site, "Site", SITE),
+    (Cast, "Cast", CAST),
+    (Scaling, "Scaling", SCALING),
     (StoredWeight, "StoredWeight", STORED),
     (WeightGrid, "WeightGrid", None),
+    (Coverage, "Coverage", COVERAGE),
+    (CoverageRow, "CoverageRow", None),
+    (Snapshot, "Snapshot", ("step",)),
     (NonFinite, "NonFinite", None),
 )
 """Class, heading, and the names that plugins may use; None for all public ones."""
@@ -63,6 +79,11 @@ INTRODUCTIONS = {
     "Site": "The `site` of a quantizer.",
     "Quantizer": "An entry of `run.quantization.quantizers`: it rounds one operand of one layer.",
     "StoredWeight": "A value of `run.quantization.stored`: one parameter on its grid.",
+    "Cast": "How one operand is rounded; see [recipes.md](recipes.md).",
+    "Scaling": "The `scaling` of a cast; see [recipes.md](recipes.md).",
+    "Coverage": "The return of `run.quantization.coverage()`; `print` shows it as a table.",
+    "CoverageRow": "An entry of `rows` of a coverage: one layer.",
+    "Snapshot": "An entry of `run.snapshots`: the state of a run after a step.",
     "WeightGrid": "The return of `run.quantization.grid_of` and of an optimizer's `grid_of`.",
     "NonFinite": "The argument `where` of `on_nan`.",
 }
@@ -90,7 +111,7 @@ def members(cls: type, names: tuple[str, ...] | None = None) -> list[Member]:
             doc = _text(after)
         elif isinstance(node, ast.FunctionDef):
             own, doc = node.name, ast.get_docstring(node) or ""
-            is_property = any(ast.unparse(d) == "property" for d in node.decorator_list)
+            is_property = any(ast.unparse(d).endswith("property") for d in node.decorator_list)
             returns = ast.unparse(node.returns) if node.returns else ""
             arguments = ast.unparse(node.args).removeprefix("self").removeprefix(", ")
             shown = returns if is_property else f"({arguments}) -> {returns}"

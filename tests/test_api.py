@@ -21,6 +21,16 @@ FLAT = {
 }
 
 
+def test_a_file_that_is_missing_is_no_flags_fault(tmp_path):
+    """From Python nobody gave ``--config``."""
+    for call in (altcore.train, load):
+        with pytest.raises(
+            BadInput, match=r"^config .*nofile\.yaml: cannot be read: No such"
+        ) as no:
+            call(str(tmp_path / "nofile.yaml"))
+        assert "--" not in str(no.value)
+
+
 def test_a_file_a_preset_and_data_in_one_call(tmp_path, corpus):
     """Flat keys, the preset's plugins and the data are those of the command."""
     file = write(tmp_path, **FLAT, runs_dir=str(tmp_path / "runs"))

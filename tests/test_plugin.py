@@ -170,6 +170,37 @@ def test_every_public_attribute_is_documented(cls, heading, names):
         assert m.since or heading != "Step", f"{m.name}: from when on is it there?"
 
 
+OF_PYTHON_AND_TORCH = {
+    "AbstractContextManager", "Any", "Callable", "False", "Fraction", "Hashable", "Iterator",
+    "Mapping", "Module", "None", "Optimizer", "Path", "T", "Tensor",
+}  # fmt: skip
+OF_THE_FACE = {"AnyFormat", "BlockFormat", "Format", "ResolvedRecipe"}
+"""Types that other pages explain, and that authors may import."""
+
+
+@pytest.mark.parametrize(
+    ("cls", "heading", "names"), run_and_step.SECTIONS, ids=[h for _, h, _ in run_and_step.SECTIONS]
+)
+def test_every_type_on_the_page_is_explained(cls, heading, names):
+    """By a section of its own, a link, or Python's and torch's pages."""
+    known = {h for _, h, _ in run_and_step.SECTIONS} | OF_PYTHON_AND_TORCH | OF_THE_FACE
+    assert {*altcore.plugin.__all__, "AnyFormat"} >= OF_THE_FACE  # a Format or a BlockFormat
+    for m in run_and_step.members(cls, names):
+        types = set(re.findall(r"\b[A-Z]\w*", re.sub(r"\w+(: | *=)", "", m.shown)))
+        assert types <= known or "](" in m.text, f"{heading}.{m.name}: {types - known}"
+        for module in re.findall(r"`(altcore\.[\w.]+)\.\w+`", m.text):
+            assert module in FACES, f"{heading}.{m.name} sends authors to {module}"
+
+
+@pytest.mark.parametrize(("name", "columns"), [("counts", "COUNTS"), ("stored_moves", "MOVES")])
+def test_the_columns_of_counters_are_on_the_page(name, columns):
+    """In their order, by names that authors may import."""
+    (row,) = (line for line in run_and_step.page().splitlines() if line.startswith(f"| `{name}`"))
+    assert f"`altcore.plugin.{columns}`" in row
+    places = [row.index(f"`{column}`") for column in getattr(altcore.plugin, columns)]
+    assert places == sorted(places)
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_plugins_keep_no_weak_dictionaries(path):
     """What belongs to a step is in the step: `Step.shared`."""

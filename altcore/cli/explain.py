@@ -8,7 +8,7 @@ import click
 
 from altcore.cli.options import once
 from altcore.cli.study import asked, show, split, study_options
-from altcore.errors import DEFAULT, BadInput, Source
+from altcore.errors import DEFAULT, BadInput, Source, located
 
 
 @click.command()
@@ -27,16 +27,22 @@ def explain(fmt: str | None, recipe: str | None, as_json: bool, **shared: Any) -
 
     If it is interrupted, repeat the command: finished runs are kept.
     """  # noqa: D301 - click's mark for lines to be kept is a real backspace
+    from altcore.recipes import self_contained, takes_format
     from altcore.yaml_files import read_mapping
 
     overrides, rest = split(shared)
     file = rest["file"]
-    given = {} if file is None else read_mapping(file, "--config")
+    with located({"config": Source(flag="--config")}):
+        given = {} if file is None else read_mapping(file, "config")
     given |= {key: value for key, value, _ in overrides}
     if fmt is not None:
         overrides.append(("format", fmt, Source(flag="--format")))
-    elif recipe is None and not {"format", "recipe"} & given.keys():
-        raise BadInput("explain needs --format, or a --recipe with formats of its own")
+    elif "format" not in given:
+        named = given.get("recipe", "full") if recipe is None else recipe
+        with located({} if recipe is None else {"recipe": Source(flag="--recipe")}):
+            needs_format = takes_format(self_contained(named))
+        if needs_format:
+            raise BadInput("explain needs --format, or a --recipe with formats of its own")
     from altcore.study import default_recipe, run_explain
 
     if recipe is not None:

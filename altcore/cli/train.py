@@ -88,7 +88,8 @@ def train(
         refused = [flag for flag, given in others.items() if given]
         config, sources = _resumed(resume, overrides, refused)
     else:
-        config, sources = load_with_sources(file, overrides, listed, left_out)
+        with located({"config": Source(flag="--config")}):
+            config, sources = load_with_sources(file, overrides, listed, left_out)
         for name in missing_observers():
             if name not in config.no_plugins:
                 click.echo(f"altcore: the observer {name} is not installed and left out", err=True)

@@ -65,7 +65,7 @@ def merge_sources(
     """Return the keys that `load_config` is given, unchecked, and where each was given."""
     given: list[Assignment] = []
     if file is not None:
-        held = read_mapping(file, "--config")
+        held = read_mapping(file, "config")
         at = {k: source_of(held, k) or Source(str(file)) for k in held}
         given += [Assignment(named_key(k, at[k]), v, at[k], 0) for k, v in held.items()]
     if isinstance(overrides, Mapping):

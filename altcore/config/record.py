@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from altcore.config.train_config import TrainConfig
-from altcore.formats import AnyFormat, digests_of
+from altcore.formats import AnyFormat, check_names, digests_of
 from altcore.hooks import format_settings, formats_within
 
 
@@ -19,6 +19,9 @@ def recorded(
         config: its settings may name formats by their files.
         owners: the workload, the optimizer and the plugins, built of their settings, by name.
         used: the formats of the recipe, as the model has it.
+
+    Raises:
+        BadInput: for a format whose name means other values, in the run or among what is installed.
     """
     found = {name: format_settings(instance) for name, instance in owners.items()}
     settings = {
@@ -26,4 +29,5 @@ def recorded(
         for name, given in config.settings.items()
     }
     formats = [*used, *formats_within([config.format, list(found.values())])]
+    check_names(formats)
     return config.evolve(settings=settings, format_digests=digests_of(formats))

@@ -17,6 +17,7 @@ class Snapshot:
     """Model, optimizer, recipe and quantization state, as they were after ``step``."""
 
     step: int
+    """The step after which it was taken."""
     weights: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
     quantization: Mapping[str, Any]

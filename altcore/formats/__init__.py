@@ -8,7 +8,7 @@ from altcore.formats.blocks import AnyFormat, BlockFormat, ScaleRule
 from altcore.formats.digests import digest, format_digest
 from altcore.formats.floats import FloatFormat, Specials, float_format
 from altcore.formats.reading import from_plain, get_format, get_scalar_format, is_plain
-from altcore.formats.records import check_digests, digests_of, saved
+from altcore.formats.records import check_digests, check_names, digests_of, saved
 from altcore.formats.reference import (
     OVERFLOWS,
     ROUNDINGS,
@@ -32,6 +32,7 @@ __all__ = [
     "TableFormat",
     "Ties",
     "check_digests",
+    "check_names",
     "code_format",
     "digest",
     "digests_of",

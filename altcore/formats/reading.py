@@ -103,8 +103,10 @@ def from_plain(plain: Mapping[str, Any]) -> AnyFormat:
 
 def _make(name: Any, plain: dict[str, Any]) -> AnyFormat:
     """Make a format. The part of an error is the key of ``plain`` that is wrong."""
-    if not isinstance(name, str) or "name" not in plain:
-        raise _refusal("name", f"{shown(plain.get('name'))} is not text; a format has a name")
+    if "name" not in plain:
+        raise _refusal("", "name is missing")
+    if not isinstance(name, str):
+        raise _refusal("name", f"{shown(name)} is not text")
     hits = [form for form in _FORMS if form.needs[0] in plain]
     if len(hits) != 1:
         found = " and ".join(form.needs[0] for form in hits)
@@ -163,7 +165,8 @@ def _float(name: str, plain: dict[str, Any]) -> AnyFormat:
     except BadInput as error:
         given = {"exponent": exponent, "mantissa": mantissa, **plain}
         listed = ", ".join(f"{key}: {value}" for key, value in given.items())
-        raise BadInput(f"{error.problem} ({listed})") from error
+        error.problem += f" ({listed})"
+        raise
 
 
 def _values(name: str, plain: dict[str, Any]) -> AnyFormat:
@@ -187,8 +190,9 @@ def _table(name: str, key: str, plain: dict[str, Any]) -> AnyFormat:
         made = table_format(name, table) if key == "values" else None
         return code_format(name, table, **rules) if rules or made is None else made
     except BadInput as error:
-        problem = f"{error.problem} (given by {', '.join([key, *rules])})"
-        raise BadInput(problem, item=key) from error
+        error.problem += f" (given by {', '.join([key, *rules])})"
+        error.fill(item=key)
+        raise
 
 
 def _block(name: str, plain: dict[str, Any]) -> AnyFormat:

@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from altcore.errors import BadInput
-from altcore.formats.blocks import AnyFormat
+from altcore.formats.blocks import AnyFormat, BlockFormat
 from altcore.formats.digests import format_digest
 from altcore.formats.lookup import format_named, origin_of
 
@@ -31,32 +31,56 @@ def digests_of(formats: Iterable[AnyFormat]) -> dict[str, str]:
     return dict(sorted(installed.items()))
 
 
+def check_names(formats: Iterable[AnyFormat]) -> None:
+    """Raise `BadInput` if a format has the name of one with other values or rules.
+
+    That is another one of ``formats``, or one that is installed. The elements and scales of block
+    formats count, too.
+    """
+    seen: dict[str, str] = {}
+    for fmt in (part for given in formats for part in _parts(given)):
+        name, digest = fmt.name, format_digest(fmt)
+        if seen.setdefault(name, digest) != digest:
+            problem = "two formats with different values or rules have this name"
+            raise BadInput(problem, key="format", part=name, hint="one needs another name")
+        if not _is_installed(fmt) and _installed(name):
+            problem = f"{origin_of(name)} gives this name to other values or rules"
+            raise BadInput(problem, key="format", part=name, hint="this one needs another name")
+
+
+def _parts(fmt: AnyFormat) -> list[AnyFormat]:
+    if not isinstance(fmt, BlockFormat):
+        return [fmt]
+    return [fmt, fmt.element, *([fmt.scale_format] if fmt.scale_format else [])]
+
+
 def check_digests(recorded: Mapping[str, str]) -> None:
     """Raise `BadInput` if an installed format is another than the one that was recorded.
 
     Formats that are not installed are passed by: whoever needs them says so.
     """
     for name, digest in recorded.items():
-        try:
-            now = format_digest(format_named(name))
-        except BadInput:
-            continue
-        if now != digest:
+        if (now := _installed(name)) and now != digest:
             raise BadInput(
                 f"format {name}: the values or rules that {origin_of(name)} gives it are not "
                 f"those of the record (digest {now[:12]}, recorded {digest[:12]}): install the "
-                "version of then; a new run whose configuration leaves it out of format_digests "
-                "takes those of now",
+                "recorded version, or remove the name from format_digests to start a new run with "
+                "today's values",
                 key="format_digests",
                 item=name,
             )
 
 
 def _is_installed(fmt: AnyFormat) -> bool:
+    return _installed(fmt.name) == format_digest(fmt)
+
+
+def _installed(name: str) -> str | None:
+    """Return the digest of the installed format called ``name``, None if there is none."""
     try:
-        return format_digest(format_named(fmt.name)) == format_digest(fmt)
+        return format_digest(format_named(name))
     except BadInput:
-        return False
+        return None
 
 
 @cache

@@ -16,6 +16,7 @@ from attrs.validators import and_
 from altcore.builtin_types import as_builtin, misfit
 from altcore.errors import BadInput, keyed, nearest, shown
 from altcore.formats import AnyFormat, BlockFormat, Format, get_format, get_scalar_format, saved
+from altcore.recipes import format_of_run
 from altcore.yaml_files import without_sources
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def to_plain(value: Any) -> Any:
 
 def format_or_none(value: Any) -> AnyFormat | None:
     """Return the format called ``value``; None for None and for ``none``."""
-    return None if value is None or value == "none" else get_format(value)
+    return None if value is None or value == "none" else format_of_run(value)
 
 
 def _scalar_or_none(value: Any) -> Format | None:

@@ -6,9 +6,11 @@ Uses numerics, recipes and formats.
 from altcore.quantization.attention import AttentionCall
 from altcore.quantization.discovery import find_layers, matrices, tied_matrices
 from altcore.quantization.quantization import Quantization, quantize_model
+from altcore.quantization.stored import MOVES
 from altcore.quantization.weight_grids import WeightGrid
 
 __all__ = [
+    "MOVES",
     "AttentionCall",
     "Quantization",
     "WeightGrid",

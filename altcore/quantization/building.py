@@ -52,7 +52,7 @@ def casts_by_site(
     wanted: dict[Site, Cast] = {}
     for name, casts in plan.items():
         module = model.get_submodule(name)
-        check_unpatched(recipe, name, module, casts, context)
+        check_unpatched(name, module, casts, context)
         check_casts(recipe, name, module, casts)
         for own in weights_of(module):
             wanted |= _of_weight(name, module, own, casts)

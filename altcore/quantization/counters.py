@@ -13,7 +13,7 @@ from torch import Tensor
 from altcore.numerics import COUNTS
 from altcore.quantization.layer import QuantizedLayer
 from altcore.quantization.quantizer import Quantizer
-from altcore.quantization.stored import STALL, StoredWeight
+from altcore.quantization.stored import MOVES, StoredWeight
 
 
 @define(eq=False)
@@ -22,11 +22,16 @@ class Counters:
 
     quantizers: list[Quantizer] = field(init=False, factory=list)
     counts: Tensor = field(init=False)
-    """int64 (quantizers, 4): elements that each quantizer met; see `altcore.numerics.COUNTS`."""
+    """int64 (quantizers, 4): what each quantizer met. The columns, by `altcore.plugin.COUNTS`:
+    ``elements``; ``overflow``, finite elements whose rounding passed the largest value;
+    ``flushed``, elements other than 0 that became 0; ``nonfinite``."""
     errors: Tensor = field(init=False)
-    """float64 (quantizers, 2): sums of squared errors and of squares, if they are measured."""
+    """float64 (quantizers, 2): sums of squared errors and of squares; need `errors`."""
     stored_moves: Tensor | None = field(init=False, default=None)
-    """int64 (stored weights, 4): the last update; see `altcore.quantization.stored.STALL`."""
+    """int64 (stored weights, 4): elements in the last update. The columns, by
+    `altcore.plugin.MOVES`: ``updates``, whose proposed update was not zero; ``stalled``, those of
+    them whose code stayed; ``flips``, whose code changed at the scale before; ``rescaled``, whose
+    code a new scale moved."""
     view_moves: Tensor | None = field(init=False, default=None)
     """int64 (views, 2): masters that moved, and those of them whose view did not."""
     view_layers: list[str] = field(init=False, factory=list)
@@ -135,7 +140,7 @@ def _stored_rows(stored: Iterable[StoredWeight], moves: Tensor | None) -> list[d
             "operand": "stored_weight",
             "format": weight.cast.format.name,
             "scale": float(weight.scale),
-            **dict(zip(STALL, counts, strict=True)),
+            **dict(zip(MOVES, counts, strict=True)),
         }
         for weight, counts in zip(stored, [] if moves is None else moves.tolist(), strict=False)
     ]

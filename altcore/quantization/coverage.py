@@ -37,11 +37,13 @@ class CoverageRow:
     """One layer."""
 
     layer: str
+    """The layer's name."""
     kind: str
-    """Linear, conv, embedding, attention, ...; see `altcore.recipes.Layer`."""
+    """linear, conv, embedding, attention, parametrization or other."""
     module: str
     """The name of its class."""
     is_head: bool
+    """Whether it belongs to the output head."""
     parameters: int
     """Elements of its parameters of two or more dimensions."""
     operands: tuple[str, ...]
@@ -57,6 +59,7 @@ class Coverage:
     """The parts of a model that a recipe reaches. ``print`` shows them as a table."""
 
     rows: tuple[CoverageRow, ...] = field(repr=False)
+    """One for each layer."""
     parameter_share: float
     """Share of the model's parameters that are on a grid, stored or in a product."""
     flop_share: float | None

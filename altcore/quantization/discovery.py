@@ -74,7 +74,7 @@ def find_layers(model: nn.Module, head: str | None = AUTO) -> dict[str, tuple[La
     found = {}
     for name, module in model.named_modules():
         has_attention = _has_attention(module)
-        if matrices(module) or kind_of(module) in ("linear", "conv"):
+        if _has_weight(module):
             layer = Layer(name, kind_of(module), id(module) in heads, has_attention)
         elif has_attention:
             layer = Layer(name, "attention", has_attention=True)
@@ -93,6 +93,11 @@ def kind_of(module: nn.Module) -> str:
     if isinstance(module, nn.Embedding):
         return "embedding"
     return "parametrization" if isinstance(module, ParametrizationList) else "other"
+
+
+def _has_weight(module: nn.Module) -> bool:
+    """Whether a module is a layer that a parameter, or a computed weight, makes one."""
+    return bool(matrices(module)) or kind_of(module) in ("linear", "conv")
 
 
 def weights_of(module: nn.Module) -> list[str]:
@@ -166,21 +171,26 @@ def find_heads(model: nn.Module, head: str | None = AUTO) -> list[nn.Module]:
     ``head`` names it, or is None for a model that has none. Otherwise it is what the model's
     ``get_output_embeddings`` returns (models of the transformers library have it; their base
     models have no head), else the last of several linear layers. A head that adapters wrap is the
-    wrapper, with all that is in it. Raises `BadInput` for a name that the model does not have.
+    wrapper, with all that is in it. Raises `BadInput` for a name that the model does not have,
+    and for that of a module without a layer.
     """
     if head is None:
         return []
     modules = dict(model.named_modules())
     if head != AUTO:
-        if head not in modules:
+        named = modules.get(head)
+        if named is None or not any(map(_has_weight, named.modules())):
             names = [n for n, m in modules.items() if kind_of(m) == "linear"]
+            problem = f"the model has no module {head!r}"
+            if named is not None:
+                problem = f"module {head!r}, a {type(named).__name__}, neither is nor has a layer"
             raise BadInput(
-                f"the model has no module {head!r}",
+                problem,
                 key="head",
                 meant=nearest(head, names),
                 hint=f"linear layers are {some(names)}",
             )
-        return [modules[head]]
+        return [named]
     getter = getattr(model, "get_output_embeddings", None)
     if callable(getter):
         found = getter()

@@ -22,7 +22,7 @@ from altcore.quantization.discovery import called, has_transposed_weight
 from altcore.quantization.interception import intercepting, suspended
 from altcore.quantization.layer import QuantizedLayer, WeightProducts
 from altcore.quantization.linear import multiply
-from altcore.recipes import Casts, Recipe
+from altcore.recipes import Casts
 
 
 class PatchedForward:
@@ -92,17 +92,16 @@ def _same(forward: Any) -> Any:
     return forward
 
 
-def check_unpatched(
-    recipe: Recipe, name: str, module: nn.Module, casts: Casts, context: Context
-) -> None:
+def check_unpatched(name: str, module: nn.Module, casts: Casts, context: Context) -> None:
     """Raise `BadInput` if a module is to be quantized and already is, in another context."""
     standing = vars(module).get("forward")
     layer = standing.layer if isinstance(standing, PatchedForward) else None
     if layer is None or layer.context is context or layer.is_removed or not any(casts.values()):
         return
-    raise recipe.refusal(
-        f"{called(name)} is {type(module).__name__}: it is quantized "
-        "already: remove that quantization first"
+    raise BadInput(
+        f"{called(name)} is {type(module).__name__}: it is quantized already",
+        key="model",
+        hint="remove that quantization first",
     )
 
 

@@ -276,7 +276,7 @@ class Quantization:
         return self.context.compute
 
     def stats(self) -> list[dict[str, Any]]:
-        """Return what each quantizer and stored weight met in the last step, on the host."""
+        """Return the last step's counts on the host; ``sqnr_db`` is None if nothing measured it."""
         return rows(self.counters, self.stored.values())
 
     def coverage(self) -> Coverage:

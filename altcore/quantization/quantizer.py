@@ -71,13 +71,15 @@ class Quantizer:
     """Format, scaling, rounding and overflow."""
     context: Context
     counts: Tensor = field(init=False)
-    """int64 (4,), its row of the model's counters; see `altcore.numerics.COUNTS`."""
+    """int64 (4,), its row of the model's counters; see `COUNTS`."""
     errors: Tensor = field(init=False)
     """float64 (2,), its sums of squared errors and of squares."""
     history: Tensor | None = None
-    """The last amax values of delayed scaling, newest first; zeros before the first ones."""
+    """The last amax values of delayed scaling, float32 (`Scaling.history`,), newest first; zeros
+    before the first ones. None for other scalings."""
     last_scale: Tensor | None = None
-    """The scale of the last training forward, which broadcasts to the tensor."""
+    """The scale of the last training forward, which broadcasts to the tensor: 0-dim, or, for
+    channels, with 1 on the axes that the product sums over. None for 1 and before the first one."""
     last_key: int | None = None
     """The key of that forward's random bits."""
     calls: int = 0

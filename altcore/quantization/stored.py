@@ -28,7 +28,7 @@ MOST_NAMED = 3
 SMALLEST_SCALE = 2.0**-126
 """Below this a float32 scale has no exact inverse."""
 
-STALL = ("updates", "stalled", "flips", "rescaled")
+MOVES = ("updates", "stalled", "flips", "rescaled")
 """Columns of a stored weight's movement: elements whose proposed update was not zero, those of
 them whose code stayed, codes that changed at the scale before, codes that a new scale moved."""
 
@@ -52,9 +52,10 @@ class StoredWeight:
     scale: Tensor = field(init=False)
     """The current scale, float32, 0-dim."""
     scale_before: Tensor = field(init=False)
-    """The scale as of the step before: at which codes before and after are compared."""
+    """The previous step's scale. Codes before and after the update are compared at this scale."""
     before: Tensor = field(init=False)
-    """The grid values as of the last `store`, from which the optimizer started."""
+    """The grid values as of the last `store`, from which the optimizer started: the parameter's
+    shape and dtype."""
     error: Tensor = field(init=False)
     """Relative root-mean-square error of the first encoding, 0-dim."""
 
@@ -135,7 +136,7 @@ class StoredWeight:
     def store(self) -> Tensor:
         """Put the parameter, as the optimizer left it, back on its grid.
 
-        Returns the counts of `STALL`, int64 (4,), on the device.
+        Returns the counts of `MOVES`, int64 (4,), on the device.
         """
         self.parameter = self.slot.parameter
         proposed, before = self.parameter.detach(), self.before
@@ -192,7 +193,7 @@ def store_weights(stored: Iterable[StoredWeight]) -> Tensor:
     """Put weights, as the optimizer left them, back on their grids.
 
     Returns:
-        The counts of `STALL`, int64 (weights, 4), on the device.
+        The counts of `MOVES`, int64 (weights, 4), on the device.
 
     Raises:
         BadInput: if the model was sharded.

@@ -17,7 +17,13 @@ from altcore.recipes.operands import (
     STORED,
     operands_of,
 )
-from altcore.recipes.reading import RecipeLike, read_recipe, resolved_from_plain, self_contained
+from altcore.recipes.reading import (
+    RecipeLike,
+    format_of_run,
+    read_recipe,
+    resolved_from_plain,
+    self_contained,
+)
 from altcore.recipes.recipe import (
     Casts,
     Recipe,
@@ -43,6 +49,7 @@ __all__ = [
     "ResolvedRecipe",
     "Scaling",
     "change",
+    "format_of_run",
     "formats_in",
     "matching",
     "name_of",

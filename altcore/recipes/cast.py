@@ -28,18 +28,20 @@ class Scaling:
     each slice along the product's reduction axis. ``block``: so for each ``block`` elements along
     it. ``delayed``: the largest of the last ``history`` amax of the tensor. ``rms``: the tensor's
     root mean square meets 1, the point at which tapered formats are finest. ``none``: scale 1.
-
-    ``quantile`` takes the magnitude that this share of the elements does not pass instead of
-    amax. ``margin`` multiplies amax; with ``power_of_two`` the scale is the smallest power of two
-    that holds it.
     """
 
     kind: str = field(default="tensor", validator=in_(SCALINGS))
+    """none, tensor, channel, block, delayed or rms."""
     power_of_two: bool = False
+    """Whether the scale is the smallest power of two that holds amax."""
     margin: float = field(default=1.0, validator=[gt(0), le(FLOAT32_MAX)])
+    """Multiplies amax."""
     history: int = field(default=16, validator=[ge(1), le(LONGEST_HISTORY)])
+    """How many amax values delayed scaling looks back on."""
     block: int = field(default=32, validator=ge(1))
+    """Elements of a block, along the axis that the product sums over."""
     quantile: float | None = field(default=None, validator=optional(and_(gt(0), le(1))))
+    """The share of the elements whose largest magnitude takes the place of amax; None for amax."""
 
     def __attrs_post_init__(self) -> None:
         if self.kind == "block" and (self.margin != 1 or self.quantile is not None):
@@ -73,20 +75,22 @@ class Scaling:
 
 @frozen(slots=False)
 class Cast:
-    """What happens to one operand: its format, scaling, rounding and overflow rule.
-
-    ``hadamard``: 0, or the length of the pieces that are multiplied by a random Hadamard matrix
-    before, along the product's reduction axis; both operands of a product have the same.
-    ``straight_through``: the gradient passes the rounding as it is (``identity``), or only where
-    the operand did not pass the format's range (``clipped``).
-    """
+    """How one operand is rounded."""
 
     format: AnyFormat
+    """A `Format`, or a `BlockFormat`."""
     scaling: Scaling
+    """How its scale comes about."""
     rounding: str = field(default="nearest-even", converter=full_rounding)
+    """The rule that picks one of the two nearest values."""
     overflow: str = "saturate"
+    """What a number beyond the largest value becomes: that value (saturate), inf or nan."""
     hadamard: int = 0
+    """The length of the pieces that a random Hadamard matrix multiplies before, along the axis that
+    the product sums over; 0 for none. Both operands of a product have the same."""
     straight_through: str = "identity"
+    """identity: the gradient passes the rounding as it is; clipped: only where the operand did not
+    pass the format's range."""
 
     @property
     def element(self) -> Format:

@@ -14,7 +14,7 @@ from attrs import evolve
 
 from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput, Source, keyed, nearest, shown
-from altcore.formats import AnyFormat, get_format, is_plain, saved
+from altcore.formats import AnyFormat, check_names, get_format, is_plain, saved
 from altcore.recipes.cast import Cast
 from altcore.recipes.cast_reading import Place, check_role, read_cast, read_format, refuse_unknown
 from altcore.recipes.layers import SELECTORS, is_selector
@@ -49,12 +49,13 @@ def read_recipe(recipe: RecipeLike, format: AnyFormat | str | None = None) -> Re
 
     Raises:
         BadInput: for an unknown name, for a mistake in the recipe, and for a format that is
-            missing or does not go with the recipe.
+            missing, does not go with the recipe, or has the name of another one.
     """
     run = format
     if format is not None and format != "none":
         with keyed("format"):
-            run = get_format(format)
+            run = format_of_run(format)
+            check_names([run])
     given: Any = _contents(recipe)
     if isinstance(given, str) and given in NAMED:
         return _named(given, run)
@@ -69,6 +70,18 @@ def read_recipe(recipe: RecipeLike, format: AnyFormat | str | None = None) -> Re
     if run not in (None, "none"):
         raise _no_place(run)
     return given if isinstance(given, Recipe) else _named("master", _as_format(given))
+
+
+def format_of_run(given: Any) -> AnyFormat:
+    """Return the format that a run is given, as `get_format` does; a recipe's name is none."""
+    try:
+        return get_format(given)
+    except BadInput as error:
+        if given not in NAMED:
+            raise
+        raise BadInput(
+            f"{given} is a recipe, not a format", hint=f"train takes it by --recipe {given}"
+        ) from error
 
 
 def self_contained(recipe: Any) -> Any:
@@ -210,6 +223,10 @@ def parse(
     for i, pattern in enumerate(skip):
         item = evolve(at, source=source_of(skip, i) or at.source)
         rules.append(Rule(_pattern(pattern, item), dict.fromkeys(OPERANDS), item.source))
+    try:
+        check_names(c.format for rule in rules for c in rule.casts.values() if c)
+    except BadInput as error:
+        raise error.inside("recipe", place.recipe, source) from error
     return Recipe(place.recipe, tuple(r for r in rules if r.casts), source)
 
 

@@ -270,7 +270,7 @@ def recipe_files(options: Options, asked: Mapping[str, Any]) -> list[str]:
     """Return the paths of recipes that are files."""
     given = asked.get("recipes")
     if given is None:
-        held = {} if options.file is None else read_mapping(options.file, "--config")
+        held = {} if options.file is None else read_mapping(options.file, "config")
         given = [{**held, **{key: value for key, value, _ in options.overrides}}.get("recipe")]
     return [r for r in given if is_yaml_file(r)]
 

@@ -41,7 +41,8 @@ def base_config(
     """
     given = {key for key, _, _ in overrides}
     quiet: list[Override] = [(k, v, DEFAULT) for k, v in QUIET.items() if k not in given]
-    config, sources = load_with_sources(file, [*quiet, *overrides], without=observers)
+    with located({"config": Source(flag="--config")}):
+        config, sources = load_with_sources(file, [*quiet, *overrides], without=observers)
     with located(sources):
         return counted_in_steps(config), sources
 

@@ -24,7 +24,6 @@ FORMATS = {
     "plain": MINE,
     "float": float_format("E4M1-SPARSE", 4, 1, subnormals=False),
     "finer": finer(get_format("E4M3")),
-    "not the installed one": float_format("E4M3", 4, 3),
     "blocks": {"name": "BLOCKS", "element": "E2M1", "block": 8, "rule": "rceil"},
 }
 
@@ -49,6 +48,13 @@ def test_a_run_in_a_format_that_nobody_knows_is_repeated(fmt, start, tmp_path):
     again = altcore.train(config).run_directory
     assert losses(again) == losses(first)
     assert {**held(again), "runs_dir": None} == {**held(first), "runs_dir": None}
+
+
+def test_formats_of_settings_have_names_of_their_own(start):
+    """Another format than the recipe's under its name is refused, before anything is written."""
+    with pytest.raises(BadInput, match="format MINE: two formats"):
+        start(["rollback"], format=MINE, rollback__format=MINE | {"values": [-1, 0, 1]})
+    assert not start.runs.exists()
 
 
 def test_a_run_is_repeated_where_its_files_and_objects_are_not(start, tmp_path):

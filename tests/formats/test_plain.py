@@ -240,9 +240,10 @@ BLOCK = {"name": "A", "element": "E2M1", "block": 8}
 @pytest.mark.parametrize(
     ("plain", "says"),
     [
-        ({}, "name: None is not text"),
-        ({"values": [0, 1]}, "name: None"),
-        ({"name": 3, "values": [0, 1]}, "name: 3"),
+        ({}, "^format: name is missing$"),
+        ({"values": [0, 1]}, "^format: name is missing$"),
+        ({"name": None, "values": [0, 1]}, "name: None is not text"),
+        ({"name": 3, "values": [0, 1]}, "name: 3 is not text"),
         ({"name": " ", "values": [0, 1]}, "its name is a line of text"),
         ({"name": "A\n", "values": [0, 1]}, "its name is a line of text"),
         ({"name": "A"}, "one of values, codes, exponent, element is needed"),

@@ -6,7 +6,9 @@ import pytest
 
 from altcore.errors import BadInput
 from altcore.formats import (
+    BlockFormat,
     check_digests,
+    check_names,
     digests_of,
     float_format,
     format_digest,
@@ -40,6 +42,24 @@ def test_another_is_held_whole(fmt):
     assert saved(fmt) == fmt.to_plain()
     assert get_format(saved(fmt)) == fmt
     assert digests_of([fmt]) == {}
+
+
+@pytest.mark.parametrize("name", ["E4M3", "E3M4", "MXFP4"])
+def test_an_installed_name_means_what_is_installed(name):
+    """No other format may have it: the record of a run would say one and mean the other."""
+    check_names([get_format(name)])
+    own = table_format(name, [-1, 0, 1])
+    blocks = BlockFormat("BLOCKS", own)
+    for fmt in (own, blocks):
+        with pytest.raises(BadInput, match=rf"^format {name}: altcore-formats .* another name$"):
+            check_names([MINE, fmt])
+
+
+def test_two_formats_need_two_names():
+    """In a recipe, and so in a run; the same one may be given twice."""
+    check_names([MINE, table_format("MINE", [-1, 0, 1])])
+    with pytest.raises(BadInput, match=r"^format MINE: two formats .* another name$"):
+        check_names([MINE, table_format("MINE", [-1, 0, 2])])
 
 
 def test_digests_are_of_the_installed_ones():

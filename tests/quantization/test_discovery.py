@@ -74,6 +74,8 @@ def test_the_head_is_found():
     assert find_heads(model, "1") == [model[1]]
     with pytest.raises(BadInput, match="the model has no module '2'"):
         find_heads(model, "2")
+    with pytest.raises(BadInput, match=r"^head: module '2', a ReLU, neither .*layers are 0, 1$"):
+        find_heads(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.ReLU()), "2")
     model.get_output_embeddings = lambda: None
     assert find_heads(model) == [model[1]]
     model.base_model = model  # as base models of the transformers library

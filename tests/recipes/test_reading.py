@@ -110,10 +110,10 @@ def test_plans_round_trip_through_plain_data():
 
 def test_a_plan_may_hold_formats_that_are_not_installed():
     """They are whole in the data, since their names mean nothing elsewhere."""
-    plan = plan_of({"weight": float_format("MINE", 3, 2), "gradient": float_format("E4M3", 4, 3)})
+    plan = plan_of({"weight": float_format("MINE", 3, 2), "gradient": float_format("OWN", 4, 3)})
     plain = json.loads(json.dumps(resolved_to_plain(plan)))
     assert resolved_from_plain(plain) == plan
-    assert {c["format"]["name"] for x in plain.values() for c in x.values()} == {"MINE", "E4M3"}
+    assert {c["format"]["name"] for x in plain.values() for c in x.values()} == {"MINE", "OWN"}
 
 
 # --------------------------------------------------------------------------------- forms
@@ -175,6 +175,22 @@ def test_the_one_at_fault_for_what_is_stored_is_named(stored, fmt, key):
     with pytest.raises(BadInput, match="one scale of its own") as caught:
         read_recipe({"stored_weight": stored}, fmt)
     assert caught.value.key == key
+
+
+def test_a_format_has_a_name_of_its_own():
+    """Neither an installed one nor another format of the recipe is called so, at any depth."""
+    one, other = ({"name": "MINE", "values": [-1, 0, top]} for top in (1, 2))
+    read_recipe({"weight": one, "layers": {"a.*": {"weight": one}}})
+    with pytest.raises(BadInput, match=r"^recipe given: format MINE: two formats .* another name$"):
+        read_recipe({"weight": one, "layers": {"a.*": {"weight": other}}})
+    with pytest.raises(BadInput, match=r"^recipe given: format MINE: two formats"):
+        read_recipe({"weight": "FORMAT", "gradient": one}, other)
+    taken = {"name": "E4M3", "values": [-1, 0, 1]}
+    with pytest.raises(BadInput, match=r"^recipe given: format E4M3: altcore-formats "):
+        read_recipe({"weight": taken})
+    for recipe in ("master", {"weight": "FORMAT"}):
+        with pytest.raises(BadInput, match=r"^format E4M3: altcore-formats "):
+            read_recipe(recipe, taken)
 
 
 def test_a_recipe_is_read_once(monkeypatch):

@@ -12,6 +12,7 @@ from attrs.validators import ge
 from torch import Tensor
 
 from altcore.plugin import (
+    MOVES,
     MeasureTable,
     QuantizedWeight,
     follow_flips,
@@ -137,8 +138,8 @@ class Flips:
         """Add what `_swing` found in the weights of each kind, and what the core knows."""
         q = run.quantization
         if q.counters.stored_moves is not None:  # of what was proposed
-            updates, _, flips, _ = q.counters.stored_moves.unbind(1)
-            self._add("stored", list(q.stored), flips, updates, None, None)
+            moves = dict(zip(MOVES, q.counters.stored_moves.unbind(1), strict=True))
+            self._add("stored", list(q.stored), moves["flips"], moves["updates"], None, None)
         for kind, weights in found.items():
             if weights:
                 each = torch.stack([n for counts in weights.values() for n in counts])

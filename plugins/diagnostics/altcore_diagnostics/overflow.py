@@ -12,6 +12,7 @@ from attrs.validators import ge
 from torch import Tensor
 
 from altcore.plugin import (
+    COUNTS,
     MeasureTable,
     active_quantizers,
     compute_dtype,
@@ -66,9 +67,11 @@ class Overflow:
         """Put the counters of the step together, on the device."""
         found = Tables()
         for i, quantizer in active_quantizers(run):
-            elements, overflow, flushed, _ = run.quantization.counters.counts[i].unbind()
+            counts = run.quantization.counters.counts[i]
+            met = dict(zip(COUNTS, counts.unbind(), strict=True))
+            elements, overflow = met["elements"], met["overflow"]
             cast = quantizer.cast
-            found.add("flush_share", quantizer, flushed, elements)
+            found.add("flush_share", quantizer, met["flushed"], elements)
             if not cast.uses_amax:
                 found.add("overflow_share", quantizer, overflow, elements)
                 if cast.overflow == "saturate":

@@ -11,7 +11,7 @@ from attrs import evolve, field
 from attrs.validators import and_, deep_mapping, ge, gt, in_, instance_of, le, lt
 from torch import Tensor
 
-from altcore.plugin import BadInput, ChangeRecipe, hookimpl, setting
+from altcore.plugin import COUNTS, BadInput, ChangeRecipe, hookimpl, setting
 
 if TYPE_CHECKING:
     from altcore.plugin import Cast, Casts, Format, Run
@@ -119,8 +119,8 @@ class PartitionClip:
         """Measure what was flushed to zero, of each tensor whose scale can change."""
         if self.mode == "original":
             return None
-        counts = run.quantization.counters.counts
-        shares = (counts[:, 2].double() / counts[:, 0].clamp(min=1)).unbind()
+        met = dict(zip(COUNTS, run.quantization.counters.counts.unbind(1), strict=True))
+        shares = (met["flushed"].double() / met["elements"].clamp(min=1)).unbind()
         return {
             f"{MEASURE}{operand}/{layer}": shares[row]
             for row, (layer, operand) in candidates(run).items()
@@ -182,8 +182,9 @@ class PartitionClip:
             fmt = format_of(quantization.plan[layer])
             if fmt is None:
                 continue
-            elements, overflow = quantization.counters.counts[own].sum(0)[:2]
-            is_clipped = overflow > self.overflow_rate * elements
+            sums = quantization.counters.counts[own].sum(0)
+            met = dict(zip(COUNTS, sums.unbind(), strict=True))
+            is_clipped = met["overflow"] > self.overflow_rate * met["elements"]
             threshold = self.base * fmt.max / E5M2_MAX
             for parameter in run.model.get_submodule(layer).parameters(recurse=False):
                 gradient = parameter.grad
