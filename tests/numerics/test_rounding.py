@@ -4,6 +4,7 @@ The formats that altcore-formats brings are compared with ml_dtypes and gfloat i
 tests/plugins/formats/test_zoo.py; here formats are drawn at random.
 """
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -27,7 +28,7 @@ from hypothesis import strategies as st
 from oracles import GFLOAT_ROUNDINGS
 
 from altcore.errors import BadInput
-from altcore.formats import ROUNDINGS, float_format, round_scalar
+from altcore.formats import ROUNDINGS, code_format, float_format, round_scalar, table_format
 from altcore.numerics import (
     COUNTS,
     Meters,
@@ -113,6 +114,22 @@ def test_random_formats_round_as_the_reference(fmt, rounding, dtype, seed):
             assert_same(got, wanted, x)
             assert_same(counted, wanted, x)
             assert counts.tolist() == slow_counts(x, fmt, rounding)
+
+
+@pytest.mark.parametrize("share", [None, 0, 1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_values_that_float32_does_not_hold(dtype, share):
+    """Of either side of their float32s, also where rounding changes at a value itself."""
+    values = [-7.580418866586493, -6.806624657946861, 0.1, 1 / 3, 0.7, 2.2]
+    fmt = table_format("unheld", values)
+    if share is not None:
+        grid = [fmt.beyond[0], *map(Fraction, values), fmt.beyond[1]]
+        points = [a + share * (b - a) for a, b in itertools.pairwise(grid)]
+        fmt = code_format("unheld", values, boundaries=points)
+    x = edges(fmt, dtype)
+    for rounding, way in itertools.product(DEFINITE, PATHS):
+        with path(way):
+            assert_same(round_to_grid(x, fmt, Rule(rounding)), reference(x, fmt, rounding), x)
 
 
 @settings(max_examples=30)
