@@ -172,8 +172,10 @@ def load_yaml(text: str, source: Source, key: str = "") -> Any:
         problem = f"{error.reason}: {error.character:#x}"
         raise _not_yaml(problem, key, source, line) from error
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise _not_yaml(str(error.problem), key, source, mark.line if mark else 0) from error
+        mark, problem = error.problem_mark or error.context_mark, str(error.problem)
+        if problem == "but found another document":
+            problem = "one document a file is needed, and here begins another"
+        raise _not_yaml(problem, key, source, mark.line if mark else 0) from error
     except RecursionError as error:
         line = loader.line if loader else 0
         raise _not_yaml("it is nested too deeply", key, source, line) from error

@@ -105,6 +105,7 @@ def test_what_yaml_stumbles_over_is_bad_input(text):
         ("seed: " + "1" * 5000, "has too many digits"),
         ("grad_clip: !!float abc", "'abc' is no number"),
         ("tags: !!set 3", "'3' is no set"),
+        ("---\nformat: E5M2", "one document a file is needed"),
         ("name: a\0b", "special characters are not allowed: 0x0"),
         ("freeze: " + "[" * 300 + "]" * 300, "nested too deeply"),
         ("freeze: " + "[" * 3000, "nested too deeply"),
