@@ -133,16 +133,16 @@ def _refused(node: yaml.Node, error: Exception) -> yaml.YAMLError:
     else:
         kind = node.tag.rpartition(":")[2]
         what = shown(node.value) if isinstance(node, yaml.ScalarNode) else "this"
-        problem = f"{what} is {_NO.get(kind, f'no {kind}')}"
+        problem = f"{what} is {_NOT.get(kind, f'not a {kind}')}"
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
-_NO = {
-    "int": "no whole number, or has too many digits",
-    "float": "no number",
+_NOT = {
+    "int": "not a whole number, or has too many digits",
+    "float": "not a number",
     "bool": "neither true nor false",
-    "timestamp": "no date",
-    "map": "no mapping",
+    "timestamp": "not a date",
+    "map": "not a mapping",
 }
 
 
