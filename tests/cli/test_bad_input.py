@@ -276,7 +276,7 @@ FILES_AND_NAMES = [
          "recipe nowhere.yaml: cannot be read", "--recipes", command="compare"),
     case("format of a study's file", "--config its-format.yaml", "E3M4?", "its-format.yaml",
          command="explain"),
-    case("data to compare on", "compare E4M3 --on words.npy", "words.npy", "no .npy file",
+    case("data to compare on", "compare E4M3 --on words.npy", "words.npy", "not a .npy file",
          command="formats"),
     case("empty data to compare on", "compare E4M3 --on empty.npy", "empty.npy", "numbers",
          command="formats"),
