@@ -129,4 +129,4 @@ def change_recipe(run: Run, action: ChangeRecipe, plugin: str) -> None:
 
 def names_of_formats(run: Run) -> list[str]:
     """Return the names of the formats that the current plan uses, sorted."""
-    return sorted(fmt.name for fmt in formats_in(run.quantization.plan))
+    return sorted({fmt.name for fmt in formats_in(run.quantization.plan)})
