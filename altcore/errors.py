@@ -63,7 +63,7 @@ class AltcoreError(Exception):
 class BadInput(AltcoreError, ValueError):
     """A value that cannot be used: its key, the problem, and the right form.
 
-    Whoever raises it has to know the problem only: `fill` adds the rest on the way to the user.
+    Raise it with the problem alone: callers that know the key and the source add them by `fill`.
 
     Args:
         problem: why the value is refused.

@@ -196,7 +196,7 @@ def _parse(text: str) -> tuple[list[tuple[str, str, str]], list[str]]:
         elif group is not None:
             name, equals, value = line.partition("=")
             if not equals:
-                raise _Unreadable(ENTRY_POINTS, f"line {number}, {line!r:.60}, is no name = value")
+                raise _Unreadable(ENTRY_POINTS, f"line {number}, {line!r:.60}, is not name = value")
             if group in kinds:
                 points.append((kinds[group], name.strip(), value.strip()))
     return points, unknown

@@ -133,16 +133,16 @@ def _refused(node: yaml.Node, error: Exception) -> yaml.YAMLError:
     else:
         kind = node.tag.rpartition(":")[2]
         what = shown(node.value) if isinstance(node, yaml.ScalarNode) else "this"
-        problem = f"{what} is {_NO.get(kind, f'no {kind}')}"
+        problem = f"{what} is {_NOT.get(kind, f'not a {kind}')}"
     return yaml.constructor.ConstructorError(None, None, problem, node.start_mark)
 
 
-_NO = {
-    "int": "no whole number, or has too many digits",
-    "float": "no number",
+_NOT = {
+    "int": "not a whole number, or has too many digits",
+    "float": "not a number",
     "bool": "neither true nor false",
-    "timestamp": "no date",
-    "map": "no mapping",
+    "timestamp": "not a date",
+    "map": "not a mapping",
 }
 
 
@@ -172,8 +172,10 @@ def load_yaml(text: str, source: Source, key: str = "") -> Any:
         problem = f"{error.reason}: {error.character:#x}"
         raise _not_yaml(problem, key, source, line) from error
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise _not_yaml(str(error.problem), key, source, mark.line if mark else 0) from error
+        mark, problem = error.problem_mark or error.context_mark, str(error.problem)
+        if problem == "but found another document":
+            problem = "one document a file is needed, and here begins another"
+        raise _not_yaml(problem, key, source, mark.line if mark else 0) from error
     except RecursionError as error:
         line = loader.line if loader else 0
         raise _not_yaml("it is nested too deeply", key, source, line) from error

@@ -219,6 +219,26 @@ def test_every_command_and_option_is_documented(typed, command):
         assert set(re.findall(r"`(--[a-z-]+)`", text)) == options_of(command)
 
 
+ALONE = [c for c in commands() if c[0].count(" ") == 1]
+IN_GROUPS = [c for c in commands() if c not in ALONE]
+
+
+@pytest.mark.parametrize(("typed", "command"), ALONE, ids=lambda c: getattr(c, "name", c))
+def test_the_page_says_what_help_says(typed, command):
+    """An option's text on the page begins with its help, and may go on."""
+    said = {plain(name): text for name, text in rows("commands", f"`{typed}`")}
+    for option in command.params:
+        if isinstance(option, click.Option):
+            text = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", said[option.opts[0]]).replace("`", "")
+            assert text.startswith(option.help.rstrip(".")), option.opts[0]
+
+
+@pytest.mark.parametrize(("typed", "command"), IN_GROUPS, ids=lambda c: getattr(c, "name", c))
+def test_no_summary_is_cut_off(typed, command):
+    """In the help of its group, in a terminal of 80 columns."""
+    assert not command.get_short_help_str(80 - len("  compare  ") - 2).endswith("..."), typed
+
+
 def test_no_command_is_documented_that_is_not_there():
     """Neither a group nor what is below it."""
     typed = {name for name, _ in commands()}
@@ -475,8 +495,8 @@ YAML = [b for b in blocks("yaml") if b[0] != "tutorial"]  # test_tutorial gives 
 def test_yaml_that_is_shown_is_valid(name, _, text, tmp_path):
     """A configuration loads; a recipe parses; a format is one."""
     if name == "formats":
-        for plain in yaml.safe_load_all(text):
-            assert get_format(plain).name == plain["name"]
+        (tmp_path / "shown.yaml").write_text(text)
+        assert get_format(tmp_path / "shown.yaml").name == yaml.safe_load(text)["name"]
     elif name == "recipes":
         assert read_recipe(load_yaml(text, Source(name))).rules
     else:

@@ -274,7 +274,7 @@ def compare(
 @once("--out", default="formats.svg", show_default=True, help="SVG file to write.")
 @AS_JSON
 def plot_(names: tuple[str, ...], out: str, as_json: bool) -> None:
-    """Draw where the values of formats lie, one row each, on a logarithmic axis."""
+    """Draw where the values of formats lie, into an SVG file."""
     check_picture(out, "--out")
     write_svg(Path(out), [get_format(name) for name in options.names(names, "NAMES")])
     if as_json:

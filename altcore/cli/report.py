@@ -13,7 +13,7 @@ from altcore.errors import BadInput
 @click.command()
 @click.argument("reporter")
 @click.argument("runs", nargs=-1, metavar="RUN...")
-@once("--out", metavar="FOLDER", help="Folder to write to (default: the run's reports/).")
+@once("--out", metavar="FOLDER", help="Folder to write to (default the run's reports/).")
 @click.option(
     "--set",
     "sets",

@@ -15,14 +15,18 @@ if TYPE_CHECKING:
     from altcore.config import Override
     from altcore.study import Options
 
-SHARED = ("workload", "optimizer", "data", "device", "seed", "steps")
-"""Flags of ``train`` that studies have, too."""
+SHARED = {
+    **{name: FLAGS[name] for name in ("workload", "optimizer", "data", "device")},
+    "seed": "The first of the seeds.",
+    "steps": "Steps of each run; with a budget, the most.",
+}
+"""Flags of ``train`` that studies have, too, with their help."""
 
 
 def study_options(command: Any) -> Any:
     """Add the options that all studies share."""
     options = [
-        *(once(f"--{name}", metavar="VALUE", help=FLAGS[name]) for name in SHARED),
+        *(once(f"--{name}", metavar="VALUE", help=text) for name, text in SHARED.items()),
         once(
             "--config",
             "file",
@@ -41,7 +45,7 @@ def study_options(command: Any) -> Any:
             type=int,
             default=5,
             show_default=True,
-            help="Seeds: the number of runs of each arm.",
+            help="Runs of each arm, paired with the twin by seed.",
         ),
         once(
             "--within",
@@ -54,7 +58,7 @@ def study_options(command: Any) -> Any:
             "--budget",
             type=float,
             metavar="MINUTES",
-            help="Time for all runs together; decides the steps.",
+            help="Minutes for all runs together; decides the steps.",
         ),
         once("--name", help="Folder of the study, in studies/. A later command may add to it."),
         AS_JSON,

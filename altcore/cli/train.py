@@ -20,11 +20,11 @@ FLAGS = {
     "recipe": "What is quantized: a named recipe, or a .yaml file.",
     "workload": "The model and its data (default gpt).",
     "optimizer": "The optimizer (default adamw).",
-    "data": "A text file, a folder of texts, or a folder with train.bin and val.bin.",
+    "data": "A text file, a folder of texts or with train.bin and val.bin, or eurlex.",
     "name": "A new name for the run.",
     "device": "auto, cpu, cuda or cuda:N.",
-    "seed": "Decides the weights, the batches and random rounding.",
-    "steps": "Number of training steps.",
+    "seed": "Decides weights, batches and random rounding.",
+    "steps": "Steps of the run.",
     "preset": "A named set of plugins and settings, such as format-experiment.",
 }
 KEYS = {"steps": "max_steps"}
@@ -58,7 +58,7 @@ def _flags(command: Any) -> Any:
     help="Set any key; VALUE is YAML. Repeatable.",
 )
 @click.option("--strict", is_flag=True, help="Stop if a diagnostic or reporter breaks.")
-@once("--resume", metavar="RUN", help="Continue a run from its newest checkpoint.")
+@once("--resume", metavar="RUN", help="Continue a run from its newest valid checkpoint.")
 def train(
     plugins: tuple[str, ...],
     without: tuple[str, ...],

@@ -24,7 +24,7 @@ class Assignment(NamedTuple):
 
 
 def named_key(key: Any, source: Source | None, owner: str = "") -> str:
-    """Return a key of a configuration, or of an owner's settings; `BadInput` if it is no text."""
+    """Return a key of a configuration, or of an owner's settings; `BadInput` if it is not text."""
     if not isinstance(key, str):
         what = "null" if key is None else shown(key)
         raise BadInput(f"the key {what} is not text", key=owner, source=source)

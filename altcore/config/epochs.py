@@ -57,7 +57,7 @@ def _place(sources: Mapping[str, Source | None], key: str) -> str:
 
 
 def interval_in_epochs(value: Any, key: str) -> Fraction | None:
-    """Return the epochs of an interval such as ``0.25 epoch``; None for one that is no text.
+    """Return the epochs of an interval such as ``0.25 epoch``; None for one that is not text.
 
     Raises `BadInput`, naming ``key``, for another text.
 
@@ -73,6 +73,6 @@ def interval_in_epochs(value: Any, key: str) -> Fraction | None:
         epochs = Fraction(0)
     if epochs <= 0 or unit.strip() not in ("epoch", "epochs"):
         raise BadInput(
-            f"{shown(value)} is no interval", key=key, hint="50 (steps), 2 epochs or 0.25 epoch"
+            f"{shown(value)} is not an interval", key=key, hint="50 (steps), 2 epochs or 0.25 epoch"
         )
     return epochs

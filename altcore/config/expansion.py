@@ -14,7 +14,7 @@ from altcore.errors import BadInput, Source
 from altcore.registry import entries
 
 _NO_KEYS = ("plugins", "install")
-"""Parts of a preset or compound key that are no keys with one value."""
+"""Parts of a preset or compound key that are not keys with one value."""
 
 
 @define
@@ -67,7 +67,7 @@ class _Expander:
                 self.compound[a.key] = a._replace(value=checked_value(a))
         for a in given:
             if a.key == "preset":
-                # A file says more about its own run than a preset, whoever asks for that.
+                # A file's keys override a preset, even one given on the command line.
                 self.imply(find_preset(a), a._replace(level=0), find_preset(a))
         for a in self.compound.values():
             meaning = compound_keys().get(a.key, {})

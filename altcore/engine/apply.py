@@ -16,7 +16,7 @@ from altcore.hooks import (
     Verdict,
     describe_action,
 )
-from altcore.recipes import change
+from altcore.recipes import change, formats_in
 
 
 def carry_out(run: Run, verdict: Verdict) -> bool:
@@ -108,7 +108,7 @@ def change_recipe(run: Run, action: ChangeRecipe, plugin: str) -> None:
         for part in ("format", "scaling", "rounding")
         if (value := getattr(action, part)) != KEEP
     }
-    before = formats_in(run)
+    before = names_of_formats(run)
     errors = run.quantization.change(
         change(run.quantization.plan, action.layers, action.roles, **parts)
     )
@@ -116,7 +116,7 @@ def change_recipe(run: Run, action: ChangeRecipe, plugin: str) -> None:
         "step": run.step,
         "plugin": plugin,
         "from": before,
-        "to": formats_in(run),
+        "to": names_of_formats(run),
         "reason": action.reason,
     }
     compute = run.quantization.compute
@@ -127,7 +127,6 @@ def change_recipe(run: Run, action: ChangeRecipe, plugin: str) -> None:
         run.shifts.append(shift)
 
 
-def formats_in(run: Run) -> list[str]:
+def names_of_formats(run: Run) -> list[str]:
     """Return the names of the formats that the current plan uses, sorted."""
-    casts = [c for layer in run.quantization.plan.values() for c in layer.values() if c]
-    return sorted({c.format.name for c in casts})
+    return sorted({fmt.name for fmt in formats_in(run.quantization.plan)})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from altcore.engine.apply import formats_in
+from altcore.engine.apply import names_of_formats
 from altcore.engine.collapse import Trend
 from altcore.engine.progress import Progress
 from altcore.engine.state import Run
@@ -71,7 +71,7 @@ def summarize(
             stopped_by=stop.get("plugin"),
         ),
         **facts,
-        last_formats=formats_in(run),
+        last_formats=names_of_formats(run),
         steps=run.step,
         discarded=progress.discarded,
         epochs=run.epoch.after(run.step) if run.epoch else None,

@@ -40,7 +40,7 @@ def check_class(cls: Any, entry: Entry) -> type:
             )
     requires = getattr(cls, "requires", ())
     if not (isinstance(requires, tuple | list) and all(isinstance(n, str) for n in requires)):
-        raise BadInput(f"requires: {requires!r} is no tuple of plugins' names", key=who)
+        raise BadInput(f"requires: {requires!r} is not a tuple of plugins' names", key=who)
     _check_arguments(cls, who)
     if entry.kind == "intervention":
         _check_looks_only_where_it_may(cls, who)
@@ -55,7 +55,7 @@ def hooks_of(cls: type) -> list[str]:
 def make_plugin(cls: type, settings: Mapping[str, Any], name: str) -> Any:
     """Return an instance of a plugin's class, checked as `build` does, that knows its own name.
 
-    A field ``name`` that is no setting (``init=False``) holds the name of the entry point.
+    A field ``name`` that is not a setting (``init=False``) holds the name of the entry point.
     """
     instance = build(cls, settings, name)
     if any(a.name == "name" and not a.init for a in attrs.fields(cls)):

@@ -164,11 +164,6 @@ def _default(a: Attribute) -> Any:
     return to_plain(made.factory() if _is_factory(made) else made)
 
 
-def plain_settings(instance: Any) -> dict[str, Any]:
-    """Return an instance's settings as plain data, as a configuration file writes them."""
-    return {name: to_plain(getattr(instance, name)) for name in init_fields(type(instance))}
-
-
 def format_settings(instance: Any) -> dict[str, Any]:
     """Return those of an instance's settings that hold formats, by name."""
     values = {name: getattr(instance, name, None) for name in init_fields(type(instance))}

@@ -49,7 +49,7 @@ def encode(
     if infinities is not None:
         low, high = infinities
         result = torch.where(torch.isposinf(q), high, result)
-        if low is None:  # an unsigned format: what lies below it is no number there
+        if low is None:  # an unsigned format: what lies below it is not a number there
             unknown |= torch.isneginf(q)
         else:
             result = torch.where(torch.isneginf(q), low, result)

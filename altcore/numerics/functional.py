@@ -130,7 +130,7 @@ def fake_quantize(
     ``scale`` is None, the overflow rule ``saturate``, and the gradient passes straight through.
 
     Raises `BadInput` for unknown names, a scale that is not positive (not looked at on a GPU),
-    an ``x`` that is no floating-point tensor, an argument that block formats do not take, or an
+    an ``x`` that is not a floating-point tensor, an argument that block formats do not take, or an
     ``axis`` that others do not, and the overflow rule ``raise`` under vmap.
     """
     fmt = find(fmt)

@@ -22,7 +22,7 @@ def transform(x: Tensor, length: int, axis: int, seed: int) -> Tensor:
     """Return ``x`` transformed along ``axis`` in pieces of ``length``, in float32 or float64.
 
     An axis that ``length`` does not divide is padded with zeros, and comes out longer. Raises
-    `BadInput` for a ``length`` that is no power of two.
+    `BadInput` for a ``length`` that is not a power of two.
     """
     if length < 1 or length & (length - 1):
         raise BadInput(f"a Hadamard matrix of {length} rows: a power of two is needed")

@@ -72,7 +72,7 @@ def find_coded(fmt: AnyFormat | str) -> Format:
     found = find(fmt)
     if isinstance(found, BlockFormat):
         raise BadInput(
-            f"format {found.name}: codes of a block format are worth nothing without its scales: "
+            f"format {found.name}: a block format's codes cannot be decoded without their scales: "
             "use altcore.pack and altcore.unpack"
         )
     return found

@@ -204,7 +204,7 @@ def thresholds(fmt: Format, rounding: str, dtype: torch.dtype) -> tuple[float, .
             point = _root(log_boundary(fmt, i)) if by_log else middles[i]
             point = min(max(point, below), above)
             if point in (below, above):
-                beyond = point == below  # a grid value is no tie
+                beyond = point == below  # a grid value is not a tie
             else:
                 if above == -below:
                     inner_above = point >= 0
@@ -227,9 +227,10 @@ def _tie_goes_in(fmt: Format, rounding: str, above: int, inner_above: bool) -> b
 
 
 def _root(square: Fraction) -> Fraction:
-    """The root of ``|square|`` with its sign; if irrational, a number on its side of all floats.
+    """Return the signed square root.
 
-    That is one between the same two multiples of some 2**-k that no float's bits lie between.
+    An irrational root is replaced by a number that compares with every float as the root does: one
+    between the same two multiples of a power of two too small for any float to lie between.
     """
     top, bottom = abs(square.numerator), square.denominator
     places = max(0, _ROOT_BITS - (top.bit_length() - bottom.bit_length()) // 2)

@@ -40,7 +40,7 @@ def _rounded(
     if isinstance(fmt, BlockFormat):
         return fake_blocks(x, fmt, rule, axis=axis, key=key)
     if rule.overflow == "raise" and torch._C._functorch.is_batchedtensor(x):
-        raise BadInput("overflow: raise cannot be had under vmap: give saturate, inf or nan")
+        raise BadInput("overflow: raise does not work under vmap: give saturate, inf or nan")
     return fake_round(x, fmt, rule, r=r, s=s, key=key)
 
 

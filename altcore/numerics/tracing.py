@@ -1,8 +1,7 @@
 """What torch's tracers must not see: cached constants, and whether somebody traces a call.
 
-A cached tensor must not depend on the moment in which it was first needed. Whoever makes one
-names its dtype and device, since users may change both defaults, and makes it here, outside
-inference mode and whatever else stands between torch's functions and their results.
+A cached tensor must not depend on the moment in which it was first needed. Create cached tensors
+here, with explicit dtype and device, outside inference mode and all torch modes.
 """
 
 from __future__ import annotations

@@ -192,8 +192,8 @@ def _check_stored(recipe: Recipe, where: str, casts: Casts) -> None:
             )
         if cast and not cast.scaling.suits_storage:
             raise recipe.refusal(
-                f"{where}{operand} has one scale of its own, without margin or quantile: "
-                f"{cast.scaling.kind} scaling cannot be had"
+                f"{where}{operand} has a single scale, without margin or quantile: "
+                f"{cast.scaling.kind} scaling does not suit it"
             )
 
 

@@ -2,7 +2,7 @@
 
     multiply(x, w, bias, weight) -> Tensor
 
-- ``x``: the operand that is no weight, (..., K), or (B, M, K) if ``w`` is batched;
+- ``x``: the operand that is not a weight, (..., K), or (B, M, K) if ``w`` is batched;
 - ``w``: the weight as the right operand, (N, K) or (B, N, K);
 - ``bias``: (N), or None;
 - ``weight``: the tensor that ``w`` was made from, as the model passed it to torch.

@@ -9,7 +9,7 @@ its correct formulas, and replaces the others:
 - It counts the scores that fused attention computes again in the backward pass. Attention that
   is written out keeps them, so a share would depend on the kernel.
 
-A product (M, K) by (K, N) has 2 M N K FLOPs. Sums that are no products, as of a bias, have none.
+A product (M, K) by (K, N) has 2 M N K FLOPs. Sums that are not products, as of a bias, have none.
 Products with zeros count: those of a convolution's padding, and of a mask in attention.
 """
 

@@ -38,7 +38,7 @@ class QuantizedLinear(torch.autograd.Function):
 
     x: (..., in), w: (out, in), bias: (out) or None; or a batch of products, x: (batch, tokens, in),
     w: (batch, out, in) and no bias. The gradient of the bias is the plain sum of the unquantized
-    output gradient: it is no product.
+    output gradient: it is not a product.
     """
 
     @staticmethod

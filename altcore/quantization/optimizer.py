@@ -107,8 +107,8 @@ def _round_moments(
     the smallest positive value.
 
     Returns:
-        The state tensors that are no moments, described: those that the optimizer quantizes itself,
-        factors, or keeps as integers. They stay as they are.
+        The state tensors that are not moments, described: those that the optimizer quantizes
+        itself, factors, or keeps as integers. They stay as they are.
     """
     left = []
     for name, (parameter, cast) in casts.items():

@@ -48,7 +48,7 @@ class Operand:
     format: AnyFormat | None = None
     """None for a plain tensor."""
     inside: Tensor | None = None
-    """Where the values did not pass the format's range, if the gradient has to know."""
+    """Mask of in-range values. None unless the gradient is clipped."""
 
 
 @define(eq=False)

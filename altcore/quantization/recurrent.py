@@ -219,7 +219,7 @@ def _sequences(step: Step) -> Callable[..., Any]:
 
 
 def _is_packed(args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
-    """Tell the overloads apart: the padded one's fourth argument is no list of parameters."""
+    """Tell the overloads apart: the padded one's fourth argument is not a list of parameters."""
     named = dict(zip(inspect.signature(_packed).parameters, args, strict=False)) | {**kwargs}
     return "batch_first" not in kwargs and isinstance(named.get("params"), list | tuple)
 

@@ -215,7 +215,7 @@ def _warn_of_change(stored: StoredWeight) -> None:
         f"stored weight {stored.name} was changed by something other than q.store, and was "
         "rounded to its grid again before it was used. After an optimizer's step call "
         "q.store(optimizer), or give quantize_model the optimizer; after another change (an "
-        "average of weights, a resize) this is all there is to do"
+        "average of weights, a resize) nothing more is needed"
     )
 
 

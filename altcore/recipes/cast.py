@@ -57,7 +57,7 @@ class Scaling:
 
     @property
     def suits_storage(self) -> bool:
-        """Whether a stored tensor, which has one scale of its own, can have it."""
+        """Whether a stored tensor, which has a single scale, can have it."""
         by_size = self.kind in ("none", "tensor", "rms")
         return by_size and self.margin == 1 and self.quantile is None
 

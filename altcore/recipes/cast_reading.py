@@ -157,8 +157,8 @@ def check_role(role: str, cast: Cast, given: Any, place: Place) -> None:
     name = role.partition("@")[0]
     if role in STORED and not cast.scaling.suits_storage:
         problem = (
-            "what is stored has one scale of its own: none, tensor, power-of-two or rms, without "
-            f"margin or quantile; {cast.format.name} has {cast.scaling.kind} scaling"
+            "a stored tensor has a single scale; its scaling must be none, tensor, power-of-two or "
+            f"rms, without margin or quantile; {cast.format.name} has {cast.scaling.kind} scaling"
         )
         # A scaling that the recipe itself says is wrong with every format.
         said = given.get("scaling") if isinstance(given, Mapping) else None

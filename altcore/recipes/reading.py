@@ -150,7 +150,7 @@ def _no_place(run: AnyFormat | str) -> BadInput:
 
 
 def _unknown(name: str) -> BadInput:
-    """Return the error of a name that is no recipe's."""
+    """Return the error of a name that is not a recipe's."""
     if kind_of(name) == "format":
         return BadInput(
             f"{name} is a format, not a recipe",

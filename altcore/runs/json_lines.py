@@ -40,7 +40,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_steps(path: Path) -> list[dict[str, Any]]:
-    """Read a .jsonl file as `read_lines` does; a line whose ``step`` is no number is broken."""
+    """Read a .jsonl file as `read_lines` does; a line whose ``step`` is not a number is broken."""
     return _read(path, lambda line: type(line.get("step")) is int)
 
 

@@ -28,7 +28,7 @@ def list_runs(runs_dir: str) -> list[Path]:
     """Return the run directories, oldest first."""
     root = Path(runs_dir)
     if root.exists() and not root.is_dir():
-        raise BadInput(f"{root} is no folder", key="runs_dir")
+        raise BadInput(f"{root} is not a folder", key="runs_dir")
     found = [p for p in root.iterdir() if (p / "config.yaml").is_file()] if root.is_dir() else []
     return sorted(found, key=lambda p: ((p / "config.yaml").stat().st_mtime, p.name))
 
@@ -61,5 +61,5 @@ def _checked(path: Path, **keys: type) -> list[dict[str, Any]]:
         for key, kind in keys.items():
             if not isinstance(line.get(key), kind):
                 shown = json.dumps(to_json(line))
-                raise BadInput(f"{path}: {shown:.60} is no line of a run: {key} is missing")
+                raise BadInput(f"{path}: {shown:.60} is not a line of a run: {key} is missing")
     return lines

@@ -156,7 +156,7 @@ def read_summary(path: Path) -> Summary | None:
         # A run that was moved is where it is.
         made: Summary = build(Summary, {**plain, "name": path.name, "directory": str(path)})
     except (BadInput, ValueError, UnicodeDecodeError) as error:
-        raise BadInput(f"{file} is no summary of a run: {error}") from error
+        raise BadInput(f"{file} is not a summary of a run: {error}") from error
     return made
 
 

@@ -132,6 +132,6 @@ def source(module: str) -> str:
     """Return the digest of a module's source, together with the whole package around it."""
     top = import_module(module.partition(".")[0])
     folders: Iterable[str] = getattr(top, "__path__", ())
-    # A module that is no package is one file, or none at all.
+    # A module that is not a package is one file, or none at all.
     parts = [*folders] or [getattr(top, "__file__", None) or ""]
     return digest([contents(Path(part)) for part in parts if part])

@@ -113,7 +113,11 @@ def _cautions(about: Mapping[str, Any]) -> list[str]:
 
 def _method(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     inside = found.get("learning_rate_factor_inside")
-    later = "" if inside is None else f"; those inside the factor, and their twin, at {inside:.3g}"
+    later = (
+        ""
+        if inside is None
+        else f"; the runs inside the factor, and their twin, used {inside:.3g} times that rate"
+    )
     return (
         f"{_runs(about)} A diverged run counts with the unigram entropy of the data. Each arm of "
         "the first table ran at the best of 1/3, 1 and 3 times the learning rate "

@@ -62,7 +62,7 @@ def _from_npy(path: Path) -> Tensor:
         raise BadInput(f"--on {path}: cannot be read: {error.strerror}") from error
     # For other files, numpy's message explains how to load them unsafely.
     except (EOFError, ValueError, TypeError) as error:
-        raise BadInput(f"--on {path}: is no .npy file of numbers") from error
+        raise BadInput(f"--on {path}: it is not a .npy file of numbers") from error
     if not x.is_floating_point() or x.numel() == 0:
         raise BadInput(f"--on {path}: floating-point numbers are needed, not {x.dtype} {x.numel()}")
     if not bool(torch.isfinite(x).all()):

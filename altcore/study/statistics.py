@@ -38,11 +38,6 @@ class Estimate:
     """Two-sided probability of a mean as far from 0, were it 0."""
     n: int
 
-    @property
-    def holds_zero(self) -> bool:
-        """Return whether the interval holds 0."""
-        return self.low <= 0 <= self.high
-
 
 def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     """Return mean, interval and p of paired differences, by Student's t with n - 1 degrees.

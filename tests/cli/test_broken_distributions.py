@@ -113,7 +113,7 @@ def test_plugins_list(site, capsys):
     assert len(told) == len(set(told)) == 10 * len(LEFT_OUT)
     assert all(str(site) in line and line.endswith(": left out") for line in told)
     assert sum("is not UTF-8" in line for line in told) == 30
-    assert sum("'x acme_none:x', is no name = value" in line for line in told) == 20
+    assert sum("'x acme_none:x', is not name = value" in line for line in told) == 20
 
 
 @pytest.mark.usefixtures("here")

@@ -96,5 +96,7 @@ def test_an_interval_in_steps_is_none_in_epochs():
 )
 def test_another_text_is_no_interval(text):
     """The message shows what would be one."""
-    with pytest.raises(BadInput, match=r"^p.interval: .* is no interval: 50 \(steps\), 2 epochs"):
+    with pytest.raises(
+        BadInput, match=r"^p.interval: .* is not an interval: 50 \(steps\), 2 epochs"
+    ):
         interval_in_epochs(text, "p.interval")

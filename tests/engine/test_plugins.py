@@ -204,7 +204,7 @@ def test_plugins_that_require_each_other_are_refused():
 
 def test_requires_is_a_tuple_of_names(shelf, start):
     """A lone name would be taken for its letters."""
-    with pytest.raises(BadInput, match="requires: 'amax' is no tuple of plugins' names"):
+    with pytest.raises(BadInput, match="requires: 'amax' is not a tuple of plugins' names"):
         load(shelf, start, define(eq=False)(type("R", (), {"requires": "amax"})))
 
 
@@ -240,7 +240,7 @@ def test_measures_are_read_from_the_step(shelf, start):
 
 @pytest.mark.parametrize("kind", ["intervention", "diagnostic", "reporter"])
 def test_a_plugin_knows_its_own_name(shelf, start, kind):
-    """In a field ``name`` that is no setting: that of the entry point, whatever its default."""
+    """In a field ``name`` that is not a setting: that of the entry point, whatever its default."""
 
     @frozen(eq=False)
     class Named:

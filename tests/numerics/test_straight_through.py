@@ -149,7 +149,7 @@ def test_what_vmap_cannot_do():
     """Is said in altcore's words: an error that depends on a value."""
     f = partial(fake_quantize, fmt="E4M3", overflow="raise")
     assert_same(jvp(f, (X,), (X,))[0], f(X))
-    with pytest.raises(BadInput, match=r"^overflow: raise cannot be had under vmap"):
+    with pytest.raises(BadInput, match=r"^overflow: raise does not work under vmap"):
         vmap(f)(X)
 
 

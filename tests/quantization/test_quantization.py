@@ -121,7 +121,7 @@ def test_a_change_leaves_out_what_lies_elsewhere():
     ("recipe", "says"),
     [
         ({"layers": {"1": {"weight": "MXFP4"}}}, "format MXFP4 brings its own"),
-        ({"stored_weight": "E4M3"}, "stored_weight has one scale of its own"),
+        ({"stored_weight": "E4M3"}, "stored_weight has a single scale"),
     ],
 )
 def test_a_change_of_scaling_is_held_to_what_a_recipe_may_say(recipe, says):

@@ -172,7 +172,7 @@ def test_the_one_at_fault_is_named(cast, fmt, key):
 )
 def test_the_one_at_fault_for_what_is_stored_is_named(stored, fmt, key):
     """A scaling that the recipe itself says is wrong with every format."""
-    with pytest.raises(BadInput, match="one scale of its own") as caught:
+    with pytest.raises(BadInput, match="a single scale") as caught:
         read_recipe({"stored_weight": stored}, fmt)
     assert caught.value.key == key
 

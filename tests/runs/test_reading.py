@@ -48,7 +48,7 @@ def test_a_summary_that_fits_no_schema_is_refused(text, says, tmp_path):
     """Named by its file, and what is wrong with it."""
     directory = run_directory(tmp_path, name="r")
     directory.write("summary.json", text)
-    with pytest.raises(BadInput, match=r"r/summary\.json is no summary of a run: ") as caught:
+    with pytest.raises(BadInput, match=r"r/summary\.json is not a summary of a run: ") as caught:
         summary_of(directory.path)
     assert says in str(caught.value)
 

@@ -47,7 +47,7 @@ def switched_on() -> bool:
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the compiled kernels; None, with one warning, if they cannot be had."""
+    """Return the compiled kernels; None, with one warning, if they cannot be built."""
     for message in unknown_variables():
         warnings.warn(message, RuntimeWarning, stacklevel=2)
     with _LOCK:  # the first thread loads them, and others wait

@@ -34,7 +34,7 @@ class GradStats:
     - ``l2/layer.name`` and ``linf/layer.name``: the root of the sum of squares, and the largest
       magnitude, of the raw gradient: unscaled, of all micro-batches, before any clipping;
     - ``snr/layer.name``: |mean| / standard deviation of its elements (of the population). It
-      compares elements of one step, not steps: a mean near 0 is no sign of noise. NaN if the
+      compares elements of one step, not steps: a mean near 0 is not a sign of noise. NaN if the
       deviation is 0;
     - ``adam_snr/layer.name``: the mean over elements of |m| / √v with Adam's moments after the
       step, both bias-corrected: 1 if a gradient keeps its sign and size, near 0 if noise

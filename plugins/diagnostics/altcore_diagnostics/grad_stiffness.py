@@ -37,7 +37,7 @@ class GradStiffness:
       same everywhere, as s is in fixed point;
     - ``KIND_ratio``: mean |g| / mean s;
     - ``KIND_below_share``: elements with |g| < s, what the original experiments counted. A
-      gradient is no step: no learning rate and no optimizer is in it;
+      gradient is not a step: no learning rate and no optimizer is in it;
     - ``KIND_update_below_share``: among elements with a proposed update u other than 0, those
       with |u| < s / 2, the update that the optimizer made, decay included, before stored weights
       go back on their grids. Away from binade edges such an update is lost under rounding to

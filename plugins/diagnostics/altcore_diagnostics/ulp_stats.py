@@ -46,7 +46,7 @@ class UlpStats:
 
     Both sides of a distance are seen on the grid as it was before the step: a stored weight at its
     scale before the step, a view at the scale of the step's forward pass, rounded to nearest even.
-    A change of a stored weight's scale is no movement: where there was one, what the optimizer
+    A change of a stored weight's scale is not a movement: where there was one, what the optimizer
     proposed is rounded to nearest even at the scale before. What passes the largest value counts
     as the largest. If a weight is not finite, its layer's measures and the aggregates are NaN.
     """
@@ -103,7 +103,7 @@ def distance_counts(before: Tensor, after: Tensor, fmt: Format, scale: Tensor | 
     float32 rounding error of a boundary may be seen on its other side.
     """
     first, last = (ordinal(on_grid(w.detach(), fmt, scale), fmt) for w in (before, after))
-    # An infinity rounds to the largest value, but is no weight that moved there.
+    # An infinity rounds to the largest value, but is not a weight that moved there.
     lost = torch.isnan(nan_where_not_finite(before).add_(nan_where_not_finite(after)))
     index = last.sub_(first).abs_().add_(1).masked_fill_(lost, 0).flatten()
     counts = torch.zeros(len(fmt.values) + 1, dtype=torch.int64, device=index.device)

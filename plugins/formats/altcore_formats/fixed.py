@@ -45,7 +45,9 @@ def fixed_point(name: str) -> TableFormat | None:
 
 def _twos_complement(name: str, bits: int, fraction: int) -> TableFormat:
     if not 2 <= bits <= _MAX_BITS:
-        raise BadInput(f"format {name} would have {bits} bits: 2 to {_MAX_BITS} are possible")
+        raise BadInput(
+            f"format {name} would have a width of {bits}: 2 to {_MAX_BITS} bits are possible"
+        )
     half = 1 << (bits - 1)
     return code_format(name, [v / 2**fraction for v in (*range(half), *range(-half, 0))])
 

@@ -92,8 +92,8 @@ def exmy_variant(name: str) -> FloatFormat | None:
         raise BadInput(f"format {name}: {match[4]} codes need exponent bits")
     if match[4] == "FN" and bits < 8:
         raise BadInput(
-            f"format {name}: elsewhere FN says of formats of less than 8 bits that they have no "
-            f"NaN either, which here is {name.removesuffix('FN')}"
+            f"format {name}: below 8 bits, other libraries use FN for formats without NaN; here "
+            f"that is {name.removesuffix('FN')}"
         )
     bias = 2 ** (exponent_bits - 1) - (match[4] != "FNUZ") if match[3] is None else int(match[3])
     specials = _SPECIALS[match[4]]
@@ -103,7 +103,8 @@ def exmy_variant(name: str) -> FloatFormat | None:
 def _check_width(name: str, bits: int) -> None:
     if not 2 <= bits <= _MAX_BITS:
         raise BadInput(
-            f"format {name} would have {bits} bits, its sign included: an ExMy has 2 to {_MAX_BITS}"
+            f"format {name} would have a width of {bits}, its sign included: an ExMy has 2 to "
+            f"{_MAX_BITS} bits"
         )
 
 

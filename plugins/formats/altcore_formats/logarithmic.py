@@ -57,7 +57,9 @@ def logarithmic(name: str) -> TableFormat | None:
         raise BadInput(f"format {name}: say what is nearest: {bare}-by-value or {bare}-by-log")
     bits = 1 + integer + fraction
     if not 3 <= bits <= _MAX_BITS:
-        raise BadInput(f"format {name} would have {bits} bits: 3 to {_MAX_BITS} are possible")
+        raise BadInput(
+            f"format {name} would have a width of {bits}: 3 to {_MAX_BITS} bits are possible"
+        )
     if not 1 <= integer <= _MAX_INTEGER_BITS:
         raise BadInput(
             f"format {name}: the logarithm has 1 to {_MAX_INTEGER_BITS} integer bits, its sign "

@@ -39,7 +39,9 @@ def posit(name: str) -> TableFormat | None:
         return None
     bits, exponent_bits = int(match[1]), int(match[2])
     if not 3 <= bits <= _MAX_BITS:
-        raise BadInput(f"format {name} would have {bits} bits: a posit has 3 to {_MAX_BITS}")
+        raise BadInput(
+            f"format {name} would have a width of {bits}: a posit has 3 to {_MAX_BITS} bits"
+        )
     if exponent_bits > 9 or (bits - 1) << exponent_bits > 1022:
         raise BadInput(f"format {name}: its exponents lie beyond float64's")
     last = (1 << (bits - 1)) - 1

@@ -30,8 +30,8 @@ class LossScale:
     It helps gradients in a format without a scale of its own (``scaling: none``) and unquantized
     ones under ``compute: bfloat16``. If the scale follows the tensor (any other scaling) it
     changes nothing: a power of two in the tensor is the same power of two in the scale. And if
-    overflow saturates (the default) none is ever seen, so that the scale only grows. The run is
-    told at its start of the gradients' roles for which either is so.
+    overflow saturates (the default) none is ever seen, so that the scale only grows. When the run
+    starts, a warning names the gradient roles that this affects.
     """
 
     initial: float = setting(65536.0, help="scale at the start", validator=ge(1.0))
@@ -40,7 +40,7 @@ class LossScale:
         2000, help="steps without overflow before the scale grows", validator=ge(1)
     )
     backoff: float = setting(0.5, help="factor after an overflow", validator=and_(gt(0.0), lt(1.0)))
-    largest: float = setting(2.0**24, help="scale that is not passed", validator=ge(1.0))
+    largest: float = setting(2.0**24, help="largest loss scale", validator=ge(1.0))
     name: str = field(init=False, default="loss-scale")
     scale: float = field(init=False)
     good: int = field(init=False, default=0)

@@ -114,8 +114,8 @@ class MantissaShift:
     the rule of the original experiments: the views of float32 masters stalled over
     ``stall_window`` recorded steps after warm-up, at a learning rate of at least half its peak,
     and the training loss did not improve by two standard errors. No update is lost then, and the
-    run may well learn: it is no collapse. A format that the chain does not mention stays as it is;
-    for it the plugin has no opinion.
+    run may well learn: it is not a collapse. A format that the chain does not mention stays as it
+    is; for it the plugin has no opinion.
 
     If no format that is to be shifted has a next one and at least one is at the chain's end
     (``none``), non-finite steps stop the run. A stall there is a ``warning``, told once for a

@@ -95,7 +95,8 @@ class PartitionClip:
         for name in self.shares:
             if name.partition("@")[0] not in ROLES:
                 raise BadInput(
-                    f"{name!r} is no role of {', '.join(ROLES)}", key="partition-clip.shares"
+                    f"{name!r} is not one of the roles {', '.join(ROLES)}",
+                    key="partition-clip.shares",
                 )
         if self.mode == "scaled":
             self.interval = self.check_interval

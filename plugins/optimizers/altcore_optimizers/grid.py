@@ -54,8 +54,8 @@ class Grid:
     normalize: bool = setting(
         True, help="divide the momentum by its root mean square in the tensor"
     )
-    clip: int = setting(10, help="rungs of one update, at most", validator=and_(ge(1), le(1000)))
-    seed: int = setting(0, help="decides the random bits of rungs")
+    clip: int = setting(10, help="most grid steps in one update", validator=and_(ge(1), le(1000)))
+    seed: int = setting(0, help="decides the random bits of grid steps")
     weight_decay: float = setting(
         0.0,
         help="decay of tensors with two or more dimensions, per unit of learning rate",

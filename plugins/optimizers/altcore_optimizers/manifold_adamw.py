@@ -46,7 +46,7 @@ class ManifoldAdamW(AdamSettings):
         "update", help="what the stiffness multiplies: Adam's step, or the gradient before it"
     )
     max_stiffness: float = setting(
-        1e6, help="stiffness, in units of the weight, that is not passed", validator=gt(0)
+        1e6, help="upper limit of the stiffness, in units of the weight", validator=gt(0)
     )
     log_bit_position: bool = setting(
         False, help="keep the mean exponent of each tensor's stiffness in the state"

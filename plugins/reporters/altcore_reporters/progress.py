@@ -34,7 +34,7 @@ class Progress:
     """
 
     heartbeat: float = setting(
-        10.0, help="seconds between lines where standard error is no terminal", validator=gt(0)
+        10.0, help="seconds between lines if standard error is not a terminal", validator=gt(0)
     )
     console: Any = field(init=False, default=None)
     """A rich Console, which is imported late; standard error unless one was put here before."""
