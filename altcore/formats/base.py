@@ -23,7 +23,7 @@ Ties = Literal["even", "up", "down"]
 MAX_BITS = 19  # TF32, the widest format whose codes are still worth listing
 
 
-def check_name(_: object, __: object, name: object) -> None:
+def check_name(_: object, __: object, name: Any) -> None:
     """Refuse the name of a format, of single numbers or of blocks, that is not a line of text."""
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise BadInput(f"format {shown(name)}: its name is a line of text")
