@@ -23,6 +23,12 @@ Ties = Literal["even", "up", "down"]
 MAX_BITS = 19  # TF32, the widest format whose codes are still worth listing
 
 
+def check_name(_: object, __: object, name: Any) -> None:
+    """Refuse the name of a format, of single numbers or of blocks, that is not a line of text."""
+    if not isinstance(name, str) or not name.strip() or not name.isprintable():
+        raise BadInput(f"format {shown(name)}: its name is a line of text")
+
+
 @frozen(slots=False)
 class Format:
     """A named, finite map from codes to values.
@@ -31,12 +37,7 @@ class Format:
     when their names and data are; `values` compares what they can represent.
     """
 
-    name: str = field()
-
-    @name.validator
-    def _is_a_line(self, _: object, name: object) -> None:
-        if not isinstance(name, str) or not name.strip() or not name.isprintable():
-            raise BadInput(f"format {shown(name)}: its name is a line of text")
+    name: str = field(validator=check_name)
 
     def to_plain(self) -> dict[str, Any]:
         """Return the format as data that YAML and JSON can hold; `from_plain` gives it back.

@@ -13,7 +13,7 @@ from attrs import field, frozen
 
 from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput, shown
-from altcore.formats.base import Format
+from altcore.formats.base import Format, check_name
 
 ScaleRule = Literal["floor", "ceil", "rceil", "even", "amax", "power-of-two", "two-level"]
 RULES: tuple[str, ...] = get_args(ScaleRule)
@@ -46,24 +46,32 @@ class BlockFormat:
     product's reduction axis; ``is_square`` makes blocks of block × block instead.
     """
 
-    name: str
+    name: str = field(validator=check_name)
     element: Format
     block: int = field(default=32, converter=as_builtin)
     rule: ScaleRule = "floor"
     scale_format: Format | None = None
-    is_square: bool = False
+    is_square: bool = field(default=False, converter=as_builtin)
 
     def __attrs_post_init__(self) -> None:
         if not isinstance(self.element, Format):
             raise BadInput(
                 f"format {self.name}: its element is a Format, not {shown(self.element)}"
             )
-        if not isinstance(self.block, int) or self.block < 1:
+        if type(self.block) is not int or self.block < 1:
             raise BadInput(
                 f"format {self.name}: a block holds at least 1 element, not {shown(self.block)}"
             )
         if self.rule not in RULES:
             raise BadInput(f"format {self.name}: the rule is one of {', '.join(RULES)}")
+        if not isinstance(self.scale_format, Format | None):
+            raise BadInput(
+                f"format {self.name}: its scale_format is a Format, not {shown(self.scale_format)}"
+            )
+        if not isinstance(self.is_square, bool):
+            raise BadInput(
+                f"format {self.name}: is_square is true or false, not {shown(self.is_square)}"
+            )
         if (self.rule == "two-level") != (self.scale_format is not None):
             raise BadInput(f"format {self.name}: two-level, and only it, has a scale_format")
 

@@ -9,9 +9,16 @@ from typing import Any
 from attrs import asdict, field, frozen
 from attrs.validators import ge, gt
 
-from altcore.errors import BadInput, ConflictingActions, shown
-from altcore.formats import AnyFormat, BlockFormat, Format, full_rounding
-from altcore.recipes import ROLES, Scaling, operands_of
+from altcore.errors import BadInput, ConflictingActions, nearest, shown
+from altcore.formats import (
+    ROUNDINGS,
+    AnyFormat,
+    BlockFormat,
+    Format,
+    full_rounding,
+    get_format,
+)
+from altcore.recipes import ROLES, Place, Scaling, operands_of, read_scaling
 
 KEEP = "keep"
 """In a ChangeRecipe: leave this part of the recipe as it is."""
@@ -21,7 +28,12 @@ KEEP = "keep"
 class Action:
     """A change that an intervention proposes; ``reason`` is written to the events."""
 
-    reason: str
+    reason: str = field()
+
+    @reason.validator
+    def _is_text(self, _: object, reason: object) -> None:
+        if not isinstance(reason, str) or not reason.strip():
+            raise BadInput(f"{type(self).__name__}: its reason is text, not {shown(reason)}")
 
 
 @frozen(kw_only=True)
@@ -39,34 +51,47 @@ def _tuple(value: str | Iterable[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
+def _format(value: Any) -> Any:
+    return get_format(value) if isinstance(value, Mapping) else value
+
+
+def _scaling(value: Any) -> Any:
+    return value if value == KEEP else read_scaling(value, Place("ChangeRecipe", "scaling"))
+
+
 @frozen(kw_only=True)
 class ChangeRecipe(Action):
     """Change format, scaling or rounding of some roles of some layers, from the next step.
 
     ``layers`` are patterns of layer names; ``roles`` are roles or operands (``weight@dgrad``),
-    or empty for every role that is quantized now. ``format`` may be None: leave it in float32.
+    or empty for every role that is quantized now. ``format`` is a format or one in plain form, or
+    None: leave it in float32. ``scaling`` is given as recipes do.
     """
 
     layers: tuple[str, ...] = field(default=("*",), converter=_tuple)
     roles: tuple[str, ...] = field(default=(), converter=_tuple)
-    format: AnyFormat | str | None = KEEP
-    scaling: Scaling | str = KEEP
+    format: AnyFormat | str | None = field(default=KEEP, converter=_format)
+    scaling: Scaling | str = field(default=KEEP, converter=_scaling)
     rounding: str = field(default=KEEP, converter=full_rounding)
 
     def __attrs_post_init__(self) -> None:
         for role in self.roles:
             operands_of(role)
-        if isinstance(self.format, str) and self.format != KEEP:
+        if not (isinstance(self.format, Format | BlockFormat) or self.format in (KEEP, None)):
             raise BadInput(
-                f"ChangeRecipe takes a Format, not the name {shown(self.format)}: declare it as a "
+                f"ChangeRecipe takes a Format, not {shown(self.format)}: declare a name as a "
                 "setting of type Format, so that it is resolved before the first step"
             )
-        if isinstance(self.scaling, str) and self.scaling != KEEP:
-            raise BadInput(f"ChangeRecipe takes a Scaling, not {shown(self.scaling)}")
+        if self.rounding not in (KEEP, *ROUNDINGS):
+            raise BadInput(
+                f"ChangeRecipe: the rounding {shown(self.rounding)} is unknown",
+                meant=nearest(self.rounding, ROUNDINGS),
+                hint=f"one of {', '.join(ROUNDINGS)}",
+            )
 
 
 def ShiftFormat(  # noqa: N802 - it reads as the action that it is short for
-    to: AnyFormat | None, layers: str | Iterable[str] = "*", *, reason: str
+    to: AnyFormat | Mapping[str, Any] | None, layers: str | Iterable[str] = "*", *, reason: str
 ) -> ChangeRecipe:
     """Short for a ChangeRecipe of every quantized role of ``layers`` to the format ``to``."""
     return ChangeRecipe(layers=_tuple(layers), format=to, reason=reason)

@@ -113,7 +113,9 @@ def read_cast(value: Any, place: Place) -> Cast | None:
         why = "clips" if isinstance(fmt, BlockFormat) else f"has no {overflow} code"
         problem = f"format {fmt.name} {why}"
         raise place.below(value, "overflow").misfit(problem, fmt, given)
-    scaling = _scaling(value.get("scaling"), fmt, place.below(value, "scaling"))
+    scaling = default_scaling(fmt)
+    if value.get("scaling") is not None:
+        scaling = read_scaling(value["scaling"], place.below(value, "scaling"))
     if isinstance(fmt, BlockFormat) and scaling != default_scaling(fmt):
         problem = f"format {fmt.name} brings its own scaling: leave this out"
         raise place.below(value, "scaling").misfit(problem, fmt, given)
@@ -195,9 +197,11 @@ def _hadamard(value: Any, place: Place) -> int:
     return value
 
 
-def _scaling(value: Any, fmt: AnyFormat, place: Place) -> Scaling:
-    if value is None:
-        return default_scaling(fmt)
+def read_scaling(value: Any, place: Place) -> Scaling:
+    """Return the scaling that is given by its kind, as ``power-of-two``, a mapping, or as itself.
+
+    Raises `BadInput` naming the part that is wrong.
+    """
     if isinstance(value, Scaling):
         return value
     if isinstance(value, str):

@@ -87,33 +87,39 @@ def format_of_run(given: Any) -> AnyFormat:
 def self_contained(recipe: Any) -> Any:
     """Return a recipe with the contents of files, its own and its formats', for their names.
 
-    A name of something else is returned as it is. Raises `BadInput` for a file that cannot be
-    read or holds no format.
+    The element and the scale of an inline block format are whole, too: digests are recorded of
+    a recipe's own names only. A name of something else is returned as it is. Raises `BadInput` for
+    a file that cannot be read, or for one or an inline block format that is no format.
     """
     recipe = _contents(recipe)
     if not isinstance(recipe, Mapping):
         return recipe
     place = Place(name_of(recipe), source=source_of(recipe))
-    made = _without_files(recipe, place)
+    made = _with_whole_formats(recipe, place)
     if isinstance(layers := recipe.get("layers"), Mapping):
         at = place.below(recipe, "layers")
-        inner = {p: _without_files(roles, at.below(layers, p)) for p, roles in layers.items()}
+        inner = {p: _with_whole_formats(roles, at.below(layers, p)) for p, roles in layers.items()}
         made = updated(made, {"layers": updated(layers, inner)})
     return made
 
 
-def _without_files(roles: Any, place: Place) -> Any:
+def _with_whole_formats(roles: Any, place: Place) -> Any:
     if not isinstance(roles, Mapping):
         return roles
     made = {}
     for role in roles.keys() - set(_NO_ROLES):
         value, at = roles[role], place.below(roles, role, before=": ")
-        if is_yaml_file(value):
+        if _refers_to_others(value):
             made[role] = saved(read_format(value, at))
-        elif isinstance(value, Mapping) and is_yaml_file(value.get("format")):
+        elif isinstance(value, Mapping) and _refers_to_others(value.get("format")):
             fmt = read_format(value["format"], at.below(value, "format"))
             made[role] = updated(value, {"format": saved(fmt)})
     return updated(roles, made)
+
+
+def _refers_to_others(fmt: Any) -> bool:
+    """Whether a format is a file, or an inline block format, whose parts may be names."""
+    return is_yaml_file(fmt) or (isinstance(fmt, Mapping) and "element" in fmt)
 
 
 def _contents(recipe: Any) -> Any:

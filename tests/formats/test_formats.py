@@ -10,7 +10,14 @@ from typing import get_args
 import pytest
 
 from altcore.errors import BadInput
-from altcore.formats import Format, Specials, float_format, table_format
+from altcore.formats import (
+    BlockFormat,
+    Format,
+    Specials,
+    float_format,
+    get_format,
+    table_format,
+)
 
 E0M7 = float_format("E0M7", 0, 7)
 E1M6 = float_format("E1M6", 1, 6)
@@ -172,3 +179,28 @@ def test_equal_by_name_and_data():
     assert table_format("a", [0, 1]) != table_format("b", [0, 1])
     assert isinstance(E4M3, Format)
     assert str(E4M3) == "E4M3"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"name": 5}, "format 5: its name is a line of text"),
+        ({"name": ""}, "format '': its name is a line of text"),
+        ({"name": "B\n"}, r"format 'B\\n': its name is a line of text"),
+        ({"element": "E2M1"}, "format B: its element is a Format, not 'E2M1'"),
+        ({"block": True}, "format B: a block holds at least 1 element, not True"),
+        ({"block": 0}, "format B: a block holds at least 1 element, not 0"),
+        ({"rule": "flor"}, "format B: the rule is one of floor"),
+        ({"rule": "two-level"}, "format B: two-level, and only it, has a scale_format"),
+        (
+            {"rule": "two-level", "scale_format": "E4M3"},
+            "format B: its scale_format is a Format, not 'E4M3'",
+        ),
+        ({"is_square": 3}, "format B: is_square is true or false, not 3"),
+    ],
+    ids=str,
+)
+def test_a_block_format_that_cannot_be_is_refused(wrong, says):
+    """By name, as a format of single numbers is."""
+    with pytest.raises(BadInput, match=says):
+        BlockFormat(**{"name": "B", "element": get_format("E2M1")} | wrong)

@@ -23,6 +23,7 @@ from altcore import (
 )
 from altcore.cli.summary import lines
 from altcore.errors import AltcoreError, ConflictingActions
+from altcore.formats import table_format
 from altcore.hooks import Proposal, arbitrate, describe_action
 from altcore.recipes import Scaling
 from altcore.runs import read_lines
@@ -146,6 +147,18 @@ def test_the_same_is_done_once():
     assert [r.why for r in verdict.refused] == ["the same was proposed by x"]
 
 
+def test_a_change_takes_formats_and_scalings_as_recipes_do():
+    """A format in plain form, and a scaling by its word or by its parts."""
+    plain = {"name": "PL", "values": [-1, 0, 1]}
+    assert ShiftFormat(plain, reason=R).format == table_format("PL", [-1, 0, 1])
+    for given_as, scaling in [
+        ("channel", Scaling("channel")),
+        ("power-of-two", Scaling(power_of_two=True)),
+        ({"kind": "delayed", "history": 4}, Scaling("delayed", history=4)),
+    ]:
+        assert ChangeRecipe(scaling=given_as, reason=R).scaling == scaling
+
+
 changes = st.builds(
     ChangeRecipe,
     layers=st.sampled_from(["*", "a.*", "b.q", "nothing"]),
@@ -194,7 +207,19 @@ def test_every_proposal_is_answered(drawn):
     ("make", "says"),
     [
         (lambda: ChangeRecipe(format="E5M2", reason=R), "a setting of type Format"),
-        (lambda: ChangeRecipe(scaling="tensor", reason=R), "takes a Scaling"),
+        (lambda: ChangeRecipe(format=5, reason=R), "ChangeRecipe takes a Format, not 5"),
+        (lambda: ShiftFormat({"name": "X"}, reason=R), "format X: one of values"),
+        (
+            lambda: ChangeRecipe(scaling="chanel", reason=R),
+            r"ChangeRecipe: scaling: 'chanel' is unknown \(did you mean channel\?\)",
+        ),
+        (lambda: ChangeRecipe(scaling=5, reason=R), "ChangeRecipe: scaling: 5 is neither"),
+        (
+            lambda: ChangeRecipe(rounding="stochastc", reason=R),
+            r"the rounding 'stochastc' is unknown \(did you mean stochastic\?\)",
+        ),
+        (lambda: Stop(reason=None), "Stop: its reason is text, not None"),
+        (lambda: SkipStep(reason=" "), "SkipStep: its reason is text, not ' '"),
         (lambda: ChangeRecipe(roles="wieght", format=E5M2, reason=R), "did you mean weight"),
     ],
 )

@@ -1,12 +1,13 @@
 """Reading recipes: what is refused, and how."""
 
 import json
+import shutil
 
 import pytest
 from helpers_recipes import LAYERS, plan_of
 from torch import nn
 
-from altcore import BadInput, TrainConfig, float_format, get_format, quantize_model
+from altcore import BadInput, TrainConfig, float_format, get_format, quantize_model, table_format
 from altcore.errors import Source
 from altcore.recipes import read_recipe, reading, resolved_from_plain, resolved_to_plain
 from altcore.recipes.reading import parse
@@ -253,3 +254,27 @@ def test_a_hadamard_transform_without_its_partner_is_named_by_its_line(tmp_path)
     with pytest.raises(BadInput, match="the same Hadamard transform, not 4 and 0") as caught:
         quantize_model(nn.Linear(4, 4), str(path))
     assert caught.value.source == Source(str(path), 2)
+
+
+@pytest.mark.parametrize("part", ["element", "scale"])
+@pytest.mark.parametrize(
+    "recipe_of",
+    [
+        lambda fmt: {"weight": fmt},
+        lambda fmt: {"weight": {"format": fmt, "rounding": "nearest-even"}},
+        lambda fmt: {"layers": {"*": {"weight": fmt}}},
+    ],
+    ids=["role", "cast", "layer"],
+)
+def test_a_configuration_keeps_the_parts_of_an_inline_block_format(recipe_of, part, shelf):
+    """Whole: their distribution may give other values to the names when the record is read."""
+    scales = {"scale": "E4M3", "rule": "two-level"} if part == "scale" else {}
+    block = {"name": "B8", "element": "E2M1", "block": 8, **scales, part: "SHELF"}
+    shelf.install("format", "SHELF", table_format("SHELF", [0.5, 1, 2]), "acme", "1.0")
+    before = get_format(block)
+    recorded = TrainConfig(recipe=recipe_of(block)).to_plain()
+    shutil.rmtree(shelf.folder / "acme-1.0.dist-info")
+    shelf.install("format", "SHELF", table_format("SHELF", [0.5, 1, 3]), "acme", "1.1")
+    assert get_format(block) != before
+    rules = TrainConfig.from_plain(recorded).make_recipe().rules
+    assert {cast.format for rule in rules for cast in rule.casts.values()} == {before}
