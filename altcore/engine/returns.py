@@ -21,10 +21,10 @@ LONGEST_MEASURE = 256
 """Elements of a measure that is a 1-D tensor."""
 MOST_FINDINGS = 16
 """Lines and rows that a plugin may add to the summary."""
-PLAIN = (str, int, float, bool, NoneType, Tensor, nn.Parameter)
+PLAIN = (str, int, float, bool, NoneType)
 """Types that a checkpoint gives back for certain."""
-TORCHS = (Tensor, torch.Size, torch.dtype, torch.device)
-"""Types of which it gives some back: not every subclass of tensors."""
+TORCHS = (Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device)
+"""Types that it gives back, unless a tensor has attributes of its own that it does not."""
 
 
 def check_return(plugin: Plugin, hook: str, result: Any) -> None:
@@ -71,7 +71,8 @@ def check_state(value: Any, where: str = "state") -> Any:
     elif type(value) in (list, tuple):
         for i, part in enumerate(value):
             check_state(part, f"{where}[{i}]")
-    elif type(value) not in PLAIN and not (isinstance(value, TORCHS) and _comes_back(value)):
+    # A subclass of a tensor may come back here, and not where its module was not imported.
+    elif type(value) not in PLAIN and not (type(value) in TORCHS and _comes_back(value)):
         raise PluginError(
             f"{where} is {type(value).__name__}: it may be tensors, numbers, text, lists and dicts"
         )
@@ -80,6 +81,8 @@ def check_state(value: Any, where: str = "state") -> Any:
 
 def _comes_back(value: Any) -> bool:
     """Whether a checkpoint gives a value back without running code."""
+    if isinstance(value, Tensor) and not vars(value):
+        return True
     buffer = io.BytesIO()
     try:
         torch.save(value, buffer)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from inspect import Parameter
 from typing import Any
 
 import attrs
@@ -15,6 +16,7 @@ from altcore.registry import Entry
 
 REFUSED_MARKS = ("wrapper", "hookwrapper", "tryfirst", "trylast", "specname")
 """Options of ``hookimpl`` by which a plugin would choose its own place in the order."""
+BY_PLACE = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
 def check_class(cls: Any, entry: Entry) -> type:
@@ -79,16 +81,25 @@ def _check_method(who: str, name: str, marks: Mapping[str, Any] | None) -> None:
 
 
 def _check_arguments(cls: type, who: str) -> None:
+    """Refuse a hook that the engine could not call: it passes arguments by their place."""
     for name in hooks_of(cls):
         known = inspect.signature(getattr(HOOKSPECS, name)).parameters
-        for argument in list(inspect.signature(getattr(cls, name)).parameters)[1:]:
-            if argument not in known:
+        first, *others = inspect.signature(getattr(cls, name)).parameters.values() or (None,)
+        if first is None or first.name in known:
+            raise BadInput(f"{name} is not a method with self as its first argument", key=who)
+        for parameter in others:
+            if parameter.name not in known:
                 raise BadInput(
-                    f"{name} has no argument {argument!r}",
+                    f"{name} has no argument {parameter.name!r}",
                     key=who,
-                    meant=nearest(argument, known),
+                    meant=nearest(parameter.name, known),
                     hint=f"it may take {', '.join(known)}",
                 )
+            if parameter.default is not parameter.empty:
+                problem = f"{name}: {parameter.name} has a default, and would never be passed"
+                raise BadInput(problem, key=who)
+            if parameter.kind not in BY_PLACE:
+                raise BadInput(f"{name}: {parameter.name} cannot be passed by its place", key=who)
 
 
 def _check_looks_only_where_it_may(cls: type, who: str) -> None:

@@ -39,6 +39,24 @@ class Misneeds:
     needs = ("gradient",)
 
 
+@define(eq=False)
+class Defaults:
+    """An argument that pluggy does not count."""
+
+    @hookimpl
+    def post_step(self, run, step=None):
+        """Be called without the step."""
+
+
+@define(eq=False)
+class Keyword:
+    """An argument by name only."""
+
+    @hookimpl
+    def post_step(self, *, step):
+        """Fail when called."""
+
+
 def noop(self):
     """Do nothing."""
 
@@ -67,6 +85,10 @@ REFUSED = [
         r"post_step has no argument 'stp' \(did you mean step\?\): it may take run, step",
     ),
     (make({"run_start": lambda self, step: None}), "run_start has no argument 'step'"),
+    (Defaults, "post_step: step has a default, and would never be passed"),
+    (Keyword, "post_step: step cannot be passed by its place"),
+    (make({"post_step": lambda run, step: None}), "post_step is not a method with self"),
+    (make({"run_start": lambda: None}), "run_start is not a method with self"),
 ]
 
 

@@ -24,7 +24,20 @@ class Custom:
     x: int = 1
 
 
+class Unit(torch.Tensor):
+    """A tensor with a type of its own."""
+
+
+def attributed(value):
+    """A tensor that has an attribute."""
+    tensor = torch.ones(2)
+    tensor.note = value
+    return tensor
+
+
 GOOD = [
+    torch.nn.Buffer(torch.ones(2)),
+    attributed("plain"),
     {},
     {"a": torch.ones(2), "b": [1, 2.5, "x", None, True], "c": {"d": (1, 2)}, 3: OrderedDict(e=1)},
     torch.nn.Parameter(torch.ones(2)),
@@ -37,6 +50,8 @@ BAD = [
     ({"a": defaultdict(int)}, r"state\['a'\] is defaultdict"),
     ({(1, Custom()): 1}, r"a key of state\[1\] is Custom"),
     (np.zeros(2), "state is ndarray"),
+    ([torch.ones(2).as_subclass(Unit)], r"state\[0\] is Unit"),
+    ([attributed(Custom())], r"state\[0\] is Tensor"),
 ]
 
 
@@ -52,6 +67,12 @@ def test_state_that_could_not_be_loaded_is_refused_when_saved(value, says):
     """Else every checkpoint would be written and none could be read."""
     with pytest.raises(PluginError, match=says):
         check_state(value)
+
+
+def test_a_state_must_come_back_where_its_module_is_not_imported():
+    """What this process declared to be safe is of no use to the one that resumes."""
+    with torch.serialization.safe_globals([Unit]), pytest.raises(PluginError, match="is Unit"):
+        check_state(torch.ones(2).as_subclass(Unit))
 
 
 # ----------------------------------------------------- the table of kinds in docs/plugins.md
