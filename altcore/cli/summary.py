@@ -37,6 +37,7 @@ def lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("time", _time(summary)),
         ("final training loss", number(summary["final_loss"])),
         ("validation loss", _validation(summary)),
+        *_measures(summary),
     ]
     if "unigram_entropy" in facts:
         rows.append(("unigram entropy of the data", number(facts["unigram_entropy"])))
@@ -81,6 +82,22 @@ def _validation(summary: Mapping[str, Any]) -> str:
         f"{number(summary['val_loss'])} (best {number(summary['best_val_loss'])}{at}; "
         f"the same weights with float32 products {number(summary['val_loss_float32'])})"
     )
+
+
+def _measures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return a row for each measure of the workload, as evaluations have it."""
+    from altcore.runs import EVALUATED
+
+    last, best = summary["evaluation"], summary["best_evaluation"]
+    names = [k.removeprefix("val_") for k in last if k.startswith("val_")]
+    return [
+        (
+            f"validation {n}",
+            f"{number(last[f'val_{n}'])} (at the best {number(best.get(f'val_{n}'))})",
+        )
+        for n in names
+        if n not in EVALUATED
+    ]
 
 
 def _time(summary: Mapping[str, Any]) -> str:

@@ -9,18 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from altcore.errors import PluginError
+from altcore.runs import EVALUATED
 
 RESERVED = frozenset(
     {
         *("step", "epoch", "loss", "learning_rate", "grad_norm", "discarded"),
         *("stored_stall_rate", "view_stall_rate", "lost_stall_rate"),
         *("overflow_rate", "flushed_rate"),
-        *(
-            "loss_float32",
-            "loss_error",
-            "items",
-            "is_whole",
-        ),  # evaluations have these, with val_ before
+        *EVALUATED,
     }
 )
 """Names in the record that are not a workload's to give."""

@@ -24,12 +24,13 @@ from altcore.runs.history import early_and_late, finite, mean_of, step_lines, ta
 from altcore.runs.json_lines import read_lines
 from altcore.runs.provenance import environment
 from altcore.runs.reading import find_run, list_runs, summary_of
-from altcore.runs.summary import ENDED, STATUSES, UNFINISHED, Summary
+from altcore.runs.summary import ENDED, EVALUATED, STATUSES, UNFINISHED, Summary
 from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.verdict import has_learned, verdict_of
 
 __all__ = [
     "ENDED",
+    "EVALUATED",
     "EVENTS",
     "METRICS",
     "STATUSES",

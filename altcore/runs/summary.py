@@ -135,6 +135,8 @@ class Summary:
         return plain
 
 
+EVALUATED = ("loss", "loss_float32", "loss_error", "items", "is_whole")
+"""What every evaluation has, with ``val_`` before it; the rest are the workload's measures."""
 KEYS = tuple(a.name for a in fields(Summary))
 
 

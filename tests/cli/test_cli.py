@@ -1,6 +1,7 @@
 """The command: what it prints, what it imports, and the exit codes."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -386,6 +387,7 @@ def test_epochs_from_the_command(tmp_path, capsys, monkeypatch):
     outcome = call(capsys, "train", "--workload", "resnet18-cifar", *given, "--name", "mine")
     assert outcome.code == 0, outcome.err
     assert "\nsteps                        2 (0.5 epochs)\n" in outcome.out
+    assert re.search(r"\nvalidation accuracy +0\.\d{4} \(at the best 0\.\d{4}\)\n", outcome.out)
     outcome = call(capsys, "train", "--resume", "mine", "--set", "epochs=1")
     assert outcome.code == 0, outcome.err
     lines = read_lines(Path("runs/mine/metrics.jsonl"))
