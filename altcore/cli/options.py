@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +112,25 @@ def tell_left_out(*, all_of_them: bool) -> None:
         click.echo(f"altcore: and {rest} more; altcore plugins check names them all", err=True)
 
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+STDOUT = "altcore.stdout"
+"""The key in click's context of the stream to which JSON goes."""
+
+
+def _only_json(ctx: click.Context, _: click.Parameter, given: bool) -> bool:
+    """With ``--json``, send all else to standard error: a plugin may print when it is imported."""
+    if given:
+        ctx.meta[STDOUT] = sys.stdout
+        ctx.with_resource(redirect_stdout(sys.stderr))
+    return given
+
+
+AS_JSON = click.option(
+    "--json", "as_json", is_flag=True, is_eager=True, callback=_only_json, help="Print JSON."
+)
 
 
 def print_json(value: Any) -> None:
     """Print strict JSON, in which nan and inf are words."""
-    click.echo(json.dumps(to_json(value), indent=1, allow_nan=False, default=str))
+    text = json.dumps(to_json(value), indent=1, allow_nan=False, default=str)
+    ctx = click.get_current_context(silent=True)
+    click.echo(text, file=ctx.meta.get(STDOUT) if ctx else None)

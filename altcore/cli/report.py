@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from altcore.cli.options import names, once, runs_dir_option
-from altcore.errors import BadInput
+from altcore.errors import AltcoreError, BadInput, PluginError
 
 
 @click.command()
@@ -54,3 +54,9 @@ def report(
     except OSError as error:
         where = out or paths[0] / "reports"
         raise BadInput(f"--out {where}: cannot be written: {error.strerror}") from error
+    except AltcoreError:
+        raise
+    # A reporter may raise anything, or try to leave.
+    except (Exception, SystemExit) as error:
+        text = f"failed in render: {type(error).__name__}: {error}"
+        raise PluginError(f"reporter {reporter} ({entry.origin}) {text}") from error

@@ -46,6 +46,7 @@ def check_class(cls: Any, entry: Entry) -> type:
     _check_arguments(cls, who)
     if entry.kind == "intervention":
         _check_looks_only_where_it_may(cls, who)
+    _check_state(cls, who)
     return cls
 
 
@@ -114,3 +115,17 @@ def _check_looks_only_where_it_may(cls: type, who: str) -> None:
                     "on the clock",
                     key=who,
                 )
+
+
+def _check_state(cls: type, who: str) -> None:
+    """Refuse a state that would be saved and never come back, or be shared by several runs."""
+    pair = ("state_dict", "load_state_dict")
+    lacking = [name for name in pair if not callable(getattr(cls, name, None))]
+    if len(lacking) == 1:
+        (other,) = set(pair).difference(lacking)
+        raise BadInput(f"it has {other} but no {lacking[0]}: a resumed run would differ", key=who)
+    for a in attrs.fields(cls):
+        if not a.init and type(a.default).__hash__ is None:
+            kind = type(a.default).__name__
+            problem = f"the default of {a.name} is one {kind} that all runs would share"
+            raise BadInput(problem, key=who, hint=f"use field(init=False, factory={kind})")

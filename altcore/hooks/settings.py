@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from functools import cache
 from inspect import get_annotations
 from types import UnionType
@@ -110,8 +111,13 @@ def build(cls: type, given: Mapping[str, Any], owner: str = "") -> Any:
             values[name] = without_sources(made) if owner else made
         elif a.default is attrs.NOTHING:
             raise BadInput("a value is required", key=keys[name])
-        elif not _is_factory(a.default):
-            values[name] = _structure(a.default, a.type, keys[name])
+        elif not getattr(a.default, "takes_self", False):
+            made = _fresh_default(a)
+            # A factory may make the very object.
+            is_plain = not _is_factory(a.default) or isinstance(
+                made, (str, Mapping, *_SEQUENCES.values())
+            )
+            values[name] = _structure(made, a.type, keys[name]) if is_plain else made
     try:
         return cls(**values)
     except BadInput as error:
@@ -158,10 +164,15 @@ def describe_settings(cls: type) -> list[dict[str, Any]]:
 
 
 def _default(a: Attribute) -> Any:
-    if a.default is attrs.NOTHING:
-        return "required"
+    return "required" if a.default is attrs.NOTHING else to_plain(_fresh_default(a))
+
+
+def _fresh_default(a: Attribute) -> Any:
+    """Return a default that no other instance shares."""
     made: Any = a.default
-    return to_plain(made.factory() if _is_factory(made) else made)
+    if _is_factory(made):
+        return made.factory()
+    return deepcopy(made) if type(made).__hash__ is None else made
 
 
 def format_settings(instance: Any) -> dict[str, Any]:
@@ -282,6 +293,8 @@ def _plural(tp: Any) -> str:
     return _WORDS[tp][1] if tp in _WORDS else _expected(tp)
 
 
+_FROM_YAML = (str, Mapping, list, tuple, set, frozenset)
+"""What a configuration might hold of the types that are read further."""
 _SEQUENCES: dict[Any, type] = {k: k for k in (list, tuple, set, frozenset)} | {Sequence: tuple}
 
 

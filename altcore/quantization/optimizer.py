@@ -26,6 +26,9 @@ NOT_STORED = (
     "quantize_model, or call q.store(optimizer) after each step"
 )
 
+ROUNDABLE = "roundable_state"
+"""An attribute by which an optimizer may say which of its state tensors a recipe rounds."""
+
 
 def unwrap(optimizer: object) -> Optimizer:
     """Return the optimizer itself, or the one in a wrapper; raise `BadInput` for anything else."""
@@ -102,17 +105,21 @@ def _round_moments(
 ) -> list[str]:
     """Round the optimizer's moments of ``casts``' parameters to their formats, in place.
 
-    A moment is a floating-point state tensor of its parameter's shape. The next step divides by a
-    second moment, a tensor with no negative element: its nonzero elements do not become zero, but
-    the smallest positive value.
+    A moment is a floating-point state tensor of its parameter's shape. If the optimizer names some
+    in `ROUNDABLE`, the others are none: a compensation, say. The next step divides by a second
+    moment, a tensor with no negative element: its nonzero elements do not become zero, but the
+    smallest positive value.
 
     Returns:
         The state tensors that are not moments, described: those that the optimizer quantizes
         itself, factors, or keeps as integers. They stay as they are.
     """
     left = []
+    roundable = getattr(optimizer, ROUNDABLE, None)
     for name, (parameter, cast) in casts.items():
         for key, value in optimizer.state.get(parameter, {}).items():
+            if roundable is not None and key not in roundable:
+                continue
             if not isinstance(value, Tensor) or value.numel() <= 1 < parameter.numel():
                 continue
             if not _is_moment(value, parameter):

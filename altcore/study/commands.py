@@ -212,6 +212,7 @@ def facts(
         "workload": config.workload,
         "optimizer": config.optimizer,
         "settings": config.settings,
+        "plugins": list(config.plugins),
         "steps": config.max_steps,
         "learning_rate": config.learning_rate,
         "compute": config.compute,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from altcore.builtin_types import digits, rounded
 from altcore.study.arms import FACTOR_NAMES
+from altcore.study.identity import plain
 from altcore.study.statistics import LEVEL
 from altcore.study.variants import CAUSES
 
@@ -133,8 +135,20 @@ def _runs(about: Mapping[str, Any]) -> str:
         f"{about['steps']} steps of {about['workload']} in each run, seeds {seeds}, products in "
         f"{about['compute']}. A gap is the mean difference of the training loss to the float32 "
         "twin over the last tenth of the steps, on the same batches, paired by seed; intervals "
-        "are 95 % by Student's t, p is corrected by Holm over the rows of a table." + kept
+        "are 95 % by Student's t, p is corrected by Holm over the rows of a table."
+        f"{_plugins(about)}{kept}"
     )
+
+
+def _plugins(about: Mapping[str, Any]) -> str:
+    """Return the plugins of every run, and the settings that are not the defaults."""
+    named = f" Plugins: {', '.join(about['plugins'])}." if about["plugins"] else ""
+    given = [
+        f"{owner}.{key}: {json.dumps(plain(value))}"
+        for owner, settings in about["settings"].items()
+        for key, value in settings.items()
+    ]
+    return f"{named} Settings: {', '.join(given)}." if given else named
 
 
 def comparison(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
