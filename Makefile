@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: help venv demo format-experiments test test-slow test-exhaustive test-models bench exactness models lint format clean
+.PHONY: help venv demo format-experiments test test-slow test-exhaustive test-models bench exactness models pages lint format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ exactness: venv ## compare every rounding with independent oracles, and print th
 
 models: venv ## what recipes reach in the models of docs/models.md, and what stays out
 	$(BIN)/python benchmarks/models.py
+
+pages: venv ## write the pages of docs/ that are made of docstrings
+	$(BIN)/python tools/run_and_step.py
+	$(BIN)/python tools/summary_page.py
 
 lint: venv ## ruff, mypy, and the directions between the layers
 	$(BIN)/ruff check .

@@ -19,8 +19,8 @@ from altcore.runs import Summary
 
 ROOT = Path(__file__).parent.parent
 
-summary_page = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "summary_page.py")))
-run_and_step = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "run_and_step.py")))
+summary_page = SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "summary_page.py")))
+run_and_step = SimpleNamespace(**runpy.run_path(str(ROOT / "tools" / "run_and_step.py")))
 
 FACES = {"altcore": altcore, "altcore.plugin": altcore.plugin}
 SOURCES = [
@@ -146,13 +146,13 @@ def test_every_name_of_the_face_is_documented():
 
 
 def test_the_page_of_the_summary_is_that_of_its_class():
-    """Every key, and no other. To write it again: ``python docs/summary_page.py``."""
+    """Every key, and no other. To write it again: ``make pages``."""
     assert summary_page.PAGE.read_text() == summary_page.page()
     assert all(a.metadata["help"] for a in attrs.fields(Summary))
 
 
 def test_the_page_is_that_of_the_docstrings():
-    """To write it again: ``python docs/run_and_step.py``."""
+    """To write it again: ``make pages``."""
     assert run_and_step.PAGE.read_text() == run_and_step.page()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from altcore.cli.options import ListCommand, names, once
-from altcore.cli.study import asked, show, split, study_options
+from altcore.cli.study_options import asked, show, split, study_options
 from altcore.errors import BadInput
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from attrs import define, field
 
 from altcore.engine.dispatch import Dispatcher
-from altcore.engine.progress import Progress
+from altcore.engine.history import RunHistory
 from altcore.engine.state import Run
 from altcore.engine.step_record import StepRecord
 from altcore.engine.summarizing import summarize
@@ -24,7 +24,7 @@ class Ending:
     run: Run
     directory: RunDirectory
     dispatch: Dispatcher
-    progress: Progress
+    history: RunHistory
     record: StepRecord
     facts: Mapping[str, Any]
     """Repeated in the summary."""
@@ -68,7 +68,7 @@ class Ending:
     def summary(self) -> dict[str, Any]:
         """Return how the run ended, as summary.json has it."""
         facts, findings = self.facts, self.findings
-        made = summarize(self.run, self.progress, self.status, facts, findings, self.error)
+        made = summarize(self.run, self.history, self.status, facts, findings, self.error)
         return made.to_plain()
 
     def write(self) -> None:

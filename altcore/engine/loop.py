@@ -36,11 +36,12 @@ from altcore.engine.compiling import tell_recompiles
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.ending import Ending
 from altcore.engine.epochs import evaluation_interval, training_batch
+from altcore.engine.evaluation import evaluate, is_better
 from altcore.engine.gradients import GradientNorms
+from altcore.engine.history import RunHistory
 from altcore.engine.losses import loss_and_measures
 from altcore.engine.memory import memory_named
 from altcore.engine.nonfinite import layer_evidence, locate_nonfinite
-from altcore.engine.progress import Progress
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.schedule import is_due, learning_rate
 from altcore.engine.signals import Signals
@@ -48,7 +49,6 @@ from altcore.engine.snapshots import Snapshot
 from altcore.engine.stall import judged_stall, lost_stall_rate
 from altcore.engine.state import Run, Step
 from altcore.engine.step_record import StepRecord
-from altcore.engine.validation import evaluate, is_better
 from altcore.hooks import Proposal, Rollback, SkipStep, Stop, Verdict, arbitrate
 from altcore.runs import (
     METRICS,
@@ -73,7 +73,7 @@ class Engine:
     """The first event, and its data."""
     remarks: Sequence[str] = ()
     """Warnings told when the run starts."""
-    progress: Progress = field(init=False, factory=Progress)
+    history: RunHistory = field(init=False, factory=RunHistory)
     eval_interval: int | Fraction = field(init=False)
     record: StepRecord = field(init=False)
     gradients: GradientNorms = field(init=False)
@@ -86,8 +86,8 @@ class Engine:
 
     def __attrs_post_init__(self) -> None:
         self.eval_interval = evaluation_interval(self.run.config, self.run.epoch)
-        self.record = StepRecord(self.run, self.directory, self.dispatch, self.progress)
-        about = (self.dispatch, self.progress, self.record, self.facts)
+        self.record = StepRecord(self.run, self.directory, self.dispatch, self.history)
+        about = (self.dispatch, self.history, self.record, self.facts)
         self.ending = Ending(self.run, self.directory, *about)
         self.gradients = GradientNorms(self.run.model, self.run.config.dead_neuron_threshold)
         self.captures = capture.LayerCaptures(self.run.quantization.modules)
@@ -120,7 +120,7 @@ class Engine:
         step.discarded = discards or not host["is_finite"]
 
         if step.discarded:
-            self.progress.discarded += 1
+            self.history.discarded += 1
             self.record.add({"discarded": True})
         else:
             self.capture(step, "weights_before", capture.weights)
@@ -194,8 +194,8 @@ class Engine:
         """Record what was not finite first, keep the first anomaly, and ask the plugins."""
         where = locate_nonfinite(self.run, host)
         self.run.emit("nan", **asdict(where), consecutive=self.detector.nonfinite + 1)
-        if not self.progress.has_anomaly:
-            self.progress.has_anomaly = True
+        if not self.history.has_anomaly:
+            self.history.has_anomaly = True
             self.save(f"anomaly_{step.index}")
         return self.dispatch.actions("on_nan", run=self.run, step=step, where=where)
 
@@ -219,7 +219,7 @@ class Engine:
         """Carry out a verdict; returns whether it changed state or formats, from the next step."""
         if verdict.kind is Stop:
             self.ending.status = "stopped"
-            self.progress.stop = stop_of(verdict, self.run.step)
+            self.history.stop = stop_of(verdict, self.run.step)
         is_changed = carry_out(self.run, verdict)
         if is_changed:
             self.detector.start_anew()
@@ -236,7 +236,7 @@ class Engine:
         stall = None
         # A diagnostic may have more steps recorded; what is judged must not depend on it.
         if is_due(self.run.config.log_interval, step.index):
-            stall = judged_stall(self.progress.stall_rates, self.run.quantization)
+            stall = judged_stall(self.history.stall_rates, self.run.quantization)
         collapses, warnings = self.detector.observe(
             step.index,
             host["loss"],
@@ -257,7 +257,7 @@ class Engine:
         self.record.flush()
         evidence = {**evidence, **layer_evidence(self.run)}
         said = {k: evidence[k] for k in ("cause", "reason")}
-        self.progress.collapses.append({"step": step.index, **said})
+        self.history.collapses.append({"step": step.index, **said})
         self.run.emit("collapse", **evidence)
         proposals = self.dispatch.actions("on_collapse", run=self.run, step=step, evidence=evidence)
         verdict = self.arbitrate(proposals, cause=evidence["cause"])
@@ -268,15 +268,15 @@ class Engine:
     def evaluate(self, step: Step) -> None:
         """Measure loss and measures of the validation split, tell, and keep the best state."""
         self.record.flush()
-        progress = self.progress
-        progress.evaluation = {**step.place(), **evaluate(self.run)}
-        self.detector.evaluated(step.index, progress.evaluation["val_loss"])
+        history = self.history
+        history.evaluation = {**step.place(), **evaluate(self.run)}
+        self.detector.evaluated(step.index, history.evaluation["val_loss"])
         self.saved = ""  # a checkpoint of this step does not know of the evaluation
-        progress.first_evaluation = progress.first_evaluation or progress.evaluation
-        self.directory.append(METRICS, progress.evaluation)
-        self.dispatch.call("on_eval", run=self.run, step=step, metrics=progress.evaluation)
-        if is_better(self.run.config, progress.evaluation, progress.best):
-            progress.best = progress.evaluation
+        history.first_evaluation = history.first_evaluation or history.evaluation
+        self.directory.append(METRICS, history.evaluation)
+        self.dispatch.call("on_eval", run=self.run, step=step, metrics=history.evaluation)
+        if is_better(self.run.config, history.evaluation, history.best):
+            history.best = history.evaluation
             self.save(f"step-{step.index:08d}", best=True)
 
     # The whole run ---------------------------------------------------------------------------
@@ -308,7 +308,7 @@ class Engine:
                     self.ending.status = "finished"
                 self.record.tell_scales([float(w.scale) for w in run.quantization.stored.values()])
                 self.record.flush()
-                if self.progress.evaluation.get("step") != run.step:
+                if self.history.evaluation.get("step") != run.step:
                     self.evaluate(step)
                 self.save(f"step-{run.step:08d}")
         finally:
@@ -353,7 +353,7 @@ class Engine:
             "lr_scale": run.lr_scale,
             "shifts": run.shifts,
             "reports": run.reports,
-            "progress": asdict(self.progress),
+            "progress": asdict(self.history),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -369,6 +369,6 @@ class Engine:
         self.gradients.dead_steps = state["dead_steps"].to(run.device)
         run.lr_scale = state["lr_scale"]
         run.shifts[:], run.reports[:] = state["shifts"], state["reports"]
-        self.progress.restore(state["progress"])
-        self.progress.stop = {}  # it goes on
+        self.history.restore(state["progress"])
+        self.history.stop = {}  # it goes on
         self.captures = capture.LayerCaptures(run.quantization.modules)

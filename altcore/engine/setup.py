@@ -15,6 +15,7 @@ from altcore.config import IN_STEPS, TrainConfig, notices, recorded
 from altcore.engine.collapse import Detector
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.epochs import count_epochs, epoch_of, in_steps
+from altcore.engine.evaluation import check_monitor, items_in
 from altcore.engine.loop import Engine
 from altcore.engine.losses import loss_and_measures, who_is
 from altcore.engine.memory import memory_named
@@ -24,7 +25,6 @@ from altcore.engine.probe import probing
 from altcore.engine.randomness import seed_all
 from altcore.engine.remarks import about_recipe, about_schedule
 from altcore.engine.state import Run, Workload
-from altcore.engine.validation import check_monitor, items_in
 from altcore.errors import BadInput, keyed, nearest
 from altcore.hooks import make_plugin
 from altcore.quantization import Quantization, find_layers, matrices

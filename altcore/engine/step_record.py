@@ -14,9 +14,9 @@ from torch import Tensor
 from altcore.builtin_types import digits
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.gradients import GradientNorms
+from altcore.engine.history import RunHistory
 from altcore.engine.losses import means
-from altcore.engine.progress import Progress
-from altcore.engine.recorder import Line, Recorder
+from altcore.engine.metric_lines import Line, MetricLines
 from altcore.engine.schedule import is_due
 from altcore.engine.state import Run, Step
 from altcore.runs import METRICS, TIMINGS, RunDirectory, read_lines
@@ -29,8 +29,8 @@ class StepRecord:
     run: Run
     directory: RunDirectory
     dispatch: Dispatcher
-    progress: Progress
-    recorder: Recorder = field(init=False)
+    history: RunHistory
+    lines: MetricLines = field(init=False)
     step_began: float = field(init=False, default=0.0)
     run_began: float = field(init=False, default=0.0)
     """When the run would have begun, had it been one session: seconds of `time.perf_counter`."""
@@ -38,7 +38,7 @@ class StepRecord:
     """Lines that interventions have not heard of yet; kept in checkpoints."""
 
     def __attrs_post_init__(self) -> None:
-        self.recorder = Recorder(self.write)
+        self.lines = MetricLines(self.write)
 
     def read(
         self,
@@ -64,10 +64,10 @@ class StepRecord:
         if step.is_recorded and q.stored:
             values["scales"] = torch.stack([w.scale for w in q.stored.values()])
         told = {f"/{name}": value for name, value in own.items() if step.is_recorded}
-        host = self.recorder.read({**values, **rates, **measures, **told})
-        if self.recorder.previous:
+        host = self.lines.read({**values, **rates, **measures, **told})
+        if self.lines.previous:
             every = self.run.config.log_interval
-            self.progress.note_stall(self.recorder.previous.values, every)
+            self.history.note_stall(self.lines.previous.values, every)
         norms = (host["loss"], host["grad_norm"], host["final_norm"])
         host["is_finite"] = all(map(math.isfinite, norms)) and not host["nonfinite"]
         if step.is_recorded:
@@ -81,14 +81,14 @@ class StepRecord:
                 "view_stall_rate": None,
                 **{k: host[k] for k in (*rates, *measures)},
             }
-            self.recorder.begin(line)
+            self.lines.begin(line)
             self.tell_overflow(host["overflow_rate"])
             self.tell_scales(host.get("scales", []))
         return host
 
     def add(self, measures: Mapping[str, Any]) -> None:
         """Add measures that are still on the device to this step's line."""
-        self.recorder.add(measures)
+        self.lines.add(measures)
 
     def begin_run(self) -> None:
         """Start the run's clock; that of a resumed run goes on where its record ends."""
@@ -103,16 +103,16 @@ class StepRecord:
     def end_step(self) -> None:
         """Stop the step's clock, and write the line of the step before, complete by now."""
         self.stop_clock()
-        self.recorder.end_step()
+        self.lines.end_step()
 
     def flush(self) -> None:
         """Read what is outstanding, and write every line."""
         self.stop_clock()
-        self.recorder.flush()
+        self.lines.flush()
 
     def stop_clock(self) -> None:
         """Write how long the step took, before its evaluation and checkpoint."""
-        line = self.recorder.current
+        line = self.lines.current
         if line is None or line.timings:
             return
         now = time.perf_counter()
@@ -124,7 +124,7 @@ class StepRecord:
 
     def write(self, line: Line) -> None:
         """Write a complete line of metrics, and tell it to those who only look."""
-        self.progress.note_stall(line.values, self.run.config.log_interval)
+        self.history.note_stall(line.values, self.run.config.log_interval)
         self.directory.append(METRICS, line.values)
         self.tell(line.values, acting=False, timings=line.timings)
         if self.concerns_interventions(line.values):
@@ -154,9 +154,9 @@ class StepRecord:
 
     def tell_overflow(self, rate: float | None) -> None:
         """Warn, once until it clears, of an overflow rate above the threshold."""
-        threshold, was = self.run.config.overflow_threshold, self.progress.is_overflowing
-        self.progress.is_overflowing = rate is not None and rate > threshold
-        if self.progress.is_overflowing and not was:
+        threshold, was = self.run.config.overflow_threshold, self.history.is_overflowing
+        self.history.is_overflowing = rate is not None and rate > threshold
+        if self.history.is_overflowing and not was:
             message = (
                 f"{rate:.2%} of quantized values overflow (overflow_threshold {digits(threshold)})"
             )
@@ -164,7 +164,7 @@ class StepRecord:
 
     def tell_scales(self, scales: Sequence[float]) -> None:
         """Tell of each stored weight whose scale changed since the last recorded step."""
-        known = self.progress.scales
+        known = self.history.scales
         for name, now in zip(self.run.quantization.stored, scales, strict=bool(scales)):
             before = known.get(name, now)
             if before != now:

@@ -1,4 +1,4 @@
-"""The summary of a run, made of the run, its progress and its record."""
+"""The summary of a run, made of the run, its history and its record."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from altcore.engine.apply import names_of_formats
 from altcore.engine.collapse import Trend
-from altcore.engine.progress import Progress
+from altcore.engine.history import RunHistory
 from altcore.engine.state import Run
 from altcore.runs import (
     TIMINGS,
@@ -41,7 +41,7 @@ Lines = list[dict[str, Any]]
 
 def summarize(
     run: Run,
-    progress: Progress,
+    history: RunHistory,
     status: str,
     facts: Mapping[str, Any],
     findings: Mapping[str, list[Any]],
@@ -50,12 +50,12 @@ def summarize(
     """Return the summary of a run that is over."""
     lines = step_lines(run.directory)
     learned = has_learned(
-        progress.evaluation,
-        progress.first_evaluation,
+        history.evaluation,
+        history.first_evaluation,
         entropy=finite(run.workload.facts.get("unigram_entropy")),
         first_loss=finite(lines[0]["loss"]) if lines and lines[0]["step"] == 1 else None,
     )
-    stop = progress.stop
+    stop = history.stop
     return Summary(
         name=run.directory.name,
         directory=str(run.directory),
@@ -65,23 +65,23 @@ def summarize(
             learned=learned,
             status=status,
             steps=run.step,
-            discarded=progress.discarded,
+            discarded=history.discarded,
             is_improving=is_improving(lines),
-            collapses=progress.collapses,
+            collapses=history.collapses,
             stopped_by=stop.get("plugin"),
         ),
         **facts,
         last_formats=names_of_formats(run),
         steps=run.step,
-        discarded=progress.discarded,
+        discarded=history.discarded,
         epochs=run.epoch.after(run.step) if run.epoch else None,
         monitor=run.config.monitor,
         **times(read_lines(run.directory / TIMINGS)),
         item=run.workload.item,
         **losses(lines),
-        **validation(progress),
-        **failure(run.step, progress, status, error),
-        collapses=progress.collapses,
+        **validation(history),
+        **failure(run.step, history, status, error),
+        collapses=history.collapses,
         stopped_by=stop.get("plugin"),
         stop_reason=stop.get("reason"),
         error=error,
@@ -132,9 +132,9 @@ def losses(lines: Lines) -> dict[str, Any]:
     }
 
 
-def validation(progress: Progress) -> dict[str, Any]:
+def validation(history: RunHistory) -> dict[str, Any]:
     """Return the validation at the end and at the best."""
-    last, best = progress.evaluation, progress.best
+    last, best = history.evaluation, history.best
     return {
         "val_loss": finite(last.get("val_loss")),
         "val_loss_float32": finite(last.get("val_loss_float32")),
@@ -145,9 +145,9 @@ def validation(progress: Progress) -> dict[str, Any]:
     }
 
 
-def failure(step: int, progress: Progress, status: str, error: str | None) -> dict[str, Any]:
+def failure(step: int, history: RunHistory, status: str, error: str | None) -> dict[str, Any]:
     """Return where and why the run failed: the first collapse, else the Stop, else the error."""
-    first = next(iter(progress.collapses), None) or progress.stop
+    first = next(iter(history.collapses), None) or history.stop
     if first:
         return {"failure_step": first["step"], "failure_reason": first["reason"]}
     return {"failure_step": step, "failure_reason": error} if status == "failed" else {}

@@ -1,7 +1,7 @@
 """The choice of a backend, once in each call: by device, dtype, format and rule.
 
 A backend is an object that rounds to one format by one rule. There are three: torch operations
-(`torch_rounder`) take everything; C kernels (`kernels`) take dense float32, bfloat16 and float16
+(`torch_arithmetic`) take everything; C kernels (`kernels`) take dense float32, bfloat16 and float16
 tensors in a CPU's memory; and on a GPU the torch operations are compiled (`compiled_rounder`).
 All give the same bits.
 """
@@ -20,7 +20,7 @@ from altcore.numerics.checks import check_block_rule, check_floating, check_rule
 from altcore.numerics.compiled_rounder import can_compile, compiled_rounder
 from altcore.numerics.kernels import kernel_block_rounder, kernel_rounder, reads
 from altcore.numerics.rules import Meters, Rule, full_rule
-from altcore.numerics.torch_rounder import Key, TorchBlockRounder, TorchRounder
+from altcore.numerics.torch_arithmetic import Key, TorchBlockRounder, TorchRounder
 
 _READ = (*kernels.DTYPES, torch.float16)  # float16 is widened
 

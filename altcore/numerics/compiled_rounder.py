@@ -20,7 +20,7 @@ from altcore.formats import Format
 from altcore.numerics.hashing import key_tensor
 from altcore.numerics.kernels import switched_on
 from altcore.numerics.rules import Rule
-from altcore.numerics.torch_rounder import Key, Measured, TorchRounder, rounded
+from altcore.numerics.torch_arithmetic import Key, Measured, TorchRounder, rounded
 from altcore.numerics.tracing import by_identity, is_untraced
 
 _compiles = True

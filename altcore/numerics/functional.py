@@ -20,7 +20,7 @@ from altcore.numerics.blocks import fake_blocks, round_blocks
 from altcore.numerics.checks import check_axis, check_choice, check_floating, refuse
 from altcore.numerics.codes import decode, encode
 from altcore.numerics.magnitudes import amax
-from altcore.numerics.resolve import Scale, find, find_grid, key_for, rule_for, scale_pair
+from altcore.numerics.resolve import Scale, find_grid, key_for, resolve_format, rule_for, scale_pair
 from altcore.numerics.rounding import fake_round, round_scaled, round_to_grid
 from altcore.numerics.rounding_constants import compute_dtype
 from altcore.numerics.rules import Rule
@@ -32,10 +32,10 @@ __all__ = [
     "decode",
     "encode",
     "fake_quantize",
-    "find",
     "grid_error",
     "neighbours",
     "quantize",
+    "resolve_format",
     "stiffness",
     "ulp_distance",
 ]
@@ -77,7 +77,7 @@ def quantize(
     floating-point tensor, a block format with a ``scaling`` or another ``overflow``, and an
     ``axis`` or ``block`` of which the scaling makes no use.
     """
-    fmt = find(fmt)
+    fmt = resolve_format(fmt)
     if isinstance(fmt, BlockFormat):
         if scaling is not None:
             raise BadInput(f"format {fmt.name} brings its own scaling: {scaling!r} cannot be used")
@@ -133,7 +133,7 @@ def fake_quantize(
     an ``x`` that is not a floating-point tensor, an argument that block formats do not take, or an
     ``axis`` that others do not, and the overflow rule ``raise`` under vmap.
     """
-    fmt = find(fmt)
+    fmt = resolve_format(fmt)
     check_choice("gradient", gradient, GRADIENTS)
     if isinstance(fmt, BlockFormat):
         if scale is not None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from altcore.errors import BadInput
-from altcore.numerics import kernels, torch_rounder
+from altcore.numerics import kernels, torch_arithmetic
 
 
 def amax(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
@@ -21,7 +21,7 @@ def amax(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:
     """
     if axis is None and kernels.reads(x):
         return kernels.amax(x)
-    return torch_rounder.amax(x, axis)
+    return torch_arithmetic.amax(x, axis)
 
 
 def root_mean_square(x: Tensor, axis: int | Sequence[int] | None = None) -> Tensor:

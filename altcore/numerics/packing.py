@@ -21,7 +21,7 @@ from altcore.numerics.block_scales import spread
 from altcore.numerics.blocks import round_blocks
 from altcore.numerics.checks import check_axis, check_floating, refuse
 from altcore.numerics.codes import decode, encode
-from altcore.numerics.resolve import find, key_for, rule_for
+from altcore.numerics.resolve import key_for, resolve_format, rule_for
 from altcore.numerics.rounding_constants import compute_dtype
 from altcore.numerics.rules import Rule
 
@@ -80,7 +80,7 @@ def pack(
     for an ``axis`` that there is not, or that no blocks lie along, for a block format with a
     ``scale``, an ``overflow`` but saturate, or a rule whose scales have no codes.
     """
-    fmt = find(fmt)
+    fmt = resolve_format(fmt)
     check_floating(x)
     if isinstance(fmt, BlockFormat):
         along = _check_blocks(x, fmt, scale, axis, overflow)

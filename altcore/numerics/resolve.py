@@ -34,7 +34,7 @@ from altcore.numerics.tracing import is_plain, untraced
 Scale = float | Tensor | None
 
 
-def find(fmt: AnyFormat | str) -> AnyFormat:
+def resolve_format(fmt: AnyFormat | str) -> AnyFormat:
     """Return ``fmt`` itself, or the installed format of that name; `BadInput` if unknown."""
     if isinstance(fmt, Format | BlockFormat):
         return fmt
@@ -69,7 +69,7 @@ def _keep(name: str) -> str:
 
 def find_coded(fmt: AnyFormat | str) -> Format:
     """`find` a format that has a code for each number: `BadInput` for a block format, too."""
-    found = find(fmt)
+    found = resolve_format(fmt)
     if isinstance(found, BlockFormat):
         raise BadInput(
             f"format {found.name}: a block format's codes cannot be decoded without their scales: "
@@ -80,7 +80,7 @@ def find_coded(fmt: AnyFormat | str) -> Format:
 
 def find_grid(fmt: AnyFormat | str) -> Format:
     """`find` a format that has one grid: `BadInput` for a block format, too."""
-    found = find(fmt)
+    found = resolve_format(fmt)
     if isinstance(found, BlockFormat):
         raise BadInput(
             f"format {found.name} has another grid in each block: use its element format, "

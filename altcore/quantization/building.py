@@ -13,7 +13,7 @@ from altcore.quantization.checks import check_casts
 from altcore.quantization.context import Context
 from altcore.quantization.discovery import (
     ParameterSlot,
-    kind_of,
+    layer_kind,
     matrices,
     unique_matrices,
     weights_of,
@@ -66,7 +66,7 @@ def casts_by_site(
 def _of_weight(name: str, module: nn.Module, own: str, casts: Casts) -> dict[Site, Cast]:
     """Return the casts of the operands in the products by one weight."""
     wanted: dict[Site, Cast] = {}
-    kind = kind_of(module)
+    kind = layer_kind(module)
     for first, second in PAIRS.values():
         cast, other = casts[first], casts[second]
         if cast:

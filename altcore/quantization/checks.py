@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from altcore.errors import BadInput, with_article
-from altcore.quantization.discovery import called, kind_of, matrices, tied_matrices
+from altcore.quantization.discovery import called, layer_kind, matrices, tied_matrices
 from altcore.recipes import (
     LOOKUP,
     PRODUCT_OPERANDS,
@@ -109,7 +109,7 @@ def check_casts(recipe: Recipe, name: str, module: nn.Module, casts: Casts) -> N
     _check_stored(recipe, where, casts)
     _check_weights(name, module, casts)
     for operand, cast in casts.items():
-        if cast and cast.hadamard and not takes_hadamard(kind_of(module), operand):
+        if cast and cast.hadamard and not takes_hadamard(layer_kind(module), operand):
             raise recipe.refusal(
                 f"{where}{operand}: a Hadamard transform needs a product that sums along one axis",
                 source=recipe.source_of(operand, cast),

@@ -75,7 +75,7 @@ def find_layers(model: nn.Module, head: str | None = AUTO) -> dict[str, tuple[La
     for name, module in model.named_modules():
         has_attention = _has_attention(module)
         if _has_weight(module):
-            layer = Layer(name, kind_of(module), id(module) in heads, has_attention)
+            layer = Layer(name, layer_kind(module), id(module) in heads, has_attention)
         elif has_attention:
             layer = Layer(name, "attention", has_attention=True)
         else:
@@ -84,7 +84,7 @@ def find_layers(model: nn.Module, head: str | None = AUTO) -> dict[str, tuple[La
     return found
 
 
-def kind_of(module: nn.Module) -> str:
+def layer_kind(module: nn.Module) -> str:
     """Return the `Layer.kind` of a module that owns a parameter of two or more dimensions."""
     if isinstance(module, nn.Linear) or has_transposed_weight(module):
         return "linear"
@@ -97,13 +97,13 @@ def kind_of(module: nn.Module) -> str:
 
 def _has_weight(module: nn.Module) -> bool:
     """Whether a module is a layer that a parameter, or a computed weight, makes one."""
-    return bool(matrices(module)) or kind_of(module) in ("linear", "conv")
+    return bool(matrices(module)) or layer_kind(module) in ("linear", "conv")
 
 
 def weights_of(module: nn.Module) -> list[str]:
     """Return the names of the weights that a layer multiplies by; ``weight`` may be computed."""
     own = list(matrices(module))
-    is_product = kind_of(module) in ("linear", "conv")
+    is_product = layer_kind(module) in ("linear", "conv")
     return ["weight", *own] if is_product and "weight" not in own else own
 
 
@@ -180,7 +180,7 @@ def find_heads(model: nn.Module, head: str | None = AUTO) -> list[nn.Module]:
     if head != AUTO:
         named = modules.get(head)
         if named is None or not any(map(_has_weight, named.modules())):
-            names = [n for n, m in modules.items() if kind_of(m) == "linear"]
+            names = [n for n, m in modules.items() if layer_kind(m) == "linear"]
             problem = f"the model has no module {head!r}"
             if named is not None:
                 problem = f"module {head!r}, a {type(named).__name__}, neither is nor has a layer"
@@ -198,7 +198,7 @@ def find_heads(model: nn.Module, head: str | None = AUTO) -> list[nn.Module]:
             return [found]
         if getattr(model, "base_model", None) is model:
             return []
-    linears = [n for n, m in modules.items() if kind_of(m) == "linear"]
+    linears = [n for n, m in modules.items() if layer_kind(m) == "linear"]
     return [_wrapper(modules, linears[-1])] if len(linears) > 1 else []
 
 

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from altcore.quantization import attention, linear
 from altcore.quantization.checks import check_operand
 from altcore.quantization.convolution import CONVOLUTIONS, convolve
-from altcore.quantization.discovery import kind_of
+from altcore.quantization.discovery import layer_kind
 from altcore.quantization.layer import QuantizedLayer, WeightProducts
 from altcore.quantization.recurrent import RECURRENT
 from altcore.quantization.torch_functions import (
@@ -354,7 +354,7 @@ def _weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _computing(module: nn.Module) -> Iterator[Tensor]:
     """Yield the parameters from which a Linear's or a convolution's ``weight`` is computed."""
     parametrizations = module._modules.get("parametrizations")
-    if parametrizations is not None and kind_of(module) in ("linear", "conv"):
+    if parametrizations is not None and layer_kind(module) in ("linear", "conv"):
         yield from parametrizations.parameters()
 
 

@@ -15,7 +15,7 @@ from altcore.numerics import Rule, round_to_grid
 from altcore.quantization.checks import check_operand
 from altcore.quantization.compute import grid_dtype
 from altcore.quantization.context import Context
-from altcore.quantization.discovery import called, kind_of, runs_torchs_forward
+from altcore.quantization.discovery import called, layer_kind, runs_torchs_forward
 from altcore.quantization.flops import OPERANDS_OF
 from altcore.quantization.product import PAIRS, StraightThrough
 from altcore.quantization.quantizer import Axes, Operand, Quantizer, RoundedTensor
@@ -84,7 +84,7 @@ class QuantizedLayer:
 
     def __attrs_post_init__(self) -> None:
         self.is_direct = runs_torchs_forward(self.module, self.own_forward)
-        self.kind = kind_of(self.module)
+        self.kind = layer_kind(self.module)
 
     @property
     def is_tracking(self) -> bool:

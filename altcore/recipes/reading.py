@@ -28,7 +28,7 @@ from altcore.recipes.operands import (
     STORED,
     operands_of,
 )
-from altcore.recipes.recipe import Recipe, Rule
+from altcore.recipes.recipe import LayerRule, Recipe
 from altcore.registry import kind_of
 from altcore.yaml_files import SourcedDict, is_yaml_file, read_mapping, source_of, updated
 
@@ -222,13 +222,13 @@ def parse(
             raise here.refusal("a mapping of roles to formats is needed")
         refuse_unknown(given, _ROLE_KEYS, here)
         casts, sources = _casts(given, given, here), _sources(given, given)
-        rules.append(Rule(_pattern(pattern, here), casts, here.source, sources))
+        rules.append(LayerRule(_pattern(pattern, here), casts, here.source, sources))
     skip, at = _given(data, "skip", []), place.below(data, "skip")
     if isinstance(skip, str) or not isinstance(skip, Sequence):
         raise at.refusal("a list of patterns is needed")
     for i, pattern in enumerate(skip):
         item = evolve(at, source=source_of(skip, i) or at.source)
-        rules.append(Rule(_pattern(pattern, item), dict.fromkeys(OPERANDS), item.source))
+        rules.append(LayerRule(_pattern(pattern, item), dict.fromkeys(OPERANDS), item.source))
     try:
         check_names(c.format for rule in rules for c in rule.casts.values() if c)
     except BadInput as error:
@@ -236,17 +236,17 @@ def parse(
     return Recipe(place.recipe, tuple(r for r in rules if r.casts), source)
 
 
-def _top_level_rules(casts: Mapping[str, Cast | None], is_lookup_given: bool) -> list[Rule]:
+def _top_level_rules(casts: Mapping[str, Cast | None], is_lookup_given: bool) -> list[LayerRule]:
     products = {o: c for o, c in casts.items() if o in (*PRODUCT_OPERANDS, "weight_gradient")}
     rules = [
-        Rule("<linear>", products),
-        Rule("<conv>", products),
-        Rule("<other>", products),
-        Rule("<attention>", {o: c for o, c in casts.items() if o in ATTENTION_OPERANDS}),
-        Rule("<any>", {o: c for o, c in casts.items() if o in STORED}),
+        LayerRule("<linear>", products),
+        LayerRule("<conv>", products),
+        LayerRule("<other>", products),
+        LayerRule("<attention>", {o: c for o, c in casts.items() if o in ATTENTION_OPERANDS}),
+        LayerRule("<any>", {o: c for o, c in casts.items() if o in STORED}),
     ]
     if is_lookup_given:  # by its own name only: the role weight means products here
-        rules.append(Rule("<any>", {LOOKUP: casts[LOOKUP]}))
+        rules.append(LayerRule("<any>", {LOOKUP: casts[LOOKUP]}))
     return rules
 
 

@@ -24,7 +24,7 @@ ResolvedRecipe: TypeAlias = Mapping[str, Casts]
 
 
 @frozen
-class Rule:
+class LayerRule:
     """Casts for the layers that a pattern matches."""
 
     pattern: str
@@ -39,7 +39,7 @@ class Recipe:
     """Rules, the last match winning. The first rules are the defaults of the recipe's top level."""
 
     name: str
-    rules: tuple[Rule, ...]
+    rules: tuple[LayerRule, ...]
     source: Source | None = field(default=None, eq=False, repr=False)
     """The file that the recipe was read from."""
     is_named: bool = False
@@ -94,7 +94,7 @@ class Recipe:
             source=source or self.source,
         )
 
-    def _check_reach(self, rule: Rule, hits: Sequence[Layer]) -> None:
+    def _check_reach(self, rule: LayerRule, hits: Sequence[Layer]) -> None:
         """Refuse a rule with a cast that none of the layers it matches can have.
 
         One operand of a role is enough: embeddings have weight@lookup alone.

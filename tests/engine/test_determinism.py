@@ -250,8 +250,8 @@ def test_the_float32_loss_is_that_of_the_plain_model(start):
         model.eval()
         with torch.no_grad():
             losses = [workload.loss(model, workload.batch("val", i, 0)).double() for i in (0, 1)]
-        assert engine.progress.evaluation["val_loss_float32"] == float(torch.stack(losses).mean())
-        assert engine.progress.evaluation["val_loss"] != float(torch.stack(losses).mean())
+        assert engine.history.evaluation["val_loss_float32"] == float(torch.stack(losses).mean())
+        assert engine.history.evaluation["val_loss"] != float(torch.stack(losses).mean())
 
 
 # ---------------------------------------------------------------------- accumulation

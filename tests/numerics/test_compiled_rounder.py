@@ -21,7 +21,7 @@ from altcore.numerics import (
     round_to_grid,
 )
 from altcore.numerics.compiled_rounder import CompiledRounder
-from altcore.numerics.torch_rounder import TorchRounder
+from altcore.numerics.torch_arithmetic import TorchRounder
 
 FORMATS = [E4M3, E5M2, E0M7, E7M0, BF16, FLAT, NF, WIDE]
 RULES = [

@@ -11,7 +11,7 @@ from torch.func import grad, hessian, jacfwd, jacrev, jvp, vjp, vmap
 from altcore import fake_quantize
 from altcore.errors import BadInput
 from altcore.formats import float_format
-from altcore.numerics.resolve import find
+from altcore.numerics.resolve import resolve_format
 
 X = torch.randn(3, 4, 8, generator=torch.Generator().manual_seed(0)) * 3
 ROWS = torch.rand(4, 1, generator=torch.Generator().manual_seed(1)) + 0.1
@@ -167,7 +167,7 @@ def test_the_result_may_be_changed_in_place():
 @pytest.mark.parametrize("differentiated", [False, True])
 def test_compiled_whole(f, differentiated):
     """By torch.compile, without a break in the graph."""
-    given = {**f.keywords, "fmt": find(f.keywords["fmt"])}
+    given = {**f.keywords, "fmt": resolve_format(f.keywords["fmt"])}
     x = X[0].clone().requires_grad_(differentiated)
     torch._dynamo.reset()
     compiled = torch.compile(partial(fake_quantize, **given), backend="aot_eager", fullgraph=True)
@@ -181,7 +181,7 @@ def test_compiled_whole(f, differentiated):
 @pytest.mark.slow
 def test_transforms_within_a_compiled_function():
     """Are not compiled: torch would give a derivative of 0, without a word."""
-    f = partial(fake_quantize, fmt=find("E4M3"))
+    f = partial(fake_quantize, fmt=resolve_format("E4M3"))
     for transformed in (grad(partial(loss, f)), vmap(f), lambda t: jvp(f, (t,), (t,))[1]):
         torch._dynamo.reset()
         with pytest.raises(torch._dynamo.exc.Unsupported):

@@ -13,14 +13,14 @@ from altcore.formats import BlockFormat, FloatFormat, to_single
 from altcore.numerics.block_scales import RoundedBlocks
 from altcore.numerics.checks import check_block_rule
 from altcore.numerics.kernels.build import kernels
-from altcore.numerics.kernels.jobs import Prepared, prepare
+from altcore.numerics.kernels.jobs import Prepared, prepare_constants
 from altcore.numerics.kernels.rounding import call_of, can_add, mixed_for
 from altcore.numerics.kernels.structs import BlockJob
 from altcore.numerics.kernels.tensors import DTYPES
 from altcore.numerics.rounding_constants import FLOAT32, is_wide
 from altcore.numerics.rules import NEAREST, Meters, Rule, full_rule
 from altcore.numerics.scaling import scalar
-from altcore.numerics.torch_rounder import Key, TorchBlockRounder, TorchRounder
+from altcore.numerics.torch_arithmetic import Key, TorchBlockRounder, TorchRounder
 from altcore.numerics.tracing import by_identity, outside_modes
 
 _RULES = ("power", "amax", "two-level")  # as blocks.h numbers them
@@ -37,7 +37,7 @@ def kernel_block_rounder(fmt: BlockFormat, rule: Rule) -> KernelBlockRounder | N
     """
     rule = full_rule(rule)
     check_block_rule(fmt, rule)
-    element = None if is_wide(fmt) else prepare(fmt.element, rule)
+    element = None if is_wide(fmt) else prepare_constants(fmt.element, rule)
     if element is None:
         return None
     b = BlockJob(job=element.job, largest=to_single(fmt.element.max))
@@ -47,7 +47,7 @@ def kernel_block_rounder(fmt: BlockFormat, rule: Rule) -> KernelBlockRounder | N
     scale = None
     if fmt.scale_format is not None:
         adds = isinstance(fmt.scale_format, FloatFormat)
-        scale = prepare(fmt.scale_format, NEAREST) if adds else None
+        scale = prepare_constants(fmt.scale_format, NEAREST) if adds else None
         if scale is None or not scale.job.to_magic:
             return None
         b.scale_job = ctypes.addressof(scale.job)

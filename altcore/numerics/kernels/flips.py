@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from altcore.numerics.kernels.build import kernels
-from altcore.numerics.kernels.structs import Flips
+from altcore.numerics.kernels.structs import FlipsJob
 from altcore.numerics.kernels.tensors import fits, reads, threads_for
 
 
@@ -24,7 +24,7 @@ def follow_flips(
     before: Tensor, after: Tensor, earlier: Tensor, flipped_at: Tensor, step: int, since: int
 ) -> Tensor:
     """`altcore.numerics.follow_flips` of tensors that `can_follow` takes, on one grid."""
-    found, flips = torch.empty(2, dtype=torch.int64, device="cpu"), Flips()
+    found, flips = torch.empty(2, dtype=torch.int64, device="cpu"), FlipsJob()
     flips.before, flips.after = before.data_ptr(), after.data_ptr()
     flips.earlier, flips.flipped_at = earlier.data_ptr(), flipped_at.data_ptr()
     flips.found, flips.n, flips.step, flips.since = found.data_ptr(), after.numel(), step, since

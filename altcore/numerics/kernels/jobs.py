@@ -41,7 +41,7 @@ class Prepared:
 
 
 @functools.cache
-def prepare(fmt: Format, rule: Rule) -> Prepared | None:
+def prepare_constants(fmt: Format, rule: Rule) -> Prepared | None:
     """Return the job of a format that computes in float32; None if the kernels cannot do it."""
     job = Job()
     job.rounding = ROUNDINGS.index(rule.rounding)

@@ -12,13 +12,13 @@ from altcore.formats import Format, to_single
 from altcore.numerics.checks import check_rule
 from altcore.numerics.hashing import check_key, mixed_key
 from altcore.numerics.kernels.build import kernels
-from altcore.numerics.kernels.jobs import Prepared, prepare
+from altcore.numerics.kernels.jobs import Prepared, prepare_constants
 from altcore.numerics.kernels.structs import CALL
 from altcore.numerics.kernels.tensors import DTYPES, fits, threads_for
 from altcore.numerics.rounding_constants import is_wide
 from altcore.numerics.rules import UNMETERED, Meters, Rule, full_rule
 from altcore.numerics.scaling import empty_scalar
-from altcore.numerics.torch_rounder import Key, TorchRounder, times_scale
+from altcore.numerics.torch_arithmetic import Key, TorchRounder, times_scale
 from altcore.numerics.tracing import by_identity, is_plain
 
 
@@ -32,7 +32,7 @@ def kernel_rounder(fmt: Format, rule: Rule) -> KernelRounder | None:
     check_rule(fmt, rule)
     if rule.overflow == "raise" or is_wide(fmt):
         return None
-    prepared = prepare(fmt, rule)
+    prepared = prepare_constants(fmt, rule)
     return None if prepared is None else KernelRounder(fmt, rule, prepared)
 
 

@@ -114,7 +114,7 @@ class Epilogue(ctypes.Structure):
     )
 
 
-class Flips(ctypes.Structure):
+class FlipsJob(ctypes.Structure):
     """``struct flips`` of flips.h."""
 
     _fields_ = (
@@ -165,7 +165,7 @@ MIRRORS: dict[str, type[ctypes.Structure]] = {
     "job": Job,
     "block_job": BlockJob,
     "epilogue": Epilogue,
-    "flips": Flips,
+    "flips": FlipsJob,
     "ordinals": Ordinals,
     "reduction": Reduction,
 }

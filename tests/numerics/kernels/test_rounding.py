@@ -21,7 +21,7 @@ from altcore.numerics import (
     scale_of,
 )
 from altcore.numerics.kernels import build
-from altcore.numerics.kernels.jobs import prepare
+from altcore.numerics.kernels.jobs import prepare_constants
 
 # Evenly spaced within each binade, at its own density, but for the outermost ones, as posits are.
 TAPERED = [0, 2.0**-7, *(k / 16 for k in range(2, 16)), 1, 1.5, *range(2, 9), 12, 16, 96]
@@ -183,7 +183,7 @@ def test_binades_that_are_evenly_spaced():
     integers, tapered, other = FORMATS[-3], FORMATS[-2], FORMATS[-1]
     magics = {}
     for fmt in (integers, tapered, other):
-        job = prepare(fmt, NEAREST).job
+        job = prepare_constants(fmt, NEAREST).job
         assert bool(job.magics) == (fmt is not other)
         if job.magics:
             found = (ctypes.c_float * 256).from_address(job.magics)

@@ -63,7 +63,7 @@ def test_a_field_that_nobody_lists(monkeypatch):
 
 def test_a_library_that_differs_is_not_used(monkeypatch):
     """Torch operations do its work, and a warning names the field."""
-    monkeypatch.setattr(structs, "MIRRORS", changed("flips", structs.Flips._fields_[1:]))
+    monkeypatch.setattr(structs, "MIRRORS", changed("flips", structs.FlipsJob._fields_[1:]))
     with pytest.warns(RuntimeWarning, match=r"not available \(struct flips, field before"):
         assert build._library.__wrapped__() is None
 

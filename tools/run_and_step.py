@@ -1,4 +1,4 @@
-"""Writes docs/run-and-step.md from the docstrings: ``python docs/run_and_step.py``.
+"""Writes docs/run-and-step.md from the docstrings: ``make pages``.
 
 Each class is given with its public attributes; of a class that the engine and plugins share, the
 part that plugins may use is listed here.
@@ -23,11 +23,11 @@ from altcore.quantization.site import Site
 from altcore.quantization.stored import StoredWeight
 from altcore.recipes import Cast, Scaling
 
-PAGE = Path(__file__).with_name("run-and-step.md")
+PAGE = Path(__file__).parents[1] / "docs" / "run-and-step.md"
 
 HEAD = """# Run and step
 
-<!-- Written by docs/run_and_step.py from the docstrings of the classes: change those. -->
+<!-- Written by tools/run_and_step.py from the docstrings of the classes: change those. -->
 
 These are the attributes that hooks may use. Every other one is private and may change. Tensors are
 on the run's device; do not read them on the host in a step (no `.item()`). Change nothing, unless

@@ -4,7 +4,7 @@ import math
 
 import torch
 
-from altcore.engine.recorder import Recorder, to_host
+from altcore.engine.metric_lines import MetricLines, to_host
 
 
 def test_to_host_keeps_kinds_and_shapes():
@@ -30,28 +30,28 @@ def test_to_host_keeps_kinds_and_shapes():
 def test_lines_are_complete_one_step_later():
     """What is measured after the optimizer comes with the next read; order and values are kept."""
     told = []
-    recorder = Recorder(lambda line: told.append(line.values))
+    lines = MetricLines(lambda line: told.append(line.values))
     for step in (1, 2, 3):
-        recorder.read({"loss": torch.tensor(step / 2)})
-        recorder.begin({"step": step})
-        recorder.add({"late": torch.tensor(step * 10)})
-        recorder.end_step()
+        lines.read({"loss": torch.tensor(step / 2)})
+        lines.begin({"step": step})
+        lines.add({"late": torch.tensor(step * 10)})
+        lines.end_step()
         assert [x["step"] for x in told] == list(range(1, step))
-    recorder.flush()
+    lines.flush()
     assert told == [{"step": s, "late": s * 10} for s in (1, 2, 3)]
-    recorder.flush()
+    lines.flush()
     assert len(told) == 3
 
 
 def test_steps_that_are_not_recorded_have_no_line():
     """Their measures go nowhere, and the line before them is told all the same."""
     told = []
-    recorder = Recorder(lambda line: told.append(line.values))
+    lines = MetricLines(lambda line: told.append(line.values))
     for step in (1, 2, 3, 4):
-        recorder.read({})
+        lines.read({})
         if step % 2 == 0:
-            recorder.begin({"step": step})
-        recorder.add({"late": torch.tensor(step)})
-        recorder.end_step()
-    recorder.flush()
+            lines.begin({"step": step})
+        lines.add({"late": torch.tensor(step)})
+        lines.end_step()
+    lines.flush()
     assert told == [{"step": 2, "late": 2}, {"step": 4, "late": 4}]

@@ -1,4 +1,4 @@
-"""The progress of a run, for its summary and its checkpoints."""
+"""What became of a run so far, for its summary and its checkpoints."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from attrs import define, field
 
 
 @define
-class Progress:
+class RunHistory:
     """Plain data, kept in checkpoints."""
 
     collapses: list[dict[str, Any]] = field(factory=list)

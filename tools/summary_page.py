@@ -1,4 +1,4 @@
-"""Writes docs/summary.md from the attrs class of the summary: ``python docs/summary_page.py``."""
+"""Writes docs/summary.md from the attrs class of the summary: ``make pages``."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from pathlib import Path
 from altcore.hooks import describe_settings
 from altcore.runs import Summary
 
-PAGE = Path(__file__).with_name("summary.md")
+PAGE = Path(__file__).parents[1] / "docs" / "summary.md"
 
 HEAD = """# The summary of a run
 
-<!-- Written by docs/summary_page.py from altcore/runs/summary.py: change those. -->
+<!-- Written by tools/summary_page.py from altcore/runs/summary.py: change those. -->
 
 Every run writes `summary.json` at its end, whatever the end was: finished, collapsed, stopped by a plugin,
 interrupted or failed. `altcore runs show NAME` prints it, and `altcore runs show NAME --json` gives all of it. From

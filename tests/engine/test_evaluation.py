@@ -11,8 +11,8 @@ from helpers_epochs import Points
 import altcore
 from altcore import BadInput, hookimpl
 from altcore.config import TrainConfig
+from altcore.engine.evaluation import is_better
 from altcore.engine.losses import RESERVED, loss_and_measures, means
-from altcore.engine.validation import is_better
 from altcore.errors import PluginError
 from altcore.runs import read_lines
 

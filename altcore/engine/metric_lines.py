@@ -20,7 +20,7 @@ class Line:
 
 
 @define(eq=False)
-class Recorder:
+class MetricLines:
     """Makes lines of metrics from host values and measures that stay on the device.
 
     What is measured after the optimizer is read together with the next step's one host read, so
