@@ -6,14 +6,14 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from altcore.config.train_config import TrainConfig
-from altcore.formats import AnyFormat, check_names, digests_of
+from altcore.formats import AnyFormat, check_names, digests_of, origins_of
 from altcore.hooks import format_settings, formats_within
 
 
 def recorded(
     config: TrainConfig, owners: Mapping[str, Any], used: Iterable[AnyFormat]
 ) -> TrainConfig:
-    """Return the configuration with its formats themselves, and the digests of installed ones.
+    """Return the configuration with its formats, and digests and origins of installed ones.
 
     Args:
         config: its settings may name formats by their files.
@@ -30,4 +30,7 @@ def recorded(
     }
     formats = [*used, *formats_within([config.format, list(found.values())])]
     check_names(formats)
-    return config.evolve(settings=settings, format_digests=digests_of(formats))
+    digests = digests_of(formats)
+    return config.evolve(
+        settings=settings, format_digests=digests, format_origins=origins_of(digests)
+    )

@@ -20,7 +20,7 @@ from attrs.validators import ge, gt, in_, le, lt, optional
 from altcore.config.epochs import IN_STEPS, given_twice, refuse_both, without_uncounted
 from altcore.config.original_keys import shared_keys
 from altcore.errors import BadInput, Source, located, nearest, shown, with_article
-from altcore.formats import AnyFormat, check_digests
+from altcore.formats import AnyFormat, check_digests, missing_origins
 from altcore.hooks import build, builtin_fields, format_or_none, setting, to_plain
 from altcore.recipes import Recipe, name_of, read_recipe, self_contained
 from altcore.registry import HOOK_KINDS, entries
@@ -156,6 +156,9 @@ class TrainConfig:
         factory=dict,
         help="digests of the formats that distributions name, for the record: others are refused",
     )
+    format_origins: dict[str, str] = setting(
+        factory=dict, help="the distributions that name the formats of format_digests"
+    )
     steps_per_epoch: int | None = setting(
         None, help="steps of an epoch, for the record: those that were computed with"
     )
@@ -197,7 +200,11 @@ class TrainConfig:
         # Settings of something that is not active are refused under its name.
         owners = {path.partition(".")[0]: source for path, source in (sources or {}).items()}
         with located({**owners, **(sources or {})}):
-            made: TrainConfig = build(cls, refuse_both(plain, sources or {}))
+            try:
+                made: TrainConfig = build(cls, refuse_both(plain, sources or {}))
+            except BadInput as error:
+                _name_origins(error, plain)
+                raise
         return made
 
     @property
@@ -230,6 +237,17 @@ class TrainConfig:
     def evolve(self, **changes: Any) -> TrainConfig:
         """Return a changed copy."""
         return evolve(self, **changes)
+
+
+def _name_origins(error: BadInput, plain: Mapping[str, Any]) -> None:
+    """Say what to install, if the record's formats are gone that a refused key names."""
+    recorded = plain.get("format_origins")
+    if error.key not in ("format", "recipe") or not isinstance(recorded, Mapping):
+        return
+    missing = missing_origins(recorded)
+    if error.key == "recipe" or plain.get("format") in missing:
+        came = [f"{name} came from {origin}" for name, origin in missing.items()]
+        error.hint = f"{', '.join(came)}: install it" if came else error.hint
 
 
 LONGEST_NAME = 100

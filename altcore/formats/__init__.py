@@ -8,7 +8,14 @@ from altcore.formats.blocks import AnyFormat, BlockFormat, ScaleRule
 from altcore.formats.digests import digest, format_digest
 from altcore.formats.floats import FloatFormat, Specials, float_format
 from altcore.formats.reading import from_plain, get_format, get_scalar_format, is_plain
-from altcore.formats.records import check_digests, check_names, digests_of, saved
+from altcore.formats.records import (
+    check_digests,
+    check_names,
+    digests_of,
+    missing_origins,
+    origins_of,
+    saved,
+)
 from altcore.formats.reference import (
     OVERFLOWS,
     ROUNDINGS,
@@ -44,7 +51,9 @@ __all__ = [
     "get_scalar_format",
     "is_plain",
     "log_boundary",
+    "missing_origins",
     "no_code",
+    "origins_of",
     "round_scalar",
     "saved",
     "table_format",

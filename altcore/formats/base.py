@@ -17,6 +17,7 @@ from typing import Any, Literal
 from attrs import field, frozen
 
 from altcore.errors import BadInput, shown
+from altcore.registry import RESERVED
 
 Ties = Literal["even", "up", "down"]
 
@@ -24,9 +25,11 @@ MAX_BITS = 19  # TF32, the widest format whose codes are still worth listing
 
 
 def check_name(_: object, __: object, name: Any) -> None:
-    """Refuse the name of a format, of single numbers or of blocks, that is not a line of text."""
+    """Refuse the name of a format, of single numbers or of blocks, that cannot be one."""
     if not isinstance(name, str) or not name.strip() or not name.isprintable():
         raise BadInput(f"format {shown(name)}: its name is a line of text")
+    if name in RESERVED:
+        raise BadInput(f"format {name}: the name is reserved")
 
 
 @frozen(slots=False)

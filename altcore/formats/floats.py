@@ -20,9 +20,9 @@ from altcore.formats.base import MAX_BITS, Format
 Specials = Literal["none", "ieee", "fn", "fnuz", "p3109"]
 
 
-def _positive(instance: object, attribute: object, value: int) -> None:
+def _positive(fmt: Format, _: object, value: int) -> None:
     if value < 0:
-        raise BadInput(f"a format's widths are at least 0, not {value}")
+        raise BadInput(f"format {fmt.name}: its widths are at least 0, not {shown(value)}")
 
 
 @frozen(slots=False)
@@ -37,7 +37,9 @@ class FloatFormat(Format):
 
     def __attrs_post_init__(self) -> None:
         if not 2 <= self.bits <= MAX_BITS:
-            raise BadInput(f"format {self.name} has {self.bits} bits: 2 to {MAX_BITS} are possible")
+            raise BadInput(
+                f"format {self.name} has {shown(self.bits)} bits: 2 to {MAX_BITS} are possible"
+            )
         if self.specials not in get_args(Specials):
             raise BadInput(f"format {self.name}: specials is none, ieee, fn, fnuz or p3109")
         if self.specials in ("ieee", "fn", "p3109") and self.exponent_bits == 0:

@@ -26,7 +26,7 @@ from altcore.formats.base import Format
 from altcore.formats.blocks import AnyFormat, BlockFormat
 from altcore.formats.floats import float_format
 from altcore.formats.lookup import format_named, is_format
-from altcore.formats.tables import code_format, table_format
+from altcore.formats.tables import LONGEST_FRACTION, code_format, table_format
 from altcore.yaml_files import is_yaml_file, read_mapping, source_of, updated
 
 _FRACTION = re.compile(r"-?\d+(/0*[1-9]\d*)?")
@@ -104,6 +104,10 @@ def from_plain(plain: Mapping[str, Any]) -> AnyFormat:
 def _make(name: Any, plain: dict[str, Any]) -> AnyFormat:
     """Make a format. The part of an error is the key of ``plain`` that is wrong."""
     if "name" not in plain:
+        known = {key for form in _FORMS for key in form.takes}
+        for key in plain:
+            if key not in known and nearest(key, known) == "name":
+                raise _refusal("", f"unknown key {shown(key)}", meant="name", item=key)
         raise _refusal("", "name is missing")
     if not isinstance(name, str):
         raise _refusal("name", f"{shown(name)} is not text")
@@ -263,6 +267,8 @@ def _number(value: Any) -> float:
 
 
 def _point(value: Any) -> Fraction:
+    if isinstance(value, str) and len(value) > LONGEST_FRACTION:
+        raise ValueError("has too many digits")
     if isinstance(value, str) and _FRACTION.fullmatch(value):
         return Fraction(value)
     if isinstance(value, Fraction):

@@ -31,6 +31,16 @@ def digests_of(formats: Iterable[AnyFormat]) -> dict[str, str]:
     return dict(sorted(installed.items()))
 
 
+def origins_of(names: Iterable[str]) -> dict[str, str]:
+    """Return the distribution and version that gives each name its format."""
+    return {name: origin_of(name) for name in names}
+
+
+def missing_origins(recorded: Mapping[str, str]) -> dict[str, str]:
+    """Return the recorded origins of the formats that nothing installed here names."""
+    return {name: origin for name, origin in recorded.items() if not _installed(name)}
+
+
 def check_names(formats: Iterable[AnyFormat]) -> None:
     """Raise `BadInput` if a format has the name of one with other values or rules.
 

@@ -18,6 +18,11 @@ from attrs import field, frozen
 from altcore.errors import BadInput, shown
 from altcore.formats.base import MAX_BITS, Format, Ties
 
+LONGEST_FRACTION = 4096
+"""Bits of a numerator or denominator, far more than float64's values need: Python writes none of
+more than 4,300 decimal digits.
+"""
+
 
 @frozen
 class TableRules:
@@ -56,6 +61,12 @@ class TableFormat(Format):
             )
         if self.ties not in ("even", "up", "down"):
             raise BadInput(f"format {name}: ties is even, up or down, not {shown(self.ties)}")
+        for point in (*(self.rules.boundaries or ()), *(self.rules.beyond or ())):
+            if max(map(int.bit_length, point.as_integer_ratio())) > LONGEST_FRACTION:
+                raise BadInput(
+                    f"format {name}: a fraction of its boundaries or beyond has more than "
+                    f"{LONGEST_FRACTION} bits above or below its line"
+                )
         low, high = self.beyond
         if not (low < self.values[0] and self.values[-1] < high):
             raise BadInput(f"format {name} does not go on beyond its values to {low} and {high}")

@@ -34,7 +34,7 @@ def identity(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
 
     ``facts`` are those of the workload, its data included.
     """
-    left_out = (*NAMES, "format_digests")  # each format has its digest
+    left_out = (*NAMES, "format_digests", "format_origins")  # each format has its digest
     keys = {k: getattr(config, k) for k in fields_dict(TrainConfig) if k not in left_out}
     return {
         "config": plain({**keys, "device": choose_device(config.device).type}),

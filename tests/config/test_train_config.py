@@ -69,6 +69,7 @@ CHANGED = {
     "diverged_ratio": 3.0,
     "original": {"use_fp8": True},
     "format_digests": {"E4M3": format_digest(get_format("E4M3"))},
+    "format_origins": {"E4M3": "altcore-formats 1.0"},
 }
 """For every key another value than the default."""
 

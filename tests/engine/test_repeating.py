@@ -7,6 +7,7 @@ import sys
 import pytest
 import yaml
 from attrs import define
+from helpers import forget_installed
 from helpers_cli import TINY, call
 
 import altcore
@@ -174,6 +175,19 @@ def test_a_changed_format_is_noticed_on_resume(where, start, shelf, capsys):
         load_config(first / "config.yaml")
     replaced(shelf, before, "1.2")
     assert start.resume("run", max_steps=5).steps_completed == 5
+
+
+@pytest.mark.parametrize("keys", [{"format": "SHELF"}, {"recipe": {"weight": "SHELF"}}], ids=str)
+def test_a_format_that_is_gone_is_named_with_its_distribution(keys, start, shelf):
+    """And with the line of the record; of the other formats, only the nearest are listed."""
+    shelf.install("format", "SHELF", table_format("SHELF", [-1, 0, 1]), "acme", "1.0")
+    first = start(name="run", max_steps=1, **keys).run_directory
+    shutil.rmtree(shelf.folder / "acme-1.0.dist-info")
+    forget_installed()
+    with pytest.raises(BadInput, match=r"'SHELF'.*: SHELF came from acme 1\.0: install it") as said:
+        start.resume("run", max_steps=2)
+    assert f"given in {first / 'config.yaml'}, line " in str(said.value)
+    assert "E4M3" not in str(said.value)
 
 
 def test_a_changed_format_is_noticed_in_a_checkpoint(start, shelf):

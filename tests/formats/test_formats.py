@@ -14,7 +14,10 @@ from altcore.formats import (
     BlockFormat,
     Format,
     Specials,
+    code_format,
     float_format,
+    format_digest,
+    from_plain,
     get_format,
     table_format,
 )
@@ -204,3 +207,26 @@ def test_a_block_format_that_cannot_be_is_refused(wrong, says):
     """By name, as a format of single numbers is."""
     with pytest.raises(BadInput, match=says):
         BlockFormat(**{"name": "B", "element": get_format("E2M1")} | wrong)
+
+
+@pytest.mark.parametrize("width", [(-1, 3), (3, -1)])
+def test_a_negative_width_is_refused_by_name(width):
+    with pytest.raises(BadInput, match="format N: its widths are at least 0, not -1"):
+        float_format("N", *width)
+
+
+def test_numbers_that_python_does_not_write_are_refused():
+    """Python writes no integer of more than 4,300 digits; records and digests need to."""
+    with pytest.raises(BadInput, match="format N has a number of about 5001 digits bits"):
+        float_format("N", 3, 10**5000)
+    near = Fraction(1, 2) + Fraction(1, 10**5000)
+    for rules in (
+        {"boundaries": [Fraction(-1, 2), near, Fraction(3, 2)]},
+        {"beyond": (-1, 1 + near)},
+    ):
+        with pytest.raises(BadInput, match="format N: a fraction of its boundaries or beyond has"):
+            code_format("N", [0, 1], **rules)
+    longest = Fraction(1, 2**4095)
+    made = code_format("N", [0, 1], boundaries=[-longest, longest, 1 + longest])
+    assert from_plain(made.to_plain()) == made
+    assert format_digest(made)

@@ -242,6 +242,16 @@ BLOCK = {"name": "A", "element": "E2M1", "block": 8}
     [
         ({}, "^format: name is missing$"),
         ({"values": [0, 1]}, "^format: name is missing$"),
+        ({"nam": "X", "values": [0, 1]}, r"unknown key 'nam' \(did you mean name\?\)$"),
+        ({"name": "FORMAT", "values": [0, 1]}, "format FORMAT: the name is reserved"),
+        (
+            {"name": "none", "element": "E2M1", "block": 8},
+            "format none: the name is reserved",
+        ),
+        (
+            {"name": "A", "values": [0, 1], "beyond": [-1, "1" * 5000]},
+            "beyond: item 1, '1+.*, has too many digits",
+        ),
         ({"name": None, "values": [0, 1]}, "name: None is not text"),
         ({"name": 3, "values": [0, 1]}, "name: 3 is not text"),
         ({"name": " ", "values": [0, 1]}, "its name is a line of text"),
