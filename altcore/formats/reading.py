@@ -104,9 +104,9 @@ def from_plain(plain: Mapping[str, Any]) -> AnyFormat:
 def _make(name: Any, plain: dict[str, Any]) -> AnyFormat:
     """Make a format. The part of an error is the key of ``plain`` that is wrong."""
     if "name" not in plain:
-        known = {key for form in _FORMS for key in form.takes}
+        keys = {key for form in _FORMS for key in form.takes}
         for key in plain:
-            if key not in known and nearest(key, known) == "name":
+            if key not in keys and nearest(key, keys) == "name":
                 raise _refusal("", f"unknown key {shown(key)}", meant="name", item=key)
         raise _refusal("", "name is missing")
     if not isinstance(name, str):
