@@ -326,8 +326,8 @@ def test_square_blocks_are_in_the_tensor_s_order():
         ("E4M3", {"scale": True}, "a number or a tensor"),
         ("E4M3", {"scale": -1.0}, "positive"),
         ("E4M3", {"scale": 1e39}, "positive"),
-        ("E4M3", {"rounding": "nearest"}, "unknown rounding"),
-        ("MXFP4", {"axis": 0, "rounding": "nearest"}, "unknown rounding"),
+        ("E4M3", {"rounding": "nearst"}, "unknown rounding"),
+        ("MXFP4", {"axis": 0, "rounding": "nearst"}, "unknown rounding"),
     ],
 )
 def test_what_cannot_be_packed(fmt, more, said):
