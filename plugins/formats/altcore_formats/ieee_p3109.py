@@ -46,7 +46,7 @@ def p3109(name: str) -> Format | None:
     values beyond float64's.
 
     >>> p3109("binary8p4se").max, p3109("binary8p4uf").max, p3109("binary6p3sf").max
-    (224.0, 53248.0, 14.0)
+    (224.0, 57344.0, 14.0)
     """
     match = _NAME.fullmatch(name)
     if match is None:
