@@ -38,16 +38,17 @@ def facts(fmt: AnyFormat) -> dict[str, Any]:
     """
     element = element_of(fmt)
     lowest, largest = element.values[0], element.values[-1]
-    ratio = largest / element.smallest
+    # The ratio of the two may be beyond float64.
+    binades = math.log2(largest) - math.log2(element.smallest)
     about = {
         "name": fmt.name,
         "bits": fmt.bits,
-        "precision": element.precision,
+        "precision": precision_of(element),
         "lowest": lowest,
         "largest": largest,
         "smallest": element.smallest,
-        "range_db": round(20 * math.log10(ratio), 1),
-        "range_binades": round(math.log2(ratio), 1),
+        "range_db": round(20 * math.log10(2) * binades, 1),
+        "range_binades": round(binades, 1),
         "values": len(element.values),
         "nan_codes": len(element.nan_codes),
         "inf_codes": len(element.inf_codes),
@@ -80,6 +81,29 @@ def _scales(fmt: BlockFormat) -> tuple[str, float, float]:
 def element_of(fmt: AnyFormat) -> Format:
     """Return the format of a block format's elements, or the format itself."""
     return fmt.element if isinstance(fmt, BlockFormat) else fmt
+
+
+def precision_of(fmt: Format) -> int | None:
+    """Return a format's significant bits; for a table, if its values are a floating-point format's.
+
+    >>> precision_of(get_format("binary8p4ue")), precision_of(get_format("NF4"))
+    (4, None)
+    """
+    if fmt.precision is not None:
+        return fmt.precision
+    positive = [v for v in fmt.values if v > 0]
+    least = math.frexp(positive[0])[1] - 1
+    odd = (n // (n & -n) for n in (v.as_integer_ratio()[0] for v in positive))
+    precision = max(n.bit_length() for n in odd)
+    hidden = 1 << (precision - 1)
+    if len(positive) <= hidden:  # subnormal values only, and one more
+        return None
+    for code, value in enumerate(positive, start=1):
+        exponent, significand = divmod(code, hidden)
+        significand += hidden * (exponent > 0)
+        if value != math.ldexp(significand, least + max(exponent - 1, 0)):
+            return None
+    return precision
 
 
 @formats.command("list")

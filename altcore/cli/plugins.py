@@ -127,12 +127,12 @@ def _head(entry: Entry) -> dict[str, Any]:
 
 
 def _format(fmt: Any) -> dict[str, Any]:
-    from altcore.cli.formats import element_of
+    from altcore.cli.formats import element_of, precision_of
 
     element = element_of(fmt)
     return {
         "bits": fmt.bits,
-        "precision": element.precision,
+        "precision": precision_of(element),
         "largest": element.values[-1],
         "smallest": element.smallest,
         "values": len(element.values),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import xml.etree.ElementTree as ET
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -178,3 +179,18 @@ def test_the_picture_is_svg_with_a_row_for_each_format(tmp_path, capsys):
     assert outcome.code == 2
     assert ".svg" in outcome.err
     assert not (tmp_path / "p.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [("binary15p5ue", 5), ("binary8p8ue", 8), ("binary8p1uf", 1), ("posit8_1", None)],
+)
+def test_figures_of_tables(name, precision):
+    """A table whose values are a floating-point format's has a precision; no range overflows."""
+    about = facts(get_format(name))
+    assert about["precision"] == precision
+    largest, smallest = Fraction(about["largest"]), Fraction(about["smallest"])
+    ratio = largest / smallest
+    binades = math.log2(ratio.numerator) - math.log2(ratio.denominator)
+    assert about["range_binades"] == pytest.approx(binades, abs=0.05)
+    assert about["range_db"] == pytest.approx(20 * math.log10(2) * binades, abs=0.05)

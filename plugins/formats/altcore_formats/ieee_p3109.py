@@ -46,7 +46,7 @@ def p3109(name: str) -> Format | None:
     values beyond float64's.
 
     >>> p3109("binary8p4se").max, p3109("binary8p4uf").max, p3109("binary6p3sf").max
-    (224.0, 53248.0, 14.0)
+    (224.0, 57344.0, 14.0)
     """
     match = _NAME.fullmatch(name)
     if match is None:
@@ -54,26 +54,39 @@ def p3109(name: str) -> Format | None:
     width, precision, kind = int(match[1]), int(match[2]), match[3]
     if kind not in _KINDS:
         known = ", ".join(f"{ending} ({meaning})" for ending, meaning in _KINDS.items())
-        raise BadInput(f"format {name}: a P3109 name ends in one of {known}")
+        near = next((ending for ending in _KINDS if ending[0] == kind[:1]), "se")
+        meant = _closest(width, precision, near)
+        raise BadInput(f"format {name}: a P3109 name ends in one of {known}", meant=meant)
+    meant = _closest(width, precision, kind)
     if not 3 <= width <= 16:
-        raise BadInput(f"format {name}: a P3109 format has 3 to 16 bits, not {width}")
+        raise BadInput(f"format {name}: a P3109 format has 3 to 16 bits, not {width}", meant=meant)
     signed, extended = kind[0] == "s", kind[1] == "e"
-    largest = width - 1 if signed else width
+    largest = width - signed
     if not 1 <= precision <= largest:
         sign = "signed" if signed else "unsigned"
         raise BadInput(
-            f"format {name}: the precision of {sign} formats of {width} bits is 1 to {largest}"
+            f"format {name}: the precision of {sign} formats of {width} bits is 1 to {largest}",
+            meant=meant,
         )
     bias = 1 << (width - precision - signed)
     if bias > _LARGEST_BIAS:
         raise BadInput(
-            f"format {name}: its values, 2**{1 - bias} to 2**{bias - 1}, lie beyond float64's"
+            f"format {name}: its values, 2**{1 - bias} to 2**{bias - 1}, lie beyond float64's",
+            meant=meant,
         )
     if signed and bias <= _FLOAT_BIAS:
         exponent, mantissa = width - precision, precision - 1
         specials = "p3109" if extended else "fnuz"
         return float_format(name, exponent, mantissa, bias=bias, specials=specials)
     return _table(name, width, precision, bias, signed=signed, extended=extended)
+
+
+def _closest(width: int, precision: int, kind: str) -> str:
+    """The name of the same kind whose width, and then precision, is closest."""
+    width = min(max(width, 3), 16)
+    largest = width - (kind[0] == "s")
+    smallest = max(1, largest + 1 - _LARGEST_BIAS.bit_length())
+    return f"binary{width}p{min(max(precision, smallest), largest)}{kind}"
 
 
 def _table(

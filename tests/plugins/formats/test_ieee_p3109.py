@@ -126,6 +126,27 @@ def test_names_that_cannot_be(name, said):
         get_format(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("binary16p16se", "binary16p15se"),
+        ("binary8p9ue", "binary8p8ue"),
+        ("binary8p0uf", "binary8p1uf"),
+        ("binary2p1se", "binary3p1se"),
+        ("binary17p3sf", "binary16p5sf"),
+        ("binary16p1ue", "binary16p6ue"),
+        ("binary16p6xe", "binary16p6se"),
+        ("binary16p6u", "binary16p6ue"),
+    ],
+)
+def test_the_format_that_is_offered_is_the_closest_one_that_there_is(name, meant):
+    """Of its width and kind: not the one that is spelt most alike."""
+    with pytest.raises(BadInput) as said:
+        get_format(name)
+    assert said.value.meant == meant
+    assert get_format(meant).name == meant
+
+
 @pytest.mark.parametrize("about", SMALL[::7], ids=lambda f: name_of(*f))
 def test_rounding_is_that_of_gfloat(about):
     """To nearest, ties to the even code, saturating and not; gfloat has no negative unsigned."""
