@@ -18,7 +18,7 @@ from attrs import define, field
 
 from altcore.builtin_types import as_builtin
 from altcore.engine.deferred_errors import TELL_LATE
-from altcore.engine.guards import loss_kept, modes_kept
+from altcore.engine.guards import loss_kept, modes_kept, reports_checked
 from altcore.engine.losses import who_is
 from altcore.engine.memory import is_out_of_memory
 from altcore.engine.plugins import Plugin
@@ -155,7 +155,12 @@ class Dispatcher:
             result = None
             try:
                 step = known.get("step")
-                with self._guard(plugin, hook, run), loss_kept(plugin, hook, step), modes_kept():
+                with (
+                    self._guard(plugin, hook, run),
+                    loss_kept(plugin, hook, step),
+                    reports_checked(run),
+                    modes_kept(),
+                ):
                     returned = as_builtin(function(*[known[name] for name in names]))
                     if hook in MEASURING:
                         returned = measured(returned, known["step"].measures.get(plugin.name, ()))

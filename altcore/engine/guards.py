@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from altcore.engine.plugins import Plugin
-from altcore.engine.state import Step
+from altcore.engine.state import Run, Step
 from altcore.errors import PluginError
 
 
@@ -67,6 +68,34 @@ def _check(step: Step, before: Tensor | None) -> None:
         is_scale = isinstance(scale, int | float) and scale > 0
     if not is_scale:
         raise PluginError(f"it set step.loss_scale to {scale!r:.60}, not a positive number")
+
+
+@contextmanager
+def reports_checked(run: Run) -> Iterator[None]:
+    """Take back the reports that a plugin adds to ``run.reports`` and did not write.
+
+    Raises:
+        PluginError: that names the first.
+    """
+    known = getattr(run, "reports", [])  # not of everybody who dispatches
+    before = len(known)
+    try:
+        yield
+    finally:
+        wrong = [path for path in known[before:] if not _is_report(path, run)]
+        if wrong:
+            del known[before:]
+    if wrong:
+        raise PluginError(f"run.reports: {wrong[0]!r:.80} is no path of a file in run.directory")
+
+
+def _is_report(path: object, run: Run) -> bool:
+    return (
+        isinstance(path, str)
+        and not Path(path).is_absolute()
+        and ".." not in Path(path).parts
+        and (run.directory / path).is_file()
+    )
 
 
 @contextmanager

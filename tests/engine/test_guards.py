@@ -134,3 +134,41 @@ def test_a_mode_of_torch_is_put_back(shelf, start, cls, which):
     (said,) = events(result.run_directory, "degraded")
     assert f"it may not change {which} of torch" in said["message"]
     assert torch.get_default_dtype() is torch.float32
+
+
+# ---------------------------------------------------------------------- reports and events
+
+
+@pytest.mark.parametrize("path", ["reports/none.md", 5, "../../x", "/etc/hostname"])
+def test_a_report_that_is_not_there_is_the_reporters_failure(shelf, start, path):
+    """The Result and the summary name files only."""
+
+    @define(eq=False)
+    class Reports:
+        @hookimpl
+        def run_end(self, run):
+            run.reports.append(path)
+
+    shelf.install("reporter", "airy", Reports)
+    result = start(["airy"], max_steps=1)
+    assert result.summary["reports"] == []
+    (said,) = events(result.run_directory, "degraded")
+    assert "reporter airy" in said["message"]
+    assert f"run.reports: {path!r} is no path of a file" in said["message"]
+
+
+@pytest.mark.parametrize("key", ["step", "event"])
+def test_an_event_cannot_replace_the_keys_of_its_line(shelf, start, key):
+    """The line would say that it is another one."""
+
+    @define(eq=False)
+    class Emits:
+        @hookimpl
+        def post_step(self, run):
+            run.emit("mine", **{key: 5})
+
+    shelf.install("diagnostic", "emits", Emits)
+    result = start(["emits"], max_steps=1)
+    (said,) = events(result.run_directory, "degraded")
+    assert f"the event 'mine' cannot hold {key!r}" in said["message"]
+    assert not events(result.run_directory, "mine")
