@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from altcore.config import TrainConfig
     from altcore.engine import (
         DeferredErrors,
         MeasureTable,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         nearest,
     )
     from altcore.formats import (
+        AnyFormat,
         BlockFormat,
         FloatFormat,
         Format,
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     )
     from altcore.numerics import (
         COUNTS,
+        Meters,
         Rule,
         amax,
         compute_dtype,
@@ -84,6 +87,7 @@ if TYPE_CHECKING:
         Cast,
         Casts,
         ResolvedRecipe,
+        Scaling,
     )
     from altcore.runs import (
         EVENTS,
@@ -102,6 +106,7 @@ _HOME = {
     "setting": "altcore.hooks",
     # What hooks get
     "Run": "altcore.engine",
+    "TrainConfig": "altcore.config",
     "Step": "altcore.engine",
     "Workload": "altcore.engine",
     "NonFinite": "altcore.hooks",
@@ -109,6 +114,7 @@ _HOME = {
     "Cast": "altcore.recipes",
     "Casts": "altcore.recipes",
     "ResolvedRecipe": "altcore.recipes",
+    "Scaling": "altcore.recipes",
     # What acting hooks return
     "Action": "altcore.hooks",
     "ChangeRecipe": "altcore.hooks",
@@ -122,6 +128,7 @@ _HOME = {
     "nearest": "altcore.errors",
     "DeferredErrors": "altcore.engine",
     # Formats, as data and by name
+    "AnyFormat": "altcore.formats",
     "BlockFormat": "altcore.formats",
     "FloatFormat": "altcore.formats",
     "Format": "altcore.formats",
@@ -135,6 +142,7 @@ _HOME = {
     "table_format": "altcore.formats",
     # Rounding: the exact scalar reference, and tensors
     "round_scalar": "altcore.formats",
+    "Meters": "altcore.numerics",
     "Rule": "altcore.numerics",
     "compute_dtype": "altcore.numerics",
     "interval_width": "altcore.numerics",
@@ -186,6 +194,7 @@ __all__ = [
     "METRICS",
     "MOVES",
     "Action",
+    "AnyFormat",
     "AttentionCall",
     "BadInput",
     "BlockFormat",
@@ -196,6 +205,7 @@ __all__ = [
     "FloatFormat",
     "Format",
     "MeasureTable",
+    "Meters",
     "NonFinite",
     "QuantizedWeight",
     "ResolvedRecipe",
@@ -204,6 +214,7 @@ __all__ = [
     "Run",
     "ScaleLearningRate",
     "ScaleRule",
+    "Scaling",
     "ShiftFormat",
     "SkipStep",
     "Specials",
@@ -212,6 +223,7 @@ __all__ = [
     "Stop",
     "TableFormat",
     "Ties",
+    "TrainConfig",
     "Trend",
     "WeightGrid",
     "Workload",

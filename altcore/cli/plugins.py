@@ -147,10 +147,15 @@ def check(as_json: bool) -> None:
     A broken plugin does not keep the others from being checked. Distributions whose metadata
     cannot be read are named, too, and groups of entry points that look like altcore's.
     """
+    from altcore.hooks import circle_of
+
     rows: list[dict[str, Any]] = []
+    requires: dict[str, list[str]] = {}
     for entry in entries():
         try:
-            describe(entry.name, (entry.kind,))
+            about = describe(entry.name, (entry.kind,))
+            if entry.kind in HOOK_KINDS:
+                requires[entry.name] = about["requires"]
             error = None
         except AltcoreError as problem:
             error = str(problem)
@@ -160,6 +165,9 @@ def check(as_json: bool) -> None:
         rows.append(
             {"name": entry.name, "kind": entry.kind, "origin": entry.origin, "error": error}
         )
+    for row in rows:
+        if row["kind"] in HOOK_KINDS:
+            row["error"] = row["error"] or circle_of(row["name"], requires) or None
     for bad in installed().problems:
         folder = Path(bad.path).parent.name
         rows.append({"name": bad.path, "kind": "metadata", "origin": folder, "error": bad.text})

@@ -18,10 +18,11 @@ from attrs import define, field
 
 from altcore.builtin_types import as_builtin
 from altcore.engine.deferred_errors import TELL_LATE
+from altcore.engine.guards import loss_kept, modes_kept, reports_checked
 from altcore.engine.losses import who_is
 from altcore.engine.memory import is_out_of_memory
 from altcore.engine.plugins import Plugin
-from altcore.engine.returns import as_actions, check_loss, check_return, check_state
+from altcore.engine.returns import as_actions, check_return, check_state, measured
 from altcore.engine.state import Run, Step
 from altcore.errors import AltcoreError, BadInput, PluginError
 from altcore.hooks import HOOKS, HOOKSPECS, MEASURING, ON_DUE_STEPS, WATCHING, Proposal
@@ -153,8 +154,16 @@ class Dispatcher:
                 known["history"] = history[plugin.name]
             result = None
             try:
-                with self._guard(plugin, hook, run), _loss_checked(hook, plugin, known):
+                step = known.get("step")
+                with (
+                    self._guard(plugin, hook, run),
+                    loss_kept(plugin, hook, step),
+                    reports_checked(run),
+                    modes_kept(),
+                ):
                     returned = as_builtin(function(*[known[name] for name in names]))
+                    if hook in MEASURING:
+                        returned = measured(returned, known["step"].measures.get(plugin.name, ()))
                     check_return(plugin, hook, returned)
                     result = returned
             except PluginError as error:
@@ -173,7 +182,7 @@ class Dispatcher:
         try:
             with ExitStack() as contexts:
                 for plugin, context in self.call(hook, run=run, step=step):
-                    contexts.enter_context(self._watch(plugin, hook, run, context))
+                    contexts.enter_context(self._watch(plugin, hook, run, step, context))
                 yield
         except Exception as error:
             # The pass cannot be finished: a careful observer defers its errors.
@@ -188,10 +197,15 @@ class Dispatcher:
 
     @contextmanager
     def _watch(
-        self, plugin: Plugin, hook: str, run: Run, context: AbstractContextManager[Any]
+        self,
+        plugin: Plugin,
+        hook: str,
+        run: Run,
+        step: Step,
+        context: AbstractContextManager[Any],
     ) -> Iterator[None]:
         inner = ExitStack()
-        with self._guard(plugin, hook, run):
+        with self._guard(plugin, hook, run), loss_kept(plugin, hook, step), modes_kept(inner.close):
             inner.enter_context(context)
         try:
             yield
@@ -199,7 +213,7 @@ class Dispatcher:
             with suppress(Exception):  # none takes the place of this one
                 inner.__exit__(type(error), error, error.__traceback__)
             raise
-        with self._guard(plugin, hook, run):
+        with self._guard(plugin, hook, run), loss_kept(plugin, hook, step):
             inner.close()
 
     def _due_on(self, run: Run, step: Step) -> set[str]:
@@ -226,6 +240,8 @@ class Dispatcher:
             text = f"{plugin} failed in {doing}: {message}"
             if plugin.acts or self.strict:
                 raise PluginError(text) from error
+            if plugin.is_disabled:  # told already, while one of its contexts was open
+                return
             plugin.is_disabled = True
             log.warning(
                 "plugin disabled for the rest of the run", plugin=str(plugin), error=message
@@ -268,18 +284,6 @@ def own_measures(name: str, lines: Sequence[Mapping[str, Any]]) -> list[dict[str
         if own:
             found.append({"step": line["step"], **own})
     return found
-
-
-@contextmanager
-def _loss_checked(hook: str, plugin: Plugin, known: Mapping[str, Any]) -> Iterator[None]:
-    """Check what a plugin makes of the loss, if the hook lets it."""
-    if hook != "pre_backward":
-        yield
-        return
-    step = known["step"]
-    before = step.loss, step.loss_scale
-    yield
-    check_loss(plugin, step, before)
 
 
 def _is_raised_in(plugin: Plugin, error: Exception) -> bool:

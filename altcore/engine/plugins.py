@@ -11,7 +11,7 @@ from attrs import define
 from altcore.config import TrainConfig, interval_in_epochs
 from altcore.engine.schedule import is_due
 from altcore.errors import BadInput, keyed
-from altcore.hooks import check_class, make_plugin
+from altcore.hooks import check_class, circle_of, make_plugin
 from altcore.registry import HOOK_KINDS, find
 
 
@@ -92,12 +92,16 @@ def in_order(plugins: Sequence[Plugin]) -> list[Plugin]:
     Within a kind the order is the user's. A required plugin comes forward only as far as it must.
 
     Raises:
-        BadInput: if a required plugin is not there, or two require each other.
+        BadInput: if a required plugin is not there, or some require each other.
     """
     by_name = {p.name: p for p in plugins}
+    requires = {p.name: p.requires for p in plugins}
+    for name in by_name:
+        if circle := circle_of(name, requires):
+            raise BadInput(circle, key="plugins")
     placed: dict[str, Plugin] = {}
 
-    def place(plugin: Plugin, waiting: tuple[str, ...]) -> None:
+    def place(plugin: Plugin) -> None:
         if plugin.name in placed:
             return
         for name in plugin.requires:
@@ -106,11 +110,9 @@ def in_order(plugins: Sequence[Plugin]) -> list[Plugin]:
                     f"plugin {plugin.name} requires the plugin {name}, which is not in this run",
                     hint=f"add --plugin {name}",
                 )
-            if name in (*waiting, plugin.name):
-                raise BadInput(f"plugins {name} and {plugin.name} require each other")
-            place(by_name[name], (*waiting, plugin.name))
+            place(by_name[name])
         placed[plugin.name] = plugin
 
     for plugin in sorted(plugins, key=lambda p: HOOK_KINDS.index(p.kind)):
-        place(plugin, ())
+        place(plugin)
     return list(placed.values())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import AbstractContextManager
 from types import NoneType
 from typing import Any
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from altcore.engine.plugins import Plugin
-from altcore.engine.state import Step
 from altcore.errors import PluginError
 from altcore.hooks import ACTING, MEASURING, WATCHING, Action
 
@@ -93,35 +92,30 @@ def _comes_back(value: Any) -> bool:
     return True
 
 
-def check_loss(plugin: Plugin, step: Step, before: tuple[Any, Any]) -> None:
-    """Raise `PluginError` if ``pre_backward`` left a loss or a loss scale that cannot be used.
+def measured(result: Any, before: Container[str]) -> Any:
+    """Return a plugin's measures without those that are None.
 
-    ``before`` are those that it was given. Those of a plugin that only looks are put back.
+    Raises:
+        PluginError: for one that the plugin made ``before`` in the same step.
     """
-    given = step.loss, step.loss_scale
-    loss, scale = given
-    if not plugin.acts and any(now is not then for now, then in zip(given, before, strict=True)):
-        step.loss, step.loss_scale = before
-        raise PluginError(f"a {plugin.kind} looks, only an intervention may change the loss")
-    if loss is not before[0] and not (isinstance(loss, Tensor) and loss.dim() == 0):
-        raise PluginError(
-            f"it set step.loss to {type(loss).__name__}, not a tensor of 0 dimensions"
-        )
-    if isinstance(scale, Tensor):
-        is_scale = scale.dim() == 0
-    else:
-        is_scale = isinstance(scale, int | float) and scale > 0
-    if not is_scale:
-        raise PluginError(f"it set step.loss_scale to {scale!r:.60}, not a positive number")
+    if not isinstance(result, Mapping):
+        return result
+    made = {key: value for key, value in result.items() if value is not None}
+    twice = next((key for key in made if key in before), None)
+    if twice is not None:
+        raise PluginError(f"measure {twice} was returned by another hook in this step")
+    return made
 
 
 def _check_measures(result: Any) -> None:
     if not isinstance(result, Mapping):
         raise PluginError(f"it returned {type(result).__name__}, not measures or None")
     for key, value in result.items():
-        if not isinstance(key, str) or not key:
-            raise PluginError(f"the measure's name {key!r} is not text")
+        if not isinstance(key, str) or not key or not key.isprintable() or key != key.strip():
+            raise PluginError(f"the measure's name {key!r} is not printable text")
         if isinstance(value, Tensor):
+            if value.layout != torch.strided or value.is_meta or value.is_quantized:
+                raise PluginError(f"measure {key} is a tensor without plain numbers: {value!r:.80}")
             if value.dim() > 1 or value.numel() > LONGEST_MEASURE or value.is_complex():
                 raise PluginError(
                     f"measure {key} has shape {tuple(value.shape)}: a scalar or at most "

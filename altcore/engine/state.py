@@ -21,6 +21,7 @@ from altcore.engine.epochs import Epoch
 from altcore.engine.losses import loss_and_measures
 from altcore.engine.probe import probing
 from altcore.engine.snapshots import Snapshot
+from altcore.errors import PluginError
 from altcore.quantization import Quantization
 
 T = TypeVar("T")
@@ -240,7 +241,13 @@ class Run:
         return loss_and_measures(self.workload, self.model, batch)[0]
 
     def emit(self, kind: str, **data: Any) -> None:
-        """Write a line to events.jsonl, with the step, and tell it to ``on_event``."""
+        """Write a line to events.jsonl, with the step, and tell it to ``on_event``.
+
+        ``step`` and ``event`` are the line's own keys, and cannot be in ``data``.
+        """
+        taken = next((key for key in ("step", "event") if key in data), None)
+        if taken:
+            raise PluginError(f"the event {kind!r} cannot hold {taken!r}: each line has its own")
         self._on_event(self, {"step": self.step, "event": kind, **data})
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -18,7 +18,7 @@ from altcore.hooks.actions import (
     describe_action,
 )
 from altcore.hooks.nonfinite import NonFinite
-from altcore.hooks.plugin_class import check_class, hooks_of, make_plugin
+from altcore.hooks.plugin_class import check_class, circle_of, hooks_of, make_plugin
 from altcore.hooks.settings import (
     build,
     builtin_fields,
@@ -63,6 +63,7 @@ __all__ = [
     "build",
     "builtin_fields",
     "check_class",
+    "circle_of",
     "describe_action",
     "describe_settings",
     "format_or_none",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from inspect import Parameter
 from typing import Any
 
@@ -12,7 +12,7 @@ import attrs
 from altcore.errors import BadInput, nearest
 from altcore.hooks.settings import build
 from altcore.hooks.specs import HOOKS, HOOKSPECS, NEEDS, OBSERVING, OBSERVING_ARGUMENTS
-from altcore.registry import Entry
+from altcore.registry import HOOK_KINDS, Entry, entries
 
 REFUSED_MARKS = ("wrapper", "hookwrapper", "tryfirst", "trylast", "specname")
 """Options of ``hookimpl`` by which a plugin would choose its own place in the order."""
@@ -32,7 +32,7 @@ def check_class(cls: Any, entry: Entry) -> type:
         raise BadInput("use @define(eq=False): equal instances cannot be told apart", key=who)
     for name, member in inspect.getmembers(cls, callable):
         _check_method(who, name, getattr(member, "altcore_impl", None))
-    for need in getattr(cls, "needs", ()):
+    for need in _names(cls, "needs", who):
         if need not in NEEDS:
             raise BadInput(
                 f"there is no need {need!r}",
@@ -40,9 +40,8 @@ def check_class(cls: Any, entry: Entry) -> type:
                 meant=nearest(need, NEEDS),
                 hint=", ".join(NEEDS),
             )
-    requires = getattr(cls, "requires", ())
-    if not (isinstance(requires, tuple | list) and all(isinstance(n, str) for n in requires)):
-        raise BadInput(f"requires: {requires!r} is not a tuple of plugins' names", key=who)
+    for required in _names(cls, "requires", who):
+        _check_required(required, entry, who)
     _check_arguments(cls, who)
     if entry.kind == "intervention":
         _check_looks_only_where_it_may(cls, who)
@@ -64,6 +63,47 @@ def make_plugin(cls: type, settings: Mapping[str, Any], name: str) -> Any:
     if any(a.name == "name" and not a.init for a in attrs.fields(cls)):
         object.__setattr__(instance, "name", name)  # the class may be frozen
     return instance
+
+
+def circle_of(name: str, requires: Mapping[str, Sequence[str]]) -> str:
+    """Return in words how a plugin requires itself, perhaps by way of others; "" if it does not."""
+    chains, seen = [[name]], {name}
+    for chain in chains:
+        for other in requires.get(chain[-1], ()):
+            if other == name:
+                *firsts, last = chain
+                if not firsts:
+                    return f"plugin {name} requires itself"
+                return f"plugins {', '.join(firsts)} and {last} require each other"
+            if other not in seen:
+                seen.add(other)
+                chains.append([*chain, other])
+    return ""
+
+
+def _names(cls: type, attribute: str, who: str) -> Sequence[str]:
+    """Return the names that the class lists in ``needs`` or ``requires``."""
+    hint = f'write {attribute}: ClassVar = ("...",)'
+    if any(a.name == attribute for a in attrs.fields(cls)):
+        raise BadInput(f"{attribute} is a field, and so a setting", key=who, hint=hint)
+    names = getattr(cls, attribute, ())
+    if not (isinstance(names, tuple | list) and all(isinstance(n, str) for n in names)):
+        what = "plugins' names" if attribute == "requires" else "names"
+        raise BadInput(f"{attribute}: {names!r} is not a tuple of {what}", key=who, hint=hint)
+    return names
+
+
+def _check_required(name: str, entry: Entry, who: str) -> None:
+    """Refuse to require what can never be in a run."""
+    kinds = [e.kind for e in entries() if e.name == name]
+    if name == entry.name:
+        raise BadInput("it requires itself", key=who)
+    if kinds and not set(kinds) & set(HOOK_KINDS):
+        raise BadInput(f"it requires {name}, which is no plugin with hooks: {kinds[0]}", key=who)
+    if not kinds:
+        known = [e.name for e in entries() if e.kind in HOOK_KINDS and e.name != entry.name]
+        problem = f"it requires the plugin {name}, which is not installed"
+        raise BadInput(problem, key=who, meant=nearest(name, known))
 
 
 def _check_method(who: str, name: str, marks: Mapping[str, Any] | None) -> None:

@@ -1,8 +1,11 @@
 """Loading, checking and ordering the plugins that a run lists."""
 
+import json
+
 import pytest
 from attrs import define, field, frozen
 from helpers import events
+from helpers_cli import call
 from helpers_plugins import load, make, plugin
 
 from altcore import BadInput, Format, hookimpl, setting
@@ -220,8 +223,56 @@ def test_plugins_that_require_each_other_are_refused():
     a, b = requiring("b", name="a"), requiring("a", name="b")
     with pytest.raises(BadInput, match="plugins a and b require each other"):
         in_order([a, b])
-    with pytest.raises(BadInput, match="plugins a and a require each other"):
+    with pytest.raises(BadInput, match="plugin a requires itself"):
         in_order([requiring("a", name="a")])
+    ring = [requiring(b, name=a) for a, b in ("ab", "bc", "ca")]
+    with pytest.raises(BadInput, match="plugins a, b and c require each other"):
+        in_order(ring)
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("amx", r"requires the plugin amx, which is not installed \(did you mean amax\?\)"),
+        ("adamw", "requires adamw, which is no plugin with hooks: optimizer"),
+        ("tried", "it requires itself"),
+    ],
+)
+def test_what_can_never_be_required_is_refused_with_its_reason(shelf, start, name, says):
+    """To add it with --plugin would be no way out."""
+    with pytest.raises(BadInput, match=rf"diagnostic tried \(acme-tried 9\.9\): .*{says}"):
+        load(shelf, start, define(eq=False)(type("R", (), {"requires": (name,)})))
+
+
+def test_plugins_check_finds_what_is_required_in_vain(shelf, capsys):
+    """A name that nobody has, and plugins that require each other."""
+    for name, other in (("lost", "amx"), ("one", "two"), ("two", "one")):
+        cls = define(eq=False)(type("R", (), {"requires": (other,)}))
+        shelf.install("diagnostic", name, cls)
+    result = call(capsys, "plugins", "check", "--json")
+    errors = {row["name"]: row["error"] for row in json.loads(result.out) if row["error"]}
+    assert result.code == 1
+    assert "which is not installed" in errors.pop("lost")
+    assert errors == {
+        "one": "plugins one and two require each other",
+        "two": "plugins two and one require each other",
+    }
+
+
+@pytest.mark.parametrize("attribute", ["needs", "requires"])
+@pytest.mark.parametrize("slots", [True, False])
+def test_a_list_of_names_belongs_to_the_class(shelf, start, attribute, slots):
+    """Annotated without ClassVar it would be a setting."""
+    body = {"__annotations__": {attribute: tuple}, attribute: ("gradients",)}
+    says = rf'{attribute} is a field, and so a setting: write {attribute}: ClassVar = \("'
+    with pytest.raises(BadInput, match=says):
+        load(shelf, start, define(eq=False, slots=slots)(type("R", (), body)))
+
+
+def test_needs_is_a_tuple_of_names(shelf, start):
+    """A lone name would be taken for its letters."""
+    with pytest.raises(BadInput, match="needs: 'weights' is not a tuple of names: write needs: Class"):
+        load(shelf, start, define(eq=False)(type("R", (), {"needs": "weights"})))
 
 
 def test_requires_is_a_tuple_of_names(shelf, start):

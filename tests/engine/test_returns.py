@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from attrs import frozen
+from attrs import define, frozen
+from helpers import events
 
-from altcore import Stop
+from altcore import Stop, hookimpl
 from altcore.engine.plugins import Plugin
 from altcore.engine.returns import check_return, check_state
 from altcore.errors import PluginError
@@ -73,6 +74,57 @@ def test_a_state_must_come_back_where_its_module_is_not_imported():
     """What this process declared to be safe is of no use to the one that resumes."""
     with torch.serialization.safe_globals([Unit]), pytest.raises(PluginError, match="is Unit"):
         check_state(torch.ones(2).as_subclass(Unit))
+
+
+MEASURES = [
+    ({"x": torch.ones(2).to_sparse()}, "measure x is a tensor without plain numbers"),
+    ({"x": torch.ones((), device="meta")}, "measure x is a tensor without plain numbers"),
+    ({"a/b c\n": 1.0}, r"the measure's name 'a/b c\\n' is not printable text"),
+    ({" a": 1.0}, "the measure's name ' a' is not printable text"),
+    ({"made": 2.0}, "measure made was returned by another hook in this step"),
+]
+
+
+@pytest.mark.parametrize(("returned", "says"), MEASURES)
+def test_measures_that_the_record_cannot_hold_are_the_plugins_failure(shelf, start, returned, says):
+    """The run goes on, and names the plugin."""
+
+    @define(eq=False)
+    class Odd:
+        @hookimpl
+        def post_backward(self):
+            return {"made": 1.0}
+
+        @hookimpl
+        def post_step(self):
+            return returned
+
+    shelf.install("diagnostic", "odd", Odd)
+    result = start(["odd"], max_steps=1)
+    (told,) = events(result.run_directory, "degraded")
+    assert re.search(f"diagnostic odd .* failed in post_step: {says}", told["message"])
+    assert result.diagnostics_history[0]["odd/made"] == 1.0
+
+
+def test_a_measure_that_is_none_is_left_out(shelf, start):
+    """It was not made: others see it no more than the record."""
+    seen = []
+
+    @define(eq=False)
+    class Half:
+        @hookimpl
+        def post_backward(self):
+            return {"made": 1.0, "not_made": None}
+
+        @hookimpl
+        def post_step(self, step):
+            seen.append(step.measures["half"])
+
+    shelf.install("diagnostic", "half", Half)
+    result = start(["half"], max_steps=1)
+    assert seen == [{"made": 1.0}]
+    assert result.diagnostics_history == [{"step": 1, "half/made": 1.0}]
+    assert not result.summary["degraded"]
 
 
 # ----------------------------------------------------- the table of kinds in docs/plugins.md
