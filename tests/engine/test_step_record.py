@@ -78,16 +78,16 @@ def test_what_an_intervention_decides_depends_on_no_resume(
     keys = {"max_steps": 10, "log_interval": 1, "checkpoint_interval": interval}
     plain = start(["follower"], name="plain", **keys)
     engine = start.engine(["follower"], name="left", **keys)
-    record = engine.record.time
+    train_step = engine.train_step
 
-    def leave(step, clock):
+    def leave(step):
+        train_step(step)
         if step.index == left:
             engine.save(f"step-{left:08d}")
             raise Interrupted("left", 2)
-        return record(step, clock)
 
     with monkeypatch.context() as patch:
-        patch.setattr(type(engine.record), "time", lambda self, *given: leave(*given))
+        patch.setattr(type(engine), "train_step", lambda self, step: leave(step))
         with pytest.raises(Interrupted):
             engine.train()
     heard.clear()

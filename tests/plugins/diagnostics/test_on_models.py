@@ -222,6 +222,7 @@ def test_batches_of_many_kinds_are_kept(tmp_path, kind):
         run.quantization = altcore.quantize_model(run.model, RECIPE)
         run.autocast = nullcontext
         run.probe = lambda run=run: Run.probe(run)
+        run.loss = lambda batch, run=run: Run.loss(run, batch)
         step, plugin = Step(1, batch=data("train", 1, 0)), Shadow()
         with plugin.watch_forward(run, step):
             step.loss = run.workload.loss(run.model, step.batch)
