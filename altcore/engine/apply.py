@@ -113,7 +113,6 @@ def change_recipe(run: Run, action: ChangeRecipe, plugin: str) -> None:
         change(run.quantization.plan, action.layers, action.roles, **parts)
     )
     shift = {
-        "step": run.step,
         "plugin": plugin,
         "from": before,
         "to": names_of_formats(run),
@@ -124,7 +123,7 @@ def change_recipe(run: Run, action: ChangeRecipe, plugin: str) -> None:
         "recipe", **shift, change=describe_action(action), compute=compute, stored_error=errors
     )
     if "format" in parts:
-        run.shifts.append(shift)
+        run.shifts.append({"step": run.step, **shift})
 
 
 def names_of_formats(run: Run) -> list[str]:

@@ -271,7 +271,9 @@ def test_a_list_of_names_belongs_to_the_class(shelf, start, attribute, slots):
 
 def test_needs_is_a_tuple_of_names(shelf, start):
     """A lone name would be taken for its letters."""
-    with pytest.raises(BadInput, match="needs: 'weights' is not a tuple of names: write needs: Class"):
+    with pytest.raises(
+        BadInput, match="needs: 'weights' is not a tuple of names: write needs: Class"
+    ):
         load(shelf, start, define(eq=False)(type("R", (), {"needs": "weights"})))
 
 
