@@ -31,8 +31,8 @@ HEAD = """# Run and step
 
 These are the attributes that hooks may use. Every other one is private and may change. Tensors are
 on the run's device; do not read them on the host in a step (no `.item()`). Change nothing, unless
-the table says that you may. The engine checks this of the loss, not of every attribute: a plugin that
-sets `run.step` or `run.lr_scale` steers the run.
+the table says that you may. The engine checks this of the loss only: a
+plugin that sets `run.step` or `run.lr_scale` steers the run.
 """
 
 QUANTIZATION = (
