@@ -136,12 +136,16 @@ def _runs(about: Mapping[str, Any]) -> str:
         f"{about['compute']}. A gap is the mean difference of the training loss to the float32 "
         "twin over the last tenth of the steps, on the same batches, paired by seed; intervals "
         "are 95 % by Student's t, p is corrected by Holm over the rows of a table."
-        f"{_plugins(about)}{kept}"
+        f"{plugins_and_settings(about)}{kept}"
     )
 
 
-def _plugins(about: Mapping[str, Any]) -> str:
-    """Return the plugins of every run, and the settings that are not the defaults."""
+def plugins_and_settings(about: Mapping[str, Any]) -> str:
+    """Return the plugins of every run, and the settings that were given.
+
+    >>> plugins_and_settings({"plugins": ["agc"], "settings": {"agc": {"limit": 0.1}}})
+    ' Plugins: agc. Settings: agc.limit: 0.1.'
+    """
     named = f" Plugins: {', '.join(about['plugins'])}." if about["plugins"] else ""
     given = [
         f"{owner}.{key}: {json.dumps(plain(value))}"

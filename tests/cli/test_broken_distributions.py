@@ -129,6 +129,15 @@ def test_formats_list(capsys):
 
 
 @pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("command", [("formats", "list"), ("plugins", "check")])
+def test_json_is_nothing_but_json(capsys, command):
+    """Plugins that print when they are imported print elsewhere."""
+    found = call(capsys, *command, "--json")
+    assert {row["name"] for row in json.loads(found.out)} >= {"GOOD4", "E4M3"}
+    assert found.err.count("hello") == 10
+
+
+@pytest.mark.usefixtures("here")
 def test_plugins_check(capsys):
     """Every one is named, and what its group was meant to be."""
     found = call(capsys, "plugins", "check")

@@ -318,3 +318,20 @@ def test_a_setting_without_annotation_takes_anything():
 
     assert build(Loose, {"x": "two"}, "loose").x == "two"
     assert build(Loose, {}, "loose").x == 1
+
+
+def test_defaults_that_are_made_are_resolved_too():
+    """Names in a list are formats, as if they were given; no two instances share a default."""
+
+    @define(eq=False)
+    class Lists:
+        made: list[Format] = setting(factory=lambda: ["E3M4"])
+        written: list[Format] = setting(["E5M2"])
+        anything: Any = setting({"a": [1]})
+
+    first, second = build(Lists, {}), build(Lists, {})
+    assert [f.name for f in (*first.made, *first.written)] == ["E3M4", "E5M2"]
+    first.written.append("more")
+    first.anything["a"].append(2)
+    assert len(second.written) == 1
+    assert second.anything == build(Lists, {}).anything == {"a": [1]}

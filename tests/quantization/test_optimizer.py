@@ -182,3 +182,26 @@ def test_moments_stay_float32_without_a_role():
     plain = optimizer.state[model[0].weight]["exp_avg"].clone()
     q.store(optimizer)
     assert torch.equal(optimizer.state[model[0].weight]["exp_avg"], plain)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_an_optimizer_says_which_of_its_states_may_be_rounded(named):
+    """A compensation holds what rounding lost: rounded, it is lost again."""
+
+    class Kahan(torch.optim.SGD):
+        if named:
+            roundable_state = ("momentum",)
+
+        def step(self):
+            for p in self.param_groups[0]["params"]:
+                for key in ("momentum", "compensation"):
+                    self.state[p][key] = torch.full_like(p, 0.3)
+
+    model = build_net()
+    optimizer = Kahan(model.parameters(), 0.1)
+    with quantize_model(model, {"optimizer_state": {"format": "E2M1", "scaling": "none"}}) as q:
+        optimizer.step()
+        q.store(optimizer)
+    state = optimizer.state[model[0].weight]
+    assert is_on_grid(state["momentum"], get_format("E2M1"))
+    assert bool((state["compensation"] == torch.tensor(0.3)).all()) is named

@@ -52,6 +52,7 @@ def test_a_comparison_runs_and_is_written(options):
     assert json.loads((folder / "compare.json").read_text())["about"]["seeds"] == [42, 43]
     page = (folder / "compare.md").read_text()
     assert page.count("| E2M1, ") == 4
+    assert " Settings: gpt." in page
     told.clear()
     again, _ = run_compare(asked, ["E2M1", "E4M3"], ["master", "pure"], OPTIMIZERS)
     assert [t for t in told if not t.startswith(("at most", "caution"))] == []
