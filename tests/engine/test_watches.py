@@ -34,7 +34,8 @@ def test_a_plugin_may_watch_the_forward_pass(shelf, start):
 
     shelf.install("diagnostic", "watcher", Watcher)
     start(["watcher"], max_steps=2, gradient_accumulation_steps=2, eval_interval=1)
-    assert seen == [(1, 0, True), "left", (1, 1, False), "left", (2, 0, True), "left", (2, 1, False), "left"]  # fmt: skip
+    passes = [(step, micro, micro == 0) for step in (1, 2) for micro in (0, 1)]
+    assert seen == [x for one in passes for x in (one, "left")]
 
 
 def raising(wrap):
