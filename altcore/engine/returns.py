@@ -112,7 +112,7 @@ def _check_measures(result: Any) -> None:
         raise PluginError(f"it returned {type(result).__name__}, not measures or None")
     for key, value in result.items():
         if not isinstance(key, str) or not key or not key.isprintable() or key != key.strip():
-            raise PluginError(f"the measure's name {key!r} is not printable text")
+            raise PluginError(f"the measure's name {key!r} is not text that can be printed")
         if isinstance(value, Tensor):
             if value.layout != torch.strided or value.is_meta or value.is_quantized:
                 raise PluginError(f"measure {key} is a tensor without plain numbers: {value!r:.80}")

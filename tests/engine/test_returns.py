@@ -79,8 +79,8 @@ def test_a_state_must_come_back_where_its_module_is_not_imported():
 MEASURES = [
     ({"x": torch.ones(2).to_sparse()}, "measure x is a tensor without plain numbers"),
     ({"x": torch.ones((), device="meta")}, "measure x is a tensor without plain numbers"),
-    ({"a/b c\n": 1.0}, r"the measure's name 'a/b c\\n' is not printable text"),
-    ({" a": 1.0}, "the measure's name ' a' is not printable text"),
+    ({"a/b c\n": 1.0}, r"the measure's name 'a/b c\\n' is not text that can be printed"),
+    ({" a": 1.0}, "the measure's name ' a' is not text that can be printed"),
     ({"made": 2.0}, "measure made was returned by another hook in this step"),
 ]
 
