@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 from altcore.errors import BadInput
-from altcore.formats.blocks import AnyFormat, BlockFormat
+from altcore.formats.blocks import AnyFormat
 from altcore.formats.digests import format_digest
 from altcore.formats.lookup import format_named, origin_of
 
@@ -44,11 +44,11 @@ def missing_origins(recorded: Mapping[str, str]) -> dict[str, str]:
 def check_names(formats: Iterable[AnyFormat]) -> None:
     """Raise `BadInput` if a format has the name of one with other values or rules.
 
-    That is another one of ``formats``, or one that is installed. The elements and scales of block
-    formats count, too.
+    That is another one of ``formats``, or one that is installed. Elements and scales of block
+    formats may be called as they like: records hold them whole.
     """
     seen: dict[str, str] = {}
-    for fmt in (part for given in formats for part in _parts(given)):
+    for fmt in formats:
         name, digest = fmt.name, format_digest(fmt)
         if seen.setdefault(name, digest) != digest:
             problem = "two formats with different values or rules have this name"
@@ -56,12 +56,6 @@ def check_names(formats: Iterable[AnyFormat]) -> None:
         if not _is_installed(fmt) and _installed(name):
             problem = f"{origin_of(name)} gives this name to other values or rules"
             raise BadInput(problem, key="format", part=name, hint="this one needs another name")
-
-
-def _parts(fmt: AnyFormat) -> list[AnyFormat]:
-    if not isinstance(fmt, BlockFormat):
-        return [fmt]
-    return [fmt, fmt.element, *([fmt.scale_format] if fmt.scale_format else [])]
 
 
 def check_digests(recorded: Mapping[str, str]) -> None:
