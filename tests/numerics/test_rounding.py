@@ -357,7 +357,7 @@ def test_bad_input():
     """Each message says what was given and what would do."""
     x = torch.zeros(3)
     cases = [
-        ({"rule": Rule("nearest")}, "unknown rounding 'nearest' .*nearest-even.*stochastic"),
+        ({"rule": Rule("nearst")}, "unknown rounding 'nearst' .*nearest-even.*stochastic"),
         ({"rule": Rule(overflow="wrap")}, "unknown overflow 'wrap'.*saturate, inf, nan, raise"),
         ({"rule": Rule(overflow="inf")}, "format E4M3 has no inf code: .* saturate, nan or raise"),
         ({"rule": Rule("stochastic")}, "needs a key"),
