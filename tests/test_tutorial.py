@@ -96,7 +96,7 @@ def test_the_readme_shows_what_its_first_run_prints(tmp_path, monkeypatch, capsy
     section = (
         (ROOT / "README.md").read_text().partition("## A first run\n")[2].partition("\n## ")[0]
     )
-    command, *shown = [x.strip() for x in re.findall(r"^    (.*)$", section, re.MULTILINE)]
+    command, *shown = [x.rstrip() for x in re.findall(r"^    (.*)$", section, re.MULTILINE)]
     outcome = call(capsys, *command.split()[1:])
     assert outcome.code == 0, outcome.err
     check("\n".join(shown), outcome.out)
