@@ -1,6 +1,7 @@
 """The choice of a backend, once in each call: by device, dtype, format and rule.
 
-A backend is an object that rounds to one format by one rule. There are three: torch operations
+A backend is an object that rounds to one format by one rule; its methods are those of
+`TorchRounder`, which the others override. There are three: torch operations
 (`torch_arithmetic`) take everything; C kernels (`kernels`) take dense float32, bfloat16 and float16
 tensors in a CPU's memory; and on a GPU the torch operations are compiled (`compiled_rounder`).
 All give the same bits.
@@ -8,67 +9,21 @@ All give the same bits.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import torch
 from torch import Tensor
 
 from altcore.formats import BlockFormat, Format
 from altcore.numerics import kernels
-from altcore.numerics.block_scales import RoundedBlocks
 from altcore.numerics.checks import check_block_rule, check_floating, check_rule
 from altcore.numerics.compiled_rounder import can_compile, compiled_rounder
 from altcore.numerics.kernels import kernel_block_rounder, kernel_rounder, reads
-from altcore.numerics.rules import Meters, Rule, full_rule
-from altcore.numerics.torch_arithmetic import Key, TorchBlockRounder, TorchRounder
+from altcore.numerics.rules import Rule, full_rule
+from altcore.numerics.torch_arithmetic import TorchBlockRounder, TorchRounder
 
 _READ = (*kernels.DTYPES, torch.float16)  # float16 is widened
 
 
-class Rounder(Protocol):
-    """Rounds to one format by one rule; see the functions of `altcore.numerics.rounding`."""
-
-    def round(
-        self,
-        x: Tensor,
-        r: Tensor | None,
-        meters: Meters,
-        key: Key,
-        dtype: torch.dtype | None = None,
-    ) -> Tensor:
-        """Return grid values of ``x * r``, in ``dtype`` or the compute dtype."""
-
-    def fake(
-        self, x: Tensor, r: Tensor | None, s: Tensor | None, meters: Meters, key: Key
-    ) -> Tensor:
-        """Return grid values of ``x * r`` times ``s``, in ``x``'s dtype."""
-
-    def round_by_amax(
-        self,
-        x: Tensor,
-        power_of_two: bool,
-        margin: float,
-        meets: float | None,
-        meters: Meters,
-        key: Key,
-        *,
-        fake: bool,
-        dtype: torch.dtype | None = None,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the result of one of the others under the scales of ``x``'s amax, ``s``, ``r``."""
-
-
-class BlockRounder(Protocol):
-    """Rounds to one block format by one rule; see the functions of `altcore.numerics.blocks`."""
-
-    def round(self, x: Tensor, axis: int, meters: Meters, key: Key) -> RoundedBlocks:
-        """Return values and scales."""
-
-    def fake(self, x: Tensor, axis: int, meters: Meters, key: Key) -> Tensor:
-        """Return the rounded tensor, in ``x``'s dtype."""
-
-
-def rounder_for(x: Tensor, fmt: Format, rule: Rule) -> Rounder:
+def rounder_for(x: Tensor, fmt: Format, rule: Rule) -> TorchRounder:
     """Return the fastest backend that rounds tensors like ``x`` to ``fmt`` by ``rule``.
 
     Raises `BadInput` for a rule that ``fmt`` cannot do, and for an ``x`` that nobody can round.
@@ -81,7 +36,7 @@ def rounder_for(x: Tensor, fmt: Format, rule: Rule) -> Rounder:
     return compiled_rounder(fmt, rule) if can_compile(x, rule) else TorchRounder(fmt, rule)
 
 
-def block_rounder_for(x: Tensor, fmt: BlockFormat, rule: Rule) -> BlockRounder:
+def block_rounder_for(x: Tensor, fmt: BlockFormat, rule: Rule) -> TorchBlockRounder:
     """Return the fastest backend that rounds tensors like ``x`` to ``fmt`` by ``rule``.
 
     Raises `BadInput` as `rounder_for` does.
