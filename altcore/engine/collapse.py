@@ -1,20 +1,20 @@
 """The detector: it judges from host numbers alone whether training still learns.
 
 Stalled updates and dead gradients are a collapse only if the loss stands still: over a window, the
-training loss has not improved by two standard errors, and validation, if the run measures it, is
-no better than when the window began. Otherwise they are told once, as a warning. Stall counts only
-after warm-up, at a learning rate of at least half its peak. The stall of views of float32 masters
-delays updates and loses none, so it is never a cause.
+training loss has not improved by two standard errors, and validation (the value that `monitor`
+names), if the run measures it, is no better than when the window began. Otherwise they are told
+once, as a warning. Stall counts only after warm-up, at a learning rate of at least half its peak.
+The stall of views of float32 masters delays updates and loses none, so it is never a cause.
 """
 
 from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import itemgetter
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeAlias
 
 from attrs import define, field, frozen
 
@@ -28,7 +28,14 @@ FIRST = 5
 FEWEST = 4
 """The fewest losses of a window, two in each half: fewer have no standard error."""
 LEAST = 1e-4
-"""A validation loss improves if it falls by this share of itself; a smaller fall is rounding."""
+"""Validation improves if its value does by this share of itself; a smaller change is rounding."""
+
+BEST: dict[str, Callable[..., Any]] = {"min": min, "max": max}
+"""By `monitor_mode`: what takes the best of several values."""
+WORST = {"min": math.inf, "max": -math.inf}
+
+Evaluation: TypeAlias = tuple[int, float]
+"""A step, and the value of `monitor` in its evaluation."""
 
 
 @frozen
@@ -40,12 +47,20 @@ class Trend:
     error: float
     """Two standard errors of it."""
     validation: tuple[float | None, float | None] | None = None
-    """The best validation loss up to the window's beginning, and since; each None if there is none
-    yet. None for a run that makes no evaluations."""
+    """The best value up to the window's beginning, and since; each None if there is none yet.
+    None for a run that makes no evaluations."""
+    monitor: str = "val_loss"
+    """The name of that value."""
+    mode: str = "min"
+    """Whether the best is the lowest (min) or the highest (max)."""
 
     @classmethod
     def of(
-        cls, losses: Sequence[tuple[int, float]], evaluations: Sequence[tuple[int, float]] | None
+        cls,
+        losses: Sequence[tuple[int, float]],
+        evaluations: Sequence[Evaluation] | None = None,
+        monitor: str = "val_loss",
+        mode: str = "min",
     ) -> Trend:
         """Return the trend of (step, loss) pairs, `FEWEST` or more.
 
@@ -62,7 +77,9 @@ class Trend:
         if not known:
             # The first evaluation in the window says how it began.
             known, since = since[:1], since[1:]
-        return cls(improvement, error, (min(known, default=None), min(since, default=None)))
+        best = BEST[mode]
+        validation = (best(known, default=None), best(since, default=None))
+        return cls(improvement, error, validation, monitor, mode)
 
     @property
     def training_improves(self) -> bool:
@@ -80,7 +97,8 @@ class Trend:
         before, since = self.validation
         if before is None or since is None:
             return None
-        if since < before - LEAST * abs(before):
+        sign = 1 if self.mode == "min" else -1
+        if sign * since < sign * before - LEAST * abs(before):
             return True
         return None if self.training_improves else False
 
@@ -90,21 +108,24 @@ class Trend:
         return {
             "improvement": self.improvement,
             "standard_error": self.error / 2,
-            "val_loss_before": before,
-            "val_loss_since": since,
+            f"{self.monitor}_before": before,
+            f"{self.monitor}_since": since,
         }
 
     def __str__(self) -> str:
         than = "more" if self.training_improves else "less"
         before, since = self.validation or (None, None)
+        what = "validation loss" if self.monitor == "val_loss" else self.monitor
         if self.validation is None:
             known = "this run does not measure validation"
         elif before is None:
             known = "validation has not been measured yet"
         elif since is None:
-            known = f"validation has not been measured again (the best loss so far is {before:.4g})"
+            known = (
+                f"validation has not been measured again (the best {what} is {before:.4g} so far)"
+            )
         else:
-            known = f"the best validation loss was {before:.4g} before and {since:.4g} since"
+            known = f"the best {what} was {before:.4g} before and {since:.4g} since"
         return (
             f"the loss improved by {self.improvement:.3g}, {than} than two standard errors "
             f"({self.error:.3g}), and {known}"
@@ -131,7 +152,7 @@ class StallWindow:
         return counts
 
     def stalled(
-        self, threshold: float, evaluations: Sequence[tuple[int, float]] | None = None
+        self, threshold: float, evaluations: Sequence[Evaluation] | None = None
     ) -> tuple[float, Trend] | None:
         """Return mean stall rate and trend of a full window, if the rate is above ``threshold``.
 
@@ -142,7 +163,8 @@ class StallWindow:
         rate = fmean(rate for _, _, rate in self.steps)
         if rate <= threshold:
             return None
-        return rate, Trend.of([(step, loss) for step, loss, _ in self.steps], evaluations)
+        losses = [(step, loss) for step, loss, _ in self.steps]
+        return rate, Trend.of(losses, evaluations, self.config.monitor, self.config.monitor_mode)
 
     def state_dict(self) -> list[list[float]]:
         """Return what a checkpoint needs."""
@@ -180,8 +202,8 @@ class Detector:
     window: StallWindow = field(init=False)
     recent: deque[tuple[int, float]] = field(init=False)
     """(step, loss) after warm-up, over which a dead gradient is judged."""
-    evaluations: list[tuple[int, float]] = field(init=False, factory=list)
-    """(step, validation loss); of those before both windows the best."""
+    evaluations: list[Evaluation] = field(init=False, factory=list)
+    """Of those before both windows the best."""
     warned: set[str] = field(init=False, factory=set)
     harmless: set[str] = field(init=False, factory=set)
     """Parameters whose gradient was dead while the run learned: it does without."""
@@ -234,12 +256,13 @@ class Detector:
             self.warned |= finding.about
         return collapses, warnings
 
-    def evaluated(self, step: int, val_loss: float) -> None:
-        """Keep an evaluation, which comes after the step was observed."""
+    def evaluated(self, step: int, value: float) -> None:
+        """Keep the value of `monitor` in an evaluation, which comes after the step was observed."""
+        mode = self.config.monitor_mode
         began = [window[0][0] for window in (self.window.steps, self.recent) if window]
         old = [e for e in self.evaluations if e[0] <= min(began, default=step)]
-        kept = [min(old, key=itemgetter(1))] if old else []
-        value = val_loss if math.isfinite(val_loss) else math.inf
+        kept = [BEST[mode](old, key=itemgetter(1))] if old else []
+        value = value if math.isfinite(value) else WORST[mode]
         self.evaluations = [*kept, *self.evaluations[len(old) :], (step, value)]
 
     def start_anew(self) -> None:
@@ -252,7 +275,7 @@ class Detector:
         self.warned.discard("stall")
 
     @property
-    def _known_evaluations(self) -> list[tuple[int, float]] | None:
+    def _known_evaluations(self) -> list[Evaluation] | None:
         return self.evaluations if self.config.eval_interval else None
 
     def _nan(self, is_finite: bool, counts: bool) -> Finding | None:
@@ -294,7 +317,8 @@ class Detector:
         numbers: dict[str, Any] = {"dead_layers": layers}
         improves = None
         if len(self.recent) == self.recent.maxlen:
-            trend = Trend.of(list(self.recent), self._known_evaluations)
+            judged_by = self.config.monitor, self.config.monitor_mode
+            trend = Trend.of(list(self.recent), self._known_evaluations, *judged_by)
             improves = trend.improves
             reason, numbers = f"{reason}, while {trend}", numbers | trend.evidence()
         if improves:
@@ -346,7 +370,7 @@ class Detector:
         self.losses.extend(state["losses"])
         self.window.load_state_dict(state["window"])
         self.recent.extend((step, loss) for step, loss in state["recent"])
-        self.evaluations = [(step, loss) for step, loss in state["evaluations"]]
+        self.evaluations = [(step, value) for step, value in state["evaluations"]]
         self.warned, self.harmless = set(state["warned"]), set(state["harmless"])
 
 

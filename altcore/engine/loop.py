@@ -270,7 +270,7 @@ class Engine:
         self.record.flush()
         history = self.history
         history.evaluation = {**step.place(), **evaluate(self.run)}
-        self.detector.evaluated(step.index, history.evaluation["val_loss"])
+        self.detector.evaluated(step.index, history.evaluation[self.run.config.monitor])
         self.saved = ""  # a checkpoint of this step does not know of the evaluation
         history.first_evaluation = history.first_evaluation or history.evaluation
         self.directory.append(METRICS, history.evaluation)

@@ -102,7 +102,7 @@ def is_improving(lines: Iterable[Mapping[str, Any]]) -> bool:
     kept = [x for x in lines if finite(x["loss"]) is not None and not x.get("discarded")]
     window = kept[-max(FEWEST, len(tail(kept))) :]
     pairs = [(x["step"], x["loss"]) for x in window]
-    return len(pairs) >= FEWEST and Trend.of(pairs, None).training_improves
+    return len(pairs) >= FEWEST and Trend.of(pairs).training_improves
 
 
 def times(lines: Lines) -> dict[str, Any]:

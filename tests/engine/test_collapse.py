@@ -346,6 +346,33 @@ def test_a_validation_loss_that_is_not_finite_is_no_improvement():
         assert [c for _, c in found] == ["stalled"]
 
 
+@pytest.mark.parametrize("mode", ["min", "max"])
+def test_validation_is_judged_by_what_is_monitored(mode):
+    """A run whose accuracy rises learns; one whose accuracy falls does not."""
+    rising = {i: i / 1000 for i in range(10, 300, 10)}
+    keys = {"eval_interval": 10, "monitor": "val_accuracy", "monitor_mode": mode}
+    watcher = detector(**keys)
+    found = told(watcher, noisy(300), stall=0.9, evaluations=rising)
+    collapses = [] if mode == "max" else [(21, "stalled")]
+    assert found == (collapses, [(20, "stalled")])
+    # Of those up to step 191, where the window of the last evaluation began, the best is kept.
+    assert watcher.evaluations[0] == {"max": (190, 0.19), "min": (10, 0.01)}[mode]
+
+
+def test_a_monitored_value_that_is_not_finite_is_the_worst():
+    """In either direction, and a reason names what was monitored."""
+    watcher = detector(eval_interval=20, monitor="val_accuracy", monitor_mode="max")
+    reasons, still = [], {40: 0.5, 60: math.nan, 80: 0.5}
+    for step, loss in enumerate(noisy(100), start=1):
+        new = watcher.observe(step, loss, is_finite=True, learning_rate=1.0, stall=("stored", 0.9))
+        reasons += new[0]
+        if step in still:
+            watcher.evaluated(step, still[step])
+    (evidence,) = reasons
+    assert (evidence["val_accuracy_before"], evidence["val_accuracy_since"]) == (0.5, -math.inf)
+    assert "the best val_accuracy was 0.5 before and -inf since" in evidence["reason"]
+
+
 def test_few_evaluations_are_kept():
     """Of those before every window the best only, so that a checkpoint stays small."""
     watcher = detector(eval_interval=1, dead_neuron_window=20)

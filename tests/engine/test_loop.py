@@ -601,6 +601,13 @@ def test_a_stall_of_stored_weights_waits_for_validation(start):
     assert {r["rounding"] for r in collapse["layers"] if r["operand"] == "stored_weight"} == {
         "nearest-even"
     }
+    # It is the value that is monitored which is judged.
+    quantized = {**keys, "recipe": {**stored("nearest-even"), "activation": "E4M3"}}
+    monitored = start(eval_interval=8, monitor="val_loss_float32", **quantized)
+    (collapse,) = events(monitored.run_directory, "collapse")
+    written = read_lines(monitored.run_directory / "metrics.jsonl")
+    first = next(x for x in written if "val_loss" in x)
+    assert collapse["val_loss_float32_before"] == first["val_loss_float32"] != first["val_loss"]
     # Between evaluations that are too rare to tell, it stays a warning.
     rare = start(eval_interval=20, **keys)
     assert rare.summary["collapses"] == []
