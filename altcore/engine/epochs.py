@@ -106,14 +106,16 @@ def evaluation_interval(config: TrainConfig, epoch: Epoch | None) -> int | Fract
 
 
 def count_epochs(plugins: Iterable[Plugin], config: TrainConfig, epoch: Epoch | None) -> None:
-    """Tell the plugins whose interval is in epochs how many steps that is."""
+    """Tell the plugins that have settings in epochs how many steps these are."""
     for plugin in plugins:
-        if plugin.epochs is not None:
-            key = f"{plugin.name}.interval"
-            steps = whole_steps(config, epoch, key) * plugin.epochs
-            if steps < 1:
-                raise BadInput(f"{plugin.epochs} epoch is less than a step", key=key)
-            plugin.count_steps(steps)
+        steps = {}
+        for name, epochs in plugin.epochs.items():
+            key = f"{plugin.name}.{name}"
+            steps[name] = whole_steps(config, epoch, key) * epochs
+            if steps[name] < 1:
+                raise BadInput(f"{epochs} epoch is less than a step", key=key)
+        if steps:
+            plugin.count_steps(config, steps)
 
 
 def _nearest(x: Fraction) -> int:

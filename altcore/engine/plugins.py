@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
-from attrs import define
+from attrs import NOTHING, define, field, fields_dict
 
 from altcore.config import TrainConfig, interval_in_epochs
 from altcore.engine.schedule import is_due
 from altcore.errors import BadInput, keyed
-from altcore.hooks import check_class, circle_of, make_plugin
+from altcore.hooks import check_class, circle_of, make_plugin, step_settings
 from altcore.registry import HOOK_KINDS, find
 
 
@@ -24,8 +24,8 @@ class Plugin:
     origin: str
     """Its distribution and version."""
     instance: Any
-    epochs: Fraction | None = None
-    """Its interval, if that is given in epochs."""
+    epochs: Mapping[str, Fraction] = field(factory=dict)
+    """Those of its settings that are given in epochs."""
     is_disabled: bool = False
     _steps: Fraction | None = None
 
@@ -49,10 +49,12 @@ class Plugin:
         """Steps from one on which it is due to the next."""
         return self._steps or int(getattr(self.instance, "interval", 1))
 
-    def count_steps(self, steps: Fraction) -> None:
-        """Set the steps of an interval in epochs; the plugin itself sees the nearest number."""
-        self._steps = steps
-        object.__setattr__(self.instance, "interval", round(steps))  # the class may be frozen
+    def count_steps(self, config: TrainConfig, steps: Mapping[str, Fraction]) -> None:
+        """Set the settings in epochs: the plugin, made anew, sees the nearest number of steps."""
+        nearest = {name: round(count) for name, count in steps.items()}
+        given = {**config.settings_of(self.name), **nearest}
+        self.instance = make_plugin(type(self.instance), given, self.name)
+        self._steps = steps.get("interval")
 
     def is_due(self, step: int) -> bool:
         """Whether its interval falls on the step; a diagnostic also measures the first one."""
@@ -75,15 +77,24 @@ def load_plugins(config: TrainConfig) -> list[Plugin]:
             entry = find(name, HOOK_KINDS)
             cls = check_class(entry.load(), entry)
         settings = config.settings_of(name)
-        epochs = interval_in_epochs(settings.get("interval"), f"{name}.interval")
-        # How many steps that is, only the workload can tell.
-        instance = make_plugin(cls, {**settings, **({"interval": 1} if epochs else {})}, name)
+        epochs = _in_epochs(cls, settings, name)
+        # How many steps these are, only the workload can tell: until then the defaults stand in.
+        required = {key: 1 for key in epochs if fields_dict(cls)[key].default is NOTHING}
+        known = {key: value for key, value in settings.items() if key not in epochs}
+        instance = make_plugin(cls, known | required, name)
         interval = getattr(instance, "interval", 1)
         if not isinstance(interval, int) or interval < 1:
             problem = f"{interval!r} is not a whole number of at least 1"
             raise BadInput(problem, key=f"{name}.interval")
         plugins.append(Plugin(name, entry.kind, entry.origin, instance, epochs))
     return in_order(plugins)
+
+
+def _in_epochs(cls: type, settings: Mapping[str, Any], name: str) -> dict[str, Fraction]:
+    """Return those of a plugin's settings that are given in epochs."""
+    given = {key: settings[key] for key in step_settings(cls) if key in settings}
+    found = {k: interval_in_epochs(value, f"{name}.{k}") for k, value in given.items()}
+    return {key: epochs for key, epochs in found.items() if epochs is not None}
 
 
 def in_order(plugins: Sequence[Plugin]) -> list[Plugin]:

@@ -128,12 +128,12 @@ def prepare(
     """Check and build everything, then make the run's directory; returns the engine, ready."""
     device = choose_device(config.device)
     plugins = load_plugins(config)
-    dispatch = Dispatcher(plugins, config.strict)
     seed_all(config.seed)
     workload = build_workload(config, device, model, batch)
     epoch = epoch_of(workload, config)
     config = in_steps(config, epoch)
     count_epochs(plugins, config, epoch)
+    dispatch = Dispatcher(plugins, config.strict)
     model = workload.model
     freeze(model, config.freeze)
     recipe = config.make_recipe()

@@ -27,6 +27,7 @@ from altcore.hooks.settings import (
     format_settings,
     formats_within,
     setting,
+    step_settings,
     to_plain,
 )
 from altcore.hooks.specs import (
@@ -73,5 +74,6 @@ __all__ = [
     "hooks_of",
     "make_plugin",
     "setting",
+    "step_settings",
     "to_plain",
 ]

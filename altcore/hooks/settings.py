@@ -33,11 +33,13 @@ def setting(
     validator: Any = None,
     factory: Callable[[], Any] | None = None,
     converter: Callable[[Any], Any] | None = None,
+    counts_steps: bool = False,
 ) -> Any:
     """Declare a plugin's setting: an ``attrs.field`` that carries its help.
 
     Write a default of type ``Format`` as the format's name: it is looked up before the first step.
-    A value that ``validator`` refuses, a `ValueError`, is `BadInput` with the setting's name.
+    A value that ``validator`` refuses, a `ValueError`, is `BadInput` with the setting's name. Users
+    may give a plugin's setting that ``counts_steps`` in epochs, as ``2 epochs``, like ``interval``.
 
     >>> from attrs import define
     >>> @define(eq=False)
@@ -52,8 +54,14 @@ def setting(
         default=default,
         validator=None if validator is None else _naming(validator),
         converter=converter,
-        metadata={"help": help},
+        metadata={"help": help, "counts_steps": counts_steps},
     )
+
+
+def step_settings(cls: type) -> list[str]:
+    """Return the settings of a plugin's class that users may give in epochs."""
+    fields = [a for a in attrs.fields(cls) if a.init]
+    return [a.name for a in fields if a.name == "interval" or a.metadata.get("counts_steps")]
 
 
 def _naming(validator: Any) -> Callable[[Any, Attribute, Any], None]:

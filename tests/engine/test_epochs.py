@@ -12,6 +12,8 @@ from altcore import BadInput, hookimpl, setting
 from altcore.config import IN_STEPS, load_config
 from altcore.engine import build_workload
 from altcore.errors import PluginError
+from altcore.hooks import describe_settings, step_settings
+from altcore.registry import HOOK_KINDS, entries
 from altcore.runs import read_lines
 
 OWN = {"workload": "points", "compute": "float32"}
@@ -140,6 +142,79 @@ def test_an_interval_of_a_plugin_may_be_in_epochs(points, shelf, start, interval
     assert steps == [(step, nearest) for step in [1, *due]]
     kept = load_config(run.run_directory / "config.yaml")
     assert kept.settings["timed"] == {"interval": interval}
+
+
+STEPS = [
+    ("flips", "report_interval"),
+    ("flips", "window"),
+    ("grad-stats", "dead_window"),
+    ("loss-scale", "growth_interval"),
+    ("partition-clip", "check_interval"),
+    ("rollback", "steps"),
+]
+"""The settings of the first-party plugins that count steps, besides ``interval``."""
+
+
+@pytest.mark.parametrize(("plugin", "key"), STEPS)
+def test_other_settings_that_count_steps_may_be_in_epochs(points, start, plugin, key):
+    """The plugin is made of the nearest number of steps, and what it derives from it is right."""
+    given = {f"{plugin}.{key}": "1.27 epochs"}
+    engine = altcore.engine.prepare(in_epochs(start, [plugin], epochs=2, **given))
+    (made,) = engine.dispatch.plugins
+    assert getattr(made.instance, key) == 13
+    assert key != "check_interval" or made.interval == 13
+    # The hooks are those of the plugin that knows its steps.
+    called = [f.__self__ for calls in engine.dispatch._calls.values() for _, f, _ in calls]
+    assert {id(x) for x in called} == {id(made.instance)}
+
+
+def test_every_setting_that_counts_steps_is_known_to():
+    """Whatever its help calls a number of steps."""
+    classes = {e.name: e.load() for e in entries() if e.kind in HOOK_KINDS}
+    found = {
+        (name, s["name"])
+        for name, cls in classes.items()
+        for s in describe_settings(cls)
+        if s["help"].startswith("steps ") or " in steps" in s["help"]
+    }
+    marked = {(name, key) for name, cls in classes.items() for key in step_settings(cls)}
+    assert found == marked
+    assert {pair for pair in marked if pair[1] != "interval"} == set(STEPS)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ("0.1 epoch", "partition-clip.check_interval: must be >= 2"),
+        ("0.05 epoch", "partition-clip.check_interval: 1/20 epoch is less than a step"),
+        ("2 epoch s", "partition-clip.check_interval: '2 epoch s' is not an interval"),
+    ],
+)
+def test_steps_that_a_plugin_refuses_are_refused_in_epochs(points, start, value, words):
+    given = {"partition-clip.check_interval": value}
+    with pytest.raises(BadInput, match=words):
+        altcore.train(in_epochs(start, ["partition-clip"], epochs=1, **given))
+    assert not start.runs.exists()
+
+
+def test_a_required_setting_may_be_in_epochs(points, shelf, start):
+    """It has no default that stands in until the workload is there."""
+    seen = []
+
+    @define(eq=False)
+    class Timed:
+        every: int = setting(help="steps between looks", counts_steps=True)
+        count: int = setting(1, help="looks")
+
+        @hookimpl
+        def run_start(self):
+            seen.append(self.every)
+
+    shelf.install("diagnostic", "timed", Timed)
+    altcore.train(in_epochs(start, ["timed"], epochs=1, timed__every="0.5 epoch"))
+    assert seen == [5]
+    with pytest.raises(BadInput, match=r"^timed.count: '1 epoch' is not a whole number"):
+        altcore.train(in_epochs(start, ["timed"], timed__every=5, timed__count="1 epoch"))
 
 
 # ------------------------------------------------------------------------------- what cannot be

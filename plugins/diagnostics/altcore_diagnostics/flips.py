@@ -68,9 +68,14 @@ class Flips:
     a grid, in checkpoints too.
     """
 
-    report_interval: int = setting(50, help="steps between measurements", validator=ge(1))
+    report_interval: int = setting(
+        50, help="steps between measurements", validator=ge(1), counts_steps=True
+    )
     window: int = setting(
-        10, help="steps within which a code that comes back is an oscillation", validator=ge(1)
+        10,
+        help="steps within which a code that comes back is an oscillation",
+        validator=ge(1),
+        counts_steps=True,
     )
     swings: dict[str, Swing] = field(init=False, factory=dict)
     sums: list[list[Any]] = field(init=False, factory=list)

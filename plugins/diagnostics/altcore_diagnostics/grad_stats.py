@@ -60,7 +60,10 @@ class GradStats:
         1e-8, help="magnitude below which an element of a gradient is dead", validator=ge(0)
     )
     dead_window: int = setting(
-        100, help="steps over which an element has to be dead", validator=ge(1)
+        100,
+        help="steps over which an element has to be dead",
+        validator=ge(1),
+        counts_steps=True,
     )
     per_parameter: bool = setting(False, help="also measure each parameter of a layer by itself")
     began: int = field(init=False, default=-1)

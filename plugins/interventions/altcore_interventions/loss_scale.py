@@ -37,7 +37,10 @@ class LossScale:
     initial: float = setting(65536.0, help="scale at the start", validator=ge(1.0))
     growth: float = setting(2.0, help="factor of a growth", validator=gt(1.0))
     growth_interval: int = setting(
-        2000, help="steps without overflow before the scale grows", validator=ge(1)
+        2000,
+        help="steps without overflow before the scale grows",
+        validator=ge(1),
+        counts_steps=True,
     )
     backoff: float = setting(0.5, help="factor after an overflow", validator=and_(gt(0.0), lt(1.0)))
     largest: float = setting(2.0**24, help="largest loss scale", validator=ge(1.0))

@@ -77,7 +77,10 @@ class PartitionClip:
         validator=and_(gt(0.0), lt(1.0)),
     )
     check_interval: int = setting(
-        10, help="steps between looks at what is flushed to zero, in mode scaled", validator=ge(2)
+        10,
+        help="steps between looks at what is flushed to zero, in mode scaled",
+        validator=ge(2),
+        counts_steps=True,
     )
     base: float = setting(1.0, help="threshold of a format whose max is 57344", validator=gt(0))
     overflow_rate: float = setting(

@@ -43,7 +43,9 @@ class RollbackOnFailure:
     """
 
     needs: ClassVar[tuple[str, ...]] = ("snapshots",)
-    steps: int = setting(10, help="age of the snapshot, at least", validator=ge(1))
+    steps: int = setting(
+        10, help="age of the snapshot in steps, at least", validator=ge(1), counts_steps=True
+    )
     nan_patience: int = setting(
         3, help="consecutive non-finite steps before a rollback", validator=ge(1)
     )
