@@ -63,7 +63,7 @@ class Flips:
 
     It has to see consecutive steps, so it has no ``interval``, but a ``report_interval``, and
     watches the last two windows before each measurement: the first for the past of the flips in
-    the second. The cost: every step that is watched is recorded (as with ``log_interval`` 1) and
+    the second. It measures the first step, too, by itself. The cost: every step that is watched is recorded (as with ``log_interval`` 1) and
     makes some passes over the weights, and a copy of masters; 8 bytes are kept for each element on
     a grid, in checkpoints too.
     """
@@ -89,7 +89,10 @@ class Flips:
     @hookimpl
     def is_due(self, step: Step) -> bool:
         """Whether the step is watched or measured."""
-        return self._left(step.index) < 2 * self.window or self._is_time(step.index)
+        return self._is_watched(step.index) or self._is_time(step.index)
+
+    def _is_watched(self, step: int) -> bool:
+        return step == 1 or self._left(step) < 2 * self.window
 
     def _left(self, step: int) -> int:
         """Return the number of steps to the next measurement."""
@@ -105,7 +108,7 @@ class Flips:
         if step.micro > 0:
             return
         self.before = {}
-        if self._left(step.index) < 2 * self.window:
+        if self._is_watched(step.index):
             stored = run.quantization.stored
             for w in quantized_weights(run):
                 is_stored = w.grid.is_stored
@@ -117,9 +120,9 @@ class Flips:
     @torch.no_grad()
     def post_step(self, run: Run, step: Step) -> dict[str, Tensor] | None:
         """Take in the update that was just made; measure when it is time, on the device."""
-        left = self._left(step.index)
-        if left < 2 * self.window:
-            is_counting = left < self.window
+        is_first, is_within = step.index == 1, self._left(step.index) < self.window
+        if self._is_watched(step.index):
+            is_counting = is_first or is_within
             found: dict[str, dict[str, list[Tensor]]] = {"stored": {}, "view": {}}
             for weight in quantized_weights(run, before_step=True):
                 if weight.name in self.before:
@@ -128,15 +131,20 @@ class Flips:
                     found[weight.kind][weight.name] = counts
             if is_counting:
                 self._count(run, found)
-        return self._measure(step) if self._is_time(step.index) else None
+        is_time = self._is_time(step.index)
+        measures = self._measure() if is_time or is_first else None
+        if is_time:
+            self.reported = step.index
+        if is_time or not is_within:
+            self.sums = []
+        return measures
 
-    def _measure(self, step: Step) -> dict[str, Tensor]:
+    def _measure(self) -> dict[str, Tensor]:
         table = MeasureTable(_finish)
         for kind, names, sums in self.sums:
             sums = sums.to(self.sums[-1][2].device)  # from a checkpoint it comes back on the CPU
             for name, row in zip(names, sums.unbind(), strict=True):
                 table.add(kind, layer_of(name), row)
-        self.sums, self.reported = [], step.index
         return table.measures()
 
     def _count(self, run: Run, found: dict[str, dict[str, list[Tensor]]]) -> None:

@@ -17,7 +17,7 @@ VIEW = {"layers": {"0": {"weight@fwd": {"format": "E7M0", "scaling": "none"}}}}
 def run(sequence, recipe=STORED, plugin=None, **settings):
     """Let one weight take the values of ``sequence``; returns the measures of each step.
 
-    A second weight, 16, stays, and keeps the scale at 1.
+    A second weight, 16, stays, and keeps the scale at 1. The first step is always measured.
     """
     plugin = plugin or Flips(**settings)
     bench = Bench(nn.Sequential(linear(16.0, sequence[0])), recipe)
@@ -27,7 +27,8 @@ def run(sequence, recipe=STORED, plugin=None, **settings):
 def oscillation(sequence, recipe=STORED, **settings):
     """Return (flips, oscillation share) of a whole sequence."""
     steps = len(sequence) - 1
-    (*rest, found) = run(sequence, recipe, report_interval=steps, **settings)
+    (first, *rest, found) = run(sequence, recipe, report_interval=steps, **settings)
+    assert first
     assert all(not measures for measures in rest)
     kind = "stored" if recipe is STORED else "view"
     return found[f"{kind}_flips"], found[f"{kind}_oscillation_share"]
@@ -65,7 +66,8 @@ def test_the_window_is_ten_steps():
 
 def test_counts_are_those_since_the_last_measurement():
     """The past is kept across measurements: the flip of step 3 goes back on that of step 2."""
-    one, two = (m for m in run([1.0, 1.01, 2.0, 1.0, 1.0], report_interval=2) if m)
+    first, one, two = (m for m in run([1.0, 1.01, 2.0, 1.0, 1.0], report_interval=2) if m)
+    assert (first["stored_flips"], first["stored_updates"]) == (0, 1)
     assert (one["stored_flips"], one["stored_updates"], one["stored_stall_ratio"]) == (1, 2, 0.5)
     assert one["stored_oscillation_share"] == 0
     assert (two["stored_flips"], two["stored_updates"], two["stored_stall_ratio"]) == (1, 1, 0)
@@ -82,7 +84,7 @@ def test_where_nothing_flips_there_is_no_share():
 def test_a_measurement_that_was_discarded_comes_with_the_next_step():
     plugin = Flips(report_interval=2)
     bench = Bench(nn.Sequential(linear(16.0, 1.0)), STORED)
-    assert bench.step(plugin, {"0.weight": [[16.0, 2.0]]}) == {}
+    bench.step(plugin, {"0.weight": [[16.0, 2.0]]})
     bench.run.step += 1  # step 2 calls no post_step
     found = bench.step(plugin, {"0.weight": [[16.0, 1.0]]})
     assert (found["stored_flips"], found["stored_oscillation_share"]) == (2, 0.5)
@@ -141,33 +143,42 @@ def test_in_a_run(start, recipe, kind):
     settings = {"format": "E3M4", "recipe": recipe, "max_steps": 6}
     each = start(["flips"], **settings, flips__report_interval=1)
     every = start(["flips"], **settings, flips__report_interval=3)
-    assert [line["step"] for line in every.diagnostics_history] == [3, 6]
+    assert [line["step"] for line in every.diagnostics_history] == [1, 3, 6]
     lines = each.diagnostics_history
     for line, core in zip(lines, each.metrics_history, strict=True):
         rate = line[f"flips/{kind}_stall_ratio"]
         assert rate == pytest.approx(core[f"{kind}_stall_rate"], abs=1e-3)
     for key in ("flips", "updates"):
         sums = [sum(x[f"flips/{kind}_{key}"] for x in lines[i : i + 3]) for i in (0, 3)]
-        assert [x[f"flips/{kind}_{key}"] for x in every.diagnostics_history] == sums
+        found = [x[f"flips/{kind}_{key}"] for x in every.diagnostics_history]
+        assert found == [lines[0][f"flips/{kind}_{key}"], *sums]
     assert 0 < lines[-1][f"flips/{kind}_oscillation_share"] < 1
 
 
 def test_steps_that_are_not_watched_cost_nothing(start):
-    """They are not recorded for it, nor are its hooks called: of eight steps the last four."""
+    """They are not recorded for it, nor are its hooks called: of eight the last four, and step 1."""
     settings = {"format": "E3M4", "recipe": "pure", "max_steps": 8, "log_interval": 100}
     measured = start(["flips"], **settings, flips__report_interval=8, flips__window=2)
-    assert [line["step"] for line in measured.metrics_history] == [5, 6, 7, 8]
-    (line,) = measured.diagnostics_history
-    assert line["step"] == 8
+    assert [line["step"] for line in measured.metrics_history] == [1, 5, 6, 7, 8]
+    assert [line["step"] for line in measured.diagnostics_history] == [1, 8]
     plugin = Flips(report_interval=8, window=2)
-    assert [s for s in range(1, 9) if plugin.is_due(Step(s))] == [5, 6, 7, 8]
+    assert [s for s in range(1, 9) if plugin.is_due(Step(s))] == [1, 5, 6, 7, 8]
     assert plugin.is_due(Step(9)), "step 8 was discarded"
+
+
+def test_the_first_step_is_not_in_a_window_far_from_it():
+    """What it counted is measured at once; a flip that goes back on its own is too old."""
+    sequence = [1.0, 2.0, 2.0, 2.0, 2.0, 1.0]
+    first, *rest, last = run(sequence, report_interval=5, window=2)
+    assert (first["stored_flips"], first["stored_updates"]) == (1, 1)
+    assert not any(rest)
+    assert (last["stored_flips"], last["stored_oscillation_share"]) == (1, 0)
 
 
 def test_a_tied_weight_is_one(start):
     """The embedding is the head's weight too: its flips and what goes back have one name."""
     made = {"layers": {"lm_head": {"weight": "E3M4"}}}
-    (line,) = start(["flips"], recipe=made, flips__report_interval=3).diagnostics_history
+    _, line = start(["flips"], recipe=made, flips__report_interval=3).diagnostics_history
     layers = {key.rpartition("/")[2] for key in line if key.count("/") == 2}
     assert layers == {"transformer.wte"}
     assert line["flips/view_updates"] > line["flips/view_flips"] > 0
