@@ -186,12 +186,12 @@ class Dispatcher:
                 yield
         except Exception as error:
             # The pass cannot be finished: a careful observer defers its errors.
-            culprit = next((p for p in self.plugins if _is_raised_in(p, error)), None)
-            is_nobodys = culprit is None and hook == "watch_backward"
-            if isinstance(error, AltcoreError) or is_nobodys or is_out_of_memory(error):
+            if isinstance(error, AltcoreError) or is_out_of_memory(error):
                 raise
-            passes = f"the {hook.removeprefix('watch_')} pass"
-            who, doing = (culprit, passes) if culprit else (who_is(run.workload), "loss")
+            culprit = next((p for p in self.plugins if _is_raised_in(p, error)), None)
+            is_loss = culprit is None and hook == "watch_forward"
+            doing = "loss" if is_loss else f"the {hook.removeprefix('watch_')} pass"
+            who = culprit or who_is(run.workload)
             text = f"{who} failed in {doing}: {type(error).__name__}: {error}"
             raise PluginError(text) from error
 

@@ -108,6 +108,33 @@ def test_a_model_whose_state_no_checkpoint_holds_is_found_before_the_run(shelf, 
     assert not (start.runs / "r").exists()
 
 
+class Broken(torch.autograd.Function):
+    """An identity that cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        raise ValueError("no gradient")
+
+
+def test_a_workload_whose_own_backward_fails_is_named(shelf, start):
+    """In a step: the loss is there, and a function of its model raises in autograd."""
+
+    class OwnLoss(Built):
+        def loss(self, model, batch):
+            return Broken.apply(model(batch)).square().mean()
+
+    shelf.install("workload", "rows", workload(OwnLoss), "acme-rows", "1.5")
+    says = r"workload rows \(acme-rows 1.5\) failed in the backward pass: ValueError: no gradient"
+    with pytest.raises(PluginError, match=says):
+        start(workload="rows", format="none", name="r")
+    (end,) = events(start.runs / "r", "end")
+    assert "workload rows" in end["error"]
+
+
 def optimizer(step=lambda own: None, build=None):
     """Settings of an optimizer whose ``step`` is given."""
 

@@ -63,9 +63,9 @@ class Flips:
 
     It has to see consecutive steps, so it has no ``interval``, but a ``report_interval``, and
     watches the last two windows before each measurement: the first for the past of the flips in
-    the second. It measures the first step, too, by itself. The cost: every step that is watched is recorded (as with ``log_interval`` 1) and
-    makes some passes over the weights, and a copy of masters; 8 bytes are kept for each element on
-    a grid, in checkpoints too.
+    the second. It measures the first step, too, by itself. The cost: every step that is watched is
+    recorded (as with ``log_interval`` 1) and makes some passes over the weights, and a copy of
+    masters; 8 bytes are kept for each element on a grid, in checkpoints too.
     """
 
     report_interval: int = setting(

@@ -156,7 +156,9 @@ def test_in_a_run(start, recipe, kind):
 
 
 def test_steps_that_are_not_watched_cost_nothing(start):
-    """They are not recorded for it, nor are its hooks called: of eight the last four, and step 1."""
+    """They are not recorded for it, nor are its hooks called: of eight all but the last four and
+    the first.
+    """
     settings = {"format": "E3M4", "recipe": "pure", "max_steps": 8, "log_interval": 100}
     measured = start(["flips"], **settings, flips__report_interval=8, flips__window=2)
     assert [line["step"] for line in measured.metrics_history] == [1, 5, 6, 7, 8]
