@@ -48,15 +48,24 @@ def report(
         summary_of(path)  # Refuses a record that cannot be read.
     if out is None and len(paths) > 1:
         raise BadInput("--out is needed for a report of several runs")
+    folder = Path(out) if out else paths[0] / "reports"
     try:
-        for written in render(paths, Path(out) if out else paths[0] / "reports"):
-            click.echo(written)
-    except OSError as error:
-        where = out or paths[0] / "reports"
-        raise BadInput(f"--out {where}: cannot be written: {error.strerror}") from error
+        written = list(render(paths, folder))
     except AltcoreError:
         raise
     # A reporter may raise anything, or try to leave.
     except (Exception, SystemExit) as error:
+        if isinstance(error, OSError) and _lies_in(error.filename, folder):
+            raise BadInput(f"--out {folder}: cannot be written: {error.strerror}") from error
         text = f"failed in render: {type(error).__name__}: {error}"
         raise PluginError(f"reporter {reporter} ({entry.origin}) {text}") from error
+    for path in written:
+        click.echo(path)
+
+
+def _lies_in(file: object, folder: Path) -> bool:
+    """Whether an error's file is in a folder, or the folder itself."""
+    return isinstance(file, str | Path) and folder.resolve() in (
+        Path(file).resolve(),
+        *Path(file).resolve().parents,
+    )

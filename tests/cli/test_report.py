@@ -1,0 +1,63 @@
+"""``altcore report``: what a reporter wrote, and whose error it is if that fails."""
+
+import re
+
+import pytest
+from attrs import define
+from helpers_cli import call
+
+
+def reporter(shelf, render):
+    """Install a reporter whose ``render`` is a function of runs and folder."""
+
+    @define(eq=False)
+    class Own:
+        def render(self, runs, out):
+            return render(runs, out)
+
+    shelf.install("reporter", "own", Own, "acme-own", "1.5")
+
+
+def leave():
+    raise SystemExit(0)
+
+
+@pytest.mark.parametrize(
+    ("render", "says"),
+    [
+        (lambda runs, out: 1 / 0, "ZeroDivisionError: division by zero"),
+        (lambda runs, out: leave(), "SystemExit: 0"),
+        (lambda runs, out: None, "TypeError: 'NoneType' object is not iterable"),
+        (lambda runs, out: (1 / 0 for _ in "a"), "ZeroDivisionError: division by zero"),
+        (lambda runs, out: open("nowhere"), "FileNotFoundError: .*'nowhere'"),  # noqa: PTH123, SIM115
+    ],
+)
+def test_an_error_of_render_names_the_reporter(capsys, shelf, start, render, says):
+    """In one line, with its distribution; no traceback, and no other option blamed."""
+    start(name="r")
+    reporter(shelf, render)
+    outcome = call(capsys, "report", "own", "r", "--runs-dir", start.runs)
+    assert (outcome.code, outcome.out) == (1, "")
+    (line,) = outcome.err.splitlines()
+    assert line.startswith("altcore: reporter own (acme-own 1.5) failed in render: ")
+    assert re.search(says, line)
+
+
+def test_a_folder_that_cannot_be_written_is_the_users(capsys, shelf, start, tmp_path):
+    """Whatever the reporter was about to write there."""
+    start(name="r")
+    reporter(shelf, lambda runs, out: [(out / "table.csv").write_text("x")])
+    taken = tmp_path / "taken"
+    taken.write_text("a file")
+    arguments = ("report", "own", "r", "--runs-dir", start.runs, "--out", taken)
+    outcome = call(capsys, *arguments)
+    assert outcome.code == 2
+    assert outcome.message == f"altcore: --out {taken}: cannot be written: Not a directory"
+
+
+def test_what_was_written_is_printed(capsys, shelf, start, tmp_path):
+    """A path a line."""
+    start(name="r")
+    reporter(shelf, lambda runs, out: (out / f"{run.name}.csv" for run in runs))
+    arguments = ("report", "own", "r", "--runs-dir", start.runs, "--out", tmp_path)
+    assert call(capsys, *arguments).out == f"{tmp_path / 'r.csv'}\n"
