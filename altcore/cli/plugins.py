@@ -145,14 +145,17 @@ def check(as_json: bool) -> None:
     """Load every plugin, and name the broken ones (exit code 1).
 
     A broken plugin does not keep the others from being checked. Distributions whose metadata
-    cannot be read are named, too, and groups of entry points that look like altcore's.
+    cannot be read are named, too, and groups of entry points that look like altcore's, and plugins
+    with the name of a configuration key.
     """
+    from altcore.config import check_is_no_key
     from altcore.hooks import circle_of
 
     rows: list[dict[str, Any]] = []
     requires: dict[str, list[str]] = {}
     for entry in entries():
         try:
+            check_is_no_key(entry)
             about = describe(entry.name, (entry.kind,))
             if entry.kind in HOOK_KINDS:
                 requires[entry.name] = about["requires"]

@@ -33,11 +33,13 @@ def report(
     if not runs:
         raise BadInput("report needs the name of a run; altcore runs list shows them")
     from altcore.cli.train import overrides_of
+    from altcore.config import check_is_no_key
     from altcore.hooks import make_plugin
     from altcore.registry import find
     from altcore.runs import find_run, summary_of
 
     entry = find(reporter, ("reporter",))
+    check_is_no_key(entry)
     settings = {key.removeprefix(f"{reporter}."): v for key, v, _ in overrides_of({}, sets)}
     made = make_plugin(entry.load(), settings, reporter)
     render = getattr(made, "render", None)

@@ -14,13 +14,20 @@ from altcore.config.loading import (
 from altcore.config.original_keys import notices
 from altcore.config.record import recorded
 from altcore.config.saving import save_config
-from altcore.config.train_config import LONGEST_NAME, TrainConfig, check_name, defaults
+from altcore.config.train_config import (
+    LONGEST_NAME,
+    TrainConfig,
+    check_is_no_key,
+    check_name,
+    defaults,
+)
 
 __all__ = [
     "IN_STEPS",
     "LONGEST_NAME",
     "Override",
     "TrainConfig",
+    "check_is_no_key",
     "check_name",
     "defaults",
     "interval_in_epochs",

@@ -18,12 +18,12 @@ from attrs.validators import and_ as both
 from attrs.validators import ge, gt, in_, le, lt, optional
 
 from altcore.config.epochs import IN_STEPS, given_twice, refuse_both, without_uncounted
-from altcore.config.original_keys import shared_keys
+from altcore.config.original_keys import compound_keys, renamed_keys, shared_keys
 from altcore.errors import BadInput, Source, located, nearest, shown, with_article
 from altcore.formats import AnyFormat, check_digests, missing_origins
 from altcore.hooks import build, builtin_fields, format_or_none, setting, to_plain
 from altcore.recipes import Recipe, name_of, read_recipe, self_contained
-from altcore.registry import HOOK_KINDS, entries
+from altcore.registry import HOOK_KINDS, Entry, entries
 from altcore.yaml_files import load_yaml, without_sources
 
 _SHARE = both(ge(0.0), le(1.0))
@@ -171,6 +171,9 @@ class TrainConfig:
             check_name(self.name, "name")
         if not re.fullmatch(r"auto|cpu|cuda(:(0|[1-9]\d?))?", self.device):
             raise BadInput(f"{shown(self.device)} is not auto, cpu, cuda or cuda:N", key="device")
+        for entry in entries() if keys_among(self.active) else ():
+            if entry.name in self.active:
+                check_is_no_key(entry)
         twice = {p for p in self.plugins if self.plugins.count(p) > 1}
         if twice:
             raise BadInput(f"{', '.join(sorted(twice))} is listed twice", key="plugins")
@@ -285,7 +288,26 @@ def _inactive(owner: str, active: Iterable[str]) -> BadInput:
     )
 
 
+OWNER_KINDS = (*HOOK_KINDS, "workload", "optimizer")
+"""The kinds whose plugins have settings, which are given under their names."""
+
+
 def owners() -> dict[str, str]:
     """Return the names that may have settings, and the kind of each."""
-    kinds = (*HOOK_KINDS, "workload", "optimizer")
-    return {e.name: e.kind for e in entries() if e.kind in kinds}
+    return {e.name: e.kind for e in entries() if e.kind in OWNER_KINDS}
+
+
+def keys_among(names: Iterable[str]) -> set[str]:
+    """Return the names that are keys of a configuration, those of the original files included."""
+    own = ("preset", "data", *renamed_keys(), *compound_keys())
+    return {*fields_dict(TrainConfig), *own}.intersection(names)
+
+
+def check_is_no_key(entry: Entry) -> None:
+    """Raise `BadInput` if settings under the plugin's name would be the value of a key."""
+    if entry.kind in OWNER_KINDS and keys_among([entry.name]):
+        raise BadInput(
+            f"{entry.kind} {entry.name} ({entry.origin}) has the name of a key of the "
+            "configuration, and its settings cannot be told from that key",
+            hint="a plugin needs a name of its own",
+        )
