@@ -28,6 +28,7 @@ from altcore.hooks.settings import (
     formats_within,
     setting,
     to_plain,
+    values_of,
 )
 from altcore.hooks.specs import (
     ACTING,
@@ -74,4 +75,5 @@ __all__ = [
     "make_plugin",
     "setting",
     "to_plain",
+    "values_of",
 ]
