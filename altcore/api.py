@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import field, frozen
+from attrs import field, fields_dict, frozen
 from torch import nn
 
 from altcore.config import TrainConfig, load_with_sources
-from altcore.engine import build_workload, prepare
+from altcore.engine import build_workload, prepare, resumed
 from altcore.errors import BadInput, Source, located, shown
 from altcore.quantization import find_layers, tied_matrices
 from altcore.recipes import Layer
@@ -53,6 +53,7 @@ def train(
     *,
     preset: str | None = None,
     resume: str | None = None,
+    allow_change: Sequence[str] = (),
 ) -> Result:
     """Train, and return the outcome, as ``altcore train`` does.
 
@@ -60,13 +61,15 @@ def train(
 
     Args:
         config: a YAML file or a mapping of keys, original flat keys included, or a `TrainConfig`;
-            the defaults if None.
+            if None the defaults, or with ``resume`` the run's own.
         model: takes the place of the workload's model.
         data: takes the place of the workload's data: a path, or a function
             ``(split, step, micro) -> batch``.
         device: takes the place of the configuration's.
         preset: the name of a preset, to which the keys of a file or mapping are added.
         resume: the name of a run in the configuration's ``runs_dir`` to go on with.
+        allow_change: what may be another than it was in that run: ``configuration``, ``data``,
+            ``format``, ``recipe``, ``plugin`` or ``world_size``, or one key.
 
     Raises:
         BadInput: before anything is written.
@@ -80,6 +83,8 @@ def train(
     if model is not None and _is_for_inference(model):
         problem = "it was made under torch.inference_mode, and cannot be trained"
         raise BadInput(problem, key="model")
+    if config is None and resume is not None and preset is None:
+        config = resumed(resume, str(fields_dict(TrainConfig)["runs_dir"].default))
     given, sources = _as_config(config, preset)
     if device is not None:
         given = given.evolve(device=device)
@@ -90,7 +95,9 @@ def train(
     # The caller may have switched gradients off.
     with torch.inference_mode(False), torch.enable_grad():
         with located(sources):
-            engine = prepare(given, model=model, batch=batch, resume=resume)
+            engine = prepare(
+                given, model=model, batch=batch, resume=resume, allow_change=allow_change
+            )
         try:
             return result(engine.train(), given)
         finally:

@@ -37,7 +37,7 @@ def _flags(command: Any) -> Any:
     return command
 
 
-@click.command(cls=ListCommand, lists=("--plugin", "--no-plugin"))
+@click.command(cls=ListCommand, lists=("--plugin", "--no-plugin", "--allow-change"))
 @_flags
 @click.option(
     "--plugin", "plugins", multiple=True, metavar="NAME ...", help="Activate plugins. Repeatable."
@@ -59,6 +59,14 @@ def _flags(command: Any) -> Any:
 )
 @click.option("--strict", is_flag=True, help="Stop if a diagnostic or reporter breaks.")
 @once("--resume", metavar="RUN", help="Continue a run from its newest valid checkpoint.")
+@click.option(
+    "--allow-change",
+    "allowed",
+    multiple=True,
+    metavar="NAME ...",
+    help="With --resume: accept another configuration, data, format, recipe, plugin or "
+    "world_size, or one key. Repeatable.",
+)
 def train(
     plugins: tuple[str, ...],
     without: tuple[str, ...],
@@ -66,6 +74,7 @@ def train(
     sets: tuple[str, ...],
     strict: bool,
     resume: str | None,
+    allowed: tuple[str, ...],
     **flags: str | None,
 ) -> None:
     """Train in a number format, and see whether training survives.
@@ -83,10 +92,14 @@ def train(
     if strict:
         overrides.append(("strict", True, Source(flag="--strict")))
     sources: Mapping[str, Source | None]
+    accepted: list[str] = []
     if resume is not None:
         others = {"--plugin": plugins, "--config": file, "--no-plugin": without}
         refused = [flag for flag, given in others.items() if given]
-        config, sources = _resumed(resume, overrides, refused)
+        accepted = [a.replace("-", "_") for a in names(allowed, "--allow-change")]
+        config, sources = _resumed(resume, overrides, refused, bool(accepted))
+    elif allowed:
+        raise BadInput("--allow-change is for a run that goes on: it needs --resume")
     else:
         with located({"config": Source(flag="--config")}):
             config, sources = load_with_sources(file, overrides, listed, left_out)
@@ -96,7 +109,7 @@ def train(
         if flags["recipe"] == config.recipe == "master" and config.format is None:
             click.echo("altcore: recipe master without a format quantizes nothing", err=True)
     with located(sources):
-        engine = _prepared(config, resume)
+        engine = _prepared(config, resume, accepted)
     print_summary(engine.train())
 
 
@@ -120,28 +133,29 @@ def overrides_of(flags: Mapping[str, str | None], sets: Sequence[str]) -> list[O
 
 
 def _resumed(
-    name: str, overrides: list[Override], refused: list[str]
+    name: str, overrides: list[Override], refused: list[str], may_change: bool
 ) -> tuple[TrainConfig, dict[str, Source | None]]:
-    """Return a run's own configuration, with the few keys that may change."""
+    """Return a run's own configuration, with the keys that may change."""
     from altcore.engine import resumed
 
-    allowed = ("max_steps", "epochs", "device", "runs_dir")
-    given = [source.flag for key, _, source in overrides if key not in allowed and source]
-    if given or refused:
+    free = ("max_steps", "epochs", "device", "runs_dir", "strict")
+    given = [source.flag for key, _, source in overrides if key not in free and source]
+    if refused or (given and not may_change):
         raise BadInput(
             "--resume goes on with the run's own configuration, so "
             f"{', '.join([*given, *refused])} cannot be given",
-            hint="only --steps, --device and --set epochs=... or runs_dir=... can",
+            hint="only --steps, --device, --strict and --set epochs=... or runs_dir=... can, and "
+            "keys that --allow-change names",
         )
     changes = {key: value for key, value, _ in overrides}
     sources = {key: source for key, _, source in overrides}
     if len(changes) < len(overrides):
-        raise BadInput("max_steps, epochs, device or runs_dir is given twice on the command line")
+        raise BadInput("a key is given twice on the command line")
     with located(sources):
         return resumed(name, str(changes.pop("runs_dir", "runs")), **changes), sources
 
 
-def _prepared(config: TrainConfig, resume: str | None) -> Engine:
+def _prepared(config: TrainConfig, resume: str | None, allowed: Sequence[str]) -> Engine:
     import warnings
 
     # torch warns if numpy is not installed, and altcore does not use it.
@@ -151,4 +165,4 @@ def _prepared(config: TrainConfig, resume: str | None) -> Engine:
     from altcore.engine import prepare
 
     configure()
-    return prepare(config, resume=resume)
+    return prepare(config, resume=resume, allow_change=allowed)

@@ -162,6 +162,11 @@ class TrainConfig:
     steps_per_epoch: int | None = setting(
         None, help="steps of an epoch, for the record: those that were computed with"
     )
+    changes: tuple[dict[str, Any], ...] = setting(
+        (),
+        help="what was changed when the run went on, for the record: accepted by --allow-change",
+        converter=tuple,
+    )
     settings: dict[str, dict[str, Any]] = setting(
         factory=dict, help="settings of plugins, workload and optimizer, by name"
     )

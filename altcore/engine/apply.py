@@ -126,6 +126,14 @@ def change_recipe(run: Run, action: ChangeRecipe, plugin: str) -> None:
         run.shifts.append({"step": run.step, **shift})
 
 
+def take_recipe(run: Run, by: str) -> None:
+    """Take the configuration's own recipe and format from the next step on."""
+    before = names_of_formats(run)
+    run.quantization.change_recipe(run.config.make_recipe())
+    shift = {"plugin": by, "from": before, "to": names_of_formats(run)}
+    run.shifts.append({"step": run.step, **shift, "reason": "changed when the run went on"})
+
+
 def names_of_formats(run: Run) -> list[str]:
     """Return the names of the formats that the current plan uses, sorted."""
     return sorted({fmt.name for fmt in formats_in(run.quantization.plan)})

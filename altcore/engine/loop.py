@@ -71,6 +71,8 @@ class Engine:
     """Repeated in the summary: shares quantized, and the workload's facts."""
     opening: tuple[str, Mapping[str, Any]]
     """The first event, and its data."""
+    identity: Mapping[str, Any]
+    """What the run is known by; each checkpoint has it."""
     remarks: Sequence[str] = ()
     """Warnings told when the run starts."""
     history: RunHistory = field(init=False, factory=RunHistory)
@@ -325,6 +327,7 @@ class Engine:
         about = {
             "step": self.run.step,
             "plugins": {p.name: p.origin for p in self.dispatch.plugins},
+            "identity": self.identity,
         }
         path = folder / name
         if self.saved != name:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import structlog
 import torch
@@ -16,6 +15,8 @@ from altcore.engine.collapse import Detector
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.epochs import count_epochs, epoch_of, in_steps
 from altcore.engine.evaluation import check_monitor, items_in
+from altcore.engine.going_on import go_on
+from altcore.engine.identity import given_from_python, run_identity
 from altcore.engine.loop import Engine
 from altcore.engine.losses import loss_and_measures, who_is
 from altcore.engine.memory import memory_named
@@ -36,7 +37,6 @@ from altcore.runs import (
     RunDirectory,
     environment,
     find_run,
-    load_newest,
     write_configuration,
 )
 from altcore.yaml_files import read_mapping, source_of
@@ -101,19 +101,26 @@ class CustomWorkload:
 
 
 def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
-    """Return the configuration of a run that is to go on, with ``changes``.
+    """Return the configuration of a run that is to go on, with ``changes``: keys and settings.
 
-    These are max_steps or epochs, and device.
+    `prepare` refuses those that make another run of it.
     """
     path = find_run(name, runs_dir)
     plain = read_mapping(path / "config.yaml", "run")
-    given = {k: v for k, v in changes.items() if v is not None}
+    if "data" in changes:
+        changes[f"{plain['workload']}.data"] = changes.pop("data")
+    given = {k: v for k, v in changes.items() if v is not None and "." not in k}
     if {"max_steps", "epochs"} <= given.keys():
         raise BadInput("max_steps is given, too", key="epochs")
     for key, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
         if key in given:
             plain.pop(other, None)
     sources = {key: source_of(plain, key) for key in plain if key not in given}
+    settings = {name: dict(own) for name, own in plain.get("settings", {}).items()}
+    for key in changes.keys() - given.keys():
+        owner, _, setting = key.partition(".")
+        settings.setdefault(owner, {})[setting] = changes[key]
+    given |= {"settings": settings} if settings else {}
     return TrainConfig.from_plain({**plain, **given, "runs_dir": runs_dir}, sources)
 
 
@@ -124,8 +131,13 @@ def prepare(
     model: nn.Module | None = None,
     batch: Callable[[str, int, int], Any] | None = None,
     resume: str | None = None,
+    allow_change: Sequence[str] = (),
 ) -> Engine:
-    """Check and build everything, then make the run's directory; returns the engine, ready."""
+    """Check and build everything, then make the run's directory; returns the engine, ready.
+
+    ``allow_change`` names what may be another than it was in the run that goes on.
+    """
+    given = given_from_python(model, batch)
     device = choose_device(config.device)
     plugins = load_plugins(config)
     seed_all(config.seed)
@@ -139,8 +151,8 @@ def prepare(
     recipe = config.make_recipe()
     quantization = Quantization(model, recipe, config.compute, config.seed)
     optimizer = _optimizer(config, model, quantization)
-    config = recorded(config, _owners(config, plugins), formats_in(quantization.plan))
-    going_on = None if resume is None else _checkpoint(resume, config)
+    owners = _owners(config, plugins)
+    config = recorded(config, owners, formats_in(quantization.plan))
     # The model runs here for the first time: one that cannot run leaves no directory behind.
     facts: dict[str, Any] = {
         "format": _format_name(config, quantization),
@@ -157,12 +169,16 @@ def prepare(
     check_monitor(config, workload, quantization, device)
     if config.compile:
         model.compile()
-    if going_on is None:
+    identity = run_identity(config, owners, workload, quantization, device, given)
+    going_on = None
+    if resume is None:
         directory = RunDirectory.create(config)
         opening = ("start", {"name": directory.path.name, **facts})
     else:
-        directory = RunDirectory.open(going_on.run)
-        opening = ("resume", {"checkpoint": going_on.name})
+        directory = RunDirectory.open(find_run(resume, config.runs_dir))
+        going_on = go_on(directory, config, identity, allow_change)
+        config = going_on.config
+        opening = ("resume", going_on.told)
 
     def tell(run: Run, event: Mapping[str, Any]) -> None:
         directory.append(EVENTS, event)
@@ -171,12 +187,14 @@ def prepare(
     run = Run(
         config, directory.path, device, workload, model, optimizer, quantization, tell, epoch=epoch
     )
-    planned, done = (going_on.planned, going_on.state["step"]) if going_on else (None, 0)
-    remarks = [*about_recipe(config, quantization), *about_schedule(planned, config, done)]
+    remarks = about_recipe(config, quantization)
+    if going_on is not None:
+        remarks += [*about_schedule(going_on.planned, config, going_on.step), *going_on.remarks]
     for remark in remarks:
         log.warning(remark)
     remarks += quantization.missed()
-    engine = Engine(run, directory, dispatch, Detector(config), facts, opening, remarks)
+    detector = Detector(config)
+    engine = Engine(run, directory, dispatch, detector, facts, opening, identity, remarks)
     if going_on is None:
         origins = {p.name: p.origin for p in plugins}
         about = {**environment(device, origins), **facts}
@@ -184,35 +202,11 @@ def prepare(
         for line in notices_of(config, workload):
             log.info(line)
     else:
-        engine.load_state_dict(going_on.state)
+        going_on.load_into(engine)
         directory.drop_after(run.step)
         directory.remove(SUMMARY)
     write_configuration(directory, config)
     return engine
-
-
-class _Checkpoint(NamedTuple):
-    """The checkpoint from which a run goes on."""
-
-    run: Path
-    """The run's directory."""
-    name: str
-    state: Mapping[str, Any]
-    planned: int | None
-    """The steps that the run was to make."""
-
-
-def _checkpoint(resume: str, config: TrainConfig) -> _Checkpoint:
-    """Read the newest checkpoint of a run; `BadInput` if it has no step left to make."""
-    path = find_run(resume, config.runs_dir)
-    state, _, source = load_newest(path / "checkpoints")
-    if state["step"] >= config.max_steps:
-        raise BadInput(
-            f"--resume {resume}: the run is at step {state['step']} of {config.max_steps}; "
-            "give --steps or --set epochs=... a larger number to go on"
-        )
-    planned = read_mapping(path / "config.yaml", "run").get("max_steps")
-    return _Checkpoint(path, source.name, state, planned)
 
 
 def _owners(config: TrainConfig, plugins: Sequence[Plugin]) -> dict[str, Any]:

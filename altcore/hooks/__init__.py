@@ -29,6 +29,7 @@ from altcore.hooks.settings import (
     setting,
     step_settings,
     to_plain,
+    values_of,
 )
 from altcore.hooks.specs import (
     ACTING,
@@ -76,4 +77,5 @@ __all__ = [
     "setting",
     "step_settings",
     "to_plain",
+    "values_of",
 ]

@@ -185,8 +185,12 @@ def _fresh_default(a: Attribute) -> Any:
 
 def format_settings(instance: Any) -> dict[str, Any]:
     """Return those of an instance's settings that hold formats, by name."""
-    values = {name: getattr(instance, name, None) for name in init_fields(type(instance))}
-    return {name: value for name, value in values.items() if any(formats_within(value))}
+    return {name: v for name, v in values_of(instance).items() if any(formats_within(v))}
+
+
+def values_of(instance: Any) -> dict[str, Any]:
+    """Return the values of an instance's settings, by name."""
+    return {name: getattr(instance, name, None) for name in init_fields(type(instance))}
 
 
 def formats_within(value: Any) -> Iterator[AnyFormat]:

@@ -11,6 +11,7 @@ from altcore.runs.checkpoint import (
     prune_checkpoints,
     save_checkpoint,
 )
+from altcore.runs.digests import contents, named_path, source_digest
 from altcore.runs.directory import (
     EVENTS,
     METRICS,
@@ -21,6 +22,13 @@ from altcore.runs.directory import (
     write_configuration,
 )
 from altcore.runs.history import early_and_late, finite, mean_of, step_lines, tail
+from altcore.runs.identity import (
+    Change,
+    about_platform,
+    check_changes,
+    compare,
+    identity_of,
+)
 from altcore.runs.json_lines import read_lines
 from altcore.runs.provenance import environment
 from altcore.runs.reading import find_run, list_runs, summary_of
@@ -37,23 +45,31 @@ __all__ = [
     "SUMMARY",
     "TIMINGS",
     "UNFINISHED",
+    "Change",
     "RunDirectory",
     "Summary",
+    "about_platform",
     "as_name",
+    "check_changes",
+    "compare",
+    "contents",
     "early_and_late",
     "environment",
     "find_run",
     "finite",
     "has_learned",
+    "identity_of",
     "list_runs",
     "load_checkpoint",
     "load_newest",
     "mean_of",
+    "named_path",
     "point_to",
     "prune_checkpoints",
     "read_lines",
     "recipe_label",
     "save_checkpoint",
+    "source_digest",
     "step_lines",
     "summary_of",
     "tail",

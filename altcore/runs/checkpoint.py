@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -119,12 +119,21 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return state, manifest
 
 
-def load_newest(folder: Path) -> tuple[dict[str, Any], dict[str, Any], Path]:
-    """Return the newest valid regular checkpoint, and warn of each invalid one."""
+def load_newest(
+    folder: Path, check: Callable[[dict[str, Any], dict[str, Any]], object] = lambda *_: None
+) -> tuple[dict[str, Any], dict[str, Any], Path]:
+    """Return the newest valid regular checkpoint, and warn of each invalid one.
+
+    ``check`` gets state and manifest. It raises `AltcoreError` for one that is not valid, and
+    `BadInput` if none is to be taken.
+    """
     found = sorted(p for p in folder.glob("step-*") if ".tmp-" not in p.name)
     for path in reversed(found):
         try:
             state, manifest = load_checkpoint(path)
+            check(state, manifest)
+        except BadInput:
+            raise
         except AltcoreError as error:
             log.warning("a checkpoint is not valid; going back to the one before", error=str(error))
             continue

@@ -198,7 +198,7 @@ def test_a_changed_format_is_noticed_in_a_checkpoint(start, shelf):
     path.write_text(yaml.safe_dump({**held(first), "format_digests": {}}))
     text = path.read_text()
     replaced(shelf, table_format("SHELF", [-1, 0, 2]), "1.1")
-    with pytest.raises(BadInput, match=r"format SHELF: .*acme 1\.1"):
+    with pytest.raises(BadInput, match=r"format was SHELF of acme 1\.0.* SHELF of acme 1\.1"):
         start.resume("run", max_steps=5)
     assert path.read_text() == text
     assert len(losses(first)) == 3

@@ -1,0 +1,91 @@
+"""What a run is known by when it is built, and whether another one may go on with its checkpoints.
+
+The identity as data, and its comparison, are in `altcore.runs`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from altcore.config import TrainConfig
+from altcore.engine.randomness import random_state, set_random_state
+from altcore.engine.state import Workload
+from altcore.quantization import Quantization
+from altcore.recipes import formats_in
+from altcore.runs import identity_of
+
+DIGEST = "sha256"
+"""The fact of a workload that digests its data."""
+
+
+def run_identity(
+    config: TrainConfig,
+    owners: Mapping[str, Any],
+    workload: Workload,
+    quantization: Quantization,
+    device: torch.device,
+    given: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return the identity of a run that is built; ``given`` names what came from Python."""
+    return identity_of(
+        config,
+        owners=owners,
+        formats=formats_in(quantization.plan),
+        data=data_of(workload, device, "data" in given),
+        where={
+            "threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        },
+        given=given,
+    )
+
+
+def data_of(workload: Workload, device: torch.device, is_given: bool) -> dict[str, Any]:
+    """Return what the data are known by: the workload's own digest, or that of the first batch.
+
+    A workload's own digest says nothing of batches that the caller gave.
+    """
+    own = workload.facts.get(DIGEST)
+    if isinstance(own, str) and not is_given:
+        return {"sha256": own, "of": "workload"}
+    random = random_state(device)
+    try:
+        batch = workload.batch("train", 1, 0)
+    finally:
+        set_random_state(random, device)
+    found = hashlib.sha256()
+    _add(found, batch)
+    return {"sha256": found.hexdigest(), "of": "first batch"}
+
+
+def _add(found: Any, value: Any) -> None:
+    """Add tensors, numbers and text at any depth of lists and mappings to a digest."""
+    if isinstance(value, Tensor):
+        plain = value.detach().cpu().contiguous()
+        found.update(f"{plain.dtype} {tuple(plain.shape)}\n".encode())
+        found.update(bytes(plain.flatten().view(torch.uint8).untyped_storage()))
+    elif isinstance(value, Mapping):
+        _add(found, [part for item in value.items() for part in item])
+    elif isinstance(value, list | tuple):
+        found.update(f"{len(value)} parts\n".encode())
+        for part in value:
+            _add(found, part)
+    elif isinstance(value, str | int | float | bytes | bool | None):
+        found.update(f"{value!r}\n".encode())
+    else:
+        found.update(f"{type(value).__qualname__}\n".encode())
+
+
+def given_from_python(model: object, batch: object) -> dict[str, str]:
+    """Return what the caller gave in the place of the workload's own, by name."""
+    given = {"model": model and type(model), "data": batch}
+    return {
+        name: f"{getattr(thing, '__qualname__', type(thing).__qualname__)}, given from Python"
+        for name, thing in given.items()
+        if thing is not None
+    }

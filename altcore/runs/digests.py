@@ -1,0 +1,85 @@
+"""Digests of files, folders and the source of modules.
+
+A file of more than 64 MiB is known by its size and 64 evenly spaced MiB of it, the first and the
+last among them: reading one of many GiB would take minutes at every start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from collections.abc import Iterable, Iterator
+from functools import cache
+from importlib import import_module
+from pathlib import Path
+
+from altcore.formats import digest
+
+BLOCK = 1 << 20
+BLOCKS = 64
+JUST_NOW = 2.0
+"""Seconds in which a file may change again without a new time of change."""
+
+
+def contents(path: Path) -> str:
+    """Return the digest of a file, or of all files in a folder that are not hidden.
+
+    Raises `OSError` if one cannot be read.
+    """
+    if not path.is_dir():
+        return _file(path)
+    return digest({str(p.relative_to(path)): _file(p) for p in _within(path)})
+
+
+def named_path(text: str) -> Path | None:
+    """Return the path of the file or folder that a text names, None if there is none."""
+    try:
+        path = Path(text).expanduser()
+        return path if text and path.exists() else None
+    except (OSError, ValueError, RuntimeError):
+        return None  # no path: too long, a null byte, the home of nobody
+
+
+def _within(folder: Path) -> Iterator[Path]:
+    for root, names, found in os.walk(folder):
+        names[:] = [n for n in names if not n.startswith(".") and n != "__pycache__"]
+        yield from (p for p in (Path(root, f) for f in found) if p.name[0] != "." and p.is_file())
+
+
+def _file(path: Path) -> str:
+    """Return a file's digest. Reads an unchanged file only once."""
+    status = path.stat()
+    read = _read if time.time() - status.st_mtime > JUST_NOW else _read.__wrapped__
+    # A tool can set the modification time back, but not the inode's change time.
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return read(str(path.resolve()), status.st_ino, status.st_size, *times)
+
+
+@cache
+def _read(path: str, inode: int, size: int, *_: int) -> str:
+    with Path(path).open("rb") as stream:
+        if size <= BLOCK * BLOCKS:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+        found = hashlib.sha256(f"{size}\n".encode())
+        for i in range(BLOCKS):
+            stream.seek((size - BLOCK) * i // (BLOCKS - 1))
+            found.update(stream.read(BLOCK))
+        return found.hexdigest()
+
+
+def source_digest(module: str) -> str | None:
+    """Return the digest of a module's source, together with the whole package around it.
+
+    None if the module has no files.
+    """
+    top = import_module(module.partition(".")[0])
+    folders: Iterable[str] = getattr(top, "__path__", ())
+    # A module that is not a package is one file, or none at all.
+    return _source(tuple(part for part in ([*folders] or [getattr(top, "__file__", "")]) if part))
+
+
+@cache
+def _source(parts: tuple[str, ...]) -> str | None:
+    """Return the digest of files and folders as they were when a module was first asked about."""
+    return digest([contents(Path(part)) for part in parts]) if parts else None

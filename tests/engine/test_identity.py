@@ -1,0 +1,288 @@
+"""A run goes on as the run that it was: each change is refused by name, allowed, or told."""
+
+import json
+from importlib.metadata import version
+
+import pytest
+import torch
+import yaml
+from attrs import define
+from helpers import events, metrics_bytes, text_file
+from helpers_cli import call
+from structlog.testing import capture_logs
+
+import altcore
+from altcore import BadInput, hookimpl
+from altcore.engine import setup
+from altcore.hooks import setting
+from altcore.runs import contents
+
+
+@pytest.fixture
+def run(start):
+    """A run of two steps, and everything in its directory."""
+    return start(name="r", format="E4M3", max_steps=2).run_directory
+
+
+def files(folder):
+    return {p: p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def edit(run, **keys):
+    """Change keys, or ``gpt__size``, of config.yaml by hand."""
+    path = run / "config.yaml"
+    held = yaml.safe_load(path.read_text())
+    for key, value in keys.items():
+        owner, _, setting_ = key.rpartition("__")
+        (held["settings"].setdefault(owner, {}) if owner else held)[setting_ or key] = value
+    path.write_text(yaml.safe_dump(held))
+
+
+def refused(start, run, *words, **changes):
+    """Check that the run does not go on, names ``words``, and that nothing is touched."""
+    before = files(run)
+    with pytest.raises(BadInput) as said:
+        start.resume("r", max_steps=4, **changes)
+    for word in words:
+        assert word in str(said.value)
+    assert files(run) == before
+
+
+EDITS = {
+    "learning rate": ({"learning_rate": 0.02}, "learning_rate was 0.01 and is 0.02"),
+    "seed": ({"seed": 43}, "seed was 42 and is 43"),
+    "schedule": ({"schedule": "linear"}, "schedule was cosine and is linear"),
+    "format": ({"format": "E5M2", "format_digests": {}}, "format was E4M3", "is E5M2"),
+    "recipe": ({"recipe": "pure"}, "recipe was master and is pure"),
+    "optimizer": ({"optimizer": "lion"}, "optimizer was adamw", "is lion"),
+    "its setting": ({"adamw__beta1": 0.5}, "adamw.beta1 was 0.9 and is 0.5"),
+    "workload": ({"gpt__dropout": 0.5}, "gpt.dropout was 0.0 and is 0.5"),
+    "plugin": ({"plugins": ["rollback"]}, "rollback was none and is rollback"),
+    "freeze": ({"freeze": ["transformer.h.0*"]}, "freeze was [] and is ['transformer.h.0*']"),
+}
+
+
+@pytest.mark.parametrize("case", EDITS.values(), ids=EDITS)
+def test_a_configuration_edited_by_hand_is_refused(case, start, run):
+    """Both values are named, and what accepts the change."""
+    keys, *words = case
+    edit(run, **keys)
+    refused(start, run, *words, "--allow-change")
+
+
+def test_a_change_is_accepted_by_name_and_recorded(start, run, capsys):
+    """As a kind or as one key; in the event, the configuration, and later checkpoints."""
+    edit(run, learning_rate=0.02, gpt__dropout=0.5)
+    with pytest.raises(BadInput, match=r"gpt\.dropout was 0\.0"):
+        altcore.train(
+            setup.resumed("r", str(start.runs), max_steps=4),
+            resume="r",
+            allow_change=["learning_rate"],
+        )
+    arguments = ("--resume", "r", "--steps", "4", "--set", f"runs_dir={start.runs}")
+    found = call(capsys, "train", *arguments, "--allow-change", "learning_rate gpt.dropout")
+    assert found.code == 0, found.err
+    assert "learning_rate was 0.01 and is 0.02" in found.err
+    (event,) = events(run, "resume")
+    assert [(c["what"], c["before"], c["now"]) for c in event["changes"]] == [
+        ("learning_rate", 0.01, 0.02),
+        ("gpt.dropout", 0.0, 0.5),
+    ]
+    held = yaml.safe_load((run / "config.yaml").read_text())
+    assert [(c["step"], c["what"]) for c in held["changes"]] == [
+        (2, "learning_rate"),
+        (2, "gpt.dropout"),
+    ]
+    assert start.resume("r", max_steps=5).steps_completed == 5
+
+
+def test_a_name_that_means_nothing_is_refused(start, run):
+    """With the nearest one, so that a misspelt one is noticed."""
+    with pytest.raises(BadInput, match=r"'dta' did not change \(did you mean data\?\)"):
+        altcore.train(
+            setup.resumed("r", str(start.runs), max_steps=4), resume="r", allow_change=["dta"]
+        )
+
+
+def test_more_steps_are_no_change(start, run):
+    """Nor is another checkpoint interval, which is recorded."""
+    edit(run, checkpoint_interval=2)
+    assert start.resume("r", max_steps=4).steps_completed == 4
+    (event,) = events(run, "resume")
+    assert [c["what"] for c in event["changes"]] == ["checkpoint_interval"]
+
+
+def test_an_accepted_format_is_the_one_that_runs(start, run):
+    """In the summary, its shifts, and the plan of the next checkpoint."""
+    edit(run, format="E5M2", format_digests={})
+    config = setup.resumed("r", str(start.runs), max_steps=4)
+    made = altcore.train(config, resume="r", allow_change=["format"])
+    assert (made.summary["format"], made.summary["last_formats"]) == ("E5M2", ["E5M2"])
+    assert (made.shift_step, made.format_shifted_to) == (2, "E5M2")
+
+
+def test_an_accepted_setting_of_the_optimizer_counts(start, run):
+    """The checkpoint's groups would bring the old one back."""
+    edit(run, adamw__weight_decay=0.5)
+    config = setup.resumed("r", str(start.runs), max_steps=4)
+    engine = setup.prepare(config, resume="r", allow_change=["adamw.weight_decay"])
+    assert engine.run.optimizer.param_groups[0]["weight_decay"] == 0.5
+    engine.directory.close()
+
+
+# ------------------------------------------------------------------------------------------- data
+
+
+def test_other_data_are_refused_and_data_that_moved_are_not(start, tmp_path):
+    """A file is known by what it holds, wherever it lies."""
+    data = text_file(tmp_path / "own.txt")
+    run = start(name="r", max_steps=2, gpt__data=str(data)).run_directory
+    text = data.read_text()
+    data.write_text(text.replace("grid", "GRID", 1))
+    refused(start, run, "data was ", "--allow-change data")
+    data.unlink()
+    (tmp_path / "moved.txt").write_text(text)
+    edit(run, gpt__data=str(tmp_path / "moved.txt"))
+    moved = start.resume("r", max_steps=4)
+    whole = start(name="whole", max_steps=4, gpt__data=str(tmp_path / "moved.txt"), seed=42)
+    assert moved.summary["seed"] == whole.summary["seed"]
+    edit(run, gpt__data=str(text_file(tmp_path / "third.txt")))
+    (tmp_path / "third.txt").write_text(text + " more")
+    config = setup.resumed("r", str(start.runs), max_steps=5)
+    assert altcore.train(config, resume="r", allow_change=["data"]).steps_completed == 5
+
+
+def batches(seed):
+    """Return the batches of a caller, which no workload can digest."""
+
+    def batch(split, step, micro):
+        draw = torch.Generator().manual_seed(seed + step)
+        tokens = torch.randint(0, 200, (2, 9), generator=draw)
+        return tokens[:, :-1], tokens[:, 1:]
+
+    return batch
+
+
+def test_batches_given_from_python_are_known_by_the_first(start):
+    """Other ones are refused, and so is the workload's own data in their place."""
+    config = start.config(name="r", max_steps=2)
+    altcore.train(config, data=batches(1))
+    again = setup.resumed("r", str(start.runs), max_steps=4)
+    with pytest.raises(BadInput, match="data was "):
+        altcore.train(again, data=batches(2), resume="r")
+    with pytest.raises(BadInput, match=r"data was .*batch, given from Python"):
+        altcore.train(again, resume="r")
+    assert altcore.train(again, data=batches(1), resume="r").steps_completed == 4
+
+
+# ---------------------------------------------------------------------------------------- plugins
+
+
+def look(step):
+    @define(eq=False)
+    class Look:
+        """Acts on nothing."""
+
+        table: str = setting("", help="a file")
+
+        @hookimpl
+        def pre_step(self, run, step):
+            return None
+
+    return Look
+
+
+def test_another_file_of_a_plugin_is_refused(start, shelf, tmp_path):
+    """A setting that names a file stands for what it holds."""
+    shelf.install("intervention", "look", look(1))
+    table = tmp_path / "table.txt"
+    table.write_text("one")
+    run = start(["look"], name="r", max_steps=2, look__table=str(table)).run_directory
+    table.write_text("two")
+    refused(start, run, "look.table was ", "--allow-change data")
+
+
+def test_another_source_of_a_plugin_is_refused_and_one_that_moved_is_told(
+    start, tmp_path, monkeypatch
+):
+    """Two versions of a distribution whose module is a file; then the same in another folder."""
+    import shutil
+    import sys
+
+    from helpers import forget_installed
+
+    site = tmp_path / "site"
+    for folder, body in (("one", ""), ("two", "# changed\n")):
+        info = site / folder / "acme_act-1.0.dist-info"
+        info.mkdir(parents=True)
+        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-act\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text("[altcore.interventions]\nact = acme_act:Act\n")
+        code = "import attrs\n@attrs.define(eq=False)\nclass Act:\n    pass\n"
+        (site / folder / "acme_act.py").write_text(body + code)
+
+    def use(folder):
+        monkeypatch.setattr(
+            sys, "path", [str(folder), *(p for p in sys.path if str(tmp_path) not in p)]
+        )
+        sys.modules.pop("acme_act", None)
+        forget_installed()
+
+    use(site / "one")
+    run = start(["act"], name="r", max_steps=2).run_directory
+    use(site / "two")
+    refused(start, run, "act was act (acme-act 1.0, files ", "--allow-change plugin")
+    shutil.copytree(site / "one", site / "three")
+    use(site / "three")
+    assert start.resume("r", max_steps=4).steps_completed == 4
+    forget_installed()
+
+
+# --------------------------------------------------------------------------------------- platform
+
+
+def test_other_threads_are_told_in_one_line_and_refused_if_strict(start, run, monkeypatch):
+    """The run goes on; with --strict it does not."""
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 7)
+    edit(run, strict=True)
+    refused(start, run, "threads was 1 and is 7", "--allow-change platform")
+    edit(run, strict=False)
+    with capture_logs() as logs:
+        assert start.resume("r", max_steps=4).steps_completed == 4
+    told = [x["event"] for x in logs if "the bits may differ" in x["event"]]
+    assert len(told) == 1
+    assert "threads was 1 and is 7" in told[0]
+
+
+def test_the_manifest_holds_the_identity(run):
+    """Canonical configuration, data, formats, recipe, plugins, world size and versions."""
+    manifest = json.loads((run / "checkpoints/step-00000002/manifest.json").read_text())
+    found = manifest["identity"]
+    assert found["configuration"]["learning_rate"] == 0.01
+    assert found["configuration"]["settings"]["gpt"]["dropout"] == 0.0
+    assert len(found["data"]["sha256"]) == 64
+    assert len(found["format"]["E4M3"]["sha256"]) == 64
+    assert found["plugin"]["optimizer"]["distribution"] == "altcore-optimizers"
+    assert found["world_size"] == 1
+    assert found["platform"]["torch"] == version("torch")
+
+
+def test_a_large_file_is_known_by_its_size_and_samples(tmp_path, monkeypatch):
+    """The ends are among the samples."""
+    monkeypatch.setattr("altcore.runs.digests.BLOCK", 4)
+    path = tmp_path / "large"
+    path.write_bytes(bytes(1000))
+    first = contents(path)
+    for change in (bytes(999), b"\1" + bytes(999), bytes(999) + b"\1"):
+        path.write_bytes(change)
+        assert contents(path) != first
+
+
+def test_from_python_a_run_goes_on_with_its_own_configuration(start, run, monkeypatch):
+    """With none given; one that is given is compared."""
+    monkeypatch.chdir(start.runs.parent)
+    with pytest.raises(BadInput, match="the run is at step 2 of 2"):
+        altcore.train(resume="r")
+    before = metrics_bytes(run)
+    with pytest.raises(BadInput, match="learning_rate was"):
+        altcore.train(start.config(max_steps=4, learning_rate=0.5, format="E4M3"), resume="r")
+    assert metrics_bytes(run) == before
