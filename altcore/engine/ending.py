@@ -54,7 +54,6 @@ class Ending:
             always.callback(self.write)
             with self.noting_errors():
                 self.record.flush()
-                self.record.tell_interventions(until=self.run.step)
                 lines = step_lines(self.directory.path)
                 self.findings = self.dispatch.findings(self.run, lines)
 

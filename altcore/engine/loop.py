@@ -16,7 +16,8 @@
 is_due is asked once as a step begins. The one host read also fetches the measures that the step
 before made after its optimizer. So on_record of a step comes with the following step, or at once
 when the engine waits for the device anyway: before on_collapse, an evaluation or a checkpoint, and
-at the end. Interventions, which may act on it, get it as the second step after it begins.
+at the end. Interventions, which may act on it, get it as the second step after it begins: those of
+the last two steps if the run goes on.
 """
 
 from __future__ import annotations

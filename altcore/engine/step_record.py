@@ -35,7 +35,8 @@ class StepRecord:
     run_began: float = field(init=False, default=0.0)
     """When the run would have begun, had it been one session: seconds of `time.perf_counter`."""
     held: list[dict[str, Any]] = field(init=False, factory=list)
-    """Lines that interventions have not heard of yet; kept in checkpoints."""
+    """Lines that interventions have not heard of yet; kept in checkpoints, so that a run that goes
+    on hands them on in its first two steps."""
 
     def __attrs_post_init__(self) -> None:
         self.lines = MetricLines(self.write)

@@ -151,8 +151,9 @@ def on_record(
     comes during the following step, or at once if the engine waits anyway (evaluation,
     checkpoint, collapse, the end). ``metrics["step"]`` says which step it belongs to.
     Interventions get it as the second step after it begins, whatever the engine waits for, so
-    that what they decide depends on no interval of checkpoints and on no resume. They are not told
-    of lines that only a diagnostic or reporter gave rise to.
+    that what they decide depends on no interval of checkpoints and on no resume. So those of the
+    last two steps reach them only if the run goes on. They are not told of lines that only a
+    diagnostic or reporter gave rise to.
     """
 
 

@@ -303,7 +303,7 @@ def test_order_of_plugins(shelf, start):
         ("reporter", "r2"),
     ]:
         shelf.install(kind, name, tracer(log, f"{name} "))
-    start(["r2", "d2", "i2", "r1", "i1", "d1"], max_steps=1)
+    start(["r2", "d2", "i2", "r1", "i1", "d1"], max_steps=3, eval_interval=1)
     acting, looking = ["i2", "i1"], ["d2", "d1", "r2", "r1"]
     for hook in ("run_start", "pre_backward 1.0", "post_step 1", "on_eval 1"):
         assert [x.split()[0] for x in log if x.endswith(hook)] == [*acting, *looking]
@@ -739,7 +739,7 @@ def test_wrong_returns_are_refused(shelf, start, hook, value, says):
     setattr(Wrong, hook, hookimpl(lambda self: value))
     shelf.install("intervention", "wrong", Wrong)
     with pytest.raises(PluginError, match=f"intervention wrong .* failed in {hook}: .*{says}"):
-        start(["wrong"], max_steps=1)
+        start(["wrong"], max_steps=3)
 
 
 def test_measures_reach_the_record(shelf, start):
