@@ -29,7 +29,7 @@ class BuiltPoints:
     measures: dict[str, Any]
     seed: int
     item: str = "numbers"
-    facts: dict[str, int] = field(factory=lambda: {"numbers": 20})
+    facts: dict[str, Any] = field(factory=lambda: {"numbers": 20, "sha256": "those"})
     model: nn.Module = field(init=False)
     steps_per_epoch: int = field(init=False)
     validation_batches: int = field(init=False)

@@ -10,6 +10,7 @@ from attrs import frozen
 from altcore.config import TrainConfig
 from altcore.engine.apply import take_recipe
 from altcore.engine.loop import Engine
+from altcore.engine.state_checks import Built, check_state
 from altcore.errors import BadInput, keyed
 from altcore.runs import (
     Change,
@@ -70,6 +71,7 @@ def go_on(
     config: TrainConfig,
     identity: Mapping[str, Any],
     allowed: Sequence[str],
+    built: Built,
 ) -> GoingOn:
     """Return the newest valid checkpoint of a run; nothing is written.
 
@@ -82,6 +84,7 @@ def go_on(
         found["changes"] = compare(manifest.get("identity", {}), identity)
         with keyed(f"--resume {directory.path.name}"):
             check_changes(found["changes"], allowed=allowed, strict=config.strict)
+        check_state(state, built)
 
     try:
         path = directory.path

@@ -26,6 +26,7 @@ from altcore.engine.probe import probing
 from altcore.engine.randomness import seed_all
 from altcore.engine.remarks import about_recipe, about_schedule
 from altcore.engine.state import Run, Workload
+from altcore.engine.state_checks import Built
 from altcore.errors import BadInput, keyed, nearest
 from altcore.hooks import make_plugin
 from altcore.quantization import Quantization, find_layers, matrices
@@ -176,7 +177,8 @@ def prepare(
         opening = ("start", {"name": directory.path.name, **facts})
     else:
         directory = RunDirectory.open(find_run(resume, config.runs_dir))
-        going_on = go_on(directory, config, identity, allow_change)
+        built = Built(config, device, model, optimizer, quantization)
+        going_on = go_on(directory, config, identity, allow_change, built)
         config = going_on.config
         opening = ("resume", going_on.told)
 

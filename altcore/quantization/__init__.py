@@ -6,6 +6,7 @@ Uses numerics, recipes and formats.
 from altcore.quantization.attention import AttentionCall
 from altcore.quantization.discovery import find_layers, matrices, tied_matrices
 from altcore.quantization.quantization import Quantization, quantize_model
+from altcore.quantization.state_checks import check_quantization_state
 from altcore.quantization.stored import MOVES
 from altcore.quantization.weight_grids import WeightGrid
 
@@ -14,6 +15,7 @@ __all__ = [
     "AttentionCall",
     "Quantization",
     "WeightGrid",
+    "check_quantization_state",
     "find_layers",
     "matrices",
     "quantize_model",

@@ -278,6 +278,7 @@ def test_batches_of_the_callers_own_have_no_epochs(points, start):
 
     config = start.config(**OWN, max_steps=2, eval_steps=3, gradient_accumulation_steps=2)
     run = altcore.train(config, data=draw)
+    assert asked.pop(0) == ("train", 1, 0)  # it is what the data are known by
     assert asked[:4] == [("train", 1, 0), ("train", 1, 1), ("train", 2, 0), ("train", 2, 1)]
     assert asked[4:] == [("val", i, 0) for i in range(3)]
     assert "epoch" not in run.metrics_history[0]

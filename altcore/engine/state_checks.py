@@ -1,0 +1,183 @@
+"""Checks of a checkpoint's state against the model that was built, before anything is loaded.
+
+torch trusts the shapes that it loads: its fused optimizers write past the end of a moment that is
+too small. What holds for a model's state holds for its snapshots as well.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from altcore.config import TrainConfig
+from altcore.engine.collapse import Detector
+from altcore.engine.history import RunHistory
+from altcore.engine.randomness import random_state, set_random_state
+from altcore.errors import BadInput, InvalidCheckpoint
+from altcore.quantization import Quantization, check_quantization_state
+
+MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
+"""Second moments, which have no negative element."""
+NUMBERS = ("step", "eta", "mu", "mu_product")
+"""States of torch's optimizers that are one number."""
+FACTORED = ("Adafactor",)
+"""Optimizers of torch whose moments have other shapes than their parameters."""
+
+
+class Built(NamedTuple):
+    """What a state is to be loaded into."""
+
+    config: TrainConfig
+    device: torch.device
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    quantization: Quantization
+
+
+@contextmanager
+def _readable() -> Iterator[None]:
+    """Take whatever an object of another form than a state raises for an invalid checkpoint."""
+    try:
+        yield
+    except (BadInput, InvalidCheckpoint):
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise InvalidCheckpoint(f"it is no state of a run: {error!r:.200}") from error
+
+
+def check_state(state: Mapping[str, Any], built: Built) -> None:
+    """Check a checkpoint's state against what it is for; nothing is changed.
+
+    Raises:
+        InvalidCheckpoint: naming what is wrong.
+        BadInput: if a format in it is another than it was.
+    """
+    with _readable():
+        check_weights_and_moments(state, built)
+        step, rate = state["step"], state["lr_scale"]
+        if type(step) is not int or step < 0:
+            raise InvalidCheckpoint(f"its step is {step!r:.60}")
+        if not isinstance(rate, int | float) or not 0 < rate < math.inf:
+            raise InvalidCheckpoint(f"its factor of the learning rate is {rate!r:.60}")
+        now = random_state(built.device)
+        try:
+            set_random_state(state["random"], built.device)
+        finally:
+            set_random_state(now, built.device)
+        Detector(built.config).load_state_dict(state["detector"])
+        RunHistory(**state["progress"])
+
+
+def check_weights_and_moments(state: Mapping[str, Any], built: Built) -> None:
+    """Check model, quantization and optimizer of a checkpoint or a snapshot."""
+    with _readable():
+        check_weights(state["model"], built.model)
+        check_quantization_state(built.quantization, state["quantization"], state["model"])
+        check_optimizer(state["optimizer"], built.optimizer)
+
+
+def check_weights(weights: Mapping[str, Any], model: nn.Module) -> None:
+    """Check names, shapes, types and finiteness of a model's state."""
+    built = model.state_dict()
+    _same_names("the model", weights, built)
+    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, own in built.items():
+        if not isinstance(own, Tensor):
+            continue
+        _check_like(name, weights[name], own)
+        is_finite = torch.isfinite(weights[name]).all() or name not in parameters
+        if not is_finite and torch.isfinite(own).all():
+            raise InvalidCheckpoint(f"{name} is not finite")
+
+
+def _same_names(what: str, given: Mapping[Any, Any], built: Mapping[Any, Any]) -> None:
+    if given.keys() != built.keys():
+        missing, more = (sorted(map(str, d)) for d in (built.keys() - given, given.keys() - built))
+        raise InvalidCheckpoint(
+            f"{what} has not the names that it was built with: missing {missing[:3]}, "
+            f"unknown {more[:3]}"
+        )
+
+
+def _check_like(name: str, given: Any, own: Tensor) -> None:
+    if not isinstance(given, Tensor):
+        raise InvalidCheckpoint(f"{name} is {type(given).__name__}, not a tensor")
+    for what in ("shape", "dtype", "layout"):
+        if getattr(given, what) != getattr(own, what):
+            raise InvalidCheckpoint(
+                f"the {what} of {name} is {_shown(getattr(given, what))}, and the model has "
+                f"{_shown(getattr(own, what))}"
+            )
+
+
+def _shown(value: Any) -> str:
+    return str(list(value) if isinstance(value, torch.Size) else value)
+
+
+# Optimizers --------------------------------------------------------------------------------------
+
+
+def check_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
+    """Check groups and moments: of torch's optimizers all shapes, of others those that repeat."""
+    groups, built = state["param_groups"], optimizer.state_dict()["param_groups"]
+    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in built]:
+        raise InvalidCheckpoint("the optimizer has other groups of parameters")
+    for given, own in zip(groups, built, strict=True):
+        _same_names("a group of the optimizer", given, own)
+        for key, value in own.items():
+            if _kind(given[key]) != _kind(value):
+                raise InvalidCheckpoint(f"the optimizer's {key} is {given[key]!r:.60}")
+    indices = [i for group in groups for i in group["params"]]
+    own_parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    of_index = dict(zip(indices, own_parameters, strict=True))
+    if unknown := [i for i in state["state"] if i not in of_index]:
+        raise InvalidCheckpoint(f"the optimizer has a state of no parameter: {unknown[0]!r:.60}")
+    entries = {i: state["state"][i] for i in indices if i in state["state"]}
+    exact = _has_known_shapes(optimizer)
+    for i, entry in entries.items():
+        for key, value in entry.items():
+            is_moment = key not in NUMBERS and (exact or _is_moment(key, entries, of_index))
+            _check_moment(f"{key} of parameter {i}", key, value, of_index[i], is_moment)
+    if exact and len({frozenset(entry) for entry in entries.values()}) > 1:
+        raise InvalidCheckpoint("the optimizer has not the same state for all parameters")
+
+
+def _kind(value: Any) -> Any:
+    """Return what may not change of a group's value: its type, int and float being one."""
+    if isinstance(value, list | tuple):
+        return [_kind(v) for v in value] if not all(isinstance(v, int) for v in value) else list
+    return float if type(value) in (int, float) else type(value)
+
+
+def _has_known_shapes(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether each state is a number, or has its parameter's shape: torch's own, but for some."""
+    kinds = [c.__name__ for c in type(optimizer).__mro__ if c.__module__.startswith("torch.optim")]
+    return len(kinds) > 1 and not set(kinds) & set(FACTORED)
+
+
+def _is_moment(key: str, entries: Mapping[Any, Any], parameters: Mapping[Any, Tensor]) -> bool:
+    """Whether most parameters have a state of this name in their own shape."""
+    values = {i: e[key] for i, e in entries.items() if isinstance(e.get(key), Tensor)}
+    alike = sum(value.shape == parameters[i].shape for i, value in values.items())
+    return 2 * alike > len(values)
+
+
+def _check_moment(what: str, key: str, value: Any, parameter: Tensor, is_moment: bool) -> None:
+    if not isinstance(value, Tensor):
+        return
+    if is_moment and value.shape != parameter.shape:
+        raise InvalidCheckpoint(
+            f"the optimizer's {what} is of shape {list(value.shape)}, the parameter of "
+            f"{list(parameter.shape)}"
+        )
+    if value.layout != torch.strided or value.is_complex() != parameter.is_complex():
+        raise InvalidCheckpoint(f"the optimizer's {what} is of type {value.dtype}")
+    if key in MOMENTS and bool((value < 0).any()):
+        raise InvalidCheckpoint(f"the optimizer's {what} has a negative element")
+    if key == "step" and (value.dim() or not bool(torch.isfinite(value) & (value >= 0))):
+        raise InvalidCheckpoint(f"the optimizer's {what} is {value.flatten()[:3].tolist()}")
