@@ -1,4 +1,8 @@
-"""YAML as altcore reads it: each value knows its line, 6e-4 is a number, no key comes twice."""
+"""YAML as altcore reads it: each value knows its line, 6e-4 is a number, no key comes twice.
+
+Size, number of values and number of anchors are bounded: a few lines of anchors that stand for one
+another can mean more values than any machine holds.
+"""
 
 from __future__ import annotations
 
@@ -59,8 +63,43 @@ SUFFIXES = (".yaml", ".yml")
 """The ends of the names of YAML files."""
 
 
+LARGEST = 1 << 22
+"""Bytes of a file, or characters of a flag's value."""
+LONGEST = 1 << 16
+"""Characters of a value."""
+MOST_VALUES = 1 << 18
+"""Values in a document, an alias counting as those that it stands for: three formats of 16 bits,
+value by value, have fewer."""
+MOST_ANCHORS = 1 << 10
+
+
 class _Loader(yaml.SafeLoader):
     source = Source()
+
+    def __init__(self, text: str) -> None:
+        super().__init__(text)
+        self.values = 0
+        self.sizes: dict[str, int] = {}
+        """Values that each anchor stands for."""
+
+    # Called for each value, before anything is made of it.
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        event, before = self.peek_event(), self.values  # type: ignore[no-untyped-call] # yaml's
+        alias = event.anchor if isinstance(event, yaml.AliasEvent) else None
+        node = super().compose_node(parent, index)
+        self.values += 1 if alias is None else self.sizes.get(alias, 1)
+        if alias is None and event.anchor is not None:
+            self.sizes[event.anchor] = self.values - before
+        problem = None
+        if self.values > MOST_VALUES:
+            problem = f"it has more than {MOST_VALUES} values"
+        elif len(self.sizes) > MOST_ANCHORS:
+            problem = f"it has more than {MOST_ANCHORS} anchors"
+        elif isinstance(event, yaml.ScalarEvent) and len(event.value) > LONGEST:
+            problem = f"a value has more than {LONGEST} characters"
+        if problem:
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
+        return node
 
     # Always at once, not in PyYAML's two steps: a value that holds itself is then refused.
     def construct_object(self, node: yaml.Node, deep: bool = True) -> Any:
@@ -160,8 +199,10 @@ def load_yaml(text: str, source: Source, key: str = "") -> Any:
         key: the key whose value it is, if it is one.
 
     Raises:
-        BadInput: with the line, if it is not YAML or has a key twice.
+        BadInput: with the line, if it is not YAML, has a key twice, or is too large.
     """
+    if len(text) > LARGEST:
+        raise _not_yaml(_TOO_LARGE, key, source, 0)
     loader = None
     try:
         loader = _Loader(text)
@@ -181,6 +222,9 @@ def load_yaml(text: str, source: Source, key: str = "") -> Any:
         raise _not_yaml("it is nested too deeply", key, source, line) from error
 
 
+_TOO_LARGE = f"it has more than {LARGEST >> 20} MiB"
+
+
 def _not_yaml(problem: str, key: str, source: Source, line: int) -> BadInput:
     at = source._replace(line=line + 1) if source.file else source
     return BadInput(f"not valid YAML: {problem}", key=key, source=at)
@@ -198,16 +242,20 @@ def read_mapping(path: str | Path, what: str) -> dict[str, Any]:
         BadInput: if it cannot be read, or holds something else.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with Path(path).open("rb") as stream:
+            data = stream.read(LARGEST + 1)
+        text = "" if len(data) > LARGEST else data.decode()
     except OSError as error:
         raise BadInput(f"cannot be read: {error.strerror}", key=what, part=str(path)) from error
     except UnicodeDecodeError as error:
         raise BadInput("cannot be read: it is not text", key=what, part=str(path)) from error
     except ValueError as error:
         raise BadInput("no file can have this name", key=what, part=shown(path)) from error
-    data = load_yaml(text, Source(str(path)))
-    if data is None:
+    if len(data) > LARGEST:
+        raise _not_yaml(_TOO_LARGE, "", Source(str(path)), 0)
+    held = load_yaml(text, Source(str(path)))
+    if held is None:
         return SourcedDict({}, Source(str(path)), {})
-    if not isinstance(data, dict):
+    if not isinstance(held, dict):
         raise BadInput("a mapping of keys to values is needed", key=what, part=str(path))
-    return data
+    return held

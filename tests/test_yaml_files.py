@@ -1,5 +1,7 @@
 """YAML as altcore reads it: numbers, keys that come twice, and the line of each value."""
 
+import time
+import tracemalloc
 from contextlib import suppress
 
 import pytest
@@ -123,3 +125,52 @@ def test_a_path_that_no_file_can_have_is_refused():
     """A NUL in it, as YAML can write one."""
     with pytest.raises(BadInput, match=r"^recipe 'a.x00b\.yaml': no file can have this name"):
         read_mapping("a\0b.yaml", "recipe")
+
+
+# --------------------------------------------------------------------------------------- bounds
+
+
+def anchors(count):
+    """A list of anchors, each of which stands for ten of the one before."""
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, count)]
+    return "\n".join(lines)
+
+
+PAIRS = (("a", "b"), ("b", "c"), ("c", "d"))
+HOSTILE = {
+    "anchors of anchors": (anchors(12), "more than 262144 values"),
+    "many anchors": ("\n".join(f"a{i}: &a{i} x" for i in range(2000)), "more than 1024 anchors"),
+    "merges of merges": (
+        "a: &a {x: 1, y: 2}\n"
+        + "".join(f"{b}: &{b} {{<<: [{', '.join([f'*{a}'] * 99)}]}}\n" for a, b in PAIRS),
+        "more than 262144 values",
+    ),
+    "a long text": (f"a: {'x' * 70_000}", "more than 65536 characters"),
+    "a long number": (f"a: 1{':59' * 30_000}", "more than 65536 characters"),
+    "a large file": ("a: &a [x, y]\n" + "- *a\n" * 940_000, "more than 4 MiB"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "problem"), HOSTILE.values(), ids=HOSTILE)
+def test_what_is_too_large_is_refused_at_once(text, problem, tmp_path):
+    """In a file and in a flag, in little time and memory."""
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    began = time.perf_counter()
+    tracemalloc.start()
+    with pytest.raises(BadInput, match=rf"a\.yaml, line \d+: not valid YAML: .*{problem}"):
+        read_mapping(path, "config")
+    with pytest.raises(BadInput, match=problem):
+        load_yaml(text, Source(flag="--set"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert time.perf_counter() - began < 5
+    assert peak < 200 << 20
+
+
+def test_large_tables_are_read():
+    """With aliases of them: two formats of 16 bits have fewer values."""
+    text = f"a: &a [{', '.join(map(str, range(8_000)))}]\nb: [{', '.join(['*a'] * 20)}]\n"
+    found = load_yaml(text, Source("a.yaml"))
+    assert found["b"][-1][-1] == 7_999

@@ -14,7 +14,7 @@ from torch.nn import functional
 from altcore.plugin import BadInput, setting
 from altcore_workloads.data import Corpus, check_length, load
 from altcore_workloads.model import GptModel
-from altcore_workloads.token_files import BIN_VOCAB, unsigned
+from altcore_workloads.token_files import BIN_VOCAB, KEY, unsigned
 from altcore_workloads.tokens import encode
 
 
@@ -182,7 +182,10 @@ class BuiltGpt:
         block = unsigned(tokens[places])
         if not self.corpus.complete:
             # Before the GPU meets them, where a bad index would end the process.
-            _check_ids(self.corpus, int(block.max()), self.vocab_size)
+            least, largest = block.aminmax()
+            if least < 0:
+                raise BadInput(f"{self.corpus.source} holds no token ids: {int(least)}", key=KEY)
+            _check_ids(self.corpus, int(largest), self.vocab_size)
         if self.device.type == "cuda":
             block = block.pin_memory().to(self.device, non_blocking=True)
         else:

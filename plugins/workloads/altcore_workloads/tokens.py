@@ -15,9 +15,10 @@ from torch import Tensor
 
 from altcore.plugin import BadInput
 from altcore_workloads.data import SPLITS, Corpus
-from altcore_workloads.token_files import BIN_IDS, unsigned
+from altcore_workloads.token_files import BIN_IDS, LARGEST_IDS, unsigned
 
 KEY = "gpt.tokenizer"
+LARGEST_FILE = 1 << 28  # bytes; those of the largest vocabularies have some 35 MB
 PIECE = 1 << 16  # characters that are encoded as one
 BATCH = 64  # pieces that are encoded at a time, on all cores
 BREAK = re.compile(r"\n(?=\S)")
@@ -29,7 +30,10 @@ def encode(corpus: Corpus, tokenizer: str) -> Corpus:
     if not corpus.is_bytes:
         raise BadInput(f"{corpus.source} holds token ids already: leave the tokenizer out", key=KEY)
     made = _load(tokenizer)
-    size = made.get_vocab_size(with_added_tokens=True)
+    # Ids may have gaps: the largest one counts, not how many there are.
+    size = max(made.get_vocab(with_added_tokens=True).values(), default=0) + 1
+    if size > LARGEST_IDS:
+        raise BadInput(f"{tokenizer} has the id {size - 1}: {LARGEST_IDS - 1} is the most", key=KEY)
     tokens = {name: _encoded(made, corpus.split(name), size) for name in SPLITS}
     digest = hashlib.sha256(corpus.sha256.encode())
     digest.update(Path(tokenizer).expanduser().read_bytes())
@@ -56,10 +60,13 @@ def _load(path: str) -> Any:
             key=KEY,
         ) from error
     try:
-        text = Path(path).expanduser().read_text(encoding="utf-8")
+        with Path(path).expanduser().open("rb") as stream:
+            text = stream.read(LARGEST_FILE + 1).decode()
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it is not text"
         raise BadInput(f"{path} cannot be read: {reason}", key=KEY) from error
+    if len(text) > LARGEST_FILE:
+        raise BadInput(f"{path} has more than {LARGEST_FILE >> 20} MiB: no tokenizer has", key=KEY)
     try:
         return Tokenizer.from_str(text)
     # The library raises plain exceptions.

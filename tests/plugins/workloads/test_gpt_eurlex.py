@@ -293,3 +293,33 @@ def test_prepare_says_what_is_wrong(tmp_path, capsys):
     assert prepare.main(["--tokenizer", str(tmp_path / "t"), "--out", str(tmp_path / "o")]) == 2
     assert "gpt.tokenizer: " in capsys.readouterr().err
     assert not (tmp_path / "o").exists()
+
+
+def test_ids_with_gaps_keep_their_values(tmp_path):
+    """A tokenizer of three words whose ids reach beyond 16 bits."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    made = Tokenizer(models.WordLevel({"a": 0, "b": 70_000, "?": 1}, unk_token="?"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.save(str(tmp_path / "t.json"))
+    (tmp_path / "text.txt").write_text("a b " * 200)
+    built = tiny(data=str(tmp_path / "text.txt"), tokenizer=str(tmp_path / "t.json"))
+    assert built.corpus.train.tolist()[:2] == [0, 70_000]
+    assert built.vocab_size == 70_001
+
+
+def test_ids_that_no_tokenizer_has_are_refused(tmp_path):
+    """The model would have a row for each id up to the largest."""
+    model = {"type": "WordLevel", "vocab": {"a": 2**30}, "unk_token": "a"}
+    (tmp_path / "t.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    (tmp_path / "text.txt").write_text("a b " * 200)
+    with pytest.raises(BadInput, match=r"^gpt.tokenizer: .*t.json has the id 1073741824"):
+        tiny(data=str(tmp_path / "text.txt"), tokenizer=str(tmp_path / "t.json"))
+
+
+def test_a_tokenizer_of_any_size_is_not_read_whole(tmp_path, monkeypatch):
+    """It is refused by its size."""
+    monkeypatch.setattr(tokens, "LARGEST_FILE", 100)
+    (tmp_path / "t.json").write_text("{" + " " * 200)
+    with pytest.raises(BadInput, match=r"^gpt.tokenizer: .*t.json has more than"):
+        tiny(tokenizer=str(tmp_path / "t.json"))
