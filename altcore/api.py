@@ -64,7 +64,8 @@ def train(
             if None the defaults, or with ``resume`` the run's own.
         model: takes the place of the workload's model.
         data: takes the place of the workload's data: a path, or a function
-            ``(split, step, micro) -> batch``.
+            ``(split, step, micro) -> batch``. A function takes the workload's facts of data with
+            it: nothing is known of a unigram entropy.
         device: takes the place of the configuration's.
         preset: the name of a preset, to which the keys of a file or mapping are added.
         resume: the name of a run in the configuration's ``runs_dir`` to go on with.

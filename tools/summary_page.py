@@ -27,8 +27,9 @@ The verdict says in one line what the loss curve shows. Its parts are separated 
 
 | verdict | when |
 |---|---|
-| `learned` | the last validation loss is at least 5 % below `unigram_entropy` of the workload's facts. Where there is none: below the loss at the start by more than two standard errors over the evaluations' batches (by 5 % if an evaluation is one batch). The loss at the start is that of the first evaluation, or of the first step if that is higher |
+| `learned` | the last validation loss is at least 5 % below `unigram_entropy` of the workload's facts. Where there is none: below that of an evaluation before the first step by more than two standard errors over the evaluations' batches (by 5 % if an evaluation is one batch) |
 | `did not learn` | otherwise |
+| `learned by step N`, `did not learn by step N` | an error or a signal ended the run after its last evaluation, at step N. If the training loss rose since by so much that the validation loss would not be low enough, the run did not learn |
 | `did not learn: N of M steps discarded` | more than half of the steps made no update |
 | `..., still improving at the end` | over the last tenth of the recorded steps (at least 20), the training loss fell by more than two standard errors |
 | `collapsed at step N` | the [detector](hooks.md#what-is-a-collapse) found a collapse, and the run ended |

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from altcore.config import TrainConfig
-from altcore.engine.losses import loss_and_measures, who_is
+from altcore.engine.losses import loss_and_measures, mean_over_items, who_is
 from altcore.engine.named_errors import naming
 from altcore.engine.probe import probing
 from altcore.engine.state import Run, Workload
@@ -57,13 +57,12 @@ def _means(run: Run) -> tuple[dict[str, float], int, float | None]:
             found.setdefault(name, []).append(value)
         items.append(items_in(run.workload, batch))
     values = torch.stack([torch.stack(own).double() for own in found.values()])
-    if len(set(items)) == 1:
-        means = values.mean(1)
-    else:
-        share = torch.tensor(items, dtype=torch.float64, device="cpu") / sum(items)
-        means = values @ share.to(values.device)
-    count = values.shape[1]
-    error = float(values[0].std() / math.sqrt(count)) if count > 1 else None
+    means = mean_over_items(values, items)
+    error = None
+    if len(items) > 1:
+        # The mean over n items has an n-th of an item's variance: weights estimate that, too.
+        squares = (values[0] - means[0]) ** 2
+        error = float((mean_over_items(squares, items) / (len(items) - 1)).sqrt())
     return dict(zip(found, means.tolist(), strict=True)), sum(items), error
 
 

@@ -50,6 +50,7 @@ from altcore.engine.snapshots import Snapshot
 from altcore.engine.stall import judged_stall, lost_stall_rate
 from altcore.engine.state import Run, Step
 from altcore.engine.step_record import StepRecord
+from altcore.engine.summarizing import unigram_entropy
 from altcore.hooks import Proposal, Rollback, SkipStep, Stop, Verdict, arbitrate
 from altcore.runs import (
     METRICS,
@@ -282,6 +283,11 @@ class Engine:
             history.best = history.evaluation
             self.save(f"step-{step.index:08d}", best=True)
 
+    def evaluate_start(self) -> None:
+        """Measure where the run begins, for its verdict, if the data's entropy does not say it."""
+        if self.run.step == 0 and unigram_entropy(self.run.workload) is None:
+            self.history.first_evaluation = {"step": 0, **evaluate(self.run)}
+
     # The whole run ---------------------------------------------------------------------------
 
     def train(self) -> dict[str, Any]:
@@ -303,6 +309,7 @@ class Engine:
                 for remark in self.remarks:
                     if run.quantization.context.is_news(remark):  # a resumed run told it before
                         run.emit("warning", message=remark)
+                self.evaluate_start()
                 while self.ending.status == "running" and run.step < run.config.max_steps:
                     step = Step(run.step + 1)
                     self.train_step(step)

@@ -75,3 +75,11 @@ def means(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     if len(found) == 1:
         return dict(found[0])
     return {name: torch.stack([own[name] for own in found]).mean() for name in found[0]}
+
+
+def mean_over_items(values: Tensor, items: Sequence[int]) -> Tensor:
+    """Return the mean over the last dimension, that of batches, each weighted by its items."""
+    if len(set(items)) == 1:
+        return values.mean(-1)
+    shares = torch.tensor(items, dtype=torch.float64, device="cpu") / sum(items)
+    return values @ shares.to(values)

@@ -7,14 +7,14 @@ from typing import Any
 
 import structlog
 import torch
-from attrs import define
 from torch import nn
 
 from altcore.config import IN_STEPS, TrainConfig, notices, recorded
 from altcore.engine.collapse import Detector
+from altcore.engine.custom_workload import CustomWorkload
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.epochs import count_epochs, epoch_of, in_steps
-from altcore.engine.evaluation import check_monitor, items_in
+from altcore.engine.evaluation import check_monitor
 from altcore.engine.going_on import go_on
 from altcore.engine.identity import given_from_python, run_identity
 from altcore.engine.loop import Engine
@@ -43,62 +43,6 @@ from altcore.runs import (
 from altcore.yaml_files import read_mapping, source_of
 
 log = structlog.get_logger("altcore")
-
-
-@define(eq=False)
-class CustomWorkload:
-    """A workload with the caller's own model or data in place of its own."""
-
-    base: NamedWorkload
-    model: nn.Module
-    given: Callable[[str, int, int], Any] | None
-    """The caller's batches, which know of no epochs; None for the workload's own."""
-
-    @property
-    def items_per_batch(self) -> int:
-        """Items in a batch, for throughput."""
-        return self.base.items_per_batch
-
-    @property
-    def item(self) -> str:
-        """The plural by which an item is called."""
-        return self.base.item
-
-    @property
-    def facts(self) -> Mapping[str, str | int | float]:
-        """The base workload's facts."""
-        return self.base.facts
-
-    @property
-    def steps_per_epoch(self) -> int | None:
-        """Micro-batches in an epoch of the workload's own data, if it has epochs."""
-        return None if self.given else getattr(self.base, "steps_per_epoch", None)
-
-    @property
-    def validation_batches(self) -> int | None:
-        """Batches of the workload's own validation split, if that is finite."""
-        return None if self.given else getattr(self.base, "validation_batches", None)
-
-    def items(self, batch: Any) -> int:
-        """Return how many items a batch of the workload's own has."""
-        return items_in(self.base, batch)
-
-    def batch(self, split: str, step: int, micro: int) -> Any:
-        """Return the caller's batch, or the workload's."""
-        if self.given is None:
-            return self.base.batch(split, step, micro)
-        with naming("data, the function that was given,", f"batch ({split!r}, {step}, {micro})"):
-            return self.given(split, step, micro)
-
-    @property
-    def who(self) -> str:
-        """Kind, name and distribution of the base workload."""
-        own = self.model is not self.base.model
-        return f"{self.base.who}, with a model of your own," if own else self.base.who
-
-    def loss(self, model: nn.Module, batch: Any) -> Any:
-        """Return the workload's loss, with measures if it has some."""
-        return self.base.loss(model, batch)
 
 
 def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from statistics import median
 from typing import Any
 
 from altcore.engine.apply import names_of_formats
 from altcore.engine.collapse import Trend
 from altcore.engine.history import RunHistory
-from altcore.engine.state import Run
+from altcore.engine.state import Run, Workload
 from altcore.runs import (
     TIMINGS,
     Summary,
@@ -23,6 +25,9 @@ from altcore.runs import (
 
 FEWEST = 20
 """Recorded steps at the end that are needed to say that the loss still falls."""
+
+RISE_OF = 5
+"""Recorded steps whose median says where the training loss was: before an evaluation, and last."""
 
 RATES = {
     "stored_stall": "stored_stall_rate",
@@ -49,12 +54,7 @@ def summarize(
 ) -> Summary:
     """Return the summary of a run that is over."""
     lines = step_lines(run.directory)
-    learned = has_learned(
-        history.evaluation,
-        history.first_evaluation,
-        entropy=finite(run.workload.facts.get("unigram_entropy")),
-        first_loss=finite(lines[0]["loss"]) if lines and lines[0]["step"] == 1 else None,
-    )
+    learned, judged_at = learning(run, history, lines)
     stop = history.stop
     return Summary(
         name=run.directory.name,
@@ -65,6 +65,7 @@ def summarize(
             learned=learned,
             status=status,
             steps=run.step,
+            judged_at=judged_at,
             discarded=history.discarded,
             is_improving=is_improving(lines),
             collapses=history.collapses,
@@ -80,6 +81,7 @@ def summarize(
         item=run.workload.item,
         **losses(lines),
         **validation(history),
+        first_evaluation=history.first_evaluation,
         **failure(run.step, history, status, error),
         collapses=history.collapses,
         stopped_by=stop.get("plugin"),
@@ -91,6 +93,38 @@ def summarize(
         reports=run.reports,
         degraded=run.degraded,
     )
+
+
+def learning(run: Run, history: RunHistory, lines: Lines) -> tuple[bool | None, int]:
+    """Return whether the run learned, and by which step that was judged."""
+    last, first = history.evaluation, history.first_evaluation
+    entropy = unigram_entropy(run.workload)
+    learned = has_learned(last, first, entropy=entropy)
+    if not learned or last["step"] == run.step:
+        return learned, last.get("step", run.step)
+    if has_learned(last, first, entropy=entropy, rise=rise_since(last, lines)):
+        return True, last["step"]
+    return False, run.step
+
+
+def unigram_entropy(workload: Workload) -> float | None:
+    """Return the entropy of the data that the workload states, in the unit of its loss."""
+    return finite(workload.facts.get("unigram_entropy"))
+
+
+def rise_since(evaluation: Mapping[str, Any], lines: Lines) -> float:
+    """Return by how much the training loss rose since an evaluation: medians of recorded steps.
+
+    A loss that is not finite is infinite. Without steps before it, the validation loss is taken.
+    """
+    split: tuple[list[float], list[float]] = ([], [])
+    for line in lines:
+        loss = finite(line["loss"])
+        split[line["step"] > evaluation["step"]].append(math.inf if loss is None else loss)
+    before, since = (losses[-RISE_OF:] for losses in split)
+    if not since:
+        return 0.0
+    return median(since) - (median(before) if before else evaluation["val_loss"])
 
 
 def is_improving(lines: Iterable[Mapping[str, Any]]) -> bool:

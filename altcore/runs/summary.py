@@ -69,6 +69,11 @@ class Summary:
     val_loss_float32: float | None = setting(
         None, help="the same weights with float32 products, without quantization"
     )
+    first_evaluation: dict[str, Any] = setting(
+        factory=dict,
+        help="the first evaluation; before the first step if the workload states no "
+        "`unigram_entropy`, and then without a line in metrics.jsonl",
+    )
     monitor: str | None = setting(None, help="the value that decides what is best")
     best_val_loss: float | None = setting(None, help="validation loss at the best evaluation")
     best_step: int | None = setting(None, help="the step of the best evaluation")

@@ -1,9 +1,9 @@
 """Whether a run learned, and the one line that says how it went.
 
 A run learned if its last validation loss is at least 5 % below the unigram entropy of the data.
-Where the workload states none, the loss must be below that of the first evaluation by more than
-two standard errors over the evaluation's batches. A first step whose loss is higher takes the
-place of the first evaluation: a run may have learned before that.
+Where the workload states none, the loss must be below that of the first evaluation, which is made
+before the first step, by more than two standard errors over the evaluations' batches. An error may
+end a run long after its last evaluation: what the training loss rose by since is added.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def has_learned(
     first: Mapping[str, Any],
     *,
     entropy: float | None,
-    first_loss: float | None,
+    rise: float = 0.0,
 ) -> bool | None:
     """Return whether a run learned; None if it was never evaluated.
 
@@ -30,19 +30,18 @@ def has_learned(
         last: the last evaluation: ``val_loss``, and ``val_loss_error``, its standard error.
         first: the first one.
         entropy: the unigram entropy of the data, in the unit of the loss.
-        first_loss: the training loss of the first step.
+        rise: of the training loss since the last evaluation.
     """
     if "val_loss" not in last:
         return None
-    loss = last["val_loss"]
+    loss = last["val_loss"] + max(rise, 0.0)
     if not math.isfinite(loss):
         return False
     if entropy is not None:
         return bool(loss <= (1 - MARGIN) * entropy)
-    starts = [x for x in (first.get("val_loss"), first_loss) if x is not None and math.isfinite(x)]
-    if not starts:
+    start = first["val_loss"]
+    if not math.isfinite(start):
         return True  # The loss became finite.
-    start = max(starts)
     errors = [e.get("val_loss_error") for e in (first, last)]
     known = [e for e in errors if e is not None and math.isfinite(e)]
     error = 2 * math.hypot(*known) if known else MARGIN * abs(start)
@@ -54,6 +53,7 @@ def verdict_of(
     learned: bool | None,
     status: str,
     steps: int,
+    judged_at: int | None = None,
     discarded: int = 0,
     is_improving: bool = False,
     collapses: Sequence[Mapping[str, Any]] = (),
@@ -61,18 +61,23 @@ def verdict_of(
 ) -> str:
     """Return the line.
 
+    ``judged_at`` is the step of the evaluation that ``learned`` rests on, if that is not the last.
+
     >>> verdict_of(learned=True, status="finished", steps=300, is_improving=True)
     'learned, still improving at the end'
     >>> verdict_of(learned=False, status="finished", steps=300, collapses=[{"step": 120}])
     'did not learn; collapsed at step 120, went on'
     >>> verdict_of(learned=False, status="finished", steps=300, discarded=200)
     'did not learn: 200 of 300 steps discarded'
+    >>> verdict_of(learned=True, status="failed", steps=140, judged_at=100)
+    'learned by step 100; failed at step 140'
     """
     parts = []
     if 2 * discarded > steps:
         parts.append(f"did not learn: {discarded} of {steps} steps discarded")
     elif learned is not None:
         parts.append("learned" if learned else "did not learn")
+        parts[0] += f" by step {judged_at}" if judged_at not in (None, steps) else ""
         parts[0] += ", still improving at the end" if is_improving else ""
     if collapses:
         went_on = "" if status == "collapsed" else ", went on"

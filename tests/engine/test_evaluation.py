@@ -35,6 +35,9 @@ def test_a_finite_split_is_evaluated_whole_and_weighted_by_items(points, start):
     """The loss is weight · number: their mean is 3; that of the batches' means would be 3.33."""
     config = start.config(**OWN, max_steps=1, learning_rate=1e-30, eval_steps=1)
     (line,) = evaluations(altcore.train(config))
+    # Of 1, 2, 3, 4, 5 as items: the batches are 1.5, 3.5 and 5, of 2, 2 and 1.
+    squares = 2 * (1.5 - 3) ** 2 + 2 * (3.5 - 3) ** 2 + (5 - 3) ** 2
+    assert line["val_loss_error"] == pytest.approx(math.sqrt(squares / 5 / 2), rel=1e-12)
     assert line["val_loss"] == pytest.approx(3, rel=1e-12)
     assert (line["val_items"], line["val_is_whole"]) == (5, True)
     largest = (2 * 2 + 4 * 2 + 5 * 1) / 5
@@ -61,7 +64,7 @@ def test_measures_are_recorded_without_a_second_forward(points, shelf, start):
     keys = {"gradient_accumulation_steps": 2, "max_steps": 2, "learning_rate": 1e-30}
     engine = start.engine(["counts"], **OWN, **keys)
     engine.train()
-    assert passes == [1, 1, 2, 2] + 3 * [2]
+    assert passes == 3 * [0] + [1, 1, 2, 2] + 3 * [2]
     lines = read_lines(engine.directory.path / "metrics.jsonl")
     batches = [engine.run.workload.batch("train", n, 0).max() for n in (1, 2)]
     assert lines[0]["largest"] == pytest.approx(float(sum(batches)) / 2)

@@ -14,8 +14,8 @@ import altcore
 from altcore import BadInput, ScaleLearningRate, SkipStep, Stop, hookimpl, setting
 from altcore.cli import main
 from altcore.config import TrainConfig
+from altcore.engine.custom_workload import CustomWorkload
 from altcore.engine.schedule import learning_rate
-from altcore.engine.setup import CustomWorkload
 from altcore.errors import AltcoreError, ConflictingActions, Interrupted, PluginError
 from altcore.runs import read_lines
 
@@ -887,12 +887,15 @@ def test_a_model_of_ones_own_is_given_back_plain(start):
 
 def test_an_unexpected_error_is_recorded(trace, start):
     """A failure of the workload ends the run as failed, with the error in the events."""
+    engine = start.engine(["trace"], name="r")
+    own = engine.run.workload
 
     def fail(split, step, micro):
-        raise OSError("the data went away")
+        if split == "train":
+            raise OSError("the data went away")
+        return own.batch(split, step, micro)
 
-    engine = start.engine(["trace"], name="r")
-    engine.run.workload = CustomWorkload(engine.run.workload, engine.run.model, fail)
+    engine.run.workload = CustomWorkload(own, engine.run.model, fail)
     with pytest.raises(PluginError, match=r"failed in batch .*: OSError: the data went away"):
         engine.train()
     assert trace == ["run_start", "on_event 0: start", "on_event 1: end", "run_end: failed"]

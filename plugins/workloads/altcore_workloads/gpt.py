@@ -192,6 +192,10 @@ class BuiltGpt:
             block = block.to(self.device)
         return block[:, :-1].contiguous(), block[:, 1:].contiguous()
 
+    def items(self, batch: tuple[Tensor, Tensor]) -> int:
+        """Return how many tokens a batch predicts."""
+        return batch[1].numel()
+
     def loss(self, model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
         """Return the mean cross entropy of ``model`` on a batch: a scalar, in nats a token.
 

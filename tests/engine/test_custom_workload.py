@@ -1,0 +1,79 @@
+"""A model or data of the caller's own: nothing is recorded that holds of other ones."""
+
+import math
+
+import pytest
+import torch
+from attrs import define
+from planted import Regression, plant
+from torch import nn
+
+import altcore
+from altcore.engine.custom_workload import CustomWorkload
+from altcore.runs import read_lines
+
+
+def coins(split, step, micro):
+    """Return tokens that nobody can predict: 0 or 1, in three sequences of 8."""
+    key = 1000 * step + (split == "val")
+    tokens = torch.randint(2, (3, 9), generator=torch.Generator().manual_seed(key))
+    return tokens[:, :-1], tokens[:, 1:]
+
+
+def test_data_of_my_own_bring_their_own_facts(start):
+    """Those of the corpus go, and no entropy of other data is the measure."""
+    keys = {"max_steps": 60, "eval_steps": 4}
+    run = altcore.train(start.config(**keys), data=coins)
+    parameters = run.summary["workload_facts"]["parameters"]
+    facts = {"data": "a function that was given", "parameters": parameters}
+    assert run.summary["workload_facts"] == facts
+    assert run.summary["val_loss"] == pytest.approx(math.log(2), abs=0.1)
+    # It learned that there are two tokens.
+    assert run.summary["first_evaluation"]["step"] == 0
+    assert run.summary["learned"]
+
+
+def test_batches_of_my_own_are_counted(start):
+    """As the workload counts its own, in tokens."""
+    run = altcore.train(start.config(eval_steps=4), data=coins)
+    assert run.summary["evaluation"]["val_items"] == 4 * 3 * 8
+    line = read_lines(run.run_directory / "timings.jsonl")[0]
+    tokens = line["items_per_second"] * line["step_time_ms"] / 1e3
+    assert tokens == pytest.approx(3 * 8)
+    assert run.summary["item"] == "tokens"
+
+
+def test_where_the_workload_counts_no_batches_rows_are_counted(shelf, start):
+    """They are called examples: what its items are is not known of them."""
+    plant(shelf, "regression")
+
+    def rows(split, step, micro):
+        return {0: torch.ones(5, 16), 1: torch.ones(5, 16)}
+
+    run = altcore.train(start.config(workload="regression", eval_steps=2), data=rows)
+    assert run.summary["evaluation"]["val_items"] == 2 * 5
+    assert run.summary["item"] == "examples"
+    assert start(workload="regression").summary["item"] == "samples"
+
+
+@pytest.mark.parametrize("batch", [3, "text", [], {"a": [torch.tensor(1.0)]}])
+def test_a_batch_without_rows_is_one_example(batch):
+    """Whatever it is."""
+    base = Regression().build(1, "cpu")
+    assert CustomWorkload(base, base.model, lambda *_: batch).items_per_batch == 1
+
+
+def test_a_model_of_my_own_has_its_own_number_of_parameters(shelf, start):
+    """If the workload tells that of its own."""
+
+    @define(eq=False)
+    class Counting(Regression):
+        def build(self, seed, device):
+            built = Regression.build(self, seed, device)
+            built.facts = {"parameters": 2048, "kind": "linear"}
+            return built
+
+    shelf.install("workload", "counting", Counting)
+    config = start.config(workload="counting")
+    run = altcore.train(config, model=nn.Linear(16, 16))
+    assert run.summary["workload_facts"] == {"parameters": 16 * 17, "kind": "linear"}

@@ -1,0 +1,82 @@
+"""What a summary says of a run, whatever of it was recorded."""
+
+import json
+
+import pytest
+import torch
+from attrs import define
+from planted import plant
+
+from altcore import hookimpl, setting
+from altcore.errors import PluginError
+
+OWN = {"workload": "regression", "compute": "float32", "eval_steps": 4}
+
+
+@pytest.fixture
+def regression(shelf):
+    """A workload whose facts state no entropy."""
+    plant(shelf, "regression")
+
+
+@define(eq=False)
+class Fails:
+    """Multiplies the weights after one step, and fails in a later one."""
+
+    wrecks: int = setting(0, help="the step")
+    fails: int = setting(0, help="the step")
+
+    @hookimpl
+    @torch.no_grad()
+    def post_step(self, run, step):
+        if step.index == self.wrecks:
+            for parameter in run.model.parameters():
+                parameter.mul_(30)
+
+    @hookimpl
+    def pre_step(self, run, step):
+        if step.index == self.fails:
+            raise RuntimeError("planted")
+
+
+def test_the_verdict_does_not_depend_on_what_is_recorded(regression, start):
+    """A run that is evaluated once is compared with what it was before its first step."""
+    runs = [start(**OWN, max_steps=40, learning_rate=0.02, log_interval=n) for n in (1, 10, 60)]
+    assert [run.summary["learned"] for run in runs] == 3 * [True]
+    assert {run.summary["first_evaluation"]["step"] for run in runs} == {0}
+    assert len({run.summary["first_evaluation"]["val_loss"] for run in runs}) == 1
+
+
+def test_a_run_that_cannot_learn_did_not(regression, start):
+    """Batches differ, and each comparison with one that was a hard one would say otherwise."""
+    runs = [start(**OWN, max_steps=2, learning_rate=1e-12, seed=seed) for seed in range(8)]
+    assert {run.verdict for run in runs} == {"did not learn"}
+
+
+def test_where_it_began_is_known_after_a_resume(regression, start):
+    """And is not measured again."""
+    whole = start(**OWN, name="r", max_steps=3)
+    resumed = start.resume("r", max_steps=5)
+    first = whole.summary["first_evaluation"]
+    assert resumed.summary["first_evaluation"] == first
+    assert first["step"] == 0
+    assert "val_loss" in first
+
+
+def test_with_an_entropy_nothing_is_evaluated_before_the_first_step(start):
+    """The data say what must be reached."""
+    run = start(max_steps=4, eval_interval=2)
+    assert run.summary["first_evaluation"]["step"] == 2
+
+
+@pytest.mark.parametrize(("wrecks", "line"), [(0, "learned by step 30"), (31, "did not learn; ")])
+def test_an_evaluation_long_before_an_error_is_named(regression, shelf, start, wrecks, line):
+    """Unless the training loss since says that it holds no more."""
+    shelf.install("intervention", "fails", Fails)
+    given = {"fails.wrecks": wrecks, "fails.fails": 38, "eval_interval": 30, "learning_rate": 0.02}
+    with pytest.raises(PluginError, match="planted"):
+        start(["fails"], name="r", max_steps=60, **OWN, **given)
+    summary = json.loads((start.runs / "r/summary.json").read_text())
+    assert summary["verdict"].startswith(line)
+    assert summary["verdict"].endswith("; failed at step 38")
+    assert summary["learned"] is (wrecks == 0)
