@@ -3,7 +3,7 @@
 Uses formats, recipes and hooks; needs no torch.
 """
 
-from altcore.config.epochs import IN_STEPS, interval_in_epochs
+from altcore.config.epochs import IN_STEPS, read_interval
 from altcore.config.loading import (
     Override,
     load_config,
@@ -30,12 +30,12 @@ __all__ = [
     "check_is_no_key",
     "check_name",
     "defaults",
-    "interval_in_epochs",
     "load_config",
     "load_with_sources",
     "merge_sources",
     "missing_observers",
     "notices",
+    "read_interval",
     "recorded",
     "save_config",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -56,23 +57,30 @@ def _place(sources: Mapping[str, Source | None], key: str) -> str:
     return f"{source.file} {source.flag}" if source else ""
 
 
-def interval_in_epochs(value: Any, key: str) -> Fraction | None:
-    """Return the epochs of an interval such as ``0.25 epoch``; None for one that is not text.
+def read_interval(value: Any, key: str) -> int | Fraction | None:
+    """Return an interval: steps as an int, and epochs, such as ``0.25 epoch``, as a fraction.
 
-    Raises `BadInput`, naming ``key``, for another text.
+    None stays None. Raises `BadInput`, naming ``key``, for a value that says neither.
 
-    >>> interval_in_epochs("1/4 epoch", "stiffness.interval")
-    Fraction(1, 4)
+    >>> read_interval("1/4 epoch", "stiffness.interval"), read_interval("50 steps", "a.interval")
+    (Fraction(1, 4), 50)
     """
-    if not isinstance(value, str):
-        return None
-    number, _, unit = value.strip().partition(" ")
+    if value is None or (isinstance(value, int) and not isinstance(value, bool)):
+        return value
+    number, _, unit = value.strip().partition(" ") if isinstance(value, str) else ("", "", "")
+    count, is_epochs = _fraction(number), unit.strip() in ("epoch", "epochs")
+    is_steps = unit.strip() in ("step", "steps") and count.denominator == 1
+    if count <= 0 or not (is_epochs or is_steps):
+        hint = "50 (steps), 2 epochs or 0.25 epoch"
+        raise BadInput(f"{shown(value)} is not an interval", key=key, hint=hint)
+    return count if is_epochs else int(count)
+
+
+def _fraction(text: str) -> Fraction:
+    """Return a number or a ratio of two, 0 if it is neither."""
     try:
-        epochs = Fraction(number)
+        # Python would write out the zeros of 1e999999999.
+        is_short = all(0 < float(part) < math.inf for part in text.split("/"))
+        return Fraction(text) if is_short else Fraction(0)
     except (ValueError, ZeroDivisionError):
-        epochs = Fraction(0)
-    if epochs <= 0 or unit.strip() not in ("epoch", "epochs"):
-        raise BadInput(
-            f"{shown(value)} is not an interval", key=key, hint="50 (steps), 2 epochs or 0.25 epoch"
-        )
-    return epochs
+        return Fraction(0)

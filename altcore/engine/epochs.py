@@ -9,6 +9,7 @@ from typing import Any
 
 from attrs import frozen
 
+from altcore.builtin_types import digits, misfit
 from altcore.config import IN_STEPS, TrainConfig
 from altcore.engine.plugins import Plugin
 from altcore.errors import BadInput, PluginError
@@ -64,9 +65,9 @@ def in_steps(config: TrainConfig, epoch: Epoch | None) -> TrainConfig:
     steps = whole_steps(config, epoch, key)
     made: dict[str, int] = {"steps_per_epoch": steps}
     if config.epochs is not None:
-        made["max_steps"] = max(1, _nearest(Fraction(config.epochs) * steps))
+        made["max_steps"] = max(1, _steps_of(config.epochs, steps, "epochs"))
     if config.warmup_epochs is not None:
-        made["warmup_steps"] = _nearest(Fraction(config.warmup_epochs) * steps)
+        made["warmup_steps"] = _steps_of(config.warmup_epochs, steps, "warmup_epochs")
     if config.evals_per_epoch is not None:
         if config.evals_per_epoch > steps:
             problem = f"{config.evals_per_epoch} is more than the {steps} steps of an epoch"
@@ -113,9 +114,23 @@ def count_epochs(plugins: Iterable[Plugin], config: TrainConfig, epoch: Epoch | 
             key = f"{plugin.name}.{name}"
             steps[name] = whole_steps(config, epoch, key) * epochs
             if steps[name] < 1:
-                raise BadInput(f"{epochs} epoch is less than a step", key=key)
+                problem = f"{digits(float(epochs))} epoch is less than a step"
+                raise BadInput(problem, key=key)
+            _check_count(steps[name], epochs, key)
         if steps:
-            plugin.count_steps(config, steps)
+            plugin.count_steps(steps)
+
+
+def _steps_of(epochs: float, steps: int, key: str) -> int:
+    """Return the steps nearest to ``epochs`` of ``steps`` each."""
+    count = _nearest(Fraction(epochs) * steps)
+    _check_count(count, epochs, key)
+    return count
+
+
+def _check_count(steps: int | Fraction, epochs: float | Fraction, key: str) -> None:
+    if problem := misfit(_nearest(Fraction(steps)), int):
+        raise BadInput(f"{digits(float(epochs))} epochs: their number of steps {problem}", key=key)
 
 
 def _nearest(x: Fraction) -> int:

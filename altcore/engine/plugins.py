@@ -8,7 +8,7 @@ from typing import Any
 
 from attrs import NOTHING, define, field, fields_dict
 
-from altcore.config import TrainConfig, interval_in_epochs
+from altcore.config import TrainConfig, read_interval
 from altcore.engine.schedule import is_due
 from altcore.errors import BadInput, keyed
 from altcore.hooks import check_class, circle_of, make_plugin, step_settings
@@ -24,6 +24,8 @@ class Plugin:
     origin: str
     """Its distribution and version."""
     instance: Any
+    settings: Mapping[str, Any] = field(factory=dict)
+    """Its settings as the user gave them, without those in epochs."""
     epochs: Mapping[str, Fraction] = field(factory=dict)
     """Those of its settings that are given in epochs."""
     is_disabled: bool = False
@@ -49,11 +51,10 @@ class Plugin:
         """Steps from one on which it is due to the next."""
         return self._steps or int(getattr(self.instance, "interval", 1))
 
-    def count_steps(self, config: TrainConfig, steps: Mapping[str, Fraction]) -> None:
+    def count_steps(self, steps: Mapping[str, Fraction]) -> None:
         """Set the settings in epochs: the plugin, made anew, sees the nearest number of steps."""
         nearest = {name: round(count) for name, count in steps.items()}
-        given = {**config.settings_of(self.name), **nearest}
-        self.instance = make_plugin(type(self.instance), given, self.name)
+        self.instance = make_plugin(type(self.instance), {**self.settings, **nearest}, self.name)
         self._steps = steps.get("interval")
 
     def is_due(self, step: int) -> bool:
@@ -76,25 +77,30 @@ def load_plugins(config: TrainConfig) -> list[Plugin]:
         with keyed("plugins", name):
             entry = find(name, HOOK_KINDS)
             cls = check_class(entry.load(), entry)
-        settings = config.settings_of(name)
-        epochs = _in_epochs(cls, settings, name)
+        known, epochs = _intervals_read(cls, config.settings_of(name), name)
         # How many steps these are, only the workload can tell: until then the defaults stand in.
         required = {key: 1 for key in epochs if fields_dict(cls)[key].default is NOTHING}
-        known = {key: value for key, value in settings.items() if key not in epochs}
         instance = make_plugin(cls, known | required, name)
         interval = getattr(instance, "interval", 1)
         if not isinstance(interval, int) or interval < 1:
             problem = f"{interval!r} is not a whole number of at least 1"
             raise BadInput(problem, key=f"{name}.interval")
-        plugins.append(Plugin(name, entry.kind, entry.origin, instance, epochs))
+        plugins.append(Plugin(name, entry.kind, entry.origin, instance, known, epochs))
     return in_order(plugins)
 
 
-def _in_epochs(cls: type, settings: Mapping[str, Any], name: str) -> dict[str, Fraction]:
-    """Return those of a plugin's settings that are given in epochs."""
-    given = {key: settings[key] for key in step_settings(cls) if key in settings}
-    found = {k: interval_in_epochs(value, f"{name}.{k}") for k, value in given.items()}
-    return {key: epochs for key, epochs in found.items() if epochs is not None}
+def _intervals_read(
+    cls: type, settings: Mapping[str, Any], name: str
+) -> tuple[dict[str, Any], dict[str, Fraction]]:
+    """Return a plugin's settings without those that are given in epochs, and these."""
+    known, epochs = dict(settings), {}
+    for key in filter(settings.__contains__, step_settings(cls)):
+        interval = read_interval(known.pop(key), f"{name}.{key}")
+        if isinstance(interval, Fraction):
+            epochs[key] = interval
+        else:
+            known[key] = interval
+    return known, epochs
 
 
 def in_order(plugins: Sequence[Plugin]) -> list[Plugin]:

@@ -50,7 +50,10 @@ def _so_far(path: Path) -> Summary:
     known = {k: v for k, v in start.items() if k in KEYS}
     steps = max((x["step"] for x in lines if "loss" in x), default=0)
     given = {**known, "name": path.name, "directory": str(path), "steps": steps}
-    made: Summary = build(Summary, {**given, "status": UNFINISHED})
+    try:
+        made: Summary = build(Summary, {**given, "status": UNFINISHED})
+    except BadInput as error:
+        raise BadInput(f"{path / EVENTS} is not the record of a run: {error}") from error
     return made
 
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from altcore import BadInput
-from altcore.config import TrainConfig, interval_in_epochs, load_config
+from altcore.config import TrainConfig, load_config, read_interval
 from altcore.errors import DEFAULT, Source
 
 SET = Source(flag="--set")
@@ -83,20 +83,30 @@ def test_a_configuration_that_is_not_counted_yet_can_be_written():
     [("2 epochs", Fraction(2)), ("0.25 epoch", Fraction(1, 4)), ("1/3 epoch", Fraction(1, 3))],
 )
 def test_an_interval_in_epochs_is_exact(text, epochs):
-    assert interval_in_epochs(text, "p.interval") == epochs
+    assert read_interval(text, "p.interval") == epochs
 
 
-def test_an_interval_in_steps_is_none_in_epochs():
-    assert interval_in_epochs(50, "p.interval") is None
-    assert interval_in_epochs(None, "p.interval") is None
+@pytest.mark.parametrize("value", [50, "50 steps", "50 step", "5e1 steps"])
+def test_an_interval_in_steps_is_a_whole_number(value):
+    found = read_interval(value, "p.interval")
+    assert (found, type(found)) == (50, int)
 
 
-@pytest.mark.parametrize(
-    "text", ["epoch", "2", "0 epochs", "-1 epoch", "1/0 epoch", "2 steps", "x"]
-)
-def test_another_text_is_no_interval(text):
+def test_no_interval_stays_none():
+    assert read_interval(None, "p.interval") is None
+
+
+NONE = [
+    *("epoch", "2", "0 epochs", "-1 epoch", "1/0 epoch", "1.5 steps", "-2 steps", "0 steps", "x"),
+    *("inf epochs", "nan epochs", "1e999999999 epochs", "1/2/3 epochs", "1e999999999 steps"),
+    *({}, [2], 1.5, True),
+]
+
+
+@pytest.mark.parametrize("value", NONE, ids=str)
+def test_another_value_is_no_interval(value):
     """The message shows what would be one."""
     with pytest.raises(
         BadInput, match=r"^p.interval: .* is not an interval: 50 \(steps\), 2 epochs"
     ):
-        interval_in_epochs(text, "p.interval")
+        read_interval(value, "p.interval")

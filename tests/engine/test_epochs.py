@@ -126,6 +126,7 @@ def timed(shelf, steps):
     ("interval", "due", "nearest"),
     [
         (3, [3, 6, 9, 12, 15, 18], 3),
+        ("3 steps", [3, 6, 9, 12, 15, 18], 3),
         ("1 epoch", [10, 20], 10),
         ("0.25 epoch", [3, 5, 8, 10, 13, 15, 18, 20], 2),
         ("1/3 epochs", [3, 7, 10, 13, 17, 20], 3),
@@ -186,7 +187,7 @@ def test_every_setting_that_counts_steps_is_known_to():
     ("value", "words"),
     [
         ("0.1 epoch", "partition-clip.check_interval: must be >= 2"),
-        ("0.05 epoch", "partition-clip.check_interval: 1/20 epoch is less than a step"),
+        ("0.05 epoch", "partition-clip.check_interval: 0.05 epoch is less than a step"),
         ("2 epoch s", "partition-clip.check_interval: '2 epoch s' is not an interval"),
     ],
 )
@@ -245,13 +246,24 @@ def test_an_accumulation_that_does_not_divide_the_epoch_is_refused(points, start
     ("keys", "words"),
     [
         ({"evals_per_epoch": 11}, "evals_per_epoch: 11 is more than the 10 steps of an epoch"),
-        ({"timed__interval": "0.05 epoch"}, "timed.interval: 1/20 epoch is less than a step"),
+        ({"timed__interval": "0.05 epoch"}, "timed.interval: 0.05 epoch is less than a step"),
     ],
 )
 def test_more_often_than_every_step_is_refused(points, shelf, start, keys, words):
     timed(shelf, [])
     with pytest.raises(BadInput, match=words):
         altcore.train(in_epochs(start, ["timed"], epochs=1, **keys))
+
+
+@pytest.mark.parametrize("key", ["epochs", "warmup_epochs", "timed__interval"])
+def test_more_steps_than_can_be_counted_are_refused(points, shelf, start, key):
+    """Such a run would never end, and its record could not be read."""
+    timed(shelf, [])
+    value = "1e300 epochs" if key == "timed__interval" else 1e300
+    says = rf"^{key.replace('__', '.')}: 1e\+300 epochs: their number of steps is beyond 64 bits"
+    with pytest.raises(BadInput, match=says):
+        altcore.train(in_epochs(start, ["timed"], **{"epochs": 1, key: value}))
+    assert not start.runs.exists()
 
 
 @pytest.mark.parametrize("batches", [0, -1, 2.5, True, "10"])

@@ -53,6 +53,16 @@ def test_a_summary_that_fits_no_schema_is_refused(text, says, tmp_path):
     assert says in str(caught.value)
 
 
+def test_a_run_whose_events_fit_no_schema_is_refused(tmp_path):
+    """While it has no summary; named by the file that is read instead."""
+    directory = run_directory(tmp_path, name="r")
+    directory.append("events.jsonl", {"step": 0, "event": "start", "max_steps": 10**30})
+    with pytest.raises(
+        BadInput, match=r"r/events\.jsonl is not .* of a run: max_steps: .* 64 bits"
+    ):
+        summary_of(directory.path)
+
+
 def test_numbers_that_are_not_finite_are_null(tmp_path):
     """At any depth: a summary is JSON that everything can read."""
     directory = run_directory(tmp_path, name="r")
