@@ -17,7 +17,13 @@ from attrs import evolve, fields_dict, frozen
 from attrs.validators import and_ as both
 from attrs.validators import ge, gt, in_, le, lt, optional
 
-from altcore.config.epochs import IN_STEPS, given_twice, refuse_both, without_uncounted
+from altcore.config.epochs import (
+    IN_STEPS,
+    Unasked,
+    given_twice,
+    refuse_both,
+    without_uncounted,
+)
 from altcore.config.original_keys import compound_keys, renamed_keys, shared_keys
 from altcore.errors import BadInput, Source, located, nearest, shown, with_article
 from altcore.formats import AnyFormat, check_digests, missing_origins
@@ -76,7 +82,7 @@ class TrainConfig:
     seed: int = setting(
         42, help="decides weights, batches and rounding", validator=both(ge(0), lt(2**63))
     )
-    max_steps: int = setting(300, help="steps of the run", validator=ge(1))
+    max_steps: int = setting(factory=lambda: Unasked(300), help="steps of the run", validator=ge(1))
     epochs: float | None = setting(
         None, help="epochs of the run, in place of `max_steps`", validator=optional(_POSITIVE)
     )
@@ -92,7 +98,9 @@ class TrainConfig:
     decay_share: float = setting(
         0.2, help="share of the steps over which schedule wsd falls", validator=_SHARE
     )
-    warmup_steps: int = setting(30, help="steps of linear warm-up", validator=ge(0))
+    warmup_steps: int = setting(
+        factory=lambda: Unasked(30), help="steps of linear warm-up", validator=ge(0)
+    )
     warmup_epochs: float | None = setting(
         None,
         help="epochs of linear warm-up, in place of `warmup_steps`",
@@ -104,7 +112,9 @@ class TrainConfig:
     )
     log_interval: int = setting(1, help="steps between lines of metrics", validator=ge(1))
     eval_interval: int = setting(
-        100, help="steps between evaluations; 0 is only at the end", validator=ge(0)
+        factory=lambda: Unasked(100),
+        help="steps between evaluations; 0 is only at the end",
+        validator=ge(0),
     )
     evals_per_epoch: int | None = setting(
         None, help="evaluations in an epoch, in place of `eval_interval`", validator=optional(ge(1))
@@ -177,9 +187,8 @@ class TrainConfig:
         twice = {p for p in self.plugins if self.plugins.count(p) > 1}
         if twice:
             raise BadInput(f"{', '.join(sorted(twice))} is listed twice", key="plugins")
-        keys = fields_dict(TrainConfig)
         for key, steps in IN_STEPS.items() if self.steps_per_epoch is None else ():
-            if getattr(self, key) is not None and getattr(self, steps) != keys[steps].default:
+            if getattr(self, key) is not None and not isinstance(getattr(self, steps), Unasked):
                 raise given_twice(key)
         for owner in self.settings:
             if owner not in self.active:
