@@ -26,7 +26,7 @@ from altcore.config.epochs import (
 )
 from altcore.config.original_keys import compound_keys, renamed_keys, shared_keys
 from altcore.errors import BadInput, Source, located, nearest, shown, with_article
-from altcore.formats import AnyFormat, check_digests, missing_origins
+from altcore.formats import AnyFormat, check_digests, origins_recorded
 from altcore.hooks import build, builtin_fields, format_or_none, setting, to_plain
 from altcore.recipes import Recipe, name_of, read_recipe, self_contained
 from altcore.registry import HOOK_KINDS, Entry, entries
@@ -211,12 +211,10 @@ class TrainConfig:
         """
         # Settings of something that is not active are refused under its name.
         owners = {path.partition(".")[0]: source for path, source in (sources or {}).items()}
-        with located({**owners, **(sources or {})}):
-            try:
-                made: TrainConfig = build(cls, refuse_both(plain, sources or {}))
-            except BadInput as error:
-                _name_origins(error, plain)
-                raise
+        origins = plain.get("format_origins")
+        known = origins if isinstance(origins, Mapping) else {}
+        with located({**owners, **(sources or {})}), origins_recorded(known):
+            made: TrainConfig = build(cls, refuse_both(plain, sources or {}))
         return made
 
     @property
@@ -249,17 +247,6 @@ class TrainConfig:
     def evolve(self, **changes: Any) -> TrainConfig:
         """Return a changed copy."""
         return evolve(self, **changes)
-
-
-def _name_origins(error: BadInput, plain: Mapping[str, Any]) -> None:
-    """Say what to install, if the record's formats are gone that a refused key names."""
-    recorded = plain.get("format_origins")
-    if error.key not in ("format", "recipe") or not isinstance(recorded, Mapping):
-        return
-    missing = missing_origins(recorded)
-    if error.key == "recipe" or plain.get("format") in missing:
-        came = [f"{name} came from {origin}" for name, origin in missing.items()]
-        error.hint = f"{', '.join(came)}: install it" if came else error.hint
 
 
 LONGEST_NAME = 100

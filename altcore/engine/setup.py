@@ -26,6 +26,7 @@ from altcore.engine.randomness import seed_all
 from altcore.engine.remarks import about_recipe, about_schedule
 from altcore.engine.state import Run, Workload
 from altcore.errors import BadInput, keyed, nearest
+from altcore.formats import origins_recorded
 from altcore.hooks import make_plugin
 from altcore.quantization import Quantization, find_layers, matrices
 from altcore.recipes import formats_in, matching, some
@@ -126,6 +127,16 @@ def prepare(
     resume: str | None = None,
 ) -> Engine:
     """Check and build everything, then make the run's directory; returns the engine, ready."""
+    with origins_recorded(config.format_origins):
+        return _prepare(config, model, batch, resume)
+
+
+def _prepare(
+    config: TrainConfig,
+    model: nn.Module | None,
+    batch: Callable[[str, int, int], Any] | None,
+    resume: str | None,
+) -> Engine:
     device = choose_device(config.device)
     plugins = load_plugins(config)
     seed_all(config.seed)
