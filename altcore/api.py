@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import structlog
 import torch
 from attrs import field, fields_dict, frozen
 from torch import nn
@@ -15,7 +16,10 @@ from altcore.engine import build_workload, prepare, resumed
 from altcore.errors import BadInput, Source, located, shown
 from altcore.quantization import find_layers, tied_matrices
 from altcore.recipes import Layer
+from altcore.registry import left_out
 from altcore.runs import step_lines
+
+log = structlog.get_logger("altcore")
 
 
 @frozen
@@ -57,6 +61,7 @@ def train(
 ) -> Result:
     """Train, and return the outcome, as ``altcore train`` does.
 
+    Distributions whose metadata cannot be read are left out, and named by one warning a process.
     Works under `torch.no_grad` and `torch.inference_mode`, too. A collapse is a result, no error.
 
     Args:
@@ -87,6 +92,9 @@ def train(
     if config is None and resume is not None and preset is None:
         config = resumed(resume, str(fields_dict(TrainConfig)["runs_dir"].default))
     given, sources = _as_config(config, preset)
+    # After the configuration, for which families of formats are asked.
+    for line in left_out(again=False):
+        log.warning(line)
     if device is not None:
         given = given.evolve(device=device)
     if isinstance(data, str | Path):

@@ -10,7 +10,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -29,7 +29,7 @@ RESERVED = ("none", "FORMAT")
 NAMED_ONCE = ("workload", "optimizer")
 """Kinds of which a run has one, with settings under its name."""
 SHOWN = 5
-"""Names that the message of an unknown one offers."""
+"""Names that the message of an unknown one offers, and distributions named that are left out."""
 ENTRY_POINTS = "entry_points.txt"
 
 
@@ -146,6 +146,29 @@ def installed() -> Installed:
             problems.append(Problem(str(folder / ENTRY_POINTS), text, is_left_out=False))
     ordered = sorted(found, key=lambda e: (KINDS.index(e.kind), e.name, e.distribution))
     return Installed(tuple(ordered), tuple(sorted(problems)))
+
+
+_broken_families: set[str] = set()
+"""The errors of families that were asked for a format and are broken."""
+_told: set[str] = set()
+"""The lines of what is left out that this process has told."""
+
+
+def left_out(*, again: bool) -> list[str]:
+    """Return a line for each distribution that is left out, to be told.
+
+    Unless ``again``, only what was not told in this process, families that broke when they were
+    asked included, and a few of many: they may be about something else.
+    """
+    lines = [str(problem) for problem in installed().problems if problem.is_left_out]
+    if again:
+        return lines
+    lines += [f"{text}: left out" for text in sorted(_broken_families)]
+    news = [line for line in lines if line not in _told]
+    _told.update(news)
+    rest = len(news) - SHOWN
+    more = [f"and {rest} more; altcore plugins check names them all"] if rest > 0 else []
+    return news[:SHOWN] + more
 
 
 def spare_torch() -> None:
@@ -308,12 +331,11 @@ def ask_family(entry: Entry, name: str) -> Any:
 
     Raises `BadInput` if the family says why there is no such format, and if it fails.
     """
-    family = entry.load()
-    if not callable(family):
-        raise BadInput(
-            f"format family {entry.name} ({entry.origin}) is {type(family).__name__} "
-            f"{family!r:.60}: an entry point with * names a function from a name to a Format"
-        )
+    try:
+        family = load_family(entry)
+    except BadInput as error:
+        _broken_families.add(str(error))
+        raise
     try:
         found = family(name)
     except BadInput as error:
@@ -322,8 +344,22 @@ def ask_family(entry: Entry, name: str) -> Any:
         raise
     # A third party's function may raise anything; the message names it.
     except Exception as error:
-        raise BadInput(
+        text = (
             f"format family {entry.name} ({entry.origin}) failed on {name!r}: "
             f"{type(error).__name__}: {error}"
-        ) from error
+        )
+        _broken_families.add(text)
+        raise BadInput(text) from error
     return found
+
+
+def load_family(entry: Entry) -> Callable[[str], Any]:
+    """Return a family's function; `BadInput` if it has none."""
+    family = entry.load()
+    if not callable(family):
+        raise BadInput(
+            f"format family {entry.name} ({entry.origin}) is {type(family).__name__} "
+            f"{family!r:.60}: an entry point with * names a function from a name to a Format"
+        )
+    made: Callable[[str], Any] = family
+    return made

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from altcore.cli import options
 from altcore.cli.options import AS_JSON, Group, once, print_json, runs_dir_option, tell_left_out
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, BlockFormat, Format, get_format
-from altcore.registry import entries
+from altcore.registry import entries, load_family
 
 WIDTH = 96
 """Columns of a picture in the terminal."""
@@ -110,15 +111,16 @@ def precision_of(fmt: Format) -> int | None:
 @AS_JSON
 def list_(as_json: bool) -> None:
     """List the installed formats with their figures."""
-    tell_left_out(all_of_them=True)
-    rows = []
-    for name in sorted({e.name for e in entries() if e.kind == "format" and not e.is_family}):
-        try:
+    tell_left_out(again=True)
+    found = [e for e in entries() if e.kind == "format"]
+    rows, families = [], []
+    for name in sorted({e.name for e in found if not e.is_family}):
+        with _left_out_if_broken(name):
             rows.append(facts(get_format(name)))
-        # Whatever is wrong with one, list the others.
-        except Exception as error:
-            kind = "" if isinstance(error, BadInput) else f"format {name}: {type(error).__name__}: "
-            click.echo(f"altcore: {kind}{' '.join(str(error).splitlines())}: left out", err=True)
+    for entry in (e for e in found if e.is_family):
+        with _left_out_if_broken(entry.name):
+            load_family(entry)
+            families.append(entry.name)
     if as_json:
         print_json(rows)
         return
@@ -127,9 +129,18 @@ def list_(as_json: bool) -> None:
     if in_blocks:
         click.echo("\nin blocks that share a scale (the figures are those of the elements):")
         _print_table([{k: row[k] for k in BLOCK_COLUMNS} for row in in_blocks])
-    families = [e.name for e in entries() if e.is_family]
     if families:
         click.echo(f"\nand any name of the families {', '.join(sorted(families))}")
+
+
+@contextmanager
+def _left_out_if_broken(name: str) -> Iterator[None]:
+    """Name a format with which anything is wrong; the others are listed all the same."""
+    try:
+        yield
+    except Exception as error:
+        kind = "" if isinstance(error, BadInput) else f"format {name}: {type(error).__name__}: "
+        click.echo(f"altcore: {kind}{' '.join(str(error).splitlines())}: left out", err=True)
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

@@ -13,7 +13,7 @@ import click
 
 from altcore.builtin_types import to_json
 from altcore.errors import BadInput, nearest
-from altcore.registry import installed
+from altcore.registry import left_out
 
 
 def once(*names: str, default: Any = None, **more: Any) -> Callable[[Any], Any]:
@@ -97,19 +97,10 @@ def runs_dir_option(command: Any) -> Any:
     return option(command)
 
 
-NAMED = 5
-"""Distributions that commands name which are about something else."""
-
-
-def tell_left_out(*, all_of_them: bool) -> None:
-    """Name the distributions that are left out, on standard error, with what is wrong."""
-    problems = [problem for problem in installed().problems if problem.is_left_out]
-    shown = problems if all_of_them else problems[:NAMED]
-    for problem in shown:
-        click.echo(f"altcore: {problem}", err=True)
-    if len(problems) > len(shown):
-        rest = len(problems) - len(shown)
-        click.echo(f"altcore: and {rest} more; altcore plugins check names them all", err=True)
+def tell_left_out(*, again: bool) -> None:
+    """Name the distributions that are left out, on standard error; see `altcore.registry`."""
+    for line in left_out(again=again):
+        click.echo(f"altcore: {line}", err=True)
 
 
 STDOUT = "altcore.stdout"

@@ -24,7 +24,7 @@ def plugins() -> None:
 @AS_JSON
 def list_(kind: str | None, as_json: bool) -> None:
     """List formats and plugins. This reads metadata and imports nothing."""
-    tell_left_out(all_of_them=True)
+    tell_left_out(again=True)
     found = [e for e in entries() if kind in (None, e.kind)]
     names = [(e.kind, e.name) for e in found]
     rows = [

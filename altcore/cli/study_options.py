@@ -70,7 +70,7 @@ def study_options(command: Any) -> Any:
 
 def split(shared: dict[str, Any]) -> tuple[list[Override], dict[str, Any]]:
     """Return the configuration keys among the shared options, and the other options."""
-    tell_left_out(all_of_them=False)
+    tell_left_out(again=False)
     flags = {name: shared[name] for name in SHARED}
     rest = {k: v for k, v in shared.items() if k not in (*SHARED, "sets")}
     return overrides_of(flags, shared["sets"]), rest

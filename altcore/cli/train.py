@@ -86,7 +86,7 @@ def train(
     """  # noqa: D301 - click's mark for lines to be kept is a real backspace
     from altcore.config import load_with_sources, missing_observers
 
-    tell_left_out(all_of_them=False)
+    tell_left_out(again=False)
     overrides = overrides_of(flags, sets)
     listed, left_out = names(plugins, "--plugin"), names(without, "--no-plugin")
     if strict:
@@ -103,6 +103,7 @@ def train(
     else:
         with located({"config": Source(flag="--config")}):
             config, sources = load_with_sources(file, overrides, listed, left_out)
+        tell_left_out(again=False)  # families are asked as the configuration is read
         for name in missing_observers():
             if name not in config.no_plugins:
                 click.echo(f"altcore: the observer {name} is not installed and left out", err=True)

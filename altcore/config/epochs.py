@@ -17,6 +17,10 @@ IN_STEPS = {
 """Keys in epochs, and those in steps that are computed from them."""
 
 
+class Unasked(int):
+    """A number of steps that nobody gave: the default of a key that may also be said in epochs."""
+
+
 def refuse_both(
     plain: Mapping[str, Any], sources: Mapping[str, Source | None]
 ) -> Mapping[str, Any]:

@@ -17,10 +17,16 @@ from attrs import evolve, fields_dict, frozen
 from attrs.validators import and_ as both
 from attrs.validators import ge, gt, in_, le, lt, optional
 
-from altcore.config.epochs import IN_STEPS, given_twice, refuse_both, without_uncounted
+from altcore.config.epochs import (
+    IN_STEPS,
+    Unasked,
+    given_twice,
+    refuse_both,
+    without_uncounted,
+)
 from altcore.config.original_keys import compound_keys, renamed_keys, shared_keys
 from altcore.errors import BadInput, Source, located, nearest, shown, with_article
-from altcore.formats import AnyFormat, check_digests, missing_origins
+from altcore.formats import AnyFormat, check_digests, origins_recorded
 from altcore.hooks import build, builtin_fields, format_or_none, setting, to_plain
 from altcore.recipes import Recipe, name_of, read_recipe, self_contained
 from altcore.registry import HOOK_KINDS, Entry, entries
@@ -76,7 +82,7 @@ class TrainConfig:
     seed: int = setting(
         42, help="decides weights, batches and rounding", validator=both(ge(0), lt(2**63))
     )
-    max_steps: int = setting(300, help="steps of the run", validator=ge(1))
+    max_steps: int = setting(factory=lambda: Unasked(300), help="steps of the run", validator=ge(1))
     epochs: float | None = setting(
         None, help="epochs of the run, in place of `max_steps`", validator=optional(_POSITIVE)
     )
@@ -92,7 +98,9 @@ class TrainConfig:
     decay_share: float = setting(
         0.2, help="share of the steps over which schedule wsd falls", validator=_SHARE
     )
-    warmup_steps: int = setting(30, help="steps of linear warm-up", validator=ge(0))
+    warmup_steps: int = setting(
+        factory=lambda: Unasked(30), help="steps of linear warm-up", validator=ge(0)
+    )
     warmup_epochs: float | None = setting(
         None,
         help="epochs of linear warm-up, in place of `warmup_steps`",
@@ -104,7 +112,9 @@ class TrainConfig:
     )
     log_interval: int = setting(1, help="steps between lines of metrics", validator=ge(1))
     eval_interval: int = setting(
-        100, help="steps between evaluations; 0 is only at the end", validator=ge(0)
+        factory=lambda: Unasked(100),
+        help="steps between evaluations; 0 is only at the end",
+        validator=ge(0),
     )
     evals_per_epoch: int | None = setting(
         None, help="evaluations in an epoch, in place of `eval_interval`", validator=optional(ge(1))
@@ -182,9 +192,8 @@ class TrainConfig:
         twice = {p for p in self.plugins if self.plugins.count(p) > 1}
         if twice:
             raise BadInput(f"{', '.join(sorted(twice))} is listed twice", key="plugins")
-        keys = fields_dict(TrainConfig)
         for key, steps in IN_STEPS.items() if self.steps_per_epoch is None else ():
-            if getattr(self, key) is not None and getattr(self, steps) != keys[steps].default:
+            if getattr(self, key) is not None and not isinstance(getattr(self, steps), Unasked):
                 raise given_twice(key)
         for owner in self.settings:
             if owner not in self.active:
@@ -207,12 +216,10 @@ class TrainConfig:
         """
         # Settings of something that is not active are refused under its name.
         owners = {path.partition(".")[0]: source for path, source in (sources or {}).items()}
-        with located({**owners, **(sources or {})}):
-            try:
-                made: TrainConfig = build(cls, refuse_both(plain, sources or {}))
-            except BadInput as error:
-                _name_origins(error, plain)
-                raise
+        origins = plain.get("format_origins")
+        known = origins if isinstance(origins, Mapping) else {}
+        with located({**owners, **(sources or {})}), origins_recorded(known):
+            made: TrainConfig = build(cls, refuse_both(plain, sources or {}))
         return made
 
     @property
@@ -245,17 +252,6 @@ class TrainConfig:
     def evolve(self, **changes: Any) -> TrainConfig:
         """Return a changed copy."""
         return evolve(self, **changes)
-
-
-def _name_origins(error: BadInput, plain: Mapping[str, Any]) -> None:
-    """Say what to install, if the record's formats are gone that a refused key names."""
-    recorded = plain.get("format_origins")
-    if error.key not in ("format", "recipe") or not isinstance(recorded, Mapping):
-        return
-    missing = missing_origins(recorded)
-    if error.key == "recipe" or plain.get("format") in missing:
-        came = [f"{name} came from {origin}" for name, origin in missing.items()]
-        error.hint = f"{', '.join(came)}: install it" if came else error.hint
 
 
 LONGEST_NAME = 100

@@ -28,6 +28,7 @@ from altcore.engine.remarks import about_recipe, about_schedule
 from altcore.engine.state import Run, Workload
 from altcore.engine.state_checks import Built
 from altcore.errors import BadInput, keyed, nearest
+from altcore.formats import origins_recorded
 from altcore.hooks import make_plugin
 from altcore.quantization import Quantization, find_layers, matrices
 from altcore.recipes import formats_in, matching, some
@@ -82,6 +83,17 @@ def prepare(
 
     ``allow_change`` names what may be another than it was in the run that goes on.
     """
+    with origins_recorded(config.format_origins):
+        return _prepare(config, model, batch, resume, allow_change)
+
+
+def _prepare(
+    config: TrainConfig,
+    model: nn.Module | None,
+    batch: Callable[[str, int, int], Any] | None,
+    resume: str | None,
+    allow_change: Sequence[str],
+) -> Engine:
     given = given_from_python(model, batch)
     device = choose_device(config.device)
     plugins = load_plugins(config)

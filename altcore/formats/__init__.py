@@ -7,12 +7,12 @@ from altcore.formats.base import MAX_BITS, Format, Ties, to_single
 from altcore.formats.blocks import AnyFormat, BlockFormat, ScaleRule
 from altcore.formats.digests import digest, format_digest
 from altcore.formats.floats import FloatFormat, Specials, float_format
+from altcore.formats.lookup import origins_recorded
 from altcore.formats.reading import from_plain, get_format, get_scalar_format, is_plain
 from altcore.formats.records import (
     check_digests,
     check_names,
     digests_of,
-    missing_origins,
     origins_of,
     saved,
 )
@@ -51,9 +51,9 @@ __all__ = [
     "get_scalar_format",
     "is_plain",
     "log_boundary",
-    "missing_origins",
     "no_code",
     "origins_of",
+    "origins_recorded",
     "round_scalar",
     "saved",
     "table_format",

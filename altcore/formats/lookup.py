@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from typing import Any, TypeGuard
 
@@ -35,15 +38,38 @@ def format_named(name: str) -> AnyFormat:
                 "returns one"
             )
         return _called(found, name, entry)
-    family = family_of(name)
-    if family is None:
+    family = _family_of(name)
+    return _called(_made(family, name), name, family)
+
+
+_RECORDED: ContextVar[Mapping[str, str] | None] = ContextVar("recorded_origins", default=None)
+
+
+@contextmanager
+def origins_recorded(origins: Mapping[str, str]) -> Iterator[None]:
+    """Let the error of a format that is not installed name the distribution that a record does."""
+    token = _RECORDED.set(origins)
+    try:
+        yield
+    finally:
+        _RECORDED.reset(token)
+
+
+def _family_of(name: str) -> Entry:
+    """Return the family that answers to a name; `BadInput` if none does."""
+    try:
+        if family := family_of(name):
+            return family
         if "*" in name:
             raise BadInput(
                 f"{name!r} is a family of formats: give one of its names, as E4M3 for E*M*"
             )
         find(name, ("format",))
-        raise AssertionError("find raises for unknown names")
-    return _called(_made(family, name), name, family)
+    except BadInput as error:
+        if origin := (_RECORDED.get() or {}).get(name):
+            error.hint = f"{name} came from {origin}: install it"
+        raise
+    raise AssertionError("find raises for unknown names")
 
 
 def origin_of(name: str) -> str:

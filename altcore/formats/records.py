@@ -36,11 +36,6 @@ def origins_of(names: Iterable[str]) -> dict[str, str]:
     return {name: origin_of(name) for name in names}
 
 
-def missing_origins(recorded: Mapping[str, str]) -> dict[str, str]:
-    """Return the recorded origins of the formats that nothing installed here names."""
-    return {name: origin for name, origin in recorded.items() if not _installed(name)}
-
-
 def check_names(formats: Iterable[AnyFormat]) -> None:
     """Raise `BadInput` if a format has the name of one with other values or rules.
 

@@ -221,6 +221,8 @@ def to_plain(value: Any) -> Any:
         return {str(k): to_plain(v) for k, v in value.items()}
     if isinstance(value, tuple | list):
         return [to_plain(v) for v in value]
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)  # YAML writes no subclass
     return value
 
 

@@ -167,6 +167,70 @@ def test_train(site, tmp_path, corpus):
     assert "altcore: and 45 more; altcore plugins check names them all" in told
 
 
+@pytest.fixture
+def families(tmp_path, monkeypatch):
+    """Three broken families whose pattern fits the name of E5M5, beside the one that answers."""
+    folder = tmp_path / "families"
+    codes = {"imports": "import acme_nothing", "calls": "x = 1", "fails": "x = lambda name: 1 / 0"}
+    for name, code in codes.items():
+        points = {"format": {"E*": f"acme_{name}:x"}}
+        distribution(folder, f"acme-{name}", points, **{f"acme_{name}": code})
+    monkeypatch.syspath_prepend(str(folder))
+    forget_installed()
+    yield list(codes)
+    forget_installed()
+    for name in codes:
+        sys.modules.pop(f"acme_{name}", None)
+
+
+BROKEN_FAMILIES = {
+    "imports": "format E* (acme-imports 1.0) cannot be loaded: ModuleNotFoundError",
+    "calls": "format family E* (acme-calls 1.0) is int 1",
+    "fails": "format family E* (acme-fails 1.0) failed on 'E5M5': ZeroDivisionError",
+}
+
+
+def test_broken_families_are_named_where_they_are_asked(families, tmp_path, corpus, capsys):
+    """Another one answers, so that the run goes on; each is named once."""
+    given = ("--data", corpus, "--set", f"runs_dir={tmp_path}", "--steps", "1", "--format", "E5M5")
+    for again in (False, True):
+        found = call(capsys, "train", *TINY, *given)
+        assert found.code == 0, found.err
+        told = [x for x in found.err.splitlines() if x.endswith(": left out")]
+        assert len(told) == (0 if again else len(families))
+        for line, text in zip(told, sorted(BROKEN_FAMILIES.values()), strict=not again):
+            assert line.startswith(f"altcore: {text}")
+
+
+def test_broken_families_are_named_in_the_list(families, capsys):
+    """They are no families that one could ask. Whether a function fails only asking shows."""
+    found = call(capsys, "formats", "list")
+    assert (found.code, found.out.count("E*,")) == (0, 1)
+    for name in ("imports", "calls"):
+        assert found.err.count(BROKEN_FAMILIES[name]) == 1
+
+
+def test_from_python_those_left_out_are_named_once(site, tmp_path, corpus):
+    """As the command names them, by a warning of the first training."""
+    code = f"""
+import altcore
+keys = {{"gpt.size": "tiny", "gpt.n_layer": 1, "gpt.data": {str(corpus)!r}, "max_steps": 1}}
+for _ in range(2):
+    altcore.train({{**keys, "no_plugins": ["progress"], "device": "cpu"}})
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment([site]),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = done.stdout + done.stderr
+    assert (told.count(": left out"), told.count("and 45 more; altcore plugins check")) == (5, 1)
+
+
 @pytest.mark.usefixtures("here")
 def test_an_unknown_name_offers_five(capsys):
     """And not all that are installed."""

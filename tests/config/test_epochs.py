@@ -40,11 +40,26 @@ def test_a_configuration_made_in_python_has_not_both():
         lambda: TrainConfig(epochs=2.0, max_steps=5),
         lambda: TrainConfig(max_steps=5).evolve(epochs=2.0),
         lambda: TrainConfig(warmup_epochs=2.0, warmup_steps=0),
+        # The default's number is given, too.
+        lambda: TrainConfig(epochs=2.0, max_steps=300),
+        lambda: TrainConfig(max_steps=300).evolve(epochs=2.0),
+        lambda: TrainConfig(epochs=2.0).evolve(max_steps=300),
+        lambda: TrainConfig(evals_per_epoch=2, eval_interval=100),
     ):
-        with pytest.raises(BadInput, match="_steps is given, too"):
+        with pytest.raises(BadInput, match=r"(_steps|_interval) is given, too"):
             make()
+    assert TrainConfig().evolve(epochs=2.0) == TrainConfig(epochs=2.0)
     config = load_config(None, [("evals_per_epoch", 2, SET), ("eval_interval", 0, DEFAULT)])
     assert (config.evals_per_epoch, config.eval_interval) == (2, 100)
+
+
+def test_a_default_that_nobody_gave_is_written_as_a_number():
+    """In the configuration, and among the settings that the documentation lists."""
+    text = yaml.safe_dump(TrainConfig().to_plain())
+    assert yaml.safe_load(text)["max_steps"] == 300
+    given = TrainConfig.from_plain({**yaml.safe_load(text), "format": None})
+    with pytest.raises(BadInput, match="max_steps is given, too"):
+        given.evolve(epochs=2.0)
 
 
 def record(tmp_path):

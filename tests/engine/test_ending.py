@@ -4,16 +4,18 @@ import json
 import math
 import os
 import signal
+from statistics import fmean, stdev
 
 import pytest
 from attrs import define, fields
 from helpers import events, metrics_bytes
 
-from altcore import Stop, hookimpl
+from altcore import ScaleLearningRate, Stop, hookimpl
 from altcore.engine.summarizing import is_improving, rates
 from altcore.errors import BadInput, Interrupted, PluginError
 from altcore.recipes import NAMED
-from altcore.runs import Summary, summary_of
+from altcore.registry import entries
+from altcore.runs import Summary, read_lines, summary_of
 
 
 def acting(shelf, kind="intervention", name="acting", **methods):
@@ -109,6 +111,53 @@ def test_a_run_that_collapses(shelf, start):
     assert run.verdict == "did not learn: 7 of 9 steps discarded"
 
 
+def test_a_run_that_diverges_and_goes_on(start):
+    """The verdict is what the loss curve shows: when it left its start behind, and how it ended."""
+    run = start(name="r", learning_rate=3.0, max_steps=40)
+    losses = [x["loss"] for x in run.metrics_history]
+    averages = {n: fmean(losses[n - 20 : n]) for n in range(26, 41)}
+    first = next(n for n, average in averages.items() if average > 1.2 * losses[0])
+    plain = check_summary(run.run_directory, status="finished", steps=40, learned=False)
+    (collapse,) = plain["collapses"]
+    assert (collapse["step"], collapse["cause"]) == (first, "diverged")
+    assert fmean(losses[20:30]) > fmean(losses[30:]) > 2 * losses[0]
+    says = f"did not learn, still improving at the end; collapsed at step {first}, went on"
+    assert plain["verdict"] == says
+    assert (plain["failure_step"], plain["failure_reason"]) == (first, collapse["reason"])
+
+
+def test_a_run_that_stalls_and_goes_on(start):
+    """Weights that no update moves: the curve is flat from its first step to its last."""
+    stored = {"stored_weight": {"format": "E7M0", "rounding": "nearest-even"}}
+    keys = {"learning_rate": 1e-6, "schedule": "constant", "warmup_steps": 0, "stall_window": 20}
+    run = start(name="r", recipe=stored, max_steps=40, **keys)
+    losses = [x["loss"] for x in run.metrics_history]
+    plain = check_summary(run.run_directory, status="finished", steps=40, learned=False)
+    assert plain["stored_stall_rate"] > 0.99
+    assert abs(fmean(losses[:20]) - fmean(losses[20:])) < stdev(losses)
+    first = plain["collapses"][0]["step"]
+    assert {c["cause"] for c in plain["collapses"]} == {"stalled"}
+    assert first >= 20, "a whole window was judged"
+    assert plain["verdict"] == f"did not learn; collapsed at step {first}, went on"
+
+
+def test_a_run_that_learned_and_then_diverges(shelf, start):
+    """The last evaluation decides what it came to, and the step says when."""
+
+    def pre_step(self, run, step):
+        return ScaleLearningRate(factor=300.0, reason="too much") if step.index == 100 else None
+
+    acting(shelf, pre_step=pre_step)
+    run = start(["acting"], name="r", max_steps=130, schedule="constant", eval_interval=99)
+    losses = [x["loss"] for x in run.metrics_history]
+    assert fmean(losses[90:99]) < 0.6 * losses[0] < losses[0] < fmean(losses[110:])
+    plain = check_summary(run.run_directory, status="finished", learned=False, best_step=99)
+    (collapse,) = plain["collapses"]
+    assert 100 < collapse["step"] <= 120
+    assert plain["verdict"].startswith("did not learn")
+    assert plain["verdict"].endswith(f"; collapsed at step {collapse['step']}, went on")
+
+
 def test_a_run_that_fails(shelf, start):
     """The error, and the step at which it came."""
 
@@ -190,6 +239,36 @@ def test_every_recipe_gives_a_summary(recipe, start):
     if plain["bit_stall_of"]:
         assert plain["bit_stall_final"] == plain[f"{which}_stall_final"]
     assert plain["first_formats"] == plain["last_formats"] != []
+
+
+OTHER_WORKLOADS = {
+    "resnet18-cifar": {
+        "resnet18-cifar.data": "generated",
+        "resnet18-cifar.image_size": 16,
+        "resnet18-cifar.width_mult": 0.125,
+        "resnet18-cifar.batch_size": 32,
+    }
+}
+"""Settings with which they are small; `start` has those of gpt."""
+
+
+@pytest.mark.parametrize("workload", [e.name for e in entries() if e.kind == "workload"])
+@pytest.mark.parametrize("learns", [True, False])
+def test_every_workload_gives_a_summary(workload, learns, start):
+    """With its measures, and a verdict that its losses give."""
+    steps = (120 if workload == "gpt" else 20) if learns else 4
+    rate = 1e-2 if learns else 1e-9
+    keys = {"workload": workload, "max_steps": steps, "learning_rate": rate, "eval_interval": 3}
+    run = start(name="r", format="E4M3", **keys, **OTHER_WORKLOADS.get(workload, {}))
+    plain = check_summary(run.run_directory, workload=workload, status="finished", steps=steps)
+    first, *_, last = (
+        x for x in read_lines(run.run_directory / "metrics.jsonl") if "val_loss" in x
+    )
+    assert (plain["val_loss"], plain["evaluation"]) == (last["val_loss"], last)
+    assert (last["val_loss"] < 0.9 * first["val_loss"]) == learns
+    assert plain["learned"] is learns
+    assert plain["verdict"].startswith("learned" if learns else "did not learn")
+    assert ("val_accuracy" in plain["evaluation"]) == (workload == "resnet18-cifar")
 
 
 def test_rates_are_of_the_run_and_of_its_last_tenth():

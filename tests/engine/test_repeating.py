@@ -190,6 +190,40 @@ def test_a_format_that_is_gone_is_named_with_its_distribution(keys, start, shelf
     assert "E4M3" not in str(said.value)
 
 
+@pytest.mark.parametrize(
+    ("plugin", "settings"),
+    [
+        ("rollback", {"rollback__format": "SHELF"}),
+        ("mantissa-shift", {"mantissa-shift__chain": {"E4M3": "SHELF"}}),
+        ("shift", {"shift__to": "SHELF"}),
+        ("shift", {}),
+    ],
+    ids=str,
+)
+def test_a_format_of_settings_that_is_gone_is_named_likewise(plugin, settings, start, shelf):
+    """On resume and in a repetition, defaults included; another error is not blamed on it."""
+
+    @define(eq=False)
+    class Own(Shift):
+        to: AnyFormat = setting("SHELF", help="the format")
+
+    shelf.install("format", "SHELF", table_format("SHELF", [-1, 0, 1]), "acme", "1.0")
+    shelf.install("intervention", "shift", Own)
+    first = start([plugin], format="E4M3", name="run", max_steps=1, **settings).run_directory
+    shutil.rmtree(shelf.folder / "acme-1.0.dist-info")
+    forget_installed()
+    says = rf"^{plugin}\..*'SHELF'.*: SHELF came from acme 1\.0: install it"
+    with pytest.raises(BadInput, match=says):
+        start.resume("run", max_steps=2)
+    with pytest.raises(BadInput, match=says):
+        altcore.train(first / "config.yaml")
+    path = first / "config.yaml"
+    path.write_text(path.read_text().replace("max_steps: 1", "max_steps: 0"))
+    with pytest.raises(BadInput, match="max_steps: must be >= 1") as said:
+        altcore.train(path)
+    assert "SHELF" not in str(said.value)
+
+
 def test_a_changed_format_is_noticed_in_a_checkpoint(start, shelf):
     """Where the configuration does not name it, or its digests were removed."""
     replaced(shelf, table_format("SHELF", [-1, 0, 1]), "1.0")
