@@ -141,6 +141,10 @@ class ConflictingActions(AltcoreError):
     """Two plugins asked for different values of one thing; the message names both."""
 
 
+class InvalidCheckpoint(AltcoreError):
+    """A checkpoint that is torn, altered, or no state of the run; the one before may serve."""
+
+
 class NoSpace(AltcoreError):
     """The disk is full; files written before are intact."""
 
