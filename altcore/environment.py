@@ -8,8 +8,10 @@ from collections.abc import Mapping
 from altcore.errors import nearest
 
 KERNELS = "ALTCORE_KERNELS"
+CRASH_AT = "ALTCORE_CRASH_AT"
+"""Where a test has the process killed: see `altcore.runs.durable.crash_point`."""
 VARIABLES = {KERNELS: ("on", "off", "1", "0")}
-"""The variables, and the values of each."""
+"""The variables for users, and the values of each."""
 PREFIX = "ALTCORE_"
 
 
@@ -24,7 +26,7 @@ def unknown_variables(given: Mapping[str, str] = os.environ) -> list[str]:
         about = f"the environment variable {name}"
         if name in VARIABLES and value.lower() not in VARIABLES[name]:
             lines.append(f"{about} is {value!r}: one of {', '.join(VARIABLES[name])}")
-        elif name.startswith(PREFIX) and name not in VARIABLES:
+        elif name.startswith(PREFIX) and name not in (*VARIABLES, CRASH_AT):
             meant = nearest(name, VARIABLES)
             hint = f"did you mean {meant}?" if meant else f"there is {', '.join(VARIABLES)}"
             lines.append(f"{about} is not known ({hint})")

@@ -128,15 +128,17 @@ class Starter:
     def resume(self, name: str, **changes: Any) -> Any:
         """Go on with a run of the folder; returns the Result."""
         import altcore
-        from altcore.engine import setup
+        from altcore.engine import resuming
 
-        config = setup.resumed(name, str(self.runs), **changes)
+        config = resuming.resumed(name, str(self.runs), **changes)
         return altcore.train(config, resume=name)
 
 
 def checkpoints(run: Path) -> list[str]:
     """Return the names of a run's checkpoints."""
-    return sorted(p.name for p in (run / "checkpoints").iterdir() if p.is_dir())
+    return sorted(
+        p.name for p in (run / "checkpoints").iterdir() if p.is_dir() and p.name != "snapshots"
+    )
 
 
 def state(run: Path, name: str | None = None) -> dict[str, Any]:
@@ -144,7 +146,7 @@ def state(run: Path, name: str | None = None) -> dict[str, Any]:
     from altcore.runs import checkpoint
 
     folder = run / "checkpoints"
-    return checkpoint.load_checkpoint(folder / (name or (folder / "last").read_text()))[0]
+    return checkpoint.load_checkpoint(folder / (name or (folder / "last").read_text())).state
 
 
 def sha256(tensors: Any) -> str:

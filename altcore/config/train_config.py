@@ -132,6 +132,9 @@ class TrainConfig:
         100, help="steps between checkpoints; 0 is only at the end", validator=ge(0)
     )
     max_checkpoints: int = setting(3, help="regular checkpoints kept", validator=ge(2))
+    keep_best: int = setting(
+        1, help="further best checkpoints kept as weights only", validator=ge(0)
+    )
     snapshot_interval: int = setting(
         10, help="steps between snapshots for rollback", validator=ge(1)
     )

@@ -23,13 +23,8 @@ from altcore.engine.measuring import (
     quantized_weights,
 )
 from altcore.engine.randomness import random_state, set_random_state
-from altcore.engine.setup import (
-    build_workload,
-    choose_device,
-    counted_in_steps,
-    prepare,
-    resumed,
-)
+from altcore.engine.resuming import resumed
+from altcore.engine.setup import build_workload, choose_device, counted_in_steps, prepare
 from altcore.engine.state import Run, Step, Workload
 
 __all__ = [

@@ -260,19 +260,22 @@ class Dispatcher:
                     raise error
 
     def state_dict(self, run: Run) -> dict[str, Any]:
-        """Return the state of the plugins that have one."""
+        """Return the state of the plugins that have one; of a disabled one if it can still tell."""
         states = {}
         for plugin in self.plugins:
-            if hasattr(plugin.instance, "state_dict") and not plugin.is_disabled:
-                with self._guard(plugin, "state_dict", run):
+            if hasattr(plugin.instance, "state_dict"):
+                is_broken = plugin.is_disabled
+                with suppress(Exception) if is_broken else self._guard(plugin, "state_dict", run):
                     states[plugin.name] = check_state(plugin.instance.state_dict())
         return states
 
     def load_state_dict(self, run: Run, state: Mapping[str, Any]) -> None:
-        """Restore the plugins that are in ``state``."""
+        """Restore the plugins that are in ``state``; one that was disabled stays so."""
         for plugin in self.plugins:
+            is_broken = plugin.is_disabled = plugin.name in run.degraded
             if plugin.name in state and hasattr(plugin.instance, "load_state_dict"):
-                with self._guard(plugin, "load_state_dict", run):
+                guard = self._guard(plugin, "load_state_dict", run)
+                with suppress(Exception) if is_broken else guard:
                     plugin.instance.load_state_dict(state[plugin.name])
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -28,11 +28,19 @@ class Ending:
     record: StepRecord
     facts: Mapping[str, Any]
     """Repeated in the summary."""
-    status: str = field(init=False, default="running")
     error: str | None = field(init=False, default=None)
     """What ended the run, if it failed or was interrupted."""
     findings: dict[str, list[Any]] = field(init=False, factory=dict)
     """What plugins say that they found, by name."""
+
+    @property
+    def status(self) -> str:
+        """How the run ended; ``running`` while it does."""
+        return self.history.status
+
+    @status.setter
+    def status(self, status: str) -> None:
+        self.history.status = status
 
     @contextmanager
     def noting_errors(self) -> Iterator[None]:
@@ -45,10 +53,14 @@ class Ending:
             self.error = f"{type(error).__name__}: {error}"
             raise
 
-    def end(self) -> None:
-        """Write what is left and say that the run is over; each part comes if another fails."""
+    def end(self, seal: Callable[[], None]) -> None:
+        """Write what is left and say that the run is over; each part comes if another fails.
+
+        ``seal`` comes last: it notes that nothing is left to do.
+        """
         with ExitStack() as always:
             always.callback(self.directory.close)
+            always.callback(seal)
             always.callback(self.write)  # again: run_end may have added a report, or failed
             always.callback(self.tell)
             always.callback(self.write)

@@ -13,12 +13,15 @@ from altcore.engine.loop import Engine
 from altcore.engine.state_checks import Built, check_state
 from altcore.errors import BadInput, keyed
 from altcore.runs import (
+    ENDED_PHASE,
     Change,
+    Checkpoint,
     RunDirectory,
     about_platform,
     check_changes,
     compare,
     load_newest,
+    tidy,
 )
 from altcore.yaml_files import read_mapping
 
@@ -27,8 +30,7 @@ from altcore.yaml_files import read_mapping
 class GoingOn:
     """The checkpoint from which a run goes on, and what is different since."""
 
-    name: str
-    state: Mapping[str, Any]
+    checkpoint: Checkpoint
     config: TrainConfig
     """With the changes that were accepted."""
     planned: int | None
@@ -38,13 +40,16 @@ class GoingOn:
     @property
     def step(self) -> int:
         """The step after which the checkpoint was written."""
-        return int(self.state["step"])
+        return self.checkpoint.step
 
     @property
     def told(self) -> dict[str, Any]:
         """The data of the event ``resume``."""
         changes = [c.to_plain() for c in self.changes]
-        return {"checkpoint": self.name, **({"changes": changes} if changes else {})}
+        return {
+            "checkpoint": self.checkpoint.path.name,
+            **({"changes": changes} if changes else {}),
+        }
 
     @property
     def remarks(self) -> list[str]:
@@ -57,7 +62,9 @@ class GoingOn:
         """Restore the state; what was allowed to change is as it is now."""
         run = engine.run
         built = [dict(group) for group in run.optimizer.param_groups]
-        engine.load_state_dict(self.state)
+        engine.resume(self.checkpoint)
+        if self.checkpoint.state is None:  # all was built as it is to be
+            return
         accepted = [c for c in self.changes if c.is_decisive]
         if any(c.what.startswith(f"{run.config.optimizer}.") for c in accepted):
             for group, own in zip(run.optimizer.param_groups, built, strict=True):
@@ -73,31 +80,30 @@ def go_on(
     allowed: Sequence[str],
     built: Built,
 ) -> GoingOn:
-    """Return the newest valid checkpoint of a run; nothing is written.
+    """Return the newest valid checkpoint of a run; what the dead left half written is removed.
 
-    Raises `BadInput` if the run has no step left to make, or is another one than it was and
-    ``allowed`` does not name the change. The directory is then closed.
+    Raises `BadInput` if the run has nothing left to do, or is another one than it was and
+    ``allowed`` does not name the change.
     """
-    found: dict[str, list[Change]] = {}
+    changes: list[Change] = []
 
-    def check(state: Mapping[str, Any], manifest: Mapping[str, Any]) -> None:
-        found["changes"] = compare(manifest.get("identity", {}), identity)
+    def check(found: Checkpoint) -> None:
+        changes[:] = compare(found.manifest["identity"], identity)
         with keyed(f"--resume {directory.path.name}"):
-            check_changes(found["changes"], allowed=allowed, strict=config.strict)
-        check_state(state, built)
+            check_changes(changes, allowed=allowed, strict=config.strict)
+        if found.state is not None:
+            check_state(found.state, built)
 
-    try:
-        path = directory.path
-        state, _, source = load_newest(path / "checkpoints", check)
-        if state["step"] >= config.max_steps:
-            raise BadInput(
-                f"--resume {path.name}: the run is at step {state['step']} of "
-                f"{config.max_steps}; give --steps or --set epochs=... a larger number to go on"
-            )
-        planned = read_mapping(path / "config.yaml", "run").get("max_steps")
-    except BaseException:
-        directory.close()
-        raise
-    accepted = [{"step": state["step"], **c.to_plain()} for c in found["changes"] if c.is_decisive]
+    tidy(directory.checkpoints)
+    found = load_newest(directory.checkpoints, check)
+    is_over = found.manifest["phase"] == ENDED_PHASE
+    if found.step > config.max_steps or (is_over and found.step == config.max_steps):
+        raise BadInput(
+            f"--resume {directory.path.name}{' is finished' if is_over else ''}: the run is at "
+            f"step {found.step} of {config.max_steps}; give --steps or --set epochs=... a larger "
+            "number to go on"
+        )
+    planned = read_mapping(directory.path / "config.yaml", "run").get("max_steps")
+    accepted = [{"step": found.step, **c.to_plain()} for c in changes if c.is_decisive]
     config = config.evolve(changes=(*config.changes, *accepted))
-    return GoingOn(source.name, state, config, planned, found["changes"])
+    return GoingOn(found, config, planned, changes)

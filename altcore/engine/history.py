@@ -12,6 +12,8 @@ from attrs import define, field
 class RunHistory:
     """Plain data, kept in checkpoints."""
 
+    status: str = "running"
+    """running, or how the run ended: see `altcore.runs.STATUSES`."""
     collapses: list[dict[str, Any]] = field(factory=list)
     evaluation: dict[str, Any] = field(factory=dict)
     """The last one, as its line in metrics.jsonl."""

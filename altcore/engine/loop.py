@@ -27,7 +27,7 @@ from fractions import Fraction
 from typing import Any
 
 import torch
-from attrs import asdict, define, field
+from attrs import define, field
 from torch import Tensor, nn
 
 from altcore.engine import capture
@@ -38,12 +38,15 @@ from altcore.engine.dispatch import Dispatcher
 from altcore.engine.ending import Ending
 from altcore.engine.epochs import evaluation_interval, training_batch
 from altcore.engine.evaluation import evaluate, is_better
+from altcore.engine.event_log import EventLog
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.history import RunHistory
 from altcore.engine.losses import loss_and_measures
 from altcore.engine.memory import memory_named
 from altcore.engine.nonfinite import layer_evidence, locate_nonfinite
 from altcore.engine.randomness import random_state, set_random_state
+from altcore.engine.run_state import RunState
+from altcore.engine.saving import Saving
 from altcore.engine.schedule import is_due, learning_rate
 from altcore.engine.signals import Signals
 from altcore.engine.snapshots import Snapshot
@@ -51,14 +54,9 @@ from altcore.engine.stall import judged_stall, lost_stall_rate
 from altcore.engine.state import Run, Step
 from altcore.engine.step_record import StepRecord
 from altcore.engine.summarizing import unigram_entropy
+from altcore.engine.weights import WeightCheck
 from altcore.hooks import Proposal, Rollback, SkipStep, Stop, Verdict, arbitrate
-from altcore.runs import (
-    METRICS,
-    RunDirectory,
-    point_to,
-    prune_checkpoints,
-    save_checkpoint,
-)
+from altcore.runs import METRICS, Checkpoint, RunDirectory
 
 
 @define(eq=False)
@@ -68,6 +66,7 @@ class Engine:
     run: Run
     directory: RunDirectory
     dispatch: Dispatcher
+    events: EventLog
     detector: Detector
     facts: Mapping[str, Any]
     """Repeated in the summary: shares quantized, and the workload's facts."""
@@ -77,6 +76,8 @@ class Engine:
     """What the run is known by; each checkpoint has it."""
     remarks: Sequence[str] = ()
     """Warnings told when the run starts."""
+    is_from_seed: bool = True
+    """Whether the seed alone gives the state at step 0: no model was passed in."""
     history: RunHistory = field(init=False, factory=RunHistory)
     eval_interval: int | Fraction = field(init=False)
     record: StepRecord = field(init=False)
@@ -85,8 +86,8 @@ class Engine:
     needs: set[str] = field(init=False, factory=set)
     """The captures that plugins due on this step need."""
     ending: Ending = field(init=False)
-    saved: str = field(init=False, default="")
-    """The last checkpoint: a step that is best, at its interval and the last is saved once."""
+    weights: WeightCheck = field(init=False)
+    saving: Saving = field(init=False)
 
     def __attrs_post_init__(self) -> None:
         self.eval_interval = evaluation_interval(self.run.config, self.run.epoch)
@@ -95,6 +96,16 @@ class Engine:
         self.ending = Ending(self.run, self.directory, *about)
         self.gradients = GradientNorms(self.run.model, self.run.config.dead_neuron_threshold)
         self.captures = capture.LayerCaptures(self.run.quantization.modules)
+        self.weights = WeightCheck(self.run.model)
+        parts = (self.dispatch, self.detector, self.history, self.record, self.gradients)
+        self.saving = Saving(
+            RunState(self.run, *parts),
+            self.directory,
+            self.ending,
+            self.weights,
+            self.identity,
+            self.is_from_seed,
+        )
 
     def train_step(self, step: Step) -> None:
         """Draw a batch, learn from it, judge, record: the docstring above, in code."""
@@ -116,7 +127,7 @@ class Engine:
         proposals += actions("pre_step", run=run, step=step)
         final_norm = self.clip(step)
 
-        host = self.record.read(step, losses, final_norm, seen, self.gradients)
+        host = self.record.read(step, losses, final_norm, seen, self.gradients, self.weights)
         if not host["is_finite"]:
             proposals += self.on_nan(step, host)
         verdict = self.arbitrate(proposals)
@@ -137,10 +148,9 @@ class Engine:
             self.apply(self.on_collapse(step, evidence))
 
         self.record.end_step()
-        if is_due(self.eval_interval, step.index):
-            self.evaluate(step)
-        if is_due(config.checkpoint_interval, step.index):
-            self.save(f"step-{step.index:08d}")
+        is_best = is_due(self.eval_interval, step.index) and self.evaluate(step)
+        if is_best or is_due(config.checkpoint_interval, step.index):
+            self.saving.save()
 
     # The parts of a step, in order -----------------------------------------------------------
 
@@ -149,9 +159,8 @@ class Engine:
         run, config = self.run, self.run.config
         run.step = step.index
         self.record.begin_step()
-        step.epoch = run.epoch.after(step.index) if run.epoch else None
+        self.place(step)
         self.record.tell_interventions(until=step.index - 2)
-        step.learning_rate = learning_rate(config, step.index) * run.lr_scale
         for group in run.optimizer.param_groups:
             group["lr"] = step.learning_rate
         step.is_recorded = is_due(config.log_interval, step.index)
@@ -168,6 +177,12 @@ class Engine:
             while len(run.snapshots) > config.max_snapshots:
                 run.snapshots.popleft()
         self.captures.attach(step, self.needs)
+
+    def place(self, step: Step) -> None:
+        """Set what follows from the step's index."""
+        run = self.run
+        step.epoch = run.epoch.after(step.index) if run.epoch else None
+        step.learning_rate = learning_rate(run.config, step.index) * run.lr_scale
 
     def unscale(self, step: Step) -> None:
         """Take the loss scale out of the gradients, and measure them raw."""
@@ -197,10 +212,7 @@ class Engine:
     def on_nan(self, step: Step, host: Mapping[str, Any]) -> list[Proposal]:
         """Record what was not finite first, keep the first anomaly, and ask the plugins."""
         where = locate_nonfinite(self.run, host)
-        self.run.emit("nan", **asdict(where), consecutive=self.detector.nonfinite + 1)
-        if not self.history.has_anomaly:
-            self.history.has_anomaly = True
-            self.save(f"anomaly_{step.index}")
+        self.saving.tell_nonfinite(where)
         return self.dispatch.actions("on_nan", run=self.run, step=step, where=where)
 
     def arbitrate(self, proposals: Sequence[Proposal], cause: str | None = None) -> Verdict:
@@ -269,31 +281,31 @@ class Engine:
             self.ending.status = "collapsed"
         return verdict
 
-    def evaluate(self, step: Step) -> None:
-        """Measure loss and measures of the validation split, tell, and keep the best state."""
+    def evaluate(self, step: Step) -> bool:
+        """Measure loss and measures of the validation split, and tell; returns if it is best."""
         self.record.flush()
+        self.saving.has_finite_weights()
         history = self.history
         history.evaluation = {**step.place(), **evaluate(self.run)}
         self.detector.evaluated(step.index, history.evaluation[self.run.config.monitor])
-        self.saved = ""  # a checkpoint of this step does not know of the evaluation
         history.first_evaluation = history.first_evaluation or history.evaluation
         self.directory.append(METRICS, history.evaluation)
         self.dispatch.call("on_eval", run=self.run, step=step, metrics=history.evaluation)
-        if is_better(self.run.config, history.evaluation, history.best):
+        is_best = is_better(self.run.config, history.evaluation, history.best)
+        if is_best:
             history.best = history.evaluation
-            self.save(f"step-{step.index:08d}", best=True)
+        return is_best
 
     def evaluate_start(self) -> None:
         """Measure where the run begins, for its verdict, if the data's entropy does not say it."""
-        if self.run.step == 0 and unigram_entropy(self.run.workload) is None:
+        if unigram_entropy(self.run.workload) is None:
             self.history.first_evaluation = {"step": 0, **evaluate(self.run)}
 
     # The whole run ---------------------------------------------------------------------------
 
     def train(self) -> dict[str, Any]:
         """Run to the end; returns the summary. `run_end` is always called."""
-        run, step = self.run, Step(self.run.step)
-        self.ending.status = "running"
+        run = self.run
         self.record.begin_run()
         try:
             with (
@@ -302,84 +314,39 @@ class Engine:
                 tell_recompiles(run.emit),
                 memory_named(run.model),
             ):
-                random = random_state(run.device)
-                self.dispatch.call("run_start", run=run)
-                set_random_state(random, run.device)  # a plugin's imports may draw numbers
-                run.emit(self.opening[0], **self.opening[1])
-                for remark in self.remarks:
-                    if run.quantization.context.is_news(remark):  # a resumed run told it before
-                        run.emit("warning", message=remark)
-                self.evaluate_start()
+                self.start()
                 while self.ending.status == "running" and run.step < run.config.max_steps:
-                    step = Step(run.step + 1)
-                    self.train_step(step)
-                    signals.leave_if_asked(lambda: self.save(f"step-{run.step:08d}"))
+                    self.train_step(Step(run.step + 1))
+                    signals.leave_if_asked(self.saving.save)
                 if self.ending.status == "running":
                     self.ending.status = "finished"
                 self.record.tell_scales([float(w.scale) for w in run.quantization.stored.values()])
-                self.record.flush()
+                self.saving.save()
                 if self.history.evaluation.get("step") != run.step:
+                    step = Step(run.step)
+                    self.place(step)
                     self.evaluate(step)
-                self.save(f"step-{run.step:08d}")
+                    self.saving.save()
         finally:
-            self.ending.end()
+            self.ending.end(self.saving.seal)
         return self.ending.summary()
 
-    # Checkpoints -----------------------------------------------------------------------------
-
-    def save(self, name: str, best: bool = False) -> None:
-        """Write a checkpoint; all metrics up to it are written first."""
-        if not name.startswith("anomaly"):
-            self.record.flush()
-        folder = self.directory.path / "checkpoints"
-        about = {
-            "step": self.run.step,
-            "plugins": {p.name: p.origin for p in self.dispatch.plugins},
-            "identity": self.identity,
-        }
-        path = folder / name
-        if self.saved != name:
-            save_checkpoint(folder, name, self.state_dict(), about)
-            self.saved = name
-            self.run.emit("checkpoint", path=str(path.relative_to(self.directory.path)))
-        if not name.startswith("anomaly"):
-            point_to(folder, "last", name)
-            if best:
-                point_to(folder, "best", name)
-            prune_checkpoints(folder, self.run.config.max_checkpoints)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that the rest of the run depends on: tensors and plain data."""
+    def start(self) -> None:
+        """Tell everybody that the run starts, and write the checkpoint of step 0."""
         run = self.run
-        return {
-            "step": run.step,
-            "model": run.model.state_dict(),
-            "optimizer": run.optimizer.state_dict(),
-            "quantization": run.quantization.state_dict(),
-            "plugins": self.dispatch.state_dict(run),
-            "held_records": self.record.held,
-            "random": random_state(run.device),
-            "detector": self.detector.state_dict(),
-            "dead_steps": self.gradients.dead_steps,
-            "lr_scale": run.lr_scale,
-            "shifts": run.shifts,
-            "reports": run.reports,
-            "progress": asdict(self.history),
-        }
+        random = random_state(run.device)
+        with self.events.without_repeats():
+            self.dispatch.call("run_start", run=run)
+            set_random_state(random, run.device)  # a plugin's imports may draw numbers
+            run.emit(self.opening[0], **self.opening[1])
+            for remark in self.remarks:
+                if run.quantization.context.is_news(remark):  # a resumed run told it before
+                    run.emit("warning", message=remark)
+        if run.step == 0:
+            self.evaluate_start()
+            self.saving.save()
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what `state_dict` returned; the next step is the one after."""
-        run = self.run
-        run.step = state["step"]
-        run.quantization.load_state_dict(state["quantization"], state["model"])
-        run.optimizer.load_state_dict(state["optimizer"])
-        self.dispatch.load_state_dict(run, state["plugins"])
-        self.record.held = state["held_records"]
-        set_random_state(state["random"], run.device)
-        self.detector.load_state_dict(state["detector"])
-        self.gradients.dead_steps = state["dead_steps"].to(run.device)
-        run.lr_scale = state["lr_scale"]
-        run.shifts[:], run.reports[:] = state["shifts"], state["reports"]
-        self.history.restore(state["progress"])
-        self.history.stop = {}  # it goes on
-        self.captures = capture.LayerCaptures(run.quantization.modules)
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Take the state of a checkpoint; the next step is the one after."""
+        self.saving.resume(checkpoint)
+        self.captures = capture.LayerCaptures(self.run.quantization.modules)

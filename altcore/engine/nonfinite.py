@@ -15,8 +15,11 @@ from altcore.hooks import NonFinite
 def locate_nonfinite(run: Run, host: Mapping[str, Any]) -> NonFinite:
     """Return the first thing that was not finite, in the order in which a step computes.
 
-    ``host`` holds the step's read: loss, grad_norm and final_norm.
+    ``host`` holds the step's read: bad_weights, loss, grad_norm and final_norm.
     """
+    if host["bad_weights"] is not None:
+        found: NonFinite = host["bad_weights"]
+        return found
     met = [
         (row["layer"], row["operand"])
         for row in run.quantization.stats()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import structlog
@@ -15,6 +15,7 @@ from altcore.engine.custom_workload import CustomWorkload
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.epochs import count_epochs, epoch_of, in_steps
 from altcore.engine.evaluation import check_monitor
+from altcore.engine.event_log import EventLog
 from altcore.engine.going_on import go_on
 from altcore.engine.identity import given_from_python, run_identity
 from altcore.engine.loop import Engine
@@ -34,43 +35,17 @@ from altcore.quantization import Quantization, find_layers, matrices
 from altcore.recipes import formats_in, matching, some
 from altcore.registry import Entry, find
 from altcore.runs import (
-    EVENTS,
     SUMMARY,
     RunDirectory,
     environment,
     find_run,
+    set_aside,
     write_configuration,
 )
-from altcore.yaml_files import read_mapping, source_of
 
 log = structlog.get_logger("altcore")
 
 
-def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
-    """Return the configuration of a run that is to go on, with ``changes``: keys and settings.
-
-    `prepare` refuses those that make another run of it.
-    """
-    path = find_run(name, runs_dir)
-    plain = read_mapping(path / "config.yaml", "run")
-    if "data" in changes:
-        changes[f"{plain['workload']}.data"] = changes.pop("data")
-    given = {k: v for k, v in changes.items() if v is not None and "." not in k}
-    if {"max_steps", "epochs"} <= given.keys():
-        raise BadInput("max_steps is given, too", key="epochs")
-    for key, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
-        if key in given:
-            plain.pop(other, None)
-    sources = {key: source_of(plain, key) for key in plain if key not in given}
-    settings = {name: dict(own) for name, own in plain.get("settings", {}).items()}
-    for key in changes.keys() - given.keys():
-        owner, _, setting = key.partition(".")
-        settings.setdefault(owner, {})[setting] = changes[key]
-    given |= {"settings": settings} if settings else {}
-    return TrainConfig.from_plain({**plain, **given, "runs_dir": runs_dir}, sources)
-
-
-@memory_named()
 def prepare(
     config: TrainConfig,
     *,
@@ -81,24 +56,32 @@ def prepare(
 ) -> Engine:
     """Check and build everything, then make the run's directory; returns the engine, ready.
 
-    ``allow_change`` names what may be another than it was in the run that goes on.
+    ``allow_change`` names what may be another than it was in the run that goes on. The directory of
+    a run to ``resume`` is locked before anything is read of it.
     """
-    with origins_recorded(config.format_origins):
-        return _prepare(config, model, batch, resume, allow_change)
+    held = None if resume is None else RunDirectory.open(find_run(resume, config.runs_dir))
+    try:
+        with origins_recorded(config.format_origins):
+            return _prepare(config, model, batch, held, allow_change)
+    except BaseException:
+        if held is not None:
+            held.close()
+        raise
 
 
+@memory_named()
 def _prepare(
     config: TrainConfig,
-    model: nn.Module | None,
+    own_model: nn.Module | None,
     batch: Callable[[str, int, int], Any] | None,
-    resume: str | None,
+    held: RunDirectory | None,
     allow_change: Sequence[str],
 ) -> Engine:
-    given = given_from_python(model, batch)
+    given = given_from_python(own_model, batch)
     device = choose_device(config.device)
     plugins = load_plugins(config)
     seed_all(config.seed)
-    workload = build_workload(config, device, model, batch)
+    workload = build_workload(config, device, own_model, batch)
     epoch = epoch_of(workload, config)
     config = in_steps(config, epoch)
     count_epochs(plugins, config, epoch)
@@ -127,32 +110,37 @@ def _prepare(
     if config.compile:
         model.compile()
     identity = run_identity(config, owners, workload, quantization, device, given)
+    remarks = about_recipe(config, quantization)
     going_on = None
-    if resume is None:
+    if held is None:
         directory = RunDirectory.create(config)
         opening = ("start", {"name": directory.path.name, **facts})
     else:
-        directory = RunDirectory.open(find_run(resume, config.runs_dir))
-        built = Built(config, device, model, optimizer, quantization)
-        going_on = go_on(directory, config, identity, allow_change, built)
+        directory = held
+        into = Built(config, device, model, optimizer, quantization)
+        going_on = go_on(directory, config, identity, allow_change, into)
         config = going_on.config
         opening = ("resume", going_on.told)
-
-    def tell(run: Run, event: Mapping[str, Any]) -> None:
-        directory.append(EVENTS, event)
-        dispatch.call("on_event", run=run, event=event)
-
-    run = Run(
-        config, directory.path, device, workload, model, optimizer, quantization, tell, epoch=epoch
-    )
-    remarks = about_recipe(config, quantization)
-    if going_on is not None:
-        remarks += [*about_schedule(going_on.planned, config, going_on.step), *going_on.remarks]
+        remarks += about_schedule(going_on.planned, config, going_on.step)
+        remarks += going_on.remarks
+    events = EventLog(directory, dispatch)
+    built = (workload, model, optimizer, quantization)
+    run = Run(config, directory.path, device, *built, events, epoch=epoch)
     for remark in remarks:
         log.warning(remark)
     remarks += quantization.missed()
-    detector = Detector(config)
-    engine = Engine(run, directory, dispatch, detector, facts, opening, identity, remarks)
+    engine = Engine(
+        run,
+        directory,
+        dispatch,
+        events,
+        Detector(config),
+        facts,
+        opening,
+        identity,
+        remarks,
+        is_from_seed=own_model is None,
+    )
     if going_on is None:
         origins = {p.name: p.origin for p in plugins}
         about = {**environment(device, origins), **facts}
@@ -160,9 +148,10 @@ def _prepare(
         for line in notices_of(config, workload):
             log.info(line)
     else:
+        directory.cut_logs(going_on.checkpoint.manifest["logs"])
         going_on.load_into(engine)
-        directory.drop_after(run.step)
         directory.remove(SUMMARY)
+        set_aside(directory.checkpoints, going_on.step)
     write_configuration(directory, config)
     return engine
 

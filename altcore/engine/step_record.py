@@ -19,6 +19,7 @@ from altcore.engine.losses import means
 from altcore.engine.metric_lines import Line, MetricLines
 from altcore.engine.schedule import is_due
 from altcore.engine.state import Run, Step
+from altcore.engine.weights import WeightCheck
 from altcore.runs import METRICS, TIMINGS, RunDirectory, read_lines
 
 
@@ -48,6 +49,7 @@ class StepRecord:
         final_norm: Tensor,
         measures: Mapping[str, Any],
         gradients: GradientNorms,
+        weights: WeightCheck,
     ) -> dict[str, Any]:
         """Make the step's one host read, and begin its line.
 
@@ -59,6 +61,7 @@ class StepRecord:
             "grad_norm": step.grad_norm,
             "final_norm": final_norm,
             "nonfinite": q.counters.nonfinite(),
+            "weights_norm": weights.norm(),
             "dead": gradients.dead_steps.max(),
         }
         rates = q.counters.met_rates() if step.is_recorded else {}
@@ -70,7 +73,9 @@ class StepRecord:
             every = self.run.config.log_interval
             self.history.note_stall(self.lines.previous.values, every)
         norms = (host["loss"], host["grad_norm"], host["final_norm"])
-        host["is_finite"] = all(map(math.isfinite, norms)) and not host["nonfinite"]
+        bad = host["bad_weights"] = weights.judge(host["weights_norm"], step.index - 1)
+        is_bad = bad is not None or bool(host["nonfinite"])
+        host["is_finite"] = all(map(math.isfinite, norms)) and not is_bad
         if step.is_recorded:
             line = {
                 **step.place(),

@@ -12,20 +12,25 @@ class NonFinite:
     """The first thing in a step that was not finite."""
 
     what: str
-    """``loss``, ``gradient``, ``final gradient`` (after the clippers) or ``quantizer``."""
+    """``weights`` (as an update left them), ``loss``, ``gradient``, ``final gradient`` (after the
+    clippers) or ``quantizer``."""
     layer: str | None = None
-    """The layer, or the parameter of a gradient; for a loss the first layer whose quantizer met a
-    value that is not finite, if any did. Of a gradient whose elements are finite and whose norm is
-    not, the parameter with the largest one."""
+    """The layer, or the parameter of a gradient or weight; for a loss the first layer whose
+    quantizer met a value that is not finite, if any did. Of a gradient whose elements are finite
+    and whose norm is not, the parameter with the largest one."""
     operand: str | None = None
     """The operand that a quantizer met, as ``activation@fwd``; None if none did."""
     value: float = math.nan
-    """The loss, or the first such element of the gradient."""
+    """The loss, or the first such element of the gradient or weight."""
+    arose: int | None = None
+    """Of weights the step whose update made them so; None of anything else."""
 
     def __str__(self) -> str:
         operand = f" ({self.operand})" if self.operand else ""
         if self.what == "loss":
             first = f", first met in {self.layer}{operand}" if self.layer else ""
             return f"loss is {self.value}{first}"
+        if self.what == "weights":
+            return f"weight {self.layer} is {self.value} since step {self.arose}"
         place = f" of {self.layer}" if self.layer else ""
         return f"{self.what}{place}{operand} is {self.value}"

@@ -5,11 +5,14 @@ Uses config, recipes and formats.
 
 from altcore.builtin_types import to_json
 from altcore.runs.checkpoint import (
+    Checkpoint,
     load_checkpoint,
     load_newest,
-    point_to,
-    prune_checkpoints,
     save_checkpoint,
+    save_snapshot,
+    set_aside,
+    tidy,
+    update_manifest,
 )
 from altcore.runs.digests import contents, named_path, source_digest
 from altcore.runs.directory import (
@@ -30,26 +33,36 @@ from altcore.runs.identity import (
     identity_of,
 )
 from altcore.runs.json_lines import read_lines
+from altcore.runs.manifest import ANOMALY, ENDED_PHASE, REGULAR, TRAINED, TRAINING, WEIGHTS
 from altcore.runs.provenance import environment
 from altcore.runs.reading import find_run, list_runs, summary_of
+from altcore.runs.retention import by_merit, list_checkpoints, retain
 from altcore.runs.summary import ENDED, EVALUATED, STATUSES, UNFINISHED, Summary
 from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.verdict import has_learned, verdict_of
 
 __all__ = [
+    "ANOMALY",
     "ENDED",
+    "ENDED_PHASE",
     "EVALUATED",
     "EVENTS",
     "METRICS",
+    "REGULAR",
     "STATUSES",
     "SUMMARY",
     "TIMINGS",
+    "TRAINED",
+    "TRAINING",
     "UNFINISHED",
+    "WEIGHTS",
     "Change",
+    "Checkpoint",
     "RunDirectory",
     "Summary",
     "about_platform",
     "as_name",
+    "by_merit",
     "check_changes",
     "compare",
     "contents",
@@ -59,21 +72,25 @@ __all__ = [
     "finite",
     "has_learned",
     "identity_of",
+    "list_checkpoints",
     "list_runs",
     "load_checkpoint",
     "load_newest",
     "mean_of",
     "named_path",
-    "point_to",
-    "prune_checkpoints",
     "read_lines",
     "recipe_label",
+    "retain",
     "save_checkpoint",
+    "save_snapshot",
+    "set_aside",
     "source_digest",
     "step_lines",
     "summary_of",
     "tail",
+    "tidy",
     "to_json",
+    "update_manifest",
     "verdict_of",
     "write_configuration",
 ]

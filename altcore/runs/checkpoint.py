@@ -1,141 +1,230 @@
-"""Checkpoints, written whole or not at all. A digest finds flipped bits, which torch.load does not.
+"""Checkpoints: the points at which a run can go on, written whole or not at all.
 
-A checkpoint is a folder with ``state.pt``, and ``manifest.json`` with its SHA-256. It is written
-under a temporary name, synced and renamed. Then the pointer files ``last`` and ``best`` change.
+A checkpoint is a folder. ``weights.pt`` holds model and quantization, ``state.pt`` the rest of the
+run's state, and ``manifest.json`` their digests, since torch.load finds no flipped bit. It is
+written under a temporary name, synced and renamed: with the rename it is there. docs/checkpoints.md
+describes the files.
 """
 
 from __future__ import annotations
 
 import hashlib
 import io
-import json
-import os
-import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import structlog
 import torch
+from attrs import frozen
 
-from altcore.errors import AltcoreError, BadInput
-from altcore.runs.durable import fsync_folder, no_space_named
+from altcore.errors import BadInput, InvalidCheckpoint
+from altcore.runs import durable
+from altcore.runs.manifest import (
+    MANIFEST,
+    REGULAR,
+    encode_manifest,
+    folder_of,
+    is_checkpoint,
+    read_manifest,
+)
 
 log = structlog.get_logger("altcore")
 
-STATE, MANIFEST = "state.pt", "manifest.json"
+STATE, WEIGHTS_FILE = "state.pt", "weights.pt"
+OF_WEIGHTS = ("step", "model", "quantization")
+"""The keys of a state that are in the file of the weights."""
+SNAPSHOTS = "snapshots"
+"""The folder of the snapshots, beside the checkpoints that refer to them."""
+
+
+@frozen(eq=False)
+class Checkpoint:
+    """A checkpoint that was read and found whole."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+    state: Mapping[str, Any] | None
+    """None if the seed alone gives it: at step 0, with the workload's own model."""
+    snapshots: Sequence[Mapping[str, Any]] = ()
+    """The states for rollback, oldest first."""
+
+    @property
+    def step(self) -> int:
+        """The step after which it was written."""
+        step: int = self.manifest["step"]
+        return step
 
 
 def save_checkpoint(
-    folder: Path, name: str, state: Mapping[str, Any], about: Mapping[str, Any]
+    folder: Path, state: Mapping[str, Any] | None, manifest: Mapping[str, Any]
 ) -> Path:
-    """Write a checkpoint with this ``name`` into ``folder``; return its path.
+    """Write a checkpoint into ``folder``, with the name that its manifest gives; return its path.
 
-    ``about`` goes into the manifest. Raises `NoSpace` if the disk is full; earlier files stay.
+    One of the same name is replaced. Raises `NoSpace` if the disk is full; earlier files stay.
     """
-    buffer = io.BytesIO()
-    torch.save(dict(state), buffer)
-    data = buffer.getvalue()
-    manifest = {
-        **about,
-        "files": {STATE: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}},
-    }
-    final, temporary = folder / name, folder / f"{name}.tmp-{uuid.uuid4().hex[:8]}"
+    final = folder / folder_of(manifest["kind"], manifest["step"])
+    temporary = folder / f"{final.name}.tmp-{uuid.uuid4().hex[:8]}"
+    parts = {name: encode_tensors(part) for name, part in _parts(state).items()}
+    files = {name: recorded for name, (_, recorded) in parts.items()}
+    about = encode_manifest({**manifest, "files": files})
     try:
-        with no_space_named(final, len(data)):
-            temporary.mkdir(parents=True)
-            _write_synced(temporary / STATE, data)
-            _write_synced(temporary / MANIFEST, json.dumps(manifest, indent=1).encode())
-            fsync_folder(temporary)
-            if final.exists():
-                # A step saved twice, at its interval and at the end, has the same state.
-                shutil.rmtree(final)
-            temporary.replace(final)
-            fsync_folder(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        with durable.no_space_named(
+            final, sum(len(data) for data, _ in parts.values()) + len(about)
+        ):
+            durable.make_folder(temporary)
+            for name, (data, _) in parts.items():
+                durable.write_file(temporary / name, data)
+            durable.write_file(temporary / MANIFEST, about)
+            put_in_place(temporary, final)
+    except BaseException:
+        durable.remove(temporary)
+        raise
     return final
 
 
-def point_to(folder: Path, pointer: str, name: str) -> None:
-    """Let the pointer file (``last`` or ``best``) name a checkpoint."""
-    temporary = folder / f".{pointer}.tmp"
-    with no_space_named(folder / pointer, len(name)):
-        _write_synced(temporary, name.encode())
-        temporary.replace(folder / pointer)
-        fsync_folder(folder)
+def _parts(state: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
+    if state is None:
+        return {}
+    weights = {k: v for k, v in state.items() if k in OF_WEIGHTS}
+    rest = {k: v for k, v in state.items() if k not in OF_WEIGHTS}
+    return {WEIGHTS_FILE: weights, STATE: rest}
 
 
-def _write_synced(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+def encode_tensors(value: Any) -> tuple[memoryview, dict[str, Any]]:
+    """Return tensors and plain data as bytes, with hash and size as manifests have them."""
+    buffer = io.BytesIO()
+    torch.save(value, buffer)
+    data = buffer.getbuffer()
+    return data, {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
-def prune_checkpoints(folder: Path, keep: int) -> None:
-    """Remove the oldest regular checkpoints but ``keep``; pointed-at ones and anomalies stay."""
-    pointed = [_pointed(folder / name) for name in ("last", "best") if (folder / name).exists()]
-    if None in pointed:
-        # Any of them may be the one that was meant.
-        return
-    regular = sorted(p for p in folder.glob("step-*") if ".tmp-" not in p.name)
-    for path in regular[:-keep]:
-        if path not in pointed:
-            shutil.rmtree(path)
-
-
-def _pointed(pointer: Path) -> Path | None:
-    """Return the checkpoint that a pointer file names; warn and return None if it names none."""
+def put_in_place(temporary: Path, final: Path) -> None:
+    """Give a whole folder its name, in the place of one that may be there."""
+    durable.fsync_folder(temporary)
+    replaced = None
+    if final.exists():
+        # No folder replaces another at once; after a crash `tidy` gives the old one its name back.
+        replaced = final.with_name(f"{final.name}.old-{uuid.uuid4().hex[:8]}")
+        durable.rename(final, replaced)
     try:
-        path = pointer.parent / pointer.read_text()
-        if path.is_dir() and path.parent == pointer.parent:
-            return path
-    # Not UTF-8, a NUL in the name, or no file.
-    except (OSError, ValueError):
-        pass
-    log.warning("a pointer names no checkpoint: all are kept until it does", file=str(pointer))
-    return None
+        durable.rename(temporary, final)
+    except OSError:
+        if replaced is not None:
+            durable.rename(replaced, final)
+        raise
+    durable.fsync_folder(final.parent)
+    if replaced is not None:
+        durable.remove(replaced)
 
 
-def load_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return a checkpoint's state and manifest. Raises `AltcoreError` if it is torn or altered."""
+def save_snapshot(folder: Path, snapshot: Mapping[str, Any]) -> dict[str, Any]:
+    """Write a state for rollback; returns what manifests say that refer to it."""
+    name = snapshot_file(snapshot["step"])
+    data, recorded = encode_tensors(snapshot)
+    place = folder / SNAPSHOTS
+    with durable.no_space_named(place / name, len(data)):
+        if not place.is_dir():
+            durable.make_folder(place)
+        durable.replace_file(place / name, data)
+        durable.fsync_folder(place)
+    return {"step": snapshot["step"], "file": name, **recorded}
+
+
+def update_manifest(path: Path, **changes: Any) -> None:
+    """Change what a checkpoint says of itself, at once or not at all."""
+    durable.replace_file(path / MANIFEST, encode_manifest({**read_manifest(path), **changes}))
+    durable.fsync_folder(path)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a process left half written or half removed; only for the run's one writer."""
+    for place in (folder, folder / SNAPSHOTS):
+        for path in place.iterdir() if place.is_dir() else ():
+            name, old, _ = path.name.partition(".old-")
+            if old and not (folder / name).exists():
+                durable.rename(path, folder / name)
+            elif old or ".tmp-" in path.name or path.name.endswith(".tmp"):
+                durable.remove(path)
+
+
+def set_aside(folder: Path, step: int) -> None:
+    """Rename the checkpoints after ``step``, which no run goes on from, to ``damaged_...``.
+
+    The weights alone of later steps are removed: they are made again.
+    """
+    for path in folder.iterdir():
+        prefix, _, number = path.name.rpartition("-")
+        if is_checkpoint(path) and prefix and int(number) > step:
+            if prefix == "step":
+                aside = path.with_name(f"damaged_{path.name}")
+                durable.remove(aside)
+                durable.rename(path, aside)
+            else:
+                durable.remove(path)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Return a checkpoint, with its snapshots.
+
+    Raises:
+        InvalidCheckpoint: if any file of it is torn or altered.
+    """
+    manifest = read_manifest(path)
+    state: dict[str, Any] = {}
+    for name, recorded in manifest["files"].items():
+        if name not in (STATE, WEIGHTS_FILE):
+            raise InvalidCheckpoint(f"checkpoint {path}: {name!r:.60} is no file of a checkpoint")
+        state |= read_tensors(path / name, recorded)
+    if state.get("step", 0) != manifest["step"]:
+        raise InvalidCheckpoint(f"checkpoint {path}: its state is not of step {manifest['step']}")
+    snapshots = [
+        read_tensors(path.parent / SNAPSHOTS / snapshot_file(entry["step"]), entry)
+        for entry in manifest["snapshots"]
+    ]
+    return Checkpoint(path, manifest, state or None, snapshots)
+
+
+def snapshot_file(step: int) -> str:
+    """Return the name of a snapshot's file."""
+    return f"step-{step:08d}.pt"
+
+
+def read_tensors(path: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tensors and plain data; `InvalidCheckpoint` if they are not as recorded."""
     try:
-        manifest = json.loads((path / MANIFEST).read_text())
-        expected = manifest["files"][STATE]["sha256"]
-        data = (path / STATE).read_bytes()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise AltcoreError(f"checkpoint {path} cannot be read: {error!r}") from error
-    if hashlib.sha256(data).hexdigest() != expected:
-        raise AltcoreError(f"checkpoint {path}: {STATE} does not match its sha256")
+        data = durable.read_file(path)
+    except OSError as error:
+        raise InvalidCheckpoint(f"{path} cannot be read: {error!r}") from error
+    if hashlib.sha256(data).hexdigest() != recorded["sha256"]:
+        raise InvalidCheckpoint(f"{path} does not match its sha256")
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     # Of data that it did not write, torch raises anything.
     except Exception as error:
-        raise AltcoreError(f"checkpoint {path}: {STATE} cannot be read: {error!r:.200}") from error
+        raise InvalidCheckpoint(f"{path} cannot be read: {error!r:.200}") from error
     if not isinstance(state, dict):
-        raise AltcoreError(f"checkpoint {path}: {STATE} holds no state")
-    return state, manifest
+        raise InvalidCheckpoint(f"{path} holds no state")
+    return state
 
 
-def load_newest(
-    folder: Path, check: Callable[[dict[str, Any], dict[str, Any]], object] = lambda *_: None
-) -> tuple[dict[str, Any], dict[str, Any], Path]:
+def load_newest(folder: Path, accept: Callable[[Checkpoint], None] | None = None) -> Checkpoint:
     """Return the newest valid regular checkpoint, and warn of each invalid one.
 
-    ``check`` gets state and manifest. It raises `AltcoreError` for one that is not valid, and
-    `BadInput` if none is to be taken.
+    ``accept`` may look closer: if it raises `InvalidCheckpoint`, the one before is tried. Raises
+    `BadInput` if there is none.
     """
-    found = sorted(p for p in folder.glob("step-*") if ".tmp-" not in p.name)
-    for path in reversed(found):
+    start = folder_of(REGULAR, 0)[:5]
+    found = [p for p in folder.glob(f"{start}*") if is_checkpoint(p)]
+    for path in sorted(found, key=lambda p: int(p.name.removeprefix(start)), reverse=True):
         try:
-            state, manifest = load_checkpoint(path)
-            check(state, manifest)
-        except BadInput:
-            raise
-        except AltcoreError as error:
+            checkpoint = load_checkpoint(path)
+            if accept is not None:
+                accept(checkpoint)
+        except InvalidCheckpoint as error:
             log.warning("a checkpoint is not valid; going back to the one before", error=str(error))
             continue
-        return state, manifest, path
-    raise BadInput(f"there is no valid checkpoint in {folder}")
+        return checkpoint
+    hint = "" if found else "it ended before its first one: begin it anew under its --name"
+    raise BadInput(f"there is no valid checkpoint in {folder}", hint=hint)

@@ -4,23 +4,31 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
+import structlog
 from attrs import define, field
 
 from altcore.builtin_types import to_json
 from altcore.config import TrainConfig
 from altcore.errors import BadInput
 from altcore.recipes import takes_format
-from altcore.runs.durable import no_space_named
-from altcore.runs.json_lines import is_torn, read_steps
+from altcore.runs import durable
+from altcore.runs.log_file import LogFile
 from altcore.yaml_files import SUFFIXES, dump_yaml
 
+log = structlog.get_logger("altcore")
+
 METRICS, EVENTS, TIMINGS = "metrics.jsonl", "events.jsonl", "timings.jsonl"
+LOGS = (METRICS, EVENTS, TIMINGS)
+CONFIG, ENVIRONMENT, SUMMARY = "config.yaml", "environment.json", "summary.json"
+WHOLE_FILES = (CONFIG, ENVIRONMENT, SUMMARY)
+LOCK, CHECKPOINTS, REPORTS = ".lock", "checkpoints", "reports"
 
 
 @define(eq=False)
@@ -28,60 +36,94 @@ class RunDirectory:
     """The directory of one run, locked by one process."""
 
     path: Path
-    _lock: IO[str]
-    _files: dict[str, IO[str]] = field(factory=dict)
+    _lock: int | None
+    _logs: dict[str, LogFile] = field(factory=dict)
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunDirectory:
         """Create the directory of a new run.
 
-        A given name must be new, or `BadInput` is raised. Without one, the name is made from the
-        label, or from format and recipe.
+        A given name must be new, or that of a run that ended before its first checkpoint and so
+        begins anew; otherwise `BadInput` is raised. Without one, the name is made from the label,
+        or from format and recipe.
         """
         root = Path(config.runs_dir)
         try:
             root.mkdir(parents=True, exist_ok=True)
-            path = _fresh(root, config) if config.name is None else _named(root, config.name)
+            if config.name is None:
+                return cls.open(_fresh(root, config))
+            return cls._named(root / config.name)
         except OSError as error:
             raise BadInput(f"{root} cannot be written: {error.strerror}", key="runs_dir") from error
-        return cls._locked(path)
+
+    @classmethod
+    def _named(cls, path: Path) -> RunDirectory:
+        try:
+            durable.make_folder(path)
+            return cls.open(path)
+        except FileExistsError:
+            if not _began_nothing(path):
+                raise _exists(path) from None
+        directory = cls.open(path)
+        if not _began_nothing(path):  # another process was at it until now
+            directory.close()
+            raise _exists(path)
+        log.info("run begins anew: it had ended before its first checkpoint", run=path.name)
+        for entry in path.iterdir():
+            if entry.name != LOCK:
+                durable.remove(entry)
+        directory._make_folders()
+        return directory
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """Lock the directory of an existing run, to resume it."""
-        return cls._locked(path)
-
-    @classmethod
-    def _locked(cls, path: Path) -> RunDirectory:
-        lock = (path / ".lock").open("a")
+        """Lock the directory of an existing run."""
+        lock = durable.open_to_write(path / LOCK, os.O_APPEND)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            lock.close()
+            os.close(lock)
             raise BadInput(f"run {path.name} is being written by another process") from error
-        for folder in ("checkpoints", "reports"):
-            (path / folder).mkdir(exist_ok=True)
-        return cls(path, lock)
+        directory = cls(path, lock)
+        directory._make_folders()
+        return directory
+
+    def _make_folders(self) -> None:
+        for folder in (self.checkpoints, self.path / REPORTS):
+            if not folder.is_dir():
+                durable.make_folder(folder)
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the checkpoints."""
+        return self.path / CHECKPOINTS
 
     def append(self, file: str, line: Mapping[str, Any]) -> None:
         """Append a line to a .jsonl file, readable at once."""
         text = json.dumps(to_json(line), allow_nan=False) + "\n"
-        with no_space_named(self.path / file, len(text)):
-            if file not in self._files:
-                torn = is_torn(self.path / file)
-                self._files[file] = (self.path / file).open("a", encoding="utf-8")
-                # Otherwise the first line after a crash would be lost with the torn one.
-                self._files[file].write("\n" * torn)
-            self._files[file].write(text)
-            self._files[file].flush()
+        self._log(file).append(text.encode())
+
+    def _log(self, file: str) -> LogFile:
+        if file not in self._logs:
+            self._logs[file] = LogFile.open(self.path / file)
+        return self._logs[file]
+
+    def sync_logs(self) -> dict[str, dict[str, Any]]:
+        """Make the .jsonl files durable; returns length and hash of each that exists."""
+        return {f: self._log(f).sync() for f in LOGS if (self.path / f).exists()}
+
+    def cut_logs(self, recorded: Mapping[str, Mapping[str, Any]]) -> None:
+        """Cut the .jsonl files to what `sync_logs` returned: what follows is done again."""
+        for file in LOGS:
+            if file in recorded:
+                self._log(file).cut(recorded[file])
+            elif (self.path / file).exists():
+                durable.remove(self.path / file)
 
     def write(self, file: str, text: str) -> None:
         """Write a whole file, replacing it at once or not at all."""
-        path = self.path / file
-        temporary = path.with_name(f".{path.name}.tmp")
-        with no_space_named(path, len(text)):
-            temporary.write_text(text, encoding="utf-8")
-            temporary.replace(path)
+        durable.replace_file(self.path / file, text.encode())
+        durable.fsync_folder(self.path)
 
     def write_json(self, file: str, data: Mapping[str, Any]) -> None:
         """Write a whole .json file."""
@@ -89,34 +131,39 @@ class RunDirectory:
 
     def remove(self, file: str) -> None:
         """Remove a file, if it is there."""
-        (self.path / file).unlink(missing_ok=True)
-
-    def drop_after(self, step: int) -> None:
-        """Drop lines of metrics and timings after ``step``, which a resumed run writes again."""
-        for file in (METRICS, TIMINGS):
-            kept = [x for x in read_steps(self.path / file) if x["step"] <= step]
-            self.write(file, "".join(json.dumps(to_json(x)) + "\n" for x in kept))
+        durable.remove(self.path / file)
 
     def close(self) -> None:
         """Close the files and release the lock."""
-        for file in self._files.values():
+        for file in self._logs.values():
             # A full disk was already reported when the line was written.
             with suppress(OSError):
                 file.close()
-        self._files.clear()
-        self._lock.close()
+        self._logs.clear()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
 
-def _named(root: Path, name: str) -> Path:
-    path = root / name
-    try:
-        path.mkdir()
-    except FileExistsError as error:
-        raise BadInput(
-            f"{path} exists; choose another name, or go on with it by --resume {name}",
-            key="name",
-        ) from error
-    return path
+def _began_nothing(path: Path) -> bool:
+    """Whether a folder holds nothing but what a run writes before its first checkpoint."""
+    if path.is_symlink() or not path.is_dir():
+        return False
+    names = {entry.name for entry in path.iterdir() if not entry.name.endswith(".tmp")}
+    known = {LOCK, CHECKPOINTS, REPORTS, *LOGS, *WHOLE_FILES}
+    steps = [path / METRICS, path / TIMINGS]
+    return (
+        names <= known
+        and not any(file.exists() and file.stat().st_size for file in steps)
+        and not any(".tmp-" not in p.name for p in (path / CHECKPOINTS).glob("*-*"))
+    )
+
+
+def _exists(path: Path) -> BadInput:
+    return BadInput(
+        f"{path} exists; choose another name, or go on with it by --resume {path.name}",
+        key="name",
+    )
 
 
 def _fresh(root: Path, config: TrainConfig) -> Path:
@@ -124,7 +171,7 @@ def _fresh(root: Path, config: TrainConfig) -> Path:
     for number in range(1, 100_000):
         path = root / (base if number == 1 else f"{base}-{number}")
         try:
-            path.mkdir()
+            durable.make_folder(path)
         except FileExistsError:
             continue
         return path
@@ -156,4 +203,4 @@ def write_configuration(directory: RunDirectory, config: TrainConfig) -> None:
     """Write config.yaml, the resolved configuration that repeats this run."""
     head = "# Repeats this run: altcore train --config config.yaml\n"
     plain = {**config.to_plain(), "name": None}
-    directory.write("config.yaml", head + dump_yaml(plain))
+    directory.write(CONFIG, head + dump_yaml(plain))

@@ -1,14 +1,39 @@
-"""Durable writing: a full disk is reported, and a rename survives a crash."""
+"""The file operations of a run directory: whole or not at all, and durable.
+
+Whatever a run writes goes through these functions. None of them follows a symbolic link, a full
+disk is reported with the path, and tests can stop, fail or count each one.
+"""
 
 from __future__ import annotations
 
 import errno
 import os
+import shutil
+import signal
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from altcore.environment import CRASH_AT
 from altcore.errors import NoSpace
+
+_passed: Counter[str] = Counter()
+
+
+def crash_point(name: str) -> None:
+    """Kill the process here if ALTCORE_CRASH_AT says so: ``name``, or ``name:k`` the k-th time.
+
+    The name ``any`` means every point. For tests of what a killed run leaves behind.
+    """
+    asked = os.environ.get(CRASH_AT)
+    if not asked:
+        return
+    wanted, _, count = asked.partition(":")
+    if wanted in (name, "any"):
+        _passed[wanted] += 1
+        if _passed[wanted] == int(count or 1):
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 @contextmanager
@@ -22,10 +47,96 @@ def no_space_named(path: Path, needed: int = 0) -> Iterator[None]:
         raise NoSpace(f"no space left to write {path} ({needed} bytes needed)") from error
 
 
-def fsync_folder(path: Path) -> None:
-    """Make a rename in the folder durable."""
-    handle = os.open(path, os.O_RDONLY)
+def open_to_write(path: Path, flags: int = os.O_TRUNC) -> int:
+    """Open a file that may be new; returns its descriptor. A symbolic link is not followed."""
+    crash_point(f"open {path.name}")
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o666)
+
+
+def write(descriptor: int, data: bytes | memoryview) -> None:
+    """Write all of ``data``."""
+    crash_point("write")
+    left = memoryview(data)
+    while left:
+        left = left[os.write(descriptor, left) :]
+
+
+def fsync(descriptor: int) -> None:
+    """Make what was written durable."""
+    crash_point("fsync")
+    os.fsync(descriptor)
+
+
+def truncate(descriptor: int, length: int) -> None:
+    """Cut a file to ``length`` bytes."""
+    crash_point("truncate")
+    os.ftruncate(descriptor, length)
+
+
+def rename(path: Path, target: Path) -> None:
+    """Give a file or folder another name; a file of that name is replaced."""
+    crash_point(f"rename {target.name}")
+    path.replace(target)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder that is not there yet, with those above it."""
+    crash_point(f"mkdir {path.name}")
+    path.mkdir(parents=True)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that it holds; it may be gone already."""
+    crash_point(f"remove {path.name}")
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def link(path: Path, target: Path) -> None:
+    """Give a file a second name; where the file system cannot, copy it."""
+    crash_point(f"link {target.name}")
     try:
-        os.fsync(handle)
+        target.hardlink_to(path)
+    except OSError:
+        shutil.copyfile(path, target, follow_symlinks=False)
+
+
+def write_file(path: Path, data: bytes | memoryview, *, synced: bool = True) -> None:
+    """Write a file of this name, replacing what it held; durable if ``synced``."""
+    descriptor = open_to_write(path)
+    try:
+        write(descriptor, data)
+        if synced:
+            fsync(descriptor)
     finally:
-        os.close(handle)
+        os.close(descriptor)
+
+
+def replace_file(path: Path, data: bytes | memoryview, *, synced: bool = True) -> None:
+    """Replace a file at once or not at all; the folder is left to the caller to sync."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with no_space_named(path, len(data)):
+        try:
+            write_file(temporary, data, synced=synced)
+            rename(temporary, path)
+        except OSError:
+            remove(temporary)
+            raise
+
+
+def fsync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_file(path: Path) -> bytes:
+    """Return what a file holds. A symbolic link is not followed."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    with os.fdopen(descriptor, "rb") as file:
+        return file.read()

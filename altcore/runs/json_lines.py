@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -36,25 +34,15 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Leaves out a last line that is torn, and any other that is not a JSON object: these are named
     in a warning, once a process.
     """
-    return _read(path, lambda line: True)
-
-
-def read_steps(path: Path) -> list[dict[str, Any]]:
-    """Read a .jsonl file as `read_lines` does; a line whose ``step`` is not a number is broken."""
-    return _read(path, lambda line: type(line.get("step")) is int)
-
-
-def _read(path: Path, is_whole: Callable[[dict[str, Any]], bool]) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     raw = path.read_bytes().split(b"\n")
     lines = [_object(text) for text in raw]
-    whole = [line is not None and is_whole(line) for line in lines]
     # The last one has no end yet: it may be torn.
-    broken = [i + 1 for i, text in enumerate(raw[:-1]) if text.strip() and not whole[i]]
+    broken = [i + 1 for i, text in enumerate(raw[:-1]) if text.strip() and lines[i] is None]
     if broken:
         _warn_of(str(path), tuple(broken))
-    return [line for line, good in zip(lines, whole, strict=True) if line is not None and good]
+    return [line for line in lines if line is not None]
 
 
 def _object(raw: bytes) -> dict[str, Any] | None:
@@ -70,12 +58,3 @@ def _object(raw: bytes) -> dict[str, Any] | None:
 @cache
 def _warn_of(file: str, lines: tuple[int, ...]) -> None:
     log.warning("broken lines of a record are left out", file=file, lines=list(lines))
-
-
-def is_torn(path: Path) -> bool:
-    """Return whether a file ends in the middle of a line."""
-    if not path.exists() or path.stat().st_size == 0:
-        return False
-    with path.open("rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() != b"\n"

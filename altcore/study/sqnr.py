@@ -41,7 +41,9 @@ def read_data(what: str, runs_dir: str = "runs") -> Distribution | list[Tensor]:
     if (Path(runs_dir) / what / "config.yaml").is_file():
         from altcore.runs import load_newest
 
-        state, _, _ = load_newest(Path(runs_dir) / what / "checkpoints")
+        state = load_newest(Path(runs_dir) / what / "checkpoints").state
+        if state is None:
+            raise BadInput("the run has made no step yet", key="--on", part=what)
         return [p for p in state["model"].values() if p.dim() >= 2]
     raise BadInput(
         f"neither {', '.join(NAMES)}, nor a .npy file, nor a run in {runs_dir}",

@@ -314,6 +314,7 @@ def here(tmp_path, corpus, monkeypatch):
         Path(name).write_text(text)
     Path("words.txt").write_bytes(corpus.read_bytes())
     Path("runs/taken").mkdir(parents=True)
+    Path("runs/taken/notes.txt").touch()
     monkeypatch.setattr("altcore.engine.loop.Engine.train", lambda self: pytest.fail("it trains"))
     return tmp_path
 

@@ -498,6 +498,7 @@ def test_without_a_valid_checkpoint_nothing_is_touched(shelf, start):
     path = interrupted(shelf, start)
     for name in ("step-00000002", "step-00000004"):
         flip(path / "checkpoints" / name / "state.pt")
+    flip(path / "checkpoints" / "step-00000000" / "manifest.json")
     before = {p.name: p.read_bytes() for p in path.glob("*.jsonl")}
     with pytest.raises(BadInput, match="no valid checkpoint"):
         start.resume("r")

@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 import altcore
 from altcore import BadInput, hookimpl
-from altcore.engine import setup
+from altcore.engine import resuming, setup
 from altcore.hooks import setting
 from altcore.runs import contents
 
@@ -75,7 +75,7 @@ def test_a_change_is_accepted_by_name_and_recorded(start, run, capsys):
     edit(run, learning_rate=0.02, gpt__dropout=0.5)
     with pytest.raises(BadInput, match=r"gpt\.dropout was 0\.0"):
         altcore.train(
-            setup.resumed("r", str(start.runs), max_steps=4),
+            resuming.resumed("r", str(start.runs), max_steps=4),
             resume="r",
             allow_change=["learning_rate"],
         )
@@ -100,7 +100,7 @@ def test_a_name_that_means_nothing_is_refused(start, run):
     """With the nearest one, so that a misspelt one is noticed."""
     with pytest.raises(BadInput, match=r"'dta' did not change \(did you mean data\?\)"):
         altcore.train(
-            setup.resumed("r", str(start.runs), max_steps=4), resume="r", allow_change=["dta"]
+            resuming.resumed("r", str(start.runs), max_steps=4), resume="r", allow_change=["dta"]
         )
 
 
@@ -115,7 +115,7 @@ def test_more_steps_are_no_change(start, run):
 def test_an_accepted_format_is_the_one_that_runs(start, run):
     """In the summary, its shifts, and the plan of the next checkpoint."""
     edit(run, format="E5M2", format_digests={})
-    config = setup.resumed("r", str(start.runs), max_steps=4)
+    config = resuming.resumed("r", str(start.runs), max_steps=4)
     made = altcore.train(config, resume="r", allow_change=["format"])
     assert (made.summary["format"], made.summary["last_formats"]) == ("E5M2", ["E5M2"])
     assert (made.shift_step, made.format_shifted_to) == (2, "E5M2")
@@ -124,7 +124,7 @@ def test_an_accepted_format_is_the_one_that_runs(start, run):
 def test_an_accepted_setting_of_the_optimizer_counts(start, run):
     """The checkpoint's groups would bring the old one back."""
     edit(run, adamw__weight_decay=0.5)
-    config = setup.resumed("r", str(start.runs), max_steps=4)
+    config = resuming.resumed("r", str(start.runs), max_steps=4)
     engine = setup.prepare(config, resume="r", allow_change=["adamw.weight_decay"])
     assert engine.run.optimizer.param_groups[0]["weight_decay"] == 0.5
     engine.directory.close()
@@ -148,7 +148,7 @@ def test_other_data_are_refused_and_data_that_moved_are_not(start, tmp_path):
     assert moved.summary["seed"] == whole.summary["seed"]
     edit(run, gpt__data=str(text_file(tmp_path / "third.txt")))
     (tmp_path / "third.txt").write_text(text + " more")
-    config = setup.resumed("r", str(start.runs), max_steps=5)
+    config = resuming.resumed("r", str(start.runs), max_steps=5)
     assert altcore.train(config, resume="r", allow_change=["data"]).steps_completed == 5
 
 
@@ -167,7 +167,7 @@ def test_batches_given_from_python_are_known_by_the_first(start):
     """Other ones are refused, and so is the workload's own data in their place."""
     config = start.config(name="r", max_steps=2)
     altcore.train(config, data=batches(1))
-    again = setup.resumed("r", str(start.runs), max_steps=4)
+    again = resuming.resumed("r", str(start.runs), max_steps=4)
     with pytest.raises(BadInput, match="data was "):
         altcore.train(again, data=batches(2), resume="r")
     with pytest.raises(BadInput, match=r"data was .*batch, given from Python"):

@@ -1,6 +1,7 @@
 """The step: the exact trace of its events, and what happens when a plugin breaks."""
 
 import math
+import os
 import signal
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from altcore.engine.custom_workload import CustomWorkload
 from altcore.engine.schedule import learning_rate
 from altcore.errors import AltcoreError, ConflictingActions, Interrupted, PluginError
 from altcore.runs import read_lines
+from altcore.runs.log_file import LogFile
 
 
 def lines(text):
@@ -76,6 +78,7 @@ def test_trace_of_a_plain_run(trace, start):
         """
         run_start
         on_event 0: start
+        on_event 0: checkpoint
         pre_backward 1.0
         post_backward 1
         pre_step 1
@@ -95,7 +98,6 @@ def test_trace_of_a_plain_run(trace, start):
         on_record 3
         on_event 3: checkpoint
         on_eval 3
-        on_event 3: checkpoint
         on_event 3: end
         run_end: finished
         """
@@ -109,6 +111,7 @@ def test_trace_with_accumulation(trace, start):
         """
         run_start
         on_event 0: start
+        on_event 0: checkpoint
         pre_backward 1.0
         pre_backward 1.1
         post_backward 1
@@ -121,8 +124,8 @@ def test_trace_with_accumulation(trace, start):
         post_step 2
         on_record 1
         on_record 2
-        on_eval 2
         on_event 2: checkpoint
+        on_eval 2
         on_event 2: end
         run_end: finished
         """
@@ -137,6 +140,7 @@ def test_trace_of_a_nan_loss(trace, shelf, start):
         """
         run_start
         on_event 0: start
+        on_event 0: checkpoint
         pre_backward 1.0
         post_backward 1
         pre_step 1
@@ -154,8 +158,8 @@ def test_trace_of_a_nan_loss(trace, shelf, start):
         post_step 3
         on_record 2
         on_record 3
-        on_eval 3
         on_event 3: checkpoint
+        on_eval 3
         on_event 3: end
         run_end: finished
         """
@@ -182,6 +186,7 @@ def test_trace_of_a_bad_gradient(trace, shelf, start, where, what, layer, value,
         f"""
         run_start
         on_event 0: start
+        on_event 0: checkpoint
         pre_backward 1.0
         post_backward 1
         pre_step 1
@@ -189,8 +194,8 @@ def test_trace_of_a_bad_gradient(trace, shelf, start, where, what, layer, value,
         on_event 1: checkpoint
         on_nan 1: {what} of {layer}
         on_record 1
-        on_eval 1
         on_event 1: checkpoint
+        on_eval 1
         on_event 1: end
         run_end: finished
         """
@@ -225,6 +230,7 @@ def test_trace_of_a_collapse(trace, shelf, start):
         """
         run_start
         on_event 0: start
+        on_event 0: checkpoint
         pre_backward 1.0
         post_backward 1
         pre_step 1
@@ -246,8 +252,8 @@ def test_trace_of_a_collapse(trace, shelf, start):
         on_event 3: collapse
         on_collapse 3: nan_patience
         on_event 3: verdict
-        on_eval 3
         on_event 3: checkpoint
+        on_eval 3
         on_event 3: end
         run_end: collapsed
         """
@@ -281,6 +287,7 @@ def test_trace_of_conflicting_proposals(trace, shelf, start):
         """
         run_start
         on_event 0: start
+        on_event 0: checkpoint
         pre_backward 1.0
         post_backward 1
         pre_step 1
@@ -449,13 +456,13 @@ def test_a_nan_is_traced_to_the_layer_that_met_it_first(shelf, start):
     class Spoil:
         @hookimpl
         def pre_step(self, run):
-            with torch.no_grad():
-                run.model.get_parameter("transformer.h.0.ln_2.weight").fill_(math.nan)
+            norm = run.model.get_submodule("transformer.h.0.ln_2")
+            norm.register_forward_hook(lambda *given: given[-1] * math.nan)
 
     shelf.install("intervention", "spoil", Spoil)
     run = start(["spoil"], format="E4M3", max_steps=2)
     (nan,) = events(run.run_directory, "nan")
-    assert (nan["step"], nan["what"]) == (2, "loss")
+    assert (nan["step"], nan["what"], nan["arose"]) == (2, "loss", None)
     assert (nan["layer"], nan["operand"]) == ("transformer.h.0.mlp.c_fc", "activation@fwd")
 
 
@@ -856,12 +863,17 @@ def test_exit_codes_of_the_command(shelf, start, monkeypatch, capsys):
 # --------------------------------------------------------------------- failing cleanly
 
 
+def full_disk():
+    """Return a log whose disk is full."""
+    return LogFile(Path("/dev/full"), os.open("/dev/full", os.O_WRONLY))
+
+
 def test_a_full_disk_still_ends_the_run(trace, start):
     """No space for a line is exit code 3, and run_end is called although no line can be written."""
     engine = start.engine(["trace"], name="r")
     for file in ("metrics.jsonl", "events.jsonl"):
-        engine.directory._files[file] = Path("/dev/full").open("a")  # noqa: SIM115 - the run's to close
-    with pytest.raises(AltcoreError, match=r"no space left to write .*jsonl") as caught:
+        engine.directory._logs[file] = full_disk()
+    with pytest.raises(AltcoreError, match=r"no space left to write /dev/full") as caught:
         engine.train()
     assert caught.value.exit_code == 3
     assert trace[-1] == "run_end: failed"
@@ -898,7 +910,13 @@ def test_an_unexpected_error_is_recorded(trace, start):
     engine.run.workload = CustomWorkload(own, engine.run.model, fail)
     with pytest.raises(PluginError, match=r"failed in batch .*: OSError: the data went away"):
         engine.train()
-    assert trace == ["run_start", "on_event 0: start", "on_event 1: end", "run_end: failed"]
+    assert trace == [
+        "run_start",
+        "on_event 0: start",
+        "on_event 0: checkpoint",
+        "on_event 1: end",
+        "run_end: failed",
+    ]
     assert "the data went away" in events(start.runs / "r", "end")[0]["error"]
 
 
@@ -925,11 +943,16 @@ def test_the_same_run_again_from_its_own_config(start):
 
 
 def test_checkpoints_are_pruned(start):
-    """At most max_checkpoints regular ones stay, the best and the last among them."""
+    """At most max_checkpoints regular ones stay, the best and the last among them.
+
+    Step 0 is a manifest alone, and always stays.
+    """
     run = start(max_steps=8, checkpoint_interval=1, max_checkpoints=2, eval_interval=3)
     kept = checkpoints(run.run_directory)
     best = (run.run_directory / "checkpoints" / "best").read_text()
-    assert set(kept) == {"step-00000007", "step-00000008", best}
+    assert best == "step-00000008"
+    # The best when the last one was written, and the next best without what only a resume needs.
+    assert kept == ["step-00000000", "step-00000006", "step-00000008", "weights-00000003"]
 
 
 def test_the_last_checkpoint_knows_the_last_evaluation(start):

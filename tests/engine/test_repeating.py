@@ -138,7 +138,7 @@ def test_a_checkpoint_holds_whole_what_nobody_knows(start, shelf):
     keys = {"format": "E4M3", "shift__to": mine, "min_lr_ratio": 1.0}
     whole = start(["shift"], max_steps=4, **keys)
     part = start(["shift"], max_steps=2, name="part", **keys)
-    state, _, _ = load_newest(part.run_directory / "checkpoints")
+    state = load_newest(part.run_directory / "checkpoints").state
     plan = state["quantization"]["plan"]
     assert mine.to_plain() in [c["format"] for casts in plan.values() for c in casts.values()]
     assert state["quantization"]["formats"] == {}

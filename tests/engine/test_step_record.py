@@ -83,7 +83,7 @@ def test_what_an_intervention_decides_depends_on_no_resume(
     def leave(step):
         train_step(step)
         if step.index == left:
-            engine.save(f"step-{left:08d}")
+            engine.saving.save()
             raise Interrupted("left", 2)
 
     with monkeypatch.context() as patch:

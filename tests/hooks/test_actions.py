@@ -577,10 +577,14 @@ def test_by_default_a_nonfinite_step_is_discarded(shelf, watch, start):
     assert watch["before 3"] == watch["after 1"]
     assert watch["before 5"] == watch["after 3"]
     assert [x.get("discarded", False) for x in run.metrics_history] == [False, True] * 2 + [False]
-    assert checkpoints(run.run_directory) == ["anomaly_2", "step-00000005"]
+    assert checkpoints(run.run_directory) == [
+        "anomaly_00000002",
+        "step-00000000",
+        "step-00000005",
+    ]
     assert run.status == "finished"
     assert ("steps", "5, 2 of them discarded") in lines(run.summary)
-    assert state(run.run_directory, "anomaly_2")["step"] == 2
+    assert state(run.run_directory, "anomaly_00000002")["step"] == 2
 
 
 def test_spent_patience_is_a_collapse(shelf, watch, start):

@@ -2,14 +2,18 @@
 
 import fcntl
 import multiprocessing
+import os
 from pathlib import Path
 
 import pytest
 from helpers import run_directory
+from helpers_checkpoints import save
+from structlog.testing import capture_logs
 
 from altcore.config import TrainConfig, check_name
 from altcore.errors import BadInput, NoSpace
-from altcore.runs import RunDirectory, find_run
+from altcore.runs import RunDirectory, durable, find_run
+from altcore.runs.log_file import LogFile
 
 BAD_NAMES = [
     "../escape", "/tmp/absolute", "a/b", "..", ".", ".hidden", "a\0b", "x" * 300,
@@ -36,9 +40,55 @@ def test_names_are_names(tmp_path, name):
 
 def test_a_name_is_new(tmp_path):
     """The message offers another name and --resume; the run that exists is not touched."""
-    run_directory(tmp_path, name="r").close()
+    directory = run_directory(tmp_path, name="r")
+    save(directory.checkpoints, 0)
+    directory.close()
+    before = list(directory.path.rglob("*"))
     with pytest.raises(BadInput, match=r"name: .* exists; .* --resume r"):
         run_directory(tmp_path, name="r")
+    assert list(directory.path.rglob("*")) == before
+
+
+LEFT = ["config.yaml", "events.jsonl", "summary.json", ".config.yaml.tmp", "reports/a.md"]
+
+
+@pytest.mark.parametrize(
+    "left", [[], [".lock"], LEFT, ["checkpoints/step-00000000.tmp-1/state.pt"]]
+)
+def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path, left):
+    """Under its name, loudly, and with nothing of the first attempt."""
+    for file in left:
+        (tmp_path / "runs/r" / file).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "runs/r" / file).write_text("{}\n")
+    (tmp_path / "runs/r").mkdir(parents=True, exist_ok=True)
+    with capture_logs() as logs:
+        directory = run_directory(tmp_path, name="r")
+    assert "begins anew" in logs[0]["event"]
+    assert sorted(p.name for p in directory.path.iterdir()) == [".lock", "checkpoints", "reports"]
+    assert not list(directory.checkpoints.iterdir())
+
+
+@pytest.mark.parametrize(
+    "left", ["notes.txt", "metrics.jsonl", "timings.jsonl", "checkpoints/step-00000003.old-1/a"]
+)
+def test_what_may_be_worth_something_is_never_begun_anew(tmp_path, left):
+    """A folder of somebody else's; a record whose checkpoints were left out of a copy."""
+    file = tmp_path / "runs/r" / left
+    file.parent.mkdir(parents=True)
+    file.write_text("{}\n")
+    with pytest.raises(BadInput, match="exists"):
+        run_directory(tmp_path, name="r")
+    assert file.read_text() == "{}\n"
+    assert not (tmp_path / "runs/r/.lock").exists()
+
+
+def test_a_run_that_is_just_beginning_is_not_begun_anew(tmp_path):
+    """Whoever has the lock is alive."""
+    directory = run_directory(tmp_path, name="r")
+    (directory.path / "config.yaml").touch()
+    with pytest.raises(BadInput, match="another process"):
+        run_directory(tmp_path, name="r")
+    assert (directory.path / "config.yaml").exists()
 
 
 def test_names_are_made_of_format_and_recipe(tmp_path):
@@ -111,9 +161,10 @@ def test_a_held_run_is_not_touched(tmp_path):
 def test_a_full_disk_names_the_file_and_the_bytes(tmp_path):
     """A line that does not fit is an error of its own, with exit code 3; closing adds no other."""
     directory = run_directory(tmp_path, name="r")
-    directory._files["metrics.jsonl"] = Path("/dev/full").open("a")  # noqa: SIM115 - closed with it
+    full = os.open("/dev/full", os.O_WRONLY)
+    directory._logs["metrics.jsonl"] = LogFile(Path("/dev/full"), full)
     with pytest.raises(
-        NoSpace, match=r"no space left to write .*r/metrics\.jsonl \(12 bytes needed\)"
+        NoSpace, match=r"no space left to write /dev/full \(12 bytes needed\)"
     ) as caught:
         directory.append("metrics.jsonl", {"step": 1})
     assert caught.value.exit_code == 3
@@ -121,7 +172,7 @@ def test_a_full_disk_names_the_file_and_the_bytes(tmp_path):
     RunDirectory.open(directory.path).close()
 
 
-@pytest.mark.parametrize("method", ["write_text", "replace", "open"])
+@pytest.mark.parametrize("method", ["write", "fsync", "rename", "open_to_write"])
 def test_a_full_disk_leaves_whole_files_as_they_were(tmp_path, monkeypatch, method):
     """A file is replaced at once or not at all, and a new one that cannot be made is named."""
     directory = run_directory(tmp_path, name="r")
@@ -130,12 +181,12 @@ def test_a_full_disk_leaves_whole_files_as_they_were(tmp_path, monkeypatch, meth
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(type(tmp_path), method, full)
-    how, what = {"open": (directory.append, {"step": 1})}.get(method, (directory.write, "new\n"))
-    with pytest.raises(NoSpace, match="no space left to write"):
-        how("metrics.jsonl" if method == "open" else "config.yaml", what)
+    monkeypatch.setattr(durable, method, full)
+    with pytest.raises(NoSpace, match=r"no space left to write .*config\.yaml"):
+        directory.write("config.yaml", "new\n")
     monkeypatch.undo()
     assert (directory.path / "config.yaml").read_text() == "old: true\n"
+    assert not list(directory.path.glob(".config*"))
 
 
 def test_a_folder_that_cannot_be_written_is_bad_input(tmp_path):

@@ -7,7 +7,7 @@ import pytest
 import structlog
 from helpers import run_directory
 
-from altcore.runs import RunDirectory, read_lines
+from altcore.runs import read_lines
 
 
 def test_numbers_that_are_not_finite_round_trip(tmp_path):
@@ -57,38 +57,6 @@ def test_a_torn_last_line_is_left_out(tmp_path):
         assert [x["step"] for x in lines] == [1, 2][:expected], length
 
 
-def test_a_line_after_a_torn_one_is_not_lost(tmp_path):
-    """Going on after a crash begins on a line of its own."""
-    directory = run_directory(tmp_path, name="r")
-    (directory.path / "events.jsonl").write_text('{"step": 1}\n{"step": 2, "ev')
-    directory.append("events.jsonl", {"step": 3})
-    directory.append("events.jsonl", {"step": 4})
-    assert [x["step"] for x in read_lines(directory.path / "events.jsonl")] == [1, 3, 4]
-    assert (directory.path / "events.jsonl").read_text().count("\n\n") == 0
-
-
-def test_drop_after_forgets_what_a_resumed_run_writes_anew(tmp_path):
-    """Metrics, evaluations and timings after the step go, to the byte; events stay."""
-    directory = run_directory(tmp_path, name="r")
-    for step in range(1, 5):
-        directory.append("metrics.jsonl", {"step": step, "loss": math.nan if step == 2 else 1 / 3})
-        directory.append("timings.jsonl", {"step": step, "seconds": 0.1})
-        directory.append("events.jsonl", {"step": step, "event": "x"})
-        if step == 2:
-            kept = {
-                f: (directory.path / f).read_bytes() for f in ("metrics.jsonl", "timings.jsonl")
-            }
-    directory.append("metrics.jsonl", {"step": 4, "val_loss": 1.0})
-    directory.close()
-    events = (directory.path / "events.jsonl").read_bytes()
-    directory = RunDirectory.open(directory.path)
-    directory.drop_after(2)
-    assert {f: (directory.path / f).read_bytes() for f in kept} == kept
-    assert (directory.path / "events.jsonl").read_bytes() == events
-    directory.append("metrics.jsonl", {"step": 3})
-    assert [x["step"] for x in read_lines(directory.path / "metrics.jsonl")] == [1, 2, 3]
-
-
 BROKEN = [b'{"step": 2, "lo', b"\xff\xfe", b"[1]", b'{"step": ' + b"1" * 5000 + b"}", b"[" * 9000]
 
 
@@ -102,15 +70,3 @@ def test_a_broken_line_in_the_middle_is_named(line, tmp_path):
         read_lines(path)
     (warning,) = logs
     assert (warning["log_level"], warning["file"], warning["lines"]) == ("warning", str(path), [2])
-
-
-@pytest.mark.parametrize("file", ["metrics.jsonl", "timings.jsonl"])
-@pytest.mark.parametrize("line", [*BROKEN, b'{"step": "x"}', b'{"loss": 1}'])
-def test_going_on_drops_broken_lines_and_names_them(line, file, tmp_path):
-    """Whatever the line lacks that a run writes."""
-    directory = run_directory(tmp_path, name="r")
-    (directory.path / file).write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 2}\n')
-    with structlog.testing.capture_logs() as logs:
-        directory.drop_after(2)
-    assert (directory.path / file).read_bytes() == b'{"step": 1}\n{"step": 2}\n'
-    assert [entry["lines"] for entry in logs] == [[2]]

@@ -1,0 +1,46 @@
+"""The events of a run: written to its record, and told to the plugins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from attrs import define, field
+
+from altcore.builtin_types import as_builtin
+from altcore.engine.dispatch import Dispatcher
+from altcore.engine.state import Run
+from altcore.runs import EVENTS, RunDirectory, read_lines, to_json
+
+
+@define(eq=False)
+class EventLog:
+    """Writes an event, then calls ``on_event``."""
+
+    directory: RunDirectory
+    dispatch: Dispatcher
+    known: set[str] = field(init=False, factory=set)
+    """Events that are in the record and are not to be repeated."""
+
+    def __call__(self, run: Run, event: Mapping[str, Any]) -> None:
+        if self.known and _key(event) in self.known:
+            return
+        self.directory.append(EVENTS, event)
+        self.dispatch.call("on_event", run=run, event=event)
+
+    @contextmanager
+    def without_repeats(self) -> Iterator[None]:
+        """Leave out what the record tells already: a resumed run starts like a new one."""
+        self.known = {_key(event) for event in read_lines(self.directory.path / EVENTS)}
+        try:
+            yield
+        finally:
+            self.known = set()
+
+
+def _key(event: Mapping[str, Any]) -> str:
+    """Return all of an event but the step."""
+    plain = {k: v for k, v in event.items() if k != "step"}
+    return json.dumps(to_json(as_builtin(plain)), sort_keys=True)

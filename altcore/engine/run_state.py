@@ -1,0 +1,69 @@
+"""All that the rest of a run depends on, as checkpoints hold it."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import asdict, define
+
+from altcore.engine.collapse import Detector
+from altcore.engine.dispatch import Dispatcher
+from altcore.engine.gradients import GradientNorms
+from altcore.engine.history import RunHistory
+from altcore.engine.randomness import random_state, set_random_state
+from altcore.engine.snapshots import Snapshot
+from altcore.engine.state import Run
+from altcore.engine.step_record import StepRecord
+
+
+@define(eq=False)
+class RunState:
+    """Gathers and restores the state of a run: tensors and plain data."""
+
+    run: Run
+    dispatch: Dispatcher
+    detector: Detector
+    history: RunHistory
+    record: StepRecord
+    gradients: GradientNorms
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state, but for the snapshots."""
+        run = self.run
+        return {
+            "step": run.step,
+            "model": run.model.state_dict(),
+            "optimizer": run.optimizer.state_dict(),
+            "quantization": run.quantization.state_dict(),
+            "plugins": self.dispatch.state_dict(run),
+            "degraded": list(run.degraded),
+            "held_records": self.record.held,
+            "random": random_state(run.device),
+            "detector": self.detector.state_dict(),
+            "dead_steps": self.gradients.dead_steps,
+            "lr_scale": run.lr_scale,
+            "shifts": run.shifts,
+            "reports": run.reports,
+            "progress": asdict(self.history),
+        }
+
+    def load_state_dict(
+        self, state: Mapping[str, Any], snapshots: Sequence[Mapping[str, Any]]
+    ) -> None:
+        """Restore what `state_dict` returned; the next step is the one after."""
+        run = self.run
+        run.step = state["step"]
+        run.quantization.load_state_dict(state["quantization"], state["model"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.degraded[:] = state["degraded"]
+        self.dispatch.load_state_dict(run, state["plugins"])
+        self.record.held = state["held_records"]
+        set_random_state(state["random"], run.device)
+        self.detector.load_state_dict(state["detector"])
+        self.gradients.dead_steps = state["dead_steps"].to(run.device)
+        run.lr_scale = state["lr_scale"]
+        run.shifts[:], run.reports[:] = state["shifts"], state["reports"]
+        run.snapshots = deque(Snapshot(**snapshot) for snapshot in snapshots)
+        self.history.restore(state["progress"])

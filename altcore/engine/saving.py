@@ -1,0 +1,155 @@
+"""When a run writes a checkpoint, and what the checkpoint says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from attrs import asdict, define, field
+
+from altcore.engine.ending import Ending
+from altcore.engine.run_state import RunState
+from altcore.engine.weights import WeightCheck
+from altcore.hooks import NonFinite
+from altcore.runs import (
+    ANOMALY,
+    ENDED,
+    ENDED_PHASE,
+    REGULAR,
+    TRAINED,
+    TRAINING,
+    Checkpoint,
+    RunDirectory,
+    retain,
+    save_checkpoint,
+    save_snapshot,
+    update_manifest,
+)
+
+
+@define(eq=False)
+class Saving:
+    """Writes the checkpoints of one run."""
+
+    state: RunState
+    directory: RunDirectory
+    ending: Ending
+    weights: WeightCheck
+    identity: Mapping[str, Any]
+    """What the run is, for the manifests."""
+    is_from_seed: bool
+    """Whether the seed alone gives the state at step 0."""
+    saved: tuple[Any, ...] = field(init=False, default=())
+    """What the last regular checkpoint knew: nothing is written twice."""
+    looked: tuple[Any, ...] = field(init=False, default=())
+    """The step after which the weights were last read, and whether they were finite."""
+    snapshots: dict[int, dict[str, Any]] = field(init=False, factory=dict)
+    """The snapshots that are on disk, by step, as manifests refer to them."""
+
+    @property
+    def phase(self) -> str:
+        """Whether steps are left."""
+        run, is_running = self.state.run, self.ending.status == "running"
+        return TRAINING if is_running and run.step < run.config.max_steps else TRAINED
+
+    def save(self) -> None:
+        """Write a checkpoint of the run as it is now, unless there is one.
+
+        If the weights are not finite it is no point to go on from: they are kept as an anomaly.
+        """
+        run = self.state.run
+        self.state.record.flush()
+        if self.saved == self._known():
+            return
+        if not self.has_finite_weights():
+            return
+        if self.saved[:1] != (run.step,):
+            run.emit("checkpoint", path=f"checkpoints/step-{run.step:08d}")
+        self.saved = self._known()
+        is_needed = run.step > 0 or not self.is_from_seed or run.degraded
+        self._write(REGULAR, self.state.state_dict() if is_needed else None)
+        config = run.config
+        retain(
+            self.directory.checkpoints,
+            monitor=config.monitor,
+            mode=config.monitor_mode,
+            max_checkpoints=config.max_checkpoints,
+            keep_best=config.keep_best,
+        )
+
+    def has_finite_weights(self) -> bool:
+        """Read at once whether the weights are; if not, tell it and keep them as an anomaly."""
+        run = self.state.run
+        if self.looked[:1] != (run.step,):
+            bad = self.weights.judge(float(self.weights.norm()), run.step)
+            self.looked = (run.step, bad is None)
+            if bad is not None and bad.arose == run.step:  # else this step has told it
+                self.tell_nonfinite(bad)
+        return bool(self.looked[1])
+
+    def tell_nonfinite(self, where: NonFinite) -> None:
+        """Record what was not finite, and keep the state of the first such step."""
+        consecutive = self.state.detector.nonfinite + 1
+        self.state.run.emit("nan", **asdict(where), consecutive=consecutive)
+        self.save_anomaly()
+
+    def save_anomaly(self) -> None:
+        """Keep the state of the first step that was not finite, for people to look at."""
+        run, history = self.state.run, self.state.history
+        if history.has_anomaly:
+            return
+        history.has_anomaly = True
+        run.emit("checkpoint", path=f"checkpoints/anomaly_{run.step:08d}")
+        self._write(ANOMALY, self.state.state_dict())
+
+    def seal(self) -> None:
+        """Note in the last checkpoint that the run has ended: nothing of it is left to do."""
+        run = self.state.run
+        path = self.directory.checkpoints / f"step-{run.step:08d}"
+        if self.ending.status in ENDED and self.saved[:1] == (run.step,) and path.is_dir():
+            update_manifest(path, phase=ENDED_PHASE, logs=self.directory.sync_logs())
+
+    def resume(self, checkpoint: Checkpoint) -> None:
+        """Take the state of a checkpoint; one of a run that had ended is to go on."""
+        run, history = self.state.run, self.state.history
+        if checkpoint.state is not None:
+            self.state.load_state_dict(checkpoint.state, checkpoint.snapshots)
+        known = {snapshot.step for snapshot in run.snapshots}
+        listed = checkpoint.manifest["snapshots"]
+        self.snapshots = {entry["step"]: entry for entry in listed if entry["step"] in known}
+        if checkpoint.manifest["phase"] == ENDED_PHASE:
+            history.stop, history.status = {}, "running"
+        elif history.status == "finished":
+            history.status = "running"  # there may be more steps now
+        self.saved = self._known()
+
+    def _known(self) -> tuple[Any, ...]:
+        run = self.state.run
+        return run.step, self.phase, self._evaluation() is not None
+
+    def _evaluation(self) -> dict[str, Any] | None:
+        """Return the evaluation of this step, if there is one."""
+        last = self.state.history.evaluation
+        return last if last.get("step") == self.state.run.step else None
+
+    def _write(self, kind: str, state: Mapping[str, Any] | None) -> None:
+        run = self.state.run
+        manifest = {
+            "kind": kind,
+            "step": run.step,
+            "phase": self.phase,
+            "evaluation": self._evaluation(),
+            "snapshots": self._write_snapshots() if kind == REGULAR else [],
+            "logs": self.directory.sync_logs(),
+            "identity": self.identity,
+        }
+        save_checkpoint(self.directory.checkpoints, state, manifest)
+
+    def _write_snapshots(self) -> list[dict[str, Any]]:
+        """Write the snapshots that are not on disk yet; returns what refers to each."""
+        known, folder = self.snapshots, self.directory.checkpoints
+        self.snapshots = {
+            s.step: known.get(s.step) or save_snapshot(folder, asdict(s, recurse=False))
+            for s in self.state.run.snapshots
+        }
+        return list(self.snapshots.values())

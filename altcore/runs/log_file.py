@@ -1,0 +1,87 @@
+"""A .jsonl file that a run appends to. It knows its length and hash, as checkpoints record them."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import structlog
+from attrs import define, field
+
+from altcore.runs import durable
+
+log = structlog.get_logger("altcore")
+
+
+@define(eq=False)
+class LogFile:
+    """An open file, positioned at its end."""
+
+    path: Path
+    _descriptor: int
+    length: int = 0
+    _sha256: Any = field(factory=hashlib.sha256)
+    _is_synced: bool = False
+
+    @classmethod
+    def open(cls, path: Path) -> LogFile:
+        """Open a file that may be new. A torn last line gets its end, so that it stays alone."""
+        file = cls(path, durable.open_to_write(path, os.O_APPEND))
+        last = file._read()
+        if last not in (b"", b"\n"):
+            file.append(b"\n")
+        return file
+
+    def _read(self) -> bytes:
+        """Take in what the file holds; returns its last byte."""
+        self._sha256, self.length, last = hashlib.sha256(), 0, b""
+        with self.path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                self._sha256.update(piece)
+                self.length += len(piece)
+                last = piece[-1:]
+        return last
+
+    def append(self, data: bytes) -> None:
+        """Append to the file, readable at once; all of it or, if an error is raised, nothing."""
+        with durable.no_space_named(self.path, len(data)):
+            try:
+                durable.write(self._descriptor, data)
+            except OSError:
+                with suppress(OSError):
+                    os.ftruncate(self._descriptor, self.length)
+                raise
+        self._sha256.update(data)
+        self.length += len(data)
+        self._is_synced = False
+
+    def sync(self) -> dict[str, Any]:
+        """Make all lines durable; returns the file's length and hash."""
+        if not self._is_synced:
+            durable.fsync(self._descriptor)
+            self._is_synced = True
+        return {"bytes": self.length, "sha256": self._sha256.hexdigest()}
+
+    def cut(self, recorded: Mapping[str, Any]) -> None:
+        """Cut the file to a length that `sync` returned; a beginning that was altered is named."""
+        if self.length > recorded["bytes"]:
+            durable.truncate(self._descriptor, recorded["bytes"])
+            self._is_synced = False
+        last = self._read()
+        if self._sha256.hexdigest() != recorded["sha256"]:
+            log.warning(
+                "a record is not as the checkpoint has it: lines before it were changed or lost",
+                file=str(self.path),
+                bytes=self.length,
+                recorded=recorded["bytes"],
+            )
+            if last not in (b"", b"\n"):
+                self.append(b"\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)

@@ -1,0 +1,150 @@
+"""Which checkpoints stay, and the pointers ``last`` and ``best``: all by what manifests say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import structlog
+
+from altcore.errors import InvalidCheckpoint
+from altcore.runs import durable
+from altcore.runs.checkpoint import (
+    SNAPSHOTS,
+    WEIGHTS_FILE,
+    put_in_place,
+    snapshot_file,
+)
+from altcore.runs.manifest import (
+    ANOMALY,
+    MANIFEST,
+    REGULAR,
+    WEIGHTS,
+    encode_manifest,
+    folder_of,
+    is_checkpoint,
+    read_manifest,
+)
+
+log = structlog.get_logger("altcore")
+
+LAST, BEST = "last", "best"
+
+
+class Kept(NamedTuple):
+    """A checkpoint as its manifest tells of it."""
+
+    path: Path
+    manifest: Mapping[str, Any]
+
+    @property
+    def kind(self) -> str:
+        """Regular, anomaly or weights."""
+        return str(self.manifest["kind"])
+
+    @property
+    def step(self) -> int:
+        """The step after which it was written."""
+        return int(self.manifest["step"])
+
+
+def list_checkpoints(folder: Path) -> list[Kept]:
+    """Return the checkpoints whose manifests are valid, by step; each other one is named once."""
+    found = []
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if is_checkpoint(path):
+            try:
+                found.append(Kept(path, read_manifest(path)))
+            except InvalidCheckpoint as error:
+                _warn_of(str(error))
+    return sorted(found, key=lambda kept: kept.step)
+
+
+@cache
+def _warn_of(error: str) -> None:
+    log.warning("a checkpoint is not valid, and left alone", error=error)
+
+
+def by_merit(found: Iterable[Kept], monitor: str, mode: str) -> list[Kept]:
+    """Return the checkpoints that were evaluated, the best first; of two alike the earlier."""
+
+    def value(kept: Kept) -> float:
+        told = (kept.manifest["evaluation"] or {}).get(monitor)
+        # A number that is not finite is a word.
+        if not isinstance(told, int | float):
+            return math.inf
+        return told if mode == "min" else -told
+
+    evaluated = [kept for kept in found if value(kept) < math.inf]
+    return sorted(evaluated, key=lambda kept: (value(kept), kept.step))
+
+
+def retain(folder: Path, *, monitor: str, mode: str, max_checkpoints: int, keep_best: int) -> None:
+    """Set the pointers, and remove what need not stay.
+
+    There stay the best and the newest regular checkpoints, ``max_checkpoints`` together; the last
+    one before the first anomaly; step 0 if it is a manifest alone; anomalies; and the next
+    ``keep_best`` best as weights only.
+    """
+    found = list_checkpoints(folder)
+    regular = [kept for kept in found if kept.kind == REGULAR]
+    best = by_merit(regular, monitor, mode)[:1]
+    point_to(folder, LAST, regular[-1].path.name if regular else None)
+    point_to(folder, BEST, best[0].path.name if best else None)
+
+    stay = [kept.step for kept in best + regular[::-1]]
+    stay = list(dict.fromkeys(stay))[:max_checkpoints]
+    anomaly = min((kept.step for kept in found if kept.kind == ANOMALY), default=0)
+    stay += [kept.step for kept in regular if kept.step < anomaly][-1:]
+    gone = [kept for kept in regular if kept.step not in stay and kept.manifest["files"]]
+
+    light = [kept for kept in found if kept.kind == WEIGHTS and kept.step not in stay]
+    candidates = {kept.step: kept for kept in gone} | {kept.step: kept for kept in light}
+    good = [kept.step for kept in by_merit(candidates.values(), monitor, mode)[:keep_best]]
+    for kept in gone:
+        if kept.step in good and candidates[kept.step] is kept:
+            _keep_weights(kept)
+        durable.remove(kept.path)
+    for kept in found:
+        if kept.kind == WEIGHTS and kept.step not in good:
+            durable.remove(kept.path)
+    _drop_snapshots(folder, [kept for kept in regular if kept not in gone])
+
+
+def point_to(folder: Path, pointer: str, name: str | None) -> None:
+    """Let the pointer file (``last`` or ``best``) name a checkpoint; None removes it."""
+    file = folder / pointer
+    if name is None:
+        durable.remove(file)
+        return
+    try:
+        is_right = durable.read_file(file) == name.encode()
+    except OSError:
+        is_right = False
+    if not is_right:
+        # It may be lost with the power: whoever goes on with the run sets it again.
+        durable.replace_file(file, name.encode(), synced=False)
+
+
+def _keep_weights(kept: Kept) -> None:
+    """Make a checkpoint of the weights alone, of the same file."""
+    folder, name = kept.path.parent, folder_of(WEIGHTS, kept.step)
+    temporary = folder / f"{name}.tmp-weights"
+    files = {WEIGHTS_FILE: kept.manifest["files"][WEIGHTS_FILE]}
+    manifest = {**kept.manifest, "kind": WEIGHTS, "files": files, "snapshots": []}
+    durable.remove(temporary)
+    durable.make_folder(temporary)
+    durable.link(kept.path / WEIGHTS_FILE, temporary / WEIGHTS_FILE)
+    durable.write_file(temporary / MANIFEST, encode_manifest(manifest))
+    put_in_place(temporary, folder / name)
+
+
+def _drop_snapshots(folder: Path, regular: Sequence[Kept]) -> None:
+    wanted = {snapshot_file(e["step"]) for kept in regular for e in kept.manifest["snapshots"]}
+    place = folder / SNAPSHOTS
+    for path in place.iterdir() if place.is_dir() else ():
+        if path.name not in wanted:
+            durable.remove(path)

@@ -1,0 +1,35 @@
+"""Small checkpoints, without a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+MANIFEST_KEYS = ("kind", "phase", "evaluation", "snapshots", "logs", "identity")
+
+
+def manifest_of(step: int, **changes: Any) -> dict[str, Any]:
+    """Return what a small checkpoint says of itself."""
+    plain = {"phase": "training", "evaluation": None, "snapshots": [], "logs": {}, "identity": {}}
+    return {"kind": "regular", "step": step, **plain, **changes}
+
+
+def save(folder: Path, step: int = 3, **keys: Any) -> Path:
+    """Write a small checkpoint; keys of its manifest, and all others of its state."""
+    from altcore.runs import checkpoint
+
+    own = {k: keys.pop(k) for k in MANIFEST_KEYS if k in keys}
+    state = {"step": step, "model": {"w": torch.arange(6.0)}, **keys}
+    folder.mkdir(exist_ok=True)
+    return checkpoint.save_checkpoint(folder, state, manifest_of(step, **own))
+
+
+def rewrite_manifest(path: Path, **changes: Any) -> None:
+    """Change a manifest and give it the right digest, as somebody might who means no good."""
+    from altcore.runs import manifest
+
+    plain = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_bytes(manifest.encode_manifest({**plain, **changes}))

@@ -1,0 +1,130 @@
+"""The .jsonl files of a run: their length and hash, and cutting them to what a checkpoint says."""
+
+import errno
+import hashlib
+import os
+
+import pytest
+from helpers import run_directory
+from structlog.testing import capture_logs
+
+from altcore.errors import NoSpace
+from altcore.runs import RunDirectory, durable, read_lines
+
+FILES = ("metrics.jsonl", "events.jsonl", "timings.jsonl")
+
+
+@pytest.fixture
+def directory(tmp_path):
+    """The directory of a run."""
+    return run_directory(tmp_path, name="r")
+
+
+def grow(directory, *steps):
+    """Append a line for each step to each file."""
+    for step in steps:
+        for file in FILES:
+            directory.append(file, {"step": step, "loss": 1 / 3})
+
+
+def contents(directory):
+    """Return what the files hold."""
+    return {file: (directory.path / file).read_bytes() for file in FILES}
+
+
+def test_length_and_hash_are_those_of_the_file(directory):
+    """Counted as lines are written, and anew when the file is opened again."""
+    grow(directory, 1, 2)
+    first = directory.sync_logs()
+    directory.close()
+    again = RunDirectory.open(directory.path)
+    grow(again, 3)
+    for recorded, data in ((first, None), (again.sync_logs(), contents(again))):
+        for file, known in recorded.items():
+            whole = (data or contents(again))[file][: known["bytes"]]
+            assert known == {"bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
+
+
+def test_a_file_that_is_not_there_is_not_recorded(directory):
+    """And is removed when the run goes back to where it was not."""
+    directory.append("events.jsonl", {"step": 0})
+    recorded = directory.sync_logs()
+    assert list(recorded) == ["events.jsonl"]
+    grow(directory, 1)
+    directory.close()
+    again = RunDirectory.open(directory.path)
+    again.cut_logs(recorded)
+    assert [f for f in FILES if (again.path / f).exists()] == ["events.jsonl"]
+    grow(again, 1)
+    assert [x["step"] for x in read_lines(again.path / "metrics.jsonl")] == [1]
+
+
+@pytest.mark.parametrize("tail", [b"", b'{"step": 3, "lo', b"\xff\n[]\n", b"\n\n"])
+def test_a_cut_leaves_exactly_what_was_recorded(directory, tail):
+    """To the byte, whatever came after; and the next line is one of its own."""
+    grow(directory, 1, 2)
+    recorded, kept = directory.sync_logs(), contents(directory)
+    grow(directory, 3)
+    directory.close()
+    for file in FILES:
+        with (directory.path / file).open("ab") as log:
+            log.write(tail)
+    again = RunDirectory.open(directory.path)
+    with capture_logs() as logs:
+        again.cut_logs(recorded)
+    assert (contents(again), logs) == (kept, [])
+    assert again.sync_logs() == recorded
+    grow(again, 3)
+    assert [x["step"] for x in read_lines(again.path / "metrics.jsonl")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("change", ["flip", "shorten"])
+def test_a_beginning_that_was_altered_is_named(directory, change):
+    """The run goes on: what the record lost, no checkpoint can give back."""
+    grow(directory, 1, 2)
+    recorded = directory.sync_logs()
+    grow(directory, 3)
+    directory.close()
+    file = directory.path / "metrics.jsonl"
+    data = bytearray(file.read_bytes())
+    if change == "flip":
+        data[3] ^= 1
+    else:
+        del data[recorded["metrics.jsonl"]["bytes"] - 5 :]
+    file.write_bytes(data)
+    again = RunDirectory.open(directory.path)
+    with capture_logs() as logs:
+        again.cut_logs(recorded)
+    assert [x["file"] for x in logs] == [str(file)]
+    grow(again, 3)
+    assert read_lines(file)[-1]["step"] == 3
+    assert again.sync_logs()["metrics.jsonl"]["bytes"] == file.stat().st_size
+
+
+def test_a_line_that_does_not_fit_leaves_nothing(directory, monkeypatch):
+    """Not half of itself, so that the file is what its hash says."""
+    grow(directory, 1)
+    kept, write = contents(directory), durable.write
+
+    def full(descriptor, data):
+        write(descriptor, data[:5])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(durable, "write", full)
+    with pytest.raises(NoSpace, match=r"metrics\.jsonl \(\d+ bytes needed\)"):
+        directory.append("metrics.jsonl", {"step": 2})
+    monkeypatch.undo()
+    assert contents(directory) == kept
+    grow(directory, 2)
+    assert directory.sync_logs()["metrics.jsonl"]["sha256"] == (
+        hashlib.sha256(contents(directory)["metrics.jsonl"]).hexdigest()
+    )
+
+
+def test_a_line_after_a_torn_one_is_not_lost(directory):
+    """Where no checkpoint says how long the file was."""
+    (directory.path / "events.jsonl").write_text('{"step": 1}\n{"step": 2, "ev')
+    directory.append("events.jsonl", {"step": 3})
+    directory.append("events.jsonl", {"step": 4})
+    assert [x["step"] for x in read_lines(directory.path / "events.jsonl")] == [1, 3, 4]
+    assert (directory.path / "events.jsonl").read_text().count("\n\n") == 0
