@@ -93,16 +93,6 @@ class Shift:
     roles: tuple[str, ...]
     """Operands, or none if the layers hold no other format: then every one they have."""
 
-    def is_done(self, plan: ResolvedRecipe) -> bool:
-        """Whether the layers no longer hold the format."""
-        return not any(
-            cast is not None and cast.format.name == self.format
-            for layer, casts in plan.items()
-            if layer in self.layers or "*" in self.layers
-            for operand, cast in casts.items()
-            if not self.roles or operand in self.roles
-        )
-
 
 @attrs.define(eq=False)
 class MantissaShift:
@@ -134,9 +124,10 @@ class MantissaShift:
     so.
 
     A gradient that is lost while the loss is finite and the loss scale above 1 is the loss scale's
-    business, and not counted. Proposing a shift resets the count of non-finite steps. A hook
-    returns one action, so a recipe of several formats is shifted by one action a step, on
-    consecutive steps; if one of them is refused, the rest are dropped.
+    business, and not counted. Proposing a shift resets the count of non-finite steps. All formats
+    of a recipe that are to be shifted are shifted at once: from the next step the whole run is in
+    others, as the original's, which had one format. A step shifts once, whatever else goes wrong
+    in it.
 
     Each shift is an event (``recipe``, with its reason). Measures, each step (so that each is
     recorded), counting the changes of recipe that were carried out: ``nonfinite_shifts`` and
@@ -173,9 +164,8 @@ class MantissaShift:
     last_step: int = field(init=False, default=0)
     cause: str = field(init=False, default="nonfinite")
     """The cause of the shift that was proposed last."""
-    asked: Shift | None = field(init=False, default=None)
-    """The shift that was proposed last, while others wait for it."""
-    waiting: list[Shift] = field(init=False, factory=list)
+    has_asked: bool = field(init=False, default=False)
+    """Whether a shift was proposed in this step."""
     done: dict[str, int] = field(init=False, factory=lambda: dict.fromkeys(CAUSES, 0))
     """Changes of recipe that were carried out, by cause."""
     views: ViewStall = field(init=False, factory=ViewStall)
@@ -230,32 +220,27 @@ class MantissaShift:
             self.views.note(run, metrics)
 
     @hookimpl
-    def pre_step(self, run: Run, step: Step) -> Action | None:
-        """Go on with the shifts of a recipe that holds several formats; judge the views."""
-        if self.asked is not None and not self.asked.is_done(run.quantization.plan):
-            self.waiting.clear()
-        self.asked = None
-        if self.waiting:
-            why = "it is one of several formats of a recipe that broke"
-            return self._propose(self.waiting, why)
+    def pre_step(self, run: Run) -> list[Action]:
+        """Judge the views."""
+        self.has_asked = False
         found = self.views.judge(run, self.stall_threshold)
         if found is None:
-            return None
+            return []
         rate, trend = found
         guilty = stalled_layers(run.quantization.stats(), "view", self.stall_threshold)
         why = f"a stall rate of {rate:.1%} of views (threshold {self.stall_threshold:g}): {trend}"
         return self._shift(run, "stalled", why, guilty)
 
     @hookimpl
-    def on_nan(self, run: Run, step: Step, where: NonFinite) -> Action | None:
+    def on_nan(self, run: Run, step: Step, where: NonFinite) -> list[Action]:
         """Count consecutive non-finite steps; propose a shift when there are enough."""
         if is_loss_scales(where, step):
-            return None
+            return []
         is_next = step.index == self.last_step + 1
         self.consecutive = self.consecutive + 1 if is_next else 1
         self.last_step = step.index
         if self.consecutive < self.nan_patience:
-            return None
+            return []
         plan = run.quantization.plan
         guilty = overflowing_layers(run) if self.scope == "layer" else []
         guilty = guilty or [name for name in plan if where.layer and is_of(where.layer, name)]
@@ -263,13 +248,13 @@ class MantissaShift:
         return self._shift(run, "nonfinite", why, guilty)
 
     @hookimpl
-    def on_collapse(self, run: Run, evidence: Mapping[str, Any]) -> Action | None:
+    def on_collapse(self, run: Run, evidence: Mapping[str, Any]) -> list[Action]:
         """Propose a shift when most updates of stored weights stalled and the run stands still."""
         rate = evidence.get("rate")
         if evidence["cause"] != "stalled" or self.stall_of != "stored":
-            return None
+            return []
         if rate is None or rate <= self.stall_threshold:
-            return None
+            return []
         guilty = stalled_layers(evidence.get("layers", ()), "stored", self.stall_threshold)
         why = f"a stall rate of {rate:.1%} (threshold {self.stall_threshold:g})"
         return self._shift(run, "stalled", why, guilty)
@@ -283,9 +268,9 @@ class MantissaShift:
             self.views = ViewStall(since=event["step"])
             self.has_told_end = False
 
-    def _shift(self, run: Run, cause: str, why: str, guilty: list[str]) -> Action | None:
-        if self.asked is not None:
-            return None  # The last shift is not through yet.
+    def _shift(self, run: Run, cause: str, why: str, guilty: list[str]) -> list[Action]:
+        if self.has_asked:
+            return []
         self.cause, chain, plan = cause, self.chains[cause], run.quantization.plan
         held: list[Shift] = []
         if self.scope == "layer":
@@ -295,40 +280,34 @@ class MantissaShift:
         held = held or [s for s in shifts(plan) if s.format in chain]
         possible = [s for s in held if chain[s.format] is not None]
         if possible:
-            return self._propose(possible, why)
+            self.consecutive, self.has_asked = 0, True
+            return [self._change(shift, why) for shift in possible]
         if held:
             ends = ", ".join(dict.fromkeys(s.format for s in held))
             why = f"{why}; the chain of formats ends at {ends}"
             if cause == "nonfinite":
-                return Stop(reason=why)
+                return [Stop(reason=why)]
             if not self.has_told_end:
                 self.has_told_end = True
                 run.emit("warning", message=f"{self.name}: {why}; the run goes on")
-        return None
+        return []
 
-    def _propose(self, several: list[Shift], why: str) -> ChangeRecipe:
-        first, *rest = several
-        self.consecutive, self.waiting = 0, rest
-        self.asked = first
-        to = self.chains[self.cause][first.format]
-        are_several = len(first.layers) > 1
-        place = f"{first.layers[0]}{' and others' if are_several else ''}"
+    def _change(self, shift: Shift, why: str) -> ChangeRecipe:
+        to = self.chains[self.cause][shift.format]
+        are_several = len(shift.layers) > 1
+        place = f"{shift.layers[0]}{' and others' if are_several else ''}"
         where = "" if place == "*" else f" in {place}"
-        reason = f"{why}; {first.format} is shifted to {to}{where}"
-        if not first.roles:
-            return ShiftFormat(to, first.layers, reason=reason)
-        return ChangeRecipe(layers=first.layers, roles=first.roles, format=to, reason=reason)
+        reason = f"{why}; {shift.format} is shifted to {to}{where}"
+        if not shift.roles:
+            return ShiftFormat(to, shift.layers, reason=reason)
+        return ChangeRecipe(layers=shift.layers, roles=shift.roles, format=to, reason=reason)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counts and what is under way, as plain data."""
-        plain = [[s.format, list(s.layers), list(s.roles)] for s in self.waiting]
-        asked = self.asked
+        """Return counts and what was judged, as plain data."""
         return {
             "consecutive": self.consecutive,
             "last_step": self.last_step,
             "cause": self.cause,
-            "waiting": plain,
-            "asked": [asked.format, list(asked.layers), list(asked.roles)] if asked else [],
             "done": dict(self.done),
             "views": self.views.state_dict(),
             "has_told_end": self.has_told_end,
@@ -338,8 +317,6 @@ class MantissaShift:
         """Restore what `state_dict` returned."""
         self.consecutive, self.last_step = state["consecutive"], state["last_step"]
         self.cause, self.done = state["cause"], dict(state["done"])
-        self.waiting = [_shift_of(plain) for plain in state["waiting"]]
-        self.asked = _shift_of(state["asked"]) if state["asked"] else None
         self.views.load_state_dict(state["views"])
         self.has_told_end = state["has_told_end"]
 
@@ -371,11 +348,6 @@ def stalled_layers(rows: Any, stall_of: str, threshold: float) -> list[str]:
         and row.get("rounding") != "stochastic"
         and row["stalled"] > threshold * row[moved]
     ]
-
-
-def _shift_of(plain: Any) -> Shift:
-    name, layers, roles = plain
-    return Shift(name, tuple(layers), tuple(roles))
 
 
 def shifts(plan: ResolvedRecipe, *, whole: bool = True) -> list[Shift]:
