@@ -77,9 +77,14 @@ def _status(summary: Mapping[str, Any]) -> str:
 
 
 def _validation(summary: Mapping[str, Any]) -> str:
-    at = "" if summary["best_step"] is None else f" at step {summary['best_step']}"
+    best, step, monitor = (summary[k] for k in ("best_val_loss", "best_step", "monitor"))
+    at = "" if step is None else f" at step {step}"
+    if monitor in (None, "val_loss"):
+        best = f"best {number(best)}{at}"
+    else:
+        best = f"{number(best)} at the best {monitor}{',' * bool(at)}{at}"
     return (
-        f"{number(summary['val_loss'])} (best {number(summary['best_val_loss'])}{at}; "
+        f"{number(summary['val_loss'])} ({best}; "
         f"the same weights with float32 products {number(summary['val_loss_float32'])})"
     )
 

@@ -123,10 +123,10 @@ class TrainConfig:
         8, help="batches of an evaluation, unless the validation split is finite", validator=ge(1)
     )
     monitor: str = setting("val_loss", help="value of an evaluation that says which one is best")
-    monitor_mode: str = setting(
-        "min",
-        help="whether the best is the lowest (min) or the highest (max)",
-        validator=in_(("min", "max")),
+    monitor_mode: str | None = setting(
+        None,
+        help="whether the best is the lowest (min) or the highest (max); null is for losses",
+        validator=optional(in_(("min", "max"))),
     )
     checkpoint_interval: int = setting(
         100, help="steps between checkpoints; 0 is only at the end", validator=ge(0)
@@ -229,6 +229,11 @@ class TrainConfig:
     def active(self) -> tuple[str, ...]:
         """Names whose settings count: workload, optimizer and plugins."""
         return (self.workload, self.optimizer, *self.plugins)
+
+    @property
+    def direction(self) -> str:
+        """What the best value of `monitor` is: min or max."""
+        return self.monitor_mode or "min"
 
     def settings_of(self, name: str) -> dict[str, Any]:
         """Return the settings of a plugin, workload or optimizer: those that are given, and those

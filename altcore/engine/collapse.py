@@ -31,7 +31,7 @@ LEAST = 1e-4
 """Validation improves if its value does by this share of itself; a smaller change is rounding."""
 
 BEST: dict[str, Callable[..., Any]] = {"min": min, "max": max}
-"""By `monitor_mode`: what takes the best of several values."""
+"""By the direction of `monitor`: what takes the best of several values."""
 WORST = {"min": math.inf, "max": -math.inf}
 
 Evaluation: TypeAlias = tuple[int, float]
@@ -164,7 +164,7 @@ class StallWindow:
         if rate <= threshold:
             return None
         losses = [(step, loss) for step, loss, _ in self.steps]
-        return rate, Trend.of(losses, evaluations, self.config.monitor, self.config.monitor_mode)
+        return rate, Trend.of(losses, evaluations, self.config.monitor, self.config.direction)
 
     def state_dict(self) -> list[list[float]]:
         """Return what a checkpoint needs."""
@@ -258,7 +258,7 @@ class Detector:
 
     def evaluated(self, step: int, value: float) -> None:
         """Keep the value of `monitor` in an evaluation, which comes after the step was observed."""
-        mode = self.config.monitor_mode
+        mode = self.config.direction
         began = [window[0][0] for window in (self.window.steps, self.recent) if window]
         old = [e for e in self.evaluations if e[0] <= min(began, default=step)]
         kept = [BEST[mode](old, key=itemgetter(1))] if old else []
@@ -317,7 +317,7 @@ class Detector:
         numbers: dict[str, Any] = {"dead_layers": layers}
         improves = None
         if len(self.recent) == self.recent.maxlen:
-            judged_by = self.config.monitor, self.config.monitor_mode
+            judged_by = self.config.monitor, self.config.direction
             trend = Trend.of(list(self.recent), self._known_evaluations, *judged_by)
             improves = trend.improves
             reason, numbers = f"{reason}, while {trend}", numbers | trend.evidence()

@@ -78,17 +78,22 @@ def items_in(workload: Workload, batch: Any) -> int:
 
 
 def is_better(config: TrainConfig, now: Mapping[str, Any], best: Mapping[str, Any]) -> bool:
-    """Whether an evaluation is better than the best one before; a NaN never is."""
+    """Whether an evaluation is better than the best one before.
+
+    One whose value or loss is not finite never is.
+    """
     value, other = now[config.monitor], best.get(config.monitor)
-    if not math.isfinite(value) or other is None:
-        return math.isfinite(value)
-    return bool(value < other if config.monitor_mode == "min" else value > other)
+    if not (math.isfinite(value) and math.isfinite(now["val_loss"])):
+        return False
+    if other is None:
+        return True
+    return bool(value < other if config.direction == "min" else value > other)
 
 
 def check_monitor(
     config: TrainConfig, workload: Workload, quantization: Quantization, device: torch.device
 ) -> None:
-    """Raise `BadInput` if evaluations do not have what ``monitor`` names.
+    """Raise `BadInput` if evaluations do not have what ``monitor`` names, or its best is unclear.
 
     For another value than the losses the model runs, to name the workload's measures.
     """
@@ -104,4 +109,10 @@ def check_monitor(
             key="monitor",
             meant=nearest(config.monitor, known),
             hint=f"they have {', '.join(known)}",
+        )
+    if config.monitor_mode is None and "loss" not in config.monitor.split("_"):
+        raise BadInput(
+            f"monitor is {config.monitor}, which is no loss: say which values are best",
+            key="monitor_mode",
+            hint="max for the highest, min for the lowest",
         )

@@ -10,6 +10,7 @@ from helpers_epochs import Points
 
 import altcore
 from altcore import BadInput, hookimpl
+from altcore.cli.summary import lines
 from altcore.config import TrainConfig
 from altcore.engine.evaluation import is_better
 from altcore.engine.losses import RESERVED, loss_and_measures, means
@@ -154,7 +155,31 @@ def test_what_is_best_follows_the_monitor_and_its_direction(points, start):
 def test_the_first_of_equals_is_best_and_what_is_not_finite_never(mode, now, best, is_now):
     config = TrainConfig(monitor="val_a", monitor_mode=mode)
     before = {} if best is None else {"val_a": best}
-    assert is_better(config, {"val_a": now}, before) is is_now
+    assert is_better(config, {"val_loss": 1.0, "val_a": now}, before) is is_now
+
+
+@pytest.mark.parametrize("best", [{}, {"val_loss": 2.0, "val_a": 0.1}])
+def test_an_evaluation_whose_loss_is_not_finite_is_never_best(best):
+    """Whatever its measures are: of NaN logits the first is the largest."""
+    config = TrainConfig(monitor="val_a", monitor_mode="max")
+    assert not is_better(config, {"val_loss": math.nan, "val_a": 0.9}, best)
+
+
+def test_what_is_no_loss_needs_a_direction(points, start):
+    """The lowest accuracy would be kept as the best, in silence."""
+    with pytest.raises(BadInput) as raised:
+        start(**OWN, monitor="val_largest")
+    assert str(raised.value).startswith("monitor_mode: monitor is val_largest, which is no loss")
+    assert not start.runs.exists()
+    assert start(**OWN, monitor="val_loss_float32").summary["best_step"] == 3
+
+
+def test_the_validation_loss_at_the_best_measure_is_called_so(points, start):
+    """It is not the best loss."""
+    keys = {"max_steps": 4, "eval_interval": 2, "monitor": "val_largest"}
+    text = dict(lines(start(**OWN, **keys, monitor_mode="max").summary))["validation loss"]
+    assert " at the best val_largest, at step 2; " in text
+    assert "(best " not in text
 
 
 def test_a_monitor_that_evaluations_do_not_have_is_refused(points, start):

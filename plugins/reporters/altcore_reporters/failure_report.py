@@ -228,7 +228,7 @@ class Record:
             ("loss, last recorded", number(self.metrics[-1]["loss"] if self.metrics else None)),
             ("validation loss", number(own.get("val_loss"))),
             ("validation loss, float32 products", number(own.get("val_loss_float32"))),
-            ("best validation loss", number(own.get("best_val_loss"))),
+            (self._best_label(), number(own.get("best_val_loss"))),
             ("parameters quantized", rate(share["parameter_share"])),
             ("FLOPs quantized", rate(share["flop_share"])),
             ("stored weights stalled, mean of recorded steps", rate(own.get("stored_stall_rate"))),
@@ -237,6 +237,11 @@ class Record:
             ("flushed to zero, mean of recorded steps", rate(own.get("flushed_rate"))),
         ]
         return ["## Summary", "", *table(("", ""), [r for r in rows if r[1] != MISSING])]
+
+    def _best_label(self) -> str:
+        monitor = self.summary.get("monitor") or "val_loss"
+        own = monitor == "val_loss"
+        return "best validation loss" if own else f"validation loss at the best {monitor}"
 
     def _shifted(self, key: str) -> str:
         shifts = self.summary.get("shifts")

@@ -186,13 +186,17 @@ class BuiltResnet18:
         """Return the mean cross entropy of ``model`` on a batch in nats, and measures.
 
         It is computed in float32, whatever the type of the logits. Measures: ``accuracy``, the
-        share of images whose largest logit is that of their label, and ``loss_bits``.
+        share of images whose largest logit is that of their label (NaN if a logit is), and
+        ``loss_bits``.
         """
         images, labels = batch
         logits = model(images).float()
         loss = functional.cross_entropy(logits, labels)
-        accuracy = (logits.detach().argmax(dim=1) == labels).float().mean()
-        return loss, {"accuracy": accuracy, "loss_bits": loss.detach() / math.log(2)}
+        logits = logits.detach()
+        correct = (logits.argmax(dim=1) == labels).float()
+        # Of a NaN argmax makes the largest logit.
+        correct = correct.masked_fill(logits.isnan().any(dim=1), math.nan)
+        return loss, {"accuracy": correct.mean(), "loss_bits": loss.detach() / math.log(2)}
 
 
 @functools.lru_cache(maxsize=2)  # a step that is asked for again, between those of another epoch

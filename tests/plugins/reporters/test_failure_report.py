@@ -225,6 +225,19 @@ def test_what_was_not_measured_is_left_out(tmp_path):
     assert "ulp-stats" not in section(render(tmp_path / "seen", [bare], some), "Not measured")
 
 
+@pytest.mark.parametrize(
+    ("monitor", "label"),
+    [("val_loss", "best validation loss"), ("val_a", "validation loss at the best val_a")],
+)
+def test_the_validation_loss_of_the_best_evaluation_is_called_what_it_is(tmp_path, monitor, label):
+    """It is the best loss only if the loss is monitored."""
+    run = record(tmp_path / "run", [COLLAPSE])
+    own = {"name": "run", "directory": "", "status": "collapsed", "steps": 12}
+    (run / "summary.json").write_text(json.dumps({**own, "monitor": monitor, "best_val_loss": 2.5}))
+    (path,) = FailureReport().render([run], tmp_path / "out")
+    assert dict(cells(section(path.read_text(), "Summary")))[label] == "2.5"
+
+
 def test_rates_of_an_unquantized_run_are_not_available(tmp_path):
     """Overflow is n/a (amax) where quantizers met values, not available where there are none."""
     report = render(tmp_path, [COLLAPSE], [line(11), line(12, flushed_rate=0.0)])

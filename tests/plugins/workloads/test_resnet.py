@@ -210,6 +210,14 @@ def test_loss_in_nats_and_bits_and_accuracy():
     assert all(m.dim() == 0 and not m.requires_grad for m in measures.values())
 
 
+def test_nan_logits_have_no_accuracy():
+    """The largest of them would be the first: a tenth of the images would be right."""
+    built = small_resnet()
+    batch = built.batch("train", 1, 0)
+    _, measures = built.loss(lambda images: torch.full((len(images), 10), torch.nan), batch)
+    assert measures["accuracy"].isnan()
+
+
 def test_loss_is_in_float32_whatever_the_logits_are():
     """A bfloat16 forward does not make a bfloat16 loss."""
     built = small_resnet()
