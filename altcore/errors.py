@@ -14,7 +14,7 @@ EXIT_CODES = {
     0: "finished; or collapsed, or stopped by an action (a collapse is a result)",
     1: "failure: a plugin that can change numbers broke, or altcore itself did",
     2: "bad input: nothing was run and nothing was written",
-    3: "no space left: the last good checkpoint is kept",
+    3: "no space left, for the run or for standard output: the last good checkpoint is kept",
     130: "interrupted (SIGINT), after a checkpoint",
     138: "asked to leave (SIGUSR1), after a checkpoint",
     PIPE_CLOSED: "the reader of its output left (SIGPIPE), as head does",

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 import click
 
 from altcore.cli.options import Group
+from altcore.cli.streams import drop_output, prepare_streams
 from altcore.environment import PREFIX, unknown_variables
 from altcore.errors import PIPE_CLOSED, AltcoreError
 from altcore.registry import spare_torch
@@ -44,10 +43,9 @@ def leaving_closed_pipe() -> Iterator[None]:
         sys.stdout.flush()
     except BrokenPipeError:
         # Python flushes its streams when it ends, and would complain.
-        nowhere = os.open(os.devnull, os.O_WRONLY)
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
-                os.dup2(nowhere, stream.fileno())
+                drop_output(stream.fileno())
         raise click.exceptions.Exit(PIPE_CLOSED) from None
 
 
@@ -91,7 +89,7 @@ def cli(debug: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command, and exit with a code of `altcore.errors.EXIT_CODES`."""
-    _open_closed_streams()
+    prepare_streams()
     given = sys.argv[1:] if arguments is None else arguments
     # Accept it anywhere: people append it to the command that failed.
     debug = "--debug" in given
@@ -120,16 +118,6 @@ def main(arguments: list[str] | None = None) -> None:
     except Exception as error:
         _leave(f"{type(error).__name__}: {error} (--debug shows the traceback)", 1, debug)
     raise SystemExit(code if isinstance(code, int) else 0)
-
-
-def _open_closed_streams() -> None:
-    """Give each standard stream that is closed (``2>&-``) the null device.
-
-    Otherwise the next file that is opened gets its number, and what a library writes there.
-    """
-    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
-        if getattr(sys, name) is None:
-            setattr(sys, name, Path(os.devnull).open(mode))  # noqa: SIM115 - it stays open
 
 
 def _leave(message: str, code: int, debug: bool) -> None:

@@ -12,6 +12,7 @@ from attrs import define, field
 from altcore.builtin_types import as_builtin
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.state import Run
+from altcore.hooks import DECISIONS
 from altcore.runs import EVENTS, RunDirectory, read_lines, to_json
 
 
@@ -28,7 +29,8 @@ class EventLog:
         if self.known and _key(event) in self.known:
             return
         self.directory.append(EVENTS, event)
-        self.dispatch.call("on_event", run=run, event=event)
+        acting = None if event["event"] in DECISIONS else False
+        self.dispatch.call("on_event", acting=acting, run=run, event=event)
 
     @contextmanager
     def without_repeats(self) -> Iterator[None]:

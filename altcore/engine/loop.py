@@ -287,10 +287,14 @@ class Engine:
         self.saving.has_finite_weights()
         history = self.history
         history.evaluation = {**step.place(), **evaluate(self.run)}
-        self.detector.evaluated(step.index, history.evaluation[self.run.config.monitor])
+        # One that only the run's end asks for must change nothing if the run goes on.
+        is_asked = is_due(self.eval_interval, step.index)
+        if is_asked:
+            self.detector.evaluated(step.index, history.evaluation[self.run.config.monitor])
         history.first_evaluation = history.first_evaluation or history.evaluation
         self.directory.append(METRICS, history.evaluation)
-        self.dispatch.call("on_eval", run=self.run, step=step, metrics=history.evaluation)
+        acting, line = None if is_asked else False, history.evaluation
+        self.dispatch.call("on_eval", acting=acting, run=self.run, step=step, metrics=line)
         is_best = is_better(self.run.config, history.evaluation, history.best)
         if is_best:
             history.best = history.evaluation

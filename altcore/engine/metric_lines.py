@@ -74,17 +74,22 @@ def to_host(values: Mapping[Any, Any]) -> dict[Any, Any]:
         return dict(values)
     # Those of one type at once: thousands of single conversions would take milliseconds.
     groups: dict[tuple[torch.dtype, bool], list[Any]] = {}
-    for key, tensor in tensors.items():
+    for key, tensor in sorted(tensors.items(), key=lambda item: not item[1].is_floating_point()):
         groups.setdefault((tensor.dtype, tensor.dim() == 0), []).append(key)
-    flat = []
-    for (_, is_scalar), keys in groups.items():
+    bits, floats = [], 0
+    for (dtype, is_scalar), keys in groups.items():
         own = [tensors[key].detach() for key in keys]
-        flat.append((torch.stack(own) if is_scalar else torch.cat(own)).double())
-    numbers = iter(torch.cat(flat).tolist())
+        flat = torch.stack(own) if is_scalar else torch.cat(own)
+        # float64 does not hold every whole number of 64 bits: the bits travel.
+        bits.append(flat.double().view(torch.int64) if dtype.is_floating_point else flat.long())
+        floats += flat.numel() if dtype.is_floating_point else 0
+    read = torch.cat(bits).cpu()
+    numbers = iter([*read[:floats].view(torch.float64).tolist(), *read[floats:].tolist()])
     host: dict[Any, Any] = {}
     for (dtype, is_scalar), keys in groups.items():
-        kind = float if dtype.is_floating_point else int
         for key in keys:
-            taken = [kind(next(numbers)) for _ in range(tensors[key].numel())]
+            taken = [next(numbers) for _ in range(tensors[key].numel())]
+            if dtype is torch.uint64:
+                taken = [number % 2**64 for number in taken]
             host[key] = taken[0] if is_scalar else taken
     return {k: host.get(k, v) for k, v in values.items()}

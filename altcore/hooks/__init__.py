@@ -33,6 +33,7 @@ from altcore.hooks.settings import (
 )
 from altcore.hooks.specs import (
     ACTING,
+    DECISIONS,
     HOOKS,
     HOOKSPECS,
     MEASURING,
@@ -44,6 +45,7 @@ from altcore.hooks.specs import (
 
 __all__ = [
     "ACTING",
+    "DECISIONS",
     "HOOKS",
     "HOOKSPECS",
     "KEEP",

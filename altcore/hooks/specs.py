@@ -159,12 +159,20 @@ def on_record(
 
 @hookspec
 def on_event(run: Run, event: Mapping[str, Any]) -> None:
-    """A line was written to events.jsonl; ``event`` is exactly that line."""
+    """A line was written to events.jsonl; ``event`` is exactly that line.
+
+    Interventions are told of what a step met and what was done about it: ``nan``, ``collapse``,
+    ``verdict``, ``recipe`` and ``rollback``. All other events depend on intervals of checkpoints,
+    on resumes and on who looks on.
+    """
 
 
 @hookspec
 def on_eval(run: Run, step: Step, metrics: Mapping[str, Any]) -> None:
-    """An evaluation is done; ``metrics`` is its line in metrics.jsonl: losses and measures."""
+    """An evaluation is done; ``metrics`` is its line in metrics.jsonl: losses and measures.
+
+    Interventions are not told of one that is made only because the run is over.
+    """
 
 
 @hookspec
@@ -203,6 +211,9 @@ HOOKS = (
     "run_end",
 )
 """All hooks, in the order of the step."""
+
+DECISIONS = ("nan", "collapse", "verdict", "recipe", "rollback")
+"""The events that interventions are told of."""
 
 HOOKSPECS = sys.modules[__name__]
 """This module, off which pluggy reads the specifications."""

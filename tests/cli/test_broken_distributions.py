@@ -8,7 +8,7 @@ import time
 
 import pytest
 from helpers import forget_installed
-from helpers_cli import TINY, call, distribution, environment, run
+from helpers_cli import ROOT, TINY, call, distribution, environment, run
 
 GOOD = """
 from altcore import table_format
@@ -255,19 +255,24 @@ def test_torch_is_imported_from_python_beside_a_broken_distribution(site, tmp_pa
     assert (done.returncode, done.stdout) == (0, "quantize\n"), done.stderr
 
 
+@pytest.mark.parametrize("is_full", [False, True])
 @pytest.mark.parametrize("command", ["train", "plugins"])
-def test_standard_error_may_be_closed(command, tmp_path, corpus):
-    """Nothing is written into another file in its place."""
+def test_standard_error_may_be_closed_or_full(command, is_full, tmp_path, corpus):
+    """Nothing is written into another file in its place, and nothing fails."""
     given = ["train", *TINY, "--data", str(corpus), "--steps", "2"]
     arguments = given if command == "train" else ["plugins", "check"]
+
+    def spoil():
+        os.dup2(os.open("/dev/full", os.O_WRONLY), 2) if is_full else os.close(2)
+
     done = subprocess.run(
         [sys.executable, "-m", "altcore", *arguments],
         cwd=tmp_path,
-        env=environment(),
+        env=environment([ROOT]),
         stdout=subprocess.PIPE,
         text=True,
         check=False,
-        preexec_fn=lambda: os.close(2),
+        preexec_fn=spoil,
     )
     assert done.returncode == 0
     assert ("status" if command == "train" else "ulp-stats") in done.stdout

@@ -4,10 +4,11 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
-from helpers_cli import ROOT, call, environment
+from helpers_cli import ROOT, TINY, call, environment
 
 from altcore import BadInput
 from altcore.cli.formats import facts
@@ -105,6 +106,29 @@ def test_a_write_that_meets_a_closed_pipe_leaves_with_141(tmp_path):
             check=False,
         )
         assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("arguments", [["train"], ["plugins", "list", "--json"], ["--help"]])
+def test_a_full_standard_output_is_named(tmp_path, corpus, arguments):
+    """With the code of a full disk; a run has come to its end all the same."""
+    if arguments == ["train"]:
+        arguments = ["train", *TINY, "--data", str(corpus), "--steps", "2"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "altcore", *arguments],
+            cwd=tmp_path,
+            env=environment([ROOT]),
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 3
+    said = "altcore: standard output cannot be written: No space left on device"
+    assert done.stderr.splitlines()[-1] == said
+    for run in tmp_path.glob("runs/*"):
+        assert json.loads((run / "summary.json").read_text())["status"] == "finished"
+    assert (tmp_path / "runs").exists() == (arguments[0] == "train")
 
 
 def test_a_misspelt_variable_is_named(capsys, monkeypatch):

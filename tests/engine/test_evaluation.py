@@ -191,3 +191,11 @@ def test_a_monitor_that_evaluations_do_not_have_is_refused(points, start):
         "they have val_loss, val_loss_float32, val_largest"
     )
     assert not start.runs.exists()
+
+
+def test_an_evaluation_that_only_the_end_asks_for_is_no_evidence(start):
+    """The detector judges a run that goes on as one that never paused."""
+    engine = start.engine(max_steps=5, eval_interval=2)
+    engine.train()
+    assert [step for step, _ in engine.detector.evaluations] == [2, 4]
+    assert engine.history.evaluation["step"] == 5

@@ -9,6 +9,7 @@ import pytest
 import torch
 from attrs import define
 from helpers import checkpoints, events, metrics_bytes, state, tracer, weights_sha256
+from helpers_plugins import make
 from torch import nn
 
 import altcore
@@ -650,6 +651,11 @@ def breaking(shelf, kind, hook, error, name="broken"):
     return shelf.install(kind, name, Broken, "acme-fragile", "4.5.6")
 
 
+def skips(self, step):
+    """Propose an action at step 2, of which interventions are told."""
+    return SkipStep(reason="?") if step.index == 2 else None
+
+
 HOOKS_MET = ("run_start", "pre_backward", "post_backward", "pre_step", "post_step", "on_event")
 
 
@@ -657,12 +663,13 @@ HOOKS_MET = ("run_start", "pre_backward", "post_backward", "pre_step", "post_ste
 def test_a_broken_intervention_stops_the_run(trace, shelf, start, hook):
     """What can change numbers fails closed: plugin, distribution, version and error are named."""
     breaking(shelf, "intervention", hook, KeyError("nothing here"))
+    shelf.install("intervention", "skips", make({"pre_step": skips}))
     with pytest.raises(
         PluginError,
         match=rf"intervention broken \(acme-fragile 4\.5\.6\) failed in {hook}: KeyError: "
         "'nothing here'",
     ) as caught:
-        start(["trace", "broken"])
+        start(["trace", "broken", "skips"], max_steps=2)
     assert caught.value.exit_code == 1
     assert trace[-1] == "run_end: failed"
     (path,) = start.runs.iterdir()
@@ -745,8 +752,9 @@ def test_wrong_returns_are_refused(shelf, start, hook, value, says):
 
     setattr(Wrong, hook, hookimpl(lambda self: value))
     shelf.install("intervention", "wrong", Wrong)
+    shelf.install("intervention", "skips", make({"pre_step": skips}))
     with pytest.raises(PluginError, match=f"intervention wrong .* failed in {hook}: .*{says}"):
-        start(["wrong"], max_steps=3)
+        start(["wrong", "skips"], max_steps=3)
 
 
 def test_measures_reach_the_record(shelf, start):

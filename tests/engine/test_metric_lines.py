@@ -2,6 +2,7 @@
 
 import math
 
+import pytest
 import torch
 
 from altcore.engine.metric_lines import MetricLines, to_host
@@ -25,6 +26,26 @@ def test_to_host_keeps_kinds_and_shapes():
         {"a": 1.5, "b": [1, 2], "c": 1, "d": None, "e": 7, "f": [math.nan], "g": [], "h": 2**52 + 1}
     )
     assert to_host({}) == {}
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number"),
+    [
+        (torch.int64, 2**60 + 1),
+        (torch.int64, -(2**63) + 1),
+        (torch.uint64, 2**64 - 1),
+        (torch.uint8, 200),
+        (torch.float64, 0.1),
+    ],
+)
+def test_numbers_of_64_bits_are_exact(dtype, number):
+    """float64 holds no odd whole number above 2^53."""
+    scalar = torch.tensor(number, dtype=dtype)
+    assert to_host({"a": torch.tensor(0.5), "b": scalar, "c": scalar[None]}) == {
+        "a": 0.5,
+        "b": number,
+        "c": [number],
+    }
 
 
 def test_lines_are_complete_one_step_later():

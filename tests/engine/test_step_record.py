@@ -131,6 +131,71 @@ def test_a_diagnostic_adds_no_record_for_interventions(heard, shelf, start, requ
     assert [step for _, step in heard] == ([3, 6, 9] if not requires else [1, 2, 3, 4, 6, 8, 9])
 
 
+@pytest.fixture
+def heeding(shelf):
+    """What the intervention ``heeding`` was told in `on_event` and `on_eval`; it acts by all."""
+    log = []
+
+    @define(eq=False)
+    class Heeding:
+        count: int = field(init=False, default=0)
+
+        @hookimpl
+        def on_event(self, run, event):
+            log.append((run.step, event["event"]))
+            self.count += 1
+
+        @hookimpl
+        def on_eval(self, step):
+            log.append((step.index, "eval"))
+            self.count += 1
+
+        @hookimpl
+        def pre_step(self, step):
+            factor = 1 / (1 + self.count) if step.index != 3 else 1.0
+            return ScaleLearningRate(factor=factor, reason="as it was told")
+
+        def state_dict(self):
+            return {"count": self.count}
+
+        def load_state_dict(self, state):
+            self.count = state["count"]
+
+    shelf.install("intervention", "heeding", Heeding)
+    return log
+
+
+@pytest.mark.parametrize("interval", [3, 7, 100])
+@pytest.mark.parametrize("ends", [(), (2, 5)])
+def test_what_an_intervention_is_told_depends_on_no_checkpoint_and_no_resume(
+    heeding, shelf, start, interval, ends
+):
+    """Events and evaluations: the bits are the same, whatever looks on."""
+    keys = {"log_interval": 1, "eval_interval": 4, "schedule": "constant", "warmup_steps": 0}
+    keys |= {"format": "E3M4", "recipe": "pure"}
+    plain = start(["heeding"], max_steps=10, name="plain", **keys)
+    expected = list(heeding)
+    assert expected == sorted([(n, "verdict") for n in range(1, 11)] + [(4, "eval"), (8, "eval")],
+                              key=lambda told: (told[0], told[1] == "eval"))  # fmt: skip
+    heeding.clear()
+
+    @define(eq=False)
+    class Emits:
+        @hookimpl
+        def post_step(self, run):
+            run.emit("mine")
+            assert run.step < 4, "broken"
+
+    shelf.install("diagnostic", "emits", Emits)
+    keys |= {"checkpoint_interval": interval}
+    first, *more = (*ends, 10)
+    run = start(["heeding", "emits"], max_steps=first, name="parts", **keys)
+    for end in more:
+        run = start.resume("parts", max_steps=end)
+    assert heeding == expected
+    assert weights_sha256(run.run_directory) == weights_sha256(plain.run_directory)
+
+
 def test_one_hook_proposes_several_actions(shelf, start):
     """All are arbitrated: changes of different layers are carried out together."""
     from altcore.plugin import ChangeRecipe, get_format
