@@ -94,14 +94,22 @@ class Corpus:
         return float(-(share * share.log()).sum())
 
 
-def load(data: str | os.PathLike[str] | None) -> Corpus:
+def load(data: str | os.PathLike[str] | None, token_type: str | None = None) -> Corpus:
     """Return the corpus at a path, or the standard library's source for None.
 
     The path is a UTF-8 text file (first 90 % to train on, the rest to validate), a folder of them
     (about a tenth of the files validate), a folder with nanoGPT's train.bin and val.bin (uint16
-    or uint32 ids), or ``eurlex`` (see `altcore_workloads.eurlex`). Raises BadInput that names
-    the path if there is nothing usable at it.
+    or uint32 ids, as ``token_type`` says or the files tell), or ``eurlex`` (see
+    `altcore_workloads.eurlex`). Raises BadInput that names the path if there is nothing usable at
+    it.
     """
+    corpus = _load(data, token_type)
+    if token_type is not None and corpus.is_bytes:
+        raise BadInput(f"{corpus.source} is text, which has none", key="gpt.token_type")
+    return corpus
+
+
+def _load(data: str | os.PathLike[str] | None, token_type: str | None) -> Corpus:
     if data is None:
         return _standard_library()
     if not os.fspath(data):
@@ -120,7 +128,7 @@ def load(data: str | os.PathLike[str] | None) -> Corpus:
         raise BadInput(f"{str(path)!r} cannot be a path: {error}", key=KEY) from None
     try:
         if stat.S_ISDIR(mode):
-            return _folder(path)
+            return _folder(path, token_type)
         if stat.S_ISREG(mode):
             return _text_file(path)
     except OSError as error:
@@ -170,10 +178,10 @@ def _is_library(name: str) -> bool:
     return name not in NOT_LIBRARY and not name.startswith((*BUILD_OUTPUT, "__pycache__"))
 
 
-def _folder(path: Path) -> Corpus:
+def _folder(path: Path, token_type: str | None) -> Corpus:
     present = [name for name in SPLITS if os.path.lexists(path / f"{name}.bin")]
     if len(present) == 2:
-        return _bin_folder(path)
+        return _bin_folder(path, token_type)
     if present:
         missing = "val" if present == ["train"] else "train"
         raise BadInput(
@@ -303,11 +311,11 @@ def text_corpus(
     )
 
 
-def _bin_folder(path: Path) -> Corpus:
+def _bin_folder(path: Path, token_type: str | None) -> Corpus:
     digest = hashlib.sha256()
     tokens, counts = {}, {}
     complete = True
-    dtype = id_type(path / "train.bin")
+    dtype = id_type([path / f"{name}.bin" for name in SPLITS], token_type)
     for name in SPLITS:
         file = path / f"{name}.bin"
         size = size_of(file, dtype.itemsize)
@@ -317,12 +325,13 @@ def _bin_folder(path: Path) -> Corpus:
         length = size // dtype.itemsize
         tokens[name] = torch.from_file(str(file), shared=False, size=length, dtype=dtype)
     sampled = f"; digest and entropy from {SURVEY_BLOCKS} blocks of 1 MiB of each split"
-    kind = "uint32 " if dtype == torch.int32 else ""
+    kind = "uint32" if dtype == torch.int32 else "uint16"
+    description = f"{kind} token ids in folder {path.resolve().name}"
     largest = int((counts["train"] + counts["val"]).nonzero().max())
     vocab_size, why = vocabulary(largest, complete)
     return Corpus(
         source=str(path),
-        description=f"{kind}token ids in folder {path.resolve().name}{'' if complete else sampled}",
+        description=description if complete else description + sampled,
         train=tokens["train"],
         val=tokens["val"],
         files={"train": 1, "val": 1},

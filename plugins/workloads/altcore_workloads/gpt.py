@@ -14,7 +14,7 @@ from torch.nn import functional
 from altcore.plugin import BadInput, setting
 from altcore_workloads.data import Corpus, check_length, load
 from altcore_workloads.model import GptModel
-from altcore_workloads.token_files import BIN_VOCAB, KEY, unsigned
+from altcore_workloads.token_files import BIN_VOCAB, KEY, TYPES, unsigned
 from altcore_workloads.tokens import encode
 
 
@@ -41,6 +41,11 @@ def _known_size(_: Gpt, __: attrs.Attribute[str], value: str) -> None:
         raise BadInput(f"{value!r} is none of {', '.join(SIZES)}", key="gpt.size")
 
 
+def _known_type(_: Gpt, __: attrs.Attribute[str], value: str | None) -> None:
+    if value is not None and value not in TYPES:
+        raise BadInput(f"{value!r} is none of {', '.join(TYPES)}", key="gpt.token_type")
+
+
 def _positive(_: Gpt, field: attrs.Attribute[Any], value: int | None) -> None:
     whole = isinstance(value, int) and not isinstance(value, bool)
     if value is not None and not (whole and value > 0):
@@ -65,6 +70,12 @@ class Gpt:
         None,
         help="a text file, a folder of them, a folder with nanoGPT's train.bin and val.bin, or "
         "eurlex; the source of Python's standard library if not given",
+    )
+    token_type: str | None = setting(
+        None,
+        help=f"{' or '.join(TYPES)}, the type of the ids in train.bin and val.bin; told by what "
+        "they hold if not given",
+        validator=_known_type,
     )
     tokenizer: str | None = setting(
         None,
@@ -109,7 +120,7 @@ class Gpt:
         shape = self.shape()
         # A default device that the caller has set is not for the data, nor for drawing weights.
         with torch.device("cpu"):
-            corpus = load(self.data)
+            corpus = load(self.data, self.token_type)
             if self.tokenizer is not None:
                 corpus = encode(corpus, self.tokenizer)
         check_length(corpus, shape.block_size)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -14,7 +14,12 @@ from altcore.plugin import BadInput
 KEY = "gpt.data"
 BIN_VOCAB = 50257  # of GPT-2's tokenizer, which nanoGPT's folders usually hold
 BIN_IDS = 1 << 16
-LARGEST_IDS = 1 << 20  # more than any tokenizer has; the upper half of a uint32 id is below 16
+UPPER_HALVES = 16  # of a uint32 id: no tokenizer has more ids than these tell apart
+LARGEST_IDS = UPPER_HALVES * BIN_IDS
+TYPES = {"uint16": torch.int16, "uint32": torch.int32}
+"""What torch reads ids as, by the type that files hold."""
+FEWEST_BYTES = 64
+"""What a file holds is not told by fewer."""
 VOCAB_STEP = 64  # products of sizes that it divides are faster
 BLOCK = 1 << 20  # bytes read at a time, of whole tokens
 SURVEY_BLOCKS = 64
@@ -53,20 +58,55 @@ def size_of(file: Path, width: int) -> int:
     return size
 
 
-def id_type(file: Path) -> torch.dtype:
-    """Return int32 for a file of uint32 ids, int16 for one of uint16.
+def id_type(files: Sequence[Path], given: str | None = None) -> torch.dtype:
+    """Return int16 for files of uint16 ids, int32 for those of uint32, which all of them must be.
 
-    In uint32 every second half is the upper one: often 0 and never large, unlike the lower ones.
+    Raises BadInput if they differ, or if what they hold can be read as either; ``given``, the name
+    of a type, is believed.
     """
-    with file.open("rb") as stream:
-        block = stream.read(BLOCK)
-    if len(block) < 64 or len(block) % 4:
-        return torch.int16
-    lower, upper = unsigned(torch.frombuffer(bytearray(block), dtype=torch.int16)).view(-1, 2).T
-    most, top = int(upper.max()), int(lower.max())
-    is_often_zero = 4 * int((upper == 0).sum()) >= len(upper)
-    is_wide = most == 0 < top or most < LARGEST_IDS // BIN_IDS <= top
-    return torch.int32 if is_often_zero and is_wide else torch.int16
+    if given is not None:
+        return TYPES[given]
+    found = {file: kind for file in files if (kind := _kind_of(file))}
+    if len(set(found.values())) > 1:
+        told = " and ".join(f"{file.name} holds {kind}" for file, kind in found.items())
+        raise BadInput(f"in {files[0].parent} {told} ids", key=KEY)
+    return TYPES[next(iter(found.values()), "uint16")]
+
+
+def _kind_of(file: Path) -> str | None:
+    """Return the type of a file's ids; None if it holds too few to tell.
+
+    Of uint32 every second half is the upper one, which is small and may be 0, unlike the lower
+    ones. If one is not 0, they may also be uint16 numbers that come in pairs. Then a first number
+    has several second ones: of uint32, that would be two ids that differ by a multiple of 65536.
+    """
+    kinds = set()
+    seen = torch.zeros(LARGEST_IDS, dtype=torch.bool)
+    is_every_second_0 = True
+    for block in sampled(file, size_of(file, 2)):
+        if len(block) < FEWEST_BYTES:
+            continue
+        whole = bytearray(block[: len(block) // 8 * 8])
+        lower, upper = unsigned(torch.frombuffer(whole, dtype=torch.int16)).view(-1, 2).T
+        most, top = int(upper.max()), int(lower.max())
+        if most >= UPPER_HALVES:
+            kinds.add("uint16")
+        elif most == 0 < top or (most < UPPER_HALVES <= top and not upper.all()):
+            kinds.add("uint32")
+            ids = lower + BIN_IDS * upper
+            seen[ids] = True
+            is_every_second_0 &= not ids[1::2].any()
+        elif most:
+            kinds.add("uint16")
+    if len(kinds) > 1 or (kinds == {"uint32"} and is_every_second_0):
+        raise BadInput(f"{file} holds neither uint16 nor uint32 token ids", key=KEY)
+    if int(seen.view(UPPER_HALVES, BIN_IDS).sum(0).max()) > 1:
+        raise BadInput(
+            f"{file} holds uint32 ids, or pairs of uint16 ones",
+            key=KEY,
+            hint="say which by gpt.token_type, uint32 or uint16",
+        )
+    return next(iter(kinds), None)
 
 
 def is_whole(size: int) -> bool:
@@ -74,24 +114,29 @@ def is_whole(size: int) -> bool:
     return size <= BLOCK * SURVEY_BLOCKS
 
 
-def survey(file: Path, size: int, dtype: torch.dtype, update: Callable[[bytes], object]) -> Tensor:
-    """Count the ids of a .bin file, and digest it, by 64 evenly spaced MiB if it is larger.
+def sampled(file: Path, size: int) -> Iterator[bytes]:
+    """Yield the blocks of a file; of one that is larger than 64 MiB, as many evenly spaced ones.
 
     The first and the last block are among them; a file of many GiB would take minutes to read.
     """
     blocks = -(-size // BLOCK)
     wanted = min(blocks, SURVEY_BLOCKS)
-    known = BIN_IDS if dtype == torch.int16 else LARGEST_IDS
-    counts = torch.zeros(known, dtype=torch.int64)
     with file.open("rb") as stream:
         for i in range(wanted):
             stream.seek(i * (blocks - 1) // max(wanted - 1, 1) * BLOCK)
-            block = stream.read(BLOCK)
-            update(block)
-            ids = unsigned(torch.frombuffer(bytearray(block), dtype=dtype))
-            if not 0 <= int(ids.min()) <= int(ids.max()) < known:
-                raise BadInput(f"{file} holds neither uint16 nor uint32 token ids", key=KEY)
-            counts += torch.bincount(ids, minlength=known)
+            yield stream.read(BLOCK)
+
+
+def survey(file: Path, size: int, dtype: torch.dtype, update: Callable[[bytes], object]) -> Tensor:
+    """Count the ids of a .bin file, and digest it, by 64 evenly spaced MiB if it is larger."""
+    known = BIN_IDS if dtype == torch.int16 else LARGEST_IDS
+    counts = torch.zeros(known, dtype=torch.int64)
+    for block in sampled(file, size):
+        update(block)
+        ids = unsigned(torch.frombuffer(bytearray(block), dtype=dtype))
+        if not 0 <= int(ids.min()) <= int(ids.max()) < known:
+            raise BadInput(f"{file} holds neither uint16 nor uint32 token ids", key=KEY)
+        counts += torch.bincount(ids, minlength=known)
     return counts
 
 

@@ -250,6 +250,73 @@ def test_uint32_ids_are_told_from_uint16(tmp_path, ids):
         assert narrow.corpus.unigram_entropy() == built.corpus.unigram_entropy()
 
 
+def ids_of(folder, **files):
+    """Write files of ids, each of the array type that comes first."""
+    folder.mkdir()
+    for name, (kind, ids) in files.items():
+        (folder / f"{name}.bin").write_bytes(array.array(kind, ids).tobytes())
+    return str(folder)
+
+
+def test_uint32_ids_may_be_mostly_beyond_16_bits(tmp_path):
+    """As those of a text are whose letters came last into a vocabulary."""
+    ids = [70000 + i % 1000 if i % 5 else i % 3000 for i in range(20000)]
+    built = tiny(data=ids_of(tmp_path / "d", train=("I", ids), val=("I", ids[:4000])))
+    assert built.facts["train_tokens"] == 20000
+    assert built.corpus.largest_id == 70999
+
+
+def test_uint16_ids_in_pairs_are_not_read_as_uint32(tmp_path):
+    """Where the files could be either, the setting says what they are."""
+    pairs = [x for i in range(2000) for x in (16 + i % 700, i % 3)]
+    folder = ids_of(tmp_path / "d", train=("H", pairs), val=("H", pairs))
+    says = r"train.bin holds uint32 ids, or pairs of uint16 ones: say which by gpt.token_type"
+    with pytest.raises(BadInput, match=says):
+        tiny(data=folder)
+    assert tiny(data=folder, token_type="uint16").corpus.largest_id == 715
+    wide = tiny(data=folder, token_type="uint32")
+    assert wide.corpus.largest_id >= 2 << 16
+    assert wide.facts["corpus"].startswith("uint32 token ids")
+
+
+@pytest.mark.parametrize(("train", "val"), ["HI", "IH"])
+def test_both_files_hold_ids_of_one_type(tmp_path, train, val):
+    """Neither is read as if it were of the other's."""
+    ids = list(range(3000))
+    folder = ids_of(tmp_path / "d", train=(train, ids), val=(val, [*ids, 5]))
+    names = {"H": "uint16", "I": "uint32"}
+    says = f"train.bin holds {names[train]} and val.bin holds {names[val]} ids"
+    with pytest.raises(BadInput, match=says):
+        tiny(data=folder)
+
+
+def test_ids_of_8_bytes_are_refused(tmp_path):
+    """They would be uint32 ids of which every second one is 0."""
+    ids = list(range(3000))
+    folder = ids_of(tmp_path / "d", train=("q", ids), val=("q", ids))
+    with pytest.raises(BadInput, match=r"train.bin holds neither uint16 nor uint32"):
+        tiny(data=folder)
+
+
+def test_all_of_a_file_says_of_which_type_it_is(tmp_path, monkeypatch):
+    """A beginning that looks like uint32 does not make the rest so."""
+    monkeypatch.setattr(token_files, "BLOCK", 400)
+    mixed = [300, 0] * 400 + list(range(1000))
+    folder = ids_of(tmp_path / "d", train=("H", mixed), val=("H", mixed))
+    with pytest.raises(BadInput, match=r"train.bin holds neither uint16 nor uint32"):
+        tiny(data=folder)
+    assert tiny(data=folder, token_type="uint16").facts["train_tokens"] == 1800
+
+
+def test_a_token_type_is_one_of_files_of_ids(tmp_path):
+    """Text has none."""
+    (tmp_path / "a.txt").write_text("letters " * 100)
+    with pytest.raises(BadInput, match=r"gpt.token_type: .*a.txt is text"):
+        tiny(data=str(tmp_path / "a.txt"), token_type="uint16")
+    with pytest.raises(BadInput, match=r"gpt.token_type: 'int8' is none of uint16, uint32"):
+        tiny(token_type="int8")
+
+
 def test_what_is_neither_is_refused(tmp_path):
     """An upper half that is large later on; a size that uint32 does not divide."""
     good = array.array("I", [300, 5] * 100).tobytes()
