@@ -1,16 +1,17 @@
 """A checkpoint's state is checked against the model before it is loaded; a wrong one is left."""
 
 import io
-import json
 from contextlib import suppress
 from hashlib import sha256
 
 import pytest
 import torch
 from helpers import Starter, checkpoints, events, text_file, weights_sha256
+from helpers_checkpoints import rewrite_manifest
 from structlog.testing import capture_logs
 
 from altcore import BadInput
+from altcore.runs import checkpoint, manifest
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +37,17 @@ def start(folder, tmp_path):
 def write(path, data):
     """Write a state with a manifest that vouches for it."""
     (path / "state.pt").write_bytes(data)
-    manifest = json.loads((path / "manifest.json").read_text())
-    manifest["files"]["state.pt"] = {"sha256": sha256(data).hexdigest(), "bytes": len(data)}
-    (path / "manifest.json").write_text(json.dumps(manifest))
+    files = manifest.read_manifest(path)["files"]
+    files["state.pt"] = {"sha256": sha256(data).hexdigest(), "bytes": len(data)}
+    rewrite_manifest(path, files=files)
 
 
 def change(run, alter, name="step-00000004"):
     """Alter the state of a checkpoint."""
-    path = run / "checkpoints" / name
-    state = torch.load(path / "state.pt", weights_only=True)
-    alter(state)
-    buffer = io.BytesIO()
-    torch.save(state, buffer)
-    write(path, buffer.getvalue())
+    found = checkpoint.load_checkpoint(run / "checkpoints" / name)
+    if found.state is not None:
+        alter(found.state)
+        checkpoint.save_checkpoint(found.path.parent, found.state, found.manifest)
 
 
 def shorter(state, key):
@@ -183,6 +182,7 @@ def test_if_none_is_valid_nothing_is_touched(start):
     run = start.runs / "r"
     for name in checkpoints(run):
         change(run, lambda s: shorter(s, "exp_avg"), name)
+    (run / "checkpoints/step-00000000/manifest.json").unlink()
     files = ("metrics.jsonl", "config.yaml", "summary.json", "events.jsonl")
     before = [(run / file).read_bytes() for file in files]
     with pytest.raises(BadInput, match=r"no valid checkpoint in .*checkpoints"):
