@@ -10,7 +10,7 @@ from attrs import frozen
 from altcore.config import TrainConfig
 from altcore.engine.apply import take_recipe
 from altcore.engine.loop import Engine
-from altcore.engine.state_checks import Built, check_state
+from altcore.engine.state_checks import Built, check_state, check_weights_and_moments
 from altcore.errors import BadInput, keyed
 from altcore.runs import (
     ENDED_PHASE,
@@ -93,6 +93,8 @@ def go_on(
             check_changes(changes, allowed=allowed, strict=config.strict)
         if found.state is not None:
             check_state(found.state, built)
+        for snapshot in found.snapshots:
+            check_weights_and_moments({**snapshot, "model": snapshot.get("weights")}, built)
 
     tidy(directory.checkpoints)
     found = load_newest(directory.checkpoints, check)

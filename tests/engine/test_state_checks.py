@@ -11,8 +11,7 @@ from helpers_checkpoints import rewrite_manifest
 from structlog.testing import capture_logs
 
 from altcore import BadInput
-from altcore.runs import load_checkpoint, save_checkpoint
-from altcore.runs.manifest import read_manifest
+from altcore.runs import checkpoint, manifest
 
 
 @pytest.fixture(scope="module")
@@ -36,19 +35,19 @@ def start(folder, tmp_path):
 
 
 def write(path, data):
-    """Write a file of the state, with a manifest that vouches for it."""
+    """Write a state with a manifest that vouches for it."""
     (path / "state.pt").write_bytes(data)
-    files = read_manifest(path)["files"]
+    files = manifest.read_manifest(path)["files"]
     files["state.pt"] = {"sha256": sha256(data).hexdigest(), "bytes": len(data)}
     rewrite_manifest(path, files=files)
 
 
 def change(run, alter, name="step-00000004"):
     """Alter the state of a checkpoint."""
-    found = load_checkpoint(run / "checkpoints" / name)
-    state = dict(found.state)
-    alter(state)
-    save_checkpoint(run / "checkpoints", state, found.manifest)
+    found = checkpoint.load_checkpoint(run / "checkpoints" / name)
+    if found.state is not None:
+        alter(found.state)
+        checkpoint.save_checkpoint(found.path.parent, found.state, found.manifest)
 
 
 def shorter(state, key):
@@ -181,9 +180,9 @@ def test_what_unpickling_refuses_falls_back(data, start, capfd):
 def test_if_none_is_valid_nothing_is_touched(start):
     """The error says where they are."""
     run = start.runs / "r"
-    (run / "checkpoints/step-00000000/manifest.json").write_text("{}")
-    for name in checkpoints(run)[1:]:
+    for name in checkpoints(run):
         change(run, lambda s: shorter(s, "exp_avg"), name)
+    (run / "checkpoints/step-00000000/manifest.json").unlink()
     files = ("metrics.jsonl", "config.yaml", "summary.json", "events.jsonl")
     before = [(run / file).read_bytes() for file in files]
     with pytest.raises(BadInput, match=r"no valid checkpoint in .*checkpoints"):
