@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from altcore.config import IN_STEPS, TrainConfig, notices, recorded
+from altcore.engine.checked_workload import check_last_batch, check_workload
 from altcore.engine.collapse import Detector
 from altcore.engine.custom_workload import CustomWorkload
 from altcore.engine.dispatch import Dispatcher
@@ -20,7 +21,7 @@ from altcore.engine.identity import given_from_python, run_identity
 from altcore.engine.loop import Engine
 from altcore.engine.losses import loss_and_measures, who_is
 from altcore.engine.memory import memory_named
-from altcore.engine.named_errors import NamedWorkload, check_workload, name_errors, naming
+from altcore.engine.named_errors import name_errors, naming
 from altcore.engine.plugins import Plugin, load_plugins
 from altcore.engine.probe import probing
 from altcore.engine.randomness import seed_all
@@ -123,6 +124,7 @@ def _prepare(
         "max_steps": config.max_steps,
         **coverage_facts(workload, quantization, device),
     }
+    check_last_batch(workload)
     check_monitor(config, workload, quantization, device)
     if config.compile:
         model.compile()
@@ -211,8 +213,8 @@ def build_workload(
     entry, settings = _buildable("workload", config.workload, config)
     who = f"workload {entry.name} ({entry.origin})"
     with naming(who, "build"):
-        made = NamedWorkload(settings.build(config.seed, device), who)
-    check_workload(made)
+        built = settings.build(config.seed, device)
+    made = check_workload(built, who)
     if model is None and batch is None:
         return made
     return CustomWorkload(made, made.model if model is None else model.to(device), batch)

@@ -266,20 +266,6 @@ def test_more_steps_than_can_be_counted_are_refused(points, shelf, start, key):
     assert not start.runs.exists()
 
 
-@pytest.mark.parametrize("batches", [0, -1, 2.5, True, "10"])
-def test_an_epoch_that_is_no_number_of_batches_names_the_workload(shelf, start, batches):
-    @define(eq=False)
-    class Odd(Points):
-        def build(self, seed, device):
-            built = super().build(seed, device)
-            built.steps_per_epoch = batches
-            return built
-
-    shelf.install("workload", "points", Odd)
-    with pytest.raises(PluginError, match="workload points: steps_per_epoch is"):
-        start(**OWN)
-
-
 def test_batches_of_the_callers_own_have_no_epochs(points, start):
     """They are asked for by step and micro-batch, and evaluations draw from them."""
     asked = []
