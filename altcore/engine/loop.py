@@ -37,7 +37,7 @@ from altcore.engine.compiling import tell_recompiles
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.ending import Ending
 from altcore.engine.epochs import evaluation_interval, training_batch
-from altcore.engine.evaluation import evaluate, is_better
+from altcore.engine.evaluation import evaluate, is_better, warn_of_nonfinite
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.history import RunHistory
 from altcore.engine.losses import loss_and_measures
@@ -273,7 +273,8 @@ class Engine:
         """Measure loss and measures of the validation split, tell, and keep the best state."""
         self.record.flush()
         history = self.history
-        history.evaluation = {**step.place(), **evaluate(self.run)}
+        before, history.evaluation = history.evaluation, {**step.place(), **evaluate(self.run)}
+        warn_of_nonfinite(self.run, step, history.evaluation, before)
         self.detector.evaluated(step.index, history.evaluation[self.run.config.monitor])
         self.saved = ""  # a checkpoint of this step does not know of the evaluation
         history.first_evaluation = history.first_evaluation or history.evaluation

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from attrs import define
-from helpers import state
-from helpers_epochs import Points
+from helpers import events, state
+from helpers_epochs import BuiltPoints, Points
 
 import altcore
 from altcore import BadInput, hookimpl
@@ -166,3 +166,24 @@ def test_a_monitor_that_evaluations_do_not_have_is_refused(points, start):
         "they have val_loss, val_loss_float32, val_largest"
     )
     assert not start.runs.exists()
+
+
+def test_a_validation_that_is_not_finite_is_warned_of_once(shelf, start):
+    """If the training loss is finite; otherwise the run tells of that."""
+
+    class Odd(BuiltPoints):
+        def loss(self, model, batch):
+            loss = model(batch).mean()
+            return loss if model.training else loss / 0, {"odd": loss.detach()}
+
+    @define(eq=False)
+    class Settings(Points):
+        def build(self, seed, device):
+            return Odd(self.batch_size, self.measures, seed)
+
+    shelf.install("workload", "points", Settings)
+    run = start(**OWN, name="a", max_steps=4, eval_interval=1)
+    (warning,) = events(run.run_directory, "warning")
+    names = "val_loss, val_loss_float32"
+    assert warning["message"] == f"not finite, although the training loss is: {names}"
+    assert warning["step"] == 1
