@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from altcore.config import IN_STEPS, TrainConfig, notices, recorded
+from altcore.engine.checked_optimizer import about_optimizer, check_optimizer
 from altcore.engine.checked_workload import check_last_batch, check_workload
 from altcore.engine.collapse import Detector
 from altcore.engine.custom_workload import CustomWorkload
@@ -21,7 +22,7 @@ from altcore.engine.identity import given_from_python, run_identity
 from altcore.engine.loop import Engine
 from altcore.engine.losses import loss_and_measures, who_is
 from altcore.engine.memory import memory_named
-from altcore.engine.named_errors import name_errors, naming
+from altcore.engine.named_errors import naming
 from altcore.engine.plugins import Plugin, load_plugins
 from altcore.engine.probe import probing
 from altcore.engine.randomness import seed_all
@@ -147,7 +148,7 @@ def _prepare(
     run = Run(
         config, directory.path, device, workload, model, optimizer, quantization, tell, epoch=epoch
     )
-    remarks = about_recipe(config, quantization)
+    remarks = about_recipe(config, quantization) + about_optimizer(optimizer, model)
     if going_on is not None:
         remarks += [*about_schedule(going_on.planned, config, going_on.step), *going_on.remarks]
     for remark in remarks:
@@ -246,11 +247,7 @@ def _optimizer(
     who = f"optimizer {entry.name} ({entry.origin})"
     with naming(who, "build"):
         made = settings.build(model.named_parameters(), quantization.grid_of)
-    if not isinstance(made, torch.optim.Optimizer):
-        problem = f"build returned {type(made).__name__}, not a torch.optim.Optimizer"
-        raise BadInput(f"{who}: {problem}")
-    name_errors(made, who)
-    return made
+    return check_optimizer(made, settings, model, who)
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
