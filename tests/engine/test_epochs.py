@@ -81,8 +81,8 @@ def test_a_workload_without_epochs_is_asked_as_before(shelf, start):
     engine = start.engine(**OWN, max_steps=2, gradient_accumulation_steps=2)
     engine.run.workload.asked.clear()
     engine.train()
-    asked = engine.run.workload.asked
-    assert asked[:4] == [("train", 1, 0), ("train", 1, 1), ("train", 2, 0), ("train", 2, 1)]
+    asked = [x for x in engine.run.workload.asked if x[0] == "train"]
+    assert asked == [("train", 1, 0), ("train", 1, 1), ("train", 2, 0), ("train", 2, 1)]
     assert "epoch" not in metrics_bytes(engine.directory.path).decode()
 
 
@@ -280,8 +280,9 @@ def test_batches_of_the_callers_own_have_no_epochs(points, start):
     engine = altcore.engine.prepare(config, batch=draw)
     asked.clear()
     engine.train()
-    assert asked[:4] == [("train", 1, 0), ("train", 1, 1), ("train", 2, 0), ("train", 2, 1)]
-    assert asked[4:] == [("val", i, 0) for i in range(3)]
+    drawn = [x for x in asked if x[0] == "train"]
+    assert drawn == [("train", 1, 0), ("train", 1, 1), ("train", 2, 0), ("train", 2, 1)]
+    assert asked[-3:] == [("val", i, 0) for i in range(3)]
     assert "epoch" not in metrics_bytes(engine.directory.path).decode()
     with pytest.raises(BadInput, match="does not count epochs"):
         altcore.train(in_epochs(start, epochs=1), data=draw)
