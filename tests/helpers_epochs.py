@@ -48,7 +48,7 @@ class BuiltPoints:
             numbers, place = torch.arange(1.0, 6.0), step
         else:
             epoch, place = divmod(step - 1, self.steps_per_epoch or 10)
-            generator = torch.Generator().manual_seed(self.seed * 1000 + epoch)
+            generator = torch.Generator().manual_seed(self.seed * 1000 + int(epoch))
             numbers = torch.randperm(20, generator=generator) / 20
         return numbers[place * self.items_per_batch :][: self.items_per_batch, None]
 

@@ -2,34 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from attrs import define
-from torch import Tensor, nn
+from attrs import define, field
+from torch import nn
 
-from altcore.engine.evaluation import items_in
-from altcore.engine.named_errors import NamedWorkload, naming
+from altcore.engine.checked_workload import CheckedWorkload, check_batch, tensors_in
+from altcore.engine.named_errors import naming
 
 
 @define(eq=False)
 class CustomWorkload:
     """Says of model and data only what holds of those that are used."""
 
-    base: NamedWorkload
+    base: CheckedWorkload
     model: nn.Module
     given: Callable[[str, int, int], Any] | None
     """The caller's batches, which know of no epochs; None for the workload's own."""
 
-    @property
-    def items_per_batch(self) -> int:
-        """Items in a batch, for throughput; of the caller's, in the first one."""
-        return self.items(self.batch("train", 1, 0)) if self.given else self.base.items_per_batch
+    items_per_batch: int = field(init=False)
+    """Items in a batch, for throughput; of the caller's, in the first one."""
+
+    def __attrs_post_init__(self) -> None:
+        own = self.base.items_per_batch
+        self.items_per_batch = self.items(self.batch("train", 1, 0)) if self.given else own
 
     @property
     def item(self) -> str:
         """The plural by which an item is called."""
-        return "examples" if self.given and not hasattr(self.base, "items") else self.base.item
+        return "examples" if self.given and not self.base.counts_items else self.base.item
 
     @property
     def facts(self) -> Mapping[str, str | int | float]:
@@ -44,28 +46,31 @@ class CustomWorkload:
     @property
     def steps_per_epoch(self) -> int | None:
         """Micro-batches in an epoch of the workload's own data, if it has epochs."""
-        return None if self.given else getattr(self.base, "steps_per_epoch", None)
+        return None if self.given else self.base.steps_per_epoch
 
     @property
     def validation_batches(self) -> int | None:
         """Batches of the workload's own validation split, if that is finite."""
-        return None if self.given else getattr(self.base, "validation_batches", None)
+        return None if self.given else self.base.validation_batches
 
     def items(self, batch: Any) -> int:
         """Return how many items a batch has, as the workload counts them.
 
         If it counts no batches, those of the caller have as many as their first tensor has rows.
         """
-        if self.given is None or hasattr(self.base, "items"):
-            return items_in(self.base, batch)
-        return next((len(t) for t in _tensors(batch) if t.dim()), 1)
+        if self.given is None or self.base.counts_items:
+            return self.base.items(batch)
+        return next((len(t) for t in tensors_in(batch) if t.dim()), 1)
 
     def batch(self, split: str, step: int, micro: int) -> Any:
         """Return the caller's batch, or the workload's."""
         if self.given is None:
             return self.base.batch(split, step, micro)
-        with naming("data, the function that was given,", f"batch ({split!r}, {step}, {micro})"):
-            return self.given(split, step, micro)
+        who, called = "data, the function that was given,", f"batch ({split!r}, {step}, {micro})"
+        with naming(who, called):
+            batch = self.given(split, step, micro)
+        check_batch(batch, f"{who} {called}")
+        return batch
 
     @property
     def who(self) -> str:
@@ -76,11 +81,3 @@ class CustomWorkload:
     def loss(self, model: nn.Module, batch: Any) -> Any:
         """Return the workload's loss, with measures if it has some."""
         return self.base.loss(model, batch)
-
-
-def _tensors(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, Tensor):
-        yield batch
-    elif isinstance(batch, Mapping | Sequence) and not isinstance(batch, str | bytes):
-        for part in batch.values() if isinstance(batch, Mapping) else batch:
-            yield from _tensors(part)

@@ -12,7 +12,7 @@ from attrs import frozen
 from altcore.builtin_types import digits, misfit
 from altcore.config import IN_STEPS, TrainConfig
 from altcore.engine.plugins import Plugin
-from altcore.errors import BadInput, PluginError
+from altcore.errors import BadInput
 
 
 @frozen
@@ -37,14 +37,7 @@ class Epoch:
 def epoch_of(workload: Any, config: TrainConfig) -> Epoch | None:
     """Return a workload's epoch; None if it has none."""
     batches = getattr(workload, "steps_per_epoch", None)
-    if batches is None:
-        return None
-    if not isinstance(batches, int) or isinstance(batches, bool) or batches < 1:
-        raise PluginError(
-            f"workload {config.workload}: steps_per_epoch is {batches!r}, not a whole number of "
-            "at least 1"
-        )
-    return Epoch(batches, config.gradient_accumulation_steps)
+    return None if batches is None else Epoch(batches, config.gradient_accumulation_steps)
 
 
 def training_batch(workload: Any, epoch: Epoch | None, step: int, micro: int) -> Any:

@@ -12,7 +12,7 @@ from altcore.config import TrainConfig
 from altcore.engine.losses import loss_and_measures, mean_over_items, who_is
 from altcore.engine.named_errors import naming
 from altcore.engine.probe import probing
-from altcore.engine.state import Run, Workload
+from altcore.engine.state import Run, Step, Workload
 from altcore.errors import BadInput, nearest
 from altcore.quantization import Quantization
 
@@ -88,6 +88,23 @@ def is_better(config: TrainConfig, now: Mapping[str, Any], best: Mapping[str, An
     if other is None:
         return True
     return bool(value < other if config.direction == "min" else value > other)
+
+
+def warn_of_nonfinite(
+    run: Run, step: Step, now: Mapping[str, Any], before: Mapping[str, Any]
+) -> None:
+    """Warn of values that are not finite although the training loss is, once until they are."""
+    trains = step.loss is not None and not step.discarded and bool(step.loss.isfinite())
+    new = [k for k in now if _is_broken(k, now) and not _is_broken(k, before)]
+    if trains and new:
+        message = f"not finite, although the training loss is: {', '.join(new)}"
+        run.emit("warning", message=message)
+
+
+def _is_broken(name: str, evaluation: Mapping[str, Any]) -> bool:
+    """Whether a loss or measure is not finite; the error is not, wherever its loss is not."""
+    value = evaluation.get(name)
+    return isinstance(value, float) and not math.isfinite(value) and name != "val_loss_error"
 
 
 def check_monitor(

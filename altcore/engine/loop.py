@@ -37,7 +37,7 @@ from altcore.engine.compiling import tell_recompiles
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.ending import Ending
 from altcore.engine.epochs import evaluation_interval, training_batch
-from altcore.engine.evaluation import evaluate, is_better
+from altcore.engine.evaluation import evaluate, is_better, warn_of_nonfinite
 from altcore.engine.event_log import EventLog
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.history import RunHistory
@@ -286,7 +286,8 @@ class Engine:
         self.record.flush()
         self.saving.has_finite_weights()
         history = self.history
-        history.evaluation = {**step.place(), **evaluate(self.run)}
+        before, history.evaluation = history.evaluation, {**step.place(), **evaluate(self.run)}
+        warn_of_nonfinite(self.run, step, history.evaluation, before)
         # One that only the run's end asks for must change nothing if the run goes on.
         is_asked = is_due(self.eval_interval, step.index)
         if is_asked:

@@ -50,19 +50,33 @@ def loss_and_measures(
             f"{who_is(workload)}: loss returned {_described(wrong)}: a tensor is needed, "
             "without dimensions, alone or with a mapping of measures"
         )
-    checked = {name: _checked(name, value) for name, value in measures.items()}
+    checked = {n: _checked(n, value, who_is(workload)) for n, value in measures.items()}
     if torch.is_grad_enabled() and not loss.requires_grad:
         raise PluginError(f"{who_is(workload)}: its loss depends on no parameter that is trained")
     return loss, checked
 
 
-def _checked(name: Any, value: Any) -> Tensor:
-    if not isinstance(name, str) or not name or "/" in name or name in RESERVED:
-        raise PluginError(f"a measure of the workload's loss cannot be called {name!r}")
+def _checked(name: Any, value: Any, who: str) -> Tensor:
+    problem = _why_no_name(name)
+    if problem:
+        raise PluginError(f"{who}: a measure of its loss cannot be called {name!r}: {problem}")
     if not isinstance(value, Tensor) or value.dim():
         problem = f"{_described(value)}, not a tensor without dimensions"
-        raise PluginError(f"the measure {name} of the workload's loss is {problem}")
+        raise PluginError(f"{who}: the measure {name} of its loss is {problem}")
     return value.detach()
+
+
+def _why_no_name(name: Any) -> str:
+    """Return why a measure cannot have a name, or an empty text."""
+    if not isinstance(name, str) or not name or not name.isprintable() or name != name.strip():
+        return "a name is text that can be printed"
+    if "/" in name:
+        return "a slash is for the measures of plugins"
+    if name in RESERVED:
+        return "the record has a value of that name"
+    if name.startswith("val_"):
+        return "names that begin with val_ are those of evaluations"
+    return ""
 
 
 def _described(value: Any) -> str:

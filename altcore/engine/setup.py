@@ -10,6 +10,8 @@ import torch
 from torch import nn
 
 from altcore.config import IN_STEPS, TrainConfig, notices, recorded
+from altcore.engine.checked_optimizer import about_optimizer, check_optimizer
+from altcore.engine.checked_workload import check_last_batch, check_workload
 from altcore.engine.collapse import Detector
 from altcore.engine.custom_workload import CustomWorkload
 from altcore.engine.dispatch import Dispatcher
@@ -21,7 +23,7 @@ from altcore.engine.identity import given_from_python, run_identity
 from altcore.engine.loop import Engine
 from altcore.engine.losses import loss_and_measures, who_is
 from altcore.engine.memory import memory_named
-from altcore.engine.named_errors import NamedWorkload, check_workload, name_errors, naming
+from altcore.engine.named_errors import naming
 from altcore.engine.plugins import Plugin, load_plugins
 from altcore.engine.probe import probing
 from altcore.engine.randomness import seed_all
@@ -106,11 +108,12 @@ def _prepare(
         "max_steps": config.max_steps,
         **coverage_facts(workload, quantization, device),
     }
+    check_last_batch(workload)
     check_monitor(config, workload, quantization, device)
     if config.compile:
         model.compile()
     identity = run_identity(config, owners, workload, quantization, device, given)
-    remarks = about_recipe(config, quantization)
+    remarks = about_recipe(config, quantization) + about_optimizer(optimizer, model)
     going_on = None
     if held is None:
         directory = RunDirectory.create(config)
@@ -200,8 +203,8 @@ def build_workload(
     entry, settings = _buildable("workload", config.workload, config)
     who = f"workload {entry.name} ({entry.origin})"
     with naming(who, "build"):
-        made = NamedWorkload(settings.build(config.seed, device), who)
-    check_workload(made)
+        built = settings.build(config.seed, device)
+    made = check_workload(built, who)
     if model is None and batch is None:
         return made
     return CustomWorkload(made, made.model if model is None else model.to(device), batch)
@@ -233,11 +236,7 @@ def _optimizer(
     who = f"optimizer {entry.name} ({entry.origin})"
     with naming(who, "build"):
         made = settings.build(model.named_parameters(), quantization.grid_of)
-    if not isinstance(made, torch.optim.Optimizer):
-        problem = f"build returned {type(made).__name__}, not a torch.optim.Optimizer"
-        raise BadInput(f"{who}: {problem}")
-    name_errors(made, who)
-    return made
+    return check_optimizer(made, settings, model, who)
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ Uses numerics, recipes and formats.
 
 from altcore.quantization.attention import AttentionCall
 from altcore.quantization.discovery import find_layers, matrices, tied_matrices
+from altcore.quantization.optimizer import ROUNDABLE, check_roundable, roundable_state
 from altcore.quantization.quantization import Quantization, quantize_model
 from altcore.quantization.state_checks import check_quantization_state
 from altcore.quantization.stored import MOVES
@@ -12,12 +13,15 @@ from altcore.quantization.weight_grids import WeightGrid
 
 __all__ = [
     "MOVES",
+    "ROUNDABLE",
     "AttentionCall",
     "Quantization",
     "WeightGrid",
     "check_quantization_state",
+    "check_roundable",
     "find_layers",
     "matrices",
     "quantize_model",
+    "roundable_state",
     "tied_matrices",
 ]

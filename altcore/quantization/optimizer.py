@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from altcore.errors import BadInput
+from altcore.errors import BadInput, shown
 from altcore.numerics import Rule, fake_round, scale_of
 from altcore.quantization.checks import check_whole
 from altcore.quantization.context import Clock, Context
@@ -97,6 +97,37 @@ def _none_of_its_own(optimizer: Optimizer) -> str:
     return f"optimizer: this {kind} steps none of the model's parameters: nothing of it is rounded"
 
 
+def roundable_state(optimizer: Optimizer) -> frozenset[str] | None:
+    """Return the names in an optimizer's `ROUNDABLE`, None if it has none.
+
+    Raises `BadInput` for anything but a collection of names.
+    """
+    names = getattr(optimizer, ROUNDABLE, None)
+    if names is None:
+        return None
+    if not isinstance(names, tuple | list | set | frozenset) or not all(
+        isinstance(name, str) for name in names
+    ):
+        raise _not_roundable(optimizer, f"is {shown(names)}, not a tuple of names of its state")
+    return frozenset(names)
+
+
+def check_roundable(optimizer: Optimizer) -> None:
+    """Raise `BadInput` if `ROUNDABLE` names a state that the optimizer, having stepped, has not."""
+    names = roundable_state(optimizer)
+    if names is None:
+        return
+    states = [own for own in optimizer.state.values() if isinstance(own, Mapping)]
+    known = {str(key) for own in states for key in own}
+    if known and not names <= known:
+        unknown = some(sorted(names - known))
+        raise _not_roundable(optimizer, f"names {unknown}: its state has {some(sorted(known))}")
+
+
+def _not_roundable(optimizer: Optimizer, problem: str) -> BadInput:
+    return BadInput(f"{ROUNDABLE} {problem}", key="optimizer", part=type(optimizer).__name__)
+
+
 @torch.no_grad()
 def _round_moments(
     optimizer: Optimizer,
@@ -115,7 +146,8 @@ def _round_moments(
         itself, factors, or keeps as integers. They stay as they are.
     """
     left = []
-    roundable = getattr(optimizer, ROUNDABLE, None)
+    roundable = roundable_state(optimizer)
+    check_roundable(optimizer)
     for name, (parameter, cast) in casts.items():
         for key, value in optimizer.state.get(parameter, {}).items():
             if roundable is not None and key not in roundable:

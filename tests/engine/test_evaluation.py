@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from attrs import define
-from helpers import state
-from helpers_epochs import Points
+from helpers import events, state
+from helpers_epochs import BuiltPoints, Points
 
 import altcore
 from altcore import BadInput, hookimpl
@@ -199,3 +199,24 @@ def test_an_evaluation_that_only_the_end_asks_for_is_no_evidence(start):
     engine.train()
     assert [step for step, _ in engine.detector.evaluations] == [2, 4]
     assert engine.history.evaluation["step"] == 5
+
+
+def test_a_validation_that_is_not_finite_is_warned_of_once(shelf, start):
+    """If the training loss is finite; otherwise the run tells of that."""
+
+    class Odd(BuiltPoints):
+        def loss(self, model, batch):
+            loss = model(batch).mean()
+            return loss if model.training else loss / 0, {"odd": loss.detach()}
+
+    @define(eq=False)
+    class Settings(Points):
+        def build(self, seed, device):
+            return Odd(self.batch_size, self.measures, seed)
+
+    shelf.install("workload", "points", Settings)
+    run = start(**OWN, name="a", max_steps=4, eval_interval=1)
+    (warning,) = events(run.run_directory, "warning")
+    names = "val_loss, val_loss_float32"
+    assert warning["message"] == f"not finite, although the training loss is: {names}"
+    assert warning["step"] == 1

@@ -1,0 +1,185 @@
+"""The workload as the engine uses it: what it offers was checked, and its errors name it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from attrs import define
+from torch import Tensor, nn
+
+from altcore.builtin_types import as_builtin, misfit
+from altcore.engine.named_errors import check_savable, naming
+from altcore.engine.state import Workload
+from altcore.errors import PluginError, shown
+
+ENTROPY = "unigram_entropy"
+"""The fact by which the verdict judges the validation loss, in the loss's unit."""
+
+Facts = Mapping[str, str | int | float]
+
+
+@define(eq=False)
+class CheckedWorkload:
+    """A workload whose parts are of the right kind, and whose errors name it.
+
+    Errors of ``loss`` are left to the caller: a plugin that looks on may have made them.
+    """
+
+    own: Workload
+    who: str
+    """Kind, name and distribution."""
+    model: nn.Module
+    facts: Facts
+    items_per_batch: int
+    item: str
+    steps_per_epoch: int | None
+    validation_batches: int | None
+    counts_items: bool
+    """Whether it has ``items``."""
+
+    def batch(self, split: str, step: int, micro: int) -> Any:
+        """Return a micro-batch; `PluginError` if it has no items."""
+        called = f"batch({split!r}, {step}, {micro})"
+        with naming(self.who, called):
+            batch = self.own.batch(split, step, micro)
+        check_batch(batch, f"{self.who}: {called}")
+        return batch
+
+    def items(self, batch: Any) -> int:
+        """Return how many items a batch has; `PluginError` if it is no number of at least 1."""
+        if not self.counts_items:
+            return self.items_per_batch
+        with naming(self.who, "items"):
+            found = self.own.items(batch)  # type: ignore[attr-defined]
+        return _count(found, f"{self.who}: items(batch)")
+
+    def loss(self, model: nn.Module, batch: Any) -> Any:
+        """Return the loss of a batch, or the loss and measures."""
+        return self.own.loss(model, batch)
+
+    def __getattr__(self, name: str) -> Any:
+        """Return what only some workloads have."""
+        found = getattr(self.own, name)
+        if not callable(found):
+            return found
+
+        def named(*args: Any, **kwargs: Any) -> Any:
+            with naming(self.who, name):
+                return found(*args, **kwargs)
+
+        return named
+
+
+def check_workload(own: Any, who: str) -> CheckedWorkload:
+    """Return what a workload's ``build`` returned, checked.
+
+    Raises `PluginError`, naming the workload and the part, for what the engine cannot use. The
+    model's state must fit into a checkpoint.
+    """
+    model, facts, size, item = (
+        _part(own, name, who) for name in ("model", "facts", "items_per_batch", "item")
+    )
+    _check_kinds(who, model=(model, nn.Module), facts=(facts, Mapping), item=(item, str))
+    for name in ("batch", "loss"):
+        if not callable(_part(own, name, who, None)):
+            raise PluginError(f"{who} has no method {name}")
+    items = _part(own, "items", who, None)
+    if items is not None and not callable(items):
+        raise PluginError(f"{who}: items is not a method")
+    with naming(who, "state_dict of its model"):
+        check_savable(who, "model", model.state_dict())
+    epoch, split = (
+        _part(own, name, who, None) for name in ("steps_per_epoch", "validation_batches")
+    )
+    return CheckedWorkload(
+        own,
+        who,
+        model,
+        _facts(facts, who),
+        _count(size, f"{who}: items_per_batch"),
+        item,
+        None if epoch is None else _count(epoch, f"{who}: steps_per_epoch"),
+        None if split is None else _count(split, f"{who}: validation_batches"),
+        items is not None,
+    )
+
+
+def check_batch(batch: Any, where: str) -> None:
+    """Raise `PluginError` for a batch all tensors of which are empty: its loss would be NaN."""
+    sizes = [tensor.numel() for tensor in tensors_in(batch)]
+    if sizes and not any(sizes):
+        raise PluginError(f"{where} has no items")
+
+
+def check_last_batch(workload: Any) -> None:
+    """Raise `PluginError` if a finite validation split has no last batch.
+
+    Found out at the first evaluation, it would cost the run up to there.
+    """
+    if workload.validation_batches is not None:
+        try:
+            workload.items(workload.batch("val", workload.validation_batches - 1, 0))
+        except PluginError as error:
+            said = f"validation_batches is {workload.validation_batches}"
+            raise PluginError(f"{error} ({said}, and batches count from 0)") from error
+
+
+def tensors_in(batch: Any) -> Iterator[Tensor]:
+    """Yield the tensors of a batch, at every depth of mappings and sequences."""
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping | Sequence) and not isinstance(batch, str | bytes):
+        for part in batch.values() if isinstance(batch, Mapping) else batch:
+            yield from tensors_in(part)
+
+
+def _check_kinds(who: str, **parts: tuple[Any, type]) -> None:
+    for name, (part, kind) in parts.items():
+        if not isinstance(part, kind):
+            text = f"{name} is {type(part).__name__}, not {kind.__name__}"
+            raise PluginError(f"{who}: {text}")
+
+
+MISSING = object()
+
+
+def _part(own: Any, name: str, who: str, default: Any = MISSING) -> Any:
+    """Return an attribute of a workload, or the default if it has none."""
+    with naming(who, name):
+        try:
+            return getattr(own, name)
+        except AttributeError:
+            if default is MISSING or hasattr(type(own), name):  # a property that failed
+                raise
+            return default
+
+
+def _count(value: Any, where: str) -> int:
+    """Return a whole number of at least 1 as Python's."""
+    number = as_builtin(value)
+    if isinstance(number, bool) or not isinstance(number, int) or number < 1 or misfit(number, int):
+        raise PluginError(f"{where} is {shown(number)}, not a whole number of at least 1")
+    return number
+
+
+def _facts(facts: Mapping[Any, Any], who: str) -> Facts:
+    """Return facts as JSON can hold them: text to text, whole and finite numbers."""
+    made: dict[str, str | int | float] = {}
+    for key, value in facts.items():
+        if not isinstance(key, str):
+            raise PluginError(f"{who}: the key {shown(key)} of facts is not text")
+        where, fact = f"{who}: {key!r} of facts", as_builtin(value)
+        if not isinstance(fact, str | int | float):
+            kind = type(fact).__name__
+            raise PluginError(f"{where} is {kind}, neither text nor a number: {shown(fact)}")
+        if isinstance(fact, float) and not math.isfinite(fact):
+            raise PluginError(f"{where} is {fact}, not a finite number")
+        if isinstance(fact, int) and misfit(fact, int):
+            raise PluginError(f"{where} {misfit(fact, int)}; write it as text")
+        made[key] = fact
+    entropy = made.get(ENTROPY, 1.0)
+    if isinstance(entropy, str | bool) or entropy <= 0:
+        raise PluginError(f"{who}: {ENTROPY!r} of facts is {shown(entropy)}, not a positive number")
+    return made
