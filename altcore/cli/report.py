@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from altcore.cli.options import names, once, runs_dir_option
-from altcore.errors import AltcoreError, BadInput, PluginError
+from altcore.errors import AltcoreError, BadInput, PluginError, shown
 
 
 @click.command()
@@ -43,8 +46,9 @@ def report(
     settings = {key.removeprefix(f"{reporter}."): v for key, v, _ in overrides_of({}, sets)}
     made = make_plugin(entry.load(), settings, reporter)
     render = getattr(made, "render", None)
+    who = f"reporter {reporter} ({entry.origin})"
     if not callable(render):
-        raise BadInput(f"reporter {reporter} ({entry.origin}) reports during a run, not afterwards")
+        raise BadInput(f"{who} reports during a run, not afterwards")
     paths = [find_run(name, runs_dir) for name in names(runs, "RUN")]
     for path in paths:
         summary_of(path)  # Refuses a record that cannot be read.
@@ -52,7 +56,7 @@ def report(
         raise BadInput("--out is needed for a report of several runs")
     folder = Path(out) if out else paths[0] / "reports"
     try:
-        written = list(render(paths, folder))
+        written = written_by(render(paths, folder), who)
     except AltcoreError:
         raise
     # A reporter may raise anything, or try to leave.
@@ -60,9 +64,23 @@ def report(
         if isinstance(error, OSError) and _lies_in(error.filename, folder):
             raise BadInput(f"--out {folder}: cannot be written: {error.strerror}") from error
         text = f"failed in render: {type(error).__name__}: {error}"
-        raise PluginError(f"reporter {reporter} ({entry.origin}) {text}") from error
+        raise PluginError(f"{who} {text}") from error
     for path in written:
         click.echo(path)
+
+
+def written_by(returned: Any, who: str) -> list[Path]:
+    """Return the paths that a reporter returned; `PluginError` for anything else."""
+    if isinstance(returned, str | bytes) or not isinstance(returned, Iterable):
+        problem = f"{shown(returned)}, not a list of the paths that it wrote"
+        raise PluginError(f"{who}: render returned {problem}")
+    written = list(returned)
+    for path in written:
+        if not isinstance(path, str | os.PathLike):
+            raise PluginError(f"{who}: render returned {shown(path)} in its list, not a path")
+        if not (str(path) and Path(path).exists()):
+            raise PluginError(f"{who}: render returned {str(path)!r}, where there is nothing")
+    return list(map(Path, written))
 
 
 def _lies_in(file: object, folder: Path) -> bool:

@@ -13,13 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from altcore.engine.plugins import Plugin
-from altcore.errors import PluginError
+from altcore.errors import PluginError, shown
 from altcore.hooks import ACTING, MEASURING, WATCHING, Action
 
 LONGEST_MEASURE = 256
 """Elements of a measure that is a 1-D tensor."""
 MOST_FINDINGS = 16
-"""Lines and rows that a plugin may add to the summary."""
+"""Lines and rows that a plugin may add to the summary, and columns of a row."""
+LONGEST_LINE = 300
+"""Letters of a line or a cell of findings, and of a measure's name."""
 PLAIN = (str, int, float, bool, NoneType)
 """Types that a checkpoint gives back for certain."""
 TORCHS = (Tensor, nn.Parameter, torch.Size, torch.dtype, torch.device)
@@ -35,7 +37,11 @@ def check_return(plugin: Plugin, hook: str, result: Any) -> None:
     elif result is None:
         return
     elif hook in ACTING:
-        if not all(isinstance(action, Action) for action in as_actions(result)):
+        wrong = [i for i, x in enumerate(as_actions(result)) if not isinstance(x, Action)]
+        if wrong and isinstance(result, list | tuple):
+            item = f"item {wrong[0]} of the list that it returned is {shown(result[wrong[0]])}"
+            raise PluginError(f"{item}, not an Action")
+        if wrong:
             raise PluginError(f"{returned}, not an Action or None, or a list of Actions")
         if not plugin.acts:
             raise PluginError(
@@ -111,8 +117,10 @@ def _check_measures(result: Any) -> None:
     if not isinstance(result, Mapping):
         raise PluginError(f"it returned {type(result).__name__}, not measures or None")
     for key, value in result.items():
-        if not isinstance(key, str) or not key or not key.isprintable() or key != key.strip():
+        if not _is_line(key) or key != key.strip():
             raise PluginError(f"the measure's name {key!r} is not text that can be printed")
+        if key == "step":
+            raise PluginError("a measure cannot be called step: findings have the step under it")
         if isinstance(value, Tensor):
             if value.layout != torch.strided or value.is_meta or value.is_quantized:
                 raise PluginError(f"measure {key} is a tensor without plain numbers: {value!r:.80}")
@@ -129,9 +137,22 @@ def _check_findings(result: Any) -> None:
     if not isinstance(result, list | tuple) or len(result) > MOST_FINDINGS:
         raise PluginError(f"it returned no list of at most {MOST_FINDINGS} lines and rows")
     for finding in result:
-        cells = finding.values() if isinstance(finding, Mapping) else [finding]
-        allowed = (str, int, float, NoneType) if isinstance(finding, Mapping) else (str,)
-        if not all(type(cell) in allowed for cell in cells):
+        if isinstance(finding, str):
+            is_fit = _is_line(finding)
+        else:
+            is_fit = isinstance(finding, Mapping) and 0 < len(finding) <= MOST_FINDINGS
+            is_fit = is_fit and all(_is_line(k) and _is_cell(v) for k, v in finding.items())
+        if not is_fit:
             raise PluginError(
-                f"the finding {finding!r:.60} is neither text nor a row of text and numbers"
+                f"the finding {shown(finding)} is neither a line of text nor a row of text and "
+                f"numbers, with at most {LONGEST_LINE} letters in a text"
             )
+
+
+def _is_line(value: object) -> bool:
+    """Whether a value is text that fits on a line."""
+    return isinstance(value, str) and 0 < len(value) <= LONGEST_LINE and value.isprintable()
+
+
+def _is_cell(value: object) -> bool:
+    return _is_line(value) or value == "" or type(value) in (bool, int, float, NoneType)

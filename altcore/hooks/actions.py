@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, NoReturn
 
 from attrs import asdict, field, frozen
-from attrs.validators import ge, gt
 
+from altcore.builtin_types import as_builtin, misfit
 from altcore.errors import BadInput, ConflictingActions, nearest, shown
 from altcore.formats import (
     ROUNDINGS,
@@ -24,6 +26,15 @@ KEEP = "keep"
 """In a ChangeRecipe: leave this part of the recipe as it is."""
 
 
+def _refuse(action: str, name: str, value: object, wanted: str) -> NoReturn:
+    raise BadInput(f"{action}: {name} is {shown(value)}, not {wanted}")
+
+
+def _check_reason(action: str, reason: object) -> None:
+    if not isinstance(reason, str) or not reason.strip():
+        raise BadInput(f"{action}: its reason is text, not {shown(reason)}")
+
+
 @frozen(kw_only=True)
 class Action:
     """A change that an intervention proposes; ``reason`` is written to the events."""
@@ -32,8 +43,7 @@ class Action:
 
     @reason.validator
     def _is_text(self, _: object, reason: object) -> None:
-        if not isinstance(reason, str) or not reason.strip():
-            raise BadInput(f"{type(self).__name__}: its reason is text, not {shown(reason)}")
+        _check_reason(type(self).__name__, reason)
 
 
 @frozen(kw_only=True)
@@ -44,19 +54,50 @@ class SkipStep(Action):
     count neither adds to the number of consecutive ones nor resets it.
     """
 
-    counts: bool = True
+    counts: bool = field(default=True, converter=as_builtin)
+
+    @counts.validator
+    def _is_bool(self, _: object, counts: object) -> None:
+        if not isinstance(counts, bool):
+            _refuse("SkipStep", "counts", counts, "True or False")
 
 
-def _tuple(value: str | Iterable[str]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else tuple(value)
+def _tuple(value: Any) -> Any:
+    if isinstance(value, str):
+        return (value,)
+    return tuple(value) if isinstance(value, Iterable) else value
+
+
+@contextmanager
+def _inside(action: str) -> Iterator[None]:
+    try:
+        yield
+    except BadInput as error:
+        raise error.inside(action) from error
+
+
+def _format_for(action: str, value: Any) -> Any:
+    """Return a format or None; `BadInput` naming the action for anything else."""
+    with _inside(action):
+        found = get_format(value) if isinstance(value, Mapping) else value
+    if not (found is None or isinstance(found, Format | BlockFormat)):
+        raise BadInput(
+            f"{action} takes a Format, not {shown(found)}: declare a name as a "
+            "setting of type Format, so that it is resolved before the first step"
+        )
+    return found
+
+
+def _is_keep(value: object) -> bool:
+    return isinstance(value, str) and value == KEEP
 
 
 def _format(value: Any) -> Any:
-    return get_format(value) if isinstance(value, Mapping) else value
+    return value if _is_keep(value) else _format_for("ChangeRecipe", value)
 
 
 def _scaling(value: Any) -> Any:
-    return value if value == KEEP else read_scaling(value, Place("ChangeRecipe", "scaling"))
+    return value if _is_keep(value) else read_scaling(value, Place("ChangeRecipe", "scaling"))
 
 
 @frozen(kw_only=True)
@@ -75,13 +116,13 @@ class ChangeRecipe(Action):
     rounding: str = field(default=KEEP, converter=full_rounding)
 
     def __attrs_post_init__(self) -> None:
-        for role in self.roles:
-            operands_of(role)
-        if not (isinstance(self.format, Format | BlockFormat) or self.format in (KEEP, None)):
-            raise BadInput(
-                f"ChangeRecipe takes a Format, not {shown(self.format)}: declare a name as a "
-                "setting of type Format, so that it is resolved before the first step"
-            )
+        for name in ("layers", "roles"):
+            names = getattr(self, name)
+            if not isinstance(names, tuple) or not all(isinstance(own, str) for own in names):
+                _refuse("ChangeRecipe", name, names, "a list of names")
+        with _inside("ChangeRecipe"):
+            for role in self.roles:
+                operands_of(role)
         if self.rounding not in (KEEP, *ROUNDINGS):
             raise BadInput(
                 f"ChangeRecipe: the rounding {shown(self.rounding)} is unknown",
@@ -94,17 +135,25 @@ def ShiftFormat(  # noqa: N802 - it reads as the action that it is short for
     to: AnyFormat | Mapping[str, Any] | None, layers: str | Iterable[str] = "*", *, reason: str
 ) -> ChangeRecipe:
     """Short for a ChangeRecipe of every quantized role of ``layers`` to the format ``to``."""
-    return ChangeRecipe(layers=_tuple(layers), format=to, reason=reason)
+    _check_reason("ShiftFormat", reason)
+    return ChangeRecipe(layers=layers, format=_format_for("ShiftFormat", to), reason=reason)
 
 
-@frozen(kw_only=True)
+@frozen
 class ScaleLearningRate(Action):
     """Multiply the learning rate, for the rest of the run."""
 
-    factor: float = field(validator=gt(0))
+    factor: float = field(converter=as_builtin)
+
+    @factor.validator
+    def _is_positive(self, _: object, factor: Any) -> None:
+        if isinstance(factor, bool) or not isinstance(factor, int | float):
+            _refuse("ScaleLearningRate", "factor", factor, "a number")
+        if misfit(factor, float) or not 0 < factor < math.inf:
+            _refuse("ScaleLearningRate", "factor", factor, "a positive and finite number")
 
 
-@frozen(kw_only=True)
+@frozen
 class Rollback(Action):
     """Restore the newest snapshot verified finite that is at least ``steps`` old; go on.
 
@@ -112,8 +161,18 @@ class Rollback(Action):
     carried out after the restore.
     """
 
-    steps: int = field(validator=ge(1))
-    then: ChangeRecipe | ScaleLearningRate | None = None
+    steps: int = field(converter=as_builtin)
+    then: ChangeRecipe | ScaleLearningRate | None = field(default=None, kw_only=True)
+
+    @steps.validator
+    def _is_count(self, _: object, steps: object) -> None:
+        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+            _refuse("Rollback", "steps", steps, "a whole number of at least 1")
+
+    @then.validator
+    def _can_follow(self, _: object, then: object) -> None:
+        if not isinstance(then, ChangeRecipe | ScaleLearningRate | None):
+            _refuse("Rollback", "then", then, "a ChangeRecipe, a ScaleLearningRate or None")
 
 
 @frozen(kw_only=True)
@@ -215,7 +274,7 @@ def _claims(action: Action, layers: Sequence[str]) -> Iterable[tuple[tuple[str, 
             if any(fnmatchcase(layer, pattern) for pattern in action.layers):
                 for part in ("format", "scaling", "rounding"):
                     value = getattr(action, part)
-                    if not (isinstance(value, str) and value == KEEP):
+                    if not _is_keep(value):
                         for operand in operands:
                             yield (part, operand, layer), value
 
@@ -233,7 +292,7 @@ def describe_action(action: Action) -> dict[str, Any]:
     data: Mapping[str, Any] = asdict(action, recurse=False)
     plain: dict[str, Any] = {"action": type(action).__name__}
     for key, value in data.items():
-        if isinstance(value, str) and value == KEEP:
+        if _is_keep(value):
             continue
         if isinstance(value, Action):
             plain[key] = describe_action(value)

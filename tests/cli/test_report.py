@@ -27,7 +27,6 @@ def leave():
     [
         (lambda runs, out: 1 / 0, "ZeroDivisionError: division by zero"),
         (lambda runs, out: leave(), "SystemExit: 0"),
-        (lambda runs, out: None, "TypeError: 'NoneType' object is not iterable"),
         (lambda runs, out: (1 / 0 for _ in "a"), "ZeroDivisionError: division by zero"),
         (lambda runs, out: open("nowhere"), "FileNotFoundError: .*'nowhere'"),  # noqa: PTH123, SIM115
     ],
@@ -41,6 +40,27 @@ def test_an_error_of_render_names_the_reporter(capsys, shelf, start, render, say
     (line,) = outcome.err.splitlines()
     assert line.startswith("altcore: reporter own (acme-own 1.5) failed in render: ")
     assert re.search(says, line)
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        (None, "None, not a list of the paths that it wrote"),
+        (3, "3, not a list of the paths"),
+        ("report.html", "'report.html', not a list of the paths"),
+        ([3], "3 in its list, not a path"),
+        ([None], "None in its list, not a path"),
+        (["nowhere.html"], "'nowhere.html', where there is nothing"),
+        ([""], "'', where there is nothing"),
+    ],
+)
+def test_render_returns_paths_that_exist(capsys, shelf, start, returned, says):
+    """What is printed can be opened."""
+    start(name="r")
+    reporter(shelf, lambda runs, out: returned)
+    outcome = call(capsys, "report", "own", "r", "--runs-dir", start.runs)
+    assert (outcome.code, outcome.out) == (1, "")
+    assert outcome.err.startswith(f"altcore: reporter own (acme-own 1.5): render returned {says}")
 
 
 def test_a_folder_that_cannot_be_written_is_the_users(capsys, shelf, start, tmp_path):
@@ -58,6 +78,12 @@ def test_a_folder_that_cannot_be_written_is_the_users(capsys, shelf, start, tmp_
 def test_what_was_written_is_printed(capsys, shelf, start, tmp_path):
     """A path a line."""
     start(name="r")
-    reporter(shelf, lambda runs, out: (out / f"{run.name}.csv" for run in runs))
+
+    def render(runs, out):
+        for run in runs:
+            (out / f"{run.name}.csv").touch()
+            yield out / f"{run.name}.csv"
+
+    reporter(shelf, render)
     arguments = ("report", "own", "r", "--runs-dir", start.runs, "--out", tmp_path)
     assert call(capsys, *arguments).out == f"{tmp_path / 'r.csv'}\n"

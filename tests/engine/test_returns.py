@@ -81,6 +81,8 @@ MEASURES = [
     ({"x": torch.ones((), device="meta")}, "measure x is a tensor without plain numbers"),
     ({"a/b c\n": 1.0}, r"the measure's name 'a/b c\\n' is not text that can be printed"),
     ({" a": 1.0}, "the measure's name ' a' is not text that can be printed"),
+    ({"step": 1.0}, "a measure cannot be called step: findings have the step under it"),
+    ({"a" * 301: 1.0}, "the measure's name 'a+' is not text that can be printed"),
     ({"made": 2.0}, "measure made was returned by another hook in this step"),
 ]
 
@@ -125,6 +127,49 @@ def test_a_measure_that_is_none_is_left_out(shelf, start):
     assert seen == [{"made": 1.0}]
     assert result.diagnostics_history == [{"step": 1, "half/made": 1.0}]
     assert not result.summary["degraded"]
+
+
+@pytest.mark.parametrize(
+    ("returned", "says"),
+    [
+        ("stop", "it returned str, not an Action or None, or a list of Actions"),
+        ([Stop(reason="a"), "stop"], "item 1 of the list that it returned is 'stop', not an Act"),
+        ((None,), "item 0 of the list that it returned is None, not an Action"),
+    ],
+)
+def test_what_is_no_action_is_named_by_its_place(returned, says):
+    with pytest.raises(PluginError, match=says):
+        check_return(Plugin("p", "intervention", "acme 1", None), "pre_step", returned)
+
+
+FINDINGS = [
+    "two\nlines",
+    "a\tb",
+    "\x1b[31mred",
+    "",
+    "a" * 301,
+    {},
+    {"a\nb": 1},
+    {"": 1},
+    {"a": "two\nlines"},
+    {"a": "b" * 301},
+    {3: 1},
+    {"a": [1]},
+    {f"c{i}": 1 for i in range(17)},
+]
+
+
+@pytest.mark.parametrize("finding", FINDINGS)
+def test_findings_are_lines_and_small_rows(finding):
+    """A text with line breaks or of 5,000 letters would spoil the summary."""
+    with pytest.raises(PluginError, match="is neither a line of text nor a row of text and num"):
+        check_return(Plugin("p", "diagnostic", "acme 1", None), "findings", ["good", finding])
+
+
+def test_findings_take_what_history_holds():
+    """Numbers, text, None, and a measure that is True or False."""
+    row = {"a": True, "b": 1, "c": 2.5, "d": None, "e": "", "f": "x"}
+    check_return(Plugin("p", "diagnostic", "acme 1", None), "findings", ["a" * 300, row])
 
 
 # ----------------------------------------------------- the table of kinds in docs/plugins.md

@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from attrs import define, field
@@ -229,18 +230,59 @@ def test_impossible_changes_are_refused_when_made(make, says):
         make()
 
 
+NAN, INF = math.nan, math.inf
+
+
 @pytest.mark.parametrize(
-    "make",
+    ("make", "says"),
     [
-        lambda: ScaleLearningRate(factor=0, reason=R),
-        lambda: Rollback(steps=0, reason=R),
-        lambda: Stop(),
+        *(
+            (lambda x=x: ScaleLearningRate(x, reason=R), r"^ScaleLearningRate: factor is .*, not a")
+            for x in (0, -0.5, NAN, INF, "x", None, True, [1], 10**400, torch.tensor(0.5))
+        ),
+        *(
+            (lambda x=x: Rollback(x, reason=R), "^Rollback: steps is .*, not a whole number of at")
+            for x in (0, -1, 2.5, NAN, "x", None, True)
+        ),
+        *(
+            (lambda x=x: Rollback(2, then=x, reason=R), "^Rollback: then is .*, not a ChangeRecipe")
+            for x in ("x", Stop(reason=R), SkipStep(reason=R), E5M2, ScaleLearningRate)
+        ),
+        *(
+            (lambda x=x: SkipStep(counts=x, reason=R), "^SkipStep: counts is .*, not True or False")
+            for x in (0, "no", None)
+        ),
+        (lambda: ShiftFormat("NOPE", reason=R), "^ShiftFormat takes a Format, not 'NOPE'"),
+        (lambda: ShiftFormat("keep", reason=R), "^ShiftFormat takes a Format, not 'keep'"),
+        (lambda: ShiftFormat({"a": 1}, reason=R), "^ShiftFormat: format: name is missing"),
+        (lambda: ShiftFormat(E5M2, reason=""), "^ShiftFormat: its reason is text, not ''"),
+        (lambda: ChangeRecipe(format={"a": 1}, reason=R), "^ChangeRecipe: format: name is missing"),
+        (lambda: ChangeRecipe(layers=3, reason=R), "^ChangeRecipe: layers is 3, not a list of nam"),
+        (
+            lambda: ChangeRecipe(layers=[3], reason=R),
+            r"^ChangeRecipe: layers is \(3,\), not",
+        ),
+        (lambda: ChangeRecipe(roles=3, reason=R), "^ChangeRecipe: roles is 3, not a list of names"),
+        (lambda: ChangeRecipe(roles="x", reason=R), "^ChangeRecipe: unknown role 'x'"),
     ],
 )
-def test_impossible_numbers_and_missing_reasons_are_refused(make):
-    """A factor is positive, a rollback goes back, and everything has a reason."""
-    with pytest.raises((ValueError, TypeError)):
+def test_an_impossible_field_is_named(make, says):
+    """With the action."""
+    with pytest.raises(BadInput, match=says):
         make()
+
+
+def test_a_reason_is_needed():
+    with pytest.raises(TypeError, match="reason"):
+        Stop()
+
+
+def test_numpys_numbers_are_numbers():
+    """The events hold Python's."""
+    halved = ScaleLearningRate(np.float32(0.5), reason=R)
+    back = Rollback(np.int64(3), then=halved, reason=R)
+    assert [type(halved.factor), type(back.steps)] == [float, int]
+    assert SkipStep(counts=np.bool_(False), reason=R).counts is False
 
 
 def test_actions_are_described_as_plain_data():
