@@ -72,7 +72,7 @@ class Saving:
         retain(
             self.directory.checkpoints,
             monitor=config.monitor,
-            mode=config.monitor_mode,
+            mode=config.direction,
             max_checkpoints=config.max_checkpoints,
             keep_best=config.keep_best,
         )
