@@ -32,6 +32,7 @@ from altcore.runs.identity import (
     compare,
     identity_of,
 )
+from altcore.runs.json_files import read_json
 from altcore.runs.json_lines import read_lines
 from altcore.runs.manifest import ANOMALY, ENDED_PHASE, REGULAR, TRAINED, TRAINING, WEIGHTS
 from altcore.runs.provenance import environment
@@ -78,6 +79,7 @@ __all__ = [
     "load_newest",
     "mean_of",
     "named_path",
+    "read_json",
     "read_lines",
     "recipe_label",
     "retain",
