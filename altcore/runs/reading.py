@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from altcore.config import check_name
 from altcore.errors import BadInput, nearest
 from altcore.hooks import build
 from altcore.runs.directory import EVENTS, METRICS
+from altcore.runs.json_files import read_json
 from altcore.runs.json_lines import read_lines
 from altcore.runs.summary import KEYS, UNFINISHED, Summary, read_summary
 
@@ -39,6 +41,16 @@ def summary_of(path: Path) -> dict[str, Any]:
     Raises `BadInput` if its summary.json is not one.
     """
     return (read_summary(path) or _so_far(path)).to_plain()
+
+
+def identity_in(path: Path) -> dict[str, Any]:
+    """Return the identity in the newest checkpoint of a run that can be read, empty if none can."""
+    for manifest in sorted(path.glob("checkpoints/step-*/manifest.json"), reverse=True):
+        with suppress(BadInput):
+            found = read_json(manifest).get("identity")
+            if isinstance(found, dict):
+                return found
+    return {}
 
 
 def _so_far(path: Path) -> Summary:
