@@ -12,7 +12,7 @@ from attrs import field, fields_dict, frozen
 from torch import nn
 
 from altcore.config import TrainConfig, load_with_sources
-from altcore.engine import build_workload, prepare, resumed
+from altcore.engine import build_workload, data_of, prepare, resumed
 from altcore.errors import BadInput, Source, located, shown
 from altcore.quantization import find_layers, tied_matrices
 from altcore.recipes import Layer
@@ -138,11 +138,14 @@ def _as_config(
 def layers_of(config: TrainConfig) -> tuple[list[Layer], list[list[str]], dict[str, Any]]:
     """Return the layers of the configuration's model, the names that share a parameter, and facts.
 
-    The facts are the workload's own.
+    The facts are the workload's own, and ``data``: what its data are known by.
     """
-    workload = build_workload(config, torch.device("cpu"), None, None)
+    cpu = torch.device("cpu")
+    workload = build_workload(config, cpu, None, None)
+    known_by = data_of(workload, cpu, is_given=False)
     layers = [layer for layer, _ in find_layers(workload.model).values()]
-    return layers, [names for names, _ in tied_matrices(workload.model)], dict(workload.facts)
+    ties = [names for names, _ in tied_matrices(workload.model)]
+    return layers, ties, {**workload.facts, "data": known_by}
 
 
 def result(summary: Mapping[str, Any], config: TrainConfig) -> Result:

@@ -93,6 +93,7 @@ if TYPE_CHECKING:
         EVENTS,
         METRICS,
         early_and_late,
+        read_json,
         read_lines,
         summary_of,
     )
@@ -183,6 +184,7 @@ _HOME = {
     # Reading the record of a run
     "EVENTS": "altcore.runs",
     "METRICS": "altcore.runs",
+    "read_json": "altcore.runs",
     "read_lines": "altcore.runs",
     "summary_of": "altcore.runs",
     "read_mapping": "altcore.yaml_files",
@@ -254,6 +256,7 @@ __all__ = [
     "ordinal",
     "quantized_weights",
     "random_state",
+    "read_json",
     "read_lines",
     "read_mapping",
     "round_scalar",

@@ -39,7 +39,7 @@ def report(
     from altcore.config import check_is_no_key
     from altcore.hooks import make_plugin
     from altcore.registry import find
-    from altcore.runs import find_run, summary_of
+    from altcore.runs import compare, find_run, identity_in, summary_of
 
     entry = find(reporter, ("reporter",))
     check_is_no_key(entry)
@@ -54,6 +54,11 @@ def report(
         summary_of(path)  # Refuses a record that cannot be read.
     if out is None and len(paths) > 1:
         raise BadInput("--out is needed for a report of several runs")
+    for path in paths[1:]:
+        for change in compare(identity_in(paths[0]), identity_in(path)):
+            if change.kind in ("data", "world_size", "platform"):
+                about = f"{change.what} is {change.text_before} in {paths[0].name}"
+                click.echo(f"altcore: {about} and {change.text_now} in {path.name}", err=True)
     folder = Path(out) if out else paths[0] / "reports"
     try:
         written = written_by(render(paths, folder), who)

@@ -6,6 +6,7 @@ Uses every room below: runs, quantization, config, hooks, numerics, recipes and 
 from altcore.engine.collapse import StallWindow, Trend
 from altcore.engine.deferred_errors import DeferredErrors
 from altcore.engine.epochs import Epoch
+from altcore.engine.identity import data_of
 from altcore.engine.loop import Engine
 from altcore.engine.measuring import (
     MeasureTable,
@@ -42,6 +43,7 @@ __all__ = [
     "build_workload",
     "choose_device",
     "counted_in_steps",
+    "data_of",
     "interval_width_of",
     "inverse_scale",
     "join_moments",

@@ -26,16 +26,18 @@ from altcore.runs.directory import (
 )
 from altcore.runs.history import early_and_late, finite, mean_of, step_lines, tail
 from altcore.runs.identity import (
+    NAMES,
     Change,
     about_platform,
     check_changes,
     compare,
     identity_of,
 )
+from altcore.runs.json_files import read_json
 from altcore.runs.json_lines import read_lines
 from altcore.runs.manifest import ANOMALY, ENDED_PHASE, REGULAR, TRAINED, TRAINING, WEIGHTS
 from altcore.runs.provenance import environment
-from altcore.runs.reading import find_run, list_runs, summary_of
+from altcore.runs.reading import find_run, identity_in, list_runs, summary_of
 from altcore.runs.retention import by_merit, list_checkpoints, retain
 from altcore.runs.summary import ENDED, EVALUATED, STATUSES, UNFINISHED, Summary
 from altcore.runs.summary import FILE as SUMMARY
@@ -48,6 +50,7 @@ __all__ = [
     "EVALUATED",
     "EVENTS",
     "METRICS",
+    "NAMES",
     "REGULAR",
     "STATUSES",
     "SUMMARY",
@@ -71,6 +74,7 @@ __all__ = [
     "find_run",
     "finite",
     "has_learned",
+    "identity_in",
     "identity_of",
     "list_checkpoints",
     "list_runs",
@@ -78,6 +82,7 @@ __all__ = [
     "load_newest",
     "mean_of",
     "named_path",
+    "read_json",
     "read_lines",
     "recipe_label",
     "retain",

@@ -1,6 +1,6 @@
 """Digests of files, folders and the source of modules.
 
-A file of more than 64 MiB is known by its size and 64 evenly spaced MiB of it, the first and the
+A file of more than 1 GiB is known by its size and 1024 evenly spaced MiB of it, the first and the
 last among them: reading one of many GiB would take minutes at every start.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from altcore.formats import digest
 
 BLOCK = 1 << 20
-BLOCKS = 64
+BLOCKS = 1024
 JUST_NOW = 2.0
 """Seconds in which a file may change again without a new time of change."""
 

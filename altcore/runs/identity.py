@@ -57,7 +57,17 @@ class Change:
     severity: str = DECIDES
 
     def __str__(self) -> str:
-        return f"{self.what} was {_text(self.before)} and is {_text(self.now)}"
+        return f"{self.what} was {self.text_before} and is {self.text_now}"
+
+    @property
+    def text_before(self) -> str:
+        """The value before, for a message."""
+        return _text(self.before)
+
+    @property
+    def text_now(self) -> str:
+        """The value now, for a message."""
+        return _text(self.now)
 
     @property
     def is_decisive(self) -> bool:

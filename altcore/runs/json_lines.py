@@ -28,16 +28,27 @@ def from_json(value: Any) -> Any:
     return [from_json(v) for v in value] if isinstance(value, list) else value
 
 
+NEEDED: dict[str, dict[str, type]] = {
+    "metrics.jsonl": {"step": int},
+    "events.jsonl": {"step": int, "event": str},
+    "timings.jsonl": {"step": int},
+}
+"""What every line of a run's files has."""
+NUMBERS = ("loss", "val_loss", "learning_rate", "grad_norm", "step_time_ms", "items_per_second")
+"""What is a number if a line has it."""
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read a .jsonl file of a run; words that mean numbers become numbers.
 
-    Leaves out a last line that is torn, and any other that is not a JSON object: these are named
-    in a warning, once a process.
+    Leaves out a last line that is torn, and any other that no run can have written: these are
+    named in a warning, once a process.
     """
     if not path.exists():
         return []
     raw = path.read_bytes().split(b"\n")
-    lines = [_object(text) for text in raw]
+    needed = NEEDED.get(path.name, {})
+    lines = [_object(text, needed) for text in raw]
     # The last one has no end yet: it may be torn.
     broken = [i + 1 for i, text in enumerate(raw[:-1]) if text.strip() and lines[i] is None]
     if broken:
@@ -45,14 +56,25 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return [line for line in lines if line is not None]
 
 
-def _object(raw: bytes) -> dict[str, Any] | None:
-    """Return the object that a line holds, None if it holds none."""
+def _fits(line: dict[str, Any], needed: dict[str, type]) -> bool:
+    """Whether a run can have written the line, as far as its readers rely on it."""
+    numbers = (line[key] for key in NUMBERS if line.get(key) is not None)
+    return all(type(line.get(key)) is kind for key, kind in needed.items()) and all(
+        isinstance(number, int | float) for number in numbers
+    )
+
+
+def _object(raw: bytes, needed: dict[str, type]) -> dict[str, Any] | None:
+    """Return the object that a line holds, None if it holds none that a run writes."""
     try:
         line = json.loads(raw.decode())
     # Not UTF-8, not JSON, too many digits, too deep.
     except (ValueError, RecursionError):
         return None
-    return from_json(line) if isinstance(line, dict) else None
+    if not isinstance(line, dict):
+        return None
+    found: dict[str, Any] = from_json(line)
+    return found if _fits(found, needed) else None
 
 
 @cache

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from altcore.builtin_types import to_json
 from altcore.config import check_name
 from altcore.errors import BadInput, nearest
 from altcore.hooks import build
 from altcore.runs.directory import EVENTS, METRICS
+from altcore.runs.json_files import read_json
 from altcore.runs.json_lines import read_lines
 from altcore.runs.summary import KEYS, UNFINISHED, Summary, read_summary
 
@@ -38,14 +38,24 @@ def summary_of(path: Path) -> dict[str, Any]:
 
     While a run is not over, these are the facts so far, and the last step that it recorded.
 
-    Raises `BadInput` if no run can have written the record.
+    Raises `BadInput` if its summary.json is not one.
     """
     return (read_summary(path) or _so_far(path)).to_plain()
 
 
+def identity_in(path: Path) -> dict[str, Any]:
+    """Return the identity in the newest checkpoint of a run that can be read, empty if none can."""
+    for manifest in sorted(path.glob("checkpoints/step-*/manifest.json"), reverse=True):
+        with suppress(BadInput):
+            found = read_json(manifest).get("identity")
+            if isinstance(found, dict):
+                return found
+    return {}
+
+
 def _so_far(path: Path) -> Summary:
-    lines = _checked(path / METRICS, step=int)
-    events = _checked(path / EVENTS, step=int, event=str)
+    lines = read_lines(path / METRICS)
+    events = read_lines(path / EVENTS)
     start = next((e for e in events if e["event"] == "start"), {})
     known = {k: v for k, v in start.items() if k in KEYS}
     steps = max((x["step"] for x in lines if "loss" in x), default=0)
@@ -55,14 +65,3 @@ def _so_far(path: Path) -> Summary:
     except BadInput as error:
         raise BadInput(f"{path / EVENTS} is not the record of a run: {error}") from error
     return made
-
-
-def _checked(path: Path, **keys: type) -> list[dict[str, Any]]:
-    """Read a file whose lines must have ``keys``."""
-    lines = read_lines(path)
-    for line in lines:
-        for key, kind in keys.items():
-            if not isinstance(line.get(key), kind):
-                shown = json.dumps(to_json(line))
-                raise BadInput(f"{path}: {shown:.60} is not a line of a run: {key} is missing")
-    return lines

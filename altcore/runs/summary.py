@@ -6,7 +6,6 @@ never 0.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +15,7 @@ from attrs import asdict, fields, frozen
 
 from altcore.errors import BadInput
 from altcore.hooks import build, setting
+from altcore.runs.json_files import read_json
 
 FILE = "summary.json"
 UNFINISHED = "unfinished"
@@ -152,17 +152,13 @@ def read_summary(path: Path) -> Summary | None:
         BadInput: if the file does not fit the schema.
     """
     file = path / FILE
-    try:
-        text = file.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    if not file.exists():
         return None
     try:
-        plain = json.loads(text)
-        if not isinstance(plain, dict):
-            raise BadInput("it is not a mapping")
+        plain = read_json(file)
         # A run that was moved is where it is.
         made: Summary = build(Summary, {**plain, "name": path.name, "directory": str(path)})
-    except (BadInput, ValueError, UnicodeDecodeError) as error:
+    except BadInput as error:
         raise BadInput(f"{file} is not a summary of a run: {error}") from error
     return made
 

@@ -15,7 +15,7 @@ from attrs.validators import instance_of, matches_re
 
 from altcore.errors import BadInput
 from altcore.formats import digest
-from altcore.study.identity import contents
+from altcore.runs import contents
 
 FILE = "study.json"
 RECIPES = "recipes"

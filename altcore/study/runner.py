@@ -21,7 +21,7 @@ from altcore.api import train
 from altcore.config import LONGEST_NAME, TrainConfig
 from altcore.errors import AltcoreError
 from altcore.formats import digest
-from altcore.runs import ENDED, EVENTS, METRICS, read_lines, summary_of
+from altcore.runs import ENDED, EVENTS, METRICS, compare, identity_in, read_lines, summary_of
 from altcore.study.arms import Arm
 from altcore.study.identity import identity
 
@@ -94,6 +94,8 @@ class Runner:
     """What the workload says of itself, its data included."""
     files: dict[str, str] = field(init=False, factory=dict)
     """Digests of the files that the settings name, as the study met them."""
+    seen: dict[int, Mapping[str, Any]] = field(init=False, factory=dict)
+    """The identity of the first run of each seed."""
     done: int = field(init=False, default=0)
     seconds: list[float] = field(init=False, factory=list)
     """What the runs of this session took."""
@@ -110,6 +112,7 @@ class Runner:
         if path is None:
             end = f"-s{seed}-lr{rate:.3g}-{short}".replace(".", "_")
             path = self._train(config, arm.key[: LONGEST_NAME - len(end)] + end)
+            self._check_data(path, seed)
             text = json.dumps(known_by, indent=1)
             (path / IDENTITY).write_text(text + "\n", encoding="utf-8")
         self.planned = max(0, self.planned - 1)
@@ -141,6 +144,22 @@ class Runner:
                     "command begins new ones beside them"
                 )
         return found
+
+    def _check_data(self, path: Path, seed: int) -> None:
+        """Raise `AltcoreError` if a run saw other data than an earlier one; the run is removed.
+
+        Data that only their first batch is known by are those of its seed.
+        """
+        now = identity_in(path)
+        first = self.seen.setdefault(seed, now)
+        changes = [c for c in compare(first, now) if c.kind in ("data", "world_size")]
+        if changes:
+            shutil.rmtree(path)
+            told = "; ".join(map(str, changes))
+            raise AltcoreError(
+                f"the data changed while the study ran, and runs cannot be compared: {told}: the "
+                "same command begins new ones beside them"
+            )
 
     def _train(self, config: TrainConfig, name: str) -> Path:
         began = time.perf_counter()

@@ -4,6 +4,7 @@ import re
 
 import pytest
 from attrs import define
+from helpers import text_file
 from helpers_cli import call
 
 
@@ -87,3 +88,19 @@ def test_what_was_written_is_printed(capsys, shelf, start, tmp_path):
     reporter(shelf, render)
     arguments = ("report", "own", "r", "--runs-dir", start.runs, "--out", tmp_path)
     assert call(capsys, *arguments).out == f"{tmp_path / 'r.csv'}\n"
+
+
+def test_runs_on_other_data_are_told(start, shelf, capsys, tmp_path):
+    """A report of several runs says if they did not see the same data."""
+    reporter(shelf, lambda runs, out: runs)
+    other = text_file(tmp_path / "other.txt")
+    other.write_text(other.read_text() + "more")
+    start(name="a", max_steps=1)
+    start(name="b", max_steps=1)
+    start(name="c", max_steps=1, gpt__data=str(other))
+    where = ("--runs-dir", start.runs, "--out", tmp_path / "out")
+    found = call(capsys, "report", "own", "a", "b", "c", *where)
+    assert found.code == 0, found.err
+    (line,) = found.err.splitlines()
+    assert line.startswith("altcore: data is ")
+    assert line.endswith(" in c")

@@ -60,6 +60,19 @@ def test_a_torn_last_line_is_left_out(tmp_path):
 BROKEN = [b'{"step": 2, "lo', b"\xff\xfe", b"[1]", b'{"step": ' + b"1" * 5000 + b"}", b"[" * 9000]
 
 
+UNFIT = [b'{"stfp": 2}', b'{"step": "x"}', b'{"step": 2, "loss": "x"}', b'{"step": 2, "loss": []}']
+
+
+@pytest.mark.parametrize("line", UNFIT)
+def test_a_line_that_no_run_writes_is_named_and_left_out(line, tmp_path):
+    """Readers rely on a step that is a number, and on losses that are."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3, "loss": "nan"}\n')
+    with structlog.testing.capture_logs() as logs:
+        assert [x["step"] for x in read_lines(path)] == [1, 3]
+    assert logs[0]["lines"] == [2]
+
+
 @pytest.mark.parametrize("line", BROKEN, ids=["torn", "bytes", "list", "digits", "deep"])
 def test_a_broken_line_in_the_middle_is_named(line, tmp_path):
     """Once, by its file and number; the lines around it are read."""

@@ -7,15 +7,18 @@ import time
 from pathlib import Path
 
 import pytest
-from attrs import evolve
+from attrs import define, evolve, field
 from helpers import text_file
+from helpers_epochs import BuiltPoints, Points
 
 import altcore
 from altcore import BadInput, hookimpl
+from altcore.api import layers_of
 from altcore.config import TrainConfig
 from altcore.errors import AltcoreError
 from altcore.formats import float_format, get_format, table_format
 from altcore.recipes.cast_reading import Place, read_cast
+from altcore.runs import digests
 from altcore.study import Options, identity, run_compare, run_explain
 from altcore.study.arms import Arm
 from altcore.study.compare import Comparison, Contender
@@ -264,8 +267,52 @@ def test_a_plugin_is_known_by_its_version_and_source(shelf, runner, monkeypatch)
     shelf.install("intervention", "nothing", Nothing, "acme-nothing", "2.0")
     two = runner(plugins=["nothing"]).digest_of(arm("E4M3"))
     assert len({before, one, two}) == 3
-    monkeypatch.setattr(identity, "source", lambda module: f"another {module}")
+    monkeypatch.setattr(identity, "source_digest", lambda module: f"another {module}")
     assert runner().digest_of(arm("E4M3")) != before
+
+
+def hidden(shelf):
+    """Install a workload whose data nothing names; returns what they come from."""
+    source = {"shift": 0.0}
+
+    @define(eq=False)
+    class Shifted(BuiltPoints):
+        facts: dict = field(factory=dict)
+
+        def batch(self, split, step, micro):
+            return BuiltPoints.batch(self, split, step, micro) + source["shift"]
+
+    @define(eq=False)
+    class Hidden(Points):
+        def build(self, seed, device):
+            return Shifted(self.batch_size, self.measures, seed)
+
+    shelf.install("workload", "points", Hidden)
+    return source
+
+
+def test_data_that_no_setting_names_are_known_by_the_first_batch(shelf, start):
+    """A study that is asked again with other data begins new runs."""
+    source = hidden(shelf)
+    config = start.config(workload="points", optimizer="sgd")
+    first, again = layers_of(config)[2], layers_of(config)[2]
+    source["shift"] = 1.0
+    assert layers_of(config)[2]["data"] != first["data"] == again["data"]
+
+
+def test_data_that_change_while_a_study_runs_are_noticed(shelf, start, tmp_path):
+    """By the identity of its runs; the run is not kept."""
+    source = hidden(shelf)
+    keys = {"workload": "points", "optimizer": "sgd", "max_steps": 2}
+    study = Runner(tmp_path / "study", start.config(**keys), lambda _: None)
+    layer = {"0": {"weight@fwd": read_cast({"format": "E4M3"}, Place())}}
+    study.run(Arm("one", layer), seed=1)
+    source["shift"] = 1.0
+    study.run(Arm("one", layer), seed=2)
+    other = {"0": {"weight@fwd": read_cast({"format": "E5M2"}, Place())}}
+    with pytest.raises(AltcoreError, match="the data changed while the study ran"):
+        study.run(Arm("two", other), seed=1)
+    assert len(list((tmp_path / "study/runs").iterdir())) == 2
 
 
 def test_the_source_of_a_package_is_what_lies_in_it(tmp_path, monkeypatch):
@@ -275,13 +322,13 @@ def test_the_source_of_a_package_is_what_lies_in_it(tmp_path, monkeypatch):
     (package / "__init__.py").write_text("")
     (package / "deep.py").write_text("X = 1\n")
     monkeypatch.syspath_prepend(tmp_path)
-    first = identity.source("acme_source.deep")
+    first = digests.source_digest("acme_source.deep")
     (package / "__pycache__" / "deep.pyc").write_text("made")
-    identity.source.cache_clear()
-    assert identity.source("acme_source") == first
+    digests._source.cache_clear()
+    assert digests.source_digest("acme_source") == first
     (package / "deep.py").write_text("X = 2\n")
-    identity.source.cache_clear()
-    assert identity.source("acme_source") != first
+    digests._source.cache_clear()
+    assert digests.source_digest("acme_source") != first
 
 
 def test_what_a_run_is_called_is_nothing(start):
@@ -379,25 +426,25 @@ def test_a_file_is_read_once_and_again_when_it_changed(tmp_path, monkeypatch):
     """By size and time of change; one that changed just now may change again unseen."""
     path = tmp_path / "data"
     path.write_text("one")
-    first = identity.contents(path)
+    first = digests.contents(path)
     path.write_text("two")  # of the same size, perhaps at the same time
-    assert identity.contents(path) != first
+    assert digests.contents(path) != first
     old = time.time() - 100
     os.utime(path, (old, old))
-    second = identity.contents(path)
+    second = digests.contents(path)
     path.write_text("six")
     os.utime(path, (old, old))
-    third = identity.contents(path)
+    third = digests.contents(path)
     assert third != second
     path.write_text("two")
     os.utime(path, (old, old))
-    assert identity.contents(path) == second
-    misses = identity._read.cache_info().misses
-    assert identity.contents(path) == second
-    assert identity._read.cache_info().misses == misses
+    assert digests.contents(path) == second
+    misses = digests._read.cache_info().misses
+    assert digests.contents(path) == second
+    assert digests._read.cache_info().misses == misses
     path.write_text("six")
     os.utime(path, (old + 1, old + 1))
-    assert identity.contents(path) != second
+    assert digests.contents(path) != second
 
 
 def test_copies_of_recipes_do_not_overwrite_one_another(tmp_path):

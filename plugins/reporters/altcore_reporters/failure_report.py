@@ -8,7 +8,6 @@ format's name.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,15 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import field
 
-from altcore.plugin import EVENTS, METRICS, hookimpl, read_lines, read_mapping, summary_of
+from altcore.plugin import (
+    EVENTS,
+    METRICS,
+    hookimpl,
+    read_json,
+    read_lines,
+    read_mapping,
+    summary_of,
+)
 from altcore_reporters.failure_measures import gradients, losses, readings, stalls
 from altcore_reporters.failure_samples import (
     interpretation,
@@ -124,7 +131,7 @@ class Record:
         config, about = directory / "config.yaml", directory / "environment.json"
         return cls(
             read_mapping(config, "run") if config.exists() else {},
-            json.loads(about.read_text(encoding="utf-8")) if about.exists() else {},
+            read_json(about),
             summary_of(directory),
             [line for line in read_lines(directory / METRICS) if "loss" in line],
             happened(read_lines(directory / EVENTS)),

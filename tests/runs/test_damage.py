@@ -1,0 +1,68 @@
+"""Damage to a file of one run hides no other, and is named with the file."""
+
+import random
+import shutil
+
+import pytest
+from helpers import Starter, text_file
+from helpers_cli import call
+
+FILES = (
+    "metrics.jsonl",
+    "events.jsonl",
+    "timings.jsonl",
+    "summary.json",
+    "config.yaml",
+    "environment.json",
+)
+DRAW = random.Random(3)
+JUNK = {
+    "nothing": lambda data: b"",
+    "random bytes": lambda data: DRAW.randbytes(300),
+    "half": lambda data: data[: len(data) // 2],
+    "bytes within": lambda data: data[:90] + DRAW.randbytes(30) + data[90:],
+    "brackets": lambda data: b"[" * 100_000,
+    "braces": lambda data: b'{"a":' * 5000 + b"1" + b"}" * 5000,
+    "a list": lambda data: b"[1]\n",
+    "other lines": lambda data: (
+        b'{"step": 1e999}\n{"step": 1, "loss": "x"}\nnull\n'
+        b'{"step": 1, "event": 3}\n{"step": ' + b"9" * 5000 + b"}\n"
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Two runs, ``harmed`` and ``other``."""
+    root = tmp_path_factory.mktemp("damage")
+    start = Starter(root / "runs", text_file(root / "words.txt"))
+    for name in ("harmed", "other"):
+        start(name=name, format="E4M3", max_steps=2)
+    return start
+
+
+@pytest.mark.parametrize("junk", JUNK.values(), ids=JUNK)
+@pytest.mark.parametrize("file", FILES)
+def test_damage_to_a_file_hides_no_other_run(file, junk, runs, tmp_path, capsys):
+    """Lists, summaries and reports of the others are there; of its own, an error names the file."""
+    shutil.copytree(runs.runs, tmp_path / "runs")
+    path = tmp_path / "runs/harmed" / file
+    path.write_bytes(junk(path.read_bytes()))
+    where = ("--runs-dir", str(tmp_path / "runs"))
+    for arguments in (("runs", "list"), ("runs", "show", "other")):
+        found = call(capsys, *arguments, *where)
+        assert found.code == 0, found.err
+        assert "other" in found.out
+    assert call(capsys, "report", "failure-report", "other", *where).code == 0
+    for arguments in (("runs", "show", "harmed"), ("report", "failure-report", "harmed")):
+        found = call(capsys, *arguments, *where)
+        assert found.code in (0, 2), found.err
+        assert found.code == 0 or file in found.message
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_damage_to_a_file_stops_no_other_run(file, runs, tmp_path):
+    """Another one goes on, in the same folder."""
+    shutil.copytree(runs.runs, tmp_path / "runs")
+    (tmp_path / "runs/harmed" / file).write_bytes(DRAW.randbytes(300))
+    assert Starter(tmp_path / "runs", runs.corpus).resume("other", max_steps=3)
