@@ -34,6 +34,7 @@ from altcore.runs.identity import (
 )
 from altcore.runs.json_lines import read_lines
 from altcore.runs.manifest import ANOMALY, ENDED_PHASE, REGULAR, TRAINED, TRAINING, WEIGHTS
+from altcore.runs.other_ranks import UnwrittenDirectory
 from altcore.runs.provenance import environment
 from altcore.runs.reading import find_run, list_runs, summary_of
 from altcore.runs.retention import by_merit, list_checkpoints, retain
@@ -60,6 +61,7 @@ __all__ = [
     "Checkpoint",
     "RunDirectory",
     "Summary",
+    "UnwrittenDirectory",
     "about_platform",
     "as_name",
     "by_merit",
