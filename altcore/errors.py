@@ -151,6 +151,10 @@ class NoSpace(AltcoreError):
     exit_code = 3
 
 
+class LostRank(AltcoreError):
+    """Another process of the run is gone; the message says why, if that is known."""
+
+
 class OutOfMemory(AltcoreError):
     """No memory is left; the message names the layer that asked, and the bytes."""
 

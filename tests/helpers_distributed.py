@@ -14,7 +14,7 @@ from torch import nn
 
 # Ranks are forks of a process that has imported what takes long.
 multiprocessing.set_forkserver_preload(
-    ["pytest", "altcore.quantization.quantization", "torch.distributed.fsdp"]
+    ["pytest", "altcore.engine", "altcore_workloads.gpt", "torch.distributed.fsdp"]
 )
 
 
@@ -31,6 +31,31 @@ def _in_rank(rank, folder, function, args):
     join(rank, f"{folder}/{function.__name__}")
     function(rank, *args)
     dist.destroy_process_group()
+
+
+def by_torchrun(function, *args, ranks=2):
+    """Call a function in processes that find each other as torchrun's do.
+
+    Like torchrun's agent, this process keeps the store: it outlives a rank.
+    """
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    torch.multiprocessing.start_processes(
+        _by_torchrun, (ranks, store.port, function, args), ranks, start_method="forkserver"
+    )
+
+
+def _by_torchrun(rank, ranks, port, function, args):
+    torch.set_num_threads(1)
+    os.environ |= {
+        "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(ranks),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    function(rank, *args)
 
 
 def join(rank, path):

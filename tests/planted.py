@@ -186,7 +186,7 @@ def check_resumes_alike(shelf, start, plugins, **keys):
     assert events(resumed.run_directory, "resume")
     assert metrics_bytes(resumed.run_directory) == metrics_bytes(whole.run_directory)
     check_same(*(state(r.run_directory) for r in (resumed, whole)), ("model", "optimizer"))
-    states = [state(r.run_directory)["plugins"] for r in (resumed, whole)]
+    states = [state(r.run_directory)["ranks"][0]["plugins"] for r in (resumed, whole)]
     check_same(*({k: s[k] for k in s if k in plugins} for s in states))
     return whole
 

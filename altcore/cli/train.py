@@ -111,7 +111,9 @@ def train(
             click.echo("altcore: recipe master without a format quantizes nothing", err=True)
     with located(sources):
         engine = _prepared(config, resume, accepted)
-    print_summary(engine.train())
+    summary = engine.train()
+    if engine.run.rank == 0:
+        print_summary(summary)
 
 
 def overrides_of(flags: Mapping[str, str | None], sets: Sequence[str]) -> list[Override]:

@@ -62,6 +62,9 @@ class TrainConfig:
     compute: str = setting(
         "auto", help="type of products", validator=in_(("auto", "float32", "bfloat16"))
     )
+    shared_amax: bool = setting(
+        False, help="scale by the amax over all processes: a message a tensor"
+    )
     freeze: tuple[str, ...] = setting(
         (), help="layers, by pattern, that keep their first weights", converter=tuple
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from altcore.config import TrainConfig
 from altcore.engine.losses import loss_and_measures, mean_over_items, who_is
 from altcore.engine.named_errors import naming
 from altcore.engine.probe import probing
+from altcore.engine.ranks import Ranks
 from altcore.engine.state import Run, Step, Workload
 from altcore.errors import BadInput, nearest
 from altcore.quantization import Quantization
@@ -19,23 +21,23 @@ from altcore.quantization import Quantization
 LOSSES = ("val_loss", "val_loss_float32")
 
 
-def evaluate(run: Run) -> dict[str, Any]:
+def evaluate(run: Run, ranks: Ranks) -> dict[str, Any]:
     """Return loss and measures of the validation split, under a probe.
 
     ``val_loss_float32`` is of the float32 forward of the same weights; its difference to
     ``val_loss`` is the cost of the products' precision. ``val_loss_error`` is the standard error of
     ``val_loss`` over the batches, None of a single one. ``val_items`` items were looked at, which
     are the whole split if ``val_is_whole``; otherwise ``eval_steps`` batches were drawn, the same
-    ones at every evaluation.
+    ones at every evaluation. Ranks take turns at the batches, and find what one process does.
     """
     named = naming(who_is(run.workload), "its loss, in an evaluation")
     with named, run.probe(), torch.no_grad(), run.autocast():
         run.model.eval()
-        quantized, items, error = _means(run)
+        quantized, items, error = _means(run, ranks)
         plain = quantized
         if run.quantization.layers or run.config.compute != "float32":
             with run.quantization.off(), torch.autocast(run.device.type, enabled=False):
-                plain, _, _ = _means(run)
+                plain, _, _ = _means(run, ranks)
     return {
         "val_loss": quantized["loss"],
         "val_loss_float32": plain["loss"],
@@ -46,24 +48,45 @@ def evaluate(run: Run) -> dict[str, Any]:
     }
 
 
-def _means(run: Run) -> tuple[dict[str, float], int, float | None]:
+def _means(run: Run, ranks: Ranks) -> tuple[dict[str, float], int, float | None]:
     """Return the means of loss and measures over the items, how many there are, and the error."""
     found: dict[str, list[torch.Tensor]] = {}
     items = []
-    for i in range(_whole_split(run.workload) or run.config.eval_steps):
+    for i in range(ranks.rank, count_batches(run), ranks.world_size):
         batch = run.workload.batch("val", i, 0)
         loss, measures = loss_and_measures(run.workload, run.model, batch)
         for name, value in {"loss": loss, **measures}.items():
             found.setdefault(name, []).append(value)
         items.append(items_in(run.workload, batch))
-    values = torch.stack([torch.stack(own).double() for own in found.values()])
+    names = list(found)
+    values = torch.stack([torch.stack(own).double() for own in found.values()]) if found else None
+    if ranks.world_size > 1:
+        names, values, items = _of_all(ranks, names, values, items)
+    assert values is not None
     means = mean_over_items(values, items)
     error = None
     if len(items) > 1:
         # The mean over n items has an n-th of an item's variance: weights estimate that, too.
         squares = (values[0] - means[0]) ** 2
         error = float((mean_over_items(squares, items) / (len(items) - 1)).sqrt())
-    return dict(zip(found, means.tolist(), strict=True)), sum(items), error
+    return dict(zip(names, means.tolist(), strict=True)), sum(items), error
+
+
+def _of_all(
+    ranks: Ranks, names: list[str], values: torch.Tensor | None, items: list[int]
+) -> tuple[list[str], torch.Tensor, list[int]]:
+    """Put the batches of all ranks together, in their order; a rank may have had none."""
+    rows = [] if values is None else values.T.tolist()
+    parts = ranks.gather((names, list(zip(rows, items, strict=True))))
+    turns = itertools.zip_longest(*(own for _, own in parts))
+    together = [batch for turn in turns for batch in turn if batch is not None]
+    table = torch.tensor([row for row, _ in together], dtype=torch.float64, device="cpu").T
+    return parts[0][0], table.contiguous(), [count for _, count in together]
+
+
+def count_batches(run: Run) -> int:
+    """Return how many batches an evaluation looks at."""
+    return _whole_split(run.workload) or run.config.eval_steps
 
 
 def _whole_split(workload: Workload) -> int | None:

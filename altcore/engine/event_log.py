@@ -35,7 +35,8 @@ class EventLog:
     @contextmanager
     def without_repeats(self) -> Iterator[None]:
         """Leave out what the record tells already: a resumed run starts like a new one."""
-        self.known = {_key(event) for event in read_lines(self.directory.path / EVENTS)}
+        if self.directory.is_written:
+            self.known = {_key(event) for event in read_lines(self.directory.path / EVENTS)}
         try:
             yield
         finally:

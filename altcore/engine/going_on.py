@@ -96,7 +96,8 @@ def go_on(
         for snapshot in found.snapshots:
             check_weights_and_moments({**snapshot, "model": snapshot.get("weights")}, built)
 
-    tidy(directory.checkpoints)
+    if directory.is_written:
+        tidy(directory.checkpoints)
     found = load_newest(directory.checkpoints, check)
     is_over = found.manifest["phase"] == ENDED_PHASE
     if found.step > config.max_steps or (is_over and found.step == config.max_steps):

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from altcore.config import TrainConfig
 from altcore.engine.randomness import random_state, set_random_state
+from altcore.engine.ranks import Ranks
 from altcore.engine.state import Workload
 from altcore.quantization import Quantization
 from altcore.recipes import formats_in
@@ -30,6 +31,7 @@ def run_identity(
     quantization: Quantization,
     device: torch.device,
     given: Mapping[str, str],
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Return the identity of a run that is built; ``given`` names what came from Python."""
     return identity_of(
@@ -42,6 +44,7 @@ def run_identity(
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         },
         given=given,
+        world_size=ranks.world_size,
     )
 
 

@@ -5,6 +5,7 @@
       each micro-batch, within watch_backward:
         step.loss = workload loss, within watch_forward; pre_backward;
         (loss × loss_scale / accumulation).backward()
+        (under DDP the gradients are reduced inside backward)
       unscale; post_backward; pre_step; the engine's own grad_clip
       the step's one host read; if not finite: on_nan; arbitrate
       unless discarded: optimizer.step(), stored weights and optimizer state back on their grids,
@@ -45,6 +46,7 @@ from altcore.engine.losses import loss_and_measures
 from altcore.engine.memory import memory_named
 from altcore.engine.nonfinite import layer_evidence, locate_nonfinite
 from altcore.engine.randomness import random_state, set_random_state
+from altcore.engine.ranks import Ranks
 from altcore.engine.run_state import RunState
 from altcore.engine.saving import Saving
 from altcore.engine.schedule import is_due, learning_rate
@@ -78,6 +80,10 @@ class Engine:
     """Warnings told when the run starts."""
     is_from_seed: bool = True
     """Whether the seed alone gives the state at step 0: no model was passed in."""
+    ranks: Ranks = field(factory=Ranks)
+    signals: Signals = field(init=False, factory=Signals)
+    signal: int = field(init=False, default=0)
+    """The number of the signal by which all ranks leave after this step, or 0."""
     history: RunHistory = field(init=False, factory=RunHistory)
     eval_interval: int | Fraction = field(init=False)
     record: StepRecord = field(init=False)
@@ -99,7 +105,7 @@ class Engine:
         self.weights = WeightCheck(self.run.model)
         parts = (self.dispatch, self.detector, self.history, self.record, self.gradients)
         self.saving = Saving(
-            RunState(self.run, *parts),
+            RunState(self.run, *parts, self.ranks),
             self.directory,
             self.ending,
             self.weights,
@@ -115,21 +121,31 @@ class Engine:
         self.begin(step)
         proposals, losses = [], []
         for step.micro in range(config.gradient_accumulation_steps):
-            step.batch = training_batch(run.workload, run.epoch, step.index, step.micro)
+            batch = training_batch(run.workload, run.epoch, step.index, step.micro)
+            step.batch = self.ranks.share(run.workload, batch)
             with watching("watch_backward", run, step):
                 with run.autocast(), watching("watch_forward", run, step):
                     step.loss, told = loss_and_measures(run.workload, run.model, step.batch)
                 proposals += actions("pre_backward", run=run, step=step)
-                (step.loss * (step.loss_scale / config.gradient_accumulation_steps)).backward()
+                loss = step.loss * (step.loss_scale / config.gradient_accumulation_steps)
+                is_last = step.micro + 1 == config.gradient_accumulation_steps
+                self.ranks.backward(loss, is_last=is_last)
             losses.append({"loss": step.loss.detach(), **told})
+        means = self.ranks.average(losses, run.quantization)
         self.unscale(step)
         seen = measures("post_backward", run=run, step=step)
         proposals += actions("pre_step", run=run, step=step)
         final_norm = self.clip(step)
 
-        host = self.record.read(step, losses, final_norm, seen, self.gradients, self.weights)
+        said = (len(proposals), self.signals.asked, final_norm)
+        agreed = self.ranks.agree(*said, run.quantization)
+        reads = (means, final_norm, seen, self.gradients, self.weights, agreed)
+        host = self.record.read(step, *reads)
+        self.ranks.check_gradients(host)
         if not host["is_finite"]:
             proposals += self.on_nan(step, host)
+        if host["proposals"] or not host["is_finite"]:
+            proposals = self.ranks.everybodys(proposals)
         verdict = self.arbitrate(proposals)
         discards = verdict.kind in (SkipStep, Rollback, Stop)
         step.discarded = discards or not host["is_finite"]
@@ -151,6 +167,7 @@ class Engine:
         is_best = is_due(self.eval_interval, step.index) and self.evaluate(step)
         if is_best or is_due(config.checkpoint_interval, step.index):
             self.saving.save()
+        self.signal = self.signals.asked if run.world_size == 1 else int(host["signal"])
 
     # The parts of a step, in order -----------------------------------------------------------
 
@@ -276,6 +293,7 @@ class Engine:
         self.history.collapses.append({"step": step.index, **said})
         self.run.emit("collapse", **evidence)
         proposals = self.dispatch.actions("on_collapse", run=self.run, step=step, evidence=evidence)
+        proposals = self.ranks.everybodys(proposals)
         verdict = self.arbitrate(proposals, cause=evidence["cause"])
         if verdict.kind in (None, SkipStep) and evidence["cause"] == "nan_patience":
             self.ending.status = "collapsed"
@@ -286,7 +304,8 @@ class Engine:
         self.record.flush()
         self.saving.has_finite_weights()
         history = self.history
-        before, history.evaluation = history.evaluation, {**step.place(), **evaluate(self.run)}
+        found = evaluate(self.run, self.ranks)
+        before, history.evaluation = history.evaluation, {**step.place(), **found}
         warn_of_nonfinite(self.run, step, history.evaluation, before)
         # One that only the run's end asks for must change nothing if the run goes on.
         is_asked = is_due(self.eval_interval, step.index)
@@ -304,25 +323,32 @@ class Engine:
     def evaluate_start(self) -> None:
         """Measure where the run begins, for its verdict, if the data's entropy does not say it."""
         if unigram_entropy(self.run.workload) is None:
-            self.history.first_evaluation = {"step": 0, **evaluate(self.run)}
+            self.history.first_evaluation = {"step": 0, **evaluate(self.run, self.ranks)}
 
     # The whole run ---------------------------------------------------------------------------
 
     def train(self) -> dict[str, Any]:
         """Run to the end; returns the summary. `run_end` is always called."""
+        with self.ranks:
+            self.run_to_the_end()
+        return self.ending.summary()
+
+    def run_to_the_end(self) -> None:
+        """Train, evaluate, save, and say how it ended."""
         run = self.run
         self.record.begin_run()
         try:
             with (
                 self.ending.noting_errors(),
-                Signals() as signals,
+                self.ranks.telling(),
+                self.signals,
                 tell_recompiles(run.emit),
                 memory_named(run.model),
             ):
                 self.start()
                 while self.ending.status == "running" and run.step < run.config.max_steps:
                     self.train_step(Step(run.step + 1))
-                    signals.leave_if_asked(self.saving.save)
+                    self.signals.leave_if_asked(self.signal, self.saving.save)
                 if self.ending.status == "running":
                     self.ending.status = "finished"
                 self.record.tell_scales([float(w.scale) for w in run.quantization.stored.values()])
@@ -334,7 +360,6 @@ class Engine:
                     self.saving.save()
         finally:
             self.ending.end(self.saving.seal)
-        return self.ending.summary()
 
     def start(self) -> None:
         """Tell everybody that the run starts, and write the checkpoint of step 0."""

@@ -13,6 +13,7 @@ from altcore.engine.dispatch import Dispatcher
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.history import RunHistory
 from altcore.engine.randomness import random_state, set_random_state
+from altcore.engine.ranks import Ranks
 from altcore.engine.snapshots import Snapshot
 from altcore.engine.state import Run
 from altcore.engine.step_record import StepRecord
@@ -28,19 +29,24 @@ class RunState:
     history: RunHistory
     record: StepRecord
     gradients: GradientNorms
+    ranks: Ranks
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, but for the snapshots."""
         run = self.run
+        self.ranks.check_replicas(run.model)
+        own = {
+            "plugins": self.dispatch.state_dict(run),
+            "held_records": self.record.held,
+            "random": random_state(run.device),
+        }
         return {
             "step": run.step,
             "model": run.model.state_dict(),
             "optimizer": run.optimizer.state_dict(),
             "quantization": run.quantization.state_dict(),
-            "plugins": self.dispatch.state_dict(run),
+            "ranks": self.ranks.gather(own),
             "degraded": list(run.degraded),
-            "held_records": self.record.held,
-            "random": random_state(run.device),
             "detector": self.detector.state_dict(),
             "dead_steps": self.gradients.dead_steps,
             "lr_scale": run.lr_scale,
@@ -58,9 +64,10 @@ class RunState:
         run.quantization.load_state_dict(state["quantization"], state["model"])
         run.optimizer.load_state_dict(state["optimizer"])
         run.degraded[:] = state["degraded"]
-        self.dispatch.load_state_dict(run, state["plugins"])
-        self.record.held = state["held_records"]
-        set_random_state(state["random"], run.device)
+        for own in state["ranks"][run.rank : run.rank + 1]:  # none if there are more ranks now
+            self.dispatch.load_state_dict(run, own["plugins"])
+            self.record.held = own["held_records"]
+            set_random_state(own["random"], run.device)
         self.detector.load_state_dict(state["detector"])
         self.gradients.dead_steps = state["dead_steps"].to(run.device)
         run.lr_scale = state["lr_scale"]

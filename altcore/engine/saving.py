@@ -66,8 +66,10 @@ class Saving:
         if self.saved[:1] != (run.step,):
             run.emit("checkpoint", path=f"checkpoints/step-{run.step:08d}")
         self.saved = self._known()
-        is_needed = run.step > 0 or not self.is_from_seed or run.degraded
+        is_needed = run.step > 0 or not self.is_from_seed or run.degraded or run.world_size > 1
         self._write(REGULAR, self.state.state_dict() if is_needed else None)
+        if not self.directory.is_written:
+            return
         config = run.config
         retain(
             self.directory.checkpoints,
@@ -106,6 +108,8 @@ class Saving:
         """Note in the last checkpoint that the run has ended: nothing of it is left to do."""
         run = self.state.run
         path = self.directory.checkpoints / f"step-{run.step:08d}"
+        if not self.directory.is_written:
+            return
         if self.ending.status in ENDED and self.saved[:1] == (run.step,) and path.is_dir():
             update_manifest(path, phase=ENDED_PHASE, logs=self.directory.sync_logs())
 
@@ -134,6 +138,8 @@ class Saving:
 
     def _write(self, kind: str, state: Mapping[str, Any] | None) -> None:
         run = self.state.run
+        if not self.directory.is_written:
+            return
         manifest = {
             "kind": kind,
             "step": run.step,

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -27,6 +30,7 @@ from altcore.engine.named_errors import naming
 from altcore.engine.plugins import Plugin, load_plugins
 from altcore.engine.probe import probing
 from altcore.engine.randomness import seed_all
+from altcore.engine.ranks import Ranks, check_alike, join, of_rank
 from altcore.engine.remarks import about_recipe, about_schedule
 from altcore.engine.state import Run, Workload
 from altcore.engine.state_checks import Built
@@ -39,6 +43,7 @@ from altcore.registry import Entry, find
 from altcore.runs import (
     SUMMARY,
     RunDirectory,
+    UnwrittenDirectory,
     environment,
     find_run,
     set_aside,
@@ -61,27 +66,30 @@ def prepare(
     ``allow_change`` names what may be another than it was in the run that goes on. The directory of
     a run to ``resume`` is locked before anything is read of it.
     """
-    held = None if resume is None else RunDirectory.open(find_run(resume, config.runs_dir))
-    try:
-        with origins_recorded(config.format_origins):
-            return _prepare(config, model, batch, held, allow_change)
-    except BaseException:
-        if held is not None:
-            held.close()
-        raise
+    with origins_recorded(config.format_origins), ExitStack() as on_error:
+        ranks, held = on_error.enter_context(join(config.device)), None
+        if resume is not None:
+            run, runs_dir = resume, config.runs_dir
+            held = directory_of(ranks, lambda: RunDirectory.open(find_run(run, runs_dir)))
+            on_error.callback(held.close)
+        engine = _prepare(config, ranks, model, batch, held, allow_change)
+        on_error.pop_all()
+    return engine
 
 
 @memory_named()
 def _prepare(
     config: TrainConfig,
+    ranks: Ranks,
     own_model: nn.Module | None,
     batch: Callable[[str, int, int], Any] | None,
     held: RunDirectory | None,
     allow_change: Sequence[str],
 ) -> Engine:
+    check_alike(config, ranks)
     given = given_from_python(own_model, batch)
-    device = choose_device(config.device)
-    plugins = load_plugins(config)
+    device = choose_device(ranks.device(config.device))
+    plugins = of_rank(load_plugins(config), ranks)
     seed_all(config.seed)
     workload = build_workload(config, device, own_model, batch)
     epoch = epoch_of(workload, config)
@@ -90,8 +98,11 @@ def _prepare(
     dispatch = Dispatcher(plugins, config.strict)
     model = workload.model
     freeze(model, config.freeze)
+    ranks.follow(model)
     recipe = config.make_recipe()
     quantization = Quantization(model, recipe, config.compute, config.seed)
+    if config.shared_amax:
+        ranks.share_amax(quantization)
     optimizer = _optimizer(config, model, quantization)
     owners = _owners(config, plugins)
     config = recorded(config, owners, formats_in(quantization.plan))
@@ -106,30 +117,40 @@ def _prepare(
         "workload_facts": dict(workload.facts),
         "seed": config.seed,
         "max_steps": config.max_steps,
-        **coverage_facts(workload, quantization, device),
+        **coverage_facts(workload, quantization, device, ranks),
     }
     check_last_batch(workload)
     check_monitor(config, workload, quantization, device)
     if config.compile:
         model.compile()
-    identity = run_identity(config, owners, workload, quantization, device, given)
+    identity = run_identity(config, owners, workload, quantization, device, given, ranks)
     remarks = about_recipe(config, quantization) + about_optimizer(optimizer, model)
     going_on = None
     if held is None:
-        directory = RunDirectory.create(config)
+        directory = directory_of(ranks, partial(RunDirectory.create, config))
         opening = ("start", {"name": directory.path.name, **facts})
     else:
         directory = held
         into = Built(config, device, model, optimizer, quantization)
         going_on = go_on(directory, config, identity, allow_change, into)
+        ranks.check_same("the checkpoint", going_on.checkpoint.path.name)
         config = going_on.config
         opening = ("resume", going_on.told)
         remarks += about_schedule(going_on.planned, config, going_on.step)
         remarks += going_on.remarks
     events = EventLog(directory, dispatch)
     built = (workload, model, optimizer, quantization)
-    run = Run(config, directory.path, device, *built, events, epoch=epoch)
-    for remark in remarks:
+    run = Run(
+        config,
+        directory.path,
+        device,
+        *built,
+        events,
+        rank=ranks.rank,
+        world_size=ranks.world_size,
+        epoch=epoch,
+    )
+    for remark in remarks if ranks.rank == 0 else ():
         log.warning(remark)
     remarks += quantization.missed()
     engine = Engine(
@@ -143,20 +164,32 @@ def _prepare(
         identity,
         remarks,
         is_from_seed=own_model is None,
+        ranks=ranks,
     )
+    ranks.seed(config.seed)
     if going_on is None:
         origins = {p.name: p.origin for p in plugins}
-        about = {**environment(device, origins), **facts}
+        about = {**environment(device, origins), "world_size": ranks.world_size, **facts}
         directory.write_json("environment.json", about)
-        for line in notices_of(config, workload):
+        for line in notices_of(config, workload) if ranks.rank == 0 else ():
             log.info(line)
     else:
         directory.cut_logs(going_on.checkpoint.manifest["logs"])
         going_on.load_into(engine)
         directory.remove(SUMMARY)
-        set_aside(directory.checkpoints, going_on.step)
+        if directory.is_written:
+            set_aside(directory.checkpoints, going_on.step)
     write_configuration(directory, config)
     return engine
+
+
+def directory_of(ranks: Ranks, make: Callable[[], RunDirectory]) -> RunDirectory:
+    """Return the run's directory, which rank 0 alone makes and locks."""
+    if ranks.rank:
+        return UnwrittenDirectory(Path(ranks.gather("")[0]), None)
+    made = make()
+    ranks.gather(str(made.path))
+    return made
 
 
 def _owners(config: TrainConfig, plugins: Sequence[Plugin]) -> dict[str, Any]:
@@ -263,7 +296,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def coverage_facts(
-    workload: Workload, quantization: Quantization, device: torch.device
+    workload: Workload, quantization: Quantization, device: torch.device, ranks: Ranks
 ) -> dict[str, Any]:
     """Return the shares of the model that are quantized, as the run's facts hold them.
 
@@ -272,7 +305,7 @@ def coverage_facts(
     """
     q, model = quantization, workload.model
     if q.layers:
-        batch = workload.batch("train", 1, 0)
+        batch = ranks.share(workload, workload.batch("train", 1, 0))
         named = naming(who_is(workload), "loss")
         with memory_named(model), named, probing(model, q, device):
             q.count_flops(lambda: loss_and_measures(workload, model, batch)[0].backward())

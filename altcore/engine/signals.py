@@ -40,9 +40,12 @@ class Signals:
             raise KeyboardInterrupt
         self.asked = number
 
-    def leave_if_asked(self, save: Callable[[], None]) -> None:
-        """Raise `Interrupted` after ``save`` if a signal came."""
-        if self.asked:
+    def leave_if_asked(self, asked: int, save: Callable[[], None]) -> None:
+        """Raise `Interrupted` after ``save`` if a signal came: to this process, or to another rank.
+
+        ``asked``: the signal's number, on which all ranks agreed; 0 for none.
+        """
+        if asked:
             save()
-            name = signal.Signals(self.asked).name
-            raise Interrupted(f"{name}: left after a checkpoint", self.asked)
+            name = signal.Signals(asked).name
+            raise Interrupted(f"{name}: left after a checkpoint", asked)

@@ -31,8 +31,10 @@ class Workload(Protocol):
     """Model, data and loss, as the ``build(seed, device)`` of a workload returns them.
 
     A workload may also have ``steps_per_epoch``, the micro-batches of one pass over its training
-    split; ``validation_batches``, the batches of a finite validation split; and ``items(batch)``,
-    how many items a batch has, if not all have ``items_per_batch``.
+    split; ``validation_batches``, the batches of a finite validation split; ``items(batch)``,
+    how many items a batch has, if not all have ``items_per_batch``; and ``shard(batch, rank,
+    world_size)``, a rank's share of a micro-batch, if the items are not along the first dimension
+    of each of its tensors.
     """
 
     @property
@@ -102,12 +104,13 @@ class Step:
     From: each micro-batch's beginning.
     """
     batch: Any = None
-    """The current micro-batch, as the workload gave it; after the passes the last one.
+    """The current micro-batch, as the workload gave it, or this rank's share of it; after the
+    passes the last one.
 
     From: each micro-batch's beginning.
     """
     loss: Tensor | None = field(default=None, on_setattr=_count)
-    """The current micro-batch's loss, 0-dim, in the workload's unit, without the loss scale. Only
+    """The loss of ``batch``, 0-dim, in the workload's unit, without the loss scale. Only
     ``pre_backward`` may replace it.
 
     From: ``pre_backward``.
@@ -232,6 +235,11 @@ class Run:
     """Reports that were written, as paths in ``directory``. A reporter appends its own."""
     degraded: list[str] = field(factory=list)
     """Names of the diagnostics and reporters that broke and were disabled."""
+    rank: int = 0
+    """The number of this process among those that train together. Reporters are called on rank 0
+    only, which alone writes."""
+    world_size: int = 1
+    """How many processes train together; each has its share of every micro-batch."""
     epoch: Epoch | None = None
     """An epoch in micro-batches and steps; see [Epoch](#epoch). None if the workload counts none.
     """

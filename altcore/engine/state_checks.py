@@ -66,7 +66,8 @@ def check_state(state: Mapping[str, Any], built: Built) -> None:
             raise InvalidCheckpoint(f"its factor of the learning rate is {rate!r:.60}")
         now = random_state(built.device)
         try:
-            set_random_state(state["random"], built.device)
+            for own in state["ranks"]:
+                set_random_state(own["random"], built.device)
         finally:
             set_random_state(now, built.device)
         Detector(built.config).load_state_dict(state["detector"])

@@ -15,7 +15,6 @@ from altcore.builtin_types import digits
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.history import RunHistory
-from altcore.engine.losses import means
 from altcore.engine.metric_lines import Line, MetricLines
 from altcore.engine.schedule import is_due
 from altcore.engine.state import Run, Step
@@ -45,18 +44,20 @@ class StepRecord:
     def read(
         self,
         step: Step,
-        losses: Sequence[Mapping[str, Tensor]],
+        losses: Mapping[str, Tensor],
         final_norm: Tensor,
         measures: Mapping[str, Any],
         gradients: GradientNorms,
         weights: WeightCheck,
+        agreed: Mapping[str, Any],
     ) -> dict[str, Any]:
         """Make the step's one host read, and begin its line.
 
-        ``losses`` are loss and measures of the workload, a mapping for each micro-batch.
+        ``losses`` are loss and measures of the workload; ``agreed`` is what `Ranks.agree` returned.
         """
-        q, own = self.run.quantization, means(losses)
+        q, own = self.run.quantization, dict(losses)
         values: dict[str, Any] = {
+            **agreed,
             "loss": own.pop("loss"),
             "grad_norm": step.grad_norm,
             "final_norm": final_norm,
@@ -74,7 +75,7 @@ class StepRecord:
             self.history.note_stall(self.lines.previous.values, every)
         norms = (host["loss"], host["grad_norm"], host["final_norm"])
         bad = host["bad_weights"] = weights.judge(host["weights_norm"], step.index - 1)
-        is_bad = bad is not None or bool(host["nonfinite"])
+        is_bad = bad is not None or bool(host["nonfinite"] or host["is_bad"])
         host["is_finite"] = all(map(math.isfinite, norms)) and not is_bad
         if step.is_recorded:
             line = {

@@ -7,6 +7,8 @@ from altcore.quantization.attention import AttentionCall
 from altcore.quantization.discovery import find_layers, matrices, tied_matrices
 from altcore.quantization.optimizer import ROUNDABLE, check_roundable, roundable_state
 from altcore.quantization.quantization import Quantization, quantize_model
+from altcore.quantization.quantizer import random_key
+from altcore.quantization.shared_amax import amax_histories, share_amax
 from altcore.quantization.state_checks import check_quantization_state
 from altcore.quantization.stored import MOVES
 from altcore.quantization.weight_grids import WeightGrid
@@ -17,11 +19,14 @@ __all__ = [
     "AttentionCall",
     "Quantization",
     "WeightGrid",
+    "amax_histories",
     "check_quantization_state",
     "check_roundable",
     "find_layers",
     "matrices",
     "quantize_model",
+    "random_key",
     "roundable_state",
+    "share_amax",
     "tied_matrices",
 ]

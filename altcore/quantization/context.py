@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import torch
 from attrs import define, field
+from torch import Tensor
 
 from altcore.quantization.flops import FlopCount
 
@@ -42,6 +43,8 @@ class Context:
     """Whether quantizers sum the squares of their errors."""
     flops: FlopCount | None = None
     """Counts products while `altcore.quantization.Quantization.count_flops` runs."""
+    largest_of_ranks: Callable[[Tensor], Tensor] | None = None
+    """Returns the largest amax of all ranks; None if each rank scales by its own."""
     has_learned: bool = False
     """Whether a backward pass reached a quantized layer under the current recipe."""
     is_coverage_told: bool = False

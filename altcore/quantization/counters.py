@@ -27,6 +27,8 @@ class Counters:
     ``flushed``, elements other than 0 that became 0; ``nonfinite``."""
     errors: Tensor = field(init=False)
     """float64 (quantizers, 2): sums of squared errors and of squares; need `errors`."""
+    of_weights: Tensor = field(init=False)
+    """bool (quantizers,): which of them round a weight, and no samples or gradients."""
     stored_moves: Tensor | None = field(init=False, default=None)
     """int64 (stored weights, 4): elements in the last update. The columns, by
     `altcore.plugin.MOVES`: ``updates``, whose proposed update was not zero; ``stalled``, those of
@@ -43,6 +45,8 @@ class Counters:
         with torch.inference_mode(False):
             self.counts = torch.zeros(n, len(COUNTS), dtype=torch.int64, device=device)
             self.errors = torch.zeros(n, 2, dtype=torch.float64, device=device)
+            of_weights = [q.site.operand.startswith("weight@") for q in quantizers]
+            self.of_weights = torch.tensor(of_weights, dtype=torch.bool, device=device)
         for i, quantizer in enumerate(quantizers):
             quantizer.counts, quantizer.errors = self.counts[i], self.errors[i]
         self.quantizers, self.stored_moves = quantizers, None

@@ -100,6 +100,9 @@ class Quantizer:
             largest = amax(x, along)
         else:
             largest = quantile(x, scaling.quantile, along)
+        if training and self.shares_amax:
+            assert self.context.largest_of_ranks is not None
+            largest = self.context.largest_of_ranks(largest)
         if scaling.kind == "delayed":
             largest = self._delayed(largest, training)
         s, r = scale_of(
@@ -112,6 +115,19 @@ class Quantizer:
         if training:
             self.last_scale = s
         return s, r
+
+    @property
+    def shares_amax(self) -> bool:
+        """Whether its scale is made of the samples of all ranks, by `share_amax`.
+
+        A channel of samples, as ``gradient@dgrad`` has them, is on one rank alone.
+        """
+        if self.context.largest_of_ranks is None or not self.site.is_of_samples:
+            return False
+        scaling = self.cast.scaling
+        if scaling.kind == "channel" and not self.site.operand.endswith("@wgrad"):
+            return False
+        return scaling.kind != "rms" and scaling.quantile is None
 
     def _delayed(self, largest: Tensor, training: bool) -> Tensor:
         """Return the largest amax of the history; the tensor's own if that is empty."""
@@ -229,7 +245,8 @@ class Quantizer:
         """Return ``x`` rounded, scaled back if ``fake``, and the scales (s, r)."""
         cast, scaling = self.cast, self.cast.scaling
         rule, meters = Rule(cast.rounding, cast.overflow), self._meters(training)
-        if scaling.kind == "tensor" and scaling.quantile is None:  # in one call
+        is_own = not (training and self.shares_amax)
+        if scaling.kind == "tensor" and scaling.quantile is None and is_own:  # in one call
             made = round_scaled(
                 x,
                 cast.element,

@@ -34,5 +34,10 @@ class Site(NamedTuple):
         is_plain = parameter == "weight" and kind in ("linear", "conv") and operand != LOOKUP
         return cls(layer, operand, "" if is_plain else parameter)
 
+    @property
+    def is_of_samples(self) -> bool:
+        """Whether the operand is made of samples, which each rank has its own of."""
+        return self.operand.startswith(("activation@", "gradient@", "attention@"))
+
     def __str__(self) -> str:
         return f"{self.layer}:{self.operand}" + (f"/{self.parameter}" if self.parameter else "")

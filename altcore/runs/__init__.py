@@ -36,6 +36,7 @@ from altcore.runs.identity import (
 from altcore.runs.json_files import read_json
 from altcore.runs.json_lines import read_lines
 from altcore.runs.manifest import ANOMALY, ENDED_PHASE, REGULAR, TRAINED, TRAINING, WEIGHTS
+from altcore.runs.other_ranks import UnwrittenDirectory
 from altcore.runs.provenance import environment
 from altcore.runs.reading import find_run, identity_in, list_runs, summary_of
 from altcore.runs.retention import by_merit, list_checkpoints, retain
@@ -63,6 +64,7 @@ __all__ = [
     "Checkpoint",
     "RunDirectory",
     "Summary",
+    "UnwrittenDirectory",
     "about_platform",
     "as_name",
     "by_merit",

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import structlog
 from attrs import define, field
@@ -34,6 +34,9 @@ LOCK, CHECKPOINTS, REPORTS = ".lock", "checkpoints", "reports"
 @define(eq=False)
 class RunDirectory:
     """The directory of one run, locked by one process."""
+
+    is_written: ClassVar[bool] = True
+    """Whether this process writes it."""
 
     path: Path
     _lock: int | None

@@ -190,7 +190,7 @@ def test_a_diagnostic_whose_state_cannot_be_saved_is_disabled(shelf, start, valu
     run = start(["odd"])
     assert run.status == "finished"
     assert run.summary["degraded"] == ["odd"]
-    assert state(run.run_directory)["plugins"] == {}
+    assert state(run.run_directory)["ranks"][0]["plugins"] == {}
     (told,) = events(run.run_directory, "degraded")
     assert "diagnostic odd (acme-odd 1.2.3) failed in state_dict" in told["message"]
 

@@ -130,7 +130,7 @@ WRONG = {
     "no model": lambda s: s.pop("model"),
     "step": lambda s: put(s, "4", "step"),
     "lr_scale": lambda s: put(s, -1.0, "lr_scale"),
-    "random": lambda s: put(s, torch.zeros(3, dtype=torch.uint8), "random", "cpu"),
+    "random": lambda s: put(s, torch.zeros(3, dtype=torch.uint8), "ranks", 0, "random", "cpu"),
     "detector": lambda s: put(s, {}, "detector"),
     "progress": lambda s: put(s, 1, "progress", "unheard of"),
 }  # fmt: skip

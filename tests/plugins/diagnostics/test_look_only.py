@@ -38,10 +38,11 @@ def everything(result):
         for key, value in kept.items()
     }
     told = [e for e in events(run) if e["event"] not in ("start", "end", "checkpoint")]
+    random = last["ranks"][0]["random"]
     return {
         "weights": weights_sha256(run),
         "optimizer": sha256(moments),
-        "random": {k: getattr(v, "tolist", lambda v=v: v)() for k, v in last["random"].items()},
+        "random": {k: getattr(v, "tolist", lambda v=v: v)() for k, v in random.items()},
         "metrics": without_measures(result.metrics_history),
         "losses": (result.final_loss, result.summary["val_loss"]),
         "events": told,

@@ -153,7 +153,7 @@ def test_no_model_notices(tmp_path, cls, accumulation):
     for key, value in ends[0]["model"].items():
         assert torch.equal(value, ends[1]["model"][key]), key
     for key in ("python", "numpy"):
-        assert ends[0]["random"][key] == ends[1]["random"][key]
+        assert ends[0]["ranks"][0]["random"][key] == ends[1]["ranks"][0]["random"][key]
 
 
 def shadow(tmp_path, name, model, **keys):

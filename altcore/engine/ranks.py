@@ -1,0 +1,370 @@
+"""The processes that train one run together, as torchrun starts them; usually there is one.
+
+Every rank has the whole model and makes every step, on its share of each micro-batch. Whatever
+decides how the run goes on is agreed before anyone acts on it, so that the replicas stay equal:
+
+- gradients are averaged inside the backward pass of a step's last micro-batch;
+- then one sum a step makes the losses' mean, and the counts of all ranks;
+- before the step's host read, one maximum a step says whether any rank met something that is not
+  finite, has a proposal, or was sent a signal; delayed scales share it;
+- only if it does, proposals are gathered. `arbitrate` is a pure function: all find one verdict.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import attrs
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from altcore.config import TrainConfig
+from altcore.engine.losses import means
+from altcore.engine.plugins import Plugin
+from altcore.engine.randomness import seed_all
+from altcore.engine.shares import share_of
+from altcore.errors import AltcoreError, BadInput, LostRank, shown
+from altcore.hooks import Action, Proposal
+from altcore.quantization import Quantization, amax_histories, random_key, share_amax
+
+T = TypeVar("T")
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""The environment variables by which torchrun tells a process of the others."""
+
+
+_NUMBERS = itertools.count()
+"""Of the runs that this process takes part in: a script may make several, and torch leaves the
+addresses of a process group in the store."""
+
+
+class Ranks:
+    """A process that trains alone: nothing is sent, and nothing is read."""
+
+    rank = 0
+    world_size = 1
+
+    def device(self, name: str) -> str:
+        """Return the device of this process, by the configuration's name."""
+        return name
+
+    def follow(self, model: nn.Module) -> None:
+        """Take the model's weights from rank 0, and its gradients from all ranks from now on."""
+
+    def seed(self, seed: int) -> None:
+        """Give this rank random numbers of its own, for samples that are its own."""
+
+    def share(self, workload: Any, batch: Any) -> Any:
+        """Return this rank's share of a micro-batch."""
+        return batch
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """Run the backward pass; in that of a step's last micro-batch gradients are averaged."""
+        loss.backward()
+
+    def average(
+        self, losses: Sequence[dict[str, Tensor]], quantization: Quantization
+    ) -> dict[str, Tensor]:
+        """Return the means of loss and measures, by name, and let counts be those of all ranks."""
+        return means(losses)
+
+    def agree(
+        self, proposals: int, signal: int, norm: Tensor, quantization: Quantization
+    ) -> dict[str, Any]:
+        """Return what any rank has to say, for the step's host read: numbers, or 0-dim tensors.
+
+        Args:
+            proposals: how many this rank's interventions made.
+            signal: the number of the signal that asked it to leave, or 0.
+            norm: of the final gradients, 0-dim. Gradients are the same on all ranks.
+            quantization: its delayed scales are from now on those of all ranks.
+        """
+        return {"proposals": proposals, "signal": signal, "is_bad": False, "differs": False}
+
+    def check_gradients(self, host: Mapping[str, Any]) -> None:
+        """Raise `AltcoreError` if by a step's host read the ranks have different gradients."""
+        if host["differs"]:
+            raise AltcoreError(
+                "the final gradients differ between the ranks: an intervention that changes the "
+                "loss, its scale or gradients must do the same on each rank"
+            )
+
+    def everybodys(self, proposals: list[Proposal]) -> list[Proposal]:
+        """Return the proposals of all ranks; the same by one plugin on several ranks is one."""
+        return proposals
+
+    def gather(self, own: T) -> list[T]:
+        """Return what each rank has, by rank: picklable."""
+        return [own]
+
+    def check_same(self, what: str, own: Any) -> None:
+        """Raise `BadInput` unless all ranks have the same."""
+        for rank, other in enumerate(self.gather(own)):
+            if other != own:
+                raise BadInput(f"rank {self.rank} has {what} {own!r}, and rank {rank} {other!r}")
+
+    def check_replicas(self, model: nn.Module) -> None:
+        """Raise `AltcoreError` unless all ranks have the same weights."""
+
+    def share_amax(self, quantization: Quantization) -> None:
+        """Let activations and gradients be scaled by their amax over all ranks."""
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Leave the other ranks: together, or at once if it is for an error."""
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Tell the other ranks of an error at once: they wait for this one."""
+        yield
+
+
+class TorchrunRanks(Ranks):
+    """One of several processes."""
+
+    def __init__(self, device: str) -> None:
+        missing = [name for name in TORCHRUN if name not in os.environ]
+        if missing:
+            raise BadInput(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and {missing[0]} is not set")
+        self.store: Store | None = None
+        self.is_own_group = not dist.is_initialized()
+        if self.is_own_group:
+            is_cuda = self.device(device).startswith("cuda")
+            if is_cuda:
+                torch.cuda.set_device(self.device(device))
+            common, rank, world_size = next(iter(rendezvous("env://")))
+            self.store = PrefixStore(f"altcore/{next(_NUMBERS)}", common)
+            backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
+            dist.init_process_group(backend, store=self.store, rank=rank, world_size=world_size)
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.parallel: DistributedDataParallel | None = None
+
+    def device(self, name: str) -> str:
+        """Return ``cuda:LOCAL_RANK`` for ``cuda``."""
+        if name.startswith("cuda:"):
+            raise BadInput(
+                f"{name} is one device, and there are several processes",
+                key="device",
+                hint="cuda gives each process the device of its LOCAL_RANK",
+            )
+        is_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+        return f"cuda:{os.environ['LOCAL_RANK']}" if is_cuda else "cpu"
+
+    def follow(self, model: nn.Module) -> None:
+        """Take rank 0's weights, and let torch's DDP average gradients.
+
+        Only its reducer is used: the model itself is called, by whatever methods a workload likes,
+        and may be run and differentiated in a probe before the backward pass.
+        """
+        with self.lost_named():
+            self.parallel = DistributedDataParallel(model, find_unused_parameters=True)
+
+    def seed(self, seed: int) -> None:
+        """Seed the ranks but the first by a number of their own."""
+        if self.rank:
+            seed_all(random_key(seed, 0, 0, f"rank {self.rank}"))
+
+    def share(self, workload: Any, batch: Any) -> Any:
+        """Return this rank's items of a micro-batch, or what the workload's ``shard`` returns."""
+        own = getattr(workload, "shard", None)
+        if own is not None:
+            return own(batch, self.rank, self.world_size)
+        return share_of(batch, self.rank, self.world_size)
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """Let DDP's reducer see the backward pass of the last micro-batch."""
+        assert self.parallel is not None
+        if not is_last:
+            super().backward(loss, is_last=False)
+            return
+        reducer = self.parallel.reducer
+
+        def begin(_: Tensor) -> None:
+            reducer._rebuild_buckets()
+            reducer.prepare_for_backward([loss])
+
+        # Within the pass, where torch makes Python's of its warnings: a model may have parameters
+        # that some step does not use, and DDP complains if there are none.
+        with self.lost_named(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="find_unused_parameters=True")
+            handle = loss.register_hook(begin)
+            super().backward(loss, is_last=True)
+            handle.remove()
+            self._share_buffers(self.parallel.module)
+
+    def _share_buffers(self, model: nn.Module) -> None:
+        """Take rank 0's buffers, such as the running means of a batch norm."""
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in model.buffers():
+            by_type.setdefault(buffer.dtype, []).append(buffer.detach())
+        for own in by_type.values():
+            flat = torch.cat([b.flatten() for b in own])
+            dist.broadcast(flat, 0)
+            for buffer, part in zip(own, flat.split([b.numel() for b in own]), strict=True):
+                buffer.copy_(part.view_as(buffer))
+
+    def average(
+        self, losses: Sequence[dict[str, Tensor]], quantization: Quantization
+    ) -> dict[str, Tensor]:
+        """Sum over the ranks, in one message; weights, which all have, count once."""
+        own, counters = means(losses), quantization.counters
+        values = torch.stack([value.double() for value in own.values()]) / self.world_size
+        parts = [values, counters.counts.double(), counters.errors]
+        for counted in parts[1:] if self.rank else ():
+            counted[counters.of_weights] = 0
+        total = torch.cat([part.flatten() for part in parts])
+        with self.lost_named():
+            dist.all_reduce(total)
+        values, counts, errors = total.split([part.numel() for part in parts])
+        counters.counts.copy_(counts.view_as(counters.counts))
+        counters.errors.copy_(errors.view_as(counters.errors))
+        return {name: value.to(own[name].dtype) for name, value in zip(own, values, strict=True)}
+
+    def agree(
+        self, proposals: int, signal: int, norm: Tensor, quantization: Quantization
+    ) -> dict[str, Any]:
+        """Take the largest number of any rank, in one message."""
+        norm = norm.detach().double()
+        is_bad, norm = (~torch.isfinite(norm)).double(), norm.nan_to_num()
+        said = norm.new_tensor([proposals, signal])
+        histories = amax_histories(quantization)
+        largest = torch.cat([said, torch.stack([is_bad, norm, -norm]), *histories])
+        with self.lost_named():
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+        said, shared = largest[:5], largest[5:]
+        for history, part in zip(histories, shared.split([len(h) for h in histories]), strict=True):
+            history.copy_(part)
+        names = ("proposals", "signal", "is_bad")
+        differs = said[3] + said[4]
+        return {**dict(zip(names, said.unbind(), strict=False)), "differs": differs}
+
+    def everybodys(self, proposals: list[Proposal]) -> list[Proposal]:
+        """Gather them, by rank. Reasons may tell of a rank's own numbers, and do not count."""
+        found: list[Proposal] = []
+        seen: list[tuple[str, Action]] = []
+        for proposal in itertools.chain.from_iterable(self.gather(proposals)):
+            key = proposal.plugin, attrs.evolve(proposal.action, reason="")
+            if key not in seen:
+                seen.append(key)
+                found.append(proposal)
+        return found
+
+    def gather(self, own: T) -> list[T]:
+        """Pickle, and unpickle what the others have."""
+        found: list[Any] = [None] * self.world_size
+        with self.lost_named():
+            dist.all_gather_object(found, own)
+        return found
+
+    def check_replicas(self, model: nn.Module) -> None:
+        """Compare the sum of each parameter's bits."""
+        names, sums = [], []
+        for name, value in model.state_dict().items():
+            if isinstance(value, Tensor):
+                names.append(name)
+                sums.append(value.contiguous().flatten().view(torch.uint8).long().sum())
+        own = torch.stack(sums).tolist() if sums else []
+        for rank, other in enumerate(self.gather(own)):
+            if other != own:
+                name = next(n for n, a, b in zip(names, own, other, strict=True) if a != b)
+                raise AltcoreError(
+                    f"the replicas differ: {name} is not the same on rank {self.rank} and rank "
+                    f"{rank}; whatever changes gradients or weights must do the same on each rank"
+                )
+
+    def share_amax(self, quantization: Quantization) -> None:
+        """Send each amax to the others, in one message a tensor."""
+
+        def largest(amax: Tensor) -> Tensor:
+            shared = amax.clone()
+            with self.lost_named():
+                dist.all_reduce(shared, dist.ReduceOp.MAX)
+            return shared
+
+        share_amax(quantization, largest)
+
+    @contextmanager
+    def lost_named(self) -> Iterator[None]:
+        """Name the rank that is gone if a message fails, and its error if it told it."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_of_messages(error):
+                raise
+            why = "; ".join(self._told()) or f"another process of the run is gone ({error!s:.200})"
+            raise LostRank(f"rank {self.rank} cannot go on: {why}") from error
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Wait until rank 0 has written everything, and end a process group of the run's own."""
+        if error is None:
+            self.gather(None)
+        self._leave(error)
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Keep an error in the store, and close the connections for which the others wait."""
+        try:
+            yield
+        except BaseException as error:
+            self._leave(error)
+            raise
+
+    def _leave(self, error: BaseException | None) -> None:
+        with suppress(RuntimeError):  # whoever holds the store is gone
+            if error is not None and self.store:
+                self.store.set(_error_key(self.rank), f"{type(error).__name__}: {error}")
+        if self.is_own_group and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _told(self) -> list[str]:
+        """Return the errors of the others."""
+        if self.store is None:
+            return []
+        found = []
+        with suppress(RuntimeError):  # whoever holds the store is gone
+            for rank in range(self.world_size):
+                if rank != self.rank and self.store.check([_error_key(rank)]):
+                    found.append(f"rank {rank} failed: {self.store.get(_error_key(rank)).decode()}")
+        return found
+
+
+def _error_key(rank: int) -> str:
+    return f"error/{rank}"
+
+
+def is_of_messages(error: RuntimeError) -> bool:
+    """Whether an error is of torch.distributed: a lost connection, or one that timed out."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
+def join(device: str) -> Ranks:
+    """Join the other processes that torchrun started, if there are any."""
+    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not dist.is_available():
+        return Ranks()
+    return TorchrunRanks(device)
+
+
+def check_alike(config: TrainConfig, ranks: Ranks) -> None:
+    """Raise `BadInput` unless all ranks have the same configuration."""
+    own = config.to_plain()
+    for rank, other in enumerate(ranks.gather(own)):
+        for key in own:
+            if other[key] != own[key]:
+                problem = f"{shown(own[key])} on rank {ranks.rank}, {shown(other[key])} on {rank}"
+                raise BadInput(problem, key=key, hint="processes of one run have one configuration")
+
+
+def of_rank(plugins: Sequence[Plugin], ranks: Ranks) -> list[Plugin]:
+    """Return the plugins that run on this rank: rank 0 alone has reporters."""
+    return [p for p in plugins if p.kind != "reporter" or ranks.rank == 0]
