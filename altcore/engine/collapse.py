@@ -48,7 +48,7 @@ class Trend:
     """Two standard errors of it."""
     validation: tuple[float | None, float | None] | None = None
     """The best value up to the window's beginning, and since; each None if there is none yet.
-    None for a run that makes no evaluations."""
+    None if they are not looked at: the run makes none, or a plugin judges without them."""
     monitor: str = "val_loss"
     """The name of that value."""
     mode: str = "min"
@@ -64,7 +64,7 @@ class Trend:
     ) -> Trend:
         """Return the trend of (step, loss) pairs, `FEWEST` or more.
 
-        ``evaluations`` are those of the run so far, None if it makes none.
+        ``evaluations`` are those of the run so far, None to judge without them.
         """
         half = len(losses) // 2
         before, after = [x for _, x in losses[:half]], [x for _, x in losses[half:]]
@@ -117,7 +117,7 @@ class Trend:
         before, since = self.validation or (None, None)
         what = "validation loss" if self.monitor == "val_loss" else self.monitor
         if self.validation is None:
-            known = "this run does not measure validation"
+            known = "it was judged without validation"
         elif before is None:
             known = "validation has not been measured yet"
         elif since is None:

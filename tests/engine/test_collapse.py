@@ -288,7 +288,7 @@ def test_evidence_says_whose_stall_it_is():
         assert evidence["rate"] == pytest.approx(0.75)
         assert evidence["window"] == 20
         assert f"75.0% of {of} weight updates stalled" in evidence["reason"]
-        assert "this run does not measure validation" in evidence["reason"]
+        assert "it was judged without validation" in evidence["reason"]
         assert (evidence["val_loss_before"], evidence["val_loss_since"]) == (None, None)
 
 
