@@ -1,7 +1,8 @@
 """CIFAR-10 as its authors publish it, in the binary or the Python version.
 
 The Python version is a set of pickles, and a pickle is a program. The unpickler here knows only the
-three names that a numpy array is made of, and calls none of them: it records the arguments.
+names that a numpy array is made of, and calls none of them: it records the arguments. Python 2
+wrote the published ones; who loads and dumps them again in Python 3 names a few things otherwise.
 """
 
 from __future__ import annotations
@@ -29,12 +30,15 @@ PIXELS = 3 * 32 * 32
 CLASSES = 10
 NAMES = frozenset(
     {
-        ("numpy.core.multiarray", "_reconstruct"),
         ("numpy", "ndarray"),
         ("numpy", "dtype"),
+        *((f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_core")),
+        *((f"numpy.{core}.numeric", "_frombuffer") for core in ("core", "_core")),
     }
 )
-"""All that the published pickles name."""
+"""All that pickled arrays name, of numpy 1 and 2; `_frombuffer` is protocol 5's."""
+BYTES = ("_codecs", "encode")
+"""What bytes are to Python 3 in protocol 2, which has none: text that is encoded as latin1."""
 
 
 def is_source(path: Path) -> bool:
@@ -107,7 +111,8 @@ def _pickled(content: bytes, file: Path) -> Split:
     except Exception as error:
         raise BadInput(f"{file} is not a batch of CIFAR-10: {error}", key=KEY) from error
     batch = found if isinstance(found, dict) else {}
-    pixels, labels = _pixels(batch.get(b"data")), batch.get(b"labels")
+    pixels, labels = (batch.get(key.encode(), batch.get(key)) for key in ("data", "labels"))
+    pixels = _pixels(pixels)
     if pixels is None or not isinstance(labels, list) or len(labels) != len(pixels):
         raise BadInput(
             f"{file} is not a batch of CIFAR-10: an array of bytes, 'data', with {PIXELS} "
@@ -141,11 +146,19 @@ class _Named:
         self.state = state
 
 
+def _latin1(text: str, encoding: str) -> bytes:
+    if type(text) is not str or encoding not in ("latin1", b"latin1"):
+        raise pickle.UnpicklingError("it encodes other text than latin1")
+    return text.encode("latin1")
+
+
 class _Unpickler(pickle.Unpickler):
-    """An unpickler that can name three things, and do nothing with them."""
+    """An unpickler that can name parts of arrays, and do nothing with them."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a record of the name; UnpicklingError if CIFAR-10's files do not have it."""
+        if (module, name) == BYTES:
+            return _latin1
         if (module, name) not in NAMES:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which is not loaded")
         return _Named(name)
@@ -154,9 +167,18 @@ class _Unpickler(pickle.Unpickler):
 def _pixels(array: Any) -> Tensor | None:
     """Return the rows of a numpy array as the pickle describes it, if they are images in bytes."""
     match array:
-        case _Named(
-            name="_reconstruct",
-            state=(1, (int(rows), int(columns)), _Named(name="dtype", args=(b"u1", *_)), 0, raw),
-        ) if columns == PIXELS and rows > 0 and type(raw) is bytes and len(raw) == rows * columns:
+        case _Named(name="_reconstruct", state=(1, (int(rows), int(columns)), kind, 0, raw)):
+            pass
+        case _Named(name="_frombuffer", args=(raw, kind, (int(rows), int(columns)), "C")):
+            pass
+        case _:
+            return None
+    match kind:
+        case _Named(name="dtype", args=(b"u1" | "u1", *_)) if (
+            columns == PIXELS
+            and rows > 0
+            and type(raw) in (bytes, bytearray)
+            and len(raw) == rows * columns
+        ):
             return torch.frombuffer(bytearray(raw), dtype=torch.uint8).view(rows, columns)
     return None

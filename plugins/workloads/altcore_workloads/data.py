@@ -91,7 +91,7 @@ class Corpus:
         It is the loss of a model that knows the frequencies and nothing of the context.
         """
         share = self.counts[self.counts > 0].double() / self.counts.sum()
-        return float(-(share * share.log()).sum())
+        return 0.0 - float((share * share.log()).sum())  # never -0.0
 
 
 def load(data: str | os.PathLike[str] | None, token_type: str | None = None) -> Corpus:

@@ -94,7 +94,9 @@ def _array(file: Path, dimensions: int) -> Tensor:
         )
     shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, start, 4)]
     wanted = math.prod(shape)
-    if not wanted or len(content) - start != wanted:
+    if not wanted:
+        raise BadInput(f"{file} is empty: it holds {' x '.join(map(str, shape))} bytes", key=KEY)
+    if len(content) - start != wanted:
         raise BadInput(
             f"{file} says that it holds {' x '.join(map(str, shape))} bytes, and has "
             f"{len(content) - start}",

@@ -16,6 +16,8 @@ from altcore.plugin import BadInput
 KEY = "resnet18-cifar.data"
 HELD_OUT = 5
 """One in so many images validates, if the source brings no validation split."""
+NAMED = 10
+"""Labels and files that a notice names."""
 CHUNK = 1 << 12  # images scaled at a time
 LUMA = (19595, 38470, 7471)  # of 2^16: ITU-R 601-2, as Pillow has it
 
@@ -61,6 +63,8 @@ class Images:
     classes: int
     sha256: str
     preset: Preset
+    notice: str | None = None
+    """A sentence for the user about what is left out or is not there."""
 
     @property
     def channels(self) -> int:
@@ -117,7 +121,24 @@ class Images:
         """
         counts = torch.bincount(self.train.labels)
         share = counts[counts > 0].double() / counts.sum()
-        return float(-(share * share.log()).sum())
+        return 0.0 - float((share * share.log()).sum())  # never -0.0
+
+
+def check_labels(train: Split, classes: int, source: str) -> str | None:
+    """Return a sentence about the classes that no image trains, None if there is an image for each.
+
+    Raises BadInput if all images are of one class: there is nothing to tell apart.
+    """
+    found = set(train.labels.tolist())
+    if len(found) < 2:
+        raise BadInput(
+            f"{source} has one class to train on: the label of each image is {min(found)}", key=KEY
+        )
+    unused = [str(label) for label in range(classes) if label not in found]
+    if not unused:
+        return None
+    names = ", ".join(unused[:NAMED]) + (" ..." if len(unused) > NAMED else "")
+    return f"{len(unused)} of {classes} classes have no image to train on: {names}"
 
 
 def with_validation(
@@ -174,15 +195,17 @@ def from_arrays(
     if val is None:
         train, val = with_validation(train, source)
     splits = {"train": train, "val": val}
-    largest = max(int(split.labels.max()) for split in splits.values())
+    classes = max(classes, *(int(split.labels.max()) + 1 for split in splits.values()))
+    notice = check_labels(train, classes, source)
     size = image_size or preset.image_size
     scaled = {name: Split(to_square(s.images, size), s.labels) for name, s in splits.items()}
     return Images(
         source=source,
         description=description,
-        classes=max(classes, largest + 1),
+        classes=classes,
         sha256=digest_of(splits),
         preset=preset,
+        notice=notice,
         **scaled,
     )
 

@@ -15,9 +15,11 @@ from torch import Tensor
 from altcore.plugin import BadInput
 from altcore_workloads.images import (
     KEY,
+    NAMED,
     PHOTOS,
     Images,
     Split,
+    check_labels,
     from_arrays,
     to_square,
     with_validation,
@@ -47,6 +49,7 @@ def read_folder(path: Path, image_size: int | None) -> Images:
     file or the folder.
     """
     classes, files = _survey(path)
+    others = _others(path, [file for labelled in files.values() for file, _ in labelled])
     digest = hashlib.sha256()
     splits = {
         name: _read_files(labelled, path, digest.update, image_size or PHOTOS.image_size)
@@ -58,6 +61,7 @@ def read_folder(path: Path, image_size: int | None) -> Images:
         names = [os.fsencode(file.relative_to(path)) for file, _ in files["train"]]
         train, val = with_validation(splits["train"], str(path), names)
     train, val = _alike(train, val)
+    check_labels(train, len(classes), str(path))
     return Images(
         source=str(path),
         description=f"images in folder {path.resolve().name}",
@@ -66,6 +70,7 @@ def read_folder(path: Path, image_size: int | None) -> Images:
         classes=len(classes),
         sha256=digest.hexdigest(),
         preset=PHOTOS,
+        notice=others,
     )
 
 
@@ -83,12 +88,27 @@ def _survey(path: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
             "two or more classes is needed",
             key=KEY,
         )
+    files = {"train": _labelled(root, classes)}
+    labels = {label for _, label in files["train"]}
+    empty = next((name for i, name in enumerate(classes) if i not in labels), None)
+    if empty is not None:
+        raise _without_images(root / empty)
     if not val:
-        return classes, {"train": _labelled(root, classes)}
+        return classes, files
     unknown = sorted(set(_sub_folders(val[0])) - set(classes))
     if unknown:
         raise BadInput(f"{val[0] / unknown[0]} is a class that {root} does not have", key=KEY)
-    return classes, {"train": _labelled(root, classes), "val": _labelled(val[0], classes)}
+    files["val"] = _labelled(val[0], classes)
+    if not files["val"]:
+        raise _without_images(val[0])
+    return classes, files
+
+
+def _without_images(folder: Path) -> BadInput:
+    known = ", ".join(sorted(SUFFIXES))
+    return BadInput(
+        f"{folder} holds no image, and a sub-folder is a class: {known} are read", key=KEY
+    )
 
 
 def _read_files(
@@ -109,16 +129,23 @@ def _sub_folders(path: Path) -> list[str]:
 
 def _labelled(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
     """Return the image files below each class's folder, in the order of their names."""
-    files = [
+    return [
         (file, label)
         for label, name in enumerate(classes)
         for file in sorted((root / name).rglob("*"))
         if file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
     ]
-    if not files:
-        known = ", ".join(sorted(SUFFIXES))
-        raise BadInput(f"{root} holds no image in its sub-folders: {known} are read", key=KEY)
-    return files
+
+
+def _others(root: Path, images: list[Path]) -> str | None:
+    """Return a sentence that names the files that are left out, None if there are none."""
+    others = {p.relative_to(root) for p in root.rglob("*") if p.is_file()}
+    others -= {image.relative_to(root) for image in images}
+    shown = sorted(str(p) for p in others if not any(part.startswith(".") for part in p.parts))
+    if not shown:
+        return None
+    names = ", ".join(shown[:NAMED]) + (" ..." if len(shown) > NAMED else "")
+    return f"files in {root} that are no images of a class are left out: {names}"
 
 
 # ---------------------------------------------------------------------- datasets library
@@ -214,14 +241,18 @@ def _rows(data: str, rows: Any, size: int) -> tuple[Split, int]:
 def _decode(content: bytes, file: Path) -> Tensor:
     """Return the pixels of an image file: uint8, 1 or 3 channels."""
     try:
-        from PIL import Image
+        from PIL import Image, UnidentifiedImageError
     except ImportError as error:
         raise BadInput(
             f"{file} needs Pillow: pip install 'altcore-workloads[images]'", key=KEY
         ) from error
+    if not content:
+        raise BadInput(f"{file} is empty", key=KEY)
     try:
         picture = Image.open(io.BytesIO(content))
         picture.load()
+    except UnidentifiedImageError as error:  # whose text is an address
+        raise BadInput(f"{file} cannot be read as an image: of no known kind", key=KEY) from error
     # Pillow's readers raise these of broken files, and refuse those that are too large.
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
         raise BadInput(f"{file} cannot be read as an image: {error}", key=KEY) from error

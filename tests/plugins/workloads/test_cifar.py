@@ -3,6 +3,7 @@
 import io
 import os
 import pickle
+import re
 import struct
 import tarfile
 
@@ -64,7 +65,18 @@ def pickled(pixels, labels):
     return b"\x80\x02}(" + pairs + b"u."
 
 
-def cifar(folder, kind="binary", **changed):
+def pickled_again(protocol, core=None, name=lambda key: key):
+    """Return a writer of batches in Python 3, with the names of the numpy here or another one."""
+
+    def write(pixels, labels):
+        batch = {name(b"labels"): labels, name(b"data"): pixels.numpy(), name(b"note"): b"x"}
+        content = pickle.dumps(batch, protocol)
+        return re.sub(rb"cnumpy\._?core\b", b"cnumpy." + core, content) if core else content
+
+    return write
+
+
+def cifar(folder, kind="binary", pickled=pickled, **changed):
     """Write the six batches of a version into its folder; returns the folder."""
     write, suffix = (binary, ".bin") if kind == "binary" else (pickled, "")
     folder = folder / f"cifar-10-batches-{'bin' if kind == 'binary' else 'py'}"
@@ -96,6 +108,22 @@ def test_cifar10_is_read_from_its_folder_and_its_archive(tmp_path, kind, place):
     assert found.train.images.shape == (20, 3, 32, 32)
     assert found.classes == 10
     assert found.description == f"CIFAR-10, {kind} version"
+
+
+@pytest.mark.parametrize("name", [bytes, bytes.decode])
+@pytest.mark.parametrize(
+    ("protocol", "core"),
+    [(2, b"core"), (2, b"_core"), (3, b"core"), (3, b"_core"), (4, ""), (5, "")],
+)
+def test_batches_that_python_3_wrote_are_read(tmp_path, protocol, core, name):
+    """They were loaded and dumped again, with either version of numpy."""
+    again = pickled_again(protocol, core, name)
+    for folder, write in (("again", again), ("published", pickled)):
+        (tmp_path / folder).mkdir()
+        cifar(tmp_path / folder, "Python", pickled=write)
+    found, published = (load(str(tmp_path / f)) for f in ("again", "published"))
+    assert found.sha256 == published.sha256
+    assert found.train.labels.tolist() == published.train.labels.tolist()
 
 
 def test_both_versions_have_one_digest(tmp_path):
@@ -145,6 +173,8 @@ def hostile_state():
         (hostile_state(), "'labels' are needed"),
         (b"", "is not a batch"),
         (b"\x80\x02}", "is not a batch"),
+        (b"\x80\x02c_codecs\nencode\n(U\x05ownedU\x04zlibtR.", "encodes other text than latin1"),
+        (b"\x80\x02c_codecs\ndecode\n.", "names _codecs.decode"),
         (b"\x89PNG", "is not a batch"),
         (b"N.", "'labels' are needed"),
         (pickle.dumps({b"data": b"x", b"labels": []}), "'labels' are needed"),

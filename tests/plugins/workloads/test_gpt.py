@@ -366,6 +366,13 @@ def test_unigram_entropy_is_that_of_the_training_frequencies(tmp_path):
     assert data.load(folder).unigram_entropy() == pytest.approx(expected, rel=1e-12)
 
 
+def test_the_entropy_of_one_letter_is_zero(tmp_path):
+    """And not -0.0."""
+    path = tmp_path / "a.txt"
+    path.write_text("a" * 5000)
+    assert repr(data.load(path).unigram_entropy()) == "0.0"
+
+
 def _missing(path):
     return path / "gone.txt"
 

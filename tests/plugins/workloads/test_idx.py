@@ -52,6 +52,16 @@ def test_idx_files_without_a_second_pair_are_split(tmp_path):
     assert not parts[0] & parts[1]
 
 
+def test_classes_without_images_are_named(tmp_path):
+    """One image with a large label gives the model an output for each number below it."""
+    labels = noise(30) % 2
+    labels[7] = 5
+    found = load(str(mnist(tmp_path / "d", **{LABELS: idx(labels)})), 28)
+    assert found.classes == 7  # those of the validation images, too
+    assert found.notice == "4 of 7 classes have no image to train on: 2, 3, 4, 6"
+    assert load(str(mnist(tmp_path / "e"))).notice is None
+
+
 def without_labels(path):
     folder = mnist(path / "d")
     (folder / "train-labels-idx1-ubyte.gz").unlink()
@@ -87,6 +97,14 @@ IMAGES, LABELS = "train_images_idx3_ubyte", "train_labels_idx1_ubyte"
         (lambda p: mnist(p / "d", **{IMAGES: idx(noise(30, 28, 28))[:-1]}), "30 x 28 x 28 bytes"),
         (lambda p: mnist(p / "d", **{IMAGES: idx(noise(30, 9, 9))}), "differ in size"),
         (lambda p: mnist(p / "d", **{LABELS: idx(noise(29))}), "30 images, and .* 29 labels"),
+        (
+            lambda p: mnist(p / "d", **{IMAGES: idx(noise(0, 28, 28)), LABELS: idx(noise(0))}),
+            "train-images-idx3-ubyte.gz is empty: it holds 0 x 28 x 28 bytes",
+        ),
+        (
+            lambda p: mnist(p / "d", **{LABELS: idx(noise(30) * 0 + 255)}),
+            "d has one class to train on: the label of each image is 255",
+        ),
     ],
 )
 def test_unusable_idx_files_are_named(tmp_path, make, says):

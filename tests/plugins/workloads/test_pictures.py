@@ -4,7 +4,7 @@ import socket
 
 import pytest
 import torch
-from helpers_images import folder_of, middle, noise, picture, raw
+from helpers_images import folder_of, middle, noise, picture, raw, small_resnet
 from PIL import Image
 
 from altcore import BadInput
@@ -39,12 +39,21 @@ def test_a_folder_without_splits_is_split_by_name(tmp_path):
 
 
 def test_other_files_are_left_out(tmp_path):
-    """Hidden ones, and those that are no images by their names."""
+    """Hidden ones without a word, and those that are no images of a class by name."""
     root = folder_of(tmp_path / "d", ("train", "val"))
+    assert load(str(root)).notice is None
     (root / "train" / "cat" / "notes.txt").write_text("x")
     (root / "train" / ".cache").mkdir()
+    (root / "train" / ".cache" / "x").write_text("x")
     picture(root / "train" / "cat" / ".hidden.png")
-    assert len(load(str(root)).train) == 12
+    picture(root / "train" / "lost.png")
+    picture(root / "test" / "cat" / "0.png")
+    found = load(str(root))
+    assert len(found.train) == 12
+    said = f"files in {root} that are no images of a class are left out: "
+    assert found.notice == f"{said}test/cat/0.png, train/cat/notes.txt, train/lost.png"
+    built = small_resnet(data=str(root))
+    assert built.facts["notice"] == found.notice
 
 
 def test_grey_and_coloured_images(tmp_path):
@@ -95,6 +104,24 @@ def empty_classes(path):
     return path / "d"
 
 
+def empty_class(path):
+    root = folder_of(path / "d", ("train", "val"))
+    (root / "train" / "cow").mkdir()
+    return root
+
+
+def empty_split(path):
+    root = folder_of(path / "d", ["train"])
+    (root / "val" / "cat").mkdir(parents=True)
+    return root
+
+
+def empty_image(path):
+    root = folder_of(path / "d")
+    (root / "dog" / "x.png").write_bytes(b"")
+    return root
+
+
 def one_class(path):
     picture(path / "d" / "cat" / "1.png")
     return path / "d"
@@ -104,10 +131,13 @@ def one_class(path):
     ("make", "says"),
     [
         (broken_image, "x.png cannot be read as an image: "),
-        (no_image, "x.png cannot be read as an image: "),
+        (no_image, "x.png cannot be read as an image: of no known kind$"),
+        (empty_image, "dog/x.png is empty$"),
         (deep_image, r"^resnet18-cifar.data: \S+x.png has pixels of the kind I;16; 8 bits"),
         (strange_class, "cow is a class that .*train does not have"),
-        (empty_classes, "d holds no image in its sub-folders: .*.png"),
+        (empty_classes, "d/cat holds no image, and a sub-folder is a class: .*.png"),
+        (empty_class, "d/train/cow holds no image, and a sub-folder is a class: .*.png"),
+        (empty_split, "d/val holds no image"),
         (one_class, "d has 1 sub-folders; a sub-folder with images for each of two"),
         (lambda p: folder_of(p / "d", ["train"]), "has a folder train but no val"),
         (lambda p: folder_of(p / "d", ["test"]), "has a folder test but no train"),
