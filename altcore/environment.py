@@ -20,6 +20,8 @@ def unknown_variables(given: Mapping[str, str] = os.environ) -> list[str]:
 
     >>> unknown_variables({"ALTCORE_KERNEL": "off"})
     ['the environment variable ALTCORE_KERNEL is not known (did you mean ALTCORE_KERNELS?)']
+    >>> unknown_variables({"ALTCORE_CACHE_DIR": "x"})
+    ['the environment variable ALTCORE_CACHE_DIR is not known (there is ALTCORE_KERNELS)']
     """
     lines = []
     for name, value in given.items():
@@ -27,7 +29,8 @@ def unknown_variables(given: Mapping[str, str] = os.environ) -> list[str]:
         if name in VARIABLES and value.lower() not in VARIABLES[name]:
             lines.append(f"{about} is {value!r}: one of {', '.join(VARIABLES[name])}")
         elif name.startswith(PREFIX) and name not in (*VARIABLES, CRASH_AT):
-            meant = nearest(name, VARIABLES)
-            hint = f"did you mean {meant}?" if meant else f"there is {', '.join(VARIABLES)}"
+            # The prefix is common to all, and makes none nearer.
+            meant = nearest(name.removeprefix(PREFIX), (v.removeprefix(PREFIX) for v in VARIABLES))
+            hint = f"did you mean {PREFIX}{meant}?" if meant else f"there is {', '.join(VARIABLES)}"
             lines.append(f"{about} is not known ({hint})")
     return lines
