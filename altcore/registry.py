@@ -126,8 +126,11 @@ def installed() -> Installed:
     for distribution in distributions():
         folder = Path(str(getattr(distribution, "_path", distribution)))
         try:
-            points, unknown = _parse(_read(distribution, ENTRY_POINTS))
-            if not points and not unknown:
+            points, odd = _parse(_read(distribution, ENTRY_POINTS))
+            problems += [
+                Problem(str(folder / ENTRY_POINTS), text, is_left_out=False) for text in odd
+            ]
+            if not points:
                 continue
             # An editable install by setuptools has its metadata under the older name.
             metadata = _read(distribution, "METADATA") or _read(distribution, "PKG-INFO")
@@ -140,12 +143,8 @@ def installed() -> Installed:
             continue
         seen.add(key)
         found |= {Entry(point, kind, name, version, summary, at) for kind, point, at in points}
-        for group in unknown:
-            meant = nearest(group, map(group_of, KINDS))
-            text = f"there is no group {group}{f' (did you mean {meant}?)' if meant else ''}"
-            problems.append(Problem(str(folder / ENTRY_POINTS), text, is_left_out=False))
-    ordered = sorted(found, key=lambda e: (KINDS.index(e.kind), e.name, e.distribution))
-    return Installed(tuple(ordered), tuple(sorted(problems)))
+    ordered = sorted(found, key=lambda e: (KINDS.index(e.kind), *e))
+    return Installed(tuple(ordered), tuple(sorted(set(problems))))
 
 
 _broken_families: set[str] = set()
@@ -157,10 +156,11 @@ _told: set[str] = set()
 def left_out(*, again: bool) -> list[str]:
     """Return a line for each distribution that is left out, to be told.
 
-    Unless ``again``, only what was not told in this process, families that broke when they were
-    asked included, and a few of many: they may be about something else.
+    With ``again`` also for what only looks odd. Otherwise only what was not told in this process,
+    families that broke when they were asked included, and a few of many: they may be about
+    something else.
     """
-    lines = [str(problem) for problem in installed().problems if problem.is_left_out]
+    lines = [str(problem) for problem in installed().problems if problem.is_left_out or again]
     if again:
         return lines
     lines += [f"{text}: left out" for text in sorted(_broken_families)]
@@ -202,27 +202,46 @@ def _read(distribution: Distribution, file: str) -> str:
 
 
 def _parse(text: str) -> tuple[list[tuple[str, str, str]], list[str]]:
-    """Return kind, name and value of each entry point, and the groups that look like altcore's.
+    """Return kind, name and value of each entry point, and what looks odd, in words.
 
-    A line that `importlib.metadata` could not read is an error in any group.
+    A line that `importlib.metadata` could not read is an error in any group. It passes over lines
+    before the first group.
     """
     kinds = {group_of(kind): kind for kind in KINDS}
-    points, unknown, group = [], [], None
+    points, odd, group = [], [], None
     for number, raw in enumerate(text.removeprefix("\ufeff").splitlines(), 1):
         line = raw.strip()
+        where = f"line {number}, {line!r:.60},"
         if not line or line.startswith("#"):
             continue
         if line.startswith("[") and line.endswith("]"):
             group = line[1:-1].strip()
-            if group not in kinds and re.match(r"altcore\b", group, re.IGNORECASE):
-                unknown.append(group)
-        elif group is not None:
-            name, equals, value = line.partition("=")
-            if not equals:
-                raise _Unreadable(ENTRY_POINTS, f"line {number}, {line!r:.60}, is not name = value")
-            if group in kinds:
-                points.append((kinds[group], name.strip(), value.strip()))
-    return points, unknown
+            if group not in kinds and (meant := _meant(group)) is not None:
+                odd.append(f"there is no group {group}{f' (did you mean {meant}?)' * bool(meant)}")
+            continue
+        name, equals, value = line.partition("=")
+        if line.startswith("[") and not equals:
+            raise _Unreadable(ENTRY_POINTS, f"{where} has no ] at its end")
+        if group is None:
+            odd.append(f"{where} belongs to no group: no [{group_of(KINDS[0])}] comes before")
+        elif not equals:
+            raise _Unreadable(ENTRY_POINTS, f"{where} is not name = value")
+        elif group in kinds:
+            points.append((kinds[group], name.strip(), value.strip()))
+    return points, odd
+
+
+def _meant(group: str) -> str | None:
+    """Return altcore's group that an unknown one looks like; "" if like none in particular.
+
+    None if it is about something else.
+    """
+    known = {re.sub("[^a-z]", "", group_of(kind)): group_of(kind) for kind in KINDS}
+    near = difflib.get_close_matches(re.sub("[^a-z]", "", group.lower()), known, cutoff=0.9)
+    if near:
+        return known[near[0]]
+    is_altcores = re.match(r"altcore\b", group, re.IGNORECASE)
+    return nearest(group, known.values()) if is_altcores else None
 
 
 def _head(metadata: str, folder: Path) -> tuple[str, str, str]:
@@ -249,6 +268,10 @@ def find(name: str, kinds: Sequence[str]) -> Entry:
         _refuse_shared_settings(hits[0])
         return hits[0]
     if hits:
+        if len({(e.origin, e.kind) for e in hits}) == 1:
+            twice = " and ".join(e.value for e in hits)
+            problem = f"{name!r} is named {len(hits)} times by {hits[0].origin}, as {twice}"
+            raise BadInput(problem, hint=f"its {ENTRY_POINTS} may name it once")
         claims = " and ".join(f"{e.origin} ({e.kind})" for e in hits)
         raise BadInput(f"{name!r} is claimed by {claims}", hint="uninstall one of them")
     what = kinds[0] if len(kinds) == 1 else "plugin"
@@ -344,8 +367,9 @@ def ask_family(entry: Entry, name: str) -> Any:
         raise
     # A third party's function may raise anything; the message names it.
     except Exception as error:
+        what = "format family" if entry.is_family else "the function of format"
         text = (
-            f"format family {entry.name} ({entry.origin}) failed on {name!r}: "
+            f"{what} {entry.name} ({entry.origin}) failed on {name!r}: "
             f"{type(error).__name__}: {error}"
         )
         _broken_families.add(text)

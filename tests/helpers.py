@@ -22,6 +22,7 @@ def forget_installed() -> None:
 
     importlib.invalidate_caches()
     registry.installed.cache_clear()
+    registry._broken_families.clear()
     lookup.format_named.cache_clear()
 
 

@@ -11,7 +11,17 @@ from altcore import BadInput
 from altcore.errors import nearest
 from altcore.formats import BlockFormat, get_format, get_scalar_format
 from altcore.formats.lookup import format_named
-from altcore.registry import HOOK_KINDS, KINDS, Entry, entries, family_of, find, group_of, installed
+from altcore.registry import (
+    HOOK_KINDS,
+    KINDS,
+    Entry,
+    entries,
+    family_of,
+    find,
+    group_of,
+    installed,
+    left_out,
+)
 
 
 @pytest.fixture
@@ -175,6 +185,53 @@ def test_a_misspelt_group_is_a_problem_of_its_distribution(site):
         problem.text == "there is no group altcore.diagnostic.s (did you mean altcore.diagnostics?)"
     )
     assert [e.name for e in entries() if e.distribution == "acme-x"] == ["X"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("[altcore.diagnostics\ny = x:Y\n", "line 1, '[altcore.diagnostics', has no ] at its end"),
+        ("[a]\nb = c\n[altcore.formats\n", "line 3, '[altcore.formats', has no ] at its end"),
+        ("y = x:Y\n", "line 1, 'y = x:Y', belongs to no group"),
+        ("[alt_core.diagnostics]\ny = x:Y\n", "alt_core.diagnostics (did you mean altcore.diag"),
+        ("[altcor.formats]\ny = x:Y\n", "altcor.formats (did you mean altcore.formats?)"),
+        ("[Altcore.Reporters]\ny = x:Y\n", "Altcore.Reporters (did you mean altcore.reporters?)"),
+        ("[altcore.zzz]\ny = x:Y\n", "there is no group altcore.zzz"),
+    ],
+)
+def test_a_group_that_cannot_be_meant_is_named(site, lines, says):
+    """Its plugins would be missing without a word."""
+    lay(site, "acme-x", {})
+    file = site / "acme_x-1.0.dist-info/entry_points.txt"
+    file.write_text(lines)
+    forget_installed()
+    (problem,) = [p for p in installed().problems if p.path == str(file)]
+    assert says in problem.text
+    assert str(problem) in left_out(again=True)
+
+
+@pytest.mark.parametrize(
+    "lines", ["", "# x\n[altair.formats]\ny = x\n", "[altcore_sweeps]\ny = x\n"]
+)
+def test_a_group_of_another_project_is_its_own(site, lines):
+    """It only sounds like altcore's."""
+    lay(site, "acme-x", {})
+    (site / "acme_x-1.0.dist-info/entry_points.txt").write_text(lines)
+    forget_installed()
+    assert not [p for p in installed().problems if str(site) in p.path]
+
+
+def test_a_name_that_one_distribution_gives_twice_is_its_own_mistake(site):
+    """Nobody is told to uninstall it."""
+    lay(site, "acme-x", {})
+    file = site / "acme_x-1.0.dist-info/entry_points.txt"
+    file.write_text("[altcore.diagnostics]\nd1 = m:X\nd1 = m:Y\n")
+    forget_installed()
+    with pytest.raises(BadInput) as caught:
+        find("d1", HOOK_KINDS)
+    assert str(caught.value) == (
+        "'d1' is named 2 times by acme-x 1.0, as m:X and m:Y: its entry_points.txt may name it once"
+    )
 
 
 def test_a_broken_family_spoils_no_other(site):

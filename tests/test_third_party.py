@@ -438,6 +438,8 @@ def test_a_family_that_is_broken(text, words, site, capsys):
     [
         ("X = 5", "is int 5"),
         ("X = None", "is NoneType None"),
+        ("class X: pass", "is the class X, not a Format"),
+        ("def X(name): raise OSError('gone')", "the function of format X (acme-x 1.0) failed on"),
         (
             "from altcore import table_format\nX = table_format('other', [0, 1])",
             "calls itself 'other'",
@@ -453,7 +455,9 @@ def test_an_entry_point_that_is_no_format(text, words, site, capsys):
         assert outcome.code == 2
         assert "format X (acme-x 1.0)" in outcome.message
         assert words in outcome.message
+        assert "family" not in outcome.message
     assert call(capsys, "plugins", "check").code == 1
+    assert words in call(capsys, "formats", "list").err
 
 
 @pytest.mark.parametrize("kind", ["optimizer", "workload"])

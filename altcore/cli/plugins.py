@@ -54,7 +54,7 @@ def _table(rows: list[dict[str, Any]]) -> None:
     for row in ({c: c for c in columns}, *rows):
         click.echo("  ".join(f"{row[c]!s:<{width[c]}}" for c in columns).rstrip())
         if row.get("duplicate"):
-            click.echo("  ^ claimed twice: using this name is an error until one is uninstalled")
+            click.echo("  ^ claimed twice: using this name is an error until it is claimed once")
     click.echo()
     for name, summary in {r["distribution"]: r["summary"] for r in rows}.items():
         click.echo(f"{name}: {summary or 'no summary'}")

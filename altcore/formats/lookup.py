@@ -8,7 +8,7 @@ from contextvars import ContextVar
 from functools import cache
 from typing import Any, TypeGuard
 
-from altcore.errors import BadInput
+from altcore.errors import BadInput, shown
 from altcore.formats.base import Format
 from altcore.formats.blocks import AnyFormat, BlockFormat
 from altcore.registry import Entry, ask_family, entries, family_of, find
@@ -29,17 +29,22 @@ def format_named(name: str) -> AnyFormat:
     if any(e.kind == "format" and e.name == name and not e.is_family for e in entries()):
         entry = find(name, ("format",))
         found = entry.load()
-        if callable(found) and not is_format(found):
+        if callable(found) and not isinstance(found, type) and not is_format(found):
             found = ask_family(entry, name)
         if not is_format(found):
             raise BadInput(
-                f"format {name} ({entry.origin}) is {type(found).__name__} {found!r:.60}: "
+                f"format {name} ({entry.origin}) is {_described(found)}, not a Format: "
                 "an entry point of this kind names a Format, a BlockFormat, or a function that "
                 "returns one"
             )
         return _called(found, name, entry)
     family = _family_of(name)
     return _called(_made(family, name), name, family)
+
+
+def _described(thing: Any) -> str:
+    is_class = isinstance(thing, type)
+    return f"the class {thing.__name__}" if is_class else f"{type(thing).__name__} {shown(thing)}"
 
 
 _RECORDED: ContextVar[Mapping[str, str] | None] = ContextVar("recorded_origins", default=None)
