@@ -64,7 +64,7 @@ def test_a_size_that_is_no_whole_number_of_at_least_1_is_refused(points, start, 
 def test_a_count_of_items_that_is_none_is_refused(points, start, value):
     """It would weight an evaluation wrongly, without a word."""
     points(items=lambda self, batch: value)
-    refused_before_the_run(start, r"items\(batch\) is .*, not a whole number of at least 1")
+    refused_before_the_run(start, r"items\(batch\) is .*, not a whole number of at least 1$")
 
 
 def test_a_count_of_items_is_checked_of_every_batch(points, start):
