@@ -108,12 +108,8 @@ def check_workload(own: Any, who: str) -> CheckedWorkload:
 
 def check_batch(batch: Any, where: str) -> None:
     """Raise `PluginError` for a batch all tensors of which are empty: its loss would be NaN."""
-    is_empty = False
-    for tensor in tensors_in(batch):
-        is_empty = tensor.numel() == 0
-        if not is_empty:
-            return
-    if is_empty:
+    sizes = (tensor.numel() for tensor in tensors_in(batch))
+    if next(sizes, None) == 0 and not any(sizes):
         raise PluginError(f"{where} has no items")
 
 

@@ -158,7 +158,10 @@ def test_a_part_that_fails_is_not_one_that_is_missing(points, start, part):
         ("{'val_a': value}", "cannot be called 'val_a': names that begin with val_"),
         ("{3: value}", "cannot be called 3: a name is text that can be printed"),
         ("{'a ': value}", "cannot be called 'a ': a name is text"),
-        ("{'a': 1.5}", "the measure a of its loss is float, not a tensor without dimensions"),
+        ("{'a': 1.5}", "the measure a of its loss is float, not a tensor that is real"),
+        ("{'a': value * 1j}", r"the measure a of its loss is Tensor of shape \(\), torch.complex"),
+        ("{'a': value.to('meta')}", r"the measure a of its loss is Tensor of shape \(\), .*meta"),
+        ("{'a': value.to_sparse()}", r"the measure a of its loss is Tensor .*sparse"),
         ("{'a': value[None]}", r"the measure a of its loss is Tensor of shape \(1,\), not"),
     ],
 )
