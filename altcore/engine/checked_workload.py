@@ -108,8 +108,8 @@ def check_workload(own: Any, who: str) -> CheckedWorkload:
 
 def check_batch(batch: Any, where: str) -> None:
     """Raise `PluginError` for a batch all tensors of which are empty: its loss would be NaN."""
-    sizes = [tensor.numel() for tensor in tensors_in(batch)]
-    if sizes and not any(sizes):
+    sizes = (tensor.numel() for tensor in tensors_in(batch))
+    if next(sizes, None) == 0 and not any(sizes):
         raise PluginError(f"{where} has no items")
 
 
@@ -118,12 +118,15 @@ def check_last_batch(workload: Any) -> None:
 
     Found out at the first evaluation, it would cost the run up to there.
     """
-    if workload.validation_batches is not None:
-        try:
-            workload.items(workload.batch("val", workload.validation_batches - 1, 0))
-        except PluginError as error:
-            said = f"validation_batches is {workload.validation_batches}"
-            raise PluginError(f"{error} ({said}, and batches count from 0)") from error
+    count = workload.validation_batches
+    if count is None:
+        return
+    try:
+        batch = workload.batch("val", count - 1, 0)
+    except PluginError as error:
+        said = f"validation_batches is {count}, and batches count from 0"
+        raise PluginError(f"{error} ({said})") from error
+    workload.items(batch)
 
 
 def tensors_in(batch: Any) -> Iterator[Tensor]:

@@ -117,9 +117,8 @@ def warn_of_nonfinite(
     run: Run, step: Step, now: Mapping[str, Any], before: Mapping[str, Any]
 ) -> None:
     """Warn of values that are not finite although the training loss is, once until they are."""
-    trains = step.loss is not None and not step.discarded and bool(step.loss.isfinite())
     new = [k for k in now if _is_broken(k, now) and not _is_broken(k, before)]
-    if trains and new:
+    if new and step.loss is not None and not step.discarded and step.loss.isfinite():
         message = f"not finite, although the training loss is: {', '.join(new)}"
         run.emit("warning", message=message)
 

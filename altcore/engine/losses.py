@@ -44,11 +44,11 @@ def loss_and_measures(
     returned = workload.loss(model, batch)
     is_pair = isinstance(returned, tuple) and len(returned) == 2
     loss, measures = returned if is_pair else (returned, {})
-    if not (isinstance(loss, Tensor) and loss.dim() == 0 and isinstance(measures, Mapping)):
-        wrong = loss if isinstance(loss, Tensor) and loss.dim() else returned
+    if not (_is_number(loss) and isinstance(measures, Mapping)):
+        wrong = loss if isinstance(loss, Tensor) and not _is_number(loss) else returned
         raise PluginError(
             f"{who_is(workload)}: loss returned {_described(wrong)}: a tensor is needed, "
-            "without dimensions, alone or with a mapping of measures"
+            "real and without dimensions, alone or with a mapping of measures"
         )
     checked = {n: _checked(n, value, who_is(workload)) for n, value in measures.items()}
     if torch.is_grad_enabled() and not loss.requires_grad:
@@ -60,8 +60,8 @@ def _checked(name: Any, value: Any, who: str) -> Tensor:
     problem = _why_no_name(name)
     if problem:
         raise PluginError(f"{who}: a measure of its loss cannot be called {name!r}: {problem}")
-    if not isinstance(value, Tensor) or value.dim():
-        problem = f"{_described(value)}, not a tensor without dimensions"
+    if not _is_number(value):
+        problem = f"{_described(value)}, not a tensor that is real and has no dimensions"
         raise PluginError(f"{who}: the measure {name} of its loss is {problem}")
     return value.detach()
 
@@ -79,9 +79,21 @@ def _why_no_name(name: Any) -> str:
     return ""
 
 
+def _is_number(value: Any) -> bool:
+    """Whether a value is a tensor that holds one real number."""
+    return (
+        isinstance(value, Tensor)
+        and value.dim() == 0
+        and value.layout == torch.strided
+        and not (value.is_complex() or value.is_meta or value.is_quantized)
+    )
+
+
 def _described(value: Any) -> str:
-    shape = f" of shape {tuple(value.shape)}" if isinstance(value, Tensor) else ""
-    return f"{type(value).__name__}{shape}"
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    kind = f"{type(value).__name__} of shape {tuple(value.shape)}"
+    return kind if value.dim() else f"{kind}, {value.dtype}, {value.layout}, {value.device}"
 
 
 def means(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:

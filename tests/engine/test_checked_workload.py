@@ -64,7 +64,7 @@ def test_a_size_that_is_no_whole_number_of_at_least_1_is_refused(points, start, 
 def test_a_count_of_items_that_is_none_is_refused(points, start, value):
     """It would weight an evaluation wrongly, without a word."""
     points(items=lambda self, batch: value)
-    refused_before_the_run(start, r"items\(batch\) is .*, not a whole number of at least 1")
+    refused_before_the_run(start, r"items\(batch\) is .*, not a whole number of at least 1$")
 
 
 def test_a_count_of_items_is_checked_of_every_batch(points, start):
@@ -158,7 +158,10 @@ def test_a_part_that_fails_is_not_one_that_is_missing(points, start, part):
         ("{'val_a': value}", "cannot be called 'val_a': names that begin with val_"),
         ("{3: value}", "cannot be called 3: a name is text that can be printed"),
         ("{'a ': value}", "cannot be called 'a ': a name is text"),
-        ("{'a': 1.5}", "the measure a of its loss is float, not a tensor without dimensions"),
+        ("{'a': 1.5}", "the measure a of its loss is float, not a tensor that is real"),
+        ("{'a': value * 1j}", r"the measure a of its loss is Tensor of shape \(\), torch.complex"),
+        ("{'a': value.to('meta')}", r"the measure a of its loss is Tensor of shape \(\), .*meta"),
+        ("{'a': value.to_sparse()}", r"the measure a of its loss is Tensor .*sparse"),
         ("{'a': value[None]}", r"the measure a of its loss is Tensor of shape \(1,\), not"),
     ],
 )
