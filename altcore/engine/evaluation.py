@@ -15,7 +15,7 @@ from altcore.engine.named_errors import naming
 from altcore.engine.probe import probing
 from altcore.engine.ranks import Ranks
 from altcore.engine.state import Run, Step, Workload
-from altcore.errors import BadInput, nearest
+from altcore.errors import BadInput, PluginError, nearest
 from altcore.quantization import Quantization
 
 LOSSES = ("val_loss", "val_loss_float32")
@@ -95,9 +95,12 @@ def _whole_split(workload: Workload) -> int | None:
 
 
 def items_in(workload: Workload, batch: Any) -> int:
-    """Return how many items a batch has."""
+    """Return how many items a batch has. Raises `PluginError` if there are none."""
     count = getattr(workload, "items", None)
-    return workload.items_per_batch if count is None else int(count(batch))
+    items = workload.items_per_batch if count is None else int(count(batch))
+    if items < 1:
+        raise PluginError(f"{who_is(workload)}: a batch has {items} items, not at least 1")
+    return items
 
 
 def is_better(config: TrainConfig, now: Mapping[str, Any], best: Mapping[str, Any]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,6 +23,10 @@ class RunHistory:
     """The evaluation that is best by ``monitor``; empty before there is one."""
     stop: dict[str, Any] = field(factory=dict)
     """The Stop that ended the run: ``step``, ``plugin``, ``reason``."""
+    final_loss: tuple[float, int] | None = None
+    """The last training loss that is finite, and its step."""
+    best_loss: tuple[float, int] | None = None
+    """The lowest one, likewise."""
     discarded: int = 0
     """Steps without an update."""
     has_anomaly: bool = False
@@ -31,6 +36,12 @@ class RunHistory:
     stall_rates: dict[str, float | None] = field(factory=dict)
     """Of the last recorded update: stored, view and lost (`altcore.engine.stall`), each None if
     there is none."""
+
+    def note_loss(self, step: int, loss: float) -> None:
+        """Keep a step's training loss, if it is finite."""
+        if math.isfinite(loss):
+            self.final_loss = (loss, step)
+            self.best_loss = min(self.best_loss or self.final_loss, self.final_loss)
 
     def note_stall(self, line: Mapping[str, Any], log_interval: int) -> None:
         """Keep the stall rates of a line of metrics, unless it was recorded for a diagnostic."""

@@ -4,7 +4,7 @@
     each step:
       each micro-batch, within watch_backward:
         step.loss = workload loss, within watch_forward; pre_backward;
-        (loss × loss_scale / accumulation).backward()
+        (loss × loss_scale × the micro-batch's share of the step's items).backward()
         (under DDP the gradients are reduced inside backward)
       unscale; post_backward; pre_step; the engine's own grad_clip
       the step's one host read; if not finite: on_nan; arbitrate
@@ -38,7 +38,7 @@ from altcore.engine.compiling import tell_recompiles
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.ending import Ending
 from altcore.engine.epochs import evaluation_interval, training_batch
-from altcore.engine.evaluation import evaluate, is_better, warn_of_nonfinite
+from altcore.engine.evaluation import evaluate, is_better, items_in, warn_of_nonfinite
 from altcore.engine.event_log import EventLog
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.history import RunHistory
@@ -120,18 +120,21 @@ class Engine:
         actions, measures, watching = dispatch.actions, dispatch.measures, dispatch.watching
         self.begin(step)
         proposals, losses = [], []
-        for step.micro in range(config.gradient_accumulation_steps):
-            batch = training_batch(run.workload, run.epoch, step.index, step.micro)
+        batches = [
+            training_batch(run.workload, run.epoch, step.index, micro)
+            for micro in range(config.gradient_accumulation_steps)
+        ]
+        step.items = [items_in(run.workload, batch) for batch in batches]
+        for step.micro, batch in enumerate(batches):
             step.batch = self.ranks.share(run.workload, batch)
             with watching("watch_backward", run, step):
                 with run.autocast(), watching("watch_forward", run, step):
                     step.loss, told = loss_and_measures(run.workload, run.model, step.batch)
                 proposals += actions("pre_backward", run=run, step=step)
-                loss = step.loss * (step.loss_scale / config.gradient_accumulation_steps)
-                is_last = step.micro + 1 == config.gradient_accumulation_steps
-                self.ranks.backward(loss, is_last=is_last)
+                loss = step.loss * (step.loss_scale / (sum(step.items) / step.items[step.micro]))
+                self.ranks.backward(loss, is_last=step.micro + 1 == len(batches))
             losses.append({"loss": step.loss.detach(), **told})
-        means = self.ranks.average(losses, run.quantization)
+        means = self.ranks.average(losses, step.items, run.quantization)
         self.unscale(step)
         seen = measures("post_backward", run=run, step=step)
         proposals += actions("pre_step", run=run, step=step)
@@ -175,12 +178,13 @@ class Engine:
         """Set learning rate, counters, captures and gradients for a new step."""
         run, config = self.run, self.run.config
         run.step = step.index
-        self.record.begin_step()
+        self.record.begin_step(step)
         self.place(step)
         self.record.tell_interventions(until=step.index - 2)
         for group in run.optimizer.param_groups:
             group["lr"] = step.learning_rate
         step.is_recorded = is_due(config.log_interval, step.index)
+        step.is_recorded |= step.index == config.max_steps
         step.is_recorded |= self.dispatch.measures_on(run, step)
         self.needs = self.dispatch.needs(run, step)
         run.quantization.begin_step(

@@ -96,11 +96,12 @@ def _described(value: Any) -> str:
     return kind if value.dim() else f"{kind}, {value.dtype}, {value.layout}, {value.device}"
 
 
-def means(found: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Return the means of loss and measures over the micro-batches of a step, by name."""
+def means(found: Sequence[Mapping[str, Tensor]], items: Sequence[int]) -> dict[str, Tensor]:
+    """Return the means of loss and measures over the items of a step's micro-batches, by name."""
     if len(found) == 1:
         return dict(found[0])
-    return {name: torch.stack([own[name] for own in found]).mean() for name in found[0]}
+    stacked = {name: torch.stack([own[name] for own in found]) for name in found[0]}
+    return {name: mean_over_items(values, items) for name, values in stacked.items()}
 
 
 def mean_over_items(values: Tensor, items: Sequence[int]) -> Tensor:

@@ -72,10 +72,16 @@ class Ranks:
         loss.backward()
 
     def average(
-        self, losses: Sequence[dict[str, Tensor]], quantization: Quantization
+        self,
+        losses: Sequence[dict[str, Tensor]],
+        items: Sequence[int],
+        quantization: Quantization,
     ) -> dict[str, Tensor]:
-        """Return the means of loss and measures, by name, and let counts be those of all ranks."""
-        return means(losses)
+        """Return the means of loss and measures, by name, and let counts be those of all ranks.
+
+        ``losses`` has them for each micro-batch, and ``items`` how many items that has.
+        """
+        return means(losses, items)
 
     def agree(
         self, proposals: int, signal: int, norm: Tensor, quantization: Quantization
@@ -215,10 +221,13 @@ class TorchrunRanks(Ranks):
                 buffer.copy_(part.view_as(buffer))
 
     def average(
-        self, losses: Sequence[dict[str, Tensor]], quantization: Quantization
+        self,
+        losses: Sequence[dict[str, Tensor]],
+        items: Sequence[int],
+        quantization: Quantization,
     ) -> dict[str, Tensor]:
         """Sum over the ranks, in one message; weights, which all have, count once."""
-        own, counters = means(losses), quantization.counters
+        own, counters = means(losses, items), quantization.counters
         values = torch.stack([value.double() for value in own.values()]) / self.world_size
         parts = [values, counters.counts.double(), counters.errors]
         for counted in parts[1:] if self.rank else ():

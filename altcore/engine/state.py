@@ -7,7 +7,7 @@ and unit; after "From:" the point of the step from which the attribute is there.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -43,7 +43,7 @@ class Workload(Protocol):
 
     @property
     def items_per_batch(self) -> int:
-        """Items in a micro-batch, for throughput."""
+        """Items in a micro-batch."""
 
     @property
     def item(self) -> str:
@@ -94,9 +94,16 @@ class Step:
     From: the step's beginning.
     """
     is_recorded: bool = False
-    """Whether the step gets a line in metrics.jsonl: at ``log_interval``, or if a plugin measures.
+    """Whether the step gets a line in metrics.jsonl: at ``log_interval``, if a plugin measures, and
+    if the run is to end with it.
 
     From: the first pass.
+    """
+    items: Sequence[int] = ()
+    """The number of items in each micro-batch, those of all ranks. By its share of them a
+    micro-batch counts in the step's loss, gradients and measures.
+
+    From: the first micro-batch's beginning.
     """
     micro: int = 0
     """The current micro-batch, from 0; after the last one ``gradient_accumulation_steps`` - 1.
@@ -168,7 +175,7 @@ class Step:
     """
     output_gradients: dict[str, Tensor] | None = None
     """The gradient of each quantized layer's output in the last micro-batch, by layer name, times
-    ``loss_scale`` / ``gradient_accumulation_steps``; not copied. Need ``output_gradients``.
+    ``loss_scale`` and its share of ``items``; not copied. Need ``output_gradients``.
 
     From: ``post_backward``.
     """

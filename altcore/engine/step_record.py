@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from attrs import define, field
 from torch import Tensor
 
 from altcore.builtin_types import digits
+from altcore.engine.clock import Clock
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.history import RunHistory
@@ -31,9 +31,9 @@ class StepRecord:
     dispatch: Dispatcher
     history: RunHistory
     lines: MetricLines = field(init=False)
-    step_began: float = field(init=False, default=0.0)
-    run_began: float = field(init=False, default=0.0)
-    """When the run would have begun, had it been one session: seconds of `time.perf_counter`."""
+    clock: Clock = field(init=False, factory=lambda: Clock.after(None))
+    step: Step = field(init=False, factory=lambda: Step(0))
+    """The last step that began."""
     held: list[dict[str, Any]] = field(init=False, factory=list)
     """Lines that interventions have not heard of yet; kept in checkpoints, so that a run that goes
     on hands them on in its first two steps."""
@@ -73,6 +73,7 @@ class StepRecord:
         if self.lines.previous:
             every = self.run.config.log_interval
             self.history.note_stall(self.lines.previous.values, every)
+        self.history.note_loss(step.index, host["loss"])
         norms = (host["loss"], host["grad_norm"], host["final_norm"])
         bad = host["bad_weights"] = weights.judge(host["weights_norm"], step.index - 1)
         is_bad = bad is not None or bool(host["nonfinite"] or host["is_bad"])
@@ -100,12 +101,12 @@ class StepRecord:
     def begin_run(self) -> None:
         """Start the run's clock; that of a resumed run goes on where its record ends."""
         lines = read_lines(self.directory.path / TIMINGS)
-        before = lines[-1]["elapsed_seconds"] if lines else 0.0
-        self.run_began = time.perf_counter() - before
+        self.clock = Clock.after(lines[-1] if lines else None)
 
-    def begin_step(self) -> None:
+    def begin_step(self, step: Step) -> None:
         """Start the step's clock."""
-        self.step_began = time.perf_counter()
+        self.step = step
+        self.clock.begin_step()
 
     def end_step(self) -> None:
         """Stop the step's clock, and write the line of the step before, complete by now."""
@@ -119,15 +120,12 @@ class StepRecord:
 
     def stop_clock(self) -> None:
         """Write how long the step took, before its evaluation and checkpoint."""
+        timings = self.clock.end_step(sum(self.step.items))
         line = self.lines.current
-        if line is None or line.timings:
-            return
-        now = time.perf_counter()
-        seconds = now - self.step_began
-        items = self.run.workload.items_per_batch * self.run.config.gradient_accumulation_steps
-        line.timings = {"step_time_ms": 1e3 * seconds, "items_per_second": items / seconds}
-        elapsed = {"elapsed_seconds": now - self.run_began}
-        self.directory.append(TIMINGS, {"step": line.values["step"], **line.timings, **elapsed})
+        if timings and line is not None:
+            line.timings = timings
+            elapsed = {"elapsed_seconds": self.clock.elapsed()}
+            self.directory.append(TIMINGS, {"step": self.step.index, **timings, **elapsed})
 
     def write(self, line: Line) -> None:
         """Write a complete line of metrics, and tell it to those who only look."""

@@ -79,7 +79,7 @@ def summarize(
         monitor=run.config.monitor,
         **times(read_lines(run.directory / TIMINGS)),
         item=run.workload.item,
-        **losses(lines),
+        **losses(history),
         **validation(history),
         first_evaluation=history.first_evaluation,
         **failure(run.step, history, status, error),
@@ -143,27 +143,20 @@ def times(lines: Lines) -> dict[str, Any]:
     """Return time and throughput, from the lines of timings.jsonl."""
     if not lines:
         return {}
-    step_time = mean_of(lines, "step_time_ms")
-    items = sum(x["items_per_second"] * x["step_time_ms"] for x in lines)
+    last = lines[-1]
     return {
-        "seconds": lines[-1]["elapsed_seconds"],
-        "step_time_ms": step_time,
-        "items_per_second": items / sum(x["step_time_ms"] for x in lines),
+        "seconds": last["elapsed_seconds"],
+        "step_time_ms": 1e3 * last["training_seconds"] / last["training_steps"],
+        "items_per_second": last["training_items"] / last["training_seconds"],
     }
 
 
-def losses(lines: Lines) -> dict[str, Any]:
+def losses(history: RunHistory) -> dict[str, Any]:
     """Return the last training loss that is finite, the lowest one, and the step of each."""
-    found = [(x["loss"], x["step"]) for x in lines if finite(x["loss"]) is not None]
-    if not found:
-        return {}
-    last, best = found[-1], min(found)
-    return {
-        "final_loss": last[0],
-        "final_loss_step": last[1],
-        "best_loss": best[0],
-        "best_loss_step": best[1],
-    }
+    found: dict[str, Any] = {}
+    for name in ("final_loss", "best_loss"):
+        found[name], found[f"{name}_step"] = getattr(history, name) or (None, None)
+    return found
 
 
 def validation(history: RunHistory) -> dict[str, Any]:

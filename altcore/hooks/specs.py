@@ -145,7 +145,8 @@ def on_record(
     """A line was written to metrics.jsonl; ``metrics`` is exactly that line, as host numbers.
 
     ``timings`` holds the step's ``step_time_ms`` and ``items_per_second``, without evaluation and
-    checkpoint. Interventions cannot take it.
+    checkpoint, and ``training_steps``, ``training_seconds`` and ``training_items``: the same of all
+    steps so far, recorded or not. Interventions cannot take it.
 
     The line of a step is complete, its post-step measures included, at the next host read: it
     comes during the following step, or at once if the engine waits anyway (evaluation,

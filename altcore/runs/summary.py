@@ -57,13 +57,13 @@ class Summary:
         None, help="wall-clock seconds of training, of all sessions up to the last recorded step"
     )
     step_time_ms: float | None = setting(
-        None, help="mean time of a recorded step, in milliseconds, without evaluations"
+        None, help="mean time of a step in milliseconds, without evaluations and checkpoints"
     )
-    items_per_second: float | None = setting(None, help="throughput of the recorded steps")
+    items_per_second: float | None = setting(None, help="throughput of the steps, over that time")
     item: str | None = setting(None, help="the plural by which an item is called, as `tokens`")
-    final_loss: float | None = setting(None, help="the last recorded training loss that is finite")
+    final_loss: float | None = setting(None, help="the last training loss that is finite")
     final_loss_step: int | None = setting(None, help="its step")
-    best_loss: float | None = setting(None, help="the lowest recorded training loss")
+    best_loss: float | None = setting(None, help="the lowest training loss")
     best_loss_step: int | None = setting(None, help="its step")
     val_loss: float | None = setting(None, help="validation loss of the last evaluation")
     val_loss_float32: float | None = setting(

@@ -280,9 +280,9 @@ def test_batches_of_the_callers_own_have_no_epochs(points, start):
     engine = altcore.engine.prepare(config, batch=draw)
     asked.clear()
     engine.train()
-    drawn = [x for x in asked if x[0] == "train"]
-    assert drawn == [("train", 1, 0), ("train", 1, 1), ("train", 2, 0), ("train", 2, 1)]
-    assert asked[-3:] == [("val", i, 0) for i in range(3)]
+    evaluation = [("val", i, 0) for i in range(3)]
+    steps = [("train", 1, 0), ("train", 1, 1), ("train", 2, 0), ("train", 2, 1)]
+    assert asked == [*evaluation, *steps, *evaluation]
     assert "epoch" not in metrics_bytes(engine.directory.path).decode()
     with pytest.raises(BadInput, match="does not count epochs"):
         altcore.train(in_epochs(start, epochs=1), data=draw)

@@ -7,6 +7,7 @@ import torch
 from attrs import define
 from helpers import events, state
 from helpers_epochs import BuiltPoints, Points
+from planted import plant
 
 import altcore
 from altcore import BadInput, hookimpl
@@ -118,8 +119,27 @@ def test_no_name_of_the_record_is_free_for_a_measure(start):
 def test_the_mean_over_micro_batches():
     """Of one it is the value itself."""
     one, two = {"a": torch.tensor(1.0)}, {"a": torch.tensor(2.0)}
-    assert means([one])["a"] is one["a"]
-    assert means([one, two])["a"] == 1.5
+    assert means([one], [3])["a"] is one["a"]
+    assert means([one, two], [3, 3])["a"] == 1.5
+    assert means([one, two], [3, 1])["a"] == 1.25
+
+
+def test_micro_batches_of_a_step_count_by_their_items(shelf, start):
+    """A short one has no more weight than its items in one batch of them all."""
+    plant(shelf, "regression")
+    donor = start.engine(workload="regression").run.workload
+
+    def split(split, step, micro):
+        cut = slice(0, 56) if micro == 0 else slice(56, None)
+        return tuple(part[cut] for part in donor.batch(split, step, 0))
+
+    runs = [
+        altcore.train(start.config(workload="regression", gradient_accumulation_steps=n), data=data)
+        for n, data in ((2, split), (1, donor.batch))
+    ]
+    two, one = (run.metrics_history for run in runs)
+    for key in ("loss", "grad_norm"):
+        assert [x[key] for x in two] == pytest.approx([x[key] for x in one], rel=1e-4)
 
 
 # ---------------------------------------------------------------------------------- what is best

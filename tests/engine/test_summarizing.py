@@ -5,10 +5,12 @@ import json
 import pytest
 import torch
 from attrs import define
+from helpers_epochs import Points
 from planted import plant
 
 from altcore import hookimpl, setting
 from altcore.errors import PluginError
+from altcore.runs import read_lines, summary_of
 
 OWN = {"workload": "regression", "compute": "float32", "eval_steps": 4}
 
@@ -80,3 +82,50 @@ def test_an_evaluation_long_before_an_error_is_named(regression, shelf, start, w
     assert summary["verdict"].startswith(line)
     assert summary["verdict"].endswith("; failed at step 38")
     assert summary["learned"] is (wrecks == 0)
+
+
+# ------------------------------------------------------------------------- losses, time, items
+
+
+def test_the_last_step_is_recorded(start):
+    """Whatever the interval: it is where the run ended."""
+    run = start(max_steps=5, log_interval=2)
+    assert [line["step"] for line in run.metrics_history] == [2, 4, 5]
+    assert run.summary["final_loss_step"] == 5
+
+
+def test_losses_are_those_of_all_steps(regression, shelf, start):
+    """Of a run that ends between two recorded ones, too."""
+    shelf.install("intervention", "fails", Fails)
+    every = start(**OWN, max_steps=12, checkpoint_interval=4).metrics_history
+    lowest = min((line["loss"], line["step"]) for line in every[:9])
+    keys = {"fails.fails": 10, "checkpoint_interval": 4, "log_interval": 50}
+    with pytest.raises(PluginError, match="planted"):
+        start(["fails"], name="r", max_steps=12, **OWN, **keys)
+    ended = summary_of(start.runs / "r")
+    assert (ended["final_loss"], ended["final_loss_step"]) == (every[8]["loss"], 9)
+    assert (ended["best_loss"], ended["best_loss_step"]) == lowest
+
+
+def test_items_and_times_are_those_of_all_steps(shelf, start):
+    """20 numbers in batches of three: the last has two. One line of timings is of all of them."""
+    shelf.install("workload", "points", Points)
+    keys = {"workload": "points", "points.batch_size": 3, "compute": "float32"}
+    run = start(**keys, max_steps=7, log_interval=50)
+    (line,) = read_lines(run.run_directory / "timings.jsonl")
+    assert (line["training_steps"], line["training_items"]) == (7, 20)
+    assert line["items_per_second"] == pytest.approx(2 / line["step_time_ms"] * 1e3)
+    spent = line["training_seconds"]
+    assert run.summary["step_time_ms"] == pytest.approx(1e3 * spent / 7)
+    assert run.summary["items_per_second"] == pytest.approx(20 / spent)
+    assert line["step_time_ms"] / 1e3 < spent < line["elapsed_seconds"]
+
+
+def test_a_resumed_run_counts_on(shelf, start):
+    """From the last line that is kept."""
+    shelf.install("workload", "points", Points)
+    start(workload="points", compute="float32", name="r", max_steps=4)
+    run = start.resume("r", max_steps=6)
+    lines = read_lines(run.run_directory / "timings.jsonl")
+    assert [line["training_items"] for line in lines] == [2, 4, 6, 8, 10, 12]
+    assert run.summary["step_time_ms"] == pytest.approx(1e3 * lines[-1]["training_seconds"] / 6)

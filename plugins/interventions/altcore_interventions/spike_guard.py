@@ -63,9 +63,9 @@ class SpikeGuard:
 
     @hookimpl
     def pre_backward(self, step: Step) -> None:
-        """Sum the losses of the micro-batches."""
+        """Sum the losses of the micro-batches, each as often as it has the items of the first."""
         assert step.loss is not None
-        loss = step.loss.detach().float()
+        loss = step.loss.detach().float() * (step.items[step.micro] / step.items[0])
         self.total = loss if step.micro == 0 or self.total is None else self.total + loss
 
     @hookimpl
@@ -73,7 +73,7 @@ class SpikeGuard:
     def post_backward(self, step: Step) -> dict[str, Tensor]:
         """Judge the step's loss, and take it into the window."""
         assert self.total is not None
-        loss = self.total / (step.micro + 1)
+        loss = self.total / (sum(step.items) / step.items[0])
         if self.losses is None or self.counts is None:
             self.losses = torch.full_like(loss, torch.nan).repeat(self.window)
             self.counts = torch.zeros(2, dtype=torch.int64, device=loss.device)

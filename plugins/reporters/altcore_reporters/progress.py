@@ -29,8 +29,8 @@ class Progress:
     """A live bar on a terminal; elsewhere a plain line now and then, and one at the end.
 
     Shown are the step, the loss, the gradient norm, throughput (items that the workload counts,
-    over the last steps), the overflow rate and the stall rates. The numbers are those of the last
-    recorded step.
+    over the last steps, without evaluations and checkpoints), the overflow rate and the stall
+    rates. The numbers are those of the last recorded step.
     """
 
     heartbeat: float = setting(
@@ -42,8 +42,8 @@ class Progress:
     """A rich Progress, on a terminal."""
     line: Mapping[str, Any] = field(init=False, factory=dict)
     """The last line of metrics."""
-    starts: deque[tuple[float, int]] = field(init=False, factory=lambda: deque(maxlen=50))
-    """(when, which) of the last steps that began."""
+    timings: deque[Mapping[str, float]] = field(init=False, factory=lambda: deque(maxlen=50))
+    """Those of the last recorded steps."""
     shown_at: float = field(init=False, default=0.0)
 
     @hookimpl
@@ -66,13 +66,13 @@ class Progress:
     def pre_backward(self, run: Run, step: Step) -> None:
         """A step has come to its first loss: the ones before it are done."""
         if step.micro == 0:
-            self.starts.append((time.monotonic(), step.index))
             self._show(run, step.index - 1)
 
     @hookimpl
-    def on_record(self, run: Run, metrics: Mapping[str, Any]) -> None:
+    def on_record(self, metrics: Mapping[str, Any], timings: Mapping[str, float]) -> None:
         """Keep what is shown next."""
         self.line = metrics
+        self.timings.append(timings)
 
     @hookimpl
     def run_end(self, run: Run, summary: Mapping[str, Any]) -> None:
@@ -112,20 +112,22 @@ class Progress:
             parts.append(f"loss {line['loss']:.4f}")
         if "grad_norm" in line:
             parts.append(f"grad_norm {line['grad_norm']:.3g}")
-        speed = self.items_per_second(run)
+        speed = self.items_per_second()
         if speed is not None:
             parts.append(f"{count(speed)} {run.workload.item}/s")
         if line:
             parts += rates(line)
         return parts
 
-    def items_per_second(self, run: Run) -> float | None:
-        """Return the throughput over the last steps, or None before there are two."""
-        if len(self.starts) < 2:
+    def items_per_second(self) -> float | None:
+        """Return the throughput over the last steps, or None before there is one."""
+        if not self.timings:
             return None
-        (begin, first), (end, last) = self.starts[0], self.starts[-1]
-        items = run.workload.items_per_batch * run.config.gradient_accumulation_steps
-        return (last - first) * items / (end - begin) if end > begin else None
+        first, last = self.timings[0], self.timings[-1]
+        if first is last:
+            return last["items_per_second"]
+        seconds = last["training_seconds"] - first["training_seconds"]
+        return (last["training_items"] - first["training_items"]) / seconds
 
 
 def rates(line: Mapping[str, Any]) -> list[str]:

@@ -26,12 +26,12 @@ class Bench:
         self.model = nn.Linear(2, 2)
         self.index = 0
 
-    def step(self, *micro):
+    def step(self, *micro, items=None):
         """Take a step with the losses of its micro-batches; returns (z, is it zeroed)."""
         self.index += 1
         for p in self.model.parameters():
             p.grad = torch.ones_like(p)
-        step = Step(self.index)
+        step = Step(self.index, items=items or [8] * len(micro))
         losses = [torch.tensor(loss) for loss in micro]
         with NoHostRead():
             for step.micro, step.loss in enumerate(losses):
@@ -61,6 +61,14 @@ def test_the_loss_is_the_mean_over_micro_batches():
     one, other = Bench(window=4, least=2), Bench(window=4, least=2)
     for a, b in ((1.0, 3.0), (2.0, 1.0), (5.0, 1.0)):
         first, second = one.step(a, b), other.step((a + b) / 2)
+        assert first == second or math.isnan(first[0])
+
+
+def test_micro_batches_count_by_their_items():
+    """As they do in the loss that the engine records."""
+    one, other = Bench(window=4, least=2), Bench(window=4, least=2)
+    for a, b in ((1.0, 3.0), (2.0, 1.0), (5.0, 1.0)):
+        first, second = one.step(a, b, items=[4, 12]), other.step((a + 3 * b) / 4)
         assert first == second or math.isnan(first[0])
 
 

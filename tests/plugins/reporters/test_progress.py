@@ -16,7 +16,7 @@ COVERED = "quantized: 93.3% of parameters"
 RUN = SimpleNamespace(
     step=0,
     config=SimpleNamespace(max_steps=100, gradient_accumulation_steps=2),
-    workload=SimpleNamespace(items_per_batch=50, item="tokens"),
+    workload=SimpleNamespace(item="tokens"),
     quantization=SimpleNamespace(coverage=lambda: SimpleNamespace(line=COVERED)),
 )
 LINE = {
@@ -40,7 +40,7 @@ def clock(monkeypatch):
     return clock
 
 
-def shown(clock, console, seconds, steps=30, **settings):
+def shown(clock, console, seconds, steps=30, waits=0.0, **settings):
     """Run ``steps`` steps of ``seconds`` each; returns what was written."""
     plugin = build(Progress, settings, "progress")
     plugin.console = console
@@ -48,8 +48,11 @@ def shown(clock, console, seconds, steps=30, **settings):
     for index in range(1, steps + 1):
         for micro in range(2):
             plugin.pre_backward(RUN, Step(index, micro=micro))
-        plugin.on_record(RUN, {**LINE, "step": index})
-        clock.now += seconds
+        spent = {"training_seconds": seconds * index, "training_items": 100 * index}
+        line = {**LINE, "step": index}
+        plugin.on_record(line, {"items_per_second": 100 / seconds, **spent})
+        # Evaluations and checkpoints take time, too.
+        clock.now += seconds + waits
     plugin.run_end(RUN, {"status": "finished", "steps": steps})
     covered, _, rest = console.file.getvalue().partition("\n")
     assert covered == COVERED
@@ -67,6 +70,14 @@ def test_a_heartbeat_where_there_is_no_terminal(clock):
         f"step 20/100 (20%), {NUMBERS}",
         f"finished at step 30/100 (30%), {NUMBERS}",
     ]
+
+
+def test_the_throughput_is_that_of_the_steps(clock):
+    """Evaluations and checkpoints between them do not count, as they do not in the summary."""
+    console = Console(file=io.StringIO(), force_terminal=False)
+    written = shown(clock, console, seconds=1.0, steps=9, waits=9.0)
+    assert len(written.splitlines()) == 9
+    assert written.count(" 100 tokens/s,") == 9
 
 
 def test_fast_steps_are_not_lines(clock):
@@ -152,9 +163,10 @@ def test_a_loss_that_is_not_a_number_is_shown(clock):
     plugin = Progress()
     plugin.console = Console(file=io.StringIO(), force_terminal=False)
     plugin.run_start(RUN)
-    plugin.on_record(RUN, {**LINE, "loss": float("nan")})
+    plugin.on_record({**LINE, "loss": float("nan")}, {"items_per_second": 7.0})
     plugin.run_end(RUN, {"status": "collapsed", "steps": 3})
     assert "collapsed at step 3/100 (3%), loss nan, " in plugin.console.file.getvalue()
+    assert " 7 tokens/s, " in plugin.console.file.getvalue()
 
 
 def test_in_a_run(tmp_path, capsys):
