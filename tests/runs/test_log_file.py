@@ -123,8 +123,8 @@ def test_a_line_that_does_not_fit_leaves_nothing(directory, monkeypatch):
 
 def test_a_line_after_a_torn_one_is_not_lost(directory):
     """Where no checkpoint says how long the file was."""
-    (directory.path / "events.jsonl").write_text('{"step": 1}\n{"step": 2, "ev')
-    directory.append("events.jsonl", {"step": 3})
-    directory.append("events.jsonl", {"step": 4})
-    assert [x["step"] for x in read_lines(directory.path / "events.jsonl")] == [1, 3, 4]
-    assert (directory.path / "events.jsonl").read_text().count("\n\n") == 0
+    (directory.path / "timings.jsonl").write_text('{"step": 1}\n{"step": 2, "ev')
+    directory.append("timings.jsonl", {"step": 3})
+    directory.append("timings.jsonl", {"step": 4})
+    assert [x["step"] for x in read_lines(directory.path / "timings.jsonl")] == [1, 3, 4]
+    assert (directory.path / "timings.jsonl").read_text().count("\n\n") == 0
