@@ -15,8 +15,10 @@ EXIT_CODES = {
     1: "failure: a plugin that can change numbers broke, or altcore itself did",
     2: "bad input: nothing was run and nothing was written",
     3: "no space left, for the run or for standard output: the last good checkpoint is kept",
-    130: "interrupted (SIGINT), after a checkpoint",
+    129: "its terminal is gone (SIGHUP), after a checkpoint",
+    130: "interrupted (SIGINT), after a checkpoint; at once the second time",
     138: "asked to leave (SIGUSR1), after a checkpoint",
+    140: "asked to leave (SIGUSR2), after a checkpoint",
     PIPE_CLOSED: "the reader of its output left (SIGPIPE), as head does",
     143: "terminated (SIGTERM), after a checkpoint",
 }
