@@ -17,8 +17,11 @@ from attrs import define, field
 
 from altcore.builtin_types import as_builtin
 from altcore.engine.calls import Boundary
+from altcore.engine.guards import Kept
+from altcore.engine.hook_clock import HookClock
 from altcore.engine.losses import who_is
 from altcore.engine.memory import is_out_of_memory
+from altcore.engine.observers import ObserverCheck
 from altcore.engine.plugins import Plugin
 from altcore.engine.returns import as_actions, check_return, check_state, measured
 from altcore.engine.state import Run, Step
@@ -34,13 +37,17 @@ class Dispatcher:
     plugins: Sequence[Plugin]
     strict: bool = False
     """Whether a diagnostic or reporter that raises ends the run."""
+    observers: ObserverCheck | None = None
+    """Looks at what diagnostics and reporters change; None for nobody."""
+    hook_timeout: float = 60.0
+    """Seconds after which a call is reported."""
     _calls: dict[str, list[tuple[Plugin, Callable[..., Any], tuple[str, ...]]]] = field(init=False)
     _due: tuple[int, set[str]] | None = field(init=False, default=None)
     """A step, and the names of the plugins that are due on it."""
     boundary: Boundary = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.boundary = Boundary(self.strict)
+        self.boundary = Boundary(self.strict, self.observers, HookClock(self.hook_timeout))
         manager = pluggy.PluginManager("altcore")
         manager.add_hookspecs(HOOKSPECS)
         by_name = {p.name: p for p in self.plugins}
@@ -137,7 +144,11 @@ class Dispatcher:
         ``history`` is an argument by plugin; a plugin without one is not called.
         """
         self.boundary.tell_late(run)
+        if not self._calls[hook]:
+            return
         known = {"run": run, **arguments}
+        step = arguments.get("step")
+        kept = Kept(run, step)
         due = self._due_on(run, arguments["step"]) if hook in ON_DUE_STEPS else None
         failure: PluginError | None = None
         for plugin, function, names in self._calls[hook]:
@@ -151,7 +162,7 @@ class Dispatcher:
                 known["history"] = history[plugin.name]
             result = None
             try:
-                with self.boundary.call(plugin, hook, run, known.get("step")):
+                with self.boundary.call(plugin, hook, run, step, kept=kept):
                     returned = as_builtin(function(*[known[name] for name in names]))
                     if hook in MEASURING:
                         returned = measured(returned, known["step"].measures.get(plugin.name, ()))
@@ -196,7 +207,8 @@ class Dispatcher:
         context: AbstractContextManager[Any],
     ) -> Iterator[None]:
         inner = ExitStack()
-        with self.boundary.call(plugin, hook, run, step, undo=inner.close):
+        entering = self.boundary.call(plugin, hook, run, step, watches=True, undo=inner.close)
+        with entering:
             inner.enter_context(context)
         try:
             yield
@@ -204,7 +216,7 @@ class Dispatcher:
             with suppress(BaseException):  # none takes the place of this one
                 inner.__exit__(type(error), error, error.__traceback__)
             raise
-        with self.boundary.call(plugin, hook, run, step):
+        with self.boundary.call(plugin, hook, run, step, watches=True, entered=entering):
             inner.close()
 
     def _due_on(self, run: Run, step: Step) -> set[str]:

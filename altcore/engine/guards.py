@@ -19,7 +19,7 @@ from altcore.errors import with_article
 
 
 class Kept:
-    """What `put_back` compares with and restores, as it was when this was made."""
+    """What `put_back` compares with and restores; made once for all plugins that a hook calls."""
 
     __slots__ = ("lr_scale", "modes", "reports", "scale", "step", "times_set")
 
@@ -28,8 +28,7 @@ class Kept:
         self.reports = len(run.reports)
         self.modes = _modes()
         if step is not None:
-            self.scale, self.times_set = step.loss_scale, step._times_set
-            step.keep_loss()
+            self._keep_scale(step)
 
     def put_back(
         self,
@@ -43,20 +42,22 @@ class Kept:
 
         Changed modes are put back after ``undo``.
         """
-        found = [
-            _put_back_modes(self.modes, undo),
-            self._put_back_numbers(run),
-            self._drop_reports(run),
-        ]
+        found = [_put_back_modes(self.modes, undo), self._put_back_numbers(run)]
+        if len(run.reports) != self.reports:
+            found.append(self._drop_reports(run))
         if step is not None:
-            if plugin.acts and hook == "pre_backward":
+            if may_change_loss(plugin, hook):
                 found.append(_wrong_loss(step))
+                self._keep_scale(step)
             elif self._put_back_loss(step):
                 found.append(
                     f"{hook} of {with_article(plugin.kind)} may not change the loss: only "
                     "pre_backward of an intervention may"
                 )
         return "; ".join(filter(None, found))
+
+    def _keep_scale(self, step: Step) -> None:
+        self.scale, self.times_set = step.loss_scale, step._times_set
 
     def _put_back_loss(self, step: Step) -> bool:
         loss, version, copy = step._kept_loss
@@ -71,6 +72,8 @@ class Kept:
         return not is_kept
 
     def _put_back_numbers(self, run: Run) -> str:
+        if run.step is self.step and run.lr_scale is self.lr_scale:
+            return ""
         changed = []
         for name in ("step", "lr_scale"):
             before, now = getattr(self, name), getattr(run, name)
@@ -82,14 +85,20 @@ class Kept:
     def _drop_reports(self, run: Run) -> str:
         wrong = [path for path in run.reports[self.reports :] if not _is_report(path, run)]
         if not wrong:
+            self.reports = len(run.reports)
             return ""
         del run.reports[self.reports :]
         return f"run.reports: {wrong[0]!r:.80} is no path of a file in run.directory"
 
 
+def may_change_loss(plugin: Plugin, hook: str) -> bool:
+    """Whether a plugin may replace the loss and set its scale in this hook."""
+    return plugin.acts and hook == "pre_backward"
+
+
 def _wrong_loss(step: Step) -> str:
     loss, scale = step.loss, step.loss_scale
-    if loss is not step._kept_loss[0] and not (isinstance(loss, Tensor) and loss.dim() == 0):
+    if not (isinstance(loss, Tensor) and loss.dim() == 0):
         return f"it set step.loss to {type(loss).__name__}, not a tensor of 0 dimensions"
     if isinstance(scale, Tensor):
         is_scale = scale.dim() == 0
