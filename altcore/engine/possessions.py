@@ -36,10 +36,13 @@ STEP = (
     *("weights_before", "weights_proposed", "gradients", "gradients_final", "activations"),
     *("output_gradients",),
 )
-QUANTIZATION = ("recipe", "plan", "layers", "stored", "quantizers", "counters", "weights")
+QUANTIZATION = (
+    *("recipe", "plan", "layers", "stored", "quantizers", "counters", "weights", "_hooks"),
+    *("_kept_hooks", "_state_casts", "_optimizer"),
+)
 CONTEXT = ("compute", "is_off", "is_frozen", "tracks_views", "measures_errors", "clock")
 STORED = ("scale", "scale_before", "before", "parameter", "version", "cast")
-QUANTIZER = ("cast", "history", "last_scale", "last_key", "calls", "last_step")
+QUANTIZER = ("cast", "history", "last_scale", "last_key")
 
 
 def possessions(run: Run, step: Step | None, kind: str, *, by_value: bool) -> Iterator[Possession]:
@@ -271,13 +274,33 @@ def _of_quantization(q: Quantization, by_value: bool) -> Iterator[Possession]:
             yield attribute(f"{name} of {place}", owner, name)
             if name != "parameter":  # a weight of the model
                 yield from _tensors(f"{name} of {place}", _tensor_of(owner, name), by_value)
-    for layer, casts in q.plan.items():
-        yield Entries(f"the casts of layer {layer}", casts)
-    for held in (q.layers, q.stored, q.quantizers):
-        yield Entries("the quantization", held)
+    for quantizer in q.quantizers:
+        yield _calls_of(quantizer)
+    for name, casts in q.plan.items():
+        yield Entries(f"the casts of layer {name}", casts)
+    for name, layer in q.layers.items():
+        place = f"the quantization of layer {name}"
+        yield attribute(place, layer, "is_removed")
+        for held in (layer.stored, layer.views, layer.seen_as):
+            yield Entries(place, held)
+    yield Entries("the quantization", q.layers)
+    yield Entries("the quantization", q.stored)
+    yield Entries("the quantization", q.quantizers)
     yield from _tensors(
         "the quantization's counters", [q.counters.counts, q.counters.errors], by_value
     )
+
+
+def _calls_of(quantizer: Any) -> Value:
+    """The number of a quantizer's calls in this step, which decides its random bits."""
+
+    def read() -> int:
+        return quantizer.calls if quantizer.last_step == quantizer.context.clock.step else 0
+
+    def write(calls: int) -> None:
+        quantizer.calls, quantizer.last_step = calls, quantizer.context.clock.step
+
+    return Value(f"the calls of the quantizer of {quantizer.site}", read, write)
 
 
 def _tensor_of(owner: Any, name: str) -> Tensor | None:

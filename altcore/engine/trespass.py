@@ -146,6 +146,9 @@ class TensorValue:
     ) -> None:
         self.label, self._tensor, self._trusts_version = label, tensor, trusts_version
         self._memory = tensor.detach()
+        self._counter = None
+        if by_value and not tensor.is_inference():
+            self._counter = torch.autograd._unsafe_preserve_version_counter(tensor)  # type: ignore[attr-defined] # torch exports it nowhere
         self._facts = self._now()
         self._copy = self._memory.clone() if by_value else None
 
@@ -172,6 +175,8 @@ class TensorValue:
             self._tensor.requires_grad_(requires_grad)
         if self._copy is not None:
             self._memory.data.copy_(self._copy)
+            if self._counter is not None:  # what knows the tensor by its version knows it again
+                self._counter.__exit__(None, None, None)
         return self._copy is not None or not is_written
 
 

@@ -310,8 +310,8 @@ def change_clock(run, step):
 
 
 def change_plan(run, step):
-    layer = next(iter(run.quantization.plan))
-    run.quantization.plan[layer]["weight@fwd"] = None
+    casts = next(c for c in run.quantization.plan.values() if c["weight@fwd"] is not None)
+    casts["weight@fwd"] = None
 
 
 def scale_stored(run, step):
