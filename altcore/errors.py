@@ -6,6 +6,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 PIPE_CLOSED = 141
@@ -155,6 +156,17 @@ class NoSpace(AltcoreError):
 
 class LostRank(AltcoreError):
     """Another process of the run is gone; the message says why, if that is known."""
+
+
+class LostDirectory(AltcoreError):
+    """The run's directory was removed or moved while the run wrote to it."""
+
+    def __init__(self, path: Path, moved_to: Path | None) -> None:
+        what = "removed, and with it the record and every checkpoint"
+        if moved_to is not None:
+            what = f"moved to {moved_to}"
+        super().__init__(f"the run's directory {path} was {what}")
+        self.moved_to = moved_to
 
 
 class OutOfMemory(AltcoreError):
