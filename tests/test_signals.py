@@ -14,6 +14,8 @@ from altcore.errors import EXIT_CODES
 from altcore.runs import summary_of
 from altcore.signals import WATCHED, LeaveNow, handling_signals, is_from_signal
 
+SOURCES = [ROOT, *(ROOT / "plugins").iterdir()]
+"""The code under test, wherever another one is installed."""
 ENDLESS = ("--steps", "100000", "--name", "mine")
 
 
@@ -23,7 +25,7 @@ def started(tmp_path, corpus, *arguments, path=(), before=()):
     return subprocess.Popen(
         [*command, *arguments],
         cwd=tmp_path,
-        env={**environment([*path, ROOT]), "OMP_NUM_THREADS": "1"},
+        env={**environment([*path, *SOURCES]), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
