@@ -347,6 +347,7 @@ class Engine:
                 self.ending.noting_errors(),
                 self.ranks.telling(),
                 tell_recompiles(run.emit),
+                self.dispatch.boundary.clock.watching(),
                 memory_named(run.model),
             ):
                 self.start()

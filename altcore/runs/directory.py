@@ -41,9 +41,9 @@ class RunDirectory:
     path: Path
     """Absolute: a plugin may change the working directory."""
     _lock: int | None
-    _folder: int
-    """The directory itself, wherever its path leads."""
     _logs: dict[str, LogFile] = field(factory=dict)
+    _folder: int | None = field(init=False, default=None)
+    """The directory itself, wherever its path leads."""
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunDirectory:
@@ -91,7 +91,8 @@ class RunDirectory:
         except OSError as error:
             os.close(lock)
             raise BadInput(f"run {path.name} is being written by another process") from error
-        directory = cls(path, lock, os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+        directory = cls(path, lock)
+        directory._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         directory._make_folders()
         return directory
 
@@ -107,6 +108,8 @@ class RunDirectory:
 
     def check_in_place(self) -> None:
         """Raise `LostDirectory` if the path does not lead to the directory that was opened."""
+        if self._folder is None:  # written by nobody
+            return
         ours = os.fstat(self._folder)
         try:
             found = self.path.stat()
@@ -174,8 +177,10 @@ class RunDirectory:
         self._logs.clear()
         if self._lock is not None:
             os.close(self._lock)
-            os.close(self._folder)
             self._lock = None
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
 
 
 def _began_nothing(path: Path) -> bool:
