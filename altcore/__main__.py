@@ -1,6 +1,16 @@
 """``python -m altcore`` is the ``altcore`` command."""
 
-from altcore.cli import main
+from altcore.signals import handle_signals
+
+
+def start() -> None:
+    """Handle signals from now on, and call the command."""
+    handle_signals()
+    # Imports take time, in which a signal may come.
+    from altcore.cli import main
+
+    main()
+
 
 if __name__ == "__main__":
-    main()
+    start()

@@ -18,6 +18,7 @@ from altcore.quantization import find_layers, tied_matrices
 from altcore.recipes import Layer
 from altcore.registry import left_out
 from altcore.runs import step_lines
+from altcore.signals import handling_signals
 
 log = structlog.get_logger("altcore")
 
@@ -102,7 +103,7 @@ def train(
         given = given.evolve(settings={**given.settings, given.workload: own})
     batch = data if callable(data) else None
     # The caller may have switched gradients off.
-    with torch.inference_mode(False), torch.enable_grad():
+    with handling_signals(), torch.inference_mode(False), torch.enable_grad():
         with located(sources):
             engine = prepare(
                 given, model=model, batch=batch, resume=resume, allow_change=allow_change

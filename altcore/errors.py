@@ -6,6 +6,7 @@ import difflib
 import reprlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 PIPE_CLOSED = 141
@@ -15,8 +16,10 @@ EXIT_CODES = {
     1: "failure: a plugin that can change numbers broke, or altcore itself did",
     2: "bad input: nothing was run and nothing was written",
     3: "no space left, for the run or for standard output: the last good checkpoint is kept",
-    130: "interrupted (SIGINT), after a checkpoint",
+    129: "its terminal is gone (SIGHUP), after a checkpoint",
+    130: "interrupted (SIGINT), after a checkpoint; at once the second time",
     138: "asked to leave (SIGUSR1), after a checkpoint",
+    140: "asked to leave (SIGUSR2), after a checkpoint",
     PIPE_CLOSED: "the reader of its output left (SIGPIPE), as head does",
     143: "terminated (SIGTERM), after a checkpoint",
 }
@@ -153,6 +156,17 @@ class NoSpace(AltcoreError):
 
 class LostRank(AltcoreError):
     """Another process of the run is gone; the message says why, if that is known."""
+
+
+class LostDirectory(AltcoreError):
+    """The run's directory was removed or moved while the run wrote to it."""
+
+    def __init__(self, path: Path, moved_to: Path | None) -> None:
+        what = "removed, and with it the record and every checkpoint"
+        if moved_to is not None:
+            what = f"moved to {moved_to}"
+        super().__init__(f"the run's directory {path} was {what}")
+        self.moved_to = moved_to
 
 
 class OutOfMemory(AltcoreError):

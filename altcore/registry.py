@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from altcore.errors import BadInput, nearest, with_article
+from altcore.signals import is_from_signal
 
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
@@ -78,7 +79,9 @@ class Entry(NamedTuple):
             for part in filter(None, attribute.split("[")[0].strip().split(".")):
                 found = getattr(found, part)
         # A plugin's import may raise anything, or try to leave; it is reported under its name.
-        except (Exception, SystemExit) as error:
+        except BaseException as error:
+            if is_from_signal(error):
+                raise
             raise BadInput(
                 f"{self.kind} {self.name} ({self.origin}) cannot be loaded: "
                 f"{type(error).__name__}: {error}"
@@ -366,7 +369,9 @@ def ask_family(entry: Entry, name: str) -> Any:
         error.meant = error.meant or nearest(name, known)
         raise
     # A third party's function may raise anything; the message names it.
-    except Exception as error:
+    except BaseException as error:
+        if is_from_signal(error):
+            raise
         what = "format family" if entry.is_family else "the function of format"
         text = (
             f"{what} {entry.name} ({entry.origin}) failed on {name!r}: "

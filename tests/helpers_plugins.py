@@ -30,7 +30,8 @@ class Told:
     """A run, as far as a dispatcher tells it of broken plugins."""
 
     def __init__(self):
-        self.degraded, self.events = [], []
+        self.degraded, self.reports, self.events = [], [], []
+        self.step, self.lr_scale = 0, 1.0
 
-    def emit(self, kind, **data):
+    def write_event(self, kind, **data):
         self.events.append((kind, data))

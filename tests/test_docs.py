@@ -136,7 +136,7 @@ def test_every_event_is_documented():
     source = "".join(
         f.read_text() for folder in ("altcore", "plugins") for f in (ROOT / folder).rglob("*.py")
     )
-    emitted = set(re.findall(r"emit\(\s*\"(\w+)\"", source)) | {"start", "resume"}
+    emitted = set(re.findall(r"(?:emit|write_event)\(\s*\"(\w+)\"", source)) | {"start", "resume"}
     assert {plain(r[0]) for r in rows("hooks", "Events")} == emitted
 
 

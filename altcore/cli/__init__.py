@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import traceback
 import warnings
@@ -17,6 +18,10 @@ from altcore.cli.streams import drop_output, prepare_streams
 from altcore.environment import PREFIX, unknown_variables
 from altcore.errors import PIPE_CLOSED, AltcoreError
 from altcore.registry import spare_torch
+from altcore.signals import handle_signals, is_from_signal
+
+SHELL_COMPLETION = "_ALTCORE_COMPLETE"
+"""With this variable a shell asks for completions, and click itself leaves."""
 
 COMMANDS = {
     "compare": (
@@ -89,6 +94,8 @@ def cli(debug: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command, and exit with a code of `altcore.errors.EXIT_CODES`."""
+    if arguments is None:  # this process is the command's
+        handle_signals()
     prepare_streams()
     given = sys.argv[1:] if arguments is None else arguments
     # Accept it anywhere: people append it to the command that failed.
@@ -100,8 +107,10 @@ def main(arguments: list[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message=f"the environment variable {PREFIX}")
     try:
         code: Any = cli.main(rest, prog_name="altcore", standalone_mode=False)
-    except click.exceptions.Abort:
-        _leave("interrupted", 130, debug)
+    except click.exceptions.Abort as error:
+        # click's name for Ctrl-C, and for an end of file that nobody expected.
+        cause = error.__cause__ or error
+        _leave(*_unexpected(cause), debug)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         raise SystemExit(2) from None
@@ -112,12 +121,27 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2) from None
     except AltcoreError as error:
         _leave(str(error), error.exit_code, debug)
-    except KeyboardInterrupt:
-        _leave("interrupted", 130, debug)
+    except SystemExit as error:
+        if SHELL_COMPLETION in os.environ:
+            raise
+        _leave(f"sys.exit({error.code!r:.60}) was called {_where(error)}", 1, debug)
     # Anything else is a bug: name it in one line, and say how to see its traceback.
-    except Exception as error:
-        _leave(f"{type(error).__name__}: {error} (--debug shows the traceback)", 1, debug)
+    except BaseException as error:
+        _leave(*_unexpected(error), debug)
     raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def _unexpected(error: BaseException) -> tuple[str, int]:
+    """Return the message and the exit code of an error that is nobody's on purpose."""
+    if is_from_signal(error):
+        return "interrupted", 130
+    return f"{type(error).__name__}: {error} (--debug shows the traceback)", 1
+
+
+def _where(error: BaseException) -> str:
+    """Say in which line an error was raised."""
+    frame, line = list(traceback.walk_tb(error.__traceback__))[-1]
+    return f"in {frame.f_code.co_filename}, line {line}"
 
 
 def _leave(message: str, code: int, debug: bool) -> None:

@@ -16,6 +16,7 @@ from altcore.cli.options import AS_JSON, Group, once, print_json, runs_dir_optio
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, BlockFormat, Format, get_format
 from altcore.registry import entries, load_family
+from altcore.signals import is_from_signal
 
 WIDTH = 96
 """Columns of a picture in the terminal."""
@@ -138,7 +139,9 @@ def _left_out_if_broken(name: str) -> Iterator[None]:
     """Name a format with which anything is wrong; the others are listed all the same."""
     try:
         yield
-    except Exception as error:
+    except BaseException as error:
+        if is_from_signal(error):
+            raise
         kind = "" if isinstance(error, BadInput) else f"format {name}: {type(error).__name__}: "
         click.echo(f"altcore: {kind}{' '.join(str(error).splitlines())}: left out", err=True)
 

@@ -10,6 +10,7 @@ import click
 from altcore.cli.options import AS_JSON, Group, once, print_json, tell_left_out
 from altcore.errors import AltcoreError, BadInput
 from altcore.registry import HOOK_KINDS, KINDS, Entry, entries, find, installed
+from altcore.signals import is_from_signal
 
 KIND = click.Choice(KINDS)
 
@@ -163,7 +164,9 @@ def check(as_json: bool) -> None:
         except AltcoreError as problem:
             error = str(problem)
         # A plugin may raise anything when it is loaded. Check the others all the same.
-        except (Exception, SystemExit) as problem:
+        except BaseException as problem:
+            if is_from_signal(problem):
+                raise
             error = f"{type(problem).__name__}: {problem}"
         rows.append(
             {"name": entry.name, "kind": entry.kind, "origin": entry.origin, "error": error}
@@ -181,4 +184,4 @@ def check(as_json: bool) -> None:
             state = f"BROKEN: {' '.join(row['error'].splitlines())}" if row["error"] else "ok"
             click.echo(f"{row['kind']} {row['name']} ({row['origin']}): {state}")
     if any(row["error"] for row in rows):
-        raise SystemExit(1)
+        raise click.exceptions.Exit(1)

@@ -11,6 +11,7 @@ import click
 
 from altcore.cli.options import names, once, runs_dir_option
 from altcore.errors import AltcoreError, BadInput, PluginError, shown
+from altcore.signals import is_from_signal
 
 
 @click.command()
@@ -65,7 +66,9 @@ def report(
     except AltcoreError:
         raise
     # A reporter may raise anything, or try to leave.
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
+        if is_from_signal(error):
+            raise
         if isinstance(error, OSError) and _lies_in(error.filename, folder):
             raise BadInput(f"--out {folder}: cannot be written: {error.strerror}") from error
         text = f"failed in render: {type(error).__name__}: {error}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import click
@@ -27,9 +28,9 @@ def number(value: Any) -> str:
 
 def lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the summary as (name, text) lines; its keys are those of `altcore.runs.Summary`."""
-    facts = summary["workload_facts"]
+    facts, directory = summary["workload_facts"], _from_here(summary["directory"])
     rows = [
-        ("run", summary["directory"]),
+        ("run", directory),
         ("format, recipe", _formats(str(summary["format"]), str(summary["recipe"]))),
         ("verdict", summary["verdict"] or "the run is not over"),
         ("status", _status(summary)),
@@ -60,9 +61,15 @@ def lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     ]
     if summary["degraded"]:
         rows.append(("degraded", f"disabled after errors: {', '.join(summary['degraded'])}"))
-    where = [f"{summary['directory']}/{r}" for r in summary["reports"]]
-    rows.append(("reports", ", ".join(where) or f"none; the record is {summary['directory']}"))
+    where = [f"{directory}/{r}" for r in summary["reports"]]
+    rows.append(("reports", ", ".join(where) or f"none; the record is {directory}"))
     return rows
+
+
+def _from_here(directory: str) -> str:
+    """Return a path below the working directory as relative to it, any other as it is."""
+    path = Path(directory)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else directory
 
 
 def _status(summary: Mapping[str, Any]) -> str:

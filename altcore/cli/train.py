@@ -58,6 +58,11 @@ def _flags(command: Any) -> Any:
     help="Set any key; VALUE is YAML. Repeatable.",
 )
 @click.option("--strict", is_flag=True, help="Stop if a diagnostic or reporter breaks.")
+@click.option(
+    "--check-observers",
+    is_flag=True,
+    help="Check every call of a diagnostic or reporter for what it changes.",
+)
 @once("--resume", metavar="RUN", help="Continue a run from its newest valid checkpoint.")
 @click.option(
     "--allow-change",
@@ -73,6 +78,7 @@ def train(
     file: str | None,
     sets: tuple[str, ...],
     strict: bool,
+    check_observers: bool,
     resume: str | None,
     allowed: tuple[str, ...],
     **flags: str | None,
@@ -91,6 +97,8 @@ def train(
     listed, left_out = names(plugins, "--plugin"), names(without, "--no-plugin")
     if strict:
         overrides.append(("strict", True, Source(flag="--strict")))
+    if check_observers:
+        overrides.append(("check_observers", True, Source(flag="--check-observers")))
     sources: Mapping[str, Source | None]
     accepted: list[str] = []
     if resume is not None:

@@ -75,6 +75,14 @@ class TrainConfig:
         (), help="plugins and default observers left out", converter=tuple
     )
     strict: bool = setting(False, help="stop when a diagnostic or reporter breaks")
+    check_observers: bool = setting(
+        False, help="check every call of diagnostics and reporters for what it changes"
+    )
+    hook_timeout: float = setting(
+        60.0,
+        help="seconds after which a plugin's hook is reported, with its stack",
+        validator=_POSITIVE,
+    )
     name: str | None = setting(None, help="the run's name; made from format and recipe if null")
     label: str | None = setting(
         None, help="name of the run's directory if it has no `name`; runs may share one"

@@ -8,13 +8,20 @@ from typing import Any
 
 from attrs import define, field
 
+from altcore.signals import is_from_signal
 
-def _raise(error: Exception) -> None:
+
+def _raise(error: BaseException) -> None:
     raise error
 
 
-TELL_LATE: ContextVar[Callable[[Exception], None]] = ContextVar("tell_late", default=_raise)
+TELL_LATE: ContextVar[Callable[[BaseException], None]] = ContextVar("tell_late", default=_raise)
 """What the engine does with an error of the plugin that it calls, once nobody waits for it."""
+
+
+def is_plugins_turn() -> bool:
+    """Whether the engine is calling code of a plugin."""
+    return TELL_LATE.get() is not _raise
 
 
 @define(eq=False)
@@ -35,7 +42,7 @@ class DeferredErrors:
     [0.5]
     """
 
-    error: Exception | None = field(init=False, default=None)
+    error: BaseException | None = field(init=False, default=None)
     is_open: bool = field(init=False, default=False)
 
     def guard(self, look: Callable[..., Any]) -> Callable[..., None]:
@@ -47,7 +54,9 @@ class DeferredErrors:
                 try:
                     look(*args, **kwargs)
                 # The model must go on, whatever it is.
-                except Exception as error:
+                except BaseException as error:
+                    if is_from_signal(error):
+                        raise
                     self.error = error
                     if not self.is_open:
                         tell_late(error)

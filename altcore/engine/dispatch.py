@@ -13,21 +13,21 @@ from traceback import walk_tb
 from typing import Any
 
 import pluggy
-import structlog
 from attrs import define, field
 
 from altcore.builtin_types import as_builtin
-from altcore.engine.deferred_errors import TELL_LATE
-from altcore.engine.guards import loss_kept, modes_kept, reports_checked
+from altcore.engine.calls import Boundary
+from altcore.engine.guards import Kept
+from altcore.engine.hook_clock import HookClock
 from altcore.engine.losses import who_is
 from altcore.engine.memory import is_out_of_memory
+from altcore.engine.observers import ObserverCheck
 from altcore.engine.plugins import Plugin
 from altcore.engine.returns import as_actions, check_return, check_state, measured
 from altcore.engine.state import Run, Step
 from altcore.errors import AltcoreError, BadInput, PluginError
 from altcore.hooks import HOOKS, HOOKSPECS, MEASURING, ON_DUE_STEPS, WATCHING, Proposal
-
-log = structlog.get_logger("altcore")
+from altcore.signals import is_from_signal
 
 
 @define(eq=False)
@@ -37,13 +37,17 @@ class Dispatcher:
     plugins: Sequence[Plugin]
     strict: bool = False
     """Whether a diagnostic or reporter that raises ends the run."""
+    observers: ObserverCheck | None = None
+    """Looks at what diagnostics and reporters change; None for nobody."""
+    hook_timeout: float = 60.0
+    """Seconds after which a call is reported."""
     _calls: dict[str, list[tuple[Plugin, Callable[..., Any], tuple[str, ...]]]] = field(init=False)
     _due: tuple[int, set[str]] | None = field(init=False, default=None)
     """A step, and the names of the plugins that are due on it."""
-    _late: list[tuple[Plugin, Exception]] = field(init=False, factory=list)
-    """Errors that came when a plugin's context was left already."""
+    boundary: Boundary = field(init=False)
 
     def __attrs_post_init__(self) -> None:
+        self.boundary = Boundary(self.strict, self.observers, HookClock(self.hook_timeout))
         manager = pluggy.PluginManager("altcore")
         manager.add_hookspecs(HOOKSPECS)
         by_name = {p.name: p for p in self.plugins}
@@ -139,8 +143,12 @@ class Dispatcher:
 
         ``history`` is an argument by plugin; a plugin without one is not called.
         """
-        self._tell_late(run)
+        self.boundary.tell_late(run)
+        if not self._calls[hook]:
+            return
         known = {"run": run, **arguments}
+        step = arguments.get("step")
+        kept = Kept(run, step)
         due = self._due_on(run, arguments["step"]) if hook in ON_DUE_STEPS else None
         failure: PluginError | None = None
         for plugin, function, names in self._calls[hook]:
@@ -154,13 +162,7 @@ class Dispatcher:
                 known["history"] = history[plugin.name]
             result = None
             try:
-                step = known.get("step")
-                with (
-                    self._guard(plugin, hook, run),
-                    loss_kept(plugin, hook, step),
-                    reports_checked(run),
-                    modes_kept(),
-                ):
+                with self.boundary.call(plugin, hook, run, step, kept=kept):
                     returned = as_builtin(function(*[known[name] for name in names]))
                     if hook in MEASURING:
                         returned = measured(returned, known["step"].measures.get(plugin.name, ()))
@@ -184,10 +186,10 @@ class Dispatcher:
                 for plugin, context in self.call(hook, run=run, step=step):
                     contexts.enter_context(self._watch(plugin, hook, run, step, context))
                 yield
-        except Exception as error:
-            # The pass cannot be finished: a careful observer defers its errors.
-            if isinstance(error, AltcoreError) or is_out_of_memory(error):
+        except BaseException as error:
+            if isinstance(error, AltcoreError) or is_out_of_memory(error) or is_from_signal(error):
                 raise
+            # The pass cannot be finished: a careful observer defers its errors.
             culprit = next((p for p in self.plugins if _is_raised_in(p, error)), None)
             is_loss = culprit is None and hook == "watch_forward"
             doing = "loss" if is_loss else f"the {hook.removeprefix('watch_')} pass"
@@ -205,15 +207,16 @@ class Dispatcher:
         context: AbstractContextManager[Any],
     ) -> Iterator[None]:
         inner = ExitStack()
-        with self._guard(plugin, hook, run), loss_kept(plugin, hook, step), modes_kept(inner.close):
+        entering = self.boundary.call(plugin, hook, run, step, watches=True, undo=inner.close)
+        with entering:
             inner.enter_context(context)
         try:
             yield
         except BaseException as error:
-            with suppress(Exception):  # none takes the place of this one
+            with suppress(BaseException):  # none takes the place of this one
                 inner.__exit__(type(error), error, error.__traceback__)
             raise
-        with self._guard(plugin, hook, run), loss_kept(plugin, hook, step):
+        with self.boundary.call(plugin, hook, run, step, watches=True, entered=entering):
             inner.close()
 
     def _due_on(self, run: Run, step: Step) -> set[str]:
@@ -228,54 +231,21 @@ class Dispatcher:
             self._due = step.index, due
         return self._due[1]
 
-    @contextmanager
-    def _guard(self, plugin: Plugin, doing: str, run: Run) -> Iterator[None]:
-        token = TELL_LATE.set(lambda error: self._late.append((plugin, error)))
-        try:
-            yield
-        # A plugin may raise anything, or try to leave; what it can change decides what follows.
-        except (Exception, SystemExit) as error:
-            is_named = isinstance(error, AltcoreError)
-            message = str(error) if is_named else f"{type(error).__name__}: {error}"
-            text = f"{plugin} failed in {doing}: {message}"
-            if plugin.acts or self.strict:
-                raise PluginError(text) from error
-            if plugin.is_disabled:  # told already, while one of its contexts was open
-                return
-            plugin.is_disabled = True
-            log.warning(
-                "plugin disabled for the rest of the run", plugin=str(plugin), error=message
-            )
-            run.degraded.append(plugin.name)
-            run.emit("degraded", plugin=plugin.name, message=text)
-        finally:
-            TELL_LATE.reset(token)
-
-    def _tell_late(self, run: Run) -> None:
-        """Deal with the errors of functions that plugins left in the model."""
-        while self._late:
-            plugin, error = self._late.pop()
-            if not plugin.is_disabled:
-                with self._guard(plugin, "a function that it left in the model", run):
-                    raise error
-
     def state_dict(self, run: Run) -> dict[str, Any]:
         """Return the state of the plugins that have one; of a disabled one if it can still tell."""
         states = {}
         for plugin in self.plugins:
             if hasattr(plugin.instance, "state_dict"):
-                is_broken = plugin.is_disabled
-                with suppress(Exception) if is_broken else self._guard(plugin, "state_dict", run):
+                with self.boundary.call(plugin, "state_dict", run):
                     states[plugin.name] = check_state(plugin.instance.state_dict())
         return states
 
     def load_state_dict(self, run: Run, state: Mapping[str, Any]) -> None:
         """Restore the plugins that are in ``state``; one that was disabled stays so."""
         for plugin in self.plugins:
-            is_broken = plugin.is_disabled = plugin.name in run.degraded
+            plugin.is_disabled = plugin.name in run.degraded
             if plugin.name in state and hasattr(plugin.instance, "load_state_dict"):
-                guard = self._guard(plugin, "load_state_dict", run)
-                with suppress(Exception) if is_broken else guard:
+                with self.boundary.call(plugin, "load_state_dict", run):
                     plugin.instance.load_state_dict(state[plugin.name])
 
 
@@ -289,7 +259,7 @@ def own_measures(name: str, lines: Sequence[Mapping[str, Any]]) -> list[dict[str
     return found
 
 
-def _is_raised_in(plugin: Plugin, error: Exception) -> bool:
+def _is_raised_in(plugin: Plugin, error: BaseException) -> bool:
     """Whether code of the plugin's class has part in it."""
     cls = type(plugin.instance)
     frames = [frame for frame, _ in walk_tb(error.__traceback__)]

@@ -15,6 +15,7 @@ from altcore.engine.step_record import StepRecord
 from altcore.engine.summarizing import summarize
 from altcore.errors import Interrupted
 from altcore.runs import SUMMARY, RunDirectory, step_lines
+from altcore.signals import is_from_signal
 
 
 @define(eq=False)
@@ -48,7 +49,7 @@ class Ending:
         try:
             yield
         except BaseException as error:
-            is_leaving = isinstance(error, Interrupted | KeyboardInterrupt)
+            is_leaving = isinstance(error, Interrupted) or is_from_signal(error)
             self.status = "interrupted" if is_leaving else "failed"
             self.error = f"{type(error).__name__}: {error}"
             raise

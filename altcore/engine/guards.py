@@ -1,9 +1,12 @@
-"""What a plugin may not change, put back if it does: the loss, and torch's modes."""
+"""What a plugin may not change, put back if it does: the loss, the step, and torch's modes.
+
+The checks surround every call of every plugin, so each costs well under a microsecond: they compare
+identities, versions and numbers. `altcore.engine.trespass` compares everything else, when asked.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,81 +15,96 @@ from torch import Tensor
 
 from altcore.engine.plugins import Plugin
 from altcore.engine.state import Run, Step
-from altcore.errors import PluginError
+from altcore.errors import with_article
 
 
-@contextmanager
-def loss_kept(plugin: Plugin, hook: str, step: Step | None) -> Iterator[None]:
-    """Check what a plugin makes of the loss and its scale, in a hook that is given a step.
+class Kept:
+    """What `put_back` compares with and restores; made once for all plugins that a hook calls."""
 
-    ``pre_backward`` of an intervention may change them; elsewhere they are put back.
+    __slots__ = ("lr_scale", "modes", "reports", "scale", "step", "times_set")
 
-    Raises:
-        PluginError: if they were changed and may not be, or cannot be used.
-    """
-    if step is None:
-        yield
-    elif plugin.acts and hook == "pre_backward":
-        before = step.loss
-        yield
-        _check(step, before)
-    else:
-        loss, scale, times_set = step.loss, step.loss_scale, step._times_set
-        # It may be changed in place, too: ``step.loss *= 2``.
-        version, copy = _version(loss), None if loss is None else loss.clone()
-        try:
-            yield
-        finally:
-            is_written = _version(loss) != version
-            is_kept = step.loss is loss and step.loss_scale is scale and not is_written
-            if not is_kept:
-                step.loss, step.loss_scale = copy if is_written else loss, scale
-                step._times_set = times_set
-            if loss is not None and copy is not None and is_written:
-                # What the engine recorded of it shares its memory.
-                loss.detach().copy_(copy.detach())
+    def __init__(self, run: Run, step: Step | None) -> None:
+        self.step, self.lr_scale = run.step, run.lr_scale
+        self.reports = len(run.reports)
+        self.modes = _modes()
+        if step is not None:
+            self._keep_scale(step)
+
+    def put_back(
+        self,
+        plugin: Plugin,
+        hook: str,
+        run: Run,
+        step: Step | None,
+        undo: Callable[[], None] | None,
+    ) -> str:
+        """Undo what may not be changed; returns what that was, "" if nothing.
+
+        Changed modes are put back after ``undo``.
+        """
+        found = [_put_back_modes(self.modes, undo), self._put_back_numbers(run)]
+        if len(run.reports) != self.reports:
+            found.append(self._drop_reports(run))
+        if step is not None:
+            if may_change_loss(plugin, hook):
+                found.append(_wrong_loss(step))
+                self._keep_scale(step)
+            elif self._put_back_loss(step):
+                found.append(
+                    f"{hook} of {with_article(plugin.kind)} may not change the loss: only "
+                    "pre_backward of an intervention may"
+                )
+        return "; ".join(filter(None, found))
+
+    def _keep_scale(self, step: Step) -> None:
+        self.scale, self.times_set = step.loss_scale, step._times_set
+
+    def _put_back_loss(self, step: Step) -> bool:
+        loss, version, copy = step._kept_loss
+        is_written = loss is not None and loss._version != version
+        is_kept = step.loss is loss and step.loss_scale is self.scale and not is_written
         if not is_kept:
-            raise PluginError(
-                f"{hook} of a {plugin.kind} may not change the loss: only pre_backward of an "
-                "intervention may"
-            )
+            step.loss, step.loss_scale = copy if is_written else loss, self.scale
+            step._times_set = self.times_set
+        if is_written and loss is not None and copy is not None:
+            # What the engine recorded of it shares its memory.
+            loss.detach().copy_(copy.detach())
+        return not is_kept
+
+    def _put_back_numbers(self, run: Run) -> str:
+        if run.step is self.step and run.lr_scale is self.lr_scale:
+            return ""
+        changed = []
+        for name in ("step", "lr_scale"):
+            before, now = getattr(self, name), getattr(run, name)
+            if now is not before and not (type(now) is type(before) and now == before):
+                setattr(run, name, before)
+                changed.append(f"run.{name}")
+        return f"it may not change {' and '.join(changed)}" if changed else ""
+
+    def _drop_reports(self, run: Run) -> str:
+        wrong = [path for path in run.reports[self.reports :] if not _is_report(path, run)]
+        if not wrong:
+            self.reports = len(run.reports)
+            return ""
+        del run.reports[self.reports :]
+        return f"run.reports: {wrong[0]!r:.80} is no path of a file in run.directory"
 
 
-def _version(loss: Tensor | None) -> int:
-    return -1 if loss is None else loss._version
+def may_change_loss(plugin: Plugin, hook: str) -> bool:
+    """Whether a plugin may replace the loss and set its scale in this hook."""
+    return plugin.acts and hook == "pre_backward"
 
 
-def _check(step: Step, before: Tensor | None) -> None:
+def _wrong_loss(step: Step) -> str:
     loss, scale = step.loss, step.loss_scale
-    if loss is not before and not (isinstance(loss, Tensor) and loss.dim() == 0):
-        raise PluginError(
-            f"it set step.loss to {type(loss).__name__}, not a tensor of 0 dimensions"
-        )
+    if not (isinstance(loss, Tensor) and loss.dim() == 0):
+        return f"it set step.loss to {type(loss).__name__}, not a tensor of 0 dimensions"
     if isinstance(scale, Tensor):
         is_scale = scale.dim() == 0
     else:
         is_scale = isinstance(scale, int | float) and scale > 0
-    if not is_scale:
-        raise PluginError(f"it set step.loss_scale to {scale!r:.60}, not a positive number")
-
-
-@contextmanager
-def reports_checked(run: Run) -> Iterator[None]:
-    """Take back the reports that a plugin adds to ``run.reports`` and did not write.
-
-    Raises:
-        PluginError: that names the first.
-    """
-    known = getattr(run, "reports", [])  # not of everybody who dispatches
-    before = len(known)
-    try:
-        yield
-    finally:
-        wrong = [path for path in known[before:] if not _is_report(path, run)]
-        if wrong:
-            del known[before:]
-    if wrong:
-        raise PluginError(f"run.reports: {wrong[0]!r:.80} is no path of a file in run.directory")
+    return "" if is_scale else f"it set step.loss_scale to {scale!r:.60}, not a positive number"
 
 
 def _is_report(path: object, run: Run) -> bool:
@@ -98,32 +116,28 @@ def _is_report(path: object, run: Run) -> bool:
     )
 
 
-@contextmanager
-def modes_kept(undo: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Put back the modes of torch in which the model runs, after ``undo``, if they were changed.
-
-    Raises:
-        PluginError: that says which.
-    """
-    before = _modes()
-    try:
-        yield
-    finally:
-        changed = [name for name, value in _modes().items() if value != before[name]]
-        if changed:
-            undo()
-            torch.set_grad_enabled(before["grad mode"])
-            torch.set_default_dtype(before["the default dtype"])
-            for device, is_on in before["autocast"].items():
-                torch.set_autocast_enabled(device, is_on)
-    if changed:
-        raise PluginError(f"it may not change {' and '.join(changed)} of torch")
+MODES = ("grad mode", "inference mode", "autocast", "autocast", "the default dtype")
 
 
-def _modes() -> dict[str, Any]:
-    return {
-        "grad mode": torch.is_grad_enabled(),
-        "inference mode": torch.is_inference_mode_enabled(),
-        "autocast": {device: torch.is_autocast_enabled(device) for device in ("cpu", "cuda")},
-        "the default dtype": torch.get_default_dtype(),
-    }
+def _modes() -> tuple[Any, ...]:
+    return (
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_autocast_enabled("cuda"),
+        torch.get_default_dtype(),
+    )
+
+
+def _put_back_modes(before: tuple[Any, ...], undo: Callable[[], None] | None) -> str:
+    now = _modes()
+    if now == before:
+        return ""
+    if undo is not None:
+        undo()
+    torch.set_grad_enabled(before[0])
+    torch.set_autocast_enabled("cpu", before[2])
+    torch.set_autocast_enabled("cuda", before[3])
+    torch.set_default_dtype(before[4])
+    changed = dict.fromkeys(n for n, b, a in zip(MODES, before, now, strict=True) if a != b)
+    return f"it may not change {' and '.join(changed)} of torch"

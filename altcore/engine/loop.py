@@ -42,6 +42,7 @@ from altcore.engine.evaluation import evaluate, is_better, items_in, warn_of_non
 from altcore.engine.event_log import EventLog
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.history import RunHistory
+from altcore.engine.leaving import leave_if_asked, waiting_signals
 from altcore.engine.losses import loss_and_measures
 from altcore.engine.memory import memory_named
 from altcore.engine.nonfinite import layer_evidence, locate_nonfinite
@@ -50,7 +51,6 @@ from altcore.engine.ranks import Ranks
 from altcore.engine.run_state import RunState
 from altcore.engine.saving import Saving
 from altcore.engine.schedule import is_due, learning_rate
-from altcore.engine.signals import Signals
 from altcore.engine.snapshots import Snapshot
 from altcore.engine.stall import judged_stall, lost_stall_rate
 from altcore.engine.state import Run, Step
@@ -59,6 +59,7 @@ from altcore.engine.summarizing import unigram_entropy
 from altcore.engine.weights import WeightCheck
 from altcore.hooks import Proposal, Rollback, SkipStep, Stop, Verdict, arbitrate
 from altcore.runs import METRICS, Checkpoint, RunDirectory
+from altcore.signals import Signals
 
 
 @define(eq=False)
@@ -81,9 +82,9 @@ class Engine:
     is_from_seed: bool = True
     """Whether the seed alone gives the state at step 0: no model was passed in."""
     ranks: Ranks = field(factory=Ranks)
-    signals: Signals = field(init=False, factory=Signals)
+    signals: Signals = field(init=False, factory=lambda: Signals(ends_process=False))
     signal: int = field(init=False, default=0)
-    """The number of the signal by which all ranks leave after this step, or 0."""
+    """The number of the signal that all ranks know of, or 0."""
     history: RunHistory = field(init=False, factory=RunHistory)
     eval_interval: int | Fraction = field(init=False)
     record: StepRecord = field(init=False)
@@ -170,7 +171,7 @@ class Engine:
         is_best = is_due(self.eval_interval, step.index) and self.evaluate(step)
         if is_best or is_due(config.checkpoint_interval, step.index):
             self.saving.save()
-        self.signal = self.signals.asked if run.world_size == 1 else int(host["signal"])
+        self.signal = int(host.get("signal", 0))
 
     # The parts of a step, in order -----------------------------------------------------------
 
@@ -332,8 +333,12 @@ class Engine:
     # The whole run ---------------------------------------------------------------------------
 
     def train(self) -> dict[str, Any]:
-        """Run to the end; returns the summary. `run_end` is always called."""
-        with self.ranks:
+        """Run to the end; returns the summary. `run_end` is always called.
+
+        Raises:
+            Interrupted: if a signal came, after a checkpoint or the end.
+        """
+        with self.ranks, waiting_signals(self.run.directory) as self.signals:
             self.run_to_the_end()
         return self.ending.summary()
 
@@ -345,14 +350,15 @@ class Engine:
             with (
                 self.ending.noting_errors(),
                 self.ranks.telling(),
-                self.signals,
                 tell_recompiles(run.emit),
+                self.dispatch.boundary.clock.watching(),
                 memory_named(run.model),
             ):
                 self.start()
+                leave_if_asked(self.asked, self.saving.save)
                 while self.ending.status == "running" and run.step < run.config.max_steps:
                     self.train_step(Step(run.step + 1))
-                    self.signals.leave_if_asked(self.signal, self.saving.save)
+                    leave_if_asked(self.asked, self.saving.save)
                 if self.ending.status == "running":
                     self.ending.status = "finished"
                 self.record.tell_scales([float(w.scale) for w in run.quantization.stored.values()])
@@ -364,6 +370,11 @@ class Engine:
                     self.saving.save()
         finally:
             self.ending.end(self.saving.seal)
+
+    @property
+    def asked(self) -> int:
+        """The number of the signal by which the run leaves now, or 0."""
+        return self.signals.asked if self.run.world_size == 1 else self.signal
 
     def start(self) -> None:
         """Tell everybody that the run starts, and write the checkpoint of step 0."""

@@ -9,6 +9,7 @@ from typing import Any
 from altcore.engine.memory import is_out_of_memory
 from altcore.engine.returns import check_state
 from altcore.errors import AltcoreError, PluginError
+from altcore.signals import is_from_signal
 
 
 @contextmanager
@@ -22,8 +23,8 @@ def naming(who: str, doing: str) -> Iterator[None]:
     except AltcoreError:
         raise
     # Third parties may raise anything, or try to leave.
-    except (Exception, SystemExit) as error:
-        if is_out_of_memory(error):
+    except BaseException as error:
+        if is_out_of_memory(error) or is_from_signal(error):
             raise
         raise PluginError(f"{who} failed in {doing}: {type(error).__name__}: {error}") from error
 

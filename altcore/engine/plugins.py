@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from attrs import NOTHING, define, field, fields_dict
@@ -65,6 +68,16 @@ class Plugin:
         return f"{self.kind} {self.name} ({self.origin})"
 
 
+@contextmanager
+def staying_here() -> Iterator[None]:
+    """Put the working directory back: paths of the configuration start from it."""
+    here = Path.cwd()
+    try:
+        yield
+    finally:
+        os.chdir(here)
+
+
 def load_plugins(config: TrainConfig) -> list[Plugin]:
     """Load, check and configure the plugins that the run lists, in the order of their calls.
 
@@ -74,13 +87,14 @@ def load_plugins(config: TrainConfig) -> list[Plugin]:
     """
     plugins = []
     for name in config.plugins:
-        with keyed("plugins", name):
+        with keyed("plugins", name), staying_here():
             entry = find(name, HOOK_KINDS)
             cls = check_class(entry.load(), entry)
         known, epochs = _intervals_read(cls, config.settings_of(name), name)
         # How many steps these are, only the workload can tell: until then the defaults stand in.
         required = {key: 1 for key in epochs if fields_dict(cls)[key].default is NOTHING}
-        instance = make_plugin(cls, known | required, name)
+        with staying_here():
+            instance = make_plugin(cls, known | required, name)
         interval = getattr(instance, "interval", 1)
         if not isinstance(interval, int) or interval < 1:
             problem = f"{interval!r} is not a whole number of at least 1"

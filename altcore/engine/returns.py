@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from altcore.engine.plugins import Plugin
 from altcore.errors import PluginError, shown
 from altcore.hooks import ACTING, MEASURING, WATCHING, Action
+from altcore.signals import is_from_signal
 
 LONGEST_MEASURE = 256
 """Elements of a measure that is a 1-D tensor."""
@@ -93,7 +94,9 @@ def _comes_back(value: Any) -> bool:
         torch.save(value, buffer)
         torch.load(io.BytesIO(buffer.getvalue()), weights_only=True)
     # Pickling somebody else's object may raise anything.
-    except Exception:
+    except BaseException as error:
+        if is_from_signal(error):
+            raise
         return False
     return True
 

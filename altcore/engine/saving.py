@@ -8,6 +8,7 @@ from typing import Any
 from attrs import asdict, define, field
 
 from altcore.engine.ending import Ending
+from altcore.engine.rescue import check_place
 from altcore.engine.run_state import RunState
 from altcore.engine.weights import WeightCheck
 from altcore.hooks import NonFinite
@@ -59,6 +60,15 @@ class Saving:
         """
         run = self.state.run
         self.state.record.flush()
+        check_place(self.directory, run, self._save_elsewhere)
+        self._save()
+
+    def _save_elsewhere(self) -> None:
+        self.saved, self.snapshots = (), {}
+        self._save()
+
+    def _save(self) -> None:
+        run = self.state.run
         if self.saved == self._known():
             return
         if not self.has_finite_weights():

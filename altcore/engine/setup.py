@@ -27,6 +27,7 @@ from altcore.engine.loop import Engine
 from altcore.engine.losses import loss_and_measures, who_is
 from altcore.engine.memory import memory_named
 from altcore.engine.named_errors import naming
+from altcore.engine.observers import ObserverCheck
 from altcore.engine.plugins import Plugin, load_plugins
 from altcore.engine.probe import probing
 from altcore.engine.randomness import seed_all
@@ -95,7 +96,8 @@ def _prepare(
     epoch = epoch_of(workload, config)
     config = in_steps(config, epoch)
     count_epochs(plugins, config, epoch)
-    dispatch = Dispatcher(plugins, config.strict)
+    observers = ObserverCheck(config.check_observers)
+    dispatch = Dispatcher(plugins, config.strict, observers, config.hook_timeout)
     model = workload.model
     freeze(model, config.freeze)
     ranks.follow(model)

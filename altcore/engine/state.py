@@ -17,6 +17,7 @@ from attrs import Attribute, define, field
 from torch import Tensor, nn
 
 from altcore.config import TrainConfig
+from altcore.engine.deferred_errors import is_plugins_turn
 from altcore.engine.epochs import Epoch
 from altcore.engine.losses import loss_and_measures
 from altcore.engine.probe import probing
@@ -25,6 +26,14 @@ from altcore.errors import PluginError
 from altcore.quantization import Quantization
 
 T = TypeVar("T")
+NO_LOSS = (None, 0, None)
+ENGINES_EVENTS = frozenset(
+    {
+        *("start", "resume", "checkpoint", "end", "nan", "collapse", "verdict", "recipe"),
+        *("rollback", "rescale", "degraded"),
+    }
+)
+"""Events that only the engine may emit: what reads a record relies on them."""
 
 
 class Workload(Protocol):
@@ -181,6 +190,15 @@ class Step:
     """
     _times_set: int = field(init=False, default=0)
     _shared: dict[Hashable, Any] = field(init=False, factory=dict)
+    _kept_loss: tuple[Tensor | None, int, Tensor | None] = field(init=False, default=NO_LOSS)
+    """The loss as the engine knows it: the tensor, its version, and a copy."""
+
+    def keep_loss(self) -> None:
+        """Copy the loss, unless that was done since it changed, so that it can be put back."""
+        kept, version, _ = self._kept_loss
+        loss = self.loss
+        if loss is not kept or (loss is not None and loss._version != version):
+            self._kept_loss = NO_LOSS if loss is None else (loss, loss._version, loss.clone())
 
     def place(self) -> dict[str, float]:
         """Return ``step``, and ``epoch`` if the workload counts any: how lines of metrics begin.
@@ -263,6 +281,12 @@ class Run:
         taken = next((key for key in ("step", "event") if key in data), None)
         if taken:
             raise PluginError(f"the event {kind!r} cannot hold {taken!r}: each line has its own")
+        if kind in ENGINES_EVENTS and is_plugins_turn():
+            raise PluginError(f"the event {kind!r} is the engine's own")
+        self.write_event(kind, **data)
+
+    def write_event(self, kind: str, **data: Any) -> None:
+        """Do what `emit` does, unchecked."""
         self._on_event(self, {"step": self.step, "event": kind, **data})
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -18,6 +18,7 @@ from altcore.builtin_types import as_builtin, misfit
 from altcore.errors import BadInput, keyed, nearest, shown
 from altcore.formats import AnyFormat, BlockFormat, Format, get_format, get_scalar_format, saved
 from altcore.recipes import format_of_run
+from altcore.signals import is_from_signal
 from altcore.yaml_files import without_sources
 
 if TYPE_CHECKING:
@@ -133,6 +134,12 @@ def build(cls: type, given: Mapping[str, Any], owner: str = "") -> Any:
         raise
     except (TypeError, ValueError) as error:
         raise BadInput(_message(error), key=owner) from error
+    # A plugin's class may raise anything, or try to leave.
+    except BaseException as error:
+        if is_from_signal(error):
+            raise
+        problem = f"it cannot be made: {type(error).__name__}: {error}"
+        raise BadInput(problem, key=owner) from error
 
 
 def init_fields(cls: type, owner: str = "") -> dict[str, Attribute]:

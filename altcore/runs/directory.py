@@ -16,7 +16,7 @@ from attrs import define, field
 
 from altcore.builtin_types import to_json
 from altcore.config import TrainConfig
-from altcore.errors import BadInput
+from altcore.errors import BadInput, LostDirectory
 from altcore.recipes import takes_format
 from altcore.runs import durable
 from altcore.runs.log_file import LogFile
@@ -39,8 +39,11 @@ class RunDirectory:
     """Whether this process writes it."""
 
     path: Path
+    """Absolute: a plugin may change the working directory."""
     _lock: int | None
     _logs: dict[str, LogFile] = field(factory=dict)
+    _folder: int | None = field(init=False, default=None)
+    """The directory itself, wherever its path leads."""
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunDirectory:
@@ -50,7 +53,7 @@ class RunDirectory:
         begins anew; otherwise `BadInput` is raised. Without one, the name is made from the label,
         or from format and recipe.
         """
-        root = Path(config.runs_dir)
+        root = Path(config.runs_dir).absolute()
         try:
             root.mkdir(parents=True, exist_ok=True)
             if config.name is None:
@@ -81,6 +84,7 @@ class RunDirectory:
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
         """Lock the directory of an existing run."""
+        path = path.absolute()
         lock = durable.open_to_write(path / LOCK, os.O_APPEND)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -88,6 +92,7 @@ class RunDirectory:
             os.close(lock)
             raise BadInput(f"run {path.name} is being written by another process") from error
         directory = cls(path, lock)
+        directory._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         directory._make_folders()
         return directory
 
@@ -100,6 +105,33 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / CHECKPOINTS
+
+    def check_in_place(self) -> None:
+        """Raise `LostDirectory` if the path does not lead to the directory that was opened."""
+        if self._folder is None:  # written by nobody
+            return
+        ours = os.fstat(self._folder)
+        try:
+            found = self.path.stat()
+        except OSError:
+            found = None
+        if found is None or (found.st_dev, found.st_ino) != (ours.st_dev, ours.st_ino):
+            raise LostDirectory(self.path, self._place() if ours.st_nlink else None)
+
+    def _place(self) -> Path | None:
+        """Return where the directory is now, None if the system does not tell."""
+        with suppress(OSError):
+            place = Path(f"/proc/self/fd/{self._folder}").readlink()
+            return place if place.is_dir() else None
+        return None
+
+    def begin_anew(self, name: str) -> None:
+        """Be another directory from now on, a new one beside the one that is lost."""
+        other = self.open(_numbered(self.path.parent, name))
+        self.close()
+        self.path, self._lock, self._folder, self._logs = (
+            *(other.path, other._lock, other._folder, other._logs),
+        )
 
     def append(self, file: str, line: Mapping[str, Any]) -> None:
         """Append a line to a .jsonl file, readable at once."""
@@ -146,6 +178,9 @@ class RunDirectory:
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None
+        if self._folder is not None:
+            os.close(self._folder)
+            self._folder = None
 
 
 def _began_nothing(path: Path) -> bool:
@@ -170,7 +205,11 @@ def _exists(path: Path) -> BadInput:
 
 
 def _fresh(root: Path, config: TrainConfig) -> Path:
-    base = as_name(config.label or "") or _from_recipe(config)
+    return _numbered(root, as_name(config.label or "") or _from_recipe(config))
+
+
+def _numbered(root: Path, base: str) -> Path:
+    """Make a folder of this name, or of the name and a number."""
     for number in range(1, 100_000):
         path = root / (base if number == 1 else f"{base}-{number}")
         try:

@@ -1,5 +1,7 @@
 """The dispatcher by itself: who is called, with what, and what becomes of a broken one."""
 
+import signal
+
 import pytest
 from attrs import define
 from helpers import events, state
@@ -11,6 +13,7 @@ from altcore.engine import Step
 from altcore.engine.dispatch import Dispatcher
 from altcore.errors import PluginError
 from altcore.hooks import NonFinite, hooks_of
+from altcore.signals import LeaveNow, handling_signals
 
 
 def test_hooks_get_the_arguments_they_ask_for():
@@ -28,9 +31,10 @@ def test_hooks_get_the_arguments_they_ask_for():
             got.append((where, run))
 
     dispatcher = Dispatcher([plugin(Few)])
-    dispatcher.call("run_start", run=1)
-    dispatcher.call("on_nan", run=1, step=Step(1), where=3)
-    assert got == [(), (3, 1)]
+    run = Told()
+    dispatcher.call("run_start", run=run)
+    dispatcher.call("on_nan", run=run, step=Step(1), where=3)
+    assert got == [(), (3, run)]
     assert hooks_of(Few) == ["run_start", "on_nan"]
 
 
@@ -42,11 +46,11 @@ def test_who_returned_what_is_kept():
     ]
     dispatcher = Dispatcher(plugins)
     step = Step(1)
-    assert [(p.name, v) for p, v in dispatcher.call("post_step", run=None, step=step)] == [
+    assert [(p.name, v) for p, v in dispatcher.call("post_step", run=Told(), step=step)] == [
         ("a", {"x": 1}),
         ("c", {"x": 2}),
     ]
-    assert dispatcher.measures("post_step", run=None, step=step) == {"a/x": 1, "c/x": 2}
+    assert dispatcher.measures("post_step", run=Told(), step=step) == {"a/x": 1, "c/x": 2}
 
 
 def test_a_disabled_plugin_is_not_called_again():
@@ -85,7 +89,7 @@ def test_run_end_reaches_everybody():
          plugin(failing, name="c"), plugin(fine, "reporter", "d")]
     )  # fmt: skip
     with pytest.raises(PluginError, match=r"intervention a .* failed in run_end: ZeroDivision"):
-        dispatcher.call("run_end", run=None, summary=ended)
+        dispatcher.call("run_end", run=Told(), summary=ended)
     assert ended == [1, 1]
 
 
@@ -158,15 +162,27 @@ def test_an_is_due_that_raises_is_the_plugins_failure(ask):
         getattr(Dispatcher([plugin(Unsure, "intervention")]), ask)(Told(), Step(1))
 
 
+def leave(self):
+    """Raise what Ctrl-C raises."""
+    raise KeyboardInterrupt
+
+
+def interrupt(self):
+    """Get a SIGINT."""
+    signal.raise_signal(signal.SIGINT)
+
+
 def test_interrupts_pass():
-    """KeyboardInterrupt in a hook is no plugin's failure."""
-
-    def leave(self):
-        raise KeyboardInterrupt
-
-    dispatcher = Dispatcher([plugin(make({"run_start": leave}), "diagnostic")])
+    """A SIGINT in a hook is no plugin's failure; a plugin that raises the same exception fails."""
+    dispatcher = Dispatcher([plugin(make({"run_start": interrupt}), "diagnostic")])
     with pytest.raises(KeyboardInterrupt):
-        dispatcher.call("run_start", run=None)
+        dispatcher.call("run_start", run=Told())
+    with handling_signals(), pytest.raises(LeaveNow):
+        dispatcher.call("run_start", run=Told())
+    raising = plugin(make({"run_start": leave}), "diagnostic")
+    with handling_signals():
+        Dispatcher([raising]).call("run_start", run=Told())
+    assert raising.is_disabled
 
 
 # --------------------------------------------------------------------------------- state

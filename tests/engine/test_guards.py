@@ -86,7 +86,7 @@ def test_an_intervention_changes_the_loss_in_pre_backward_only(shelf, start):
     shelf.install("intervention", "early", make({"pre_backward": replaced}))
     assert start(["early"], max_steps=1).status == "finished"
     shelf.install("intervention", "late", make({"post_backward": replaced}))
-    with pytest.raises(PluginError, match=r"intervention late .*post_backward of a intervention"):
+    with pytest.raises(PluginError, match=r"intervention late .*post_backward of an intervention"):
         start(["late"], name="late", max_steps=1)
 
 

@@ -1,0 +1,66 @@
+"""Whether observers only look: each hook of each once, or every call with ``check_observers``."""
+
+from __future__ import annotations
+
+import torch
+from attrs import define, field
+
+from altcore.engine.plugins import Plugin
+from altcore.engine.possessions import possessions
+from altcore.engine.state import Run, Step
+from altcore.engine.trespass import Possession
+
+SHOWN = 4
+"""Changes that a message names."""
+
+
+@define(eq=False)
+class ObserverCheck:
+    """Decides which calls of diagnostics and reporters are looked at."""
+
+    is_on: bool = False
+    """Whether every call is, with copies of all tensors."""
+    _seen: set[tuple[str, str]] = field(init=False, factory=set)
+
+    def before(
+        self, plugin: Plugin, doing: str, run: Run, step: Step | None, *, again: bool = False
+    ) -> Before | None:
+        """Return what is there before a call, None if the call is not looked at.
+
+        With ``again`` it is, whatever was looked at before.
+        """
+        if plugin.acts:
+            return None
+        if not (self.is_on or again):
+            if (plugin.name, doing) in self._seen:
+                return None
+            self._seen.add((plugin.name, doing))
+        return Before(list(possessions(run, step, plugin.kind, by_value=self.is_on)))
+
+
+@define(eq=False)
+class Before:
+    """Everything as it was before a call."""
+
+    all: list[Possession]
+
+    @torch.no_grad()
+    def put_back(self, *, is_in_pass: bool = False, only_of_pass: bool = False) -> str:
+        """Put back what changed; returns in words what that was, "" if nothing.
+
+        ``is_in_pass`` leaves alone what a context may change for the length of a pass, as hooks,
+        and ``only_of_pass`` everything else.
+        """
+        kinds = (False,) if is_in_pass else (True,) if only_of_pass else (False, True)
+        changed = [(p.label, p) for p in self.all if p.of_pass in kinds and p.is_changed()]
+        if not changed:
+            return ""
+        lost = [label for label, p in changed if not p.put_back()]
+        text = f"it may not change {_some([label for label, _ in changed])}"
+        return f"{text}; {_some(lost)} could not be put back" if lost else text
+
+
+def _some(labels: list[str]) -> str:
+    shown = list(dict.fromkeys(labels))
+    more = f" and {len(shown) - SHOWN} more" if len(shown) > SHOWN else ""
+    return f"{', '.join(shown[:SHOWN])}{more}"

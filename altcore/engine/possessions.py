@@ -1,0 +1,308 @@
+"""All that an observer could reach and may not change, of one run."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as torch_modules
+
+from altcore.engine.state import Run, Step
+from altcore.engine.torch_flags import FLAGS
+from altcore.engine.trespass import (
+    PLAIN,
+    Configuration,
+    Entries,
+    Names,
+    Possession,
+    RandomStates,
+    TensorValue,
+    Threads,
+    Value,
+    attribute,
+)
+from altcore.quantization import Quantization
+from altcore.signals import WATCHED
+
+RUN = ("config", "directory", "device", "workload", "model", "optimizer", "quantization", "epoch")
+STEP = (
+    *("index", "epoch", "learning_rate", "is_recorded", "micro", "batch", "discarded", "grad_norm"),
+    *("weights_before", "weights_proposed", "gradients", "gradients_final", "activations"),
+    *("output_gradients",),
+)
+QUANTIZATION = (
+    *("recipe", "plan", "layers", "stored", "quantizers", "counters", "weights", "_hooks"),
+    *("_kept_hooks", "_state_casts", "_optimizer"),
+)
+CONTEXT = ("compute", "is_off", "is_frozen", "tracks_views", "measures_errors", "clock")
+STORED = ("scale", "scale_before", "before", "parameter", "version", "cast")
+QUANTIZER = ("cast", "history", "last_scale", "last_key")
+
+
+def possessions(run: Run, step: Step | None, kind: str, *, by_value: bool) -> Iterator[Possession]:
+    """Yield what an observer of this ``kind`` may not change, as it is now.
+
+    ``by_value`` copies every tensor, so that a write past its version is found, and put back.
+    """
+    yield from _process(run, kind)
+    yield from _of_run(run)
+    if step is not None:
+        yield from (attribute(f"step.{name}", step, name) for name in STEP)
+        yield from _tensors("the batch", step.batch, by_value)
+    yield from _of_modules(run.model)
+    for name, p in run.model.named_parameters():
+        yield TensorValue(f"weight {name}", p, by_value=by_value)
+        yield attribute(f"the gradient of {name}", p, "grad")
+        if p.grad is not None:
+            yield TensorValue(f"the gradient of {name}", p.grad, by_value=by_value)
+        yield from _hooks(f"the hooks of weight {name}", p)
+    for name, b in run.model.named_buffers():
+        # A probe writes to them, and puts them back.
+        yield TensorValue(f"buffer {name}", b, by_value=True, trusts_version=not by_value)
+    yield from _of_optimizer(run, by_value)
+    yield from _of_quantization(run.quantization, by_value)
+
+
+def _process(run: Run, kind: str) -> Iterator[Possession]:
+    yield RandomStates(run.device)
+    for flag in FLAGS:
+        with suppress(RuntimeError):  # torch refuses to read some that a user set in two ways
+            yield Value(*flag)
+    if threading.current_thread() is threading.main_thread():
+        for number in WATCHED:
+            read, write = partial(signal.getsignal, number), partial(signal.signal, number)
+            yield Value(f"the handler of {number.name}", read, write)
+    if kind != "reporter":  # a reporter may send from a thread of its own
+        yield Threads()
+    for owner in (torch, torch.nn.functional, torch.Tensor, nn.Module, torch.optim.Optimizer):
+        yield Names(owner)
+    for name, held in vars(torch_modules).items():
+        if name.startswith("_global") and isinstance(held, dict):
+            yield Entries("the hooks of all modules", held, of_pass=True)
+    yield Stacks()
+
+
+class Stacks:
+    """The modes of torch that are entered and not left."""
+
+    label = "the modes of torch (one is not left)"
+    of_pass = True
+
+    def __init__(self) -> None:
+        self._before = self._now()
+
+    def _now(self) -> tuple[int, int]:
+        return torch._C._len_torch_dispatch_stack(), torch._C._len_torch_function_stack()
+
+    def is_changed(self) -> bool:
+        """Whether there are more, or fewer."""
+        return self._now() != self._before
+
+    def put_back(self) -> bool:
+        """Whoever entered a mode has to leave it."""
+        return False
+
+
+def _of_run(run: Run) -> Iterator[Possession]:
+    yield Configuration(run.config)
+    yield from (attribute(f"run.{name}", run, name) for name in RUN)
+    yield Entries("run.shifts", run.shifts)
+    yield Entries("run.snapshots", run.snapshots)
+
+
+def _tensors(label: str, held: Any, by_value: bool) -> Iterator[Possession]:
+    if isinstance(held, Tensor):
+        yield TensorValue(label, held, by_value=by_value)
+    elif isinstance(held, Mapping):
+        held = list(held.values())
+    if isinstance(held, list | tuple):
+        for part in held:
+            yield from _tensors(label, part, by_value)
+
+
+def _of_modules(model: nn.Module) -> Iterator[Possession]:
+    classes: dict[type, None] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            continue
+        classes[type(module)] = None
+        place = f"module {name}" if name else "the model"
+        for key, held in vars(module).items():
+            if isinstance(held, dict) and key.startswith("_"):
+                is_hooks = "hooks" in key
+                label = f"the hooks of {place}" if is_hooks else f"{key[1:]} of {place}"
+                yield Entries(label, held, of_pass=is_hooks)
+        yield ModuleAttributes(place, module)
+    for cls in classes:
+        yield Names(cls)
+
+
+class ModuleAttributes:
+    """A module's mode, its class, whether its calls are patched, and its numbers if torch wrote it.
+
+    Models may keep numbers of their own that change when they run, as in a probe.
+    """
+
+    def __init__(self, place: str, module: nn.Module) -> None:
+        self._place, self._module, self.of_pass = place, module, False
+        self._before = self._now()
+
+    def _now(self) -> dict[str, Any]:
+        is_torchs = type(self._module).__module__.startswith("torch.nn")
+        return {
+            "__class__": type(self._module),
+            **{
+                key: value
+                for key, value in vars(self._module).items()
+                if key == "training" or callable(value) or (is_torchs and isinstance(value, PLAIN))
+            },
+        }
+
+    def _changed(self) -> list[str]:
+        now, before = self._now(), self._before
+        return [k for k in before | now if k not in before or k not in now or now[k] != before[k]]
+
+    @property
+    def label(self) -> str:
+        """Which of them, and of what."""
+        return f"{', '.join(self._changed())} of {self._place}"
+
+    def is_changed(self) -> bool:
+        """Whether one is new, gone or another."""
+        return bool(self._changed())
+
+    def put_back(self) -> bool:
+        """Set them."""
+        for key in self._changed():
+            if key in self._before:
+                setattr(self._module, key, self._before[key])
+            else:
+                delattr(self._module, key)
+        return True
+
+
+def _hooks(label: str, tensor: Tensor) -> Iterator[Possession]:
+    for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
+        held = getattr(tensor, name, None)
+        if held is None:
+            yield NoHooks(label, tensor, name)
+        else:
+            yield Entries(label, held, of_pass=True)
+
+
+class NoHooks:
+    """A tensor that has no hooks of a kind."""
+
+    of_pass = True
+
+    def __init__(self, label: str, tensor: Tensor, name: str) -> None:
+        self.label, self._tensor, self._name = label, tensor, name
+
+    def is_changed(self) -> bool:
+        """Whether it has some now."""
+        return bool(getattr(self._tensor, self._name, None))
+
+    def put_back(self) -> bool:
+        """Remove them."""
+        getattr(self._tensor, self._name).clear()
+        return True
+
+
+def _of_optimizer(run: Run, by_value: bool) -> Iterator[Possession]:
+    optimizer = run.optimizer
+    for name, value in vars(optimizer).items():
+        if callable(value) or name in ("param_groups", "state", "defaults"):
+            yield attribute(f"the optimizer's {name}", optimizer, name)
+        if isinstance(value, dict) and "hooks" in name:
+            yield Entries("the optimizer's hooks", value)
+    yield Entries("the optimizer's groups", optimizer.param_groups)
+    for i, group in enumerate(optimizer.param_groups):
+        place = f"the optimizer's group {i}"
+        yield Entries(place, group, says_which=True)
+        yield Entries(f"the parameters of {place}", group["params"])
+        settings = {key: value for key, value in group.items() if key != "params"}
+        yield from _tensors(place, settings, by_value)
+    yield OptimizerState(optimizer)
+    names = {id(p): name for name, p in run.model.named_parameters()}
+    for p, state in optimizer.state.items():
+        place = f"the optimizer's state of {names.get(id(p), 'a parameter')}"
+        yield Entries(place, state, says_which=True)
+        yield from _tensors(place, state, by_value)
+
+
+class OptimizerState:
+    """The parameters of which an optimizer has a state: to look one up makes an empty one."""
+
+    label = "the optimizer's state"
+    of_pass = False
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer, self._before = optimizer, self._now(optimizer)
+
+    @staticmethod
+    def _now(optimizer: torch.optim.Optimizer) -> dict[Any, Any]:
+        return {p: state for p, state in optimizer.state.items() if state}
+
+    def is_changed(self) -> bool:
+        """Whether a state is new, gone or another one."""
+        now, before = self._now(self._optimizer), self._before
+        return now.keys() != before.keys() or any(now[p] is not before[p] for p in now)
+
+    def put_back(self) -> bool:
+        """Have the states from before."""
+        self._optimizer.state.clear()
+        self._optimizer.state.update(self._before)
+        return True
+
+
+def _of_quantization(q: Quantization, by_value: bool) -> Iterator[Possession]:
+    parts: list[tuple[str, Any, tuple[str, ...]]] = [
+        ("the quantization", q, QUANTIZATION),
+        ("the quantization", q.context, CONTEXT),
+        ("the quantization's clock", q.context.clock, ("step", "seed")),
+        *((f"the quantizer of {x.site}", x, QUANTIZER) for x in q.quantizers),
+        *((f"stored weight {name}", x, STORED) for name, x in q.stored.items()),
+    ]
+    for place, owner, names in parts:
+        for name in names:
+            yield attribute(f"{name} of {place}", owner, name)
+            if name != "parameter":  # a weight of the model
+                yield from _tensors(f"{name} of {place}", _tensor_of(owner, name), by_value)
+    for quantizer in q.quantizers:
+        yield _calls_of(quantizer)
+    for name, casts in q.plan.items():
+        yield Entries(f"the casts of layer {name}", casts)
+    for name, layer in q.layers.items():
+        place = f"the quantization of layer {name}"
+        yield attribute(place, layer, "is_removed")
+        for held in (layer.stored, layer.views, layer.seen_as):
+            yield Entries(place, held)
+    yield Entries("the quantization", q.layers)
+    yield Entries("the quantization", q.stored)
+    yield Entries("the quantization", q.quantizers)
+    yield from _tensors(
+        "the quantization's counters", [q.counters.counts, q.counters.errors], by_value
+    )
+
+
+def _calls_of(quantizer: Any) -> Value:
+    """The number of a quantizer's calls in this step, which decides its random bits."""
+
+    def read() -> int:
+        return quantizer.calls if quantizer.last_step == quantizer.context.clock.step else 0
+
+    def write(calls: int) -> None:
+        quantizer.calls, quantizer.last_step = calls, quantizer.context.clock.step
+
+    return Value(f"the calls of the quantizer of {quantizer.site}", read, write)
+
+
+def _tensor_of(owner: Any, name: str) -> Tensor | None:
+    value = getattr(owner, name)
+    return value if isinstance(value, Tensor) else None

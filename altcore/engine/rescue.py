@@ -1,0 +1,34 @@
+"""What becomes of a run whose directory is removed or moved while it writes to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from altcore.engine.state import Run
+from altcore.errors import AltcoreError, LostDirectory
+from altcore.runs import RunDirectory, write_configuration
+
+
+def check_place(directory: RunDirectory, run: Run, save: Callable[[], None]) -> None:
+    """End a run that lost its directory, after a checkpoint.
+
+    It is saved where the directory was moved to; if it was removed, in a new one beside it.
+
+    Raises:
+        AltcoreError: that says what is lost, and where the state is.
+    """
+    try:
+        directory.check_in_place()
+    except LostDirectory as lost:
+        name = run.directory.name
+        if lost.moved_to is not None:
+            directory.path = lost.moved_to
+            then = f"give the directory its name back, and --resume {name} goes on"
+        else:
+            directory.begin_anew(f"{name}-rescued")
+            write_configuration(directory, run.config)
+            then = f"--resume {directory.path.name} goes on, with no record of the steps before"
+        run.directory = directory.path
+        save()
+        where = f"the state after step {run.step} is saved in {directory.path}"
+        raise AltcoreError(f"{lost}; {where}: {then}") from lost

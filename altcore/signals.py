@@ -1,0 +1,146 @@
+"""Signals that ask the process to leave, from its first moment to its last.
+
+While a run is in progress they wait for the end of its step, and a second SIGINT does not. At any
+other time nothing is lost by leaving, so they do not wait at all.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+from typing import Any
+
+WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+
+
+class LeaveNow(KeyboardInterrupt):
+    """A signal that does not wait. Its handler raises it, and no guard may hold it."""
+
+
+class Signals:
+    """What came of the watched signals, as their handlers note it."""
+
+    def __init__(self, *, ends_process: bool) -> None:
+        self.ends_process = ends_process
+        """Whether to end the process when a signal does not wait, and not to raise `LeaveNow`."""
+        self.asked = 0
+        """The first signal that came; 0 before."""
+        self.is_waiting = False
+        """Whether a signal waits for a run that reads `asked` between two steps."""
+        self.place: Callable[[], str] = lambda: ""
+        """Says where the run is, for the line that the process ends with."""
+        self._before: dict[int, Any] = {}
+
+    def install(self) -> None:
+        """Handle the watched signals; SIGHUP is left alone if it is ignored, as by nohup.
+
+        Outside the main thread, where Python delivers no signals, nothing is changed.
+        """
+        if threading.current_thread() is threading.main_thread():
+            is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            watched = [n for n in WATCHED if not (is_ignored and n is signal.SIGHUP)]
+            self._before = {number: signal.signal(number, self._note) for number in watched}
+
+    def uninstall(self) -> None:
+        """Put back the handlers from before."""
+        for number, handler in self._before.items():
+            # None is a handler that another program's C code installed: Python cannot put it back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+    @property
+    def name(self) -> str:
+        """The name of the first signal that came."""
+        return signal.Signals(self.asked).name
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        is_second_interrupt = number == self.asked == signal.SIGINT
+        self.asked = self.asked or number
+        name = signal.Signals(number).name
+        if self.is_waiting and not is_second_interrupt:
+            if self.ends_process:
+                _say(f"{name}: leaving after this step; SIGINT twice leaves at once")
+        elif self.ends_process:
+            # An exception could be held by whatever code runs now, or be printed as a traceback.
+            _say("; ".join(filter(None, (f"{name}: left at once", self.place()))))
+            os._exit(128 + number)
+        else:
+            raise LeaveNow(name)
+
+
+_in_force: Signals | None = None
+
+
+def handle_signals() -> None:
+    """Handle the watched signals until the process ends."""
+    global _in_force
+    if _in_force is None:
+        _in_force = Signals(ends_process=True)
+        _in_force.install()
+
+
+@contextmanager
+def handling_signals() -> Iterator[Signals]:
+    """Handle the watched signals within the context, unless they are handled already."""
+    global _in_force
+    if _in_force is not None:
+        yield _in_force
+        return
+    _in_force = Signals(ends_process=False)
+    _in_force.install()
+    try:
+        yield _in_force
+    finally:
+        _in_force.uninstall()
+        _in_force = None
+
+
+def is_from_signal(error: BaseException) -> bool:
+    """Whether a signal gave rise to an exception, and not code that raised it.
+
+    Where nobody handles the signals, as outside a run, Python's own handler raises what code may
+    raise as well; it is then taken to come from SIGINT.
+    """
+    return isinstance(error, LeaveNow) or (
+        isinstance(error, KeyboardInterrupt)
+        and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    )
+
+
+def _say(text: str) -> None:
+    # print() must not be called again while it is at work, which a handler cannot know.
+    with suppress(OSError):
+        os.write(2, f"altcore: {text}\n".encode())
+
+
+def _ignore_in_child() -> None:
+    """Let a forked child, such as a loader's worker, leave its end to the parent.
+
+    A signal for the whole process group is the parent's affair, which needs its children until it
+    has saved. SIGTERM from the parent itself, as of `multiprocessing`, still ends the child.
+    """
+    global _in_force
+    if _in_force is None or not _in_force._before:
+        return
+    for number in _in_force._before:
+        if number != signal.SIGTERM:
+            signal.signal(number, signal.SIG_IGN)
+    _in_force = None
+    if sys.platform == "linux":
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey, args=(os.getppid(),), daemon=True).start()
+    else:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _obey(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(128 + signal.SIGTERM)
+
+
+os.register_at_fork(after_in_child=_ignore_in_child)

@@ -1,0 +1,543 @@
+"""What observers change is found, named and put back."""
+
+import os
+import random
+import signal
+import threading
+from contextlib import contextmanager
+
+import numpy
+import pytest
+import torch
+from attrs import define
+from helpers import events, metrics_bytes, weights_sha256
+
+from altcore import hookimpl
+from altcore.errors import PluginError
+
+
+def first(run):
+    """Name and tensor of a weight."""
+    return next(iter(run.model.named_parameters()))
+
+
+def add_to_weight(run, step):
+    with torch.no_grad():
+        first(run)[1].add_(1)
+
+
+def write_data(run, step):
+    first(run)[1].data.mul_(2)
+
+
+def assign_data(run, step):
+    p = first(run)[1]
+    p.data = p.data * 2
+
+
+def write_numpy(run, step):
+    first(run)[1].detach().numpy()[:] = 3
+
+
+def load_state(run, step):
+    run.model.load_state_dict({k: v * 2 for k, v in run.model.state_dict().items()})
+
+
+def replace_parameter(run, step):
+    run.model.lm_head.weight = torch.nn.Parameter(run.model.lm_head.weight * 2)
+
+
+def freeze(run, step):
+    first(run)[1].requires_grad_(False)
+
+
+def clear_gradient(run, step):
+    first(run)[1].grad = None
+
+
+def scale_gradient(run, step):
+    first(run)[1].grad.mul_(2)
+
+
+def write_gradient_data(run, step):
+    first(run)[1].grad.data.mul_(2)
+
+
+def add_gradient(run, step):
+    p = first(run)[1]
+    p.grad = torch.ones_like(p)
+
+
+def backward_again(run, step):
+    run.loss(step.batch).backward()
+
+
+def evaluate_mode(run, step):
+    run.model.eval()
+
+
+def one_in_eval_mode(run, step):
+    run.model.lm_head.eval()
+
+
+def patch_forward(run, step):
+    run.model.lm_head.forward = lambda x: x
+
+
+def patch_class(run, step):
+    type(run.model).forward = lambda self, x: x
+
+
+def change_eps(run, step):
+    next(m for m in run.model.modules() if isinstance(m, torch.nn.LayerNorm)).eps = 0.5
+
+
+def replace_module(run, step):
+    run.model.lm_head = torch.nn.Linear(2, 2)
+
+
+def add_module(run, step):
+    run.model.add_module("more", torch.nn.Linear(2, 2))
+
+
+def convert_model(run, step):
+    run.model.double()
+
+
+def leave_forward_hook(run, step):
+    run.model.register_forward_hook(lambda *_: None)
+
+
+def leave_pre_hook(run, step):
+    run.model.lm_head.register_forward_pre_hook(lambda *_: None)
+
+
+def leave_backward_hook(run, step):
+    run.model.register_full_backward_hook(lambda *_: None)
+
+
+def leave_tensor_hook(run, step):
+    first(run)[1].register_hook(lambda g: g * 2)
+
+
+def leave_accumulation_hook(run, step):
+    first(run)[1].register_post_accumulate_grad_hook(lambda p: None)
+
+
+def leave_global_hook(run, step):
+    torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
+
+
+def leave_optimizer_hook(run, step):
+    run.optimizer.register_step_pre_hook(lambda *_: None)
+
+
+def leave_mode(run, step):
+    torch.utils._python_dispatch.TorchDispatchMode().__enter__()
+
+
+def change_rate(run, step):
+    run.optimizer.param_groups[0]["lr"] = 1.0
+
+
+def change_betas(run, step):
+    run.optimizer.param_groups[0]["betas"] = (0.5, 0.5)
+
+
+def change_decay(run, step):
+    run.optimizer.param_groups[0]["weight_decay"] = 0.5
+
+
+def drop_parameter(run, step):
+    run.optimizer.param_groups[0]["params"].pop()
+
+
+def add_group(run, step):
+    run.optimizer.param_groups.append(dict(run.optimizer.param_groups[0], params=[]))
+
+
+def scale_moment(run, step):
+    run.optimizer.state[first(run)[1]]["exp_avg"].mul_(2)
+
+
+def write_moment_data(run, step):
+    run.optimizer.state[first(run)[1]]["exp_avg"].data.mul_(2)
+
+
+def count_up(run, step):
+    run.optimizer.state[first(run)[1]]["step"] += 5
+
+
+def clear_state(run, step):
+    run.optimizer.state.clear()
+
+
+def replace_optimizer(run, step):
+    run.optimizer = torch.optim.SGD(run.model.parameters())
+
+
+def make_a_step(run, step):
+    run.optimizer.step()
+
+
+def patch_step(run, step):
+    run.optimizer.step = lambda: None
+
+
+def draw(run, step):
+    torch.rand(1)
+
+
+def draw_python(run, step):
+    random.random()
+
+
+def draw_numpy(run, step):
+    numpy.random.rand()
+
+
+def seed(run, step):
+    torch.manual_seed(5)
+
+
+def train_forward(run, step):
+    run.loss(step.batch)
+
+
+def change_config(run, step):
+    object.__setattr__(run.config, "grad_clip", 0.5)
+
+
+def change_settings(run, step):
+    run.config.settings["gpt"]["dropout"] = 0.5
+
+
+def replace_config(run, step):
+    run.config = run.config.evolve(grad_clip=0.5)
+
+
+def change_batch(run, step):
+    for part in step.batch if isinstance(step.batch, tuple) else (step.batch,):
+        part.zero_()
+
+
+def change_rate_of_step(run, step):
+    step.learning_rate = 5.0
+
+
+def change_index(run, step):
+    step.index += 1
+
+
+def discard(run, step):
+    step.discarded = not step.discarded
+
+
+def count_step(run, step):
+    run.step += 1
+
+
+def scale_rate(run, step):
+    run.lr_scale = 0.5
+
+
+def start_thread(run, step):
+    threading.Thread(target=DONE.wait, daemon=True, name="acme").start()
+
+
+def change_threads(run, step):
+    torch.set_num_threads(torch.get_num_threads() + 1)
+
+
+def change_deterministic(run, step):
+    torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+def change_dtype(run, step):
+    torch.set_default_dtype(torch.float64)
+
+
+def change_device(run, step):
+    torch.set_default_device("meta")
+
+
+def change_printing(run, step):
+    torch.set_printoptions(precision=1)
+
+
+def change_precision(run, step):
+    torch.set_float32_matmul_precision("medium")
+
+
+def flush_denormals(run, step):
+    torch.set_flush_denormal(True)
+
+
+def detect_anomalies(run, step):
+    torch.autograd.set_detect_anomaly(True)
+
+
+def switch_off(run, step):
+    torch.set_grad_enabled(False)
+
+
+def patch_torch(run, step):
+    torch.nn.functional.linear = lambda *_: None
+
+
+def patch_matmul(run, step):
+    torch.matmul = lambda *_: None
+
+
+def handle_signals(run, step):
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def leave_folder(run, step):
+    os.chdir("/")
+
+
+def freeze_quantizers(run, step):
+    run.quantization.context.is_frozen = True
+
+
+def turn_off(run, step):
+    run.quantization.context.is_off = True
+
+
+def change_clock(run, step):
+    run.quantization.context.clock.step += 1
+
+
+def change_plan(run, step):
+    casts = next(c for c in run.quantization.plan.values() if c["weight@fwd"] is not None)
+    casts["weight@fwd"] = None
+
+
+def scale_stored(run, step):
+    next(iter(run.quantization.stored.values())).scale.mul_(2)
+
+
+def unquantize(run, step):
+    run.quantization.remove()
+
+
+def change_history(run, step):
+    q = next(q for q in run.quantization.quantizers if q.history is not None)
+    q.history.zero_()
+
+
+def drop_quantizer(run, step):
+    run.quantization.quantizers.pop()
+
+
+def emit_the_end(run, step):
+    run.emit("end", status="finished")
+
+
+DONE = threading.Event()
+BY_VALUE = (write_numpy, write_data, write_gradient_data, write_moment_data)
+"""What no version tells of."""
+CHANGES = {
+    add_to_weight: "weight",
+    write_data: "weight",
+    assign_data: "weight",
+    write_numpy: "weight",
+    load_state: "weight",
+    replace_parameter: "parameters of module lm_head",
+    freeze: "weight",
+    clear_gradient: "the gradient of",
+    scale_gradient: "the gradient of",
+    write_gradient_data: "the gradient of",
+    add_gradient: "the gradient of",
+    backward_again: "the gradient of",
+    evaluate_mode: "training of the model",
+    one_in_eval_mode: "training of module lm_head",
+    patch_forward: "forward of module lm_head",
+    patch_class: "forward of",
+    change_eps: "eps of module",
+    replace_module: "modules of the model",
+    add_module: "modules of the model",
+    convert_model: "weight",
+    leave_forward_hook: "the hooks of the model",
+    leave_pre_hook: "the hooks of module lm_head",
+    leave_backward_hook: "the hooks of the model",
+    leave_tensor_hook: "the hooks of weight",
+    leave_accumulation_hook: "the hooks of weight",
+    leave_global_hook: "the hooks of all modules",
+    leave_optimizer_hook: "the optimizer's hooks",
+    change_rate: "lr of the optimizer's group 0",
+    change_betas: "betas of the optimizer's group 0",
+    change_decay: "weight_decay of the optimizer's group 0",
+    drop_parameter: "the parameters of the optimizer's group",
+    add_group: "the optimizer's groups",
+    scale_moment: "the optimizer's state of",
+    write_moment_data: "the optimizer's state of",
+    count_up: "the optimizer's state of",
+    clear_state: "the optimizer's state",
+    replace_optimizer: "run.optimizer",
+    make_a_step: "weight",
+    patch_step: "the optimizer's step",
+    draw: "the random state of torch",
+    draw_python: "the random state of python",
+    draw_numpy: "the random state of numpy",
+    seed: "the random state of torch",
+    change_config: "the configuration",
+    change_settings: "the configuration",
+    replace_config: "run.config",
+    change_batch: "the batch",
+    change_rate_of_step: "step.learning_rate",
+    change_index: "step.index",
+    discard: "step.discarded",
+    count_step: "run.step",
+    scale_rate: "run.lr_scale",
+    change_threads: "torch's number of threads",
+    change_deterministic: "torch's deterministic algorithms",
+    change_dtype: "the default dtype of torch",
+    change_device: "torch's default device",
+    change_printing: "torch's print options",
+    change_precision: "torch's precision of float32 products",
+    flush_denormals: "torch's flushing of denormals",
+    detect_anomalies: "torch's anomaly detection",
+    switch_off: "grad mode of torch",
+    patch_torch: "linear of torch.nn.functional",
+    patch_matmul: "matmul of torch",
+    handle_signals: "the handler of SIGTERM",
+    leave_folder: "the working directory",
+    freeze_quantizers: "is_frozen of the quantization",
+    turn_off: "is_off of the quantization",
+    change_clock: "step of the quantization's clock",
+    change_plan: "the casts of layer",
+    scale_stored: "scale of stored weight",
+    unquantize: "forward of module",
+    change_history: "history of the quantizer",
+    drop_quantizer: "the quantization",
+    emit_the_end: "the event 'end' is the engine's own",
+}
+KEYS = {
+    "max_steps": 4,
+    "log_interval": 1,
+    "gpt__dropout": 0.1,
+    "recipe": {
+        "weight": {"format": "E4M3", "scaling": {"kind": "delayed", "history": 4}},
+        "activation": {"format": "E4M3", "rounding": "stochastic"},
+        "stored_weight": "E5M6",
+    },
+}
+"""A run that draws random numbers, with delayed scales and stored weights."""
+
+
+def observer(change, hook="post_step", on=2):
+    """A diagnostic class that changes something in the hook of a step."""
+
+    def act(self, run, step):
+        if step.index == on:
+            change(run, step)
+
+    act.__name__ = hook
+    return define(eq=False)(type("Sly", (), {hook: hookimpl(act)}))
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The weights and metrics of a run without any plugin."""
+    return {}
+
+
+def trained(start, name, *plugins, **keys):
+    """Weights and metrics of a run, and what it says of its plugins."""
+    run = start(plugins, name=name, **{**KEYS, **keys})
+    said = [e["message"] for e in events(run.run_directory, "degraded")]
+    return weights_sha256(run.run_directory), metrics_bytes(run.run_directory), said
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+@pytest.mark.parametrize("hook", ["post_backward", "post_step"])
+def test_a_change_is_found_named_and_put_back(shelf, start, plain, change, hook):
+    """The run ends with the bits that it has without the plugin."""
+    if not plain:
+        plain["run"] = trained(start, "plain")[:2]
+    shelf.install("diagnostic", "sly", observer(change, hook))
+    weights, metrics, (said,) = trained(start, "r", "sly", check_observers=True)
+    assert said.startswith(f"diagnostic sly (acme-sly 1.2.3) failed in {hook}: ")
+    assert CHANGES[change] in said
+    assert (weights, metrics) == plain["run"]
+
+
+@pytest.mark.parametrize("change", set(CHANGES) - set(BY_VALUE), ids=lambda f: f.__name__)
+def test_the_first_call_is_always_looked_at(shelf, start, change):
+    """Without the flag, too; only what writes past a tensor's version is not found."""
+    shelf.install("diagnostic", "sly", observer(change, on=1))
+    _, _, (said,) = trained(start, "r", "sly")
+    assert CHANGES[change] in said
+
+
+def test_what_cannot_be_put_back_is_said(shelf, start):
+    """Values that nobody copied, and threads."""
+    shelf.install("diagnostic", "sly", observer(add_to_weight, on=1))
+    _, _, (said,) = trained(start, "r", "sly")
+    assert "could not be put back" in said
+    shelf.install("diagnostic", "spins", observer(start_thread, on=1))
+    try:
+        _, _, (said,) = trained(start, "s", "spins")
+        assert "the threads (it left acme running) could not be put back" in said
+    finally:
+        DONE.set()
+
+
+def test_under_strict_the_run_stops(shelf, start):
+    """With what it was, and whose."""
+    shelf.install("reporter", "sly", observer(draw, on=1))
+    with pytest.raises(PluginError, match=r"reporter sly .* the random state of torch"):
+        trained(start, "r", "sly", strict=True)
+
+
+def test_hooks_last_as_long_as_the_pass_that_they_watch(shelf, start):
+    """Within their context they are no trespass; left behind they are."""
+
+    def watcher(is_tidy):
+        @define(eq=False)
+        class Watches:
+            @hookimpl
+            @contextmanager
+            def watch_forward(self, run):
+                handle = run.model.register_forward_hook(lambda *_: None)
+                yield
+                if is_tidy:
+                    handle.remove()
+
+        return Watches
+
+    shelf.install("diagnostic", "tidy", watcher(is_tidy=True))
+    shelf.install("diagnostic", "untidy", watcher(is_tidy=False))
+    run = start(["untidy", "tidy"], check_observers=True, max_steps=2)
+    assert run.summary["degraded"] == ["untidy"]
+    (said,) = events(run.run_directory, "degraded")
+    assert "the hooks of the model" in said["message"]
+
+
+def test_a_reporter_may_have_threads(shelf, start):
+    """It may send from one."""
+    done = threading.Event()
+
+    def send(run, step):
+        threading.Thread(target=done.wait, daemon=True).start()
+
+    shelf.install("reporter", "sends", observer(send, on=1))
+    try:
+        assert trained(start, "r", "sends", check_observers=True)[2] == []
+    finally:
+        done.set()
+
+
+def test_looking_in_a_probe_is_no_trespass(shelf, start, plain):
+    """Batch norms, dropout and gradients included."""
+
+    def probe(run, step):
+        with run.probe():
+            run.loss(step.batch).backward()
+            run.optimizer.state[first(run)[1]].get("exp_avg")
+
+    shelf.install("diagnostic", "looks", observer(probe, on=1))
+    shelf.install("diagnostic", "looks2", observer(probe, "post_backward", on=1))
+    assert trained(start, "r", "looks", "looks2", check_observers=True)[2] == []

@@ -1,0 +1,89 @@
+"""A run whose directory is removed or moved, or whose process goes elsewhere."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from attrs import define
+from helpers import checkpoints, state, weights_sha256
+from helpers_plugins import make
+
+from altcore import hookimpl
+from altcore.errors import AltcoreError
+from altcore.runs import summary_of
+
+
+def acting(shelf, act, on=3):
+    """Install an intervention that does something to the run's directory in a step."""
+
+    @define(eq=False)
+    class Acts:
+        @hookimpl
+        def pre_step(self, run, step):
+            if step.index == on:
+                act(run.directory)
+
+    shelf.install("intervention", "acts", Acts)
+
+
+def move(path):
+    """Move the directory."""
+    path.rename(path.with_name("elsewhere"))
+
+
+def replace(path):
+    """Remove the directory, and make another one of its name."""
+    shutil.rmtree(path)
+    (path / "checkpoints").mkdir(parents=True)
+
+
+@pytest.mark.parametrize("lose", [shutil.rmtree, replace])
+def test_a_removed_directory_is_an_error_that_loses_no_state(shelf, start, lose):
+    """It says what is lost; the state is saved in a new directory, from which the run goes on."""
+    acting(shelf, lose)
+    lost = r"directory .*/r was removed, and with it the record and every checkpoint; the state "
+    with pytest.raises(
+        AltcoreError, match=lost + "after step 4 is saved in .*/r-rescued: --resume"
+    ):
+        start(["acts"], name="r", max_steps=6, checkpoint_interval=2)
+    assert summary_of(start.runs / "r-rescued")["status"] == "failed"
+    assert state(start.runs / "r-rescued", "step-00000004")["step"] == 4
+    start.resume("r-rescued")
+    plain = start(name="plain", max_steps=6)
+    assert weights_sha256(start.runs / "r-rescued") == weights_sha256(plain.run_directory)
+
+
+def test_a_moved_directory_is_named_with_its_place(shelf, start):
+    """The checkpoint is written there, and all that the run wrote is still there."""
+    acting(shelf, move)
+    with pytest.raises(AltcoreError, match=r"was moved to .*/elsewhere; the state after step 4"):
+        start(["acts"], name="r", max_steps=6, checkpoint_interval=2)
+    assert not (start.runs / "r").exists()
+    assert checkpoints(start.runs / "elsewhere")[-1] == "step-00000004"
+    (start.runs / "elsewhere").rename(start.runs / "r")
+    assert start.resume("r").summary["steps"] == 6
+
+
+@pytest.mark.parametrize("when", ["hook", "made"])
+def test_a_plugin_that_changes_the_working_directory_moves_no_run(
+    shelf, start, corpus, tmp_path, monkeypatch, when
+):
+    """Relative paths of the configuration start where the run did."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.txt").write_text(corpus.read_text())
+
+    def leave(self):
+        os.chdir("/")
+
+    @define(eq=False)
+    class Leaves:
+        def __attrs_post_init__(self):
+            os.chdir("/")
+
+    cls = make({"run_start": leave}) if when == "hook" else Leaves
+    shelf.install("intervention", "leaves", cls)
+    result = start(["leaves"], runs_dir="mine", gpt__data="words.txt", name="r")
+    assert result.run_directory == tmp_path / "mine/r"
+    assert (tmp_path / "mine/r/summary.json").exists()
+    assert not Path("/mine").exists()

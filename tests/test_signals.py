@@ -1,0 +1,232 @@
+"""Signals to real processes: when they come, what is left, and how it is told."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers_cli import ROOT, TINY, distribution, environment, run
+
+from altcore.errors import EXIT_CODES
+from altcore.runs import summary_of
+from altcore.signals import WATCHED, LeaveNow, handling_signals, is_from_signal
+
+SOURCES = [ROOT, *(ROOT / "plugins").iterdir()]
+"""The code under test, wherever another one is installed."""
+ENDLESS = ("--steps", "100000", "--name", "mine")
+
+
+def started(tmp_path, corpus, *arguments, path=(), before=()):
+    """Start ``altcore train`` as a process, the leader of a group of its own."""
+    command = [*before, sys.executable, "-m", "altcore", "train", *TINY, "--data", str(corpus)]
+    return subprocess.Popen(
+        [*command, *arguments],
+        cwd=tmp_path,
+        env={**environment([*path, *SOURCES]), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for(what, process):
+    """Wait until something is there."""
+    deadline = time.monotonic() + 90
+    while not what() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.02)
+    assert what(), process.communicate()
+
+
+def steps(tmp_path):
+    """Whether the run has made a step."""
+    metrics = tmp_path / "runs/mine/metrics.jsonl"
+    return metrics.exists() and metrics.stat().st_size > 0
+
+
+def hook(folder, body, name="hangs", kind="diagnostic"):
+    """Install a plugin with these lines as its class's body."""
+    text = f"""
+    import os, signal, time
+    import attrs
+    from altcore import hookimpl
+
+    @attrs.define(eq=False)
+    class Plugin:
+        {body}
+    """
+    distribution(
+        folder, f"acme-{name}", {kind: {name: f"acme_{name}:Plugin"}}, **{f"acme_{name}": text}
+    )
+    return ("--plugin", name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", WATCHED, ids=lambda n: n.name)
+def test_a_signal_leaves_after_a_checkpoint(number, tmp_path, corpus):
+    """Within five seconds, with its own exit code and no traceback; the run can be resumed."""
+    with started(tmp_path, corpus, *ENDLESS) as process:
+        wait_for(lambda: steps(tmp_path), process)
+        began = time.time()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    saved = max((tmp_path / "runs/mine/checkpoints").glob("step-*/manifest.json"))
+    assert saved.stat().st_mtime - began < 5
+    assert process.returncode == 128 + number
+    assert process.returncode in EXIT_CODES
+    assert err.splitlines()[-1] == f"altcore: {number.name}: left after a checkpoint"
+    assert "Traceback" not in err
+    summary = summary_of(tmp_path / "runs/mine")
+    assert (summary["status"], summary["steps"] > 0) == ("interrupted", True)
+    again = run(
+        "train", "--resume", "mine", "--steps", summary["steps"] + 1, cwd=tmp_path, path=[ROOT]
+    )
+    assert again.code == 0, again.err
+
+
+@pytest.mark.slow
+def test_a_second_interrupt_leaves_at_once(tmp_path, corpus):
+    """Even if a plugin holds on to the exception; the last checkpoint is named."""
+    body = """
+        @hookimpl
+        def post_step(self, step):
+            while step.index > 2:
+                try:
+                    time.sleep(60)
+                except BaseException:
+                    pass
+    """
+    arguments = (*hook(tmp_path / "site", body), "--set", "checkpoint_interval=1")
+    with started(tmp_path, corpus, *ENDLESS, *arguments, path=[tmp_path / "site"]) as process:
+        last = tmp_path / "runs/mine/checkpoints/step-00000002"
+        wait_for((last / "manifest.json").exists, process)
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        assert any("leaving after this step" in line for line in process.stderr)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=5)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    named = "the last checkpoint is runs/mine/checkpoints/step-00000002: --resume mine goes on"
+    assert err.startswith("altcore: SIGINT: left at once; ")
+    assert named in err.replace(f"{tmp_path}/", "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("delay", [0.15, 0.6, 1.2])
+def test_a_signal_before_the_first_step(number, delay, tmp_path, corpus):
+    """Also during imports there is no traceback, and the run can be started again by its name."""
+    marks = ("--steps", "2", "--name", "mine")
+    with started(tmp_path, corpus, *marks) as process:
+        time.sleep(delay)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode in (128 + number, 0)
+    assert "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_a_signal_while_a_plugin_is_imported(tmp_path, corpus):
+    """Nobody's failure, and nothing is written."""
+    module = "import pathlib, time\npathlib.Path('there').touch()\ntime.sleep(60)\n"
+    points = {"diagnostic": {"slow": "acme_slow:Plugin"}}
+    distribution(tmp_path / "site", "acme-slow", points, acme_slow=module)
+    arguments = (*ENDLESS, "--plugin", "slow")
+    with started(tmp_path, corpus, *arguments, path=[tmp_path / "site"]) as process:
+        wait_for((tmp_path / "there").exists, process)
+        process.send_signal(signal.SIGTERM)
+        _, err = process.communicate(timeout=5)
+    assert (process.returncode, err) == (143, "altcore: SIGTERM: left at once\n")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGHUP])
+def test_a_signal_while_the_run_ends(number, tmp_path, corpus):
+    """The end is written before anything else, and the exit code is still the signal's."""
+    body = f"""
+        @hookimpl
+        def run_end(self):
+            os.kill(os.getpid(), signal.Signals.{number.name})
+    """
+    arguments = ("--steps", "2", "--name", "mine", *hook(tmp_path / "site", body))
+    with started(tmp_path, corpus, *arguments, path=[tmp_path / "site"]) as process:
+        _, err = process.communicate(timeout=90)
+    assert process.returncode == 128 + number
+    assert err.splitlines()[-1] == f"altcore: {number.name}: left when the run was over"
+    assert summary_of(tmp_path / "runs/mine")["status"] == "finished"
+
+
+@pytest.mark.slow
+def test_nohup_protects_from_the_end_of_a_terminal(tmp_path, corpus):
+    """SIGHUP is ignored then."""
+    marks = ("--steps", "40", "--name", "mine")
+    with started(tmp_path, corpus, *marks, before=["nohup"]) as process:
+        wait_for(lambda: steps(tmp_path), process)
+        process.send_signal(signal.SIGHUP)
+        process.communicate(timeout=90)
+    assert process.returncode == 0
+    assert summary_of(tmp_path / "runs/mine")["status"] == "finished"
+
+
+FORKS = """
+        def __attrs_post_init__(self):
+            pass
+
+        @hookimpl
+        def run_start(self, run):
+            import multiprocessing
+            worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+            worker.start()
+            (run.directory / "worker").write_text(str(worker.pid))
+
+        @hookimpl
+        def run_end(self, run):
+            import multiprocessing
+            (worker,) = multiprocessing.active_children()
+            (run.directory / "alive").touch()
+            worker.terminate()
+            worker.join()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_worker_leaves_its_end_to_the_run(number, tmp_path, corpus):
+    """A signal for the whole process group does not take the workers from a run that leaves."""
+    arguments = hook(tmp_path / "site", FORKS, "forks", "reporter")
+    with started(tmp_path, corpus, *ENDLESS, *arguments, path=[tmp_path / "site"]) as process:
+        wait_for(lambda: steps(tmp_path), process)
+        os.killpg(process.pid, number)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, err
+    assert (tmp_path / "runs/mine/alive").exists()
+    worker = int((tmp_path / "runs/mine/worker").read_text())
+    assert not Path(f"/proc/{worker}").exists()
+
+
+def test_every_signal_has_its_exit_code():
+    """In the published table."""
+    assert {128 + number for number in WATCHED} <= EXIT_CODES.keys()
+
+
+def test_what_comes_from_a_signal():
+    """Within the handlers' reach only what they raise; outside Python's own exception, too."""
+    assert is_from_signal(KeyboardInterrupt())
+    with handling_signals():
+        assert not is_from_signal(KeyboardInterrupt())
+        assert is_from_signal(LeaveNow())
+
+
+def test_handlers_are_put_back():
+    """Whatever they were, and also by an inner context that shares them."""
+    before = [signal.getsignal(number) for number in WATCHED]
+    with handling_signals() as outer, handling_signals() as inner:
+        assert inner is outer
+        with pytest.raises(LeaveNow, match="SIGTERM"):
+            signal.raise_signal(signal.SIGTERM)
+    assert [signal.getsignal(number) for number in WATCHED] == before
