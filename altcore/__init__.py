@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from altcore.api import train
+    from altcore.checkpoints import CheckpointManager, load_checkpoint, save_checkpoint
     from altcore.config import TrainConfig, load_config, save_config
     from altcore.engine import DeferredErrors, Run, Step
     from altcore.errors import AltcoreError, BadInput
@@ -48,6 +49,9 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "save_checkpoint": "checkpoints",
+    "load_checkpoint": "checkpoints",
+    "CheckpointManager": "checkpoints",
     "AltcoreError": "errors",
     "BadInput": "errors",
     "BlockFormat": "formats",
@@ -90,6 +94,7 @@ __all__ = [
     "BadInput",
     "BlockFormat",
     "ChangeRecipe",
+    "CheckpointManager",
     "DeferredErrors",
     "Format",
     "NonFinite",
@@ -109,11 +114,13 @@ __all__ = [
     "get_format",
     "grid_error",
     "hookimpl",
+    "load_checkpoint",
     "load_config",
     "neighbours",
     "pack",
     "quantize",
     "quantize_model",
+    "save_checkpoint",
     "save_config",
     "setting",
     "stiffness",
@@ -127,7 +134,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'altcore' has no attribute {name!r}")
-    if _HOME[name] in ("api", "engine", "numerics", "quantization"):
+    if _HOME[name] in ("api", "checkpoints", "engine", "numerics", "quantization"):
         from altcore.registry import spare_torch
 
         spare_torch()

@@ -27,6 +27,7 @@ from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.resuming import resumed
 from altcore.engine.setup import build_workload, choose_device, counted_in_steps, prepare
 from altcore.engine.state import Run, Step, Workload
+from altcore.engine.state_checks import check_optimizer, check_weights
 
 __all__ = [
     "DeferredErrors",
@@ -41,6 +42,8 @@ __all__ = [
     "Workload",
     "active_quantizers",
     "build_workload",
+    "check_optimizer",
+    "check_weights",
     "choose_device",
     "counted_in_steps",
     "data_of",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import torch
 from attrs import frozen
 from torch import Tensor, nn
 

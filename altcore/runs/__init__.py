@@ -35,7 +35,15 @@ from altcore.runs.identity import (
 )
 from altcore.runs.json_files import read_json
 from altcore.runs.json_lines import read_lines
-from altcore.runs.manifest import ANOMALY, ENDED_PHASE, REGULAR, TRAINED, TRAINING, WEIGHTS
+from altcore.runs.manifest import (
+    ANOMALY,
+    ENDED_PHASE,
+    REGULAR,
+    TRAINED,
+    TRAINING,
+    WEIGHTS,
+    is_checkpoint,
+)
 from altcore.runs.other_ranks import UnwrittenDirectory
 from altcore.runs.provenance import environment
 from altcore.runs.reading import find_run, identity_in, list_runs, summary_of
@@ -78,6 +86,7 @@ __all__ = [
     "has_learned",
     "identity_in",
     "identity_of",
+    "is_checkpoint",
     "list_checkpoints",
     "list_runs",
     "load_checkpoint",

@@ -1,0 +1,301 @@
+"""Checkpoints for your own training loop, as durable and as well digested as those of a run.
+
+A checkpoint is a folder ``step-00000480`` with the files that docs/checkpoints.md describes. It
+holds model, optimizer, quantization and gradient scaler, and the random states of Python, NumPy
+and torch on every device. Of several processes let one save; each has random states of its own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+import torch
+from attrs import define, field
+from torch import nn
+
+from altcore.builtin_types import as_builtin
+from altcore.engine import check_optimizer, check_weights, random_state, set_random_state
+from altcore.errors import BadInput, InvalidCheckpoint, shown
+from altcore.quantization import Quantization, check_quantization_state
+from altcore.runs import (
+    ANOMALY,
+    REGULAR,
+    TRAINING,
+    Checkpoint,
+    by_merit,
+    is_checkpoint,
+    list_checkpoints,
+    load_newest,
+    retain,
+    tidy,
+)
+from altcore.runs import load_checkpoint as read_checkpoint
+from altcore.runs import save_checkpoint as write_checkpoint
+
+log = structlog.get_logger("altcore")
+
+VALUE = "value"
+"""The key of a manifest under which is what checkpoints are compared by."""
+
+
+def save_checkpoint(
+    path: str | Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    q: Quantization | None,
+    step: int,
+    scaler: torch.amp.GradScaler | None = None,
+    *,
+    value: float | None = None,
+) -> Path:
+    """Write the checkpoint of a step into the folder ``path``; returns the checkpoint's own folder.
+
+    Written whole or not at all; one of the same step is replaced.
+
+    Args:
+        path: the folder of the checkpoints, made if it is not there.
+        model: may be wrapped in DistributedDataParallel: the names are those of the model within.
+        optimizer: whose moments are kept.
+        q: what `altcore.quantize_model` returned; None for a model that is not quantized.
+        step: after which the state is what it is.
+        scaler: of gradients, if the loop has one.
+        value: by which `CheckpointManager.best` compares.
+
+    Raises:
+        BadInput: if a weight is not finite, which is no state to go on from, or an argument is
+            wrong.
+        NoSpace: if the disk is full; what was there stays.
+    """
+    own = _unwrapped(model, q)
+    if bad := _not_finite(own):
+        problem = f"{bad} is not finite after step {step}: it is no state to go on from"
+        raise BadInput(problem, key="model")
+    return _write(Path(path), REGULAR, _state(own, optimizer, q, step, scaler), value)
+
+
+def load_checkpoint(
+    path: str | Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    q: Quantization | None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> int:
+    """Restore a checkpoint; returns the step after which it was written.
+
+    All is checked before anything is changed: digests, names, shapes, types, moments and grids.
+    Without an ``optimizer``, for evaluation, the random states stay as they are.
+
+    Args:
+        path: a checkpoint, or the folder of several: then the newest valid one, with a warning of
+            each that is not.
+        model: built as it was then.
+        optimizer: likewise; None to leave it and the random states out.
+        q: of the same model, in the formats that it had; None if there was none.
+        scaler: as given to `save_checkpoint`.
+
+    Raises:
+        BadInput: if there is no valid checkpoint, or what it holds is not asked for, or the other
+            way round.
+        InvalidCheckpoint: if the one that ``path`` names is torn, altered or of another model.
+    """
+    own, folder = _unwrapped(model, q), Path(path)
+
+    def check(found: Checkpoint) -> None:
+        _check(found.state or {}, own, optimizer, q, scaler)
+
+    if is_checkpoint(folder):
+        found = read_checkpoint(folder)
+        check(found)
+    else:
+        found = load_newest(folder, check)
+    assert found.state is not None  # checked
+    _restore(found.state, own, optimizer, q, scaler)
+    return found.step
+
+
+@define(eq=False)
+class CheckpointManager:
+    """Keeps the checkpoints of one loop: the best and the newest, and the first anomaly.
+
+    >>> model = nn.Linear(2, 2)
+    >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    >>> from tempfile import mkdtemp
+    >>> manager = CheckpointManager(mkdtemp(), model, optimizer)
+    >>> manager.restore()
+    0
+    >>> manager.save(100, value=2.5).name
+    'step-00000100'
+    >>> manager.restore()
+    100
+    """
+
+    folder: Path = field(converter=Path)
+    """Of the checkpoints."""
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    q: Quantization | None = None
+    scaler: torch.amp.GradScaler | None = None
+    max_checkpoints: int = field(default=3, kw_only=True)
+    """Checkpoints that stay: the best one, and the newest."""
+    keep_best: int = field(default=1, kw_only=True)
+    """Of the next best ones the weights alone stay."""
+    mode: str = field(default="min", kw_only=True)
+    """What the best value is: min or max."""
+
+    def __attrs_post_init__(self) -> None:
+        if self.mode not in ("min", "max"):
+            raise BadInput(f"min or max is needed, not {shown(self.mode)}", key="mode")
+        for key, least in (("max_checkpoints", 1), ("keep_best", 0)):
+            count = as_builtin(getattr(self, key))
+            if type(count) is not int or count < least:
+                problem = f"a whole number of at least {least} is needed, not {shown(count)}"
+                raise BadInput(problem, key=key)
+        tidy(self.folder)
+
+    def save(self, step: int, value: float | None = None) -> Path | None:
+        """Write the checkpoint of a step, and remove those that need not stay.
+
+        ``value`` is what `best` compares by. Weights that are not finite are kept by
+        `save_on_anomaly` instead, with a warning that names the first; the result is then its own.
+        """
+        own = _unwrapped(self.model, self.q)
+        if bad := _not_finite(own):
+            log.warning(
+                "weights are not finite: no checkpoint to go on from", weight=bad, step=step
+            )
+            return self.save_on_anomaly(step)
+        parts = (self.model, self.optimizer, self.q, step, self.scaler)
+        path = save_checkpoint(self.folder, *parts, value=value)
+        kept = {"max_checkpoints": self.max_checkpoints, "keep_best": self.keep_best}
+        retain(self.folder, monitor=VALUE, mode=self.mode, **kept)
+        return path
+
+    def save_on_anomaly(self, step: int) -> Path | None:
+        """Keep the state of the first anomaly, to be looked at; None for later ones.
+
+        It and the last checkpoint before it stay, and nothing goes on from it by itself.
+        """
+        if any(kept.kind == ANOMALY for kept in list_checkpoints(self.folder)):
+            return None
+        own = _unwrapped(self.model, self.q)
+        state = _state(own, self.optimizer, self.q, step, self.scaler)
+        return _write(self.folder, ANOMALY, state, None)
+
+    def latest(self) -> Path | None:
+        """Return the newest checkpoint whose files are whole; None if there is none."""
+        try:
+            return load_newest(self.folder).path
+        except BadInput:
+            return None
+
+    def best(self) -> Path | None:
+        """Return the best checkpoint, by the values that were given; None without any."""
+        regular = [kept for kept in list_checkpoints(self.folder) if kept.kind == REGULAR]
+        valued = [kept for kept in regular if kept.manifest["evaluation"]]
+        return next((kept.path for kept in by_merit(valued, VALUE, self.mode)), None)
+
+    def restore(self) -> int:
+        """Go on from the newest valid checkpoint; returns its step, 0 if there is none yet."""
+        if not any(kept.kind == REGULAR for kept in list_checkpoints(self.folder)):
+            return 0
+        return load_checkpoint(self.folder, self.model, self.optimizer, self.q, self.scaler)
+
+
+def _unwrapped(model: nn.Module, q: Quantization | None) -> nn.Module:
+    own = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+    if q is not None and own is not q.model:
+        raise BadInput("it is not the model that was quantized", key="q")
+    return own
+
+
+def _not_finite(model: nn.Module) -> str | None:
+    """Return the name of the first weight that is not finite."""
+    return next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None)
+
+
+def _device(model: nn.Module) -> torch.device:
+    first = next(model.parameters(), None)
+    return torch.device("cpu") if first is None else first.device
+
+
+def _state(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    q: Quantization | None,
+    step: int,
+    scaler: torch.amp.GradScaler | None,
+) -> dict[str, Any]:
+    step = as_builtin(step)
+    if type(step) is not int or step < 0:
+        raise BadInput(f"a whole number of at least 0 is needed, not {shown(step)}", key="step")
+    return {
+        "step": step,
+        "model": model.state_dict(),
+        "quantization": None if q is None else q.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "random": random_state(_device(model)),
+    }
+
+
+def _write(folder: Path, kind: str, state: Mapping[str, Any], value: float | None) -> Path:
+    told = as_builtin(value)
+    if told is not None and (isinstance(told, bool) or not isinstance(told, int | float)):
+        raise BadInput(f"a number is needed, not {shown(value)}", key="value")
+    is_number = told is not None and math.isfinite(told)
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest = {
+        "kind": kind,
+        "step": state["step"],
+        "phase": TRAINING,
+        "evaluation": {"step": state["step"], VALUE: told} if is_number else None,
+        "snapshots": [],
+        "logs": {},
+        "identity": {},
+    }
+    return write_checkpoint(folder, state, manifest)
+
+
+def _check(
+    state: Mapping[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    q: Quantization | None,
+    scaler: torch.amp.GradScaler | None,
+) -> None:
+    try:
+        for key, given in (("quantization", q), ("scaler", scaler)):
+            is_kept = state[key] is not None
+            if is_kept and given is None and (key != "scaler" or optimizer is not None):
+                raise BadInput(f"the checkpoint holds one, and none is given: {key}", key=key)
+            if given is not None and not is_kept:
+                raise BadInput(f"the checkpoint holds none: {key}", key=key)
+        check_weights(state["model"], model)
+        if q is not None:
+            check_quantization_state(q, state["quantization"], state["model"])
+        if optimizer is not None:
+            check_optimizer(state["optimizer"], optimizer)
+    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise InvalidCheckpoint(f"it is no state of this loop: {error!r:.200}") from error
+
+
+def _restore(
+    state: Mapping[str, Any],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    q: Quantization | None,
+    scaler: torch.amp.GradScaler | None,
+) -> None:
+    if q is None:
+        model.load_state_dict(state["model"])
+    else:
+        q.load_state_dict(state["quantization"], state["model"])
+    if scaler is not None:
+        scaler.load_state_dict(state["scaler"])
+    if optimizer is not None:
+        optimizer.load_state_dict(state["optimizer"])
+        set_random_state(state["random"], _device(model))
