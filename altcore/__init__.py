@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from altcore.config import TrainConfig, load_config, save_config
     from altcore.engine import DeferredErrors, Run, Step
     from altcore.errors import AltcoreError, BadInput
+    from altcore.exporting import export, read_export
     from altcore.formats import (
         BlockFormat,
         Format,
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         hookimpl,
         setting,
     )
+    from altcore.loading import load
     from altcore.numerics import (
         decode,
         encode,
@@ -49,13 +51,11 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
-    "save_checkpoint": "checkpoints",
-    "load_checkpoint": "checkpoints",
-    "CheckpointManager": "checkpoints",
     "AltcoreError": "errors",
     "BadInput": "errors",
     "BlockFormat": "formats",
     "ChangeRecipe": "hooks",
+    "CheckpointManager": "checkpoints",
     "DeferredErrors": "engine",
     "Format": "formats",
     "NonFinite": "hooks",
@@ -70,16 +70,21 @@ _HOME = {
     "code_format": "formats",
     "decode": "numerics",
     "encode": "numerics",
+    "export": "exporting",
     "fake_quantize": "numerics",
     "float_format": "formats",
     "get_format": "formats",
     "grid_error": "numerics",
     "hookimpl": "hooks",
+    "load": "loading",
+    "load_checkpoint": "checkpoints",
     "load_config": "config",
     "neighbours": "numerics",
     "pack": "numerics",
     "quantize": "numerics",
     "quantize_model": "quantization",
+    "read_export": "exporting",
+    "save_checkpoint": "checkpoints",
     "save_config": "config",
     "setting": "hooks",
     "stiffness": "numerics",
@@ -88,6 +93,8 @@ _HOME = {
     "ulp_distance": "numerics",
     "unpack": "numerics",
 }
+
+_NEED_TORCH = ("api", "checkpoints", "engine", "exporting", "loading", "numerics", "quantization")
 
 __all__ = [
     "AltcoreError",
@@ -109,17 +116,20 @@ __all__ = [
     "code_format",
     "decode",
     "encode",
+    "export",
     "fake_quantize",
     "float_format",
     "get_format",
     "grid_error",
     "hookimpl",
+    "load",
     "load_checkpoint",
     "load_config",
     "neighbours",
     "pack",
     "quantize",
     "quantize_model",
+    "read_export",
     "save_checkpoint",
     "save_config",
     "setting",
@@ -134,7 +144,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module 'altcore' has no attribute {name!r}")
-    if _HOME[name] in ("api", "checkpoints", "engine", "numerics", "quantization"):
+    if _HOME[name] in _NEED_TORCH:
         from altcore.registry import spare_torch
 
         spare_torch()

@@ -279,6 +279,8 @@ def _check(
             check_quantization_state(q, state["quantization"], state["model"])
         if optimizer is not None:
             check_optimizer(state["optimizer"], optimizer)
+    except BadInput:  # a ValueError, too
+        raise
     except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise InvalidCheckpoint(f"it is no state of this loop: {error!r:.200}") from error
 

@@ -24,6 +24,7 @@ SHELL_COMPLETION = "_ALTCORE_COMPLETE"
 """With this variable a shell asks for completions, and click itself leaves."""
 
 COMMANDS = {
+    "checkpoints": ("checkpoints", "List, verify and export the checkpoints of a run."),
     "compare": (
         "compare",
         "Compare formats on identical batches, with intervals and a frozen control.",

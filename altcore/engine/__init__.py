@@ -23,9 +23,9 @@ from altcore.engine.measuring import (
     on_grid,
     quantized_weights,
 )
-from altcore.engine.randomness import random_state, set_random_state
+from altcore.engine.randomness import random_state, seed_all, set_random_state
 from altcore.engine.resuming import resumed
-from altcore.engine.setup import build_workload, choose_device, counted_in_steps, prepare
+from altcore.engine.setup import build_workload, choose_device, counted_in_steps, freeze, prepare
 from altcore.engine.state import Run, Step, Workload
 from altcore.engine.state_checks import check_optimizer, check_weights
 
@@ -47,6 +47,7 @@ __all__ = [
     "choose_device",
     "counted_in_steps",
     "data_of",
+    "freeze",
     "interval_width_of",
     "inverse_scale",
     "join_moments",
@@ -60,5 +61,6 @@ __all__ = [
     "quantized_weights",
     "random_state",
     "resumed",
+    "seed_all",
     "set_random_state",
 ]

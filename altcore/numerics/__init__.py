@@ -25,7 +25,7 @@ from altcore.numerics.functional import (
 from altcore.numerics.hadamard import transform
 from altcore.numerics.magnitudes import amax, quantile, root_mean_square
 from altcore.numerics.ordinals import interval_width, nearest_error, ordinal
-from altcore.numerics.packing import pack, unpack
+from altcore.numerics.packing import Packed, pack, pack_bits, unpack, unpack_bits
 from altcore.numerics.reductions import count_small, inner_products, moments
 from altcore.numerics.rounding import fake_round, round_scaled, round_to_grid
 from altcore.numerics.rounding_constants import compute_dtype
@@ -39,6 +39,7 @@ __all__ = [
     "NEAREST",
     "UNMETERED",
     "Meters",
+    "Packed",
     "RoundedBlocks",
     "Rule",
     "amax",
@@ -59,6 +60,7 @@ __all__ = [
     "ordinal",
     "outside_modes",
     "pack",
+    "pack_bits",
     "quantile",
     "quantize",
     "root_mean_square",
@@ -72,4 +74,5 @@ __all__ = [
     "transform",
     "ulp_distance",
     "unpack",
+    "unpack_bits",
 ]

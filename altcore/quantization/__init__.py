@@ -4,6 +4,7 @@ Uses numerics, recipes and formats.
 """
 
 from altcore.quantization.attention import AttentionCall
+from altcore.quantization.coded_weights import CodedWeight, weight_codes
 from altcore.quantization.discovery import find_layers, matrices, tied_matrices
 from altcore.quantization.optimizer import ROUNDABLE, check_roundable, roundable_state
 from altcore.quantization.quantization import Quantization, quantize_model
@@ -17,6 +18,7 @@ __all__ = [
     "MOVES",
     "ROUNDABLE",
     "AttentionCall",
+    "CodedWeight",
     "Quantization",
     "WeightGrid",
     "amax_histories",
@@ -29,4 +31,5 @@ __all__ = [
     "roundable_state",
     "share_amax",
     "tied_matrices",
+    "weight_codes",
 ]

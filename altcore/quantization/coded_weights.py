@@ -8,7 +8,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from altcore.errors import BadInput
-from altcore.formats import AnyFormat, BlockFormat
+from altcore.formats import AnyFormat, BlockFormat, Format
 from altcore.numerics import Packed, decode, encode, pack, pack_bits, unpack, unpack_bits
 from altcore.quantization.quantization import Quantization
 from altcore.quantization.quantizer import Quantizer
@@ -83,7 +83,7 @@ def _as_seen(weight: Tensor, module: nn.Module, quantizer: Quantizer) -> CodedWe
     return _in_codes(weight, cast.element, scale, cast)
 
 
-def _in_codes(weight: Tensor, fmt: AnyFormat, scale: Scale, cast: Cast) -> CodedWeight:
+def _in_codes(weight: Tensor, fmt: Format, scale: Scale, cast: Cast) -> CodedWeight:
     if fmt.bits > 8:
         raise BadInput(f"a code of {fmt.name} has {fmt.bits} bits; 8 at most are packed")
     codes = encode(

@@ -1,0 +1,164 @@
+"""``altcore checkpoints``: what runs can go on from, checked and taken out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from altcore.cli.options import AS_JSON, Group, once, print_json, runs_dir_option
+from altcore.errors import AltcoreError, BadInput
+
+KINDS = ("values", "masters", "codes")
+
+
+@click.group(cls=Group)
+def checkpoints() -> None:
+    """List, verify and export the checkpoints of a run."""
+    from altcore.cli.log import configure
+
+    configure()
+
+
+@checkpoints.command("list")
+@click.argument("run")
+@runs_dir_option
+@AS_JSON
+def list_(run: str, runs_dir: str, as_json: bool) -> None:
+    """List the checkpoints of a run by step; the last column marks the best and the latest."""
+    from altcore.cli.summary import number
+    from altcore.loading import directory_of, find_checkpoint
+    from altcore.runs import list_checkpoints
+
+    path = directory_of(run, runs_dir)
+    marks: dict[str, list[str]] = {}
+    for which in ("best", "latest"):
+        try:
+            marks.setdefault(find_checkpoint(path, which).name, []).append(which)
+        except BadInput:  # there is none yet
+            continue
+    rows = []
+    for kept in list_checkpoints(path / "checkpoints"):
+        size = sum(entry["bytes"] for entry in kept.manifest["files"].values())
+        rows.append(
+            {
+                "name": kept.path.name,
+                "kind": kept.kind,
+                "step": kept.step,
+                "bytes": size,
+                "evaluation": kept.manifest["evaluation"],
+                "marks": marks.get(kept.path.name, []),
+            }
+        )
+    if as_json:
+        print_json(rows)
+        return
+    if not rows:
+        click.echo(f"run {path.name} has no checkpoint")
+        return
+    width = max(len(row["name"]) for row in rows)
+    click.echo(f"{'name':<{width}}  {'kind':<8}  {'step':>8}  {'MB':>8}  validation loss")
+    for row in rows:
+        loss = number((row["evaluation"] or {}).get("val_loss"))
+        start = f"{row['name']:<{width}}  {row['kind']:<8}  {row['step']:>8}"
+        end = f"{row['bytes'] / 1e6:>8.2f}  {loss:<15}  {' '.join(row['marks'])}"
+        click.echo(f"{start}  {end}".rstrip())
+
+
+@checkpoints.command()
+@click.argument("run")
+@runs_dir_option
+@AS_JSON
+def verify(run: str, runs_dir: str, as_json: bool) -> None:
+    """Read every checkpoint of a run and compare its digests. Exit code 1 if one is damaged."""
+    from altcore.loading import directory_of
+    from altcore.runs import is_checkpoint, load_checkpoint
+
+    path = directory_of(run, runs_dir)
+    rows: list[dict[str, Any]] = []
+    folder = path / "checkpoints"
+    for found in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if is_checkpoint(found):
+            try:
+                load_checkpoint(found)
+                problem = None
+            except AltcoreError as error:
+                problem = str(error)
+            rows.append({"name": found.name, "valid": problem is None, "problem": problem})
+    if as_json:
+        print_json(rows)
+    else:
+        for row in rows:
+            click.echo(f"{row['name']}  {'valid' if row['valid'] else row['problem']}")
+        if not rows:
+            click.echo(f"run {path.name} has no checkpoint")
+    if not all(row["valid"] for row in rows):
+        raise click.exceptions.Exit(1)
+
+
+def _which(command: Any) -> Any:
+    """Add the options that choose a checkpoint."""
+    for option in (
+        click.option("--best", is_flag=True, help="The best by the run's monitor."),
+        click.option("--latest", is_flag=True, help="The newest valid one."),
+        once("--name", metavar="NAME", help="The one of this name, such as step-00000100."),
+    ):
+        command = option(command)
+    return command
+
+
+def _chosen(best: bool, latest: bool, name: str | None) -> str:
+    given = [w for w, is_given in (("best", best), ("latest", latest)) if is_given]
+    given += [name] if name else []
+    if len(given) > 1:
+        raise BadInput("one of --best, --latest and --name is needed, not several")
+    return given[0] if given else "latest"
+
+
+@checkpoints.command("path")
+@click.argument("run")
+@_which
+@runs_dir_option
+def path_(run: str, runs_dir: str, best: bool, latest: bool, name: str | None) -> None:
+    """Print the path of a checkpoint: the newest valid one, or the one that is asked for."""
+    from altcore.loading import directory_of, find_checkpoint
+
+    which = _chosen(best, latest, name)
+    click.echo(find_checkpoint(directory_of(run, runs_dir), which).absolute())
+
+
+@checkpoints.command()
+@click.argument("run")
+@click.argument("file")
+@_which
+@once(
+    "--as",
+    "kind",
+    default="values",
+    show_default=True,
+    type=click.Choice(KINDS),
+    help="What is written: weights as products see them, as the optimizer moves them, or as "
+    "packed codes with scales.",
+)
+@runs_dir_option
+def export(
+    run: str,
+    file: str,
+    kind: str,
+    runs_dir: str,
+    best: bool,
+    latest: bool,
+    name: str | None,
+) -> None:
+    """Write the weights of a checkpoint into FILE, in the safetensors format."""
+    from altcore.exporting import export as write
+    from altcore.loading import load
+
+    if Path(file).exists():
+        raise BadInput(f"{file} exists; choose another name", key="FILE")
+    loaded = load(run, _chosen(best, latest, name), runs_dir=runs_dir)
+    others = write(loaded, file, kind)
+    for weight, why in others.items():
+        click.echo(f"altcore: {weight} is written as the model has it: {why}", err=True)
+    click.echo(f"{loaded.checkpoint.name} of {loaded.summary['name']}, as {kind}: {file}")

@@ -1,0 +1,103 @@
+"""Weights of a run in a safetensors file, as values or in the codes of their formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from altcore.errors import BadInput, shown
+from altcore.formats import AnyFormat, BlockFormat, check_digests, digests_of, get_format
+from altcore.loading import LoadedRun
+from altcore.quantization import CodedWeight, weight_codes
+
+VALUES, MASTERS, CODES = "values", "masters", "codes"
+KINDS = {
+    VALUES: "each weight as products see it: dequantized",
+    MASTERS: "the weights that the optimizer moves",
+    CODES: "weights on a grid as packed codes (NAME.codes), with their scales",
+}
+"""What an exported file holds."""
+
+
+def export(loaded: LoadedRun, file: str | Path, kind: str = VALUES) -> dict[str, str]:
+    """Write the weights into a safetensors file; returns why codes cannot hold some, by name.
+
+    Args:
+        loaded: what `load` returned.
+        file: of safetensors, replaced if it is there.
+        kind: of what: values, masters or codes (see `KINDS`). What is on no grid, or on one that
+            the file cannot hold, is written as the model has it.
+
+    Raises:
+        BadInput: if safetensors is not installed, or the kind is unknown.
+    """
+    if kind not in KINDS:
+        raise BadInput(f"there is no kind {shown(kind)}", hint=f"one of {', '.join(KINDS)}")
+    try:
+        from safetensors.torch import save_file
+    except ImportError as error:
+        problem = "safetensors is not installed"
+        raise BadInput(problem, hint="pip install safetensors") from error
+    q = loaded.quantization
+    coded, others = ({}, {}) if kind == MASTERS else weight_codes(q)
+    by_weight = {id(q.weights.parameters[name]): weight for name, weight in coded.items()}
+    every = dict(q.model.named_parameters(remove_duplicate=False))
+    coded = {name: by_weight[id(p)] for name, p in every.items() if id(p) in by_weight}
+    tensors: dict[str, Tensor] = {}
+    about: dict[str, Any] = {}
+    for name, tensor in loaded.model.state_dict().items():
+        weight = coded.get(name)
+        if weight is None:
+            tensors[name] = tensor
+        elif kind == VALUES:
+            tensors[name] = weight.values().to(tensor.dtype)
+        else:
+            parts = {"codes": weight.codes, "scales": weight.scales, "scale": weight.scale}
+            tensors |= {f"{name}.{key}": part for key, part in parts.items() if part is not None}
+        if weight is not None:
+            about[name] = {
+                "format": weight.format.name,
+                "shape": list(weight.shape),
+                "bits": _element_bits(weight.format),
+            }
+    formats = digests_of([weight.format for weight in coded.values()])
+    told = {
+        "run": loaded.summary["name"],
+        "checkpoint": loaded.checkpoint.name,
+        "kind": kind,
+        "weights": json.dumps(about),
+        "formats": json.dumps(formats),
+    }
+    # One tensor may have several names, which the file does not know of: each gets its own copy.
+    whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    save_file(whole, str(file), metadata={"altcore": json.dumps(told)})
+    return others
+
+
+def _element_bits(fmt: AnyFormat) -> int:
+    return int((fmt.element if isinstance(fmt, BlockFormat) else fmt).bits)
+
+
+def read_export(file: str | Path) -> dict[str, Tensor]:
+    """Return the tensors of an exported file by the names of the model's state, decoded.
+
+    The formats must be installed, with the values that they had: `BadInput` names one that is not.
+    """
+    from safetensors import safe_open
+
+    with safe_open(str(file), framework="pt") as opened:
+        told = json.loads((opened.metadata() or {}).get("altcore", "{}"))
+        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+    if told.get("kind") != CODES:
+        return tensors
+    check_digests(json.loads(told["formats"]))
+    for name, entry in json.loads(told["weights"]).items():
+        parts = [tensors.pop(f"{name}.{key}", None) for key in ("codes", "scales", "scale")]
+        codes, scales, scale = parts
+        assert codes is not None
+        fmt, shape = get_format(entry["format"]), tuple(entry["shape"])
+        tensors[name] = CodedWeight(fmt, shape, codes, scales, scale).values()
+    return tensors

@@ -1,0 +1,133 @@
+"""A recorded run, back in memory: its model as a checkpoint has it, for evaluation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen
+from torch import nn
+
+from altcore.config import TrainConfig
+from altcore.engine import Workload, build_workload, check_weights, choose_device, freeze, seed_all
+from altcore.errors import BadInput, InvalidCheckpoint, nearest, shown
+from altcore.formats import origins_recorded
+from altcore.quantization import Quantization, check_quantization_state
+from altcore.runs import (
+    REGULAR,
+    Checkpoint,
+    by_merit,
+    find_run,
+    list_checkpoints,
+    load_newest,
+    summary_of,
+)
+from altcore.runs import load_checkpoint as read_checkpoint
+from altcore.yaml_files import read_mapping
+
+BEST, LATEST = "best", "latest"
+
+
+@frozen
+class LoadedRun:
+    """A recorded run, as one of its checkpoints has it."""
+
+    model: nn.Module = field(repr=False)
+    """Quantized as it was, in evaluation mode."""
+    quantization: Quantization = field(repr=False)
+    workload: Workload = field(repr=False)
+    """Its ``batch`` and ``loss`` evaluate the model."""
+    config: TrainConfig = field(repr=False)
+    summary: dict[str, Any] = field(repr=False)
+    """As summary.json has it; of a run that is not over, what is known so far."""
+    checkpoint: Path
+    step: int
+    """After which the checkpoint was written."""
+
+
+def load(
+    run: str | Path,
+    checkpoint: str = BEST,
+    *,
+    runs_dir: str | Path = "runs",
+    model: nn.Module | None = None,
+    device: str = "cpu",
+) -> LoadedRun:
+    """Load a run's model, quantized as it was; nothing of the run is changed.
+
+    Args:
+        run: its name in ``runs_dir``, or the path of its directory.
+        checkpoint: best (by ``monitor``; the latest if nothing was evaluated), latest, or the name
+            of one, such as ``step-00000100``.
+        runs_dir: the folder of the runs.
+        model: built as the one that was given to `altcore.train`, if one was.
+        device: where the model goes: cpu, auto, cuda or cuda:N.
+
+    Raises:
+        BadInput: if there is no such run, or no such checkpoint that is valid.
+        InvalidCheckpoint: if the named checkpoint is torn or altered, or of another model.
+    """
+    path = directory_of(run, runs_dir)
+    plain = read_mapping(path / "config.yaml", "run")
+    config = TrainConfig.from_plain({**plain, "runs_dir": str(path.parent), "device": device})
+    found = read_checkpoint(find_checkpoint(path, checkpoint))
+    where = choose_device(device)
+    seed_all(config.seed)
+    with origins_recorded(config.format_origins):
+        workload = build_workload(config, where, model, None)
+        freeze(workload.model, config.freeze)
+        quantization = Quantization(
+            workload.model, config.make_recipe(), config.compute, config.seed
+        )
+        _take(found, quantization)
+    workload.model.eval()
+    parts = (workload.model, quantization, workload, config)
+    return LoadedRun(*parts, summary_of(path), found.path, found.step)
+
+
+def _take(found: Checkpoint, q: Quantization) -> None:
+    state = found.state
+    if state is None:  # step 0: what the seed has built
+        return
+    try:
+        check_weights(state["model"], q.model)
+        check_quantization_state(q, state["quantization"], state["model"])
+    except BadInput:  # a ValueError, too
+        raise
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        raise InvalidCheckpoint(f"checkpoint {found.path}: {error}") from error
+    q.load_state_dict(state["quantization"], state["model"])
+
+
+def directory_of(run: str | Path, runs_dir: str | Path = "runs") -> Path:
+    """Return the directory of a run that is given by name or by path."""
+    path = Path(run)
+    if len(path.parts) > 1 or path.is_absolute():
+        return find_run(path.name, str(path.parent))
+    return find_run(str(run), str(runs_dir))
+
+
+def find_checkpoint(run: Path, which: str) -> Path:
+    """Return a checkpoint of a run's directory: ``best``, ``latest``, or by its name.
+
+    Raises `BadInput` if there is none.
+    """
+    folder = run / "checkpoints"
+    found = list_checkpoints(folder)
+    if which == LATEST:
+        return load_newest(folder).path
+    if which == BEST:
+        config = TrainConfig.from_plain(read_mapping(run / "config.yaml", "run"))
+        regular = [kept for kept in found if kept.kind == REGULAR]
+        evaluated = [kept for kept in regular if kept.manifest["evaluation"]]
+        best = by_merit(evaluated, config.monitor, config.direction)
+        return best[0].path if best else load_newest(folder).path
+    names = [kept.path.name for kept in found]
+    if which not in names:
+        raise BadInput(
+            f"run {run.name} has no checkpoint {shown(which)}",
+            key="checkpoint",
+            meant=nearest(str(which), [BEST, LATEST, *names]),
+            hint=f"best, latest, {', '.join(names)}",
+        )
+    return folder / which

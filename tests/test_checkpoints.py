@@ -1,0 +1,194 @@
+"""Checkpoints of people's own loops."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from structlog.testing import capture_logs
+from torch import nn
+
+import altcore
+from altcore import BadInput, CheckpointManager
+from altcore.errors import InvalidCheckpoint
+
+
+class Loop:
+    """A small loop with dropout, so that random states matter."""
+
+    def __init__(self, recipe="pure", fmt="E4M3", seed=0):
+        torch.manual_seed(seed)
+        self.model = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 4))
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-2)
+        self.q = None
+        if recipe is not None:
+            self.q = altcore.quantize_model(
+                self.model, recipe, format=fmt, optimizer=self.optimizer, head=None
+            )
+        self.step = 0
+
+    def train(self, steps):
+        for _ in range(steps):
+            self.step += 1
+            loss = self.model(torch.randn(5, 8)).square().mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        return self
+
+    def weights(self):
+        return {name: w.clone() for name, w in self.model.state_dict().items()}
+
+    def manager(self, folder, **settings):
+        return CheckpointManager(folder, self.model, self.optimizer, self.q, **settings)
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+RECIPES = [(None, None), ("pure", "E4M3"), ("master", "E5M2"), ("pure", "E3M4")]
+
+
+@pytest.mark.parametrize(("recipe", "fmt"), RECIPES, ids=map(str, RECIPES))
+def test_a_restored_loop_goes_on_bit_for_bit(recipe, fmt, tmp_path):
+    """Weights, moments, scales and random states are as they were."""
+    whole = Loop(recipe, fmt).train(7)
+    first = Loop(recipe, fmt).train(4)
+    path = altcore.save_checkpoint(tmp_path, first.model, first.optimizer, first.q, 4)
+    assert path.name == "step-00000004"
+    again = Loop(recipe, fmt, seed=9).train(2)
+    assert altcore.load_checkpoint(tmp_path, again.model, again.optimizer, again.q) == 4
+    assert same(again.train(3).weights(), whole.weights())
+    again = Loop(recipe, fmt, seed=9)
+    assert altcore.load_checkpoint(path, again.model, again.optimizer, again.q) == 4
+    assert same(again.weights(), first.weights())
+
+
+def test_without_an_optimizer_only_the_model_is_restored(tmp_path):
+    """For evaluation: random states stay as they are."""
+    loop = Loop().train(2)
+    altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, loop.q, 2)
+    other = Loop(seed=1)
+    before = torch.get_rng_state()
+    assert altcore.load_checkpoint(tmp_path, other.model, None, other.q) == 2
+    assert torch.equal(before, torch.get_rng_state())
+    assert same(other.weights(), loop.weights())
+
+
+def test_the_gradient_scaler_is_kept(tmp_path):
+    """And asked for: it is part of the state."""
+    loop = Loop(None)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    scaler.scale(torch.ones(()))
+    altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, None, 1, scaler)
+    fresh = torch.amp.GradScaler("cpu", init_scale=2.0)
+    with pytest.raises(BadInput, match="scaler"):
+        altcore.load_checkpoint(tmp_path, loop.model, loop.optimizer, None)
+    altcore.load_checkpoint(tmp_path, loop.model, loop.optimizer, None, fresh)
+    assert fresh.state_dict()["scale"] == 8.0
+
+
+def test_a_quantized_state_needs_a_quantization_and_the_other_way_round(tmp_path):
+    """Nothing is dropped or made up in silence."""
+    loop, plain = Loop(), Loop(None)
+    altcore.save_checkpoint(tmp_path / "q", loop.model, loop.optimizer, loop.q, 1)
+    altcore.save_checkpoint(tmp_path / "p", plain.model, plain.optimizer, None, 1)
+    with pytest.raises(BadInput, match="quantization"):
+        altcore.load_checkpoint(tmp_path / "q", plain.model, plain.optimizer, None)
+    with pytest.raises(BadInput, match="quantization"):
+        altcore.load_checkpoint(tmp_path / "p", loop.model, loop.optimizer, loop.q)
+    with pytest.raises(BadInput, match="not the model that was quantized"):
+        altcore.save_checkpoint(tmp_path / "q", plain.model, plain.optimizer, loop.q, 1)
+
+
+def test_another_model_is_refused_before_anything_changes(tmp_path):
+    """By the name of what is different."""
+    loop = Loop(None).train(1)
+    path = altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, None, 1)
+    other = nn.Sequential(nn.Linear(8, 15), nn.ReLU(), nn.Dropout(0.3), nn.Linear(15, 4))
+    before = copy.deepcopy(other.state_dict())
+    optimizer = torch.optim.AdamW(other.parameters())
+    with pytest.raises(InvalidCheckpoint, match=r"0\.weight"):
+        altcore.load_checkpoint(path, other, optimizer, None)
+    assert same(other.state_dict(), before)
+
+
+@settings(max_examples=30, deadline=None)
+@given(data=st.data())
+def test_a_flipped_bit_is_found(data, tmp_path_factory):
+    """In any file of a checkpoint; the one before is taken, with a warning."""
+    folder = tmp_path_factory.mktemp("flips")
+    loop = Loop()
+    loop.manager(folder).save(1)
+    path = loop.manager(folder).save(2)
+    file = data.draw(st.sampled_from(sorted(p.name for p in path.iterdir())))
+    raw = bytearray((path / file).read_bytes())
+    bit = data.draw(st.integers(0, 8 * len(raw) - 1))
+    raw[bit // 8] ^= 1 << bit % 8
+    (path / file).write_bytes(raw)
+    with capture_logs() as logs:
+        assert loop.manager(folder).latest().name == "step-00000001"
+    assert any("not valid" in line["event"] for line in logs)
+
+
+def test_the_manager_keeps_the_best_and_the_newest(tmp_path):
+    """The best by value, the last ones, and of the next best the weights."""
+    loop = Loop()
+    manager = loop.manager(tmp_path, max_checkpoints=3, keep_best=1)
+    assert manager.latest() is None
+    assert manager.best() is None
+    assert manager.restore() == 0
+    values = [5.0, 1.0, 3.0, 2.0, 4.0, 6.0]
+    for step, value in enumerate(values, 1):
+        manager.save(step, value)
+    names = sorted(p.name for p in tmp_path.iterdir() if p.is_dir())
+    assert names == ["step-00000002", "step-00000005", "step-00000006", "weights-00000004"]
+    assert manager.best().name == "step-00000002"
+    assert manager.latest().name == "step-00000006"
+    assert (tmp_path / "best").read_text() == "step-00000002"
+    manager = loop.manager(tmp_path, mode="max")
+    assert manager.best().name == "step-00000006"
+    assert manager.restore() == 6
+
+
+def test_weights_that_are_not_finite_are_an_anomaly(tmp_path):
+    """The first one stays beside the last healthy checkpoint; nothing goes on from it."""
+    loop = Loop(None)
+    manager = loop.manager(tmp_path, max_checkpoints=1, keep_best=0)
+    manager.save(1)
+    with torch.no_grad():
+        loop.model[0].weight[0, 0] = torch.inf
+    with capture_logs() as logs:
+        assert manager.save(2).name == "anomaly_00000002"
+    assert logs[0]["weight"] == "0.weight"
+    assert manager.save(3) is None
+    with pytest.raises(BadInput, match=r"0\.weight is not finite after step 3"):
+        altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, None, 3)
+    assert manager.latest().name == "step-00000001"
+    assert manager.restore() == 1
+    manager.save(4)
+    manager.save(5)
+    assert manager.save_on_anomaly(6) is None
+    names = sorted(p.name for p in tmp_path.iterdir() if p.is_dir())
+    assert names == ["anomaly_00000002", "step-00000001", "step-00000005"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("mode", "best"), ("max_checkpoints", 0), ("keep_best", -1), ("max_checkpoints", 1.5)],
+)
+def test_settings_of_the_manager_are_checked(key, value, tmp_path):
+    """The error names the setting."""
+    with pytest.raises(BadInput, match=key):
+        Loop(None).manager(tmp_path, **{key: value})
+
+
+@pytest.mark.parametrize(("step", "value"), [(-1, None), ("1", None), (1, "low"), (1, True)])
+def test_steps_and_values_are_checked(step, value, tmp_path):
+    """Nothing is written of a wrong one."""
+    loop = Loop(None)
+    with pytest.raises(BadInput):
+        altcore.save_checkpoint(tmp_path / "c", loop.model, loop.optimizer, None, step, value=value)
+    assert not (tmp_path / "c").exists()
