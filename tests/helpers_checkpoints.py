@@ -33,3 +33,11 @@ def rewrite_manifest(path: Path, **changes: Any) -> None:
 
     plain = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_bytes(manifest.encode_manifest({**plain, **changes}))
+
+
+def without_resumes(run: Path) -> list[dict[str, Any]]:
+    """Return the events of a run, but for those that tell of its going on and its own name."""
+    from altcore.runs import read_lines
+
+    events = [e for e in read_lines(run / "events.jsonl") if e["event"] != "resume"]
+    return [{k: v for k, v in e.items() if k != "name"} for e in events]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import uuid
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,8 @@ OF_WEIGHTS = ("step", "model", "quantization")
 """The keys of a state that are in the file of the weights."""
 SNAPSHOTS = "snapshots"
 """The folder of the snapshots, beside the checkpoints that refer to them."""
+HALF_WRITTEN, HALF_REPLACED = ".tmp", ".old"
+"""What follows the name of a checkpoint that is being written, and of the one that it replaces."""
 
 
 @frozen(eq=False)
@@ -65,7 +66,7 @@ def save_checkpoint(
     One of the same name is replaced. Raises `NoSpace` if the disk is full; earlier files stay.
     """
     final = folder / folder_of(manifest["kind"], manifest["step"])
-    temporary = folder / f"{final.name}.tmp-{uuid.uuid4().hex[:8]}"
+    temporary = folder / f"{final.name}{HALF_WRITTEN}"
     parts = {name: encode_tensors(part) for name, part in _parts(state).items()}
     files = {name: recorded for name, (_, recorded) in parts.items()}
     about = encode_manifest({**manifest, "files": files})
@@ -73,6 +74,7 @@ def save_checkpoint(
         with durable.no_space_named(
             final, sum(len(data) for data, _ in parts.values()) + len(about)
         ):
+            durable.remove(temporary)
             durable.make_folder(temporary)
             for name, (data, _) in parts.items():
                 durable.write_file(temporary / name, data)
@@ -106,7 +108,7 @@ def put_in_place(temporary: Path, final: Path) -> None:
     replaced = None
     if final.exists():
         # No folder replaces another at once; after a crash `tidy` gives the old one its name back.
-        replaced = final.with_name(f"{final.name}.old-{uuid.uuid4().hex[:8]}")
+        replaced = final.with_name(f"{final.name}{HALF_REPLACED}")
         durable.rename(final, replaced)
     try:
         durable.rename(temporary, final)
@@ -142,10 +144,10 @@ def tidy(folder: Path) -> None:
     """Remove what a process left half written or half removed; only for the run's one writer."""
     for place in (folder, folder / SNAPSHOTS):
         for path in place.iterdir() if place.is_dir() else ():
-            name, old, _ = path.name.partition(".old-")
-            if old and not (folder / name).exists():
-                durable.rename(path, folder / name)
-            elif old or ".tmp-" in path.name or path.name.endswith(".tmp"):
+            final = path.with_name(path.name.removesuffix(HALF_REPLACED))
+            if not final.exists():
+                durable.rename(path, final)
+            elif path.name.endswith((HALF_WRITTEN, HALF_REPLACED)):
                 durable.remove(path)
 
 

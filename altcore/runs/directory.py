@@ -193,7 +193,7 @@ def _began_nothing(path: Path) -> bool:
     return (
         names <= known
         and not any(file.exists() and file.stat().st_size for file in steps)
-        and not any(".tmp-" not in p.name for p in (path / CHECKPOINTS).glob("*-*"))
+        and all(p.name.endswith(".tmp") for p in (path / CHECKPOINTS).glob("*-*"))
     )
 
 

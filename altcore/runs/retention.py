@@ -13,6 +13,7 @@ import structlog
 from altcore.errors import InvalidCheckpoint
 from altcore.runs import durable
 from altcore.runs.checkpoint import (
+    HALF_WRITTEN,
     SNAPSHOTS,
     WEIGHTS_FILE,
     put_in_place,
@@ -72,9 +73,10 @@ def by_merit(found: Iterable[Kept], monitor: str, mode: str) -> list[Kept]:
     """Return the checkpoints that were evaluated, the best first; of two alike the earlier."""
 
     def value(kept: Kept) -> float:
-        told = (kept.manifest["evaluation"] or {}).get(monitor)
-        # A number that is not finite is a word.
-        if not isinstance(told, int | float):
+        evaluation = kept.manifest["evaluation"] or {}
+        told, loss = evaluation.get(monitor), evaluation.get("val_loss")
+        # A number that is not finite is a word; without a finite loss none is the best.
+        if not (isinstance(told, int | float) and isinstance(loss, int | float)):
             return math.inf
         return told if mode == "min" else -told
 
@@ -132,7 +134,7 @@ def point_to(folder: Path, pointer: str, name: str | None) -> None:
 def _keep_weights(kept: Kept) -> None:
     """Make a checkpoint of the weights alone, of the same file."""
     folder, name = kept.path.parent, folder_of(WEIGHTS, kept.step)
-    temporary = folder / f"{name}.tmp-weights"
+    temporary = folder / f"{name}{HALF_WRITTEN}"
     files = {WEIGHTS_FILE: kept.manifest["files"][WEIGHTS_FILE]}
     manifest = {**kept.manifest, "kind": WEIGHTS, "files": files, "snapshots": []}
     durable.remove(temporary)

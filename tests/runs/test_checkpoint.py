@@ -139,7 +139,7 @@ def test_the_newest_valid_one_is_taken_loudly(tmp_path):
         save(tmp_path, step)
     (tmp_path / "step-00000004" / "state.pt").write_bytes(b"torn")
     (tmp_path / "step-00000003" / "manifest.json").unlink()
-    (tmp_path / "step-00000009.tmp-ab12").mkdir()
+    (tmp_path / "step-00000009.tmp").mkdir()
     with capture_logs() as logs:
         found = checkpoint.load_newest(tmp_path)
     assert (found.step, found.path.name) == (2, "step-00000002")
@@ -278,7 +278,7 @@ def test_everything_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):
     save(tmp_path)
     weights, state, about, folder, name, parent = order
     assert (weights, state, about) == ("weights.pt", "state.pt", "manifest.json")
-    assert folder.startswith("step-00000003.tmp-")
+    assert folder == "step-00000003.tmp"
     assert name == "rename step-00000003"
     assert parent == tmp_path.name
 
@@ -286,10 +286,10 @@ def test_everything_is_synced_before_it_gets_its_name(tmp_path, monkeypatch):
 def test_what_the_dead_left_is_tidied(tmp_path):
     """Temporary folders and files go; one that was being replaced gets its name back."""
     save(tmp_path, 1)
-    save(tmp_path, 2, note="old").rename(tmp_path / "step-00000002.old-ab12")
-    save(tmp_path, 1).rename(tmp_path / "step-00000001.old-ab12")
+    save(tmp_path, 2, note="old").rename(tmp_path / "step-00000002.old")
+    save(tmp_path, 1).rename(tmp_path / "step-00000001.old")
     save(tmp_path, 1)
-    (tmp_path / "step-00000003.tmp-ab12").mkdir()
+    (tmp_path / "step-00000003.tmp").mkdir()
     (tmp_path / ".last.tmp").touch()
     (tmp_path / "snapshots").mkdir()
     (tmp_path / "snapshots" / ".step-00000001.pt.tmp").touch()

@@ -52,9 +52,7 @@ def test_a_name_is_new(tmp_path):
 LEFT = ["config.yaml", "events.jsonl", "summary.json", ".config.yaml.tmp", "reports/a.md"]
 
 
-@pytest.mark.parametrize(
-    "left", [[], [".lock"], LEFT, ["checkpoints/step-00000000.tmp-1/state.pt"]]
-)
+@pytest.mark.parametrize("left", [[], [".lock"], LEFT, ["checkpoints/step-00000000.tmp/state.pt"]])
 def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path, left):
     """Under its name, loudly, and with nothing of the first attempt."""
     for file in left:
@@ -69,7 +67,7 @@ def test_a_run_that_died_before_its_first_checkpoint_begins_anew(tmp_path, left)
 
 
 @pytest.mark.parametrize(
-    "left", ["notes.txt", "metrics.jsonl", "timings.jsonl", "checkpoints/step-00000003.old-1/a"]
+    "left", ["notes.txt", "metrics.jsonl", "timings.jsonl", "checkpoints/step-00000003.old/a"]
 )
 def test_what_may_be_worth_something_is_never_begun_anew(tmp_path, left):
     """A folder of somebody else's; a record whose checkpoints were left out of a copy."""

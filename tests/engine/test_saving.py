@@ -1,0 +1,305 @@
+"""When a run writes checkpoints, what they hold, and how a run goes on from each phase."""
+
+import math
+import os
+import signal
+
+import pytest
+import torch
+from attrs import define, field
+from helpers import checkpoints, events, metrics_bytes, state, weights_sha256
+from helpers_checkpoints import without_resumes
+from structlog.testing import capture_logs
+
+import altcore
+from altcore import BadInput, Stop, hookimpl
+from altcore.errors import Interrupted, PluginError
+from altcore.runs import read_lines
+from altcore.runs.manifest import read_manifest
+
+
+def manifest(run, name="step-00000003"):
+    """Return what a checkpoint says of itself."""
+    return read_manifest(run / "checkpoints" / name)
+
+
+def once(shelf, **methods):
+    """Install an intervention whose hooks fail once, when it is due."""
+    left = set(methods)
+
+    def failing(hook, is_due):
+        def method(self, run, step=None):
+            if hook in left and is_due(run):
+                left.remove(hook)
+                raise Crash
+
+        if hook == "run_end":
+            return hookimpl(lambda self, run, summary: method(self, run))
+        return hookimpl(lambda self, run, step, metrics: method(self, run))
+
+    hooks = {hook: failing(hook, is_due) for hook, is_due in methods.items()}
+    return shelf.install("intervention", "once", define(eq=False)(type("Once", (), hooks)))
+
+
+class Crash(Exception):
+    """What the test's crash raises."""
+
+
+def same(one, other):
+    """Assert that two runs left the same, but for the events that tell of going on."""
+    assert weights_sha256(one) == weights_sha256(other)
+    assert metrics_bytes(one) == metrics_bytes(other)
+    assert without_resumes(one) == without_resumes(other)
+    assert len(read_lines(one / "timings.jsonl")) == len(read_lines(other / "timings.jsonl"))
+
+
+# --------------------------------------------------------------------------------- step 0
+
+
+def test_step_0_is_a_manifest_alone(start):
+    """The seed gives everything; the record begins before it."""
+    run = start(name="r").run_directory
+    folder = run / "checkpoints" / "step-00000000"
+    assert [p.name for p in folder.iterdir()] == ["manifest.json"]
+    said = manifest(run, "step-00000000")
+    assert (said["kind"], said["phase"], said["evaluation"]) == ("regular", "training", None)
+    assert [e["event"] for e in events(run)[:2]] == ["start", "checkpoint"]
+    logged = (run / "events.jsonl").read_bytes()[: said["logs"]["events.jsonl"]["bytes"]]
+    assert logged.count(b"\n") == 2
+    assert said["identity"]["world_size"] == 1
+
+
+def test_a_run_that_dies_in_its_first_step_goes_on(shelf, start):
+    """From the manifest alone, and as if nothing had happened; the start is told once."""
+    shelf.install("diagnostic", "teller", teller())
+    once(shelf, on_record=lambda run: True)
+    with pytest.raises(PluginError, match="Crash"):
+        start(["once", "teller"], name="r")
+    assert checkpoints(start.runs / "r") == ["step-00000000"]
+    run = start.resume("r")
+    whole = start(["once", "teller"], name="whole")
+    same(run.run_directory, whole.run_directory)
+    kinds = [e["event"] for e in events(run.run_directory)]
+    assert kinds[:4] == ["warning", "start", "checkpoint", "resume"]
+    assert kinds.count("warning") == 1
+
+
+def teller():
+    """Return a diagnostic that warns of something whenever a run starts."""
+
+    @define(eq=False)
+    class Teller:
+        @hookimpl
+        def run_start(self, run):
+            run.emit("warning", message="told at the start")
+
+    return Teller
+
+
+def test_a_model_that_was_passed_in_is_saved_before_the_first_step(shelf, start):
+    """No seed gives it."""
+    once(shelf, on_record=lambda run: True)
+    model = start.engine(name="donor").run.workload.model
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(0.5)
+    first = {name: weight.clone() for name, weight in model.state_dict().items()}
+    with pytest.raises(PluginError, match="Crash"):
+        altcore.train(start.config(["once"], name="r"), model=model)
+    saved = state(start.runs / "r", "step-00000000")["model"]
+    assert all(torch.equal(saved[name], weight) for name, weight in first.items())
+
+
+def test_a_run_that_fails_before_its_first_checkpoint_begins_anew(shelf, start):
+    """Under its own name; resuming says so."""
+
+    @define(eq=False)
+    class Broken:
+        @hookimpl
+        def run_start(self, run):
+            if left:
+                left.pop()
+                raise Crash
+
+    left = [1]
+    shelf.install("intervention", "broken", Broken)
+    with pytest.raises(PluginError, match="Crash"):
+        start(["broken"], name="r")
+    with pytest.raises(BadInput, match="begin it anew under its --name"):
+        start.resume("r")
+    with capture_logs() as logs:
+        run = start(["broken"], name="r")
+    assert any("begins anew" in entry["event"] for entry in logs)
+    assert run.status == "finished"
+    assert [e["event"] for e in events(run.run_directory)].count("start") == 1
+
+
+# ---------------------------------------------------------------------------------- ends
+
+
+@pytest.mark.parametrize("interval", [0, 1, 3])
+@pytest.mark.parametrize("where", ["on_eval", "on_record", "run_end"])
+def test_a_run_that_ended_its_last_step_resumes_into_its_end(shelf, start, where, interval):
+    """No step is made again, and what it leaves is what it would have left."""
+    keys = {"gpt__dropout": 0.1, "checkpoint_interval": interval, "max_steps": 3}
+    once(shelf, **{where: lambda run: run.step == 3})
+    with pytest.raises(PluginError, match="Crash"):
+        start(["once"], name="r", **keys)
+    if where != "on_record":  # that comes before the last checkpoint
+        assert manifest(start.runs / "r")["phase"] == "trained"
+    run = start.resume("r").run_directory
+    whole = start(["once"], name="whole", **keys).run_directory
+    same(run, whole)
+    assert manifest(run)["phase"] == "ended"
+    assert events(run, "resume")[0]["step"] == (3 if where != "on_record" else 2 * (interval == 1))
+
+
+def test_a_finished_run_is_refused(start):
+    """The message says that it is, and what would be left to do."""
+    run = start(name="r").run_directory
+    assert manifest(run)["phase"] == "ended"
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    with pytest.raises(BadInput, match="--resume r is finished: the run is at step 3 of 3; give"):
+        start.resume("r")
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+def test_a_run_that_was_stopped_stays_stopped_until_it_has_ended(shelf, start):
+    """Its end is made up for; only then may it go on."""
+
+    @define(eq=False)
+    class Stopper:
+        @hookimpl
+        def pre_step(self, step):
+            return Stop(reason="enough") if step.index == 2 and not done else None
+
+    done = []
+    shelf.install("intervention", "stopper", Stopper)
+    once(shelf, run_end=lambda run: True)
+    with pytest.raises(PluginError, match="Crash"):
+        start(["stopper", "once"], name="r", max_steps=4)
+    ended = start.resume("r")
+    assert (ended.status, ended.steps_completed) == ("stopped", 2)
+    done.append(1)
+    again = start.resume("r")
+    assert (again.status, again.steps_completed) == ("finished", 4)
+
+
+def test_logs_are_whole_after_a_signal(shelf, start):
+    """The end that was no end is not in the record of the run that goes on."""
+
+    @define(eq=False)
+    class Leave:
+        @hookimpl
+        def post_backward(self, step):
+            if step.index == 2 and left:
+                left.pop()
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    left = [1]
+    shelf.install("diagnostic", "leave", Leave)
+    with pytest.raises(Interrupted):
+        start(["leave"], name="r")
+    run = start.resume("r").run_directory
+    whole = start(["leave"], name="whole").run_directory
+    assert weights_sha256(run) == weights_sha256(whole)
+    assert metrics_bytes(run) == metrics_bytes(whole)
+    kinds = [e["event"] for e in events(run)]
+    # It has the checkpoint of the signal, which the other lacks.
+    assert kinds == ["start", "checkpoint", "checkpoint", "resume", "checkpoint", "end"]
+
+
+# -------------------------------------------------------------------------------- plugins
+
+
+def test_a_plugin_that_was_disabled_stays_so_and_keeps_its_state(shelf, start):
+    """The run is degraded after a resume, too."""
+
+    @define(eq=False)
+    class Broken:
+        seen: int = field(default=0, init=False)
+
+        @hookimpl
+        def post_backward(self, step):
+            self.seen += 1
+            calls.append(step.index)
+            if step.index == 2:
+                raise Crash
+
+        def state_dict(self):
+            return {"seen": self.seen}
+
+        def load_state_dict(self, given):
+            self.seen = given["seen"]
+
+    calls = []
+    shelf.install("diagnostic", "broken", Broken)
+    start(["broken"], name="r")
+    run = start.resume("r", max_steps=6)
+    assert calls == [1, 2]
+    assert run.summary["degraded"] == ["broken"]
+    assert state(run.run_directory)["plugins"]["broken"] == {"seen": 2}
+    assert len(events(run.run_directory, "degraded")) == 1
+
+
+# ------------------------------------------------------------------------ weights not finite
+
+
+def spoiling(shelf, *steps):
+    """Install an intervention that makes a weight NaN in these steps, unseen by the gradients."""
+
+    @define(eq=False)
+    class Spoil:
+        @hookimpl
+        def post_step(self, run, step):
+            if step.index in steps:
+                with torch.no_grad():
+                    run.model.get_parameter("transformer.wpe.weight")[-1, 0] = math.nan
+
+    return shelf.install("intervention", "spoil", Spoil)
+
+
+def nans(run):
+    """Return the events of weights that are not finite."""
+    found = events(run, "nan")
+    assert {e["what"] for e in found} <= {"weights"}
+    return [(e["step"], e["arose"], e["layer"], math.isnan(e["value"])) for e in found]
+
+
+def test_weights_that_are_not_finite_are_found_before_the_next_optimizer(shelf, start):
+    """The event names the step whose update made them so, and the parameter."""
+    spoiling(shelf, 2)
+    run = start(["spoil"], max_steps=4, nan_patience=9)
+    name = "transformer.wpe.weight"
+    assert nans(run.run_directory) == [(3, 2, name, True), (4, 2, name, True)]
+    assert [x.get("discarded", False) for x in run.metrics_history] == [False, False, True, True]
+
+
+@pytest.mark.parametrize("keys", [{"checkpoint_interval": 1}, {"eval_interval": 1}, {}])
+def test_weights_that_are_not_finite_are_in_no_regular_checkpoint(shelf, start, keys):
+    """A checkpoint, an evaluation and the end look at once; the last healthy one stays."""
+    spoiling(shelf, 3)
+    run = start(["spoil"], max_steps=3, **keys).run_directory
+    assert nans(run) == [(3, 3, "transformer.wpe.weight", True)]
+    assert manifest(run, "anomaly_00000003")["kind"] == "anomaly"
+    assert math.isnan(state(run, "anomaly_00000003")["model"]["transformer.wpe.weight"][-1, 0])
+    regular = [name for name in checkpoints(run) if name.startswith("step")]
+    assert regular[-1] == ("step-00000002" if keys else "step-00000000")
+    for name in regular[1:]:
+        assert all(torch.isfinite(w).all() for w in state(run, name)["model"].values())
+
+
+def test_large_weights_are_not_taken_for_infinite(shelf, start):
+    """Their norm overflows, and no element does."""
+
+    @define(eq=False)
+    class Large:
+        @hookimpl
+        def post_step(self, run):
+            with torch.no_grad():
+                run.model.get_parameter("transformer.wpe.weight")[-1, :2] = 1e30
+
+    shelf.install("intervention", "large", Large)
+    run = start(["large"], max_steps=2).run_directory
+    assert not [e for e in events(run, "nan") if e["what"] == "weights"]
+    assert "step-00000002" in checkpoints(run)
