@@ -59,3 +59,13 @@ def show(name: str, runs_dir: str, as_json: bool) -> None:
         print_json(summary)
     else:
         print_summary(summary)
+
+
+@runs.command()
+@click.argument("name")
+@runs_dir_option
+def restore(name: str, runs_dir: str) -> None:
+    """Write a run's config.yaml anew, as its newest checkpoint has it."""
+    from altcore.runs import restore_configuration
+
+    click.echo(restore_configuration(name, runs_dir))

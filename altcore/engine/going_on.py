@@ -11,7 +11,7 @@ from altcore.config import TrainConfig
 from altcore.engine.apply import take_recipe
 from altcore.engine.loop import Engine
 from altcore.engine.state_checks import Built, check_state, check_weights_and_moments
-from altcore.errors import BadInput, keyed
+from altcore.errors import BadInput
 from altcore.runs import (
     ENDED_PHASE,
     Change,
@@ -89,8 +89,8 @@ def go_on(
 
     def check(found: Checkpoint) -> None:
         changes[:] = compare(found.manifest["identity"], identity)
-        with keyed(f"--resume {directory.path.name}"):
-            check_changes(changes, allowed=allowed, strict=config.strict)
+        name = directory.path.name
+        check_changes(changes, name, allowed=allowed, strict=config.strict)
         if found.state is not None:
             check_state(found.state, built)
         for snapshot in found.snapshots:

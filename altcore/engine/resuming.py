@@ -6,8 +6,8 @@ from typing import Any
 
 from altcore.config import TrainConfig
 from altcore.errors import BadInput
-from altcore.runs import find_run
-from altcore.yaml_files import read_mapping, source_of
+from altcore.runs import find_run, read_configuration
+from altcore.yaml_files import source_of
 
 
 def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
@@ -15,8 +15,7 @@ def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
 
     `prepare` refuses those that make another run of it.
     """
-    path = find_run(name, runs_dir)
-    plain = read_mapping(path / "config.yaml", "run")
+    plain = read_configuration(find_run(name, runs_dir))
     if "data" in changes:
         changes[f"{plain['workload']}.data"] = changes.pop("data")
     given = {k: v for k, v in changes.items() if v is not None and "." not in k}

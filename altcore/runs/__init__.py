@@ -46,7 +46,14 @@ from altcore.runs.manifest import (
 )
 from altcore.runs.other_ranks import UnwrittenDirectory
 from altcore.runs.provenance import environment
-from altcore.runs.reading import find_run, identity_in, list_runs, summary_of
+from altcore.runs.reading import (
+    find_run,
+    identity_in,
+    list_runs,
+    read_configuration,
+    restore_configuration,
+    summary_of,
+)
 from altcore.runs.retention import by_merit, list_checkpoints, retain
 from altcore.runs.summary import ENDED, EVALUATED, STATUSES, UNFINISHED, Summary
 from altcore.runs.summary import FILE as SUMMARY
@@ -93,9 +100,11 @@ __all__ = [
     "load_newest",
     "mean_of",
     "named_path",
+    "read_configuration",
     "read_json",
     "read_lines",
     "recipe_label",
+    "restore_configuration",
     "retain",
     "save_checkpoint",
     "save_snapshot",

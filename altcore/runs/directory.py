@@ -28,6 +28,8 @@ METRICS, EVENTS, TIMINGS = "metrics.jsonl", "events.jsonl", "timings.jsonl"
 LOGS = (METRICS, EVENTS, TIMINGS)
 CONFIG, ENVIRONMENT, SUMMARY = "config.yaml", "environment.json", "summary.json"
 WHOLE_FILES = (CONFIG, ENVIRONMENT, SUMMARY)
+DAMAGED = ".damaged"
+"""The end of the names of files that are kept aside."""
 LOCK, CHECKPOINTS, REPORTS = ".lock", "checkpoints", "reports"
 
 
@@ -83,8 +85,11 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """Lock the directory of an existing run."""
+        """Lock the directory of an existing run. Raises `BadInput` if a part of it is a link."""
         path = path.absolute()
+        names = (LOCK, CHECKPOINTS, REPORTS, *LOGS, *WHOLE_FILES)
+        durable.check_no_links(path / name for name in names)
+        durable.check_no_links((path / CHECKPOINTS).glob("*"))
         lock = durable.open_to_write(path / LOCK, os.O_APPEND)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -163,6 +168,11 @@ class RunDirectory:
     def write_json(self, file: str, data: Mapping[str, Any]) -> None:
         """Write a whole .json file."""
         self.write(file, json.dumps(to_json(data), indent=1) + "\n")
+
+    def keep_damaged(self, file: str) -> None:
+        """Put a file that is to be written anew aside, as FILE.damaged."""
+        if (self.path / file).exists():
+            durable.rename(self.path / file, self.path / f"{file}{DAMAGED}")
 
     def remove(self, file: str) -> None:
         """Remove a file, if it is there."""

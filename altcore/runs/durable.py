@@ -10,13 +10,14 @@ import errno
 import os
 import shutil
 import signal
+import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from altcore.environment import CRASH_AT
-from altcore.errors import NoSpace
+from altcore.errors import BadInput, NoSpace
 
 _passed: Counter[str] = Counter()
 
@@ -50,7 +51,8 @@ def no_space_named(path: Path, needed: int = 0) -> Iterator[None]:
 def open_to_write(path: Path, flags: int = os.O_TRUNC) -> int:
     """Open a file that may be new; returns its descriptor. A symbolic link is not followed."""
     crash_point(f"open {path.name}")
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | flags, 0o666)
+    own = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC  # a pipe would wait for its reader
+    return os.open(path, os.O_WRONLY | os.O_CREAT | own | flags, 0o666)
 
 
 def write(descriptor: int, data: bytes | memoryview) -> None:
@@ -136,7 +138,16 @@ def fsync_folder(path: Path) -> None:
 
 
 def read_file(path: Path) -> bytes:
-    """Return what a file holds. A symbolic link is not followed."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    """Return what a file holds. Raises `OSError` for a symbolic link, a pipe or a device."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is not a regular file", str(path))
         return file.read()
+
+
+def check_no_links(paths: Iterable[Path]) -> None:
+    """Raise `BadInput` if a path is a symbolic link: what is written there would lie elsewhere."""
+    for path in paths:
+        if path.is_symlink():
+            raise BadInput(f"{path} is a symbolic link: a run's files lie in its own directory")

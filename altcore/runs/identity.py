@@ -5,6 +5,7 @@ A manifest holds it. `compare` says what changed, and `check_changes` refuses it
 
 from __future__ import annotations
 
+import json
 import platform
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -109,8 +110,8 @@ def identity_of(
     # A digest of its data that the workload gives is one of the files, too.
     asked = {k: v for k, v in settings.items() if k != config.workload or data["of"] != "workload"}
     paths = {key: value for key, value in _flat(settings).items() if _is_path(value)}
-    return {
-        "configuration": {**to_json(config.to_plain()), "settings": to_json(settings)},
+    found = {
+        "configuration": {**config.to_plain(), "settings": settings},
         "data": {**data, **_digests({k: v for k, v in paths.items() if k in _flat(asked)})},
         "paths": sorted(paths),
         "format": {
@@ -126,6 +127,15 @@ def identity_of(
             **where,
         },
     }
+    plain: dict[str, Any] = json.loads(json.dumps(to_json(found), default=_stand_in))
+    return plain
+
+
+def _stand_in(value: Any) -> Any:
+    """Return what stands for a setting's value that JSON cannot hold: members, or the class."""
+    if isinstance(value, set | frozenset):
+        return sorted(map(repr, value))
+    return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
 def _is_path(value: Any) -> bool:
@@ -308,12 +318,13 @@ def _text(value: Any) -> str:
 
 
 def check_changes(
-    changes: Sequence[Change], *, allowed: Sequence[str] = (), strict: bool = False
+    changes: Sequence[Change], run: str, *, allowed: Sequence[str] = (), strict: bool = False
 ) -> None:
     """Raise `BadInput` for changes that are neither harmless nor allowed by name.
 
     Args:
         changes: as `compare` returns them.
+        run: the run's name.
         allowed: names of kinds, keys or plugins.
         strict: whether another platform is refused, too.
     """
@@ -332,10 +343,11 @@ def check_changes(
         told = "; ".join(map(str, refused[:MOST_TOLD]))
         more = f"; and {len(refused) - MOST_TOLD} more" if len(refused) > MOST_TOLD else ""
         names = dict.fromkeys(c.kind for c in refused)
-        raise BadInput(
-            f"it is not the run that it was: {told}{more}",
-            hint=f"{' '.join(f'--allow-change {n}' for n in names)} goes on all the same",
-        )
+        hint = f"{' '.join(f'--allow-change {n}' for n in names)} goes on all the same"
+        if "configuration" in names:
+            hint += f", and altcore runs restore {run} brings its config.yaml back"
+        problem = f"it is not the run that it was: {told}{more}"
+        raise BadInput(problem, key=f"--resume {run}", hint=hint)
 
 
 def about_platform(changes: Iterable[Change]) -> list[str]:

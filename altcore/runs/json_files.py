@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from altcore.errors import BadInput, shown
+from altcore.runs import durable
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -16,7 +17,7 @@ def read_json(path: Path) -> dict[str, Any]:
         BadInput: naming the file, if it cannot be read or holds anything else.
     """
     try:
-        found = json.loads(path.read_bytes())
+        found = json.loads(durable.read_file(path))
     except FileNotFoundError:
         return {}
     except OSError as error:

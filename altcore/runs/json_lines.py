@@ -10,6 +10,8 @@ from typing import Any
 import structlog
 
 from altcore.builtin_types import NONFINITE
+from altcore.errors import BadInput
+from altcore.runs import durable
 
 log = structlog.get_logger("altcore")
 
@@ -42,11 +44,14 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     """Read a .jsonl file of a run; words that mean numbers become numbers.
 
     Leaves out a last line that is torn, and any other that no run can have written: these are
-    named in a warning, once a process.
+    named in a warning, once a process. Raises `BadInput` if the file cannot be read.
     """
-    if not path.exists():
+    try:
+        raw = durable.read_file(path).split(b"\n")
+    except FileNotFoundError:
         return []
-    raw = path.read_bytes().split(b"\n")
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
     needed = NEEDED.get(path.name, {})
     lines = [_object(text, needed) for text in raw]
     # The last one has no end yet: it may be torn.
@@ -54,6 +59,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if broken:
         _warn_of(str(path), tuple(broken))
     return [line for line in lines if line is not None]
+
+
+def without_damage(data: bytes, file: str) -> tuple[bytes, dict[int, bytes]]:
+    """Return a .jsonl file without the lines that no run can have written; these by number."""
+    whole: list[bytes] = []
+    damaged: dict[int, bytes] = {}
+    for number, line in enumerate(data.split(b"\n")[:-1], 1):
+        if not line.strip() or _object(line, NEEDED.get(file, {})) is not None:
+            whole.append(line + b"\n")
+        else:
+            damaged[number] = line + b"\n"
+    return b"".join(whole), damaged
 
 
 def _fits(line: dict[str, Any], needed: dict[str, type]) -> bool:

@@ -13,6 +13,7 @@ import structlog
 from attrs import define, field
 
 from altcore.runs import durable
+from altcore.runs.json_lines import without_damage
 
 log = structlog.get_logger("altcore")
 
@@ -73,14 +74,32 @@ class LogFile:
             self._is_synced = False
         last = self._read()
         if self._sha256.hexdigest() != recorded["sha256"]:
+            found = self.length
+            if last not in (b"", b"\n"):
+                self.append(b"\n")
             log.warning(
                 "a record is not as the checkpoint has it: lines before it were changed or lost",
                 file=str(self.path),
-                bytes=self.length,
+                bytes=found,
                 recorded=recorded["bytes"],
+                **self._keep_damage_aside(),
             )
-            if last not in (b"", b"\n"):
-                self.append(b"\n")
+
+    def _keep_damage_aside(self) -> dict[str, Any]:
+        """Move the lines that no run can have written to FILE.damaged; returns what to tell."""
+        whole, damaged = without_damage(durable.read_file(self.path), self.path.name)
+        if not damaged:
+            return {}
+        numbers = sorted(damaged)
+        aside = self.path.with_name(f"{self.path.name}.damaged")
+        descriptor = durable.open_to_write(aside, os.O_APPEND)
+        durable.write(descriptor, b"".join(damaged[number] for number in numbers))
+        os.close(descriptor)
+        durable.replace_file(self.path, whole)
+        os.close(self._descriptor)
+        self._descriptor = durable.open_to_write(self.path, os.O_APPEND)
+        self._read()
+        return {"damaged_lines": numbers, "kept_in": aside.name}
 
     def close(self) -> None:
         """Close the file."""

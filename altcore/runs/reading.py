@@ -6,22 +6,75 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from altcore.config import check_name
-from altcore.errors import BadInput, nearest
+from altcore.config import TrainConfig, check_name
+from altcore.errors import BadInput, InvalidCheckpoint, nearest
 from altcore.hooks import build
-from altcore.runs.directory import EVENTS, METRICS
-from altcore.runs.json_files import read_json
+from altcore.runs.directory import (
+    CONFIG,
+    EVENTS,
+    METRICS,
+    RunDirectory,
+    write_configuration,
+)
 from altcore.runs.json_lines import read_lines
+from altcore.runs.manifest import read_manifest
 from altcore.runs.summary import KEYS, UNFINISHED, Summary, read_summary
+from altcore.yaml_files import read_mapping
 
 
 def find_run(name: str, runs_dir: str) -> Path:
     """Return the directory of a run. Raises `BadInput` if there is none with that name."""
     path = Path(runs_dir) / check_name(name, "run")
-    if not (path / "config.yaml").is_file():
+    if not _is_run(path):
         known = [p.name for p in list_runs(runs_dir)]
         raise BadInput(f"there is no run {name!r} in {runs_dir}", meant=nearest(name, known))
     return path
+
+
+def read_configuration(path: Path) -> dict[str, Any]:
+    """Return the keys in a run's config.yaml, with their lines.
+
+    Raises:
+        BadInput: if it is empty, torn, or cannot be read; it says how to restore it.
+    """
+    file = path / CONFIG
+    hint = f"altcore runs restore {path.name} writes it anew, from the newest checkpoint"
+    try:
+        plain = read_mapping(file, "run")
+    except BadInput as error:
+        error.hint = hint
+        raise
+    missing = [key for key in ALWAYS if key not in plain]
+    if missing:
+        problem = f"it is torn: the key {missing[0]} is missing" if plain else "it is empty"
+        raise BadInput(problem, key="run", part=str(file), hint=hint)
+    return plain
+
+
+ALWAYS = ("workload", "optimizer", "recipe", "seed", "settings")
+"""Keys that every config.yaml has; the first and the last are among them."""
+
+
+def restore_configuration(name: str, runs_dir: str) -> Path:
+    """Write a run's config.yaml anew, as its newest checkpoint has it; returns its path.
+
+    What was there is kept as config.yaml.damaged.
+
+    Raises:
+        BadInput: if no checkpoint has it, or another process is at the run.
+    """
+    path = Path(runs_dir) / check_name(name, "run")
+    held = identity_in(path).get("configuration")
+    if held is None:
+        raise BadInput(f"there is no checkpoint in {path} that holds the configuration")
+    config = TrainConfig.from_plain(held)
+    directory = RunDirectory.open(path)
+    try:
+        directory.keep_damaged(CONFIG)
+        write_configuration(directory, config)
+    finally:
+        directory.close()
+    return path / CONFIG
 
 
 def list_runs(runs_dir: str) -> list[Path]:
@@ -29,8 +82,13 @@ def list_runs(runs_dir: str) -> list[Path]:
     root = Path(runs_dir)
     if root.exists() and not root.is_dir():
         raise BadInput(f"{root} is not a folder", key="runs_dir")
-    found = [p for p in root.iterdir() if (p / "config.yaml").is_file()] if root.is_dir() else []
-    return sorted(found, key=lambda p: ((p / "config.yaml").stat().st_mtime, p.name))
+    found = [p for p in root.iterdir() if _is_run(p)] if root.is_dir() else []
+    return sorted(found, key=lambda p: ((p / CONFIG).stat().st_mtime, p.name))
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a folder has a run's config.yaml: a file of its own, not a link to another."""
+    return (path / CONFIG).is_file() and not (path / CONFIG).is_symlink()
 
 
 def summary_of(path: Path) -> dict[str, Any]:
@@ -45,11 +103,10 @@ def summary_of(path: Path) -> dict[str, Any]:
 
 def identity_in(path: Path) -> dict[str, Any]:
     """Return the identity in the newest checkpoint of a run that can be read, empty if none can."""
-    for manifest in sorted(path.glob("checkpoints/step-*/manifest.json"), reverse=True):
-        with suppress(BadInput):
-            found = read_json(manifest).get("identity")
-            if isinstance(found, dict):
-                return found
+    for folder in sorted(path.glob("checkpoints/step-*"), reverse=True):
+        with suppress(InvalidCheckpoint):
+            found: dict[str, Any] = read_manifest(folder)["identity"]
+            return found
     return {}
 
 

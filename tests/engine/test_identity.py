@@ -286,3 +286,59 @@ def test_from_python_a_run_goes_on_with_its_own_configuration(start, run, monkey
     with pytest.raises(BadInput, match="learning_rate was"):
         altcore.train(start.config(max_steps=4, learning_rate=0.5, format="E4M3"), resume="r")
     assert metrics_bytes(run) == before
+
+
+# ------------------------------------------------------------------------------------ config.yaml
+
+TORN = {
+    "empty": (b"", "config.yaml: it is empty"),
+    "half": (None, "is torn: the key settings is missing"),
+    "bytes": (b"\xff\xfe\x00", "config.yaml: cannot be read: it is not text"),
+    "no YAML": (b"{", "config.yaml, line 1: not valid YAML"),
+    "a list": (b"- 1\n", "config.yaml: a mapping of keys to values is needed"),
+}
+
+
+@pytest.mark.parametrize(("data", "says"), TORN.values(), ids=TORN)
+def test_a_configuration_that_is_torn_can_be_restored(data, says, start, run, capsys):
+    """The error names the file and what helps; nothing is overwritten."""
+    path = run / "config.yaml"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: whole.index(b"schedule:")] if data is None else data)
+    before = files(run)
+    where = f"runs_dir={start.runs}"
+    found = call(capsys, "train", "--resume", "r", "--steps", "4", "--set", where)
+    assert found.code == 2
+    assert says in found.message
+    assert "altcore runs restore r writes it anew" in found.message
+    assert files(run) == before
+    found = call(capsys, "runs", "restore", "r", "--runs-dir", start.runs)
+    assert (found.code, found.out) == (0, f"{path}\n")
+    assert (run / "config.yaml.damaged").read_bytes() == before[path]
+    assert start.resume("r", max_steps=4).steps_completed == 4
+
+
+def test_a_configuration_that_is_gone_can_be_restored(start, run, capsys):
+    (run / "config.yaml").unlink()
+    assert call(capsys, "runs", "restore", "r", "--runs-dir", start.runs).code == 0
+    assert start.resume("r", max_steps=4).steps_completed == 4
+
+
+def test_what_no_checkpoint_holds_cannot_be_restored(start, capsys):
+    found = call(capsys, "runs", "restore", "nothing", "--runs-dir", start.runs)
+    assert found.code == 2
+    assert "there is no checkpoint in" in found.message
+    assert not start.runs.exists()
+
+
+def test_settings_that_json_cannot_hold_are_compared_all_the_same(start, shelf):
+    """A set has another order in each process, and an object no form."""
+
+    @define(eq=False)
+    class Odd:
+        names: set[str] = setting(factory=lambda: {"a", "b", "c"}, help="names")
+        thing: object = setting(factory=object, help="anything")
+
+    shelf.install("diagnostic", "odd", Odd)
+    start(["odd"], name="r", max_steps=2)
+    assert start.resume("r", max_steps=4).steps_completed == 4

@@ -97,6 +97,13 @@ def test_a_beginning_that_was_altered_is_named(directory, change):
         again.cut_logs(recorded)
     assert [x["file"] for x in logs] == [str(file)]
     grow(again, 3)
+    aside = file.with_name("metrics.jsonl.damaged")
+    assert (logs[0]["damaged_lines"], logs[0]["kept_in"]) == (
+        [1 if change == "flip" else 2],
+        aside.name,
+    )
+    assert aside.read_bytes() in bytes(data) + b"\n"
+    assert [x["step"] for x in read_lines(file)] == [2 if change == "flip" else 1, 3]
     assert read_lines(file)[-1]["step"] == 3
     assert again.sync_logs()["metrics.jsonl"]["bytes"] == file.stat().st_size
 
