@@ -78,9 +78,8 @@ _in_force: Signals | None = None
 def handle_signals() -> None:
     """Handle the watched signals until the process ends."""
     global _in_force
-    if _in_force is None:
-        _in_force = Signals(ends_process=True)
-        _in_force.install()
+    _in_force = Signals(ends_process=True)
+    _in_force.install()
 
 
 @contextmanager

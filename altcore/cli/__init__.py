@@ -18,7 +18,7 @@ from altcore.cli.streams import drop_output, prepare_streams
 from altcore.environment import PREFIX, unknown_variables
 from altcore.errors import PIPE_CLOSED, AltcoreError
 from altcore.registry import spare_torch
-from altcore.signals import handle_signals, is_from_signal
+from altcore.signals import is_from_signal
 
 SHELL_COMPLETION = "_ALTCORE_COMPLETE"
 """With this variable a shell asks for completions, and click itself leaves."""
@@ -95,8 +95,6 @@ def cli(debug: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Run the command, and exit with a code of `altcore.errors.EXIT_CODES`."""
-    if arguments is None:  # this process is the command's
-        handle_signals()
     prepare_streams()
     given = sys.argv[1:] if arguments is None else arguments
     # Accept it anywhere: people append it to the command that failed.

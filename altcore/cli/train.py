@@ -150,6 +150,7 @@ def _resumed(
     from altcore.engine import resumed
 
     free = ("max_steps", "epochs", "device", "runs_dir", "strict")
+    free += ("check_observers", "hook_timeout")
     given = [source.flag for key, _, source in overrides if key not in free and source]
     if refused or (given and not may_change):
         raise BadInput(
