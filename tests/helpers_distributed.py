@@ -33,15 +33,22 @@ def _in_rank(rank, folder, function, args):
     dist.destroy_process_group()
 
 
-def by_torchrun(function, *args, ranks=2):
-    """Call a function in processes that find each other as torchrun's do.
+def by_torchrun(function, *args, codes=(0, 0)):
+    """Call a function in two processes that find each other as torchrun's do.
 
-    Like torchrun's agent, this process keeps the store: it outlives a rank.
+    Like torchrun's agent, this process keeps the store: it outlives a rank. ``codes`` are the exit
+    codes that the processes must have; minus the number of the signal that killed one.
     """
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    torch.multiprocessing.start_processes(
-        _by_torchrun, (ranks, store.port, function, args), ranks, start_method="forkserver"
-    )
+    context = multiprocessing.get_context("forkserver")
+    given = (len(codes), store.port, function, args)
+    ranks = [context.Process(target=_by_torchrun, args=(i, *given)) for i in range(len(codes))]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(120)
+        rank.kill()
+    assert tuple(rank.exitcode for rank in ranks) == codes
 
 
 def _by_torchrun(rank, ranks, port, function, args):

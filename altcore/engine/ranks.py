@@ -32,7 +32,7 @@ from altcore.engine.losses import means
 from altcore.engine.plugins import Plugin
 from altcore.engine.randomness import seed_all
 from altcore.engine.shares import share_of
-from altcore.errors import AltcoreError, BadInput, LostRank, shown
+from altcore.errors import AltcoreError, BadInput, Interrupted, LostRank, shown
 from altcore.hooks import Action, Proposal
 from altcore.quantization import Quantization, amax_histories, random_key, share_amax
 
@@ -263,7 +263,7 @@ class TorchrunRanks(Ranks):
         found: list[Proposal] = []
         seen: list[tuple[str, Action]] = []
         for proposal in itertools.chain.from_iterable(self.gather(proposals)):
-            key = proposal.plugin, attrs.evolve(proposal.action, reason="")
+            key = proposal.plugin, attrs.evolve(proposal.action, reason="any")
             if key not in seen:
                 seen.append(key)
                 found.append(proposal)
@@ -318,6 +318,9 @@ class TorchrunRanks(Ranks):
         """Wait until rank 0 has written everything, and end a process group of the run's own."""
         if error is None:
             self.gather(None)
+        elif isinstance(error, Interrupted):  # on which all agreed
+            with suppress(LostRank):
+                self.gather(None)
         self._leave(error)
 
     @contextmanager
@@ -326,7 +329,8 @@ class TorchrunRanks(Ranks):
         try:
             yield
         except BaseException as error:
-            self._leave(error)
+            if not isinstance(error, Interrupted):
+                self._leave(error)
             raise
 
     def _leave(self, error: BaseException | None) -> None:

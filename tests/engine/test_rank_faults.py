@@ -1,0 +1,198 @@
+"""What goes wrong on one rank of two: both agree on it, or both end and say why."""
+
+import math
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from attrs import define
+from helpers import PluginShelf, Starter, events, metrics_bytes, sha256, state, weights_sha256
+from helpers_distributed import by_torchrun
+
+from altcore import hookimpl, setting
+from altcore.errors import AltcoreError, Interrupted, LostRank, PluginError
+from altcore.plugin import ScaleLearningRate, SkipStep, Stop
+
+HEARD = []
+"""What the plugin saw in this process."""
+
+
+@define(eq=False)
+class Fault:
+    """Does something in step 2 on rank 1 only, unless it is for all."""
+
+    what: str = setting("", help="what it does")
+
+    def is_now(self, run, step, *what):
+        return (run.rank, step.index) == (1, 2) and self.what in what
+
+    @hookimpl
+    def pre_backward(self, run, step):
+        if self.is_now(run, step, "nan", "skip"):
+            step.loss = step.loss * math.nan
+        if self.is_now(run, step, "loss scale"):
+            step.loss_scale = 2.0
+        if self.is_now(run, step, "raise"):
+            raise ValueError("planted")
+        if self.is_now(run, step, "signal"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        if self.is_now(run, step, "kill") and "KILL_RANK_1" in os.environ:
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.is_now(run, step, "stop"):
+            return Stop(reason="planted")
+        return None
+
+    @hookimpl
+    def pre_step(self, run, step):
+        if self.is_now(run, step, "gradients"):
+            for p in run.model.parameters():
+                p.grad *= 2
+        if self.what == "all scale" and step.index == 2:
+            return ScaleLearningRate(factor=0.5, reason=f"planted on rank {run.rank}")
+        if self.is_now(run, step, "scale"):
+            return [ScaleLearningRate(factor=0.5, reason="slow"), SkipStep(reason="skip")]
+        return None
+
+    @hookimpl
+    def on_nan(self, run, step, where):
+        HEARD.append(("nan", step.index, where.what))
+        return SkipStep(counts=False, reason="planted") if self.is_now(run, step, "skip") else None
+
+    @hookimpl
+    def post_step(self, run, step):
+        HEARD.append(("updated", step.index))
+        if self.is_now(run, step, "weights"):
+            with torch.no_grad():
+                next(run.model.parameters()).add_(1.0)
+
+
+def starter(rank, folder, corpus):
+    """Return the `Starter` of a rank, with the plugin ``fault``."""
+    site = Path(tempfile.mkdtemp(dir=folder))
+    sys.path.insert(0, str(site))
+    PluginShelf(site, pytest.MonkeyPatch()).install("intervention", "fault", Fault)
+    return Starter(folder / "runs", corpus)
+
+
+def agreed(rank, folder, corpus):
+    start = starter(rank, folder, corpus)
+
+    def run(what, **keys):
+        HEARD.clear()
+        name = what.replace(" ", "-")
+        engine = start.engine(["fault"], fault__what=what, name=name, **keys)
+        return engine, engine.run
+
+    engine, one = run("nan")
+    engine.train()
+    # Before the optimizer, in the same step.
+    assert HEARD == [("updated", 1), ("nan", 2, "loss"), ("updated", 3)]
+    assert engine.history.discarded == 1
+
+    engine, one = run("skip")
+    engine.train()
+    assert engine.detector.nonfinite == 0
+    assert ("updated", 2) not in HEARD
+
+    engine, one = run("scale")
+    engine.train()
+    assert one.lr_scale == 0.5
+    assert ("updated", 2) in HEARD
+    if rank == 0:
+        (verdict,) = events(one.directory, "verdict")
+        assert verdict["chosen"] == [
+            {"plugin": "fault", "action": "ScaleLearningRate", "factor": 0.5, "reason": "slow"}
+        ]
+        assert [x["action"] for x in verdict["refused"]] == ["SkipStep"]
+
+    engine, one = run("all scale")  # Once, though each rank asks for it.
+    engine.train()
+    assert one.lr_scale == 0.5
+    if rank == 0:
+        assert events(one.directory, "verdict")[0]["refused"] == []
+
+    engine, one = run("stop")
+    assert engine.train()["status"] == "stopped"
+    assert one.step == 2
+
+    engine, one = run("signal")
+    with pytest.raises(Interrupted, match="SIGTERM"):
+        engine.train()
+    assert one.step == 2
+    assert state(one.directory)["step"] == 2
+
+    for what in ("gradients", "loss scale"):
+        engine, one = run(what)
+        with pytest.raises(AltcoreError, match="gradients differ between the ranks"):
+            engine.train()
+        assert HEARD == [("updated", 1)]
+
+    engine, one = run("weights", checkpoint_interval=2)
+    with pytest.raises(AltcoreError, match=r"replicas differ: transformer\.\S+ is not the same"):
+        engine.train()
+    assert one.step == 2
+
+    engine, one = run("raise")
+    expected = r"rank 1 failed: PluginError: .*planted" if rank == 0 else "fault.*planted"
+    with pytest.raises(PluginError if rank else LostRank, match=expected):
+        engine.train()
+    if rank == 0:
+        assert "rank 1 failed" in events(one.directory, "end")[0]["error"]
+
+
+@pytest.mark.slow
+def test_ranks_agree_before_anyone_acts(tmp_path, corpus):
+    """On what one rank alone met, asks for, was sent or did wrong."""
+    by_torchrun(agreed, tmp_path, corpus)
+
+
+RECIPE = {
+    "weight": "FORMAT",
+    "activation": {"format": "FORMAT", "scaling": "delayed", "rounding": "stochastic"},
+    "stored_weight": {"format": "E8M7", "rounding": "stochastic"},
+    "optimizer_state": {"format": "E8M7", "rounding": "stochastic"},
+}
+KEYS = {
+    "format": "E4M3",
+    "recipe": RECIPE,
+    "gpt__dropout": 0.1,
+    "gradient_accumulation_steps": 2,
+    "checkpoint_interval": 1,
+    "fault__what": "kill",
+}
+
+
+def killed(rank, folder, corpus):
+    os.environ["KILL_RANK_1"] = "1"
+    engine = starter(rank, folder, corpus).engine(["fault"], name="killed", **KEYS)
+    began = time.monotonic()
+    with pytest.raises(LostRank, match="rank 0 cannot go on: another process of the run is gone"):
+        engine.train()
+    assert time.monotonic() - began < 30
+    assert LostRank.exit_code == 1
+
+
+def resumed(rank, folder, corpus):
+    start = starter(rank, folder, corpus)
+    start(["fault"], name="whole", **KEYS)
+    start.resume("killed")
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_killed_ends_the_others_and_all_go_on(tmp_path, corpus):
+    """Within 30 s; the resumed run has the bits of one that nobody interrupted."""
+    by_torchrun(killed, tmp_path, corpus, codes=(0, -signal.SIGKILL))
+    by_torchrun(resumed, tmp_path, corpus)
+    one, other = (tmp_path / "runs" / name for name in ("killed", "whole"))
+    assert events(one, "resume")[0]["checkpoint"] == "step-00000001"
+    assert weights_sha256(one) == weights_sha256(other)
+    assert metrics_bytes(one) == metrics_bytes(other)
+    first, second = (state(run)["ranks"] for run in (one, other))
+    drawn = [[sha256({"": rank["random"]["cpu"]}) for rank in ranks] for ranks in (first, second)]
+    assert drawn[0] == drawn[1]
+    assert drawn[0][0] != drawn[0][1], "dropout is not the same on each rank"
