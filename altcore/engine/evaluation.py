@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from altcore.engine.named_errors import naming
 from altcore.engine.probe import probing
 from altcore.engine.ranks import Ranks
 from altcore.engine.state import Run, Step, Workload
-from altcore.errors import BadInput, PluginError, nearest
+from altcore.errors import BadInput, nearest
 from altcore.quantization import Quantization
 
 LOSSES = ("val_loss", "val_loss_float32")
@@ -50,16 +50,16 @@ def evaluate(run: Run, ranks: Ranks) -> dict[str, Any]:
 
 def _means(run: Run, ranks: Ranks) -> tuple[dict[str, float], int, float | None]:
     """Return the means of loss and measures over the items, how many there are, and the error."""
-    found: dict[str, list[torch.Tensor]] = {}
+    found: list[dict[str, torch.Tensor]] = []
     items = []
     for i in range(ranks.rank, count_batches(run), ranks.world_size):
         batch = run.workload.batch("val", i, 0)
-        loss, measures = loss_and_measures(run.workload, run.model, batch)
-        for name, value in {"loss": loss, **measures}.items():
-            found.setdefault(name, []).append(value)
+        loss, measures = loss_and_measures(run.workload, run.model, batch, before=found)
+        found.append({"loss": loss, **measures})
         items.append(items_in(run.workload, batch))
-    names = list(found)
-    values = torch.stack([torch.stack(own).double() for own in found.values()]) if found else None
+    names = list(found[0]) if found else []
+    rows = [torch.stack([own[name] for own in found]).double() for name in names]
+    values = torch.stack(rows) if rows else None
     if ranks.world_size > 1:
         names, values, items = _of_all(ranks, names, values, items)
     assert values is not None
@@ -95,12 +95,9 @@ def _whole_split(workload: Workload) -> int | None:
 
 
 def items_in(workload: Workload, batch: Any) -> int:
-    """Return how many items a batch has. Raises `PluginError` if there are none."""
-    count = getattr(workload, "items", None)
-    items = workload.items_per_batch if count is None else int(count(batch))
-    if items < 1:
-        raise PluginError(f"{who_is(workload)}: a batch has {items} items, not at least 1")
-    return items
+    """Return how many items a batch has."""
+    count: Callable[[Any], int] | None = getattr(workload, "items", None)
+    return workload.items_per_batch if count is None else count(batch)
 
 
 def is_better(config: TrainConfig, now: Mapping[str, Any], best: Mapping[str, Any]) -> bool:

@@ -120,7 +120,8 @@ class Engine:
         dispatch = self.dispatch
         actions, measures, watching = dispatch.actions, dispatch.measures, dispatch.watching
         self.begin(step)
-        proposals, losses = [], []
+        proposals: list[Proposal] = []
+        losses: list[dict[str, Tensor]] = []
         batches = [
             training_batch(run.workload, run.epoch, step.index, micro)
             for micro in range(config.gradient_accumulation_steps)
@@ -130,7 +131,9 @@ class Engine:
             step.batch = self.ranks.share(run.workload, batch)
             with watching("watch_backward", run, step):
                 with run.autocast(), watching("watch_forward", run, step):
-                    step.loss, told = loss_and_measures(run.workload, run.model, step.batch)
+                    step.loss, told = loss_and_measures(
+                        run.workload, run.model, step.batch, before=losses
+                    )
                 proposals += actions("pre_backward", run=run, step=step)
                 loss = step.loss * (step.loss_scale / (sum(step.items) / step.items[step.micro]))
                 self.ranks.backward(loss, is_last=step.micro + 1 == len(batches))

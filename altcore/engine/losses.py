@@ -35,11 +35,12 @@ def who_is(workload: object) -> str:
 
 
 def loss_and_measures(
-    workload: HasLoss, model: nn.Module, batch: Any
+    workload: HasLoss, model: nn.Module, batch: Any, before: Sequence[Mapping[str, Tensor]] = ()
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the loss of a batch, and the workload's measures by name, without their gradients.
 
-    Raises `PluginError` if the workload returns anything else.
+    Raises `PluginError` if the workload returns anything else, or has other measures than it had
+    ``before``: loss and measures of batches with which these are to be averaged.
     """
     returned = workload.loss(model, batch)
     is_pair = isinstance(returned, tuple) and len(returned) == 2
@@ -51,6 +52,9 @@ def loss_and_measures(
             "real and without dimensions, alone or with a mapping of measures"
         )
     checked = {n: _checked(n, value, who_is(workload)) for n, value in measures.items()}
+    if before and before[0].keys() != {"loss", *checked}:
+        known = " and ".join(repr([*own]) for own in (before[0].keys() - {"loss"}, checked))
+        raise PluginError(f"{who_is(workload)}: batches have different measures: {known}")
     if torch.is_grad_enabled() and not loss.requires_grad:
         raise PluginError(f"{who_is(workload)}: its loss depends on no parameter that is trained")
     return loss, checked

@@ -175,3 +175,20 @@ def test_a_measure_that_cannot_be_recorded_names_the_workload(points, start, mea
     points(loss=loss)
     with pytest.raises(PluginError, match=f"^{WHO}: .*{says}"):
         start(**OWN)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_batches_that_are_averaged_have_the_same_measures(points, start, training):
+    """Those of a step, and those of an evaluation; each kind may have its own."""
+    calls = []
+
+    def loss(self, model, batch):
+        value = model(batch).mean()
+        calls.append(model.training)
+        differs = model.training is training and calls.count(training) % 2
+        return value, dict.fromkeys(["a", "b"] if differs else ["a"], value.detach())
+
+    points(loss=loss)
+    says = r"batches have different measures: \['a'(, 'b')?\] and \['a'(, 'b')?\]$"
+    with pytest.raises(PluginError, match=f"^{WHO}: {says}"):
+        start(**OWN, gradient_accumulation_steps=2)
