@@ -30,6 +30,12 @@ FLAGS = {
 KEYS = {"steps": "max_steps"}
 """The configuration keys of flags with another name; --data is a setting of the workload."""
 
+FREE = (
+    *("max_steps", "epochs", "device", "runs_dir"),
+    *("strict", "check_observers", "hook_timeout"),
+)
+"""The keys that may be given to a run that goes on: they make no other run of it."""
+
 
 def _flags(command: Any) -> Any:
     for name, text in reversed(FLAGS.items()):
@@ -149,9 +155,7 @@ def _resumed(
     """Return a run's own configuration, with the keys that may change."""
     from altcore.engine import resumed
 
-    free = ("max_steps", "epochs", "device", "runs_dir", "strict")
-    free += ("check_observers", "hook_timeout")
-    given = [source.flag for key, _, source in overrides if key not in free and source]
+    given = [source.flag for key, _, source in overrides if key not in FREE and source]
     if refused or (given and not may_change):
         raise BadInput(
             "--resume goes on with the run's own configuration, so "
