@@ -1,0 +1,67 @@
+"""``altcore checkpoints``: list, verify, path, export."""
+
+import json
+
+import pytest
+from helpers import Starter, text_file
+from helpers_cli import call
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """The folder of one run of four steps."""
+    start = Starter(tmp_path / "runs", text_file(tmp_path / "words.txt"))
+    start(name="a", max_steps=4, checkpoint_interval=2, eval_interval=2, format="E4M3")
+    return tmp_path / "runs"
+
+
+def test_the_list_marks_best_and_latest(runs, capsys):
+    """In text and in JSON."""
+    text = call(capsys, "checkpoints", "list", "a", "--runs-dir", runs).out
+    assert [line.split()[0] for line in text.splitlines()[1:]] == [
+        "step-00000000",
+        "step-00000002",
+        "step-00000004",
+    ]
+    rows = json.loads(call(capsys, "checkpoints", "list", "a", "--runs-dir", runs, "--json").out)
+    assert [row["step"] for row in rows] == [0, 2, 4]
+    assert "latest" in rows[-1]["marks"]
+    assert sum("best" in row["marks"] for row in rows) == 1
+
+
+def test_verify_finds_a_flipped_bit(runs, capsys):
+    """Exit code 1, and the file is named."""
+    assert call(capsys, "checkpoints", "verify", "a", "--runs-dir", runs).code == 0
+    file = runs / "a/checkpoints/step-00000002/state.pt"
+    raw = bytearray(file.read_bytes())
+    raw[100] ^= 1
+    file.write_bytes(raw)
+    outcome = call(capsys, "checkpoints", "verify", "a", "--runs-dir", runs)
+    assert outcome.code == 1
+    assert str(file) in outcome.out
+    assert outcome.out.count(" valid") == 2
+
+
+def test_the_path_is_absolute_and_of_one_choice(runs, capsys):
+    """The newest valid one unless another is asked for."""
+    latest = call(capsys, "checkpoints", "path", "a", "--runs-dir", runs).out.strip()
+    assert latest == str(runs / "a/checkpoints/step-00000004")
+    for options in (["--latest"], ["--name", "step-00000004"]):
+        assert call(capsys, "checkpoints", "path", "a", "--runs-dir", runs, *options).out == (
+            f"{latest}\n"
+        )
+    both = call(capsys, "checkpoints", "path", "a", "--runs-dir", runs, "--best", "--latest")
+    assert both.code == 2
+    assert "not several" in both.err
+
+
+def test_export_writes_a_file_and_never_over_one(runs, capsys, tmp_path):
+    """Of values unless told otherwise."""
+    file = tmp_path / "w.safetensors"
+    command = ("checkpoints", "export", "a", file, "--runs-dir", runs)
+    assert call(capsys, *command, "--as", "codes").code == 0
+    size = file.stat().st_size
+    again = call(capsys, *command)
+    assert again.code == 2
+    assert "exists" in again.err
+    assert file.stat().st_size == size

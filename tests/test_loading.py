@@ -1,0 +1,141 @@
+"""Runs loaded back, and their weights exported."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from helpers import Starter, text_file
+from safetensors import safe_open
+
+import altcore
+from altcore import BadInput
+from altcore.errors import InvalidCheckpoint
+
+RECIPES = {
+    "pure": {"format": "E4M3", "recipe": "pure"},
+    "master": {"format": "E5M2", "recipe": "master"},
+    "none": {"format": "none"},
+    "mxfp8": {"recipe": "mxfp8"},
+    "nvfp4": {"recipe": "nvfp4"},
+    "delayed": {
+        "format": "E5M2",
+        "recipe": {"weight": {"format": "FORMAT", "scaling": "delayed"}},
+    },
+    "channel": {
+        "format": "E3M4",
+        "recipe": {"weight": {"format": "FORMAT", "scaling": "channel"}},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def start(tmp_path_factory):
+    """Runs of six steps."""
+    root = tmp_path_factory.mktemp("loading")
+    made = Starter(root / "runs", text_file(root / "words.txt"))
+    for name, keys in RECIPES.items():
+        made(name=name, max_steps=6, checkpoint_interval=2, eval_interval=3, **keys)
+    return made
+
+
+def test_the_loaded_model_evaluates_as_the_run_did(start):
+    """To the last bit, with the run's own validation batches."""
+    for name in ("pure", "master", "none"):
+        loaded = altcore.load(name, "latest", runs_dir=start.runs)
+        with torch.no_grad():
+            losses = [
+                float(loaded.workload.loss(loaded.model, loaded.workload.batch("val", i, 0)))
+                for i in range(loaded.config.eval_steps)
+            ]
+        assert sum(losses) / len(losses) == pytest.approx(loaded.summary["val_loss"], rel=1e-6)
+        assert loaded.step == 6
+        assert not loaded.model.training
+
+
+def test_a_checkpoint_is_chosen_by_name_best_or_latest(start):
+    """And an unknown one is refused with the names that there are."""
+    assert altcore.load("pure", "step-00000004", runs_dir=start.runs).step == 4
+    assert altcore.load(start.runs / "pure", "latest").step == 6
+    best = altcore.load("pure", runs_dir=start.runs)
+    assert best.step == best.summary["best_step"]
+    with pytest.raises(BadInput, match=r"no checkpoint 'lates'.*did you mean latest"):
+        altcore.load("pure", "lates", runs_dir=start.runs)
+    with pytest.raises(BadInput, match="no run"):
+        altcore.load("pur", runs_dir=start.runs)
+
+
+def test_step_0_is_what_the_seed_builds(start):
+    """Its checkpoint is a manifest alone."""
+    loaded = altcore.load("pure", "step-00000000", runs_dir=start.runs)
+    assert loaded.step == 0
+    assert loaded.quantization.stored
+
+
+def test_loading_changes_nothing_of_the_run(start):
+    """Not a file is written."""
+    run = start.runs / "master"
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    altcore.load("master", runs_dir=start.runs)
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+
+
+def test_a_damaged_checkpoint_is_refused(start, tmp_path):
+    """The named one; best and latest go back to one that is whole."""
+    shutil.copytree(start.runs / "pure", tmp_path / "runs/pure")
+    file = tmp_path / "runs/pure/checkpoints/step-00000006/weights.pt"
+    raw = bytearray(file.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(InvalidCheckpoint, match="sha256"):
+        altcore.load("pure", "step-00000006", runs_dir=tmp_path / "runs")
+    assert altcore.load("pure", "latest", runs_dir=tmp_path / "runs").step == 4
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_exported_weights_are_those_that_products_see(name, start, tmp_path):
+    """Codes decode to the values; the masters are the model's own."""
+    loaded = altcore.load(name, "latest", runs_dir=start.runs)
+    q, own = loaded.quantization, loaded.model.state_dict()
+    others = {kind: altcore.export(loaded, tmp_path / kind, kind) for kind in ("values", "codes")}
+    assert altcore.export(loaded, tmp_path / "masters", "masters") == {}
+    masters, values, codes = (
+        altcore.read_export(tmp_path / kind) for kind in ("masters", "values", "codes")
+    )
+    assert masters.keys() == values.keys() == codes.keys() == own.keys()
+    assert all(torch.equal(masters[key], own[key]) for key in own)
+    for key in own:
+        assert torch.equal(values[key], codes[key].to(values[key].dtype)), key
+    seen = {}
+    for full, (slot, source) in q.weights.sources.items():
+        if isinstance(source, tuple):
+            layer, quantizer = source
+            if not quantizer.cast.hadamard and type(layer.module).__name__ in ("Linear",):
+                seen[full] = quantizer.fake(slot.parameter, False)
+        else:
+            seen[full] = slot.parameter.detach()
+    for full in seen.keys() - others["values"].keys():
+        assert torch.equal(values[full], seen[full].to(values[full].dtype)), full
+    if name == "none":
+        assert not seen
+    else:
+        assert seen.keys() - others["values"].keys()
+
+
+def test_an_exported_file_says_what_it_holds(start, tmp_path):
+    """Run, checkpoint, formats with their digests."""
+    loaded = altcore.load("pure", "latest", runs_dir=start.runs)
+    altcore.export(loaded, tmp_path / "codes", "codes")
+    with safe_open(tmp_path / "codes", framework="pt") as file:
+        told = json.loads(file.metadata()["altcore"])
+    assert told["run"] == "pure"
+    assert told["checkpoint"] == "step-00000006"
+    assert json.loads(told["formats"]).keys() == {"E4M3"}
+    entry = next(iter(json.loads(told["weights"]).values()))
+    assert entry["format"] == "E4M3"
+    assert entry["bits"] == 8
+    small = (tmp_path / "codes").stat().st_size
+    altcore.export(loaded, tmp_path / "values")
+    assert small < 0.5 * (tmp_path / "values").stat().st_size
+    with pytest.raises(BadInput, match="one of values, masters, codes"):
+        altcore.export(loaded, tmp_path / "x", "code")
