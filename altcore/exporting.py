@@ -40,7 +40,7 @@ def export(loaded: LoadedRun, file: str | Path, kind: str = VALUES) -> dict[str,
         from safetensors.torch import save_file
     except ImportError as error:
         problem = "safetensors is not installed"
-        raise BadInput(problem, hint="pip install safetensors") from error
+        raise BadInput(problem, hint="pip install altcore[export]") from error
     q = loaded.quantization
     coded, others = ({}, {}) if kind == MASTERS else weight_codes(q)
     by_weight = {id(q.weights.parameters[name]): weight for name, weight in coded.items()}

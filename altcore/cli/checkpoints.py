@@ -26,7 +26,10 @@ def checkpoints() -> None:
 @runs_dir_option
 @AS_JSON
 def list_(run: str, runs_dir: str, as_json: bool) -> None:
-    """List the checkpoints of a run by step; the last column marks the best and the latest."""
+    """List the checkpoints of a run by step.
+
+    The last column marks the best and the latest.
+    """
     from altcore.cli.summary import number
     from altcore.loading import directory_of, find_checkpoint
     from altcore.runs import list_checkpoints
@@ -121,7 +124,10 @@ def _chosen(best: bool, latest: bool, name: str | None) -> str:
 @_which
 @runs_dir_option
 def path_(run: str, runs_dir: str, best: bool, latest: bool, name: str | None) -> None:
-    """Print the path of a checkpoint: the newest valid one, or the one that is asked for."""
+    """Print the path of a checkpoint.
+
+    Without an option, of the newest valid one.
+    """
     from altcore.loading import directory_of, find_checkpoint
 
     which = _chosen(best, latest, name)
@@ -151,7 +157,7 @@ def export(
     latest: bool,
     name: str | None,
 ) -> None:
-    """Write the weights of a checkpoint into FILE, in the safetensors format."""
+    """Write the weights of a checkpoint into a safetensors FILE."""
     from altcore.exporting import export as write
     from altcore.loading import load
 
