@@ -29,7 +29,10 @@ class EventLog:
         if self.known and _key(event) in self.known:
             return
         self.directory.append(EVENTS, event)
-        acting = None if event["event"] in DECISIONS else False
+        # Weights are read at once where they are saved: what interventions hear depends on no
+        # checkpoint, so they hear of them in the next step.
+        is_early = event.get("arose") == event["step"]
+        acting = None if event["event"] in DECISIONS and not is_early else False
         self.dispatch.call("on_event", acting=acting, run=run, event=event)
 
     @contextmanager

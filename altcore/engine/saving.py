@@ -75,9 +75,9 @@ class Saving:
             return
         if self.saved[:1] != (run.step,):
             run.emit("checkpoint", path=f"checkpoints/step-{run.step:08d}")
-        self.saved = self._known()
         is_needed = run.step > 0 or not self.is_from_seed or run.degraded or run.world_size > 1
         self._write(REGULAR, self.state.state_dict() if is_needed else None)
+        self.saved = self._known()
         if not self.directory.is_written:
             return
         config = run.config

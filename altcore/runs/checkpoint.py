@@ -8,14 +8,11 @@ describes the files.
 
 from __future__ import annotations
 
-import hashlib
-import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import structlog
-import torch
 from attrs import frozen
 
 from altcore.errors import BadInput, InvalidCheckpoint
@@ -28,6 +25,7 @@ from altcore.runs.manifest import (
     is_checkpoint,
     read_manifest,
 )
+from altcore.runs.tensor_files import read_tensors, size_of, write_tensors
 
 log = structlog.get_logger("altcore")
 
@@ -67,18 +65,12 @@ def save_checkpoint(
     """
     final = folder / folder_of(manifest["kind"], manifest["step"])
     temporary = folder / f"{final.name}{HALF_WRITTEN}"
-    parts = {name: encode_tensors(part) for name, part in _parts(state).items()}
-    files = {name: recorded for name, (_, recorded) in parts.items()}
-    about = encode_manifest({**manifest, "files": files})
     try:
-        with durable.no_space_named(
-            final, sum(len(data) for data, _ in parts.values()) + len(about)
-        ):
+        with durable.no_space_named(final, size_of(state)):
             durable.remove(temporary)
             durable.make_folder(temporary)
-            for name, (data, _) in parts.items():
-                durable.write_file(temporary / name, data)
-            durable.write_file(temporary / MANIFEST, about)
+            files = {n: write_tensors(temporary / n, part) for n, part in _parts(state).items()}
+            durable.write_file(temporary / MANIFEST, encode_manifest({**manifest, "files": files}))
             put_in_place(temporary, final)
     except BaseException:
         durable.remove(temporary)
@@ -92,14 +84,6 @@ def _parts(state: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
     weights = {k: v for k, v in state.items() if k in OF_WEIGHTS}
     rest = {k: v for k, v in state.items() if k not in OF_WEIGHTS}
     return {WEIGHTS_FILE: weights, STATE: rest}
-
-
-def encode_tensors(value: Any) -> tuple[memoryview, dict[str, Any]]:
-    """Return tensors and plain data as bytes, with hash and size as manifests have them."""
-    buffer = io.BytesIO()
-    torch.save(value, buffer)
-    data = buffer.getbuffer()
-    return data, {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)}
 
 
 def put_in_place(temporary: Path, final: Path) -> None:
@@ -123,13 +107,17 @@ def put_in_place(temporary: Path, final: Path) -> None:
 
 def save_snapshot(folder: Path, snapshot: Mapping[str, Any]) -> dict[str, Any]:
     """Write a state for rollback; returns what manifests say that refer to it."""
-    name = snapshot_file(snapshot["step"])
-    data, recorded = encode_tensors(snapshot)
-    place = folder / SNAPSHOTS
-    with durable.no_space_named(place / name, len(data)):
+    place, name = folder / SNAPSHOTS, snapshot_file(snapshot["step"])
+    temporary = place / f"{name}{HALF_WRITTEN}"
+    with durable.no_space_named(place / name, size_of(snapshot)):
         if not place.is_dir():
             durable.make_folder(place)
-        durable.replace_file(place / name, data)
+        try:
+            recorded = write_tensors(temporary, snapshot)
+            durable.rename(temporary, place / name)
+        except BaseException:
+            durable.remove(temporary)
+            raise
         durable.fsync_folder(place)
     return {"step": snapshot["step"], "file": name, **recorded}
 
@@ -191,24 +179,6 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def snapshot_file(step: int) -> str:
     """Return the name of a snapshot's file."""
     return f"step-{step:08d}.pt"
-
-
-def read_tensors(path: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
-    """Return tensors and plain data; `InvalidCheckpoint` if they are not as recorded."""
-    try:
-        data = durable.read_file(path)
-    except OSError as error:
-        raise InvalidCheckpoint(f"{path} cannot be read: {error!r}") from error
-    if hashlib.sha256(data).hexdigest() != recorded["sha256"]:
-        raise InvalidCheckpoint(f"{path} does not match its sha256")
-    try:
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    # Of data that it did not write, torch raises anything.
-    except Exception as error:
-        raise InvalidCheckpoint(f"{path} cannot be read: {error!r:.200}") from error
-    if not isinstance(state, dict):
-        raise InvalidCheckpoint(f"{path} holds no state")
-    return state
 
 
 def load_newest(folder: Path, accept: Callable[[Checkpoint], None] | None = None) -> Checkpoint:

@@ -289,6 +289,23 @@ def test_weights_that_are_not_finite_are_in_no_regular_checkpoint(shelf, start, 
         assert all(torch.isfinite(w).all() for w in state(run, name)["model"].values())
 
 
+@pytest.mark.parametrize("interval", [0, 1])
+def test_interventions_hear_of_weights_in_the_next_step(shelf, start, interval):
+    """Whether a checkpoint looked before or not."""
+
+    @define(eq=False)
+    class Listener:
+        @hookimpl
+        def on_event(self, event):
+            heard.append((event["step"], event["event"]))
+
+    heard = []
+    shelf.install("intervention", "listener", Listener)
+    spoiling(shelf, 2)
+    start(["spoil", "listener"], max_steps=3, checkpoint_interval=interval)
+    assert heard == [(3, "nan")]
+
+
 def test_large_weights_are_not_taken_for_infinite(shelf, start):
     """Their norm overflows, and no element does."""
 

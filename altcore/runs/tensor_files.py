@@ -1,0 +1,85 @@
+"""Files of tensors and plain data, with their hash and size as manifests record them."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from altcore.errors import InvalidCheckpoint
+from altcore.runs import durable
+
+
+class _HashingFile(io.RawIOBase):
+    """Writes to a descriptor, and hashes what it writes.
+
+    After an error it only pretends to write: torch, which calls it from C++, must not meet one.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor, self.size, self.sha256 = descriptor, 0, hashlib.sha256()
+        self.error: OSError | None = None
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """Write all of ``data``."""
+        view = memoryview(data)
+        if self.error is None:
+            try:
+                durable.write(self.descriptor, view)
+            except OSError as error:
+                self.error = error
+            self.sha256.update(view)
+            self.size += len(view)
+        return len(view)
+
+
+def write_tensors(path: Path, value: Any) -> dict[str, Any]:
+    """Write a file, durably; returns its hash and size. Nothing is copied in memory first."""
+    descriptor = durable.open_to_write(path)
+    try:
+        raw = _HashingFile(descriptor)
+        with io.BufferedWriter(raw, 1 << 20) as file:
+            torch.save(value, file)
+        if raw.error is not None:
+            raise raw.error
+        durable.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return {"sha256": raw.sha256.hexdigest(), "bytes": raw.size}
+
+
+def read_tensors(path: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
+    """Return tensors and plain data; `InvalidCheckpoint` if they are not as recorded."""
+    try:
+        data = durable.read_file(path)
+    except OSError as error:
+        raise InvalidCheckpoint(f"{path} cannot be read: {error!r}") from error
+    if hashlib.sha256(data).hexdigest() != recorded["sha256"]:
+        raise InvalidCheckpoint(f"{path} does not match its sha256")
+    try:
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    # Of data that it did not write, torch raises anything.
+    except Exception as error:
+        raise InvalidCheckpoint(f"{path} cannot be read: {error!r:.200}") from error
+    if not isinstance(state, dict):
+        raise InvalidCheckpoint(f"{path} holds no state")
+    return state
+
+
+def size_of(value: Any) -> int:
+    """Return about how many bytes a file of tensors needs."""
+    if isinstance(value, Tensor):
+        return value.numel() * value.element_size()
+    if isinstance(value, Mapping):
+        return sum(map(size_of, value.values()))
+    return sum(map(size_of, value)) if isinstance(value, list | tuple) else 8
