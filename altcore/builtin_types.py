@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -90,3 +91,21 @@ def _is_path(text: str) -> bool:
         return b"\0" not in text.encode("utf-8", "surrogateescape")
     except UnicodeEncodeError:
         return False
+
+
+def printable(text: str) -> str:
+    r"""Return a text with its control characters as escapes; ends of lines and tabs stay.
+
+    A terminal obeys some of them: they move the cursor, set its title, or turn text round.
+
+    >>> printable("a\x1b[31mb\u202e\n")
+    'a\\x1b[31mb\\u202e\n'
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        c
+        if c.isprintable() or c in "\n\t" or unicodedata.category(c) == "Zs"
+        else c.encode("unicode_escape").decode()
+        for c in text
+    )

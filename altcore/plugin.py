@@ -8,6 +8,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from altcore.builtin_types import (
+        printable,
+    )
     from altcore.config import TrainConfig
     from altcore.engine import (
         DeferredErrors,
@@ -95,6 +98,7 @@ if TYPE_CHECKING:
         early_and_late,
         read_json,
         read_lines,
+        replace_text,
         summary_of,
     )
     from altcore.yaml_files import (
@@ -188,6 +192,9 @@ _HOME = {
     "read_lines": "altcore.runs",
     "summary_of": "altcore.runs",
     "read_mapping": "altcore.yaml_files",
+    # Writing reports
+    "printable": "altcore.builtin_types",
+    "replace_text": "altcore.runs",
 }
 
 __all__ = [
@@ -254,11 +261,13 @@ __all__ = [
     "nearest_error",
     "on_grid",
     "ordinal",
+    "printable",
     "quantized_weights",
     "random_state",
     "read_json",
     "read_lines",
     "read_mapping",
+    "replace_text",
     "round_scalar",
     "round_to_grid",
     "set_random_state",

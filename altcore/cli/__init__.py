@@ -15,6 +15,7 @@ import click
 
 from altcore.cli.options import Group
 from altcore.cli.streams import drop_output, prepare_streams
+from altcore.cli.terminal import echo
 from altcore.environment import PREFIX, unknown_variables
 from altcore.errors import PIPE_CLOSED, AltcoreError
 from altcore.registry import spare_torch
@@ -101,7 +102,7 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in given
     rest = [a for a in given if a != "--debug"]
     for line in unknown_variables():
-        click.echo(f"altcore: {line}", err=True)
+        echo(f"altcore: {line}", err=True)
     # The kernels say it to those who use altcore from Python.
     warnings.filterwarnings("ignore", message=f"the environment variable {PREFIX}")
     try:
@@ -111,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
         cause = error.__cause__ or error
         _leave(*_unexpected(cause), debug)
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message(), err=True)
+        echo(error.format_message(), err=True)
         raise SystemExit(2) from None
     except click.ClickException as error:
         if debug:
@@ -148,5 +149,5 @@ def _leave(message: str, code: int, debug: bool) -> None:
         traceback.print_exc()
     # Print one line, even if a plugin's error or a file's name holds several.
     with suppress(BrokenPipeError):
-        click.echo(f"altcore: {' '.join(message.splitlines())}", err=True)
+        echo(f"altcore: {' '.join(message.splitlines())}", err=True)
     raise SystemExit(code)

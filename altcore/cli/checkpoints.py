@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from altcore.cli.options import AS_JSON, Group, once, print_json, runs_dir_option
+from altcore.cli.terminal import echo
 from altcore.errors import AltcoreError, BadInput
 
 KINDS = ("values", "masters", "codes")
@@ -58,15 +59,15 @@ def list_(run: str, runs_dir: str, as_json: bool) -> None:
         print_json(rows)
         return
     if not rows:
-        click.echo(f"run {path.name} has no checkpoint")
+        echo(f"run {path.name} has no checkpoint")
         return
     width = max(len(row["name"]) for row in rows)
-    click.echo(f"{'name':<{width}}  {'kind':<8}  {'step':>8}  {'MB':>8}  validation loss")
+    echo(f"{'name':<{width}}  {'kind':<8}  {'step':>8}  {'MB':>8}  validation loss")
     for row in rows:
         loss = number((row["evaluation"] or {}).get("val_loss"))
         start = f"{row['name']:<{width}}  {row['kind']:<8}  {row['step']:>8}"
         end = f"{row['bytes'] / 1e6:>8.2f}  {loss:<15}  {' '.join(row['marks'])}"
-        click.echo(f"{start}  {end}".rstrip())
+        echo(f"{start}  {end}".rstrip())
 
 
 @checkpoints.command()
@@ -93,9 +94,9 @@ def verify(run: str, runs_dir: str, as_json: bool) -> None:
         print_json(rows)
     else:
         for row in rows:
-            click.echo(f"{row['name']}  {'valid' if row['valid'] else row['problem']}")
+            echo(f"{row['name']}  {'valid' if row['valid'] else row['problem']}")
         if not rows:
-            click.echo(f"run {path.name} has no checkpoint")
+            echo(f"run {path.name} has no checkpoint")
     if not all(row["valid"] for row in rows):
         raise click.exceptions.Exit(1)
 
@@ -131,7 +132,7 @@ def path_(run: str, runs_dir: str, best: bool, latest: bool, name: str | None) -
     from altcore.loading import directory_of, find_checkpoint
 
     which = _chosen(best, latest, name)
-    click.echo(find_checkpoint(directory_of(run, runs_dir), which).absolute())
+    echo(find_checkpoint(directory_of(run, runs_dir), which).absolute())
 
 
 @checkpoints.command()
@@ -166,5 +167,5 @@ def export(
     loaded = load(run, _chosen(best, latest, name), runs_dir=runs_dir)
     others = write(loaded, file, kind)
     for weight, why in others.items():
-        click.echo(f"altcore: {weight} is written as the model has it: {why}", err=True)
-    click.echo(f"{loaded.checkpoint.name} of {loaded.summary['name']}, as {kind}: {file}")
+        echo(f"altcore: {weight} is written as the model has it: {why}", err=True)
+    echo(f"{loaded.checkpoint.name} of {loaded.summary['name']}, as {kind}: {file}")

@@ -13,6 +13,7 @@ import click
 from altcore.builtin_types import digits
 from altcore.cli import options
 from altcore.cli.options import AS_JSON, Group, once, print_json, runs_dir_option, tell_left_out
+from altcore.cli.terminal import echo
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, BlockFormat, Format, get_format
 from altcore.registry import entries, load_family
@@ -128,10 +129,10 @@ def list_(as_json: bool) -> None:
     _print_table([row for row in rows if "block" not in row])
     in_blocks = [row for row in rows if "block" in row]
     if in_blocks:
-        click.echo("\nin blocks that share a scale (the figures are those of the elements):")
+        echo("\nin blocks that share a scale (the figures are those of the elements):")
         _print_table([{k: row[k] for k in BLOCK_COLUMNS} for row in in_blocks])
     if families:
-        click.echo(f"\nand any name of the families {', '.join(sorted(families))}")
+        echo(f"\nand any name of the families {', '.join(sorted(families))}")
 
 
 @contextmanager
@@ -143,18 +144,18 @@ def _left_out_if_broken(name: str) -> Iterator[None]:
         if is_from_signal(error):
             raise
         kind = "" if isinstance(error, BadInput) else f"format {name}: {type(error).__name__}: "
-        click.echo(f"altcore: {kind}{' '.join(str(error).splitlines())}: left out", err=True)
+        echo(f"altcore: {kind}{' '.join(str(error).splitlines())}: left out", err=True)
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     if not rows:
-        click.echo("no format is installed; the first-party ones: pip install altcore-formats")
+        echo("no format is installed; the first-party ones: pip install altcore-formats")
         return
     cells = [{k: _cell(v) for k, v in row.items()} for row in rows]
     width = {k: max(len(k), *(len(c[k]) for c in cells)) for k in cells[0]}
-    click.echo("  ".join(f"{k:>{width[k]}}" for k in width))
+    echo("  ".join(f"{k:>{width[k]}}" for k in width))
     for cell in cells:
-        click.echo("  ".join(f"{cell[k]:>{width[k]}}" for k in width))
+        echo("  ".join(f"{cell[k]:>{width[k]}}" for k in width))
 
 
 def _cell(value: Any) -> str:
@@ -179,22 +180,20 @@ def show(name: str, as_json: bool) -> None:
         print_json({**about, **table})
         return
     for key, value in about.items():
-        click.echo(f"{key:<14} {_cell(value)}")
+        echo(f"{key:<14} {_cell(value)}")
     of = "the elements' values" if "block" in about else "the values"
-    click.echo(
-        f"\nwhere {of} lie, {digits(_start(fmt))} to {digits(fmt.values[-1])} and by binade:"
-    )
-    click.echo(linear_picture(fmt))
-    click.echo(binade_picture(fmt))
+    echo(f"\nwhere {of} lie, {digits(_start(fmt))} to {digits(fmt.values[-1])} and by binade:")
+    echo(linear_picture(fmt))
+    echo(binade_picture(fmt))
     shown = fmt.values if len(fmt.values) <= 512 else fmt.values[: 512 // 2]
-    click.echo("\nvalues:")
+    echo("\nvalues:")
     cells = [digits(v) for v in shown]
     width = max(map(len, cells))
     columns = max(1, (WIDTH + 2) // (width + 2))
     for start in range(0, len(cells), columns):
-        click.echo("  ".join(f"{c:>{width}}" for c in cells[start : start + columns]))
+        echo("  ".join(f"{c:>{width}}" for c in cells[start : start + columns]))
     if len(shown) < len(fmt.values):
-        click.echo(f"... {len(fmt.values) - len(shown)} more; --json gives all")
+        echo(f"... {len(fmt.values) - len(shown)} more; --json gives all")
 
 
 def is_symmetric(fmt: Format) -> bool:
@@ -318,7 +317,7 @@ def plot_(names: tuple[str, ...], out: str, as_json: bool) -> None:
     if as_json:
         print_json({"path": out})
     else:
-        click.echo(out)
+        echo(out)
 
 
 def check_picture(path: str, option: str) -> None:

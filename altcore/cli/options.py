@@ -12,6 +12,7 @@ from typing import Any
 import click
 
 from altcore.builtin_types import to_json
+from altcore.cli.terminal import echo
 from altcore.errors import BadInput, nearest
 from altcore.registry import left_out
 
@@ -100,7 +101,7 @@ def runs_dir_option(command: Any) -> Any:
 def tell_left_out(*, again: bool) -> None:
     """Name the distributions that are left out, on standard error; see `altcore.registry`."""
     for line in left_out(again=again):
-        click.echo(f"altcore: {line}", err=True)
+        echo(f"altcore: {line}", err=True)
 
 
 STDOUT = "altcore.stdout"
@@ -124,4 +125,4 @@ def print_json(value: Any) -> None:
     """Print strict JSON, in which nan and inf are words."""
     text = json.dumps(to_json(value), indent=1, allow_nan=False, default=str)
     ctx = click.get_current_context(silent=True)
-    click.echo(text, file=ctx.meta.get(STDOUT) if ctx else None)
+    echo(text, file=ctx.meta.get(STDOUT) if ctx else None)

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from altcore.cli.options import AS_JSON, Group, once, print_json, tell_left_out
+from altcore.cli.terminal import echo
 from altcore.errors import AltcoreError, BadInput
 from altcore.registry import HOOK_KINDS, KINDS, Entry, entries, find, installed
 from altcore.signals import is_from_signal
@@ -45,7 +46,7 @@ def list_(kind: str | None, as_json: bool) -> None:
         _table(rows)
     else:
         groups = " ".join(f"altcore-{k}s" for k in ([kind] if kind else KINDS))
-        click.echo(f"nothing is installed; the first-party plugins come with: pip install {groups}")
+        echo(f"nothing is installed; the first-party plugins come with: pip install {groups}")
 
 
 def _table(rows: list[dict[str, Any]]) -> None:
@@ -53,12 +54,12 @@ def _table(rows: list[dict[str, Any]]) -> None:
     columns = ("name", "kind", "distribution", "version")
     width = {c: max(len(c), *(len(str(r[c])) for r in rows)) for c in columns}
     for row in ({c: c for c in columns}, *rows):
-        click.echo("  ".join(f"{row[c]!s:<{width[c]}}" for c in columns).rstrip())
+        echo("  ".join(f"{row[c]!s:<{width[c]}}" for c in columns).rstrip())
         if row.get("duplicate"):
-            click.echo("  ^ claimed twice: using this name is an error until it is claimed once")
-    click.echo()
+            echo("  ^ claimed twice: using this name is an error until it is claimed once")
+    echo()
     for name, summary in {r["distribution"]: r["summary"] for r in rows}.items():
-        click.echo(f"{name}: {summary or 'no summary'}")
+        echo(f"{name}: {summary or 'no summary'}")
 
 
 @plugins.command()
@@ -73,16 +74,16 @@ def info(name: str, kind: str | None, as_json: bool) -> None:
         return
     for key in ("name", "kind", "distribution", "version", "summary", "description"):
         if about.get(key):
-            click.echo(f"{key:<13} {about[key]}")
+            echo(f"{key:<13} {about[key]}")
     for key in ("hooks", "needs", "requires"):
         if key in about:
-            click.echo(f"{key:<13} {', '.join(about[key]) or 'none'}")
+            echo(f"{key:<13} {', '.join(about[key]) or 'none'}")
     for key, value in about.get("format", {}).items():
-        click.echo(f"{key:<13} {value}")
+        echo(f"{key:<13} {value}")
     if "settings" in about:
-        click.echo("settings" if about["settings"] else "settings      none")
+        echo("settings" if about["settings"] else "settings      none")
         for s in about["settings"]:
-            click.echo(f"  {s['name']} ({s['type']}, default {s['default']}): {s['help']}")
+            echo(f"  {s['name']} ({s['type']}, default {s['default']}): {s['help']}")
 
 
 def describe(name: str, kinds: tuple[str, ...]) -> dict[str, Any]:
@@ -182,6 +183,6 @@ def check(as_json: bool) -> None:
     else:
         for row in rows:
             state = f"BROKEN: {' '.join(row['error'].splitlines())}" if row["error"] else "ok"
-            click.echo(f"{row['kind']} {row['name']} ({row['origin']}): {state}")
+            echo(f"{row['kind']} {row['name']} ({row['origin']}): {state}")
     if any(row["error"] for row in rows):
         raise click.exceptions.Exit(1)

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from altcore.cli.options import names, once, runs_dir_option
+from altcore.cli.terminal import echo
 from altcore.errors import AltcoreError, BadInput, PluginError, shown
 from altcore.signals import is_from_signal
 
@@ -59,8 +60,10 @@ def report(
         for change in compare(identity_in(paths[0]), identity_in(path)):
             if change.kind in ("data", "world_size", "platform"):
                 about = f"{change.what} is {change.text_before} in {paths[0].name}"
-                click.echo(f"altcore: {about} and {change.text_now} in {path.name}", err=True)
+                echo(f"altcore: {about} and {change.text_now} in {path.name}", err=True)
     folder = Path(out) if out else paths[0] / "reports"
+    if out is None and folder.is_symlink():
+        raise BadInput(f"{folder} is a symbolic link: give --out to write elsewhere")
     try:
         written = written_by(render(paths, folder), who)
     except AltcoreError:
@@ -74,7 +77,7 @@ def report(
         text = f"failed in render: {type(error).__name__}: {error}"
         raise PluginError(f"{who} {text}") from error
     for path in written:
-        click.echo(path)
+        echo(path)
 
 
 def written_by(returned: Any, who: str) -> list[Path]:

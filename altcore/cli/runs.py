@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from altcore.cli.options import AS_JSON, Group, print_json, runs_dir_option
+from altcore.cli.terminal import echo
 from altcore.errors import BadInput
 
 
@@ -30,19 +31,19 @@ def list_(runs_dir: str, as_json: bool) -> None:
             rows.append(summary_of(path))
         except BadInput as error:
             # List the others all the same.
-            click.echo(f"altcore: {error}", err=True)
+            echo(f"altcore: {error}", err=True)
     if as_json:
         print_json(rows)
         return
     if not rows:
-        click.echo(f"no runs in {runs_dir}")
+        echo(f"no runs in {runs_dir}")
         return
     width = max(4, *(len(r["name"]) for r in rows))
     head = f"{'name':<{width}}  {'status':<11}  {'steps':>7}  validation loss  verdict"
-    click.echo(head)
+    echo(head)
     for r in rows:
         start = f"{r['name']:<{width}}  {r['status']:<11}  {r['steps']:>7}"
-        click.echo(f"{start}  {number(r['val_loss']):<15}  {r['verdict']}".rstrip())
+        echo(f"{start}  {number(r['val_loss']):<15}  {r['verdict']}".rstrip())
 
 
 @runs.command()
@@ -68,4 +69,4 @@ def restore(name: str, runs_dir: str) -> None:
     """Write a run's config.yaml anew, as its newest checkpoint has it."""
     from altcore.runs import restore_configuration
 
-    click.echo(restore_configuration(name, runs_dir))
+    echo(restore_configuration(name, runs_dir))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from altcore.cli.options import AS_JSON, once, print_json, tell_left_out
+from altcore.cli.terminal import echo
 from altcore.cli.train import FLAGS, overrides_of
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def asked(overrides: list[Override], rest: Mapping[str, Any]) -> Options:
     """Return the options of a study."""
     from altcore.study import Options
 
-    return Options(overrides=overrides, tell=lambda line: click.echo(line, err=True), **rest)
+    return Options(overrides=overrides, tell=lambda line: echo(line, err=True), **rest)
 
 
 def show(found: Mapping[str, Any], folder: Path, as_json: bool) -> None:
@@ -90,5 +91,5 @@ def show(found: Mapping[str, Any], folder: Path, as_json: bool) -> None:
         return
     name = found["about"]["page"]
     page = folder / f"{name}.md"
-    click.echo(page.read_text())
-    click.echo(f"Written: {page} and {name}.json", err=True)
+    echo(page.read_text())
+    echo(f"Written: {page} and {name}.json", err=True)

@@ -7,9 +7,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import click
-
 from altcore.builtin_types import rounded
+from altcore.cli.terminal import echo
 
 
 def share(value: Any) -> str:
@@ -177,6 +176,6 @@ def print_summary(summary: Mapping[str, Any]) -> None:
     rows = lines(summary)
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
-        click.echo(f"{name:<{width}}  {text}")
+        echo(f"{name:<{width}}  {text}")
     for line in finding_lines(summary["findings"]):
-        click.echo(line)
+        echo(line)

@@ -9,6 +9,7 @@ import click
 
 from altcore.cli.options import ListCommand, names, once, tell_left_out
 from altcore.cli.summary import print_summary
+from altcore.cli.terminal import echo
 from altcore.errors import BadInput, Source, located
 
 if TYPE_CHECKING:
@@ -120,9 +121,9 @@ def train(
         tell_left_out(again=False)  # families are asked as the configuration is read
         for name in missing_observers():
             if name not in config.no_plugins:
-                click.echo(f"altcore: the observer {name} is not installed and left out", err=True)
+                echo(f"altcore: the observer {name} is not installed and left out", err=True)
         if flags["recipe"] == config.recipe == "master" and config.format is None:
-            click.echo("altcore: recipe master without a format quantizes nothing", err=True)
+            echo("altcore: recipe master without a format quantizes nothing", err=True)
     with located(sources):
         engine = _prepared(config, resume, accepted)
     summary = engine.train()

@@ -5,6 +5,7 @@ The identity as data, and its comparison, are in `altcore.runs`.
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 from collections.abc import Mapping
 from typing import Any
@@ -69,9 +70,10 @@ def data_of(workload: Workload, device: torch.device, is_given: bool) -> dict[st
 def _add(found: Any, value: Any) -> None:
     """Add tensors, numbers and text at any depth of lists and mappings to a digest."""
     if isinstance(value, Tensor):
-        plain = value.detach().cpu().contiguous()
+        plain = value.detach().cpu().to_dense().contiguous()
         found.update(f"{plain.dtype} {tuple(plain.shape)}\n".encode())
-        found.update(bytes(plain.flatten().view(torch.uint8).untyped_storage()))
+        # Without numpy, which need not be installed, this is how bytes come out of a tensor.
+        found.update(ctypes.string_at(plain.data_ptr(), plain.nbytes) if plain.numel() else b"")
     elif isinstance(value, Mapping):
         _add(found, [part for item in value.items() for part in item])
     elif isinstance(value, list | tuple):

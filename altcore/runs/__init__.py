@@ -24,6 +24,7 @@ from altcore.runs.directory import (
     recipe_label,
     write_configuration,
 )
+from altcore.runs.durable import replace_text
 from altcore.runs.history import early_and_late, finite, mean_of, step_lines, tail
 from altcore.runs.identity import (
     NAMES,
@@ -104,6 +105,7 @@ __all__ = [
     "read_json",
     "read_lines",
     "recipe_label",
+    "replace_text",
     "restore_configuration",
     "retain",
     "save_checkpoint",

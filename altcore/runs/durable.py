@@ -151,3 +151,9 @@ def check_no_links(paths: Iterable[Path]) -> None:
     for path in paths:
         if path.is_symlink():
             raise BadInput(f"{path} is a symbolic link: a run's files lie in its own directory")
+
+
+def replace_text(path: Path, text: str) -> Path:
+    """Write a text file at once or not at all; returns its path. A link there is replaced."""
+    replace_file(path, text.encode(), synced=False)
+    return path

@@ -1,5 +1,6 @@
 """A run goes on as the run that it was: each change is refused by name, allowed, or told."""
 
+import hashlib
 import json
 from importlib.metadata import version
 
@@ -13,7 +14,7 @@ from structlog.testing import capture_logs
 
 import altcore
 from altcore import BadInput, hookimpl
-from altcore.engine import resuming, setup
+from altcore.engine import identity, resuming, setup
 from altcore.hooks import setting
 from altcore.runs import contents
 
@@ -173,6 +174,25 @@ def test_batches_given_from_python_are_known_by_the_first(start):
     with pytest.raises(BadInput, match=r"data was .*batch, given from Python"):
         altcore.train(again, resume="r")
     assert altcore.train(again, data=batches(1), resume="r").steps_completed == 4
+
+
+def test_batches_are_hashed_whatever_they_hold():
+    """Tensors of any type, views and empty ones."""
+    digests = set()
+    for value in (
+        torch.arange(6).view(2, 3).T,
+        torch.arange(6).view(3, 2),
+        torch.empty(0),
+        torch.tensor(1.5, dtype=torch.bfloat16),
+        torch.tensor([True]),
+        {"a": torch.ones(1)},
+        torch.ones(3).to_sparse(),
+        [torch.ones(1), "x", None],
+    ):
+        found = hashlib.sha256()
+        identity._add(found, value)
+        digests.add(found.hexdigest())
+    assert len(digests) == 8
 
 
 # ---------------------------------------------------------------------------------------- plugins

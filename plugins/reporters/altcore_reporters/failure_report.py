@@ -23,6 +23,7 @@ from altcore.plugin import (
     read_json,
     read_lines,
     read_mapping,
+    replace_text,
     summary_of,
 )
 from altcore_reporters.failure_measures import gradients, losses, readings, stalls
@@ -109,9 +110,7 @@ class FailureReport:
 
 def write(directory: Path, path: Path) -> Path:
     """Write the report of the run in ``directory``, at once or not at all; returns ``path``."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(Record.read(directory).report(), encoding="utf-8")
-    return temporary.replace(path)
+    return replace_text(path, Record.read(directory).report())
 
 
 @attrs.frozen

@@ -12,7 +12,7 @@ import attrs
 from attrs import field
 from attrs.validators import gt
 
-from altcore.plugin import hookimpl, setting
+from altcore.plugin import hookimpl, printable, setting
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -100,7 +100,7 @@ class Progress:
     def _print(self, text: str) -> None:
         assert self.console is not None
         # One line each: wrapped lines would be hard to read in a log, and to search.
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
     def _state(self, run: Run, done: int) -> str:
         total = run.config.max_steps
