@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from attrs import define, field
+from attrs import define
 from torch import nn
 
 from altcore.engine.checked_workload import CheckedWorkload, check_batch, tensors_in
@@ -21,12 +21,10 @@ class CustomWorkload:
     given: Callable[[str, int, int], Any] | None
     """The caller's batches, which know of no epochs; None for the workload's own."""
 
-    items_per_batch: int = field(init=False)
-    """Items in a batch, for throughput; of the caller's, in the first one."""
-
-    def __attrs_post_init__(self) -> None:
-        own = self.base.items_per_batch
-        self.items_per_batch = self.items(self.batch("train", 1, 0)) if self.given else own
+    @property
+    def items_per_batch(self) -> int:
+        """Items in a batch; of the caller's, in the first one."""
+        return self.items(self.batch("train", 1, 0)) if self.given else self.base.items_per_batch
 
     @property
     def item(self) -> str:

@@ -131,9 +131,7 @@ class Engine:
             step.batch = self.ranks.share(run.workload, batch)
             with watching("watch_backward", run, step):
                 with run.autocast(), watching("watch_forward", run, step):
-                    step.loss, told = loss_and_measures(
-                        run.workload, run.model, step.batch, before=losses
-                    )
+                    step.loss, told = loss_and_measures(run.workload, run.model, step.batch, losses)
                 proposals += actions("pre_backward", run=run, step=step)
                 loss = step.loss * (step.loss_scale / (sum(step.items) / step.items[step.micro]))
                 self.ranks.backward(loss, is_last=step.micro + 1 == len(batches))

@@ -53,7 +53,7 @@ def loss_and_measures(
         )
     checked = {n: _checked(n, value, who_is(workload)) for n, value in measures.items()}
     if before and before[0].keys() != {"loss", *checked}:
-        known = " and ".join(repr([*own]) for own in (before[0].keys() - {"loss"}, checked))
+        known = " and ".join(repr(sorted(own)) for own in (before[0].keys() - {"loss"}, checked))
         raise PluginError(f"{who_is(workload)}: batches have different measures: {known}")
     if torch.is_grad_enabled() and not loss.requires_grad:
         raise PluginError(f"{who_is(workload)}: its loss depends on no parameter that is trained")

@@ -62,7 +62,7 @@ def test_measures_are_recorded_without_a_second_forward(points, shelf, start):
         def run_start(self, run):
             run.model.register_forward_hook(lambda *_: passes.append(run.step))
 
-    shelf.install("diagnostic", "counts", Counts)
+    shelf.install("intervention", "counts", Counts)
     keys = {"gradient_accumulation_steps": 2, "max_steps": 2, "learning_rate": 1e-30}
     engine = start.engine(["counts"], **OWN, **keys)
     engine.train()

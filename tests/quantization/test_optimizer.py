@@ -205,3 +205,23 @@ def test_an_optimizer_says_which_of_its_states_may_be_rounded(named):
     state = optimizer.state[model[0].weight]
     assert is_on_grid(state["momentum"], get_format("E2M1"))
     assert bool((state["compensation"] == torch.tensor(0.3)).all()) is named
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        ("momentum_buffer", "is 'momentum_buffer', not a tuple of names of its state"),
+        (("momentum",), "names momentum: its state has momentum_buffer"),
+    ],
+)
+def test_what_is_roundable_is_named_rightly(names, says):
+    """Else nothing is rounded, in silence; in a loop of your own, too."""
+    model = build_net()
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    optimizer.roundable_state = names
+    with quantize_model(model, {"optimizer_state": {"format": "E2M1", "scaling": "none"}}) as q:
+        for parameter in model.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+        with pytest.raises(BadInput, match=f"^optimizer SGD: roundable_state {says}$"):
+            q.store(optimizer)
