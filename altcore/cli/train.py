@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from altcore.cli.options import ListCommand, names, once, tell_left_out
 from altcore.cli.summary import print_summary
-from altcore.errors import BadInput, Source, located
+from altcore.errors import AltcoreError, BadInput, Source, located
 
 if TYPE_CHECKING:
     from altcore.config import Override, TrainConfig
@@ -121,7 +122,17 @@ def train(
         engine = _prepared(config, resume, accepted)
     summary = engine.train()
     if engine.run.rank == 0:
+        _check_end(engine.directory.path)
         print_summary(summary)
+
+
+def _check_end(run: Path) -> None:
+    """Raise `AltcoreError` unless the end of a run is written: exit code 0 says that it is."""
+    from altcore.runs import ENDED, summary_of
+
+    status = summary_of(run)["status"]
+    if status not in ENDED:
+        raise AltcoreError(f"run {run.name} has no written end: it is {status}")
 
 
 def overrides_of(flags: Mapping[str, str | None], sets: Sequence[str]) -> list[Override]:
@@ -149,8 +160,7 @@ def _resumed(
     """Return a run's own configuration, with the keys that may change."""
     from altcore.engine import resumed
 
-    free = ("max_steps", "epochs", "device", "runs_dir", "strict")
-    free += ("check_observers", "hook_timeout")
+    free = {"max_steps", "epochs", "device", "runs_dir", "strict", "check_observers"}
     given = [source.flag for key, _, source in overrides if key not in free and source]
     if refused or (given and not may_change):
         raise BadInput(
