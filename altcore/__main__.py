@@ -8,8 +8,14 @@ def start() -> None:
     handle_signals()
     # Imports take time, in which a signal may come.
     from altcore.cli import main
+    from altcore.cli.threads import leave_threads
 
-    main()
+    try:
+        main()
+    except SystemExit as leaving:
+        if isinstance(leaving.code, int):
+            leave_threads(leaving.code)
+        raise
 
 
 if __name__ == "__main__":

@@ -4,12 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 from helpers_cli import ROOT, TINY, distribution, environment, run
 
+from altcore.cli.threads import still_running
 from altcore.errors import EXIT_CODES
 from altcore.runs import summary_of
 from altcore.signals import WATCHED, LeaveNow, handling_signals, is_from_signal
@@ -230,3 +232,38 @@ def test_handlers_are_put_back():
         with pytest.raises(LeaveNow, match="SIGTERM"):
             signal.raise_signal(signal.SIGTERM)
     assert [signal.getsignal(number) for number in WATCHED] == before
+
+
+def test_threads_do_not_keep_the_command_from_ending():
+    """Those that Python would wait for are named."""
+    done = threading.Event()
+    thread = threading.Thread(target=done.wait, name="acme")
+    thread.start()
+    try:
+        assert still_running(0.1) == ["thread acme"]
+    finally:
+        done.set()
+    assert still_running(60) == []
+
+
+THREAD = """
+        @hookimpl
+        def run_start(self):
+            import threading
+            threading.Thread(target=time.sleep, args=(600,), name="acme").start()
+"""
+
+
+@pytest.mark.slow
+def test_a_thread_of_a_plugin_is_left_behind(tmp_path, corpus):
+    """The run is finished, and the exit code says so."""
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/sitecustomize.py").write_text(
+        "import altcore.cli.threads\naltcore.cli.threads.PATIENCE = 0.5\n"
+    )
+    arguments = ("--steps", "2", *hook(tmp_path / "site", THREAD, "spins", "reporter"))
+    with started(tmp_path, corpus, *arguments, path=[tmp_path / "site"]) as process:
+        out, err = process.communicate(timeout=90)
+    assert process.returncode == 0
+    assert "finished" in out
+    assert err.splitlines()[-1].startswith("altcore: left thread acme running, 0.5 s after")

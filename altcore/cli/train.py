@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -10,7 +11,7 @@ import click
 from altcore.cli.options import ListCommand, names, once, tell_left_out
 from altcore.cli.summary import print_summary
 from altcore.cli.terminal import echo
-from altcore.errors import BadInput, Source, located
+from altcore.errors import AltcoreError, BadInput, Source, located
 
 if TYPE_CHECKING:
     from altcore.config import Override, TrainConfig
@@ -128,7 +129,17 @@ def train(
         engine = _prepared(config, resume, accepted)
     summary = engine.train()
     if engine.run.rank == 0:
+        _check_end(engine.directory.path)
         print_summary(summary)
+
+
+def _check_end(run: Path) -> None:
+    """Raise `AltcoreError` unless the end of a run is written: exit code 0 says that it is."""
+    from altcore.runs import ENDED, summary_of
+
+    status = summary_of(run)["status"]
+    if status not in ENDED:
+        raise AltcoreError(f"run {run.name} has no written end: it is {status}")
 
 
 def overrides_of(flags: Mapping[str, str | None], sets: Sequence[str]) -> list[Override]:

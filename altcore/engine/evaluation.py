@@ -21,7 +21,7 @@ from altcore.quantization import Quantization
 LOSSES = ("val_loss", "val_loss_float32")
 
 
-def evaluate(run: Run, ranks: Ranks) -> dict[str, Any]:
+def evaluate(run: Run, ranks: Ranks, between: Callable[[], None] = lambda: None) -> dict[str, Any]:
     """Return loss and measures of the validation split, under a probe.
 
     ``val_loss_float32`` is of the float32 forward of the same weights; its difference to
@@ -29,15 +29,17 @@ def evaluate(run: Run, ranks: Ranks) -> dict[str, Any]:
     ``val_loss`` over the batches, None of a single one. ``val_items`` items were looked at, which
     are the whole split if ``val_is_whole``; otherwise ``eval_steps`` batches were drawn, the same
     ones at every evaluation. Ranks take turns at the batches, and find what one process does.
+
+    ``between`` is called before each batch, and may raise to leave.
     """
     named = naming(who_is(run.workload), "its loss, in an evaluation")
     with named, run.probe(), torch.no_grad(), run.autocast():
         run.model.eval()
-        quantized, items, error = _means(run, ranks)
+        quantized, items, error = _means(run, ranks, between)
         plain = quantized
         if run.quantization.layers or run.config.compute != "float32":
             with run.quantization.off(), torch.autocast(run.device.type, enabled=False):
-                plain, _, _ = _means(run, ranks)
+                plain, _, _ = _means(run, ranks, between)
     return {
         "val_loss": quantized["loss"],
         "val_loss_float32": plain["loss"],
@@ -48,11 +50,14 @@ def evaluate(run: Run, ranks: Ranks) -> dict[str, Any]:
     }
 
 
-def _means(run: Run, ranks: Ranks) -> tuple[dict[str, float], int, float | None]:
+def _means(
+    run: Run, ranks: Ranks, between: Callable[[], None]
+) -> tuple[dict[str, float], int, float | None]:
     """Return the means of loss and measures over the items, how many there are, and the error."""
     found: list[dict[str, torch.Tensor]] = []
     items = []
     for i in range(ranks.rank, count_batches(run), ranks.world_size):
+        between()
         batch = run.workload.batch("val", i, 0)
         loss, measures = loss_and_measures(run.workload, run.model, batch, before=found)
         found.append({"loss": loss, **measures})

@@ -7,35 +7,49 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from attrs import define, field
+
 from altcore.errors import Interrupted
 from altcore.signals import Signals, handling_signals
 
 
-@contextmanager
-def waiting_signals(directory: Path) -> Iterator[Signals]:
-    """Let signals wait for the run in ``directory``, which asks by `leave_if_asked`.
+@define(eq=False)
+class Leaving:
+    """Lets signals wait for a run, which asks between two steps whether one came."""
 
-    Raises:
-        Interrupted: after a run that ended while a signal waited.
-    """
-    with handling_signals() as signals:
-        signals.is_waiting, signals.place = True, lambda: _place(directory)
-        try:
-            yield signals
-        finally:
-            signals.is_waiting, signals.place = False, lambda: ""
-        if signals.asked:
-            raise _interrupted(signals.asked, "when the run was over")
+    is_alone: bool = True
+    """Whether no other rank has to leave at the same step."""
+    agreed: int = 0
+    """The number of the signal that all ranks know of, or 0."""
+    signals: Signals = field(init=False, factory=lambda: Signals(ends_process=False))
 
+    @property
+    def asked(self) -> int:
+        """The number of the signal by which the run leaves now, or 0."""
+        return self.signals.asked if self.is_alone else self.agreed
 
-def leave_if_asked(asked: int, save: Callable[[], None]) -> None:
-    """Raise `Interrupted` after ``save`` if a signal came: to this process, or to another rank.
+    def if_asked(self, save: Callable[[], None] = lambda: None) -> None:
+        """Raise `Interrupted` after ``save`` if a signal came: to this process, or another rank."""
+        if self.asked:
+            save()
+            raise _interrupted(self.asked, "after a checkpoint")
 
-    ``asked``: the signal's number, on which all ranks agreed; 0 for none.
-    """
-    if asked:
-        save()
-        raise _interrupted(asked, "after a checkpoint")
+    @contextmanager
+    def waiting(self, directory: Path) -> Iterator[None]:
+        """Let signals wait for the run in ``directory``.
+
+        Raises:
+            Interrupted: after a run that ended while a signal waited.
+        """
+        with handling_signals() as self.signals:
+            signals = self.signals
+            signals.is_waiting, signals.place = True, lambda: _place(directory)
+            try:
+                yield
+            finally:
+                signals.is_waiting, signals.place = False, lambda: ""
+            if signals.asked:
+                raise _interrupted(signals.asked, "when the run was over")
 
 
 def _interrupted(asked: int, when: str) -> Interrupted:

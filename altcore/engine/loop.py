@@ -42,7 +42,7 @@ from altcore.engine.evaluation import evaluate, is_better, items_in, warn_of_non
 from altcore.engine.event_log import EventLog
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.history import RunHistory
-from altcore.engine.leaving import leave_if_asked, waiting_signals
+from altcore.engine.leaving import Leaving
 from altcore.engine.losses import loss_and_measures
 from altcore.engine.memory import memory_named
 from altcore.engine.nonfinite import layer_evidence, locate_nonfinite
@@ -57,9 +57,9 @@ from altcore.engine.state import Run, Step
 from altcore.engine.step_record import StepRecord
 from altcore.engine.summarizing import unigram_entropy
 from altcore.engine.weights import WeightCheck
+from altcore.errors import Interrupted
 from altcore.hooks import Proposal, Rollback, SkipStep, Stop, Verdict, arbitrate
 from altcore.runs import METRICS, Checkpoint, RunDirectory
-from altcore.signals import Signals
 
 
 @define(eq=False)
@@ -82,9 +82,7 @@ class Engine:
     is_from_seed: bool = True
     """Whether the seed alone gives the state at step 0: no model was passed in."""
     ranks: Ranks = field(factory=Ranks)
-    signals: Signals = field(init=False, factory=lambda: Signals(ends_process=False))
-    signal: int = field(init=False, default=0)
-    """The number of the signal that all ranks know of, or 0."""
+    leaving: Leaving = field(init=False)
     history: RunHistory = field(init=False, factory=RunHistory)
     eval_interval: int | Fraction = field(init=False)
     record: StepRecord = field(init=False)
@@ -99,20 +97,16 @@ class Engine:
     def __attrs_post_init__(self) -> None:
         self.eval_interval = evaluation_interval(self.run.config, self.run.epoch)
         self.record = StepRecord(self.run, self.directory, self.dispatch, self.history)
-        about = (self.dispatch, self.history, self.record, self.facts)
-        self.ending = Ending(self.run, self.directory, *about)
+        told = (self.dispatch, self.history, self.record, self.facts)
+        self.ending = Ending(self.run, self.directory, *told)
         self.gradients = GradientNorms(self.run.model, self.run.config.dead_neuron_threshold)
         self.captures = capture.LayerCaptures(self.run.quantization.modules)
         self.weights = WeightCheck(self.run.model)
         parts = (self.dispatch, self.detector, self.history, self.record, self.gradients)
-        self.saving = Saving(
-            RunState(self.run, *parts, self.ranks),
-            self.directory,
-            self.ending,
-            self.weights,
-            self.identity,
-            self.is_from_seed,
-        )
+        state = RunState(self.run, *parts, self.ranks)
+        about = (self.weights, self.identity, self.is_from_seed)
+        self.saving = Saving(state, self.directory, self.ending, *about)
+        self.leaving = Leaving(self.ranks.world_size == 1)
 
     def train_step(self, step: Step) -> None:
         """Draw a batch, learn from it, judge, record: the docstring above, in code."""
@@ -142,7 +136,7 @@ class Engine:
         proposals += actions("pre_step", run=run, step=step)
         final_norm = self.clip(step)
 
-        said = (len(proposals), self.signals.asked, final_norm)
+        said = (len(proposals), self.leaving.signals.asked, final_norm)
         agreed = self.ranks.agree(*said, run.quantization)
         reads = (means, final_norm, seen, self.gradients, self.weights, agreed)
         host = self.record.read(step, *reads)
@@ -169,10 +163,8 @@ class Engine:
             self.apply(self.on_collapse(step, evidence))
 
         self.record.end_step()
-        is_best = is_due(self.eval_interval, step.index) and self.evaluate(step)
-        if is_best or is_due(config.checkpoint_interval, step.index):
-            self.saving.save()
-        self.signal = int(host.get("signal", 0))
+        self.look(step)
+        self.leaving.agreed = int(host["signal"])
 
     # The parts of a step, in order -----------------------------------------------------------
 
@@ -305,12 +297,22 @@ class Engine:
             self.ending.status = "collapsed"
         return verdict
 
+    def look(self, step: Step) -> None:
+        """Evaluate and save after a step, if it is time."""
+        is_best = is_due(self.eval_interval, step.index) and self.evaluate(step)
+        if is_best or is_due(self.run.config.checkpoint_interval, step.index):
+            self.saving.save()
+
     def evaluate(self, step: Step) -> bool:
         """Measure loss and measures of the validation split, and tell; returns if it is best."""
         self.record.flush()
         self.saving.has_finite_weights()
         history = self.history
-        found = evaluate(self.run, self.ranks)
+        try:
+            found = evaluate(self.run, self.ranks, self.leaving.if_asked)
+        except Interrupted:
+            self.saving.save()  # whoever goes on from it evaluates
+            raise
         before, history.evaluation = history.evaluation, {**step.place(), **found}
         warn_of_nonfinite(self.run, step, history.evaluation, before)
         # One that only the run's end asks for must change nothing if the run goes on.
@@ -339,7 +341,7 @@ class Engine:
         Raises:
             Interrupted: if a signal came, after a checkpoint or the end.
         """
-        with self.ranks, waiting_signals(self.run.directory) as self.signals:
+        with self.ranks, self.leaving.waiting(self.run.directory):
             self.run_to_the_end()
         return self.ending.summary()
 
@@ -356,10 +358,10 @@ class Engine:
                 memory_named(run.model),
             ):
                 self.start()
-                leave_if_asked(self.asked, self.saving.save)
+                self.leaving.if_asked(self.saving.save)
                 while self.ending.status == "running" and run.step < run.config.max_steps:
                     self.train_step(Step(run.step + 1))
-                    leave_if_asked(self.asked, self.saving.save)
+                    self.leaving.if_asked(self.saving.save)
                 if self.ending.status == "running":
                     self.ending.status = "finished"
                 self.record.tell_scales([float(w.scale) for w in run.quantization.stored.values()])
@@ -371,11 +373,6 @@ class Engine:
                     self.saving.save()
         finally:
             self.ending.end(self.saving.seal)
-
-    @property
-    def asked(self) -> int:
-        """The number of the signal by which the run leaves now, or 0."""
-        return self.signals.asked if self.run.world_size == 1 else self.signal
 
     def start(self) -> None:
         """Tell everybody that the run starts, and write the checkpoint of step 0."""
@@ -391,6 +388,10 @@ class Engine:
         if run.step == 0:
             self.evaluate_start()
             self.saving.save()
+        elif self.history.evaluation.get("step") != run.step:  # a signal came before it was done
+            step = Step(run.step)
+            self.place(step)
+            self.look(step)
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take the state of a checkpoint; the next step is the one after."""

@@ -14,6 +14,7 @@ from helpers import events, metrics_bytes, weights_sha256
 
 from altcore import hookimpl
 from altcore.errors import PluginError
+from altcore.registry import entries
 
 
 def first(run):
@@ -543,3 +544,15 @@ def test_looking_in_a_probe_is_no_trespass(shelf, start, plain):
     shelf.install("diagnostic", "looks", observer(probe, on=1))
     shelf.install("diagnostic", "looks2", observer(probe, "post_backward", on=1))
     assert trained(start, "r", "looks", "looks2", check_observers=True)[2] == []
+
+
+def test_our_own_observers_only_look(start):
+    """Every diagnostic and reporter, at every call."""
+    kinds = ("diagnostic", "reporter")
+    names = [e.name for e in entries() if e.kind in kinds and e.origin.startswith("altcore-")]
+    keys = {"format": "E4M3", "recipe": "pure", "eval_interval": 2, "gpt__dropout": 0.1}
+    plain = start(name="plain", max_steps=4, **keys)
+    watched = start(names, name="watched", max_steps=4, check_observers=True, **keys)
+    said = [e["message"] for e in events(watched.run_directory, "degraded")]
+    assert said == []
+    assert weights_sha256(watched.run_directory) == weights_sha256(plain.run_directory)

@@ -1,0 +1,34 @@
+"""Threads that plugins left running: Python would wait for each of them, however long."""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+from contextlib import suppress
+from time import monotonic
+
+import click
+
+PATIENCE = 60.0
+"""Seconds that threads have to end by themselves when the command is over."""
+
+
+def leave_threads(code: int) -> None:
+    """Wait for all threads; if some do not end, name them and end the process with ``code``."""
+    if names := still_running(PATIENCE):
+        said = f"left {', '.join(names)} running, {PATIENCE:g} s after the command was over"
+        click.echo(f"altcore: {said}", err=True)
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):
+                stream.flush()
+        os._exit(code)
+
+
+def still_running(seconds: float) -> list[str]:
+    """Return the names of the threads that Python would wait for longer than ``seconds``."""
+    deadline, here = monotonic() + seconds, threading.current_thread()
+    threads = [t for t in threading.enumerate() if t is not here and not t.daemon]
+    for thread in threads:
+        thread.join(max(0.0, deadline - monotonic()))
+    return [f"thread {t.name}" for t in threads if t.is_alive()]

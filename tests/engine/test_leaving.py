@@ -1,0 +1,57 @@
+"""Signals while a run evaluates: it leaves between two batches, and evaluates when it goes on."""
+
+import signal
+
+import pytest
+from helpers import checkpoints, events, metrics_bytes, weights_sha256
+
+from altcore.errors import Interrupted
+
+
+@pytest.mark.parametrize("last", [2, 4], ids=["in the middle", "at the end"])
+def test_an_evaluation_that_is_left_is_made_when_the_run_goes_on(start, monkeypatch, last):
+    """It ends with the record that it has without the signal."""
+    from altcore_workloads.gpt import BuiltGpt
+
+    own, seen = BuiltGpt.batch, []
+
+    def batch(self, split, step, micro):
+        seen.append(split)
+        if split == "val" and step == 1 and number:
+            signal.raise_signal(signal.SIGTERM)
+        return own(self, split, step, micro)
+
+    monkeypatch.setattr(BuiltGpt, "batch", batch)
+    keys = {"max_steps": 4, "eval_interval": last, "eval_steps": 5}
+    number = 0
+    plain = start(name="plain", **keys)
+    number, seen[:] = signal.SIGTERM, []
+    with pytest.raises(Interrupted, match="SIGTERM: left after a checkpoint"):
+        start(name="r", **keys)
+    assert seen[-2:] == ["val", "val"], "two of the five batches"
+    assert checkpoints(start.runs / "r")[-1] == f"step-{last:08d}"
+    number = 0
+    again = start.resume("r")
+    assert again.summary["status"] == "finished"
+    assert metrics_bytes(again.run_directory) == metrics_bytes(plain.run_directory)
+    assert weights_sha256(again.run_directory) == weights_sha256(plain.run_directory)
+    assert again.summary["evaluation"] == plain.summary["evaluation"]
+    assert [e["status"] for e in events(again.run_directory, "end")][-1] == "finished"
+
+
+def test_a_signal_before_the_first_step_leaves_the_run_as_new(shelf, start):
+    """The checkpoint of step 0 is enough to go on from."""
+    from helpers_plugins import make
+
+    def ask(self):
+        signal.raise_signal(signal.SIGUSR2)
+
+    shelf.install("reporter", "asks", make({"run_start": ask}))
+    plain = start(name="plain")
+    with pytest.raises(Interrupted) as caught:
+        start(["asks"], name="r")
+    assert caught.value.exit_code == 140
+    assert events(start.runs / "r", "end")[0]["status"] == "interrupted"
+    shelf.monkeypatch.setattr("signal.raise_signal", lambda number: None)
+    again = start.resume("r")
+    assert weights_sha256(again.run_directory) == weights_sha256(plain.run_directory)
