@@ -326,6 +326,17 @@ def test_a_plugin_without_measures_is_not_asked(shelf, start):
 
 
 @pytest.mark.parametrize(
+    ("keys", "said"),
+    [({}, "recorded no measure: nothing is quantized"), ({"format": "E4M3"}, None)],
+)
+def test_a_diagnostic_that_recorded_nothing_is_named(keys, said, start):
+    """Whoever asked for it is told why."""
+    run = start(["stiffness", "grad-stats"], **keys)
+    assert run.summary["findings"].get("stiffness", [None])[0] == said
+    assert said not in run.summary["findings"].get("grad-stats", [])
+
+
+@pytest.mark.parametrize(
     "said", ["text", [1], [{"x": [1]}], [{"x": object()}], ["x"] * 17, {"a": 1}]
 )
 def test_findings_of_the_wrong_type_degrade_the_run(said, shelf, start):
