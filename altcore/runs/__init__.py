@@ -24,7 +24,7 @@ from altcore.runs.directory import (
     recipe_label,
     write_configuration,
 )
-from altcore.runs.history import early_and_late, finite, mean_of, step_lines, tail
+from altcore.runs.history import TAIL, early_and_late, finite, mean_of, step_lines, tail
 from altcore.runs.identity import (
     NAMES,
     Change,
@@ -70,6 +70,7 @@ __all__ = [
     "REGULAR",
     "STATUSES",
     "SUMMARY",
+    "TAIL",
     "TIMINGS",
     "TRAINED",
     "TRAINING",
