@@ -15,6 +15,7 @@ from attrs import frozen
 
 ROOT = Path(__file__).parents[1]
 TINY = ("--set", "gpt.size=tiny", "--set", "gpt.n_layer=1", "--set", "gpt.block_size=16")
+TINY += ("--set", "warmup_steps=0")
 """What makes a run of the workload gpt as small as it can be."""
 
 

@@ -31,7 +31,7 @@ The verdict says in one line what the loss curve shows. Its parts are separated 
 | `did not learn` | otherwise |
 | `learned by step N`, `did not learn by step N` | an error or a signal ended the run after its last evaluation, at step N. If the training loss rose since by so much that the validation loss would not be low enough, the run did not learn |
 | `did not learn: N of M steps discarded` | more than half of the steps made no update |
-| `..., still improving at the end` | over the last tenth of the recorded steps (at least 20), the training loss fell by more than two standard errors |
+| `..., still improving at the end` | over the last tenth of the steps that made an update (at least 20, at most 1000), the training loss fell by more than two standard errors |
 | `collapsed at step N` | the [detector](hooks.md#what-is-a-collapse) found a collapse, and the run ended |
 | `collapsed at step N, went on` | it found one, and the run went on; N is the first |
 | `stopped by NAME at step N` | a plugin's `Stop` ended the run |

@@ -124,11 +124,19 @@ class Dispatcher:
         return found
 
     def findings(self, run: Run, lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-        """Return what each plugin found, by its name; it is given its own measures of ``lines``."""
+        """Return what each plugin found, by its name; it is given its own measures of ``lines``.
+
+        Of a diagnostic that measures, and of which there is nothing in the lines, that is said.
+        """
         history = {p.name: own_measures(p.name, lines) for p, _, _ in self._calls["findings"]}
         own = {name: lines for name, lines in history.items() if lines}
         found = self._results("findings", run, {}, history=own)
-        return {plugin.name: list(said) for plugin, said in found}
+        measuring = {p for hook in MEASURING for p, _, _ in self._calls[hook] if not p.is_disabled}
+        silent = [p.name for p in self.plugins if p in measuring and p.kind == "diagnostic"]
+        why = "" if run.quantization.layers else ": nothing is quantized"
+        nothing = [f"recorded no measure{why}"]
+        without = {n: nothing for n in silent if lines and not own_measures(n, lines)}
+        return without | {plugin.name: list(said) for plugin, said in found}
 
     def _results(
         self,

@@ -8,6 +8,9 @@ from typing import Any
 
 from attrs import define, field
 
+RECENT = 1000
+"""Steps whose loss is kept."""
+
 
 @define
 class RunHistory:
@@ -27,6 +30,8 @@ class RunHistory:
     """The last training loss that is finite, and its step."""
     best_loss: tuple[float, int] | None = None
     """The lowest one, likewise."""
+    recent: list[tuple[int, float, bool]] = field(factory=list)
+    """The last `RECENT` steps, recorded or not: step, training loss, whether it made an update."""
     discarded: int = 0
     """Steps without an update."""
     has_anomaly: bool = False
@@ -38,10 +43,18 @@ class RunHistory:
     there is none."""
 
     def note_loss(self, step: int, loss: float) -> None:
-        """Keep a step's training loss, if it is finite."""
+        """Keep a step's training loss."""
+        self.recent.append((step, loss, True))
+        del self.recent[:-RECENT]
         if math.isfinite(loss):
             self.final_loss = (loss, step)
             self.best_loss = min(self.best_loss or self.final_loss, self.final_loss)
+
+    def note_discarded(self) -> None:
+        """Keep that the last step makes no update."""
+        self.discarded += 1
+        step, loss, _ = self.recent[-1]
+        self.recent[-1] = (step, loss, False)
 
     def note_stall(self, line: Mapping[str, Any], log_interval: int) -> None:
         """Keep the stall rates of a line of metrics, unless it was recorded for a diagnostic."""

@@ -150,7 +150,7 @@ class Engine:
         step.discarded = discards or not host["is_finite"]
 
         if step.discarded:
-            self.history.discarded += 1
+            self.history.note_discarded()
             self.record.add({"discarded": True})
         else:
             self.capture(step, "weights_before", capture.weights)

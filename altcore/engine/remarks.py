@@ -31,6 +31,18 @@ def about_recipe(config: TrainConfig, quantization: Quantization) -> list[str]:
     return remarks
 
 
+def about_warmup(config: TrainConfig) -> list[str]:
+    """Tell of a run that ends before its warm-up."""
+    last, warmup = config.max_steps, config.warmup_steps
+    if last >= warmup:
+        return []
+    reached = learning_rate(config, last)
+    return [
+        f"the warm-up of {warmup} steps is longer than the run of {last}: the learning rate "
+        f"reaches {reached:.3g} of {config.learning_rate:.3g} (warmup_steps)"
+    ]
+
+
 def about_schedule(planned: int | None, config: TrainConfig, step: int) -> list[str]:
     """Tell what becomes of the learning rate of a run that goes on after ``step``.
 

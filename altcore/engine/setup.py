@@ -32,7 +32,7 @@ from altcore.engine.plugins import Plugin, load_plugins
 from altcore.engine.probe import probing
 from altcore.engine.randomness import seed_all
 from altcore.engine.ranks import Ranks, check_alike, join, of_rank
-from altcore.engine.remarks import about_recipe, about_schedule
+from altcore.engine.remarks import about_recipe, about_schedule, about_warmup
 from altcore.engine.state import Run, Workload
 from altcore.engine.state_checks import Built
 from altcore.errors import BadInput, keyed, nearest
@@ -127,6 +127,7 @@ def _prepare(
         model.compile()
     identity = run_identity(config, owners, workload, quantization, device, given, ranks)
     remarks = about_recipe(config, quantization) + about_optimizer(optimizer, model)
+    remarks += about_warmup(config)
     going_on = None
     if held is None:
         directory = directory_of(ranks, partial(RunDirectory.create, config))

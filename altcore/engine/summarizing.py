@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -12,6 +12,7 @@ from altcore.engine.collapse import Trend
 from altcore.engine.history import RunHistory
 from altcore.engine.state import Run, Workload
 from altcore.runs import (
+    TAIL,
     TIMINGS,
     Summary,
     finite,
@@ -24,10 +25,10 @@ from altcore.runs import (
 )
 
 FEWEST = 20
-"""Recorded steps at the end that are needed to say that the loss still falls."""
+"""Steps at the end that are needed to say that the loss still falls."""
 
 RISE_OF = 5
-"""Recorded steps whose median says where the training loss was: before an evaluation, and last."""
+"""Steps whose median says where the training loss was: before an evaluation, and last."""
 
 RATES = {
     "stored_stall": "stored_stall_rate",
@@ -42,6 +43,8 @@ UNDERFLOW = "underflow_share"
 """The measure of a diagnostic that is the underflow rate: the core does not measure it."""
 
 Lines = list[dict[str, Any]]
+Steps = Sequence[tuple[int, float, bool]]
+"""As in `RunHistory.recent`."""
 
 
 def summarize(
@@ -54,7 +57,7 @@ def summarize(
 ) -> Summary:
     """Return the summary of a run that is over."""
     lines = step_lines(run.directory)
-    learned, judged_at = learning(run, history, lines)
+    learned, judged_at = learning(run, history)
     stop = history.stop
     return Summary(
         name=run.directory.name,
@@ -67,7 +70,7 @@ def summarize(
             steps=run.step,
             judged_at=judged_at,
             discarded=history.discarded,
-            is_improving=is_improving(lines),
+            is_improving=is_improving(history.recent, run.step - history.discarded),
             collapses=history.collapses,
             stopped_by=stop.get("plugin"),
         ),
@@ -95,14 +98,14 @@ def summarize(
     )
 
 
-def learning(run: Run, history: RunHistory, lines: Lines) -> tuple[bool | None, int]:
+def learning(run: Run, history: RunHistory) -> tuple[bool | None, int]:
     """Return whether the run learned, and by which step that was judged."""
     last, first = history.evaluation, history.first_evaluation
     entropy = unigram_entropy(run.workload)
     learned = has_learned(last, first, entropy=entropy)
     if not learned or last["step"] == run.step:
         return learned, last.get("step", run.step)
-    if has_learned(last, first, entropy=entropy, rise=rise_since(last, lines)):
+    if has_learned(last, first, entropy=entropy, rise=rise_since(last, history.recent)):
         return True, last["step"]
     return False, run.step
 
@@ -112,31 +115,33 @@ def unigram_entropy(workload: Workload) -> float | None:
     return finite(workload.facts.get("unigram_entropy"))
 
 
-def rise_since(evaluation: Mapping[str, Any], lines: Lines) -> float:
-    """Return by how much the training loss rose since an evaluation: medians of recorded steps.
+def rise_since(evaluation: Mapping[str, Any], steps: Steps) -> float:
+    """Return by how much the training loss rose since an evaluation: by medians.
 
     A loss that is not finite is infinite. Without steps before it, the validation loss is taken.
     """
     split: tuple[list[float], list[float]] = ([], [])
-    for line in lines:
-        loss = finite(line["loss"])
-        split[line["step"] > evaluation["step"]].append(math.inf if loss is None else loss)
+    for step, loss, _ in steps:
+        split[step > evaluation["step"]].append(loss if math.isfinite(loss) else math.inf)
     before, since = (losses[-RISE_OF:] for losses in split)
     if not since:
         return 0.0
     return median(since) - (median(before) if before else evaluation["val_loss"])
 
 
-def is_improving(lines: Iterable[Mapping[str, Any]]) -> bool:
-    """Whether the training loss still fell over the last tenth of the recorded steps.
+def is_improving(steps: Steps, updates: int) -> bool:
+    """Whether the training loss still fell over the last tenth of the steps that made an update.
 
     It did if the mean of the second half is below that of the first by more than two standard
     errors. Fewer steps than `FEWEST` do not tell.
+
+    Args:
+        steps: the last ones.
+        updates: how many steps of the run made one.
     """
-    kept = [x for x in lines if finite(x["loss"]) is not None and not x.get("discarded")]
-    window = kept[-max(FEWEST, len(tail(kept))) :]
-    pairs = [(x["step"], x["loss"]) for x in window]
-    return len(pairs) >= FEWEST and Trend.of(pairs).training_improves
+    kept = [(step, loss) for step, loss, is_update in steps if is_update]
+    window = kept[-max(FEWEST, math.ceil(TAIL * updates)) :]
+    return len(window) >= FEWEST and Trend.of(window).training_improves
 
 
 def times(lines: Lines) -> dict[str, Any]:

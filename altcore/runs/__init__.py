@@ -25,7 +25,7 @@ from altcore.runs.directory import (
     write_configuration,
 )
 from altcore.runs.durable import replace_text
-from altcore.runs.history import early_and_late, finite, mean_of, step_lines, tail
+from altcore.runs.history import TAIL, early_and_late, finite, mean_of, step_lines, tail
 from altcore.runs.identity import (
     NAMES,
     Change,
@@ -71,6 +71,7 @@ __all__ = [
     "REGULAR",
     "STATUSES",
     "SUMMARY",
+    "TAIL",
     "TIMINGS",
     "TRAINED",
     "TRAINING",

@@ -287,14 +287,15 @@ def test_rates_are_of_the_run_and_of_its_last_tenth():
 def test_still_improving_is_judged_over_the_end():
     """Over the last tenth, or 20 steps if that is more; discarded steps do not count."""
 
-    def curve(loss, count=300, **more):
-        return [{"step": s, "loss": loss(s) + s % 2 / 100, **more} for s in range(1, count + 1)]
+    def falls(loss, count=300, *, is_update=True):
+        steps = [(s, loss(s) + s % 2 / 100, is_update) for s in range(1, count + 1)]
+        return is_improving(steps, count * is_update)
 
-    assert is_improving(curve(lambda s: 5 - s / 100))
-    assert not is_improving(curve(lambda s: max(1, 5 - s / 50)))
-    assert not is_improving(curve(lambda s: 5 + s / 100))
-    assert not is_improving(curve(lambda s: 5 - s / 100, count=19))
-    assert not is_improving(curve(lambda s: 5 - s / 100, discarded=True))
+    assert falls(lambda s: 5 - s / 100)
+    assert not falls(lambda s: max(1, 5 - s / 50))
+    assert not falls(lambda s: 5 + s / 100)
+    assert not falls(lambda s: 5 - s / 100, count=19)
+    assert not falls(lambda s: 5 - s / 100, is_update=False)
 
 
 # ------------------------------------------------------------------------------- findings
@@ -323,6 +324,17 @@ def test_a_plugin_without_measures_is_not_asked(shelf, start):
     acting(shelf, "diagnostic", "seen", findings=lambda self, history: 1 / 0)
     run = start(["seen"])
     assert (run.summary["findings"], run.summary["degraded"]) == ({}, [])
+
+
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [({}, "recorded no measure: nothing is quantized"), ({"format": "E4M3"}, None)],
+)
+def test_a_diagnostic_that_recorded_nothing_is_named(keys, said, start):
+    """Whoever asked for it is told why."""
+    run = start(["stiffness", "grad-stats"], **keys)
+    assert run.summary["findings"].get("stiffness", [None])[0] == said
+    assert said not in run.summary["findings"].get("grad-stats", [])
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,14 @@ def test_an_unsigned_format_for_signed_tensors(start):
     assert told.startswith("U2 has no negative values, and is the format of activation, gradient,")
 
 
+def test_a_run_that_ends_before_its_warm_up_is_told(start):
+    """With the rate that it reaches."""
+    (told,) = remarks(start(max_steps=3, warmup_steps=4, learning_rate=0.01))
+    assert told.startswith("the warm-up of 4 steps is longer than the run of 3: ")
+    assert "reaches 0.006 of 0.01" in told
+    assert remarks(start(max_steps=3, warmup_steps=3)) == []
+
+
 def test_more_steps_change_the_schedule(start):
     """The jump of the learning rate is told, with both rates."""
     keys = {"learning_rate": 1e-3, "min_lr_ratio": 0.1, "warmup_steps": 0}
