@@ -33,5 +33,5 @@ class Told:
         self.degraded, self.reports, self.events = [], [], []
         self.step, self.lr_scale = 0, 1.0
 
-    def write_event(self, kind, **data):
+    def _write_event(self, kind, **data):
         self.events.append((kind, data))

@@ -85,7 +85,7 @@ class Boundary:
         plugin.is_disabled = True
         log.warning("plugin disabled for the rest of the run", plugin=str(plugin), error=message)
         run.degraded.append(plugin.name)
-        run.write_event("degraded", plugin=plugin.name, message=text)
+        run._write_event("degraded", plugin=plugin.name, message=text)
 
 
 class Call:
@@ -109,7 +109,7 @@ class Call:
     def __enter__(self) -> None:
         plugin, doing, run, step, _ = self._about
         if step is not None and not may_change_loss(plugin, doing):
-            step.keep_loss()
+            step._keep_loss()
         late = self._boundary._late
         again = self._entered is not None and self._entered._before is not None
         if self._boundary.observers is not None:

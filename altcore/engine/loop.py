@@ -120,7 +120,7 @@ class Engine:
             training_batch(run.workload, run.epoch, step.index, micro)
             for micro in range(config.gradient_accumulation_steps)
         ]
-        step.items = [items_in(run.workload, batch) for batch in batches]
+        step.items = tuple(items_in(run.workload, batch) for batch in batches)
         for step.micro, batch in enumerate(batches):
             step.batch = self.ranks.share(run.workload, batch)
             with watching("watch_backward", run, step):

@@ -7,7 +7,7 @@ and unit; after "From:" the point of the step from which the attribute is there.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -112,7 +112,7 @@ class Step:
 
     From: the first pass.
     """
-    items: Sequence[int] = ()
+    items: tuple[int, ...] = ()
     """The number of items in each micro-batch, those of all ranks. By its share of them a
     micro-batch counts in the step's loss, gradients and measures.
 
@@ -199,7 +199,7 @@ class Step:
     _kept_loss: tuple[Tensor | None, int, Tensor | None] = field(init=False, default=NO_LOSS)
     """The loss as the engine knows it: the tensor, its version, and a copy."""
 
-    def keep_loss(self) -> None:
+    def _keep_loss(self) -> None:
         """Copy the loss, unless that was done since it changed, so that it can be put back."""
         kept, version, _ = self._kept_loss
         loss = self.loss
@@ -289,9 +289,9 @@ class Run:
             raise PluginError(f"the event {kind!r} cannot hold {taken!r}: each line has its own")
         if kind in ENGINES_EVENTS and is_plugins_turn():
             raise PluginError(f"the event {kind!r} is the engine's own")
-        self.write_event(kind, **data)
+        self._write_event(kind, **data)
 
-    def write_event(self, kind: str, **data: Any) -> None:
+    def _write_event(self, kind: str, **data: Any) -> None:
         """Do what `emit` does, unchecked."""
         self._on_event(self, {"step": self.step, "event": kind, **data})
 
