@@ -69,7 +69,8 @@ def same(one, other):
     assert metrics_bytes(one) == metrics_bytes(other)
     assert without_resumes(one) == without_resumes(other)
     first, second = state(one), state(other)
-    for key in ("plugins", "detector", "lr_scale", "step", "progress", "shifts"):
+    assert first["ranks"][0]["plugins"] == second["ranks"][0]["plugins"]
+    for key in ("detector", "lr_scale", "step", "progress", "shifts"):
         assert first[key] == second[key], key
 
 

@@ -24,7 +24,7 @@ def manifest(run, name="step-00000003"):
 
 
 def once(shelf, **methods):
-    """Install an intervention whose hooks fail once, when it is due."""
+    """Install a diagnostic whose hooks fail once, when it is due; the runs are strict."""
     left = set(methods)
 
     def failing(hook, is_due):
@@ -38,7 +38,7 @@ def once(shelf, **methods):
         return hookimpl(lambda self, run, step, metrics: method(self, run))
 
     hooks = {hook: failing(hook, is_due) for hook, is_due in methods.items()}
-    return shelf.install("intervention", "once", define(eq=False)(type("Once", (), hooks)))
+    return shelf.install("diagnostic", "once", define(eq=False)(type("Once", (), hooks)))
 
 
 class Crash(Exception):
@@ -74,10 +74,10 @@ def test_a_run_that_dies_in_its_first_step_goes_on(shelf, start):
     shelf.install("diagnostic", "teller", teller())
     once(shelf, on_record=lambda run: True)
     with pytest.raises(PluginError, match="Crash"):
-        start(["once", "teller"], name="r")
+        start(["once", "teller"], strict=True, name="r")
     assert checkpoints(start.runs / "r") == ["step-00000000"]
     run = start.resume("r")
-    whole = start(["once", "teller"], name="whole")
+    whole = start(["once", "teller"], strict=True, name="whole")
     same(run.run_directory, whole.run_directory)
     kinds = [e["event"] for e in events(run.run_directory)]
     assert kinds[:4] == ["warning", "start", "checkpoint", "resume"]
@@ -105,7 +105,7 @@ def test_a_model_that_was_passed_in_is_saved_before_the_first_step(shelf, start)
             parameter.mul_(0.5)
     first = {name: weight.clone() for name, weight in model.state_dict().items()}
     with pytest.raises(PluginError, match="Crash"):
-        altcore.train(start.config(["once"], name="r"), model=model)
+        altcore.train(start.config(["once"], strict=True, name="r"), model=model)
     saved = state(start.runs / "r", "step-00000000")["model"]
     assert all(torch.equal(saved[name], weight) for name, weight in first.items())
 
@@ -144,11 +144,11 @@ def test_a_run_that_ended_its_last_step_resumes_into_its_end(shelf, start, where
     keys = {"gpt__dropout": 0.1, "checkpoint_interval": interval, "max_steps": 3}
     once(shelf, **{where: lambda run: run.step == 3})
     with pytest.raises(PluginError, match="Crash"):
-        start(["once"], name="r", **keys)
+        start(["once"], strict=True, name="r", **keys)
     if where != "on_record":  # that comes before the last checkpoint
         assert manifest(start.runs / "r")["phase"] == "trained"
     run = start.resume("r").run_directory
-    whole = start(["once"], name="whole", **keys).run_directory
+    whole = start(["once"], strict=True, name="whole", **keys).run_directory
     same(run, whole)
     assert manifest(run)["phase"] == "ended"
     assert events(run, "resume")[0]["step"] == (3 if where != "on_record" else 2 * (interval == 1))
@@ -177,7 +177,7 @@ def test_a_run_that_was_stopped_stays_stopped_until_it_has_ended(shelf, start):
     shelf.install("intervention", "stopper", Stopper)
     once(shelf, run_end=lambda run: True)
     with pytest.raises(PluginError, match="Crash"):
-        start(["stopper", "once"], name="r", max_steps=4)
+        start(["stopper", "once"], strict=True, name="r", max_steps=4)
     ended = start.resume("r")
     assert (ended.status, ended.steps_completed) == ("stopped", 2)
     done.append(1)
@@ -238,7 +238,7 @@ def test_a_plugin_that_was_disabled_stays_so_and_keeps_its_state(shelf, start):
     run = start.resume("r", max_steps=6)
     assert calls == [1, 2]
     assert run.summary["degraded"] == ["broken"]
-    assert state(run.run_directory)["plugins"]["broken"] == {"seen": 2}
+    assert state(run.run_directory)["ranks"][0]["plugins"]["broken"] == {"seen": 2}
     assert len(events(run.run_directory, "degraded")) == 1
 
 
