@@ -23,7 +23,6 @@ from altcore.runs import (
     load_newest,
     tidy,
 )
-from altcore.yaml_files import read_mapping
 
 
 @frozen(eq=False)
@@ -91,6 +90,8 @@ def go_on(
         changes[:] = compare(found.manifest["identity"], identity)
         name = directory.path.name
         check_changes(changes, name, allowed=allowed, strict=config.strict)
+        if any(c.what == "optimizer" for c in changes):
+            _without_moments(found, built)
         if found.state is not None:
             check_state(found.state, built)
         for snapshot in found.snapshots:
@@ -106,7 +107,14 @@ def go_on(
             f"step {found.step} of {config.max_steps}; give --steps or --set epochs=... a larger "
             "number to go on"
         )
-    planned = read_mapping(directory.path / "config.yaml", "run").get("max_steps")
+    planned = found.manifest["identity"]["configuration"]["max_steps"]
     accepted = [{"step": found.step, **c.to_plain()} for c in changes if c.is_decisive]
     config = config.evolve(changes=(*config.changes, *accepted))
     return GoingOn(found, config, planned, changes)
+
+
+def _without_moments(found: Checkpoint, built: Built) -> None:
+    """Let a state and its snapshots have the state of the new optimizer, which has none yet."""
+    for state in (found.state, *found.snapshots):
+        if isinstance(state, dict):
+            state["optimizer"] = built.optimizer.state_dict()

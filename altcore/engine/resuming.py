@@ -25,9 +25,11 @@ def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
         if key in given:
             plain.pop(other, None)
     sources = {key: source_of(plain, key) for key in plain if key not in given}
-    settings = {name: dict(own) for name, own in plain.get("settings", {}).items()}
-    for key in changes.keys() - given.keys():
+    of_owners = {k: v for k, v in changes.items() if "." in k}
+    for key, value in of_owners.items():
         owner, _, setting = key.partition(".")
-        settings.setdefault(owner, {})[setting] = changes[key]
-    given |= {"settings": settings} if settings else {}
+        settings = given.get("settings", plain["settings"])
+        if not isinstance(settings, dict) or not isinstance(settings.get(owner, {}), dict):
+            break  # which is refused below
+        given["settings"] = {**settings, owner: {**settings.get(owner, {}), setting: value}}
     return TrainConfig.from_plain({**plain, **given, "runs_dir": runs_dir}, sources)

@@ -130,6 +130,7 @@ def _prepare(
     remarks += about_warmup(config)
     going_on = None
     if held is None:
+        config = config.evolve(changes=())
         directory = directory_of(ranks, partial(RunDirectory.create, config))
         opening = ("start", {"name": directory.path.name, **facts})
     else:

@@ -64,6 +64,14 @@ def check_state(state: Mapping[str, Any], built: Built) -> None:
             raise InvalidCheckpoint(f"its step is {step!r:.60}")
         if not isinstance(rate, int | float) or not 0 < rate < math.inf:
             raise InvalidCheckpoint(f"its factor of the learning rate is {rate!r:.60}")
+        for key in ("degraded", "reports"):
+            if not all(isinstance(name, str) for name in state[key]):
+                raise InvalidCheckpoint(f"its {key} are no names")
+        if not all(isinstance(shift, dict) for shift in state["shifts"]):
+            raise InvalidCheckpoint("its shifts are no records")
+        trained = sum(p.requires_grad for p in built.model.parameters())
+        if tuple(state["dead_steps"].shape) != (trained,):
+            raise InvalidCheckpoint("its count of dead gradients is of other parameters")
         now = random_state(built.device)
         try:
             for own in state["ranks"]:

@@ -35,8 +35,11 @@ ELSEWHERE = (
     "hook_timeout",
 )
 """Keys that other parts of the identity have, and those that are there for the record."""
-KEPT = ("checkpoint_interval", "max_checkpoints")
-"""Keys of what is kept: a change is recorded, and changes no number."""
+KEPT = (
+    *("checkpoint_interval", "max_checkpoints", "keep_best"),
+    *("check_observers", "hook_timeout"),
+)
+"""Keys of what is kept and watched: a change is recorded, and changes no number."""
 
 DECIDES, BITS, NOTED = "decides numbers", "may change bits", "changes no number"
 """Severities of a change: it is refused unless it is allowed by name; it is told, and refused by
@@ -111,7 +114,7 @@ def identity_of(
     }
     # A digest of its data that the workload gives is one of the files, too.
     asked = {k: v for k, v in settings.items() if k != config.workload or data["of"] != "workload"}
-    paths = {key: value for key, value in _flat(settings).items() if _is_path(value)}
+    paths = {key: value for key, value in _flat(settings).items() if _is_path(key, value)}
     found = {
         "configuration": {**config.to_plain(), "settings": settings},
         "data": {**data, **_digests({k: v for k, v in paths.items() if k in _flat(asked)})},
@@ -140,8 +143,11 @@ def _stand_in(value: Any) -> Any:
     return f"{type(value).__module__}.{type(value).__qualname__}"
 
 
-def _is_path(value: Any) -> bool:
-    return isinstance(value, str) and named_path(value) is not None
+def _is_path(key: str, value: Any) -> bool:
+    """Whether a setting names a file or folder; a bare word does so only as somebody's ``data``."""
+    if not isinstance(value, str) or not ({"/", "."} & {*value} or key.endswith(".data")):
+        return False
+    return named_path(value) is not None
 
 
 def _digests(paths: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from altcore.builtin_types import NONFINITE
+from altcore.builtin_types import NONFINITE, to_json
 from altcore.errors import BadInput
 from altcore.runs import durable
 
@@ -46,12 +46,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Leaves out a last line that is torn, and any other that no run can have written: these are
     named in a warning, once a process. Raises `BadInput` if the file cannot be read.
     """
-    try:
-        raw = durable.read_file(path).split(b"\n")
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
+    raw = _bytes(path).split(b"\n")
     needed = NEEDED.get(path.name, {})
     lines = [_object(text, needed) for text in raw]
     # The last one has no end yet: it may be torn.
@@ -59,6 +54,27 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if broken:
         _warn_of(str(path), tuple(broken))
     return [line for line in lines if line is not None]
+
+
+def _bytes(path: Path) -> bytes:
+    """Return what a file holds, nothing if there is none."""
+    try:
+        return durable.read_file(path)
+    except FileNotFoundError:
+        return b""
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
+
+
+def check_lines(path: Path) -> None:
+    """Raise `BadInput`, with the line, if a file of a run has one that lacks what each has."""
+    needed = NEEDED.get(path.name, {})
+    for raw in _bytes(path).split(b"\n"):
+        line = _object(raw, {})
+        for key, kind in needed.items():
+            if line is not None and type(line.get(key)) is not kind:
+                shown = json.dumps(to_json(line))
+                raise BadInput(f"{path}: {shown:.60} is not a line of a run: {key} is missing")
 
 
 def without_damage(data: bytes, file: str) -> tuple[bytes, dict[int, bytes]]:

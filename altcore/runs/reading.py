@@ -16,7 +16,7 @@ from altcore.runs.directory import (
     RunDirectory,
     write_configuration,
 )
-from altcore.runs.json_lines import read_lines
+from altcore.runs.json_lines import check_lines, read_lines
 from altcore.runs.manifest import read_manifest
 from altcore.runs.summary import KEYS, UNFINISHED, Summary, read_summary
 from altcore.yaml_files import read_mapping
@@ -96,7 +96,8 @@ def summary_of(path: Path) -> dict[str, Any]:
 
     While a run is not over, these are the facts so far, and the last step that it recorded.
 
-    Raises `BadInput` if its summary.json is not one.
+    Raises `BadInput` if its summary.json is not one, or, without one, if no run can have written
+    the record.
     """
     return (read_summary(path) or _so_far(path)).to_plain()
 
@@ -111,8 +112,9 @@ def identity_in(path: Path) -> dict[str, Any]:
 
 
 def _so_far(path: Path) -> Summary:
-    lines = read_lines(path / METRICS)
-    events = read_lines(path / EVENTS)
+    for file in (METRICS, EVENTS):
+        check_lines(path / file)
+    lines, events = read_lines(path / METRICS), read_lines(path / EVENTS)
     start = next((e for e in events if e["event"] == "start"), {})
     known = {k: v for k, v in start.items() if k in KEYS}
     steps = max((x["step"] for x in lines if "loss" in x), default=0)

@@ -131,6 +131,37 @@ def test_an_accepted_setting_of_the_optimizer_counts(start, run):
     engine.directory.close()
 
 
+def test_an_accepted_optimizer_begins_without_moments(start, run):
+    """The weights are those of the checkpoint."""
+    edit(run, optimizer="lion")
+    path = run / "config.yaml"
+    held = yaml.safe_load(path.read_text())
+    held["settings"].pop("adamw", None)
+    path.write_text(yaml.safe_dump(held))
+    config = resuming.resumed("r", str(start.runs), max_steps=4)
+    made = altcore.train(config, resume="r", allow_change=["optimizer"])
+    assert (made.steps_completed, made.summary["optimizer"]) == (4, "lion")
+
+
+def test_a_new_run_of_a_changed_configuration_has_no_changes(start, run):
+    """They are those of the run that went on."""
+    edit(run, seed=43)
+    config = resuming.resumed("r", str(start.runs), max_steps=4)
+    altcore.train(config, resume="r", allow_change=["seed"])
+    config = altcore.load_config(run / "config.yaml", {"name": "new", "runs_dir": str(start.runs)})
+    held = yaml.safe_load((altcore.train(config).run_directory / "config.yaml").read_text())
+    assert held["changes"] == []
+
+
+@pytest.mark.parametrize("settings", [3, {"gpt": 3}, {3: {}}])
+def test_settings_that_are_none_are_refused(settings, start, run, capsys):
+    edit(run, settings=settings)
+    arguments = ("--resume", "r", "--steps", "4", "--set", f"runs_dir={start.runs}")
+    more = ("--set", "gpt.dropout=0.5", "--allow-change", "gpt.dropout")
+    for found in (call(capsys, "train", *arguments, *extra) for extra in ((), more)):
+        assert found.code == 2, found.err
+
+
 # ------------------------------------------------------------------------------------------- data
 
 

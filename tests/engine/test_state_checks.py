@@ -132,6 +132,9 @@ WRONG = {
     "lr_scale": lambda s: put(s, -1.0, "lr_scale"),
     "random": lambda s: put(s, torch.zeros(3, dtype=torch.uint8), "ranks", 0, "random", "cpu"),
     "detector": lambda s: put(s, {}, "detector"),
+    "dead steps": lambda s: put(s, torch.zeros(1, dtype=torch.int64), "dead_steps"),
+    "shifts": lambda s: put(s, [3], "shifts"),
+    "reports": lambda s: put(s, [None], "reports"),
     "progress": lambda s: put(s, 1, "progress", "unheard of"),
 }  # fmt: skip
 
