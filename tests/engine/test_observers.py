@@ -13,6 +13,7 @@ from attrs import define
 from helpers import events, metrics_bytes, weights_sha256
 
 from altcore import hookimpl
+from altcore.engine.trespass import TensorValue
 from altcore.errors import PluginError
 from altcore.registry import entries
 
@@ -534,7 +535,7 @@ def test_a_reporter_may_have_threads(shelf, start):
 
 
 def test_looking_in_a_probe_is_no_trespass(shelf, start, plain):
-    """Batch norms, dropout and gradients included."""
+    """Dropout and gradients included."""
 
     def probe(run, step):
         with run.probe():
@@ -544,6 +545,16 @@ def test_looking_in_a_probe_is_no_trespass(shelf, start, plain):
     shelf.install("diagnostic", "looks", observer(probe, on=1))
     shelf.install("diagnostic", "looks2", observer(probe, "post_backward", on=1))
     assert trained(start, "r", "looks", "looks2", check_observers=True)[2] == []
+
+
+def test_a_buffer_that_is_as_it_was_is_no_trespass():
+    """A probe lets a batch norm write to its buffers, and puts their values back."""
+    buffer = torch.zeros(3)
+    before = TensorValue("buffer", buffer, by_value=True, trusts_version=True)
+    buffer.add_(1)
+    assert before.is_changed()
+    buffer.data.copy_(torch.zeros(3))
+    assert not before.is_changed()
 
 
 def test_our_own_observers_only_look(start):
