@@ -11,6 +11,7 @@ import pytest
 import torch
 from attrs import define
 from helpers import events, metrics_bytes, weights_sha256
+from structlog.testing import capture_logs
 
 from altcore import hookimpl
 from altcore.engine.trespass import TensorValue
@@ -567,3 +568,15 @@ def test_our_own_observers_only_look(start):
     said = [e["message"] for e in events(watched.run_directory, "degraded")]
     assert said == []
     assert weights_sha256(watched.run_directory) == weights_sha256(plain.run_directory)
+
+
+def test_a_model_that_cannot_be_looked_at_is_trained_all_the_same(shelf, start):
+    """Only who asks for the check is told by an error."""
+    shelf.install("diagnostic", "looks", observer(lambda run, step: None))
+    shelf.monkeypatch.setattr(TensorValue, "is_changed", lambda self: 1 / 0)
+    with capture_logs() as logs:
+        assert start(["looks"], name="r").status == "finished"
+    (said,) = [x["event"] for x in logs if "not checked" in x["event"]]
+    assert "ZeroDivisionError" in said
+    with pytest.raises(ZeroDivisionError):
+        start(["looks"], name="s", check_observers=True)
