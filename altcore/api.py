@@ -80,6 +80,8 @@ def train(
 
     Raises:
         BadInput: before anything is written.
+        Interrupted: after a checkpoint, if a signal came while it trained.
+        KeyboardInterrupt: for a signal before that, and for a second SIGINT.
         AltcoreError: if the run fails.
     """
     if not (data is None or callable(data) or isinstance(data, str | Path)):

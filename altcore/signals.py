@@ -34,17 +34,14 @@ class Signals:
         """Whether a signal waits for a run that reads `asked` between two steps."""
         self.place: Callable[[], str] = lambda: ""
         """Says where the run is, for the line that the process ends with."""
+        self._interrupts = 0
         self._before: dict[int, Any] = {}
 
     def install(self) -> None:
-        """Handle the watched signals; SIGHUP is left alone if it is ignored, as by nohup.
-
-        Outside the main thread, where Python delivers no signals, nothing is changed.
-        """
-        if threading.current_thread() is threading.main_thread():
-            is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
-            watched = [n for n in WATCHED if not (is_ignored and n is signal.SIGHUP)]
-            self._before = {number: signal.signal(number, self._note) for number in watched}
+        """Handle the watched signals; SIGHUP is left alone if it is ignored, as by nohup."""
+        is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        watched = [n for n in WATCHED if not (is_ignored and n is signal.SIGHUP)]
+        self._before = {number: signal.signal(number, self._note) for number in watched}
 
     def uninstall(self) -> None:
         """Put back the handlers from before."""
@@ -58,10 +55,10 @@ class Signals:
         return signal.Signals(self.asked).name
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        is_second_interrupt = number == self.asked == signal.SIGINT
         self.asked = self.asked or number
+        self._interrupts += number == signal.SIGINT
         name = signal.Signals(number).name
-        if self.is_waiting and not is_second_interrupt:
+        if self.is_waiting and not (number == signal.SIGINT and self._interrupts > 1):
             if self.ends_process:
                 _say(f"{name}: leaving after this step; SIGINT twice leaves at once")
         elif self.ends_process:
@@ -84,8 +81,14 @@ def handle_signals() -> None:
 
 @contextmanager
 def handling_signals() -> Iterator[Signals]:
-    """Handle the watched signals within the context, unless they are handled already."""
+    """Handle the watched signals within the context, unless they are handled already.
+
+    Outside the main thread, where Python delivers no signals, nothing is handled.
+    """
     global _in_force
+    if threading.current_thread() is not threading.main_thread():
+        yield Signals(ends_process=False)
+        return
     if _in_force is not None:
         yield _in_force
         return

@@ -84,7 +84,7 @@ def test_a_signal_leaves_after_a_checkpoint(number, tmp_path, corpus):
     summary = summary_of(tmp_path / "runs/mine")
     assert (summary["status"], summary["steps"] > 0) == ("interrupted", True)
     again = run(
-        "train", "--resume", "mine", "--steps", summary["steps"] + 1, cwd=tmp_path, path=[ROOT]
+        "train", "--resume", "mine", "--steps", summary["steps"] + 1, cwd=tmp_path, path=SOURCES
     )
     assert again.code == 0, again.err
 
@@ -267,3 +267,28 @@ def test_a_thread_of_a_plugin_is_left_behind(tmp_path, corpus):
     assert process.returncode == 0
     assert "finished" in out
     assert err.splitlines()[-1].startswith("altcore: left thread acme running, 0.5 s after")
+
+
+def test_a_second_interrupt_does_not_wait_whatever_came_before():
+    """SIGTERM and SIGINT do, and only the first decides the exit code."""
+    with handling_signals() as signals:
+        signals.is_waiting = True
+        for number in (signal.SIGTERM, signal.SIGTERM, signal.SIGINT):
+            signal.raise_signal(number)
+        with pytest.raises(LeaveNow, match="SIGINT"):
+            signal.raise_signal(signal.SIGINT)
+        assert signals.asked == signal.SIGTERM
+
+
+def test_another_thread_handles_no_signals():
+    """Python delivers none there; the main thread may handle them meanwhile."""
+    before, inside = [signal.getsignal(n) for n in WATCHED], []
+
+    def handle():
+        with handling_signals() as signals:
+            inside.append((signals.asked, [signal.getsignal(n) for n in WATCHED]))
+
+    thread = threading.Thread(target=handle)
+    thread.start()
+    thread.join()
+    assert inside == [(0, before)]

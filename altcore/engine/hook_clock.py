@@ -72,7 +72,8 @@ class HookClock:
                 told = call
                 frame = sys._current_frames().get(watched)
                 stack = "".join(traceback.format_stack(frame)[-FRAMES:])
-                log.warning(f"{call[0]} has been in {call[1]} for {self.timeout:g} s:\n{stack}")
+                log.warning(f"{call[0]} has been in {call[1]} for {self.timeout:g} s")
+                print(stack, file=sys.stderr)  # a log has one line for each message
 
     def tell_slow(self) -> None:
         """Name the plugins that took much of the steps' time, with their share."""

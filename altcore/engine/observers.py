@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import structlog
 import torch
 from attrs import define, field
 
@@ -9,6 +13,8 @@ from altcore.engine.plugins import Plugin
 from altcore.engine.possessions import possessions
 from altcore.engine.state import Run, Step
 from altcore.engine.trespass import Possession
+
+log = structlog.get_logger("altcore")
 
 SHOWN = 4
 """Changes that a message names."""
@@ -21,6 +27,7 @@ class ObserverCheck:
     is_on: bool = False
     """Whether every call is, with copies of all tensors."""
     _seen: set[tuple[str, str]] = field(init=False, factory=set)
+    _is_told: bool = field(init=False, default=False)
 
     def before(
         self, plugin: Plugin, doing: str, run: Run, step: Step | None, *, again: bool = False
@@ -35,14 +42,32 @@ class ObserverCheck:
             if (plugin.name, doing) in self._seen:
                 return None
             self._seen.add((plugin.name, doing))
-        return Before(list(possessions(run, step, plugin.kind, by_value=self.is_on)))
+        with self._looking() as looking:
+            looking.all = list(possessions(run, step, plugin.kind, by_value=self.is_on))
+        return looking
+
+    @contextmanager
+    def _looking(self) -> Iterator[Before]:
+        """Give up what nobody asked for if a model or optimizer cannot be looked at."""
+        before = Before(self)
+        try:
+            yield before
+        except Exception as error:
+            if self.is_on:
+                raise
+            before.all = []
+            if not self._is_told:
+                self._is_told = True
+                problem = f"{type(error).__name__}: {error}"
+                log.warning(f"observers are not checked for what they change ({problem})")
 
 
 @define(eq=False)
 class Before:
     """Everything as it was before a call."""
 
-    all: list[Possession]
+    check: ObserverCheck
+    all: list[Possession] = field(init=False, factory=list)
 
     @torch.no_grad()
     def put_back(self, *, is_in_pass: bool = False, only_of_pass: bool = False) -> str:
@@ -52,10 +77,14 @@ class Before:
         and ``only_of_pass`` everything else.
         """
         kinds = (False,) if is_in_pass else (True,) if only_of_pass else (False, True)
-        changed = [(p.label, p) for p in self.all if p.of_pass in kinds and p.is_changed()]
+        changed: list[tuple[str, Possession]] = []
+        lost: list[str] = []
+        with self.check._looking():
+            looked_at = [p for p in self.all if p.of_pass in kinds]
+            changed += [(p.label, p) for p in looked_at if p.is_changed()]
+            lost += [label for label, p in changed if not p.put_back()]
         if not changed:
             return ""
-        lost = [label for label, p in changed if not p.put_back()]
         text = f"it may not change {_some([label for label, _ in changed])}"
         return f"{text}; {_some(lost)} could not be put back" if lost else text
 

@@ -94,6 +94,8 @@ class Entries:
     def is_changed(self) -> bool:
         """Whether an entry is new, gone or another one."""
         now, before = self._held, self._before
+        if not now and not before:  # as most mappings of hooks
+            return False
         if isinstance(now, dict):
             return bool(self._keys())
         return len(now) != len(before) or not all(map(_same, before, now))

@@ -33,6 +33,8 @@ CHANGED = {
     "plugins": ["ulp-stats"],
     "no_plugins": ["progress"],
     "strict": True,
+    "check_observers": True,
+    "hook_timeout": 5.0,
     "name": "mine",
     "label": "mine, too",
     "project": "altgrad",

@@ -11,8 +11,10 @@ import pytest
 import torch
 from attrs import define
 from helpers import events, metrics_bytes, weights_sha256
+from structlog.testing import capture_logs
 
 from altcore import hookimpl
+from altcore.engine.trespass import TensorValue
 from altcore.errors import PluginError
 from altcore.registry import entries
 
@@ -534,7 +536,7 @@ def test_a_reporter_may_have_threads(shelf, start):
 
 
 def test_looking_in_a_probe_is_no_trespass(shelf, start, plain):
-    """Batch norms, dropout and gradients included."""
+    """Dropout and gradients included."""
 
     def probe(run, step):
         with run.probe():
@@ -544,6 +546,16 @@ def test_looking_in_a_probe_is_no_trespass(shelf, start, plain):
     shelf.install("diagnostic", "looks", observer(probe, on=1))
     shelf.install("diagnostic", "looks2", observer(probe, "post_backward", on=1))
     assert trained(start, "r", "looks", "looks2", check_observers=True)[2] == []
+
+
+def test_a_buffer_that_is_as_it_was_is_no_trespass():
+    """A probe lets a batch norm write to its buffers, and puts their values back."""
+    buffer = torch.zeros(3)
+    before = TensorValue("buffer", buffer, by_value=True, trusts_version=True)
+    buffer.add_(1)
+    assert before.is_changed()
+    buffer.data.copy_(torch.zeros(3))
+    assert not before.is_changed()
 
 
 def test_our_own_observers_only_look(start):
@@ -556,3 +568,15 @@ def test_our_own_observers_only_look(start):
     said = [e["message"] for e in events(watched.run_directory, "degraded")]
     assert said == []
     assert weights_sha256(watched.run_directory) == weights_sha256(plain.run_directory)
+
+
+def test_a_model_that_cannot_be_looked_at_is_trained_all_the_same(shelf, start):
+    """Only who asks for the check is told by an error."""
+    shelf.install("diagnostic", "looks", observer(lambda run, step: None))
+    shelf.monkeypatch.setattr(TensorValue, "is_changed", lambda self: 1 / 0)
+    with capture_logs() as logs:
+        assert start(["looks"], name="r").status == "finished"
+    (said,) = [x["event"] for x in logs if "not checked" in x["event"]]
+    assert "ZeroDivisionError" in said
+    with pytest.raises(ZeroDivisionError):
+        start(["looks"], name="s", check_observers=True)
