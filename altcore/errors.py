@@ -181,6 +181,32 @@ class Interrupted(AltcoreError):
         self.exit_code = 128 + signal_number
 
 
+def text_of(thing: object) -> str:
+    """Return the text of an exception, or of what it holds, though its ``__str__`` may fail.
+
+    >>> class Mute(Exception):
+    ...     def __str__(self):
+    ...         raise ValueError
+    >>> text_of(Mute()), text_of(KeyError("a"))
+    ('its __str__ raises ValueError', "'a'")
+    """
+    try:
+        return str(thing)
+    # Other people's code, when it has failed already.
+    except (Exception, SystemExit) as error:
+        return f"its __str__ raises {type(error).__name__}"
+
+
+def described(error: BaseException) -> str:
+    """Return an exception's type and text; of altcore's own, whose text is enough, that alone.
+
+    >>> described(KeyError("a")), described(BadInput("no", key="a"))
+    ("KeyError: 'a'", 'a: no')
+    """
+    text = text_of(error)
+    return text if isinstance(error, AltcoreError) else f"{type(error).__name__}: {text}"
+
+
 @contextmanager
 def keyed(key: str, item: Any = None) -> Iterator[None]:
     """Add ``key``, and the item of its value, to a `BadInput` that names none."""

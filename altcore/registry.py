@@ -16,7 +16,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from altcore.errors import BadInput, nearest, with_article
+from altcore.errors import BadInput, described, nearest, with_article
 from altcore.signals import is_from_signal
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ class Entry(NamedTuple):
             if is_from_signal(error):
                 raise
             raise BadInput(
-                f"{self.kind} {self.name} ({self.origin}) cannot be loaded: "
-                f"{type(error).__name__}: {error}"
+                f"{self.kind} {self.name} ({self.origin}) cannot be loaded: {described(error)}"
             ) from error
         return found
 
@@ -373,10 +372,7 @@ def ask_family(entry: Entry, name: str) -> Any:
         if is_from_signal(error):
             raise
         what = "format family" if entry.is_family else "the function of format"
-        text = (
-            f"{what} {entry.name} ({entry.origin}) failed on {name!r}: "
-            f"{type(error).__name__}: {error}"
-        )
+        text = f"{what} {entry.name} ({entry.origin}) failed on {name!r}: {described(error)}"
         _broken_families.add(text)
         raise BadInput(text) from error
     return found

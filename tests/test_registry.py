@@ -2,7 +2,7 @@
 
 import pytest
 from helpers import forget_installed
-from helpers_cli import distribution
+from helpers_cli import call, distribution
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -11,6 +11,7 @@ from altcore import BadInput
 from altcore.errors import nearest
 from altcore.formats import BlockFormat, get_format, get_scalar_format
 from altcore.formats.lookup import format_named
+from altcore.hooks import make_plugin
 from altcore.registry import (
     HOOK_KINDS,
     KINDS,
@@ -240,6 +241,28 @@ def test_a_broken_family_spoils_no_other(site):
     assert get_format("E9M3").name == "E9M3"
     with pytest.raises(BadInput, match=r"format E\* \(acme-x 1.0\) cannot be loaded: OSError"):
         get_format("EX")
+
+
+def test_an_error_that_cannot_be_written_is_told_all_the_same(site, capsys):
+    """When a plugin is imported, when it is asked and when it is made."""
+    mute = "class Mute(Exception):\n    def __str__(self): raise ValueError\n"
+    asks = f"{mute}def make(name): raise Mute\n"
+    made = (
+        f"{mute}from attrs import define\n@define(eq=False)\nclass Made:\n"
+        "    def __attrs_post_init__(self): raise Mute\n"
+    )
+    lay(site, "acme-a", {"diagnostic": {"imports": "acme_mute:X"}}, acme_mute=f"{mute}raise Mute\n")
+    lay(site, "acme-b", {"format": {"Q*": "acme_asks:make"}}, acme_asks=asks)
+    lay(site, "acme-c", {"diagnostic": {"made": "acme_mute_made:Made"}}, acme_mute_made=made)
+    says = "Mute: its __str__ raises ValueError"
+    with pytest.raises(BadInput, match=rf"imports \(acme-a 1.0\) cannot be loaded: {says}"):
+        find("imports", HOOK_KINDS).load()
+    with pytest.raises(BadInput, match=rf"Q\* \(acme-b 1.0\) failed on 'Q1': {says}"):
+        get_format("Q1")
+    with pytest.raises(BadInput, match=f"made: it cannot be made: {says}"):
+        make_plugin(find("made", HOOK_KINDS).load(), {}, "made")
+    checked = call(capsys, "plugins", "check")
+    assert f"cannot be loaded: {says}" in checked.out
 
 
 def test_two_without_a_name_are_two(site):

@@ -17,7 +17,7 @@ from altcore.cli.options import Group
 from altcore.cli.streams import drop_output, prepare_streams
 from altcore.cli.terminal import echo
 from altcore.environment import PREFIX, unknown_variables
-from altcore.errors import PIPE_CLOSED, AltcoreError
+from altcore.errors import PIPE_CLOSED, AltcoreError, described, text_of
 from altcore.registry import spare_torch
 from altcore.signals import is_from_signal
 
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
         error.show()
         raise SystemExit(2) from None
     except AltcoreError as error:
-        _leave(str(error), error.exit_code, debug)
+        _leave(text_of(error), error.exit_code, debug)
     except SystemExit as error:
         if SHELL_COMPLETION in os.environ:
             raise
@@ -135,7 +135,7 @@ def _unexpected(error: BaseException) -> tuple[str, int]:
     """Return the message and the exit code of an error that is nobody's on purpose."""
     if is_from_signal(error):
         return "interrupted", 130
-    return f"{type(error).__name__}: {error} (--debug shows the traceback)", 1
+    return f"{described(error)} (--debug shows the traceback)", 1
 
 
 def _where(error: BaseException) -> str:

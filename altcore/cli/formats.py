@@ -14,7 +14,7 @@ from altcore.builtin_types import digits
 from altcore.cli import options
 from altcore.cli.options import AS_JSON, Group, once, print_json, runs_dir_option, tell_left_out
 from altcore.cli.terminal import echo
-from altcore.errors import BadInput
+from altcore.errors import BadInput, described
 from altcore.formats import AnyFormat, BlockFormat, Format, get_format
 from altcore.registry import entries, load_family
 from altcore.signals import is_from_signal
@@ -143,8 +143,8 @@ def _left_out_if_broken(name: str) -> Iterator[None]:
     except BaseException as error:
         if is_from_signal(error):
             raise
-        kind = "" if isinstance(error, BadInput) else f"format {name}: {type(error).__name__}: "
-        echo(f"altcore: {kind}{' '.join(str(error).splitlines())}: left out", err=True)
+        kind = "" if isinstance(error, BadInput) else f"format {name}: "
+        echo(f"altcore: {kind}{' '.join(described(error).splitlines())}: left out", err=True)
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

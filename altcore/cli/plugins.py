@@ -9,7 +9,7 @@ import click
 
 from altcore.cli.options import AS_JSON, Group, once, print_json, tell_left_out
 from altcore.cli.terminal import echo
-from altcore.errors import AltcoreError, BadInput
+from altcore.errors import BadInput, described
 from altcore.registry import HOOK_KINDS, KINDS, Entry, entries, find, installed
 from altcore.signals import is_from_signal
 
@@ -162,13 +162,11 @@ def check(as_json: bool) -> None:
             if entry.kind in HOOK_KINDS:
                 requires[entry.name] = about["requires"]
             error = None
-        except AltcoreError as problem:
-            error = str(problem)
         # A plugin may raise anything when it is loaded. Check the others all the same.
         except BaseException as problem:
             if is_from_signal(problem):
                 raise
-            error = f"{type(problem).__name__}: {problem}"
+            error = described(problem)
         rows.append(
             {"name": entry.name, "kind": entry.kind, "origin": entry.origin, "error": error}
         )

@@ -11,7 +11,7 @@ import click
 
 from altcore.cli.options import names, once, runs_dir_option
 from altcore.cli.terminal import echo
-from altcore.errors import AltcoreError, BadInput, PluginError, shown
+from altcore.errors import AltcoreError, BadInput, PluginError, described, shown
 from altcore.signals import is_from_signal
 
 
@@ -74,7 +74,7 @@ def report(
             raise
         if isinstance(error, OSError) and _lies_in(error.filename, folder):
             raise BadInput(f"--out {folder}: cannot be written: {error.strerror}") from error
-        text = f"failed in render: {type(error).__name__}: {error}"
+        text = f"failed in render: {described(error)}"
         raise PluginError(f"{who} {text}") from error
     for path in written:
         echo(path)

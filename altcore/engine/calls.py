@@ -14,7 +14,7 @@ from altcore.engine.hook_clock import HookClock
 from altcore.engine.observers import Before, ObserverCheck
 from altcore.engine.plugins import Plugin
 from altcore.engine.state import Run, Step
-from altcore.errors import AltcoreError, PluginError
+from altcore.errors import PluginError, described
 from altcore.signals import is_from_signal
 
 log = structlog.get_logger("altcore")
@@ -77,8 +77,7 @@ class Boundary:
         """Disable a plugin for an error, or raise `PluginError` if that would not be enough."""
         if plugin.is_disabled:  # told already, as while one of its contexts was open
             return
-        is_named = isinstance(error, AltcoreError)
-        message = str(error) if is_named else f"{type(error).__name__}: {error}"
+        message = described(error)
         message = f"{message}; {also}" if also else message
         text = f"{plugin} failed in {doing}: {message}"
         if plugin.acts or self.strict:

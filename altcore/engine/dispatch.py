@@ -25,7 +25,7 @@ from altcore.engine.observers import ObserverCheck
 from altcore.engine.plugins import Plugin
 from altcore.engine.returns import as_actions, check_return, check_state, measured
 from altcore.engine.state import Run, Step
-from altcore.errors import AltcoreError, BadInput, PluginError
+from altcore.errors import AltcoreError, BadInput, PluginError, described
 from altcore.hooks import HOOKS, HOOKSPECS, MEASURING, ON_DUE_STEPS, WATCHING, Proposal
 from altcore.signals import is_from_signal
 
@@ -194,7 +194,7 @@ class Dispatcher:
             is_loss = culprit is None and hook == "watch_forward"
             doing = "loss" if is_loss else f"the {hook.removeprefix('watch_')} pass"
             who = culprit or who_is(run.workload)
-            text = f"{who} failed in {doing}: {type(error).__name__}: {error}"
+            text = f"{who} failed in {doing}: {described(error)}"
             raise PluginError(text) from error
 
     @contextmanager

@@ -13,7 +13,7 @@ from altcore.engine.history import RunHistory
 from altcore.engine.state import Run
 from altcore.engine.step_record import StepRecord
 from altcore.engine.summarizing import summarize
-from altcore.errors import Interrupted
+from altcore.errors import Interrupted, text_of
 from altcore.runs import SUMMARY, RunDirectory, step_lines
 from altcore.signals import is_from_signal
 
@@ -51,7 +51,7 @@ class Ending:
         except BaseException as error:
             is_leaving = isinstance(error, Interrupted) or is_from_signal(error)
             self.status = "interrupted" if is_leaving else "failed"
-            self.error = f"{type(error).__name__}: {error}"
+            self.error = f"{type(error).__name__}: {text_of(error)}"
             raise
 
     def end(self, seal: Callable[[], None]) -> None:

@@ -6,6 +6,7 @@ identities, versions and numbers. `altcore.engine.trespass` compares everything 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from altcore.engine.plugins import Plugin
 from altcore.engine.state import Run, Step
-from altcore.errors import with_article
+from altcore.errors import PluginError, shown, with_article
 
 
 class Kept:
@@ -25,7 +26,7 @@ class Kept:
 
     def __init__(self, run: Run, step: Step | None) -> None:
         self.step, self.lr_scale = run.step, run.lr_scale
-        self.reports = len(run.reports)
+        self.reports = tuple(run.reports)
         self.modes = _modes()
         if step is not None:
             self._keep_scale(step)
@@ -43,11 +44,13 @@ class Kept:
         Changed modes are put back after ``undo``.
         """
         found = [_put_back_modes(self.modes, undo), self._put_back_numbers(run)]
-        if len(run.reports) != self.reports:
+        if tuple(run.reports) != self.reports:
             found.append(self._drop_reports(run))
         if step is not None:
             if may_change_loss(plugin, hook):
                 found.append(_wrong_loss(step))
+                if step.loss_scale is not self.scale:
+                    step._scaled_by.append(str(plugin))
                 self._keep_scale(step)
             elif self._put_back_loss(step):
                 found.append(
@@ -83,12 +86,16 @@ class Kept:
         return f"it may not change {' and '.join(changed)}" if changed else ""
 
     def _drop_reports(self, run: Run) -> str:
-        wrong = [path for path in run.reports[self.reports :] if not _is_report(path, run)]
-        if not wrong:
-            self.reports = len(run.reports)
+        count = len(self.reports)
+        is_longer = tuple(run.reports[:count]) == self.reports
+        wrong = [path for path in run.reports[count:] if not _is_report(path, run)]
+        if is_longer and not wrong:
+            self.reports = tuple(run.reports)
             return ""
-        del run.reports[self.reports :]
-        return f"run.reports: {wrong[0]!r:.80} is no path of a file in run.directory"
+        run.reports[:] = self.reports
+        if not is_longer:
+            return "it may only append to run.reports"
+        return f"run.reports: {shown(wrong[0], 80)} is no path of a file in run.directory"
 
 
 def may_change_loss(plugin: Plugin, hook: str) -> bool:
@@ -103,8 +110,15 @@ def _wrong_loss(step: Step) -> str:
     if isinstance(scale, Tensor):
         is_scale = scale.dim() == 0
     else:
-        is_scale = isinstance(scale, int | float) and scale > 0
-    return "" if is_scale else f"it set step.loss_scale to {scale!r:.60}, not a positive number"
+        is_scale = isinstance(scale, int | float) and 0 < scale < math.inf
+    return "" if is_scale else f"it set step.loss_scale to {shown(scale)}, not a positive number"
+
+
+def check_loss_scale(step: Step, scale: float) -> None:
+    """Raise `PluginError` for a loss scale, now on the host, that cannot be taken out again."""
+    if not 0 < scale < math.inf:
+        text = f"set step.loss_scale to {scale}, not a positive number"
+        raise PluginError(f"{' and '.join(dict.fromkeys(step._scaled_by))} {text}")
 
 
 def _is_report(path: object, run: Run) -> bool:

@@ -234,7 +234,7 @@ class Engine:
 
     def on_nan(self, step: Step, host: Mapping[str, Any]) -> list[Proposal]:
         """Record what was not finite first, keep the first anomaly, and ask the plugins."""
-        where = locate_nonfinite(self.run, host)
+        where = locate_nonfinite(self.run, step, host)
         self.saving.tell_nonfinite(where)
         return self.dispatch.actions("on_nan", run=self.run, step=step, where=where)
 

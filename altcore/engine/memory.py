@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from altcore.errors import OutOfMemory, with_article
+from altcore.errors import OutOfMemory, text_of, with_article
 
 _ASKED = re.compile(r"tried to allocate ([\d.]+ ?\w+)", re.IGNORECASE)
 _CPU = "DefaultCPUAllocator: can't allocate memory"
@@ -29,7 +29,7 @@ def memory_named(model: nn.Module | None = None) -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        asked = _ASKED.search(str(error))
+        asked = _ASKED.search(text_of(error))
         size = f" for {asked[1]}" if asked else ""
         raise OutOfMemory(
             f"out of memory: {_place(error, model)} asked{size}; a smaller batch_size with more "
@@ -39,7 +39,7 @@ def memory_named(model: nn.Module | None = None) -> Iterator[None]:
 
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether memory was all that was wrong."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU in str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or _CPU in text_of(error)
 
 
 def _place(error: BaseException, model: nn.Module | None) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 from altcore.engine.memory import is_out_of_memory
 from altcore.engine.returns import check_state
-from altcore.errors import AltcoreError, PluginError
+from altcore.errors import AltcoreError, PluginError, described
 from altcore.signals import is_from_signal
 
 
@@ -26,7 +26,7 @@ def naming(who: str, doing: str) -> Iterator[None]:
     except BaseException as error:
         if is_out_of_memory(error) or is_from_signal(error):
             raise
-        raise PluginError(f"{who} failed in {doing}: {type(error).__name__}: {error}") from error
+        raise PluginError(f"{who} failed in {doing}: {described(error)}") from error
 
 
 def check_savable(who: str, what: str, state: Any) -> Any:

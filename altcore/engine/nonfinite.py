@@ -7,16 +7,22 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from attrs import evolve
 
-from altcore.engine.state import Run
+from altcore.engine.state import Run, Step
 from altcore.hooks import NonFinite
 
 
-def locate_nonfinite(run: Run, host: Mapping[str, Any]) -> NonFinite:
+def locate_nonfinite(run: Run, step: Step, host: Mapping[str, Any]) -> NonFinite:
     """Return the first thing that was not finite, in the order in which a step computes.
 
-    ``host`` holds the step's read: bad_weights, loss, grad_norm and final_norm.
+    ``host`` holds the step's read: bad_weights, loss, grad_norm, final_norm and loss_scale.
     """
+    by = ", ".join(dict.fromkeys(step._scaled_by)) or None
+    return evolve(_first(run, host), loss_scale=float(host["loss_scale"]), scaled_by=by)
+
+
+def _first(run: Run, host: Mapping[str, Any]) -> NonFinite:
     if host["bad_weights"] is not None:
         found: NonFinite = host["bad_weights"]
         return found

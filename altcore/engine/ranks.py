@@ -32,7 +32,7 @@ from altcore.engine.losses import means
 from altcore.engine.plugins import Plugin
 from altcore.engine.randomness import seed_all
 from altcore.engine.shares import share_of
-from altcore.errors import AltcoreError, BadInput, Interrupted, LostRank, shown
+from altcore.errors import AltcoreError, BadInput, Interrupted, LostRank, shown, text_of
 from altcore.hooks import Action, Proposal
 from altcore.quantization import Quantization, amax_histories, random_key, share_amax
 
@@ -336,7 +336,7 @@ class TorchrunRanks(Ranks):
     def _leave(self, error: BaseException | None) -> None:
         with suppress(RuntimeError):  # whoever holds the store is gone
             if error is not None and self.store:
-                self.store.set(_error_key(self.rank), f"{type(error).__name__}: {error}")
+                self.store.set(_error_key(self.rank), f"{type(error).__name__}: {text_of(error)}")
         if self.is_own_group and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -358,7 +358,7 @@ def _error_key(rank: int) -> str:
 
 def is_of_messages(error: RuntimeError) -> bool:
     """Whether an error is of torch.distributed: a lost connection, or one that timed out."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error)
+    return isinstance(error, dist.DistError) or "gloo" in text_of(error)
 
 
 def join(device: str) -> Ranks:

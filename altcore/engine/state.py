@@ -22,7 +22,7 @@ from altcore.engine.epochs import Epoch
 from altcore.engine.losses import loss_and_measures
 from altcore.engine.probe import probing
 from altcore.engine.snapshots import Snapshot
-from altcore.errors import PluginError
+from altcore.errors import PluginError, shown
 from altcore.quantization import Quantization
 
 T = TypeVar("T")
@@ -80,6 +80,10 @@ class Workload(Protocol):
 def _count(step: Step, attribute: Attribute[Tensor | None], value: Tensor | None) -> Tensor | None:
     step._times_set += 1
     return value
+
+
+def _is_kept(run: Run, attribute: Attribute[Any], value: Any) -> Any:
+    raise PluginError(f"run.{attribute.name} cannot be replaced by {shown(value)}")
 
 
 @define(eq=False)
@@ -189,6 +193,8 @@ class Step:
     From: ``post_backward``.
     """
     _times_set: int = field(init=False, default=0)
+    _scaled_by: list[str] = field(init=False, factory=list)
+    """The plugins that set the loss scale."""
     _shared: dict[Hashable, Any] = field(init=False, factory=dict)
     _kept_loss: tuple[Tensor | None, int, Tensor | None] = field(init=False, default=NO_LOSS)
     """The loss as the engine knows it: the tensor, its version, and a copy."""
@@ -254,11 +260,11 @@ class Run:
     snapshots: deque[Snapshot] = field(factory=deque)
     """Recent states, oldest first, each with the ``step`` after which it was taken. Only `Rollback`
     restores one. Need ``snapshots``; empty otherwise."""
-    shifts: list[dict[str, Any]] = field(factory=list)
+    shifts: list[dict[str, Any]] = field(factory=list, on_setattr=_is_kept)
     """Changes of format so far: ``step``, ``plugin``, ``from``, ``to``, ``reason``."""
-    reports: list[str] = field(factory=list)
+    reports: list[str] = field(factory=list, on_setattr=_is_kept)
     """Reports that were written, as paths in ``directory``. A reporter appends its own."""
-    degraded: list[str] = field(factory=list)
+    degraded: list[str] = field(factory=list, on_setattr=_is_kept)
     """Names of the diagnostics and reporters that broke and were disabled."""
     rank: int = 0
     """The number of this process among those that train together. Reporters are called on rank 0

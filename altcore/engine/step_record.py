@@ -14,6 +14,7 @@ from altcore.builtin_types import digits
 from altcore.engine.clock import Clock
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.gradients import GradientNorms
+from altcore.engine.guards import check_loss_scale
 from altcore.engine.history import RunHistory
 from altcore.engine.metric_lines import Line, MetricLines
 from altcore.engine.schedule import is_due
@@ -64,12 +65,14 @@ class StepRecord:
             "nonfinite": q.counters.nonfinite(),
             "weights_norm": weights.norm(),
             "dead": gradients.dead_steps.max(),
+            "loss_scale": step.loss_scale,
         }
         rates = q.counters.met_rates() if step.is_recorded else {}
         if step.is_recorded and q.stored:
             values["scales"] = torch.stack([w.scale for w in q.stored.values()])
         told = {f"/{name}": value for name, value in own.items() if step.is_recorded}
         host = self.lines.read({**values, **rates, **measures, **told})
+        check_loss_scale(step, host["loss_scale"])
         if self.lines.previous:
             every = self.run.config.log_interval
             self.history.note_stall(self.lines.previous.values, every)

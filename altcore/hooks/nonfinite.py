@@ -24,6 +24,10 @@ class NonFinite:
     """The loss, or the first such element of the gradient or weight."""
     arose: int | None = None
     """Of weights the step whose update made them so; None of anything else."""
+    loss_scale: float = 1.0
+    """The factor of the step's loss before its backward pass."""
+    scaled_by: str | None = None
+    """The plugins that set it; None if none did."""
 
     def __str__(self) -> str:
         operand = f" ({self.operand})" if self.operand else ""

@@ -15,7 +15,7 @@ from attrs.converters import pipe
 from attrs.validators import and_
 
 from altcore.builtin_types import as_builtin, misfit
-from altcore.errors import BadInput, keyed, nearest, shown
+from altcore.errors import BadInput, described, keyed, nearest, shown, text_of
 from altcore.formats import AnyFormat, BlockFormat, Format, get_format, get_scalar_format, saved
 from altcore.recipes import format_of_run
 from altcore.signals import is_from_signal
@@ -85,7 +85,7 @@ def _naming(validator: Any) -> Callable[[Any, Attribute, Any], None]:
 
 def _message(error: Exception) -> str:
     """Return an error's text without the attribute that attrs' validators add."""
-    return str(error.args[0] if error.args else error)
+    return text_of(error.args[0] if error.args else error)
 
 
 def build(cls: type, given: Mapping[str, Any], owner: str = "") -> Any:
@@ -138,7 +138,7 @@ def build(cls: type, given: Mapping[str, Any], owner: str = "") -> Any:
     except BaseException as error:
         if is_from_signal(error):
             raise
-        problem = f"it cannot be made: {type(error).__name__}: {error}"
+        problem = f"it cannot be made: {described(error)}"
         raise BadInput(problem, key=owner) from error
 
 
@@ -153,7 +153,7 @@ def init_fields(cls: type, owner: str = "") -> dict[str, Attribute]:
         raise BadInput(
             "an attrs class (@define(eq=False)) with resolvable types is needed",
             key=owner or cls.__name__,
-            hint=str(error),
+            hint=text_of(error),
         ) from error
 
 

@@ -16,6 +16,7 @@ import torch
 from attrs import define, field
 from torch import Tensor
 
+from altcore.errors import described
 from altcore.formats import Format
 from altcore.numerics.hashing import key_tensor
 from altcore.numerics.kernels import switched_on
@@ -107,7 +108,7 @@ class CompiledRounder(TorchRounder):
             raise
         except Exception as error:
             _compiles = False
-            _warn(f"torch.compile failed ({type(error).__name__}: {error!s:.200})")
+            _warn(f"torch.compile failed ({described(error):.200})")
             return False
         wanted = rounded(self.fmt, self.rule, sample, *given)
         agrees = self.same_bits[kind] = _same(found, wanted)

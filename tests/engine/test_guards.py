@@ -5,7 +5,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from attrs import define
-from helpers import events
+from helpers import events, tracer
 from helpers_plugins import make
 
 from altcore import hookimpl
@@ -155,6 +155,51 @@ def test_a_report_that_is_not_there_is_the_reporters_failure(shelf, start, path)
     (said,) = events(result.run_directory, "degraded")
     assert "reporter airy" in said["message"]
     assert f"run.reports: {path!r} is no path of a file" in said["message"]
+
+
+def replaces(name):
+    """A function that takes a list of the run away."""
+
+    def body(run):
+        setattr(run, name, None)
+
+    return body
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (replaces("reports"), "run.reports cannot be replaced by None"),
+        (replaces("degraded"), "run.degraded cannot be replaced by None"),
+        (replaces("shifts"), "run.shifts cannot be replaced by None"),
+        (lambda run: run.reports.clear(), "it may only append to run.reports"),
+        (lambda run: run.reports.insert(0, 5), "it may only append to run.reports"),
+    ],
+)
+def test_the_runs_lists_are_not_a_plugins_to_replace(shelf, start, spoil, says):
+    """Who did it is told, nobody else is blamed, and the reports of others stay."""
+
+    @define(eq=False)
+    class Reports:
+        @hookimpl
+        def run_end(self, run):
+            (run.directory / "reports" / "a.md").write_text("x")
+            run.reports.append("reports/a.md")
+
+    @define(eq=False)
+    class Spoils:
+        @hookimpl
+        def run_end(self, run):
+            spoil(run)
+
+    shelf.install("reporter", "good", Reports)
+    shelf.install("reporter", "sly", Spoils)
+    shelf.install("reporter", "last", tracer([]))
+    result = start(["good", "sly", "last"], max_steps=1)
+    assert result.summary["reports"] == ["reports/a.md"]
+    assert result.summary["degraded"] == ["sly"]
+    (said,) = events(result.run_directory, "degraded")
+    assert says in said["message"]
 
 
 @pytest.mark.parametrize("key", ["step", "event"])

@@ -1,5 +1,6 @@
 """Errors of other people's code say whose it is: workloads, optimizers, hooks, what they leave."""
 
+import re
 from contextlib import contextmanager
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import nn
 
 from altcore import BadInput, DeferredErrors, hookimpl
 from altcore.errors import PluginError
+from altcore.runs import summary_of
 
 
 class Built:
@@ -230,6 +232,7 @@ def set_scale(value):
         (set_scale(0), "step.loss_scale to 0, not a positive number"),
         (set_scale(-1.0), "step.loss_scale to -1.0"),
         (set_scale(float("nan")), "step.loss_scale to nan"),
+        (set_scale(float("inf")), "step.loss_scale to inf"),
         (set_scale(torch.ones(2)), "step.loss_scale to tensor"),
         (set_loss(1.0), "step.loss to float"),
         (set_loss(None), "step.loss to NoneType"),
@@ -242,6 +245,68 @@ def test_a_loss_that_cannot_be_used_names_who_set_it(shelf, start, body, says):
         PluginError, match=f"intervention setter .* failed in pre_backward: .*{says}"
     ):
         start(["setter"])
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_loss_scale_on_the_device_that_cannot_be_used_names_who_set_it(shelf, start, value):
+    """It is read with all else of the step, whose gradients are of no use."""
+    shelf.install(
+        "intervention", "setter", one_hook("pre_backward", set_scale(torch.tensor(value)))
+    )
+    says = rf"intervention setter \(acme-setter .*\) set step.loss_scale to {value}, not a positive"
+    with pytest.raises(PluginError, match=says):
+        start(["setter"])
+
+
+def test_a_loss_scale_that_is_too_large_is_named_by_the_steps_that_it_spoils(shelf, start):
+    """float32 does not hold it, though it is a number."""
+    shelf.install("intervention", "setter", one_hook("pre_backward", set_scale(1e300)))
+    run = start(["setter"], max_steps=1)
+    (nan,) = events(run.run_directory, "nan")
+    assert nan["loss_scale"] == 1e300
+    assert nan["scaled_by"].startswith("intervention setter (acme-setter ")
+
+
+class Mute(Exception):
+    """An exception that cannot be written."""
+
+    def __str__(self):
+        raise ValueError("no text")
+
+
+def raise_mute(*_):
+    raise Mute
+
+
+@pytest.mark.parametrize("kind", ["diagnostic", "intervention"])
+@pytest.mark.parametrize("hook", ["post_step", "is_due"])
+def test_an_error_without_a_text_is_its_plugins(shelf, start, kind, hook):
+    """Its name is told, and what is wrong with the error itself."""
+    shelf.install(kind, "mute", one_hook(hook, raise_mute))
+    says = rf"{kind} mute \(acme-mute .*\) failed in {hook}: Mute: its __str__ raises ValueError"
+    if kind == "intervention":
+        with pytest.raises(PluginError, match=says):
+            start(["mute"])
+    else:
+        (told,) = events(start(["mute"]).run_directory, "degraded")
+        assert re.match(says, told["message"])
+
+
+def test_an_error_without_a_text_names_workload_and_optimizer(shelf, start):
+    """In the summary of the run, too."""
+    shelf.install("optimizer", "mute", optimizer(raise_mute))
+    with pytest.raises(PluginError, match=r"optimizer mute .* failed in step: Mute: its __str__"):
+        start(optimizer="mute", name="r")
+    assert "Mute: its __str__" in summary_of(start.runs / "r")["error"]
+
+    class MuteLoss(Built):
+        loss = raise_mute
+
+    shelf.install("workload", "rows", workload(MuteLoss))
+    with pytest.raises(
+        PluginError, match=r"workload rows .* failed in .*loss.*: Mute: its __str__"
+    ):
+        start(workload="rows", format="none", name="w")
 
 
 @pytest.mark.parametrize("body", [set_scale(2.0), set_loss(torch.zeros(()))])
