@@ -74,8 +74,8 @@ def by_merit(found: Iterable[Kept], monitor: str, mode: str) -> list[Kept]:
 
     def value(kept: Kept) -> float:
         evaluation = kept.manifest["evaluation"] or {}
-        told, loss = evaluation.get(monitor), evaluation.get("val_loss")
-        # A number that is not finite is a word; without a finite loss none is the best.
+        told, loss = evaluation.get(monitor), evaluation.get("val_loss", 0.0)
+        # A number that is not finite is a word; an evaluation of an infinite loss is never best.
         if not (isinstance(told, int | float) and isinstance(loss, int | float)):
             return math.inf
         return told if mode == "min" else -told

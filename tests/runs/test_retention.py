@@ -46,6 +46,17 @@ def test_the_best_is_the_first_of_the_best_values(tmp_path, mode, values, best):
     assert pointers(tmp_path).get("best") == (best and f"step-{best:08d}")
 
 
+def test_an_evaluation_whose_loss_is_not_finite_is_never_the_best(tmp_path):
+    """Whatever its measures say; those of somebody's own loop have no such loss."""
+    for step, loss in ((1, 2.0), (2, "nan")):
+        save(tmp_path, step, evaluation={"val_accuracy": step / 2, "val_loss": loss})
+    retain(tmp_path, **{**RULES, "monitor": "val_accuracy", "mode": "max"})
+    assert pointers(tmp_path)["best"] == "step-00000001"
+    save(tmp_path, 3, evaluation={"value": 1.0})
+    retain(tmp_path, **{**RULES, "monitor": "value"})
+    assert pointers(tmp_path)["best"] == "step-00000003"
+
+
 @pytest.mark.parametrize("pointer", [b"\xff\xfe", b"", b"a\0b", b"step-00000099", b"../..", None])
 def test_a_pointer_is_rebuilt(pointer, tmp_path):
     """Whatever it names, and if it is gone: it decides nothing."""
