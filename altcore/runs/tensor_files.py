@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,8 @@ def read_tensors(path: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidCheckpoint(f"{path} cannot be read: {error!r}") from error
     if hashlib.sha256(data).hexdigest() != recorded["sha256"]:
         raise InvalidCheckpoint(f"{path} does not match its sha256")
+    if not _is_stored(data):
+        raise InvalidCheckpoint(f"{path} is no archive of tensors as altcore writes it")
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     # Of data that it did not write, torch raises anything.
@@ -74,6 +78,20 @@ def read_tensors(path: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(state, dict):
         raise InvalidCheckpoint(f"{path} holds no state")
     return state
+
+
+def _is_stored(data: bytes) -> bool:
+    """Whether this is an archive without compression: one that unpacks to its own size at most.
+
+    A few MB of another could unpack to more than the memory.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            parts = archive.infolist()
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error):
+        return False
+    stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
+    return stored and sum(part.file_size for part in parts) <= len(data)
 
 
 def size_of(value: Any) -> int:

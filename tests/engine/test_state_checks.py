@@ -1,6 +1,7 @@
 """A checkpoint's state is checked against the model before it is loaded; a wrong one is left."""
 
 import io
+import zipfile
 from contextlib import suppress
 from hashlib import sha256
 
@@ -112,6 +113,9 @@ WRONG = {
     "a sparse moment": lambda s: put(
         s, lambda m: m.to_sparse(), "optimizer", "state", 0, "exp_avg"
     ),
+    "a moment that is one number": lambda s: put(
+        s, lambda m: torch.zeros(1, 1).expand(m.shape), "optimizer", "state", 0, "exp_avg"
+    ),
     "a number for a moment": lambda s: put(
         s, torch.tensor(1.0), "optimizer", "state", 0, "exp_avg"
     ),
@@ -160,6 +164,19 @@ class Payload:
         return print, ("executed",)
 
 
+def packed():
+    """An archive that unpacks to a hundred times its size."""
+    buffer, made = io.BytesIO(), io.BytesIO()
+    torch.save({"step": 4, "model": torch.zeros(1_000_000)}, buffer)
+    with (
+        zipfile.ZipFile(buffer) as archive,
+        zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as again,
+    ):
+        for part in archive.infolist():
+            again.writestr(part.filename, archive.read(part))
+    return made.getvalue()
+
+
 def pickled():
     buffer = io.BytesIO()
     torch.save({"step": 4, "model": Payload()}, buffer)
@@ -168,8 +185,8 @@ def pickled():
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\x80", b"PK\x03\x04", b"x" * 1000, pickled()],
-    ids=["empty", "one byte", "zip", "text", "payload"],
+    [b"", b"\x80", b"PK\x03\x04", b"x" * 1000, pickled(), packed()],
+    ids=["empty", "one byte", "zip", "text", "payload", "packed"],
 )
 def test_what_unpickling_refuses_falls_back(data, start, capfd):
     """Nothing is executed, and an empty file is no interrupt."""
