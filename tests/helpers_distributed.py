@@ -48,7 +48,9 @@ def by_torchrun(function, *args, codes=(0, 0)):
     for rank in ranks:
         rank.join(120)
         rank.kill()
-    assert tuple(rank.exitcode for rank in ranks) == codes
+        rank.join()
+    ended = tuple(rank.exitcode for rank in ranks)
+    assert ended == codes
 
 
 def _by_torchrun(rank, ranks, port, function, args):

@@ -148,6 +148,8 @@ def _leave(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
     # Print one line, even if a plugin's error or a file's name holds several.
+    is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
+    who = "altcore" if is_alone else f"altcore, rank {os.environ.get('RANK')}"
     with suppress(BrokenPipeError):
-        echo(f"altcore: {' '.join(message.splitlines())}", err=True)
+        echo(f"{who}: {' '.join(message.splitlines())}", err=True)
     raise SystemExit(code)

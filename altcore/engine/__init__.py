@@ -24,6 +24,7 @@ from altcore.engine.measuring import (
     quantized_weights,
 )
 from altcore.engine.randomness import random_state, seed_all, set_random_state
+from altcore.engine.ranks import world_size
 from altcore.engine.resuming import resumed
 from altcore.engine.setup import build_workload, choose_device, counted_in_steps, freeze, prepare
 from altcore.engine.state import Run, Step, Workload
@@ -63,4 +64,5 @@ __all__ = [
     "resumed",
     "seed_all",
     "set_random_state",
+    "world_size",
 ]

@@ -47,6 +47,11 @@ class CustomWorkload:
         return None if self.given else self.base.steps_per_epoch
 
     @property
+    def shard(self) -> Callable[[Any, int, int], Any] | None:
+        """How the workload's own batches are shared between ranks, if it says so."""
+        return None if self.given else getattr(self.base, "shard", None)
+
+    @property
     def validation_batches(self) -> int | None:
         """Batches of the workload's own validation split, if that is finite."""
         return None if self.given else self.base.validation_batches

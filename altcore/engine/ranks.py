@@ -316,10 +316,8 @@ class TorchrunRanks(Ranks):
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Wait until rank 0 has written everything, and end a process group of the run's own."""
-        if error is None:
-            self.gather(None)
-        elif isinstance(error, Interrupted):  # on which all agreed
-            with suppress(LostRank):
+        if error is None or isinstance(error, Interrupted):  # on which all agreed
+            with suppress(LostRank):  # too late to matter
                 self.gather(None)
         self._leave(error)
 
@@ -337,6 +335,7 @@ class TorchrunRanks(Ranks):
         with suppress(RuntimeError):  # whoever holds the store is gone
             if error is not None and self.store:
                 self.store.set(_error_key(self.rank), f"{type(error).__name__}: {text_of(error)}")
+        self.parallel = None  # it holds the connections, too
         if self.is_own_group and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -361,11 +360,17 @@ def is_of_messages(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in text_of(error)
 
 
+def world_size() -> int:
+    """Return how many processes torchrun started, this one included."""
+    said = os.environ.get("WORLD_SIZE", "1")
+    if not said.isdecimal():
+        raise BadInput(f"the environment variable WORLD_SIZE is {shown(said)}, not a number")
+    return int(said) if dist.is_available() else 1
+
+
 def join(device: str) -> Ranks:
     """Join the other processes that torchrun started, if there are any."""
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or not dist.is_available():
-        return Ranks()
-    return TorchrunRanks(device)
+    return TorchrunRanks(device) if world_size() > 1 else Ranks()
 
 
 def check_alike(config: TrainConfig, ranks: Ranks) -> None:

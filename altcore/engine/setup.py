@@ -122,6 +122,8 @@ def _prepare(
         **coverage_facts(workload, quantization, device, ranks),
     }
     check_last_batch(workload)
+    if ranks.world_size > 1:
+        ranks.share(workload, workload.batch("train", 1, 0))
     check_monitor(config, workload, quantization, device)
     if config.compile:
         model.compile()

@@ -16,6 +16,7 @@ from attrs import field, frozen
 from altcore.api import layers_of
 from altcore.builtin_types import digits, to_json
 from altcore.config import Override, TrainConfig, check_name, defaults
+from altcore.engine import world_size
 from altcore.errors import BadInput, Source, keyed, located
 from altcore.formats import BlockFormat
 from altcore.hooks import build, format_or_none
@@ -50,6 +51,11 @@ class Options:
     folder: Path = field(factory=lambda: Path(STUDIES))
 
     def __attrs_post_init__(self) -> None:
+        if world_size() > 1:
+            raise BadInput(
+                f"{world_size()} processes were started, and a study makes its runs in one",
+                hint="start it without torchrun",
+            )
         if self.seeds < 2:
             raise _refused("seeds", self.seeds, "an interval needs at least two")
         if self.budget is not None and not 0 < self.budget < math.inf:

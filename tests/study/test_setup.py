@@ -1,9 +1,11 @@
 """The configuration that the runs of a study share."""
 
+import pytest
 from helpers_epochs import Points
 
 from altcore.config import load_config
-from altcore.errors import DEFAULT
+from altcore.errors import DEFAULT, BadInput
+from altcore.study.commands import Options
 from altcore.study.setup import base_config
 
 
@@ -17,3 +19,9 @@ def test_a_study_counts_in_steps(shelf, tmp_path):
     same, _ = base_config(None, [(k, v, DEFAULT) for k, v in in_steps.items()], [])
     assert config == same
     assert base_config(None, [], [])[0].max_steps == load_config().max_steps
+
+
+def test_studies_run_in_one_process(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BadInput, match=r"2 processes were started, .* without torchrun"):
+        Options(None, [], seeds=2, within=0.1, budget=None, name=None)
