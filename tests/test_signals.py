@@ -2,68 +2,26 @@
 
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
-from helpers_cli import ROOT, TINY, distribution, environment, run
+from helpers_cli import distribution, run
+from helpers_processes import SOURCES, install, started, wait_for
 
 from altcore.cli.threads import still_running
 from altcore.errors import EXIT_CODES
 from altcore.runs import summary_of
 from altcore.signals import WATCHED, LeaveNow, handling_signals, is_from_signal
 
-SOURCES = [ROOT, *(ROOT / "plugins").iterdir()]
-"""The code under test, wherever another one is installed."""
 ENDLESS = ("--steps", "100000", "--name", "mine")
-
-
-def started(tmp_path, corpus, *arguments, path=(), before=()):
-    """Start ``altcore train`` as a process, the leader of a group of its own."""
-    command = [*before, sys.executable, "-m", "altcore", "train", *TINY, "--data", str(corpus)]
-    return subprocess.Popen(
-        [*command, *arguments],
-        cwd=tmp_path,
-        env={**environment([*path, *SOURCES]), "OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-
-
-def wait_for(what, process):
-    """Wait until something is there."""
-    deadline = time.monotonic() + 90
-    while not what() and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-    assert what(), process.communicate()
 
 
 def steps(tmp_path):
     """Whether the run has made a step."""
     metrics = tmp_path / "runs/mine/metrics.jsonl"
     return metrics.exists() and metrics.stat().st_size > 0
-
-
-def hook(folder, body, name="hangs", kind="diagnostic"):
-    """Install a plugin with these lines as its class's body."""
-    text = f"""
-    import os, signal, time
-    import attrs
-    from altcore import hookimpl
-
-    @attrs.define(eq=False)
-    class Plugin:
-        {body}
-    """
-    distribution(
-        folder, f"acme-{name}", {kind: {name: f"acme_{name}:Plugin"}}, **{f"acme_{name}": text}
-    )
-    return ("--plugin", name)
 
 
 @pytest.mark.slow
@@ -101,7 +59,7 @@ def test_a_second_interrupt_leaves_at_once(tmp_path, corpus):
                 except BaseException:
                     pass
     """
-    arguments = (*hook(tmp_path / "site", body), "--set", "checkpoint_interval=1")
+    arguments = (*install(tmp_path / "site", body), "--set", "checkpoint_interval=1")
     with started(tmp_path, corpus, *ENDLESS, *arguments, path=[tmp_path / "site"]) as process:
         last = tmp_path / "runs/mine/checkpoints/step-00000002"
         wait_for((last / "manifest.json").exists, process)
@@ -155,7 +113,7 @@ def test_a_signal_while_the_run_ends(number, tmp_path, corpus):
         def run_end(self):
             os.kill(os.getpid(), signal.Signals.{number.name})
     """
-    arguments = ("--steps", "2", "--name", "mine", *hook(tmp_path / "site", body))
+    arguments = ("--steps", "2", "--name", "mine", *install(tmp_path / "site", body))
     with started(tmp_path, corpus, *arguments, path=[tmp_path / "site"]) as process:
         _, err = process.communicate(timeout=90)
     assert process.returncode == 128 + number
@@ -200,7 +158,7 @@ FORKS = """
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_worker_leaves_its_end_to_the_run(number, tmp_path, corpus):
     """A signal for the whole process group does not take the workers from a run that leaves."""
-    arguments = hook(tmp_path / "site", FORKS, "forks", "reporter")
+    arguments = install(tmp_path / "site", FORKS, "forks", "reporter")
     with started(tmp_path, corpus, *ENDLESS, *arguments, path=[tmp_path / "site"]) as process:
         wait_for(lambda: steps(tmp_path), process)
         os.killpg(process.pid, number)
@@ -261,7 +219,7 @@ def test_a_thread_of_a_plugin_is_left_behind(tmp_path, corpus):
     (tmp_path / "site/sitecustomize.py").write_text(
         "import altcore.cli.threads\naltcore.cli.threads.PATIENCE = 0.5\n"
     )
-    arguments = ("--steps", "2", *hook(tmp_path / "site", THREAD, "spins", "reporter"))
+    arguments = ("--steps", "2", *install(tmp_path / "site", THREAD, "spins", "reporter"))
     with started(tmp_path, corpus, *arguments, path=[tmp_path / "site"]) as process:
         out, err = process.communicate(timeout=90)
     assert process.returncode == 0

@@ -5,6 +5,7 @@ import time
 import pytest
 from helpers import events
 from helpers_plugins import make, plugin
+from helpers_processes import install, started
 from structlog.testing import capture_logs
 
 from altcore.engine import hook_clock
@@ -61,3 +62,24 @@ def test_calls_within_calls_are_told_apart():
     clock.leave(is_in_step=True)
     assert clock.seconds.keys() == {outer}
     assert clock.seconds[outer] == pytest.approx(0, abs=0.5)
+
+
+STUCK = """
+        @hookimpl
+        def post_step(self, step):
+            import ctypes
+            if step.index == 2:
+                ctypes.PyDLL(None).sleep(3)
+"""
+
+
+@pytest.mark.slow
+def test_code_that_lets_no_thread_run_is_shown_too(tmp_path, corpus):
+    """C code that keeps the interpreter's lock, of which only faulthandler tells."""
+    plugin = install(tmp_path / "site", STUCK)
+    arguments = ("--steps", "3", "--set", "hook_timeout=0.5", *plugin)
+    with started(tmp_path, corpus, *arguments, path=[tmp_path / "site"]) as process:
+        _, err = process.communicate(timeout=90)
+    assert process.returncode == 0
+    assert "Timeout (0:00:00" in err
+    assert "acme_hangs.py" in err.partition("Timeout")[2]
