@@ -26,10 +26,10 @@ QUIET: dict[str, Any] = {
     "compute": "float32",
     "eval_interval": 0,
     "checkpoint_interval": 0,
-    "eval_steps": 1,
     "max_checkpoints": 2,
 }
-"""Keys of every run of a study, unless the user gives others: nothing but the training loss."""
+"""Keys of every run of a study, unless the user gives others: the training loss, and at its end one
+evaluation, over as many batches as in any run, which says whether it learned."""
 
 
 def base_config(

@@ -21,6 +21,13 @@ def test_a_study_counts_in_steps(shelf, tmp_path):
     assert base_config(None, [], [])[0].max_steps == load_config().max_steps
 
 
+def test_the_runs_are_judged_by_as_many_batches_as_any_run():
+    """Whether a twin learned is no matter of one batch; they evaluate at their end alone."""
+    config, _ = base_config(None, [], [])
+    assert (config.eval_interval, config.eval_steps) == (0, load_config().eval_steps)
+    assert base_config(None, [("eval_steps", 3, DEFAULT)], [])[0].eval_steps == 3
+
+
 def test_studies_run_in_one_process(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(BadInput, match=r"2 processes were started, .* without torchrun"):
