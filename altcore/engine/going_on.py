@@ -11,7 +11,7 @@ from altcore.config import TrainConfig
 from altcore.engine.apply import take_recipe
 from altcore.engine.loop import Engine
 from altcore.engine.state_checks import Built, check_state, check_weights_and_moments
-from altcore.errors import BadInput
+from altcore.errors import BadInput, InvalidCheckpoint
 from altcore.runs import (
     ENDED_PHASE,
     Change,
@@ -92,10 +92,18 @@ def go_on(
         check_changes(changes, name, allowed=allowed, strict=config.strict)
         if any(c.what == "optimizer" for c in changes):
             _without_moments(found, built)
-        if found.state is not None:
-            check_state(found.state, built)
-        for snapshot in found.snapshots:
-            check_weights_and_moments({**snapshot, "model": snapshot.get("weights")}, built)
+        try:
+            if found.state is not None:
+                check_state(found.state, built)
+            for snapshot in found.snapshots:
+                check_weights_and_moments({**snapshot, "model": snapshot.get("weights")}, built)
+        except InvalidCheckpoint as error:
+            accepted = "; ".join(str(c) for c in changes if c.is_decisive)
+            if not accepted:
+                raise
+            # An earlier checkpoint would fit no better, until all that was trained is lost.
+            problem = f"what you allowed does not fit the state of {found.path.name}: {accepted}"
+            raise BadInput(f"{problem}: {error}", key=f"--resume {name}") from error
 
     if directory.is_written:
         tidy(directory.checkpoints)
