@@ -24,6 +24,9 @@ from altcore.runs import (
     tidy,
 )
 
+CODE = ("altcore", "torch", "python")
+"""Parts of the platform of which another version may have states of another form."""
+
 
 @frozen(eq=False)
 class GoingOn:
@@ -98,12 +101,13 @@ def go_on(
             for snapshot in found.snapshots:
                 check_weights_and_moments({**snapshot, "model": snapshot.get("weights")}, built)
         except InvalidCheckpoint as error:
-            accepted = "; ".join(str(c) for c in changes if c.is_decisive)
-            if not accepted:
+            causes = [str(c) for c in changes if c.is_decisive or c.what in CODE]
+            if not causes:
                 raise
             # An earlier checkpoint would fit no better, until all that was trained is lost.
-            problem = f"what you allowed does not fit the state of {found.path.name}: {accepted}"
-            raise BadInput(f"{problem}: {error}", key=f"--resume {name}") from error
+            problem = f"what changed does not fit the state of {found.path.name}: {error}"
+            hint = "; ".join(causes)
+            raise BadInput(problem, key=f"--resume {name}", hint=hint) from error
 
     if directory.is_written:
         tidy(directory.checkpoints)

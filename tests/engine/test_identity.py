@@ -163,7 +163,7 @@ def test_settings_that_are_none_are_refused(settings, start, run, capsys):
 
 
 def test_an_accepted_change_that_does_not_fit_loses_nothing(start, run):
-    """It is no reason to go back to the checkpoint of step 0, which fits whatever the seed makes."""
+    """It is no reason to go back to the checkpoint of step 0, which fits all that a seed makes."""
     edit(run, gpt__n_layer=2)
     config = resuming.resumed("r", str(start.runs), max_steps=4)
     before = files(run)
