@@ -11,7 +11,7 @@ from altcore.config import TrainConfig
 from altcore.engine.apply import take_recipe
 from altcore.engine.loop import Engine
 from altcore.engine.state_checks import Built, check_state, check_weights_and_moments
-from altcore.errors import BadInput
+from altcore.errors import BadInput, InvalidCheckpoint
 from altcore.runs import (
     ENDED_PHASE,
     Change,
@@ -23,6 +23,9 @@ from altcore.runs import (
     load_newest,
     tidy,
 )
+
+CODE = ("altcore", "torch", "python")
+"""Parts of the platform of which another version may have states of another form."""
 
 
 @frozen(eq=False)
@@ -92,10 +95,19 @@ def go_on(
         check_changes(changes, name, allowed=allowed, strict=config.strict)
         if any(c.what == "optimizer" for c in changes):
             _without_moments(found, built)
-        if found.state is not None:
-            check_state(found.state, built)
-        for snapshot in found.snapshots:
-            check_weights_and_moments({**snapshot, "model": snapshot.get("weights")}, built)
+        try:
+            if found.state is not None:
+                check_state(found.state, built)
+            for snapshot in found.snapshots:
+                check_weights_and_moments({**snapshot, "model": snapshot.get("weights")}, built)
+        except InvalidCheckpoint as error:
+            causes = [str(c) for c in changes if c.is_decisive or c.what in CODE]
+            if not causes:
+                raise
+            # An earlier checkpoint would fit no better, until all that was trained is lost.
+            problem = f"what changed does not fit the state of {found.path.name}: {error}"
+            hint = "; ".join(causes)
+            raise BadInput(problem, key=f"--resume {name}", hint=hint) from error
 
     if directory.is_written:
         tidy(directory.checkpoints)

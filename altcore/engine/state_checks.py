@@ -184,12 +184,10 @@ def _check_moment(what: str, key: str, value: Any, parameter: Tensor, is_moment:
             f"the optimizer's {what} is of shape {list(value.shape)}, the parameter of "
             f"{list(parameter.shape)}"
         )
-    if (
-        value.layout != torch.strided
-        or 0 in value.stride()[: value.numel() and value.dim()]
-        or value.is_complex() != parameter.is_complex()
-    ):
+    if value.layout != torch.strided or value.is_complex() != parameter.is_complex():
         raise InvalidCheckpoint(f"the optimizer's {what} is of type {value.dtype}")
+    if any(value.stride(i) == 0 for i in range(value.dim()) if value.shape[i] > 1):
+        raise InvalidCheckpoint(f"the optimizer's {what} is one number for many")
     if key in MOMENTS and bool((value < 0).any()):
         raise InvalidCheckpoint(f"the optimizer's {what} has a negative element")
     if key == "step" and (value.dim() or not bool(torch.isfinite(value) & (value >= 0))):

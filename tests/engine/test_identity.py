@@ -162,6 +162,18 @@ def test_settings_that_are_none_are_refused(settings, start, run, capsys):
         assert found.code == 2, found.err
 
 
+def test_an_accepted_change_that_does_not_fit_loses_nothing(start, run):
+    """It is no reason to go back to the checkpoint of step 0, which fits all that a seed makes."""
+    edit(run, gpt__n_layer=2)
+    config = resuming.resumed("r", str(start.runs), max_steps=4)
+    before = files(run)
+    with pytest.raises(
+        BadInput, match=r"does not fit the state of step-00000002: gpt\.n_layer was 1"
+    ):
+        altcore.train(config, resume="r", allow_change=["gpt.n_layer"])
+    assert files(run) == before
+
+
 # ------------------------------------------------------------------------------------------- data
 
 
