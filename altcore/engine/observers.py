@@ -12,10 +12,12 @@ from attrs import define, field
 from altcore.engine.plugins import Plugin
 from altcore.engine.possessions import possessions
 from altcore.engine.state import Run, Step
-from altcore.engine.trespass import Possession
+from altcore.engine.trespass import Possession, RandomStates
 
 log = structlog.get_logger("altcore")
 
+OUTSIDE = ("run_start", "findings", "run_end")
+"""Hooks in which random numbers may be drawn, as imports do: no step depends on them."""
 SHOWN = 4
 """Changes that a message names."""
 
@@ -43,7 +45,10 @@ class ObserverCheck:
                 return None
             self._seen.add((plugin.name, doing))
         with self._looking() as looking:
-            looking.all = list(possessions(run, step, plugin.kind, by_value=self.is_on))
+            found = possessions(run, step, plugin.kind, by_value=self.is_on)
+            looking.all = [
+                p for p in found if doing not in OUTSIDE or not isinstance(p, RandomStates)
+            ]
         return looking
 
     @contextmanager

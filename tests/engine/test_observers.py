@@ -11,6 +11,7 @@ import pytest
 import torch
 from attrs import define
 from helpers import events, metrics_bytes, weights_sha256
+from helpers_plugins import make
 from structlog.testing import capture_logs
 
 from altcore import hookimpl
@@ -580,3 +581,19 @@ def test_a_model_that_cannot_be_looked_at_is_trained_all_the_same(shelf, start):
     assert "ZeroDivisionError" in said
     with pytest.raises(ZeroDivisionError):
         start(["looks"], name="s", check_observers=True)
+
+
+def draws(self):
+    """Draw a number, as an import may."""
+    torch.rand(1)
+
+
+@pytest.mark.parametrize("hook", ["run_start", "run_end"])
+def test_imports_may_draw_numbers_before_and_after_the_steps(shelf, start, plain, hook):
+    """No step depends on them."""
+    if not plain:
+        plain["run"] = trained(start, "plain")[:2]
+    shelf.install("reporter", "draws", make({hook: draws}))
+    weights, metrics, said = trained(start, "r", "draws", check_observers=True)
+    assert said == []
+    assert (weights, metrics) == plain["run"]
