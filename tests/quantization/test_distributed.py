@@ -225,6 +225,28 @@ def shards(rank):
             q.remove()
 
 
+def same_shards(rank):
+    for recipe, fmt in (("master", "E4M3"), ("mxfp8", None)):
+        for is_nested in (True, False):
+            model, lone = Net(), Net()
+            shard(model, is_nested=is_nested)
+            pairs = [(m, torch.optim.AdamW(m.parameters(), 1e-2)) for m in (model, lone)]
+            with (
+                quantize_model(model, recipe, format=fmt) as q,
+                quantize_model(lone, recipe, format=fmt) as r,
+            ):
+                for step in range(4):
+                    losses = []
+                    for own, optimizer in pairs:
+                        losses.append(loss_of(own, 0, step))  # both ranks have rank 0's samples
+                        losses[-1].backward()
+                        optimizer.step()
+                        optimizer.zero_grad()
+                    assert torch.equal(*losses)
+                    assert_same(model, lone)
+                assert q.stats() == r.stats()
+
+
 def short_shards(rank):
     from torch.distributed.fsdp import MixedPrecisionPolicy
 
@@ -236,9 +258,12 @@ def short_shards(rank):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("function", [shards, short_shards])
+@pytest.mark.parametrize("function", [shards, same_shards, short_shards])
 def test_shards_compute_what_the_whole_model_does(tmp_path, function):
-    """Quantized before it is sharded or after, layer by layer or as one; in bfloat16, too."""
+    """Quantized before it is sharded or after, layer by layer or as one; in bfloat16, too.
+
+    To the bit if every rank has the same samples.
+    """
     in_ranks(tmp_path, function)
 
 
