@@ -16,7 +16,7 @@ import altcore
 from altcore import BadInput, hookimpl
 from altcore.engine import identity, resuming, setup
 from altcore.hooks import setting
-from altcore.runs import contents
+from altcore.runs import checkpoint, contents
 
 
 @pytest.fixture
@@ -167,11 +167,21 @@ def test_an_accepted_change_that_does_not_fit_loses_nothing(start, run):
     edit(run, gpt__n_layer=2)
     config = resuming.resumed("r", str(start.runs), max_steps=4)
     before = files(run)
-    with pytest.raises(
-        BadInput, match=r"does not fit the state of step-00000002: gpt\.n_layer was 1"
-    ):
+    said = r"does not fit the state of step-00000002: .* gpt\.n_layer was 1 and is 2"
+    with pytest.raises(BadInput, match=said):
         altcore.train(config, resume="r", allow_change=["gpt.n_layer"])
     assert files(run) == before
+
+
+def test_a_state_of_another_version_is_no_reason_to_go_back(start, run):
+    """A group of the optimizer has one more option in another version of torch."""
+    path = run / "checkpoints/step-00000002"
+    found = checkpoint.load_checkpoint(path)
+    found.state["optimizer"]["param_groups"][0].pop("eps")
+    found.manifest["identity"]["platform"]["torch"] = "1.0"
+    checkpoint.save_checkpoint(path.parent, found.state, found.manifest)
+    with pytest.raises(BadInput, match=r"does not fit .*missing \['eps'\].* torch was 1\.0"):
+        start.resume("r", max_steps=4)
 
 
 # ------------------------------------------------------------------------------------------- data
