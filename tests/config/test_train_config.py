@@ -29,6 +29,7 @@ CHANGED = {
     "compute": "bfloat16",
     "freeze": ["<embedding>"],
     "compile": True,
+    "shared_amax": True,
     "device": "cpu",
     "plugins": ["ulp-stats"],
     "no_plugins": ["progress"],
@@ -60,6 +61,7 @@ CHANGED = {
     "eval_steps": 6,
     "checkpoint_interval": 8,
     "max_checkpoints": 4,
+    "keep_best": 2,
     "snapshot_interval": 9,
     "max_snapshots": 2,
     "nan_patience": 4,
@@ -72,6 +74,7 @@ CHANGED = {
     "original": {"use_fp8": True},
     "format_digests": {"E4M3": format_digest(get_format("E4M3"))},
     "format_origins": {"E4M3": "altcore-formats 1.0"},
+    "changes": [{"step": 2, "what": "seed", "before": 7, "now": 8}],
 }
 """For every key another value than the default."""
 
