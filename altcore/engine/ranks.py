@@ -383,6 +383,13 @@ def check_alike(config: TrainConfig, ranks: Ranks) -> None:
                 raise BadInput(problem, key=key, hint="processes of one run have one configuration")
 
 
+def check_shares(workload: Any, ranks: Ranks) -> None:
+    """Raise `BadInput` unless ranks can share micro-batches: the first, and an epoch's last."""
+    if ranks.world_size > 1:
+        for index in {1, getattr(workload, "steps_per_epoch", None) or 1}:
+            ranks.share(workload, workload.batch("train", index, 0))
+
+
 def of_rank(plugins: Sequence[Plugin], ranks: Ranks) -> list[Plugin]:
     """Return the plugins that run on this rank: rank 0 alone has reporters."""
     return [p for p in plugins if p.kind != "reporter" or ranks.rank == 0]

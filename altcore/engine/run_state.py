@@ -40,12 +40,14 @@ class RunState:
             "held_records": self.record.held,
             "random": random_state(run.device),
         }
+        ranks, broken = zip(*self.ranks.gather((own, list(run.degraded))), strict=True)
+        self.dispatch.disable_broken(run, {name for names in broken for name in names})
         return {
             "step": run.step,
             "model": run.model.state_dict(),
             "optimizer": run.optimizer.state_dict(),
             "quantization": run.quantization.state_dict(),
-            "ranks": self.ranks.gather(own),
+            "ranks": list(ranks),
             "degraded": list(run.degraded),
             "detector": self.detector.state_dict(),
             "dead_steps": self.gradients.dead_steps,

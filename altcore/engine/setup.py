@@ -31,7 +31,7 @@ from altcore.engine.observers import ObserverCheck
 from altcore.engine.plugins import Plugin, load_plugins
 from altcore.engine.probe import probing
 from altcore.engine.randomness import seed_all
-from altcore.engine.ranks import Ranks, check_alike, join, of_rank
+from altcore.engine.ranks import Ranks, check_alike, check_shares, join, of_rank
 from altcore.engine.remarks import about_recipe, about_schedule, about_warmup
 from altcore.engine.state import Run, Workload
 from altcore.engine.state_checks import Built
@@ -122,8 +122,7 @@ def _prepare(
         **coverage_facts(workload, quantization, device, ranks),
     }
     check_last_batch(workload)
-    if ranks.world_size > 1:
-        ranks.share(workload, workload.batch("train", 1, 0))
+    check_shares(workload, ranks)
     check_monitor(config, workload, quantization, device)
     if config.compile:
         model.compile()

@@ -71,11 +71,24 @@ class Fault:
                 next(run.model.parameters()).add_(1.0)
 
 
+@define(eq=False)
+class Broken:
+    """A diagnostic that fails on rank 1."""
+
+    @hookimpl
+    def post_backward(self, run, step):
+        if (run.rank, step.index) == (1, 2):
+            raise ValueError("planted")
+        HEARD.append(step.index)
+
+
 def starter(rank, folder, corpus):
     """Return the `Starter` of a rank, with the plugin ``fault``."""
     site = Path(tempfile.mkdtemp(dir=folder))
     sys.path.insert(0, str(site))
-    PluginShelf(site, pytest.MonkeyPatch()).install("intervention", "fault", Fault)
+    shelf = PluginShelf(site, pytest.MonkeyPatch())
+    shelf.install("intervention", "fault", Fault)
+    shelf.install("diagnostic", "broken", Broken)
     return Starter(folder / "runs", corpus)
 
 
@@ -136,6 +149,11 @@ def agreed(rank, folder, corpus):
     with pytest.raises(AltcoreError, match=r"replicas differ: transformer\.\S+ is not the same"):
         engine.train()
     assert one.step == 2
+
+    HEARD.clear()
+    engine = start.engine(["broken"], name="degraded", max_steps=5, checkpoint_interval=3)
+    assert engine.train()["degraded"] == ["broken"]
+    assert HEARD == [1] if rank else [1, 2, 3], "disabled everywhere with the next checkpoint"
 
     engine, one = run("raise")
     expected = r"rank 1 failed: PluginError: .*planted" if rank == 0 else "fault.*planted"

@@ -1,9 +1,12 @@
 """Several processes, as torchrun starts them, train one run."""
 
 import pytest
+import torch
 from helpers import Starter, sha256, state
 from helpers_distributed import by_torchrun
+from torch import nn
 
+from altcore.engine import prepare
 from altcore.runs import read_lines
 
 BATCHES = {"eval_steps": 3, "eval_interval": 2, "max_steps": 4, "gpt__batch_size": 8}
@@ -26,6 +29,23 @@ SAME = [
 ]
 
 
+class Normed(nn.Module):
+    """A model with running statistics, and a layer that only every other pass uses."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.embed, self.norm = nn.Embedding(256, 8), nn.BatchNorm1d(8)
+        self.branch, self.head = nn.Linear(8, 8), nn.Linear(8, 256)
+        self.passes = 0
+
+    def forward(self, ids):
+        x = self.embed(ids)
+        self.passes += 1
+        x = self.norm(x.flatten(0, 1)).view_as(x)
+        return self.head(self.branch(x) if self.passes % 2 else x)
+
+
 def alike(rank, runs, corpus):
     start = Starter(runs, corpus)
     for keys in SAME:
@@ -35,6 +55,13 @@ def alike(rank, runs, corpus):
         saved = state(engine.run.directory)
         assert sha256(engine.run.model.state_dict()) == sha256(saved["model"])
         assert len(saved["ranks"]) == 2
+    model = Normed(seed=rank)
+    before = sha256(model.state_dict())
+    engine = prepare(start.config(name="normed", max_steps=3), model=model)
+    assert (sha256(model.state_dict()) == before) == (rank == 0), "rank 0's weights are sent"
+    engine.train()
+    assert sha256(model.state_dict()) == sha256(state(engine.run.directory)["model"])
+    assert model.norm.running_mean.count_nonzero()
 
 
 @pytest.mark.slow
