@@ -78,9 +78,13 @@ class Saving:
         is_needed = run.step > 0 or not self.is_from_seed or run.degraded or run.world_size > 1
         self._write(REGULAR, self.state.state_dict() if is_needed else None)
         self.saved = self._known()
+        self.keep()
+
+    def keep(self) -> None:
+        """Set the pointers, and remove the checkpoints that need not stay."""
         if not self.directory.is_written:
             return
-        config = run.config
+        config = self.state.run.config
         retain(
             self.directory.checkpoints,
             monitor=config.monitor,

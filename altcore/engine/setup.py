@@ -184,6 +184,7 @@ def _prepare(
         directory.remove(SUMMARY)
         if directory.is_written:
             set_aside(directory.checkpoints, going_on.step)
+            engine.saving.keep()
     write_configuration(directory, config)
     return engine
 

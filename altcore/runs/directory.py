@@ -44,6 +44,8 @@ class RunDirectory:
     """Absolute: a plugin may change the working directory."""
     _lock: int | None
     _logs: dict[str, LogFile] = field(factory=dict)
+    _durable_logs: int = field(init=False, default=0)
+    """How many of them had their names on the disk when they were last synced."""
     _folder: int | None = field(init=False, default=None)
     """The directory itself, wherever its path leads."""
 
@@ -58,9 +60,10 @@ class RunDirectory:
         root = Path(config.runs_dir).absolute()
         try:
             root.mkdir(parents=True, exist_ok=True)
-            if config.name is None:
-                return cls.open(_fresh(root, config))
-            return cls._named(root / config.name)
+            named = root / config.name if config.name else None
+            made = cls._named(named) if named else cls.open(_fresh(root, config))
+            durable.fsync_folder(root)
+            return made
         except OSError as error:
             raise BadInput(f"{root} cannot be written: {error.strerror}", key="runs_dir") from error
 
@@ -150,7 +153,11 @@ class RunDirectory:
 
     def sync_logs(self) -> dict[str, dict[str, Any]]:
         """Make the .jsonl files durable; returns length and hash of each that exists."""
-        return {f: self._log(f).sync() for f in LOGS if (self.path / f).exists()}
+        found = {f: self._log(f).sync() for f in LOGS if (self.path / f).exists()}
+        if len(found) > self._durable_logs:  # a file whose name is lost is lost
+            durable.fsync_folder(self.path)
+            self._durable_logs = len(found)
+        return found
 
     def cut_logs(self, recorded: Mapping[str, Mapping[str, Any]]) -> None:
         """Cut the .jsonl files to what `sync_logs` returned: what follows is done again."""

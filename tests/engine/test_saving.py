@@ -209,6 +209,40 @@ def test_logs_are_whole_after_a_signal(shelf, start):
     assert kinds == ["start", "checkpoint", "checkpoint", "resume", "checkpoint", "end"]
 
 
+@pytest.mark.parametrize("torn", ["", "step-00000099", None])
+def test_a_resume_rebuilds_the_pointers(shelf, start, torn):
+    """Also one that has only the end of the run to make up for."""
+    keys = {"strict": True, "eval_interval": 1, "max_steps": 3, "max_checkpoints": 2}
+    once(shelf, run_end=lambda run: True)
+    with pytest.raises(PluginError, match="Crash"):
+        start(["once"], name="r", **keys)
+    folder = start.runs / "r" / "checkpoints"
+    told = {name: (folder / name).read_text() for name in ("best", "last")}
+    for name in told:
+        (folder / name).unlink()
+        if torn is not None:
+            (folder / name).write_text(torn)
+    (folder / "step-00000004.tmp").mkdir()
+    start.resume("r")
+    assert {name: (folder / name).read_text() for name in told} == told
+    assert told["last"] == "step-00000003"
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_a_damaged_checkpoint_is_set_aside(shelf, start):
+    """The one before serves, and the damaged one is there to be looked at."""
+    once(shelf, on_record=lambda run: run.step == 3)
+    with pytest.raises(PluginError, match="Crash"):
+        start(["once"], strict=True, name="r", checkpoint_interval=1)
+    folder = start.runs / "r" / "checkpoints"
+    (folder / "step-00000002" / "state.pt").write_bytes(b"torn")
+    run = start.resume("r").run_directory
+    whole = start(["once"], strict=True, name="whole", checkpoint_interval=1).run_directory
+    same(run, whole)
+    assert events(run, "resume")[0]["checkpoint"] == "step-00000001"
+    assert (folder / "damaged_step-00000002" / "state.pt").read_bytes() == b"torn"
+
+
 # -------------------------------------------------------------------------------- plugins
 
 

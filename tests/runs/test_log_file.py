@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+from pathlib import Path
 
 import pytest
 from helpers import run_directory
@@ -43,6 +44,24 @@ def test_length_and_hash_are_those_of_the_file(directory):
         for file, known in recorded.items():
             whole = (data or contents(again))[file][: known["bytes"]]
             assert known == {"bytes": len(whole), "sha256": hashlib.sha256(whole).hexdigest()}
+
+
+def test_a_name_is_as_durable_as_its_file(directory, monkeypatch):
+    """Once for each file that is new; and the run's own when it is made."""
+    synced, fsync = [], durable.fsync
+
+    def record(descriptor):
+        synced.append(Path(f"/proc/self/fd/{descriptor}").readlink().name)
+        fsync(descriptor)
+
+    monkeypatch.setattr(durable, "fsync", record)
+    for file in ("events.jsonl", "events.jsonl", "metrics.jsonl"):
+        directory.append(file, {"step": 1})
+        directory.sync_logs()
+    assert synced == ["events.jsonl", "r", "events.jsonl", "metrics.jsonl", "r"]
+    synced.clear()
+    run_directory(directory.path.parent.parent, name="s")
+    assert synced == ["runs"]
 
 
 def test_a_file_that_is_not_there_is_not_recorded(directory):
