@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -146,9 +147,11 @@ class TorchrunRanks(Ranks):
         self.store: Store | None = None
         self.is_own_group = not dist.is_initialized()
         if self.is_own_group:
-            is_cuda = self.device(device).startswith("cuda")
+            own = torch.device(self.device(device))
+            # A device that is not here is refused later, by name.
+            is_cuda = own.type == "cuda" and (own.index or 0) < torch.cuda.device_count()
             if is_cuda:
-                torch.cuda.set_device(self.device(device))
+                torch.cuda.set_device(own)
             common, rank, world_size = next(iter(rendezvous("env://")))
             self.store = PrefixStore(f"altcore/{next(_NUMBERS)}", common)
             backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
@@ -311,8 +314,8 @@ class TorchrunRanks(Ranks):
         except RuntimeError as error:
             if not is_of_messages(error):
                 raise
-            why = "; ".join(self._told()) or f"another process of the run is gone ({error!s:.200})"
-            raise LostRank(f"rank {self.rank} cannot go on: {why}") from error
+            why = "; ".join(self._told()) or f"another process of the run is gone: {_short(error)}"
+            raise LostRank(f"{why}; --resume goes on from the last checkpoint") from error
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Wait until rank 0 has written everything, and end a process group of the run's own."""
@@ -353,6 +356,11 @@ class TorchrunRanks(Ranks):
 
 def _error_key(rank: int) -> str:
     return f"error/{rank}"
+
+
+def _short(error: RuntimeError) -> str:
+    """Return what gloo says without the place in its source, and without its advice."""
+    return re.sub(r"^\[[^]]*\] ", "", text_of(error)).partition(". This is")[0][:200]
 
 
 def is_of_messages(error: RuntimeError) -> bool:

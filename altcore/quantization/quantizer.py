@@ -100,8 +100,7 @@ class Quantizer:
             largest = amax(x, along)
         else:
             largest = quantile(x, scaling.quantile, along)
-        if training and self.shares_amax:
-            assert self.context.largest_of_ranks is not None
+        if training and self.context.largest_of_ranks is not None and self.shares_amax:
             largest = self.context.largest_of_ranks(largest)
         if scaling.kind == "delayed":
             largest = self._delayed(largest, training)
