@@ -30,7 +30,6 @@ CHANGED = {
     "shared_amax": True,
     "freeze": ["<embedding>"],
     "compile": True,
-    "shared_amax": True,
     "device": "cpu",
     "plugins": ["ulp-stats"],
     "no_plugins": ["progress"],
@@ -76,7 +75,6 @@ CHANGED = {
     "original": {"use_fp8": True},
     "format_digests": {"E4M3": format_digest(get_format("E4M3"))},
     "format_origins": {"E4M3": "altcore-formats 1.0"},
-    "changes": [{"step": 2, "what": "seed", "before": 7, "now": 8}],
 }
 """For every key another value than the default."""
 
