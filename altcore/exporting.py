@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,7 @@ def export(loaded: LoadedRun, file: str | Path, kind: str = VALUES) -> dict[str,
     """
     if kind not in KINDS:
         raise BadInput(f"there is no kind {shown(kind)}", hint=f"one of {', '.join(KINDS)}")
-    try:
-        from safetensors.torch import save_file
-    except ImportError as error:
-        problem = "safetensors is not installed"
-        raise BadInput(problem, hint="pip install altcore[export]") from error
+    _, save_file = _safetensors()
     q = loaded.quantization
     coded, others = ({}, {}) if kind == MASTERS else weight_codes(q)
     by_weight = {id(q.weights.parameters[name]): weight for name, weight in coded.items()}
@@ -77,6 +74,17 @@ def export(loaded: LoadedRun, file: str | Path, kind: str = VALUES) -> dict[str,
     return others
 
 
+def _safetensors() -> tuple[Callable[..., Any], Callable[..., None]]:
+    """Return what opens and what saves a file of safetensors."""
+    try:
+        from safetensors import safe_open
+        from safetensors.torch import save_file
+    except ImportError as error:
+        problem = "safetensors is not installed"
+        raise BadInput(problem, hint="pip install altcore[export]") from error
+    return safe_open, save_file
+
+
 def _element_bits(fmt: AnyFormat) -> int:
     return int((fmt.element if isinstance(fmt, BlockFormat) else fmt).bits)
 
@@ -85,9 +93,9 @@ def read_export(file: str | Path) -> dict[str, Tensor]:
     """Return the tensors of an exported file by the names of the model's state, decoded.
 
     The formats must be installed, with the values that they had: `BadInput` names one that is not.
+    So must safetensors be.
     """
-    from safetensors import safe_open
-
+    safe_open, _ = _safetensors()
     with safe_open(str(file), framework="pt") as opened:
         told = json.loads((opened.metadata() or {}).get("altcore", "{}"))
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping

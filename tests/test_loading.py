@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+from functools import partial
 
 import pytest
 import torch
@@ -139,3 +141,12 @@ def test_an_exported_file_says_what_it_holds(start, tmp_path):
     assert small < 0.5 * (tmp_path / "values").stat().st_size
     with pytest.raises(BadInput, match="one of values, masters, codes"):
         altcore.export(loaded, tmp_path / "x", "code")
+
+
+def test_without_safetensors_the_extra_is_named(start, tmp_path, monkeypatch):
+    """It is optional: writing and reading say what to install."""
+    loaded = altcore.load("pure", "latest", runs_dir=start.runs)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    for call in (partial(altcore.export, loaded), altcore.read_export):
+        with pytest.raises(BadInput, match=r"safetensors is not installed.*altcore\[export\]"):
+            call(tmp_path / "weights")

@@ -157,7 +157,7 @@ def test_what_is_too_large_is_refused_at_once(text, problem, tmp_path):
     """In a file and in a flag, in little time and memory."""
     path = tmp_path / "a.yaml"
     path.write_text(text)
-    began = time.perf_counter()
+    began = time.process_time()  # of this process: other work on the machine does not count
     tracemalloc.start()
     with pytest.raises(BadInput, match=rf"a\.yaml, line \d+: not valid YAML: .*{problem}"):
         read_mapping(path, "config")
@@ -165,7 +165,7 @@ def test_what_is_too_large_is_refused_at_once(text, problem, tmp_path):
         load_yaml(text, Source(flag="--set"))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
     assert peak < 200 << 20
 
 
