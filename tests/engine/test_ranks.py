@@ -9,6 +9,7 @@ from torch import nn
 from altcore.engine import prepare
 from altcore.runs import read_lines
 
+DELAYED = {"activation": {"format": "FORMAT", "scaling": "delayed"}}
 BATCHES = {"eval_steps": 3, "eval_interval": 2, "max_steps": 4, "gpt__batch_size": 8}
 SAME = [
     # Bit for bit would be luck: the ranks' halves of a sum are added in another order.
@@ -24,7 +25,7 @@ SAME = [
         "format": "E4M3",
         "name": "delayed",
         "shared_amax": True,
-        "recipe": {"activation": {"format": "FORMAT", "scaling": "delayed"}},
+        "recipe": DELAYED,
     },
 ]
 
@@ -48,13 +49,16 @@ class Normed(nn.Module):
 
 def alike(rank, runs, corpus):
     start = Starter(runs, corpus)
-    for keys in SAME:
+    for keys in (*SAME, {"name": "histories", "format": "E4M3", "recipe": DELAYED}):
         engine = start.engine(**keys, **BATCHES)
         assert (engine.run.rank, engine.run.world_size) == (rank, 2)
         engine.train()
         saved = state(engine.run.directory)
         assert sha256(engine.run.model.state_dict()) == sha256(saved["model"])
         assert len(saved["ranks"]) == 2
+        # Delayed scales are those of all ranks by default, too.
+        histories = engine.run.quantization.state_dict()["histories"]
+        assert sha256(histories) == sha256(saved["quantization"]["histories"])
     model = Normed(seed=rank)
     before = sha256(model.state_dict())
     engine = prepare(start.config(name="normed", max_steps=3), model=model)
