@@ -28,9 +28,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
-from altcore.config import TrainConfig
 from altcore.engine.losses import means
-from altcore.engine.plugins import Plugin
 from altcore.engine.randomness import seed_all
 from altcore.engine.shares import share_of
 from altcore.errors import AltcoreError, BadInput, Interrupted, LostRank, shown, text_of
@@ -379,25 +377,3 @@ def world_size() -> int:
 def join(device: str) -> Ranks:
     """Join the other processes that torchrun started, if there are any."""
     return TorchrunRanks(device) if world_size() > 1 else Ranks()
-
-
-def check_alike(config: TrainConfig, ranks: Ranks) -> None:
-    """Raise `BadInput` unless all ranks have the same configuration."""
-    own = config.to_plain()
-    for rank, other in enumerate(ranks.gather(own)):
-        for key in own:
-            if other[key] != own[key]:
-                problem = f"{shown(own[key])} on rank {ranks.rank}, {shown(other[key])} on {rank}"
-                raise BadInput(problem, key=key, hint="processes of one run have one configuration")
-
-
-def check_shares(workload: Any, ranks: Ranks) -> None:
-    """Raise `BadInput` unless ranks can share micro-batches: the first, and an epoch's last."""
-    if ranks.world_size > 1:
-        for index in {1, getattr(workload, "steps_per_epoch", None) or 1}:
-            ranks.share(workload, workload.batch("train", index, 0))
-
-
-def of_rank(plugins: Sequence[Plugin], ranks: Ranks) -> list[Plugin]:
-    """Return the plugins that run on this rank: rank 0 alone has reporters."""
-    return [p for p in plugins if p.kind != "reporter" or ranks.rank == 0]

@@ -31,7 +31,8 @@ from altcore.engine.observers import ObserverCheck
 from altcore.engine.plugins import Plugin, load_plugins
 from altcore.engine.probe import probing
 from altcore.engine.randomness import seed_all
-from altcore.engine.ranks import Ranks, check_alike, check_shares, join, of_rank
+from altcore.engine.rank_checks import check_alike, check_shares, of_rank
+from altcore.engine.ranks import Ranks, join
 from altcore.engine.remarks import about_recipe, about_schedule, about_warmup
 from altcore.engine.state import Run, Workload
 from altcore.engine.state_checks import Built
