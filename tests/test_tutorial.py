@@ -14,7 +14,7 @@ PAGE = (ROOT / "docs" / "tutorial.md").read_text()
 BLOCK = re.compile(r"(?:<!-- ([^>]*) -->\n)?```(\w+)\n(.*?)```", re.DOTALL)
 DECIMAL = re.compile(r"-?\d+\.\d+")
 RELATIVE, ABSOLUTE = 0.1, 0.005
-SLOW = ("Explain",)  # a minute
+SLOW = ("Explain",)  # five minutes
 
 
 def sections():

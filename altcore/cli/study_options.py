@@ -78,9 +78,11 @@ def split(shared: dict[str, Any]) -> tuple[list[Override], dict[str, Any]]:
 
 
 def asked(overrides: list[Override], rest: Mapping[str, Any]) -> Options:
-    """Return the options of a study."""
+    """Return the options of a study; its log goes to standard error, beside its answer."""
+    from altcore.cli.log import configure
     from altcore.study import Options
 
+    configure()
     return Options(overrides=overrides, tell=lambda line: echo(line, err=True), **rest)
 
 

@@ -92,7 +92,7 @@ def _pilot(config: TrainConfig, arm: Arm, steps: int = PILOT_STEPS) -> tuple[flo
                 format=None,
                 recipe=arm.recipe(),
                 max_steps=steps,
-                **arm.keys,
+                **{"warmup_steps": 0, **arm.keys},
             )
         )
         whole = time.perf_counter() - began

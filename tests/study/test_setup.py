@@ -1,12 +1,16 @@
 """The configuration that the runs of a study share."""
 
 import pytest
+import structlog
+from helpers_cli import call
 from helpers_epochs import Points
+from structlog.testing import capture_logs
 
 from altcore.config import load_config
 from altcore.errors import DEFAULT, BadInput
+from altcore.study.arms import twin
 from altcore.study.commands import Options
-from altcore.study.setup import base_config
+from altcore.study.setup import base_config, check_arms
 
 
 def test_a_study_counts_in_steps(shelf, tmp_path):
@@ -26,6 +30,30 @@ def test_the_runs_are_judged_by_as_many_batches_as_any_run():
     config, _ = base_config(None, [], [])
     assert (config.eval_interval, config.eval_steps) == (0, load_config().eval_steps)
     assert base_config(None, [("eval_steps", 3, DEFAULT)], [])[0].eval_steps == 3
+
+
+def test_a_pilot_warns_of_nothing(start):
+    """Its few steps are nobody's run: they have no warm-up that could be too long."""
+    with capture_logs() as told:
+        check_arms(start.config(warmup_steps=30), [twin()])
+    assert told == []
+
+
+@pytest.mark.parametrize(
+    "command", [("explain", "--format", "E4M3"), ("compare", "--formats", "E4M3")]
+)
+def test_the_log_of_a_study_is_not_its_answer(command, capsys, monkeypatch):
+    """Warnings of its runs go to standard error; what is printed is the page, or JSON."""
+
+    def warn(*_):
+        structlog.get_logger("altcore").warning("planted")
+        raise BadInput("enough")
+
+    for name in ("run_explain", "run_compare"):
+        monkeypatch.setattr(f"altcore.study.{name}", warn, raising=False)
+    outcome = call(capsys, *command)
+    assert (outcome.code, outcome.out) == (2, "")
+    assert "planted" in outcome.err
 
 
 def test_studies_run_in_one_process(monkeypatch):
