@@ -1,77 +1,17 @@
 """A run that is killed at any file operation goes on as if nothing had happened."""
 
-import math
-from contextlib import suppress
-
 import pytest
-from attrs import define
-from helpers import Starter, events, metrics_bytes, state, text_file, weights_sha256
-from helpers_checkpoints import without_resumes
 from helpers_crashes import forked, killed, points_of
-
-from altcore import BadInput, hookimpl
-from altcore.runs import list_checkpoints
-
-KEYS = {
-    "max_steps": 22,
-    "checkpoint_interval": 5,
-    "eval_interval": 7,
-    "max_checkpoints": 2,
-    "snapshot_interval": 2,
-    "max_snapshots": 3,
-    "gpt__dropout": 0.1,
-    "format": "E4M3",
-    "recipe": {"stored_weight": {"format": "FORMAT", "rounding": "stochastic"}, "weight": "FORMAT"},
-    "rollback__steps": 3,
-    "rollback__nan_patience": 1,
-    "rollback__format": "E5M2",
-}
-PLUGINS = ("trouble", "rollback")
+from helpers_faults import PLUGINS, check_is_eventful, check_same, eventful_run, go_on
 
 
 @pytest.fixture(scope="module")
 def kit(tmp_path_factory):
     """A starter of the run, its points in order, and the run as it is when nobody kills it."""
-    from helpers import PluginShelf
-
-    folder = tmp_path_factory.mktemp("crashes")
-    (folder / "site").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder / "site"))
-
-        @define(eq=False)
-        class Trouble:
-            @hookimpl
-            def pre_backward(self, step):
-                if step.index in (8, 16):
-                    step.loss = step.loss * math.nan
-
-        PluginShelf(folder / "site", patch).install("intervention", "trouble", Trouble)
-        start = Starter(folder / "runs", text_file(folder / "words.txt"), KEYS)
+    with eventful_run(tmp_path_factory.mktemp("crashes")) as start:
         points = points_of(lambda: start(PLUGINS, name="whole"))
-        told = {event["event"] for event in events(start.runs / "whole")}
-        assert {"nan", "rollback", "recipe"} <= told
+        check_is_eventful(start.runs / "whole")
         yield start, points
-
-
-def go_on(start, name):
-    """Resume a run, or begin it anew if it had not begun; one that is finished stays as it is."""
-    if not list_checkpoints(start.runs / name / "checkpoints"):
-        start(PLUGINS, name=name)
-        return
-    with suppress(BadInput):
-        start.resume(name)
-
-
-def same(one, other):
-    """Assert that two runs left the same."""
-    assert weights_sha256(one) == weights_sha256(other)
-    assert metrics_bytes(one) == metrics_bytes(other)
-    assert without_resumes(one) == without_resumes(other)
-    first, second = state(one), state(other)
-    assert first["ranks"][0]["plugins"] == second["ranks"][0]["plugins"]
-    for key in ("detector", "lr_scale", "step", "progress", "shifts"):
-        assert first[key] == second[key], key
 
 
 def check(start, points, point):
@@ -80,7 +20,7 @@ def check(start, points, point):
     killed(lambda: start(PLUGINS, name=name), point)
     forked(lambda: go_on(start, name), "any:25")
     assert forked(lambda: go_on(start, name)) == 0, points[point - 1]
-    same(start.runs / name, start.runs / "whole")
+    check_same(start.runs / name, start.runs / "whole")
 
 
 @pytest.mark.exhaustive
