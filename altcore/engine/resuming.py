@@ -25,6 +25,10 @@ def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
         if key in given:
             plain.pop(other, None)
     sources = {key: source_of(plain, key) for key in plain if key not in given}
+    held = plain["settings"] if isinstance(plain["settings"], dict) else {}
+    for owner, of_owner in held.items():
+        for key in of_owner if isinstance(of_owner, dict) else ():
+            sources[f"{owner}.{key}"] = source_of(of_owner, key)
     of_owners = {k: v for k, v in changes.items() if "." in k}
     for key, value in of_owners.items():
         owner, _, setting = key.partition(".")

@@ -48,6 +48,7 @@ from altcore.runs import (
     UnwrittenDirectory,
     environment,
     find_run,
+    no_space_named,
     set_aside,
     write_configuration,
 )
@@ -68,13 +69,14 @@ def prepare(
     ``allow_change`` names what may be another than it was in the run that goes on. The directory of
     a run to ``resume`` is locked before anything is read of it.
     """
-    with origins_recorded(config.format_origins), ExitStack() as on_error:
+    named = no_space_named(Path(config.runs_dir))
+    with origins_recorded(config.format_origins), named, ExitStack() as on_error:
         ranks, held = on_error.enter_context(join(config.device)), None
         if resume is not None:
             run, runs_dir = resume, config.runs_dir
             held = directory_of(ranks, lambda: RunDirectory.open(find_run(run, runs_dir)))
             on_error.callback(held.close)
-        engine = _prepare(config, ranks, model, batch, held, allow_change)
+        engine = _prepare(config, ranks, model, batch, held, allow_change, on_error)
         on_error.pop_all()
     return engine
 
@@ -87,6 +89,7 @@ def _prepare(
     batch: Callable[[str, int, int], Any] | None,
     held: RunDirectory | None,
     allow_change: Sequence[str],
+    on_error: ExitStack,
 ) -> Engine:
     check_alike(config, ranks)
     given = given_from_python(own_model, batch)
@@ -134,6 +137,7 @@ def _prepare(
     if held is None:
         config = config.evolve(changes=())
         directory = directory_of(ranks, partial(RunDirectory.create, config))
+        on_error.callback(directory.close)
         opening = ("start", {"name": directory.path.name, **facts})
     else:
         directory = held

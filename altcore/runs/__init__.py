@@ -24,7 +24,7 @@ from altcore.runs.directory import (
     recipe_label,
     write_configuration,
 )
-from altcore.runs.durable import replace_text
+from altcore.runs.durable import no_space_named, replace_text
 from altcore.runs.history import TAIL, early_and_late, finite, mean_of, step_lines, tail
 from altcore.runs.identity import (
     NAMES,
@@ -102,6 +102,7 @@ __all__ = [
     "load_newest",
     "mean_of",
     "named_path",
+    "no_space_named",
     "read_configuration",
     "read_json",
     "read_lines",

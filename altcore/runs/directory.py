@@ -59,13 +59,19 @@ class RunDirectory:
         """
         root = Path(config.runs_dir).absolute()
         try:
-            root.mkdir(parents=True, exist_ok=True)
-            named = root / config.name if config.name else None
-            made = cls._named(named) if named else cls.open(_fresh(root, config))
-            durable.fsync_folder(root)
-            return made
+            with durable.no_space_named(root):
+                root.mkdir(parents=True, exist_ok=True)
+                made = cls._new(root, config)
+                durable.fsync_folder(root)  # or a loss of power takes the whole run
+                return made
         except OSError as error:
             raise BadInput(f"{root} cannot be written: {error.strerror}", key="runs_dir") from error
+
+    @classmethod
+    def _new(cls, root: Path, config: TrainConfig) -> RunDirectory:
+        if config.name is None:
+            return cls.open(_fresh(root, config))
+        return cls._named(root / config.name)
 
     @classmethod
     def _named(cls, path: Path) -> RunDirectory:
@@ -76,14 +82,17 @@ class RunDirectory:
             if not _began_nothing(path):
                 raise _exists(path) from None
         directory = cls.open(path)
-        if not _began_nothing(path):  # another process was at it until now
+        try:
+            if not _began_nothing(path):  # another process was at it until now
+                raise _exists(path)
+            log.info("run begins anew: it had ended before its first checkpoint", run=path.name)
+            for entry in path.iterdir():
+                if entry.name != LOCK:
+                    durable.remove(entry)
+            directory._make_folders()
+        except (BadInput, OSError):
             directory.close()
-            raise _exists(path)
-        log.info("run begins anew: it had ended before its first checkpoint", run=path.name)
-        for entry in path.iterdir():
-            if entry.name != LOCK:
-                durable.remove(entry)
-        directory._make_folders()
+            raise
         return directory
 
     @classmethod
@@ -100,8 +109,12 @@ class RunDirectory:
             os.close(lock)
             raise BadInput(f"run {path.name} is being written by another process") from error
         directory = cls(path, lock)
-        directory._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        directory._make_folders()
+        try:
+            directory._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            directory._make_folders()
+        except OSError:
+            directory.close()
+            raise
         return directory
 
     def _make_folders(self) -> None:

@@ -20,6 +20,11 @@ from altcore.environment import CRASH_AT
 from altcore.errors import BadInput, NoSpace
 
 _passed: Counter[str] = Counter()
+_NO_SPACE = {
+    errno.ENOSPC: "no space left",
+    errno.EDQUOT: "no space left",
+    errno.EROFS: "a read-only file system",
+}
 
 
 def crash_point(name: str) -> None:
@@ -39,13 +44,14 @@ def crash_point(name: str) -> None:
 
 @contextmanager
 def no_space_named(path: Path, needed: int = 0) -> Iterator[None]:
-    """Turn a full disk into `NoSpace`, naming the path and the bytes needed."""
+    """Turn a full or read-only disk into `NoSpace`, naming the path and the bytes needed."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in _NO_SPACE:
             raise
-        raise NoSpace(f"no space left to write {path} ({needed} bytes needed)") from error
+        needs = f"to write {path} ({needed} bytes needed)"
+        raise NoSpace(f"{_NO_SPACE[error.errno]} {needs}") from error
 
 
 def open_to_write(path: Path, flags: int = os.O_TRUNC) -> int:

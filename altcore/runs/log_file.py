@@ -31,7 +31,10 @@ class LogFile:
     @classmethod
     def open(cls, path: Path) -> LogFile:
         """Open a file that may be new. A torn last line gets its end, so that it stays alone."""
+        is_new = not path.exists()
         file = cls(path, durable.open_to_write(path, os.O_APPEND))
+        if is_new:
+            durable.fsync_folder(path.parent)  # its data are synced later, its name never again
         last = file._read()
         if last not in (b"", b"\n"):
             file.append(b"\n")
@@ -63,7 +66,8 @@ class LogFile:
     def sync(self) -> dict[str, Any]:
         """Make all lines durable; returns the file's length and hash."""
         if not self._is_synced:
-            durable.fsync(self._descriptor)
+            with durable.no_space_named(self.path):
+                durable.fsync(self._descriptor)
             self._is_synced = True
         return {"bytes": self.length, "sha256": self._sha256.hexdigest()}
 

@@ -91,6 +91,11 @@ def retain(folder: Path, *, monitor: str, mode: str, max_checkpoints: int, keep_
     one before the first anomaly; step 0 if it is a manifest alone; anomalies; and the next
     ``keep_best`` best as weights only.
     """
+    with durable.no_space_named(folder):
+        _retain(folder, monitor, mode, max_checkpoints, keep_best)
+
+
+def _retain(folder: Path, monitor: str, mode: str, max_checkpoints: int, keep_best: int) -> None:
     found = list_checkpoints(folder)
     regular = [kept for kept in found if kept.kind == REGULAR]
     best = by_merit(regular, monitor, mode)[:1]

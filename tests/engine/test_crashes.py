@@ -1,97 +1,32 @@
 """A run that is killed at any file operation goes on as if nothing had happened."""
 
-import math
-
 import pytest
-from attrs import define
-from helpers import Starter, events, metrics_bytes, state, text_file, weights_sha256
-from helpers_checkpoints import without_resumes
 from helpers_crashes import forked, killed, points_of
+from helpers_faults import PLUGINS, check_is_eventful, check_same, eventful_run, go_on
 
-from altcore import BadInput, hookimpl
-from altcore.registry import entries
-from altcore.runs import list_checkpoints
+from altcore.registry import HOOK_KINDS, entries
 
-KEYS = {
-    "max_steps": 22,
-    "checkpoint_interval": 5,
-    "eval_interval": 7,
-    "max_checkpoints": 2,
-    "snapshot_interval": 2,
-    "max_snapshots": 3,
-    "gpt__dropout": 0.1,
-    "format": "E4M3",
-    "recipe": {"stored_weight": {"format": "FORMAT", "rounding": "stochastic"}, "weight": "FORMAT"},
-    "rollback__steps": 3,
-    "rollback__nan_patience": 1,
-    "rollback__format": "E5M2",
-}
-PLUGINS = ("trouble", "rollback")
-OF_HOOKS = ("intervention", "diagnostic", "reporter")
-ALL = tuple(e.name for e in entries() if e.kind in OF_HOOKS)
+ALL = tuple(e.name for e in entries() if e.kind in HOOK_KINDS)
 
 
 @pytest.fixture(scope="module")
 def kit(request, tmp_path_factory):
-    """A starter of the run, its points in order, and the run as it is when nobody kills it."""
-    from helpers import PluginShelf
-
-    plugins = dict.fromkeys([*PLUGINS, *getattr(request, "param", ())])
-
-    folder = tmp_path_factory.mktemp("crashes")
-    (folder / "site").mkdir()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(folder / "site"))
-
-        @define(eq=False)
-        class Trouble:
-            @hookimpl
-            def pre_backward(self, step):
-                if step.index in (8, 16):
-                    step.loss = step.loss * math.nan
-
-        PluginShelf(folder / "site", patch).install("intervention", "trouble", Trouble)
-        start = Starter(folder / "runs", text_file(folder / "words.txt"), KEYS)
-
-        def train(name):
-            start(plugins, name=name)
-
-        points = points_of(lambda: train("whole"))
-        told = {event["event"] for event in events(start.runs / "whole")}
-        assert {"nan", "rollback", "recipe"} <= told
-        yield start, train, points
-
-
-def go_on(start, train, name):
-    """Resume a run, or begin it anew if it had not begun; one that is finished stays as it is."""
-    if not list_checkpoints(start.runs / name / "checkpoints"):
-        train(name)
-        return
-    try:
-        start.resume(name)
-    except BadInput as error:
-        assert "is finished" in str(error)  # noqa: PT017 - it need not be raised
-
-
-def same(one, other):
-    """Assert that two runs left the same."""
-    assert weights_sha256(one) == weights_sha256(other)
-    assert metrics_bytes(one) == metrics_bytes(other)
-    assert without_resumes(one) == without_resumes(other)
-    first, second = state(one), state(other)
-    assert first["ranks"][0]["plugins"] == second["ranks"][0]["plugins"]
-    for key in ("detector", "lr_scale", "step", "progress", "shifts"):
-        assert repr(first[key]) == repr(second[key]), key  # a NaN is not equal to itself
+    """A starter of the run, its plugins and points in order; and the run that nobody kills."""
+    plugins = tuple(dict.fromkeys([*PLUGINS, *getattr(request, "param", ())]))
+    with eventful_run(tmp_path_factory.mktemp("crashes")) as start:
+        points = points_of(lambda: start(plugins, name="whole"))
+        check_is_eventful(start.runs / "whole")
+        yield start, plugins, points
 
 
 def check(kit, point):
-    """Kill a run at a point, and once more as it goes on; let it end, and compare."""
-    start, train, points = kit
+    """Kill a run at a point, go on, and compare; the run is killed once more as it goes on."""
+    start, plugins, points = kit
     name = f"killed-{point}"
-    killed(lambda: train(name), point)
-    forked(lambda: go_on(start, train, name), "any:25")
-    assert forked(lambda: go_on(start, train, name)) == 0, points[point - 1]
-    same(start.runs / name, start.runs / "whole")
+    killed(lambda: start(plugins, name=name), point)
+    forked(lambda: go_on(start, name, plugins), "any:25")
+    assert forked(lambda: go_on(start, name, plugins)) == 0, points[point - 1]
+    check_same(start.runs / name, start.runs / "whole")
 
 
 @pytest.mark.parametrize("share", range(60))

@@ -1,0 +1,98 @@
+"""What the tests of faults share: their numbers, and the run that they harm (docs/faults.md)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from attrs import define
+from helpers import (
+    PluginShelf,
+    Starter,
+    events,
+    forget_installed,
+    metrics_bytes,
+    state,
+    text_file,
+    weights_sha256,
+)
+from helpers_checkpoints import without_resumes
+
+from altcore import BadInput, hookimpl
+from altcore.runs import list_checkpoints
+
+KEYS = {
+    "max_steps": 22,
+    "checkpoint_interval": 5,
+    "eval_interval": 7,
+    "max_checkpoints": 2,
+    "snapshot_interval": 2,
+    "max_snapshots": 3,
+    "gpt__dropout": 0.1,
+    "format": "E4M3",
+    "recipe": {"stored_weight": {"format": "FORMAT", "rounding": "stochastic"}, "weight": "FORMAT"},
+    "rollback__steps": 3,
+    "rollback__nan_patience": 1,
+    "rollback__format": "E5M2",
+}
+PLUGINS = ("trouble", "rollback")
+
+
+def numbered(few: int, many: int) -> list[Any]:
+    """Return the numbers below ``many``; those from ``few`` on are for `make test-exhaustive`."""
+    rest = (pytest.param(i, marks=pytest.mark.exhaustive) for i in range(few, many))
+    return [*range(few), *rest]
+
+
+@define(eq=False)
+class Trouble:
+    """Makes the loss NaN twice, so that the run rolls back."""
+
+    @hookimpl
+    def pre_backward(self, step: Any) -> None:
+        """Spoil a step."""
+        if step.index in (8, 16):
+            step.loss = step.loss * math.nan
+
+
+@contextmanager
+def eventful_run(folder: Path) -> Iterator[Starter]:
+    """Give a starter of a run with dropout, stochastic storage, rollbacks and a shift."""
+    (folder / "site").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(folder / "site"))
+        PluginShelf(folder / "site", patch).install("intervention", "trouble", Trouble)
+        yield Starter(folder / "runs", text_file(folder / "words.txt"), KEYS)
+    forget_installed()
+
+
+def check_is_eventful(run: Path) -> None:
+    """Assert that all this happened."""
+    assert {"nan", "rollback", "recipe"} <= {event["event"] for event in events(run)}
+
+
+def go_on(start: Starter, name: str, plugins: Sequence[str] = PLUGINS) -> None:
+    """Resume a run, or begin it anew if it had not begun; one that is finished stays as it is."""
+    if not list_checkpoints(start.runs / name / "checkpoints"):
+        start(plugins, name=name)
+        return
+    try:
+        start.resume(name)
+    except BadInput as error:
+        assert "is finished" in str(error)  # noqa: PT017 - it need not be raised
+
+
+def check_same(one: Path, other: Path, *, logs: bool = True) -> None:
+    """Assert that two runs left the same: weights, state and, if asked, metrics and events."""
+    assert weights_sha256(one) == weights_sha256(other)
+    if logs:
+        assert metrics_bytes(one) == metrics_bytes(other)
+        assert without_resumes(one) == without_resumes(other)
+    first, second = state(one), state(other)
+    assert first["ranks"][0]["plugins"] == second["ranks"][0]["plugins"]
+    for key in ("detector", "lr_scale", "step", "progress", "shifts"):
+        assert repr(first[key]) == repr(second[key]), key  # NaN is no equal of itself
