@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
+from pathlib import Path
+from typing import IO, Any
 
 import pytest
 
@@ -18,7 +20,7 @@ def forked(action: Callable[[], Any], crash_at: str = "") -> int:
     """
     child = os.fork()
     if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return ended(child)
     code = 1
     try:
         os.environ["ALTCORE_CRASH_AT"] = crash_at
@@ -44,3 +46,44 @@ def points_of(action: Callable[[], Any]) -> list[str]:
 def killed(action: Callable[[], Any], point: int) -> None:
     """Run an action in a child that is killed at the ``point``-th of all points, from 1."""
     assert forked(action, f"any:{point}") == -signal.SIGKILL
+
+
+def forked_command(
+    folder: Path, arguments: list[str], err: IO[str], prepare: Callable[[], Any] = bool
+) -> int:
+    """Fork a process that is the command in a folder; returns its id when it handles signals.
+
+    It writes to ``err``, and calls ``prepare`` first.
+    """
+    ready, tell = os.pipe()
+    child = os.fork()
+    if child:
+        os.close(tell)
+        assert os.read(ready, 1)
+        os.close(ready)
+        return child
+    code: Any = 1
+    try:
+        from altcore.cli import main
+        from altcore.signals import handle_signals
+
+        os.dup2(err.fileno(), 2)
+        os.dup2(err.fileno(), 1)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        os.chdir(folder)
+        prepare()
+        handle_signals()
+        os.write(tell, b".")
+        main(arguments)
+    except SystemExit as leaving:
+        code = leaving.code
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def ended(child: int) -> int:
+    """Wait for a process; returns its exit code, that of a signal negative."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])

@@ -1,7 +1,10 @@
 """The documentation: nothing undocumented, nothing documented that is not there, and it runs."""
 
 import inspect
+import json
 import re
+import subprocess
+import sys
 import tomllib
 from functools import cache
 
@@ -535,3 +538,25 @@ def test_public_names_are_what_pages_import():
                 assert set(names.split(", ")) <= set(altcore.__all__)
             else:
                 assert f"`{module}`" in page("plugins")
+
+
+# ------------------------------------------------------------------------------------- faults
+
+
+def test_the_table_of_faults_counts_its_tests():
+    """Each row's test exists, and makes as many faults as the row says."""
+    rows = rows_of((ROOT / "docs/faults.md").read_text(), "The table")
+    assert len(rows) == 13
+    files = sorted({plain(row[1]).partition("::")[0] for row in rows})
+    counting = [sys.executable, str(ROOT / "tests/fault_counts.py"), *files]
+    done = subprocess.run(counting, cwd=ROOT, capture_output=True, text=True, check=True)
+    counts = json.loads(done.stdout.splitlines()[-1])
+    for _, test, few, many, _ in rows:
+        name = plain(test)
+        found = counts[name]
+        assert found[0] == int(few), name
+        if many == "all":
+            file = name.partition("::")[0]
+            assert any(n.startswith(file) and c[0] == 0 < c[1] for n, c in counts.items()), name
+        else:
+            assert found[1] == int(many), name

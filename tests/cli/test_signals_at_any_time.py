@@ -3,18 +3,16 @@
 import os
 import random
 import signal
-import sys
 import time
-import traceback
 
 import pytest
 from attrs import define
 from helpers import Starter, metrics_bytes, text_file, weights_sha256
 from helpers_cli import TINY
+from helpers_crashes import ended, forked_command
 from helpers_faults import numbered
 
 from altcore import hookimpl
-from altcore.cli import main
 from altcore.runs import list_checkpoints, summary_of
 from altcore.signals import WATCHED
 
@@ -45,34 +43,20 @@ def start(tmp_path_factory, shelf):
 
 
 def arguments(start, name, number=0):
-    given = ["train", *TINY, "--data", str(start.corpus), "--steps", str(STEPS), "--name", name]
-    given += ["--runs-dir", str(start.runs), "--plugin", "sends", "--set", f"sends.number={number}"]
+    given = [
+        "train",
+        *TINY,
+        "--set",
+        "gpt.batch_size=2",
+        "--data",
+        str(start.corpus),
+        "--steps",
+        str(STEPS),
+        "--name",
+        name,
+    ]
+    given += ["--plugin", "sends", "--set", f"sends.number={number}"]
     return [*given, "--device", "cpu", "--set", "checkpoint_interval=5", "--set", "eval_steps=1"]
-
-
-def command(given, err):
-    """Fork a process that is the command with these arguments; returns its id."""
-    child = os.fork()
-    if child:
-        return child
-    code = 1
-    try:
-        os.set_blocking(err.fileno(), True)
-        os.dup2(err.fileno(), 2)
-        os.dup2(err.fileno(), 1)
-        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
-        main(given)
-    except SystemExit as leaving:
-        code = leaving.code if isinstance(leaving.code, int) else 1
-    except BaseException:
-        traceback.print_exc()
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
-
-
-def ended(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.parametrize("case", numbered(20, 100))
@@ -83,11 +67,11 @@ def test_a_signal_at_any_time_loses_nothing(start, case, tmp_path):
     whole = start.runs / "whole"
     if not whole.exists():
         with (tmp_path / "whole").open("w") as err:
-            assert ended(command(arguments(start, "whole"), err)) == 0
+            assert ended(forked_command(start.runs.parent, arguments(start, "whole"), err)) == 0
     name = f"case-{case}"
     own = number if when == "in the last step" else 0
     with (tmp_path / "err").open("w") as err:
-        child = command(arguments(start, name, own), err)
+        child = forked_command(start.runs.parent, arguments(start, name, own), err)
         if when != "in the last step":
             time.sleep(draw.uniform(0, 0.3 if when == "in the first second" else 1.0))
             sent = signal.SIGINT if when == "twice" else number
@@ -104,10 +88,9 @@ def test_a_signal_at_any_time_loses_nothing(start, case, tmp_path):
     run = start.runs / name
     with (tmp_path / "again").open("w") as err:
         if not list_checkpoints(run / "checkpoints"):
-            code = ended(command(arguments(start, name), err))
+            code = ended(forked_command(start.runs.parent, arguments(start, name), err))
         elif not (run / "summary.json").exists() or summary_of(run)["status"] != "finished":
-            given = ["train", "--resume", name, "--runs-dir", str(start.runs)]
-            code = ended(command(given, err))
+            code = ended(forked_command(start.runs.parent, ["train", "--resume", name], err))
         else:
             code = 0
     assert code == 0, (tmp_path / "again").read_text()

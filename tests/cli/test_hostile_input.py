@@ -1,0 +1,143 @@
+"""Hostile files and names are named: nothing is executed, and memory is bounded."""
+
+import os
+import resource
+import signal
+import struct
+
+import pytest
+from helpers_cli import TINY
+from helpers_crashes import ended, forked_command
+
+LAUGHS = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
+    f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 14)
+)
+YAML = {
+    "runs a function": "!!python/object/apply:os.mkdir [planted]",
+    "runs a function below": "format: !!python/object/apply:os.mkdir [planted]",
+    "names a function": "format: !!python/name:os.mkdir",
+    "makes an object": "name: !!python/object/new:os.mkdir [planted]",
+    "anchors of anchors": LAUGHS,
+    "holds itself": "&a [*a]",
+    "is deep": "[" * 5000,
+    "is deep in braces": "{a: " * 5000,
+    "has a long number": f"seed: {'9' * 50_000}",
+    "is long": f"name: {'x' * 5_000_000}",
+    "has many keys": "".join(f"k{i}: 1\n" for i in range(300_000)),
+    "control characters": "name: \x1b[31m\x07",
+    "is no text": b"\xff\xfe\x00\x01" * 100,
+    "is torn": "{format: E4M3",
+    "is a list": "- 1\n- 2",
+    "is empty of sense": "values: [.nan, .inf]\nname: X",
+}
+FLAGS = ("--config", "--recipe", "--format")
+
+
+def of_yaml(flag, text):
+    def make(folder):
+        (folder / "hostile.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
+        return [flag, "hostile.yaml"]
+
+    return make
+
+
+def pipe(folder, name="hostile.yaml"):
+    os.mkfifo(folder / name)
+
+
+def endless(folder, name="hostile.yaml"):
+    (folder / name).symlink_to("/dev/zero")
+
+
+def loop(folder, name="hostile.yaml"):
+    (folder / name).symlink_to(folder / name)
+
+
+def directory(folder, name="hostile.yaml"):
+    (folder / name).mkdir()
+
+
+ODD = {"a pipe": pipe, "a device": endless, "a loop": loop, "a folder": directory}
+
+
+def odd_file(make, *flags):
+    def prepare(folder):
+        make(folder)
+        return list(flags)
+
+    return prepare
+
+
+def tokens(data):
+    """A folder of token files with this as its train.bin, or with what a function makes of it."""
+
+    def make(folder):
+        (folder / "data").mkdir()
+        (folder / "data/val.bin").write_bytes(struct.pack("<64H", *range(64)))
+        if callable(data):
+            data(folder / "data", "train.bin")
+        else:
+            (folder / "data/train.bin").write_bytes(data)
+        return ["--data", "data", "--set", "gpt.tokenizer=byte"]
+
+    return make
+
+
+NAMES = (
+    *("../out", "/tmp/out", "a/b", "..", ".", "", "x" * 300, "<script>", "a b", "-x", "a\nb"),
+    *("\x1b[31m", "a\u202eb", "C:x", "~", "$(touch planted)", "`touch planted`", "a;b", "%00"),
+)
+CASES = {
+    **{f"{flag} {what}": of_yaml(flag, text) for flag in FLAGS for what, text in YAML.items()},
+    **{
+        f"{flag} is {what}": odd_file(make, flag, "hostile.yaml")
+        for flag in FLAGS
+        for what, make in ODD.items()
+        if make is not pipe  # --config <(generate) is one
+    },
+    **{f"train.bin is {what}": tokens(make) for what, make in ODD.items()},
+    "train.bin is empty": tokens(b""),
+    "train.bin is odd": tokens(b"abc"),
+    "train.bin is short": tokens(b"\x01\x00"),
+    "train.bin has large ids": tokens(struct.pack("<512H", *[65535] * 512)),
+    **{f"--name {name!r:.20}": lambda folder, name=name: ["--name", name] for name in NAMES},
+    **{f"--resume {name!r:.20}": lambda folder, name=name: ["--resume", name] for name in NAMES},
+}
+
+
+def limit():
+    """Allow a gigabyte more than there is, and a minute."""
+    with open("/proc/self/statm") as file:  # noqa: PTH123
+        used = int(file.read().split()[5]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_DATA, (used + (1 << 30), resource.RLIM_INFINITY))
+    signal.alarm(60)
+
+
+def some():
+    """All cases; two of five are for `make test-exhaustive`."""
+    for number, (name, make) in enumerate(CASES.items()):
+        marks = [pytest.mark.exhaustive] if number % 5 > 2 else []
+        yield pytest.param(make, marks=marks, id=name)
+
+
+@pytest.mark.parametrize("make", some())
+def test_hostile_input_is_named(make, tmp_path):
+    """With exit code 2, in few words; nothing is made, in its folder or outside."""
+    (tmp_path / "in").mkdir()
+    given = make(tmp_path / "in")
+    before = sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*"))
+    steps = [] if "--resume" in given else ["--steps", "1", *TINY]
+    with (tmp_path / "err").open("w") as err:
+        child = forked_command(tmp_path / "in", ["train", *steps, *given], err, limit)
+        code = ended(child)
+    said = (tmp_path / "err").read_text()
+    (tmp_path / "err").unlink()
+    assert code == 2, said[-2000:]
+    assert "Traceback" not in said
+    assert len(said) < 2000
+    assert not [c for c in said if ord(c) < 32 and c != "\n"]
+    named = given[1] if given[0].startswith("--resume") or given[0] == "--name" else ""
+    assert any(
+        word in said for word in (given[0][2:], "hostile.yaml", ".bin", repr(named)[1:-1][:9])
+    ), said
+    assert sorted(p.relative_to(tmp_path) for p in tmp_path.rglob("*")) == before
