@@ -1,4 +1,4 @@
-"""Counts the tests that files hold: ``python tests/fault_counts.py FILE...`` prints them as JSON."""
+"""Counts the tests in files: ``python tests/fault_counts.py FILE...`` prints them as JSON."""
 
 import json
 import sys
