@@ -120,7 +120,7 @@ def some():
         yield pytest.param(make, marks=marks, id=name)
 
 
-@pytest.mark.parametrize("make", some())
+@pytest.mark.parametrize("make", list(some()))
 def test_hostile_input_is_named(make, tmp_path):
     """With exit code 2, in few words; nothing is made, in its folder or outside."""
     (tmp_path / "in").mkdir()
