@@ -91,6 +91,8 @@ def flatten(
     ``OWNER.`` without a setting stands for an empty mapping of the owner's.
     """
     owner, _, rest = key.partition(".")
+    if not owner:
+        raise BadInput("a key begins with a name", key=key, source=source)
     if owner == "settings":
         if not rest and not isinstance(value, Mapping):
             problem = "a mapping of names to settings is needed"
