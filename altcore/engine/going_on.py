@@ -19,6 +19,7 @@ from altcore.runs import (
     RunDirectory,
     about_platform,
     check_changes,
+    check_run_id,
     compare,
     load_newest,
     tidy,
@@ -90,6 +91,7 @@ def go_on(
     changes: list[Change] = []
 
     def check(found: Checkpoint) -> None:
+        check_run_id(found.path, found.manifest, directory.run_id)
         changes[:] = compare(found.manifest["identity"], identity)
         name = directory.path.name
         check_changes(changes, name, allowed=allowed, strict=config.strict)

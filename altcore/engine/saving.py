@@ -17,6 +17,7 @@ from altcore.runs import (
     ENDED,
     ENDED_PHASE,
     REGULAR,
+    RUN_ID,
     TRAINED,
     TRAINING,
     Checkpoint,
@@ -156,6 +157,7 @@ class Saving:
             return
         manifest = {
             "kind": kind,
+            RUN_ID: self.directory.run_id,
             "step": run.step,
             "phase": self.phase,
             "evaluation": self._evaluation(),
