@@ -57,7 +57,7 @@ from altcore.runs.reading import (
 )
 from altcore.runs.retention import by_merit, list_checkpoints, retain
 from altcore.runs.run_id import RUN_ID, check_run_id
-from altcore.runs.summary import ENDED, EVALUATED, STATUSES, UNFINISHED, Summary
+from altcore.runs.summary import ENDED, EVALUATED, STATUSES, UNFINISHED, Summary, has_summary
 from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.verdict import has_learned, verdict_of
 
@@ -96,6 +96,7 @@ __all__ = [
     "find_run",
     "finite",
     "has_learned",
+    "has_summary",
     "identity_in",
     "identity_of",
     "is_checkpoint",
