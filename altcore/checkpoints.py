@@ -256,6 +256,7 @@ def _write(folder: Path, kind: str, state: Mapping[str, Any], value: float | Non
         "snapshots": [],
         "logs": {},
         "identity": {},
+        "run_id": "",
     }
     return write_checkpoint(folder, state, manifest)
 

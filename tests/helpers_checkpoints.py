@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-MANIFEST_KEYS = ("kind", "phase", "evaluation", "snapshots", "logs", "identity")
+MANIFEST_KEYS = ("kind", "phase", "evaluation", "snapshots", "logs", "identity", "run_id")
 
 
 def manifest_of(step: int, **changes: Any) -> dict[str, Any]:
     """Return what a small checkpoint says of itself."""
     plain = {"phase": "training", "evaluation": None, "snapshots": [], "logs": {}, "identity": {}}
-    return {"kind": "regular", "step": step, **plain, **changes}
+    return {"kind": "regular", "step": step, "run_id": "", **plain, **changes}
 
 
 def save(folder: Path, step: int = 3, **keys: Any) -> Path:

@@ -69,4 +69,5 @@ def restore(name: str, runs_dir: str) -> None:
     """Write a run's config.yaml anew, as its newest checkpoint has it."""
     from altcore.runs import restore_configuration
 
-    echo(restore_configuration(name, runs_dir))
+    path, checkpoint = restore_configuration(name, runs_dir)
+    echo(f"{path} is as {checkpoint.name} has it")

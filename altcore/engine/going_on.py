@@ -19,7 +19,9 @@ from altcore.runs import (
     RunDirectory,
     about_platform,
     check_changes,
+    check_run_id,
     compare,
+    has_summary,
     load_newest,
     tidy,
 )
@@ -84,12 +86,13 @@ def go_on(
 ) -> GoingOn:
     """Return the newest valid checkpoint of a run; what the dead left half written is removed.
 
-    Raises `BadInput` if the run has nothing left to do, or is another one than it was and
-    ``allowed`` does not name the change.
+    Raises `BadInput` if the run has nothing left to do, not even to write a summary that is lost,
+    or is another one than it was and ``allowed`` does not name the change.
     """
     changes: list[Change] = []
 
     def check(found: Checkpoint) -> None:
+        check_run_id(found.path, found.manifest, directory.run_id)
         changes[:] = compare(found.manifest["identity"], identity)
         name = directory.path.name
         check_changes(changes, name, allowed=allowed, strict=config.strict)
@@ -113,16 +116,23 @@ def go_on(
         tidy(directory.checkpoints)
     found = load_newest(directory.checkpoints, check)
     is_over = found.manifest["phase"] == ENDED_PHASE
-    if found.step > config.max_steps or (is_over and found.step == config.max_steps):
-        raise BadInput(
-            f"--resume {directory.path.name}{' is finished' if is_over else ''}: the run is at "
-            f"step {found.step} of {config.max_steps}; give --steps or --set epochs=... a larger "
-            "number to go on"
-        )
+    is_done = found.step == config.max_steps and is_over and has_summary(directory.path)
+    if found.step > config.max_steps or is_done:
+        raise BadInput(_nothing_left(directory.path.name, found.step, config.max_steps, is_over))
     planned = found.manifest["identity"]["configuration"]["max_steps"]
     accepted = [{"step": found.step, **c.to_plain()} for c in changes if c.is_decisive]
     config = config.evolve(changes=(*config.changes, *accepted))
     return GoingOn(found, config, planned, changes)
+
+
+def _nothing_left(name: str, made: int, asked: int, is_over: bool) -> str:
+    """Return why a run does not go on to a step."""
+    where = f"the run is at step {made} of {asked}"
+    if made > asked:
+        where = f"the run has made {made} steps, and {asked} are asked for in all"
+    finished = " is finished" if is_over else ""
+    then = "give --steps or --set epochs=... a larger number to go on"
+    return f"--resume {name}{finished}: {where}; {then}"
 
 
 def _without_moments(found: Checkpoint, built: Built) -> None:

@@ -17,6 +17,7 @@ from altcore.runs import (
     ENDED,
     ENDED_PHASE,
     REGULAR,
+    RUN_ID,
     TRAINED,
     TRAINING,
     Checkpoint,
@@ -128,14 +129,18 @@ class Saving:
             update_manifest(path, phase=ENDED_PHASE, logs=self.directory.sync_logs())
 
     def resume(self, checkpoint: Checkpoint) -> None:
-        """Take the state of a checkpoint; one of a run that had ended is to go on."""
+        """Take the state of a checkpoint; one of a run that had ended is to go on.
+
+        If no step is left it is only to end once more, as it did.
+        """
         run, history = self.state.run, self.state.history
         if checkpoint.state is not None:
             self.state.load_state_dict(checkpoint.state, checkpoint.snapshots)
         known = {snapshot.step for snapshot in run.snapshots}
         listed = checkpoint.manifest["snapshots"]
         self.snapshots = {entry["step"]: entry for entry in listed if entry["step"] in known}
-        if checkpoint.manifest["phase"] == ENDED_PHASE:
+        is_over = checkpoint.manifest["phase"] == ENDED_PHASE
+        if is_over and run.step < run.config.max_steps:
             history.stop, history.status = {}, "running"
         elif history.status == "finished":
             history.status = "running"  # there may be more steps now
@@ -156,6 +161,7 @@ class Saving:
             return
         manifest = {
             "kind": kind,
+            RUN_ID: self.directory.run_id,
             "step": run.step,
             "phase": self.phase,
             "evaluation": self._evaluation(),

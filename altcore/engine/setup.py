@@ -43,6 +43,7 @@ from altcore.quantization import Quantization, find_layers, matrices
 from altcore.recipes import formats_in, matching, some
 from altcore.registry import Entry, find
 from altcore.runs import (
+    RUN_ID,
     SUMMARY,
     RunDirectory,
     UnwrittenDirectory,
@@ -179,7 +180,12 @@ def _prepare(
     ranks.seed(config.seed)
     if going_on is None:
         origins = {p.name: p.origin for p in plugins}
-        about = {**environment(device, origins), "world_size": ranks.world_size, **facts}
+        about = {
+            RUN_ID: directory.run_id,
+            **environment(device, origins),
+            "world_size": ranks.world_size,
+            **facts,
+        }
         directory.write_json("environment.json", about)
         for line in notices_of(config, workload) if ranks.rank == 0 else ():
             log.info(line)
@@ -188,7 +194,7 @@ def _prepare(
         going_on.load_into(engine)
         directory.remove(SUMMARY)
         if directory.is_written:
-            set_aside(directory.checkpoints, going_on.step)
+            set_aside(directory.checkpoints, going_on.step, directory.run_id)
             engine.saving.keep()
     write_configuration(directory, config)
     return engine

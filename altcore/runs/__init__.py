@@ -56,7 +56,8 @@ from altcore.runs.reading import (
     summary_of,
 )
 from altcore.runs.retention import by_merit, list_checkpoints, retain
-from altcore.runs.summary import ENDED, EVALUATED, STATUSES, UNFINISHED, Summary
+from altcore.runs.run_id import RUN_ID, check_run_id
+from altcore.runs.summary import ENDED, EVALUATED, STATUSES, UNFINISHED, Summary, has_summary
 from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.verdict import has_learned, verdict_of
 
@@ -69,6 +70,7 @@ __all__ = [
     "METRICS",
     "NAMES",
     "REGULAR",
+    "RUN_ID",
     "STATUSES",
     "SUMMARY",
     "TAIL",
@@ -86,6 +88,7 @@ __all__ = [
     "as_name",
     "by_merit",
     "check_changes",
+    "check_run_id",
     "compare",
     "contents",
     "early_and_late",
@@ -93,6 +96,7 @@ __all__ = [
     "find_run",
     "finite",
     "has_learned",
+    "has_summary",
     "identity_in",
     "identity_of",
     "is_checkpoint",

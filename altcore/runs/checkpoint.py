@@ -25,6 +25,7 @@ from altcore.runs.manifest import (
     is_checkpoint,
     read_manifest,
 )
+from altcore.runs.run_id import RUN_ID
 from altcore.runs.tensor_files import read_tensors, size_of, write_tensors
 
 log = structlog.get_logger("altcore")
@@ -139,20 +140,34 @@ def tidy(folder: Path) -> None:
                 durable.remove(path)
 
 
-def set_aside(folder: Path, step: int) -> None:
+def set_aside(folder: Path, step: int, run_id: str) -> None:
     """Rename the checkpoints after ``step``, which no run goes on from, to ``damaged_...``.
 
-    The weights alone of later steps are removed: they are made again.
+    Those of another run become ``foreign_...``. The weights alone of later steps are removed: they
+    are made again.
     """
-    for path in folder.iterdir():
+    for path in filter(is_checkpoint, [*folder.iterdir()]):
         prefix, _, number = path.name.rpartition("-")
-        if is_checkpoint(path) and prefix and int(number) > step:
-            if prefix == "step":
-                aside = path.with_name(f"damaged_{path.name}")
-                durable.remove(aside)
-                durable.rename(path, aside)
-            else:
-                durable.remove(path)
+        if _is_foreign(path, run_id):
+            _rename(path, f"foreign_{path.name}")
+        elif prefix == "step" and int(number) > step:
+            _rename(path, f"damaged_{path.name}")
+        elif prefix and int(number) > step:
+            durable.remove(path)
+
+
+def _is_foreign(path: Path, run_id: str) -> bool:
+    try:
+        manifest = read_manifest(path)
+    except InvalidCheckpoint:
+        return False
+    return bool(manifest[RUN_ID] != run_id)
+
+
+def _rename(path: Path, name: str) -> None:
+    aside = path.with_name(name)
+    durable.remove(aside)
+    durable.rename(path, aside)
 
 
 def load_checkpoint(path: Path) -> Checkpoint:

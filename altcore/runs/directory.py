@@ -20,6 +20,7 @@ from altcore.errors import BadInput, LostDirectory
 from altcore.recipes import takes_format
 from altcore.runs import durable
 from altcore.runs.log_file import LogFile
+from altcore.runs.run_id import new_run_id, run_id_of
 from altcore.yaml_files import SUFFIXES, dump_yaml
 
 log = structlog.get_logger("altcore")
@@ -48,6 +49,7 @@ class RunDirectory:
     """How many of them had their names on the disk when they were last synced."""
     _folder: int | None = field(init=False, default=None)
     """The directory itself, wherever its path leads."""
+    _run_id: str | None = field(init=False, default=None)
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunDirectory:
@@ -126,6 +128,12 @@ class RunDirectory:
     def checkpoints(self) -> Path:
         """The folder of the checkpoints."""
         return self.path / CHECKPOINTS
+
+    @property
+    def run_id(self) -> str:
+        """The id of the run; a new one is drawn if the directory tells of none."""
+        self._run_id = self._run_id or run_id_of(self.path) or new_run_id()
+        return self._run_id
 
     def check_in_place(self) -> None:
         """Raise `LostDirectory` if the path does not lead to the directory that was opened."""

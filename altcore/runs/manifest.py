@@ -24,6 +24,7 @@ TRAINING, TRAINED, ENDED_PHASE = "training", "trained", "ended"
 
 _KEYS: dict[str, type | tuple[type, ...]] = {
     "kind": str,
+    "run_id": str,
     "step": int,
     "phase": str,
     "evaluation": (dict, type(None)),

@@ -18,6 +18,7 @@ from altcore.runs.directory import (
 )
 from altcore.runs.json_lines import check_lines, read_lines
 from altcore.runs.manifest import read_manifest
+from altcore.runs.run_id import check_run_id, run_id_of
 from altcore.runs.summary import KEYS, UNFINISHED, Summary, read_summary
 from altcore.yaml_files import read_mapping
 
@@ -55,8 +56,8 @@ ALWAYS = ("workload", "optimizer", "recipe", "seed", "settings")
 """Keys that every config.yaml has; the first and the last are among them."""
 
 
-def restore_configuration(name: str, runs_dir: str) -> Path:
-    """Write a run's config.yaml anew, as its newest checkpoint has it; returns its path.
+def restore_configuration(name: str, runs_dir: str) -> tuple[Path, Path]:
+    """Write a run's config.yaml anew, as its newest checkpoint has it; returns the path of each.
 
     What was there is kept as config.yaml.damaged.
 
@@ -64,8 +65,9 @@ def restore_configuration(name: str, runs_dir: str) -> Path:
         BadInput: if no checkpoint has it, or another process is at the run.
     """
     path = Path(runs_dir) / check_name(name, "run")
-    held = identity_in(path).get("configuration")
-    if held is None:
+    checkpoint, manifest = _newest_manifest(path)
+    held = manifest.get("identity", {}).get("configuration")
+    if checkpoint is None or held is None:
         raise BadInput(f"there is no checkpoint in {path} that holds the configuration")
     config = TrainConfig.from_plain(held)
     directory = RunDirectory.open(path)
@@ -74,7 +76,7 @@ def restore_configuration(name: str, runs_dir: str) -> Path:
         write_configuration(directory, config)
     finally:
         directory.close()
-    return path / CONFIG
+    return path / CONFIG, checkpoint
 
 
 def list_runs(runs_dir: str) -> list[Path]:
@@ -104,11 +106,19 @@ def summary_of(path: Path) -> dict[str, Any]:
 
 def identity_in(path: Path) -> dict[str, Any]:
     """Return the identity in the newest checkpoint of a run that can be read, empty if none can."""
+    found: dict[str, Any] = _newest_manifest(path)[1].get("identity", {})
+    return found
+
+
+def _newest_manifest(path: Path) -> tuple[Path | None, dict[str, Any]]:
+    """Return the run's own newest checkpoint whose manifest can be read, and the manifest."""
+    run_id = run_id_of(path)
     for folder in sorted(path.glob("checkpoints/step-*"), reverse=True):
         with suppress(InvalidCheckpoint):
-            found: dict[str, Any] = read_manifest(folder)["identity"]
-            return found
-    return {}
+            manifest = read_manifest(folder)
+            check_run_id(folder, manifest, run_id)
+            return folder, manifest
+    return None, {}
 
 
 def _so_far(path: Path) -> Summary:

@@ -145,6 +145,14 @@ EVALUATED = ("loss", "loss_float32", "loss_error", "items", "is_whole")
 KEYS = tuple(a.name for a in fields(Summary))
 
 
+def has_summary(path: Path) -> bool:
+    """Whether a run's directory has a summary that can be read."""
+    try:
+        return read_summary(path) is not None
+    except BadInput:
+        return False
+
+
 def read_summary(path: Path) -> Summary | None:
     """Return the summary in a run's directory, None if it has none.
 
@@ -159,7 +167,8 @@ def read_summary(path: Path) -> Summary | None:
         # A run that was moved is where it is.
         made: Summary = build(Summary, {**plain, "name": path.name, "directory": str(path)})
     except BadInput as error:
-        raise BadInput(f"{file} is not a summary of a run: {error}") from error
+        hint = f"altcore train --resume {path.name} writes it again"
+        raise BadInput(f"{file} is not a summary of a run: {error}", hint=hint) from error
     return made
 
 

@@ -8,7 +8,8 @@ from statistics import fmean, stdev
 
 import pytest
 from attrs import define, fields
-from helpers import events, metrics_bytes
+from helpers import events, metrics_bytes, weights_sha256
+from helpers_cli import call
 
 from altcore import ScaleLearningRate, Stop, hookimpl
 from altcore.engine.summarizing import is_improving, rates
@@ -397,3 +398,27 @@ def test_interventions_get_no_timings(shelf, start):
     acting(shelf, on_record=on_record)
     with pytest.raises(BadInput, match="on_record may not take 'timings'"):
         start(["acting"])
+
+
+@pytest.mark.parametrize("left", [None, "", "{", "[]", '{"steps": "x"}'])
+@pytest.mark.parametrize("status", ["finished", "stopped"])
+def test_a_lost_summary_of_a_run_that_is_over_is_written_again(status, left, start, shelf, capsys):
+    """Only its end is done again: status, numbers and weights stay as they were."""
+    acting(shelf, pre_step=lambda self, step: Stop(reason="enough") if step.index == 3 else None)
+    run = start(["acting"] * (status == "stopped"), name="r", max_steps=3).run_directory
+    file = run / "summary.json"
+    before = check_summary(run, status=status)
+    record = (metrics_bytes(run), weights_sha256(run))
+    if left is None:
+        file.unlink()
+    else:
+        file.write_text(left)
+        said = call(capsys, "runs", "show", "r", "--runs-dir", start.runs)
+        assert said.code == 2
+        assert "summary.json" in said.message
+        assert "altcore train --resume r writes it again" in said.message
+    start.resume("r")
+    assert check_summary(run) == before
+    assert (metrics_bytes(run), weights_sha256(run)) == record
+    with pytest.raises(BadInput, match="is finished"):
+        start.resume("r")

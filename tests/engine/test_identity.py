@@ -386,7 +386,7 @@ def test_a_configuration_that_is_torn_can_be_restored(data, says, start, run, ca
     assert "altcore runs restore r writes it anew" in found.message
     assert files(run) == before
     found = call(capsys, "runs", "restore", "r", "--runs-dir", start.runs)
-    assert (found.code, found.out) == (0, f"{path}\n")
+    assert (found.code, found.out) == (0, f"{path} is as step-00000002 has it\n")
     assert (run / "config.yaml.damaged").read_bytes() == before[path]
     assert start.resume("r", max_steps=4).steps_completed == 4
 

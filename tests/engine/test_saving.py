@@ -164,6 +164,15 @@ def test_a_finished_run_is_refused(start):
     assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
 
 
+def test_fewer_steps_than_the_run_has_made_are_refused(start):
+    """The message does not count beyond what was asked for."""
+    start(name="r")
+    with pytest.raises(
+        BadInput, match="the run has made 3 steps, and 2 are asked for in all; give"
+    ):
+        start.resume("r", max_steps=2)
+
+
 def test_a_run_that_was_stopped_stays_stopped_until_it_has_ended(shelf, start):
     """Its end is made up for; only then may it go on."""
 

@@ -343,7 +343,7 @@ def test_checkpoints_that_nobody_goes_on_from_are_set_aside(tmp_path):
         save(tmp_path, step)
         save(tmp_path, step, kind="weights")
     save(tmp_path, 3, kind="anomaly")
-    checkpoint.set_aside(tmp_path, 2)
+    checkpoint.set_aside(tmp_path, 2, "")
     assert sorted(p.name for p in tmp_path.iterdir()) == [
         "anomaly_00000003",
         "damaged_step-00000003",

@@ -1,0 +1,58 @@
+"""Which run a checkpoint is of: an id, drawn when the run is made, that every manifest holds.
+
+``environment.json`` holds it, too. So a checkpoint that was copied in from another run is found,
+even if all else is alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from altcore.errors import BadInput, InvalidCheckpoint
+from altcore.runs.json_files import read_json
+from altcore.runs.manifest import is_checkpoint, read_manifest
+
+RUN_ID = "run_id"
+"""The key in manifests and in environment.json."""
+
+
+def new_run_id() -> str:
+    """Return the id of a new run. Its last digits check the others."""
+    drawn = secrets.token_hex(8)
+    return f"{drawn}{_check_digits(drawn)}"
+
+
+def run_id_of(run: Path) -> str | None:
+    """Return the id of a run, None if nothing tells.
+
+    If environment.json is lost or damaged, it is that of most checkpoints, or of the oldest.
+    """
+    with suppress(BadInput, OSError):
+        told = read_json(run / "environment.json").get(RUN_ID)
+        if isinstance(told, str) and told[16:] == _check_digits(told[:16]):
+            return told
+    manifests = []
+    for path in filter(is_checkpoint, (run / "checkpoints").glob("*")):
+        with suppress(InvalidCheckpoint):
+            manifests.append(read_manifest(path))
+    ids = [m[RUN_ID] for m in sorted(manifests, key=lambda m: int(m["step"])) if m[RUN_ID]]
+    return Counter(ids).most_common(1)[0][0] if ids else None
+
+
+def check_run_id(path: Path, manifest: Mapping[str, Any], run_id: str | None) -> None:
+    """Raise `InvalidCheckpoint` if a checkpoint is not of this run."""
+    if manifest[RUN_ID] != run_id:
+        raise InvalidCheckpoint(
+            f"checkpoint {path} is of another run: its {RUN_ID} is {manifest[RUN_ID] or 'none'}, "
+            f"that of this run {run_id or 'none'}"
+        )
+
+
+def _check_digits(drawn: str) -> str:
+    return hashlib.sha256(drawn.encode()).hexdigest()[:4]
