@@ -140,7 +140,7 @@ class Engine:
         agreed = self.ranks.agree(*said, run.quantization)
         reads = (means, final_norm, seen, self.gradients, self.weights, agreed)
         host = self.record.read(step, *reads)
-        self.ranks.check_gradients(host)
+        self.ranks.check_step(host)
         if not host["is_finite"]:
             proposals += self.on_nan(step, host)
         if host["proposals"] or not host["is_finite"]:

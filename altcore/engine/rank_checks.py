@@ -22,10 +22,14 @@ def check_alike(config: TrainConfig, ranks: Ranks) -> None:
 
 
 def check_shares(workload: Any, ranks: Ranks) -> None:
-    """Raise `BadInput` unless ranks can share micro-batches: the first, and an epoch's last."""
+    """Raise `BadInput` unless ranks can share micro-batches: the first, and an epoch's last.
+
+    Raises `AltcoreError` if they drew different ones.
+    """
     if ranks.world_size > 1:
         for index in {1, getattr(workload, "steps_per_epoch", None) or 1}:
             ranks.share(workload, workload.batch("train", index, 0))
+        ranks.check_batches()
 
 
 def of_rank(plugins: Sequence[Plugin], ranks: Ranks) -> list[Plugin]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -29,8 +28,9 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from altcore.engine.losses import means
+from altcore.engine.lost_ranks import is_of_messages, lost_rank
 from altcore.engine.randomness import seed_all
-from altcore.engine.shares import share_of
+from altcore.engine.shares import Drawn, check_drawn, share_of
 from altcore.errors import AltcoreError, BadInput, Interrupted, LostRank, shown, text_of
 from altcore.hooks import Action, Proposal
 from altcore.quantization import Quantization, amax_histories, random_key, share_amax
@@ -93,11 +93,14 @@ class Ranks:
             norm: of the final gradients, 0-dim. Gradients are the same on all ranks.
             quantization: its delayed scales are from now on those of all ranks.
         """
-        return {"proposals": proposals, "signal": signal, "is_bad": False, "differs": False}
+        alone = {"is_bad": False, "other_gradients": False, "other_batches": False}
+        return {"proposals": proposals, "signal": signal, **alone}
 
-    def check_gradients(self, host: Mapping[str, Any]) -> None:
-        """Raise `AltcoreError` if by a step's host read the ranks have different gradients."""
-        if host["differs"]:
+    def check_step(self, host: Mapping[str, Any]) -> None:
+        """Raise `AltcoreError` if by a step's host read ranks have other gradients or batches."""
+        if host["other_batches"]:
+            self.check_batches()
+        if host["other_gradients"]:
             raise AltcoreError(
                 "the final gradients differ between the ranks: an intervention that changes the "
                 "loss, its scale or gradients must do the same on each rank"
@@ -116,6 +119,9 @@ class Ranks:
         for rank, other in enumerate(self.gather(own)):
             if other != own:
                 raise BadInput(f"rank {self.rank} has {what} {own!r}, and rank {rank} {other!r}")
+
+    def check_batches(self) -> None:
+        """Raise `AltcoreError` unless all ranks drew the same micro-batches since it was asked."""
 
     def check_replicas(self, model: nn.Module) -> None:
         """Raise `AltcoreError` unless all ranks have the same weights."""
@@ -156,6 +162,8 @@ class TorchrunRanks(Ranks):
             dist.init_process_group(backend, store=self.store, rank=rank, world_size=world_size)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         self.parallel: DistributedDataParallel | None = None
+        self.drawn: list[Drawn] = []
+        """The micro-batches that the ranks did not compare yet."""
 
     def device(self, name: str) -> str:
         """Return ``cuda:LOCAL_RANK`` for ``cuda``."""
@@ -187,7 +195,9 @@ class TorchrunRanks(Ranks):
         own = getattr(workload, "shard", None)
         if own is not None:
             return own(batch, self.rank, self.world_size)
-        return share_of(batch, self.rank, self.world_size)
+        share = share_of(batch, self.rank, self.world_size)
+        self.drawn.append(Drawn.of(batch))
+        return share
 
     def backward(self, loss: Tensor, *, is_last: bool) -> None:
         """Let DDP's reducer see the backward pass of the last micro-batch."""
@@ -247,17 +257,31 @@ class TorchrunRanks(Ranks):
         """Take the largest number of any rank, in one message."""
         norm = norm.detach().double()
         is_bad, norm = (~torch.isfinite(norm)).double(), norm.nan_to_num()
-        said = norm.new_tensor([proposals, signal])
+        checksums = [torch.as_tensor(drawn.checksum).to(norm) for drawn in self.drawn]
+        same = torch.stack([norm, *checksums])
+        said = torch.cat([norm.new_tensor([proposals, signal]), is_bad[None], same, -same])
         histories = amax_histories(quantization)
-        largest = torch.cat([said, torch.stack([is_bad, norm, -norm]), *histories])
+        largest = torch.cat([said, *histories])
         with self.lost_named():
             dist.all_reduce(largest, dist.ReduceOp.MAX)
-        said, shared = largest[:5], largest[5:]
-        for history, part in zip(histories, shared.split([len(h) for h in histories]), strict=True):
+        said, *shared = largest.split([len(said), *map(len, histories)])
+        for history, part in zip(histories, shared, strict=True):
             history.copy_(part)
-        names = ("proposals", "signal", "is_bad")
-        differs = said[3] + said[4]
-        return {**dict(zip(names, said.unbind(), strict=False)), "differs": differs}
+        # A largest number and a largest negative that are not opposite are of two ranks.
+        apart = said[3:].view(2, -1).sum(0)
+        names = ("proposals", "signal", "is_bad", "other_gradients", "other_batches")
+        return dict(zip(names, (*said[:3], apart[0], apart[1:].sum()), strict=True))
+
+    def check_step(self, host: Mapping[str, Any]) -> None:
+        """Compare, and forget the step's micro-batches."""
+        super().check_step(host)
+        self.drawn.clear()
+
+    def check_batches(self) -> None:
+        """Gather what each rank drew."""
+        own = [str(drawn) for drawn in self.drawn]
+        self.drawn.clear()
+        check_drawn(self.gather(own))
 
     def everybodys(self, proposals: list[Proposal]) -> list[Proposal]:
         """Gather them, by rank. Reasons may tell of a rank's own numbers, and do not count."""
@@ -312,8 +336,7 @@ class TorchrunRanks(Ranks):
         except RuntimeError as error:
             if not is_of_messages(error):
                 raise
-            why = "; ".join(self._told()) or f"another process of the run is gone: {_short(error)}"
-            raise LostRank(f"{why}; --resume goes on from the last checkpoint") from error
+            raise lost_rank(self._told(), error) from error
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Wait until rank 0 has written everything, and end a process group of the run's own."""
@@ -354,16 +377,6 @@ class TorchrunRanks(Ranks):
 
 def _error_key(rank: int) -> str:
     return f"error/{rank}"
-
-
-def _short(error: RuntimeError) -> str:
-    """Return what gloo says without the place in its source, and without its advice."""
-    return re.sub(r"^\[[^]]*\] ", "", text_of(error)).partition(". This is")[0][:200]
-
-
-def is_of_messages(error: RuntimeError) -> bool:
-    """Whether an error is of torch.distributed: a lost connection, or one that timed out."""
-    return isinstance(error, dist.DistError) or "gloo" in text_of(error)
 
 
 def world_size() -> int:

@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from helpers import PluginShelf, Starter, events, metrics_bytes, sha256, state, 
 from helpers_distributed import by_torchrun
 
 from altcore import hookimpl, setting
+from altcore.engine import prepare
 from altcore.errors import AltcoreError, Interrupted, LostRank, PluginError
 from altcore.plugin import ScaleLearningRate, SkipStep, Stop
 
@@ -92,6 +94,21 @@ def starter(rank, folder, corpus):
     return Starter(folder / "runs", corpus)
 
 
+OTHER = {
+    "items": r"int64 \[2, 8\], .* on rank 0, int64 \[4, 8\], .* on rank 1",
+    "values": r"int64 \[2, 8\], .* on rank 0, int64 \[2, 8\], .* on rank 1",
+}
+"""What the ranks draw in step 2, and what the error says."""
+
+
+def drawn(what, split, step, micro):
+    """Draw a batch that differs between the ranks."""
+    is_other = os.environ["RANK"] == "1" and split == "train"
+    is_other &= step == 2 or what == "at once"
+    ids = torch.arange(36).view(4, 9)[: 4 if is_other and what == "items" else 2]
+    return ids[:, :-1], ids[:, 1:] + (is_other and what != "items")
+
+
 def agreed(rank, folder, corpus):
     start = starter(rank, folder, corpus)
 
@@ -149,6 +166,17 @@ def agreed(rank, folder, corpus):
     with pytest.raises(AltcoreError, match=r"replicas differ: transformer\.\S+ is not the same"):
         engine.train()
     assert one.step == 2
+
+    for name, what in OTHER.items():
+        HEARD.clear()
+        config = start.config(["fault"], name=name, format="none")
+        engine = prepare(config, batch=partial(drawn, name))
+        with pytest.raises(AltcoreError, match=rf"different micro-batches: {what}; each rank"):
+            engine.train()
+        assert HEARD == [("updated", 1)], "before the optimizer"
+    with pytest.raises(AltcoreError, match="drew different micro-batches"):
+        prepare(start.config(name="refused"), batch=partial(drawn, "at once"))
+    assert not (folder / "runs" / "refused").exists()
 
     HEARD.clear()
     engine = start.engine(["broken"], name="degraded", max_steps=5, checkpoint_interval=3)

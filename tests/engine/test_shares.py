@@ -7,7 +7,7 @@ import torch
 from attrs import define
 
 from altcore.engine.ranks import Ranks, TorchrunRanks
-from altcore.engine.shares import share_of
+from altcore.engine.shares import Drawn, share_of
 from altcore.errors import BadInput
 
 Pair = namedtuple("Pair", "x y")
@@ -74,3 +74,29 @@ def test_a_workload_may_share_its_batches_itself():
 def test_a_lone_process_gets_the_micro_batch_itself():
     batch = torch.arange(5)
     assert Ranks().share(object(), batch) is batch
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (torch.arange(4), torch.arange(6)),
+        (torch.arange(4), torch.tensor([0, 1, 3, 2])),
+        (torch.arange(4), torch.arange(4).int()),
+        (torch.ones(4, 2), torch.ones(2, 4)),
+        (torch.ones(2).double(), torch.tensor([1.0, -1.0]).double()),
+        (torch.ones(2).bfloat16(), torch.tensor([1.0, 2.0]).bfloat16()),
+        (torch.ones(2, dtype=torch.complex128), torch.full((2,), 1j, dtype=torch.complex128)),
+        (Batch(torch.arange(2)), Batch(torch.arange(2), 0.2)),
+        ([torch.arange(2), torch.ones(2)], [torch.ones(2), torch.arange(2)]),
+        (torch.tensor(True), torch.tensor(False)),
+    ],
+)
+def test_what_differs_has_another_checksum(one, other):
+    assert str(Drawn.of(one)) == str(Drawn.of(one))
+    assert int(Drawn.of(one).checksum) != int(Drawn.of(other).checksum)
+
+
+def test_a_checksum_is_of_values_and_not_of_their_place_in_memory():
+    x = torch.arange(6).reshape(2, 3)
+    assert str(Drawn.of(x.T)) == str(Drawn.of(x.T.contiguous())) != str(Drawn.of(x.T + 1))
+    assert str(Drawn.of((torch.ones(4, 2), 3))).startswith("float32 [4, 2], 3 (checksum ")

@@ -1,0 +1,26 @@
+"""What a process says when a message to the other ranks fails."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch.distributed as dist
+
+from altcore.errors import LostRank, text_of
+
+
+def is_of_messages(error: RuntimeError) -> bool:
+    """Whether an error is of torch.distributed: a lost connection, or one that timed out."""
+    return isinstance(error, dist.DistError) or "gloo" in text_of(error)
+
+
+def lost_rank(told: Sequence[str], error: RuntimeError) -> LostRank:
+    """Return the error of a run that lost a rank, from the others' errors and the message's."""
+    why = "; ".join(told) or f"another process of the run is gone: {_short(error)}"
+    return LostRank(f"{why}; --resume goes on from the last checkpoint")
+
+
+def _short(error: RuntimeError) -> str:
+    """Return what gloo says without the place in its source, and without its advice."""
+    return re.sub(r"^\[[^]]*\] ", "", text_of(error)).partition(". This is")[0][:200]
