@@ -145,6 +145,7 @@ def go_on(
 
     if directory.is_written:
         tidy(directory.checkpoints)
+    directory.check_begun()
     found = load_newest(directory.checkpoints, check)
     is_over = found.manifest["phase"] == ENDED_PHASE
     is_done = found.step == config.max_steps and is_over and has_summary(directory.path)

@@ -213,5 +213,4 @@ def load_newest(folder: Path, accept: Callable[[Checkpoint], None] | None = None
             log.warning("a checkpoint is not valid; going back to the one before", error=str(error))
             continue
         return checkpoint
-    hint = "" if found else "it ended before its first one: begin it anew under its --name"
-    raise BadInput(f"there is no valid checkpoint in {folder}", hint=hint)
+    raise BadInput(f"there is no valid checkpoint in {folder}")

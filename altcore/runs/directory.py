@@ -140,6 +140,15 @@ class RunDirectory:
         self._run_id = self._run_id or run_id_of(self.path) or new_run_id()
         return self._run_id
 
+    def check_begun(self) -> None:
+        """Raise `BadInput` if there is no checkpoint, and say whether there ever was one."""
+        if _has_checkpoints(self.path):
+            return
+        hint = "they are gone, the records stay: train anew under another --name"
+        if _began_nothing(self.path):
+            hint = "it ended before its first one: begin it anew under its --name"
+        raise BadInput(f"there is no checkpoint in {self.checkpoints}", hint=hint)
+
     def check_in_place(self) -> None:
         """Raise `LostDirectory` if the path does not lead to the directory that was opened."""
         if self._folder is None:  # written by nobody
@@ -240,7 +249,14 @@ def _began_nothing(path: Path) -> bool:
     )
 
 
+def _has_checkpoints(path: Path) -> bool:
+    return any((path / CHECKPOINTS).glob("step-*"))
+
+
 def _exists(path: Path) -> BadInput:
+    if not _has_checkpoints(path):
+        problem = f"{path} exists, with no checkpoint to go on from; choose another name"
+        return BadInput(problem, key="name")
     return BadInput(
         f"{path} exists; choose another name, or go on with it by --resume {path.name}",
         key="name",

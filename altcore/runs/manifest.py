@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from altcore.builtin_types import to_json
-from altcore.errors import InvalidCheckpoint
+from altcore.errors import InvalidCheckpoint, shown
 from altcore.runs.durable import read_file
 
 MANIFEST = "manifest.json"
@@ -63,10 +63,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads(read_file(path / MANIFEST))
+        if not isinstance(manifest, dict) or "digest" not in manifest:
+            problem = f"{MANIFEST} is no manifest: it holds {shown(manifest)}"
+            raise InvalidCheckpoint(f"checkpoint {path}: {problem}")
         digest = manifest.pop("digest")
         is_whole = digest == _digest(manifest)
-    # No file, not UTF-8, not JSON, too deep, no mapping, no digest.
-    except (OSError, ValueError, RecursionError, AttributeError, KeyError, TypeError) as error:
+    # No file, not UTF-8, not JSON, too deep.
+    except (OSError, ValueError, RecursionError) as error:
         raise InvalidCheckpoint(
             f"checkpoint {path}: {MANIFEST} cannot be read: {error!r}"
         ) from error

@@ -320,7 +320,7 @@ def here(tmp_path, corpus, monkeypatch):
     for name, text in FILES.items():
         Path(name).write_text(text)
     Path("words.txt").write_bytes(corpus.read_bytes())
-    Path("runs/taken").mkdir(parents=True)
+    Path("runs/taken/checkpoints/step-00000003").mkdir(parents=True)
     Path("runs/taken/notes.txt").touch()
     monkeypatch.setattr("altcore.engine.loop.Engine.train", lambda self: pytest.fail("it trains"))
     return tmp_path

@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 
 import pytest
@@ -132,6 +133,21 @@ def test_a_run_that_fails_before_its_first_checkpoint_begins_anew(shelf, start):
     assert any("begins anew" in entry["event"] for entry in logs)
     assert run.status == "finished"
     assert [e["event"] for e in events(run.run_directory)].count("start") == 1
+
+
+@pytest.mark.parametrize("what", ["checkpoints", "checkpoints/step-*"])
+def test_a_run_whose_checkpoints_are_gone_can_only_be_begun_under_another_name(start, what):
+    """No message sends you to a command that sends you back; the records stay."""
+    run = start(name="r").run_directory
+    for path in [*run.glob(what)]:
+        shutil.rmtree(path)
+    record = metrics_bytes(run)
+    with pytest.raises(BadInput, match=r"no checkpoint in .* are gone, .* under another --name"):
+        start.resume("r", max_steps=6)
+    with pytest.raises(BadInput, match="no checkpoint to go on from; choose another name") as said:
+        start(name="r")
+    assert "--resume" not in str(said.value)
+    assert metrics_bytes(run) == record
 
 
 # ---------------------------------------------------------------------------------- ends

@@ -101,6 +101,14 @@ def test_a_manifest_with_a_right_digest_is_checked_all_the_same(tmp_path, change
         checkpoint.load_checkpoint(path)
 
 
+@pytest.mark.parametrize("text", ["[]", "null", "3", '"digest"', "{}", '{"step": 3}'])
+def test_what_is_no_manifest_is_called_so(text, tmp_path):
+    path = save(tmp_path)
+    (path / "manifest.json").write_text(text)
+    with pytest.raises(InvalidCheckpoint, match=r"manifest\.json is no manifest: it holds "):
+        checkpoint.load_checkpoint(path)
+
+
 def test_a_checkpoint_under_another_name_is_refused(tmp_path):
     """A copy of an earlier one does not pass for a later one."""
     save(tmp_path, 3).rename(tmp_path / "step-00000009")
