@@ -9,8 +9,14 @@ from attrs import frozen
 
 from altcore.config import TrainConfig
 from altcore.engine.apply import take_recipe
+from altcore.engine.identity import given_in
 from altcore.engine.loop import Engine
-from altcore.engine.state_checks import Built, check_state, check_weights_and_moments
+from altcore.engine.state_checks import (
+    Built,
+    check_state,
+    check_tensors,
+    check_weights_and_moments,
+)
 from altcore.errors import BadInput, InvalidCheckpoint
 from altcore.runs import (
     ENDED_PHASE,
@@ -22,12 +28,35 @@ from altcore.runs import (
     check_run_id,
     compare,
     has_summary,
+    identity_in,
     load_newest,
     tidy,
 )
 
 CODE = ("altcore", "torch", "python")
 """Parts of the platform of which another version may have states of another form."""
+
+
+def check_given(directory: RunDirectory, given: Mapping[str, str], allowed: Sequence[str]) -> None:
+    """Raise `BadInput` if the caller gave another model or other data than the run had.
+
+    Only names are compared, before anything is built: what is missing would fail on the way.
+    """
+    name = directory.path.name
+    before = given_in(identity_in(directory.path))
+    now = {kind: {"name": given_name} for kind, given_name in given.items()}
+    changes = compare({"plugin": before}, {"plugin": now})
+    refused = [c for c in changes if not {c.kind, c.what} & {*allowed}]
+    for change in refused:
+        if change.now is None:
+            raise BadInput(
+                f"it trained {'a model' if change.what == 'model' else 'data'} of your own, "
+                f"{change.text_before}",
+                key=f"--resume {name}",
+                hint=f"pass {'it' if change.what == 'model' else 'them'} again: "
+                f"altcore.train(resume={name!r}, {change.what}=...)",
+            )
+    check_changes(refused, name)
 
 
 @frozen(eq=False)
@@ -98,6 +127,8 @@ def go_on(
         check_changes(changes, name, allowed=allowed, strict=config.strict)
         if any(c.what == "optimizer" for c in changes):
             _without_moments(found, built)
+        if "model" in given_in(identity):
+            _check_own_model(found, built, name)
         try:
             if found.state is not None:
                 check_state(found.state, built)
@@ -133,6 +164,20 @@ def _nothing_left(name: str, made: int, asked: int, is_over: bool) -> str:
     finished = " is finished" if is_over else ""
     then = "give --steps or --set epochs=... a larger number to go on"
     return f"--resume {name}{finished}: {where}; {then}"
+
+
+def _check_own_model(found: Checkpoint, built: Built, name: str) -> None:
+    """Raise `BadInput` if the model passed in has other tensors than the one that was trained.
+
+    An earlier checkpoint would fit no better: its file is as it was written.
+    """
+    weights = (found.state or {}).get("model")
+    if isinstance(weights, Mapping):
+        try:
+            check_tensors(weights, built.model)
+        except InvalidCheckpoint as error:
+            problem = f"the model passed in is not the one that was trained: {error}"
+            raise BadInput(problem, key=f"--resume {name}") from error
 
 
 def _without_moments(found: Checkpoint, built: Built) -> None:

@@ -86,6 +86,13 @@ def _add(found: Any, value: Any) -> None:
         found.update(f"{type(value).__qualname__}\n".encode())
 
 
+def given_in(identity: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the part of an identity that names what came from Python."""
+    plugins = identity.get("plugin")
+    found = plugins.items() if isinstance(plugins, Mapping) else ()
+    return {k: v for k, v in found if isinstance(v, Mapping) and "distribution" not in v}
+
+
 def given_from_python(model: object, batch: object) -> dict[str, str]:
     """Return what the caller gave in the place of the workload's own, by name."""
     given = {"model": model and type(model), "data": batch}

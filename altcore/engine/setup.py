@@ -21,7 +21,7 @@ from altcore.engine.dispatch import Dispatcher
 from altcore.engine.epochs import count_epochs, epoch_of, in_steps
 from altcore.engine.evaluation import check_monitor
 from altcore.engine.event_log import EventLog
-from altcore.engine.going_on import go_on
+from altcore.engine.going_on import check_given, go_on
 from altcore.engine.identity import given_from_python, run_identity
 from altcore.engine.loop import Engine
 from altcore.engine.losses import loss_and_measures, who_is
@@ -94,6 +94,8 @@ def _prepare(
 ) -> Engine:
     check_alike(config, ranks)
     given = given_from_python(own_model, batch)
+    if held is not None:
+        check_given(held, given, allow_change)
     device = choose_device(ranks.device(config.device))
     plugins = of_rank(load_plugins(config), ranks)
     seed_all(config.seed)

@@ -7,9 +7,12 @@ import pytest
 import torch
 from attrs import define
 from planted import Regression, plant
+from structlog.testing import capture_logs
 from torch import nn
 
 import altcore
+from altcore import BadInput
+from altcore.engine import resuming
 from altcore.engine.custom_workload import CustomWorkload
 from altcore.runs import read_lines
 
@@ -78,3 +81,75 @@ def test_a_model_of_my_own_has_its_own_number_of_parameters(shelf, start):
     config = start.config(workload="counting")
     run = altcore.train(config, model=nn.Linear(16, 16))
     assert run.summary["workload_facts"] == {"parameters": 16 * 17, "kind": "linear"}
+
+
+# ------------------------------------------------------------------------------------------ resume
+
+
+class Own(nn.Module):
+    """A model of a caller, of some width."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, width), nn.Linear(width, 1)
+
+    def forward(self, x, y):
+        return (self.outer(self.inner(x).relu()) - y).square().mean()
+
+
+def sums(split, step, micro):
+    """Return numbers and their sums."""
+    x = torch.rand(4, 4, generator=torch.Generator().manual_seed(step))
+    return x, x.sum(1, keepdim=True)
+
+
+@pytest.fixture
+def own_run(shelf, start):
+    """A run of a model and data of the caller's own, whose workload cannot use them alone."""
+
+    @define(eq=False)
+    class Whole(Regression):
+        def build(self, seed, device):
+            built = Regression.build(self, seed, device)
+            return SimpleNamespace(
+                model=built.model,
+                batch=built.batch,
+                loss=lambda model, batch: model(*batch),
+                facts={},
+                items_per_batch=4,
+                item="samples",
+            )
+
+    shelf.install("workload", "whole", Whole)
+    config = start.config(workload="whole", name="r", checkpoint_interval=1)
+    altcore.train(config, model=Own(), data=sums)
+    return resuming.resumed("r", str(start.runs), max_steps=4)
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        (
+            {"data": sums},
+            r"r: it trained a model of your own, Own.*: pass it again: .*model=",
+        ),
+        (
+            {"model": Own()},
+            r"r: it trained data of your own, sums.*: pass them again: .*data=",
+        ),
+        ({}, "--resume r: it trained a model of your own"),
+    ],
+)
+def test_a_model_or_data_forgotten_at_a_resume_are_asked_for(own_run, given, says):
+    """Before the workload's own, in their place, fail."""
+    with pytest.raises(BadInput, match=says):
+        altcore.train(own_run, resume="r", **given)
+    assert altcore.train(own_run, resume="r", model=Own(), data=sums).steps_completed == 4
+
+
+def test_a_model_of_another_shape_is_no_reason_to_go_back(own_run):
+    """No checkpoint is blamed for it, and the first difference is named."""
+    says = "--resume r: the model passed in is not the one that was trained: the shape of inner"
+    with capture_logs() as logs, pytest.raises(BadInput, match=says):
+        altcore.train(own_run, resume="r", model=Own(9), data=sums)
+    assert not [line for line in logs if "not valid" in line["event"]]

@@ -224,7 +224,7 @@ def test_batches_given_from_python_are_known_by_the_first(start):
     again = resuming.resumed("r", str(start.runs), max_steps=4)
     with pytest.raises(BadInput, match="data was "):
         altcore.train(again, data=batches(2), resume="r")
-    with pytest.raises(BadInput, match=r"data was .*batch, given from Python"):
+    with pytest.raises(BadInput, match=r"trained data of your own, .*batch, given from Python"):
         altcore.train(again, resume="r")
     assert altcore.train(again, data=batches(1), resume="r").steps_completed == 4
 
