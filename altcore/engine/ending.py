@@ -54,21 +54,30 @@ class Ending:
             self.error = f"{type(error).__name__}: {text_of(error)}"
             raise
 
-    def end(self, seal: Callable[[], None]) -> None:
+    def end(self, check_place: Callable[[], None], seal: Callable[[], None]) -> None:
         """Write what is left and say that the run is over; each part comes if another fails.
 
-        ``seal`` comes last: it notes that nothing is left to do.
+        ``check_place`` saves the state of a run whose directory a plugin took away. ``seal`` comes
+        last: it notes that nothing is left to do.
         """
         with ExitStack() as always:
             always.callback(self.directory.close)
             always.callback(seal)
             always.callback(self.write)  # again: run_end may have added a report, or failed
+            always.callback(self._check, check_place)
             always.callback(self.tell)
             always.callback(self.write)
+            always.callback(self._check, check_place)
             with self.noting_errors():
                 self.record.flush()
                 lines = step_lines(self.directory.path)
                 self.findings = self.dispatch.findings(self.run, lines)
+
+    def _check(self, check_place: Callable[[], None]) -> None:
+        """Look for the directory, unless the run failed: its state may be that of half a step."""
+        if self.error is None:
+            with self.noting_errors():
+                check_place()
 
     def tell(self) -> None:
         """Tell the plugins that the run is over."""

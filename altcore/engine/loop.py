@@ -372,7 +372,7 @@ class Engine:
                     self.evaluate(step)
                     self.saving.save()
         finally:
-            self.ending.end(self.saving.seal)
+            self.ending.end(self.saving.check_place, self.saving.seal)
 
     def start(self) -> None:
         """Tell everybody that the run starts, and write the checkpoint of step 0."""
@@ -381,6 +381,7 @@ class Engine:
         with self.events.without_repeats():
             self.dispatch.call("run_start", run=run)
             set_random_state(random, run.device)  # a plugin's imports may draw numbers
+            self.saving.check_place()
             run.emit(self.opening[0], **self.opening[1])
             for remark in self.remarks:
                 if run.quantization.context.is_news(remark):  # a resumed run told it before

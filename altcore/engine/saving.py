@@ -59,10 +59,13 @@ class Saving:
 
         If the weights are not finite it is no point to go on from: they are kept as an anomaly.
         """
-        run = self.state.run
         self.state.record.flush()
-        check_place(self.directory, run, self._save_elsewhere)
+        self.check_place()
         self._save()
+
+    def check_place(self) -> None:
+        """End a run that lost its directory; only between two steps, since it is saved."""
+        check_place(self.directory, self.state.run, self._save_elsewhere)
 
     def _save_elsewhere(self) -> None:
         self.saved, self.snapshots = (), {}

@@ -65,6 +65,31 @@ def test_a_moved_directory_is_named_with_its_place(shelf, start):
     assert start.resume("r").summary["steps"] == 6
 
 
+@pytest.mark.parametrize("lose", [shutil.rmtree, replace, move])
+@pytest.mark.parametrize(("hook", "step"), [("run_start", 0), ("findings", 2), ("run_end", 2)])
+def test_a_directory_lost_before_or_after_the_steps_loses_no_state(shelf, start, hook, step, lose):
+    """The same error says so, and the run goes on from where its state is."""
+
+    def act(self, run):
+        if run.directory.name == "r" and not (start.runs / "was-here").exists():
+            (start.runs / "was-here").touch()
+            lose(run.directory)
+
+    def measure(self, step):
+        return {"index": step.index}  # who measured is asked for findings
+
+    act.__name__, measure.__name__ = hook, "post_step"
+    hooks = {hook: hookimpl(act), "post_step": hookimpl(measure)}
+    shelf.install("diagnostic", "acts", define(eq=False)(type("Acts", (), hooks)))
+    with pytest.raises(AltcoreError, match=f"the state after step {step} is saved in"):
+        start(["acts"], name="r", max_steps=2)
+    kept = start.runs / ("elsewhere" if lose is move else "r-rescued")
+    assert summary_of(kept)["status"] == "failed"
+    start.resume(kept.name)
+    plain = start(name="plain", max_steps=2)
+    assert weights_sha256(kept) == weights_sha256(plain.run_directory)
+
+
 @pytest.mark.parametrize("when", ["hook", "made"])
 def test_a_plugin_that_changes_the_working_directory_moves_no_run(
     shelf, start, corpus, tmp_path, monkeypatch, when
