@@ -32,6 +32,8 @@ WHOLE_FILES = (CONFIG, ENVIRONMENT, SUMMARY)
 DAMAGED = ".damaged"
 """The end of the names of files that are kept aside."""
 LOCK, CHECKPOINTS, REPORTS = ".lock", "checkpoints", "reports"
+FOLDERS, FILES = (CHECKPOINTS, REPORTS), (LOCK, *LOGS, *WHOLE_FILES)
+"""What altcore writes in the directory."""
 
 
 @define(eq=False)
@@ -99,11 +101,14 @@ class RunDirectory:
 
     @classmethod
     def open(cls, path: Path) -> RunDirectory:
-        """Lock the directory of an existing run. Raises `BadInput` if a part of it is a link."""
+        """Lock the directory of an existing run.
+
+        Raises `BadInput` if a part of it is a link, or no file or folder where it has to be one.
+        """
         path = path.absolute()
-        names = (LOCK, CHECKPOINTS, REPORTS, *LOGS, *WHOLE_FILES)
-        durable.check_no_links(path / name for name in names)
+        durable.check_no_links(path / name for name in (*FOLDERS, *FILES))
         durable.check_no_links((path / CHECKPOINTS).glob("*"))
+        durable.check_kinds(path, files=FILES, folders=FOLDERS)
         lock = durable.open_to_write(path / LOCK, os.O_APPEND)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -226,7 +231,7 @@ def _began_nothing(path: Path) -> bool:
     if path.is_symlink() or not path.is_dir():
         return False
     names = {entry.name for entry in path.iterdir() if not entry.name.endswith(".tmp")}
-    known = {LOCK, CHECKPOINTS, REPORTS, *LOGS, *WHOLE_FILES}
+    known = {*FOLDERS, *FILES}
     steps = [path / METRICS, path / TIMINGS]
     return (
         names <= known

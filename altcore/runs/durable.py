@@ -159,6 +159,16 @@ def check_no_links(paths: Iterable[Path]) -> None:
             raise BadInput(f"{path} is a symbolic link: a run's files lie in its own directory")
 
 
+def check_kinds(folder: Path, *, files: Iterable[str], folders: Iterable[str]) -> None:
+    """Raise `BadInput` if a name in ``folder`` leads to something of another kind."""
+    for name in files:
+        if (folder / name).exists() and not (folder / name).is_file():
+            raise BadInput(f"{folder / name} is not a regular file")
+    for name in folders:
+        if (folder / name).exists() and not (folder / name).is_dir():
+            raise BadInput(f"{folder / name} is not a folder")
+
+
 def replace_text(path: Path, text: str) -> Path:
     """Write a text file at once or not at all; returns its path. A link there is replaced."""
     replace_file(path, text.encode(), synced=False)

@@ -16,6 +16,7 @@ from altcore.runs.directory import (
     RunDirectory,
     write_configuration,
 )
+from altcore.runs.durable import check_kinds
 from altcore.runs.json_lines import check_lines, read_lines
 from altcore.runs.manifest import read_manifest
 from altcore.runs.run_id import check_run_id, run_id_of
@@ -26,6 +27,7 @@ from altcore.yaml_files import read_mapping
 def find_run(name: str, runs_dir: str) -> Path:
     """Return the directory of a run. Raises `BadInput` if there is none with that name."""
     path = Path(runs_dir) / check_name(name, "run")
+    check_kinds(path, files=[CONFIG], folders=[])
     if not _is_run(path):
         known = [p.name for p in list_runs(runs_dir)]
         raise BadInput(f"there is no run {name!r} in {runs_dir}", meant=nearest(name, known))

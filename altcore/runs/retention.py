@@ -132,6 +132,8 @@ def point_to(folder: Path, pointer: str, name: str | None) -> None:
     except OSError:
         is_right = False
     if not is_right:
+        if file.is_dir():
+            durable.remove(file)
         # It may be lost with the power: whoever goes on with the run sets it again.
         durable.replace_file(file, name.encode(), synced=False)
 

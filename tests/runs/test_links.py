@@ -74,6 +74,41 @@ def test_a_checkpoint_that_is_a_link_is_refused(start, tmp_path):
         start.resume("r", max_steps=5)
 
 
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+@pytest.mark.parametrize("name", FILES)
+def test_a_folder_or_a_pipe_is_no_file_of_a_run(name, make, start):
+    """A resume refuses it by name, and writes nothing."""
+    run = start(name="r", max_steps=2).run_directory
+    (run / name).unlink()
+    make(run / name)
+    before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
+    with pytest.raises(BadInput) as said:
+        start.resume("r", max_steps=4)
+    assert name in str(said.value)
+    assert "not a regular file" in str(said.value) or name == "config.yaml"
+    assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "reports"])
+def test_a_file_is_no_folder_of_a_run(name, start):
+    run = start(name="r", max_steps=2).run_directory
+    (run / name).rename(run / "moved")
+    (run / name).touch()
+    with pytest.raises(BadInput, match=f"{name} is not a folder"):
+        start.resume("r", max_steps=4)
+
+
+@pytest.mark.parametrize("name", ["last", "best"])
+def test_a_folder_in_the_place_of_a_pointer_is_replaced(name, start):
+    """The pointer follows from the checkpoints."""
+    run = start(name="r", max_steps=2, eval_interval=1).run_directory
+    pointer = run / "checkpoints" / name
+    pointer.unlink()
+    pointer.mkdir()
+    start.resume("r", max_steps=4)
+    assert (run / "checkpoints" / pointer.read_text()).is_dir()
+
+
 @pytest.mark.parametrize("name", ["metrics.jsonl", "summary.json"])
 def test_a_pipe_is_not_waited_for(name, start, capsys):
     run = start(name="r", max_steps=2).run_directory
