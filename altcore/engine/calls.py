@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 
 import structlog
@@ -29,6 +31,8 @@ class Boundary:
     observers: ObserverCheck | None = None
     """Looks at what observers change; None for nobody."""
     clock: HookClock = field(factory=HookClock)
+    process: int = field(init=False, factory=os.getpid)
+    """The one that trains; a child of it that a plugin forked may not go on."""
     _late: list[tuple[Plugin, BaseException]] = field(init=False, factory=list)
     """Errors that came when a plugin's context was left already."""
 
@@ -123,6 +127,8 @@ class Call:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> bool:
+        if os.getpid() != self._boundary.process:
+            _leave_to_parent(*self._about[:2])
         self._boundary.clock.leave(is_in_step=self._about[3] is not None)
         TELL_LATE.reset(self._token)
         plugin, doing, run, step, undo = self._about
@@ -139,3 +145,11 @@ class Call:
         if error is not None:
             self._boundary.settle(plugin, doing, run, error, problem)
         return True
+
+
+def _leave_to_parent(plugin: Plugin, doing: str) -> None:
+    """End a forked process that came back from a plugin: it would write the run a second time."""
+    text = f"altcore: {plugin} forked in {doing}, and its child came back: the child ends here\n"
+    with suppress(OSError):
+        os.write(2, text.encode())
+    os._exit(1)  # what is buffered is the parent's to write

@@ -1,5 +1,6 @@
 """Whatever code of plugins raises is caught and has its name."""
 
+import os
 import signal
 import sys
 from types import ModuleType
@@ -8,11 +9,13 @@ import pytest
 from attrs import define
 from helpers import events
 from helpers_cli import TINY, call
+from helpers_crashes import forked
 from helpers_plugins import make
 
 from altcore import hookimpl
 from altcore.errors import BadInput, PluginError
 from altcore.hooks import HOOKS
+from altcore.runs import METRICS, read_lines
 
 
 class Odd(BaseException):
@@ -185,3 +188,35 @@ def test_what_looks_like_an_interrupt_and_is_none_is_a_failure(capsys, monkeypat
     outcome = call(capsys, "plugins", "list")
     assert outcome.code == 1
     assert type(error).__name__ in outcome.message
+
+
+@pytest.mark.parametrize("ends", ["returns", "exits"])
+@pytest.mark.parametrize(
+    ("kind", "hook"), [("diagnostic", "post_step"), ("intervention", "pre_step")]
+)
+def test_a_forked_child_that_comes_back_leaves_the_run_to_its_parent(
+    shelf, start, capfd, kind, hook, ends
+):
+    """It names the plugin, writes nothing, and changes nothing that would be put back."""
+    codes = []
+
+    def fork(self, step):
+        if step.index != 2:
+            return
+        child = os.fork()
+        if child:
+            codes.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        elif ends == "exits":
+            sys.exit(0)
+
+    def train():
+        run = start(["forks"], name="r", check_observers=True)
+        assert codes == [1]
+        assert run.summary["degraded"] == []
+        assert [line["step"] for line in read_lines(run.run_directory / METRICS)] == [1, 2, 3, 3]
+
+    fork.__name__ = hook
+    shelf.install(kind, "forks", define(eq=False)(type("Forks", (), {hook: hookimpl(fork)})))
+    assert forked(train) == 0  # or a child that is not stopped would run these tests as well
+    text = f"altcore: {kind} forks (acme-forks 1.2.3) forked in {hook}, and its child came back"
+    assert capfd.readouterr().err.count(text) == 1
