@@ -22,6 +22,7 @@ from altcore.engine.trespass import (
     Names,
     Possession,
     RandomStates,
+    Stream,
     TensorValue,
     Threads,
     Value,
@@ -71,6 +72,7 @@ def possessions(run: Run, step: Step | None, kind: str, *, by_value: bool) -> It
 
 def _process(run: Run, kind: str) -> Iterator[Possession]:
     yield RandomStates(run.device)
+    yield from (Stream(name) for name in ("stdout", "stderr"))
     for flag in FLAGS:
         with suppress(RuntimeError):  # torch refuses to read some that a user set in two ways
             yield Value(*flag)

@@ -1,8 +1,10 @@
 """What observers change is found, named and put back."""
 
+import io
 import os
 import random
 import signal
+import sys
 import threading
 from contextlib import contextmanager
 
@@ -15,7 +17,7 @@ from helpers_plugins import make
 from structlog.testing import capture_logs
 
 from altcore import hookimpl
-from altcore.engine.trespass import TensorValue
+from altcore.engine.trespass import Stream, TensorValue
 from altcore.errors import PluginError
 from altcore.registry import entries
 
@@ -597,3 +599,24 @@ def test_imports_may_draw_numbers_before_and_after_the_steps(shelf, start, plain
     weights, metrics, said = trained(start, "r", "draws", check_observers=True)
     assert said == []
     assert (weights, metrics) == plain["run"]
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_closed_stream_is_found_named_and_opened_again(shelf, start, tmp_path, monkeypatch, name):
+    """The same object, which a logger may hold; one that is no file's is named alone."""
+    descriptor = os.open(tmp_path / "said", os.O_WRONLY | os.O_CREAT)
+    stream = os.fdopen(descriptor, "w", closefd=False)  # as Python's own are
+    monkeypatch.setattr(sys, name, stream)
+    shelf.install("diagnostic", "sly", observer(lambda *_: getattr(sys, name).close()))
+    _, _, (said,) = trained(start, "r", "sly", check_observers=True)
+    assert f"sys.{name} (it closed it)" in said
+    assert "could not be put back" not in said
+    print("after it", file=stream, flush=True)
+    assert (tmp_path / "said").read_text().endswith("after it\n")
+    os.close(descriptor)
+    monkeypatch.setattr(sys, name, io.StringIO())
+    before = Stream(name)
+    assert not before.is_changed()
+    getattr(sys, name).close()
+    assert before.is_changed()
+    assert not before.put_back()
