@@ -16,10 +16,14 @@ from altcore.hooks import NonFinite
 def locate_nonfinite(run: Run, step: Step, host: Mapping[str, Any]) -> NonFinite:
     """Return the first thing that was not finite, in the order in which a step computes.
 
-    ``host`` holds the step's read: bad_weights, loss, grad_norm, final_norm and loss_scale.
+    ``host`` holds the step's read: bad_weights, loss, grad_norm, final_norm, loss_scale and
+    bad_ranks, by `Ranks.agree`.
     """
     by = ", ".join(dict.fromkeys(step._scaled_by)) or None
-    return evolve(_first(run, host), loss_scale=float(host["loss_scale"]), scaled_by=by)
+    found = _first(run, host)
+    is_of_rank = run.world_size > 1 and host["bad_ranks"] and found.what != "weights"
+    rank = run.world_size - int(host["bad_ranks"]) if is_of_rank else None
+    return evolve(found, loss_scale=float(host["loss_scale"]), scaled_by=by, rank=rank)
 
 
 def _first(run: Run, host: Mapping[str, Any]) -> NonFinite:

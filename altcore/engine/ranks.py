@@ -87,14 +87,16 @@ class Ranks:
     ) -> dict[str, Any]:
         """Return what any rank has to say, for the step's host read: numbers, or 0-dim tensors.
 
+        ``bad_ranks`` counts the ranks from the first that met what is not finite; 0 if none did.
+
         Args:
             proposals: how many this rank's interventions made.
             signal: the number of the signal that asked it to leave, or 0.
             norm: of the final gradients, 0-dim. Gradients are the same on all ranks.
             quantization: its delayed scales are from now on those of all ranks.
         """
-        alone = {"is_bad": False, "other_gradients": False, "other_batches": False}
-        return {"proposals": proposals, "signal": signal, **alone}
+        nothing = dict.fromkeys(("is_bad", "bad_ranks", "other_gradients", "other_batches"), 0)
+        return {"proposals": proposals, "signal": signal, **nothing}
 
     def check_step(self, host: Mapping[str, Any]) -> None:
         """Raise `AltcoreError` if by a step's host read ranks have other gradients or batches."""
@@ -164,6 +166,8 @@ class TorchrunRanks(Ranks):
         self.parallel: DistributedDataParallel | None = None
         self.drawn: list[Drawn] = []
         """The micro-batches that the ranks did not compare yet."""
+        self.met_nonfinite: Tensor
+        """Whether this rank's loss or quantizers did in the step, before all have the sums."""
 
     def device(self, name: str) -> str:
         """Return ``cuda:LOCAL_RANK`` for ``cuda``."""
@@ -239,6 +243,7 @@ class TorchrunRanks(Ranks):
     ) -> dict[str, Tensor]:
         """Sum over the ranks, in one message; weights, which all have, count once."""
         own, counters = means(losses, items), quantization.counters
+        self.met_nonfinite = ~torch.isfinite(own["loss"]) | (counters.nonfinite() > 0)
         values = torch.stack([value.double() for value in own.values()]) / self.world_size
         parts = [values, counters.counts.double(), counters.errors]
         for counted in parts[1:] if self.rank else ():
@@ -259,7 +264,10 @@ class TorchrunRanks(Ranks):
         is_bad, norm = (~torch.isfinite(norm)).double(), norm.nan_to_num()
         checksums = [torch.as_tensor(drawn.checksum).to(norm) for drawn in self.drawn]
         same = torch.stack([norm, *checksums])
-        said = torch.cat([norm.new_tensor([proposals, signal]), is_bad[None], same, -same])
+        # The largest is that of the first rank.
+        bad_ranks = self.met_nonfinite.double() * (self.world_size - self.rank)
+        own = [norm.new_tensor([proposals, signal]), is_bad[None], bad_ranks[None]]
+        said = torch.cat([*own, same, -same])
         histories = amax_histories(quantization)
         largest = torch.cat([said, *histories])
         with self.lost_named():
@@ -268,9 +276,9 @@ class TorchrunRanks(Ranks):
         for history, part in zip(histories, shared, strict=True):
             history.copy_(part)
         # A largest number and a largest negative that are not opposite are of two ranks.
-        apart = said[3:].view(2, -1).sum(0)
-        names = ("proposals", "signal", "is_bad", "other_gradients", "other_batches")
-        return dict(zip(names, (*said[:3], apart[0], apart[1:].sum()), strict=True))
+        apart = said[4:].view(2, -1).sum(0)
+        names = ("proposals", "signal", "is_bad", "bad_ranks", "other_gradients", "other_batches")
+        return dict(zip(names, (*said[:4], apart[0], apart[1:].sum()), strict=True))
 
     def check_step(self, host: Mapping[str, Any]) -> None:
         """Compare, and forget the step's micro-batches."""

@@ -28,8 +28,14 @@ class NonFinite:
     """The factor of the step's loss before its backward pass."""
     scaled_by: str | None = None
     """The plugins that set it; None if none did."""
+    rank: int | None = None
+    """The first rank whose loss or quantizers met it; None if there is one process, or all have
+    it, as weights, or it first arose in a gradient that no quantizer met."""
 
     def __str__(self) -> str:
+        return self._text() + ("" if self.rank is None else f" on rank {self.rank}")
+
+    def _text(self) -> str:
         operand = f" ({self.operand})" if self.operand else ""
         if self.what == "loss":
             first = f", first met in {self.layer}{operand}" if self.layer else ""

@@ -37,6 +37,8 @@ class Fault:
     def pre_backward(self, run, step):
         if self.is_now(run, step, "nan", "skip"):
             step.loss = step.loss * math.nan
+        if self.is_now(run, step, "quantizer"):
+            step.loss.register_hook(lambda gradient: gradient * math.nan)
         if self.is_now(run, step, "loss scale"):
             step.loss_scale = 2.0
         if self.is_now(run, step, "raise"):
@@ -62,12 +64,15 @@ class Fault:
 
     @hookimpl
     def on_nan(self, run, step, where):
-        HEARD.append(("nan", step.index, where.what))
+        HEARD.append(("nan", step.index, where.what, where.rank))
         return SkipStep(counts=False, reason="planted") if self.is_now(run, step, "skip") else None
 
     @hookimpl
     def post_step(self, run, step):
         HEARD.append(("updated", step.index))
+        if self.what == "spoil" and step.index == 2:
+            with torch.no_grad():
+                next(run.model.parameters()).fill_(math.nan)
         if self.is_now(run, step, "weights"):
             with torch.no_grad():
                 next(run.model.parameters()).add_(1.0)
@@ -121,8 +126,18 @@ def agreed(rank, folder, corpus):
     engine, one = run("nan")
     engine.train()
     # Before the optimizer, in the same step.
-    assert HEARD == [("updated", 1), ("nan", 2, "loss"), ("updated", 3)]
+    assert HEARD == [("updated", 1), ("nan", 2, "loss", 1), ("updated", 3)]
     assert engine.history.discarded == 1
+
+    if rank == 0:
+        assert [event["rank"] for event in events(one.directory, "nan")] == [1]
+
+    engine, one = run("quantizer", format="E4M3", recipe={"gradient": "FORMAT"})
+    engine.train()
+    assert ("nan", 2, "gradient", 1) in HEARD
+    engine, one = run("spoil")
+    engine.train()
+    assert ("nan", 3, "weights", None) in HEARD, "which all ranks have"
 
     engine, one = run("skip")
     engine.train()
