@@ -31,10 +31,7 @@ class LogFile:
     @classmethod
     def open(cls, path: Path) -> LogFile:
         """Open a file that may be new. A torn last line gets its end, so that it stays alone."""
-        is_new = not path.exists()
         file = cls(path, durable.open_to_write(path, os.O_APPEND))
-        if is_new:
-            durable.fsync_folder(path.parent)  # its data are synced later, its name never again
         last = file._read()
         if last not in (b"", b"\n"):
             file.append(b"\n")
