@@ -34,6 +34,8 @@ class Signals:
         """Whether a signal waits for a run that reads `asked` between two steps."""
         self.place: Callable[[], str] = lambda: ""
         """Says where the run is, for the line that the process ends with."""
+        self.exit_code: int | None = None
+        """Of a process that has said why it ends, and has nothing to add about a signal."""
         self._interrupts = 0
         self._before: dict[int, Any] = {}
 
@@ -55,6 +57,8 @@ class Signals:
         return signal.Signals(self.asked).name
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.exit_code is not None:
+            os._exit(self.exit_code)
         self.asked = self.asked or number
         self._interrupts += number == signal.SIGINT
         name = signal.Signals(number).name
@@ -77,6 +81,15 @@ def handle_signals() -> None:
     global _in_force
     _in_force = Signals(ends_process=True)
     _in_force.install()
+
+
+def ending(exit_code: int) -> None:
+    """Let a signal from now on end the process in silence, with the code that it ends with.
+
+    torchrun sends one to every rank when it loses one, of which they speak themselves.
+    """
+    if _in_force is not None and _in_force.ends_process:
+        _in_force.exit_code = exit_code
 
 
 @contextmanager

@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 from pathlib import Path
@@ -190,6 +193,22 @@ def test_handlers_are_put_back():
         with pytest.raises(LeaveNow, match="SIGTERM"):
             signal.raise_signal(signal.SIGTERM)
     assert [signal.getsignal(number) for number in WATCHED] == before
+
+
+def test_a_signal_adds_nothing_to_the_reason_that_was_told():
+    """As torchrun sends one to a rank that has just said which other is gone."""
+    code = """
+        import atexit, os, signal, sys
+        from altcore.__main__ import start
+        atexit.register(lambda: os.kill(os.getpid(), signal.SIGTERM))
+        sys.argv = ["altcore", "train", "--resume", "nowhere"]
+        start()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "nowhere" in line
 
 
 def test_threads_do_not_keep_the_command_from_ending():

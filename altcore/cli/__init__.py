@@ -19,7 +19,7 @@ from altcore.cli.terminal import echo
 from altcore.environment import PREFIX, unknown_variables
 from altcore.errors import PIPE_CLOSED, AltcoreError, described, text_of
 from altcore.registry import spare_torch
-from altcore.signals import is_from_signal
+from altcore.signals import ending, is_from_signal
 
 SHELL_COMPLETION = "_ALTCORE_COMPLETE"
 """With this variable a shell asks for completions, and click itself leaves."""
@@ -152,4 +152,5 @@ def _leave(message: str, code: int, debug: bool) -> None:
     who = "altcore" if is_alone else f"altcore, rank {os.environ.get('RANK')}"
     with suppress(BrokenPipeError):
         echo(f"{who}: {' '.join(message.splitlines())}", err=True)
+    ending(code)
     raise SystemExit(code)

@@ -344,7 +344,7 @@ class TorchrunRanks(Ranks):
         except RuntimeError as error:
             if not is_of_messages(error):
                 raise
-            raise lost_rank(self._told(), error) from error
+            raise lost_rank(self._told(), error) from None  # it says what of the other is of use
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         """Wait until rank 0 has written everything, and end a process group of the run's own."""

@@ -6,6 +6,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from functools import partial
 from pathlib import Path
 
@@ -234,8 +235,11 @@ def killed(rank, folder, corpus):
     os.environ["KILL_RANK_1"] = "1"
     engine = starter(rank, folder, corpus).engine(["fault"], name="killed", **KEYS)
     began = time.monotonic()
-    with pytest.raises(LostRank, match=r"^another process of the run is gone: .*; --resume"):
+    with pytest.raises(
+        LostRank, match=r"^another process of the run is gone: .*; --resume"
+    ) as lost:
         engine.train()
+    assert "".join(traceback.format_exception(lost.value)).count("Traceback") == 1, "not gloo's"
     assert time.monotonic() - began < 30
     assert LostRank.exit_code == 1
 
