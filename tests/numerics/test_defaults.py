@@ -64,7 +64,7 @@ def everything():
         if fmt.bits <= 8:
             yield unpack(pack(x, name, 0.5))
         sums = torch.zeros(4, dtype=torch.int64, device="cpu")
-        numerics.round_to_grid(x, fmt, counts=sums)
+        numerics.round_to_grid(x, fmt, meters=numerics.Meters(sums, None))
         yield sums
     for name in ("MXFP4", "NVFP4", "MXFP8-E4M3"):
         for y in (x, x.bfloat16(), x.double()):
