@@ -42,6 +42,14 @@ def start(tmp_path_factory, shelf):
     return Starter(folder / "runs", folder / "words.txt")
 
 
+@pytest.fixture(autouse=True)
+def _hangups_are_heard():
+    """Under nohup, or a CI that does as it does, SIGHUP is ignored, and so it is by every child."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def arguments(start, name, number=0):
     given = [
         "train",
