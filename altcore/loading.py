@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import structlog
 from attrs import field, frozen
 from torch import nn
 
@@ -15,15 +16,20 @@ from altcore.formats import origins_recorded
 from altcore.quantization import Quantization, check_quantization_state
 from altcore.runs import (
     REGULAR,
+    RUN_ID,
     Checkpoint,
     by_merit,
+    check_run_id,
     find_run,
     list_checkpoints,
     load_newest,
+    run_id_of,
     summary_of,
 )
 from altcore.runs import load_checkpoint as read_checkpoint
 from altcore.yaml_files import read_mapping
+
+log = structlog.get_logger("altcore")
 
 BEST, LATEST = "best", "latest"
 
@@ -65,12 +71,13 @@ def load(
 
     Raises:
         BadInput: if there is no such run, or no such checkpoint that is valid.
-        InvalidCheckpoint: if the named checkpoint is torn or altered, or of another model.
+        InvalidCheckpoint: if the named checkpoint is torn or altered, or of another run or model.
     """
     path = directory_of(run, runs_dir)
     plain = read_mapping(path / "config.yaml", "run")
     config = TrainConfig.from_plain({**plain, "runs_dir": str(path.parent), "device": device})
     found = read_checkpoint(find_checkpoint(path, checkpoint))
+    check_run_id(found.path, found.manifest, run_id_of(path))
     where = choose_device(device)
     seed_all(config.seed)
     with origins_recorded(config.format_origins):
@@ -110,18 +117,27 @@ def directory_of(run: str | Path, runs_dir: str | Path = "runs") -> Path:
 def find_checkpoint(run: Path, which: str) -> Path:
     """Return a checkpoint of a run's directory: ``best``, ``latest``, or by its name.
 
-    Raises `BadInput` if there is none.
+    Best and latest are never of another run; a warning names one that was copied in. Raises
+    `BadInput` if there is none.
     """
-    folder = run / "checkpoints"
+    folder, run_id = run / "checkpoints", run_id_of(run)
+
+    def check(found: Checkpoint) -> None:
+        check_run_id(found.path, found.manifest, run_id)
+
     found = list_checkpoints(folder)
     if which == LATEST:
-        return load_newest(folder).path
+        return load_newest(folder, check).path
     if which == BEST:
         config = TrainConfig.from_plain(read_mapping(run / "config.yaml", "run"))
-        regular = [kept for kept in found if kept.kind == REGULAR]
+        own = [kept for kept in found if kept.manifest[RUN_ID] == run_id]
+        if len(own) < len(found):
+            others = [kept.path.name for kept in found if kept not in own]
+            log.warning("checkpoints of another run are left out", run=run.name, names=others)
+        regular = [kept for kept in own if kept.kind == REGULAR]
         evaluated = [kept for kept in regular if kept.manifest["evaluation"]]
         best = by_merit(evaluated, config.monitor, config.direction)
-        return best[0].path if best else load_newest(folder).path
+        return best[0].path if best else load_newest(folder, check).path
     names = [kept.path.name for kept in found]
     if which not in names:
         raise BadInput(

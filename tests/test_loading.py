@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 import torch
 from helpers import Starter, text_file
+from helpers_cli import call
 from safetensors import safe_open
 
 import altcore
@@ -94,6 +95,23 @@ def test_a_damaged_checkpoint_is_refused(start, tmp_path):
     assert altcore.load("pure", "latest", runs_dir=tmp_path / "runs").step == 4
 
 
+def test_a_checkpoint_of_another_run_is_never_loaded(start, tmp_path, capsys):
+    """Not as the latest or the best; by its name it is refused, and `verify` finds it."""
+    runs = tmp_path / "runs"
+    shutil.copytree(start.runs / "pure", runs / "pure")
+    shutil.rmtree(runs / "pure/checkpoints/step-00000006")
+    shutil.copytree(
+        start.runs / "master/checkpoints/step-00000006", runs / "pure/checkpoints/step-00000006"
+    )
+    for which in ("latest", "best"):
+        assert altcore.load("pure", which, runs_dir=runs).step < 6
+    with pytest.raises(InvalidCheckpoint, match="is of another run"):
+        altcore.load("pure", "step-00000006", runs_dir=runs)
+    outcome = call(capsys, "checkpoints", "verify", "pure", "--runs-dir", runs)
+    assert outcome.code == 1
+    assert "is of another run" in outcome.out
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_exported_weights_are_those_that_products_see(name, start, tmp_path):
     """Codes decode to the values; the masters are the model's own."""
@@ -147,6 +165,6 @@ def test_without_safetensors_the_extra_is_named(start, tmp_path, monkeypatch):
     """It is optional: writing and reading say what to install."""
     loaded = altcore.load("pure", "latest", runs_dir=start.runs)
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    for call in (partial(altcore.export, loaded), altcore.read_export):
+    for function in (partial(altcore.export, loaded), altcore.read_export):
         with pytest.raises(BadInput, match=r"safetensors is not installed.*altcore\[export\]"):
-            call(tmp_path / "weights")
+            function(tmp_path / "weights")

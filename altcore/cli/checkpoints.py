@@ -77,7 +77,7 @@ def list_(run: str, runs_dir: str, as_json: bool) -> None:
 def verify(run: str, runs_dir: str, as_json: bool) -> None:
     """Read every checkpoint of a run and compare its digests. Exit code 1 if one is damaged."""
     from altcore.loading import directory_of
-    from altcore.runs import is_checkpoint, load_checkpoint
+    from altcore.runs import check_run_id, is_checkpoint, load_checkpoint, run_id_of
 
     path = directory_of(run, runs_dir)
     rows: list[dict[str, Any]] = []
@@ -85,7 +85,8 @@ def verify(run: str, runs_dir: str, as_json: bool) -> None:
     for found in sorted(folder.iterdir()) if folder.is_dir() else ():
         if is_checkpoint(found):
             try:
-                load_checkpoint(found)
+                loaded = load_checkpoint(found)
+                check_run_id(found, loaded.manifest, run_id_of(path))
                 problem = None
             except AltcoreError as error:
                 problem = str(error)

@@ -56,7 +56,7 @@ from altcore.runs.reading import (
     summary_of,
 )
 from altcore.runs.retention import by_merit, list_checkpoints, retain
-from altcore.runs.run_id import RUN_ID, check_run_id
+from altcore.runs.run_id import RUN_ID, check_run_id, run_id_of
 from altcore.runs.summary import ENDED, EVALUATED, STATUSES, UNFINISHED, Summary, has_summary
 from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.verdict import has_learned, verdict_of
@@ -114,6 +114,7 @@ __all__ = [
     "replace_text",
     "restore_configuration",
     "retain",
+    "run_id_of",
     "save_checkpoint",
     "save_snapshot",
     "set_aside",
