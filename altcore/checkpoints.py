@@ -14,7 +14,7 @@ from typing import Any
 
 import structlog
 import torch
-from attrs import define, field
+from attrs import define, field, frozen
 from torch import nn
 
 from altcore.builtin_types import as_builtin
@@ -70,11 +70,11 @@ def save_checkpoint(
             wrong.
         NoSpace: if the disk is full; what was there stays.
     """
-    own = _unwrapped(model, q)
-    if bad := _not_finite(own):
+    loop = _Loop.of(model, optimizer, q, scaler)
+    if bad := loop.not_finite():
         problem = f"{bad} is not finite after step {step}: it is no state to go on from"
         raise BadInput(problem, key="model")
-    return _write(Path(path), REGULAR, _state(own, optimizer, q, step, scaler), value)
+    return _write(Path(path), REGULAR, loop.state(step), value)
 
 
 def load_checkpoint(
@@ -102,18 +102,14 @@ def load_checkpoint(
             way round.
         InvalidCheckpoint: if the one that ``path`` names is torn, altered or of another model.
     """
-    own, folder = _unwrapped(model, q), Path(path)
-
-    def check(found: Checkpoint) -> None:
-        _check(found.state or {}, own, optimizer, q, scaler)
-
+    loop, folder = _Loop.of(model, optimizer, q, scaler), Path(path)
     if is_checkpoint(folder):
         found = read_checkpoint(folder)
-        check(found)
+        loop.check(found)
     else:
-        found = load_newest(folder, check)
+        found = load_newest(folder, loop.check)
     assert found.state is not None  # checked
-    _restore(found.state, own, optimizer, q, scaler)
+    loop.restore(found.state)
     return found.step
 
 
@@ -162,8 +158,7 @@ class CheckpointManager:
         ``value`` is what `best` compares by. Weights that are not finite are kept by
         `save_on_anomaly` instead, with a warning that names the first; the result is then its own.
         """
-        own = _unwrapped(self.model, self.q)
-        if bad := _not_finite(own):
+        if bad := self._loop().not_finite():
             log.warning(
                 "weights are not finite: no checkpoint to go on from", weight=bad, step=step
             )
@@ -181,9 +176,7 @@ class CheckpointManager:
         """
         if any(kept.kind == ANOMALY for kept in list_checkpoints(self.folder)):
             return None
-        own = _unwrapped(self.model, self.q)
-        state = _state(own, self.optimizer, self.q, step, self.scaler)
-        return _write(self.folder, ANOMALY, state, None)
+        return _write(self.folder, ANOMALY, self._loop().state(step), None)
 
     def latest(self) -> Path | None:
         """Return the newest checkpoint whose files are whole; None if there is none."""
@@ -204,42 +197,97 @@ class CheckpointManager:
             return 0
         return load_checkpoint(self.folder, self.model, self.optimizer, self.q, self.scaler)
 
-
-def _unwrapped(model: nn.Module, q: Quantization | None) -> nn.Module:
-    own = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-    if q is not None and own is not q.model:
-        raise BadInput("it is not the model that was quantized", key="q")
-    return own
+    def _loop(self) -> _Loop:
+        return _Loop.of(self.model, self.optimizer, self.q, self.scaler)
 
 
-def _not_finite(model: nn.Module) -> str | None:
-    """Return the name of the first weight that is not finite."""
-    return next((n for n, p in model.named_parameters() if not torch.isfinite(p).all()), None)
+@frozen(eq=False)
+class _Loop:
+    """What a checkpoint holds the state of."""
 
+    model: nn.Module
+    """Not wrapped."""
+    optimizer: torch.optim.Optimizer | None
+    q: Quantization | None
+    scaler: torch.amp.GradScaler | None
 
-def _device(model: nn.Module) -> torch.device:
-    first = next(model.parameters(), None)
-    return torch.device("cpu") if first is None else first.device
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        q: Quantization | None,
+        scaler: torch.amp.GradScaler | None,
+    ) -> _Loop:
+        """Take the model out of DistributedDataParallel; `BadInput` if ``q`` is of another."""
+        own = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        if q is not None and own is not q.model:
+            raise BadInput("it is not the model that was quantized", key="q")
+        return cls(own, optimizer, q, scaler)
 
+    def not_finite(self) -> str | None:
+        """Return the name of the first weight that is not finite."""
+        named = self.model.named_parameters()
+        return next((name for name, p in named if not torch.isfinite(p).all()), None)
 
-def _state(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    q: Quantization | None,
-    step: int,
-    scaler: torch.amp.GradScaler | None,
-) -> dict[str, Any]:
-    step = as_builtin(step)
-    if type(step) is not int or step < 0:
-        raise BadInput(f"a whole number of at least 0 is needed, not {shown(step)}", key="step")
-    return {
-        "step": step,
-        "model": model.state_dict(),
-        "quantization": None if q is None else q.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": None if scaler is None else scaler.state_dict(),
-        "random": random_state(_device(model)),
-    }
+    @property
+    def device(self) -> torch.device:
+        """That of the model's first parameter."""
+        first = next(self.model.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Return the state after a step."""
+        step = as_builtin(step)
+        if type(step) is not int or step < 0:
+            problem = f"a whole number of at least 0 is needed, not {shown(step)}"
+            raise BadInput(problem, key="step")
+        assert self.optimizer is not None  # only a loop that is restored has none
+        return {
+            "step": step,
+            "model": self.model.state_dict(),
+            "quantization": None if self.q is None else self.q.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "random": random_state(self.device),
+        }
+
+    def check(self, found: Checkpoint) -> None:
+        """Check a state before anything is loaded.
+
+        Raises:
+            InvalidCheckpoint: if it is not that of such a loop.
+            BadInput: if a part of it is not asked for, or the other way round.
+        """
+        state = found.state or {}
+        try:
+            for key, given in (("quantization", self.q), ("scaler", self.scaler)):
+                is_kept = state[key] is not None
+                if is_kept and given is None and (key != "scaler" or self.optimizer is not None):
+                    raise BadInput(f"the checkpoint holds one, and none is given: {key}", key=key)
+                if given is not None and not is_kept:
+                    raise BadInput(f"the checkpoint holds none: {key}", key=key)
+            check_weights(state["model"], self.model)
+            if self.q is not None:
+                check_quantization_state(self.q, state["quantization"], state["model"])
+            if self.optimizer is not None:
+                check_optimizer(state["optimizer"], self.optimizer)
+        except BadInput:  # a ValueError, too
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise InvalidCheckpoint(f"it is no state of this loop: {error!r:.200}") from error
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Load a state that was checked."""
+        if self.q is None:
+            self.model.load_state_dict(state["model"])
+        else:
+            self.q.load_state_dict(state["quantization"], state["model"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+            set_random_state(state["random"], self.device)
 
 
 def _write(folder: Path, kind: str, state: Mapping[str, Any], value: float | None) -> Path:
@@ -259,46 +307,3 @@ def _write(folder: Path, kind: str, state: Mapping[str, Any], value: float | Non
         "run_id": "",
     }
     return write_checkpoint(folder, state, manifest)
-
-
-def _check(
-    state: Mapping[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer | None,
-    q: Quantization | None,
-    scaler: torch.amp.GradScaler | None,
-) -> None:
-    try:
-        for key, given in (("quantization", q), ("scaler", scaler)):
-            is_kept = state[key] is not None
-            if is_kept and given is None and (key != "scaler" or optimizer is not None):
-                raise BadInput(f"the checkpoint holds one, and none is given: {key}", key=key)
-            if given is not None and not is_kept:
-                raise BadInput(f"the checkpoint holds none: {key}", key=key)
-        check_weights(state["model"], model)
-        if q is not None:
-            check_quantization_state(q, state["quantization"], state["model"])
-        if optimizer is not None:
-            check_optimizer(state["optimizer"], optimizer)
-    except BadInput:  # a ValueError, too
-        raise
-    except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        raise InvalidCheckpoint(f"it is no state of this loop: {error!r:.200}") from error
-
-
-def _restore(
-    state: Mapping[str, Any],
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer | None,
-    q: Quantization | None,
-    scaler: torch.amp.GradScaler | None,
-) -> None:
-    if q is None:
-        model.load_state_dict(state["model"])
-    else:
-        q.load_state_dict(state["quantization"], state["model"])
-    if scaler is not None:
-        scaler.load_state_dict(state["scaler"])
-    if optimizer is not None:
-        optimizer.load_state_dict(state["optimizer"])
-        set_random_state(state["random"], _device(model))
