@@ -95,9 +95,11 @@ if TYPE_CHECKING:
     from altcore.runs import (
         EVENTS,
         METRICS,
+        RunRecord,
         early_and_late,
         read_json,
         read_lines,
+        read_run,
         replace_text,
         summary_of,
     )
@@ -186,6 +188,8 @@ _HOME = {
     "random_state": "altcore.engine",
     "set_random_state": "altcore.engine",
     # Reading the record of a run
+    "RunRecord": "altcore.runs",
+    "read_run": "altcore.runs",
     "EVENTS": "altcore.runs",
     "METRICS": "altcore.runs",
     "read_json": "altcore.runs",
@@ -221,6 +225,7 @@ __all__ = [
     "Rollback",
     "Rule",
     "Run",
+    "RunRecord",
     "ScaleLearningRate",
     "ScaleRule",
     "Scaling",
@@ -267,6 +272,7 @@ __all__ = [
     "read_json",
     "read_lines",
     "read_mapping",
+    "read_run",
     "replace_text",
     "round_scalar",
     "round_to_grid",

@@ -55,6 +55,7 @@ from altcore.runs.reading import (
     restore_configuration,
     summary_of,
 )
+from altcore.runs.record import DirectoryRecord, RunRecord, read_run
 from altcore.runs.retention import by_merit, list_checkpoints, retain
 from altcore.runs.run_id import RUN_ID, check_run_id, run_id_of
 from altcore.runs.summary import ENDED, EVALUATED, STATUSES, UNFINISHED, Summary, has_summary
@@ -81,7 +82,9 @@ __all__ = [
     "WEIGHTS",
     "Change",
     "Checkpoint",
+    "DirectoryRecord",
     "RunDirectory",
+    "RunRecord",
     "Summary",
     "UnwrittenDirectory",
     "about_platform",
@@ -110,6 +113,7 @@ __all__ = [
     "read_configuration",
     "read_json",
     "read_lines",
+    "read_run",
     "recipe_label",
     "replace_text",
     "restore_configuration",

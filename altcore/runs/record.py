@@ -1,0 +1,145 @@
+"""The record of a run, whatever it was read from: what reports, frames and pages are made of."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from altcore.errors import BadInput
+from altcore.runs.directory import CONFIG, EVENTS, METRICS, TIMINGS
+from altcore.runs.json_files import read_json
+from altcore.runs.json_lines import read_lines
+from altcore.runs.reading import summary_of
+from altcore.yaml_files import read_mapping
+
+Line = Mapping[str, Any]
+
+
+class RunRecord:
+    """What is known of one run. Each part is read when it is first asked for, and kept.
+
+    This class knows nothing but the run's name: a source of runs, such as a tracker, derives from
+    it and overrides the parts that it has.
+
+    Attributes:
+        name: the run's name.
+        source: where it was read: the path of its directory, or an address for people.
+        directory: the run's directory, None if it was read from elsewhere.
+        url: its page, None without one.
+    """
+
+    directory: Path | None = None
+    url: str | None = None
+
+    def __init__(self, name: str, source: str) -> None:
+        self.name, self.source = name, source
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.source!r})"
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The configuration, by the keys of `TrainConfig`; empty if it is not known."""
+        return {}
+
+    @cached_property
+    def environment(self) -> Mapping[str, Any]:
+        """Versions, device and state of the code; empty if they are not known."""
+        return {}
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any]:
+        """How it ended, by the keys of `Summary`; what is not known is None or empty."""
+        return {}
+
+    @cached_property
+    def metrics(self) -> Sequence[Line]:
+        """The recorded lines: those of steps have ``loss``, those of evaluations ``val_loss``."""
+        return []
+
+    @cached_property
+    def timings(self) -> Sequence[Line]:
+        """Step times and throughput, a line a recorded step."""
+        return []
+
+    @cached_property
+    def events(self) -> Sequence[Line]:
+        """What happened: start and end, NaN, collapse, actions, changes of format, warnings."""
+        return []
+
+    @cached_property
+    def reports(self) -> Mapping[str, str]:
+        """The text of its reports, by path in the run's directory."""
+        return {}
+
+    @property
+    def steps(self) -> list[Line]:
+        """The lines of recorded steps."""
+        return [line for line in self.metrics if "loss" in line]
+
+    @property
+    def evaluations(self) -> list[Line]:
+        """The lines of evaluations."""
+        return [line for line in self.metrics if "val_loss" in line]
+
+
+class DirectoryRecord(RunRecord):
+    """The record in a run's directory, also that of a run that goes on or was killed."""
+
+    directory: Path
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory.name, str(directory))
+        self.directory = directory
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The keys of config.yaml."""
+        file = self.directory / CONFIG
+        return read_mapping(file, "run") if file.exists() else {}
+
+    @cached_property
+    def environment(self) -> Mapping[str, Any]:
+        """The keys of environment.json."""
+        return read_json(self.directory / "environment.json")
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any]:
+        """The run's summary, the facts so far if it is not over."""
+        return summary_of(self.directory)
+
+    @cached_property
+    def metrics(self) -> Sequence[Line]:
+        """The lines of metrics.jsonl."""
+        return read_lines(self.directory / METRICS)
+
+    @cached_property
+    def timings(self) -> Sequence[Line]:
+        """The lines of timings.jsonl."""
+        return read_lines(self.directory / TIMINGS)
+
+    @cached_property
+    def events(self) -> Sequence[Line]:
+        """The lines of events.jsonl."""
+        return read_lines(self.directory / EVENTS)
+
+    @cached_property
+    def reports(self) -> Mapping[str, str]:
+        """The Markdown files in reports/."""
+        found = sorted((self.directory / "reports").glob("*.md"))
+        return {f"reports/{file.name}": file.read_text() for file in found}
+
+
+def read_run(directory: Path) -> DirectoryRecord:
+    """Return the record of the run in a directory.
+
+    Raises:
+        BadInput: if it has no summary that can be read, and no record that a run can have written.
+    """
+    if not directory.is_dir():
+        raise BadInput(f"{directory} is not a run's directory")
+    record = DirectoryRecord(directory)
+    _ = record.summary  # Read now, so that what is no run is refused here.
+    return record
