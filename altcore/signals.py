@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from time import perf_counter
 from types import FrameType
 from typing import Any
 
@@ -32,18 +33,27 @@ class Signals:
         """The first signal that came; 0 before."""
         self.is_waiting = False
         """Whether a signal waits for a run that reads `asked` between two steps."""
+        self.asked_at = 0.0
+        """When it came, as perf_counter() tells."""
         self.place: Callable[[], str] = lambda: ""
         """Says where the run is, for the line that the process ends with."""
         self.exit_code: int | None = None
         """Of a process that has said why it ends, and has nothing to add about a signal."""
         self._interrupts = 0
         self._before: dict[int, Any] = {}
+        self._wakeups: int | None = None
+        """The end of a pipe to which C writes the numbers of signals at once."""
 
     def install(self) -> None:
         """Handle the watched signals; SIGHUP is left alone if it is ignored, as by nohup."""
         is_ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         watched = [n for n in WATCHED if not (is_ignored and n is signal.SIGHUP)]
         self._before = {number: signal.signal(number, self._note) for number in watched}
+        if self.ends_process:
+            self._wakeups, tell = os.pipe()
+            os.set_blocking(self._wakeups, False)
+            os.set_blocking(tell, False)
+            signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
 
     def uninstall(self) -> None:
         """Put back the handlers from before."""
@@ -56,10 +66,30 @@ class Signals:
         """The name of the first signal that came."""
         return signal.Signals(self.asked).name
 
+    def hear(self) -> None:
+        """Note a signal in any thread, if the main one is in C code that lets no handler run."""
+        if self._wakeups is None or not self.is_waiting:
+            return
+        with suppress(BlockingIOError):
+            came = [n for n in os.read(self._wakeups, 4096) if n in self._before]
+            if came and not self.asked:
+                self.asked, self.asked_at = came[0], perf_counter()
+
+    def leave_now(self, why: str) -> None:
+        """Leave in spite of waiting, from any thread: the code that runs now does not end."""
+        if self.ends_process:
+            _say("; ".join(filter(None, (f"{self.name}: left at once: {why}", self.place()))))
+            os._exit(128 + self.asked)
+        self.is_waiting = False
+        main = threading.main_thread().ident
+        if main is not None:
+            signal.pthread_kill(main, self.asked)
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.exit_code is not None:
             os._exit(self.exit_code)
-        self.asked = self.asked or number
+        if not self.asked:
+            self.asked, self.asked_at = number, perf_counter()
         self._interrupts += number == signal.SIGINT
         name = signal.Signals(number).name
         if self.is_waiting and not (number == signal.SIGINT and self._interrupts > 1):

@@ -1,5 +1,6 @@
 """Signals to real processes: when they come, what is left, and how it is told."""
 
+import ctypes
 import os
 import signal
 import subprocess
@@ -7,13 +8,18 @@ import sys
 import textwrap
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from helpers_cli import distribution, run
+from attrs import define
+from helpers_cli import TINY, distribution, run
+from helpers_crashes import ended, forked_command
 from helpers_processes import SOURCES, install, started, wait_for
 
+from altcore import hookimpl
 from altcore.cli.threads import still_running
+from altcore.engine import hook_clock
 from altcore.errors import EXIT_CODES
 from altcore.runs import summary_of
 from altcore.signals import WATCHED, LeaveNow, handling_signals, is_from_signal
@@ -25,6 +31,14 @@ def steps(tmp_path):
     """Whether the run has made a step."""
     metrics = tmp_path / "runs/mine/metrics.jsonl"
     return metrics.exists() and metrics.stat().st_size > 0
+
+
+def wait_until(what):
+    """Wait for something that another process does."""
+    deadline = time.monotonic() + 30
+    while not what() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert what()
 
 
 @pytest.mark.slow
@@ -76,6 +90,82 @@ def test_a_second_interrupt_leaves_at_once(tmp_path, corpus):
     named = "the last checkpoint is runs/mine/checkpoints/step-00000002: --resume mine goes on"
     assert err.startswith("altcore: SIGINT: left at once; ")
     assert named in err.replace(f"{tmp_path}/", "")
+
+
+def sleep_on(step):
+    """Hang for a minute, and hold on to whatever would end it."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with suppress(BaseException):
+            time.sleep(1)
+
+
+def wait_in_c(step):
+    """Hang in C code that lets other threads run, but no handler of signals."""
+    mutex = ctypes.create_string_buffer(64)
+    lock = ctypes.CDLL(None).pthread_mutex_lock
+    lock(mutex)
+    lock(mutex)
+
+
+def hanging(hang, hook="post_step"):
+    """Return a reporter that hangs from the third step on, or when the run is over."""
+
+    def act(self, run):
+        if run.step == 3:
+            (run.directory / "there").touch()
+            hang(run.step)
+
+    act.__name__ = hook
+    return define(eq=False)(type("Hangs", (), {hook: hookimpl(act)}))
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """Let a signal wait for hooks a moment only."""
+    monkeypatch.setattr(hook_clock, "LEAST_PATIENCE", 0.2)
+    monkeypatch.setattr(hook_clock, "PATIENCE", {"run_end": 0.3})
+
+
+@pytest.mark.parametrize(
+    ("hang", "hook"),
+    [(sleep_on, "post_step"), (wait_in_c, "post_step"), (sleep_on, "run_end")],
+    ids=["sleeps", "waits in C", "sleeps at the end"],
+)
+def test_a_hook_that_hangs_does_not_keep_a_run_from_leaving(
+    hang, hook, shelf, corpus, tmp_path, impatient
+):
+    """It is named with its stack, and so is the last checkpoint; the exit code is the signal's."""
+    shelf.install("reporter", "hangs", hanging(hang, hook))
+    arguments = ["train", *TINY, "--data", str(corpus), "--name", "mine", "--steps", "3"]
+    arguments += ["--plugin", "hangs", "--set", "checkpoint_interval=2", "--device", "cpu"]
+    with (tmp_path / "err").open("w") as err:
+        child = forked_command(tmp_path, arguments, err)
+        wait_until((tmp_path / "runs/mine/there").exists)
+        os.kill(child, signal.SIGTERM)
+        code = ended(child)
+    said = (tmp_path / "err").read_text()
+    assert code == 128 + signal.SIGTERM, said
+    last = 2 if hook == "post_step" else 3
+    assert f", in {hang.__name__}" in said
+    line = said.splitlines()[-1]
+    named = f"reporter hangs (acme-hangs 1.2.3) has been in {hook} for "
+    assert line.startswith(f"altcore: SIGTERM: left at once: {named}")
+    assert line.endswith(f"step-0000000{last}: --resume mine goes on from there")
+
+
+def test_a_hook_that_hangs_is_left_from_python_too(shelf, start, impatient, capsys):
+    """By an exception in it, since the process is the caller's."""
+
+    def ask(step):
+        signal.raise_signal(signal.SIGTERM)
+        time.sleep(60)
+
+    shelf.install("reporter", "hangs", hanging(ask))
+    with pytest.raises(LeaveNow, match="SIGTERM"):
+        start(["hangs"], name="r", max_steps=5)
+    assert ", in ask" in capsys.readouterr().err
+    assert summary_of(start.runs / "r")["status"] == "interrupted"
 
 
 @pytest.mark.slow

@@ -14,9 +14,14 @@ import structlog
 from attrs import define, field
 
 from altcore.engine.plugins import Plugin
+from altcore.signals import Signals
 
 log = structlog.get_logger("altcore")
 
+PATIENCE = {"run_end": 15.0}
+"""Seconds for which a signal waits for a call of a hook: a tracker has 10 for its end."""
+LEAST_PATIENCE = 5.0
+"""Seconds for any other hook."""
 SLOW_SHARE, SLOW_SECONDS = 0.2, 10.0
 """A plugin is slow if it took more than this share of the steps' time, and more than this."""
 FRAMES = 8
@@ -47,10 +52,13 @@ class HookClock:
             self.seconds[who] = self.seconds.get(who, 0.0) + perf_counter() - began
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Let a thread report calls that take too long; name the slow plugins at the end."""
+    def watching(self, signals: Signals | None = None) -> Iterator[None]:
+        """Let a thread report calls that take too long; name the slow plugins at the end.
+
+        A call that does not end is left, if a signal waits for it.
+        """
         stop = threading.Event()
-        about = (stop, threading.get_ident())
+        about = (stop, threading.get_ident(), signals or Signals(ends_process=False))
         thread = threading.Thread(target=self._watch, args=about, name="altcore", daemon=True)
         thread.start()
         try:
@@ -60,20 +68,32 @@ class HookClock:
             thread.join()
             self.tell_slow()
 
-    def _watch(self, stop: threading.Event, watched: int) -> None:
+    def _watch(self, stop: threading.Event, watched: int, signals: Signals) -> None:
         told: tuple[Plugin, str, float] | None = None
-        interval = min(1.0, self.timeout / 4)
+        interval = min(1.0, self.timeout / 4, LEAST_PATIENCE / 4)
         with _stack_if_stuck(self.timeout + interval) as still_alive:
             while not stop.wait(interval):
                 still_alive()
-                call = self.calls[-1] if self.calls else None
-                if call is None or call is told or perf_counter() - call[2] < self.timeout:
+                signals.hear()
+                calls = self.calls[:]  # they may end at any time
+                if not calls:
                     continue
-                told = call
-                frame = sys._current_frames().get(watched)
-                stack = "".join(traceback.format_stack(frame)[-FRAMES:])
-                log.warning(f"{call[0]} has been in {call[1]} for {self.timeout:g} s")
-                print(stack, file=sys.stderr)  # a log has one line for each message
+                who, doing, began = calls[0]
+                now = perf_counter()
+                waited = now - max(began, signals.asked_at)
+                if signals.asked and waited > PATIENCE.get(doing, LEAST_PATIENCE):
+                    self._print_stack(watched)
+                    signals.leave_now(f"{who} has been in {doing} for {now - began:.0f} s")
+                elif calls[-1] is not told and now - calls[-1][2] >= self.timeout:
+                    told = who, doing, _ = calls[-1]
+                    log.warning(f"{who} has been in {doing} for {self.timeout:g} s")
+                    self._print_stack(watched)
+
+    @staticmethod
+    def _print_stack(thread: int) -> None:
+        # Not by the log, which has one line for each message.
+        stack = traceback.format_stack(sys._current_frames().get(thread))
+        print("".join(stack[-FRAMES:]), file=sys.stderr, flush=True)
 
     def tell_slow(self) -> None:
         """Name the plugins that took much of the steps' time, with their share."""

@@ -35,7 +35,7 @@ class Leaving:
             raise _interrupted(self.asked, "after a checkpoint")
 
     @contextmanager
-    def waiting(self, directory: Path) -> Iterator[None]:
+    def waiting(self, directory: Path) -> Iterator[Signals]:
         """Let signals wait for the run in ``directory``.
 
         Raises:
@@ -45,7 +45,7 @@ class Leaving:
             signals = self.signals
             signals.is_waiting, signals.place = True, lambda: _place(directory)
             try:
-                yield
+                yield signals
             finally:
                 signals.is_waiting, signals.place = False, lambda: ""
             if signals.asked:

@@ -341,7 +341,8 @@ class Engine:
         Raises:
             Interrupted: if a signal came, after a checkpoint or the end.
         """
-        with self.ranks, self.leaving.waiting(self.run.directory):
+        watching = self.dispatch.boundary.clock.watching
+        with self.ranks, self.leaving.waiting(self.run.directory) as signals, watching(signals):
             self.run_to_the_end()
         return self.ending.summary()
 
@@ -354,7 +355,6 @@ class Engine:
                 self.ending.noting_errors(),
                 self.ranks.telling(),
                 tell_recompiles(run.emit),
-                self.dispatch.boundary.clock.watching(),
                 memory_named(run.model),
             ):
                 self.start()

@@ -82,15 +82,16 @@ class Before:
         and ``only_of_pass`` everything else.
         """
         kinds = (False,) if is_in_pass else (True,) if only_of_pass else (False, True)
-        changed: list[tuple[str, Possession]] = []
+        changed: list[str] = []
         lost: list[str] = []
         with self.check._looking():
-            looked_at = [p for p in self.all if p.of_pass in kinds]
-            changed += [(p.label, p) for p in looked_at if p.is_changed()]
-            lost += [label for label, p in changed if not p.put_back()]
+            for possession in self.all:
+                if possession.of_pass in kinds and possession.is_changed():
+                    changed.append(possession.label)
+                    lost += [] if possession.put_back() else [changed[-1]]
         if not changed:
             return ""
-        text = f"it may not change {_some([label for label, _ in changed])}"
+        text = f"it may not change {_some(changed)}"
         return f"{text}; {_some(lost)} could not be put back" if lost else text
 
 

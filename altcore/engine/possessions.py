@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules import module as torch_modules
+from torch.autograd.graph import get_gradient_edge
 
+from altcore.engine.process_possessions import of_process
 from altcore.engine.state import Run, Step
-from altcore.engine.torch_flags import FLAGS
 from altcore.engine.trespass import (
     PLAIN,
     Configuration,
     Entries,
     Names,
     Possession,
-    RandomStates,
-    Stream,
     TensorValue,
-    Threads,
     Value,
     attribute,
 )
 from altcore.quantization import Quantization
-from altcore.signals import WATCHED
 
 RUN = ("config", "directory", "device", "workload", "model", "optimizer", "quantization", "epoch")
 STEP = (
@@ -51,64 +43,25 @@ def possessions(run: Run, step: Step | None, kind: str, *, by_value: bool) -> It
 
     ``by_value`` copies every tensor, so that a write past its version is found, and put back.
     """
-    yield from _process(run, kind)
+    yield from of_process(run.device, kind)
     yield from _of_run(run)
     if step is not None:
         yield from (attribute(f"step.{name}", step, name) for name in STEP)
         yield from _tensors("the batch", step.batch, by_value)
+        if isinstance(step.loss, Tensor):
+            yield from _hooks("the hooks of the loss", step.loss, by_value)
     yield from _of_modules(run.model)
     for name, p in run.model.named_parameters():
         yield TensorValue(f"weight {name}", p, by_value=by_value)
         yield attribute(f"the gradient of {name}", p, "grad")
         if p.grad is not None:
             yield TensorValue(f"the gradient of {name}", p.grad, by_value=by_value)
-        yield from _hooks(f"the hooks of weight {name}", p)
+        yield from _hooks(f"the hooks of weight {name}", p, by_value)
     for name, b in run.model.named_buffers():
         # A probe writes to them, and puts them back.
         yield TensorValue(f"buffer {name}", b, by_value=True, trusts_version=not by_value)
     yield from _of_optimizer(run, by_value)
     yield from _of_quantization(run.quantization, by_value)
-
-
-def _process(run: Run, kind: str) -> Iterator[Possession]:
-    yield RandomStates(run.device)
-    yield from (Stream(name) for name in ("stdout", "stderr"))
-    for flag in FLAGS:
-        with suppress(RuntimeError):  # torch refuses to read some that a user set in two ways
-            yield Value(*flag)
-    if threading.current_thread() is threading.main_thread():
-        for number in WATCHED:
-            read, write = partial(signal.getsignal, number), partial(signal.signal, number)
-            yield Value(f"the handler of {number.name}", read, write)
-    if kind != "reporter":  # a reporter may send from a thread of its own
-        yield Threads()
-    for owner in (torch, torch.nn.functional, torch.Tensor, nn.Module, torch.optim.Optimizer):
-        yield Names(owner)
-    for name, held in vars(torch_modules).items():
-        if name.startswith("_global") and isinstance(held, dict):
-            yield Entries("the hooks of all modules", held, of_pass=True)
-    yield Stacks()
-
-
-class Stacks:
-    """The modes of torch that are entered and not left."""
-
-    label = "the modes of torch (one is not left)"
-    of_pass = True
-
-    def __init__(self) -> None:
-        self._before = self._now()
-
-    def _now(self) -> tuple[int, int]:
-        return torch._C._len_torch_dispatch_stack(), torch._C._len_torch_function_stack()
-
-    def is_changed(self) -> bool:
-        """Whether there are more, or fewer."""
-        return self._now() != self._before
-
-    def put_back(self) -> bool:
-        """Whoever entered a mode has to leave it."""
-        return False
 
 
 def _of_run(run: Run) -> Iterator[Possession]:
@@ -189,13 +142,28 @@ class ModuleAttributes:
         return True
 
 
-def _hooks(label: str, tensor: Tensor) -> Iterator[Possession]:
+def _hooks(label: str, tensor: Tensor, by_value: bool) -> Iterator[Possession]:
     for name in ("_backward_hooks", "_post_accumulate_grad_hooks"):
         held = getattr(tensor, name, None)
         if held is None:
             yield NoHooks(label, tensor, name)
         else:
             yield Entries(label, held, of_pass=True)
+    # To look at the hooks of a node leaves an empty mapping in it: only where it is asked for.
+    if by_value and tensor.requires_grad:
+        node = get_gradient_edge(tensor).node
+        yield NodeHooks(label, node.register_hook)
+        yield NodeHooks(label, node.register_prehook)
+
+
+class NodeHooks(Entries):
+    """The hooks of a node of the graph, as of that which adds to a weight's gradient."""
+
+    def __init__(self, label: str, register: Callable[..., Any]) -> None:
+        self._register = register  # holds the node, which holds the hooks
+        handle = register(lambda *_: None)
+        handle.remove()
+        super().__init__(label, handle.hooks_dict_ref(), of_pass=True)
 
 
 class NoHooks:

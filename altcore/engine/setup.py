@@ -193,7 +193,8 @@ def _prepare(
             log.info(line)
     else:
         directory.cut_logs(going_on.checkpoint.manifest["logs"])
-        going_on.load_into(engine)
+        with dispatch.boundary.clock.watching():
+            going_on.load_into(engine)
         directory.remove(SUMMARY)
         if directory.is_written:
             set_aside(directory.checkpoints, going_on.step, directory.run_id)

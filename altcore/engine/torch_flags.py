@@ -1,8 +1,7 @@
-"""Flags of torch and of the process that decide what torch computes: how to read and set each."""
+"""Flags of torch that decide what it computes: how to read and set each."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -99,5 +98,4 @@ FLAGS = (
         cuda_products.enable_mem_efficient_sdp,
     ),
     Flag("torch's plain attention", cuda_products.math_sdp_enabled, cuda_products.enable_math_sdp),
-    Flag("the working directory", os.getcwd, os.chdir),
 )

@@ -7,11 +7,7 @@ changes the result of the run, so each thing that it could reach is one `Possess
 from __future__ import annotations
 
 import copy
-import io
-import sys
-import threading
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, Protocol
 
 import torch
@@ -239,68 +235,6 @@ def _state_equal(a: Any, b: Any) -> bool:
     if isinstance(a, list) and a and isinstance(a[0], Tensor):
         return len(a) == len(b) and all(map(torch.equal, a, b))
     return bool(a == b)
-
-
-class Threads:
-    """The threads that run: a new one cannot be ended, only named."""
-
-    of_pass = False
-
-    def __init__(self) -> None:
-        self._before = set(threading.enumerate())
-
-    def _new(self) -> list[str]:
-        return [t.name for t in threading.enumerate() if t not in self._before]
-
-    @property
-    def label(self) -> str:
-        """The names of the new ones."""
-        return f"the threads (it left {', '.join(self._new())} running)"
-
-    def is_changed(self) -> bool:
-        """Whether there is a new one."""
-        return bool(self._new())
-
-    def put_back(self) -> bool:
-        """Nobody can end a thread."""
-        return False
-
-
-class Stream:
-    """Standard output or standard error, which altcore and everybody else write to."""
-
-    of_pass = False
-
-    def __init__(self, name: str) -> None:
-        self.label, self._stream = f"sys.{name} (it closed it)", getattr(sys, name)
-        self._was_closed, self._again = self._is_closed(), _opened_again(self._stream)
-
-    def _is_closed(self) -> bool:
-        return bool(getattr(self._stream, "closed", False))
-
-    def is_changed(self) -> bool:
-        """Whether it is closed, and was not."""
-        return self._is_closed() and not self._was_closed
-
-    def put_back(self) -> bool:
-        """Open the same object again, since loggers hold it."""
-        self._again()
-        return not self._is_closed()
-
-
-def _opened_again(stream: Any) -> Callable[[], None]:
-    """Return what opens a closed stream again; nothing for one that is no file's."""
-    raw = getattr(getattr(stream, "buffer", None), "raw", None)
-    if not (isinstance(stream, io.TextIOWrapper) and isinstance(raw, io.FileIO)) or raw.closed:
-        return lambda: None
-    kind, number = type(raw), raw.fileno()
-    how = {k: getattr(stream, k) for k in ("encoding", "errors", "line_buffering", "write_through")}
-
-    def open_again() -> None:
-        with suppress(OSError):  # its descriptor was closed as well
-            stream.__init__(io.BufferedWriter(kind(number, "w", closefd=False)), **how)  # type: ignore[misc]
-
-    return open_again
 
 
 class Configuration:

@@ -1,11 +1,15 @@
 """What observers change is found, named and put back."""
 
+import atexit
+import gc
+import importlib
 import io
 import os
 import random
 import signal
 import sys
 import threading
+import warnings
 from contextlib import contextmanager
 
 import numpy
@@ -17,7 +21,8 @@ from helpers_plugins import make
 from structlog.testing import capture_logs
 
 from altcore import hookimpl
-from altcore.engine.trespass import Stream, TensorValue
+from altcore.engine.process_possessions import Stream
+from altcore.engine.trespass import TensorValue
 from altcore.errors import PluginError
 from altcore.registry import entries
 
@@ -130,6 +135,24 @@ def leave_accumulation_hook(run, step):
     first(run)[1].register_post_accumulate_grad_hook(lambda p: None)
 
 
+def node_of(tensor):
+    return torch.autograd.graph.get_gradient_edge(tensor).node
+
+
+def leave_node_hook(run, step):
+    KEPT.append(node_of(first(run)[1]))
+    KEPT[-1].register_hook(lambda *_: first(run)[1].grad.zero_())
+
+
+def leave_node_pre_hook(run, step):
+    KEPT.append(node_of(first(run)[1]))
+    KEPT[-1].register_prehook(lambda grads: tuple(g * 2 for g in grads))
+
+
+def leave_loss_hook(run, step):
+    step.loss.register_hook(lambda g: g * 2)
+
+
 def leave_global_hook(run, step):
     torch.nn.modules.module.register_module_forward_hook(lambda *_: None)
 
@@ -140,6 +163,10 @@ def leave_optimizer_hook(run, step):
 
 def leave_mode(run, step):
     torch.utils._python_dispatch.TorchDispatchMode().__enter__()
+
+
+def keep_elsewhere(run, step):
+    torch.autograd.graph.saved_tensors_hooks(lambda x: x, lambda x: x * 2).__enter__()
 
 
 def change_rate(run, step):
@@ -295,6 +322,70 @@ def patch_matmul(run, step):
     torch.matmul = lambda *_: None
 
 
+def block_signals(run, step):
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+
+def set_alarm(run, step):
+    signal.alarm(60)
+
+
+def handle_alarms(run, step):
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+
+
+def change_umask(run, step):
+    os.umask(0o077)
+
+
+def set_variable(run, step):
+    os.environ["OMP_NUM_THREADS"] = "7"
+
+
+def add_variable(run, step):
+    os.environ["ACME"] = "7"
+
+
+def remove_variable(run, step):
+    del os.environ["HOME"]
+
+
+def raise_warnings(run, step):
+    warnings.simplefilter("error")
+
+
+def trace(run, step):
+    sys.settrace(lambda *_: None)
+
+
+def profile(run, step):
+    sys.setprofile(lambda *_: None)
+
+
+def trace_threads(run, step):
+    threading.settrace(lambda *_: None)
+
+
+def profile_threads(run, step):
+    threading.setprofile(lambda *_: None)
+
+
+def limit_recursion(run, step):
+    sys.setrecursionlimit(sys.getrecursionlimit() + 7)
+
+
+def stop_collecting(run, step):
+    gc.disable()
+
+
+def register_exit(run, step):
+    atexit.register(bool)
+
+
+def replace_stdout(run, step):
+    sys.stdout = io.StringIO()
+
+
 def handle_signals(run, step):
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
@@ -342,8 +433,13 @@ def emit_the_end(run, step):
 
 
 DONE = threading.Event()
-BY_VALUE = (write_numpy, write_data, write_gradient_data, write_moment_data)
-"""What no version tells of."""
+KEPT = []
+"""Nodes of graphs, whose hooks are lost with them."""
+BY_VALUE = (
+    *(write_numpy, write_data, write_gradient_data, write_moment_data),
+    *(leave_node_hook, leave_node_pre_hook),
+)
+"""What no version tells of, or what leaves something behind when it is looked at."""
 CHANGES = {
     add_to_weight: "weight",
     write_data: "weight",
@@ -370,8 +466,13 @@ CHANGES = {
     leave_backward_hook: "the hooks of the model",
     leave_tensor_hook: "the hooks of weight",
     leave_accumulation_hook: "the hooks of weight",
+    leave_node_hook: "the hooks of weight",
+    leave_node_pre_hook: "the hooks of weight",
+    leave_loss_hook: "the hooks of the loss",
     leave_global_hook: "the hooks of all modules",
     leave_optimizer_hook: "the optimizer's hooks",
+    leave_mode: "the modes of torch",
+    keep_elsewhere: "the modes of torch",
     change_rate: "lr of the optimizer's group 0",
     change_betas: "betas of the optimizer's group 0",
     change_decay: "weight_decay of the optimizer's group 0",
@@ -410,6 +511,22 @@ CHANGES = {
     patch_matmul: "matmul of torch",
     handle_signals: "the handler of SIGTERM",
     leave_folder: "the working directory",
+    block_signals: "the signal mask",
+    set_alarm: "the alarm",
+    handle_alarms: "the handler of SIGALRM",
+    change_umask: "the umask",
+    set_variable: "OMP_NUM_THREADS of os.environ",
+    add_variable: "ACME of os.environ",
+    remove_variable: "HOME of os.environ",
+    raise_warnings: "warnings.filters",
+    trace: "the function of sys.settrace",
+    profile: "the function of sys.setprofile",
+    trace_threads: "the function of threading.settrace",
+    profile_threads: "the function of threading.setprofile",
+    limit_recursion: "the recursion limit",
+    stop_collecting: "the garbage collector",
+    register_exit: "the functions of atexit",
+    replace_stdout: "sys.stdout",
     freeze_quantizers: "is_frozen of the quantization",
     turn_off: "is_off of the quantization",
     change_clock: "step of the quantization's clock",
@@ -524,18 +641,48 @@ def test_hooks_last_as_long_as_the_pass_that_they_watch(shelf, start):
     assert "the hooks of the model" in said["message"]
 
 
-def test_a_reporter_may_have_threads(shelf, start):
-    """It may send from one."""
+def test_a_reporter_owns_what_it_sends_with(shelf, start, monkeypatch):
+    """A thread, a function for Python's end, and a variable that nobody had; no other's."""
     done = threading.Event()
+    monkeypatch.setattr(os, "environ", os.environ.copy())
 
     def send(run, step):
         threading.Thread(target=done.wait, daemon=True).start()
+        add_variable(run, step)
+        atexit.register(bool)
+        replace_stdout(run, step)
 
     shelf.install("reporter", "sends", observer(send, on=1))
+    shelf.install("reporter", "takes", observer(remove_variable, on=1))
+    monkeypatch.setattr(sys, "stdout", sys.stdout)
     try:
-        assert trained(start, "r", "sends", check_observers=True)[2] == []
+        (said,) = trained(start, "r", "sends", "takes", check_observers=True)[2]
+        assert "reporter takes" in said
+        assert os.environ["ACME"] == "7"
+        assert "HOME" in os.environ
     finally:
         done.set()
+
+
+def test_an_import_may_leave_something_behind(shelf, start, monkeypatch, tmp_path):
+    """As many modules do; what it changes of others is put back all the same."""
+    monkeypatch.setattr(os, "environ", os.environ.copy())
+    (tmp_path / "acme_imported.py").write_text(
+        "import atexit, os, warnings\n"
+        "os.environ['ACME'] = '7'\n"
+        "warnings.simplefilter('ignore')\n"
+        "atexit.register(bool)\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "acme_imported", raising=False)
+
+    def imports(run, step):
+        importlib.import_module("acme_imported")
+
+    shelf.install("diagnostic", "imports", observer(imports))
+    with warnings.catch_warnings():
+        assert trained(start, "r", "imports", check_observers=True)[2] == []
+    assert os.environ["ACME"] == "7"
 
 
 def test_looking_in_a_probe_is_no_trespass(shelf, start, plain):

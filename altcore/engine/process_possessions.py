@@ -1,0 +1,281 @@
+"""All that an observer may not change of the process, and what of it a reporter owns."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import io
+import os
+import signal
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import torch
+from torch.nn.modules import module as torch_modules
+from torch.overrides import _get_current_function_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from altcore.engine.torch_flags import FLAGS, Flag
+from altcore.engine.trespass import Entries, Names, Possession, RandomStates, Value, attribute
+
+
+def of_process(device: torch.device, kind: str) -> Iterator[Possession]:
+    """Yield what an observer of this ``kind`` may not change.
+
+    A reporter may send from threads of its own, have them stopped as Python ends, and set variables
+    for the library that it sends with.
+    """
+    is_reporter = kind == "reporter"
+    # First of all: a mode that is not left sees whatever is looked at after it.
+    yield ModeStack(torch._C._len_torch_dispatch_stack, _leave_dispatch_mode)
+    yield RandomStates(device)
+    for name in ("stdout", "stderr"):
+        yield Stream(name)
+        if not is_reporter:  # a reporter may draw on the terminal
+            yield attribute(f"sys.{name}", sys, name)
+    for flag in (*FLAGS, *PROCESS_FLAGS):
+        with suppress(RuntimeError):  # torch refuses to read some that a user set in two ways
+            yield Value(*flag)
+    if threading.current_thread() is threading.main_thread():
+        yield from _handlers()
+    is_imported = _watching_imports()
+    yield Environment(lambda: is_reporter or is_imported())
+    yield Filters(is_imported)
+    if not is_reporter:
+        yield Threads()
+        yield AtExit(is_imported)
+    for owner in (torch, torch.nn.functional, torch.Tensor, torch.nn.Module, torch.optim.Optimizer):
+        yield Names(owner)
+    for name, held in vars(torch_modules).items():
+        if name.startswith("_global") and isinstance(held, dict):
+            yield Entries("the hooks of all modules", held, of_pass=True)
+    yield ModeStack(torch._C._len_torch_function_stack, _leave_function_mode)
+    yield ModeStack(_has_saving_hooks, torch._C._autograd._pop_saved_tensors_default_hooks)
+
+
+def _mask_of_new_files() -> int:
+    # It can only be read by setting it: meanwhile another thread makes a file that is too private.
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _has_alarm() -> bool:
+    return signal.getitimer(signal.ITIMER_REAL)[0] > 0
+
+
+def _set_alarm(is_on: bool) -> None:
+    if not is_on:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+PROCESS_FLAGS = (
+    Flag("the working directory", os.getcwd, os.chdir),
+    Flag("the umask", _mask_of_new_files, os.umask),
+    Flag(
+        "the signal mask",
+        lambda: tuple(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))),
+        lambda blocked: signal.pthread_sigmask(signal.SIG_SETMASK, blocked),
+    ),
+    Flag("the alarm", _has_alarm, _set_alarm),
+    Flag("the function of sys.settrace", sys.gettrace, sys.settrace),
+    Flag("the function of sys.setprofile", sys.getprofile, sys.setprofile),
+    Flag("the function of threading.settrace", threading.gettrace, threading.settrace),
+    Flag("the function of threading.setprofile", threading.getprofile, threading.setprofile),
+    Flag("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
+    Flag(
+        "the garbage collector", gc.isenabled, lambda is_on: gc.enable() if is_on else gc.disable()
+    ),
+)
+
+
+def _handlers() -> Iterator[Possession]:
+    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+        name = number.name if isinstance(number, signal.Signals) else f"signal {number}"
+        read, write = partial(signal.getsignal, number), partial(signal.signal, number)
+        if read() is not None:  # one that C code installed cannot be put back
+            yield Value(f"the handler of {name}", read, write)
+
+
+def _watching_imports() -> Callable[[], bool]:
+    """Return whether modules were imported since; these may leave something behind.
+
+    Many add filters of warnings or functions for the end of the process, some set variables.
+    """
+    before = len(sys.modules)
+    return lambda: len(sys.modules) > before
+
+
+class Environment:
+    """The variables of the environment, which children of the process get."""
+
+    of_pass = False
+
+    def __init__(self, may_add: Callable[[], bool]) -> None:
+        self._may_add, self._before = may_add, dict(os.environ)
+
+    def _changed(self) -> list[str]:
+        now, before = os.environ, self._before
+        new = () if self._may_add() else [name for name in now if name not in before]
+        return [*(name for name in before if before[name] != now.get(name)), *new]
+
+    @property
+    def label(self) -> str:
+        """The names of those that changed; their values may be secrets."""
+        return f"{', '.join(self._changed())} of os.environ"
+
+    def is_changed(self) -> bool:
+        """Whether one is new, gone or another."""
+        return bool(self._changed())
+
+    def put_back(self) -> bool:
+        """Set them, or remove them."""
+        for name in self._changed():
+            if name in self._before:
+                os.environ[name] = self._before[name]
+            else:
+                del os.environ[name]
+        return True
+
+
+class Filters:
+    """The filters of warnings: one of them may make an error of a warning."""
+
+    label = "warnings.filters"
+    of_pass = False
+
+    def __init__(self, is_excused: Callable[[], bool]) -> None:
+        self._is_excused, self._before = is_excused, list(warnings.filters)
+
+    def is_changed(self) -> bool:
+        """Whether there are others, unless by an import."""
+        return list(warnings.filters) != self._before and not self._is_excused()
+
+    def put_back(self) -> bool:
+        """Have those from before."""
+        warnings.filters[:] = self._before  # type: ignore[index] # a list, though typed otherwise
+        with warnings.catch_warnings():
+            pass  # this makes Python look at them again
+        return True
+
+
+class AtExit:
+    """The functions that are called as Python ends: they can be counted, and not be seen."""
+
+    label = "the functions of atexit (it registered one)"
+    of_pass = False
+
+    def __init__(self, is_excused: Callable[[], bool]) -> None:
+        self._is_excused, self._before = is_excused, atexit._ncallbacks()
+
+    def is_changed(self) -> bool:
+        """Whether there are more, unless by an import."""
+        return atexit._ncallbacks() > self._before and not self._is_excused()
+
+    def put_back(self) -> bool:
+        """Only who registered it has it."""
+        return False
+
+
+class Threads:
+    """The threads that run: a new one cannot be ended, only named."""
+
+    of_pass = False
+
+    def __init__(self) -> None:
+        self._before = set(threading.enumerate())
+
+    def _new(self) -> list[str]:
+        return [t.name for t in threading.enumerate() if t not in self._before]
+
+    @property
+    def label(self) -> str:
+        """The names of the new ones."""
+        return f"the threads (it left {', '.join(self._new())} running)"
+
+    def is_changed(self) -> bool:
+        """Whether there is a new one."""
+        return bool(self._new())
+
+    def put_back(self) -> bool:
+        """Nobody can end a thread."""
+        return False
+
+
+class ModeStack:
+    """The modes of torch of a kind that are entered and not left."""
+
+    label = "the modes of torch (one is not left)"
+    of_pass = True
+
+    def __init__(self, count: Callable[[], int], leave: Callable[[], None]) -> None:
+        self._count, self._leave, self._before = count, leave, count()
+
+    def is_changed(self) -> bool:
+        """Whether there are more, or fewer."""
+        return self._count() != self._before
+
+    def put_back(self) -> bool:
+        """Leave those that are new."""
+        with suppress(Exception):  # a plugin's own mode may refuse
+            while self._count() > self._before:
+                self._leave()
+        return not self.is_changed()
+
+
+def _leave_dispatch_mode() -> None:
+    mode = _get_current_dispatch_mode()
+    if mode is not None:
+        mode.__exit__(None, None, None)
+
+
+def _leave_function_mode() -> None:
+    mode = _get_current_function_mode()
+    if mode is not None:
+        mode.__exit__(None, None, None)
+
+
+def _has_saving_hooks() -> int:
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
+class Stream:
+    """Standard output or standard error, which altcore and everybody else write to."""
+
+    of_pass = False
+
+    def __init__(self, name: str) -> None:
+        self.label, self._stream = f"sys.{name} (it closed it)", getattr(sys, name)
+        self._was_closed, self._again = self._is_closed(), _opened_again(self._stream)
+
+    def _is_closed(self) -> bool:
+        return bool(getattr(self._stream, "closed", False))
+
+    def is_changed(self) -> bool:
+        """Whether it is closed, and was not."""
+        return self._is_closed() and not self._was_closed
+
+    def put_back(self) -> bool:
+        """Open the same object again, since loggers hold it."""
+        self._again()
+        return not self._is_closed()
+
+
+def _opened_again(stream: Any) -> Callable[[], None]:
+    """Return what opens a closed stream again; nothing for one that is no file's."""
+    raw = getattr(getattr(stream, "buffer", None), "raw", None)
+    if not (isinstance(stream, io.TextIOWrapper) and isinstance(raw, io.FileIO)) or raw.closed:
+        return lambda: None
+    kind, number = type(raw), raw.fileno()
+    how = {k: getattr(stream, k) for k in ("encoding", "errors", "line_buffering", "write_through")}
+
+    def open_again() -> None:
+        with suppress(OSError):  # its descriptor was closed as well
+            stream.__init__(io.BufferedWriter(kind(number, "w", closefd=False)), **how)  # type: ignore[misc]
+
+    return open_again
