@@ -12,6 +12,8 @@ from altcore.cli.terminal import echo
 from altcore.errors import AltcoreError, BadInput
 
 KINDS = ("values", "masters", "codes")
+FOREIGN = "foreign"
+"""The mark of a checkpoint that was copied in from another run."""
 
 
 @click.group(cls=Group)
@@ -29,13 +31,14 @@ def checkpoints() -> None:
 def list_(run: str, runs_dir: str, as_json: bool) -> None:
     """List the checkpoints of a run by step.
 
-    The last column marks the best and the latest.
+    The last column marks the best, the latest, and those of another run.
     """
     from altcore.cli.summary import number
     from altcore.loading import directory_of, find_checkpoint
-    from altcore.runs import list_checkpoints
+    from altcore.runs import RUN_ID, list_checkpoints, run_id_of
 
     path = directory_of(run, runs_dir)
+    run_id = run_id_of(path)
     marks: dict[str, list[str]] = {}
     for which in ("best", "latest"):
         try:
@@ -45,6 +48,8 @@ def list_(run: str, runs_dir: str, as_json: bool) -> None:
     rows = []
     for kept in list_checkpoints(path / "checkpoints"):
         size = sum(entry["bytes"] for entry in kept.manifest["files"].values())
+        if kept.manifest[RUN_ID] != run_id:
+            marks.setdefault(kept.path.name, []).append(FOREIGN)
         rows.append(
             {
                 "name": kept.path.name,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import frozen
@@ -11,6 +11,8 @@ from altcore.config import TrainConfig
 from altcore.engine.apply import take_recipe
 from altcore.engine.identity import given_in
 from altcore.engine.loop import Engine
+from altcore.engine.plugin_states import RefusedState, check_plugin_states
+from altcore.engine.plugins import Plugin
 from altcore.engine.state_checks import (
     Built,
     check_state,
@@ -19,6 +21,7 @@ from altcore.engine.state_checks import (
 )
 from altcore.errors import BadInput, InvalidCheckpoint
 from altcore.runs import (
+    ANOMALY,
     ENDED_PHASE,
     Change,
     Checkpoint,
@@ -27,8 +30,10 @@ from altcore.runs import (
     check_changes,
     check_run_id,
     compare,
+    find_end,
     has_summary,
     identity_in,
+    load_if_valid,
     load_newest,
     tidy,
 )
@@ -69,6 +74,8 @@ class GoingOn:
     planned: int | None
     """The steps that the run was to make."""
     changes: Sequence[Change]
+    left: str | None
+    """The anomaly with which the run ended, if it is to go on from before it."""
 
     @property
     def step(self) -> int:
@@ -89,7 +96,9 @@ class GoingOn:
         """Warnings for the user."""
         accepted = [c for c in self.changes if c.is_decisive]
         told = f"it is not the run that it was, as you allowed: {'; '.join(map(str, accepted))}"
-        return [*([told] if accepted else []), *about_platform(self.changes)]
+        back = f"it ended as {self.left}, whose weights are not finite, and goes on from before"
+        remarks = [told] * bool(accepted) + [back] * bool(self.left)
+        return [*remarks, *about_platform(self.changes)]
 
     def load_into(self, engine: Engine) -> None:
         """Restore the state; what was allowed to change is as it is now."""
@@ -120,7 +129,7 @@ def go_on(
     """
     changes: list[Change] = []
 
-    def check(found: Checkpoint) -> None:
+    def check(found: Checkpoint, plugins: Sequence[Plugin]) -> None:
         check_run_id(found.path, found.manifest, directory.run_id)
         changes[:] = compare(found.manifest["identity"], identity)
         name = directory.path.name
@@ -131,7 +140,8 @@ def go_on(
             _check_own_model(found, built, name)
         try:
             if found.state is not None:
-                check_state(found.state, built)
+                check_state(found.state, built, is_healthy=found.kind != ANOMALY)
+                check_plugin_states(found.state, plugins)
             for snapshot in found.snapshots:
                 check_weights_and_moments({**snapshot, "model": snapshot.get("weights")}, built)
         except InvalidCheckpoint as error:
@@ -146,7 +156,7 @@ def go_on(
     if directory.is_written:
         tidy(directory.checkpoints)
     directory.check_begun()
-    found = load_newest(directory.checkpoints, check)
+    found = _end_of(directory, config, check, built) or _newest(directory, config, check, built)
     is_over = found.manifest["phase"] == ENDED_PHASE
     is_done = found.step == config.max_steps and is_over and has_summary(directory.path)
     if found.step > config.max_steps or is_done:
@@ -154,7 +164,56 @@ def go_on(
     planned = found.manifest["identity"]["configuration"]["max_steps"]
     accepted = [{"step": found.step, **c.to_plain()} for c in changes if c.is_decisive]
     config = config.evolve(changes=(*config.changes, *accepted))
-    return GoingOn(found, config, planned, changes)
+    left = find_end(directory.checkpoints, directory.run_id, found.step + 1)
+    return GoingOn(found, config, planned, changes, None if left is None else left.name)
+
+
+Check = Callable[[Checkpoint, Sequence[Plugin]], None]
+
+
+def _end_of(
+    directory: RunDirectory, config: TrainConfig, check: Check, built: Built
+) -> Checkpoint | None:
+    """Return the anomaly with which the run ended, unless it has steps left to make.
+
+    Those are made from the last checkpoint whose weights are finite.
+    """
+    path = find_end(directory.checkpoints, directory.run_id, config.max_steps)
+    if path is None:
+        return None
+    return load_if_valid(path, lambda found: check(found, built.plugins))
+
+
+def _newest(directory: RunDirectory, config: TrainConfig, check: Check, built: Built) -> Checkpoint:
+    """Return the newest valid checkpoint.
+
+    A state that a plugin refuses is no reason to begin again from the seed alone. If an observer
+    refuses that of every checkpoint, it is the observer that is broken: the boundary disables it.
+    """
+    refused: list[RefusedState] = []
+
+    def check_all(found: Checkpoint) -> None:
+        if found.state is None and refused:
+            raise InvalidCheckpoint("it has no state, and the run is not to lose what it has made")
+        try:
+            check(found, built.plugins)
+        except RefusedState as error:
+            refused.append(error)
+            raise
+
+    try:
+        return load_newest(directory.checkpoints, check_all)
+    except BadInput as error:
+        if not refused:
+            raise
+        name = directory.path.name
+        acting = [r for r in refused if r.plugin.acts or config.strict]
+        if not acting:
+            only = [p for p in built.plugins if p.acts]
+            return load_newest(directory.checkpoints, lambda found: check(found, only))
+        hint = "its checkpoints stay as they are: mend the plugin, or train anew under a --name"
+        problem = f"no checkpoint has a state that it can go on with: {acting[0]}"
+        raise BadInput(problem, key=f"--resume {name}", hint=hint) from error
 
 
 def _nothing_left(name: str, made: int, asked: int, is_over: bool) -> str:

@@ -32,6 +32,8 @@ class Plugin:
     epochs: Mapping[str, Fraction] = field(factory=dict)
     """Those of its settings that are given in epochs."""
     is_disabled: bool = False
+    _in_steps: Mapping[str, int] = field(factory=dict)
+    """Those of ``epochs``, in the nearest number of steps."""
     _steps: Fraction | None = None
 
     @property
@@ -56,9 +58,14 @@ class Plugin:
 
     def count_steps(self, steps: Mapping[str, Fraction]) -> None:
         """Set the settings in epochs: the plugin, made anew, sees the nearest number of steps."""
-        nearest = {name: round(count) for name, count in steps.items()}
-        self.instance = make_plugin(type(self.instance), {**self.settings, **nearest}, self.name)
+        self._in_steps = {name: round(count) for name, count in steps.items()}
+        self.instance = self.made_anew()
         self._steps = steps.get("interval")
+
+    def made_anew(self) -> Any:
+        """Return another instance with the same settings, as it is before a run."""
+        settings = {**self.settings, **self._in_steps}
+        return make_plugin(type(self.instance), settings, self.name)
 
     def is_due(self, step: int) -> bool:
         """Whether its interval falls on the step; a diagnostic also measures the first one."""

@@ -22,6 +22,7 @@ from altcore.runs import (
     TRAINING,
     Checkpoint,
     RunDirectory,
+    folder_of,
     retain,
     save_checkpoint,
     save_snapshot,
@@ -42,7 +43,9 @@ class Saving:
     is_from_seed: bool
     """Whether the seed alone gives the state at step 0."""
     saved: tuple[Any, ...] = field(init=False, default=())
-    """What the last regular checkpoint knew: nothing is written twice."""
+    """What the last checkpoint knew: nothing is written twice."""
+    place: str = field(init=False, default="")
+    """The last folder that was told of; the event comes once."""
     looked: tuple[Any, ...] = field(init=False, default=())
     """The step after which the weights were last read, and whether they were finite."""
     snapshots: dict[int, dict[str, Any]] = field(init=False, factory=dict)
@@ -57,7 +60,8 @@ class Saving:
     def save(self) -> None:
         """Write a checkpoint of the run as it is now, unless there is one.
 
-        If the weights are not finite it is no point to go on from: they are kept as an anomaly.
+        If the weights are not finite it is no point to go on from: the first such state is kept as
+        an anomaly, and that of the last step, from which the run can end again.
         """
         self.state.record.flush()
         self.check_place()
@@ -68,21 +72,27 @@ class Saving:
         check_place(self.directory, self.state.run, self._save_elsewhere)
 
     def _save_elsewhere(self) -> None:
-        self.saved, self.snapshots = (), {}
+        self.saved, self.place, self.snapshots = (), "", {}
         self._save()
 
     def _save(self) -> None:
         run = self.state.run
         if self.saved == self._known():
             return
-        if not self.has_finite_weights():
+        kind = REGULAR if self.has_finite_weights() else ANOMALY
+        if kind == ANOMALY and run.step < run.config.max_steps:
             return
-        if self.saved[:1] != (run.step,):
-            run.emit("checkpoint", path=f"checkpoints/step-{run.step:08d}")
+        self._tell(kind)
         is_needed = run.step > 0 or not self.is_from_seed or run.degraded or run.world_size > 1
-        self._write(REGULAR, self.state.state_dict() if is_needed else None)
+        self._write(kind, self.state.state_dict() if is_needed else None, self.phase)
         self.saved = self._known()
         self.keep()
+
+    def _tell(self, kind: str) -> None:
+        place = folder_of(kind, self.state.run.step)
+        if place != self.place:
+            self.state.run.emit("checkpoint", path=f"checkpoints/{place}")
+            self.place = place
 
     def keep(self) -> None:
         """Set the pointers, and remove the checkpoints that need not stay."""
@@ -115,17 +125,17 @@ class Saving:
 
     def save_anomaly(self) -> None:
         """Keep the state of the first step that was not finite, for people to look at."""
-        run, history = self.state.run, self.state.history
+        history = self.state.history
         if history.has_anomaly:
             return
         history.has_anomaly = True
-        run.emit("checkpoint", path=f"checkpoints/anomaly_{run.step:08d}")
-        self._write(ANOMALY, self.state.state_dict())
+        self._tell(ANOMALY)
+        self._write(ANOMALY, self.state.state_dict(), TRAINING)
 
     def seal(self) -> None:
         """Note in the last checkpoint that the run has ended: nothing of it is left to do."""
         run = self.state.run
-        path = self.directory.checkpoints / f"step-{run.step:08d}"
+        path = self.directory.checkpoints / self.place
         if not self.directory.is_written:
             return
         if self.ending.status in ENDED and self.saved[:1] == (run.step,) and path.is_dir():
@@ -147,7 +157,9 @@ class Saving:
             history.stop, history.status = {}, "running"
         elif history.status == "finished":
             history.status = "running"  # there may be more steps now
-        self.saved = self._known()
+        self.saved, self.place = self._known(), checkpoint.path.name
+        if checkpoint.kind == ANOMALY:
+            self.looked = (run.step, False)  # which the record tells
 
     def _known(self) -> tuple[Any, ...]:
         run = self.state.run
@@ -158,7 +170,7 @@ class Saving:
         last = self.state.history.evaluation
         return last if last.get("step") == self.state.run.step else None
 
-    def _write(self, kind: str, state: Mapping[str, Any] | None) -> None:
+    def _write(self, kind: str, state: Mapping[str, Any] | None, phase: str) -> None:
         run = self.state.run
         if not self.directory.is_written:
             return
@@ -166,7 +178,7 @@ class Saving:
             "kind": kind,
             RUN_ID: self.directory.run_id,
             "step": run.step,
-            "phase": self.phase,
+            "phase": phase,
             "evaluation": self._evaluation(),
             "snapshots": self._write_snapshots() if kind == REGULAR else [],
             "logs": self.directory.sync_logs(),

@@ -144,7 +144,7 @@ def _prepare(
         opening = ("start", {"name": directory.path.name, **facts})
     else:
         directory = held
-        into = Built(config, device, model, optimizer, quantization)
+        into = Built(config, device, model, optimizer, quantization, plugins)
         going_on = go_on(directory, config, identity, allow_change, into)
         ranks.check_same("the checkpoint", going_on.checkpoint.path.name)
         config = going_on.config
@@ -192,13 +192,13 @@ def _prepare(
         for line in notices_of(config, workload) if ranks.rank == 0 else ():
             log.info(line)
     else:
+        if directory.is_written:
+            set_aside(directory.checkpoints, going_on.step, directory.run_id)
         directory.cut_logs(going_on.checkpoint.manifest["logs"])
         with dispatch.boundary.clock.watching():
             going_on.load_into(engine)
         directory.remove(SUMMARY)
-        if directory.is_written:
-            set_aside(directory.checkpoints, going_on.step, directory.run_id)
-            engine.saving.keep()
+        engine.saving.keep()
     write_configuration(directory, config)
     return engine
 

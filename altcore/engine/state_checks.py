@@ -7,7 +7,7 @@ too small. What holds for a model's state holds for its snapshots as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from altcore.config import TrainConfig
 from altcore.engine.collapse import Detector
 from altcore.engine.history import RunHistory
+from altcore.engine.plugins import Plugin
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.errors import BadInput, InvalidCheckpoint
 from altcore.quantization import Quantization, check_quantization_state
@@ -37,6 +38,7 @@ class Built(NamedTuple):
     model: nn.Module
     optimizer: torch.optim.Optimizer
     quantization: Quantization
+    plugins: Sequence[Plugin]
 
 
 @contextmanager
@@ -50,15 +52,17 @@ def _readable() -> Iterator[None]:
         raise InvalidCheckpoint(f"it is no state of a run: {error!r:.200}") from error
 
 
-def check_state(state: Mapping[str, Any], built: Built) -> None:
+def check_state(state: Mapping[str, Any], built: Built, *, is_healthy: bool = True) -> None:
     """Check a checkpoint's state against what it is for; nothing is changed.
+
+    An anomaly's is not ``is_healthy``: its numbers are what they are.
 
     Raises:
         InvalidCheckpoint: naming what is wrong.
         BadInput: if a format in it is another than it was.
     """
     with _readable():
-        check_weights_and_moments(state, built)
+        check_weights_and_moments(state, built, is_healthy=is_healthy)
         step, rate = state["step"], state["lr_scale"]
         if type(step) is not int or step < 0:
             raise InvalidCheckpoint(f"its step is {step!r:.60}")
@@ -72,6 +76,8 @@ def check_state(state: Mapping[str, Any], built: Built) -> None:
         trained = sum(p.requires_grad for p in built.model.parameters())
         if tuple(state["dead_steps"].shape) != (trained,):
             raise InvalidCheckpoint("its count of dead gradients is of other parameters")
+        if not all(isinstance(own["plugins"], dict) for own in state["ranks"]):
+            raise InvalidCheckpoint("its states of plugins are none")
         now = random_state(built.device)
         try:
             for own in state["ranks"]:
@@ -82,11 +88,15 @@ def check_state(state: Mapping[str, Any], built: Built) -> None:
         RunHistory(**state["progress"])
 
 
-def check_weights_and_moments(state: Mapping[str, Any], built: Built) -> None:
+def check_weights_and_moments(
+    state: Mapping[str, Any], built: Built, *, is_healthy: bool = True
+) -> None:
     """Check model, quantization and optimizer of a checkpoint or a snapshot."""
     with _readable():
-        check_weights(state["model"], built.model)
-        check_quantization_state(built.quantization, state["quantization"], state["model"])
+        check = check_weights if is_healthy else check_tensors
+        check(state["model"], built.model)
+        about = (state["quantization"], state["model"])
+        check_quantization_state(built.quantization, *about, is_healthy=is_healthy)
         check_optimizer(state["optimizer"], built.optimizer)
 
 

@@ -17,7 +17,11 @@ from altcore.recipes import Cast, resolved_from_plain
 
 
 def check_quantization_state(
-    q: Quantization, state: Mapping[str, Any], weights: Mapping[str, Tensor]
+    q: Quantization,
+    state: Mapping[str, Any],
+    weights: Mapping[str, Tensor],
+    *,
+    is_healthy: bool = True,
 ) -> None:
     """Check what `Quantization.load_state_dict` is about to take.
 
@@ -25,6 +29,7 @@ def check_quantization_state(
         q: the quantization as it was built.
         state: as `Quantization.state_dict` returns it.
         weights: the model's state beside it, of the right names, shapes and types.
+        is_healthy: whether weights have to be on their grids; those of an anomaly need not.
 
     Raises:
         InvalidCheckpoint: naming the layer or parameter.
@@ -40,7 +45,7 @@ def check_quantization_state(
     casts = {full: c for name, full, _ in unique_matrices(q.model) if (c := plan[name][STORED])}
     if other := sorted(casts.keys() ^ state["stored"].keys()):
         raise InvalidCheckpoint(f"{other[0]} is stored by its plan, or has a scale: not both")
-    for name, cast in casts.items():
+    for name, cast in casts.items() if is_healthy else ():
         _check_stored(name, weights[name], state["stored"][name]["scale"], cast)
     for site, history in state["histories"].items():
         if history.dim() != 1 or not history.is_floating_point() or bool((history < 0).any()):

@@ -6,7 +6,9 @@ Uses config, recipes and formats.
 from altcore.builtin_types import to_json
 from altcore.runs.checkpoint import (
     Checkpoint,
+    find_end,
     load_checkpoint,
+    load_if_valid,
     load_newest,
     save_checkpoint,
     save_snapshot,
@@ -43,6 +45,7 @@ from altcore.runs.manifest import (
     TRAINED,
     TRAINING,
     WEIGHTS,
+    folder_of,
     is_checkpoint,
 )
 from altcore.runs.other_ranks import UnwrittenDirectory
@@ -96,8 +99,10 @@ __all__ = [
     "contents",
     "early_and_late",
     "environment",
+    "find_end",
     "find_run",
     "finite",
+    "folder_of",
     "has_learned",
     "has_summary",
     "identity_in",
@@ -106,6 +111,7 @@ __all__ = [
     "list_checkpoints",
     "list_runs",
     "load_checkpoint",
+    "load_if_valid",
     "load_newest",
     "mean_of",
     "named_path",

@@ -18,8 +18,10 @@ from attrs import frozen
 from altcore.errors import BadInput, InvalidCheckpoint
 from altcore.runs import durable
 from altcore.runs.manifest import (
+    ANOMALY,
     MANIFEST,
     REGULAR,
+    TRAINING,
     encode_manifest,
     folder_of,
     is_checkpoint,
@@ -55,6 +57,11 @@ class Checkpoint:
         """The step after which it was written."""
         step: int = self.manifest["step"]
         return step
+
+    @property
+    def kind(self) -> str:
+        """Regular, anomaly or weights."""
+        return str(self.manifest["kind"])
 
 
 def save_checkpoint(
@@ -144,7 +151,7 @@ def set_aside(folder: Path, step: int, run_id: str) -> None:
     """Rename the checkpoints after ``step``, which no run goes on from, to ``damaged_...``.
 
     Those of another run become ``foreign_...``. The weights alone of later steps are removed: they
-    are made again.
+    are made again. An anomaly that was the end of the run is that no more.
     """
     for path in filter(is_checkpoint, [*folder.iterdir()]):
         prefix, _, number = path.name.rpartition("-")
@@ -154,6 +161,25 @@ def set_aside(folder: Path, step: int, run_id: str) -> None:
             _rename(path, f"damaged_{path.name}")
         elif prefix and int(number) > step:
             durable.remove(path)
+        elif (end := _end_in(path, run_id)) and end["step"] > step:
+            update_manifest(path, phase=TRAINING)
+
+
+def find_end(folder: Path, run_id: str, step: int) -> Path | None:
+    """Return the anomaly with which a run ended, at ``step`` or later, if its end is one."""
+    found = {path: _end_in(path, run_id) for path in folder.glob("*") if is_checkpoint(path)}
+    ends = {path: m["step"] for path, m in found.items() if m is not None and m["step"] >= step}
+    return max(ends, key=lambda path: ends[path], default=None)
+
+
+def _end_in(path: Path, run_id: str) -> dict[str, Any] | None:
+    """Return the manifest of an anomaly with which a run ended: of its last step."""
+    try:
+        manifest = read_manifest(path)
+    except InvalidCheckpoint:
+        return None
+    is_end = manifest["kind"] == ANOMALY and manifest["phase"] != TRAINING
+    return manifest if is_end and manifest[RUN_ID] == run_id else None
 
 
 def _is_foreign(path: Path, run_id: str) -> bool:
@@ -205,12 +231,22 @@ def load_newest(folder: Path, accept: Callable[[Checkpoint], None] | None = None
     start = folder_of(REGULAR, 0)[:5]
     found = [p for p in folder.glob(f"{start}*") if is_checkpoint(p)]
     for path in sorted(found, key=lambda p: int(p.name.removeprefix(start)), reverse=True):
-        try:
-            checkpoint = load_checkpoint(path)
-            if accept is not None:
-                accept(checkpoint)
-        except InvalidCheckpoint as error:
-            log.warning("a checkpoint is not valid; going back to the one before", error=str(error))
-            continue
-        return checkpoint
+        checkpoint = load_if_valid(path, accept)
+        if checkpoint is not None:
+            return checkpoint
     raise BadInput(f"there is no valid checkpoint in {folder}")
+
+
+def load_if_valid(
+    path: Path, accept: Callable[[Checkpoint], None] | None = None
+) -> Checkpoint | None:
+    """Return a checkpoint, or warn that it is not valid; ``accept`` as in `load_newest`."""
+    try:
+        checkpoint = load_checkpoint(path)
+        if accept is not None:
+            accept(checkpoint)
+    except InvalidCheckpoint as error:
+        told = {"checkpoint": path.name, "error": str(error)}
+        log.warning("a checkpoint is not valid; going back to the one before", **told)
+        return None
+    return checkpoint

@@ -46,6 +46,19 @@ def test_a_configuration_is_restored_from_a_checkpoint_of_its_own(runs, capsys):
     assert yaml.safe_load((runs / "r/config.yaml").read_text())["seed"] == 42
 
 
+def test_the_list_marks_the_checkpoint_of_another_run(runs, capsys):
+    """It is neither the best nor the latest."""
+    found = call(capsys, "checkpoints", "list", "r", "--runs-dir", runs, "--json")
+    marks = {row["name"]: row["marks"] for row in json.loads(found.out)}
+    assert marks["step-00000004"] == ["foreign"]
+    assert "latest" in marks["step-00000002"]
+    assert "foreign" not in marks["step-00000002"] + marks["step-00000000"]
+    text = call(capsys, "checkpoints", "list", "r", "--runs-dir", runs).out
+    assert [line.split()[0] for line in text.splitlines() if line.endswith(" foreign")] == [
+        "step-00000004"
+    ]
+
+
 def test_a_run_with_no_checkpoint_of_its_own_is_refused(start, runs, capsys):
     """Each is named, and the configuration is not restored from any."""
     for name in ("step-00000000", "step-00000002"):

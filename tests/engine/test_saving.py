@@ -379,3 +379,62 @@ def test_large_weights_are_not_taken_for_infinite(shelf, start):
     run = start(["large"], max_steps=2).run_directory
     assert not [e for e in events(run, "nan") if e["what"] == "weights"]
     assert "step-00000002" in checkpoints(run)
+
+
+# -------------------------------------------------------- an end with weights that are not finite
+
+
+@pytest.fixture
+def ended(shelf, start):
+    """A run that finished with a weight that its last update but one made NaN."""
+    spoiling(shelf, 5)
+    return start(["spoil"], name="r", max_steps=6, checkpoint_interval=2).run_directory
+
+
+def test_a_run_that_finished_with_nonfinite_weights_has_ended(ended, start):
+    """It makes no step again: its end is on record, in a checkpoint that nothing goes on from."""
+    assert [name for name in checkpoints(ended) if name.startswith("step")][-1] == "step-00000004"
+    assert manifest(ended, "anomaly_00000006")["phase"] == "ended"
+    before = {p: p.read_bytes() for p in ended.rglob("*") if p.is_file()}
+    with pytest.raises(BadInput, match="--resume r is finished: the run is at step 6 of 6; give"):
+        start.resume("r")
+    with pytest.raises(BadInput, match="the run has made 6 steps, and 5 are asked for in all"):
+        start.resume("r", max_steps=5)
+    assert {p: p.read_bytes() for p in ended.rglob("*") if p.is_file()} == before
+
+
+def test_its_lost_summary_is_written_again(ended, start):
+    """As it was; the record has another end, and nothing else."""
+    file = ended / "summary.json"
+    before, told = (file.read_bytes(), metrics_bytes(ended)), without_resumes(ended)
+    file.unlink()
+    assert start.resume("r").status == "finished"
+    assert (file.read_bytes(), metrics_bytes(ended)) == before
+    assert without_resumes(ended) == [*told, told[-1]]
+    with pytest.raises(BadInput, match="is finished"):
+        start.resume("r")
+
+
+def test_with_more_steps_it_goes_on_from_the_last_finite_weights(ended, start):
+    """And says so; the old end is none any more."""
+    with capture_logs() as logs:
+        start.resume("r", max_steps=8)
+    told = "it ended as anomaly_00000006, whose weights are not finite, and goes on from before"
+    assert any(told in entry["event"] for entry in logs)
+    assert events(ended, "resume")[0]["checkpoint"] == "step-00000004"
+    assert manifest(ended, "anomaly_00000006")["phase"] == "training"
+    assert manifest(ended, "anomaly_00000008")["phase"] == "ended"
+
+
+def test_a_run_that_dies_in_such_an_end_resumes_into_it(shelf, start):
+    """As one with finite weights does."""
+    spoiling(shelf, 3)
+    once(shelf, run_end=lambda run: True)
+    with pytest.raises(PluginError, match="Crash"):
+        start(["spoil", "once"], strict=True, name="r", max_steps=3)
+    assert manifest(start.runs / "r", "anomaly_00000003")["phase"] == "trained"
+    run = start.resume("r").run_directory
+    whole = start(["spoil", "once"], strict=True, name="whole", max_steps=3).run_directory
+    assert metrics_bytes(run) == metrics_bytes(whole)
+    assert without_resumes(run) == without_resumes(whole)
+    assert events(run, "resume")[0]["checkpoint"] == "anomaly_00000003"
