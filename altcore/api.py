@@ -12,7 +12,7 @@ from attrs import field, fields_dict, frozen
 from torch import nn
 
 from altcore.config import TrainConfig, load_with_sources
-from altcore.engine import build_workload, data_of, prepare, resumed
+from altcore.engine import build_workload, data_of, prepare, resumed_with_sources
 from altcore.errors import BadInput, Source, located, shown
 from altcore.quantization import find_layers, tied_matrices
 from altcore.recipes import Layer
@@ -93,8 +93,10 @@ def train(
         problem = "it was made under torch.inference_mode, and cannot be trained"
         raise BadInput(problem, key="model")
     if config is None and resume is not None and preset is None:
-        config = resumed(resume, str(fields_dict(TrainConfig)["runs_dir"].default))
-    given, sources = _as_config(config, preset)
+        runs_dir = str(fields_dict(TrainConfig)["runs_dir"].default)
+        given, sources = resumed_with_sources(resume, runs_dir)
+    else:
+        given, sources = _as_config(config, preset)
     # After the configuration, for which families of formats are asked.
     for line in left_out(again=False):
         log.warning(line)
@@ -124,7 +126,7 @@ def _is_for_inference(model: nn.Module) -> bool:
 
 def _as_config(
     config: TrainConfig | Mapping[str, Any] | str | Path | None, preset: str | None
-) -> tuple[TrainConfig, Mapping[str, Source | None]]:
+) -> tuple[TrainConfig, dict[str, Source | None]]:
     added = {} if preset is None else {"preset": preset}
     if isinstance(config, TrainConfig):
         if added:

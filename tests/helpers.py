@@ -130,9 +130,11 @@ class Starter:
         """Go on with a run of the folder; returns the Result."""
         import altcore
         from altcore.engine import resuming
+        from altcore.errors import located
 
-        config = resuming.resumed(name, str(self.runs), **changes)
-        return altcore.train(config, resume=name)
+        config, sources = resuming.resumed_with_sources(name, str(self.runs), **changes)
+        with located(sources):
+            return altcore.train(config, resume=name)
 
 
 def checkpoints(run: Path) -> list[str]:

@@ -165,7 +165,7 @@ def _resumed(
     name: str, overrides: list[Override], refused: list[str], may_change: bool
 ) -> tuple[TrainConfig, dict[str, Source | None]]:
     """Return a run's own configuration, with the keys that may change."""
-    from altcore.engine import resumed
+    from altcore.engine import resumed_with_sources
 
     given = [source.flag for key, _, source in overrides if key not in FREE and source]
     if refused or (given and not may_change):
@@ -180,7 +180,9 @@ def _resumed(
     if len(changes) < len(overrides):
         raise BadInput("a key is given twice on the command line")
     with located(sources):
-        return resumed(name, str(changes.pop("runs_dir", "runs")), **changes), sources
+        runs_dir = str(changes.pop("runs_dir", "runs"))
+        config, recorded = resumed_with_sources(name, runs_dir, **changes)
+    return config, {**recorded, **sources}
 
 
 def _prepared(config: TrainConfig, resume: str | None, allowed: Sequence[str]) -> Engine:

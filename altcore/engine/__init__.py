@@ -25,7 +25,7 @@ from altcore.engine.measuring import (
 )
 from altcore.engine.randomness import random_state, seed_all, set_random_state
 from altcore.engine.ranks import world_size
-from altcore.engine.resuming import resumed
+from altcore.engine.resuming import resumed_with_sources
 from altcore.engine.setup import build_workload, choose_device, counted_in_steps, freeze, prepare
 from altcore.engine.state import Run, Step, Workload
 from altcore.engine.state_checks import check_optimizer, check_weights
@@ -61,7 +61,7 @@ __all__ = [
     "prepare",
     "quantized_weights",
     "random_state",
-    "resumed",
+    "resumed_with_sources",
     "seed_all",
     "set_random_state",
     "world_size",

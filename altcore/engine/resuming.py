@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from altcore.config import TrainConfig
-from altcore.errors import BadInput
+from altcore.errors import BadInput, Source
 from altcore.runs import find_run, read_configuration
 from altcore.yaml_files import source_of
 
@@ -15,6 +15,13 @@ def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
 
     `prepare` refuses those that make another run of it.
     """
+    return resumed_with_sources(name, runs_dir, **changes)[0]
+
+
+def resumed_with_sources(
+    name: str, runs_dir: str, **changes: Any
+) -> tuple[TrainConfig, dict[str, Source | None]]:
+    """Return the same, and where in the run's config.yaml each key and setting stands."""
     plain = read_configuration(find_run(name, runs_dir))
     if "data" in changes:
         changes[f"{plain['workload']}.data"] = changes.pop("data")
@@ -36,4 +43,5 @@ def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
         if not isinstance(settings, dict) or not isinstance(settings.get(owner, {}), dict):
             break  # which is refused below
         given["settings"] = {**settings, owner: {**settings.get(owner, {}), setting: value}}
-    return TrainConfig.from_plain({**plain, **given, "runs_dir": runs_dir}, sources)
+    made = TrainConfig.from_plain({**plain, **given, "runs_dir": runs_dir}, sources)
+    return made, {key: source for key, source in sources.items() if key not in changes}

@@ -415,3 +415,12 @@ def test_settings_that_json_cannot_hold_are_compared_all_the_same(start, shelf):
     shelf.install("diagnostic", "odd", Odd)
     start(["odd"], name="r", max_steps=2)
     assert start.resume("r", max_steps=4).steps_completed == 4
+
+
+def test_a_setting_that_config_yaml_lost_half_of_is_named_with_its_line(start):
+    """A torn or altered line is where the error comes from, not the caller."""
+    run = start(["rollback"], name="r", max_steps=2, rollback__format="E5M2").run_directory
+    file = run / "config.yaml"
+    file.write_text(file.read_text().replace("format: E5M2", "format: E5"))
+    with pytest.raises(BadInput, match=r"rollback.format: unknown format 'E5'.*config.yaml, line"):
+        start.resume("r", max_steps=4)
