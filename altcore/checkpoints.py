@@ -20,7 +20,7 @@ from torch import nn
 from altcore.builtin_types import as_builtin
 from altcore.engine import check_optimizer, check_weights, random_state, set_random_state
 from altcore.errors import BadInput, InvalidCheckpoint, shown
-from altcore.quantization import Quantization, check_quantization_state
+from altcore.quantization import Quantization, check_moments, check_quantization_state
 from altcore.runs import (
     ANOMALY,
     REGULAR,
@@ -271,7 +271,9 @@ class _Loop:
             if self.q is not None:
                 check_quantization_state(self.q, state["quantization"], state["model"])
             if self.optimizer is not None:
-                check_optimizer(state["optimizer"], self.optimizer)
+                moments = check_optimizer(state["optimizer"], self.optimizer)
+                if self.q is not None:
+                    check_moments(self.q, state["quantization"], moments)
         except BadInput:  # a ValueError, too
             raise
         except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:

@@ -245,3 +245,5 @@ def _without_moments(found: Checkpoint, built: Built) -> None:
     for state in (found.state, *found.snapshots):
         if isinstance(state, dict):
             state["optimizer"] = built.optimizer.state_dict()
+            if isinstance(state.get("quantization"), dict):
+                state["quantization"]["moments"] = {}

@@ -20,7 +20,7 @@ from altcore.engine.history import RunHistory
 from altcore.engine.plugins import Plugin
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.errors import BadInput, InvalidCheckpoint
-from altcore.quantization import Quantization, check_quantization_state
+from altcore.quantization import Quantization, check_moments, check_quantization_state
 
 MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
 """Second moments, which have no negative element."""
@@ -97,7 +97,9 @@ def check_weights_and_moments(
         check(state["model"], built.model)
         about = (state["quantization"], state["model"])
         check_quantization_state(built.quantization, *about, is_healthy=is_healthy)
-        check_optimizer(state["optimizer"], built.optimizer)
+        moments = check_optimizer(state["optimizer"], built.optimizer)
+        if is_healthy:
+            check_moments(built.quantization, state["quantization"], moments)
 
 
 def check_weights(weights: Mapping[str, Any], model: nn.Module) -> None:
@@ -148,8 +150,13 @@ def _shown(value: Any) -> str:
 # Optimizers --------------------------------------------------------------------------------------
 
 
-def check_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) -> None:
-    """Check groups and moments: of torch's optimizers all shapes, of others those that repeat."""
+def check_optimizer(
+    state: Mapping[str, Any], optimizer: torch.optim.Optimizer
+) -> list[tuple[Tensor, Mapping[str, Any]]]:
+    """Check groups and moments: of torch's optimizers all shapes, of others those that repeat.
+
+    Returns each parameter that has a state, and the state.
+    """
     groups, built = state["param_groups"], optimizer.state_dict()["param_groups"]
     if [len(g["params"]) for g in groups] != [len(g["params"]) for g in built]:
         raise InvalidCheckpoint("the optimizer has other groups of parameters")
@@ -171,6 +178,7 @@ def check_optimizer(state: Mapping[str, Any], optimizer: torch.optim.Optimizer) 
             _check_moment(f"{key} of parameter {i}", key, value, of_index[i], is_moment)
     if exact and len({frozenset(entry) for entry in entries.values()}) > 1:
         raise InvalidCheckpoint("the optimizer has not the same state for all parameters")
+    return [(of_index[i], entry) for i, entry in entries.items()]
 
 
 def _kind(value: Any) -> Any:

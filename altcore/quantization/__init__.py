@@ -10,7 +10,7 @@ from altcore.quantization.optimizer import ROUNDABLE, check_roundable, roundable
 from altcore.quantization.quantization import Quantization, quantize_model
 from altcore.quantization.quantizer import random_key
 from altcore.quantization.shared_amax import amax_histories, share_amax
-from altcore.quantization.state_checks import check_quantization_state
+from altcore.quantization.state_checks import check_moments, check_quantization_state
 from altcore.quantization.stored import MOVES
 from altcore.quantization.weight_grids import WeightGrid
 
@@ -22,6 +22,7 @@ __all__ = [
     "Quantization",
     "WeightGrid",
     "amax_histories",
+    "check_moments",
     "check_quantization_state",
     "check_roundable",
     "find_layers",

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput, with_article
 from altcore.quantization.discovery import called, layer_kind, matrices, tied_matrices
 from altcore.recipes import (
@@ -31,14 +32,16 @@ FSDP_MARK = "_is_fsdp_managed_module"
 """An attribute that FSDP, 1 and 2, leaves on every module whose parameters it shards."""
 
 
-def check_arguments(model: object, seed: object, head: object) -> None:
-    """Refuse arguments of `altcore.quantize_model` of the wrong type."""
+def check_arguments(model: object, seed: object, head: object) -> int:
+    """Refuse arguments of `altcore.quantize_model` of the wrong type; returns the seed."""
     if not isinstance(model, nn.Module):
         raise BadInput(f"a torch.nn.Module is needed, not {model!r:.60}", key="model")
+    seed = as_builtin(seed)
     if not isinstance(seed, int):
         raise BadInput(f"a whole number is needed, not {seed!r:.60}", key="seed")
     if not isinstance(head, str | None):
         raise BadInput(f"the name of a module is needed, or None, not {head!r:.60}", key="head")
+    return seed
 
 
 def check_model(model: nn.Module) -> None:

@@ -52,18 +52,19 @@ def store_optimizer_state(
     optimizer: Optimizer | None,
     casts: Mapping[str, tuple[ParameterSlot, Cast]],
     context: Context,
-) -> None:
+) -> dict[str, Tensor | float]:
     """Round the optimizer's state of ``casts``' parameters, in place; warn of the state that stays.
 
-    Raises `BadInput` if the model was sharded.
+    Returns the scale of each moment, by its parameter's full name and its own. Raises `BadInput` if
+    the model was sharded.
     """
     if optimizer is None:
         context.warn(NOT_STORED)
-        return
+        return {}
     for full, (slot, _) in casts.items():
         check_whole(full.rpartition(".")[0], slot.module, slot.name, "optimizer_state")
     parameters = {name: (slot.parameter, cast) for name, (slot, cast) in casts.items()}
-    left = _round_moments(optimizer, parameters, context.clock)
+    scales, left = _round_moments(optimizer, parameters, context.clock)
     kind = type(optimizer).__name__
     own = [p for p, _ in parameters.values()]
     if not any(p in optimizer.state for p in own) and any(p.grad is not None for p in own):
@@ -77,6 +78,7 @@ def store_optimizer_state(
         context.warn(
             f"optimizer_state: {kind} keeps what cannot be rounded; it stays as it is: {some(left)}"
         )
+    return scales
 
 
 def check_steps(optimizer: Optimizer, model: nn.Module, context: Context) -> None:
@@ -133,7 +135,7 @@ def _round_moments(
     optimizer: Optimizer,
     casts: Mapping[str, tuple[nn.Parameter, Cast]],
     clock: Clock,
-) -> list[str]:
+) -> tuple[dict[str, Tensor | float], list[str]]:
     """Round the optimizer's moments of ``casts``' parameters to their formats, in place.
 
     A moment is a floating-point state tensor of its parameter's shape. If the optimizer names some
@@ -142,9 +144,10 @@ def _round_moments(
     smallest positive value.
 
     Returns:
-        The state tensors that are not moments, described: those that the optimizer quantizes
-        itself, factors, or keeps as integers. They stay as they are.
+        The scale of each moment, and the state tensors that are not moments, described: those that
+        the optimizer quantizes itself, factors, or keeps as integers. They stay as they are.
     """
+    scales: dict[str, Tensor | float] = {}
     left = []
     roundable = roundable_state(optimizer)
     check_roundable(optimizer)
@@ -167,14 +170,20 @@ def _round_moments(
                 )
             noise = None
             if cast.rounding == "stochastic":
-                noise = random_key(clock.seed, clock.step, 0, f"{name}/{key}")
+                noise = random_key(clock.seed, clock.step, 0, moment_name(name, key))
             rounded = fake_round(
                 value, cast.element, Rule(cast.rounding, cast.overflow), r=r, s=s, key=noise
             )
             floor = cast.element.smallest * (1.0 if s is None else s)
             lost = (rounded == 0) & (value > 0) & (value.min() >= 0)
             value.copy_(torch.where(lost, floor, rounded))
-    return left
+            scales[moment_name(name, key)] = 1.0 if s is None else s
+    return scales, left
+
+
+def moment_name(parameter: str, key: str) -> str:
+    """Return the name of a moment of a parameter."""
+    return f"{parameter}/{key}"
 
 
 def _is_moment(value: Tensor, parameter: nn.Parameter) -> bool:

@@ -15,7 +15,6 @@ from attrs import define, field
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, check_digests, digests_of
 from altcore.quantization import building, coverage
@@ -82,6 +81,8 @@ class Quantization:
     flops: FlopCount = field(init=False, factory=FlopCount)
     """Found by `count_flops`."""
     _state_casts: dict[str, tuple[ParameterSlot, Cast]] = field(init=False, factory=dict)
+    moment_scales: dict[str, Tensor | float] = field(init=False, factory=dict)
+    """Of the optimizer's state when it was last rounded, empty if the recipe is newer."""
     _hooks: list[GradientRounding | DisabledFastPath] = field(init=False, factory=list)
     """Of the current recipe."""
     _kept_hooks: list[RemovableHandle] = field(init=False, factory=list)
@@ -119,7 +120,7 @@ class Quantization:
         wanted = building.casts_by_site(model, recipe, plan, context)  # First, since it raises.
         for hook in self._hooks:
             hook.remove()
-        self.recipe, self.plan, self._hooks = recipe, plan, []
+        self.recipe, self.plan, self._hooks, self.moment_scales = recipe, plan, [], {}
         self.formats |= {c.format.name: c.format for x in plan.values() for c in x.values() if c}
         first = next(model.parameters(), None)
         device = torch.device("cpu") if first is None else first.device
@@ -235,15 +236,16 @@ class Quantization:
         if optimizer is not None and not isinstance(getattr(optimizer, "state", None), Mapping):
             kind = type(optimizer).__name__
             raise BadInput(f"what stepped is needed, with its state, not {kind}", key="optimizer")
-        followed = self._optimizer
-        if followed is None or not (optimizer is None or is_or_wraps(optimizer, followed)):
+        own = self._optimizer
+        if own is None or not (optimizer is None or is_or_wraps(optimizer, own)):
             self._store(optimizer)
 
     def _store(self, optimizer: torch.optim.Optimizer | None) -> None:
         if self.stored:
             self.counters.stored_moves = store_weights(self.stored.values())
         if self._state_casts:
-            store_optimizer_state(optimizer, self._state_casts, self.context)
+            scales = store_optimizer_state(optimizer, self._state_casts, self.context)
+            self.moment_scales = scales
         self.context.clock.step += 1
 
     def measure_views(self) -> None:
@@ -331,14 +333,14 @@ class Quantization:
 
     def state_dict(self) -> dict[str, Any]:
         """Return plan, scale histories, stored scales and messages: tensors and plain data only."""
+        histories = {str(q.site): q.history for q in self.quantizers if q.history is not None}
         return {
             "plan": resolved_to_plain(self.plan),
             "formats": digests_of(formats_in(self.plan)),
             "step": self.context.clock.step,
-            "histories": {
-                str(q.site): q.history.clone() for q in self.quantizers if q.history is not None
-            },
+            "histories": {site: history.clone() for site, history in histories.items()},
             "stored": {name: w.state_dict() for name, w in self.stored.items()},
+            "moments": dict(self.moment_scales),
             "told": sorted(self.context.told),
         }
 
@@ -350,13 +352,12 @@ class Quantization:
         for name, weight in self.stored.items():  # loaded weights are looked for on these grids
             weight.scale = state["stored"][name]["scale"].to(weight.scale.device).clone()
         self.model.load_state_dict(weights)
-        self.context.clock.step = state["step"]
+        self.context.clock.step, self.moment_scales = state["step"], dict(state["moments"])
         self.context.told.update(state["told"])
+        device = self.counters.counts.device
         for quantizer in self.quantizers:
             history = state["histories"].get(str(quantizer.site))
-            quantizer.history = (
-                None if history is None else history.to(self.counters.counts.device).clone()
-            )
+            quantizer.history = None if history is None else history.to(device).clone()
         for name, weight in self.stored.items():
             weight.load_state_dict(state["stored"][name])
 
@@ -389,8 +390,7 @@ def quantize_model(
         BadInput: for an unknown name, a pattern that matches no layer, or a layer that cannot take
             its cast.
     """
-    seed = as_builtin(seed)
-    check_arguments(model, seed, head)
+    seed = check_arguments(model, seed, head)
     if isinstance(model, nn.parallel.DistributedDataParallel):
         model = model.module  # whose names and head a recipe means
     followed = None if optimizer is None else unwrap(optimizer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from altcore.errors import BadInput, InvalidCheckpoint
 from altcore.formats import check_digests
 from altcore.numerics import Rule, fake_round
 from altcore.quantization.discovery import unique_matrices
+from altcore.quantization.optimizer import moment_name
 from altcore.quantization.quantization import Quantization
 from altcore.recipes import Cast, resolved_from_plain
 
@@ -52,7 +53,61 @@ def check_quantization_state(
             raise InvalidCheckpoint(f"the history of {site} is no list of magnitudes")
 
 
-STORED = "stored_weight"
+def check_moments(
+    q: Quantization,
+    state: Mapping[str, Any],
+    moments: Iterable[tuple[Tensor, Mapping[str, Any]]],
+) -> None:
+    """Check an optimizer's moments against the grids that they were rounded to.
+
+    Args:
+        q: the quantization as it was built.
+        state: as `Quantization.state_dict` returns it, checked.
+        moments: each parameter of the model, and the optimizer's state of it.
+
+    Raises:
+        InvalidCheckpoint: naming the moment.
+    """
+    plan, scales = resolved_from_plain(state["plan"]), dict(state["moments"])
+    casts = {id(p): (full, plan[name][MOMENTS]) for name, full, p in unique_matrices(q.model)}
+    for parameter, entry in moments:
+        full, cast = casts.get(id(parameter), ("", None))
+        if cast is None:
+            continue
+        for key, value in entry.items():
+            name = moment_name(full, key)
+            if name in scales:
+                _check_moment(name, value, torch.as_tensor(scales.pop(name)), cast)
+    if scales:
+        raise InvalidCheckpoint(f"{next(iter(scales))} has a scale, and is no moment")
+
+
+STORED, MOMENTS = "stored_weight", "optimizer_state"
+CLOSE = 2.0**-21
+"""Relative. A scale that is no power of two makes no exact multiples of the grid's values."""
+
+
+@torch.no_grad()
+def _check_moment(name: str, value: Tensor, scale: Tensor, cast: Cast) -> None:
+    if scale.dim() or bool(scale <= 0) or bool(scale.isinf()):
+        raise InvalidCheckpoint(f"the scale of {name} is {scale.tolist()}, not a positive number")
+    if bool(scale.isnan()):  # a moment was not finite
+        return
+    rule = Rule("nearest-even", cast.overflow)
+    scale = scale.to(value.device)
+    again = fake_round(value, cast.element, rule, r=1 / scale, s=scale)
+    off = (again - value).abs() > CLOSE * value.abs()
+    if count := int(off.sum()):
+        raise _off_grid(name, value, off, count, scale, cast)
+
+
+def _off_grid(
+    name: str, x: Tensor, off: Tensor, count: int, scale: Tensor, cast: Cast
+) -> InvalidCheckpoint:
+    return InvalidCheckpoint(
+        f"{name} has {count} of {x.numel()} values off the grid of {cast.format.name}, "
+        f"as {x[off][0].item():.6g} at the scale {scale.item():.6g}"
+    )
 
 
 @torch.no_grad()
@@ -63,8 +118,4 @@ def _check_stored(name: str, weight: Tensor, scale: Tensor, cast: Cast) -> None:
     rule = Rule("nearest-even" if cast.rounding == "stochastic" else cast.rounding)
     off = fake_round(weight, cast.element, rule, r=1 / scale, s=scale) != weight
     if count := int(off.sum()):
-        value = weight[off][0].item()
-        raise InvalidCheckpoint(
-            f"{name} has {count} of {weight.numel()} values off the grid of {cast.format.name}, "
-            f"as {value:.6g} at the scale {scale.item():.6g}"
-        )
+        raise _off_grid(name, weight, off, count, scale, cast)

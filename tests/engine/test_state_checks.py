@@ -20,7 +20,14 @@ def folder(tmp_path_factory):
     """A run with two checkpoints, and what a run of six steps ends with."""
     root = tmp_path_factory.mktemp("states")
     start = Starter(root / "runs", text_file(root / "words.txt"))
-    keys = {"format": "E3M4", "recipe": "pure", "checkpoint_interval": 2, "min_lr_ratio": 1.0}
+    recipe = {
+        "weight": "FORMAT",
+        "activation": "FORMAT",
+        "gradient": "FORMAT",
+        "stored_weight": "FORMAT",
+        "optimizer_state": {"format": "E5M3", "scaling": "tensor"},
+    }
+    keys = {"format": "E3M4", "recipe": recipe, "checkpoint_interval": 2, "min_lr_ratio": 1.0}
     start(name="whole", max_steps=6, **keys)
     start(name="r", max_steps=4, **keys)
     return start
@@ -83,6 +90,10 @@ def scale(value):
     return alter
 
 
+def moment_scale(state, value):
+    state["quantization"]["moments"][f"{first_matrix(state)}/exp_avg"] = value
+
+
 WRONG = {
     "a weight is missing": lambda s: s["model"].pop(first_matrix(s)),
     "a weight more": lambda s: put(s, torch.ones(2), "model", "more"),
@@ -123,6 +134,14 @@ WRONG = {
     "a negative second moment": lambda s: put(
         s, lambda m: m - 1, "optimizer", "state", 0, "exp_avg_sq"
     ),
+    "a moment off its grid": lambda s: put(
+        s, lambda m: m * torch.linspace(1, 1.01, m.numel()).view(m.shape),
+        "optimizer", "state", 2, "exp_avg",
+    ),
+    "a moment of scale 0": lambda s: moment_scale(s, torch.tensor(0.0)),
+    "a moment of a negative scale": lambda s: moment_scale(s, -1.0),
+    "a scale of no moment": lambda s: put(s, 1.0, "quantization", "moments", "unheard/exp_avg"),
+    "scales as text": lambda s: put(s, "x", "quantization", "moments"),
     "steps": lambda s: put(s, torch.ones(3), "optimizer", "state", 0, "step"),
     "a step below 0": lambda s: put(s, torch.tensor(-1.0), "optimizer", "state", 0, "step"),
     "a moment of no parameter": lambda s: put(s, {}, "optimizer", "state", 999),

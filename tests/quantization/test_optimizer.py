@@ -6,7 +6,9 @@ from helpers_quantization import STORED, build_net, is_on_grid, net, step_of
 
 import altcore
 from altcore import BadInput, get_format, quantize_model
+from altcore.errors import InvalidCheckpoint
 from altcore.numerics import scale_of
+from altcore.quantization import check_moments, check_quantization_state
 from altcore.recipes import read_recipe
 
 
@@ -225,3 +227,44 @@ def test_what_is_roundable_is_named_rightly(names, says):
         optimizer.step()
         with pytest.raises(BadInput, match=f"^optimizer SGD: roundable_state {says}$"):
             q.store(optimizer)
+
+
+SCALINGS = (
+    {"scaling": "none"},
+    {"scaling": "tensor"},
+    {"scaling": "power-of-two"},
+    {"scaling": {"kind": "rms"}},
+    {"scaling": "tensor", "rounding": "stochastic"},
+    {"scaling": "tensor", "rounding": "to-zero"},
+)
+
+
+@pytest.mark.parametrize("cast", SCALINGS, ids=str)
+@pytest.mark.parametrize("name", ["E4M3", "NF4", "INT8", "posit8_1"])
+def test_rounded_moments_pass_the_check_and_one_off_its_grid_does_not(name, cast):
+    """At the scale that the state holds; after a change of recipe moments have no grid yet."""
+    model = net()
+    optimizer = torch.optim.AdamW(model.parameters(), 0.05)
+    recipe = {"optimizer_state": {"format": name, **cast}}
+    with quantize_model(model, recipe, optimizer=optimizer) as q:
+        for step in range(3):
+            step_of(model, optimizer, step)
+        state = q.state_dict()
+        assert state["moments"]
+
+        def check():
+            check_quantization_state(q, state, model.state_dict())
+            check_moments(q, state, optimizer.state.items())
+
+        check()
+        full, moment = next(
+            (n, optimizer.state[p]["exp_avg"]) for n, p in model.named_parameters() if p.dim() > 1
+        )
+        scale = float(state["moments"][f"{full}/exp_avg"])
+        moment.view(-1)[0] = 0.37 * get_format(name).smallest * scale
+        with pytest.raises(InvalidCheckpoint, match=f"/exp_avg has .* off the grid of {name}"):
+            check()
+        q.change_recipe({"optimizer_state": "E3M2"})
+        state = q.state_dict()
+        assert state["moments"] == {}
+        check()
