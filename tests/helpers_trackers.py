@@ -1,106 +1,70 @@
-"""Recorded runs for tests of trackers, and what each tracker's own reader finds."""
+"""Trackers of tests. Their process imports them, so they cannot be made within a test."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
-from collections import defaultdict
+import os
+import time
 from pathlib import Path
 from typing import Any
 
-from attrs import define, field
-from helpers import run_directory
+import attrs
 
-from altcore.runs import read_run
-
-Series = dict[str, list[tuple[int, Any]]]
-"""Each value's steps and numbers, by name."""
+from altcore.plugin import setting
+from altcore_reporters.tracking import TrackerReporter
 
 
-@define
-class RecordedRun:
-    """A run whose record a test writes, and takes back as a resume does."""
+@attrs.define(eq=False)
+class FileTracker(TrackerReporter):
+    """Writes what it is told to a file, and can be told to break."""
 
-    folder: Path
-    path: Path = field(init=False)
-    lines: list[dict[str, Any]] = field(init=False, factory=list)
+    file: str = setting("told.jsonl", help="where it writes, outside of the run")
+    fault: str = setting("", help="the method that breaks, and how: `log:raise`, `finish:hang`")
 
-    def __attrs_post_init__(self) -> None:
-        directory = run_directory(self.folder, name="run")
-        about = {"run_id": "0123456789abcdef0123", "started": "2026-01-31T12:00:00+0000"}
-        directory.write_json("environment.json", about)
-        directory.close()
-        self.path = directory.path
+    def start(self, run: Any) -> int:
+        """Count the rows that the file has."""
+        self._break("start")
+        self.address = f"file:{self.file}"
+        self._tell("start", name=run.name, config=dict(run.config))
+        return sum("log" in told for told in self.told())
 
-    def line(self, step: int, loss: float = 0.0, **more: Any) -> tuple[int, dict[str, Any]]:
-        """Record a step; returns what a tracker is told of it."""
-        values = {"loss": loss or 5.0 - step / 8, **more}
-        self._append("metrics.jsonl", {"step": step, **values})
-        timings = {"step": step, "step_time_ms": 2.0 * step, "elapsed_seconds": step / 2}
-        self._append("timings.jsonl", timings)
-        return step, {**values, "step_time_ms": 2.0 * step}
+    def log(self, step: int, values: Any, when: float) -> None:
+        """Write a row."""
+        self._break("log")
+        self._tell("log", step=step, values=values, when=when)
 
-    def evaluation(self, step: int, loss: float) -> tuple[int, dict[str, Any]]:
-        """Record an evaluation; returns what a tracker is told of it."""
-        self._append("metrics.jsonl", {"step": step, "val_loss": loss})
-        return step, {"val_loss": loss}
+    def event(self, step: int, event: Any) -> None:
+        """Write an event's name."""
+        self._tell("event", step=step, event=event["event"])
 
-    def _append(self, file: str, line: dict[str, Any]) -> None:
-        with (self.path / file).open("a") as lines:
-            lines.write(json.dumps(line) + "\n")
+    def alert(self, level: str, title: str, text: str, wait: float) -> None:
+        """Write an alert."""
+        self._tell("alert", level=level, title=title, text=text, wait=wait)
 
-    def go_back(self, to: int) -> None:
-        """Take back what was recorded after a step, as a resume from its checkpoint does."""
-        for file in ("metrics.jsonl", "timings.jsonl"):
-            kept = (self.path / file).read_text().splitlines(keepends=True)
-            kept = [line for line in kept if json.loads(line)["step"] <= to]
-            (self.path / file).write_text("".join(kept))
+    def finish(self, run: Any) -> None:
+        """Write the summary."""
+        self._break("finish")
+        self._tell("finish", summary=dict(run.summary))
 
-    @property
-    def record(self) -> Any:
-        """What is recorded now."""
-        return read_run(self.path)
+    def told(self, *methods: str) -> list[dict[str, Any]]:
+        """Return what was told, each as a mapping by its method."""
+        path = Path(self.file)
+        lines = path.read_text().splitlines() if path.exists() else []
+        told = [json.loads(line) for line in lines]
+        return [t for t in told if not methods or set(methods) & set(t)]
 
-    @property
-    def series(self) -> Series:
-        """What every tracker should hold of it."""
-        timings = (self.path / "timings.jsonl").read_text().splitlines()
-        found: Series = defaultdict(list)
-        for line in [*self.record.metrics, *map(json.loads, timings)]:
-            for name, value in line.items():
-                if name not in ("step", "elapsed_seconds"):
-                    found[name].append((line["step"], value))
-        return dict(found)
+    def _tell(self, method: str, **said: Any) -> None:
+        with Path(self.file).open("a") as file:
+            file.write(json.dumps({method: said}) + "\n")
 
-
-def csv_series(path: Path) -> Series:
-    """Read reports/metrics.csv of a run with pandas."""
-    import pandas
-
-    table = pandas.read_csv(path / "reports" / "metrics.csv", index_col="step")
-    assert table.index.is_unique
-    assert table.index.is_monotonic_increasing
-    columns = {name: table[name].dropna() for name in table}
-    return {name: list(zip(c.index, c, strict=True)) for name, c in columns.items()}
-
-
-def tensorboard_series(path: Path) -> Series:
-    """Read the scalars in reports/tensorboard with TensorBoard's own reader."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    found = EventAccumulator(str(path / "reports" / "tensorboard"), {"scalars": 0}).Reload()
-    return {
-        tag: [(entry.step, entry.value) for entry in found.Scalars(tag)]
-        for tag in found.Tags()["scalars"]
-    }
-
-
-def trackio_series(database: Path) -> Series:
-    """Read the metrics in a project's database of trackio."""
-    found: Series = defaultdict(list)
-    with sqlite3.connect(database) as connection:
-        rows = connection.execute("SELECT step, metrics FROM metrics ORDER BY step, id").fetchall()
-    for step, metrics in rows:
-        for name, value in json.loads(metrics).items():
-            found[name].append((step, value))
-    return dict(found)
+    def _break(self, method: str) -> None:
+        where, _, how = self.fault.partition(":")
+        if where != method:
+            return
+        if how == "hang":
+            time.sleep(60)
+        if how == "exit":
+            os._exit(3)
+        if how == "kill":
+            os.kill(os.getpid(), 9)
+        raise OSError(28, "No space left on device")

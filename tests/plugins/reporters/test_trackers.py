@@ -1,10 +1,9 @@
 """The reporters ``csv``, ``tensorboard`` and ``trackio``: what their own readers find."""
 
-import math
 from types import SimpleNamespace
 
 import pytest
-from helpers_trackers import RecordedRun, csv_series, tensorboard_series, trackio_series
+from helpers_recorded import RecordedRun, csv_series, tensorboard_series, trackio_series
 
 from altcore.hooks import build
 from altcore_reporters.csv_tracker import CsvTracker
@@ -56,7 +55,6 @@ def test_resume_from_an_earlier_step_doubles_nothing_and_loses_nothing(run, trac
     run.go_back(to=3)
     again = [lambda step=step: run.line(step, loss=1.0) for step in range(4, 8)]
     told(tracker, run, *again).finish({})
-    assert tracker.series()["loss"] == [*((s, 5 - s / 8) for s in (1, 2, 3)), (4, 1), (5, 1), (6, 1), (7, 1)]
     assert tracker.series() == {k: approx(v) for k, v in run.series.items()}
 
 
