@@ -168,7 +168,7 @@ class StepRecord:
             message = (
                 f"{rate:.2%} of quantized values overflow (overflow_threshold {digits(threshold)})"
             )
-            self.run.emit("warning", message=message)
+            self.run.emit("warning", message=message, cause="overflow", overflow_rate=rate)
 
     def tell_scales(self, scales: Sequence[float]) -> None:
         """Tell of each stored weight whose scale changed since the last recorded step."""

@@ -29,7 +29,7 @@ from altcore.runs.identity import (
     identity_of,
 )
 from altcore.runs.json_files import read_json
-from altcore.runs.json_lines import read_lines
+from altcore.runs.json_lines import read_lines, read_new_lines
 from altcore.runs.manifest import (
     ANOMALY,
     ENDED_PHASE,
@@ -135,6 +135,7 @@ __all__ = [
     "read_configuration",
     "read_json",
     "read_lines",
+    "read_new_lines",
     "read_run",
     "recipe_label",
     "replace_text",

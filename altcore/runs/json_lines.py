@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,24 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if broken:
         _warn_of(str(path), tuple(broken))
     return [line for line in lines if line is not None]
+
+
+def read_new_lines(path: Path, start: int) -> Iterator[tuple[dict[str, Any], int]]:
+    """Yield the whole lines of a run's .jsonl file from a byte on, each with the byte after it.
+
+    For those who follow a file that grows. Leaves out what no run can have written.
+    """
+    try:
+        with path.open("rb") as file:
+            file.seek(start)
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return
+    for raw in lines:
+        start += len(raw) + 1
+        line = _object(raw, NEEDED.get(path.name, {}))
+        if line is not None:
+            yield line, start
 
 
 def _bytes(path: Path) -> bytes:

@@ -1,0 +1,128 @@
+"""What every tracker is made of: a reporter that sends a run elsewhere, and never touches it.
+
+A tracker works in a process of its own, which reads the run's record as it grows. So the record
+is the queue: it holds everything, no step waits for a network or a disk, and a tracker that hangs
+is killed. The same reading sends a run that is over, for ``altcore runs upload``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+import structlog
+from attrs import field
+from attrs.validators import gt
+
+from altcore.plugin import BadInput, RunRecord, hookimpl, setting
+from altcore_reporters.following import Follower, Ledger, mark_of
+from altcore_reporters.tracker_process import TrackerProcess
+
+if TYPE_CHECKING:
+    from altcore.plugin import Run
+
+log = structlog.get_logger("altcore")
+
+
+@attrs.define(eq=False)
+class TrackerReporter:
+    """Derive from this, with ``@attrs.define(eq=False)``, and write `start`, `log` and `finish`.
+
+    They are called in another process than the training's, on an instance with the same settings,
+    or by ``altcore runs upload``. Whatever they raise ends the tracker, and not the run.
+    """
+
+    finish_timeout: float = setting(
+        10.0, help="seconds that the end of the run waits until all is sent", validator=gt(0)
+    )
+    name: str = field(init=False, default="tracker")
+    address: str = field(init=False, default="")
+    """Where people find the run, once it has started: told to the user."""
+    _process: TrackerProcess | None = field(init=False, default=None)
+
+    # What a tracker implements ---------------------------------------------------------------
+
+    def start(self, run: RunRecord) -> int | None:
+        """Begin a run, or go on with it, and set ``address``; its summary is not there yet.
+
+        Returns:
+            How many of the rows that were logged in earlier sessions are still there; None if it
+            begins anew. The rest are logged again: a row of the record is there exactly once.
+        """
+        return None
+
+    def log(self, step: int, values: Mapping[str, Any], when: float) -> None:
+        """Log a row: numbers, truths, texts and lists of numbers, by name.
+
+        There may be several of one step: an evaluation and a change of format are rows of their
+        own. ``when`` is the time of the row in seconds since 1970, by the run's own clock.
+        """
+        raise NotImplementedError
+
+    def event(self, step: int, event: Mapping[str, Any]) -> None:
+        """Tell of a line of events.jsonl, in every session anew; most trackers have no place."""
+
+    def alert(self, level: str, title: str, text: str, wait: float) -> None:
+        """Alert people. ``level`` is WARN or ERROR, ``wait`` the seconds until the same title."""
+
+    def finish(self, run: RunRecord) -> None:
+        """Send what is outstanding and close; ``run`` has its summary and reports now.
+
+        Its status is ``unfinished`` if the run was killed.
+        """
+
+    def holds(self, run: RunRecord) -> bool:
+        """Whether a run that was sent completely is still there; asked before it is sent again."""
+        return True
+
+    # For those who implement it ----------------------------------------------------------------
+
+    def folder(self, run: RunRecord) -> Path:
+        """Return the tracker's own folder, below the run's reports; it exists."""
+        if run.directory is None:
+            raise BadInput(f"run {run.name} has no directory to send it from: {run.source}")
+        folder = run.directory / "reports" / self.name
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    # What the engine and the command call ------------------------------------------------------
+
+    @hookimpl
+    def run_start(self, run: Run) -> None:
+        """Start the process; nothing waits for it."""
+        self._process = TrackerProcess.start(self, run.directory)
+
+    @hookimpl
+    def on_record(self) -> None:
+        """Hear what the process has to say, which costs a look at a pipe."""
+        assert self._process is not None
+        self._tell(self._process.hear())
+
+    @hookimpl
+    def run_end(self, run: Run, summary: Mapping[str, Any]) -> None:
+        """Wait until everything is sent, but not long."""
+        if self._process is not None:
+            self._tell(self._process.end(self.finish_timeout, run.directory.name))
+
+    def _tell(self, address: str | None) -> None:
+        if address:
+            log.info(f"{self.name}: {address}")
+
+    def upload(self, runs: Sequence[RunRecord]) -> list[str]:
+        """Send runs from their directories, each row exactly once; returns lines for the user."""
+        return [self._upload(run) for run in runs]
+
+    def _upload(self, run: RunRecord) -> str:
+        tracker = attrs.evolve(self)
+        tracker.name = self.name
+        with Ledger.opened(tracker.folder(run), waits=False) as ledger:
+            complete = mark_of(tracker, run)
+            if ledger.mark == complete and tracker.holds(run):
+                return f"{run.name}: everything is there already"
+            sent = Follower.start(tracker, run, ledger).send_new()
+            tracker.finish(run)
+            ledger.mark = complete
+        place = f" to {tracker.address}" if tracker.address else ""
+        return f"{run.name}: sent {sent} rows{place}"
