@@ -116,11 +116,12 @@ def test_everyday_names_are_in_altcore_too():
     assert everyday <= set(altcore.__all__) & set(altcore.plugin.__all__)
 
 
-def test_a_plugin_of_formats_needs_no_torch():
-    """Names load on first use."""
+def test_a_plugin_of_formats_and_who_reads_records_need_no_torch():
+    """Names load on first use: a format's module, or a tracker's process, starts at once."""
     code = (
         "import sys, altcore.plugin\n"
         "from altcore.plugin import Format, table_format, hookimpl, setting, round_scalar\n"
+        "from altcore.plugin import read_lines, read_run, summary_of\n"
         "sys.exit('torch' in sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,21 +1,13 @@
 """The run directory: writing, reading back, provenance and checkpoints.
 
-Uses config, recipes and formats.
+Uses config, recipes and formats. What reads and writes tensors is loaded when it is first used, so
+that a record is read without torch.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from altcore.builtin_types import to_json
-from altcore.runs.checkpoint import (
-    Checkpoint,
-    find_end,
-    load_checkpoint,
-    load_if_valid,
-    load_newest,
-    save_checkpoint,
-    save_snapshot,
-    set_aside,
-    tidy,
-    update_manifest,
-)
 from altcore.runs.digests import contents, named_path, source_digest
 from altcore.runs.directory import (
     EVENTS,
@@ -49,7 +41,6 @@ from altcore.runs.manifest import (
     is_checkpoint,
 )
 from altcore.runs.other_ranks import UnwrittenDirectory
-from altcore.runs.provenance import environment
 from altcore.runs.reading import (
     find_run,
     identity_in,
@@ -59,11 +50,44 @@ from altcore.runs.reading import (
     summary_of,
 )
 from altcore.runs.record import DirectoryRecord, RunRecord, read_run
-from altcore.runs.retention import by_merit, list_checkpoints, retain
 from altcore.runs.run_id import RUN_ID, check_run_id, run_id_of
 from altcore.runs.summary import ENDED, EVALUATED, STATUSES, UNFINISHED, Summary, has_summary
 from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.verdict import has_learned, verdict_of
+
+if TYPE_CHECKING:
+    from altcore.runs.checkpoint import (
+        Checkpoint,
+        find_end,
+        load_checkpoint,
+        load_if_valid,
+        load_newest,
+        save_checkpoint,
+        save_snapshot,
+        set_aside,
+        tidy,
+        update_manifest,
+    )
+    from altcore.runs.provenance import environment
+    from altcore.runs.retention import by_merit, list_checkpoints, retain
+
+_NEED_TORCH = {
+    "Checkpoint": "checkpoint",
+    "find_end": "checkpoint",
+    "load_checkpoint": "checkpoint",
+    "load_if_valid": "checkpoint",
+    "load_newest": "checkpoint",
+    "save_checkpoint": "checkpoint",
+    "save_snapshot": "checkpoint",
+    "set_aside": "checkpoint",
+    "tidy": "checkpoint",
+    "update_manifest": "checkpoint",
+    "environment": "provenance",
+    "by_merit": "retention",
+    "list_checkpoints": "retention",
+    "retain": "retention",
+}
+"""Names that need torch, and their modules."""
 
 __all__ = [
     "ANOMALY",
@@ -139,3 +163,9 @@ __all__ = [
     "verdict_of",
     "write_configuration",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _NEED_TORCH:
+        raise AttributeError(f"module 'altcore.runs' has no attribute {name!r}")
+    return getattr(import_module(f"altcore.runs.{_NEED_TORCH[name]}"), name)
