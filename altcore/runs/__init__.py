@@ -55,7 +55,7 @@ from altcore.runs.reading import (
     restore_configuration,
     summary_of,
 )
-from altcore.runs.record import DirectoryRecord, RunRecord, read_run
+from altcore.runs.record import DirectoryRecord, RunRecord, full_summary, read_run, read_runs
 from altcore.runs.retention import by_merit, list_checkpoints, retain
 from altcore.runs.run_id import RUN_ID, check_run_id, run_id_of
 from altcore.runs.summary import ENDED, EVALUATED, STATUSES, UNFINISHED, Summary, has_summary
@@ -98,6 +98,7 @@ __all__ = [
     "environment",
     "find_run",
     "finite",
+    "full_summary",
     "has_learned",
     "has_summary",
     "identity_in",
@@ -114,6 +115,7 @@ __all__ = [
     "read_json",
     "read_lines",
     "read_run",
+    "read_runs",
     "recipe_label",
     "replace_text",
     "restore_configuration",
