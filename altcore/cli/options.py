@@ -22,7 +22,7 @@ def once(*names: str, default: Any = None, **more: Any) -> Callable[[Any], Any]:
 
     def single(_: click.Context, option: click.Parameter, values: tuple[Any, ...]) -> Any:
         if len(values) > 1:
-            raise BadInput(f"{option.opts[-1]} is given twice")
+            raise BadInput(f"{option.opts[0]} is given twice")
         return values[0] if values else None
 
     defaults = None if default is None else (default,)

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from altcore.cli.options import names, once, runs_dir_option
+from altcore.cli.options import names, once
 from altcore.cli.terminal import echo
-from altcore.errors import AltcoreError, BadInput, PluginError, described, shown
-from altcore.signals import is_from_signal
+from altcore.errors import BadInput, PluginError, shown
+
+if TYPE_CHECKING:
+    from altcore.runs import RunRecord
 
 
 @click.command()
 @click.argument("reporter")
 @click.argument("runs", nargs=-1, metavar="RUN...")
-@once("--out", metavar="FOLDER", help="Folder to write to (default the run's reports/).")
+@once(
+    "--from",
+    "--runs-dir",
+    "source",
+    metavar="FOLDER|TRACKER:ADDRESS",
+    help="Where the runs are: a folder (default runs), or a tracker.",
+)
+@once(
+    "--out",
+    metavar="FOLDER",
+    help="Folder to write to (default the run's reports/; of several runs, reports/ here).",
+)
 @click.option(
     "--set",
     "sets",
@@ -26,58 +39,67 @@ from altcore.signals import is_from_signal
     metavar="KEY=VALUE",
     help="A setting of the reporter; VALUE is YAML. Repeatable.",
 )
-@runs_dir_option
 def report(
-    reporter: str, runs: tuple[str, ...], out: str | None, sets: tuple[str, ...], runs_dir: str
+    reporter: str,
+    runs: tuple[str, ...],
+    source: str | None,
+    out: str | None,
+    sets: tuple[str, ...],
 ) -> None:
     """Let a reporter write its report on recorded runs.
+
+    With --from and no RUN, it reports on all the runs there.
 
     \b
     altcore report failure-report e7m0-pure
     """  # noqa: D301 - click's mark for lines to be kept is a real backspace
-    if not runs:
+    if not runs and source is None:
         raise BadInput("report needs the name of a run; altcore runs list shows them")
-    from altcore.cli.train import overrides_of
-    from altcore.config import check_is_no_key
-    from altcore.hooks import make_plugin
-    from altcore.registry import find
-    from altcore.runs import compare, find_run, identity_in, summary_of
+    from altcore.cli.log import configure
+    from altcore.cli.reporters import Reporter, records_from
 
-    entry = find(reporter, ("reporter",))
-    check_is_no_key(entry)
-    settings = {key.removeprefix(f"{reporter}."): v for key, v, _ in overrides_of({}, sets)}
-    made = make_plugin(entry.load(), settings, reporter)
-    render = getattr(made, "render", None)
-    who = f"reporter {reporter} ({entry.origin})"
-    if not callable(render):
-        raise BadInput(f"{who} reports during a run, not afterwards")
-    paths = [find_run(name, runs_dir) for name in names(runs, "RUN")]
-    for path in paths:
-        summary_of(path)  # Refuses a record that cannot be read.
-    if out is None and len(paths) > 1:
-        raise BadInput("--out is needed for a report of several runs")
-    for path in paths[1:]:
-        for change in compare(identity_in(paths[0]), identity_in(path)):
-            if change.kind in ("data", "world_size", "platform"):
-                about = f"{change.what} is {change.text_before} in {paths[0].name}"
-                echo(f"altcore: {about} and {change.text_now} in {path.name}", err=True)
-    folder = Path(out) if out else paths[0] / "reports"
-    if out is None and folder.is_symlink():
-        raise BadInput(f"{folder} is a symbolic link: give --out to write elsewhere")
+    configure()
+    own = Reporter.named(reporter, sets)
+    render = own.method("render", "reports during a run, not afterwards")
+    records = records_from("runs" if source is None else source, names(runs, "RUN"))
+    tell_differences(records)
+    folder = Path(out) if out else default_folder(records)
     try:
-        written = written_by(render(paths, folder), who)
-    except AltcoreError:
+        with own.guarded("render"):
+            if not folder.exists():
+                folder.mkdir(parents=True)
+            written = written_by(render(records, folder), own.who)
+    except PluginError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and _lies_in(cause.filename, folder):
+            raise BadInput(f"--out {folder}: cannot be written: {cause.strerror}") from cause
         raise
-    # A reporter may raise anything, or try to leave.
-    except BaseException as error:
-        if is_from_signal(error):
-            raise
-        if isinstance(error, OSError) and _lies_in(error.filename, folder):
-            raise BadInput(f"--out {folder}: cannot be written: {error.strerror}") from error
-        text = f"failed in render: {described(error)}"
-        raise PluginError(f"{who} {text}") from error
     for path in written:
         echo(path)
+
+
+def tell_differences(records: Sequence[RunRecord]) -> None:
+    """Say on standard error which runs saw other data, or ran elsewhere, than the first."""
+    from altcore.runs import compare, identity_in
+
+    identities = [(r.name, identity_in(r.directory)) for r in records if r.directory]
+    for name, identity in identities[1:]:
+        first, there = identities[0]
+        for change in compare(there, identity):
+            if change.kind in ("data", "world_size", "platform"):
+                about = f"{change.what} is {change.text_before} in {first}"
+                echo(f"altcore: {about} and {change.text_now} in {name}", err=True)
+
+
+def default_folder(records: Sequence[RunRecord]) -> Path:
+    """Return the reports/ of the run, if it is one and has a directory, or else that here."""
+    directory = records[0].directory if len(records) == 1 else None
+    if directory is None:
+        return Path("reports")
+    folder = directory / "reports"
+    if folder.is_symlink():
+        raise BadInput(f"{folder} is a symbolic link: give --out to write elsewhere")
+    return folder
 
 
 def written_by(returned: Any, who: str) -> list[Path]:

@@ -49,7 +49,7 @@ from altcore.runs.reading import (
     restore_configuration,
     summary_of,
 )
-from altcore.runs.record import DirectoryRecord, RunRecord, read_run
+from altcore.runs.record import DirectoryRecord, RunRecord, full_summary, read_run, read_runs
 from altcore.runs.run_id import RUN_ID, check_run_id, run_id_of
 from altcore.runs.summary import ENDED, EVALUATED, STATUSES, UNFINISHED, Summary, has_summary
 from altcore.runs.summary import FILE as SUMMARY
@@ -127,6 +127,7 @@ __all__ = [
     "find_run",
     "finite",
     "folder_of",
+    "full_summary",
     "has_learned",
     "has_summary",
     "identity_in",
@@ -145,6 +146,7 @@ __all__ = [
     "read_lines",
     "read_new_lines",
     "read_run",
+    "read_runs",
     "recipe_label",
     "replace_text",
     "restore_configuration",

@@ -7,12 +7,17 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from altcore.errors import BadInput
 from altcore.runs.directory import CONFIG, EVENTS, METRICS, TIMINGS
 from altcore.runs.json_files import read_json
 from altcore.runs.json_lines import read_lines
-from altcore.runs.reading import summary_of
+from altcore.runs.reading import find_run, list_runs, summary_of
+from altcore.runs.summary import UNFINISHED, Summary
 from altcore.yaml_files import read_mapping
+
+log = structlog.get_logger("altcore")
 
 Line = Mapping[str, Any]
 
@@ -52,7 +57,7 @@ class RunRecord:
     @cached_property
     def summary(self) -> Mapping[str, Any]:
         """How it ended, by the keys of `Summary`; what is not known is None or empty."""
-        return {}
+        return full_summary({"name": self.name})
 
     @cached_property
     def metrics(self) -> Sequence[Line]:
@@ -143,3 +148,34 @@ def read_run(directory: Path) -> DirectoryRecord:
     record = DirectoryRecord(directory)
     _ = record.summary  # Read now, so that what is no run is refused here.
     return record
+
+
+def read_runs(folder: str, names: Sequence[str] = ()) -> list[DirectoryRecord]:
+    """Return the records of runs in a folder: those named, or else all of them, oldest first.
+
+    Of all of them, those that cannot be read are left out, each with a warning.
+
+    Raises:
+        BadInput: if a named run is not there or cannot be read, or if there is no run at all.
+    """
+    if names:
+        return [read_run(find_run(name, folder)) for name in names]
+    found = []
+    for directory in list_runs(folder):
+        try:
+            found.append(read_run(directory))
+        except BadInput as error:
+            log.warning("a run that cannot be read is left out", run=directory.name, why=str(error))
+    if not found:
+        raise BadInput(f"there are no runs in {folder}")
+    return found
+
+
+def full_summary(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a summary with every key of `Summary`: what is not known is None or empty.
+
+    >>> full_summary({"name": "r", "steps": 3})["steps"], full_summary({})["final_loss"]
+    (3, None)
+    """
+    unknown = Summary(name="", directory="", status=UNFINISHED, steps=0)
+    return {**unknown.to_plain(), **known}

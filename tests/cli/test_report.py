@@ -7,6 +7,9 @@ from attrs import define
 from helpers import text_file
 from helpers_cli import call
 
+from altcore import BadInput
+from altcore.runs import RunRecord, replace_text
+
 
 def reporter(shelf, render):
     """Install a reporter whose ``render`` is a function of runs and folder."""
@@ -92,7 +95,7 @@ def test_what_was_written_is_printed(capsys, shelf, start, tmp_path):
 
 def test_runs_on_other_data_are_told(start, shelf, capsys, tmp_path):
     """A report of several runs says if they did not see the same data."""
-    reporter(shelf, lambda runs, out: runs)
+    reporter(shelf, lambda runs, out: [run.directory for run in runs])
     other = text_file(tmp_path / "other.txt")
     other.write_text(other.read_text() + "more")
     start(name="a", max_steps=1)
@@ -104,3 +107,97 @@ def test_runs_on_other_data_are_told(start, shelf, capsys, tmp_path):
     (line,) = found.err.splitlines()
     assert line.startswith("altcore: data is ")
     assert line.endswith(" in c")
+
+
+def names_in(folder):
+    """A reporter's ``render`` that writes the runs' names and sources into ``folder``/names."""
+
+    def render(runs, out):
+        return [replace_text(out / "names", "".join(f"{r.name} {r.source}\n" for r in runs))]
+
+    return render
+
+
+def a_run(folder, name, *more):
+    """Write the least that is a run's directory."""
+    (folder / name).mkdir(parents=True)
+    (folder / name / "config.yaml").write_text("seed: 1\n")
+    (folder / name / "metrics.jsonl").write_text("".join(more))
+    return folder / name
+
+
+def test_all_runs_of_a_folder(capsys, shelf, tmp_path, monkeypatch):
+    """Without a name; one that cannot be read is left out by name, and spoils no other."""
+    monkeypatch.chdir(tmp_path)
+    reporter(shelf, names_in(tmp_path))
+    for name in ("a", "b", "c"):
+        a_run(tmp_path / "shelf", name)
+    (tmp_path / "shelf" / "b" / "summary.json").write_text("[]")
+    found = call(capsys, "report", "own", "--from", "shelf")
+    assert (found.code, found.out) == (0, "reports/names\n"), found.err
+    assert (tmp_path / "reports" / "names").read_text() == "a shelf/a\nc shelf/c\n"
+    assert "a run that cannot be read is left out" in found.message
+    assert "run=b" in found.message
+
+
+def test_a_folder_without_runs_is_said(capsys, shelf, tmp_path):
+    """And nothing is written."""
+    reporter(shelf, names_in(tmp_path))
+    found = call(capsys, "report", "own", "--from", tmp_path)
+    assert (found.code, found.message) == (2, f"altcore: there are no runs in {tmp_path}")
+
+
+def test_one_run_is_reported_on_in_its_directory(capsys, shelf, tmp_path):
+    """Unless its reports/ leads out of it."""
+    reporter(shelf, names_in(tmp_path))
+    run = a_run(tmp_path, "a")
+    where = ("report", "own", "a", "--runs-dir", tmp_path)
+    assert call(capsys, *where).out == f"{run / 'reports' / 'names'}\n"
+
+
+def reader(shelf, read_runs):
+    """Install a reporter ``far`` that reads runs back by a function of address and names."""
+
+    @define(eq=False)
+    class Far:
+        def read_runs(self, address, names):
+            return read_runs(address, names)
+
+    shelf.install("reporter", "far", Far, "acme-far", "2.0")
+
+
+def test_runs_of_a_tracker(capsys, shelf, tmp_path, monkeypatch):
+    """The reporter before the colon reads them: all that follows is its address."""
+    monkeypatch.chdir(tmp_path)
+    reporter(shelf, names_in(tmp_path))
+    reader(shelf, lambda address, names: [RunRecord(n, address) for n in names or ("x", "y")])
+    assert call(capsys, "report", "own", "--from", "far:me/here:1").out == "reports/names\n"
+    written = tmp_path / "reports" / "names"
+    assert written.read_text() == "x me/here:1\ny me/here:1\n"
+    assert call(capsys, "report", "own", "z", "--from", "far:me").code == 0
+    assert written.read_text() == "z me\n"
+
+
+def unknown(address, names):
+    raise BadInput(f"there is no run {names[0]!r} in {address}", meant="x")
+
+
+@pytest.mark.parametrize(
+    ("source", "read_runs", "code", "says"),
+    [
+        ("own:a", None, 2, "reporter own (acme-own 1.5) reads no runs back"),
+        ("fra:a", None, 2, "unknown reporter 'fra' (did you mean far?)"),
+        ("far:a", lambda address, names: [], 2, "there are no runs in far:a"),
+        ("far:a", unknown, 2, "there is no run 'z' in a (did you mean x?)"),
+        ("far:a", lambda address, names: 1 / 0, 1, "(acme-far 2.0) failed in read_runs: ZeroDiv"),
+        ("far:a", lambda address, names: ["z"], 1, "read_runs returned 'z', not a RunRecord"),
+    ],
+)
+def test_a_source_that_gives_no_runs(capsys, shelf, tmp_path, source, read_runs, code, says):
+    """Is named, in one line."""
+    reporter(shelf, names_in(tmp_path))
+    reader(shelf, read_runs)
+    found = call(capsys, "report", "own", "z", "--from", source)
+    assert (found.code, found.out) == (code, "")
+    (line,) = found.err.splitlines()
+    assert says in line

@@ -16,16 +16,7 @@ from typing import TYPE_CHECKING, Any
 import attrs
 from attrs import field
 
-from altcore.plugin import (
-    EVENTS,
-    METRICS,
-    hookimpl,
-    read_json,
-    read_lines,
-    read_mapping,
-    replace_text,
-    summary_of,
-)
+from altcore.plugin import RunRecord, hookimpl, read_run, replace_text
 from altcore_reporters.failure_measures import gradients, losses, readings, stalls
 from altcore_reporters.failure_samples import (
     interpretation,
@@ -87,11 +78,11 @@ class FailureReport:
             is_stop = _is_stop(event) and self.nonfinite_step == event["step"]
             if self.is_collapsing or is_stop:
                 self.is_collapsing = False
-                write(run.directory, path)
+                write(read_run(run.directory), path)
                 self._tell(run, path)
         elif kind == "end" and (path.exists() or self.is_collapsing):
             # Also for a run that failed between a collapse and the verdict on it.
-            write(run.directory, path)
+            write(read_run(run.directory), path)
 
     def _tell(self, run: Run, path: Path) -> None:
         relative = path.relative_to(run.directory).as_posix()
@@ -99,7 +90,7 @@ class FailureReport:
             run.reports.append(relative)
             run.emit("report", path=relative)
 
-    def render(self, runs: Sequence[Path], out: Path) -> list[Path]:
+    def render(self, runs: Sequence[RunRecord], out: Path) -> list[Path]:
         """Write the reports of recorded runs into the folder ``out``; returns their paths."""
         out.mkdir(parents=True, exist_ok=True)
         if len(runs) == 1:
@@ -108,36 +99,21 @@ class FailureReport:
         return [write(r, out / f"failure-{i}-{r.name}.md") for i, r in enumerate(runs, start=1)]
 
 
-def write(directory: Path, path: Path) -> Path:
-    """Write the report of the run in ``directory``, at once or not at all; returns ``path``."""
-    return replace_text(path, Record.read(directory).report())
+def write(record: RunRecord, path: Path) -> Path:
+    """Write the report of a run, at once or not at all; returns ``path``."""
+    return replace_text(path, Report(record).markdown())
 
 
-@attrs.frozen
-class Record:
-    """The record of a run, as its directory has it."""
+class Report:
+    """The report of a run, section by section."""
 
-    config: Mapping[str, Any]
-    environment: Mapping[str, Any]
-    summary: Mapping[str, Any]
-    metrics: Sequence[Mapping[str, Any]]
-    """Lines of steps; those of evaluations are left out."""
-    events: Sequence[Event]
+    def __init__(self, record: RunRecord) -> None:
+        self.config, self.environment = record.config, record.environment
+        self.summary, self.metrics = record.summary, record.steps
+        self.events = happened(record.events)
 
-    @classmethod
-    def read(cls, directory: Path) -> Record:
-        """Read a run's directory; files that are not there leave their part empty."""
-        config, about = directory / "config.yaml", directory / "environment.json"
-        return cls(
-            read_mapping(config, "run") if config.exists() else {},
-            read_json(about),
-            summary_of(directory),
-            [line for line in read_lines(directory / METRICS) if "loss" in line],
-            happened(read_lines(directory / EVENTS)),
-        )
-
-    def report(self) -> str:
-        """Return the report, in Markdown."""
+    def markdown(self) -> str:
+        """Return it in Markdown."""
         found = self.breakdowns()
         title = f"# {text(self.summary['name'])}: "
         if found:

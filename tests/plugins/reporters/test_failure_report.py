@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 import altcore
-from altcore.runs import Summary, to_json
+from altcore.runs import Summary, read_run, to_json
 from altcore_reporters.failure_report import FailureReport, number, rate, text
 from altcore_reporters.failure_samples import interpretation
 
@@ -103,7 +103,7 @@ def record(folder, events, metrics=(), about=None, config=None):
 def render(tmp_path, *arguments, **named):
     """Return the report of a run that is recorded so."""
     run = record(tmp_path / "run", *arguments, **named)
-    (path,) = FailureReport().render([run], tmp_path / "out")
+    (path,) = FailureReport().render([read_run(run)], tmp_path / "out")
     assert path == tmp_path / "out" / "failure.md"
     return path.read_text()
 
@@ -234,7 +234,7 @@ def test_the_validation_loss_of_the_best_evaluation_is_called_what_it_is(tmp_pat
     run = record(tmp_path / "run", [COLLAPSE])
     own = {"name": "run", "directory": "", "status": "collapsed", "steps": 12}
     (run / "summary.json").write_text(json.dumps({**own, "monitor": monitor, "best_val_loss": 2.5}))
-    (path,) = FailureReport().render([run], tmp_path / "out")
+    (path,) = FailureReport().render([read_run(run)], tmp_path / "out")
     assert dict(cells(section(path.read_text(), "Summary")))[label] == "2.5"
 
 
@@ -387,13 +387,15 @@ def test_a_recipe_is_shown_by_its_name(tmp_path, recipe, shown):
 def test_formats_of_a_recipe_are_shown(start):
     """A recipe that brings its own needs no format of the run's."""
     result = start(recipe={"weight": "E4M3", "gradient": "E5M2"}, max_steps=1)
-    (path,) = FailureReport().render([result.run_directory], result.run_directory / "again")
+    (path,) = FailureReport().render(
+        [read_run(result.run_directory)], result.run_directory / "again"
+    )
     assert "| format | E4M3, E5M2 |" in path.read_text()
 
 
 def test_runs_of_one_name_do_not_overwrite_each_other(tmp_path):
     """Several runs are rendered into as many files."""
-    runs = [record(tmp_path / part / "same", [COLLAPSE]) for part in ("a", "b")]
+    runs = [read_run(record(tmp_path / part / "same", [COLLAPSE])) for part in ("a", "b")]
     paths = FailureReport().render(runs, tmp_path / "out")
     assert len(set(paths)) == 2
     assert all(path.read_text().startswith("# same: ") for path in paths)
@@ -487,7 +489,7 @@ def test_a_run_that_collapses(tmp_path):
     assert "not finite" in section(report, "What was measured")
     assert "Outcome: the run stops." in section(report, "What was proposed")
 
-    (again,) = FailureReport().render([tmp_path / "broken"], tmp_path / "out")
+    (again,) = FailureReport().render([read_run(tmp_path / "broken")], tmp_path / "out")
     assert again.read_text() == report
 
 

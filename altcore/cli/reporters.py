@@ -1,0 +1,82 @@
+"""Reporters that a command calls by name; what one raises is told under its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from altcore.errors import AltcoreError, BadInput, PluginError, described, shown
+from altcore.signals import is_from_signal
+
+if TYPE_CHECKING:
+    from altcore.runs import RunRecord
+
+
+class Reporter(NamedTuple):
+    """A reporter, and what messages call it."""
+
+    plugin: Any
+    who: str
+
+    @classmethod
+    def named(cls, name: str, sets: Sequence[str] = ()) -> Reporter:
+        """Make the reporter of a name, with settings as --set gives them."""
+        from altcore.cli.train import overrides_of
+        from altcore.config import check_is_no_key
+        from altcore.hooks import make_plugin
+        from altcore.registry import find
+
+        entry = find(name, ("reporter",))
+        check_is_no_key(entry)
+        settings = {key.removeprefix(f"{name}."): v for key, v, _ in overrides_of({}, sets)}
+        plugin = make_plugin(entry.load(), settings, name)
+        return cls(plugin, f"reporter {name} ({entry.origin})")
+
+    def method(self, name: str, problem: str) -> Callable[..., Any]:
+        """Return a method; `BadInput` with the problem if the reporter has none of that name."""
+        method = getattr(self.plugin, name, None)
+        if not callable(method):
+            raise BadInput(f"{self.who} {problem}")
+        return method
+
+    @contextmanager
+    def guarded(self, method: str) -> Iterator[None]:
+        """Raise what the reporter's method raises as a `PluginError`, altcore's own as it is."""
+        try:
+            yield
+        except AltcoreError:
+            raise
+        # A reporter may raise anything, or try to leave.
+        except BaseException as error:
+            if is_from_signal(error):
+                raise
+            raise PluginError(f"{self.who} failed in {method}: {described(error)}") from error
+
+
+def records_from(source: str, names: Sequence[str]) -> Sequence[RunRecord]:
+    """Return the records of runs, all of them if there are no names.
+
+    Args:
+        source: a folder, or ``REPORTER:ADDRESS``, with a reporter that has ``read_runs``.
+        names: of runs.
+
+    Raises:
+        BadInput: if a name is not there, or no run at all.
+    """
+    from altcore.runs import RunRecord, read_runs
+
+    name, is_address, address = source.partition(":")
+    if not is_address or Path(source).is_dir():
+        return read_runs(source, names)
+    reporter = Reporter.named(name)
+    read = reporter.method("read_runs", "reads no runs back")
+    with reporter.guarded("read_runs"):
+        found = list(read(address, names))
+    for run in found:
+        if not isinstance(run, RunRecord):
+            raise PluginError(f"{reporter.who}: read_runs returned {shown(run)}, not a RunRecord")
+    if not found:
+        raise BadInput(f"there are no runs in {source}")
+    return found
