@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import perf_counter
 from types import FrameType
@@ -160,6 +160,28 @@ def _say(text: str) -> None:
     # print() must not be called again while it is at work, which a handler cannot know.
     with suppress(OSError):
         os.write(2, f"altcore: {text}\n".encode())
+
+
+def spare_spawned_children() -> None:
+    """Let children that `multiprocessing` spawns from now on be as deaf as those that it forks.
+
+    They inherit which signals are blocked, and nothing else. SIGTERM must end them: so one for the
+    whole group does, too.
+    """
+    # Its import is a tenth of a command's start, and only runs have such children.
+    from multiprocessing import util
+
+    spawn = util.spawnv_passfds  # by which all of them are made
+
+    def spawn_deaf(path: bytes, args: Sequence[Any], passfds: Sequence[int]) -> int:
+        handled = set() if _in_force is None else {*_in_force._before} - {signal.SIGTERM}
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, handled)
+        try:
+            return spawn(path, args, passfds)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    util.spawnv_passfds = spawn_deaf
 
 
 def _ignore_in_child() -> None:

@@ -1,6 +1,8 @@
 """Signals to real processes: when they come, what is left, and how it is told."""
 
 import ctypes
+import importlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -8,7 +10,7 @@ import sys
 import textwrap
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
@@ -122,7 +124,9 @@ def hanging(hang, hook="post_step"):
 
 @pytest.fixture
 def impatient(monkeypatch):
-    """Let a signal wait for hooks a moment only."""
+    """Let a signal wait for hooks a moment only; a forked run finds everything imported."""
+    for module in ("altcore.engine.setup", "altcore_workloads.gpt"):
+        importlib.import_module(module)
     monkeypatch.setattr(hook_clock, "LEAST_PATIENCE", 0.2)
     monkeypatch.setattr(hook_clock, "PATIENCE", {"run_end": 0.3})
 
@@ -226,14 +230,15 @@ def test_nohup_protects_from_the_end_of_a_terminal(tmp_path, corpus):
     assert summary_of(tmp_path / "runs/mine")["status"] == "finished"
 
 
-FORKS = """
+WORKER = """
         def __attrs_post_init__(self):
             pass
 
         @hookimpl
         def run_start(self, run):
             import multiprocessing
-            worker = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,))
+            context = multiprocessing.get_context(METHOD)
+            worker = context.Process(target=time.sleep, args=(600,))
             worker.start()
             (run.directory / "worker").write_text(str(worker.pid))
 
@@ -248,10 +253,18 @@ FORKS = """
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
-def test_a_worker_leaves_its_end_to_the_run(number, tmp_path, corpus):
+@pytest.mark.parametrize(
+    ("method", "number"),
+    [
+        *(("fork", n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)),
+        ("spawn", signal.SIGINT),
+        ("forkserver", signal.SIGHUP),
+    ],
+)
+def test_a_worker_leaves_its_end_to_the_run(method, number, tmp_path, corpus):
     """A signal for the whole process group does not take the workers from a run that leaves."""
-    arguments = install(tmp_path / "site", FORKS, "forks", "reporter")
+    body = WORKER.replace("METHOD", repr(method))
+    arguments = install(tmp_path / "site", body, "forks", "reporter")
     with started(tmp_path, corpus, *ENDLESS, *arguments, path=[tmp_path / "site"]) as process:
         wait_for(lambda: steps(tmp_path), process)
         os.killpg(process.pid, number)
@@ -260,6 +273,23 @@ def test_a_worker_leaves_its_end_to_the_run(number, tmp_path, corpus):
     assert (tmp_path / "runs/mine/alive").exists()
     worker = int((tmp_path / "runs/mine/worker").read_text())
     assert not Path(f"/proc/{worker}").exists()
+
+
+def test_a_spawned_child_is_deaf_to_signals_for_the_group():
+    """Only while signals are handled; SIGTERM ends it at any time."""
+    context = multiprocessing.get_context("spawn")
+    for is_handled in (True, False):
+        child = context.Process(target=time.sleep, args=(60,))
+        with handling_signals() if is_handled else nullcontext():
+            child.start()
+            assert not signal.pthread_sigmask(signal.SIG_BLOCK, ()), "the parent hears all"
+        status = Path(f"/proc/{child.pid}/status").read_text()
+        mask = int(status.partition("SigBlk:")[2].split()[0], 16)
+        deaf = [number for number in WATCHED if mask >> (number - 1) & 1]
+        assert deaf == ([n for n in WATCHED if n != signal.SIGTERM] if is_handled else [])
+        child.terminate()
+        child.join(30)
+        assert child.exitcode == -signal.SIGTERM
 
 
 def test_every_signal_has_its_exit_code():

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from attrs import define, field
 
-from altcore.errors import Interrupted
-from altcore.signals import Signals, handling_signals
+from altcore.errors import Interrupted, described
+from altcore.signals import Signals, handling_signals, spare_spawned_children
+
+spare_spawned_children()
 
 
 @define(eq=False)
@@ -35,6 +37,23 @@ class Leaving:
             raise _interrupted(self.asked, "after a checkpoint")
 
     @contextmanager
+    def losing_workers(self) -> Iterator[None]:
+        """Count an error after a signal as leaving: the signal may have ended a loader's workers.
+
+        torch tells their end by an exception wherever the process is.
+
+        Raises:
+            Interrupted: for such an error, which it names.
+        """
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, Interrupted) or not (self.is_alone and self.signals.asked):
+                raise
+            when = f"without a checkpoint of this step: {described(error)}"
+            raise _interrupted(self.signals.asked, when) from error
+
+    @contextmanager
     def waiting(self, directory: Path) -> Iterator[Signals]:
         """Let signals wait for the run in ``directory``.
 
@@ -45,7 +64,8 @@ class Leaving:
             signals = self.signals
             signals.is_waiting, signals.place = True, lambda: _place(directory)
             try:
-                yield signals
+                with self.losing_workers():  # another may be told of while the run ends
+                    yield signals
             finally:
                 signals.is_waiting, signals.place = False, lambda: ""
             if signals.asked:

@@ -193,11 +193,12 @@ class Engine:
                 run.snapshots.popleft()
         self.captures.attach(step, self.needs)
 
-    def place(self, step: Step) -> None:
-        """Set what follows from the step's index."""
+    def place(self, step: Step) -> Step:
+        """Set what follows from the step's index; returns the step."""
         run = self.run
         step.epoch = run.epoch.after(step.index) if run.epoch else None
         step.learning_rate = learning_rate(run.config, step.index) * run.lr_scale
+        return step
 
     def unscale(self, step: Step) -> None:
         """Take the loss scale out of the gradients, and measure them raw."""
@@ -356,6 +357,7 @@ class Engine:
                 self.ranks.telling(),
                 tell_recompiles(run.emit),
                 memory_named(run.model),
+                self.leaving.losing_workers(),
             ):
                 self.start()
                 self.leaving.if_asked(self.saving.save)
@@ -367,9 +369,7 @@ class Engine:
                 self.record.tell_scales([float(w.scale) for w in run.quantization.stored.values()])
                 self.saving.save()
                 if self.history.evaluation.get("step") != run.step:
-                    step = Step(run.step)
-                    self.place(step)
-                    self.evaluate(step)
+                    self.evaluate(self.place(Step(run.step)))
                     self.saving.save()
         finally:
             self.ending.end(self.saving.check_place, self.saving.seal)
@@ -390,9 +390,7 @@ class Engine:
             self.evaluate_start()
             self.saving.save()
         elif self.history.evaluation.get("step") != run.step:  # a signal came before it was done
-            step = Step(run.step)
-            self.place(step)
-            self.look(step)
+            self.look(self.place(Step(run.step)))
 
     def resume(self, checkpoint: Checkpoint) -> None:
         """Take the state of a checkpoint; the next step is the one after."""

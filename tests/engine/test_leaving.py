@@ -5,6 +5,7 @@ import signal
 import pytest
 from helpers import checkpoints, events, metrics_bytes, weights_sha256
 
+from altcore.engine.ending import Ending
 from altcore.errors import Interrupted
 
 
@@ -55,3 +56,29 @@ def test_a_signal_before_the_first_step_leaves_the_run_as_new(shelf, start):
     shelf.monkeypatch.setattr("signal.raise_signal", lambda number: None)
     again = start.resume("r")
     assert weights_sha256(again.run_directory) == weights_sha256(plain.run_directory)
+
+
+def test_workers_that_a_signal_ended_fail_no_run(start, monkeypatch):
+    """The signal is why they are gone; another is told of while the run ends."""
+    from altcore_workloads.gpt import BuiltGpt
+
+    own, ending = BuiltGpt.batch, Ending.write
+
+    def batch(self, split, step, micro):
+        if step == 2:
+            signal.raise_signal(signal.SIGTERM)
+            raise RuntimeError("worker 1 is killed by a signal")
+        return own(self, split, step, micro)
+
+    def write(self):
+        ending(self)
+        raise RuntimeError("worker 2 is killed by a signal")
+
+    monkeypatch.setattr(BuiltGpt, "batch", batch)
+    monkeypatch.setattr(Ending, "write", write)
+    with pytest.raises(Interrupted, match=r"SIGTERM: left without .* worker") as caught:
+        start(name="r")
+    assert caught.value.exit_code == 143
+    (end,) = events(start.runs / "r", "end")
+    assert end["status"] == "interrupted"
+    assert "worker 1 is killed by a signal" in end["error"]
