@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import structlog
 import torch
 from attrs import field, fields_dict, frozen
 from torch import nn
@@ -14,13 +13,12 @@ from torch import nn
 from altcore.config import TrainConfig, load_with_sources
 from altcore.engine import build_workload, data_of, prepare, resumed_with_sources
 from altcore.errors import BadInput, Source, located, shown
+from altcore.log import log
 from altcore.quantization import find_layers, tied_matrices
 from altcore.recipes import Layer
 from altcore.registry import left_out
 from altcore.runs import step_lines
 from altcore.signals import handling_signals
-
-log = structlog.get_logger("altcore")
 
 
 @frozen

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import structlog
 import torch
 from attrs import define, field, frozen
 from torch import nn
@@ -20,6 +19,7 @@ from torch import nn
 from altcore.builtin_types import as_builtin
 from altcore.engine import check_optimizer, check_weights, random_state, set_random_state
 from altcore.errors import BadInput, InvalidCheckpoint, shown
+from altcore.log import log
 from altcore.quantization import Quantization, check_moments, check_quantization_state
 from altcore.runs import (
     ANOMALY,
@@ -35,8 +35,6 @@ from altcore.runs import (
 )
 from altcore.runs import load_checkpoint as read_checkpoint
 from altcore.runs import save_checkpoint as write_checkpoint
-
-log = structlog.get_logger("altcore")
 
 VALUE = "value"
 """The key of a manifest under which is what checkpoints are compared by."""

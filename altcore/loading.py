@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import structlog
 from attrs import field, frozen
 from torch import nn
 
@@ -13,6 +12,7 @@ from altcore.config import TrainConfig
 from altcore.engine import Workload, build_workload, check_weights, choose_device, freeze, seed_all
 from altcore.errors import BadInput, InvalidCheckpoint, nearest, shown
 from altcore.formats import origins_recorded
+from altcore.log import log
 from altcore.quantization import Quantization, check_quantization_state
 from altcore.runs import (
     REGULAR,
@@ -28,8 +28,6 @@ from altcore.runs import (
 )
 from altcore.runs import load_checkpoint as read_checkpoint
 from altcore.yaml_files import read_mapping
-
-log = structlog.get_logger("altcore")
 
 BEST, LATEST = "best", "latest"
 

@@ -10,7 +10,7 @@ from altcore.builtin_types import printable
 
 
 def _as_text(_: object, __: str, event: structlog.typing.EventDict) -> structlog.typing.EventDict:
-    """Write control characters in what is told as their escapes."""
+    """Write control characters as their escapes, in what plugins log, too."""
     return {k: printable(v) if isinstance(v, str) else v for k, v in event.items()}
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from types import TracebackType
 
-import structlog
 from attrs import define, field
 
 from altcore.engine.deferred_errors import TELL_LATE
@@ -17,9 +16,8 @@ from altcore.engine.observers import Before, ObserverCheck
 from altcore.engine.plugins import Plugin
 from altcore.engine.state import Run, Step
 from altcore.errors import PluginError, described
+from altcore.log import log
 from altcore.signals import is_from_signal
-
-log = structlog.get_logger("altcore")
 
 
 @define(eq=False)

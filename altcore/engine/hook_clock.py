@@ -10,13 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 
-import structlog
 from attrs import define, field
 
 from altcore.engine.plugins import Plugin
+from altcore.log import log
 from altcore.signals import Signals
-
-log = structlog.get_logger("altcore")
 
 PATIENCE = {"run_end": 15.0}
 """Seconds for which a signal waits for a call of a hook: a tracker has 10 for its end."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import structlog
 import torch
 from attrs import define, field
 
@@ -13,8 +12,7 @@ from altcore.engine.plugins import Plugin
 from altcore.engine.possessions import possessions
 from altcore.engine.state import Run, Step
 from altcore.engine.trespass import Possession, RandomStates
-
-log = structlog.get_logger("altcore")
+from altcore.log import log
 
 OUTSIDE = ("run_start", "findings", "run_end")
 """Hooks in which random numbers may be drawn, as imports do: no step depends on them."""

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import structlog
 import torch
 from torch import nn
 
@@ -39,6 +38,7 @@ from altcore.engine.state_checks import Built
 from altcore.errors import BadInput, keyed, nearest
 from altcore.formats import origins_recorded
 from altcore.hooks import make_plugin
+from altcore.log import log
 from altcore.quantization import Quantization, find_layers, matrices
 from altcore.recipes import formats_in, matching, some
 from altcore.registry import Entry, find
@@ -53,8 +53,6 @@ from altcore.runs import (
     set_aside,
     write_configuration,
 )
-
-log = structlog.get_logger("altcore")
 
 
 def prepare(

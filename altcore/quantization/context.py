@@ -9,6 +9,7 @@ import torch
 from attrs import define, field
 from torch import Tensor
 
+from altcore.builtin_types import printable
 from altcore.quantization.flops import FlopCount
 
 
@@ -65,4 +66,4 @@ class Context:
     def warn(self, message: str) -> None:
         """Issue a warning, once."""
         if self.is_news(message):
-            warnings.warn(message, RuntimeWarning, stacklevel=2)
+            warnings.warn(printable(message), RuntimeWarning, stacklevel=2)

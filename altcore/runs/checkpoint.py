@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import structlog
 from attrs import frozen
 
 from altcore.errors import BadInput, InvalidCheckpoint
+from altcore.log import log
 from altcore.runs import durable
 from altcore.runs.manifest import (
     ANOMALY,
@@ -29,8 +29,6 @@ from altcore.runs.manifest import (
 )
 from altcore.runs.run_id import RUN_ID
 from altcore.runs.tensor_files import read_tensors, size_of, write_tensors
-
-log = structlog.get_logger("altcore")
 
 STATE, WEIGHTS_FILE = "state.pt", "weights.pt"
 OF_WEIGHTS = ("step", "model", "quantization")

@@ -11,19 +11,17 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
-import structlog
 from attrs import define, field
 
 from altcore.builtin_types import to_json
 from altcore.config import TrainConfig
 from altcore.errors import BadInput, LostDirectory
+from altcore.log import log
 from altcore.recipes import takes_format
 from altcore.runs import durable
 from altcore.runs.log_file import LogFile
 from altcore.runs.run_id import new_run_id, run_id_of
 from altcore.yaml_files import SUFFIXES, dump_yaml
-
-log = structlog.get_logger("altcore")
 
 METRICS, EVENTS, TIMINGS = "metrics.jsonl", "events.jsonl", "timings.jsonl"
 LOGS = (METRICS, EVENTS, TIMINGS)

@@ -8,13 +8,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from altcore.builtin_types import NONFINITE, to_json
 from altcore.errors import BadInput
+from altcore.log import log
 from altcore.runs import durable
-
-log = structlog.get_logger("altcore")
 
 
 def from_json(value: Any) -> Any:

@@ -9,13 +9,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import structlog
 from attrs import define, field
 
+from altcore.log import log
 from altcore.runs import durable
 from altcore.runs.json_lines import without_damage
-
-log = structlog.get_logger("altcore")
 
 
 @define(eq=False)

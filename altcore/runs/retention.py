@@ -8,9 +8,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import structlog
-
 from altcore.errors import InvalidCheckpoint
+from altcore.log import log
 from altcore.runs import durable
 from altcore.runs.checkpoint import (
     HALF_WRITTEN,
@@ -29,8 +28,6 @@ from altcore.runs.manifest import (
     is_checkpoint,
     read_manifest,
 )
-
-log = structlog.get_logger("altcore")
 
 LAST, BEST = "last", "best"
 

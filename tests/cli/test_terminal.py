@@ -1,6 +1,7 @@
 """No name that somebody else chose commands the terminal."""
 
 import re
+from pathlib import Path
 
 import pytest
 from helpers_cli import call
@@ -8,6 +9,8 @@ from torch import nn
 
 import altcore
 from altcore.builtin_types import printable
+from altcore.log import log
+from altcore.quantization.context import Clock, Context
 
 EVIL = "a\x1b]0;title\x07\x1b[2Jb\r\u202ec\x9b1m"
 RAW = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
@@ -44,9 +47,22 @@ def test_names_of_folders_and_layers_are_escaped(start, capsys):
     (start.runs / f"r{EVIL}").rename(start.runs / "r")
     shown = call(capsys, "runs", "show", "r", "--runs-dir", start.runs)
     assert found.code == shown.code == 0
-    for text in (seen.err, found.out, found.err, shown.out):
+    for text in (seen.out, seen.err, found.out, found.err, shown.out):
         assert not RAW.search(text)
     assert printable(EVIL) in found.out
+
+
+def test_messages_from_python_are_escaped(capsys):
+    """Whatever structlog's configuration is, the default one included; warnings, too."""
+    log.warning(f"a {EVIL} message", name=EVIL, path=Path(EVIL), names=[EVIL])
+    log.info(EVIL)
+    with pytest.warns(RuntimeWarning) as told:
+        Context(Clock(0)).warn(f"layer {EVIL}")
+    seen = capsys.readouterr()
+    colours = re.sub(r"\x1b\[[0-9;]*m", "", seen.out + seen.err)
+    assert not RAW.search(colours)
+    assert printable(EVIL) in colours
+    assert str(told[0].message) == printable(f"layer {EVIL}")
 
 
 def test_names_of_plugins_are_escaped(shelf, capsys):
