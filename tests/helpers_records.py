@@ -48,6 +48,7 @@ def put(
     config: Line | None = None,
     summary: Line | None = None,
     rows: Iterable[Line] = (),
+    files: Mapping[str, str] | None = None,
     state: str = "finished",
     project: str = "altgrad",
 ) -> StoredRun:
@@ -56,6 +57,7 @@ def put(
     run.config = {key: {"value": value} for key, value in (config or {}).items()}
     run.summary = dict(summary or {})
     run.streams[HISTORY] = [json.dumps({"_step": i, **row}) for i, row in enumerate(rows)]
+    run.files = {path: text.encode() for path, text in (files or {}).items()}
     run.is_complete, run.exit_code = state != "running", 1 if state == "failed" else 0
     server.runs[run.id] = run
     return run

@@ -6,9 +6,11 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from altcore.plugin import BadInput, RunRecord, full_summary, nearest
+from altcore.plugin import EVENTS, BadInput, RunRecord, full_summary, nearest, read_lines
 
 if TYPE_CHECKING:
     from wandb.apis.public import Run as WandbRun
@@ -18,6 +20,8 @@ Line = Mapping[str, Any]
 SCHEME = "wandb"
 ENVIRONMENT = "environment"
 """The key of a run's configuration in W&B that holds its environment.json."""
+ADDED = (ENVIRONMENT, "manifold_aware")
+"""The keys there that are none of the run's configuration."""
 
 STATUSES = {
     "finished": "finished",
@@ -86,11 +90,7 @@ def _named_errors(what: str) -> Iterator[None]:
 
 
 class WandbRecord(RunRecord):
-    """A run as W&B has it.
-
-    Its events are those that its summary tells of. Reports, and times but those of steps, are not
-    there.
-    """
+    """A run as W&B has it. Of the times, it has those of the steps only."""
 
     def __init__(self, run: WandbRun) -> None:
         super().__init__(run.name or run.id, f"{SCHEME}:{'/'.join(run.path)}")
@@ -102,7 +102,7 @@ class WandbRecord(RunRecord):
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """The configuration; of the original experiments, their flat keys."""
-        return {k: v for k, v in self._given.items() if k != ENVIRONMENT}
+        return {k: v for k, v in self._given.items() if k not in ADDED}
 
     @cached_property
     def environment(self) -> Mapping[str, Any]:
@@ -122,6 +122,8 @@ class WandbRecord(RunRecord):
             facts = {**self.config, **self.environment}
             known = {k: v for k, v in facts.items() if k in keys}
             known["steps"] = max((line["step"] for line in self.steps), default=0)
+        if known.get("format") == "none":
+            del known["format"]
         return full_summary({**known, "name": self.name})
 
     def _original_summary(self) -> dict[str, Any]:
@@ -149,7 +151,7 @@ class WandbRecord(RunRecord):
             # W&B's cache on disk does not know that a run went on.
             rows = list(self.run.scan_history(use_cache=False))
         return [
-            {k: _number(v) for k, v in row.items() if not k.startswith("_")}
+            {k: _value(v) for k, v in row.items() if not k.startswith("_")}
             | {"step": int(row.get("step", row["_step"]))}
             for row in sorted(rows, key=lambda row: row["_step"])
         ]
@@ -173,28 +175,40 @@ class WandbRecord(RunRecord):
 
     @cached_property
     def events(self) -> Sequence[Line]:
-        """Collapses, changes of format and the end, as the summary has them."""
-        told = self.summary
-        found = [{**collapse, "event": "collapse"} for collapse in told["collapses"]]
-        found += [{**shift, "event": "recipe"} for shift in told["shifts"]]
-        found.sort(key=lambda event: event["step"])
-        if told["status"] != "unfinished":
-            about = {key: told[key] for key in ("status", "verdict", "error")}
-            found.append({"step": told["steps"], "event": "end", **about})
-        return found
+        """The lines of events.jsonl, which W&B has when the run is over."""
+        with self._files(EVENTS) as folder:
+            return read_lines(folder / EVENTS)
+
+    @cached_property
+    def reports(self) -> Mapping[str, str]:
+        """The Markdown files in reports/, which W&B has when the run is over."""
+        with self._files("reports/%.md") as folder:
+            found = sorted(folder.glob("reports/*.md"))
+            return {f"reports/{file.name}": file.read_text() for file in found}
+
+    @contextmanager
+    def _files(self, pattern: str) -> Iterator[Path]:
+        """Bring files of the run, by a pattern of SQL, into a folder as long as it is needed."""
+        with TemporaryDirectory() as folder:
+            with _named_errors(self.source):
+                for file in self.run.files(pattern=pattern):
+                    file.download(folder, replace=True).close()
+            yield Path(folder)
 
 
 def _first(values: Mapping[str, Any], names: Sequence[str]) -> float | None:
     """Return the first of the values that is a finite number."""
     for name in names:
-        value = _number(values.get(name))
+        value = _value(values.get(name))
         if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
             return value
     return None
 
 
-def _number(value: Any) -> Any:
-    """Return a word of W&B's for a number that is not finite as that number."""
+def _value(value: Any) -> Any:
+    """Return W&B's word for a number that is not finite as that number, a histogram as counts."""
+    if isinstance(value, dict) and value.get("_type") == "histogram":
+        return value["values"]
     words = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
     return words.get(value, value) if isinstance(value, str) else value
 

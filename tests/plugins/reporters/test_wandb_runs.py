@@ -15,7 +15,7 @@ OWN = {"recipe": "pure", "workload": "gpt", "optimizer": "adamw", "format": "E5M
 ROWS = [
     {"step": 0, "val_loss": 5.5},
     {"step": 1, "loss": 5, "grad_norm": "Infinity", "step_time_ms": 2.5},
-    {"step": 2, "loss": "NaN", "m/h.0": [1, 2.5]},
+    {"step": 2, "loss": "NaN", "m/h.0": {"_type": "histogram", "values": [1, 2], "bins": [0, 1]}},
     {"step": 2, "format_shift": True, "new_format": "E5M2"},
     {"step": 2, "val_loss": 4.5},
 ]
@@ -50,7 +50,15 @@ def test_a_run_of_altcores(server):
         "error": None,
     }
     config = {**OWN, "settings": {"gpt": {"n_layer": 1}}, "environment": {"run_id": "0f"}}
-    put(server, "own", config=config, summary=summary, rows=ROWS)
+    config["manifold_aware"] = False
+    files = {
+        "events.jsonl": '{"step": 2, "event": "collapse", "loss": "nan", "reason": "nan"}\n',
+        "reports/b.md": "# b",
+        "reports/a.md": "# a",
+        "reports/a.html": "a",
+        "media/reports/x.md": "",
+    }
+    put(server, "own", config=config, summary=summary, rows=ROWS, files=files)
     (record,) = read_runs("somebody/altgrad", ["own"])
     assert (record.name, record.source) == ("own", "wandb:somebody/altgrad/id-own")
     assert record.directory is None
@@ -64,12 +72,14 @@ def test_a_run_of_altcores(server):
     assert [(line["step"], line["loss"]) for line in record.steps][:1] == [(1, 5)]
     assert math.isnan(record.steps[1]["loss"])
     assert record.steps[0]["grad_norm"] == math.inf
-    assert record.steps[1]["m/h.0"] == [1, 2.5]
+    assert record.steps[1]["m/h.0"] == [1, 2]
     assert record.evaluations == [{"step": 0, "val_loss": 5.5}, {"step": 2, "val_loss": 4.5}]
     assert record.timings == [{"step": 1, "step_time_ms": 2.5}]
     assert "step_time_ms" not in record.steps[0]
-    assert [e["event"] for e in record.events] == ["recipe", "collapse", "end"]
-    assert record.events[1]["cause"] == "nan_patience"
+    (collapse,) = record.events
+    assert math.isnan(collapse["loss"])
+    assert (collapse["step"], collapse["reason"]) == (2, "nan")
+    assert list(record.reports.items()) == [("reports/a.md", "# a"), ("reports/b.md", "# b")]
 
 
 def test_what_was_logged_again_counts_once(server):
@@ -91,14 +101,15 @@ def test_a_run_that_goes_on(server):
     about = {"format": "E5M2", "recipe": "pure", "workload": "gpt", "optimizer": "adamw"}
     facts = {**about, "seed": 3, "first_formats": ["E5M2"]}
     assert found == {**facts, "name": "going", "status": "unfinished", "steps": 2}
-    assert record.events == []
+    assert (record.events, record.reports) == ([], {})
 
 
 def test_a_killed_run_is_not_collapsed(server):
     """W&B calls it crashed, for it went away without a word."""
-    put(server, "killed", config=OWN, rows=ROWS, state="failed")
+    put(server, "killed", config={**OWN, "format": "none"}, rows=ROWS, state="failed")
     (record,) = read_runs("altgrad", ["killed"])
     assert record.summary["status"] == "unfinished"
+    assert record.summary["format"] is None
 
 
 def test_a_run_of_the_original_experiments(server):
