@@ -266,6 +266,23 @@ class WandbServer:
 
         return self._of_run(given, page)
 
+    def on_run_files(self, given: Mapping[str, Any]) -> Any:
+        def files(run: StoredRun) -> dict[str, Any]:
+            names = given["fileNames"] or sorted(run.files)
+            pattern = re.escape(given.get("pattern") or "%").replace("%", ".*")
+            found = [n for n in names if n in run.files and re.fullmatch(pattern, n)]
+            edges = [{"node": self._file(run, name), "cursor": name} for name in found]
+            page = {"endCursor": None, "hasNextPage": False}
+            return {"fileCount": len(found), "files": {"edges": edges, "pageInfo": page}}
+
+        return self._of_run(given, files)
+
+    def _file(self, run: StoredRun, name: str) -> dict[str, Any]:
+        url = f"{self.url}/upload/{run.id}/{name}"
+        size = len(run.files[name])
+        about = {"id": name, "name": name, "url": url, "directUrl": url, "sizeBytes": str(size)}
+        return {**about, "mimetype": None, "updatedAt": CREATED, "md5": None}
+
     def _of_run(self, given: Mapping[str, Any], told: Any) -> Any:
         run = self.runs.get(given.get("name") or given.get("runName") or given.get("run") or "")
         return {"project": {"internalId": "1", "run": told(run) if run else None}}

@@ -46,10 +46,11 @@ def runs_frame(records: Sequence[RunRecord]) -> pd.DataFrame:
     """Return a frame of runs, a row each, in the order of the records.
 
     Its columns are `FIRST`, then every other single value of the summary, then of the
-    configuration, by key. A plugin's setting is called as by ``--set``, ``gpt.n_layer``.
+    configuration that any run has, by key. A plugin's setting is called as by ``--set``,
+    ``gpt.n_layer``.
     """
     rows = [_row(record) for record in records]
-    given = sorted({key for row in rows for key in row})
+    given = sorted({key for row in rows for key, value in row.items() if value is not None})
     names = dict.fromkeys((*FIRST, *SUMMARY, *given))
     return pd.DataFrame({n: _column([r.get(n) for r in rows], n not in FRACTIONS) for n in names})
 

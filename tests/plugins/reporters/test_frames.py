@@ -4,20 +4,10 @@ import math
 
 import pandas as pd
 import pytest
+from helpers_records import Told
 
-from altcore.plugin import RunRecord, full_summary
 from altcore.runs import STATUSES, read_run
 from altcore_reporters.frames import FIRST, STATES, history_frame, runs_frame
-
-
-class Told(RunRecord):
-    """A record of what a test says."""
-
-    def __init__(self, name, summary=(), config=(), metrics=(), timings=(), run_id=None):
-        super().__init__(name, "a test")
-        self.summary = full_summary({"name": name, **dict(summary)})
-        self.config, self.metrics, self.timings = dict(config), list(metrics), list(timings)
-        self.environment = {"run_id": run_id} if run_id else {}
 
 
 def test_a_run_is_a_row(start):

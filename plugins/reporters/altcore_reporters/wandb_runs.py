@@ -1,0 +1,222 @@
+"""Runs in Weights & Biases as records: altcore's own, and those of the original experiments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from altcore.plugin import EVENTS, BadInput, RunRecord, full_summary, nearest, read_lines
+
+if TYPE_CHECKING:
+    from wandb.apis.public import Run as WandbRun
+
+Line = Mapping[str, Any]
+
+SCHEME = "wandb"
+ENVIRONMENT = "environment"
+"""The key of a run's configuration in W&B that holds its environment.json."""
+ADDED = (ENVIRONMENT, "manifold_aware")
+"""The keys there that are none of the run's configuration."""
+
+STATUSES = {
+    "finished": "finished",
+    "crashed": "collapsed",
+    "failed": "failed",
+    "killed": "interrupted",
+    "preempting": "interrupted",
+    "preempted": "interrupted",
+}
+"""The status of a run of the original experiments, by its state in W&B; else it is not over."""
+
+ORIGINAL = {
+    "steps": ("steps", "step", "_step"),
+    "final_loss": ("final_loss", "loss", "train/loss"),
+    "best_loss": ("best_loss", "train/best_loss"),
+    "bit_stall_final": ("bit_stall_final", "quantization/bit_stall_rate"),
+    "overflow_final": ("overflow_final", "quantization/overflow_rate"),
+}
+"""Where a value of the summary is in a run of the original experiments, first choice first."""
+LOSS = ("loss", "train/loss")
+RATES = {
+    "view_stall_rate": "quantization/bit_stall_rate",
+    "overflow_rate": "quantization/overflow_rate",
+}
+"""What altcore calls a metric of the original experiments, whose weights were quantized views."""
+
+
+def read_runs(address: str, names: Sequence[str] = ()) -> list[WandbRecord]:
+    """Return the records of runs in W&B: those named, or else all of them, oldest first.
+
+    Args:
+        address: ``PROJECT`` or ``ENTITY/PROJECT``.
+        names: of runs, or their ids.
+
+    Raises:
+        BadInput: if a name is not there, or W&B does not answer.
+    """
+    if not all(address.split("/")) or address.count("/") > 1:
+        raise BadInput(f"{address!r} is not PROJECT or ENTITY/PROJECT of W&B")
+    import wandb
+
+    either = [{"display_name": {"$in": list(names)}}, {"name": {"$in": list(names)}}]
+    with _named_errors(address):
+        api = wandb.Api()
+        found = list(api.runs(address, {"$or": either} if names else {}, lazy=False))
+        known = {text for run in found for text in (run.name, run.id)}
+        for name in names:
+            if name not in known:
+                meant = nearest(name, [run.name for run in api.runs(address)])
+                raise BadInput(f"there is no run {name!r} in W&B's {address}", meant=meant)
+    return [WandbRecord(run) for run in found]
+
+
+@contextmanager
+def _named_errors(what: str) -> Iterator[None]:
+    """Raise W&B's errors as `BadInput` that says what was read."""
+    from wandb.errors import Error
+
+    try:
+        yield
+    except BadInput:
+        raise
+    except (Error, ValueError) as error:
+        text = " ".join(str(error).split())
+        raise BadInput(f"{what} cannot be read from W&B: {text}") from error
+
+
+class WandbRecord(RunRecord):
+    """A run as W&B has it. Of the times, it has those of the steps only."""
+
+    def __init__(self, run: WandbRun) -> None:
+        super().__init__(run.name or run.id, f"{SCHEME}:{'/'.join(run.path)}")
+        self.run, self.url = run, run.url
+        self._given = {k: v for k, v in run.config.items() if not k.startswith("_")}
+        self._ended = {k: v for k, v in run.summary_metrics.items() if v is not None}
+        self._is_original = not {"recipe", "workload"} <= self._given.keys()
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """The configuration; of the original experiments, their flat keys."""
+        return {k: v for k, v in self._given.items() if k not in ADDED}
+
+    @cached_property
+    def environment(self) -> Mapping[str, Any]:
+        """The keys of environment.json; of another run, W&B's id of it."""
+        return self._given.get(ENVIRONMENT) or {"run_id": self.run.id}
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any]:
+        """The summary; of a run of the original experiments, what is known of it."""
+        keys = full_summary({}).keys()
+        if self._is_original:
+            known = self._original_summary()
+        elif "status" in self._ended:
+            known = {k: v for k, v in self._ended.items() if k in keys}
+        else:
+            # What is in W&B's summary now are the last metrics.
+            facts = {**self.config, **self.environment}
+            known = {k: v for k, v in facts.items() if k in keys}
+            known["steps"] = max((line["step"] for line in self.steps), default=0)
+        if known.get("format") == "none":
+            del known["format"]
+        return full_summary({**known, "name": self.name})
+
+    def _original_summary(self) -> dict[str, Any]:
+        config = self._given
+        is_quantized = config.get("use_fp8", True)
+        is_aware = config.get("use_manifold_aware")
+        optimizer = "manifold-adamw" if is_aware else "adamw"
+        known = {
+            "status": STATUSES.get(self.run.state, "unfinished"),
+            "format": config.get("fp8_format") if is_quantized else None,
+            "optimizer": config.get("optimizer") if is_aware is None else optimizer,
+            "bit_stall_of": "view",
+            **{key: config.get(key) for key in ("seed", "max_steps")},
+            **{key: _first(self._ended, names) for key, names in ORIGINAL.items()},
+        }
+        if known["best_loss"] is None:
+            losses = (_first(line, ("loss",)) for line in self.steps)
+            known["best_loss"] = min((x for x in losses if x is not None), default=None)
+        known["steps"] = int(known["steps"] or 0)
+        return known
+
+    @cached_property
+    def _rows(self) -> list[dict[str, Any]]:
+        with _named_errors(self.source):
+            # W&B's cache on disk does not know that a run went on.
+            rows = list(self.run.scan_history(use_cache=False))
+        return [
+            {k: _value(v) for k, v in row.items() if not k.startswith("_")}
+            | {"step": int(row.get("step", row["_step"]))}
+            for row in sorted(rows, key=lambda row: row["_step"])
+        ]
+
+    @cached_property
+    def metrics(self) -> Sequence[Line]:
+        """The lines of steps and of evaluations; what was logged again of a step is its line."""
+        lines: dict[tuple[int, bool], dict[str, Any]] = {}
+        for row in self._rows:
+            line = _as_altcore(row) if self._is_original else row
+            if "loss" in line or "val_loss" in line:
+                kept = {k: v for k, v in line.items() if k != "step_time_ms"}
+                lines[line["step"], "loss" in line] = kept
+        return list(lines.values())
+
+    @cached_property
+    def timings(self) -> Sequence[Line]:
+        """The times of steps."""
+        key = "step_time_ms"
+        return [{"step": row["step"], key: row[key]} for row in self._rows if key in row]
+
+    @cached_property
+    def events(self) -> Sequence[Line]:
+        """The lines of events.jsonl, which W&B has when the run is over."""
+        with self._files(EVENTS) as folder:
+            return read_lines(folder / EVENTS)
+
+    @cached_property
+    def reports(self) -> Mapping[str, str]:
+        """The Markdown files in reports/, which W&B has when the run is over."""
+        with self._files("reports/%.md") as folder:
+            found = sorted(folder.glob("reports/*.md"))
+            return {f"reports/{file.name}": file.read_text() for file in found}
+
+    @contextmanager
+    def _files(self, pattern: str) -> Iterator[Path]:
+        """Bring files of the run, by a pattern of SQL, into a folder as long as it is needed."""
+        with TemporaryDirectory() as folder:
+            with _named_errors(self.source):
+                for file in self.run.files(pattern=pattern):
+                    file.download(folder, replace=True).close()
+            yield Path(folder)
+
+
+def _first(values: Mapping[str, Any], names: Sequence[str]) -> float | None:
+    """Return the first of the values that is a finite number."""
+    for name in names:
+        value = _value(values.get(name))
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+            return value
+    return None
+
+
+def _value(value: Any) -> Any:
+    """Return W&B's word for a number that is not finite as that number, a histogram as counts."""
+    if isinstance(value, dict) and value.get("_type") == "histogram":
+        return value["values"]
+    words = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
+    return words.get(value, value) if isinstance(value, str) else value
+
+
+def _as_altcore(row: Line) -> dict[str, Any]:
+    """Return a row of the original experiments with altcore's names beside its own."""
+    line = dict(row)
+    loss = next((row[name] for name in LOSS if name in row), None)
+    if loss is not None:
+        line["loss"] = loss
+    return line | {own: row[name] for own, name in RATES.items() if name in row}

@@ -1,0 +1,63 @@
+"""Records of runs that a test makes up, and runs on the W&B server of `helpers_wandb`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_wandb import ENTITY, HISTORY, StoredRun, WandbServer
+
+from altcore.plugin import RunRecord, full_summary
+
+Line = Mapping[str, Any]
+
+
+class Told(RunRecord):
+    """A record of what a test says."""
+
+    def __init__(
+        self,
+        name: str,
+        summary: Line | None = None,
+        config: Line | None = None,
+        metrics: Iterable[Line] = (),
+        timings: Iterable[Line] = (),
+        run_id: str | None = None,
+    ) -> None:
+        super().__init__(name, "a test")
+        self.summary = full_summary({"name": name, **(summary or {})})
+        self.config, self.metrics, self.timings = config or {}, list(metrics), list(timings)
+        self.environment = {"run_id": run_id} if run_id else {}
+
+
+def use(server: WandbServer, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    """Let the W&B client of this process find the server, and write into the folder only."""
+    for name, value in server.environment.items():
+        monkeypatch.setenv(name, value)
+    for name in ("DIR", "CACHE_DIR", "CONFIG_DIR", "DATA_DIR"):
+        monkeypatch.setenv(f"WANDB_{name}", str(folder))
+
+
+def put(
+    server: WandbServer,
+    name: str,
+    *,
+    config: Line | None = None,
+    summary: Line | None = None,
+    rows: Iterable[Line] = (),
+    files: Mapping[str, str] | None = None,
+    state: str = "finished",
+    project: str = "altgrad",
+) -> StoredRun:
+    """Put a run on the server, with the id ``id-NAME``."""
+    run = StoredRun(ENTITY, project, f"id-{name}", name)
+    run.config = {key: {"value": value} for key, value in (config or {}).items()}
+    run.summary = dict(summary or {})
+    run.streams[HISTORY] = [json.dumps({"_step": i, **row}) for i, row in enumerate(rows)]
+    run.files = {path: text.encode() for path, text in (files or {}).items()}
+    run.is_complete, run.exit_code = state != "running", 1 if state == "failed" else 0
+    server.runs[run.id] = run
+    return run
