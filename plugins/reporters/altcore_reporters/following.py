@@ -62,6 +62,7 @@ class Follower:
         files = (GrowingFile(record.directory / name) for name in (METRICS, TIMINGS, EVENTS))
         began = datetime.strptime(record.environment["started"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
         alerts = None if live_from is None else Alerts(record.config)
+        tracker.ledger = ledger
         ledger.keep(tracker.start(record) or 0)
         return cls(tracker, ledger, *files, began, alerts, live_from or 0)
 

@@ -40,6 +40,8 @@ class TrackerReporter:
     name: str = field(init=False, default="tracker")
     address: str = field(init=False, default="")
     """Where people find the run, once it has started: told to the user."""
+    ledger: Ledger | None = field(init=False, default=None)
+    """Which rows were sent; there when `start` is called."""
     _process: TrackerProcess | None = field(init=False, default=None)
 
     # What a tracker implements ---------------------------------------------------------------
@@ -78,6 +80,11 @@ class TrackerReporter:
         return True
 
     # For those who implement it ----------------------------------------------------------------
+
+    def is_new(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of the tracker's own making was never sent; from now on it was."""
+        assert self.ledger is not None
+        return self.ledger.is_new(row)
 
     def folder(self, record: RunRecord) -> Path:
         """Return the tracker's own folder, below the run's reports; it exists."""
