@@ -51,14 +51,19 @@ class Follower:
 
     @classmethod
     def start(
-        cls, tracker: TrackerReporter, run: RunRecord, ledger: Ledger, live_from: int | None = None
+        cls,
+        tracker: TrackerReporter,
+        record: RunRecord,
+        ledger: Ledger,
+        live_from: int | None = None,
     ) -> Follower:
         """Start the tracker. With ``live_from``, people are alerted of events from that byte on."""
-        assert run.directory is not None
-        files = (GrowingFile(run.directory / name) for name in (METRICS, TIMINGS, EVENTS))
-        began = datetime.strptime(run.environment["started"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
-        alerts = None if live_from is None else Alerts(run.config)
-        ledger.keep(tracker.start(run) or 0)
+        assert record.directory is not None
+        files = (GrowingFile(record.directory / name) for name in (METRICS, TIMINGS, EVENTS))
+        began = datetime.strptime(record.environment["started"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
+        alerts = None if live_from is None else Alerts(record.config)
+        tracker.ledger = ledger
+        ledger.keep(tracker.start(record) or 0)
         return cls(tracker, ledger, *files, began, alerts, live_from or 0)
 
     def send_new(self) -> int:
@@ -184,11 +189,11 @@ class Ledger:
         replace_text(self.folder / "complete.txt", mark)
 
 
-def mark_of(tracker: TrackerReporter, run: RunRecord) -> str:
+def mark_of(tracker: TrackerReporter, record: RunRecord) -> str:
     """Return what identifies all of a record, and where it is sent to."""
     settings = {a.name: getattr(tracker, a.name) for a in fields(type(tracker)) if a.init}
     del settings["finish_timeout"]
-    return digest_of([run.metrics, run.events, run.summary, settings])
+    return digest_of([record.metrics, record.events, record.summary, settings])
 
 
 def digest_of(held: Any) -> str:

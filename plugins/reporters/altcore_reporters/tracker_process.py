@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,6 +40,8 @@ class TrackerProcess:
     """A tracker's process, as the run sees it."""
 
     name: str
+    """The tracker's."""
+    run: str
     popen: subprocess.Popen[bytes]
     heard: bytes = b""
     is_done: bool = field(init=False, default=False)
@@ -46,8 +49,7 @@ class TrackerProcess:
     @classmethod
     def start(cls, tracker: TrackerReporter, directory: Path) -> TrackerProcess:
         """Start it; its own output goes to log.txt in the tracker's folder."""
-        run = read_run(directory)
-        folder, events = tracker.folder(run), directory / EVENTS
+        folder, events = tracker.folder(read_run(directory)), directory / EVENTS
         path = os.pathsep.join(str(Path(p).absolute()) for p in sys.path)
         with (folder / "log.txt").open("ab") as output:
             popen = subprocess.Popen(
@@ -64,7 +66,7 @@ class TrackerProcess:
         live_from = events.stat().st_size if events.exists() else 0
         popen.stdin.write(pickle.dumps((tracker, directory, live_from)).hex().encode() + b"\n")
         popen.stdin.flush()
-        return cls(tracker.name, popen)
+        return cls(tracker.name, directory.name, popen)
 
     def hear(self) -> str | None:
         """Return the run's address, when it is first known.
@@ -87,7 +89,7 @@ class TrackerProcess:
             self._fail(f"its process ended by itself (exit code {self.popen.returncode})")
         return address
 
-    def end(self, timeout: float, run: str) -> str | None:
+    def end(self, timeout: float) -> str | None:
         """Say that the run is over, and wait; returns the address as `hear` does.
 
         Raises:
@@ -108,8 +110,8 @@ class TrackerProcess:
 
     def _fail(self, problem: str) -> None:
         self._kill()
-        hint = f"altcore runs upload RUN --to {self.name} sends what is missing"
-        raise TrackerError(f"{problem}; the record has everything: {hint}")
+        hint = f"altcore runs upload {self.run} --to {self.name}"
+        raise TrackerError(f"{problem}; the record has everything, send the rest by: {hint}")
 
     def _kill(self) -> None:
         with suppress(ProcessLookupError):
@@ -139,10 +141,13 @@ def main() -> None:
 
     try:
         follow(tracker, directory, live_from, tell)
+        tell(done=True)
     except BaseException as error:
+        traceback.print_exc()
         tell(error=f"{type(error).__name__}: {error}".splitlines()[0])
-        raise
-    tell(done=True)
+    finally:
+        sys.stderr.flush()
+        os._exit(0)  # no exit handler of a client may hold up the run
 
 
 def follow(tracker: TrackerReporter, directory: Path, live_from: int, tell: Any) -> None:
@@ -157,9 +162,9 @@ def follow(tracker: TrackerReporter, directory: Path, live_from: int, tell: Any)
             if is_over:
                 _die_after(tracker.finish_timeout + PATIENCE)
             follower.send_new()
-        run = read_run(directory)
-        tracker.finish(run)
-        ledger.mark = mark_of(tracker, run)
+        record = read_run(directory)
+        tracker.finish(record)
+        ledger.mark = mark_of(tracker, record)
 
 
 def _die_after(seconds: float) -> None:

@@ -40,11 +40,13 @@ class TrackerReporter:
     name: str = field(init=False, default="tracker")
     address: str = field(init=False, default="")
     """Where people find the run, once it has started: told to the user."""
+    ledger: Ledger | None = field(init=False, default=None)
+    """Which rows were sent; there when `start` is called."""
     _process: TrackerProcess | None = field(init=False, default=None)
 
     # What a tracker implements ---------------------------------------------------------------
 
-    def start(self, run: RunRecord) -> int | None:
+    def start(self, record: RunRecord) -> int | None:
         """Begin a run, or go on with it, and set ``address``; its summary is not there yet.
 
         Returns:
@@ -67,23 +69,28 @@ class TrackerReporter:
     def alert(self, level: str, title: str, text: str, wait: float) -> None:
         """Alert people. ``level`` is WARN or ERROR, ``wait`` the seconds until the same title."""
 
-    def finish(self, run: RunRecord) -> None:
-        """Send what is outstanding and close; ``run`` has its summary and reports now.
+    def finish(self, record: RunRecord) -> None:
+        """Send what is outstanding and close; ``record`` has its summary and reports now.
 
         Its status is ``unfinished`` if the run was killed.
         """
 
-    def holds(self, run: RunRecord) -> bool:
+    def holds(self, record: RunRecord) -> bool:
         """Whether a run that was sent completely is still there; asked before it is sent again."""
         return True
 
     # For those who implement it ----------------------------------------------------------------
 
-    def folder(self, run: RunRecord) -> Path:
+    def is_new(self, row: Mapping[str, Any]) -> bool:
+        """Whether a row of the tracker's own making was never sent; from now on it was."""
+        assert self.ledger is not None
+        return self.ledger.is_new(row)
+
+    def folder(self, record: RunRecord) -> Path:
         """Return the tracker's own folder, below the run's reports; it exists."""
-        if run.directory is None:
-            raise BadInput(f"run {run.name} has no directory to send it from: {run.source}")
-        folder = run.directory / "reports" / self.name
+        if record.directory is None:
+            raise BadInput(f"run {record.name} has no directory to send it from: {record.source}")
+        folder = record.directory / "reports" / self.name
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -101,10 +108,10 @@ class TrackerReporter:
         self._tell(self._process.hear())
 
     @hookimpl
-    def run_end(self, run: Run, summary: Mapping[str, Any]) -> None:
+    def run_end(self) -> None:
         """Wait until everything is sent, but not long."""
         if self._process is not None:
-            self._tell(self._process.end(self.finish_timeout, run.directory.name))
+            self._tell(self._process.end(self.finish_timeout))
 
     def _tell(self, address: str | None) -> None:
         if address:
@@ -112,17 +119,17 @@ class TrackerReporter:
 
     def upload(self, runs: Sequence[RunRecord]) -> list[str]:
         """Send runs from their directories, each row exactly once; returns lines for the user."""
-        return [self._upload(run) for run in runs]
+        return [self._upload(record) for record in runs]
 
-    def _upload(self, run: RunRecord) -> str:
+    def _upload(self, record: RunRecord) -> str:
         tracker = attrs.evolve(self)
         tracker.name = self.name
-        with Ledger.opened(tracker.folder(run), waits=False) as ledger:
-            complete = mark_of(tracker, run)
-            if ledger.mark == complete and tracker.holds(run):
-                return f"{run.name}: everything is there already"
-            sent = Follower.start(tracker, run, ledger).send_new()
-            tracker.finish(run)
+        with Ledger.opened(tracker.folder(record), waits=False) as ledger:
+            complete = mark_of(tracker, record)
+            if ledger.mark == complete and tracker.holds(record):
+                return f"{record.name}: everything is there already"
+            sent = Follower.start(tracker, record, ledger).send_new()
+            tracker.finish(record)
             ledger.mark = complete
         place = f" to {tracker.address}" if tracker.address else ""
-        return f"{run.name}: sent {sent} rows{place}"
+        return f"{record.name}: sent {sent} rows{place}"

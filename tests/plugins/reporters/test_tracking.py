@@ -18,5 +18,5 @@ def track(shelf, start, tmp_path):
 
 
 def test_a_tracker_gets_the_whole_record(track):
-    result, tracker = track(name="a", max_steps=4)
+    _, tracker = track(name="a", max_steps=4)
     assert [t["log"]["step"] for t in tracker.told("log")] == [1, 2, 3, 4, 4]

@@ -1,0 +1,219 @@
+"""The reporter ``wandb``: the run in Weights & Biases, live, offline, or sent afterwards."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import attrs
+from attrs import field
+from attrs.validators import in_, optional
+
+from altcore.plugin import RunRecord, replace_text, setting
+from altcore_reporters.original_names import names_in_config, names_in_summary
+from altcore_reporters.tracking import TrackerReporter
+
+if TYPE_CHECKING:
+    from wandb import Run as WandbRun
+
+PROJECT = "altgrad"
+"""Where the original experiments are, and `ExperimentDataLoader` looks."""
+IMAGES = (".png", ".jpg", ".jpeg", ".gif")
+CHECKPOINTS = ("best", "last")
+ENDED = ("finished", "collapsed", "stopped")
+"""Statuses of runs that came to an end of their own: a collapse is a result."""
+
+
+@attrs.define(eq=False)
+class WandbTracker(TrackerReporter):
+    """Sends all that metrics.jsonl holds to Weights & Biases, by the same names and steps.
+
+    Without a key of W&B, and unless ``WANDB_MODE`` says otherwise, everything is kept below the
+    run's reports for ``wandb sync``. ``WANDB_BASE_URL`` names another server.
+    """
+
+    project: str | None = setting(
+        None, help=f"the project; null is the run's own `project`, else {PROJECT}"
+    )
+    entity: str | None = setting(None, help="user or team; null is the default of the account")
+    group: str | None = setting(None, help="the group; null is the run's `label`")
+    mode: str | None = setting(
+        None,
+        help="online or offline; null is `WANDB_MODE`, else online if there is a key",
+        validator=optional(in_(("online", "offline"))),
+    )
+    checkpoints: tuple[str, ...] = setting(
+        (),
+        help="checkpoints that are sent as artifacts at the end: best, last",
+        converter=tuple,
+        validator=attrs.validators.deep_iterable(in_(CHECKPOINTS)),
+    )
+    _wandb: WandbRun | None = field(init=False, default=None)
+    _rows: int = field(init=False, default=0)
+
+    def start(self, record: RunRecord) -> int:
+        """Begin the run under its own id, or go on with it."""
+        import wandb
+
+        is_online = self._is_online()
+        if not is_online:
+            self._remove_offline(record)
+        config = record.config
+        self._wandb = wandb.init(
+            entity=self.entity,
+            project=self._project(record),
+            name=record.name,
+            group=self.group or config.get("label"),
+            tags=list(config.get("tags") or ()),
+            config={**_known(config), "environment": dict(record.environment)},
+            dir=self.folder(record).parent,
+            id=self._id(record),
+            resume="allow" if is_online else None,
+            mode="online" if is_online else "offline",
+            allow_val_change=True,
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                disable_git=True,  # the record has it
+                save_code=False,
+                x_disable_meta=True,
+                x_save_requirements=False,
+            ),
+        )
+        # Rows are numbered by W&B, and none may be numbered lower than one before: after a resume
+        # steps come again. So its number is the row's, and charts are drawn over our step.
+        self._wandb.define_metric("step")
+        self._wandb.define_metric("*", step_metric="step")
+        self._rows = self._wandb.starting_step
+        if is_online:
+            self.address = self._wandb.url or ""
+        else:
+            self.address = f"offline, for `wandb sync {Path(self._wandb.dir).parent}`"
+        return self._rows
+
+    def log(self, step: int, values: Mapping[str, Any], when: float) -> None:
+        """Log a row; a list of counts is a histogram."""
+        shown = {key: _shown(value) for key, value in values.items()}
+        self._log({"step": step, "_timestamp": when, **shown})
+
+    def alert(self, level: str, title: str, text: str, wait: float) -> None:
+        """Have W&B alert people."""
+        from wandb import AlertLevel
+
+        assert self._wandb is not None
+        self._wandb.alert(title, text, AlertLevel[level], wait)
+
+    def finish(self, record: RunRecord) -> None:
+        """Send summary, events, reports, images and checkpoints, and close the run."""
+        assert self._wandb is not None
+        run, summary = self._wandb, record.summary
+        run.config.update(names_in_config(record), allow_val_change=True)
+        run.summary.update(_known({**summary, **names_in_summary(record)}))
+        self._log_images(record)
+        for file in _files(record):
+            run.save(file, base_path=record.directory, policy="now")
+        for which in self.checkpoints:
+            self._log_checkpoint(record, which)
+        run.finish(exit_code=0 if summary["status"] in ENDED else 1)
+
+    def holds(self, record: RunRecord) -> bool:
+        """Whether W&B has the run still, or its offline folder is there."""
+        import wandb
+
+        if not self._is_online():
+            return any(self._offline(record))
+        path = "/".join(filter(None, (self.entity, self._project(record), self._id(record))))
+        try:
+            return wandb.Api().run(path).state != "running"
+        except wandb.errors.CommError:
+            return False
+
+    def read_runs(self, address: str, names: Sequence[str]) -> list[RunRecord]:
+        """Return the records of runs in ``ENTITY/PROJECT``, of all or of those named."""
+        from altcore_reporters.wandb_runs import read_runs
+
+        return list(read_runs(address, names))
+
+    def _project(self, record: RunRecord) -> str:
+        return self.project or record.config.get("project") or PROJECT
+
+    def _id(self, record: RunRecord) -> str:
+        """Return W&B's id of the run, which is ours unless somebody wrote another into the file."""
+        file = self.folder(record) / "id.txt"
+        if not file.exists():
+            replace_text(file, record.environment["run_id"])
+        return file.read_text().strip()
+
+    def _is_online(self) -> bool:
+        mode = self.mode or os.environ.get("WANDB_MODE")
+        return mode == "online" if mode else _has_key()
+
+    def _offline(self, record: RunRecord) -> Iterator[Path]:
+        return self.folder(record).glob(f"offline-run-*-{self._id(record)}")
+
+    def _remove_offline(self, record: RunRecord) -> None:
+        """Remove what was kept by earlier sessions: all of the record is written anew."""
+        for folder in self._offline(record):
+            shutil.rmtree(folder)
+
+    def _log(self, row: Mapping[str, Any]) -> None:
+        assert self._wandb is not None
+        self._wandb.log(row, step=self._rows)
+        self._rows += 1
+
+    def _log_images(self, record: RunRecord) -> None:
+        """Log the images among the reports, in a row of their own."""
+        import wandb
+
+        found = [p for p in _files(record) if p.suffix in IMAGES]
+        row = {f"reports/{path.stem}": wandb.Image(path) for path in found}
+        if row and self.is_new({path.name: path.read_bytes().hex() for path in found}):
+            self._log({"step": record.summary["steps"], **row})
+
+    def _log_checkpoint(self, record: RunRecord, which: str) -> None:
+        import wandb
+
+        assert self._wandb is not None
+        assert record.directory is not None
+        folder = record.directory / "checkpoints"
+        pointer = folder / which
+        if not pointer.exists():
+            return
+        name = pointer.read_text().strip()
+        artifact = wandb.Artifact(f"{self._id(record)}-{which}", "model", metadata={"from": name})
+        artifact.add_dir(str(folder / name))
+        self._wandb.log_artifact(artifact, aliases=[which])
+
+
+def _has_key() -> bool:
+    """Whether the client would find a key for its server without asking anybody."""
+    import wandb
+    from requests.utils import get_netrc_auth
+
+    settings = wandb.setup().settings
+    known = settings.api_key or settings.identity_token_file
+    return bool(known or get_netrc_auth(settings.base_url))
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _shown(value: Any) -> Any:
+    """Return a list of counts as a histogram, anything else as it is."""
+    import wandb
+
+    if not isinstance(value, list) or not all(0 <= count < float("inf") for count in value):
+        return value
+    return wandb.Histogram(np_histogram=(value, list(range(len(value) + 1))))
+
+
+def _files(record: RunRecord) -> list[Path]:
+    """Return the events and the reports: what a reader of the run finds nowhere else in W&B."""
+    assert record.directory is not None
+    events = record.directory / "events.jsonl"
+    reports = sorted(p for p in (record.directory / "reports").iterdir() if p.is_file())
+    return [*([events] if events.exists() else []), *reports]
