@@ -1,0 +1,247 @@
+"""The verdict on runs in a sentence, and what it rests on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from altcore_reporters.page.words import NONE, duration, number, plural, share
+
+if TYPE_CHECKING:
+    from altcore.plugin import RunRecord
+    from altcore_reporters.pictures import Group
+
+UNFINISHED = "unfinished"
+NAMED = 4
+"""Configurations that a sentence names."""
+
+
+@frozen
+class Verdict:
+    """What a page says first."""
+
+    sentence: str
+    reasons: Sequence[str]
+    """Sentences."""
+
+
+@frozen
+class Figure:
+    """A number that decides the verdict."""
+
+    value: str
+    label: str
+    note: str = ""
+
+
+@frozen
+class Outcome:
+    """How the runs of one configuration ended."""
+
+    group: Group
+    losses: Sequence[float]
+    """Validation losses at the end, of the runs that have one."""
+    learned: int
+    """How many learned."""
+
+    @property
+    def mean(self) -> float:
+        """The mean of the losses; infinite without any."""
+        return fmean(self.losses) if self.losses else math.inf
+
+    @property
+    def words(self) -> str:
+        """The losses in words: their mean, and their range over seeds."""
+        if not self.losses:
+            return NONE
+        if len(self.losses) == 1:
+            return number(self.losses[0])
+        return f"{number(self.mean)} ({number(min(self.losses))} to {number(max(self.losses))})"
+
+
+def outcomes(groups: Sequence[Group]) -> list[Outcome]:
+    """Return the outcomes of configurations, the lowest validation loss first."""
+    found = []
+    for group in groups:
+        summaries = [record.summary for record in group.records]
+        losses = [s["val_loss"] for s in summaries if is_finite(s.get("val_loss"))]
+        found.append(Outcome(group, losses, sum(s.get("learned") is True for s in summaries)))
+    return sorted(found, key=lambda outcome: outcome.mean)
+
+
+# One run ------------------------------------------------------------------------------------------
+
+
+def verdict_of_run(record: RunRecord) -> Verdict:
+    """Return the verdict on one run."""
+    summary = record.summary
+    subject = subject_of(summary)
+    if summary.get("status") == UNFINISHED:
+        done = f"step {summary.get('steps')} of {summary.get('max_steps') or 'an unknown number'}"
+        sentence = f"{subject} is not over: {done} is recorded."
+    elif not summary.get("verdict") or summary["verdict"].startswith("not known"):
+        sentence = f"Whether {subject} learned is not known: nothing was evaluated."
+    else:
+        sentence = f"{subject} {summary['verdict']}."
+    reasons = [*_loss_reason(summary), *_failure_reason(summary)]
+    if summary.get("degraded"):
+        reasons.append(f"Disabled, since they broke: {', '.join(summary['degraded'])}.")
+    return Verdict(sentence, reasons)
+
+
+def subject_of(summary: Mapping[str, Any]) -> str:
+    """Return what was trained in: the format and the recipe."""
+    fmt, recipe = summary.get("format"), summary.get("recipe")
+    if not fmt:
+        return str(summary.get("name"))
+    return f"{fmt} ({recipe})" if recipe else str(fmt)
+
+
+def figures_of_run(record: RunRecord) -> list[Figure]:
+    """Return the numbers that decide the verdict on one run; what was not measured is left out."""
+    s = record.summary
+    found = []
+    if is_finite(s.get("val_loss")):
+        entropy = _entropy(s)
+        note = "" if entropy is None else f"unigram entropy {number(entropy)}"
+        found.append(Figure(number(s["val_loss"]), "validation loss", note))
+    elif is_finite(s.get("final_loss")):
+        found.append(Figure(number(s["final_loss"]), "training loss", "nothing was evaluated"))
+    if is_finite(s.get("bit_stall_final")):
+        note = {"stored": "of stored weights", "view": "of views: late, not lost"}
+        found.append(
+            Figure(
+                share(s["bit_stall_final"]), "updates stalled", note.get(s.get("bit_stall_of"), "")
+            )
+        )
+    if is_finite(s.get("overflow_final")):
+        found.append(Figure(share(s["overflow_final"]), "overflow"))
+    if is_finite(s.get("flushed_final")):
+        found.append(Figure(share(s["flushed_final"]), "flushed to zero"))
+    if s.get("discarded"):
+        found.append(Figure(str(s["discarded"]), "steps discarded", f"of {s.get('steps')}"))
+    if is_finite(s.get("flop_share")):
+        note = f"{share(s.get('parameter_share'))} of parameters"
+        found.append(Figure(share(s["flop_share"]), "of FLOPs quantized", note))
+    if is_finite(s.get("seconds")):
+        note = f"{number(s.get('step_time_ms'), 3)} ms a step"
+        found.append(Figure(duration(s["seconds"]), "of training", note))
+    return found
+
+
+def _loss_reason(summary: Mapping[str, Any]) -> list[str]:
+    last, entropy = summary.get("evaluation") or {}, _entropy(summary)
+    loss = last.get("val_loss")
+    if loss is None:
+        return []
+    at = f"at step {last['step']}" if "step" in last else "at the end"
+    if not is_finite(loss):
+        return [f"The validation loss {at} is not finite."]
+    if entropy:
+        gap = loss / entropy - 1
+        side = "above" if gap > 0 else "below"
+        return [
+            f"The validation loss {at} is {number(loss)}, {share(abs(gap))} {side} the unigram "
+            f"entropy of the data ({number(entropy)})."
+        ]
+    first = (summary.get("first_evaluation") or {}).get("val_loss")
+    if is_finite(first):
+        return [f"The validation loss went from {number(first)} to {number(loss)}."]
+    return [f"The validation loss {at} is {number(loss)}."]
+
+
+def _failure_reason(summary: Mapping[str, Any]) -> list[str]:
+    reason = summary.get("failure_reason") or summary.get("error")
+    if not reason:
+        return []
+    at = f"Step {summary['failure_step']}: " if summary.get("failure_step") is not None else ""
+    return [f"{at}{reason.rstrip('.')}."]
+
+
+def _entropy(summary: Mapping[str, Any]) -> float | None:
+    value = (summary.get("workload_facts") or {}).get("unigram_entropy")
+    return float(value) if is_finite(value) else None
+
+
+# Several runs -------------------------------------------------------------------------------------
+
+
+def verdict_of_runs(records: Sequence[RunRecord], groups: Sequence[Group]) -> Verdict:
+    """Return the verdict on several runs: how many learned, and which configuration is best."""
+    found = outcomes(groups)
+    learned, running = sum(o.learned for o in found), _with_status(records, UNFINISHED)
+    judged = [r for r in records if r.summary.get("learned") is not None]
+    parts = []
+    if judged:
+        parts.append(f"{learned} of {plural(len(judged), 'run')} learned")
+    known = [o for o in found if o.losses]
+    if len(known) > 1:
+        parts.append(f"{known[0].group.label} ends lowest, at {known[0].words}")
+    elif known:
+        parts.append(f"the validation loss ends at {known[0].words}")
+    if not parts:
+        parts.append(f"{plural(len(records), 'run')}, and none was evaluated")
+    reasons = [] if len(known) < 2 else [_lead(*known[:2])]
+    lost = [o for o in found if o.learned < sum(_is_judged(r) for r in o.group.records)]
+    if lost and learned:
+        reasons.append(f"Not every run learned of: {_some([o.group.label for o in lost])}.")
+    for status, word in (("collapsed", "collapsed"), ("failed", "failed"), (UNFINISHED, "")):
+        number_of = len(running) if status == UNFINISHED else len(_with_status(records, status))
+        if number_of:
+            what = f"{word}" if word else "not over"
+            is_one = "is " if status == UNFINISHED and number_of == 1 else ""
+            are = "are " if status == UNFINISHED and number_of > 1 else ""
+            reasons.append(f"{plural(number_of, 'run')} {is_one}{are}{what}.")
+    text = "; ".join(parts)
+    return Verdict(f"{text[0].upper()}{text[1:]}.", reasons)
+
+
+def figures_of_runs(records: Sequence[RunRecord], groups: Sequence[Group]) -> list[Figure]:
+    """Return the numbers that decide the verdict on several runs."""
+    found = [o for o in outcomes(groups) if o.losses]
+    judged = [r for r in records if _is_judged(r)]
+    figures = []
+    if judged:
+        learned = sum(r.summary["learned"] for r in judged)
+        figures.append(Figure(f"{learned} of {len(judged)}", "runs learned"))
+    if len(found) > 1:
+        best, worst = found[0], found[-1]
+        figures.append(Figure(number(best.mean), "lowest validation loss", best.group.label))
+        figures.append(Figure(number(worst.mean), "highest", worst.group.label))
+    collapsed = sum(bool(r.summary.get("collapses")) for r in records)
+    figures.append(Figure(str(collapsed), "collapsed", "runs, also those that went on"))
+    seeds = {r.summary.get("seed") for r in records}
+    figures.append(Figure(str(len(groups)), "configurations", plural(len(seeds), "seed")))
+    return figures
+
+
+def _lead(best: Outcome, second: Outcome) -> str:
+    """Say whether the seeds tell the two lowest apart."""
+    gap = f"{number(second.mean - best.mean)} below {second.group.label}"
+    if min(len(best.losses), len(second.losses)) < 2:
+        return f"That is {gap}; with one seed each, a small gap may be chance."
+    if max(best.losses) < min(second.losses):
+        return f"That is {gap}, and each of its seeds is below each of the other's."
+    return f"That is {gap}, but their seeds overlap: these runs do not tell the two apart."
+
+
+def _with_status(records: Sequence[RunRecord], status: str) -> list[RunRecord]:
+    return [r for r in records if r.summary.get("status") == status]
+
+
+def _is_judged(record: RunRecord) -> bool:
+    return record.summary.get("learned") is not None
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+    return f"{', '.join(names[:NAMED])}{more}"
+
+
+def is_finite(value: Any) -> bool:
+    """Whether a value of a summary is a finite number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
