@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
+from altcore.plugin import METRICS
 from altcore_reporters.page import tables
 from altcore_reporters.page.axes import Axis, steps_axis
 from altcore_reporters.page.heat import Heat, heat_of
-from altcore_reporters.page.plots import COLOURS, Plot, Series, plot_of
+from altcore_reporters.page.plots import COLOURS, DASHES, LABELLED, Look, Plot, Series, plot_of
 from altcore_reporters.page.verdict import (
     UNFINISHED,
     Figure,
@@ -29,6 +31,8 @@ from altcore_reporters.pictures import (
     grouped,
     heat_maps,
     marks_of,
+    smoothed,
+    thinned,
 )
 
 if TYPE_CHECKING:
@@ -36,6 +40,10 @@ if TYPE_CHECKING:
 
 BUDGET, FEWEST = 60_000, 100
 """Points of all curves of a plot, and the fewest of one."""
+SMOOTH_FROM, WINDOW = 100, 40
+"""Points from which a noisy curve gets running means, each over one part of so many."""
+TALL = 6
+"""Labels beside a tall plot."""
 DIVERGED = 1.5
 """Losses above so many times the first one are cut off."""
 
@@ -56,6 +64,10 @@ WHY_NOT = {
     "flushed_rate": "nothing is quantized",
 }
 """Why the core has no such rate."""
+LAYERED = 24
+"""Most configurations that are shown layer by layer."""
+STILL = 300.0
+"""Seconds without a line after which a run is not taken to go on."""
 LAYERS_BY = "bit-stall, ulp-stats and shadow"
 """The plugins that measure by layer."""
 
@@ -68,14 +80,15 @@ class Contents:
     verdict: Verdict
     figures: Sequence[Figure]
     plots: Sequence[Plot]
-    legend: Sequence[tuple[str, int | None, int]]
-    """Label, colour and index of each group, if there are several."""
+    legend: Sequence[tuple[str, Look, int]]
+    """Label, look and index of each group, if there are several."""
     mark_kinds: Sequence[tuple[str, str]]
     """The kinds of marks that are drawn, and what they mean."""
     heats: Sequence[tuple[str, Sequence[Heat]]]
     """Heat maps, by run."""
     missing: Sequence[str]
     """What was not measured."""
+    configurations: tables.Table | None
     runs: tables.Table | None
     differences: tables.Table | None
     events: tables.Table | None
@@ -85,6 +98,8 @@ class Contents:
     provenance: tables.Table
     command: str
     reports: Sequence[str]
+    room: float
+    """Width of the labels beside the curves, in rem."""
     is_running: bool
     """Whether a run goes on, so that browsers load the page again."""
 
@@ -94,12 +109,9 @@ def contents_of(records: Sequence[RunRecord]) -> Contents:
     groups = grouped(records)
     is_one = len(records) == 1
     first = records[0]
-    colours = _colours(groups)
-    plots, missing = _plots(records, groups, colours)
-    heats = []
-    if len(records) <= 6:
-        heats = [(r.name, [heat_of(h) for h in heat_maps(r)]) for r in records]
-        heats = [(name, found) for name, found in heats if found]
+    looks, has_seeds = looks_of(groups), len(groups) < len(records)
+    plots, missing = _plots(records, groups, looks)
+    heats = _heats(groups)
     if not heats and is_one:
         missing.append(f"Layers by steps: the plugins {LAYERS_BY} measure them.")
     kinds = {glyph.kind for plot in plots for glyph in plot.glyphs}
@@ -108,11 +120,14 @@ def contents_of(records: Sequence[RunRecord]) -> Contents:
         verdict=verdict_of_run(first) if is_one else verdict_of_runs(records, groups),
         figures=figures_of_run(first) if is_one else figures_of_runs(records, groups),
         plots=plots,
-        legend=[] if is_one else _legend(groups, colours),
+        legend=[] if is_one else _legend(groups, looks),
         mark_kinds=[(k, word) for k, word in tables.MARKS.items() if k in kinds],
         heats=heats,
         missing=missing,
-        runs=None if is_one else tables.runs_table(groups, colours),
+        configurations=tables.configurations_table(groups, looks)
+        if len(groups) < len(records)
+        else None,
+        runs=None if is_one else tables.runs_table(groups, looks),
         differences=None if is_one else tables.differences_table(records),
         events=tables.events_table(records),
         findings=list((first.summary.get("findings") or {}).items()) if is_one else [],
@@ -120,111 +135,159 @@ def contents_of(records: Sequence[RunRecord]) -> Contents:
         provenance=tables.provenance(first),
         command=tables.command_of(first) if is_one else "",
         reports=[r for r in first.reports if r.endswith(".md")] if is_one else [],
-        is_running=any(r.summary.get("status") == UNFINISHED for r in records),
+        room=_room(plots),
+        is_running=any(map(is_running, records)),
     )
+
+
+def _heats(groups: Sequence[Group]) -> list[tuple[str, list[Heat]]]:
+    """Return the heat maps of the first run of each configuration, with what they are of."""
+    if len(groups) > LAYERED:
+        return []
+    found = []
+    for group in groups:
+        record = group.records[0]
+        of = f"{group.label}, {record.name}" if len(groups) > 1 else record.name
+        found.append((of, [heat_of(picture) for picture in heat_maps(record)]))
+    return [(of, pictures) for of, pictures in found if pictures]
 
 
 def _plots(
-    records: Sequence[RunRecord], groups: Sequence[Group], colours: dict[int, int | None]
+    records: Sequence[RunRecord], groups: Sequence[Group], looks: Sequence[Look]
 ) -> tuple[list[Plot], list[str]]:
-    """Return the plots, which share the axis of steps, and which there are not."""
-    steps = [line["step"] for r in records for line in (r.metrics[:1] + r.metrics[-1:])]
+    """Return the plots, which share the axis of steps, and why some are not there."""
+    steps = [line["step"] for r in records for line in (*r.metrics[:1], *r.metrics[-1:])]
     if not steps:
         return [], ["Nothing was recorded."]
-    x = steps_axis([min(steps), max(steps)])
-    unit = _unit(records)
-    draw = _Drawing(records, groups, colours)
+    x, unit = steps_axis([min(steps), max(steps)]), _unit(records)
+    draw = Drawing(groups, looks, max(FEWEST, min(POINTS, BUDGET // len(records))))
     if len(records) == 1:
         found = [_loss_of_one(records[0], x, unit)]
     else:
+        val, loss = draw("val_loss", has_dots=True), draw("loss", has_marks=True, is_smooth=True)
+        top, level = _top(records, "val_loss"), _entropy(records)
         found = [
-            plot_of("val", "Validation loss", unit, draw("val_loss", has_dots=True), x,
-                    top=_top(records, "val_loss"), level=_entropy(records)),
-            plot_of("loss", "Training loss", unit, draw("loss", has_marks=True), x,
-                    top=_top(records, "loss")),
-        ]  # fmt: skip
+            plot_of("val", "Validation loss", unit, val, x, top=top, level=level, height=TALL),
+            plot_of("loss", "Training loss", unit, loss, x, top=_top(records, "loss"), height=TALL),
+        ]
     missing = []
     for key, title, what in RATES:
         plot = plot_of(key, title, what, draw(key), x, is_share=True)
-        if plot is None and key in WHY_NOT:
+        if plot is None:
             missing.append(f"{title}: {WHY_NOT[key]}.")
         found.append(plot)
-    found.append(
-        plot_of(
-            "grad_norm", "Gradient norm", "before clipping", draw("grad_norm"), x, may_be_log=True
-        )
-    )
+    norm = draw("grad_norm", is_smooth=True)
+    found.append(plot_of("grad_norm", "Gradient norm", "before clipping", norm, x, may_be_log=True))
     return [plot for plot in found if plot is not None], missing
 
 
-class _Drawing:
+@frozen
+class Drawing:
     """Makes the series of a key, for all runs."""
 
-    def __init__(
-        self,
-        records: Sequence[RunRecord],
-        groups: Sequence[Group],
-        colours: dict[int, int | None],
-    ) -> None:
-        self.groups, self.colours = groups, colours
-        self.limit = max(FEWEST, min(POINTS, BUDGET // len(records)))
+    groups: Sequence[Group]
+    looks: Sequence[Look]
+    limit: int
+    """Points of a curve."""
+
+    @property
+    def has_bands(self) -> bool:
+        """Whether runs that differ in their seed only are one band."""
+        return len(self.groups) <= LABELLED
 
     def __call__(
-        self, key: str, *, has_dots: bool = False, has_marks: bool = False
+        self, key: str, *, has_dots: bool = False, has_marks: bool = False, is_smooth: bool = False
     ) -> list[Series]:
+        """Return the series of a key of the metrics."""
         found = []
-        for i, group in enumerate(self.groups):
-            colour = self.colours[i]
-            if len(self.groups) <= COLOURS and len(group.records) > 1:
-                band = band_of(group.records, key, self.limit // 3)
-                marks = [m for r in group.records for m in marks_of(r)] if has_marks else []
+        for i, (group, look) in enumerate(zip(self.groups, self.looks, strict=True)):
+            several = [group.records] if self.has_bands else [[r] for r in group.records]
+            for records in several:
+                label = group.label
+                if len(records) < len(group.records):
+                    label += f", {records[0].name}"
+                marks = [m for r in records for m in marks_of(r)] if has_marks else []
+                made = series_of(records, key, self.limit, is_smooth=is_smooth and self.has_bands)
                 found.append(
-                    Series(group.label, colour, band.steps, band.means, band.lows, band.highs,
-                           has_dots=has_dots, group=i, marks=marks)
-                )  # fmt: skip
-                continue
-            for record in group.records:
-                curve = curve_of(record, key, self.limit)
-                label = group.label if len(group.records) == 1 else f"{group.label}, {record.name}"
-                marks = marks_of(record) if has_marks else []
-                found.append(
-                    Series(label, colour, curve.steps, curve.values, has_dots=has_dots, group=i, marks=marks)
-                )  # fmt: skip
+                    evolve(made, label=label, look=look, group=i, has_dots=has_dots, marks=marks)
+                )
         return found
 
 
+def series_of(
+    records: Sequence[RunRecord], key: str, limit: int, *, is_smooth: bool = False
+) -> Series:
+    """Return the curve of one run, or the band of several, for a key of the metrics."""
+    whole = curve_of(records[0], key, None)
+    number = len(whole.values)
+    window = number // WINDOW if is_smooth and number >= SMOOTH_FROM else 1
+    if len(records) > 1:
+        band = band_of(records, key, limit, window)
+        return Series("", Look(), band.steps, band.means, band.lows, band.highs)
+    kept = thinned(whole.values, limit)
+    made = Series("", Look(), [whole.steps[i] for i in kept], [whole.values[i] for i in kept])
+    if window == 1:
+        return made
+    means = smoothed(whole.values, window)
+    kept = thinned(means, limit // 2)
+    return evolve(made, smooth=([whole.steps[i] for i in kept], [means[i] for i in kept]))
+
+
 def _loss_of_one(record: RunRecord, x: Axis, unit: str) -> Plot | None:
-    training, validation = curve_of(record, "loss"), curve_of(record, "val_loss")
+    training = series_of([record], "loss", POINTS, is_smooth=True)
+    validation = series_of([record], "val_loss", POINTS)
     series = [
-        Series("training", None, training.steps, training.values, marks=marks_of(record)),
-        Series("validation", 0, validation.steps, validation.values, has_dots=True),
+        evolve(training, label="training", marks=marks_of(record)),
+        evolve(validation, label="validation", look=Look(0), has_dots=True, group=1),
     ]
-    return plot_of(
-        "loss", "Loss", unit, series, x, top=_top([record], "loss"), level=_entropy([record])
-    )
+    top, level = _top([record], "loss"), _entropy([record])
+    return plot_of("loss", "Loss", unit, series, x, top=top, level=level, height=TALL)
 
 
-def _colours(groups: Sequence[Group]) -> dict[int, int | None]:
-    """Return a colour for each group: its own, or if there are too many, that of its format."""
+def looks_of(groups: Sequence[Group]) -> list[Look]:
+    """Return a look for each group.
+
+    Each has its own colour, or if there are too many, that of its format, and dashes by the rest
+    of what sets it apart.
+    """
     if len(groups) <= COLOURS:
-        return {i: i for i in range(len(groups))}
+        return [Look(i) for i in range(len(groups))]
     formats = [str(g.records[0].summary.get("format")) for g in groups]
     known = list(dict.fromkeys(formats))
-    if 1 < len(known) <= COLOURS:
-        return {i: known.index(f) for i, f in enumerate(formats)}
-    return dict.fromkeys(range(len(groups)))
+    if not 1 < len(known) <= COLOURS:
+        return [Look()] * len(groups)
+    rest = [tuple(v for k, v in g.values.items() if k != "format") for g in groups]
+    others = list(dict.fromkeys(rest))
+    has_dashes = len(others) <= DASHES and len(groups) <= LABELLED
+    return [
+        Look(known.index(f), others.index(r) if has_dashes else 0)
+        for f, r in zip(formats, rest, strict=True)
+    ]
 
 
-def _legend(
-    groups: Sequence[Group], colours: dict[int, int | None]
-) -> list[tuple[str, int | None, int]]:
-    if len(groups) <= COLOURS:
-        return [(group.label, colours[i], i) for i, group in enumerate(groups)]
-    formats = [str(g.records[0].summary.get("format")) for g in groups]
-    first = {f: i for i, f in reversed(list(enumerate(formats)))}
-    if len(first) > COLOURS:
-        return []
-    return [(f, colours[i], -1) for f, i in sorted(first.items(), key=lambda item: item[1])]
+def _legend(groups: Sequence[Group], looks: Sequence[Look]) -> list[tuple[str, Look, int]]:
+    """Return label, look and index of each group, or, if they are too many, of each format."""
+    if len(groups) <= LABELLED:
+        return [(g.label, look, i) for i, (g, look) in enumerate(zip(groups, looks, strict=True))]
+    by_format = {
+        str(g.records[0].summary.get("format")): look for g, look in zip(groups, looks, strict=True)
+    }
+    return [(f, look, -1) for f, look in by_format.items()] if looks[0].colour is not None else []
+
+
+def _room(plots: Sequence[Plot]) -> float:
+    longest = max((len(series.label) for plot in plots for _, series in plot.labels), default=0)
+    return min(11.0, 1.0 + 0.5 * longest) if longest else 0.0
+
+
+def is_running(record: RunRecord) -> bool:
+    """Whether a run goes on: it is not over, and its record grew a short time ago."""
+    if record.summary.get("status") != UNFINISHED or record.directory is None:
+        return False
+    try:
+        return time.time() - (record.directory / METRICS).stat().st_mtime < STILL
+    except OSError:
+        return False
 
 
 def _unit(records: Sequence[RunRecord]) -> str:

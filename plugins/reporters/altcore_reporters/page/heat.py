@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 
 from attrs import frozen
@@ -14,6 +13,8 @@ from altcore_reporters.page.plots import COLUMNS, percent
 from altcore_reporters.page.words import plural
 from altcore_reporters.pictures import HeatMap
 
+TICKS = 8
+"""Most steps below a heat map."""
 LEVELS = 9
 """Levels of the colour."""
 
@@ -59,9 +60,8 @@ def heat_of(picture: HeatMap) -> Heat:
     levels = [[_level(axis, v) for v in row] for row in picture.values]
     used = sorted({level for row in levels for level in row if level is not None})
     number = len(picture.steps)
-    prefix = os.path.commonprefix([*picture.layers]).rpartition(".")[0]
-    prefix = f"{prefix}." if prefix else ""
-    names = [layer.removeprefix(prefix) or layer for layer in picture.layers]
+    prefix = _prefix(picture.layers)
+    names = [layer.removeprefix(prefix) for layer in picture.layers]
     columns = _some(range(number), COLUMNS)
     ends = [*picture.steps[1:], picture.last_step + 1]
     notes = ["Blank: not measured, or not finite."]
@@ -77,7 +77,8 @@ def heat_of(picture: HeatMap) -> Heat:
         layers=names,
         prefix=prefix,
         ticks=[
-            (percent((i + 0.5) / number), str(picture.steps[i])) for i in _some(range(number), 6)
+            (percent((i + 0.5) / number), str(picture.steps[i]))
+            for i in _some(range(number), TICKS)
         ],
         low=axis.word(picture.range[0]),
         high=axis.word(picture.range[1]),
@@ -93,6 +94,21 @@ def heat_of(picture: HeatMap) -> Heat:
         note=" ".join(notes),
         steps=" ".join(map(str, picture.steps)),
     )
+
+
+def _prefix(names: Sequence[str]) -> str:
+    """Return the modules in which all layers are, with the dot.
+
+    >>> _prefix(["transformer.wte", "transformer.h.0.mlp", "transformer.h.1.mlp"])
+    'transformer.'
+    """
+    paths = [name.split(".")[:-1] for name in names]
+    shared = ""
+    for parts in zip(*paths, strict=False):
+        if len(set(parts)) > 1:
+            break
+        shared += f"{parts[0]}."
+    return shared
 
 
 def _axis(picture: HeatMap) -> Axis:

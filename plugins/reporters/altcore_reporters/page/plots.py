@@ -13,8 +13,10 @@ from altcore_reporters.page import svg
 from altcore_reporters.page.axes import Axis, axis_of
 from altcore_reporters.pictures import Mark
 
-COLOURS = 8
+COLOURS, DASHES = 8, 3
 """How many the style tells apart."""
+LABELLED = 12
+"""Most curves with labels beside their ends."""
 COLUMNS = 7
 """Steps in the table behind a plot."""
 MOST_MARKS = 60
@@ -24,23 +26,39 @@ LABELS_APART = 0.075
 
 
 @frozen
+class Look:
+    """The colour and the dashes of a curve."""
+
+    colour: int | None = None
+    """From 0 to `COLOURS` - 1; None for grey."""
+    dash: int = 0
+    """From 0, a solid line, to `DASHES` - 1."""
+
+    @property
+    def css(self) -> str:
+        """Its classes."""
+        return f"c{'x' if self.colour is None else self.colour}" + (
+            f" d{self.dash}" * bool(self.dash)
+        )
+
+
+@frozen
 class Series:
     """A curve, or a band about its mean."""
 
     label: str
-    colour: int | None
-    """From 0 to `COLOURS` - 1; None for grey."""
+    look: Look
     steps: Sequence[int]
     values: Sequence[float]
     lows: Sequence[float] = ()
     """Of a band, beside ``highs``; the values are its means."""
     highs: Sequence[float] = ()
+    smooth: tuple[Sequence[int], Sequence[float]] | None = None
+    """Steps and running means, in front of the values, which are then pale."""
     has_dots: bool = False
     """Whether the points are few, and are shown."""
     group: int = 0
     """The index of the group that it shows: what is lit up together."""
-    is_faint: bool = False
-    """Whether it lies behind others that tell more."""
     marks: Sequence[Mark] = ()
 
 
@@ -48,10 +66,11 @@ class Series:
 class Shape:
     """A path, and how it looks."""
 
-    kind: str
-    """line, dots or band."""
+    css: str
     path: str
-    series: Series
+    group: int
+    title: str = ""
+    """What the line shows; empty for what lies behind it."""
 
 
 @frozen
@@ -85,6 +104,8 @@ class Plot:
     rows: Sequence[tuple[str, Sequence[str]]]
     """Label and values of each series."""
     note: str = ""
+    height: int = 4
+    """Of the plot: some so many labels fit beside it."""
     x_ticks: Sequence[tuple[str, str]] = field(init=False)
     y_ticks: Sequence[tuple[str, str]] = field(init=False)
 
@@ -94,12 +115,12 @@ class Plot:
 
     @y_ticks.default
     def _y_ticks(self) -> list[tuple[str, str]]:
-        return [(percent(1 - place), word) for place, word in self.y.ticks(4)]
+        return [(percent(1 - place), word) for place, word in self.y.ticks(self.height)]
 
     @property
     def grid(self) -> str:
         """The path of the horizontal lines."""
-        heights = [round((1 - place) * svg.HEIGHT) for place, _ in self.y.ticks(4)]
+        heights = [round((1 - place) * svg.HEIGHT) for place, _ in self.y.ticks(self.height)]
         return "".join(f"M0 {y}h{svg.WIDTH}" for y in heights)
 
     @property
@@ -122,6 +143,7 @@ def plot_of(
     may_be_log: bool = False,
     top: float | None = None,
     level: tuple[float, str] | None = None,
+    height: int = 4,
 ) -> Plot | None:
     """Return a plot of the series that have a finite value; None if none has.
 
@@ -135,6 +157,7 @@ def plot_of(
         may_be_log: whether the axis is logarithmic if the values ask for it.
         top: what is greater is cut off, and a note says so.
         level: a value to compare with, and what it is.
+        height: some so many labels fit beside it.
     """
     shown = [s for s in series if any(map(math.isfinite, s.values))]
     if not shown:
@@ -157,15 +180,12 @@ def plot_of(
         y=y,
         shapes=[shape for s in shown for shape in _shapes(s, x, y)],
         glyphs=list(_glyphs(shown, x, y)),
-        labels=_labels([s for s in shown if not s.is_faint], y),
+        labels=_labels(shown, y),
         level=None if level is None else (percent(1 - y.at(level[0])), level[1]),
         columns=columns,
-        rows=[
-            (s.label, [y.word(value_at(s, step)) for step in columns])
-            for s in shown
-            if not s.is_faint
-        ],
+        rows=[(s.label, [y.word(value_at(s, step)) for step in columns]) for s in shown],
         note=note,
+        height=height,
     )
 
 
@@ -181,15 +201,24 @@ def percent(place: float) -> str:
 
 
 def _shapes(series: Series, x: Axis, y: Axis) -> Iterable[Shape]:
-    across = [x.at(step) for step in series.steps]
+    look, group = series.look.css, series.group
+
+    def places(steps: Sequence[int], values: Sequence[float]) -> list[svg.Place]:
+        return [(x.at(step), y.at(v)) for step, v in zip(steps, values, strict=True)]
+
+    own = places(series.steps, series.values)
     if series.lows:
-        edges = zip(series.lows, series.highs, strict=True)
-        places = [(at, y.at(lo), y.at(hi)) for at, (lo, hi) in zip(across, edges, strict=True)]
-        yield Shape("band", svg.area(places), series)
-    points = [(at, y.at(v)) for at, v in zip(across, series.values, strict=True)]
-    yield Shape("line", svg.line(points), series)
+        lows, highs = places(series.steps, series.lows), places(series.steps, series.highs)
+        edges = [(at, low, high) for (at, low), (_, high) in zip(lows, highs, strict=True)]
+        yield Shape(f"band {look}", svg.area(edges), group)
+    front = own
+    if series.smooth is not None:
+        front = places(*series.smooth)
+        if not series.lows:
+            yield Shape(f"line raw {look}", svg.line(own), group)
+    yield Shape(f"line {look}", svg.line(front), group, series.label)
     if series.has_dots:
-        yield Shape("dots", svg.dots(points), series)
+        yield Shape(f"dots {look}", svg.dots(own), group)
 
 
 def _glyphs(shown: Sequence[Series], x: Axis, y: Axis) -> Iterable[Glyph]:
@@ -213,11 +242,12 @@ def _glyphs(shown: Sequence[Series], x: Axis, y: Axis) -> Iterable[Glyph]:
 
 def _labels(shown: Sequence[Series], y: Axis) -> list[tuple[str, Series]]:
     """Return labels beside the curves' ends, moved apart where they would overlap."""
-    if not 1 < len(shown) <= COLOURS:
+    if not 1 < len(shown) <= LABELLED:
         return []
     ends = []
     for series in shown:
-        last = next(v for v in reversed(series.values) if math.isfinite(v))
+        values = series.smooth[1] if series.smooth else series.values
+        last = next(v for v in reversed(values) if math.isfinite(v))
         ends.append([1 - min(1.0, max(0.0, y.at(last))), series])
     ends.sort(key=lambda end: end[0])
     for upper, lower in pairwise(ends):

@@ -6,16 +6,18 @@ import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
 from altcore_reporters.page.verdict import is_finite, outcomes
-from altcore_reporters.page.words import NONE, duration, number, share
+from altcore_reporters.page.words import NONE, duration, loss, number, share
 from altcore_reporters.pictures import differences, marks_of
 
 if TYPE_CHECKING:
     from altcore.plugin import RunRecord
+    from altcore_reporters.page.plots import Look
     from altcore_reporters.pictures import Group
 
 MARKS = {
@@ -27,6 +29,8 @@ MARKS = {
     "warning": "warning",
     "degraded": "plugin disabled",
 }
+FINAL = ("bit_stall_final", "overflow_final", "flushed_final")
+"""Keys of the summary that are shares, as they were at the end."""
 EVENTS = 200
 """Most lines of what happened."""
 VALUES = 12
@@ -41,7 +45,9 @@ class Cell:
     key: str = ""
     """A number, or the text itself if empty."""
     url: str = ""
-    colour: int | None = None
+    look: Look | None = None
+    group: int | None = None
+    """The index of the group that its row is about."""
     is_number: bool = False
 
 
@@ -52,34 +58,60 @@ class Table:
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
 
+    def without_empty(self) -> Table:
+        """Return the table without columns of which nothing is known."""
+        kept = [i for i in range(len(self.head)) if any(row[i].text != NONE for row in self.rows)]
+        return Table([self.head[i] for i in kept], [[row[i] for i in kept] for row in self.rows])
 
-def runs_table(groups: Sequence[Group], colours: Mapping[int, int | None]) -> Table:
+
+def configurations_table(groups: Sequence[Group], looks: Sequence[Look]) -> Table:
+    """Return a row for each configuration, the lowest mean validation loss first."""
+    head = ("configuration", "runs", "learned", "validation loss", "lowest", "highest", "stalled",
+            "overflow", "flushed")  # fmt: skip
+    place = {id(group): i for i, group in enumerate(groups)}
+    rows = []
+    for outcome in outcomes(groups):
+        i, losses = place[id(outcome.group)], outcome.losses
+        summaries = [record.summary for record in outcome.group.records]
+        rates = [_mean(s.get(k) for s in summaries) for k in FINAL]
+        rows.append((
+            Cell(outcome.group.label, look=looks[i], group=i),
+            _number(len(summaries)),
+            _number(outcome.learned),
+            _loss(outcome.mean if losses else None),
+            _loss(min(losses, default=None)),
+            _loss(max(losses, default=None)),
+            *map(_share, rates),
+        ))  # fmt: skip
+    return Table(head, rows).without_empty()
+
+
+def runs_table(groups: Sequence[Group], looks: Sequence[Look]) -> Table:
     """Return a row for each run, by configuration, the lowest validation loss first."""
     place = {id(group): i for i, group in enumerate(groups)}
     head = ("configuration", "run", "seed", "verdict", "steps", "validation loss", "training loss",
             "stalled", "overflow", "flushed", "time")  # fmt: skip
     rows = []
     for outcome in outcomes(groups):
+        i = place[id(outcome.group)]
         for record in outcome.group.records:
             s = record.summary
             rows.append((
-                Cell(outcome.group.label, colour=colours.get(place[id(outcome.group)])),
+                Cell(outcome.group.label, look=looks[i], group=i),
                 Cell(record.name, url=record.url or ""),
                 _number(s.get("seed")),
                 Cell(str(s.get("verdict") or s.get("status") or NONE)),
                 _number(s.get("steps")),
-                _number(s.get("val_loss")),
-                _number(s.get("final_loss")),
-                _share(s.get("bit_stall_final")),
-                _share(s.get("overflow_final")),
-                _share(s.get("flushed_final")),
+                _loss(s.get("val_loss")),
+                _loss(s.get("final_loss")),
+                *(_share(s.get(key)) for key in FINAL),
                 Cell(duration(s.get("seconds")), _key(s.get("seconds")), is_number=True),
             ))  # fmt: skip
-    return Table(head, rows)
+    return Table(head, rows).without_empty()
 
 
 def differences_table(records: Sequence[RunRecord]) -> Table | None:
-    """Return the keys in which configurations differ, with the values and how many runs have each."""
+    """Return the keys in which configurations differ, and how many runs have each value."""
     rows = []
     for difference in differences(records):
         counts = Counter(difference.values).most_common()
@@ -172,6 +204,15 @@ def _pairs(value: Any) -> str:
 
 def _git(value: Any) -> str:
     return _pairs(value) if value else ""
+
+
+def _mean(values: Iterable[Any]) -> float | None:
+    known = [v for v in values if is_finite(v)]
+    return fmean(known) if known else None
+
+
+def _loss(value: Any) -> Cell:
+    return Cell(loss(value), _key(value), is_number=True)
 
 
 def _number(value: Any) -> Cell:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from altcore_reporters.page.words import NONE, duration, number, plural, share
+from altcore_reporters.page.words import NONE, duration, loss, number, plural, share
 
 if TYPE_CHECKING:
     from altcore.plugin import RunRecord
@@ -45,8 +45,16 @@ class Outcome:
     group: Group
     losses: Sequence[float]
     """Validation losses at the end, of the runs that have one."""
+    judged: int
+    """How many runs were evaluated."""
     learned: int
-    """How many learned."""
+    """How many of them learned."""
+
+    @property
+    def by_seed(self) -> dict[Any, float]:
+        """The losses by seed."""
+        summaries = [record.summary for record in self.group.records]
+        return {s.get("seed"): s["val_loss"] for s in summaries if is_finite(s.get("val_loss"))}
 
     @property
     def mean(self) -> float:
@@ -59,8 +67,9 @@ class Outcome:
         if not self.losses:
             return NONE
         if len(self.losses) == 1:
-            return number(self.losses[0])
-        return f"{number(self.mean)} ({number(min(self.losses))} to {number(max(self.losses))})"
+            return loss(self.losses[0])
+        low, high = min(self.losses), max(self.losses)
+        return f"{loss(self.mean)} ({loss(low)} to {loss(high)})"
 
 
 def outcomes(groups: Sequence[Group]) -> list[Outcome]:
@@ -69,7 +78,8 @@ def outcomes(groups: Sequence[Group]) -> list[Outcome]:
     for group in groups:
         summaries = [record.summary for record in group.records]
         losses = [s["val_loss"] for s in summaries if is_finite(s.get("val_loss"))]
-        found.append(Outcome(group, losses, sum(s.get("learned") is True for s in summaries)))
+        judged = [s["learned"] for s in summaries if s.get("learned") is not None]
+        found.append(Outcome(group, losses, len(judged), sum(judged)))
     return sorted(found, key=lambda outcome: outcome.mean)
 
 
@@ -107,10 +117,10 @@ def figures_of_run(record: RunRecord) -> list[Figure]:
     found = []
     if is_finite(s.get("val_loss")):
         entropy = _entropy(s)
-        note = "" if entropy is None else f"unigram entropy {number(entropy)}"
-        found.append(Figure(number(s["val_loss"]), "validation loss", note))
+        note = "" if entropy is None else f"unigram entropy {loss(entropy)}"
+        found.append(Figure(loss(s["val_loss"]), "validation loss", note))
     elif is_finite(s.get("final_loss")):
-        found.append(Figure(number(s["final_loss"]), "training loss", "nothing was evaluated"))
+        found.append(Figure(loss(s["final_loss"]), "training loss", "nothing was evaluated"))
     if is_finite(s.get("bit_stall_final")):
         note = {"stored": "of stored weights", "view": "of views: late, not lost"}
         found.append(
@@ -135,23 +145,23 @@ def figures_of_run(record: RunRecord) -> list[Figure]:
 
 def _loss_reason(summary: Mapping[str, Any]) -> list[str]:
     last, entropy = summary.get("evaluation") or {}, _entropy(summary)
-    loss = last.get("val_loss")
-    if loss is None:
+    value = last.get("val_loss")
+    if value is None:
         return []
     at = f"at step {last['step']}" if "step" in last else "at the end"
-    if not is_finite(loss):
+    if not is_finite(value):
         return [f"The validation loss {at} is not finite."]
     if entropy:
-        gap = loss / entropy - 1
+        gap = value / entropy - 1
         side = "above" if gap > 0 else "below"
         return [
-            f"The validation loss {at} is {number(loss)}, {share(abs(gap))} {side} the unigram "
-            f"entropy of the data ({number(entropy)})."
+            f"The validation loss {at} is {loss(value)}, {share(abs(gap))} {side} the unigram "
+            f"entropy of the data, {loss(entropy)}."
         ]
     first = (summary.get("first_evaluation") or {}).get("val_loss")
     if is_finite(first):
-        return [f"The validation loss went from {number(first)} to {number(loss)}."]
-    return [f"The validation loss {at} is {number(loss)}."]
+        return [f"The validation loss went from {loss(first)} to {loss(value)}."]
+    return [f"The validation loss {at} is {loss(value)}."]
 
 
 def _failure_reason(summary: Mapping[str, Any]) -> list[str]:
@@ -173,8 +183,7 @@ def _entropy(summary: Mapping[str, Any]) -> float | None:
 def verdict_of_runs(records: Sequence[RunRecord], groups: Sequence[Group]) -> Verdict:
     """Return the verdict on several runs: how many learned, and which configuration is best."""
     found = outcomes(groups)
-    learned, running = sum(o.learned for o in found), _with_status(records, UNFINISHED)
-    judged = [r for r in records if r.summary.get("learned") is not None]
+    learned, judged = sum(o.learned for o in found), [r for r in records if _is_judged(r)]
     parts = []
     if judged:
         parts.append(f"{learned} of {plural(len(judged), 'run')} learned")
@@ -186,16 +195,21 @@ def verdict_of_runs(records: Sequence[RunRecord], groups: Sequence[Group]) -> Ve
     if not parts:
         parts.append(f"{plural(len(records), 'run')}, and none was evaluated")
     reasons = [] if len(known) < 2 else [_lead(*known[:2])]
-    lost = [o for o in found if o.learned < sum(_is_judged(r) for r in o.group.records)]
-    if lost and learned:
-        reasons.append(f"Not every run learned of: {_some([o.group.label for o in lost])}.")
-    for status, word in (("collapsed", "collapsed"), ("failed", "failed"), (UNFINISHED, "")):
-        number_of = len(running) if status == UNFINISHED else len(_with_status(records, status))
-        if number_of:
-            what = f"{word}" if word else "not over"
-            is_one = "is " if status == UNFINISHED and number_of == 1 else ""
-            are = "are " if status == UNFINISHED and number_of > 1 else ""
-            reasons.append(f"{plural(number_of, 'run')} {is_one}{are}{what}.")
+    if learned:
+        none = [o for o in found if o.judged and not o.learned]
+        some = [o for o in found if 0 < o.learned < o.judged]
+        for of, word in ((none, "No run"), (some, "Only some runs")):
+            if of:
+                reasons.append(f"{word} learned of {_some([o.group.label for o in of])}.")
+    for status in ("collapsed", "failed", "interrupted", UNFINISHED):
+        count = sum(r.summary.get("status") == status for r in records)
+        if count:
+            word = (
+                ("is not over" if count == 1 else "are not over")
+                if status == UNFINISHED
+                else status
+            )
+            reasons.append(f"{plural(count, 'run')} {word}.")
     text = "; ".join(parts)
     return Verdict(f"{text[0].upper()}{text[1:]}.", reasons)
 
@@ -210,8 +224,8 @@ def figures_of_runs(records: Sequence[RunRecord], groups: Sequence[Group]) -> li
         figures.append(Figure(f"{learned} of {len(judged)}", "runs learned"))
     if len(found) > 1:
         best, worst = found[0], found[-1]
-        figures.append(Figure(number(best.mean), "lowest validation loss", best.group.label))
-        figures.append(Figure(number(worst.mean), "highest", worst.group.label))
+        figures.append(Figure(loss(best.mean), "lowest validation loss", best.group.label))
+        figures.append(Figure(loss(worst.mean), "highest", worst.group.label))
     collapsed = sum(bool(r.summary.get("collapses")) for r in records)
     figures.append(Figure(str(collapsed), "collapsed", "runs, also those that went on"))
     seeds = {r.summary.get("seed") for r in records}
@@ -220,17 +234,20 @@ def figures_of_runs(records: Sequence[RunRecord], groups: Sequence[Group]) -> li
 
 
 def _lead(best: Outcome, second: Outcome) -> str:
-    """Say whether the seeds tell the two lowest apart."""
-    gap = f"{number(second.mean - best.mean)} below {second.group.label}"
+    """Say whether the seeds tell the two lowest apart: in pairs where both have the same seeds."""
+    gap = f"That is {number(second.mean - best.mean, 3)} below {second.group.label}"
     if min(len(best.losses), len(second.losses)) < 2:
-        return f"That is {gap}; with one seed each, a small gap may be chance."
+        return f"{gap}; with one seed each, a small gap may be chance."
+    ours, others = best.by_seed, second.by_seed
+    if ours.keys() == others.keys() and len(ours) == len(best.losses):
+        lower = sum(ours[seed] < others[seed] for seed in ours)
+        if lower == len(ours):
+            return f"{gap}, and lower with each of {lower} seeds."
+        of = f"{lower} of {len(ours)} seeds"
+        return f"{gap}, but lower with only {of}: they do not tell the two apart."
     if max(best.losses) < min(second.losses):
-        return f"That is {gap}, and each of its seeds is below each of the other's."
-    return f"That is {gap}, but their seeds overlap: these runs do not tell the two apart."
-
-
-def _with_status(records: Sequence[RunRecord], status: str) -> list[RunRecord]:
-    return [r for r in records if r.summary.get("status") == status]
+        return f"{gap}, and each of its runs is below each of the other's."
+    return f"{gap}, but their runs overlap: they do not tell the two apart."
 
 
 def _is_judged(record: RunRecord) -> bool:

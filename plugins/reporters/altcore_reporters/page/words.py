@@ -30,19 +30,30 @@ def number(value: Any, digits: int = 4) -> str:
     return f"{value:.{digits}g}"
 
 
+def loss(value: Any) -> str:
+    """Return a loss; all have as many digits, so that they can be compared.
+
+    >>> loss(2.6999999), loss(11.0), loss(None)
+    ('2.700', '11.00', '–')
+    """
+    if not isinstance(value, int | float) or not 1e-3 <= abs(value) < 1e4:
+        return number(value)
+    return f"{value:.{max(0, 3 - math.floor(math.log10(abs(value))))}f}"
+
+
 def share(value: Any) -> str:
-    """Return a share as a percentage; only 0 and 1 themselves look like them.
+    r"""Return a share as a percentage; only 0 and 1 themselves look like them.
 
     >>> share(0.5), share(0.99999), share(1e-7), share(0), share(None)
-    ('50 %', 'over 99.99 %', 'under 0.01 %', '0 %', '–')
+    ('50\xa0%', 'over 99.99\xa0%', 'under 0.01\xa0%', '0\xa0%', '–')
     """
     if not isinstance(value, int | float):
         return NONE
     if 0 < value < 5e-5:
-        return "under 0.01 %"
+        return "under 0.01\u00a0%"
     if 0.99995 <= value < 1:
-        return "over 99.99 %"
-    return f"{number(100 * value, 3 if value < 0.995 else 4)} %"
+        return "over 99.99\u00a0%"
+    return f"{number(100 * value, 3 if value < 0.995 else 4)}\u00a0%"
 
 
 def plural(count: int, word: str) -> str:
