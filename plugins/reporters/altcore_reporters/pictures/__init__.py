@@ -4,13 +4,22 @@ The page draws them as SVG, `altcore_reporters.plot` with matplotlib. What was n
 there: no function here fills a gap.
 """
 
-from altcore_reporters.pictures.curves import Band, Curve, band_of, curve_of, thinned
+from altcore_reporters.pictures.curves import (
+    POINTS,
+    Band,
+    Curve,
+    band_of,
+    curve_of,
+    smoothed,
+    thinned,
+)
 from altcore_reporters.pictures.groups import Difference, Group, differences, grouped
 from altcore_reporters.pictures.layers import LAYER_MEASURES, HeatMap, heat_map, heat_maps
 from altcore_reporters.pictures.marks import Mark, marks_of
 
 __all__ = [
     "LAYER_MEASURES",
+    "POINTS",
     "Band",
     "Curve",
     "Difference",
@@ -24,5 +33,6 @@ __all__ = [
     "heat_map",
     "heat_maps",
     "marks_of",
+    "smoothed",
     "thinned",
 ]

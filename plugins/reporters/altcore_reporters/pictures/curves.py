@@ -56,11 +56,21 @@ def curve_of(record: RunRecord, key: str, limit: int | None = POINTS) -> Curve:
     return Curve(record.name, [steps[i] for i in kept], [values[i] for i in kept])
 
 
-def band_of(records: Sequence[RunRecord], key: str, limit: int | None = POINTS) -> Band:
-    """Return mean, least and greatest of a key over runs that repeat one another."""
+def band_of(
+    records: Sequence[RunRecord], key: str, limit: int | None = POINTS, window: int = 1
+) -> Band:
+    """Return mean, least and greatest of a key over runs that repeat one another.
+
+    Args:
+        records: the runs.
+        key: of metrics.jsonl.
+        limit: the most points to keep, see `thinned`; None for all.
+        window: how many points of a run are averaged first, see `smoothed`.
+    """
     at: dict[int, list[float]] = {}
     for record in records:
-        for step, value in zip(*_points(record, key), strict=True):
+        steps, values = _points(record, key)
+        for step, value in zip(steps, smoothed(values, window), strict=True):
             at.setdefault(step, []).append(value)
     steps = sorted(at)
     found = [[v for v in at[step] if math.isfinite(v)] for step in steps]
@@ -68,6 +78,28 @@ def band_of(records: Sequence[RunRecord], key: str, limit: int | None = POINTS) 
     lows, highs = _over(min, found), _over(max, found)
     kept = _kept(limit, lows, highs)
     return Band(*([column[i] for i in kept] for column in (steps, means, lows, highs)))
+
+
+def smoothed(values: Sequence[float], window: int) -> list[float]:
+    """Return the mean of the finite values around each one, NaN where it is NaN itself.
+
+    >>> smoothed([0.0, 3.0, math.nan, 1.0, 2.0], window=3)
+    [1.5, 1.5, nan, 1.5, 1.5]
+    """
+    if window < 2:
+        return list(values)
+    half, found = window // 2, []
+    # Sums up to each value, so that a window costs two look-ups, however wide it is.
+    sums, counts = [0.0], [0]
+    for value in values:
+        is_known = math.isfinite(value)
+        sums.append(sums[-1] + (value if is_known else 0.0))
+        counts.append(counts[-1] + is_known)
+    for i, value in enumerate(values):
+        low, high = max(0, i - half), min(len(values), i + half + 1)
+        mean = (sums[high] - sums[low]) / max(1, counts[high] - counts[low])
+        found.append(mean if math.isfinite(value) else math.nan)
+    return found
 
 
 def thinned(values: Sequence[float], limit: int = POINTS) -> list[int]:

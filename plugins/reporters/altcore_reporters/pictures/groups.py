@@ -126,7 +126,7 @@ def _exact(value: Any) -> str:
 def _word(value: Any) -> str:
     """Return a value of the configuration in a few letters."""
     if isinstance(value, Mapping) and value:
-        return str(value.get("name") or "given")
+        return _word(value.get("name") or "given")
     if value is None or value == [] or value == {}:
         return UNSET
     if isinstance(value, bool):
@@ -135,7 +135,7 @@ def _word(value: Any) -> str:
         return f"{value:.6g}"
     if isinstance(value, list | tuple):
         return ", ".join(_word(v) for v in value)
-    return str(value)
+    return str(value).removesuffix(".yaml")  # a recipe's file
 
 
 def _name(record: RunRecord, groups: int) -> str:

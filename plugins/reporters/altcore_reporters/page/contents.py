@@ -1,0 +1,314 @@
+"""What a page shows: chosen from the records, and ready for the template."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import evolve, frozen
+
+from altcore.plugin import METRICS
+from altcore_reporters.page import tables
+from altcore_reporters.page.axes import Axis, steps_axis
+from altcore_reporters.page.heat import Heat, heat_of
+from altcore_reporters.page.plots import COLOURS, DASHES, LABELLED, Look, Plot, Series, plot_of
+from altcore_reporters.page.verdict import (
+    UNFINISHED,
+    Figure,
+    Verdict,
+    figures_of_run,
+    figures_of_runs,
+    verdict_of_run,
+    verdict_of_runs,
+)
+from altcore_reporters.pictures import (
+    POINTS,
+    Group,
+    band_of,
+    curve_of,
+    grouped,
+    heat_maps,
+    marks_of,
+    smoothed,
+    thinned,
+)
+
+if TYPE_CHECKING:
+    from altcore.plugin import RunRecord
+
+BUDGET, FEWEST = 60_000, 100
+"""Points of all curves of a plot, and the fewest of one."""
+SMOOTH_FROM, WINDOW = 100, 40
+"""Points from which a noisy curve gets running means, each over one part of so many."""
+TALL = 6
+"""Labels beside a tall plot."""
+DIVERGED = 1.5
+"""Losses above so many times the first one are cut off."""
+
+RATES = (
+    ("stored_stall_rate", "Stalled updates of stored weights", "share of nonzero updates"),
+    (
+        "view_stall_rate",
+        "Stalled views of master weights",
+        "share of nonzero updates; late, not lost",
+    ),
+    ("overflow_rate", "Overflow", "share of quantized values"),
+    ("flushed_rate", "Flushed to zero", "share of quantized values"),
+)
+WHY_NOT = {
+    "stored_stall_rate": "no weights are stored on a grid",
+    "view_stall_rate": "no float32 master weights are quantized",
+    "overflow_rate": "every scale follows the largest magnitude, so nothing can overflow",
+    "flushed_rate": "nothing is quantized",
+}
+"""Why the core has no such rate."""
+LAYERED = 24
+"""Most configurations that are shown layer by layer."""
+STILL = 300.0
+"""Seconds without a line after which a run is not taken to go on."""
+LAYERS_BY = "bit-stall, ulp-stats and shadow"
+"""The plugins that measure by layer."""
+
+
+@frozen
+class Contents:
+    """A page."""
+
+    title: str
+    verdict: Verdict
+    figures: Sequence[Figure]
+    plots: Sequence[Plot]
+    legend: Sequence[tuple[str, Look, int]]
+    """Label, look and index of each group, if there are several."""
+    mark_kinds: Sequence[tuple[str, str]]
+    """The kinds of marks that are drawn, and what they mean."""
+    heats: Sequence[tuple[str, Sequence[Heat]]]
+    """Heat maps, by run."""
+    missing: Sequence[str]
+    """What was not measured."""
+    configurations: tables.Table | None
+    runs: tables.Table | None
+    differences: tables.Table | None
+    events: tables.Table | None
+    findings: Sequence[tuple[str, Sequence[Any]]]
+    """By plugin, lines and rows."""
+    configuration: tables.Table | None
+    provenance: tables.Table
+    command: str
+    reports: Sequence[str]
+    room: float
+    """Width of the labels beside the curves, in rem."""
+    is_running: bool
+    """Whether a run goes on, so that browsers load the page again."""
+
+
+def contents_of(records: Sequence[RunRecord]) -> Contents:
+    """Choose what a page on these runs shows."""
+    groups = grouped(records)
+    is_one = len(records) == 1
+    first = records[0]
+    looks, has_seeds = looks_of(groups), len(groups) < len(records)
+    plots, missing = _plots(records, groups, looks)
+    heats = _heats(groups)
+    if not heats and is_one:
+        missing.append(f"Layers by steps: the plugins {LAYERS_BY} measure them.")
+    kinds = {glyph.kind for plot in plots for glyph in plot.glyphs}
+    return Contents(
+        title=first.name if is_one else f"{len(records)} runs",
+        verdict=verdict_of_run(first) if is_one else verdict_of_runs(records, groups),
+        figures=figures_of_run(first) if is_one else figures_of_runs(records, groups),
+        plots=plots,
+        legend=[] if is_one else _legend(groups, looks),
+        mark_kinds=[(k, word) for k, word in tables.MARKS.items() if k in kinds],
+        heats=heats,
+        missing=missing,
+        configurations=tables.configurations_table(groups, looks)
+        if len(groups) < len(records)
+        else None,
+        runs=None if is_one else tables.runs_table(groups, looks),
+        differences=None if is_one else tables.differences_table(records),
+        events=tables.events_table(records),
+        findings=list((first.summary.get("findings") or {}).items()) if is_one else [],
+        configuration=tables.configuration_table(first.config) if is_one and first.config else None,
+        provenance=tables.provenance(first),
+        command=tables.command_of(first) if is_one else "",
+        reports=[r for r in first.reports if r.endswith(".md")] if is_one else [],
+        room=_room(plots),
+        is_running=any(map(is_running, records)),
+    )
+
+
+def _heats(groups: Sequence[Group]) -> list[tuple[str, list[Heat]]]:
+    """Return the heat maps of the first run of each configuration, with what they are of."""
+    if len(groups) > LAYERED:
+        return []
+    found = []
+    for group in groups:
+        record = group.records[0]
+        of = f"{group.label}, {record.name}" if len(groups) > 1 else record.name
+        found.append((of, [heat_of(picture) for picture in heat_maps(record)]))
+    return [(of, pictures) for of, pictures in found if pictures]
+
+
+def _plots(
+    records: Sequence[RunRecord], groups: Sequence[Group], looks: Sequence[Look]
+) -> tuple[list[Plot], list[str]]:
+    """Return the plots, which share the axis of steps, and why some are not there."""
+    steps = [line["step"] for r in records for line in (*r.metrics[:1], *r.metrics[-1:])]
+    if not steps:
+        return [], ["Nothing was recorded."]
+    x, unit = steps_axis([min(steps), max(steps)]), _unit(records)
+    draw = Drawing(groups, looks, max(FEWEST, min(POINTS, BUDGET // len(records))))
+    if len(records) == 1:
+        found = [_loss_of_one(records[0], x, unit)]
+    else:
+        val, loss = draw("val_loss", has_dots=True), draw("loss", has_marks=True, is_smooth=True)
+        top, level = _top(records, "val_loss"), _entropy(records)
+        found = [
+            plot_of("val", "Validation loss", unit, val, x, top=top, level=level, height=TALL),
+            plot_of("loss", "Training loss", unit, loss, x, top=_top(records, "loss"), height=TALL),
+        ]
+    missing = []
+    for key, title, what in RATES:
+        plot = plot_of(key, title, what, draw(key), x, is_share=True)
+        if plot is None:
+            missing.append(f"{title}: {WHY_NOT[key]}.")
+        found.append(plot)
+    norm = draw("grad_norm", is_smooth=True)
+    found.append(plot_of("grad_norm", "Gradient norm", "before clipping", norm, x, may_be_log=True))
+    return [plot for plot in found if plot is not None], missing
+
+
+@frozen
+class Drawing:
+    """Makes the series of a key, for all runs."""
+
+    groups: Sequence[Group]
+    looks: Sequence[Look]
+    limit: int
+    """Points of a curve."""
+
+    @property
+    def has_bands(self) -> bool:
+        """Whether runs that differ in their seed only are one band."""
+        return len(self.groups) <= LABELLED
+
+    def __call__(
+        self, key: str, *, has_dots: bool = False, has_marks: bool = False, is_smooth: bool = False
+    ) -> list[Series]:
+        """Return the series of a key of the metrics."""
+        found = []
+        for i, (group, look) in enumerate(zip(self.groups, self.looks, strict=True)):
+            several = [group.records] if self.has_bands else [[r] for r in group.records]
+            for records in several:
+                label = group.label
+                if len(records) < len(group.records):
+                    label += f", {records[0].name}"
+                marks = [m for r in records for m in marks_of(r)] if has_marks else []
+                made = series_of(records, key, self.limit, is_smooth=is_smooth and self.has_bands)
+                found.append(
+                    evolve(made, label=label, look=look, group=i, has_dots=has_dots, marks=marks)
+                )
+        return found
+
+
+def series_of(
+    records: Sequence[RunRecord], key: str, limit: int, *, is_smooth: bool = False
+) -> Series:
+    """Return the curve of one run, or the band of several, for a key of the metrics."""
+    whole = curve_of(records[0], key, None)
+    number = len(whole.values)
+    window = number // WINDOW if is_smooth and number >= SMOOTH_FROM else 1
+    if len(records) > 1:
+        band = band_of(records, key, limit, window)
+        return Series("", Look(), band.steps, band.means, band.lows, band.highs)
+    kept = thinned(whole.values, limit)
+    made = Series("", Look(), [whole.steps[i] for i in kept], [whole.values[i] for i in kept])
+    if window == 1:
+        return made
+    means = smoothed(whole.values, window)
+    kept = thinned(means, limit // 2)
+    return evolve(made, smooth=([whole.steps[i] for i in kept], [means[i] for i in kept]))
+
+
+def _loss_of_one(record: RunRecord, x: Axis, unit: str) -> Plot | None:
+    training = series_of([record], "loss", POINTS, is_smooth=True)
+    validation = series_of([record], "val_loss", POINTS)
+    series = [
+        evolve(training, label="training", marks=marks_of(record)),
+        evolve(validation, label="validation", look=Look(0), has_dots=True, group=1),
+    ]
+    top, level = _top([record], "loss"), _entropy([record])
+    return plot_of("loss", "Loss", unit, series, x, top=top, level=level, height=TALL)
+
+
+def looks_of(groups: Sequence[Group]) -> list[Look]:
+    """Return a look for each group.
+
+    Each has its own colour, or if there are too many, that of its format, and dashes by the rest
+    of what sets it apart.
+    """
+    if len(groups) <= COLOURS:
+        return [Look(i) for i in range(len(groups))]
+    formats = [str(g.records[0].summary.get("format")) for g in groups]
+    known = list(dict.fromkeys(formats))
+    if not 1 < len(known) <= COLOURS:
+        return [Look()] * len(groups)
+    rest = [tuple(v for k, v in g.values.items() if k != "format") for g in groups]
+    others = list(dict.fromkeys(rest))
+    has_dashes = len(others) <= DASHES and len(groups) <= LABELLED
+    return [
+        Look(known.index(f), others.index(r) if has_dashes else 0)
+        for f, r in zip(formats, rest, strict=True)
+    ]
+
+
+def _legend(groups: Sequence[Group], looks: Sequence[Look]) -> list[tuple[str, Look, int]]:
+    """Return label, look and index of each group, or, if they are too many, of each format."""
+    if len(groups) <= LABELLED:
+        return [(g.label, look, i) for i, (g, look) in enumerate(zip(groups, looks, strict=True))]
+    by_format = {
+        str(g.records[0].summary.get("format")): look for g, look in zip(groups, looks, strict=True)
+    }
+    return [(f, look, -1) for f, look in by_format.items()] if looks[0].colour is not None else []
+
+
+def _room(plots: Sequence[Plot]) -> float:
+    longest = max((len(series.label) for plot in plots for _, series in plot.labels), default=0)
+    return min(11.0, 1.0 + 0.5 * longest) if longest else 0.0
+
+
+def is_running(record: RunRecord) -> bool:
+    """Whether a run goes on: it is not over, and its record grew a short time ago."""
+    if record.summary.get("status") != UNFINISHED or record.directory is None:
+        return False
+    try:
+        return time.time() - (record.directory / METRICS).stat().st_mtime < STILL
+    except OSError:
+        return False
+
+
+def _unit(records: Sequence[RunRecord]) -> str:
+    item = records[0].summary.get("item")
+    return f"per {item[:-1]}" if isinstance(item, str) and item.endswith("s") else ""
+
+
+def _entropy(records: Sequence[RunRecord]) -> tuple[float, str] | None:
+    found = {(r.summary.get("workload_facts") or {}).get("unigram_entropy") for r in records}
+    value = found.pop() if len(found) == 1 else None
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value), "unigram entropy"
+
+
+def _top(records: Sequence[RunRecord], key: str) -> float | None:
+    """Return where losses are cut off, so that one that diverged hides no other."""
+    firsts = [
+        line[key]
+        for r in records
+        for line in [next((x for x in r.metrics if isinstance(x.get(key), int | float)), None)]
+        if line is not None and math.isfinite(line[key])
+    ]
+    return DIVERGED * max(firsts) if firsts and max(firsts) > 0 else None
