@@ -1,8 +1,8 @@
 """What the configurations of runs have in common, and under which conditions they were made.
 
 Runs can be compared by format, or by optimizer, only if all else is the same. What else differs
-makes conditions, and each is called by the keys that differ. Diagnostics and reporters change no
-weight, so they do not count.
+makes conditions. Each is called by as few keys as tell it from the others, the first that do.
+Diagnostics and reporters change no weight, so they do not count.
 """
 
 from __future__ import annotations
@@ -66,14 +66,16 @@ def _conditions(
     records: Sequence[RunRecord], is_compared: Callable[[str, Flat], bool]
 ) -> list[str]:
     rest = [{k: v for k, v in own.items() if not is_compared(k, own)} for own in _flat(records)]
-    varying = _varying(rest)
-    return [
-        ", ".join(
-            f"{key.removeprefix('settings.')} {words[_text(own.get(key))]}"
-            for key, words in varying.items()
-        )
-        for own in rest
-    ]
+    labels: list[tuple[str, ...]] = [()] * len(rest)
+    for key, words in _varying(rest).items():
+        name = key.removeprefix("settings.")
+        longer = [
+            (*label, f"{name} {words[_text(own.get(key))]}")
+            for label, own in zip(labels, rest, strict=True)
+        ]
+        if len(set(longer)) > len(set(labels)):
+            labels = longer
+    return [", ".join(label) for label in labels]
 
 
 def _flat(records: Sequence[RunRecord]) -> list[Flat]:

@@ -1,6 +1,6 @@
 """Why a run failed, from what was measured in it.
 
-A run failed if it collapsed, if an error ended it, or if it went to its end and did not learn. Its
+A run failed if it collapsed, if it did not come to its end, or if it did and has not learned. Its
 *mode* follows from measurements where there are any, and says with which; a reason in words is all
 that is left otherwise.
 """
@@ -36,6 +36,8 @@ MOST = 0.5
 STALLED = 0.95
 """The share of lost updates from which on they are a cause: runs that learn lose up to 0.925."""
 STOCHASTIC = "stochastic"
+FAILED = ("collapsed", "stopped", "interrupted", "failed")
+"""Statuses of runs that did not come to their end. Some that did have not learned."""
 
 Line = Mapping[str, Any]
 
@@ -54,33 +56,33 @@ def failure_of(record: RunRecord) -> dict[str, Any] | None:
     """Return what is known of a run's failure, None if it did not fail or is not over.
 
     Returns:
-        format, run_id, state (altcore's status), collapse_step (NaN if no step collapsed), reason,
+        format, name, state (altcore's status), collapse_step (NaN if no step collapsed), reason,
         last_good_loss, grad_sparsity, failure_mode, mode_from, evidence and source.
     """
     own = record.summary
-    collapse = next((e for e in record.events if e["event"] == "collapse"), None)
-    step, reason = own.get("failure_step"), own.get("failure_reason")
-    if own.get("collapses"):
-        first = own["collapses"][0]
-        step, reason = first["step"], first["reason"]
-    elif own.get("status") == "failed":
-        reason = own.get("error")
-    elif own.get("status") in ("finished", "stopped") and own.get("learned") is False:
-        reason = "; ".join(x for x in (_unlearned(own), own.get("stop_reason")) if x)
+    status, collapses = own["status"], own["collapses"]
+    step = own["failure_step"]
+    if collapses:
+        step, reason = collapses[0]["step"], collapses[0]["reason"]
+    elif status in FAILED:
+        step = own["steps"] if step is None else step
+        reason = own["failure_reason"] or own["stop_reason"] or own["error"]
+    elif status == "finished" and own["learned"] is False:
+        reason = _unlearned(own)
     else:
         return None
+    collapse = next((e for e in record.events if e["event"] == "collapse"), None)
     sparsity = _sparsity(collapse)
     found = list(_findings(record, collapse, sparsity))
-    mode = found[0][0] if found else mode_of_reason(reason, sparsity)
     return {
-        "format": own.get("format") or record.config.get("format"),
-        "run_id": record.name,
-        "state": own.get("status"),
+        "format": own["format"] or "none",
+        "name": record.name,
+        "state": status,
         "collapse_step": math.nan if step is None else step,
         "reason": reason,
         "last_good_loss": _last_good(record, math.inf if step is None else step),
         "grad_sparsity": math.nan if sparsity is None else sparsity,
-        "failure_mode": mode,
+        "failure_mode": found[0][0] if found else mode_of_reason(reason, sparsity),
         "mode_from": FROM_MEASUREMENTS if found else FROM_REASON,
         "evidence": " ".join(text for _, text in found),
         "source": record.source,

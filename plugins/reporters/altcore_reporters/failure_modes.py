@@ -24,9 +24,9 @@ from altcore_reporters.frame_tables import (
     count,
     frame_table,
     head,
-    link,
     listed,
     rows_table,
+    run_link,
 )
 from altcore_reporters.markdown import text
 
@@ -113,7 +113,7 @@ def _one(row: dict[str, Any]) -> str:
     )
     why = row["evidence"] or f"{cell(row['reason'])}."
     mode = f"**{row['failure_mode']}**{known}{when}"
-    return f"{link(row['run_id'], row['run_url'])}: {mode}. {text(why)}"
+    return f"{run_link(row)}: {mode}. {text(why)}"
 
 
 def _powers(failures: pd.DataFrame, runs: pd.DataFrame | None) -> list[str]:

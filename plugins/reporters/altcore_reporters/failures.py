@@ -15,6 +15,7 @@ from altcore_reporters.failure_evidence import (
     failure_of,
     mode_of_reason,
 )
+from altcore_reporters.frames import run_id
 from altcore_reporters.markdown import is_finite, rate
 from altcore_reporters.original_reports import read_report
 
@@ -29,6 +30,7 @@ FAILED = ("crashed", "failed")
 """States of runs that did not come to their end."""
 COLUMNS = {
     "format": None,
+    "name": None,
     "run_id": None,
     "run_url": None,
     "state": None,
@@ -92,8 +94,8 @@ class FailureAnalyzer:
         """
         root = Path(checkpoint_dir)
         found = [read_report(p) for p in sorted(root.glob("*/failure_reports/*.md"))]
-        runs = (read_run(p.parent) for p in sorted(root.glob("*/config.yaml")))
-        return found + [failure for run in runs if (failure := failure_of(run))]
+        runs = [read_run(p.parent) for p in sorted(root.glob("*/config.yaml"))]
+        return found + self.from_records(runs).to_dict("records")
 
     def classify_failure_mode(self, reason: str | None, grad_sparsity: float | None = None) -> str:
         """Return the mode that a reason in words suggests.
@@ -114,8 +116,8 @@ class FailureAnalyzer:
     ) -> pd.DataFrame:
         """Return the failures of a frame and of local reports, each once.
 
-        A report belongs to the row with its ``run_id``, or else to the only row of its format if
-        it is also the only report of that format. It goes before the row, since it has the
+        A report belongs to the row with its run_id or name, or else to the only row of its format
+        if it is also the only report of that format. It goes before the row, since it has the
         measurements; the row fills what the report does not say. Reports without a row are added.
         """
         rows = wandb_failures.to_dict("records")
@@ -132,8 +134,13 @@ class FailureAnalyzer:
 
     def from_records(self, records: Iterable[RunRecord]) -> pd.DataFrame:
         """Return the failures of runs that were read, their modes from what was measured."""
-        found = ((failure_of(record), record.url) for record in records)
-        return _frame([{**failure, "run_url": url} for failure, url in found if failure], [])
+        found = ((record, failure_of(record)) for record in records)
+        rows = [
+            {**failure, "run_id": run_id(record), "run_url": record.url}
+            for record, failure in found
+            if failure
+        ]
+        return _frame(rows, [])
 
     def _with_mode(self, row: Mapping[str, Any]) -> dict[str, Any]:
         if _known(row.get("failure_mode")):
@@ -153,9 +160,9 @@ class FailureAnalyzer:
 def _belonging(
     row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], reports: Sequence[dict[str, Any]]
 ) -> dict[str, Any] | None:
-    names = {row.get("run_id"), row.get("run_name")} - {None}
+    names = {row.get("run_id"), row.get("name")} - {None}
     for report in reports:
-        if report.get("run_id") in names:
+        if names & {report.get("run_id"), report.get("name")}:
             return report
     fmt = row.get("format")
     same = [r for r in reports if r.get("format") == fmt]

@@ -23,10 +23,10 @@ from altcore_reporters.frame_tables import (
     frame_table,
     head,
     interval_text,
-    link,
     listed,
     p_text,
     rows_table,
+    run_link,
 )
 from altcore_reporters.markdown import text
 
@@ -47,7 +47,16 @@ RESULTS = (
     "best_loss",
     STALL,
 )
-FAILURES = (CONDITION, "format", "run_id", "state", "collapse_step", "reason", "failure_mode")
+FAILURES = (
+    CONDITION,
+    "format",
+    "name",
+    "run_id",
+    "state",
+    "collapse_step",
+    "reason",
+    "failure_mode",
+)
 WORDS = {LOSS: "final loss", VAL_LOSS: "validation loss"}
 NO_CONCLUSION = "the numbers allow no conclusion"
 
@@ -57,6 +66,7 @@ def format_comparison(
     sweet_spot: str | None,
     failures: pd.DataFrame | None = None,
     layer_metrics: pd.DataFrame | None = None,
+    left_out: Sequence[str] = (),
 ) -> str:
     """Return the report as Markdown.
 
@@ -66,6 +76,7 @@ def format_comparison(
         sweet_spot: what `FormatComparator.identify_sweet_spot` returned.
         failures: as `FailureAnalyzer` returns them; from ``df`` if None.
         layer_metrics: a row a layer and run, as for `FormatComparator.compare_by_layer_type`.
+        left_out: runs that are not in ``df``, since no other format shares their configuration.
     """
     if not len(df):
         return "\n\n".join([*head(TITLE, "no run"), "No data: there is no run to compare."]) + "\n"
@@ -79,6 +90,9 @@ def format_comparison(
     conclusions = [_of_lead(found) for found in leads.get(decides, [])]
     parts = [
         *head(TITLE, f"{count(len(df), 'run')} of {count(formats, 'format')}"),
+        f"Left out, since no other format shares their configuration: {listed(left_out)}."
+        if left_out
+        else "",
         "## Summary",
         _sweet_spot(leads.get(decides, []), sweet_spot),
         bullets(conclusions),
@@ -94,7 +108,7 @@ def format_comparison(
         "## Conclusions",
         bullets([*conclusions, *_of_failures(df, failures)] or [f"None: {NO_CONCLUSION}."]),
         "## Runs",
-        bullets(link(r.get("run_id"), r.get("run_url")) for r in df.to_dict("records")),
+        bullets(map(run_link, df.to_dict("records"))),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 

@@ -93,10 +93,13 @@ def count(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
-def link(name: Any, url: Any) -> str:
-    """Return a link to a web page, or the name alone if there is none."""
+def run_link(row: Mapping[str, Any]) -> str:
+    """Return the name of a frame's run, or its id, as a link to its page if it has one."""
+    named = [row.get("name"), row.get("run_id")]
+    name = next((cell(n) for n in named if isinstance(n, str)), NOT_KNOWN)
+    url = row.get("run_url")
     is_web = isinstance(url, str) and urlsplit(url).scheme in ("http", "https")
-    return f"[{text(name)}]({quote(url, safe=':/?#=&%+~@,;')})" if is_web else text(name)
+    return f"[{name}]({quote(url, safe=':/?#=&%+~@,;')})" if is_web else name
 
 
 def head(title: str, about: str) -> list[str]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from altcore_reporters.frames import run_id
 from altcore_reporters.markdown import is_finite
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def layer_frame(records: Iterable[RunRecord], measures: Sequence[str] = MEASURES
             lines = [x for x in record.steps if any(k.startswith(prefix) for k in x)]
             for layer, value in _means(lines[-max(1, math.ceil(len(lines) / 10)) :], prefix):
                 found.setdefault(layer, {})[measure] = value
-        about = {"run_id": record.name, "format": record.summary.get("format")}
+        about = {"run_id": run_id(record), "format": record.summary["format"] or "none"}
         rows += [{**about, "layer": layer, **values} for layer, values in found.items()]
     known = [m for m in measures if any(m in row for row in rows)]
     return pd.DataFrame(rows, columns=["run_id", "format", "layer", *known])

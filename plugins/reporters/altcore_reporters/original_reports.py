@@ -33,7 +33,7 @@ _RATES = {
 def read_report(path: Path) -> dict[str, Any]:
     """Return what a report says: format, step and reason of the collapse, losses and rates.
 
-    What it does not say is None or NaN. ``run_id`` is the name of the run's folder.
+    What it does not say is None or NaN. ``name`` is that of the run's folder.
     """
     text = path.read_text(encoding="utf-8", errors="replace")
     cells = dict(re.findall(r"^\| *([^|\n]+?) *\| *([^|\n]*?) *\|[ \t]*$", text, re.MULTILINE))
@@ -41,7 +41,7 @@ def read_report(path: Path) -> dict[str, Any]:
     reason = cells.get("Collapse Reason")
     found = {
         "format": cells.get("Format"),
-        "run_id": path.parent.parent.name,
+        "name": path.parent.parent.name,
         "state": "crashed",
         "collapse_step": _number(cells.get("Collapse Step")),
         "reason": reason,
