@@ -1,0 +1,234 @@
+"""How formats compare: rankings, and what the numbers allow to conclude.
+
+A *contender* is a format under one condition: whatever else is the same in all runs that are
+compared, such as recipe and learning rate. Formats are ranked and compared within a condition only.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from altcore.plugin import BadInput, nearest
+from altcore_reporters.intervals import Interval, Values, difference, flat, holm, interval_of
+from altcore_reporters.layer_types import TYPES, layer_type
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FINISHED = "finished"
+CONDITION = "condition"
+"""The column that says under which condition a run was made; without it, all were under one."""
+LAYER_COLUMNS = ("layer", "layer_name", "name")
+ALPHA = 0.05
+"""Below which a corrected p makes two formats distinguishable."""
+
+
+@frozen
+class Rival:
+    """Another format, held against the one with the best mean."""
+
+    format: str
+    change: Interval
+    """Its metric minus the leader's."""
+    p: float
+    """As in `change`, corrected by Holm for the number of rivals."""
+
+    @property
+    def is_distinguishable(self) -> bool:
+        """Whether the numbers tell it from the leader."""
+        return self.change.excludes_zero and self.p < ALPHA
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the two have the same metric in every seed."""
+        return self.change.low == self.change.high == 0
+
+
+@frozen
+class Lead:
+    """The format with the best mean under a condition, and its rivals, best first."""
+
+    condition: str
+    format: str
+    metric: str
+    mean: float
+    runs: int
+    rivals: tuple[Rival, ...]
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the numbers allow to call it the best: they tell it from every other."""
+        return bool(self.rivals) and all(r.is_distinguishable for r in self.rivals)
+
+
+class FormatComparator:
+    """Compares the formats of a frame of runs.
+
+    Args:
+        df: a row a run, as `ExperimentDataLoader.get_format_comparison_runs` returns it. Needed are
+            ``format`` and the metrics asked for; ``state``, ``seed`` and ``condition`` are used if
+            they are there.
+    """
+
+    def __init__(self, df: pd.DataFrame) -> None:
+        self.df = df
+        self._check("format")
+
+    @cached_property
+    def finished(self) -> FormatComparator:
+        """The same of the finished runs only."""
+        if "state" not in self.df:
+            return self
+        return FormatComparator(self.df[self.df["state"] == FINISHED])
+
+    @cached_property
+    def conditions(self) -> dict[str, pd.DataFrame]:
+        """The runs by condition, in the order in which they come."""
+        return by_condition(self.df)
+
+    def rank_by_metric(self, metric: str, ascending: bool = True) -> pd.DataFrame:
+        """Return the formats, the best mean first.
+
+        Args:
+            metric: a column.
+            ascending: whether the lowest is the best.
+
+        Returns:
+            rank, format, the metric's mean over the runs that have it, its 95 % interval (low,
+            high), runs; with several conditions, condition first, and ranks within each. Equal
+            means share a rank. A format without the metric comes last and has no rank. A rank
+            alone does not say that two formats differ: `lead` does.
+
+        Raises:
+            BadInput: if there is no such column.
+        """
+        import pandas as pd
+
+        self._check(metric)
+        rows = []
+        for condition, own in self.conditions.items():
+            found = [(fmt, interval_of(flat(v))) for fmt, v in values_by_seed(own, metric).items()]
+            means = pd.Series([i.mean for _, i in found], dtype=float)
+            ranks = means.rank(method="min", ascending=ascending).astype("Int64")
+            for rank, (fmt, i) in zip(ranks, found, strict=True):
+                rows.append((condition, rank, fmt, i.mean, i.low, i.high, i.n))
+        head = [CONDITION, "rank", "format", metric, "low", "high", "runs"]
+        made = pd.DataFrame(rows, columns=head).astype({"rank": "Int64"})
+        order = {c: i for i, c in enumerate(self.conditions)}
+        made = made.sort_values(
+            [CONDITION, "rank"],
+            key=lambda column: column.map(order) if column.name == CONDITION else column,
+            kind="stable",
+            ignore_index=True,
+        )
+        return made if len(order) > 1 else made.drop(columns=CONDITION)
+
+    def lead(self, metric: str = "final_loss", ascending: bool = True) -> list[Lead]:
+        """Return, for each condition, the format with the best mean, held against the others.
+
+        Formats without the metric are left out, and so are conditions where no format has it.
+        """
+        self._check(metric)
+        found = []
+        for condition, own in self.conditions.items():
+            values = {f: v for f, v in values_by_seed(own, metric).items() if v}
+            if not values:
+                continue
+            sign = 1 if ascending else -1
+            ordered = sorted(values, key=lambda f: sign * interval_of(flat(values[f])).mean)
+            best, *others = ordered
+            changes = [difference(values[best], values[f]) for f in others]
+            ps = holm([c.p for c in changes])
+            rivals = tuple(Rival(*row) for row in zip(others, changes, ps, strict=True))
+            mean = interval_of(flat(values[best]))
+            found.append(Lead(condition, best, metric, mean.mean, mean.n, rivals))
+        return found
+
+    def identify_sweet_spot(self, exclude_crashed: bool = True) -> str | None:
+        """Return the format with the lowest mean final loss, under whichever condition.
+
+        Args:
+            exclude_crashed: whether only finished runs count.
+
+        Returns:
+            The format's name, None if no run has a final loss. Whether the numbers tell it from
+            the others is said by `lead`, and by the report.
+        """
+        leads = (self.finished if exclude_crashed else self).lead()
+        return min(leads, key=lambda found: found.mean).format if leads else None
+
+    def compute_improvement(
+        self, baseline_format: str, test_format: str, metric: str = "final_loss"
+    ) -> float:
+        """Return by how many percent the mean of ``test_format`` is below that of the baseline.
+
+        Finished runs only. Below 0, the test is worse. The mean over the conditions that have
+        both; NaN if there is none, or the baseline is 0.
+        """
+        self._check(metric)
+        found = []
+        for own in self.finished.conditions.values():
+            values = values_by_seed(own, metric)
+            base, test = (
+                interval_of(flat(values.get(f, {}))).mean for f in (baseline_format, test_format)
+            )
+            if base and math.isfinite(base) and math.isfinite(test):
+                found.append((base - test) / abs(base) * 100)
+        return math.fsum(found) / len(found) if found else math.nan
+
+    def compare_by_layer_type(self, layer_metrics_df: pd.DataFrame) -> pd.DataFrame:
+        """Return the means of layers' metrics by the part of the model that they are in.
+
+        Args:
+            layer_metrics_df: a row a layer: its name in the column ``layer``, ``layer_name`` or
+                ``name``, otherwise as the index, and any numeric columns. With ``condition`` and
+                ``format``, each of them is averaged by itself.
+
+        Returns:
+            condition and format if given, layer_type (attention, mlp, embedding, classifier, and
+            for other layers convolution, normalization, other), layers, and the metrics' means.
+        """
+        import pandas as pd
+
+        given = layer_metrics_df
+        column = next((c for c in LAYER_COLUMNS if c in given), None)
+        names = given.index if column is None else given[column]
+        keys = [k for k in (CONDITION, "format") if k in given]
+        rest = given.drop(columns=[c for c in (column, "seed") if c in given])
+        metrics = [c for c in rest.select_dtypes("number") if c not in keys]
+        made = rest[keys + metrics].assign(
+            layer_type=pd.Categorical([layer_type(str(n)) for n in names], TYPES, ordered=True),
+            layers=[str(n) for n in names],
+        )
+        grouped = made.groupby([*keys, "layer_type"], observed=True, sort=True)
+        means = grouped[metrics].mean()
+        means.insert(0, "layers", grouped["layers"].nunique())
+        return means.reset_index().astype({"layer_type": str})
+
+    def _check(self, column: str) -> None:
+        if column not in self.df:
+            known = [str(c) for c in self.df]
+            raise BadInput(f"the frame has no column {column!r}", meant=nearest(column, known))
+
+
+def by_condition(df: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """Return a frame's rows by condition, in the order in which these come."""
+    if CONDITION not in df:
+        return {"": df} if len(df) else {}
+    named = df[CONDITION].fillna("").astype(str)
+    return {str(c): own for c, own in df.groupby(named, sort=False)}
+
+
+def values_by_seed(df: pd.DataFrame, metric: str, column: str = "format") -> dict[str, Values]:
+    """Return the finite values of a metric, by what a column says and by seed."""
+    found: dict[str, dict[object, list[float]]] = {}
+    seeds = df["seed"] if "seed" in df else [None] * len(df)
+    for name, seed, value in zip(df[column], seeds, df[metric].astype(float), strict=True):
+        own = found.setdefault(str(name), {})
+        if math.isfinite(value):
+            own.setdefault(None if seed is None or seed != seed else seed, []).append(value)
+    return found

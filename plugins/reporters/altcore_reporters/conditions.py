@@ -1,0 +1,134 @@
+"""What the configurations of runs have in common, and under which conditions they were made.
+
+Runs can be compared by format, or by optimizer, only if all else is the same. What else differs
+makes conditions. Each is called by as few keys as tell it from the others, the first that do.
+Diagnostics and reporters change no weight, so they do not count.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from hashlib import sha256
+from importlib.metadata import entry_points
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from altcore.plugin import RunRecord
+
+# Names, paths and the record; what is saved, evaluated and logged changes no weight. Flat keys of
+# the original experiments among them, as their runs in W&B have them.
+_ABOUT_NOTHING = {
+    "name", "label", "run_name", "project", "tags", "runs_dir", "checkpoint_dir", "seed",
+    "no_plugins", "strict", "check_observers", "hook_timeout", "device",
+    "log_interval", "eval_interval", "evals_per_epoch", "eval_steps", "monitor", "monitor_mode",
+    "checkpoint_interval", "max_checkpoints", "keep_best", "snapshot_interval", "max_snapshots",
+    "original", "changes", "format_digests", "format_origins", "steps_per_epoch",
+    "log_bit_position", "manifold_mantissa_bits",
+}  # fmt: skip
+_FORMAT = {"format", "fp8_format"}
+_OPTIMIZER = {"optimizer", "use_manifold_aware", "manifold_max_stiffness"}
+
+Flat = dict[str, Any]
+
+
+def apart_from_format(records: Sequence[RunRecord]) -> list[str]:
+    """Return the condition of each run: in what it differs from others but format and seed."""
+    return _conditions(records, lambda key, _: key in _FORMAT)
+
+
+def apart_from_optimizer(records: Sequence[RunRecord]) -> list[str]:
+    """Return the condition of each run: in what it differs from others but optimizer and seed."""
+    return _conditions(records, _is_of_optimizer)
+
+
+def optimizers_of(records: Sequence[RunRecord]) -> list[str | None]:
+    """Return each run's optimizer, with those of its settings that are not the same in all."""
+    flat = _flat(records)
+    found: list[str | None] = []
+    for own in flat:
+        name = own.get("optimizer")
+        used = [f for f in flat if f.get("optimizer") == name]
+        shown = [
+            f"{key.rpartition('.')[2]}={words[_text(own.get(key))]}"
+            for key, words in _varying(used).items()
+            if key.startswith(f"settings.{name}.")
+        ]
+        found.append(None if name is None else " ".join([str(name), *shown]))
+    return found
+
+
+def _is_of_optimizer(key: str, own: Flat) -> bool:
+    return key in _OPTIMIZER or key.startswith(f"settings.{own.get('optimizer')}.")
+
+
+def _conditions(
+    records: Sequence[RunRecord], is_compared: Callable[[str, Flat], bool]
+) -> list[str]:
+    rest = [{k: v for k, v in own.items() if not is_compared(k, own)} for own in _flat(records)]
+    labels: list[tuple[str, ...]] = [()] * len(rest)
+    for key, words in _varying(rest).items():
+        name = key.removeprefix("settings.")
+        longer = [
+            (*label, f"{name} {words[_text(own.get(key))]}")
+            for label, own in zip(labels, rest, strict=True)
+        ]
+        if len(set(longer)) > len(set(labels)):
+            labels = longer
+    return [", ".join(label) for label in labels]
+
+
+def _flat(records: Sequence[RunRecord]) -> list[Flat]:
+    """Return the keys of each run that may change a weight, settings as ``settings.OWNER.key``."""
+    watching = _observers()
+    found: list[Flat] = []
+    for record in records:
+        own = {k: v for k, v in record.config.items() if k not in _ABOUT_NOTHING}
+        for owner, settings in own.pop("settings", {}).items():
+            if owner not in watching:
+                own |= {f"settings.{owner}.{k}": v for k, v in settings.items()}
+        if "plugins" in own:
+            own["plugins"] = [p for p in own["plugins"] if p not in watching]
+        found.append(own)
+    return found
+
+
+def _observers() -> set[str]:
+    """Return the names of the installed diagnostics and reporters."""
+    named = {
+        kind: {e.name for e in entry_points(group=f"altcore.{kind}")}
+        for kind in ("diagnostics", "reporters", "interventions")
+    }
+    return (named["diagnostics"] | named["reporters"]) - named["interventions"]
+
+
+def _varying(flat: Sequence[Flat]) -> dict[str, dict[str, str]]:
+    """Return the keys that have several values, in their order, with a word for each value."""
+    found = {}
+    for key in dict.fromkeys(k for own in flat for k in own):
+        values = {_text(own.get(key)): own.get(key) for own in flat}
+        if len(values) > 1:
+            words = {text: _word(value) for text, value in values.items()}
+            taken = list(words.values())
+            # Two recipes of one name are two recipes.
+            found[key] = {
+                text: word if taken.count(word) == 1 else f"{word} {_digest(text)}".strip()
+                for text, word in words.items()
+            }
+    return found
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, default=str)
+
+
+def _digest(text: str) -> str:
+    return sha256(text.encode()).hexdigest()[:6]
+
+
+def _word(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return str(value.get("name", "own")).removesuffix(".yaml")
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)

@@ -1,0 +1,276 @@
+"""The report that compares formats: what the numbers say, and when they say nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from altcore_reporters.comparison import (
+    ALPHA,
+    CONDITION,
+    FormatComparator,
+    Lead,
+    Rival,
+    by_condition,
+)
+from altcore_reporters.failures import FailureAnalyzer
+from altcore_reporters.frame_tables import (
+    Markdown,
+    bounds_text,
+    bullets,
+    cell,
+    count,
+    frame_table,
+    head,
+    interval_text,
+    listed,
+    p_text,
+    rows_table,
+    run_link,
+)
+from altcore_reporters.markdown import text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TITLE = "FP8 Format Comparison Report"
+LOSS, VAL_LOSS, STALL = "final_loss", "val_loss", "bit_stall_final"
+RESULTS = (
+    CONDITION,
+    "format",
+    "seed",
+    "state",
+    "learned",
+    "steps",
+    LOSS,
+    VAL_LOSS,
+    "best_loss",
+    STALL,
+)
+FAILURES = (
+    CONDITION,
+    "format",
+    "name",
+    "run_id",
+    "state",
+    "collapse_step",
+    "reason",
+    "failure_mode",
+)
+WORDS = {LOSS: "final loss", VAL_LOSS: "validation loss"}
+NO_CONCLUSION = "the numbers allow no conclusion"
+
+
+def format_comparison(
+    df: pd.DataFrame,
+    sweet_spot: str | None,
+    failures: pd.DataFrame | None = None,
+    layer_metrics: pd.DataFrame | None = None,
+    left_out: Sequence[str] = (),
+) -> str:
+    """Return the report as Markdown.
+
+    Args:
+        df: a row a run, as for `FormatComparator`. If all finished runs have a ``val_loss``, it
+            decides, since ``final_loss`` is the loss of a single batch.
+        sweet_spot: what `FormatComparator.identify_sweet_spot` returned.
+        failures: as `FailureAnalyzer` returns them; from ``df`` if None.
+        layer_metrics: a row a layer and run, as for `FormatComparator.compare_by_layer_type`.
+        left_out: runs that are not in ``df``, since no other format shares their configuration.
+    """
+    if not len(df):
+        return "\n\n".join([*head(TITLE, "no run"), "No data: there is no run to compare."]) + "\n"
+    if failures is None:
+        failures = FailureAnalyzer().extract_failures(df)
+    formats = df["format"].astype(str).nunique()
+    compared = FormatComparator(df).finished
+    metrics = [m for m in (LOSS, VAL_LOSS) if m in df and compared.df[m].notna().any()]
+    decides = VAL_LOSS if VAL_LOSS in metrics and compared.df[VAL_LOSS].notna().all() else LOSS
+    leads = {metric: compared.lead(metric) for metric in metrics}
+    conclusions = [_of_lead(found) for found in leads.get(decides, [])]
+    parts = [
+        *head(TITLE, f"{count(len(df), 'run')} of {count(formats, 'format')}"),
+        f"Left out, since no other format shares their configuration: {listed(left_out)}."
+        if left_out
+        else "",
+        "## Summary",
+        _sweet_spot(leads.get(decides, []), sweet_spot),
+        bullets(conclusions),
+        "## Results",
+        frame_table(_without_single_condition(df), RESULTS),
+        *_rankings(compared, leads),
+        *_between_conditions(compared, decides),
+        *_layer_types(compared, layer_metrics),
+        "## Failures",
+        frame_table(_without_single_condition(failures), FAILURES)
+        if len(failures)
+        else "No run failed.",
+        "## Conclusions",
+        bullets([*conclusions, *_of_failures(df, failures)] or [f"None: {NO_CONCLUSION}."]),
+        "## Runs",
+        bullets(map(run_link, df.to_dict("records"))),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+# ------------------------------------------------------------------------- what is concluded
+
+
+def _sweet_spot(leads: Sequence[Lead], sweet_spot: str | None) -> str:
+    """Name a format only if it is distinguishable from every other."""
+    if not leads:
+        return f"**No sweet spot**: no finished run has a loss, so {NO_CONCLUSION}."
+    clear = [found for found in leads if found.is_clear]
+    if clear:
+        named = "; ".join(
+            f"{text(f.format)}{f' ({text(f.condition)})' if f.condition else ''}" for f in clear
+        )
+        said = f"**Sweet spot: {named}**, by {WORDS[leads[0].metric]}."
+    else:
+        said = "**The numbers name no sweet spot.**"
+    if sweet_spot is not None and sweet_spot not in {found.format for found in clear}:
+        said += f" {text(sweet_spot)} has the lowest mean final loss of all."
+    return said
+
+
+def _of_lead(found: Lead) -> str:
+    """Say which format has the lowest mean, and from which others it can be told."""
+    where = f"{text(found.condition)}: " if found.condition else ""
+    name = text(found.format)
+    if not found.rivals:
+        return f"{where}only {name} has finished runs, so there is nothing to compare it with."
+    lowest = f"{where}{name} has the lowest mean {WORDS[found.metric]}, {cell(found.mean)}"
+    unknown = [r.format for r in found.rivals if r.change.n < 2]
+    if len(unknown) == len(found.rivals):
+        return f"{lowest}, but with one run of a format {NO_CONCLUSION}."
+    apart = [r.format for r in found.rivals if r.is_distinguishable]
+    same = [r.format for r in found.rivals if r.is_equal]
+    near = [
+        r.format
+        for r in found.rivals
+        if r.change.n > 1 and not r.is_distinguishable and not r.is_equal
+    ]
+    said = [f"{lowest}."]
+    if apart:
+        said.append(f"It is distinguishable from {listed(apart)}.")
+    if same:
+        said.append(f"It equals {listed(same)} in every seed.")
+    if near:
+        said.append(f"It is not distinguishable from {listed(near)}.")
+    if unknown:
+        said.append(f"Of {listed(unknown)} there is one run, which allows no conclusion.")
+    return " ".join(said)
+
+
+# --------------------------------------------------------------------------------- rankings
+
+
+def _rankings(compared: FormatComparator, leads: Mapping[str, Sequence[Lead]]) -> list[str]:
+    parts = [
+        "## Rankings",
+        "Of finished runs. Intervals are 95 % by Student's t over the seeds. Differences are "
+        "paired by seed where two formats share at least two seeds, and otherwise by Welch. Two "
+        "formats are distinguishable if the interval of their difference excludes 0 and its p, "
+        f"corrected by Holm for the number of rivals, is below {ALPHA:g}.",
+    ]
+    for metric in dict.fromkeys([LOSS, *leads]):
+        rivals = {(f.condition, r.format): r for f in leads.get(metric, ()) for r in f.rivals}
+        parts += [f"### By {WORDS[metric]}", _ranking(compared, metric, rivals)]
+    return [*parts, "### By bit stall", _ranking(compared, STALL, {}), _about_stall(compared.df)]
+
+
+def _ranking(
+    compared: FormatComparator, metric: str, rivals: Mapping[tuple[str, str], Rival]
+) -> str:
+    if metric not in compared.df or not compared.df[metric].notna().any():
+        return "No finished run has one."
+    rows = []
+    for own in compared.rank_by_metric(metric).to_dict("records"):
+        row = {k: own[k] for k in (CONDITION, "rank", "format", "runs") if k in own}
+        row[f"mean {metric}"] = bounds_text(own[metric], own["low"], own["high"])
+        if rivals:
+            condition = own.get(CONDITION) or next(iter(compared.conditions))
+            row |= _against_first(rivals.get((condition, own["format"])))
+        rows.append(row)
+    return rows_table(rows)
+
+
+def _against_first(rival: Rival | None) -> dict[str, str]:
+    if rival is None:
+        return dict.fromkeys(("minus the first", "by", "p (Holm)", "distinguishable"), "")
+    return {
+        "minus the first": interval_text(rival.change),
+        "by": rival.change.method,
+        "p (Holm)": p_text(rival.p),
+        "distinguishable": "yes" if rival.is_distinguishable else "no",
+    }
+
+
+def _about_stall(df: pd.DataFrame) -> str:
+    """Say what the rate is of. A low one is no success, and a high one no failure."""
+    kinds = df["bit_stall_of"].dropna().unique() if "bit_stall_of" in df else []
+    said = []
+    if len(kinds):
+        said.append(f"The rate is that of {listed(f'{kind} weights' for kind in kinds)}.")
+    if len(kinds) > 1:
+        said.append("The two are not comparable.")
+    said.append(
+        "It does not rank how well a format trains: the view of a float32 master weight follows "
+        "late, and a weight that is rounded stochastically stalls as often as it should."
+    )
+    return " ".join(said)
+
+
+def _between_conditions(compared: FormatComparator, metric: str) -> list[str]:
+    """Compare the conditions of each format, where there are several, as formats are compared."""
+    if len(compared.conditions) < 2 or metric not in compared.df:
+        return []
+    df = compared.df
+    swapped = FormatComparator(df.assign(**{CONDITION: df["format"], "format": df[CONDITION]}))
+    rows = [
+        {"format": found.condition, f"lowest {metric}": found.format, "against": rival.format}
+        | _against_first(rival)
+        for found in swapped.lead(metric)
+        for rival in found.rivals
+    ]
+    return ["## The same format under several conditions", rows_table(rows)] if rows else []
+
+
+def _layer_types(compared: FormatComparator, layer_metrics: pd.DataFrame | None) -> list[str]:
+    """Show a measure of the layers by the part of the model that they are in."""
+    if layer_metrics is None or not len(layer_metrics):
+        return []
+    found = compared.compare_by_layer_type(layer_metrics)
+    keys = [c for c in (CONDITION, "layer_type") if c in found]
+    parts = ["## By layer type", "Means over the layers of a type, at the end of the runs."]
+    for metric in found.columns.drop([*keys, "layers"]).drop("format", errors="ignore"):
+        wide = found.pivot(index=keys, columns="format", values=metric).dropna(how="all")
+        shown = wide.map(lambda x: Markdown(f"{x:.3g}") if x == x else None).reset_index()
+        parts += [f"### {text(metric)}", frame_table(shown, [*keys, *wide.columns])]
+    return parts
+
+
+# ------------------------------------------------------------------ failures and conditions
+
+
+def _of_failures(df: pd.DataFrame, failures: pd.DataFrame) -> Iterator[str]:
+    """Say which formats failed, and how often."""
+    runs = dict(_grouped(df))
+    for (condition, fmt), own in _grouped(failures):
+        where = f" under {text(condition)}" if condition else ""
+        of = count(len(runs.get((condition, fmt), own)), "run")
+        yield f"{text(fmt)} failed in {len(own)} of {of}{where}."
+
+
+def _grouped(df: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
+    return [
+        ((condition, str(fmt)), rows)
+        for condition, own in by_condition(df).items()
+        for fmt, rows in own.groupby(own["format"].astype(str), sort=False)
+    ]
+
+
+def _without_single_condition(df: pd.DataFrame) -> pd.DataFrame:
+    """Return a frame without the condition if all runs share one."""
+    is_single = CONDITION in df and df[CONDITION].nunique(dropna=False) < 2
+    return df.drop(columns=CONDITION) if is_single else df

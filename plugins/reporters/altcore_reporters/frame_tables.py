@@ -1,0 +1,108 @@
+"""Frames as Markdown tables, and intervals in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote, urlsplit
+
+from altcore_reporters.intervals import Interval
+from altcore_reporters.markdown import is_finite, rate, text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NOT_KNOWN = "n/a"
+
+
+class Markdown(str):
+    """Text that is Markdown already: a cell shows it as it is."""
+
+
+SHARES = ("bit_stall_final", "overflow_final", "grad_sparsity")
+"""Columns that are shown in percent."""
+
+
+def frame_table(df: pd.DataFrame, columns: Iterable[str]) -> str:
+    """Return those of the columns that a frame has as a Markdown table."""
+    kept = [c for c in columns if c in df]
+    return rows_table({c: row[c] for c in kept} for row in df.to_dict("records"))
+
+
+def rows_table(rows: Iterable[Mapping[str, Any]]) -> str:
+    """Return rows, which share their keys, as a Markdown table."""
+    import pandas as pd
+
+    shown = pd.DataFrame([{k: cell(v, k) for k, v in row.items()} for row in rows])
+    # Cells are text already: tabulate would make numbers of names such as 1E5.
+    return shown.to_markdown(index=False, disable_numparse=True)
+
+
+def cell(value: Any, column: str = "") -> str:
+    """Return a value as a table shows it: losses with four decimals, shares in percent."""
+    if isinstance(value, Markdown):
+        return value
+    if value is None or value != value:  # NaN, NaT and NA are not equal to themselves
+        return NOT_KNOWN
+    if is_finite(value) and not isinstance(value, bool):
+        if column in SHARES:
+            return rate(value)
+        is_whole = float(value).is_integer() and not column.endswith("loss")
+        return f"{value:.0f}" if is_whole else f"{value:.4f}"
+    return text(value)
+
+
+def bounds_text(mean: float, low: float, high: float, digits: int = 4) -> Markdown:
+    """Return a mean with its interval, or what is missing for one."""
+    if math.isnan(mean):
+        return Markdown(NOT_KNOWN)
+    if math.isinf(high):
+        return Markdown(f"{mean:.{digits}f} (one run)")
+    return Markdown(f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
+
+
+def interval_text(found: Interval, digits: int = 4) -> Markdown:
+    """Return an interval in words."""
+    return bounds_text(found.mean, found.low, found.high, digits)
+
+
+def p_text(p: float) -> str:
+    """Return a p value; only 0 itself looks like it."""
+    return "under 0.0001" if 0 < p < 5e-5 else cell(p)
+
+
+def bullets(lines: Iterable[str]) -> str:
+    """Return a Markdown list."""
+    return "\n".join(f"- {line}" for line in lines)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Return names as a sentence lists them."""
+    *first, last = map(text, names)
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def count(n: int, what: str) -> str:
+    """Return a number with a noun.
+
+    >>> count(1, "run"), count(2, "run")
+    ('1 run', '2 runs')
+    """
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def run_link(row: Mapping[str, Any]) -> str:
+    """Return the name of a frame's run, or its id, as a link to its page if it has one."""
+    named = [row.get("name"), row.get("run_id")]
+    name = next((cell(n) for n in named if isinstance(n, str)), NOT_KNOWN)
+    url = row.get("run_url")
+    is_web = isinstance(url, str) and urlsplit(url).scheme in ("http", "https")
+    return f"[{name}]({quote(url, safe=':/?#=&%+~@,;')})" if is_web else name
+
+
+def head(title: str, about: str) -> list[str]:
+    """Return a report's title, and the line that says when and of what it was made."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return [f"# {title}", f"Generated {now} from {about}."]

@@ -1,0 +1,81 @@
+"""`ReportGenerator`: the three reports of the original experiments, written into a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from altcore.plugin import BadInput, replace_text
+from altcore_reporters.failure_modes import failure_modes
+from altcore_reporters.format_comparison import format_comparison
+from altcore_reporters.manifold_comparison import manifold_comparison
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+class ReportGenerator:
+    """Writes reports on frames of runs into a folder, which it makes.
+
+    Each method takes the name of its file, writes it at once or not at all, and prints and returns
+    the absolute path. A frame without rows gives a report that says so.
+    """
+
+    def __init__(self, output_dir: str | Path = "reports") -> None:
+        self.output_dir = Path(output_dir)
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+
+    def generate_format_comparison(
+        self,
+        df: pd.DataFrame,
+        sweet_spot: str | None,
+        output_name: str = "format_comparison.md",
+        *,
+        failures: pd.DataFrame | None = None,
+        layer_metrics: pd.DataFrame | None = None,
+    ) -> str:
+        """Write the comparison of formats.
+
+        Args:
+            df: a row a run, as `ExperimentDataLoader.get_format_comparison_runs` returns it.
+            sweet_spot: what `FormatComparator.identify_sweet_spot` returned. The report names it
+                only if the numbers distinguish it from every other format.
+            output_name: the file's name.
+            failures: as `FailureAnalyzer` returns them; those of ``df`` if None.
+            layer_metrics: as for `FormatComparator.compare_by_layer_type`; no section if None.
+        """
+        return self._write(output_name, format_comparison(df, sweet_spot, failures, layer_metrics))
+
+    def generate_failure_modes(
+        self,
+        failure_df: pd.DataFrame,
+        output_name: str = "failure_modes.md",
+        *,
+        runs: pd.DataFrame | None = None,
+    ) -> str:
+        """Write the documentation of failures.
+
+        Args:
+            failure_df: a row a failure, as `FailureAnalyzer` returns them.
+            output_name: the file's name.
+            runs: a row a run, failed or not: what did not fail, and where E7M0 survived.
+        """
+        return self._write(output_name, failure_modes(failure_df, runs))
+
+    def generate_manifold_comparison(
+        self, df: pd.DataFrame, output_name: str = "manifold_comparison.md"
+    ) -> str:
+        """Write the comparison of manifold-aware and standard optimizers.
+
+        Args:
+            df: a row a run, as `ExperimentDataLoader.get_manifold_comparison_runs` returns it.
+            output_name: the file's name.
+        """
+        return self._write(output_name, manifold_comparison(df))
+
+    def _write(self, name: str, content: str) -> str:
+        if Path(name).name != name:
+            raise BadInput(f"{name!r} is not the name of a file", key="output_name")
+        path = str(replace_text(self.output_dir.resolve() / name, content))
+        print(path)
+        return path

@@ -1,0 +1,134 @@
+"""Means and their differences over seeds, with intervals by Student's t.
+
+Runs of one seed see the same batches and start from the same weights, so two contenders are
+compared seed by seed where at least two seeds are common (paired). Otherwise the two means are
+compared with Welch's degrees of freedom. One run says nothing about the next one: an interval that
+rests on fewer than two is infinite.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from attrs import frozen
+
+LEVEL = 0.95
+"""How sure an interval is."""
+PAIRED, WELCH = "paired", "Welch"
+
+Values = Mapping[object, Sequence[float]]
+"""A metric's finite values by seed; those whose seed is not known are under None."""
+
+
+@frozen
+class Interval:
+    """A mean, or a difference of two, with its interval."""
+
+    mean: float
+    low: float
+    high: float
+    p: float
+    """Two-sided probability of a mean as far from 0, were it 0; NaN if it cannot be told."""
+    n: int
+    """Seeds that were paired, or runs of the smaller side."""
+    method: str = ""
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the mean is told from 0."""
+        return self.low > 0 or self.high < 0
+
+    def scaled(self, factor: float) -> Interval:
+        """Return mean and interval times a factor."""
+        mean, *ends = (x * factor + 0.0 for x in (self.mean, self.low, self.high))  # no -0
+        return Interval(mean, min(ends), max(ends), self.p, self.n, self.method)
+
+
+def interval_of(values: Sequence[float]) -> Interval:
+    """Return the mean of some values with its interval, n - 1 degrees of freedom.
+
+    The mean of no value is NaN, and so is its interval. Equal values have one of no width.
+
+    >>> found = interval_of([1.0, 2.0, 3.0])
+    >>> round(found.low, 3), round(found.high, 3)
+    (-0.484, 4.484)
+    """
+    n = len(values)
+    mean = math.fsum(values) / n if n else math.nan
+    if n < 2:
+        return _unbounded(mean, n)
+    return _student(mean, _variance(values) / n, n - 1, n)
+
+
+def difference(first: Values, second: Values) -> Interval:
+    """Return the mean of the second minus that of the first, by seed if that is possible.
+
+    Several runs of one seed count as their mean.
+    """
+    known = [k for k in first if k is not None and k in second]
+    if len(known) > 1:
+        changes = [_mean(second[k]) - _mean(first[k]) for k in known]
+        found = interval_of(changes)
+        return Interval(found.mean, found.low, found.high, found.p, len(known), PAIRED)
+    a, b = flat(first), flat(second)
+    n = min(len(a), len(b))
+    mean = _mean(b) - _mean(a) if n else math.nan
+    if n < 2:
+        return _unbounded(mean, n, WELCH)
+    parts = [_variance(x) / len(x) for x in (a, b)]
+    spread = math.fsum(parts)
+    # Welch-Satterthwaite. Without any spread the degrees of freedom do not matter.
+    weights = [part**2 / (len(x) - 1) for part, x in zip(parts, (a, b), strict=True)]
+    degrees = spread**2 / math.fsum(weights) if math.fsum(weights) else n - 1
+    return _student(mean, spread, degrees, n, WELCH)
+
+
+def flat(values: Values) -> list[float]:
+    """Return the values of all seeds."""
+    return [x for own in values.values() for x in own]
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Return p values corrected for their number by Holm's step-down method (Holm 1979).
+
+    NaN stays NaN, and does not count.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    known = sorted((p, i) for i, p in enumerate(ps) if not math.isnan(p))
+    corrected, largest = list(ps), 0.0
+    for rank, (p, place) in enumerate(known):
+        largest = max(largest, min(1.0, p * (len(known) - rank)))
+        corrected[place] = largest
+    return corrected
+
+
+def _unbounded(mean: float, n: int, method: str = "") -> Interval:
+    """Return the interval of a mean of one value, or of none."""
+    half = math.inf if n else math.nan
+    return Interval(mean, -half, half, math.nan, n, method)
+
+
+def _student(
+    mean: float, squared_error: float, degrees: float, n: int, method: str = ""
+) -> Interval:
+    """Return an interval by Student's t, given the square of the mean's standard error."""
+    if squared_error == 0:
+        return Interval(mean, mean, mean, 1.0 if mean == 0 else 0.0, n, method)
+    from scipy.stats import t
+
+    error = math.sqrt(squared_error)
+    half = error * float(t.ppf((1 + LEVEL) / 2, degrees))
+    p = 2 * float(t.sf(abs(mean) / error, degrees))
+    return Interval(mean, mean - half, mean + half, p, n, method)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values)
+
+
+def _variance(values: Sequence[float]) -> float:
+    mean = _mean(values)
+    return math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)

@@ -1,0 +1,200 @@
+"""The report that holds manifold-aware optimizers against standard ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from attrs import evolve, frozen
+
+from altcore_reporters.comparison import ALPHA, CONDITION, FormatComparator, values_by_seed
+from altcore_reporters.frame_tables import (
+    bullets,
+    count,
+    frame_table,
+    head,
+    interval_text,
+    p_text,
+    rows_table,
+)
+from altcore_reporters.intervals import Interval, Values, difference, flat, holm, interval_of
+from altcore_reporters.markdown import text
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TITLE = "Manifold-Aware vs Standard Optimizer Comparison"
+METRICS = ("final_loss", "val_loss", "best_loss", "bit_stall_final")
+RESULTS = ("format", CONDITION, "optimizer", "seed", "state", *METRICS)
+HYPOTHESIS = (
+    "A step of a given size crosses many values of a format where its grid is fine, and none where "
+    "it is coarse. A manifold-aware optimizer measures steps in units of the grid's spacing at "
+    "each weight (its stiffness). If that helps, the loss and the share of stalled updates are "
+    "lower than with the standard optimizer, in the same format and on the same batches."
+)
+
+
+@frozen
+class Comparison:
+    """One metric of a manifold-aware optimizer, held against a standard one."""
+
+    format: str
+    condition: str
+    standard: str
+    manifold: str
+    metric: str
+    base: float
+    """The mean of the standard optimizer."""
+    change: Interval
+    """Manifold-aware minus standard: below 0 is better."""
+    p: float = math.nan
+    """As in `change`, corrected by Holm for the comparisons of this metric."""
+
+    @property
+    def improvement(self) -> Interval:
+        """By how many percent of the standard optimizer's mean the metric is lower."""
+        return self.change.scaled(-100 / abs(self.base) if self.base else math.nan)
+
+    @property
+    def where(self) -> str:
+        """The format, the condition and the two optimizers, for a sentence."""
+        condition = f" ({text(self.condition)})" if self.condition else ""
+        return (
+            f"{text(self.manifold)} against {text(self.standard)} in {text(self.format)}{condition}"
+        )
+
+    @property
+    def verdict(self) -> str:
+        """Which of the two is better, if the numbers allow to say."""
+        if self.change.n < 2:
+            return "no conclusion"
+        if not (self.change.excludes_zero and self.p < ALPHA):
+            return "not distinguishable"
+        return "better" if self.change.mean < 0 else "worse"
+
+
+def manifold_comparison(df: pd.DataFrame) -> str:
+    """Return the report as Markdown.
+
+    Args:
+        df: a row a run: optimizer, manifold_aware, and any of final_loss, val_loss, best_loss and
+            bit_stall_final; format, seed, state and condition are used if they are there. If all
+            finished runs have a ``val_loss``, it decides, since ``final_loss`` is the loss of a
+            single batch.
+    """
+    about = count(len(df), "run")
+    parts = [*head(TITLE, about if len(df) else "no run"), "## Hypothesis", HYPOTHESIS]
+    if not len(df):
+        return "\n\n".join([*parts, "## Results", "No data: there is no run to compare."]) + "\n"
+    if "format" not in df:
+        df = df.assign(format="E5M2")
+    found = compare(df)
+    deciding = [c for c in found if c.metric == _deciding(df)]
+    groups = {
+        verdict: [_sentence(c) for c in deciding if c.verdict == verdict]
+        for verdict in ("better", "worse", "not distinguishable", "no conclusion")
+    }
+    missing = [] if found else [_missing(df)]
+    parts += [
+        "## Results",
+        frame_table(df, RESULTS),
+        "## Difference",
+        *(_differences(found) if found else missing),
+        "## When the manifold-aware optimizer helps",
+        bullets(groups["better"]) or "Nowhere in these runs.",
+        "## When it does not",
+        bullets(groups["worse"] + groups["not distinguishable"]) or "Nowhere in these runs.",
+        "## Conclusions",
+        bullets([s for own in groups.values() for s in own] or missing),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def compare(df: pd.DataFrame) -> list[Comparison]:
+    """Return every comparison that the finished runs allow: those that differ in the optimizer."""
+    finished = FormatComparator(df).finished
+    found = []
+    for metric in (m for m in METRICS if m in df):
+        own = [
+            Comparison(
+                fmt,
+                condition,
+                base,
+                test,
+                metric,
+                interval_of(flat(a[base])).mean,
+                difference(a[base], b[test]),
+            )
+            for condition, runs in finished.conditions.items()
+            for fmt, rows in runs.groupby(runs["format"].astype(str), sort=False)
+            for a, b in [_sides(rows, metric)]
+            for base in a
+            for test in b
+            if a[base] and b[test]
+        ]
+        ps = holm([c.change.p for c in own])
+        found += [evolve(c, p=p) for c, p in zip(own, ps, strict=True)]
+    return found
+
+
+def _sides(df: pd.DataFrame, metric: str) -> list[dict[str, Values]]:
+    """Return a metric's values by optimizer, of the standard and of the manifold-aware ones."""
+    is_aware = df["manifold_aware"].fillna(False).astype(bool)
+    return [values_by_seed(df[own], metric, "optimizer") for own in (~is_aware, is_aware)]
+
+
+def _deciding(df: pd.DataFrame) -> str:
+    finished = FormatComparator(df).finished.df
+    return "val_loss" if "val_loss" in df and finished["val_loss"].notna().all() else "final_loss"
+
+
+def _differences(found: Sequence[Comparison]) -> Iterator[str]:
+    yield (
+        "Of finished runs; manifold-aware minus standard, so below 0 is better. Intervals are 95 % "
+        "by Student's t over the seeds, paired by seed where both have at least two, and otherwise "
+        "by Welch. The improvement is the same in percent of the standard optimizer's mean. p is "
+        "corrected by Holm for the comparisons of a metric."
+    )
+    yield rows_table(
+        {
+            "format": c.format,
+            **({CONDITION: c.condition} if any(x.condition for x in found) else {}),
+            "standard": c.standard,
+            "manifold-aware": c.manifold,
+            "metric": c.metric,
+            "mean difference": interval_text(c.change),
+            "improvement, %": interval_text(c.improvement, digits=2),
+            "by": c.change.method,
+            "seeds": c.change.n,
+            "p (Holm)": p_text(c.p),
+            "verdict": c.verdict,
+        }
+        for c in found
+    )
+
+
+def _sentence(c: Comparison) -> str:
+    """Say what one comparison shows."""
+    name = {"val_loss": "Validation loss", "final_loss": "Final loss"}[c.metric]
+    if c.verdict == "no conclusion":
+        change = f"{name} {interval_text(c.change)}"
+        return (
+            f"{c.where}: with one run of an optimizer, the numbers allow no conclusion. {change}."
+        )
+    better = interval_text(c.improvement, digits=2)
+    change = f"{name} {interval_text(c.change)}, an improvement by {better} percent"
+    return f"{c.where}: {c.verdict}. {change}."
+
+
+def _missing(df: pd.DataFrame) -> str:
+    """Say which side has no run."""
+    aware = df["manifold_aware"].fillna(False).astype(bool)
+    sides = {"standard": int((~aware).sum()), "manifold-aware": int(aware.sum())}
+    without = [name for name, n in sides.items() if not n]
+    if without:
+        return f"There is no run of a {without[0]} optimizer: the numbers allow no conclusion."
+    return (
+        "No finished run of a manifold-aware optimizer has a standard one of the same format and "
+        "condition: the numbers allow no conclusion."
+    )
