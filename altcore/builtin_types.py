@@ -69,6 +69,19 @@ def rounded(value: float, places: int = 4) -> str:
     return f"{value:.2g}" if is_small else f"{value:.{places}f}"
 
 
+def duration(seconds: float) -> str:
+    """Return a duration in seconds, minutes, hours or days.
+
+    >>> duration(59), duration(600), duration(7200), duration(3e5)
+    ('59 s', '10 min', '2.0 h', '3.5 d')
+    """
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172800 else f"{seconds / 86400:.1f} d"
+
+
 def misfit(value: Any, kind: type) -> str:
     """Return why nobody below Python can hold a number or text, or an empty text.
 

@@ -1,7 +1,7 @@
 """What is installed: entry points by kind, read from metadata without importing any plugin.
 
-Listing makes one pass over each distribution's ``entry_points.txt`` and the head of its
-``METADATA``. Loading is by name, on use, and every failure names the distribution and version.
+Listing makes one pass over each distribution's ``entry_points.txt``, and its ``METADATA`` if that
+names a plugin. Loading is by name, on use, and every failure names the distribution and version.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from altcore.errors import BadInput, described, nearest, with_article
+from altcore.plugin_help import read_help
 from altcore.signals import is_from_signal
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Entry(NamedTuple):
     summary: str
     value: str
     """Where it lies: ``module:attribute``."""
+    help: str = ""
+    """Its line in the distribution's README."""
 
     @property
     def is_family(self) -> bool:
@@ -144,7 +147,11 @@ def installed() -> Installed:
         if key in seen:
             continue
         seen.add(key)
-        found |= {Entry(point, kind, name, version, summary, at) for kind, point, at in points}
+        help_of = read_help(metadata)
+        found |= {
+            Entry(point, kind, name, version, summary, at, help_of.get(point, ""))
+            for kind, point, at in points
+        }
     ordered = sorted(found, key=lambda e: (KINDS.index(e.kind), *e))
     return Installed(tuple(ordered), tuple(sorted(set(problems))))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -96,3 +97,26 @@ def distribution(
     for module, text in modules.items():
         (folder / f"{module}.py").write_text(textwrap.dedent(text))
     return name
+
+
+LOADED = """
+from pathlib import Path
+def is_foreign(module):
+    file = getattr(module, "__file__", None) or ""
+    return "site-packages" in file or "altcore" in file
+found = {n.partition(".")[0] for n, m in sys.modules.items() if is_foreign(m)}
+print(sorted(found), file=sys.stderr)
+"""
+
+
+def imports(code: str, cwd: Path) -> set[str]:
+    """Return the packages that are not Python's own which a piece of code leaves imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\n{LOADED}"],
+        cwd=cwd,
+        env=environment([ROOT]),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return set(json.loads(done.stderr.splitlines()[-1].replace("'", '"')))

@@ -259,7 +259,7 @@ def test_no_command_is_documented_that_is_not_there():
 
 
 def test_options_of_every_command_are_documented():
-    """--debug and --version."""
+    """--debug, --log-json and --version."""
     for option in options_of(cli):
         assert f"`{option}`" in page("commands")
 
@@ -280,7 +280,7 @@ def test_commands_that_are_shown_exist(path):
             assert rest[0] in command.commands, line
             command = command.commands[rest[0]]
         for option in re.findall(r"--[a-z-]+", line):
-            assert option in options_of(command) | {"--help", "--debug"}, line
+            assert option in options_of(command) | {"--help", "--debug", "--log-json"}, line
 
 
 def anchors(path):

@@ -15,7 +15,7 @@ import click
 
 from altcore.cli.options import Group
 from altcore.cli.streams import drop_output, prepare_streams
-from altcore.cli.terminal import echo
+from altcore.cli.terminal import echo, logs_json, say
 from altcore.environment import PREFIX, unknown_variables
 from altcore.errors import PIPE_CLOSED, AltcoreError, described, text_of
 from altcore.registry import spare_torch
@@ -90,7 +90,8 @@ class LazyGroup(Group):
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="altcore")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
-def cli(debug: bool) -> None:
+@click.option("--log-json", is_flag=True, help="Write the log as JSON lines.")
+def cli(debug: bool, log_json: bool) -> None:
     """Does training survive in this number format, and if not, where does it break?"""
 
 
@@ -100,9 +101,13 @@ def main(arguments: list[str] | None = None) -> None:
     given = sys.argv[1:] if arguments is None else arguments
     # Accept it anywhere: people append it to the command that failed.
     debug = "--debug" in given
-    rest = [a for a in given if a != "--debug"]
+    if "--log-json" in given:
+        from altcore.cli.log import configure_json
+
+        configure_json()
+    rest = [a for a in given if a not in ("--debug", "--log-json")]
     for line in unknown_variables():
-        echo(f"altcore: {line}", err=True)
+        say(line)
     # The kernels say it to those who use altcore from Python.
     warnings.filterwarnings("ignore", message=f"the environment variable {PREFIX}")
     try:
@@ -117,7 +122,10 @@ def main(arguments: list[str] | None = None) -> None:
     except click.ClickException as error:
         if debug:
             traceback.print_exc()
-        error.show()
+        if logs_json():
+            say(error.format_message(), "error", exit_code=2)
+        else:
+            error.show()
         raise SystemExit(2) from None
     except AltcoreError as error:
         _leave(text_of(error), error.exit_code, debug)
@@ -145,12 +153,15 @@ def _where(error: BaseException) -> str:
 
 
 def _leave(message: str, code: int, debug: bool) -> None:
-    if debug:
+    facts: dict[str, Any] = {"exit_code": code}
+    if debug and logs_json():
+        facts["traceback"] = traceback.format_exc()
+    elif debug:
         traceback.print_exc()
-    # Print one line, even if a plugin's error or a file's name holds several.
+    # One line, even if a plugin's error or a file's name holds several.
     is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
     who = "altcore" if is_alone else f"altcore, rank {os.environ.get('RANK')}"
     with suppress(BrokenPipeError):
-        echo(f"{who}: {' '.join(message.splitlines())}", err=True)
+        say(message, "error", who, **facts)
     ending(code)
     raise SystemExit(code)

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from altcore.cli.options import AS_JSON, Group, once, print_json, runs_dir_option
-from altcore.cli.terminal import echo
+from altcore.cli.terminal import echo, say
 from altcore.errors import AltcoreError, BadInput
 
 KINDS = ("values", "masters", "codes")
@@ -173,5 +173,5 @@ def export(
     loaded = load(run, _chosen(best, latest, name), runs_dir=runs_dir)
     others = write(loaded, file, kind)
     for weight, why in others.items():
-        echo(f"altcore: {weight} is written as the model has it: {why}", err=True)
+        say(f"{weight} is written as the model has it: {why}")
     echo(f"{loaded.checkpoint.name} of {loaded.summary['name']}, as {kind}: {file}")

@@ -13,7 +13,7 @@ import click
 from altcore.builtin_types import digits
 from altcore.cli import options
 from altcore.cli.options import AS_JSON, Group, once, print_json, runs_dir_option, tell_left_out
-from altcore.cli.terminal import echo
+from altcore.cli.terminal import echo, say
 from altcore.errors import BadInput, described
 from altcore.formats import AnyFormat, BlockFormat, Format, get_format
 from altcore.registry import entries, load_family
@@ -144,7 +144,7 @@ def _left_out_if_broken(name: str) -> Iterator[None]:
         if is_from_signal(error):
             raise
         kind = "" if isinstance(error, BadInput) else f"format {name}: "
-        echo(f"altcore: {kind}{' '.join(described(error).splitlines())}: left out", err=True)
+        say(f"{kind}{described(error)}: left out")
 
 
 def _print_table(rows: list[dict[str, Any]]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from altcore.builtin_types import to_json
-from altcore.cli.terminal import echo
+from altcore.cli.terminal import echo, say
 from altcore.errors import BadInput, nearest
 from altcore.registry import left_out
 
@@ -101,7 +101,7 @@ def runs_dir_option(command: Any) -> Any:
 def tell_left_out(*, again: bool) -> None:
     """Name the distributions that are left out, on standard error; see `altcore.registry`."""
     for line in left_out(again=again):
-        echo(f"altcore: {line}", err=True)
+        say(line)
 
 
 STDOUT = "altcore.stdout"

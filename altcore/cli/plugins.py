@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import click
 
 from altcore.cli.options import AS_JSON, Group, once, print_json, tell_left_out
-from altcore.cli.terminal import echo
+from altcore.cli.terminal import echo, paragraph, title
 from altcore.errors import BadInput, described
 from altcore.registry import HOOK_KINDS, KINDS, Entry, entries, find, installed
 from altcore.signals import is_from_signal
@@ -33,6 +35,8 @@ def list_(kind: str | None, as_json: bool) -> None:
         {
             "name": e.name,
             "kind": e.kind,
+            "help": e.help,
+            "family": e.is_family,
             "distribution": e.distribution,
             "version": e.version,
             "summary": e.summary,
@@ -43,23 +47,29 @@ def list_(kind: str | None, as_json: bool) -> None:
     if as_json:
         print_json(rows)
     elif rows:
-        _table(rows)
+        _print_by_kind(rows)
     else:
         groups = " ".join(f"altcore-{k}s" for k in ([kind] if kind else KINDS))
         echo(f"nothing is installed; the first-party plugins come with: pip install {groups}")
 
 
-def _table(rows: list[dict[str, Any]]) -> None:
-    """Print a line for each plugin, then the summary of each distribution."""
-    columns = ("name", "kind", "distribution", "version")
-    width = {c: max(len(c), *(len(str(r[c])) for r in rows)) for c in columns}
-    for row in ({c: c for c in columns}, *rows):
-        echo("  ".join(f"{row[c]!s:<{width[c]}}" for c in columns).rstrip())
-        if row.get("duplicate"):
-            echo("  ^ claimed twice: using this name is an error until it is claimed once")
-    echo()
-    for name, summary in {r["distribution"]: r["summary"] for r in rows}.items():
-        echo(f"{name}: {summary or 'no summary'}")
+def _print_by_kind(rows: list[dict[str, Any]]) -> None:
+    """Print the plugins of each kind and distribution, with a line of help each."""
+    for kind, of_kind in groupby(rows, lambda row: row["kind"]):
+        flag = "plugin" if kind in HOOK_KINDS else kind
+        later = ", or altcore report NAME RUN" if kind == "reporter" else ""
+        title(f"{kind}s: altcore train --{flag} NAME{later}")
+        ordered = sorted(of_kind, key=lambda row: (row["distribution"], row["family"]))
+        for (name, version), own in groupby(ordered, itemgetter("distribution", "version")):
+            listed = list(own)
+            paragraph(f"{name} {version}: {listed[0]['summary'] or 'no summary'}")
+            width = max(len(row["name"]) for row in listed)
+            for row in listed:
+                text = f"{'family: ' * row['family']}{row['help']}"
+                paragraph(f"  {row['name']:<{width}}  {text}".rstrip(), indent=width + 4)
+                if row["duplicate"]:
+                    echo("  ^ claimed twice: using this name is an error until it is claimed once")
+        echo()
 
 
 @plugins.command()

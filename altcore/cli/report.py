@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from altcore.cli.options import names, once
-from altcore.cli.terminal import echo
+from altcore.cli.terminal import echo, say
 from altcore.errors import BadInput, PluginError, shown
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ def tell_differences(records: Sequence[RunRecord]) -> None:
         for change in compare(there, identity):
             if change.kind in ("data", "world_size", "platform"):
                 about = f"{change.what} is {change.text_before} in {first}"
-                echo(f"altcore: {about} and {change.text_now} in {name}", err=True)
+                say(f"{about} and {change.text_now} in {name}")
 
 
 def default_folder(records: Sequence[RunRecord]) -> Path:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
 import click
 
 from altcore.cli.options import AS_JSON, Group, print_json, runs_dir_option
-from altcore.cli.terminal import echo
+from altcore.cli.sparkline import sparkline
+from altcore.cli.terminal import echo, print_table, say
 from altcore.errors import BadInput
+
+CURVE = 12
+"""Characters of the curve of a loss."""
 
 
 @click.group(cls=Group)
@@ -22,7 +31,6 @@ def runs() -> None:
 @AS_JSON
 def list_(runs_dir: str, as_json: bool) -> None:
     """List the runs, oldest first."""
-    from altcore.cli.summary import number
     from altcore.runs import list_runs, summary_of
 
     rows = []
@@ -31,19 +39,31 @@ def list_(runs_dir: str, as_json: bool) -> None:
             rows.append(summary_of(path))
         except BadInput as error:
             # List the others all the same.
-            echo(f"altcore: {error}", err=True)
+            say(str(error))
     if as_json:
         print_json(rows)
         return
     if not rows:
         echo(f"no runs in {runs_dir}")
         return
-    width = max(4, *(len(r["name"]) for r in rows))
-    head = f"{'name':<{width}}  {'status':<11}  {'steps':>7}  validation loss  verdict"
-    echo(head)
-    for r in rows:
-        start = f"{r['name']:<{width}}  {r['status']:<11}  {r['steps']:>7}"
-        echo(f"{start}  {number(r['val_loss']):<15}  {r['verdict']}".rstrip())
+    now = time.time()
+    print_table(["name", "status", "ago", "steps", "loss", "best", "verdict"], rows_of(rows, now))
+
+
+def rows_of(summaries: Sequence[Mapping[str, Any]], now: float) -> list[list[str]]:
+    """Return the row of each run: how long ago it was written, its loss, its best validation."""
+    from altcore.cli.summary import ago, number
+    from altcore.runs import last_written, sample_losses
+
+    rows = []
+    for s in summaries:
+        path = Path(s["directory"])
+        written, best = last_written(path), s["best_val_loss"]
+        then = "" if written is None else ago(written, now)
+        loss = "" if best is None else number(best)
+        curve = sparkline(sample_losses(path, 4 * CURVE), CURVE)
+        rows.append([s["name"], s["status"], then, str(s["steps"]), curve, loss, s["verdict"]])
+    return rows
 
 
 @runs.command()
@@ -59,7 +79,27 @@ def show(name: str, runs_dir: str, as_json: bool) -> None:
     if as_json:
         print_json(summary)
     else:
-        print_summary(summary)
+        print_summary(summary, time.time())
+
+
+@runs.command()
+@click.argument("names", nargs=-1, metavar="RUN RUN...")
+@runs_dir_option
+@AS_JSON
+def compare(names: tuple[str, ...], runs_dir: str, as_json: bool) -> None:
+    """Show in what runs differ: outcome, configuration, environment."""
+    from altcore.cli.options import names as split
+    from altcore.cli.run_comparison import compared, print_comparison
+    from altcore.runs import find_run, read_run
+
+    found = split(names, "RUN")
+    if len(found) < 2:
+        raise BadInput("compare needs two runs or more; altcore runs list shows them")
+    comparison = compared([read_run(find_run(name, runs_dir)) for name in found])
+    if as_json:
+        print_json(comparison)
+    else:
+        print_comparison(comparison)
 
 
 @runs.command()

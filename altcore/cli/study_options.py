@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from altcore.cli.options import AS_JSON, once, print_json, tell_left_out
-from altcore.cli.terminal import echo
+from altcore.cli.terminal import echo, say
 from altcore.cli.train import FLAGS, overrides_of
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def asked(overrides: list[Override], rest: Mapping[str, Any]) -> Options:
     from altcore.study import Options
 
     configure()
-    return Options(overrides=overrides, tell=lambda line: echo(line, err=True), **rest)
+    return Options(overrides=overrides, tell=lambda line: say(line, "info"), **rest)
 
 
 def show(found: Mapping[str, Any], folder: Path, as_json: bool) -> None:
@@ -94,4 +94,4 @@ def show(found: Mapping[str, Any], folder: Path, as_json: bool) -> None:
     name = found["about"]["page"]
     page = folder / f"{name}.md"
     echo(page.read_text())
-    echo(f"Written: {page} and {name}.json", err=True)
+    say(f"Written: {page} and {name}.json", "info")

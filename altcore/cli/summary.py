@@ -7,8 +7,13 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from altcore.builtin_types import rounded
-from altcore.cli.terminal import echo
+from altcore.builtin_types import duration, rounded
+from altcore.cli.sparkline import sparkline
+from altcore.cli.terminal import echo, paragraph
+from altcore.runs import EVALUATED, last_written, sample_losses
+
+CURVE = 32
+"""Characters of the curve of a loss."""
 
 
 def share(value: Any) -> str:
@@ -25,17 +30,23 @@ def number(value: Any) -> str:
     return "not available" if value is None else rounded(value)
 
 
-def lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Return the summary as (name, text) lines; its keys are those of `altcore.runs.Summary`."""
+def lines(summary: Mapping[str, Any], now: float | None = None) -> list[tuple[str, str]]:
+    """Return the summary as (name, text) lines; its keys are those of `altcore.runs.Summary`.
+
+    With ``now``, in seconds since the epoch, also how long ago the run was written and the curve of
+    its loss, from its record.
+    """
     facts, directory = summary["workload_facts"], _from_here(summary["directory"])
     rows = [
         ("run", directory),
         ("format, recipe", _formats(str(summary["format"]), str(summary["recipe"]))),
         ("verdict", summary["verdict"] or "the run is not over"),
         ("status", _status(summary)),
+        *(_written(summary, now) if now else []),
         ("steps", _steps(summary)),
         ("time", _time(summary)),
         ("final training loss", number(summary["final_loss"])),
+        *(_curve(summary) if now else []),
         ("validation loss", _validation(summary)),
         *_measures(summary),
     ]
@@ -82,6 +93,24 @@ def _status(summary: Mapping[str, Any]) -> str:
     return status
 
 
+def _written(summary: Mapping[str, Any], now: float) -> list[tuple[str, str]]:
+    written = last_written(Path(summary["directory"]))
+    return [] if written is None else [("last written", f"{ago(written, now)} ago")]
+
+
+def ago(then: float, now: float) -> str:
+    """Return how long ago something was; a clock that was set back makes no negative time."""
+    return duration(max(0.0, now - then))
+
+
+def _curve(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
+    losses = sample_losses(Path(summary["directory"]), 4 * CURVE)
+    if not losses:
+        return []
+    ends = f"{number(losses[0])} to {number(summary['final_loss'])}"
+    return [("training loss by step", f"{sparkline(losses, CURVE)}  {ends}")]
+
+
 def _validation(summary: Mapping[str, Any]) -> str:
     best, step, monitor = (summary[k] for k in ("best_val_loss", "best_step", "monitor"))
     at = "" if step is None else f" at step {step}"
@@ -97,8 +126,6 @@ def _validation(summary: Mapping[str, Any]) -> str:
 
 def _measures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return a row for each measure of the workload, as evaluations have it."""
-    from altcore.runs import EVALUATED
-
     last, best = summary["evaluation"], summary["best_evaluation"]
     names = [k.removeprefix("val_") for k in last if k.startswith("val_")]
     return [
@@ -171,11 +198,11 @@ def _shift(shift: Mapping[str, Any]) -> str:
     return f"{', '.join(shift['from'])} -> {to} at step {shift['step']} ({shift['reason']})"
 
 
-def print_summary(summary: Mapping[str, Any]) -> None:
-    """Print the summary."""
-    rows = lines(summary)
+def print_summary(summary: Mapping[str, Any], now: float | None = None) -> None:
+    """Print the summary; for ``now`` see `lines`."""
+    rows = lines(summary, now)
     width = max(len(name) for name, _ in rows)
     for name, text in rows:
-        echo(f"{name:<{width}}  {text}")
+        paragraph(f"{name:<{width}}  {text}", indent=width + 2)
     for line in finding_lines(summary["findings"]):
         echo(line)

@@ -8,7 +8,7 @@ import threading
 from contextlib import suppress
 from time import monotonic
 
-import click
+from altcore.cli.terminal import say
 
 PATIENCE = 60.0
 """Seconds that threads have to end by themselves when the command is over."""
@@ -18,7 +18,7 @@ def leave_threads(code: int) -> None:
     """Wait for all threads; if some do not end, name them and end the process with ``code``."""
     if names := still_running(PATIENCE):
         said = f"left {', '.join(names)} running, {PATIENCE:g} s after the command was over"
-        click.echo(f"altcore: {said}", err=True)
+        say(said)
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()

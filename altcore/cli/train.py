@@ -10,7 +10,7 @@ import click
 
 from altcore.cli.options import ListCommand, names, once, tell_left_out
 from altcore.cli.summary import print_summary
-from altcore.cli.terminal import echo
+from altcore.cli.terminal import say
 from altcore.errors import AltcoreError, BadInput, Source, located
 
 if TYPE_CHECKING:
@@ -122,9 +122,9 @@ def train(
         tell_left_out(again=False)  # families are asked as the configuration is read
         for name in missing_observers():
             if name not in config.no_plugins:
-                echo(f"altcore: the observer {name} is not installed and left out", err=True)
+                say(f"the observer {name} is not installed and left out")
         if flags["recipe"] == config.recipe == "master" and config.format is None:
-            echo("altcore: recipe master without a format quantizes nothing", err=True)
+            say("recipe master without a format quantizes nothing")
     with located(sources):
         engine = _prepared(config, resume, accepted)
     summary = engine.train()

@@ -44,9 +44,11 @@ from altcore.runs.other_ranks import UnwrittenDirectory
 from altcore.runs.reading import (
     find_run,
     identity_in,
+    last_written,
     list_runs,
     read_configuration,
     restore_configuration,
+    sample_losses,
     summary_of,
 )
 from altcore.runs.record import DirectoryRecord, RunRecord, full_summary, read_run, read_runs
@@ -133,6 +135,7 @@ __all__ = [
     "identity_in",
     "identity_of",
     "is_checkpoint",
+    "last_written",
     "list_checkpoints",
     "list_runs",
     "load_checkpoint",
@@ -152,6 +155,7 @@ __all__ = [
     "restore_configuration",
     "retain",
     "run_id_of",
+    "sample_losses",
     "save_checkpoint",
     "save_snapshot",
     "set_aside",

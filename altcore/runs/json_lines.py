@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -36,6 +37,8 @@ NEEDED: dict[str, dict[str, type]] = {
 """What every line of a run's files has."""
 NUMBERS = ("loss", "val_loss", "learning_rate", "grad_norm", "step_time_ms", "items_per_second")
 """What is a number if a line has it."""
+LOOK_AHEAD = 4
+"""Lines that `sample_lines` reads at a place before it goes on without one."""
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -70,6 +73,34 @@ def read_new_lines(path: Path, start: int) -> Iterator[tuple[dict[str, Any], int
         line = _object(raw, NEEDED.get(path.name, {}))
         if line is not None:
             yield line, start
+
+
+def sample_lines(path: Path, key: str, count: int) -> list[dict[str, Any]]:
+    """Return lines that have a key, near ``count`` evenly spaced places of a run's file, in order.
+
+    The first line is at a place. Nothing else of the file is read, however long it is. Raises
+    `BadInput` if it cannot be read.
+    """
+    needed = NEEDED.get(path.name, {})
+    found: dict[int, dict[str, Any]] = {}
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            for place in range(count):
+                if begin := size * place // count:
+                    file.seek(begin - 1)
+                    file.readline()  # to the end of the line at this place
+                for _ in range(LOOK_AHEAD):
+                    at = file.tell()
+                    line = found.get(at) or _object(file.readline(), needed)
+                    if line is not None and key in line:
+                        found[at] = line
+                        break
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}") from error
+    return [found[at] for at in sorted(found)]
 
 
 def _bytes(path: Path) -> bytes:

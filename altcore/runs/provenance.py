@@ -7,16 +7,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from altcore.registry import entries
+
+if TYPE_CHECKING:
+    import torch
 
 
 def environment(device: torch.device, plugins: Mapping[str, str]) -> dict[str, Any]:
     """Return versions, plugin distributions, device and git state."""
     from importlib.metadata import version
+
+    import torch
 
     libraries = ("torch", "pluggy", "click", "attrs", "cattrs", "structlog", "PyYAML")
     return {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,9 +19,11 @@ from altcore.runs.directory import (
     write_configuration,
 )
 from altcore.runs.durable import check_kinds
-from altcore.runs.json_lines import check_lines, read_lines
+from altcore.runs.history import finite
+from altcore.runs.json_lines import check_lines, read_lines, sample_lines
 from altcore.runs.manifest import read_manifest
 from altcore.runs.run_id import check_run_id, run_id_of
+from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.summary import KEYS, UNFINISHED, Summary, read_summary
 from altcore.yaml_files import read_mapping
 
@@ -131,8 +135,45 @@ def _so_far(path: Path) -> Summary:
     known = {k: v for k, v in start.items() if k in KEYS}
     steps = max((x["step"] for x in lines if "loss" in x), default=0)
     given = {**known, "name": path.name, "directory": str(path), "steps": steps}
+    given |= _losses(lines, path)
     try:
         made: Summary = build(Summary, {**given, "status": UNFINISHED})
     except BadInput as error:
         raise BadInput(f"{path / EVENTS} is not the record of a run: {error}") from error
     return made
+
+
+def _losses(lines: Sequence[Mapping[str, Any]], path: Path) -> dict[str, Any]:
+    """Return the losses of a run that is not over, as its summary would have them.
+
+    The best evaluation is left open if another value than the loss decides it.
+    """
+    found: dict[str, Any] = {}
+    steps = [(loss, x["step"]) for x in lines if (loss := finite(x.get("loss"))) is not None]
+    if steps:
+        found["final_loss"], found["final_loss_step"] = steps[-1]
+        found["best_loss"], found["best_loss_step"] = min(steps)
+    evaluations = [x for x in lines if finite(x.get("val_loss")) is not None]
+    if evaluations:
+        found |= {"val_loss": evaluations[-1]["val_loss"], "evaluation": evaluations[-1]}
+        with suppress(BadInput):
+            if read_mapping(path / CONFIG, "run").get("monitor") == "val_loss":
+                best = min(evaluations, key=lambda x: x["val_loss"])
+                found |= {"best_val_loss": best["val_loss"], "best_step": best["step"]}
+                found |= {"best_evaluation": best, "monitor": "val_loss"}
+    return found
+
+
+def last_written(path: Path) -> float | None:
+    """Return when a run last wrote to its record, in seconds since the epoch; None if never."""
+    files = (path / name for name in (SUMMARY, EVENTS, METRICS))
+    return max((f.stat().st_mtime for f in files if f.exists()), default=None)
+
+
+def sample_losses(path: Path, count: int) -> list[float]:
+    """Return training losses at up to ``count`` evenly spaced places of a run's record, in order.
+
+    The record is not read as a whole: see `sample_lines`.
+    """
+    lines = sample_lines(path / METRICS, "loss", count)
+    return [math.nan if line["loss"] is None else line["loss"] for line in lines]

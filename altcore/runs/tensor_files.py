@@ -1,4 +1,7 @@
-"""Files of tensors and plain data, with their hash and size as manifests record them."""
+"""Files of tensors and plain data, with their hash and size as manifests record them.
+
+Functions import torch: who lists runs waits for none of it.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +13,6 @@ import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from altcore.errors import InvalidCheckpoint
 from altcore.runs import durable
@@ -47,6 +47,8 @@ class _HashingFile(io.RawIOBase):
 
 def write_tensors(path: Path, value: Any) -> dict[str, Any]:
     """Write a file, durably; returns its hash and size. Nothing is copied in memory first."""
+    import torch
+
     descriptor = durable.open_to_write(path)
     try:
         raw = _HashingFile(descriptor)
@@ -62,6 +64,8 @@ def write_tensors(path: Path, value: Any) -> dict[str, Any]:
 
 def read_tensors(path: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
     """Return tensors and plain data; `InvalidCheckpoint` if they are not as recorded."""
+    import torch
+
     try:
         data = durable.read_file(path)
     except OSError as error:
@@ -96,6 +100,8 @@ def _is_stored(data: bytes) -> bool:
 
 def size_of(value: Any) -> int:
     """Return about how many bytes a file of tensors needs."""
+    from torch import Tensor
+
     if isinstance(value, Tensor):
         return value.numel() * value.element_size()
     if isinstance(value, Mapping):

@@ -14,7 +14,7 @@ from typing import Any
 from attrs import field, frozen
 
 from altcore.api import layers_of
-from altcore.builtin_types import digits, to_json
+from altcore.builtin_types import digits, duration, to_json
 from altcore.config import Override, TrainConfig, check_name, defaults
 from altcore.engine import world_size
 from altcore.errors import BadInput, Source, keyed, located
@@ -29,7 +29,7 @@ from altcore.study.explain import Explanation
 from altcore.study.identity import plain
 from altcore.study.keys import format_key, recipe_key
 from altcore.study.record import Question, agreed_steps, claim, held, read
-from altcore.study.runner import Runner, duration
+from altcore.study.runner import Runner
 from altcore.study.setup import base_config, check_arms, measure_cost, steps_within
 from altcore.study.statistics import student
 from altcore.yaml_files import is_yaml_file, load_yaml, read_mapping

@@ -18,6 +18,7 @@ from typing import Any
 from attrs import define, field, frozen
 
 from altcore.api import train
+from altcore.builtin_types import duration
 from altcore.config import LONGEST_NAME, TrainConfig
 from altcore.errors import AltcoreError
 from altcore.formats import digest
@@ -204,14 +205,3 @@ def _is_whole(path: Path, steps: int) -> bool:
 def _number(value: Any) -> float:
     """Return a loss from metrics.jsonl, where nan and inf are words."""
     return float(value) if value is not None else math.nan
-
-
-def duration(seconds: float) -> str:
-    """Return a duration in seconds, minutes or hours.
-
-    >>> duration(59), duration(600), duration(7200)
-    ('59 s', '10 min', '2.0 h')
-    """
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

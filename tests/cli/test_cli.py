@@ -11,37 +11,16 @@ from pathlib import Path
 
 import click
 import pytest
-from helpers import Starter
-from helpers_cli import TINY, call, environment, run
+from helpers import Starter, forget_installed
+from helpers_cli import TINY, call, distribution, environment, imports, run
 
 from altcore.cli import COMMANDS, cli
 from altcore.cli.summary import lines
 from altcore.errors import EXIT_CODES, BadInput, Interrupted, NoSpace, PluginError
-from altcore.registry import KINDS
+from altcore.registry import HOOK_KINDS, KINDS
 from altcore.runs import Summary, read_lines
 
 SUBJECT = "import sys; from altcore.cli import main\ntry: main({!r})\nexcept SystemExit: pass\n"
-LOADED = """
-from pathlib import Path
-def is_foreign(module):
-    file = getattr(module, "__file__", None) or ""
-    return "site-packages" in file or "altcore" in file
-found = {n.partition(".")[0] for n, m in sys.modules.items() if is_foreign(m)}
-print(sorted(found), file=sys.stderr)
-"""
-
-
-def imports(code, cwd):
-    """Return the packages that are not Python's own which a piece of code leaves imported."""
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys\n{code}\n{LOADED}"],
-        cwd=cwd,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return set(json.loads(done.stderr.splitlines()[-1].replace("'", '"')))
 
 
 @pytest.fixture(scope="module")
@@ -98,12 +77,15 @@ def test_importing_altcore_imports_nothing_else(tmp_path):
 
 
 def test_plugins_list_as_json(capsys):
-    """Every first-party plugin has its row, with the summary of its distribution."""
+    """Every first-party plugin has its row, with its help and its distribution's summary."""
     outcome = call(capsys, "plugins", "list", "--json")
     rows = {(r["kind"], r["name"]): r for r in json.loads(outcome.out)}
     assert outcome.code == 0
-    keys = {"name", "kind", "distribution", "version", "summary", "duplicate"}
+    keys = {"name", "kind", "help", "family", "distribution", "version", "summary", "duplicate"}
     assert all(set(r) == keys for r in rows.values())
+    assert {name for (_, name), r in rows.items() if r["family"]} == {
+        n for _, n in rows if "*" in n
+    }
     for kind, name in {
         "format": "E7M0",
         "intervention": "partition-clip",
@@ -119,17 +101,42 @@ def test_plugins_list_as_json(capsys):
         assert row["duplicate"] is False
 
 
-def test_plugins_list_as_a_table(capsys):
-    """A line each, in the order of the kinds, then each distribution's sentence, once."""
-    table = call(capsys, "plugins", "list").out.splitlines()
-    assert table[0].split() == ["name", "kind", "distribution", "version"]
-    end = table.index("")
-    kinds = [line.split()[1] for line in table[1:end]]
-    assert kinds == sorted(kinds, key=KINDS.index)
-    said = [line.partition(": ")[0] for line in table[end + 1 :]]
-    assert len(said) == len(set(said))
-    assert {f"altcore-{kind}s" for kind in KINDS} <= set(said)
-    assert all(line.partition(": ")[2] for line in table[end + 1 :])
+def test_plugins_list_is_grouped_by_kind(capsys):
+    """The kinds in order, each with how a run names its plugins; below, each distribution."""
+    listed = call(capsys, "plugins", "list").out
+    heads = re.findall(r"^(\w+)s: altcore train --(\w+) NAME", listed, re.MULTILINE)
+    assert [kind for kind, _ in heads] == list(KINDS)
+    assert {flag for kind, flag in heads if kind in HOOK_KINDS} == {"plugin"}
+    for kind in KINDS:
+        of_kind = f"\n{listed}".partition(f"\n{kind}s: ")[2].partition("\n\n")[0]
+        origin = f"altcore-{kind}s {version(f'altcore-{kind}s')}: "
+        assert of_kind.splitlines()[1].startswith(origin)
+
+
+def test_plugins_list_has_a_line_of_help_each(shelf, capsys):
+    """From the README in the metadata; a family is marked, and comes after the formats."""
+    distribution(shelf.folder, "acme-zed", {"format": {"ZED": "zed:ZED", "A*M": "zed:all"}}, "2.0")
+    (metadata,) = shelf.folder.glob("acme_zed*/METADATA")
+    metadata.write_text(f"{metadata.read_text()}\n| `ZED` | a [grid](x.md) |\n\n- `A*M`: all\n")
+    forget_installed()
+    listed = call(capsys, "plugins", "list", "--kind", "format").out
+    (own,) = re.findall(r"^acme-zed 2\.0: .*\n((?:  .*\n)+)", listed, re.MULTILINE)
+    assert own.splitlines() == ["  ZED  a grid", "  A*M  family: all"]
+
+
+def test_plugins_list_breaks_help_on_a_terminal_only(shelf, capsys, monkeypatch):
+    """Between words, with the names in a column of their own."""
+    shelf.install("diagnostic", "mine", object, "acme-mine", "1")
+    (metadata,) = shelf.folder.glob("acme_mine*/METADATA")
+    metadata.write_text(f"{metadata.read_text()}\n| `mine` | {'measures ' * 20}|\n")
+    forget_installed()
+    plain = call(capsys, "plugins", "list", "--kind", "diagnostic").out
+    assert f"  mine  {' '.join(['measures'] * 20)}\n" in plain
+    monkeypatch.setattr("altcore.cli.terminal.columns", lambda: 80)
+    wrapped = call(capsys, "plugins", "list", "--kind", "diagnostic").out
+    assert max(map(len, wrapped.splitlines())) <= 80
+    (own,) = re.findall(r"^  mine  (.*\n(?: {8}.*\n)+)", wrapped, re.MULTILINE)
+    assert own.split() == ["measures"] * 20
 
 
 def test_plugins_info_says_who_watches_the_forward_pass(capsys):
@@ -137,9 +144,8 @@ def test_plugins_info_says_who_watches_the_forward_pass(capsys):
 
 
 def test_plugins_list_of_one_kind(capsys):
-    only = call(capsys, "plugins", "list", "--kind", "workload").out.splitlines()
-    end = only.index("")
-    assert [line.split()[1] for line in only[1:end]] == ["workload"] * (end - 1)
+    listed = call(capsys, "plugins", "list", "--kind", "workload").out
+    assert re.findall(r"^(\w+)s: altcore train", listed, re.MULTILINE) == ["workload"]
 
 
 def test_plugins_list_where_nothing_is_installed(capsys, monkeypatch):
@@ -208,7 +214,8 @@ def test_runs_list(recorded, capsys):
     assert {r["steps"] for r in rows} == {3}
     table = call(capsys, "runs", "list", "--runs-dir", recorded).out.splitlines()
     assert [line.split()[0] for line in table] == ["name", "first", "second", "third"]
-    assert table[1].split()[1:4] == ["finished", "3", f"{rows[0]['val_loss']:.4f}"]
+    assert table[1].split()[1:5] == ["finished", *table[1].split()[2:4], "3"]
+    assert f"  {rows[0]['best_val_loss']:.4f}  " in table[1]
     assert table[1].endswith(f"  {rows[0]['verdict']}")
     assert rows[0]["verdict"] in ("learned", "did not learn")
 

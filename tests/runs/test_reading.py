@@ -16,7 +16,8 @@ def test_a_run_that_is_not_over_says_so(tmp_path):
     directory.append("events.jsonl", {"step": 0, "event": "start", "format": "E4M3"})
     directory.append("metrics.jsonl", {"step": 1, "loss": 2.0})
     where = {"name": "r", "directory": str(directory.path)}
-    going = Summary(**where, status="unfinished", steps=1, format="E4M3").to_plain()
+    so_far = {"final_loss": 2.0, "final_loss_step": 1, "best_loss": 2.0, "best_loss_step": 1}
+    going = Summary(**where, status="unfinished", steps=1, format="E4M3", **so_far).to_plain()
     assert summary_of(directory.path) == going
     ended = Summary(**where, status="finished", steps=2, verdict="learned").to_plain()
     directory.write_json("summary.json", ended)

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
+import structlog
 from attrs import field
 from attrs.validators import gt
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
     from altcore.plugin import Run, Step
 
+log = structlog.get_logger("altcore")
+
 REFRESH = 0.25
 """Seconds between redraws of the live bar."""
 
@@ -27,6 +30,8 @@ REFRESH = 0.25
 @attrs.define(eq=False)
 class Progress:
     """A live bar on a terminal; elsewhere a plain line now and then, and one at the end.
+
+    If structlog renders JSON, as with ``--log-json``, the lines are messages of the log.
 
     Shown are the step, the loss, the gradient norm, throughput (items that the workload counts,
     over the last steps, without evaluations and checkpoints), the overflow rate and the stall
@@ -56,8 +61,8 @@ class Progress:
             # Not rich's own guess: FORCE_COLOR would send a live bar into a log file.
             self.console = Console(stderr=True, force_terminal=sys.stderr.isatty())
         self.shown_at = time.monotonic()
-        self._print(run.quantization.coverage().line)
-        if self.console.is_terminal and not self.console.is_dumb_terminal:
+        self._tell(run.quantization.coverage().line)
+        if self.console.is_terminal and not (self.console.is_dumb_terminal or _logs_json()):
             self.bar = _bar(self.console)
             self.bar.add_task("", total=run.config.max_steps, completed=run.step, state="")
             self.bar.start()
@@ -82,7 +87,7 @@ class Progress:
             self.bar.stop()
             self.bar = None
         elif self.console is not None:
-            self._print(f"{summary['status']} at {self._state(run, summary['steps'])}")
+            self._tell(f"{summary['status']} at {self._state(run, summary['steps'])}", self.line)
 
     def _show(self, run: Run, done: int, force: bool = False) -> None:
         if self.console is None:
@@ -92,13 +97,17 @@ class Progress:
             return
         self.shown_at = now
         if self.bar is None:
-            self._print(self._state(run, done))
+            self._tell(self._state(run, done), self.line)
         else:
             task = self.bar.task_ids[0]
             self.bar.update(task, completed=done, state=", ".join(self._numbers(run)), refresh=True)
 
-    def _print(self, text: str) -> None:
+    def _tell(self, text: str, line: Mapping[str, Any] | None = None) -> None:
         assert self.console is not None
+        if _logs_json():
+            own = {key: value for key, value in (line or {}).items() if "/" not in key}
+            log.info(text, **own)
+            return
         # One line each: wrapped lines would be hard to read in a log, and to search.
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
@@ -153,6 +162,11 @@ def count(value: float) -> str:
         if value >= size:
             return f"{value / size:.1f}{letter}"
     return f"{value:.0f}"
+
+
+def _logs_json() -> bool:
+    last = structlog.get_config()["processors"][-1]
+    return isinstance(last, structlog.processors.JSONRenderer)
 
 
 def _bar(console: Console) -> Bar:

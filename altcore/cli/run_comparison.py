@@ -1,0 +1,108 @@
+"""What ``altcore runs compare`` prints: in what runs differ."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from altcore.builtin_types import rounded, to_json
+from altcore.cli.sparkline import sparkline
+from altcore.cli.terminal import echo, print_columns
+from altcore.runs import DirectoryRecord, RunRecord, sample_losses
+
+CURVE = 12
+"""Characters of the curve of a loss."""
+OUTCOME = (
+    *("verdict", "status", "steps", "discarded", "final_loss", "val_loss", "best_val_loss"),
+    *("stored_stall_final", "view_stall_final", "overflow_final", "flushed_final"),
+    *("failure_step", "step_time_ms"),
+)
+"""The keys of a summary that are compared."""
+OWN = ("name", "runs_dir", "format_digests", "format_origins", "changes")
+"""Keys of a configuration in which all runs differ, or that follow from other ones."""
+ENVIRONMENT = ("altcore", "python", "platform", "device", "threads", "git", "libraries", "plugins")
+"""What is compared of the environment."""
+MISSING = "-"
+
+
+def compared(records: Sequence[DirectoryRecord]) -> dict[str, Any]:
+    """Return the outcome of runs, and the keys of configuration and environment that differ.
+
+    Each value is a list with an item for each run; None where it is not known.
+    """
+    first = records[0]
+    return {
+        "runs": [record.name for record in records],
+        "outcome": {key: [record.summary[key] for record in records] for key in OUTCOME},
+        "same_losses_up_to": [_same_up_to(first, record) for record in records],
+        "losses": [sample_losses(record.directory, 4 * CURVE) for record in records],
+        "configuration": _differences(
+            [{k: v for k, v in record.config.items() if k not in OWN} for record in records]
+        ),
+        "environment": _differences(
+            [{k: record.environment.get(k) for k in ENVIRONMENT} for record in records]
+        ),
+    }
+
+
+def _same_up_to(first: RunRecord, other: RunRecord) -> int:
+    """Return the last step up to which two runs have the same training losses; 0 if none."""
+    step = 0
+    for a, b in zip(first.steps, other.steps, strict=False):
+        # As text, since NaN is not NaN.
+        if (a["step"], str(a["loss"])) != (b["step"], str(b["loss"])):
+            break
+        step = a["step"]
+    return step
+
+
+def _differences(trees: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return the dotted keys whose values differ, in the order in which they are first met."""
+    flat = [_flat(tree) for tree in trees]
+    keys = dict.fromkeys(key for values in flat for key in values)
+    rows = {key: [values.get(key) for values in flat] for key in keys}
+    return {key: row for key, row in rows.items() if any(v != row[0] for v in row)}
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the values of a tree by dotted keys; plugins' settings are called as users do."""
+    found: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            found |= _flat(value, "" if (prefix, key) == ("", "settings") else f"{prefix}{key}.")
+        else:
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def print_comparison(found: Mapping[str, Any]) -> None:
+    """Print the outcome in full, and what differs in configuration and environment."""
+    rows = [["", *found["runs"]]]
+    rows.append(["training loss", *(sparkline(x, CURVE) for x in found["losses"])])
+    rows += [[key, *map(_cell, row)] for key, row in found["outcome"].items() if any_known(row)]
+    same = found["same_losses_up_to"]
+    rows.append(["same losses up to", MISSING, *(f"step {s}" if s else "none" for s in same[1:])])
+    for part in ("configuration", "environment"):
+        if found[part]:
+            rows += [[], [part]]
+            rows += [[key, *map(_cell, row)] for key, row in found[part].items()]
+    print_columns(rows)
+    same_parts = [part for part in ("configuration", "environment") if not found[part]]
+    if same_parts:
+        echo(f"\n{' and '.join(same_parts)} do not differ")
+
+
+def any_known(row: Sequence[Any]) -> bool:
+    """Whether a row has a value for any run."""
+    return any(value not in (None, "") for value in row)
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == "":
+        return MISSING
+    if isinstance(value, float):
+        return rounded(value)
+    if isinstance(value, list):
+        return ", ".join(map(_cell, value)) or "none"
+    return value if isinstance(value, str) else json.dumps(to_json(value))
