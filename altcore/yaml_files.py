@@ -8,10 +8,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
+from yaml.composer import Composer
+from yaml.constructor import SafeConstructor
+from yaml.resolver import Resolver
 
 from altcore.errors import BadInput, Source, shown
 
@@ -67,17 +72,38 @@ LARGEST = 1 << 22
 """Bytes of a file, or characters of a flag's value."""
 LONGEST = 1 << 16
 """Characters of a value."""
-MOST_VALUES = 1 << 18
+MOST_VALUES = 200_000
 """Values in a document, an alias counting as those that it stands for: three formats of 16 bits,
-value by value, have fewer."""
+value by value, have fewer, and to read so many takes a second."""
 MOST_ANCHORS = 1 << 10
 
 
-class _Loader(yaml.SafeLoader):
+CParser: Any = None
+"""The parser of libyaml, four times as fast as PyYAML's; a PyYAML may be built without it."""
+with suppress(ImportError):
+    CParser = import_module("yaml.cyaml").CParser
+
+if TYPE_CHECKING or CParser is None:
+    _Base = yaml.SafeLoader
+else:
+
+    class _Base(Composer, CParser, SafeConstructor, Resolver):
+        """PyYAML's loader with the parser of libyaml, whose events are composed in Python."""
+
+        def __init__(self, text):
+            CParser.__init__(self, text)
+            Composer.__init__(self)
+            SafeConstructor.__init__(self)
+            Resolver.__init__(self)
+
+
+class _Loader(_Base):
     source = Source()
 
     def __init__(self, text: str) -> None:
         super().__init__(text)
+        self.place: Any = None
+        """The mark of the last value."""
         self.values = 0
         self.sizes: dict[str, int] = {}
         """Values that each anchor stands for."""
@@ -85,6 +111,7 @@ class _Loader(yaml.SafeLoader):
     # Called for each value, before anything is made of it.
     def compose_node(self, parent: Any, index: Any) -> Any:
         event, before = self.peek_event(), self.values  # type: ignore[no-untyped-call] # yaml's
+        self.place = event.start_mark
         alias = event.anchor if isinstance(event, yaml.AliasEvent) else None
         node = super().compose_node(parent, index)
         self.values += 1 if alias is None else self.sizes.get(alias, 1)
@@ -209,16 +236,19 @@ def load_yaml(text: str, source: Source, key: str = "") -> Any:
         loader.source = source
         return loader.get_single_data()
     except yaml.reader.ReaderError as error:
-        line = text.count("\n", 0, error.position)
+        line = text.encode()[: error.position].count(b"\n")
         problem = f"{error.reason}: {error.character:#x}"
         raise _not_yaml(problem, key, source, line) from error
+    except UnicodeEncodeError as error:  # half of a character, in an argument that is no text
+        problem = f"characters are not allowed: {ord(text[error.start]):#x}"
+        raise _not_yaml(problem, key, source, text.count("\n", 0, error.start)) from error
     except yaml.MarkedYAMLError as error:
         mark, problem = error.problem_mark or error.context_mark, str(error.problem)
         if problem == "but found another document":
             problem = "one document a file is needed, and here begins another"
         raise _not_yaml(problem, key, source, mark.line if mark else 0) from error
     except RecursionError as error:
-        line = loader.line if loader else 0
+        line = loader.place.line if loader and loader.place else 0
         raise _not_yaml("it is nested too deeply", key, source, line) from error
 
 

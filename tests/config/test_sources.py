@@ -13,7 +13,7 @@ CASES = {
     "seed: 1\nstall_window: 1" + "0" * 40: ("stall_window", 2, "is beyond 64 bits"),
     "seed: 1\nlearning_rate: 1" + "0" * 400: ("learning_rate", 2, "is beyond float64"),
     'seed: 1\nruns_dir: "a\\0b"': ("runs_dir", 2, "is not a name or path"),
-    'seed: 1\nlabel: "\\ud800"': ("label", 2, "is not a name or path"),
+    'seed: 1\nlabel: "\\ud800"': ("", 2, "not valid YAML: found invalid Unicode character"),
     # formats in plain form
     "seed: 1\nformat:\n  name: X\n  exponent: 4\n  bogus: 1": ("format", 5, "key 'bogus'"),
     "format:\n  name: X\n  exponent: 4\n  mantissa: a": ("format", 4, "'a' is not a whole number"),
