@@ -413,6 +413,24 @@ def test_recipes_are_documented():
     assert all(f"`{name}`" in readme for name in NAMED)
 
 
+# ----------------------------------------------------------------------------- analysis.md
+
+
+def test_the_state_of_every_status_is_documented():
+    """As frames have it."""
+    from altcore_reporters.frames import STATES
+
+    assert {plain(r[0]): plain(r[1]) for r in rows("analysis", "States")} == STATES
+
+
+def test_the_columns_of_the_loader_are_documented():
+    """In their order."""
+    from altcore_reporters.loader import FORMAT_COLUMNS, MANIFOLD_COLUMNS
+
+    found = [tuple(plain(r[2]).split(", ")) for r in rows("analysis", "Read runs")]
+    assert found[:2] == [FORMAT_COLUMNS, MANIFOLD_COLUMNS]
+
+
 # ------------------------------------------------------------------------- plugins.md, and all
 
 
