@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from attrs import define, field
+from helpers_wandb_artifacts import ArtifactAnswers
 
 ENTITY = "somebody"
 KEY = "0" * 40
@@ -62,8 +63,8 @@ class StoredRun:
 
 
 @define(eq=False)
-class WandbServer:
-    """Listens on a free port; use it as a context. ``url`` is for ``WANDB_BASE_URL``.
+class WandbServer(ArtifactAnswers):
+    """Listens on a free port, at ``url``; use it as a context.
 
     ``fault`` makes every answer bad: ``"refuse"`` closes the connection, ``"500"`` is an error of
     the server, ``"malformed"`` is no JSON that the client knows, and ``"hang"`` answers only when
@@ -77,7 +78,6 @@ class WandbServer:
     """The operations and paths that were asked for, in order."""
     unknown: dict[str, str] = field(factory=dict)
     """Queries that the server does not know, by operation."""
-    artifacts: list[dict[str, Any]] = field(factory=list)
     fault: str | None = None
     closing: threading.Event = field(init=False, factory=threading.Event)
     http: ThreadingHTTPServer = field(init=False)
@@ -86,6 +86,7 @@ class WandbServer:
         handler = type("Bound", (_Handler,), {"wandb": self})
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_address[1]}"
         threading.Thread(
             target=self.http.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True
         ).start()
@@ -95,11 +96,6 @@ class WandbServer:
         self.closing.set()
         self.http.shutdown()
         self.http.server_close()
-
-    @property
-    def url(self) -> str:
-        """The address, without a slash at its end."""
-        return f"http://127.0.0.1:{self.http.server_address[1]}"
 
     @property
     def environment(self) -> dict[str, str]:
@@ -133,6 +129,9 @@ class WandbServer:
 
     def on_get_default_entity(self, _: Mapping[str, Any]) -> Any:
         return {"viewer": _viewer()}
+
+    def on_server_features_query(self, _: Mapping[str, Any]) -> Any:
+        return {"serverInfo": {"features": []}}
 
     def on_organization_core_weave_organization_id(self, _: Mapping[str, Any]) -> Any:
         return {"entity": {"organization": None}}
@@ -213,6 +212,15 @@ class WandbServer:
 
     def on_run(self, given: Mapping[str, Any]) -> Any:
         return self._of_run(given, lambda run: {**_node(run), "projectId": "1"})
+
+    def on_run_files(self, given: Mapping[str, Any]) -> Any:
+        def listed(run: StoredRun) -> dict[str, Any]:
+            names = [n for n in run.files if n in (given.get("fileNames") or run.files)]
+            edges = [{"node": _file(self.url, run, name), "cursor": name} for name in names]
+            page = {"endCursor": None, "hasNextPage": False}
+            return {"fileCount": len(names), "files": {"edges": edges, "pageInfo": page}}
+
+        return self._of_run(given, listed)
 
     def on_run_full_history(self, given: Mapping[str, Any]) -> Any:
         def sampled(run: StoredRun) -> dict[str, Any]:
@@ -344,6 +352,9 @@ class _Handler(BaseHTTPRequestHandler):
         if parts[0] == "files" and parts[-1] == "file_stream":
             run = self.wandb.runs[parts[3]]
             return 200, json.dumps(self.wandb.stream(run, json.loads(body))).encode()
+        if parts[0] == "artifacts":
+            self.wandb.keep_artifact(parts[1], "/".join(parts[2:]), body)
+            return 200, b""
         if parts[0] == "upload":
             run = self.wandb.runs[parts[1]]
             if self.command == "PUT":
@@ -411,6 +422,12 @@ def _node(run: StoredRun) -> dict[str, Any]:
         "heartbeatAt": CREATED,
         "user": {"name": ENTITY, "username": ENTITY},
     }
+
+
+def _file(server: str, run: StoredRun, name: str) -> dict[str, Any]:
+    place = f"{server}/upload/{run.id}/{name}"
+    about = {"sizeBytes": len(run.files[name]), "mimetype": "", "updatedAt": CREATED, "md5": ""}
+    return {"id": name, "name": name, "url": place, "directUrl": place, **about}
 
 
 def _history_keys(run: StoredRun) -> dict[str, Any]:

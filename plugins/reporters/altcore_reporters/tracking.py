@@ -122,8 +122,7 @@ class TrackerReporter:
         return [self._upload(record) for record in runs]
 
     def _upload(self, record: RunRecord) -> str:
-        tracker = attrs.evolve(self)
-        tracker.name = self.name
+        tracker = self._for(record)
         with Ledger.opened(tracker.folder(record), waits=False) as ledger:
             complete = mark_of(tracker, record)
             if ledger.mark == complete and tracker.holds(record):
@@ -133,3 +132,12 @@ class TrackerReporter:
             ledger.mark = complete
         place = f" to {tracker.address}" if tracker.address else ""
         return f"{record.name}: sent {sent} rows{place}"
+
+    def _for(self, record: RunRecord) -> TrackerReporter:
+        """Return a tracker for one run: what is not set here is as in the run's configuration."""
+        own = record.config.get("settings", {}).get(self.name, {})
+        fresh = type(self)()
+        unset = {k: v for k, v in own.items() if getattr(self, k) == getattr(fresh, k)}
+        tracker = attrs.evolve(self, **unset)
+        tracker.name = self.name
+        return tracker

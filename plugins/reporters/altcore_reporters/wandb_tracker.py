@@ -184,8 +184,8 @@ class WandbTracker(TrackerReporter):
             return
         name = pointer.read_text().strip()
         artifact = wandb.Artifact(f"{self._id(record)}-{which}", "model", metadata={"from": name})
-        artifact.add_dir(str(folder / name))
-        self._wandb.log_artifact(artifact, aliases=[which])
+        artifact.add_dir(str(folder / name), policy="immutable")  # or it is copied first
+        self._wandb.log_artifact(artifact, aliases=[which]).wait()  # or nobody hears of an error
 
 
 def _has_key() -> bool:
