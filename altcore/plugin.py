@@ -72,6 +72,7 @@ if TYPE_CHECKING:
         Rule,
         amax,
         compute_dtype,
+        count_magnitudes,
         count_small,
         follow_flips,
         inner_products,
@@ -162,6 +163,7 @@ _HOME = {
     "round_to_grid": "altcore.numerics",
     # Reductions over a tensor, in one pass
     "amax": "altcore.numerics",
+    "count_magnitudes": "altcore.numerics",
     "count_small": "altcore.numerics",
     "follow_flips": "altcore.numerics",
     "inner_products": "altcore.numerics",
@@ -254,6 +256,7 @@ __all__ = [
     "amax",
     "code_format",
     "compute_dtype",
+    "count_magnitudes",
     "count_small",
     "early_and_late",
     "float_format",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from altcore.cli.terminal import echo, say
 from altcore.errors import BadInput, PluginError, shown
 
 if TYPE_CHECKING:
+    from altcore.cli.reporters import Reporter
     from altcore.runs import RunRecord
 
 
@@ -39,12 +40,14 @@ if TYPE_CHECKING:
     metavar="KEY=VALUE",
     help="A setting of the reporter; VALUE is YAML. Repeatable.",
 )
+@click.option("--watch", is_flag=True, help="Write again while the runs go on, until all are over.")
 def report(
     reporter: str,
     runs: tuple[str, ...],
     source: str | None,
     out: str | None,
     sets: tuple[str, ...],
+    watch: bool,
 ) -> None:
     """Let a reporter write its report on recorded runs.
 
@@ -57,25 +60,44 @@ def report(
         raise BadInput("report needs the name of a run; altcore runs list shows them")
     from altcore.cli.log import configure
     from altcore.cli.reporters import Reporter, records_from
+    from altcore.cli.watching import watched
 
     configure()
     own = Reporter.named(reporter, sets)
     render = own.method("render", "reports during a run, not afterwards")
-    records = records_from("runs" if source is None else source, names(runs, "RUN"))
-    tell_differences(records)
-    folder = Path(out) if out else default_folder(records)
+    wanted = names(runs, "RUN")
+
+    def read() -> Sequence[RunRecord]:
+        return records_from("runs" if source is None else source, wanted)
+
+    told: list[Path] = []
+    for records in watched(read) if watch else (read(),):
+        if not told:
+            tell_differences(records)
+        folder = Path(out) if out else default_folder(records)
+        written = write(own, render, records, folder)
+        for path in written:
+            if path not in told:
+                echo(path)
+        if watch and not told:
+            echo("altcore: written again while the runs go on; Ctrl-C ends this", err=True)
+        told += written
+
+
+def write(
+    own: Reporter, render: Callable[..., Any], records: Sequence[RunRecord], folder: Path
+) -> list[Path]:
+    """Let the reporter write into a folder; returns the paths."""
     try:
         with own.guarded("render"):
             if not folder.exists():
                 folder.mkdir(parents=True)
-            written = written_by(render(records, folder), own.who)
+            return written_by(render(records, folder), own.who)
     except PluginError as error:
         cause = error.__cause__
         if isinstance(cause, OSError) and _lies_in(cause.filename, folder):
             raise BadInput(f"--out {folder}: cannot be written: {cause.strerror}") from cause
         raise
-    for path in written:
-        echo(path)
 
 
 def tell_differences(records: Sequence[RunRecord]) -> None:

@@ -26,7 +26,7 @@ from altcore.numerics.hadamard import transform
 from altcore.numerics.magnitudes import amax, quantile, root_mean_square
 from altcore.numerics.ordinals import interval_width, nearest_error, ordinal
 from altcore.numerics.packing import Packed, pack, pack_bits, unpack, unpack_bits
-from altcore.numerics.reductions import count_small, inner_products, moments
+from altcore.numerics.reductions import count_magnitudes, count_small, inner_products, moments
 from altcore.numerics.rounding import fake_round, round_scaled, round_to_grid
 from altcore.numerics.rounding_constants import compute_dtype
 from altcore.numerics.rules import COUNTS, ERRORS, NEAREST, UNMETERED, Meters, Rule
@@ -44,6 +44,7 @@ __all__ = [
     "Rule",
     "amax",
     "compute_dtype",
+    "count_magnitudes",
     "count_small",
     "decode",
     "encode",

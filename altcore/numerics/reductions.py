@@ -1,4 +1,4 @@
-"""Reductions: inner products, moments, and how many elements are small."""
+"""Reductions: inner products, moments, how many elements are small, and a histogram."""
 
 from __future__ import annotations
 
@@ -60,6 +60,25 @@ def count_small(x: Tensor, least: float, r: Tensor | None = None) -> Tensor:
         size = y.abs() if r is None else (y * r.to(dtype)).abs_()
         number += torch.count_nonzero((size < least).logical_and_(part != 0))
     return number
+
+
+def count_magnitudes(x: Tensor, r: Tensor | None = None) -> Tensor:
+    """Return how many elements have which magnitude, as float32: int64 (512,).
+
+    Entry 0 counts zeros. Entry ``2 * (e + 127)`` counts magnitudes from ``2 ** e`` to below
+    ``1.5 * 2 ** e``, and the next one those up to ``2 ** (e + 1)``. Entry 1 counts what is smaller
+    than all of these, the last two count what is not finite. ``r``: a factor of one element; None
+    for 1.
+    """
+    x = x.detach()
+    found = torch.zeros(512, dtype=torch.int64, device=x.device)
+    one = torch.ones((), dtype=torch.int64, device=x.device)
+    for part in _parts(x):
+        y = part.float() if r is None else part.float() * r.float()
+        bits = y.abs().view(torch.int32)
+        entry = (bits >> 22).clamp_(min=1).masked_fill_(bits == 0, 0).to(torch.int64)
+        found.scatter_add_(0, entry, one.expand_as(entry))
+    return found
 
 
 def _parts(x: Tensor) -> tuple[Tensor, ...]:

@@ -226,13 +226,34 @@ def load_newest(folder: Path, accept: Callable[[Checkpoint], None] | None = None
     ``accept`` may look closer: if it raises `InvalidCheckpoint`, the one before is tried. Raises
     `BadInput` if there is none.
     """
-    start = folder_of(REGULAR, 0)[:5]
-    found = [p for p in folder.glob(f"{start}*") if is_checkpoint(p)]
-    for path in sorted(found, key=lambda p: int(p.name.removeprefix(start)), reverse=True):
+    for path in _regular(folder):
         checkpoint = load_if_valid(path, accept)
         if checkpoint is not None:
             return checkpoint
     raise BadInput(f"there is no valid checkpoint in {folder}")
+
+
+def _regular(folder: Path) -> list[Path]:
+    """Return the regular checkpoints, valid or not, the newest first."""
+    start = folder_of(REGULAR, 0)[:5]
+    found = [p for p in folder.glob(f"{start}*") if is_checkpoint(p)]
+    return sorted(found, key=lambda p: int(p.name.removeprefix(start)), reverse=True)
+
+
+def load_newest_weights(folder: Path, most_bytes: int) -> dict[str, Any] | None:
+    """Return what the newest valid regular checkpoint has in its file of weights.
+
+    None if there is none, if the seed alone gives it, or if the file has more than ``most_bytes``.
+    """
+    for path in _regular(folder):
+        try:
+            recorded = read_manifest(path)["files"].get(WEIGHTS_FILE)
+            if recorded is None or recorded["bytes"] > most_bytes:
+                return None
+            return read_tensors(path / WEIGHTS_FILE, recorded)
+        except InvalidCheckpoint as error:
+            log.warning("a checkpoint is not valid, and left out", error=str(error))
+    return None
 
 
 def load_if_valid(

@@ -10,7 +10,8 @@ from typing import Any
 import structlog
 
 from altcore.errors import BadInput
-from altcore.runs.directory import CONFIG, EVENTS, METRICS, TIMINGS
+from altcore.runs.checkpoint import load_newest_weights
+from altcore.runs.directory import CHECKPOINTS, CONFIG, EVENTS, METRICS, TIMINGS
 from altcore.runs.json_files import read_json
 from altcore.runs.json_lines import read_lines
 from altcore.runs.reading import find_run, list_runs, summary_of
@@ -79,6 +80,15 @@ class RunRecord:
         """The text of its reports, by path in the run's directory."""
         return {}
 
+    def read_weights(self, most_bytes: int) -> Mapping[str, Any] | None:
+        """Return what the newest checkpoint holds of the model, None if there is none.
+
+        That is ``step``, ``model`` (the parameters, by name) and ``quantization``: ``plan``, the
+        casts by layer, and ``stored``, the scale of each stored weight. It is read each time. None
+        as well if the file has more than ``most_bytes``.
+        """
+        return None
+
     @property
     def steps(self) -> list[Line]:
         """The lines of recorded steps."""
@@ -135,6 +145,10 @@ class DirectoryRecord(RunRecord):
         """The Markdown files in reports/."""
         found = sorted((self.directory / "reports").glob("*.md"))
         return {f"reports/{file.name}": file.read_text() for file in found}
+
+    def read_weights(self, most_bytes: int) -> Mapping[str, Any] | None:
+        """Return what the newest valid checkpoint holds of the model."""
+        return load_newest_weights(self.directory / CHECKPOINTS, most_bytes)
 
 
 def read_run(directory: Path) -> DirectoryRecord:

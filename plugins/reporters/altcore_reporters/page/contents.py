@@ -14,6 +14,7 @@ from altcore_reporters.page import tables
 from altcore_reporters.page.axes import Axis, steps_axis
 from altcore_reporters.page.heat import Heat, heat_of
 from altcore_reporters.page.plots import COLOURS, DASHES, LABELLED, Look, Plot, Series, plot_of
+from altcore_reporters.page.values import Bars, bars_of
 from altcore_reporters.page.verdict import (
     UNFINISHED,
     Figure,
@@ -33,6 +34,7 @@ from altcore_reporters.pictures import (
     marks_of,
     smoothed,
     thinned,
+    value_histograms,
 )
 
 if TYPE_CHECKING:
@@ -86,6 +88,8 @@ class Contents:
     """The kinds of marks that are drawn, and what they mean."""
     heats: Sequence[tuple[str, Sequence[Heat]]]
     """Heat maps, by run."""
+    values: Sequence[Bars]
+    """Histograms over a format's values, of one run."""
     missing: Sequence[str]
     """What was not measured."""
     configurations: tables.Table | None
@@ -109,11 +113,13 @@ def contents_of(records: Sequence[RunRecord]) -> Contents:
     groups = grouped(records)
     is_one = len(records) == 1
     first = records[0]
-    looks, has_seeds = looks_of(groups), len(groups) < len(records)
+    looks = looks_of(groups)
     plots, missing = _plots(records, groups, looks)
     heats = _heats(groups)
     if not heats and is_one:
         missing.append(f"Layers by steps: the plugins {LAYERS_BY} measure them.")
+    values, unmeasured = _values(first) if is_one else ([], [])
+    missing += unmeasured
     kinds = {glyph.kind for plot in plots for glyph in plot.glyphs}
     return Contents(
         title=first.name if is_one else f"{len(records)} runs",
@@ -123,10 +129,9 @@ def contents_of(records: Sequence[RunRecord]) -> Contents:
         legend=[] if is_one else _legend(groups, looks),
         mark_kinds=[(k, word) for k, word in tables.MARKS.items() if k in kinds],
         heats=heats,
+        values=values,
         missing=missing,
-        configurations=tables.configurations_table(groups, looks)
-        if len(groups) < len(records)
-        else None,
+        configurations=tables.configurations_table(groups, looks),
         runs=None if is_one else tables.runs_table(groups, looks),
         differences=None if is_one else tables.differences_table(records),
         events=tables.events_table(records),
@@ -138,6 +143,16 @@ def contents_of(records: Sequence[RunRecord]) -> Contents:
         room=_room(plots),
         is_running=any(map(is_running, records)),
     )
+
+
+def _values(record: RunRecord) -> tuple[list[Bars], list[str]]:
+    """Return the histograms over a format's values, and which of them there are not."""
+    pictures = value_histograms(record)
+    found = [bars for bars in map(bars_of, pictures) if bars is not None]
+    if any(picture.source == "measured" for picture in pictures) or not record.config.get("format"):
+        return found, []
+    what = "Activations and gradients" if found else "Weights, activations and gradients"
+    return found, [f"{what} over the format's values: the plugin value-histogram measures them."]
 
 
 def _heats(groups: Sequence[Group]) -> list[tuple[str, list[Heat]]]:

@@ -38,9 +38,9 @@ class Heat:
     high: str
     edges: str
     """What each level stands for, separated by bars."""
-    columns: Sequence[int]
+    head: Sequence[str]
+    """Of the table behind it."""
     rows: Sequence[tuple[str, Sequence[str]]]
-    """The table behind it."""
     note: str
     steps: str
     """The first step of each column, separated by spaces."""
@@ -83,7 +83,7 @@ def heat_of(picture: HeatMap) -> Heat:
         low=axis.word(picture.range[0]),
         high=axis.word(picture.range[1]),
         edges="|".join(axis.word(v) for v in _edges(axis)),
-        columns=[picture.steps[i] for i in columns],
+        head=["layer", *(f"step {picture.steps[i]}" for i in columns)],
         rows=[
             (
                 name,

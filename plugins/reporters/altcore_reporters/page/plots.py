@@ -99,8 +99,8 @@ class Plot:
     """Labels beside the ends of the curves, with their height in percent from the top."""
     level: tuple[str, str] | None
     """A value to compare with: its height in percent, and what it is."""
-    columns: Sequence[int]
-    """The steps of the table."""
+    head: Sequence[str]
+    """Of the table behind it."""
     rows: Sequence[tuple[str, Sequence[str]]]
     """Label and values of each series."""
     note: str = ""
@@ -182,7 +182,7 @@ def plot_of(
         glyphs=list(_glyphs(shown, x, y)),
         labels=_labels(shown, y),
         level=None if level is None else (percent(1 - y.at(level[0])), level[1]),
-        columns=columns,
+        head=["", *(f"step {step}" for step in columns)],
         rows=[(s.label, [y.word(value_at(s, step)) for step in columns]) for s in shown],
         note=note,
         height=height,

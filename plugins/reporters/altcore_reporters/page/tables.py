@@ -64,8 +64,13 @@ class Table:
         return Table([self.head[i] for i in kept], [[row[i] for i in kept] for row in self.rows])
 
 
-def configurations_table(groups: Sequence[Group], looks: Sequence[Look]) -> Table:
-    """Return a row for each configuration, the lowest mean validation loss first."""
+def configurations_table(groups: Sequence[Group], looks: Sequence[Look]) -> Table | None:
+    """Return a row for each configuration, the lowest mean validation loss first.
+
+    None if each has one run: then the table of runs says it all.
+    """
+    if all(len(group.records) == 1 for group in groups):
+        return None
     head = ("configuration", "runs", "learned", "validation loss", "lowest", "highest", "stalled",
             "overflow", "flushed")  # fmt: skip
     place = {id(group): i for i, group in enumerate(groups)}

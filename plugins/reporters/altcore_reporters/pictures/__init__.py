@@ -16,6 +16,7 @@ from altcore_reporters.pictures.curves import (
 from altcore_reporters.pictures.groups import Difference, Group, differences, grouped
 from altcore_reporters.pictures.layers import LAYER_MEASURES, HeatMap, heat_map, heat_maps
 from altcore_reporters.pictures.marks import Mark, marks_of
+from altcore_reporters.pictures.values import ValueHistogram, value_histograms
 
 __all__ = [
     "LAYER_MEASURES",
@@ -26,6 +27,7 @@ __all__ = [
     "Group",
     "HeatMap",
     "Mark",
+    "ValueHistogram",
     "band_of",
     "curve_of",
     "differences",
@@ -35,4 +37,5 @@ __all__ = [
     "marks_of",
     "smoothed",
     "thinned",
+    "value_histograms",
 ]

@@ -1,0 +1,159 @@
+"""Histograms of tensors over the values of their format.
+
+Weights, activations and gradients come from the diagnostic ``value-histogram``, if it was in the
+run. Without it the weights are those of the newest checkpoint; of activations and gradients there
+is then nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from attrs import frozen
+
+from altcore.plugin import BadInput, get_format
+
+if TYPE_CHECKING:
+    from altcore.plugin import RunRecord
+
+MEASURED = re.compile(
+    r"value-histogram/(?P<operand>(stored_weight|weight_gradient|weight|activation|gradient)(@\w+?)?)"
+    r"_(?P<format>.+)_histogram"
+)
+ORDER = ("stored_weight", "weight", "activation", "gradient", "weight_gradient")
+"""Roles of tensors."""
+MOST_BYTES = 64 << 20
+"""The largest file of weights that is read for a picture."""
+
+
+@frozen
+class ValueHistogram:
+    """Where the magnitudes of tensors lie, in the units of their format's values."""
+
+    operand: str
+    """``stored_weight``, ``activation@fwd`` and so on."""
+    format: str
+    step: int
+    source: str
+    """``measured``, or ``checkpoint``."""
+    edges: Sequence[float]
+    """Of the bins, as logarithms to base 2; one more than bins."""
+    shares: Sequence[float]
+    """Of all elements, in each bin."""
+    zeros: float
+    """The share that is 0."""
+    below: float
+    """The share below the first bin."""
+    above: float
+    """The share above the last one."""
+    values: Sequence[float]
+    """The format's positive values, ascending; empty if it is not installed here."""
+
+
+def value_histograms(record: RunRecord) -> list[ValueHistogram]:
+    """Return the last histogram of each operand and format, in the order of `ORDER`."""
+    found = {}
+    for line in record.metrics:
+        for key, value in line.items():
+            match = MEASURED.fullmatch(key)
+            if match and isinstance(value, list):
+                low = line.get(f"{key.removesuffix('histogram')}low")
+                if isinstance(low, int):
+                    found[match["operand"], match["format"]] = (line["step"], low, value)
+    measured = [
+        _of_shares(operand, fmt, step, "measured", low, shares)
+        for (operand, fmt), (step, low, shares) in found.items()
+    ]
+    pictures = measured or list(_of_checkpoint(record))
+    return sorted(pictures, key=lambda picture: ORDER.index(picture.operand.partition("@")[0]))
+
+
+def bin_edges(low: int, bins: int) -> list[float]:
+    """Return edges as logarithms: two bins for each power of two, the first one from 2^low.
+
+    >>> [round(2**edge, 3) for edge in bin_edges(0, 3)]
+    [1.0, 1.5, 2.0, 3.0]
+    """
+    half = math.log2(1.5)
+    return [low + i // 2 + half * (i % 2) for i in range(bins + 1)]
+
+
+def _of_shares(
+    operand: str, fmt: str, step: int, source: str, low: int, shares: Sequence[float]
+) -> ValueHistogram:
+    zeros, below, *inner, above = shares
+    edges = bin_edges(low, len(inner))
+    return ValueHistogram(
+        operand, fmt, step, source, edges, inner, zeros, below, above, _positive(fmt)
+    )
+
+
+def _of_checkpoint(record: RunRecord) -> Iterator[ValueHistogram]:
+    """Yield the histograms of weights whose scale the newest checkpoint tells."""
+    from altcore.plugin import count_magnitudes
+
+    held = record.read_weights(MOST_BYTES)
+    if held is None:
+        return
+    counts: dict[tuple[str, str], Any] = {}
+    for operand, fmt, weight, factor in _weights(held):
+        own = count_magnitudes(weight if factor is None else weight * factor)
+        key = operand, fmt
+        counts[key] = counts[key] + own if key in counts else own
+    for (operand, fmt), found in counts.items():
+        numbers = found.tolist()[:-2]
+        met = [i for i, n in enumerate(numbers) if n and i > 1]
+        total = sum(numbers)
+        if not total:
+            continue
+        first, last = (min(met) & ~1, max(met) + 1) if met else (254, 256)
+        shares = [n / total for n in (*numbers[:1], sum(numbers[1:first]), *numbers[first:last], 0)]
+        low = first // 2 - 127
+        yield _of_shares(operand, fmt, held["step"], "checkpoint", low, shares)
+
+
+def _weights(held: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
+    """Yield operand, format, weight, and the factor that brings it to the format's values."""
+    plan, stored = held["quantization"]["plan"], held["quantization"]["stored"]
+    for name, weight in held["model"].items():
+        layer, _, own = name.rpartition(".")
+        casts = plan.get(layer) or {}
+        if name in stored and "stored_weight" in casts:
+            scale = stored[name].get("scale")
+            if scale is None or scale.ndim == 0:
+                yield (
+                    "stored_weight",
+                    casts["stored_weight"]["format"],
+                    weight,
+                    None if scale is None else 1 / scale,
+                )
+        elif own == "weight" and "weight@fwd" in casts:
+            factor = _factor(casts["weight@fwd"], weight)
+            if factor is not None:
+                yield "weight@fwd", casts["weight@fwd"]["format"], weight, factor
+
+
+def _factor(cast: Mapping[str, Any], weight: Any) -> Any:
+    """Return the factor of a view whose scale is made of the weight alone; None if it is not."""
+    scaling = cast["scaling"]
+    if cast["hadamard"] or not isinstance(cast["format"], str):
+        return None
+    if scaling["kind"] == "none":
+        return 1.0
+    is_exact = scaling["kind"] == "tensor" and scaling["quantile"] in (None, 1)
+    values, largest = _positive(cast["format"]), weight.abs().max()
+    if not is_exact or scaling["power_of_two"] or not values or not largest > 0:
+        return None
+    return values[-1] / (largest * scaling["margin"])
+
+
+def _positive(name: str) -> list[float]:
+    try:
+        fmt = get_format(name)
+    except BadInput:
+        return []
+    values = getattr(fmt, "values", ())  # a block format has none of its own
+    return [v for v in values if v > 0]
