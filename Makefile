@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: help venv demo format-experiments test test-slow test-exhaustive test-models bench exactness models pages lint format clean
+.PHONY: help venv demo format-experiments results test test-slow test-exhaustive test-models bench exactness models pages lint format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ demo: venv ## train a small GPT in E7M0 with ULP statistics, and say where the r
 
 format-experiments: venv ## the original experiments one after another (DEVICE=cuda DATA=eurlex STEPS=2)
 	$(BIN)/python experiments/run.py $(if $(DEVICE),--device $(DEVICE)) $(if $(DATA),--data $(DATA)) $(if $(STEPS),--steps $(STEPS))
+
+results: venv ## train the 36 runs of docs/results (20 minutes), and write its three reports (RUNS=folder)
+	$(BIN)/python experiments/results.py $(if $(RUNS),--runs-dir $(RUNS))
 
 test: lint ## what CI runs: lint, then the tests but slow, exhaustive, models and cuda ones
 	$(PYTEST)

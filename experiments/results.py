@@ -1,8 +1,8 @@
 """Train the runs of docs/results/format_comparison.md and its neighbours, and write the reports.
 
 Three seeds each of five formats, rounded to nearest and stochastically, and of E5M2 with the
-original experiments' two optimizers. Started again, the script keeps finished runs and resumes an
-interrupted one from its newest checkpoint.
+original experiments' two optimizers: 36 runs of 300 steps. Started again, the script keeps finished
+runs and resumes an interrupted one from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -58,12 +58,6 @@ def command(name: str, given: Sequence[str], runs_dir: Path) -> list[str] | None
     return None if is_over else ["train", "--resume", name, *own]
 
 
-def altcore(*arguments: str) -> int:
-    """Run a command of altcore and return its exit code."""
-    print(f"\naltcore {' '.join(arguments)}", flush=True)
-    return execute([sys.executable, "-m", "altcore", *arguments])
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Train what is left, write the reports, and return the first exit code that is not 0."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -71,17 +65,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", default="docs/results", help="folder of the reports")
     parser.add_argument("--only", choices=("train", "report"), help="do only this")
     asked = parser.parse_args(arguments)
-    names = [name for name, _ in runs()]
+    commands = []
     if asked.only != "report":
-        for name, given in runs():
-            left = command(name, given, asked.runs_dir)
-            if left and (code := altcore(*left)):
-                return code
+        commands += [command(name, given, asked.runs_dir) for name, given in runs()]
     if asked.only != "train":
-        for report in REPORTS:
-            given = ["--runs-dir", str(asked.runs_dir), "--out", asked.out]
-            if code := altcore("report", report, *names, *given):
-                return code
+        source = ["--from", str(asked.runs_dir), "--out", asked.out]
+        commands += [["report", reporter, *source] for reporter in REPORTS]
+    for given in filter(None, commands):
+        print(f"\naltcore {' '.join(given)}", flush=True)
+        if code := execute([sys.executable, "-m", "altcore", *given]):
+            return code
     return 0
 
 

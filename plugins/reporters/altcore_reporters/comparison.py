@@ -210,7 +210,7 @@ class FormatComparator:
         return means.reset_index().astype({"layer_type": str})
 
     def _check(self, column: str) -> None:
-        if column not in self.df:
+        if len(self.df) and column not in self.df:
             known = [str(c) for c in self.df]
             raise BadInput(f"the frame has no column {column!r}", meant=nearest(column, known))
 

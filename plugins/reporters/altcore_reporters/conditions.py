@@ -87,8 +87,7 @@ def _flat(records: Sequence[RunRecord]) -> list[Flat]:
         for owner, settings in own.pop("settings", {}).items():
             if owner not in watching:
                 own |= {f"settings.{owner}.{k}": v for k, v in settings.items()}
-        if "plugins" in own:
-            own["plugins"] = [p for p in own["plugins"] if p not in watching]
+        own["plugins"] = [p for p in own.get("plugins", ()) if p not in watching]
         found.append(own)
     return found
 

@@ -67,6 +67,8 @@ class FailureAnalyzer:
             `COLUMNS` and every other column of ``df``. The collapse of a run that crashed is at
             its last step if no other is known. Missing metrics are NaN.
         """
+        if not len(df):
+            return _frame([], df.columns)
         is_failure = df["state"].isin(FAILED)
         if "learned" in df:
             is_failure |= df["learned"].eq(False)

@@ -97,14 +97,12 @@ def format_comparison(
         _sweet_spot(leads.get(decides, []), sweet_spot),
         bullets(conclusions),
         "## Results",
-        frame_table(_without_single_condition(df), RESULTS),
+        frame_table(df, RESULTS),
         *_rankings(compared, leads),
         *_between_conditions(compared, decides),
         *_layer_types(compared, layer_metrics),
         "## Failures",
-        frame_table(_without_single_condition(failures), FAILURES)
-        if len(failures)
-        else "No run failed.",
+        frame_table(failures, FAILURES) if len(failures) else "No run failed.",
         "## Conclusions",
         bullets([*conclusions, *_of_failures(df, failures)] or [f"None: {NO_CONCLUSION}."]),
         "## Runs",
@@ -268,9 +266,3 @@ def _grouped(df: pd.DataFrame) -> list[tuple[tuple[str, str], pd.DataFrame]]:
         for condition, own in by_condition(df).items()
         for fmt, rows in own.groupby(own["format"].astype(str), sort=False)
     ]
-
-
-def _without_single_condition(df: pd.DataFrame) -> pd.DataFrame:
-    """Return a frame without the condition if all runs share one."""
-    is_single = CONDITION in df and df[CONDITION].nunique(dropna=False) < 2
-    return df.drop(columns=CONDITION) if is_single else df

@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+from altcore_reporters.comparison import CONDITION
 from altcore_reporters.intervals import Interval
 from altcore_reporters.markdown import is_finite, rate, text
 
@@ -26,8 +27,13 @@ SHARES = ("bit_stall_final", "overflow_final", "grad_sparsity")
 
 
 def frame_table(df: pd.DataFrame, columns: Iterable[str]) -> str:
-    """Return those of the columns that a frame has as a Markdown table."""
+    """Return those of the columns that a frame has as a Markdown table.
+
+    Without the condition, if all rows have the same.
+    """
     kept = [c for c in columns if c in df]
+    if CONDITION in kept and df[CONDITION].nunique(dropna=False) < 2:
+        kept.remove(CONDITION)
     return rows_table({c: row[c] for c in kept} for row in df.to_dict("records"))
 
 

@@ -1,0 +1,201 @@
+"""`FormatComparator`: ranks, and what may be concluded from them."""
+
+import math
+
+import pandas as pd
+import pytest
+
+from altcore.errors import BadInput
+from altcore_reporters import FormatComparator
+
+NAN = math.nan
+
+
+def frame(*rows, columns=("format", "seed", "final_loss", "state")):
+    return pd.DataFrame(rows, columns=list(columns))
+
+
+SIX = frame(
+    ("E3M4", 1, 2.0, "finished"),
+    ("E3M4", 2, 2.2, "finished"),
+    ("E5M2", 1, 2.5, "finished"),
+    ("E5M2", 2, 2.6, "finished"),
+    ("E7M0", 1, 1.0, "crashed"),
+    ("E7M0", 2, NAN, "failed"),
+)
+
+
+def test_formats_are_ranked_by_their_mean():
+    """Two runs each; the mean of what is known of E7M0, and how many runs that is."""
+    found = FormatComparator(SIX).rank_by_metric("final_loss")
+    assert list(found.columns) == ["rank", "format", "final_loss", "low", "high", "runs"]
+    assert list(found["format"]) == ["E7M0", "E3M4", "E5M2"]
+    assert list(found["final_loss"]) == pytest.approx([1.0, 2.1, 2.55])
+    assert list(found["rank"]) == [1, 2, 3]
+    assert list(found["runs"]) == [1, 2, 2]
+    half = 12.706204736 * 0.1  # t of one degree of freedom, times the error of 2.0 and 2.2
+    assert found["high"][1] == pytest.approx(2.1 + half)
+    assert math.isinf(found["high"][0])
+    turned = FormatComparator(SIX).rank_by_metric("final_loss", ascending=False)
+    assert list(turned["format"]) == ["E5M2", "E3M4", "E7M0"]
+
+
+def test_equal_formats_share_a_rank_and_missing_ones_have_none():
+    """The original experiments' frames have a row a format, some without the metric."""
+    rows = (("E0M7", 2.0), ("E1M6", 2.0), ("E5M2", 3.0), ("E7M0", NAN))
+    df = frame(*rows, columns=["format", "bit_stall_final"])
+    found = FormatComparator(df).rank_by_metric("bit_stall_final")
+    assert list(found["format"]) == ["E0M7", "E1M6", "E5M2", "E7M0"]
+    assert list(found["rank"][:3]) == [1, 1, 3]
+    assert found["rank"].isna()[3]
+
+
+def test_formats_are_ranked_within_their_condition():
+    """A learning rate is not a format."""
+    df = pd.concat([SIX.assign(condition="slow"), SIX[:4].assign(condition="fast")])
+    found = FormatComparator(df).rank_by_metric("final_loss")
+    assert list(zip(found["condition"], found["rank"], found["format"], strict=True)) == [
+        ("slow", 1, "E7M0"),
+        ("slow", 2, "E3M4"),
+        ("slow", 3, "E5M2"),
+        ("fast", 1, "E3M4"),
+        ("fast", 2, "E5M2"),
+    ]
+
+
+def test_the_sweet_spot_is_the_lowest_of_the_finished_runs():
+    """A run that crashed does not count, unless it is asked to."""
+    assert FormatComparator(SIX).identify_sweet_spot() == "E3M4"
+    assert FormatComparator(SIX).identify_sweet_spot(exclude_crashed=False) == "E7M0"
+    assert FormatComparator(SIX[4:]).identify_sweet_spot() is None
+    for empty in (SIX[:0], pd.DataFrame()):
+        assert FormatComparator(empty).identify_sweet_spot() is None
+        assert len(FormatComparator(empty).rank_by_metric("final_loss")) == 0
+
+
+def test_the_improvement_is_in_percent_of_the_baseline():
+    """By hand: 2.55 to 2.1."""
+    comparator = FormatComparator(SIX)
+    assert comparator.compute_improvement("E5M2", "E3M4") == pytest.approx(45 / 2.55)
+    assert comparator.compute_improvement("E3M4", "E5M2") == pytest.approx(-45 / 2.1)
+    assert math.isnan(comparator.compute_improvement("E5M2", "E7M0"))
+    assert math.isnan(comparator.compute_improvement("E5M2", "E9M9"))
+    stall = SIX.assign(bit_stall_final=[0.0, 0.0, 0.5, 0.5, 1, 1])
+    assert FormatComparator(stall).compute_improvement("E5M2", "E3M4", "bit_stall_final") == 100
+    assert math.isnan(
+        FormatComparator(stall).compute_improvement("E3M4", "E5M2", "bit_stall_final")
+    )
+
+
+def test_a_column_that_is_not_there_is_named():
+    """With the one that was meant."""
+    with pytest.raises(BadInput, match=r"'final_los' \(did you mean final_loss"):
+        FormatComparator(SIX).rank_by_metric("final_los")
+    with pytest.raises(BadInput, match="format"):
+        FormatComparator(pd.DataFrame({"final_loss": [1.0]}))
+
+
+# ---------------------------------------------------------------------------- what is concluded
+
+
+def test_a_lead_is_clear_when_every_rival_is_distinguishable():
+    """Three seeds, with differences of 1.0 ± 0.1 and 2.0 ± 0.1."""
+    losses = {"A": (1.0, 5.0, 9.0), "B": (1.9, 6.0, 10.1), "C": (3.1, 7.0, 10.9)}
+    rows = [(f, s, v) for f, own in losses.items() for s, v in enumerate(own)]
+    (lead,) = FormatComparator(frame(*rows, columns=["format", "seed", "final_loss"])).lead()
+    assert (lead.format, lead.runs, lead.is_clear) == ("A", 3, True)
+    assert [r.format for r in lead.rivals] == ["B", "C"]
+    half = 4.302652729911275 * 0.1 / math.sqrt(3)
+    assert lead.rivals[0].change.low == pytest.approx(1 - half)
+    assert lead.rivals[1].change.high == pytest.approx(2 + half)
+
+
+def test_overlapping_formats_have_no_winner():
+    """The lower mean alone decides nothing."""
+    rows = [
+        ("A", 1, 1.0),
+        ("A", 2, 2.0),
+        ("A", 3, 1.5),
+        ("B", 1, 1.4),
+        ("B", 2, 1.8),
+        ("B", 3, 1.6),
+    ]
+    df = frame(*rows, columns=["format", "seed", "final_loss"])
+    (lead,) = FormatComparator(df).lead()
+    assert (lead.format, lead.is_clear) == ("A", False)
+    assert not lead.rivals[0].is_distinguishable
+    assert not lead.rivals[0].is_equal
+
+
+def test_one_seed_has_no_winner():
+    """However far apart the two are."""
+    rows = (("A", 1, 1.0), ("B", 1, 100.0))
+    (lead,) = FormatComparator(frame(*rows, columns=["format", "seed", "final_loss"])).lead()
+    assert not lead.is_clear
+
+
+def test_a_format_alone_leads_nothing():
+    """There is nothing to compare it with."""
+    (lead,) = FormatComparator(SIX[:2]).lead()
+    assert not lead.is_clear
+    assert lead.rivals == ()
+
+
+def test_rivals_are_corrected_for_their_number():
+    """What one comparison would tell, four do not."""
+    losses = {"A": (1.0, 2.0, 3.0), "B": (1.10, 2.13, 3.10)}
+    rows = [(f, s, v) for f, own in losses.items() for s, v in enumerate(own)]
+    columns = ["format", "seed", "final_loss"]
+    (alone,) = FormatComparator(frame(*rows, columns=columns)).lead()
+    assert alone.rivals[0].is_distinguishable
+    rows += [
+        (f, s, v + 0.2 + s * x)
+        for f, x in (("C", 1), ("D", 2), ("E", 3))
+        for s, v in enumerate(losses["A"])
+    ]
+    (among,) = FormatComparator(frame(*rows, columns=columns)).lead()
+    rival = next(r for r in among.rivals if r.format == "B")
+    assert rival.change == alone.rivals[0].change
+    assert rival.p == pytest.approx(4 * rival.change.p)
+
+
+# -------------------------------------------------------------------------------- layer types
+
+
+def test_layers_are_averaged_by_type():
+    """By hand, in the order of the types."""
+    df = frame(
+        ("transformer.h.0.attn.c_attn", 1.0, 0.5),
+        ("transformer.h.1.attn.c_proj", 3.0, 0.7),
+        ("transformer.h.0.mlp.c_fc", 5.0, NAN),
+        ("transformer.wte", 7.0, 0.1),
+        ("lm_head", 9.0, 0.2),
+        columns=["layer", "stall", "sqnr"],
+    )
+    found = FormatComparator(SIX).compare_by_layer_type(df)
+    assert list(found.columns) == ["layer_type", "layers", "stall", "sqnr"]
+    assert list(found["layer_type"]) == ["attention", "mlp", "embedding", "classifier"]
+    assert list(found["layers"]) == [2, 1, 1, 1]
+    assert list(found["stall"]) == [2, 5, 7, 9]
+    assert found["sqnr"][0] == pytest.approx(0.6)
+    assert math.isnan(found["sqnr"][1])
+
+
+def test_layers_of_formats_are_averaged_apart_and_seeds_together():
+    """A layer of two seeds is one layer."""
+    rows = [("A", s, "lm_head", s * 1.0) for s in (1, 2)] + [("B", 1, "lm_head", 9.0)]
+    df = frame(*rows, columns=["format", "seed", "layer_name", "x"])
+    found = FormatComparator(SIX).compare_by_layer_type(df)
+    assert found.to_dict("list") == {
+        "format": ["A", "B"],
+        "layer_type": ["classifier", "classifier"],
+        "layers": [1, 1],
+        "x": [1.5, 9.0],
+    }
+
+
+def test_layers_may_be_the_index():
+    """As in a frame made of a dictionary."""
+    df = pd.DataFrame({"x": {"wte": 1.0, "attn": 2.0}})
+    found = FormatComparator(SIX).compare_by_layer_type(df)
+    assert list(found["layer_type"]) == ["attention", "embedding"]

@@ -1,0 +1,328 @@
+"""`ReportGenerator`: three reports that say what the numbers say, and no more."""
+
+import math
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from altcore.errors import BadInput
+from altcore_reporters import FailureAnalyzer, FormatComparator, ReportGenerator
+
+NAN = math.nan
+
+
+def runs(losses, **columns):
+    """A frame as the original experiments' loader returns it: a row a format and seed."""
+    rows = [
+        {
+            "format": fmt,
+            "run_id": f"{fmt}-{seed}",
+            "run_url": f"https://wandb.ai/me/altgrad/runs/{fmt}-{seed}",
+            "state": "crashed" if loss != loss else "finished",
+            "steps": 300,
+            "final_loss": loss,
+            "best_loss": loss - 0.5,
+            "bit_stall_final": 0.9,
+            "overflow_final": 0.0,
+            "seed": seed,
+        }
+        for fmt, own in losses.items()
+        for seed, loss in enumerate(own)
+    ]
+    return pd.DataFrame(rows).assign(**columns)
+
+
+CLEAR = runs({"E3M4": (2.0, 2.5, 2.2), "E5M2": (2.1, 2.61, 2.3), "E7M0": (4.0, NAN, NAN)})
+
+
+@pytest.fixture
+def write(tmp_path, capsys):
+    """Return a function that writes a report and returns its text."""
+
+    def call(method, *given, **named):
+        generator = ReportGenerator(tmp_path / "new" / "reports")
+        path = getattr(generator, f"generate_{method}")(*given, **named)
+        assert Path(path).is_absolute()
+        assert capsys.readouterr().out == f"{path}\n"
+        return Path(path).read_text()
+
+    return call
+
+
+def section(text, heading):
+    """Return the text under a heading of the second level."""
+    return text.partition(f"\n## {heading}\n")[2].partition("\n## ")[0]
+
+
+def rows_of(text):
+    """Return the rows of the tables in a text, without their heads."""
+    lines = [x for x in text.splitlines() if x.startswith("|")]
+    return [[c.strip() for c in x.strip("|").split("|")] for x in lines if not x.startswith("|:")]
+
+
+def test_every_report_has_its_file_and_its_time(tmp_path, write):
+    """Under the names of the original experiments."""
+    failures = FailureAnalyzer().extract_failures(CLEAR)
+    assert write("format_comparison", CLEAR, "E3M4").startswith("# FP8 Format Comparison Report\n")
+    assert write("failure_modes", failures).startswith("# FP8 Failure Mode Documentation\n")
+    text = write("manifold_comparison", CLEAR.assign(optimizer="adamw", manifold_aware=False))
+    assert text.startswith("# Manifold-Aware vs Standard Optimizer Comparison\n")
+    assert re.search(
+        r"^Generated 20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00 from 9 runs\.$", text, re.M
+    )
+    names = ("failure_modes.md", "format_comparison.md", "manifold_comparison.md")
+    assert sorted(p.name for p in (tmp_path / "new" / "reports").iterdir()) == list(names)
+
+
+def test_a_name_is_a_name_and_no_path(write):
+    """A report stays in its folder."""
+    assert write("format_comparison", CLEAR, "E3M4", output_name="mine.md")
+    with pytest.raises(BadInput, match="not the name of a file"):
+        write("format_comparison", CLEAR, "E3M4", output_name="../mine.md")
+
+
+@pytest.mark.parametrize("method", ["format_comparison", "failure_modes", "manifold_comparison"])
+def test_no_data_is_a_report_that_says_so(write, method):
+    """Of a frame with columns, and of one without."""
+    given = [None] if method == "format_comparison" else []
+    for empty in (CLEAR[:0], pd.DataFrame()):
+        assert "No data" in write(method, empty, *given)
+
+
+# ----------------------------------------------------------------------------------- formats
+
+
+def test_a_sweet_spot_is_named_where_the_numbers_allow_it(write):
+    """E5M2 is above by 0.1, 0.11 and 0.1 in the same seeds; E7M0 has one finished run."""
+    two = CLEAR[CLEAR["format"] != "E7M0"]
+    text = write("format_comparison", two, FormatComparator(two).identify_sweet_spot())
+    assert "**Sweet spot: E3M4**, by final loss." in section(text, "Summary")
+    said = "E3M4 has the lowest mean final loss, 2.2333. It is distinguishable from E5M2."
+    assert f"- {said}" in section(text, "Summary")
+    assert f"- {said}" in section(text, "Conclusions")
+    first, second = rows_of(section(text, "Rankings").partition("### By bit stall")[0])[1:]
+    assert first[:3] == ["1", "E3M4", "3"]
+    # By hand: mean 0.31 / 3, standard deviation 0.01 / sqrt(3), its error 0.01 / 3, t 4.302653.
+    assert second[4:] == ["0.1033 [0.0890, 0.1177]", "paired", "0.0010", "yes"]
+
+
+def test_no_sweet_spot_is_named_where_one_cannot_be_told(write):
+    """One run of a rival is enough to leave it open."""
+    text = write("format_comparison", CLEAR, "E3M4")
+    summary = section(text, "Summary")
+    assert "**The numbers name no sweet spot.** E3M4 has the lowest mean final loss" in summary
+    assert "Of E7M0 there is one run, which allows no conclusion." in summary
+
+
+def test_overlapping_seeds_name_no_winner(write):
+    """Whatever the caller says."""
+    df = runs({"E3M4": (2.0, 2.5), "E5M2": (2.4, 2.2)})
+    text = write("format_comparison", df, "E3M4")
+    assert "**The numbers name no sweet spot.**" in text
+    assert "It is not distinguishable from E5M2." in section(text, "Conclusions")
+
+
+def test_one_seed_allows_no_conclusion(write):
+    """The original experiments had one."""
+    text = write("format_comparison", runs({"E3M4": (2.0,), "E5M2": (3.0,)}), "E3M4")
+    assert "with one run of a format the numbers allow no conclusion" in section(
+        text, "Conclusions"
+    )
+    assert "**The numbers name no sweet spot.**" in text
+    alone = write("format_comparison", runs({"E3M4": (2.0, 3.0)}), "E3M4")
+    assert "only E3M4 has finished runs" in section(alone, "Conclusions")
+
+
+def test_the_validation_loss_decides_where_all_have_one(write):
+    """It is of many batches; the last batch alone says otherwise here."""
+    df = runs({"E3M4": (2.0, 2.5), "E5M2": (2.4, 2.2)}, val_loss=[3.0, 3.2, 1.0, 1.2001])
+    summary = section(write("format_comparison", df, "E3M4"), "Summary")
+    assert "**Sweet spot: E5M2**, by validation loss. E3M4 has the lowest mean final" in summary
+    partial = df.assign(val_loss=[3.0, 3.2, 1.0, NAN])
+    assert "validation" not in section(write("format_comparison", partial, "E3M4"), "Summary")
+
+
+def test_formats_that_are_equal_are_said_to_be(write):
+    """E0M7 and E1M6 are the same grid."""
+    df = runs({"E0M7": (2.0, 2.5), "E1M6": (2.0, 2.5)})
+    text = write("format_comparison", df, "E0M7")
+    assert "It equals E1M6 in every seed." in text
+    assert "no sweet spot" in text
+
+
+def test_results_have_the_columns_of_the_original(write):
+    """Missing metrics are n/a; failures are listed, with the mode and where it is from."""
+    text = write("format_comparison", CLEAR.drop(columns="seed"), "E3M4")
+    head, *rest = rows_of(section(text, "Results"))
+    assert head == ["format", "state", "steps", "final_loss", "best_loss", "bit_stall_final"]
+    assert rest[0] == ["E3M4", "finished", "300", "2.0000", "1.5000", "90.00%"]
+    assert rest[-1] == ["E7M0", "crashed", "300", "n/a", "n/a", "90.00%"]
+    assert "- E7M0 failed in 2 of 3 runs." in section(text, "Conclusions")
+    assert [r[0] for r in rows_of(section(text, "Failures"))] == ["format", "E7M0", "E7M0"]
+    assert "- [E3M4-0](https://wandb.ai/me/altgrad/runs/E3M4-0)" in section(text, "Runs")
+    assert "No run failed." in section(write("format_comparison", CLEAR[:6], "E3M4"), "Failures")
+
+
+def test_formats_are_compared_within_a_condition_and_conditions_within_a_format(write):
+    """The best of all is worse than nothing of its own condition."""
+    slow = runs({"A": (3.0, 3.5), "B": (3.2, 3.7001)}, condition="slow")
+    fast = runs({"A": (2.0, 2.5), "B": (2.4, 2.2)}, condition="fast")
+    text = write("format_comparison", pd.concat([slow, fast]), "A")
+    assert "**Sweet spot: A (slow)**" in text
+    assert "- slow: A has the lowest mean final loss, 3.2500. It is distinguishable" in text
+    assert "- fast: A has the lowest mean final loss, 2.2500. It is not distinguishable" in text
+    rows = rows_of(section(text, "The same format under several conditions"))[1:]
+    assert [r[:3] for r in rows] == [["A", "fast", "slow"], ["B", "fast", "slow"]]
+    assert [r[-1] for r in rows] == ["yes", "no"]
+
+
+def test_layers_are_shown_by_type(write):
+    """A table a measure, with a column a format."""
+    layers = pd.DataFrame({"format": ["A", "B"], "layer": ["lm_head", "wte"], "m/x": [0.5, 0.25]})
+    df = runs({"A": (1.0,), "B": (2.0,)})
+    found = section(write("format_comparison", df, "A", layer_metrics=layers), "By layer type")
+    assert "### m/x" in found
+    assert rows_of(found) == [
+        ["layer_type", "A", "B"],
+        ["classifier", "0.5", "n/a"],
+        ["embedding", "n/a", "0.25"],
+    ]
+
+
+def test_names_stay_in_their_cells(write):
+    """Formats, reasons and names are written by people."""
+    df = runs({"<script>|E": (1.0, 2.0), "1E5": (3.0, 4.0)}, run_url="javascript:alert(1)")
+    text = write("format_comparison", df, "1E5")
+    assert "<script>" not in text
+    assert "javascript:" not in text
+    assert rows_of(section(text, "Results"))[-1][0] == "1E5"
+
+
+# ---------------------------------------------------------------------------------- failures
+
+
+def test_failures_are_documented_by_format_and_mode(write):
+    """The summary of the original, evidence, classification and prevention."""
+    failures = FailureAnalyzer().merge_failure_data(
+        FailureAnalyzer().extract_failures(CLEAR),
+        [{"format": "E1M6", "name": "e1m6", "reason": "NaN/Inf loss", "collapse_step": 7.0}],
+    )
+    measured = {"failure_mode": "stall", "mode_from": "measurements", "evidence": "99% were lost."}
+    failures.loc[0, list(measured)] = list(measured.values())
+    text = write("failure_modes", failures, runs=CLEAR)
+    head, *rest = rows_of(section(text, "Summary"))
+    assert head == ["format", "collapse_step", "reason", "last_good_loss"]
+    assert rest[-1] == ["E1M6", "7", "NaN/Inf loss", "n/a"]
+    assert "No run of E3M4 and E5M2 failed." in text
+    assert "e1m6: **overflow**, from the reason alone at step 7. NaN/Inf loss." in section(
+        text, "E1M6"
+    )
+    assert (
+        "E7M0-1](https://wandb.ai/me/altgrad/runs/E7M0-1): **stall** at step 300. 99% were" in text
+    )
+    rows = {r[0]: r[2:] for r in rows_of(section(text, "Classification"))[1:]}
+    assert rows["overflow"] == ["1", "0", "1", "E1M6"]
+    assert rows["stall"] == ["1", "1", "0", "E7M0"]
+    assert rows["unknown"] == ["1", "0", "1", "E7M0"]
+    prevention = section(text, "Prevention")
+    assert [x.split("**")[1] for x in prevention.strip().splitlines()] == list(rows)
+
+
+def test_what_prevented_a_failure_is_said_where_it_was_seen(write):
+    """The same format under another condition."""
+    bad = runs({"E7M0": (4.0, 4.1)}, condition="nearest", learned=False)
+    good = runs({"E7M0": (2.0, 2.1)}, condition="stochastic", learned=True)
+    df = pd.concat([bad, good], ignore_index=True)
+    text = write("failure_modes", FailureAnalyzer().extract_failures(df), runs=df)
+    own = section(text, "E7M0: powers of two only")
+    assert "Failed in 2 of 2 runs under nearest:" in own
+    assert "Did not fail under stochastic (2 runs)." in own
+    assert "In these runs, E7M0 did not fail under stochastic (2 runs)." in section(
+        text, "Prevention"
+    )
+
+
+def test_powers_of_two_have_a_section_whenever_they_were_run(write):
+    """By the values of the format: from 1 to 2 at 1.5, from 1 to 0.5 at 0.75."""
+    good = runs({"E7M0": (2.0,), "E5M2": (2.0,)})
+    text = write("failure_modes", FailureAnalyzer().extract_failures(good), runs=good)
+    own = section(text, "E7M0: powers of two only")
+    assert "differ by a factor of 2" in own
+    assert "makes it larger by 50% or smaller by 25%" in own
+    assert "No run of it failed." in own
+    assert "No run failed." in section(text, "Summary")
+    other = good[good["format"] != "E7M0"]
+    assert "E7M0" not in write(
+        "failure_modes", FailureAnalyzer().extract_failures(other), runs=other
+    )
+
+
+# -------------------------------------------------------------------------------- optimizers
+
+
+def optimizers(standard, aware):
+    """Runs of the two optimizers, as the original experiments' loader returns them."""
+    rows = [("adamw", False, s, x) for s, x in enumerate(standard)]
+    rows += [("manifold-adamw", True, s, x) for s, x in enumerate(aware)]
+    df = pd.DataFrame(rows, columns=["optimizer", "manifold_aware", "seed", "final_loss"])
+    return df.assign(run_id="r", best_loss=df["final_loss"], bit_stall_final=0.9)
+
+
+def test_a_better_optimizer_is_said_to_help(write):
+    """By hand: differences -0.1, -0.09 and -0.1, of a mean of 2.1."""
+    text = write("manifold_comparison", optimizers((2.0, 2.1, 2.2), (1.9, 2.01, 2.1)))
+    head, *rest = rows_of(section(text, "Results"))
+    assert {"optimizer", "final_loss", "best_loss", "bit_stall_final"} <= set(head)
+    assert len(rest) == 6
+    row = rows_of(section(text, "Difference"))[1]
+    assert row[4:] == [
+        "-0.0967 [-0.1110, -0.0823]",
+        "4.60 [3.92, 5.29]",
+        "paired",
+        "3",
+        "0.0012",
+        "better",
+    ]
+    said = "manifold-adamw against adamw in E5M2: better. Final loss -0.0967 [-0.1110, -0.0823]"
+    assert said in section(text, "When the manifold-aware optimizer helps")
+    assert said in section(text, "Conclusions")
+    assert "Nowhere in these runs." in section(text, "When it does not")
+    assert section(text, "Hypothesis").strip()
+
+
+@pytest.mark.parametrize(
+    ("standard", "aware", "verdict"),
+    [
+        ((2.0, 2.1, 2.2), (2.1, 2.19, 2.3), "worse"),
+        ((2.0, 2.1, 2.2), (1.9, 2.2, 2.1), "not distinguishable"),
+    ],
+)
+def test_what_does_not_help_is_said_too(write, standard, aware, verdict):
+    """And nothing is claimed of it."""
+    text = write("manifold_comparison", optimizers(standard, aware))
+    assert f"in E5M2: {verdict}. Final loss" in section(text, "When it does not")
+    assert "Nowhere" in section(text, "When the manifold-aware optimizer helps")
+
+
+def test_one_seed_or_one_optimizer_allows_no_conclusion(write):
+    """However far apart the two are."""
+    text = write("manifold_comparison", optimizers((2.0,), (1.0,)))
+    assert "the numbers allow no conclusion. Final loss -1.0000 (one run)" in section(
+        text, "Conclusions"
+    )
+    for standard, aware, missing in (
+        ((2.0, 3.0), (), "manifold-aware"),
+        ((), (2.0, 3.0), "standard"),
+    ):
+        text = write("manifold_comparison", optimizers(standard, aware))
+        assert f"There is no run of a {missing} optimizer" in section(text, "Conclusions")
+
+
+def test_optimizers_are_compared_within_format_and_condition(write):
+    """The standard optimizer of one is no baseline of another."""
+    df = optimizers((2.0, 2.1), (1.9, 2.0))
+    df["condition"] = ["a", "a", "b", "b"]
+    text = write("manifold_comparison", df)
+    assert "No finished run of a manifold-aware optimizer has a standard one" in text
