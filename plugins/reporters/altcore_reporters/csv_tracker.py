@@ -35,9 +35,9 @@ class CsvTracker(TrackerReporter):
     settled: int = field(init=False, default=0)
     """Bytes of the file before the last row."""
 
-    def start(self, run: RunRecord) -> None:
+    def start(self, record: RunRecord) -> None:
         """Begin the table anew."""
-        self.path = self.folder(run) / TABLE
+        self.path = self.folder(record) / TABLE
         self.address, self.columns = str(self.path), ["step"]
         self._write_all([])
 
@@ -58,9 +58,9 @@ class CsvTracker(TrackerReporter):
             file.write(self._text([self.last_row]))
             file.truncate()
 
-    def holds(self, run: RunRecord) -> bool:
+    def holds(self, record: RunRecord) -> bool:
         """Whether nobody removed the table."""
-        return (self.folder(run) / TABLE).exists()
+        return (self.folder(record) / TABLE).exists()
 
     def _insert(self, step: int, values: Mapping[str, Any]) -> None:
         """Write the table anew, which few rows ask for: with new columns, or of an early step."""

@@ -194,7 +194,8 @@ def mark_of(tracker: TrackerReporter, record: RunRecord) -> str:
     """Return what identifies all of a record, and where it is sent to."""
     settings = {a.name: getattr(tracker, a.name) for a in fields(type(tracker)) if a.init}
     del settings["finish_timeout"]
-    return digest_of([record.metrics, record.events, record.summary, settings])
+    summary = {k: v for k, v in record.summary.items() if k != "directory"}  # it may be moved
+    return digest_of([record.metrics, record.events, summary, settings])
 
 
 def digest_of(held: Any) -> str:

@@ -36,11 +36,11 @@ class TensorBoardTracker(TrackerReporter):
     def __attrs_post_init__(self) -> None:
         check_installed("tensorboard")
 
-    def start(self, run: RunRecord) -> None:
+    def start(self, record: RunRecord) -> None:
         """Begin an event file in the place of those that are there."""
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-        folder = self.folder(run)
+        folder = self.folder(record)
         self.address = f"tensorboard --logdir {folder}"
         earlier = sorted(folder.glob("*tfevents*"))
         # An open TensorBoard goes on with the file whose name is last...
@@ -48,7 +48,7 @@ class TensorBoardTracker(TrackerReporter):
         self._write(Event(file_version="brain.Event:2"))
         # ... and this makes it forget what it has read.
         self._write(Event(step=0, session_log=SessionLog(status=SessionLog.START)))
-        self._write_text(0, "config", as_code(run.config))
+        self._write_text(0, "config", as_code(record.config))
         for path in earlier:
             # The last one may be open in a TensorBoard, which never gets over a file that is gone.
             os.truncate(path, 0) if path.stat().st_size else path.unlink()
@@ -63,15 +63,15 @@ class TensorBoardTracker(TrackerReporter):
         told = {k: v for k, v in event.items() if k not in ("step", "event")}
         self._write_text(step, f"events/{event['event']}", as_code(told))
 
-    def finish(self, run: RunRecord) -> None:
+    def finish(self, record: RunRecord) -> None:
         """Write the summary, as a text."""
-        self._write_text(run.summary["steps"], "summary", as_code(run.summary))
+        self._write_text(record.summary["steps"], "summary", as_code(record.summary))
         assert self.file is not None
         self.file.close()
 
-    def holds(self, run: RunRecord) -> bool:
+    def holds(self, record: RunRecord) -> bool:
         """Whether nobody removed the event file."""
-        return any(path.stat().st_size for path in self.folder(run).glob("*tfevents*"))
+        return any(path.stat().st_size for path in self.folder(record).glob("*tfevents*"))
 
     def _write_text(self, step: int, tag: str, words: str) -> None:
         self._write_values(step, [text(tag, words)])

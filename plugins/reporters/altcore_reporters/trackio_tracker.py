@@ -41,12 +41,12 @@ class TrackioTracker(TrackerReporter):
     def __attrs_post_init__(self) -> None:
         check_installed("trackio")
 
-    def start(self, run: RunRecord) -> None:
+    def start(self, record: RunRecord) -> None:
         """Begin the run anew; alerts of earlier sessions stay."""
         storage = storage_of_trackio()
         self.address = f"trackio show --project {self.project}"
-        self.run = {"run": run.name, "run_id": run.environment["run_id"]}
-        self.config = plain(run.config)
+        self.run = {"run": record.name, "run_id": record.environment["run_id"]}
+        self.config = plain(record.config)
         alerts = storage.get_alerts(self.project, run_id=self.run["run_id"])
         storage.delete_run(self.project, **self.run)
         if alerts:
@@ -67,14 +67,14 @@ class TrackioTracker(TrackerReporter):
         told = {"titles": [title], "texts": [text], "levels": [level.lower()]}
         self._write_alerts(**told, steps=[step], timestamps=[now])
 
-    def finish(self, run: RunRecord) -> None:
+    def finish(self, record: RunRecord) -> None:
         """Write what is outstanding, and the summary into the configuration."""
-        self._write(self.rows, {**self.config, "summary": plain(run.summary)})
+        self._write(self.rows, {**self.config, "summary": plain(record.summary)})
 
-    def holds(self, run: RunRecord) -> bool:
+    def holds(self, record: RunRecord) -> bool:
         """Whether nobody removed the run."""
-        held = storage_of_trackio().get_run_config(self.project, run_id=run.environment["run_id"])
-        return held is not None and held.get("summary") == plain(run.summary)
+        run_id = record.environment["run_id"]
+        return "summary" in (storage_of_trackio().get_run_config(self.project, run_id=run_id) or {})
 
     def _write(self, rows: list[Row], config: Mapping[str, Any]) -> None:
         storage_of_trackio().bulk_log(
