@@ -13,7 +13,9 @@ from attrs import field
 
 from altcore.plugin import RunRecord, setting
 from altcore_reporters.extras import check_installed
+from altcore_reporters.original_names import names_in_config, names_in_summary
 from altcore_reporters.tracking import TrackerReporter
+from altcore_reporters.wandb_tracker import PROJECT
 
 BATCH_SECONDS = 1.0
 """Rows are written together, this often at most: each call of the storage takes a while."""
@@ -30,9 +32,11 @@ class TrackioTracker(TrackerReporter):
     writes to its storage, under the run's own id.
     """
 
-    project: str = setting("altcore", help="the project in trackio's dashboard")
+    project: str | None = setting(
+        None, help=f"the project; null is the run's own `project`, else {PROJECT}"
+    )
     run: dict[str, str] = field(init=False, factory=dict)
-    """By what the storage knows the run."""
+    """What the storage knows the run by: project, name and id."""
     config: dict[str, Any] = field(init=False, factory=dict)
     rows: list[Row] = field(init=False, factory=list)
     """Those that are not written yet, at least the last one."""
@@ -43,15 +47,18 @@ class TrackioTracker(TrackerReporter):
 
     def start(self, record: RunRecord) -> None:
         """Begin the run anew; alerts of earlier sessions stay."""
-        storage = storage_of_trackio()
-        self.address = f"trackio show --project {self.project}"
-        self.run = {"run": record.name, "run_id": record.environment["run_id"]}
-        self.config = plain(record.config)
-        alerts = storage.get_alerts(self.project, run_id=self.run["run_id"])
-        storage.delete_run(self.project, **self.run)
+        storage, project = storage_of_trackio(), self._project(record)
+        self.address = f"trackio show --project {project}"
+        run_id = record.environment["run_id"]
+        self.run = {"project": project, "run": record.name, "run_id": run_id}
+        # The dashboard groups runs by the first.
+        self.config = {"_Group": record.config.get("label"), **plain(record.config)}
+        alerts = storage.get_alerts(project, run_id=run_id)
+        storage.delete_run(**self.run)
         if alerts:
             names = ("title", "text", "level", "step", "timestamp")
-            self._write_alerts(**{f"{name}s": [alert[name] for alert in alerts] for name in names})
+            told = {f"{name}s": [alert[name] for alert in alerts] for name in names}
+            storage.bulk_alert(**self.run, **told)
 
     def log(self, step: int, values: Mapping[str, Any], when: float) -> None:
         """Write a row, soon."""
@@ -62,32 +69,36 @@ class TrackioTracker(TrackerReporter):
 
     def alert(self, level: str, title: str, text: str, wait: float) -> None:
         """Write an alert."""
-        step = self.rows[-1][0] if self.rows else 0
-        now = datetime.now(UTC).isoformat()
-        told = {"titles": [title], "texts": [text], "levels": [level.lower()]}
-        self._write_alerts(**told, steps=[step], timestamps=[now])
+        storage_of_trackio().bulk_alert(
+            **self.run,
+            titles=[title],
+            texts=[text],
+            levels=[level.lower()],
+            steps=[self.rows[-1][0] if self.rows else 0],
+        )
 
     def finish(self, record: RunRecord) -> None:
         """Write what is outstanding, and the summary into the configuration."""
-        self._write(self.rows, {**self.config, "summary": plain(record.summary)})
+        summary = plain({**record.summary, **names_in_summary(record)})
+        self._write(self.rows, {**self.config, **names_in_config(record), "summary": summary})
 
     def holds(self, record: RunRecord) -> bool:
         """Whether nobody removed the run."""
         run_id = record.environment["run_id"]
-        return "summary" in (storage_of_trackio().get_run_config(self.project, run_id=run_id) or {})
+        config = storage_of_trackio().get_run_config(self._project(record), run_id=run_id)
+        return "summary" in (config or {})
+
+    def _project(self, record: RunRecord) -> str:
+        return self.project or record.config.get("project") or PROJECT
 
     def _write(self, rows: list[Row], config: Mapping[str, Any]) -> None:
         storage_of_trackio().bulk_log(
-            project=self.project,
             **self.run,
             config=config,
             steps=[step for step, _, _ in rows],
             metrics_list=[values for _, values, _ in rows],
             timestamps=[datetime.fromtimestamp(when, UTC).isoformat() for _, _, when in rows],
         )
-
-    def _write_alerts(self, **alerts: Any) -> None:
-        storage_of_trackio().bulk_alert(self.project, **self.run, **alerts)
 
 
 def storage_of_trackio() -> Any:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from helpers_recorded import (
 )
 
 from altcore.hooks import make_plugin
+from altcore.runs import read_run
 from altcore_reporters.csv_tracker import CsvTracker
 from altcore_reporters.following import Follower, Ledger
 from altcore_reporters.tensorboard_tracker import TensorBoardTracker
@@ -123,6 +125,28 @@ def test_a_change_of_format_stands_at_its_step(run, tracker):
     assert tracker.series()["loss"] == [(1, 4.875), (2, 4.75), (3, 4.625)]
 
 
+@pytest.mark.slow
+def test_a_training_that_goes_back_is_tracked_whole(start, tmp_path, monkeypatch):
+    """By the trackers' processes: killed at step 4, it goes on from the checkpoint of step 2."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    names = ["csv", "tensorboard", "trackio"]
+    patient = {f"{name}__finish_timeout": 60.0 for name in names}
+    path = start(names, name="r", max_steps=4, checkpoint_interval=2, **patient).run_directory
+    shutil.rmtree(path / "checkpoints" / "step-00000004")
+    (path / "summary.json").unlink()
+    result = start.resume("r", max_steps=6)
+    assert not result.summary["degraded"]
+    losses = [(line["step"], line["loss"]) for line in read_run(path).steps]
+    assert [step for step, _ in losses] == [1, 2, 3, 4, 5, 6]
+    read = {
+        "csv": lambda: csv_series(path),
+        "tensorboard": lambda: tensorboard_series(path),
+        "trackio": lambda: trackio_series(tmp_path / "trackio" / "altgrad.db"),
+    }
+    for name in names:
+        assert read[name]()["loss"] == losses
+
+
 # csv --------------------------------------------------------------------------------------
 
 
@@ -209,6 +233,8 @@ def test_the_dashboard_has_configuration_summary_and_histograms(run, database):
     config = json.loads(row[0])
     assert config["seed"] == run.record.config["seed"]
     assert config["summary"]["steps"] == 1
+    assert config["summary"]["state"] == "running"  # as it has no end
+    assert (config["manifold_aware"], config["_Group"]) == (False, None)
 
 
 def test_alerts_of_earlier_sessions_stay(run, database):
