@@ -194,7 +194,7 @@ def mark_of(tracker: TrackerReporter, record: RunRecord) -> str:
     """Return what identifies all of a record, and where it is sent to."""
     settings = {a.name: getattr(tracker, a.name) for a in fields(type(tracker)) if a.init}
     del settings["finish_timeout"]
-    summary = {k: v for k, v in record.summary.items() if k != "directory"}  # it may be moved
+    summary = {k: v for k, v in record.summary.items() if k != "directory"}
     return digest_of([record.metrics, record.events, summary, settings])
 
 
