@@ -1,6 +1,7 @@
 """The documentation: nothing undocumented, nothing documented that is not there, and it runs."""
 
 import inspect
+import itertools
 import json
 import re
 import subprocess
@@ -39,6 +40,8 @@ from altcore.recipes.cast_reading import CAST_KEYS
 from altcore.recipes.layers import SELECTORS
 from altcore.registry import KINDS, entries, group_of
 from altcore.yaml_files import load_yaml
+from altcore_reporters.alerts import Alerts
+from altcore_reporters.tracking import TrackerReporter
 
 DOCS = sorted((ROOT / "docs").glob("*.md"))
 PAGES = sorted(
@@ -556,6 +559,35 @@ def test_public_names_are_what_pages_import():
                 assert set(names.split(", ")) <= set(altcore.__all__)
             else:
                 assert f"`{module}`" in page("plugins")
+
+
+# ----------------------------------------------------------------------------------- trackers
+
+
+def test_every_alert_is_documented():
+    """With its level, and the seconds until it comes again."""
+    original = {"original": "fp8", "bit_stall_threshold": 0.5}
+    alerts = Alerts(original, now=itertools.count(step=1e3).__next__)
+    made = [
+        alerts.of_event({"step": 1, "event": "collapse", "cause": cause, "reason": ""})
+        for cause in ("nan_patience", "CAUSE")
+    ]
+    made += [
+        alerts.of_event({"step": 1, "event": "warning", "cause": "overflow", "message": ""}),
+        alerts.of_line({"step": 1, "stored_stall_rate": 0.9}),
+    ]
+    waits = [f"{alert.wait:g} s" if alert.wait else "at once" for alert in made]
+    expected = [[a.title, a.level, wait] for a, wait in zip(made, waits, strict=True)]
+    found = rows("trackers", "Alerts")
+    assert [[plain(row[0]), row[1], row[3]] for row in found] == expected
+
+
+def test_every_method_of_a_tracker_is_documented():
+    """With its arguments, in the order of the calls."""
+    methods = ("start", "log", "event", "alert", "finish", "holds")
+    taken = {name: [*parameters_of(getattr(TrackerReporter, name))][1:] for name in methods}
+    expected = [f"{name}({', '.join(names)})" for name, names in taken.items()]
+    assert [plain(row[0]) for row in rows("trackers", "A tracker of your own")] == expected
 
 
 # ------------------------------------------------------------------------------------- faults

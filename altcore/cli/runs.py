@@ -12,6 +12,7 @@ import click
 from altcore.cli.options import AS_JSON, Group, print_json, runs_dir_option
 from altcore.cli.sparkline import sparkline
 from altcore.cli.terminal import echo, print_table, say
+from altcore.cli.upload import upload
 from altcore.errors import BadInput
 
 CURVE = 12
@@ -24,6 +25,9 @@ def runs() -> None:
     from altcore.cli.log import configure
 
     configure()
+
+
+runs.add_command(upload)
 
 
 @runs.command("list")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,16 @@ import attrs
 from attrs import field
 
 from altcore.plugin import RunRecord, replace_text
-from altcore_reporters.tracked import lines_of
+from altcore_reporters.tracking import TrackerReporter
 
-Rows = dict[int, dict[str, Any]]
-"""By step, what stands in a row."""
+TABLE = "metrics.csv"
+Row = dict[str, Any]
+"""The values of a step, by column."""
 
 
 @attrs.define(eq=False)
-class CsvTracker:
-    """Writes reports/metrics.csv: a row a step, a column a value.
+class CsvTracker(TrackerReporter):
+    """Writes reports/csv/metrics.csv: a row a step, a column a value.
 
     An evaluation stands in the row of its step. A cell is empty where a step has no such value; a
     list is JSON. The file is whole after each line.
@@ -29,65 +30,55 @@ class CsvTracker:
 
     path: Path = field(init=False, default=Path())
     columns: list[str] = field(init=False, factory=list)
-    last_rows: Rows = field(init=False, factory=dict)
-    """The last two, which may get more values."""
+    last_row: Row = field(init=False, factory=dict)
+    """It may get more values."""
     settled: int = field(init=False, default=0)
-    """Bytes of the file before these."""
+    """Bytes of the file before the last row."""
 
     def start(self, record: RunRecord) -> None:
-        """Write what is recorded so far, instead of what the file has."""
-        assert record.directory is not None
-        self.path = record.directory / "reports" / "metrics.csv"
-        self.path.parent.mkdir(exist_ok=True)
-        rows: Rows = {}
-        for step, values, _ in lines_of(record):
-            rows.setdefault(step, {"step": step}).update(values)
-        self.columns = list(dict.fromkeys(["step", *(k for row in rows.values() for k in row)]))
-        self._write_all(rows)
+        """Begin the table anew."""
+        self.path = self.folder(record) / TABLE
+        self.address, self.columns = str(self.path), ["step"]
+        self._write_all([])
 
-    def log(self, step: int, values: Mapping[str, Any]) -> None:
+    def log(self, step: int, values: Mapping[str, Any], when: float) -> None:
         """Write the row of a step, or its new values."""
-        self.last_rows.setdefault(step, {"step": step}).update(values)
+        last = self.last_row.get("step", 0)
         new = [name for name in values if name not in self.columns]
-        if new:
-            with self.path.open(newline="") as file:
-                known = {int(row["step"]): row for row in csv.DictReader(file)}
+        if new or step < last:
             self.columns += new
-            self._write_all({**known, **self.last_rows})
+            self._insert(step, values)
             return
+        if step > last:
+            self.settled += len(self._text([self.last_row]))
+            self.last_row = {"step": step}
+        self.last_row.update(values)
         with self.path.open("r+b") as file:
             file.seek(self.settled)
-            self.settled += file.write(self._settle())
-            file.write(self._text(self.last_rows.values()))
+            file.write(self._text([self.last_row]))
             file.truncate()
 
-    def alert(self, level: str, title: str, text: str, wait: float) -> None:
-        """Say nothing: a table has no place for words."""
+    def holds(self, record: RunRecord) -> bool:
+        """Whether nobody removed the table."""
+        return (self.folder(record) / TABLE).exists()
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """The file is whole."""
+    def _insert(self, step: int, values: Mapping[str, Any]) -> None:
+        """Write the table anew, which few rows ask for: with new columns, or of an early step."""
+        with self.path.open(newline="") as file:
+            rows: dict[int, Row] = {int(row["step"]): row for row in csv.DictReader(file)}
+        rows.setdefault(step, {"step": step}).update(values)
+        self._write_all([rows[step] for step in sorted(rows)])
 
-    def _write_all(self, rows: Rows) -> None:
-        """Write the table anew, if the file is another."""
-        self.last_rows = dict(rows)
-        head = self._text([{name: name for name in self.columns}])
-        settled = head + self._settle()
-        self.settled = len(settled)
-        whole = settled + self._text(self.last_rows.values())
-        if not (self.path.is_file() and self.path.read_bytes() == whole):
-            replace_text(self.path, whole.decode())
+    def _write_all(self, rows: Sequence[Row]) -> None:
+        head = {name: name for name in self.columns}
+        settled = self._text([head, *rows[:-1]])
+        self.settled, self.last_row = len(settled), dict(rows[-1]) if rows else {}
+        replace_text(self.path, (settled + self._text(rows[-1:])).decode())
 
-    def _settle(self) -> bytes:
-        """Return the rows before the last two, and forget them."""
-        rows = sorted(self.last_rows.items())
-        self.last_rows = dict(rows[-2:])
-        return self._text(row for _, row in rows[:-2])
-
-    def _text(self, rows: Iterable[Mapping[str, Any]]) -> bytes:
+    def _text(self, rows: Iterable[Row]) -> bytes:
         out = io.StringIO()
         writer = csv.DictWriter(out, self.columns, lineterminator="\n")
         for row in rows:
-            writer.writerow(
-                {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()}
-            )
+            cells = {k: json.dumps(v) if isinstance(v, list) else v for k, v in row.items()}
+            writer.writerow(cells)
         return out.getvalue().encode()

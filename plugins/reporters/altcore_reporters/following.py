@@ -46,7 +46,8 @@ class Follower:
     """None if nobody is to be alerted."""
     earlier: int
     """Bytes of the events that are of earlier sessions: nobody is alerted again."""
-    step_times: dict[int, float] = field(init=False, factory=dict)
+    times: dict[int, Line] = field(init=False, factory=dict)
+    """Those of steps whose metrics have not been sent."""
     elapsed: float = field(init=False, default=0.0)
 
     @classmethod
@@ -71,17 +72,17 @@ class Follower:
         metrics = [line for line, _ in self.metrics.new()]
         # Read after them: the time of each of these lines was written before it.
         for line, _ in self.timings.new():
-            self.step_times[line["step"]] = line["step_time_ms"]
-            self.elapsed = line["elapsed_seconds"]
+            self.times[line["step"]] = line
         sent = sum(self._send_metrics(line) for line in metrics)
         return sent + sum(self._send_event(line, end) for line, end in self.events.new())
 
     def _send_metrics(self, line: Line) -> bool:
         values = {k: v for k, v in line.items() if k != "step" and v is not None}
+        if "loss" in line and line["step"] in self.times:
+            times = self.times.pop(line["step"])
+            values["step_time_ms"], self.elapsed = times["step_time_ms"], times["elapsed_seconds"]
         is_new = self.ledger.is_new(line)
         if is_new:
-            if "loss" in line and line["step"] in self.step_times:
-                values["step_time_ms"] = self.step_times.pop(line["step"])
             self.tracker.log(line["step"], values, self.began + self.elapsed)
             self._alert(self.alerts and self.alerts.of_line(line))
         return is_new

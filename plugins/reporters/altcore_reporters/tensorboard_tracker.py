@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import attrs
 from attrs import field
 
 from altcore.plugin import RunRecord
-from altcore_reporters.tracked import lines_of
+from altcore_reporters.extras import check_installed
+from altcore_reporters.tracking import TrackerReporter
 
 if TYPE_CHECKING:
     from tensorboard.compat.proto.event_pb2 import Event
@@ -22,71 +23,77 @@ if TYPE_CHECKING:
 
 
 @attrs.define(eq=False)
-class TensorBoardTracker:
+class TensorBoardTracker(TrackerReporter):
     """Writes reports/tensorboard: scalars, histograms of lists, and texts.
 
     ``tensorboard --logdir runs`` shows all runs.
     """
 
     file: IO[bytes] | None = field(init=False, default=None)
-    """The event file, open for appending."""
+    when: float = field(init=False, default=0.0)
+    """The time of the last row."""
+
+    def __attrs_post_init__(self) -> None:
+        check_installed("tensorboard")
 
     def start(self, record: RunRecord) -> None:
-        """Write what is recorded so far, unless that is what the event file has."""
-        assert record.directory is not None
-        folder = record.directory / "reports" / "tensorboard"
-        folder.mkdir(parents=True, exist_ok=True)
-        config = json.dumps(record.config, indent=1, default=str)
-        wanted = [*opening(), event(0, [text("config", f"```\n{config}\n```")])]
-        wanted += [event(step, summaries(values), when) for step, values, when in lines_of(record)]
-        found = sorted(folder.glob("*tfevents*"))
-        if len(found) != 1 or not holds(found[0], wanted):
-            # TensorBoard goes on with the file whose name is last.
-            new = folder / f"events.out.tfevents.{time.time_ns()}"
-            part = folder / "part"
-            part.write_bytes(b"".join(map(framed, wanted)))
-            part.replace(new)
-            for path in found:
-                path.unlink()
-            found = [new]
-        self.file = found[0].open("ab")
+        """Begin an event file in the place of those that are there."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-    def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append the values of a step."""
-        self._append(event(step, summaries(values)))
+        folder = self.folder(record)
+        self.address = f"tensorboard --logdir {folder}"
+        earlier = sorted(folder.glob("*tfevents*"))
+        # An open TensorBoard goes on with the file whose name is last...
+        self.file = (folder / f"events.out.tfevents.{time.time_ns()}").open("wb")
+        self._write(Event(file_version="brain.Event:2"))
+        # ... and this makes it forget what it has read.
+        self._write(Event(step=0, session_log=SessionLog(status=SessionLog.START)))
+        self._write_text(0, "config", as_code(record.config))
+        for path in earlier:
+            # The last one may be open in a TensorBoard, which never gets over a file that is gone.
+            os.truncate(path, 0) if path.stat().st_size else path.unlink()
 
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Close the file."""
-        if self.file is not None:
-            self.file.close()
+    def log(self, step: int, values: Mapping[str, Any], when: float) -> None:
+        """Write the values of a step."""
+        self.when = when
+        self._write_values(step, summaries(values))
 
-    def _append(self, entry: Event) -> None:
+    def event(self, step: int, event: Mapping[str, Any]) -> None:
+        """Write an event as a text."""
+        told = {k: v for k, v in event.items() if k not in ("step", "event")}
+        self._write_text(step, f"events/{event['event']}", as_code(told))
+
+    def finish(self, record: RunRecord) -> None:
+        """Write the summary, as a text."""
+        self._write_text(record.summary["steps"], "summary", as_code(record.summary))
         assert self.file is not None
-        self.file.write(framed(entry))
+        self.file.close()
+
+    def holds(self, record: RunRecord) -> bool:
+        """Whether nobody removed the event file."""
+        return any(path.stat().st_size for path in self.folder(record).glob("*tfevents*"))
+
+    def _write_text(self, step: int, tag: str, words: str) -> None:
+        self._write_values(step, [text(tag, words)])
+
+    def _write_values(self, step: int, values: Iterable[Summary.Value]) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        self._write(Event(step=step, wall_time=self.when, summary=Summary(value=values)))
+
+    def _write(self, event: Event) -> None:
+        assert self.file is not None
+        self.file.write(framed(event.SerializeToString()))
         self.file.flush()
 
 
-# What an event file holds ------------------------------------------------------------------
+def framed(data: bytes) -> bytes:
+    """Return a record of an event file: the length, the bytes, and a checksum of each."""
+    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
 
-
-def opening() -> list[Event]:
-    """Return the events that a file begins with.
-
-    The second makes a TensorBoard that is open forget what it read in an earlier file.
-    """
-    from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-
-    start = SessionLog(status=SessionLog.START)
-    return [Event(file_version="brain.Event:2"), Event(step=0, session_log=start)]
-
-
-def event(step: int, values: Iterable[Summary.Value], when: float | None = None) -> Event:
-    """Return the event that holds a step's values."""
-    from tensorboard.compat.proto.event_pb2 import Event
-    from tensorboard.compat.proto.summary_pb2 import Summary
-
-    seconds = time.time() if when is None else when
-    return Event(step=step, wall_time=seconds, summary=Summary(value=values))
+    size = struct.pack("<Q", len(data))
+    return b"".join(part + struct.pack("<I", masked_crc32c(part)) for part in (size, data))
 
 
 def summaries(values: Mapping[str, Any]) -> Iterator[Summary.Value]:
@@ -105,7 +112,7 @@ def summaries(values: Mapping[str, Any]) -> Iterator[Summary.Value]:
 
 
 def histogram(heights: Sequence[float]) -> HistogramProto:
-    """Return a histogram with a bar of these heights over 0 to 1, 1 to 2, and so on."""
+    """Return a histogram with bars of these heights over 0 to 1, 1 to 2, and so on."""
     from tensorboard.compat.proto.summary_pb2 import HistogramProto
 
     middles = [i + 0.5 for i in range(len(heights))]
@@ -115,7 +122,7 @@ def histogram(heights: Sequence[float]) -> HistogramProto:
         num=sum(heights),
         sum=sum(h * x for h, x in zip(heights, middles, strict=True)),
         sum_squares=sum(h * x**2 for h, x in zip(heights, middles, strict=True)),
-        bucket_limit=[0, *range(1, len(heights) + 1)],
+        bucket_limit=range(len(heights) + 1),
         bucket=[0, *heights],
     )
 
@@ -132,34 +139,7 @@ def text(tag: str, words: str) -> Summary.Value:
     return Summary.Value(tag=tag, metadata=SummaryMetadata(plugin_data=plugin), tensor=tensor)
 
 
-# Its bytes ---------------------------------------------------------------------------------
-
-
-FRAME = 16
-"""Bytes around an event: its length, and a checksum of this and of its bytes."""
-
-
-def framed(entry: Event) -> bytes:
-    """Return an event as it lies in a file."""
-    from tensorboard.compat.tensorflow_stub.pywrap_tensorflow import masked_crc32c
-
-    data = entry.SerializeToString()
-    size = struct.pack("<Q", len(data))
-    sums = [struct.pack("<I", masked_crc32c(part)) for part in (size, data)]
-    return size + sums[0] + data + sums[1]
-
-
-def holds(path: Path, wanted: Sequence[Event]) -> bool:
-    """Whether a file holds these events and nothing else, whatever their times."""
-    from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
-    from tensorboard.compat.proto.event_pb2 import Event
-
-    def timeless(entry: Event) -> Event:
-        entry.ClearField("wall_time")
-        return entry
-
-    found = list(RawEventFileLoader(str(path)).Load())
-    is_whole = sum(len(data) + FRAME for data in found) == path.stat().st_size
-    copies = (entry.SerializeToString() for entry in wanted)
-    first, second = ([timeless(Event.FromString(d)) for d in some] for some in (found, copies))
-    return is_whole and first == second
+def as_code(values: Mapping[str, Any]) -> str:
+    """Return values as Markdown that is shown as it is."""
+    lines = json.dumps(dict(values), indent=1, default=str).splitlines()
+    return "".join(f"    {line}\n" for line in lines)

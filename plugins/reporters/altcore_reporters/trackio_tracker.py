@@ -12,93 +12,110 @@ import attrs
 from attrs import field
 
 from altcore.plugin import RunRecord, setting
-from altcore_reporters.tracked import Line, lines_of
+from altcore_reporters.extras import check_installed
+from altcore_reporters.original_names import names_in_config, names_in_summary
+from altcore_reporters.tracking import TrackerReporter
+from altcore_reporters.wandb_tracker import PROJECT
 
 BATCH_SECONDS = 1.0
-"""Lines are written together, this often at most: each call of the database takes a while."""
+"""Rows are written together, this often at most: each call of the storage takes a while."""
+
+Row = tuple[int, dict[str, Any], float]
+"""A step, its values, and the time in seconds since 1970."""
 
 
 @attrs.define(eq=False)
-class TrackioTracker:
-    """Writes the run to trackio's database; ``trackio show --project altcore`` shows it.
+class TrackioTracker(TrackerReporter):
+    """Writes the run to trackio's database; ``trackio show`` opens the dashboard.
 
-    It writes what trackio's own client would, but gives each line an id of its own: so none can be
-    there twice, and one that cannot be written is an error.
+    Its client would only warn of what it cannot write, and draw an id for each session. So this
+    writes to its storage, under the run's own id.
     """
 
-    project: str = setting("altcore", help="the project in trackio's dashboard")
-    name: str = field(init=False, default="")
-    run_id: str = field(init=False, default="")
+    project: str | None = setting(
+        None, help=f"the project; null is the run's own `project`, else {PROJECT}"
+    )
+    run: dict[str, str] = field(init=False, factory=dict)
+    """What the storage knows the run by: project, name and id."""
     config: dict[str, Any] = field(init=False, factory=dict)
-    lines: list[tuple[int, Line]] = field(init=False, factory=list)
-    """The last line that was written and those that wait, by their numbers."""
-    written: int = field(init=False, default=0)
+    rows: list[Row] = field(init=False, factory=list)
+    """Those that are not written yet, at least the last one."""
     written_at: float = field(init=False, default=0.0)
 
+    def __attrs_post_init__(self) -> None:
+        check_installed("trackio")
+
     def start(self, record: RunRecord) -> None:
-        """Let the database have the lines that are recorded so far, and no others."""
-        from trackio.sqlite_storage import SQLiteStorage
+        """Begin the run anew; alerts of earlier sessions stay."""
+        storage, project = storage_of_trackio(), self._project(record)
+        self.address = f"trackio show --project {project}"
+        run_id = record.environment["run_id"]
+        self.run = {"project": project, "run": record.name, "run_id": run_id}
+        # The dashboard groups runs by the first.
+        self.config = {"_Group": record.config.get("label"), **plain(record.config)}
+        alerts = storage.get_alerts(project, run_id=run_id)
+        storage.delete_run(**self.run)
+        if alerts:
+            names = ("title", "text", "level", "step", "timestamp")
+            told = {f"{name}s": [alert[name] for alert in alerts] for name in names}
+            storage.bulk_alert(**self.run, **told)
 
-        self.name, self.run_id = record.name, record.environment["run_id"]
-        self.config = json.loads(json.dumps(dict(record.config), default=str))
-        self.lines = list(enumerate(lines_of(record)))
-        held = SQLiteStorage.get_logs(self.project, self.name, run_id=self.run_id)
-        told = [{"step": step, **shown(values)} for _, (step, values, _) in self.lines]
-        if [text_of(row) for row in held] != [text_of(row) for row in told[: len(held)]]:
-            SQLiteStorage.delete_run(self.project, self.name, run_id=self.run_id)
-            held = []
-        self.written = len(held)
-        if self.written < len(self.lines):
-            self._write(self.config)
-
-    def log(self, step: int, values: Mapping[str, Any]) -> None:
-        """Write a line, soon."""
-        number = self.lines[-1][0] + 1 if self.lines else 0
-        self.lines.append((number, (step, dict(values), time.time())))
+    def log(self, step: int, values: Mapping[str, Any], when: float) -> None:
+        """Write a row, soon."""
+        self.rows.append((step, {k: as_shown(v) for k, v in values.items()}, when))
         if time.monotonic() - self.written_at > BATCH_SECONDS:
-            self._write(self.config)
+            self._write(self.rows[:-1], self.config)
+            self.rows, self.written_at = self.rows[-1:], time.monotonic()
 
     def alert(self, level: str, title: str, text: str, wait: float) -> None:
         """Write an alert."""
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Write what is outstanding, and the summary into the configuration."""
-        from trackio.sqlite_storage import SQLiteStorage
-
-        config = {**self.config, "summary": json.loads(json.dumps(summary, default=str))}
-        is_known = SQLiteStorage.get_run_config(self.project, run_id=self.run_id) == config
-        if self.lines and not (is_known and self.written > self.lines[-1][0]):
-            self._write(config)
-
-    def _write(self, config: Mapping[str, Any]) -> None:
-        """Write the lines that wait; of one that is there already only the configuration is new."""
-        from trackio.sqlite_storage import SQLiteStorage
-
-        lines = [line for _, line in self.lines]
-        SQLiteStorage.bulk_log(
-            project=self.project,
-            run=self.name,
-            run_id=self.run_id,
-            config=dict(config),
-            metrics_list=[shown(values) for _, values, _ in lines],
-            steps=[step for step, _, _ in lines],
-            timestamps=[datetime.fromtimestamp(when, UTC).isoformat() for _, _, when in lines],
-            log_ids=[f"{self.run_id}/{number}" for number, _ in self.lines],
+        storage_of_trackio().bulk_alert(
+            **self.run,
+            titles=[title],
+            texts=[text],
+            levels=[level.lower()],
+            steps=[self.rows[-1][0] if self.rows else 0],
         )
-        self.written, self.lines = self.lines[-1][0] + 1, self.lines[-1:]
-        self.written_at = time.monotonic()
+
+    def finish(self, record: RunRecord) -> None:
+        """Write what is outstanding, and the summary into the configuration."""
+        summary = plain({**record.summary, **names_in_summary(record)})
+        self._write(self.rows, {**self.config, **names_in_config(record), "summary": summary})
+
+    def holds(self, record: RunRecord) -> bool:
+        """Whether nobody removed the run."""
+        run_id = record.environment["run_id"]
+        config = storage_of_trackio().get_run_config(self._project(record), run_id=run_id)
+        return "summary" in (config or {})
+
+    def _project(self, record: RunRecord) -> str:
+        return self.project or record.config.get("project") or PROJECT
+
+    def _write(self, rows: list[Row], config: Mapping[str, Any]) -> None:
+        storage_of_trackio().bulk_log(
+            **self.run,
+            config=config,
+            steps=[step for step, _, _ in rows],
+            metrics_list=[values for _, values, _ in rows],
+            timestamps=[datetime.fromtimestamp(when, UTC).isoformat() for _, _, when in rows],
+        )
 
 
-def shown(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return values as the dashboard shows them: a list is a histogram."""
-    return {
-        k: {"_type": "trackio.histogram", "bins": list(range(len(v) + 1)), "values": v}
-        if isinstance(v, list)
-        else v
-        for k, v in values.items()
-    }
+def storage_of_trackio() -> Any:
+    """Import trackio, late: it takes seconds."""
+    from trackio.sqlite_storage import SQLiteStorage
+
+    return SQLiteStorage
 
 
-def text_of(row: Mapping[str, Any]) -> str:
-    """Return a row as text: NaN is not equal to itself."""
-    return json.dumps({k: v for k, v in row.items() if k != "timestamp"}, sort_keys=True)
+def as_shown(value: Any) -> Any:
+    """Return a value as the dashboard shows it: a list as a histogram."""
+    if isinstance(value, list):
+        return {"_type": "trackio.histogram", "bins": list(range(len(value) + 1)), "values": value}
+    return value
+
+
+def plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return values as they come back from JSON."""
+    made: dict[str, Any] = json.loads(json.dumps(dict(values), default=str))
+    return made

@@ -1,14 +1,40 @@
 """The reporters ``csv``, ``tensorboard`` and ``trackio``: what their own readers find."""
 
+import json
+import math
+import shutil
+from contextlib import contextmanager
 from types import SimpleNamespace
 
+import pandas
 import pytest
-from helpers_recorded import RecordedRun, csv_series, tensorboard_series, trackio_series
+from helpers_recorded import (
+    RecordedRun,
+    csv_series,
+    tensorboard_reader,
+    tensorboard_series,
+    trackio_rows,
+    trackio_series,
+)
 
-from altcore.hooks import build
+from altcore.hooks import make_plugin
+from altcore.runs import read_run
 from altcore_reporters.csv_tracker import CsvTracker
+from altcore_reporters.following import Follower, Ledger
 from altcore_reporters.tensorboard_tracker import TensorBoardTracker
 from altcore_reporters.trackio_tracker import TrackioTracker
+
+
+def csv():
+    return make_plugin(CsvTracker, {}, "csv")
+
+
+def tensorboard():
+    return make_plugin(TensorBoardTracker, {}, "tensorboard")
+
+
+def trackio():
+    return make_plugin(TrackioTracker, {"project": "mine"}, "trackio")
 
 
 @pytest.fixture
@@ -16,47 +42,218 @@ def run(tmp_path):
     return RecordedRun(tmp_path)
 
 
-@pytest.fixture(params=["csv", "tensorboard", "trackio"])
-def tracker(request, tmp_path, monkeypatch, run):
-    """A tracker: a function that makes it anew, as a resume does, and its series as read back."""
-    if request.param == "csv":
-        return SimpleNamespace(new=CsvTracker, series=lambda: csv_series(run.path))
-    if request.param == "tensorboard":
-        return SimpleNamespace(new=TensorBoardTracker, series=lambda: tensorboard_series(run.path))
+@pytest.fixture
+def database(tmp_path, monkeypatch):
+    """The database of the project in trackio, in a folder of the test."""
     from trackio import sqlite_storage
 
     monkeypatch.setattr(sqlite_storage, "TRACKIO_DIR", tmp_path / "trackio")
-    return SimpleNamespace(
-        new=lambda: build(TrackioTracker, {"project": "mine"}, "trackio"),
-        series=lambda: trackio_series(tmp_path / "trackio" / "mine.db"),
-    )
+    return tmp_path / "trackio" / "mine.db"
 
 
-def told(tracker, run, *lines):
-    """Tell a new tracker of lines that are recorded meanwhile; it is not finished."""
-    made = tracker.new()
-    made.start(run.record)
-    for line in lines:
-        made.log(*line())
-    return made
+@pytest.fixture(params=["csv", "tensorboard", "trackio"])
+def tracker(request, run):
+    """A tracker: how a session makes it, and the series that its own reader finds."""
+    if request.param == "csv":
+        return SimpleNamespace(new=csv, series=lambda: csv_series(run.path))
+    if request.param == "tensorboard":
+        return SimpleNamespace(new=tensorboard, series=lambda: tensorboard_series(run.path))
+    database = request.getfixturevalue("database")
+    return SimpleNamespace(new=trackio, series=lambda: trackio_series(database))
 
 
-def test_what_is_logged_is_read_back(run, tracker):
-    steps = [lambda step=step: run.line(step) for step in (1, 2, 3)]
-    made = told(tracker, run, *steps, lambda: run.evaluation(3, 4.5), lambda: run.line(10, lr=1e-4))
-    made.finish({})
-    assert tracker.series() == {k: approx(v) for k, v in run.series.items()}
-    assert tracker.series()["val_loss"] == [(3, 4.5)]
+@contextmanager
+def session(new, run, *, is_killed=False):
+    """Track a run as its process does; yields the function that sends what is recorded by then."""
+    made, told = new(), (run.path / "events.jsonl").stat().st_size
+    with Ledger.opened(made.folder(run.record), waits=False) as ledger:
+        follower = Follower.start(made, run.record, ledger, live_from=told)
+        yield follower.send_new
+        if not is_killed:
+            follower.send_new()
+            made.finish(run.record)
+
+
+def close_to(series):
+    """TensorBoard's scalars are float32."""
+    return {
+        name: [(step, pytest.approx(value, rel=1e-6, nan_ok=True)) for step, value in pairs]
+        for name, pairs in series.items()
+    }
+
+
+def test_what_is_recorded_is_read_back(run, tracker):
+    with session(tracker.new, run) as send:
+        run.steps(1, 2)
+        run.append("metrics.jsonl", step=2, val_loss=4.5)
+        send()
+        run.steps(3, loss=math.inf, rate=0.25)
+        run.append("metrics.jsonl", step=4, loss=math.nan)
+    assert tracker.series() == close_to(run.series)
+    assert tracker.series()["val_loss"] == [(2, 4.5)]
+    assert tracker.series()["rate"] == [(3, 0.25)]
 
 
 def test_resume_from_an_earlier_step_doubles_nothing_and_loses_nothing(run, tracker):
-    steps = [lambda step=step: run.line(step) for step in range(1, 6)]
-    told(tracker, run, *steps).finish({})
+    with session(tracker.new, run) as send:
+        run.steps(1, 2, 3)
+        send()
+        run.steps(4, 5)
     run.go_back(to=3)
-    again = [lambda step=step: run.line(step, loss=1.0) for step in range(4, 8)]
-    told(tracker, run, *again).finish({})
-    assert tracker.series() == {k: approx(v) for k, v in run.series.items()}
+    with session(tracker.new, run):
+        run.steps(4, 5, 6, loss=1.0)
+    assert [step for step, _ in tracker.series()["loss"]] == [1, 2, 3, 4, 5, 6]
+    assert tracker.series() == close_to(run.series)
 
 
-def approx(pairs):
-    return [(step, pytest.approx(value, rel=1e-6, nan_ok=True)) for step, value in pairs]
+def test_a_resume_sends_what_a_killed_process_did_not(run, tracker):
+    with session(tracker.new, run, is_killed=True) as send:
+        run.steps(1)
+        send()
+    run.steps(2, 3)
+    with session(tracker.new, run):
+        run.steps(4)
+    assert [step for step, _ in tracker.series()["loss"]] == [1, 2, 3, 4]
+
+
+def test_a_change_of_format_stands_at_its_step(run, tracker):
+    with session(tracker.new, run):
+        run.steps(1, 2, 3)
+        change = {"from": ["E4M3"], "to": ["E5M2"], "reason": "it overflows", "plugin": "shift"}
+        run.append("events.jsonl", step=2, event="recipe", **change)
+    assert tracker.series()["format_shift"] == [(2, 1)]
+    assert tracker.series()["loss"] == [(1, 4.875), (2, 4.75), (3, 4.625)]
+
+
+@pytest.mark.slow
+def test_a_training_that_goes_back_is_tracked_whole(start, tmp_path, monkeypatch):
+    """By the trackers' processes: killed at step 4, it goes on from the checkpoint of step 2."""
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    names = ["csv", "tensorboard", "trackio"]
+    patient = {f"{name}__finish_timeout": 60.0 for name in names}
+    path = start(names, name="r", max_steps=4, checkpoint_interval=2, **patient).run_directory
+    shutil.rmtree(path / "checkpoints" / "step-00000004")
+    (path / "summary.json").unlink()
+    result = start.resume("r", max_steps=6)
+    assert not result.summary["degraded"]
+    losses = [(line["step"], line["loss"]) for line in read_run(path).steps]
+    assert [step for step, _ in losses] == [1, 2, 3, 4, 5, 6]
+    read = {
+        "csv": lambda: csv_series(path),
+        "tensorboard": lambda: tensorboard_series(path),
+        "trackio": lambda: trackio_series(tmp_path / "trackio" / "altgrad.db"),
+    }
+    for name in names:
+        assert read[name]()["loss"] == losses
+
+
+# csv --------------------------------------------------------------------------------------
+
+
+def table_of(run):
+    return pandas.read_csv(run.path / "reports" / "csv" / "metrics.csv")
+
+
+def test_the_table_is_whole_while_the_run_goes_on(run):
+    with session(csv, run, is_killed=True) as send:
+        for step in (1, 2, 3):
+            run.steps(step)
+            send()
+            assert list(table_of(run)["step"]) == [1, 2, 3][:step]
+        run.steps(4, rate=0.5)  # a new column
+        send()
+    table = table_of(run)
+    assert list(table) == ["step", "loss", "step_time_ms", "rate"]
+    assert list(table["loss"]) == [4.875, 4.75, 4.625, 4.5]
+    assert list(table["rate"].isna()) == [True, True, True, False]
+
+
+def test_words_and_lists_survive_the_table(run):
+    reason = 'overflow, "much" of it\nand more'
+    with session(csv, run):
+        run.steps(1, 2, sizes=[0.5, math.nan])
+        run.append("events.jsonl", step=1, event="recipe", to=["E5M2"], reason=reason)
+        run.steps(3)
+    table = table_of(run)
+    assert list(table["step"]) == [1, 2, 3]
+    assert table["shift_reason"][0] == reason
+    assert list(table["sizes"].fillna("")) == ["[0.5, NaN]", "[0.5, NaN]", ""]
+
+
+# tensorboard ------------------------------------------------------------------------------
+
+
+def test_a_list_is_a_histogram_and_words_are_text(run):
+    with session(tensorboard, run):
+        run.steps(1, shares=[0.25, 0.0, 0.75], signed=[1.0, -2.0])
+        run.append("events.jsonl", step=1, event="warning", message="the rate is high")
+    found = tensorboard_reader(run.path)
+    histogram = found.Histograms("shares")[0].histogram_value
+    assert histogram.bucket_limit == [0, 1, 2, 3]
+    assert histogram.bucket == [0, 0.25, 0.0, 0.75]
+    assert [found.Scalars(f"signed/{i}")[0].value for i in (0, 1)] == [1.0, -2.0]
+    (warning,) = found.Tensors("events/warning")
+    assert warning.step == 1
+    assert b"the rate is high" in warning.tensor_proto.string_val[0]
+    assert found.SummaryMetadata("events/warning").plugin_data.plugin_name == "text"
+    assert {"config", "events/start", "summary"} <= set(found.Tags()["tensors"])
+
+
+def test_times_are_those_of_the_run(run):
+    run.steps(1, 2)
+    with session(tensorboard, run):
+        pass
+    made = pandas.Timestamp("2026-01-31T12:00:00Z").timestamp()
+    times = [entry.wall_time for entry in tensorboard_reader(run.path).Scalars("loss")]
+    assert times == [made + 0.5, made + 1.0]
+
+
+def test_an_open_tensorboard_forgets_what_a_resume_takes_back(run):
+    with session(tensorboard, run):
+        run.steps(1, 2, 3)
+    reader = tensorboard_reader(run.path)
+    for _ in range(2):
+        run.go_back(to=1)
+        with session(tensorboard, run):
+            run.steps(2, loss=1.0)
+        pairs = [(entry.step, entry.value) for entry in reader.Reload().Scalars("loss")]
+        assert pairs == [(1, 4.875), (2, 1.0)]
+
+
+# trackio ----------------------------------------------------------------------------------
+
+
+def test_the_dashboard_has_configuration_summary_and_histograms(run, database):
+    with session(trackio, run):
+        run.steps(1, shares=[0.25, 0.75])
+    (row,) = trackio_rows(database, "SELECT metrics FROM metrics")
+    shares = {"_type": "trackio.histogram", "bins": [0, 1, 2], "values": [0.25, 0.75]}
+    assert json.loads(row[0])["shares"] == shares
+    (row,) = trackio_rows(database, "SELECT config FROM configs")
+    config = json.loads(row[0])
+    assert config["seed"] == run.record.config["seed"]
+    assert config["summary"]["steps"] == 1
+    assert config["summary"]["state"] == "running"  # as it has no end
+    assert (config["manifold_aware"], config["_Group"]) == (False, None)
+
+
+def test_alerts_of_earlier_sessions_stay(run, database):
+    for step in (1, 2):
+        with session(trackio, run):
+            run.steps(step)
+            collapse = {"cause": "stalled", "reason": f"nothing moved at {step}"}
+            run.append("events.jsonl", step=step, event="collapse", **collapse)
+    rows = trackio_rows(database, "SELECT level, title, text, step FROM alerts ORDER BY id")
+    told = [("error", "Collapse: stalled", f"step {i}: nothing moved at {i}", i) for i in (1, 2)]
+    assert rows == told
+
+
+def test_another_run_of_the_same_name_is_another_run(run, database, tmp_path):
+    run.steps(1)
+    other = RecordedRun(tmp_path / "other", run_id="fedcba9876543210fedc")
+    other.steps(1, 2)
+    for one in (run, other, run):
+        with session(trackio, one):
+            pass
+    rows = trackio_rows(database, "SELECT run_id, count(*) FROM metrics GROUP BY run_id")
+    assert rows == [("0123456789abcdef0123", 1), ("fedcba9876543210fedc", 2)]

@@ -1,0 +1,43 @@
+"""``altcore runs upload``: send recorded runs to a tracker."""
+
+from __future__ import annotations
+
+import click
+
+from altcore.cli.options import names, once, runs_dir_option
+from altcore.cli.terminal import echo
+from altcore.errors import BadInput
+
+
+@click.command()
+@click.argument("runs", nargs=-1, metavar="RUN...")
+@once("--to", "tracker", required=True, metavar="TRACKER", help="The reporter that sends them.")
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of the reporter; VALUE is YAML. Repeatable.",
+)
+@runs_dir_option
+def upload(runs: tuple[str, ...], tracker: str, sets: tuple[str, ...], runs_dir: str) -> None:
+    """Send recorded runs to a tracker, each line once.
+
+    What is there already is not sent again, so an upload that was cut off can be repeated.
+
+    \b
+    altcore runs upload e7m0-pure --to trackio
+    """  # noqa: D301 - click's mark for lines to be kept is a real backspace
+    if not runs:
+        raise BadInput("runs upload needs the name of a run; altcore runs list shows them")
+    from altcore.cli.reporters import Reporter
+    from altcore.runs import read_runs
+
+    reporter = Reporter.named(tracker, sets)
+    send = reporter.method("upload", "sends no runs")
+    # One at a time: what is done is told, whatever becomes of the next.
+    for record in read_runs(runs_dir, names(runs, "RUN")):
+        with reporter.guarded("upload"):
+            lines = send([record])
+        for line in lines:
+            echo(line)
