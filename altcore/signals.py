@@ -196,6 +196,8 @@ def _ignore_in_child() -> None:
     for number in _in_force._before:
         if number != signal.SIGTERM:
             signal.signal(number, signal.SIG_IGN)
+    if _in_force._wakeups is not None:
+        signal.set_wakeup_fd(-1)  # or the parent would take the child's signals for its own
     _in_force = None
     if sys.platform == "linux":
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

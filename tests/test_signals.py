@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from attrs import define
 from helpers_cli import TINY, distribution, run
-from helpers_crashes import ended, forked_command
+from helpers_crashes import ended, forked, forked_command
 from helpers_processes import SOURCES, install, started, wait_for
 
 from altcore import hookimpl
@@ -24,7 +24,7 @@ from altcore.cli.threads import still_running
 from altcore.engine import hook_clock
 from altcore.errors import EXIT_CODES
 from altcore.runs import summary_of
-from altcore.signals import WATCHED, LeaveNow, handling_signals, is_from_signal
+from altcore.signals import WATCHED, LeaveNow, handle_signals, handling_signals, is_from_signal
 
 ENDLESS = ("--steps", "100000", "--name", "mine")
 
@@ -303,6 +303,24 @@ def test_what_comes_from_a_signal():
     with handling_signals():
         assert not is_from_signal(KeyboardInterrupt())
         assert is_from_signal(LeaveNow())
+
+
+def test_what_a_forked_child_hears_is_its_own():
+    """Though it inherits the pipe by which the run hears of signals."""
+
+    def hear():
+        signal.signal(signal.SIGUSR1, lambda *_: None)
+        signal.raise_signal(signal.SIGUSR1)
+
+    def act():
+        handle_signals()
+        with handling_signals() as signals:
+            signals.is_waiting = True
+            assert forked(hear) == 0
+            signals.hear()
+            assert signals.asked == 0
+
+    assert forked(act) == 0
 
 
 def test_handlers_are_put_back():

@@ -42,7 +42,7 @@ def of_process(device: torch.device, kind: str) -> Iterator[Possession]:
         with suppress(RuntimeError):  # torch refuses to read some that a user set in two ways
             yield Value(*flag)
     if threading.current_thread() is threading.main_thread():
-        yield from _handlers()
+        yield from _of_signals()
     is_imported = _watching_imports()
     yield Environment(lambda: is_reporter or is_imported())
     yield Filters(is_imported)
@@ -65,15 +65,6 @@ def _mask_of_new_files() -> int:
     return mask
 
 
-def _has_alarm() -> bool:
-    return signal.getitimer(signal.ITIMER_REAL)[0] > 0
-
-
-def _set_alarm(is_on: bool) -> None:
-    if not is_on:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-
-
 PROCESS_FLAGS = (
     Flag("the working directory", os.getcwd, os.chdir),
     Flag("the umask", _mask_of_new_files, os.umask),
@@ -82,7 +73,6 @@ PROCESS_FLAGS = (
         lambda: tuple(sorted(signal.pthread_sigmask(signal.SIG_BLOCK, ()))),
         lambda blocked: signal.pthread_sigmask(signal.SIG_SETMASK, blocked),
     ),
-    Flag("the alarm", _has_alarm, _set_alarm),
     Flag("the function of sys.settrace", sys.gettrace, sys.settrace),
     Flag("the function of sys.setprofile", sys.getprofile, sys.setprofile),
     Flag("the function of threading.settrace", threading.gettrace, threading.settrace),
@@ -94,7 +84,13 @@ PROCESS_FLAGS = (
 )
 
 
-def _handlers() -> Iterator[Possession]:
+def _has_alarm() -> bool:
+    return signal.getitimer(signal.ITIMER_REAL)[0] > 0
+
+
+def _of_signals() -> Iterator[Possession]:
+    if not _has_alarm():  # or it may be over meanwhile
+        yield Value("the alarm", _has_alarm, lambda _: signal.setitimer(signal.ITIMER_REAL, 0))
     for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
         name = number.name if isinstance(number, signal.Signals) else f"signal {number}"
         read, write = partial(signal.getsignal, number), partial(signal.signal, number)
