@@ -1,6 +1,8 @@
 """Hostile files and names are named: nothing is executed, and memory is bounded."""
 
+import json
 import os
+import random
 import resource
 import signal
 import struct
@@ -83,6 +85,68 @@ def tokens(data):
     return make
 
 
+WORDS = {
+    "version": "1.0",
+    "model": {"type": "WordLevel", "vocab": {"?": 0, "a": 1}, "unk_token": "?"},
+    "pre_tokenizer": {"type": "Whitespace"},
+}
+WHOLE = json.dumps(WORDS)
+
+
+def model(**changes):
+    return json.dumps({**WORDS, "model": {**WORDS["model"], **changes}})
+
+
+def split(regex):
+    pattern = {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated"}
+    return json.dumps({**WORDS, "pre_tokenizer": {**pattern, "invert": False}})
+
+
+TOKENIZERS = {
+    "is empty": "",
+    "is nothing": "null",
+    "is a list": "[]",
+    "is deep": "[" * 100_000,
+    "is deep in braces": '{"a":' * 100_000,
+    "is deep inside": WHOLE[:-1] + ', "x": ' + "[" * 100_000,
+    "has deep parts": WHOLE[:-1] + ', "normalizer": ' + '{"type":"Sequence","normalizers":[' * 3000,
+    "has a huge id": model(vocab={"?": 0, "a": 2**31}),
+    "has an id of 32 bits": model(vocab={"?": 0, "a": 2**32 - 1}),
+    "has an id beyond 32 bits": model(vocab={"?": 0, "a": 2**32}),
+    "has an id beyond 64 bits": model(vocab={"?": 0, "a": 10**30}),
+    "has an id just too large": model(vocab={"?": 0, "a": 2**20}),
+    "has an id below 0": model(vocab={"?": 0, "a": -1}),
+    "has half an id": model(vocab={"?": 0, "a": 1.5}),
+    "has an id as text": model(vocab={"?": 0, "a": "1"}),
+    "has no number": WHOLE.replace("1}", "NaN}"),
+    "has no word for others": model(vocab={"a": 1}),
+    "has no words": model(vocab={}),
+    "has no model": '{"version": "1.0"}',
+    "has another model": model(type="Evil"),
+    "merges what is not there": model(type="BPE", merges=[["q", "zz"]]),
+    "merges three": model(type="BPE", merges=["a a a"]),
+    "has a torn pattern": split("(("),
+    "has a slow pattern": split("(a+)+$"),
+    "has a torn map": WHOLE[:-1]
+    + ', "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}',
+    "has half a character": WHOLE.replace('"a"', '"\\ud800"'),
+    "has a mark before it": f"\ufeff{WHOLE}",
+    **{f"is cut at {i}": WHOLE[:i] for i in (1, 20, 60, len(WHOLE) - 1)},
+    **{f"is random {i}": random.Random(i).randbytes(300) for i in range(3)},
+}
+
+
+def tokenizer(data):
+    """A text, and a tokenizer.json with this in it."""
+
+    def make(folder):
+        (folder / "words.txt").write_text(f"{'a' * 40}! a b " * 300)
+        (folder / "hostile.json").write_bytes(data if isinstance(data, bytes) else data.encode())
+        return ["--data", "words.txt", "--set", "gpt.tokenizer=hostile.json"]
+
+    return make
+
+
 NAMES = (
     *("../out", "/tmp/out", "a/b", "..", ".", "", "x" * 300, "<script>", "a b", "-x", "a\nb"),
     *("\x1b[31m", "a\u202eb", "C:x", "~", "$(touch planted)", "`touch planted`", "a;b", "%00"),
@@ -99,6 +163,7 @@ CASES = {
     "train.bin is empty": tokens(b""),
     "train.bin is odd": tokens(b"abc"),
     "train.bin is short": tokens(b"\x01\x00"),
+    **{f"tokenizer {what}": tokenizer(data) for what, data in TOKENIZERS.items()},
     "train.bin has large ids": tokens(struct.pack("<512H", *[65535] * 512)),
     **{f"--name {name!r:.20}": lambda folder, name=name: ["--name", name] for name in NAMES},
     **{f"--resume {name!r:.20}": lambda folder, name=name: ["--resume", name] for name in NAMES},
@@ -109,6 +174,7 @@ def limit():
     """Allow a gigabyte more than there is, and a minute."""
     with open("/proc/self/statm") as file:  # noqa: PTH123
         used = int(file.read().split()[5]) * resource.getpagesize()
+    os.environ["RUST_BACKTRACE"] = "0"
     resource.setrlimit(resource.RLIMIT_DATA, (used + (1 << 30), resource.RLIM_INFINITY))
     signal.alarm(60)
 
@@ -136,6 +202,8 @@ def test_hostile_input_is_named(make, tmp_path):
     assert "Traceback" not in said
     assert len(said) < 2000
     assert not [c for c in said if ord(c) < 32 and c != "\n"]
+    if "gpt.tokenizer=hostile.json" in given:
+        assert "altcore: gpt.tokenizer: hostile.json " in said
     named = given[1] if given[0].startswith("--resume") or given[0] == "--name" else ""
     assert any(
         word in said for word in (given[0][2:], "hostile.yaml", ".bin", repr(named)[1:-1][:9])

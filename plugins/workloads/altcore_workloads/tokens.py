@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ def encode(corpus: Corpus, tokenizer: str) -> Corpus:
     size = max(made.get_vocab(with_added_tokens=True).values(), default=0) + 1
     if size > LARGEST_IDS:
         raise BadInput(f"{tokenizer} has the id {size - 1}: {LARGEST_IDS - 1} is the most", key=KEY)
-    tokens = {name: _encoded(made, corpus.split(name), size) for name in SPLITS}
+    with _naming(f"{tokenizer} cannot encode {corpus.source}"):
+        tokens = {name: _encoded(made, corpus.split(name), size) for name in SPLITS}
     digest = hashlib.sha256(corpus.sha256.encode())
     digest.update(Path(tokenizer).expanduser().read_bytes())
     counts = torch.bincount(unsigned(tokens["train"]), minlength=size)
@@ -67,12 +69,26 @@ def _load(path: str) -> Any:
         raise BadInput(f"{path} cannot be read: {reason}", key=KEY) from error
     if len(text) > LARGEST_FILE:
         raise BadInput(f"{path} has more than {LARGEST_FILE >> 20} MiB: no tokenizer has", key=KEY)
+    with _naming(f"{path} is not a tokenizer.json"):
+        made = Tokenizer.from_str(text)
+        made.no_padding()
+        made.no_truncation()
+    return made
+
+
+@contextmanager
+def _naming(problem: str) -> Iterator[None]:
+    """Raise `BadInput` for whatever the library raises: plain exceptions, and panics of its Rust.
+
+    A panic is no `Exception`.
+    """
     try:
-        return Tokenizer.from_str(text)
-    # The library raises plain exceptions.
-    except Exception as error:
-        reason = str(error).splitlines()[0]
-        raise BadInput(f"{path} is not a tokenizer.json: {reason}", key=KEY) from error
+        yield
+    except (KeyboardInterrupt, SystemExit, BadInput):
+        raise
+    except BaseException as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise BadInput(f"{problem}: {reason:.200}", key=KEY) from error
 
 
 def _encoded(tokenizer: Any, tokens: Tensor, size: int) -> Tensor:

@@ -323,3 +323,16 @@ def test_a_tokenizer_of_any_size_is_not_read_whole(tmp_path, monkeypatch):
     (tmp_path / "t.json").write_text("{" + " " * 200)
     with pytest.raises(BadInput, match=r"^gpt.tokenizer: .*t.json has more than"):
         tiny(tokenizer=str(tmp_path / "t.json"))
+
+
+def test_padding_and_truncation_of_a_tokenizer_are_left_out(tmp_path, tokenizer):
+    """They are for batches of sentences: a text has the same ids without."""
+    plain = json.loads(tokenizer.read_text())
+    padding = {"strategy": {"Fixed": 10**9}, "direction": "Right", "pad_to_multiple_of": None}
+    padding |= {"pad_id": 70_000, "pad_type_id": 0, "pad_token": "?"}
+    cut = {"direction": "Right", "max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({**plain, "padding": padding, "truncation": cut}))
+    (tmp_path / "text.txt").write_text("the laws of the union " * 100)
+    one, two = (tiny(data=str(tmp_path / "text.txt"), tokenizer=str(t)) for t in (tokenizer, other))
+    assert torch.equal(one.corpus.train, two.corpus.train)
