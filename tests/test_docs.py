@@ -420,8 +420,8 @@ def test_recipes_are_documented():
 
 
 def test_the_state_of_every_status_is_documented():
-    """As frames have it."""
-    from altcore_reporters.frames import STATES
+    """As frames and W&B have it."""
+    from altcore_reporters.original_names import STATES
 
     assert {plain(r[0]): plain(r[1]) for r in rows("analysis", "States")} == STATES
 

@@ -12,16 +12,7 @@ from typing import Any
 import pandas as pd
 
 from altcore.plugin import RunRecord, full_summary
-
-STATES = {
-    "finished": "finished",
-    "collapsed": "crashed",
-    "stopped": "crashed",
-    "failed": "failed",
-    "interrupted": "failed",
-    "unfinished": "running",
-}
-"""A run's state, in the words of the original experiments, by its status."""
+from altcore_reporters.original_names import names_in_summary
 
 FIRST = (
     *("name", "format", "run_id", "run_url", "state", "steps"),
@@ -29,9 +20,6 @@ FIRST = (
     *("optimizer", "manifold_aware", "seed"),
 )
 """The columns with which a frame of runs begins."""
-MANIFOLD_AWARE = "manifold-adamw"
-"""The optimizer of the runs that are called aware of the manifold."""
-
 SUMMARY = tuple(
     key
     for key, empty in full_summary({}).items()
@@ -94,12 +82,10 @@ def _row(record: RunRecord) -> dict[str, Any]:
     return {
         **{k: v for k, v in config.items() if not isinstance(v, list | tuple | Mapping)},
         **{k: summary.get(k) for k in SUMMARY},
+        **names_in_summary(record),
         "name": record.name,
-        "format": summary["format"] or "none",
         "run_id": run_id(record),
         "run_url": record.url,
-        "state": STATES[summary["status"]],
-        "manifold_aware": summary["optimizer"] == MANIFOLD_AWARE,
     }
 
 

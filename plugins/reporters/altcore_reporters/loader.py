@@ -10,7 +10,8 @@ import pandas as pd
 
 from altcore.plugin import BadInput, RunRecord, nearest, read_runs
 from altcore_reporters import wandb_runs
-from altcore_reporters.frames import STATES, history_frame, run_id, runs_frame
+from altcore_reporters.frames import history_frame, run_id, runs_frame
+from altcore_reporters.original_names import STATES
 
 FORMAT_COLUMNS = (
     *("format", "run_id", "run_url", "state", "steps"),

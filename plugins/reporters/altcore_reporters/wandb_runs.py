@@ -96,7 +96,9 @@ class WandbRecord(RunRecord):
         super().__init__(run.name or run.id, f"{SCHEME}:{'/'.join(run.path)}")
         self.run, self.url = run, run.url
         self._given = {k: v for k, v in run.config.items() if not k.startswith("_")}
-        self._ended = {k: v for k, v in run.summary_metrics.items() if v is not None}
+        # A value that the run's own summary does not have may be here: that of the last row.
+        known = {k: _value(v) for k, v in run.summary_metrics.items() if v is not None}
+        self._ended = {k: v for k, v in known.items() if not _is_nonfinite(v)}
         self._is_original = not {"recipe", "workload"} <= self._given.keys()
 
     @cached_property
@@ -115,10 +117,10 @@ class WandbRecord(RunRecord):
         keys = full_summary({}).keys()
         if self._is_original:
             known = self._original_summary()
-        elif "status" in self._ended:
+        elif "status" in self._ended and self.run.state != "running":
             known = {k: v for k, v in self._ended.items() if k in keys}
         else:
-            # What is in W&B's summary now are the last metrics.
+            # In W&B's summary are the last metrics now, or how an earlier session ended.
             facts = {**self.config, **self.environment}
             known = {k: v for k, v in facts.items() if k in keys}
             known["steps"] = max((line["step"] for line in self.steps), default=0)
@@ -199,10 +201,15 @@ class WandbRecord(RunRecord):
 def _first(values: Mapping[str, Any], names: Sequence[str]) -> float | None:
     """Return the first of the values that is a finite number."""
     for name in names:
-        value = _value(values.get(name))
-        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+        value = values.get(name)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if is_number and not _is_nonfinite(value):
             return value
     return None
+
+
+def _is_nonfinite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _value(value: Any) -> Any:

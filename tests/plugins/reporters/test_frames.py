@@ -7,7 +7,8 @@ import pytest
 from helpers_records import Told
 
 from altcore.runs import STATUSES, read_run
-from altcore_reporters.frames import FIRST, STATES, history_frame, runs_frame
+from altcore_reporters.frames import FIRST, history_frame, runs_frame
+from altcore_reporters.original_names import STATES
 
 
 def test_a_run_is_a_row(start):

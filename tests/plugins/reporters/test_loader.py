@@ -3,13 +3,15 @@
 import math
 
 import pytest
-from helpers_records import Told, put, use
+from helpers_records import Told, use
 from helpers_wandb import WandbServer
 from pandas.testing import assert_frame_equal
 
 from altcore import BadInput
+from altcore_reporters.failure_report import FailureReport
 from altcore_reporters.frames import history_frame
 from altcore_reporters.loader import FORMAT_COLUMNS, MANIFOLD_COLUMNS, ExperimentDataLoader
+from altcore_reporters.wandb_tracker import WandbTracker
 
 
 def loader_of(*records):
@@ -91,7 +93,7 @@ def test_a_run_that_is_not_there():
 
 
 def test_the_same_frames_from_wandb_and_from_directories(start, monkeypatch, tmp_path):
-    """Of everything: a run that finished, one that collapsed, one without a format."""
+    """Of a run that finished, one that collapsed, one without a format, as they were sent."""
     start(["ulp-stats"], format="E3M4", recipe="pure", name="fine", max_steps=3, eval_interval=2)
     bad = {"learning_rate": 1e30, "grad_clip": 0, "nan_patience": 2}
     start(format="E5M2", name="broken", max_steps=9, **bad)
@@ -99,17 +101,12 @@ def test_the_same_frames_from_wandb_and_from_directories(start, monkeypatch, tmp
     local = ExperimentDataLoader(runs_dir=start.runs)
     with WandbServer() as server:
         use(server, monkeypatch, tmp_path)
-        for record in local.records:
-            times = {line["step"]: line["step_time_ms"] for line in record.timings}
-            rows = [
-                {k: v for k, v in line.items() if v is not None}
-                | ({"step_time_ms": times[line["step"]]} if "loss" in line else {})
-                for line in record.metrics
-            ]
-            config = {**record.config, "environment": record.environment}
-            put(server, record.name, config=config, summary=record.summary, rows=rows)
+        tracker = WandbTracker()
+        tracker.name = "wandb"
+        assert len(tracker.upload(local.records)) == 3
         there = ExperimentDataLoader(project="altgrad", entity="somebody")
         frames = [everything(loader) for loader in (there, local)]
+        reports = [failure_reports(loader, tmp_path) for loader in (there, local)]
     assert list(local.runs["state"]) == ["finished", "crashed", "finished"]
     assert all(url.startswith(server.url) for url in there.runs["run_url"])
     for one, other in zip(*frames, strict=True):
@@ -117,6 +114,7 @@ def test_the_same_frames_from_wandb_and_from_directories(start, monkeypatch, tmp
         # Only W&B has pages.
         kept = [name for name in one.columns if name != "run_url"]
         assert_frame_equal(one[kept], other[kept], check_exact=True)
+    assert reports[0] == reports[1]
 
 
 def everything(loader):
@@ -129,3 +127,9 @@ def everything(loader):
         loader.get_run_history("fine", ["loss", "val_loss", "ulp-stats/stored_mean"]),
         history_frame(sorted(loader.records, key=lambda record: record.name)),
     ]
+
+
+def failure_reports(loader, folder):
+    """Return the text of the report of every run."""
+    records = sorted(loader.records, key=lambda record: record.name)
+    return [path.read_text() for path in FailureReport().render(records, folder)]

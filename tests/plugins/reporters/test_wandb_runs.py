@@ -5,6 +5,7 @@ import re
 
 import pytest
 import wandb
+from helpers_cli import call
 from helpers_records import put, use
 from helpers_wandb import WandbServer
 
@@ -67,8 +68,9 @@ def test_a_run_of_altcores(server):
     assert record.environment == {"run_id": "0f"}
     assert record.summary["final_loss"] == 5
     assert (record.summary["name"], record.summary["status"]) == ("own", "collapsed")
-    assert record.summary["findings"] == {}
+    assert (record.summary["findings"], record.summary["degraded"]) == ({}, [])
     assert "loss" not in record.summary
+    assert (record.summary["val_loss_float32"], record.summary["flushed_rate"]) == (None, None)
     assert [(line["step"], line["loss"]) for line in record.steps][:1] == [(1, 5)]
     assert math.isnan(record.steps[1]["loss"])
     assert record.steps[0]["grad_norm"] == math.inf
@@ -91,8 +93,8 @@ def test_what_was_logged_again_counts_once(server):
 
 
 def test_a_run_that_goes_on(server):
-    """W&B's summary holds the last metrics then: none is taken for the end's."""
-    summary = {"loss": 4.0, "val_loss": 4.5, "step_time_ms": 3.0, "overflow_rate": 0.5}
+    """W&B's summary holds the last metrics and an earlier end then: none is taken for its own."""
+    summary = {"loss": 4.0, "val_loss": 4.5, "step_time_ms": 3.0, "status": "interrupted"}
     environment = {"run_id": "0f", "first_formats": ["E5M2"]}
     config = {**OWN, "environment": environment, "learning_rate": 1}
     put(server, "going", config=config, summary=summary, rows=ROWS, state="running")
@@ -215,3 +217,17 @@ def test_no_key_is_said(monkeypatch):
     says = "altgrad cannot be read from W&B: No API key configured. Use `wandb login`."
     with pytest.raises(BadInput, match=f"^{re.escape(says)}$"):
         read_runs("altgrad")
+
+
+def test_the_command_reports_on_runs_in_wandb(server, capsys, tmp_path):
+    """Through the reporter that the address begins with."""
+    put(server, "far", project="command", config=OWN, summary={"status": "finished"}, rows=ROWS)
+    where = ("--from", "wandb:somebody/command", "--out", tmp_path / "out")
+    found = call(capsys, "report", "failure-report", *where)
+    assert (found.code, found.out) == (0, f"{tmp_path / 'out' / 'failure.md'}\n"), found.err
+    assert (tmp_path / "out" / "failure.md").read_text().startswith("# far: no collapse")
+    found = call(capsys, "report", "failure-report", "fra", *where)
+    assert (found.code, found.message) == (
+        2,
+        "altcore: there is no run 'fra' in W&B's somebody/command (did you mean far?)",
+    )
