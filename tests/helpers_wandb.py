@@ -8,13 +8,16 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import subprocess
+import sys
 import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
+import pytest
 from attrs import define, field
 from helpers_wandb_artifacts import ArtifactAnswers
 
@@ -66,7 +69,7 @@ class StoredRun:
 class WandbServer(ArtifactAnswers):
     """Listens on a free port, at ``url``; use it as a context.
 
-    ``fault`` makes every answer bad: ``"refuse"`` closes the connection, ``"500"`` is an error of
+    ``fault`` makes every answer bad: ``"closed"`` closes the connection, ``"500"`` is an error of
     the server, ``"malformed"`` is no JSON that the client knows, and ``"hang"`` answers only when
     the server is closed.
     """
@@ -79,6 +82,10 @@ class WandbServer(ArtifactAnswers):
     unknown: dict[str, str] = field(factory=dict)
     """Queries that the server does not know, by operation."""
     fault: str | None = None
+    on_asked: Callable[[str], None] | None = None
+    """Told each operation and path before it is answered."""
+    failed: int = field(init=False, default=0)
+    """Requests that met a fault."""
     closing: threading.Event = field(init=False, factory=threading.Event)
     http: ThreadingHTTPServer = field(init=False)
 
@@ -102,14 +109,11 @@ class WandbServer(ArtifactAnswers):
         """The variables with which the client finds the server."""
         return {"WANDB_BASE_URL": self.url, "WANDB_API_KEY": KEY}
 
-    @contextmanager
-    def failing(self, fault: str) -> Iterator[None]:
-        """Be broken for a while."""
-        self.fault = fault
-        try:
-            yield
-        finally:
-            self.fault = None
+    def note(self, asked: str) -> None:
+        """Keep what was asked for."""
+        self.asked.append(asked)
+        if self.on_asked is not None:
+            self.on_asked(asked)
 
     # What is asked for, each by the name of its operation ------------------------------------
 
@@ -213,15 +217,6 @@ class WandbServer(ArtifactAnswers):
     def on_run(self, given: Mapping[str, Any]) -> Any:
         return self._of_run(given, lambda run: {**_node(run), "projectId": "1"})
 
-    def on_run_files(self, given: Mapping[str, Any]) -> Any:
-        def listed(run: StoredRun) -> dict[str, Any]:
-            names = [n for n in run.files if n in (given.get("fileNames") or run.files)]
-            edges = [{"node": _file(self.url, run, name), "cursor": name} for name in names]
-            page = {"endCursor": None, "hasNextPage": False}
-            return {"fileCount": len(names), "files": {"edges": edges, "pageInfo": page}}
-
-        return self._of_run(given, listed)
-
     def on_run_full_history(self, given: Mapping[str, Any]) -> Any:
         def sampled(run: StoredRun) -> dict[str, Any]:
             rows = run.streams.get(HISTORY, [])
@@ -324,9 +319,10 @@ class _Handler(BaseHTTPRequestHandler):
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
         fault = self.wandb.fault
+        self.wandb.failed += fault is not None
         if fault == "hang":
             self.wandb.closing.wait()
-        if fault in ("refuse", "hang"):
+        if fault in ("closed", "hang"):
             self.close_connection = True
             return
         if fault == "500":
@@ -342,13 +338,13 @@ class _Handler(BaseHTTPRequestHandler):
             sent = json.loads(body)
             name = re.search(r"(?:query|mutation)\s+(\w+)", sent["query"])
             operation = name.group(1) if name else ""
-            self.wandb.asked.append(operation)
+            self.wandb.note(operation)
             found = self.wandb.answer(operation, sent["query"], sent.get("variables") or {})
             if found is None:
                 unknown = {"errors": [{"message": f"no operation {operation}"}]}
                 return 200, json.dumps(unknown).encode()
             return 200, json.dumps({"data": found}).encode()
-        self.wandb.asked.append(self.path)
+        self.wandb.note(self.path)
         if parts[0] == "files" and parts[-1] == "file_stream":
             run = self.wandb.runs[parts[3]]
             return 200, json.dumps(self.wandb.stream(run, json.loads(body))).encode()
@@ -373,12 +369,31 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
 
-def wait_until(is_so: Any, seconds: float = 10.0) -> None:
-    """Wait for what another process does."""
-    end = time.monotonic() + seconds
-    while not is_so():
-        assert time.monotonic() < end, "it did not come"
-        time.sleep(0.02)
+def upload_alone(run: Path) -> str:
+    """Upload a run in a process of its own, which the client may change; returns what it says."""
+    code = (
+        "import sys; from pathlib import Path; from altcore.plugin import read_run;"
+        "from altcore_reporters.wandb_tracker import WandbTracker;"
+        "tracker = WandbTracker(); tracker.name = 'wandb';"
+        "print(tracker.upload([read_run(Path(sys.argv[1]))])[0])"
+    )
+    command = [sys.executable, "-c", code, str(run)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@contextmanager
+def client_of(server: WandbServer, folder: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Let the client find a server, and keep what it keeps in a folder."""
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("MODE", "BASE_URL", "API_KEY"):
+            patch.delenv(f"WANDB_{name}", raising=False)
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        for name in ("CACHE", "CONFIG", "DATA"):
+            patch.setenv(f"WANDB_{name}_DIR", str(folder))
+        patch.setenv("NETRC", str(folder / "netrc"))
+        yield patch
 
 
 def _viewer() -> dict[str, Any]:
@@ -422,12 +437,6 @@ def _node(run: StoredRun) -> dict[str, Any]:
         "heartbeatAt": CREATED,
         "user": {"name": ENTITY, "username": ENTITY},
     }
-
-
-def _file(server: str, run: StoredRun, name: str) -> dict[str, Any]:
-    place = f"{server}/upload/{run.id}/{name}"
-    about = {"sizeBytes": len(run.files[name]), "mimetype": "", "updatedAt": CREATED, "md5": ""}
-    return {"id": name, "name": name, "url": place, "directUrl": place, **about}
 
 
 def _history_keys(run: StoredRun) -> dict[str, Any]:

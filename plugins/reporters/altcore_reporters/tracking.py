@@ -124,7 +124,7 @@ class TrackerReporter:
     def _upload(self, record: RunRecord) -> str:
         tracker = self._for(record)
         with Ledger.opened(tracker.folder(record), waits=False) as ledger:
-            complete = mark_of(tracker, record)
+            tracker.ledger, complete = ledger, mark_of(tracker, record)
             if ledger.mark == complete and tracker.holds(record):
                 return f"{record.name}: everything is there already"
             sent = Follower.start(tracker, record, ledger).send_new()

@@ -120,14 +120,17 @@ class WandbTracker(TrackerReporter):
         run.finish(exit_code=0 if summary["status"] in ENDED else 1)
 
     def holds(self, record: RunRecord) -> bool:
-        """Whether W&B has the run still, or its offline folder is there."""
+        """Whether W&B has all rows of the run, or its offline folder is there."""
         import wandb
 
+        assert self.ledger is not None
         if not self._is_online():
             return any(self._offline(record))
         path = "/".join(filter(None, (self.entity, self._project(record), self._id(record))))
         try:
-            return wandb.Api().run(path).state != "running"
+            found = wandb.Api().run(path)
+            # A broken server may have taken rows and thrown them away.
+            return found.state != "running" and found.lastHistoryStep + 1 == len(self.ledger.order)
         except wandb.errors.CommError:
             return False
 
@@ -190,8 +193,9 @@ class WandbTracker(TrackerReporter):
 
 def _has_key() -> bool:
     """Whether the client would find a key for its server without asking anybody."""
-    import wandb
     from requests.utils import get_netrc_auth
+
+    import wandb
 
     settings = wandb.setup().settings
     known = settings.api_key or settings.identity_token_file

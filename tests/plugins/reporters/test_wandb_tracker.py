@@ -3,18 +3,13 @@
 import json
 import math
 import shutil
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from types import SimpleNamespace
 
 import attrs
 import pytest
 import torch
 from helpers import PluginShelf, Starter, forget_installed
-from helpers_wandb import ENTITY, WandbServer
+from helpers_wandb import ENTITY, WandbServer, client_of, upload_alone
 from PIL import Image
 
 from altcore import Format, ShiftFormat, hookimpl, setting
@@ -52,20 +47,6 @@ class Shape:
     @hookimpl
     def run_end(self, run):
         Image.new("RGB", (2, 2)).save(run.reports_dir / "curve.png")
-
-
-@contextmanager
-def client_of(server: WandbServer, folder: Path) -> Iterator[pytest.MonkeyPatch]:
-    """Let the client find a server, and keep what it keeps in a folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("MODE", "BASE_URL", "API_KEY"):
-            patch.delenv(f"WANDB_{name}", raising=False)
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
-        for name in ("CACHE", "CONFIG", "DATA"):
-            patch.setenv(f"WANDB_{name}_DIR", str(folder))
-        patch.setenv("NETRC", str(folder / "netrc"))
-        yield patch
 
 
 @pytest.fixture(scope="module")
@@ -199,25 +180,16 @@ def test_nothing_was_asked_that_the_server_does_not_know(tracked):
 def test_an_upload_sends_nothing_again_and_everything_of_a_copy(tracked, tmp_path):
     """In another process than this one, which the client would change."""
     copy = shutil.copytree(tracked.record.directory, tmp_path / "a")
-    upload = (
-        "import sys; from pathlib import Path; from altcore.plugin import read_run;"
-        "from altcore_reporters.wandb_tracker import WandbTracker;"
-        "tracker = WandbTracker(); tracker.name = 'wandb';"
-        "print(tracker.upload([read_run(Path(sys.argv[1]))])[0])"
-    )
-
-    def uploaded():
-        command = [sys.executable, "-c", upload, str(copy)]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
-
     server = tracked.server
     rows = len(rows_of(tracked.run))
     server.asked.clear()
-    assert uploaded() == "a: everything is there already"
+    assert upload_alone(copy) == "a: everything is there already"
     assert not [asked for asked in server.asked if "file_stream" in asked or "Upsert" in asked]
     shutil.rmtree(copy / "reports/wandb")
     (copy / "reports/wandb").mkdir()
     (copy / "reports/wandb/id.txt").write_text("another")
-    assert uploaded().startswith(f"a: sent {rows} rows to {server.url}/{ENTITY}/mine/runs/another")
+    assert upload_alone(copy).startswith(
+        f"a: sent {rows} rows to {server.url}/{ENTITY}/mine/runs/another"
+    )
     assert texts(rows_of(server.runs["another"])) == texts(recorded(tracked.record))
     assert server.alerts == []

@@ -1,0 +1,119 @@
+"""W&B fails, hangs or lies, or is not there at all: the run is none the worse."""
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers import events, metrics_bytes, weights_sha256
+from helpers_wandb import ENTITY, WandbServer, client_of, upload_alone
+
+from altcore.plugin import read_run
+
+TIMEOUT = 15.0
+"""Seconds: long enough that the client gets to ask something on a busy machine."""
+
+
+@pytest.fixture
+def server(tmp_path):
+    with WandbServer() as server, client_of(server, tmp_path / "client"):
+        yield server
+
+
+@pytest.fixture
+def tracked(start):
+    """Return a function that trains with and without the tracker, and compares the two."""
+
+    def both(**keys):
+        keys = {"wandb__entity": ENTITY, "wandb__finish_timeout": TIMEOUT, **keys}
+        start(name="plain", max_steps=3)
+        began = time.monotonic()
+        result = start(["wandb"], name="tracked", max_steps=3, **keys)
+        assert metrics_bytes(start.runs / "plain") == metrics_bytes(start.runs / "tracked")
+        assert weights_sha256(start.runs / "plain") == weights_sha256(start.runs / "tracked")
+        assert result.summary["status"] == "finished"
+        return result.summary, start.runs / "tracked", time.monotonic() - began
+
+    return both
+
+
+def clients_of(folder: Path) -> list[str]:
+    """Return the commands of processes that keep the client's files in a folder."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if str(folder).encode() in (process / "environ").read_bytes():
+                found.append((process / "cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["refused", "closed", "500", "malformed", "hang"])
+def test_a_server_that_is_broken(tracked, server, fault, capsys, monkeypatch, tmp_path):
+    """Weights are the same, the end comes in time, one line says so, and no process stays."""
+    server.fault = fault
+    if fault == "refused":
+        monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+    summary, run, seconds = tracked()
+    assert summary["degraded"] == ["wandb"]
+    assert seconds < TIMEOUT + 15
+    assert server.failed or fault == "refused"
+    told = capsys.readouterr()
+    lines = [line for line in (told.out + told.err).splitlines() if "wandb" in line]
+    assert len(lines) == 1
+    assert "altcore runs upload tracked --to wandb" in lines[0]
+    assert len(events(run, "degraded")) == 1
+    wait_until_gone(tmp_path / "client")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["closed", "500", "malformed", "hang"])
+def test_a_server_that_breaks_while_it_listens(tracked, server, fault, tmp_path):
+    """What W&B did not get is sent later, and nothing twice.
+
+    The client takes any answer of a server for success if its status is 200.
+    """
+
+    def break_down(operation):
+        server.fault = fault if operation == "CreateRunFiles" else server.fault
+
+    server.on_asked = break_down
+    summary, run, _ = tracked(wandb__finish_timeout=20.0)
+    assert summary["degraded"] == ["wandb"] or fault == "malformed"
+    wait_until_gone(tmp_path / "client")
+    server.fault, server.on_asked = None, None
+    assert upload_alone(run).startswith("tracked: sent ")
+    (kept,) = server.runs.values()
+    steps = [row["step"] for row in kept.history if "loss" in row]
+    assert steps == [1, 2, 3]
+    assert kept.summary["final_loss"] == read_run(run).summary["final_loss"]
+
+
+@pytest.mark.slow
+def test_without_a_key_everything_is_kept_for_later(tracked, server, monkeypatch, start):
+    """One offline run holds all, also after a resume; `wandb sync` sends it."""
+    key = server.environment["WANDB_API_KEY"]
+    monkeypatch.delenv("WANDB_API_KEY")
+    summary, run, _ = tracked(wandb__finish_timeout=60.0)
+    assert summary["degraded"] == []
+    assert server.asked == []
+    start.resume("tracked", max_steps=5)
+    (kept,) = (run / "reports/wandb").glob("offline-run-*")
+    monkeypatch.setenv("WANDB_API_KEY", key)
+    subprocess.run([sys.executable, "-m", "wandb", "sync", str(kept)], check=True)
+    (sent,) = server.runs.values()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in sent.history] == [line["step"] for line in lines]
+    assert sent.summary["final_loss"] == read_run(run).summary["final_loss"]
+
+
+def wait_until_gone(folder):
+    """Wait for the client's own process, which ends when it finds itself alone."""
+    end = time.monotonic() + 30
+    while found := clients_of(folder):
+        assert time.monotonic() < end, found
+        time.sleep(0.2)
