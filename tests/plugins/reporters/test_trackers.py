@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from helpers_recorded import (
     trackio_series,
 )
 
+from altcore import BadInput
 from altcore.hooks import make_plugin
 from altcore.runs import read_run
 from altcore_reporters.csv_tracker import CsvTracker
@@ -145,6 +147,15 @@ def test_a_training_that_goes_back_is_tracked_whole(start, tmp_path, monkeypatch
     }
     for name in names:
         assert read[name]()["loss"] == losses
+
+
+@pytest.mark.parametrize("make", [tensorboard, trackio])
+def test_a_package_that_is_missing_is_named_before_the_run(make, monkeypatch):
+    name = make.__name__
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(BadInput, match=f"the package {name} is not installed") as caught:
+        make()
+    assert caught.value.hint == f"pip install 'altcore-reporters[{name}]'"
 
 
 # csv --------------------------------------------------------------------------------------
