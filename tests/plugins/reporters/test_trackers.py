@@ -1,8 +1,11 @@
 """The reporters ``csv``, ``tensorboard`` and ``trackio``: what their own readers find."""
 
+import itertools
 import json
 import math
+import os
 import shutil
+import signal
 import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
@@ -147,6 +150,49 @@ def test_a_training_that_goes_back_is_tracked_whole(start, tmp_path, monkeypatch
     }
     for name in names:
         assert read[name]()["loss"] == losses
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["replacing a file", "sending a row"])
+def test_an_upload_that_is_killed_anywhere_can_be_repeated(tracker, run, where):
+    """The next one sends the whole run, and then nothing is left to send."""
+    run.steps(1, 2, 3)
+    run.append("metrics.jsonl", step=3, val_loss=4.5)
+    for time in itertools.count(1):
+        shutil.rmtree(run.path / "reports", ignore_errors=True)
+        is_killed = is_killed_while(where, time, tracker.new(), run.record)
+        told = tracker.new().upload([run.record])
+        assert tracker.series() == close_to(run.series)
+        assert tracker.new().upload([run.record]) == [NOTHING_LEFT]
+        if not is_killed:
+            break
+    assert told == [NOTHING_LEFT]
+    assert time > 4
+
+
+NOTHING_LEFT = "run: everything is there already"
+
+
+def is_killed_while(where, time, made, record):
+    """Upload in a child that is to be killed the so-many-th time; returns whether it was."""
+    child = os.fork()
+    if child == 0:
+        if where == "replacing a file":
+            os.environ["ALTCORE_CRASH_AT"] = f"any:{time}"
+        else:
+            log, times = type(made).log, itertools.count(1)
+
+            def die(*given):
+                log(*given)
+                if next(times) == time:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            type(made).log = die
+        try:
+            made.upload([record])
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
 
 
 @pytest.mark.parametrize("make", [tensorboard, trackio])
