@@ -261,8 +261,9 @@ def test_times_are_those_of_the_run(run):
     with session(tensorboard, run):
         pass
     made = pandas.Timestamp("2026-01-31T12:00:00Z").timestamp()
-    times = [entry.wall_time for entry in tensorboard_reader(run.path).Scalars("loss")]
-    assert times == [made + 0.5, made + 1.0]
+    found = tensorboard_reader(run.path)
+    assert [entry.wall_time for entry in found.Scalars("loss")] == [made + 0.5, made + 1.0]
+    assert found.FirstEventTimestamp() == made  # by this TensorBoard sorts runs
 
 
 def test_an_open_tensorboard_forgets_what_a_resume_takes_back(run):
