@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from altcore.cli.options import names, once, runs_dir_option
-from altcore.cli.terminal import echo
+from altcore.cli.terminal import echo, say
 from altcore.errors import BadInput
 
 
@@ -35,8 +35,10 @@ def upload(runs: tuple[str, ...], tracker: str, sets: tuple[str, ...], runs_dir:
 
     reporter = Reporter.named(tracker, sets)
     send = reporter.method("upload", "sends no runs")
+    records = read_runs(runs_dir, names(runs, "RUN"))
     # One at a time: what is done is told, whatever becomes of the next.
-    for record in read_runs(runs_dir, names(runs, "RUN")):
+    for number, record in enumerate(records, 1):
+        say(f"sending {record.name} to {tracker} ({number} of {len(records)})", "info")
         with reporter.guarded("upload"):
             lines = send([record])
         for line in lines:

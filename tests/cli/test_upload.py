@@ -69,7 +69,10 @@ def test_an_upload_that_was_cut_off_goes_on(upload, limit):
     cut = upload(limit=limit)
     assert cut.code == 1
     who = "reporter memory (acme-memory 1.5)"
-    assert cut.err == f"altcore: {who} failed in upload: OSError: the connection was closed\n"
+    assert cut.err.splitlines() == [
+        "sending run to memory (1 of 1)",
+        f"altcore: {who} failed in upload: OSError: the connection was closed",
+    ]
     assert len(upload.rows) == (3 if limit == "finish" else limit)
     assert upload().code == 0
     assert upload.rows == ROWS

@@ -8,6 +8,7 @@ import os
 import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import datetime
 from typing import IO, TYPE_CHECKING, Any
 
 import attrs
@@ -31,7 +32,7 @@ class TensorBoardTracker(TrackerReporter):
 
     file: IO[bytes] | None = field(init=False, default=None)
     when: float = field(init=False, default=0.0)
-    """The time of the last row."""
+    """The time of the last row, at first that of the run's beginning."""
 
     def __attrs_post_init__(self) -> None:
         check_installed("tensorboard")
@@ -41,7 +42,8 @@ class TensorBoardTracker(TrackerReporter):
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
         folder = self.folder(record)
-        self.address = f"tensorboard --logdir {folder}"
+        self.address = str(folder)
+        self.when = datetime.fromisoformat(record.environment["started"]).timestamp()
         earlier = sorted(folder.glob("*tfevents*"))
         # An open TensorBoard goes on with the file whose name is last...
         self.file = (folder / f"events.out.tfevents.{time.time_ns()}").open("wb")
@@ -50,8 +52,11 @@ class TensorBoardTracker(TrackerReporter):
         self._write(Event(step=0, session_log=SessionLog(status=SessionLog.START)))
         self._write_text(0, "config", as_code(record.config))
         for path in earlier:
-            # The last one may be open in a TensorBoard, which never gets over a file that is gone.
-            os.truncate(path, 0) if path.stat().st_size else path.unlink()
+            if path.stat().st_size:
+                # It may be open in a TensorBoard, which never gets over a file that is gone.
+                os.truncate(path, 0)
+            else:
+                path.unlink()
 
     def log(self, step: int, values: Mapping[str, Any], when: float) -> None:
         """Write the values of a step."""
@@ -80,10 +85,11 @@ class TensorBoardTracker(TrackerReporter):
         from tensorboard.compat.proto.event_pb2 import Event
         from tensorboard.compat.proto.summary_pb2 import Summary
 
-        self._write(Event(step=step, wall_time=self.when, summary=Summary(value=values)))
+        self._write(Event(step=step, summary=Summary(value=values)))
 
     def _write(self, event: Event) -> None:
         assert self.file is not None
+        event.wall_time = self.when
         self.file.write(framed(event.SerializeToString()))
         self.file.flush()
 

@@ -48,7 +48,7 @@ class TrackioTracker(TrackerReporter):
     def start(self, record: RunRecord) -> None:
         """Begin the run anew; alerts of earlier sessions stay."""
         storage, project = storage_of_trackio(), self._project(record)
-        self.address = f"trackio show --project {project}"
+        self.address = f"trackio's project {project}"
         run_id = record.environment["run_id"]
         self.run = {"project": project, "run": record.name, "run_id": run_id}
         # The dashboard groups runs by the first.

@@ -1,8 +1,12 @@
 """The reporters ``csv``, ``tensorboard`` and ``trackio``: what their own readers find."""
 
+import itertools
 import json
 import math
+import os
 import shutil
+import signal
+import sys
 from contextlib import contextmanager
 from types import SimpleNamespace
 
@@ -17,6 +21,7 @@ from helpers_recorded import (
     trackio_series,
 )
 
+from altcore import BadInput
 from altcore.hooks import make_plugin
 from altcore.runs import read_run
 from altcore_reporters.csv_tracker import CsvTracker
@@ -147,6 +152,58 @@ def test_a_training_that_goes_back_is_tracked_whole(start, tmp_path, monkeypatch
         assert read[name]()["loss"] == losses
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["replacing a file", "sending a row"])
+def test_an_upload_that_is_killed_anywhere_can_be_repeated(tracker, run, where):
+    """The next one sends the whole run, and then nothing is left to send."""
+    run.steps(1, 2, 3)
+    run.append("metrics.jsonl", step=3, val_loss=4.5)
+    for time in itertools.count(1):
+        shutil.rmtree(run.path / "reports", ignore_errors=True)
+        is_killed = is_killed_while(where, time, tracker.new(), run.record)
+        told = tracker.new().upload([run.record])
+        assert tracker.series() == close_to(run.series)
+        assert tracker.new().upload([run.record]) == [NOTHING_LEFT]
+        if not is_killed:
+            break
+    assert told == [NOTHING_LEFT]
+    assert time > 4
+
+
+NOTHING_LEFT = "run: everything is there already"
+
+
+def is_killed_while(where, time, made, record):
+    """Upload in a child that is to be killed the so-many-th time; returns whether it was."""
+    child = os.fork()
+    if child == 0:
+        if where == "replacing a file":
+            os.environ["ALTCORE_CRASH_AT"] = f"any:{time}"
+        else:
+            log, times = type(made).log, itertools.count(1)
+
+            def die(*given):
+                log(*given)
+                if next(times) == time:
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            type(made).log = die
+        try:
+            made.upload([record])
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("make", [tensorboard, trackio])
+def test_a_package_that_is_missing_is_named_before_the_run(make, monkeypatch):
+    name = make.__name__
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(BadInput, match=f"the package {name} is not installed") as caught:
+        make()
+    assert caught.value.hint == f"pip install 'altcore-reporters[{name}]'"
+
+
 # csv --------------------------------------------------------------------------------------
 
 
@@ -204,8 +261,9 @@ def test_times_are_those_of_the_run(run):
     with session(tensorboard, run):
         pass
     made = pandas.Timestamp("2026-01-31T12:00:00Z").timestamp()
-    times = [entry.wall_time for entry in tensorboard_reader(run.path).Scalars("loss")]
-    assert times == [made + 0.5, made + 1.0]
+    found = tensorboard_reader(run.path)
+    assert [entry.wall_time for entry in found.Scalars("loss")] == [made + 0.5, made + 1.0]
+    assert found.FirstEventTimestamp() == made  # by this TensorBoard sorts runs
 
 
 def test_an_open_tensorboard_forgets_what_a_resume_takes_back(run):
