@@ -434,6 +434,45 @@ def test_the_columns_of_the_loader_are_documented():
     assert found[:2] == [FORMAT_COLUMNS, MANIFOLD_COLUMNS]
 
 
+def methods_of(cls):
+    """Return the public methods of a class, and their parameters as they are called."""
+    found = inspect.getmembers(cls, inspect.isfunction)
+    return {n: list(parameters_of(f))[1:] for n, f in found if not n.startswith("_")}
+
+
+@pytest.mark.parametrize(
+    ("name", "heading"),
+    [("FormatComparator", "Compare formats"), ("FailureAnalyzer", "Find out why runs failed")],
+)
+def test_the_methods_of_the_analysis_are_documented(name, heading):
+    """With their parameters, each with what it returns."""
+    import altcore_reporters
+
+    found = [r for r in rows("analysis", heading) if "(" in r[0]]
+    shown = {plain(r[0]).partition("(")[0]: re.findall(r"[(,] ?(\w+)", r[0]) for r in found}
+    assert shown == methods_of(getattr(altcore_reporters, name))
+    assert all(r[1] for r in found)
+
+
+def test_every_failure_mode_is_documented():
+    """With what it is known by: measurements, a reason, or nothing."""
+    from altcore_reporters.failure_evidence import MODES
+
+    found = [r for r in rows("analysis", "Find out why runs failed") if "(" not in r[0]]
+    assert {plain(r[0]) for r in found} == set(MODES)
+    assert all(r[1] or r[2] for r in found)
+
+
+def test_the_reports_of_the_analysis_are_documented():
+    """Each with the file that it writes."""
+    from altcore_reporters.analysis import FailureModes, FormatComparison, ManifoldComparison
+
+    made = {e.load(): e.name for e in FIRST_PARTY if e.kind == "reporter"}
+    known = [made.get(c) for c in (FormatComparison, FailureModes, ManifoldComparison)]
+    found = {plain(r[0]): plain(r[1]) for r in rows("analysis", "Reports")}
+    assert found == {name: f"{name.replace('-', '_')}.md" for name in known}
+
+
 # ------------------------------------------------------------------------- plugins.md, and all
 
 

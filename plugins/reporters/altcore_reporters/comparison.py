@@ -225,10 +225,13 @@ def by_condition(df: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 def values_by_seed(df: pd.DataFrame, metric: str, column: str = "format") -> dict[str, Values]:
     """Return the finite values of a metric, by what a column says and by seed."""
+    import pandas as pd
+
     found: dict[str, dict[object, list[float]]] = {}
     seeds = df["seed"] if "seed" in df else [None] * len(df)
-    for name, seed, value in zip(df[column], seeds, df[metric].astype(float), strict=True):
+    values = pd.to_numeric(df[metric]).to_numpy(dtype=float, na_value=math.nan)
+    for name, seed, value in zip(df[column], seeds, values, strict=True):
         own = found.setdefault(str(name), {})
         if math.isfinite(value):
-            own.setdefault(None if seed is None or seed != seed else seed, []).append(value)
+            own.setdefault(None if pd.isna(seed) else seed, []).append(value)
     return found

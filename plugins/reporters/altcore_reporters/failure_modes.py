@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +19,7 @@ from altcore_reporters.failure_evidence import (
     UNKNOWN,
     VANISHING,
 )
+from altcore_reporters.failures import FailureAnalyzer
 from altcore_reporters.frame_tables import (
     bullets,
     cell,
@@ -59,10 +61,12 @@ def failure_modes(failures: pd.DataFrame, runs: pd.DataFrame | None = None) -> s
     """Return the report as Markdown.
 
     Args:
-        failures: a row a failure, as `FailureAnalyzer` returns them.
+        failures: a row a failure, as `FailureAnalyzer` returns them. Of other frames, what is
+            missing is filled in.
         runs: a row a run, those that did not fail included. Without it, the report cannot say
             what did not fail.
     """
+    failures = FailureAnalyzer().merge_failure_data(failures, [])
     ran = "" if runs is None else f" in {count(len(runs), 'run')}"
     parts = head(TITLE, f"{count(len(failures), 'failure')}{ran}")
     if not len(failures) and (runs is None or not len(runs)):
@@ -106,11 +110,8 @@ def _of_format(fmt: str, failures: pd.DataFrame, runs: pd.DataFrame | None) -> I
 def _one(row: dict[str, Any]) -> str:
     """Return a failure in a line: run, mode, how the mode is known, and the evidence."""
     known = "" if row["mode_from"] != FROM_REASON else f", from {FROM_REASON}"
-    when = (
-        ""
-        if row["collapse_step"] != row["collapse_step"]
-        else f" at step {cell(row['collapse_step'])}"
-    )
+    step = row["collapse_step"]
+    when = "" if math.isnan(step) else f" at step {cell(step)}"
     why = row["evidence"] or f"{cell(row['reason'])}."
     mode = f"**{row['failure_mode']}**{known}{when}"
     return f"{run_link(row)}: {mode}. {text(why)}"

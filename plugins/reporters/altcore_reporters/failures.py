@@ -15,6 +15,7 @@ from altcore_reporters.failure_evidence import (
     failure_of,
     mode_of_reason,
 )
+from altcore_reporters.frame_tables import is_missing
 from altcore_reporters.frames import run_id
 from altcore_reporters.markdown import is_finite, rate
 from altcore_reporters.original_reports import read_report
@@ -71,7 +72,7 @@ class FailureAnalyzer:
             return _frame([], df.columns)
         is_failure = df["state"].isin(FAILED)
         if "learned" in df:
-            is_failure |= df["learned"].eq(False)
+            is_failure |= df["learned"].eq(False).fillna(False).astype(bool)
         rows = []
         for plain in df[is_failure].to_dict("records"):
             row = {**plain, **{k: _first(plain, names) for k, names in _OLD_NAMES.items()}}
@@ -189,7 +190,5 @@ def _first(plain: Mapping[str, Any], names: Iterable[str]) -> Any:
 
 
 def _known(value: Any) -> bool:
-    """Whether a cell has a value: neither None nor NaN nor infinite."""
-    if value is None:
-        return False
-    return not isinstance(value, float) or math.isfinite(value)
+    """Whether a cell has a value, and not an infinite one."""
+    return not (is_missing(value) or (isinstance(value, float) and math.isinf(value)))

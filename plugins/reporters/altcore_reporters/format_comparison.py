@@ -75,7 +75,8 @@ def format_comparison(
             decides, since ``final_loss`` is the loss of a single batch.
         sweet_spot: what `FormatComparator.identify_sweet_spot` returned.
         failures: as `FailureAnalyzer` returns them; from ``df`` if None.
-        layer_metrics: a row a layer and run, as for `FormatComparator.compare_by_layer_type`.
+        layer_metrics: a row a layer and run, as for `FormatComparator.compare_by_layer_type`,
+            with ``format``.
         left_out: runs that are not in ``df``, since no other format shares their configuration.
     """
     if not len(df):
@@ -187,7 +188,7 @@ def _ranking(
         row = {k: own[k] for k in (CONDITION, "rank", "format", "runs") if k in own}
         row[f"mean {metric}"] = bounds_text(own[metric], own["low"], own["high"])
         if rivals:
-            condition = own.get(CONDITION) or next(iter(compared.conditions))
+            condition = own.get(CONDITION, next(iter(compared.conditions)))
             row |= _against_first(rivals.get((condition, own["format"])))
         rows.append(row)
     return rows_table(rows)

@@ -50,7 +50,7 @@ def cell(value: Any, column: str = "") -> str:
     """Return a value as a table shows it: losses with four decimals, shares in percent."""
     if isinstance(value, Markdown):
         return value
-    if value is None or value != value:  # NaN, NaT and NA are not equal to themselves
+    if is_missing(value):
         return NOT_KNOWN
     if is_finite(value) and not isinstance(value, bool):
         if column in SHARES:
@@ -58,6 +58,13 @@ def cell(value: Any, column: str = "") -> str:
         is_whole = float(value).is_integer() and not column.endswith("loss")
         return f"{value:.0f}" if is_whole else f"{value:.4f}"
     return text(value)
+
+
+def is_missing(value: Any) -> bool:
+    """Whether a cell of a frame has no value: None, NaN, NaT or NA."""
+    import pandas as pd
+
+    return bool(pd.isna(value)) if pd.api.types.is_scalar(value) else False
 
 
 def bounds_text(mean: float, low: float, high: float, digits: int = 4) -> Markdown:

@@ -42,7 +42,8 @@ class ReportGenerator:
                 only if the numbers distinguish it from every other format.
             output_name: the file's name.
             failures: as `FailureAnalyzer` returns them; those of ``df`` if None.
-            layer_metrics: as for `FormatComparator.compare_by_layer_type`; no section if None.
+            layer_metrics: as for `FormatComparator.compare_by_layer_type`, with ``format``; no
+                section if None.
         """
         return self._write(output_name, format_comparison(df, sweet_spot, failures, layer_metrics))
 

@@ -178,6 +178,17 @@ def test_formats_are_compared_within_a_condition_and_conditions_within_a_format(
     assert [r[-1] for r in rows] == ["yes", "no"]
 
 
+def test_missing_values_of_every_kind_are_not_available(write):
+    """Neither a number nor an error: None, NaN and NA."""
+    df = runs({"A": (1.0, 2.0), "B": (3.0, 4.0)}).astype({"seed": "Int64", "final_loss": "Float64"})
+    df.loc[1:, "seed"] = pd.NA
+    df.loc[2:, ["final_loss", "best_loss"]] = pd.NA
+    text = write("format_comparison", df.assign(learned=pd.array([True, None, None, False])), "A")
+    assert rows_of(section(text, "Results"))[-1][1:6] == ["n/a", "finished", "False", "300", "n/a"]
+    ranked = rows_of(section(text, "Rankings").partition("### By bit stall")[0])[1:]
+    assert ranked[1][:4] == ["n/a", "B", "0", "n/a"]
+
+
 def test_layers_are_shown_by_type(write):
     """A table a measure, with a column a format."""
     layers = pd.DataFrame({"format": ["A", "B"], "layer": ["lm_head", "wte"], "m/x": [0.5, 0.25]})
@@ -228,6 +239,14 @@ def test_failures_are_documented_by_format_and_mode(write):
     assert rows["unknown"] == ["1", "0", "1", "E7M0"]
     prevention = section(text, "Prevention")
     assert [x.split("**")[1] for x in prevention.strip().splitlines()] == list(rows)
+
+
+def test_a_frame_of_other_failures_is_completed(write):
+    """The four columns of the summary are enough."""
+    row = {"format": "E7M0", "collapse_step": 3, "reason": "loss is NaN", "last_good_loss": 2.0}
+    text = write("failure_modes", pd.DataFrame([row]))
+    assert rows_of(section(text, "Summary"))[1] == ["E7M0", "3", "loss is NaN", "2.0000"]
+    assert "- n/a: **overflow**, from the reason alone at step 3. loss is NaN." in text
 
 
 def test_what_prevented_a_failure_is_said_where_it_was_seen(write):
