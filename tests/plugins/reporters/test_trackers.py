@@ -225,6 +225,20 @@ def test_the_table_is_whole_while_the_run_goes_on(run):
     assert list(table["rate"].isna()) == [True, True, True, False]
 
 
+def test_an_evaluation_adds_to_the_row_of_its_step(run):
+    with session(csv, run) as send:
+        run.steps(1)
+        send()
+        run.append("metrics.jsonl", step=1, val_loss=5.0)
+        send()
+        run.steps(2)
+        send()
+        run.append("metrics.jsonl", step=2, val_loss=4.0)
+    table = table_of(run)
+    assert list(table["step"]) == [1, 2]
+    assert list(table["val_loss"]) == [5.0, 4.0]
+
+
 def test_words_and_lists_survive_the_table(run):
     reason = 'overflow, "much" of it\nand more'
     with session(csv, run):
