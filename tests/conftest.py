@@ -7,6 +7,7 @@ import sys
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
+from fault_counts import MADE, made_by, summary
 from helpers import PluginShelf, forget_installed, text_file
 from hypothesis import settings
 
@@ -15,6 +16,20 @@ os.fsync = lambda descriptor: None
 
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(items):
+    """Let reports, which may come from another process, say how many faults a test makes."""
+    for item in items:
+        item.user_properties.append((MADE, made_by(item)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say how many faults of each kind were made and dealt with."""
+    if lines := summary(terminalreporter.stats.get("passed", ())):
+        terminalreporter.section("faults made (docs/faults.md)")
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)

@@ -12,15 +12,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from attrs import define
 from helpers import PluginShelf, Starter, events, metrics_bytes, sha256, state, weights_sha256
 from helpers_distributed import by_torchrun
 
+import altcore
 from altcore import hookimpl, setting
-from altcore.engine import prepare
-from altcore.errors import AltcoreError, Interrupted, LostRank, PluginError
+from altcore.engine import prepare, resuming
+from altcore.errors import AltcoreError, BadInput, Interrupted, LostRank, PluginError
 from altcore.plugin import ScaleLearningRate, SkipStep, Stop
 
+OF_ONE_RANK = 16
+"""Faults that rank 1 makes alone, or that both make and only one of them may count."""
 HEARD = []
 """What the plugin saw in this process."""
 
@@ -116,10 +120,11 @@ def drawn(what, split, step, micro):
 
 
 def agreed(rank, folder, corpus):
-    start = starter(rank, folder, corpus)
+    start, made = starter(rank, folder, corpus), []
 
     def run(what, **keys):
         HEARD.clear()
+        made.append(what)
         name = what.replace(" ", "-")
         engine = start.engine(["fault"], fault__what=what, name=name, **keys)
         return engine, engine.run
@@ -185,16 +190,19 @@ def agreed(rank, folder, corpus):
 
     for name, what in OTHER.items():
         HEARD.clear()
+        made.append(name)
         config = start.config(["fault"], name=name, format="none")
         engine = prepare(config, batch=partial(drawn, name))
         with pytest.raises(AltcoreError, match=rf"different micro-batches: {what}; each rank"):
             engine.train()
         assert HEARD == [("updated", 1)], "before the optimizer"
+    made.append("at once")
     with pytest.raises(AltcoreError, match="drew different micro-batches"):
         prepare(start.config(name="refused"), batch=partial(drawn, "at once"))
     assert not (folder / "runs" / "refused").exists()
 
     HEARD.clear()
+    made.append("broken")
     engine = start.engine(["broken"], name="degraded", max_steps=5, checkpoint_interval=3)
     assert engine.train()["degraded"] == ["broken"]
     assert HEARD == [1] if rank else [1, 2, 3], "disabled everywhere with the next checkpoint"
@@ -207,9 +215,11 @@ def agreed(rank, folder, corpus):
         engine.train()
     if rank == 0:
         assert "rank 1 failed" in events(one.directory, "end")[0]["error"]
+    assert len(made) == OF_ONE_RANK
 
 
 @pytest.mark.slow
+@pytest.mark.faults(OF_ONE_RANK)
 def test_ranks_agree_before_anyone_acts(tmp_path, corpus):
     """On what one rank alone met, asks for, was sent or did wrong."""
     by_torchrun(agreed, tmp_path, corpus)
@@ -263,3 +273,42 @@ def test_a_rank_that_is_killed_ends_the_others_and_all_go_on(tmp_path, corpus):
     drawn = [[sha256({"": rank["random"]["cpu"]}) for rank in ranks] for ranks in (first, second)]
     assert drawn[0] == drawn[1]
     assert drawn[0][0] != drawn[0][1], "dropout is not the same on each rank"
+
+
+def as_two(rank, folder, corpus):
+    start = Starter(folder / "runs", corpus)
+    start(name="two", **GROWING)
+    with pytest.raises(BadInput, match="world_size was 1 and is 2: --allow-change world_size"):
+        start.resume("one", max_steps=4)
+    go_on(start, "one")
+
+
+def go_on(start, name):
+    """Resume as another number of processes."""
+    config = resuming.resumed(name, str(start.runs), max_steps=4)
+    altcore.train(config, resume=name, allow_change=["world_size"])
+
+
+GROWING = {"max_steps": 2, "schedule": "constant", "gpt__dropout": 0.0, "format": "none"}
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_as_another_number_of_processes_if_that_is_allowed(tmp_path, corpus):
+    """One as two and two as one: recorded, and within rounding of the run that nobody changed."""
+    start = Starter(tmp_path / "runs", corpus)
+    start(name="one", **GROWING)
+    by_torchrun(as_two, tmp_path, corpus)
+    with pytest.raises(BadInput, match="world_size was 2 and is 1: --allow-change world_size"):
+        start.resume("two", max_steps=4)
+    go_on(start, "two")
+    whole = start(name="whole", **{**GROWING, "max_steps": 4}).run_directory
+    for name, before, now in (("one", 1, 2), ("two", 2, 1)):
+        run = start.runs / name
+        (event,) = events(run, "resume")
+        (change,) = event["changes"]
+        assert (change["what"], change["before"], change["now"]) == ("world_size", before, now)
+        held = yaml.safe_load((run / "config.yaml").read_text())["changes"]
+        assert [(c["step"], c["what"]) for c in held] == [(2, "world_size")]
+        assert [len(state(run, f"step-0000000{n}")["ranks"]) for n in (2, 4)] == [before, now]
+        for key, weight in state(whole)["model"].items():
+            torch.testing.assert_close(state(run)["model"][key], weight, rtol=1e-4, atol=1e-5)
