@@ -67,12 +67,12 @@ def read_runs(address: str, names: Sequence[str] = ()) -> list[WandbRecord]:
     with _named_errors(address):
         api = wandb.Api()
         found = list(api.runs(address, {"$or": either} if names else {}, lazy=False))
-        known = {text for run in found for text in (run.name, run.id)}
+        known = {text for one in found for text in (one.name, one.id)}
         for name in names:
             if name not in known:
-                meant = nearest(name, [run.name for run in api.runs(address)])
+                meant = nearest(name, [one.name for one in api.runs(address)])
                 raise BadInput(f"there is no run {name!r} in W&B's {address}", meant=meant)
-    return [WandbRecord(run) for run in found]
+    return [WandbRecord(one) for one in found]
 
 
 @contextmanager
@@ -92,12 +92,12 @@ def _named_errors(what: str) -> Iterator[None]:
 class WandbRecord(RunRecord):
     """A run as W&B has it. Of the times, it has those of the steps only."""
 
-    def __init__(self, run: WandbRun) -> None:
-        super().__init__(run.name or run.id, f"{SCHEME}:{'/'.join(run.path)}")
-        self.run, self.url = run, run.url
-        self._given = {k: v for k, v in run.config.items() if not k.startswith("_")}
+    def __init__(self, there: WandbRun) -> None:
+        super().__init__(there.name or there.id, f"{SCHEME}:{'/'.join(there.path)}")
+        self.there, self.url = there, there.url
+        self._given = {k: v for k, v in there.config.items() if not k.startswith("_")}
         # A value that the run's own summary does not have may be here: that of the last row.
-        known = {k: _value(v) for k, v in run.summary_metrics.items() if v is not None}
+        known = {k: _value(v) for k, v in there.summary_metrics.items() if v is not None}
         self._ended = {k: v for k, v in known.items() if not _is_nonfinite(v)}
         self._is_original = not {"recipe", "workload"} <= self._given.keys()
 
@@ -109,7 +109,7 @@ class WandbRecord(RunRecord):
     @cached_property
     def environment(self) -> Mapping[str, Any]:
         """The keys of environment.json; of another run, W&B's id of it."""
-        return self._given.get(ENVIRONMENT) or {"run_id": self.run.id}
+        return self._given.get(ENVIRONMENT) or {"run_id": self.there.id}
 
     @cached_property
     def summary(self) -> Mapping[str, Any]:
@@ -117,7 +117,7 @@ class WandbRecord(RunRecord):
         keys = full_summary({}).keys()
         if self._is_original:
             known = self._original_summary()
-        elif "status" in self._ended and self.run.state != "running":
+        elif "status" in self._ended and self.there.state != "running":
             known = {k: v for k, v in self._ended.items() if k in keys}
         else:
             # In W&B's summary are the last metrics now, or how an earlier session ended.
@@ -134,7 +134,7 @@ class WandbRecord(RunRecord):
         is_aware = config.get("use_manifold_aware")
         optimizer = "manifold-adamw" if is_aware else "adamw"
         known = {
-            "status": STATUSES.get(self.run.state, "unfinished"),
+            "status": STATUSES.get(self.there.state, "unfinished"),
             "format": config.get("fp8_format") if is_quantized else None,
             "optimizer": config.get("optimizer") if is_aware is None else optimizer,
             "bit_stall_of": "view",
@@ -151,7 +151,7 @@ class WandbRecord(RunRecord):
     def _rows(self) -> list[dict[str, Any]]:
         with _named_errors(self.source):
             # W&B's cache on disk does not know that a run went on.
-            rows = list(self.run.scan_history(use_cache=False))
+            rows = list(self.there.scan_history(use_cache=False))
         return [
             {k: _value(v) for k, v in row.items() if not k.startswith("_")}
             | {"step": int(row.get("step", row["_step"]))}
@@ -193,7 +193,7 @@ class WandbRecord(RunRecord):
         """Bring files of the run, by a pattern of SQL, into a folder as long as it is needed."""
         with TemporaryDirectory() as folder:
             with _named_errors(self.source):
-                for file in self.run.files(pattern=pattern):
+                for file in self.there.files(pattern=pattern):
                     file.download(folder, replace=True).close()
             yield Path(folder)
 
