@@ -629,6 +629,7 @@ def test_overflow_is_warned_of_once_until_it_clears(start):
     assert all(x["overflow_rate"] > 0.01 for x in run.metrics_history)
     (warning,) = events(run.run_directory, "warning")
     assert "overflow_threshold 0.01" in warning["message"]
+    assert (warning["cause"], warning["overflow_rate"] > 0.01) == ("overflow", True)
     amax = start(format="E0M7")
     assert all(x["overflow_rate"] is None for x in amax.metrics_history)
     assert not events(amax.run_directory, "warning")

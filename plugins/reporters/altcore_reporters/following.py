@@ -68,13 +68,16 @@ class Follower:
         return cls(tracker, ledger, *files, began, alerts, live_from or 0)
 
     def send_new(self) -> int:
-        """Send what is new; returns how many rows that were."""
-        metrics = [line for line, _ in self.metrics.new()]
+        """Send what is new, in the order of the steps; returns how many rows that were."""
+        metrics = list(self.metrics.new())
         # Read after them: the time of each of these lines was written before it.
         for line, _ in self.timings.new():
             self.times[line["step"]] = line
-        sent = sum(self._send_metrics(line) for line in metrics)
-        return sent + sum(self._send_event(line, end) for line, end in self.events.new())
+        lines = sorted([*metrics, *self.events.new()], key=lambda read: read[0]["step"])
+        return sum(
+            self._send_event(line, end) if "event" in line else self._send_metrics(line)
+            for line, end in lines
+        )
 
     def _send_metrics(self, line: Line) -> bool:
         values = {k: v for k, v in line.items() if k != "step" and v is not None}

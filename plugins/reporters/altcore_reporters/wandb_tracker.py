@@ -193,9 +193,8 @@ class WandbTracker(TrackerReporter):
 
 def _has_key() -> bool:
     """Whether the client would find a key for its server without asking anybody."""
-    from requests.utils import get_netrc_auth
-
     import wandb
+    from requests.utils import get_netrc_auth
 
     settings = wandb.setup().settings
     known = settings.api_key or settings.identity_token_file

@@ -97,8 +97,12 @@ def test_a_tracker_gets_the_whole_record(tracker, run):
     record = read_run(run)
     assert begun["start"] == {"name": "a", "config": dict(record.config)}
     assert ended["finish"]["summary"] == dict(record.summary)
-    assert [t["event"]["event"] for t in mine.told("event")] == [e["event"] for e in events(run)]
-    times = [told["log"]["when"] for told in mine.told("log")]
+    happened = sorted(events(run), key=lambda event: event["step"])
+    assert [t["event"]["event"] for t in mine.told("event")] == [e["event"] for e in happened]
+    logged = [told["log"] for told in mine.told("log")]
+    assert [row["step"] for row in logged] == [1, 2, 2, 3, 3, 4, 4]
+    times = [row["when"] for row in logged]
+    assert times == sorted(times)
     assert abs(times[0] - time.time()) < 3600
 
 

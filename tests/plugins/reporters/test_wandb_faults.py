@@ -104,7 +104,8 @@ def test_without_a_key_everything_is_kept_for_later(tracked, server, monkeypatch
     start.resume("tracked", max_steps=5)
     (kept,) = (run / "reports/wandb").glob("offline-run-*")
     monkeypatch.setenv("WANDB_API_KEY", key)
-    subprocess.run([sys.executable, "-m", "wandb", "sync", str(kept)], check=True)
+    # It logs into the working directory.
+    subprocess.run([sys.executable, "-m", "wandb", "sync", str(kept)], check=True, cwd=run)
     (sent,) = server.runs.values()
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in sent.history] == [line["step"] for line in lines]
