@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from altcore.numerics import (
+    count_magnitudes,
     count_small,
     inner_products,
     moments,
@@ -145,3 +146,16 @@ def test_other_layouts(kernels):
     nothing = torch.zeros(0)
     assert inner_products(nothing, nothing).tolist() == [0.0] * 4
     assert count_small(nothing, 1.0) == 0
+
+
+def test_magnitudes_are_counted_by_half_binades():
+    """Zeros, subnormals of float32 and what is not finite are apart; layout does not matter."""
+    x = torch.tensor([[0.0, 1.0, -1.49], [1.5, -2.0, 2**-140], [math.inf, math.nan, 3.9]]).t()
+    one = 2 * 127
+    counts = {0: 1, 1: 1, one: 2, one + 1: 1, one + 2: 1, one + 3: 1, 510: 1, 511: 1}
+    found = count_magnitudes(x)
+    assert {i: int(n) for i, n in enumerate(found) if n} == counts
+    halved = count_magnitudes(x, torch.tensor(0.5))
+    assert int(halved[one - 2]) == 2
+    assert int(count_magnitudes(torch.randn(200_000, dtype=torch.bfloat16)).sum()) == 200_000
+    assert int(count_magnitudes(torch.zeros(0)).sum()) == 0

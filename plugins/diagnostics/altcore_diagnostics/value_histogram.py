@@ -59,12 +59,10 @@ class ValueHistogram:
         counts: dict[tuple[str, str], Tensor] = {}
         lows: dict[tuple[str, str], int] = {}
 
-        def add(
-            operand: str, fmt: Format, is_scaled: bool, x: Tensor, scale: Tensor | None
-        ) -> None:
+        def add(operand: str, fmt: Format, x: Tensor, scale: Tensor | None) -> None:
             key = operand, fmt.name
-            lows.setdefault(key, lowest(fmt, is_scaled=is_scaled))
-            own = count_magnitudes(x, inverse_scale(scale) if is_scaled else None)
+            lows.setdefault(key, lowest(fmt, is_scaled=scale is not None))
+            own = count_magnitudes(x, inverse_scale(scale))
             counts[key] = counts[key] + own if key in counts else own
 
         for weight in quantized_weights(run):

@@ -166,7 +166,7 @@
       }
       const place = found[0].point[0] / WIDTH;
       const step = Math.round(this.x[0] + place * (this.x[1] - this.x[0]));
-      const lines = found.map((line) => `${line.label}  ${this.value(line.point[1])}`);
+      const lines = found.map((line) => `${line.label}: ${this.value(line.point[1])}`);
       show([`step ${step}`, ...lines].join("\n"), left, top);
       for (const plot of plots) plot.follow();
     }

@@ -106,9 +106,11 @@ def verdict_of_run(record: RunRecord) -> Verdict:
 def subject_of(summary: Mapping[str, Any]) -> str:
     """Return what was trained in: the format and the recipe."""
     fmt, recipe = summary.get("format"), summary.get("recipe")
-    if not fmt:
+    if fmt is None:
         return str(summary.get("name"))
-    return f"{fmt} ({recipe})" if recipe else str(fmt)
+    if fmt == "none":
+        return f"{summary.get('name')} (not quantized)"
+    return f"{fmt} ({str(recipe).removesuffix('.yaml')})" if recipe else str(fmt)
 
 
 def figures_of_run(record: RunRecord) -> list[Figure]:

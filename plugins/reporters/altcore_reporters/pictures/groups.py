@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from functools import cache
+from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -12,20 +15,21 @@ if TYPE_CHECKING:
     from altcore.plugin import RunRecord
 
 NAMES = {
-    *("name", "label", "project", "tags", "runs_dir", "changes"),
-    *("format_digests", "format_origins"),  # they follow from formats and plugins
+    *("name", "label", "project", "tags", "runs_dir", "changes", "original"),
+    *("format_digests", "format_origins"),  # follow from the others, as the original keys
 }
 """Keys that say where a run is and what it is called, not what it does."""
-WATCHING = {"plugins", "no_plugins", "strict", "check_observers", "hook_timeout"}
-"""Keys by which runs may be watched differently; no reason to call them different runs.
-
-A plugin that acts has settings or changes the record; see `Group`.
-"""
+WATCHING = {"no_plugins", "strict", "check_observers", "hook_timeout"}
+"""Keys that say how runs are watched."""
+LOOKING = ("altcore.diagnostics", "altcore.reporters")
+"""Entry points of plugins that change no number."""
 SEED, RECIPE = "seed", "recipe"
 NAMELESS = ("format", RECIPE, "optimizer", "workload")
 """Keys whose values say what they are."""
-LABEL = 4
-"""Most values in a label."""
+ALWAYS = ("format", RECIPE)
+"""Keys that are in every label if they vary."""
+MOST = 5
+"""Most keys in a label."""
 UNSET = "–"
 
 Flat = dict[str, Any]
@@ -60,20 +64,52 @@ def grouped(records: Sequence[RunRecord]) -> list[Group]:
     keys = _varying(flats)
     groups: dict[Any, list[int]] = {}
     for i, flat in enumerate(flats):
-        mark = tuple((k, _word(flat.get(k))) for k in keys) if flat else ("alone", i)
+        mark = tuple(_exact(flat.get(k)) for k in keys) if flat else ("alone", i)
         groups.setdefault(mark, []).append(i)
-    found = []
-    for members in groups.values():
-        first = members[0]
-        values = {k: _word(flats[first].get(k)) for k in keys} if flats[first] else {}
-        known = [
-            v if _short(k) in ("format", "recipe", "optimizer", "workload") else f"{_short(k)} {v}"
-            for k, v in values.items()
-            if v != UNSET
-        ]
-        label = " · ".join(known) or _name(records[first], len(groups))
-        found.append(Group(label, [records[i] for i in members], values))
-    return found
+    firsts = [members[0] for members in groups.values()]
+    values = [{k: _word(flats[i].get(k)) for k in keys} if flats[i] else {} for i in firsts]
+    names = [_name(records[i], len(groups)) for i in firsts]
+    return [
+        Group(label, [records[i] for i in members], own)
+        for label, members, own in zip(_labels(values, names), groups.values(), values, strict=True)
+    ]
+
+
+def _labels(values: Sequence[Mapping[str, str]], names: Sequence[str]) -> list[str]:
+    """Return a label for each group: the values of as few keys as tell the groups apart.
+
+    Groups without values have their names. Where `MOST` keys are not enough, numbers follow.
+    """
+    keys = list(dict.fromkeys(k for own in values for k in own))
+    used = [k for k in keys if k in NAMELESS]
+    usual = {k: Counter(own.get(k) for own in values).most_common(1)[0][0] for k in keys}
+
+    def told(used: Sequence[str]) -> list[str]:
+        return [_label(own, used) or name for own, name in zip(values, names, strict=True)]
+
+    while len(set(told(used))) < len(values) and len(used) < MOST:
+        best = max(keys, key=lambda k: len(set(told([*used, k]))), default=None)
+        if best is None or len(set(told([*used, best]))) == len(set(told(used))):
+            break
+        used.append(best)
+    # What most have in common goes without saying, if the labels still differ.
+    short = [
+        _label({k: v for k, v in own.items() if k in ALWAYS or v != usual[k]}, used) or name
+        for own, name in zip(values, names, strict=True)
+    ]
+    whole = told(used)
+    counts: Counter[str] = Counter()
+    labels = []
+    for label in short if len(set(short)) == len(set(whole)) else whole:
+        counts[label] += 1
+        labels.append(label if counts[label] == 1 else f"{label} ({counts[label]})")
+    return labels
+
+
+def _label(values: Mapping[str, str], keys: Sequence[str]) -> str:
+    found = [(k, values[k]) for k in keys if values.get(k, UNSET) != UNSET]
+    words = [v if k in NAMELESS else f"{_short(k)} {v}" for k, v in found]
+    return "\u00a0·\u00a0".join(words)
 
 
 def differences(records: Sequence[RunRecord]) -> list[Difference]:
@@ -103,8 +139,20 @@ def flat_config(record: RunRecord) -> Flat:
 
 
 def _identity(record: RunRecord) -> Flat:
-    ignored = NAMES | WATCHING | {SEED}
-    return {k: v for k, v in flat_config(record).items() if k.partition(".")[0] not in ignored}
+    """Return the configuration without seed, names, and what only looks."""
+    looking = _looking()
+    ignored = NAMES | WATCHING | {SEED} | looking
+    flat = {k: v for k, v in flat_config(record).items() if k.partition(".")[0] not in ignored}
+    if flat:
+        # One that is not installed here may act, and stays.
+        flat["plugins"] = [p for p in flat.get("plugins") or () if p not in looking]
+    return flat
+
+
+@cache
+def _looking() -> frozenset[str]:
+    """Return the names of the installed plugins that only look."""
+    return frozenset(point.name for group in LOOKING for point in entry_points(group=group))
 
 
 def _varying(flats: Sequence[Flat]) -> list[str]:

@@ -1,0 +1,348 @@
+"""The reporter ``page``: what it says of records, that it is safe and small, when it is written."""
+
+import re
+import time
+from html.parser import HTMLParser
+from itertools import combinations, pairwise
+from pathlib import Path
+
+import pytest
+from helpers import run_directory
+from helpers_cli import call
+from helpers_pages import MadeUp, losses, run
+
+import altcore
+from altcore.plugin import read_run
+from altcore_reporters.page.contents import contents_of
+from altcore_reporters.page.reporter import Page, html_of
+from altcore_reporters.page.verdict import verdict_of_run, verdict_of_runs
+from altcore_reporters.pictures import grouped
+
+HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}"
+VOID = {"meta", "link", "path", "use", "input", "br"}
+
+
+class Tags(HTMLParser):
+    """Reads a page: its tags and texts, and whether each tag is closed where it should be."""
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.found, self.texts, self.broken = [], [], [], []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag in VOID:
+            return
+        if not self.open or self.open[-1] != tag:
+            self.broken.append((tag, self.open[-3:]))
+        else:
+            self.open.pop()
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] not in ("style", "script"):
+            self.texts.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.texts).split()).replace("\u00a0", " ")
+
+
+@pytest.fixture(scope="module")
+def many():
+    """A page on five formats with three seeds each, one of which never learns."""
+    lows = {"E4M3": 2.0, "E5M2": 2.2, "E3M4": 2.4, "INT8": 2.6, "E7M0": 4.0}
+    return html_of([run(f, s, low=low + s / 1000) for f, low in lows.items() for s in (1, 2, 3)])
+
+
+# What it says -------------------------------------------------------------------------------------
+
+
+def test_a_run_gets_a_verdict_and_the_numbers_that_decide_it():
+    page = Tags(html_of([run("E7M0", low=4.0)]))
+    assert "E7M0 (pure) did not learn." in page.text
+    reason = "The validation loss at step 40 is 4.100, 28.1 % above the unigram entropy"
+    assert reason in page.text
+    for figure in ("4.100 validation loss", "90 % updates stalled"):
+        assert figure in page.text
+    assert (page.broken, page.open) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("summary", "says"),
+    [
+        ({"status": "unfinished", "steps": 7, "max_steps": 40}, "is not over: step 7 of 40"),
+        (
+            {"verdict": "not known: nothing was evaluated"},
+            "Whether E4M3 (pure) learned is not known",
+        ),
+        ({"verdict": "did not learn; collapsed at step 9"}, "did not learn; collapsed at step 9."),
+        ({"format": "none", "name": "plain"}, "plain (not quantized) learned."),
+        ({"format": None, "name": "plain"}, "plain learned."),
+    ],
+)
+def test_the_verdict_on_every_end(summary, says):
+    assert says in verdict_of_run(run(summary=summary)).sentence
+
+
+def test_the_reason_of_a_failure_is_told():
+    failed = run(summary={"failure_step": 9, "failure_reason": "too many NaN"})
+    assert "Step 9: too many NaN." in verdict_of_run(failed).reasons
+
+
+def verdict(*records):
+    found = verdict_of_runs(records, grouped(records))
+    return " ".join([found.sentence, *found.reasons])
+
+
+def test_the_verdict_on_several_runs_names_the_best_and_what_never_learned(many):
+    text = Tags(many).text
+    assert "12 of 15 runs learned; E4M3 ends lowest, at 2.102 (2.101 to 2.103)." in text
+    assert "That is 0.2 below E5M2, and lower with each of 3 seeds." in text
+    assert "No run learned of E7M0." in text
+
+
+def test_the_verdict_says_when_seeds_do_not_tell_two_apart():
+    losses = {"E4M3": (2.0, 2.4, 2.3), "E5M2": (2.1, 2.3, 2.6)}
+    records = [run(f, s, low=low) for f, lows in losses.items() for s, low in enumerate(lows)]
+    assert "lower with only 2 of 3 seeds: they do not tell the two apart" in verdict(*records)
+    one = [run(f, low=low) for f, low in (("E4M3", 2.0), ("E5M2", 2.1))]
+    assert "with one seed each, a small gap may be chance" in verdict(*one)
+    other = [run("E4M3", 1, low=2.0), run("E4M3", 2, low=2.3), *records[3:5]]
+    assert "their runs overlap: they do not tell the two apart" in verdict(*other)
+
+
+def test_there_is_a_plot_for_each_thing_measured_and_a_word_for_each_other(many):
+    titles = [plot.title for plot in contents_of([run()]).plots]
+    stalled = "Stalled updates of stored weights"
+    assert titles == ["Loss", stalled, "Flushed to zero", "Gradient norm"]
+    text = Tags(html_of([run()])).text
+    assert "Overflow: every scale follows the largest magnitude" in text
+    assert "Layers by steps: the plugins bit-stall, ulp-stats and shadow measure them." in text
+    assert "the plugin value-histogram measures them" in text
+
+
+def test_marks_are_drawn_where_things_happened():
+    collapse = {"step": 20, "event": "collapse", "cause": "diverged", "reason": "it diverged"}
+    page = Tags(html_of([run(events=[collapse])]))
+    (mark,) = [a for tag, a in page.found if tag == "span" and a.get("class") == "mark"]
+    assert mark["title"] == "training, step 20: it diverged"
+    assert mark["style"].startswith("left:48.72%")
+    assert "it diverged" in page.text.partition("What happened")[2]
+
+
+def test_a_loss_that_diverged_hides_no_other():
+    lines = [{"step": s, "loss": 5.0 - s / 20 if s < 30 else 1e6} for s in range(1, 41)]
+    (plot, *_) = contents_of([run(metrics=lines)]).plots
+    assert plot.y.high < 10
+    assert "1e+06" in plot.note
+
+
+def test_every_picture_has_a_description_and_its_table(many):
+    stall = {f"bit-stall/stored_stall_share/h.{i}": i / 4 for i in range(4)}
+    key = "value-histogram/weight@fwd_E4M3"
+    values = {f"{key}_histogram": [0.1, 0.0, *[0.01] * 90, 0.0], f"{key}_low": -40}
+    pages = [many, html_of([run(metrics=[*losses(9), {"step": 9, **stall, **values}])])]
+    for text in pages:
+        page = Tags(text)
+        pictures = [a for _, a in page.found if a.get("role") == "img"]
+        tables = [a for _, a in page.found if a.get("class") == "behind"]
+        assert len(pictures) == len(tables) >= 5
+        assert all("The table follows." in a["aria-label"] for a in pictures)
+        assert (page.broken, page.open) == ([], [])
+
+
+def test_a_record_without_anything_is_a_page():
+    page = Tags(html_of([MadeUp("empty")]))
+    assert "Nothing was recorded." in page.text
+    assert "Whether empty learned is not known" in page.text
+
+
+# Safe ---------------------------------------------------------------------------------------------
+
+
+def test_nothing_in_a_record_becomes_markup():
+    """Names, reasons, layers, settings, findings, addresses."""
+    hostile = run(
+        name=HOSTILE,
+        fmt=HOSTILE,
+        config={"label": HOSTILE, HOSTILE: HOSTILE},
+        environment={"git": HOSTILE, "command": ["altcore", HOSTILE]},
+        summary={
+            "verdict": HOSTILE,
+            "failure_reason": HOSTILE,
+            "findings": {HOSTILE: [HOSTILE, {HOSTILE: HOSTILE}]},
+            "degraded": [HOSTILE],
+        },
+        events=[{"step": 3, "event": "collapse", "cause": "c", "reason": HOSTILE}],
+        metrics=[*losses(9), {"step": 9, f"ulp-stats/stored_mean/{HOSTILE}": 1.0}],
+    )
+    hostile.url = "javascript:alert(1)"
+    other = run(name=HOSTILE, seed=2, summary={"verdict": HOSTILE})
+    other.url = 'https://there.example/"onclick="alert(1)'
+    for records in ([hostile], [hostile, other]):
+        text = html_of(records)
+        page = Tags(text)
+        assert (page.broken, page.open) == ([], [])
+        assert [tag for tag, _ in page.found].count("script") == 1
+        assert "alert(1)" in page.text
+        assert not any(name.startswith("on") for _, a in page.found for name in a)
+        assert all(
+            a["href"].startswith(("#", "https://", "data:,")) for _, a in page.found if "href" in a
+        )
+
+
+def test_the_page_asks_the_network_for_nothing(many):
+    page = Tags(many)
+    assert not [tag for tag, a in page.found if "src" in a or tag in ("img", "iframe", "object")]
+    (policy,) = [
+        a["content"] for _, a in page.found if a.get("http-equiv") == "Content-Security-Policy"
+    ]
+    assert policy.startswith("default-src 'none';")
+    assert not re.search(r"url\(|@import|https?://", many)
+
+
+# Small --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_long_run_with_all_diagnostics_is_a_page_at_once():
+    """10,000 steps, 200 of them measured in 50 layers: under 2 MB, in under 3 s."""
+    layers = [f"transformer.h.{i}.mlp.c_fc" for i in range(50)]
+    names = ("bit-stall/stored_stall_share", "ulp-stats/stored_mean", "shadow/injected")
+    names += tuple(f"other/measure_{i}" for i in range(20))
+    lines = losses(10_000)
+    for line in lines[::50]:
+        line |= {f"{name}/{layer}": line["loss"] / 6 for name in names for layer in layers}
+    began = time.perf_counter()
+    text = html_of([run(metrics=lines)])
+    assert time.perf_counter() - began < 3
+    assert len(text.encode()) < 2e6
+
+
+# Colours ------------------------------------------------------------------------------------------
+
+# Machado, Oliveira & Fernandes (2009), severity 1, on linear RGB.
+SIGHT = {
+    "usual": [[1, 0, 0], [0, 1, 0], [0, 0, 1]],
+    "protanopia": [
+        [0.152286, 1.052583, -0.204868],
+        [0.114503, 0.786281, 0.099216],
+        [-0.003882, -0.048116, 1.051998],
+    ],
+    "deuteranopia": [
+        [0.367322, 0.860646, -0.227968],
+        [0.280085, 0.672501, 0.047413],
+        [-0.011820, 0.042940, 0.968881],
+    ],
+    "tritanopia": [
+        [1.255528, -0.076749, -0.178779],
+        [-0.078411, 0.930809, 0.147602],
+        [0.004733, 0.691367, 0.303900],
+    ],
+}
+TO_LMS = [
+    [0.4122214708, 0.5363325363, 0.0514459929],
+    [0.2119034982, 0.6806995451, 0.1073969566],
+    [0.0883024619, 0.2817188376, 0.6299787005],
+]
+TO_LAB = [
+    [0.2104542553, 0.7936177850, -0.0040720468],
+    [1.9779984951, -2.4285922050, 0.4505937099],
+    [0.0259040371, 0.7827717662, -0.8086757660],
+]
+STYLE = (
+    Path(altcore.__file__).parents[1] / "plugins/reporters/altcore_reporters/page/style.css"
+).read_text()
+THEMES = [
+    dict(re.findall(r"--(\w+): (#\w{6})", part))
+    for part in re.findall(r":root \{(.*?)\}", STYLE, re.S)
+]
+
+
+def times(matrix, vector):
+    return [sum(a * b for a, b in zip(row, vector, strict=True)) for row in matrix]
+
+
+def linear(colour):
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    return [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+
+
+def seen(colour, sight):
+    """A colour in OKLab, as someone sees it."""
+    rgb = [min(1.0, max(0.0, c)) for c in times(SIGHT[sight], linear(colour))]
+    return times(TO_LAB, [c ** (1 / 3) for c in times(TO_LMS, rgb)])
+
+
+def contrast(one, other):
+    """WCAG 2.2's ratio."""
+    low, high = sorted(times([[0.2126, 0.7152, 0.0722]], linear(c))[0] for c in (one, other))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", THEMES[:2], ids=["light", "dark"])
+@pytest.mark.parametrize("sight", SIGHT)
+def test_everybody_tells_the_colours_apart(theme, sight):
+    """Just noticeable is 0.02 in OKLab; lines are thin, so that they need more."""
+    curves = [seen(theme[f"c{i}"], sight) for i in range(8)]
+    for one, other in combinations(curves, 2):
+        assert sum((a - b) ** 2 for a, b in zip(one, other, strict=True)) ** 0.5 > 0.07
+    lights = [seen(theme[f"h{i}"], sight)[0] for i in range(9)]
+    steps = [b - a for a, b in pairwise(lights)]
+    assert all(s > 0.02 for s in steps) or all(s < -0.02 for s in steps)
+
+
+@pytest.mark.parametrize("theme", THEMES, ids=["light", "dark", "print"])
+def test_everybody_can_read_it(theme):
+    paper = {"paper": "#ffffff", **{k: v for k, v in theme.items() if k == "paper"}}["paper"]
+    for name, least in (("ink", 7), ("soft", 4.5), ("accent", 4.5), ("bad", 4.5)):
+        if name in theme:
+            assert contrast(theme[name], paper) >= least
+    for i in range(8):
+        assert contrast(theme[f"c{i}"], paper) >= 2.9
+
+
+# When it is written -------------------------------------------------------------------------------
+
+
+def test_a_run_ends_with_its_page(start):
+    """Nothing else of the run is different."""
+    plain, paged = (
+        start(plugins, name=name) for plugins, name in (([], "plain"), (["page"], "paged"))
+    )
+    path = paged.run_directory / "reports" / "page.html"
+    assert "reports/page.html" in read_run(paged.run_directory).summary["reports"]
+    assert "paged (not quantized) did not learn." in Tags(path.read_text()).text
+    metrics = [(r.run_directory / "metrics.jsonl").read_bytes() for r in (plain, paged)]
+    assert metrics[0] == metrics[1]
+
+
+def test_the_page_of_a_run_that_goes_on_is_loaded_again(tmp_path):
+    directory = run_directory(tmp_path, name="r")
+    line = '{"step": 1, "loss": 3.0}\n{"step": 2, "lo'  # torn, as it may be while it is written
+    (directory.path / "metrics.jsonl").write_text(line)
+    directory.close()
+    (written,) = Page().render([read_run(directory.path)], tmp_path)
+    page = Tags(written.read_text())
+    assert any(a.get("http-equiv") == "refresh" for _, a in page.found)
+    assert "step 1" in page.text
+    assert not any(a.get("http-equiv") == "refresh" for _, a in Tags(html_of([run()])).found)
+
+
+def test_the_command_writes_pages(capsys, start):
+    start(name="a")
+    start(name="b", seed=7)
+    one = call(capsys, "report", "page", "a", "--runs-dir", start.runs)
+    assert (one.code, one.out.strip()) == (0, str(start.runs / "a" / "reports" / "page.html"))
+    out = start.runs.parent / "both"
+    both = call(capsys, "report", "page", "--from", start.runs, "--out", out)
+    assert both.code == 0
+    assert "2 runs" in Tags((out / "page.html").read_text()).text
