@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from altcore.cli.options import AS_JSON, Group, once, print_json, runs_dir_option
+from altcore.cli.status import Status, followed
 from altcore.cli.terminal import echo, say
 from altcore.errors import AltcoreError, BadInput
 
@@ -87,15 +88,15 @@ def verify(run: str, runs_dir: str, as_json: bool) -> None:
     path = directory_of(run, runs_dir)
     rows: list[dict[str, Any]] = []
     folder = path / "checkpoints"
-    for found in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if is_checkpoint(found):
-            try:
-                loaded = load_checkpoint(found)
-                check_run_id(found, loaded.manifest, run_id_of(path))
-                problem = None
-            except AltcoreError as error:
-                problem = str(error)
-            rows.append({"name": found.name, "valid": problem is None, "problem": problem})
+    there = sorted(filter(is_checkpoint, folder.iterdir())) if folder.is_dir() else []
+    for found in followed(there, "verifying", lambda checkpoint: checkpoint.name):
+        try:
+            loaded = load_checkpoint(found)
+            check_run_id(found, loaded.manifest, run_id_of(path))
+            problem = None
+        except AltcoreError as error:
+            problem = str(error)
+        rows.append({"name": found.name, "valid": problem is None, "problem": problem})
     if as_json:
         print_json(rows)
     else:
@@ -170,8 +171,11 @@ def export(
 
     if Path(file).exists():
         raise BadInput(f"{file} exists; choose another name", key="FILE")
-    loaded = load(run, _chosen(best, latest, name), runs_dir=runs_dir)
-    others = write(loaded, file, kind)
+    with Status() as status:
+        status.now(f"reading the weights of {run}")
+        loaded = load(run, _chosen(best, latest, name), runs_dir=runs_dir)
+        status.now(f"writing {file}")
+        others = write(loaded, file, kind)
     for weight, why in others.items():
         say(f"{weight} is written as the model has it: {why}")
     echo(f"{loaded.checkpoint.name} of {loaded.summary['name']}, as {kind}: {file}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import click
 from altcore.builtin_types import digits
 from altcore.cli import options
 from altcore.cli.options import AS_JSON, Group, once, print_json, runs_dir_option, tell_left_out
+from altcore.cli.status import followed
 from altcore.cli.terminal import echo, say
 from altcore.errors import BadInput, described
 from altcore.formats import AnyFormat, BlockFormat, Format, get_format
@@ -279,12 +281,10 @@ def compare(
     found = [get_format(name) for name in options.names(names, "NAMES")]
     if plot is not None:
         check_picture(plot, "--plot")
+    on = {what: read_data(what, runs_dir) for what in options.names([data], "--on")}
     rows = []
-    for what in options.names([data], "--on"):
-        read = read_data(what, runs_dir)
-        for fmt in found:
-            both = sqnr_of(fmt, read)
-            rows.append({"format": fmt.name, "data": what, **both})
+    for what, fmt in followed([*product(on, found)], "measuring", lambda pair: pair[1].name):
+        rows.append({"format": fmt.name, "data": what, **sqnr_of(fmt, on[what])})
     if plot is not None:
         write_svg(Path(plot), found)
     if as_json:

@@ -160,12 +160,13 @@ def check(as_json: bool) -> None:
     cannot be read are named, too, and groups of entry points that look like altcore's, and plugins
     with the name of a configuration key.
     """
+    from altcore.cli.status import followed
     from altcore.config import check_is_no_key
     from altcore.hooks import circle_of
 
     rows: list[dict[str, Any]] = []
     requires: dict[str, list[str]] = {}
-    for entry in entries():
+    for entry in followed(entries(), "checking", lambda entry: entry.name):
         try:
             check_is_no_key(entry)
             about = describe(entry.name, (entry.kind,))

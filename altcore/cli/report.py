@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from altcore.cli.options import names, once
+from altcore.cli.status import Status
 from altcore.cli.terminal import echo, say
 from altcore.errors import BadInput, PluginError, shown
 
@@ -65,10 +66,12 @@ def report(
     configure()
     own = Reporter.named(reporter, sets)
     render = own.method("render", "reports during a run, not afterwards")
-    wanted = names(runs, "RUN")
+    wanted, where = names(runs, "RUN"), "runs" if source is None else source
 
     def read() -> Sequence[RunRecord]:
-        return records_from("runs" if source is None else source, wanted)
+        with Status() as status:
+            status.now(f"reading runs of {where}")
+            return records_from(where, wanted)
 
     told: list[Path] = []
     for records in watched(read) if watch else (read(),):
@@ -80,7 +83,7 @@ def report(
             if path not in told:
                 echo(path)
         if watch and not told:
-            echo("altcore: written again while the runs go on; Ctrl-C ends this", err=True)
+            say("written again while the runs go on; Ctrl-C ends this", "info")
         told += written
 
 
@@ -88,8 +91,10 @@ def write(
     own: Reporter, render: Callable[..., Any], records: Sequence[RunRecord], folder: Path
 ) -> list[Path]:
     """Let the reporter write into a folder; returns the paths."""
+    about = records[0].name if len(records) == 1 else f"{len(records)} runs"
     try:
-        with own.guarded("render"):
+        with own.guarded("render"), Status() as status:
+            status.now(f"reporting on {about}")
             if not folder.exists():
                 folder.mkdir(parents=True)
             return written_by(render(records, folder), own.who)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from altcore.cli.options import AS_JSON, once, print_json, tell_left_out
+from altcore.cli.status import Status
 from altcore.cli.terminal import echo, say
 from altcore.cli.train import FLAGS, overrides_of
 
@@ -83,7 +84,9 @@ def asked(overrides: list[Override], rest: Mapping[str, Any]) -> Options:
     from altcore.study import Options
 
     configure()
-    return Options(overrides=overrides, tell=lambda line: say(line, "info"), **rest)
+    status = Status()
+    click.get_current_context().call_on_close(lambda: status.now(""))
+    return Options(overrides=overrides, tell=status.tell, doing=status.now, **rest)
 
 
 def show(found: Mapping[str, Any], folder: Path, as_json: bool) -> None:

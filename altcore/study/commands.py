@@ -35,6 +35,7 @@ from altcore.study.statistics import student
 from altcore.yaml_files import is_yaml_file, load_yaml, read_mapping
 
 STUDIES = "studies"
+READING = "reading the data and the model"
 
 
 @frozen
@@ -49,6 +50,8 @@ class Options:
     name: str | None
     tell: Callable[[str], None] = field(default=print)
     folder: Path = field(factory=lambda: Path(STUDIES))
+    doing: Callable[[str], None] = field(default=lambda _: None)
+    """Takes what is being done, which nobody needs to read later."""
 
     def __attrs_post_init__(self) -> None:
         if world_size() > 1:
@@ -87,6 +90,7 @@ def run_explain(options: Options) -> tuple[dict[str, Any], Path]:
 
 
 def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Path]:
+    options.doing(READING)
     layers, ties, described = layers_of(config)
     plan = config.make_recipe().resolve(layers)
     if not any(any(casts.values()) for casts in plan.values()):
@@ -99,7 +103,9 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
         label, called = f"{', '.join(sorted(used))} ({config.recipe_name})", recipe_label(config)
     name = options.name or f"explain-{called}-{config.workload}".lower()
     seeds = [config.seed + i for i in range(options.seeds)]
-    runner = Runner(options.folder / name, config, options.tell, facts=described)
+    runner = Runner(
+        options.folder / name, config, options.tell, facts=described, doing=options.doing
+    )
     study = Explanation(runner, plan, seeds, options.within, ties)
     arms = [frozen_control(plan), *full.values()]
     rows = len(full) - 1  # all but the twin
@@ -132,6 +138,7 @@ def _compare(
     optimizers: Sequence[str],
 ) -> tuple[dict[str, Any], Path]:
     optimizers = optimizers or [config.optimizer]
+    options.doing(READING)
     layers, _, described = layers_of(config)
     contenders = []
     for fmt, recipe in product(formats, recipes):
@@ -144,12 +151,15 @@ def _compare(
     called = "-".join(dict.fromkeys(c.format_key for c in contenders))
     name = options.name or as_name(f"compare-{called}").lower()
     seeds = [config.seed + i for i in range(options.seeds)]
-    runner = Runner(options.folder / name, config, options.tell, facts=described)
+    runner = Runner(
+        options.folder / name, config, options.tell, facts=described, doing=options.doing
+    )
     study = Comparison(runner, contenders, seeds, options.within, keys)
     asked = {"formats": list(formats), "recipes": list(recipes), "optimizers": list(optimizers)}
     rows = len(contenders)
     arms = sorted(study.arms().values(), key=lambda arm: arm.key == contenders[-1].key)
     with held(runner.folder):
+        options.doing("making a step of each arm")
         check_arms(config, arms[:-1])
         begun = _begin(options, runner, "compare", asked, arms, study.runs_at_most, seeds, rows)
         found = study.compare()
@@ -248,6 +258,7 @@ def _begin(
     config = runner.base
     asked = plain({**asked, "budget": options.budget, "config": config.to_plain()})
     known, steps = read(runner.folder), config.max_steps
+    options.doing("measuring what a step costs")
     cost = measure_cost(config, arms[-1])
     if options.budget is not None:
         agreed = agreed_steps(known, command, asked)

@@ -93,6 +93,8 @@ class Runner:
     """Runs that are still thought to come, for the time left."""
     facts: Mapping[str, Any] = field(factory=dict)
     """What the workload says of itself, its data included."""
+    doing: Callable[[str], None] = lambda _: None
+    """Takes what is being done, which nobody needs to read later."""
     files: dict[str, str] = field(init=False, factory=dict)
     """Digests of the files that the settings name, as the study met them."""
     seen: dict[int, Mapping[str, Any]] = field(init=False, factory=dict)
@@ -163,13 +165,18 @@ class Runner:
             )
 
     def _train(self, config: TrainConfig, name: str) -> Path:
+        left = f"; at most {duration(self._left())} left" if self.seconds else ""
+        self.doing(f"run {self.done + 1} of at most {self.done + self.planned}: {name}{left}")
         began = time.perf_counter()
         train(config.evolve(name=name, runs_dir=str(self.folder / "runs")))
         self.seconds.append(time.perf_counter() - began)
         self.done += 1
-        left = self.planned * math.fsum(self.seconds) / len(self.seconds)
-        self.tell(f"{name}: {self.seconds[-1]:.0f} s; at most {duration(left)} left")
+        self.tell(f"{name}: {self.seconds[-1]:.0f} s; at most {duration(self._left())} left")
         return self.folder / "runs" / name
+
+    def _left(self) -> float:
+        """Return the seconds that the planned runs take, if they take as long as those so far."""
+        return self.planned * math.fsum(self.seconds) / len(self.seconds)
 
     def best_rate(self, arm: Arm, seed: int) -> float:
         """Return the factor of the learning rate at which the arm ends with the lowest loss.

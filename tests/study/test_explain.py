@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 from click.testing import CliRunner
@@ -350,6 +351,22 @@ def test_an_arm_runs_once(start, tmp_path):
     assert runner.done == 1
     assert runner.run(Arm("twin", {}), seed=1) == first
     assert runner.done == 1
+
+
+def test_each_run_is_told_with_the_time_left(start, tmp_path):
+    """As it begins, for as long as it lasts; and at its end, for good. The first run knows none."""
+    told, doing = [], []
+    config = start.config(max_steps=2)
+    runner = Runner(tmp_path / "study", config, told.append, planned=2, doing=doing.append)
+    for seed in (1, 2):
+        runner.run(Arm("twin", {}), seed)
+    assert [line.partition("-")[0] for line in doing] == [
+        "run 1 of at most 2: twin",
+        "run 2 of at most 2: twin",
+    ]
+    assert "left" not in doing[0]
+    assert re.search(r"; at most \d+ s left$", doing[1])
+    assert all(re.fullmatch(r"twin-\S+: \d+ s; at most \d+ s left", line) for line in told)
 
 
 def test_optimizers_are_compared_with_their_settings(start):
