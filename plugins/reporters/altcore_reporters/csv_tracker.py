@@ -65,7 +65,8 @@ class CsvTracker(TrackerReporter):
     def _insert(self, step: int, values: Mapping[str, Any]) -> None:
         """Write the table anew, which few rows ask for: with new columns, or of an early step."""
         with self.path.open(newline="") as file:
-            rows: dict[int, Row] = {int(row["step"]): row for row in csv.DictReader(file)}
+            found = [{**row, "step": int(row["step"])} for row in csv.DictReader(file)]
+        rows: dict[int, Row] = {row["step"]: row for row in found}
         rows.setdefault(step, {"step": step}).update(values)
         self._write_all([rows[step] for step in sorted(rows)])
 
