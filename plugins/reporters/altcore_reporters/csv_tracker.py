@@ -65,8 +65,8 @@ class CsvTracker(TrackerReporter):
     def _insert(self, step: int, values: Mapping[str, Any]) -> None:
         """Write the table anew, which few rows ask for: with new columns, or of an early step."""
         with self.path.open(newline="") as file:
-            read = [{**row, "step": int(row["step"])} for row in csv.DictReader(file)]
-        rows: dict[int, Row] = {row["step"]: row for row in read}
+            found = [{**row, "step": int(row["step"])} for row in csv.DictReader(file)]
+        rows: dict[int, Row] = {row["step"]: row for row in found}
         rows.setdefault(step, {"step": step}).update(values)
         self._write_all([rows[step] for step in sorted(rows)])
 

@@ -92,11 +92,12 @@ def test_what_is_recorded_is_read_back(run, tracker):
         run.steps(1, 2)
         run.append("metrics.jsonl", step=2, val_loss=4.5)
         send()
-        run.steps(3, loss=math.inf, rate=0.25)
-        run.append("metrics.jsonl", step=4, loss=math.nan)
+        run.steps(3)
+        run.steps(4, loss=math.inf, rate=0.25)
+        run.append("metrics.jsonl", step=5, loss=math.nan)
     assert tracker.series() == close_to(run.series)
     assert tracker.series()["val_loss"] == [(2, 4.5)]
-    assert tracker.series()["rate"] == [(3, 0.25)]
+    assert tracker.series()["rate"] == [(4, 0.25)]
 
 
 def test_resume_from_an_earlier_step_doubles_nothing_and_loses_nothing(run, tracker):
@@ -136,7 +137,9 @@ def test_a_training_that_goes_back_is_tracked_whole(start, tmp_path, monkeypatch
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
     names = ["csv", "tensorboard", "trackio"]
     patient = {f"{name}__finish_timeout": 60.0 for name in names}
-    path = start(names, name="r", max_steps=4, checkpoint_interval=2, **patient).run_directory
+    path = start(
+        names, name="r", max_steps=4, checkpoint_interval=2, eval_interval=2, **patient
+    ).run_directory
     shutil.rmtree(path / "checkpoints" / "step-00000004")
     (path / "summary.json").unlink()
     result = start.resume("r", max_steps=6)
@@ -148,8 +151,10 @@ def test_a_training_that_goes_back_is_tracked_whole(start, tmp_path, monkeypatch
         "tensorboard": lambda: tensorboard_series(path),
         "trackio": lambda: trackio_series(tmp_path / "trackio" / "altgrad.db"),
     }
+    evaluations = [(line["step"], line["val_loss"]) for line in read_run(path).evaluations]
     for name in names:
-        assert read[name]()["loss"] == losses
+        expected = close_to({"loss": losses, "val_loss": evaluations})
+        assert {k: read[name]()[k] for k in expected} == expected
 
 
 @pytest.mark.slow
