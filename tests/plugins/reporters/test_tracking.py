@@ -267,6 +267,18 @@ def test_a_step_hears_of_the_tracker_in_no_time(tracker, run):
     assert sorted(taken)[100] < 0.2e-3
 
 
+@pytest.mark.slow
+def test_a_tracker_costs_less_than_a_hundredth_of_a_step(shelf, start, tmp_path):
+    """Of gpt small, which has the shortest steps of a model that is worth tracking."""
+    shelf.install("reporter", "tried", FileTracker)
+    small = {"gpt__size": "small", "gpt__n_layer": None, "gpt__block_size": None}
+    keys = {"tried__file": str(tmp_path / "told.jsonl"), "tried__finish_timeout": SOON, **small}
+    engine = start.engine(["tried"], max_steps=20, gpt__batch_size=None, **keys)
+    summary = engine.train()
+    (spent,) = engine.dispatch.boundary.clock.seconds.values()
+    assert spent < 0.01 * 20 * summary["step_time_ms"] / 1e3
+
+
 # Alerts --------------------------------------------------------------------------------------
 
 
