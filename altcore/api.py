@@ -17,7 +17,7 @@ from altcore.log import log
 from altcore.quantization import find_layers, tied_matrices
 from altcore.recipes import Layer
 from altcore.registry import left_out
-from altcore.runs import step_lines
+from altcore.runs import read_run, step_lines
 from altcore.signals import handling_signals
 
 
@@ -46,6 +46,10 @@ class Result:
     """The path of everything that the run wrote, by its path in the run's directory."""
     summary: dict[str, Any] = field(repr=False)
     """All that summary.json holds; see docs/summary.md."""
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return read_run(self.run_directory)._repr_html_()
 
 
 def train(

@@ -23,6 +23,7 @@ from altcore.runs import (
     find_run,
     list_checkpoints,
     load_newest,
+    read_run,
     run_id_of,
     summary_of,
 )
@@ -47,6 +48,11 @@ class LoadedRun:
     checkpoint: Path
     step: int
     """After which the checkpoint was written."""
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the run, and which checkpoint of it this is."""
+        run = read_run(Path(self.summary["directory"]))._repr_html_()
+        return f"{run}<div>loaded: {self.checkpoint.name}</div>"
 
 
 def load(

@@ -34,9 +34,8 @@ def list_(run: str, runs_dir: str, as_json: bool) -> None:
 
     The last column marks the best, the latest, and those of another run.
     """
-    from altcore.cli.summary import number
     from altcore.loading import directory_of, find_checkpoint
-    from altcore.runs import RUN_ID, list_checkpoints, run_id_of
+    from altcore.runs import RUN_ID, list_checkpoints, number, run_id_of
 
     path = directory_of(run, runs_dir)
     run_id = run_id_of(path)

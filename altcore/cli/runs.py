@@ -56,8 +56,8 @@ def list_(runs_dir: str, as_json: bool) -> None:
 
 def rows_of(summaries: Sequence[Mapping[str, Any]], now: float) -> list[list[str]]:
     """Return the row of each run: how long ago it was written, its loss, its best validation."""
-    from altcore.cli.summary import ago, number
-    from altcore.runs import last_written, sample_losses
+    from altcore.cli.summary import ago
+    from altcore.runs import last_written, number, sample_losses
 
     rows = []
     for s in summaries:

@@ -55,6 +55,7 @@ from altcore.runs.record import DirectoryRecord, RunRecord, full_summary, read_r
 from altcore.runs.run_id import RUN_ID, check_run_id, run_id_of
 from altcore.runs.summary import ENDED, EVALUATED, STATUSES, UNFINISHED, Summary, has_summary
 from altcore.runs.summary import FILE as SUMMARY
+from altcore.runs.summary_text import number, summary_lines
 from altcore.runs.verdict import has_learned, verdict_of
 
 if TYPE_CHECKING:
@@ -144,6 +145,7 @@ __all__ = [
     "mean_of",
     "named_path",
     "no_space_named",
+    "number",
     "read_configuration",
     "read_json",
     "read_lines",
@@ -161,6 +163,7 @@ __all__ = [
     "set_aside",
     "source_digest",
     "step_lines",
+    "summary_lines",
     "summary_of",
     "tail",
     "tidy",

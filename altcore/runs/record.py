@@ -12,6 +12,7 @@ import structlog
 from altcore.errors import BadInput
 from altcore.runs.checkpoint import load_newest_weights
 from altcore.runs.directory import CHECKPOINTS, CONFIG, EVENTS, METRICS, TIMINGS
+from altcore.runs.html import run_html
 from altcore.runs.json_files import read_json
 from altcore.runs.json_lines import read_lines
 from altcore.runs.reading import find_run, list_runs, summary_of
@@ -44,6 +45,10 @@ class RunRecord:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, {self.source!r})"
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return run_html(self.summary, [line["loss"] for line in self.steps])
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
