@@ -127,6 +127,12 @@ def test_overlapping_formats_have_no_winner():
     assert not lead.rivals[0].is_equal
 
 
+def test_the_highest_may_be_the_best():
+    """An accuracy leads where it is highest."""
+    (lead,) = FormatComparator(SIX[:4]).lead("final_loss", ascending=False)
+    assert (lead.format, lead.mean) == ("E5M2", 2.55)
+
+
 def test_one_seed_has_no_winner():
     """However far apart the two are."""
     rows = (("A", 1, 1.0), ("B", 1, 100.0))
@@ -143,7 +149,7 @@ def test_a_format_alone_leads_nothing():
 
 def test_rivals_are_corrected_for_their_number():
     """What one comparison would tell, four do not."""
-    losses = {"A": (1.0, 2.0, 3.0), "B": (1.10, 2.13, 3.10)}
+    losses = {"A": (1.0, 2.0, 3.0), "B": (1.10, 2.14, 3.08)}
     rows = [(f, s, v) for f, own in losses.items() for s, v in enumerate(own)]
     columns = ["format", "seed", "final_loss"]
     (alone,) = FormatComparator(frame(*rows, columns=columns)).lead()
@@ -157,6 +163,8 @@ def test_rivals_are_corrected_for_their_number():
     rival = next(r for r in among.rivals if r.format == "B")
     assert rival.change == alone.rivals[0].change
     assert rival.p == pytest.approx(4 * rival.change.p)
+    assert rival.change.excludes_zero
+    assert not rival.is_distinguishable
 
 
 # -------------------------------------------------------------------------------- layer types

@@ -104,6 +104,7 @@ def test_the_mode_of_a_collapse_comes_from_what_was_measured(told, mode, words):
         ({"stored_stall_rate": 0.9}, "unknown"),
         ({"view_stall_rate": 0.98}, "unknown"),
         ({"flushed_final": 0.6}, "underflow"),
+        ({"flushed_final": 0.4}, "unknown"),
         ({"overflow_final": 0.05}, "overflow"),
         ({"overflow_final": 0.005}, "unknown"),
     ],
@@ -353,5 +354,9 @@ def test_reports_without_a_row_are_added():
     assert list(found["format"]) == ["E7M0", "E3M4", "E7M0", "E4M3"]
     assert list(found["failure_mode"]) == ["underflow", "unknown", "overflow", "overflow"]
     assert set(found["mode_from"]) == {"the reason alone"}
+    unnamed = [{"format": "E3M4", "reason": reason} for reason in ("NaN", "underflow")]
+    assert list(ANALYZER.merge_failure_data(failures, unnamed)["failure_mode"]) == [
+        *("unknown", "unknown", "overflow", "underflow"),
+    ]
     assert len(ANALYZER.merge_failure_data(failures, [])) == 2
     assert len(ANALYZER.merge_failure_data(failures[:0], reports)) == 3

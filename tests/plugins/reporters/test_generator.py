@@ -98,7 +98,7 @@ def test_a_sweet_spot_is_named_where_the_numbers_allow_it(write):
     """E5M2 is above by 0.1, 0.11 and 0.1 in the same seeds; E7M0 has one finished run."""
     two = CLEAR[CLEAR["format"] != "E7M0"]
     text = write("format_comparison", two, FormatComparator(two).identify_sweet_spot())
-    assert "**Sweet spot: E3M4**, by final loss." in section(text, "Summary")
+    assert "**Sweet spot: E3M4**, by final loss.\n" in section(text, "Summary")
     said = "E3M4 has the lowest mean final loss, 2.2333. It is distinguishable from E5M2."
     assert f"- {said}" in section(text, "Summary")
     assert f"- {said}" in section(text, "Conclusions")

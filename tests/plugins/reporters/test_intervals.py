@@ -71,6 +71,12 @@ def test_without_common_seeds_it_is_welchs(seed):
     assert found.p == pytest.approx(oracle.pvalue)
 
 
+def test_a_single_common_seed_is_no_pair():
+    """The other runs would be thrown away."""
+    found = difference({1: [1.0], 2: [2.0]}, {1: [5.0], 3: [6.0]})
+    assert (found.method, found.n, found.mean) == ("Welch", 2, 4.0)
+
+
 def test_one_run_of_a_side_allows_nothing():
     """Whatever the other side has, and one common seed is no pair."""
     for first in ({1: [1.0]}, {None: [1.0]}):
