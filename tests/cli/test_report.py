@@ -127,15 +127,18 @@ def a_run(folder, name, *more):
 
 
 def test_all_runs_of_a_folder(capsys, shelf, tmp_path, monkeypatch):
-    """Without a name; one that cannot be read is left out by name, and spoils no other."""
+    """Without a name; one that cannot be read is left out by name, and spoils no other.
+
+    The folder may be called like the address of a tracker.
+    """
     monkeypatch.chdir(tmp_path)
     reporter(shelf, names_in(tmp_path))
     for name in ("a", "b", "c"):
-        a_run(tmp_path / "shelf", name)
-    (tmp_path / "shelf" / "b" / "summary.json").write_text("[]")
-    found = call(capsys, "report", "own", "--from", "shelf")
+        a_run(tmp_path / "my:shelf", name)
+    (tmp_path / "my:shelf" / "b" / "summary.json").write_text("[]")
+    found = call(capsys, "report", "own", "--from", "my:shelf")
     assert (found.code, found.out) == (0, "reports/names\n"), found.err
-    assert (tmp_path / "reports" / "names").read_text() == "a shelf/a\nc shelf/c\n"
+    assert (tmp_path / "reports" / "names").read_text() == "a my:shelf/a\nc my:shelf/c\n"
     assert "a run that cannot be read is left out" in found.message
     assert "run=b" in found.message
 
