@@ -1,6 +1,7 @@
 """The distributions: what their wheels hold and ask for, alone and together."""
 
 import ast
+import itertools
 import re
 import subprocess
 import sys
@@ -144,10 +145,12 @@ def caught(node):
 def test_every_import_is_a_declared_dependency(source):
     """A subset of the plugins installs and loads: none leans on what another brings.
 
-    Imports within functions and for type checkers count as well.
+    Imports within functions and for type checkers count as well. An extra declares them, too.
     """
     known = {"yaml": "pyyaml", "attr": "attrs"}
-    declared = {name_of(r) for r in project(source)["dependencies"]}
+    extras = project(source).get("optional-dependencies", {}).values()
+    needed = [*project(source)["dependencies"], *itertools.chain.from_iterable(extras)]
+    declared = {name_of(r) for r in needed}
     own = project(source)["name"].replace("-", "_")
     for path in source.glob("altcore*"):
         for file in [path] if path.suffix == ".py" else path.rglob("*.py"):

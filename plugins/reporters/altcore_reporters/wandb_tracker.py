@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import netrc
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlparse
 
 import attrs
 from attrs import field
@@ -18,6 +20,7 @@ from altcore_reporters.tracking import TrackerReporter
 
 if TYPE_CHECKING:
     from wandb import Run as WandbRun
+    from wandb import Settings
 
 PROJECT = "altgrad"
 """Where the original experiments are, and `ExperimentDataLoader` looks."""
@@ -59,8 +62,8 @@ class WandbTracker(TrackerReporter):
         import wandb
 
         is_online = self._is_online()
-        if not is_online:
-            self._remove_offline(record)
+        for folder in self._kept(record):  # by earlier sessions: the record has all of it
+            shutil.rmtree(folder)
         config = record.config
         self._wandb = wandb.init(
             entity=self.entity,
@@ -74,14 +77,7 @@ class WandbTracker(TrackerReporter):
             resume="allow" if is_online else None,
             mode="online" if is_online else "offline",
             allow_val_change=True,
-            settings=wandb.Settings(
-                console="off",
-                silent=True,
-                disable_git=True,  # the record has it
-                save_code=False,
-                x_disable_meta=True,
-                x_save_requirements=False,
-            ),
+            settings=_settings(),
         )
         # Rows are numbered by W&B, and none may be numbered lower than one before: after a resume
         # steps come again. So its number is the row's, and charts are drawn over our step.
@@ -109,15 +105,15 @@ class WandbTracker(TrackerReporter):
     def finish(self, record: RunRecord) -> None:
         """Send summary, events, reports, images and checkpoints, and close the run."""
         assert self._wandb is not None
-        run, summary = self._wandb, record.summary
-        run.config.update(names_in_config(record), allow_val_change=True)
-        run.summary.update(_known({**summary, **names_in_summary(record)}))
+        sent, summary = self._wandb, record.summary
+        sent.config.update(names_in_config(record), allow_val_change=True)
+        sent.summary.update(_known({**summary, **names_in_summary(record)}))
         self._log_images(record)
         for file in _files(record):
-            run.save(file, base_path=record.directory, policy="now")
+            sent.save(file, base_path=record.directory, policy="now")
         for which in self.checkpoints:
             self._log_checkpoint(record, which)
-        run.finish(exit_code=0 if summary["status"] in ENDED else 1)
+        sent.finish(exit_code=0 if summary["status"] in ENDED else 1)
 
     def holds(self, record: RunRecord) -> bool:
         """Whether W&B has all rows of the run, or its offline folder is there."""
@@ -125,7 +121,7 @@ class WandbTracker(TrackerReporter):
 
         assert self.ledger is not None
         if not self._is_online():
-            return any(self._offline(record))
+            return bool(self._kept(record))
         path = "/".join(filter(None, (self.entity, self._project(record), self._id(record))))
         try:
             found = wandb.Api().run(path)
@@ -154,13 +150,9 @@ class WandbTracker(TrackerReporter):
         mode = self.mode or os.environ.get("WANDB_MODE")
         return mode == "online" if mode else _has_key()
 
-    def _offline(self, record: RunRecord) -> Iterator[Path]:
-        return self.folder(record).glob(f"offline-run-*-{self._id(record)}")
-
-    def _remove_offline(self, record: RunRecord) -> None:
-        """Remove what was kept by earlier sessions: all of the record is written anew."""
-        for folder in self._offline(record):
-            shutil.rmtree(folder)
+    def _kept(self, record: RunRecord) -> list[Path]:
+        """Return the folders of the client's sessions."""
+        return list(self.folder(record).glob(f"*run-*-{self._id(record)}"))
 
     def _log(self, row: Mapping[str, Any]) -> None:
         assert self._wandb is not None
@@ -191,14 +183,29 @@ class WandbTracker(TrackerReporter):
         self._wandb.log_artifact(artifact, aliases=[which]).wait()  # or nobody hears of an error
 
 
-def _has_key() -> bool:
-    """Whether the client would find a key for its server without asking anybody."""
+def _settings() -> Settings:
+    """Return the client's settings: quiet, and without what environment.json has already."""
     import wandb
-    from requests.utils import get_netrc_auth
+
+    private = {"x_disable_meta": True, "x_save_requirements": False}
+    known = {k: v for k, v in private.items() if k in wandb.Settings.model_fields}
+    return wandb.Settings(console="off", silent=True, disable_git=True, save_code=False, **known)
+
+
+def _has_key() -> bool:
+    """Whether the client finds a key for its server, in the environment or where it logged in."""
+    import wandb
 
     settings = wandb.setup().settings
-    known = settings.api_key or settings.identity_token_file
-    return bool(known or get_netrc_auth(settings.base_url))
+    if settings.api_key or settings.identity_token_file:
+        return True
+    file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+    try:
+        return (
+            netrc.netrc(file).authenticators(str(urlparse(settings.base_url).hostname)) is not None
+        )
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def _known(values: Mapping[str, Any]) -> dict[str, Any]:

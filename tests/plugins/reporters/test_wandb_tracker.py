@@ -109,6 +109,7 @@ def test_everything_recorded_is_there_once_after_a_resume(tracked):
     times = {row["step"] for row in rows if "step_time_ms" in row}
     assert times == {line["step"] for line in tracked.record.timings}
     assert [row["_step"] for row in tracked.run.history] == list(range(len(rows) + 1))
+    assert len(list((tracked.record.directory / "reports/wandb").glob("run-*"))) == 1
 
 
 def without_times(rows):
