@@ -112,7 +112,7 @@ class Starter:
             }
         given |= {key.replace("__", "."): value for key, value in {**self.keys, **keys}.items()}
         overrides = [(key, value, None) for key, value in given.items() if value is not None]
-        return load_config(overrides=overrides, without=["progress", "failure-report"])
+        return load_config(overrides=overrides, without=["progress", "failure-report", "page"])
 
     def __call__(self, plugins: tuple[str, ...] | list[str] = (), **keys: Any) -> Any:
         """Train; returns the Result."""

@@ -52,7 +52,7 @@ def test_plugins_of_the_command_line_are_appended(tmp_path):
     """The order is the user's: the file's, then --plugin, then the default observers."""
     file = write(tmp_path / "a.yaml", "plugins: [ulp-stats, progress]\n")
     found = load_config(file, plugins=["mantissa-shift"])
-    assert found.plugins == ("ulp-stats", "progress", "mantissa-shift", "failure-report")
+    assert found.plugins == ("ulp-stats", "progress", "mantissa-shift", "failure-report", "page")
 
 
 # ------------------------------------------------------------------------- equal spellings
@@ -116,7 +116,8 @@ def test_defaults_come_from_the_data_file():
     found = load_config()
     assert found.workload == defaults()["workload"] == "gpt"
     assert found.optimizer == defaults()["optimizer"] == "adamw"
-    assert list(found.plugins) == defaults()["observers"] == ["progress", "failure-report"]
+    observers = ["progress", "failure-report", "page"]
+    assert list(found.plugins) == defaults()["observers"] == observers
     assert found.format is None
     assert TrainConfig().workload == "gpt"
 
@@ -124,10 +125,10 @@ def test_defaults_come_from_the_data_file():
 def test_observers_are_left_out_on_request():
     """--no-plugin and the key no_plugins; the configuration keeps what was left out."""
     found = load_config(without=["progress"])
-    assert found.plugins == ("failure-report",)
+    assert found.plugins == ("failure-report", "page")
     assert found.no_plugins == ("progress",)
     assert load_config(None, by_flag(no_plugins=["progress"])) == found
-    assert load_config(without=["progress", "failure-report"]).plugins == ()
+    assert load_config(without=["progress", "failure-report", "page"]).plugins == ()
 
 
 def test_a_listed_plugin_can_be_left_out(tmp_path):
@@ -140,9 +141,9 @@ def test_an_observer_that_is_not_installed_is_no_error(monkeypatch):
     """It is left out, and named so that the command can say so in one line."""
     kept = tuple(e for e in loading.entries() if e.name != "progress")
     monkeypatch.setattr(loading, "entries", lambda: kept)
-    assert load_config().plugins == ("failure-report",)
+    assert load_config().plugins == ("failure-report", "page")
     assert loading.missing_observers() == ["progress"]
-    assert load_config(without=["progress"]).plugins == ("failure-report",)
+    assert load_config(without=["progress"]).plugins == ("failure-report", "page")
 
 
 def test_a_missing_workload_says_what_to_install(monkeypatch):

@@ -140,7 +140,7 @@ def test_without_use_fp8_the_format_is_just_the_format():
 def test_flat_keys_activate_plugins(keys, settings, tmp_path):
     """With the settings of the original, only where the key says true, and not without."""
     found = load_config(write(tmp_path, **keys))
-    assert set(found.plugins) - {"progress", "failure-report"} == set(settings)
+    assert set(found.plugins) - {"progress", "failure-report", "page"} == set(settings)
     assert found.settings == settings
     off = load_config(write(tmp_path, **{k: False if v is True else v for k, v in keys.items()}))
     assert off.plugins == load_config().plugins

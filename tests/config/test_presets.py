@@ -21,7 +21,7 @@ def test_the_presets_plugins(shadow, tmp_path):
         "grad-stiffness",
         "failure-report",
     ]
-    assert set(found.plugins) == {*expected, *["shadow"] * shadow, "progress"}
+    assert set(found.plugins) == {*expected, *["shadow"] * shadow, "progress", "page"}
     assert len(found.plugins) == len(set(found.plugins))
     assert found.settings["partition-clip"] == {"mode": "original"}
     assert found.settings["mantissa-shift"] == {"chain": "original", "stall_of": "view"}

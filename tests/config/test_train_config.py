@@ -100,7 +100,8 @@ def test_every_key_can_be_given_in_a_file_and_on_the_command_line(key, tmp_path)
     assert getattr(in_file, key) != default
     # What is listed comes before the observers, which are always there.
     found = to_plain(getattr(in_file, key))
-    expected = ["ulp-stats", "progress", "failure-report"] if key == "plugins" else value
+    observers = ["progress", "failure-report", "page"]
+    expected = ["ulp-stats", *observers] if key == "plugins" else value
     assert found == expected
 
 

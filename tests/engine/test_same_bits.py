@@ -102,7 +102,7 @@ def varied(start, shelf, name, recipe, variant, monkeypatch):
         monkeypatch.setenv("ALTCORE_KERNELS", "off")
         return start(name=name, **recipe)
     if variant == "reporters":
-        return start(["progress", "failure-report"], name=name, **recipe)
+        return start(["progress", "failure-report", "page"], name=name, **recipe)
     if variant in DIAGNOSTICS:
         return start([variant], name=name, **recipe)
     BROKEN.clear()

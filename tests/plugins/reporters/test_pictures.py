@@ -95,6 +95,9 @@ def test_plugins_that_look_make_no_configuration_and_those_that_act_do():
 
 
 def test_a_plugin_that_is_not_installed_may_act():
+    """Also an object that Python gave, which the record describes."""
+    given = run(seed=3, config={"plugins": [{"class": "mine"}]})
+    assert len(grouped([run(config={"plugins": []}), given])) == 2
     unknown = run(seed=2, config={"plugins": ["who-knows"]})
     assert len(grouped([run(config={"plugins": []}), unknown])) == 2
 

@@ -32,10 +32,10 @@ class Page:
     def run_end(self, run: Run, summary: Mapping[str, Any]) -> None:
         """Write the page of the run that ends."""
         path = run.reports_dir / FILE
+        write([read_run(run.directory)], path)
         relative = path.relative_to(run.directory).as_posix()
         if relative not in run.reports:
             run.reports.append(relative)
-        write([read_run(run.directory)], path)
 
     def render(self, runs: Sequence[RunRecord], out: Path) -> list[Path]:
         """Write one page on the runs into the folder ``out``; returns its path."""

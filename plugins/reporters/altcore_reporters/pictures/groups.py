@@ -145,7 +145,8 @@ def _identity(record: RunRecord) -> Flat:
     flat = {k: v for k, v in flat_config(record).items() if k.partition(".")[0] not in ignored}
     if flat:
         # One that is not installed here may act, and stays.
-        flat["plugins"] = [p for p in flat.get("plugins") or () if p not in looking]
+        listed = flat.get("plugins") or []
+        flat["plugins"] = [p for p in listed if not (isinstance(p, str) and p in looking)]
     return flat
 
 
