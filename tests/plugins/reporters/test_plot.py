@@ -89,7 +89,7 @@ def test_values_lie_among_those_of_their_format():
     # Bins differ in width: it is the area that shows a share.
     half = math.log2(1.5)
     assert_allclose(ax.patches[0].get_data().values, [0.2 / half, 0.3 / (1 - half), 0.4 / half])
-    assert "10 % are zero" in ax.get_xlabel()
+    assert ax.get_xlabel() == "10\N{NO-BREAK SPACE}% are zero."
 
 
 @pytest.mark.parametrize(
