@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from altcore.answers import compare, explain, read_answer
     from altcore.api import train
     from altcore.checkpoints import CheckpointManager, load_checkpoint, save_checkpoint
     from altcore.config import TrainConfig, load_config, save_config
@@ -68,8 +69,10 @@ _HOME = {
     "Stop": "hooks",
     "TrainConfig": "config",
     "code_format": "formats",
+    "compare": "answers",
     "decode": "numerics",
     "encode": "numerics",
+    "explain": "answers",
     "export": "exporting",
     "fake_quantize": "numerics",
     "float_format": "formats",
@@ -83,6 +86,7 @@ _HOME = {
     "pack": "numerics",
     "quantize": "numerics",
     "quantize_model": "quantization",
+    "read_answer": "answers",
     "read_export": "exporting",
     "save_checkpoint": "checkpoints",
     "save_config": "config",
@@ -94,7 +98,10 @@ _HOME = {
     "unpack": "numerics",
 }
 
-_NEED_TORCH = ("api", "checkpoints", "engine", "exporting", "loading", "numerics", "quantization")
+_NEED_TORCH = (
+    *("answers", "api", "checkpoints", "engine", "exporting", "loading"),
+    *("numerics", "quantization"),
+)
 
 __all__ = [
     "AltcoreError",
@@ -114,8 +121,10 @@ __all__ = [
     "Stop",
     "TrainConfig",
     "code_format",
+    "compare",
     "decode",
     "encode",
+    "explain",
     "export",
     "fake_quantize",
     "float_format",
@@ -129,6 +138,7 @@ __all__ = [
     "pack",
     "quantize",
     "quantize_model",
+    "read_answer",
     "read_export",
     "save_checkpoint",
     "save_config",

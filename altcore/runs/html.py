@@ -55,7 +55,8 @@ def _pieces(values: Sequence[float], low: float, high: float) -> Iterator[str]:
     span = high / 2 - low / 2 or 1.0
     for is_finite, piece in groupby(enumerate(values), lambda point: math.isfinite(point[1])):
         if is_finite:
-            yield " ".join(
-                f"{WIDTH * i / (len(values) - 1):.0f},{HEIGHT * ((high / 2 - value / 2) / span):.0f}"
+            places = (
+                (WIDTH * i / (len(values) - 1), HEIGHT * ((high / 2 - value / 2) / span))
                 for i, value in piece
             )
+            yield " ".join(f"{x:.0f},{y:.0f}" for x, y in places)

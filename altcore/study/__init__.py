@@ -5,11 +5,14 @@ identical batches, pair every run by seed with a float32 twin, and give interval
 much noise a format adds to a distribution.
 """
 
-from altcore.study.commands import Options, default_recipe, run_compare, run_explain
+from altcore.study.commands import STUDIES, Options, default_recipe, run_compare, run_explain
+from altcore.study.html import as_html
 from altcore.study.sqnr import read_data, sqnr_of
 
 __all__ = [
+    "STUDIES",
     "Options",
+    "as_html",
     "default_recipe",
     "read_data",
     "run_compare",

@@ -1,0 +1,139 @@
+"""Studies from Python: `explain` and `compare` as functions, whose answers show themselves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen
+
+from altcore.errors import DEFAULT, BadInput
+from altcore.study import STUDIES, Options, as_html, default_recipe, run_compare, run_explain
+from altcore.yaml_files import read_mapping
+
+Config = Mapping[str, Any] | str | Path | None
+
+
+@frozen
+class Answer:
+    """What a study found."""
+
+    found: dict[str, Any] = field(repr=False)
+    """All that the page's .json holds; ``about`` says how it was found."""
+    page: Path
+    """The page in words and tables: a .md file in the study's folder."""
+
+    def __str__(self) -> str:
+        return self.page.read_text(encoding="utf-8")
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: the page."""
+        return as_html(str(self))
+
+
+def explain(
+    config: Config = None,
+    *,
+    seeds: int = 5,
+    within: float = 0.05,
+    budget: float | None = None,
+    name: str | None = None,
+    folder: str | Path = STUDIES,
+) -> Answer:
+    """Find out where training breaks in a format, as ``altcore explain`` does.
+
+    Args:
+        config: keys of all runs, as a mapping or a YAML file; ``format`` is the one in question,
+            and ``recipe`` says where it is used: by default everywhere that it can be.
+        seeds: runs of each arm, paired with the float32 twin by seed.
+        within: the largest gap to the twin that counts as training, in the unit of the loss.
+        budget: minutes for all runs together; decides the steps.
+        name: of the study's folder; a later call may add to it.
+        folder: holds the studies.
+
+    Raises:
+        BadInput: before anything is written.
+        AltcoreError: if a run fails. Finished runs are kept, and the same call goes on.
+    """
+    options = _options(config, seeds, within, budget, name, folder)
+    given = {} if options.file is None else read_mapping(options.file, "config")
+    given |= {key: value for key, value, _ in options.overrides}
+    if "recipe" not in given:
+        recipe = default_recipe(given.get("format"))
+        options = _options(config, seeds, within, budget, name, folder, recipe=recipe)
+    return _answer(*run_explain(options))
+
+
+def compare(
+    formats: Sequence[str],
+    recipes: Sequence[str] = ("master",),
+    optimizers: Sequence[str] = (),
+    config: Config = None,
+    *,
+    seeds: int = 5,
+    within: float = 0.05,
+    budget: float | None = None,
+    name: str | None = None,
+    folder: str | Path = STUDIES,
+) -> Answer:
+    """Compare formats, recipes and optimizers on identical batches, as ``altcore compare`` does.
+
+    Args:
+        formats: names, or .yaml files.
+        recipes: names, or .yaml files.
+        optimizers: as ``NAME`` or ``NAME:KEY=VALUE``; by default that of the configuration.
+        config: other keys of all runs, as a mapping or a YAML file.
+        seeds: see `explain`, as for the rest.
+        within: see `explain`.
+        budget: see `explain`.
+        name: see `explain`.
+        folder: see `explain`.
+
+    Raises:
+        BadInput: before anything is written.
+        AltcoreError: if a run fails. Finished runs are kept, and the same call goes on.
+    """
+    options = _options(config, seeds, within, budget, name, folder)
+    for given, what in ((formats, "formats"), (recipes, "recipes"), (optimizers, "optimizers")):
+        if isinstance(given, str):
+            raise BadInput(f"a list of names is needed, not {given!r}", key=what)
+    return _answer(*run_compare(options, formats, recipes, optimizers))
+
+
+def read_answer(page: str | Path) -> Answer:
+    """Return the answer that a study wrote, by the path of its page.
+
+    Raises:
+        BadInput: if there is none.
+    """
+    path = Path(page).with_suffix(".md")
+    try:
+        found = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} is not the page of a study: {error}") from error
+    if not path.is_file() or not isinstance(found, dict) or "about" not in found:
+        raise BadInput(f"{path} is not the page of a study")
+    return Answer(found, path)
+
+
+def _options(
+    config: Config,
+    seeds: int,
+    within: float,
+    budget: float | None,
+    name: str | None,
+    folder: str | Path,
+    **defaults: Any,
+) -> Options:
+    keys = config if isinstance(config, Mapping) else {}
+    file = None if config is None or isinstance(config, Mapping) else str(config)
+    overrides = [(key, value, None) for key, value in keys.items()]
+    more = [(key, value, DEFAULT) for key, value in defaults.items()]
+    options = (file, [*overrides, *more], seeds, within, budget, name)
+    return Options(*options, folder=Path(folder))
+
+
+def _answer(found: dict[str, Any], folder: Path) -> Answer:
+    return Answer(found, folder / f"{found['about']['page']}.md")
