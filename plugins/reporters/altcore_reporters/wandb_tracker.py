@@ -16,6 +16,7 @@ from attrs.validators import in_, optional
 
 from altcore.plugin import RunRecord, replace_text, setting
 from altcore_reporters.original_names import names_in_config, names_in_summary
+from altcore_reporters.tracker_images import images_of
 from altcore_reporters.tracking import TrackerReporter
 
 if TYPE_CHECKING:
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
 
 PROJECT = "altgrad"
 """Where the original experiments are, and `ExperimentDataLoader` looks."""
-IMAGES = (".png", ".jpg", ".jpeg", ".gif")
 CHECKPOINTS = ("best", "last")
 ENDED = ("finished", "collapsed", "stopped")
 """Statuses of runs that came to an end of their own: a collapse is a result."""
@@ -108,11 +108,11 @@ class WandbTracker(TrackerReporter):
         sent, summary = self._wandb, record.summary
         sent.config.update(names_in_config(record), allow_val_change=True)
         sent.summary.update(_known({**summary, **names_in_summary(record)}))
-        self._log_images(record)
         for file in _files(record):
             sent.save(file, base_path=record.directory, policy="now")
         for which in self.checkpoints:
             self._log_checkpoint(record, which)
+        self._log_images(record)
         sent.finish(exit_code=0 if summary["status"] in ENDED else 1)
 
     def holds(self, record: RunRecord) -> bool:
@@ -160,12 +160,12 @@ class WandbTracker(TrackerReporter):
         self._rows += 1
 
     def _log_images(self, record: RunRecord) -> None:
-        """Log the images among the reports, in a row of their own."""
+        """Log the run's images, in a row of their own."""
         import wandb
 
-        found = [p for p in _files(record) if p.suffix in IMAGES]
-        row = {f"reports/{path.stem}": wandb.Image(path) for path in found}
-        if row and self.is_new({path.name: path.read_bytes().hex() for path in found}):
+        found = images_of(record, self.folder(record))
+        row = {f"reports/{name}": wandb.Image(path) for name, path in found.items()}
+        if row and self.is_new({name: path.read_bytes().hex() for name, path in found.items()}):
             self._log({"step": record.summary["steps"], **row})
 
     def _log_checkpoint(self, record: RunRecord, which: str) -> None:
