@@ -88,8 +88,9 @@ class Starter:
 
         ``gpt__n_layer=2`` sets gpt.n_layer; a key that is None is left out.
         """
-        from altcore.config import load_config
+        from altcore.config import defaults, load_config
 
+        without = [name for name in defaults()["observers"] if name not in plugins]
         given = {
             "device": "cpu",
             "max_steps": 3,
@@ -112,7 +113,7 @@ class Starter:
             }
         given |= {key.replace("__", "."): value for key, value in {**self.keys, **keys}.items()}
         overrides = [(key, value, None) for key, value in given.items() if value is not None]
-        return load_config(overrides=overrides, without=["progress", "failure-report", "page"])
+        return load_config(overrides=overrides, without=without)
 
     def __call__(self, plugins: tuple[str, ...] | list[str] = (), **keys: Any) -> Any:
         """Train; returns the Result."""

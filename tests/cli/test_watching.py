@@ -78,6 +78,6 @@ def test_the_command_writes_again_and_says_it_once(capsys, shelf, live):
     outcome = call(capsys, "report", "own", "live", "--watch", "--runs-dir", live.parent)
     assert outcome.code == 0
     assert outcome.out.splitlines() == [str(live / "reports" / "own.txt")]
-    assert outcome.err == "altcore: written again while the runs go on; Ctrl-C ends this\n"
+    assert outcome.err == "written again while the runs go on; Ctrl-C ends this\n"
     assert seen[0] == 1
     assert seen[-1] == 2

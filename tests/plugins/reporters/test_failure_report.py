@@ -462,6 +462,7 @@ TINY = {
     "grad_clip": 0,
     "eval_steps": 1,
     "checkpoint_interval": 0,
+    "no_plugins": ["page"],
 }
 
 

@@ -223,6 +223,16 @@ def test_a_format_that_is_not_installed_leaves_its_values_out():
     assert (found.format, list(found.values)) == ("nobody-has-it", [])
 
 
+def test_a_format_that_the_record_holds_whole_is_drawn(start):
+    """It is of no distribution: also of a view, whose scale follows from its largest value."""
+    fmt = {"name": "mine", "values": [-4.0, -1.0, 0.0, 1.0, 4.0]}
+    result = start(name="r", format=fmt, recipe="master", checkpoint_interval=3)
+    record = read_run(result.run_directory)
+    (found,) = value_histograms(record)
+    assert (found.format, list(found.values)) == ("mine", [1.0, 4.0])
+    assert grouped([record, run("E4M3")])[0].label.startswith("mine")
+
+
 @pytest.mark.parametrize("recipe", ["pure", "master"])
 def test_weights_come_from_the_checkpoint_if_nobody_measured(start, recipe):
     """A stored weight lies on its format's values; a view is scaled by its largest magnitude."""

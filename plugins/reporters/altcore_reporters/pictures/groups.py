@@ -131,8 +131,8 @@ def flat_config(record: RunRecord) -> Flat:
             found[key.removeprefix("settings.")] = value
 
     for key, value in record.config.items():
-        if key == RECIPE and isinstance(value, Mapping):
-            found[RECIPE] = value
+        if key in ALWAYS and isinstance(value, Mapping):
+            found[key] = value
         else:
             add(str(key), value)
     return found

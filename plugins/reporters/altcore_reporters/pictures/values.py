@@ -19,6 +19,8 @@ from altcore.plugin import BadInput, get_format
 if TYPE_CHECKING:
     from altcore.plugin import RunRecord
 
+Saved = str | Mapping[str, Any]
+"""A format as records hold it: its name, or the whole in plain form."""
 MEASURED = re.compile(
     r"value-histogram/(?P<operand>(stored_weight|weight_gradient|weight|activation|gradient)(@\w+?)?)"
     r"_(?P<format>.+)_histogram"
@@ -63,8 +65,10 @@ def value_histograms(record: RunRecord) -> list[ValueHistogram]:
                 low = line.get(f"{key.removesuffix('histogram')}low")
                 if isinstance(low, int):
                     found[match["operand"], match["format"]] = (line["step"], low, value)
+    given = record.config.get("format")  # it may be there whole
+    known = {given["name"]: given} if isinstance(given, Mapping) and "name" in given else {}
     measured = [
-        _of_shares(operand, fmt, step, "measured", low, shares)
+        _of_shares(operand, known.get(fmt, fmt), step, "measured", low, shares)
         for (operand, fmt), (step, low, shares) in found.items()
     ]
     pictures = measured or list(_of_checkpoint(record))
@@ -82,13 +86,12 @@ def bin_edges(low: int, bins: int) -> list[float]:
 
 
 def _of_shares(
-    operand: str, fmt: str, step: int, source: str, low: int, shares: Sequence[float]
+    operand: str, fmt: Saved, step: int, source: str, low: int, shares: Sequence[float]
 ) -> ValueHistogram:
+    name = fmt if isinstance(fmt, str) else str(fmt.get("name"))
     zeros, below, *inner, above = shares
-    edges = bin_edges(low, len(inner))
-    return ValueHistogram(
-        operand, fmt, step, source, edges, inner, zeros, below, above, _positive(fmt)
-    )
+    edges, values = bin_edges(low, len(inner)), _positive(fmt)
+    return ValueHistogram(operand, name, step, source, edges, inner, zeros, below, above, values)
 
 
 def _of_checkpoint(record: RunRecord) -> Iterator[ValueHistogram]:
@@ -99,11 +102,13 @@ def _of_checkpoint(record: RunRecord) -> Iterator[ValueHistogram]:
     if held is None:
         return
     counts: dict[tuple[str, str], Any] = {}
+    formats: dict[str, Saved] = {}
     for operand, fmt, weight, factor in _weights(held):
         own = count_magnitudes(weight if factor is None else weight * factor)
-        key = operand, fmt
+        name = fmt if isinstance(fmt, str) else str(fmt.get("name"))
+        key, formats[name] = (operand, name), fmt
         counts[key] = counts[key] + own if key in counts else own
-    for (operand, fmt), found in counts.items():
+    for (operand, name), found in counts.items():
         numbers = found.tolist()[:-2]
         met = [i for i, n in enumerate(numbers) if n and i > 1]
         total = sum(numbers)
@@ -112,10 +117,10 @@ def _of_checkpoint(record: RunRecord) -> Iterator[ValueHistogram]:
         first, last = (min(met) & ~1, max(met) + 1) if met else (254, 256)
         shares = [n / total for n in (*numbers[:1], sum(numbers[1:first]), *numbers[first:last], 0)]
         low = first // 2 - 127
-        yield _of_shares(operand, fmt, held["step"], "checkpoint", low, shares)
+        yield _of_shares(operand, formats[name], held["step"], "checkpoint", low, shares)
 
 
-def _weights(held: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
+def _weights(held: Mapping[str, Any]) -> Iterator[tuple[str, Saved, Any, Any]]:
     """Yield operand, format, weight, and the factor that brings it to the format's values."""
     plan, stored = held["quantization"]["plan"], held["quantization"]["stored"]
     for name, weight in held["model"].items():
@@ -124,12 +129,8 @@ def _weights(held: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
         if name in stored and "stored_weight" in casts:
             scale = stored[name].get("scale")
             if scale is None or scale.ndim == 0:
-                yield (
-                    "stored_weight",
-                    casts["stored_weight"]["format"],
-                    weight,
-                    None if scale is None else 1 / scale,
-                )
+                factor = None if scale is None else 1 / scale
+                yield "stored_weight", casts["stored_weight"]["format"], weight, factor
         elif own == "weight" and "weight@fwd" in casts:
             factor = _factor(casts["weight@fwd"], weight)
             if factor is not None:
@@ -139,7 +140,7 @@ def _weights(held: Mapping[str, Any]) -> Iterator[tuple[str, str, Any, Any]]:
 def _factor(cast: Mapping[str, Any], weight: Any) -> Any:
     """Return the factor of a view whose scale is made of the weight alone; None if it is not."""
     scaling = cast["scaling"]
-    if cast["hadamard"] or not isinstance(cast["format"], str):
+    if cast["hadamard"]:
         return None
     if scaling["kind"] == "none":
         return 1.0
@@ -150,9 +151,9 @@ def _factor(cast: Mapping[str, Any], weight: Any) -> Any:
     return values[-1] / (largest * scaling["margin"])
 
 
-def _positive(name: str) -> list[float]:
+def _positive(saved: Saved) -> list[float]:
     try:
-        fmt = get_format(name)
+        fmt = get_format(saved)
     except BadInput:
         return []
     values = getattr(fmt, "values", ())  # a block format has none of its own
