@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: help venv demo format-experiments results test test-slow test-exhaustive test-models bench exactness models pages lint format clean
+.PHONY: help venv demo format-experiments results test test-slow test-exhaustive test-models bench exactness models pages notebook lint format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ models: venv ## what recipes reach in the models of docs/models.md, and what sta
 pages: venv ## write the pages of docs/ that are made of docstrings
 	$(BIN)/python tools/run_and_step.py
 	$(BIN)/python tools/summary_page.py
+
+notebook: venv ## run docs/notebook.ipynb, and keep what it shows
+	$(BIN)/python tools/notebook.py
 
 lint: venv ## ruff, mypy, and the directions between the layers
 	$(BIN)/ruff check .

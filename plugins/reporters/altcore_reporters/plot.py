@@ -64,7 +64,7 @@ class Figure(figure.Figure):
 
     def _repr_png_(self) -> bytes:
         file = io.BytesIO()
-        self.savefig(file, format="png", dpi=110)
+        self.savefig(file, format="png", dpi=90)
         return file.getvalue()
 
 
@@ -164,7 +164,7 @@ def values(run: Any) -> Figure:
             hint="the plugin value-histogram measures them",
         )
     made = Figure(figsize=(8.0, 0.3 + 1.9 * len(found)), layout="constrained")
-    axes = made.subplots(len(found), sharex=True, squeeze=False)[:, 0]
+    axes = made.subplots(len(found), squeeze=False)[:, 0]
     for (picture, bars), ax in zip(found, axes, strict=True):
         _draw_values(ax, picture)
         ax.set_title(f"{bars.title}, {bars.about}", fontsize="medium", loc="left")
@@ -224,12 +224,17 @@ def _draw_values(ax: Axes, picture: ValueHistogram) -> None:
     widths = [b - a for a, b in pairwise(picture.edges)]
     heights = [s / w for s, w in zip(picture.shares, widths, strict=True)]
     ax.stairs(heights, picture.edges, fill=True, color=PALETTE[0], alpha=0.8)
+    met = [i for i, share in enumerate(picture.shares) if share > 0]
+    low, high = picture.edges[met[0]], picture.edges[met[-1] + 1]
     if grid := [math.log2(v) for v in picture.values]:
         top = max(heights)
         ax.vlines(grid, -0.12 * top, -0.02 * top, color="black", lw=0.5)
-        low, high = ax.get_xlim()
-        ax.axvspan(min(low, grid[0] - 1), grid[0] - 1, color=PALETTE[1], alpha=0.15, lw=0)
-        ax.axvspan(grid[-1], max(high, grid[-1]), color=PALETTE[5], alpha=0.15, lw=0)
+        # All values, unless that would leave what was measured a small part of the picture.
+        low = max(min(low, grid[0] - 1), low - (high - low) - 4)
+        high = max(high, grid[-1])
+        ax.axvspan(low - 1, max(low - 1, grid[0] - 1), color=PALETTE[1], alpha=0.15, lw=0)
+        ax.axvspan(grid[-1], high + 1, color=PALETTE[5], alpha=0.15, lw=0)
+    ax.set_xlim(low - 1, high + 1)
     ax.set_yticks([])
     ax.xaxis.set_major_formatter(lambda edge, _: f"$2^{{{edge:g}}}$")
     ax.spines[["top", "right", "left"]].set_visible(False)

@@ -110,7 +110,7 @@ def test_a_figure_shows_itself_without_pyplot(tmp_path, monkeypatch):
     """In a notebook; pyplot would keep every figure, and might ask for a screen."""
     figure = plot.curves(run(), ["loss"])
     (tmp_path / "shown.png").write_bytes(figure._repr_png_())
-    assert matplotlib.image.imread(tmp_path / "shown.png").shape[1] == 880
+    assert matplotlib.image.imread(tmp_path / "shown.png").shape[1] == 720
     code = "import altcore_reporters, altcore_reporters.progress"
     assert not imports(code, tmp_path) & {"matplotlib", "pandas", "numpy"}
 
