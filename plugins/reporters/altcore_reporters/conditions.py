@@ -42,19 +42,19 @@ def apart_from_optimizer(records: Sequence[RunRecord]) -> list[str]:
     return _conditions(records, _is_of_optimizer)
 
 
-def optimizers_of(records: Sequence[RunRecord]) -> list[str | None]:
+def optimizers_of(records: Sequence[RunRecord]) -> list[str]:
     """Return each run's optimizer, with those of its settings that are not the same in all."""
+    names = [record.summary["optimizer"] or "unknown" for record in records]
     flat = _flat(records)
-    found: list[str | None] = []
-    for own in flat:
-        name = own.get("optimizer")
-        used = [f for f in flat if f.get("optimizer") == name]
+    found = []
+    for name, own in zip(names, flat, strict=True):
+        used = [f for n, f in zip(names, flat, strict=True) if n == name]
         shown = [
             f"{key.rpartition('.')[2]}={words[_text(own.get(key))]}"
             for key, words in _varying(used).items()
             if key.startswith(f"settings.{name}.")
         ]
-        found.append(None if name is None else " ".join([str(name), *shown]))
+        found.append(" ".join([name, *shown]))
     return found
 
 

@@ -58,6 +58,10 @@ FAILURES = (
     "failure_mode",
 )
 WORDS = {LOSS: "final loss", VAL_LOSS: "validation loss"}
+ALL_ELSE = (
+    "It is not known what else differs between the runs: the frame has no column `condition`. All "
+    "count as made under the same."
+)
 NO_CONCLUSION = "the numbers allow no conclusion"
 
 
@@ -172,6 +176,8 @@ def _rankings(compared: FormatComparator, leads: Mapping[str, Sequence[Lead]]) -
         "formats are distinguishable if the interval of their difference excludes 0 and its p, "
         f"corrected by Holm for the number of rivals, is below {ALPHA:g}.",
     ]
+    if CONDITION not in compared.df:
+        parts.append(ALL_ELSE)
     for metric in dict.fromkeys([LOSS, *leads]):
         rivals = {(f.condition, r.format): r for f in leads.get(metric, ()) for r in f.rivals}
         parts += [f"### By {WORDS[metric]}", _ranking(compared, metric, rivals)]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from attrs import evolve, frozen
 
 from altcore_reporters.comparison import ALPHA, CONDITION, FormatComparator, values_by_seed
+from altcore_reporters.format_comparison import ALL_ELSE
 from altcore_reporters.frame_tables import (
     bullets,
     count,
@@ -101,6 +102,7 @@ def manifold_comparison(df: pd.DataFrame) -> str:
         frame_table(df, RESULTS),
         "## Difference",
         *(_differences(found) if found else missing),
+        *([] if CONDITION in df else [ALL_ELSE]),
         "## When the manifold-aware optimizer helps",
         bullets(groups["better"]) or "Nowhere in these runs.",
         "## When it does not",

@@ -6,11 +6,14 @@ import sys
 import pytest
 from helpers import Starter
 from helpers_cli import call
+from helpers_records import put, use
+from helpers_wandb import ENTITY, WandbServer
 
 from altcore.plugin import read_run
 from altcore_reporters import FormatComparator
 from altcore_reporters.analysis import FailureModes, FormatComparison, ManifoldComparison
 from altcore_reporters.layer_metrics import layer_frame
+from altcore_reporters.wandb_runs import read_runs as read_wandb_runs
 
 AWARE = {"optimizer": "manifold-adamw", "manifold-adamw.mode": "gradient"}
 
@@ -95,6 +98,31 @@ def test_optimizers_are_compared_by_seed(records, tmp_path):
 @pytest.mark.parametrize("reporter", [FormatComparison, FailureModes, ManifoldComparison])
 def test_no_run_makes_a_report_that_says_so(reporter, tmp_path):
     assert "No data" in text_of(reporter(), [], tmp_path)
+
+
+def test_runs_of_the_original_experiments_are_reported_on_from_wandb(tmp_path, monkeypatch):
+    """Flat keys, states and links; two seeds tell what is ever so steady."""
+    losses = {("E5M2", False): (2.0, 2.2), ("E5M2", True): (1.9, 2.1), ("E3M4", False): (2.5, 2.71)}
+    with WandbServer() as server:
+        use(server, monkeypatch, tmp_path)
+        for (fmt, aware), own in losses.items():
+            for seed, loss in enumerate(own):
+                config = {"use_fp8": True, "fp8_format": fmt, "use_manifold_aware": aware}
+                config |= {"seed": seed, "run_name": f"{fmt}-{seed}", "learning_rate": 6e-4}
+                summary = {"loss": loss, "quantization/bit_stall_rate": 0.9, "_step": 499}
+                put(server, f"{fmt}-{aware}-{seed}", config=config, summary=summary)
+        config |= {"fp8_format": "E7M0", "use_manifold_aware": False}
+        put(server, "broken", config=config, summary={"_step": 12}, state="failed")
+        runs = read_wandb_runs(f"{ENTITY}/altgrad")
+        text = text_of(FormatComparison(), runs, tmp_path)
+        assert "**Sweet spot: E5M2**, by final loss." in text
+        assert f"[E5M2-False-0]({server.url}/{ENTITY}/altgrad/runs/id-E5M2-False-0)" in text
+        assert "E7M0 failed in 1 of 1 run." in text
+        text = text_of(FailureModes(), runs, tmp_path)
+        assert "## E7M0: powers of two only" in text
+        assert "**unknown**, from the reason alone at step 12." in text
+        text = text_of(ManifoldComparison(), runs, tmp_path)
+        assert "manifold-adamw against adamw in E5M2: better. Final loss -0.1000" in text
 
 
 def test_layers_are_measured_at_the_end(records):

@@ -1,13 +1,12 @@
 """Conditions: what differs between runs but what is compared."""
 
-from altcore.plugin import RunRecord
+from helpers_records import Told
+
 from altcore_reporters.conditions import apart_from_format, apart_from_optimizer, optimizers_of
 
 
 def told(**config):
-    record = RunRecord("r", "a test")
-    record.config = config
-    return record
+    return Told("r", {"optimizer": config.get("optimizer")}, config)
 
 
 def test_format_seed_and_names_make_no_condition():

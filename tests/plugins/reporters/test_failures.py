@@ -4,8 +4,8 @@ import math
 
 import pandas as pd
 import pytest
+from helpers_records import Told
 
-from altcore.plugin import RunRecord, full_summary
 from altcore_reporters import FailureAnalyzer
 from altcore_reporters.failure_evidence import MODES, failure_of
 from altcore_reporters.failures import COLUMNS
@@ -14,22 +14,20 @@ NAN = math.nan
 ANALYZER = FailureAnalyzer()
 
 
-class Told(RunRecord):
-    """A run of 20 steps as a test tells it: finished, learned, and nothing wrong."""
-
-    def __init__(self, summary=(), config=(), events=(), steps=None):
-        super().__init__("r", "a test")
-        known = {"name": "r", "status": "finished", "learned": True, "format": "E3M4", "steps": 20}
-        self.summary = full_summary({**known, **dict(summary)})
-        self.config, self.events = dict(config), list(events)
-        self.metrics = steps or [{"step": i, "loss": 3 - i / 20} for i in range(1, 21)]
+def told(summary=(), config=(), events=(), steps=None):
+    """Return a run of 20 steps: finished, learned, and nothing wrong but what a test says."""
+    known = {"status": "finished", "learned": True, "format": "E3M4", "steps": 20}
+    falling = [{"step": i, "loss": 3 - i / 20} for i in range(1, 21)]
+    record = Told("r", known | dict(summary), dict(config), steps or falling)
+    record.events = list(events)
+    return record
 
 
 def collapse(cause, step=12, **data):
     """A summary and an event of a collapse."""
-    told = {"step": step, "cause": cause, "reason": f"it is {cause}"}
-    summary = {"status": "collapsed", "collapses": [told], "failure_step": step}
-    return {"summary": summary, "events": [{**told, "event": "collapse", **data}]}
+    about = {"step": step, "cause": cause, "reason": f"it is {cause}"}
+    summary = {"status": "collapsed", "collapses": [about], "failure_step": step}
+    return {"summary": summary, "events": [{**about, "event": "collapse", **data}]}
 
 
 def not_finite(value, **where):
@@ -44,13 +42,13 @@ def not_finite(value, **where):
 @pytest.mark.parametrize("status", ["finished", "unfinished"])
 def test_a_run_that_learned_or_goes_on_did_not_fail(status):
     """Nor one whose evaluations do not tell."""
-    assert failure_of(Told({"status": status})) is None
-    assert failure_of(Told({"status": status, "learned": None})) is None
+    assert failure_of(told({"status": status})) is None
+    assert failure_of(told({"status": status, "learned": None})) is None
 
 
 def test_a_collapse_is_a_failure_with_its_step_and_reason():
     """The last good loss is that of its step."""
-    found = failure_of(Told(**collapse("stalled")))
+    found = failure_of(told(**collapse("stalled")))
     assert found["failure_mode"] == "stall"
     assert (found["collapse_step"], found["reason"]) == (12, "it is stalled")
     assert (found["mode_from"], found["evidence"]) == ("measurements", "It is stalled.")
@@ -59,13 +57,13 @@ def test_a_collapse_is_a_failure_with_its_step_and_reason():
 
 def test_a_collapse_that_the_run_outlived_is_a_failure():
     """It finished, and it broke on the way."""
-    told = collapse("diverged")
-    told["summary"] |= {"status": "finished"}
-    assert failure_of(Told(**told))["failure_mode"] == "divergence"
+    broken = collapse("diverged")
+    broken["summary"] |= {"status": "finished"}
+    assert failure_of(told(**broken))["failure_mode"] == "divergence"
 
 
 @pytest.mark.parametrize(
-    ("told", "mode", "words"),
+    ("broken", "mode", "words"),
     [
         (not_finite(math.inf), "overflow", "was inf first"),
         (not_finite(NAN), "non_finite", "Nothing was measured to overflow"),
@@ -90,9 +88,9 @@ def test_a_collapse_that_the_run_outlived_is_a_failure():
         ),
     ],
 )
-def test_the_mode_of_a_collapse_comes_from_what_was_measured(told, mode, words):
+def test_the_mode_of_a_collapse_comes_from_what_was_measured(broken, mode, words):
     """And the evidence says so."""
-    found = failure_of(Told(**told))
+    found = failure_of(told(**broken))
     assert (found["failure_mode"], found["mode_from"]) == (mode, "measurements")
     assert words in found["evidence"]
 
@@ -111,7 +109,7 @@ def test_the_mode_of_a_collapse_comes_from_what_was_measured(told, mode, words):
 )
 def test_a_run_that_did_not_learn_failed_by_what_was_measured(summary, mode):
     """Views of float32 masters stall in healthy runs, and so do nine in ten stored weights."""
-    found = failure_of(Told({"learned": False, "val_loss": 4.0, **summary}))
+    found = failure_of(told({"learned": False, "val_loss": 4.0, **summary}))
     assert found["failure_mode"] == mode
     assert found["mode_from"] == ("the reason alone" if mode == "unknown" else "measurements")
     assert found["reason"] == "did not learn: the validation loss is 4"
@@ -121,7 +119,7 @@ def test_a_run_that_did_not_learn_failed_by_what_was_measured(summary, mode):
 def test_a_loss_that_rises_diverges():
     """From the first step to the mean of the last tenth."""
     rising = [{"step": i, "loss": 3 + i / 10} for i in range(1, 21)]
-    found = failure_of(Told({"learned": False}, steps=rising))
+    found = failure_of(told({"learned": False}, steps=rising))
     assert (found["failure_mode"], found["evidence"]) == (
         "divergence",
         "The loss rose from 3.1 to 4.95.",
@@ -133,10 +131,10 @@ def test_a_weight_that_is_rounded_stochastically_loses_no_update():
     stored = {"stored_weight": {"format": "FORMAT", "rounding": "stochastic"}}
     failed = {"learned": False, "stored_stall_rate": 0.98}
     for recipe in (stored, {"layers": {"<any>": stored}}):
-        found = failure_of(Told(failed, {"recipe": recipe}))
+        found = failure_of(told(failed, {"recipe": recipe}))
         assert found["failure_mode"] == "unknown"
     others = [{"step": i, "loss": 2.0, "lost_stall_rate": 0.97} for i in (1, 2)]
-    found = failure_of(Told(failed, {"recipe": stored}, steps=others))
+    found = failure_of(told(failed, {"recipe": stored}, steps=others))
     assert found["evidence"].startswith("97.00% of the nonzero updates")
 
 
@@ -147,12 +145,12 @@ def test_the_last_good_loss_is_of_an_update_that_was_kept():
         {"step": 2, "loss": 9.0, "discarded": True},
         {"step": 3, "loss": NAN},
     ]
-    assert failure_of(Told(**not_finite(NAN), steps=steps))["last_good_loss"] == 3.0
+    assert failure_of(told(**not_finite(NAN), steps=steps))["last_good_loss"] == 3.0
 
 
 def test_an_error_is_a_reason():
     """Nothing was measured, and it says so."""
-    found = failure_of(Told({"status": "failed", "error": "out of memory"}))
+    found = failure_of(told({"status": "failed", "error": "out of memory"}))
     assert (found["failure_mode"], found["mode_from"]) == ("unknown", "the reason alone")
     assert (found["reason"], found["collapse_step"]) == ("out of memory", 20)
 

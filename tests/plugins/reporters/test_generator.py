@@ -189,6 +189,15 @@ def test_missing_values_of_every_kind_are_not_available(write):
     assert ranked[1][:4] == ["n/a", "B", "0", "n/a"]
 
 
+def test_a_frame_without_conditions_is_said_to_be_one(write):
+    """The loader's frames do not say what else differs."""
+    df = CLEAR.assign(optimizer="adamw", manifold_aware=[True, False, False] * 3)
+    said = "It is not known what else differs between the runs"
+    for method, given in (("format_comparison", ["E3M4"]), ("manifold_comparison", [])):
+        assert said in write(method, df, *given)
+        assert said not in write(method, df.assign(condition=""), *given)
+
+
 def test_layers_are_shown_by_type(write):
     """A table a measure, with a column a format."""
     layers = pd.DataFrame({"format": ["A", "B"], "layer": ["lm_head", "wte"], "m/x": [0.5, 0.25]})
