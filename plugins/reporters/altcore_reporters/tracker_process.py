@@ -31,8 +31,8 @@ POLL = 0.5
 """Seconds between looks at the record."""
 PATIENCE = 2.0
 """Seconds that a process whose run is gone has more than one that is waited for."""
-NICENESS = 5
-"""The training goes first."""
+NICENESS = 19
+"""While the training goes on, it goes first, also where it uses all cores."""
 
 
 @define(eq=False)
@@ -100,6 +100,8 @@ class TrackerProcess:
             with suppress(BrokenPipeError):
                 self.popen.stdin.write(b"\n")
                 self.popen.stdin.close()
+            with suppress(OSError):  # only some users may
+                os.setpriority(os.PRIO_PGRP, self.popen.pid, os.getpriority(os.PRIO_PROCESS, 0))
             self.popen.wait(timeout)
         except subprocess.TimeoutExpired:
             self._fail(f"not everything was sent within {timeout:g} s")

@@ -6,6 +6,7 @@ import netrc
 import os
 import shutil
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -61,6 +62,7 @@ class WandbTracker(TrackerReporter):
         """Begin the run under its own id, or go on with it."""
         import wandb
 
+        wandb.setup(_settings())  # or its warnings come on the terminal
         is_online = self._is_online()
         for folder in self._kept(record):  # by earlier sessions: the record has all of it
             shutil.rmtree(folder)
@@ -88,6 +90,7 @@ class WandbTracker(TrackerReporter):
             self.address = self._wandb.url or ""
         else:
             self.address = f"offline, for `wandb sync {Path(self._wandb.dir).parent}`"
+        import_module("altcore_reporters.plot")  # now, since nobody waits as at the end
         return self._rows
 
     def log(self, step: int, values: Mapping[str, Any], when: float) -> None:
