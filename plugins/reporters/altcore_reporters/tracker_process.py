@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import select
 import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from contextlib import suppress
 from pathlib import Path
@@ -154,27 +154,28 @@ def main() -> None:
 
 def follow(tracker: TrackerReporter, directory: Path, live_from: int, tell: Any) -> None:
     """Send what the record holds, and what it gets, until the run is over or gone."""
+    over = threading.Event()
+    limit = tracker.finish_timeout + PATIENCE
+    threading.Thread(target=_await_end, args=(over, limit), daemon=True).start()
     with Ledger.opened(tracker.folder(read_run(directory))) as ledger:
         follower = Follower.start(tracker, read_run(directory), ledger, live_from)
         if tracker.address:
             tell(address=tracker.address)
         is_over = False
         while not is_over:
-            is_over = bool(select.select([0], [], [], POLL)[0])
-            if is_over:
-                _die_after(tracker.finish_timeout + PATIENCE)
+            is_over = over.wait(POLL)
             follower.send_new()
         record = read_run(directory)
         tracker.finish(record)
         ledger.mark = mark_of(tracker, record)
 
 
-def _die_after(seconds: float) -> None:
-    """End the process and its children if it hangs: nobody may be there to kill it."""
-    timer = threading.Timer(seconds, os.killpg, (0, signal.SIGKILL))
-    timer.daemon = True
-    timer.start()
+def _await_end(over: threading.Event, limit: float) -> None:
+    """Hear that the run is over, and end this process if it is there ``limit`` seconds later.
 
-
-if __name__ == "__main__":
-    main()
+    The run does so itself, but it may have been killed.
+    """
+    os.read(0, 1)
+    over.set()
+    time.sleep(limit)
+    os.killpg(0, signal.SIGKILL)

@@ -243,7 +243,10 @@ def test_a_run_that_is_killed_leaves_no_process(tracker, run):
 
 
 def test_a_run_that_is_killed_leaves_no_process_that_hangs(tracker, run):
-    process = TrackerProcess.start(tracker(fault="log:hang", finish_timeout=0.5), run)
+    mine = tracker(fault="log:hang", finish_timeout=0.5)
+    process = TrackerProcess.start(mine, run)
+    wait_for(lambda: mine.told("start"))
+    time.sleep(1.0)  # by now it hangs
     process.popen.stdin.close()
     assert process.popen.wait(SOON) == -9
 
