@@ -119,6 +119,13 @@ def test_the_verdict_says_when_seeds_do_not_tell_two_apart():
     assert "their runs overlap: they do not tell the two apart" in verdict(*other)
 
 
+def test_losses_of_other_data_are_not_compared_in_silence():
+    facts = {"workload_facts": {"unigram_entropy": 3.2, "sha256": "other"}}
+    said = verdict(run("E4M3"), run("E5M2", summary=facts))
+    assert "The runs differ in their data or model" in said
+    assert "differ in their data" not in verdict(run("E4M3"), run("E5M2"))
+
+
 def test_there_is_a_plot_for_each_thing_measured_and_a_word_for_each_other(many):
     titles = [plot.title for plot in contents_of([run()]).plots]
     stalled = "Stalled updates of stored weights"

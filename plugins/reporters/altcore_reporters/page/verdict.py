@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -197,6 +198,8 @@ def verdict_of_runs(records: Sequence[RunRecord], groups: Sequence[Group]) -> Ve
     if not parts:
         parts.append(f"{plural(len(records), 'run')}, and none was evaluated")
     reasons = [] if len(known) < 2 else [_lead(*known[:2])]
+    if len({_task(record) for record in records}) > 1:
+        reasons.append("The runs differ in their data or model: their losses cannot be compared.")
     if learned:
         none = [o for o in found if o.judged and not o.learned]
         some = [o for o in found if 0 < o.learned < o.judged]
@@ -250,6 +253,14 @@ def _lead(best: Outcome, second: Outcome) -> str:
     if max(best.losses) < min(second.losses):
         return f"{gap}, and each of its runs is below each of the other's."
     return f"{gap}, but their runs overlap: they do not tell the two apart."
+
+
+def _task(record: RunRecord) -> str:
+    """Return the facts of data and model, as text, without what is a remark."""
+    facts = record.summary.get("workload_facts") or {}
+    return json.dumps(
+        {k: v for k, v in facts.items() if k != "notice"}, sort_keys=True, default=str
+    )
 
 
 def _is_judged(record: RunRecord) -> bool:
