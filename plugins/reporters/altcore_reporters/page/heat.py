@@ -65,7 +65,9 @@ def heat_of(picture: HeatMap) -> Heat:
     names = [layer.removeprefix(prefix) for layer in picture.layers]
     columns = _some(range(number), COLUMNS)
     ends = [*picture.steps[1:], picture.last_step + 1]
-    notes = ["Blank: not measured, or not finite."]
+    notes = []
+    if any(level is None for row in levels for level in row):
+        notes.append("Blank: not measured, or not finite.")
     if picture.all_layers > len(names):
         notes.append(f"The {len(names)} of {picture.all_layers} layers with the greatest values.")
     if any(b > a + 1 for a, b in zip(picture.steps, ends, strict=True)) and number == STEPS:
