@@ -6,12 +6,15 @@ from html.parser import HTMLParser
 from itertools import combinations, pairwise
 from pathlib import Path
 
+import attrs
 import pytest
 from helpers import run_directory
 from helpers_cli import call
 from helpers_pages import MadeUp, losses, run
 
 import altcore
+from altcore import hookimpl
+from altcore.errors import PluginError
 from altcore.plugin import read_run
 from altcore_reporters.page.contents import contents_of
 from altcore_reporters.page.reporter import Page, html_of
@@ -333,6 +336,23 @@ def test_a_run_ends_with_its_page(start):
     assert "paged (not quantized) did not learn." in Tags(path.read_text()).text
     metrics = [(r.run_directory / "metrics.jsonl").read_bytes() for r in (plain, paged)]
     assert metrics[0] == metrics[1]
+
+
+def test_a_run_that_fails_ends_with_its_page_too(start, shelf):
+    @attrs.define(eq=False)
+    class Breaks:
+        @hookimpl
+        def pre_step(self, step):
+            if step.index == 2:
+                raise RuntimeError("out of luck")
+
+    shelf.install("intervention", "breaks", Breaks)
+    with pytest.raises(PluginError):
+        start(["breaks", "page"], name="r")
+    page = Tags((start.runs / "r" / "reports" / "page.html").read_text())
+    assert "failed at step 2" in page.text
+    assert "out of luck" in page.text
+    assert read_run(start.runs / "r").summary["reports"] == ["reports/page.html"]
 
 
 def test_the_page_of_a_run_that_goes_on_is_loaded_again(tmp_path):
