@@ -33,7 +33,7 @@ TINY = {
     "shadow.interval": 10,
 }
 """What makes an original configuration as small as the runs of formats."""
-REPORTS = ("format-comparison", "failure-modes", "manifold-comparison")
+REPORTS = ("format-comparison", "failure-modes", "manifold-comparison", "page")
 
 
 def runs() -> Iterator[tuple[str, list[str]]]:

@@ -20,8 +20,9 @@ from matplotlib.ticker import PercentFormatter
 
 from altcore.plugin import BadInput, RunRecord, read_run
 from altcore_reporters.page.axes import LOG_RATIO
-from altcore_reporters.page.contents import DIVERGED, RATES, Drawing, looks_of
+from altcore_reporters.page.contents import DIVERGED, RATES
 from altcore_reporters.page.plots import Look, Series
+from altcore_reporters.page.series import Drawing, looks_of
 from altcore_reporters.page.values import bars_of
 from altcore_reporters.pictures import (
     LAYER_MEASURES,
@@ -84,7 +85,7 @@ def curves(runs: Any, keys: Sequence[str] | None = None) -> Figure:
     """
     records = records_of(runs)
     groups = grouped(records)
-    draw = Drawing(groups, looks_of(groups), POINTS)
+    draw = Drawing(groups, looks_of(groups))
     drawn = {
         key: [s for s in draw(key, has_marks=key == "loss", is_smooth=key in NOISY) if s.steps]
         for key in (LABELS if keys is None else keys)

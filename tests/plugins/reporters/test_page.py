@@ -6,12 +6,15 @@ from html.parser import HTMLParser
 from itertools import combinations, pairwise
 from pathlib import Path
 
+import attrs
 import pytest
 from helpers import run_directory
 from helpers_cli import call
 from helpers_pages import MadeUp, losses, run
 
 import altcore
+from altcore import hookimpl
+from altcore.errors import PluginError
 from altcore.plugin import read_run
 from altcore_reporters.page.contents import contents_of
 from altcore_reporters.page.reporter import Page, html_of
@@ -70,7 +73,10 @@ def test_a_run_gets_a_verdict_and_the_numbers_that_decide_it():
     assert "E7M0 (pure) did not learn." in page.text
     reason = "The validation loss at step 40 is 4.100, 28.1 % above the unigram entropy"
     assert reason in page.text
-    for figure in ("4.100 validation loss", "90 % updates stalled"):
+    for figure in (
+        "validation loss unigram entropy 3.200 4.100",
+        "updates stalled of stored weights 90 %",
+    ):
         assert figure in page.text
     assert (page.broken, page.open) == ([], [])
 
@@ -117,6 +123,13 @@ def test_the_verdict_says_when_seeds_do_not_tell_two_apart():
     assert "with one seed each, a small gap may be chance" in verdict(*one)
     other = [run("E4M3", 1, low=2.0), run("E4M3", 2, low=2.3), *records[3:5]]
     assert "their runs overlap: they do not tell the two apart" in verdict(*other)
+
+
+def test_losses_of_other_data_are_not_compared_in_silence():
+    facts = {"workload_facts": {"unigram_entropy": 3.2, "sha256": "other"}}
+    said = verdict(run("E4M3"), run("E5M2", summary=facts))
+    assert "The runs differ in their data or model" in said
+    assert "differ in their data" not in verdict(run("E4M3"), run("E5M2"))
 
 
 def test_there_is_a_plot_for_each_thing_measured_and_a_word_for_each_other(many):
@@ -323,6 +336,23 @@ def test_a_run_ends_with_its_page(start):
     assert "paged (not quantized) did not learn." in Tags(path.read_text()).text
     metrics = [(r.run_directory / "metrics.jsonl").read_bytes() for r in (plain, paged)]
     assert metrics[0] == metrics[1]
+
+
+def test_a_run_that_fails_ends_with_its_page_too(start, shelf):
+    @attrs.define(eq=False)
+    class Breaks:
+        @hookimpl
+        def pre_step(self, step):
+            if step.index == 2:
+                raise RuntimeError("out of luck")
+
+    shelf.install("intervention", "breaks", Breaks)
+    with pytest.raises(PluginError):
+        start(["breaks", "page"], name="r")
+    page = Tags((start.runs / "r" / "reports" / "page.html").read_text())
+    assert "failed at step 2" in page.text
+    assert "out of luck" in page.text
+    assert read_run(start.runs / "r").summary["reports"] == ["reports/page.html"]
 
 
 def test_the_page_of_a_run_that_goes_on_is_loaded_again(tmp_path):

@@ -22,6 +22,8 @@ class Axis:
     is_log: bool = False
     is_share: bool = False
     """Whether values are shares, to be told in percent."""
+    is_whole: bool = False
+    """Whether only whole numbers are values."""
 
     def at(self, value: float) -> float:
         """Return where a value lies: 0 at ``low``, 1 at ``high``; not limited to them."""
@@ -33,6 +35,8 @@ class Axis:
         values = _powers(self.low, self.high, about) if self.is_log else []
         if len(values) < 2:
             values = _round_values(self.low, self.high, about)
+        if self.is_whole:
+            values = [v for v in values if v == round(v)]
         return [(self.at(v), self.word(v)) for v in values]
 
     def word(self, value: float | None) -> str:
@@ -62,7 +66,7 @@ def axis_of(values: Iterable[float], *, is_share: bool = False, may_be_log: bool
 def steps_axis(steps: Sequence[int]) -> Axis:
     """Return the axis of steps."""
     low, high = min(steps), max(steps)
-    return Axis(low, high if high > low else low + 1)
+    return Axis(low, high if high > low else low + 1, is_whole=True)
 
 
 def _round_values(low: float, high: float, about: int) -> list[float]:

@@ -13,7 +13,8 @@ from altcore.plugin import METRICS
 from altcore_reporters.page import tables
 from altcore_reporters.page.axes import Axis, steps_axis
 from altcore_reporters.page.heat import Heat, heat_of
-from altcore_reporters.page.plots import COLOURS, DASHES, LABELLED, Look, Plot, Series, plot_of
+from altcore_reporters.page.plots import LABELLED, Look, Plot, plot_of
+from altcore_reporters.page.series import Drawing, looks_of, series_of, window_of
 from altcore_reporters.page.values import Bars, bars_of
 from altcore_reporters.page.verdict import (
     UNFINISHED,
@@ -24,26 +25,11 @@ from altcore_reporters.page.verdict import (
     verdict_of_run,
     verdict_of_runs,
 )
-from altcore_reporters.pictures import (
-    POINTS,
-    Group,
-    band_of,
-    curve_of,
-    grouped,
-    heat_maps,
-    marks_of,
-    smoothed,
-    thinned,
-    value_histograms,
-)
+from altcore_reporters.pictures import POINTS, Group, grouped, heat_maps, marks_of, value_histograms
 
 if TYPE_CHECKING:
     from altcore.plugin import RunRecord
 
-BUDGET, FEWEST = 60_000, 100
-"""Points of all curves of a plot, and the fewest of one."""
-SMOOTH_FROM, WINDOW = 100, 40
-"""Points from which a noisy curve gets running means, each over one part of so many."""
 TALL = 6
 """Labels beside a tall plot."""
 DIVERGED = 1.5
@@ -82,6 +68,8 @@ class Contents:
     verdict: Verdict
     figures: Sequence[Figure]
     plots: Sequence[Plot]
+    lead: str
+    """What their lines are."""
     legend: Sequence[tuple[str, Look, int]]
     """Label, look and index of each group, if there are several."""
     mark_kinds: Sequence[tuple[str, str]]
@@ -126,6 +114,7 @@ def contents_of(records: Sequence[RunRecord]) -> Contents:
         verdict=verdict_of_run(first) if is_one else verdict_of_runs(records, groups),
         figures=figures_of_run(first) if is_one else figures_of_runs(records, groups),
         plots=plots,
+        lead=_lead(records, groups),
         legend=[] if is_one else _legend(groups, looks),
         mark_kinds=[(k, word) for k, word in tables.MARKS.items() if k in kinds],
         heats=heats,
@@ -175,7 +164,7 @@ def _plots(
     if not steps:
         return [], ["Nothing was recorded."]
     x, unit = steps_axis([min(steps), max(steps)]), _unit(records)
-    draw = Drawing(groups, looks, max(FEWEST, min(POINTS, BUDGET // len(records))))
+    draw = Drawing(groups, looks)
     if len(records) == 1:
         found = [_loss_of_one(records[0], x, unit)]
     else:
@@ -196,56 +185,18 @@ def _plots(
     return [plot for plot in found if plot is not None], missing
 
 
-@frozen
-class Drawing:
-    """Makes the series of a key, for all runs."""
-
-    groups: Sequence[Group]
-    looks: Sequence[Look]
-    limit: int
-    """Points of a curve."""
-
-    @property
-    def has_bands(self) -> bool:
-        """Whether runs that differ in their seed only are one band."""
-        return len(self.groups) <= LABELLED
-
-    def __call__(
-        self, key: str, *, has_dots: bool = False, has_marks: bool = False, is_smooth: bool = False
-    ) -> list[Series]:
-        """Return the series of a key of the metrics."""
-        found = []
-        for i, (group, look) in enumerate(zip(self.groups, self.looks, strict=True)):
-            several = [group.records] if self.has_bands else [[r] for r in group.records]
-            for records in several:
-                label = group.label
-                if len(records) < len(group.records):
-                    label += f", {records[0].name}"
-                marks = [m for r in records for m in marks_of(r)] if has_marks else []
-                made = series_of(records, key, self.limit, is_smooth=is_smooth and self.has_bands)
-                found.append(
-                    evolve(made, label=label, look=look, group=i, has_dots=has_dots, marks=marks)
-                )
-        return found
-
-
-def series_of(
-    records: Sequence[RunRecord], key: str, limit: int, *, is_smooth: bool = False
-) -> Series:
-    """Return the curve of one run, or the band of several, for a key of the metrics."""
-    whole = curve_of(records[0], key, None)
-    number = len(whole.values)
-    window = number // WINDOW if is_smooth and number >= SMOOTH_FROM else 1
-    if len(records) > 1:
-        band = band_of(records, key, limit, window)
-        return Series("", Look(), band.steps, band.means, band.lows, band.highs)
-    kept = thinned(whole.values, limit)
-    made = Series("", Look(), [whole.steps[i] for i in kept], [whole.values[i] for i in kept])
-    if window == 1:
-        return made
-    means = smoothed(whole.values, window)
-    kept = thinned(means, limit // 2)
-    return evolve(made, smooth=([whole.steps[i] for i in kept], [means[i] for i in kept]))
+def _lead(records: Sequence[RunRecord], groups: Sequence[Group]) -> str:
+    """Say what the lines are, where they are not the values themselves."""
+    if len(groups) > LABELLED:
+        return ""
+    parts = []
+    if len(groups) < len(records):
+        parts.append("Lines are means over seeds; bands reach from the lowest to the highest run.")
+    window = window_of(max(len(record.steps) for record in records))
+    if window > 1:
+        of = "Loss" if len(records) == 1 else "Training loss"
+        parts.append(f"{of} and gradient norm are running means over {window} recorded steps.")
+    return " ".join(parts)
 
 
 def _loss_of_one(record: RunRecord, x: Axis, unit: str) -> Plot | None:
@@ -257,27 +208,6 @@ def _loss_of_one(record: RunRecord, x: Axis, unit: str) -> Plot | None:
     ]
     top, level = _top([record], "loss"), _entropy([record])
     return plot_of("loss", "Loss", unit, series, x, top=top, level=level, height=TALL)
-
-
-def looks_of(groups: Sequence[Group]) -> list[Look]:
-    """Return a look for each group.
-
-    Each has its own colour, or if there are too many, that of its format, and dashes by the rest
-    of what sets it apart.
-    """
-    if len(groups) <= COLOURS:
-        return [Look(i) for i in range(len(groups))]
-    formats = [str(g.records[0].summary.get("format")) for g in groups]
-    known = list(dict.fromkeys(formats))
-    if not 1 < len(known) <= COLOURS:
-        return [Look()] * len(groups)
-    rest = [tuple(v for k, v in g.values.items() if k != "format") for g in groups]
-    others = list(dict.fromkeys(rest))
-    has_dashes = len(others) <= DASHES and len(groups) <= LABELLED
-    return [
-        Look(known.index(f), others.index(r) if has_dashes else 0)
-        for f, r in zip(formats, rest, strict=True)
-    ]
 
 
 def _legend(groups: Sequence[Group], looks: Sequence[Look]) -> list[tuple[str, Look, int]]:

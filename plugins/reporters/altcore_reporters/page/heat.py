@@ -12,6 +12,7 @@ from altcore_reporters.page.axes import LOG_RATIO, Axis
 from altcore_reporters.page.plots import COLUMNS, percent
 from altcore_reporters.page.words import plural
 from altcore_reporters.pictures import HeatMap
+from altcore_reporters.pictures.layers import COLUMNS as STEPS
 
 TICKS = 8
 """Most steps below a heat map."""
@@ -64,10 +65,12 @@ def heat_of(picture: HeatMap) -> Heat:
     names = [layer.removeprefix(prefix) for layer in picture.layers]
     columns = _some(range(number), COLUMNS)
     ends = [*picture.steps[1:], picture.last_step + 1]
-    notes = ["Blank: not measured, or not finite."]
+    notes = []
+    if any(level is None for row in levels for level in row):
+        notes.append("Blank: not measured, or not finite.")
     if picture.all_layers > len(names):
         notes.append(f"The {len(names)} of {picture.all_layers} layers with the greatest values.")
-    if any(b > a + 1 for a, b in zip(picture.steps, ends, strict=True)) and number == 120:
+    if any(b > a + 1 for a, b in zip(picture.steps, ends, strict=True)) and number == STEPS:
         notes.append("A column shows the greatest value of its steps.")
     return Heat(
         title=picture.title,
@@ -85,10 +88,7 @@ def heat_of(picture: HeatMap) -> Heat:
         edges="|".join(axis.word(v) for v in _edges(axis)),
         head=["layer", *(f"step {picture.steps[i]}" for i in columns)],
         rows=[
-            (
-                name,
-                [axis.word(row[i]) if math.isfinite(row[i]) else axis.word(None) for i in columns],
-            )
+            (name, [axis.word(row[i] if math.isfinite(row[i]) else None) for i in columns])
             for name, row in zip(names, picture.values, strict=True)
         ],
         note=" ".join(notes),

@@ -7,13 +7,13 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
-from attrs import field, frozen
+from attrs import frozen
 
 from altcore_reporters.page import svg
 from altcore_reporters.page.axes import Axis, axis_of
 from altcore_reporters.pictures import Mark
 
-COLOURS, DASHES = 8, 3
+COLOURS, DASHES = 8, 4
 """How many the style tells apart."""
 LABELLED = 12
 """Most curves with labels beside their ends."""
@@ -37,9 +37,8 @@ class Look:
     @property
     def css(self) -> str:
         """Its classes."""
-        return f"c{'x' if self.colour is None else self.colour}" + (
-            f" d{self.dash}" * bool(self.dash)
-        )
+        colour = "x" if self.colour is None else self.colour
+        return f"c{colour} d{self.dash}" if self.dash else f"c{colour}"
 
 
 @frozen
@@ -106,15 +105,15 @@ class Plot:
     note: str = ""
     height: int = 4
     """Of the plot: some so many labels fit beside it."""
-    x_ticks: Sequence[tuple[str, str]] = field(init=False)
-    y_ticks: Sequence[tuple[str, str]] = field(init=False)
 
-    @x_ticks.default
-    def _x_ticks(self) -> list[tuple[str, str]]:
+    @property
+    def x_ticks(self) -> list[tuple[str, str]]:
+        """Places of steps in percent from the left, and the steps."""
         return [(percent(place), word) for place, word in self.x.ticks(6)]
 
-    @y_ticks.default
-    def _y_ticks(self) -> list[tuple[str, str]]:
+    @property
+    def y_ticks(self) -> list[tuple[str, str]]:
+        """Places of values in percent from the top, and the values."""
         return [(percent(1 - place), word) for place, word in self.y.ticks(self.height)]
 
     @property
@@ -226,14 +225,8 @@ def _glyphs(shown: Sequence[Series], x: Axis, y: Axis) -> Iterable[Glyph]:
     if len(found) > MOST_MARKS:
         found = [(m, s) for m, s in found if m.kind in ("collapse", "stop")][:MOST_MARKS]
     for mark, series in found:
-        value = next(
-            (
-                v
-                for step, v in reversed(list(zip(series.steps, series.values, strict=True)))
-                if step <= mark.step and math.isfinite(v)
-            ),
-            None,
-        )
+        before = series.values[: bisect_right(series.steps, mark.step)]
+        value = next((v for v in reversed(before) if math.isfinite(v)), None)
         height = 0.5 if value is None else min(1.0, max(0.0, y.at(value)))
         who = f"{series.label}, " if len(shown) > 1 else ""
         text = f"{who}step {mark.step}: {mark.text}"

@@ -92,7 +92,7 @@ def bars_of(picture: ValueHistogram) -> Bars | None:
 
 
 def _note(picture: ValueHistogram, flushed: float | None, beyond: float | None) -> str:
-    parts = [f"{share(picture.zeros)} are zero"]
+    parts = [f"{share(picture.zeros)} are zero" if picture.zeros else "none is zero"]
     if flushed is None or beyond is None:
         parts.append(f"the values of {picture.format} are not known here")
     else:
@@ -105,7 +105,8 @@ def _note(picture: ValueHistogram, flushed: float | None, beyond: float | None) 
             parts.append(f"{share(lost)} round to zero")
         if over:
             parts.append(f"{share(over)} are beyond the largest value")
-    return "; ".join(parts) + "."
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def _rows(picture: ValueHistogram) -> list[tuple[str, list[str]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -197,6 +198,8 @@ def verdict_of_runs(records: Sequence[RunRecord], groups: Sequence[Group]) -> Ve
     if not parts:
         parts.append(f"{plural(len(records), 'run')}, and none was evaluated")
     reasons = [] if len(known) < 2 else [_lead(*known[:2])]
+    if len({_task(record) for record in records}) > 1:
+        reasons.append("The runs differ in their data or model: their losses cannot be compared.")
     if learned:
         none = [o for o in found if o.judged and not o.learned]
         some = [o for o in found if 0 < o.learned < o.judged]
@@ -226,13 +229,18 @@ def figures_of_runs(records: Sequence[RunRecord], groups: Sequence[Group]) -> li
         figures.append(Figure(f"{learned} of {len(judged)}", "runs learned"))
     if len(found) > 1:
         best, worst = found[0], found[-1]
-        figures.append(Figure(loss(best.mean), "lowest validation loss", best.group.label))
-        figures.append(Figure(loss(worst.mean), "highest", worst.group.label))
+        figures.append(Figure(loss(best.mean), "lowest validation loss", _loose(best.group.label)))
+        figures.append(Figure(loss(worst.mean), "highest", _loose(worst.group.label)))
     collapsed = sum(bool(r.summary.get("collapses")) for r in records)
     figures.append(Figure(str(collapsed), "collapsed", "runs, also those that went on"))
     seeds = {r.summary.get("seed") for r in records}
     figures.append(Figure(str(len(groups)), "configurations", plural(len(seeds), "seed")))
     return figures
+
+
+def _loose(label: str) -> str:
+    """Return a label that may be broken into lines."""
+    return label.replace("\u00a0", " ")
 
 
 def _lead(best: Outcome, second: Outcome) -> str:
@@ -250,6 +258,14 @@ def _lead(best: Outcome, second: Outcome) -> str:
     if max(best.losses) < min(second.losses):
         return f"{gap}, and each of its runs is below each of the other's."
     return f"{gap}, but their runs overlap: they do not tell the two apart."
+
+
+def _task(record: RunRecord) -> str:
+    """Return the facts of data and model, as text, without what is a remark."""
+    facts = record.summary.get("workload_facts") or {}
+    return json.dumps(
+        {k: v for k, v in facts.items() if k != "notice"}, sort_keys=True, default=str
+    )
 
 
 def _is_judged(record: RunRecord) -> bool:
