@@ -82,18 +82,18 @@ def info(name: str, kind: str | None, as_json: bool) -> None:
     if as_json:
         print_json(about)
         return
-    for key in ("name", "kind", "distribution", "version", "summary", "description"):
+    for key in ("name", "kind", "help", "distribution", "version", "summary", "description"):
         if about.get(key):
-            echo(f"{key:<13} {about[key]}")
+            paragraph(f"{key:<13} {about[key]}", indent=14)
     for key in ("hooks", "needs", "requires"):
         if key in about:
-            echo(f"{key:<13} {', '.join(about[key]) or 'none'}")
+            paragraph(f"{key:<13} {', '.join(about[key]) or 'none'}", indent=14)
     for key, value in about.get("format", {}).items():
         echo(f"{key:<13} {value}")
     if "settings" in about:
         echo("settings" if about["settings"] else "settings      none")
         for s in about["settings"]:
-            echo(f"  {s['name']} ({s['type']}, default {s['default']}): {s['help']}")
+            paragraph(f"  {s['name']} ({s['type']}, default {s['default']}): {s['help']}", indent=4)
 
 
 def describe(name: str, kinds: tuple[str, ...]) -> dict[str, Any]:
@@ -134,7 +134,7 @@ def _must_be_called(found: Any, entry: Entry, wanted: str) -> None:
 
 
 def _head(entry: Entry) -> dict[str, Any]:
-    keys = ("name", "kind", "distribution", "version", "summary")
+    keys = ("name", "kind", "help", "distribution", "version", "summary")
     return {key: getattr(entry, key) for key in keys}
 
 

@@ -95,6 +95,13 @@ def paragraph(text: str, indent: int = 2) -> None:
     width = columns()
     lines = [text]
     if width is not None and width > indent + 20:
-        lines = textwrap.wrap(text, width, subsequent_indent=" " * indent, break_on_hyphens=False)
+        # A path stays in one piece, to be copied.
+        lines = textwrap.wrap(
+            text,
+            width,
+            subsequent_indent=" " * indent,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
     for line in lines:
         echo(line)

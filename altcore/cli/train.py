@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from altcore.cli.options import ListCommand, names, once, tell_left_out
+from altcore.cli.status import Status
 from altcore.cli.summary import print_summary
 from altcore.cli.terminal import say
 from altcore.errors import AltcoreError, BadInput, Source, located
@@ -125,7 +126,8 @@ def train(
                 say(f"the observer {name} is not installed and left out")
         if flags["recipe"] == config.recipe == "master" and config.format is None:
             say("recipe master without a format quantizes nothing")
-    with located(sources):
+    with located(sources), Status() as status:
+        status.now("preparing the model and the data")
         engine = _prepared(config, resume, accepted)
     summary = engine.train()
     if engine.run.rank == 0:

@@ -18,6 +18,7 @@ from altcore.engine import counted_in_steps
 from altcore.errors import DEFAULT, BadInput, Source, located
 from altcore.runs import read_lines
 from altcore.study.arms import Arm
+from altcore.yaml_files import read_mapping
 
 PILOT_STEPS = 6
 FEWEST_STEPS = 50
@@ -39,10 +40,13 @@ def base_config(
 
     A study changes the number of steps, and runs differ in nothing that their epochs could say.
     """
-    given = {key for key, _, _ in overrides}
+    given = {key: value for key, value, _ in overrides}
     quiet: list[Override] = [(k, v, DEFAULT) for k, v in QUIET.items() if k not in given]
     with located({"config": Source(flag="--config")}):
-        config, sources = load_with_sources(file, [*quiet, *overrides], without=observers)
+        held = {} if file is None else read_mapping(file, "config")
+        left_out = {**held, **given}.get("no_plugins") or ()
+        others = [name for name in observers if name not in left_out]
+        config, sources = load_with_sources(file, [*quiet, *overrides], without=others)
     with located(sources):
         return counted_in_steps(config), sources
 

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import time
 from itertools import pairwise
 
@@ -85,13 +86,18 @@ def test_on_a_terminal_a_run_is_one_line(record, capsys, monkeypatch):
     assert shown.split().count("learned") == 20
 
 
-def test_show_has_the_curve_and_how_long_ago(record, capsys):
-    """In whole lines on a terminal: later ones are indented below the first."""
+def test_show_has_the_curve_and_how_long_ago(record, capsys, monkeypatch):
+    """On a terminal a long text is broken between words, below where it begins."""
     record("mine", [4.0, 3.0, 2.0, 1.0], written=600)
     shown = call(capsys, "runs", "show", "mine", "--runs-dir", record.folder).out
     rows = dict(line.split("  ", 1) for line in shown.splitlines())
     assert rows["last written"].strip() == "10 min ago"
     assert rows["training loss by step"].strip() == "█▆▃▁  4.0000 to 1.0000"
+    monkeypatch.setattr("altcore.cli.terminal.columns", lambda: 80)
+    monkeypatch.chdir(f"{record.folder}/..")
+    broken = call(capsys, "runs", "show", "mine").out
+    assert max(map(len, broken.splitlines())) <= 80
+    assert re.search(r"^validation loss  .*\n {23}\S", broken, re.MULTILINE)
 
 
 def test_listing_runs_imports_no_torch(record, tmp_path):

@@ -32,6 +32,16 @@ def test_the_runs_are_judged_by_as_many_batches_as_any_run():
     assert base_config(None, [("eval_steps", 3, DEFAULT)], [])[0].eval_steps == 3
 
 
+@pytest.mark.parametrize("where", ["file", "overrides"])
+def test_observers_may_be_left_out_twice(where, tmp_path):
+    """A study leaves out all of them, and a configuration for single runs some."""
+    (tmp_path / "mine.yaml").write_text("no_plugins: [progress]")
+    file = str(tmp_path / "mine.yaml") if where == "file" else None
+    overrides = [] if file else [("no_plugins", ["progress"], DEFAULT)]
+    config, _ = base_config(file, overrides, ["progress", "failure-report"])
+    assert set(config.no_plugins) == {"progress", "failure-report"}
+
+
 def test_a_pilot_warns_of_nothing(start):
     """Its few steps are nobody's run: they have no warm-up that could be too long."""
     with capture_logs() as told:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import evolve
 from matplotlib import colors, figure
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from altcore.plugin import BadInput, RunRecord, read_run
 from altcore_reporters.page.axes import LOG_RATIO
@@ -237,6 +237,7 @@ def _draw_values(ax: Axes, picture: ValueHistogram) -> None:
         ax.axvspan(grid[-1], high + 1, color=PALETTE[5], alpha=0.15, lw=0)
     ax.set_xlim(low - 1, high + 1)
     ax.set_yticks([])
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.xaxis.set_major_formatter(lambda edge, _: f"$2^{{{edge:g}}}$")
     ax.spines[["top", "right", "left"]].set_visible(False)
 

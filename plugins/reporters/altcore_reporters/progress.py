@@ -14,6 +14,7 @@ from attrs import field
 from attrs.validators import gt
 
 from altcore.plugin import hookimpl, printable, setting
+from altcore_reporters.page.words import duration
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -50,6 +51,8 @@ class Progress:
     timings: deque[Mapping[str, float]] = field(init=False, factory=lambda: deque(maxlen=50))
     """Those of the last recorded steps."""
     shown_at: float = field(init=False, default=0.0)
+    began: tuple[int, float] = field(init=False, default=(0, 0.0))
+    """The step at which this session of the run began, and when."""
 
     @hookimpl
     def run_start(self, run: Run) -> None:
@@ -61,6 +64,7 @@ class Progress:
             # Not rich's own guess: FORCE_COLOR would send a live bar into a log file.
             self.console = Console(stderr=True, force_terminal=sys.stderr.isatty())
         self.shown_at = time.monotonic()
+        self.began = run.step, self.shown_at
         self._tell(run.quantization.coverage().line)
         if self.console.is_terminal and not (self.console.is_dumb_terminal or _logs_json()):
             self.bar = _bar(self.console)
@@ -97,7 +101,7 @@ class Progress:
             return
         self.shown_at = now
         if self.bar is None:
-            self._tell(self._state(run, done), self.line)
+            self._tell(self._state(run, done, self._left(run, done)), self.line)
         else:
             task = self.bar.task_ids[0]
             self.bar.update(task, completed=done, state=", ".join(self._numbers(run)), refresh=True)
@@ -111,9 +115,17 @@ class Progress:
         # One line each: wrapped lines would be hard to read in a log, and to search.
         self.console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
-    def _state(self, run: Run, done: int) -> str:
+    def _state(self, run: Run, done: int, left: str = "") -> str:
         total = run.config.max_steps
-        return ", ".join([f"step {done}/{total} ({done / total:.0%})", *self._numbers(run)])
+        return ", ".join([f"step {done}/{total} ({done / total:.0%}{left})", *self._numbers(run)])
+
+    def _left(self, run: Run, done: int) -> str:
+        """Return how long the other steps take if they take as long as those of this session."""
+        first, began = self.began
+        if done <= first:
+            return ""
+        seconds = (time.monotonic() - began) / (done - first) * (run.config.max_steps - done)
+        return f", about {duration(seconds)} left"
 
     def _numbers(self, run: Run) -> list[str]:
         line, parts = self.line, []

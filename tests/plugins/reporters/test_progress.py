@@ -66,8 +66,8 @@ def test_a_heartbeat_where_there_is_no_terminal(clock):
     """
     written = shown(clock, Console(file=io.StringIO(), force_terminal=False), seconds=1.0)
     assert written.splitlines() == [
-        f"step 10/100 (10%), {NUMBERS}",
-        f"step 20/100 (20%), {NUMBERS}",
+        f"step 10/100 (10%, about 1 min 30 s left), {NUMBERS}",
+        f"step 20/100 (20%, about 1 min 20 s left), {NUMBERS}",
         f"finished at step 30/100 (30%), {NUMBERS}",
     ]
 
