@@ -182,10 +182,10 @@ def records_of(runs: Any) -> list[RunRecord]:
     return found
 
 
-def _record_of(run: Any) -> RunRecord:
-    if isinstance(run, RunRecord):
-        return run
-    return read_run(Path(run if isinstance(run, str | Path) else run.summary["directory"]))
+def _record_of(given: Any) -> RunRecord:
+    if isinstance(given, RunRecord):
+        return given
+    return read_run(Path(given if isinstance(given, str | Path) else given.summary["directory"]))
 
 
 def _draw(ax: Axes, series: Series) -> None:
