@@ -145,7 +145,8 @@ def _identity(record: RunRecord) -> Flat:
     flat = {k: v for k, v in flat_config(record).items() if k.partition(".")[0] not in ignored}
     if flat:
         # One that is not installed here may act, and stays.
-        listed = flat.get("plugins") or []
+        listed = flat.get("plugins")
+        listed = listed if isinstance(listed, list | tuple) else []
         flat["plugins"] = [p for p in listed if not (isinstance(p, str) and p in looking)]
     return flat
 
