@@ -52,7 +52,7 @@ class Outcome:
     """How many of them learned."""
 
     @property
-    def by_seed(self) -> dict[Any, float]:
+    def by_seed(self) -> dict[str, float]:
         """The losses by seed."""
         summaries = [record.summary for record in self.group.records]
         return {
