@@ -234,18 +234,13 @@ def figures_of_runs(records: Sequence[RunRecord], groups: Sequence[Group]) -> li
         figures.append(Figure(f"{learned} of {len(judged)}", "runs learned"))
     if len(found) > 1:
         best, worst = found[0], found[-1]
-        figures.append(Figure(loss(best.mean), "lowest validation loss", _loose(best.group.label)))
-        figures.append(Figure(loss(worst.mean), "highest", _loose(worst.group.label)))
+        figures.append(Figure(loss(best.mean), "lowest validation loss", best.group.label))
+        figures.append(Figure(loss(worst.mean), "highest", worst.group.label))
     collapsed = sum(bool(r.summary.get("collapses")) for r in records)
     figures.append(Figure(str(collapsed), "collapsed", "runs, also those that went on"))
     seeds = {str(r.summary.get("seed")) for r in records}
     figures.append(Figure(str(len(groups)), "configurations", plural(len(seeds), "seed")))
     return figures
-
-
-def _loose(label: str) -> str:
-    """Return a label that may be broken into lines."""
-    return label.replace("\u00a0", " ")
 
 
 def _lead(best: Outcome, second: Outcome) -> str:

@@ -109,7 +109,7 @@ def _labels(values: Sequence[Mapping[str, str]], names: Sequence[str]) -> list[s
 def _label(values: Mapping[str, str], keys: Sequence[str]) -> str:
     found = [(k, values[k]) for k in keys if values.get(k, UNSET) != UNSET]
     words = [v if k in NAMELESS else f"{_short(k)} {v}" for k, v in found]
-    return "\u00a0·\u00a0".join(words)
+    return "\u00a0· ".join(words)  # no line begins with a dot
 
 
 def differences(records: Sequence[RunRecord]) -> list[Difference]:
