@@ -1,5 +1,6 @@
 """The reporter ``page``: what it says of records, that it is safe and small, when it is written."""
 
+import random
 import re
 import time
 from html.parser import HTMLParser
@@ -169,6 +170,54 @@ def test_every_picture_has_a_description_and_its_table(many):
         tables = [a for _, a in page.found if a.get("class") == "behind"]
         assert len(pictures) == len(tables) >= 5
         assert all("The table follows." in a["aria-label"] for a in pictures)
+        assert (page.broken, page.open) == ([], [])
+
+
+JUNK = (None, True, 0, -3, 10**30, 1e300, -1e-300, float("inf"), float("nan"), "word", "", [], {})
+JUNK += ([1, "a"], {"a": None}, "nan", [0.1] * 5)
+KEYS = (
+    *("loss", "val_loss", "grad_norm", "stored_stall_rate", "overflow_rate", "other"),
+    *("ulp-stats/stored_mean/h.0", "bit-stall/stored_stall_share/h.1", "shadow/injected/x"),
+    *("value-histogram/weight@fwd_E4M3_histogram", "value-histogram/weight@fwd_E4M3_low"),
+)
+KINDS = ("start", "nan", "collapse", "verdict", "recipe", "rollback", "warning", "degraded", "new")
+PARTS = ("reason", "cause", "message", "error", "plugin", "from", "to", "what", "layer", "value")
+
+
+def drawn(draw):
+    """A record that no version of altcore writes, with the types that every reader relies on."""
+
+    def some(keys):
+        return {key: draw.choice(JUNK) for key in draw.sample(keys, draw.randrange(len(keys)))}
+
+    def losses_are_numbers(line):
+        bad = [
+            k
+            for k in ("loss", "val_loss", "grad_norm")
+            if not isinstance(line.get(k, 0), int | float)
+        ]
+        return {k: v for k, v in line.items() if k not in bad}
+
+    number = draw.randrange(6)
+    summary = some(
+        [*KEYS[:2], "format", "recipe", "seed", "verdict", "item", "seconds", "val_loss"]
+    )
+    return MadeUp(
+        draw.choice(("a", "b", HOSTILE)),
+        summary={**summary, "status": draw.choice(("finished", "unfinished", "failed"))},
+        config=some(["format", "recipe", "plugins", "settings", "seed", "tags", "new"]),
+        environment=some(["command", "git", "libraries", "plugins", "device"]),
+        metrics=[losses_are_numbers({"step": s + 1, **some(KEYS)}) for s in range(number)],
+        events=[{"step": s, "event": draw.choice(KINDS), **some(PARTS)} for s in range(number)],
+    )
+
+
+def test_whatever_a_record_holds_there_is_a_page():
+    """It is the default of every run: a value that it does not expect must not break it."""
+    draw = random.Random(0)
+    for _ in range(150):
+        records = [drawn(draw) for _ in range(draw.choice((1, 1, 2, 5)))]
+        page = Tags(html_of(records))
         assert (page.broken, page.open) == ([], [])
 
 

@@ -28,7 +28,7 @@ class Axis:
     def at(self, value: float) -> float:
         """Return where a value lies: 0 at ``low``, 1 at ``high``; not limited to them."""
         low, high, value = (self._place(v) for v in (self.low, self.high, value))
-        return (value - low) / (high - low)
+        return (value - low) / (high - low) if high > low else 0.5
 
     def ticks(self, about: int = 5) -> list[tuple[float, str]]:
         """Return places in 0..1 and labels of round values, some ``about`` of them."""

@@ -116,7 +116,7 @@ def _axis(picture: HeatMap) -> Axis:
     is_share = picture.measure.endswith("_share")
     if low > 0 and high > LOG_RATIO * low:
         return Axis(low, high, is_log=True, is_share=is_share)
-    return Axis(low, high if high > low else low + 1e-9, is_share=is_share)
+    return Axis(low, high, is_share=is_share)
 
 
 def _level(axis: Axis, value: float) -> int | None:

@@ -141,7 +141,8 @@ def events_table(records: Sequence[RunRecord]) -> Table | None:
         for event in record.events:
             if event["event"] in ("warning", "degraded"):
                 words = [event.get(k) for k in ("plugin", "message", "error") if event.get(k)]
-                found.append((event["step"], event["step"], event["event"], ": ".join(words)))
+                text = ": ".join(map(str, words))
+                found.append((event["step"], event["step"], event["event"], text))
         for step, last, kind, text in sorted(found, key=lambda row: row[0]):
             steps = str(step) if last == step else f"{step} to {last}"
             row = (Cell(steps, str(step), is_number=True), Cell(MARKS[kind]), Cell(text))

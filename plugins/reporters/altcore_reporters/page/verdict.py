@@ -52,10 +52,12 @@ class Outcome:
     """How many of them learned."""
 
     @property
-    def by_seed(self) -> dict[Any, float]:
+    def by_seed(self) -> dict[str, float]:
         """The losses by seed."""
         summaries = [record.summary for record in self.group.records]
-        return {s.get("seed"): s["val_loss"] for s in summaries if is_finite(s.get("val_loss"))}
+        return {
+            str(s.get("seed")): s["val_loss"] for s in summaries if is_finite(s.get("val_loss"))
+        }
 
     @property
     def mean(self) -> float:
@@ -90,14 +92,14 @@ def outcomes(groups: Sequence[Group]) -> list[Outcome]:
 def verdict_of_run(record: RunRecord) -> Verdict:
     """Return the verdict on one run."""
     summary = record.summary
-    subject = subject_of(summary)
+    subject, verdict = subject_of(summary), str(summary.get("verdict") or "")
     if summary.get("status") == UNFINISHED:
         done = f"step {summary.get('steps')} of {summary.get('max_steps') or 'an unknown number'}"
         sentence = f"{subject} is not over: {done} is recorded."
-    elif not summary.get("verdict") or summary["verdict"].startswith("not known"):
+    elif not verdict or verdict.startswith("not known"):
         sentence = f"Whether {subject} learned is not known: nothing was evaluated."
     else:
-        sentence = f"{subject} {summary['verdict']}."
+        sentence = f"{subject} {verdict}."
     reasons = [*_loss_reason(summary), *_failure_reason(summary)]
     if summary.get("degraded"):
         reasons.append(f"Disabled, since they broke: {', '.join(summary['degraded'])}.")
@@ -124,6 +126,9 @@ def figures_of_run(record: RunRecord) -> list[Figure]:
         found.append(Figure(loss(s["val_loss"]), "validation loss", note))
     elif is_finite(s.get("final_loss")):
         found.append(Figure(loss(s["final_loss"]), "training loss", "nothing was evaluated"))
+    if s.get("status") == UNFINISHED and record.steps:
+        last = record.steps[-1]
+        found.append(Figure(loss(last["loss"]), "training loss", f"of step {last['step']}"))
     if is_finite(s.get("bit_stall_final")):
         note = {"stored": "of stored weights", "view": "of views: late, not lost"}
         found.append(
@@ -229,18 +234,13 @@ def figures_of_runs(records: Sequence[RunRecord], groups: Sequence[Group]) -> li
         figures.append(Figure(f"{learned} of {len(judged)}", "runs learned"))
     if len(found) > 1:
         best, worst = found[0], found[-1]
-        figures.append(Figure(loss(best.mean), "lowest validation loss", _loose(best.group.label)))
-        figures.append(Figure(loss(worst.mean), "highest", _loose(worst.group.label)))
+        figures.append(Figure(loss(best.mean), "lowest validation loss", best.group.label))
+        figures.append(Figure(loss(worst.mean), "highest", worst.group.label))
     collapsed = sum(bool(r.summary.get("collapses")) for r in records)
     figures.append(Figure(str(collapsed), "collapsed", "runs, also those that went on"))
-    seeds = {r.summary.get("seed") for r in records}
+    seeds = {str(r.summary.get("seed")) for r in records}
     figures.append(Figure(str(len(groups)), "configurations", plural(len(seeds), "seed")))
     return figures
-
-
-def _loose(label: str) -> str:
-    """Return a label that may be broken into lines."""
-    return label.replace("\u00a0", " ")
 
 
 def _lead(best: Outcome, second: Outcome) -> str:

@@ -71,7 +71,7 @@ def duration(seconds: Any) -> str:
     >>> duration(42.3), duration(125), duration(7300), duration(200000), duration(None)
     ('42 s', '2 min 5 s', '2 h 1 min', '2 d 7 h', '–')
     """
-    if not isinstance(seconds, int | float):
+    if not isinstance(seconds, int | float) or not math.isfinite(seconds):
         return NONE
     if seconds < 60:
         return f"{number(float(seconds), 2)} s"

@@ -109,7 +109,7 @@ def _labels(values: Sequence[Mapping[str, str]], names: Sequence[str]) -> list[s
 def _label(values: Mapping[str, str], keys: Sequence[str]) -> str:
     found = [(k, values[k]) for k in keys if values.get(k, UNSET) != UNSET]
     words = [v if k in NAMELESS else f"{_short(k)} {v}" for k, v in found]
-    return "\u00a0·\u00a0".join(words)
+    return "\u00a0· ".join(words)  # no line begins with a dot
 
 
 def differences(records: Sequence[RunRecord]) -> list[Difference]:
@@ -145,7 +145,8 @@ def _identity(record: RunRecord) -> Flat:
     flat = {k: v for k, v in flat_config(record).items() if k.partition(".")[0] not in ignored}
     if flat:
         # One that is not installed here may act, and stays.
-        listed = flat.get("plugins") or []
+        listed = flat.get("plugins")
+        listed = listed if isinstance(listed, list | tuple) else []
         flat["plugins"] = [p for p in listed if not (isinstance(p, str) and p in looking)]
     return flat
 

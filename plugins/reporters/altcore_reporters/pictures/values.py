@@ -61,9 +61,9 @@ def value_histograms(record: RunRecord) -> list[ValueHistogram]:
     for line in record.metrics:
         for key, value in line.items():
             match = MEASURED.fullmatch(key)
-            if match and isinstance(value, list):
+            if match and isinstance(value, list) and len(value) > 3:
                 low = line.get(f"{key.removesuffix('histogram')}low")
-                if isinstance(low, int):
+                if isinstance(low, int) and abs(low) < 1100:  # exponents of float64
                     found[match["operand"], match["format"]] = (line["step"], low, value)
     given = record.config.get("format")  # it may be there whole
     known = {given["name"]: given} if isinstance(given, Mapping) and "name" in given else {}
