@@ -201,7 +201,7 @@ def test_constraints_name_all_that_gets_installed():
             wanted += [r for r in requires(name) or [] if "extra ==" not in r and ";" not in r]
 
 
-@pytest.mark.parametrize("source", PLUGINS, ids=lambda p: p.name)
+@pytest.mark.parametrize("source", [*PLUGINS, *EXAMPLES], ids=lambda p: p.name)
 def test_a_readme_tells_of_every_plugin(source):
     """Each has its line there, which is its help in `altcore plugins list`."""
     (points,) = project(source)["entry-points"].values()

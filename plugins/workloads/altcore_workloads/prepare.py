@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import ctypes
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -17,10 +18,13 @@ from altcore.plugin import BadInput
 from altcore_workloads.data import SPLITS, Corpus, load
 from altcore_workloads.tokens import encode
 
+HEARTBEAT = 10.0
+"""Seconds between lines that say how far it is."""
+
 
 def prepare(data: str | None, tokenizer: str, out: Path) -> Corpus:
     """Write ``data`` in the ids of a tokenizer file to ``out``; returns the corpus."""
-    corpus = encode(load(data), tokenizer)
+    corpus = encode(load(data), tokenizer, heartbeat())
     if corpus.train.dtype != torch.int16:
         raise BadInput(f"{tokenizer}: {corpus.vocab_size} ids do not fit into 16 bits")
     out.mkdir(parents=True, exist_ok=True)
@@ -28,6 +32,21 @@ def prepare(data: str | None, tokenizer: str, out: Path) -> Corpus:
         tokens = corpus.split(name)
         (out / f"{name}.bin").write_bytes(ctypes.string_at(tokens.data_ptr(), 2 * tokens.numel()))
     return corpus
+
+
+def heartbeat() -> Callable[[float], None]:
+    """Return a function of the share that is done; it says it every ten seconds."""
+    began = told = time.monotonic()
+
+    def tell(share: float) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= HEARTBEAT and share > 0:
+            told = now
+            left = (now - began) * (1 - share) / share
+            print(f"encoding: {share:.0%} done, about {left:.0f} s left", file=sys.stderr)
+
+    return tell
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,8 +26,13 @@ BREAK = re.compile(r"\n(?=\S)")
 """A text may be cut here: GPT-2's pretokenizer never joins a line's end with the next word."""
 
 
-def encode(corpus: Corpus, tokenizer: str) -> Corpus:
-    """Return a corpus of bytes as the ids of a tokenizer file; BadInput if it cannot be."""
+def encode(
+    corpus: Corpus, tokenizer: str, told: Callable[[float], None] = lambda share: None
+) -> Corpus:
+    """Return a corpus of bytes as the ids of a tokenizer file; BadInput if it cannot be.
+
+    ``told`` is called now and then with the share that is done.
+    """
     if not corpus.is_bytes:
         raise BadInput(f"{corpus.source} holds token ids already: leave the tokenizer out", key=KEY)
     made = _load(tokenizer)
@@ -35,8 +40,16 @@ def encode(corpus: Corpus, tokenizer: str) -> Corpus:
     size = max(made.get_vocab(with_added_tokens=True).values(), default=0) + 1
     if size > LARGEST_IDS:
         raise BadInput(f"{tokenizer} has the id {size - 1}: {LARGEST_IDS - 1} is the most", key=KEY)
+    tokens: dict[str, Tensor] = {}
+    whole, done = sum(corpus.split(name).numel() for name in SPLITS), 0
     with _naming(f"{tokenizer} cannot encode {corpus.source}"):
-        tokens = {name: _encoded(made, corpus.split(name), size) for name in SPLITS}
+        for name in SPLITS:
+            parts = []
+            for ids, characters in _encoded(made, corpus.split(name), size):
+                parts.append(ids)
+                done += characters
+                told(done / max(1, whole))
+            tokens[name] = torch.cat(parts)
     digest = hashlib.sha256(corpus.sha256.encode())
     digest.update(Path(tokenizer).expanduser().read_bytes())
     counts = torch.bincount(unsigned(tokens["train"]), minlength=size)
@@ -91,19 +104,22 @@ def _naming(problem: str) -> Iterator[None]:
         raise BadInput(f"{problem}: {reason:.200}", key=KEY) from error
 
 
-def _encoded(tokenizer: Any, tokens: Tensor, size: int) -> Tensor:
-    """Return the ids of text that is given as bytes: int16 if they fit into 16 bits, unsigned."""
+def _encoded(tokenizer: Any, tokens: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
+    """Yield the ids of text that is given as bytes, and how many characters they are of.
+
+    They are int16 if they fit into 16 bits, unsigned.
+    """
     # Without numpy, which need not be installed, this is how bytes come out of a tensor at once.
     text = ctypes.string_at(tokens.data_ptr(), tokens.numel())
     dtype = torch.int16 if size <= BIN_IDS else torch.int32
-    parts = [torch.empty(0, dtype=dtype)]
+    yield torch.empty(0, dtype=dtype), 0
     # A split may begin and end within a character.
     pieces = list(_pieces(text.decode("utf-8", "ignore")))
     for start in range(0, len(pieces), BATCH):
-        found = tokenizer.encode_batch(pieces[start : start + BATCH], add_special_tokens=False)
+        batch = pieces[start : start + BATCH]
+        found = tokenizer.encode_batch(batch, add_special_tokens=False)
         ids = [i for encoding in found for i in encoding.ids]
-        parts.append(torch.tensor(ids, dtype=torch.int32).to(dtype))
-    return torch.cat(parts)
+        yield torch.tensor(ids, dtype=torch.int32).to(dtype), sum(map(len, batch))
 
 
 def _pieces(text: str) -> Iterator[str]:

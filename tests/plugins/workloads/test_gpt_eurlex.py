@@ -288,6 +288,27 @@ def test_prepared_data_are_the_same_ids(tmp_path, tokenizer, capsys):
         tiny(data=str(out), tokenizer=str(tokenizer))
 
 
+def test_preparing_says_how_long_is_left(monkeypatch, capsys):
+    """Every ten seconds, and nothing before."""
+    now = [0.0]
+    monkeypatch.setattr(prepare.time, "monotonic", lambda: now[0])
+    tell = prepare.heartbeat()
+    for share in (0.1, 0.25, 0.5):
+        now[0] += 6
+        tell(share)
+    assert capsys.readouterr().err == "encoding: 25% done, about 36 s left\n"
+
+
+def test_encoding_tells_how_much_is_done(tmp_path, tokenizer):
+    """From nothing to all of it, never less than before."""
+    shares = []
+    tokens.encode(
+        data.load(f"eurlex:{lines(tmp_path / 'laws.jsonl')}"), str(tokenizer), shares.append
+    )
+    assert shares == sorted(shares)
+    assert 0.9 < shares[-1] <= 1
+
+
 def test_prepare_says_what_is_wrong(tmp_path, capsys):
     """In one line, with exit code 2."""
     assert prepare.main(["--tokenizer", str(tmp_path / "t"), "--out", str(tmp_path / "o")]) == 2
