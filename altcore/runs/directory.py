@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
-import os
 import re
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,10 +13,11 @@ from attrs import define, field
 
 from altcore.builtin_types import to_json
 from altcore.config import TrainConfig
-from altcore.errors import BadInput, LostDirectory
+from altcore.errors import BadInput
 from altcore.log import log
 from altcore.recipes import takes_format
 from altcore.runs import durable
+from altcore.runs.directory_lock import LOCK, DirectoryLock
 from altcore.runs.log_file import LogFile
 from altcore.runs.run_id import new_run_id, run_id_of
 from altcore.yaml_files import SUFFIXES, dump_yaml
@@ -29,7 +28,7 @@ CONFIG, ENVIRONMENT, SUMMARY = "config.yaml", "environment.json", "summary.json"
 WHOLE_FILES = (CONFIG, ENVIRONMENT, SUMMARY)
 DAMAGED = ".damaged"
 """The end of the names of files that are kept aside."""
-LOCK, CHECKPOINTS, REPORTS = ".lock", "checkpoints", "reports"
+CHECKPOINTS, REPORTS = "checkpoints", "reports"
 FOLDERS, FILES = (CHECKPOINTS, REPORTS), (LOCK, *LOGS, *WHOLE_FILES)
 """What altcore writes in the directory."""
 
@@ -43,12 +42,10 @@ class RunDirectory:
 
     path: Path
     """Absolute: a plugin may change the working directory."""
-    _lock: int | None
+    _lock: DirectoryLock | None
     _logs: dict[str, LogFile] = field(factory=dict)
     _durable_logs: int = field(init=False, default=0)
     """How many of them had their names on the disk when they were last synced."""
-    _folder: int | None = field(init=False, default=None)
-    """The directory itself, wherever its path leads."""
     _run_id: str | None = field(init=False, default=None)
 
     @classmethod
@@ -107,15 +104,8 @@ class RunDirectory:
         durable.check_no_links(path / name for name in (*FOLDERS, *FILES))
         durable.check_no_links((path / CHECKPOINTS).glob("*"))
         durable.check_kinds(path, files=FILES, folders=FOLDERS)
-        lock = durable.open_to_write(path / LOCK, os.O_APPEND)
+        directory = cls(path, DirectoryLock.take(path))
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(lock)
-            raise BadInput(f"run {path.name} is being written by another process") from error
-        directory = cls(path, lock)
-        try:
-            directory._folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             directory._make_folders()
         except OSError:
             directory.close()
@@ -148,31 +138,15 @@ class RunDirectory:
         raise BadInput(f"there is no checkpoint in {self.checkpoints}", hint=hint)
 
     def check_in_place(self) -> None:
-        """Raise `LostDirectory` if the path does not lead to the directory that was opened."""
-        if self._folder is None:  # written by nobody
-            return
-        ours = os.fstat(self._folder)
-        try:
-            found = self.path.stat()
-        except OSError:
-            found = None
-        if found is None or (found.st_dev, found.st_ino) != (ours.st_dev, ours.st_ino):
-            raise LostDirectory(self.path, self._place() if ours.st_nlink else None)
-
-    def _place(self) -> Path | None:
-        """Return where the directory is now, None if the system does not tell."""
-        with suppress(OSError):
-            place = Path(f"/proc/self/fd/{self._folder}").readlink()
-            return place if place.is_dir() else None
-        return None
+        """Raise an error if the directory is not where it was, or another process writes it."""
+        if self._lock is not None:
+            self._lock.check(self.path)
 
     def begin_anew(self, name: str) -> None:
         """Be another directory from now on, a new one beside the one that is lost."""
         other = self.open(_numbered(self.path.parent, name))
         self.close()
-        self.path, self._lock, self._folder, self._logs = (
-            *(other.path, other._lock, other._folder, other._logs),
-        )
+        self.path, self._lock, self._logs = other.path, other._lock, other._logs
 
     def append(self, file: str, line: Mapping[str, Any]) -> None:
         """Append a line to a .jsonl file, readable at once."""
@@ -226,11 +200,8 @@ class RunDirectory:
                 file.close()
         self._logs.clear()
         if self._lock is not None:
-            os.close(self._lock)
+            self._lock.release()
             self._lock = None
-        if self._folder is not None:
-            os.close(self._folder)
-            self._folder = None
 
 
 def _began_nothing(path: Path) -> bool:

@@ -134,6 +134,14 @@ def replace_file(path: Path, data: bytes | memoryview, *, synced: bool = True) -
             raise
 
 
+def is_open_at(path: Path, descriptor: int) -> bool:
+    """Whether a descriptor is open, and a path leads to its file, with no link."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), path.lstat())
+    except OSError:
+        return False
+
+
 def fsync_folder(path: Path) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,0 +1,100 @@
+"""The lock of a run's directory: one process writes it, and knows it wherever it is moved."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+
+from attrs import define
+
+from altcore.errors import BadInput, LostDirectory
+from altcore.runs import durable
+
+LOCK = ".lock"
+
+
+@define(eq=False)
+class DirectoryLock:
+    """Locks on the directory itself and on its ``.lock``.
+
+    Anybody can remove the file. NFS locks no directory.
+    """
+
+    _file: int
+    _folder: int
+    _status: os.stat_result
+    """Of the directory: a closed descriptor's number may become that of another one."""
+
+    @classmethod
+    def take(cls, path: Path) -> DirectoryLock:
+        """Lock a directory. Raises `BadInput` if another process has it."""
+        folder = _locked_folder(path)
+        try:
+            return cls(_locked_file(path), folder, os.fstat(folder))
+        except BaseException:
+            os.close(folder)
+            raise
+
+    def check(self, path: Path) -> None:
+        """Take again what was removed, or closed by other code of this process.
+
+        Raises:
+            LostDirectory: if the path does not lead to the directory that was locked.
+            BadInput: if another process has a lock by now.
+        """
+        try:
+            found = path.stat()
+        except OSError:
+            found = None
+        if found is None or not os.path.samestat(found, self._status):
+            raise LostDirectory(path, self._place())
+        if not self._has_folder():
+            self._folder = _locked_folder(path)
+        if not durable.is_open_at(path / LOCK, self._file):
+            self._file = _locked_file(path)
+
+    def _has_folder(self) -> bool:
+        with suppress(OSError):
+            return os.path.samestat(os.fstat(self._folder), self._status)
+        return False
+
+    def _place(self) -> Path | None:
+        """Return where the directory is now; None if it is removed, or the system does not tell."""
+        if self._has_folder() and os.fstat(self._folder).st_nlink:
+            with suppress(OSError):
+                place = Path(f"/proc/self/fd/{self._folder}").readlink()
+                return place if place.is_dir() else None
+        return None
+
+    def release(self) -> None:
+        """Let other processes write."""
+        for descriptor in (self._file, self._folder):
+            with suppress(OSError):  # other code closed it
+                os.close(descriptor)
+
+
+def _locked_folder(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    with suppress(OSError):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            os.close(descriptor)
+            raise _is_taken(path) from error
+    return descriptor
+
+
+def _locked_file(path: Path) -> int:
+    descriptor = durable.open_to_write(path / LOCK, os.O_APPEND)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(descriptor)
+        raise _is_taken(path) from error
+    return descriptor
+
+
+def _is_taken(path: Path) -> BadInput:
+    return BadInput(f"run {path.name} is being written by another process")
