@@ -42,9 +42,11 @@ class FileTracker(TrackerReporter):
         self._tell("alert", level=level, title=title, text=text, wait=wait)
 
     def finish(self, run: Any) -> None:
-        """Write the summary."""
+        """Write the summary, and which reports there are."""
         self._break("finish")
-        self._tell("finish", summary=dict(run.summary))
+        folder = run.directory / "reports"
+        reports = sorted(path.name for path in folder.iterdir() if path.is_file())
+        self._tell("finish", summary=dict(run.summary), reports=reports)
 
     def told(self, *methods: str) -> list[dict[str, Any]]:
         """Return what was told, each as a mapping by its method."""

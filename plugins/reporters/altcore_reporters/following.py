@@ -197,7 +197,8 @@ def mark_of(tracker: TrackerReporter, record: RunRecord) -> str:
     """Return what identifies all of a record, and where it is sent to."""
     settings = {a.name: getattr(tracker, a.name) for a in fields(type(tracker)) if a.init}
     del settings["finish_timeout"]
-    summary = {k: v for k, v in record.summary.items() if k != "directory"}
+    # A reporter that comes after the tracker may add a report, and a run may be moved.
+    summary = {k: v for k, v in record.summary.items() if k not in ("reports", "directory")}
     digest = hashlib.sha256(digest_of([summary, settings]).encode())
     assert record.directory is not None
     for name in (METRICS, EVENTS):  # as bytes, since nobody waits long at a run's end

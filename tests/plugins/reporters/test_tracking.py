@@ -233,6 +233,19 @@ def test_a_broken_tracker_changes_no_weight_and_one_line_says_so(shelf, start, t
     assert "altcore runs upload tracked --to tried" in degraded["message"]
 
 
+def test_a_tracker_ends_after_the_other_reports_are_there(shelf, start, tmp_path):
+    """Though the default observers stand behind it; so nothing is left to upload."""
+    shelf.install("reporter", "tried", FileTracker)
+    file, keys = str(tmp_path / "told.jsonl"), {"tried__finish_timeout": SOON}
+    start(["tried", "page"], name="a", tried__file=file, **keys)
+    record = read_run(start.runs / "a")
+    (ended,) = FileTracker(file=file).told("finish")
+    assert ended["finish"]["reports"] == ["page.html"]
+    assert record.summary["reports"] == ["reports/page.html"]
+    again = make_plugin(FileTracker, {}, "tried")
+    assert again.upload([record]) == ["a: everything is there already"]
+
+
 def test_a_run_that_is_killed_leaves_no_process(tracker, run):
     """The tracker sends what there is, and ends by itself."""
     mine = tracker()

@@ -29,8 +29,10 @@ class Page:
     """Writes ``reports/page.html`` at the end of a run, and the page of recorded runs."""
 
     @hookimpl
-    def run_end(self, run: Run, summary: Mapping[str, Any]) -> None:
-        """Write the page of the run that ends."""
+    def on_event(self, run: Run, event: Mapping[str, Any]) -> None:
+        """Write the page of the run that ends, before trackers send the reports in `run_end`."""
+        if event["event"] != "end":
+            return
         path = run.reports_dir / FILE
         write([read_run(run.directory)], path)
         relative = path.relative_to(run.directory).as_posix()
