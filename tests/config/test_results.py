@@ -46,7 +46,7 @@ def test_the_reports_are_a_command_each(script, tmp_path, capsys):
     """On all runs of the folder; the first that fails ends it."""
     given = ["--runs-dir", str(tmp_path), "--out", "there", "--only", "report"]
     assert script.main(given) == 0
-    reporters = ("format-comparison", "failure-modes", "manifold-comparison")
+    reporters = ("format-comparison", "failure-modes", "manifold-comparison", "page")
     source = ["--from", str(tmp_path), "--out", "there"]
     assert script.asked == [["report", reporter, *source] for reporter in reporters]
     script.execute = lambda command: 3
