@@ -386,7 +386,7 @@ def client_of(server: WandbServer, folder: Path) -> Iterator[pytest.MonkeyPatch]
     """Let the client find a server, and keep what it keeps in a folder."""
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("MODE", "BASE_URL", "API_KEY"):
+        for name in ("MODE", "BASE_URL", "API_KEY", "PROJECT", "ENTITY"):
             patch.delenv(f"WANDB_{name}", raising=False)
         for name, value in server.environment.items():
             patch.setenv(name, value)

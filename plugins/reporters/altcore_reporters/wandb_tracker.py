@@ -40,7 +40,7 @@ class WandbTracker(TrackerReporter):
     """
 
     project: str | None = setting(
-        None, help=f"the project; null is the run's own `project`, else {PROJECT}"
+        None, help=f"the project; null is the run's `project`, else `WANDB_PROJECT`, else {PROJECT}"
     )
     entity: str | None = setting(None, help="user or team; null is the default of the account")
     group: str | None = setting(None, help="the group; null is the run's `label`")
@@ -140,7 +140,8 @@ class WandbTracker(TrackerReporter):
         return list(read_runs(address, names))
 
     def _project(self, record: RunRecord) -> str:
-        return self.project or record.config.get("project") or PROJECT
+        own = self.project or record.config.get("project")
+        return own or os.environ.get("WANDB_PROJECT") or PROJECT
 
     def _id(self, record: RunRecord) -> str:
         """Return W&B's id of the run, which is ours unless somebody wrote another into the file."""
