@@ -203,11 +203,10 @@ def _has_key() -> bool:
     settings = wandb.setup().settings
     if settings.api_key or settings.identity_token_file:
         return True
+    host = str(urlparse(settings.base_url).hostname)
     file = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
     try:
-        return (
-            netrc.netrc(file).authenticators(str(urlparse(settings.base_url).hostname)) is not None
-        )
+        return netrc.netrc(file).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
@@ -220,7 +219,11 @@ def _shown(value: Any) -> Any:
     """Return a list of counts as a histogram, anything else as it is."""
     import wandb
 
-    if not isinstance(value, list) or not all(0 <= count < float("inf") for count in value):
+    if (
+        not value
+        or not isinstance(value, list)
+        or not all(0 <= count < float("inf") for count in value)
+    ):
         return value
     return wandb.Histogram(np_histogram=(value, list(range(len(value) + 1))))
 
