@@ -220,7 +220,8 @@ def test_the_table_names_all_that_a_class_may_have():
     root = PAGE.parents[1] / "altcore"
     sources = [root / "engine" / f"{n}.py" for n in ("plugins", "dispatch")]
     sources += [root / "hooks" / "plugin_class.py", root / "cli" / "report.py"]
-    pattern = r"(?:get|has)attr\((?:self\.instance|plugin\.instance|instance|cls|made), \"(\w+)\""
+    objects = r"self\.instance|plugin\.instance|instance|cls|made"
+    pattern = rf'(?:(?:get|has)attr\((?:{objects}), |own\.method\()"(\w+)"'
     looked_for = {name for path in sources for name in re.findall(pattern, path.read_text())}
     assert looked_for >= {"needs", "requires", "interval", "state_dict", "render"}
     assert all(f"`{name}" in found for name in {*looked_for, "name"})
