@@ -169,6 +169,10 @@ class LostDirectory(AltcoreError):
         self.moved_to = moved_to
 
 
+class LostRecord(AltcoreError):
+    """Lines of the run's record were removed or replaced while the run wrote to it."""
+
+
 class OutOfMemory(AltcoreError):
     """No memory is left; the message names the layer that asked, and the bytes."""
 

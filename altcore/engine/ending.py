@@ -14,7 +14,7 @@ from altcore.engine.state import Run
 from altcore.engine.step_record import StepRecord
 from altcore.engine.summarizing import summarize
 from altcore.errors import Interrupted, text_of
-from altcore.runs import SUMMARY, RunDirectory, step_lines
+from altcore.runs import RUN_ID, SUMMARY, RunDirectory, step_lines
 from altcore.signals import is_from_signal
 
 
@@ -88,7 +88,8 @@ class Ending:
 
     def summary(self) -> dict[str, Any]:
         """Return how the run ended, as summary.json has it."""
-        facts, findings = self.facts, self.findings
+        run_id = self.directory.run_id if self.directory.is_written else None
+        facts, findings = {**self.facts, RUN_ID: run_id}, self.findings
         made = summarize(self.run, self.history, self.status, facts, findings, self.error)
         return made.to_plain()
 

@@ -1,18 +1,18 @@
-"""What becomes of a run whose directory is removed or moved while it writes to it."""
+"""What becomes of a run whose directory or record is removed or moved while it writes to it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from altcore.engine.state import Run
-from altcore.errors import AltcoreError, LostDirectory
+from altcore.errors import AltcoreError, LostDirectory, LostRecord
 from altcore.runs import RunDirectory, write_configuration
 
 
 def check_place(directory: RunDirectory, run: Run, save: Callable[[], None]) -> None:
-    """End a run that lost its directory, after a checkpoint.
+    """End a run that lost its directory, or lines of its record, after a checkpoint.
 
-    It is saved where the directory was moved to; if it was removed, in a new one beside it.
+    It is saved where a directory was moved to; if it was removed, in a new one beside it.
 
     Raises:
         AltcoreError: that says what is lost, and where the state is.
@@ -32,3 +32,7 @@ def check_place(directory: RunDirectory, run: Run, save: Callable[[], None]) -> 
         save()
         where = f"the state after step {run.step} is saved in {directory.path}"
         raise AltcoreError(f"{lost}; {where}: {then}") from lost
+    except LostRecord as lost:
+        save()
+        then = f"--resume {directory.path.name} goes on"
+        raise AltcoreError(f"{lost}; the state after step {run.step} is saved: {then}") from lost

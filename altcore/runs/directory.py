@@ -13,7 +13,7 @@ from attrs import define, field
 
 from altcore.builtin_types import to_json
 from altcore.config import TrainConfig
-from altcore.errors import BadInput
+from altcore.errors import BadInput, LostRecord
 from altcore.log import log
 from altcore.recipes import takes_format
 from altcore.runs import durable
@@ -138,9 +138,26 @@ class RunDirectory:
         raise BadInput(f"there is no checkpoint in {self.checkpoints}", hint=hint)
 
     def check_in_place(self) -> None:
-        """Raise an error if the directory is not where it was, or another process writes it."""
+        """Raise an error if the directory or a part of it is not as this process left it.
+
+        Raises:
+            LostDirectory: if the path does not lead to the directory that was opened.
+            LostRecord: if lines of a .jsonl file are lost. The file is opened anew.
+            BadInput: if another process writes it, or a part of it is a link by now.
+        """
         if self._lock is not None:
             self._lock.check(self.path)
+            durable.check_no_links(self.path / name for name in (*FOLDERS, *FILES))
+            self._check_logs()
+
+    def _check_logs(self) -> None:
+        found = {file: log.problem for file, log in self._logs.items() if log.problem}
+        if not found:
+            return
+        for file in found:
+            self._logs.pop(file).close()
+        told = "; ".join(f"{self.path / file} {problem}" for file, problem in found.items())
+        raise LostRecord(f"the run's record is damaged: {told}")
 
     def begin_anew(self, name: str) -> None:
         """Be another directory from now on, a new one beside the one that is lost."""
@@ -151,6 +168,8 @@ class RunDirectory:
     def append(self, file: str, line: Mapping[str, Any]) -> None:
         """Append a line to a .jsonl file, readable at once."""
         text = json.dumps(to_json(line), allow_nan=False) + "\n"
+        if not self._log(file).is_open:
+            self._check_logs()
         self._log(file).append(text.encode())
 
     def _log(self, file: str) -> LogFile:

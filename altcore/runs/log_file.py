@@ -25,6 +25,11 @@ class LogFile:
     length: int = 0
     _sha256: Any = field(factory=hashlib.sha256)
     _is_synced: bool = False
+    _opened: os.stat_result = field(init=False)
+    """Of the file: a closed descriptor's number may become that of another one."""
+
+    def __attrs_post_init__(self) -> None:
+        self._opened = os.fstat(self._descriptor)
 
     @classmethod
     def open(cls, path: Path) -> LogFile:
@@ -44,6 +49,24 @@ class LogFile:
                 self.length += len(piece)
                 last = piece[-1:]
         return last
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the descriptor is still that of the file."""
+        try:
+            return os.path.samestat(os.fstat(self._descriptor), self._opened)
+        except OSError:
+            return False
+
+    @property
+    def problem(self) -> str | None:
+        """What other code did to the file since it was opened; None if nothing."""
+        if not self.is_open:
+            return "was closed by other code in this process"
+        if not durable.is_open_at(self.path, self._descriptor):
+            return "was removed or replaced"
+        size = os.fstat(self._descriptor).st_size
+        return None if size == self.length else f"has {size} bytes, not the {self.length} written"
 
     def append(self, data: bytes) -> None:
         """Append to the file, readable at once; all of it or, if an error is raised, nothing."""
@@ -97,9 +120,11 @@ class LogFile:
         durable.replace_file(self.path, whole)
         os.close(self._descriptor)
         self._descriptor = durable.open_to_write(self.path, os.O_APPEND)
+        self._opened = os.fstat(self._descriptor)
         self._read()
         return {"damaged_lines": numbers, "kept_in": aside.name}
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._descriptor)
+        if self.is_open:
+            os.close(self._descriptor)

@@ -22,7 +22,7 @@ from altcore.runs.durable import check_kinds
 from altcore.runs.history import finite
 from altcore.runs.json_lines import check_lines, read_lines, sample_lines
 from altcore.runs.manifest import read_manifest
-from altcore.runs.run_id import check_run_id, run_id_of
+from altcore.runs.run_id import RUN_ID, check_run_id, run_id_of
 from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.summary import KEYS, UNFINISHED, Summary, read_summary
 from altcore.yaml_files import read_mapping
@@ -135,6 +135,7 @@ def _so_far(path: Path) -> Summary:
     known = {k: v for k, v in start.items() if k in KEYS}
     steps = max((x["step"] for x in lines if "loss" in x), default=0)
     given = {**known, "name": path.name, "directory": str(path), "steps": steps}
+    given[RUN_ID] = run_id_of(path)
     given |= _losses(lines, path)
     try:
         made: Summary = build(Summary, {**given, "status": UNFINISHED})

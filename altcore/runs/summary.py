@@ -13,9 +13,10 @@ from typing import Any
 
 from attrs import asdict, fields, frozen
 
-from altcore.errors import BadInput
+from altcore.errors import BadInput, nearest, shown
 from altcore.hooks import build, setting
 from altcore.runs.json_files import read_json
+from altcore.runs.run_id import run_id_of
 
 FILE = "summary.json"
 UNFINISHED = "unfinished"
@@ -33,6 +34,9 @@ class Summary:
 
     name: str = setting(help="the run's name")
     directory: str = setting(help="the run's directory")
+    run_id: str | None = setting(
+        None, help="the run's id, as `environment.json` has it; null in all processes but the first"
+    )
     status: str = setting(help=f"{', '.join(STATUSES[:-1])}; {UNFINISHED} while it runs")
     verdict: str = setting("", help="how it went, in one line")
     learned: bool | None = setting(
@@ -157,7 +161,7 @@ def read_summary(path: Path) -> Summary | None:
     """Return the summary in a run's directory, None if it has none.
 
     Raises:
-        BadInput: if the file does not fit the schema.
+        BadInput: if the file does not fit the schema, or is that of another run.
     """
     file = path / FILE
     if not file.exists():
@@ -166,10 +170,20 @@ def read_summary(path: Path) -> Summary | None:
         plain = read_json(file)
         # A run that was moved is where it is.
         made: Summary = build(Summary, {**plain, "name": path.name, "directory": str(path)})
+        _check(made, run_id_of(path))
     except BadInput as error:
         hint = f"altcore train --resume {path.name} writes it again"
         raise BadInput(f"{file} is not a summary of a run: {error}", hint=hint) from error
     return made
+
+
+def _check(summary: Summary, run_id: str | None) -> None:
+    """Raise `BadInput` for a status that no run has, or the summary of another run."""
+    if summary.status not in STATUSES:
+        meant = nearest(summary.status, STATUSES)
+        raise BadInput(f"{shown(summary.status)} is no status of a run", key="status", meant=meant)
+    if None not in (summary.run_id, run_id) and summary.run_id != run_id:
+        raise BadInput(f"it is of run {summary.run_id}, and this is run {run_id}", key="run_id")
 
 
 def _without_nonfinite(value: Any) -> Any:

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from attrs import define
-from helpers import checkpoints, state, weights_sha256
+from helpers import checkpoints, events, state, weights_sha256
 from helpers_plugins import make
 
 from altcore import hookimpl
-from altcore.errors import AltcoreError
+from altcore.errors import AltcoreError, BadInput
 from altcore.runs import summary_of
 
 
@@ -112,3 +112,68 @@ def test_a_plugin_that_changes_the_working_directory_moves_no_run(
     assert result.run_directory == tmp_path / "mine/r"
     assert (tmp_path / "mine/r/summary.json").exists()
     assert not Path("/mine").exists()
+
+
+def close(path):
+    """Close the descriptor of a file of this process."""
+    for entry in Path("/proc/self/fd").iterdir():
+        if entry.exists() and entry.readlink() == path:
+            os.close(int(entry.name))
+
+
+def redirect(path):
+    """Let it lead to another file."""
+    other = os.open(path.with_name("victim.txt"), os.O_WRONLY | os.O_CREAT)
+    for entry in Path("/proc/self/fd").iterdir():
+        if entry.exists() and entry.readlink() == path:
+            os.dup2(other, int(entry.name))
+    os.close(other)
+
+
+def cut(path):
+    """Cut a file."""
+    os.truncate(path, 10)
+
+
+def swap(path):
+    """Replace a file by a copy."""
+    shutil.copy(path, path.with_name("copy"))
+    path.with_name("copy").replace(path)
+
+
+@pytest.mark.parametrize("log", ["metrics.jsonl", "events.jsonl"])
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (Path.unlink, "was removed or replaced"),
+        (swap, "was removed or replaced"),
+        (cut, r"has \d+ bytes, not the "),
+        (close, "was closed by other code"),
+        (redirect, "was closed by other code"),
+    ],
+)
+def test_a_record_that_is_harmed_is_an_error_that_loses_no_state(shelf, start, log, harm, told):
+    """It names the file; the end is in the events; the run goes on from there."""
+    left = [harm]
+    acting(shelf, lambda path: left and left.pop()(path / log))
+    with pytest.raises(AltcoreError, match=rf"record is damaged: .*/{log} {told}"):
+        start(["acts"], name="r", max_steps=6, checkpoint_interval=2)
+    run = start.runs / "r"
+    assert not (run / "victim.txt").exists() or (run / "victim.txt").read_bytes() == b""
+    assert events(run, "end")[0]["status"] == "failed"
+    start.resume("r")
+    plain = start(name="plain", max_steps=6)
+    assert weights_sha256(run) == weights_sha256(plain.run_directory)
+
+
+def test_a_link_in_the_place_of_the_checkpoints_is_not_followed(shelf, start, tmp_path):
+    """Nothing is written or removed in the folder that it leads to."""
+
+    def link(path):
+        (path / "checkpoints").rename(tmp_path / "stolen")
+        (path / "checkpoints").symlink_to(tmp_path / "stolen")
+
+    acting(shelf, link)
+    with pytest.raises(BadInput, match="checkpoints is a symbolic link"):
+        start(["acts"], name="r", max_steps=6, checkpoint_interval=2)
+    assert checkpoints(start.runs / "r")[-1] == "step-00000002"

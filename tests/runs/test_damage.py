@@ -66,3 +66,20 @@ def test_damage_to_a_file_stops_no_other_run(file, runs, tmp_path):
     shutil.copytree(runs.runs, tmp_path / "runs")
     (tmp_path / "runs/harmed" / file).write_bytes(DRAW.randbytes(300))
     assert Starter(tmp_path / "runs", runs.corpus).resume("other", max_steps=3)
+
+
+def test_the_summary_of_another_run_is_refused_and_written_again(runs, tmp_path, capsys):
+    """By its id, wherever it is read; it is the same for an edited status."""
+    shutil.copytree(runs.runs, tmp_path / "runs")
+    file = tmp_path / "runs/harmed/summary.json"
+    own, where = file.read_text(), ("--runs-dir", str(tmp_path / "runs"))
+    foreign = (tmp_path / "runs/other/summary.json").read_text()
+    edited = own.replace('"status": "finished"', '"status": "finishd"')
+    for text, says in ((foreign, "run_id: it is of run"), (edited, "did you mean finished")):
+        file.write_text(text)
+        found = call(capsys, "runs", "show", "harmed", *where)
+        assert found.code == 2
+        assert says in found.message
+        assert "--resume harmed writes it again" in found.message
+        Starter(tmp_path / "runs", runs.corpus).resume("harmed")
+        assert call(capsys, "runs", "show", "harmed", *where).code == 0
