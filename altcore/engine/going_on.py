@@ -28,9 +28,11 @@ from altcore.runs import (
     RunDirectory,
     about_platform,
     check_changes,
+    check_environment,
     check_run_id,
     compare,
     find_end,
+    has_environment,
     has_summary,
     identity_in,
     load_if_valid,
@@ -156,9 +158,11 @@ def go_on(
     if directory.is_written:
         tidy(directory.checkpoints)
     directory.check_begun()
+    check_environment(directory.path)
     found = _end_of(directory, config, check, built) or _newest(directory, config, check, built)
     is_over = found.manifest["phase"] == ENDED_PHASE
-    is_done = found.step == config.max_steps and is_over and has_summary(directory.path)
+    is_whole = has_summary(directory.path) and has_environment(directory.path)
+    is_done = found.step == config.max_steps and is_over and is_whole
     if found.step > config.max_steps or is_done:
         raise BadInput(_nothing_left(directory.path.name, found.step, config.max_steps, is_over))
     planned = found.manifest["identity"]["configuration"]["max_steps"]

@@ -43,12 +43,14 @@ from altcore.quantization import Quantization, find_layers, matrices
 from altcore.recipes import formats_in, matching, some
 from altcore.registry import Entry, find
 from altcore.runs import (
+    ENVIRONMENT,
     RUN_ID,
     SUMMARY,
     RunDirectory,
     UnwrittenDirectory,
     environment,
     find_run,
+    has_environment,
     no_space_named,
     set_aside,
     write_configuration,
@@ -178,7 +180,10 @@ def _prepare(
         ranks=ranks,
     )
     ranks.seed(config.seed)
-    if going_on is None:
+    if going_on is None or (directory.is_written and not has_environment(directory.path)):
+        if going_on is not None:
+            log.warning("environment.json was missing or damaged, and is that of this resume now")
+            directory.keep_damaged(ENVIRONMENT)
         origins = {p.name: p.origin for p in plugins}
         about = {
             RUN_ID: directory.run_id,
@@ -186,7 +191,8 @@ def _prepare(
             "world_size": ranks.world_size,
             **facts,
         }
-        directory.write_json("environment.json", about)
+        directory.write_json(ENVIRONMENT, about)
+    if going_on is None:
         for line in notices_of(config, workload) if ranks.rank == 0 else ():
             log.info(line)
     else:

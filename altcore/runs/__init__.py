@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from altcore.builtin_types import to_json
 from altcore.runs.digests import contents, named_path, source_digest
 from altcore.runs.directory import (
+    ENVIRONMENT,
     EVENTS,
     METRICS,
     TIMINGS,
@@ -52,7 +53,7 @@ from altcore.runs.reading import (
     summary_of,
 )
 from altcore.runs.record import DirectoryRecord, RunRecord, full_summary, read_run, read_runs
-from altcore.runs.run_id import RUN_ID, check_run_id, run_id_of
+from altcore.runs.run_id import RUN_ID, check_environment, check_run_id, has_environment, run_id_of
 from altcore.runs.summary import ENDED, EVALUATED, STATUSES, UNFINISHED, Summary, has_summary
 from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.summary_text import number, summary_lines
@@ -96,6 +97,7 @@ __all__ = [
     "ANOMALY",
     "ENDED",
     "ENDED_PHASE",
+    "ENVIRONMENT",
     "EVALUATED",
     "EVENTS",
     "METRICS",
@@ -121,6 +123,7 @@ __all__ = [
     "as_name",
     "by_merit",
     "check_changes",
+    "check_environment",
     "check_run_id",
     "compare",
     "contents",
@@ -131,6 +134,7 @@ __all__ = [
     "finite",
     "folder_of",
     "full_summary",
+    "has_environment",
     "has_learned",
     "has_summary",
     "identity_in",

@@ -18,6 +18,7 @@ from altcore.errors import BadInput, InvalidCheckpoint
 from altcore.runs.json_files import read_json
 from altcore.runs.manifest import is_checkpoint, read_manifest
 
+FILE = "environment.json"
 RUN_ID = "run_id"
 """The key in manifests and in environment.json."""
 
@@ -33,16 +34,43 @@ def run_id_of(run: Path) -> str | None:
 
     If environment.json is lost or damaged, it is that of most checkpoints, or of the oldest.
     """
+    told = _id_in_environment(run)
+    if told is not None:
+        return told
+    ids = _ids_of_checkpoints(run)
+    return Counter(ids).most_common(1)[0][0] if ids else None
+
+
+def has_environment(run: Path) -> bool:
+    """Whether a run's environment.json can be read and has an id."""
+    return _id_in_environment(run) is not None
+
+
+def check_environment(run: Path) -> None:
+    """Raise `BadInput` if environment.json is of another run than all checkpoints."""
+    told, ids = _id_in_environment(run), {*_ids_of_checkpoints(run)}
+    if told is not None and len(ids) == 1 and told not in ids:
+        raise BadInput(
+            f"{run / FILE} is of run {told}, and all checkpoints are of run {ids.pop()}",
+            hint=f"remove the file; --resume {run.name} writes it again",
+        )
+
+
+def _id_in_environment(run: Path) -> str | None:
     with suppress(BadInput, OSError):
-        told = read_json(run / "environment.json").get(RUN_ID)
+        told = read_json(run / FILE).get(RUN_ID)
         if isinstance(told, str) and told[16:] == _check_digits(told[:16]):
             return told
+    return None
+
+
+def _ids_of_checkpoints(run: Path) -> list[str]:
+    """Return the ids in the manifests that can be read, by step."""
     manifests = []
     for path in filter(is_checkpoint, (run / "checkpoints").glob("*")):
         with suppress(InvalidCheckpoint):
             manifests.append(read_manifest(path))
-    ids = [m[RUN_ID] for m in sorted(manifests, key=lambda m: int(m["step"])) if m[RUN_ID]]
-    return Counter(ids).most_common(1)[0][0] if ids else None
+    return [m[RUN_ID] for m in sorted(manifests, key=lambda m: int(m["step"])) if m[RUN_ID]]
 
 
 def check_run_id(path: Path, manifest: Mapping[str, Any], run_id: str | None) -> None:

@@ -1,11 +1,15 @@
 """Damage to a file of one run hides no other, and is named with the file."""
 
+import json
 import random
 import shutil
 
 import pytest
 from helpers import Starter, text_file
 from helpers_cli import call
+from structlog.testing import capture_logs
+
+from altcore import BadInput
 
 FILES = (
     "metrics.jsonl",
@@ -83,3 +87,39 @@ def test_the_summary_of_another_run_is_refused_and_written_again(runs, tmp_path,
         assert "--resume harmed writes it again" in found.message
         Starter(tmp_path / "runs", runs.corpus).resume("harmed")
         assert call(capsys, "runs", "show", "harmed", *where).code == 0
+
+
+@pytest.mark.parametrize("harm", [lambda file: file.unlink(), lambda file: file.write_text("[]")])
+def test_a_resume_writes_a_lost_environment_again(runs, tmp_path, capsys, harm):
+    """Of a finished run, too, with the id of its checkpoints."""
+    shutil.copytree(runs.runs, tmp_path / "runs")
+    file = tmp_path / "runs/harmed/environment.json"
+    before = json.loads(file.read_text())
+    harm(file)
+    with capture_logs() as logs:
+        Starter(tmp_path / "runs", runs.corpus).resume("harmed")
+    assert any("environment.json was missing or damaged" in line["event"] for line in logs)
+    after = json.loads(file.read_text())
+    assert (after["run_id"], after.keys()) == (before["run_id"], before.keys())
+
+
+def test_an_environment_of_another_run_is_named(runs, tmp_path):
+    """And not the checkpoints, which all agree; without it the run goes on."""
+    shutil.copytree(runs.runs, tmp_path / "runs")
+    file = tmp_path / "runs/harmed/environment.json"
+    shutil.copy(tmp_path / "runs/other/environment.json", file)
+    start = Starter(tmp_path / "runs", runs.corpus)
+    with pytest.raises(BadInput, match=r"environment\.json is of run \w+, and all checkpoints"):
+        start.resume("harmed", max_steps=3)
+    file.unlink()
+    assert start.resume("harmed", max_steps=3).summary["steps"] == 3
+
+
+def test_a_tracker_names_a_lost_environment(runs, tmp_path, capsys):
+    """With the remedy, and no traceback."""
+    shutil.copytree(runs.runs, tmp_path / "runs")
+    (tmp_path / "runs/harmed/environment.json").unlink()
+    where = ("--runs-dir", str(tmp_path / "runs"))
+    found = call(capsys, "runs", "upload", "harmed", "--to", "csv", *where)
+    assert found.code == 2
+    assert "environment.json is missing" in found.message

@@ -61,6 +61,11 @@ class Follower:
         """Start the tracker. With ``live_from``, people are alerted of events from that byte on."""
         assert record.directory is not None
         files = (GrowingFile(record.directory / name) for name in (METRICS, TIMINGS, EVENTS))
+        if "started" not in record.environment:
+            raise BadInput(
+                f"{record.directory / 'environment.json'} is missing, or tells of no start",
+                hint=f"altcore train --resume {record.name} writes it again",
+            )
         began = datetime.strptime(record.environment["started"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
         alerts = None if live_from is None else Alerts(record.config)
         tracker.ledger = ledger
