@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import netrc
 import os
 import shutil
@@ -219,11 +220,8 @@ def _shown(value: Any) -> Any:
     """Return a list of counts as a histogram, anything else as it is."""
     import wandb
 
-    if (
-        not value
-        or not isinstance(value, list)
-        or not all(0 <= count < float("inf") for count in value)
-    ):
+    is_counts = isinstance(value, list) and all(0 <= count < math.inf for count in value)
+    if not (is_counts and value):
         return value
     return wandb.Histogram(np_histogram=(value, list(range(len(value) + 1))))
 
