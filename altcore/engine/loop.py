@@ -307,6 +307,7 @@ class Engine:
     def evaluate(self, step: Step) -> bool:
         """Measure loss and measures of the validation split, and tell; returns if it is best."""
         self.record.flush()
+        self.saving.check_data()
         self.saving.has_finite_weights()
         history = self.history
         try:

@@ -11,6 +11,7 @@ from altcore.engine.ending import Ending
 from altcore.engine.rescue import check_place
 from altcore.engine.run_state import RunState
 from altcore.engine.weights import WeightCheck
+from altcore.errors import AltcoreError
 from altcore.hooks import NonFinite
 from altcore.runs import (
     ANOMALY,
@@ -26,6 +27,7 @@ from altcore.runs import (
     retain,
     save_checkpoint,
     save_snapshot,
+    stamps,
     update_manifest,
 )
 
@@ -51,6 +53,22 @@ class Saving:
     snapshots: dict[int, dict[str, Any]] = field(init=False, factory=dict)
     """The snapshots that are on disk, by step, as manifests refer to them."""
 
+    data: Mapping[str, Any] = field(init=False)
+    """What the workload's files were known by when the run was built."""
+
+    def __attrs_post_init__(self) -> None:
+        config, paths = self.state.run.config, self.identity.get("paths", ())
+        given = self.identity.get("configuration", {}).get("settings", {}).get(config.workload, {})
+        self.data = stamps(v for k, v in given.items() if f"{config.workload}.{k}" in paths)
+
+    def check_data(self) -> None:
+        """Raise `AltcoreError` if a file of the workload is not what it was: nothing is saved."""
+        now = stamps(self.data)
+        changed = [file for file, stamp in self.data.items() if now[file] != stamp]
+        if changed:
+            then = "put them back, and --resume goes on from the last checkpoint"
+            raise AltcoreError(f"data changed while the run trained: {', '.join(changed)}: {then}")
+
     @property
     def phase(self) -> str:
         """Whether steps are left."""
@@ -64,6 +82,7 @@ class Saving:
         an anomaly, and that of the last step, from which the run can end again.
         """
         self.state.record.flush()
+        self.check_data()
         self.check_place()
         self._save()
 

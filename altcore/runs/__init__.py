@@ -8,7 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from altcore.builtin_types import to_json
-from altcore.runs.digests import contents, named_path, source_digest
+from altcore.runs.digests import contents, named_path, source_digest, stamps
 from altcore.runs.directory import (
     ENVIRONMENT,
     EVENTS,
@@ -166,6 +166,7 @@ __all__ = [
     "save_snapshot",
     "set_aside",
     "source_digest",
+    "stamps",
     "step_lines",
     "summary_lines",
     "summary_of",

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterable, Iterator
 from functools import cache
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 
 from altcore.formats import digest
@@ -37,6 +38,26 @@ def contents(path: Path) -> str:
     chosen = [*sizes][:: -(-len(sizes) // BLOCKS)]
     beginnings = {names[p]: _beginning(p) for p in chosen}
     return digest({"sizes": {names[p]: size for p, size in sizes.items()}, "files": beginnings})
+
+
+def stamps(paths: Iterable[str]) -> dict[str, tuple[int, int, int] | None]:
+    """Return inode, size and time of change of files, and of up to 1024 in each folder, by path.
+
+    None for a file that is gone.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        path = path.expanduser().absolute()
+        found += islice(_within(path), BLOCKS) if path.is_dir() else [path]
+    return {str(path): _stamp(path) for path in found}
+
+
+def _stamp(path: Path) -> tuple[int, int, int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _beginning(path: Path) -> str:

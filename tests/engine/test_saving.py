@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 import altcore
 from altcore import BadInput, Stop, hookimpl
-from altcore.errors import Interrupted, PluginError
+from altcore.errors import AltcoreError, Interrupted, PluginError
 from altcore.runs import read_lines
 from altcore.runs.manifest import read_manifest
 
@@ -438,3 +438,20 @@ def test_a_run_that_dies_in_such_an_end_resumes_into_it(shelf, start):
     assert metrics_bytes(run) == metrics_bytes(whole)
     assert without_resumes(run) == without_resumes(whole)
     assert events(run, "resume")[0]["checkpoint"] == "anomaly_00000003"
+
+
+def test_data_that_change_while_the_run_trains_end_it(shelf, start):
+    """With the file named, and no checkpoint of what was learned from it."""
+
+    @define(eq=False)
+    class Spoils:
+        @hookimpl
+        def pre_step(self, run, step):
+            if step.index == 3:
+                start.corpus.write_text(start.corpus.read_text() + "more")
+
+    shelf.install("intervention", "spoils", Spoils)
+    with pytest.raises(AltcoreError, match=f"data changed while the run trained: {start.corpus}"):
+        start(["spoils"], name="r", max_steps=6, checkpoint_interval=2)
+    assert checkpoints(start.runs / "r")[-1] == "step-00000002"
+    assert events(start.runs / "r", "end")[0]["status"] == "failed"
