@@ -32,6 +32,9 @@ def find_run(name: str, runs_dir: str) -> Path:
     """Return the directory of a run. Raises `BadInput` if there is none with that name."""
     path = Path(runs_dir) / check_name(name, "run")
     check_kinds(path, files=[CONFIG], folders=[])
+    if not (path / CONFIG).exists() and _newest_manifest(path)[0] is not None:
+        hint = f"altcore runs restore {name} writes it anew, from the newest checkpoint"
+        raise BadInput(f"{path / CONFIG} is missing", hint=hint)
     if not _is_run(path):
         known = [p.name for p in list_runs(runs_dir)]
         raise BadInput(f"there is no run {name!r} in {runs_dir}", meant=nearest(name, known))

@@ -393,6 +393,9 @@ def test_a_configuration_that_is_torn_can_be_restored(data, says, start, run, ca
 
 def test_a_configuration_that_is_gone_can_be_restored(start, run, capsys):
     (run / "config.yaml").unlink()
+    found = call(capsys, "runs", "show", "r", "--runs-dir", start.runs)
+    assert found.code == 2
+    assert "config.yaml is missing: altcore runs restore r writes it anew" in found.message
     assert call(capsys, "runs", "restore", "r", "--runs-dir", start.runs).code == 0
     assert start.resume("r", max_steps=4).steps_completed == 4
 
