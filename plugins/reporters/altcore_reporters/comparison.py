@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from altcore.plugin import BadInput, nearest
-from altcore_reporters.intervals import Interval, Values, difference, flat, holm, interval_of
+from altcore_reporters.intervals import Interval, Values, difference, holm, interval_of, seed_means
 from altcore_reporters.layer_types import TYPES, layer_type
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ class Lead:
     format: str
     metric: str
     mean: float
-    runs: int
+    seeds: int
     rivals: tuple[Rival, ...]
 
     @property
@@ -98,8 +98,8 @@ class FormatComparator:
             ascending: whether the lowest is the best.
 
         Returns:
-            rank, format, the metric's mean over the runs that have it, its 95 % interval (low,
-            high), runs; with several conditions, condition first, and ranks within each. Equal
+            rank, format, the metric's mean over the seeds that have it, its 95 % interval (low,
+            high), seeds; with several conditions, condition first, and ranks within each. Equal
             means share a rank. A format without the metric comes last and has no rank. A rank
             alone does not say that two formats differ: `lead` does.
 
@@ -111,12 +111,14 @@ class FormatComparator:
         self._check(metric)
         rows = []
         for condition, own in self.conditions.items():
-            found = [(fmt, interval_of(flat(v))) for fmt, v in values_by_seed(own, metric).items()]
+            found = [
+                (fmt, interval_of(seed_means(v))) for fmt, v in values_by_seed(own, metric).items()
+            ]
             means = pd.Series([i.mean for _, i in found], dtype=float)
             ranks = means.rank(method="min", ascending=ascending).astype("Int64")
             for rank, (fmt, i) in zip(ranks, found, strict=True):
                 rows.append((condition, rank, fmt, i.mean, i.low, i.high, i.n))
-        head = [CONDITION, "rank", "format", metric, "low", "high", "runs"]
+        head = [CONDITION, "rank", "format", metric, "low", "high", "seeds"]
         made = pd.DataFrame(rows, columns=head).astype({"rank": "Int64"})
         order = {c: i for i, c in enumerate(self.conditions)}
         made = made.sort_values(
@@ -139,12 +141,12 @@ class FormatComparator:
             if not values:
                 continue
             sign = 1 if ascending else -1
-            ordered = sorted(values, key=lambda f: sign * interval_of(flat(values[f])).mean)
+            ordered = sorted(values, key=lambda f: sign * interval_of(seed_means(values[f])).mean)
             best, *others = ordered
             changes = [difference(values[best], values[f]) for f in others]
             ps = holm([c.p for c in changes])
             rivals = tuple(Rival(*row) for row in zip(others, changes, ps, strict=True))
-            mean = interval_of(flat(values[best]))
+            mean = interval_of(seed_means(values[best]))
             found.append(Lead(condition, best, metric, mean.mean, mean.n, rivals))
         return found
 
@@ -174,7 +176,8 @@ class FormatComparator:
         for own in self.finished.conditions.values():
             values = values_by_seed(own, metric)
             base, test = (
-                interval_of(flat(values.get(f, {}))).mean for f in (baseline_format, test_format)
+                interval_of(seed_means(values.get(f, {}))).mean
+                for f in (baseline_format, test_format)
             )
             if base and math.isfinite(base) and math.isfinite(test):
                 found.append((base - test) / abs(base) * 100)
@@ -224,9 +227,13 @@ def by_condition(df: pd.DataFrame) -> dict[str, pd.DataFrame]:
 
 
 def values_by_seed(df: pd.DataFrame, metric: str, column: str = "format") -> dict[str, Values]:
-    """Return the finite values of a metric, by what a column says and by seed."""
+    """Return the finite values of a metric, by what a column says and by seed.
+
+    A run that is there several times counts once.
+    """
     import pandas as pd
 
+    df = df[~is_copy(df, column)]
     found: dict[str, dict[object, list[float]]] = {}
     seeds = df["seed"] if "seed" in df else [None] * len(df)
     values = pd.to_numeric(df[metric]).to_numpy(dtype=float, na_value=math.nan)
@@ -235,3 +242,13 @@ def values_by_seed(df: pd.DataFrame, metric: str, column: str = "format") -> dic
         if math.isfinite(value):
             own.setdefault(None if pd.isna(seed) else seed, []).append(value)
     return found
+
+
+def is_copy(df: pd.DataFrame, column: str = "format") -> pd.Series:
+    """Return which rows are of a run that an earlier row has: its directory was copied."""
+    import pandas as pd
+
+    if "run_id" not in df:
+        return pd.Series(False, index=df.index)
+    same = [c for c in ("run_id", "seed", column) if c in df]
+    return df["run_id"].notna() & df.duplicated(same)

@@ -19,6 +19,7 @@ from altcore_reporters.frame_tables import (
     bounds_text,
     bullets,
     cell,
+    copies_text,
     count,
     frame_table,
     head,
@@ -98,6 +99,7 @@ def format_comparison(
         f"Left out, since no other format shares their configuration: {listed(left_out)}."
         if left_out
         else "",
+        copies_text(df),
         "## Summary",
         _sweet_spot(leads.get(decides, []), sweet_spot),
         bullets(conclusions),
@@ -145,7 +147,7 @@ def _of_lead(found: Lead) -> str:
     lowest = f"{where}{name} has the lowest mean {WORDS[found.metric]}, {cell(found.mean)}"
     unknown = [r.format for r in found.rivals if r.change.n < 2]
     if len(unknown) == len(found.rivals):
-        return f"{lowest}, but with one run of a format {NO_CONCLUSION}."
+        return f"{lowest}, but with one seed of a format {NO_CONCLUSION}."
     apart = [r.format for r in found.rivals if r.is_distinguishable]
     same = [r.format for r in found.rivals if r.is_equal]
     near = [
@@ -161,7 +163,7 @@ def _of_lead(found: Lead) -> str:
     if near:
         said.append(f"It is not distinguishable from {listed(near)}.")
     if unknown:
-        said.append(f"Of {listed(unknown)} there is one run, which allows no conclusion.")
+        said.append(f"Of {listed(unknown)} there is one seed, which allows no conclusion.")
     return " ".join(said)
 
 
@@ -191,7 +193,7 @@ def _ranking(
         return "No finished run has one."
     rows = []
     for own in compared.rank_by_metric(metric).to_dict("records"):
-        row = {k: own[k] for k in (CONDITION, "rank", "format", "runs") if k in own}
+        row = {k: own[k] for k in (CONDITION, "rank", "format", "seeds") if k in own}
         row[f"mean {metric}"] = bounds_text(own[metric], own["low"], own["high"])
         if rivals:
             condition = own.get(CONDITION, next(iter(compared.conditions)))

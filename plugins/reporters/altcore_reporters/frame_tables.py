@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
-from altcore_reporters.comparison import CONDITION
+from altcore_reporters.comparison import CONDITION, is_copy
 from altcore_reporters.intervals import Interval
 from altcore_reporters.markdown import is_finite, rate, text
 
@@ -72,7 +72,7 @@ def bounds_text(mean: float, low: float, high: float, digits: int = 4) -> Markdo
     if math.isnan(mean):
         return Markdown(NOT_KNOWN)
     if math.isinf(high):
-        return Markdown(f"{mean:.{digits}f} (one run)")
+        return Markdown(f"{mean:.{digits}f} (one seed)")
     return Markdown(f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]")
 
 
@@ -113,6 +113,15 @@ def run_link(row: Mapping[str, Any]) -> str:
     url = row.get("run_url")
     is_web = isinstance(url, str) and urlsplit(url).scheme in ("http", "https")
     return f"[{name}]({quote(url, safe=':/?#=&%+~@,;')})" if is_web else name
+
+
+def copies_text(df: pd.DataFrame, column: str = "format") -> str:
+    """Name the rows of a frame that are copies of another row's run, if there are any."""
+    copies = df[is_copy(df, column)]
+    if not len(copies):
+        return ""
+    names = listed(row.get("name", row["run_id"]) for row in copies.to_dict("records"))
+    return f"Copies of other runs here, which count once: {names}."
 
 
 def head(title: str, about: str) -> list[str]:

@@ -2,8 +2,8 @@
 
 Runs of one seed see the same batches and start from the same weights, so two contenders are
 compared seed by seed where at least two seeds are common (paired). Otherwise the two means are
-compared with Welch's degrees of freedom. One run says nothing about the next one: an interval that
-rests on fewer than two is infinite.
+compared with Welch's degrees of freedom. Several runs of one seed count as their mean. One seed
+says nothing about the next one: an interval that rests on fewer than two is infinite.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Interval:
     p: float
     """Two-sided probability of a mean as far from 0, were it 0; NaN if it cannot be told."""
     n: int
-    """Seeds that were paired, or runs of the smaller side."""
+    """Seeds that were paired, or those of the smaller side."""
     method: str = ""
 
     @property
@@ -62,16 +62,13 @@ def interval_of(values: Sequence[float]) -> Interval:
 
 
 def difference(first: Values, second: Values) -> Interval:
-    """Return the mean of the second minus that of the first, by seed if that is possible.
-
-    Several runs of one seed count as their mean.
-    """
+    """Return the mean of the second minus that of the first, by seed if that is possible."""
     known = [k for k in first if k is not None and k in second]
     if len(known) > 1:
         changes = [_mean(second[k]) - _mean(first[k]) for k in known]
         found = interval_of(changes)
         return Interval(found.mean, found.low, found.high, found.p, len(known), PAIRED)
-    a, b = flat(first), flat(second)
+    a, b = seed_means(first), seed_means(second)
     n = min(len(a), len(b))
     mean = _mean(b) - _mean(a) if n else math.nan
     if n < 2:
@@ -84,9 +81,14 @@ def difference(first: Values, second: Values) -> Interval:
     return _student(mean, spread, degrees, n, WELCH)
 
 
-def flat(values: Values) -> list[float]:
-    """Return the values of all seeds."""
-    return [x for own in values.values() for x in own]
+def seed_means(values: Values) -> list[float]:
+    """Return one value a seed, the mean of its runs; each run of an unknown seed has its own.
+
+    >>> seed_means({1: [1.0, 3.0], 2: [5.0], None: [7.0, 8.0]})
+    [2.0, 5.0, 7.0, 8.0]
+    """
+    known = [_mean(own) for seed, own in values.items() if seed is not None]
+    return [*known, *values.get(None, ())]
 
 
 def holm(ps: Sequence[float]) -> list[float]:

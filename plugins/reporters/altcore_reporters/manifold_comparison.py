@@ -12,6 +12,7 @@ from altcore_reporters.comparison import ALPHA, CONDITION, FormatComparator, val
 from altcore_reporters.format_comparison import ALL_ELSE
 from altcore_reporters.frame_tables import (
     bullets,
+    copies_text,
     count,
     frame_table,
     head,
@@ -19,7 +20,7 @@ from altcore_reporters.frame_tables import (
     p_text,
     rows_table,
 )
-from altcore_reporters.intervals import Interval, Values, difference, flat, holm, interval_of
+from altcore_reporters.intervals import Interval, Values, difference, holm, interval_of, seed_means
 from altcore_reporters.markdown import text
 
 if TYPE_CHECKING:
@@ -88,6 +89,7 @@ def manifold_comparison(df: pd.DataFrame) -> str:
     parts = [*head(TITLE, about if len(df) else "no run"), "## Hypothesis", HYPOTHESIS]
     if not len(df):
         return "\n\n".join([*parts, "## Results", "No data: there is no run to compare."]) + "\n"
+    copies = copies_text(df, "optimizer")
     if "format" not in df:
         df = df.assign(format="E5M2")
     found = compare(df)
@@ -99,6 +101,7 @@ def manifold_comparison(df: pd.DataFrame) -> str:
     missing = [] if found else [_missing(df)]
     parts += [
         "## Results",
+        *([copies] if copies else []),
         frame_table(df, RESULTS),
         "## Difference",
         *(_differences(found) if found else missing),
@@ -125,7 +128,7 @@ def compare(df: pd.DataFrame) -> list[Comparison]:
                 base,
                 test,
                 metric,
-                interval_of(flat(a[base])).mean,
+                interval_of(seed_means(a[base])).mean,
                 difference(a[base], b[test]),
             )
             for condition, runs in finished.conditions.items()
@@ -182,7 +185,7 @@ def _sentence(c: Comparison) -> str:
     if c.verdict == "no conclusion":
         change = f"{name} {interval_text(c.change)}"
         return (
-            f"{c.where}: with one run of an optimizer, the numbers allow no conclusion. {change}."
+            f"{c.where}: with one seed of an optimizer, the numbers allow no conclusion. {change}."
         )
     better = interval_text(c.improvement, digits=2)
     change = f"{name} {interval_text(c.change)}, an improvement by {better} percent"

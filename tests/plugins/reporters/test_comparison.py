@@ -26,13 +26,13 @@ SIX = frame(
 
 
 def test_formats_are_ranked_by_their_mean():
-    """Two runs each; the mean of what is known of E7M0, and how many runs that is."""
+    """Two runs each; the mean of what is known of E7M0, and how many seeds that is."""
     found = FormatComparator(SIX).rank_by_metric("final_loss")
-    assert list(found.columns) == ["rank", "format", "final_loss", "low", "high", "runs"]
+    assert list(found.columns) == ["rank", "format", "final_loss", "low", "high", "seeds"]
     assert list(found["format"]) == ["E7M0", "E3M4", "E5M2"]
     assert list(found["final_loss"]) == pytest.approx([1.0, 2.1, 2.55])
     assert list(found["rank"]) == [1, 2, 3]
-    assert list(found["runs"]) == [1, 2, 2]
+    assert list(found["seeds"]) == [1, 2, 2]
     half = 12.706204736 * 0.1  # t of one degree of freedom, times the error of 2.0 and 2.2
     assert found["high"][1] == pytest.approx(2.1 + half)
     assert math.isinf(found["high"][0])
@@ -103,7 +103,7 @@ def test_a_lead_is_clear_when_every_rival_is_distinguishable():
     losses = {"A": (1.0, 5.0, 9.0), "B": (1.9, 6.0, 10.1), "C": (3.1, 7.0, 10.9)}
     rows = [(f, s, v) for f, own in losses.items() for s, v in enumerate(own)]
     (lead,) = FormatComparator(frame(*rows, columns=["format", "seed", "final_loss"])).lead()
-    assert (lead.format, lead.runs, lead.is_clear) == ("A", 3, True)
+    assert (lead.format, lead.seeds, lead.is_clear) == ("A", 3, True)
     assert [r.format for r in lead.rivals] == ["B", "C"]
     half = 4.302652729911275 * 0.1 / math.sqrt(3)
     assert lead.rivals[0].change.low == pytest.approx(1 - half)
@@ -165,6 +165,28 @@ def test_rivals_are_corrected_for_their_number():
     assert rival.p == pytest.approx(4 * rival.change.p)
     assert rival.change.excludes_zero
     assert not rival.is_distinguishable
+
+
+def test_runs_of_one_seed_count_as_their_mean():
+    """Two runs of one seed are no two seeds: there is no interval, and no mean of runs."""
+    twice = frame(*[("A", 1, x) for x in (1.0, 1.5)], *[("B", 1, x) for x in (9.0, 9.1)],
+                  columns=["format", "seed", "final_loss"])  # fmt: skip
+    (lead,) = FormatComparator(twice).lead()
+    assert (lead.seeds, lead.is_clear, lead.rivals[0].change.n) == (1, False, 1)
+    more = pd.concat([twice, frame(("A", 2, 5.0), columns=["format", "seed", "final_loss"])])
+    ranked = FormatComparator(more).rank_by_metric("final_loss")
+    assert list(ranked["final_loss"]) == pytest.approx([3.125, 9.05])
+    assert list(ranked["seeds"]) == [2, 1]
+    assert FormatComparator(more).lead()[0].mean == pytest.approx(3.125)
+
+
+def test_a_copy_of_a_run_does_not_count():
+    """The loader's frames have no seeds, and then every other run counts for itself."""
+    rows = [("A", "a", 1.0), ("A", "a", 1.0), ("A", None, 4.0), ("A", None, 4.0), ("B", "b", 9.0)]
+    df = frame(*rows, columns=["format", "run_id", "final_loss"])
+    ranked = FormatComparator(df).rank_by_metric("final_loss")
+    assert list(ranked["seeds"]) == [3, 1]
+    assert list(ranked["final_loss"]) == [3.0, 9.0]
 
 
 # -------------------------------------------------------------------------------- layer types

@@ -113,7 +113,7 @@ def test_no_sweet_spot_is_named_where_one_cannot_be_told(write):
     text = write("format_comparison", CLEAR, "E3M4")
     summary = section(text, "Summary")
     assert "**The numbers name no sweet spot.** E3M4 has the lowest mean final loss" in summary
-    assert "Of E7M0 there is one run, which allows no conclusion." in summary
+    assert "Of E7M0 there is one seed, which allows no conclusion." in summary
 
 
 def test_overlapping_seeds_name_no_winner(write):
@@ -127,7 +127,7 @@ def test_overlapping_seeds_name_no_winner(write):
 def test_one_seed_allows_no_conclusion(write):
     """The original experiments had one."""
     text = write("format_comparison", runs({"E3M4": (2.0,), "E5M2": (3.0,)}), "E3M4")
-    assert "with one run of a format the numbers allow no conclusion" in section(
+    assert "with one seed of a format the numbers allow no conclusion" in section(
         text, "Conclusions"
     )
     assert "**The numbers name no sweet spot.**" in text
@@ -142,6 +142,22 @@ def test_the_validation_loss_decides_where_all_have_one(write):
     assert "**Sweet spot: E5M2**, by validation loss. E3M4 has the lowest mean final" in summary
     partial = df.assign(val_loss=[3.0, 3.2, 1.0, NAN])
     assert "validation" not in section(write("format_comparison", partial, "E3M4"), "Summary")
+
+
+def test_copies_of_runs_conclude_nothing(write):
+    """A directory that was copied has the run's id."""
+    one = runs({"E3M4": (2.0,), "E5M2": (3.0,)})
+    one["name"] = one["run_id"]
+    df = pd.concat([one, one.assign(name=one["name"] + "-again")], ignore_index=True)
+    text = write("format_comparison", df, "E3M4")
+    assert "which count once: E3M4-0-again and E5M2-0-again." in text
+    assert "**The numbers name no sweet spot.**" in text
+    assert "with one seed of a format the numbers allow no conclusion" in text
+    assert "Copies" not in write("format_comparison", one, "E3M4")
+    both = optimizers((2.0,), (1.0,)).assign(run_id=["a", "b"])
+    text = write("manifold_comparison", pd.concat([both, both], ignore_index=True))
+    assert "which count once: a and b." in text
+    assert rows_of(section(text, "Difference"))[1][-1] == "no conclusion"
 
 
 def test_formats_that_are_equal_are_said_to_be(write):
@@ -337,7 +353,7 @@ def test_what_does_not_help_is_said_too(write, standard, aware, verdict):
 def test_one_seed_or_one_optimizer_allows_no_conclusion(write):
     """However far apart the two are."""
     text = write("manifold_comparison", optimizers((2.0,), (1.0,)))
-    assert "the numbers allow no conclusion. Final loss -1.0000 (one run)" in section(
+    assert "the numbers allow no conclusion. Final loss -1.0000 (one seed)" in section(
         text, "Conclusions"
     )
     for standard, aware, missing in (

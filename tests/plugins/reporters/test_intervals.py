@@ -57,6 +57,14 @@ def test_several_runs_of_a_seed_are_one_value():
     assert (found.mean, found.n) == (1.5, 2)
 
 
+def test_a_seed_run_twice_is_one_seed():
+    """Without common seeds, too: equal runs of one seed have no spread that tells anything."""
+    found = difference({1: [1.0, 1.0]}, {1: [2.0, 2.0]})
+    assert (found.mean, found.n, (found.low, found.high)) == (1.0, 1, INFINITE)
+    welch = difference({1: [1.0, 3.0], 2: [4.0]}, {3: [5.0], 4: [6.0, 6.0]})
+    assert welch == difference({1: [2.0], 2: [4.0]}, {3: [5.0], 4: [6.0]})
+
+
 @pytest.mark.parametrize("seed", [None, "own"], ids=["unknown seeds", "other seeds"])
 def test_without_common_seeds_it_is_welchs(seed):
     """As scipy's test of two samples with unequal variances."""
