@@ -8,6 +8,8 @@ and torch on every device. Of several processes let one save; each has random st
 from __future__ import annotations
 
 import math
+import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,23 +21,29 @@ from torch import nn
 from altcore.builtin_types import as_builtin
 from altcore.engine import check_optimizer, check_weights, random_state, set_random_state
 from altcore.errors import BadInput, InvalidCheckpoint, shown
+from altcore.formats import digest
 from altcore.log import log
 from altcore.quantization import Quantization, check_moments, check_quantization_state
+from altcore.recipes import resolved_to_plain
 from altcore.runs import (
     ANOMALY,
     REGULAR,
     TRAINING,
     Checkpoint,
+    Kept,
     by_merit,
     is_checkpoint,
     list_checkpoints,
     load_newest,
     retain,
+    set_aside,
     tidy,
 )
 from altcore.runs import load_checkpoint as read_checkpoint
 from altcore.runs import save_checkpoint as write_checkpoint
 
+OWN = ""
+"""The run id in a manifest of a loop, which is of no run."""
 VALUE = "value"
 """The key of a manifest under which is what checkpoints are compared by."""
 
@@ -64,8 +72,8 @@ def save_checkpoint(
         value: by which `CheckpointManager.best` compares.
 
     Raises:
-        BadInput: if a weight is not finite, which is no state to go on from, or an argument is
-            wrong.
+        BadInput: if a weight, moment or scale is not finite, which is no state to go on from, if
+            the optimizer keeps what a checkpoint cannot, or if an argument is wrong.
         NoSpace: if the disk is full; what was there stays.
     """
     loop = _Loop.of(model, optimizer, q, scaler)
@@ -148,17 +156,27 @@ class CheckpointManager:
             if type(count) is not int or count < least:
                 problem = f"a whole number of at least {least} is needed, not {shown(count)}"
                 raise BadInput(problem, key=key)
+        _check_folder(self.folder)
         tidy(self.folder)
 
     def save(self, step: int, value: float | None = None) -> Path | None:
         """Write the checkpoint of a step, and remove those that need not stay.
 
-        ``value`` is what `best` compares by. Weights that are not finite are kept by
+        ``value`` is what `best` compares by. A state that is not finite is kept by
         `save_on_anomaly` instead, with a warning that names the first; the result is then its own.
+
+        Raises `BadInput` if the folder has checkpoints of later steps, or files of somebody else by
+        the names ``best`` and ``last``; and whatever `save_checkpoint` raises.
         """
+        _check_folder(self.folder)
+        newest = max((k.step for k in self._regular()), default=-1)
+        if newest > step:
+            problem = f"there is a checkpoint of step {newest}, and step {step} is to be saved"
+            hint = "restore() goes on from it; a new loop takes a folder of its own"
+            raise BadInput(f"{self.folder}: {problem}", key="step", hint=hint)
         if bad := self._loop().not_finite():
             log.warning(
-                "weights are not finite: no checkpoint to go on from", weight=bad, step=step
+                "the state is not finite: no checkpoint to go on from", first=bad, step=step
             )
             return self.save_on_anomaly(step)
         parts = (self.model, self.optimizer, self.q, step, self.scaler)
@@ -185,15 +203,27 @@ class CheckpointManager:
 
     def best(self) -> Path | None:
         """Return the best checkpoint, by the values that were given; None without any."""
-        regular = [kept for kept in list_checkpoints(self.folder) if kept.kind == REGULAR]
-        valued = [kept for kept in regular if kept.manifest["evaluation"]]
-        return next((kept.path for kept in by_merit(valued, VALUE, self.mode)), None)
+        valued = [kept for kept in self._regular() if kept.manifest["evaluation"]]
+        for kept in by_merit(valued, VALUE, self.mode):
+            try:
+                return read_checkpoint(kept.path).path
+            except InvalidCheckpoint as error:
+                log.warning("the next best checkpoint is taken", error=str(error))
+        return None
 
     def restore(self) -> int:
-        """Go on from the newest valid checkpoint; returns its step, 0 if there is none yet."""
-        if not any(kept.kind == REGULAR for kept in list_checkpoints(self.folder)):
+        """Go on from the newest valid checkpoint; returns its step, 0 if there is none yet.
+
+        Later ones, which are damaged, are renamed to ``damaged_...``.
+        """
+        if not self._regular():
             return 0
-        return load_checkpoint(self.folder, self.model, self.optimizer, self.q, self.scaler)
+        step = load_checkpoint(self.folder, self.model, self.optimizer, self.q, self.scaler)
+        set_aside(self.folder, step, OWN)
+        return step
+
+    def _regular(self) -> list[Kept]:
+        return [kept for kept in list_checkpoints(self.folder) if kept.kind == REGULAR]
 
     def _loop(self) -> _Loop:
         return _Loop.of(self.model, self.optimizer, self.q, self.scaler)
@@ -224,9 +254,29 @@ class _Loop:
         return cls(own, optimizer, q, scaler)
 
     def not_finite(self) -> str | None:
-        """Return the name of the first weight that is not finite."""
-        named = self.model.named_parameters()
-        return next((name for name, p in named if not torch.isfinite(p).all()), None)
+        """Return the name of the first part of the state that is no number to go on from.
+
+        Weights, moments and the gradients' scale are finite. A buffer, as an attention mask, or a
+        setting of the optimizer may be infinite, but not NaN.
+        """
+        for name, weight in self.model.named_parameters():
+            if not torch.isfinite(weight).all():
+                return name
+        for name, buffer in self.model.named_buffers():
+            if buffer.isnan().any():
+                return f"buffer {name}"
+        groups = [] if self.optimizer is None else self.optimizer.param_groups
+        for i, group in enumerate(groups):
+            for key, value in group.items():
+                if isinstance(value, float | torch.Tensor) and math.isnan(value):
+                    return f"{key} of the optimizer's group {i}"
+        names = {parameter: name for name, parameter in self.model.named_parameters()}
+        for parameter, moments in () if self.optimizer is None else self.optimizer.state.items():
+            for key, value in moments.items():
+                if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
+                    return f"{key} of {names.get(parameter, 'a parameter')}"
+        scale = 1.0 if self.scaler is None else self.scaler.get_scale()
+        return None if math.isfinite(scale) else "the gradients' scale"
 
     @property
     def device(self) -> torch.device:
@@ -245,7 +295,8 @@ class _Loop:
             "step": step,
             "model": self.model.state_dict(),
             "quantization": None if self.q is None else self.q.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "recipe": None if self.q is None else _asked_of(self.q),
+            "optimizer": as_builtin(self.optimizer.state_dict()),
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "random": random_state(self.device),
         }
@@ -267,6 +318,10 @@ class _Loop:
                     raise BadInput(f"the checkpoint holds none: {key}", key=key)
             check_weights(state["model"], self.model)
             if self.q is not None:
+                before, now = state["recipe"], _asked_of(self.q)
+                if before != now:
+                    told = f"the checkpoint is of {before['told']}, and the model of {now['told']}"
+                    raise BadInput(told, key="q", hint="quantize it as it was, or change it later")
                 check_quantization_state(self.q, state["quantization"], state["model"])
             if self.optimizer is not None:
                 moments = check_optimizer(state["optimizer"], self.optimizer)
@@ -290,6 +345,30 @@ class _Loop:
             set_random_state(state["random"], self.device)
 
 
+def _asked_of(q: Quantization) -> dict[str, str]:
+    """Return the recipe that a model is quantized by, whatever it was changed to since."""
+    resolved = q.recipe.resolve([*q.found.values()])
+    formats = sorted({c.format.name for casts in resolved.values() for c in casts.values() if c})
+    told = f"recipe {q.recipe.name} in {', '.join(formats) or 'no format'}"
+    return {"told": told, "casts": digest(resolved_to_plain(resolved))}
+
+
+def _check_folder(folder: Path) -> None:
+    """Raise `BadInput` if a folder is none, or holds what is not a loop's and would be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is not a folder", key="folder")
+    for pointer in ("best", "last"):
+        path = folder / pointer
+        is_own = path.is_file() and re.fullmatch(r"(step-\d*)?", path.read_text(errors="replace"))
+        if os.path.lexists(path) and not is_own:
+            problem = f"{path} is not altcore's, and checkpoints need the name"
+            raise BadInput(problem, key="folder", hint="take a folder of its own")
+    for kept in list_checkpoints(folder):
+        if kept.manifest["run_id"] != OWN:
+            problem = f"{kept.path} is the checkpoint of a run, and not of a loop of your own"
+            raise BadInput(problem, key="folder", hint="take a folder of its own")
+
+
 def _write(folder: Path, kind: str, state: Mapping[str, Any], value: float | None) -> Path:
     told = as_builtin(value)
     if told is not None and (isinstance(told, bool) or not isinstance(told, int | float)):
@@ -304,6 +383,6 @@ def _write(folder: Path, kind: str, state: Mapping[str, Any], value: float | Non
         "snapshots": [],
         "logs": {},
         "identity": {},
-        "run_id": "",
+        "run_id": OWN,
     }
     return write_checkpoint(folder, state, manifest)

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy
 import pytest
 import torch
 from hypothesis import given, settings
@@ -162,7 +163,7 @@ def test_weights_that_are_not_finite_are_an_anomaly(tmp_path):
         loop.model[0].weight[0, 0] = torch.inf
     with capture_logs() as logs:
         assert manager.save(2).name == "anomaly_00000002"
-    assert logs[0]["weight"] == "0.weight"
+    assert logs[0]["first"] == "0.weight"
     assert manager.save(3) is None
     with pytest.raises(BadInput, match=r"0\.weight is not finite after step 3"):
         altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, None, 3)
@@ -192,3 +193,140 @@ def test_steps_and_values_are_checked(step, value, tmp_path):
     with pytest.raises(BadInput):
         altcore.save_checkpoint(tmp_path / "c", loop.model, loop.optimizer, None, step, value=value)
     assert not (tmp_path / "c").exists()
+
+
+# ---------------------------------------------------------------------------- whose files
+
+
+def test_files_of_others_stay(tmp_path):
+    """Only names that altcore makes are tidied or removed, and foreign pointers are refused."""
+    (tmp_path / "data.tmp").mkdir()
+    (tmp_path / "snapshots").mkdir()
+    others = ["results", "results.old", "notes.tmp", "only.old", "data.tmp/x", "snapshots/a.png"]
+    for name in others:
+        (tmp_path / name).write_text("mine")
+    half = tmp_path / "step-00000001.tmp"
+    half.mkdir()
+    manager = Loop().train(1).manager(tmp_path, max_checkpoints=1)
+    for step in (1, 2, 3):
+        manager.save(step, value=step)
+    assert all((tmp_path / name).read_text() == "mine" for name in others)
+    assert not half.exists()
+
+
+@pytest.mark.parametrize("pointer", ["best", "last"])
+@pytest.mark.parametrize("is_folder", [True, False])
+def test_a_folder_with_a_best_of_its_own_is_refused(pointer, is_folder, tmp_path):
+    path = tmp_path / pointer
+    if is_folder:
+        path.mkdir()
+    else:
+        path.write_text("my notes")
+    with pytest.raises(BadInput, match=f"{pointer} is not altcore's"):
+        Loop().manager(tmp_path)
+    assert path.exists()
+
+
+def test_the_checkpoints_of_a_run_are_left_alone(start, tmp_path):
+    run = start(name="r", max_steps=2).run_directory
+    before = sorted((run / "checkpoints").rglob("*"))
+    with pytest.raises(BadInput, match="is the checkpoint of a run"):
+        Loop().manager(run / "checkpoints")
+    assert sorted((run / "checkpoints").rglob("*")) == before
+
+
+def test_a_folder_that_is_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="file is not a folder"):
+        Loop().manager(tmp_path / "file")
+
+
+# ---------------------------------------------------------------------------- what is kept
+
+
+def test_a_loop_that_begins_anew_among_later_checkpoints_is_refused(tmp_path):
+    """What it saved would be removed at once as older than those that are there."""
+    first = Loop().train(1)
+    first.manager(tmp_path).save(300)
+    other = Loop(seed=1).train(1).manager(tmp_path)
+    with pytest.raises(BadInput, match=r"step 300.*restore\(\) goes on from it"):
+        other.save(50)
+    assert other.restore() == 300
+    assert other.save(350).exists()
+
+
+def test_after_a_damaged_checkpoint_a_loop_saves_its_steps_again(tmp_path):
+    loop = Loop().train(1)
+    manager = loop.manager(tmp_path)
+    for step in (1, 2):
+        manager.save(step, value=float(3 - step))
+    (tmp_path / "step-00000002" / "weights.pt").write_bytes(b"junk")
+    with capture_logs():
+        assert manager.best().name == "step-00000001"
+        assert manager.restore() == 1
+    assert manager.save(2).exists()
+    assert (tmp_path / "damaged_step-00000002").exists()
+
+
+def test_what_cannot_be_read_again_is_not_written(tmp_path):
+    """A checkpoint that nobody can load would take the place of one that somebody can."""
+    loop = Loop().train(1)
+    manager = loop.manager(tmp_path)
+    manager.save(1)
+    loop.optimizer.param_groups[0]["note"] = object()
+    with pytest.raises(BadInput, match=r"optimizer.param_groups.0.note: object cannot be kept"):
+        manager.save(2)
+    assert manager.latest().name == "step-00000001"
+    del loop.optimizer.param_groups[0]["note"]
+    loop.optimizer.param_groups[0]["lr"] = numpy.float64(0.5)
+    manager.save(2)
+    assert manager.restore() == 2
+
+
+def test_another_format_is_refused_with_both_names(tmp_path):
+    Loop(fmt="E4M3").train(1).manager(tmp_path).save(1)
+    other = Loop(fmt="E5M2")
+    with pytest.raises(BadInput, match=r"recipe pure in E4M3, and the model of recipe pure in E5"):
+        other.manager(tmp_path).restore()
+    assert "E5M2" in repr(other.q)
+
+
+def test_a_format_that_changed_on_the_way_is_restored(tmp_path):
+    first = Loop(fmt="E4M3").train(1)
+    first.q.change(Loop(fmt="E5M2").q.plan)
+    first.manager(tmp_path).save(1)
+    again = Loop(fmt="E4M3")
+    assert again.manager(tmp_path).restore() == 1
+    assert repr(again.q) == repr(first.q)
+
+
+def spoil_moment(loop):
+    next(iter(loop.optimizer.state.values()))["exp_avg"].fill_(torch.nan)
+
+
+def spoil_group(loop):
+    loop.optimizer.param_groups[0]["lr"] = float("nan")
+
+
+def spoil_buffer(loop):
+    loop.model.register_buffer("seen", torch.tensor(float("nan")))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "named"),
+    [
+        (spoil_moment, "exp_avg of 0.weight"),
+        (spoil_group, "lr of the optimizer's group 0"),
+        (spoil_buffer, "buffer seen"),
+    ],
+)
+def test_a_state_that_is_not_finite_is_no_regular_checkpoint(spoil, named, tmp_path):
+    loop = Loop(recipe=None).train(2)
+    manager = loop.manager(tmp_path)
+    spoil(loop)
+    with capture_logs() as logs:
+        path = manager.save(2)
+    assert path.name.startswith("anomaly")
+    assert logs[0]["first"] == named
+    with pytest.raises(BadInput, match=f"{named} is not finite after step 2"):
+        altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, loop.q, 2)

@@ -73,7 +73,7 @@ if TYPE_CHECKING:
         update_manifest,
     )
     from altcore.runs.provenance import environment
-    from altcore.runs.retention import by_merit, list_checkpoints, retain
+    from altcore.runs.retention import Kept, by_merit, list_checkpoints, retain
 
 _NEED_TORCH = {
     "Checkpoint": "checkpoint",
@@ -87,6 +87,7 @@ _NEED_TORCH = {
     "tidy": "checkpoint",
     "update_manifest": "checkpoint",
     "environment": "provenance",
+    "Kept": "retention",
     "by_merit": "retention",
     "list_checkpoints": "retention",
     "retain": "retention",
@@ -115,6 +116,7 @@ __all__ = [
     "Change",
     "Checkpoint",
     "DirectoryRecord",
+    "Kept",
     "RunDirectory",
     "RunRecord",
     "Summary",

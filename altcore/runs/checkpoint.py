@@ -8,6 +8,7 @@ describes the files.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ OF_WEIGHTS = ("step", "model", "quantization")
 SNAPSHOTS = "snapshots"
 """The folder of the snapshots, beside the checkpoints that refer to them."""
 HALF_WRITTEN, HALF_REPLACED = ".tmp", ".old"
+OWN_HALF = re.compile(r"\.?(best|last|(step|weights)-\d{8,}(\.pt)?|anomaly_\d{8,})\.(tmp|old)")
+"""Names of what a process leaves half written or half removed; all others are somebody's own."""
 """What follows the name of a checkpoint that is being written, and of the one that it replaces."""
 
 
@@ -137,11 +140,12 @@ def update_manifest(path: Path, **changes: Any) -> None:
 def tidy(folder: Path) -> None:
     """Remove what a process left half written or half removed; only for the run's one writer."""
     for place in (folder, folder / SNAPSHOTS):
-        for path in place.iterdir() if place.is_dir() else ():
+        found = [*place.iterdir()] if place.is_dir() else []
+        for path in (p for p in found if OWN_HALF.fullmatch(p.name)):
             final = path.with_name(path.name.removesuffix(HALF_REPLACED))
             if not final.exists():
                 durable.rename(path, final)
-            elif path.name.endswith((HALF_WRITTEN, HALF_REPLACED)):
+            else:
                 durable.remove(path)
 
 

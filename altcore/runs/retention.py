@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -59,6 +60,9 @@ def list_checkpoints(folder: Path) -> list[Kept]:
             except InvalidCheckpoint as error:
                 _warn_of(str(error))
     return sorted(found, key=lambda kept: kept.step)
+
+
+OWN_SNAPSHOT = re.compile(r"step-\d{8,}\.pt")
 
 
 @cache
@@ -152,5 +156,5 @@ def _drop_snapshots(folder: Path, regular: Sequence[Kept]) -> None:
     wanted = {snapshot_file(e["step"]) for kept in regular for e in kept.manifest["snapshots"]}
     place = folder / SNAPSHOTS
     for path in place.iterdir() if place.is_dir() else ():
-        if path.name not in wanted:
+        if path.name not in wanted and OWN_SNAPSHOT.fullmatch(path.name):
             durable.remove(path)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from altcore.errors import InvalidCheckpoint
+from altcore.errors import BadInput, InvalidCheckpoint
 from altcore.runs import durable
 
 
@@ -45,10 +45,33 @@ class _HashingFile(io.RawIOBase):
         return len(view)
 
 
-def write_tensors(path: Path, value: Any) -> dict[str, Any]:
-    """Write a file, durably; returns its hash and size. Nothing is copied in memory first."""
+def check_readable(value: Any, key: str) -> None:
+    """Raise `BadInput`, with the key, for what torch would write and refuse to read again."""
     import torch
 
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            check_readable(inner, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple | set):
+        for i, inner in enumerate(value):
+            check_readable(inner, f"{key}.{i}")
+    elif not (type(value) in PLAIN or isinstance(value, torch.Tensor | torch.dtype | torch.device)):
+        problem = f"{type(value).__name__} cannot be kept in a checkpoint"
+        raise BadInput(problem, key=key, hint="tensors, numbers, text, lists and dicts can")
+
+
+PLAIN = (type(None), bool, int, float, complex, str, bytes)
+
+
+def write_tensors(path: Path, value: Any) -> dict[str, Any]:
+    """Write a file, durably; returns its hash and size. Nothing is copied in memory first.
+
+    Raises:
+        BadInput: for what could not be read again, before anything is written.
+    """
+    import torch
+
+    check_readable(value, "")
     descriptor = durable.open_to_write(path)
     try:
         raw = _HashingFile(descriptor)

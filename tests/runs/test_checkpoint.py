@@ -12,7 +12,7 @@ from helpers_checkpoints import manifest_of, rewrite_manifest, save
 from structlog.testing import capture_logs
 
 from altcore.errors import BadInput, InvalidCheckpoint, NoSpace
-from altcore.runs import checkpoint, durable, manifest
+from altcore.runs import checkpoint, durable, manifest, tensor_files
 
 STATE = {"model": {"w": torch.arange(6.0)}, "note": "x", "numbers": [1, 2.5, None]}
 
@@ -116,13 +116,14 @@ def test_a_checkpoint_under_another_name_is_refused(tmp_path):
         checkpoint.load_checkpoint(tmp_path / "step-00000009")
 
 
-def test_nothing_is_unpickled(tmp_path):
+def test_nothing_is_unpickled(tmp_path, monkeypatch):
     """A state that would run code is refused although its digest is right."""
 
     class Payload:
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "planted"),)
 
+    monkeypatch.setattr(tensor_files, "check_readable", lambda value, key: None)
     path = save(tmp_path, evil=Payload())
     with pytest.raises(InvalidCheckpoint, match=r"(?i)weights.only|unsupported"):
         checkpoint.load_checkpoint(path)
