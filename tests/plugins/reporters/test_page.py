@@ -123,7 +123,16 @@ def test_the_verdict_says_when_seeds_do_not_tell_two_apart():
     one = [run(f, low=low) for f, low in (("E4M3", 2.0), ("E5M2", 2.1))]
     assert "with one seed each, a small gap may be chance" in verdict(*one)
     other = [run("E4M3", 1, low=2.0), run("E4M3", 2, low=2.3), *records[3:5]]
-    assert "their runs overlap: they do not tell the two apart" in verdict(*other)
+    assert "their seeds overlap: they do not tell the two apart" in verdict(*other)
+
+
+def test_the_verdict_counts_seeds_and_not_runs():
+    """A copied run is no second seed, and weighs no more in the mean."""
+    twice = [run(f, 1, low=low) for f, low in (("E4M3", 2.0), ("E5M2", 2.1)) for _ in range(2)]
+    assert "with one seed each, a small gap may be chance" in verdict(*twice)
+    more = [*twice, run("E4M3", 2, low=2.6), run("E5M2", 2, low=2.9)]
+    assert "E4M3 ends lowest, at 2.400 (2.100 to 2.700)" in verdict(*more)
+    assert "lower with each of 2 seeds" in verdict(*more)
 
 
 def test_losses_of_other_data_are_not_compared_in_silence():

@@ -72,6 +72,14 @@ def test_a_band_spans_the_runs_that_are_there():
     assert (band.means[3], band.lows[3], band.highs[3]) == (1.0, 1.0, 1.0)
 
 
+def test_a_band_is_of_seeds_and_not_of_runs():
+    """A seed that ran twice weighs no more than one that ran once."""
+    values = ((1, 2.0), (1, 4.0), (2, 9.0))
+    runs = [MadeUp(summary={"seed": s}, metrics=lines("loss", [x])) for s, x in values]
+    band = band_of(runs, "loss")
+    assert (band.means, band.lows, band.highs) == ([6.0], [3.0], [9.0])
+
+
 def test_running_means_have_no_reach_beyond_their_window():
     assert smoothed([0.0, 0.0, 9.0, 0.0, 0.0], 3) == [0.0, 3.0, 3.0, 3.0, 0.0]
     assert smoothed([1.0, 2.0], 1) == [1.0, 2.0]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from altcore_reporters.page.words import NONE, duration, loss, number, plural, share
+from altcore_reporters.pictures import by_seed
 
 if TYPE_CHECKING:
     from altcore.plugin import RunRecord
@@ -44,20 +45,17 @@ class Outcome:
     """How the runs of one configuration ended."""
 
     group: Group
-    losses: Sequence[float]
-    """Validation losses at the end, of the runs that have one."""
+    of_seeds: Mapping[str, float]
+    """The validation loss at the end by seed: the mean of the seed's runs that have one."""
     judged: int
     """How many runs were evaluated."""
     learned: int
     """How many of them learned."""
 
     @property
-    def by_seed(self) -> dict[str, float]:
-        """The losses by seed."""
-        summaries = [record.summary for record in self.group.records]
-        return {
-            str(s.get("seed")): s["val_loss"] for s in summaries if is_finite(s.get("val_loss"))
-        }
+    def losses(self) -> list[float]:
+        """The losses, one a seed."""
+        return list(self.of_seeds.values())
 
     @property
     def mean(self) -> float:
@@ -80,9 +78,13 @@ def outcomes(groups: Sequence[Group]) -> list[Outcome]:
     found = []
     for group in groups:
         summaries = [record.summary for record in group.records]
-        losses = [s["val_loss"] for s in summaries if is_finite(s.get("val_loss"))]
+        losses = {
+            seed: [r.summary["val_loss"] for r in records if is_finite(r.summary.get("val_loss"))]
+            for seed, records in by_seed(group.records).items()
+        }
+        means = {seed: fmean(own) for seed, own in losses.items() if own}
         judged = [s["learned"] for s in summaries if s.get("learned") is not None]
-        found.append(Outcome(group, losses, len(judged), sum(judged)))
+        found.append(Outcome(group, means, len(judged), sum(judged)))
     return sorted(found, key=lambda outcome: outcome.mean)
 
 
@@ -248,16 +250,16 @@ def _lead(best: Outcome, second: Outcome) -> str:
     gap = f"That is {number(second.mean - best.mean, 3)} below {second.group.label}"
     if min(len(best.losses), len(second.losses)) < 2:
         return f"{gap}; with one seed each, a small gap may be chance."
-    ours, others = best.by_seed, second.by_seed
-    if ours.keys() == others.keys() and len(ours) == len(best.losses):
+    ours, others = best.of_seeds, second.of_seeds
+    if ours.keys() == others.keys():
         lower = sum(ours[seed] < others[seed] for seed in ours)
         if lower == len(ours):
             return f"{gap}, and lower with each of {lower} seeds."
         of = f"{lower} of {len(ours)} seeds"
         return f"{gap}, but lower with only {of}: they do not tell the two apart."
     if max(best.losses) < min(second.losses):
-        return f"{gap}, and each of its runs is below each of the other's."
-    return f"{gap}, but their runs overlap: they do not tell the two apart."
+        return f"{gap}, and each of its seeds is below each of the other's."
+    return f"{gap}, but their seeds overlap: they do not tell the two apart."
 
 
 def _task(record: RunRecord) -> str:

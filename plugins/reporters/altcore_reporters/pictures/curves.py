@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
+from altcore_reporters.pictures.groups import by_seed
+
 if TYPE_CHECKING:
     from altcore.plugin import RunRecord
 
@@ -32,9 +34,10 @@ class Curve:
 
 @frozen
 class Band:
-    """A measure of several runs over their steps: mean, least and greatest.
+    """A measure of several seeds over their steps: mean, least and greatest.
 
-    At each step of those runs that have a finite value there; NaN where none has.
+    At each step of those seeds that have a finite value there; NaN where none has. Several runs of
+    one seed count as their mean.
     """
 
     steps: Sequence[int]
@@ -67,14 +70,16 @@ def band_of(
         limit: the most points to keep, see `thinned`; None for all.
         window: how many points of a run are averaged first, see `smoothed`.
     """
-    at: dict[int, list[float]] = {}
-    for record in records:
+    at: dict[int, dict[str, list[float]]] = {}
+    for seed, record in ((seed, r) for seed, own in by_seed(records).items() for r in own):
         steps, values = _points(record, key)
         for step, value in zip(steps, smoothed(values, window), strict=True):
-            at.setdefault(step, []).append(value)
+            known = at.setdefault(step, {})
+            if math.isfinite(value):
+                known.setdefault(seed, []).append(value)
     steps = sorted(at)
-    found = [[v for v in at[step] if math.isfinite(v)] for step in steps]
-    means = [math.fsum(each) / len(each) if each else math.nan for each in found]
+    found = [[_mean(own) for own in at[step].values()] for step in steps]
+    means = [_mean(each) for each in found]
     lows, highs = _over(min, found), _over(max, found)
     kept = _kept(limit, lows, highs)
     return Band(*([column[i] for i in kept] for column in (steps, means, lows, highs)))
@@ -146,6 +151,10 @@ def _points(record: RunRecord, key: str) -> tuple[list[int], list[float]]:
             steps.append(line["step"])
             values.append(float(value) if math.isfinite(value) else math.nan)
     return steps, values
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan
 
 
 def _over(

@@ -75,6 +75,15 @@ def grouped(records: Sequence[RunRecord]) -> list[Group]:
     ]
 
 
+def by_seed(records: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
+    """Return runs by their seed; each one whose seed is not known is by itself."""
+    found: dict[str, list[RunRecord]] = {}
+    for i, record in enumerate(records):
+        seed = record.summary.get("seed")
+        found.setdefault(f"unknown {i}" if seed is None else str(seed), []).append(record)
+    return found
+
+
 def _labels(values: Sequence[Mapping[str, str]], names: Sequence[str]) -> list[str]:
     """Return a label for each group: the values of as few keys as tell the groups apart.
 
