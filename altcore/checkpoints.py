@@ -270,6 +270,7 @@ class _Loop:
             for key, value in group.items():
                 if isinstance(value, float | torch.Tensor) and math.isnan(value):
                     return f"{key} of the optimizer's group {i}"
+        names: dict[torch.Tensor, str]
         names = {parameter: name for name, parameter in self.model.named_parameters()}
         for parameter, moments in () if self.optimizer is None else self.optimizer.state.items():
             for key, value in moments.items():

@@ -246,7 +246,9 @@ def load_yaml(text: str, source: Source, key: str = "") -> Any:
         mark, problem = error.problem_mark or error.context_mark, str(error.problem)
         if problem == "but found another document":
             problem = "one document a file is needed, and here begins another"
-        raise _not_yaml(problem, key, source, mark.line if mark else 0) from error
+        # What is missing at the end is missing after the last line that has text.
+        last = text.rstrip().count("\n")
+        raise _not_yaml(problem, key, source, min(mark.line, last) if mark else 0) from error
     except RecursionError as error:
         line = loader.place.line if loader and loader.place else 0
         raise _not_yaml("it is nested too deeply", key, source, line) from error

@@ -280,7 +280,7 @@ def test_what_cannot_be_read_again_is_not_written(tmp_path):
     del loop.optimizer.param_groups[0]["note"]
     loop.optimizer.param_groups[0]["lr"] = numpy.float64(0.5)
     manager.save(2)
-    assert manager.restore() == 2
+    assert Loop().manager(tmp_path).restore() == 2
 
 
 def test_another_format_is_refused_with_both_names(tmp_path):
