@@ -26,6 +26,8 @@ SUMMARY = tuple(
     if not isinstance(empty, list | dict) and key != "directory"
 )
 """The keys of a summary that have a single value. A run's directory is not a value of the run."""
+INT64 = 2**63
+"""The least whole number that a column of whole numbers does not hold."""
 FRACTIONS = frozenset(SUMMARY) - {"steps", "seed"}
 """The columns that are never made whole numbers, whatever is in them."""
 
@@ -108,5 +110,9 @@ def _column(values: Sequence[Any], may_be_whole: bool) -> pd.Series:
     if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in known):
         return pd.Series(values)
     is_complete = 0 < len(known) == len(values)
-    is_whole = may_be_whole and is_complete and all(float(v).is_integer() for v in known)
+    is_whole = (
+        may_be_whole
+        and is_complete
+        and all(float(v).is_integer() and -INT64 <= v < INT64 for v in known)
+    )
     return pd.Series(values, dtype="int64" if is_whole else "float64")

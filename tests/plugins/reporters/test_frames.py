@@ -60,6 +60,14 @@ def test_whole_numbers_of_a_configuration_stay_whole(value, dtype):
     assert (frame["seed"].dtype, frame["steps"].dtype) == ("float64", "int64")
 
 
+@pytest.mark.parametrize("value", [1e20, 2.0**63, 2**64, math.inf])
+def test_a_number_too_large_for_a_whole_one_is_a_float(value):
+    """The greatest clip of a gradient is not the end of a report."""
+    frame = runs_frame([Told("a", config={"grad_clip": value})])
+    assert frame["grad_clip"].dtype == "float64"
+    assert list(frame["grad_clip"]) == [value]
+
+
 def test_no_runs_make_an_empty_frame():
     """With the columns that are always there."""
     assert len(runs_frame([])) == 0
