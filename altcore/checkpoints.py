@@ -19,7 +19,13 @@ from attrs import define, field, frozen
 from torch import nn
 
 from altcore.builtin_types import as_builtin
-from altcore.engine import check_optimizer, check_weights, random_state, set_random_state
+from altcore.engine import (
+    check_optimizer,
+    check_weights,
+    not_finite_in,
+    random_state,
+    set_random_state,
+)
 from altcore.errors import BadInput, InvalidCheckpoint, shown
 from altcore.formats import digest
 from altcore.log import log
@@ -31,6 +37,7 @@ from altcore.runs import (
     TRAINING,
     Checkpoint,
     Kept,
+    alone,
     by_merit,
     is_checkpoint,
     list_checkpoints,
@@ -77,10 +84,11 @@ def save_checkpoint(
         NoSpace: if the disk is full; what was there stays.
     """
     loop = _Loop.of(model, optimizer, q, scaler)
-    if bad := loop.not_finite():
+    state = loop.state(step)
+    if bad := loop.not_finite(state):
         problem = f"{bad} is not finite after step {step}: it is no state to go on from"
         raise BadInput(problem, key="model")
-    return _write(Path(path), REGULAR, loop.state(step), value)
+    return _write(Path(path), REGULAR, state, value)
 
 
 def load_checkpoint(
@@ -157,7 +165,9 @@ class CheckpointManager:
                 problem = f"a whole number of at least {least} is needed, not {shown(count)}"
                 raise BadInput(problem, key=key)
         _check_folder(self.folder)
-        tidy(self.folder)
+        if self.folder.exists():
+            with alone(self.folder):
+                tidy(self.folder)
 
     def save(self, step: int, value: float | None = None) -> Path | None:
         """Write the checkpoint of a step, and remove those that need not stay.
@@ -168,21 +178,24 @@ class CheckpointManager:
         Raises `BadInput` if the folder has checkpoints of later steps, or files of somebody else by
         the names ``best`` and ``last``; and whatever `save_checkpoint` raises.
         """
+        loop = self._loop()
+        state = loop.state(step)
         _check_folder(self.folder)
         newest = max((k.step for k in self._regular()), default=-1)
-        if newest > step:
+        if newest > state["step"]:
             problem = f"there is a checkpoint of step {newest}, and step {step} is to be saved"
             hint = "restore() goes on from it; a new loop takes a folder of its own"
             raise BadInput(f"{self.folder}: {problem}", key="step", hint=hint)
-        if bad := self._loop().not_finite():
+        if bad := loop.not_finite(state):
             log.warning(
                 "the state is not finite: no checkpoint to go on from", first=bad, step=step
             )
             return self.save_on_anomaly(step)
-        parts = (self.model, self.optimizer, self.q, step, self.scaler)
-        path = save_checkpoint(self.folder, *parts, value=value)
-        kept = {"max_checkpoints": self.max_checkpoints, "keep_best": self.keep_best}
-        retain(self.folder, monitor=VALUE, mode=self.mode, **kept)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with alone(self.folder):
+            path = _write(self.folder, REGULAR, state, value)
+            kept = {"max_checkpoints": self.max_checkpoints, "keep_best": self.keep_best}
+            retain(self.folder, monitor=VALUE, mode=self.mode, **kept)
         return path
 
     def save_on_anomaly(self, step: int) -> Path | None:
@@ -253,31 +266,10 @@ class _Loop:
             raise BadInput("it is not the model that was quantized", key="q")
         return cls(own, optimizer, q, scaler)
 
-    def not_finite(self) -> str | None:
-        """Return the name of the first part of the state that is no number to go on from.
-
-        Weights, moments and the gradients' scale are finite. A buffer, as an attention mask, or a
-        setting of the optimizer may be infinite, but not NaN.
-        """
-        for name, weight in self.model.named_parameters():
-            if not torch.isfinite(weight).all():
-                return name
-        for name, buffer in self.model.named_buffers():
-            if buffer.isnan().any():
-                return f"buffer {name}"
-        groups = [] if self.optimizer is None else self.optimizer.param_groups
-        for i, group in enumerate(groups):
-            for key, value in group.items():
-                if isinstance(value, float | torch.Tensor) and math.isnan(value):
-                    return f"{key} of the optimizer's group {i}"
-        names: dict[torch.Tensor, str]
-        names = {parameter: name for name, parameter in self.model.named_parameters()}
-        for parameter, moments in () if self.optimizer is None else self.optimizer.state.items():
-            for key, value in moments.items():
-                if isinstance(value, torch.Tensor) and not torch.isfinite(value).all():
-                    return f"{key} of {names.get(parameter, 'a parameter')}"
-        scale = 1.0 if self.scaler is None else self.scaler.get_scale()
-        return None if math.isfinite(scale) else "the gradients' scale"
+    def not_finite(self, state: Mapping[str, Any]) -> str | None:
+        """Return the name of the first part of a state that is no number to go on from."""
+        names = [name for name, _ in self.model.named_parameters()]
+        return not_finite_in(state["model"], names, state["optimizer"], state["scaler"])
 
     @property
     def device(self) -> torch.device:
@@ -326,6 +318,8 @@ class _Loop:
                 check_quantization_state(self.q, state["quantization"], state["model"])
             if self.optimizer is not None:
                 moments = check_optimizer(state["optimizer"], self.optimizer)
+                if found.manifest["kind"] == REGULAR and (bad := self.not_finite(state)):
+                    raise InvalidCheckpoint(f"{bad} is not finite")
                 if self.q is not None:
                     check_moments(self.q, state["quantization"], moments)
         except BadInput:  # a ValueError, too
@@ -375,6 +369,7 @@ def _write(folder: Path, kind: str, state: Mapping[str, Any], value: float | Non
     if told is not None and (isinstance(told, bool) or not isinstance(told, int | float)):
         raise BadInput(f"a number is needed, not {shown(value)}", key="value")
     is_number = told is not None and math.isfinite(told)
+    _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = {
         "kind": kind,

@@ -1,6 +1,9 @@
 """Checkpoints of people's own loops."""
 
 import copy
+import threading
+from collections import defaultdict
+from pathlib import Path
 
 import numpy
 import pytest
@@ -268,13 +271,14 @@ def test_after_a_damaged_checkpoint_a_loop_saves_its_steps_again(tmp_path):
     assert (tmp_path / "damaged_step-00000002").exists()
 
 
-def test_what_cannot_be_read_again_is_not_written(tmp_path):
+@pytest.mark.parametrize("value", [object(), defaultdict(int), {Path("x"): 1}.keys()], ids=type)
+def test_what_cannot_be_read_again_is_not_written(value, tmp_path):
     """A checkpoint that nobody can load would take the place of one that somebody can."""
     loop = Loop().train(1)
     manager = loop.manager(tmp_path)
     manager.save(1)
-    loop.optimizer.param_groups[0]["note"] = object()
-    with pytest.raises(BadInput, match=r"optimizer.param_groups.0.note: object cannot be kept"):
+    loop.optimizer.param_groups[0]["note"] = value
+    with pytest.raises(BadInput, match=r"optimizer.param_groups.0.note: \w+ cannot be kept"):
         manager.save(2)
     assert manager.latest().name == "step-00000001"
     del loop.optimizer.param_groups[0]["note"]
@@ -315,7 +319,7 @@ def spoil_buffer(loop):
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
-        (spoil_moment, "exp_avg of 0.weight"),
+        (spoil_moment, "exp_avg of the optimizer's parameter 0"),
         (spoil_group, "lr of the optimizer's group 0"),
         (spoil_buffer, "buffer seen"),
     ],
@@ -330,3 +334,46 @@ def test_a_state_that_is_not_finite_is_no_regular_checkpoint(spoil, named, tmp_p
     assert logs[0]["first"] == named
     with pytest.raises(BadInput, match=f"{named} is not finite after step 2"):
         altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, loop.q, 2)
+
+
+def test_a_scale_of_gradients_that_is_not_finite_is_no_regular_checkpoint(tmp_path):
+    loop = Loop(recipe=None).train(1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
+    scaler.scale(torch.ones(1))
+    with pytest.raises(BadInput, match="the gradients' scale is not finite"):
+        altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, None, 1, scaler)
+
+
+def test_what_is_not_finite_is_not_restored(tmp_path, monkeypatch):
+    """As an earlier version, or another program, may have written it."""
+    loop = Loop(recipe=None).train(2)
+    manager = loop.manager(tmp_path)
+    manager.save(1)
+    spoil_moment(loop)
+    with monkeypatch.context() as patch:
+        patch.setattr(altcore.checkpoints, "not_finite_in", lambda *_: None)
+        manager.save(2)
+    with capture_logs() as logs:
+        assert Loop(recipe=None).manager(tmp_path).restore() == 1
+    assert "exp_avg of the optimizer's parameter 0 is not finite" in logs[0]["error"]
+
+
+def test_two_managers_of_one_folder_take_turns(tmp_path):
+    """No file of one is tidied, pruned or replaced while it is being written."""
+    managers = [Loop(seed=i).train(1).manager(tmp_path) for i in range(2)]
+    failed = []
+
+    def save(manager):
+        for step in range(1, 15):
+            try:
+                manager.save(step)
+            except BadInput as error:  # the other was faster
+                failed.append(str(error))
+
+    threads = [threading.Thread(target=save, args=(manager,)) for manager in managers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all("is to be saved" in text for text in failed)
+    assert managers[0].latest().name == "step-00000014"

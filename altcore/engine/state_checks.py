@@ -217,3 +217,44 @@ def _check_moment(what: str, key: str, value: Any, parameter: Tensor, is_moment:
         raise InvalidCheckpoint(f"the optimizer's {what} has a negative element")
     if key == "step" and (value.dim() or not bool(torch.isfinite(value) & (value >= 0))):
         raise InvalidCheckpoint(f"the optimizer's {what} is {value.flatten()[:3].tolist()}")
+
+
+def not_finite_in(
+    model: Mapping[str, Tensor],
+    parameters: Sequence[str],
+    optimizer: Mapping[str, Any],
+    scaler: Mapping[str, Any] | None,
+) -> str | None:
+    """Return the name of the first part of states that is no number to go on from, None if all are.
+
+    Weights, moments and the gradients' scale are finite. A buffer, as an attention mask, or a
+    setting of the optimizer may be infinite, but not NaN.
+
+    Args:
+        model: the state of the model.
+        parameters: names of its parameters, in the optimizer's order if it has a state of each.
+        optimizer: its state.
+        scaler: of gradients; None without one.
+    """
+    for name, tensor in model.items():
+        if name in parameters and not torch.isfinite(tensor).all():
+            return name
+        if isinstance(tensor, Tensor) and tensor.isnan().any():
+            return f"buffer {name}"
+    for i, group in enumerate(optimizer["param_groups"]):
+        for key, value in group.items():
+            if _has_nan(value):
+                return f"{key} of the optimizer's group {i}"
+    for place, moments in optimizer["state"].items():
+        for key, value in moments.items() if isinstance(moments, Mapping) else ():
+            if isinstance(value, Tensor) and not torch.isfinite(value).all():
+                return f"{key} of the optimizer's parameter {place}"
+    scale = (scaler or {}).get("scale", 1.0)
+    is_number = isinstance(scale, float | int) and math.isfinite(scale)
+    return None if is_number else "the gradients' scale"
+
+
+def _has_nan(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return any(map(_has_nan, value))
+    return isinstance(value, float | Tensor) and bool(torch.as_tensor(value).isnan().any())

@@ -19,6 +19,7 @@ from altcore.runs.directory import (
     recipe_label,
     write_configuration,
 )
+from altcore.runs.directory_lock import alone
 from altcore.runs.durable import no_space_named, replace_text
 from altcore.runs.history import TAIL, early_and_late, finite, mean_of, step_lines, tail
 from altcore.runs.identity import (
@@ -122,6 +123,7 @@ __all__ = [
     "Summary",
     "UnwrittenDirectory",
     "about_platform",
+    "alone",
     "as_name",
     "by_merit",
     "check_changes",

@@ -37,9 +37,11 @@ OF_WEIGHTS = ("step", "model", "quantization")
 SNAPSHOTS = "snapshots"
 """The folder of the snapshots, beside the checkpoints that refer to them."""
 HALF_WRITTEN, HALF_REPLACED = ".tmp", ".old"
-OWN_HALF = re.compile(r"\.?(best|last|(step|weights)-\d{8,}(\.pt)?|anomaly_\d{8,})\.(tmp|old)")
-"""Names of what a process leaves half written or half removed; all others are somebody's own."""
 """What follows the name of a checkpoint that is being written, and of the one that it replaces."""
+OWN_HALF = re.compile(
+    r"\.(best|last)\.tmp|\.?((step|weights)-\d{8,}(\.pt)?|anomaly_\d{8,})\.(tmp|old)"
+)
+"""Names of what a process leaves half written or half removed; all others are somebody's own."""
 
 
 @frozen(eq=False)

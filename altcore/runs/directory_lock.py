@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from attrs import define
@@ -73,6 +74,21 @@ class DirectoryLock:
         for descriptor in (self._file, self._folder):
             with suppress(OSError):  # other code closed it
                 os.close(descriptor)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Let one process or thread at a time write a folder; the others wait.
+
+    Where the file system locks no folder, all go on at once.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _locked_folder(path: Path) -> int:

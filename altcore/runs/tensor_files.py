@@ -10,6 +10,7 @@ import io
 import os
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,10 +50,12 @@ def check_readable(value: Any, key: str) -> None:
     """Raise `BadInput`, with the key, for what torch would write and refuse to read again."""
     import torch
 
-    if isinstance(value, Mapping):
+    if type(value) in (dict, OrderedDict):
         for name, inner in value.items():
-            check_readable(inner, f"{key}.{name}" if key else str(name))
-    elif isinstance(value, list | tuple | set):
+            where = f"{key}.{name}" if key else str(name)
+            check_readable(name, where)
+            check_readable(inner, where)
+    elif type(value) in (list, tuple, set, torch.Size):
         for i, inner in enumerate(value):
             check_readable(inner, f"{key}.{i}")
     elif not (type(value) in PLAIN or isinstance(value, torch.Tensor | torch.dtype | torch.device)):
