@@ -15,6 +15,8 @@ import attrs
 from altcore.plugin import replace_text, setting
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from altcore.plugin import RunRecord
 
 
@@ -24,22 +26,20 @@ class FormatComparison:
 
     def render(self, runs: Sequence[RunRecord], out: Path) -> list[Path]:
         """Write the comparison; runs that nothing can be compared with are left out."""
-        from altcore_reporters.comparison import CONDITION, FormatComparator
-        from altcore_reporters.conditions import apart_from_format
+        from altcore_reporters.comparison import FormatComparator
+        from altcore_reporters.conditions import apart_from_format, formats_of
         from altcore_reporters.failures import FailureAnalyzer
         from altcore_reporters.format_comparison import format_comparison
         from altcore_reporters.frames import runs_frame
         from altcore_reporters.layer_metrics import layer_frame
 
-        kept = _with_several(runs, apart_from_format(runs), [r.summary["format"] for r in runs])
-        df = runs_frame(kept).assign(**{CONDITION: apart_from_format(kept)})
-        by_run = dict(zip(df["run_id"], df[CONDITION], strict=True))
-        failures, layers = FailureAnalyzer().from_records(kept), layer_frame(kept)
+        kept = _with_several(runs, apart_from_format(runs), formats_of(runs))
+        df = runs_frame(kept).assign(format=formats_of(kept), condition=apart_from_format(kept))
         text = format_comparison(
             df,
             FormatComparator(df).identify_sweet_spot(),
-            failures.assign(**{CONDITION: failures["run_id"].map(by_run)}),
-            layers.assign(**{CONDITION: layers["run_id"].map(by_run)}),
+            _named_as_in(df, FailureAnalyzer().from_records(kept)),
+            _named_as_in(df, layer_frame(kept)),
             left_out=[r.name for r in runs if r not in kept],
         )
         return [replace_text(out / "format_comparison.md", text)]
@@ -51,16 +51,13 @@ class FailureModes:
 
     def render(self, runs: Sequence[RunRecord], out: Path) -> list[Path]:
         """Write the failures of the runs."""
-        from altcore_reporters.comparison import CONDITION
-        from altcore_reporters.conditions import apart_from_format
+        from altcore_reporters.conditions import apart_from_format, formats_of
         from altcore_reporters.failure_modes import failure_modes
         from altcore_reporters.failures import FailureAnalyzer
         from altcore_reporters.frames import runs_frame
 
-        df = runs_frame(runs).assign(**{CONDITION: apart_from_format(runs)})
-        by_run = dict(zip(df["run_id"], df[CONDITION], strict=True))
-        failures = FailureAnalyzer().from_records(runs)
-        failures = failures.assign(**{CONDITION: failures["run_id"].map(by_run)})
+        df = runs_frame(runs).assign(format=formats_of(runs), condition=apart_from_format(runs))
+        failures = _named_as_in(df, FailureAnalyzer().from_records(runs))
         return [replace_text(out / "failure_modes.md", failure_modes(failures, df))]
 
 
@@ -72,17 +69,27 @@ class ManifoldComparison:
 
     def render(self, runs: Sequence[RunRecord], out: Path) -> list[Path]:
         """Write the comparison; runs that nothing can be compared with are left out."""
-        from altcore_reporters.comparison import CONDITION
-        from altcore_reporters.conditions import apart_from_optimizer, optimizers_of
+        from altcore_reporters.conditions import apart_from_optimizer, formats_of, optimizers_of
         from altcore_reporters.frames import runs_frame
         from altcore_reporters.manifold_comparison import manifold_comparison
 
         own = [r for r in runs if r.summary["format"] == self.format]
         is_aware = list(runs_frame(own)["manifold_aware"])
         kept = _with_several(own, apart_from_optimizer(own), is_aware)
-        about = {CONDITION: apart_from_optimizer(kept), "optimizer": optimizers_of(kept)}
-        text = manifold_comparison(runs_frame(kept).assign(**about))
+        df = runs_frame(kept).assign(
+            format=formats_of(kept),
+            condition=apart_from_optimizer(kept),
+            optimizer=optimizers_of(kept),
+        )
+        text = manifold_comparison(df)
         return [replace_text(out / "manifold_comparison.md", text)]
+
+
+def _named_as_in(df: pd.DataFrame, other: pd.DataFrame) -> pd.DataFrame:
+    """Return another frame with the formats and conditions that a frame of runs has."""
+    runs = df.drop_duplicates("run_id").set_index("run_id")
+    named = {column: other["run_id"].map(runs[column]) for column in ("format", "condition")}
+    return other.assign(**named)
 
 
 def _with_several(

@@ -13,6 +13,8 @@ from hashlib import sha256
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
+from altcore_reporters.original_names import names_in_config
+
 if TYPE_CHECKING:
     from altcore.plugin import RunRecord
 
@@ -40,6 +42,26 @@ def apart_from_format(records: Sequence[RunRecord]) -> list[str]:
 def apart_from_optimizer(records: Sequence[RunRecord]) -> list[str]:
     """Return the condition of each run: in what it differs from others but optimizer and seed."""
     return _conditions(records, _is_of_optimizer)
+
+
+def formats_of(records: Sequence[RunRecord]) -> list[str]:
+    """Return each run's format; those of one name and several definitions have digests, too."""
+    names = [names_in_config(record)["format"] for record in records]
+    definitions = [_definition(record, name) for record, name in zip(records, names, strict=True)]
+    known = {pair for pair in zip(names, definitions, strict=True) if pair[1]}
+    several = {name for name, _ in known if sum(other == name for other, _ in known) > 1}
+    return [
+        f"{name} {_digest(own)}" if own and name in several else name
+        for name, own in zip(names, definitions, strict=True)
+    ]
+
+
+def _definition(record: RunRecord, name: str) -> str:
+    """Return what tells a format from others of its name; nothing if it is not recorded."""
+    given = record.config.get("format")
+    if isinstance(given, Mapping):
+        return _text(given)
+    return str((record.config.get("format_digests") or {}).get(name, ""))
 
 
 def optimizers_of(records: Sequence[RunRecord]) -> list[str]:

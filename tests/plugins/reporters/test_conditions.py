@@ -2,7 +2,13 @@
 
 from helpers_records import Told
 
-from altcore_reporters.conditions import apart_from_format, apart_from_optimizer, optimizers_of
+from altcore_reporters.analysis import FormatComparison
+from altcore_reporters.conditions import (
+    apart_from_format,
+    apart_from_optimizer,
+    formats_of,
+    optimizers_of,
+)
 
 
 def told(**config):
@@ -64,3 +70,37 @@ def test_an_optimizer_and_its_settings_make_no_condition_of_it():
         "manifold-adamw mode=update",
         "adamw weight_decay=none",
     ]
+
+
+def test_two_definitions_of_one_name_are_two_formats():
+    """Written into the configuration, or installed; where none is recorded, the name is all."""
+    mine = [{"name": "MINE", "mantissa": bits} for bits in (3, 1, 3)]
+    runs = [Told("r", {"format": "MINE"}, {"format": own}) for own in mine]
+    one, other, again = formats_of(runs)
+    assert one == again != other
+    assert one.startswith("MINE ")
+    assert formats_of(runs[::2]) == ["MINE", "MINE"]
+    digests = [{"format": "X", "format_digests": {"X": d, "Y": d}} for d in "ab"]
+    installed = [Told("r", {"format": "X"}, own) for own in (*digests, {"format": "X"})]
+    one, other, unknown = formats_of(installed)
+    assert len({one, other, unknown}) == 3
+    assert unknown == "X"
+    assert formats_of(installed[1:]) == ["X", "X"]
+
+
+def test_a_report_averages_no_two_formats_of_one_name(tmp_path):
+    """Their losses are 1 and 3: nothing has a mean of 2."""
+    about = {"format": "MINE", "status": "finished"}
+    runs = [
+        Told(
+            f"{bits}-{seed}",
+            {**about, "seed": seed, "final_loss": float(bits)},
+            {"format": {"name": "MINE", "mantissa": bits}},
+            run_id=f"{bits}-{seed}",
+        )
+        for bits in (3, 1)
+        for seed in (1, 2)
+    ]
+    (path,) = FormatComparison().render(runs, tmp_path)
+    assert "4 runs of 2 formats" in path.read_text()
+    assert "| 1.0000 [1.0000, 1.0000]" in path.read_text()
