@@ -290,6 +290,7 @@ class _Loop:
             "quantization": None if self.q is None else self.q.state_dict(),
             "recipe": None if self.q is None else _asked_of(self.q),
             "optimizer": as_builtin(self.optimizer.state_dict()),
+            "optimizer_class": type(self.optimizer).__name__,
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "random": random_state(self.device),
         }
@@ -317,6 +318,11 @@ class _Loop:
                     raise BadInput(told, key="q", hint="quantize it as it was, or change it later")
                 check_quantization_state(self.q, state["quantization"], state["model"])
             if self.optimizer is not None:
+                was, is_now = state["optimizer_class"], type(self.optimizer).__name__
+                if before != now:
+                    raise BadInput(
+                        f"the checkpoint is of {before}, and it is {now}", key="optimizer"
+                    )
                 moments = check_optimizer(state["optimizer"], self.optimizer)
                 if found.manifest["kind"] == REGULAR and (bad := self.not_finite(state)):
                     raise InvalidCheckpoint(f"{bad} is not finite")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +72,7 @@ def export(loaded: LoadedRun, file: str | Path, kind: str = VALUES) -> dict[str,
     }
     # One tensor may have several names, which the file does not know of: each gets its own copy.
     whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
+    told["sha256"] = json.dumps({name: _sha256(t) for name, t in whole.items()})
     save_file(whole, str(file), metadata={"altcore": json.dumps(told)})
     return others
 
@@ -85,6 +88,13 @@ def _safetensors() -> tuple[Callable[..., Any], Callable[..., None]]:
     return safe_open, save_file
 
 
+def _sha256(tensor: Tensor) -> str:
+    """Return the digest of a contiguous tensor's bytes; numpy need not be there."""
+    size = tensor.numel() * tensor.element_size()
+    data = (ctypes.c_char * size).from_address(tensor.data_ptr()) if size else b""
+    return hashlib.sha256(data).hexdigest()
+
+
 def _element_bits(fmt: AnyFormat) -> int:
     return int((fmt.element if isinstance(fmt, BlockFormat) else fmt).bits)
 
@@ -92,13 +102,16 @@ def _element_bits(fmt: AnyFormat) -> int:
 def read_export(file: str | Path) -> dict[str, Tensor]:
     """Return the tensors of an exported file by the names of the model's state, decoded.
 
-    The formats must be installed, with the values that they had: `BadInput` names one that is not.
-    So must safetensors be.
+    The formats must be installed, with the values that they had: `BadInput` names one that is not,
+    and a tensor that was altered. So must safetensors be.
     """
     safe_open, _ = _safetensors()
     with safe_open(str(file), framework="pt") as opened:
         told = json.loads((opened.metadata() or {}).get("altcore", "{}"))
         tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+    for name, known in json.loads(told.get("sha256", "{}")).items():
+        if name not in tensors or _sha256(tensors[name]) != known:
+            raise BadInput(f"{file}: {name} is not as it was exported")
     if told.get("kind") != CODES:
         return tensors
     check_digests(json.loads(told["formats"]))

@@ -1,6 +1,7 @@
 """Settings that all tests share."""
 
 import os
+import signal
 import sys
 
 # Before torch is imported: tests are many and small, and a second thread only costs.
@@ -13,6 +14,10 @@ from hypothesis import settings
 
 # No test loses its power, and waiting for the disk would be a tenth of the time.
 os.fsync = lambda descriptor: None
+
+# Whoever starts the tests may ignore SIGINT, as a shell does for what it starts with `&`.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")

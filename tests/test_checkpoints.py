@@ -377,3 +377,21 @@ def test_two_managers_of_one_folder_take_turns(tmp_path):
         thread.join()
     assert all("is to be saved" in text for text in failed)
     assert managers[0].latest().name == "step-00000014"
+
+
+def test_another_optimizer_is_refused_by_name(tmp_path):
+    """Adam has the same groups and moments as AdamW."""
+    loop = Loop().train(1)
+    loop.manager(tmp_path).save(1)
+    other = Loop()
+    adam = torch.optim.Adam(other.model.parameters(), lr=0.5)
+    with pytest.raises(BadInput, match="the checkpoint is of AdamW, and it is Adam"):
+        CheckpointManager(tmp_path, other.model, adam, other.q).restore()
+
+
+def test_a_weight_that_is_nan_is_not_called_changed_by_somebody(tmp_path, recwarn):
+    loop = Loop().train(1)
+    for name in ("exp_avg", "exp_avg_sq"):
+        next(iter(loop.optimizer.state.values()))[name].fill_(torch.nan)
+    loop.train(2)
+    assert not [w for w in recwarn if "other than q.store" in str(w.message)]

@@ -168,3 +168,14 @@ def test_without_safetensors_the_extra_is_named(start, tmp_path, monkeypatch):
     for function in (partial(altcore.export, loaded), altcore.read_export):
         with pytest.raises(BadInput, match=r"safetensors is not installed.*altcore\[export\]"):
             function(tmp_path / "weights")
+
+
+@pytest.mark.parametrize("kind", ["codes", "values"])
+def test_a_flipped_bit_in_an_exported_file_is_named(kind, start, tmp_path):
+    file = tmp_path / "exported"
+    altcore.export(altcore.load("pure", "latest", runs_dir=start.runs), file, kind)
+    data = bytearray(file.read_bytes())
+    data[-5] ^= 64
+    file.write_bytes(data)
+    with pytest.raises(BadInput, match="is not as it was exported"):
+        altcore.read_export(file)

@@ -92,7 +92,7 @@ class StoredWeight:
             return weight
         with torch.no_grad():
             scale, on_grid = self._found(weight.detach())
-            is_same = torch.equal(on_grid, weight.detach())
+            is_same = bool(((on_grid == weight) | weight.isnan()).all())  # NaN stays NaN
         if not isinstance(weight, nn.Parameter):
             return weight if is_same else StraightThrough.apply(weight, on_grid, None)  # type: ignore[no-untyped-call] # torch leaves it untyped
         if is_told and not is_same:

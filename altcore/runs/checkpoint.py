@@ -94,7 +94,8 @@ def _parts(state: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
         return {}
     weights = {k: v for k, v in state.items() if k in OF_WEIGHTS}
     rest = {k: v for k, v in state.items() if k not in OF_WEIGHTS}
-    return {WEIGHTS_FILE: weights, STATE: rest}
+    # Each says which step it is of, so that files of two steps are never taken for one state.
+    return {WEIGHTS_FILE: weights, STATE: {**rest, "step": state.get("step")}}
 
 
 def put_in_place(temporary: Path, final: Path) -> None:
@@ -211,9 +212,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
     for name, recorded in manifest["files"].items():
         if name not in (STATE, WEIGHTS_FILE):
             raise InvalidCheckpoint(f"checkpoint {path}: {name!r:.60} is no file of a checkpoint")
-        state |= read_tensors(path / name, recorded)
-    if state.get("step", 0) != manifest["step"]:
-        raise InvalidCheckpoint(f"checkpoint {path}: its state is not of step {manifest['step']}")
+        part = read_tensors(path / name, recorded)
+        if part.get("step") != manifest["step"]:
+            problem = f"{name} is of step {part.get('step')}, not {manifest['step']}"
+            raise InvalidCheckpoint(f"checkpoint {path}: {problem}")
+        state |= part
+    if not state and manifest["step"] != 0:
+        raise InvalidCheckpoint(f"checkpoint {path}: it has no state of step {manifest['step']}")
     snapshots = [
         read_tensors(path.parent / SNAPSHOTS / snapshot_file(entry["step"]), entry)
         for entry in manifest["snapshots"]

@@ -448,8 +448,6 @@ def test_an_observer_that_is_not_installed_is_left_out(tmp_path, corpus, capsys,
 )
 def test_an_error_ends_with_its_exit_code(error, code, capsys, monkeypatch):
     """One line each; every code is in the published table."""
-    # Whoever starts the tests may ignore SIGINT, as a shell does for what it starts with `&`.
-    monkeypatch.setattr(signal, "getsignal", lambda _: signal.default_int_handler)
 
     def fail(*_):
         raise error

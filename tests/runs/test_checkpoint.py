@@ -361,3 +361,15 @@ def test_checkpoints_that_nobody_goes_on_from_are_set_aside(tmp_path):
         "weights-00000001",
         "weights-00000002",
     ]
+
+
+@pytest.mark.parametrize("file", ["state.pt", "weights.pt"])
+def test_a_file_of_another_step_is_found_under_a_right_digest(file, tmp_path):
+    """Weights of one step beside moments of another would train on without a word."""
+    paths = [save(tmp_path, step=step, model={}, optimizer={}) for step in (1, 2)]
+    told = manifest.read_manifest(paths[0])["files"][file]
+    (paths[1] / file).write_bytes((paths[0] / file).read_bytes())
+    files = {**manifest.read_manifest(paths[1])["files"], file: told}
+    checkpoint.update_manifest(paths[1], files=files)
+    with pytest.raises(InvalidCheckpoint, match=f"{file} is of step 1, not 2"):
+        checkpoint.load_checkpoint(paths[1])
