@@ -319,10 +319,9 @@ class _Loop:
                 check_quantization_state(self.q, state["quantization"], state["model"])
             if self.optimizer is not None:
                 was, is_now = state["optimizer_class"], type(self.optimizer).__name__
-                if before != now:
-                    raise BadInput(
-                        f"the checkpoint is of {before}, and it is {now}", key="optimizer"
-                    )
+                if was != is_now:
+                    problem = f"the checkpoint is of {was}, and it is {is_now}"
+                    raise BadInput(problem, key="optimizer")
                 moments = check_optimizer(state["optimizer"], self.optimizer)
                 if found.manifest["kind"] == REGULAR and (bad := self.not_finite(state)):
                     raise InvalidCheckpoint(f"{bad} is not finite")
