@@ -101,7 +101,7 @@ def test_a_run_that_goes_on(server):
     (record,) = read_runs("altgrad", ["going"])
     found = {k: v for k, v in record.summary.items() if v}
     about = {"format": "E5M2", "recipe": "pure", "workload": "gpt", "optimizer": "adamw"}
-    facts = {**about, "seed": 3, "first_formats": ["E5M2"]}
+    facts = {**about, "seed": 3, "first_formats": ["E5M2"], "run_id": "0f"}
     assert found == {**facts, "name": "going", "status": "unfinished", "steps": 2}
     assert (record.events, record.reports) == ([], {})
 
