@@ -44,12 +44,13 @@ Line = Mapping[str, Any]
 
 def mode_of_reason(reason: str | None, grad_sparsity: float | None = None) -> str:
     """Return the mode that a reason in words and the share of zero gradients suggest."""
-    words = (reason or "").lower()
+    words = reason.lower() if isinstance(reason, str) else ""  # A frame has NaN for no reason.
     if re.search(r"(?<![a-z])(nan|inf)(?![a-z])|infinit|non-?finite|not finite", words):
         return OVERFLOW
     if is_finite(grad_sparsity) and grad_sparsity > MOST:
         return VANISHING
-    return next((mode for mode in (UNDERFLOW, OVERFLOW) if mode in words), UNKNOWN)
+    named = (m for m in (UNDERFLOW, OVERFLOW) if re.search(rf"(?<!\bno ){m}", words))
+    return next(named, UNKNOWN)
 
 
 def failure_of(record: RunRecord) -> dict[str, Any] | None:

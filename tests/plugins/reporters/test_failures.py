@@ -171,6 +171,9 @@ def test_an_error_is_a_reason():
         ("values overflow", None, "overflow"),
         ("Runtime error: information missing in finance", None, "unknown"),
         ("stopped", NAN, "unknown"),
+        ("no underflow; overflow", None, "overflow"),
+        ("no overflow, no underflow", None, "unknown"),
+        (NAN, None, "unknown"),
         (None, None, "unknown"),
     ],
 )
