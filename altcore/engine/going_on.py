@@ -165,11 +165,13 @@ def go_on(
     is_done = found.step == config.max_steps and is_over and is_whole
     if found.step > config.max_steps or is_done:
         raise BadInput(_nothing_left(directory.path.name, found.step, config.max_steps, is_over))
-    planned = found.manifest["identity"]["configuration"]["max_steps"]
+    before = found.manifest["identity"]["configuration"]
     accepted = [{"step": found.step, **c.to_plain()} for c in changes if c.is_decisive]
-    config = config.evolve(changes=(*config.changes, *accepted))
+    # The earlier ones as the checkpoint has them: whoever edits config.yaml changes no history.
+    config = config.evolve(changes=(*before["changes"], *accepted))
     left = find_end(directory.checkpoints, directory.run_id, found.step + 1)
-    return GoingOn(found, config, planned, changes, None if left is None else left.name)
+    name = None if left is None else left.name
+    return GoingOn(found, config, before["max_steps"], changes, name)
 
 
 Check = Callable[[Checkpoint, Sequence[Plugin]], None]

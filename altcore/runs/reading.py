@@ -11,6 +11,7 @@ from typing import Any
 from altcore.config import TrainConfig, check_name
 from altcore.errors import BadInput, InvalidCheckpoint, nearest
 from altcore.hooks import build
+from altcore.log import log
 from altcore.runs.directory import (
     CONFIG,
     EVENTS,
@@ -32,13 +33,18 @@ def find_run(name: str, runs_dir: str) -> Path:
     """Return the directory of a run. Raises `BadInput` if there is none with that name."""
     path = Path(runs_dir) / check_name(name, "run")
     check_kinds(path, files=[CONFIG], folders=[])
-    if not (path / CONFIG).exists() and _newest_manifest(path)[0] is not None:
-        hint = f"altcore runs restore {name} writes it anew, from the newest checkpoint"
-        raise BadInput(f"{path / CONFIG} is missing", hint=hint)
+    check_has_configuration(path)
     if not _is_run(path):
         known = [p.name for p in list_runs(runs_dir)]
         raise BadInput(f"there is no run {name!r} in {runs_dir}", meant=nearest(name, known))
     return path
+
+
+def check_has_configuration(path: Path) -> None:
+    """Raise `BadInput` if a folder is a run's by its checkpoints, and config.yaml is missing."""
+    if not (path / CONFIG).exists() and _newest_manifest(path)[0] is not None:
+        hint = f"altcore runs restore {path.name} writes it anew, from the newest checkpoint"
+        raise BadInput(f"{path / CONFIG} is missing", hint=hint)
 
 
 def read_configuration(path: Path) -> dict[str, Any]:
@@ -93,7 +99,13 @@ def list_runs(runs_dir: str) -> list[Path]:
     root = Path(runs_dir)
     if root.exists() and not root.is_dir():
         raise BadInput(f"{root} is not a folder", key="runs_dir")
-    found = [p for p in root.iterdir() if _is_run(p)] if root.is_dir() else []
+    folders = [*root.iterdir()] if root.is_dir() else []
+    found = [p for p in folders if _is_run(p)]
+    for path in folders:
+        try:
+            check_has_configuration(path)
+        except BadInput as error:
+            log.warning(f"a run is left out: {error}")
     return sorted(found, key=lambda p: ((p / CONFIG).stat().st_mtime, p.name))
 
 

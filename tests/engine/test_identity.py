@@ -396,8 +396,21 @@ def test_a_configuration_that_is_gone_can_be_restored(start, run, capsys):
     found = call(capsys, "runs", "show", "r", "--runs-dir", start.runs)
     assert found.code == 2
     assert "config.yaml is missing: altcore runs restore r writes it anew" in found.message
+    listed = call(capsys, "runs", "list", "--runs-dir", start.runs)
+    assert listed.code == 0
+    assert "config.yaml is missing: altcore runs restore r writes it anew" in listed.err
     assert call(capsys, "runs", "restore", "r", "--runs-dir", start.runs).code == 0
     assert start.resume("r", max_steps=4).steps_completed == 4
+
+
+def test_the_history_of_changes_is_the_checkpoints(start, run):
+    """Whoever writes an accepted change into config.yaml has accepted none."""
+    path = run / "config.yaml"
+    plain = yaml.safe_load(path.read_text())
+    plain["changes"] = [{"step": 1, "kind": "configuration", "what": "seed", "was": 1, "is": 2}]
+    path.write_text(yaml.safe_dump(plain))
+    start.resume("r", max_steps=4)
+    assert yaml.safe_load(path.read_text())["changes"] == []
 
 
 def test_what_no_checkpoint_holds_cannot_be_restored(start, capsys):
