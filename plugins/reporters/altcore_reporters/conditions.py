@@ -18,12 +18,13 @@ from altcore_reporters.original_names import names_in_config
 if TYPE_CHECKING:
     from altcore.plugin import RunRecord
 
-# Names, paths and the record; what is saved, evaluated and logged changes no weight. Flat keys of
-# the original experiments among them, as their runs in W&B have them.
+# Names, paths and the record; what is saved and watched, and when, changes no weight. Flat keys of
+# the original experiments among them, as their runs in W&B have them. eval_steps and log_interval
+# are not: they decide of what val_loss, best_loss and the rates are.
 _ABOUT_NOTHING = {
     "name", "label", "run_name", "project", "tags", "runs_dir", "checkpoint_dir", "seed",
     "no_plugins", "strict", "check_observers", "hook_timeout", "device",
-    "log_interval", "eval_interval", "evals_per_epoch", "eval_steps", "monitor", "monitor_mode",
+    "eval_interval", "evals_per_epoch", "monitor", "monitor_mode",
     "checkpoint_interval", "max_checkpoints", "keep_best", "snapshot_interval", "max_snapshots",
     "original", "changes", "format_digests", "format_origins", "steps_per_epoch",
     "log_bit_position", "manifold_mantissa_bits",
@@ -101,7 +102,7 @@ def _conditions(
 
 
 def _flat(records: Sequence[RunRecord]) -> list[Flat]:
-    """Return the keys of each run that may change a weight, settings as ``settings.OWNER.key``."""
+    """Return the keys of each run that may change a result, settings as ``settings.OWNER.key``."""
     watching = _observers()
     found: list[Flat] = []
     for record in records:

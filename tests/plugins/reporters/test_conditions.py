@@ -40,6 +40,16 @@ def test_a_condition_is_called_by_what_tells_it_apart():
     assert apart_from_format([]) == []
 
 
+def test_what_is_measured_otherwise_is_another_condition():
+    """A validation loss is of so many batches; rates and the best loss are of the logged steps."""
+    runs = [told(eval_steps=5, log_interval=1), told(eval_steps=500, log_interval=1)]
+    assert apart_from_format(runs) == ["eval_steps 5", "eval_steps 500"]
+    assert apart_from_optimizer([told(log_interval=n) for n in (1, 10)]) == [
+        "log_interval 1",
+        "log_interval 10",
+    ]
+
+
 def test_two_recipes_of_one_name_are_two_conditions():
     """They are called by their digests."""
     runs = [told(recipe={"name": "mine", "weight": fmt}) for fmt in ("E5M2", "E3M4", "E5M2")]
