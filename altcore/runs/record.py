@@ -182,7 +182,9 @@ def read_runs(folder: str, names: Sequence[str] = ()) -> list[DirectoryRecord]:
     found = []
     for directory in list_runs(folder):
         try:
-            found.append(read_run(directory))
+            record = read_run(directory)
+            _ = record.config, record.environment  # Read now: a report would end at them later.
+            found.append(record)
         except BadInput as error:
             log.warning("a run that cannot be read is left out", run=directory.name, why=str(error))
     if not found:

@@ -2,7 +2,10 @@
 
 import json
 
-from altcore.runs import RunRecord, full_summary, read_run
+import pytest
+from structlog.testing import capture_logs
+
+from altcore.runs import RunRecord, full_summary, read_run, read_runs
 from altcore.runs.summary import KEYS
 
 
@@ -64,3 +67,16 @@ def test_the_weights_are_those_of_the_newest_checkpoint_that_is_whole(start):
     file.write_bytes(file.read_bytes()[:-1] + b"?")
     assert record.read_weights(1 << 20)["step"] == 2
     assert RunRecord("r", "far:away").read_weights(1 << 20) is None
+
+
+@pytest.mark.parametrize("file", ["environment.json", "config.yaml"])
+def test_a_run_with_a_damaged_part_is_left_out_of_all_runs(start, file):
+    """A report on the others is made; one that is named is refused when the part is asked for."""
+    for name in ("a", "b"):
+        path = start(name=name, max_steps=1).run_directory
+    (path / file).write_text("" if file.endswith("json") else "[")
+    with capture_logs() as logs:
+        assert [r.name for r in read_runs(str(path.parent))] == ["a"]
+    (warning,) = [entry for entry in logs if "left out" in entry["event"]]
+    assert warning["run"] == "b"
+    assert file in warning["why"]

@@ -182,6 +182,18 @@ def test_every_picture_has_a_description_and_its_table(many):
         assert (page.broken, page.open) == ([], [])
 
 
+def test_the_table_of_a_plot_carries_no_value_to_a_step_where_none_was_measured():
+    """Columns are steps that most runs have, and the last value is told though it has none."""
+    rare = run("E5M2", metrics=[{"step": s, "val_loss": s / 100} for s in (100, 200)])
+    often = run("E3M4", metrics=[{"step": s, "val_loss": 1.0} for s in range(50, 301, 50)])
+    plot = next(p for p in contents_of([rare, often]).plots if "alidation" in p.title)
+    table = dict(plot.rows)
+    (values,) = (v for label, v in table.items() if "E5M2" in label)
+    assert plot.head == ["", *(f"step {s}" for s in (50, 100, 150, 200, 250, 300))]
+    assert values == ["–", "1", "–", "2", "–", "–"]
+    assert "ends at 2" in plot.description
+
+
 JUNK = (None, True, 0, -3, 10**30, 1e300, -1e-300, float("inf"), float("nan"), "word", "", [], {})
 JUNK += ([1, "a"], {"a": None}, "nan", [0.1] * 5)
 KEYS = (

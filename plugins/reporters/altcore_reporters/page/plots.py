@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -102,6 +103,8 @@ class Plot:
     """Of the table behind it."""
     rows: Sequence[tuple[str, Sequence[str]]]
     """Label and values of each series."""
+    ends: Sequence[str]
+    """The last value of each series."""
     note: str = ""
     height: int = 4
     """Of the plot: some so many labels fit beside it."""
@@ -125,7 +128,8 @@ class Plot:
     @property
     def description(self) -> str:
         """The picture in a sentence."""
-        ends = [f"{label} ends at {values[-1]}" for label, values in self.rows[:COLOURS] if values]
+        known = list(zip(self.rows, self.ends, strict=True))[:COLOURS]
+        ends = [f"{label} ends at {end}" for (label, _), end in known]
         more = len(self.rows) - COLOURS
         rest = f", and {more} more" if more > 0 else ""
         return f"{self.title} over steps. {'; '.join(ends)}{rest}. The table follows."
@@ -183,15 +187,17 @@ def plot_of(
         level=None if level is None else (percent(1 - y.at(level[0])), level[1]),
         head=["", *(f"step {step}" for step in columns)],
         rows=[(s.label, [y.word(value_at(s, step)) for step in columns]) for s in shown],
+        ends=[y.word(s.values[-1]) for s in shown],
         note=note,
         height=height,
     )
 
 
 def value_at(series: Series, step: int) -> float | None:
-    """Return the last value up to a step, None if there is none."""
-    i = bisect_right(series.steps, step)
-    return series.values[i - 1] if i else None
+    """Return the value at a step, None if none was measured there."""
+    i = bisect_left(series.steps, step)
+    is_there = i < len(series.steps) and series.steps[i] == step
+    return series.values[i] if is_there else None
 
 
 def percent(place: float) -> str:
@@ -254,11 +260,19 @@ def _labels(shown: Sequence[Series], y: Axis) -> list[tuple[str, Series]]:
 
 
 def _columns(shown: Sequence[Series]) -> list[int]:
-    steps = sorted({step for s in shown for step in s.steps})
-    number = min(COLUMNS, len(steps))
+    """Return the first step, the last, and some between, those that most series have."""
+    held = Counter(step for s in shown for step in s.steps)
+    steps = sorted(held)
+    last, number = len(steps) - 1, min(COLUMNS, len(steps))
     if number == 1:
         return steps
-    return list(dict.fromkeys(steps[i * (len(steps) - 1) // (number - 1)] for i in range(number)))
+    reach = last // (2 * (number - 1))
+    inner = [i * last // (number - 1) for i in range(1, number - 1)]
+    found = [
+        max(steps[max(0, i - reach) : i + reach + 1], key=lambda s: (held[s], -abs(s - steps[i])))
+        for i in inner
+    ]
+    return list(dict.fromkeys([steps[0], *found, steps[-1]]))
 
 
 def _most(shown: Sequence[Series]) -> str:
