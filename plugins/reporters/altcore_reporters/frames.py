@@ -45,6 +45,11 @@ def runs_frame(records: Sequence[RunRecord]) -> pd.DataFrame:
     return pd.DataFrame({n: _column([r.get(n) for r in rows], n not in FRACTIONS) for n in names})
 
 
+def one_or_several(names: str | Sequence[str]) -> list[str]:
+    """Return names as a list: a text is one name, not its letters."""
+    return [names] if isinstance(names, str) else list(names)
+
+
 def history_frame(records: Sequence[RunRecord], keys: Sequence[str] | None = None) -> pd.DataFrame:
     """Return a frame of histories, a row for each recorded step of each run.
 
@@ -56,6 +61,7 @@ def history_frame(records: Sequence[RunRecord], keys: Sequence[str] | None = Non
         keys: the columns after the first three, instead of everything. The rows are then those
             that have any of them.
     """
+    keys = None if keys is None else one_or_several(keys)
     rows = []
     for record in records:
         about = {"run_id": run_id(record), "name": record.name}

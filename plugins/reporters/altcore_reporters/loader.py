@@ -7,11 +7,14 @@ from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
+import structlog
 
 from altcore.plugin import BadInput, RunRecord, nearest, read_runs
 from altcore_reporters import wandb_runs
-from altcore_reporters.frames import history_frame, run_id, runs_frame
+from altcore_reporters.frames import history_frame, one_or_several, run_id, runs_frame
 from altcore_reporters.original_names import STATES
+
+log = structlog.get_logger("altcore")
 
 FORMAT_COLUMNS = (
     *("format", "run_id", "run_url", "state", "steps"),
@@ -57,9 +60,15 @@ class ExperimentDataLoader:
         return over.sort_values(["format", "name"], kind="stable", ignore_index=True)
 
     def get_format_comparison_runs(self, formats: Sequence[str] | None = None) -> pd.DataFrame:
-        """Return the runs of some formats, or of all, a row each, with `FORMAT_COLUMNS`."""
-        is_asked = self.runs["format"].isin(formats or self.runs["format"])
-        return self._selected(is_asked, FORMAT_COLUMNS)
+        """Return the runs of some formats, or of all, a row each, with `FORMAT_COLUMNS`.
+
+        A format without a run is named in a warning.
+        """
+        known = self.runs["format"]
+        asked = known.unique() if formats is None else one_or_several(formats)
+        if missing := [name for name in asked if name not in known.unique()]:
+            log.warning(f"there is no run of {', '.join(map(str, missing))}")
+        return self._selected(known.isin(asked), FORMAT_COLUMNS)
 
     def get_manifold_comparison_runs(self, format: str = "E5M2") -> pd.DataFrame:
         """Return the runs of a format, a row each, with `MANIFOLD_COLUMNS`."""

@@ -6,6 +6,7 @@ import pytest
 from helpers_records import Told, use
 from helpers_wandb import WandbServer
 from pandas.testing import assert_frame_equal
+from structlog.testing import capture_logs
 
 from altcore import BadInput
 from altcore_reporters.failure_report import FailureReport
@@ -53,7 +54,10 @@ def test_runs_of_some_formats():
     """And none where there is none."""
     loader = loader_of(*RUNS)
     assert list(loader.get_format_comparison_runs(["E7M0", "E0M7"])["run_id"]) == ["0a"]
-    nothing = loader.get_format_comparison_runs(["E0M7"])
+    with capture_logs() as logs:
+        nothing = loader.get_format_comparison_runs("E0M7")
+    assert [entry["event"] for entry in logs] == ["there is no run of E0M7"]
+    assert len(loader.get_format_comparison_runs([])) == 0
     assert (len(nothing), tuple(nothing.columns)) == (0, FORMAT_COLUMNS)
     assert len(loader_of().get_format_comparison_runs()) == 0
 
@@ -81,6 +85,7 @@ def test_the_history_of_a_run():
         assert_frame_equal(loader.get_run_history(name), frame)
     assert len(loader.get_run_history("b")) == 1
     assert list(loader.get_run_history("a", keys=["loss"])["loss"]) == [3.0]
+    assert list(loader.get_run_history("a", keys="loss").columns) == ["step", "loss"]
 
 
 def test_a_run_that_is_not_there():
