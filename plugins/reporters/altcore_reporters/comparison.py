@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from altcore.plugin import BadInput, nearest
+from altcore_reporters.columns import need
 from altcore_reporters.intervals import Interval, Values, difference, holm, interval_of, seed_means
 from altcore_reporters.layer_types import TYPES, layer_type
 
@@ -213,9 +213,7 @@ class FormatComparator:
         return means.reset_index().astype({"layer_type": str})
 
     def _check(self, column: str) -> None:
-        if len(self.df) and column not in self.df:
-            known = [str(c) for c in self.df]
-            raise BadInput(f"the frame has no column {column!r}", meant=nearest(column, known))
+        need(self.df, column)
 
 
 def by_condition(df: pd.DataFrame) -> dict[str, pd.DataFrame]:

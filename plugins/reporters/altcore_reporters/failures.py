@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from altcore.plugin import read_run
+from altcore_reporters.columns import need
 from altcore_reporters.failure_evidence import (
     FROM_MEASUREMENTS,
     FROM_REASON,
@@ -70,6 +71,7 @@ class FailureAnalyzer:
         """
         if not len(df):
             return _frame([], df.columns)
+        need(df, "state")
         is_failure = df["state"].isin(FAILED)
         if "learned" in df:
             is_failure |= df["learned"].eq(False).fillna(False).astype(bool)

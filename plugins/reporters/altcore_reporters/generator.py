@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from altcore.plugin import BadInput, replace_text
+from altcore_reporters.columns import need
 from altcore_reporters.failure_modes import failure_modes
 from altcore_reporters.format_comparison import format_comparison
 from altcore_reporters.manifold_comparison import manifold_comparison
@@ -45,6 +46,7 @@ class ReportGenerator:
             layer_metrics: as for `FormatComparator.compare_by_layer_type`, with ``format``; no
                 section if None.
         """
+        need(df, "format", "state")
         return self._write(output_name, format_comparison(df, sweet_spot, failures, layer_metrics))
 
     def generate_failure_modes(
@@ -71,7 +73,16 @@ class ReportGenerator:
         Args:
             df: a row a run, as `ExperimentDataLoader.get_manifold_comparison_runs` returns it.
             output_name: the file's name.
+
+        Raises:
+            BadInput: if it is not True or False of every run whether its optimizer is one.
         """
+        need(df, "optimizer", "manifold_aware")
+        import pandas as pd
+
+        if odd := [v for v in df.get("manifold_aware", ()) if not pd.api.types.is_bool(v)]:
+            problem = f"manifold_aware is {odd[0]!r} and not True or False of {len(odd)} runs"
+            raise BadInput(problem, hint="leave these runs out, or say which they are")
         return self._write(output_name, manifold_comparison(df))
 
     def _write(self, name: str, content: str) -> str:

@@ -370,3 +370,29 @@ def test_optimizers_are_compared_within_format_and_condition(write):
     df["condition"] = ["a", "a", "b", "b"]
     text = write("manifold_comparison", df)
     assert "No finished run of a manifold-aware optimizer has a standard one" in text
+
+
+RUN = {"format": "E5M2", "state": "finished", "optimizer": "adamw", "manifold_aware": False}
+
+
+@pytest.mark.parametrize(
+    ("report", "column"),
+    [
+        ("generate_format_comparison", "format"),
+        ("generate_format_comparison", "state"),
+        ("generate_manifold_comparison", "optimizer"),
+        ("generate_manifold_comparison", "manifold_aware"),
+    ],
+)
+def test_a_column_that_a_report_needs_is_named(report, column, tmp_path):
+    df = pd.DataFrame([RUN]).drop(columns=column)
+    more = (None,) if "format" in report else ()
+    with pytest.raises(BadInput, match=f"the frame has no column '{column}'"):
+        getattr(ReportGenerator(tmp_path), report)(df, *more)
+
+
+@pytest.mark.parametrize("value", ["False", math.nan, None])
+def test_an_optimizer_of_which_nothing_is_known_is_taken_for_neither(value, tmp_path):
+    df = pd.DataFrame([RUN, {**RUN, "manifold_aware": value}])
+    with pytest.raises(BadInput, match=r"and not True or False of 1 runs"):
+        ReportGenerator(tmp_path).generate_manifold_comparison(df)
