@@ -126,3 +126,12 @@ def print_json(value: Any) -> None:
     text = json.dumps(to_json(value), indent=1, allow_nan=False, default=str)
     ctx = click.get_current_context(silent=True)
     echo(text, file=ctx.meta.get(STDOUT) if ctx else None)
+
+
+REPORTER_SETTINGS = click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A setting of the reporter; VALUE is YAML. Repeatable.",
+)

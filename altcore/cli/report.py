@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from altcore.cli.options import names, once
+from altcore.cli.options import REPORTER_SETTINGS, names, once
 from altcore.cli.status import Status
 from altcore.cli.terminal import echo, say
 from altcore.errors import BadInput, PluginError, shown
@@ -34,13 +34,7 @@ if TYPE_CHECKING:
     metavar="FOLDER",
     help="Folder to write to (default the run's reports/; of several runs, reports/ here).",
 )
-@click.option(
-    "--set",
-    "sets",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="A setting of the reporter; VALUE is YAML. Repeatable.",
-)
+@REPORTER_SETTINGS
 @click.option("--watch", is_flag=True, help="Write again while the runs go on, until all are over.")
 def report(
     reporter: str,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from altcore.cli.options import names, once, runs_dir_option
+from altcore.cli.options import REPORTER_SETTINGS, names, once, runs_dir_option
 from altcore.cli.terminal import echo, say
 from altcore.errors import BadInput
 
@@ -12,13 +12,7 @@ from altcore.errors import BadInput
 @click.command()
 @click.argument("runs", nargs=-1, metavar="RUN...")
 @once("--to", "tracker", required=True, metavar="TRACKER", help="The reporter that sends them.")
-@click.option(
-    "--set",
-    "sets",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="A setting of the reporter; VALUE is YAML. Repeatable.",
-)
+@REPORTER_SETTINGS
 @runs_dir_option
 def upload(runs: tuple[str, ...], tracker: str, sets: tuple[str, ...], runs_dir: str) -> None:
     """Send recorded runs to a tracker, each line once.
