@@ -28,6 +28,7 @@ from altcore_workloads.token_files import (
     BLOCK,
     KEY,
     SURVEY_BLOCKS,
+    TokenFile,
     id_type,
     is_whole,
     size_of,
@@ -50,16 +51,16 @@ class Corpus:
     """The tokens of both splits, and what is known of them.
 
     ``train`` and ``val`` are 1-D: uint8 for bytes, int16 that holds unsigned ids for .bin files of
-    uint16 (a memory map) and tokenizers, int32 for .bin files of uint32 and tokenizers of more than
-    65536 ids. ``counts`` says how
-    often each id occurs in the training split, and ``largest_id`` is over both splits; both cover
-    all tokens if ``complete``, else evenly spaced blocks.
+    uint16 and tokenizers, int32 for .bin files of uint32 and tokenizers of more than 65536 ids.
+    Those of .bin files stay on the disk. ``counts`` says how often each id occurs in the training
+    split, and ``largest_id`` is over both splits; both cover all tokens if ``complete``, else
+    evenly spaced blocks.
     """
 
     source: str
     description: str
-    train: Tensor
-    val: Tensor
+    train: Tensor | TokenFile
+    val: Tensor | TokenFile
     files: dict[str, int]
     sha256: str
     counts: Tensor
@@ -74,7 +75,7 @@ class Corpus:
         """Whether a token is a byte of text."""
         return self.train.dtype == torch.uint8
 
-    def split(self, name: str) -> Tensor:
+    def split(self, name: str) -> Tensor | TokenFile:
         """Return the tokens of "train" or "val"; ValueError for another name."""
         if name not in SPLITS:
             raise ValueError(f"no split {name!r}: it is 'train' or 'val'")
@@ -322,8 +323,7 @@ def _bin_folder(path: Path, token_type: str | None) -> Corpus:
         digest.update(f"{name} {size}\n".encode())
         counts[name] = survey(file, size, dtype, digest.update)
         complete &= is_whole(size)
-        length = size // dtype.itemsize
-        tokens[name] = torch.from_file(str(file), shared=False, size=length, dtype=dtype)
+        tokens[name] = TokenFile(file, dtype, size // dtype.itemsize)
     sampled = f"; digest and entropy from {SURVEY_BLOCKS} blocks of 1 MiB of each split"
     kind = "uint32" if dtype == torch.int32 else "uint16"
     description = f"{kind} token ids in folder {path.resolve().name}"

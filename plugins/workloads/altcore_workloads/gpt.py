@@ -189,8 +189,8 @@ class BuiltGpt:
             for place in struct.unpack(f"<{count}Q", _hash(key, 8 * count))
         ]
         with torch.device("cpu"):
-            places = torch.tensor(starts)[:, None] + torch.arange(length + 1)
-        block = unsigned(tokens[places])
+            rows = [tokens[start : start + length + 1] for start in starts]
+        block = unsigned(torch.stack(rows))
         if not self.corpus.complete:
             # Before the GPU meets them, where a bad index would end the process.
             least, largest = block.aminmax()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import stat
+import weakref
 from collections.abc import Callable, Iterator, Sequence
+from io import FileIO
 from pathlib import Path
 
+import attrs
 import torch
 from torch import Tensor
 
@@ -23,6 +27,44 @@ FEWEST_BYTES = 64
 VOCAB_STEP = 64  # products of sizes that it divides are faster
 BLOCK = 1 << 20  # bytes read at a time, of whole tokens
 SURVEY_BLOCKS = 64
+
+
+@attrs.frozen(eq=False)
+class TokenFile:
+    """The ids of a .bin file, read from the disk when a slice of them is asked for.
+
+    With a memory map, SIGBUS would end the process if the file were shortened.
+    """
+
+    path: Path
+    dtype: torch.dtype
+    size: int
+    """How many ids it had when it was opened."""
+    stream: FileIO = attrs.field(init=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        object.__setattr__(self, "stream", FileIO(self.path))
+        weakref.finalize(self, self.stream.close)
+
+    def numel(self) -> int:
+        """Return how many ids it has."""
+        return self.size
+
+    def element_size(self) -> int:
+        """Return how many bytes an id has."""
+        return self.dtype.itemsize
+
+    def __getitem__(self, part: slice) -> Tensor:
+        """Return consecutive ids, 1-D; BadInput if the file has become too short for them."""
+        start, stop, _ = part.indices(self.size)
+        width = self.element_size()
+        held = bytearray(os.pread(self.stream.fileno(), (stop - start) * width, start * width))
+        if len(held) < (stop - start) * width:
+            raise BadInput(
+                f"{self.path} was shortened while it was in use: it had {self.size} token ids",
+                key=KEY,
+            )
+        return torch.frombuffer(held, dtype=self.dtype)
 
 
 def vocabulary(largest: int, complete: bool) -> tuple[int, str]:

@@ -250,6 +250,21 @@ def test_uint32_ids_are_told_from_uint16(tmp_path, ids):
         assert narrow.corpus.unigram_entropy() == built.corpus.unigram_entropy()
 
 
+def test_a_token_file_that_is_shortened_in_use_is_named(tmp_path):
+    """Up to then its slices are those of the whole file."""
+    built = tiny(data=str(bins(tmp_path / "d", range(60_000))))
+    file = str(tmp_path / "d" / "train.bin")
+    whole = torch.from_file(file, size=60_000, dtype=torch.int16)
+    assert torch.equal(built.corpus.train[40_000:60_000], whole[40_000:])
+    x, y = built.batch("train", 1, 0)
+    assert torch.equal(x - x[:, :1], torch.arange(32).expand(8, 32))
+    assert torch.equal(y, x + 1)
+    os.truncate(file, 10)
+    says = "gpt.data: .*train.bin was shortened while it was in use: it had 60000 token ids"
+    with pytest.raises(BadInput, match=says):
+        built.batch("train", 2, 0)
+
+
 def ids_of(folder, **files):
     """Write files of ids, each of the array type that comes first."""
     folder.mkdir()
