@@ -23,6 +23,7 @@ from altcore.engine import (
     check_optimizer,
     check_weights,
     not_finite_in,
+    numbers_of,
     random_state,
     set_random_state,
 )
@@ -268,8 +269,8 @@ class _Loop:
 
     def not_finite(self, state: Mapping[str, Any]) -> str | None:
         """Return the name of the first part of a state that is no number to go on from."""
-        names = [name for name, _ in self.model.named_parameters()]
-        return not_finite_in(state["model"], names, state["optimizer"], state["scaler"])
+        numbers = numbers_of(self.model)
+        return not_finite_in(state["model"], numbers, state["optimizer"], state["scaler"])
 
     @property
     def device(self) -> torch.device:
@@ -310,7 +311,7 @@ class _Loop:
                     raise BadInput(f"the checkpoint holds one, and none is given: {key}", key=key)
                 if given is not None and not is_kept:
                     raise BadInput(f"the checkpoint holds none: {key}", key=key)
-            check_weights(state["model"], self.model)
+            check_weights(state["model"], self.model, numbers_of(self.model))
             if self.q is not None:
                 before, now = state["recipe"], _asked_of(self.q)
                 if before != now:

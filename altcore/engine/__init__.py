@@ -28,7 +28,7 @@ from altcore.engine.ranks import world_size
 from altcore.engine.resuming import resumed_with_sources
 from altcore.engine.setup import build_workload, choose_device, counted_in_steps, freeze, prepare
 from altcore.engine.state import Run, Step, Workload
-from altcore.engine.state_checks import check_optimizer, check_weights, not_finite_in
+from altcore.engine.state_checks import check_optimizer, check_weights, not_finite_in, numbers_of
 
 __all__ = [
     "DeferredErrors",
@@ -58,6 +58,7 @@ __all__ = [
     "moments_without_zeros",
     "nan_where_not_finite",
     "not_finite_in",
+    "numbers_of",
     "on_grid",
     "prepare",
     "quantized_weights",

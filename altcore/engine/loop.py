@@ -9,7 +9,7 @@
       unscale; post_backward; pre_step; the engine's own grad_clip
       the step's one host read; if not finite: on_nan; arbitrate
       unless discarded: optimizer.step(), stored weights and optimizer state back on their grids,
-        post_step
+        post_step; if discarded: the model's buffers as they were before the step
       detect: on_collapse; arbitrate; apply the verdict
       record: on_record; evaluate: on_eval; checkpoint
     run_end, always, on errors and interrupts too
@@ -148,8 +148,8 @@ class Engine:
         verdict = self.arbitrate(proposals)
         discards = verdict.kind in (SkipStep, Rollback, Stop)
         step.discarded = discards or not host["is_finite"]
-
         if step.discarded:
+            self.weights.buffers.put_back()
             self.history.note_discarded()
             self.record.add({"discarded": True})
         else:
@@ -186,6 +186,7 @@ class Engine:
         )
         run.optimizer.zero_grad(set_to_none=True)
         run.model.train()
+        self.weights.buffers.keep()
         if "snapshots" in self.needs and (step.index - 1) % config.snapshot_interval == 0:
             taken = Snapshot.take(step.index - 1, run.model, run.optimizer, run.quantization)
             run.snapshots.append(taken)

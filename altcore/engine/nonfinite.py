@@ -12,24 +12,27 @@ from attrs import evolve
 from altcore.engine.state import Run, Step
 from altcore.hooks import NonFinite
 
+SHARED = ("weights", "buffer")
+"""What all ranks have alike."""
+
 
 def locate_nonfinite(run: Run, step: Step, host: Mapping[str, Any]) -> NonFinite:
     """Return the first thing that was not finite, in the order in which a step computes.
 
-    ``host`` holds the step's read: bad_weights, loss, grad_norm, final_norm, loss_scale and
+    ``host`` holds the step's read: bad_state, loss, grad_norm, final_norm, loss_scale and
     bad_ranks, by `Ranks.agree`.
     """
     by = ", ".join(dict.fromkeys(step._scaled_by)) or None
     found = _first(run, host)
-    is_of_rank = run.world_size > 1 and host["bad_ranks"] and found.what != "weights"
+    is_of_rank = run.world_size > 1 and host["bad_ranks"] and found.what not in SHARED
     rank = run.world_size - int(host["bad_ranks"]) if is_of_rank else None
     return evolve(found, loss_scale=float(host["loss_scale"]), scaled_by=by, rank=rank)
 
 
 def _first(run: Run, host: Mapping[str, Any]) -> NonFinite:
-    if host["bad_weights"] is not None:
-        found: NonFinite = host["bad_weights"]
-        return found
+    bad: NonFinite | None = host["bad_state"]
+    if bad is not None and bad.arose is not None:
+        return bad
     met = [
         (row["layer"], row["operand"])
         for row in run.quantization.stats()
@@ -44,6 +47,8 @@ def _first(run: Run, host: Mapping[str, Any]) -> NonFinite:
         return _gradient(run, "gradient", host["grad_norm"], first)
     if not math.isfinite(host["final_norm"]):
         return _gradient(run, "final gradient", host["final_norm"], (None, None))
+    if bad is not None:
+        return bad
     return NonFinite("quantizer", *first)
 
 

@@ -7,12 +7,13 @@ too small. What holds for a model's state holds for its snapshots as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from altcore.config import TrainConfig
 from altcore.engine.collapse import Detector
@@ -102,16 +103,33 @@ def check_weights_and_moments(
             check_moments(built.quantization, state["quantization"], moments)
 
 
-def check_weights(weights: Mapping[str, Any], model: nn.Module) -> None:
-    """Check names, shapes, types and finiteness of a model's state."""
+def check_weights(
+    weights: Mapping[str, Any], model: nn.Module, numbers: Container[str] | None = None
+) -> None:
+    """Check names, shapes and types of a model's state.
+
+    What is finite in ``model`` is finite in the state; if ``numbers`` are given, these alone.
+    """
     check_tensors(weights, model)
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
     for name, own in model.state_dict().items():
-        if not isinstance(own, Tensor):
+        if not isinstance(own, Tensor) or (numbers is not None and name not in numbers):
             continue
-        is_finite = torch.isfinite(weights[name]).all() or name not in parameters
-        if not is_finite and torch.isfinite(own).all():
+        if not torch.isfinite(weights[name]).all() and torch.isfinite(own).all():
             raise InvalidCheckpoint(f"{name} is not finite")
+
+
+def numbers_of(model: nn.Module) -> list[str]:
+    """Return the names of parameters and running statistics, which are never infinite.
+
+    Another buffer, as an attention mask, may be.
+    """
+    statistics = [
+        f"{prefix}.{key}" if prefix else key
+        for prefix, module in model.named_modules()
+        if isinstance(module, _NormBase)
+        for key in module._buffers
+    ]
+    return [name for name, _ in model.named_parameters(remove_duplicate=False)] + statistics
 
 
 def check_tensors(weights: Mapping[str, Any], model: nn.Module) -> None:
@@ -221,23 +239,23 @@ def _check_moment(what: str, key: str, value: Any, parameter: Tensor, is_moment:
 
 def not_finite_in(
     model: Mapping[str, Tensor],
-    parameters: Sequence[str],
+    numbers: Container[str],
     optimizer: Mapping[str, Any],
     scaler: Mapping[str, Any] | None,
 ) -> str | None:
     """Return the name of the first part of states that is no number to go on from, None if all are.
 
-    Weights, moments and the gradients' scale are finite. A buffer, as an attention mask, or a
-    setting of the optimizer may be infinite, but not NaN.
+    Weights, running statistics, moments and the gradients' scale are finite. Another buffer, as an
+    attention mask, or a setting of the optimizer may be infinite, but not NaN.
 
     Args:
         model: the state of the model.
-        parameters: names of its parameters, in the optimizer's order if it has a state of each.
+        numbers: what `numbers_of` the model returns.
         optimizer: its state.
         scaler: of gradients; None without one.
     """
     for name, tensor in model.items():
-        if name in parameters and not torch.isfinite(tensor).all():
+        if name in numbers and not torch.isfinite(tensor).all():
             return name
         if isinstance(tensor, Tensor) and tensor.isnan().any():
             return f"buffer {name}"

@@ -78,7 +78,8 @@ class StepRecord:
             self.history.note_stall(self.lines.previous.values, every)
         self.history.note_loss(step.index, host["loss"])
         norms = (host["loss"], host["grad_norm"], host["final_norm"])
-        bad = host["bad_weights"] = weights.judge(host["weights_norm"], step.index - 1)
+        norm = host["weights_norm"]
+        bad = host["bad_state"] = weights.judge(norm, step.index - 1, is_running=True)
         is_bad = bad is not None or bool(host["nonfinite"] or host["is_bad"])
         host["is_finite"] = all(map(math.isfinite, norms)) and not is_bad
         if step.is_recorded:

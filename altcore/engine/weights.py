@@ -1,54 +1,91 @@
-"""Whether the updated weights are finite."""
+"""Whether the updated weights, and the model's buffers, are finite."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from typing import Any
 
 import torch
-from attrs import define, field
+from attrs import define, evolve, field
 from torch import Tensor, nn
 
+from altcore.engine.buffers import Buffers
 from altcore.hooks import NonFinite
 
 
 @define(eq=False)
 class WeightCheck:
-    """Finds weights that an update made NaN or infinite, and says which step did.
+    """Finds weights and buffers that became NaN or infinite, and says which step made them so.
 
-    The norm is one pass over the weights, on the device. It travels with the next step's one host
-    read, so that it is known before that step's optimizer.
+    The norm is one pass over them, on the device. It travels with the next step's one host read,
+    so that it is known before that step's optimizer. A buffer that is not finite when the run is
+    built, or takes another shape later, is no statistic: an attention mask may be infinite.
     """
 
     model: nn.Module
+    buffers: Buffers = field(init=False)
     parameters: list[nn.Parameter] = field(init=False)
+    watched: dict[str, tuple[Any, ...]] = field(init=False)
+    """The buffers that were finite when the run was built, with their shape and type."""
     since: int | None = field(init=False, default=None)
-    """The step that made the weights what they are; None while they are finite."""
+    """The step that made them what they are; None while they are finite."""
 
     def __attrs_post_init__(self) -> None:
+        self.buffers = Buffers(self.model)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        device = self.parameters[0].device
+        self.watched = {
+            name: _form(b)
+            for name, b in self.buffers.now().items()
+            if b is not None and b.device == device and _is_statistic(b)
+        }
 
     def norm(self) -> Tensor:
-        """Return the L2 norm of all trained parameters, 0-dim."""
+        """Return the L2 norm of all trained parameters and watched buffers, 0-dim."""
         norms = torch._foreach_norm([p.detach() for p in self.parameters])
+        if buffers := [b for _, b in self._buffers()]:
+            norms = (*norms, *torch._foreach_norm(buffers))
         return torch.linalg.vector_norm(torch.stack(norms))
 
-    def judge(self, norm: float, step: int) -> NonFinite | None:
-        """Return the first weight that is not finite, None if all are.
+    def judge(self, norm: float, step: int, *, is_running: bool = False) -> NonFinite | None:
+        """Return the first weight or buffer that is not finite, None if all are.
 
-        ``norm`` is what `norm` returned after ``step``. Only if it is not finite is there more to
-        read: large weights may have such a norm, too.
+        ``norm`` is what `norm` returned after ``step``; if the next step ``is_running``, its
+        forward pass may have changed the buffers. Only if it is not finite is there more to read:
+        large weights may have such a norm, too.
         """
         found = None if math.isfinite(norm) else self._first()
         if found is None:
             self.since = None
             return None
+        if is_running and found.what == "buffer" and self.buffers.was_finite(found.layer):
+            return found
         self.since = step if self.since is None else self.since
-        return NonFinite("weights", found[0], value=found[1], arose=self.since)
+        return evolve(found, arose=self.since)
 
-    def _first(self) -> tuple[str, float] | None:
-        for name, parameter in self.model.named_parameters():
-            if parameter.requires_grad:
-                bad = parameter.detach()[~torch.isfinite(parameter.detach())]
+    def _buffers(self) -> Iterator[tuple[str, Tensor]]:
+        now = self.buffers.now() if self.watched else {}
+        for name, form in self.watched.items():
+            buffer = now[name]
+            if buffer is not None and _form(buffer) == form:
+                yield name, buffer.detach()
+
+    def _first(self) -> NonFinite | None:
+        trained = ((n, p.detach()) for n, p in self.model.named_parameters() if p.requires_grad)
+        for what, named in (("weights", trained), ("buffer", self._buffers())):
+            for name, tensor in named:
+                bad = tensor[~torch.isfinite(tensor)]
                 if bad.numel():
-                    return name, float(bad[0])
+                    return NonFinite(what, name, value=float(bad[0]))
         return None
+
+
+def _form(buffer: Tensor) -> tuple[Any, ...]:
+    return buffer.shape, buffer.dtype, buffer.device
+
+
+def _is_statistic(buffer: Tensor) -> bool:
+    """Whether it is finite, and of a type that has a norm, which 8 bits are too few for."""
+    is_float = buffer.is_floating_point() and buffer.dtype.itemsize > 1
+    return is_float and buffer.layout == torch.strided and bool(torch.isfinite(buffer).all())

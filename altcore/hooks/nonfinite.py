@@ -12,18 +12,19 @@ class NonFinite:
     """The first thing in a step that was not finite."""
 
     what: str
-    """``weights`` (as an update left them), ``loss``, ``gradient``, ``final gradient`` (after the
-    clippers) or ``quantizer``."""
+    """``weights`` (as an update left them), ``buffer`` (of the model, as a running mean), ``loss``,
+    ``gradient``, ``final gradient`` (after the clippers) or ``quantizer``."""
     layer: str | None = None
-    """The layer, or the parameter of a gradient or weight; for a loss the first layer whose
-    quantizer met a value that is not finite, if any did. Of a gradient whose elements are finite
-    and whose norm is not, the parameter with the largest one."""
+    """The layer, or the parameter of a gradient or weight, or the buffer; for a loss the first
+    layer whose quantizer met a value that is not finite, if any did. Of a gradient whose elements
+    are finite and whose norm is not, the parameter with the largest one."""
     operand: str | None = None
     """The operand that a quantizer met, as ``activation@fwd``; None if none did."""
     value: float = math.nan
-    """The loss, or the first such element of the gradient or weight."""
+    """The loss, or the first such element of the gradient, weight or buffer."""
     arose: int | None = None
-    """Of weights the step whose update made them so; None of anything else."""
+    """Of weights the step whose update made them so, and likewise of a buffer. None of anything
+    else, and of a buffer that this step's forward pass made so."""
     loss_scale: float = 1.0
     """The factor of the step's loss before its backward pass."""
     scaled_by: str | None = None
@@ -40,7 +41,8 @@ class NonFinite:
         if self.what == "loss":
             first = f", first met in {self.layer}{operand}" if self.layer else ""
             return f"loss is {self.value}{first}"
-        if self.what == "weights":
-            return f"weight {self.layer} is {self.value} since step {self.arose}"
+        if self.what in ("weights", "buffer"):
+            since = "" if self.arose is None else f" since step {self.arose}"
+            return f"{self.what.removesuffix('s')} {self.layer} is {self.value}{since}"
         place = f" of {self.layer}" if self.layer else ""
         return f"{self.what}{place}{operand} is {self.value}"

@@ -1,0 +1,79 @@
+"""The buffers of a model, such as the running statistics of a batch norm."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from attrs import define, field
+from torch import Tensor, nn
+
+
+@define(eq=False)
+class Buffers:
+    """Finds the buffers of a model, and keeps them as they were before a step.
+
+    A forward pass changes them, before it is known whether the step is discarded. The copies lie on
+    the device and are written over by the next step's; a model without buffers costs nothing.
+    """
+
+    model: nn.Module
+    places: dict[str, tuple[dict[str, Tensor | None], str]] = field(init=False)
+    """Where each lies, by its name: the model may put another tensor there."""
+    kept: dict[str, Tensor | None] = field(init=False, factory=dict)
+    """The tensors that lay there before the step."""
+    copies: dict[str, Tensor] = field(init=False, factory=dict)
+    """What they held."""
+    by_type: list[tuple[list[Tensor], list[Tensor]]] = field(init=False, factory=list)
+    """Tensors and copies of one type: these are copied in one launch."""
+
+    def __attrs_post_init__(self) -> None:
+        self.places = {
+            f"{prefix}.{key}" if prefix else key: (module._buffers, key)
+            for prefix, module in self.model.named_modules()
+            for key in tuple(module._buffers.keys())
+        }
+
+    def now(self) -> dict[str, Tensor | None]:
+        """Return each buffer as it is; None for one that is not set."""
+        # What a ScriptModule holds them in has no get.
+        return {n: held[k] if k in held else None for n, (held, k) in self.places.items()}  # noqa: SIM401
+
+    def keep(self) -> None:
+        """Copy them all, on the device."""
+        if not self.places:
+            return
+        now = self.now()
+        if [*map(id, now.values())] != [*map(id, self.kept.values())]:
+            self.kept = now
+            self.copies = {n: torch.empty_like(b) for n, b in now.items() if b is not None}
+            self.by_type = _grouped(self.kept, self.copies)
+        for tensors, copies in self.by_type:
+            torch._foreach_copy_(copies, tensors)
+
+    def was_finite(self, name: str | None) -> bool:
+        """Whether one was finite before the step; a host read."""
+        return name in self.copies and bool(torch.isfinite(self.copies[name]).all())
+
+    def put_back(self) -> None:
+        """Let them be as `keep` found them."""
+        for name, tensor in self.kept.items():
+            held, key = self.places[name]
+            if key not in held or held[key] is not tensor:
+                held[key] = tensor
+        with torch.no_grad():
+            for tensors, copies in self.by_type:
+                torch._foreach_copy_(tensors, copies)
+
+
+def _grouped(
+    tensors: Mapping[str, Tensor | None], copies: Mapping[str, Tensor]
+) -> list[tuple[list[Tensor], list[Tensor]]]:
+    groups: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
+    for name, copy in copies.items():
+        tensor = tensors[name]
+        assert tensor is not None  # or it had no copy
+        own, of_own = groups.setdefault(copy.dtype, ([], []))
+        own.append(tensor.detach())
+        of_own.append(copy)
+    return list(groups.values())
