@@ -1,0 +1,148 @@
+"""The buffers of a model: watched for NaN and infinity, and put back after a discarded step."""
+
+import math
+
+import pytest
+import torch
+from attrs import define, field
+from helpers import checkpoints, events, state
+from torch import nn
+
+import altcore
+from altcore import SkipStep, hookimpl
+from altcore.engine.buffers import Buffers
+from altcore.engine.weights import WeightCheck
+
+
+class Normed(nn.Module):
+    """Predicts bytes; with running statistics, and a mask that is infinite from the start."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed, self.norm = nn.Embedding(256, 8), nn.BatchNorm1d(8)
+        self.head = nn.Linear(8, 256)
+        self.register_buffer("mask", torch.tensor([0.0, -math.inf]))
+
+    def forward(self, ids):
+        return self.head(self.norm(self.embed(ids).transpose(1, 2)).transpose(1, 2))
+
+
+@define(eq=False)
+class Spoil:
+    """Puts a value into a buffer at step 2, before its update or after, and looks at all."""
+
+    value: float = math.nan
+    hook: str = "pre_step"
+    seen: list = field(init=False, factory=list)
+
+    def spoil(self, run, step, hook):
+        if (step.index, hook) == (2, self.hook):
+            run.model.norm.running_var[3] = self.value
+
+    @hookimpl
+    def is_due(self, run, step):
+        LOOKED.append([b.clone() for b in run.model.buffers()])
+        return True
+
+    @hookimpl
+    def pre_backward(self, run, step):
+        if (step.index, self.hook) == (2, "loss"):
+            step.loss = step.loss * self.value
+        return SkipStep(reason="a test") if (step.index, self.hook) == (2, "skip") else None
+
+    @hookimpl
+    def pre_step(self, run, step):
+        self.spoil(run, step, "pre_step")
+
+    @hookimpl
+    def post_step(self, run, step):
+        self.spoil(run, step, "post_step")
+
+
+LOOKED = []
+"""The buffers as each step begins."""
+
+
+@pytest.fixture
+def spoiled(shelf, start):
+    """Return a function that trains with `Spoil`; gives the run's directory."""
+    shelf.install("intervention", "spoil", Spoil)
+
+    def train(hook, value, **keys):
+        LOOKED.clear()
+        torch.manual_seed(0)
+        keys = {"max_steps": 4, "checkpoint_interval": 1, "spoil__hook": hook, **keys}
+        config = start.config(["spoil"], name="r", spoil__value=value, **keys)
+        return altcore.train(config, model=Normed()).run_directory
+
+    return train
+
+
+def found(run):
+    return [(e["step"], e["what"], e["layer"], e["arose"]) for e in events(run, "nan")]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_buffer_that_a_forward_pass_spoils_is_named_and_put_back(spoiled, value):
+    """The step is discarded before the optimizer, and the next one is a healthy one."""
+    run = spoiled("pre_step", value, max_checkpoints=9)
+    assert found(run) == [(2, "buffer", "norm.running_var", None)]
+    assert [*map(torch.equal, LOOKED[1], LOOKED[2])] == [True] * 4
+    assert not torch.equal(LOOKED[2][1], LOOKED[3][1])
+    regular = [name for name in checkpoints(run) if name.startswith("step")]
+    assert regular == [f"step-0000000{step}" for step in range(5)]
+    for name in regular:
+        assert torch.isfinite(state(run, name)["model"]["norm.running_var"]).all()
+    assert not torch.isfinite(state(run, "anomaly_00000002")["model"]["norm.running_var"]).all()
+
+
+@pytest.mark.parametrize("hook", ["loss", "skip"])
+def test_a_discarded_step_leaves_no_trace_in_buffers(spoiled, hook):
+    """Whatever the reason; the count of batches is put back, too."""
+    run = spoiled(hook, math.nan)
+    assert [where for _, where, *_ in found(run)] == ["loss"] * (hook == "loss")
+    assert [*map(torch.equal, LOOKED[1], LOOKED[2])] == [True] * 4
+    assert [int(buffers[3]) for buffers in LOOKED] == [0, 1, 1, 2]
+
+
+def test_a_buffer_that_is_spoiled_between_steps_is_in_no_regular_checkpoint(spoiled):
+    """As a weight is not; the event names the step after which it was so."""
+    run = spoiled("post_step", math.inf)
+    assert found(run) == [(s, "buffer", "norm.running_var", 2) for s in (2, 3, 4)]
+    assert [n for n in checkpoints(run) if n.startswith("step")][-1] == "step-00000001"
+
+
+def test_without_buffers_nothing_is_kept():
+    model = nn.Linear(2, 2)
+    check = WeightCheck(model)
+    check.buffers.keep()
+    assert (check.buffers.places, check.buffers.by_type, check.watched) == ({}, [], {})
+    assert torch.equal(check.norm(), torch.cat([p.flatten() for p in model.parameters()]).norm())
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_buffers_that_the_model_replaces_are_put_back():
+    """Also one that was not set, and those of a scripted module."""
+    model = nn.Sequential(torch.jit.script(nn.BatchNorm1d(2)), nn.Module())
+    model[1].register_buffer("seen", torch.zeros(2))
+    model[1].register_buffer("cache", None)
+    buffers = Buffers(model)
+    before = model[1].seen
+    buffers.keep()
+    model[0](torch.randn(4, 2))
+    model[1].seen, model[1].cache = torch.ones(3), torch.ones(1)
+    buffers.put_back()
+    assert model[1].seen is before
+    assert model[1].cache is None
+    assert torch.equal(model[0].running_mean, torch.zeros(2))
+    assert int(model[0].num_batches_tracked) == 0
+
+
+def test_a_mask_that_a_model_makes_later_may_be_infinite():
+    """It takes another shape than its place had."""
+    model = nn.Linear(2, 2)
+    model.register_buffer("mask", torch.empty(0))
+    check = WeightCheck(model)
+    model.mask = torch.tensor([0.0, -math.inf])
+    assert check.judge(float(check.norm()), 1) is None
+    assert math.isfinite(check.norm())
