@@ -72,7 +72,11 @@ def save_checkpoint(
 ) -> Path:
     """Write a checkpoint into ``folder``, with the name that its manifest gives; return its path.
 
-    One of the same name is replaced. Raises `NoSpace` if the disk is full; earlier files stay.
+    One of the same name is replaced.
+
+    Raises:
+        NoSpace: if the disk is full; earlier files stay.
+        AltcoreError: if what was written is not what is there: nothing is to be removed for it.
     """
     final = folder / folder_of(manifest["kind"], manifest["step"])
     temporary = folder / f"{final.name}{HALF_WRITTEN}"
@@ -86,6 +90,7 @@ def save_checkpoint(
     except BaseException:
         durable.remove(temporary)
         raise
+    read_manifest(final)
     return final
 
 

@@ -11,11 +11,11 @@ import os
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from altcore.errors import BadInput, InvalidCheckpoint
+from altcore.errors import AltcoreError, BadInput, InvalidCheckpoint
 from altcore.runs import durable
 
 
@@ -70,6 +70,7 @@ def write_tensors(path: Path, value: Any) -> dict[str, Any]:
     """Write a file, durably; returns its hash and size. Nothing is copied in memory first.
 
     Raises:
+        AltcoreError: if what is on the disk is not all that was to be written.
         BadInput: for what could not be read again, before anything is written.
     """
     import torch
@@ -83,9 +84,40 @@ def write_tensors(path: Path, value: Any) -> dict[str, Any]:
         if raw.error is not None:
             raise raw.error
         durable.fsync(descriptor)
+        _check_written(path, os.fstat(descriptor).st_size, raw.size, value)
     finally:
         os.close(descriptor)
     return {"sha256": raw.sha256.hexdigest(), "bytes": raw.size}
+
+
+def _check_written(path: Path, size: int, written: int, value: Any) -> None:
+    """Raise `AltcoreError` for a file that lacks tensors: earlier ones are removed for it.
+
+    Only the archive's list of parts is read. Other code can replace `torch.save` or `os.write`.
+    """
+    needed = sum({s.data_ptr(): s.nbytes() for s in _storages(value)}.values())
+    with path.open("rb") as file:
+        parts = _stored_parts(file, size) or []
+    sizes = {part.filename.partition("/")[2]: part.file_size for part in parts}
+    held = sum(part for name, part in sizes.items() if name.startswith("data/"))
+    if size != written or "data.pkl" not in sizes or held < needed:
+        problem = f"it has {held} of {needed} bytes of tensors, and {size} of {written} in all"
+        raise AltcoreError(
+            f"{path} was not written as it should be: {problem}: "
+            "other code of this process may have replaced torch.save or os.write"
+        )
+
+
+def _storages(value: Any) -> Iterator[Any]:
+    """Yield the memory of each plain tensor."""
+    import torch
+
+    if type(value) in (torch.Tensor, torch.nn.Parameter):
+        if value.layout == torch.strided and value.device.type != "meta":
+            yield value.untyped_storage()
+    elif isinstance(value, Mapping | list | tuple | set):
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            yield from _storages(inner)
 
 
 def read_tensors(path: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +130,7 @@ def read_tensors(path: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
         raise InvalidCheckpoint(f"{path} cannot be read: {error!r}") from error
     if hashlib.sha256(data).hexdigest() != recorded["sha256"]:
         raise InvalidCheckpoint(f"{path} does not match its sha256")
-    if not _is_stored(data):
+    if _stored_parts(io.BytesIO(data), len(data)) is None:
         raise InvalidCheckpoint(f"{path} is no archive of tensors as altcore writes it")
     try:
         state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -110,18 +142,18 @@ def read_tensors(path: Path, recorded: Mapping[str, Any]) -> dict[str, Any]:
     return state
 
 
-def _is_stored(data: bytes) -> bool:
-    """Whether this is an archive without compression: one that unpacks to its own size at most.
+def _stored_parts(file: IO[bytes], size: int) -> list[zipfile.ZipInfo] | None:
+    """Return the parts of an archive without compression: one that unpacks to its size at most.
 
-    A few MB of another could unpack to more than the memory.
+    A few MB of another could unpack to more than the memory. None for anything else.
     """
     try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        with zipfile.ZipFile(file) as archive:
             parts = archive.infolist()
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error):
-        return False
+        return None
     stored = all(part.compress_type == zipfile.ZIP_STORED for part in parts)
-    return stored and sum(part.file_size for part in parts) <= len(data)
+    return parts if stored and sum(part.file_size for part in parts) <= size else None
 
 
 def size_of(value: Any) -> int:

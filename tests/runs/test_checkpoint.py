@@ -11,7 +11,7 @@ import torch
 from helpers_checkpoints import manifest_of, rewrite_manifest, save
 from structlog.testing import capture_logs
 
-from altcore.errors import BadInput, InvalidCheckpoint, NoSpace
+from altcore.errors import AltcoreError, BadInput, InvalidCheckpoint, NoSpace
 from altcore.runs import checkpoint, durable, manifest, tensor_files
 
 STATE = {"model": {"w": torch.arange(6.0)}, "note": "x", "numbers": [1, 2.5, None]}
@@ -373,3 +373,39 @@ def test_a_file_of_another_step_is_found_under_a_right_digest(file, tmp_path):
     checkpoint.update_manifest(paths[1], files=files)
     with pytest.raises(InvalidCheckpoint, match=f"{file} is of step 1, not 2"):
         checkpoint.load_checkpoint(paths[1])
+
+
+def write_nothing(*_, **__):
+    """Stand in for `torch.save`."""
+
+
+def write_no_tensors(_, file):
+    """Write an archive that lacks them."""
+    SAVE({"step": 4}, file)
+
+
+SAVE = torch.save
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "instead"),
+    [
+        (torch, "save", write_nothing),
+        (torch, "save", write_no_tensors),
+        (os, "write", lambda _, data: len(data)),
+    ],
+)
+def test_what_was_not_written_is_no_checkpoint(tmp_path, monkeypatch, owner, name, instead):
+    """It is found before an older one is removed for it; nothing half written stays."""
+    older = save(tmp_path, 3, **STATE)
+    monkeypatch.setattr(owner, name, instead)
+    with pytest.raises(AltcoreError, match=r"weights\.pt was not written as it should be"):
+        save(tmp_path, 4, **STATE)
+    assert [*tmp_path.iterdir()] == [older]
+
+
+def test_a_manifest_that_was_not_written_is_named_at_once(tmp_path, monkeypatch):
+    """As where other code of the process replaces `json.dumps`."""
+    monkeypatch.setattr(json, "dumps", lambda *_, **__: "{}")
+    with pytest.raises(InvalidCheckpoint, match=r"manifest\.json is no manifest"):
+        save(tmp_path, 4, **STATE)
