@@ -7,11 +7,12 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from time import perf_counter
 
 from attrs import define, field
 
+from altcore.builtin_types import printable
 from altcore.engine.plugins import Plugin
 from altcore.log import log
 from altcore.signals import Signals
@@ -84,14 +85,16 @@ class HookClock:
                     signals.leave_now(f"{who} has been in {doing} for {now - began:.0f} s")
                 elif calls[-1] is not told and now - calls[-1][2] >= self.timeout:
                     told = who, doing, _ = calls[-1]
-                    log.warning(f"{who} has been in {doing} for {self.timeout:g} s")
+                    with suppress(Exception):  # of a logger, or a stream, that a plugin broke
+                        log.warning(f"{who} has been in {doing} for {self.timeout:g} s")
                     self._print_stack(watched)
 
     @staticmethod
     def _print_stack(thread: int) -> None:
         # Not by the log, which has one line for each message.
         stack = traceback.format_stack(sys._current_frames().get(thread))
-        print("".join(stack[-FRAMES:]), file=sys.stderr, flush=True)
+        with suppress(Exception):  # of a stream that a plugin closed or replaced
+            print(printable("".join(stack[-FRAMES:])), file=sys.stderr, flush=True)
 
     def tell_slow(self) -> None:
         """Name the plugins that took much of the steps' time, with their share."""
