@@ -344,7 +344,7 @@ class Engine:
         Raises:
             Interrupted: if a signal came, after a checkpoint or the end.
         """
-        watching = self.dispatch.boundary.clock.watching
+        watching = self.dispatch.clock.watching
         with self.ranks, self.leaving.waiting(self.run.directory) as signals, watching(signals):
             self.run_to_the_end()
         return self.ending.summary()
