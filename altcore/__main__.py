@@ -1,5 +1,7 @@
 """``python -m altcore`` is the ``altcore`` command."""
 
+import sys
+
 from altcore.signals import handle_signals
 
 
@@ -9,7 +11,9 @@ def start() -> None:
     # Imports take time, in which a signal may come.
     from altcore.cli import main
     from altcore.cli.threads import leave_threads
+    from altcore.cli.uncaught import tell_uncaught
 
+    tell_uncaught(debug="--debug" in sys.argv)
     try:
         main()
     except SystemExit as leaving:

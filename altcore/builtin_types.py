@@ -122,3 +122,12 @@ def printable(text: str) -> str:
         else c.encode("unicode_escape").decode()
         for c in text
     )
+
+
+def one_line(text: str) -> str:
+    r"""Return a text as a single line, which no other can be taken for, without control characters.
+
+    >>> one_line("lost\r\naltcore: all is well\x1b[2K")
+    'lost altcore: all is well\\x1b[2K'
+    """
+    return printable(" ".join(text.splitlines()))

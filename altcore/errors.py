@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from altcore.builtin_types import one_line
+
 PIPE_CLOSED = 141
 
 EXIT_CODES = {
@@ -186,7 +188,9 @@ class Interrupted(AltcoreError):
 
 
 def text_of(thing: object) -> str:
-    """Return the text of an exception, or of what it holds, though its ``__str__`` may fail.
+    """Return the text of an exception, or of what it holds, in one line that is safe to print.
+
+    Its ``__str__`` may fail.
 
     >>> class Mute(Exception):
     ...     def __str__(self):
@@ -195,7 +199,7 @@ def text_of(thing: object) -> str:
     ('its __str__ raises ValueError', "'a'")
     """
     try:
-        return str(thing)
+        return one_line(str(thing))
     # Other people's code, when it has failed already.
     except (Exception, SystemExit) as error:
         return f"its __str__ raises {type(error).__name__}"

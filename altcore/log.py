@@ -9,24 +9,24 @@ from typing import Any
 
 import structlog
 
-from altcore.builtin_types import printable
+from altcore.builtin_types import one_line
 
 
 class Log:
-    """Writes messages whose control characters are escapes."""
+    """Writes messages of a line each, with control characters as escapes."""
 
     def info(self, message: str, **about: Any) -> None:
         """Tell what happens."""
-        structlog.get_logger("altcore").info(printable(message), **_printable(about))
+        structlog.get_logger("altcore").info(one_line(message), **_printable(about))
 
     def warning(self, message: str, **about: Any) -> None:
         """Tell what may be wrong."""
-        structlog.get_logger("altcore").warning(printable(message), **_printable(about))
+        structlog.get_logger("altcore").warning(one_line(message), **_printable(about))
 
 
 def _printable(about: dict[str, Any]) -> dict[str, Any]:
     """Escape texts; structlog writes everything else as Python does, which escapes it."""
-    return {key: printable(x) if isinstance(x, str) else x for key, x in about.items()}
+    return {key: one_line(x) if isinstance(x, str) else x for key, x in about.items()}
 
 
 log = Log()

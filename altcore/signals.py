@@ -41,8 +41,10 @@ class Signals:
         """Of a process that has said why it ends, and has nothing to add about a signal."""
         self._interrupts = 0
         self._before: dict[int, Any] = {}
-        self._wakeups: int | None = None
-        """The end of a pipe to which C writes the numbers of signals at once."""
+        self._wakeups: tuple[int, os.stat_result] | None = None
+        """The end of a pipe to which C writes the numbers of signals at once, and what it is.
+
+        Its number becomes that of another file if other code closes it."""
 
     def install(self) -> None:
         """Handle the watched signals; SIGHUP is left alone if it is ignored, as by nohup."""
@@ -50,9 +52,10 @@ class Signals:
         watched = [n for n in WATCHED if not (is_ignored and n is signal.SIGHUP)]
         self._before = {number: signal.signal(number, self._note) for number in watched}
         if self.ends_process:
-            self._wakeups, tell = os.pipe()
-            os.set_blocking(self._wakeups, False)
+            wakeups, tell = os.pipe()
+            os.set_blocking(wakeups, False)
             os.set_blocking(tell, False)
+            self._wakeups = wakeups, os.fstat(wakeups)
             signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
 
     def uninstall(self) -> None:
@@ -70,8 +73,11 @@ class Signals:
         """Note a signal in any thread, if the main one is in C code that lets no handler run."""
         if self._wakeups is None or not self.is_waiting:
             return
-        with suppress(BlockingIOError):
-            came = [n for n in os.read(self._wakeups, 4096) if n in self._before]
+        wakeups, pipe = self._wakeups
+        with suppress(OSError):  # none came, or other code closed the pipe
+            if not os.path.samestat(os.fstat(wakeups), pipe):
+                return
+            came = [n for n in os.read(wakeups, 4096) if n in self._before]
             if came and not self.asked:
                 self.asked, self.asked_at = came[0], perf_counter()
 

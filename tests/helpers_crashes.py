@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,7 @@ def forked_command(
         os.dup2(err.fileno(), 2)
         os.dup2(err.fileno(), 1)
         sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+        threading.excepthook = threading.__excepthook__  # not pytest's
         os.chdir(folder)
         prepare()
         handle_signals()

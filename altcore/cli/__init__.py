@@ -121,7 +121,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(2) from None
     except click.ClickException as error:
         if debug:
-            traceback.print_exc()
+            echo(traceback.format_exc(), err=True)
         if logs_json():
             say(error.format_message(), "error", exit_code=2)
         else:
@@ -157,7 +157,7 @@ def _leave(message: str, code: int, debug: bool) -> None:
     if debug and logs_json():
         facts["traceback"] = traceback.format_exc()
     elif debug:
-        traceback.print_exc()
+        echo(traceback.format_exc(), err=True)
     # One line, even if a plugin's error or a file's name holds several.
     is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
     who = "altcore" if is_alone else f"altcore, rank {os.environ.get('RANK')}"

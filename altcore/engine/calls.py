@@ -29,6 +29,8 @@ class Boundary:
     observers: ObserverCheck | None = None
     """Looks at what observers change; None for nobody."""
     clock: HookClock = field(factory=HookClock)
+    note_if_closed: Callable[[Plugin, str], None] = field(init=False, default=lambda *_: None)
+    """Called after each call of a plugin: it may have closed the run's files."""
     process: int = field(init=False, factory=os.getpid)
     """The one that trains; a child of it that a plugin forked may not go on."""
     _late: list[tuple[Plugin, BaseException]] = field(init=False, factory=list)
@@ -130,6 +132,7 @@ class Call:
         self._boundary.clock.leave(is_in_step=self._about[3] is not None)
         TELL_LATE.reset(self._token)
         plugin, doing, run, step, undo = self._about
+        self._boundary.note_if_closed(plugin, doing)
         problems = [self._kept.put_back(plugin, doing, run, step, undo)]
         if self._before is not None:
             problems.append(self._before.put_back(is_in_pass=self._watches))

@@ -39,15 +39,14 @@ class Dispatcher:
     """Whether a diagnostic or reporter that raises ends the run."""
     observers: ObserverCheck | None = None
     """Looks at what diagnostics and reporters change; None for nobody."""
-    hook_timeout: float = 60.0
-    """Seconds after which a call is reported."""
+    clock: HookClock = field(factory=HookClock)
     _calls: dict[str, list[tuple[Plugin, Callable[..., Any], tuple[str, ...]]]] = field(init=False)
     _due: tuple[int, set[str]] | None = field(init=False, default=None)
     """A step, and the names of the plugins that are due on it."""
     boundary: Boundary = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.boundary = Boundary(self.strict, self.observers, HookClock(self.hook_timeout))
+        self.boundary = Boundary(self.strict, self.observers, self.clock)
         manager = pluggy.PluginManager("altcore")
         manager.add_hookspecs(HOOKSPECS)
         by_name = {p.name: p for p in self.plugins}

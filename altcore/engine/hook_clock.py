@@ -1,4 +1,4 @@
-"""How long plugins take: one that hangs is named while it does, and slow ones at the end."""
+"""How long others' code takes: what hangs is named while it does, slow plugins at the end."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from time import perf_counter
 
-from attrs import define, field
+from attrs import define, field, frozen
 
-from altcore.engine.plugins import Plugin
+from altcore.builtin_types import printable
 from altcore.log import log
 from altcore.signals import Signals
 
@@ -26,48 +27,61 @@ FRAMES = 8
 """Innermost frames of a stack that are shown."""
 
 
+@frozen(eq=False)
+class CallInProgress:
+    """Code of others that runs now."""
+
+    who: object
+    doing: str
+    began: float
+    is_hook: bool
+    """Whether a signal leaves it if it takes long: a step's own work may."""
+
+
 @define(eq=False)
 class HookClock:
     """Notes which plugin is called since when, and what all its calls took."""
 
     timeout: float = 60.0
     """Seconds after which a call is reported."""
-    seconds: dict[Plugin, float] = field(init=False, factory=dict)
-    """What the calls of each plugin took within steps."""
-    calls: list[tuple[Plugin, str, float]] = field(init=False, factory=list)
-    """The calls in progress: who, doing what, since when. A hook may call others by its events."""
+    seconds: dict[object, float] = field(init=False, factory=dict)
+    """What the hooks of each plugin took within steps."""
+    calls: list[CallInProgress] = field(init=False, factory=list)
+    """Those in progress. A hook may call others by its events."""
     steps_began: float | None = field(init=False, default=None)
 
-    def enter(self, who: Plugin, doing: str) -> None:
+    def enter(self, who: object, doing: str, *, is_hook: bool = True) -> None:
         """Start the clock of a call."""
-        self.calls.append((who, doing, perf_counter()))
+        self.calls.append(CallInProgress(who, doing, perf_counter(), is_hook))
 
     def leave(self, *, is_in_step: bool) -> None:
         """Stop it."""
-        who, _, began = self.calls.pop()
+        call = self.calls.pop()
         if is_in_step:
-            self.steps_began = self.steps_began or began
-            self.seconds[who] = self.seconds.get(who, 0.0) + perf_counter() - began
+            self.steps_began = self.steps_began or call.began
+            self.seconds[call.who] = self.seconds.get(call.who, 0.0) + perf_counter() - call.began
 
     @contextmanager
     def watching(self, signals: Signals | None = None) -> Iterator[None]:
         """Let a thread report calls that take too long; name the slow plugins at the end.
 
-        A call that does not end is left, if a signal waits for it.
+        A hook that does not end is left, if a signal waits for it.
         """
         stop = threading.Event()
         about = (stop, threading.get_ident(), signals or Signals(ends_process=False))
         thread = threading.Thread(target=self._watch, args=about, name="altcore", daemon=True)
         thread.start()
+        before = _CLOCK.set(self)
         try:
             yield
         finally:
+            _CLOCK.reset(before)
             stop.set()
             thread.join()
             self.tell_slow()
 
     def _watch(self, stop: threading.Event, watched: int, signals: Signals) -> None:
-        told: tuple[Plugin, str, float] | None = None
+        told: CallInProgress | None = None
         interval = min(1.0, self.timeout / 4, LEAST_PATIENCE / 4)
         with _stack_if_stuck(self.timeout + interval) as still_alive:
             while not stop.wait(interval):
@@ -76,22 +90,24 @@ class HookClock:
                 calls = self.calls[:]  # they may end at any time
                 if not calls:
                     continue
-                who, doing, began = calls[0]
-                now = perf_counter()
-                waited = now - max(began, signals.asked_at)
-                if signals.asked and waited > PATIENCE.get(doing, LEAST_PATIENCE):
+                now, last = perf_counter(), calls[-1]
+                hook = next((call for call in calls if call.is_hook), None)
+                if hook is not None and signals.asked and _is_overdue(hook, now, signals):
                     self._print_stack(watched)
-                    signals.leave_now(f"{who} has been in {doing} for {now - began:.0f} s")
-                elif calls[-1] is not told and now - calls[-1][2] >= self.timeout:
-                    told = who, doing, _ = calls[-1]
-                    log.warning(f"{who} has been in {doing} for {self.timeout:g} s")
+                    taken = f"{now - hook.began:.0f} s"
+                    signals.leave_now(f"{hook.who} has been in {hook.doing} for {taken}")
+                elif last is not told and now - last.began >= self.timeout:
+                    told = last
+                    with suppress(Exception):  # of a logger, or a stream, that a plugin broke
+                        log.warning(f"{last.who} has been in {last.doing} for {self.timeout:g} s")
                     self._print_stack(watched)
 
     @staticmethod
     def _print_stack(thread: int) -> None:
         # Not by the log, which has one line for each message.
         stack = traceback.format_stack(sys._current_frames().get(thread))
-        print("".join(stack[-FRAMES:]), file=sys.stderr, flush=True)
+        with suppress(Exception):  # of a stream that a plugin closed or replaced
+            print(printable("".join(stack[-FRAMES:])), file=sys.stderr, flush=True)
 
     def tell_slow(self) -> None:
         """Name the plugins that took much of the steps' time, with their share."""
@@ -100,6 +116,29 @@ class HookClock:
             if seconds > SLOW_SECONDS and seconds > SLOW_SHARE * total:
                 share = f"{seconds / total:.0%} of the time of the steps"
                 log.warning(f"{who} took {share} ({seconds:.0f} s)")
+
+
+_CLOCK: ContextVar[HookClock | None] = ContextVar("clock", default=None)
+"""The one that is watching."""
+
+
+@contextmanager
+def timing(who: str, doing: str) -> Iterator[None]:
+    """Let the clock that is watching report a call that takes too long; it is no hook."""
+    clock = _CLOCK.get()
+    if clock is None:
+        yield
+        return
+    clock.enter(who, doing, is_hook=False)
+    try:
+        yield
+    finally:
+        clock.leave(is_in_step=False)
+
+
+def _is_overdue(hook: CallInProgress, now: float, signals: Signals) -> bool:
+    patience = PATIENCE.get(hook.doing, LEAST_PATIENCE)
+    return now - max(hook.began, signals.asked_at) > patience
 
 
 @contextmanager

@@ -107,6 +107,7 @@ class Engine:
         about = (self.weights, self.identity, self.is_from_seed)
         self.saving = Saving(state, self.directory, self.ending, *about)
         self.leaving = Leaving(self.ranks.world_size == 1)
+        self.dispatch.boundary.note_if_closed = self.directory.note_if_closed
 
     def train_step(self, step: Step) -> None:
         """Draw a batch, learn from it, judge, record: the docstring above, in code."""
@@ -344,7 +345,7 @@ class Engine:
         Raises:
             Interrupted: if a signal came, after a checkpoint or the end.
         """
-        watching = self.dispatch.boundary.clock.watching
+        watching = self.dispatch.clock.watching
         with self.ranks, self.leaving.waiting(self.run.directory) as signals, watching(signals):
             self.run_to_the_end()
         return self.ending.summary()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from altcore.engine.hook_clock import timing
 from altcore.engine.memory import is_out_of_memory
 from altcore.engine.returns import check_state
 from altcore.errors import AltcoreError, PluginError, described
@@ -13,13 +14,15 @@ from altcore.signals import is_from_signal
 
 
 @contextmanager
-def naming(who: str, doing: str) -> Iterator[None]:
+def naming(who: str, doing: str, *, is_one_call: bool = True) -> Iterator[None]:
     """Let an error say whose code failed, and in what; errors of altcore's own stay as they are.
 
-    So does a lack of memory, which is nobody's error: `memory_named` says where it was.
+    So does a lack of memory, which is nobody's error: `memory_named` says where it was. A single
+    call that does not end is reported with its stack.
     """
     try:
-        yield
+        with timing(who, doing) if is_one_call else nullcontext():
+            yield
     except AltcoreError:
         raise
     # Third parties may raise anything, or try to leave.

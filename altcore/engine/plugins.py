@@ -12,10 +12,13 @@ from typing import Any
 from attrs import NOTHING, define, field, fields_dict
 
 from altcore.config import TrainConfig, read_interval
+from altcore.engine.hook_clock import timing
 from altcore.engine.schedule import is_due
 from altcore.errors import BadInput, keyed
 from altcore.hooks import check_class, circle_of, make_plugin, step_settings
 from altcore.registry import HOOK_KINDS, find
+
+CONSTRUCTION = "the construction of its class"
 
 
 @define(eq=False)
@@ -65,7 +68,8 @@ class Plugin:
     def made_anew(self) -> Any:
         """Return another instance with the same settings, as it is before a run."""
         settings = {**self.settings, **self._in_steps}
-        return make_plugin(type(self.instance), settings, self.name)
+        with timing(str(self), CONSTRUCTION):
+            return make_plugin(type(self.instance), settings, self.name)
 
     def is_due(self, step: int) -> bool:
         """Whether its interval falls on the step; a diagnostic also measures the first one."""
@@ -96,11 +100,13 @@ def load_plugins(config: TrainConfig) -> list[Plugin]:
     for name in config.plugins:
         with keyed("plugins", name), staying_here():
             entry = find(name, HOOK_KINDS)
-            cls = check_class(entry.load(), entry)
+            who = f"{entry.kind} {name} ({entry.origin})"
+            with timing(who, "its import"):
+                cls = check_class(entry.load(), entry)
         known, epochs = _intervals_read(cls, config.settings_of(name), name)
         # How many steps these are, only the workload can tell: until then the defaults stand in.
         required = {key: 1 for key in epochs if fields_dict(cls)[key].default is NOTHING}
-        with staying_here():
+        with staying_here(), timing(who, CONSTRUCTION):
             instance = make_plugin(cls, known | required, name)
         interval = getattr(instance, "interval", 1)
         if not isinstance(interval, int) or interval < 1:

@@ -21,6 +21,7 @@ from altcore.engine.epochs import count_epochs, epoch_of, in_steps
 from altcore.engine.evaluation import check_monitor
 from altcore.engine.event_log import EventLog
 from altcore.engine.going_on import check_given, go_on
+from altcore.engine.hook_clock import HookClock, timing
 from altcore.engine.identity import given_from_python, run_identity
 from altcore.engine.loop import Engine
 from altcore.engine.losses import loss_and_measures, who_is
@@ -77,7 +78,9 @@ def prepare(
             run, runs_dir = resume, config.runs_dir
             held = directory_of(ranks, lambda: RunDirectory.open(find_run(run, runs_dir)))
             on_error.callback(held.close)
-        engine = _prepare(config, ranks, model, batch, held, allow_change, on_error)
+        clock = HookClock(config.hook_timeout)
+        with clock.watching():
+            engine = _prepare(config, ranks, model, batch, held, allow_change, clock, on_error)
         on_error.pop_all()
     return engine
 
@@ -90,6 +93,7 @@ def _prepare(
     batch: Callable[[str, int, int], Any] | None,
     held: RunDirectory | None,
     allow_change: Sequence[str],
+    clock: HookClock,
     on_error: ExitStack,
 ) -> Engine:
     check_alike(config, ranks)
@@ -104,7 +108,7 @@ def _prepare(
     config = in_steps(config, epoch)
     count_epochs(plugins, config, epoch)
     observers = ObserverCheck(config.check_observers)
-    dispatch = Dispatcher(plugins, config.strict, observers, config.hook_timeout)
+    dispatch = Dispatcher(plugins, config.strict, observers, clock)
     model = workload.model
     freeze(model, config.freeze)
     ranks.follow(model)
@@ -199,8 +203,7 @@ def _prepare(
         if directory.is_written:
             set_aside(directory.checkpoints, going_on.step, directory.run_id)
         directory.cut_logs(going_on.checkpoint.manifest["logs"])
-        with dispatch.boundary.clock.watching():
-            going_on.load_into(engine)
+        going_on.load_into(engine)
         directory.remove(SUMMARY)
         engine.saving.keep()
     write_configuration(directory, config)
@@ -280,7 +283,8 @@ def _buildable(kind: str, name: str, config: TrainConfig) -> tuple[Entry, Any]:
     """Return a workload's or optimizer's entry, and its settings object."""
     with keyed(kind):
         entry = find(name, (kind,))
-    settings = make_plugin(entry.load(), config.settings.get(name, {}), name)
+    with timing(f"{kind} {entry.name} ({entry.origin})", "its import"):
+        settings = make_plugin(entry.load(), config.settings.get(name, {}), name)
     if not callable(getattr(settings, "build", None)):
         raise BadInput(f"{kind} {name} ({entry.origin}) has no method build")
     return entry, settings

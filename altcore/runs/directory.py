@@ -47,6 +47,7 @@ class RunDirectory:
     _durable_logs: int = field(init=False, default=0)
     """How many of them had their names on the disk when they were last synced."""
     _run_id: str | None = field(init=False, default=None)
+    _closed_by: str = field(init=False, default="")
 
     @classmethod
     def create(cls, config: TrainConfig) -> RunDirectory:
@@ -151,13 +152,25 @@ class RunDirectory:
             self._check_logs()
 
     def _check_logs(self) -> None:
-        found = {file: log.problem for file, log in self._logs.items() if log.problem}
+        found: dict[str, list[str]] = {}
+        for file in list(self._logs):
+            if problem := self._logs[file].problem:
+                found.setdefault(problem, []).append(str(self.path / file))
+                self._logs.pop(file).close()
         if not found:
             return
-        for file in found:
-            self._logs.pop(file).close()
-        told = "; ".join(f"{self.path / file} {problem}" for file, problem in found.items())
-        raise LostRecord(f"the run's record is damaged: {told}")
+        told = "; ".join(f"{', '.join(files)} {problem}" for problem, files in found.items())
+        by, self._closed_by = self._closed_by, ""
+        raise LostRecord(f"the run's record is damaged: {told}{by}")
+
+    def note_if_closed(self, who: object, doing: str) -> None:
+        """Note whose code ran when the record was closed, as far as can be told: the error says it.
+
+        Called after each call of a plugin, so it looks at one file, and only for a descriptor.
+        """
+        file = next(iter(self._logs.values()), None)
+        if file is not None and not file.has_descriptor and not self._closed_by:
+            self._closed_by = f", in {doing} of {who}"
 
     def begin_anew(self, name: str) -> None:
         """Be another directory from now on, a new one beside the one that is lost."""

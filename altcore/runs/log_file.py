@@ -59,6 +59,15 @@ class LogFile:
             return False
 
     @property
+    def has_descriptor(self) -> bool:
+        """Whether the descriptor is that of any file: the cheapest sign that nobody closed it."""
+        try:
+            os.get_inheritable(self._descriptor)
+        except OSError:
+            return False
+        return True
+
+    @property
     def problem(self) -> str | None:
         """What other code did to the file since it was opened; None if nothing."""
         if not self.is_open:

@@ -1,15 +1,21 @@
 """A plugin that takes long is named: while it hangs, and at the end if it was slow."""
 
+import re
+import sys
 import time
 
 import pytest
+from attrs import define
 from helpers import events
 from helpers_plugins import make, plugin
 from helpers_processes import install, started
 from structlog.testing import capture_logs
 
+from altcore import hookimpl
 from altcore.engine import hook_clock
 from altcore.engine.hook_clock import HookClock
+from altcore.errors import AltcoreError
+from altcore.registry import find
 
 
 def doze(self, step):
@@ -23,7 +29,7 @@ def test_a_hook_that_hangs_is_named_with_its_stack(shelf, start, capsys):
     shelf.install("reporter", "sleepy", make({"post_step": doze}))
     with capture_logs() as logs:
         result = start(["sleepy"], hook_timeout=0.2)
-    said = [x["event"] for x in logs if "has been in" in x["event"]]
+    said = [x["event"] for x in logs if x["event"].startswith("reporter sleepy")]
     assert said == ["reporter sleepy (acme-sleepy 1.2.3) has been in post_step for 0.2 s"]
     stack = capsys.readouterr().err
     assert f'File "{__file__}"' in stack
@@ -38,6 +44,59 @@ def test_quick_hooks_are_not_named(shelf, start):
     with capture_logs() as logs:
         start(["quick"], hook_timeout=5)
     assert not [x for x in logs if "quick" in x["event"]]
+
+
+def told_of(logs, who):
+    """Return what somebody has been in for too long, each once."""
+    found = (re.match(rf"{who} \(.*?\) has been in (.*) for 0.1 s$", x["event"]) for x in logs)
+    return {match[1] for match in found if match}
+
+
+def test_a_plugin_that_hangs_as_a_run_goes_on_is_named(shelf, start):
+    """As it is made, and as its state is tried before the run changes."""
+    nap = [0.0]
+
+    @define(eq=False)
+    class Slow:
+        def __attrs_post_init__(self):
+            time.sleep(nap[0])
+
+        @hookimpl
+        def run_start(self):
+            """Be a reporter."""
+
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            time.sleep(nap[0])
+            raise ValueError("no")  # so that nothing is left but to try it
+
+    shelf.install("reporter", "slow", Slow)
+    start(["slow"], name="r", max_steps=1)
+    nap[0] = 0.25
+    with capture_logs() as logs, pytest.raises(AltcoreError, match="cannot take its state"):
+        start.resume("r", max_steps=2, hook_timeout=0.1, strict=True)
+    assert told_of(logs, "reporter slow") == {"the construction of its class", "load_state_dict"}
+
+
+def test_a_workload_that_hangs_is_named(start, monkeypatch):
+    """By what it does, in whichever part of the run."""
+
+    def slow_once(own, had):
+        def call(*args):
+            time.sleep(had.pop() if had else 0)
+            return own(*args)
+
+        return call
+
+    cls = find("gpt", ("workload",)).load()
+    built = sys.modules[cls.__module__].BuiltGpt
+    for owner, doing in ((cls, "build"), (built, "batch"), (built, "loss")):
+        monkeypatch.setattr(owner, doing, slow_once(getattr(owner, doing), [0.25]))
+    with capture_logs() as logs:
+        start(max_steps=1, hook_timeout=0.1)
+    assert told_of(logs, "workload gpt") >= {"build", "batch('train', 1, 0)", "loss"}
 
 
 def test_slow_plugins_are_named_at_the_end(shelf, start, monkeypatch):
@@ -58,7 +117,7 @@ def test_calls_within_calls_are_told_apart():
     clock.enter(outer, "post_step")
     clock.enter(inner, "on_event")
     clock.leave(is_in_step=False)
-    assert [call[:2] for call in clock.calls] == [(outer, "post_step")]
+    assert [(call.who, call.doing) for call in clock.calls] == [(outer, "post_step")]
     clock.leave(is_in_step=True)
     assert clock.seconds.keys() == {outer}
     assert clock.seconds[outer] == pytest.approx(0, abs=0.5)

@@ -2,11 +2,14 @@
 
 import os
 import shutil
+import time
 from pathlib import Path
 
 import pytest
 from attrs import define
 from helpers import checkpoints, events, state, weights_sha256
+from helpers_cli import TINY
+from helpers_crashes import ended, forked_command
 from helpers_plugins import make
 
 from altcore import hookimpl
@@ -164,6 +167,28 @@ def test_a_record_that_is_harmed_is_an_error_that_loses_no_state(shelf, start, l
     start.resume("r")
     plain = start(name="plain", max_steps=6)
     assert weights_sha256(run) == weights_sha256(plain.run_directory)
+
+
+def test_a_plugin_that_closes_every_descriptor_is_named_without_a_traceback(
+    shelf, tmp_path, corpus
+):
+    """With the files that were lost; the thread that watches finds its pipe closed, too."""
+
+    def close_all(path):
+        os.closerange(3, 1000)
+        time.sleep(0.3)
+
+    acting(shelf, close_all)
+    arguments = ["train", *TINY, "--data", str(corpus), "--steps", "4", "--name", "r"]
+    with (tmp_path / "err").open("w") as err:
+        given = [*arguments, "--plugin", "acts", "--set", "hook_timeout=0.2"]
+        child = forked_command(tmp_path, given, err)
+        assert ended(child) == 1
+    said = (tmp_path / "err").read_text()
+    assert "Traceback" not in said
+    told = said.splitlines()[-1]
+    assert f"{tmp_path}/runs/r/events.jsonl" in told
+    assert "closed by other code in this process, in pre_step of intervention acts" in told
 
 
 def test_a_link_in_the_place_of_the_checkpoints_is_not_followed(shelf, start, tmp_path):
