@@ -23,11 +23,13 @@ OWN = ("name", "runs_dir", "format_digests", "format_origins", "changes")
 """Keys of a configuration in which all runs differ, or that follow from other ones."""
 ENVIRONMENT = ("altcore", "python", "platform", "device", "threads", "git", "libraries", "plugins")
 """What is compared of the environment."""
+DIGITS = 12
+"""Characters of a digest that are shown."""
 MISSING = "-"
 
 
 def compared(records: Sequence[DirectoryRecord]) -> dict[str, Any]:
-    """Return the outcome of runs, and the keys of configuration and environment that differ.
+    """Return the outcome of runs, their data, and what differs in configuration and environment.
 
     Each value is a list with an item for each run; None where it is not known.
     """
@@ -35,6 +37,7 @@ def compared(records: Sequence[DirectoryRecord]) -> dict[str, Any]:
     return {
         "runs": [record.name for record in records],
         "outcome": {key: [record.summary[key] for record in records] for key in OUTCOME},
+        "data": [_data(record) for record in records],
         "same_losses_up_to": [_same_up_to(first, record) for record in records],
         "losses": [sample_losses(record.directory, 4 * CURVE) for record in records],
         "configuration": _differences(
@@ -44,6 +47,12 @@ def compared(records: Sequence[DirectoryRecord]) -> dict[str, Any]:
             [{k: record.environment.get(k) for k in ENVIRONMENT} for record in records]
         ),
     }
+
+
+def _data(record: RunRecord) -> str | None:
+    """Return the start of the digest of a run's data, or what else its workload calls them."""
+    facts = record.summary["workload_facts"]
+    return str(facts.get("sha256", ""))[:DIGITS] or facts.get("data")
 
 
 def _same_up_to(first: RunRecord, other: RunRecord) -> int:
@@ -77,10 +86,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def print_comparison(found: Mapping[str, Any]) -> None:
-    """Print the outcome in full, and what differs in configuration and environment."""
+    """Print the outcome and the data in full, and what differs otherwise."""
     rows = [["", *found["runs"]]]
     rows.append(["training loss", *(sparkline(x, CURVE) for x in found["losses"])])
     rows += [[key, *map(_cell, row)] for key, row in found["outcome"].items() if any_known(row)]
+    rows.append(["data", *map(_cell, found["data"])])
     same = found["same_losses_up_to"]
     rows.append(["same losses up to", MISSING, *(f"step {s}" if s else "none" for s in same[1:])])
     for part in ("configuration", "environment"):

@@ -152,6 +152,7 @@ def _prepare(
         going_on = go_on(directory, config, identity, allow_change, into)
         ranks.check_same("the checkpoint", going_on.checkpoint.path.name)
         config = going_on.config
+        identity["configuration"]["changes"] = list(config.changes)  # for the next one to go on
         opening = ("resume", going_on.told)
         remarks += about_schedule(going_on.planned, config, going_on.step)
         remarks += going_on.remarks

@@ -152,6 +152,8 @@ def _so_far(path: Path) -> Summary:
     given = {**known, "name": path.name, "directory": str(path), "steps": steps}
     given[RUN_ID] = run_id_of(path)
     given |= _losses(lines, path)
+    with suppress(BadInput):
+        given["changes"] = read_mapping(path / CONFIG, "run").get("changes", [])
     try:
         made: Summary = build(Summary, {**given, "status": UNFINISHED})
     except BadInput as error:

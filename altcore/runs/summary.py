@@ -51,6 +51,11 @@ class Summary:
     workload: str | None = setting(None, help="the workload's name")
     workload_facts: dict[str, Any] = setting(factory=dict, help="its facts of data and model")
     seed: int | None = setting(None, help="the seed")
+    changes: list[dict[str, Any]] = setting(
+        factory=list,
+        help="what was changed by `--allow-change` when the run went on: `step`, `what`, `before`, "
+        "`now`",
+    )
     steps: int = setting(help="steps begun: batches drawn")
     max_steps: int | None = setting(None, help="steps that the run was to make")
     discarded: int | None = setting(None, help="steps without an update")

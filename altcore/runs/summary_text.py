@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from altcore.builtin_types import rounded
+from altcore.runs.identity import Change
 from altcore.runs.summary import EVALUATED
 
 
@@ -34,6 +35,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
             ("overflow", "n/a (amax scaling)" if overflow is None else share(overflow)),
             ("flushed to zero", share(summary["flushed_rate"])),
         ]
+    if summary["changes"]:
+        rows.append(("changed when it went on", "; ".join(map(_change, summary["changes"]))))
     left_out = f"; left out: {summary['left_out']}" if summary["left_out"] else ""
     shares = (
         f"{share(summary['parameter_share'])} of parameters, {share(summary['flop_share'])} of "
@@ -133,3 +136,8 @@ def share_or(value: Any, otherwise: str) -> str:
 def _shift(shift: Mapping[str, Any]) -> str:
     to = ", ".join(shift["to"]) or "none"
     return f"{', '.join(shift['from'])} -> {to} at step {shift['step']} ({shift['reason']})"
+
+
+def _change(change: Mapping[str, Any]) -> str:
+    what = Change("", change["what"], change["before"], change["now"])
+    return f"{what} after step {change['step']}"

@@ -58,6 +58,7 @@ def verdict_of(
     is_improving: bool = False,
     collapses: Sequence[Mapping[str, Any]] = (),
     stopped_by: str | None = None,
+    changes: Sequence[Mapping[str, Any]] = (),
 ) -> str:
     """Return the line.
 
@@ -71,6 +72,9 @@ def verdict_of(
     'did not learn: 200 of 300 steps discarded'
     >>> verdict_of(learned=True, status="failed", steps=140, judged_at=100)
     'learned by step 100; failed at step 140'
+    >>> change = {"what": "learning_rate", "step": 50}
+    >>> verdict_of(learned=True, status="finished", steps=300, changes=[change])
+    'learned; learning_rate changed after step 50'
     """
     parts = []
     if 2 * discarded > steps:
@@ -86,4 +90,6 @@ def verdict_of(
         parts.append(f"stopped by {stopped_by} at step {steps}")
     elif status in ("interrupted", "failed"):
         parts.append(f"{status} at step {steps}")
-    return "; ".join(parts) or "not known: nothing was evaluated"
+    parts = parts or ["not known: nothing was evaluated"]
+    parts += [f"{change['what']} changed after step {change['step']}" for change in changes]
+    return "; ".join(parts)

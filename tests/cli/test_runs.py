@@ -20,16 +20,17 @@ from altcore.runs import Summary, sample_losses, write_configuration
 def record(tmp_path):
     """Return a function that writes the record of a run, as if it had been trained."""
 
-    def write(name, losses, written=None, ended=True, environment=None, **keys):
+    def write(name, losses, written=None, ended=True, environment=None, facts=None, **keys):
         directory = run_directory(tmp_path, name=name, **keys)
         for step, loss in enumerate(losses, 1):
             directory.append("metrics.jsonl", {"step": step, "loss": loss})
         directory.append("metrics.jsonl", {"step": len(losses), "val_loss": 1.5})
         write_configuration(directory, TrainConfig(name=name, **keys))
         if ended:
-            facts = {"verdict": "learned", "final_loss": losses[-1], "best_val_loss": 1.25}
+            known = {"verdict": "learned", "final_loss": losses[-1], "best_val_loss": 1.25}
+            known |= {"workload_facts": facts or {}, "changes": keys.get("changes", ())}
             summary = Summary(
-                name=name, directory="", status="finished", steps=len(losses), **facts
+                name=name, directory="", status="finished", steps=len(losses), **known
             )
             directory.write_json("summary.json", summary.to_plain())
         directory.write_json("environment.json", environment or {})
@@ -139,6 +140,31 @@ def test_what_differs_is_told_and_nothing_else(record, capsys):
     assert rows["gpt.size"] == ["tiny", "-"]
     assert rows["training loss"][-2:] == ["█▅▁", "█▅▁"]
     assert rows["same losses up to"][-2:] == ["step", "2"]
+
+
+def test_the_data_are_told(record, capsys):
+    """By their digest, since runs on other data do not compare; what was given has only a name."""
+    for name, facts in (("a", {"sha256": "0a" * 32}), ("b", {"data": "given"}), ("c", None)):
+        record(name, [1.0], facts=facts)
+    assert compared(capsys, record, "a", "b", "c")["data"] == ["0a" * 6, "given", None]
+    text = call(capsys, "runs", "compare", "a,b,c", "--runs-dir", record.folder).out
+    (row,) = (line.split() for line in text.splitlines() if line.startswith("data "))
+    assert row == ["data", "0a" * 6, "given", "-"]
+
+
+@pytest.mark.parametrize("ended", [True, False])
+def test_what_was_changed_half_way_is_shown(ended, record, capsys):
+    """Also of a run that goes on."""
+    change = {
+        "step": 2,
+        "kind": "configuration",
+        "what": "learning_rate",
+        "before": 0.1,
+        "now": 0.2,
+    }
+    record("a", [2.0, 1.0], ended=ended, changes=[change])
+    shown = call(capsys, "runs", "show", "a", "--runs-dir", record.folder).out
+    assert "  learning_rate was 0.1 and is 0.2 after step 2\n" in shown
 
 
 def test_runs_that_are_the_same_are_told_to_be(record, capsys):

@@ -94,7 +94,12 @@ def test_a_change_is_accepted_by_name_and_recorded(start, run, capsys):
         (2, "learning_rate"),
         (2, "gpt.dropout"),
     ]
-    assert start.resume("r", max_steps=5).steps_completed == 5
+    resumed = start.resume("r", max_steps=5)
+    assert resumed.steps_completed == 5
+    assert yaml.safe_load((run / "config.yaml").read_text())["changes"] == held["changes"]
+    assert resumed.summary["changes"] == held["changes"]
+    told = "did not learn; learning_rate changed after step 2; gpt.dropout changed after step 2"
+    assert resumed.summary["verdict"] == told
 
 
 def test_a_name_that_means_nothing_is_refused(start, run):

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
-from altcore_reporters.columns import need
+from altcore.plugin import BadInput
+from altcore_reporters.columns import is_missing, labels, need, need_single, numbers
 from altcore_reporters.intervals import Interval, Values, difference, holm, interval_of, seed_means
 from altcore_reporters.layer_types import TYPES, layer_type
 
@@ -72,11 +73,18 @@ class FormatComparator:
         df: a row a run, as `ExperimentDataLoader.get_format_comparison_runs` returns it. Needed are
             ``format`` and the metrics asked for; ``state``, ``seed`` and ``condition`` are used if
             they are there.
+
+    Raises:
+        BadInput: if there is no ``format``, or not one for each run.
     """
 
     def __init__(self, df: pd.DataFrame) -> None:
         self.df = df
         self._check("format")
+        need_single(df, "format", "state", CONDITION)
+        if missing := sum(map(is_missing, df["format"])) if len(df) else 0:
+            hint = "leave these runs out, or call the format of those without one none"
+            raise BadInput(f"format is missing in {missing} of {len(df)} runs", hint=hint)
 
     @cached_property
     def finished(self) -> FormatComparator:
@@ -104,7 +112,7 @@ class FormatComparator:
             alone does not say that two formats differ: `lead` does.
 
         Raises:
-            BadInput: if there is no such column.
+            BadInput: if there is no such column, or a value in it is not a number.
         """
         import pandas as pd
 
@@ -198,14 +206,20 @@ class FormatComparator:
         import pandas as pd
 
         given = layer_metrics_df
+        need(given)
+        need_single(given, CONDITION, "format")
         column = next((c for c in LAYER_COLUMNS if c in given), None)
         names = given.index if column is None else given[column]
         keys = [k for k in (CONDITION, "format") if k in given]
         rest = given.drop(columns=[c for c in (column, "seed") if c in given])
         metrics = [c for c in rest.select_dtypes("number") if c not in keys]
-        made = rest[keys + metrics].assign(
-            layer_type=pd.Categorical([layer_type(str(n)) for n in names], TYPES, ordered=True),
-            layers=[str(n) for n in names],
+        made = (
+            rest[keys + metrics]
+            .reset_index(drop=True)
+            .assign(
+                layer_type=pd.Categorical([layer_type(str(n)) for n in names], TYPES, ordered=True),
+                layers=[str(n) for n in names],
+            )
         )
         grouped = made.groupby([*keys, "layer_type"], observed=True, sort=True)
         means = grouped[metrics].mean()
@@ -220,7 +234,7 @@ def by_condition(df: pd.DataFrame) -> dict[str, pd.DataFrame]:
     """Return a frame's rows by condition, in the order in which these come."""
     if CONDITION not in df:
         return {"": df} if len(df) else {}
-    named = df[CONDITION].fillna("").astype(str)
+    named = labels(df, CONDITION, "").array
     return {str(c): own for c, own in df.groupby(named, sort=False)}
 
 
@@ -229,16 +243,13 @@ def values_by_seed(df: pd.DataFrame, metric: str, column: str = "format") -> dic
 
     A run that is there several times counts once.
     """
-    import pandas as pd
-
     df = df[~is_copy(df, column)]
     found: dict[str, dict[object, list[float]]] = {}
     seeds = df["seed"] if "seed" in df else [None] * len(df)
-    values = pd.to_numeric(df[metric]).to_numpy(dtype=float, na_value=math.nan)
-    for name, seed, value in zip(df[column], seeds, values, strict=True):
+    for name, seed, value in zip(df[column], seeds, numbers(df, metric), strict=True):
         own = found.setdefault(str(name), {})
         if math.isfinite(value):
-            own.setdefault(None if pd.isna(seed) else seed, []).append(value)
+            own.setdefault(None if is_missing(seed) else seed, []).append(value)
     return found
 
 
@@ -246,6 +257,7 @@ def is_copy(df: pd.DataFrame, column: str = "format") -> pd.Series:
     """Return which rows are of a run that an earlier row has: its directory was copied."""
     import pandas as pd
 
+    need_single(df, "run_id", "seed", column)
     if "run_id" not in df:
         return pd.Series(False, index=df.index)
     same = [c for c in ("run_id", "seed", column) if c in df]

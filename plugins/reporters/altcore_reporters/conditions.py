@@ -1,7 +1,8 @@
 """What the configurations of runs have in common, and under which conditions they were made.
 
 Runs can be compared by format, or by optimizer, only if all else is the same. What else differs
-makes conditions. Each is called by as few keys as tell it from the others, the first that do.
+makes conditions: keys of the configuration, the data by their digest, and what was changed when a
+run went on. Each is called by as few keys as tell it from the others, the first that do.
 Diagnostics and reporters change no weight, so they do not count.
 """
 
@@ -14,6 +15,7 @@ from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Any
 
 from altcore_reporters.original_names import names_in_config
+from altcore_reporters.run_facts import DIGITS, changes_of, data_of
 
 if TYPE_CHECKING:
     from altcore.plugin import RunRecord
@@ -102,14 +104,20 @@ def _conditions(
 
 
 def _flat(records: Sequence[RunRecord]) -> list[Flat]:
-    """Return the keys of each run that may change a result, settings as ``settings.OWNER.key``."""
+    """Return what may change the result of each run, settings as ``settings.OWNER.key``."""
     watching = _observers()
-    found: list[Flat] = []
+    found = []
     for record in records:
-        own = {k: v for k, v in record.config.items() if k not in _ABOUT_NOTHING}
-        for owner, settings in own.pop("settings", {}).items():
+        data, changes = data_of(record), changes_of(record)
+        own: Flat = {"workload": None, "data": data}
+        own |= {k: v for k, v in record.config.items() if k not in _ABOUT_NOTHING}
+        if changes:
+            own["changed"] = {"name": changes, "changes": record.config["changes"]}
+        for owner, settings in (own.pop("settings", None) or {}).items():
             if owner not in watching:
                 own |= {f"settings.{owner}.{k}": v for k, v in settings.items()}
+        if data is not None:  # wherever the files are
+            own.pop(f"settings.{own['workload']}.data", None)
         own["plugins"] = [p for p in own.get("plugins", ()) if p not in watching]
         found.append(own)
     return found
@@ -145,7 +153,7 @@ def _text(value: Any) -> str:
 
 
 def _digest(text: str) -> str:
-    return sha256(text.encode()).hexdigest()[:6]
+    return sha256(text.encode()).hexdigest()[:DIGITS]
 
 
 def _word(value: Any) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from altcore.plugin import BadInput, get_format
+from altcore_reporters.columns import labels, need
 from altcore_reporters.comparison import CONDITION, by_condition
 from altcore_reporters.failure_evidence import (
     DIVERGENCE,
@@ -21,6 +22,7 @@ from altcore_reporters.failure_evidence import (
 )
 from altcore_reporters.failures import FailureAnalyzer
 from altcore_reporters.frame_tables import (
+    NOT_KNOWN,
     bullets,
     cell,
     count,
@@ -67,6 +69,10 @@ def failure_modes(failures: pd.DataFrame, runs: pd.DataFrame | None = None) -> s
             what did not fail.
     """
     failures = FailureAnalyzer().merge_failure_data(failures, [])
+    failures = failures.assign(format=labels(failures, "format", NOT_KNOWN))
+    if runs is not None:
+        need(runs, "format")
+        runs = runs.assign(format=labels(runs, "format", NOT_KNOWN)) if len(runs) else runs
     ran = "" if runs is None else f" in {count(len(runs), 'run')}"
     parts = head(TITLE, f"{count(len(failures), 'failure')}{ran}")
     if not len(failures) and (runs is None or not len(runs)):

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from altcore.plugin import read_run
-from altcore_reporters.columns import need
+from altcore.plugin import read_runs
+from altcore_reporters.columns import is_missing, need, numbers
 from altcore_reporters.failure_evidence import (
     FROM_MEASUREMENTS,
     FROM_REASON,
@@ -16,7 +16,6 @@ from altcore_reporters.failure_evidence import (
     failure_of,
     mode_of_reason,
 )
-from altcore_reporters.frame_tables import is_missing
 from altcore_reporters.frames import run_id
 from altcore_reporters.markdown import is_finite, rate
 from altcore_reporters.original_reports import read_report
@@ -69,9 +68,9 @@ class FailureAnalyzer:
             `COLUMNS` and every other column of ``df``. The collapse of a run that crashed is at
             its last step if no other is known. Missing metrics are NaN.
         """
+        need(df, "state")
         if not len(df):
             return _frame([], df.columns)
-        need(df, "state")
         is_failure = df["state"].isin(FAILED)
         if "learned" in df:
             is_failure |= df["learned"].eq(False).fillna(False).astype(bool)
@@ -92,14 +91,15 @@ class FailureAnalyzer:
 
         Args:
             checkpoint_dir: holds the original experiments' ``*/failure_reports/*.md``, or altcore's
-                run directories, or both. A folder that is not there has none.
+                run directories, or both. A folder that is not there has none. A run that cannot be
+                read is left out with a warning.
 
         Returns:
             A mapping a failure, with `COLUMNS`. The mode comes from measurements if there are any.
         """
         root = Path(checkpoint_dir)
         found = [read_report(p) for p in sorted(root.glob("*/failure_reports/*.md"))]
-        runs = [read_run(p.parent) for p in sorted(root.glob("*/config.yaml"))]
+        runs = read_runs(str(root)) if any(root.glob("*/config.yaml")) else []
         return found + self.from_records(runs).to_dict("records")
 
     def classify_failure_mode(self, reason: str | None, grad_sparsity: float | None = None) -> str:
@@ -125,6 +125,7 @@ class FailureAnalyzer:
         if it is also the only report of that format. It goes before the row, since it has the
         measurements; the row fills what the report does not say. Reports without a row are added.
         """
+        need(wandb_failures)
         rows = wandb_failures.to_dict("records")
         left = [dict(report) for report in local_reports]
         merged = []
@@ -183,8 +184,8 @@ def _frame(rows: Sequence[Mapping[str, Any]], others: Iterable[Any]) -> pd.DataF
         c for c in dict.fromkeys([*others, *(k for row in rows for k in row)]) if c not in COLUMNS
     ]
     made = pd.DataFrame(complete, columns=[*COLUMNS, *extra])
-    numbers = [k for k, missing in COLUMNS.items() if isinstance(missing, float)]
-    return made.astype(dict.fromkeys(numbers, float))
+    plain = [k for k, missing in COLUMNS.items() if isinstance(missing, float)]
+    return made.assign(**{column: numbers(made, column) for column in plain})
 
 
 def _first(plain: Mapping[str, Any], names: Iterable[str]) -> Any:

@@ -82,7 +82,8 @@ def format_comparison(
         failures: as `FailureAnalyzer` returns them; from ``df`` if None.
         layer_metrics: a row a layer and run, as for `FormatComparator.compare_by_layer_type`,
             with ``format``.
-        left_out: runs that are not in ``df``, since no other format shares their configuration.
+        left_out: runs that are not in ``df``, since no other format shares their configuration and
+            data.
     """
     if not len(df):
         return "\n\n".join([*head(TITLE, "no run"), "No data: there is no run to compare."]) + "\n"
@@ -96,7 +97,7 @@ def format_comparison(
     conclusions = [_of_lead(found) for found in leads.get(decides, [])]
     parts = [
         *head(TITLE, f"{count(len(df), 'run')} of {count(formats, 'format')}"),
-        f"Left out, since no other format shares their configuration: {listed(left_out)}."
+        f"Left out, since no other format shares their configuration and data: {listed(left_out)}."
         if left_out
         else "",
         copies_text(df),

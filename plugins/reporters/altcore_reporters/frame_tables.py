@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlsplit
 
+from altcore_reporters.columns import is_missing
 from altcore_reporters.comparison import CONDITION, is_copy
 from altcore_reporters.intervals import Interval
 from altcore_reporters.markdown import is_finite, rate, text
@@ -58,13 +59,6 @@ def cell(value: Any, column: str = "") -> str:
         is_whole = float(value).is_integer() and not column.endswith("loss")
         return f"{value:.0f}" if is_whole else f"{value:.4f}"
     return text(value)
-
-
-def is_missing(value: Any) -> bool:
-    """Whether a cell of a frame has no value: None, NaN, NaT or NA."""
-    import pandas as pd
-
-    return bool(pd.isna(value)) if pd.api.types.is_scalar(value) else False
 
 
 def bounds_text(mean: float, low: float, high: float, digits: int = 4) -> Markdown:

@@ -13,11 +13,12 @@ import pandas as pd
 
 from altcore.plugin import RunRecord, full_summary
 from altcore_reporters.original_names import names_in_summary
+from altcore_reporters.run_facts import changes_of, data_of
 
 FIRST = (
     *("name", "format", "run_id", "run_url", "state", "steps"),
     *("final_loss", "best_loss", "bit_stall_final", "overflow_final"),
-    *("optimizer", "manifold_aware", "seed"),
+    *("optimizer", "manifold_aware", "seed", "data", "changed"),
 )
 """The columns with which a frame of runs begins."""
 SUMMARY = tuple(
@@ -94,6 +95,8 @@ def _row(record: RunRecord) -> dict[str, Any]:
         "name": record.name,
         "run_id": run_id(record),
         "run_url": record.url,
+        "data": data_of(record),
+        "changed": changes_of(record),
     }
 
 

@@ -20,11 +20,18 @@ class ReportGenerator:
 
     Each method takes the name of its file, writes it at once or not at all, and prints and returns
     the absolute path. A frame without rows gives a report that says so.
+
+    Raises:
+        BadInput: if the folder cannot be made.
     """
 
     def __init__(self, output_dir: str | Path = "reports") -> None:
         self.output_dir = Path(output_dir)
-        self.output_dir.mkdir(parents=True, exist_ok=True)
+        try:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            problem = f"{output_dir} cannot be made a folder: {error.strerror}"
+            raise BadInput(problem, key="output_dir") from error
 
     def generate_format_comparison(
         self,
@@ -86,7 +93,8 @@ class ReportGenerator:
         return self._write(output_name, manifold_comparison(df))
 
     def _write(self, name: str, content: str) -> str:
-        if Path(name).name != name:
+        is_name = isinstance(name, str) and name not in ("", "..") and Path(name).name == name
+        if not is_name or (self.output_dir / name).is_dir():
             raise BadInput(f"{name!r} is not the name of a file", key="output_name")
         path = str(replace_text(self.output_dir.resolve() / name, content))
         print(path)

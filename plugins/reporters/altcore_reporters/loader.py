@@ -64,15 +64,15 @@ class ExperimentDataLoader:
 
         A format without a run is named in a warning.
         """
-        known = self.runs["format"]
-        asked = known.unique() if formats is None else one_or_several(formats)
-        if missing := [name for name in asked if name not in known.unique()]:
-            log.warning(f"there is no run of {', '.join(map(str, missing))}")
-        return self._selected(known.isin(asked), FORMAT_COLUMNS)
+        asked = list(self.runs["format"].unique()) if formats is None else formats
+        return self._of_formats(asked, FORMAT_COLUMNS)
 
     def get_manifold_comparison_runs(self, format: str = "E5M2") -> pd.DataFrame:
-        """Return the runs of a format, a row each, with `MANIFOLD_COLUMNS`."""
-        return self._selected(self.runs["format"] == format, MANIFOLD_COLUMNS)
+        """Return the runs of a format, a row each, with `MANIFOLD_COLUMNS`.
+
+        A format without a run is named in a warning.
+        """
+        return self._of_formats(format, MANIFOLD_COLUMNS)
 
     def get_run_history(self, run_id: str, keys: Sequence[str] | None = None) -> pd.DataFrame:
         """Return what a run recorded, a row a step: ``step``, and the keys or everything.
@@ -84,11 +84,16 @@ class ExperimentDataLoader:
         frame = history_frame([self._record(run_id)], keys)
         return frame.drop(columns=["run_id", "name"])
 
-    def _selected(self, is_asked: pd.Series, columns: Sequence[str]) -> pd.DataFrame:
-        return self.runs.loc[is_asked, list(columns)].reset_index(drop=True)
+    def _of_formats(self, formats: str | Sequence[str], columns: Sequence[str]) -> pd.DataFrame:
+        known, asked = self.runs["format"], one_or_several(formats)
+        if missing := [name for name in asked if name not in known.unique()]:
+            log.warning(f"there is no run of {', '.join(map(str, missing))}")
+        return self.runs.loc[known.isin(asked), list(columns)].reset_index(drop=True)
 
     def _record(self, name: str) -> RunRecord:
-        found = [r for r in self.records if name in (run_id(r), (r.url or "").split("/")[-1])]
+        found = [
+            r for r in self.records if name in (run_id(r), (r.url or "").rpartition("/")[2] or None)
+        ]
         found = found or [r for r in self.records if r.name == name]
         if len(found) == 1:
             return found[0]

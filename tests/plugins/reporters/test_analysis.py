@@ -54,7 +54,7 @@ def test_formats_are_compared_from_the_command_line(folder, tmp_path, capsys):
     assert (done.code, done.out) == (0, f"{out / 'format_comparison.md'}\n")
     text = (out / "format_comparison.md").read_text()
     assert "from 4 runs of 2 formats." in text
-    left_out = text.partition("shares their configuration: ")[2].partition(".\n")[0]
+    left_out = text.partition("shares their configuration and data: ")[2].partition(".\n")[0]
     assert sorted(left_out.replace(" and ", ", ").split(", ")) == ["alone", "aware-1", "aware-2"]
     assert "paired" in text
     assert "| attention" in text.partition("### ulp-stats/view_zero_share")[2]

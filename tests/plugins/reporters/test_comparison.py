@@ -1,6 +1,7 @@
 """`FormatComparator`: ranks, and what may be concluded from them."""
 
 import math
+import re
 
 import pandas as pd
 import pytest
@@ -229,3 +230,48 @@ def test_layers_may_be_the_index():
     df = pd.DataFrame({"x": {"wte": 1.0, "attn": 2.0}})
     found = FormatComparator(SIX).compare_by_layer_type(df)
     assert list(found["layer_type"]) == ["attention", "embedding"]
+
+
+# ------------------------------------------------------------------------ frames of other people
+
+
+@pytest.mark.parametrize(
+    ("df", "told"),
+    [
+        (SIX.assign(final_loss="low"), "final_loss is 'low', and not a number"),
+        (SIX.assign(final_loss=[[1.0]] * 6), "final_loss is [1.0], and not a number"),
+        (SIX.assign(final_loss=pd.Timestamp(0)), "final_loss is Timestamp"),
+        (SIX.assign(seed=[[1]] * 6), "seed is [1], and not a single value"),
+        (SIX.assign(format=[{"name": "A"}] * 6), "format is {'name': 'A'}, and not a single value"),
+        (SIX.assign(format=["A", None, NAN, *"BCD"]), "format is missing in 2 of 6 runs"),
+        (pd.concat([SIX, SIX["final_loss"]], axis=1), "several columns 'final_loss'"),
+        (None, "None is not a frame"),
+    ],
+)
+def test_what_a_column_cannot_hold_is_named(df, told):
+    """The column and the value, in whatever the frame is used for."""
+    for use in (
+        lambda: FormatComparator(df).rank_by_metric("final_loss"),
+        lambda: FormatComparator(df).identify_sweet_spot(exclude_crashed=False),
+        lambda: FormatComparator(df).compute_improvement("E3M4", "E5M2"),
+    ):
+        with pytest.raises(BadInput, match=re.escape(told)):
+            use()
+
+
+def test_categories_and_numbers_as_text_are_what_they_say():
+    """As a frame read from a file may have them; a missing condition is one of its own."""
+    condition = pd.Categorical(["a", "a", "a", "a", None, None])
+    df = SIX.astype({"format": "category", "state": "category", "final_loss": "category"})
+    text = SIX.assign(final_loss=["2.0", "2.2", "2.5", "2.6", "1.0", None])
+    for other in (df.assign(condition=condition), text.assign(condition=condition)):
+        found = FormatComparator(other.set_index("seed", drop=False)).rank_by_metric("final_loss")
+        assert list(found["condition"]) == ["a", "a", ""]
+        assert list(found["final_loss"]) == pytest.approx([2.1, 2.55, 1.0])
+
+
+def test_layers_of_a_frame_with_many_indexes():
+    """Whose levels are called as its columns."""
+    df = pd.DataFrame({"format": ["A", "B"], "layer": ["wte", "wte"], "x": [1.0, 2.0]})
+    found = FormatComparator(SIX).compare_by_layer_type(df.set_index(["format", "x"], drop=False))
+    assert list(found["x"]) == [1.0, 2.0]

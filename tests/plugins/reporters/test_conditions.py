@@ -11,8 +11,9 @@ from altcore_reporters.conditions import (
 )
 
 
-def told(**config):
-    return Told("r", {"optimizer": config.get("optimizer")}, config)
+def told(facts=None, **config):
+    summary = {"optimizer": config.get("optimizer"), "workload_facts": facts or {}}
+    return Told("r", summary, config)
 
 
 def test_format_seed_and_names_make_no_condition():
@@ -38,6 +39,32 @@ def test_a_condition_is_called_by_what_tells_it_apart():
         "recipe pure, plugins mantissa-shift",
     ]
     assert apart_from_format([]) == []
+
+
+def test_other_data_are_another_condition():
+    """Known by their digest: neither where they lie nor a seed is; or by what they are called."""
+    gpt = {"workload": "gpt", "recipe": "pure"}
+    runs = [
+        told({"sha256": digest * 8}, **gpt, seed=seed, settings={"gpt": {"data": path}})
+        for seed, (digest, path) in enumerate([("0123456789", "a.txt"), ("0123456789", "b.txt")])
+    ]
+    assert apart_from_format(runs) == ["", ""]
+    runs.append(told({"sha256": "f" * 64}, **gpt, settings={"gpt": {"data": "a.txt"}}))
+    runs.append(told({"data": "a function that was given"}, **gpt))
+    expected = ["data 012345", "data 012345", "data ffffff", "data a function that was given"]
+    assert apart_from_format(runs) == apart_from_optimizer(runs) == expected
+
+
+def test_what_was_changed_half_way_is_another_condition():
+    """Named with the step; two changes of one key to two values are two."""
+    change = {"step": 4, "what": "learning_rate", "before": 0.1, "now": 0.2}
+    (plain, changed), other = (
+        apart_from_format([told(), told(changes=[change])]),
+        apart_from_format([told(changes=[{**change, "now": now}]) for now in (0.2, 0.3)]),
+    )
+    assert (plain, changed) == ("changed none", "changed learning_rate after step 4")
+    assert len(set(other)) == 2
+    assert all(text.startswith(changed) for text in other)
 
 
 def test_what_is_measured_otherwise_is_another_condition():

@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 from helpers_records import Told
 
+from altcore import BadInput
 from altcore_reporters import FailureAnalyzer
 from altcore_reporters.failure_evidence import MODES, failure_of
 from altcore_reporters.failures import COLUMNS
@@ -229,6 +230,15 @@ def test_a_frame_has_measurements_too():
     assert math.isnan(found["collapse_step"][1])
 
 
+@pytest.mark.parametrize("column", ["collapse_step", "last_good_loss", "grad_sparsity"])
+def test_text_among_the_numbers_of_failures_is_named(column):
+    """The column and the value."""
+    with pytest.raises(BadInput, match=f"{column} is 'late', and not a number"):
+        ANALYZER.extract_failures(RUNS.assign(**{column: "late"}))
+    with pytest.raises(BadInput, match="None is not a frame"):
+        ANALYZER.merge_failure_data(None, [])
+
+
 def test_no_failure_is_an_empty_frame():
     """With its columns."""
     for df in (RUNS[1:2], RUNS[:0], pd.DataFrame()):
@@ -316,6 +326,10 @@ def test_a_folder_that_is_not_there_has_no_reports(tmp_path):
 def test_run_directories_are_read(start):
     """One that broke, beside one that learned as little as three steps allow."""
     start(name="short", format="E5M2")
+    torn = start.runs / "torn"
+    torn.mkdir()
+    for name in ("config.yaml", "summary.json"):
+        (torn / name).write_text("{")
     done = start(name="wild", format="E5M2", learning_rate=1e30, nan_patience=2, max_steps=6)
     assert done.summary["status"] == "collapsed"
     short, wild = ANALYZER.parse_local_failure_reports(done.run_directory.parent)

@@ -38,6 +38,15 @@ def test_what_is_not_known_is_missing():
     assert list(frame["run_id"]) == ["a", "b"]
 
 
+def test_data_and_what_was_changed_half_way_have_columns():
+    """So that nobody averages over them; missing where there is nothing to say."""
+    change = {"step": 4, "what": "learning_rate", "before": 0.1, "now": 0.2}
+    facts = {"workload_facts": {"sha256": "0123456789" * 6}}
+    frame = runs_frame([Told("a", facts, {"changes": [change]}), Told("b")])
+    assert list(frame["data"].fillna("")) == ["012345", ""]
+    assert list(frame["changed"].fillna("")) == ["learning_rate after step 4", ""]
+
+
 def test_manifold_awareness_is_that_of_the_optimizer():
     """Whoever trained the run."""
     frame = runs_frame([Told("a", {"optimizer": "manifold-adamw"}), Told("b", {"optimizer": "x"})])

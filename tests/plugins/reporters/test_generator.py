@@ -76,11 +76,15 @@ def test_every_report_has_its_file_and_its_time(tmp_path, write):
     assert sorted(p.name for p in (tmp_path / "new" / "reports").iterdir()) == list(names)
 
 
-def test_a_name_is_a_name_and_no_path(write):
+def test_a_name_is_a_name_and_no_path(write, tmp_path):
     """A report stays in its folder."""
     assert write("format_comparison", CLEAR, "E3M4", output_name="mine.md")
-    with pytest.raises(BadInput, match="not the name of a file"):
-        write("format_comparison", CLEAR, "E3M4", output_name="../mine.md")
+    (tmp_path / "new" / "reports" / "folder").mkdir()
+    for name in ("../mine.md", "", ".", "..", "folder", None):
+        with pytest.raises(BadInput, match="not the name of a file"):
+            write("format_comparison", CLEAR, "E3M4", output_name=name)
+    with pytest.raises(BadInput, match="cannot be made a folder"):
+        ReportGenerator(tmp_path / "new" / "reports" / "mine.md")
 
 
 @pytest.mark.parametrize("method", ["format_comparison", "failure_modes", "manifold_comparison"])
@@ -264,6 +268,16 @@ def test_failures_are_documented_by_format_and_mode(write):
     assert rows["unknown"] == ["1", "0", "1", "E7M0"]
     prevention = section(text, "Prevention")
     assert [x.split("**")[1] for x in prevention.strip().splitlines()] == list(rows)
+
+
+def test_a_format_that_is_missing_is_not_available(write):
+    """In a frame of failures; one of runs needs the column."""
+    df = pd.DataFrame({"format": ["A", None, NAN], "reason": "NaN"})
+    text = write("failure_modes", df)
+    assert rows_of(section(text, "Classification"))[1][-1] == "A, n/a"
+    assert "nan" not in text
+    with pytest.raises(BadInput, match="no column 'format'"):
+        write("failure_modes", df, runs=pd.DataFrame({"state": ["finished"]}))
 
 
 def test_a_frame_of_other_failures_is_completed(write):

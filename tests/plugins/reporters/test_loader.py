@@ -70,6 +70,9 @@ def test_runs_to_compare_optimizers_by():
     assert list(frame["optimizer"]) == ["adamw", "manifold-adamw"]
     assert list(frame["manifold_aware"]) == [False, True]
     assert list(loader_of(*RUNS).get_manifold_comparison_runs("E7M0")["run_id"]) == ["0a"]
+    with capture_logs() as logs:
+        assert len(loader_of(*RUNS).get_manifold_comparison_runs("E9M9")) == 0
+    assert [line["event"] for line in logs] == ["there is no run of E9M9"]
 
 
 def test_the_history_of_a_run():
@@ -93,6 +96,8 @@ def test_a_run_that_is_not_there():
     loader = loader_of(run("first"), run("second"))
     with pytest.raises(BadInput, match=r"there is no run 'fist' \(did you mean first\?\)"):
         loader.get_run_history("fist")
+    with pytest.raises(BadInput, match="there is no run ''"):  # runs here have no page
+        loader.get_run_history("")
     with pytest.raises(BadInput, match="2 runs are called 'a': their ids are 0a, 1a"):
         loader_of(Told("a", run_id="0a"), Told("a", run_id="1a")).get_run_history("a")
 
