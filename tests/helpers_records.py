@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
-import pytest
 from helpers_wandb import ENTITY, HISTORY, StoredRun, WandbServer
 
 from altcore.plugin import RunRecord, full_summary
@@ -31,14 +29,6 @@ class Told(RunRecord):
         self.summary = full_summary({"name": name, **(summary or {})})
         self.config, self.metrics, self.timings = config or {}, list(metrics), list(timings)
         self.environment = {"run_id": run_id} if run_id else {}
-
-
-def use(server: WandbServer, monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    """Let the W&B client of this process find the server, and write into the folder only."""
-    for name, value in server.environment.items():
-        monkeypatch.setenv(name, value)
-    for name in ("DIR", "CACHE_DIR", "CONFIG_DIR", "DATA_DIR"):
-        monkeypatch.setenv(f"WANDB_{name}", str(folder))
 
 
 def put(

@@ -383,17 +383,24 @@ def upload_alone(run: Path) -> str:
 
 @contextmanager
 def client_of(server: WandbServer, folder: Path) -> Iterator[pytest.MonkeyPatch]:
-    """Let the client find a server, and keep what it keeps in a folder."""
+    """Let the client find a server, and keep what it keeps in a folder.
+
+    Its session in this process, which remembers the server, ends with the context.
+    """
     folder.mkdir(exist_ok=True)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("MODE", "BASE_URL", "API_KEY", "PROJECT", "ENTITY"):
             patch.delenv(f"WANDB_{name}", raising=False)
         for name, value in server.environment.items():
             patch.setenv(name, value)
-        for name in ("CACHE", "CONFIG", "DATA"):
-            patch.setenv(f"WANDB_{name}_DIR", str(folder))
+        for name in ("DIR", "CACHE_DIR", "CONFIG_DIR", "DATA_DIR"):
+            patch.setenv(f"WANDB_{name}", str(folder))
         patch.setenv("NETRC", str(folder / "netrc"))
-        yield patch
+        try:
+            yield patch
+        finally:
+            if wandb := sys.modules.get("wandb"):
+                wandb.teardown()
 
 
 def _viewer() -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -77,16 +78,27 @@ def read_runs(address: str, names: Sequence[str] = ()) -> list[WandbRecord]:
 
 @contextmanager
 def _named_errors(what: str) -> Iterator[None]:
-    """Raise W&B's errors as `BadInput` that says what was read."""
-    from wandb.errors import Error
-
+    """Raise the client's errors, which share no type, as `BadInput` that names ``what``."""
     try:
         yield
     except BadInput:
         raise
-    except (Error, ValueError) as error:
-        text = " ".join(str(error).split())
-        raise BadInput(f"{what} cannot be read from W&B: {text}") from error
+    except Exception as error:
+        problem, hint = " ".join(str(error).split()), ""
+        if _is_unanswered(error):
+            import wandb
+
+            server = os.environ.get("WANDB_BASE_URL") or wandb.setup().settings.base_url
+            problem = f"{server} did not answer in time, or only with errors"
+            hint = "WANDB_HTTP_TIMEOUT=60 lets an answer take a minute"
+        raise BadInput(f"{what} cannot be read from W&B: {problem}", hint=hint) from error
+
+
+def _is_unanswered(error: BaseException) -> bool:
+    """Whether the client got no answer from the server, after it asked again and again."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return getattr(error, "response", error) is None
 
 
 class WandbRecord(RunRecord):

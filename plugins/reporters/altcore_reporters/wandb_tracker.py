@@ -193,7 +193,10 @@ def _settings() -> Settings:
     import wandb
 
     private = {"x_disable_meta": True, "x_save_requirements": False}
-    known = {k: v for k, v in private.items() if k in wandb.Settings.model_fields}
+    known: dict[str, Any] = {k: v for k, v in private.items() if k in wandb.Settings.model_fields}
+    # The client reads this variable once in a process, which may send runs to several servers.
+    if server := os.environ.get("WANDB_BASE_URL"):
+        known["base_url"] = server
     return wandb.Settings(console="off", silent=True, disable_git=True, save_code=False, **known)
 
 

@@ -6,8 +6,8 @@ import sys
 import pytest
 from helpers import Starter
 from helpers_cli import call
-from helpers_records import put, use
-from helpers_wandb import ENTITY, WandbServer
+from helpers_records import put
+from helpers_wandb import ENTITY, WandbServer, client_of
 
 from altcore.plugin import read_run
 from altcore_reporters import FormatComparator
@@ -100,11 +100,10 @@ def test_no_run_makes_a_report_that_says_so(reporter, tmp_path):
     assert "No data" in text_of(reporter(), [], tmp_path)
 
 
-def test_runs_of_the_original_experiments_are_reported_on_from_wandb(tmp_path, monkeypatch):
+def test_runs_of_the_original_experiments_are_reported_on_from_wandb(tmp_path):
     """Flat keys, states and links; two seeds tell what is ever so steady."""
     losses = {("E5M2", False): (2.0, 2.2), ("E5M2", True): (1.9, 2.1), ("E3M4", False): (2.5, 2.71)}
-    with WandbServer() as server:
-        use(server, monkeypatch, tmp_path)
+    with WandbServer() as server, client_of(server, tmp_path / "client"):
         for (fmt, aware), own in losses.items():
             for seed, loss in enumerate(own):
                 config = {"use_fp8": True, "fp8_format": fmt, "use_manifold_aware": aware}

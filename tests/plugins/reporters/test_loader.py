@@ -3,8 +3,9 @@
 import math
 
 import pytest
-from helpers_records import Told, use
-from helpers_wandb import WandbServer
+import wandb
+from helpers_records import Told
+from helpers_wandb import WandbServer, client_of
 from pandas.testing import assert_frame_equal
 from structlog.testing import capture_logs
 
@@ -102,15 +103,20 @@ def test_a_run_that_is_not_there():
         loader_of(Told("a", run_id="0a"), Told("a", run_id="1a")).get_run_history("a")
 
 
-def test_the_same_frames_from_wandb_and_from_directories(start, monkeypatch, tmp_path):
-    """Of a run that finished, one that collapsed, one without a format, as they were sent."""
+def test_the_same_frames_from_wandb_and_from_directories(start, tmp_path):
+    """Of a run that finished, one that collapsed, one without a format, as they were sent.
+
+    The client began its session with another server, which has gone.
+    """
     start(["ulp-stats"], format="E3M4", recipe="pure", name="fine", max_steps=3, eval_interval=2)
     bad = {"learning_rate": 1e30, "grad_clip": 0, "nan_patience": 2}
     start(format="E5M2", name="broken", max_steps=9, **bad)
     start(format="none", name="wide", max_steps=2, optimizer="manifold-adamw")
     local = ExperimentDataLoader(runs_dir=start.runs)
-    with WandbServer() as server:
-        use(server, monkeypatch, tmp_path)
+    with WandbServer() as server, client_of(server, tmp_path / "client") as patch:
+        patch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
+        wandb.setup()
+        patch.setenv("WANDB_BASE_URL", server.url)
         tracker = WandbTracker()
         tracker.name = "wandb"
         assert len(tracker.upload(local.records)) == 3

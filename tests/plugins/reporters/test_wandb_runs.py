@@ -6,8 +6,8 @@ import re
 import pytest
 import wandb
 from helpers_cli import call
-from helpers_records import put, use
-from helpers_wandb import WandbServer
+from helpers_records import put
+from helpers_wandb import WandbServer, client_of
 
 from altcore import BadInput
 from altcore_reporters.wandb_runs import STATUSES, read_runs
@@ -23,15 +23,10 @@ ROWS = [
 
 
 @pytest.fixture(scope="module")
-def server():
+def server(tmp_path_factory):
     """One for all tests: what they put there has names of its own."""
-    with WandbServer() as server:
+    with WandbServer() as server, client_of(server, tmp_path_factory.mktemp("client")):
         yield server
-
-
-@pytest.fixture(autouse=True)
-def _client(server, monkeypatch, tmp_path):
-    use(server, monkeypatch, tmp_path)
 
 
 def test_a_run_of_altcores(server):
@@ -191,19 +186,25 @@ def test_what_is_not_there_is_said(server, address, names, says):
         read_runs(address, names)
 
 
-@pytest.mark.parametrize("fault", ["500", "malformed"])
+@pytest.mark.parametrize("fault", ["500", "malformed", "hang"])
 def test_a_server_that_is_broken(server, fault, monkeypatch):
-    """The error is the user's, in one line, and names what was read."""
-    # For as many seconds the client tries again.
-    monkeypatch.setattr(wandb.Api, "_HTTP_TIMEOUT", 1)
+    """The error is the user's, in one line, and names what was read, and a server that is silent.
+
+    The client asks again until its patience ends.
+    """
     put(server, "r7", project="many", config=OWN)
     (record,) = read_runs("many", ["r7"])
     monkeypatch.setattr(server, "fault", fault)
-    with pytest.raises(BadInput, match="many cannot be read from W&B") as told:
+    monkeypatch.setattr(wandb.Api, "_HTTP_TIMEOUT", 0.2)
+    monkeypatch.setattr(record.there._service_api, "_timeout", 0.2)
+    says = "" if fault == "malformed" else f"{server.url} did not answer in time"
+    with pytest.raises(BadInput, match=f"many cannot be read from W&B: {says}") as told:
         read_runs("many")
     assert "\n" not in str(told.value)
-    with pytest.raises(BadInput, match="wandb:somebody/many/id-r7 cannot be read from W&B"):
-        _ = record.metrics
+    about = f"wandb:somebody/many/id-r7 cannot be read from W&B: {says}"
+    for part in ("metrics", "events"):
+        with pytest.raises(BadInput, match=about):
+            getattr(record, part)
 
 
 def test_no_key_is_said(monkeypatch):
