@@ -45,8 +45,9 @@ class ValueHistogram:
     - ``OPERAND_FORMAT_low``: the exponent e of the first bin.
 
     Tensors are those of the last micro-batch, before they are rounded; stored weights are on their
-    grid. Left out are block formats, channel scales and Hadamard transforms: what becomes of these
-    tensors before the rounding is not at hand.
+    grid. Weights with a scale for each block or channel are called ``weight``, in the format of
+    their elements. Activations and gradients with such scales are left out, and so is all that a
+    Hadamard transform changes: what becomes of these before the rounding is not at hand.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("activations", "output_gradients")
@@ -67,8 +68,12 @@ class ValueHistogram:
 
         for weight in quantized_weights(run):
             scale = weight.grid.scale
-            if weight.kind == "stored" and (scale is None or scale.ndim == 0):
-                add("stored_weight", weight.grid.format, weight.parameter, scale)
+            role = "stored_weight" if weight.kind == "stored" else "weight"
+            if scale is not None and scale.ndim > 0:
+                scaled = weight.parameter * inverse_scale(scale)
+                add(role, weight.grid.format, scaled, scale.new_ones(()))
+            elif weight.kind == "stored":
+                add(role, weight.grid.format, weight.parameter, scale)
         for _, quantizer in active_quantizers(run):
             x, cast = last_input(run, step, quantizer), quantizer.cast
             scale, is_scaled = quantizer.last_scale, cast.scaling.kind != "none"

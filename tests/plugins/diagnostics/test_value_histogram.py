@@ -63,10 +63,27 @@ def test_every_format_fits_with_room_above(name):
     assert 2.0**low < fmt.max < 2.0 ** (low + BINADES)
 
 
-def test_blocks_and_channels_are_left_out():
+def test_weights_are_divided_by_the_scales_of_their_channels():
+    """Each row reaches the largest value, however small it is."""
+    layer = nn.Linear(2, 2, bias=False)
+    layer.weight = nn.Parameter(torch.tensor([[448.0, 7.0], [2.0**-20, 0.0]]))
+    cast = {"format": "E4M3", "scaling": "channel"}
+    found = measure(nn.Sequential(layer), {"layers": {"*": {"weight@fwd": cast}}})
+    assert bins(found, "weight_E4M3") == {384.0: 0.5, 6.0: 0.25, "zero": 0.25}
+
+
+def test_weights_are_divided_by_the_scales_of_their_blocks():
+    """The largest of a block of MX has the exponent of the element's largest value."""
+    layer = nn.Linear(64, 1, bias=False)
+    layer.weight = nn.Parameter(torch.tensor([[1.0] * 32 + [2.0**-30] * 31 + [0.0]]))
+    found = measure(nn.Sequential(layer), {"layers": {"*": {"weight@fwd": "MXFP8-E4M3"}}})
+    assert bins(found, "weight_E4M3") == {256.0: 63 / 64, "zero": 1 / 64}
+
+
+def test_activations_in_blocks_and_channels_are_left_out():
     for cast in ("MXFP8-E4M3", {"format": "E4M3", "scaling": "channel"}):
         model = nn.Sequential(nn.Linear(32, 32, bias=False))
-        assert measure(model, {"layers": {"*": {"weight@fwd": cast}}}) == {}
+        assert measure(model, {"layers": {"*": {"activation@fwd": cast}}}) == {}
 
 
 def test_operands_of_a_run_are_recorded(start):

@@ -152,6 +152,43 @@ def test_there_is_a_plot_for_each_thing_measured_and_a_word_for_each_other(many)
     assert "the plugin value-histogram measures them" in text
 
 
+def test_the_page_of_many_runs_says_what_only_fewer_show():
+    """Heat maps of up to 24 configurations are drawn; values on the grid are those of one run."""
+    stall = {"step": 9, "bit-stall/stored_stall_share/h.0": 0.5}
+    runs = [
+        run(config={"learning_rate": i}, name=f"r{i}", metrics=[*losses(9), stall])
+        for i in range(25)
+    ]
+    few, many = contents_of(runs[:24]), contents_of(runs)
+    assert len(few.heats) == 24
+    assert not any("Layers by steps" in line for line in few.missing)
+    assert many.heats == []
+    assert any("at most 24 configurations, and these are 25" in line for line in many.missing)
+    assert "only the page of one run draws them" in few.missing[-1]
+
+
+def test_activations_in_blocks_are_missing_by_name():
+    key = "value-histogram/weight_E2M1"
+    line = {"step": 9, f"{key}_histogram": [0.0, 0.0, *[0.5] * 2, 0.0], f"{key}_low": 0}
+    page = contents_of([run("NVFP4", metrics=[*losses(9), line])])
+    assert [bars.title for bars in page.values] == ["Weights"]
+    assert any("a scale for each block or channel" in words for words in page.missing)
+
+
+def test_a_single_value_is_drawn_as_a_dot():
+    plots = {p.key: p for p in contents_of([run(metrics=[{"step": 1, "grad_norm": 2.0}])]).plots}
+    assert any(shape.css.startswith("dots") for shape in plots["grad_norm"].shapes)
+    assert not any(s.css.startswith("dots") for s in contents_of([run()]).plots[-1].shapes)
+
+
+@pytest.mark.parametrize(("share", "level"), [(0.0, 0), (1.0, 8)])
+def test_a_heat_map_of_one_value_says_how_far_from_0_it_is(share, level):
+    line = {"step": 9, "bit-stall/stored_stall_share/h.0": share}
+    ((_, (heat,)),) = contents_of([run(metrics=[*losses(9), line])]).heats
+    assert [at for at, _ in heat.paths] == [level]
+    assert (heat.low, heat.high) == ("0 %", "100 %")
+
+
 def test_marks_are_drawn_where_things_happened():
     collapse = {"step": 20, "event": "collapse", "cause": "diverged", "reason": "it diverged"}
     page = Tags(html_of([run(events=[collapse])]))

@@ -138,6 +138,20 @@ def test_differences_are_told_by_key():
     assert [(d.key, list(d.values)) for d in found] == [("format", ["E4M3", "E5M2"])]
 
 
+def test_recipes_without_a_name_are_called_by_their_runs():
+    """As in a study, whose runs are named by arm and seed; long lists are cut."""
+    names = {"FU-s1-9c1": "F", "FU-s2-03e": "F", "B-s1-77a": "B"}
+    frozen = {"F": [], "B": ["layer"] * 20}
+    runs = [
+        run(seed=seed, name=name, config={"recipe": {"weight": arm}, "freeze": frozen[arm]})
+        for seed, (name, arm) in enumerate(names.items())
+    ]
+    first, second = (group.label for group in grouped(runs))
+    assert first == "FU"
+    assert second.startswith("B-s1-77a")
+    assert len(second) < 60
+
+
 # Marks --------------------------------------------------------------------------------------------
 
 

@@ -58,6 +58,10 @@ STILL = 300.0
 """Seconds without a line after which a run is not taken to go on."""
 LAYERS_BY = "bit-stall, ulp-stats and shadow"
 """The plugins that measure by layer."""
+NO_BLOCKS = (
+    "Activations and gradients over the format's values: value-histogram leaves out those with "
+    "a scale for each block or channel, since the scales are not kept."
+)
 
 
 @frozen
@@ -103,11 +107,9 @@ def contents_of(records: Sequence[RunRecord]) -> Contents:
     first = records[0]
     looks = looks_of(groups)
     plots, missing = _plots(records, groups, looks)
-    heats = _heats(groups)
-    if not heats and is_one:
-        missing.append(f"Layers by steps: the plugins {LAYERS_BY} measure them.")
-    values, unmeasured = _values(first) if is_one else ([], [])
-    missing += unmeasured
+    heats, undrawn = _heats(groups)
+    values, unmeasured = _values(records)
+    missing += undrawn + unmeasured
     kinds = {glyph.kind for plot in plots for glyph in plot.glyphs}
     return Contents(
         title=first.name if is_one else f"{len(records)} runs",
@@ -134,26 +136,39 @@ def contents_of(records: Sequence[RunRecord]) -> Contents:
     )
 
 
-def _values(record: RunRecord) -> tuple[list[Bars], list[str]]:
+def _values(records: Sequence[RunRecord]) -> tuple[list[Bars], list[str]]:
     """Return the histograms over a format's values, and which of them there are not."""
+    if len(records) > 1:
+        return [], ["Values on the format's grid: only the page of one run draws them."]
+    (record,) = records
     pictures = value_histograms(record)
     found = [bars for bars in map(bars_of, pictures) if bars is not None]
-    if any(picture.source == "measured" for picture in pictures) or not record.config.get("format"):
+    if not record.config.get("format"):
+        return found, []
+    roles = {picture.operand.partition("@")[0] for picture in pictures}
+    is_measured = any(picture.source == "measured" for picture in pictures)
+    if is_measured and not {"activation", "gradient"} & roles:
+        return found, [NO_BLOCKS]
+    if is_measured:
         return found, []
     what = "Activations and gradients" if found else "Weights, activations and gradients"
     return found, [f"{what} over the format's values: the plugin value-histogram measures them."]
 
 
-def _heats(groups: Sequence[Group]) -> list[tuple[str, list[Heat]]]:
-    """Return the heat maps of the first run of each configuration, with what they are of."""
+def _heats(groups: Sequence[Group]) -> tuple[list[tuple[str, list[Heat]]], list[str]]:
+    """Return the heat maps of the first run of each configuration, or why there are none."""
     if len(groups) > LAYERED:
-        return []
+        return [], [
+            f"Layers by steps: they are drawn for at most {LAYERED} configurations, and these are "
+            f"{len(groups)}. Choose runs: altcore report page RUN RUN."
+        ]
     found = []
     for group in groups:
         record = group.records[0]
         of = f"{group.label}, {record.name}" if len(groups) > 1 else record.name
         found.append((of, [heat_of(picture) for picture in heat_maps(record)]))
-    return [(of, pictures) for of, pictures in found if pictures]
+    drawn = [(of, pictures) for of, pictures in found if pictures]
+    return drawn, [] if drawn else [f"Layers by steps: the plugins {LAYERS_BY} measure them."]
 
 
 def _plots(

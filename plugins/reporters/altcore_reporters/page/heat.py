@@ -83,8 +83,8 @@ def heat_of(picture: HeatMap) -> Heat:
             (percent((i + 0.5) / number), str(picture.steps[i]))
             for i in _some(range(number), TICKS)
         ],
-        low=axis.word(picture.range[0]),
-        high=axis.word(picture.range[1]),
+        low=axis.word(axis.low),
+        high=axis.word(axis.high),
         edges="|".join(axis.word(v) for v in _edges(axis)),
         head=["layer", *(f"step {picture.steps[i]}" for i in columns)],
         rows=[
@@ -116,6 +116,8 @@ def _axis(picture: HeatMap) -> Axis:
     is_share = picture.measure.endswith("_share")
     if low > 0 and high > LOG_RATIO * low:
         return Axis(low, high, is_log=True, is_share=is_share)
+    if low == high:  # one colour for all: it says how far from 0
+        low, high = min(low, 0.0), max(high, 0.0) or 1.0
     return Axis(low, high, is_share=is_share)
 
 

@@ -222,7 +222,8 @@ def _shapes(series: Series, x: Axis, y: Axis) -> Iterable[Shape]:
         if not series.lows:
             yield Shape(f"line raw {look}", svg.line(own), group)
     yield Shape(f"line {look}", svg.line(front), group, series.label)
-    if series.has_dots:
+    is_single = sum(map(math.isfinite, series.values)) == 1  # a line of it has no length
+    if series.has_dots or is_single:
         yield Shape(f"dots {look}", svg.dots(own), group)
 
 

@@ -30,7 +30,11 @@ ALWAYS = ("format", RECIPE)
 """Keys that are in every label if they vary."""
 MOST = 5
 """Most keys in a label."""
+LONGEST = 40
+"""Most characters of a value in a label."""
 UNSET = "–"
+GIVEN = "given"
+"""The word for a format or a recipe without a name."""
 
 Flat = dict[str, Any]
 
@@ -69,6 +73,9 @@ def grouped(records: Sequence[RunRecord]) -> list[Group]:
     firsts = [members[0] for members in groups.values()]
     values = [{k: _word(flats[i].get(k)) for k in keys} if flats[i] else {} for i in firsts]
     names = [_name(records[i], len(groups)) for i in firsts]
+    for own, members in zip(values, groups.values(), strict=True):
+        if own.get(RECIPE) == GIVEN:
+            own[RECIPE] = _stem([records[i].name for i in members])
     return [
         Group(label, [records[i] for i in members], own)
         for label, members, own in zip(_labels(values, names), groups.values(), values, strict=True)
@@ -117,8 +124,23 @@ def _labels(values: Sequence[Mapping[str, str]], names: Sequence[str]) -> list[s
 
 def _label(values: Mapping[str, str], keys: Sequence[str]) -> str:
     found = [(k, values[k]) for k in keys if values.get(k, UNSET) != UNSET]
+    found = [(k, v if len(v) <= LONGEST else f"{v[: LONGEST - 1]}…") for k, v in found]
     words = [v if k in NAMELESS else f"{_short(k)} {v}" for k, v in found]
     return "\u00a0· ".join(words)  # no line begins with a dot
+
+
+def _stem(names: Sequence[str]) -> str:
+    """Return what the names of a group's runs begin with, up to a dash.
+
+    >>> _stem(["FU-s42-lr3-9c1", "FU-s43-lr3-03e"]), _stem(["FU-s42-lr3-9c1"])
+    ('FU', 'FU-s42-lr3-9c1')
+    """
+    if len(names) == 1:
+        return names[0]
+    stem = names[0]
+    while stem and not all(name.startswith(f"{stem}-") for name in names):
+        stem = stem[:-1]
+    return stem or GIVEN
 
 
 def differences(records: Sequence[RunRecord]) -> list[Difference]:
@@ -185,7 +207,7 @@ def _exact(value: Any) -> str:
 def _word(value: Any) -> str:
     """Return a value of the configuration in a few letters."""
     if isinstance(value, Mapping) and value:
-        return _word(value.get("name") or "given")
+        return _word(value.get("name") or GIVEN)
     if value is None or value == [] or value == {}:
         return UNSET
     if isinstance(value, bool):
