@@ -9,7 +9,7 @@ from altcore.errors import nearest
 
 KERNELS = "ALTCORE_KERNELS"
 CRASH_AT = "ALTCORE_CRASH_AT"
-"""Where a test has the process killed: see `altcore.runs.durable.crash_point`."""
+"""Where a test has the process killed: see `altcore.durable.crash_point`."""
 VARIABLES = {KERNELS: ("on", "off", "1", "0")}
 """The variables for users, and the values of each."""
 PREFIX = "ALTCORE_"

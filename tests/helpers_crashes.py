@@ -35,7 +35,7 @@ def forked(action: Callable[[], Any], crash_at: str = "") -> int:
 
 def points_of(action: Callable[[], Any]) -> list[str]:
     """Return the names of all points that an action passes, in order."""
-    from altcore.runs import durable
+    from altcore import durable
 
     found: list[str] = []
     with pytest.MonkeyPatch.context() as patch:

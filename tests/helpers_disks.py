@@ -1,4 +1,4 @@
-"""Disks that fail: layers over the functions of `altcore.runs.durable`."""
+"""Disks that fail: layers over the functions of `altcore.durable`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from attrs import define, field
 
-from altcore.runs import durable
+from altcore import durable
 
 CHANGING = ("open_to_write", "write", "truncate", "rename", "make_folder", "remove", "link")
 """The functions that change a disk."""

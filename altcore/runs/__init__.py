@@ -8,8 +8,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from altcore.builtin_types import to_json
+from altcore.durable import no_space_named, replace_text
 from altcore.runs.digests import contents, named_path, source_digest, stamps
 from altcore.runs.directory import (
+    CHECKPOINTS,
     ENVIRONMENT,
     EVENTS,
     METRICS,
@@ -20,7 +22,6 @@ from altcore.runs.directory import (
     write_configuration,
 )
 from altcore.runs.directory_lock import alone
-from altcore.runs.durable import no_space_named, replace_text
 from altcore.runs.history import TAIL, early_and_late, finite, mean_of, step_lines, tail
 from altcore.runs.identity import (
     NAMES,
@@ -97,6 +98,7 @@ _NEED_TORCH = {
 
 __all__ = [
     "ANOMALY",
+    "CHECKPOINTS",
     "ENDED",
     "ENDED_PHASE",
     "ENVIRONMENT",

@@ -15,9 +15,9 @@ from typing import Any
 
 from attrs import frozen
 
+from altcore import durable
 from altcore.errors import BadInput, InvalidCheckpoint
 from altcore.log import log
-from altcore.runs import durable
 from altcore.runs.manifest import (
     ANOMALY,
     MANIFEST,

@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 
 from attrs import define, field
 
+from altcore import durable
 from altcore.builtin_types import to_json
 from altcore.config import TrainConfig
 from altcore.errors import BadInput, LostRecord
 from altcore.log import log
 from altcore.recipes import takes_format
-from altcore.runs import durable
 from altcore.runs.directory_lock import LOCK, DirectoryLock
 from altcore.runs.log_file import LogFile
 from altcore.runs.run_id import new_run_id, run_id_of

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from attrs import define
 
+from altcore import durable
 from altcore.errors import BadInput, LostDirectory
-from altcore.runs import durable
 
 LOCK = ".lock"
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from altcore import durable
 from altcore.errors import BadInput, shown
-from altcore.runs import durable
 
 
 def read_json(path: Path) -> dict[str, Any]:

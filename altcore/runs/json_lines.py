@@ -9,10 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from altcore import durable
 from altcore.builtin_types import NONFINITE, to_json
 from altcore.errors import BadInput
 from altcore.log import log
-from altcore.runs import durable
 
 
 def from_json(value: Any) -> Any:

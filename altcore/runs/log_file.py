@@ -11,8 +11,8 @@ from typing import Any
 
 from attrs import define, field
 
+from altcore import durable
 from altcore.log import log
-from altcore.runs import durable
 from altcore.runs.json_lines import without_damage
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from altcore.builtin_types import to_json
+from altcore.durable import read_file
 from altcore.errors import InvalidCheckpoint, shown
-from altcore.runs.durable import read_file
 
 MANIFEST = "manifest.json"
 REGULAR, ANOMALY, WEIGHTS = "regular", "anomaly", "weights"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from altcore.config import TrainConfig, check_name
+from altcore.durable import check_kinds
 from altcore.errors import BadInput, InvalidCheckpoint, nearest
 from altcore.hooks import build
 from altcore.log import log
@@ -19,7 +20,6 @@ from altcore.runs.directory import (
     RunDirectory,
     write_configuration,
 )
-from altcore.runs.durable import check_kinds
 from altcore.runs.history import finite
 from altcore.runs.json_lines import check_lines, read_lines, sample_lines
 from altcore.runs.manifest import read_manifest

@@ -9,9 +9,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from altcore import durable
 from altcore.errors import InvalidCheckpoint
 from altcore.log import log
-from altcore.runs import durable
 from altcore.runs.checkpoint import (
     HALF_WRITTEN,
     SNAPSHOTS,

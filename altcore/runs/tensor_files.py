@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
+from altcore import durable
 from altcore.errors import AltcoreError, BadInput, InvalidCheckpoint
-from altcore.runs import durable
 
 
 class _HashingFile(io.RawIOBase):

@@ -9,8 +9,9 @@ from helpers_crashes import forked, points_of
 from helpers_disks import PowerLoss, full_disk
 from helpers_faults import PLUGINS, check_is_eventful, check_same, eventful_run, go_on, numbered
 
+from altcore import durable
 from altcore.errors import AltcoreError, NoSpace
-from altcore.runs import durable, list_checkpoints
+from altcore.runs import list_checkpoints
 from altcore.runs.checkpoint import load_newest
 
 KINDS = ("bytes", "inodes", "read-only")

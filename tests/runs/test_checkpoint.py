@@ -11,8 +11,9 @@ import torch
 from helpers_checkpoints import manifest_of, rewrite_manifest, save
 from structlog.testing import capture_logs
 
+from altcore import durable
 from altcore.errors import AltcoreError, BadInput, InvalidCheckpoint, NoSpace
-from altcore.runs import checkpoint, durable, manifest, tensor_files
+from altcore.runs import checkpoint, manifest, tensor_files
 
 STATE = {"model": {"w": torch.arange(6.0)}, "note": "x", "numbers": [1, 2.5, None]}
 

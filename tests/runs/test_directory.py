@@ -10,9 +10,10 @@ from helpers import run_directory
 from helpers_checkpoints import save
 from structlog.testing import capture_logs
 
+from altcore import durable
 from altcore.config import TrainConfig, check_name
 from altcore.errors import BadInput, NoSpace
-from altcore.runs import RunDirectory, durable, find_run
+from altcore.runs import RunDirectory, find_run
 from altcore.runs.log_file import LogFile
 
 BAD_NAMES = [

@@ -9,8 +9,9 @@ import pytest
 from helpers import run_directory
 from structlog.testing import capture_logs
 
+from altcore import durable
 from altcore.errors import NoSpace
-from altcore.runs import RunDirectory, durable, read_lines
+from altcore.runs import RunDirectory, read_lines
 
 FILES = ("metrics.jsonl", "events.jsonl", "timings.jsonl")
 

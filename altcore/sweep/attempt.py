@@ -1,0 +1,224 @@
+"""An attempt at a job: who holds it, whether that one lives, and how it ended.
+
+    attempts/002/
+      lease.json    who holds it, and since when; never changed
+      heartbeat     a number that its holder counts up
+      work/         the run's directory, until it is accepted
+      exit.json     how it ended
+
+All of it needs two operations of a file system, which a shared one has as well: a folder is made
+whole by renaming it into a place that must be free, and a name is moved by exactly one of those
+who try. So an attempt is won once, and either its holder publishes the run or somebody else takes
+the job over, never both.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from attrs import asdict, define, field, frozen
+
+from altcore import durable
+from altcore.errors import BadInput
+from altcore.runs import read_json
+from altcore.sweep.exits import Exit
+from altcore.sweep.processes import Process, this_process
+
+LEASE, HEARTBEAT, WORK, EXIT = "lease.json", "heartbeat", "work", "exit.json"
+TAKEN = "taken"
+"""The name of ``work`` when the job was taken over: its former holder finds nothing to publish."""
+BEATS = 6
+"""Heartbeats in the time after which a silent holder is lost."""
+
+
+@frozen(kw_only=True)
+class Lease:
+    """Who holds an attempt."""
+
+    token: str
+    """Made for this attempt alone."""
+    process: Process
+    began: float
+    """Seconds since the epoch by the holder's clock: for people, and never compared."""
+    changed: Mapping[str, Any] = field(factory=dict)
+    """Settings that differ from the job's."""
+    executor: str = ""
+
+
+@frozen
+class Attempt:
+    """The folder of an attempt."""
+
+    folder: Path
+
+    @property
+    def number(self) -> int:
+        """Counted from 1: the fencing token, since a later attempt makes an earlier one void."""
+        return int(self.folder.name)
+
+    @property
+    def work(self) -> Path:
+        """The folder that holds its run's directory."""
+        return self.folder / WORK
+
+    @property
+    def lease(self) -> Lease:
+        """Who holds it. Raises `BadInput` for a file that cannot be read."""
+        known = read_json(self.folder / LEASE)
+        try:
+            return Lease(**{**known, "process": Process(**known["process"])})
+        except (TypeError, LookupError) as error:
+            raise BadInput(f"{self.folder / LEASE} is not what a sweep writes") from error
+
+    @property
+    def exit(self) -> Exit | None:
+        """How it ended; None while it goes on, or if nobody wrote it down."""
+        known = read_json(self.folder / EXIT)
+        try:
+            return Exit(**known) if known else None
+        except TypeError as error:
+            raise BadInput(f"{self.folder / EXIT} is not what a sweep writes") from error
+
+    @property
+    def heartbeat(self) -> str:
+        """What the holder counted up to; empty before its first."""
+        with suppress(OSError):
+            return (self.folder / HEARTBEAT).read_text()
+        return ""
+
+    def end(self, ended: Exit) -> None:
+        """Write down how it ended, for good."""
+        text = json.dumps(ended.to_plain(), indent=1, default=str)
+        durable.replace_file(self.folder / EXIT, text.encode())
+
+    def take_over(self) -> None:
+        """Make sure that its holder cannot publish any more."""
+        with suppress(FileNotFoundError):
+            durable.rename(self.work, self.folder / TAKEN)
+
+    def run_directory(self, name: str) -> Path | None:
+        """Return the directory of the attempt's run, None if it did not begin one."""
+        places = (self.folder / WORK / name, self.folder / TAKEN / name)
+        return next((p for p in places if p.is_dir()), None)
+
+
+def attempts_in(folder: Path) -> list[Attempt]:
+    """Return the attempts at a job whose folder is given, in order."""
+    try:
+        with os.scandir(folder / "attempts") as found:
+            names = sorted(entry.name for entry in found if entry.name.isdigit())
+    except FileNotFoundError:
+        return []
+    return [Attempt(folder / "attempts" / name) for name in names]
+
+
+@define
+class Held:
+    """An attempt that this process holds."""
+
+    attempt: Attempt
+    lease: Lease
+    _inode: int
+    """Of its folder for work."""
+    before: Path | None = None
+    """The run's directory of an earlier attempt, from which it goes on."""
+
+    def publish(self, name: str, target: Path) -> bool:
+        """Move the run to where the sweep's results are; return whether it was accepted.
+
+        It is not if somebody took the job over, or if the job has a result. A folder for work
+        that was made anew is not the one that was leased.
+        """
+        try:
+            if self.attempt.work.stat().st_ino != self._inode:
+                return False
+            durable.rename(self.attempt.work / name, target)
+        except OSError:
+            # Of a name that is taken, by a folder that holds something, or a source that is gone.
+            # Anything else, such as a full disk, leaves the run where it is: it is then raised.
+            if target.is_dir() or not (self.attempt.work / name).is_dir():
+                return False
+            raise
+        durable.fsync_folder(target.parent)
+        return True
+
+    @contextmanager
+    def beating(self, lost_after: float) -> Iterator[None]:
+        """Count up the heartbeat within the context, often enough for ``lost_after`` seconds."""
+        stop = threading.Event()
+
+        def beat() -> None:
+            count = 0
+            while not stop.wait(lost_after / BEATS if count else 0):
+                count += 1
+                # A full disk or a folder that is read-only for a while ends no run.
+                with suppress(OSError):
+                    durable.replace_text(self.attempt.folder / HEARTBEAT, str(count))
+
+        thread = threading.Thread(target=beat, name="altcore heartbeat", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join(timeout=lost_after)
+
+
+def lease(
+    job_folder: Path, number: int, changed: Mapping[str, Any], executor: str = ""
+) -> Held | None:
+    """Lease an attempt, or return None if somebody else was first."""
+    folder = job_folder / "attempts"
+    token = uuid4().hex
+    own = Lease(
+        token=token,
+        process=this_process(),
+        began=time.time(),
+        changed=dict(changed),
+        executor=executor,
+    )
+    made = folder / f".new-{token}"
+    durable.make_folder(made / WORK)
+    try:
+        inode = (made / WORK).stat().st_ino
+        durable.write_file(made / LEASE, json.dumps(asdict(own), indent=1).encode())
+        target = folder / f"{number:03}"
+        try:
+            durable.rename(made, target)
+        except OSError:
+            if target.exists():
+                return None
+            raise
+        durable.fsync_folder(folder)
+    finally:
+        durable.remove(made)
+    return Held(Attempt(target), own, inode)
+
+
+@define
+class Watch:
+    """Tells which holders are lost. No clock of another host matters to it."""
+
+    lost_after: float
+    """Seconds without a heartbeat, by this process's own clock."""
+    _seen: dict[Path, tuple[str, float]] = field(init=False, factory=dict)
+    """The last heartbeat of each attempt, and when it was first seen."""
+
+    def is_lost(self, attempt: Attempt) -> bool:
+        """Return whether the holder ended, or was silent for as long as this process watched."""
+        if attempt.lease.process.is_gone():
+            return True
+        beat, now = attempt.heartbeat, time.monotonic()
+        last, since = self._seen.setdefault(attempt.folder, (beat, now))
+        if beat != last:
+            self._seen[attempt.folder] = (beat, now)
+            return False
+        return now - since > self.lost_after

@@ -1,0 +1,32 @@
+"""A new attempt goes on with the run of the one before, from a copy."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+from altcore import durable
+from altcore.runs import CHECKPOINTS
+
+
+def copy_run(source: Path, target: Path) -> None:
+    """Copy a run's directory. Files of checkpoints, which nobody changes, are linked.
+
+    The source may be written to meanwhile. A resume finds the newest checkpoint that is whole.
+    """
+    durable.make_folder(target)
+    for folder, folders, names in os.walk(source):
+        own = Path(folder)
+        there = target / own.relative_to(source)
+        for name in folders:
+            if not (own / name).is_symlink():
+                (there / name).mkdir(exist_ok=True)
+        is_kept = own.parent.name == CHECKPOINTS
+        for name in names:
+            copy = durable.link if is_kept else partial(shutil.copyfile, follow_symlinks=False)
+            try:
+                copy(own / name, there / name)
+            except FileNotFoundError:
+                continue  # pruned since it was listed

@@ -1,0 +1,158 @@
+"""The jobs that a sweep file asks for: every variant with every combination of its grid."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from attrs import fields_dict
+
+from altcore.builtin_types import digits, to_json
+from altcore.config import LONGEST_NAME, Override, TrainConfig, load_with_sources
+from altcore.errors import BadInput
+from altcore.formats import digest
+from altcore.sweep.job import PRIORITY, Job
+from altcore.sweep.sweep_file import SweepFile
+from altcore.yaml_files import source_of
+
+MOST_JOBS = 100_000
+NOT_A_JOBS = ("name", "runs_dir", "label")
+"""Keys that say where a run is: the sweep says it."""
+
+Leaf = tuple[str, ...]
+"""The path of a value in a plain configuration."""
+
+
+def jobs_of(sweep: SweepFile) -> list[Job]:
+    """Return the jobs, in the order of the file.
+
+    Each value of the grid is checked once, with the first value of every other key: so a sweep of
+    10,000 jobs is planned in seconds. Whatever is refused only together is found by its run.
+
+    Raises:
+        BadInput: with the key, and the line of the sweep file.
+    """
+    count = len(sweep.variant_names) * len(sweep.seed_list(0))
+    for values in sweep.grid.values():
+        count *= len(values)
+    if count > MOST_JOBS:
+        raise BadInput(f"{count} jobs: a sweep has at most {MOST_JOBS}", key="grid")
+    for key in sweep.grid:
+        if key in ("seed", *NOT_A_JOBS):
+            told = "seeds have a key of their own" if key == "seed" else "the sweep names its runs"
+            raise BadInput(told, key=f"grid.{key}")
+    jobs = [job for variant in sweep.variant_names for job in _of_variant(sweep, variant)]
+    names = [job.name for job in jobs]
+    twice = {n for n in names if names.count(n) > 1} if len(set(names)) < len(names) else set()
+    if twice:
+        raise BadInput(
+            f"values are given twice: {len(twice)} jobs, such as {min(twice)}", key="grid"
+        )
+    return jobs
+
+
+def _of_variant(sweep: SweepFile, variant: str) -> Iterator[Job]:
+    # The variant's value wins.
+    own = _with([*_overrides(sweep.base)], [*_overrides(sweep.variants.get(variant, {}))])
+    axes = {key: list(values) for key, values in sweep.grid.items()}
+    axes["seed"] = sweep.seed_list(_plain(sweep, own)["seed"])
+    at = {key: source_of(sweep.grid, key) for key in axes}
+    own = _with(own, [(key, values[0], at[key]) for key, values in axes.items()])
+    point = _plain(sweep, own)
+    changes = {
+        (key, i): _difference(point, _plain(sweep, _with(own, [(key, value, at[key])])))
+        for key, values in axes.items()
+        for i, value in enumerate(values)
+    }
+    is_apart = _are_apart(changes)
+    for indices in itertools.product(*(range(len(values)) for values in axes.values())):
+        chosen = dict(zip(axes, indices, strict=True))
+        factors = {key: axes[key][i] for key, i in chosen.items()}
+        if is_apart:
+            config = point
+            for pair in chosen.items():
+                config = _changed(config, changes[pair])
+        else:
+            given = [(key, value, at[key]) for key, value in factors.items()]
+            config = _plain(sweep, _with(own, given))
+        yield Job(
+            name=_name(variant, factors),
+            config={k: v for k, v in config.items() if k not in NOT_A_JOBS},
+            factors=factors,
+            variant=variant,
+            priority=sweep.priority.get(variant, PRIORITY),
+        )
+
+
+def _overrides(keys: Mapping[str, Any]) -> Iterator[Override]:
+    """Yield keys as overrides; a mapping of settings becomes dotted keys."""
+    for key, value in keys.items():
+        if isinstance(value, Mapping) and key not in fields_dict(TrainConfig):
+            yield from ((f"{key}.{k}", v, source_of(value, k)) for k, v in value.items())
+        else:
+            yield key, value, source_of(keys, key)
+
+
+def _with(first: Sequence[Override], then: Sequence[Override]) -> list[Override]:
+    replaced = {key for key, _, _ in then}
+    return [*(o for o in first if o[0] not in replaced), *then]
+
+
+def _plain(sweep: SweepFile, overrides: Sequence[Override]) -> dict[str, Any]:
+    return load_with_sources(sweep.config, overrides)[0].to_plain()
+
+
+def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[Leaf, Any]:
+    """Return the leaves of ``other`` that ``one`` does not have so: settings, or whole keys."""
+    found: dict[Leaf, Any] = {
+        (key,): value for key, value in other.items() if key != "settings" and one[key] != value
+    }
+    for owner, settings in other["settings"].items():
+        before = one["settings"].get(owner, {})
+        for name, value in settings.items():
+            if name not in before or before[name] != value:
+                found["settings", owner, name] = value
+    return found
+
+
+def _are_apart(changes: Mapping[tuple[str, int], Mapping[Leaf, Any]]) -> bool:
+    """Return whether no two keys of the grid change the same value."""
+    by_key: dict[str, set[Leaf]] = {}
+    for (key, _), leaves in changes.items():
+        by_key.setdefault(key, set()).update(leaves)
+    whole = sum(map(len, by_key.values()))
+    return whole == len(set().union(*by_key.values()))
+
+
+def _changed(config: Mapping[str, Any], leaves: Mapping[Leaf, Any]) -> dict[str, Any]:
+    made = dict(config)
+    for leaf, value in leaves.items():
+        if len(leaf) == 1:
+            made[leaf[0]] = value
+        else:
+            _, owner, name = leaf
+            own = {**made["settings"].get(owner, {}), name: value}
+            made["settings"] = {**made["settings"], owner: own}
+    return made
+
+
+def _name(variant: str, factors: Mapping[str, Any]) -> str:
+    """Return a job's name: its variant and factors, by the last part of each key.
+
+    >>> _name("base", {"learning_rate": 0.1, "resnet.width": 2, "seed": 0})
+    'base-learning_rate0.1-width2-seed0'
+    """
+    parts = [f"{key.rpartition('.')[2]}{_told(value)}" for key, value in factors.items()]
+    name = re.sub(r"[^A-Za-z0-9._-]+|\.(?=\.)", "-", "-".join([variant, *parts]))
+    if len(name) > LONGEST_NAME:
+        end = digest([variant, to_json(factors)])[:12]
+        name = f"{name[: LONGEST_NAME - len(end) - 1]}-{end}"
+    return name
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Mapping | list):
+        return digest(to_json(value))[:8]
+    return digits(value) if isinstance(value, float) else str(value)

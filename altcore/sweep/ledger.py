@@ -1,0 +1,181 @@
+"""The ledger of a sweep: a folder that says of every job what was tried and what came of it.
+
+    SWEEP/
+      sweep.yaml            what was asked for, as it was last given
+      jobs/NAME/job.json    the job; never changed
+      jobs/NAME/attempts/   see `altcore.sweep.attempt`
+      runs/NAME/            the run that was accepted as the job's result
+
+Nothing else is a fact. There is no lock and no index: any number of processes, on any number of
+hosts that share the folder, may read it and work on it at any time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from pathlib import Path
+
+from attrs import define, field, frozen
+
+from altcore import durable
+from altcore.errors import BadInput
+from altcore.runs import read_json
+from altcore.sweep.attempt import Attempt, Held, Watch, attempts_in, lease
+from altcore.sweep.exits import Exit
+from altcore.sweep.job import Job
+from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide
+
+JOBS, RUNS, JOB = "jobs", "runs", "job.json"
+
+
+class State(Enum):
+    """Where a job is."""
+
+    WAITING = "waiting"
+    """Nobody has begun it, or it is to be tried again."""
+    RUNNING = "running"
+    COMPLETED = "completed"
+    """Its run was accepted."""
+    FAILED = "failed"
+    """It ended without a result, and is not tried again."""
+
+
+@frozen
+class Standing:
+    """Where a job is, and what the ledger knows of it."""
+
+    state: State
+    attempts: tuple[Attempt, ...] = ()
+    decision: Decision | None = None
+    """What follows its last attempt, if that one ended without a result."""
+
+    @property
+    def last(self) -> Attempt | None:
+        """Its newest attempt."""
+        return self.attempts[-1] if self.attempts else None
+
+
+@define
+class Ledger:
+    """The folder of a sweep."""
+
+    folder: Path
+    rules: Mapping[str, Rule] = field(factory=lambda: DEFAULT_RULES)
+
+    # The plan ----------------------------------------------------------------------------------
+
+    def jobs(self) -> list[Job]:
+        """Return all jobs, by priority and then by name."""
+        jobs = [self.job(name) for name in self.names()]
+        return sorted(jobs, key=lambda job: (job.priority, job.name))
+
+    def names(self) -> list[str]:
+        """Return the names of all jobs."""
+        try:
+            with os.scandir(self.folder / JOBS) as found:
+                return sorted(entry.name for entry in found if not entry.name.startswith("."))
+        except FileNotFoundError:
+            return []
+
+    def job(self, name: str) -> Job:
+        """Return a job. Raises `BadInput`, naming the file, if it was changed."""
+        path = self.folder / JOBS / name / JOB
+        plain = read_json(path)
+        if not plain:
+            raise BadInput(f"{path} is missing: there is no job {name!r} in {self.folder}")
+        try:
+            return Job.from_plain(plain)
+        except BadInput as error:
+            raise BadInput(f"{path}: {error.problem}") from error
+
+    def add(self, jobs: Iterable[Job]) -> list[str]:
+        """Write down jobs that are new; return their names. Those that are there stay."""
+        added = []
+        for job in jobs:
+            target = self.folder / JOBS / job.name
+            if target.exists():
+                continue
+            made = target.with_name(f".new-{job.name}-{os.getpid()}")
+            durable.remove(made)
+            durable.make_folder(made)
+            text = json.dumps(job.to_plain(), indent=1, allow_nan=False)
+            durable.write_file(made / JOB, text.encode(), synced=False)
+            try:
+                durable.rename(made, target)
+            except OSError:
+                # Another process was quicker.
+                durable.remove(made)
+                if not target.exists():
+                    raise
+            else:
+                added.append(job.name)
+        if added:
+            durable.fsync_folder(self.folder / JOBS)
+        return added
+
+    # Where a job is ----------------------------------------------------------------------------
+
+    def run_of(self, name: str) -> Path:
+        """Return where a job's accepted run is, or will be."""
+        return self.folder / RUNS / name
+
+    def standing(self, job: Job) -> Standing:
+        """Return where a job is. A lost holder is not noticed: that takes a `Watch`."""
+        attempts = tuple(attempts_in(self.folder / JOBS / job.name))
+        if self.run_of(job.name).is_dir():
+            return Standing(State.COMPLETED, attempts)
+        if not attempts:
+            return Standing(State.WAITING)
+        exits = [a.exit for a in attempts[:-1]]
+        last = attempts[-1].exit
+        if last is None:
+            return Standing(State.RUNNING, attempts)
+        known = [e or Exit(status="lost") for e in (*exits, last)]
+        decision = decide(known, job.config, attempts[-1].lease.changed, self.rules)
+        return Standing(State.WAITING if decision.goes_on else State.FAILED, attempts, decision)
+
+    # Taking and ending -------------------------------------------------------------------------
+
+    def take(self, job: Job, watch: Watch, executor: str = "") -> Held | None:
+        """Lease the next attempt at a job; None if there is none to make, or it is another's.
+
+        An attempt whose holder is lost is ended here. Its run goes on in the new attempt, from a
+        copy: whoever still writes to the old one changes nothing that counts.
+        """
+        standing = self.standing(job)
+        last = standing.last
+        if standing.state is State.RUNNING and last is not None and watch.is_lost(last):
+            self._end_lost(job, last)
+            standing = self.standing(job)
+        if standing.state is not State.WAITING:
+            return None
+        changed = standing.decision.changed if standing.decision else {}
+        number = last.number + 1 if last else 1
+        held = lease(self.folder / JOBS / job.name, number, changed, executor)
+        if held is not None and last is not None and changed == last.lease.changed:
+            held.before = last.run_directory(job.name)
+        return held
+
+    def _end_lost(self, job: Job, last: Attempt) -> None:
+        """End an attempt whose holder is lost; what it finished but did not publish is accepted."""
+        last.take_over()
+        if self.run_of(job.name).is_dir():
+            return
+        told = last.lease.process
+        last.end(Exit(status="lost", error=f"process {told.pid} on {told.host} is gone, or silent"))
+
+    def end(self, job: Job, held: Held, ended: Exit) -> Exit:
+        """End an attempt that this process holds, and publish its run; return how it ended.
+
+        The rename that publishes a run is what makes it the result. If the process is killed just
+        before, the next attempt finds the run finished and publishes it; if just after, the record
+        of the exit is missing, and the run says the same.
+        """
+        (self.folder / RUNS).mkdir(exist_ok=True)
+        if ended.is_complete and not held.publish(job.name, self.run_of(job.name)):
+            ended = Exit(status="refused", error="another attempt has taken the job over")
+        held.attempt.end(ended)
+        return ended

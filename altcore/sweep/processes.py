@@ -1,0 +1,61 @@
+"""Which process an attempt belongs to, and whether that process still runs.
+
+Two processes are on one host, for this, if each could see the other: the same boot of the machine
+and the same name space of process ids. A host's name alone says neither.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from functools import cache
+from pathlib import Path
+
+from attrs import frozen
+
+
+@frozen(kw_only=True)
+class Process:
+    """A process, told from every other one that had or will have its id."""
+
+    host: str
+    """The host's name, for people."""
+    machine: str
+    """Differs wherever process ids mean other processes; empty if the system does not say."""
+    pid: int
+    began: str
+    """When the process began, in the kernel's ticks since the boot; empty if unknown."""
+
+    def is_gone(self) -> bool | None:
+        """Return whether the process has ended, or None where that cannot be seen."""
+        if not self.machine or self.machine != machine() or not self.began:
+            return None
+        return _began(self.pid) != self.began
+
+
+def this_process() -> Process:
+    """Return this process."""
+    pid = os.getpid()
+    return Process(host=socket.gethostname(), machine=machine(), pid=pid, began=_began(pid) or "")
+
+
+@cache
+def machine() -> str:
+    """Return what tells the name space of this machine's process ids from every other one."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        # Of the process that looks: a forked child may have moved.
+        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+    except OSError:
+        return ""
+
+
+def _began(pid: int) -> str | None:
+    """Return the start of a process that is alive, None otherwise; a zombie has ended."""
+    try:
+        told = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return None
+    # The name, in parentheses, may hold anything. The state follows it, the start is field 22.
+    state, *fields = told.rpartition(")")[2].split()
+    return None if state in "ZX" else fields[18]

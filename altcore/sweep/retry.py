@@ -1,0 +1,151 @@
+"""Whether a job that failed is tried again, and with what changed: data, and a pure function.
+
+Training is deterministic, so an attempt that failed by its numbers is never repeated unchanged. A
+setting that a retry changes is named, since the run is another experiment then. The seed is a
+factor of the sweep, and no retry changes it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from attrs import evolve, field, frozen
+
+from altcore.hooks import setting
+from altcore.sweep.exits import LEFT, Exit
+
+UNKNOWN = "unknown"
+MOST_LOST = 100
+"""Attempts in which a job may lose its worker: more, and the job itself ends its workers."""
+
+
+@frozen(kw_only=True)
+class Rule:
+    """What is done about one cause of failure."""
+
+    limit: int = setting(0, help="attempts that may follow a failure of this cause")
+    patterns: tuple[str, ...] = setting(
+        (), help="texts that an error of this cause contains, in any case", converter=tuple
+    )
+    halve: dict[str, float] = setting(
+        factory=dict, help="settings that the next attempt halves, and the least value of each"
+    )
+    repeat: bool = setting(
+        False, help="whether the same attempt may end otherwise, as after a timeout"
+    )
+
+
+DEFAULT_RULES: Mapping[str, Rule] = {
+    "out_of_memory": Rule(
+        limit=3,
+        patterns=("out of memory", "OutOfMemoryError", "can't allocate memory", "MemoryError"),
+        halve={"batch_size": 16, "workers": 1},
+    ),
+    "gradient": Rule(
+        limit=2,
+        patterns=("gradient overflow", "nan loss", "inf detected", "not finite"),
+        halve={"learning_rate": 0},
+    ),
+    "timeout": Rule(limit=1, patterns=("TimeoutError", "SLURM timeout"), repeat=True),
+    UNKNOWN: Rule(),
+}
+
+
+@frozen(kw_only=True)
+class Decision:
+    """What becomes of a job after an attempt."""
+
+    goes_on: bool
+    why: str
+    changed: Mapping[str, Any] = field(factory=dict)
+    """The settings of the next attempt that differ from the job's, by dotted key."""
+
+
+def cause_of(ended: Exit, rules: Mapping[str, Rule]) -> str:
+    """Return which rule is for a failure: by its status, else by the text of its error."""
+    if ended.status in ("timeout", *LEFT):
+        return ended.status
+    found = (
+        name
+        for name, rule in rules.items()
+        if any(re.search(re.escape(p), ended.error, re.IGNORECASE) for p in rule.patterns)
+    )
+    return next(found, UNKNOWN)
+
+
+def decide(
+    exits: Sequence[Exit],
+    config: Mapping[str, Any],
+    changed: Mapping[str, Any],
+    rules: Mapping[str, Rule] = DEFAULT_RULES,
+) -> Decision:
+    """Return what follows the last of a job's attempts.
+
+    Args:
+        exits: of all attempts so far, in order.
+        config: the job's configuration, in plain data.
+        changed: the settings that the last attempt changed already.
+        rules: for each cause of failure.
+    """
+    last = exits[-1]
+    if last.is_complete:
+        return Decision(goes_on=False, why="it has a result")
+    if last.status in (*LEFT, "refused"):
+        lost = sum(e.status == "lost" for e in exits)
+        if lost >= MOST_LOST:
+            return Decision(goes_on=False, why=f"it lost its worker {lost} times")
+        return Decision(goes_on=True, why=f"{last.status}, which is no failure", changed=changed)
+    causes = [cause_of(e, rules) for e in exits if e.counts]
+    cause = causes[-1]
+    rule = rules.get(cause, Rule())
+    if causes.count(cause) > rule.limit:
+        return Decision(goes_on=False, why=f"{cause}: {_attempts(rule.limit)} after a failure")
+    if rule.repeat:
+        return Decision(goes_on=True, why=f"{cause}: tried again as it was", changed=changed)
+    halved = _halved(rule.halve, config, changed)
+    if not halved:
+        wanted = ", ".join(rule.halve) or "nothing"
+        return Decision(
+            goes_on=False,
+            why=f"{cause}: a run that is repeated unchanged fails again, and the rule changes "
+            f"{wanted}, which is not set or already as low as may be",
+        )
+    told = ", ".join(f"{key} {value:g}" for key, value in halved.items())
+    return Decision(goes_on=True, why=f"{cause}: with {told}", changed={**changed, **halved})
+
+
+def _attempts(limit: int) -> str:
+    return "no attempt is made" if not limit else f"{limit} more attempt{'s' * (limit > 1)} made"
+
+
+def _halved(
+    wanted: Mapping[str, float], config: Mapping[str, Any], changed: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the wanted settings that can be halved, with their new values, by dotted key."""
+    found = {}
+    for name, least in wanted.items():
+        for key, value in _settings_named(name, config):
+            now = changed.get(key, value)
+            half = now // 2 if isinstance(now, int) else now / 2
+            half = max(half, type(now)(least))
+            if half < now:
+                found[key] = half
+    return found
+
+
+def _settings_named(name: str, config: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Return the keys of a configuration with this name, with their values: `workers` is in
+    ``NAME.workers`` of whatever workload or plugin has it.
+    """
+    own = [(name, config[name])] if name in config else []
+    for owner, settings in config.get("settings", {}).items():
+        if name in settings:
+            own.append((f"{owner}.{name}", settings[name]))
+    return [(k, v) for k, v in own if isinstance(v, int | float) and not isinstance(v, bool)]
+
+
+def with_cause(ended: Exit, rules: Mapping[str, Rule]) -> Exit:
+    """Return a failure with its cause filled in."""
+    return evolve(ended, cause=cause_of(ended, rules)) if ended.counts else ended

@@ -1,0 +1,144 @@
+"""The file of a sweep: what every job has, what tells them apart, and how they are run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import evolve, fields, frozen
+from attrs.validators import ge, gt, in_, optional
+
+from altcore.config import check_name
+from altcore.errors import BadInput, Source, located, shown
+from altcore.hooks import build, setting
+from altcore.sweep.job import PRIORITY
+from altcore.sweep.retry import DEFAULT_RULES, Rule
+from altcore.yaml_files import dump_yaml, read_mapping, source_of, without_sources
+
+
+@frozen(kw_only=True)
+class Measure:
+    """A measure that a completed run must have."""
+
+    name: str = setting(help="its name in metrics.jsonl")
+    every: int | None = setting(
+        None, help="steps between two values; null is at least one", validator=optional(ge(1))
+    )
+
+
+@frozen(kw_only=True)
+class SweepFile:
+    """The keys of a sweep file. The keys of its runs are checked when the jobs are made."""
+
+    name: str | None = setting(None, help="the sweep's name; that of the file if null")
+    config: str | None = setting(None, help="a file of configuration keys that every job has")
+    base: dict[str, Any] = setting(factory=dict, help="configuration keys that every job has")
+    variants: dict[str, dict[str, Any]] = setting(
+        factory=dict, help="configuration keys by variant: only what differs from the base"
+    )
+    grid: dict[str, list[Any]] = setting(
+        factory=dict, help="values by configuration key; every combination is a job"
+    )
+    seeds: Any = setting(1, help="how many seeds, from the configuration's on, or which ones")
+    priority: dict[str, int] = setting(
+        factory=dict, help=f"order of the variants: lower numbers first, {PRIORITY} if not given"
+    )
+    collapse_is: str = setting(
+        "result",
+        help="what a collapsed run is: a result or a failure",
+        validator=in_(("result", "failure")),
+    )
+    requires: list[Any] = setting(
+        factory=list,
+        help="measures without which a completed run is incomplete: a name, or `name` and `every`",
+    )
+    timeout_minutes: float | None = setting(
+        None, help="longest time of an attempt", validator=optional(gt(0))
+    )
+    lost_after: float = setting(
+        60.0, help="seconds without a heartbeat after which a worker is lost", validator=gt(0)
+    )
+    retry: dict[str, dict[str, Any]] = setting(
+        factory=dict, help="what is done about a cause of failure, in place of the default"
+    )
+
+    def __attrs_post_init__(self) -> None:
+        for names in (self.variants, self.priority):
+            for name in names:
+                check_name(name, "variants" if names is self.variants else "priority")
+        unknown = set(self.priority) - set(self.variant_names)
+        if unknown:
+            problem = f"{', '.join(sorted(unknown))}: there is no such variant"
+            raise BadInput(problem, key="priority", hint=f"there are {self._told_variants}")
+        for key, values in self.grid.items():
+            if not values:
+                raise BadInput("no value is given", key=f"grid.{key}")
+        _check_seeds(self.seeds)
+        _ = self.rules, self.measures  # which check what they hold
+
+    @property
+    def variant_names(self) -> list[str]:
+        """The names of the variants; ``base`` if there are none."""
+        return list(self.variants) or ["base"]
+
+    @property
+    def _told_variants(self) -> str:
+        return ", ".join(self.variant_names)
+
+    @property
+    def rules(self) -> dict[str, Rule]:
+        """What is done about each cause of failure."""
+        own = {}
+        for cause, given in self.retry.items():
+            default = DEFAULT_RULES.get(cause, Rule())
+            build(Rule, given, f"retry.{cause}")
+            own[cause] = evolve(default, **without_sources(given))
+        return {**DEFAULT_RULES, **own}
+
+    @property
+    def measures(self) -> list[Measure]:
+        """What a completed run must have."""
+        return [_measure(given) for given in self.requires]
+
+    def seed_list(self, first: int) -> list[int]:
+        """Return the seeds; of a number of them, those from ``first`` on."""
+        if isinstance(self.seeds, int):
+            return [first + i for i in range(self.seeds)]
+        return list(self.seeds)
+
+
+def _check_seeds(seeds: Any) -> None:
+    listed = seeds if isinstance(seeds, list) else [seeds]
+    if not listed or not all(type(seed) is int and 0 <= seed < 2**63 for seed in listed):
+        problem = f"a number of seeds, or a list of them, is needed, not {shown(seeds)}"
+        raise BadInput(problem, key="seeds")
+    if seeds == 0:
+        raise BadInput("no seed is given", key="seeds")
+
+
+def _measure(given: Any) -> Measure:
+    if not isinstance(given, str | Mapping):
+        problem = f"a measure is a name, or a mapping of name and every, not {shown(given)}"
+        raise BadInput(problem, key="requires")
+    made: Measure = build(Measure, {"name": given} if isinstance(given, str) else given, "requires")
+    return made
+
+
+def read_sweep(path: str | Path) -> SweepFile:
+    """Return the sweep that a YAML file asks for. Raises `BadInput`, with key and line."""
+    held = read_mapping(path, "sweep")
+    sources = {key: source_of(held, key) or Source(str(path)) for key in held}
+    with located(sources):
+        made: SweepFile = build(SweepFile, held)
+    return made if made.name else evolve(made, name=check_name(Path(path).stem, "name"))
+
+
+def sweep_text(sweep: SweepFile) -> str:
+    """Return a sweep as the YAML of its file; defaults are left out."""
+    held = {
+        a.name: without_sources(getattr(sweep, a.name))
+        for a in fields(SweepFile)
+        if getattr(sweep, a.name) != getattr(SweepFile(), a.name)
+    }
+    return dump_yaml(held)
