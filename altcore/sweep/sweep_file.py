@@ -131,7 +131,9 @@ def read_sweep(path: str | Path) -> SweepFile:
     sources = {key: source_of(held, key) or Source(str(path)) for key in held}
     with located(sources):
         made: SweepFile = build(SweepFile, held)
-    return made if made.name else evolve(made, name=check_name(Path(path).stem, "name"))
+    # As they were read: with the line of each key, for errors of the jobs.
+    read = {key: held[key] for key in ("base", "variants", "grid") if key in held}
+    return evolve(made, name=made.name or check_name(Path(path).stem, "name"), **read)
 
 
 def sweep_text(sweep: SweepFile) -> str:

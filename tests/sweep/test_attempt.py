@@ -1,0 +1,166 @@
+"""A lease is won once, and an attempt that was taken over publishes nothing."""
+
+import os
+import threading
+import time
+from multiprocessing import get_context
+
+import pytest
+from attrs import evolve
+
+from altcore.errors import BadInput
+from altcore.sweep import Watch
+from altcore.sweep.attempt import Attempt, attempts_in, lease
+from altcore.sweep.exits import Exit
+
+
+def winners(folder, number, count):
+    """Let threads race for one attempt; return the leases that were won."""
+    won, start = [], threading.Barrier(count)
+
+    def race():
+        start.wait()
+        if (held := lease(folder, number, {})) is not None:
+            won.append(held)
+
+    threads = [threading.Thread(target=race) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return won
+
+
+def test_a_lease_is_won_once(tmp_path):
+    """By one of many that try at the same time, and never again."""
+    for number in range(1, 40):
+        (held,) = winners(tmp_path, number, 4)
+        assert held.attempt.number == number
+        assert held.attempt.lease == held.lease
+        assert lease(tmp_path, number, {}) is None
+    assert [a.number for a in attempts_in(tmp_path)] == list(range(1, 40))
+    # What the losers made is gone.
+    assert len(list((tmp_path / "attempts").iterdir())) == 39
+
+
+def _race(folder, numbers, start, won):
+    start.wait()
+    for number in numbers:
+        held = lease(folder, number, {})
+        if held is not None:
+            won.put((number, held.lease.token))
+
+
+@pytest.mark.slow
+def test_no_lease_of_10000_is_won_twice(tmp_path):
+    """Four processes race for each of 2,500 attempts: 10,000 tries, 2,500 winners."""
+    context = get_context("fork")
+    start, won = context.Barrier(4), context.Queue()
+    numbers = range(1, 2501)
+    racing = [context.Process(target=_race, args=(tmp_path, numbers, start, won)) for _ in range(4)]
+    for process in racing:
+        process.start()
+    found = [won.get(timeout=300) for _ in numbers]
+    for process in racing:
+        process.join()
+    assert won.empty()
+    assert sorted(number for number, _ in found) == list(numbers)
+    for number, token in found:
+        assert Attempt(tmp_path / "attempts" / f"{number:03}").lease.token == token
+
+
+def published(tmp_path):
+    """Lease an attempt that has made a run; return it and where the run is to be published."""
+    held = lease(tmp_path / "job", 1, {})
+    (held.attempt.work / "job").mkdir()
+    (held.attempt.work / "job" / "summary.json").write_text("{}")
+    (tmp_path / "runs").mkdir()
+    return held, tmp_path / "runs" / "job"
+
+
+def test_a_run_is_published_once(tmp_path):
+    """And whoever comes second is refused."""
+    held, target = published(tmp_path)
+    assert held.publish("job", target)
+    assert (target / "summary.json").is_file()
+    (held.attempt.work / "job").mkdir()
+    assert not held.publish("job", target)
+    assert [p.name for p in target.iterdir()] == ["summary.json"]
+
+
+def test_an_attempt_that_was_taken_over_publishes_nothing(tmp_path):
+    """Nor if its holder made its folder anew, as a run's start does."""
+    held, target = published(tmp_path)
+    held.attempt.take_over()
+    held.attempt.take_over()  # by a second process at the same time
+    assert not held.publish("job", target)
+    (held.attempt.work / "job").mkdir(parents=True)
+    assert not held.publish("job", target)
+    assert not target.exists()
+    assert held.attempt.run_directory("job").is_dir()
+
+
+def test_a_failure_to_publish_is_no_refusal(tmp_path):
+    """Where the folder of the results is gone, the error is raised and the run stays."""
+    held, target = published(tmp_path)
+    target.parent.rmdir()
+    with pytest.raises(FileNotFoundError):
+        held.publish("job", target)
+    assert (held.attempt.work / "job").is_dir()
+
+
+def test_a_holder_is_lost_when_it_ends(tmp_path):
+    """At once on the same machine; one that lives and counts is not lost."""
+    child = os.fork()
+    if not child:
+        lease(tmp_path, 1, {})
+        os._exit(0)
+    os.waitpid(child, 0)
+    watch = Watch(lost_after=60)
+    assert watch.is_lost(attempts_in(tmp_path)[0])
+    mine = lease(tmp_path, 2, {}).attempt
+    assert not watch.is_lost(mine)
+
+
+def test_a_holder_elsewhere_is_lost_when_it_is_silent(tmp_path, monkeypatch):
+    """By the watcher's own clock, whatever the other one says; a heartbeat begins anew."""
+    held = lease(tmp_path, 1, {})
+    other = evolve(held.lease.process, machine="another", pid=1)
+    monkeypatch.setattr(Attempt, "lease", evolve(held.lease, process=other, began=0.0))
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    watch = Watch(lost_after=60)
+    assert not watch.is_lost(held.attempt)
+    now += 59
+    assert not watch.is_lost(held.attempt)
+    (held.attempt.folder / "heartbeat").write_text("7")
+    now += 59
+    assert not watch.is_lost(held.attempt)
+    now += 61
+    assert watch.is_lost(held.attempt)
+
+
+def test_the_heartbeat_counts_while_it_is_held(tmp_path):
+    """Six times in the time after which a silent holder is lost."""
+    held = lease(tmp_path, 1, {})
+    with held.beating(lost_after=0.06):
+        seen = set()
+        until = time.monotonic() + 30
+        while len(seen) < 3 and time.monotonic() < until:
+            seen.add(held.attempt.heartbeat)
+    assert len(seen) >= 3
+    assert not [t for t in threading.enumerate() if t.name == "altcore heartbeat"]
+
+
+def test_files_that_were_changed_are_named(tmp_path):
+    """A lease and an exit record that no sweep wrote."""
+    attempt = lease(tmp_path, 1, {}).attempt
+    assert attempt.exit is None
+    attempt.end(Exit(status="failed", error="no"))
+    assert attempt.exit == Exit(status="failed", error="no")
+    (attempt.folder / "exit.json").write_text('{"statu": "finished"}')
+    with pytest.raises(BadInput, match=r"exit\.json is not what a sweep writes"):
+        _ = attempt.exit
+    (attempt.folder / "lease.json").write_text("[]")
+    with pytest.raises(BadInput, match=r"lease\.json"):
+        _ = attempt.lease

@@ -1,0 +1,128 @@
+"""The jobs of a sweep file: every combination once, checked, with the keys that were given."""
+
+import pytest
+
+from altcore.config import load_config
+from altcore.errors import BadInput
+from altcore.sweep import Job, SweepFile, jobs_of, read_sweep, sweep_text
+
+STUDY = """
+base: {gpt.size: tiny, max_steps: 6, warmup_steps: 0}
+variants:
+  base: {}
+  pure: {recipe: pure, format: E5M2, gpt: {n_head: 2}}
+grid:
+  learning_rate: [0.1, 5e-2]
+  gpt.batch_size: [4, 8]
+seeds: [3, 5]
+priority: {pure: 1}
+"""
+
+
+def written(tmp_path, text):
+    path = tmp_path / "study.yaml"
+    path.write_text(text)
+    return path
+
+
+def sweep(tmp_path, text=STUDY):
+    return read_sweep(written(tmp_path, text))
+
+
+def test_every_combination_is_a_job(tmp_path):
+    """With the configuration that the same keys give a run."""
+    jobs = jobs_of(sweep(tmp_path))
+    assert len(jobs) == 2 * 2 * 2 * 2
+    assert len({job.name for job in jobs}) == 16
+    by_name = {job.name: job for job in jobs}
+    job = by_name["pure-learning_rate0.05-batch_size8-seed5"]
+    assert job.factors == {"learning_rate": 0.05, "gpt.batch_size": 8, "seed": 5}
+    assert (job.variant, job.priority) == ("pure", 1)
+    keys = {
+        "gpt.size": "tiny",
+        "max_steps": 6,
+        "warmup_steps": 0,
+        "recipe": "pure",
+        "format": "E5M2",
+        "gpt.n_head": 2,
+        "learning_rate": 0.05,
+        "gpt.batch_size": 8,
+        "seed": 5,
+    }
+    assert job.train_config("x", {}) == load_config(
+        None, {**keys, "name": job.name, "runs_dir": "x"}
+    )
+
+
+def test_keys_that_change_the_same_value(tmp_path):
+    """A preset and a key that it sets: combinations are read one by one."""
+    text = "base: {gpt.size: tiny}\ngrid: {steps: [2], max_steps: [3]}\n"
+    with pytest.raises(BadInput, match="steps"):
+        jobs_of(sweep(tmp_path, text))
+    text = (
+        "grid: {format: [E5M2, E4M3], recipe: [master, pure]}\nseeds: 1\nbase: {gpt.size: tiny}\n"
+    )
+    found = {(j.config["format"], j.config["recipe"]) for j in jobs_of(sweep(tmp_path, text))}
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("grids: {}", r"grids: there is no such setting \(did you mean grid\?\)"),
+        (
+            "base: {max_step: 3}",
+            r"study\.yaml, line 1: unknown key 'max_step' \(did you mean max_steps\?",
+        ),
+        ("grid: {learning_rate: [0.1, fast]}", r"learning_rate.*'fast' is not a number.*line 1"),
+        ("grid: {learning_rate: []}", r"grid\.learning_rate: no value is given"),
+        ("grid: {learning_rate: [0.1, 0.1]}", "values are given twice"),
+        ("grid: {seed: [1]}", r"grid\.seed: seeds have a key of their own"),
+        ("grid: {name: [a]}", r"grid\.name: the sweep names its runs"),
+        ("seeds: 0", "no seed is given"),
+        ("seeds: [1, a]", "a number of seeds, or a list of them"),
+        ("seeds: true", "a number of seeds"),
+        ("variants: {../x: {}}", "is not a name"),
+        ("priority: {x: 1}", "x: there is no such variant"),
+        ("collapse_is: fine", "collapse_is"),
+        ("lost_after: 0", "lost_after"),
+        ("requires: [3]", "a measure is a name"),
+        ("requires: [{name: loss, often: 3}]", "often"),
+        ("retry: {mine: {limits: 3}}", r"retry\.mine\.limits.*did you mean"),
+        ("seeds: 100001", "at most 100000"),
+    ],
+)
+def test_a_bad_file_is_refused(tmp_path, text, told):
+    """With the key, and where it was given."""
+    with pytest.raises(BadInput, match=told):
+        jobs_of(sweep(tmp_path, text))
+
+
+def test_a_file_is_written_as_it_was_read(tmp_path):
+    """For the sweep's own folder."""
+    first = sweep(tmp_path)
+    assert sweep(tmp_path, sweep_text(first)) == first
+    assert first.name == "study"
+    assert sweep_text(SweepFile()) == "{}\n"
+
+
+def test_long_names_stay_apart(tmp_path):
+    """Names have 100 characters at most."""
+    name = "v" * 95
+    text = (
+        f"variants: {{{name}: {{}}}}\nbase: {{gpt.size: tiny}}\ngrid: {{learning_rate: [0.1, 0.2]}}"
+    )
+    names = [job.name for job in jobs_of(sweep(tmp_path, text))]
+    assert len(set(names)) == 2
+    assert {len(n) for n in names} == {100}
+
+
+def test_a_jobs_file_that_was_changed_is_refused(tmp_path):
+    """Its digest says so; its priority is no part of it."""
+    job = jobs_of(sweep(tmp_path))[0]
+    plain = job.to_plain()
+    assert Job.from_plain(plain) == job
+    for key, value in (("name", "other"), ("variant", "x"), ("config", {}), ("digest", "0")):
+        with pytest.raises(BadInput, match="is not what a sweep wrote"):
+            Job.from_plain({**plain, key: value})
+    assert Job.from_plain({**plain, "priority": 7}).priority == 7

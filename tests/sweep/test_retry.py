@@ -1,0 +1,113 @@
+"""Whether a job that failed is tried again: a pure function of its exits and configuration."""
+
+import pytest
+
+from altcore.sweep import DEFAULT_RULES, Exit, Rule, decide
+from altcore.sweep.retry import MOST_LOST, cause_of
+
+CONFIG = {"learning_rate": 0.1, "seed": 3, "settings": {"resnet": {"batch_size": 128}}}
+
+
+def failed(error, status="failed"):
+    return Exit(status=status, error=error)
+
+
+OOM = failed("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        ("CUDA out of memory", "out_of_memory"),
+        ("DefaultCPUAllocator: can't allocate memory: you tried to", "out_of_memory"),
+        ("MemoryError: ", "out_of_memory"),
+        ("Gradient overflow in step 3", "gradient"),
+        ("NaN loss", "gradient"),
+        ("TimeoutError: no answer", "timeout"),
+        ("ValueError: something else", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_the_cause_is_told_by_the_error(error, cause):
+    """By the patterns of the rules, in any case."""
+    assert cause_of(failed(error), DEFAULT_RULES) == cause
+
+
+def test_out_of_memory_halves_the_batch():
+    """Three times, to no less than 16, and says which setting of whom."""
+    changed, sizes = {}, []
+    for count in range(1, 5):
+        decision = decide([OOM] * count, CONFIG, changed)
+        if decision.goes_on:
+            changed = decision.changed
+            sizes.append(changed["resnet.batch_size"])
+    assert sizes == [64, 32, 16]
+    assert not decision.goes_on
+    assert "3 more attempts" in decision.why
+    small = {"settings": {"resnet": {"batch_size": 20}}}
+    assert decide([OOM], small, {}).changed == {"resnet.batch_size": 16}
+    least = decide([OOM], {"settings": {"resnet": {"batch_size": 16}}}, {})
+    assert not least.goes_on
+    assert "batch_size, workers" in least.why
+
+
+def test_a_loaders_workers_halve_to_one():
+    """In whatever has such a setting, beside the batch."""
+    config = {"settings": {"images": {"batch_size": 32, "workers": 3}, "other": {"workers": 1}}}
+    assert decide([OOM], config, {}).changed == {"images.batch_size": 16, "images.workers": 1}
+
+
+def test_a_gradient_lowers_the_rate_and_never_the_seed():
+    """Training is deterministic: the same attempt would fail again."""
+    decision = decide([failed("gradient overflow")], CONFIG, {})
+    assert decision.changed == {"learning_rate": 0.05}
+    again = decide([failed("nan loss")] * 2, CONFIG, decision.changed)
+    assert again.changed == {"learning_rate": 0.025}
+    assert not decide([failed("nan loss")] * 3, CONFIG, again.changed).goes_on
+
+
+def test_an_unknown_failure_is_not_repeated():
+    """Nor one whose rule has nothing to change."""
+    assert not decide([failed("KeyError: 'x'")], CONFIG, {}).goes_on
+    bare = decide([failed("out of memory")], {}, {})
+    assert not bare.goes_on
+    assert "batch_size" in bare.why
+
+
+@pytest.mark.parametrize("status", ["interrupted", "preempted", "lost", "refused"])
+def test_a_worker_that_is_taken_away_is_no_failure(status):
+    """It burns no retry, keeps what a retry had changed, and ends only if it never ends."""
+    gone = failed("", status)
+    for count in (1, 50):
+        decision = decide([OOM, *[gone] * count], CONFIG, {"resnet.batch_size": 64})
+        assert decision.goes_on
+        assert decision.changed == {"resnet.batch_size": 64}
+    decision = decide([OOM, gone, OOM, gone, OOM], CONFIG, {"resnet.batch_size": 32})
+    assert decision.changed == {"resnet.batch_size": 16}
+    always = decide([gone] * MOST_LOST, CONFIG, {})
+    assert always.goes_on is (status != "lost")
+
+
+def test_a_timeout_is_repeated_as_it_was():
+    """Once: it goes on from its last checkpoint."""
+    late = failed("", "timeout")
+    first = decide([late], CONFIG, {})
+    assert first.goes_on
+    assert not first.changed
+    assert not decide([late, late], CONFIG, {}).goes_on
+
+
+def test_a_result_needs_nothing():
+    """Whatever came before."""
+    for status in ("finished", "collapsed", "stopped"):
+        assert not decide([OOM, Exit(status=status)], CONFIG, {}).goes_on
+
+
+def test_rules_are_data():
+    """Patterns, limits and what is changed may all be others."""
+    rules = {"mine": Rule(limit=1, patterns=("disk on fire",), halve={"learning_rate": 0.04})}
+    told = failed("Disk on Fire")
+    assert decide([told], CONFIG, {}, rules).changed == {"learning_rate": 0.05}
+    assert decide([told], CONFIG, {"learning_rate": 0.05}, rules).changed == {"learning_rate": 0.04}
+    assert not decide([told, told], CONFIG, {}, rules).goes_on
+    assert not decide([OOM], CONFIG, {}, rules).goes_on

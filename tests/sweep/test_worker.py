@@ -1,0 +1,117 @@
+"""Workers run what is left, each job once, whatever happens to them."""
+
+import os
+import signal
+
+import pytest
+from helpers_crashes import forked
+
+from altcore.runs import summary_of
+from altcore.sweep import Ledger, State, SweepFile, Watch, Worker, jobs_of
+from altcore.sweep.run_job import run_job
+
+BASE = {
+    "gpt.size": "tiny",
+    "gpt.n_layer": 1,
+    "gpt.block_size": 8,
+    "max_steps": 4,
+    "warmup_steps": 0,
+    "eval_steps": 1,
+    "checkpoint_interval": 1,
+    "no_plugins": ["progress", "page", "failure-report"],
+}
+
+
+@pytest.fixture
+def ledger(tmp_path, corpus):
+    """A sweep of two jobs."""
+    asked = SweepFile(base={**BASE, "data": str(corpus)}, grid={"learning_rate": [0.1, 0.2]})
+    ledger = Ledger(tmp_path / "sweep")
+    ledger.add(jobs_of(asked))
+    return ledger
+
+
+def work(ledger, **keys):
+    return Worker(ledger, lost_after=60, tell=lambda _: None, **keys).work()
+
+
+def states(ledger):
+    return [ledger.standing(job).state for job in ledger.jobs()]
+
+
+def losses(ledger):
+    """Return the loss that each accepted run ended with."""
+    return [summary_of(ledger.run_of(job.name))["final_loss"] for job in ledger.jobs()]
+
+
+def test_a_worker_runs_every_job_once(ledger):
+    """And finds nothing to do afterwards."""
+    assert states(ledger) == [State.WAITING] * 2
+    assert work(ledger) == 2
+    assert states(ledger) == [State.COMPLETED] * 2
+    assert work(ledger) == 0
+    for job in ledger.jobs():
+        assert summary_of(ledger.run_of(job.name))["status"] == "finished"
+        (attempt,) = ledger.standing(job).attempts
+        assert attempt.exit.status == "finished"
+        assert attempt.exit.seconds > 0
+        assert attempt.exit.used["peak_memory_bytes"] > 1e6
+
+
+def test_a_killed_worker_is_replaced_in_the_middle_of_a_run(ledger, tmp_path):
+    """The next one goes on from its last checkpoint, and ends with the same numbers."""
+    undisturbed = Ledger(tmp_path / "other")
+    undisturbed.add(ledger.jobs())
+    work(undisturbed)
+    assert forked(lambda: work(ledger), "rename step-00000002:1") == -signal.SIGKILL
+    assert states(ledger) == [State.RUNNING, State.WAITING]
+    assert work(ledger) == 2
+    assert states(ledger) == [State.COMPLETED] * 2
+    first, second = ledger.standing(ledger.jobs()[0]).attempts
+    assert (first.exit.status, second.exit.status) == ("lost", "finished")
+    assert losses(ledger) == losses(undisturbed)
+    assert second.run_directory(ledger.jobs()[0].name) is None
+
+
+def test_a_signal_ends_the_attempt_and_burns_no_retry(ledger):
+    """The worker leaves with the signal's code; the job waits and goes on."""
+
+    def leave():
+        from altcore.sweep import worker
+
+        run = worker.run_job
+        worker.run_job = lambda *a, **k: (os.kill(os.getpid(), signal.SIGTERM), run(*a, **k))[1]
+        work(ledger)
+
+    assert forked(leave) != 0
+    first = ledger.standing(ledger.jobs()[0])
+    assert first.state in (State.WAITING, State.RUNNING)
+    assert work(ledger) == 2
+    assert states(ledger) == [State.COMPLETED] * 2
+
+
+def test_a_finished_run_that_was_not_published(ledger):
+    """Is published by the next attempt, and not trained again."""
+    name = ledger.jobs()[0].name
+    assert forked(lambda: work(ledger), f"rename {name}:1") == -signal.SIGKILL
+    before = ledger.standing(ledger.jobs()[0]).last.run_directory(name)
+    ended = summary_of(before)
+    assert ended["status"] == "finished"
+    work(ledger)
+    assert summary_of(ledger.run_of(name))["seconds"] == ended["seconds"]
+
+
+def test_a_worker_that_wakes_up_too_late_is_refused(ledger):
+    """Its job was taken over meanwhile, and has one result."""
+    watch = Watch(lost_after=60)
+    job = ledger.jobs()[0]
+    late = ledger.take(job, watch)
+    assert ledger.take(job, watch) is None
+    worker = Worker(ledger, lost_after=60, tell=lambda _: None)
+    worker._watch = Watch(lost_after=-1)  # to which every silent holder is lost
+    worker.work()
+    accepted = sorted(p.name for p in ledger.run_of(job.name).iterdir())
+    ended = ledger.end(job, late, run_job(job, late))
+    assert ended.status == "refused"
+    assert sorted(p.name for p in ledger.run_of(job.name).iterdir()) == accepted
+    assert ledger.standing(job).state is State.COMPLETED
