@@ -135,6 +135,8 @@ _HOME = {
     "ShiftFormat": "altcore.hooks",
     "SkipStep": "altcore.hooks",
     "Stop": "altcore.hooks",
+    # What an executor gets
+    "Placing": "altcore.hooks",
     # Errors: of the user, and inside the model
     "BadInput": "altcore.errors",
     "nearest": "altcore.errors",

@@ -23,7 +23,7 @@ from altcore.signals import is_from_signal
 if TYPE_CHECKING:
     from importlib.metadata import Distribution
 
-KINDS = ("format", "intervention", "diagnostic", "reporter", "optimizer", "workload")
+KINDS = ("format", "intervention", "diagnostic", "reporter", "optimizer", "workload", "executor")
 HOOK_KINDS = ("intervention", "diagnostic", "reporter")
 """The kinds whose plugins have hooks and are named with ``--plugin``, in dispatch order."""
 RESERVED = ("none", "FORMAT")

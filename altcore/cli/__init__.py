@@ -35,6 +35,7 @@ COMMANDS = {
     "plugins": ("plugins", "Show the installed formats and plugins."),
     "report": ("report", "Let a reporter write its report on recorded runs."),
     "runs": ("runs", "Show recorded runs."),
+    "sweep": ("sweep", "Run many runs: a grid of settings, variants and seeds."),
     "train": ("train", "Train in a number format, and see whether training survives."),
 }
 

@@ -18,6 +18,7 @@ from altcore.hooks.actions import (
     describe_action,
 )
 from altcore.hooks.nonfinite import NonFinite
+from altcore.hooks.placing import Executor, Placing
 from altcore.hooks.plugin_class import check_class, circle_of, hooks_of, make_plugin
 from altcore.hooks.settings import (
     build,
@@ -55,7 +56,9 @@ __all__ = [
     "WATCHING",
     "Action",
     "ChangeRecipe",
+    "Executor",
     "NonFinite",
+    "Placing",
     "Proposal",
     "Rollback",
     "ScaleLearningRate",

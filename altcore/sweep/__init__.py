@@ -5,17 +5,22 @@ many as there are and wherever they are, pull jobs from it.
 """
 
 from altcore.sweep.attempt import Attempt, Watch
+from altcore.sweep.changes import Changes, bring_up_to_date, changes_of
 from altcore.sweep.exits import Exit
 from altcore.sweep.expand import jobs_of
+from altcore.sweep.folder import SWEEPS, begin_sweep, folder_of, open_sweep
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, Standing, State
+from altcore.sweep.placing import make_executor, placing_of, worker_of
 from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide
 from altcore.sweep.sweep_file import Measure, SweepFile, read_sweep, sweep_text
 from altcore.sweep.worker import Worker
 
 __all__ = [
     "DEFAULT_RULES",
+    "SWEEPS",
     "Attempt",
+    "Changes",
     "Decision",
     "Exit",
     "Job",
@@ -27,8 +32,16 @@ __all__ = [
     "SweepFile",
     "Watch",
     "Worker",
+    "begin_sweep",
+    "bring_up_to_date",
+    "changes_of",
     "decide",
+    "folder_of",
     "jobs_of",
+    "make_executor",
+    "open_sweep",
+    "placing_of",
     "read_sweep",
     "sweep_text",
+    "worker_of",
 ]

@@ -5,6 +5,7 @@
       jobs/NAME/job.json    the job; never changed
       jobs/NAME/attempts/   see `altcore.sweep.attempt`
       runs/NAME/            the run that was accepted as the job's result
+      retired/              what became of jobs that the sweep no longer has
 
 Nothing else is a fact. There is no lock and no index: any number of processes, on any number of
 hosts that share the folder, may read it and work on it at any time.
@@ -12,6 +13,7 @@ hosts that share the folder, may read it and work on it at any time.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping
@@ -28,7 +30,7 @@ from altcore.sweep.exits import Exit
 from altcore.sweep.job import Job
 from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide
 
-JOBS, RUNS, JOB = "jobs", "runs", "job.json"
+JOBS, RUNS, RETIRED, JOB = "jobs", "runs", "retired", "job.json"
 
 
 class State(Enum):
@@ -116,6 +118,15 @@ class Ledger:
             durable.fsync_folder(self.folder / JOBS)
         return added
 
+    def retire(self, name: str) -> None:
+        """Take a job out of the sweep. What was made of it is kept under ``retired``."""
+        kept = self.folder / RETIRED / f"{name}-{self.job(name).digest[:12]}"
+        kept = next(p for i in itertools.count() if not (p := _numbered(kept, i)).exists())
+        durable.make_folder(kept)
+        for path in (self.run_of(name), self.folder / JOBS / name):
+            if path.exists():
+                durable.rename(path, kept / path.parent.name)
+
     # Where a job is ----------------------------------------------------------------------------
 
     def run_of(self, name: str) -> Path:
@@ -179,3 +190,7 @@ class Ledger:
             ended = Exit(status="refused", error="another attempt has taken the job over")
         held.attempt.end(ended)
         return ended
+
+
+def _numbered(path: Path, number: int) -> Path:
+    return path.with_name(f"{path.name}-{number}") if number else path

@@ -6,6 +6,7 @@ ledger, and nowhere else.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterator
 
@@ -35,6 +36,7 @@ class Worker:
     waits: bool = True
     """Whether to wait for jobs that others hold, which come back if these are lost."""
     _watch: Watch = field(init=False)
+    _parent: int = field(init=False, factory=os.getppid)
     _ended: dict[str, State] = field(init=False, factory=dict)
     """Jobs that nobody takes any more: they need no second look."""
 
@@ -52,13 +54,17 @@ class Worker:
             self._attempt(job, held)
         return made
 
+    def _may_begin(self, job: Job) -> bool:
+        # A worker whose executor is gone would be one too many beside those of the next one.
+        return os.getppid() == self._parent and self.may_begin(job)
+
     def _taken(self) -> Iterator[tuple[Job, Held]]:
         """Yield jobs that this worker holds, as long as any may be left."""
         jobs = self.ledger.jobs()
         while True:
             taken = False
             for job in jobs:
-                if job.name in self._ended or not self.may_begin(job):
+                if job.name in self._ended or not self._may_begin(job):
                     continue
                 held = self.ledger.take(job, self._watch, self.executor)
                 if held is not None:
@@ -71,7 +77,7 @@ class Worker:
                     self._ended[job.name] = state
             if taken:
                 continue
-            left = [job for job in jobs if job.name not in self._ended and self.may_begin(job)]
+            left = [job for job in jobs if job.name not in self._ended and self._may_begin(job)]
             if not left or not self.waits:
                 return
             time.sleep(PAUSE)

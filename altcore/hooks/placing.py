@@ -1,0 +1,38 @@
+"""The contract with executors: what places the workers of a sweep.
+
+An executor is an attrs class whose fields are its settings, with one method, ``run``. It starts
+workers and returns when they are done. What is to be run, and what was, is in the sweep's folder;
+an executor owns no fact, so another one may go on at any time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from attrs import frozen
+
+
+@frozen(kw_only=True)
+class Placing:
+    """What an executor is given."""
+
+    folder: Path
+    """The sweep's folder. Every worker must reach it by this path."""
+    command: tuple[str, ...]
+    """Starts a worker, which takes jobs until none is left. Its exit code is 0 then; another one
+    says that it left or broke, and that the jobs are still to be run."""
+    work: Callable[[], int]
+    """The same loop in this process; returns how many attempts it made."""
+    left: Callable[[], int]
+    """Counts the jobs that have no result and may still get one."""
+    tell: Callable[[str], None]
+    """Takes a line for people."""
+
+
+class Executor(Protocol):
+    """What a plugin of the kind ``executor`` is."""
+
+    def run(self, placing: Placing) -> None:
+        """Place workers until no job is left, or until they can do no more."""

@@ -1,0 +1,64 @@
+"""A sweep file against the plan that its ledger has: what is new, and what is not as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from attrs import frozen
+
+from altcore.errors import BadInput
+from altcore.sweep.job import Job
+from altcore.sweep.ledger import Ledger
+
+SHOWN = 5
+
+
+@frozen(kw_only=True)
+class Changes:
+    """The jobs that a file and a ledger do not have in common."""
+
+    added: Sequence[Job]
+    changed: Sequence[str]
+    """Names of jobs that would be other runs now."""
+    removed: Sequence[str]
+    """Names of jobs that the file no longer asks for."""
+
+
+def changes_of(ledger: Ledger, jobs: Iterable[Job]) -> Changes:
+    """Compare the jobs of a sweep file with those of the ledger."""
+    asked = {job.name: job for job in jobs}
+    known = {name: ledger.job(name).digest for name in ledger.names()}
+    return Changes(
+        added=[job for name, job in asked.items() if name not in known],
+        changed=[n for n, job in asked.items() if n in known and known[n] != job.digest],
+        removed=[name for name in known if name not in asked],
+    )
+
+
+def bring_up_to_date(ledger: Ledger, jobs: Sequence[Job], *, accept: bool = False) -> Changes:
+    """Add to a ledger what a sweep file has gained; return what differed.
+
+    Args:
+        ledger: of the sweep.
+        jobs: those of its file.
+        accept: whether changed and removed jobs are taken out of the sweep. Their folders and runs
+            are kept, under ``retired``.
+
+    Raises:
+        BadInput: naming changed and removed jobs, if these are not accepted; nothing is written.
+    """
+    changes = changes_of(ledger, jobs)
+    if not accept and (changes.changed or changes.removed):
+        told = [
+            f"{len(names)} {what}: {', '.join(names[:SHOWN])}{', ...' * (len(names) > SHOWN)}"
+            for what, names in (("changed", changes.changed), ("removed", changes.removed))
+            if names
+        ]
+        raise BadInput(
+            f"the sweep file asks for other jobs than {ledger.folder} has: {'; '.join(told)}",
+            hint="give the sweep another name, or accept it with --accept-changes",
+        )
+    for name in (*changes.changed, *changes.removed):
+        ledger.retire(name)
+    ledger.add(jobs)
+    return changes

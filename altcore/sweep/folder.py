@@ -1,0 +1,49 @@
+"""The folder of a sweep: found by the name or the file of the sweep, made from its file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from altcore import durable
+from altcore.config import check_name
+from altcore.errors import BadInput, nearest
+from altcore.sweep.changes import Changes, bring_up_to_date
+from altcore.sweep.job import Job
+from altcore.sweep.ledger import Ledger
+from altcore.sweep.sweep_file import SweepFile, read_sweep, sweep_text
+from altcore.yaml_files import is_yaml_file
+
+SWEEPS = "sweeps"
+FILE = "sweep.yaml"
+
+
+def folder_of(told: str, sweeps_dir: str = SWEEPS) -> Path:
+    """Return the absolute path of the folder of a sweep, told by its name or its file."""
+    name = read_sweep(told).name if is_yaml_file(told) else told
+    assert name is not None
+    return (Path(sweeps_dir) / check_name(name, "the sweep")).absolute()
+
+
+def open_sweep(told: str, sweeps_dir: str = SWEEPS) -> tuple[SweepFile, Ledger]:
+    """Return a sweep that was begun. Raises `BadInput` if there is none of this name."""
+    folder = folder_of(told, sweeps_dir)
+    if not (folder / FILE).is_file():
+        known = sorted(p.parent.name for p in Path(sweeps_dir).glob(f"*/{FILE}"))
+        raise BadInput(
+            f"there is no sweep {folder.name!r} in {sweeps_dir}",
+            meant=nearest(folder.name, known),
+            hint="altcore sweep run FILE begins one",
+        )
+    sweep = read_sweep(folder / FILE)
+    return sweep, Ledger(folder, sweep.rules)
+
+
+def begin_sweep(
+    sweep: SweepFile, jobs: Sequence[Job], sweeps_dir: str = SWEEPS, *, accept: bool = False
+) -> tuple[Ledger, Changes]:
+    """Make a sweep's folder, or bring it up to date; see `bring_up_to_date`."""
+    ledger = Ledger(folder_of(str(sweep.name), sweeps_dir), sweep.rules)
+    changes = bring_up_to_date(ledger, jobs, accept=accept)
+    durable.replace_text(ledger.folder / FILE, sweep_text(sweep))
+    return ledger, changes

@@ -1,0 +1,74 @@
+"""A sweep as an executor gets it."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from altcore.errors import BadInput, Source
+from altcore.hooks import Executor, Placing, build
+from altcore.registry import find
+from altcore.sweep.ledger import Ledger, State
+from altcore.sweep.sweep_file import SweepFile
+from altcore.sweep.worker import Worker
+from altcore.yaml_files import load_yaml
+
+DEFAULT = "local"
+
+
+def make_executor(told: str) -> Executor:
+    """Return the executor that a text such as ``local:2`` or ``slurm:time=60,mem=8G`` means.
+
+    A bare value is that of the executor's first setting.
+    """
+    name, _, rest = told.partition(":")
+    cls = find(name, ("executor",)).load()
+    given: dict[str, Any] = {}
+    for i, part in enumerate(filter(None, rest.split(","))):
+        key, equals, value = part.partition("=")
+        if not equals:
+            if i:
+                raise BadInput(f"{part!r} is not KEY=VALUE", key="--executor", part=told)
+            key, value = cls.__attrs_attrs__[0].name, part
+        if key in given:
+            raise BadInput(f"{key} is given twice", key="--executor", part=told)
+        given[key] = load_yaml(value, Source(flag="--executor"), key)
+    made: Executor = build(cls, given, name)
+    return made
+
+
+def worker_of(
+    sweep: SweepFile, ledger: Ledger, executor: str, tell: Callable[[str], None]
+) -> Worker:
+    """Return a worker of a sweep."""
+    return Worker(
+        ledger,
+        sweep.lost_after,
+        collapse_fails=sweep.collapse_is == "failure",
+        executor=executor,
+        tell=tell,
+    )
+
+
+def placing_of(
+    sweep: SweepFile, ledger: Ledger, executor: str, tell: Callable[[str], None]
+) -> Placing:
+    """Return what an executor needs to know of a sweep."""
+    name = executor.partition(":")[0]
+
+    def left() -> int:
+        over = (State.COMPLETED, State.FAILED)
+        return sum(ledger.standing(job).state not in over for job in ledger.jobs())
+
+    folder = ledger.folder
+    return Placing(
+        folder=folder,
+        command=(
+            *(sys.executable, "-m", "altcore", "sweep", "work", folder.name),
+            *("--sweeps-dir", str(folder.parent), "--executor", name),
+        ),
+        work=worker_of(sweep, ledger, name, tell).work,
+        left=left,
+        tell=tell,
+    )

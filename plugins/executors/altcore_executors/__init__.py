@@ -1,0 +1,1 @@
+"""Executors for altcore: each module says where the workers of a sweep run."""
