@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import asdict, field, frozen
+from attrs import field, fields, frozen
 
 from altcore.config import TrainConfig, check_name
 from altcore.errors import BadInput
@@ -31,13 +31,17 @@ class Job:
     @property
     def digest(self) -> str:
         """Tells the job from another one of its name; its priority is no part of it."""
-        told = asdict(self)
+        told = self._told()
         del told["priority"]
         return digest(told)
 
+    def _told(self) -> dict[str, Any]:
+        # attrs.asdict would copy every value of ten thousand configurations.
+        return {a.name: getattr(self, a.name) for a in fields(Job)}
+
     def to_plain(self) -> dict[str, Any]:
         """Return the job as its file holds it."""
-        return {**asdict(self), "digest": self.digest}
+        return {**self._told(), "digest": self.digest}
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> Job:

@@ -133,10 +133,10 @@ class Ledger:
         """Return where a job's accepted run is, or will be."""
         return self.folder / RUNS / name
 
-    def standing(self, job: Job) -> Standing:
+    def standing(self, name: str) -> Standing:
         """Return where a job is. A lost holder is not noticed: that takes a `Watch`."""
-        attempts = tuple(attempts_in(self.folder / JOBS / job.name))
-        if self.run_of(job.name).is_dir():
+        attempts = tuple(attempts_in(self.folder / JOBS / name))
+        if self.run_of(name).is_dir():
             return Standing(State.COMPLETED, attempts)
         if not attempts:
             return Standing(State.WAITING)
@@ -145,7 +145,8 @@ class Ledger:
         if last is None:
             return Standing(State.RUNNING, attempts)
         known = [e or Exit(status="lost") for e in (*exits, last)]
-        decision = decide(known, job.config, attempts[-1].lease.changed, self.rules)
+        changed = attempts[-1].lease.changed
+        decision = decide(known, self.job(name).config, changed, self.rules)
         return Standing(State.WAITING if decision.goes_on else State.FAILED, attempts, decision)
 
     # Taking and ending -------------------------------------------------------------------------
@@ -156,11 +157,11 @@ class Ledger:
         An attempt whose holder is lost is ended here. Its run goes on in the new attempt, from a
         copy: whoever still writes to the old one changes nothing that counts.
         """
-        standing = self.standing(job)
+        standing = self.standing(job.name)
         last = standing.last
         if standing.state is State.RUNNING and last is not None and watch.is_lost(last):
             self._end_lost(job, last)
-            standing = self.standing(job)
+            standing = self.standing(job.name)
         if standing.state is not State.WAITING:
             return None
         changed = standing.decision.changed if standing.decision else {}

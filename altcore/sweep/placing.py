@@ -59,7 +59,7 @@ def placing_of(
 
     def left() -> int:
         over = (State.COMPLETED, State.FAILED)
-        return sum(ledger.standing(job).state not in over for job in ledger.jobs())
+        return sum(ledger.standing(name).state not in over for name in ledger.names())
 
     folder = ledger.folder
     return Placing(

@@ -72,7 +72,7 @@ class Worker:
                     yield job, held
                     # One of a higher priority may wait again.
                     break
-                state = self.ledger.standing(job).state
+                state = self.ledger.standing(job.name).state
                 if state in (State.COMPLETED, State.FAILED):
                     self._ended[job.name] = state
             if taken:

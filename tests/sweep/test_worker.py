@@ -36,7 +36,7 @@ def work(ledger, **keys):
 
 
 def states(ledger):
-    return [ledger.standing(job).state for job in ledger.jobs()]
+    return [ledger.standing(job.name).state for job in ledger.jobs()]
 
 
 def losses(ledger):
@@ -52,7 +52,7 @@ def test_a_worker_runs_every_job_once(ledger):
     assert work(ledger) == 0
     for job in ledger.jobs():
         assert summary_of(ledger.run_of(job.name))["status"] == "finished"
-        (attempt,) = ledger.standing(job).attempts
+        (attempt,) = ledger.standing(job.name).attempts
         assert attempt.exit.status == "finished"
         assert attempt.exit.seconds > 0
         assert attempt.exit.used["peak_memory_bytes"] > 1e6
@@ -67,7 +67,7 @@ def test_a_killed_worker_is_replaced_in_the_middle_of_a_run(ledger, tmp_path):
     assert states(ledger) == [State.RUNNING, State.WAITING]
     assert work(ledger) == 2
     assert states(ledger) == [State.COMPLETED] * 2
-    first, second = ledger.standing(ledger.jobs()[0]).attempts
+    first, second = ledger.standing(ledger.jobs()[0].name).attempts
     assert (first.exit.status, second.exit.status) == ("lost", "finished")
     assert losses(ledger) == losses(undisturbed)
     assert second.run_directory(ledger.jobs()[0].name) is None
@@ -84,7 +84,7 @@ def test_a_signal_ends_the_attempt_and_burns_no_retry(ledger):
         work(ledger)
 
     assert forked(leave) != 0
-    first = ledger.standing(ledger.jobs()[0])
+    first = ledger.standing(ledger.jobs()[0].name)
     assert first.state in (State.WAITING, State.RUNNING)
     assert work(ledger) == 2
     assert states(ledger) == [State.COMPLETED] * 2
@@ -94,7 +94,7 @@ def test_a_finished_run_that_was_not_published(ledger):
     """Is published by the next attempt, and not trained again."""
     name = ledger.jobs()[0].name
     assert forked(lambda: work(ledger), f"rename {name}:1") == -signal.SIGKILL
-    before = ledger.standing(ledger.jobs()[0]).last.run_directory(name)
+    before = ledger.standing(ledger.jobs()[0].name).last.run_directory(name)
     ended = summary_of(before)
     assert ended["status"] == "finished"
     work(ledger)
@@ -114,4 +114,4 @@ def test_a_worker_that_wakes_up_too_late_is_refused(ledger):
     ended = ledger.end(job, late, run_job(job, late))
     assert ended.status == "refused"
     assert sorted(p.name for p in ledger.run_of(job.name).iterdir()) == accepted
-    assert ledger.standing(job).state is State.COMPLETED
+    assert ledger.standing(job.name).state is State.COMPLETED
