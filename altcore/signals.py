@@ -128,6 +128,12 @@ def ending(exit_code: int) -> None:
         _in_force.exit_code = exit_code
 
 
+def forget_signal() -> None:
+    """Take a signal for answered: what runs next in this process is not asked to leave."""
+    if _in_force is not None:
+        _in_force.asked, _in_force._interrupts = 0, 0
+
+
 @contextmanager
 def handling_signals() -> Iterator[Signals]:
     """Handle the watched signals within the context, unless they are handled already.

@@ -111,4 +111,4 @@ def work(name: str, executor: str, sweeps_dir: str) -> None:
 
     configure()
     asked, ledger = open_sweep(name, sweeps_dir)
-    worker_of(asked, ledger, executor, echo).work()
+    worker_of(asked, ledger, executor, echo, is_own_process=True).work()

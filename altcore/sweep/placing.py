@@ -39,7 +39,12 @@ def make_executor(told: str) -> Executor:
 
 
 def worker_of(
-    sweep: SweepFile, ledger: Ledger, executor: str, tell: Callable[[str], None]
+    sweep: SweepFile,
+    ledger: Ledger,
+    executor: str,
+    tell: Callable[[str], None],
+    *,
+    is_own_process: bool = False,
 ) -> Worker:
     """Return a worker of a sweep."""
     return Worker(
@@ -48,6 +53,8 @@ def worker_of(
         collapse_fails=sweep.collapse_is == "failure",
         executor=executor,
         tell=tell,
+        timeout=sweep.timeout_minutes and 60 * sweep.timeout_minutes,
+        is_own_process=is_own_process,
     )
 
 

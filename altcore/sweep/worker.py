@@ -10,14 +10,19 @@ import os
 import time
 from collections.abc import Callable, Iterator
 
-from attrs import define, field
+from attrs import define, evolve, field
 
+from altcore.builtin_types import duration
+from altcore.signals import forget_signal, handling_signals
 from altcore.sweep.attempt import Held, Watch
+from altcore.sweep.deadline import GRACE, deadline
 from altcore.sweep.exits import Exit
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.run_job import Leave, run_job
 
+HANGS = 75
+"""The exit code of a worker whose attempt hung."""
 PAUSE = 1.0
 """Seconds between two looks at jobs that others hold."""
 
@@ -31,6 +36,12 @@ class Worker:
     collapse_fails: bool = False
     executor: str = "local"
     tell: Callable[[str], None] = print
+    timeout: float | None = None
+    """Seconds that an attempt may take."""
+    grace: float = GRACE
+    """Seconds in which a run that is late may save its state."""
+    is_own_process: bool = False
+    """Whether the process is the worker's alone, and may be ended with an attempt that hangs."""
     may_begin: Callable[[Job], bool] = lambda _: True
     """Asked before a job is taken: whether its time is enough, for one."""
     waits: bool = True
@@ -82,16 +93,34 @@ class Worker:
                 return
             time.sleep(PAUSE)
 
-    def _attempt(self, job: Job, held: Held) -> Exit:
-        number = held.attempt.number
-        self.tell(f"{job.name}: attempt {number}")
-        with held.beating(self.lost_after):
+    def _attempt(self, job: Job, held: Held) -> None:
+        self.tell(f"{job.name}: attempt {held.attempt.number}")
+
+        def hangs() -> None:
+            self.tell(f"{job.name}: {self._late.error}, and does not leave")
+            if self.is_own_process:
+                held.attempt.end(self._late)
+                os._exit(HANGS)
+
+        with (
+            handling_signals(),
+            held.beating(self.lost_after),
+            deadline(self.timeout, hangs, self.grace) as late,
+        ):
             try:
                 ended = run_job(job, held, collapse_fails=self.collapse_fails)
             except Leave as left:
-                self.ledger.end(job, held, left.ended)
-                raise left.cause from None
+                if not late.is_over:
+                    self.ledger.end(job, held, left.ended)
+                    raise left.cause from None
+                ended = evolve(left.ended, status="timeout", error=self._late.error)
+        if late.is_over:
+            forget_signal()
         ended = self.ledger.end(job, held, ended)
         told = ended.verdict or ended.error
         self.tell(f"{job.name}: {ended.status}{f': {told}' if told else ''}")
-        return ended
+
+    @property
+    def _late(self) -> Exit:
+        error = f"it took longer than {duration(self.timeout or 0)}"
+        return Exit(status="timeout", error=error, seconds=self.timeout)

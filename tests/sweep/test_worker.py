@@ -2,13 +2,17 @@
 
 import os
 import signal
+import time
 
 import pytest
+from attrs import define
 from helpers_crashes import forked
 
+from altcore.plugin import hookimpl, setting
 from altcore.runs import summary_of
 from altcore.sweep import Ledger, State, SweepFile, Watch, Worker, jobs_of
 from altcore.sweep.run_job import run_job
+from altcore.sweep.worker import HANGS
 
 BASE = {
     "gpt.size": "tiny",
@@ -115,3 +119,49 @@ def test_a_worker_that_wakes_up_too_late_is_refused(ledger):
     assert ended.status == "refused"
     assert sorted(p.name for p in ledger.run_of(job.name).iterdir()) == accepted
     assert ledger.standing(job.name).state is State.COMPLETED
+
+
+@define(eq=False)
+class Slow:
+    """A diagnostic that waits after a step."""
+
+    seconds: float = setting(0.0, help="waited after step 2")
+
+    @hookimpl
+    def post_step(self, run, step):
+        if step.index == 2:
+            time.sleep(self.seconds)
+
+
+def slow_sweep(tmp_path, shelf, corpus, seconds):
+    shelf.install("diagnostic", "slow", Slow)
+    keys = {**BASE, "data": str(corpus), "plugins": ["slow"], "slow.seconds": seconds}
+    ledger = Ledger(tmp_path / "slow")
+    ledger.add(jobs_of(SweepFile(base=keys)))
+    return ledger, ledger.jobs()[0].name
+
+
+def test_a_run_that_is_late_leaves_and_goes_on_once(tmp_path, shelf, corpus):
+    """From its checkpoint: what a timeout ended may end otherwise. The worker goes on as well."""
+    ledger, name = slow_sweep(tmp_path, shelf, corpus, 1.0)
+    worker = Worker(ledger, lost_after=60, timeout=0.5, tell=lambda line: told(line))
+
+    def told(line):
+        # The next attempt has all the time that it needs.
+        worker.timeout = None if "longer than" in line else worker.timeout
+
+    assert worker.work() == 2
+    first, second = ledger.standing(name).attempts
+    assert (first.exit.status, second.exit.status) == ("timeout", "finished")
+    assert first.exit.error == "it took longer than 0 s"
+    assert summary_of(ledger.run_of(name))["steps"] == 4
+
+
+def test_a_run_that_hangs_ends_its_worker(tmp_path, shelf, corpus):
+    """Where the process is the worker's own; its attempt says why."""
+    ledger, name = slow_sweep(tmp_path, shelf, corpus, 600.0)
+    ended = forked(lambda: work(ledger, timeout=0.5, grace=0.5, is_own_process=True))
+    assert ended == HANGS
+    standing = ledger.standing(name)
+    assert standing.last.exit.status == "timeout"
+    assert standing.state is State.WAITING
