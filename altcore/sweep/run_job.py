@@ -48,10 +48,11 @@ def run_job(job: Job, held: Held, *, collapse_fails: bool = False) -> Exit:
 
 def _train(job: Job, held: Held) -> tuple[str, str, str | BaseException]:
     """Return the status of the run, its verdict, and the error that ended it."""
-    from altcore.api import train
-
     path = held.attempt.work / job.name
     try:
+        # Takes seconds, in which a signal may come.
+        from altcore.api import train
+
         if held.before is not None:
             copy_run(held.before, path)
         if has_summary(path):

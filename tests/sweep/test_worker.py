@@ -5,6 +5,7 @@ import signal
 import time
 
 import pytest
+import torch  # noqa: F401 - forked children need not import it
 from attrs import define
 from helpers_crashes import forked
 
@@ -160,7 +161,7 @@ def test_a_run_that_is_late_leaves_and_goes_on_once(tmp_path, shelf, corpus):
 def test_a_run_that_hangs_ends_its_worker(tmp_path, shelf, corpus):
     """Where the process is the worker's own; its attempt says why."""
     ledger, name = slow_sweep(tmp_path, shelf, corpus, 600.0)
-    ended = forked(lambda: work(ledger, timeout=0.5, grace=0.5, is_own_process=True))
+    ended = forked(lambda: work(ledger, timeout=3.0, grace=0.2, is_own_process=True))
     assert ended == HANGS
     standing = ledger.standing(name)
     assert standing.last.exit.status == "timeout"
