@@ -30,6 +30,7 @@ from altcore.hooks import (
     NEEDS,
     ON_DUE_STEPS,
     WATCHING,
+    Placing,
     actions,
     describe_settings,
 )
@@ -38,7 +39,8 @@ from altcore.recipes import NAMED, OPERANDS, ROLES, read_recipe
 from altcore.recipes.cast import SCALINGS, STRAIGHT_THROUGH
 from altcore.recipes.cast_reading import CAST_KEYS
 from altcore.recipes.layers import SELECTORS
-from altcore.registry import KINDS, entries, group_of
+from altcore.registry import KINDS, entries, find, group_of
+from altcore.sweep import SweepFile, jobs_of, read_sweep
 from altcore.yaml_files import load_yaml
 from altcore_reporters.alerts import Alerts
 from altcore_reporters.tracking import TrackerReporter
@@ -190,8 +192,14 @@ def test_every_key_is_documented():
 )
 def test_every_setting_is_documented(entry):
     """Of every first-party plugin, workload and optimizer."""
-    found = rows("configuration", f"`{entry.name}` ({entry.kind})", "###")
+    name = "sweeps" if entry.kind == "executor" else "configuration"
+    found = rows(name, f"`{entry.name}` ({entry.kind})", "###")
     check_settings(found, entry.load())
+
+
+def test_every_key_of_a_sweep_file_is_documented():
+    """With its default and its help."""
+    check_settings(rows("sweeps", "The sweep file"), SweepFile)
 
 
 def test_every_original_key_is_documented():
@@ -521,6 +529,20 @@ def test_a_plugin_of_every_kind_is_shown():
     assert {kind for kind, *_ in PLUGINS} == set(KINDS)
 
 
+def place_with(executor, folder):
+    """Let an executor place workers that do nothing, of a sweep with a job that is then done."""
+    left, told = [1, 0], []
+    placing = Placing(
+        folder=folder,
+        command=(sys.executable, "-c", "pass"),
+        work=lambda: 0,
+        left=lambda: left.pop(0),
+        tell=told.append,
+    )
+    executor.run(placing)
+    assert (left, told) == ([], ["worker 1"])
+
+
 @pytest.mark.parametrize(
     ("kind", "name"), [p[:2] for p in PLUGINS], ids=[f"{p[0]} {p[1]}" for p in PLUGINS]
 )
@@ -528,6 +550,9 @@ def test_a_plugin_that_is_shown_works(kind, name, shown_plugins, tmp_path, corpu
     """It loads, has its place in the list, and a run can use it."""
     about = call(capsys, "plugins", "info", name, "--kind", kind, "--json")
     assert about.code == 0, about.err
+    if kind == "executor":
+        place_with(find(name, (kind,)).load()(), tmp_path)
+        return
     start = Starter(tmp_path / "runs", corpus, {"warmup_steps": 0})
     if kind in ("format", "optimizer", "workload"):
         result = start(**{"format": "E4M3", kind: name})
@@ -563,10 +588,13 @@ YAML = [b for b in blocks("yaml") if b[0] != "tutorial"]  # test_tutorial gives 
 
 @pytest.mark.parametrize(("name", "_", "text"), YAML, ids=lambda x: x[:20].strip())
 def test_yaml_that_is_shown_is_valid(name, _, text, tmp_path):
-    """A configuration loads; a recipe parses; a format is one."""
+    """A configuration loads; a recipe parses; a format is one; a sweep has jobs."""
     if name == "formats":
         (tmp_path / "shown.yaml").write_text(text)
         assert get_format(tmp_path / "shown.yaml").name == yaml.safe_load(text)["name"]
+    elif name == "sweeps":
+        (tmp_path / "shown.yaml").write_text(text)
+        assert len(jobs_of(read_sweep(tmp_path / "shown.yaml"))) == 12
     elif name == "recipes":
         assert read_recipe(load_yaml(text, Source(name))).rules
     else:

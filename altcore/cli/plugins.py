@@ -58,7 +58,8 @@ def _print_by_kind(rows: list[dict[str, Any]]) -> None:
     for kind, of_kind in groupby(rows, lambda row: row["kind"]):
         flag = "plugin" if kind in HOOK_KINDS else kind
         later = ", or altcore report NAME RUN" if kind == "reporter" else ""
-        title(f"{kind}s: altcore train --{flag} NAME{later}")
+        command = "sweep run FILE" if kind == "executor" else "train"
+        title(f"{kind}s: altcore {command} --{flag} NAME{later}")
         ordered = sorted(of_kind, key=lambda row: (row["distribution"], row["family"]))
         for (name, version), own in groupby(ordered, itemgetter("distribution", "version")):
             listed = list(own)
@@ -123,7 +124,8 @@ def describe(name: str, kinds: tuple[str, ...]) -> dict[str, Any]:
         about |= {"hooks": hooks_of(found)}
         about |= {key: list(getattr(found, key, ())) for key in ("needs", "requires")}
     else:
-        _must_be_called(getattr(found, "build", None), entry, "a class with a method build")
+        method = "run" if entry.kind == "executor" else "build"
+        _must_be_called(getattr(found, method, None), entry, f"a class with a method {method}")
     first = (found.__doc__ or "").strip().splitlines()
     return {**about, "description": first[0] if first else "", "settings": describe_settings(found)}
 

@@ -69,9 +69,9 @@ def _told_plan(jobs: list[Job]) -> str:
 @ACCEPT
 @FOLDER
 def run(file: str, executor: str, sweeps_dir: str, *, accept: bool) -> None:
-    """Run a sweep until every job has a result; the same again goes on where it was.
+    """Run a sweep until every job has a result.
 
-    FILE may be the name of a sweep that was begun.
+    The same command again goes on where it was. FILE may be the name of a sweep that was begun.
     """
     from altcore.cli.log import configure
     from altcore.sweep import (
@@ -100,12 +100,12 @@ def run(file: str, executor: str, sweeps_dir: str, *, accept: bool) -> None:
         say(f"{left} jobs are left: altcore sweep run {ledger.folder.name} goes on", "warning")
 
 
-@sweep.command(hidden=True)
+@sweep.command()
 @click.argument("name")
-@once("--executor", default="local")
+@once("--executor", default="local", help="The name of the executor, for the record.")
 @FOLDER
 def work(name: str, executor: str, sweeps_dir: str) -> None:
-    """Be a worker: take jobs until none is left. Executors start it."""
+    """Take jobs until none is left, as a worker that an executor starts."""
     from altcore.cli.log import configure
     from altcore.sweep import open_sweep, worker_of
 

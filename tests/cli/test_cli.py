@@ -104,7 +104,9 @@ def test_plugins_list_as_json(capsys):
 def test_plugins_list_is_grouped_by_kind(capsys):
     """The kinds in order, each with how a run names its plugins; below, each distribution."""
     listed = call(capsys, "plugins", "list").out
-    heads = re.findall(r"^(\w+)s: altcore train --(\w+) NAME", listed, re.MULTILINE)
+    heads = re.findall(
+        r"^(\w+)s: altcore (?:train|sweep run FILE) --(\w+) NAME", listed, re.MULTILINE
+    )
     assert [kind for kind, _ in heads] == list(KINDS)
     assert {flag for kind, flag in heads if kind in HOOK_KINDS} == {"plugin"}
     for kind in KINDS:

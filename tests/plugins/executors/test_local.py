@@ -1,0 +1,109 @@
+"""Workers on this machine: in the process, or each in its own, started again when they die."""
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from altcore.plugin import Placing
+from altcore_executors.local import Local
+from altcore_executors.pool import MOST_DEATHS, Pool, devices
+
+WORKER = """
+import os, signal, sys, time
+from pathlib import Path
+folder = Path(sys.argv[1])
+(folder / f"began-{os.getpid()}").write_text(" ".join(
+    [os.environ["OMP_NUM_THREADS"], os.environ.get("CUDA_VISIBLE_DEVICES", "")]))
+{body}
+"""
+
+
+@pytest.fixture
+def placing(tmp_path):
+    """What an executor gets of a sweep whose workers run some lines of Python."""
+
+    def make(body="", left=lambda: 1):
+        told = []
+        script = WORKER.replace("{body}", body)
+        command = (sys.executable, "-S", "-c", script, str(tmp_path))
+        made = Placing(
+            folder=tmp_path, command=command, work=lambda: 5, left=left, tell=told.append
+        )
+        return made, told
+
+    return make
+
+
+def began(tmp_path):
+    return sorted(path.read_text() for path in tmp_path.glob("began-*"))
+
+
+def test_without_slots_it_is_the_process_of_the_command(placing, tmp_path):
+    """The loop is called, and nothing is started."""
+    calls = []
+    made, _ = placing()
+    Local().run(Placing(**{**_fields(made), "work": lambda: calls.append(1)}))
+    assert calls == [1]
+    assert not began(tmp_path)
+
+
+def _fields(placing):
+    return {a.name: getattr(placing, a.name) for a in Placing.__attrs_attrs__}
+
+
+def test_slots_are_processes_that_share_the_threads(placing, tmp_path, monkeypatch):
+    """And the GPUs, in turn."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    made, told = placing()
+    Local(slots=3).run(made)
+    assert began(tmp_path) == ["2 3", "2 3", "2 5"]
+    assert told == []
+    assert devices() == ["3", "5"]
+
+
+def test_processes_for_each_gpu(placing, tmp_path, monkeypatch):
+    """Two for each of two; without a GPU, as many as for one."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    made, _ = placing()
+    Local(per_gpu=2).run(made)
+    assert [line[-1] for line in began(tmp_path)] == ["0", "0", "1", "1"]
+
+
+def test_a_worker_that_dies_is_started_again(placing, tmp_path):
+    """While jobs are left, and not for ever; each death is told with its log."""
+    body = "os.kill(os.getpid(), signal.SIGKILL)"
+    made, told = placing(body)
+    Pool(made, 1).run()
+    assert len(began(tmp_path)) == len(told) == MOST_DEATHS
+    assert "the worker of slot 0 ended with signal SIGKILL: see " in told[0]
+    made, told = placing("sys.exit(3)", left=lambda: 0)
+    Pool(made, 1).run()
+    assert len(told) == 1
+    assert "exit code 3" in told[0]
+
+
+def test_a_signal_is_passed_on_and_waited_for(placing, tmp_path):
+    """The workers save what they have, and the process leaves with the signal's code."""
+    body = (
+        "signal.signal(signal.SIGTERM, lambda *a: ((folder / 'saved').touch(), os._exit(143)))\n"
+        "(folder / 'ready').touch(); time.sleep(600)"
+    )
+    made, told = placing(body)
+    child = os.fork()
+    if not child:
+        try:
+            Pool(made, 1).run()
+        except SystemExit as left:
+            os._exit(left.code)
+        os._exit(0)
+    until = time.monotonic() + 60
+    while not (tmp_path / "ready").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    os.kill(child, signal.SIGTERM)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
+    assert (tmp_path / "saved").exists()
+    assert told == []
