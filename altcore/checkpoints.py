@@ -191,7 +191,7 @@ class CheckpointManager:
             log.warning(
                 "the state is not finite: no checkpoint to go on from", first=bad, step=step
             )
-            return self.save_on_anomaly(step)
+            return self._keep_anomaly(state)
         self.folder.mkdir(parents=True, exist_ok=True)
         with alone(self.folder):
             path = _write(self.folder, REGULAR, state, value)
@@ -204,9 +204,7 @@ class CheckpointManager:
 
         It and the last checkpoint before it stay, and nothing goes on from it by itself.
         """
-        if any(kept.kind == ANOMALY for kept in list_checkpoints(self.folder)):
-            return None
-        return _write(self.folder, ANOMALY, self._loop().state(step), None)
+        return self._keep_anomaly(self._loop().state(step))
 
     def latest(self) -> Path | None:
         """Return the newest checkpoint whose files are whole; None if there is none."""
@@ -235,6 +233,11 @@ class CheckpointManager:
         step = load_checkpoint(self.folder, self.model, self.optimizer, self.q, self.scaler)
         set_aside(self.folder, step, OWN)
         return step
+
+    def _keep_anomaly(self, state: Mapping[str, Any]) -> Path | None:
+        if any(kept.kind == ANOMALY for kept in list_checkpoints(self.folder)):
+            return None
+        return _write(self.folder, ANOMALY, state, None)
 
     def _regular(self) -> list[Kept]:
         return [kept for kept in list_checkpoints(self.folder) if kept.kind == REGULAR]

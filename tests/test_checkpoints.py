@@ -316,9 +316,15 @@ def spoil_buffer(loop):
     loop.model.register_buffer("seen", torch.tensor(float("nan")))
 
 
+def spoil_statistic(loop):
+    loop.model.append(nn.BatchNorm1d(4))
+    loop.model[4].running_var.fill_(torch.inf)
+
+
 @pytest.mark.parametrize(
     ("spoil", "named"),
     [
+        (spoil_statistic, "4.running_var"),
         (spoil_moment, "exp_avg of the optimizer's parameter 0"),
         (spoil_group, "lr of the optimizer's group 0"),
         (spoil_buffer, "buffer seen"),
@@ -328,8 +334,11 @@ def test_a_state_that_is_not_finite_is_no_regular_checkpoint(spoil, named, tmp_p
     loop = Loop(recipe=None).train(2)
     manager = loop.manager(tmp_path)
     spoil(loop)
+    taken = []
+    loop.optimizer.register_state_dict_pre_hook(taken.append)
     with capture_logs() as logs:
         path = manager.save(2)
+    assert len(taken) == 1
     assert path.name.startswith("anomaly")
     assert logs[0]["first"] == named
     with pytest.raises(BadInput, match=f"{named} is not finite after step 2"):

@@ -79,7 +79,7 @@ class Saving:
         """Write a checkpoint of the run as it is now, unless there is one.
 
         If the weights are not finite it is no point to go on from: the first such state is kept as
-        an anomaly, and that of the last step, from which the run can end again.
+        an anomaly, and the one that the run ends in, from which it can end again.
         """
         self.state.record.flush()
         self.check_data()
@@ -99,7 +99,7 @@ class Saving:
         if self.saved == self._known():
             return
         kind = REGULAR if self.has_finite_weights() else ANOMALY
-        if kind == ANOMALY and run.step < run.config.max_steps:
+        if kind == ANOMALY and self.phase == TRAINING:
             return
         self._tell(kind)
         is_needed = run.step > 0 or not self.is_from_seed or run.degraded or run.world_size > 1

@@ -12,6 +12,7 @@ import altcore
 from altcore import SkipStep, hookimpl
 from altcore.engine.buffers import Buffers
 from altcore.engine.weights import WeightCheck
+from altcore.hooks import NonFinite
 
 
 class Normed(nn.Module):
@@ -110,6 +111,13 @@ def test_a_buffer_that_is_spoiled_between_steps_is_in_no_regular_checkpoint(spoi
     run = spoiled("post_step", math.inf)
     assert found(run) == [(s, "buffer", "norm.running_var", 2) for s in (2, 3, 4)]
     assert [n for n in checkpoints(run) if n.startswith("step")][-1] == "step-00000001"
+
+
+@pytest.mark.parametrize(("arose", "since"), [(None, ""), (2, " since step 2")])
+def test_a_buffer_is_named_in_text(arose, since):
+    """As reasons of actions and reports tell of it."""
+    where = NonFinite("buffer", "norm.running_var", value=math.inf, arose=arose)
+    assert str(where) == f"buffer norm.running_var is inf{since}"
 
 
 def test_without_buffers_nothing_is_kept():

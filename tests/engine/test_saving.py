@@ -426,6 +426,22 @@ def test_with_more_steps_it_goes_on_from_the_last_finite_weights(ended, start):
     assert manifest(ended, "anomaly_00000008")["phase"] == "ended"
 
 
+def test_a_run_that_collapsed_with_such_weights_goes_on_from_before(shelf, start):
+    """And says so: all between is made again, and ends in the same collapse."""
+    spoiling(shelf, 3)
+    keys = {"max_steps": 9, "checkpoint_interval": 2, "nan_patience": 2}
+    first = start(["spoil"], name="r", **keys)
+    assert (first.status, first.steps_completed) == ("collapsed", 5)
+    assert manifest(first.run_directory, "anomaly_00000005")["phase"] == "ended"
+    lines = metrics_bytes(first.run_directory)
+    with capture_logs() as logs:
+        again = start.resume("r")
+    told = "it ended as anomaly_00000005, whose weights are not finite, and goes on from before"
+    assert [e["log_level"] for e in logs if told in e["event"]] == ["warning"]
+    assert events(again.run_directory, "resume")[0]["checkpoint"] == "step-00000002"
+    assert (again.status, metrics_bytes(again.run_directory)) == ("collapsed", lines)
+
+
 def test_a_run_that_dies_in_such_an_end_resumes_into_it(shelf, start):
     """As one with finite weights does."""
     spoiling(shelf, 3)
