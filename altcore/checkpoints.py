@@ -388,6 +388,7 @@ def _write(folder: Path, kind: str, state: Mapping[str, Any], value: float | Non
         "snapshots": [],
         "logs": {},
         "identity": {},
+        "environment": {},
         "run_id": OWN,
     }
     return write_checkpoint(folder, state, manifest)

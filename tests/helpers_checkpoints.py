@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 
-MANIFEST_KEYS = ("kind", "phase", "evaluation", "snapshots", "logs", "identity", "run_id")
+PLAIN = {"evaluation": None, "snapshots": [], "logs": {}, "identity": {}, "environment": {}}
+MANIFEST_KEYS = ("kind", "phase", "run_id", *PLAIN)
 
 
 def manifest_of(step: int, **changes: Any) -> dict[str, Any]:
     """Return what a small checkpoint says of itself."""
-    plain = {"phase": "training", "evaluation": None, "snapshots": [], "logs": {}, "identity": {}}
-    return {"kind": "regular", "step": step, "run_id": "", **plain, **changes}
+    return {"kind": "regular", "phase": "training", "step": step, "run_id": "", **PLAIN, **changes}
 
 
 def save(folder: Path, step: int = 3, **keys: Any) -> Path:

@@ -77,9 +77,15 @@ def rows_of(summaries: Sequence[Mapping[str, Any]], now: float) -> list[list[str
 def show(name: str, runs_dir: str, as_json: bool) -> None:
     """Show the summary of a run."""
     from altcore.cli.summary import print_summary
-    from altcore.runs import find_run, summary_of
+    from altcore.runs import find_run, read_environment, summary_of
 
-    summary = summary_of(find_run(name, runs_dir))
+    path = find_run(name, runs_dir)
+    summary = summary_of(path)
+    try:
+        read_environment(path)
+    except BadInput as error:
+        # The summary needs none of it.
+        say(str(error))
     if as_json:
         print_json(summary)
     else:
@@ -110,8 +116,12 @@ def compare(names: tuple[str, ...], runs_dir: str, as_json: bool) -> None:
 @click.argument("name")
 @runs_dir_option
 def restore(name: str, runs_dir: str) -> None:
-    """Write a run's config.yaml anew, as its newest checkpoint has it."""
-    from altcore.runs import restore_configuration
+    """Write a run's config.yaml anew, as its newest checkpoint has it.
 
-    path, checkpoint = restore_configuration(name, runs_dir)
-    echo(f"{path} is as {checkpoint.name} has it")
+    A lost or changed environment.json is brought back, too.
+    """
+    from altcore.runs import restore as write_anew
+
+    files, checkpoint = write_anew(name, runs_dir)
+    for file in files:
+        echo(f"{file} is as {checkpoint.name} has it")

@@ -6,19 +6,23 @@ from collections.abc import Callable
 
 from altcore.engine.state import Run
 from altcore.errors import AltcoreError, LostDirectory, LostRecord
-from altcore.runs import RunDirectory, write_configuration
+from altcore.log import log
+from altcore.runs import RunDirectory
 
 
 def check_place(directory: RunDirectory, run: Run, save: Callable[[], None]) -> None:
     """End a run that lost its directory, or lines of its record, after a checkpoint.
 
-    It is saved where a directory was moved to; if it was removed, in a new one beside it.
+    It is saved where a directory was moved to; if it was removed, in a new one beside it. A warning
+    names each other file that was changed and is put back.
 
     Raises:
         AltcoreError: that says what is lost, and where the state is.
     """
     try:
-        directory.check_in_place()
+        for put_back in directory.check_in_place():
+            log.warning(put_back)
+            run.emit("warning", message=put_back)
     except LostDirectory as lost:
         name = run.directory.name
         if lost.moved_to is not None:
@@ -26,7 +30,6 @@ def check_place(directory: RunDirectory, run: Run, save: Callable[[], None]) -> 
             then = f"give the directory its name back, and --resume {name} goes on"
         else:
             directory.begin_anew(f"{name}-rescued")
-            write_configuration(directory, run.config)
             then = f"--resume {directory.path.name} goes on, with no record of the steps before"
         run.directory = directory.path
         save()

@@ -202,6 +202,7 @@ class Saving:
             "snapshots": self._write_snapshots() if kind == REGULAR else [],
             "logs": self.directory.sync_logs(),
             "identity": self.identity,
+            "environment": self.directory.environment,
         }
         save_checkpoint(self.directory.checkpoints, state, manifest)
 

@@ -49,9 +49,9 @@ from altcore.runs import (
     SUMMARY,
     RunDirectory,
     UnwrittenDirectory,
+    bring_back_environment,
     environment,
     find_run,
-    has_environment,
     no_space_named,
     set_aside,
     write_configuration,
@@ -185,10 +185,7 @@ def _prepare(
         ranks=ranks,
     )
     ranks.seed(config.seed)
-    if going_on is None or (directory.is_written and not has_environment(directory.path)):
-        if going_on is not None:
-            log.warning("environment.json was missing or damaged, and is that of this resume now")
-            directory.keep_damaged(ENVIRONMENT)
+    if going_on is None:
         origins = {p.name: p.origin for p in plugins}
         about = {
             RUN_ID: directory.run_id,
@@ -202,6 +199,8 @@ def _prepare(
             log.info(line)
     else:
         if directory.is_written:
+            if bring_back_environment(directory, going_on.checkpoint.manifest):
+                log.warning(f"{ENVIRONMENT} was missing, damaged or changed: it is put back")
             set_aside(directory.checkpoints, going_on.step, directory.run_id)
         directory.cut_logs(going_on.checkpoint.manifest["logs"])
         going_on.load_into(engine)

@@ -50,12 +50,19 @@ from altcore.runs.reading import (
     last_written,
     list_runs,
     read_configuration,
-    restore_configuration,
     sample_losses,
     summary_of,
 )
 from altcore.runs.record import DirectoryRecord, RunRecord, full_summary, read_run, read_runs
-from altcore.runs.run_id import RUN_ID, check_environment, check_run_id, has_environment, run_id_of
+from altcore.runs.restoring import bring_back_environment, restore
+from altcore.runs.run_id import (
+    RUN_ID,
+    check_environment,
+    check_run_id,
+    has_environment,
+    read_environment,
+    run_id_of,
+)
 from altcore.runs.summary import ENDED, EVALUATED, STATUSES, UNFINISHED, Summary, has_summary
 from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.summary_text import number, summary_lines
@@ -127,6 +134,7 @@ __all__ = [
     "about_platform",
     "alone",
     "as_name",
+    "bring_back_environment",
     "by_merit",
     "check_changes",
     "check_environment",
@@ -157,6 +165,7 @@ __all__ = [
     "no_space_named",
     "number",
     "read_configuration",
+    "read_environment",
     "read_json",
     "read_lines",
     "read_new_lines",
@@ -164,7 +173,7 @@ __all__ = [
     "read_runs",
     "recipe_label",
     "replace_text",
-    "restore_configuration",
+    "restore",
     "retain",
     "run_id_of",
     "sample_losses",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from altcore.errors import BadInput, LostRecord
 from altcore.log import log
 from altcore.recipes import takes_format
 from altcore.runs.directory_lock import LOCK, DirectoryLock
+from altcore.runs.held_file import HeldFile, keep_damaged
 from altcore.runs.log_file import LogFile
 from altcore.runs.run_id import new_run_id, run_id_of
 from altcore.yaml_files import SUFFIXES, dump_yaml
@@ -26,8 +27,8 @@ METRICS, EVENTS, TIMINGS = "metrics.jsonl", "events.jsonl", "timings.jsonl"
 LOGS = (METRICS, EVENTS, TIMINGS)
 CONFIG, ENVIRONMENT, SUMMARY = "config.yaml", "environment.json", "summary.json"
 WHOLE_FILES = (CONFIG, ENVIRONMENT, SUMMARY)
-DAMAGED = ".damaged"
-"""The end of the names of files that are kept aside."""
+HELD = (CONFIG, ENVIRONMENT)
+"""Those that stay as they are while a run trains."""
 CHECKPOINTS, REPORTS = "checkpoints", "reports"
 FOLDERS, FILES = (CHECKPOINTS, REPORTS), (LOCK, *LOGS, *WHOLE_FILES)
 """What altcore writes in the directory."""
@@ -44,6 +45,7 @@ class RunDirectory:
     """Absolute: a plugin may change the working directory."""
     _lock: DirectoryLock | None
     _logs: dict[str, LogFile] = field(factory=dict)
+    _held: dict[str, HeldFile] = field(init=False, factory=dict)
     _durable_logs: int = field(init=False, default=0)
     """How many of them had their names on the disk when they were last synced."""
     _run_id: str | None = field(init=False, default=None)
@@ -106,6 +108,7 @@ class RunDirectory:
         durable.check_no_links((path / CHECKPOINTS).glob("*"))
         durable.check_kinds(path, files=FILES, folders=FOLDERS)
         directory = cls(path, DirectoryLock.take(path))
+        directory._hold(HELD)
         try:
             directory._make_folders()
         except OSError:
@@ -129,6 +132,15 @@ class RunDirectory:
         self._run_id = self._run_id or run_id_of(self.path) or new_run_id()
         return self._run_id
 
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What environment.json holds, as this process found or wrote it; empty if it did not."""
+        held = self._held.get(ENVIRONMENT)
+        with suppress(ValueError, RecursionError):
+            found = json.loads(held.data if held else b"{}")
+            return found if isinstance(found, dict) else {}
+        return {}
+
     def check_begun(self) -> None:
         """Raise `BadInput` if there is no checkpoint, and say whether there ever was one."""
         if _has_checkpoints(self.path):
@@ -138,18 +150,29 @@ class RunDirectory:
             hint = "it ended before its first one: begin it anew under its --name"
         raise BadInput(f"there is no checkpoint in {self.checkpoints}", hint=hint)
 
-    def check_in_place(self) -> None:
+    def _hold(self, files: Iterable[str]) -> None:
+        for file in files:
+            held = HeldFile.of(self.path / file)
+            self._held |= {} if held is None else {file: held}
+
+    def check_in_place(self) -> list[str]:
         """Raise an error if the directory or a part of it is not as this process left it.
+
+        Returns:
+            What was put back of the files that other code changed: nothing of it is lost.
 
         Raises:
             LostDirectory: if the path does not lead to the directory that was opened.
             LostRecord: if lines of a .jsonl file are lost. The file is opened anew.
             BadInput: if another process writes it, or a part of it is a link by now.
         """
-        if self._lock is not None:
-            self._lock.check(self.path)
-            durable.check_no_links(self.path / name for name in (*FOLDERS, *FILES))
-            self._check_logs()
+        if self._lock is None:
+            return []
+        self._lock.check(self.path)
+        durable.check_no_links(self.path / name for name in (*FOLDERS, *FILES))
+        self._check_logs()
+        done = [held.put_back(self.path / file) for file, held in self._held.items()]
+        return [*filter(None, done)]
 
     def _check_logs(self) -> None:
         found: dict[str, list[str]] = {}
@@ -177,6 +200,8 @@ class RunDirectory:
         other = self.open(_numbered(self.path.parent, name))
         self.close()
         self.path, self._lock, self._logs = other.path, other._lock, other._logs
+        for file, held in self._held.items():
+            held.put_back(self.path / file)
 
     def append(self, file: str, line: Mapping[str, Any]) -> None:
         """Append a line to a .jsonl file, readable at once."""
@@ -210,6 +235,7 @@ class RunDirectory:
         """Write a whole file, replacing it at once or not at all."""
         durable.replace_file(self.path / file, text.encode())
         durable.fsync_folder(self.path)
+        self._hold({file} & {*HELD})
 
     def write_json(self, file: str, data: Mapping[str, Any]) -> None:
         """Write a whole .json file."""
@@ -217,8 +243,7 @@ class RunDirectory:
 
     def keep_damaged(self, file: str) -> None:
         """Put a file that is to be written anew aside, as FILE.damaged."""
-        if (self.path / file).exists():
-            durable.rename(self.path / file, self.path / f"{file}{DAMAGED}")
+        keep_damaged(self.path / file)
 
     def remove(self, file: str) -> None:
         """Remove a file, if it is there."""

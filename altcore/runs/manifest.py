@@ -32,6 +32,7 @@ _KEYS: dict[str, type | tuple[type, ...]] = {
     "snapshots": list,
     "logs": dict,
     "identity": dict,
+    "environment": dict,
 }
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from altcore.config import TrainConfig, check_name
+from altcore.config import check_name
 from altcore.durable import check_kinds
 from altcore.errors import BadInput, InvalidCheckpoint, nearest
 from altcore.hooks import build
@@ -17,13 +17,11 @@ from altcore.runs.directory import (
     CONFIG,
     EVENTS,
     METRICS,
-    RunDirectory,
-    write_configuration,
 )
 from altcore.runs.history import finite
 from altcore.runs.json_lines import check_lines, read_lines, sample_lines
 from altcore.runs.manifest import read_manifest
-from altcore.runs.run_id import RUN_ID, check_run_id, run_id_of
+from altcore.runs.run_id import RUN_ID, check_run_id, restored_by, run_id_of
 from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.summary import KEYS, UNFINISHED, Summary, read_summary
 from altcore.yaml_files import read_mapping
@@ -42,8 +40,8 @@ def find_run(name: str, runs_dir: str) -> Path:
 
 def check_has_configuration(path: Path) -> None:
     """Raise `BadInput` if a folder is a run's by its checkpoints, and config.yaml is missing."""
-    if not (path / CONFIG).exists() and _newest_manifest(path)[0] is not None:
-        hint = f"altcore runs restore {path.name} writes it anew, from the newest checkpoint"
+    if not (path / CONFIG).exists() and newest_manifest(path)[0] is not None:
+        hint = restored_by(path)
         raise BadInput(f"{path / CONFIG} is missing", hint=hint)
 
 
@@ -54,7 +52,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
         BadInput: if it is empty, torn, or cannot be read; it says how to restore it.
     """
     file = path / CONFIG
-    hint = f"altcore runs restore {path.name} writes it anew, from the newest checkpoint"
+    hint = restored_by(path)
     try:
         plain = read_mapping(file, "run")
     except BadInput as error:
@@ -69,29 +67,6 @@ def read_configuration(path: Path) -> dict[str, Any]:
 
 ALWAYS = ("workload", "optimizer", "recipe", "seed", "settings")
 """Keys that every config.yaml has; the first and the last are among them."""
-
-
-def restore_configuration(name: str, runs_dir: str) -> tuple[Path, Path]:
-    """Write a run's config.yaml anew, as its newest checkpoint has it; returns the path of each.
-
-    What was there is kept as config.yaml.damaged.
-
-    Raises:
-        BadInput: if no checkpoint has it, or another process is at the run.
-    """
-    path = Path(runs_dir) / check_name(name, "run")
-    checkpoint, manifest = _newest_manifest(path)
-    held = manifest.get("identity", {}).get("configuration")
-    if checkpoint is None or held is None:
-        raise BadInput(f"there is no checkpoint in {path} that holds the configuration")
-    config = TrainConfig.from_plain(held)
-    directory = RunDirectory.open(path)
-    try:
-        directory.keep_damaged(CONFIG)
-        write_configuration(directory, config)
-    finally:
-        directory.close()
-    return path / CONFIG, checkpoint
 
 
 def list_runs(runs_dir: str) -> list[Path]:
@@ -127,11 +102,11 @@ def summary_of(path: Path) -> dict[str, Any]:
 
 def identity_in(path: Path) -> dict[str, Any]:
     """Return the identity in the newest checkpoint of a run that can be read, empty if none can."""
-    found: dict[str, Any] = _newest_manifest(path)[1].get("identity", {})
+    found: dict[str, Any] = newest_manifest(path)[1].get("identity", {})
     return found
 
 
-def _newest_manifest(path: Path) -> tuple[Path | None, dict[str, Any]]:
+def newest_manifest(path: Path) -> tuple[Path | None, dict[str, Any]]:
     """Return the run's own newest checkpoint whose manifest can be read, and the manifest."""
     run_id = run_id_of(path)
     for folder in sorted(path.glob("checkpoints/step-*"), reverse=True):

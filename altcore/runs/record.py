@@ -13,9 +13,9 @@ from altcore.errors import BadInput
 from altcore.runs.checkpoint import load_newest_weights
 from altcore.runs.directory import CHECKPOINTS, CONFIG, EVENTS, METRICS, TIMINGS
 from altcore.runs.html import run_html
-from altcore.runs.json_files import read_json
 from altcore.runs.json_lines import read_lines
 from altcore.runs.reading import find_run, list_runs, summary_of
+from altcore.runs.run_id import read_environment
 from altcore.runs.summary import UNFINISHED, Summary
 from altcore.yaml_files import read_mapping
 
@@ -123,7 +123,7 @@ class DirectoryRecord(RunRecord):
     @cached_property
     def environment(self) -> Mapping[str, Any]:
         """The keys of environment.json."""
-        return read_json(self.directory / "environment.json")
+        return read_environment(self.directory)
 
     @cached_property
     def summary(self) -> Mapping[str, Any]:

@@ -11,10 +11,12 @@ import secrets
 from collections import Counter
 from collections.abc import Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from altcore.errors import BadInput, InvalidCheckpoint
+from altcore.log import log
 from altcore.runs.json_files import read_json
 from altcore.runs.manifest import is_checkpoint, read_manifest
 
@@ -41,6 +43,30 @@ def run_id_of(run: Path) -> str | None:
     return Counter(ids).most_common(1)[0][0] if ids else None
 
 
+def restored_by(run: Path) -> str:
+    """Return what brings a lost or damaged file of a run back."""
+    return f"altcore runs restore {run.name} writes it anew, from the newest checkpoint"
+
+
+def read_environment(run: Path) -> dict[str, Any]:
+    """Return the keys of environment.json. A warning names one that is missing, once a process.
+
+    Raises `BadInput` if it cannot be read.
+    """
+    try:
+        if not (run / FILE).exists():
+            _warn_of(f"{run / FILE} is missing: {restored_by(run)}")
+        return read_json(run / FILE)
+    except BadInput as error:
+        error.hint = restored_by(run)
+        raise
+
+
+@cache
+def _warn_of(problem: str) -> None:
+    log.warning(problem)
+
+
 def has_environment(run: Path) -> bool:
     """Whether a run's environment.json can be read and has an id."""
     return _id_in_environment(run) is not None
@@ -52,7 +78,7 @@ def check_environment(run: Path) -> None:
     if told is not None and len(ids) == 1 and told not in ids:
         raise BadInput(
             f"{run / FILE} is of run {told}, and all checkpoints are of run {ids.pop()}",
-            hint=f"remove the file; --resume {run.name} writes it again",
+            hint=f"remove the file, and {restored_by(run)}",
         )
 
 

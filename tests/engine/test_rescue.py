@@ -52,6 +52,7 @@ def test_a_removed_directory_is_an_error_that_loses_no_state(shelf, start, lose)
         start(["acts"], name="r", max_steps=6, checkpoint_interval=2)
     assert summary_of(start.runs / "r-rescued")["status"] == "failed"
     assert state(start.runs / "r-rescued", "step-00000004")["step"] == 4
+    assert (start.runs / "r-rescued/environment.json").exists()
     start.resume("r-rescued")
     plain = start(name="plain", max_steps=6)
     assert weights_sha256(start.runs / "r-rescued") == weights_sha256(plain.run_directory)
@@ -202,3 +203,31 @@ def test_a_link_in_the_place_of_the_checkpoints_is_not_followed(shelf, start, tm
     with pytest.raises(BadInput, match="checkpoints is a symbolic link"):
         start(["acts"], name="r", max_steps=6, checkpoint_interval=2)
     assert checkpoints(start.runs / "r")[-1] == "step-00000002"
+
+
+@pytest.mark.parametrize("file", ["config.yaml", "environment.json"])
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (Path.unlink, "was removed while the run wrote, and is written again"),
+        (lambda file: file.write_text("seed: 1\n"), "was changed while the run wrote: it is put"),
+        (lambda file: file.unlink() or file.mkdir(), "was changed while the run wrote: it is put"),
+    ],
+)
+def test_a_file_that_is_changed_is_put_back_and_named(shelf, start, file, harm, told):
+    """At the next checkpoint; what was there is kept aside. The run goes on."""
+    before = []
+    acting(shelf, lambda path: before.append((path / file).read_bytes()) or harm(path / file))
+    run = start(["acts"], name="r", max_steps=4, checkpoint_interval=2).run_directory
+    assert [(run / file).read_bytes()] == before
+    (event,) = (e for e in events(run, "warning") if file in e["message"])
+    assert (event["step"], told in event["message"]) == (4, True)
+    assert (run / f"{file}.damaged").exists() == ("changed" in told)
+
+
+def test_a_file_that_is_only_touched_or_copied_back_is_left_alone(shelf, start):
+    """What it holds counts."""
+    acting(shelf, lambda path: (path / "config.yaml").touch() or swap(path / "environment.json"))
+    run = start(["acts"], name="r", max_steps=4, checkpoint_interval=2).run_directory
+    assert not [e for e in events(run, "warning") if "was changed" in e["message"]]
+    assert not [*run.glob("*.damaged")]

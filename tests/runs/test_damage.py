@@ -1,6 +1,5 @@
 """Damage to a file of one run hides no other, and is named with the file."""
 
-import json
 import random
 import shutil
 
@@ -10,6 +9,7 @@ from helpers_cli import call
 from structlog.testing import capture_logs
 
 from altcore import BadInput
+from altcore.runs.run_id import _warn_of
 
 FILES = (
     "metrics.jsonl",
@@ -91,16 +91,35 @@ def test_the_summary_of_another_run_is_refused_and_written_again(runs, tmp_path,
 
 @pytest.mark.parametrize("harm", [lambda file: file.unlink(), lambda file: file.write_text("[]")])
 def test_a_resume_writes_a_lost_environment_again(runs, tmp_path, capsys, harm):
-    """Of a finished run, too, with the id of its checkpoints."""
+    """Of a finished run, too, as its checkpoints have it."""
     shutil.copytree(runs.runs, tmp_path / "runs")
     file = tmp_path / "runs/harmed/environment.json"
-    before = json.loads(file.read_text())
+    before = file.read_text()
     harm(file)
     with capture_logs() as logs:
         Starter(tmp_path / "runs", runs.corpus).resume("harmed")
-    assert any("environment.json was missing or damaged" in line["event"] for line in logs)
-    after = json.loads(file.read_text())
-    assert (after["run_id"], after.keys()) == (before["run_id"], before.keys())
+    assert any("environment.json was missing, damaged or changed" in x["event"] for x in logs)
+    assert file.read_text() == before
+
+
+@pytest.mark.parametrize("harm", [lambda file: file.unlink(), lambda file: file.write_text("[]")])
+def test_a_lost_environment_is_named_with_the_remedy(runs, tmp_path, capsys, harm):
+    """By whoever shows or compares the run; and the remedy brings it back, and no other file."""
+    shutil.copytree(runs.runs, tmp_path / "runs")
+    file = tmp_path / "runs/harmed/environment.json"
+    before = file.read_text()
+    harm(file)
+    where = ("--runs-dir", str(tmp_path / "runs"))
+    for command in (("runs", "show"), ("runs", "compare", "other"), ("report", "page")):
+        _warn_of.cache_clear()
+        found = call(capsys, *command, "harmed", *where)
+        assert f"{file} is" in found.err
+        assert "altcore runs restore harmed writes it anew" in found.message
+        assert "Traceback" not in found.err
+    restored = call(capsys, "runs", "restore", "harmed", *where)
+    assert restored.out.splitlines()[1:] == [f"{file} is as step-00000002 has it"]
+    assert file.read_text() == before
+    assert len(call(capsys, "runs", "restore", "harmed", *where).out.splitlines()) == 1
 
 
 def test_an_environment_of_another_run_is_named(runs, tmp_path):

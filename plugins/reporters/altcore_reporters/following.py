@@ -64,7 +64,7 @@ class Follower:
         if "started" not in record.environment:
             raise BadInput(
                 f"{record.directory / 'environment.json'} is missing, or tells of no start",
-                hint=f"altcore train --resume {record.name} writes it again",
+                hint=f"altcore runs restore {record.name} writes it anew",
             )
         began = datetime.strptime(record.environment["started"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
         alerts = None if live_from is None else Alerts(record.config)

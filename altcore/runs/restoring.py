@@ -1,0 +1,48 @@
+"""Writing what a run lost anew, as its newest checkpoint has it: config.yaml, environment.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from altcore.config import TrainConfig, check_name
+from altcore.errors import BadInput
+from altcore.runs.directory import CONFIG, ENVIRONMENT, RunDirectory, write_configuration
+from altcore.runs.reading import newest_manifest
+from altcore.runs.run_id import check_environment
+
+
+def restore(name: str, runs_dir: str) -> tuple[list[Path], Path]:
+    """Write what a run lost anew; returns the paths of these files, and that of the checkpoint.
+
+    That is always config.yaml, and environment.json if it is not as it was. What was there is kept
+    as FILE.damaged.
+
+    Raises:
+        BadInput: if no checkpoint has it, or another process is at the run.
+    """
+    path = Path(runs_dir) / check_name(name, "run")
+    check_environment(path)
+    checkpoint, manifest = newest_manifest(path)
+    held = manifest.get("identity", {}).get("configuration")
+    if checkpoint is None or held is None:
+        raise BadInput(f"there is no checkpoint in {path} that holds the configuration")
+    config = TrainConfig.from_plain(held)
+    directory = RunDirectory.open(path)
+    try:
+        directory.keep_damaged(CONFIG)
+        write_configuration(directory, config)
+        is_other = bring_back_environment(directory, manifest)
+    finally:
+        directory.close()
+    return [path / file for file in (CONFIG, ENVIRONMENT)[: 1 + is_other]], checkpoint
+
+
+def bring_back_environment(directory: RunDirectory, manifest: Mapping[str, Any]) -> bool:
+    """Write environment.json as a manifest has it, if it is not; returns whether it was written."""
+    if directory.environment == manifest["environment"]:
+        return False
+    directory.keep_damaged(ENVIRONMENT)
+    directory.write_json(ENVIRONMENT, manifest["environment"])
+    return True
