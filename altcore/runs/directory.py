@@ -46,7 +46,7 @@ class RunDirectory:
     _logs: dict[str, LogFile] = field(factory=dict)
     _durable_logs: int = field(init=False, default=0)
     """How many of them had their names on the disk when they were last synced."""
-    _run_id: str | None = field(init=False, default=None)
+    _run_id: str | None = None
     _closed_by: str = field(init=False, default="")
 
     @classmethod
