@@ -187,12 +187,12 @@ MANY = {
 
 
 @pytest.mark.parametrize("text", MANY.values(), ids=MANY)
-def test_many_values_are_refused_in_a_second_or_two(text):
-    """Just under the largest size; PyYAML's own scanner takes up to 16 s."""
+def test_many_values_are_refused_before_anything_is_made_of_them(text):
+    """Just under the largest size, in a third of a second; PyYAML's own scanner takes up to 16."""
     began = time.process_time()
     with pytest.raises(BadInput, match="more than 200000 values"):
         load_yaml(text, Source("a.yaml"))
-    assert time.process_time() - began < 4
+    assert time.process_time() - began < 1
 
 
 @pytest.mark.parametrize(

@@ -88,8 +88,7 @@ class Ending:
 
     def summary(self) -> dict[str, Any]:
         """Return how the run ended, as summary.json has it."""
-        run_id = self.directory.run_id if self.directory.is_written else None
-        facts, findings = {**self.facts, RUN_ID: run_id}, self.findings
+        facts, findings = {**self.facts, RUN_ID: self.directory.run_id}, self.findings
         made = summarize(self.run, self.history, self.status, facts, findings, self.error)
         return made.to_plain()
 

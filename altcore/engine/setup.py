@@ -213,9 +213,10 @@ def _prepare(
 def directory_of(ranks: Ranks, make: Callable[[], RunDirectory]) -> RunDirectory:
     """Return the run's directory, which rank 0 alone makes and locks."""
     if ranks.rank:
-        return UnwrittenDirectory(Path(ranks.gather("")[0]), None)
+        path, run_id = ranks.gather(("", ""))[0]
+        return UnwrittenDirectory(Path(path), None, run_id=run_id)
     made = make()
-    ranks.gather(str(made.path))
+    ranks.gather((str(made.path), made.run_id))
     return made
 
 

@@ -48,7 +48,7 @@ class RunDirectory:
     _held: dict[str, HeldFile] = field(init=False, factory=dict)
     _durable_logs: int = field(init=False, default=0)
     """How many of them had their names on the disk when they were last synced."""
-    _run_id: str | None = field(init=False, default=None)
+    _run_id: str | None = None
     _closed_by: str = field(init=False, default="")
 
     @classmethod

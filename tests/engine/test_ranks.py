@@ -1,5 +1,7 @@
 """Several processes, as torchrun starts them, train one run."""
 
+import json
+
 import pytest
 import torch
 from helpers import Starter, sha256, state
@@ -52,7 +54,9 @@ def alike(rank, runs, corpus):
     for keys in (*SAME, {"name": "histories", "format": "E4M3", "recipe": DELAYED}):
         engine = start.engine(**keys, **BATCHES)
         assert (engine.run.rank, engine.run.world_size) == (rank, 2)
-        engine.train()
+        summary = engine.train()
+        environment = json.loads((engine.run.directory / "environment.json").read_text())
+        assert summary["run_id"] == environment["run_id"]
         saved = state(engine.run.directory)
         assert sha256(engine.run.model.state_dict()) == sha256(saved["model"])
         assert len(saved["ranks"]) == 2
