@@ -100,7 +100,8 @@ def print_comparison(found: Mapping[str, Any]) -> None:
     print_columns(rows)
     same_parts = [part for part in ("configuration", "environment") if not found[part]]
     if same_parts:
-        echo(f"\n{' and '.join(same_parts)} do not differ")
+        verb = "does" if len(same_parts) == 1 else "do"
+        echo(f"\n{' and '.join(same_parts)} {verb} not differ")
 
 
 def any_known(row: Sequence[Any]) -> bool:

@@ -177,6 +177,9 @@ def test_runs_that_are_the_same_are_told_to_be(record, capsys):
     assert found["outcome"]["status"] == ["finished", "finished", "unfinished"]
     text = call(capsys, "runs", "compare", "a", "b", "--runs-dir", record.folder).out
     assert text.endswith("\nconfiguration and environment do not differ\n")
+    record("d", [1.0], learning_rate=0.5)
+    text = call(capsys, "runs", "compare", "a", "d", "--runs-dir", record.folder).out
+    assert text.endswith("\nenvironment does not differ\n")
 
 
 def test_a_comparison_holds_on_a_terminal(record, capsys, monkeypatch):

@@ -38,7 +38,10 @@ def upload(shelf, run, capsys, tmp_path):
             if Memory.limit == "finish":
                 raise OSError("the connection was closed")
 
-    Memory.limit, Memory.rows = None, rows
+        def abandon(self):
+            Memory.abandoned += 1
+
+    Memory.limit, Memory.rows, Memory.abandoned = None, rows, 0
     shelf.install("reporter", "memory", Memory, "acme-memory", "1.5")
 
     def upload(*options, limit=None):
@@ -46,7 +49,7 @@ def upload(shelf, run, capsys, tmp_path):
         more = ("--runs-dir", tmp_path / "runs", *options)
         return call(capsys, "runs", "upload", "run", "--to", "memory", *more)
 
-    upload.rows = rows
+    upload.rows, upload.tracker = rows, Memory
     return upload
 
 
@@ -74,7 +77,9 @@ def test_an_upload_that_was_cut_off_goes_on(upload, limit):
         f"altcore: {who} failed in upload: OSError: the connection was closed",
     ]
     assert len(upload.rows) == (3 if limit == "finish" else limit)
+    assert upload.tracker.abandoned == 1
     assert upload().code == 0
+    assert upload.tracker.abandoned == 1
     assert upload.rows == ROWS
     assert upload().out == "run: everything is there already\n"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from altcore_reporters.columns import labels
 from altcore_reporters.comparison import (
     ALPHA,
     CONDITION,
@@ -102,7 +103,7 @@ def format_comparison(
         else "",
         copies_text(df),
         "## Summary",
-        _sweet_spot(leads.get(decides, []), sweet_spot),
+        _sweet_spot(leads.get(decides, []), sweet_spot if len(_by_data(df)) == 1 else None),
         bullets(conclusions),
         "## Results",
         frame_table(df, RESULTS),
@@ -234,14 +235,22 @@ def _between_conditions(compared: FormatComparator, metric: str) -> list[str]:
     if len(compared.conditions) < 2 or metric not in compared.df:
         return []
     df = compared.df
-    swapped = FormatComparator(df.assign(**{CONDITION: df["format"], "format": df[CONDITION]}))
+    swapped = df.assign(**{CONDITION: df["format"], "format": df[CONDITION]})
     rows = [
         {"format": found.condition, f"lowest {metric}": found.format, "against": rival.format}
         | _against_first(rival)
-        for found in swapped.lead(metric)
+        for own in _by_data(swapped)
+        for found in FormatComparator(own).lead(metric)
         for rival in found.rivals
     ]
     return ["## The same format under several conditions", rows_table(rows)] if rows else []
+
+
+def _by_data(df: pd.DataFrame) -> list[pd.DataFrame]:
+    """Return the runs on the same data, whose losses alone are comparable."""
+    if "data" not in df:
+        return [df]
+    return [own for _, own in df.groupby(labels(df, "data", ""), sort=False)]
 
 
 def _layer_types(compared: FormatComparator, layer_metrics: pd.DataFrame | None) -> list[str]:

@@ -99,6 +99,8 @@ def manifold_comparison(df: pd.DataFrame) -> str:
         for verdict in ("better", "worse", "not distinguishable", "no conclusion")
     }
     missing = [] if found else [_missing(df)]
+    is_known = any(c.verdict != "no conclusion" for c in deciding)
+    none = "Nowhere in these runs." if is_known else "The numbers allow no conclusion."
     parts += [
         "## Results",
         *([copies] if copies else []),
@@ -107,9 +109,9 @@ def manifold_comparison(df: pd.DataFrame) -> str:
         *(_differences(found) if found else missing),
         *([] if CONDITION in df else [ALL_ELSE]),
         "## When the manifold-aware optimizer helps",
-        bullets(groups["better"]) or "Nowhere in these runs.",
+        bullets(groups["better"]) or none,
         "## When it does not",
-        bullets(groups["worse"] + groups["not distinguishable"]) or "Nowhere in these runs.",
+        bullets(groups["worse"] + groups["not distinguishable"]) or none,
         "## Conclusions",
         bullets([s for own in groups.values() for s in own] or missing),
     ]

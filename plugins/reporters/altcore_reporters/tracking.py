@@ -75,6 +75,9 @@ class TrackerReporter:
         Its status is ``unfinished`` if the run was killed.
         """
 
+    def abandon(self) -> None:
+        """Let go of what `start` opened, soon: an upload failed, and nothing more is to be sent."""
+
     def holds(self, record: RunRecord) -> bool:
         """Whether a run that was sent completely is still there; asked before it is sent again."""
         return True
@@ -127,8 +130,12 @@ class TrackerReporter:
             tracker.ledger, complete = ledger, mark_of(tracker, record)
             if ledger.mark == complete and tracker.holds(record):
                 return f"{record.name}: everything is there already"
-            sent = Follower.start(tracker, record, ledger).send_new()
-            tracker.finish(record)
+            try:
+                sent = Follower.start(tracker, record, ledger).send_new()
+                tracker.finish(record)
+            except BaseException:
+                tracker.abandon()
+                raise
             ledger.mark = complete
         place = f" to {tracker.address}" if tracker.address else ""
         return f"{record.name}: sent {sent} rows{place}"

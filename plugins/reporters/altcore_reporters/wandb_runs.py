@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property
+from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -112,6 +113,8 @@ class WandbRecord(RunRecord):
         known = {k: _value(v) for k, v in there.summary_metrics.items() if v is not None}
         self._ended = {k: v for k, v in known.items() if not _is_nonfinite(v)}
         self._is_original = not {"recipe", "workload"} <= self._given.keys()
+        is_own = not self._is_original
+        self._is_over = is_own and "status" in self._ended and there.state != "running"
 
     @cached_property
     def config(self) -> Mapping[str, Any]:
@@ -129,7 +132,7 @@ class WandbRecord(RunRecord):
         keys = full_summary({}).keys()
         if self._is_original:
             known = self._original_summary()
-        elif "status" in self._ended and self.there.state != "running":
+        elif self._is_over:
             known = {k: v for k, v in self._ended.items() if k in keys}
         else:
             # In W&B's summary are the last metrics now, or how an earlier session ended.
@@ -161,14 +164,20 @@ class WandbRecord(RunRecord):
 
     @cached_property
     def _rows(self) -> list[dict[str, Any]]:
+        """The rows in the order of their steps, those logged later last.
+
+        W&B keeps what a resume cut off the record: none of it is after the run's last step.
+        """
+        last = self._ended.get("steps", math.inf) if self._is_over else math.inf
         with _named_errors(self.source):
             # W&B's cache on disk does not know that a run went on.
             rows = list(self.there.scan_history(use_cache=False))
-        return [
+        known = [
             {k: _value(v) for k, v in row.items() if not k.startswith("_")}
             | {"step": int(row.get("step", row["_step"]))}
             for row in sorted(rows, key=lambda row: row["_step"])
         ]
+        return [row for row in sorted(known, key=itemgetter("step")) if row["step"] <= last]
 
     @cached_property
     def metrics(self) -> Sequence[Line]:

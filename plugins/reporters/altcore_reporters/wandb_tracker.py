@@ -6,7 +6,9 @@ import math
 import netrc
 import os
 import shutil
+import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,6 +121,18 @@ class WandbTracker(TrackerReporter):
         self._log_images(record)
         sent.finish(exit_code=0 if summary["status"] in ENDED else 1)
 
+    def abandon(self) -> None:
+        """Close the run, and end the client's process if its server does not answer.
+
+        Otherwise it is asked again and again, and this process cannot end.
+        """
+        if self._wandb is not None:
+            close = threading.Thread(target=_end_as_failed, args=(self._wandb,), daemon=True)
+            close.start()
+            close.join(self.finish_timeout)
+            if close.is_alive():
+                _kill_client()
+
     def holds(self, record: RunRecord) -> bool:
         """Whether W&B has all rows of the run, or its offline folder is there."""
         import wandb
@@ -198,6 +212,20 @@ def _settings() -> Settings:
     if server := os.environ.get("WANDB_BASE_URL"):
         known["base_url"] = server
     return wandb.Settings(console="off", silent=True, disable_git=True, save_code=False, **known)
+
+
+def _end_as_failed(run: WandbRun) -> None:
+    with suppress(Exception):  # the error before this one is told
+        run.finish(exit_code=1)
+
+
+def _kill_client() -> None:
+    """Kill the process that the client sends from, of which nothing is public."""
+    import wandb
+
+    with suppress(Exception):
+        wandb.setup().ensure_service()._proc._process.kill()  # type: ignore[union-attr]
+        wandb.teardown(1)  # or the exit of this process waits for it
 
 
 def _has_key() -> bool:

@@ -198,6 +198,19 @@ def test_formats_are_compared_within_a_condition_and_conditions_within_a_format(
     assert [r[-1] for r in rows] == ["yes", "no"]
 
 
+def test_losses_on_other_data_are_not_compared(write):
+    """Neither in a format under several conditions, nor as the lowest of all."""
+    df = runs({"A": (1.0, 2.0), "B": (3.0, 4.5)})
+    both = pd.concat([df.assign(condition=f"data {d}", data=d) for d in ("0a", "0b")])
+    text = write("format_comparison", both, "A")
+    assert "- data 0b: A has the lowest mean final loss, 1.5000." in text
+    assert "under several conditions" not in text
+    assert "of all" not in text
+    same = write("format_comparison", both.assign(data="0a"), "A")
+    assert "under several conditions" in same
+    assert "A has the lowest mean final loss of all" in same
+
+
 def test_missing_values_of_every_kind_are_not_available(write):
     """Neither a number nor an error: None, NaN and NA."""
     df = runs({"A": (1.0, 2.0), "B": (3.0, 4.0)}).astype({"seed": "Int64", "final_loss": "Float64"})
@@ -370,6 +383,8 @@ def test_one_seed_or_one_optimizer_allows_no_conclusion(write):
     assert "the numbers allow no conclusion. Final loss -1.0000 (one seed)" in section(
         text, "Conclusions"
     )
+    for heading in ("When the manifold-aware optimizer helps", "When it does not"):
+        assert section(text, heading).strip().endswith("The numbers allow no conclusion.")
     for standard, aware, missing in (
         ((2.0, 3.0), (), "manifold-aware"),
         ((), (2.0, 3.0), "standard"),

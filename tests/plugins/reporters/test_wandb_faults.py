@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from helpers import events, metrics_bytes, weights_sha256
 from helpers_wandb import ENTITY, WandbServer, client_of, upload_alone
 
 from altcore.plugin import read_run
+from altcore_reporters import wandb_tracker
+from altcore_reporters.wandb_tracker import WandbTracker
 
 TIMEOUT = 15.0
 """Seconds: long enough that the client gets to ask something on a busy machine."""
@@ -91,6 +94,53 @@ def test_a_server_that_breaks_while_it_listens(tracked, server, fault, tmp_path)
     steps = [row["step"] for row in kept.history if "loss" in row]
     assert steps == [1, 2, 3]
     assert kept.summary["final_loss"] == read_run(run).summary["final_loss"]
+
+
+@pytest.mark.parametrize("problem", [None, "error", "hang"])
+def test_an_upload_that_failed_closes_the_client(problem, monkeypatch):
+    """Whatever that raises, and however long it takes: its process is ended then."""
+    ended, may_end = [], threading.Event()
+
+    class Client:
+        def finish(self, exit_code):
+            ended.append(exit_code)
+            if problem == "error":
+                raise ConnectionError("no answer")
+            if problem == "hang":
+                may_end.wait()
+
+    monkeypatch.setattr(wandb_tracker, "_kill_client", lambda: ended.append("killed"))
+    tracker = WandbTracker(finish_timeout=0.1)
+    tracker.abandon()  # before there is a client
+    tracker._wandb = Client()
+    tracker.abandon()
+    may_end.set()
+    assert ended == ([1, "killed"] if problem == "hang" else [1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", [None, "hang"])
+def test_a_process_whose_upload_failed_ends(start, server, fault):
+    """In time, also if the server does not answer any more, and with its own error only."""
+    run = start(name="r", max_steps=3).run_directory
+
+    def break_down(operation):
+        server.fault = fault if operation == "UpsertBucket" and server.runs else server.fault
+
+    server.on_asked = break_down
+    code = (
+        "import sys; from pathlib import Path; from altcore.plugin import read_run;"
+        "from altcore_reporters.wandb_tracker import WandbTracker;"
+        "WandbTracker.finish = None;"
+        "tracker = WandbTracker(finish_timeout=2.0); tracker.name = 'wandb';"
+        "tracker.upload([read_run(Path(sys.argv[1]))])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1] == "TypeError: 'NoneType' object is not callable"
+    assert done.stderr.count("Traceback") == 1
 
 
 @pytest.mark.slow

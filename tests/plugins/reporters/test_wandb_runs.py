@@ -87,6 +87,21 @@ def test_what_was_logged_again_counts_once(server):
     assert [(line["step"], line["loss"]) for line in record.steps] == [(1, 5.0), (2, 3.0)]
 
 
+def test_what_a_resume_cut_off_is_left_out(server):
+    """W&B keeps it, and the run ended at an earlier step; a new evaluation is at its step."""
+    rows = [{"step": step, "loss": 5.0, "step_time_ms": 1.0} for step in (1, 2, 3, 4)]
+    rows += [{"step": 4, "val_loss": 6.0}, {"step": 1, "val_loss": 5.5}]
+    ended = {"status": "interrupted", "steps": 3}
+    put(server, "cut", config=OWN, summary=ended, rows=rows)
+    put(server, "cut-going", config=OWN, summary=ended, rows=rows, state="running")
+    found = {record.name: record for record in read_runs("altgrad", ["cut", "cut-going"])}
+    record = found["cut"]
+    assert [line["step"] for line in record.metrics] == [1, 1, 2, 3]
+    assert [line["step"] for line in record.timings] == [1, 2, 3]
+    assert record.evaluations == [{"step": 1, "val_loss": 5.5}]
+    assert found["cut-going"].summary["steps"] == 4
+
+
 def test_a_run_that_goes_on(server):
     """W&B's summary holds the last metrics and an earlier end then: none is taken for its own."""
     summary = {"loss": 4.0, "val_loss": 4.5, "step_time_ms": 3.0, "status": "interrupted"}
