@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import sys
@@ -24,6 +25,7 @@ def forked(action: Callable[[], Any], crash_at: str = "") -> int:
         return ended(child)
     code = 1
     try:
+        gc.freeze()  # to look through all that was imported would copy it
         os.environ["ALTCORE_CRASH_AT"] = crash_at
         action()
         code = 0
@@ -65,6 +67,7 @@ def forked_command(
         return child
     code: Any = 1
     try:
+        gc.freeze()
         from altcore.cli import main
         from altcore.signals import handle_signals
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import sys
+from array import array
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,15 +20,21 @@ def seed_all(seed: int) -> None:
 
 
 def random_state(device: torch.device) -> dict[str, Any]:
-    """Return the random states that a model may draw from: tensors and plain data."""
+    """Return the random states that a model may draw from: tensors and plain data.
+
+    Many numbers are bytes: a checkpoint pickles each item of a list on its own.
+    """
     version, numbers, gauss = random.getstate()
-    state = {"cpu": torch.get_rng_state(), "python": [version, list(numbers), gauss]}
+    state = {
+        "cpu": torch.get_rng_state(),
+        "python": [version, array("I", numbers).tobytes(), gauss],
+    }
     if device.type == "cuda":
         # A model or a plugin may draw on other devices than the run's own.
         state["cuda"] = torch.cuda.get_rng_state_all()
     if (numpy := _numpy()) is not None:
         name, keys, *rest = numpy.random.get_state()
-        state["numpy"] = [name, keys.tolist(), *rest]
+        state["numpy"] = [name, keys.tobytes(), *rest]
     return state
 
 
@@ -36,13 +43,14 @@ def set_random_state(state: Mapping[str, Any], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"].cpu())
     if "python" in state:
         version, numbers, gauss = state["python"]
-        random.setstate((version, tuple(numbers), gauss))
+        random.setstate((version, tuple(array("I", numbers)), gauss))
     if device.type == "cuda" and "cuda" in state:
         here = zip(range(torch.cuda.device_count()), state["cuda"], strict=False)
         for index, own in here:  # a run may go on where there are fewer devices, or more
             torch.cuda.set_rng_state(own.cpu(), index)
     if "numpy" in state and (numpy := _numpy()) is not None:
-        numpy.random.set_state(tuple(state["numpy"]))
+        name, keys, *rest = state["numpy"]
+        numpy.random.set_state((name, numpy.frombuffer(keys, dtype=numpy.uint32), *rest))
 
 
 def _numpy() -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from functools import cache
+from functools import cache, lru_cache
 from inspect import get_annotations
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeAlias, Union, get_args, get_origin, get_type_hints
@@ -148,13 +148,18 @@ def init_fields(cls: type, owner: str = "") -> dict[str, Attribute]:
     State (``init=False``) may have types that exist for the type checker only.
     """
     try:
-        return {a.name: a.evolve(type=_resolved(cls, a)) for a in attrs.fields(cls) if a.init}
+        return dict(_init_fields(cls))
     except (attrs.exceptions.NotAnAttrsClassError, NameError, TypeError) as error:
         raise BadInput(
             "an attrs class (@define(eq=False)) with resolvable types is needed",
             key=owner or cls.__name__,
             hint=text_of(error),
         ) from error
+
+
+@lru_cache(maxsize=256)
+def _init_fields(cls: type) -> dict[str, Attribute]:
+    return {a.name: a.evolve(type=_resolved(cls, a)) for a in attrs.fields(cls) if a.init}
 
 
 def _resolved(cls: type, a: Attribute) -> Any:

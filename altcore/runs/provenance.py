@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from altcore.registry import entries
@@ -17,16 +19,14 @@ if TYPE_CHECKING:
 
 def environment(device: torch.device, plugins: Mapping[str, str]) -> dict[str, Any]:
     """Return versions, plugin distributions, device and git state."""
-    from importlib.metadata import version
-
     import torch
 
     libraries = ("torch", "pluggy", "click", "attrs", "cattrs", "structlog", "PyYAML")
     return {
-        "altcore": version("altcore"),
+        "altcore": _version("altcore"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "libraries": {name: version(name) for name in libraries},
+        "libraries": {name: _version(name) for name in libraries},
         "distributions": sorted({e.origin for e in entries()}),
         "plugins": dict(plugins),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
@@ -35,6 +35,11 @@ def environment(device: torch.device, plugins: Mapping[str, str]) -> dict[str, A
         "git": _git(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+@cache  # what was imported stays what it is
+def _version(name: str) -> str:
+    return version(name)
 
 
 def _git() -> dict[str, Any] | None:

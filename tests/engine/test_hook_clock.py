@@ -42,7 +42,7 @@ def test_quick_hooks_are_not_named(shelf, start):
     """However many they are."""
     shelf.install("reporter", "quick", make({"post_step": lambda self: None}))
     with capture_logs() as logs:
-        start(["quick"], hook_timeout=5)
+        start(["quick"], hook_timeout=60)
     assert not [x for x in logs if "quick" in x["event"]]
 
 

@@ -125,7 +125,7 @@ def _ask_another_process(path):
     answer = context.Queue()
     process = context.Process(target=_try_to_open, args=(path, answer))
     process.start()
-    said = answer.get(timeout=30)
+    said = answer.get(timeout=90)
     process.join()
     return said
 
