@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cache, cached_property
 from operator import itemgetter
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -44,6 +45,8 @@ ORIGINAL = {
 }
 """Where a value of the summary is in a run of the original experiments, first choice first."""
 LOSS = ("loss", "train/loss")
+COLUMNS = ("steps", "early", "late", "worst layer", "there")
+"""The last columns of a diagnostic's findings, in order: W&B keeps no order of keys."""
 RATES = {
     "view_stall_rate": "quantization/bit_stall_rate",
     "overflow_rate": "quantization/overflow_rate",
@@ -108,9 +111,11 @@ class WandbRecord(RunRecord):
     def __init__(self, there: WandbRun) -> None:
         super().__init__(there.name or there.id, f"{SCHEME}:{'/'.join(there.path)}")
         self.there, self.url = there, there.url
-        self._given = {k: v for k, v in there.config.items() if not k.startswith("_")}
+        given = {k: v for k, v in there.config.items() if not k.startswith("_")}
+        self._given = _in_order(given)
         # A value that the run's own summary does not have may be here: that of the last row.
-        known = {k: _value(v) for k, v in there.summary_metrics.items() if v is not None}
+        ended = there.summary_metrics.items()
+        known = {k: _in_order(_value(v)) for k, v in ended if v is not None}
         self._ended = {k: v for k, v in known.items() if not _is_nonfinite(v)}
         self._is_original = not {"recipe", "workload"} <= self._given.keys()
         is_own = not self._is_original
@@ -173,7 +178,7 @@ class WandbRecord(RunRecord):
             # W&B's cache on disk does not know that a run went on.
             rows = list(self.there.scan_history(use_cache=False))
         known = [
-            {k: _value(v) for k, v in row.items() if not k.startswith("_")}
+            {k: _value(row[k]) for k in sorted(row, key=_place) if not k.startswith("_")}
             | {"step": int(row.get("step", row["_step"]))}
             for row in sorted(rows, key=lambda row: row["_step"])
         ]
@@ -239,6 +244,25 @@ def _value(value: Any) -> Any:
         return value["values"]
     words = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
     return words.get(value, value) if isinstance(value, str) else value
+
+
+def _in_order(value: Any) -> Any:
+    """Return dicts with their keys in order, at every depth."""
+    if isinstance(value, Mapping):
+        return {k: _in_order(value[k]) for k in sorted(value, key=_place)}
+    return [_in_order(v) for v in value] if isinstance(value, list) else value
+
+
+@cache
+def _place(key: str) -> tuple[int, list[str | int]]:
+    """Return what a key is sorted by: numbers in it by their value.
+
+    >>> sorted(["h.10", "h.9", "early", "steps"], key=_place)
+    ['h.9', 'h.10', 'steps', 'early']
+    """
+    parts = re.split(r"(\d+)", key)
+    last = COLUMNS.index(key) + 1 if key in COLUMNS else 0
+    return last, [int(part) if i % 2 else part for i, part in enumerate(parts)]
 
 
 def _as_altcore(row: Line) -> dict[str, Any]:

@@ -246,3 +246,29 @@ def test_the_command_reports_on_runs_in_wandb(server, capsys, tmp_path):
         2,
         "altcore: there is no run 'fra' in W&B's somebody/command (did you mean far?)",
     )
+
+
+def test_the_page_of_runs_in_wandb(server, capsys, tmp_path):
+    """W&B keeps no order of keys: layers are by number, columns in altcore's order."""
+    layers = (10, 2, 1)
+    stall = {f"bit-stall/stored_stall_share/h.{i}": i / 10 for i in layers}
+    key = "value-histogram/activation@fwd_E4M3"
+    counts = {"_type": "histogram", "values": [0.1, 0, *[0.01] * 90, 0], "bins": list(range(94))}
+    rows = [*ROWS, {"step": 3, "loss": 4, **stall, f"{key}_histogram": counts, f"{key}_low": -40}]
+    found = [
+        {"there": 1, "ULPs": name, "worst layer": "h.1", "steps": "1-3", "late": 1, "early": 2}
+        for name in ("stored", "view")
+    ]
+    said = {"status": "finished", "verdict": "did not learn", "format": "E5M2", "recipe": "pure"}
+    summary = {**said, "findings": {"ulp-stats": found}}
+    put(server, "paged", project="page", config=OWN, summary=summary, rows=rows)
+    where = ("--from", "wandb:somebody/page", "--out", tmp_path)
+    assert call(capsys, "report", "page", "paged", *where).code == 0
+    text = (tmp_path / "page.html").read_text()
+    for words in ("E5M2 (pure) did not learn", "Activations", "E4M3, at step 3"):
+        assert words in text, words
+    (names,) = re.findall(r'class="layers".*?</div>', text)
+    assert re.findall(r"<span>(.*?)</span>", names) == ["1", "2", "10"]
+    (head,) = re.findall(r"<tr>(<th scope=\"col\">ULPs</th>.*?)</tr>", text)
+    columns = ["ULPs", "steps", "early", "late", "worst layer", "there"]
+    assert re.findall(r">([^<]+)<", head) == columns

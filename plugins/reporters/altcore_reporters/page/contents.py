@@ -237,7 +237,7 @@ def _legend(groups: Sequence[Group], looks: Sequence[Look]) -> list[tuple[str, L
 
 def _room(plots: Sequence[Plot]) -> float:
     longest = max((len(series.label) for plot in plots for _, series in plot.labels), default=0)
-    return min(12.0, 1.0 + 0.48 * longest) if longest else 0.0
+    return min(14.0, 2.2 + 0.46 * longest) if longest else 0.0
 
 
 def is_running(record: RunRecord) -> bool:

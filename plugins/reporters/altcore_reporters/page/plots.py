@@ -185,7 +185,7 @@ def plot_of(
         glyphs=list(_glyphs(shown, x, y)),
         labels=_labels(shown, y),
         level=None if level is None else (percent(1 - y.at(level[0])), level[1]),
-        head=["", *(f"step {step}" for step in columns)],
+        head=["curve", *(f"step {step}" for step in columns)],
         rows=[(s.label, [y.word(value_at(s, step)) for step in columns]) for s in shown],
         ends=[y.word(s.values[-1]) for s in shown],
         note=note,

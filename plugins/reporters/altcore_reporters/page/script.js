@@ -298,6 +298,15 @@
     svg.addEventListener("pointerleave", hide);
   }
 
+  // Tables that are wider than the window scroll by keyboard, in every browser.
+  const reachable = new ResizeObserver((entries) => {
+    for (const { target: box } of entries) {
+      const scrolls = box.scrollWidth > box.clientWidth && getComputedStyle(box).overflowX === "auto";
+      if (scrolls) box.tabIndex = 0; else box.removeAttribute("tabindex");
+    }
+  });
+  all(".scroll").forEach((box) => reachable.observe(box));
+
   all("table.sortable").forEach(sortable);
   all(".legend [data-g]").forEach(legendItem);
   all("tr[data-g], .end[data-g]").forEach(lights);

@@ -150,7 +150,7 @@ def events_table(records: Sequence[RunRecord]) -> Table | None:
     if not rows:
         return None
     head = ("run",) if len(records) > 1 else ()
-    return Table((*head, "step", "what", ""), rows[:EVENTS])
+    return Table((*head, "step", "what", "details"), rows[:EVENTS])
 
 
 def provenance(record: RunRecord) -> Table:
