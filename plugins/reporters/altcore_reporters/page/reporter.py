@@ -22,6 +22,11 @@ if TYPE_CHECKING:
     from altcore.plugin import Run, RunRecord
 
 FILE = "page.html"
+UNSEEN = {
+    ord(c): f"\\u{ord(c):04x}"
+    for c in "\0\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+}
+"""Characters that nobody sees, and that turn the text around them, by how they are written."""
 
 
 @attrs.define(eq=False)
@@ -66,7 +71,11 @@ def _template() -> Template:
     from altcore_reporters.page.words import number
 
     environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=lambda value: value.translate(UNSEEN) if type(value) is str else value,
     )
     environment.filters["word"] = lambda value: (
         number(value) if isinstance(value, int | float) and value is not True else str(value)

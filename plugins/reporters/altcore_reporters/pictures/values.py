@@ -60,7 +60,7 @@ def value_histograms(record: RunRecord) -> list[ValueHistogram]:
     found = {}
     for line in record.metrics:
         for key, value in line.items():
-            match = MEASURED.fullmatch(key)
+            match = key.startswith("value-histogram/") and MEASURED.fullmatch(key)
             if match and isinstance(value, list) and len(value) > 3:
                 low = line.get(f"{key.removesuffix('histogram')}low")
                 if isinstance(low, int) and abs(low) < 1100:  # exponents of float64
