@@ -105,6 +105,18 @@ def column(page, number):
     return [row.locator("th, td").nth(number).inner_text() for row in cells.all()]
 
 
+def test_no_column_is_cut_off_on_a_screen_or_on_paper(browser, files):
+    """What is too wide for a phone scrolls by keyboard."""
+    wide = "document.querySelector('[aria-labelledby=runs] .scroll')"
+    with opened(browser, files / "nine.html") as page:
+        for media, width in (("screen", 1280), ("print", 690), ("screen", 360)):
+            page.emulate_media(media=media)
+            page.set_viewport_size({"width": width, "height": 700})
+            beyond = page.evaluate(f"{wide}.scrollWidth - {wide}.clientWidth")
+            assert (beyond > 0) == (width == 360)
+        page.wait_for_function(f"{wide}.tabIndex === 0")
+
+
 def test_tables_sort_by_mouse_and_by_keyboard(browser, files):
     with opened(browser, files / "nine.html") as page:
         before = column(page, 5)
@@ -208,6 +220,7 @@ def test_it_prints_light(browser, files):
             page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
         )
         assert page.locator(".toggle").first.is_hidden()
+        assert page.locator("details table").is_visible()  # nobody opens it on paper
 
 
 @pytest.mark.slow
