@@ -34,6 +34,8 @@ class LogFile:
     @classmethod
     def open(cls, path: Path) -> LogFile:
         """Open a file that may be new. A torn last line gets its end, so that it stays alone."""
+        if path.is_file() and path.stat().st_nlink > 1:  # `cp -l` made a copy, which is to stay
+            durable.replace_file(path, durable.read_file(path))
         file = cls(path, durable.open_to_write(path, os.O_APPEND))
         last = file._read()
         if last not in (b"", b"\n"):

@@ -12,6 +12,7 @@ from structlog.testing import capture_logs
 from altcore import durable
 from altcore.errors import NoSpace
 from altcore.runs import RunDirectory, read_lines
+from altcore.runs.log_file import LogFile
 
 FILES = ("metrics.jsonl", "events.jsonl", "timings.jsonl")
 
@@ -155,3 +156,15 @@ def test_a_line_after_a_torn_one_is_not_lost(directory):
     directory.append("timings.jsonl", {"step": 4})
     assert [x["step"] for x in read_lines(directory.path / "timings.jsonl")] == [1, 3, 4]
     assert (directory.path / "timings.jsonl").read_text().count("\n\n") == 0
+
+
+def test_a_copy_by_hard_links_stays_as_it_is(tmp_path):
+    """Whoever goes on with one of the two cuts and lengthens a file of its own."""
+    path, copy = tmp_path / "metrics.jsonl", tmp_path / "copy.jsonl"
+    copy.write_bytes(b'{"step": 1}\n{"step": 2}\n')
+    path.hardlink_to(copy)
+    file = LogFile.open(path)
+    file.append(b'{"step": 3}\n')
+    file.close()
+    assert copy.read_bytes() == b'{"step": 1}\n{"step": 2}\n'
+    assert path.read_bytes() == copy.read_bytes() + b'{"step": 3}\n'
