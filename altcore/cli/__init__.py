@@ -158,11 +158,12 @@ def _leave(message: str, code: int, debug: bool) -> None:
     if debug and logs_json():
         facts["traceback"] = traceback.format_exc()
     elif debug:
-        echo(traceback.format_exc(), err=True)
+        with suppress(Exception):
+            echo(traceback.format_exc(), err=True)
     # One line, even if a plugin's error or a file's name holds several.
     is_alone = os.environ.get("WORLD_SIZE", "1") == "1"
     who = "altcore" if is_alone else f"altcore, rank {os.environ.get('RANK')}"
-    with suppress(BrokenPipeError):
+    with suppress(Exception):  # its reader is gone, or a plugin put its own stream in the place
         say(message, "error", who, **facts)
     ending(code)
     raise SystemExit(code)

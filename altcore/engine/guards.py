@@ -6,8 +6,10 @@ identities, versions and numbers. `altcore.engine.trespass` compares everything 
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,12 @@ from altcore.errors import PluginError, shown, with_article
 class Kept:
     """What `put_back` compares with and restores; made once for all plugins that a hook calls."""
 
-    __slots__ = ("lr_scale", "modes", "reports", "scale", "step", "times_set")
+    __slots__ = ("lr_scale", "modes", "reports", "rounding", "scale", "step", "times_set")
 
     def __init__(self, run: Run, step: Step | None) -> None:
         self.step, self.lr_scale = run.step, run.lr_scale
         self.reports = tuple(run.reports)
-        self.modes = _modes()
+        self.modes, self.rounding = _modes(), _rounding()
         if step is not None:
             self._keep_scale(step)
 
@@ -44,6 +46,9 @@ class Kept:
         Changed modes are put back after ``undo``.
         """
         found = [_put_back_modes(self.modes, undo), self._put_back_numbers(run)]
+        if _rounding() != self.rounding:
+            found.append("it may not change the processor's rounding mode")
+            _round_to_nearest()
         if tuple(run.reports) != self.reports:
             found.append(self._drop_reports(run))
         if step is not None:
@@ -128,6 +133,19 @@ def _is_report(path: object, run: Run) -> bool:
         and ".." not in Path(path).parts
         and (run.directory / path).is_file()
     )
+
+
+_ONE, _BELOW_HALF_ULP = 1.0, 2.0**-55
+
+
+def _rounding() -> tuple[float, float]:
+    """Return sums that differ if Python, and all C code, does not round to nearest."""
+    return _ONE + _BELOW_HALF_ULP, _ONE - _BELOW_HALF_ULP
+
+
+def _round_to_nearest() -> None:
+    with suppress(OSError, AttributeError):  # where C has no such function
+        ctypes.CDLL(None).fesetround(0)  # FE_TONEAREST
 
 
 MODES = ("grad mode", "inference mode", "autocast", "autocast", "the default dtype")

@@ -23,6 +23,9 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 from altcore.engine.torch_flags import FLAGS, Flag
 from altcore.engine.trespass import Entries, Names, Possession, RandomStates, Value, attribute
 
+SHOWN = 4
+"""Modules that a message names."""
+
 
 def of_process(device: torch.device, kind: str) -> Iterator[Possession]:
     """Yield what an observer of this ``kind`` may not change.
@@ -46,6 +49,7 @@ def of_process(device: torch.device, kind: str) -> Iterator[Possession]:
     is_imported = _watching_imports()
     yield Environment(lambda: is_reporter or is_imported())
     yield Filters(is_imported)
+    yield Modules()
     if not is_reporter:
         yield Threads()
         yield AtExit(is_imported)
@@ -157,6 +161,32 @@ class Filters:
         warnings.filters[:] = self._before  # type: ignore[index] # a list, though typed otherwise
         with warnings.catch_warnings():
             pass  # this makes Python look at them again
+        return True
+
+
+class Modules:
+    """The modules that are imported: who imports one that is gone fails, or makes it twice."""
+
+    of_pass = False
+
+    def __init__(self) -> None:
+        self._before = dict(sys.modules)
+
+    def _gone(self) -> list[str]:
+        return [name for name in self._before if name not in sys.modules]
+
+    @property
+    def label(self) -> str:
+        """The names of those that are gone."""
+        return f"{', '.join(self._gone()[:SHOWN])} of sys.modules"
+
+    def is_changed(self) -> bool:
+        """Whether one is gone; some modules put another in their own place."""
+        return bool(self._gone())
+
+    def put_back(self) -> bool:
+        """Have those from before."""
+        sys.modules.update({name: self._before[name] for name in self._gone()})
         return True
 
 

@@ -10,6 +10,7 @@ from helpers import events
 from helpers_cli import TINY, call
 from helpers_plugins import make
 
+from altcore.cli import main
 from altcore.cli.uncaught import tell_uncaught
 from altcore.errors import PluginError
 
@@ -60,6 +61,27 @@ def test_a_warning_is_text(uncaught):
     uncaught(debug=False)
     told = warnings.formatwarning(UserWarning(HOSTILE), UserWarning, "f.py", 3)
     assert told.startswith(f"f.py:3: UserWarning: {SAFE}\n")
+
+
+class Broken:
+    """A stream that a plugin put in the place of standard error."""
+
+    encoding = "utf-8"
+
+    def write(self, *text):
+        raise ValueError("no")
+
+    flush = write
+
+    def isatty(self):
+        return False
+
+
+def test_an_error_keeps_its_exit_code_if_nobody_can_be_told(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Broken())
+    with pytest.raises(SystemExit) as left:
+        main(["runs", "show", "nope", "--debug"])
+    assert left.value.code == 2
 
 
 def test_an_error_of_a_plugin_is_a_line_of_text(shelf, start, tmp_path, capsys):

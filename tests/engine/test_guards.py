@@ -1,11 +1,13 @@
 """What a plugin may not change is put back, and its name is told."""
 
+import ctypes
+import platform
 from contextlib import contextmanager
 
 import pytest
 import torch
 from attrs import define
-from helpers import events, tracer
+from helpers import events, tracer, weights_sha256
 from helpers_plugins import make
 
 from altcore import hookimpl
@@ -217,3 +219,28 @@ def test_an_event_cannot_replace_the_keys_of_its_line(shelf, start, key):
     (said,) = events(result.run_directory, "degraded")
     assert f"the event 'mine' cannot hold {key!r}" in said["message"]
     assert not events(result.run_directory, "mine")
+
+
+UPWARD = {"x86_64": 0x800, "aarch64": 0x400000, "arm64": 0x400000}
+"""FE_UPWARD of C, by processor."""
+
+
+@pytest.mark.skipif(platform.machine() not in UPWARD, reason="its numbers are not known here")
+@pytest.mark.parametrize("kind", ["reporter", "intervention"])
+def test_the_processors_rounding_mode_is_put_back(shelf, start, kind):
+    """No option of torch tells of it, and every product depends on it."""
+
+    def round_up(self, step):
+        ctypes.CDLL(None).fesetround(UPWARD[platform.machine()])
+
+    shelf.install(kind, "rounds", make({"post_step": round_up}))
+    text = "it may not change the processor's rounding mode"
+    if kind == "intervention":
+        with pytest.raises(PluginError, match=text):
+            start(["rounds"])
+    else:
+        result, plain = start(["rounds"]), start()
+        assert events(result.run_directory, "degraded")[0]["message"].endswith(text)
+        assert weights_sha256(result.run_directory) == weights_sha256(plain.run_directory)
+    one, little = torch.tensor(1.0), torch.tensor(2.0**-26)
+    assert one + little == one - little == one

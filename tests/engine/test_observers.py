@@ -334,6 +334,10 @@ def handle_alarms(run, step):
     signal.signal(signal.SIGALRM, signal.SIG_IGN)
 
 
+def forget_module(run, step):
+    del sys.modules["altcore.runs"]
+
+
 def change_umask(run, step):
     os.umask(0o077)
 
@@ -519,6 +523,7 @@ CHANGES = {
     add_variable: "ACME of os.environ",
     remove_variable: "HOME of os.environ",
     raise_warnings: "warnings.filters",
+    forget_module: "altcore.runs of sys.modules",
     trace: "the function of sys.settrace",
     profile: "the function of sys.setprofile",
     trace_threads: "the function of threading.settrace",
