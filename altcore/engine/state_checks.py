@@ -9,19 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from altcore.config import TrainConfig
+from altcore.engine.building import Built
 from altcore.engine.collapse import Detector
 from altcore.engine.history import RunHistory
-from altcore.engine.plugins import Plugin
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.errors import BadInput, InvalidCheckpoint
-from altcore.quantization import Quantization, check_moments, check_quantization_state
+from altcore.quantization import check_moments, check_quantization_state
 
 MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
 """Second moments, which have no negative element."""
@@ -29,17 +28,6 @@ NUMBERS = ("step", "eta", "mu", "mu_product")
 """States of torch's optimizers that are one number."""
 FACTORED = ("Adafactor",)
 """Optimizers of torch whose moments have other shapes than their parameters."""
-
-
-class Built(NamedTuple):
-    """What a state is to be loaded into."""
-
-    config: TrainConfig
-    device: torch.device
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    quantization: Quantization
-    plugins: Sequence[Plugin]
 
 
 @contextmanager
