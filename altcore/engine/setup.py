@@ -25,9 +25,10 @@ from altcore.engine.identity import given_from_python, run_identity
 from altcore.engine.loop import Engine
 from altcore.engine.memory import memory_named
 from altcore.engine.rank_checks import check_alike, check_shares
-from altcore.engine.ranks import Ranks, join
+from altcore.engine.ranks import Ranks
 from altcore.engine.remarks import about_recipe, about_schedule, about_warmup
 from altcore.engine.state import Run
+from altcore.engine.torchrun import join
 from altcore.formats import origins_recorded
 from altcore.log import log
 from altcore.runs import (
