@@ -74,7 +74,7 @@ def check_state(state: Mapping[str, Any], built: Built, *, is_healthy: bool = Tr
         finally:
             set_random_state(now, built.device)
         Detector(built.config).load_state_dict(state["detector"])
-        RunHistory(**state["progress"])
+        RunHistory(**state["history"])
 
 
 def check_weights_and_moments(

@@ -967,9 +967,9 @@ def test_checkpoints_are_pruned(start):
 def test_the_last_checkpoint_knows_the_last_evaluation(start):
     """Also where the interval saved the last step before it was evaluated."""
     run = start(max_steps=3, checkpoint_interval=3, eval_interval=0)
-    progress = state(run.run_directory)["progress"]
-    assert progress["evaluation"]["step"] == 3
-    assert progress["best"]["val_loss"] == run.summary["best_val_loss"]
+    history = state(run.run_directory)["history"]
+    assert history["evaluation"]["step"] == 3
+    assert history["best"]["val_loss"] == run.summary["best_val_loss"]
 
 
 def test_bad_input_writes_nothing(start):
