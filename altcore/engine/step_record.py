@@ -62,7 +62,7 @@ class StepRecord:
             "loss": own.pop("loss"),
             "grad_norm": step.grad_norm,
             "final_norm": final_norm,
-            "nonfinite": q.counters.nonfinite(),
+            "nonfinite": q.counters.nonfinite() if q.quantizers else 0,
             "weights_norm": weights.norm(),
             "dead": gradients.dead_steps.max(),
             "loss_scale": step.loss_scale,
