@@ -16,6 +16,7 @@ import altcore
 from altcore import BadInput, ScaleLearningRate, SkipStep, Stop, hookimpl, setting
 from altcore.cli import main
 from altcore.config import TrainConfig
+from altcore.engine import Step
 from altcore.engine.custom_workload import CustomWorkload
 from altcore.engine.schedule import learning_rate
 from altcore.errors import AltcoreError, ConflictingActions, Interrupted, PluginError
@@ -977,3 +978,13 @@ def test_bad_input_writes_nothing(start):
     with pytest.raises(BadInput):
         start(recipe={"activation": "E4M3", "layers": {"transformer.wte": {"activation": "E4M3"}}})
     assert not start.runs.exists() or not list(start.runs.iterdir())
+
+
+def test_a_part_that_was_left_in_evaluation_trains_in_the_next_step(start):
+    """The model as a whole says that it trains."""
+    engine = start.engine(max_steps=1)
+    engine.run.model.train()
+    part = list(engine.run.model.modules())[-1].eval()
+    engine.begin(Step(1))
+    engine.directory.close()
+    assert part.training
