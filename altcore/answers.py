@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from attrs import field, frozen
 
 from altcore.errors import DEFAULT, BadInput
-from altcore.study import STUDIES, Options, as_html, default_recipe, run_compare, run_explain
+from altcore.study import Options, as_html, default_recipe, run_compare, run_explain
 from altcore.yaml_files import read_mapping
 
 Config = Mapping[str, Any] | str | Path | None
@@ -33,37 +33,40 @@ class Answer:
         return as_html(str(self))
 
 
-def explain(
-    config: Config = None,
-    *,
-    seeds: int = 5,
-    within: float = 0.05,
-    budget: float | None = None,
-    name: str | None = None,
-    folder: str | Path = STUDIES,
-) -> Answer:
+class StudyOptions(TypedDict, total=False):
+    """The options that `explain` and `compare` take, each by its name."""
+
+    seeds: int
+    """Runs of each arm, paired with the float32 twin by seed; 5 by default."""
+    within: float
+    """The largest gap to the twin that counts as training, in the unit of the loss; 0.05 by
+    default."""
+    budget: float | None
+    """Minutes for all runs together; decides the steps."""
+    name: str | None
+    """Of the study's folder; a later call may add to it."""
+    folder: str | Path
+    """Holds the studies; ``studies`` by default."""
+
+
+def explain(config: Config = None, **options: Unpack[StudyOptions]) -> Answer:
     """Find out where training breaks in a format, as ``altcore explain`` does.
 
     Args:
         config: keys of all runs, as a mapping or a YAML file; ``format`` is the one in question,
             and ``recipe`` says where it is used: by default everywhere that it can be.
-        seeds: runs of each arm, paired with the float32 twin by seed.
-        within: the largest gap to the twin that counts as training, in the unit of the loss.
-        budget: minutes for all runs together; decides the steps.
-        name: of the study's folder; a later call may add to it.
-        folder: holds the studies.
+        options: ``seeds``, ``within``, ``budget``, ``name`` and ``folder``, as in `StudyOptions`.
 
     Raises:
         BadInput: before anything is written.
         AltcoreError: if a run fails. Finished runs are kept, and the same call goes on.
     """
-    options = _options(config, seeds, within, budget, name, folder)
-    given = {} if options.file is None else read_mapping(options.file, "config")
-    given |= {key: value for key, value, _ in options.overrides}
-    if "recipe" not in given:
-        recipe = default_recipe(given.get("format"))
-        options = _options(config, seeds, within, budget, name, folder, recipe=recipe)
-    return _answer(*run_explain(options))
+    given = _options(config, options)
+    keys = {} if given.file is None else read_mapping(given.file, "config")
+    keys |= {key: value for key, value, _ in given.overrides}
+    if "recipe" not in keys:
+        given = _options(config, options, recipe=default_recipe(keys.get("format")))
+    return _answer(*run_explain(given))
 
 
 def compare(
@@ -71,12 +74,7 @@ def compare(
     recipes: Sequence[str] = ("master",),
     optimizers: Sequence[str] = (),
     config: Config = None,
-    *,
-    seeds: int = 5,
-    within: float = 0.05,
-    budget: float | None = None,
-    name: str | None = None,
-    folder: str | Path = STUDIES,
+    **options: Unpack[StudyOptions],
 ) -> Answer:
     """Compare formats, recipes and optimizers on identical batches, as ``altcore compare`` does.
 
@@ -85,21 +83,17 @@ def compare(
         recipes: names, or .yaml files.
         optimizers: as ``NAME`` or ``NAME:KEY=VALUE``; by default that of the configuration.
         config: other keys of all runs, as a mapping or a YAML file.
-        seeds: see `explain`, as for the rest.
-        within: see `explain`.
-        budget: see `explain`.
-        name: see `explain`.
-        folder: see `explain`.
+        options: as of `explain`.
 
     Raises:
         BadInput: before anything is written.
         AltcoreError: if a run fails. Finished runs are kept, and the same call goes on.
     """
-    options = _options(config, seeds, within, budget, name, folder)
-    for given, what in ((formats, "formats"), (recipes, "recipes"), (optimizers, "optimizers")):
-        if isinstance(given, str):
-            raise BadInput(f"a list of names is needed, not {given!r}", key=what)
-    return _answer(*run_compare(options, formats, recipes, optimizers))
+    given = _options(config, options)
+    for names, what in ((formats, "formats"), (recipes, "recipes"), (optimizers, "optimizers")):
+        if isinstance(names, str):
+            raise BadInput(f"a list of names is needed, not {names!r}", key=what)
+    return _answer(*run_compare(given, formats, recipes, optimizers))
 
 
 def read_answer(page: str | Path) -> Answer:
@@ -118,21 +112,12 @@ def read_answer(page: str | Path) -> Answer:
     return Answer(found, path)
 
 
-def _options(
-    config: Config,
-    seeds: int,
-    within: float,
-    budget: float | None,
-    name: str | None,
-    folder: str | Path,
-    **defaults: Any,
-) -> Options:
+def _options(config: Config, given: StudyOptions, **defaults: Any) -> Options:
     keys = config if isinstance(config, Mapping) else {}
     file = None if config is None or isinstance(config, Mapping) else str(config)
     overrides = [(key, value, None) for key, value in keys.items()]
     more = [(key, value, DEFAULT) for key, value in defaults.items()]
-    options = (file, [*overrides, *more], seeds, within, budget, name)
-    return Options(*options, folder=Path(folder))
+    return Options(file, [*overrides, *more], **given)
 
 
 def _answer(found: dict[str, Any], folder: Path) -> Answer:

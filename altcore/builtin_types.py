@@ -14,6 +14,8 @@ from typing import Any
 
 NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 """JSON has no such numbers: they are written as these words."""
+PLAIN = frozenset({str, int, float, bool, type(None)})
+"""Most values; each line of a record has a dozen."""
 
 
 def as_builtin(value: Any) -> Any:
@@ -21,6 +23,8 @@ def as_builtin(value: Any) -> Any:
 
     Lists, tuples and dictionaries are converted at every depth.
     """
+    if type(value) in PLAIN:
+        return value
     numpy = sys.modules.get("numpy")  # if its numbers exist, somebody imported it
     if numpy is not None and isinstance(value, numpy.generic):
         return value.item()
@@ -39,7 +43,8 @@ def to_json(value: Any) -> Any:
     >>> to_json({"loss": math.inf, "steps": (1, 2.5)})
     {'loss': 'inf', 'steps': [1, 2.5]}
     """
-    value = as_builtin(value)
+    if type(value) not in (dict, list, tuple):  # whose values are converted one by one
+        value = as_builtin(value)
     if isinstance(value, float) and not math.isfinite(value):
         return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
     if isinstance(value, Mapping):

@@ -99,7 +99,7 @@ def check_same(one: Path, other: Path, *, logs: bool = True) -> None:
     assert plugins.keys() == others.keys()
     for name, kept in plugins.items():
         assert plain(kept) == plain(others[name]), name
-    for key in ("detector", "lr_scale", "step", "progress", "shifts"):
+    for key in ("detector", "lr_scale", "step", "history", "shifts"):
         assert plain(first[key]) == plain(second[key]), key
 
 

@@ -64,6 +64,8 @@ def merge_sources(
 ) -> tuple[dict[str, Any], dict[str, Source | None]]:
     """Return the keys that `load_config` is given, unchecked, and where each was given."""
     given: list[Assignment] = []
+    if isinstance(file, Mapping):
+        raise BadInput("keys stand where a file is expected", hint="give them as overrides={...}")
     if file is not None:
         held = read_mapping(file, "config")
         at = {k: source_of(held, k) or Source(str(file)) for k in held}

@@ -3,6 +3,7 @@
 Uses every room below: runs, quantization, config, hooks, numerics, recipes and formats.
 """
 
+from altcore.engine.building import build_workload, choose_device, counted_in_steps, freeze
 from altcore.engine.collapse import StallWindow, Trend
 from altcore.engine.deferred_errors import DeferredErrors
 from altcore.engine.epochs import Epoch
@@ -24,11 +25,11 @@ from altcore.engine.measuring import (
     quantized_weights,
 )
 from altcore.engine.randomness import random_state, seed_all, set_random_state
-from altcore.engine.ranks import world_size
 from altcore.engine.resuming import resumed_with_sources
-from altcore.engine.setup import build_workload, choose_device, counted_in_steps, freeze, prepare
+from altcore.engine.setup import prepare
 from altcore.engine.state import Run, Step, Workload
 from altcore.engine.state_checks import check_optimizer, check_weights, not_finite_in, numbers_of
+from altcore.engine.torchrun import world_size
 
 __all__ = [
     "DeferredErrors",

@@ -9,16 +9,12 @@ from attrs import frozen
 
 from altcore.config import TrainConfig
 from altcore.engine.apply import take_recipe
+from altcore.engine.building import Built
 from altcore.engine.identity import given_in
 from altcore.engine.loop import Engine
 from altcore.engine.plugin_states import RefusedState, check_plugin_states
 from altcore.engine.plugins import Plugin
-from altcore.engine.state_checks import (
-    Built,
-    check_state,
-    check_tensors,
-    check_weights_and_moments,
-)
+from altcore.engine.state_checks import check_state, check_tensors, check_weights_and_moments
 from altcore.errors import BadInput, InvalidCheckpoint
 from altcore.runs import (
     ANOMALY,
@@ -118,17 +114,14 @@ class GoingOn:
 
 
 def go_on(
-    directory: RunDirectory,
-    config: TrainConfig,
-    identity: Mapping[str, Any],
-    allowed: Sequence[str],
-    built: Built,
+    directory: RunDirectory, built: Built, identity: Mapping[str, Any], allowed: Sequence[str]
 ) -> GoingOn:
     """Return the newest valid checkpoint of a run; what the dead left half written is removed.
 
     Raises `BadInput` if the run has nothing left to do, not even to write a summary that is lost,
     or is another one than it was and ``allowed`` does not name the change.
     """
+    config = built.config
     changes: list[Change] = []
 
     def check(found: Checkpoint, plugins: Sequence[Plugin]) -> None:
@@ -159,7 +152,7 @@ def go_on(
         tidy(directory.checkpoints)
     directory.check_begun()
     check_environment(directory.path)
-    found = _end_of(directory, config, check, built) or _newest(directory, config, check, built)
+    found = _end_of(directory, built, check) or _newest(directory, built, check)
     is_over = found.manifest["phase"] == ENDED_PHASE
     is_whole = has_summary(directory.path) and has_environment(directory.path)
     is_done = found.step == config.max_steps and is_over and is_whole
@@ -177,20 +170,18 @@ def go_on(
 Check = Callable[[Checkpoint, Sequence[Plugin]], None]
 
 
-def _end_of(
-    directory: RunDirectory, config: TrainConfig, check: Check, built: Built
-) -> Checkpoint | None:
+def _end_of(directory: RunDirectory, built: Built, check: Check) -> Checkpoint | None:
     """Return the anomaly with which the run ended, unless it has steps left to make.
 
     Those are made from the last checkpoint whose weights are finite.
     """
-    path = find_end(directory.checkpoints, directory.run_id, config.max_steps)
+    path = find_end(directory.checkpoints, directory.run_id, built.config.max_steps)
     if path is None:
         return None
     return load_if_valid(path, lambda found: check(found, built.plugins))
 
 
-def _newest(directory: RunDirectory, config: TrainConfig, check: Check, built: Built) -> Checkpoint:
+def _newest(directory: RunDirectory, built: Built, check: Check) -> Checkpoint:
     """Return the newest valid checkpoint.
 
     A state that a plugin refuses is no reason to begin again from the seed alone. If an observer
@@ -213,7 +204,7 @@ def _newest(directory: RunDirectory, config: TrainConfig, check: Check, built: B
         if not refused:
             raise
         name = directory.path.name
-        acting = [r for r in refused if r.plugin.acts or config.strict]
+        acting = [r for r in refused if r.plugin.acts or built.config.strict]
         if not acting:
             only = [p for p in built.plugins if p.acts]
             return load_newest(directory.checkpoints, lambda found: check(found, only))

@@ -61,7 +61,7 @@ class GradientNorms:
             has = torch.tensor([p.grad is not None for p in self.parameters], device=norms.device)
             all_norms = torch.zeros_like(self.dead_norms).masked_scatter(has, norms)
         is_dead = all_norms < self.dead_norms
-        self.dead_steps = torch.where(is_dead, self.dead_steps + 1, 0)
+        self.dead_steps = (self.dead_steps + 1) * is_dead
         return torch.linalg.vector_norm(norms)
 
     def dead_by_name(self) -> dict[str, int]:

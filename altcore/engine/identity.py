@@ -13,11 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from altcore.config import TrainConfig
+from altcore.engine.building import Built
 from altcore.engine.randomness import random_state, set_random_state
-from altcore.engine.ranks import Ranks
 from altcore.engine.state import Workload
-from altcore.quantization import Quantization
 from altcore.recipes import formats_in
 from altcore.runs import identity_of
 
@@ -25,27 +23,20 @@ DIGEST = "sha256"
 """The fact of a workload that digests its data."""
 
 
-def run_identity(
-    config: TrainConfig,
-    owners: Mapping[str, Any],
-    workload: Workload,
-    quantization: Quantization,
-    device: torch.device,
-    given: Mapping[str, str],
-    ranks: Ranks,
-) -> dict[str, Any]:
-    """Return the identity of a run that is built; ``given`` names what came from Python."""
+def run_identity(built: Built) -> dict[str, Any]:
+    """Return the identity of a run that is built."""
+    device = built.device
     return identity_of(
-        config,
-        owners=owners,
-        formats=formats_in(quantization.plan),
-        data=data_of(workload, device, "data" in given),
+        built.config,
+        owners=built.owners,
+        formats=formats_in(built.quantization.plan),
+        data=data_of(built.workload, device, "data" in built.given),
         where={
             "threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         },
-        given=given,
-        world_size=ranks.world_size,
+        given=built.given,
+        world_size=built.ranks.world_size,
     )
 
 

@@ -23,8 +23,8 @@ the last two steps if the run goes on.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -37,8 +37,9 @@ from altcore.engine.collapse import Detector
 from altcore.engine.compiling import tell_recompiles
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.ending import Ending
-from altcore.engine.epochs import evaluation_interval, training_batch
-from altcore.engine.evaluation import evaluate, is_better, items_in, warn_of_nonfinite
+from altcore.engine.epochs import training_batch
+from altcore.engine.evaluating import Evaluating
+from altcore.engine.evaluation import items_in
 from altcore.engine.event_log import EventLog
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.history import RunHistory
@@ -55,11 +56,9 @@ from altcore.engine.snapshots import Snapshot
 from altcore.engine.stall import judged_stall, lost_stall_rate
 from altcore.engine.state import Run, Step
 from altcore.engine.step_record import StepRecord
-from altcore.engine.summarizing import unigram_entropy
 from altcore.engine.weights import WeightCheck
-from altcore.errors import Interrupted
 from altcore.hooks import Proposal, Rollback, SkipStep, Stop, Verdict, arbitrate
-from altcore.runs import METRICS, Checkpoint, RunDirectory
+from altcore.runs import Checkpoint, RunDirectory
 
 
 @define(eq=False)
@@ -84,30 +83,33 @@ class Engine:
     ranks: Ranks = field(factory=Ranks)
     leaving: Leaving = field(init=False)
     history: RunHistory = field(init=False, factory=RunHistory)
-    eval_interval: int | Fraction = field(init=False)
     record: StepRecord = field(init=False)
     gradients: GradientNorms = field(init=False)
     captures: capture.LayerCaptures = field(init=False)
+    modules: Sequence[nn.Module] = field(init=False)
+    """All of the model."""
     needs: set[str] = field(init=False, factory=set)
     """The captures that plugins due on this step need."""
     ending: Ending = field(init=False)
     weights: WeightCheck = field(init=False)
     saving: Saving = field(init=False)
+    evaluating: Evaluating = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.eval_interval = evaluation_interval(self.run.config, self.run.epoch)
         self.record = StepRecord(self.run, self.directory, self.dispatch, self.history)
         told = (self.dispatch, self.history, self.record, self.facts)
         self.ending = Ending(self.run, self.directory, *told)
         self.gradients = GradientNorms(self.run.model, self.run.config.dead_neuron_threshold)
         self.captures = capture.LayerCaptures(self.run.quantization.modules)
         self.weights = WeightCheck(self.run.model)
+        self.modules = list(self.run.model.modules())
         parts = (self.dispatch, self.detector, self.history, self.record, self.gradients)
         state = RunState(self.run, *parts, self.ranks)
         about = (self.weights, self.identity, self.is_from_seed)
         self.saving = Saving(state, self.directory, self.ending, *about)
         self.leaving = Leaving(self.ranks.world_size == 1)
         self.dispatch.boundary.note_if_closed = self.directory.note_if_closed
+        self.evaluating = Evaluating(state, self.directory, self.saving, self.leaving)
 
     def train_step(self, step: Step) -> None:
         """Draw a batch, learn from it, judge, record: the docstring above, in code."""
@@ -186,7 +188,8 @@ class Engine:
             step.index, tracking=step.is_recorded, errors="errors" in self.needs
         )
         run.optimizer.zero_grad(set_to_none=True)
-        run.model.train()
+        if not all(module.training for module in self.modules):
+            run.model.train()  # slow: it sets them all
         self.weights.buffers.keep()
         if "snapshots" in self.needs and (step.index - 1) % config.snapshot_interval == 0:
             taken = Snapshot.take(step.index - 1, run.model, run.optimizer, run.quantization)
@@ -218,7 +221,7 @@ class Engine:
         if limit > 0:
             # A norm that is not finite would spoil every gradient before it is seen which one is.
             factor = (limit / (norm + 1e-6)).clamp(max=1.0)
-            self.gradients.multiply(torch.where(torch.isfinite(norm), factor, 1.0))
+            self.gradients.multiply(torch.where(norm < math.inf, factor, 1.0))
         self.capture(step, "gradients_final", capture.gradients)
         return norm
 
@@ -302,40 +305,9 @@ class Engine:
 
     def look(self, step: Step) -> None:
         """Evaluate and save after a step, if it is time."""
-        is_best = is_due(self.eval_interval, step.index) and self.evaluate(step)
+        is_best = self.evaluating.is_due(step) and self.evaluating.evaluate(step)
         if is_best or is_due(self.run.config.checkpoint_interval, step.index):
             self.saving.save()
-
-    def evaluate(self, step: Step) -> bool:
-        """Measure loss and measures of the validation split, and tell; returns if it is best."""
-        self.record.flush()
-        self.saving.check_data()
-        self.saving.has_finite_weights()
-        history = self.history
-        try:
-            found = evaluate(self.run, self.ranks, self.leaving.if_asked)
-        except Interrupted:
-            self.saving.save()  # whoever goes on from it evaluates
-            raise
-        before, history.evaluation = history.evaluation, {**step.place(), **found}
-        warn_of_nonfinite(self.run, step, history.evaluation, before)
-        # One that only the run's end asks for must change nothing if the run goes on.
-        is_asked = is_due(self.eval_interval, step.index)
-        if is_asked:
-            self.detector.evaluated(step.index, history.evaluation[self.run.config.monitor])
-        history.first_evaluation = history.first_evaluation or history.evaluation
-        self.directory.append(METRICS, history.evaluation)
-        acting, line = None if is_asked else False, history.evaluation
-        self.dispatch.call("on_eval", acting=acting, run=self.run, step=step, metrics=line)
-        is_best = is_better(self.run.config, history.evaluation, history.best)
-        if is_best:
-            history.best = history.evaluation
-        return is_best
-
-    def evaluate_start(self) -> None:
-        """Measure where the run begins, for its verdict, if the data's entropy does not say it."""
-        if unigram_entropy(self.run.workload) is None:
-            self.history.first_evaluation = {"step": 0, **evaluate(self.run, self.ranks)}
 
     # The whole run ---------------------------------------------------------------------------
 
@@ -372,7 +344,7 @@ class Engine:
                 self.record.tell_scales([float(w.scale) for w in run.quantization.stored.values()])
                 self.saving.save()
                 if self.history.evaluation.get("step") != run.step:
-                    self.evaluate(self.place(Step(run.step)))
+                    self.evaluating.evaluate(self.place(Step(run.step)))
                     self.saving.save()
         finally:
             self.ending.end(self.saving.check_place, self.saving.seal)
@@ -390,7 +362,7 @@ class Engine:
                 if run.quantization.context.is_news(remark):  # a resumed run told it before
                     run.emit("warning", message=remark)
         if run.step == 0:
-            self.evaluate_start()
+            self.evaluating.evaluate_start()
             self.saving.save()
         elif self.history.evaluation.get("step") != run.step:  # a signal came before it was done
             self.look(self.place(Step(run.step)))

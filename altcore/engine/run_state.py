@@ -54,7 +54,7 @@ class RunState:
             "lr_scale": run.lr_scale,
             "shifts": run.shifts,
             "reports": run.reports,
-            "progress": asdict(self.history),
+            "history": asdict(self.history),
         }
 
     def load_state_dict(
@@ -75,4 +75,4 @@ class RunState:
         run.lr_scale = state["lr_scale"]
         run.shifts[:], run.reports[:] = state["shifts"], state["reports"]
         run.snapshots = deque(Snapshot(**snapshot) for snapshot in snapshots)
-        self.history.restore(state["progress"])
+        self.history.restore(state["history"])

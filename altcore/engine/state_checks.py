@@ -7,21 +7,20 @@ too small. What holds for a model's state holds for its snapshots as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from altcore.config import TrainConfig
+from altcore.engine.building import Built
 from altcore.engine.collapse import Detector
 from altcore.engine.history import RunHistory
-from altcore.engine.plugins import Plugin
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.errors import BadInput, InvalidCheckpoint
-from altcore.quantization import Quantization, check_moments, check_quantization_state
+from altcore.quantization import check_moments, check_quantization_state
 
 MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
 """Second moments, which have no negative element."""
@@ -29,17 +28,6 @@ NUMBERS = ("step", "eta", "mu", "mu_product")
 """States of torch's optimizers that are one number."""
 FACTORED = ("Adafactor",)
 """Optimizers of torch whose moments have other shapes than their parameters."""
-
-
-class Built(NamedTuple):
-    """What a state is to be loaded into."""
-
-    config: TrainConfig
-    device: torch.device
-    model: nn.Module
-    optimizer: torch.optim.Optimizer
-    quantization: Quantization
-    plugins: Sequence[Plugin]
 
 
 @contextmanager
@@ -86,7 +74,7 @@ def check_state(state: Mapping[str, Any], built: Built, *, is_healthy: bool = Tr
         finally:
             set_random_state(now, built.device)
         Detector(built.config).load_state_dict(state["detector"])
-        RunHistory(**state["progress"])
+        RunHistory(**state["history"])
 
 
 def check_weights_and_moments(

@@ -62,7 +62,7 @@ class StepRecord:
             "loss": own.pop("loss"),
             "grad_norm": step.grad_norm,
             "final_norm": final_norm,
-            "nonfinite": q.counters.nonfinite(),
+            "nonfinite": q.counters.nonfinite() if q.quantizers else 0,
             "weights_norm": weights.norm(),
             "dead": gradients.dead_steps.max(),
             "loss_scale": step.loss_scale,
@@ -141,6 +141,8 @@ class StepRecord:
 
     def tell(self, metrics: Mapping[str, Any], *, acting: bool, **more: Any) -> None:
         """Call ``on_record`` of the interventions, or of all others."""
+        if not self.dispatch.implements("on_record"):
+            return
         place = (metrics["step"], metrics.get("epoch"), metrics["learning_rate"])
         step = Step(*place, is_recorded=True)
         given = {"step": step, "metrics": metrics, **more}

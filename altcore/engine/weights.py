@@ -25,7 +25,7 @@ class WeightCheck:
 
     model: nn.Module
     buffers: Buffers = field(init=False)
-    parameters: list[nn.Parameter] = field(init=False)
+    parameters: list[Tensor] = field(init=False)
     watched: dict[str, tuple[Any, ...]] = field(init=False)
     """The buffers that were finite when the run was built, with their shape and type."""
     since: int | None = field(init=False, default=None)
@@ -43,7 +43,8 @@ class WeightCheck:
 
     def norm(self) -> Tensor:
         """Return the L2 norm of all trained parameters and watched buffers, 0-dim."""
-        norms = torch._foreach_norm([p.detach() for p in self.parameters])
+        with torch.no_grad():
+            norms = torch._foreach_norm(self.parameters)
         if buffers := [b for _, b in self._buffers()]:
             norms = (*norms, *torch._foreach_norm(buffers))
         return torch.linalg.vector_norm(torch.stack(norms))

@@ -7,8 +7,9 @@ from altcore.quantization.attention import AttentionCall
 from altcore.quantization.coded_weights import CodedWeight, weight_codes
 from altcore.quantization.discovery import find_layers, matrices, tied_matrices
 from altcore.quantization.optimizer import ROUNDABLE, check_roundable, roundable_state
-from altcore.quantization.quantization import Quantization, quantize_model
+from altcore.quantization.quantization import Quantization
 from altcore.quantization.quantizer import random_key
+from altcore.quantization.quantizing import quantize_model
 from altcore.quantization.shared_amax import amax_histories, share_amax
 from altcore.quantization.state_checks import check_moments, check_quantization_state
 from altcore.quantization.stored import MOVES

@@ -80,11 +80,13 @@ class Counters:
         ``overflow_rate`` is None if every scale comes from the tensor's own amax: overflow is
         then impossible by construction.
         """
+        if not self.quantizers:
+            return {"overflow_rate": None, "flushed_rate": None}
         can = [i for i, quantizer in enumerate(self.quantizers) if not quantizer.cast.uses_amax]
         total, over = self.counts.sum(0), self.counts[can].sum(0)
         return {
             "overflow_rate": _share(over[1], over[0]) if can else None,
-            "flushed_rate": _share(total[2], total[0]) if self.quantizers else None,
+            "flushed_rate": _share(total[2], total[0]),
         }
 
     def stall_rates(self) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""Quantize a whole model by a recipe; the engine and people's own loops use the same call.
+"""A whole model under a recipe.
 
 State dict keys, parameters and types of the model stay as they are: a quantized layer's
 ``forward`` is patched on the instance, and `Quantization.remove` takes the patch away.
@@ -18,7 +18,7 @@ from torch.utils.hooks import RemovableHandle
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat, check_digests, digests_of
 from altcore.quantization import building, coverage
-from altcore.quantization.checks import check_arguments, check_effect, check_model, with_ties
+from altcore.quantization.checks import check_effect, check_model, with_ties
 from altcore.quantization.compute import choose_compute
 from altcore.quantization.context import Clock, Context
 from altcore.quantization.counters import Counters, rows
@@ -27,7 +27,7 @@ from altcore.quantization.discovery import AUTO, ParameterSlot, find_layers
 from altcore.quantization.flops import FlopCount, count_flops
 from altcore.quantization.gradient_rounding import GradientRounding, ModelHook
 from altcore.quantization.layer import QuantizedLayer
-from altcore.quantization.optimizer import check_steps, is_or_wraps, store_optimizer_state, unwrap
+from altcore.quantization.optimizer import check_steps, is_or_wraps, store_optimizer_state
 from altcore.quantization.patched_forward import (
     DisabledFastPath,
     disable_fast_paths,
@@ -360,41 +360,3 @@ class Quantization:
             quantizer.history = None if history is None else history.to(device).clone()
         for name, weight in self.stored.items():
             weight.load_state_dict(state["stored"][name])
-
-
-def quantize_model(
-    model: nn.Module,
-    recipe: RecipeLike,
-    *,
-    format: str | AnyFormat | None = None,
-    compute: str = "auto",
-    seed: int = 0,
-    head: str | None = AUTO,
-    optimizer: torch.optim.Optimizer | None = None,
-) -> Quantization:
-    """Quantize ``model`` in place by a recipe; returns the handle that takes it back.
-
-    Args:
-        model: any module; its parameters, types and state dict keys stay as they are.
-        recipe: a format or its name (the recipe ``master`` in it), a recipe's name, its mapping,
-            or a .yaml file.
-        format: the one that the recipe calls FORMAT.
-        compute: in which type products run; see `altcore.quantization.compute.COMPUTES`.
-        seed: of stochastic rounding.
-        head: the output head, which named recipes leave alone: a module's name, None if the model
-            has none, or ``auto`` (see `altcore.quantization.discovery.find_heads`).
-        optimizer: its steps are then followed by `Quantization.store`; without it, call that after
-            each step of a recipe that stores anything.
-
-    Raises:
-        BadInput: for an unknown name, a pattern that matches no layer, or a layer that cannot take
-            its cast.
-    """
-    seed = check_arguments(model, seed, head)
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module  # whose names and head a recipe means
-    followed = None if optimizer is None else unwrap(optimizer)
-    q = Quantization(model, read_recipe(recipe, format), compute, seed, head)
-    if followed is not None:
-        q.follow(followed)
-    return q

@@ -29,6 +29,8 @@ CONFIG, ENVIRONMENT, SUMMARY = "config.yaml", "environment.json", "summary.json"
 WHOLE_FILES = (CONFIG, ENVIRONMENT, SUMMARY)
 HELD = (CONFIG, ENVIRONMENT)
 """Those that stay as they are while a run trains."""
+ENCODER = json.JSONEncoder(allow_nan=False)
+"""Of lines: `json.dumps` would make one for each."""
 CHECKPOINTS, REPORTS = "checkpoints", "reports"
 FOLDERS, FILES = (CHECKPOINTS, REPORTS), (LOCK, *LOGS, *WHOLE_FILES)
 """What altcore writes in the directory."""
@@ -205,7 +207,7 @@ class RunDirectory:
 
     def append(self, file: str, line: Mapping[str, Any]) -> None:
         """Append a line to a .jsonl file, readable at once."""
-        text = json.dumps(to_json(line), allow_nan=False) + "\n"
+        text = ENCODER.encode(to_json(line)) + "\n"
         if not self._log(file).is_open:
             self._check_logs()
         self._log(file).append(text.encode())

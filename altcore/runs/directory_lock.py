@@ -82,7 +82,7 @@ def alone(path: Path) -> Iterator[None]:
 
     Where the file system locks no folder, all go on at once.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = _opened_folder(path)
     try:
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -91,26 +91,25 @@ def alone(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def _opened_folder(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+
 def _locked_folder(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    with suppress(OSError):
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise _is_taken(path) from error
-    return descriptor
+    return _locked(_opened_folder(path), path, BlockingIOError)
 
 
 def _locked_file(path: Path) -> int:
-    descriptor = durable.open_to_write(path / LOCK, os.O_APPEND)
+    return _locked(durable.open_to_write(path / LOCK, os.O_APPEND), path, OSError)
+
+
+def _locked(descriptor: int, path: Path, taken: type[OSError]) -> int:
+    """Lock what is open; an error of the type ``taken`` means that another process has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except taken as error:
         os.close(descriptor)
-        raise _is_taken(path) from error
+        raise BadInput(f"run {path.name} is being written by another process") from error
+    except OSError:
+        pass  # the file system locks no directory
     return descriptor
-
-
-def _is_taken(path: Path) -> BadInput:
-    return BadInput(f"run {path.name} is being written by another process")

@@ -44,12 +44,12 @@ class Options:
 
     file: str | None
     overrides: Sequence[Override]
-    seeds: int
-    within: float
-    budget: float | None
-    name: str | None
+    seeds: int = 5
+    within: float = 0.05
+    budget: float | None = None
+    name: str | None = None
     tell: Callable[[str], None] = field(default=print)
-    folder: Path = field(factory=lambda: Path(STUDIES))
+    folder: Path = field(default=Path(STUDIES), converter=Path)
     doing: Callable[[str], None] = field(default=lambda _: None)
     """Takes what is being done, which nobody needs to read later."""
 

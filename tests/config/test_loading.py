@@ -111,6 +111,11 @@ def test_an_empty_file_is_an_empty_mapping(tmp_path):
 # --------------------------------------------------------------------- defaults and observers
 
 
+def test_keys_in_the_place_of_the_file_are_refused():
+    with pytest.raises(BadInput, match=r"overrides=\{"):
+        load_config({"max_steps": 3})
+
+
 def test_defaults_come_from_the_data_file():
     """The code of the core names no plugin: defaults.yaml does."""
     found = load_config()

@@ -160,7 +160,7 @@ def test_a_sigint_in_a_hook_is_nobodys_failure(shelf, start):
 def test_the_command_never_ends_quietly(shelf, corpus, capsys, tmp_path, monkeypatch, code):
     """sys.exit in code that nobody guards is a failure, whatever code it was to end with."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("altcore.engine.loop.Engine.evaluate", raising(SystemExit(code)))
+    monkeypatch.setattr("altcore.engine.evaluating.Evaluating.evaluate", raising(SystemExit(code)))
     arguments = ("--data", corpus, "--steps", 1, "--name", "r")
     outcome = call(capsys, "train", *TINY, *arguments)
     assert outcome.code == 1

@@ -335,7 +335,7 @@ def same(one, other):
     assert weights_sha256(one) == weights_sha256(other)
     assert metrics_bytes(one) == metrics_bytes(other)
     first, second = state(one), state(other)
-    for key in ("detector", "lr_scale", "step", "progress"):
+    for key in ("detector", "lr_scale", "step", "history"):
         assert first[key] == second[key], key
     for i, moments in first["optimizer"]["state"].items():
         assert sha256(moments) == sha256(second["optimizer"]["state"][i])

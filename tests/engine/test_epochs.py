@@ -301,7 +301,7 @@ def test_a_run_resumed_in_the_middle_of_an_epoch_is_the_same(points, shelf, star
     resumed = start.resume("r")
     assert metrics_bytes(resumed.run_directory) == metrics_bytes(whole.run_directory)
     assert weights_sha256(resumed.run_directory) == weights_sha256(whole.run_directory)
-    check_same(state(resumed.run_directory), state(whole.run_directory), ("model", "progress"))
+    check_same(state(resumed.run_directory), state(whole.run_directory), ("model", "history"))
 
 
 def test_a_run_may_be_resumed_to_more_epochs_or_steps(points, start):

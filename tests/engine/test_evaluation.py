@@ -155,7 +155,7 @@ def test_what_is_best_follows_the_monitor_and_its_direction(points, start):
         found = evaluations(run)
         assert found[0]["val_largest"] > found[-1]["val_largest"]
         (of_best,) = [line for line in found if line["step"] == best]
-        assert state(run.run_directory)["progress"]["best"] == of_best
+        assert state(run.run_directory)["history"]["best"] == of_best
         assert run.summary["best_val_loss"] == of_best["val_loss"]
 
 

@@ -16,6 +16,7 @@ import altcore
 from altcore import BadInput, ScaleLearningRate, SkipStep, Stop, hookimpl, setting
 from altcore.cli import main
 from altcore.config import TrainConfig
+from altcore.engine import Step
 from altcore.engine.custom_workload import CustomWorkload
 from altcore.engine.schedule import learning_rate
 from altcore.errors import AltcoreError, ConflictingActions, Interrupted, PluginError
@@ -967,9 +968,9 @@ def test_checkpoints_are_pruned(start):
 def test_the_last_checkpoint_knows_the_last_evaluation(start):
     """Also where the interval saved the last step before it was evaluated."""
     run = start(max_steps=3, checkpoint_interval=3, eval_interval=0)
-    progress = state(run.run_directory)["progress"]
-    assert progress["evaluation"]["step"] == 3
-    assert progress["best"]["val_loss"] == run.summary["best_val_loss"]
+    history = state(run.run_directory)["history"]
+    assert history["evaluation"]["step"] == 3
+    assert history["best"]["val_loss"] == run.summary["best_val_loss"]
 
 
 def test_bad_input_writes_nothing(start):
@@ -977,3 +978,13 @@ def test_bad_input_writes_nothing(start):
     with pytest.raises(BadInput):
         start(recipe={"activation": "E4M3", "layers": {"transformer.wte": {"activation": "E4M3"}}})
     assert not start.runs.exists() or not list(start.runs.iterdir())
+
+
+def test_a_part_that_was_left_in_evaluation_trains_in_the_next_step(start):
+    """The model as a whole says that it trains."""
+    engine = start.engine(max_steps=1)
+    engine.run.model.train()
+    part = list(engine.run.model.modules())[-1].eval()
+    engine.begin(Step(1))
+    engine.directory.close()
+    assert part.training

@@ -6,8 +6,9 @@ import pytest
 import torch
 from attrs import define
 
-from altcore.engine.ranks import Ranks, TorchrunRanks
+from altcore.engine.ranks import Ranks
 from altcore.engine.shares import Drawn, share_of
+from altcore.engine.torchrun import TorchrunRanks
 from altcore.errors import BadInput
 
 Pair = namedtuple("Pair", "x y")

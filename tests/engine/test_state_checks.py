@@ -158,7 +158,7 @@ WRONG = {
     "dead steps": lambda s: put(s, torch.zeros(1, dtype=torch.int64), "dead_steps"),
     "shifts": lambda s: put(s, [3], "shifts"),
     "reports": lambda s: put(s, [None], "reports"),
-    "progress": lambda s: put(s, 1, "progress", "unheard of"),
+    "history": lambda s: put(s, 1, "history", "unheard of"),
 }  # fmt: skip
 
 

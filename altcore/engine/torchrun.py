@@ -1,0 +1,294 @@
+"""The ranks of a run that torchrun started in several processes, and how they talk."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
+
+import attrs
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
+from torch.nn.parallel import DistributedDataParallel
+
+from altcore.engine.losses import means
+from altcore.engine.lost_ranks import is_of_messages, lost_rank
+from altcore.engine.randomness import seed_all
+from altcore.engine.ranks import Ranks
+from altcore.engine.shares import Drawn, check_drawn, share_of
+from altcore.errors import AltcoreError, BadInput, Interrupted, LostRank, shown, text_of
+from altcore.hooks import Action, Proposal
+from altcore.quantization import Quantization, amax_histories, random_key, share_amax
+
+T = TypeVar("T")
+
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+"""The environment variables by which torchrun tells a process of the others."""
+
+
+_NUMBERS = itertools.count()
+"""Of the runs that this process takes part in: a script may make several, and torch leaves the
+addresses of a process group in the store."""
+
+
+class TorchrunRanks(Ranks):
+    """One of several processes."""
+
+    def __init__(self, device: str) -> None:
+        missing = [name for name in TORCHRUN if name not in os.environ]
+        if missing:
+            raise BadInput(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, and {missing[0]} is not set")
+        self.store: Store | None = None
+        self.is_own_group = not dist.is_initialized()
+        if self.is_own_group:
+            own = torch.device(self.device(device))
+            # A device that is not here is refused later, by name.
+            is_cuda = own.type == "cuda" and (own.index or 0) < torch.cuda.device_count()
+            if is_cuda:
+                torch.cuda.set_device(own)
+            common, rank, world_size = next(iter(rendezvous("env://")))
+            self.store = PrefixStore(f"altcore/{next(_NUMBERS)}", common)
+            backend = "cpu:gloo,cuda:nccl" if is_cuda else "gloo"
+            dist.init_process_group(backend, store=self.store, rank=rank, world_size=world_size)
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self.parallel: DistributedDataParallel | None = None
+        self.drawn: list[Drawn] = []
+        """The micro-batches that the ranks did not compare yet."""
+        self.met_nonfinite: Tensor
+        """Whether this rank's loss or quantizers did in the step, before all have the sums."""
+
+    def device(self, name: str) -> str:
+        """Return ``cuda:LOCAL_RANK`` for ``cuda``."""
+        if name.startswith("cuda:"):
+            raise BadInput(
+                f"{name} is one device, and there are several processes",
+                key="device",
+                hint="cuda gives each process the device of its LOCAL_RANK",
+            )
+        is_cuda = name == "cuda" or (name == "auto" and torch.cuda.is_available())
+        return f"cuda:{os.environ['LOCAL_RANK']}" if is_cuda else "cpu"
+
+    def follow(self, model: nn.Module) -> None:
+        """Take rank 0's weights, and let torch's DDP average gradients.
+
+        Only its reducer is used: the model itself is called, by whatever methods a workload likes,
+        and may be run and differentiated in a probe before the backward pass.
+        """
+        with self.lost_named():
+            self.parallel = DistributedDataParallel(model, find_unused_parameters=True)
+
+    def seed(self, seed: int) -> None:
+        """Seed the ranks but the first by a number of their own."""
+        if self.rank:
+            seed_all(random_key(seed, 0, 0, f"rank {self.rank}"))
+
+    def share(self, workload: Any, batch: Any) -> Any:
+        """Return this rank's items of a micro-batch, or what the workload's ``shard`` returns."""
+        own = getattr(workload, "shard", None)
+        if own is not None:
+            return own(batch, self.rank, self.world_size)
+        share = share_of(batch, self.rank, self.world_size)
+        self.drawn.append(Drawn.of(batch))
+        return share
+
+    def backward(self, loss: Tensor, *, is_last: bool) -> None:
+        """Let DDP's reducer see the backward pass of the last micro-batch."""
+        assert self.parallel is not None
+        if not is_last:
+            super().backward(loss, is_last=False)
+            return
+        reducer = self.parallel.reducer
+
+        def begin(_: Tensor) -> None:
+            reducer._rebuild_buckets()
+            reducer.prepare_for_backward([loss])
+
+        # Within the pass, where torch makes Python's of its warnings: a model may have parameters
+        # that some step does not use, and DDP complains if there are none.
+        with self.lost_named(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="find_unused_parameters=True")
+            handle = loss.register_hook(begin)
+            super().backward(loss, is_last=True)
+            handle.remove()
+            self._share_buffers(self.parallel.module)
+
+    def _share_buffers(self, model: nn.Module) -> None:
+        """Take rank 0's buffers, such as the running means of a batch norm."""
+        by_type: dict[torch.dtype, list[Tensor]] = {}
+        for buffer in model.buffers():
+            by_type.setdefault(buffer.dtype, []).append(buffer.detach())
+        for own in by_type.values():
+            flat = torch.cat([b.flatten() for b in own])
+            dist.broadcast(flat, 0)
+            for buffer, part in zip(own, flat.split([b.numel() for b in own]), strict=True):
+                buffer.copy_(part.view_as(buffer))
+
+    def average(
+        self,
+        losses: Sequence[dict[str, Tensor]],
+        items: Sequence[int],
+        quantization: Quantization,
+    ) -> dict[str, Tensor]:
+        """Sum over the ranks, in one message; weights, which all have, count once."""
+        own, counters = means(losses, items), quantization.counters
+        self.met_nonfinite = ~torch.isfinite(own["loss"]) | (counters.nonfinite() > 0)
+        values = torch.stack([value.double() for value in own.values()]) / self.world_size
+        parts = [values, counters.counts.double(), counters.errors]
+        for counted in parts[1:] if self.rank else ():
+            counted[counters.of_weights] = 0
+        total = torch.cat([part.flatten() for part in parts])
+        with self.lost_named():
+            dist.all_reduce(total)
+        values, counts, errors = total.split([part.numel() for part in parts])
+        counters.counts.copy_(counts.view_as(counters.counts))
+        counters.errors.copy_(errors.view_as(counters.errors))
+        return {name: value.to(own[name].dtype) for name, value in zip(own, values, strict=True)}
+
+    def agree(
+        self, proposals: int, signal: int, norm: Tensor, quantization: Quantization
+    ) -> dict[str, Any]:
+        """Take the largest number of any rank, in one message."""
+        norm = norm.detach().double()
+        is_bad, norm = (~torch.isfinite(norm)).double(), norm.nan_to_num()
+        checksums = [torch.as_tensor(drawn.checksum).to(norm) for drawn in self.drawn]
+        same = torch.stack([norm, *checksums])
+        # The largest is that of the first rank.
+        bad_ranks = self.met_nonfinite.double() * (self.world_size - self.rank)
+        own = [norm.new_tensor([proposals, signal]), is_bad[None], bad_ranks[None]]
+        said = torch.cat([*own, same, -same])
+        histories = amax_histories(quantization)
+        largest = torch.cat([said, *histories])
+        with self.lost_named():
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
+        said, *shared = largest.split([len(said), *map(len, histories)])
+        for history, part in zip(histories, shared, strict=True):
+            history.copy_(part)
+        # A largest number and a largest negative that are not opposite are of two ranks.
+        apart = said[4:].view(2, -1).sum(0)
+        names = ("proposals", "signal", "is_bad", "bad_ranks", "other_gradients", "other_batches")
+        return dict(zip(names, (*said[:4], apart[0], apart[1:].sum()), strict=True))
+
+    def check_step(self, host: Mapping[str, Any]) -> None:
+        """Compare, and forget the step's micro-batches."""
+        super().check_step(host)
+        self.drawn.clear()
+
+    def check_batches(self) -> None:
+        """Gather what each rank drew."""
+        own = [str(drawn) for drawn in self.drawn]
+        self.drawn.clear()
+        check_drawn(self.gather(own))
+
+    def everybodys(self, proposals: list[Proposal]) -> list[Proposal]:
+        """Gather them, by rank. Reasons may tell of a rank's own numbers, and do not count."""
+        found: list[Proposal] = []
+        seen: list[tuple[str, Action]] = []
+        for proposal in itertools.chain.from_iterable(self.gather(proposals)):
+            key = proposal.plugin, attrs.evolve(proposal.action, reason="any")
+            if key not in seen:
+                seen.append(key)
+                found.append(proposal)
+        return found
+
+    def gather(self, own: T) -> list[T]:
+        """Pickle, and unpickle what the others have."""
+        found: list[Any] = [None] * self.world_size
+        with self.lost_named():
+            dist.all_gather_object(found, own)
+        return found
+
+    def check_replicas(self, model: nn.Module) -> None:
+        """Compare the sum of each parameter's bits."""
+        names, sums = [], []
+        for name, value in model.state_dict().items():
+            if isinstance(value, Tensor):
+                names.append(name)
+                sums.append(value.contiguous().flatten().view(torch.uint8).long().sum())
+        own = torch.stack(sums).tolist() if sums else []
+        for rank, other in enumerate(self.gather(own)):
+            if other != own:
+                name = next(n for n, a, b in zip(names, own, other, strict=True) if a != b)
+                raise AltcoreError(
+                    f"the replicas differ: {name} is not the same on rank {self.rank} and rank "
+                    f"{rank}; whatever changes gradients or weights must do the same on each rank"
+                )
+
+    def share_amax(self, quantization: Quantization) -> None:
+        """Send each amax to the others, in one message a tensor."""
+
+        def largest(amax: Tensor) -> Tensor:
+            shared = amax.clone()
+            with self.lost_named():
+                dist.all_reduce(shared, dist.ReduceOp.MAX)
+            return shared
+
+        share_amax(quantization, largest)
+
+    @contextmanager
+    def lost_named(self) -> Iterator[None]:
+        """Name the rank that is gone if a message fails, and its error if it told it."""
+        try:
+            yield
+        except RuntimeError as error:
+            if not is_of_messages(error):
+                raise
+            raise lost_rank(self._told(), error) from None  # it says what of the other is of use
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Wait until rank 0 has written everything, and end a process group of the run's own."""
+        if error is None or isinstance(error, Interrupted):  # on which all agreed
+            with suppress(LostRank):  # too late to matter
+                self.gather(None)
+        self._leave(error)
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """Keep an error in the store, and close the connections for which the others wait."""
+        try:
+            yield
+        except BaseException as error:
+            if not isinstance(error, Interrupted):
+                self._leave(error)
+            raise
+
+    def _leave(self, error: BaseException | None) -> None:
+        with suppress(RuntimeError):  # whoever holds the store is gone
+            if error is not None and self.store:
+                self.store.set(_error_key(self.rank), f"{type(error).__name__}: {text_of(error)}")
+        self.parallel = None  # it holds the connections, too
+        if self.is_own_group and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def _told(self) -> list[str]:
+        """Return the errors of the others."""
+        if self.store is None:
+            return []
+        found = []
+        with suppress(RuntimeError):  # whoever holds the store is gone
+            for rank in range(self.world_size):
+                if rank != self.rank and self.store.check([_error_key(rank)]):
+                    found.append(f"rank {rank} failed: {self.store.get(_error_key(rank)).decode()}")
+        return found
+
+
+def _error_key(rank: int) -> str:
+    return f"error/{rank}"
+
+
+def world_size() -> int:
+    """Return how many processes torchrun started, this one included."""
+    said = os.environ.get("WORLD_SIZE", "1")
+    if not said.isdecimal():
+        raise BadInput(f"the environment variable WORLD_SIZE is {shown(said)}, not a number")
+    return int(said) if dist.is_available() else 1
+
+
+def join(device: str) -> Ranks:
+    """Join the other processes that torchrun started, if there are any."""
+    return TorchrunRanks(device) if world_size() > 1 else Ranks()
