@@ -179,10 +179,14 @@ def limit():
     signal.alarm(60)
 
 
+DEAR = ("--recipe has many keys", "--format has many keys")
+"""They are read as those of --config are, for seconds."""
+
+
 def some():
-    """All cases; two of five are for `make test-exhaustive`."""
+    """All cases; two of five, and those that are dear, are for `make test-exhaustive`."""
     for number, (name, make) in enumerate(CASES.items()):
-        marks = [pytest.mark.exhaustive] if number % 5 > 2 else []
+        marks = [pytest.mark.exhaustive] if number % 5 > 2 or name in DEAR else []
         yield pytest.param(make, marks=marks, id=name)
 
 

@@ -15,8 +15,9 @@ OPTIMIZERS = ["adamw", "sgd:momentum=0.5"]
 
 
 @pytest.fixture
-def options(start, tmp_path):
-    """The options of a tiny study."""
+def options(start, tmp_path, monkeypatch):
+    """The options of a tiny study, at one learning rate."""
+    monkeypatch.setattr("altcore.study.runner.FACTORS_OF_RATE", (1.0,))
     tiny = {
         "gpt.size": "tiny",
         "gpt.n_layer": 1,
