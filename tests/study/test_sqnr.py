@@ -157,13 +157,14 @@ def test_no_scale_is_better_than_the_best(name, fmt):
 
 def test_the_best_scale_of_a_tensor():
     """For any tensor: no scale of a fine search is better, amax's neither."""
+    count = 5000
     tensors = {
-        "laplace": sample("laplace"),
-        "sparse": sample("normal") * (torch.arange(20_000) % 10 == 0),
-        "positive": sample("t5").abs(),
-        "tiny": sample("uniform").double() * 1e-30,
+        "laplace": sample("laplace", count),
+        "sparse": sample("normal", count) * (torch.arange(count) % 10 == 0),
+        "positive": sample("t5", count).abs(),
+        "tiny": sample("uniform", count).double() * 1e-30,
         "few": torch.tensor([3.0, 1.0, 0.0]),
-        "on a grid": fake_quantize(sample("normal"), "E2M1", scale=0.37),
+        "on a grid": fake_quantize(sample("normal", count), "E2M1", scale=0.37),
         "zeros": torch.zeros(5),
     }
     for x in tensors.values():
