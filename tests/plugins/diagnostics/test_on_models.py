@@ -140,8 +140,15 @@ def train(tmp_path, name, model, plugins, data=regression, **keys):
 MODELS = [Plain, NewBuffer, LateBuffer, PythonNoise, NumpyNoise, Writes, Computed, Hooked]
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
-@pytest.mark.parametrize("cls", MODELS, ids=lambda cls: cls.__name__)
+def models():
+    """Each model, one of two with accumulation; the rest is for `make test-exhaustive`."""
+    for i, cls in enumerate(MODELS):
+        for accumulation in (1, 2):
+            marks = [] if i % 2 == accumulation - 1 else [pytest.mark.exhaustive]
+            yield pytest.param(cls, accumulation, marks=marks, id=f"{cls.__name__}-{accumulation}")
+
+
+@pytest.mark.parametrize(("cls", "accumulation"), models())
 def test_no_model_notices(tmp_path, cls, accumulation):
     """Weights, buffers, losses and random states are those of a run that nobody watched."""
     keys = {"gradient_accumulation_steps": accumulation}
