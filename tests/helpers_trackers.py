@@ -70,3 +70,10 @@ class FileTracker(TrackerReporter):
         if how == "kill":
             os.kill(os.getpid(), 9)
         raise OSError(28, "No space left on device")
+
+
+@attrs.define(eq=False)
+class ImportingTracker(FileTracker):
+    """Needs a module that nobody has."""
+
+    imports = ("nobodys",)

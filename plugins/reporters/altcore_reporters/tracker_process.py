@@ -1,7 +1,7 @@
 """The process in which a tracker works, and how the run that it follows starts and ends it.
 
-The two share a pipe each way. The run says once that it is over, and the tracker says where people
-find the run, that all is sent, or what went wrong.
+The two share a pipe each way. The run says once that it is over, and the tracker says that it has
+started, where people find the run, that all is sent, or what went wrong.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import select
 import signal
 import subprocess
 import sys
@@ -16,8 +17,9 @@ import threading
 import time
 import traceback
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from attrs import define, field
 
@@ -31,6 +33,8 @@ POLL = 0.5
 """Seconds between looks at the record."""
 PATIENCE = 2.0
 """Seconds that a process whose run is gone has more than one that is waited for."""
+STARTING = 30.0
+"""Seconds after the end of a run in which a process has to start, if it has not yet."""
 NICENESS = 19
 """While the training goes on, it goes first, also where it uses all cores."""
 
@@ -41,10 +45,18 @@ class TrackerProcess:
 
     name: str
     """The tracker's."""
-    run: str
+    directory: Path
+    """The run's."""
     popen: subprocess.Popen[bytes]
     heard: bytes = b""
     is_done: bool = field(init=False, default=False)
+    ready_at: float | None = field(init=False, default=None)
+    """When it had started and imported what it needs, by the clock of the machine."""
+    over_at: float | None = field(init=False, default=None)
+    """When it was told that the run is over."""
+
+    going: ClassVar[list[TrackerProcess]] = []
+    """The processes of all runs here that were not told so yet."""
 
     @classmethod
     def start(cls, tracker: TrackerReporter, directory: Path) -> TrackerProcess:
@@ -66,7 +78,9 @@ class TrackerProcess:
         live_from = events.stat().st_size if events.exists() else 0
         popen.stdin.write(pickle.dumps((tracker, directory, live_from)).hex().encode() + b"\n")
         popen.stdin.flush()
-        return cls(tracker.name, directory.name, popen)
+        started = cls(tracker.name, directory, popen)
+        cls.going.append(started)
+        return started
 
     def hear(self) -> str | None:
         """Return the run's address, when it is first known.
@@ -82,6 +96,7 @@ class TrackerProcess:
         for line in lines:
             told = json.loads(line)
             self.is_done |= "done" in told
+            self.ready_at = told.get("ready", self.ready_at)
             address = told.get("address", address)
             if "error" in told:
                 self._fail(told["error"])
@@ -90,32 +105,60 @@ class TrackerProcess:
         return address
 
     def end(self, timeout: float) -> str | None:
-        """Say that the run is over, and wait; returns the address as `hear` does.
+        """Wait until everything is sent; returns the address as `hear` does.
+
+        All trackers of the run are told that it is over, so that they send at the same time.
 
         Raises:
-            TrackerError: if not everything is sent within ``timeout`` seconds.
+            TrackerError: if that takes longer than ``timeout`` seconds, after the process started.
         """
-        assert self.popen.stdin is not None
         try:
-            with suppress(BrokenPipeError):
-                self.popen.stdin.write(b"\n")
-                self.popen.stdin.close()
-            with suppress(OSError):  # only some users may
-                os.setpriority(os.PRIO_PGRP, self.popen.pid, os.getpriority(os.PRIO_PROCESS, 0))
-            self.popen.wait(timeout)
-        except subprocess.TimeoutExpired:
-            self._fail(f"not everything was sent within {timeout:g} s")
+            for process in [p for p in self.going if p.directory == self.directory]:
+                process._say_over()
+            assert self.over_at is not None
+            address = None
+            while self.popen.poll() is None:
+                address = self.hear() or address
+                is_ready = self.ready_at is not None
+                limit = timeout if is_ready else STARTING
+                left = max(self.over_at, self.ready_at or 0) + limit - time.monotonic()
+                if left <= 0:
+                    slow = f"its process did not start within {limit:g} s"
+                    self._fail(_late(limit) if is_ready else slow)
+                self._await_word(left)
+            return self.hear() or address
         except BaseException:
             self._kill()
             raise
-        return self.hear()
+
+    def _await_word(self, timeout: float) -> None:
+        """Wait until there is something to hear, or the process is gone."""
+        if self.is_done:
+            with suppress(subprocess.TimeoutExpired):
+                self.popen.wait(timeout)
+            return
+        poll = select.poll()
+        poll.register(self.popen.stdout, select.POLLIN)
+        poll.poll(1e3 * timeout)
+
+    def _say_over(self) -> None:
+        assert self.popen.stdin is not None
+        self.going.remove(self)
+        self.over_at = time.monotonic()
+        with suppress(BrokenPipeError):
+            self.popen.stdin.write(b"\n")
+            self.popen.stdin.close()
+        with suppress(OSError):  # only some users may
+            os.setpriority(os.PRIO_PGRP, self.popen.pid, os.getpriority(os.PRIO_PROCESS, 0))
 
     def _fail(self, problem: str) -> None:
         self._kill()
-        hint = f"altcore runs upload {self.run} --to {self.name}"
+        hint = f"altcore runs upload {self.directory.name} --to {self.name}"
         raise TrackerError(f"{problem}; the record has everything, send the rest by: {hint}")
 
     def _kill(self) -> None:
+        if self in self.going:
+            self.going.remove(self)
         with suppress(ProcessLookupError):
             os.killpg(self.popen.pid, signal.SIGKILL)
         self.popen.wait()
@@ -123,6 +166,10 @@ class TrackerProcess:
 
 class TrackerError(Exception):
     """A tracker cannot send the run."""
+
+
+def _late(timeout: float) -> str:
+    return f"not everything was sent within {timeout:g} s"
 
 
 # In the process ----------------------------------------------------------------------------------
@@ -142,6 +189,9 @@ def main() -> None:
             voice.write(json.dumps(said) + "\n")
 
     try:
+        for module in tracker.imports:
+            import_module(module)
+        tell(ready=time.monotonic())
         follow(tracker, directory, live_from, tell)
         tell(done=True)
     except BaseException as error:
@@ -155,8 +205,8 @@ def main() -> None:
 def follow(tracker: TrackerReporter, directory: Path, live_from: int, tell: Any) -> None:
     """Send what the record holds, and what it gets, until the run is over or gone."""
     over = threading.Event()
-    limit = tracker.finish_timeout + PATIENCE
-    threading.Thread(target=_await_end, args=(over, limit), daemon=True).start()
+    about = (over, tracker.finish_timeout, tell)
+    threading.Thread(target=_await_end, args=about, daemon=True).start()
     with Ledger.opened(tracker.folder(read_run(directory))) as ledger:
         follower = Follower.start(tracker, read_run(directory), ledger, live_from)
         if tracker.address:
@@ -170,12 +220,13 @@ def follow(tracker: TrackerReporter, directory: Path, live_from: int, tell: Any)
         ledger.mark = mark_of(tracker, record)
 
 
-def _await_end(over: threading.Event, limit: float) -> None:
-    """Hear that the run is over, and end this process if it is there ``limit`` seconds later.
+def _await_end(over: threading.Event, timeout: float, tell: Any) -> None:
+    """Hear that the run is over, and end this process if it takes longer than it may.
 
-    The run does so itself, but it may have been killed.
+    The run does so itself, but it may have been killed, or wait for another tracker.
     """
     os.read(0, 1)
     over.set()
-    time.sleep(limit)
+    time.sleep(timeout + PATIENCE)
+    tell(error=_late(timeout))
     os.killpg(0, signal.SIGKILL)

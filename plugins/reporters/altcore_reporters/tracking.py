@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import attrs
 import structlog
@@ -37,6 +37,8 @@ class TrackerReporter:
     finish_timeout: float = setting(
         10.0, help="seconds that the end of the run waits until all is sent", validator=gt(0)
     )
+    imports: ClassVar[tuple[str, ...]] = ()
+    """Modules that are imported before `start`, which does not count as sending."""
     name: str = field(init=False, default="tracker")
     address: str = field(init=False, default="")
     """Where people find the run, once it has started: told to the user."""

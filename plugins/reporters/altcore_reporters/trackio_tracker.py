@@ -35,6 +35,7 @@ class TrackioTracker(TrackerReporter):
     project: str | None = setting(
         None, help=f"the project; null is the run's own `project`, else {PROJECT}"
     )
+    imports = ("trackio",)
     run: dict[str, str] = field(init=False, factory=dict)
     """What the storage knows the run by: project, name and id."""
     config: dict[str, Any] = field(init=False, factory=dict)

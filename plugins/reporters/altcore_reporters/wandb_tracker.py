@@ -9,7 +9,6 @@ import shutil
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlparse
@@ -58,6 +57,7 @@ class WandbTracker(TrackerReporter):
         converter=tuple,
         validator=attrs.validators.deep_iterable(in_(CHECKPOINTS)),
     )
+    imports = ("wandb", "altcore_reporters.plot")
     _wandb: WandbRun | None = field(init=False, default=None)
     _rows: int = field(init=False, default=0)
 
@@ -93,7 +93,6 @@ class WandbTracker(TrackerReporter):
             self.address = self._wandb.url or ""
         else:
             self.address = f"offline, for `wandb sync {Path(self._wandb.dir).parent}`"
-        import_module("altcore_reporters.plot")  # now, since nobody waits as at the end
         return self._rows
 
     def log(self, step: int, values: Mapping[str, Any], when: float) -> None:

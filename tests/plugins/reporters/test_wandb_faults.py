@@ -17,6 +17,8 @@ from altcore_reporters.wandb_tracker import WandbTracker
 
 TIMEOUT = 15.0
 """Seconds: long enough that the client gets to ask something on a busy machine."""
+SLACK = 60.0
+"""Seconds that such a machine has for the rest; a hang has no end."""
 
 
 @pytest.fixture
@@ -63,7 +65,7 @@ def test_a_server_that_is_broken(tracked, server, fault, capsys, monkeypatch, tm
         monkeypatch.setenv("WANDB_BASE_URL", "http://127.0.0.1:9")
     summary, run, seconds = tracked()
     assert summary["degraded"] == ["wandb"]
-    assert seconds < TIMEOUT + 15
+    assert seconds < TIMEOUT + SLACK
     assert server.failed or fault == "refused"
     told = capsys.readouterr()
     lines = [line for line in (told.out + told.err).splitlines() if "wandb" in line]
@@ -165,7 +167,7 @@ def test_without_a_key_everything_is_kept_for_later(tracked, server, monkeypatch
 
 def wait_until_gone(folder):
     """Wait for the client's own process, which ends when it finds itself alone."""
-    end = time.monotonic() + 30
+    end = time.monotonic() + SLACK
     while found := clients_of(folder):
         assert time.monotonic() < end, found
         time.sleep(0.2)
