@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     help="Folder to write to (default the run's reports/; of several runs, reports/ here).",
 )
 @REPORTER_SETTINGS
-@click.option("--watch", is_flag=True, help="Write again while the runs go on, until all are over.")
+@click.option("--watch", is_flag=True, help="Write again while a run goes on.")
 def report(
     reporter: str,
     runs: tuple[str, ...],

@@ -21,7 +21,7 @@ from altcore.runs.directory import (
     recipe_label,
     write_configuration,
 )
-from altcore.runs.directory_lock import alone
+from altcore.runs.directory_lock import alone, is_being_written
 from altcore.runs.history import TAIL, early_and_late, finite, mean_of, step_lines, tail
 from altcore.runs.identity import (
     NAMES,
@@ -153,6 +153,7 @@ __all__ = [
     "has_summary",
     "identity_in",
     "identity_of",
+    "is_being_written",
     "is_checkpoint",
     "last_written",
     "list_checkpoints",

@@ -91,6 +91,21 @@ def alone(path: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def is_being_written(path: Path) -> bool:
+    """Whether a process has the lock of a run's directory. It may end, or begin, at any moment."""
+    flags = os.O_RDONLY | os.O_CLOEXEC
+    for locked in (path, path / LOCK):
+        with suppress(OSError):  # it is not there, or cannot be locked: the other one tells
+            descriptor = os.open(locked, flags)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+            finally:
+                os.close(descriptor)
+    return False
+
+
 def _opened_folder(path: Path) -> int:
     return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 

@@ -20,8 +20,18 @@ def _impatient(monkeypatch):
 
 @pytest.fixture
 def live(tmp_path):
-    """The directory of a run that has begun."""
+    """The directory of a run that has begun, and that this process writes."""
     directory = run_directory(tmp_path, name="live")
+    directory.write("config.yaml", "seed: 1\n")
+    grow(directory.path, 1)
+    yield directory.path
+    directory.close()
+
+
+@pytest.fixture
+def killed(tmp_path):
+    """The directory of a run that began, and that nobody writes."""
+    directory = run_directory(tmp_path, name="killed")
     directory.write("config.yaml", "seed: 1\n")
     directory.close()
     grow(directory.path, 1)
@@ -47,6 +57,24 @@ def test_a_run_is_read_again_until_it_is_over(live):
         else:
             end(live)
     assert found == [*(("unfinished", n) for n in (1, 2, 3)), ("finished", 3)]
+
+
+def test_a_run_that_was_killed_is_over(killed, capsys):
+    """It is read once more after nobody wrote it, since it may have ended by then."""
+    assert len(list(watched(lambda: [read_run(killed)]))) == 2
+    assert capsys.readouterr().err == "altcore: killed: killed, or stopped writing\n"
+
+
+def test_a_run_that_was_killed_waits_for_those_that_go_on(live, killed, capsys):
+    found = []
+    for records in watched(lambda: [read_run(live), read_run(killed)]):
+        found.append([record.summary["status"] for record in records])
+        if len(found) == 1:
+            grow(live, 2)
+        else:
+            end(live)
+    assert found == [["unfinished"] * 2] * 2 + [["finished", "unfinished"]]
+    assert capsys.readouterr().err == "altcore: killed: killed, or stopped writing\n"
 
 
 def test_a_tracker_is_asked_now_and_then(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 from helpers import run_directory
 
 from altcore.errors import BadInput
-from altcore.runs import RunDirectory
+from altcore.runs import RunDirectory, is_being_written
 
 
 def open_files(path):
@@ -27,6 +27,16 @@ def directory(tmp_path):
     made = run_directory(tmp_path, name="r")
     yield made
     made.close()
+
+
+def test_whether_a_directory_is_being_written(directory):
+    """Either lock tells; asking takes neither from another process."""
+    assert is_being_written(directory.path)
+    (directory.path / ".lock").unlink()
+    assert is_being_written(directory.path)
+    directory.close()
+    assert not is_being_written(directory.path)
+    RunDirectory.open(directory.path).close()
 
 
 def test_a_removed_lock_lets_nobody_in(directory):
