@@ -253,23 +253,32 @@ def test_trackers_are_waited_for_together(tracker, run):
     assert time.monotonic() - began < 1.0
 
 
-def test_a_broken_tracker_changes_no_weight_and_one_line_says_so(shelf, start, tmp_path, capsys):
-    """It is disabled like any reporter that breaks, and the run is degraded."""
-    shelf.install("reporter", "tried", FileTracker)
+def test_broken_trackers_change_no_weight_and_one_line_each_says_so(shelf, start, tmp_path, capsys):
+    """They are disabled like any reporter that breaks, and the run is degraded."""
+    broken = {"full": "log:raise", "unfinished": "finish:raise", "dead": "log:kill"}
+    broken["silent"] = "start:hang"
+    says = {"dead": "exit code -9", "silent": "not everything was sent within 1 s"}
+    keys = {}
+    for name, fault in broken.items():
+        shelf.install("reporter", name, FileTracker)
+        timeout = 1.0 if fault.endswith("hang") else SOON
+        keys |= {f"{name}__fault": fault, f"{name}__finish_timeout": timeout}
+        keys[f"{name}__file"] = str(tmp_path / f"{name}.jsonl")
     start(name="plain", max_steps=3)
-    file, keys = str(tmp_path / "told.jsonl"), {"tried__fault": "finish:raise"}
-    keys |= {"tried__file": file, "tried__finish_timeout": SOON}
     capsys.readouterr()
-    result = start(["tried"], name="tracked", max_steps=3, check_observers=True, **keys)
+    result = start(list(broken), name="tracked", max_steps=3, check_observers=True, **keys)
     runs = start.runs
     assert weights_sha256(runs / "plain") == weights_sha256(runs / "tracked")
     assert metrics_bytes(runs / "plain") == metrics_bytes(runs / "tracked")
-    assert result.summary["degraded"] == ["tried"]
+    assert sorted(result.summary["degraded"]) == sorted(broken)
     assert result.summary["status"] == "finished"
     told = capsys.readouterr()
-    assert (told.out + told.err).count("No space left on device") == 1
-    (degraded,) = events(runs / "tracked", "degraded")
-    assert "altcore runs upload tracked --to tried" in degraded["message"]
+    lines = (told.out + told.err).splitlines()
+    messages = [event["message"] for event in events(runs / "tracked", "degraded")]
+    for name in broken:
+        (line,) = [line for line in lines if f"--to {name}" in line]
+        assert says.get(name, "No space left on device") in line
+        assert len([m for m in messages if f"altcore runs upload tracked --to {name}" in m]) == 1
 
 
 def test_a_tracker_ends_after_the_other_reports_are_there(shelf, start, tmp_path):
