@@ -651,7 +651,7 @@ def test_every_alert_is_documented():
 
 def test_every_method_of_a_tracker_is_documented():
     """With its arguments, in the order of the calls."""
-    methods = ("start", "log", "event", "alert", "finish", "holds")
+    methods = ("start", "log", "event", "alert", "finish", "abandon", "holds")
     taken = {name: [*parameters_of(getattr(TrackerReporter, name))][1:] for name in methods}
     expected = [f"{name}({', '.join(names)})" for name, names in taken.items()]
     assert [plain(row[0]) for row in rows("trackers", "A tracker of your own")] == expected

@@ -213,9 +213,9 @@ def _settings() -> Settings:
     return wandb.Settings(console="off", silent=True, disable_git=True, save_code=False, **known)
 
 
-def _end_as_failed(run: WandbRun) -> None:
+def _end_as_failed(sent: WandbRun) -> None:
     with suppress(Exception):  # the error before this one is told
-        run.finish(exit_code=1)
+        sent.finish(exit_code=1)
 
 
 def _kill_client() -> None:
