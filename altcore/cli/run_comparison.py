@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from altcore.builtin_types import rounded, to_json
+from altcore.builtin_types import digits, rounded, to_json
 from altcore.cli.sparkline import sparkline
 from altcore.cli.terminal import echo, print_columns
 from altcore.runs import DirectoryRecord, RunRecord, sample_losses
@@ -96,7 +96,7 @@ def print_comparison(found: Mapping[str, Any]) -> None:
     for part in ("configuration", "environment"):
         if found[part]:
             rows += [[], [part]]
-            rows += [[key, *map(_cell, row)] for key, row in found[part].items()]
+            rows += [[key, *map(_exact, row)] for key, row in found[part].items()]
     print_columns(rows)
     same_parts = [part for part in ("configuration", "environment") if not found[part]]
     if same_parts:
@@ -107,6 +107,11 @@ def print_comparison(found: Mapping[str, Any]) -> None:
 def any_known(row: Sequence[Any]) -> bool:
     """Whether a row has a value for any run."""
     return any(value not in (None, "") for value in row)
+
+
+def _exact(value: Any) -> str:
+    """Return a setting as a user writes it: two that differ are never shown as one."""
+    return digits(value) if isinstance(value, float) else _cell(value)
 
 
 def _cell(value: Any) -> str:

@@ -11,6 +11,7 @@ import pytest
 from helpers import run_directory
 from helpers_cli import call, imports
 
+from altcore.cli.run_comparison import _exact
 from altcore.cli.sparkline import sparkline
 from altcore.config import TrainConfig
 from altcore.runs import Summary, sample_losses, write_configuration
@@ -136,7 +137,7 @@ def test_what_differs_is_told_and_nothing_else(record, capsys):
     assert found["same_losses_up_to"] == [3, 2]
     text = call(capsys, "runs", "compare", "a,b", "--runs-dir", record.folder).out
     rows = {line.split("  ")[0]: line.split()[1:] for line in text.splitlines() if line}
-    assert rows["learning_rate"] == ["0.0010", "0.5000"]
+    assert rows["learning_rate"] == ["0.001", "0.5"]
     assert rows["gpt.size"] == ["tiny", "-"]
     assert rows["training loss"][-2:] == ["█▅▁", "█▅▁"]
     assert rows["same losses up to"][-2:] == ["step", "2"]
@@ -199,6 +200,12 @@ def test_one_run_compares_with_nothing(names, record, capsys):
     outcome = call(capsys, "runs", "compare", *names, "--runs-dir", record.folder)
     assert outcome.code == 2
     assert "needs two runs or more" in outcome.message
+
+
+def test_settings_are_compared_as_a_user_writes_them():
+    """Neither thirty digits nor a 0 with decimals; two that differ are never shown as one."""
+    values = [1e30, 0.0, 1e-5, 0.100000000001]
+    assert [*map(_exact, values)] == ["1e+30", "0", "1e-05", "0.100000000001"]
 
 
 # --------------------------------------------------------------------------------- the curve

@@ -9,6 +9,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from altcore.plugin import printable
+
 MISSING = "not available"
 AMAX = "n/a (amax)"
 """The overflow rate where every scale follows its tensor's own largest magnitude."""
@@ -28,7 +30,7 @@ def text(value: Any) -> str:
     """Return anything as Markdown text that stays in its cell: no HTML, no link, no image."""
     if value is None:
         return MISSING
-    plain = " ".join(str(value).split())
+    plain = printable(" ".join(str(value).split()))
     for mark, harmless in (("<", "&lt;"), ("|", "\\|"), ("[", "\\[")):
         plain = plain.replace(mark, harmless)
     return plain

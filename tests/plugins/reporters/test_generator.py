@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from altcore.errors import BadInput
-from altcore_reporters import FailureAnalyzer, FormatComparator, ReportGenerator
+from altcore_reporters import FailureAnalyzer, FormatComparator, ReportGenerator, markdown
 
 NAN = math.nan
 
@@ -425,3 +425,8 @@ def test_an_optimizer_of_which_nothing_is_known_is_taken_for_neither(value, tmp_
     df = pd.DataFrame([RUN, {**RUN, "manifold_aware": value}])
     with pytest.raises(BadInput, match=r"and not True or False of 1 runs"):
         ReportGenerator(tmp_path).generate_manifold_comparison(df)
+
+
+def test_text_that_turns_around_is_shown_by_number():
+    """In a table of Markdown as on the page."""
+    assert markdown.text("a\u202egnp|<b>") == "a\\u202egnp\\|&lt;b>"

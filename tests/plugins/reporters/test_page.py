@@ -286,6 +286,43 @@ def test_a_record_without_anything_is_a_page():
     assert "Whether empty learned is not known" in page.text
 
 
+@pytest.mark.parametrize(
+    ("processes", "changes", "told"),
+    [
+        (1, [], "It is repeated by altcore train --config config.yaml , with the file"),
+        (2, [], "It is repeated by torchrun --nproc-per-node 2 -m altcore train --config"),
+        (
+            1,
+            [{"step": 7, "what": "learning_rate", "before": 0.1, "now": 0.2}],
+            "No one command repeats it, since it went on with changes: learning_rate after step 7",
+        ),
+    ],
+)
+def test_the_page_says_what_repeats_a_run(processes, changes, told):
+    """As many processes; and nothing does where the run went on with other keys."""
+    command = ["/x/altcore/__main__.py", "train", "--name", "a b"]
+    about = {"world_size": processes, "command": command}
+    record = run(environment=about, config={"changes": changes})
+    text = Tags(html_of([record])).text
+    assert told in text
+    program = "torchrun --nproc-per-node 2 -m" if processes == 2 else "python -m"
+    assert f"{program} altcore train --name 'a b'" in text
+    several = Tags(html_of([record, run(name="other", seed=2)])).text
+    if changes:
+        assert "but for those that went on with changes: " in several
+    elif processes == 2:
+        assert "Each run is repeated by the command on its own page." in several
+    else:
+        assert "Each run is repeated by altcore train --config config.yaml" in several
+
+
+def test_an_infinite_loss_is_called_so():
+    """Infinity and NaN are different findings."""
+    lines = losses(3)
+    lines[1]["loss"] = float("inf")
+    assert "inf" in Tags(html_of([run(metrics=lines)])).text
+
+
 # Safe ---------------------------------------------------------------------------------------------
 
 

@@ -46,7 +46,7 @@ class Axis:
         return f"{number(100 * value)} %" if self.is_share else number(value)
 
     def _place(self, value: float) -> float:
-        return math.log10(max(value, 1e-300)) if self.is_log else value
+        return math.log10(max(value, 1e-300)) if self.is_log and math.isfinite(value) else value
 
 
 def axis_of(values: Iterable[float], *, is_share: bool = False, may_be_log: bool = False) -> Axis:

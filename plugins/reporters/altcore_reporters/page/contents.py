@@ -93,6 +93,7 @@ class Contents:
     configuration: tables.Table | None
     provenance: tables.Table
     command: str
+    repeat: tables.Repeat
     reports: Sequence[str]
     room: float
     """Width of the labels beside the curves, in rem."""
@@ -130,6 +131,7 @@ def contents_of(records: Sequence[RunRecord]) -> Contents:
         configuration=tables.configuration_table(first.config) if is_one and first.config else None,
         provenance=tables.provenance(first),
         command=tables.command_of(first) if is_one else "",
+        repeat=tables.repeat_of(records),
         reports=[r for r in first.reports if r.endswith(".md")] if is_one else [],
         room=_room(plots),
         is_running=any(map(is_running, records)),
@@ -210,7 +212,11 @@ def _lead(records: Sequence[RunRecord], groups: Sequence[Group]) -> str:
     window = window_of(max(len(record.steps) for record in records))
     if window > 1:
         of = "Loss" if len(records) == 1 else "Training loss"
-        parts.append(f"{of} and gradient norm are running means over {window} recorded steps.")
+        tables = "the tables have the recorded values"
+        if len(groups) < len(records):
+            tables = "so are the tables of bands; those of single runs have the recorded values"
+        means = f"running means over {window} recorded steps"
+        parts.append(f"{of} and gradient norm are {means}; {tables}.")
     return " ".join(parts)
 
 

@@ -14,6 +14,7 @@ from attrs import frozen
 from altcore_reporters.page.verdict import is_finite, outcomes
 from altcore_reporters.page.words import NONE, duration, loss, number, share
 from altcore_reporters.pictures import differences, marks_of
+from altcore_reporters.run_facts import changes_of
 
 if TYPE_CHECKING:
     from altcore.plugin import RunRecord
@@ -181,7 +182,42 @@ def command_of(record: RunRecord) -> str:
     if not isinstance(given, list) or not given:
         return ""
     program = PurePath(str(given[0])).name
-    return shlex.join([program, *map(str, given[1:])])
+    own = shlex.quote(program)
+    if program == "__main__.py":
+        own = _launcher(record) or "python -m altcore"
+    return " ".join([own, *(shlex.quote(str(word)) for word in given[1:])])
+
+
+def _launcher(record: RunRecord) -> str:
+    """Return what starts altcore in as many processes as the run had; empty if that was one."""
+    count = record.environment.get("world_size") or 1
+    return f"torchrun --nproc-per-node {count} -m altcore" if count > 1 else ""
+
+
+@frozen
+class Repeat:
+    """What makes the same run again."""
+
+    command: str
+    """Empty where no one command does."""
+    text: str
+    """What is said after it, or in its place."""
+
+
+def repeat_of(records: Sequence[RunRecord]) -> Repeat:
+    """Return the command that repeats a run, or each of several."""
+    programs = {_launcher(record) or "altcore" for record in records}
+    changed = [record for record in records if changes_of(record)]
+    where = "with the file in its directory"
+    if len(records) == 1 and changed:
+        told = f"{changes_of(records[0])}; config.yaml has the last of them"
+        return Repeat("", f"No one command repeats it, since it went on with changes: {told}.")
+    if len(programs) > 1:
+        return Repeat("", "Each run is repeated by the command on its own page.")
+    if changed:
+        names = ", ".join(record.name for record in changed)
+        where += f", but for those that went on with changes: {names}"
+    return Repeat(f"{programs.pop()} train --config config.yaml", f"{where}.")
 
 
 def _flat(config: Mapping[str, Any], before: str = "") -> Iterable[tuple[str, Any]]:

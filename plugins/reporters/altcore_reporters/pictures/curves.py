@@ -19,7 +19,7 @@ POINTS = 500
 
 @frozen
 class Curve:
-    """A measure of one run over its steps; NaN where it was not finite."""
+    """A measure of one run over its steps."""
 
     name: str
     """The run's."""
@@ -86,7 +86,7 @@ def band_of(
 
 
 def smoothed(values: Sequence[float], window: int) -> list[float]:
-    """Return the mean of the finite values around each one, NaN where it is NaN itself.
+    """Return the mean of the finite values around each one; one that is not finite stays.
 
     >>> smoothed([0.0, 3.0, math.nan, 1.0, 2.0], window=3)
     [1.5, 1.5, nan, 1.5, 1.5]
@@ -103,7 +103,7 @@ def smoothed(values: Sequence[float], window: int) -> list[float]:
     for i, value in enumerate(values):
         low, high = max(0, i - half), min(len(values), i + half + 1)
         mean = (sums[high] - sums[low]) / max(1, counts[high] - counts[low])
-        found.append(mean if math.isfinite(value) else math.nan)
+        found.append(mean if math.isfinite(value) else value)
     return found
 
 
@@ -143,13 +143,13 @@ def _kept(limit: int | None, *columns: Sequence[float]) -> list[int]:
 
 
 def _points(record: RunRecord, key: str) -> tuple[list[int], list[float]]:
-    """Return steps and values of the lines that have the key; NaN where it is not finite."""
+    """Return steps and values of the lines that have the key."""
     steps, values = [], []
     for line in record.metrics:
         value: Any = line.get(key)
         if isinstance(value, int | float):
             steps.append(line["step"])
-            values.append(float(value) if math.isfinite(value) else math.nan)
+            values.append(float(value))
     return steps, values
 
 
