@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from altcore.environment import CRASH_AT
-from altcore.errors import BadInput, NoSpace
+from altcore.errors import AltcoreError, BadInput, NoSpace
 
 _passed: Counter[str] = Counter()
 _NO_SPACE = {
@@ -44,12 +44,17 @@ def crash_point(name: str) -> None:
 
 @contextmanager
 def no_space_named(path: Path, needed: int = 0) -> Iterator[None]:
-    """Turn a full or read-only disk into `NoSpace`, naming the path and the bytes needed."""
+    """Turn a full or read-only disk into `NoSpace`, naming the path and the bytes needed.
+
+    Raises `AltcoreError` for another error of a descriptor, which knows no path.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in _NO_SPACE:
-            raise
+            if error.errno is None or error.filename is not None:
+                raise
+            raise AltcoreError(f"{path} cannot be written: {error.strerror}") from error
         needs = f"to write {path} ({needed} bytes needed)"
         raise NoSpace(f"{_NO_SPACE[error.errno]} {needs}") from error
 
