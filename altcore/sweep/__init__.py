@@ -11,7 +11,7 @@ from altcore.sweep.expand import jobs_of
 from altcore.sweep.folder import SWEEPS, begin_sweep, folder_of, open_sweep
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, Standing, State
-from altcore.sweep.placing import make_executor, placing_of, worker_of
+from altcore.sweep.placing import make_executor, placing_of, script_of, worker_of
 from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide
 from altcore.sweep.sweep_file import Measure, SweepFile, read_sweep, sweep_text
 from altcore.sweep.worker import Worker
@@ -42,6 +42,7 @@ __all__ = [
     "open_sweep",
     "placing_of",
     "read_sweep",
+    "script_of",
     "sweep_text",
     "worker_of",
 ]
