@@ -31,7 +31,7 @@ class Pilot:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
         with mps_daemon() if self.mps else nullcontext():
             count = self.workers_per_gpu * max(1, len(devices()))
-            cpus = os.environ.get("SLURM_CPUS_PER_TASK") or len(os.sched_getaffinity(0))
+            cpus = os.environ.get("SLURM_CPUS_ON_NODE") or len(os.sched_getaffinity(0))
             Pool(
                 evolve(self.placing, command=command),
                 count,
