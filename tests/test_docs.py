@@ -537,6 +537,7 @@ def place_with(executor, folder):
         command=(sys.executable, "-c", "pass"),
         work=lambda: 0,
         left=lambda: left.pop(0),
+        attempts=lambda: 0,
         tell=told.append,
     )
     executor.run(placing)

@@ -22,6 +22,7 @@ def mps_daemon() -> Iterator[None]:
     Its folders are its own, so that no other one on the machine is met. Raises `BadInput` if the
     machine has no MPS.
     """
+    before = dict(os.environ)
     with TemporaryDirectory(prefix="altcore-mps-") as folder:
         for variable in ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"):
             own = Path(folder) / variable.split("_")[2].lower()
@@ -37,3 +38,5 @@ def mps_daemon() -> Iterator[None]:
             yield
         finally:
             subprocess.run([CONTROL], input=b"quit\n", check=False)
+            os.environ.clear()
+            os.environ.update(before)
