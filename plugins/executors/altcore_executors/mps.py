@@ -23,20 +23,25 @@ def mps_daemon() -> Iterator[None]:
     machine has no MPS.
     """
     before = dict(os.environ)
-    with TemporaryDirectory(prefix="altcore-mps-") as folder:
-        for variable in ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"):
-            own = Path(folder) / variable.split("_")[2].lower()
-            own.mkdir()
-            os.environ[variable] = str(own)
-        try:
-            subprocess.run([CONTROL, "-d"], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
-            raise BadInput(f"MPS does not start: {error}", key="mps") from error
-        # The daemon shows its devices under numbers from 0 on.
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(str(i) for i, _ in enumerate(devices()))
-        try:
-            yield
-        finally:
-            subprocess.run([CONTROL], input=b"quit\n", check=False)
-            os.environ.clear()
-            os.environ.update(before)
+    try:
+        with TemporaryDirectory(prefix="altcore-mps-") as folder:
+            _start(Path(folder))
+            try:
+                yield
+            finally:
+                subprocess.run([CONTROL], input=b"quit\n", check=False)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _start(folder: Path) -> None:
+    for kind in ("pipe", "log"):
+        (folder / kind).mkdir()
+        os.environ[f"CUDA_MPS_{kind.upper()}_DIRECTORY"] = str(folder / kind)
+    try:
+        subprocess.run([CONTROL, "-d"], check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise BadInput(f"MPS does not start: {error}", key="mps") from error
+    # The daemon shows its GPUs under numbers from 0 on.
+    os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(str(i) for i, _ in enumerate(devices()))
