@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -118,12 +119,19 @@ def run(file: str, executor: str, sweeps_dir: str, *, accept: bool) -> None:
     type=float,
     help="Begin no job that is not expected to end by then (seconds since the epoch).",
 )
+@once(
+    "--seconds",
+    type=float,
+    default=math.inf,
+    help="The whole time until then: a job that needs more begins while most of it is left.",
+)
 @FOLDER
-def work(name: str, executor: str, until: float | None, sweeps_dir: str) -> None:
+def work(name: str, executor: str, until: float | None, seconds: float, sweeps_dir: str) -> None:
     """Take jobs until none is left, as a worker that an executor starts."""
     from altcore.cli.log import configure
-    from altcore.sweep import open_sweep, worker_of
+    from altcore.sweep import TimeLeft, open_sweep, worker_of
 
     configure()
     asked, ledger = open_sweep(name, sweeps_dir)
-    worker_of(asked, ledger, executor, echo, is_own_process=True, until=until).work()
+    time_left = None if until is None else TimeLeft(ledger, until, seconds)
+    worker_of(asked, ledger, executor, echo, is_own_process=True, time_left=time_left).work()

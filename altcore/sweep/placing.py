@@ -57,9 +57,9 @@ def worker_of(
     tell: Callable[[str], None],
     *,
     is_own_process: bool = False,
-    until: float | None = None,
+    time_left: TimeLeft | None = None,
 ) -> Worker:
-    """Return a worker of a sweep; see `TimeLeft` for ``until``."""
+    """Return a worker of a sweep, which begins only jobs for which its time is enough."""
     return Worker(
         ledger,
         sweep.lost_after,
@@ -68,7 +68,7 @@ def worker_of(
         tell=tell,
         timeout=sweep.timeout_minutes and 60 * sweep.timeout_minutes,
         is_own_process=is_own_process,
-        may_begin=(lambda _: True) if until is None else TimeLeft(ledger, until).is_enough,
+        may_begin=time_left.is_enough if time_left else lambda _: True,
     )
 
 

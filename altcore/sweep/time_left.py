@@ -26,7 +26,8 @@ class TimeLeft:
     ledger: Ledger
     until: float
     """The moment at which it is over, in seconds since the epoch by this machine's clock."""
-    _began: float = field(init=False, factory=time.time)
+    seconds: float
+    """Of which there were so many."""
     _looked: float = field(init=False, default=0.0)
     _seen: set[str] = field(init=False, factory=set)
     _seconds: dict[str, list[float]] = field(init=False, factory=dict)
@@ -44,7 +45,7 @@ class TimeLeft:
             self._look()
             self._looked = now
         expected = self._means.get(job.variant, self._mean)
-        needed = min(expected, LARGEST_SHARE * (self.until - self._began))
+        needed = min(expected, LARGEST_SHARE * self.seconds)
         return now + needed < self.until
 
     def _look(self) -> None:

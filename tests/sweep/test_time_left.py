@@ -28,9 +28,7 @@ def ledger(tmp_path):
 
 def left(ledger, seconds):
     """The time of a worker that began long ago."""
-    made = TimeLeft(ledger, time.time() + seconds)
-    made._began -= 10_000
-    return made
+    return TimeLeft(ledger, time.time() + seconds, 10_000)
 
 
 def test_a_job_is_expected_to_take_what_others_of_its_variant_took(ledger):
@@ -55,10 +53,8 @@ def test_results_that_come_later_count(ledger, monkeypatch):
 
 def test_a_job_that_can_end_nowhere_is_begun_by_a_fresh_worker(ledger):
     """Or no worker would ever begin it; it goes on from its last checkpoint in the next one."""
-    watch = TimeLeft(ledger, time.time() + 50)
-    assert watch.is_enough(JOB)
-    watch._began -= 50
-    assert not watch.is_enough(JOB)
+    assert TimeLeft(ledger, time.time() + 50, 51).is_enough(JOB)
+    assert not TimeLeft(ledger, time.time() + 40, 51).is_enough(JOB)
 
 
 def test_while_nothing_is_known_every_job_may_begin(tmp_path):
@@ -70,7 +66,7 @@ def test_while_nothing_is_known_every_job_may_begin(tmp_path):
 def test_a_worker_leaves_what_it_may_not_begin(ledger):
     """To others, and does not wait for it."""
     ledger.add([JOB])
-    late = TimeLeft(ledger, time.time() - 1)
+    late = left(ledger, -1)
     worker = Worker(ledger, lost_after=60, tell=print, may_begin=late.is_enough)
     assert worker.work() == 0
     assert not ledger.standing(JOB.name).attempts

@@ -10,7 +10,7 @@ from pathlib import Path
 from attrs import define, field
 
 from altcore.plugin import Placing
-from altcore_executors.processes import LOGS, Idle, on_signal, start_worker, told_exit
+from altcore_executors.processes import LOGS, Idle, left_by, on_signal, start_worker, told_exit
 
 PAUSE = 0.5
 """Seconds between two looks at the workers."""
@@ -51,7 +51,7 @@ class Pool:
             for worker in self._workers.values():
                 worker.kill()
         if self._asked:
-            raise SystemExit(128 + self._asked)
+            raise left_by(self._asked)
 
     def _watch(self) -> None:
         idle = Idle(self.placing.attempts)
@@ -64,10 +64,12 @@ class Pool:
                 if code is None:
                     continue
                 del self._workers[slot]
-                if code and not self._asked:
+                if self._asked:
+                    continue
+                if code:
                     self._tell_death(slot, told_exit(code))
-                    if not idle.is_over() and self.placing.left():
-                        self._start(slot)
+                if idle.may_start(code) and self.placing.left():
+                    self._start(slot)
 
     def _start(self, slot: int) -> None:
         gpus = devices()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from attrs import define, field
 
+from altcore.plugin import Interrupted
+
 LOGS = "workers"
 """The folder of the sweep that holds what each worker printed."""
 MOST_IDLE = 3
@@ -23,7 +25,8 @@ def start_worker(
 ) -> subprocess.Popen[bytes]:
     """Start a worker, which prints to the end of a file, with further environment variables."""
     log.parent.mkdir(exist_ok=True)
-    with log.open("ab") as output:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
+    with os.fdopen(os.open(log, flags, 0o666), "ab") as output:
         return subprocess.Popen(
             command,
             env={**os.environ, **variables},
@@ -50,19 +53,33 @@ def on_signal(act: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
+def left_by(number: int) -> Interrupted:
+    """Return the error with which a process leaves after its workers."""
+    name = signal.Signals(number).name
+    return Interrupted(f"{name}: the workers left, and their runs can go on", number)
+
+
 @define
 class Idle:
     """Tells when to place no more workers: those of late ended, and none made an attempt."""
 
     attempts: Callable[[], int]
     _made: int = field(init=False)
-    _ended: int = field(init=False, default=0)
+    _ends: int = field(init=False, default=0)
 
     def __attrs_post_init__(self) -> None:
         self._made = self.attempts()
 
-    def is_over(self, ended: int = 1) -> bool:
-        """Count workers that ended; return whether they are too many."""
+    def ends(self, ended: int = 1) -> int:
+        """Count workers that ended; return how many did since an attempt was made."""
         made, before = self.attempts(), self._made
-        self._made, self._ended = made, 0 if made > before else self._ended + ended
-        return self._ended >= MOST_IDLE
+        self._made, self._ends = made, 0 if made > before else self._ends + ended
+        return self._ends
+
+    def may_start(self, code: object) -> bool:
+        """Return whether another worker may follow one that ended, with a code or word of its end.
+
+        One that ended well has nothing to do, unless it was ended by its job.
+        """
+        ends = self.ends()
+        return ends < MOST_IDLE if code else not ends

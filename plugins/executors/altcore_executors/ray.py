@@ -12,7 +12,7 @@ from attrs.validators import ge
 
 from altcore.plugin import BadInput, Placing, setting
 from altcore_executors.pool import PAUSE
-from altcore_executors.processes import LOGS, Idle, on_signal, start_worker, told_exit
+from altcore_executors.processes import LOGS, Idle, left_by, on_signal, start_worker, told_exit
 
 
 @define(eq=False)
@@ -110,13 +110,15 @@ class _Tasks:
                 for task in self.ray.wait(list(self._slots), timeout=PAUSE)[0]:
                     slot = self._slots.pop(task)
                     how = self._end(task)
-                    if how and not self._asked:
+                    if self._asked:
+                        continue
+                    if how:
                         log = self._log_of(slot)
                         self.placing.tell(f"the worker of slot {slot} ended with {how}: see {log}")
-                        if not idle.is_over() and self.placing.left():
-                            self._start(slot)
+                    if idle.may_start(how) and self.placing.left():
+                        self._start(slot)
         if self._asked:
-            raise SystemExit(128 + self._asked)
+            raise left_by(self._asked)
 
     def _start(self, slot: int) -> None:
         task = self.task.remote(self.placing.command, str(self._log_of(slot)), self.threads)

@@ -14,7 +14,7 @@ from attrs.validators import ge, gt
 
 from altcore.plugin import BadInput, Placing, setting
 from altcore_executors.pilot import Pilot
-from altcore_executors.processes import Idle
+from altcore_executors.processes import MOST_IDLE, Idle
 from altcore_executors.slurm_queue import Queue, pilot_name
 
 if TYPE_CHECKING:
@@ -76,7 +76,7 @@ class Slurm:
             pilots = queue.pilots()
             if pilots is not None:
                 ended = known - pilots
-                if ended and idle.is_over(len(ended)):
+                if ended and idle.ends(len(ended)) >= MOST_IDLE:
                     raise self._idle(placing.folder, max(ended, key=int))
                 wanted = min(self.pilots, left) - len(pilots)
                 known = pilots | self._submit(placing, wanted, is_first=not known | pilots)

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from altcore.plugin import Placing
+from altcore.plugin import Interrupted, Placing
 from altcore_executors.local import Local
 from altcore_executors.pool import Pool, devices
 from altcore_executors.processes import MOST_IDLE, Idle
@@ -97,11 +97,15 @@ def test_deaths_count_as_long_as_nobody_makes_an_attempt():
     made = 0
     idle = Idle(lambda: made)
     for _ in range(9):
-        assert not idle.is_over(MOST_IDLE - 1)
+        assert idle.ends(MOST_IDLE - 2) < MOST_IDLE
+        assert idle.may_start("signal SIGKILL")
         made += 1
-        assert not idle.is_over()
-    assert not idle.is_over(MOST_IDLE - 1)
-    assert idle.is_over()
+        assert idle.may_start("") is True
+        assert idle.may_start("") is False
+        made += 1
+        assert idle.ends() == 0
+    assert idle.ends(MOST_IDLE - 1) == MOST_IDLE - 1
+    assert not idle.may_start("signal SIGKILL")
 
 
 def test_a_signal_is_passed_on_and_waited_for(placing, tmp_path):
@@ -115,8 +119,8 @@ def test_a_signal_is_passed_on_and_waited_for(placing, tmp_path):
     if not child:
         try:
             Pool(made, 1).run()
-        except SystemExit as left:
-            os._exit(left.code)
+        except Interrupted as left:
+            os._exit(left.exit_code)
         os._exit(0)
     until = time.monotonic() + 60
     while not (tmp_path / "ready").exists() and time.monotonic() < until:

@@ -49,8 +49,8 @@ def test_its_workers_share_its_cpus_and_begin_no_job_that_ends_too_late(pilot, t
     cloudpickle.loads(cloudpickle.dumps(pilot()))()
     found = logs(tmp_path)
     assert sorted(found) == [f"{os.uname().nodename}-7-{slot}.log" for slot in (0, 1)]
-    for option, until, threads, *gpu in found.values():
-        assert option == "--until"
+    for until_, until, seconds_, seconds, threads, *gpu in found.values():
+        assert (until_, seconds_, seconds) == ("--until", "--seconds", "600")
         assert began + 600 <= int(until) <= time.time() + 601
         assert threads == "2"
         assert gpu == ["-"]
@@ -60,7 +60,7 @@ def test_it_runs_workers_for_each_gpu(pilot, tmp_path, monkeypatch):
     """Of those that Slurm gave it."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3")
     pilot()()
-    assert sorted(line[3] for line in logs(tmp_path).values()) == ["2", "2", "3", "3"]
+    assert sorted(line[5] for line in logs(tmp_path).values()) == ["2", "2", "3", "3"]
 
 
 @pytest.fixture
@@ -84,8 +84,8 @@ def test_workers_share_a_gpu_by_a_daemon_of_their_own(pilot, tmp_path, monkeypat
     (begun, folder), (ended, same) = (x.split() for x in control.read_text().splitlines())
     assert (begun, ended, same) == ("-d", "quit", folder)
     found = logs(tmp_path).values()
-    assert sorted(line[3] for line in found) == ["0", "0", "1", "1"]
-    assert {line[4] for line in found} == {folder}
+    assert sorted(line[5] for line in found) == ["0", "0", "1", "1"]
+    assert {line[6] for line in found} == {folder}
     assert not Path(folder).parent.exists()
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert "CUDA_MPS_PIPE_DIRECTORY" not in os.environ

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from altcore.plugin import BadInput, Placing
+from altcore.plugin import BadInput, Interrupted, Placing
 from altcore_executors import ray as executor
 from altcore_executors.ray import Ray, run_worker
 
@@ -114,9 +114,9 @@ def test_a_signal_calls_the_workers_off(place):
     """None is placed again, and the process leaves with the signal's code."""
     fake = FakeRay({"CPU": 2.0}, [143, 143])
     fake.before_wait = lambda: fake.cancelled or os.kill(os.getpid(), signal.SIGTERM)
-    with pytest.raises(SystemExit) as left:
+    with pytest.raises(Interrupted, match="SIGTERM: the workers left") as left:
         place(fake)
-    assert left.value.code == 128 + signal.SIGTERM
+    assert left.value.exit_code == 128 + signal.SIGTERM
     assert fake.cancelled == [1, 2]
     assert len(fake.placed) == 2
 
