@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import time
 from pathlib import Path
 from typing import Any
@@ -63,11 +64,20 @@ def _connected(address: str | None) -> Any:
     except ImportError as error:
         hint = "pip install 'altcore-executors[ray]'"
         raise BadInput("ray is not installed", key="ray", hint=hint) from error
+    address = address or os.environ.get("RAY_ADDRESS")
     try:
+        _check_that_it_answers(address or "")
         ray.init(address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, ValueError) as error:
+    except (OSError, ValueError) as error:
         raise BadInput(f"there is no cluster: {error}", key="ray.address") from error
     return ray
+
+
+def _check_that_it_answers(address: str) -> None:
+    """Raise `OSError` unless somebody listens at an address; Ray would wait for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def run_worker(command: tuple[str, ...], log: str, threads: int) -> int:

@@ -51,7 +51,9 @@ class Slurm:
     )
     mps: bool = setting(False, help="whether workers share a GPU by NVIDIA's MPS")
     setup: list[str] = setting(factory=list, help="lines of the batch script before the pilot")
-    prefix: str = setting("", help="what is put before the pilot's command, such as a container")
+    prefix: str | None = setting(
+        None, help="what is put before the pilot's command, such as a container"
+    )
     output: str | None = setting(None, help="where a pilot prints; null is the sweep's folder")
     error: str | None = setting(None, help="where a pilot prints errors; null is as for output")
     sbatch: dict[str, Any] = setting(factory=dict, help="further options of sbatch, by name")
@@ -130,7 +132,7 @@ class Slurm:
                 # A script may be shown where no Slurm is.
                 return 1
 
-        python = f"{self.prefix} {shlex.quote(sys.executable)}".strip()
+        python = " ".join(filter(None, (self.prefix, shlex.quote(sys.executable))))
         executor = Executor(folder / SCRIPTS, python=python)
         told = {
             "account": self.account,

@@ -10,6 +10,8 @@ from pathlib import Path
 from attrs import define, field
 
 ENDING = "COMPLETING"
+LONGEST = 60.0
+"""Seconds that an answer may take."""
 
 
 def pilot_name(folder: Path) -> str:
@@ -28,11 +30,15 @@ class Queue:
     def pilots(self) -> set[str] | None:
         """Return the ids of pilots that wait or run; None if the scheduler does not answer."""
         asked = ("squeue", "--me", "--noheader", f"--name={self.name}", "--format=%i|%T|%r")
-        answer = subprocess.run(asked, capture_output=True, text=True, check=False)
-        if answer.returncode:
-            self._tell(f"squeue does not answer, and is asked again: {answer.stderr.strip()}")
+        try:
+            answer = subprocess.run(
+                asked, capture_output=True, text=True, check=True, timeout=LONGEST
+            ).stdout
+        except subprocess.SubprocessError as error:
+            why = str(error.stderr or error).strip()
+            self._tell(f"squeue does not answer, and is asked again: {why}")
             return None
-        lines = [line.split("|", 2) for line in answer.stdout.splitlines()]
+        lines = [line.split("|", 2) for line in answer.splitlines()]
         waiting = {reason for _, state, reason in lines if state == "PENDING"}
         self._tell(f"pilots wait for: {', '.join(sorted(waiting))}" if waiting else "")
         return {number for number, state, _ in lines if state != ENDING}

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import time
 from types import SimpleNamespace
@@ -140,6 +141,22 @@ def test_a_worker_is_asked_to_leave_when_its_task_is_called_off(tmp_path, monkey
     monkeypatch.setattr(executor.time, "sleep", called_off)
     assert run_worker((sys.executable, "-S", "-c", code), str(log), 3) == 143
     assert log.read_text() == "ready 3\nsaved\n"
+
+
+def test_a_cluster_that_is_not_there(monkeypatch):
+    """Is an error at once that names the setting; RAY_ADDRESS is an address as well."""
+    begun = []
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=lambda *a, **k: begun.append(a)))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        executor._connected(None)
+    assert begun == [(address,)]
+    for told in (None, address, f"ray://{address}"):
+        with pytest.raises(BadInput, match="there is no cluster"):
+            executor._connected(told)
+    executor._connected("auto")
+    assert begun[1:] == [("auto",)]
 
 
 def test_ray_is_an_extra(monkeypatch):

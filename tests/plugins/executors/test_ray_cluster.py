@@ -46,17 +46,3 @@ def test_a_signal_is_passed_on_and_another_executor_goes_on(toy):
     assert "interrupted" in toy.exits()
     toy.ends(toy.run("local:2"))
     toy.check()
-
-
-def test_a_cluster_that_is_not_there(toy):
-    """Is an error that names the setting."""
-    command = toy.run("ray:address=127.0.0.1:9")
-    assert command.wait(120) == 2
-    assert "ray.address: there is no cluster" in toy.log
-
-
-def test_a_worker_that_no_node_has_room_for(toy):
-    """Would wait for ever."""
-    command = toy.run("ray:cpus=4000")
-    assert command.wait(120) == 2
-    assert "ray.cpus: no node has room for a worker of 4000 CPUs" in toy.log

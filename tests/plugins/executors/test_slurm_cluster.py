@@ -42,9 +42,11 @@ def toy(tmp_path, corpus, slurm):
 
 
 def test_pilots_run_a_sweep_to_its_end(toy, slurm):
-    """Which leaves nothing in the queue, and says where to look and what to cancel."""
-    toy.ends(toy.run(PILOTS))
-    toy.wait(lambda: not slurm.queue())
+    """Which leaves nothing in the queue: one has all CPUs, and the other waits for nothing."""
+    toy.ends(toy.command("plan", "toy.yaml"))
+    toy.ends(toy.run("slurm:2,time=20,workers_per_gpu=2,cpus=2"))
+    assert "pilots wait for: Resources" in toy.log
+    toy.wait(lambda: not slurm.queue(), 10)
     toy.check()
     assert "scancel --name=altcore-toy-" in toy.log
     executors = {toy.ledger.standing(n).attempts[0].lease.executor for n in toy.ledger.names()}
