@@ -4,8 +4,9 @@ import time
 
 import pytest
 from attrs import evolve
+from helpers_cli import call
 
-from altcore.sweep import Exit, Job, Ledger, Worker
+from altcore.sweep import Exit, Job, Ledger, SweepFile, Worker, begin_sweep, jobs_of
 from altcore.sweep.attempt import lease
 from altcore.sweep.time_left import TimeLeft
 
@@ -70,3 +71,12 @@ def test_a_worker_leaves_what_it_may_not_begin(ledger):
     worker = Worker(ledger, lost_after=60, tell=print, may_begin=late.is_enough)
     assert worker.work() == 0
     assert not ledger.standing(JOB.name).attempts
+
+
+def test_the_command_begins_nothing_when_its_time_is_over(tmp_path, capsys):
+    """It ends well: others go on."""
+    asked = SweepFile(name="toy", base={"max_steps": 1, "gpt.size": "tiny"})
+    ledger, _ = begin_sweep(asked, jobs_of(asked), str(tmp_path))
+    done = call(capsys, "sweep", "work", "toy", "--sweeps-dir", tmp_path, "--until", "1")
+    assert done.code == 0, done.err
+    assert [ledger.standing(name).attempts for name in ledger.names()] == [()]

@@ -5,6 +5,7 @@ import stat
 from types import SimpleNamespace
 
 import pytest
+from helpers_cli import call
 
 from altcore.plugin import BadInput, Placing
 from altcore.sweep import Ledger, SweepFile, make_executor, script_of
@@ -234,3 +235,19 @@ def test_submitit_is_an_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "submitit", None)
     with pytest.raises(BadInput, match="altcore-executors\\[slurm\\]"):
         script(tmp_path)
+
+
+def test_the_commands_take_settings_from_the_sweep_file(tmp_path, capsys):
+    """`plan --script` shows the script, and `run` refuses what is wrong before it writes."""
+    file = tmp_path / "toy.yaml"
+    file.write_text("executors: {slurm: {qos: high}, local: {slots: -1}}\n")
+    options = ("--sweeps-dir", tmp_path / "sweeps", "--executor")
+    refused = call(capsys, "sweep", "plan", file, "--script", *options, "slurm")
+    assert (refused.code, "slurm.qos: there is no such setting" in refused.err) == (2, True)
+    refused = call(capsys, "sweep", "run", file, *options, "local")
+    assert (refused.code, "local.slots: must be >= 0" in refused.err) == (2, True)
+    file.write_text("executors: {slurm: {sbatch: {qos: high}}}\n")
+    shown = call(capsys, "sweep", "plan", file, "--script", *options, "slurm:mem=8G")
+    assert shown.code == 0, shown.err
+    assert {"#SBATCH --qos=high", "#SBATCH --mem=8G"} < set(shown.out.splitlines())
+    assert list(tmp_path.iterdir()) == [file]
