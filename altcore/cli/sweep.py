@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
     from altcore.sweep import Job
 
 FOLDER = once("--sweeps-dir", metavar="FOLDER", default="sweeps", help="Where the sweeps are.")
+EXECUTOR = once(
+    "--executor",
+    metavar="NAME[:KEY=VALUE,...]",
+    default="local",
+    help="Where workers run (default local, in this process; local:2 is two processes).",
+)
 ACCEPT = click.option(
     "--accept-changes",
     "accept",
@@ -36,13 +43,21 @@ def sweep() -> None:
 
 @sweep.command()
 @click.argument("file")
+@click.option(
+    "--script", is_flag=True, help="Show the batch script of the executor, in place of the jobs."
+)
+@EXECUTOR
 @FOLDER
-def plan(file: str, sweeps_dir: str) -> None:
+def plan(file: str, executor: str, sweeps_dir: str, *, script: bool) -> None:
     """Show every job that a sweep file asks for; nothing is written."""
-    from altcore.sweep import Ledger, changes_of, folder_of, jobs_of, read_sweep
+    from altcore.sweep import Ledger, changes_of, folder_of, jobs_of, read_sweep, script_of
 
-    jobs = jobs_of(read_sweep(file))
+    asked = read_sweep(file)
+    jobs = jobs_of(asked)
     ledger = Ledger(folder_of(file, sweeps_dir))
+    if script:
+        click.echo(script_of(asked, ledger, executor))
+        return
     changes = changes_of(ledger, jobs)
     for job in jobs:
         echo(job.name)
@@ -60,12 +75,7 @@ def _told_plan(jobs: list[Job]) -> str:
 
 @sweep.command()
 @click.argument("file")
-@once(
-    "--executor",
-    metavar="NAME[:KEY=VALUE,...]",
-    default="local",
-    help="Where workers run (default local, in this process; local:2 is two processes).",
-)
+@EXECUTOR
 @ACCEPT
 @FOLDER
 def run(file: str, executor: str, sweeps_dir: str, *, accept: bool) -> None:
@@ -85,14 +95,15 @@ def run(file: str, executor: str, sweeps_dir: str, *, accept: bool) -> None:
     from altcore.yaml_files import is_yaml_file
 
     configure()
-    placed = make_executor(executor)
     if is_yaml_file(file):
         asked = read_sweep(file)
+        placed = make_executor(executor, asked.executors)
         ledger, changes = begin_sweep(asked, jobs_of(asked), sweeps_dir, accept=accept)
         if changes.added:
             say(f"{_told_plan(list(changes.added))}; into {ledger.folder}", "info")
     else:
         asked, ledger = open_sweep(file, sweeps_dir)
+        placed = make_executor(executor, asked.executors)
     placing = placing_of(asked, ledger, executor, lambda line: say(line, "info"))
     placed.run(placing)
     left = placing.left()
@@ -103,12 +114,24 @@ def run(file: str, executor: str, sweeps_dir: str, *, accept: bool) -> None:
 @sweep.command()
 @click.argument("name")
 @once("--executor", default="local", help="The name of the executor, for the record.")
+@once(
+    "--until",
+    type=float,
+    help="Begin no job that is not expected to end by then (seconds since the epoch).",
+)
+@once(
+    "--seconds",
+    type=float,
+    default=math.inf,
+    help="The whole time until then: a job that needs more begins while most of it is left.",
+)
 @FOLDER
-def work(name: str, executor: str, sweeps_dir: str) -> None:
+def work(name: str, executor: str, until: float | None, seconds: float, sweeps_dir: str) -> None:
     """Take jobs until none is left, as a worker that an executor starts."""
     from altcore.cli.log import configure
-    from altcore.sweep import open_sweep, worker_of
+    from altcore.sweep import TimeLeft, open_sweep, worker_of
 
     configure()
     asked, ledger = open_sweep(name, sweeps_dir)
-    worker_of(asked, ledger, executor, echo, is_own_process=True).work()
+    time_left = None if until is None else TimeLeft(ledger, until, seconds)
+    worker_of(asked, ledger, executor, echo, is_own_process=True, time_left=time_left).work()

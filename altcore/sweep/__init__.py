@@ -11,9 +11,10 @@ from altcore.sweep.expand import jobs_of
 from altcore.sweep.folder import SWEEPS, begin_sweep, folder_of, open_sweep
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, Standing, State
-from altcore.sweep.placing import make_executor, placing_of, worker_of
+from altcore.sweep.placing import make_executor, placing_of, script_of, worker_of
 from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide
 from altcore.sweep.sweep_file import Measure, SweepFile, read_sweep, sweep_text
+from altcore.sweep.time_left import TimeLeft
 from altcore.sweep.worker import Worker
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "Standing",
     "State",
     "SweepFile",
+    "TimeLeft",
     "Watch",
     "Worker",
     "begin_sweep",
@@ -42,6 +44,7 @@ __all__ = [
     "open_sweep",
     "placing_of",
     "read_sweep",
+    "script_of",
     "sweep_text",
     "worker_of",
 ]

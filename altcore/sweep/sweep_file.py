@@ -59,6 +59,9 @@ class SweepFile:
     lost_after: float = setting(
         60.0, help="seconds without a heartbeat after which a worker is lost", validator=gt(0)
     )
+    executors: dict[str, dict[str, Any]] = setting(
+        factory=dict, help="settings of executors by name, for those that --executor does not give"
+    )
     retry: dict[str, dict[str, Any]] = setting(
         factory=dict, help="what is done about a cause of failure, in place of the default"
     )
