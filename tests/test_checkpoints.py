@@ -345,6 +345,21 @@ def test_a_state_that_is_not_finite_is_no_regular_checkpoint(spoil, named, tmp_p
         altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, loop.q, 2)
 
 
+def test_what_was_not_finite_before_training_is_not_watched(tmp_path):
+    """A buffer that nobody fills, and a frozen weight; the manager saves and restores them."""
+    loops = [Loop(recipe=None), Loop(recipe=None)]
+    for loop in loops:
+        spoil_buffer(loop)
+        frozen = torch.full((1,), -torch.inf)
+        loop.model.register_parameter("frozen", nn.Parameter(frozen, requires_grad=False))
+    first, again = (loop.manager(tmp_path) for loop in loops)
+    assert first.save(1).name == "step-00000001"
+    assert again.restore() == 1
+    with torch.no_grad():
+        loops[0].model[0].weight[0, 0] = torch.nan
+    assert first.save(2).name == "anomaly_00000002"
+
+
 def test_a_scale_of_gradients_that_is_not_finite_is_no_regular_checkpoint(tmp_path):
     loop = Loop(recipe=None).train(1)
     scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
