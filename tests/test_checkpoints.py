@@ -382,6 +382,18 @@ def test_what_is_not_finite_is_not_restored(tmp_path, monkeypatch):
     assert "exp_avg of the optimizer's parameter 0 is not finite" in logs[0]["error"]
 
 
+def test_a_manager_within_the_save_of_another_is_refused(tmp_path, monkeypatch):
+    """It would wait for its own thread for ever; afterwards the folder is free."""
+    loop = Loop(recipe=None).train(1)
+    manager = loop.manager(tmp_path)
+    manager.save(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(altcore.checkpoints, "retain", lambda *_, **__: loop.manager(tmp_path))
+        with pytest.raises(BadInput, match="is being written by this thread"):
+            manager.save(2)
+    assert loop.manager(tmp_path).save(3).name == "step-00000003"
+
+
 def test_two_managers_of_one_folder_take_turns(tmp_path):
     """No file of one is tidied, pruned or replaced while it is being written."""
     managers = [Loop(seed=i).train(1).manager(tmp_path) for i in range(2)]
