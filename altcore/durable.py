@@ -23,6 +23,7 @@ _passed: Counter[str] = Counter()
 _NO_SPACE = {
     errno.ENOSPC: "no space left",
     errno.EDQUOT: "no space left",
+    errno.EFBIG: "no space left within the limit on a file's size (ulimit -f)",
     errno.EROFS: "a read-only file system",
 }
 
@@ -157,8 +158,17 @@ def fsync_folder(path: Path) -> None:
 
 
 def read_file(path: Path) -> bytes:
-    """Return what a file holds. Raises `OSError` for a symbolic link, a pipe or a device."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    """Return what a file holds. Raises `OSError` for a symbolic link, a pipe or a device.
+
+    Raises `AltcoreError` if the process has too many open files, which is not the file's fault.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        problem = f"too many open files to read {path} (ulimit -n)"
+        raise AltcoreError(problem) from error
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
