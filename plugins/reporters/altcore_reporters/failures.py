@@ -18,6 +18,7 @@ from altcore_reporters.failure_evidence import (
 )
 from altcore_reporters.frames import run_id
 from altcore_reporters.markdown import is_finite, rate
+from altcore_reporters.original_names import FAILED
 from altcore_reporters.original_reports import read_report
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 OVERFLOWED = 0.01
 """The share of values that overflow from which on this explains a failure."""
-FAILED = ("crashed", "failed")
-"""States of runs that did not come to their end."""
 COLUMNS = {
     "format": None,
     "name": None,

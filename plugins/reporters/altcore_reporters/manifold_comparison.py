@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
-from altcore_reporters.comparison import ALPHA, CONDITION, FormatComparator, values_by_seed
+from altcore_reporters.comparison import CONDITION, FormatComparator, values_by_seed
 from altcore_reporters.format_comparison import ALL_ELSE
 from altcore_reporters.frame_tables import (
     bullets,
@@ -20,7 +20,16 @@ from altcore_reporters.frame_tables import (
     p_text,
     rows_table,
 )
-from altcore_reporters.intervals import Interval, Values, difference, holm, interval_of, seed_means
+from altcore_reporters.intervals import (
+    Interval,
+    Values,
+    comparable,
+    difference,
+    holm,
+    interval_of,
+    seed_means,
+)
+from altcore_reporters.leads import ALPHA
 from altcore_reporters.markdown import text
 
 if TYPE_CHECKING:
@@ -47,7 +56,7 @@ class Comparison:
     manifold: str
     metric: str
     base: float
-    """The mean of the standard optimizer."""
+    """The mean of the standard optimizer, in the seeds that were compared."""
     change: Interval
     """Manifold-aware minus standard: below 0 is better."""
     p: float = math.nan
@@ -130,7 +139,7 @@ def compare(df: pd.DataFrame) -> list[Comparison]:
                 base,
                 test,
                 metric,
-                interval_of(seed_means(a[base])).mean,
+                interval_of(seed_means(comparable(a[base], b[test])[0])).mean,
                 difference(a[base], b[test]),
             )
             for condition, runs in finished.conditions.items()

@@ -148,6 +148,48 @@ def test_the_validation_loss_decides_where_all_have_one(write):
     assert "validation" not in section(write("format_comparison", partial, "E3M4"), "Summary")
 
 
+def test_a_format_that_is_worse_in_the_common_seeds_is_no_sweet_spot(write):
+    """E5M2 has an easy seed more; in the others it is above by 0.1."""
+    df = runs({"E5M2": (2.6, 2.601, 2.602, 1.2), "E3M4": (2.5, 2.5, 2.503)})
+    text = write("format_comparison", df, "E5M2")
+    assert "**Sweet spot: E3M4**, by final loss. E5M2 was given as the sweet spot, but" in text
+    assert "The seeds differ: the means are over those that all have, 0, 1 and 2." in text
+    df = pd.concat([df, runs({"E7M0": (9.0,)})])
+    text = write("format_comparison", df, None)
+    assert "**The numbers name no sweet spot.**" in text
+    said = section(text, "Conclusions")
+    assert "fewer than two are common to all: each mean is over its own." in said
+    assert "In the seeds that both have, it is above E3M4." in said
+    row = next(r for r in rows_of(section(text, "Rankings")) if "E3M4" in r)
+    assert row[-1] == "yes, but it is lower"
+    swapped = df.assign(format="E5M2", condition=df["format"])
+    table = section(
+        write("format_comparison", swapped, None), "The same format under several conditions"
+    )
+    assert rows_of(table)[1][2] == "E3M4"
+    assert rows_of(table)[1][-1] == "yes, but it is lower"
+
+
+def test_where_a_format_failed_is_said_beside_its_mean(write):
+    """Two of its three seeds are the lowest, and one crashed; under another condition, too."""
+    df = runs({"E5M2": (1.0, 1.01, NAN), "E3M4": (2.0, 2.01, 2.02)})
+    text = write("format_comparison", df, "E5M2")
+    said = "1.0050 (it failed in 1 seed in which another finished). "
+    assert said in section(text, "Conclusions")
+    assert "**The numbers name no sweet spot.**" in text
+    assert "lowest mean final loss of all (it failed in 1 seed" in section(text, "Summary")
+    swapped = df.assign(format="E5M2", condition=df["format"])
+    table = section(
+        write("format_comparison", swapped, None), "The same format under several conditions"
+    )
+    assert rows_of(table)[1][1] == "E5M2 (it failed in 1 seed in which another finished)"
+
+
+def test_a_sweet_spot_that_is_no_format_of_the_runs_is_refused(write):
+    with pytest.raises(BadInput, match="there is no run of 'E3M5' .did you mean E3M4"):
+        write("format_comparison", CLEAR, "E3M5")
+
+
 def test_copies_of_runs_conclude_nothing(write):
     """A directory that was copied has the run's id."""
     one = runs({"E3M4": (2.0,), "E5M2": (3.0,)})
