@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from altcore.plugin import BadInput
 from altcore_reporters.columns import is_missing, labels, need, need_single, numbers
-from altcore_reporters.intervals import Interval, Values, comparable, interval_of, seed_means
+from altcore_reporters.intervals import Values, comparable, interval_of, seed_means
 from altcore_reporters.layer_types import TYPES, layer_type
 from altcore_reporters.leads import Lead, lead_of, ranked
 from altcore_reporters.original_names import FAILED, FINISHED
@@ -41,7 +41,8 @@ class FormatComparator:
     def __init__(self, df: pd.DataFrame) -> None:
         self.df = df
         self._check("format")
-        self._failed = df[:0]
+        self.failed = df[:0]
+        """The runs that failed, of those whose finished ones are compared."""
         need_single(df, "format", "state", CONDITION)
         if missing := sum(map(is_missing, df["format"])) if len(df) else 0:
             hint = "leave these runs out, or call the format of those without one none"
@@ -53,7 +54,7 @@ class FormatComparator:
         if "state" not in self.df:
             return self
         found = FormatComparator(self.df[self.df["state"] == FINISHED])
-        found._failed = self.df[self.df["state"].isin(FAILED)]
+        found.failed = self.df[self.df["state"].isin(FAILED)]
         return found
 
     @cached_property
@@ -108,14 +109,12 @@ class FormatComparator:
         are conditions where no format has it.
         """
         self._check(metric)
-        failed = by_condition(self._failed)
+        failed = by_condition(self.failed)
         found = []
         for condition, own in self.conditions.items():
             values = values_by_seed(own, metric)
-            lacking = _seeds_without(own, failed.get(condition), metric)
-            lead = lead_of(
-                values, lacking, ascending=ascending, metric=metric, condition=condition
-            )
+            lacking = seeds_without(own, failed.get(condition), metric)
+            lead = lead_of(values, lacking, ascending=ascending, metric=metric, condition=condition)
             found += [lead] if lead else []
         return found
 
@@ -213,13 +212,13 @@ def values_by_seed(df: pd.DataFrame, metric: str, column: str = "format") -> dic
     return found
 
 
-def _seeds_without(
-    finished: pd.DataFrame, failed: pd.DataFrame | None, metric: str
+def seeds_without(
+    finished: pd.DataFrame, failed: pd.DataFrame | None, metric: str, column: str = "format"
 ) -> dict[str, list[object]]:
-    """Return the seeds of the runs that failed, or have no finite value, by format."""
-    lacking = [(n, seed) for n, seed, v in _runs(finished, metric) if not math.isfinite(v)]
+    """Return the seeds of the runs that failed, or have no finite value, by what a column says."""
+    lacking = [(n, seed) for n, seed, v in _runs(finished, metric, column) if not math.isfinite(v)]
     if failed is not None:
-        lacking += [(name, seed) for name, seed, _ in _runs(failed, metric)]
+        lacking += [(name, seed) for name, seed, _ in _runs(failed, metric, column)]
     found: dict[str, list[object]] = {}
     for name, seed in lacking:
         found.setdefault(name, []).append(seed)
@@ -230,10 +229,15 @@ def _runs(
     df: pd.DataFrame, metric: str, column: str = "format"
 ) -> Iterator[tuple[str, object, float]]:
     """Yield what a column says of each run, its seed or None, and a metric; no copy of a run."""
-    df = df[~is_copy(df, column)]
+    df = without_copies(df, column)
     seeds = df["seed"] if "seed" in df else [None] * len(df)
     for name, seed, value in zip(df[column], seeds, numbers(df, metric), strict=True):
         yield str(name), None if is_missing(seed) else seed, value
+
+
+def without_copies(df: pd.DataFrame, column: str = "format") -> pd.DataFrame:
+    """Return the rows of a frame that are no copies, as by `is_copy`."""
+    return df[~is_copy(df, column)]
 
 
 def is_copy(df: pd.DataFrame, column: str = "format") -> pd.Series:
@@ -243,5 +247,5 @@ def is_copy(df: pd.DataFrame, column: str = "format") -> pd.Series:
     need_single(df, "run_id", "seed", column)
     if "run_id" not in df:
         return pd.Series(False, index=df.index)
-    same = [c for c in ("run_id", "seed", column) if c in df]
+    same = [c for c in ("run_id", "seed", CONDITION, column) if c in df]
     return df["run_id"].notna() & df.duplicated(same)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from altcore.plugin import BadInput, nearest
 from altcore_reporters.columns import labels
-from altcore_reporters.comparison import CONDITION, FormatComparator, by_condition
+from altcore_reporters.comparison import CONDITION, FormatComparator, by_condition, without_copies
 from altcore_reporters.failures import FailureAnalyzer
 from altcore_reporters.frame_tables import (
     Markdown,
@@ -23,6 +23,7 @@ from altcore_reporters.frame_tables import (
     p_text,
     rows_table,
     run_link,
+    runs_text,
 )
 from altcore_reporters.leads import ALPHA, Lead, Rival
 from altcore_reporters.markdown import text
@@ -89,6 +90,7 @@ def format_comparison(
         raise BadInput(problem, key="sweet_spot", meant=nearest(sweet_spot, list(formats)))
     if failures is None:
         failures = FailureAnalyzer().extract_failures(df)
+    failures = without_copies(failures)
     compared = FormatComparator(df).finished
     if len(_by_data(df)) > 1:
         sweet_spot = None  # The losses of all cannot be compared.
@@ -194,7 +196,8 @@ def _failures_of(found: Lead) -> str:
 def _about_seeds(found: Lead) -> str:
     """Say over which seeds the means are, where the formats have different ones."""
     if found.common:
-        return f"The seeds differ: the means are over those that all have, {listed(map(str, found.common))}."
+        common = listed(map(str, found.common))
+        return f"The seeds differ: the means are over those that all have, {common}."
     return "The seeds differ, and fewer than two are common to all: each mean is over its own."
 
 
@@ -204,8 +207,8 @@ def _about_seeds(found: Lead) -> str:
 def _rankings(compared: FormatComparator, leads: Mapping[str, Sequence[Lead]]) -> list[str]:
     parts = [
         "## Rankings",
-        "Of finished runs. Intervals are 95 % by Student's t over the seeds. Formats with different "
-        "seeds are ranked by the seeds that all of them have, if these are at least two. "
+        "Of finished runs. Intervals are 95 % by Student's t over the seeds. Formats with "
+        "different seeds are ranked in those that all of them have, if these are at least two. "
         "Differences are "
         "paired by seed where two formats share at least two seeds, and otherwise by Welch. Two "
         "formats are distinguishable if the interval of their difference excludes 0 and its p, "
@@ -307,10 +310,10 @@ def _layer_types(compared: FormatComparator, layer_metrics: pd.DataFrame | None)
 
 def _of_failures(df: pd.DataFrame, failures: pd.DataFrame) -> Iterator[str]:
     """Say which formats failed, and how often."""
-    runs = dict(_grouped(df))
+    runs = dict(_grouped(without_copies(df)))
     for (condition, fmt), own in _grouped(failures):
         where = f" under {text(condition)}" if condition else ""
-        of = count(len(runs.get((condition, fmt), own)), "run")
+        of = runs_text(runs.get((condition, fmt), own))
         yield f"{text(fmt)} failed in {len(own)} of {of}{where}."
 
 

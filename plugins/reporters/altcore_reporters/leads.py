@@ -111,8 +111,6 @@ def lead_of(
         Rival(name, change, p, is_ahead=change.mean * (1 if ascending else -1) < 0)
         for name, change, p in zip(others, changes, holm([c.p for c in changes]), strict=True)
     )
-    theirs = {seed for name in others for seed in values[name]}
-    lacking = [s for s in failed.get(best, ()) if s is None or s not in values[best]]
     keys = [values[name].keys() for name in means]
     return Lead(
         condition,
@@ -121,8 +119,17 @@ def lead_of(
         means[best].mean,
         means[best].n,
         rivals,
-        failed=sum(s is None for s in lacking) * bool(others) + len({*lacking} & theirs - {None}),
+        failed=lost_seeds(failed.get(best, ()), values[best], *(values[name] for name in others)),
         differ=any(own != keys[0] for own in keys),
         common=common_seeds(*(values[name] for name in means)),
     )
 
+
+def lost_seeds(failed: Collection[object], own: Values, *others: Values) -> int:
+    """Return in how many seeds a contender failed and has no value, and another has one.
+
+    A failure with an unknown seed counts as one of them, whatever the others' seeds are.
+    """
+    unknown = sum(seed is None for seed in failed) if any(others) else 0
+    theirs = {seed for other in others for seed in other}
+    return unknown + len(({*failed} - own.keys() - {None}) & theirs)

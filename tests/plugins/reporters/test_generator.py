@@ -186,7 +186,7 @@ def test_where_a_format_failed_is_said_beside_its_mean(write):
 
 
 def test_a_sweet_spot_that_is_no_format_of_the_runs_is_refused(write):
-    with pytest.raises(BadInput, match="there is no run of 'E3M5' .did you mean E3M4"):
+    with pytest.raises(BadInput, match=r"no run of 'E3M5' \(did you mean E3M4"):
         write("format_comparison", CLEAR, "E3M5")
 
 
@@ -204,6 +204,26 @@ def test_copies_of_runs_conclude_nothing(write):
     text = write("manifold_comparison", pd.concat([both, both], ignore_index=True))
     assert "which count once: a and b." in text
     assert rows_of(section(text, "Difference"))[1][-1] == "no conclusion"
+
+
+def test_copies_of_runs_fail_once(write):
+    """And a seed that was run again is one seed."""
+    bad = runs({"E7M0": (4.0, 4.1)}, learned=False, state="crashed", name=["a", "b"])
+    df = pd.concat([bad, bad.assign(name=["c", "d"])], ignore_index=True)
+    failures = FailureAnalyzer().extract_failures(df)
+    text = write("format_comparison", df, None)
+    assert "- E7M0 failed in 2 of 2 runs." in section(text, "Conclusions")
+    assert len(rows_of(section(text, "Failures"))) == 3
+    for given in ({}, {"runs": df}):
+        text = write("failure_modes", failures, **given)
+        assert "which count once: c and d." in text
+        assert "from 2 failures" in text
+        assert len(rows_of(section(text, "Summary"))) == 3
+    assert "Failed in 2 of 2 runs:" in text
+    again = df.assign(run_id=list("abcd"))
+    failures = FailureAnalyzer().extract_failures(again)
+    assert "Failed in 4 of 4 runs of 2 seeds:" in write("failure_modes", failures, runs=again)
+    assert "failed in 4 of 4 runs of 2 seeds." in write("format_comparison", again, None)
 
 
 def test_formats_that_are_equal_are_said_to_be(write):
@@ -433,6 +453,26 @@ def test_one_seed_or_one_optimizer_allows_no_conclusion(write):
     ):
         text = write("manifold_comparison", optimizers(standard, aware))
         assert f"There is no run of a {missing} optimizer" in section(text, "Conclusions")
+
+
+def test_an_improvement_is_in_percent_of_the_seeds_that_were_compared(write):
+    """By hand: 0.1 and 0.1002 of 1.0. The standard optimizer's third seed has no partner."""
+    text = write("manifold_comparison", optimizers((1.0, 1.0, 10.0), (0.9, 0.8998)))
+    assert rows_of(section(text, "Difference"))[1][5].startswith("10.01 [")
+
+
+def test_an_optimizer_that_failed_where_the_other_finished_is_not_better(write):
+    """Whichever of the two it is; failures of the one that is worse anyway change nothing."""
+    df = optimizers((2.0, 2.1, 2.2), (1.9, 2.00002, NAN))
+    df = df.assign(state=["crashed" if x != x else "finished" for x in df["final_loss"]])
+    text = write("manifold_comparison", df)
+    said = "in E5M2: no conclusion. Final loss -0.1000"
+    assert said in section(text, "Conclusions")
+    assert "manifold-adamw failed in 1 seed that the other finished." in text
+    df["manifold_aware"] ^= True
+    assert said.replace("-0.1000", "0.1000") in write("manifold_comparison", df)
+    df["final_loss"] *= -1
+    assert "in E5M2: better. Final loss -0.1000" in write("manifold_comparison", df)
 
 
 def test_optimizers_are_compared_within_format_and_condition(write):
