@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from altcore.builtin_types import to_json
 from altcore.durable import no_space_named, replace_text
+from altcore.runs.contradiction import contradiction_in
 from altcore.runs.digests import contents, named_path, source_digest, stamps
 from altcore.runs.directory import (
     CHECKPOINTS,
@@ -141,6 +142,7 @@ __all__ = [
     "check_run_id",
     "compare",
     "contents",
+    "contradiction_in",
     "early_and_late",
     "environment",
     "find_end",
