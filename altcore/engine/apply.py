@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from altcore.engine.state import Run
-from altcore.engine.weights import WeightCheck
 from altcore.errors import AltcoreError, BadInput, PluginError
 from altcore.hooks import (
     KEEP,
@@ -20,7 +19,7 @@ from altcore.hooks import (
 from altcore.recipes import change, formats_in
 
 
-def carry_out(run: Run, verdict: Verdict, weights: WeightCheck) -> bool:
+def carry_out(run: Run, verdict: Verdict) -> bool:
     """Carry out the chosen actions; returns whether they changed the state or its formats.
 
     Stop and SkipStep are left to the loop, and change nothing here.
@@ -28,7 +27,7 @@ def carry_out(run: Run, verdict: Verdict, weights: WeightCheck) -> bool:
     changed = False
     for proposal in verdict.chosen:
         try:
-            changed |= _carry_out(run, proposal.action, proposal, weights)
+            changed |= _carry_out(run, proposal.action, proposal)
         except AltcoreError as error:
             if type(error) not in (AltcoreError, BadInput):
                 raise
@@ -65,7 +64,7 @@ def _outcome(verdict: Verdict, cause: str | None) -> str:
     return "the run stops" if cause == "nan_patience" else "recorded; the run goes on"
 
 
-def _carry_out(run: Run, action: Action, by: Proposal, weights: WeightCheck) -> bool:
+def _carry_out(run: Run, action: Action, by: Proposal) -> bool:
     if isinstance(action, ChangeRecipe):
         change_recipe(run, action, by.plugin)
         return action.format != KEEP
@@ -73,15 +72,15 @@ def _carry_out(run: Run, action: Action, by: Proposal, weights: WeightCheck) -> 
         run.lr_scale *= action.factor
         return False
     if isinstance(action, Rollback):
-        taken_at = roll_back(run, action.steps, weights)
+        taken_at = roll_back(run, action.steps)
         run.emit("rollback", plugin=by.plugin, to=taken_at, reason=action.reason)
         if action.then is not None:
-            _carry_out(run, action.then, by, weights)
+            _carry_out(run, action.then, by)
         return True
     return False
 
 
-def roll_back(run: Run, steps: int, weights: WeightCheck) -> int:
+def roll_back(run: Run, steps: int) -> int:
     """Restore the newest snapshot verified finite that is at least ``steps`` old.
 
     Returns:
@@ -91,7 +90,7 @@ def roll_back(run: Run, steps: int, weights: WeightCheck) -> int:
         AltcoreError: if there is no such snapshot.
     """
     for snapshot in reversed(run.snapshots):
-        if snapshot.step <= run.step - steps and weights.is_finite(snapshot.weights):
+        if snapshot.step <= run.step - steps and snapshot.is_finite():
             snapshot.restore(run.optimizer, run.quantization)
             while run.snapshots[-1].step > snapshot.step:
                 run.snapshots.pop()

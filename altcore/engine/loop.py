@@ -192,7 +192,8 @@ class Engine:
             run.model.train()  # slow: it sets them all
         self.weights.buffers.keep()
         if "snapshots" in self.needs and (step.index - 1) % config.snapshot_interval == 0:
-            taken = Snapshot.take(step.index - 1, run.model, run.optimizer, run.quantization)
+            parts = (run.model, run.optimizer, run.quantization)
+            taken = Snapshot.take(step.index - 1, *parts, self.weights.names())
             run.snapshots.append(taken)
             while len(run.snapshots) > config.max_snapshots:
                 run.snapshots.popleft()
@@ -257,7 +258,7 @@ class Engine:
         if verdict.kind is Stop:
             self.ending.status = "stopped"
             self.history.stop = stop_of(verdict, self.run.step)
-        is_changed = carry_out(self.run, verdict, self.weights)
+        is_changed = carry_out(self.run, verdict)
         if is_changed:
             self.detector.start_anew()
             self.captures = capture.LayerCaptures(self.run.quantization.modules)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,6 +21,8 @@ class Snapshot:
     weights: Mapping[str, Tensor]
     optimizer: Mapping[str, Any]
     quantization: Mapping[str, Any]
+    watched: Sequence[str]
+    """The names of weights and buffers that are to be finite, by `WeightCheck`."""
 
     @classmethod
     def take(
@@ -29,15 +31,22 @@ class Snapshot:
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         quantization: Quantization,
+        watched: Sequence[str],
     ) -> Snapshot:
         """Copy the state as it is now."""
         weights, moments = _copy(model.state_dict()), _copy(optimizer.state_dict())
-        return cls(step, weights, moments, quantization.state_dict())
+        return cls(step, weights, moments, quantization.state_dict(), watched)
 
     def restore(self, optimizer: torch.optim.Optimizer, quantization: Quantization) -> None:
         """Put the state back, the model's weights with the quantization's."""
         quantization.load_state_dict(self.quantization, self.weights)
         optimizer.load_state_dict(_copy(self.optimizer))
+
+    def is_finite(self) -> bool:
+        """Whether all that is watched is finite; a host read, made only when a rollback asks."""
+        watched = [self.weights[name] for name in self.watched if name in self.weights]
+        flags = [torch.isfinite(tensor).all() for tensor in watched]
+        return bool(torch.stack(flags).all()) if flags else True
 
 
 def _copy(value: Any) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -65,11 +65,10 @@ class WeightCheck:
         self.since = step if self.since is None else self.since
         return evolve(found, arose=self.since)
 
-    def is_finite(self, state: Mapping[str, Tensor]) -> bool:
-        """Whether an earlier state of the model is, in what is watched; a host read."""
-        trained = [n for n, p in self.model.named_parameters() if p.requires_grad]
-        watched = [n for n, form in self.watched.items() if n in state and _form(state[n]) == form]
-        return all(bool(torch.isfinite(state[name]).all()) for name in trained + watched)
+    def names(self) -> list[str]:
+        """Return the names of the trained parameters and watched buffers."""
+        trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
+        return trained + [name for name, _ in self._buffers()]
 
     def _buffers(self) -> Iterator[tuple[str, Tensor]]:
         now = self.buffers.now() if self.watched else {}

@@ -11,6 +11,7 @@ from torch import nn
 import altcore
 from altcore import Rollback, SkipStep, hookimpl
 from altcore.engine.buffers import Buffers
+from altcore.engine.snapshots import Snapshot
 from altcore.engine.weights import WeightCheck
 from altcore.hooks import NonFinite
 
@@ -179,11 +180,12 @@ def test_a_snapshot_is_judged_by_what_is_watched():
     """Neither frozen weights nor a mask are; trained weights and running statistics are."""
     model = Normed()
     model.embed.weight.requires_grad_(False)
-    check, kept = WeightCheck(model), model.state_dict()
+    watched, kept = WeightCheck(model).names(), model.state_dict()
     for name, is_watched in {
         "embed.weight": False,
         "mask": False,
         "head.weight": True,
         "norm.running_var": True,
     }.items():
-        assert check.is_finite({**kept, name: kept[name] + math.inf}) != is_watched
+        spoiled = {**kept, name: kept[name] + math.inf}
+        assert Snapshot(1, spoiled, {}, {}, watched).is_finite() != is_watched
