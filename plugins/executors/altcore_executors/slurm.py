@@ -145,6 +145,7 @@ class Slurm:
         logs = {key: path for key, path in logs.items() if path}
         # Since Slurm 22.05 srun asks for one CPU, however many the allocation has.
         own = {**logs, **({"cpus-per-task": self.cpus} if self.cpus else {})}
+        options = {"requeue": True, **logs, **self.sbatch}
         executor.update_parameters(
             job_name=pilot_name(folder),
             time=self.time,
@@ -153,7 +154,7 @@ class Slurm:
             wckey=None,
             stderr_to_stdout=self.error is None,
             srun_args=[f"--{key}={value}" for key, value in own.items()],
-            additional_parameters={"requeue": True, **logs, **self.sbatch},
+            additional_parameters={k: v for k, v in options.items() if v is not False},
             **{key: value for key, value in told.items() if value is not None},
         )
         return executor

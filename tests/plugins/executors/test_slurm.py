@@ -213,8 +213,18 @@ def test_every_setting_is_in_the_batch_script(tmp_path):
 
 def test_the_shortest_script(tmp_path):
     """Asks for what is needed, and prints into the sweep's folder; a short time warns later."""
-    text = script(tmp_path, "slurm:time=2")
-    for absent in ("--account", "--gres", "--mem", "--cpus", "--error", "# setup", "wckey"):
+    text = script(tmp_path, "slurm:time=2", sbatch={"requeue": False, "exclusive": True})
+    assert "#SBATCH --exclusive" in text.splitlines()
+    for absent in (
+        "--account",
+        "--gres",
+        "--mem",
+        "--cpus",
+        "--error",
+        "# setup",
+        "wckey",
+        "requeue",
+    ):
         assert absent not in text
     assert "--signal=USR2@24" in text
     assert f"--output={tmp_path}/toy/pilots/%j_0_log.out" in text

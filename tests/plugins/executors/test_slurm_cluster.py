@@ -43,7 +43,6 @@ def toy(tmp_path, corpus, slurm):
 
 def test_pilots_run_a_sweep_to_its_end(toy, slurm):
     """Which leaves nothing in the queue: one has all CPUs, and the other waits for nothing."""
-    toy.ends(toy.command("plan", "toy.yaml"))
     toy.ends(toy.run("slurm:2,time=20,workers_per_gpu=2,cpus=2"))
     assert "pilots wait for: Resources" in toy.log
     toy.wait(lambda: not slurm.queue(), 10)
@@ -55,6 +54,7 @@ def test_pilots_run_a_sweep_to_its_end(toy, slurm):
 
 def test_a_pilot_and_the_command_are_killed(toy, slurm):
     """The next command keeps the pilot that is left, and replaces the other one."""
+    toy.ends(toy.command("plan", "toy.yaml"))
     command = toy.run(PILOTS)
     worker = toy.wait_for_worker()
     kill(parent_of(worker))
