@@ -594,7 +594,8 @@ def test_yaml_that_is_shown_is_valid(name, _, text, tmp_path):
         assert get_format(tmp_path / "shown.yaml").name == yaml.safe_load(text)["name"]
     elif name == "sweeps":
         (tmp_path / "shown.yaml").write_text(text)
-        assert len(jobs_of(read_sweep(tmp_path / "shown.yaml"))) == 12
+        jobs = jobs_of(read_sweep(tmp_path / "shown.yaml"))
+        assert len(jobs) == (12 if "grid" in text else 1)
     elif name == "recipes":
         assert read_recipe(load_yaml(text, Source(name))).rules
     else:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from typing import TYPE_CHECKING
 
 import click
 
-from altcore.cli.options import once
+from altcore.cli.options import Group, once
+from altcore.cli.sweep_options import SWEEPS_DIR
+from altcore.cli.sweep_status import list_, print_end, status
 from altcore.cli.terminal import echo, say
 
 if TYPE_CHECKING:
     from altcore.sweep import Job
 
-FOLDER = once("--sweeps-dir", metavar="FOLDER", default="sweeps", help="Where the sweeps are.")
 ACCEPT = click.option(
     "--accept-changes",
     "accept",
@@ -23,7 +25,7 @@ ACCEPT = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def sweep() -> None:
     """Run many runs: a grid of settings, variants and seeds.
 
@@ -34,9 +36,13 @@ def sweep() -> None:
     """  # noqa: D301 - click's mark for lines to be kept is a real backspace
 
 
+for command in (list_, status):
+    sweep.add_command(command)
+
+
 @sweep.command()
 @click.argument("file")
-@FOLDER
+@SWEEPS_DIR
 def plan(file: str, sweeps_dir: str) -> None:
     """Show every job that a sweep file asks for; nothing is written."""
     from altcore.sweep import Ledger, changes_of, folder_of, jobs_of, read_sweep
@@ -67,8 +73,8 @@ def _told_plan(jobs: list[Job]) -> str:
     help="Where workers run (default local, in this process; local:2 is two processes).",
 )
 @ACCEPT
-@FOLDER
-def run(file: str, executor: str, sweeps_dir: str, *, accept: bool) -> None:
+@SWEEPS_DIR
+def run(file: str, executor: str, sweeps_dir: str, *, accept: bool) -> int | None:
     """Run a sweep until every job has a result.
 
     The same command again goes on where it was. FILE may be the name of a sweep that was begun.
@@ -81,6 +87,7 @@ def run(file: str, executor: str, sweeps_dir: str, *, accept: bool) -> None:
         open_sweep,
         placing_of,
         read_sweep,
+        status_of,
     )
     from altcore.yaml_files import is_yaml_file
 
@@ -94,16 +101,20 @@ def run(file: str, executor: str, sweeps_dir: str, *, accept: bool) -> None:
     else:
         asked, ledger = open_sweep(file, sweeps_dir)
     placing = placing_of(asked, ledger, executor, lambda line: say(line, "info"))
+    began = time.monotonic()
     placed.run(placing)
-    left = placing.left()
-    if left:
+    found = status_of(asked, ledger, time.time())
+    print_end(ledger.folder.name, found, time.monotonic() - began)
+    if not found.is_over:
+        left = placing.left()
         say(f"{left} jobs are left: altcore sweep run {ledger.folder.name} goes on", "warning")
+    return 1 if found.failed else None
 
 
 @sweep.command()
 @click.argument("name")
 @once("--executor", default="local", help="The name of the executor, for the record.")
-@FOLDER
+@SWEEPS_DIR
 def work(name: str, executor: str, sweeps_dir: str) -> None:
     """Take jobs until none is left, as a worker that an executor starts."""
     from altcore.cli.log import configure

@@ -11,14 +11,18 @@ from altcore.sweep.expand import jobs_of
 from altcore.sweep.folder import SWEEPS, begin_sweep, folder_of, open_sweep
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, Standing, State
+from altcore.sweep.limits import Alerts
 from altcore.sweep.placing import make_executor, placing_of, worker_of
 from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide
+from altcore.sweep.rows import Row, survey
+from altcore.sweep.status import Status, status_of
 from altcore.sweep.sweep_file import Measure, SweepFile, read_sweep, sweep_text
 from altcore.sweep.worker import Worker
 
 __all__ = [
     "DEFAULT_RULES",
     "SWEEPS",
+    "Alerts",
     "Attempt",
     "Changes",
     "Decision",
@@ -26,9 +30,11 @@ __all__ = [
     "Job",
     "Ledger",
     "Measure",
+    "Row",
     "Rule",
     "Standing",
     "State",
+    "Status",
     "SweepFile",
     "Watch",
     "Worker",
@@ -42,6 +48,8 @@ __all__ = [
     "open_sweep",
     "placing_of",
     "read_sweep",
+    "status_of",
+    "survey",
     "sweep_text",
     "worker_of",
 ]

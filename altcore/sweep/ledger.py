@@ -16,9 +16,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from attrs import define, field, frozen
 
@@ -146,7 +148,7 @@ class Ledger:
             return Standing(State.RUNNING, attempts)
         known = [e or Exit(status="lost") for e in (*exits, last)]
         changed = attempts[-1].lease.changed
-        decision = decide(known, self.job(name).config, changed, self.rules)
+        decision = decide(known, _ConfigOf(self, name), changed, self.rules)
         return Standing(State.WAITING if decision.goes_on else State.FAILED, attempts, decision)
 
     # Taking and ending -------------------------------------------------------------------------
@@ -191,6 +193,27 @@ class Ledger:
             ended = Exit(status="refused", error="another attempt has taken the job over")
         held.attempt.end(ended)
         return ended
+
+
+@define
+class _ConfigOf(Mapping[str, Any]):
+    """The configuration of a job, read when a rule asks for a setting: most rules do not."""
+
+    _ledger: Ledger
+    _name: str
+
+    @cached_property
+    def _config(self) -> Mapping[str, Any]:
+        return self._ledger.job(self._name).config
+
+    def __getitem__(self, key: str) -> Any:
+        return self._config[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._config)
+
+    def __len__(self) -> int:
+        return len(self._config)
 
 
 def _numbered(path: Path, number: int) -> Path:

@@ -13,6 +13,7 @@ from altcore.config import check_name
 from altcore.errors import BadInput, Source, located, shown
 from altcore.hooks import build, setting
 from altcore.sweep.job import PRIORITY
+from altcore.sweep.limits import Alerts, Range, range_of
 from altcore.sweep.retry import DEFAULT_RULES, Rule
 from altcore.yaml_files import dump_yaml, read_mapping, source_of, without_sources
 
@@ -59,6 +60,19 @@ class SweepFile:
     lost_after: float = setting(
         60.0, help="seconds without a heartbeat after which a worker is lost", validator=gt(0)
     )
+    columns: list[str] = setting(
+        factory=list,
+        help="values of each run in the exported table, by the name of a key of its summary or of "
+        "a measure; every number and text of the summary if empty",
+    )
+    checks: dict[str, Any] = setting(
+        factory=dict, help="`[LOWEST, HIGHEST]` of the values of such a name; null is no limit"
+    )
+    alerts: dict[str, Any] = setting(
+        factory=dict,
+        help="limits whose transgression `status` tells: `failed` and `collapsed` as shares, "
+        "`minutes` of a job",
+    )
     retry: dict[str, dict[str, Any]] = setting(
         factory=dict, help="what is done about a cause of failure, in place of the default"
     )
@@ -75,7 +89,8 @@ class SweepFile:
             if not values:
                 raise BadInput("no value is given", key=f"grid.{key}")
         _check_seeds(self.seeds)
-        _ = self.rules, self.measures  # which check what they hold
+        # Which check what they hold.
+        _ = self.rules, self.measures, self.ranges, self.limits
 
     @property
     def variant_names(self) -> list[str]:
@@ -100,6 +115,17 @@ class SweepFile:
     def measures(self) -> list[Measure]:
         """What a completed run must have."""
         return [_measure(given) for given in self.requires]
+
+    @property
+    def ranges(self) -> dict[str, Range]:
+        """The lowest and highest value of each name that is checked."""
+        return {name: range_of(name, given) for name, given in self.checks.items()}
+
+    @property
+    def limits(self) -> Alerts:
+        """The limits beyond which `status` alerts."""
+        made: Alerts = build(Alerts, self.alerts, "alerts")
+        return made
 
     def seed_list(self, first: int) -> list[int]:
         """Return the seeds; of a number of them, those from ``first`` on."""
