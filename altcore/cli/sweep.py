@@ -10,6 +10,7 @@ import click
 
 from altcore.cli.options import Group, once
 from altcore.cli.sweep_options import SWEEPS_DIR
+from altcore.cli.sweep_results import collect, export, verify
 from altcore.cli.sweep_status import list_, print_end, status
 from altcore.cli.terminal import echo, say
 
@@ -34,9 +35,12 @@ def sweep() -> None:
     altcore sweep run study.yaml --executor local:2
     altcore sweep status study
     """  # noqa: D301 - click's mark for lines to be kept is a real backspace
+    from altcore.cli.log import configure
+
+    configure()
 
 
-for command in (list_, status):
+for command in (list_, status, verify, export, collect):
     sweep.add_command(command)
 
 
@@ -79,7 +83,6 @@ def run(file: str, executor: str, sweeps_dir: str, *, accept: bool) -> int | Non
 
     The same command again goes on where it was. FILE may be the name of a sweep that was begun.
     """
-    from altcore.cli.log import configure
     from altcore.sweep import (
         begin_sweep,
         jobs_of,
@@ -91,7 +94,6 @@ def run(file: str, executor: str, sweeps_dir: str, *, accept: bool) -> int | Non
     )
     from altcore.yaml_files import is_yaml_file
 
-    configure()
     placed = make_executor(executor)
     if is_yaml_file(file):
         asked = read_sweep(file)
@@ -117,9 +119,7 @@ def run(file: str, executor: str, sweeps_dir: str, *, accept: bool) -> int | Non
 @SWEEPS_DIR
 def work(name: str, executor: str, sweeps_dir: str) -> None:
     """Take jobs until none is left, as a worker that an executor starts."""
-    from altcore.cli.log import configure
     from altcore.sweep import open_sweep, worker_of
 
-    configure()
     asked, ledger = open_sweep(name, sweeps_dir)
     worker_of(asked, ledger, executor, echo, is_own_process=True).work()

@@ -4,10 +4,12 @@ A sweep file says what is to be run, the ledger is a folder that holds what was,
 many as there are and wherever they are, pull jobs from it.
 """
 
+from altcore.sweep.archive import collect
 from altcore.sweep.attempt import Attempt, Watch
 from altcore.sweep.changes import Changes, bring_up_to_date, changes_of
 from altcore.sweep.exits import Exit
 from altcore.sweep.expand import jobs_of
+from altcore.sweep.exporting import export
 from altcore.sweep.folder import SWEEPS, begin_sweep, folder_of, open_sweep
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, Standing, State
@@ -17,6 +19,7 @@ from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide
 from altcore.sweep.rows import Row, survey
 from altcore.sweep.status import Status, status_of
 from altcore.sweep.sweep_file import Measure, SweepFile, read_sweep, sweep_text
+from altcore.sweep.verification import Verification, verify
 from altcore.sweep.worker import Worker
 
 __all__ = [
@@ -36,12 +39,15 @@ __all__ = [
     "State",
     "Status",
     "SweepFile",
+    "Verification",
     "Watch",
     "Worker",
     "begin_sweep",
     "bring_up_to_date",
     "changes_of",
+    "collect",
     "decide",
+    "export",
     "folder_of",
     "jobs_of",
     "make_executor",
@@ -51,5 +57,6 @@ __all__ = [
     "status_of",
     "survey",
     "sweep_text",
+    "verify",
     "worker_of",
 ]
