@@ -11,6 +11,7 @@ import click
 from altcore.cli.options import Group, once
 from altcore.cli.sweep_options import SWEEPS_DIR
 from altcore.cli.sweep_results import collect, export, verify
+from altcore.cli.sweep_retry import retry
 from altcore.cli.sweep_status import list_, print_end, status
 from altcore.cli.terminal import echo, say
 
@@ -40,7 +41,7 @@ def sweep() -> None:
     configure()
 
 
-for command in (list_, status, verify, export, collect):
+for command in (list_, status, retry, verify, export, collect):
     sweep.add_command(command)
 
 

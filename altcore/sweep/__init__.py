@@ -19,6 +19,7 @@ from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide
 from altcore.sweep.rows import Row, survey
 from altcore.sweep.status import Status, status_of
 from altcore.sweep.sweep_file import Measure, SweepFile, read_sweep, sweep_text
+from altcore.sweep.trying_again import try_again
 from altcore.sweep.verification import Verification, verify
 from altcore.sweep.worker import Worker
 
@@ -57,6 +58,7 @@ __all__ = [
     "status_of",
     "survey",
     "sweep_text",
+    "try_again",
     "verify",
     "worker_of",
 ]

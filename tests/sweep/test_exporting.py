@@ -118,9 +118,7 @@ def test_archives_by_variant(ledger, tmp_path):
     again = collect(ledger, tmp_path / "two")
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
     with_weights = collect(ledger, tmp_path / "one", checkpoints=True)
-    assert (
-        "base/base-seed42/checkpoints/weights" in tarfile.open(next(iter(with_weights))).getnames()
-    )
+    assert "base/base-seed42/checkpoints/weights" in archived(next(iter(with_weights)))
     assert not list((tmp_path / "one").glob(".*"))
 
 
