@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from altcore.builtin_types import duration
 from altcore.cli.options import Group, once
-from altcore.cli.sweep_options import SWEEPS_DIR
+from altcore.cli.sweep_check import check
+from altcore.cli.sweep_options import SWEEPS_DIR, asked_of, asking
 from altcore.cli.sweep_results import collect, export, verify
 from altcore.cli.sweep_retry import retry
 from altcore.cli.sweep_status import list_, print_end, status
 from altcore.cli.terminal import echo, say
 
 if TYPE_CHECKING:
-    from altcore.sweep import Job
+    from altcore.sweep import Estimate, Job
 
 ACCEPT = click.option(
     "--accept-changes",
@@ -41,26 +43,42 @@ def sweep() -> None:
     configure()
 
 
-for command in (list_, status, retry, verify, export, collect):
+for command in (check, list_, status, retry, verify, export, collect):
     sweep.add_command(command)
 
 
 @sweep.command()
-@click.argument("file")
+@click.argument("file", required=False)
+@asking
 @SWEEPS_DIR
-def plan(file: str, sweeps_dir: str) -> None:
+def plan(file: str | None, sweeps_dir: str, **given: Any) -> None:
     """Show every job that a sweep file asks for; nothing is written."""
-    from altcore.sweep import Ledger, changes_of, folder_of, jobs_of, read_sweep
+    from altcore.sweep import Ledger, changes_of, estimate_of, folder_of, jobs_of
 
-    jobs = jobs_of(read_sweep(file))
-    ledger = Ledger(folder_of(file, sweeps_dir))
+    asked = asked_of(file, given)
+    jobs = jobs_of(asked)
+    ledger = Ledger(folder_of(str(asked.name), sweeps_dir))
     changes = changes_of(ledger, jobs)
-    for job in jobs:
-        echo(job.name)
+    echo("\n".join(job.name for job in jobs))
     say(_told_plan(jobs), "info")
+    say(_told_estimate(estimate_of(ledger, jobs)), "info")
     for names, what in ((changes.changed, "changed"), (changes.removed, "removed")):
         if names:
             say(f"{what} since {ledger.folder} was begun: {', '.join(names)}", "warning")
+
+
+def _told_estimate(found: Estimate) -> str:
+    if not found.left:
+        return "every job has a result"
+    told = []
+    if found.seconds is not None:
+        told.append(f"{found.left} left take {duration(found.seconds)}, one after another")
+    for key, what in (("peak_memory_bytes", "memory"), ("peak_gpu_memory_bytes", "GPU memory")):
+        if key in found.memory:
+            told.append(f"a worker takes {found.memory[key] / 1e9:.2f} GB of {what}")
+    if not told:
+        return "time and memory are unknown: altcore sweep check measures a few steps"
+    return f"{'; '.join(told)} (measured: {found.source})"
 
 
 def _told_plan(jobs: list[Job]) -> str:
@@ -70,7 +88,8 @@ def _told_plan(jobs: list[Job]) -> str:
 
 
 @sweep.command()
-@click.argument("file")
+@click.argument("file", required=False)
+@asking
 @once(
     "--executor",
     metavar="NAME[:KEY=VALUE,...]",
@@ -79,7 +98,9 @@ def _told_plan(jobs: list[Job]) -> str:
 )
 @ACCEPT
 @SWEEPS_DIR
-def run(file: str, executor: str, sweeps_dir: str, *, accept: bool) -> int | None:
+def run(
+    file: str | None, executor: str, sweeps_dir: str, *, accept: bool, **given: Any
+) -> int | None:
     """Run a sweep until every job has a result.
 
     The same command again goes on where it was. FILE may be the name of a sweep that was begun.
@@ -90,14 +111,13 @@ def run(file: str, executor: str, sweeps_dir: str, *, accept: bool) -> int | Non
         make_executor,
         open_sweep,
         placing_of,
-        read_sweep,
         status_of,
     )
     from altcore.yaml_files import is_yaml_file
 
     placed = make_executor(executor)
-    if is_yaml_file(file):
-        asked = read_sweep(file)
+    if file is None or is_yaml_file(file) or any(given.values()):
+        asked = asked_of(file, given)
         ledger, changes = begin_sweep(asked, jobs_of(asked), sweeps_dir, accept=accept)
         if changes.added:
             say(f"{_told_plan(list(changes.added))}; into {ledger.folder}", "info")

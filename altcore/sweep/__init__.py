@@ -5,8 +5,10 @@ many as there are and wherever they are, pull jobs from it.
 """
 
 from altcore.sweep.archive import collect
+from altcore.sweep.asking import Given, asked_sweep
 from altcore.sweep.attempt import Attempt, Watch
 from altcore.sweep.changes import Changes, bring_up_to_date, changes_of
+from altcore.sweep.estimate import Estimate, estimate_of, keep_checked
 from altcore.sweep.exits import Exit
 from altcore.sweep.expand import jobs_of
 from altcore.sweep.exporting import export
@@ -15,6 +17,8 @@ from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, Standing, State
 from altcore.sweep.limits import Alerts
 from altcore.sweep.placing import make_executor, placing_of, worker_of
+from altcore.sweep.preflight import Finding, Preflight
+from altcore.sweep.resources import Limits, side_by_side
 from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide
 from altcore.sweep.rows import Row, survey
 from altcore.sweep.status import Status, status_of
@@ -30,10 +34,15 @@ __all__ = [
     "Attempt",
     "Changes",
     "Decision",
+    "Estimate",
     "Exit",
+    "Finding",
+    "Given",
     "Job",
     "Ledger",
+    "Limits",
     "Measure",
+    "Preflight",
     "Row",
     "Rule",
     "Standing",
@@ -43,18 +52,22 @@ __all__ = [
     "Verification",
     "Watch",
     "Worker",
+    "asked_sweep",
     "begin_sweep",
     "bring_up_to_date",
     "changes_of",
     "collect",
     "decide",
+    "estimate_of",
     "export",
     "folder_of",
     "jobs_of",
+    "keep_checked",
     "make_executor",
     "open_sweep",
     "placing_of",
     "read_sweep",
+    "side_by_side",
     "status_of",
     "survey",
     "sweep_text",
