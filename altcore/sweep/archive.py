@@ -12,8 +12,8 @@ from pathlib import Path
 from altcore import durable
 from altcore.runs import CHECKPOINTS
 from altcore.sweep.job import Job
+from altcore.sweep.kept import accepted_runs
 from altcore.sweep.ledger import JOB, JOBS, Ledger
-from altcore.sweep.rows import accepted_runs
 
 
 def collect(ledger: Ledger, out: Path, *, checkpoints: bool = False) -> dict[Path, int]:

@@ -16,8 +16,8 @@ from typing import Any
 from altcore import durable
 from altcore.builtin_types import to_json
 from altcore.runs import read_environment
+from altcore.sweep.kept import accepted_runs
 from altcore.sweep.ledger import Ledger
-from altcore.sweep.rows import accepted_runs
 from altcore.sweep.statistics import statistics_of
 from altcore.sweep.sweep_file import SweepFile, sweep_text
 from altcore.sweep.table import Table, cell, table_of

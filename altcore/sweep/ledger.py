@@ -6,10 +6,11 @@
       jobs/NAME/attempts/   see `altcore.sweep.attempt`
       runs/NAME/            the run that was accepted as the job's result
       retired/              what became of jobs that the sweep no longer has
+      cache/                see `altcore.sweep.kept`
       runbook.md            which jobs recovered from which errors, for people
 
-Nothing else is a fact. There is no lock and no index: any number of processes, on any number of
-hosts that share the folder, may read it and work on it at any time.
+Jobs and runs are the facts. There is no lock, and no index but a cache: any number of processes, on
+any number of hosts that share the folder, may read it and work on it at any time.
 """
 
 from __future__ import annotations

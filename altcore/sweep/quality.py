@@ -2,55 +2,30 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any
 
-from altcore import durable
 from altcore.builtin_types import digits, duration, to_json
-from altcore.errors import BadInput, NoSpace, shown
+from altcore.errors import shown
 from altcore.formats import digest
-from altcore.runs import read_json
+from altcore.sweep.kept import of_accepted
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.limits import Alerts, Range
-from altcore.sweep.rows import Row, accepted_runs
+from altcore.sweep.rows import Row
 from altcore.sweep.values import Values
-
-CACHE = "checked.json"
-"""What the checks found in accepted runs, which do not change: may be removed at any time."""
 
 
 def outside(ledger: Ledger, checks: Mapping[str, Range]) -> dict[str, dict[str, str]]:
-    """Return what is not within its range, by job and name, of the accepted runs.
-
-    A run is read once: what was found is kept in a file that may be removed at any time.
-    """
+    """Return what is not within its range, by job and name, of the accepted runs."""
     if not checks:
         return {}
-    path, asked = ledger.folder / CACHE, digest(to_json(checks))
-    kept = _kept(path, asked)
-    found, grown = {}, False
-    for name, number in accepted_runs(ledger).items():
-        known = kept.get(name)
-        if known is None or known[0] != number:
-            known, grown = [number, _problems(Values(ledger.run_of(name)), checks)], True
-        found[name] = known
-    if grown:
-        # Whoever only looks may have no right to write.
-        with suppress(OSError, NoSpace):
-            durable.replace_text(path, json.dumps({"checks": asked, "runs": found}))
-    return {name: problems for name, (_, problems) in sorted(found.items()) if problems}
 
+    def read(name: str) -> tuple[dict[str, str], bool]:
+        return _problems(Values(ledger.run_of(name)), checks), True
 
-def _kept(path: Path, asked: str) -> Mapping[str, Any]:
-    with suppress(BadInput):
-        held = read_json(path)
-        if held.get("checks") == asked and isinstance(held.get("runs"), dict):
-            return held["runs"]
-    return {}
+    found = of_accepted(ledger, "checks.json", digest(to_json(checks)), read)
+    return {name: problems for name, problems in sorted(found.items()) if problems}
 
 
 def _problems(values: Values, checks: Mapping[str, Range]) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,11 @@ from attrs import field, frozen
 from altcore.runs import summary_of
 from altcore.sweep.attempt import Attempt, attempts_in
 from altcore.sweep.exits import Exit
-from altcore.sweep.ledger import JOBS, RUNS, Ledger, State
+from altcore.sweep.kept import of_accepted
+from altcore.sweep.ledger import JOBS, Ledger, State
+
+VERSION = "1"
+"""Of what is kept of a row."""
 
 
 @frozen(kw_only=True)
@@ -55,39 +58,41 @@ class Row:
 
 
 def survey(ledger: Ledger) -> list[Row]:
-    """Return every job as it stands, by name. No job's file is read."""
-    accepted = accepted_runs(ledger)
+    """Return every job as it stands, by name. No job's file is read, and no run twice."""
+    accepted = of_accepted(ledger, "rows.json", VERSION, lambda name: _completed(ledger, name))
     return [
-        _completed(ledger, name) if name in accepted else _open(ledger, name)
+        _row(name, accepted[name]) if name in accepted else _open(ledger, name)
         for name in ledger.names()
     ]
 
 
-def accepted_runs(ledger: Ledger) -> dict[str, int]:
-    """Return the number of the folder of each accepted run, by the job's name."""
-    try:
-        with os.scandir(ledger.folder / RUNS) as found:
-            return {entry.name: entry.inode() for entry in found}
-    except FileNotFoundError:
-        return {}
+def _row(name: str, known: Mapping[str, Any]) -> Row:
+    return Row(
+        name=name,
+        state=State.COMPLETED,
+        exits=tuple(Exit(**ended) for ended in known["exits"]),
+        attempts=known["attempts"],
+        changed=known["changed"],
+    )
 
 
-def _completed(ledger: Ledger, name: str) -> Row:
+def _completed(ledger: Ledger, name: str) -> tuple[dict[str, Any], bool]:
+    """Return what the row of a completed job holds, and whether its end is written."""
     attempts = attempts_in(ledger.folder / JOBS / name)
     known = [(a, ended) for a in attempts if (ended := a.exit) is not None]
     accepted = next((a for a, ended in reversed(known) if ended.is_complete), None)
+    is_written = accepted is not None
     # Who was late is refused after the run was accepted.
     exits = [ended for a, ended in known if accepted is None or a.number <= accepted.number]
     if accepted is None:
         exits.append(_of_run(ledger.run_of(name)))
         accepted = attempts[-1] if attempts else None
-    return Row(
-        name=name,
-        state=State.COMPLETED,
-        exits=tuple(exits),
-        attempts=len(attempts),
-        changed=_changed(accepted),
-    )
+    plain = {
+        "exits": [ended.to_plain() for ended in exits],
+        "attempts": len(attempts),
+        "changed": dict(_changed(accepted)),
+    }
+    return plain, is_written
 
 
 def _of_run(run: Path) -> Exit:

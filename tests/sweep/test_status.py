@@ -1,5 +1,6 @@
 """How a sweep stands is read from its ledger: counts, time left, ranges, alerts."""
 
+import shutil
 import time
 
 import pytest
@@ -10,7 +11,6 @@ from altcore.errors import BadInput
 from altcore.sweep import Ledger, State, SweepFile, open_sweep, status_of, survey
 from altcore.sweep.attempt import lease
 from altcore.sweep.exits import Exit
-from altcore.sweep.quality import CACHE
 
 
 @pytest.fixture
@@ -115,19 +115,46 @@ def test_values_outside_their_range_are_named(tmp_path):
     ]
 
 
-def test_what_the_checks_found_is_kept_and_may_be_thrown_away(ledger):
+def test_what_was_read_is_kept_and_may_be_thrown_away(ledger):
     """A run is read once, unless other checks are asked for; a broken file is as none."""
-    first = status(ledger).outside
-    assert first == {"base-seed43": {"val_loss": "12.5"}}
+    first = status(ledger).to_plain()
+    assert first["outside"] == {"base-seed43": {"val_loss": "12.5"}}
     record(ledger.run_of("base-seed43"), val_loss=5.0)
-    assert status(ledger).outside == first
-    for text in ("", '{"checks": "other", "runs": {}}'):
-        (ledger.folder / CACHE).write_text(text)
-        assert status(ledger).outside == {}
-        record(ledger.run_of("base-seed43"), val_loss=12.5)
-        (ledger.folder / CACHE).unlink()
-        assert status(ledger).outside == first
-        record(ledger.run_of("base-seed43"), val_loss=5.0)
+    (ledger.standing("base-seed43").last.folder / "exit.json").unlink()
+    assert status(ledger).to_plain() == first
+    (ledger.folder / "cache" / "rows.json").write_text('{"asked": "1", "runs": [3]}')
+    (ledger.folder / "cache" / "checks.json").write_text("")
+    second = status(ledger)
+    assert (second.outside, second.collapsed) == ({}, 0)
+    record(ledger.run_of("base-seed43"), val_loss=12.5)
+    ledger.run_of("base-seed43").rename(ledger.folder / "moved")
+    assert status(ledger).counts["completed"] == 2
+    shutil.copytree(ledger.folder / "moved", ledger.run_of("base-seed43"))
+    assert status(ledger).outside == first["outside"]
+    asked = SweepFile(checks={"val_loss": [0, 3]})
+    assert set(status_of(asked, ledger, 0.0).outside) == {"base-seed42", "base-seed43"}
+
+
+def test_a_sweep_that_one_may_only_read(ledger, monkeypatch):
+    """Is shown all the same."""
+
+    def refuse(*_):
+        raise PermissionError
+
+    monkeypatch.setattr("altcore.sweep.kept.durable.replace_text", refuse)
+    assert status(ledger).counts["completed"] == 3
+
+
+def test_an_end_that_is_not_written_yet_is_not_kept(tmp_path):
+    """The record of the exit says more than the run."""
+    ledger = ledger_of(tmp_path)
+    (job,) = ledger.jobs()
+    complete(ledger, job, seconds=5.0)
+    file = ledger.standing(job.name).last.folder / "exit.json"
+    file.rename(tmp_path / "kept")
+    assert survey(ledger)[0].exit.seconds is None
+    (tmp_path / "kept").rename(file)
+    assert survey(ledger)[0].exit.seconds == 5.0
 
 
 @pytest.mark.parametrize(
