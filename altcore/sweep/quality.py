@@ -71,7 +71,8 @@ def alerts_of(rows: Sequence[Row], alerts: Alerts, now: float) -> list[str]:
         seconds = row.seconds + (0.0 if row.began is None else max(0.0, now - row.began))
         if alerts.minutes is not None and seconds > 60 * alerts.minutes:
             limit = duration(60 * alerts.minutes)
-            found.append(f"{row.name} took {duration(seconds)} so far (limit {limit})")
+            so_far = "" if row.began is None else " so far"
+            found.append(f"{row.name} took {duration(seconds)}{so_far} (limit {limit})")
     return found
 
 

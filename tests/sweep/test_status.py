@@ -165,7 +165,7 @@ def test_an_end_that_is_not_written_yet_is_not_kept(tmp_path):
             {"failed": None, "collapsed": 0.3},
             "1 of 3 completed runs collapsed: 33.3 % (limit 30 %)",
         ),
-        ({"failed": 0.25, "minutes": 0.4}, "base-seed43 took 30 s so far (limit 24 s)"),
+        ({"failed": 0.25, "minutes": 0.4}, "base-seed43 took 30 s (limit 24 s)"),
     ],
 )
 def test_alerts(ledger, alerts, told):
