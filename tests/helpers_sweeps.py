@@ -55,6 +55,7 @@ def complete(
     assert ledger.end(job, held, ended).status == status
 
 
-def fail(ledger: Ledger, job: Job, error: str, status: str = "failed") -> None:
+def fail(ledger: Ledger, job: Job, error: str, status: str = "failed", verdict: str = "") -> None:
     """Let an attempt at a job end without a result."""
-    ledger.end(job, _attempt(ledger, job, {}), Exit(status=status, error=error, seconds=1.0))
+    ended = Exit(status=status, error=error, seconds=1.0, verdict=verdict)
+    ledger.end(job, _attempt(ledger, job, {}), ended)

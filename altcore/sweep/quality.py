@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from altcore.builtin_types import digits, duration, to_json
+from altcore.builtin_types import duration, to_json
 from altcore.errors import shown
 from altcore.formats import digest
 from altcore.sweep.kept import of_accepted
@@ -48,7 +48,7 @@ def _problem(values: Sequence[Any], limits: Range) -> str:
         if isinstance(value, bool) or not isinstance(value, int | float):
             return f"{shown(value)} is no number"
         if not low <= value <= high:  # NaN is not, either
-            return digits(value)
+            return f"{value:.6g}"
     return ""
 
 

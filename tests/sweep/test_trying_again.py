@@ -90,6 +90,15 @@ def test_what_is_refused(tmp_path, error, changed, told):
     assert ledger.standing(job.name).state is State.FAILED
 
 
+def test_a_collapse_that_is_a_failure_is_not_repeated_unchanged(ledger):
+    """It is by its numbers, whatever its verdict says."""
+    job = first(ledger)
+    fail(ledger, job, "it collapsed: the loss rose", verdict="the loss rose")
+    with pytest.raises(BadInput, match="an unchanged run would fail again"):
+        try_again(ledger, job.name, {})
+    try_again(ledger, job.name, {"learning_rate": 0.5})
+
+
 def test_only_failed_jobs_are_tried_again(ledger):
     """Not one that waits, or has a result."""
     one, other = ledger.jobs()
