@@ -14,7 +14,7 @@ from attrs import define, evolve, field, frozen
 
 from altcore.config import TrainConfig
 from altcore.errors import BadInput, Interrupted, described
-from altcore.registry import kind_of, left_out
+from altcore.registry import HOOK_KINDS, find, kind_of, left_out
 from altcore.runs import TIMINGS, read_lines
 from altcore.sweep.expand import jobs_of
 from altcore.sweep.job import Job
@@ -82,6 +82,12 @@ class Preflight:
             return
         yield Finding(what=what, told=f"{len(jobs)} job{'s' * (len(jobs) != 1)}")
         config = jobs[0].train_config("", {})
+        missing = [*_missing(config)]
+        for kind, told in missing:
+            remedy = f"altcore plugins list --kind {kind}"
+            yield Finding(what=f"{variant}: dependencies", told=told, remedy=remedy)
+        if missing:
+            return
         what = f"{variant}: data"
         try:
             config = _built(config)
@@ -177,6 +183,20 @@ def shortened(config: TrainConfig, steps: int) -> TrainConfig:
     """Return a configuration for a few steps, without reporters."""
     plugins = [name for name in config.plugins if kind_of(name) != "reporter"]
     return config.evolve(max_steps=steps, warmup_steps=0, plugins=plugins)
+
+
+def _missing(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    """Yield the kind of each plugin that is not there or does not load, and what is wrong."""
+    hooking = [(name, HOOK_KINDS) for name in config.plugins]
+    for name, kinds in (
+        (config.workload, ("workload",)),
+        (config.optimizer, ("optimizer",)),
+        *hooking,
+    ):
+        try:
+            find(name, kinds).load()
+        except BadInput as error:
+            yield kind_of(name) or kinds[0], str(error)
 
 
 def _built(config: TrainConfig) -> TrainConfig:

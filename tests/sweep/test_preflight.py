@@ -77,6 +77,17 @@ def test_measures_that_are_not_there(tmp_path, corpus):
     assert ulps.remedy == "altcore sweep check study.yaml --set 'plugins=[ulp-stats]'"
 
 
+def test_plugins_that_are_not_installed():
+    """The list of those that are says what to name instead, or what to install."""
+    sweep = SweepFile(name="study", variants={"a": {"workload": "gtp"}, "b": {"optimizer": "sdg"}})
+    findings, flight = found(sweep)
+    assert flight.failed == {"a", "b"}
+    assert findings["a: dependencies"].told.startswith("unknown workload 'gtp' (did you mean gpt?)")
+    assert findings["a: dependencies"].remedy == "altcore plugins list --kind workload"
+    assert findings["b: dependencies"].remedy == "altcore plugins list --kind optimizer"
+    assert "a: data" not in findings
+
+
 def test_a_training_that_fails_and_one_without_enough_memory(tmp_path, corpus, monkeypatch):
     """The error is told; where memory is the cause, a smaller batch mends it."""
     sweep = SweepFile(base={"gpt.size": "tiny", "data": str(corpus)}, name="study")
