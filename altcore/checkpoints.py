@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from altcore.engine import (
     numbers_of,
     random_state,
     set_random_state,
+    unwatched_in,
 )
 from altcore.errors import BadInput, InvalidCheckpoint, shown
 from altcore.formats import digest
@@ -156,6 +157,8 @@ class CheckpointManager:
     """Of the next best ones the weights alone stay."""
     mode: str = field(default="min", kw_only=True)
     """What the best value is: min or max."""
+    _unwatched: frozenset[str] = field(init=False)
+    """What was not finite when the manager was made, before training: a mask may be so."""
 
     def __attrs_post_init__(self) -> None:
         if self.mode not in ("min", "max"):
@@ -165,6 +168,7 @@ class CheckpointManager:
             if type(count) is not int or count < least:
                 problem = f"a whole number of at least {least} is needed, not {shown(count)}"
                 raise BadInput(problem, key=key)
+        self._unwatched = unwatched_in(self._loop().model)
         _check_folder(self.folder)
         if self.folder.exists():
             with alone(self.folder):
@@ -187,7 +191,7 @@ class CheckpointManager:
             problem = f"there is a checkpoint of step {newest}, and step {step} is to be saved"
             hint = "restore() goes on from it; a new loop takes a folder of its own"
             raise BadInput(f"{self.folder}: {problem}", key="step", hint=hint)
-        if bad := loop.not_finite(state):
+        if bad := loop.not_finite(state, self._unwatched):
             log.warning(
                 "the state is not finite: no checkpoint to go on from", first=bad, step=step
             )
@@ -270,10 +274,10 @@ class _Loop:
             raise BadInput("it is not the model that was quantized", key="q")
         return cls(own, optimizer, q, scaler)
 
-    def not_finite(self, state: Mapping[str, Any]) -> str | None:
+    def not_finite(self, state: Mapping[str, Any], unwatched: Container[str] = ()) -> str | None:
         """Return the name of the first part of a state that is no number to go on from."""
-        numbers = numbers_of(self.model)
-        return not_finite_in(state["model"], numbers, state["optimizer"], state["scaler"])
+        parts = (numbers_of(self.model), state["optimizer"], state["scaler"])
+        return not_finite_in(state["model"], *parts, unwatched)
 
     @property
     def device(self) -> torch.device:
@@ -327,7 +331,9 @@ class _Loop:
                     problem = f"the checkpoint is of {was}, and it is {is_now}"
                     raise BadInput(problem, key="optimizer")
                 moments = check_optimizer(state["optimizer"], self.optimizer)
-                if found.manifest["kind"] == REGULAR and (bad := self.not_finite(state)):
+                if found.manifest["kind"] == REGULAR and (
+                    bad := self.not_finite(state, unwatched_in(self.model))
+                ):
                     raise InvalidCheckpoint(f"{bad} is not finite")
                 if self.q is not None:
                     check_moments(self.q, state["quantization"], moments)

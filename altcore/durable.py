@@ -17,12 +17,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from altcore.environment import CRASH_AT
-from altcore.errors import BadInput, NoSpace
+from altcore.errors import AltcoreError, BadInput, NoSpace
 
 _passed: Counter[str] = Counter()
 _NO_SPACE = {
     errno.ENOSPC: "no space left",
     errno.EDQUOT: "no space left",
+    errno.EFBIG: "no space left within the limit on a file's size (ulimit -f)",
     errno.EROFS: "a read-only file system",
 }
 
@@ -44,12 +45,17 @@ def crash_point(name: str) -> None:
 
 @contextmanager
 def no_space_named(path: Path, needed: int = 0) -> Iterator[None]:
-    """Turn a full or read-only disk into `NoSpace`, naming the path and the bytes needed."""
+    """Turn a full or read-only disk into `NoSpace`, naming the path and the bytes needed.
+
+    Raises `AltcoreError` for another error of a descriptor, which knows no path.
+    """
     try:
         yield
     except OSError as error:
         if error.errno not in _NO_SPACE:
-            raise
+            if error.errno is None or error.filename is not None:
+                raise
+            raise AltcoreError(f"{path} cannot be written: {error.strerror}") from error
         needs = f"to write {path} ({needed} bytes needed)"
         raise NoSpace(f"{_NO_SPACE[error.errno]} {needs}") from error
 
@@ -152,8 +158,17 @@ def fsync_folder(path: Path) -> None:
 
 
 def read_file(path: Path) -> bytes:
-    """Return what a file holds. Raises `OSError` for a symbolic link, a pipe or a device."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    """Return what a file holds. Raises `OSError` for a symbolic link, a pipe or a device.
+
+    Raises `AltcoreError` if the process has too many open files, which is not the file's fault.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        problem = f"too many open files to read {path} (ulimit -n)"
+        raise AltcoreError(problem) from error
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     )
     from altcore.errors import (
         BadInput,
+        Interrupted,
         nearest,
     )
     from altcore.formats import (
@@ -138,8 +139,9 @@ _HOME = {
     "Stop": "altcore.hooks",
     # What an executor gets
     "Placing": "altcore.hooks",
-    # Errors: of the user, and inside the model
+    # Errors: of the user, of a signal, and inside the model
     "BadInput": "altcore.errors",
+    "Interrupted": "altcore.errors",
     "nearest": "altcore.errors",
     "DeferredErrors": "altcore.engine",
     # Formats, as data and by name
@@ -231,6 +233,7 @@ __all__ = [
     "DeferredErrors",
     "FloatFormat",
     "Format",
+    "Interrupted",
     "MeasureTable",
     "Meters",
     "NonFinite",

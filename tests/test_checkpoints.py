@@ -345,6 +345,21 @@ def test_a_state_that_is_not_finite_is_no_regular_checkpoint(spoil, named, tmp_p
         altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, loop.q, 2)
 
 
+def test_what_was_not_finite_before_training_is_not_watched(tmp_path):
+    """A buffer that nobody fills, and a frozen weight; the manager saves and restores them."""
+    loops = [Loop(recipe=None), Loop(recipe=None)]
+    for loop in loops:
+        spoil_buffer(loop)
+        frozen = torch.full((1,), -torch.inf)
+        loop.model.register_parameter("frozen", nn.Parameter(frozen, requires_grad=False))
+    first, again = (loop.manager(tmp_path) for loop in loops)
+    assert first.save(1).name == "step-00000001"
+    assert again.restore() == 1
+    with torch.no_grad():
+        loops[0].model[0].weight[0, 0] = torch.nan
+    assert first.save(2).name == "anomaly_00000002"
+
+
 def test_a_scale_of_gradients_that_is_not_finite_is_no_regular_checkpoint(tmp_path):
     loop = Loop(recipe=None).train(1)
     scaler = torch.amp.GradScaler("cpu", init_scale=float("inf"))
@@ -365,6 +380,18 @@ def test_what_is_not_finite_is_not_restored(tmp_path, monkeypatch):
     with capture_logs() as logs:
         assert Loop(recipe=None).manager(tmp_path).restore() == 1
     assert "exp_avg of the optimizer's parameter 0 is not finite" in logs[0]["error"]
+
+
+def test_a_manager_within_the_save_of_another_is_refused(tmp_path, monkeypatch):
+    """It would wait for its own thread for ever; afterwards the folder is free."""
+    loop = Loop(recipe=None).train(1)
+    manager = loop.manager(tmp_path)
+    manager.save(1)
+    with monkeypatch.context() as patch:
+        patch.setattr(altcore.checkpoints, "retain", lambda *_, **__: loop.manager(tmp_path))
+        with pytest.raises(BadInput, match="is being written by this thread"):
+            manager.save(2)
+    assert loop.manager(tmp_path).save(3).name == "step-00000003"
 
 
 def test_two_managers_of_one_folder_take_turns(tmp_path):

@@ -40,7 +40,7 @@ from altcore.recipes.cast import SCALINGS, STRAIGHT_THROUGH
 from altcore.recipes.cast_reading import CAST_KEYS
 from altcore.recipes.layers import SELECTORS
 from altcore.registry import KINDS, entries, find, group_of
-from altcore.sweep import SweepFile, jobs_of, read_sweep
+from altcore.sweep import SweepFile, jobs_of, make_executor, read_sweep
 from altcore.yaml_files import load_yaml
 from altcore_reporters.alerts import Alerts
 from altcore_reporters.tracking import TrackerReporter
@@ -200,6 +200,13 @@ def test_every_setting_is_documented(entry):
 def test_every_key_of_a_sweep_file_is_documented():
     """With its default and its help."""
     check_settings(rows("sweeps", "The sweep file"), SweepFile)
+
+
+def test_settings_of_executors_that_are_shown_are_valid():
+    """Those of a sweep file."""
+    (shown,) = (yaml.safe_load(text) for name, _, text in YAML if "executors:" in text)
+    for name in shown["executors"]:
+        make_executor(name, shown["executors"])
 
 
 def test_every_original_key_is_documented():
@@ -537,6 +544,7 @@ def place_with(executor, folder):
         command=(sys.executable, "-c", "pass"),
         work=lambda: 0,
         left=lambda: left.pop(0),
+        attempts=lambda: 0,
         tell=told.append,
     )
     executor.run(placing)

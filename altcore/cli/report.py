@@ -100,16 +100,28 @@ def write(
 
 
 def tell_differences(records: Sequence[RunRecord]) -> None:
-    """Say on standard error which runs saw other data, or ran elsewhere, than the first."""
+    """Say on standard error which runs saw other data, or ran elsewhere, than the first.
+
+    A line for all runs that differ in the same way. What the first or the other has no record of
+    is not known, so it differs in nothing.
+    """
     from altcore.runs import compare, identity_in
 
-    identities = [(r.name, identity_in(r.directory)) for r in records if r.directory]
+    found: dict[str, list[str]] = {}
+    known = ((r.name, identity_in(r.directory)) for r in records if r.directory)
+    identities = [(name, identity) for name, identity in known if identity]
     for name, identity in identities[1:]:
         first, there = identities[0]
-        for change in compare(there, identity):
-            if change.kind in ("data", "world_size", "platform"):
-                about = f"{change.what} is {change.text_before} in {first}"
-                say(f"{about} and {change.text_now} in {name}")
+        changes = [
+            f"{c.what} is {c.text_before} in {first} and {c.text_now}"
+            for c in compare(there, identity)
+            if c.kind in ("data", "world_size", "platform") and None not in (c.before, c.now)
+        ]
+        if changes:
+            found.setdefault("; ".join(changes), []).append(name)
+    for text, (name, *others) in found.items():
+        more = f" and {len(others)} more" if others else ""
+        say(f"{text} in {name}{more}")
 
 
 def default_folder(records: Sequence[RunRecord]) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,12 @@ from altcore.cli.terminal import echo, say
 if TYPE_CHECKING:
     from altcore.sweep import Estimate, Job
 
+EXECUTOR = once(
+    "--executor",
+    metavar="NAME[:KEY=VALUE,...]",
+    default="local",
+    help="Where workers run (default local, in this process; local:2 is two processes).",
+)
 ACCEPT = click.option(
     "--accept-changes",
     "accept",
@@ -50,14 +57,21 @@ for command in (check, list_, status, retry, verify, export, collect):
 @sweep.command()
 @click.argument("file", required=False)
 @asking
+@click.option(
+    "--script", is_flag=True, help="Show the batch script of the executor, in place of the jobs."
+)
+@EXECUTOR
 @SWEEPS_DIR
-def plan(file: str | None, sweeps_dir: str, **given: Any) -> None:
+def plan(file: str | None, executor: str, sweeps_dir: str, *, script: bool, **given: Any) -> None:
     """Show every job that a sweep file asks for; nothing is written."""
-    from altcore.sweep import Ledger, changes_of, estimate_of, folder_of, jobs_of
+    from altcore.sweep import Ledger, changes_of, estimate_of, folder_of, jobs_of, script_of
 
     asked = asked_of(file, given)
     jobs = jobs_of(asked)
     ledger = Ledger(folder_of(str(asked.name), sweeps_dir))
+    if script:
+        click.echo(script_of(asked, ledger, executor))
+        return
     changes = changes_of(ledger, jobs)
     echo("\n".join(job.name for job in jobs))
     say(_told_plan(jobs), "info")
@@ -90,12 +104,7 @@ def _told_plan(jobs: list[Job]) -> str:
 @sweep.command()
 @click.argument("file", required=False)
 @asking
-@once(
-    "--executor",
-    metavar="NAME[:KEY=VALUE,...]",
-    default="local",
-    help="Where workers run (default local, in this process; local:2 is two processes).",
-)
+@EXECUTOR
 @ACCEPT
 @SWEEPS_DIR
 def run(
@@ -115,14 +124,15 @@ def run(
     )
     from altcore.yaml_files import is_yaml_file
 
-    placed = make_executor(executor)
     if file is None or is_yaml_file(file) or any(given.values()):
         asked = asked_of(file, given)
+        placed = make_executor(executor, asked.executors)
         ledger, changes = begin_sweep(asked, jobs_of(asked), sweeps_dir, accept=accept)
         if changes.added:
             say(f"{_told_plan(list(changes.added))}; into {ledger.folder}", "info")
     else:
         asked, ledger = open_sweep(file, sweeps_dir)
+        placed = make_executor(executor, asked.executors)
     placing = placing_of(asked, ledger, executor, lambda line: say(line, "info"))
     began = time.monotonic()
     placed.run(placing)
@@ -137,10 +147,22 @@ def run(
 @sweep.command()
 @click.argument("name")
 @once("--executor", default="local", help="The name of the executor, for the record.")
+@once(
+    "--until",
+    type=float,
+    help="Begin no job that is not expected to end by then (seconds since the epoch).",
+)
+@once(
+    "--seconds",
+    type=float,
+    default=math.inf,
+    help="The whole time until then: a job that needs more begins while most of it is left.",
+)
 @SWEEPS_DIR
-def work(name: str, executor: str, sweeps_dir: str) -> None:
+def work(name: str, executor: str, until: float | None, seconds: float, sweeps_dir: str) -> None:
     """Take jobs until none is left, as a worker that an executor starts."""
-    from altcore.sweep import open_sweep, worker_of
+    from altcore.sweep import TimeLeft, open_sweep, worker_of
 
     asked, ledger = open_sweep(name, sweeps_dir)
-    worker_of(asked, ledger, executor, echo, is_own_process=True).work()
+    time_left = None if until is None else TimeLeft(ledger, until, seconds)
+    worker_of(asked, ledger, executor, echo, is_own_process=True, time_left=time_left).work()

@@ -28,7 +28,13 @@ from altcore.engine.randomness import random_state, seed_all, set_random_state
 from altcore.engine.resuming import resumed_with_sources
 from altcore.engine.setup import prepare
 from altcore.engine.state import Run, Step, Workload
-from altcore.engine.state_checks import check_optimizer, check_weights, not_finite_in, numbers_of
+from altcore.engine.state_checks import (
+    check_optimizer,
+    check_weights,
+    not_finite_in,
+    numbers_of,
+    unwatched_in,
+)
 from altcore.engine.torchrun import world_size
 
 __all__ = [
@@ -67,5 +73,6 @@ __all__ = [
     "resumed_with_sources",
     "seed_all",
     "set_random_state",
+    "unwatched_in",
     "world_size",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from altcore.engine.state import Run
+from altcore.engine.weights import WeightCheck
 from altcore.errors import AltcoreError, BadInput, PluginError
 from altcore.hooks import (
     KEEP,
@@ -19,7 +20,7 @@ from altcore.hooks import (
 from altcore.recipes import change, formats_in
 
 
-def carry_out(run: Run, verdict: Verdict) -> bool:
+def carry_out(run: Run, verdict: Verdict, weights: WeightCheck) -> bool:
     """Carry out the chosen actions; returns whether they changed the state or its formats.
 
     Stop and SkipStep are left to the loop, and change nothing here.
@@ -27,7 +28,7 @@ def carry_out(run: Run, verdict: Verdict) -> bool:
     changed = False
     for proposal in verdict.chosen:
         try:
-            changed |= _carry_out(run, proposal.action, proposal)
+            changed |= _carry_out(run, proposal.action, proposal, weights)
         except AltcoreError as error:
             if type(error) not in (AltcoreError, BadInput):
                 raise
@@ -64,7 +65,7 @@ def _outcome(verdict: Verdict, cause: str | None) -> str:
     return "the run stops" if cause == "nan_patience" else "recorded; the run goes on"
 
 
-def _carry_out(run: Run, action: Action, by: Proposal) -> bool:
+def _carry_out(run: Run, action: Action, by: Proposal, weights: WeightCheck) -> bool:
     if isinstance(action, ChangeRecipe):
         change_recipe(run, action, by.plugin)
         return action.format != KEEP
@@ -72,15 +73,15 @@ def _carry_out(run: Run, action: Action, by: Proposal) -> bool:
         run.lr_scale *= action.factor
         return False
     if isinstance(action, Rollback):
-        taken_at = roll_back(run, action.steps)
+        taken_at = roll_back(run, action.steps, weights)
         run.emit("rollback", plugin=by.plugin, to=taken_at, reason=action.reason)
         if action.then is not None:
-            _carry_out(run, action.then, by)
+            _carry_out(run, action.then, by, weights)
         return True
     return False
 
 
-def roll_back(run: Run, steps: int) -> int:
+def roll_back(run: Run, steps: int, weights: WeightCheck) -> int:
     """Restore the newest snapshot verified finite that is at least ``steps`` old.
 
     Returns:
@@ -90,7 +91,7 @@ def roll_back(run: Run, steps: int) -> int:
         AltcoreError: if there is no such snapshot.
     """
     for snapshot in reversed(run.snapshots):
-        if snapshot.step <= run.step - steps and snapshot.is_finite():
+        if snapshot.step <= run.step - steps and weights.is_finite(snapshot.weights):
             snapshot.restore(run.optimizer, run.quantization)
             while run.snapshots[-1].step > snapshot.step:
                 run.snapshots.pop()

@@ -35,6 +35,8 @@ class RunHistory:
     discarded: int = 0
     """Steps without an update."""
     has_anomaly: bool = False
+    has_bad_moments: bool = False
+    """Whether the optimizer's state was not finite at the last checkpoint."""
     is_overflowing: bool = False
     scales: dict[str, float] = field(factory=dict)
     """Of stored weights, by parameter, when they were last read."""

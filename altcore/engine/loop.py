@@ -257,7 +257,7 @@ class Engine:
         if verdict.kind is Stop:
             self.ending.status = "stopped"
             self.history.stop = stop_of(verdict, self.run.step)
-        is_changed = carry_out(self.run, verdict)
+        is_changed = carry_out(self.run, verdict, self.weights)
         if is_changed:
             self.detector.start_anew()
             self.captures = capture.LayerCaptures(self.run.quantization.modules)

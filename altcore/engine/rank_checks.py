@@ -8,6 +8,7 @@ from typing import Any
 from altcore.config import TrainConfig
 from altcore.engine.plugins import Plugin
 from altcore.engine.ranks import Ranks
+from altcore.engine.shares import Drawn, check_drawn
 from altcore.errors import BadInput, shown
 
 
@@ -24,12 +25,14 @@ def check_alike(config: TrainConfig, ranks: Ranks) -> None:
 def check_shares(workload: Any, ranks: Ranks) -> None:
     """Raise `BadInput` unless ranks can share micro-batches: the first, and an epoch's last.
 
-    Raises `AltcoreError` if they drew different ones.
+    Raises `AltcoreError` if they drew different ones, or another first batch of an evaluation.
     """
     if ranks.world_size > 1:
         for index in {1, getattr(workload, "steps_per_epoch", None) or 1}:
             ranks.share(workload, workload.batch("train", index, 0))
         ranks.check_batches()
+        # They take turns at an evaluation's batches, of which each has to mean the same to all.
+        check_drawn(ranks.gather([str(Drawn.of(workload.batch("val", 0, 0)))]))
 
 
 def of_rank(plugins: Sequence[Plugin], ranks: Ranks) -> list[Plugin]:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from attrs import asdict, define, field
+from torch import Tensor
 
 from altcore.engine.ending import Ending
 from altcore.engine.rescue import check_place
 from altcore.engine.run_state import RunState
+from altcore.engine.state import Run
 from altcore.engine.weights import WeightCheck
 from altcore.errors import AltcoreError
 from altcore.hooks import NonFinite
@@ -102,10 +105,23 @@ class Saving:
         if kind == ANOMALY and self.phase == TRAINING:
             return
         self._tell(kind)
+        self._warn_of_moments()
         is_needed = run.step > 0 or not self.is_from_seed or run.degraded or run.world_size > 1
         self._write(kind, self.state.state_dict() if is_needed else None, self.phase)
         self.saved = self._known()
         self.keep()
+
+    def _warn_of_moments(self) -> None:
+        """Warn, once until it clears, of an optimizer's state that is not finite as weights are.
+
+        A large finite gradient is enough: its square overflows, and the weight moves no more.
+        """
+        run, history = self.state.run, self.state.history
+        bad, was = _bad_moment(run), history.has_bad_moments
+        history.has_bad_moments = bad is not None
+        if bad is not None and not was:
+            message = f"{bad} of the optimizer is not finite: that weight may move no more"
+            run.emit("warning", message=message, cause="moments")
 
     def _tell(self, kind: str) -> None:
         place = folder_of(kind, self.state.run.step)
@@ -214,3 +230,13 @@ class Saving:
             for s in self.state.run.snapshots
         }
         return list(self.snapshots.values())
+
+
+def _bad_moment(run: Run) -> str | None:
+    """Return the name of the first state of a weight that is not finite, None if all are."""
+    names: dict[Tensor, str] = {p: name for name, p in run.model.named_parameters()}
+    for p, state in run.optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor) and not torch.isfinite(value).all():
+                return f"{key} of {names.get(p, 'a parameter')}"
+    return None

@@ -39,11 +39,6 @@ class Snapshot:
         quantization.load_state_dict(self.quantization, self.weights)
         optimizer.load_state_dict(_copy(self.optimizer))
 
-    def is_finite(self) -> bool:
-        """Whether every weight is finite; a host read, made only when a rollback asks."""
-        flags = [torch.isfinite(w).all() for w in self.weights.values() if w.is_floating_point()]
-        return bool(torch.stack(flags).all()) if flags else True
-
 
 def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):

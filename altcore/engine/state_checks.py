@@ -120,6 +120,17 @@ def numbers_of(model: nn.Module) -> list[str]:
     return [name for name, _ in model.named_parameters(remove_duplicate=False)] + statistics
 
 
+def unwatched_in(model: nn.Module) -> frozenset[str]:
+    """Return the names of buffers and frozen weights that are not finite now, before training."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    trained = {name for name, p in parameters if p.requires_grad}
+    return frozenset(
+        name
+        for name, tensor in model.state_dict().items()
+        if name not in trained and isinstance(tensor, Tensor) and not torch.isfinite(tensor).all()
+    )
+
+
 def check_tensors(weights: Mapping[str, Any], model: nn.Module) -> None:
     """Check names, shapes and types of a model's state."""
     built = model.state_dict()
@@ -230,6 +241,7 @@ def not_finite_in(
     numbers: Container[str],
     optimizer: Mapping[str, Any],
     scaler: Mapping[str, Any] | None,
+    unwatched: Container[str] = (),
 ) -> str | None:
     """Return the name of the first part of states that is no number to go on from, None if all are.
 
@@ -241,8 +253,11 @@ def not_finite_in(
         numbers: what `numbers_of` the model returns.
         optimizer: its state.
         scaler: of gradients; None without one.
+        unwatched: what `unwatched_in` the model returned before training; these may be anything.
     """
     for name, tensor in model.items():
+        if name in unwatched:
+            continue
         if name in numbers and not torch.isfinite(tensor).all():
             return name
         if isinstance(tensor, Tensor) and tensor.isnan().any():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -64,6 +64,12 @@ class WeightCheck:
             return found
         self.since = step if self.since is None else self.since
         return evolve(found, arose=self.since)
+
+    def is_finite(self, state: Mapping[str, Tensor]) -> bool:
+        """Whether an earlier state of the model is, in what is watched; a host read."""
+        trained = [n for n, p in self.model.named_parameters() if p.requires_grad]
+        watched = [n for n, form in self.watched.items() if n in state and _form(state[n]) == form]
+        return all(bool(torch.isfinite(state[name]).all()) for name in trained + watched)
 
     def _buffers(self) -> Iterator[tuple[str, Tensor]]:
         now = self.buffers.now() if self.watched else {}

@@ -18,7 +18,7 @@ from altcore.hooks.actions import (
     describe_action,
 )
 from altcore.hooks.nonfinite import NonFinite
-from altcore.hooks.placing import Executor, Placing
+from altcore.hooks.placing import Executor, Placing, Scripted
 from altcore.hooks.plugin_class import check_class, circle_of, hooks_of, make_plugin
 from altcore.hooks.settings import (
     build,
@@ -62,6 +62,7 @@ __all__ = [
     "Proposal",
     "Rollback",
     "ScaleLearningRate",
+    "Scripted",
     "ShiftFormat",
     "SkipStep",
     "Stop",

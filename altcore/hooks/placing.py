@@ -1,6 +1,6 @@
 """The contract with executors: what places the workers of a sweep.
 
-An executor is an attrs class whose fields are its settings, with one method, ``run``. It starts
+An executor is an attrs class whose fields are its settings, with the method ``run``. It starts
 workers and returns when they are done. What is to be run, and what was, is in the sweep's folder;
 an executor owns no fact, so another one may go on at any time.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from attrs import frozen
 
@@ -27,6 +27,8 @@ class Placing:
     """The same loop in this process; returns how many attempts it made."""
     left: Callable[[], int]
     """Counts the jobs that have no result and may still get one."""
+    attempts: Callable[[], int]
+    """Counts the attempts made so far: workers that make none are of no use."""
     tell: Callable[[str], None]
     """Takes a line for people."""
 
@@ -36,3 +38,11 @@ class Executor(Protocol):
 
     def run(self, placing: Placing) -> None:
         """Place workers until no job is left, or until they can do no more."""
+
+
+@runtime_checkable
+class Scripted(Protocol):
+    """An executor that hands scripts to a batch system."""
+
+    def script(self, placing: Placing) -> str:
+        """Return the script; submit and write nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,8 @@ from altcore import durable
 from altcore.errors import BadInput, LostDirectory
 
 LOCK = ".lock"
+_HOLDERS: set[tuple[int, int, int]] = set()
+"""Threads that write a folder `alone`, each with the folder's device and inode."""
 
 
 @define(eq=False)
@@ -80,13 +83,23 @@ class DirectoryLock:
 def alone(path: Path) -> Iterator[None]:
     """Let one process or thread at a time write a folder; the others wait.
 
-    Where the file system locks no folder, all go on at once.
+    Where the file system locks no folder, all go on at once. Raises `BadInput` if it is this thread
+    that writes, which would wait for itself.
     """
     descriptor = _opened_folder(path)
     try:
+        status = os.fstat(descriptor)
+        holder = threading.get_ident(), status.st_dev, status.st_ino
+        if holder in _HOLDERS:
+            problem = f"{path} is being written by this thread, from within its own save"
+            raise BadInput(problem, key="folder")
         with suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
+        _HOLDERS.add(holder)
+        try:
+            yield
+        finally:
+            _HOLDERS.discard(holder)
     finally:
         os.close(descriptor)
 

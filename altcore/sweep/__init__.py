@@ -16,13 +16,14 @@ from altcore.sweep.folder import SWEEPS, begin_sweep, folder_of, open_sweep
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, Standing, State
 from altcore.sweep.limits import Alerts
-from altcore.sweep.placing import make_executor, placing_of, worker_of
+from altcore.sweep.placing import make_executor, placing_of, script_of, worker_of
 from altcore.sweep.preflight import Finding, Preflight
 from altcore.sweep.resources import Limits, side_by_side
 from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide
 from altcore.sweep.rows import Row, survey
 from altcore.sweep.status import Status, status_of
 from altcore.sweep.sweep_file import Measure, SweepFile, read_sweep, sweep_text
+from altcore.sweep.time_left import TimeLeft
 from altcore.sweep.trying_again import try_again
 from altcore.sweep.verification import Verification, verify
 from altcore.sweep.worker import Worker
@@ -49,6 +50,7 @@ __all__ = [
     "State",
     "Status",
     "SweepFile",
+    "TimeLeft",
     "Verification",
     "Watch",
     "Worker",
@@ -67,6 +69,7 @@ __all__ = [
     "open_sweep",
     "placing_of",
     "read_sweep",
+    "script_of",
     "side_by_side",
     "status_of",
     "survey",

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from altcore.errors import BadInput, Source
-from altcore.hooks import Executor, Placing, build
+from altcore.hooks import Executor, Placing, Scripted, build
 from altcore.registry import find
-from altcore.sweep.ledger import Ledger, State
+from altcore.sweep.attempt import attempts_in
+from altcore.sweep.ledger import JOBS, Ledger, State
 from altcore.sweep.sweep_file import SweepFile
+from altcore.sweep.time_left import TimeLeft
 from altcore.sweep.worker import Worker
 from altcore.yaml_files import load_yaml
 
 DEFAULT = "local"
 
 
-def make_executor(told: str) -> Executor:
+def make_executor(told: str, settings: Mapping[str, Mapping[str, Any]] | None = None) -> Executor:
     """Return the executor that a text such as ``local:2`` or ``slurm:time=60,mem=8G`` means.
 
-    A bare value is that of the executor's first setting.
+    A bare value is that of the executor's first setting. ``settings`` of executors, by name, hold
+    where the text gives none.
     """
     name, _, rest = told.partition(":")
     cls = find(name, ("executor",)).load()
@@ -34,8 +37,17 @@ def make_executor(told: str) -> Executor:
         if key in given:
             raise BadInput(f"{key} is given twice", key="--executor", part=told)
         given[key] = load_yaml(value, Source(flag="--executor"), key)
-    made: Executor = build(cls, given, name)
+    made: Executor = build(cls, {**(settings or {}).get(name, {}), **given}, name)
     return made
+
+
+def script_of(sweep: SweepFile, ledger: Ledger, executor: str) -> str:
+    """Return the batch script of an executor. Raises `BadInput` if it has none."""
+    made = make_executor(executor, sweep.executors)
+    if not isinstance(made, Scripted):
+        name = executor.partition(":")[0]
+        raise BadInput(f"{name!r} starts workers without a batch script", key="--executor")
+    return made.script(placing_of(sweep, ledger, executor, print))
 
 
 def worker_of(
@@ -45,8 +57,9 @@ def worker_of(
     tell: Callable[[str], None],
     *,
     is_own_process: bool = False,
+    time_left: TimeLeft | None = None,
 ) -> Worker:
-    """Return a worker of a sweep."""
+    """Return a worker of a sweep, which begins only jobs for which its time is enough."""
     return Worker(
         ledger,
         sweep.lost_after,
@@ -55,6 +68,7 @@ def worker_of(
         tell=tell,
         timeout=sweep.timeout_minutes and 60 * sweep.timeout_minutes,
         is_own_process=is_own_process,
+        may_begin=time_left.is_enough if time_left else lambda _: True,
     )
 
 
@@ -68,6 +82,9 @@ def placing_of(
         over = (State.COMPLETED, State.FAILED)
         return sum(ledger.standing(name).state not in over for name in ledger.names())
 
+    def attempts() -> int:
+        return sum(len(attempts_in(ledger.folder / JOBS / name)) for name in ledger.names())
+
     folder = ledger.folder
     return Placing(
         folder=folder,
@@ -77,5 +94,6 @@ def placing_of(
         ),
         work=worker_of(sweep, ledger, name, tell).work,
         left=left,
+        attempts=attempts,
         tell=tell,
     )

@@ -49,7 +49,7 @@ def side_by_side(
         alone: what was measured of each variant, as `Preflight` has it.
         limits: beyond which it fails.
     """
-    placed = make_executor(executor)
+    placed = make_executor(executor, sweep.executors)
     slots = max(1, getattr(placed, "slots", 1))
     Path(sweeps_dir).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="check-", dir=sweeps_dir) as folder:

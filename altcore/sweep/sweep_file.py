@@ -79,6 +79,9 @@ class SweepFile:
         help="limits whose transgression `status` tells: `failed` and `collapsed` as shares, "
         "`minutes` of a job",
     )
+    executors: dict[str, dict[str, Any]] = setting(
+        factory=dict, help="settings of executors by name, for those that --executor does not give"
+    )
     retry: dict[str, dict[str, Any]] = setting(
         factory=dict, help="what is done about a cause of failure, in place of the default"
     )

@@ -102,6 +102,10 @@ def split(regex):
     return json.dumps({**WORDS, "pre_tokenizer": {**pattern, "invert": False}})
 
 
+def normalized(normalizer):
+    return json.dumps({**WORDS, "normalizer": normalizer})
+
+
 TOKENIZERS = {
     "is empty": "",
     "is nothing": "null",
@@ -129,6 +133,10 @@ TOKENIZERS = {
     "has a slow pattern": split("(a+)+$"),
     "has a torn map": WHOLE[:-1]
     + ', "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"}}',
+    "makes much of a letter": normalized(
+        {"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 1_000_000}
+    ),
+    "begins with much": normalized({"type": "Prepend", "prepend": "a" * 100_000_000}),
     "has half a character": WHOLE.replace('"a"', '"\\ud800"'),
     "has a mark before it": f"\ufeff{WHOLE}",
     **{f"is cut at {i}": WHOLE[:i] for i in (1, 20, 60, len(WHOLE) - 1)},
@@ -179,8 +187,8 @@ def limit():
     signal.alarm(60)
 
 
-DEAR = ("--recipe has many keys", "--format has many keys")
-"""They are read as those of --config are, for seconds."""
+DEAR = ("--recipe has many keys", "--format has many keys", "tokenizer begins with much")
+"""They take seconds, and what others do: --config reads many keys as the first two."""
 
 
 def some():

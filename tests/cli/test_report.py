@@ -1,6 +1,7 @@
 """``altcore report``: what a reporter wrote, and whose error it is if that fails."""
 
 import re
+import shutil
 
 import pytest
 from attrs import define
@@ -107,6 +108,11 @@ def test_runs_on_other_data_are_told(start, shelf, capsys, tmp_path):
     (line,) = found.err.splitlines()
     assert line.startswith("altcore: data is ")
     assert line.endswith(" in c")
+    # One line for both that are alike, and none for what a run has no record of.
+    shutil.copytree(start.runs / "c", start.runs / "d")
+    shutil.copytree(start.runs / "c", start.runs / "old", ignore=lambda *_: ["checkpoints"])
+    found = call(capsys, "report", "own", "old", "a", "b", "c", "d", *where)
+    assert found.err.splitlines() == [f"{line} and 1 more"]
 
 
 def names_in(folder):

@@ -9,7 +9,7 @@ from helpers import checkpoints, events, state
 from torch import nn
 
 import altcore
-from altcore import SkipStep, hookimpl
+from altcore import Rollback, SkipStep, hookimpl
 from altcore.engine.buffers import Buffers
 from altcore.engine.weights import WeightCheck
 from altcore.hooks import NonFinite
@@ -154,3 +154,36 @@ def test_a_mask_that_a_model_makes_later_may_be_infinite():
     model.mask = torch.tensor([0.0, -math.inf])
     assert check.judge(float(check.norm()), 1) is None
     assert math.isfinite(check.norm())
+
+
+@define(eq=False)
+class Back:
+    """Rolls back once."""
+
+    needs = ("snapshots",)
+
+    @hookimpl
+    def pre_step(self, run, step):
+        return Rollback(steps=1, reason="a test") if step.index == 3 else None
+
+
+def test_a_model_with_an_infinite_mask_can_roll_back(shelf, start):
+    """The mask was so when the run was built, so that snapshots are none the worse."""
+    shelf.install("intervention", "back", Back)
+    config = start.config(["back"], max_steps=3, snapshot_interval=1)
+    run = altcore.train(config, model=Normed()).run_directory
+    assert [e["to"] for e in events(run, "rollback")] == [2]
+
+
+def test_a_snapshot_is_judged_by_what_is_watched():
+    """Neither frozen weights nor a mask are; trained weights and running statistics are."""
+    model = Normed()
+    model.embed.weight.requires_grad_(False)
+    check, kept = WeightCheck(model), model.state_dict()
+    for name, is_watched in {
+        "embed.weight": False,
+        "mask": False,
+        "head.weight": True,
+        "norm.running_var": True,
+    }.items():
+        assert check.is_finite({**kept, name: kept[name] + math.inf}) != is_watched

@@ -1,12 +1,13 @@
 """A disk that is full or read-only for a while, and a loss of power, cost no committed step."""
 
+import errno
 import os
 import random
 
 import pytest
 from helpers import state
 from helpers_crashes import forked, points_of
-from helpers_disks import PowerLoss, full_disk
+from helpers_disks import PowerLoss, full_disk, raising
 from helpers_faults import PLUGINS, check_is_eventful, check_same, eventful_run, go_on, numbered
 
 from altcore import durable
@@ -108,3 +109,11 @@ def test_a_loss_of_power_leaves_the_last_committed_state(start, points, case, tm
         assert load_newest(after.runs / "mine/checkpoints").step >= committed
     go_on(after, "mine")
     check_same(after.runs / "mine", start.runs / "whole")
+
+
+def test_an_error_of_a_descriptor_names_the_file(tmp_path, monkeypatch):
+    """The system says of a failing fsync neither which file it was nor where."""
+    monkeypatch.setattr(durable, "fsync", lambda descriptor: raising(errno.EIO))
+    with pytest.raises(AltcoreError, match=r"one\.json cannot be written: Input/output error"):
+        durable.replace_file(tmp_path / "one.json", b"{}")
+    assert not list(tmp_path.iterdir())

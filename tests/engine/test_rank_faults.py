@@ -23,7 +23,7 @@ from altcore.engine import prepare, resuming
 from altcore.errors import AltcoreError, BadInput, Interrupted, LostRank, PluginError
 from altcore.plugin import ScaleLearningRate, SkipStep, Stop
 
-OF_ONE_RANK = 16
+OF_ONE_RANK = 17
 """Faults that rank 1 makes alone, or that both make and only one of them may count."""
 HEARD = []
 """What the plugin saw in this process."""
@@ -113,8 +113,8 @@ OTHER = {
 
 def drawn(what, split, step, micro):
     """Draw a batch that differs between the ranks."""
-    is_other = os.environ["RANK"] == "1" and split == "train"
-    is_other &= step == 2 or what == "at once"
+    is_other = os.environ["RANK"] == "1" and split == ("val" if what == "in val" else "train")
+    is_other &= step == 2 or what in ("at once", "in val")
     ids = torch.arange(36).view(4, 9)[: 4 if is_other and what == "items" else 2]
     return ids[:, :-1], ids[:, 1:] + (is_other and what != "items")
 
@@ -196,9 +196,10 @@ def agreed(rank, folder, corpus):
         with pytest.raises(AltcoreError, match=rf"different micro-batches: {what}; each rank"):
             engine.train()
         assert HEARD == [("updated", 1)], "before the optimizer"
-    made.append("at once")
-    with pytest.raises(AltcoreError, match="drew different micro-batches"):
-        prepare(start.config(name="refused"), batch=partial(drawn, "at once"))
+    for what in ("at once", "in val"):
+        made.append(what)
+        with pytest.raises(AltcoreError, match="drew different micro-batches"):
+            prepare(start.config(name="refused"), batch=partial(drawn, what))
     assert not (folder / "runs" / "refused").exists()
 
     HEARD.clear()

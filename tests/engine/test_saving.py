@@ -54,6 +54,29 @@ def same(one, other):
     assert len(read_lines(one / "timings.jsonl")) == len(read_lines(other / "timings.jsonl"))
 
 
+@define(eq=False)
+class Overflowed:
+    """An intervention after which a moment is infinite, as that of a gradient above 1e19."""
+
+    @hookimpl
+    def post_step(self, run, step):
+        if step.index == 2:
+            p = run.model.get_parameter("transformer.wpe.weight")
+            run.optimizer.state[p]["exp_avg_sq"][0] = math.inf
+
+
+def test_a_moment_that_is_not_finite_is_told_once(start, shelf):
+    """Its weight is finite, and may never move again. A resume does not tell it anew."""
+    shelf.install("intervention", "overflowed", Overflowed)
+    keys = {"format": "none", "max_steps": 4, "checkpoint_interval": 1}
+    run = start(["overflowed"], name="run", **keys).run_directory
+    (told,) = events(run, "warning")
+    assert (told["step"], told["cause"]) == (2, "moments")
+    assert told["message"].startswith("exp_avg_sq of transformer.wpe.weight of the optimizer is")
+    start.resume("run", max_steps=5)
+    assert sum(event.get("cause") == "moments" for event in events(run, "warning")) == 1
+
+
 # --------------------------------------------------------------------------------- step 0
 
 

@@ -1,12 +1,15 @@
 """Records are strict JSON, and no line but a torn one is lost."""
 
+import errno
 import json
 import math
+import os
 
 import pytest
 import structlog
 from helpers import run_directory
 
+from altcore.errors import AltcoreError, BadInput
 from altcore.runs import read_lines
 
 
@@ -83,3 +86,15 @@ def test_a_broken_line_in_the_middle_is_named(line, tmp_path):
         read_lines(path)
     (warning,) = logs
     assert (warning["log_level"], warning["file"], warning["lines"]) == ("warning", str(path), [2])
+
+
+def test_too_many_open_files_are_not_the_files_fault(tmp_path, monkeypatch):
+    """So that the command does not call its input bad."""
+
+    def no_descriptor(*_):
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    monkeypatch.setattr(os, "open", no_descriptor)
+    with pytest.raises(AltcoreError, match=r"too many open files to read .*m\.jsonl") as e:
+        list(read_lines(tmp_path / "m.jsonl"))
+    assert not isinstance(e.value, BadInput)

@@ -3,24 +3,17 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 from attrs import define, field
 
 from altcore.plugin import Placing
+from altcore_executors.processes import LOGS, Idle, left_by, on_signal, start_worker, told_exit
 
 PAUSE = 0.5
 """Seconds between two looks at the workers."""
-LOGS = "workers"
-"""The folder of the sweep that holds what each worker printed."""
-MOST_DEATHS = 3
-"""Workers of one slot that die one after another without having made an attempt."""
 
 
 def devices() -> list[str]:
@@ -39,6 +32,8 @@ class Pool:
     count: int
     threads: int = 1
     """Of each worker."""
+    name: str = field(factory=lambda: os.uname().nodename)
+    """Of the workers' logs."""
     _workers: dict[int, subprocess.Popen[bytes]] = field(init=False, factory=dict)
     """By slot."""
     _asked: int = field(init=False, default=0)
@@ -49,63 +44,48 @@ class Pool:
 
         A signal is passed on: the workers save their runs, and this process leaves after them.
         """
-        deaths = dict.fromkeys(range(self.count), 0)
-        with self._passing_signals_on():
-            for slot in range(self.count):
-                self._start(slot)
-            while self._workers:
-                time.sleep(PAUSE)
-                for slot, worker in list(self._workers.items()):
-                    code = worker.poll()
-                    if code is None:
-                        continue
-                    del self._workers[slot]
-                    if code and not self._asked:
-                        self._tell_death(slot, code)
-                        deaths[slot] += 1
-                        if deaths[slot] < MOST_DEATHS and self.placing.left():
-                            self._start(slot)
+        try:
+            with on_signal(self._pass_on):
+                self._watch()
+        finally:
+            for worker in self._workers.values():
+                worker.kill()
         if self._asked:
-            raise SystemExit(128 + self._asked)
+            raise left_by(self._asked)
+
+    def _watch(self) -> None:
+        idle = Idle(self.placing.attempts)
+        for slot in range(self.count):
+            self._start(slot)
+        while self._workers:
+            time.sleep(PAUSE)
+            for slot, worker in list(self._workers.items()):
+                code = worker.poll()
+                if code is None:
+                    continue
+                del self._workers[slot]
+                if self._asked:
+                    continue
+                if code:
+                    self._tell_death(slot, told_exit(code))
+                if idle.may_start(code) and self.placing.left():
+                    self._start(slot)
 
     def _start(self, slot: int) -> None:
         gpus = devices()
         own = {"OMP_NUM_THREADS": str(self.threads)}
         if gpus:
             own["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
-        log = self.log_of(slot)
-        log.parent.mkdir(exist_ok=True)
-        with log.open("ab") as output:
-            self._workers[slot] = subprocess.Popen(
-                self.placing.command,
-                env={**os.environ, **own},
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        self._workers[slot] = start_worker(self.placing.command, self.log_of(slot), own)
 
     def log_of(self, slot: int) -> Path:
         """Return the file to which the worker of a slot prints."""
-        return self.placing.folder / LOGS / f"{os.uname().nodename}-{slot}.log"
+        return self.placing.folder / LOGS / f"{self.name}-{slot}.log"
 
-    def _tell_death(self, slot: int, code: int) -> None:
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+    def _tell_death(self, slot: int, how: str) -> None:
         self.placing.tell(f"the worker of slot {slot} ended with {how}: see {self.log_of(slot)}")
 
-    @contextmanager
-    def _passing_signals_on(self) -> Iterator[None]:
-        def pass_on(number: int, _: FrameType | None) -> None:
-            self._asked = number
-            for worker in self._workers.values():
-                worker.send_signal(number)
-
-        watched = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
-        before = {number: signal.signal(number, pass_on) for number in watched}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            for worker in self._workers.values():
-                worker.kill()
+    def _pass_on(self, number: int) -> None:
+        self._asked = number
+        for worker in self._workers.values():
+            worker.send_signal(number)

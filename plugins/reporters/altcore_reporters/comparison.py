@@ -7,63 +7,23 @@ compared, such as recipe and learning rate. Formats are ranked and compared with
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from attrs import frozen
-
 from altcore.plugin import BadInput
 from altcore_reporters.columns import is_missing, labels, need, need_single, numbers
-from altcore_reporters.intervals import Interval, Values, difference, holm, interval_of, seed_means
+from altcore_reporters.intervals import Values, comparable, interval_of, seed_means
 from altcore_reporters.layer_types import TYPES, layer_type
+from altcore_reporters.leads import Lead, lead_of, ranked
+from altcore_reporters.original_names import FAILED, FINISHED
 
 if TYPE_CHECKING:
     import pandas as pd
 
-FINISHED = "finished"
 CONDITION = "condition"
 """The column that says under which condition a run was made; without it, all were under one."""
 LAYER_COLUMNS = ("layer", "layer_name", "name")
-ALPHA = 0.05
-"""Below which a corrected p makes two formats distinguishable."""
-
-
-@frozen
-class Rival:
-    """Another format, held against the one with the best mean."""
-
-    format: str
-    change: Interval
-    """Its metric minus the leader's."""
-    p: float
-    """As in `change`, corrected by Holm for the number of rivals."""
-
-    @property
-    def is_distinguishable(self) -> bool:
-        """Whether the numbers tell it from the leader."""
-        return self.change.excludes_zero and self.p < ALPHA
-
-    @property
-    def is_equal(self) -> bool:
-        """Whether the two have the same metric in every seed."""
-        return self.change.low == self.change.high == 0
-
-
-@frozen
-class Lead:
-    """The format with the best mean under a condition, and its rivals, best first."""
-
-    condition: str
-    format: str
-    metric: str
-    mean: float
-    seeds: int
-    rivals: tuple[Rival, ...]
-
-    @property
-    def is_clear(self) -> bool:
-        """Whether the numbers allow to call it the best: they tell it from every other."""
-        return bool(self.rivals) and all(r.is_distinguishable for r in self.rivals)
 
 
 class FormatComparator:
@@ -81,6 +41,8 @@ class FormatComparator:
     def __init__(self, df: pd.DataFrame) -> None:
         self.df = df
         self._check("format")
+        self.failed = df[:0]
+        """The runs that failed, of those whose finished ones are compared."""
         need_single(df, "format", "state", CONDITION)
         if missing := sum(map(is_missing, df["format"])) if len(df) else 0:
             hint = "leave these runs out, or call the format of those without one none"
@@ -91,7 +53,9 @@ class FormatComparator:
         """The same of the finished runs only."""
         if "state" not in self.df:
             return self
-        return FormatComparator(self.df[self.df["state"] == FINISHED])
+        found = FormatComparator(self.df[self.df["state"] == FINISHED])
+        found.failed = self.df[self.df["state"].isin(FAILED)]
+        return found
 
     @cached_property
     def conditions(self) -> dict[str, pd.DataFrame]:
@@ -107,9 +71,10 @@ class FormatComparator:
 
         Returns:
             rank, format, the metric's mean over the seeds that have it, its 95 % interval (low,
-            high), seeds; with several conditions, condition first, and ranks within each. Equal
-            means share a rank. A format without the metric comes last and has no rank. A rank
-            alone does not say that two formats differ: `lead` does.
+            high), seeds; with several conditions, condition first, and ranks within each. If the
+            formats have different seeds, it is over those that all have, unless these are fewer
+            than two. Equal means share a rank. A format without the metric comes last and has no
+            rank. A rank alone does not say that two formats differ: `lead` does.
 
         Raises:
             BadInput: if there is no such column, or a value in it is not a number.
@@ -119,12 +84,12 @@ class FormatComparator:
         self._check(metric)
         rows = []
         for condition, own in self.conditions.items():
-            found = [
-                (fmt, interval_of(seed_means(v))) for fmt, v in values_by_seed(own, metric).items()
-            ]
-            means = pd.Series([i.mean for _, i in found], dtype=float)
-            ranks = means.rank(method="min", ascending=ascending).astype("Int64")
-            for rank, (fmt, i) in zip(ranks, found, strict=True):
+            values = values_by_seed(own, metric)
+            means = ranked(values)
+            found = {fmt: means.get(fmt, interval_of([])) for fmt in values}
+            ranks = pd.Series([i.mean for i in found.values()], dtype=float)
+            ranks = ranks.rank(method="min", ascending=ascending).astype("Int64")
+            for rank, (fmt, i) in zip(ranks, found.items(), strict=True):
                 rows.append((condition, rank, fmt, i.mean, i.low, i.high, i.n))
         head = [CONDITION, "rank", "format", metric, "low", "high", "seeds"]
         made = pd.DataFrame(rows, columns=head).astype({"rank": "Int64"})
@@ -140,53 +105,49 @@ class FormatComparator:
     def lead(self, metric: str = "final_loss", ascending: bool = True) -> list[Lead]:
         """Return, for each condition, the format with the best mean, held against the others.
 
-        Formats without the metric are left out, and so are conditions where no format has it.
+        The best mean is that of `rank_by_metric`. Formats without the metric are left out, and so
+        are conditions where no format has it.
         """
         self._check(metric)
+        failed = by_condition(self.failed)
         found = []
         for condition, own in self.conditions.items():
-            values = {f: v for f, v in values_by_seed(own, metric).items() if v}
-            if not values:
-                continue
-            sign = 1 if ascending else -1
-            ordered = sorted(values, key=lambda f: sign * interval_of(seed_means(values[f])).mean)
-            best, *others = ordered
-            changes = [difference(values[best], values[f]) for f in others]
-            ps = holm([c.p for c in changes])
-            rivals = tuple(Rival(*row) for row in zip(others, changes, ps, strict=True))
-            mean = interval_of(seed_means(values[best]))
-            found.append(Lead(condition, best, metric, mean.mean, mean.n, rivals))
+            values = values_by_seed(own, metric)
+            lacking = seeds_without(own, failed.get(condition), metric)
+            lead = lead_of(values, lacking, ascending=ascending, metric=metric, condition=condition)
+            found += [lead] if lead else []
         return found
 
     def identify_sweet_spot(self, exclude_crashed: bool = True) -> str | None:
         """Return the format with the lowest mean final loss, under whichever condition.
 
         Args:
-            exclude_crashed: whether only finished runs count.
+            exclude_crashed: whether only finished runs count. A format that failed in seeds in
+                which another finished is then none: what is left of it are its lucky seeds.
 
         Returns:
-            The format's name, None if no run has a final loss. Whether the numbers tell it from
-            the others is said by `lead`, and by the report.
+            The format's name, None if there is none. Whether the numbers tell it from the others
+            is said by `lead`, and by the report.
         """
         leads = (self.finished if exclude_crashed else self).lead()
-        return min(leads, key=lambda found: found.mean).format if leads else None
+        best = min(leads, key=lambda found: found.mean, default=None)
+        return None if best is None or (exclude_crashed and best.failed) else best.format
 
     def compute_improvement(
         self, baseline_format: str, test_format: str, metric: str = "final_loss"
     ) -> float:
         """Return by how many percent the mean of ``test_format`` is below that of the baseline.
 
-        Finished runs only. Below 0, the test is worse. The mean over the conditions that have
-        both; NaN if there is none, or the baseline is 0.
+        Finished runs only, in the seeds that both have if these are at least two. Below 0, the test
+        is worse. The mean over the conditions that have both; NaN if there is none, or the baseline
+        is 0.
         """
         self._check(metric)
         found = []
         for own in self.finished.conditions.values():
             values = values_by_seed(own, metric)
-            base, test = (
-                interval_of(seed_means(values.get(f, {}))).mean
-                for f in (baseline_format, test_format)
-            )
+            both = comparable(values.get(baseline_format, {}), values.get(test_format, {}))
+            base, test = (interval_of(seed_means(own)).mean for own in both)
             if base and math.isfinite(base) and math.isfinite(test):
                 found.append((base - test) / abs(base) * 100)
         return math.fsum(found) / len(found) if found else math.nan
@@ -243,14 +204,40 @@ def values_by_seed(df: pd.DataFrame, metric: str, column: str = "format") -> dic
 
     A run that is there several times counts once.
     """
-    df = df[~is_copy(df, column)]
     found: dict[str, dict[object, list[float]]] = {}
+    for name, seed, value in _runs(df, metric, column):
+        own = found.setdefault(name, {})
+        if math.isfinite(value):
+            own.setdefault(seed, []).append(value)
+    return found
+
+
+def seeds_without(
+    finished: pd.DataFrame, failed: pd.DataFrame | None, metric: str, column: str = "format"
+) -> dict[str, list[object]]:
+    """Return the seeds of the runs that failed, or have no finite value, by what a column says."""
+    lacking = [(n, seed) for n, seed, v in _runs(finished, metric, column) if not math.isfinite(v)]
+    if failed is not None:
+        lacking += [(name, seed) for name, seed, _ in _runs(failed, metric, column)]
+    found: dict[str, list[object]] = {}
+    for name, seed in lacking:
+        found.setdefault(name, []).append(seed)
+    return found
+
+
+def _runs(
+    df: pd.DataFrame, metric: str, column: str = "format"
+) -> Iterator[tuple[str, object, float]]:
+    """Yield what a column says of each run, its seed or None, and a metric; no copy of a run."""
+    df = without_copies(df, column)
     seeds = df["seed"] if "seed" in df else [None] * len(df)
     for name, seed, value in zip(df[column], seeds, numbers(df, metric), strict=True):
-        own = found.setdefault(str(name), {})
-        if math.isfinite(value):
-            own.setdefault(None if is_missing(seed) else seed, []).append(value)
-    return found
+        yield str(name), None if is_missing(seed) else seed, value
+
+
+def without_copies(df: pd.DataFrame, column: str = "format") -> pd.DataFrame:
+    """Return the rows of a frame that are no copies, as by `is_copy`."""
+    return df[~is_copy(df, column)]
 
 
 def is_copy(df: pd.DataFrame, column: str = "format") -> pd.Series:
@@ -260,5 +247,5 @@ def is_copy(df: pd.DataFrame, column: str = "format") -> pd.Series:
     need_single(df, "run_id", "seed", column)
     if "run_id" not in df:
         return pd.Series(False, index=df.index)
-    same = [c for c in ("run_id", "seed", column) if c in df]
+    same = [c for c in ("run_id", "seed", CONDITION, column) if c in df]
     return df["run_id"].notna() & df.duplicated(same)

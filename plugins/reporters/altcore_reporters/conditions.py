@@ -2,7 +2,8 @@
 
 Runs can be compared by format, or by optimizer, only if all else is the same. What else differs
 makes conditions: keys of the configuration, the data by their digest, and what was changed when a
-run went on. Each is called by as few keys as tell it from the others, the first that do.
+run went on. Each is called by as few keys as tell it from the others, the telling ones first, and
+the same in whichever order the runs and their keys come.
 Diagnostics and reporters change no weight, so they do not count.
 """
 
@@ -33,6 +34,9 @@ _ABOUT_NOTHING = {
 }  # fmt: skip
 _FORMAT = {"format", "fp8_format"}
 _OPTIMIZER = {"optimizer", "use_manifold_aware", "manifold_max_stiffness"}
+
+_TELLING = ("recipe", "optimizer", "workload", "data")
+"""Keys that name a condition before any other, which follow by name."""
 
 Flat = dict[str, Any]
 
@@ -133,9 +137,9 @@ def _observers() -> set[str]:
 
 
 def _varying(flat: Sequence[Flat]) -> dict[str, dict[str, str]]:
-    """Return the keys that have several values, in their order, with a word for each value."""
+    """Return the keys that have several values, with a word for each value."""
     found = {}
-    for key in dict.fromkeys(k for own in flat for k in own):
+    for key in sorted({k for own in flat for k in own}, key=_place):
         values = {_text(own.get(key)): own.get(key) for own in flat}
         if len(values) > 1:
             words = {text: _word(value) for text, value in values.items()}
@@ -146,6 +150,10 @@ def _varying(flat: Sequence[Flat]) -> dict[str, dict[str, str]]:
                 for text, word in words.items()
             }
     return found
+
+
+def _place(key: str) -> tuple[int, str]:
+    return (_TELLING.index(key) if key in _TELLING else len(_TELLING), key)
 
 
 def _text(value: Any) -> str:

@@ -39,18 +39,24 @@ STOCHASTIC = "stochastic"
 FAILED = ("collapsed", "stopped", "interrupted", "failed")
 """Statuses of runs that did not come to their end. Some that did have not learned."""
 
+_DENIED = re.compile(
+    r"\b(?:no|nor|neither|never|without)\s+(?:an?\s+)?[\w-]+(?:(?:\s+or\s+|/)[\w-]+)*"
+)
+"""What a reason says was not there: "no NaN or overflow"."""
+
 Line = Mapping[str, Any]
 
 
 def mode_of_reason(reason: str | None, grad_sparsity: float | None = None) -> str:
     """Return the mode that a reason in words and the share of zero gradients suggest."""
     words = reason.lower() if isinstance(reason, str) else ""  # A frame has NaN for no reason.
+    words = _DENIED.sub("", words)
     if re.search(r"(?<![a-z])(nan|inf)(?![a-z])|infinit|non-?finite|not finite", words):
         return OVERFLOW
     if is_finite(grad_sparsity) and grad_sparsity > MOST:
         return VANISHING
-    named = (m for m in (UNDERFLOW, OVERFLOW) if re.search(rf"(?<!\bno ){m}", words))
-    return next(named, UNKNOWN)
+    named = re.search(f"{UNDERFLOW}|{OVERFLOW}", words)
+    return named[0] if named else UNKNOWN
 
 
 def failure_of(record: RunRecord) -> dict[str, Any] | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from altcore.plugin import BadInput, get_format
 from altcore_reporters.columns import labels, need
-from altcore_reporters.comparison import CONDITION, by_condition
+from altcore_reporters.comparison import CONDITION, by_condition, without_copies
 from altcore_reporters.failure_evidence import (
     DIVERGENCE,
     FROM_REASON,
@@ -25,12 +25,14 @@ from altcore_reporters.frame_tables import (
     NOT_KNOWN,
     bullets,
     cell,
+    copies_text,
     count,
     frame_table,
     head,
     listed,
     rows_table,
     run_link,
+    runs_text,
 )
 from altcore_reporters.markdown import text
 
@@ -70,14 +72,17 @@ def failure_modes(failures: pd.DataFrame, runs: pd.DataFrame | None = None) -> s
     """
     failures = FailureAnalyzer().merge_failure_data(failures, [])
     failures = failures.assign(format=labels(failures, "format", NOT_KNOWN))
+    copies = copies_text(failures if runs is None else runs)
+    failures = without_copies(failures)
     if runs is not None:
         need(runs, "format")
         runs = runs.assign(format=labels(runs, "format", NOT_KNOWN)) if len(runs) else runs
+        runs = without_copies(runs)
     ran = "" if runs is None else f" in {count(len(runs), 'run')}"
     parts = head(TITLE, f"{count(len(failures), 'failure')}{ran}")
     if not len(failures) and (runs is None or not len(runs)):
         return "\n\n".join([*parts, "No data: there is no failure, and no run is known."]) + "\n"
-    parts += ["## Summary", *_summary(failures, runs)]
+    parts += [*([copies] if copies else []), "## Summary", *_summary(failures, runs)]
     for fmt in dict.fromkeys(failures["format"].astype(str)):
         if fmt != POWERS:
             parts += [f"## {text(fmt)}", *_of_format(fmt, failures, runs)]
@@ -104,8 +109,8 @@ def _of_format(fmt: str, failures: pd.DataFrame, runs: pd.DataFrame | None) -> I
     own = failures[failures["format"].astype(str) == fmt]
     for condition, rows in by_condition(own).items():
         where = f" under {text(condition)}" if condition else ""
-        ran = _count(runs, fmt, condition)
-        of = f" of {count(ran, 'run')}" if ran else ""
+        ran = [] if runs is None else by_condition(runs[runs["format"] == fmt]).get(condition, [])
+        of = f" of {runs_text(ran)}" if len(ran) else ""
         yield f"Failed in {len(rows) if of else count(len(rows), 'run')}{of}{where}:"
         yield bullets(map(_one, rows.to_dict("records")))
     learned = _survived(fmt, failures, runs)
@@ -204,14 +209,7 @@ def _survived(fmt: str, failures: pd.DataFrame, runs: pd.DataFrame | None) -> li
         return []
     failed = by_condition(failures[failures["format"].astype(str) == fmt])
     return [
-        f"{condition} ({count(len(own), 'run')})"
+        f"{condition} ({runs_text(own)})"
         for condition, own in by_condition(runs[runs["format"].astype(str) == fmt]).items()
         if condition and condition not in failed
     ]
-
-
-def _count(runs: pd.DataFrame | None, fmt: str, condition: str) -> int:
-    if runs is None:
-        return 0
-    own = by_condition(runs[runs["format"].astype(str) == fmt])
-    return len(own.get(condition, ()))

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from altcore.plugin import read_runs
+from altcore.plugin import BadInput, read_runs
 from altcore_reporters.columns import is_missing, need, numbers
 from altcore_reporters.failure_evidence import (
     FROM_MEASUREMENTS,
@@ -18,6 +18,7 @@ from altcore_reporters.failure_evidence import (
 )
 from altcore_reporters.frames import run_id
 from altcore_reporters.markdown import is_finite, rate
+from altcore_reporters.original_names import FAILED
 from altcore_reporters.original_reports import read_report
 
 if TYPE_CHECKING:
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 OVERFLOWED = 0.01
 """The share of values that overflow from which on this explains a failure."""
-FAILED = ("crashed", "failed")
-"""States of runs that did not come to their end."""
 COLUMNS = {
     "format": None,
     "name": None,
@@ -111,9 +110,16 @@ class FailureAnalyzer:
 
         Returns:
             overflow if the reason names a NaN or infinity, gradient_vanishing if most gradients
-            are zero, underflow or overflow if the reason names it, unknown otherwise. Frames mark
-            such a mode as from the reason alone.
+            are zero, underflow or overflow if the reason names it (the first of the two), unknown
+            otherwise. What the reason says was not there does not count. Frames mark such a mode
+            as from the reason alone.
+
+        Raises:
+            BadInput: if ``grad_sparsity`` is a number, but no share from 0 to 1.
         """
+        is_number = isinstance(grad_sparsity, int | float) and not is_missing(grad_sparsity)
+        if is_number and not 0 <= grad_sparsity <= 1:
+            raise BadInput(f"grad_sparsity is {grad_sparsity}, and not a share from 0 to 1")
         return mode_of_reason(reason, grad_sparsity)
 
     def merge_failure_data(
@@ -121,9 +127,10 @@ class FailureAnalyzer:
     ) -> pd.DataFrame:
         """Return the failures of a frame and of local reports, each once.
 
-        A report belongs to the row with its run_id or name, or else to the only row of its format
-        if it is also the only report of that format. It goes before the row, since it has the
-        measurements; the row fills what the report does not say. Reports without a row are added.
+        A report belongs to the row with its run_id. If one of the two has none, it belongs to the
+        row with its name, or else to the only row of its format if it is also the only report of
+        that format. It goes before the row, since it has the measurements; the row fills what the
+        report does not say. Reports without a row are added.
         """
         need(wandb_failures)
         rows = wandb_failures.to_dict("records")
@@ -166,11 +173,16 @@ class FailureAnalyzer:
 def _belonging(
     row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], reports: Sequence[dict[str, Any]]
 ) -> dict[str, Any] | None:
-    names = {row.get("run_id"), row.get("name")} - {None}
-    for report in reports:
-        if names & {report.get("run_id"), report.get("name")}:
-            return report
-    fmt = row.get("format")
+    own = row.get("run_id")
+    if _known(own):
+        found = next((r for r in reports if r.get("run_id") == own), None)
+        if found is not None:
+            return found
+        reports = [r for r in reports if not _known(r.get("run_id"))]
+    name, fmt = row.get("name"), row.get("format")
+    named = [r for r in reports if _known(name) and r.get("name") == name]
+    if named:
+        return named[0]
     same = [r for r in reports if r.get("format") == fmt]
     is_only = len(same) == 1 and sum(r.get("format") == fmt for r in rows) == 1
     return same[0] if is_only else None

@@ -5,15 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from altcore.plugin import BadInput, nearest
 from altcore_reporters.columns import labels
-from altcore_reporters.comparison import (
-    ALPHA,
-    CONDITION,
-    FormatComparator,
-    Lead,
-    Rival,
-    by_condition,
-)
+from altcore_reporters.comparison import CONDITION, FormatComparator, by_condition, without_copies
 from altcore_reporters.failures import FailureAnalyzer
 from altcore_reporters.frame_tables import (
     Markdown,
@@ -29,7 +23,9 @@ from altcore_reporters.frame_tables import (
     p_text,
     rows_table,
     run_link,
+    runs_text,
 )
+from altcore_reporters.leads import ALPHA, Lead, Rival
 from altcore_reporters.markdown import text
 
 if TYPE_CHECKING:
@@ -88,27 +84,34 @@ def format_comparison(
     """
     if not len(df):
         return "\n\n".join([*head(TITLE, "no run"), "No data: there is no run to compare."]) + "\n"
+    formats = dict.fromkeys(df["format"].astype(str))
+    if sweet_spot is not None and sweet_spot not in formats:
+        problem = f"there is no run of {sweet_spot!r}"
+        raise BadInput(problem, key="sweet_spot", meant=nearest(sweet_spot, list(formats)))
     if failures is None:
         failures = FailureAnalyzer().extract_failures(df)
-    formats = df["format"].astype(str).nunique()
+    failures = without_copies(failures)
     compared = FormatComparator(df).finished
+    if len(_by_data(df)) > 1:
+        sweet_spot = None  # The losses of all cannot be compared.
     metrics = [m for m in (LOSS, VAL_LOSS) if m in df and compared.df[m].notna().any()]
     decides = VAL_LOSS if VAL_LOSS in metrics and compared.df[VAL_LOSS].notna().all() else LOSS
     leads = {metric: compared.lead(metric) for metric in metrics}
+    lowest = min(leads.get(LOSS, []), key=lambda found: found.mean, default=None)
     conclusions = [_of_lead(found) for found in leads.get(decides, [])]
     parts = [
-        *head(TITLE, f"{count(len(df), 'run')} of {count(formats, 'format')}"),
+        *head(TITLE, f"{count(len(df), 'run')} of {count(len(formats), 'format')}"),
         f"Left out, since no other format shares their configuration and data: {listed(left_out)}."
         if left_out
         else "",
         copies_text(df),
         "## Summary",
-        _sweet_spot(leads.get(decides, []), sweet_spot if len(_by_data(df)) == 1 else None),
+        _sweet_spot(leads.get(decides, []), sweet_spot, lowest),
         bullets(conclusions),
         "## Results",
         frame_table(df, RESULTS),
         *_rankings(compared, leads),
-        *_between_conditions(compared, decides),
+        *_between_conditions(df, decides),
         *_layer_types(compared, layer_metrics),
         "## Failures",
         frame_table(failures, FAILURES) if len(failures) else "No run failed.",
@@ -123,8 +126,14 @@ def format_comparison(
 # ------------------------------------------------------------------------- what is concluded
 
 
-def _sweet_spot(leads: Sequence[Lead], sweet_spot: str | None) -> str:
-    """Name a format only if it is distinguishable from every other."""
+def _sweet_spot(leads: Sequence[Lead], given: str | None, lowest: Lead | None) -> str:
+    """Name a format only if it is distinguishable from every other.
+
+    Args:
+        leads: by the loss that decides.
+        given: what the caller takes for the sweet spot.
+        lowest: the lead with the lowest mean final loss of all.
+    """
     if not leads:
         return f"**No sweet spot**: no finished run has a loss, so {NO_CONCLUSION}."
     clear = [found for found in leads if found.is_clear]
@@ -135,9 +144,12 @@ def _sweet_spot(leads: Sequence[Lead], sweet_spot: str | None) -> str:
         said = f"**Sweet spot: {named}**, by {WORDS[leads[0].metric]}."
     else:
         said = "**The numbers name no sweet spot.**"
-    if sweet_spot is not None and sweet_spot not in {found.format for found in clear}:
-        said += f" {text(sweet_spot)} has the lowest mean final loss of all."
-    return said
+    if given is None or lowest is None or given in {found.format for found in clear}:
+        return said
+    of_all = f"{text(lowest.format)} has the lowest mean final loss of all"
+    if given == lowest.format:
+        return f"{said} {of_all}{_failures_of(lowest)}."
+    return f"{said} {text(given)} was given as the sweet spot, but {of_all}."
 
 
 def _of_lead(found: Lead) -> str:
@@ -147,17 +159,23 @@ def _of_lead(found: Lead) -> str:
     if not found.rivals:
         return f"{where}only {name} has finished runs, so there is nothing to compare it with."
     lowest = f"{where}{name} has the lowest mean {WORDS[found.metric]}, {cell(found.mean)}"
+    lowest += _failures_of(found)
     unknown = [r.format for r in found.rivals if r.change.n < 2]
     if len(unknown) == len(found.rivals):
         return f"{lowest}, but with one seed of a format {NO_CONCLUSION}."
-    apart = [r.format for r in found.rivals if r.is_distinguishable]
+    ahead = [r.format for r in found.rivals if r.is_ahead]
+    apart = [r.format for r in found.rivals if r.is_distinguishable and not r.is_ahead]
     same = [r.format for r in found.rivals if r.is_equal]
     near = [
         r.format
         for r in found.rivals
-        if r.change.n > 1 and not r.is_distinguishable and not r.is_equal
+        if r.change.n > 1 and not (r.is_distinguishable or r.is_equal or r.is_ahead)
     ]
     said = [f"{lowest}."]
+    if found.differ:
+        said.append(_about_seeds(found))
+    if ahead:
+        said.append(f"In the seeds that both have, it is above {listed(ahead)}.")
     if apart:
         said.append(f"It is distinguishable from {listed(apart)}.")
     if same:
@@ -169,13 +187,29 @@ def _of_lead(found: Lead) -> str:
     return " ".join(said)
 
 
+def _failures_of(found: Lead) -> str:
+    """Say, within the sentence on its mean, where the leader failed."""
+    failed = count(found.failed, "seed")
+    return f" (it failed in {failed} in which another finished)" if found.failed else ""
+
+
+def _about_seeds(found: Lead) -> str:
+    """Say over which seeds the means are, where the formats have different ones."""
+    if found.common:
+        common = listed(map(str, found.common))
+        return f"The seeds differ: the means are over those that all have, {common}."
+    return "The seeds differ, and fewer than two are common to all: each mean is over its own."
+
+
 # --------------------------------------------------------------------------------- rankings
 
 
 def _rankings(compared: FormatComparator, leads: Mapping[str, Sequence[Lead]]) -> list[str]:
     parts = [
         "## Rankings",
-        "Of finished runs. Intervals are 95 % by Student's t over the seeds. Differences are "
+        "Of finished runs. Intervals are 95 % by Student's t over the seeds. Formats with "
+        "different seeds are ranked in those that all of them have, if these are at least two. "
+        "Differences are "
         "paired by seed where two formats share at least two seeds, and otherwise by Welch. Two "
         "formats are distinguishable if the interval of their difference excludes 0 and its p, "
         f"corrected by Holm for the number of rivals, is below {ALPHA:g}.",
@@ -207,11 +241,12 @@ def _ranking(
 def _against_first(rival: Rival | None) -> dict[str, str]:
     if rival is None:
         return dict.fromkeys(("minus the first", "by", "p (Holm)", "distinguishable"), "")
+    told = "yes" if rival.is_distinguishable else "no"
     return {
         "minus the first": interval_text(rival.change),
         "by": rival.change.method,
         "p (Holm)": p_text(rival.p),
-        "distinguishable": "yes" if rival.is_distinguishable else "no",
+        "distinguishable": f"{told}, but it is lower" if rival.is_ahead else told,
     }
 
 
@@ -230,17 +265,20 @@ def _about_stall(df: pd.DataFrame) -> str:
     return " ".join(said)
 
 
-def _between_conditions(compared: FormatComparator, metric: str) -> list[str]:
+def _between_conditions(df: pd.DataFrame, metric: str) -> list[str]:
     """Compare the conditions of each format, where there are several, as formats are compared."""
-    if len(compared.conditions) < 2 or metric not in compared.df:
+    if CONDITION not in df or metric not in df:
         return []
-    df = compared.df
-    swapped = df.assign(**{CONDITION: df["format"], "format": df[CONDITION]})
+    swapped = df.assign(**{CONDITION: df["format"], "format": labels(df, CONDITION, "")})
     rows = [
-        {"format": found.condition, f"lowest {metric}": found.format, "against": rival.format}
+        {
+            "format": found.condition,
+            f"lowest {metric}": f"{found.format}{_failures_of(found)}",
+            "against": rival.format,
+        }
         | _against_first(rival)
         for own in _by_data(swapped)
-        for found in FormatComparator(own).lead(metric)
+        for found in FormatComparator(own).finished.lead(metric)
         for rival in found.rivals
     ]
     return ["## The same format under several conditions", rows_table(rows)] if rows else []
@@ -272,10 +310,10 @@ def _layer_types(compared: FormatComparator, layer_metrics: pd.DataFrame | None)
 
 def _of_failures(df: pd.DataFrame, failures: pd.DataFrame) -> Iterator[str]:
     """Say which formats failed, and how often."""
-    runs = dict(_grouped(df))
+    runs = dict(_grouped(without_copies(df)))
     for (condition, fmt), own in _grouped(failures):
         where = f" under {text(condition)}" if condition else ""
-        of = count(len(runs.get((condition, fmt), own)), "run")
+        of = runs_text(runs.get((condition, fmt), own))
         yield f"{text(fmt)} failed in {len(own)} of {of}{where}."
 
 

@@ -100,6 +100,14 @@ def count(n: int, what: str) -> str:
     return f"{n} {what}{'' if n == 1 else 's'}"
 
 
+def runs_text(df: pd.DataFrame) -> str:
+    """Return how many runs a frame has, and of how many seeds, if some seed was run again."""
+    seeds = df["seed"].dropna() if "seed" in df else []
+    repeated = len(seeds) and seeds.nunique() < len(seeds)
+    of = f" of {count(seeds.nunique(), 'seed')}" if repeated else ""
+    return f"{count(len(df), 'run')}{of}"
+
+
 def run_link(row: Mapping[str, Any]) -> str:
     """Return the name of a frame's run, or its id, as a link to its page if it has one."""
     named = [row.get("name"), row.get("run_id")]

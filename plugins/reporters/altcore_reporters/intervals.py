@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 LEVEL = 0.95
 """How sure an interval is."""
@@ -61,13 +61,31 @@ def interval_of(values: Sequence[float]) -> Interval:
     return _student(mean, _variance(values) / n, n - 1, n)
 
 
+def common_seeds(*values: Values) -> tuple[object, ...]:
+    """Return the seeds that all of several contenders have; none if these are fewer than two.
+
+    >>> common_seeds({1: [2.0], 2: [3.0], 3: [9.0]}, {2: [4.0], 1: [2.5], None: [7.0]})
+    (1, 2)
+    """
+    first, *others = values or ({},)
+    found = [k for k in first if k is not None and all(k in other for other in others)]
+    return tuple(found) if len(found) > 1 else ()
+
+
+def comparable(*values: Values) -> Sequence[Values]:
+    """Return the values of several contenders in their common seeds; all values if there are none.
+
+    Otherwise an easy seed that one of them lacks would speak for the others.
+    """
+    seeds = common_seeds(*values)
+    return [{seed: own[seed] for seed in seeds} for own in values] if seeds else values
+
+
 def difference(first: Values, second: Values) -> Interval:
     """Return the mean of the second minus that of the first, by seed if that is possible."""
-    known = [k for k in first if k is not None and k in second]
-    if len(known) > 1:
-        changes = [_mean(second[k]) - _mean(first[k]) for k in known]
-        found = interval_of(changes)
-        return Interval(found.mean, found.low, found.high, found.p, len(known), PAIRED)
+    if seeds := common_seeds(first, second):
+        found = interval_of([_mean(second[k]) - _mean(first[k]) for k in seeds])
+        return evolve(found, method=PAIRED)
     a, b = seed_means(first), seed_means(second)
     n = min(len(a), len(b))
     mean = _mean(b) - _mean(a) if n else math.nan
@@ -119,11 +137,11 @@ def _student(
     """Return an interval by Student's t, given the square of the mean's standard error."""
     if squared_error == 0:
         return Interval(mean, mean, mean, 1.0 if mean == 0 else 0.0, n, method)
-    from scipy.stats import t
+    from scipy.special import stdtr, stdtrit  # Student's t; scipy.stats takes long to import
 
     error = math.sqrt(squared_error)
-    half = error * float(t.ppf((1 + LEVEL) / 2, degrees))
-    p = 2 * float(t.sf(abs(mean) / error, degrees))
+    half = error * float(stdtrit(degrees, (1 + LEVEL) / 2))
+    p = 2 * float(stdtr(degrees, -abs(mean) / error))
     return Interval(mean, mean - half, mean + half, p, n, method)
 
 

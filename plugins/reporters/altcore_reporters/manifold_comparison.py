@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import TYPE_CHECKING
 
 from attrs import evolve, frozen
 
-from altcore_reporters.comparison import ALPHA, CONDITION, FormatComparator, values_by_seed
+from altcore_reporters.comparison import (
+    CONDITION,
+    FormatComparator,
+    by_condition,
+    seeds_without,
+    values_by_seed,
+)
 from altcore_reporters.format_comparison import ALL_ELSE
 from altcore_reporters.frame_tables import (
     bullets,
@@ -20,7 +27,16 @@ from altcore_reporters.frame_tables import (
     p_text,
     rows_table,
 )
-from altcore_reporters.intervals import Interval, Values, difference, holm, interval_of, seed_means
+from altcore_reporters.intervals import (
+    Interval,
+    Values,
+    comparable,
+    difference,
+    holm,
+    interval_of,
+    seed_means,
+)
+from altcore_reporters.leads import ALPHA, lost_seeds
 from altcore_reporters.markdown import text
 
 if TYPE_CHECKING:
@@ -47,9 +63,13 @@ class Comparison:
     manifold: str
     metric: str
     base: float
-    """The mean of the standard optimizer."""
+    """The mean of the standard optimizer, in the seeds that were compared."""
     change: Interval
     """Manifold-aware minus standard: below 0 is better."""
+    standard_failed: int
+    """In how many seeds the standard optimizer failed, and the other has a value."""
+    manifold_failed: int
+    """And the other way round."""
     p: float = math.nan
     """As in `change`, corrected by Holm for the comparisons of this metric."""
 
@@ -73,7 +93,10 @@ class Comparison:
             return "no conclusion"
         if not (self.change.excludes_zero and self.p < ALPHA):
             return "not distinguishable"
-        return "better" if self.change.mean < 0 else "worse"
+        is_better = self.change.mean < 0
+        if self.manifold_failed if is_better else self.standard_failed:
+            return "no conclusion"
+        return "better" if is_better else "worse"
 
 
 def manifold_comparison(df: pd.DataFrame) -> str:
@@ -121,25 +144,32 @@ def manifold_comparison(df: pd.DataFrame) -> str:
 def compare(df: pd.DataFrame) -> list[Comparison]:
     """Return every comparison that the finished runs allow: those that differ in the optimizer."""
     finished = FormatComparator(df).finished
+    failed = by_condition(finished.failed)
     found = []
     for metric in (m for m in METRICS if m in df):
-        own = [
-            Comparison(
-                fmt,
-                condition,
-                base,
-                test,
-                metric,
-                interval_of(seed_means(a[base])).mean,
-                difference(a[base], b[test]),
-            )
-            for condition, runs in finished.conditions.items()
-            for fmt, rows in runs.groupby(runs["format"].astype(str), sort=False)
-            for a, b in [_sides(rows, metric)]
-            for base in a
-            for test in b
-            if a[base] and b[test]
-        ]
+        own = []
+        for condition, runs in finished.conditions.items():
+            for fmt, rows in runs.groupby(runs["format"].astype(str), sort=False):
+                broken = failed.get(condition, df[:0])
+                broken = broken[broken["format"].astype(str) == fmt]
+                lacking = seeds_without(rows, broken, metric, "optimizer")
+                standard, manifold = _sides(rows, metric)
+                for (base, a), (test, b) in product(standard.items(), manifold.items()):
+                    if not (a and b):
+                        continue
+                    own.append(
+                        Comparison(
+                            fmt,
+                            condition,
+                            base,
+                            test,
+                            metric,
+                            interval_of(seed_means(comparable(a, b)[0])).mean,
+                            difference(a, b),
+                            lost_seeds(lacking.get(base, ()), a, b),
+                            lost_seeds(lacking.get(test, ()), b, a),
+                        )
+                    )
         ps = holm([c.change.p for c in own])
         found += [evolve(c, p=p) for c, p in zip(own, ps, strict=True)]
     return found
@@ -184,14 +214,21 @@ def _differences(found: Sequence[Comparison]) -> Iterator[str]:
 def _sentence(c: Comparison) -> str:
     """Say what one comparison shows."""
     name = {"val_loss": "Validation loss", "final_loss": "Final loss"}[c.metric]
-    if c.verdict == "no conclusion":
+    if c.change.n < 2:
         change = f"{name} {interval_text(c.change)}"
         return (
             f"{c.where}: with one seed of an optimizer, the numbers allow no conclusion. {change}."
         )
     better = interval_text(c.improvement, digits=2)
     change = f"{name} {interval_text(c.change)}, an improvement by {better} percent"
-    return f"{c.where}: {c.verdict}. {change}."
+    lost = {c.standard: c.standard_failed, c.manifold: c.manifold_failed}
+    lines = [f"{c.where}: {c.verdict}", f"{change}"]
+    lines += [
+        f"{text(optimizer)} failed in {count(n, 'seed')} that the other finished"
+        for optimizer, n in lost.items()
+        if n
+    ]
+    return f"{'. '.join(lines)}."
 
 
 def _missing(df: pd.DataFrame) -> str:

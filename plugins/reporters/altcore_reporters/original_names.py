@@ -15,6 +15,9 @@ STATES = {
     "unfinished": "running",
 }
 """A run's state, by its status."""
+FINISHED = "finished"
+FAILED = ("crashed", "failed")
+"""States of runs that did not come to their end."""
 MANIFOLD_AWARE = "manifold-adamw"
 """The optimizer of runs that are aware of the manifold."""
 SAME = ("steps", "final_loss", "best_loss", "bit_stall_final", "overflow_final")

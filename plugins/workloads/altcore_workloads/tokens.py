@@ -5,23 +5,25 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import re
+from array import array
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 
 from altcore.plugin import BadInput
+from altcore_workloads.bounded import ChildFailed, bounded
 from altcore_workloads.data import SPLITS, Corpus
 from altcore_workloads.token_files import BIN_IDS, LARGEST_IDS, unsigned
 
 KEY = "gpt.tokenizer"
 LARGEST_FILE = 1 << 28  # bytes; those of the largest vocabularies have some 35 MB
 PIECE = 1 << 16  # characters that are encoded as one
-BATCH = 64  # pieces that are encoded at a time, on all cores
+BATCH = 32  # pieces that are encoded at a time, on all cores
+MEMORY = 512  # bytes for a character of a batch; a token of each character takes 200
 BREAK = re.compile(r"\n(?=\S)")
 """A text may be cut here: GPT-2's pretokenizer never joins a line's end with the next word."""
 
@@ -31,27 +33,26 @@ def encode(
 ) -> Corpus:
     """Return a corpus of bytes as the ids of a tokenizer file; BadInput if it cannot be.
 
-    ``told`` is called now and then with the share that is done.
+    The library does its work in a process of its own: where a tokenizer makes much of a text, it
+    ends that. ``told`` is called now and then with the share that is done.
     """
     if not corpus.is_bytes:
         raise BadInput(f"{corpus.source} holds token ids already: leave the tokenizer out", key=KEY)
-    made = _load(tokenizer)
-    # Ids may have gaps: the largest one counts, not how many there are.
-    size = max(made.get_vocab(with_added_tokens=True).values(), default=0) + 1
-    if size > LARGEST_IDS:
-        raise BadInput(f"{tokenizer} has the id {size - 1}: {LARGEST_IDS - 1} is the most", key=KEY)
-    tokens: dict[str, Tensor] = {}
-    whole, done = sum(corpus.split(name).numel() for name in SPLITS), 0
-    with _naming(f"{tokenizer} cannot encode {corpus.source}"):
-        for name in SPLITS:
-            parts = []
-            for ids, characters in _encoded(made, corpus.split(name), size):
-                parts.append(ids)
-                done += characters
-                told(done / max(1, whole))
-            tokens[name] = torch.cat(parts)
+    made_of = _read(tokenizer)
+    pieces = {name: _pieces_of(corpus.split(name)) for name in SPLITS}
+    longest = max((len(p) for own in pieces.values() for p in own), default=0)
+    memory = MEMORY * max(BATCH * PIECE, longest)
+    with closing(bounded(lambda: _encoded(made_of, pieces), memory)) as results:
+        with _naming(f"{tokenizer} is not a tokenizer.json"):
+            # Ids may have gaps: the largest one counts, not how many there are.
+            size = int(next(results)) + 1
+        if size > LARGEST_IDS:
+            most = LARGEST_IDS - 1
+            raise BadInput(f"{tokenizer} has the id {size - 1}: {most} is the most", key=KEY)
+        with _naming(f"{tokenizer} cannot encode {corpus.source}"):
+            tokens = _collect(results, pieces, size, told)
     digest = hashlib.sha256(corpus.sha256.encode())
-    digest.update(Path(tokenizer).expanduser().read_bytes())
+    digest.update(made_of.encode())
     counts = torch.bincount(unsigned(tokens["train"]), minlength=size)
     return attrs.evolve(
         corpus,
@@ -66,9 +67,9 @@ def encode(
     )
 
 
-def _load(path: str) -> Any:
+def _read(path: str) -> str:
     try:
-        from tokenizers import Tokenizer
+        import tokenizers  # noqa: F401  # the child has it, too
     except ImportError as error:
         raise BadInput(
             "the tokenizers library is needed: pip install 'altcore-workloads[bpe]'",
@@ -82,44 +83,62 @@ def _load(path: str) -> Any:
         raise BadInput(f"{path} cannot be read: {reason}", key=KEY) from error
     if len(text) > LARGEST_FILE:
         raise BadInput(f"{path} has more than {LARGEST_FILE >> 20} MiB: no tokenizer has", key=KEY)
-    with _naming(f"{path} is not a tokenizer.json"):
-        made = Tokenizer.from_str(text)
-        made.no_padding()
-        made.no_truncation()
-    return made
+    return text
 
 
 @contextmanager
 def _naming(problem: str) -> Iterator[None]:
-    """Raise `BadInput` for whatever the library raises: plain exceptions, and panics of its Rust.
-
-    A panic is no `Exception`.
-    """
     try:
         yield
-    except (KeyboardInterrupt, SystemExit, BadInput):
-        raise
-    except BaseException as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadInput(f"{problem}: {reason:.200}", key=KEY) from error
+    except ChildFailed as error:
+        raise BadInput(f"{problem}: {error}", key=KEY) from error
 
 
-def _encoded(tokenizer: Any, tokens: Tensor, size: int) -> Iterator[tuple[Tensor, int]]:
-    """Yield the ids of text that is given as bytes, and how many characters they are of.
+def _encoded(made_of: str, pieces: dict[str, list[str]]) -> Iterator[bytes]:
+    """Yield the largest id of a tokenizer, as text, and the ids of each batch, as 32 bits."""
+    from tokenizers import Tokenizer
 
-    They are int16 if they fit into 16 bits, unsigned.
-    """
+    made = Tokenizer.from_str(made_of)
+    made.no_padding()
+    made.no_truncation()
+    yield str(max(made.get_vocab(with_added_tokens=True).values(), default=0)).encode()
+    for own in pieces.values():
+        for batch in _batches(own):
+            found = made.encode_batch(batch, add_special_tokens=False)
+            yield array("I", (i for encoding in found for i in encoding.ids)).tobytes()
+
+
+def _collect(
+    results: Iterator[bytes],
+    pieces: dict[str, list[str]],
+    size: int,
+    told: Callable[[float], None],
+) -> dict[str, Tensor]:
+    """Return the ids of each split: int16 if they fit into 16 bits, unsigned, otherwise int32."""
+    dtype = torch.int16 if size <= BIN_IDS else torch.int32
+    tokens = {}
+    done, whole = 0, sum(len(p) for own in pieces.values() for p in own)
+    for name, own in pieces.items():
+        parts = [torch.empty(0, dtype=dtype)]
+        for batch in _batches(own):
+            if ids := bytearray(next(results)):
+                parts.append(torch.frombuffer(ids, dtype=torch.int32).to(dtype))
+            done += sum(map(len, batch))
+            told(done / whole)
+        tokens[name] = torch.cat(parts)
+    return tokens
+
+
+def _batches(pieces: list[str]) -> Iterator[list[str]]:
+    return (pieces[i : i + BATCH] for i in range(0, len(pieces), BATCH))
+
+
+def _pieces_of(tokens: Tensor) -> list[str]:
+    """Return text that is given as bytes in pieces."""
     # Without numpy, which need not be installed, this is how bytes come out of a tensor at once.
     text = ctypes.string_at(tokens.data_ptr(), tokens.numel())
-    dtype = torch.int16 if size <= BIN_IDS else torch.int32
-    yield torch.empty(0, dtype=dtype), 0
     # A split may begin and end within a character.
-    pieces = list(_pieces(text.decode("utf-8", "ignore")))
-    for start in range(0, len(pieces), BATCH):
-        batch = pieces[start : start + BATCH]
-        found = tokenizer.encode_batch(batch, add_special_tokens=False)
-        ids = [i for encoding in found for i in encoding.ids]
-        yield torch.tensor(ids, dtype=torch.int32).to(dtype), sum(map(len, batch))
+    return list(_pieces(text.decode("utf-8", "ignore")))
 
 
 def _pieces(text: str) -> Iterator[str]:

@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from altcore.plugin import Placing
+from altcore.plugin import Interrupted, Placing
 from altcore_executors.local import Local
-from altcore_executors.pool import MOST_DEATHS, Pool, devices
+from altcore_executors.pool import Pool, devices
+from altcore_executors.processes import MOST_IDLE, Idle
 
 WORKER = """
 import os, signal, sys, time
@@ -30,7 +31,12 @@ def placing(tmp_path):
         script = WORKER.replace("{body}", body)
         command = (sys.executable, "-S", "-c", script, str(tmp_path))
         made = Placing(
-            folder=tmp_path, command=command, work=lambda: 5, left=left, tell=told.append
+            folder=tmp_path,
+            command=command,
+            work=lambda: 5,
+            left=left,
+            attempts=lambda: 0,
+            tell=told.append,
         )
         return made, told
 
@@ -78,12 +84,28 @@ def test_a_worker_that_dies_is_started_again(placing, tmp_path):
     body = "os.kill(os.getpid(), signal.SIGKILL)"
     made, told = placing(body)
     Pool(made, 1).run()
-    assert len(began(tmp_path)) == len(told) == MOST_DEATHS
+    assert len(began(tmp_path)) == len(told) == MOST_IDLE
     assert "the worker of slot 0 ended with signal SIGKILL: see " in told[0]
     made, told = placing("sys.exit(3)", left=lambda: 0)
     Pool(made, 1).run()
     assert len(told) == 1
     assert "exit code 3" in told[0]
+
+
+def test_deaths_count_as_long_as_nobody_makes_an_attempt():
+    """A sweep of many jobs may lose many workers."""
+    made = 0
+    idle = Idle(lambda: made)
+    for _ in range(9):
+        assert idle.ends(MOST_IDLE - 2) < MOST_IDLE
+        assert idle.may_start("signal SIGKILL")
+        made += 1
+        assert idle.may_start("") is True
+        assert idle.may_start("") is False
+        made += 1
+        assert idle.ends() == 0
+    assert idle.ends(MOST_IDLE - 1) == MOST_IDLE - 1
+    assert not idle.may_start("signal SIGKILL")
 
 
 def test_a_signal_is_passed_on_and_waited_for(placing, tmp_path):
@@ -97,8 +119,8 @@ def test_a_signal_is_passed_on_and_waited_for(placing, tmp_path):
     if not child:
         try:
             Pool(made, 1).run()
-        except SystemExit as left:
-            os._exit(left.code)
+        except Interrupted as left:
+            os._exit(left.exit_code)
         os._exit(0)
     until = time.monotonic() + 60
     while not (tmp_path / "ready").exists() and time.monotonic() < until:

@@ -181,6 +181,58 @@ def test_runs_of_one_seed_count_as_their_mean():
     assert FormatComparator(more).lead()[0].mean == pytest.approx(3.125)
 
 
+def losses(**formats):
+    """A frame of finished runs, from each format's losses by seed."""
+    rows = [(f, s, v, "finished") for f, own in formats.items() for s, v in own.items()]
+    return frame(*rows)
+
+
+EASY = losses(A={1: 2.600, 2: 2.601, 3: 2.602, 4: 1.2}, B={1: 2.5, 2: 2.5, 3: 2.503})
+
+
+def test_an_easy_seed_makes_no_leader():
+    """A is 0.1 above B in each seed that both have; its mean over all is lower."""
+    (lead,) = FormatComparator(EASY).lead()
+    assert (lead.format, lead.is_clear, lead.differ, lead.common) == ("B", True, True, (1, 2, 3))
+    assert lead.mean == pytest.approx(7.503 / 3)
+    ranked = FormatComparator(EASY).rank_by_metric("final_loss")
+    assert list(ranked["format"]) == ["B", "A"]
+    assert list(ranked["seeds"]) == [3, 3]
+    assert FormatComparator(EASY).compute_improvement("A", "B") == pytest.approx(
+        (7.803 - 7.503) / 7.803 * 100
+    )
+
+
+@pytest.mark.parametrize("ascending", [True, False])
+def test_a_rival_that_is_ahead_in_the_common_seeds_stops_a_lead(ascending):
+    """C has one seed, so that the means are over different ones, and A's is the best."""
+    df = pd.concat([EASY, losses(C={1: 9.0, 5: 9.0})])
+    if not ascending:
+        df["final_loss"] *= -1
+    (lead,) = FormatComparator(df).lead(ascending=ascending)
+    rival = next(r for r in lead.rivals if r.format == "B")
+    assert (lead.format, lead.is_clear, lead.differ, lead.common) == ("A", False, True, ())
+    assert rival.is_distinguishable
+    assert rival.is_ahead
+
+
+def test_survivors_are_no_sweet_spot():
+    """B crashed in three seeds of five, and the two that are left are the lowest."""
+    df = losses(A=dict.fromkeys(range(5), 2.5), B={0: 2.3, 1: 2.301})
+    crashed = frame(*(("B", seed, 8.0, "crashed") for seed in (2, 3, 4)))
+    alone = frame(("B", 7, NAN, "crashed"), ("B", 8, NAN, "running"))
+    comparator = FormatComparator(pd.concat([df, crashed, crashed, alone]))
+    (lead,) = comparator.finished.lead()
+    assert (lead.format, lead.failed, lead.is_clear) == ("B", 3, False)
+    assert comparator.identify_sweet_spot() is None
+    again = pd.concat([df, crashed, losses(B=dict.fromkeys((2, 3, 4), 2.3))])
+    assert FormatComparator(again).identify_sweet_spot() == "B"
+    unknown = pd.concat([df, crashed]).drop(columns="seed")
+    assert FormatComparator(unknown).finished.lead()[0].failed == 3
+    infinite = df.assign(final_loss=df["final_loss"].replace(2.3, math.inf))
+    assert FormatComparator(infinite).lead()[0].failed == 1
+
+
 def test_a_copy_of_a_run_does_not_count():
     """The loader's frames have no seeds, and then every other run counts for itself."""
     rows = [("A", "a", 1.0), ("A", "a", 1.0), ("A", None, 4.0), ("A", None, 4.0), ("B", "b", 9.0)]

@@ -9,6 +9,7 @@ from altcore_reporters.conditions import (
     formats_of,
     optimizers_of,
 )
+from altcore_reporters.pictures import grouped
 
 
 def told(facts=None, **config):
@@ -39,6 +40,18 @@ def test_a_condition_is_called_by_what_tells_it_apart():
         "recipe pure, plugins mantissa-shift",
     ]
     assert apart_from_format([]) == []
+
+
+def test_neither_the_order_of_runs_nor_that_of_keys_names_a_condition():
+    """W&B returns runs and keys in another order than a folder does."""
+    one = {"warmup_steps": 1, "learning_rate": 1e-3, "recipe": "pure", "batch_size": 8}
+    two = {"warmup_steps": 2, "learning_rate": 2e-3, "recipe": "master", "batch_size": 8}
+    three = {**one, "batch_size": 16, "seed": 3}
+    runs = [told(**own) for own in (one, two, three)]
+    turned = [told(**dict(reversed(own.items()))) for own in (three, two, one)]
+    assert apart_from_format(runs) == apart_from_format(turned)[::-1]
+    assert apart_from_format(runs[:2]) == ["recipe pure", "recipe master"]
+    assert [g.label for g in grouped(runs)] == [g.label for g in grouped(turned)][::-1]
 
 
 def test_other_data_are_another_condition():

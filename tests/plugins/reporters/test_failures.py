@@ -174,6 +174,11 @@ def test_an_error_is_a_reason():
         ("stopped", NAN, "unknown"),
         ("no underflow; overflow", None, "overflow"),
         ("no overflow, no underflow", None, "unknown"),
+        ("No NaN was seen", None, "unknown"),
+        ("no NaN/Inf or overflow, but zeros", 0.9, "gradient_vanishing"),
+        ("no NaN, yet the loss was inf", None, "overflow"),
+        ("overflow -> underflow", None, "overflow"),
+        ("underflow after overflow", None, "underflow"),
         (NAN, None, "unknown"),
         (None, None, "unknown"),
     ],
@@ -182,6 +187,12 @@ def test_a_reason_is_classified(reason, sparsity, mode):
     """As in the original experiments; a word that only contains inf or nan is none."""
     assert ANALYZER.classify_failure_mode(reason, sparsity) == mode
     assert mode in MODES
+
+
+@pytest.mark.parametrize("share", [1.5, -0.1, math.inf])
+def test_a_share_that_is_none_is_refused(share):
+    with pytest.raises(BadInput, match=f"grad_sparsity is {share}, and not a share"):
+        ANALYZER.classify_failure_mode("stopped", share)
 
 
 RUNS = pd.DataFrame(
@@ -375,3 +386,13 @@ def test_reports_without_a_row_are_added():
     ]
     assert len(ANALYZER.merge_failure_data(failures, [])) == 2
     assert len(ANALYZER.merge_failure_data(failures[:0], reports)) == 3
+
+
+def test_two_runs_of_one_format_are_two_failures():
+    """Their ids differ: neither the format nor the name makes one of them."""
+    failures = ANALYZER.extract_failures(RUNS.assign(name="r"))
+    other = {"format": "E7M0", "run_id": "z", "name": "r", "reason": "underflow"}
+    found = ANALYZER.merge_failure_data(failures, [other])
+    assert list(found["run_id"]) == ["a", "c", "z"]
+    assert list(found["failure_mode"]) == ["unknown", "unknown", "underflow"]
+    assert len(ANALYZER.merge_failure_data(failures, [{**other, "run_id": None}])) == 2

@@ -148,6 +148,48 @@ def test_the_validation_loss_decides_where_all_have_one(write):
     assert "validation" not in section(write("format_comparison", partial, "E3M4"), "Summary")
 
 
+def test_a_format_that_is_worse_in_the_common_seeds_is_no_sweet_spot(write):
+    """E5M2 has an easy seed more; in the others it is above by 0.1."""
+    df = runs({"E5M2": (2.6, 2.601, 2.602, 1.2), "E3M4": (2.5, 2.5, 2.503)})
+    text = write("format_comparison", df, "E5M2")
+    assert "**Sweet spot: E3M4**, by final loss. E5M2 was given as the sweet spot, but" in text
+    assert "The seeds differ: the means are over those that all have, 0, 1 and 2." in text
+    df = pd.concat([df, runs({"E7M0": (9.0,)})])
+    text = write("format_comparison", df, None)
+    assert "**The numbers name no sweet spot.**" in text
+    said = section(text, "Conclusions")
+    assert "fewer than two are common to all: each mean is over its own." in said
+    assert "In the seeds that both have, it is above E3M4." in said
+    row = next(r for r in rows_of(section(text, "Rankings")) if "E3M4" in r)
+    assert row[-1] == "yes, but it is lower"
+    swapped = df.assign(format="E5M2", condition=df["format"])
+    table = section(
+        write("format_comparison", swapped, None), "The same format under several conditions"
+    )
+    assert rows_of(table)[1][2] == "E3M4"
+    assert rows_of(table)[1][-1] == "yes, but it is lower"
+
+
+def test_where_a_format_failed_is_said_beside_its_mean(write):
+    """Two of its three seeds are the lowest, and one crashed; under another condition, too."""
+    df = runs({"E5M2": (1.0, 1.01, NAN), "E3M4": (2.0, 2.01, 2.02)})
+    text = write("format_comparison", df, "E5M2")
+    said = "1.0050 (it failed in 1 seed in which another finished). "
+    assert said in section(text, "Conclusions")
+    assert "**The numbers name no sweet spot.**" in text
+    assert "lowest mean final loss of all (it failed in 1 seed" in section(text, "Summary")
+    swapped = df.assign(format="E5M2", condition=df["format"])
+    table = section(
+        write("format_comparison", swapped, None), "The same format under several conditions"
+    )
+    assert rows_of(table)[1][1] == "E5M2 (it failed in 1 seed in which another finished)"
+
+
+def test_a_sweet_spot_that_is_no_format_of_the_runs_is_refused(write):
+    with pytest.raises(BadInput, match=r"no run of 'E3M5' \(did you mean E3M4"):
+        write("format_comparison", CLEAR, "E3M5")
+
+
 def test_copies_of_runs_conclude_nothing(write):
     """A directory that was copied has the run's id."""
     one = runs({"E3M4": (2.0,), "E5M2": (3.0,)})
@@ -162,6 +204,26 @@ def test_copies_of_runs_conclude_nothing(write):
     text = write("manifold_comparison", pd.concat([both, both], ignore_index=True))
     assert "which count once: a and b." in text
     assert rows_of(section(text, "Difference"))[1][-1] == "no conclusion"
+
+
+def test_copies_of_runs_fail_once(write):
+    """And a seed that was run again is one seed."""
+    bad = runs({"E7M0": (4.0, 4.1)}, learned=False, state="crashed", name=["a", "b"])
+    df = pd.concat([bad, bad.assign(name=["c", "d"])], ignore_index=True)
+    failures = FailureAnalyzer().extract_failures(df)
+    text = write("format_comparison", df, None)
+    assert "- E7M0 failed in 2 of 2 runs." in section(text, "Conclusions")
+    assert len(rows_of(section(text, "Failures"))) == 3
+    for given in ({}, {"runs": df}):
+        text = write("failure_modes", failures, **given)
+        assert "which count once: c and d." in text
+        assert "from 2 failures" in text
+        assert len(rows_of(section(text, "Summary"))) == 3
+    assert "Failed in 2 of 2 runs:" in text
+    again = df.assign(run_id=list("abcd"))
+    failures = FailureAnalyzer().extract_failures(again)
+    assert "Failed in 4 of 4 runs of 2 seeds:" in write("failure_modes", failures, runs=again)
+    assert "failed in 4 of 4 runs of 2 seeds." in write("format_comparison", again, None)
 
 
 def test_formats_that_are_equal_are_said_to_be(write):
@@ -391,6 +453,26 @@ def test_one_seed_or_one_optimizer_allows_no_conclusion(write):
     ):
         text = write("manifold_comparison", optimizers(standard, aware))
         assert f"There is no run of a {missing} optimizer" in section(text, "Conclusions")
+
+
+def test_an_improvement_is_in_percent_of_the_seeds_that_were_compared(write):
+    """By hand: 0.1 and 0.1002 of 1.0. The standard optimizer's third seed has no partner."""
+    text = write("manifold_comparison", optimizers((1.0, 1.0, 10.0), (0.9, 0.8998)))
+    assert rows_of(section(text, "Difference"))[1][5].startswith("10.01 [")
+
+
+def test_an_optimizer_that_failed_where_the_other_finished_is_not_better(write):
+    """Whichever of the two it is; failures of the one that is worse anyway change nothing."""
+    df = optimizers((2.0, 2.1, 2.2), (1.9, 2.00002, NAN))
+    df = df.assign(state=["crashed" if x != x else "finished" for x in df["final_loss"]])
+    text = write("manifold_comparison", df)
+    said = "in E5M2: no conclusion. Final loss -0.1000"
+    assert said in section(text, "Conclusions")
+    assert "manifold-adamw failed in 1 seed that the other finished." in text
+    df["manifold_aware"] ^= True
+    assert said.replace("-0.1000", "0.1000") in write("manifold_comparison", df)
+    df["final_loss"] *= -1
+    assert "in E5M2: better. Final loss -0.1000" in write("manifold_comparison", df)
 
 
 def test_optimizers_are_compared_within_format_and_condition(write):

@@ -98,7 +98,7 @@ def _labels(values: Sequence[Mapping[str, str]], names: Sequence[str]) -> list[s
     """
     keys = list(dict.fromkeys(k for own in values for k in own))
     used = [k for k in keys if k in NAMELESS]
-    usual = {k: Counter(own.get(k) for own in values).most_common(1)[0][0] for k in keys}
+    usual = {k: _most_common([own.get(k, UNSET) for own in values]) for k in keys}
 
     def told(used: Sequence[str]) -> list[str]:
         return [_label(own, used) or name for own, name in zip(values, names, strict=True)]
@@ -120,6 +120,11 @@ def _labels(values: Sequence[Mapping[str, str]], names: Sequence[str]) -> list[s
         counts[label] += 1
         labels.append(label if counts[label] == 1 else f"{label} ({counts[label]})")
     return labels
+
+
+def _most_common(words: Sequence[str]) -> str:
+    """Return the word that is there most often; of several such the first by the alphabet."""
+    return min(words, key=lambda word: (-words.count(word), word))
 
 
 def _label(values: Mapping[str, str], keys: Sequence[str]) -> str:
@@ -189,9 +194,9 @@ def _looking() -> frozenset[str]:
 
 
 def _varying(flats: Sequence[Flat]) -> list[str]:
-    """Return the keys that have several values, the telling ones first."""
+    """Return the keys that have several values, the telling ones first, then by name."""
     known = [flat for flat in flats if flat]
-    keys = list(dict.fromkeys(k for flat in known for k in flat))
+    keys = sorted({k for flat in known for k in flat})
     found = [k for k in keys if len({_exact(flat.get(k)) for flat in known}) > 1]
     return sorted(found, key=lambda k: NAMELESS.index(k) if k in NAMELESS else len(NAMELESS))
 

@@ -1,0 +1,179 @@
+"""The executor ``slurm``: workers in allocations of a cluster."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, evolve
+from attrs.validators import ge, gt
+
+from altcore.plugin import BadInput, Placing, setting
+from altcore_executors.pilot import Pilot
+from altcore_executors.processes import MOST_IDLE, Idle
+from altcore_executors.slurm_queue import Queue, pilot_name
+
+if TYPE_CHECKING:
+    import submitit
+
+ASK_EVERY = 60.0
+"""Seconds between two questions to the scheduler."""
+WARNING = 90
+"""Seconds before its end at which an allocation is told of it: runs save what they have."""
+SCRIPTS = "pilots"
+"""The folder of the sweep that holds what was submitted, and what pilots printed."""
+
+
+@define(eq=False)
+class Slurm:
+    """Runs a sweep in allocations of Slurm, which hold pilots.
+
+    A pilot runs workers on its node, which take one job after another. While jobs are left, a pilot
+    that ended is replaced. Pilots that are in the queue already, from an earlier command, are kept.
+    """
+
+    pilots: int = setting(1, help="allocations, each of one node", validator=ge(1))
+    account: str | None = setting(None, help="the account that is charged")
+    partition: str | None = setting(None, help="the partition; null is the cluster's default")
+    time: int = setting(720, help="minutes of an allocation", validator=ge(1))
+    max_hours: float = setting(
+        11.0, help="hours of an allocation in which a job may be expected to end", validator=gt(0)
+    )
+    gres: str | None = setting(None, help="generic resources of an allocation, such as gpu:2")
+    cpus: int | None = setting(None, help="CPUs of an allocation, divided among its workers")
+    mem: str | None = setting(None, help="memory of an allocation, such as 32G")
+    workers_per_gpu: int = setting(
+        2, help="workers for each GPU; without a GPU, as many as for one", validator=ge(1)
+    )
+    mps: bool = setting(False, help="whether workers share a GPU by NVIDIA's MPS")
+    setup: list[str] = setting(factory=list, help="lines of the batch script before the pilot")
+    prefix: str | None = setting(
+        None, help="what is put before the pilot's command, such as a container"
+    )
+    output: str | None = setting(None, help="where a pilot prints; null is the sweep's folder")
+    error: str | None = setting(None, help="where a pilot prints errors; null is as for output")
+    sbatch: dict[str, Any] = setting(factory=dict, help="further options of sbatch, by name")
+
+    def script(self, placing: Placing) -> str:
+        """Return the batch script of a pilot."""
+        executor = self._executor(placing.folder)
+        text: str = executor._make_submission_file_text(executor._submitit_command_str, "")
+        return text
+
+    def run(self, placing: Placing) -> None:
+        """Keep pilots in the queue until no job is left.
+
+        Raises `BadInput` if Slurm refuses the first pilot, or if pilots end without an attempt.
+        """
+        if shutil.which("sbatch") is None:
+            raise BadInput("there is no Slurm on this machine: sbatch is not found", key="slurm")
+        queue = Queue(pilot_name(placing.folder), placing.tell)
+        known: set[str] = set()
+        idle = Idle(placing.attempts)
+        while left := placing.left():
+            pilots = queue.pilots()
+            if pilots is not None:
+                ended = known - pilots
+                if ended and idle.ends(len(ended)) >= MOST_IDLE:
+                    raise self._idle(placing.folder, max(ended, key=int))
+                wanted = min(self.pilots, left) - len(pilots)
+                known = pilots | self._submit(placing, wanted, is_first=not known | pilots)
+            self._wait(placing)
+        queue.cancel_waiting()
+
+    def _submit(self, placing: Placing, count: int, *, is_first: bool) -> set[str]:
+        """Submit pilots; return their ids."""
+        from submitit.core.utils import FailedJobError
+
+        pilot = Pilot(
+            # Workers take the jobs, and its node hears what it tells.
+            placing=evolve(placing, work=int, tell=print),
+            workers_per_gpu=self.workers_per_gpu,
+            seconds=min(3600 * self.max_hours, 60 * self.time - self._warning),
+            mps=self.mps,
+        )
+        executor = self._executor(placing.folder)
+        for path in filter(None, (self.output, self.error)):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        submitted: set[str] = set()
+        try:
+            while len(submitted) < count:
+                submitted.add(executor.submit(pilot).job_id)
+        except FailedJobError as error:
+            why = str(error).strip().splitlines()[-1]
+            if is_first and not submitted:
+                raise BadInput(f"Slurm refuses the pilot: {why}", key="slurm") from error
+            placing.tell(f"sbatch fails, and is tried again: {why}")
+        if submitted:
+            name = pilot_name(placing.folder)
+            placing.tell(
+                f"submitted: {', '.join(sorted(submitted, key=int))}; they go on without this "
+                f"command, and `scancel --name={name}` ends them"
+            )
+        return submitted
+
+    def _executor(self, folder: Path) -> submitit.SlurmExecutor:
+        try:
+            from submitit import SlurmExecutor
+        except ImportError as error:
+            raise BadInput(
+                "submitit is not installed",
+                key="slurm",
+                hint="pip install 'altcore-executors[slurm]'",
+            ) from error
+
+        class Executor(SlurmExecutor):
+            @classmethod
+            def affinity(cls) -> int:
+                # A script may be shown where no Slurm is.
+                return 1
+
+        python = " ".join(filter(None, (self.prefix, shlex.quote(sys.executable))))
+        executor = Executor(folder / SCRIPTS, python=python)
+        told = {
+            "account": self.account,
+            "partition": self.partition,
+            "gres": self.gres,
+            "cpus_per_task": self.cpus,
+            "mem": self.mem,
+        }
+        logs = {"output": self.output, "error": self.error}
+        logs = {key: path for key, path in logs.items() if path}
+        # Since Slurm 22.05 srun asks for one CPU, however many the allocation has.
+        own = {**logs, **({"cpus-per-task": self.cpus} if self.cpus else {})}
+        executor.update_parameters(
+            job_name=pilot_name(folder),
+            time=self.time,
+            signal_delay_s=self._warning,
+            setup=self.setup or None,
+            wckey=None,
+            stderr_to_stdout=self.error is None,
+            srun_args=[f"--{key}={value}" for key, value in own.items()],
+            additional_parameters={"requeue": True, **logs, **self.sbatch},
+            **{key: value for key, value in told.items() if value is not None},
+        )
+        return executor
+
+    @property
+    def _warning(self) -> int:
+        # Of a few minutes, all but a few seconds are for jobs.
+        return min(WARNING, 12 * self.time)
+
+    def _wait(self, placing: Placing) -> None:
+        """Wait until the scheduler may be asked again, or until no job is left."""
+        until = time.monotonic() + ASK_EVERY
+        while (began := time.monotonic()) < until and placing.left():
+            # Counting takes a twentieth of the time at most.
+            time.sleep(max(1.0, 20 * (time.monotonic() - began)))
+
+    def _idle(self, folder: Path, pilot: str) -> BadInput:
+        log = self.output or str(folder / SCRIPTS / "%j_0_log.out")
+        return BadInput(
+            "pilots ended one after another, and none began a job",
+            key="slurm",
+            hint=f"{log.replace('%j', pilot)} has what the last one printed",
+        )

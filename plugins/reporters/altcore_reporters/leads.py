@@ -1,0 +1,135 @@
+"""Which of several contenders is the best, and whether the numbers allow to say so.
+
+Contenders are formats in the reports, and configurations on the page. Both go by this one rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from attrs import frozen
+
+from altcore_reporters.intervals import (
+    Interval,
+    Values,
+    common_seeds,
+    comparable,
+    difference,
+    holm,
+    interval_of,
+    seed_means,
+)
+
+ALPHA = 0.05
+"""Below which a corrected p makes two contenders distinguishable."""
+
+
+@frozen
+class Rival:
+    """Another contender, held against the one with the best mean."""
+
+    format: str
+    change: Interval
+    """Its metric minus the leader's."""
+    p: float
+    """As in `change`, corrected by Holm for the number of rivals."""
+    is_ahead: bool = False
+    """Whether it is better than the leader in the seeds that both have."""
+
+    @property
+    def is_distinguishable(self) -> bool:
+        """Whether the numbers tell it from the leader."""
+        return self.change.excludes_zero and self.p < ALPHA
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether the two have the same metric in every seed."""
+        return self.change.low == self.change.high == 0
+
+
+@frozen
+class Lead:
+    """The contender with the best mean under a condition, and its rivals, best first."""
+
+    condition: str
+    format: str
+    metric: str
+    mean: float
+    seeds: int
+    rivals: tuple[Rival, ...]
+    failed: int = 0
+    """In how many seeds it has no value, since it failed, and another has one."""
+    differ: bool = False
+    """Whether the contenders have different seeds."""
+    common: tuple[object, ...] = ()
+    """The seeds that all contenders have; none if these are fewer than two."""
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the numbers allow to call it the best.
+
+        They tell it from every other, none is ahead of it, and it failed in no seed of another.
+        """
+        told = all(r.is_distinguishable and not r.is_ahead for r in self.rivals)
+        return bool(self.rivals) and told and not self.failed
+
+
+def ranked(values: Mapping[str, Values], ascending: bool = True) -> dict[str, Interval]:
+    """Return the mean of each contender that has any value, with its interval, the best first.
+
+    If they have different seeds, it is over those that all have, unless these are fewer than two.
+    """
+    known = {name: own for name, own in values.items() if own}
+    kept = comparable(*known.values())
+    means = {n: interval_of(seed_means(v)) for n, v in zip(known, kept, strict=True)}
+    return dict(sorted(means.items(), key=lambda item: item[1].mean * (1 if ascending else -1)))
+
+
+def lead_of(
+    values: Mapping[str, Values],
+    failed: Mapping[str, Collection[object]],
+    *,
+    ascending: bool = True,
+    metric: str = "",
+    condition: str = "",
+) -> Lead | None:
+    """Return the contender with the best mean, held against the others; None without any value.
+
+    Args:
+        values: a metric by contender and seed.
+        failed: the seeds in which a contender failed; None for each that is not known.
+        ascending: whether the lowest is the best.
+        metric: what the values are.
+        condition: under which they were measured.
+    """
+    means = ranked(values, ascending)
+    if not means:
+        return None
+    best, *others = means
+    changes = [difference(values[best], values[name]) for name in others]
+    rivals = tuple(
+        Rival(name, change, p, is_ahead=change.mean * (1 if ascending else -1) < 0)
+        for name, change, p in zip(others, changes, holm([c.p for c in changes]), strict=True)
+    )
+    keys = [values[name].keys() for name in means]
+    return Lead(
+        condition,
+        best,
+        metric,
+        means[best].mean,
+        means[best].n,
+        rivals,
+        failed=lost_seeds(failed.get(best, ()), values[best], *(values[name] for name in others)),
+        differ=any(own != keys[0] for own in keys),
+        common=common_seeds(*(values[name] for name in means)),
+    )
+
+
+def lost_seeds(failed: Collection[object], own: Values, *others: Values) -> int:
+    """Return in how many seeds a contender failed and has no value, and another has one.
+
+    A failure with an unknown seed counts as one of them, whatever the others' seeds are.
+    """
+    unknown = sum(seed is None for seed in failed) if any(others) else 0
+    theirs = {seed for other in others for seed in other}
+    return unknown + len(({*failed} - own.keys() - {None}) & theirs)

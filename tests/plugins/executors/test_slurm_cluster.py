@@ -1,0 +1,136 @@
+"""A real Slurm, with the faults that it really has: no job is lost, none burns a retry."""
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import pytest
+from helpers_executors import ToySweep, kill, parent_of
+from helpers_slurm import Cluster, missing
+
+from altcore.sweep import State
+
+pytestmark = pytest.mark.cluster
+PILOTS = "slurm:2,time=20,workers_per_gpu=1"
+
+
+@pytest.fixture(scope="module")
+def slurm():
+    """A Slurm of one node."""
+    if absent := missing():
+        pytest.skip(f"Slurm is not installed ({absent}): apt-get install slurm-wlm munge")
+    pytest.importorskip("submitit", reason="pip install 'altcore-executors[slurm]'")
+    # A socket's path may have 107 characters.
+    folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
+    cluster = Cluster(folder)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def toy(tmp_path, corpus, slurm):
+    """A sweep whose command meets the cluster."""
+    made = ToySweep(tmp_path, corpus, slurm.environment)
+    yield made
+    made.stop()
+    slurm.told("scancel", "--state=PENDING", "--state=RUNNING")
+    made.wait(lambda: not slurm.queue())
+
+
+def test_pilots_run_a_sweep_to_its_end(toy, slurm):
+    """Which leaves nothing in the queue: one has all CPUs, and the other waits for nothing."""
+    toy.ends(toy.command("plan", "toy.yaml"))
+    toy.ends(toy.run("slurm:2,time=20,workers_per_gpu=2,cpus=2"))
+    assert "pilots wait for: Resources" in toy.log
+    toy.wait(lambda: not slurm.queue(), 10)
+    toy.check()
+    assert "scancel --name=altcore-toy-" in toy.log
+    executors = {toy.ledger.standing(n).attempts[0].lease.executor for n in toy.ledger.names()}
+    assert executors == {"slurm"}
+
+
+def test_a_pilot_and_the_command_are_killed(toy, slurm):
+    """The next command keeps the pilot that is left, and replaces the other one."""
+    command = toy.run(PILOTS)
+    worker = toy.wait_for_worker()
+    kill(parent_of(worker))
+    kill(command.pid)
+    command.wait()
+    toy.wait(lambda: len(slurm.queue("RUNNING")) == 1)
+    (kept,) = slurm.queue()
+    command = toy.run(PILOTS)
+    toy.wait(lambda: len(slurm.queue()) == 2)
+    assert kept in slurm.queue()
+    toy.ends(command)
+    toy.check()
+
+
+def test_a_pilot_is_requeued(toy, slurm):
+    """Its runs save what they have, and go on in whichever pilot is next."""
+    command = toy.run("slurm:1,time=20,workers_per_gpu=2")
+    toy.wait_for_worker()
+    (pilot,) = slurm.queue()
+    slurm.told("scontrol", "requeue", pilot)
+    toy.wait(lambda: slurm.queue("PENDING") == [pilot])
+    slurm.told("scontrol", "update", f"JobId={pilot}", "StartTime=now")
+    toy.ends(command)
+    assert "Restarts=1" in slurm.told("scontrol", "show", "job", pilot)
+    assert "interrupted" in toy.exits()
+    toy.check()
+
+
+def test_the_time_of_a_pilot_ends(toy, slurm):
+    """Slurm's warning lets runs save what they have; another pilot goes on."""
+    command = toy.run("slurm:1,time=20,workers_per_gpu=2")
+    toy.wait_for_worker()
+    (pilot,) = slurm.queue()
+    slurm.told("scancel", "--signal=USR2", pilot)
+    toy.ends(command)
+    assert "interrupted" in toy.exits()
+    assert f"submitted: {int(pilot) + 1};" in toy.log
+    toy.check()
+
+
+def test_the_controller_is_killed_and_comes_back(toy, slurm):
+    """Pilots go on meanwhile, and the command waits for an answer."""
+    command = toy.run(PILOTS)
+    toy.wait_for_worker()
+    slurm.kill_controller()
+    toy.wait(lambda: "squeue does not answer" in toy.log)
+    done = toy.states().get(State.COMPLETED, 0)
+    toy.wait(lambda: toy.states().get(State.COMPLETED, 0) > done)
+    slurm.start_controller()
+    toy.ends(command)
+    toy.check()
+
+
+def test_another_executor_goes_on(toy, slurm):
+    """With a sweep that was begun in Slurm, and the runs in the middle of which it was left."""
+    command = toy.run(PILOTS)
+    toy.wait_for_worker()
+    kill(command.pid)
+    command.wait()
+    slurm.told("scancel", "--state=RUNNING")
+    toy.ends(toy.run("local:2"))
+    toy.check()
+    attempts = [a for name in toy.ledger.names() for a in toy.ledger.standing(name).attempts]
+    assert {a.lease.executor for a in attempts} == {"slurm", "local"}
+
+
+def test_what_slurm_refuses_is_told(toy):
+    """With Slurm's own words."""
+    command = toy.run("slurm:partition=nowhere")
+    assert command.wait(60) == 2
+    assert "Slurm refuses the pilot" in toy.log
+    assert "invalid partition specified" in toy.log
+
+
+def test_pilots_that_come_to_nothing_are_not_placed_for_ever(toy):
+    """As when a set-up line, or the prefix, is wrong."""
+    command = toy.run("slurm:2,prefix=/nowhere/apptainer")
+    assert command.wait(120) == 2
+    assert "none began a job" in toy.log
