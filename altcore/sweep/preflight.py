@@ -13,7 +13,7 @@ from statistics import median
 from attrs import define, evolve, field, frozen
 
 from altcore.config import TrainConfig
-from altcore.errors import BadInput, Interrupted, described
+from altcore.errors import BadInput, Interrupted, described, nearest
 from altcore.registry import HOOK_KINDS, find, kind_of, left_out
 from altcore.runs import TIMINGS, read_lines
 from altcore.sweep.expand import jobs_of
@@ -128,25 +128,30 @@ class Preflight:
             yield Finding(what=what, told=f"{steps} steps, {1e3 * step:.3g} ms each")
             yield self._memory(f"{variant}: memory", config, memory)
             for measure in self.sweep.measures:
-                yield self._measure(f"{variant}: {measure.name}", values, measure)
+                yield self._measure(f"{variant}: {measure.name}", config, values, measure)
 
     @property
     def _steps(self) -> int:
         return self.steps or max([FEWEST, *(2 * (m.every or 1) for m in self.sweep.measures)])
 
-    def _measure(self, what: str, values: Values, measure: Measure) -> Finding:
-        often = f"every {measure.every} steps" if measure.every else "recorded"
-        lack = lacking(values, [measure])
+    def _measure(self, what: str, config: TrainConfig, values: Values, measure: Measure) -> Finding:
+        lack = lacking(values, [measure]).removeprefix(f"{measure.name}: ")
         if not lack:
+            often = f"every {measure.every} steps" if measure.every else "recorded"
             return Finding(what=what, told=often)
-        lack = lack.removeprefix(f"{measure.name}: ")
         owner, slash, _ = measure.name.partition("/")
         # A plugin measures at an interval of its own; the engine, on recorded steps.
         key = f"{owner}.interval" if slash else "log_interval"
-        remedy = f"--set {key}={measure.every or 1}"
-        if slash and lack.removeprefix(f"{measure.name}: ") == "no value":
-            remedy = f"--set 'plugins=[{owner}]'"
-        return Finding(what=what, told=lack, remedy=self._again(remedy))
+        remedy = self._again(f"--set {key}={measure.every or 1}")
+        if lack == "no value":
+            known = {name for line in values.lines for name in line}
+            meant = nearest(measure.name, known)
+            lack += f" (did you mean {meant}?)" if meant else ""
+            if slash and owner not in config.plugins:
+                remedy = self._again(f"--set 'plugins=[{owner}]'")
+            elif slash:
+                remedy = f"altcore plugins info {owner}"
+        return Finding(what=what, told=lack, remedy=remedy)
 
     def _memory(self, what: str, config: TrainConfig, used: dict[str, float]) -> Finding:
         key, whole = "peak_memory_bytes", machine_memory()

@@ -3,13 +3,22 @@
 import pytest
 from attrs import evolve
 from helpers_cli import call
-from helpers_sweeps import complete, ledger_of
+from helpers_sweeps import complete, ledger_of, record
 
 from altcore.config import TrainConfig
-from altcore.sweep import Limits, Preflight, SweepFile, estimate_of, jobs_of, read_sweep
+from altcore.sweep import (
+    Limits,
+    Measure,
+    Preflight,
+    SweepFile,
+    estimate_of,
+    jobs_of,
+    read_sweep,
+)
 from altcore.sweep import preflight as module
 from altcore.sweep.attempt import lease
 from altcore.sweep.resources import _findings
+from altcore.sweep.values import Values
 
 SMALL = "gpt.size: tiny, gpt.n_layer: 1, gpt.block_size: 8, eval_steps: 1, max_steps: 20"
 
@@ -75,6 +84,25 @@ def test_measures_that_are_not_there(tmp_path, corpus):
     assert "no value in steps" in loss.told
     assert ulps.told == "no value"
     assert ulps.remedy == "altcore sweep check study.yaml --set 'plugins=[ulp-stats]'"
+
+
+def test_a_measure_that_a_plugin_does_not_have(tmp_path):
+    """Another name is meant, or its plugin measures too rarely for so short a training."""
+    record(tmp_path / "run", [{"step": 1, "x/mean": 1}, {"step": 5, "x/mean": 1}], steps=6)
+    config = TrainConfig(plugins=("x",))
+
+    def measured(name, every=None):
+        values = Values(tmp_path / "run")
+        return Preflight(SweepFile(), "s.yaml")._measure(
+            "w", config, values, Measure(name=name, every=every)
+        )
+
+    finding = measured("x/men")
+    assert finding.told == "no value (did you mean x/mean?)"
+    assert finding.remedy == "altcore plugins info x"
+    finding = measured("x/mean", 2)
+    assert finding.told == "no value in steps 2 to 4"
+    assert finding.remedy == "altcore sweep check s.yaml --set x.interval=2"
 
 
 def test_plugins_that_are_not_installed():
