@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import math
+import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from altcore.cli.options import once
+from altcore.builtin_types import duration
+from altcore.cli.options import Group, once
+from altcore.cli.sweep_check import check
+from altcore.cli.sweep_options import SWEEPS_DIR, asked_of, asking
+from altcore.cli.sweep_results import collect, export, verify
+from altcore.cli.sweep_retry import retry
+from altcore.cli.sweep_status import list_, print_end, status
 from altcore.cli.terminal import echo, say
 
 if TYPE_CHECKING:
-    from altcore.sweep import Job
+    from altcore.sweep import Estimate, Job
 
-FOLDER = once("--sweeps-dir", metavar="FOLDER", default="sweeps", help="Where the sweeps are.")
 EXECUTOR = once(
     "--executor",
     metavar="NAME[:KEY=VALUE,...]",
@@ -30,7 +36,7 @@ ACCEPT = click.option(
 )
 
 
-@click.group()
+@click.group(cls=Group)
 def sweep() -> None:
     """Run many runs: a grid of settings, variants and seeds.
 
@@ -39,32 +45,54 @@ def sweep() -> None:
     altcore sweep run study.yaml --executor local:2
     altcore sweep status study
     """  # noqa: D301 - click's mark for lines to be kept is a real backspace
+    from altcore.cli.log import configure
+
+    configure()
+
+
+for command in (check, list_, status, retry, verify, export, collect):
+    sweep.add_command(command)
 
 
 @sweep.command()
-@click.argument("file")
+@click.argument("file", required=False)
+@asking
 @click.option(
     "--script", is_flag=True, help="Show the batch script of the executor, in place of the jobs."
 )
 @EXECUTOR
-@FOLDER
-def plan(file: str, executor: str, sweeps_dir: str, *, script: bool) -> None:
+@SWEEPS_DIR
+def plan(file: str | None, executor: str, sweeps_dir: str, *, script: bool, **given: Any) -> None:
     """Show every job that a sweep file asks for; nothing is written."""
-    from altcore.sweep import Ledger, changes_of, folder_of, jobs_of, read_sweep, script_of
+    from altcore.sweep import Ledger, changes_of, estimate_of, folder_of, jobs_of, script_of
 
-    asked = read_sweep(file)
+    asked = asked_of(file, given)
     jobs = jobs_of(asked)
-    ledger = Ledger(folder_of(file, sweeps_dir))
+    ledger = Ledger(folder_of(str(asked.name), sweeps_dir))
     if script:
         click.echo(script_of(asked, ledger, executor))
         return
     changes = changes_of(ledger, jobs)
-    for job in jobs:
-        echo(job.name)
+    echo("\n".join(job.name for job in jobs))
     say(_told_plan(jobs), "info")
+    say(_told_estimate(estimate_of(ledger, jobs)), "info")
     for names, what in ((changes.changed, "changed"), (changes.removed, "removed")):
         if names:
             say(f"{what} since {ledger.folder} was begun: {', '.join(names)}", "warning")
+
+
+def _told_estimate(found: Estimate) -> str:
+    if not found.left:
+        return "every job has a result"
+    told = []
+    if found.seconds is not None:
+        told.append(f"{found.left} left take {duration(found.seconds)}, one after another")
+    for key, what in (("peak_memory_bytes", "memory"), ("peak_gpu_memory_bytes", "GPU memory")):
+        if key in found.memory:
+            told.append(f"a worker takes {found.memory[key] / 1e9:.2f} GB of {what}")
+    if not told:
+        return "time and memory are unknown: altcore sweep check measures a few steps"
+    return f"{'; '.join(told)} (measured: {found.source})"
 
 
 def _told_plan(jobs: list[Job]) -> str:
@@ -74,29 +102,30 @@ def _told_plan(jobs: list[Job]) -> str:
 
 
 @sweep.command()
-@click.argument("file")
+@click.argument("file", required=False)
+@asking
 @EXECUTOR
 @ACCEPT
-@FOLDER
-def run(file: str, executor: str, sweeps_dir: str, *, accept: bool) -> None:
+@SWEEPS_DIR
+def run(
+    file: str | None, executor: str, sweeps_dir: str, *, accept: bool, **given: Any
+) -> int | None:
     """Run a sweep until every job has a result.
 
     The same command again goes on where it was. FILE may be the name of a sweep that was begun.
     """
-    from altcore.cli.log import configure
     from altcore.sweep import (
         begin_sweep,
         jobs_of,
         make_executor,
         open_sweep,
         placing_of,
-        read_sweep,
+        status_of,
     )
     from altcore.yaml_files import is_yaml_file
 
-    configure()
-    if is_yaml_file(file):
-        asked = read_sweep(file)
+    if file is None or is_yaml_file(file) or any(given.values()):
+        asked = asked_of(file, given)
         placed = make_executor(executor, asked.executors)
         ledger, changes = begin_sweep(asked, jobs_of(asked), sweeps_dir, accept=accept)
         if changes.added:
@@ -105,10 +134,14 @@ def run(file: str, executor: str, sweeps_dir: str, *, accept: bool) -> None:
         asked, ledger = open_sweep(file, sweeps_dir)
         placed = make_executor(executor, asked.executors)
     placing = placing_of(asked, ledger, executor, lambda line: say(line, "info"))
+    began = time.monotonic()
     placed.run(placing)
-    left = placing.left()
-    if left:
+    found = status_of(asked, ledger, time.time())
+    print_end(ledger.folder.name, found, time.monotonic() - began)
+    if not found.is_over:
+        left = placing.left()
         say(f"{left} jobs are left: altcore sweep run {ledger.folder.name} goes on", "warning")
+    return 1 if found.failed else None
 
 
 @sweep.command()
@@ -125,13 +158,11 @@ def run(file: str, executor: str, sweeps_dir: str, *, accept: bool) -> None:
     default=math.inf,
     help="The whole time until then: a job that needs more begins while most of it is left.",
 )
-@FOLDER
+@SWEEPS_DIR
 def work(name: str, executor: str, until: float | None, seconds: float, sweeps_dir: str) -> None:
     """Take jobs until none is left, as a worker that an executor starts."""
-    from altcore.cli.log import configure
     from altcore.sweep import TimeLeft, open_sweep, worker_of
 
-    configure()
     asked, ledger = open_sweep(name, sweeps_dir)
     time_left = None if until is None else TimeLeft(ledger, until, seconds)
     worker_of(asked, ledger, executor, echo, is_own_process=True, time_left=time_left).work()

@@ -4,47 +4,77 @@ A sweep file says what is to be run, the ledger is a folder that holds what was,
 many as there are and wherever they are, pull jobs from it.
 """
 
+from altcore.sweep.archive import collect
+from altcore.sweep.asking import Given, asked_sweep
 from altcore.sweep.attempt import Attempt, Watch
 from altcore.sweep.changes import Changes, bring_up_to_date, changes_of
+from altcore.sweep.estimate import Estimate, estimate_of, keep_checked
 from altcore.sweep.exits import Exit
 from altcore.sweep.expand import jobs_of
+from altcore.sweep.exporting import export
 from altcore.sweep.folder import SWEEPS, begin_sweep, folder_of, open_sweep
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, Standing, State
+from altcore.sweep.limits import Alerts
 from altcore.sweep.placing import make_executor, placing_of, script_of, worker_of
+from altcore.sweep.preflight import Finding, Preflight
+from altcore.sweep.resources import Limits, side_by_side
 from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide
+from altcore.sweep.rows import Row, survey
+from altcore.sweep.status import Status, status_of
 from altcore.sweep.sweep_file import Measure, SweepFile, read_sweep, sweep_text
 from altcore.sweep.time_left import TimeLeft
+from altcore.sweep.trying_again import try_again
+from altcore.sweep.verification import Verification, verify
 from altcore.sweep.worker import Worker
 
 __all__ = [
     "DEFAULT_RULES",
     "SWEEPS",
+    "Alerts",
     "Attempt",
     "Changes",
     "Decision",
+    "Estimate",
     "Exit",
+    "Finding",
+    "Given",
     "Job",
     "Ledger",
+    "Limits",
     "Measure",
+    "Preflight",
+    "Row",
     "Rule",
     "Standing",
     "State",
+    "Status",
     "SweepFile",
     "TimeLeft",
+    "Verification",
     "Watch",
     "Worker",
+    "asked_sweep",
     "begin_sweep",
     "bring_up_to_date",
     "changes_of",
+    "collect",
     "decide",
+    "estimate_of",
+    "export",
     "folder_of",
     "jobs_of",
+    "keep_checked",
     "make_executor",
     "open_sweep",
     "placing_of",
     "read_sweep",
     "script_of",
+    "side_by_side",
+    "status_of",
+    "survey",
     "sweep_text",
+    "try_again",
+    "verify",
     "worker_of",
 ]

@@ -5,6 +5,7 @@
       heartbeat     a number that its holder counts up
       work/         the run's directory, until it is accepted
       exit.json     how it ended
+      again.json    settings with which people told it to be followed by another attempt
 
 All of it needs two operations of a file system, which a shared one has as well: a folder is made
 whole by renaming it into a place that must be free, and a name is moved by exactly one of those
@@ -33,6 +34,7 @@ from altcore.sweep.exits import Exit
 from altcore.sweep.processes import Process, this_process
 
 LEASE, HEARTBEAT, WORK, EXIT = "lease.json", "heartbeat", "work", "exit.json"
+AGAIN = "again.json"
 TAKEN = "taken"
 """The name of ``work`` when the job was taken over: its former holder finds nothing to publish."""
 BEATS = 6
@@ -98,6 +100,20 @@ class Attempt:
         """Write down how it ended, for good."""
         text = json.dumps(ended.to_plain(), indent=1, default=str)
         durable.replace_file(self.folder / EXIT, text.encode())
+
+    @property
+    def again(self) -> Mapping[str, Any] | None:
+        """The changes with which it is to be followed; None if people did not tell so."""
+        known = read_json(self.folder / AGAIN)
+        changed = known.get("changed")
+        if known and not isinstance(changed, dict):
+            raise BadInput(f"{self.folder / AGAIN} is not what a sweep writes")
+        return changed
+
+    def follow(self, changed: Mapping[str, Any]) -> None:
+        """Let another attempt follow, with some settings changed, whatever the rules say."""
+        text = json.dumps({"changed": dict(changed)}, indent=1)
+        durable.replace_file(self.folder / AGAIN, text.encode())
 
     def take_over(self) -> None:
         """Make sure that its holder cannot publish any more."""

@@ -6,9 +6,11 @@
       jobs/NAME/attempts/   see `altcore.sweep.attempt`
       runs/NAME/            the run that was accepted as the job's result
       retired/              what became of jobs that the sweep no longer has
+      cache/                see `altcore.sweep.kept`
+      runbook.md            which jobs recovered from which errors, for people
 
-Nothing else is a fact. There is no lock and no index: any number of processes, on any number of
-hosts that share the folder, may read it and work on it at any time.
+Jobs and runs are the facts. There is no lock, and no index but a cache: any number of processes, on
+any number of hosts that share the folder, may read it and work on it at any time.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from attrs import define, field, frozen
 
@@ -29,8 +33,11 @@ from altcore.sweep.attempt import Attempt, Held, Watch, attempts_in, lease
 from altcore.sweep.exits import Exit
 from altcore.sweep.job import Job
 from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide
+from altcore.sweep.runbook import note_recovery
 
 JOBS, RUNS, RETIRED, JOB = "jobs", "runs", "retired", "job.json"
+TOLD = "told to be tried again"
+"""Why a job is tried again that the rules had given up."""
 
 
 class State(Enum):
@@ -140,13 +147,16 @@ class Ledger:
             return Standing(State.COMPLETED, attempts)
         if not attempts:
             return Standing(State.WAITING)
-        exits = [a.exit for a in attempts[:-1]]
-        last = attempts[-1].exit
-        if last is None:
+        last = attempts[-1]
+        ended = last.exit
+        if ended is None:
             return Standing(State.RUNNING, attempts)
-        known = [e or Exit(status="lost") for e in (*exits, last)]
-        changed = attempts[-1].lease.changed
-        decision = decide(known, self.job(name).config, changed, self.rules)
+        changed, told = last.lease.changed, last.again
+        if told is not None:
+            decision = Decision(goes_on=True, why=TOLD, changed={**changed, **told})
+            return Standing(State.WAITING, attempts, decision)
+        exits = [a.exit or Exit(status="lost") for a in _since_told(attempts[:-1])]
+        decision = decide([*exits, ended], _ConfigOf(self, name), changed, self.rules)
         return Standing(State.WAITING if decision.goes_on else State.FAILED, attempts, decision)
 
     # Taking and ending -------------------------------------------------------------------------
@@ -190,7 +200,36 @@ class Ledger:
         if ended.is_complete and not held.publish(job.name, self.run_of(job.name)):
             ended = Exit(status="refused", error="another attempt has taken the job over")
         held.attempt.end(ended)
+        if ended.is_complete:
+            note_recovery(self.folder, job.name, attempts_in(self.folder / JOBS / job.name))
         return ended
+
+
+@define
+class _ConfigOf(Mapping[str, Any]):
+    """The configuration of a job, read when a rule asks for a setting: most rules do not."""
+
+    _ledger: Ledger
+    _name: str
+
+    @cached_property
+    def _config(self) -> Mapping[str, Any]:
+        return self._ledger.job(self._name).config
+
+    def __getitem__(self, key: str) -> Any:
+        return self._config[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._config)
+
+    def __len__(self) -> int:
+        return len(self._config)
+
+
+def _since_told(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
+    """Return the attempts after the last one that people told to be followed."""
+    told = [i for i, attempt in enumerate(attempts) if attempt.again is not None]
+    return attempts[told[-1] + 1 :] if told else attempts
 
 
 def _numbered(path: Path, number: int) -> Path:

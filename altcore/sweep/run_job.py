@@ -39,7 +39,7 @@ def run_job(job: Job, held: Held, *, collapse_fails: bool = False) -> Exit:
         error=error if isinstance(error, str) else text_of(error),
         verdict=verdict,
         seconds=round(time.perf_counter() - began, 3),
-        used={"cpu_seconds": round(time.process_time() - cpu, 3), **_memory()},
+        used={"cpu_seconds": round(time.process_time() - cpu, 3), **memory_used()},
     )
     if isinstance(error, BaseException) and status == "interrupted":
         raise Leave(ended, error)
@@ -73,7 +73,7 @@ def _train(job: Job, held: Held) -> tuple[str, str, str | BaseException]:
         return "failed", "", described(error)
 
 
-def _memory() -> dict[str, Any]:
+def memory_used() -> dict[str, Any]:
     """Return the most memory that this process has used so far, in bytes."""
     # Linux tells kilobytes, macOS bytes.
     unit = 1 if sys.platform == "darwin" else 1024

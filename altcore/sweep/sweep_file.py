@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,12 @@ from attrs import evolve, fields, frozen
 from attrs.validators import ge, gt, in_, optional
 
 from altcore.config import check_name
-from altcore.errors import BadInput, Source, located, shown
+from altcore.errors import BadInput, Source, keyed, located, nearest, shown
 from altcore.hooks import build, setting
 from altcore.sweep.job import PRIORITY
+from altcore.sweep.limits import Alerts, Range, range_of
 from altcore.sweep.retry import DEFAULT_RULES, Rule
-from altcore.yaml_files import dump_yaml, read_mapping, source_of, without_sources
+from altcore.yaml_files import SourcedDict, dump_yaml, read_mapping, source_of, without_sources
 
 
 @frozen(kw_only=True)
@@ -32,6 +34,11 @@ class SweepFile:
     """The keys of a sweep file. The keys of its runs are checked when the jobs are made."""
 
     name: str | None = setting(None, help="the sweep's name; that of the file if null")
+    preset: str | None = setting(
+        None,
+        help="another sweep file, whose keys this one adds to or replaces: a path, or "
+        "`PACKAGE:FILE` in an installed package",
+    )
     config: str | None = setting(None, help="a file of configuration keys that every job has")
     base: dict[str, Any] = setting(factory=dict, help="configuration keys that every job has")
     variants: dict[str, dict[str, Any]] = setting(
@@ -59,6 +66,19 @@ class SweepFile:
     lost_after: float = setting(
         60.0, help="seconds without a heartbeat after which a worker is lost", validator=gt(0)
     )
+    columns: list[str] = setting(
+        factory=list,
+        help="values of each run in the exported table, by the name of a key of its summary or of "
+        "a measure; every number and text of the summary if empty",
+    )
+    checks: dict[str, Any] = setting(
+        factory=dict, help="`[LOWEST, HIGHEST]` of the values of such a name; null is no limit"
+    )
+    alerts: dict[str, Any] = setting(
+        factory=dict,
+        help="limits whose transgression `status` tells: `failed` and `collapsed` as shares, "
+        "`minutes` of a job",
+    )
     executors: dict[str, dict[str, Any]] = setting(
         factory=dict, help="settings of executors by name, for those that --executor does not give"
     )
@@ -78,7 +98,8 @@ class SweepFile:
             if not values:
                 raise BadInput("no value is given", key=f"grid.{key}")
         _check_seeds(self.seeds)
-        _ = self.rules, self.measures  # which check what they hold
+        # Which check what they hold.
+        _ = self.rules, self.measures, self.ranges, self.limits
 
     @property
     def variant_names(self) -> list[str]:
@@ -104,6 +125,17 @@ class SweepFile:
         """What a completed run must have."""
         return [_measure(given) for given in self.requires]
 
+    @property
+    def ranges(self) -> dict[str, Range]:
+        """The lowest and highest value of each name that is checked."""
+        return {name: range_of(name, given) for name, given in self.checks.items()}
+
+    @property
+    def limits(self) -> Alerts:
+        """The limits beyond which `status` alerts."""
+        made: Alerts = build(Alerts, self.alerts, "alerts")
+        return made
+
     def seed_list(self, first: int) -> list[int]:
         """Return the seeds; of a number of them, those from ``first`` on."""
         if isinstance(self.seeds, int):
@@ -128,15 +160,56 @@ def _measure(given: Any) -> Measure:
     return made
 
 
-def read_sweep(path: str | Path) -> SweepFile:
-    """Return the sweep that a YAML file asks for. Raises `BadInput`, with key and line."""
-    held = read_mapping(path, "sweep")
+def read_sweep(told: str | Path) -> SweepFile:
+    """Return the sweep that a YAML file asks for, by its path or as ``PACKAGE:FILE``.
+
+    Raises:
+        BadInput: with key and line.
+    """
+    path = path_of(told)
+    held: Mapping[str, Any] = read_mapping(path, "sweep")
+    if isinstance(preset := held.get("preset"), str):
+        with located({"preset": source_of(held, "preset")}), keyed("preset"):
+            held = _merged(read_mapping(path_of(preset), "sweep"), held)
     sources = {key: source_of(held, key) or Source(str(path)) for key in held}
     with located(sources):
         made: SweepFile = build(SweepFile, held)
-    # As they were read: with the line of each key, for errors of the jobs.
+    # As they were read: with the line of each key, for errors of the jobs. The preset is within.
     read = {key: held[key] for key in ("base", "variants", "grid") if key in held}
-    return evolve(made, name=made.name or check_name(Path(path).stem, "name"), **read)
+    return evolve(made, name=made.name or check_name(path.stem, "name"), preset=None, **read)
+
+
+def path_of(told: str | Path) -> Path:
+    """Return the path of a sweep file, which may be one of an installed package."""
+    path, (package, colon, file) = Path(told), str(told).partition(":")
+    if not colon or path.exists():
+        return path
+    try:
+        found = Path(str(files(package))) / file
+    except (ImportError, TypeError, ValueError) as error:
+        raise BadInput(f"there is no installed package {package!r}", part=str(told)) from error
+    if not found.is_file():
+        known = sorted(p.name for p in found.parent.glob("*.yaml"))
+        raise BadInput(f"{package} has no file {file!r}", meant=nearest(file, known))
+    return found
+
+
+def _merged(preset: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the keys of a preset with a file's own: mappings are joined, all else is replaced."""
+    if "preset" in preset:
+        raise BadInput("a preset has no preset of its own")
+    made: dict[str, Any] = {}
+    for key in {**preset, **own}:
+        ours, theirs = own.get(key), preset.get(key)
+        if isinstance(ours, SourcedDict) and isinstance(theirs, SourcedDict):
+            made[key] = SourcedDict({**theirs, **ours}, *_sources(theirs, ours))
+        else:
+            made[key] = ours if key in own else theirs
+    return SourcedDict(made, *_sources(preset, own))
+
+
+def _sources(theirs: Any, ours: Any) -> tuple[Source, dict[Any, Source]]:
+    return ours.source, {**theirs.sources, **ours.sources}
 
 
 def sweep_text(sweep: SweepFile) -> str:

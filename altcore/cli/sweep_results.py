@@ -1,0 +1,93 @@
+"""``altcore sweep verify``, ``export`` and ``collect``: what a sweep has come to."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from altcore.cli.options import AS_JSON, once, print_json
+from altcore.cli.sweep_options import SWEEPS_DIR
+from altcore.cli.terminal import echo, paragraph, say
+from altcore.errors import BadInput
+
+SHOWN = 10
+"""Jobs that ``verify`` names of each kind, without ``--all``."""
+
+
+@click.command()
+@click.argument("name")
+@click.option("--all", "all_", is_flag=True, help=f"Name all jobs, not the first {SHOWN}.")
+@AS_JSON
+@SWEEPS_DIR
+def verify(name: str, sweeps_dir: str, *, all_: bool, as_json: bool) -> int | None:
+    """Check that every run is there, with its measures.
+
+    The exit code is 0 only when nothing is missing.
+    """
+    from altcore.sweep import jobs_of, open_sweep
+    from altcore.sweep import verify as verified
+
+    asked, ledger = open_sweep(name, sweeps_dir)
+    try:
+        planned = [job.name for job in jobs_of(asked)]
+    except BadInput as error:
+        # A file of base keys may have been moved: what the ledger has can be verified.
+        say(f"only the jobs of {ledger.folder} are verified: {error}")
+        planned = []
+    found = verified(ledger, planned, asked.measures)
+    groups = {
+        "failed": found.failed,
+        "incomplete": found.incomplete,
+        "missing": dict.fromkeys(found.missing, ""),
+    }
+    if as_json:
+        print_json({"told": str(found), "completed": list(found.completed), **groups})
+    else:
+        echo(str(found))
+        for what, jobs in groups.items():
+            for job, why in list(jobs.items())[: None if all_ else SHOWN]:
+                paragraph(f"{what}: {job}{f': {why}' if why else ''}")
+            if len(jobs) > SHOWN and not all_:
+                echo(f"{what}: {len(jobs) - SHOWN} more (--all names them)")
+    return None if found.is_whole else 1
+
+
+@click.command()
+@click.argument("name")
+@once("--out", metavar="FOLDER", help="Where to write (default export/ in the sweep's folder).")
+@click.option(
+    "--with-changed",
+    is_flag=True,
+    help="Count runs in the statistics whose settings a retry changed.",
+)
+@SWEEPS_DIR
+def export(name: str, out: str | None, sweeps_dir: str, *, with_changed: bool) -> None:
+    """Write one table of all jobs, with a data dictionary."""
+    from altcore.sweep import export as exported
+    from altcore.sweep import open_sweep
+
+    asked, ledger = open_sweep(name, sweeps_dir)
+    folder = Path(out) if out else ledger.folder / "export"
+    for path in exported(asked, ledger, folder, with_changed=with_changed):
+        echo(path)
+
+
+@click.command()
+@click.argument("name")
+@once("--out", metavar="FOLDER", help="Where to write (default archive/ in the sweep's folder).")
+@click.option("--checkpoints", is_flag=True, help="Archive the checkpoints, too.")
+@SWEEPS_DIR
+def collect(name: str, out: str | None, sweeps_dir: str, *, checkpoints: bool) -> None:
+    """Archive the accepted runs, a file for each variant."""
+    from altcore.sweep import collect as collected
+    from altcore.sweep import open_sweep
+
+    _, ledger = open_sweep(name, sweeps_dir)
+    made = collected(
+        ledger, Path(out) if out else ledger.folder / "archive", checkpoints=checkpoints
+    )
+    for path, count in made.items():
+        echo(f"{path}: {count} run{'s' * (count != 1)}")
+    if not made:
+        say(f"{ledger.folder.name} has no completed run", "warning")

@@ -1,0 +1,77 @@
+"""What a sweep will take, by what was measured: completed runs, or else the steps of a check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from statistics import fmean
+from typing import Any
+
+from attrs import frozen
+
+from altcore import durable
+from altcore.errors import BadInput
+from altcore.runs import read_json
+from altcore.sweep.job import Job
+from altcore.sweep.ledger import Ledger, State
+from altcore.sweep.rows import survey
+
+CHECKED = "check.json"
+"""What a check measured of each variant, in the sweep's folder."""
+MEMORY = ("peak_memory_bytes", "peak_gpu_memory_bytes")
+
+
+@frozen(kw_only=True)
+class Estimate:
+    """Time and memory of the jobs that are left."""
+
+    left: int
+    seconds: float | None
+    """One after another; None if nothing was measured of a variant that has jobs left."""
+    memory: Mapping[str, float]
+    """The most bytes of a worker, by the names of `MEMORY`."""
+    source: str
+    """What was measured."""
+
+
+def estimate_of(ledger: Ledger, jobs: Sequence[Job]) -> Estimate:
+    """Return what the jobs that have no result will take."""
+    variants = {job.name: job.variant for job in jobs}
+    rows = [row for row in survey(ledger) if row.name in variants]
+    done = {row.name: row for row in rows if row.state is State.COMPLETED}
+    taken: dict[str, list[float]] = {}
+    for name, row in done.items():
+        if row.exit is not None and row.exit.seconds is not None:
+            taken.setdefault(variants[name], []).append(row.exit.seconds)
+    checked = _checked(ledger)
+    each = {variant: known["seconds"] for variant, known in checked.items() if "seconds" in known}
+    each |= {variant: fmean(seconds) for variant, seconds in taken.items()}
+    used = [row.exit.used for row in done.values() if row.exit] or list(checked.values())
+    left = [job.variant for job in jobs if job.name not in done]
+    is_known = all(variant in each for variant in left)
+    runs = sum(map(len, taken.values()))
+    return Estimate(
+        left=len(left),
+        seconds=sum(each[variant] for variant in left) if is_known else None,
+        memory={key: max(u[key] for u in used if key in u) for key in MEMORY if _any(used, key)},
+        source=f"{runs} run{'s' * (runs != 1)}" if runs else "the steps of a check",
+    )
+
+
+def _any(used: Sequence[Mapping[str, Any]], key: str) -> bool:
+    return any(key in u for u in used)
+
+
+def keep_checked(ledger: Ledger, measured: Mapping[str, Mapping[str, float]]) -> None:
+    """Keep what a check measured, by variant, for estimates."""
+    ledger.folder.mkdir(parents=True, exist_ok=True)
+    known = {**_checked(ledger), **measured}
+    durable.replace_text(ledger.folder / CHECKED, json.dumps(known, indent=1))
+
+
+def _checked(ledger: Ledger) -> Mapping[str, Mapping[str, Any]]:
+    with suppress(BadInput):
+        known = read_json(ledger.folder / CHECKED)
+        return {variant: told for variant, told in known.items() if isinstance(told, dict)}
+    return {}

@@ -1,0 +1,38 @@
+"""The limits that a sweep file sets to what its runs hold, and to how its jobs go."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from attrs import frozen
+from attrs.validators import gt, optional
+
+from altcore.builtin_types import digits
+from altcore.errors import BadInput, shown
+from altcore.hooks import setting
+
+Range = tuple[float | None, float | None]
+"""The lowest and the highest value; None for no limit."""
+
+
+@frozen(kw_only=True)
+class Alerts:
+    """Limits whose transgression ``status`` tells."""
+
+    failed: float | None = setting(0.1, help="share of the ended jobs that failed")
+    collapsed: float | None = setting(None, help="share of the completed runs that collapsed")
+    minutes: float | None = setting(60.0, help="of one job's attempts", validator=optional(gt(0)))
+
+
+def range_of(name: str, given: Any) -> Range:
+    """Return the range of a check. Raises `BadInput` unless it is a list of two limits."""
+    key = f"checks.{name}"
+    if not isinstance(given, list) or len(given) != 2:
+        raise BadInput(f"[LOWEST, HIGHEST] is needed, not {shown(given)}", key=key)
+    for limit in given:
+        if isinstance(limit, bool) or not isinstance(limit, int | float | None):
+            raise BadInput(f"a limit is a number or null, not {shown(limit)}", key=key)
+    low, high = given
+    if low is not None and high is not None and low > high:
+        raise BadInput(f"{digits(low)} is above {digits(high)}", key=key)
+    return low, high

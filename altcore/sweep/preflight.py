@@ -1,0 +1,217 @@
+"""What would stop a sweep hours later, found before it: each finding with what mends it."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from statistics import median
+
+from attrs import define, evolve, field, frozen
+
+from altcore.config import TrainConfig
+from altcore.errors import BadInput, Interrupted, described, nearest
+from altcore.registry import HOOK_KINDS, find, kind_of, left_out
+from altcore.runs import TIMINGS, read_lines
+from altcore.sweep.expand import jobs_of
+from altcore.sweep.job import Job
+from altcore.sweep.run_job import memory_used
+from altcore.sweep.sweep_file import Measure, SweepFile
+from altcore.sweep.values import Values
+from altcore.sweep.verification import lacking
+
+FEWEST = 4
+"""Steps of a short training, unless a measure is asked for more rarely."""
+
+
+@frozen(kw_only=True)
+class Finding:
+    """One line of a check."""
+
+    what: str
+    told: str = ""
+    remedy: str = ""
+    """The command, or its option, that mends it; empty if there is nothing to mend."""
+
+    @property
+    def passed(self) -> bool:
+        """Whether all is well."""
+        return not self.remedy
+
+
+@define
+class Preflight:
+    """Checks a sweep, variant by variant."""
+
+    sweep: SweepFile
+    told: str
+    """How the sweep is given to commands."""
+    steps: int | None = None
+    """Of each short training; enough to see every measure twice if None."""
+    failed: set[str] = field(init=False, factory=set)
+    """Variants of which something failed."""
+    measured: dict[str, dict[str, float]] = field(init=False, factory=dict)
+    """By variant: the seconds of a whole run, those of a step, and the memory, as measured."""
+
+    def findings(self) -> Iterator[Finding]:
+        """Yield what is found, in the order in which it would stop a run."""
+        yield from self._dependencies()
+        for variant in self.sweep.variant_names:
+            for finding in self._variant(variant):
+                if not finding.passed:
+                    self.failed.add(variant)
+                yield finding
+
+    def _dependencies(self) -> Iterator[Finding]:
+        try:
+            yield Finding(what="dependencies", told=f"torch {version('torch')}")
+        except PackageNotFoundError:
+            yield Finding(what="dependencies", told="no torch", remedy="pip install torch")
+        for line in left_out(again=True):
+            yield Finding(what="dependencies", told=line, remedy="altcore plugins check")
+
+    def _variant(self, variant: str) -> Iterator[Finding]:
+        what = f"{variant}: configuration"
+        try:
+            jobs = short_of(self.sweep, variant)
+        except BadInput as error:
+            yield Finding(what=what, told=str(error), remedy=self._edited(error))
+            return
+        yield Finding(what=what, told=f"{len(jobs)} job{'s' * (len(jobs) != 1)}")
+        config = jobs[0].train_config("", {})
+        missing = [*_missing(config)]
+        for kind, told in missing:
+            remedy = f"altcore plugins list --kind {kind}"
+            yield Finding(what=f"{variant}: dependencies", told=told, remedy=remedy)
+        if missing:
+            return
+        what = f"{variant}: data"
+        try:
+            config = _built(config)
+        except Exception as error:
+            if isinstance(error, Interrupted):
+                raise
+            remedy = self._again(f"--set {config.workload}.data=PATH")
+            yield Finding(what=what, told=described(error), remedy=remedy)
+            return
+        yield Finding(what=what, told=config.workload)
+        yield from self._trained(variant, config)
+
+    def _trained(self, variant: str, config: TrainConfig) -> Iterator[Finding]:
+        """Yield what a short training of a variant shows."""
+        from altcore.api import train
+
+        what, steps = f"{variant}: training", min(self._steps, config.max_steps)
+        with tempfile.TemporaryDirectory() as folder:
+            began = time.perf_counter()
+            try:
+                result = train(shortened(config, steps).evolve(name="check", runs_dir=folder))
+            # Whatever ends a run would end each of them.
+            except Exception as error:
+                if isinstance(error, Interrupted):
+                    raise
+                yield Finding(what=what, told=described(error), remedy=self._mended(config, error))
+                return
+            whole = time.perf_counter() - began
+            values = Values(result.run_directory)
+            taken = [x["step_time_ms"] / 1e3 for x in read_lines(values.run / TIMINGS)]
+            step = median(taken[1:] or taken)
+            memory = memory_used()
+            self.measured[variant] = {
+                "seconds": max(0.0, whole - sum(taken)) + step * config.max_steps,
+                "step_seconds": step,
+                **memory,
+            }
+            yield Finding(what=what, told=f"{steps} steps, {1e3 * step:.3g} ms each")
+            yield self._memory(f"{variant}: memory", config, memory)
+            for measure in self.sweep.measures:
+                yield self._measure(f"{variant}: {measure.name}", config, values, measure)
+
+    @property
+    def _steps(self) -> int:
+        return self.steps or max([FEWEST, *(2 * (m.every or 1) for m in self.sweep.measures)])
+
+    def _measure(self, what: str, config: TrainConfig, values: Values, measure: Measure) -> Finding:
+        lack = lacking(values, [measure]).removeprefix(f"{measure.name}: ")
+        if not lack:
+            often = f"every {measure.every} steps" if measure.every else "recorded"
+            return Finding(what=what, told=often)
+        owner, slash, _ = measure.name.partition("/")
+        # A plugin measures at an interval of its own; the engine, on recorded steps.
+        key = f"{owner}.interval" if slash else "log_interval"
+        remedy = self._again(f"--set {key}={measure.every or 1}")
+        if lack == "no value":
+            known = {name for line in values.lines for name in line}
+            meant = nearest(measure.name, known)
+            lack += f" (did you mean {meant}?)" if meant else ""
+            if slash and owner not in config.plugins:
+                remedy = self._again(f"--set 'plugins=[{owner}]'")
+            elif slash:
+                remedy = f"altcore plugins info {owner}"
+        return Finding(what=what, told=lack, remedy=remedy)
+
+    def _memory(self, what: str, config: TrainConfig, used: dict[str, float]) -> Finding:
+        key, whole = "peak_memory_bytes", machine_memory()
+        if "peak_gpu_memory_bytes" in used:
+            key = "peak_gpu_memory_bytes"
+            whole = sys.modules["torch"].cuda.get_device_properties(0).total_memory
+        told = f"{used[key] / 1e9:.2f} of {whole / 1e9:.1f} GB"
+        if used[key] <= whole:
+            return Finding(what=what, told=told)
+        remedy = self._again(f"--set {config.workload}.batch_size=N")
+        return Finding(what=what, told=told, remedy=remedy)
+
+    def _mended(self, config: TrainConfig, error: Exception) -> str:
+        if "memory" in str(error).lower():
+            return self._again(f"--set {config.workload}.batch_size=N")
+        return self._again("--set KEY=VALUE")
+
+    def _edited(self, error: BadInput) -> str:
+        if error.source is None or not error.source.file:
+            return self._again("--set KEY=VALUE")
+        return f"${{EDITOR:-vi}} +{error.source.line or 1} {error.source.file}"
+
+    def _again(self, option: str) -> str:
+        return f"altcore sweep check {self.told} {option}"
+
+
+def short_of(sweep: SweepFile, variant: str) -> list[Job]:
+    """Return the jobs of one variant. Raises `BadInput` if they cannot be made."""
+    own = {variant: sweep.variants[variant]} if sweep.variants else {}
+    return jobs_of(evolve(sweep, variants=own, priority={}))
+
+
+def shortened(config: TrainConfig, steps: int) -> TrainConfig:
+    """Return a configuration for a few steps, without reporters."""
+    plugins = [name for name in config.plugins if kind_of(name) != "reporter"]
+    return config.evolve(max_steps=steps, warmup_steps=0, plugins=plugins)
+
+
+def _missing(config: TrainConfig) -> Iterator[tuple[str, str]]:
+    """Yield the kind of each plugin that is not there or does not load, and what is wrong."""
+    hooking = [(name, HOOK_KINDS) for name in config.plugins]
+    for name, kinds in (
+        (config.workload, ("workload",)),
+        (config.optimizer, ("optimizer",)),
+        *hooking,
+    ):
+        try:
+            find(name, kinds).load()
+        except BadInput as error:
+            yield kind_of(name) or kinds[0], str(error)
+
+
+def _built(config: TrainConfig) -> TrainConfig:
+    """Build a configuration's workload, with its data; return it with epochs counted in steps."""
+    from altcore.engine import build_workload, choose_device, counted_in_steps
+
+    build_workload(config, choose_device(config.device), None, None)
+    return counted_in_steps(config)
+
+
+def machine_memory() -> int:
+    """Return the bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

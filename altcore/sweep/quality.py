@@ -1,0 +1,83 @@
+"""Which runs hold values outside their ranges, and which limits of the sweep file are passed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from altcore.builtin_types import duration, to_json
+from altcore.errors import shown
+from altcore.formats import digest
+from altcore.sweep.kept import of_accepted
+from altcore.sweep.ledger import Ledger, State
+from altcore.sweep.limits import Alerts, Range
+from altcore.sweep.rows import Row
+from altcore.sweep.values import Values
+
+
+def outside(ledger: Ledger, checks: Mapping[str, Range]) -> dict[str, dict[str, str]]:
+    """Return what is not within its range, by job and name, of the accepted runs."""
+    if not checks:
+        return {}
+
+    def read(name: str) -> tuple[dict[str, str], bool]:
+        return _problems(Values(ledger.run_of(name)), checks), True
+
+    found = of_accepted(ledger, "checks.json", digest(to_json(checks)), read)
+    return {name: problems for name, problems in sorted(found.items()) if problems}
+
+
+def _problems(values: Values, checks: Mapping[str, Range]) -> dict[str, str]:
+    found = {}
+    for name, limits in checks.items():
+        problem = _problem(values.all(name), limits)
+        if problem:
+            found[name] = problem
+    return found
+
+
+def _problem(values: Sequence[Any], limits: Range) -> str:
+    """Return what is wrong with the values of a name, nothing if all are within the range."""
+    low = -math.inf if limits[0] is None else limits[0]
+    high = math.inf if limits[1] is None else limits[1]
+    numbers = [v for v in values if v is not None]
+    if not numbers:
+        return "no value"
+    for value in numbers:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return f"{shown(value)} is no number"
+        if not low <= value <= high:  # NaN is not, either
+            return f"{value:.6g}"
+    return ""
+
+
+def alerts_of(rows: Sequence[Row], alerts: Alerts, now: float) -> list[str]:
+    """Return a line for each limit that the jobs passed.
+
+    Args:
+        rows: all jobs.
+        alerts: the limits.
+        now: seconds since the epoch, for jobs that go on.
+    """
+    completed = [row for row in rows if row.state is State.COMPLETED]
+    failed = [row for row in rows if row.state is State.FAILED]
+    collapsed = [row for row in completed if row.is_collapsed]
+    found = [
+        *_share(failed, [*completed, *failed], "ended jobs failed", alerts.failed),
+        *_share(collapsed, completed, "completed runs collapsed", alerts.collapsed),
+    ]
+    for row in rows if alerts.minutes is not None else ():
+        seconds = row.seconds + (0.0 if row.began is None else max(0.0, now - row.began))
+        if alerts.minutes is not None and seconds > 60 * alerts.minutes:
+            limit = duration(60 * alerts.minutes)
+            so_far = "" if row.began is None else " so far"
+            found.append(f"{row.name} took {duration(seconds)}{so_far} (limit {limit})")
+    return found
+
+
+def _share(of: Sequence[Row], all_: Sequence[Row], what: str, limit: float | None) -> list[str]:
+    if limit is None or not all_ or len(of) <= limit * len(all_):
+        return []
+    share = 100 * len(of) / len(all_)
+    return [f"{len(of)} of {len(all_)} {what}: {share:.1f} % (limit {100 * limit:g} %)"]

@@ -1,0 +1,122 @@
+"""Where every job of a sweep is, read from as few files as that takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen
+
+from altcore.runs import summary_of
+from altcore.sweep.attempt import Attempt, attempts_in
+from altcore.sweep.exits import Exit
+from altcore.sweep.kept import of_accepted
+from altcore.sweep.ledger import JOBS, Ledger, State
+
+VERSION = "1"
+"""Of what is kept of a row."""
+
+
+@frozen(kw_only=True)
+class Row:
+    """A job as it stands."""
+
+    name: str
+    state: State
+    exits: tuple[Exit, ...] = ()
+    """Of its attempts that ended, in order; of a completed job the last one is the run's."""
+    attempts: int = 0
+    why: str = ""
+    """What follows an attempt that ended without a result."""
+    changed: Mapping[str, Any] = field(factory=dict)
+    """Settings that a retry changed for the accepted run, or else for the last attempt."""
+    is_lost: bool = False
+    """Whether it is held by a process that is gone."""
+    began: float | None = None
+    """When the attempt that goes on began, by its holder's clock."""
+
+    @property
+    def exit(self) -> Exit | None:
+        """How its last attempt ended."""
+        return self.exits[-1] if self.exits else None
+
+    @property
+    def is_collapsed(self) -> bool:
+        """Whether its result is a collapse."""
+        return self.exit is not None and self.exit.status == "collapsed"
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds of all its attempts that ended."""
+        return sum(e.seconds or 0.0 for e in self.exits)
+
+    @property
+    def in_statistics(self) -> bool:
+        """Whether its result is one of the experiment that was asked for."""
+        return self.state is State.COMPLETED and not self.changed
+
+
+def survey(ledger: Ledger) -> list[Row]:
+    """Return every job as it stands, by name. No job's file is read, and no run twice."""
+    accepted = of_accepted(ledger, "rows.json", VERSION, lambda name: _completed(ledger, name))
+    return [
+        _row(name, accepted[name]) if name in accepted else _open(ledger, name)
+        for name in ledger.names()
+    ]
+
+
+def _row(name: str, known: Mapping[str, Any]) -> Row:
+    return Row(
+        name=name,
+        state=State.COMPLETED,
+        exits=tuple(Exit(**ended) for ended in known["exits"]),
+        attempts=known["attempts"],
+        changed=known["changed"],
+    )
+
+
+def _completed(ledger: Ledger, name: str) -> tuple[dict[str, Any], bool]:
+    """Return what the row of a completed job holds, and whether its end is written."""
+    attempts = attempts_in(ledger.folder / JOBS / name)
+    known = [(a, ended) for a in attempts if (ended := a.exit) is not None]
+    accepted = next((a for a, ended in reversed(known) if ended.is_complete), None)
+    is_written = accepted is not None
+    # Who was late is refused after the run was accepted.
+    exits = [ended for a, ended in known if accepted is None or a.number <= accepted.number]
+    if accepted is None:
+        exits.append(_of_run(ledger.run_of(name)))
+        accepted = attempts[-1] if attempts else None
+    plain = {
+        "exits": [ended.to_plain() for ended in exits],
+        "attempts": len(attempts),
+        "changed": dict(_changed(accepted)),
+    }
+    return plain, is_written
+
+
+def _of_run(run: Path) -> Exit:
+    """Return the end of a run whose worker was killed before it could write it down."""
+    known = summary_of(run)
+    return Exit(status=known["status"], verdict=known["verdict"], seconds=known["seconds"])
+
+
+def _open(ledger: Ledger, name: str) -> Row:
+    standing = ledger.standing(name)
+    last = standing.last
+    lease = last.lease if last is not None and standing.state is State.RUNNING else None
+    return Row(
+        name=name,
+        state=standing.state,
+        exits=tuple(ended for a in standing.attempts if (ended := a.exit) is not None),
+        attempts=len(standing.attempts),
+        why=standing.decision.why if standing.decision else "",
+        changed=_changed(last),
+        is_lost=bool(lease and lease.process.is_gone()),
+        began=lease.began if lease else None,
+    )
+
+
+def _changed(attempt: Attempt | None) -> Mapping[str, Any]:
+    # No retry came before the first attempt.
+    return attempt.lease.changed if attempt is not None and attempt.number > 1 else {}

@@ -1,0 +1,140 @@
+"""How a sweep stands: counts, what is left, what is wrong, and what it used."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from attrs import field, frozen
+
+from altcore.sweep.ledger import Ledger, State
+from altcore.sweep.quality import alerts_of, outside
+from altcore.sweep.rows import Row, survey
+from altcore.sweep.sweep_file import SweepFile
+
+
+@frozen(kw_only=True)
+class Status:
+    """A sweep as it stands."""
+
+    rows: Sequence[Row]
+    outside: Mapping[str, Mapping[str, str]] = field(factory=dict)
+    """Values outside their range, by job and name."""
+    alerts: Sequence[str] = ()
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        found = Counter(row.state for row in self.rows)
+        return {state.value: found[state] for state in State}
+
+    @property
+    def failed(self) -> list[Row]:
+        """The jobs that ended without a result, and are not tried again."""
+        return [row for row in self.rows if row.state is State.FAILED]
+
+    @property
+    def collapsed(self) -> int:
+        """How many of the completed runs collapsed."""
+        return sum(row.state is State.COMPLETED and row.is_collapsed for row in self.rows)
+
+    @property
+    def changed(self) -> int:
+        """How many of the completed runs have a setting that a retry changed."""
+        return sum(row.state is State.COMPLETED and bool(row.changed) for row in self.rows)
+
+    @property
+    def lost(self) -> int:
+        """How many jobs are held by a process that is gone."""
+        return sum(row.is_lost for row in self.rows)
+
+    @property
+    def slots(self) -> int:
+        """How many jobs go on at this moment."""
+        return self.counts["running"] - self.lost
+
+    @property
+    def is_over(self) -> bool:
+        """Whether no job is left to run."""
+        return not self.counts["waiting"] + self.counts["running"]
+
+    @property
+    def mean_seconds(self) -> float | None:
+        """Mean time of the completed runs."""
+        known = [
+            row.exit.seconds
+            for row in self.rows
+            if row.state is State.COMPLETED and row.exit and row.exit.seconds is not None
+        ]
+        return fmean(known) if known else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Mean time of a run, times those that are left, over the slots; None if unknown."""
+        left = self.counts["waiting"] + self.counts["running"]
+        if not left:
+            return 0.0
+        if self.mean_seconds is None or not self.slots:
+            return None
+        return self.mean_seconds * left / self.slots
+
+    @property
+    def failure_rate(self) -> float | None:
+        """Share of the ended jobs that failed."""
+        ended = self.counts["completed"] + self.counts["failed"]
+        return self.counts["failed"] / ended if ended else None
+
+    @property
+    def used(self) -> dict[str, float]:
+        """What all attempts used: their seconds, those of the CPU, and the most memory of one."""
+        ends = [ended for row in self.rows for ended in row.exits]
+        found = {"seconds": sum(e.seconds or 0.0 for e in ends)}
+        for key, total in (
+            ("cpu_seconds", sum),
+            ("peak_memory_bytes", max),
+            ("peak_gpu_memory_bytes", max),
+        ):
+            known = [e.used[key] for e in ends if key in e.used]
+            if known:
+                found[key] = total(known)
+        return found
+
+    def to_plain(self) -> dict[str, Any]:
+        """Return all of it as plain data."""
+        return {
+            "jobs": len(self.rows),
+            "counts": self.counts,
+            "collapsed": self.collapsed,
+            "changed": self.changed,
+            "lost": self.lost,
+            "slots": self.slots,
+            "mean_seconds": self.mean_seconds,
+            "seconds_left": self.seconds_left,
+            "failure_rate": self.failure_rate,
+            "used": self.used,
+            "outside": self.outside,
+            "alerts": list(self.alerts),
+            "failed": {row.name: told_failure(row) for row in self.failed},
+        }
+
+
+def status_of(sweep: SweepFile, ledger: Ledger, now: float) -> Status:
+    """Return how a sweep stands; ``now`` is in seconds since the epoch, for jobs that go on."""
+    rows = survey(ledger)
+    return Status(
+        rows=rows,
+        outside=outside(ledger, sweep.ranges),
+        alerts=alerts_of(rows, sweep.limits, now),
+    )
+
+
+def told_failure(row: Row) -> dict[str, Any]:
+    """Return what is known of a job that failed."""
+    return {
+        "attempts": row.attempts,
+        "status": row.exit.status if row.exit else "",
+        "error": row.exit.error if row.exit else "",
+        "why": row.why,
+    }

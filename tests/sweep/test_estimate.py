@@ -1,0 +1,52 @@
+"""What the jobs that are left will take, by what was measured."""
+
+from helpers_cli import call
+from helpers_sweeps import complete, ledger_of
+
+from altcore.sweep import estimate_of, keep_checked
+
+VARIANTS = {"variants": {"base": {}, "pure": {"recipe": "pure", "format": "E5M2"}}, "seeds": 2}
+
+
+def test_by_completed_runs(tmp_path):
+    """Of each variant; without one nothing is said of the time."""
+    ledger = ledger_of(tmp_path, **VARIANTS)
+    one, _, other, _ = jobs = ledger.jobs()
+    complete(ledger, one, seconds=10.0)
+    found = estimate_of(ledger, jobs)
+    assert (found.left, found.seconds) == (3, None)
+    assert found.memory == {"peak_memory_bytes": 4e8}
+    complete(ledger, other, seconds=30.0)
+    found = estimate_of(ledger, jobs)
+    assert (found.left, found.seconds, found.source) == (2, 40.0, "2 runs")
+
+
+def test_by_the_steps_of_a_check(tmp_path):
+    """Before anything ran; a file that is no check's says nothing."""
+    ledger = ledger_of(tmp_path, **VARIANTS)
+    jobs = ledger.jobs()
+    keep_checked(ledger, {"base": {"seconds": 5.0, "peak_memory_bytes": 1e9}})
+    keep_checked(ledger, {"pure": {"seconds": 7.0, "peak_gpu_memory_bytes": 2e9}})
+    found = estimate_of(ledger, jobs)
+    assert (found.seconds, found.source) == (24.0, "the steps of a check")
+    assert found.memory == {"peak_memory_bytes": 1e9, "peak_gpu_memory_bytes": 2e9}
+    (ledger.folder / "check.json").write_text("[")
+    assert estimate_of(ledger, jobs).seconds is None
+
+
+def test_the_command_says_it(tmp_path, capsys):
+    """And that nothing is left when all is done."""
+    ledger = ledger_of(tmp_path)
+    keep_checked(ledger, {"base": {"seconds": 60.0, "peak_memory_bytes": 1e9}})
+    file = tmp_path / "toy.yaml"
+    file.write_text("base: {gpt.size: tiny, max_steps: 6}\n")
+    done = call(capsys, "sweep", "plan", file, "--sweeps-dir", tmp_path)
+    assert done.err.splitlines()[1] == (
+        "1 left take 60 s, one after another; a worker takes 1.00 GB of memory "
+        "(measured: the steps of a check)"
+    )
+    complete(ledger, ledger.jobs()[0])
+    assert (
+        "every job has a result"
+        in call(capsys, "sweep", "plan", file, "--sweeps-dir", tmp_path).err
+    )

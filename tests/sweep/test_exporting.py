@@ -1,0 +1,134 @@
+"""One table of all jobs, with what its columns mean; retries that changed a setting stay apart."""
+
+import csv
+import json
+import tarfile
+
+import pytest
+from helpers_cli import call
+from helpers_sweeps import complete, fail, ledger_of
+
+from altcore.sweep import collect, export, open_sweep
+
+KEYS = {
+    "variants": {"base": {}, "pure": {"recipe": "pure", "format": "E5M2"}},
+    "seeds": 3,
+    "columns": ["val_loss", "evaluation.accuracy", "x/y"],
+}
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """Two variants of three seeds; one run was retried with another batch, one job failed."""
+    ledger = ledger_of(tmp_path, **KEYS)
+    jobs = ledger.jobs()
+    for loss, job in zip((1.0, 2.0), jobs, strict=False):
+        lines = [{"step": 1, "x/y": 5}, {"step": 2, "x/y": loss}]
+        complete(ledger, job, lines=lines, val_loss=loss, evaluation={"accuracy": 0.5})
+    fail(ledger, jobs[2], "out of memory")
+    complete(ledger, jobs[2], changed={"gpt.batch_size": 16}, val_loss=9.0)
+    complete(ledger, jobs[3], status="collapsed", val_loss=float("nan"))
+    fail(ledger, jobs[4], "ValueError: no")
+    return ledger
+
+
+def exported(ledger, out, **options):
+    """Export the sweep; return the rows of its table and those of its statistics."""
+    asked, _ = open_sweep("toy", str(ledger.folder.parent))
+    export(asked, ledger, out, **options)
+    return [list(csv.DictReader((out / f).open())) for f in ("runs.csv", "statistics.csv")]
+
+
+def test_every_job_is_a_row(ledger, tmp_path):
+    """With its factors, what became of it, and the columns of the sweep file."""
+    rows, _ = exported(ledger, tmp_path / "out")
+    assert list(rows[0]) == [
+        *("job", "variant", "seed", "state", "collapsed", "attempts", "changed"),
+        *("in_statistics", "seconds", "val_loss", "evaluation.accuracy", "x/y"),
+    ]
+    assert list(rows[0].values()) == [
+        *("base-seed42", "base", "42", "completed", "false", "1", "", "true", "1.0"),
+        *("1.0", "0.5", "1.0"),
+    ]
+    assert [row["state"] for row in rows] == [*["completed"] * 4, "failed", "waiting"]
+    assert rows[2]["changed"] == '{"gpt.batch_size": 16}'
+    assert (rows[2]["in_statistics"], rows[2]["attempts"]) == ("false", "2")
+    assert (rows[3]["collapsed"], rows[3]["val_loss"]) == ("true", "")
+    assert rows[5]["attempts"] == "0"
+
+
+def test_a_run_that_a_retry_changed_is_in_no_mean(ledger, tmp_path):
+    """Unless that is asked for; one value has no deviation."""
+    _, means = exported(ledger, tmp_path / "out")
+    assert [(m["variant"], m["runs"]) for m in means] == [("base", "2"), ("pure", "1")]
+    assert (means[0]["val_loss_mean"], means[1]["val_loss_mean"]) == ("1.5", "")
+    assert float(means[0]["val_loss_sd"]) == pytest.approx(0.5**0.5)
+    assert means[0]["evaluation.accuracy_sd"] == "0.0"
+    _, means = exported(ledger, tmp_path / "out", with_changed=True)
+    assert (means[0]["runs"], means[0]["val_loss_mean"]) == ("3", "4.0")
+
+
+def test_without_columns_the_summarys_numbers_and_texts(tmp_path):
+    """Those that any run has, but a factor only once."""
+    ledger = ledger_of(tmp_path, grid={"learning_rate": [0.1, 0.2]})
+    complete(ledger, ledger.jobs()[0], val_loss=1.0, seed=42, learned=True)
+    rows, means = exported(ledger, tmp_path / "out")
+    assert list(rows[0])[2:4] == ["learning_rate", "seed"]
+    assert list(rows[0])[10:] == ["status", "verdict", "learned", "steps", "val_loss"]
+    assert [m["learning_rate"] for m in means] == ["0.1", "0.2"]
+
+
+def test_the_dictionary_and_where_it_comes_from(ledger, tmp_path):
+    """Every column has its meaning; the tables have digests, the runs their environments."""
+    rows, _ = exported(ledger, tmp_path / "out")
+    page = (tmp_path / "out" / "README.md").read_text()
+    for column in rows[0]:
+        assert f"| `{column}` | " in page
+    assert "| `x/y` | the last value of the measure x/y | 4 |" in page
+    assert "without those whose settings a retry changed" in page
+    told = json.loads((tmp_path / "out" / "metadata.json").read_text())
+    assert told["states"] == {"completed": 4, "failed": 1, "waiting": 1}
+    assert set(told["sha256"]) == {"runs.csv", "statistics.csv"}
+    assert told["made_in"][0]["runs"] == 4
+    assert "seeds: 3" in told["sweep_file"]
+
+
+def archived(path):
+    with tarfile.open(path) as archive:
+        return archive.getnames()
+
+
+def test_archives_by_variant(ledger, tmp_path):
+    """Of accepted runs, with the jobs' files, the same bytes each time; no link is followed."""
+    run = ledger.run_of("base-seed42")
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints" / "weights").write_text("x")
+    (run / "outside").symlink_to(tmp_path)
+    (run / ".lock").touch()
+    first = collect(ledger, tmp_path / "one")
+    assert {path.name: count for path, count in first.items()} == {
+        "base.tar.gz": 3,
+        "pure.tar.gz": 1,
+    }
+    names = archived(tmp_path / "one" / "base.tar.gz")
+    assert names[:3] == [
+        f"base/base-seed42/{file}" for file in ("job.json", "metrics.jsonl", "summary.json")
+    ]
+    assert len(names) == 3 + 3 + 2
+    again = collect(ledger, tmp_path / "two")
+    assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
+    with_weights = collect(ledger, tmp_path / "one", checkpoints=True)
+    assert "base/base-seed42/checkpoints/weights" in archived(next(iter(with_weights)))
+    assert not list((tmp_path / "one").glob(".*"))
+
+
+def test_the_commands(ledger, capsys):
+    """Into the sweep's folder unless it is said where."""
+    where = ("toy", "--sweeps-dir", ledger.folder.parent)
+    out = call(capsys, "sweep", "export", *where).out.splitlines()
+    assert out[0] == str(ledger.folder / "export" / "runs.csv")
+    out = call(capsys, "sweep", "collect", *where).out.splitlines()
+    assert out[0] == f"{ledger.folder / 'archive' / 'base.tar.gz'}: 3 runs"
+    empty = ledger_of(ledger.folder.parent / "other")
+    done = call(capsys, "sweep", "collect", "toy", "--sweeps-dir", empty.folder.parent)
+    assert "toy has no completed run" in done.err

@@ -1,0 +1,132 @@
+"""A sweep is whole only when every job has a run with all that it must have."""
+
+import json
+import shutil
+
+import pytest
+from helpers_cli import call
+from helpers_sweeps import complete, fail, ledger_of
+
+from altcore.sweep import Measure, verify
+from altcore.sweep.values import Values
+from altcore.sweep.verification import lacking
+
+LINES = [{"step": step, "loss": 1.0} for step in range(1, 7)]
+
+
+def lines(*steps, name="x/y", discarded=()):
+    """Return the record of six steps that has a measure on some of them."""
+    own = [{**line, **({name: 1} if line["step"] in steps else {})} for line in LINES]
+    return [{**x, "discarded": True} if x["step"] in discarded else x for x in own]
+
+
+@pytest.mark.parametrize(
+    ("every", "recorded", "told"),
+    [
+        (None, lines(3), ""),
+        (None, lines(), "x/y: no value"),
+        (1, lines(1, 2, 3, 4, 5, 6), ""),
+        (1, lines(1, 2, 3, 4, 5), "x/y: no value in steps 6 to 6"),
+        (2, lines(2, 4, 6), ""),
+        (2, lines(1, 3, 5), ""),
+        (2, lines(2, 4), "x/y: no value in steps 5 to 6"),
+        (2, lines(2, 5, 6), "x/y: no value in steps 3 to 4"),
+        (2, lines(3, 4, 6), "x/y: no value in steps 1 to 2"),
+        (2, lines(2, 6, discarded=[4]), ""),
+        (2, lines(discarded=[2, 4, 6]), "x/y: no value"),
+        (2, lines(2, 4, 6, name="x/y/layer.0"), ""),
+        (2, lines(2, 4, 6, name="x/yz"), "x/y: no value"),
+    ],
+)
+def test_a_measure_must_be_there_as_often_as_it_was_asked_for(tmp_path, every, recorded, told):
+    """From the first step to the last one."""
+    ledger = ledger_of(tmp_path)
+    (job,) = ledger.jobs()
+    complete(ledger, job, lines=recorded)
+    assert lacking(Values(ledger.run_of(job.name)), [Measure(name="x/y", every=every)]) == told
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    """Five jobs: one whole run, one without the measure, one failed, one lost, one waiting."""
+    ledger = ledger_of(tmp_path, seeds=5, requires=["x/y"])
+    first, second, third, fourth, _ = ledger.jobs()
+    complete(ledger, first, lines=lines(3))
+    complete(ledger, second, lines=LINES)
+    fail(ledger, third, "ValueError: no")
+    fail(ledger, fourth, "gone", status="lost")
+    return ledger
+
+
+def test_each_job_is_named_by_what_it_lacks(ledger):
+    """A job whose folder was removed is missing as well."""
+    names = [job.name for job in ledger.jobs()]
+    found = verify(ledger, [*names, "other"], [Measure(name="x/y")])
+    assert list(found.completed) == names[:1]
+    assert found.incomplete == {names[1]: "x/y: no value"}
+    assert found.failed == {names[2]: "ValueError: no"}
+    assert list(found.missing) == [*names[3:], "other"]
+    assert str(found) == "1/6 runs completed, 1 run failed, 1 run incomplete, 3 runs missing"
+    assert not found.is_whole
+
+
+def test_a_run_with_a_changed_setting_or_a_collapse_is_complete(tmp_path):
+    """Both are results."""
+    ledger = ledger_of(tmp_path, seeds=2)
+    first, second = ledger.jobs()
+    fail(ledger, first, "out of memory")
+    complete(ledger, first, changed={"gpt.batch_size": 16})
+    complete(ledger, second, status="collapsed")
+    found = verify(ledger, [], [])
+    assert found.is_whole
+    assert str(found) == "2/2 runs completed"
+
+
+def test_a_run_whose_record_cannot_be_read_is_incomplete(tmp_path):
+    """If something must be in it."""
+    ledger = ledger_of(tmp_path)
+    (job,) = ledger.jobs()
+    complete(ledger, job, lines=LINES)
+    (ledger.run_of(job.name) / "summary.json").write_text("{")
+    assert "summary.json" in verify(ledger, [], [Measure(name="loss")]).incomplete[job.name]
+
+
+def test_the_command(ledger, capsys):
+    """Exits with 1, names ten of each kind, and all if asked."""
+    where = ("toy", "--sweeps-dir", ledger.folder.parent)
+    shutil.rmtree(ledger.folder / "jobs" / "base-seed46")
+    done = call(capsys, "sweep", "verify", *where)
+    assert done.code == 1
+    assert done.out.splitlines() == [
+        "1/5 runs completed, 1 run failed, 1 run incomplete, 2 runs missing",
+        "failed: base-seed44: ValueError: no",
+        "incomplete: base-seed43: x/y: no value",
+        "missing: base-seed45",
+        "missing: base-seed46",
+    ]
+    found = json.loads(call(capsys, "sweep", "verify", "--json", *where).out)
+    assert found["missing"] == {"base-seed45": "", "base-seed46": ""}
+
+
+def test_the_command_names_ten_jobs_of_each_kind(tmp_path, capsys):
+    """Or all of them; and nothing is missing when every run is there."""
+    ledger = ledger_of(tmp_path, seeds=12)
+    where = ("toy", "--sweeps-dir", tmp_path)
+    lines = call(capsys, "sweep", "verify", *where).out.splitlines()
+    assert (len(lines), lines[-1]) == (12, "missing: 2 more (--all names them)")
+    assert len(call(capsys, "sweep", "verify", "--all", *where).out.splitlines()) == 13
+    for job in ledger.jobs():
+        complete(ledger, job)
+    done = call(capsys, "sweep", "verify", *where)
+    assert (done.code, done.out) == (0, "12/12 runs completed\n")
+
+
+def test_the_command_without_the_file_of_base_keys(tmp_path, capsys):
+    """What the ledger has is verified, and that is said."""
+    (tmp_path / "base.yaml").write_text("gpt.size: tiny\n")
+    ledger = ledger_of(tmp_path, config=str(tmp_path / "base.yaml"))
+    complete(ledger, ledger.jobs()[0])
+    (tmp_path / "base.yaml").unlink()
+    done = call(capsys, "sweep", "verify", "toy", "--sweeps-dir", tmp_path)
+    assert (done.code, done.out) == (0, "1/1 runs completed\n")
+    assert "only the jobs of" in done.err
