@@ -16,10 +16,10 @@ from altcore_reporters.failure_evidence import (
     failure_of,
     mode_of_reason,
 )
-from altcore_reporters.frames import run_id
 from altcore_reporters.markdown import is_finite, rate
 from altcore_reporters.original_names import FAILED
 from altcore_reporters.original_reports import read_report
+from altcore_reporters.run_facts import run_id
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -148,7 +148,7 @@ def _sweet_spot(leads: Sequence[Lead], given: str | None, lowest: Lead | None) -
         return said
     of_all = f"{text(lowest.format)} has the lowest mean final loss of all"
     if given == lowest.format:
-        return f"{said} {of_all}{_failures_of(lowest)}."
+        return f"{said} {of_all}{lowest.about_failures}."
     return f"{said} {text(given)} was given as the sweet spot, but {of_all}."
 
 
@@ -159,7 +159,7 @@ def _of_lead(found: Lead) -> str:
     if not found.rivals:
         return f"{where}only {name} has finished runs, so there is nothing to compare it with."
     lowest = f"{where}{name} has the lowest mean {WORDS[found.metric]}, {cell(found.mean)}"
-    lowest += _failures_of(found)
+    lowest += found.about_failures
     unknown = [r.format for r in found.rivals if r.change.n < 2]
     if len(unknown) == len(found.rivals):
         return f"{lowest}, but with one seed of a format {NO_CONCLUSION}."
@@ -173,7 +173,7 @@ def _of_lead(found: Lead) -> str:
     ]
     said = [f"{lowest}."]
     if found.differ:
-        said.append(_about_seeds(found))
+        said.append(text(found.about_seeds))
     if ahead:
         said.append(f"In the seeds that both have, it is above {listed(ahead)}.")
     if apart:
@@ -185,20 +185,6 @@ def _of_lead(found: Lead) -> str:
     if unknown:
         said.append(f"Of {listed(unknown)} there is one seed, which allows no conclusion.")
     return " ".join(said)
-
-
-def _failures_of(found: Lead) -> str:
-    """Say, within the sentence on its mean, where the leader failed."""
-    failed = count(found.failed, "seed")
-    return f" (it failed in {failed} in which another finished)" if found.failed else ""
-
-
-def _about_seeds(found: Lead) -> str:
-    """Say over which seeds the means are, where the formats have different ones."""
-    if found.common:
-        common = listed(map(str, found.common))
-        return f"The seeds differ: the means are over those that all have, {common}."
-    return "The seeds differ, and fewer than two are common to all: each mean is over its own."
 
 
 # --------------------------------------------------------------------------------- rankings
@@ -273,7 +259,7 @@ def _between_conditions(df: pd.DataFrame, metric: str) -> list[str]:
     rows = [
         {
             "format": found.condition,
-            f"lowest {metric}": f"{found.format}{_failures_of(found)}",
+            f"lowest {metric}": f"{found.format}{found.about_failures}",
             "against": rival.format,
         }
         | _against_first(rival)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from altcore.plugin import RunRecord, full_summary
 from altcore_reporters.original_names import names_in_summary
-from altcore_reporters.run_facts import changes_of, data_of
+from altcore_reporters.run_facts import changes_of, data_of, run_id
 
 FIRST = (
     *("name", "format", "run_id", "run_url", "state", "steps"),
@@ -75,11 +75,6 @@ def history_frame(records: Sequence[RunRecord], keys: Sequence[str] | None = Non
         keys = ("loss", "val_loss", *found)
     names = dict.fromkeys((*first, *keys))
     return pd.DataFrame({n: _column([r.get(n) for r in rows], n == "step") for n in names})
-
-
-def run_id(record: RunRecord) -> str:
-    """Return what tells a run from every other: its id, or its name if it has none."""
-    return str(record.environment.get("run_id") or record.name)
 
 
 def _row(record: RunRecord) -> dict[str, Any]:

@@ -73,6 +73,26 @@ class Lead:
         told = all(r.is_distinguishable and not r.is_ahead for r in self.rivals)
         return bool(self.rivals) and told and not self.failed
 
+    @property
+    def about_seeds(self) -> str:
+        """Over which seeds the means are, if the contenders have different ones."""
+        if not self.differ:
+            return ""
+        if not self.common:
+            return (
+                "The seeds differ, and fewer than two are common to all: each mean is over its own."
+            )
+        common = ", ".join(map(str, self.common))
+        return f"The seeds differ: the means are over those that all have ({common})."
+
+    @property
+    def about_failures(self) -> str:
+        """In how many seeds it failed, to stand behind its mean."""
+        if not self.failed:
+            return ""
+        seeds = "1 seed" if self.failed == 1 else f"{self.failed} seeds"
+        return f" (it failed in {seeds} in which another finished)"
+
 
 def ranked(values: Mapping[str, Values], ascending: bool = True) -> dict[str, Interval]:
     """Return the mean of each contender that has any value, with its interval, the best first.

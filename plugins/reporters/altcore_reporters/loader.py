@@ -11,8 +11,9 @@ import structlog
 
 from altcore.plugin import BadInput, RunRecord, nearest, read_runs
 from altcore_reporters import wandb_runs
-from altcore_reporters.frames import history_frame, one_or_several, run_id, runs_frame
+from altcore_reporters.frames import history_frame, one_or_several, runs_frame
 from altcore_reporters.original_names import STATES
+from altcore_reporters.run_facts import run_id
 
 log = structlog.get_logger("altcore")
 

@@ -1,7 +1,8 @@
-"""What tells runs apart beside their configuration: their data, and what was changed half-way."""
+"""What tells runs apart beside their configuration: data, changes half-way, and their ids."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -21,3 +22,18 @@ def changes_of(record: RunRecord) -> str | None:
     """Return what was changed by permission when a run went on, None if nothing was."""
     changes = record.config.get("changes") or ()
     return " and ".join(f"{c['what']} after step {c['step']}" for c in changes) or None
+
+
+def run_id(record: RunRecord) -> str:
+    """Return what tells a run from every other: its id, or its name if it has none."""
+    return str(record.environment.get("run_id") or record.name)
+
+
+def is_again(record: RunRecord, others: Iterable[RunRecord]) -> bool:
+    """Whether one of other runs is the same run, of which the directory was copied."""
+    own = record.environment.get("run_id")
+    seed = record.summary.get("seed")
+    return own is not None and any(
+        other.environment.get("run_id") == own and other.summary.get("seed") == seed
+        for other in others
+    )

@@ -153,7 +153,7 @@ def test_a_format_that_is_worse_in_the_common_seeds_is_no_sweet_spot(write):
     df = runs({"E5M2": (2.6, 2.601, 2.602, 1.2), "E3M4": (2.5, 2.5, 2.503)})
     text = write("format_comparison", df, "E5M2")
     assert "**Sweet spot: E3M4**, by final loss. E5M2 was given as the sweet spot, but" in text
-    assert "The seeds differ: the means are over those that all have, 0, 1 and 2." in text
+    assert "The seeds differ: the means are over those that all have (0, 1, 2)." in text
     df = pd.concat([df, runs({"E7M0": (9.0,)})])
     text = write("format_comparison", df, None)
     assert "**The numbers name no sweet spot.**" in text

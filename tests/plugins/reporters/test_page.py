@@ -17,9 +17,11 @@ import altcore
 from altcore import hookimpl
 from altcore.errors import PluginError
 from altcore.plugin import read_run
+from altcore_reporters import FormatComparator
+from altcore_reporters.frames import runs_frame
 from altcore_reporters.page.contents import contents_of
 from altcore_reporters.page.reporter import Page, html_of
-from altcore_reporters.page.verdict import verdict_of_run, verdict_of_runs
+from altcore_reporters.page.verdict import figures_of_runs, verdict_of_run, verdict_of_runs
 from altcore_reporters.pictures import grouped
 
 HOSTILE = "<script>alert(1)</script>\"'&{{7*7}}\u202egnp\u200f\0"
@@ -105,7 +107,7 @@ def test_the_reason_of_a_failure_is_told():
 
 
 def verdict(*records):
-    found = verdict_of_runs(records, grouped(records))
+    found = verdict_of_runs(grouped(records))
     return " ".join([found.sentence, *found.reasons])
 
 
@@ -133,6 +135,54 @@ def test_the_verdict_counts_seeds_and_not_runs():
     more = [*twice, run("E4M3", 2, low=2.6), run("E5M2", 2, low=2.9)]
     assert "E4M3 ends lowest, at 2.400 (2.100 to 2.700)" in verdict(*more)
     assert "lower with each of 2 seeds" in verdict(*more)
+
+
+def of_seeds(fmt, **losses):
+    """Runs of a format, by seed: s1=2.0."""
+    return [run(fmt, int(seed[1:]), low=low) for seed, low in losses.items()]
+
+
+def test_the_verdict_goes_by_the_seeds_that_all_have():
+    """E4M3 has an easy seed more, and is above in the others: in two, or in one by chance."""
+    easy = of_seeds("E4M3", s1=2.6, s2=2.601, s3=2.602, s4=1.2)
+    hard = of_seeds("E5M2", s1=2.5, s2=2.5, s3=2.503)
+    said = verdict(*easy, *hard)
+    assert "E5M2 ends lowest, at 2.601 (2.600 to 2.603)" in said
+    assert "The seeds differ: the means are over those that all have (1, 2, 3)." in said
+    assert "lower with each of 3 seeds." in said
+    said = verdict(*easy, *hard, *of_seeds("E7M0", s1=2.9))
+    assert "E4M3 ends lowest, at 2.351" in said
+    assert "fewer than two are common to all" in said
+    assert "In the seeds that both have, it is above E5M2." in said
+
+
+def test_the_verdict_says_where_the_lowest_failed():
+    """What is left of a configuration that collapsed is its lucky seeds."""
+    survivors = of_seeds("E5M2", s1=2.0, s2=2.01)
+    collapsed = run("E5M2", 3, low=1.0, summary={"status": "collapsed", "learned": False})
+    said = verdict(*survivors, collapsed, *of_seeds("E4M3", s1=2.5, s2=2.51, s3=2.52))
+    assert "at 2.105 (2.100 to 2.110) (it failed in 1 seed in which another finished)" in said
+
+
+def test_page_and_report_conclude_the_same():
+    """Two seeds that both go one way are lower, and too few to tell: the report's rule."""
+    records = [*of_seeds("E4M3", s1=2.0, s2=2.6), *of_seeds("E5M2", s1=2.1, s2=2.9)]
+    assert "lower with each of 2 seeds, but these do not tell the two apart." in verdict(*records)
+    frame = runs_frame(records)
+    assert not FormatComparator(frame).finished.lead("val_loss")[0].is_clear
+
+
+def test_a_copy_counts_once_on_the_page():
+    """Two runs, the directories of which were copied, are two."""
+    environments = [{"run_id": text} for text in "abab"]
+    records = [
+        run("E7M0", seed, low=4.0, environment=own, name=f"r{i}")
+        for i, (seed, own) in enumerate(zip((1, 2, 1, 2), environments, strict=True))
+    ]
+    said = verdict(*records)
+    assert "0 of 2 runs learned" in said
+    assert "Copies of other runs, which count once: r2, r3." in said
+    assert figures_of_runs(grouped(records))[0].value == "0 of 2"
 
 
 def test_losses_of_other_data_are_not_compared_in_silence():

@@ -114,8 +114,8 @@ def contents_of(records: Sequence[RunRecord]) -> Contents:
     kinds = {glyph.kind for plot in plots for glyph in plot.glyphs}
     return Contents(
         title=first.name if is_one else f"{len(records)} runs",
-        verdict=verdict_of_run(first) if is_one else verdict_of_runs(records, groups),
-        figures=figures_of_run(first) if is_one else figures_of_runs(records, groups),
+        verdict=verdict_of_run(first) if is_one else verdict_of_runs(groups),
+        figures=figures_of_run(first) if is_one else figures_of_runs(groups),
         plots=plots,
         lead=_lead(records, groups),
         legend=[] if is_one else _legend(groups, looks),

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
+from altcore_reporters.intervals import Values, common_seeds, comparable, seed_means
+from altcore_reporters.leads import Lead, Rival, lead_of
+from altcore_reporters.original_names import FAILED, STATES
 from altcore_reporters.page.words import NONE, duration, loss, number, plural, share
-from altcore_reporters.pictures import by_seed
+from altcore_reporters.run_facts import is_again
 
 if TYPE_CHECKING:
     from altcore.plugin import RunRecord
@@ -45,17 +48,30 @@ class Outcome:
     """How the runs of one configuration ended."""
 
     group: Group
-    of_seeds: Mapping[str, float]
-    """The validation loss at the end by seed: the mean of the seed's runs that have one."""
-    judged: int
-    """How many runs were evaluated."""
-    learned: int
-    """How many of them learned."""
+    runs: Sequence[RunRecord]
+    """Those of the group that are no copies of others."""
+    values: Values
+    """The validation losses at the end by seed, of the runs that did not fail."""
+    compared: Values
+    """Those in the seeds that all configurations have, as by `comparable`."""
+    failed: Sequence[str | None]
+    """The seeds of the runs that failed."""
+
+    @property
+    def judged(self) -> list[bool]:
+        """Of each run that was evaluated, whether it learned."""
+        learned = (record.summary.get("learned") for record in self.runs)
+        return [bool(value) for value in learned if value is not None]
+
+    @property
+    def learned(self) -> int:
+        """How many runs learned."""
+        return sum(self.judged)
 
     @property
     def losses(self) -> list[float]:
-        """The losses, one a seed."""
-        return list(self.of_seeds.values())
+        """The losses that are compared, one a seed."""
+        return seed_means(self.compared)
 
     @property
     def mean(self) -> float:
@@ -77,15 +93,31 @@ def outcomes(groups: Sequence[Group]) -> list[Outcome]:
     """Return the outcomes of configurations, the lowest validation loss first."""
     found = []
     for group in groups:
-        summaries = [record.summary for record in group.records]
-        losses = {
-            seed: [r.summary["val_loss"] for r in records if is_finite(r.summary.get("val_loss"))]
-            for seed, records in by_seed(group.records).items()
-        }
-        means = {seed: fmean(own) for seed, own in losses.items() if own}
-        judged = [s["learned"] for s in summaries if s.get("learned") is not None]
-        found.append(Outcome(group, means, len(judged), sum(judged)))
-    return sorted(found, key=lambda outcome: outcome.mean)
+        runs = [r for i, r in enumerate(group.records) if not is_again(r, group.records[:i])]
+        values: dict[str | None, list[float]] = {}
+        failed = []
+        for run in runs:
+            own, seed = run.summary.get("val_loss"), run.summary.get("seed")
+            key = None if seed is None else str(seed)
+            if STATES.get(str(run.summary.get("status"))) in FAILED:
+                failed.append(key)
+            elif is_finite(own):
+                values.setdefault(key, []).append(own)
+            elif own is not None:
+                failed.append(key)
+        found.append(Outcome(group, runs, values, values, failed))
+    known = [o for o in found if o.values]
+    kept = comparable(*(o.values for o in known))
+    known = [evolve(o, compared=values) for o, values in zip(known, kept, strict=True)]
+    return [*sorted(known, key=lambda o: o.mean), *(o for o in found if not o.values)]
+
+
+def lead_among(found: Sequence[Outcome]) -> Lead | None:
+    """Return the lead as the reports have it; configurations are called by their place."""
+    return lead_of(
+        {str(i): outcome.values for i, outcome in enumerate(found)},
+        {str(i): outcome.failed for i, outcome in enumerate(found)},
+    )
 
 
 # One run ------------------------------------------------------------------------------------------
@@ -190,26 +222,31 @@ def _entropy(summary: Mapping[str, Any]) -> float | None:
 # Several runs -------------------------------------------------------------------------------------
 
 
-def verdict_of_runs(records: Sequence[RunRecord], groups: Sequence[Group]) -> Verdict:
+def verdict_of_runs(groups: Sequence[Group]) -> Verdict:
     """Return the verdict on several runs: how many learned, and which configuration is best."""
     found = outcomes(groups)
-    learned, judged = sum(o.learned for o in found), [r for r in records if _is_judged(r)]
+    records = [record for o in found for record in o.runs]
+    learned, judged = sum(o.learned for o in found), sum(len(o.judged) for o in found)
     parts = []
     if judged:
-        parts.append(f"{learned} of {plural(len(judged), 'run')} learned")
+        parts.append(f"{learned} of {plural(judged, 'run')} learned")
     known = [o for o in found if o.losses]
-    if len(known) > 1:
-        parts.append(f"{known[0].group.label} ends lowest, at {known[0].words}")
+    lead = lead_among(known)
+    if lead and lead.rivals:
+        label = known[0].group.label
+        parts.append(f"{label} ends lowest, at {known[0].words}{lead.about_failures}")
     elif known:
         parts.append(f"the validation loss ends at {known[0].words}")
     if not parts:
         parts.append(f"{plural(len(records), 'run')}, and none was evaluated")
-    reasons = [] if len(known) < 2 else [_lead(*known[:2])]
+    reasons = list(_reasons(lead, known)) if lead and lead.rivals else []
+    if copies := [r.name for o in found for r in o.group.records if r not in o.runs]:
+        reasons.append(f"Copies of other runs, which count once: {_some(copies)}.")
     if len({_task(record) for record in records}) > 1:
         reasons.append("The runs differ in their data or model: their losses cannot be compared.")
     if learned:
         none = [o for o in found if o.judged and not o.learned]
-        some = [o for o in found if 0 < o.learned < o.judged]
+        some = [o for o in found if 0 < o.learned < len(o.judged)]
         for of, word in ((none, "No run"), (some, "Only some runs")):
             if of:
                 reasons.append(f"{word} learned of {_some([o.group.label for o in of])}.")
@@ -226,14 +263,14 @@ def verdict_of_runs(records: Sequence[RunRecord], groups: Sequence[Group]) -> Ve
     return Verdict(f"{text[0].upper()}{text[1:]}.", reasons)
 
 
-def figures_of_runs(records: Sequence[RunRecord], groups: Sequence[Group]) -> list[Figure]:
+def figures_of_runs(groups: Sequence[Group]) -> list[Figure]:
     """Return the numbers that decide the verdict on several runs."""
-    found = [o for o in outcomes(groups) if o.losses]
-    judged = [r for r in records if _is_judged(r)]
+    every = outcomes(groups)
+    records = [record for o in every for record in o.runs]
+    found, judged = [o for o in every if o.losses], [x for o in every for x in o.judged]
     figures = []
     if judged:
-        learned = sum(r.summary["learned"] for r in judged)
-        figures.append(Figure(f"{learned} of {len(judged)}", "runs learned"))
+        figures.append(Figure(f"{sum(judged)} of {len(judged)}", "runs learned"))
     if len(found) > 1:
         best, worst = found[0], found[-1]
         figures.append(Figure(loss(best.mean), "lowest validation loss", best.group.label))
@@ -245,20 +282,38 @@ def figures_of_runs(records: Sequence[RunRecord], groups: Sequence[Group]) -> li
     return figures
 
 
-def _lead(best: Outcome, second: Outcome) -> str:
-    """Say whether the seeds tell the two lowest apart: in pairs where both have the same seeds."""
-    gap = f"That is {number(second.mean - best.mean, 3)} below {second.group.label}"
-    if min(len(best.losses), len(second.losses)) < 2:
+def _reasons(lead: Lead, known: Sequence[Outcome]) -> Iterator[str]:
+    """Say whether the seeds tell the lowest from the second, and who is ahead of it."""
+    labels = [o.group.label for o in known]
+    if lead.about_seeds:
+        yield lead.about_seeds
+    ahead = [labels[int(r.format)] for r in lead.rivals if r.is_ahead]
+    if ahead:
+        yield f"In the seeds that both have, it is above {_some(ahead)}."
+    if not lead.rivals[0].is_ahead:
+        yield _gap(lead.rivals[0], known[0].values, known[1].values, labels[1])
+
+
+def _gap(second: Rival, ours: Values, others: Values, label: str) -> str:
+    """Say whether the seeds tell the two lowest apart."""
+    change = second.change
+    if second.is_equal:
+        return f"That equals {label} with every seed."
+    gap = f"That is {number(change.mean, 3)} below {label}"
+    if change.n < 2:
         return f"{gap}; with one seed each, a small gap may be chance."
-    ours, others = best.of_seeds, second.of_seeds
-    if ours.keys() == others.keys():
-        lower = sum(ours[seed] < others[seed] for seed in ours)
-        if lower == len(ours):
-            return f"{gap}, and lower with each of {lower} seeds."
-        of = f"{lower} of {len(ours)} seeds"
+    apart = second.is_distinguishable
+    if seeds := common_seeds(ours, others):
+        lower = sum(fmean(ours[seed]) < fmean(others[seed]) for seed in seeds)
+        if lower == len(seeds):
+            not_apart = "" if apart else ", but these do not tell the two apart"
+            return f"{gap}, and lower with each of {lower} seeds{not_apart}."
+        of = f"{lower} of {len(seeds)} seeds"
+        if apart:
+            return f"{gap}, and lower with {of}, which tell the two apart."
         return f"{gap}, but lower with only {of}: they do not tell the two apart."
-    if max(best.losses) < min(second.losses):
-        return f"{gap}, and each of its seeds is below each of the other's."
+    if apart:
+        return f"{gap}, and their seeds tell the two apart."
     return f"{gap}, but their seeds overlap: they do not tell the two apart."
 
 
@@ -268,10 +323,6 @@ def _task(record: RunRecord) -> str:
     return json.dumps(
         {k: v for k, v in facts.items() if k != "notice"}, sort_keys=True, default=str
     )
-
-
-def _is_judged(record: RunRecord) -> bool:
-    return record.summary.get("learned") is not None
 
 
 def _some(names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ from altcore_reporters.pictures.curves import (
     smoothed,
     thinned,
 )
-from altcore_reporters.pictures.groups import Difference, Group, by_seed, differences, grouped
+from altcore_reporters.pictures.groups import Difference, Group, differences, grouped
 from altcore_reporters.pictures.layers import LAYER_MEASURES, HeatMap, heat_map, heat_maps
 from altcore_reporters.pictures.marks import Mark, marks_of
 from altcore_reporters.pictures.values import ValueHistogram, value_histograms
@@ -29,7 +29,6 @@ __all__ = [
     "Mark",
     "ValueHistogram",
     "band_of",
-    "by_seed",
     "curve_of",
     "differences",
     "grouped",
