@@ -325,13 +325,16 @@ def _some(name: str, known: Sequence[str], kinds: Sequence[str]) -> str:
     families = sorted({e.name for e in entries() if e.kind in kinds and e.is_family})
     of_families = f"; families are {', '.join(families)}" if families else ""
     if len(known) > SHOWN:
-        near = ", ".join(difflib.get_close_matches(name, known, n=SHOWN, cutoff=0.0))
+        as_written = {other.lower(): other for other in known}
+        found = difflib.get_close_matches(name.lower(), as_written, n=SHOWN, cutoff=0.0)
+        near = ", ".join(as_written[lower] for lower in found)
         said = f"the nearest of {len(known)} are {near}{of_families}"
         return f"{said}; altcore plugins list has all"
     if known:
         return f"installed are {', '.join(known)}{of_families}"
     packages = " ".join(f"altcore-{kind}s" for kind in kinds)
-    return f"none is installed; the first-party ones come with: pip install {packages}"
+    folders = " ".join(f"./plugins/{kind}s" for kind in kinds)
+    return f"none is installed; pip install {packages} (in a clone of altcore: {folders})"
 
 
 def family_of(name: str) -> Entry | None:

@@ -353,6 +353,13 @@ def test_the_map_of_the_rooms_is_the_linters():
     assert {room for line in layers() for room in line} == there
 
 
+@pytest.mark.parametrize("path", ["README.md", "docs/tutorial.md"])
+def test_all_distributions_are_in_the_command_that_installs(path):
+    """Whoever follows the page can follow every other one."""
+    kinds = {p.parent.name for p in (ROOT / "plugins").glob("*/pyproject.toml")}
+    assert set(re.findall(r"\./plugins/(\w+)", (ROOT / path).read_text())) >= kinds
+
+
 def test_the_tests_mirror_the_rooms():
     """Each room that is a package has a folder of tests, each kind of plugins too, and no other."""
     rooms = {p.parent.name for p in (ROOT / "altcore").glob("*/__init__.py")}

@@ -140,7 +140,9 @@ def test_find_says_what_to_install_where_nothing_is(monkeypatch):
     from altcore import registry
 
     monkeypatch.setattr(registry, "entries", tuple)
-    with pytest.raises(BadInput, match=r"pip install altcore-optimizers$"):
+    with pytest.raises(
+        BadInput, match=r"pip install altcore-optimizers \(in a clone .*\./plugins/optimizers\)$"
+    ):
         find("adamw", ("optimizer",))
 
 

@@ -151,7 +151,10 @@ def _left_out_if_broken(name: str) -> Iterator[None]:
 
 def _print_table(rows: list[dict[str, Any]]) -> None:
     if not rows:
-        echo("no format is installed; the first-party ones: pip install altcore-formats")
+        echo(
+            "no format is installed: pip install altcore-formats (in a clone of altcore: "
+            "./plugins/formats)"
+        )
         return
     cells = [{k: _cell(v) for k, v in row.items()} for row in rows]
     width = {k: max(len(k), *(len(c[k]) for c in cells)) for k in cells[0]}

@@ -48,7 +48,8 @@ def list_(runs_dir: str, as_json: bool) -> None:
         print_json(rows)
         return
     if not rows:
-        echo(f"no runs in {runs_dir}")
+        is_there = Path(runs_dir).is_dir()
+        echo(f"no runs in {runs_dir}" if is_there else f"there is no folder {runs_dir}")
         return
     now = time.time()
     print_table(["name", "status", "ago", "steps", "loss", "best", "verdict"], rows_of(rows, now))

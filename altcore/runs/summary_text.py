@@ -100,8 +100,17 @@ def _measures(summary: Mapping[str, Any]) -> list[tuple[str, str]]:
 def _time(summary: Mapping[str, Any]) -> str:
     if summary["seconds"] is None:
         return "not available"
-    speed = f"{summary['items_per_second']:.4g} {summary['item']}/s"
-    return f"{summary['seconds']:.1f} s, {summary['step_time_ms']:.3g} ms a step, {speed}"
+    speed = f"{_short(summary['items_per_second'])} {summary['item']}/s"
+    return f"{summary['seconds']:.1f} s, {_short(summary['step_time_ms'])} ms a step, {speed}"
+
+
+def _short(value: float) -> str:
+    """Return a number with three or more digits, and no exponent.
+
+    >>> _short(1931.2), _short(11083.4), _short(8.1234)
+    ('1931', '11083', '8.12')
+    """
+    return f"{value:.0f}" if value >= 1000 else f"{value:.3g}"
 
 
 def _steps(summary: Mapping[str, Any]) -> str:

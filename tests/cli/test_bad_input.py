@@ -350,7 +350,8 @@ def check(outcome, given):
         assert outcome.message.startswith("Error: ")
         assert outcome.err.count("\n") <= 5
     else:
-        assert outcome.err.count("\n") == 1, outcome.err
+        # A slow machine says in between what it is doing.
+        assert "\n" not in outcome.err.removesuffix("\n").removeprefix(f"{READING}\n"), outcome.err
         assert outcome.message.startswith("altcore: ")
     for words in given.says:
         assert words in outcome.err

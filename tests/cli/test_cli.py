@@ -224,9 +224,9 @@ def test_runs_list(recorded, capsys):
 
 def test_runs_list_of_nothing(tmp_path, capsys):
     """A folder without runs, or none at all, is no error."""
-    for folder in (tmp_path, tmp_path / "nowhere"):
+    for folder, says in ((tmp_path, "no runs in"), (tmp_path / "no", "there is no folder")):
         outcome = call(capsys, "runs", "list", "--runs-dir", folder)
-        assert (outcome.code, outcome.out) == (0, f"no runs in {folder}\n")
+        assert (outcome.code, outcome.out) == (0, f"{says} {folder}\n")
         assert call(capsys, "runs", "list", "--runs-dir", folder, "--json").out == "[]\n"
 
 
