@@ -141,7 +141,7 @@ def test_find_says_what_to_install_where_nothing_is(monkeypatch):
 
     monkeypatch.setattr(registry, "entries", tuple)
     with pytest.raises(
-        BadInput, match=r"pip install altcore-optimizers \(in a clone .*\./plugins/optimizers\)$"
+        BadInput, match=r"altcore-optimizers \(in a clone .*\./plugins/optimizers\)$"
     ):
         find("adamw", ("optimizer",))
 
