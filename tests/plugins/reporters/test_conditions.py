@@ -52,8 +52,10 @@ def test_neither_the_order_of_runs_nor_that_of_keys_names_a_condition():
     assert apart_from_format(runs) == apart_from_format(turned)[::-1]
     assert apart_from_format(runs[:2]) == ["recipe pure", "recipe master"]
     assert [g.label for g in grouped(runs)] == [g.label for g in grouped(turned)][::-1]
-    tied = [told(learning_rate=rate) for rate in (1e-3, 2e-3)]
-    assert [g.label for g in grouped(tied)] == [g.label for g in grouped(tied[::-1])][::-1]
+    tied = [{"warmup_steps": n, "learning_rate": n / 1e3} for n in (1, 2)]
+    labels = [g.label for g in grouped([told(**own) for own in tied])]
+    other = [g.label for g in grouped([told(**dict(reversed(o.items()))) for o in tied[::-1]])]
+    assert labels == other[::-1]
 
 
 def test_other_data_are_another_condition():
