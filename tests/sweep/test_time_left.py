@@ -34,6 +34,11 @@ def left(ledger, seconds):
 
 def test_a_job_is_expected_to_take_what_others_of_its_variant_took(ledger):
     """In all their attempts; of a variant that has no result yet, what any job took."""
+    # Of these nothing is learnt: a job that is damaged, and one that the sweep no longer has.
+    ledger.add([evolve(JOB, name="damaged")])
+    (ledger.folder / "jobs" / "damaged" / "job.json").write_text("{")
+    for name in ("damaged", "retired"):
+        ledger.run_of(name).mkdir()
     for variant, seconds in (("pure", 100), ("master", 300), ("new", 200)):
         job = evolve(JOB, variant=variant)
         assert not left(ledger, seconds - 1).is_enough(job)
