@@ -10,25 +10,31 @@ from attrs import define
 from helpers import text_file
 from helpers_cli import call
 from helpers_crashes import ended, forked
+from helpers_epochs import Points
 
 from altcore.cli import cli
 from altcore.errors import AltcoreError, BadInput
 from altcore.plugin import hookimpl
+from altcore.recipes.cast_reading import Place, read_cast
 from altcore.runs import read_lines
 from altcore.study.arms import Arm, twin
 from altcore.study.runner import Runner, Trial
 from altcore.study.setup import Cost
 
-FROZEN = Arm("frozen", {}, freeze=("transformer.h.0.mlp.c_fc",))
-TRIALS = [Trial(FROZEN, seed=1), Trial(twin(), seed=1)]
+F = Arm("F", {"0": {"weight@fwd": read_cast({"format": "E4M3"}, Place())}})
+TRIALS = [Trial(F, seed=1), Trial(twin(), seed=1)]
+
+
+POINTS = {"workload": "points", "optimizer": "sgd"}
 
 
 @pytest.fixture
-def runner(start, tmp_path):
-    """Return a function that makes the Runner of a folder."""
+def runner(start, shelf, tmp_path):
+    """Return a function that makes the Runner of a folder, whose runs take no time."""
+    shelf.install("workload", "points", Points)
 
     def made(folder="study", executor="local", **keys):
-        config = start.config(max_steps=4, checkpoint_interval=1, **keys)
+        config = start.config(max_steps=4, checkpoint_interval=1, **{**POINTS, **keys})
         return Runner(tmp_path / folder, config, lambda _: None, executor=executor)
 
     return made
@@ -117,25 +123,26 @@ def test_a_failed_run_ends_the_study(runner, does):
 
     does(fail)
     study = runner(plugins=["does"])
-    with pytest.raises(AltcoreError, match=r"frozen-s1-lr1-\w+: .*planted"):
+    with pytest.raises(AltcoreError, match=r"F-s1-lr1-\w+: .*planted"):
         study.outcomes(TRIALS)
     assert study.done == 0
     assert attempts_at(study, "twin") == []
     does(lambda: None)
     again = runner(plugins=["does"])
     assert len(again.outcomes(TRIALS)) == again.done == 2
-    assert jobs_in(study.folder / "retired") == ["frozen"]
+    assert jobs_in(study.folder / "retired") == ["F"]
 
 
 def test_a_file_that_changes_between_two_runs_is_noticed(runner, tmp_path):
     """Whatever their seeds. The later run is kept where nobody takes it for a result."""
     own = text_file(tmp_path / "words.txt")
-    study = runner(gpt__data=str(own))
+    study = runner(workload="gpt", optimizer="adamw", gpt__data=str(own))
     study.tell = lambda _: own.write_text(own.read_text().upper())
     with pytest.raises(AltcoreError, match=r"words\.txt changed while the study ran"):
-        study.outcomes([Trial(FROZEN, seed=1), Trial(twin(), seed=2)])
-    assert jobs_in(study.folder / "runs") == ["frozen"]
-    assert jobs_in(study.folder / "retired") == ["twin"]
+        study.outcomes([Trial(twin(), seed=1), Trial(twin(), seed=2)])
+    (kept,), (retired,) = (list((study.folder / f).iterdir()) for f in ("runs", "retired"))
+    assert kept.name.startswith("twin-s1-")
+    assert retired.name.startswith("twin-s2-")
 
 
 def test_what_is_not_asked_for_any_more_is_not_run(runner):
@@ -145,7 +152,7 @@ def test_what_is_not_asked_for_any_more_is_not_run(runner):
     study.outcomes([Trial(twin(), seed=1)])
     assert study.done == 1
     assert jobs_in(study.folder / "jobs") == jobs_in(study.folder / "runs") == ["twin"]
-    assert jobs_in(study.folder / "retired") == ["frozen"]
+    assert jobs_in(study.folder / "retired") == ["F"]
     work = "retired/*/jobs/attempts/001/work/*"
     assert list(study.folder.glob(f"{work}/checkpoints/step-00000001"))
 
