@@ -41,7 +41,7 @@ class Batch:
             AltcoreError: if a run fails. In this process no other one is begun; elsewhere workers
                 finish what is left of the batch first.
         """
-        worker = worker_of(sweep, self.ledger, told, lambda _: None)
+        worker = worker_of(sweep, self.ledger, told.partition(":")[0], lambda _: None)
         worker.may_begin = self._may_begin
         with self._watched():
             executor.run(evolve(placing_of(sweep, self.ledger, told, tell), work=worker.work))

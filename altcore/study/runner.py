@@ -169,7 +169,7 @@ class Runner:
 
         def ended(name: str) -> None:
             self.done += 1
-            self.planned -= 1
+            self.planned = max(0, self.planned - 1)
             trial, job = missing[name]
             self._check(job, trial.seed)
             seconds = summary_of(self._ledger.run_of(name))["seconds"] or 0
