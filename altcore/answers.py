@@ -45,6 +45,8 @@ class StudyOptions(TypedDict, total=False):
     """Minutes for all runs together; decides the steps."""
     name: str | None
     """Of the study's folder; a later call may add to it."""
+    executor: str
+    """Where runs are made: ``local``, in this process, by default; ``local:2`` is two processes."""
     folder: str | Path
     """Holds the studies; ``studies`` by default."""
 
@@ -55,7 +57,7 @@ def explain(config: Config = None, **options: Unpack[StudyOptions]) -> Answer:
     Args:
         config: keys of all runs, as a mapping or a YAML file; ``format`` is the one in question,
             and ``recipe`` says where it is used: by default everywhere that it can be.
-        options: ``seeds``, ``within``, ``budget``, ``name`` and ``folder``, as in `StudyOptions`.
+        options: as in `StudyOptions`, each by its name.
 
     Raises:
         BadInput: before anything is written.

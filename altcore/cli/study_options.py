@@ -62,6 +62,12 @@ def study_options(command: Any) -> Any:
             metavar="MINUTES",
             help="Minutes for all runs together; decides the steps.",
         ),
+        once(
+            "--executor",
+            metavar="NAME[:KEY=VALUE,...]",
+            default="local",
+            help="Where runs are made (default local, in this process; local:2 is two processes).",
+        ),
         once("--name", help="Folder of the study, in studies/. A later command may add to it."),
         AS_JSON,
     ]

@@ -25,6 +25,7 @@ from altcore.runs.directory import (
 from altcore.runs.directory_lock import alone, is_being_written
 from altcore.runs.history import TAIL, early_and_late, finite, mean_of, step_lines, tail
 from altcore.runs.identity import (
+    KEPT,
     NAMES,
     Change,
     about_platform,
@@ -112,6 +113,7 @@ __all__ = [
     "ENVIRONMENT",
     "EVALUATED",
     "EVENTS",
+    "KEPT",
     "METRICS",
     "NAMES",
     "REGULAR",

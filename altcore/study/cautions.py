@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-from altcore.study.runner import FACTORS_OF_RATE, tail_length
+from altcore.study.outcome import tail_length
+from altcore.study.runner import FACTORS_OF_RATE
 from altcore.study.setup import FEWEST_STEPS
 from altcore.study.statistics import LEVEL, student
 

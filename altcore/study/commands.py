@@ -52,6 +52,8 @@ class Options:
     folder: Path = field(default=Path(STUDIES), converter=Path)
     doing: Callable[[str], None] = field(default=lambda _: None)
     """Takes what is being done, which nobody needs to read later."""
+    executor: str = "local"
+    """Where runs are made, as `altcore sweep run` takes it."""
 
     def __attrs_post_init__(self) -> None:
         if world_size() > 1:
@@ -103,9 +105,7 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
         label, called = f"{', '.join(sorted(used))} ({config.recipe_name})", recipe_label(config)
     name = options.name or f"explain-{called}-{config.workload}".lower()
     seeds = [config.seed + i for i in range(options.seeds)]
-    runner = Runner(
-        options.folder / name, config, options.tell, facts=described, doing=options.doing
-    )
+    runner = _runner(options, name, config, described)
     study = Explanation(runner, plan, seeds, options.within, ties)
     arms = [frozen_control(plan), *full.values()]
     rows = len(full) - 1  # all but the twin
@@ -151,9 +151,7 @@ def _compare(
     called = "-".join(dict.fromkeys(c.format_key for c in contenders))
     name = options.name or as_name(f"compare-{called}").lower()
     seeds = [config.seed + i for i in range(options.seeds)]
-    runner = Runner(
-        options.folder / name, config, options.tell, facts=described, doing=options.doing
-    )
+    runner = _runner(options, name, config, described)
     study = Comparison(runner, contenders, seeds, options.within, keys)
     asked = {"formats": list(formats), "recipes": list(recipes), "optimizers": list(optimizers)}
     rows = len(contenders)
@@ -168,6 +166,19 @@ def _compare(
         whole = {"about": about, **found}
         write(runner.folder, begun.page, whole, report.comparison(about, found))
     return whole, runner.folder
+
+
+def _runner(
+    options: Options, name: str, config: TrainConfig, described: Mapping[str, Any]
+) -> Runner:
+    return Runner(
+        options.folder / name,
+        config,
+        options.tell,
+        facts=described,
+        doing=options.doing,
+        executor=options.executor,
+    )
 
 
 def contender_config(config: TrainConfig, fmt: str, recipe: str) -> TrainConfig:
@@ -264,7 +275,9 @@ def _begin(
         agreed = agreed_steps(known, command, asked)
         steps = agreed or min(steps, steps_within(cost, options.budget, runs))
     runner.base = config.evolve(
-        max_steps=steps, warmup_steps=min(config.warmup_steps, max(1, steps // 10))
+        max_steps=steps,
+        warmup_steps=min(config.warmup_steps, max(1, steps // 10)),
+        checkpoint_interval=config.checkpoint_interval or cost.steps_between_checkpoints,
     )
     whole = duration(cost.of(runs, steps))
     options.tell(

@@ -12,7 +12,8 @@ from altcore.recipes import OPERANDS, ResolvedRecipe
 from altcore.study.arms import Arm, frozen_control, select
 from altcore.study.explain import SELECTION_SEED, plain
 from altcore.study.keys import run_key
-from altcore.study.runner import FACTORS_OF_RATE, Outcome, Runner, gap
+from altcore.study.outcome import Outcome, gap
+from altcore.study.runner import FACTORS_OF_RATE, Runner, Trial
 from altcore.study.statistics import LEVEL, estimate, holm
 
 
@@ -56,11 +57,11 @@ class Comparison:
         """Run everything; return a row for each contender, as plain data."""
         arms = self.arms()
         self.runner.planned = self.runs_at_most
-        for arm in arms.values():
-            self.rates[arm.key] = self.runner.best_rate(arm, self.seeds[0] + SELECTION_SEED)
-        for seed in self.seeds:
-            for arm in arms.values():
-                self.outcomes[arm.key, seed] = self.runner.run(arm, seed, self.rates[arm.key])
+        seed = self.seeds[0] + SELECTION_SEED
+        self.rates = self.runner.best_rates(list(arms.values()), seed)
+        trials = [Trial(a, s, self.rates[a.key]) for s in self.seeds for a in arms.values()]
+        for trial, outcome in zip(trials, self.runner.outcomes(trials), strict=True):
+            self.outcomes[trial.arm.key, trial.seed] = outcome
         rows = [self._row(c) for c in self.contenders]
         corrected = holm({i: r["gap"]["p"] for i, r in enumerate(rows)})
         for i, row in enumerate(rows):

@@ -7,7 +7,7 @@ interval of a paired difference holds 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from attrs import asdict, define, evolve, field
@@ -26,7 +26,8 @@ from altcore.study.arms import (
     select,
     twin,
 )
-from altcore.study.runner import FACTORS_OF_RATE, Outcome, Runner, gap
+from altcore.study.outcome import Outcome, gap
+from altcore.study.runner import FACTORS_OF_RATE, Runner, Trial
 from altcore.study.statistics import LEVEL, Estimate, dividends, estimate, holm, shapley
 from altcore.study.variants import CAUSES, is_fixed_point, variants
 
@@ -94,16 +95,13 @@ class Explanation:
         arms = factorial(self.plan)
         full = arms[frozenset(self.factors)]
         control = frozen_control(self.plan)
-        for arm in (*arms.values(), control):
-            seed = self.seeds[0] + SELECTION_SEED
-            self.rates[arm.key] = self.runner.best_rate(arm, seed)
+        every = [*arms.values(), control]
+        self.rates = self.runner.best_rates(every, self.seeds[0] + SELECTION_SEED)
         self.found = {
             "learning_rate_factors": dict(self.rates),
             "operands_of": {f: operands_in(self.plan, FACTORS[f]) for f in self.factors},
         }
-        for seed in self.seeds:
-            for arm in (*arms.values(), control):
-                self._run(arm, seed, **(self.watch if arm is full else {}))
+        self._run(every, watched=full)
         self._judge_arms(arms, control)
         self._find_onset(full)
         verdict = self.found["full"]
@@ -114,11 +112,23 @@ class Explanation:
 
     # The factorial ---------------------------------------------------------------------------
 
-    def _run(self, arm: Arm, seed: int, *, rate: float | None = None, **keys: Any) -> Outcome:
-        factor = self.rates.get(arm.key, 1.0) if rate is None else rate
-        outcome = self.runner.run(arm, seed, factor, **keys)
-        self.outcomes[arm.key, seed] = outcome
-        return outcome
+    def _run(
+        self,
+        arms: Collection[Arm],
+        *,
+        seeds: Sequence[int] | None = None,
+        rate: float | None = None,
+        watched: Arm | None = None,
+    ) -> None:
+        """Run arms with every seed, side by side; each at its own rate unless one is given."""
+        keys = {watched.key: self.watch} if watched else {}
+        trials = [
+            Trial(arm, seed, rate or self.rates.get(arm.key, 1.0), keys.get(arm.key, {}))
+            for seed in seeds or self.seeds
+            for arm in arms
+        ]
+        for trial, outcome in zip(trials, self.runner.outcomes(trials), strict=True):
+            self.outcomes[trial.arm.key, trial.seed] = outcome
 
     def _gaps(
         self, key: str, seeds: Sequence[int] | None = None, reference: str = "twin"
@@ -210,8 +220,7 @@ class Explanation:
         own, twins = self.rates[arm.key], self.rates["twin"]
         if own != twins:
             beside = evolve(twin(), key="twin-inside")
-            for seed in self.seeds:
-                self._run(beside, seed, rate=own)
+            self._run([beside], rate=own)
             row = self._row(arm.key, beside.key)
             if row["diverged"] or row["low"] > 0:
                 self.reference = beside.key
@@ -236,9 +245,7 @@ class Explanation:
 
     def _worst(self, stage: str, arms: Mapping[str, Arm], rate: float) -> str | None:
         """Run the arms; return the one with the largest gap, or None if no gap differs from 0."""
-        for arm in arms.values():
-            for seed in self.seeds:
-                self._run(arm, seed, rate=rate)
+        self._run(arms.values(), rate=rate)
         rows = {name: self._row(arm.key, self.reference) for name, arm in arms.items()}
         _correct(rows)
         self.found[stage] = rows
@@ -254,13 +261,14 @@ class Explanation:
         casts = [c for own in chosen.values() for c in own.values()]
         causes = {cause for c in casts for cause in variants(c)}
         base = Arm(f"{factor}-cause-none", chosen)
-        for seed in self.seeds:
-            self._run(base, seed, rate=rate)
+        tried = {
+            cause: Arm(f"{factor}-cause-{cause}", select(self.plan, operands, scope, _to(cause)))
+            for cause in CAUSES
+            if cause in causes
+        }
+        self._run([base, *tried.values()], rate=rate)
         before, rows = self._gaps(base.key, reference=self.reference), {}
-        for cause in (c for c in CAUSES if c in causes):
-            arm = Arm(f"{factor}-cause-{cause}", select(self.plan, operands, scope, _to(cause)))
-            for seed in self.seeds:
-                self._run(arm, seed, rate=rate)
+        for cause, arm in tried.items():
             after = self._gaps(arm.key, reference=self.reference)
             gained = estimate([b - a for b, a in zip(before, after, strict=True)])
             whole = math.fsum(before) / len(before)
@@ -288,15 +296,12 @@ class Explanation:
         Each runs at its own best rate, since a repaired recipe may learn at another rate.
         """
         seeds = [s + FRESH_SEED for s in self.seeds]
-        for seed in seeds:
-            self._run(twin(), seed)
-            self._run(control, seed)
+        self._run([twin(), control], seeds=seeds)
         tried = []
         for number, (text, casts) in enumerate(self._candidates()):
             arm = Arm(f"change-{number}", casts)
-            rate = self.runner.best_rate(arm, self.seeds[0] + SELECTION_SEED)
-            for seed in seeds:
-                self._run(arm, seed, rate=rate)
+            rates = self.runner.best_rates([arm], self.seeds[0] + SELECTION_SEED)
+            self._run([arm], seeds=seeds, rate=rates[arm.key])
             verdict = self._verdict(arm.key, control.key, seeds)
             tried.append({"change": text, **verdict})
             if verdict["trains"]:

@@ -16,7 +16,7 @@ from altcore.engine import choose_device
 from altcore.errors import BadInput
 from altcore.formats import BlockFormat, Format, format_digest
 from altcore.registry import HOOK_KINDS, find
-from altcore.runs import NAMES, contents, named_path, source_digest
+from altcore.runs import KEPT, NAMES, contents, named_path, source_digest
 
 
 def identity(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -25,7 +25,7 @@ def identity(config: TrainConfig, facts: Mapping[str, Any]) -> dict[str, Any]:
     ``facts`` are those of the workload, its data included.
     """
     # Each format has its digest.
-    left_out = (*NAMES, "changes", "format_digests", "format_origins")
+    left_out = (*NAMES, *KEPT, "changes", "format_digests", "format_origins")
     keys = {k: getattr(config, k) for k in fields_dict(TrainConfig) if k not in left_out}
     return {
         "config": plain({**keys, "device": choose_device(config.device).type}),

@@ -53,7 +53,7 @@ class Question:
 def held(folder: Path) -> Iterator[None]:
     """Lock a study's folder for this process. Raises `BadInput` if another one holds it.
 
-    Otherwise each would take the other's current run for an interrupted one.
+    Otherwise each would take the other's jobs for those that nobody asks for any more.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)

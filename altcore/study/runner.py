@@ -1,84 +1,50 @@
 """Runs of a study: each arm trained once for a seed and a learning rate, and never twice.
 
-A run is identified by the digest of its identity, with which its name ends. A finished run is
-read from its directory, so an interrupted study continues. An interrupted run is repeated. Another
-recipe, format or data makes another run.
+The folder of a study is a ledger, as that of a sweep is. A run is a job whose name ends with the
+digest of its identity, so another recipe, format, data or code makes another job. Runs that need
+nothing of one another are asked for together, and an executor places them.
 """
 
 from __future__ import annotations
 
-import json
-import math
-import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from attrs import define, field, frozen
 
-from altcore.api import train
 from altcore.builtin_types import duration
 from altcore.config import LONGEST_NAME, TrainConfig
 from altcore.errors import AltcoreError
 from altcore.formats import digest
-from altcore.runs import ENDED, EVENTS, METRICS, compare, identity_in, read_lines, summary_of
+from altcore.hooks import Executor
+from altcore.runs import compare, identity_in, summary_of
 from altcore.study.arms import Arm
-from altcore.study.identity import identity
+from altcore.study.batch import Batch
+from altcore.study.identity import files, identity
+from altcore.study.outcome import Outcome, is_whole, outcome_of
+from altcore.sweep import DEFAULT_RULES, Job, Ledger, State, SweepFile, make_executor, save_sweep
 
-DIVERGED = ("nan_patience", "diverged")
-"""Causes of a collapse that mean that the loss left."""
 FACTORS_OF_RATE = (1 / 3, 1.0, 3.0)
 """Learning rates that each contender is tried at, as multiples of the given one."""
 DIGITS = 12
 """Of a digest in a run's name."""
-IDENTITY = "identity.json"
-"""The file of a run that holds what the digest is of."""
-TAIL = 0.1
-"""Share of the steps at the end over which losses are compared."""
+NOT_REPEATED = {cause: {"limit": 0} for cause in DEFAULT_RULES}
+"""Rules of a ledger in which no failed run is tried again with other settings: it would be another
+experiment."""
 
 
 @frozen
-class Outcome:
-    """The outcome of an arm's run."""
+class Trial:
+    """An arm's run that is asked for."""
 
-    losses: tuple[float, ...] = field(repr=False)
-    """Training losses by step; shorter than the study's steps if the run ended early."""
-    diverged: bool
-    entropy: float | None
-    """The unigram entropy of the data, where the workload states it."""
-    lines: tuple[Mapping[str, Any], ...] = field(repr=False)
-    """The lines of metrics, diagnostics included."""
-    learned: bool | None = None
-    """Whether it learned, by the verdict of its summary."""
-
-    def tail(self, steps: int) -> float:
-        """Return the mean loss of the last tenth, or infinity if the run diverged."""
-        part = self.losses[-tail_length(steps) :]
-        return math.inf if self.diverged or not part else math.fsum(part) / len(part)
-
-
-def tail_length(steps: int) -> int:
-    """Return how many steps at the end are compared."""
-    return max(1, math.ceil(TAIL * steps))
-
-
-def gap(outcome: Outcome, reference: Outcome, steps: int) -> float:
-    """Return the mean of the per-batch loss differences over the last tenth of the steps.
-
-    A diverged run counts with the unigram entropy. If there is none, or the twin is not below it,
-    it counts with the reference's first loss.
-    """
-    count = tail_length(steps)
-    base = reference.losses[-count:]
-    if not outcome.diverged:
-        differences = (a - b for a, b in zip(outcome.losses[-count:], base, strict=True))
-        return math.fsum(differences) / count
-    mean = math.fsum(base) / count
-    censored = outcome.entropy
-    if censored is None or censored <= mean:
-        censored = reference.losses[0]
-    return censored - mean
+    arm: Arm
+    seed: int
+    rate: float = 1.0
+    """Multiplies the learning rate."""
+    keys: Mapping[str, Any] = field(factory=dict)
+    """Further keys of its configuration."""
 
 
 @define
@@ -95,120 +61,189 @@ class Runner:
     """What the workload says of itself, its data included."""
     doing: Callable[[str], None] = lambda _: None
     """Takes what is being done, which nobody needs to read later."""
-    files: dict[str, str] = field(init=False, factory=dict)
-    """Digests of the files that the settings name, as the study met them."""
-    seen: dict[int, Mapping[str, Any]] = field(init=False, factory=dict)
-    """The identity of the first run of each seed."""
+    executor: str = "local"
+    """Where runs are made."""
     done: int = field(init=False, default=0)
-    seconds: list[float] = field(init=False, factory=list)
-    """What the runs of this session took."""
+    """Runs that were made in this session."""
+    _ledger: Ledger = field(init=False)
+    _sweep: SweepFile = field(init=False)
+    _executor: Executor = field(init=False)
+    _files: dict[str, str] = field(init=False, factory=dict)
+    """Digests of the files that the settings name, as the study met them."""
+    _seen: dict[int, Mapping[str, Any]] = field(init=False, factory=dict)
+    """The identity of the first run of each seed."""
+    _seconds: float = field(init=False, default=0.0)
+    """What the finished batches of this session took."""
+    _began: float = field(init=False, default=0.0)
+    """When the batch began that is being run."""
 
-    def run(self, arm: Arm, seed: int, rate: float = 1.0, **keys: Any) -> Outcome:
-        """Train an arm, or read its earlier outcome. ``rate`` multiplies the learning rate."""
-        config = self._config(arm, seed, rate, keys)
-        known_by = self._identity(config)
-        short = digest(known_by)[:DIGITS]
-        path = next((self.folder / "runs").glob(f"*-{short}"), None)
-        if path is not None and not _is_whole(path, config.max_steps):
-            shutil.rmtree(path)
-            path = None
-        if path is None:
-            end = f"-s{seed}-lr{rate:.3g}-{short}".replace(".", "_")
-            path = self._train(config, arm.key[: LONGEST_NAME - len(end)] + end)
-            self._check_data(path, seed)
-            text = json.dumps(known_by, indent=1)
-            (path / IDENTITY).write_text(text + "\n", encoding="utf-8")
-        self.planned = max(0, self.planned - 1)
-        return outcome(path, self.base.max_steps)
+    def __attrs_post_init__(self) -> None:
+        folder = self.folder.absolute()
+        self._sweep = SweepFile(name=folder.name, retry=NOT_REPEATED)
+        self._ledger = Ledger(folder, self._sweep.rules)
+        self._executor = make_executor(self.executor)
+
+    def outcomes(self, trials: Sequence[Trial]) -> list[Outcome]:
+        """Train side by side what was not trained before; return the outcome of each trial.
+
+        Raises:
+            AltcoreError: if a run fails, or the data changed meanwhile. What was made is kept.
+        """
+        known = {_digest_in(name): name for name in self._ledger.names()}
+        jobs: dict[str, tuple[Trial, Job]] = {}
+        names = []
+        for trial in trials:
+            job = self._job(trial, known)
+            known[_digest_in(job.name)] = job.name
+            jobs.setdefault(job.name, (trial, job))
+            names.append(job.name)
+        missing = {name: jobs[name] for name in jobs if not self._has(name)}
+        self.planned = max(0, self.planned - len(names) + len(missing))
+        if missing:
+            self._make(missing)
+        return [outcome_of(self._ledger.run_of(name), self.base.max_steps) for name in names]
+
+    def best_rates(self, arms: Sequence[Arm], seed: int) -> dict[str, float]:
+        """Return for each arm the factor of the learning rate at which it ends with the least loss.
+
+        Uses ``seed``, which no result may use. If every rate diverges, it is the lowest.
+        """
+        trials = [Trial(arm, seed, rate) for arm in arms for rate in FACTORS_OF_RATE]
+        found = iter(self.outcomes(trials))
+        best = {}
+        for arm in arms:
+            tails = {rate: next(found).tail(self.base.max_steps) for rate in FACTORS_OF_RATE}
+            best[arm.key] = min(tails, key=lambda rate: tails[rate])
+        return best
 
     def digest_of(self, arm: Arm) -> str:
         """Return the digest that identifies an arm, for all seeds."""
-        return digest(self._identity(self._config(arm, 0, 1.0, {})))
+        return digest(self._identity(self._config(Trial(arm, 0))))
 
-    def _config(self, arm: Arm, seed: int, rate: float, keys: Mapping[str, Any]) -> TrainConfig:
+    # What a run is -----------------------------------------------------------------------------
+
+    def _config(self, trial: Trial) -> TrainConfig:
         return self.base.evolve(
             **{
                 "format": None,
-                "recipe": arm.recipe(),
-                "freeze": arm.freeze,
-                "seed": seed,
-                "learning_rate": self.base.learning_rate * rate,
-                **arm.keys,
-                **keys,
+                "recipe": trial.arm.recipe(),
+                "freeze": trial.arm.freeze,
+                "seed": trial.seed,
+                "learning_rate": self.base.learning_rate * trial.rate,
+                **trial.arm.keys,
+                **trial.keys,
             }
         )
 
     def _identity(self, config: TrainConfig) -> dict[str, Any]:
         found = identity(config, self.facts)
-        for name, now in found["files"].items():
-            if self.files.setdefault(name, now) != now:
+        self._check_files(found["files"])
+        return found
+
+    def _job(self, trial: Trial, known: Mapping[str, str]) -> Job:
+        """Return the job of a trial; its name is that of a ``known`` one of the same digest."""
+        config = self._config(trial)
+        known_by = self._identity(config)
+        short = digest(known_by)[:DIGITS]
+        end = f"-s{trial.seed}-lr{trial.rate:.3g}-{short}".replace(".", "_")
+        plain = config.to_plain()
+        return Job(
+            name=known.get(short) or trial.arm.key[: LONGEST_NAME - len(end)] + end,
+            config={key: plain[key] for key in plain if key not in ("name", "runs_dir")},
+            factors={"seed": trial.seed, "learning_rate": trial.rate},
+            variant=trial.arm.key,
+            identity=known_by,
+        )
+
+    # Making what is missing --------------------------------------------------------------------
+
+    def _has(self, name: str) -> bool:
+        """Return whether a job has a result; one whose record lost a part is made again."""
+        path = self._ledger.run_of(name)
+        return path.is_dir() and is_whole(path, self.base.max_steps)
+
+    def _make(self, missing: Mapping[str, tuple[Trial, Job]]) -> None:
+        self._make_room(missing)
+        self._ledger.add(job for _, job in missing.values())
+        save_sweep(self._sweep, self._ledger.folder)
+
+        def ended(name: str) -> None:
+            self.done += 1
+            self.planned = max(0, self.planned - 1)
+            trial, job = missing[name]
+            self._check(job, trial.seed)
+            seconds = summary_of(self._ledger.run_of(name))["seconds"] or 0
+            self.tell(f"{name}: {seconds:.0f} s; at most {duration(self._left())} left")
+
+        batch = Batch(self._ledger, set(missing), ended, self._running)
+        self._began = time.perf_counter()
+        self._running(list(missing)[:1])
+        try:
+            batch.run(self._sweep, self._executor, self.executor, self.tell)
+        finally:
+            self._seconds += time.perf_counter() - self._began
+            self._began = 0.0
+
+    def _make_room(self, missing: Iterable[str]) -> None:
+        """Take jobs out of the ledger that would be in the way; what was made of them is kept.
+
+        These are jobs that a worker would run though nobody asks for them now, and those among the
+        missing ones that failed, or lost a part of their record, and begin anew.
+        """
+        wanted = set(missing)
+        for name in self._ledger.names():
+            state = self._ledger.standing(name).state
+            over = state in (State.COMPLETED, State.FAILED)
+            if over if name in wanted else state is not State.COMPLETED:
+                self._ledger.retire(name)
+
+    def _running(self, names: Sequence[str]) -> None:
+        first = self.done + 1
+        told = f"runs {first} to {self.done + len(names)}" if len(names) > 1 else f"run {first}"
+        left = f"; at most {duration(self._left())} left" if self.done else ""
+        self.doing(f"{told} of at most {self.done + self.planned}: {', '.join(names)}{left}")
+
+    def _left(self) -> float:
+        """Return the seconds that the planned runs take, if they take as long as those so far."""
+        now = time.perf_counter()
+        passed = self._seconds + (now - self._began if self._began else 0.0)
+        return self.planned * passed / self.done
+
+    # Whether runs can be compared --------------------------------------------------------------
+
+    def _check(self, job: Job, seed: int) -> None:
+        """Raise `AltcoreError` if a run saw other data than the study; the run is retired then."""
+        try:
+            self._check_files(dict(files(job.config["settings"])))
+            self._check_data(self._ledger.run_of(job.name), seed)
+        except AltcoreError:
+            self._ledger.retire(job.name)
+            raise
+
+    def _check_files(self, found: Mapping[str, str]) -> None:
+        for name, now in found.items():
+            if self._files.setdefault(name, now) != now:
                 raise AltcoreError(
                     f"{name} changed while the study ran, and runs cannot be compared: the same "
                     "command begins new ones beside them"
                 )
-        return found
 
     def _check_data(self, path: Path, seed: int) -> None:
-        """Raise `AltcoreError` if a run saw other data than an earlier one; the run is removed.
+        """Compare what a run saw with what an earlier one did.
 
         Data that only their first batch is known by are those of its seed.
         """
         now = identity_in(path)
-        first = self.seen.setdefault(seed, now)
+        first = self._seen.setdefault(seed, now)
         changes = [c for c in compare(first, now) if c.kind in ("data", "world_size")]
         if changes:
-            shutil.rmtree(path)
             told = "; ".join(map(str, changes))
             raise AltcoreError(
                 f"the data changed while the study ran, and runs cannot be compared: {told}: the "
                 "same command begins new ones beside them"
             )
 
-    def _train(self, config: TrainConfig, name: str) -> Path:
-        left = f"; at most {duration(self._left())} left" if self.seconds else ""
-        self.doing(f"run {self.done + 1} of at most {self.done + self.planned}: {name}{left}")
-        began = time.perf_counter()
-        train(config.evolve(name=name, runs_dir=str(self.folder / "runs")))
-        self.seconds.append(time.perf_counter() - began)
-        self.done += 1
-        self.tell(f"{name}: {self.seconds[-1]:.0f} s; at most {duration(self._left())} left")
-        return self.folder / "runs" / name
 
-    def _left(self) -> float:
-        """Return the seconds that the planned runs take, if they take as long as those so far."""
-        return self.planned * math.fsum(self.seconds) / len(self.seconds)
-
-    def best_rate(self, arm: Arm, seed: int) -> float:
-        """Return the factor of the learning rate at which the arm ends with the lowest loss.
-
-        Uses ``seed``, which no result may use. If every rate diverges, returns the lowest.
-        """
-        tails = {
-            rate: self.run(arm, seed, rate).tail(self.base.max_steps) for rate in FACTORS_OF_RATE
-        }
-        return min(tails, key=lambda rate: tails[rate])
-
-
-def outcome(path: Path, steps: int) -> Outcome:
-    """Read the outcome of a run from its directory."""
-    lines = [x for x in read_lines(path / METRICS) if "loss" in x]
-    losses = tuple(_number(x["loss"]) for x in lines)
-    causes = {e.get("cause") for e in read_lines(path / EVENTS) if e.get("event") == "collapse"}
-    finite = all(map(math.isfinite, losses[-tail_length(steps) :]))
-    early = len(losses) < steps
-    summary = summary_of(path)
-    entropy = summary["workload_facts"].get("unigram_entropy")
-    diverged = early or not finite or bool(causes & set(DIVERGED))
-    return Outcome(losses, diverged, entropy, tuple(lines), summary["learned"])
-
-
-def _is_whole(path: Path, steps: int) -> bool:
-    """Return whether a run ended and its record is complete."""
-    status = summary_of(path)["status"]
-    lines = sum("loss" in x for x in read_lines(path / METRICS))
-    return status in ENDED and (status != "finished" or lines == steps)
-
-
-def _number(value: Any) -> float:
-    """Return a loss from metrics.jsonl, where nan and inf are words."""
-    return float(value) if value is not None else math.nan
+def _digest_in(name: str) -> str:
+    """Return the digest with which a run's name ends."""
+    return name.rpartition("-")[2]

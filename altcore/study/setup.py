@@ -21,6 +21,8 @@ from altcore.study.arms import Arm
 from altcore.yaml_files import read_mapping
 
 PILOT_STEPS = 6
+CHECKPOINTS_SHARE = 0.01
+"""Share of a run's time that checkpoints in its course may take."""
 FEWEST_STEPS = 50
 """A budget that leaves fewer is refused."""
 QUIET: dict[str, Any] = {
@@ -30,7 +32,8 @@ QUIET: dict[str, Any] = {
     "max_checkpoints": 2,
 }
 """Keys of every run of a study, unless the user gives others: the training loss, and at its end one
-evaluation, over as many batches as in any run, which says whether it learned."""
+evaluation, over as many batches as in any run, which says whether it learned. How often it saves a
+checkpoint follows from what a step costs."""
 
 
 def base_config(
@@ -59,6 +62,11 @@ class Cost:
     """Seconds before the first step and after the last."""
     step: float
     """Seconds a step."""
+
+    @property
+    def steps_between_checkpoints(self) -> int:
+        """So many that checkpoints take a hundredth of a run: each is quicker than its start."""
+        return max(1, math.ceil(self.start / CHECKPOINTS_SHARE / self.step))
 
     def of(self, runs: int, steps: int) -> float:
         """Return how many seconds so many runs take."""

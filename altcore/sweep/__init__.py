@@ -12,7 +12,7 @@ from altcore.sweep.estimate import Estimate, estimate_of, keep_checked
 from altcore.sweep.exits import Exit
 from altcore.sweep.expand import jobs_of
 from altcore.sweep.exporting import export
-from altcore.sweep.folder import SWEEPS, begin_sweep, folder_of, open_sweep
+from altcore.sweep.folder import SWEEPS, begin_sweep, folder_of, open_sweep, save_sweep
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, Standing, State
 from altcore.sweep.limits import Alerts
@@ -69,6 +69,7 @@ __all__ = [
     "open_sweep",
     "placing_of",
     "read_sweep",
+    "save_sweep",
     "script_of",
     "side_by_side",
     "status_of",

@@ -45,5 +45,10 @@ def begin_sweep(
     """Make a sweep's folder, or bring it up to date; see `bring_up_to_date`."""
     ledger = Ledger(folder_of(str(sweep.name), sweeps_dir), sweep.rules)
     changes = bring_up_to_date(ledger, jobs, accept=accept)
-    durable.replace_text(ledger.folder / FILE, sweep_text(sweep))
+    save_sweep(sweep, ledger.folder)
     return ledger, changes
+
+
+def save_sweep(sweep: SweepFile, folder: Path) -> None:
+    """Write down in a sweep's folder what it was asked for, so that workers can open it."""
+    durable.replace_text(folder / FILE, sweep_text(sweep))

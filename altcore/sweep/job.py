@@ -26,6 +26,8 @@ class Job:
     factors: Mapping[str, Any] = field(factory=dict)
     """What tells it from the others: the value of each key of the grid, and the seed."""
     variant: str = "base"
+    identity: Mapping[str, Any] = field(factory=dict)
+    """What else decides its numbers, if whoever made it says so: digests of data and code."""
     priority: int = PRIORITY
 
     @property

@@ -51,6 +51,10 @@ def test_a_comparison_runs_and_is_written(options):
     assert set(found["twins"]) == set(OPTIMIZERS)
     assert all(r["gap"]["n"] == 2 for r in rows)
     assert json.loads((folder / "compare.json").read_text())["about"]["seeds"] == [42, 43]
+    # How often runs save a checkpoint follows from what a step costs; no digest is of it.
+    jobs = [json.loads(path.read_text()) for path in folder.glob("jobs/*/job.json")]
+    assert all(job["config"]["checkpoint_interval"] > 0 for job in jobs)
+    assert not any("checkpoint_interval" in job["identity"]["config"] for job in jobs)
     page = (folder / "compare.md").read_text()
     assert page.count("| E2M1, ") == 4
     assert " Settings: gpt." in page

@@ -25,7 +25,8 @@ from altcore.study.arms import (
 )
 from altcore.study.commands import optimizer_keys
 from altcore.study.explain import CAUSE_CHANGE, Explanation, onset
-from altcore.study.runner import Outcome, Runner, gap, tail_length
+from altcore.study.outcome import Outcome, gap, tail_length
+from altcore.study.runner import Runner, Trial
 from altcore.study.variants import CAUSES
 
 LAYERS = [
@@ -159,15 +160,13 @@ def test_a_factor_is_compared_at_its_own_rate(own, arm, told):
     losses = {("twin-inside", 1.0): 2.5, ("twin", 3.0): 2.0, ("B", own): arm}
 
     class Stub:
-        def run(self, arm, seed, rate, **keys):
-            return outcome_of([losses[arm.key, rate] + seed / 1e4] * 10)
+        def outcomes(self, trials):
+            return [outcome_of([losses[t.arm.key, t.rate] + t.seed / 1e4] * 10) for t in trials]
 
     Stub.base = type("Base", (), {"max_steps": 10})
     study = Explanation(Stub(), {}, [1, 2, 3], 0.05)
     study.rates = {"twin": 3.0, "B": own}
-    for seed in study.seeds:
-        for key in ("twin", "B"):
-            study._run(Arm(key, {}), seed)
+    study._run([Arm("twin", {}), Arm("B", {})])
     assert (study.reference, study._rate_inside(Arm("B", {}))) == ("twin", told[1])
     assert study.reference == told[0]
 
@@ -347,9 +346,9 @@ def test_planted_faults_are_named(options, factor, operand, layer, cause, cast):
 def test_an_arm_runs_once(start, tmp_path):
     """A second call reads the first one's record."""
     runner = Runner(tmp_path / "study", start.config(max_steps=2), lambda _: None)
-    first = runner.run(Arm("twin", {}), seed=1)
+    first = runner.outcomes([Trial(Arm("twin", {}), seed=1)])
     assert runner.done == 1
-    assert runner.run(Arm("twin", {}), seed=1) == first
+    assert runner.outcomes([Trial(Arm("twin", {}), seed=1)]) == first
     assert runner.done == 1
 
 
@@ -359,7 +358,7 @@ def test_each_run_is_told_with_the_time_left(start, tmp_path):
     config = start.config(max_steps=2)
     runner = Runner(tmp_path / "study", config, told.append, planned=2, doing=doing.append)
     for seed in (1, 2):
-        runner.run(Arm("twin", {}), seed)
+        runner.outcomes([Trial(Arm("twin", {}), seed)])
     assert [line.partition("-")[0] for line in doing] == [
         "run 1 of at most 2: twin",
         "run 2 of at most 2: twin",

@@ -24,7 +24,7 @@ from altcore.study.arms import Arm
 from altcore.study.compare import Comparison, Contender
 from altcore.study.keys import format_key
 from altcore.study.record import Question, agreed_steps, claim, held, keep, read
-from altcore.study.runner import DIGITS, Runner
+from altcore.study.runner import DIGITS, Runner, Trial
 
 LEFT = ("mine.yaml", "words.txt")
 """What the fixture leaves in the folder."""
@@ -224,6 +224,12 @@ def runner(start, tmp_path):
     return made
 
 
+def run(runner, arm, seed):
+    """The outcome of one run."""
+    (outcome,) = runner.outcomes([Trial(arm, seed)])
+    return outcome
+
+
 def arm(fmt, **cast):
     """One operand of one layer in a format."""
     return Arm("F", {LAYER: {"weight@fwd": read_cast({"format": fmt, **cast}, Place())}})
@@ -235,10 +241,10 @@ def test_a_format_is_known_by_its_values(runner):
     renamed = evolve(one, name="OTHER")
     for fmt in (one, other, renamed, float_format("MINE", 1, 1)):
         study = runner()
-        losses = study.run(arm(fmt), seed=1).losses
+        losses = run(study, arm(fmt), 1).losses
         assert study.done == 1
         again = runner()
-        assert again.run(arm(fmt), seed=1).losses == losses
+        assert run(again, arm(fmt), 1).losses == losses
         assert again.done == 0
 
 
@@ -307,12 +313,12 @@ def test_data_that_change_while_a_study_runs_are_noticed(shelf, start, tmp_path)
     keys = {"workload": "points", "optimizer": "sgd", "max_steps": 2}
     study = Runner(tmp_path / "study", start.config(**keys), lambda _: None)
     layer = {"0": {"weight@fwd": read_cast({"format": "E4M3"}, Place())}}
-    study.run(Arm("one", layer), seed=1)
+    run(study, Arm("one", layer), 1)
     source["shift"] = 1.0
-    study.run(Arm("one", layer), seed=2)
+    run(study, Arm("one", layer), 2)
     other = {"0": {"weight@fwd": read_cast({"format": "E5M2"}, Place())}}
     with pytest.raises(AltcoreError, match="the data changed while the study ran"):
-        study.run(Arm("two", other), seed=1)
+        run(study, Arm("two", other), 1)
     assert len(list((tmp_path / "study/runs").iterdir())) == 2
 
 
@@ -343,9 +349,9 @@ def test_what_a_run_is_called_is_nothing(start):
 
 def test_a_run_says_what_decided_it(runner, tmp_path):
     """So that two runs of one arm can be compared; its name ends with the digest."""
-    runner().run(arm("E4M3"), seed=1)
-    (path,) = (tmp_path / "study" / "runs").iterdir()
-    held = json.loads((path / "identity.json").read_text())
+    run(runner(), arm("E4M3"), 1)
+    (path,) = (tmp_path / "study" / "jobs").iterdir()
+    held = json.loads((path / "job.json").read_text())["identity"]
     assert altcore.formats.digests.digest(held).startswith(path.name.rpartition("-")[2])
     assert len(path.name.rpartition("-")[2]) == DIGITS
     cast = held["config"]["recipe"]["layers"][LAYER]["weight@fwd"]
@@ -357,16 +363,16 @@ def test_a_run_says_what_decided_it(runner, tmp_path):
 
 def test_a_run_that_lost_a_part_of_its_record_is_done_again(runner, tmp_path):
     """What is left of it would pass for a run that diverged."""
-    first = runner().run(arm("E4M3"), seed=1)
+    first = run(runner(), arm("E4M3"), 1)
     (path,) = (tmp_path / "study" / "runs").glob("*/metrics.jsonl")
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
     study = runner()
-    assert study.run(arm("E4M3"), seed=1).losses == first.losses
+    assert run(study, arm("E4M3"), 1).losses == first.losses
     assert study.done == 1
 
 
 def test_two_processes_are_not_at_one_study(ask):
-    """One would remove the run that the other one is at."""
+    """One would retire the jobs that the other one asks for."""
     ask()
     with held(Path("studies", "s")), pytest.raises(BadInput, match="another process is at the st"):
         ask()
@@ -376,8 +382,8 @@ def test_two_processes_are_not_at_one_study(ask):
 def test_a_long_name_is_cut(runner, tmp_path):
     """The digest tells its runs apart."""
     study = runner()
-    study.run(evolve(arm("E4M3"), key="F-" + "layer_" * 30), seed=1)
-    study.run(evolve(arm("E2M1"), key="F-" + "layer_" * 30), seed=1)
+    run(study, evolve(arm("E4M3"), key="F-" + "layer_" * 30), 1)
+    run(study, evolve(arm("E2M1"), key="F-" + "layer_" * 30), 1)
     assert study.done == 2
     assert all(len(p.name) == 100 for p in (tmp_path / "study" / "runs").iterdir())
 
@@ -386,10 +392,10 @@ def test_data_that_changes_in_between_ends_the_study(runner, tmp_path):
     """Runs before and after could not be compared."""
     own = text_file(tmp_path / "words.txt")  # the corpus is that of all tests
     study = runner(gpt__data=str(own))
-    study.run(arm("E4M3"), seed=1)
+    run(study, arm("E4M3"), 1)
     own.write_text(own.read_text().upper())
     with pytest.raises(AltcoreError, match=r"words\.txt changed while the study ran"):
-        study.run(arm("E4M3"), seed=2)
+        run(study, arm("E4M3"), 2)
     assert study.done == 1
 
 

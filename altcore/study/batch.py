@@ -1,0 +1,101 @@
+"""Jobs of a study that need nothing of one another: run side by side, and told as they end."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+from attrs import define, evolve, field
+
+from altcore.errors import AltcoreError
+from altcore.hooks import Executor
+from altcore.sweep import Job, Ledger, State, SweepFile, placing_of, worker_of
+
+PAUSE = 1.0
+"""Seconds between two looks at runs in other processes."""
+
+
+@define
+class Batch:
+    """Jobs of a ledger that have no result yet."""
+
+    ledger: Ledger
+    left: set[str]
+    """The names of the jobs."""
+    ended: Callable[[str], None]
+    """Called once for each job that got a result. An `AltcoreError` that it raises ends the
+    batch."""
+    running: Callable[[Sequence[str]], None]
+    """Takes the names of the jobs that are being run."""
+    error: AltcoreError | None = field(init=False, default=None)
+    """What ends the batch: the first that went wrong."""
+    _lock: threading.Lock = field(init=False, factory=threading.Lock)
+
+    def run(
+        self, sweep: SweepFile, executor: Executor, told: str, tell: Callable[[str], None]
+    ) -> None:
+        """Run the jobs by an executor, which ``told`` names, until each has a result.
+
+        Raises:
+            AltcoreError: if a run fails. In this process no other one is begun; elsewhere workers
+                finish what is left of the batch first.
+        """
+        worker = worker_of(sweep, self.ledger, told.partition(":")[0], lambda _: None)
+        worker.may_begin = self._may_begin
+        with self._watched():
+            executor.run(evolve(placing_of(sweep, self.ledger, told, tell), work=worker.work))
+        if self.error is not None:
+            raise self.error
+        if self.left:
+            raise AltcoreError(
+                f"{len(self.left)} runs were not made, such as {min(self.left)}: what the workers "
+                f"said is in {self.ledger.folder / 'workers'}; the same command goes on"
+            )
+
+    def look(self) -> None:
+        """Note which jobs ended since the last look."""
+        with self._lock:
+            running = []
+            for name in sorted(self.left):
+                standing = self.ledger.standing(name)
+                if standing.state is State.COMPLETED:
+                    self.left.remove(name)
+                    self._end(name)
+                elif standing.state is State.RUNNING:
+                    running.append(name)
+                elif standing.state is State.FAILED and standing.last and standing.last.exit:
+                    self._stop(AltcoreError(f"{name}: {standing.last.exit.error}"))
+            if running:
+                self.running(running)
+
+    def _may_begin(self, job: Job) -> bool:
+        self.look()
+        return self.error is None
+
+    def _end(self, name: str) -> None:
+        try:
+            self.ended(name)
+        except AltcoreError as error:
+            self._stop(error)
+
+    def _stop(self, error: AltcoreError) -> None:
+        self.error = self.error or error
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Look now and then within the context, and once more at its end."""
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(PAUSE):
+                self.look()
+
+        thread = threading.Thread(target=watch, name="altcore study", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            self.look()

@@ -1,0 +1,85 @@
+"""The outcome of a run: its losses, how it ended, and how far it is from its twin."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import field, frozen
+
+from altcore.runs import ENDED, EVENTS, METRICS, read_lines, summary_of
+
+DIVERGED = ("nan_patience", "diverged")
+"""Causes of a collapse that mean that the loss left."""
+TAIL = 0.1
+"""Share of the steps at the end over which losses are compared."""
+
+
+@frozen
+class Outcome:
+    """The outcome of an arm's run."""
+
+    losses: tuple[float, ...] = field(repr=False)
+    """Training losses by step; shorter than the study's steps if the run ended early."""
+    diverged: bool
+    entropy: float | None
+    """The unigram entropy of the data, where the workload states it."""
+    lines: tuple[Mapping[str, Any], ...] = field(repr=False)
+    """The lines of metrics, diagnostics included."""
+    learned: bool | None = None
+    """Whether it learned, by the verdict of its summary."""
+
+    def tail(self, steps: int) -> float:
+        """Return the mean loss of the last tenth, or infinity if the run diverged."""
+        part = self.losses[-tail_length(steps) :]
+        return math.inf if self.diverged or not part else math.fsum(part) / len(part)
+
+
+def tail_length(steps: int) -> int:
+    """Return how many steps at the end are compared."""
+    return max(1, math.ceil(TAIL * steps))
+
+
+def gap(outcome: Outcome, reference: Outcome, steps: int) -> float:
+    """Return the mean of the per-batch loss differences over the last tenth of the steps.
+
+    A diverged run counts with the unigram entropy. If there is none, or the twin is not below it,
+    it counts with the reference's first loss.
+    """
+    count = tail_length(steps)
+    base = reference.losses[-count:]
+    if not outcome.diverged:
+        differences = (a - b for a, b in zip(outcome.losses[-count:], base, strict=True))
+        return math.fsum(differences) / count
+    mean = math.fsum(base) / count
+    censored = outcome.entropy
+    if censored is None or censored <= mean:
+        censored = reference.losses[0]
+    return censored - mean
+
+
+def outcome_of(path: Path, steps: int) -> Outcome:
+    """Read the outcome of a run from its directory."""
+    lines = [x for x in read_lines(path / METRICS) if "loss" in x]
+    losses = tuple(_number(x["loss"]) for x in lines)
+    causes = {e.get("cause") for e in read_lines(path / EVENTS) if e.get("event") == "collapse"}
+    finite = all(map(math.isfinite, losses[-tail_length(steps) :]))
+    early = len(losses) < steps
+    summary = summary_of(path)
+    entropy = summary["workload_facts"].get("unigram_entropy")
+    diverged = early or not finite or bool(causes & set(DIVERGED))
+    return Outcome(losses, diverged, entropy, tuple(lines), summary["learned"])
+
+
+def is_whole(path: Path, steps: int) -> bool:
+    """Return whether a run ended and its record is complete."""
+    status = summary_of(path)["status"]
+    lines = sum("loss" in x for x in read_lines(path / METRICS))
+    return status in ENDED and (status != "finished" or lines == steps)
+
+
+def _number(value: Any) -> float:
+    """Return a loss from metrics.jsonl, where nan and inf are words."""
+    return float(value) if value is not None else math.nan
