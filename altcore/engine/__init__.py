@@ -24,17 +24,12 @@ from altcore.engine.measuring import (
     on_grid,
     quantized_weights,
 )
+from altcore.engine.optimizer_checks import check_optimizer
 from altcore.engine.randomness import random_state, seed_all, set_random_state
 from altcore.engine.resuming import resumed_with_sources
 from altcore.engine.setup import prepare
 from altcore.engine.state import Run, Step, Workload
-from altcore.engine.state_checks import (
-    check_optimizer,
-    check_weights,
-    not_finite_in,
-    numbers_of,
-    unwatched_in,
-)
+from altcore.engine.state_checks import check_weights, not_finite_in, numbers_of, unwatched_in
 from altcore.engine.torchrun import world_size
 
 __all__ = [

@@ -12,6 +12,7 @@ from altcore.engine.collapse import Detector
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.history import RunHistory
+from altcore.engine.optimizer_checks import layout_of
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.ranks import Ranks
 from altcore.engine.snapshots import Snapshot
@@ -42,10 +43,12 @@ class RunState:
         }
         ranks, broken = zip(*self.ranks.gather((own, list(run.degraded))), strict=True)
         self.dispatch.disable_broken(run, {name for names in broken for name in names})
+        optimizer = run.optimizer.state_dict()
         return {
             "step": run.step,
             "model": run.model.state_dict(),
-            "optimizer": run.optimizer.state_dict(),
+            "optimizer": optimizer,
+            "optimizer_layout": layout_of(optimizer, run.optimizer, run.model),
             "quantization": run.quantization.state_dict(),
             "ranks": list(ranks),
             "degraded": list(run.degraded),
