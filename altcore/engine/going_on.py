@@ -142,9 +142,9 @@ def go_on(
             for snapshot in found.snapshots:
                 check_weights_and_moments({**snapshot, "model": snapshot.get("weights")}, built)
         except InvalidCheckpoint as error:
-            unfit.append(error)
             causes = [str(c) for c in changes if c.is_decisive or c.what in CODE]
             if not causes:
+                unfit.append(error)
                 raise
             # An earlier checkpoint would fit no better, until all that was trained is lost.
             problem = f"what changed does not fit the state of {found.path.name}: {error}"

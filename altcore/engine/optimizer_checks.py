@@ -101,7 +101,7 @@ def check_optimizer(
 def _check_group(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     """Check what the optimizer reads of a group; others, as schedulers, may add keys to it."""
     if missing := sorted(own.keys() - given.keys()):
-        raise InvalidCheckpoint(f"a group of the optimizer has no {missing[0]}")
+        raise InvalidCheckpoint(f"a group of the optimizer is not whole: missing {missing[:3]}")
     for key, value in own.items():
         if not _fits(given[key], value):
             raise InvalidCheckpoint(f"the optimizer's {key} is {given[key]!r:.60}")

@@ -6,8 +6,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import asdict, define
+from attrs import asdict, define, field
 
+from altcore.engine.buffers import FreshBuffers, put_buffers
 from altcore.engine.collapse import Detector
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.gradients import GradientNorms
@@ -31,6 +32,10 @@ class RunState:
     record: StepRecord
     gradients: GradientNorms
     ranks: Ranks
+    buffers: FreshBuffers = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.buffers = FreshBuffers(self.run.model)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, but for the snapshots."""
@@ -47,6 +52,7 @@ class RunState:
         return {
             "step": run.step,
             "model": run.model.state_dict(),
+            "buffers": self.buffers.changed(),
             "optimizer": optimizer,
             "optimizer_layout": layout_of(optimizer, run.optimizer, run.model),
             "quantization": run.quantization.state_dict(),
@@ -67,6 +73,7 @@ class RunState:
         run = self.run
         run.step = state["step"]
         run.quantization.load_state_dict(state["quantization"], state["model"])
+        put_buffers(run.model, state["buffers"])
         run.optimizer.load_state_dict(state["optimizer"])
         run.degraded[:] = state["degraded"]
         for own in state["ranks"][run.rank : run.rank + 1]:  # none if there are more ranks now

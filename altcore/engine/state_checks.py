@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from altcore.engine.buffers import check_buffers
 from altcore.engine.building import Built
 from altcore.engine.collapse import Detector
 from altcore.engine.history import RunHistory
@@ -47,6 +48,7 @@ def check_state(state: Mapping[str, Any], built: Built, *, is_healthy: bool = Tr
         check_weights_and_moments(state, built, is_healthy=is_healthy)
         moments = (state["optimizer"], built.optimizer, built.model)
         check_layout(state["optimizer_layout"], *moments)
+        check_buffers(state["buffers"], built.model)
         step, rate = state["step"], state["lr_scale"]
         if type(step) is not int or step < 0:
             raise InvalidCheckpoint(f"its step is {step!r:.60}")
