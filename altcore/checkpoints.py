@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from attrs import define, field
@@ -27,7 +28,9 @@ from altcore.runs import (
     ANOMALY,
     REGULAR,
     TRAINING,
+    FolderWriter,
     Kept,
+    OtherWriter,
     alone,
     by_merit,
     is_checkpoint,
@@ -120,9 +123,17 @@ def load_checkpoint(
     return found.step
 
 
+def _absolute(folder: str | Path) -> Path:
+    return Path(folder).absolute()
+
+
 @define(eq=False)
 class CheckpointManager:
     """Keeps the checkpoints of one loop: the best and the newest, and the first anomaly.
+
+    From its first save on no other process saves into the folder, until the manager is closed or
+    gone: `close` it, or use it in a ``with`` statement. Checkpoints that it has neither written nor
+    restored stay.
 
     >>> model = nn.Linear(2, 2)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -136,18 +147,21 @@ class CheckpointManager:
     100
     """
 
-    folder: Path = field(converter=Path)
-    """Of the checkpoints."""
+    folder: Path = field(converter=_absolute)
+    """Of the checkpoints; the same one wherever the process goes."""
     model: nn.Module
     optimizer: torch.optim.Optimizer
     q: Quantization | None = None
     scaler: torch.amp.GradScaler | None = None
     max_checkpoints: int = field(default=3, kw_only=True)
-    """Checkpoints that stay: the best one, and the newest."""
+    """Checkpoints that stay: the newest, and the best one; of 1 the newest."""
     keep_best: int = field(default=1, kw_only=True)
     """Of the next best ones the weights alone stay."""
     mode: str = field(default="min", kw_only=True)
     """What the best value is: min or max."""
+    _writer: FolderWriter | None = field(init=False, default=None)
+    _own: set[int] = field(init=False, factory=set)
+    """The steps of the checkpoints that it wrote or restored."""
     _unwatched: frozenset[str] = field(init=False)
     """What was not finite when the manager was made, before training: a mask may be so."""
 
@@ -174,6 +188,7 @@ class CheckpointManager:
         Raises `BadInput` if the folder has checkpoints of later steps, or files of somebody else by
         the names ``best`` and ``last``; and whatever `save_checkpoint` raises.
         """
+        self._check_place()
         loop = self._loop()
         state = loop.state(step)
         _check_folder(self.folder)
@@ -188,11 +203,18 @@ class CheckpointManager:
             )
             return self._keep_anomaly(state)
         loop.check_own(state)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with alone(self.folder):
+        with self._writing():
             path = _write(self.folder, REGULAR, state, value)
-            kept = {"max_checkpoints": self.max_checkpoints, "keep_best": self.keep_best}
-            retain(self.folder, monitor=VALUE, mode=self.mode, **kept)
+            self._own.add(state["step"])
+            steps = {kept.step for kept in list_checkpoints(self.folder)}
+            retain(
+                self.folder,
+                monitor=VALUE,
+                mode=self.mode,
+                max_checkpoints=self.max_checkpoints,
+                keep_best=self.keep_best,
+                others=steps - self._own,
+            )
         return path
 
     def save_on_anomaly(self, step: int) -> Path | None:
@@ -222,18 +244,51 @@ class CheckpointManager:
     def restore(self) -> int:
         """Go on from the newest valid checkpoint; returns its step, 0 if there is none yet.
 
-        Later ones, which are damaged, are renamed to ``damaged_...``.
+        Later ones, which are damaged, are renamed to ``damaged_...``, unless another process saves
+        into the folder.
         """
+        self._check_place()
         if not self._regular():
             return 0
         step = load_checkpoint(self.folder, self.model, self.optimizer, self.q, self.scaler)
-        set_aside(self.folder, step, OWN)
+        self._own |= {kept.step for kept in list_checkpoints(self.folder) if kept.step <= step}
+        with suppress(OtherWriter), self._writing(is_to_stay=False):
+            set_aside(self.folder, step, OWN)
         return step
 
+    def close(self) -> None:
+        """Let other processes save into the folder; the next save locks it again."""
+        self._writer = None
+
+    def __enter__(self) -> Self:
+        """Return the manager."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def _check_place(self) -> None:
+        if self._writer is not None and not self._writer.is_at(self.folder):
+            problem = f"{self.folder} was moved or removed while its checkpoints were saved"
+            raise BadInput(problem, key="folder", hint="put it back, or make a new manager")
+
+    @contextmanager
+    def _writing(self, *, is_to_stay: bool = True) -> Iterator[None]:
+        """Write the folder alone; raises `OtherWriter` if another process saves into it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with alone(self.folder):
+            writer = FolderWriter.of(self.folder)
+            if is_to_stay:
+                self._writer = writer
+            yield
+
     def _keep_anomaly(self, state: Mapping[str, Any]) -> Path | None:
+        self._check_place()
         if any(kept.kind == ANOMALY for kept in list_checkpoints(self.folder)):
             return None
-        return _write(self.folder, ANOMALY, state, None)
+        with self._writing():
+            return _write(self.folder, ANOMALY, state, None)
 
     def _regular(self) -> list[Kept]:
         return [kept for kept in list_checkpoints(self.folder) if kept.kind == REGULAR]

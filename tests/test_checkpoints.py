@@ -1,6 +1,7 @@
 """Checkpoints of people's own loops."""
 
 import copy
+import os
 import threading
 from collections import defaultdict
 from pathlib import Path
@@ -521,3 +522,75 @@ def test_buffers_that_are_not_persistent_are_kept(tmp_path):
     altcore.load_checkpoint(tmp_path, other, other.optimizer, None)
     assert (seen, other.table.sum(), other.late) == (3, 2, 1)
     assert same(other.state_dict(), model.state_dict())
+
+
+# ---------------------------------------------------------------------------- who saves
+
+
+def in_child(call):
+    """Return what a forked process is told by `BadInput`."""
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            call()
+        except BadInput as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read) as told:
+        return told.read()
+
+
+def test_another_process_does_not_save_beside_a_manager(tmp_path):
+    """A forked child neither; one that only restores may."""
+    loop = Loop(None)
+    with loop.manager(tmp_path) as manager:
+        manager.save(1)
+        told = "another process saves its checkpoints"
+        assert told in in_child(lambda: manager.save(2))
+        assert told in in_child(lambda: Loop(None).manager(tmp_path).save_on_anomaly(2))
+        assert not in_child(lambda: Loop(None).manager(tmp_path).restore())
+        assert manager.save(3).exists()
+    assert not in_child(lambda: Loop(None).manager(tmp_path).save(4))
+    assert [p.name for p in sorted(tmp_path.glob("step-*"))] == [
+        f"step-0000000{i}" for i in (1, 3, 4)
+    ]
+
+
+def test_checkpoints_of_another_loop_stay(tmp_path):
+    """Until they are restored, and are this loop's."""
+    for step in (1, 2):
+        Loop(None).manager(tmp_path, max_checkpoints=2).save(step, value=step)
+    manager = Loop(None).manager(tmp_path, max_checkpoints=2, keep_best=0)
+    for step in (3, 4, 5):
+        manager.save(step)
+    assert {p.name[-1] for p in tmp_path.glob("step-*")} == {"1", "2", "5"}
+    manager.restore()
+    manager.save(6)
+    assert {p.name[-1] for p in tmp_path.glob("step-*")} == {"1", "6"}
+
+
+def test_one_checkpoint_is_the_newest(tmp_path):
+    """What was just written stays, and `best` names nothing that is gone."""
+    manager = Loop(None).manager(tmp_path, max_checkpoints=1)
+    for step in (1, 2):
+        assert manager.save(step, value=step).exists()
+    assert (manager.latest().name, manager.best().name) == ("step-00000002",) * 2
+    assert not (tmp_path / "best").exists()
+    assert (tmp_path / "weights-00000001").exists()
+
+
+def test_a_folder_stays_the_same_one(tmp_path, monkeypatch):
+    """Wherever the process goes; if it is moved away, nothing begins anew in its place."""
+    monkeypatch.chdir(tmp_path)
+    manager = Loop(None).manager("own")
+    manager.save(1)
+    monkeypatch.chdir("/")
+    assert manager.save(2) == tmp_path / "own/step-00000002"
+    (tmp_path / "own").rename(tmp_path / "moved")
+    for call in (lambda: manager.save(3), manager.restore, lambda: manager.save_on_anomaly(3)):
+        with pytest.raises(BadInput, match="own was moved or removed"):
+            call()
+    assert not (tmp_path / "own").exists()
