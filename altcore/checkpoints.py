@@ -10,35 +10,27 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
-from attrs import define, field, frozen
+from attrs import define, field
 from torch import nn
 
 from altcore.builtin_types import as_builtin
-from altcore.engine import (
-    check_optimizer,
-    check_weights,
-    not_finite_in,
-    numbers_of,
-    random_state,
-    set_random_state,
-    unwatched_in,
-)
+from altcore.engine import OwnLoop, unwatched_in
 from altcore.errors import BadInput, InvalidCheckpoint, shown
-from altcore.formats import digest
 from altcore.log import log
-from altcore.quantization import Quantization, check_moments, check_quantization_state
-from altcore.recipes import resolved_to_plain
+from altcore.quantization import Quantization
 from altcore.runs import (
     ANOMALY,
     REGULAR,
     TRAINING,
-    Checkpoint,
+    FolderWriter,
     Kept,
+    OtherWriter,
     alone,
     by_merit,
     is_checkpoint,
@@ -78,18 +70,20 @@ def save_checkpoint(
         q: what `altcore.quantize_model` returned; None for a model that is not quantized.
         step: after which the state is what it is.
         scaler: of gradients, if the loop has one.
-        value: by which `CheckpointManager.best` compares.
+        value: by which `CheckpointManager.best` compares; one that is not finite is never best.
 
     Raises:
         BadInput: if a weight, moment or scale is not finite, which is no state to go on from, if
-            the optimizer keeps what a checkpoint cannot, or if an argument is wrong.
+            the optimizer keeps what a checkpoint cannot or moves parameters that are not the
+            model's, if `load_checkpoint` would refuse the state, or if an argument is wrong.
         NoSpace: if the disk is full; what was there stays.
     """
-    loop = _Loop.of(model, optimizer, q, scaler)
+    loop = OwnLoop.of(model, optimizer, q, scaler)
     state = loop.state(step)
     if bad := loop.not_finite(state):
         problem = f"{bad} is not finite after step {step}: it is no state to go on from"
         raise BadInput(problem, key="model")
+    loop.check_own(state)
     return _write(Path(path), REGULAR, state, value)
 
 
@@ -114,24 +108,32 @@ def load_checkpoint(
         scaler: as given to `save_checkpoint`.
 
     Raises:
-        BadInput: if there is no valid checkpoint, or what it holds is not asked for, or the other
-            way round.
-        InvalidCheckpoint: if the one that ``path`` names is torn, altered or of another model.
+        BadInput: if there is no valid checkpoint, or the newest one does not fit what is given:
+            another model or optimizer, parameters in another order, a scaler too many or too few.
+        InvalidCheckpoint: if the one that ``path`` names is torn or altered.
     """
-    loop, folder = _Loop.of(model, optimizer, q, scaler), Path(path)
+    loop, folder = OwnLoop.of(model, optimizer, q, scaler), Path(path)
     if is_checkpoint(folder):
         found = read_checkpoint(folder)
-        loop.check(found)
+        loop.check(found.state or {}, found.kind)
     else:
-        found = load_newest(folder, loop.check)
+        found = load_newest(folder, lambda c: loop.check(c.state or {}, c.kind))
     assert found.state is not None  # checked
     loop.restore(found.state)
     return found.step
 
 
+def _absolute(folder: str | Path) -> Path:
+    return Path(folder).absolute()
+
+
 @define(eq=False)
 class CheckpointManager:
     """Keeps the checkpoints of one loop: the best and the newest, and the first anomaly.
+
+    From its first save on no other process saves into the folder, until the manager is closed or
+    gone: `close` it, or use it in a ``with`` statement. Checkpoints that it has neither written nor
+    restored stay.
 
     >>> model = nn.Linear(2, 2)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -145,18 +147,21 @@ class CheckpointManager:
     100
     """
 
-    folder: Path = field(converter=Path)
-    """Of the checkpoints."""
+    folder: Path = field(converter=_absolute)
+    """Of the checkpoints; the same one wherever the process goes."""
     model: nn.Module
     optimizer: torch.optim.Optimizer
     q: Quantization | None = None
     scaler: torch.amp.GradScaler | None = None
     max_checkpoints: int = field(default=3, kw_only=True)
-    """Checkpoints that stay: the best one, and the newest."""
+    """Checkpoints that stay: the newest, and the best one; of 1 the newest."""
     keep_best: int = field(default=1, kw_only=True)
     """Of the next best ones the weights alone stay."""
     mode: str = field(default="min", kw_only=True)
     """What the best value is: min or max."""
+    _writer: FolderWriter | None = field(init=False, default=None)
+    _own: set[int] = field(init=False, factory=set)
+    """The steps of the checkpoints that it wrote or restored."""
     _unwatched: frozenset[str] = field(init=False)
     """What was not finite when the manager was made, before training: a mask may be so."""
 
@@ -183,6 +188,7 @@ class CheckpointManager:
         Raises `BadInput` if the folder has checkpoints of later steps, or files of somebody else by
         the names ``best`` and ``last``; and whatever `save_checkpoint` raises.
         """
+        self._check_place()
         loop = self._loop()
         state = loop.state(step)
         _check_folder(self.folder)
@@ -196,11 +202,19 @@ class CheckpointManager:
                 "the state is not finite: no checkpoint to go on from", first=bad, step=step
             )
             return self._keep_anomaly(state)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with alone(self.folder):
+        loop.check_own(state)
+        with self._writing():
             path = _write(self.folder, REGULAR, state, value)
-            kept = {"max_checkpoints": self.max_checkpoints, "keep_best": self.keep_best}
-            retain(self.folder, monitor=VALUE, mode=self.mode, **kept)
+            self._own.add(state["step"])
+            steps = {kept.step for kept in list_checkpoints(self.folder)}
+            retain(
+                self.folder,
+                monitor=VALUE,
+                mode=self.mode,
+                max_checkpoints=self.max_checkpoints,
+                keep_best=self.keep_best,
+                others=steps - self._own,
+            )
         return path
 
     def save_on_anomaly(self, step: int) -> Path | None:
@@ -230,137 +244,57 @@ class CheckpointManager:
     def restore(self) -> int:
         """Go on from the newest valid checkpoint; returns its step, 0 if there is none yet.
 
-        Later ones, which are damaged, are renamed to ``damaged_...``.
+        Later ones, which are damaged, are renamed to ``damaged_...``, unless another process saves
+        into the folder.
         """
+        self._check_place()
         if not self._regular():
             return 0
         step = load_checkpoint(self.folder, self.model, self.optimizer, self.q, self.scaler)
-        set_aside(self.folder, step, OWN)
+        self._own |= {kept.step for kept in list_checkpoints(self.folder) if kept.step <= step}
+        with suppress(OtherWriter), self._writing(is_to_stay=False):
+            set_aside(self.folder, step, OWN)
         return step
 
+    def close(self) -> None:
+        """Let other processes save into the folder; the next save locks it again."""
+        self._writer = None
+
+    def __enter__(self) -> Self:
+        """Return the manager."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def _check_place(self) -> None:
+        if self._writer is not None and not self._writer.is_at(self.folder):
+            problem = f"{self.folder} was moved or removed while its checkpoints were saved"
+            raise BadInput(problem, key="folder", hint="put it back, or make a new manager")
+
+    @contextmanager
+    def _writing(self, *, is_to_stay: bool = True) -> Iterator[None]:
+        """Write the folder alone; raises `OtherWriter` if another process saves into it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with alone(self.folder):
+            writer = FolderWriter.of(self.folder)
+            if is_to_stay:
+                self._writer = writer
+            yield
+
     def _keep_anomaly(self, state: Mapping[str, Any]) -> Path | None:
+        self._check_place()
         if any(kept.kind == ANOMALY for kept in list_checkpoints(self.folder)):
             return None
-        return _write(self.folder, ANOMALY, state, None)
+        with self._writing():
+            return _write(self.folder, ANOMALY, state, None)
 
     def _regular(self) -> list[Kept]:
         return [kept for kept in list_checkpoints(self.folder) if kept.kind == REGULAR]
 
-    def _loop(self) -> _Loop:
-        return _Loop.of(self.model, self.optimizer, self.q, self.scaler)
-
-
-@frozen(eq=False)
-class _Loop:
-    """What a checkpoint holds the state of."""
-
-    model: nn.Module
-    """Not wrapped."""
-    optimizer: torch.optim.Optimizer | None
-    q: Quantization | None
-    scaler: torch.amp.GradScaler | None
-
-    @classmethod
-    def of(
-        cls,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer | None,
-        q: Quantization | None,
-        scaler: torch.amp.GradScaler | None,
-    ) -> _Loop:
-        """Take the model out of DistributedDataParallel; `BadInput` if ``q`` is of another."""
-        own = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-        if q is not None and own is not q.model:
-            raise BadInput("it is not the model that was quantized", key="q")
-        return cls(own, optimizer, q, scaler)
-
-    def not_finite(self, state: Mapping[str, Any], unwatched: Container[str] = ()) -> str | None:
-        """Return the name of the first part of a state that is no number to go on from."""
-        parts = (numbers_of(self.model), state["optimizer"], state["scaler"])
-        return not_finite_in(state["model"], *parts, unwatched)
-
-    @property
-    def device(self) -> torch.device:
-        """That of the model's first parameter."""
-        first = next(self.model.parameters(), None)
-        return torch.device("cpu") if first is None else first.device
-
-    def state(self, step: int) -> dict[str, Any]:
-        """Return the state after a step."""
-        step = as_builtin(step)
-        if type(step) is not int or step < 0:
-            problem = f"a whole number of at least 0 is needed, not {shown(step)}"
-            raise BadInput(problem, key="step")
-        assert self.optimizer is not None  # only a loop that is restored has none
-        return {
-            "step": step,
-            "model": self.model.state_dict(),
-            "quantization": None if self.q is None else self.q.state_dict(),
-            "recipe": None if self.q is None else _asked_of(self.q),
-            "optimizer": as_builtin(self.optimizer.state_dict()),
-            "optimizer_class": type(self.optimizer).__name__,
-            "scaler": None if self.scaler is None else self.scaler.state_dict(),
-            "random": random_state(self.device),
-        }
-
-    def check(self, found: Checkpoint) -> None:
-        """Check a state before anything is loaded.
-
-        Raises:
-            InvalidCheckpoint: if it is not that of such a loop.
-            BadInput: if a part of it is not asked for, or the other way round.
-        """
-        state = found.state or {}
-        try:
-            for key, given in (("quantization", self.q), ("scaler", self.scaler)):
-                is_kept = state[key] is not None
-                if is_kept and given is None and (key != "scaler" or self.optimizer is not None):
-                    raise BadInput(f"the checkpoint holds one, and none is given: {key}", key=key)
-                if given is not None and not is_kept:
-                    raise BadInput(f"the checkpoint holds none: {key}", key=key)
-            check_weights(state["model"], self.model, numbers_of(self.model))
-            if self.q is not None:
-                before, now = state["recipe"], _asked_of(self.q)
-                if before != now:
-                    told = f"the checkpoint is of {before['told']}, and the model of {now['told']}"
-                    raise BadInput(told, key="q", hint="quantize it as it was, or change it later")
-                check_quantization_state(self.q, state["quantization"], state["model"])
-            if self.optimizer is not None:
-                was, is_now = state["optimizer_class"], type(self.optimizer).__name__
-                if was != is_now:
-                    problem = f"the checkpoint is of {was}, and it is {is_now}"
-                    raise BadInput(problem, key="optimizer")
-                moments = check_optimizer(state["optimizer"], self.optimizer)
-                if found.manifest["kind"] == REGULAR and (
-                    bad := self.not_finite(state, unwatched_in(self.model))
-                ):
-                    raise InvalidCheckpoint(f"{bad} is not finite")
-                if self.q is not None:
-                    check_moments(self.q, state["quantization"], moments)
-        except BadInput:  # a ValueError, too
-            raise
-        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-            raise InvalidCheckpoint(f"it is no state of this loop: {error!r:.200}") from error
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        """Load a state that was checked."""
-        if self.q is None:
-            self.model.load_state_dict(state["model"])
-        else:
-            self.q.load_state_dict(state["quantization"], state["model"])
-        if self.scaler is not None:
-            self.scaler.load_state_dict(state["scaler"])
-        if self.optimizer is not None:
-            self.optimizer.load_state_dict(state["optimizer"])
-            set_random_state(state["random"], self.device)
-
-
-def _asked_of(q: Quantization) -> dict[str, str]:
-    """Return the recipe that a model is quantized by, whatever it was changed to since."""
-    resolved = q.recipe.resolve([*q.found.values()])
-    formats = sorted({c.format.name for casts in resolved.values() for c in casts.values() if c})
-    told = f"recipe {q.recipe.name} in {', '.join(formats) or 'no format'}"
-    return {"told": told, "casts": digest(resolved_to_plain(resolved))}
+    def _loop(self) -> OwnLoop:
+        return OwnLoop.of(self.model, self.optimizer, self.q, self.scaler)
 
 
 def _check_folder(folder: Path) -> None:
@@ -383,7 +317,10 @@ def _write(folder: Path, kind: str, state: Mapping[str, Any], value: float | Non
     told = as_builtin(value)
     if told is not None and (isinstance(told, bool) or not isinstance(told, int | float)):
         raise BadInput(f"a number is needed, not {shown(value)}", key="value")
-    is_number = told is not None and math.isfinite(told)
+    try:
+        is_number = told is not None and math.isfinite(told)
+    except OverflowError as error:
+        raise BadInput("it is too large for a float", key="value") from error
     _check_folder(folder)
     folder.mkdir(parents=True, exist_ok=True)
     manifest = {

@@ -9,7 +9,16 @@ from attrs import field, frozen
 from torch import nn
 
 from altcore.config import TrainConfig
-from altcore.engine import Workload, build_workload, check_weights, choose_device, freeze, seed_all
+from altcore.engine import (
+    Workload,
+    build_workload,
+    check_buffers,
+    check_weights,
+    choose_device,
+    freeze,
+    put_buffers,
+    seed_all,
+)
 from altcore.errors import BadInput, InvalidCheckpoint, nearest, shown
 from altcore.formats import origins_recorded
 from altcore.log import log
@@ -102,12 +111,14 @@ def _take(found: Checkpoint, q: Quantization) -> None:
         return
     try:
         check_weights(state["model"], q.model)
+        check_buffers(state["buffers"], q.model)
         check_quantization_state(q, state["quantization"], state["model"])
     except BadInput:  # a ValueError, too
         raise
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise InvalidCheckpoint(f"checkpoint {found.path}: {error}") from error
     q.load_state_dict(state["quantization"], state["model"])
+    put_buffers(q.model, state["buffers"])
 
 
 def directory_of(run: str | Path, runs_dir: str | Path = "runs") -> Path:

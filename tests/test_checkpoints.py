@@ -1,6 +1,7 @@
 """Checkpoints of people's own loops."""
 
 import copy
+import os
 import threading
 from collections import defaultdict
 from pathlib import Path
@@ -15,7 +16,6 @@ from torch import nn
 
 import altcore
 from altcore import BadInput, CheckpointManager
-from altcore.errors import InvalidCheckpoint
 
 
 class Loop:
@@ -94,6 +94,20 @@ def test_the_gradient_scaler_is_kept(tmp_path):
     assert fresh.state_dict()["scale"] == 8.0
 
 
+def test_a_scaler_that_is_disabled_is_none(tmp_path):
+    """It has no scale to keep, and takes none."""
+    loop = Loop(None)
+    enabled, disabled = (torch.amp.GradScaler("cpu", enabled=e) for e in (True, False))
+    save, load = altcore.save_checkpoint, altcore.load_checkpoint
+    save(tmp_path / "on", loop.model, loop.optimizer, None, 1, enabled)
+    save(tmp_path / "off", loop.model, loop.optimizer, None, 1, disabled)
+    with pytest.raises(BadInput, match="holds one, and none is given: scaler"):
+        load(tmp_path / "on", loop.model, loop.optimizer, None, disabled)
+    with pytest.raises(BadInput, match="holds none: scaler"):
+        load(tmp_path / "off", loop.model, loop.optimizer, None, enabled)
+    assert load(tmp_path / "off", loop.model, loop.optimizer, None, disabled) == 1
+
+
 def test_a_quantized_state_needs_a_quantization_and_the_other_way_round(tmp_path):
     """Nothing is dropped or made up in silence."""
     loop, plain = Loop(), Loop(None)
@@ -114,9 +128,13 @@ def test_another_model_is_refused_before_anything_changes(tmp_path):
     other = nn.Sequential(nn.Linear(8, 15), nn.ReLU(), nn.Dropout(0.3), nn.Linear(15, 4))
     before = copy.deepcopy(other.state_dict())
     optimizer = torch.optim.AdamW(other.parameters())
-    with pytest.raises(InvalidCheckpoint, match=r"0\.weight"):
-        altcore.load_checkpoint(path, other, optimizer, None)
+    for folder in (path, tmp_path):
+        with pytest.raises(BadInput, match=r"^model: .*does not fit .*0\.weight"):
+            altcore.load_checkpoint(folder, other, optimizer, None)
     assert same(other.state_dict(), before)
+    with pytest.raises(BadInput, match=r"^model: "):
+        CheckpointManager(tmp_path, other, optimizer).restore()
+    assert path.exists()
 
 
 @settings(max_examples=30, deadline=None)
@@ -189,7 +207,9 @@ def test_settings_of_the_manager_are_checked(key, value, tmp_path):
         Loop(None).manager(tmp_path, **{key: value})
 
 
-@pytest.mark.parametrize(("step", "value"), [(-1, None), ("1", None), (1, "low"), (1, True)])
+@pytest.mark.parametrize(
+    ("step", "value"), [(-1, None), ("1", None), (1, "low"), (1, True), (1, 10**400)]
+)
 def test_steps_and_values_are_checked(step, value, tmp_path):
     """Nothing is written of a wrong one."""
     loop = Loop(None)
@@ -375,7 +395,7 @@ def test_what_is_not_finite_is_not_restored(tmp_path, monkeypatch):
     manager.save(1)
     spoil_moment(loop)
     with monkeypatch.context() as patch:
-        patch.setattr(altcore.checkpoints, "not_finite_in", lambda *_: None)
+        patch.setattr(altcore.checkpoints.OwnLoop, "not_finite", lambda *_: None)
         manager.save(2)
     with capture_logs() as logs:
         assert Loop(recipe=None).manager(tmp_path).restore() == 1
@@ -431,3 +451,146 @@ def test_a_weight_that_is_nan_is_not_called_changed_by_somebody(tmp_path, recwar
         next(iter(loop.optimizer.state.values()))[name].fill_(torch.nan)
     loop.train(2)
     assert not [w for w in recwarn if "other than q.store" in str(w.message)]
+
+
+# ---------------------------------------------------------------------------- what is given
+
+
+def on_meta():
+    with torch.device("meta"):
+        return nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("model", "named"), [(on_meta, "meta"), (lambda: nn.LazyLinear(2), "weight has no shape yet")]
+)
+def test_a_model_without_numbers_is_refused_by_name(model, named, tmp_path):
+    made = model()
+    optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
+    with pytest.raises(BadInput, match=named):
+        altcore.save_checkpoint(tmp_path, made, optimizer, None, 1)
+
+
+def test_the_optimizer_of_another_model_is_refused(tmp_path):
+    """Its moments would be restored, and its parameters not."""
+    loop, other = Loop(None), Loop(None)
+    with pytest.raises(BadInput, match="parameter 0 is not the model's"):
+        altcore.save_checkpoint(tmp_path, loop.model, other.optimizer, None, 1)
+
+
+def test_a_state_that_would_not_be_restored_is_not_saved(tmp_path):
+    """A weight that was changed after its step is on no grid."""
+    loop = Loop("pure").train(1)
+    with torch.no_grad():
+        loop.model[0].weight.mul_(1.001)
+    with pytest.raises(BadInput, match=r"could not be restored: .*off the grid"):
+        altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, loop.q, 1)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_scheduler_may_come_before_or_after(tmp_path):
+    """What it puts into a group is kept, and stays if the checkpoint knows nothing of it."""
+    plain, planned = Loop(None).train(1), Loop(None)
+    cycle = torch.optim.lr_scheduler.OneCycleLR(planned.optimizer, 0.1, total_steps=20)
+    planned.train(1)
+    for name, loop in (("plain", plain), ("planned", planned)):
+        altcore.save_checkpoint(tmp_path / name, loop.model, loop.optimizer, None, 1)
+    altcore.load_checkpoint(tmp_path / "plain", planned.model, planned.optimizer, None)
+    cycle.step()
+    altcore.load_checkpoint(tmp_path / "planned", plain.model, plain.optimizer, None)
+    assert plain.optimizer.param_groups[0]["max_lr"] == 0.1
+
+
+def counting():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4))
+    model.register_buffer("seen", torch.zeros(()), persistent=False)
+    model.register_buffer("table", None, persistent=False)
+    return model
+
+
+def test_buffers_that_are_not_persistent_are_kept(tmp_path):
+    """A model that counts in one would go on as another model."""
+    model, other = counting(), counting()
+    model.seen += 3
+    model.table = torch.ones(2)
+    model.register_buffer("late", torch.ones(1), persistent=False)
+    for made in (model, other):
+        made.optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
+    altcore.save_checkpoint(tmp_path, model, model.optimizer, None, 1)
+    seen = other.seen
+    altcore.load_checkpoint(tmp_path, other, other.optimizer, None)
+    assert (seen, other.table.sum(), other.late) == (3, 2, 1)
+    assert same(other.state_dict(), model.state_dict())
+
+
+# ---------------------------------------------------------------------------- who saves
+
+
+def in_child(call):
+    """Return what a forked process is told by `BadInput`."""
+    read, write = os.pipe()
+    if (child := os.fork()) == 0:
+        try:
+            call()
+        except BadInput as error:
+            os.write(write, str(error).encode())
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    with os.fdopen(read) as told:
+        return told.read()
+
+
+def test_another_process_does_not_save_beside_a_manager(tmp_path):
+    """A forked child neither; one that only restores may."""
+    loop = Loop(None)
+    with loop.manager(tmp_path) as manager:
+        manager.save(1)
+        told = "another process saves its checkpoints"
+        assert told in in_child(lambda: manager.save(2))
+        assert told in in_child(lambda: Loop(None).manager(tmp_path).save_on_anomaly(2))
+        assert not in_child(lambda: Loop(None).manager(tmp_path).restore())
+        assert manager.save(3).exists()
+    assert not in_child(lambda: Loop(None).manager(tmp_path).save(4))
+    assert [p.name for p in sorted(tmp_path.glob("step-*"))] == [
+        f"step-0000000{i}" for i in (1, 3, 4)
+    ]
+
+
+def test_checkpoints_of_another_loop_stay(tmp_path):
+    """Until they are restored, and are this loop's."""
+    for step in (1, 2):
+        Loop(None).manager(tmp_path, max_checkpoints=2).save(step, value=step)
+    manager = Loop(None).manager(tmp_path, max_checkpoints=2, keep_best=0)
+    for step in (3, 4, 5):
+        manager.save(step)
+    assert {p.name[-1] for p in tmp_path.glob("step-*")} == {"1", "2", "5"}
+    manager.restore()
+    manager.save(6)
+    assert {p.name[-1] for p in tmp_path.glob("step-*")} == {"1", "6"}
+
+
+def test_one_checkpoint_is_the_newest(tmp_path):
+    """What was just written stays, and `best` names nothing that is gone."""
+    manager = Loop(None).manager(tmp_path, max_checkpoints=1)
+    for step in (1, 2):
+        assert manager.save(step, value=step).exists()
+    assert (manager.latest().name, manager.best().name) == ("step-00000002",) * 2
+    assert not (tmp_path / "best").exists()
+    assert (tmp_path / "weights-00000001").exists()
+
+
+def test_a_folder_stays_the_same_one(tmp_path, monkeypatch):
+    """Wherever the process goes; if it is moved away, nothing begins anew in its place."""
+    monkeypatch.chdir(tmp_path)
+    manager = Loop(None).manager("own")
+    manager.save(1)
+    monkeypatch.chdir("/")
+    assert manager.save(2) == tmp_path / "own/step-00000002"
+    (tmp_path / "own").rename(tmp_path / "moved")
+    for call in (lambda: manager.save(3), manager.restore, lambda: manager.save_on_anomaly(3)):
+        with pytest.raises(BadInput, match="own was moved or removed"):
+            call()
+    assert not (tmp_path / "own").exists()

@@ -3,6 +3,7 @@
 Uses every room below: runs, quantization, config, hooks, numerics, recipes and formats.
 """
 
+from altcore.engine.buffers import check_buffers, put_buffers
 from altcore.engine.building import build_workload, choose_device, counted_in_steps, freeze
 from altcore.engine.collapse import StallWindow, Trend
 from altcore.engine.deferred_errors import DeferredErrors
@@ -24,17 +25,12 @@ from altcore.engine.measuring import (
     on_grid,
     quantized_weights,
 )
+from altcore.engine.own_loop import OwnLoop
 from altcore.engine.randomness import random_state, seed_all, set_random_state
 from altcore.engine.resuming import resumed_with_sources
 from altcore.engine.setup import prepare
 from altcore.engine.state import Run, Step, Workload
-from altcore.engine.state_checks import (
-    check_optimizer,
-    check_weights,
-    not_finite_in,
-    numbers_of,
-    unwatched_in,
-)
+from altcore.engine.state_checks import check_weights, unwatched_in
 from altcore.engine.torchrun import world_size
 
 __all__ = [
@@ -42,6 +38,7 @@ __all__ = [
     "Engine",
     "Epoch",
     "MeasureTable",
+    "OwnLoop",
     "QuantizedWeight",
     "Run",
     "StallWindow",
@@ -50,7 +47,7 @@ __all__ = [
     "Workload",
     "active_quantizers",
     "build_workload",
-    "check_optimizer",
+    "check_buffers",
     "check_weights",
     "choose_device",
     "counted_in_steps",
@@ -64,10 +61,9 @@ __all__ = [
     "mean_and_std",
     "moments_without_zeros",
     "nan_where_not_finite",
-    "not_finite_in",
-    "numbers_of",
     "on_grid",
     "prepare",
+    "put_buffers",
     "quantized_weights",
     "random_state",
     "resumed_with_sources",

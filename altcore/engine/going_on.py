@@ -12,6 +12,7 @@ from altcore.engine.apply import take_recipe
 from altcore.engine.building import Built
 from altcore.engine.identity import given_in
 from altcore.engine.loop import Engine
+from altcore.engine.optimizer_checks import layout_of
 from altcore.engine.plugin_states import RefusedState, check_plugin_states
 from altcore.engine.plugins import Plugin
 from altcore.engine.state_checks import check_state, check_tensors, check_weights_and_moments
@@ -123,6 +124,7 @@ def go_on(
     """
     config = built.config
     changes: list[Change] = []
+    unfit: list[InvalidCheckpoint] = []
 
     def check(found: Checkpoint, plugins: Sequence[Plugin]) -> None:
         check_run_id(found.path, found.manifest, directory.run_id)
@@ -142,6 +144,7 @@ def go_on(
         except InvalidCheckpoint as error:
             causes = [str(c) for c in changes if c.is_decisive or c.what in CODE]
             if not causes:
+                unfit.append(error)
                 raise
             # An earlier checkpoint would fit no better, until all that was trained is lost.
             problem = f"what changed does not fit the state of {found.path.name}: {error}"
@@ -152,7 +155,7 @@ def go_on(
         tidy(directory.checkpoints)
     directory.check_begun()
     check_environment(directory.path)
-    found = _end_of(directory, built, check) or _newest(directory, built, check)
+    found = _end_of(directory, built, check) or _newest(directory, built, check, unfit)
     is_over = found.manifest["phase"] == ENDED_PHASE
     is_whole = has_summary(directory.path) and has_environment(directory.path)
     is_done = found.step == config.max_steps and is_over and is_whole
@@ -181,35 +184,40 @@ def _end_of(directory: RunDirectory, built: Built, check: Check) -> Checkpoint |
     return load_if_valid(path, lambda found: check(found, built.plugins))
 
 
-def _newest(directory: RunDirectory, built: Built, check: Check) -> Checkpoint:
+def _newest(
+    directory: RunDirectory, built: Built, check: Check, unfit: list[InvalidCheckpoint]
+) -> Checkpoint:
     """Return the newest valid checkpoint.
 
-    A state that a plugin refuses is no reason to begin again from the seed alone. If an observer
-    refuses that of every checkpoint, it is the observer that is broken: the boundary disables it.
+    States that do not fit (``unfit``, which ``check`` fills) are no reason to begin again from the
+    seed alone: their files are whole, so it is what was built that is wrong. If an observer refuses
+    that of every checkpoint, it is the observer that is broken: the boundary disables it.
     """
-    refused: list[RefusedState] = []
 
-    def check_all(found: Checkpoint) -> None:
-        if found.state is None and refused:
-            raise InvalidCheckpoint("it has no state, and the run is not to lose what it has made")
-        try:
-            check(found, built.plugins)
-        except RefusedState as error:
-            refused.append(error)
-            raise
+    def find(plugins: Sequence[Plugin]) -> Checkpoint:
+        def check_all(found: Checkpoint) -> None:
+            if found.state is None and unfit:
+                problem = "it has no state, and the run is not to lose what it has made"
+                raise InvalidCheckpoint(problem)
+            check(found, plugins)
+
+        unfit.clear()
+        return load_newest(directory.checkpoints, check_all)
 
     try:
-        return load_newest(directory.checkpoints, check_all)
+        return find(built.plugins)
     except BadInput as error:
-        if not refused:
-            raise
-        name = directory.path.name
+        refused = [e for e in unfit if isinstance(e, RefusedState)]
         acting = [r for r in refused if r.plugin.acts or built.config.strict]
-        if not acting:
-            only = [p for p in built.plugins if p.acts]
-            return load_newest(directory.checkpoints, lambda found: check(found, only))
-        hint = "its checkpoints stay as they are: mend the plugin, or train anew under a --name"
-        problem = f"no checkpoint has a state that it can go on with: {acting[0]}"
+        if refused and not acting:
+            return find([p for p in built.plugins if p.acts])
+        if not unfit:
+            raise
+        cause = acting[0] if acting else unfit[0]
+        name = directory.path.name
+        mend = "mend the plugin" if acting else "go on with the code that wrote them"
+        hint = f"its checkpoints stay as they are: {mend}, or train anew under a --name"
+        problem = f"no checkpoint has a state that it can go on with: {cause}"
         raise BadInput(problem, key=f"--resume {name}", hint=hint) from error
 
 
@@ -239,8 +247,12 @@ def _check_own_model(found: Checkpoint, built: Built, name: str) -> None:
 
 def _without_moments(found: Checkpoint, built: Built) -> None:
     """Let a state and its snapshots have the state of the new optimizer, which has none yet."""
+    fresh = built.optimizer.state_dict()
+    layout = layout_of(fresh, built.optimizer, built.model)
     for state in (found.state, *found.snapshots):
         if isinstance(state, dict):
-            state["optimizer"] = built.optimizer.state_dict()
+            state["optimizer"] = fresh
+            if state is found.state:
+                state["optimizer_layout"] = layout
             if isinstance(state.get("quantization"), dict):
                 state["quantization"]["moments"] = {}

@@ -6,12 +6,14 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import asdict, define
+from attrs import asdict, define, field
 
+from altcore.engine.buffers import FreshBuffers, put_buffers
 from altcore.engine.collapse import Detector
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.history import RunHistory
+from altcore.engine.optimizer_checks import layout_of
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.ranks import Ranks
 from altcore.engine.snapshots import Snapshot
@@ -30,6 +32,10 @@ class RunState:
     record: StepRecord
     gradients: GradientNorms
     ranks: Ranks
+    buffers: FreshBuffers = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.buffers = FreshBuffers(self.run.model)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, but for the snapshots."""
@@ -42,10 +48,13 @@ class RunState:
         }
         ranks, broken = zip(*self.ranks.gather((own, list(run.degraded))), strict=True)
         self.dispatch.disable_broken(run, {name for names in broken for name in names})
+        optimizer = run.optimizer.state_dict()
         return {
             "step": run.step,
             "model": run.model.state_dict(),
-            "optimizer": run.optimizer.state_dict(),
+            "buffers": self.buffers.changed(),
+            "optimizer": optimizer,
+            "optimizer_layout": layout_of(optimizer, run.optimizer, run.model),
             "quantization": run.quantization.state_dict(),
             "ranks": list(ranks),
             "degraded": list(run.degraded),
@@ -64,6 +73,7 @@ class RunState:
         run = self.run
         run.step = state["step"]
         run.quantization.load_state_dict(state["quantization"], state["model"])
+        put_buffers(run.model, state["buffers"])
         run.optimizer.load_state_dict(state["optimizer"])
         run.degraded[:] = state["degraded"]
         for own in state["ranks"][run.rank : run.rank + 1]:  # none if there are more ranks now

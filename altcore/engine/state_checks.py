@@ -1,7 +1,6 @@
 """Checks of a checkpoint's state against the model that was built, before anything is loaded.
 
-torch trusts the shapes that it loads: its fused optimizers write past the end of a moment that is
-too small. What holds for a model's state holds for its snapshots as well.
+What holds for a model's state holds for its snapshots as well.
 """
 
 from __future__ import annotations
@@ -15,19 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from altcore.engine.buffers import check_buffers
 from altcore.engine.building import Built
 from altcore.engine.collapse import Detector
 from altcore.engine.history import RunHistory
+from altcore.engine.optimizer_checks import check_layout, check_optimizer
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.errors import BadInput, InvalidCheckpoint
 from altcore.quantization import check_moments, check_quantization_state
-
-MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
-"""Second moments, which have no negative element."""
-NUMBERS = ("step", "eta", "mu", "mu_product")
-"""States of torch's optimizers that are one number."""
-FACTORED = ("Adafactor",)
-"""Optimizers of torch whose moments have other shapes than their parameters."""
 
 
 @contextmanager
@@ -52,6 +46,9 @@ def check_state(state: Mapping[str, Any], built: Built, *, is_healthy: bool = Tr
     """
     with _readable():
         check_weights_and_moments(state, built, is_healthy=is_healthy)
+        moments = (state["optimizer"], built.optimizer, built.model)
+        check_layout(state["optimizer_layout"], *moments)
+        check_buffers(state["buffers"], built.model)
         step, rate = state["step"], state["lr_scale"]
         if type(step) is not int or step < 0:
             raise InvalidCheckpoint(f"its step is {step!r:.60}")
@@ -162,78 +159,6 @@ def _check_like(name: str, given: Any, own: Tensor) -> None:
 
 def _shown(value: Any) -> str:
     return str(list(value) if isinstance(value, torch.Size) else value)
-
-
-# Optimizers --------------------------------------------------------------------------------------
-
-
-def check_optimizer(
-    state: Mapping[str, Any], optimizer: torch.optim.Optimizer
-) -> list[tuple[Tensor, Mapping[str, Any]]]:
-    """Check groups and moments: of torch's optimizers all shapes, of others those that repeat.
-
-    Returns each parameter that has a state, and the state.
-    """
-    groups, built = state["param_groups"], optimizer.state_dict()["param_groups"]
-    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in built]:
-        raise InvalidCheckpoint("the optimizer has other groups of parameters")
-    for given, own in zip(groups, built, strict=True):
-        _same_names("a group of the optimizer", given, own)
-        for key, value in own.items():
-            if _kind(given[key]) != _kind(value):
-                raise InvalidCheckpoint(f"the optimizer's {key} is {given[key]!r:.60}")
-    indices = [i for group in groups for i in group["params"]]
-    own_parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    of_index = dict(zip(indices, own_parameters, strict=True))
-    if unknown := [i for i in state["state"] if i not in of_index]:
-        raise InvalidCheckpoint(f"the optimizer has a state of no parameter: {unknown[0]!r:.60}")
-    entries = {i: state["state"][i] for i in indices if i in state["state"]}
-    exact = _has_known_shapes(optimizer)
-    for i, entry in entries.items():
-        for key, value in entry.items():
-            is_moment = key not in NUMBERS and (exact or _is_moment(key, entries, of_index))
-            _check_moment(f"{key} of parameter {i}", key, value, of_index[i], is_moment)
-    if exact and len({frozenset(entry) for entry in entries.values()}) > 1:
-        raise InvalidCheckpoint("the optimizer has not the same state for all parameters")
-    return [(of_index[i], entry) for i, entry in entries.items()]
-
-
-def _kind(value: Any) -> Any:
-    """Return what may not change of a group's value: its type, int and float being one."""
-    if isinstance(value, list | tuple):
-        return [_kind(v) for v in value] if not all(isinstance(v, int) for v in value) else list
-    return float if type(value) in (int, float) else type(value)
-
-
-def _has_known_shapes(optimizer: torch.optim.Optimizer) -> bool:
-    """Whether each state is a number, or has its parameter's shape: torch's own, but for some."""
-    kinds = [c.__name__ for c in type(optimizer).__mro__ if c.__module__.startswith("torch.optim")]
-    return len(kinds) > 1 and not set(kinds) & set(FACTORED)
-
-
-def _is_moment(key: str, entries: Mapping[Any, Any], parameters: Mapping[Any, Tensor]) -> bool:
-    """Whether most parameters have a state of this name in their own shape."""
-    values = {i: e[key] for i, e in entries.items() if isinstance(e.get(key), Tensor)}
-    alike = sum(value.shape == parameters[i].shape for i, value in values.items())
-    return 2 * alike > len(values)
-
-
-def _check_moment(what: str, key: str, value: Any, parameter: Tensor, is_moment: bool) -> None:
-    if not isinstance(value, Tensor):
-        return
-    if is_moment and value.shape != parameter.shape:
-        raise InvalidCheckpoint(
-            f"the optimizer's {what} is of shape {list(value.shape)}, the parameter of "
-            f"{list(parameter.shape)}"
-        )
-    if value.layout != torch.strided or value.is_complex() != parameter.is_complex():
-        raise InvalidCheckpoint(f"the optimizer's {what} is of type {value.dtype}")
-    if any(value.stride(i) == 0 for i in range(value.dim()) if value.shape[i] > 1):
-        raise InvalidCheckpoint(f"the optimizer's {what} is one number for many")
-    if key in MOMENTS and bool((value < 0).any()):
-        raise InvalidCheckpoint(f"the optimizer's {what} has a negative element")
-    if key == "step" and (value.dim() or not bool(torch.isfinite(value) & (value >= 0))):
-        raise InvalidCheckpoint(f"the optimizer's {what} is {value.flatten()[:3].tolist()}")
 
 
 def not_finite_in(

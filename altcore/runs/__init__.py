@@ -23,6 +23,7 @@ from altcore.runs.directory import (
     write_configuration,
 )
 from altcore.runs.directory_lock import alone, is_being_written
+from altcore.runs.folder_writer import FolderWriter, OtherWriter
 from altcore.runs.history import TAIL, early_and_late, finite, mean_of, step_lines, tail
 from altcore.runs.identity import (
     KEPT,
@@ -129,7 +130,9 @@ __all__ = [
     "Change",
     "Checkpoint",
     "DirectoryRecord",
+    "FolderWriter",
     "Kept",
+    "OtherWriter",
     "RunDirectory",
     "RunRecord",
     "Summary",

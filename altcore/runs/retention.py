@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,26 +85,42 @@ def by_merit(found: Iterable[Kept], monitor: str, mode: str) -> list[Kept]:
     return sorted(evaluated, key=lambda kept: (value(kept), kept.step))
 
 
-def retain(folder: Path, *, monitor: str, mode: str, max_checkpoints: int, keep_best: int) -> None:
-    """Set the pointers, and remove what need not stay.
+def retain(
+    folder: Path,
+    *,
+    monitor: str,
+    mode: str,
+    max_checkpoints: int,
+    keep_best: int,
+    others: Collection[int] = (),
+) -> None:
+    """Set the pointers, and remove what need not stay; those of the steps ``others`` do.
 
     There stay the best and the newest regular checkpoints, ``max_checkpoints`` together; the last
     one before the first anomaly; step 0 if it is a manifest alone; anomalies; and the next
     ``keep_best`` best as weights only.
     """
     with durable.no_space_named(folder):
-        _retain(folder, monitor, mode, max_checkpoints, keep_best)
+        _retain(folder, monitor, mode, max_checkpoints, keep_best, others)
 
 
-def _retain(folder: Path, monitor: str, mode: str, max_checkpoints: int, keep_best: int) -> None:
+def _retain(
+    folder: Path,
+    monitor: str,
+    mode: str,
+    max_checkpoints: int,
+    keep_best: int,
+    others: Collection[int],
+) -> None:
     found = list_checkpoints(folder)
     regular = [kept for kept in found if kept.kind == REGULAR]
     best = by_merit(regular, monitor, mode)[:1]
-    point_to(folder, LAST, regular[-1].path.name if regular else None)
-    point_to(folder, BEST, best[0].path.name if best else None)
-
-    stay = [kept.step for kept in best + regular[::-1]]
+    stay = [kept.step for kept in regular[-1:] + best + regular[::-1]]
     stay = list(dict.fromkeys(stay))[:max_checkpoints]
+    point_to(folder, LAST, regular[-1].path.name if regular else None)
+    point_to(folder, BEST, best[0].path.name if best and best[0].step in stay else None)
+
+    stay += others
     anomaly = min((kept.step for kept in found if kept.kind == ANOMALY), default=0)
     stay += [kept.step for kept in regular if kept.step < anomaly][-1:]
     gone = [kept for kept in regular if kept.step not in stay and kept.manifest["files"]]
@@ -117,7 +133,7 @@ def _retain(folder: Path, monitor: str, mode: str, max_checkpoints: int, keep_be
             _keep_weights(kept)
         durable.remove(kept.path)
     for kept in found:
-        if kept.kind == WEIGHTS and kept.step not in good:
+        if kept.kind == WEIGHTS and kept.step not in {*good, *others}:
             durable.remove(kept.path)
     _drop_snapshots(folder, [kept for kept in regular if kept not in gone])
 

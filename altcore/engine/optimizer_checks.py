@@ -1,0 +1,153 @@
+"""Checks of an optimizer's state in a checkpoint against the optimizer that is to load it.
+
+torch trusts the shapes that it loads: its fused optimizers write past the end of a moment that is
+too small. Other optimizers, subclasses of torch's too, may keep any state: of theirs the shapes are
+compared with the layout that was written beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from altcore.errors import InvalidCheckpoint
+
+MOMENTS = ("exp_avg_sq", "max_exp_avg_sq")
+"""Second moments, which have no negative element."""
+NUMBERS = ("step", "eta", "mu", "mu_product")
+"""States of torch's optimizers that are one number."""
+OTHER_SHAPES = ("Adafactor", "LBFGS")
+"""Optimizers of torch whose moments have other shapes than their parameters."""
+
+
+def layout_of(
+    state: Mapping[str, Any], optimizer: torch.optim.Optimizer, model: nn.Module
+) -> dict[str, Any]:
+    """Return which parameter has each position in an optimizer's state, and each moment's shape.
+
+    A parameter that is not the model's is None.
+    """
+    return {"parameters": _names(optimizer, model), "shapes": _shapes(state)}
+
+
+def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str | None]:
+    names = {id(p): name for name, p in model.named_parameters()}
+    return [names.get(id(p)) for group in optimizer.param_groups for p in group["params"]]
+
+
+def _shapes(state: Mapping[str, Any]) -> dict[Any, dict[str, list[int]]]:
+    return {
+        i: {key: list(x.shape) for key, x in entry.items() if isinstance(x, Tensor)}
+        for i, entry in state["state"].items()
+        if isinstance(entry, Mapping)
+    }
+
+
+def check_layout(
+    layout: Mapping[str, Any],
+    state: Mapping[str, Any],
+    optimizer: torch.optim.Optimizer,
+    model: nn.Module,
+) -> None:
+    """Raise `InvalidCheckpoint` if a state is of parameters in another order, or was altered."""
+    pairs = zip(layout["parameters"], _names(optimizer, model), strict=True)
+    if other := [pair for pair in pairs if pair[0] != pair[1]]:
+        was, now = other[0]
+        raise InvalidCheckpoint(
+            f"the optimizer has its parameters in another order: {was} is where {now} is now"
+        )
+    shapes = _shapes(state)
+    for i, was_shapes in layout["shapes"].items():
+        for key, was_shape in was_shapes.items():
+            now_shape = shapes.get(i, {}).get(key)
+            if now_shape != was_shape:
+                raise InvalidCheckpoint(
+                    f"the optimizer's {key} of parameter {i} is of shape {now_shape}, and was "
+                    f"written of {was_shape}"
+                )
+
+
+def check_optimizer(
+    state: Mapping[str, Any], optimizer: torch.optim.Optimizer
+) -> list[tuple[Tensor, Mapping[str, Any]]]:
+    """Check groups and moments; the latter of torch's own optimizers alone.
+
+    Returns each parameter that has a state, and the state.
+    """
+    groups, built = state["param_groups"], optimizer.state_dict()["param_groups"]
+    if [len(g["params"]) for g in groups] != [len(g["params"]) for g in built]:
+        raise InvalidCheckpoint("the optimizer has other groups of parameters")
+    for given, own in zip(groups, built, strict=True):
+        _check_group(given, {key: own[key] for key in optimizer.defaults if key in own})
+    indices = [i for group in groups for i in group["params"]]
+    own_parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    of_index = dict(zip(indices, own_parameters, strict=True))
+    if unknown := [i for i in state["state"] if i not in of_index]:
+        raise InvalidCheckpoint(f"the optimizer has a state of no parameter: {unknown[0]!r:.60}")
+    entries = {i: state["state"][i] for i in indices if i in state["state"]}
+    if _has_known_shapes(optimizer):
+        for i, entry in entries.items():
+            for key, value in entry.items():
+                _check_moment(f"{key} of parameter {i}", key, value, of_index[i])
+        for group in groups:
+            if len({frozenset(entries[i]) for i in group["params"] if i in entries}) > 1:
+                raise InvalidCheckpoint("the optimizer has not the same state for all of a group")
+    return [(of_index[i], entry) for i, entry in entries.items()]
+
+
+def _check_group(given: Mapping[str, Any], own: Mapping[str, Any]) -> None:
+    """Check what the optimizer reads of a group; others, as schedulers, may add keys to it."""
+    if missing := sorted(own.keys() - given.keys()):
+        raise InvalidCheckpoint(f"a group of the optimizer is not whole: missing {missing[:3]}")
+    for key, value in own.items():
+        if not _fits(given[key], value):
+            raise InvalidCheckpoint(f"the optimizer's {key} is {given[key]!r:.60}")
+
+
+def _fits(given: Any, own: Any) -> bool:
+    """Whether one value of an option may take the place of another.
+
+    A number may be a tensor. An option that is None, as ``foreach``, is one that torch chooses.
+    """
+    if own is None or (given is None and isinstance(own, bool | str)):
+        return True
+    if isinstance(own, list | tuple):
+        is_pair = isinstance(given, list | tuple) and len(given) == len(own)
+        return is_pair and all(map(_fits, given, own))
+    if _is_number(own):
+        return _is_number(given)
+    return type(given) is type(own)
+
+
+def _is_number(value: Any) -> bool:
+    if isinstance(value, Tensor):
+        return value.numel() == 1
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _has_known_shapes(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether each state is a number, or has its parameter's shape: torch's own, but for some."""
+    kind = type(optimizer)
+    is_own = getattr(torch.optim, kind.__name__, None) is kind
+    return is_own and kind.__name__ not in OTHER_SHAPES
+
+
+def _check_moment(what: str, key: str, value: Any, parameter: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        return
+    if key not in NUMBERS and value.shape != parameter.shape:
+        raise InvalidCheckpoint(
+            f"the optimizer's {what} is of shape {list(value.shape)}, the parameter of "
+            f"{list(parameter.shape)}"
+        )
+    if value.layout != torch.strided or value.is_complex() != parameter.is_complex():
+        raise InvalidCheckpoint(f"the optimizer's {what} is of type {value.dtype}")
+    if any(value.stride(i) == 0 for i in range(value.dim()) if value.shape[i] > 1):
+        raise InvalidCheckpoint(f"the optimizer's {what} is one number for many")
+    if key in MOMENTS and bool((value < 0).any()):
+        raise InvalidCheckpoint(f"the optimizer's {what} has a negative element")
+    if key == "step" and (value.dim() or not bool(torch.isfinite(value) & (value >= 0))):
+        raise InvalidCheckpoint(f"the optimizer's {what} is {value.flatten()[:3].tolist()}")

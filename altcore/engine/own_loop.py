@@ -1,0 +1,194 @@
+"""The state of a training loop of your own: what its checkpoints hold, checked and restored."""
+
+from __future__ import annotations
+
+from collections.abc import Container, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import chain
+from typing import Any
+
+import torch
+from attrs import frozen
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+from altcore.builtin_types import as_builtin
+from altcore.engine.buffers import check_buffers, put_buffers, unsaved_buffers
+from altcore.engine.optimizer_checks import check_layout, check_optimizer, layout_of
+from altcore.engine.randomness import random_state, set_random_state
+from altcore.engine.state_checks import (
+    check_tensors,
+    check_weights,
+    not_finite_in,
+    numbers_of,
+    unwatched_in,
+)
+from altcore.errors import BadInput, InvalidCheckpoint, shown
+from altcore.formats import digest
+from altcore.quantization import Quantization, check_moments, check_quantization_state
+from altcore.recipes import resolved_to_plain
+from altcore.runs import REGULAR
+
+
+@frozen(eq=False)
+class OwnLoop:
+    """What a checkpoint holds the state of."""
+
+    model: nn.Module
+    """Not wrapped."""
+    optimizer: torch.optim.Optimizer | None
+    q: Quantization | None
+    scaler: torch.amp.GradScaler | None
+    """None if it is disabled: it has no state."""
+
+    @classmethod
+    def of(
+        cls,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer | None,
+        q: Quantization | None,
+        scaler: torch.amp.GradScaler | None,
+    ) -> OwnLoop:
+        """Take the model out of DistributedDataParallel; `BadInput` if ``q`` is of another."""
+        own = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+        if q is not None and own is not q.model:
+            raise BadInput("it is not the model that was quantized", key="q")
+        is_enabled = scaler is not None and scaler.is_enabled()
+        return cls(own, optimizer, q, scaler if is_enabled else None)
+
+    def not_finite(self, state: Mapping[str, Any], unwatched: Container[str] = ()) -> str | None:
+        """Return the name of the first part of a state that is no number to go on from."""
+        parts = (numbers_of(self.model), state["optimizer"], state["scaler"])
+        return not_finite_in(state["model"], *parts, unwatched)
+
+    @property
+    def device(self) -> torch.device:
+        """That of the model's first parameter."""
+        first = next(self.model.parameters(), None)
+        return torch.device("cpu") if first is None else first.device
+
+    def state(self, step: int) -> dict[str, Any]:
+        """Return the state after a step."""
+        step = as_builtin(step)
+        if type(step) is not int or step < 0:
+            problem = f"a whole number of at least 0 is needed, not {shown(step)}"
+            raise BadInput(problem, key="step")
+        assert self.optimizer is not None  # only a loop that is restored has none
+        self._check_numbers()
+        moments = as_builtin(self.optimizer.state_dict())
+        layout = layout_of(moments, self.optimizer, self.model)
+        if None in layout["parameters"]:
+            place = layout["parameters"].index(None)
+            problem = (
+                f"its parameter {place} is not the model's, and a checkpoint would not hold it"
+            )
+            hint = "give the model that has all that the optimizer moves"
+            raise BadInput(problem, key="optimizer", hint=hint)
+        return {
+            "step": step,
+            "model": self.model.state_dict(),
+            "buffers": unsaved_buffers(self.model),
+            "quantization": None if self.q is None else self.q.state_dict(),
+            "recipe": None if self.q is None else _asked_of(self.q),
+            "optimizer": moments,
+            "optimizer_layout": layout,
+            "optimizer_class": type(self.optimizer).__name__,
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+            "random": random_state(self.device),
+        }
+
+    def _check_numbers(self) -> None:
+        """Raise `BadInput` if a tensor of the model holds no numbers."""
+        for name, x in chain(self.model.named_parameters(), self.model.named_buffers()):
+            if is_lazy(x):
+                raise BadInput(f"{name} has no shape yet: call the model once", key="model")
+            if x.is_meta:
+                raise BadInput(f"{name} is on the device meta, and has no numbers", key="model")
+
+    def check_own(self, state: Mapping[str, Any]) -> None:
+        """Raise `BadInput` if the loop would refuse its own state: it is not to be written."""
+        try:
+            self.check(state, REGULAR)
+        except InvalidCheckpoint as error:
+            raise BadInput(f"it could not be restored: {error}", key="model") from error
+
+    def check(self, state: Mapping[str, Any], kind: str) -> None:
+        """Check a state of a whole checkpoint before anything is loaded.
+
+        Raises:
+            InvalidCheckpoint: if its numbers are no state to go on from.
+            BadInput: if it does not fit what was given: an earlier one would fit no better.
+        """
+        try:
+            self._check_given(state)
+            check_weights(state["model"], self.model, numbers_of(self.model))
+            if self.q is not None:
+                check_quantization_state(self.q, state["quantization"], state["model"])
+            if self.optimizer is not None:
+                unwatched = unwatched_in(self.model)
+                if kind == REGULAR and (bad := self.not_finite(state, unwatched)):
+                    raise InvalidCheckpoint(f"{bad} is not finite")
+                with _fitting("optimizer"):
+                    moments = check_optimizer(state["optimizer"], self.optimizer)
+                    about = (state["optimizer"], self.optimizer, self.model)
+                    check_layout(state["optimizer_layout"], *about)
+                if self.q is not None:
+                    check_moments(self.q, state["quantization"], moments)
+        except BadInput:  # a ValueError, too
+            raise
+        except (LookupError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise InvalidCheckpoint(f"it is no state of this loop: {error!r:.200}") from error
+
+    def _check_given(self, state: Mapping[str, Any]) -> None:
+        """Raise `BadInput` if a state is of another model, optimizer or recipe."""
+        for key, given in (("quantization", self.q), ("scaler", self.scaler)):
+            is_kept = state[key] is not None
+            if is_kept and given is None and (key != "scaler" or self.optimizer is not None):
+                raise BadInput(f"the checkpoint holds one, and none is given: {key}", key=key)
+            if given is not None and not is_kept:
+                raise BadInput(f"the checkpoint holds none: {key}", key=key)
+        with _fitting("model"):
+            check_tensors(state["model"], self.model)
+            check_buffers(state["buffers"], self.model)
+        if self.q is not None and (before := state["recipe"]) != (now := _asked_of(self.q)):
+            told = f"the checkpoint is of {before['told']}, and the model of {now['told']}"
+            raise BadInput(told, key="q", hint="quantize it as it was, or change it later")
+        was, is_now = state["optimizer_class"], type(self.optimizer).__name__
+        if self.optimizer is not None and was != is_now:
+            raise BadInput(f"the checkpoint is of {was}, and it is {is_now}", key="optimizer")
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Load a state that was checked."""
+        if self.q is None:
+            self.model.load_state_dict(state["model"])
+        else:
+            self.q.load_state_dict(state["quantization"], state["model"])
+        put_buffers(self.model, state["buffers"])
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])
+        if self.optimizer is not None:
+            # What a scheduler has put into a group stays, if the checkpoint knows nothing of it.
+            pairs = zip(
+                self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=True
+            )
+            groups = [{**own, **kept} for own, kept in pairs]
+            self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
+            set_random_state(state["random"], self.device)
+
+
+@contextmanager
+def _fitting(key: str) -> Iterator[None]:
+    """Make a state that is not of what was given an error of that: its file is whole."""
+    try:
+        yield
+    except InvalidCheckpoint as error:
+        problem = f"the checkpoint does not fit the one that is given: {error}"
+        raise BadInput(problem, key=key) from error
+
+
+def _asked_of(q: Quantization) -> dict[str, str]:
+    """Return the recipe that a model is quantized by, whatever it was changed to since."""
+    resolved = q.recipe.resolve([*q.found.values()])
+    formats = sorted({c.format.name for casts in resolved.values() for c in casts.values() if c})
+    told = f"recipe {q.recipe.name} in {', '.join(formats) or 'no format'}"
+    return {"told": told, "casts": digest(resolved_to_plain(resolved))}

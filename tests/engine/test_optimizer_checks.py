@@ -1,0 +1,84 @@
+"""An optimizer's state that a checkpoint holds is taken by the same optimizer, built anew."""
+
+import pytest
+import torch
+from torch import nn, optim
+
+from altcore.engine.optimizer_checks import check_layout, check_optimizer, layout_of
+from altcore.errors import InvalidCheckpoint
+
+
+def model():
+    return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+
+
+def groups(m, **first):
+    return [{"params": m[0].parameters(), **first}, {"params": m[1].parameters()}]
+
+
+class LowRank(optim.AdamW):
+    """Has moments of another shape than its parameters."""
+
+    def step(self, closure=None):
+        super().step(closure)
+        for p in self.param_groups[0]["params"]:
+            self.state[p]["factor"] = torch.ones(3, 5)
+            self.state[p]["exp_avg_sq"] = -torch.ones(2)
+
+
+MADE = {
+    "amsgrad in one group": lambda m: optim.AdamW(groups(m, amsgrad=True)),
+    "momentum in one group": lambda m: optim.RMSprop(groups(m, momentum=0.9)),
+    "LBFGS": lambda m: optim.LBFGS(m.parameters(), max_iter=3),
+    "Adafactor": lambda m: optim.Adafactor(m.parameters()),
+    "a subclass": lambda m: LowRank(m.parameters()),
+}
+
+
+def stepped(make):
+    m = model()
+    optimizer = make(m)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = m(torch.ones(2, 4)).square().mean()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return m, optimizer
+
+
+@pytest.mark.parametrize("make", MADE.values(), ids=MADE)
+def test_the_same_optimizer_takes_its_state(make):
+    m, optimizer = stepped(make)
+    state = optimizer.state_dict()
+    other = model()
+    fresh = make(other)
+    check_optimizer(state, fresh)
+    check_layout(layout_of(state, optimizer, m), state, fresh, other)
+
+
+CHANGED = {
+    "a tensor for a rate": lambda g: g.update(lr=torch.tensor(0.1)),
+    "a scheduler's key": lambda g: g.update(initial_lr=0.1),
+    "another implementation": lambda g: g.update(foreach=False),
+}
+
+
+@pytest.mark.parametrize("change", CHANGED.values(), ids=CHANGED)
+@pytest.mark.parametrize("is_saved", [True, False])
+def test_groups_may_hold_more_than_the_optimizer_reads(change, is_saved):
+    """Of the two, one has what a scheduler or the caller put there."""
+    saved, now = optim.AdamW(model().parameters()), optim.AdamW(model().parameters())
+    change((saved if is_saved else now).param_groups[0])
+    check_optimizer(saved.state_dict(), now)
+
+
+def test_moments_of_parameters_in_another_order_are_refused():
+    """Their shapes are alike."""
+    m, optimizer = stepped(lambda m: optim.AdamW([m[0].weight, m[1].weight]))
+    state, other = optimizer.state_dict(), model()
+    fresh = optim.AdamW([other[1].weight, other[0].weight])
+    with pytest.raises(InvalidCheckpoint, match=r"another order: 0\.weight is where 1\.weight"):
+        check_layout(layout_of(state, optimizer, m), state, fresh, other)
