@@ -12,8 +12,7 @@ from attrs import define, field
 from altcore.errors import BadInput
 from altcore.sweep.attempt import attempts_in
 from altcore.sweep.job import Job
-from altcore.sweep.kept import accepted_runs
-from altcore.sweep.ledger import JOBS, Ledger
+from altcore.sweep.ledger import JOBS, RUNS, Ledger
 
 LARGEST_SHARE = 0.9
 """Of its worker's whole time. A job that needs more begins while that share is left: it cannot end
@@ -52,14 +51,16 @@ class TimeLeft:
         return now + needed < self.until
 
     def _look(self) -> None:
-        for name in accepted_runs(self.ledger).keys() - self._seen:
+        try:
+            found = {path.name for path in (self.ledger.folder / RUNS).iterdir()}
+        except FileNotFoundError:
+            return
+        for name in (found - self._seen).intersection(self.ledger.names()):
             self._seen.add(name)
-            # Of a job that is retired, or damaged, nothing is learnt.
-            with suppress(BadInput):
-                variant = self.ledger.job(name).variant
-                exits = [a.exit for a in attempts_in(self.ledger.folder / JOBS / name)]
+            with suppress(BadInput):  # a damaged file tells nothing
+                exits = [attempt.exit for attempt in attempts_in(self.ledger.folder / JOBS / name)]
                 taken = sum(ended.seconds or 0.0 for ended in exits if ended)
-                self._seconds.setdefault(variant, []).append(taken)
+                self._seconds.setdefault(self.ledger.job(name).variant, []).append(taken)
         if self._seconds:
             self._means = {variant: fmean(known) for variant, known in self._seconds.items()}
             self._mean = fmean(chain(*self._seconds.values()))
