@@ -36,8 +36,8 @@ class Exit:
     used: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))
     """What it used: ``peak_memory_bytes``, ``cpu_seconds``, ``gpu_memory_bytes``."""
     settings: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))
-    """Settings that the job leaves to its workload, by dotted key, as they were in a run that had
-    too little memory: a retry may halve them."""
+    """Settings that the job leaves to its workload, by dotted key, as it chose them: a retry may
+    halve them."""
 
     @property
     def is_complete(self) -> bool:

@@ -181,6 +181,7 @@ class Ledger:
         last = attempts[-1]
         ended = last.exit
         if ended is None:
+            _ = last.lease  # which somebody must be able to read
             return Standing(State.RUNNING, attempts)
         changed, told = last.lease.changed, last.again
         if told is not None:
@@ -207,11 +208,12 @@ class Ledger:
             return None
         changed = standing.decision.changed if standing.decision else {}
         number = last.number + 1 if last else 1
+        # The last attempt may have ended before it had a copy of the one before.
+        same = (a for a in reversed(standing.attempts) if a.lease.changed == changed)
+        before = next(filter(None, (a.run_directory(job.name) for a in same)), None)
         held = lease(self.folder / JOBS / job.name, number, changed, executor)
         if held is not None:
-            # The last attempt may have ended before it had a copy of the one before.
-            same = (a for a in reversed(standing.attempts) if a.lease.changed == changed)
-            held.before = next(filter(None, (a.run_directory(job.name) for a in same)), None)
+            held.before = before
         return held
 
     def _end_lost(self, job: Job, last: Attempt) -> None:

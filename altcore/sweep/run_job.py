@@ -8,9 +8,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, frozen
 
-from altcore.errors import AltcoreError, Interrupted, NoSpace, OutOfMemory, described, text_of
+from altcore.errors import AltcoreError, Interrupted, NoSpace, described, text_of
 from altcore.hooks import describe_settings
 from altcore.registry import find
 from altcore.runs import ENDED, has_summary, summary_of
@@ -19,6 +19,7 @@ from altcore.sweep.attempt import Held
 from altcore.sweep.carry_on import copy_run
 from altcore.sweep.exits import Exit
 from altcore.sweep.job import Job
+from altcore.sweep.retry import DEFAULT_RULES, Rule, cause_of
 
 
 class Leave(Exception):
@@ -38,11 +39,19 @@ class _Outcome:
     error: str = ""
     leaves: BaseException | None = None
     """What took the run from its worker."""
-    settings: Mapping[str, Any] = field(factory=dict)
 
 
-def run_job(job: Job, held: Held, *, collapse_fails: bool = False) -> Exit:
+def run_job(
+    job: Job,
+    held: Held,
+    *,
+    collapse_fails: bool = False,
+    rules: Mapping[str, Rule] = DEFAULT_RULES,
+) -> Exit:
     """Train a job's run in the attempt's folder, from where an earlier attempt left it.
+
+    If one of the ``rules`` halves settings after the failure, those are told that the workload
+    chose.
 
     Raises:
         Leave: if a signal asked the process to leave, or the disk is full.
@@ -58,10 +67,11 @@ def run_job(job: Job, held: Held, *, collapse_fails: bool = False) -> Exit:
         verdict=came.verdict,
         seconds=round(time.perf_counter() - began, 3),
         used={"cpu_seconds": round(time.process_time() - cpu, 3), **memory_used()},
-        settings=came.settings,
     )
     if came.leaves is not None:
         raise Leave(ended, came.leaves)
+    if ended.counts and rules.get(cause_of(ended, rules), Rule()).halve:
+        return evolve(ended, settings=_left_to_workload(job))
     return ended
 
 
@@ -84,9 +94,7 @@ def _train(job: Job, held: Held) -> _Outcome:
     except (Interrupted, NoSpace) as error:
         return _Outcome("interrupted", error=text_of(error), leaves=error)
     except AltcoreError as error:
-        told = f"{type(error).__name__}: {text_of(error)}"
-        settings = _left_to_workload(job) if isinstance(error, OutOfMemory) else {}
-        return _Outcome("failed", error=told, settings=settings)
+        return _Outcome("failed", error=f"{type(error).__name__}: {text_of(error)}")
     except BaseException as error:
         if is_from_signal(error):
             return _Outcome("interrupted", error=text_of(error), leaves=error)

@@ -111,6 +111,9 @@ class Worker:
                     continue
                 try:
                     held = self.ledger.take(job, self._watch, self.executor)
+                except BadInput as error:
+                    self._pass_by(job, error.problem)
+                    continue
                 except DISK as error:
                     self._wait_for_disk(error)
                     held = None
@@ -147,7 +150,9 @@ class Worker:
         ):
             signals.before_end = lambda: held.attempt.end(self._late) if late.is_over else None
             try:
-                ended = run_job(job, held, collapse_fails=self.collapse_fails)
+                ended = run_job(
+                    job, held, collapse_fails=self.collapse_fails, rules=self.ledger.rules
+                )
             except Leave as left:
                 if not late.is_over or isinstance(left.cause, NoSpace):
                     self._leave(job, held, left)
