@@ -1,8 +1,11 @@
 """A sweep whose processes are killed completes, and each job has its undisturbed result once."""
 
+import random
+
 import pytest
 import torch  # noqa: F401 - forked children need not import it
 from helpers_crashes import forked, killed, points_of
+from helpers_killed_sweep import KilledSweep
 from helpers_sweep_faults import bits_of, check_complete, toy, work
 
 
@@ -51,3 +54,28 @@ def test_the_points_are_those_of_a_jobs_life(kit):
     assert [points.index(name) for name in order] == sorted(map(points.index, order))
     assert points[-1].startswith("remove .exit.json")
     assert points.count("rename base-seed42") == 2  # the job, and the run that is accepted
+
+
+@pytest.mark.parametrize(
+    ("seeds", "kills"),
+    [
+        pytest.param(3, 6, marks=pytest.mark.faults(6), id="12 jobs"),
+        pytest.param(54, 100, marks=[pytest.mark.slow, pytest.mark.faults(100)], id="216 jobs"),
+    ],
+)
+def test_a_sweep_goes_from_plan_to_end_through_kills(tmp_path, corpus, seeds, kills):
+    """Of its workers and supervisor: two variants, a grid and seeds; each job has one result."""
+    asked = {
+        "variants": {"master": {"format": "E5M2"}, "float": {"format": "none"}},
+        "grid": {"learning_rate": [0.01, 0.02]},
+        "seeds": seeds,
+    }
+    undisturbed = toy(tmp_path / "whole", corpus, **asked)
+    assert work(undisturbed) == 4 * seeds
+    (tmp_path / "killed").mkdir()
+    ledger = toy(tmp_path / "killed" / "toy", corpus, **asked)
+    sweep = KilledSweep(ledger, random.Random(kills))
+    sweep.run(kills)
+    print(f"killed: {sweep.victims}")
+    assert all(sweep.victims.values())
+    check_complete(ledger, bits_of(undisturbed))
