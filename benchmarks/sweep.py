@@ -73,8 +73,8 @@ def cost(jobs: int, folder: Path) -> Table:
             *verdict(ratio, COST, at_most=True),
         ),
     ]
-    head = ("a run of gpt tiny, 40 steps", "CPU seconds", "ratio", "wanted", "")
-    return Table("What a job costs", head, rows, [f"Medians of {jobs} runs in turns."])
+    head = ("", "CPU seconds", "times", "target", "")
+    return Table("A run of gpt tiny, 40 steps", head, rows, ["By medians over runs in turns."])
 
 
 def commands(count: int, folder: Path) -> Table:
@@ -88,8 +88,8 @@ def commands(count: int, folder: Path) -> Table:
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     rows = [("plan", f"{seconds:.2f}", *verdict(seconds, PLAN, at_most=True))]
-    head = ("`altcore sweep` on 10,000 jobs", "CPU seconds", "wanted", "")
-    return Table("Very many jobs", head, rows)
+    head = ("", "CPU seconds", "target", "")
+    return Table("`altcore sweep` with 10,000 jobs", head, rows)
 
 
 def main() -> None:

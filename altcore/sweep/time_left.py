@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from itertools import chain
 from statistics import fmean
 
 from attrs import define, field
 
+from altcore.errors import BadInput
 from altcore.sweep.attempt import attempts_in
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import JOBS, RUNS, Ledger
@@ -55,9 +57,10 @@ class TimeLeft:
             return
         for name in (found - self._seen).intersection(self.ledger.names()):
             self._seen.add(name)
-            exits = [attempt.exit for attempt in attempts_in(self.ledger.folder / JOBS / name)]
-            taken = sum(ended.seconds or 0.0 for ended in exits if ended)
-            self._seconds.setdefault(self.ledger.job(name).variant, []).append(taken)
+            with suppress(BadInput):  # a damaged file tells nothing
+                exits = [attempt.exit for attempt in attempts_in(self.ledger.folder / JOBS / name)]
+                taken = sum(ended.seconds or 0.0 for ended in exits if ended)
+                self._seconds.setdefault(self.ledger.job(name).variant, []).append(taken)
         if self._seconds:
             self._means = {variant: fmean(known) for variant, known in self._seconds.items()}
             self._mean = fmean(chain(*self._seconds.values()))
