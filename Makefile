@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: help venv demo format-experiments results test test-slow test-exhaustive test-models test-clusters bench exactness models pages notebook lint format clean
+.PHONY: help venv demo format-experiments results test test-slow test-exhaustive test-models test-clusters sweep-toy bench exactness models pages notebook lint format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,10 @@ bench: venv ## measure speed, beside other libraries, which it installs
 
 exactness: venv ## compare every rounding with independent oracles, and print the mismatches
 	$(BIN)/python benchmarks/exactness.py
+
+sweep-toy: venv ## run a toy sweep of 216 jobs in two processes: some five minutes (SWEEPS=folder)
+	$(BIN)/altcore sweep plan experiments/toy-sweep.yaml --sweeps-dir $(or $(SWEEPS),sweeps) | tail -1
+	time $(BIN)/altcore sweep run experiments/toy-sweep.yaml --executor local:2 --sweeps-dir $(or $(SWEEPS),sweeps)
 
 models: venv ## what recipes reach in the models of docs/models.md, and what stays out
 	$(BIN)/python benchmarks/models.py

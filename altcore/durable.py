@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from uuid import uuid4
 
 from altcore.environment import CRASH_AT
 from altcore.errors import AltcoreError, BadInput, NoSpace
@@ -138,6 +139,31 @@ def replace_file(path: Path, data: bytes | memoryview, *, synced: bool = True) -
         except OSError:
             remove(temporary)
             raise
+
+
+def write_once(path: Path, data: bytes) -> bool:
+    """Write a file at once, if none of this name is there; return whether it was written."""
+    temporary = path.with_name(f".{path.name}-{uuid4().hex}")
+    with no_space_named(path, len(data)):
+        try:
+            write_file(temporary, data)
+            crash_point(f"link {path.name}")
+            try:
+                path.hardlink_to(temporary)
+            except FileExistsError:
+                return False
+            except OSError:  # a file system without hard links
+                if os.path.lexists(path):
+                    return False
+                rename(temporary, path)
+            return True
+        finally:
+            remove(temporary)
+
+
+def is_own_folder(path: Path) -> bool:
+    """Whether a path is a folder, and no link to one."""
+    return path.is_dir() and not path.is_symlink()
 
 
 def is_open_at(path: Path, descriptor: int) -> bool:

@@ -37,6 +37,8 @@ class Signals:
         """When it came, as perf_counter() tells."""
         self.place: Callable[[], str] = lambda: ""
         """Says where the run is, for the line that the process ends with."""
+        self.before_end: Callable[[], None] = lambda: None
+        """Called before `leave_now` ends the process."""
         self.exit_code: int | None = None
         """Of a process that has said why it ends, and has nothing to add about a signal."""
         self._interrupts = 0
@@ -85,6 +87,7 @@ class Signals:
         """Leave in spite of waiting, from any thread: the code that runs now does not end."""
         if self.ends_process:
             _say("; ".join(filter(None, (f"{self.name}: left at once: {why}", self.place()))))
+            self.before_end()
             os._exit(128 + self.asked)
         self.is_waiting = False
         main = threading.main_thread().ident
@@ -126,6 +129,18 @@ def ending(exit_code: int) -> None:
     """
     if _in_force is not None and _in_force.ends_process:
         _in_force.exit_code = exit_code
+
+
+def ask_to_leave(number: int) -> bool:
+    """Ask the run in progress to leave after its step, as a signal of this number does.
+
+    From any thread. Returns False, and asks nobody, if none waits for that.
+    """
+    if _in_force is None or not _in_force.is_waiting:
+        return False
+    if not _in_force.asked:
+        _in_force.asked, _in_force.asked_at = number, perf_counter()
+    return True
 
 
 def forget_signal() -> None:

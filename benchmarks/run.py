@@ -17,7 +17,15 @@ from machine import describe
 from tables import Table, options, replace
 
 HERE = Path(__file__).parent
-BENCHMARKS = ("startup.py", "engine.py", "diagnostics.py", "small.py", "quantize.py", "training.py")
+BENCHMARKS = (
+    "startup.py",
+    "engine.py",
+    "diagnostics.py",
+    "small.py",
+    "quantize.py",
+    "sweep.py",
+    "training.py",
+)
 
 
 def run(name: str, given: argparse.Namespace, scratch: Path) -> str:

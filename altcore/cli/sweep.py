@@ -79,6 +79,8 @@ def plan(file: str | None, executor: str, sweeps_dir: str, *, script: bool, **gi
     for names, what in ((changes.changed, "changed"), (changes.removed, "removed")):
         if names:
             say(f"{what} since {ledger.folder} was begun: {', '.join(names)}", "warning")
+    for problem in changes.damaged:
+        say(problem, "warning")
 
 
 def _told_estimate(found: Estimate) -> str:
@@ -130,6 +132,8 @@ def run(
         ledger, changes = begin_sweep(asked, jobs_of(asked), sweeps_dir, accept=accept)
         if changes.added:
             say(f"{_told_plan(list(changes.added))}; into {ledger.folder}", "info")
+        for problem in changes.damaged:
+            say(problem, "warning")
     else:
         asked, ledger = open_sweep(file, sweeps_dir)
         placed = make_executor(executor, asked.executors)

@@ -26,13 +26,15 @@ from typing import Any
 from uuid import uuid4
 
 from attrs import asdict, define, field, frozen
+from attrs.validators import instance_of
 
 from altcore import durable
-from altcore.errors import BadInput
+from altcore.errors import BadInput, NoSpace
 from altcore.runs import read_json
 from altcore.sweep.exits import Exit
 from altcore.sweep.processes import Process, this_process
 
+ATTEMPTS = "attempts"
 LEASE, HEARTBEAT, WORK, EXIT = "lease.json", "heartbeat", "work", "exit.json"
 AGAIN = "again.json"
 TAKEN = "taken"
@@ -45,14 +47,14 @@ BEATS = 6
 class Lease:
     """Who holds an attempt."""
 
-    token: str
+    token: str = field(validator=instance_of(str))
     """Made for this attempt alone."""
     process: Process
-    began: float
+    began: float = field(validator=instance_of(int | float))
     """Seconds since the epoch by the holder's clock: for people, and never compared."""
-    changed: Mapping[str, Any] = field(factory=dict)
+    changed: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))
     """Settings that differ from the job's."""
-    executor: str = ""
+    executor: str = field(default="", validator=instance_of(str))
 
 
 @frozen
@@ -83,11 +85,14 @@ class Attempt:
     @property
     def exit(self) -> Exit | None:
         """How it ended; None while it goes on, or if nobody wrote it down."""
-        known = read_json(self.folder / EXIT)
+        path = self.folder / EXIT
+        known = read_json(path)
+        if not known and not path.exists():
+            return None
         try:
-            return Exit(**known) if known else None
+            return Exit(**known)
         except TypeError as error:
-            raise BadInput(f"{self.folder / EXIT} is not what a sweep writes") from error
+            raise BadInput(f"{path} is not what a sweep writes") from error
 
     @property
     def heartbeat(self) -> str:
@@ -97,9 +102,9 @@ class Attempt:
         return ""
 
     def end(self, ended: Exit) -> None:
-        """Write down how it ended, for good."""
+        """Write down how it ended, for good: whoever comes second changes nothing."""
         text = json.dumps(ended.to_plain(), indent=1, default=str)
-        durable.replace_file(self.folder / EXIT, text.encode())
+        durable.write_once(self.folder / EXIT, text.encode())
 
     @property
     def again(self) -> Mapping[str, Any] | None:
@@ -117,23 +122,30 @@ class Attempt:
 
     def take_over(self) -> None:
         """Make sure that its holder cannot publish any more."""
-        with suppress(FileNotFoundError):
+        with suppress(FileNotFoundError), durable.no_space_named(self.folder):
             durable.rename(self.work, self.folder / TAKEN)
 
     def run_directory(self, name: str) -> Path | None:
         """Return the directory of the attempt's run, None if it did not begin one."""
-        places = (self.folder / WORK / name, self.folder / TAKEN / name)
-        return next((p for p in places if p.is_dir()), None)
+        # A holder that was too late may have made ``work`` anew.
+        places = (self.folder / TAKEN / name, self.folder / WORK / name)
+        return next((p for p in places if durable.is_own_folder(p)), None)
 
 
 def attempts_in(folder: Path) -> list[Attempt]:
-    """Return the attempts at a job whose folder is given, in order."""
+    """Return the attempts at a job whose folder is given, in order.
+
+    Raises `BadInput` for a symbolic link: what is written there would lie elsewhere.
+    """
+    own = folder / ATTEMPTS
+    durable.check_no_links((folder, own))
     try:
-        with os.scandir(folder / "attempts") as found:
-            names = sorted(entry.name for entry in found if entry.name.isdigit())
+        with os.scandir(own) as found:
+            entries = [entry for entry in found if entry.name.isdigit()]
     except FileNotFoundError:
         return []
-    return [Attempt(folder / "attempts" / name) for name in names]
+    durable.check_no_links(Path(entry) for entry in entries if entry.is_symlink())
+    return [Attempt(own / name) for name in sorted((e.name for e in entries), key=int)]
 
 
 @define
@@ -147,16 +159,27 @@ class Held:
     before: Path | None = None
     """The run's directory of an earlier attempt, from which it goes on."""
 
+    def is_taken_over(self) -> bool:
+        """Return whether the job is another's by now.
+
+        A folder for work that was made anew is not the one that was leased.
+        """
+        try:
+            return self.attempt.work.lstat().st_ino != self._inode
+        except FileNotFoundError:
+            return True
+
     def publish(self, name: str, target: Path) -> bool:
         """Move the run to where the sweep's results are; return whether it was accepted.
 
-        It is not if somebody took the job over, or if the job has a result. A folder for work
-        that was made anew is not the one that was leased.
+        It is not if somebody took the job over, or if the job has a result.
         """
+        durable.check_no_links((target.parent, target))
         try:
-            if self.attempt.work.stat().st_ino != self._inode:
+            if self.is_taken_over():
                 return False
-            durable.rename(self.attempt.work / name, target)
+            with durable.no_space_named(target):
+                durable.rename(self.attempt.work / name, target)
         except OSError:
             # Of a name that is taken, by a folder that holds something, or a source that is gone.
             # Anything else, such as a full disk, leaves the run where it is: it is then raised.
@@ -176,7 +199,7 @@ class Held:
             while not stop.wait(lost_after / BEATS if count else 0):
                 count += 1
                 # A full disk or a folder that is read-only for a while ends no run.
-                with suppress(OSError):
+                with suppress(OSError, NoSpace):
                     durable.replace_text(self.attempt.folder / HEARTBEAT, str(count))
 
         thread = threading.Thread(target=beat, name="altcore heartbeat", daemon=True)
@@ -192,7 +215,7 @@ def lease(
     job_folder: Path, number: int, changed: Mapping[str, Any], executor: str = ""
 ) -> Held | None:
     """Lease an attempt, or return None if somebody else was first."""
-    folder = job_folder / "attempts"
+    folder = job_folder / ATTEMPTS
     token = uuid4().hex
     own = Lease(
         token=token,
@@ -202,20 +225,21 @@ def lease(
         executor=executor,
     )
     made = folder / f".new-{token}"
-    durable.make_folder(made / WORK)
-    try:
-        inode = (made / WORK).stat().st_ino
-        durable.write_file(made / LEASE, json.dumps(asdict(own), indent=1).encode())
-        target = folder / f"{number:03}"
+    with durable.no_space_named(made):
         try:
-            durable.rename(made, target)
-        except OSError:
-            if target.exists():
-                return None
-            raise
-        durable.fsync_folder(folder)
-    finally:
-        durable.remove(made)
+            durable.make_folder(made / WORK)
+            inode = (made / WORK).stat().st_ino
+            durable.write_file(made / LEASE, json.dumps(asdict(own), indent=1).encode())
+            target = folder / f"{number:03}"
+            try:
+                durable.rename(made, target)
+            except OSError:
+                if target.exists():
+                    return None
+                raise
+            durable.fsync_folder(folder)
+        finally:
+            durable.remove(made)
     return Held(Attempt(target), own, inode)
 
 

@@ -8,14 +8,24 @@ from functools import partial
 from pathlib import Path
 
 from altcore import durable
-from altcore.runs import CHECKPOINTS
+from altcore.runs import CHECKPOINTS, is_checkpoint
 
 
 def copy_run(source: Path, target: Path) -> None:
-    """Copy a run's directory. Files of checkpoints, which nobody changes, are linked.
+    """Copy a run's directory, whole or not at all. Files of checkpoints, which nobody changes, are
+    linked.
 
-    The source may be written to meanwhile. A resume finds the newest checkpoint that is whole.
+    The source may be written to meanwhile. A resume finds the newest checkpoint that is whole. A
+    run without one, which begins anew, is not copied.
     """
+    made = target.with_name(f".{target.name}.copy")
+    with durable.no_space_named(target):
+        _copy(source, made)
+        if any(is_checkpoint(path) for path in (made / CHECKPOINTS).glob("*")):
+            durable.rename(made, target)
+
+
+def _copy(source: Path, target: Path) -> None:
     durable.make_folder(target)
     for folder, folders, names in os.walk(source):
         own = Path(folder)

@@ -22,16 +22,20 @@ class Changes:
     """Names of jobs that would be other runs now."""
     removed: Sequence[str]
     """Names of jobs that the file no longer asks for."""
+    damaged: Sequence[str] = ()
+    """What is wrong with files of jobs, which are taken for neither."""
 
 
 def changes_of(ledger: Ledger, jobs: Iterable[Job]) -> Changes:
     """Compare the jobs of a sweep file with those of the ledger."""
     asked = {job.name: job for job in jobs}
-    known = {name: ledger.job(name).digest for name in ledger.names()}
+    jobs_known, damaged = ledger.read_jobs()
+    known = {job.name: job.digest for job in jobs_known}
     return Changes(
-        added=[job for name, job in asked.items() if name not in known],
+        added=[job for name, job in asked.items() if name not in known and name not in damaged],
         changed=[n for n, job in asked.items() if n in known and known[n] != job.digest],
         removed=[name for name in known if name not in asked],
+        damaged=list(damaged.values()),
     )
 
 

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from attrs import define, field
 
+from altcore.signals import ask_to_leave
+
 GRACE = 60.0
 """Seconds in which a run that is late may save a checkpoint and leave."""
+AGAIN = 0.1
+"""Seconds between two tries to ask a run that is late: it is being built, or ends."""
 
 
 @define
@@ -25,7 +29,9 @@ class Deadline:
 def deadline(
     seconds: float | None, hangs: Callable[[], None], grace: float = GRACE
 ) -> Iterator[Deadline]:
-    """Send this process SIGUSR1 when an attempt has taken ``seconds``, as if it was asked to leave.
+    """Ask a run to leave when its attempt has taken ``seconds``, as SIGUSR1 does.
+
+    No signal is sent: one that came when the run was over, or not yet begun, would end the process.
 
     Args:
         seconds: None for ever.
@@ -38,8 +44,13 @@ def deadline(
         if ended.wait(seconds):
             return
         told.is_over = True
-        os.kill(os.getpid(), signal.SIGUSR1)
-        if not ended.wait(grace):
+        last = time.monotonic() + grace
+        while not ask_to_leave(signal.SIGUSR1):
+            if ended.wait(AGAIN):
+                return
+            if time.monotonic() > last:
+                break
+        if not ended.wait(max(0.0, last - time.monotonic())):
             hangs()
 
     thread = threading.Thread(target=wait, name="altcore deadline", daemon=True)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from attrs import asdict, field, frozen
+from attrs import NOTHING, asdict, field, frozen
+from attrs.validators import instance_of, optional
 
 from altcore.runs import ENDED
 
@@ -15,21 +16,28 @@ LEFT = ("interrupted", "preempted", "lost")
 """Statuses of an attempt that was taken from its worker: no fault of the job's."""
 
 
+def _text(default: Any = NOTHING) -> Any:
+    return field(default=default, validator=instance_of(str))
+
+
 @frozen(kw_only=True)
 class Exit:
     """The end of an attempt."""
 
-    status: str
+    status: str = _text()
     """A status of `ENDED`, or ``failed``, ``timeout``, ``refused``, or one of `LEFT`."""
-    error: str = ""
+    error: str = _text("")
     """What the run said of its failure, or the worker of its end."""
-    cause: str = ""
+    cause: str = _text("")
     """By which rule of retrying it goes on, once that is known."""
-    seconds: float | None = None
+    seconds: float | None = field(default=None, validator=optional(instance_of(int | float)))
     """Wall-clock seconds of the attempt; None if its worker could not say."""
-    verdict: str = ""
-    used: Mapping[str, Any] = field(factory=dict)
+    verdict: str = _text("")
+    used: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))
     """What it used: ``peak_memory_bytes``, ``cpu_seconds``, ``gpu_memory_bytes``."""
+    settings: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))
+    """Settings that the job leaves to its workload, by dotted key, as it chose them: a retry may
+    halve them."""
 
     @property
     def is_complete(self) -> bool:

@@ -35,6 +35,7 @@ def open_sweep(told: str, sweeps_dir: str = SWEEPS) -> tuple[SweepFile, Ledger]:
             meant=nearest(folder.name, known),
             hint="altcore sweep run FILE begins one",
         )
+    durable.check_no_links(folder.iterdir())
     sweep = read_sweep(folder / FILE)
     return sweep, Ledger(folder, sweep.rules)
 
@@ -44,6 +45,8 @@ def begin_sweep(
 ) -> tuple[Ledger, Changes]:
     """Make a sweep's folder, or bring it up to date; see `bring_up_to_date`."""
     ledger = Ledger(folder_of(str(sweep.name), sweeps_dir), sweep.rules)
+    if ledger.folder.is_dir():
+        durable.check_no_links(ledger.folder.iterdir())
     changes = bring_up_to_date(ledger, jobs, accept=accept)
     save_sweep(sweep, ledger.folder)
     return ledger, changes

@@ -23,6 +23,7 @@ from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from attrs import define, field, frozen
 
@@ -32,7 +33,7 @@ from altcore.runs import read_json
 from altcore.sweep.attempt import Attempt, Held, Watch, attempts_in, lease
 from altcore.sweep.exits import Exit
 from altcore.sweep.job import Job
-from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide
+from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide, with_cause
 from altcore.sweep.runbook import note_recovery
 
 JOBS, RUNS, RETIRED, JOB = "jobs", "runs", "retired", "job.json"
@@ -50,6 +51,8 @@ class State(Enum):
     """Its run was accepted."""
     FAILED = "failed"
     """It ended without a result, and is not tried again."""
+    DAMAGED = "damaged"
+    """A file of it is not what a sweep writes: nobody takes it until that is mended."""
 
 
 @frozen
@@ -60,6 +63,8 @@ class Standing:
     attempts: tuple[Attempt, ...] = ()
     decision: Decision | None = None
     """What follows its last attempt, if that one ended without a result."""
+    problem: str = ""
+    """What is damaged."""
 
     @property
     def last(self) -> Attempt | None:
@@ -77,9 +82,18 @@ class Ledger:
     # The plan ----------------------------------------------------------------------------------
 
     def jobs(self) -> list[Job]:
-        """Return all jobs, by priority and then by name."""
-        jobs = [self.job(name) for name in self.names()]
-        return sorted(jobs, key=lambda job: (job.priority, job.name))
+        """Return all jobs that can be read, by priority and then by name."""
+        return self.read_jobs()[0]
+
+    def read_jobs(self) -> tuple[list[Job], dict[str, str]]:
+        """Return the jobs as `jobs` does, and what is wrong with the others, by their names."""
+        jobs, damaged = [], {}
+        for name in self.names():
+            try:
+                jobs.append(self.job(name))
+            except BadInput as error:
+                damaged[name] = error.problem
+        return sorted(jobs, key=lambda job: (job.priority, job.name)), damaged
 
     def names(self) -> list[str]:
         """Return the names of all jobs."""
@@ -92,38 +106,44 @@ class Ledger:
     def job(self, name: str) -> Job:
         """Return a job. Raises `BadInput`, naming the file, if it was changed."""
         path = self.folder / JOBS / name / JOB
+        durable.check_no_links((path.parent,))
         plain = read_json(path)
         if not plain:
             raise BadInput(f"{path} is missing: there is no job {name!r} in {self.folder}")
         try:
-            return Job.from_plain(plain)
+            job = Job.from_plain(plain)
         except BadInput as error:
             raise BadInput(f"{path}: {error.problem}") from error
+        if job.name != name:
+            raise BadInput(f"{path} is that of another job, {job.name!r}")
+        return job
 
     def add(self, jobs: Iterable[Job]) -> list[str]:
         """Write down jobs that are new; return their names. Those that are there stay."""
         added = []
         for job in jobs:
             target = self.folder / JOBS / job.name
-            if target.exists():
-                continue
-            made = target.with_name(f".new-{job.name}-{os.getpid()}")
-            durable.remove(made)
-            durable.make_folder(made)
-            text = json.dumps(job.to_plain(), indent=1, allow_nan=False)
-            durable.write_file(made / JOB, text.encode(), synced=False)
-            try:
-                durable.rename(made, target)
-            except OSError:
-                # Another process was quicker.
-                durable.remove(made)
-                if not target.exists():
-                    raise
-            else:
+            if not os.path.lexists(target) and self._add(job, target):
                 added.append(job.name)
         if added:
             durable.fsync_folder(self.folder / JOBS)
         return added
+
+    def _add(self, job: Job, target: Path) -> bool:
+        """Make the folder of a job; return False if another process was quicker."""
+        made = target.with_name(f".new-{uuid4().hex}")
+        text = json.dumps(job.to_plain(), indent=1, allow_nan=False)
+        with durable.no_space_named(target):
+            try:
+                durable.make_folder(made)
+                durable.write_file(made / JOB, text.encode(), synced=False)
+                durable.rename(made, target)
+            except OSError:
+                durable.remove(made)
+                if not target.exists():
+                    raise
+                return False
+        return True
 
     def retire(self, name: str) -> None:
         """Take a job out of the sweep. What was made of it is kept under ``retired``."""
@@ -141,15 +161,27 @@ class Ledger:
         return self.folder / RUNS / name
 
     def standing(self, name: str) -> Standing:
-        """Return where a job is. A lost holder is not noticed: that takes a `Watch`."""
+        """Return where a job is. A lost holder is not noticed: that takes a `Watch`.
+
+        The job's own file is not read, unless a retry depends on its configuration.
+        """
+        try:
+            return self._standing(name)
+        except BadInput as error:
+            return Standing(State.DAMAGED, problem=error.problem)
+
+    def _standing(self, name: str) -> Standing:
         attempts = tuple(attempts_in(self.folder / JOBS / name))
-        if self.run_of(name).is_dir():
+        run = self.run_of(name)
+        durable.check_no_links((run,))
+        if run.is_dir():
             return Standing(State.COMPLETED, attempts)
         if not attempts:
             return Standing(State.WAITING)
         last = attempts[-1]
         ended = last.exit
         if ended is None:
+            _ = last.lease  # which somebody must be able to read
             return Standing(State.RUNNING, attempts)
         changed, told = last.lease.changed, last.again
         if told is not None:
@@ -176,9 +208,12 @@ class Ledger:
             return None
         changed = standing.decision.changed if standing.decision else {}
         number = last.number + 1 if last else 1
+        # The last attempt may have ended before it had a copy of the one before.
+        same = (a for a in reversed(standing.attempts) if a.lease.changed == changed)
+        before = next(filter(None, (a.run_directory(job.name) for a in same)), None)
         held = lease(self.folder / JOBS / job.name, number, changed, executor)
-        if held is not None and last is not None and changed == last.lease.changed:
-            held.before = last.run_directory(job.name)
+        if held is not None:
+            held.before = before
         return held
 
     def _end_lost(self, job: Job, last: Attempt) -> None:
@@ -196,9 +231,12 @@ class Ledger:
         before, the next attempt finds the run finished and publishes it; if just after, the record
         of the exit is missing, and the run says the same.
         """
-        (self.folder / RUNS).mkdir(exist_ok=True)
-        if ended.is_complete and not held.publish(job.name, self.run_of(job.name)):
+        with durable.no_space_named(self.folder / RUNS):
+            (self.folder / RUNS).mkdir(exist_ok=True)
+        is_lost = not ended.is_complete and held.is_taken_over()
+        if is_lost or (ended.is_complete and not held.publish(job.name, self.run_of(job.name))):
             ended = Exit(status="refused", error="another attempt has taken the job over")
+        ended = with_cause(ended, self.rules)
         held.attempt.end(ended)
         if ended.is_complete:
             note_recovery(self.folder, job.name, attempts_in(self.folder / JOBS / job.name))

@@ -9,8 +9,7 @@ from typing import Any
 from altcore.errors import BadInput, Source
 from altcore.hooks import Executor, Placing, Scripted, build
 from altcore.registry import find
-from altcore.sweep.attempt import attempts_in
-from altcore.sweep.ledger import JOBS, Ledger, State
+from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.sweep_file import SweepFile
 from altcore.sweep.time_left import TimeLeft
 from altcore.sweep.worker import Worker
@@ -79,11 +78,11 @@ def placing_of(
     name = executor.partition(":")[0]
 
     def left() -> int:
-        over = (State.COMPLETED, State.FAILED)
-        return sum(ledger.standing(name).state not in over for name in ledger.names())
+        still = (State.WAITING, State.RUNNING)
+        return sum(ledger.standing(job.name).state in still for job in ledger.jobs())
 
     def attempts() -> int:
-        return sum(len(attempts_in(ledger.folder / JOBS / name)) for name in ledger.names())
+        return sum(len(ledger.standing(name).attempts) for name in ledger.names())
 
     folder = ledger.folder
     return Placing(

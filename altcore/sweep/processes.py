@@ -1,7 +1,8 @@
 """Which process an attempt belongs to, and whether that process still runs.
 
-Two processes are on one host, for this, if each could see the other: the same boot of the machine
-and the same name space of process ids. A host's name alone says neither.
+Two processes are on one host, for this, if each sees the other as it sees itself: the same boot of
+the machine, and the same name spaces of process ids and of clocks, by which a process's start is
+told. A host's name alone says neither.
 """
 
 from __future__ import annotations
@@ -11,19 +12,20 @@ import socket
 from functools import cache
 from pathlib import Path
 
-from attrs import frozen
+from attrs import field, frozen
+from attrs.validators import instance_of
 
 
 @frozen(kw_only=True)
 class Process:
     """A process, told from every other one that had or will have its id."""
 
-    host: str
+    host: str = field(validator=instance_of(str))
     """The host's name, for people."""
-    machine: str
+    machine: str = field(validator=instance_of(str))
     """Differs wherever process ids mean other processes; empty if the system does not say."""
-    pid: int
-    began: str
+    pid: int = field(validator=instance_of(int))
+    began: str = field(validator=instance_of(str))
     """When the process began, in the kernel's ticks since the boot; empty if unknown."""
 
     def is_gone(self) -> bool | None:
@@ -45,7 +47,8 @@ def machine() -> str:
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         # Of the process that looks: a forked child may have moved.
-        return f"{boot} {Path('/proc/self/ns/pid').readlink()}"
+        own = [str((Path("/proc/self/ns") / space).readlink()) for space in ("pid", "time")]
+        return " ".join([boot, *own])
     except OSError:
         return ""
 

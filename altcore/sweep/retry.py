@@ -104,7 +104,7 @@ def decide(
         return Decision(goes_on=False, why=f"{cause}: {_attempts(rule.limit)} after a failure")
     if rule.repeat:
         return Decision(goes_on=True, why=f"{cause}: tried again as it was", changed=changed)
-    halved = _halved(rule.halve, config, changed)
+    halved = _halved(rule.halve, config, {**last.settings, **changed})
     if not halved:
         wanted = ", ".join(rule.halve) or "nothing"
         return Decision(
@@ -121,13 +121,12 @@ def _attempts(limit: int) -> str:
 
 
 def _halved(
-    wanted: Mapping[str, float], config: Mapping[str, Any], changed: Mapping[str, Any]
+    wanted: Mapping[str, float], config: Mapping[str, Any], known: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the wanted settings that can be halved, with their new values, by dotted key."""
     found = {}
     for name, least in wanted.items():
-        for key, value in _settings_named(name, config):
-            now = changed.get(key, value)
+        for key, now in _settings_named(name, config, known).items():
             half = now // 2 if isinstance(now, int) else now / 2
             half = max(half, type(now)(least))
             if half < now:
@@ -135,15 +134,18 @@ def _halved(
     return found
 
 
-def _settings_named(name: str, config: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Return the keys of a configuration with this name, with their values: `workers` is in
-    ``NAME.workers`` of whatever workload or plugin has it.
+def _settings_named(
+    name: str, config: Mapping[str, Any], known: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the settings of a configuration with this name, by dotted key: `workers` is in
+    ``NAME.workers`` of whatever workload or plugin has it. What is ``known`` of a key wins.
     """
-    own = [(name, config[name])] if name in config else []
+    own = {name: config[name]} if name in config else {}
     for owner, settings in config.get("settings", {}).items():
         if name in settings:
-            own.append((f"{owner}.{name}", settings[name]))
-    return [(k, v) for k, v in own if isinstance(v, int | float) and not isinstance(v, bool)]
+            own[f"{owner}.{name}"] = settings[name]
+    own |= {key: value for key, value in known.items() if key.rpartition(".")[2] == name}
+    return {k: v for k, v in own.items() if isinstance(v, int | float) and type(v) is not bool}
 
 
 def with_cause(ended: Exit, rules: Mapping[str, Rule]) -> Exit:

@@ -5,49 +5,77 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Mapping
 from typing import Any
 
-from altcore.errors import AltcoreError, Interrupted, described, text_of
+from attrs import evolve, frozen
+
+from altcore.errors import AltcoreError, Interrupted, NoSpace, described, text_of
+from altcore.hooks import describe_settings
+from altcore.registry import find
 from altcore.runs import ENDED, has_summary, summary_of
 from altcore.signals import is_from_signal
 from altcore.sweep.attempt import Held
 from altcore.sweep.carry_on import copy_run
 from altcore.sweep.exits import Exit
 from altcore.sweep.job import Job
+from altcore.sweep.retry import DEFAULT_RULES, Rule, cause_of
 
 
 class Leave(Exception):
-    """A signal asked the worker to leave; its attempt is ended, and its run can go on."""
+    """A signal or a full disk ends the attempt, and its run can go on."""
 
     def __init__(self, ended: Exit, cause: BaseException) -> None:
         super().__init__(text_of(cause))
         self.ended, self.cause = ended, cause
 
 
-def run_job(job: Job, held: Held, *, collapse_fails: bool = False) -> Exit:
+@frozen
+class _Outcome:
+    """What came of training."""
+
+    status: str
+    verdict: str = ""
+    error: str = ""
+    leaves: BaseException | None = None
+    """What took the run from its worker."""
+
+
+def run_job(
+    job: Job,
+    held: Held,
+    *,
+    collapse_fails: bool = False,
+    rules: Mapping[str, Rule] = DEFAULT_RULES,
+) -> Exit:
     """Train a job's run in the attempt's folder, from where an earlier attempt left it.
 
+    If one of the ``rules`` halves settings after the failure, those are told that the workload
+    chose.
+
     Raises:
-        Leave: if a signal asked the process to leave.
+        Leave: if a signal asked the process to leave, or the disk is full.
     """
     began, cpu = time.perf_counter(), time.process_time()
-    status, verdict, error = _train(job, held)
+    came = _train(job, held)
+    status, error = came.status, came.error
     if status == "collapsed" and collapse_fails:
-        status, error = "failed", f"it collapsed: {verdict}"
+        status, error = "failed", f"it collapsed: {came.verdict}"
     ended = Exit(
         status=status,
-        error=error if isinstance(error, str) else text_of(error),
-        verdict=verdict,
+        error=error,
+        verdict=came.verdict,
         seconds=round(time.perf_counter() - began, 3),
         used={"cpu_seconds": round(time.process_time() - cpu, 3), **memory_used()},
     )
-    if isinstance(error, BaseException) and status == "interrupted":
-        raise Leave(ended, error)
+    if came.leaves is not None:
+        raise Leave(ended, came.leaves)
+    if ended.counts and rules.get(cause_of(ended, rules), Rule()).halve:
+        return evolve(ended, settings=_left_to_workload(job))
     return ended
 
 
-def _train(job: Job, held: Held) -> tuple[str, str, str | BaseException]:
-    """Return the status of the run, its verdict, and the error that ended it."""
+def _train(job: Job, held: Held) -> _Outcome:
     path = held.attempt.work / job.name
     try:
         # Takes seconds, in which a signal may come.
@@ -59,18 +87,37 @@ def _train(job: Job, held: Held) -> tuple[str, str, str | BaseException]:
             known = summary_of(path)
             # A worker that was killed between the end of its run and publishing it.
             if known["status"] in ENDED:
-                return known["status"], known["verdict"], ""
+                return _Outcome(known["status"], known["verdict"])
         config = job.train_config(str(held.attempt.work), held.lease.changed)
         result = train(config, resume=job.name if path.is_dir() else None)
-        return result.status, result.verdict, ""
-    except Interrupted as error:
-        return "interrupted", "", error
+        return _Outcome(result.status, result.verdict)
+    except (Interrupted, NoSpace) as error:
+        return _Outcome("interrupted", error=text_of(error), leaves=error)
     except AltcoreError as error:
-        return "failed", "", f"{type(error).__name__}: {text_of(error)}"
+        return _Outcome("failed", error=f"{type(error).__name__}: {text_of(error)}")
     except BaseException as error:
         if is_from_signal(error):
-            return "interrupted", "", error
-        return "failed", "", described(error)
+            return _Outcome("interrupted", error=text_of(error), leaves=error)
+        return _Outcome("failed", error=described(error))
+
+
+def _left_to_workload(job: Job) -> dict[str, Any]:
+    """Return the settings that a job leaves to its workload, as that chose them.
+
+    A workload's facts have them, if they tell anything. It is built anew, since a run whose memory
+    was too small may have no record.
+    """
+    from altcore.engine import build_workload, choose_device
+
+    config = job.train_config("runs", {})
+    given = config.settings.get(config.workload, {})
+    try:
+        facts = build_workload(config, choose_device("cpu"), None, None).facts
+    except (AltcoreError, MemoryError, RuntimeError):  # too little memory even for that
+        return {}
+    known = {s["name"] for s in describe_settings(find(config.workload, ("workload",)).load())}
+    left = {name: facts[name] for name in facts if name in known and name not in given}
+    return {f"{config.workload}.{name}": value for name, value in left.items()}
 
 
 def memory_used() -> dict[str, Any]:

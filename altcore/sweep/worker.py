@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import NoReturn
 
 from attrs import define, evolve, field
 
 from altcore.builtin_types import duration
+from altcore.errors import BadInput, NoSpace
 from altcore.signals import forget_signal, handling_signals
 from altcore.sweep.attempt import Held, Watch
 from altcore.sweep.deadline import GRACE, deadline
@@ -24,7 +27,12 @@ from altcore.sweep.run_job import Leave, run_job
 HANGS = 75
 """The exit code of a worker whose attempt hung."""
 PAUSE = 1.0
-"""Seconds between two looks at jobs that others hold."""
+"""Seconds between two looks at jobs that others hold, and the first wait for a full disk."""
+LONGEST_PAUSE = 60.0
+PATIENCE = 600.0
+"""Seconds that a worker waits for a disk that is full or read-only, before it leaves."""
+DISK = (NoSpace, OSError)
+"""Errors of the sweep's folder, which may pass."""
 
 
 @define
@@ -50,6 +58,8 @@ class Worker:
     _parent: int = field(init=False, factory=os.getppid)
     _ended: dict[str, State] = field(init=False, factory=dict)
     """Jobs that nobody takes any more: they need no second look."""
+    _waited: float = field(init=False, default=0.0)
+    """Seconds of waiting since the disk was as it should be."""
 
     def __attrs_post_init__(self) -> None:
         self._watch = Watch(self.lost_after)
@@ -57,13 +67,33 @@ class Worker:
     def work(self) -> int:
         """Run jobs until none is left; return how many attempts were made.
 
-        Raises whatever a signal raised in a run, after that attempt was ended.
+        Raises:
+            NoSpace, OSError: if the disk stays full or read-only.
+            BaseException: whatever a signal raised in a run, after that attempt was ended.
         """
         made = 0
         for job, held in self._taken():
             made += 1
-            self._attempt(job, held)
+            try:
+                self._attempt(job, held)
+                self._waited = 0.0
+            except BadInput as error:
+                self._pass_by(job, error.problem)
+            except DISK as error:
+                self._wait_for_disk(error)
         return made
+
+    def _pass_by(self, job: Job, problem: str) -> None:
+        self.tell(f"{job.name}: {problem}; this worker leaves the job alone")
+        self._ended[job.name] = State.DAMAGED
+
+    def _wait_for_disk(self, error: Exception) -> None:
+        if self._waited >= PATIENCE:
+            raise error
+        pause = min(max(PAUSE, self._waited), LONGEST_PAUSE)
+        self.tell(f"{error}: waiting {pause:g} s")
+        self._waited += pause
+        time.sleep(pause)
 
     def _may_begin(self, job: Job) -> bool:
         # A worker whose executor is gone would be one too many beside those of the next one.
@@ -71,21 +101,32 @@ class Worker:
 
     def _taken(self) -> Iterator[tuple[Job, Held]]:
         """Yield jobs that this worker holds, as long as any may be left."""
-        jobs = self.ledger.jobs()
+        jobs, damaged = self.ledger.read_jobs()
+        for problem in damaged.values():
+            self.tell(problem)
         while True:
             taken = False
             for job in jobs:
                 if job.name in self._ended or not self._may_begin(job):
                     continue
-                held = self.ledger.take(job, self._watch, self.executor)
+                try:
+                    held = self.ledger.take(job, self._watch, self.executor)
+                except BadInput as error:
+                    self._pass_by(job, error.problem)
+                    continue
+                except DISK as error:
+                    self._wait_for_disk(error)
+                    held = None
                 if held is not None:
                     taken = True
                     yield job, held
                     # One of a higher priority may wait again.
                     break
-                state = self.ledger.standing(job.name).state
-                if state in (State.COMPLETED, State.FAILED):
-                    self._ended[job.name] = state
+                standing = self.ledger.standing(job.name)
+                if standing.state is State.DAMAGED:
+                    self._pass_by(job, standing.problem)
+                elif standing.state in (State.COMPLETED, State.FAILED):
+                    self._ended[job.name] = standing.state
             if taken:
                 continue
             left = [job for job in jobs if job.name not in self._ended and self._may_begin(job)]
@@ -103,22 +144,31 @@ class Worker:
                 os._exit(HANGS)
 
         with (
-            handling_signals(),
+            handling_signals() as signals,
             held.beating(self.lost_after),
             deadline(self.timeout, hangs, self.grace) as late,
         ):
+            signals.before_end = lambda: held.attempt.end(self._late) if late.is_over else None
             try:
-                ended = run_job(job, held, collapse_fails=self.collapse_fails)
+                ended = run_job(
+                    job, held, collapse_fails=self.collapse_fails, rules=self.ledger.rules
+                )
             except Leave as left:
-                if not late.is_over:
-                    self.ledger.end(job, held, left.ended)
-                    raise left.cause from None
+                if not late.is_over or isinstance(left.cause, NoSpace):
+                    self._leave(job, held, left)
                 ended = evolve(left.ended, status="timeout", error=self._late.error)
+            finally:
+                signals.before_end = lambda: None
         if late.is_over:
             forget_signal()
         ended = self.ledger.end(job, held, ended)
         told = ended.verdict or ended.error
         self.tell(f"{job.name}: {ended.status}{f': {told}' if told else ''}")
+
+    def _leave(self, job: Job, held: Held, left: Leave) -> NoReturn:
+        with suppress(*DISK):  # then its process, which is gone, says that it was lost
+            self.ledger.end(job, held, left.ended)
+        raise left.cause from None
 
     @property
     def _late(self) -> Exit:

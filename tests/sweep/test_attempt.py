@@ -51,12 +51,18 @@ def _race(folder, numbers, start, won):
             won.put((number, held.lease.token))
 
 
-@pytest.mark.slow
-def test_no_lease_of_10000_is_won_twice(tmp_path):
-    """Four processes race for each of 2,500 attempts: 10,000 tries, 2,500 winners."""
+@pytest.mark.parametrize(
+    "attempts",
+    [
+        pytest.param(100, marks=pytest.mark.faults(400)),
+        pytest.param(2500, marks=[pytest.mark.slow, pytest.mark.faults(10_000)]),
+    ],
+)
+def test_no_lease_is_won_twice(tmp_path, attempts):
+    """Four processes race for each attempt."""
     context = get_context("fork")
     start, won = context.Barrier(4), context.Queue()
-    numbers = range(1, 2501)
+    numbers = range(1, attempts + 1)
     racing = [context.Process(target=_race, args=(tmp_path, numbers, start, won)) for _ in range(4)]
     for process in racing:
         process.start()

@@ -170,6 +170,7 @@ class BuiltGpt:
     def __attrs_post_init__(self) -> None:
         self.items_per_batch = self.shape.batch_size * self.shape.block_size
         self.facts = _facts(self.corpus, self.model, self.vocab_size)
+        self.facts["batch_size"] = self.shape.batch_size
         if self.notice:
             self.facts["notice"] = self.notice
 
