@@ -501,6 +501,22 @@ def test_a_scheduler_may_come_before_or_after(tmp_path):
     assert plain.optimizer.param_groups[0]["max_lr"] == 0.1
 
 
+def test_buffers_of_any_layout_and_type_are_kept(tmp_path):
+    """Torch cannot ask all of them whether they are finite."""
+    model = nn.Linear(2, 2)
+    model.register_buffer("sparse", torch.eye(3).to_sparse())
+    model.register_buffer("eight", torch.ones(3).to(torch.float8_e4m3fn))
+    model.register_buffer("complex", torch.tensor([1 + 2j]))
+    manager = CheckpointManager(tmp_path, model, torch.optim.SGD(model.parameters(), lr=0.1))
+    manager.save(1)
+    model.complex.zero_()
+    assert (manager.restore(), model.complex.item()) == (1, 1 + 2j)
+    model.eight = torch.full((3,), torch.nan).to(torch.float8_e4m3fn)
+    with capture_logs() as logs:
+        manager.save(2)
+    assert logs[0]["first"] == "buffer eight"
+
+
 def counting():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 4))

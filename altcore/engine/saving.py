@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from attrs import asdict, define, field
 from torch import Tensor
 
 from altcore.engine.ending import Ending
+from altcore.engine.finite import is_finite
 from altcore.engine.rescue import check_place
 from altcore.engine.run_state import RunState
 from altcore.engine.state import Run
@@ -237,6 +237,6 @@ def _bad_moment(run: Run) -> str | None:
     names: dict[Tensor, str] = {p: name for name, p in run.model.named_parameters()}
     for p, state in run.optimizer.state.items():
         for key, value in state.items():
-            if isinstance(value, Tensor) and not torch.isfinite(value).all():
+            if isinstance(value, Tensor) and not is_finite(value):
                 return f"{key} of {names.get(p, 'a parameter')}"
     return None

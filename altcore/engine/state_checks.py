@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from altcore.engine.buffers import check_buffers
 from altcore.engine.building import Built
 from altcore.engine.collapse import Detector
+from altcore.engine.finite import has_nan, is_finite
 from altcore.engine.history import RunHistory
 from altcore.engine.optimizer_checks import check_layout, check_optimizer
 from altcore.engine.randomness import random_state, set_random_state
@@ -99,7 +100,7 @@ def check_weights(
     for name, own in model.state_dict().items():
         if not isinstance(own, Tensor) or (numbers is not None and name not in numbers):
             continue
-        if not torch.isfinite(weights[name]).all() and torch.isfinite(own).all():
+        if not is_finite(weights[name]) and is_finite(own):
             raise InvalidCheckpoint(f"{name} is not finite")
 
 
@@ -124,7 +125,7 @@ def unwatched_in(model: nn.Module) -> frozenset[str]:
     return frozenset(
         name
         for name, tensor in model.state_dict().items()
-        if name not in trained and isinstance(tensor, Tensor) and not torch.isfinite(tensor).all()
+        if name not in trained and isinstance(tensor, Tensor) and not is_finite(tensor)
     )
 
 
@@ -183,9 +184,9 @@ def not_finite_in(
     for name, tensor in model.items():
         if name in unwatched:
             continue
-        if name in numbers and not torch.isfinite(tensor).all():
+        if name in numbers and not is_finite(tensor):
             return name
-        if isinstance(tensor, Tensor) and tensor.isnan().any():
+        if isinstance(tensor, Tensor) and has_nan(tensor):
             return f"buffer {name}"
     for i, group in enumerate(optimizer["param_groups"]):
         for key, value in group.items():
@@ -193,7 +194,7 @@ def not_finite_in(
                 return f"{key} of the optimizer's group {i}"
     for place, moments in optimizer["state"].items():
         for key, value in moments.items() if isinstance(moments, Mapping) else ():
-            if isinstance(value, Tensor) and not torch.isfinite(value).all():
+            if isinstance(value, Tensor) and not is_finite(value):
                 return f"{key} of the optimizer's parameter {place}"
     scale = (scaler or {}).get("scale", 1.0)
     is_number = isinstance(scale, float | int) and math.isfinite(scale)

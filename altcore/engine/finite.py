@@ -1,0 +1,25 @@
+"""Whether a tensor's elements are finite, in any layout and type that torch can hold them in."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def is_finite(x: Tensor) -> bool:
+    """Whether all elements are finite; a host read."""
+    return bool(torch.isfinite(_elements(x)).all())
+
+
+def has_nan(x: Tensor) -> bool:
+    """Whether an element is NaN; a host read."""
+    return bool(_elements(x).isnan().any())
+
+
+def _elements(x: Tensor) -> Tensor:
+    """Return what is stored, in a type that torch can compare: not one of 8 bits."""
+    if x.layout == torch.sparse_coo:
+        x = x.coalesce().values()
+    elif x.layout != torch.strided:
+        x = x.to_dense()
+    return x.float() if x.is_floating_point() and x.element_size() == 1 else x
