@@ -95,7 +95,8 @@ class StoredWeight:
             is_same = bool(((on_grid == weight) | weight.isnan()).all())  # NaN stays NaN
         if not isinstance(weight, nn.Parameter):
             return weight if is_same else StraightThrough.apply(weight, on_grid, None)  # type: ignore[no-untyped-call] # torch leaves it untyped
-        if is_told and not is_same:
+        # One that is not finite has lost its scale, and nobody changed it.
+        if is_told and not is_same and bool(weight.isfinite().all()):
             _warn_of_change(self)
         self.parameter, self.scale, self.scale_before = weight, scale, scale
         self._put(on_grid)

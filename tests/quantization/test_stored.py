@@ -138,6 +138,18 @@ def test_a_checkpoint_of_stored_weights_comes_back_as_it_was():
         assert all(torch.equal(again.state_dict()[n], p) for n, p in state.items())
 
 
+def test_a_weight_that_is_not_finite_was_changed_by_nobody():
+    """A NaN of the optimizer's takes the scale with it, and every weight seems to be another."""
+    model = build_net()
+    with quantize_model(model, STORED) as q, warnings.catch_warnings():
+        warnings.simplefilter("error")
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        with torch.no_grad():
+            model[0].weight[0, 0] = math.nan
+        q.store(optimizer)
+        values_of(model)
+
+
 @pytest.mark.parametrize("how", ["in place", "data", "replaced", "vector"])
 def test_a_weight_that_was_changed_is_rounded_and_told(how):
     """Averages of weights, hand-made updates, optimizers that write to ``data``."""
