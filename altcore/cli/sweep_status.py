@@ -126,7 +126,8 @@ def print_status(name: str, found: Status, *, show_failed: bool) -> None:
         "running": _parts((found.lost, "without its worker, which is gone")),
     }
     for state, count in found.counts.items():
-        echo(f"  {state:<9} {count:>6}{more.get(state, '')}")
+        if count or state != "damaged":
+            echo(f"  {state:<9} {count:>6}{more.get(state, '')}")
     if found.mean_seconds is not None:
         echo(f"a run takes {duration(found.mean_seconds)} on average{_told_left(found)}")
     for job, problems in list(found.outside.items())[:SHOWN]:

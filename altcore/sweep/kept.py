@@ -24,7 +24,8 @@ def accepted_runs(ledger: Ledger) -> dict[str, int]:
     """Return the number of the folder of each accepted run, by the job's name."""
     try:
         with os.scandir(ledger.folder / RUNS) as found:
-            return {entry.name: entry.inode() for entry in found}
+            # A link or a file that somebody put there is no run of the sweep's.
+            return {e.name: e.inode() for e in found if e.is_dir(follow_symlinks=False)}
     except FileNotFoundError:
         return {}
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from attrs import field, frozen
 
+from altcore.errors import BadInput
 from altcore.runs import summary_of
 from altcore.sweep.attempt import Attempt, attempts_in
 from altcore.sweep.exits import Exit
@@ -79,13 +81,14 @@ def _row(name: str, known: Mapping[str, Any]) -> Row:
 def _completed(ledger: Ledger, name: str) -> tuple[dict[str, Any], bool]:
     """Return what the row of a completed job holds, and whether its end is written."""
     attempts = attempts_in(ledger.folder / JOBS / name)
-    known = [(a, ended) for a in attempts if (ended := a.exit) is not None]
+    known = [(a, ended) for a in attempts if (ended := _end(a)) is not None]
     accepted = next((a for a, ended in reversed(known) if ended.is_complete), None)
     is_written = accepted is not None
     # Who was late is refused after the run was accepted.
     exits = [ended for a, ended in known if accepted is None or a.number <= accepted.number]
     if accepted is None:
-        exits.append(_of_run(ledger.run_of(name)))
+        with suppress(BadInput):
+            exits.append(_of_run(ledger.run_of(name)))
         accepted = attempts[-1] if attempts else None
     plain = {
         "exits": [ended.to_plain() for ended in exits],
@@ -101,7 +104,21 @@ def _of_run(run: Path) -> Exit:
     return Exit(status=known["status"], verdict=known["verdict"], seconds=known["seconds"])
 
 
+def _end(attempt: Attempt) -> Exit | None:
+    """Return how an attempt ended, as far as can be read: its job has a result all the same."""
+    with suppress(BadInput):
+        return attempt.exit
+    return None
+
+
 def _open(ledger: Ledger, name: str) -> Row:
+    try:
+        return _read(ledger, name)
+    except BadInput as error:
+        return Row(name=name, state=State.DAMAGED, why=error.problem)
+
+
+def _read(ledger: Ledger, name: str) -> Row:
     standing = ledger.standing(name)
     last = standing.last
     lease = last.lease if last is not None and standing.state is State.RUNNING else None
@@ -110,7 +127,7 @@ def _open(ledger: Ledger, name: str) -> Row:
         state=standing.state,
         exits=tuple(ended for a in standing.attempts if (ended := a.exit) is not None),
         attempts=len(standing.attempts),
-        why=standing.decision.why if standing.decision else "",
+        why=standing.decision.why if standing.decision else standing.problem,
         changed=_changed(last),
         is_lost=bool(lease and lease.process.is_gone()),
         began=lease.began if lease else None,
@@ -119,4 +136,8 @@ def _open(ledger: Ledger, name: str) -> Row:
 
 def _changed(attempt: Attempt | None) -> Mapping[str, Any]:
     # No retry came before the first attempt.
-    return attempt.lease.changed if attempt is not None and attempt.number > 1 else {}
+    if attempt is None or attempt.number == 1:
+        return {}
+    with suppress(BadInput):
+        return attempt.lease.changed
+    return {}

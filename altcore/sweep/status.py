@@ -32,8 +32,8 @@ class Status:
 
     @property
     def failed(self) -> list[Row]:
-        """The jobs that ended without a result, and are not tried again."""
-        return [row for row in self.rows if row.state is State.FAILED]
+        """The jobs that have no result, and are not tried again."""
+        return [row for row in self.rows if row.state in (State.FAILED, State.DAMAGED)]
 
     @property
     def collapsed(self) -> int:

@@ -60,11 +60,11 @@ def verify(ledger: Ledger, planned: Sequence[str], measures: Sequence[Measure]) 
                 incomplete[row.name] = lack
             else:
                 completed.append(row.name)
-    failed = [row for row in rows if row.state is State.FAILED]
+    failed = [row for row in rows if row.state in (State.FAILED, State.DAMAGED)]
     missing = {row.name for row in rows if row.state in (State.WAITING, State.RUNNING)}
     return Verification(
         completed=completed,
-        failed={row.name: row.exit.error if row.exit else "" for row in failed},
+        failed={row.name: row.exit.error if row.exit else row.why for row in failed},
         incomplete=incomplete,
         missing=sorted(missing | (set(planned) - {row.name for row in rows})),
     )

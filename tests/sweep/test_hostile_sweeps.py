@@ -20,6 +20,8 @@ from altcore.sweep import (
     bring_up_to_date,
     jobs_of,
     open_sweep,
+    status_of,
+    verify,
 )
 
 FIRST, SECOND = "base-learning_rate0.1-seed42", "base-learning_rate0.2-seed42"
@@ -75,7 +77,12 @@ def test_a_damaged_file_is_named_and_hides_no_other_job(begun, tmp_path):
             assert work(ledger, tell=told.append) == 0
         (line,) = told
         assert str(place) in line, (file, text)
+        stands = status_of(SweepFile(), ledger, now=0.0)
+        assert stands.counts["completed"] == 1
         if file != "job.json":
+            assert [row.name for row in stands.failed] == [FIRST]
+            assert str(place) in stands.failed[0].why
+            assert verify(ledger, [FIRST, SECOND], []).failed == {FIRST: stands.failed[0].why}
             assert states(ledger) == [State.DAMAGED, State.COMPLETED]
             assert str(place) in ledger.standing(FIRST).problem
 

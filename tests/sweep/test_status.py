@@ -34,7 +34,7 @@ def status(ledger, now=0.0):
 def test_jobs_are_counted_by_state(ledger):
     """A collapse is a result and counted apart, and so is a run with a changed setting."""
     found = status(ledger)
-    assert found.counts == {"waiting": 1, "running": 1, "completed": 3, "failed": 1}
+    assert found.counts == {"waiting": 1, "running": 1, "completed": 3, "failed": 1, "damaged": 0}
     assert (found.collapsed, found.changed, found.lost, found.slots) == (1, 1, 0, 1)
     assert [row.name for row in found.failed] == ["base-seed45"]
     assert found.failure_rate == 1 / 4
@@ -222,7 +222,13 @@ def test_status_as_json(ledger, capsys):
 
     where = ("--sweeps-dir", ledger.folder.parent)
     found = loads(call(capsys, "sweep", "status", "toy", "--json", *where).out)
-    assert found["counts"] == {"waiting": 1, "running": 1, "completed": 3, "failed": 1}
+    assert found["counts"] == {
+        "waiting": 1,
+        "running": 1,
+        "completed": 3,
+        "failed": 1,
+        "damaged": 0,
+    }
     assert found["failed"]["base-seed45"]["error"] == "ValueError: no"
     assert found["outside"] == {"base-seed43": {"val_loss": "12.5"}}
     assert found["seconds_left"] == 40
