@@ -253,14 +253,15 @@ def test_a_disk_that_is_full_when_one_is_replaced_keeps_the_old(tmp_path, monkey
 
 
 def test_other_errors_of_the_system_are_not_called_a_full_disk(tmp_path, monkeypatch):
-    """A permission that is missing stays what it is."""
+    """A permission that is missing stays what it is, with the path that the system did not say."""
 
     def denied(*_, **__):
         raise PermissionError(errno.EACCES, "no")
 
     monkeypatch.setattr(durable, "fsync", denied)
-    with pytest.raises(PermissionError):
+    with pytest.raises(AltcoreError, match=r"step-\d{8} cannot be written: no$") as caught:
         save(tmp_path)
+    assert not isinstance(caught.value, NoSpace)
     assert list(tmp_path.iterdir()) == []
 
 
