@@ -39,7 +39,10 @@ class GradientNorms:
         """Return all gradients that exist; `AltcoreError` if there is none."""
         found = [p.grad for p in self.parameters if p.grad is not None]
         if not found:
-            raise AltcoreError("the loss depends on no parameter: there is no gradient")
+            raise AltcoreError(
+                "no trained parameter has a gradient: the loss depends on none of them, or an "
+                "intervention took the gradients away"
+            )
         return found
 
     def multiply(self, factor: Tensor | float) -> None:

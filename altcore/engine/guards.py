@@ -112,6 +112,10 @@ def _wrong_loss(step: Step) -> str:
     loss, scale = step.loss, step.loss_scale
     if not (isinstance(loss, Tensor) and loss.dim() == 0):
         return f"it set step.loss to {type(loss).__name__}, not a tensor of 0 dimensions"
+    if not loss.is_floating_point():
+        return f"it set step.loss to a tensor of {loss.dtype}, not of a real type"
+    if not loss.requires_grad:
+        return "it set step.loss to a tensor without a gradient, such as detach() returns"
     if isinstance(scale, Tensor):
         is_scale = scale.dim() == 0
     else:

@@ -101,6 +101,7 @@ class Saving:
         run = self.state.run
         if self.saved == self._known():
             return
+        self.weights.check_in_place()
         kind = REGULAR if self.has_finite_weights() else ANOMALY
         if kind == ANOMALY and self.phase == TRAINING:
             return

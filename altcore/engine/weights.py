@@ -11,7 +11,9 @@ from attrs import define, evolve, field
 from torch import Tensor, nn
 
 from altcore.engine.buffers import Buffers
+from altcore.errors import AltcoreError
 from altcore.hooks import NonFinite
+from altcore.recipes import some
 
 
 @define(eq=False)
@@ -26,6 +28,8 @@ class WeightCheck:
     model: nn.Module
     buffers: Buffers = field(init=False)
     parameters: list[Tensor] = field(init=False)
+    trained: dict[str, Tensor] = field(init=False)
+    """The trained parameters by name, as the optimizer has them."""
     watched: dict[str, tuple[Any, ...]] = field(init=False)
     """The buffers that were finite when the run was built, with their shape and type."""
     since: int | None = field(init=False, default=None)
@@ -33,7 +37,8 @@ class WeightCheck:
 
     def __attrs_post_init__(self) -> None:
         self.buffers = Buffers(self.model)
-        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.trained = {n: p for n, p in self.model.named_parameters() if p.requires_grad}
+        self.parameters = list(self.trained.values())
         device = self.parameters[0].device
         self.watched = {
             name: _form(b)
@@ -69,6 +74,16 @@ class WeightCheck:
         """Return the names of the trained parameters and watched buffers."""
         trained = [name for name, p in self.model.named_parameters() if p.requires_grad]
         return trained + [name for name, _ in self._buffers()]
+
+    def check_in_place(self) -> None:
+        """Raise `AltcoreError` if a trained parameter is no longer the one that is updated."""
+        now = dict(self.model.named_parameters())
+        gone = [name for name, p in self.trained.items() if now.get(name) is not p]
+        if gone:
+            raise AltcoreError(
+                f"{some(gone)}: something put another parameter in the place of the one that the "
+                "optimizer updates, or took it away, and it is trained no more"
+            )
 
     def _buffers(self) -> Iterator[tuple[str, Tensor]]:
         now = self.buffers.now() if self.watched else {}

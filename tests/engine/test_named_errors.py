@@ -236,6 +236,8 @@ def set_scale(value):
         (set_scale(torch.ones(2)), "step.loss_scale to tensor"),
         (set_loss(1.0), "step.loss to float"),
         (set_loss(None), "step.loss to NoneType"),
+        (set_loss(torch.tensor(1.0)), "step.loss to a tensor without a gradient"),
+        (set_loss(torch.tensor(1j)), "step.loss to a tensor of torch.complex64"),
     ],
 )
 def test_a_loss_that_cannot_be_used_names_who_set_it(shelf, start, body, says):

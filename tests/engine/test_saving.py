@@ -13,7 +13,7 @@ from helpers_checkpoints import without_resumes
 from structlog.testing import capture_logs
 
 import altcore
-from altcore import BadInput, Stop, hookimpl
+from altcore import BadInput, Stop, hookimpl, setting
 from altcore.errors import AltcoreError, Interrupted, PluginError
 from altcore.runs import read_lines
 from altcore.runs.manifest import read_manifest
@@ -75,6 +75,28 @@ def test_a_moment_that_is_not_finite_is_told_once(start, shelf):
     assert told["message"].startswith("exp_avg_sq of transformer.wpe.weight of the optimizer is")
     start.resume("run", max_steps=5)
     assert sum(event.get("cause") == "moments" for event in events(run, "warning")) == 1
+
+
+@define(eq=False)
+class Replaced:
+    """An intervention that puts another parameter in the place of one, or takes it away."""
+
+    gone: bool = setting(False, help="whether there is none afterwards")
+
+    @hookimpl
+    def post_step(self, run, step):
+        if step.index == 3:
+            layer = run.model.get_submodule("transformer.wpe")
+            layer.weight = None if self.gone else torch.nn.Parameter(layer.weight.detach().clone())
+
+
+def test_a_parameter_that_was_replaced_is_named(start, shelf):
+    """The optimizer has another one: it would stand still, and go on after a resume."""
+    shelf.install("intervention", "replaced", Replaced)
+    keys = {"format": "none", "max_steps": 4, "checkpoint_interval": 2}
+    with pytest.raises(AltcoreError, match=r"^transformer\.wpe\.weight: something put another"):
+        start(["replaced"], name="run", **keys)
+    assert checkpoints(start.runs / "run")[-1] == "step-00000002"
 
 
 # --------------------------------------------------------------------------------- step 0
