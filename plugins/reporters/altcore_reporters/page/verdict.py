@@ -96,10 +96,10 @@ def outcomes(groups: Sequence[Group]) -> list[Outcome]:
         runs = [r for i, r in enumerate(group.records) if not is_again(r, group.records[:i])]
         values: dict[str | None, list[float]] = {}
         failed = []
-        for run in runs:
-            own, seed = run.summary.get("val_loss"), run.summary.get("seed")
+        for record in runs:
+            own, seed = record.summary.get("val_loss"), run.summary.get("seed")
             key = None if seed is None else str(seed)
-            if STATES.get(str(run.summary.get("status"))) in FAILED:
+            if STATES.get(str(record.summary.get("status"))) in FAILED:
                 failed.append(key)
             elif is_finite(own):
                 values.setdefault(key, []).append(own)
