@@ -97,7 +97,7 @@ def outcomes(groups: Sequence[Group]) -> list[Outcome]:
         values: dict[str | None, list[float]] = {}
         failed = []
         for record in runs:
-            own, seed = record.summary.get("val_loss"), run.summary.get("seed")
+            own, seed = record.summary.get("val_loss"), record.summary.get("seed")
             key = None if seed is None else str(seed)
             if STATES.get(str(record.summary.get("status"))) in FAILED:
                 failed.append(key)
