@@ -222,7 +222,8 @@ def _kill_client() -> None:
     """Kill the process that the client sends from, of which nothing is public."""
     import wandb
 
-    with suppress(Exception):
+    # It leaves with the code of the process that was killed, and would take the error's place.
+    with suppress(Exception, SystemExit):
         wandb.setup().ensure_service()._proc._process.kill()  # type: ignore[union-attr]
         wandb.teardown(1)  # or the exit of this process waits for it
 
