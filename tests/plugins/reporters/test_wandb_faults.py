@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from helpers import events, metrics_bytes, weights_sha256
@@ -118,6 +119,21 @@ def test_an_upload_that_failed_closes_the_client(problem, monkeypatch):
     tracker.abandon()
     may_end.set()
     assert ended == ([1, "killed"] if problem == "hang" else [1])
+
+
+def test_a_killed_client_does_not_end_the_process(monkeypatch):
+    """Wandb leaves with its client's exit code, which would take the place of the error."""
+    killed = []
+
+    def leave(code):
+        raise SystemExit(-9)
+
+    process = SimpleNamespace(kill=lambda: killed.append(True))
+    service = SimpleNamespace(_proc=SimpleNamespace(_process=process))
+    monkeypatch.setattr("wandb.setup", lambda: SimpleNamespace(ensure_service=lambda: service))
+    monkeypatch.setattr("wandb.teardown", leave)
+    wandb_tracker._kill_client()
+    assert killed
 
 
 @pytest.mark.slow
