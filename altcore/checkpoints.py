@@ -301,13 +301,17 @@ def _check_folder(folder: Path) -> None:
     """Raise `BadInput` if a folder is none, or holds what is not a loop's and would be replaced."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder} is not a folder", key="folder")
+    found = list_checkpoints(folder)
     for pointer in ("best", "last"):
         path = folder / pointer
-        is_own = path.is_file() and re.fullmatch(r"(step-\d*)?", path.read_text(errors="replace"))
+        # A damaged one beside checkpoints is theirs, and is rebuilt: a loss of power leaves zeros.
+        is_own = path.is_file() and (
+            found or re.fullmatch(r"(step-\d*)?", path.read_text(errors="replace"))
+        )
         if os.path.lexists(path) and not is_own:
             problem = f"{path} is not altcore's, and checkpoints need the name"
             raise BadInput(problem, key="folder", hint="take a folder of its own")
-    for kept in list_checkpoints(folder):
+    for kept in found:
         if kept.manifest["run_id"] != OWN:
             problem = f"{kept.path} is the checkpoint of a run, and not of a loop of your own"
             raise BadInput(problem, key="folder", hint="take a folder of its own")

@@ -11,8 +11,15 @@ from typing import Any
 
 from torch import Tensor
 
-from altcore.errors import BadInput, shown
-from altcore.formats import AnyFormat, BlockFormat, check_digests, digests_of, get_format
+from altcore.errors import BadInput, described, shown
+from altcore.formats import (
+    AnyFormat,
+    BlockFormat,
+    check_digests,
+    digest,
+    digests_of,
+    get_format,
+)
 from altcore.loading import LoadedRun
 from altcore.quantization import CodedWeight, weight_codes
 
@@ -73,6 +80,7 @@ def export(loaded: LoadedRun, file: str | Path, kind: str = VALUES) -> dict[str,
     # One tensor may have several names, which the file does not know of: each gets its own copy.
     whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     told["sha256"] = json.dumps({name: _sha256(t) for name, t in whole.items()})
+    told["digest"] = digest(told)
     save_file(whole, str(file), metadata={"altcore": json.dumps(told)})
     return others
 
@@ -89,10 +97,11 @@ def _safetensors() -> tuple[Callable[..., Any], Callable[..., None]]:
 
 
 def _sha256(tensor: Tensor) -> str:
-    """Return the digest of a contiguous tensor's bytes; numpy need not be there."""
+    """Return the digest of a contiguous tensor's type, shape and bytes; numpy need not be there."""
     size = tensor.numel() * tensor.element_size()
     data = (ctypes.c_char * size).from_address(tensor.data_ptr()) if size else b""
-    return hashlib.sha256(data).hexdigest()
+    kind = f"{tensor.dtype} {list(tensor.shape)}\n".encode()
+    return hashlib.sha256(kind + bytes(data)).hexdigest()
 
 
 def _element_bits(fmt: AnyFormat) -> int:
@@ -105,14 +114,12 @@ def read_export(file: str | Path) -> dict[str, Tensor]:
     The formats must be installed, with the values that they had: `BadInput` names one that is not,
     and a tensor that was altered. So must safetensors be.
     """
-    safe_open, _ = _safetensors()
-    with safe_open(str(file), framework="pt") as opened:
-        told = json.loads((opened.metadata() or {}).get("altcore", "{}"))
-        tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
-    for name, known in json.loads(told.get("sha256", "{}")).items():
-        if name not in tensors or _sha256(tensors[name]) != known:
+    told, tensors = _read(Path(file))
+    known = json.loads(told["sha256"])
+    for name in {*known, *tensors}:
+        if name not in tensors or _sha256(tensors[name]) != known.get(name):
             raise BadInput(f"{file}: {name} is not as it was exported")
-    if told.get("kind") != CODES:
+    if told["kind"] != CODES:
         return tensors
     check_digests(json.loads(told["formats"]))
     for name, entry in json.loads(told["weights"]).items():
@@ -122,3 +129,22 @@ def read_export(file: str | Path) -> dict[str, Tensor]:
         fmt, shape = get_format(entry["format"]), tuple(entry["shape"])
         tensors[name] = CodedWeight(fmt, shape, codes, scales, scale).values()
     return tensors
+
+
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return what an export says of itself, and its tensors; `BadInput` for any other file."""
+    safe_open, _ = _safetensors()
+    if not file.is_file():
+        raise BadInput(f"{file} does not exist")
+    try:
+        with safe_open(str(file), framework="pt") as opened:
+            told = json.loads((opened.metadata() or {})["altcore"])
+            names = opened.keys()
+            tensors = {name: opened.get_tensor(name) for name in names}
+        if told.pop("digest") != digest(told):
+            raise ValueError("its metadata was altered")
+    # safetensors has errors of its own, and a damaged header may mean anything.
+    except Exception as error:
+        problem = f"{file} is not an export of altcore, or is damaged: {described(error)}"
+        raise BadInput(problem) from error
+    return told, tensors

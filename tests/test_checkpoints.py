@@ -610,3 +610,38 @@ def test_a_folder_stays_the_same_one(tmp_path, monkeypatch):
         with pytest.raises(BadInput, match="own was moved or removed"):
             call()
     assert not (tmp_path / "own").exists()
+
+
+@pytest.mark.parametrize("damaged", [b"\0" * 13, b"rtep-00000002", b""])
+def test_a_damaged_pointer_beside_checkpoints_is_rebuilt(damaged, tmp_path):
+    """A loss of power leaves zeros; the checkpoints say themselves which is the newest."""
+    loop = Loop()
+    with loop.manager(tmp_path) as manager:
+        loop.train(1)
+        manager.save(1)
+    (tmp_path / "last").write_bytes(damaged)
+    with Loop(seed=1).manager(tmp_path) as manager:
+        assert manager.restore() == 1
+
+
+class Wrapping(torch.optim.SGD):
+    """An optimizer that lets another one do its work, as SAM does."""
+
+    def __init__(self, parameters):
+        super().__init__(list(parameters), lr=0.1)
+        self.base = torch.optim.AdamW(self.param_groups)
+
+
+def test_an_optimizer_whose_state_is_elsewhere_is_refused(tmp_path):
+    """The state of one that it holds, or one that holds itself; or it is no optimizer."""
+    model = nn.Linear(3, 3)
+    with pytest.raises(BadInput, match=r"optimizer: it keeps state in base, which its state_dict"):
+        altcore.save_checkpoint(tmp_path, model, Wrapping(model.parameters()), None, 1)
+    looped = torch.optim.SGD(model.parameters(), lr=0.1)
+    looped.param_groups[0]["own"] = {}
+    looped.param_groups[0]["own"]["own"] = looped.param_groups[0]["own"]
+    with pytest.raises(BadInput, match="optimizer: its state holds itself"):
+        altcore.save_checkpoint(tmp_path, model, looped, None, 1)
+    with pytest.raises(BadInput, match=r"optimizer: a torch\.optim\.Optimizer is needed"):
+        altcore.save_checkpoint(tmp_path, model, nn.Linear(1, 1), None, 1)
+    assert not list(tmp_path.iterdir())

@@ -179,3 +179,17 @@ def test_a_flipped_bit_in_an_exported_file_is_named(kind, start, tmp_path):
     file.write_bytes(data)
     with pytest.raises(BadInput, match="is not as it was exported"):
         altcore.read_export(file)
+
+
+def test_a_flipped_bit_anywhere_in_the_header_is_named(start, tmp_path):
+    """Of names, types, places, or of what the file says of itself."""
+    file = tmp_path / "exported"
+    altcore.export(altcore.load("pure", "latest", runs_dir=start.runs), file, "codes")
+    whole = file.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    for i in range(0, header, max(1, header // 150)):
+        data = bytearray(whole)
+        data[i] ^= 1 << i % 8
+        file.write_bytes(data)
+        with pytest.raises(BadInput, match="exported"):
+            altcore.read_export(file)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from altcore.engine.named_errors import check_savable, naming
+from altcore.engine.optimizer_checks import hidden_state
 from altcore.errors import BadInput, PluginError
 from altcore.quantization import ROUNDABLE, check_roundable, roundable_state
 from altcore.recipes import some
@@ -47,12 +48,19 @@ def left_out(optimizer: Optimizer, model: nn.Module) -> list[str]:
 
 
 def about_optimizer(optimizer: Optimizer, model: nn.Module) -> list[str]:
-    """Tell of parameters that are to be trained, but that the optimizer does not have."""
-    names = left_out(optimizer, model)
-    if not names:
-        return []
-    count = f"{len(names)} of {len(trained(model))}"
-    return [f"{count} parameters are not in the optimizer, and stay as they are: {some(names)}"]
+    """Tell of parameters that it does not have, and of state that no checkpoint of it has."""
+    told, names = [], left_out(optimizer, model)
+    if names:
+        count = f"{len(names)} of {len(trained(model))}"
+        told.append(
+            f"{count} parameters are not in the optimizer, and stay as they are: {some(names)}"
+        )
+    if hidden := hidden_state(optimizer):
+        told.append(
+            f"the optimizer keeps state in {some(hidden)}, which its state_dict leaves out: a run "
+            "that goes on begins it anew"
+        )
+    return told
 
 
 def _name_errors(optimizer: Optimizer, model: nn.Module, who: str) -> None:

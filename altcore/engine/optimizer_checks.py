@@ -23,6 +23,18 @@ OTHER_SHAPES = ("Adafactor", "LBFGS")
 """Optimizers of torch whose moments have other shapes than their parameters."""
 
 
+def hidden_state(optimizer: torch.optim.Optimizer) -> list[str]:
+    """Return the attributes that hold state which an optimizer's state_dict leaves out.
+
+    An optimizer that wraps another one, as SAM does, or keeps slow weights or a generator beside
+    its state, has to put them into a `state_dict` of its own.
+    """
+    if type(optimizer).state_dict is not torch.optim.Optimizer.state_dict:
+        return []
+    kinds = (torch.optim.Optimizer, torch.Generator)
+    return [name for name, value in vars(optimizer).items() if isinstance(value, kinds)]
+
+
 def layout_of(
     state: Mapping[str, Any], optimizer: torch.optim.Optimizer, model: nn.Module
 ) -> dict[str, Any]:

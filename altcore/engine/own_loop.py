@@ -14,7 +14,12 @@ from torch.nn.parameter import is_lazy
 
 from altcore.builtin_types import as_builtin
 from altcore.engine.buffers import check_buffers, put_buffers, unsaved_buffers
-from altcore.engine.optimizer_checks import check_layout, check_optimizer, layout_of
+from altcore.engine.optimizer_checks import (
+    check_layout,
+    check_optimizer,
+    hidden_state,
+    layout_of,
+)
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.state_checks import (
     check_tensors,
@@ -75,7 +80,18 @@ class OwnLoop:
             raise BadInput(problem, key="step")
         assert self.optimizer is not None  # only a loop that is restored has none
         self._check_numbers()
-        moments = as_builtin(self.optimizer.state_dict())
+        if not isinstance(self.optimizer, torch.optim.Optimizer):
+            problem = f"a torch.optim.Optimizer is needed, not {shown(self.optimizer)}"
+            raise BadInput(problem, key="optimizer")
+        if hidden := hidden_state(self.optimizer):
+            problem = f"it keeps state in {', '.join(hidden)}, which its state_dict leaves out"
+            hint = "give it a state_dict and a load_state_dict that have all of it"
+            raise BadInput(problem, key="optimizer", hint=hint)
+        try:
+            moments = as_builtin(self.optimizer.state_dict())
+        except RecursionError as error:
+            problem = "its state holds itself, or is nested too deeply to be saved"
+            raise BadInput(problem, key="optimizer") from error
         layout = layout_of(moments, self.optimizer, self.model)
         if None in layout["parameters"]:
             place = layout["parameters"].index(None)
