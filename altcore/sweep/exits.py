@@ -34,7 +34,8 @@ class Exit:
     """Wall-clock seconds of the attempt; None if its worker could not say."""
     verdict: str = _text("")
     used: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))
-    """What it used: ``peak_memory_bytes``, ``cpu_seconds``, ``gpu_memory_bytes``."""
+    """What it used: ``cpu_seconds``, ``peak_gpu_memory_bytes``, and ``peak_memory_bytes``, which is
+    of the worker's process so far: a small job after a large one has that of the large one."""
     settings: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))
     """Settings that the job leaves to its workload, by dotted key, as it chose them: a retry may
     halve them."""
