@@ -69,6 +69,9 @@ class TrainConfig:
         (), help="layers, by pattern, that keep their first weights", converter=tuple
     )
     compile: bool = setting(False, help="compile the model between its quantized layers")
+    activation_checkpointing: bool = setting(
+        False, help="keep only the inputs of the model's blocks, and compute the rest again"
+    )
     device: str = setting("auto", help="auto, cpu, cuda or cuda:N")
     plugins: tuple[str, ...] = setting((), help="active plugins, in order", converter=tuple)
     no_plugins: tuple[str, ...] = setting(
@@ -203,6 +206,9 @@ class TrainConfig:
         for entry in entries() if keys_among(self.active) else ():
             if entry.name in self.active:
                 check_is_no_key(entry)
+        if self.compile and self.activation_checkpointing:
+            hint = "compiled graphs choose by themselves what is computed again"
+            raise BadInput("does not go with compile", key="activation_checkpointing", hint=hint)
         twice = {p for p in self.plugins if self.plugins.count(p) > 1}
         if twice:
             raise BadInput(f"{', '.join(sorted(twice))} is listed twice", key="plugins")

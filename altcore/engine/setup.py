@@ -26,6 +26,7 @@ from altcore.engine.loop import Engine
 from altcore.engine.memory import memory_named
 from altcore.engine.rank_checks import check_alike, check_shares
 from altcore.engine.ranks import Ranks
+from altcore.engine.recomputing import checkpoint_blocks
 from altcore.engine.remarks import about_recipe, about_schedule, about_warmup
 from altcore.engine.state import Run
 from altcore.engine.torchrun import join
@@ -92,6 +93,8 @@ def _prepare(
     # The model runs here for the first time: one that cannot run leaves no directory behind.
     facts = facts_of(built)
     _check_batches(built)
+    if config.activation_checkpointing:
+        checkpoint_blocks(built.model, built.quantization)
     if config.compile:
         built.model.compile()
     identity = run_identity(built)

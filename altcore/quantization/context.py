@@ -38,6 +38,8 @@ class Context:
     """Whether the model runs unquantized."""
     is_frozen: bool = False
     """Whether scales, counters and call numbers stand still: in evaluation and in probes."""
+    is_recomputing: bool = False
+    """Whether a part of the forward pass runs again in the backward pass, and counts nothing."""
     tracks_views: bool = False
     """Whether layers keep the views of master weights, to see which of them an update moves."""
     measures_errors: bool = False

@@ -89,7 +89,8 @@ class QuantizedLayer:
     @property
     def is_tracking(self) -> bool:
         """Whether views of master weights are to be kept: on recorded steps, not in a probe."""
-        return self.context.tracks_views and not self.context.is_frozen
+        context = self.context
+        return context.tracks_views and not (context.is_frozen or context.is_recomputing)
 
     @property
     def scope(self) -> list[QuantizedLayer]:

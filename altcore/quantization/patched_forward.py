@@ -53,9 +53,10 @@ class PatchedForward:
             with suspended():  # a layer around this one may be quantized
                 return layer.own_forward(*args, **kwargs)
         refuse_transforms(layer.name, layer.module)
-        layer.calls += 1
+        layer.calls += not context.is_recomputing
         check_weights(layer)
-        if context.has_learned and not context.is_coverage_told and layer.module.training:
+        is_new_step = layer.module.training and not context.is_recomputing
+        if context.has_learned and not context.is_coverage_told and is_new_step:
             context.tell_coverage()
         if layer.is_direct:
             with suspended():

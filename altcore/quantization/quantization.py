@@ -7,7 +7,7 @@ State dict keys, parameters and types of the model stay as they are: a quantized
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ from altcore.quantization.patched_forward import (
     restore_forwards,
 )
 from altcore.quantization.quantizer import Quantizer
+from altcore.quantization.recomputation import recomputation
 from altcore.quantization.stored import StoredWeight, store_weights
 from altcore.quantization.weight_grids import QuantizedWeights, WeightGrid, find_quantized_weights
 from altcore.recipes import (
@@ -269,6 +270,14 @@ class Quantization:
             yield
         finally:
             self.context.is_frozen = before
+
+    def recomputation(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Return the contexts that make activation checkpointing exact.
+
+        It is the ``context_fn`` of `torch.utils.checkpoint.checkpoint`: the part that is computed
+        again has the random bits and the scales of its forward pass, and counts nothing twice.
+        """
+        return recomputation(self.quantizers, self.context)
 
     # What was met ----------------------------------------------------------------------------
 

@@ -268,7 +268,7 @@ class Quantizer:
         return q, s, r
 
     def _meters(self, training: bool) -> Meters:
-        if not training:
+        if not training or self.context.is_recomputing:
             return UNMETERED
         return Meters(self.counts, self.errors if self.context.measures_errors else None)
 
