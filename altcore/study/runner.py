@@ -24,13 +24,22 @@ from altcore.study.arms import Arm
 from altcore.study.batch import Batch
 from altcore.study.identity import files, identity
 from altcore.study.outcome import Outcome, is_whole, outcome_of
-from altcore.sweep import DEFAULT_RULES, Job, Ledger, State, SweepFile, make_executor, save_sweep
+from altcore.sweep import (
+    DEFAULT_RULES,
+    LOST,
+    Job,
+    Ledger,
+    State,
+    SweepFile,
+    make_executor,
+    save_sweep,
+)
 
 FACTORS_OF_RATE = (1 / 3, 1.0, 3.0)
 """Learning rates that each contender is tried at, as multiples of the given one."""
 DIGITS = 12
 """Of a digest in a run's name."""
-NOT_REPEATED = {cause: {"limit": 0} for cause in DEFAULT_RULES}
+NOT_REPEATED = {cause: {"limit": 0} for cause in DEFAULT_RULES if cause != LOST}
 """Rules of a ledger in which no failed run is tried again with other settings: it would be another
 experiment."""
 

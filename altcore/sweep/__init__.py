@@ -9,7 +9,7 @@ from altcore.sweep.asking import Given, asked_sweep
 from altcore.sweep.attempt import Attempt, Watch
 from altcore.sweep.changes import Changes, bring_up_to_date, changes_of
 from altcore.sweep.estimate import Estimate, estimate_of, keep_checked
-from altcore.sweep.exits import Exit
+from altcore.sweep.exits import LOST, Exit
 from altcore.sweep.expand import jobs_of
 from altcore.sweep.exporting import export
 from altcore.sweep.folder import SWEEPS, begin_sweep, folder_of, open_sweep, save_sweep
@@ -30,6 +30,7 @@ from altcore.sweep.worker import Worker
 
 __all__ = [
     "DEFAULT_RULES",
+    "LOST",
     "SWEEPS",
     "Alerts",
     "Attempt",

@@ -1,4 +1,4 @@
-"""A new attempt goes on with the run of the one before, from a copy."""
+"""A new attempt goes on with the run of the one before, from a copy of its checkpoints."""
 
 from __future__ import annotations
 
@@ -9,6 +9,12 @@ from pathlib import Path
 
 from altcore import durable
 from altcore.runs import CHECKPOINTS, is_checkpoint
+
+
+def newest_step(run: Path | None) -> int:
+    """Return the step of a run's newest checkpoint, -1 without one."""
+    found = () if run is None else (run / CHECKPOINTS).glob("step-*")
+    return max((int(p.name.removeprefix("step-")) for p in found if is_checkpoint(p)), default=-1)
 
 
 def copy_run(source: Path, target: Path) -> None:

@@ -12,8 +12,10 @@ from altcore.runs import ENDED
 
 COMPLETED = ENDED
 """Statuses of an attempt whose run came to an end of its own: a collapse is a result."""
-LEFT = ("interrupted", "preempted", "lost")
-"""Statuses of an attempt that was taken from its worker: no fault of the job's."""
+LOST = "lost"
+LEFT = ("interrupted", LOST)
+"""Statuses of an attempt that was taken from its worker: no fault of the job's. A scheduler that
+preempts it interrupts it by a signal, or, if that finds no time, it is lost."""
 
 
 def _text(default: Any = NOTHING) -> Any:
@@ -33,6 +35,8 @@ class Exit:
     seconds: float | None = field(default=None, validator=optional(instance_of(int | float)))
     """Wall-clock seconds of the attempt; None if its worker could not say."""
     verdict: str = _text("")
+    checkpoint: int = field(default=-1, validator=instance_of(int))
+    """Of a lost attempt: the step of its newest checkpoint, -1 without one."""
     used: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))
     """What it used: ``cpu_seconds``, ``peak_gpu_memory_bytes``, and ``peak_memory_bytes``, which is
     of the worker's process so far: a small job after a large one has that of the large one."""

@@ -31,7 +31,8 @@ from altcore import durable
 from altcore.errors import BadInput
 from altcore.runs import read_json
 from altcore.sweep.attempt import Attempt, Held, Watch, attempts_in, lease
-from altcore.sweep.exits import Exit
+from altcore.sweep.carry_on import newest_step
+from altcore.sweep.exits import LOST, Exit
 from altcore.sweep.job import Job
 from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide, with_cause
 from altcore.sweep.runbook import note_recovery
@@ -187,7 +188,7 @@ class Ledger:
         if told is not None:
             decision = Decision(goes_on=True, why=TOLD, changed={**changed, **told})
             return Standing(State.WAITING, attempts, decision)
-        exits = [a.exit or Exit(status="lost") for a in _since_told(attempts[:-1])]
+        exits = [a.exit or Exit(status=LOST) for a in _since_told(attempts[:-1])]
         decision = decide([*exits, ended], _ConfigOf(self, name), changed, self.rules)
         return Standing(State.WAITING if decision.goes_on else State.FAILED, attempts, decision)
 
@@ -222,7 +223,12 @@ class Ledger:
         if self.run_of(job.name).is_dir():
             return
         told = last.lease.process
-        last.end(Exit(status="lost", error=f"process {told.pid} on {told.host} is gone, or silent"))
+        ended = Exit(
+            status=LOST,
+            error=f"process {told.pid} on {told.host} is gone, or silent",
+            checkpoint=newest_step(last.run_directory(job.name)),
+        )
+        last.end(ended)
 
     def end(self, job: Job, held: Held, ended: Exit) -> Exit:
         """End an attempt that this process holds, and publish its run; return how it ended.
@@ -231,6 +237,8 @@ class Ledger:
         before, the next attempt finds the run finished and publishes it; if just after, the record
         of the exit is missing, and the run says the same.
         """
+        if ended.is_complete and not held.is_taken_over():
+            note_recovery(self.folder, job.name, attempts_in(self.folder / JOBS / job.name))
         with durable.no_space_named(self.folder / RUNS):
             (self.folder / RUNS).mkdir(exist_ok=True)
         is_lost = not ended.is_complete and held.is_taken_over()
@@ -238,8 +246,6 @@ class Ledger:
             ended = Exit(status="refused", error="another attempt has taken the job over")
         ended = with_cause(ended, self.rules)
         held.attempt.end(ended)
-        if ended.is_complete:
-            note_recovery(self.folder, job.name, attempts_in(self.folder / JOBS / job.name))
         return ended
 
 

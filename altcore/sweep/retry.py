@@ -12,20 +12,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import evolve, field, frozen
+from attrs.validators import ge
 
 from altcore.hooks import setting
-from altcore.sweep.exits import LEFT, Exit
+from altcore.sweep.exits import LEFT, LOST, Exit
 
 UNKNOWN = "unknown"
-MOST_LOST = 100
-"""Attempts in which a job may lose its worker: more, and the job itself ends its workers."""
 
 
 @frozen(kw_only=True)
 class Rule:
     """What is done about one cause of failure."""
 
-    limit: int = setting(0, help="attempts that may follow a failure of this cause")
+    limit: int = setting(
+        0, help="attempts that may follow a failure of this cause", validator=ge(0)
+    )
     patterns: tuple[str, ...] = setting(
         (), help="texts that an error of this cause contains, in any case", converter=tuple
     )
@@ -49,8 +50,11 @@ DEFAULT_RULES: Mapping[str, Rule] = {
         halve={"learning_rate": 0},
     ),
     "timeout": Rule(limit=1, patterns=("TimeoutError", "SLURM timeout"), repeat=True),
+    LOST: Rule(limit=2, repeat=True),
     UNKNOWN: Rule(),
 }
+"""A lost worker is no failure of its job, unless the job itself ends its workers: of `LOST`, losses
+count that follow one another while the job saves no newer checkpoint."""
 
 
 @frozen(kw_only=True)
@@ -93,9 +97,10 @@ def decide(
     if last.is_complete:
         return Decision(goes_on=False, why="it has a result")
     if last.status in (*LEFT, "refused"):
-        lost = sum(e.status == "lost" for e in exits)
-        if lost >= MOST_LOST:
-            return Decision(goes_on=False, why=f"it lost its worker {lost} times")
+        lost = losses_in_a_row(exits)
+        if lost > rules.get(LOST, Rule()).limit:
+            why = f"it lost {lost} worker{'s' * (lost > 1)} in a row without a newer checkpoint"
+            return Decision(goes_on=False, why=why)
         return Decision(goes_on=True, why=f"{last.status}, which is no failure", changed=changed)
     causes = [cause_of(e, rules) for e in exits if e.counts]
     cause = causes[-1]
@@ -114,6 +119,18 @@ def decide(
         )
     told = ", ".join(f"{key} {value:g}" for key, value in halved.items())
     return Decision(goes_on=True, why=f"{cause}: with {told}", changed={**changed, **halved})
+
+
+def losses_in_a_row(exits: Sequence[Exit]) -> int:
+    """Return how many of the last attempts lost their worker since the job made progress."""
+    count, newest = 0, -1
+    for ended in exits:
+        if ended.status != LOST:
+            count, newest = 0, -1
+            continue
+        count = 1 if ended.checkpoint > newest else count + 1
+        newest = max(newest, ended.checkpoint)
+    return count
 
 
 def _attempts(limit: int) -> str:

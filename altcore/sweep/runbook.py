@@ -1,4 +1,8 @@
-"""The runbook of a sweep: a line for each error from which a job recovered, for people."""
+"""The runbook of a sweep: a line for each error from which a job recovered, for people.
+
+A job's lines are written before its run is published. A worker that dies between both loses none,
+and the one after it writes none twice.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +16,21 @@ from altcore.builtin_types import one_line
 from altcore.sweep.attempt import Attempt
 
 RUNBOOK = "runbook.md"
+HEAD = "# Jobs that recovered: error, and action taken\n\n"
 LONGEST = 300
 """Characters of an error."""
 
 
 def note_recovery(folder: Path, job: str, attempts: Sequence[Attempt]) -> None:
-    """Append what each failed attempt was followed by, if there was one, to the sweep's runbook.
+    """Append what each failed attempt was followed by to the sweep's runbook, unless it is there.
 
     Args:
         folder: of the sweep.
-        job: which has a result now.
+        job: which is about to have a result.
         attempts: at it, in order.
     """
-    lines = []
+    path = folder / RUNBOOK
+    lines: list[str] = []
     for attempt, follower in pairwise(attempts):
         ended = attempt.exit
         if ended is not None and ended.counts:
@@ -32,13 +38,14 @@ def note_recovery(folder: Path, job: str, attempts: Sequence[Attempt]) -> None:
             lines.append(f"- **{job}**: `{error}`: {_action(attempt, follower)}\n")
     if not lines:
         return
-    path = folder / RUNBOOK
-    head = "" if path.exists() else "# Jobs that recovered: error, and action taken\n\n"
+    durable.write_once(path, HEAD.encode())
+    known = path.read_text(errors="replace")
+    new = [line for line in lines if line not in known]
     with durable.no_space_named(path):
         descriptor = durable.open_to_write(path, os.O_APPEND)
         try:
             # In one piece: several workers append.
-            durable.write(descriptor, f"{head}{''.join(lines)}".encode())
+            durable.write(descriptor, "".join(new).encode())
         finally:
             os.close(descriptor)
 

@@ -160,16 +160,16 @@ def test_two_supervisors_at_once_share_the_work(tmp_path, corpus):
     assert all(len(ledger.standing(name).attempts) == 1 for name in ledger.names())
 
 
-def test_a_job_that_ends_its_process_with_code_0_is_never_complete(troubled, monkeypatch):
-    """By os._exit: it is lost each time, and after so many times it fails."""
-    monkeypatch.setattr("altcore.sweep.retry.MOST_LOST", 3)
+def test_a_job_that_ends_its_process_with_code_0_is_never_complete(troubled):
+    """By os._exit, always after the same checkpoint: the third lost worker is the last."""
     ledger = troubled("exit")
     for _ in range(3):
         assert forked(lambda: work(ledger)) == 0
         assert state_of(ledger).state is State.RUNNING
     assert work(ledger) == 0
     assert state_of(ledger).state is State.FAILED
-    assert state_of(ledger).decision.why == "it lost its worker 3 times"
+    assert "it lost 3 workers in a row" in state_of(ledger).decision.why
+    assert [a.exit.checkpoint for a in state_of(ledger).attempts] == [1, 1, 1]
     assert not list(ledger.folder.glob("runs/*"))
 
 

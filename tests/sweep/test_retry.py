@@ -1,9 +1,10 @@
 """Whether a job that failed is tried again: a pure function of its exits and configuration."""
 
 import pytest
+from attrs import evolve
 
 from altcore.sweep import DEFAULT_RULES, Exit, Rule, decide
-from altcore.sweep.retry import MOST_LOST, cause_of
+from altcore.sweep.retry import cause_of, losses_in_a_row
 
 CONFIG = {"learning_rate": 0.1, "seed": 3, "settings": {"resnet": {"batch_size": 128}}}
 
@@ -74,18 +75,37 @@ def test_an_unknown_failure_is_not_repeated():
     assert "batch_size" in bare.why
 
 
-@pytest.mark.parametrize("status", ["interrupted", "preempted", "lost", "refused"])
+@pytest.mark.parametrize("status", ["interrupted", "lost", "refused"])
 def test_a_worker_that_is_taken_away_is_no_failure(status):
-    """It burns no retry, keeps what a retry had changed, and ends only if it never ends."""
+    """It burns no retry, and keeps what a retry had changed, as long as the job goes forward."""
     gone = failed("", status)
     for count in (1, 50):
-        decision = decide([OOM, *[gone] * count], CONFIG, {"resnet.batch_size": 64})
+        ends = [evolve(gone, checkpoint=step) for step in range(count)]
+        decision = decide([OOM, *ends], CONFIG, {"resnet.batch_size": 64})
         assert decision.goes_on
         assert decision.changed == {"resnet.batch_size": 64}
     decision = decide([OOM, gone, OOM, gone, OOM], CONFIG, {"resnet.batch_size": 32})
     assert decision.changed == {"resnet.batch_size": 16}
-    always = decide([gone] * MOST_LOST, CONFIG, {})
+    always = decide([gone] * 3, CONFIG, {})
     assert always.goes_on is (status != "lost")
+
+
+def test_a_job_that_ends_its_workers_is_given_up():
+    """Three in a row, or as many as a sweep file says, between which no checkpoint is newer."""
+
+    def lost(*steps):
+        return [Exit(status="lost", checkpoint=step) for step in steps]
+
+    stuck = lost(-1, 4, 4, 4)
+    assert decide(stuck[:-1], CONFIG, {}).goes_on
+    decision = decide(stuck, CONFIG, {})
+    assert not decision.goes_on
+    assert decision.why == "it lost 3 workers in a row without a newer checkpoint"
+    # An attempt that was lost before it had a copy of the last one's checkpoints is no progress.
+    assert losses_in_a_row(lost(4, -1, 4)) == 3
+    assert losses_in_a_row([*lost(4, 4), failed("", "interrupted"), *lost(4)]) == 1
+    patient = {**DEFAULT_RULES, "lost": Rule(limit=4)}
+    assert decide(stuck, CONFIG, {}, patient).goes_on
 
 
 def test_a_timeout_is_repeated_as_it_was():

@@ -1,7 +1,10 @@
 """Failed jobs are tried again when people say so; the runbook tells which recovered, and how."""
 
+import signal
+
 import pytest
 from helpers_cli import call
+from helpers_crashes import forked
 from helpers_sweeps import complete, fail, ledger_of
 
 from altcore.errors import BadInput
@@ -126,6 +129,16 @@ def test_a_recovered_job_is_in_the_runbook(ledger):
         f"- **{other.name}**: `out of 'memory' and more`: tried again with gpt.batch_size 32",
         f"- **{other.name}**: `ValueError: no`: tried again by people with learning_rate 0.5",
     ]
+
+
+def test_the_runbook_loses_no_line_to_a_killed_worker(ledger):
+    """One that dies before it publishes, and the next one just after: the line is there once."""
+    job = first(ledger)
+    fail(ledger, job, OOM)
+    for point in (f"rename {job.name}", "link exit.json"):
+        assert forked(lambda: complete(ledger, job), point) == -signal.SIGKILL
+        assert (ledger.folder / RUNBOOK).read_text().count(f"- **{job.name}**") == 1
+    assert ledger.standing(job.name).state is State.COMPLETED
 
 
 def complete_after(ledger, job, changed, error):
