@@ -13,18 +13,24 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from attrs import evolve
+
 from altcore import durable
 from altcore.builtin_types import to_json
-from altcore.runs import read_environment
+from altcore.errors import BadInput
+from altcore.runs import METRICS, read_environment, read_lines
 from altcore.sweep.kept import accepted_runs
 from altcore.sweep.ledger import Ledger
-from altcore.sweep.statistics import statistics_of
+from altcore.sweep.statistics import is_counted, statistics_of
 from altcore.sweep.sweep_file import SweepFile, sweep_text
 from altcore.sweep.table import Table, cell, table_of
 
-TABLE, STATISTICS, DICTIONARY, METADATA = (
-    *("runs.csv", "statistics.csv", "README.md", "metadata.json"),
-)
+STATISTICS, DICTIONARY, SERIES = "statistics.csv", "README.md", "series"
+PLACE = {
+    "step": "the step, from 1",
+    "epoch": "epochs that are completed after it; empty if the workload has none",
+}
+"""Columns of every file of series."""
 ORIGIN = ("altcore", "python", "platform", "device", "git", "libraries", "plugins")
 """What is told of the environments in which the runs were made."""
 
@@ -41,19 +47,60 @@ def export(
         with_changed: whether runs are in the statistics whose settings a retry changed.
 
     Returns:
-        The files.
+        The files, and the folder of the series if the sweep file names any.
     """
-    table = table_of(sweep, ledger)
-    head, means = statistics_of(table, with_changed=with_changed)
+    whole = table_of(sweep, ledger)
+    head, means = statistics_of(whole, with_changed=with_changed)
+    table, left_out = _table(sweep, whole, with_changed=with_changed)
     texts = {
-        TABLE: _csv(table.columns, ([row.get(c) for c in table.columns] for row in table.rows)),
+        f"{sweep.table}.csv": _csv(table.columns, (list(row.values()) for row in table.rows)),
         STATISTICS: _csv(head, means),
     }
-    texts[METADATA] = _json(_metadata(sweep, ledger, table, texts, with_changed=with_changed))
-    texts[DICTIONARY] = _dictionary(sweep, table, head, with_changed=with_changed)
-    if not out.is_dir():
-        durable.make_folder(out)
-    return [durable.replace_text(out / name, text) for name, text in texts.items()]
+    if sweep.series:
+        texts |= _series(sweep, ledger)
+    told = _metadata(sweep, ledger, table, texts, with_changed=with_changed)
+    told |= {"states": Counter(row["state"] for row in whole.rows), "left_out": left_out}
+    texts[f"{sweep.table}_metadata.json"] = _json(told)
+    texts[DICTIONARY] = _dictionary(sweep, table, head, left_out, with_changed=with_changed)
+    for folder in (out, out / SERIES) if sweep.series else (out,):
+        if not folder.is_dir():
+            durable.make_folder(folder)
+    written = [durable.replace_text(out / name, text) for name, text in texts.items()]
+    return [path for path in written if path.parent == out] + [out / SERIES] * bool(sweep.series)
+
+
+def _table(sweep: SweepFile, whole: Table, *, with_changed: bool) -> tuple[Table, dict[str, str]]:
+    """Return the table that is written, and why the jobs that are not in it are left out."""
+    if not isinstance(sweep.columns, Mapping):
+        return whole.named({column: column for column in whole.columns}), {}
+    counted = [row for row in whole.rows if is_counted(row, with_changed)]
+    left_out = {
+        row["job"]: "a retry changed it" if row["changed"] else row["state"]
+        for row in whole.rows
+        if not is_counted(row, with_changed)
+    }
+    return evolve(whole, rows=counted).named(sweep.columns), left_out
+
+
+def _series(sweep: SweepFile, ledger: Ledger) -> dict[str, str]:
+    """Return a table for each completed run: the course of the measures of the sweep file.
+
+    Raises:
+        BadInput: for a measure that no run has.
+    """
+    texts, unseen = {}, set(sweep.series.values())
+    for name in sorted(accepted_runs(ledger)):
+        lines = read_lines(ledger.run_of(name) / METRICS)
+        rows = [
+            [line.get("step"), line.get("epoch"), *(line.get(m) for m in sweep.series.values())]
+            for line in lines
+            if any(m in line for m in sweep.series.values())
+        ]
+        unseen.difference_update(*lines)
+        texts[f"{SERIES}/{name}.csv"] = _csv([*PLACE, *sweep.series], rows)
+    if texts and unseen:
+        raise BadInput(f"no run has the measure {', '.join(sorted(unseen))}", key="series")
+    return texts
 
 
 def _csv(head: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -77,19 +124,18 @@ def _metadata(
     with_changed: bool,
 ) -> dict[str, Any]:
     """Return what the table is of, and where its runs were made."""
-    states = Counter(row["state"] for row in table.rows)
     return {
         "sweep": sweep.name,
         "folder": str(ledger.folder),
-        "exported": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "export_date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "altcore": version("altcore"),
-        "jobs": len(table.rows),
-        "states": dict(states),
+        "total_runs": len(table.rows),
         "changed_in_statistics": with_changed,
         "columns": table.columns,
+        "column_types": table.types(),
         "sha256": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()},
         "sweep_file": sweep_text(sweep),
-        "made_in": _origins(ledger),
+        "provenance": _origins(ledger),
     }
 
 
@@ -102,26 +148,54 @@ def _origins(ledger: Ledger) -> list[dict[str, Any]]:
     return [{"runs": count, **json.loads(text)} for text, count in found.most_common()]
 
 
-def _dictionary(sweep: SweepFile, table: Table, head: Sequence[str], *, with_changed: bool) -> str:
+def _dictionary(
+    sweep: SweepFile,
+    table: Table,
+    head: Sequence[str],
+    left_out: Mapping[str, str],
+    *,
+    with_changed: bool,
+) -> str:
     """Return the page that says what each column holds."""
     counted = "also those" if with_changed else "without those"
     empty = {c: sum(row.get(c) is None for row in table.rows) for c in table.columns}
-    rows = [f"| `{c}` | {told} | {empty[c]} |" for c, told in table.columns.items()]
+    types = table.types()
+    rows = [f"| `{c}` | {types[c]} | {told} | {empty[c]} |" for c, told in table.columns.items()]
     lines = [
         f"# The runs of {sweep.name}",
         "",
-        f"`{TABLE}` has a row for each of {len(table.rows)} jobs. What does not apply is empty, "
-        "and lists and mappings are JSON.",
+        f"`{sweep.table}.csv` has a row for each of {_counted(len(table.rows), left_out)}. "
+        "What does not apply is empty, and lists and mappings are JSON.",
         "",
-        "| column | | empty in |",
-        "|---|---|---|",
+        "| column | type | | empty in |",
+        "|---|---|---|---|",
         *rows,
         "",
+        *(f"- left out: {job}, {why}" for job, why in left_out.items()),
+        *([""] if left_out else []),
         f"`{STATISTICS}` has a row for each variant and point of the grid: mean and standard "
         f"deviation of every number over its completed runs, {counted} whose settings a retry "
         f"changed. `runs` is how many count. Its columns: {', '.join(f'`{c}`' for c in head)}.",
         "",
-        f"`{METADATA}` says which sweep file asked for them, where they were made, and the "
-        "digests of both tables.",
+        *(_dictionary_of_series(sweep) if sweep.series else []),
+        f"`{sweep.table}_metadata.json` says which sweep file asked for them, where they were "
+        "made, and the digests of all tables.",
     ]
     return "\n".join([*lines, ""])
+
+
+def _counted(rows: int, left_out: Mapping[str, str]) -> str:
+    return f"{rows} of {rows + len(left_out)} jobs" if left_out else f"{rows} jobs"
+
+
+def _dictionary_of_series(sweep: SweepFile) -> list[str]:
+    return [
+        f"`{SERIES}/JOB.csv` has the course of a completed run: a row for each step with one of "
+        "these measures.",
+        "",
+        "| column | |",
+        "|---|---|",
+        *(f"| `{column}` | {told} |" for column, told in PLACE.items()),
+        *(f"| `{column}` | the measure {name} |" for column, name in sweep.series.items()),
+        "",
+    ]

@@ -25,7 +25,7 @@ def statistics_of(table: Table, *, with_changed: bool = False) -> tuple[list[str
     for row in table.rows:
         place = [row.get(key) for key in point]
         _, own = groups.setdefault(repr(place), (place, []))
-        if row["in_statistics"] or (with_changed and row["state"] == "completed"):
+        if is_counted(row, with_changed):
             own.append(row)
     values = [v for v in table.values if any(True for _ in numbers(table.rows, v))]
     head = [*point, "runs", *(f"{v}_{what}" for v in values for what in ("mean", "sd"))]
@@ -38,6 +38,11 @@ def statistics_of(table: Table, *, with_changed: bool = False) -> tuple[list[str
             line.append(stdev(own_numbers) if len(own_numbers) > 1 else None)
         made.append(line)
     return head, made
+
+
+def is_counted(row: Mapping[str, Any], with_changed: bool) -> bool:
+    """Return whether a row of the table counts; see `statistics_of`."""
+    return bool(row["in_statistics"] or (with_changed and row["state"] == "completed"))
 
 
 def numbers(rows: Iterable[Mapping[str, Any]], name: str) -> Iterator[float]:

@@ -66,11 +66,17 @@ class SweepFile:
     lost_after: float = setting(
         60.0, help="seconds without a heartbeat after which a worker is lost", validator=gt(0)
     )
-    columns: list[str] = setting(
+    columns: Any = setting(
         factory=list,
         help="values of each run in the exported table, by the name of a key of its summary or of "
-        "a measure; every number and text of the summary if empty",
+        "a measure; every number and text of the summary if empty. A mapping of names gives the "
+        "whole table: these columns, of the runs that count",
     )
+    series: dict[str, str] = setting(
+        factory=dict,
+        help="measures whose course is exported, a file for each run, by the name of the column",
+    )
+    table: str = setting("runs", help="name of the exported table, without its ending")
     checks: dict[str, Any] = setting(
         factory=dict, help="`[LOWEST, HIGHEST]` of the values of such a name; null is no limit"
     )
@@ -94,6 +100,8 @@ class SweepFile:
         if unknown:
             problem = f"{', '.join(sorted(unknown))}: there is no such variant"
             raise BadInput(problem, key="priority", hint=f"there are {self._told_variants}")
+        check_name(self.table, "table")
+        _check_columns(self.columns)
         for key, values in self.grid.items():
             if not values:
                 raise BadInput("no value is given", key=f"grid.{key}")
@@ -141,6 +149,14 @@ class SweepFile:
         if isinstance(self.seeds, int):
             return [first + i for i in range(self.seeds)]
         return list(self.seeds)
+
+
+def _check_columns(columns: Any) -> None:
+    names = [*columns.values(), *columns] if isinstance(columns, dict) else columns
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        hint = "such as [val_loss], or {loss: val_loss}"
+        problem = f"a list or a mapping of names is needed, not {shown(columns)}"
+        raise BadInput(problem, key="columns", hint=hint)
 
 
 def _check_seeds(seeds: Any) -> None:

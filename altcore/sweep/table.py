@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from attrs import frozen
 
 from altcore.builtin_types import to_json
+from altcore.errors import BadInput, nearest, shown
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.rows import Row, survey
@@ -28,6 +30,7 @@ OWN = {
 """Columns that every table has, beside the factors and those of the sweep file."""
 WHERE = ("name", "directory", "run_id")
 """Keys of a summary that say where a run is, and nothing of it."""
+DECIMALS = 6
 
 
 @frozen(kw_only=True)
@@ -41,9 +44,26 @@ class Table:
     """The columns that hold what the runs came to."""
     rows: Sequence[Mapping[str, Any]]
 
+    def types(self) -> dict[str, str]:
+        """Return what each column holds by type: number, text, yes or no, JSON, or nothing."""
+        return {
+            column: _type([row[column] for row in self.rows if row.get(column) is not None])
+            for column in self.columns
+        }
+
+    def named(self, columns: Mapping[str, str]) -> Table:
+        """Return a table of these columns alone: each has the name of one of this table."""
+        told = {column: self.columns[of] for column, of in columns.items()}
+        rows = [{column: row.get(of) for column, of in columns.items()} for row in self.rows]
+        return Table(columns=told, factors=self.factors, values=self.values, rows=rows)
+
 
 def table_of(sweep: SweepFile, ledger: Ledger) -> Table:
-    """Return the table of a sweep as it stands."""
+    """Return the table of a sweep as it stands.
+
+    Raises:
+        BadInput: for a column of the sweep file that no run has, or that has numbers and text.
+    """
     jobs = {job.name: job for job in ledger.jobs()}
     known = [(jobs[row.name], row) for row in survey(ledger) if row.name in jobs]
     factors = list(dict.fromkeys(key for job in jobs.values() for key in job.factors))
@@ -52,18 +72,27 @@ def table_of(sweep: SweepFile, ledger: Ledger) -> Table:
         for _, row in known
         if row.state is State.COMPLETED
     }
-    names = list(sweep.columns) or _scalars(runs.values())
+    asked = sweep.columns.values() if isinstance(sweep.columns, Mapping) else sweep.columns
+    names = list(dict.fromkeys(asked)) or _scalars(runs.values())
     names = [name for name in names if name not in (*OWN, *factors)]
     head = ("job", "variant")
     columns = {key: OWN[key] for key in head}
     columns |= {key: f"the value of the setting {key}" for key in factors}
     columns |= {key: told for key, told in OWN.items() if key not in head}
     columns |= {name: meaning(name) for name in names}
-    rows = []
+    rows, unseen = [], set(names if runs else ())
     for job, row in known:
         values = runs.get(job.name)
-        held = {name: values.last(name) for name in names} if values else {}
-        rows.append({**_own(job, row), **job.factors, **held})
+        held = {name: values.all(name) for name in names} if values else {}
+        unseen -= {name for name, all_ in held.items() if all_}
+        last = {name: all_[-1] if all_ else None for name, all_ in held.items()}
+        rows.append({**_own(job, row), **job.factors, **last})
+    if unseen:
+        meant = nearest(min(unseen), list(SUMMARY_KEYS))
+        problem = f"no run has {', '.join(sorted(unseen))}, neither in its summary nor as a measure"
+        raise BadInput(problem, key="columns", meant=meant)
+    for name in names:
+        _to_numbers(rows, name)
     return Table(columns=columns, factors=factors, values=names, rows=rows)
 
 
@@ -92,6 +121,35 @@ def _scalars(runs: Any) -> list[str]:
     return [key for key in SUMMARY_KEYS if key in found and key not in WHERE]
 
 
+def _to_numbers(rows: Sequence[dict[str, Any]], name: str) -> None:
+    """Make numbers of those that a column gives as text, unless all of it is text."""
+    held = {row["job"]: row[name] for row in rows if row.get(name) is not None}
+    read = {job: _number(value) for job, value in held.items()}
+    if not any(isinstance(value, int | float) for value in read.values()):
+        return
+    for job, value in read.items():
+        if isinstance(value, str):
+            problem = f"{shown(value)} of {job} is no number, and other runs have numbers"
+            raise BadInput(problem, key=f"columns.{name}")
+    for row in rows:
+        if row["job"] in read:
+            row[name] = read[row["job"]]
+
+
+def _number(value: Any) -> Any:
+    """Return a number that is given as text; anything else as it is.
+
+    >>> _number("1e-5"), _number("12"), _number("E5M2"), _number([1])
+    (1e-05, 12, 'E5M2', [1])
+    """
+    for kind in (int, float) if isinstance(value, str) else ():
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
 def meaning(name: str) -> str:
     """Return what a column holds that the sweep file names."""
     key, _, within = name.partition(".")
@@ -100,13 +158,34 @@ def meaning(name: str) -> str:
     return f"{within} of {key}: {SUMMARY_KEYS[key]}" if within else SUMMARY_KEYS[key]
 
 
-def cell(value: Any) -> str:
-    """Return a value as the table has it: text as it is, anything else as JSON; None is empty.
+def _type(values: Sequence[Any]) -> str:
+    kinds = {
+        "yes or no"
+        if isinstance(v, bool)
+        else "number"
+        if isinstance(v, int | float)
+        else "text"
+        if isinstance(v, str)
+        else "JSON"
+        for v in values
+    }
+    return " or ".join(sorted(kinds)) or "nothing"
 
-    >>> cell(0.1), cell(True), cell(None), cell({"a": [1]}), cell("x"), cell(float("nan"))
-    ('0.1', 'true', '', '{"a": [1]}', 'x', 'nan')
+
+def cell(value: Any) -> str:
+    """Return a value as the table has it: None is empty, lists and mappings are JSON.
+
+    A number has plain decimals: six, or as many as tell it from every other number.
+
+    >>> cell(0.1), cell(1e-5), cell(1.25e-7), cell(3), cell(float("nan"))
+    ('0.100000', '0.000010', '0.000000125', '3', 'nan')
+    >>> cell(True), cell(None), cell({"a": [1]}), cell("x")
+    ('true', '', '{"a": [1]}', 'x')
     """
     if value is None:
         return ""
-    plain = to_json(value)
-    return plain if isinstance(plain, str) else json.dumps(plain)
+    if isinstance(value, float) and (plain := Decimal(repr(value))).is_finite():
+        whole, _, decimals = f"{plain:f}".partition(".")
+        return f"{whole}.{decimals:0<{DECIMALS}}"
+    made = to_json(value)
+    return made if isinstance(made, str) else json.dumps(made)

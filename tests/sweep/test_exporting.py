@@ -5,9 +5,11 @@ import json
 import tarfile
 
 import pytest
+from attrs import evolve
 from helpers_cli import call
 from helpers_sweeps import complete, fail, ledger_of
 
+from altcore.errors import BadInput
 from altcore.sweep import collect, export, open_sweep
 
 KEYS = {
@@ -47,8 +49,8 @@ def test_every_job_is_a_row(ledger, tmp_path):
         *("in_statistics", "seconds", "val_loss", "evaluation.accuracy", "x/y"),
     ]
     assert list(rows[0].values()) == [
-        *("base-seed42", "base", "42", "completed", "false", "1", "", "true", "1.0"),
-        *("1.0", "0.5", "1.0"),
+        *("base-seed42", "base", "42", "completed", "false", "1", "", "true", "1.000000"),
+        *("1.000000", "0.500000", "1.000000"),
     ]
     assert [row["state"] for row in rows] == [*["completed"] * 4, "failed", "waiting"]
     assert rows[2]["changed"] == '{"gpt.batch_size": 16}'
@@ -61,11 +63,11 @@ def test_a_run_that_a_retry_changed_is_in_no_mean(ledger, tmp_path):
     """Unless that is asked for; one value has no deviation."""
     _, means = exported(ledger, tmp_path / "out")
     assert [(m["variant"], m["runs"]) for m in means] == [("base", "2"), ("pure", "1")]
-    assert (means[0]["val_loss_mean"], means[1]["val_loss_mean"]) == ("1.5", "")
+    assert (means[0]["val_loss_mean"], means[1]["val_loss_mean"]) == ("1.500000", "")
     assert float(means[0]["val_loss_sd"]) == pytest.approx(0.5**0.5)
-    assert means[0]["evaluation.accuracy_sd"] == "0.0"
+    assert means[0]["evaluation.accuracy_sd"] == "0.000000"
     _, means = exported(ledger, tmp_path / "out", with_changed=True)
-    assert (means[0]["runs"], means[0]["val_loss_mean"]) == ("3", "4.0")
+    assert (means[0]["runs"], means[0]["val_loss_mean"]) == ("3", "4.000000")
 
 
 def test_without_columns_the_summarys_numbers_and_texts(tmp_path):
@@ -75,7 +77,7 @@ def test_without_columns_the_summarys_numbers_and_texts(tmp_path):
     rows, means = exported(ledger, tmp_path / "out")
     assert list(rows[0])[2:4] == ["learning_rate", "seed"]
     assert list(rows[0])[10:] == ["status", "verdict", "learned", "steps", "val_loss"]
-    assert [m["learning_rate"] for m in means] == ["0.1", "0.2"]
+    assert [m["learning_rate"] for m in means] == ["0.100000", "0.200000"]
 
 
 def test_the_dictionary_and_where_it_comes_from(ledger, tmp_path):
@@ -84,13 +86,93 @@ def test_the_dictionary_and_where_it_comes_from(ledger, tmp_path):
     page = (tmp_path / "out" / "README.md").read_text()
     for column in rows[0]:
         assert f"| `{column}` | " in page
-    assert "| `x/y` | the last value of the measure x/y | 4 |" in page
+    assert "| `x/y` | number | the last value of the measure x/y | 4 |" in page
     assert "without those whose settings a retry changed" in page
-    told = json.loads((tmp_path / "out" / "metadata.json").read_text())
+    told = json.loads((tmp_path / "out" / "runs_metadata.json").read_text())
     assert told["states"] == {"completed": 4, "failed": 1, "waiting": 1}
     assert set(told["sha256"]) == {"runs.csv", "statistics.csv"}
-    assert told["made_in"][0]["runs"] == 4
+    assert told["provenance"][0]["runs"] == 4
     assert "seeds: 3" in told["sweep_file"]
+    assert (told["total_runs"], told["left_out"]) == (6, {})
+    types = {"seed": "number", "state": "text", "collapsed": "yes or no", "changed": "JSON"}
+    assert types.items() <= told["column_types"].items()
+
+
+def test_a_mapping_of_columns_is_the_whole_table(tmp_path):
+    """Of the runs that count; who is left out is named."""
+    columns = {"run_id": "job", "lr": "learning_rate", "loss": "val_loss", "slope": "x/slope"}
+    ledger = ledger_of(
+        tmp_path, grid={"learning_rate": [1e-5, 2e-5]}, seeds=2, columns=columns, table="results"
+    )
+    first, second, changed, failed = ledger.jobs()
+    complete(ledger, first, lines=[{"step": 1, "x/slope": None}], val_loss=1.5)
+    complete(ledger, second, lines=[{"step": 1, "x/slope": "-0.25"}], val_loss=2.0)
+    fail(ledger, changed, "nan loss")
+    complete(ledger, changed, changed={"learning_rate": 0.05}, val_loss=3.0)
+    fail(ledger, failed, "ValueError: no")
+    asked, _ = open_sweep("toy", str(ledger.folder.parent))
+    export(asked, ledger, tmp_path / "out")
+    assert (tmp_path / "out" / "results.csv").read_text().splitlines() == [
+        "run_id,lr,loss,slope",
+        f"{first.name},0.000010,1.500000,",
+        f"{second.name},0.000010,2.000000,-0.250000",
+    ]
+    told = json.loads((tmp_path / "out" / "results_metadata.json").read_text())
+    assert told["left_out"] == {changed.name: "a retry changed it", failed.name: "failed"}
+    assert told["column_types"] == {
+        "run_id": "text",
+        "lr": "number",
+        "loss": "number",
+        "slope": "number",
+    }
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "a row for each of 2 of 4 jobs" in page
+    assert f"- left out: {failed.name}, failed" in page
+    export(asked, ledger, tmp_path / "all", with_changed=True)
+    assert len((tmp_path / "all" / "results.csv").read_text().splitlines()) == 4
+
+
+def test_a_column_that_no_run_has_is_named(tmp_path):
+    ledger = ledger_of(tmp_path, columns=["val_los"])
+    complete(ledger, ledger.jobs()[0], val_loss=1.0)
+    asked, _ = open_sweep("toy", str(ledger.folder.parent))
+    with pytest.raises(BadInput, match=r"no run has val_los, .*did you mean val_loss"):
+        export(asked, ledger, tmp_path / "out")
+
+
+def test_text_among_numbers_is_refused(tmp_path):
+    ledger = ledger_of(tmp_path, columns=["x/y"], seeds=2)
+    for job, value in zip(ledger.jobs(), (1.0, "big"), strict=True):
+        complete(ledger, job, lines=[{"step": 1, "x/y": value}])
+    asked, _ = open_sweep("toy", str(ledger.folder.parent))
+    with pytest.raises(BadInput, match=r"columns\.x/y: 'big' of base-seed43 is no number"):
+        export(asked, ledger, tmp_path / "out")
+
+
+def test_the_course_of_measures_is_a_file_for_each_run(tmp_path):
+    ledger = ledger_of(tmp_path, series={"loss_trajectory": "q/loss", "val": "val_loss"}, seeds=2)
+    first, second = ledger.jobs()
+    lines = [
+        {"step": 1, "epoch": 0.25, "q/loss": 2.5},
+        {"step": 2, "epoch": 0.5, "other": 1},
+        {"step": 3, "q/loss": 2.0, "val_loss": None},
+    ]
+    complete(ledger, first, lines=lines)
+    complete(ledger, second, lines=[{"step": 1, "val_loss": 1.0}])
+    asked, _ = open_sweep("toy", str(ledger.folder.parent))
+    files = export(asked, ledger, tmp_path / "out")
+    assert files[-1] == tmp_path / "out" / "series"
+    assert (files[-1] / f"{first.name}.csv").read_text().splitlines() == [
+        "step,epoch,loss_trajectory,val",
+        "1,0.250000,2.500000,",
+        "3,,2.000000,",
+    ]
+    assert "| `val` | the measure val_loss |" in (tmp_path / "out" / "README.md").read_text()
+    told = json.loads((tmp_path / "out" / "runs_metadata.json").read_text())
+    assert f"series/{second.name}.csv" in told["sha256"]
+    other = evolve(asked, series={"loss": "q/los"})
+    with pytest.raises(BadInput, match="series: no run has the measure q/los"):
+        export(other, ledger, tmp_path / "out")
 
 
 def archived(path):
