@@ -21,22 +21,23 @@ from torch import nn
 
 from altcore.builtin_types import as_builtin
 from altcore.engine import OwnLoop, unwatched_in
-from altcore.errors import BadInput, InvalidCheckpoint, shown
+from altcore.errors import BadInput, InvalidCheckpoint, LostDirectory, shown
 from altcore.log import log
 from altcore.quantization import Quantization
 from altcore.runs import (
     ANOMALY,
     REGULAR,
     TRAINING,
-    FolderWriter,
+    DirectoryLock,
     Kept,
     OtherWriter,
-    alone,
     by_merit,
     is_checkpoint,
     list_checkpoints,
     load_newest,
+    lock_folder,
     retain,
+    saving_alone,
     set_aside,
     tidy,
 )
@@ -75,16 +76,23 @@ def save_checkpoint(
     Raises:
         BadInput: if a weight, moment or scale is not finite, which is no state to go on from, if
             the optimizer keeps what a checkpoint cannot or moves parameters that are not the
-            model's, if `load_checkpoint` would refuse the state, or if an argument is wrong.
+            model's, if `load_checkpoint` would refuse the state, if another process or a
+            `CheckpointManager` saves into the folder, or if an argument is wrong.
         NoSpace: if the disk is full; what was there stays.
     """
-    loop = OwnLoop.of(model, optimizer, q, scaler)
+    loop, folder, number = OwnLoop.of(model, optimizer, q, scaler), _absolute(path), _number(value)
     state = loop.state(step)
     if bad := loop.not_finite(state):
         problem = f"{bad} is not finite after step {step}: it is no state to go on from"
         raise BadInput(problem, key="model")
     loop.check_own(state)
-    return _write(Path(path), REGULAR, state, value)
+    _check_folder(folder)
+    with saving_alone(folder):
+        lock = lock_folder(folder)
+        try:
+            return _write(folder, REGULAR, state, number)
+        finally:
+            lock.release()
 
 
 def load_checkpoint(
@@ -131,9 +139,9 @@ def _absolute(folder: str | Path) -> Path:
 class CheckpointManager:
     """Keeps the checkpoints of one loop: the best and the newest, and the first anomaly.
 
-    From its first save on no other process saves into the folder, until the manager is closed or
-    gone: `close` it, or use it in a ``with`` statement. Checkpoints that it has neither written nor
-    restored stay.
+    From its first save on nobody else saves into the folder, be it another process or another
+    manager of this one, until the manager is closed or gone: `close` it, or use it in a ``with``
+    statement. Checkpoints that it has neither written nor restored stay.
 
     >>> model = nn.Linear(2, 2)
     >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -159,7 +167,7 @@ class CheckpointManager:
     """Of the next best ones the weights alone stay."""
     mode: str = field(default="min", kw_only=True)
     """What the best value is: min or max."""
-    _writer: FolderWriter | None = field(init=False, default=None)
+    _lock: DirectoryLock | None = field(init=False, default=None)
     _own: set[int] = field(init=False, factory=set)
     """The steps of the checkpoints that it wrote or restored."""
     _unwatched: frozenset[str] = field(init=False)
@@ -176,7 +184,7 @@ class CheckpointManager:
         self._unwatched = unwatched_in(self._loop().model)
         _check_folder(self.folder)
         if self.folder.exists():
-            with alone(self.folder):
+            with suppress(OtherWriter), self._writing(is_to_stay=False):  # who saves there tidies
                 tidy(self.folder)
 
     def save(self, step: int, value: float | None = None) -> Path | None:
@@ -189,22 +197,21 @@ class CheckpointManager:
         the names ``best`` and ``last``; and whatever `save_checkpoint` raises.
         """
         self._check_place()
-        loop = self._loop()
+        loop, number = self._loop(), _number(value)
         state = loop.state(step)
         _check_folder(self.folder)
-        newest = max((k.step for k in self._regular()), default=-1)
-        if newest > state["step"]:
-            problem = f"there is a checkpoint of step {newest}, and step {step} is to be saved"
-            hint = "restore() goes on from it; a new loop takes a folder of its own"
-            raise BadInput(f"{self.folder}: {problem}", key="step", hint=hint)
-        if bad := loop.not_finite(state, self._unwatched):
-            log.warning(
-                "the state is not finite: no checkpoint to go on from", first=bad, step=step
-            )
-            return self._keep_anomaly(state)
-        loop.check_own(state)
         with self._writing():
-            path = _write(self.folder, REGULAR, state, value)
+            newest = max((k.step for k in self._regular()), default=-1)
+            if newest > state["step"]:
+                problem = f"there is a checkpoint of step {newest}, and step {step} is to be saved"
+                hint = "restore() goes on from it; a new loop takes a folder of its own"
+                raise BadInput(f"{self.folder}: {problem}", key="step", hint=hint)
+            if bad := loop.not_finite(state, self._unwatched):
+                problem = "the state is not finite: no checkpoint to go on from"
+                log.warning(problem, first=bad, step=step)
+                return self._write_anomaly(state)
+            loop.check_own(state)
+            path = _write(self.folder, REGULAR, state, number)
             self._own.add(state["step"])
             steps = {kept.step for kept in list_checkpoints(self.folder)}
             retain(
@@ -215,14 +222,18 @@ class CheckpointManager:
                 keep_best=self.keep_best,
                 others=steps - self._own,
             )
-        return path
+            return path
 
     def save_on_anomaly(self, step: int) -> Path | None:
         """Keep the state of the first anomaly, to be looked at; None for later ones.
 
         It and the last checkpoint before it stay, and nothing goes on from it by itself.
         """
-        return self._keep_anomaly(self._loop().state(step))
+        self._check_place()
+        state = self._loop().state(step)
+        _check_folder(self.folder)
+        with self._writing():
+            return self._write_anomaly(state)
 
     def latest(self) -> Path | None:
         """Return the newest checkpoint whose files are whole; None if there is none."""
@@ -244,7 +255,7 @@ class CheckpointManager:
     def restore(self) -> int:
         """Go on from the newest valid checkpoint; returns its step, 0 if there is none yet.
 
-        Later ones, which are damaged, are renamed to ``damaged_...``, unless another process saves
+        Later ones, which are damaged, are renamed to ``damaged_...``, unless somebody else saves
         into the folder.
         """
         self._check_place()
@@ -257,8 +268,10 @@ class CheckpointManager:
         return step
 
     def close(self) -> None:
-        """Let other processes save into the folder; the next save locks it again."""
-        self._writer = None
+        """Let others save into the folder; the next save locks it again."""
+        if self._lock is not None:
+            self._lock.release()
+            self._lock = None
 
     def __enter__(self) -> Self:
         """Return the manager."""
@@ -269,26 +282,30 @@ class CheckpointManager:
         self.close()
 
     def _check_place(self) -> None:
-        if self._writer is not None and not self._writer.is_at(self.folder):
-            problem = f"{self.folder} was moved or removed while its checkpoints were saved"
-            raise BadInput(problem, key="folder", hint="put it back, or make a new manager")
+        if self._lock is not None:
+            try:
+                self._lock.check_place(self.folder)
+            except LostDirectory as lost:
+                problem = f"{self.folder} was moved or removed while its checkpoints were saved"
+                hint = "put it back, or make a new manager"
+                raise BadInput(problem, key="folder", hint=hint) from lost
 
     @contextmanager
     def _writing(self, *, is_to_stay: bool = True) -> Iterator[None]:
-        """Write the folder alone; raises `OtherWriter` if another process saves into it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with alone(self.folder):
-            writer = FolderWriter.of(self.folder)
-            if is_to_stay:
-                self._writer = writer
-            yield
+        """Write the folder alone; raises `OtherWriter` if somebody else saves into it."""
+        with saving_alone(self.folder):
+            is_new = self._lock is None
+            self._lock = lock_folder(self.folder, self._lock)
+            try:
+                yield
+            finally:
+                if is_new and not is_to_stay:
+                    self.close()
 
-    def _keep_anomaly(self, state: Mapping[str, Any]) -> Path | None:
-        self._check_place()
+    def _write_anomaly(self, state: Mapping[str, Any]) -> Path | None:
         if any(kept.kind == ANOMALY for kept in list_checkpoints(self.folder)):
             return None
-        with self._writing():
-            return _write(self.folder, ANOMALY, state, None)
+        return _write(self.folder, ANOMALY, state, None)
 
     def _regular(self) -> list[Kept]:
         return [kept for kept in list_checkpoints(self.folder) if kept.kind == REGULAR]
@@ -317,21 +334,26 @@ def _check_folder(folder: Path) -> None:
             raise BadInput(problem, key="folder", hint="take a folder of its own")
 
 
-def _write(folder: Path, kind: str, state: Mapping[str, Any], value: float | None) -> Path:
+def _number(value: float | None) -> float | None:
+    """Return what checkpoints are compared by; None if it is not finite."""
     told = as_builtin(value)
-    if told is not None and (isinstance(told, bool) or not isinstance(told, int | float)):
+    if told is None:
+        return None
+    if isinstance(told, bool) or not isinstance(told, int | float):
         raise BadInput(f"a number is needed, not {shown(value)}", key="value")
     try:
-        is_number = told is not None and math.isfinite(told)
+        return told if math.isfinite(told) else None
     except OverflowError as error:
         raise BadInput("it is too large for a float", key="value") from error
-    _check_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+
+
+def _write(folder: Path, kind: str, state: Mapping[str, Any], value: float | None) -> Path:
+    step = state["step"]
     manifest = {
         "kind": kind,
-        "step": state["step"],
+        "step": step,
         "phase": TRAINING,
-        "evaluation": {"step": state["step"], VALUE: told} if is_number else None,
+        "evaluation": None if value is None else {"step": step, VALUE: value},
         "snapshots": [],
         "logs": {},
         "identity": {},

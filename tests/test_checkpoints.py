@@ -402,28 +402,46 @@ def test_what_is_not_finite_is_not_restored(tmp_path, monkeypatch):
     assert "exp_avg of the optimizer's parameter 0 is not finite" in logs[0]["error"]
 
 
-def test_a_manager_within_the_save_of_another_is_refused(tmp_path, monkeypatch):
-    """It would wait for its own thread for ever; afterwards the folder is free."""
-    loop = Loop(recipe=None).train(1)
-    manager = loop.manager(tmp_path)
+def test_a_save_within_a_save_is_refused(tmp_path, monkeypatch):
+    """As in a signal's handler: it would wait for its own thread for ever."""
+    manager = Loop(recipe=None).train(1).manager(tmp_path)
     manager.save(1)
     with monkeypatch.context() as patch:
-        patch.setattr(altcore.checkpoints, "retain", lambda *_, **__: loop.manager(tmp_path))
+        patch.setattr(altcore.checkpoints, "retain", lambda *_, **__: manager.save(3))
         with pytest.raises(BadInput, match="is being written by this thread"):
             manager.save(2)
-    assert loop.manager(tmp_path).save(3).name == "step-00000003"
+    assert manager.save(3).name == "step-00000003"
 
 
-def test_two_managers_of_one_folder_take_turns(tmp_path):
-    """No file of one is tidied, pruned or replaced while it is being written."""
-    managers = [Loop(seed=i).train(1).manager(tmp_path) for i in range(2)]
+def test_two_managers_of_one_process_do_not_save_into_one_folder(tmp_path):
+    """They would replace and remove each other's checkpoints; `save_checkpoint` would, too."""
+    first, second = (Loop(None, seed=i).train(1) for i in range(2))
+    manager, other = first.manager(tmp_path), second.manager(tmp_path)
+    manager.save(1)
+    told = "is being written by another CheckpointManager of this process"
+    for call in (
+        lambda: other.save(2),
+        lambda: other.save_on_anomaly(2),
+        lambda: altcore.save_checkpoint(tmp_path, second.model, second.optimizer, None, 2),
+    ):
+        with pytest.raises(BadInput, match=told):
+            call()
+    assert second.manager(tmp_path).restore() == 1
+    manager.close()
+    assert other.save(2).exists()
+
+
+def test_threads_take_turns(tmp_path):
+    """No checkpoint is tidied, pruned or replaced while it is being written."""
+    managers = [Loop(None, seed=i).train(1).manager(tmp_path / str(i % 2)) for i in range(3)]
+    managers[2] = managers[0]
     failed = []
 
     def save(manager):
         for step in range(1, 15):
             try:
                 manager.save(step)
-            except BadInput as error:  # the other was faster
+            except BadInput as error:  # the other thread was faster
                 failed.append(str(error))
 
     threads = [threading.Thread(target=save, args=(manager,)) for manager in managers]
@@ -432,7 +450,7 @@ def test_two_managers_of_one_folder_take_turns(tmp_path):
     for thread in threads:
         thread.join()
     assert all("is to be saved" in text for text in failed)
-    assert managers[0].latest().name == "step-00000014"
+    assert [manager.latest().name for manager in managers] == ["step-00000014"] * 3
 
 
 def test_another_optimizer_is_refused_by_name(tmp_path):
@@ -564,7 +582,8 @@ def test_another_process_does_not_save_beside_a_manager(tmp_path):
     loop = Loop(None)
     with loop.manager(tmp_path) as manager:
         manager.save(1)
-        told = "another process saves its checkpoints"
+        (tmp_path / ".lock").unlink()  # anybody can: the folder itself is locked, too
+        told = "is being written by another process"
         assert told in in_child(lambda: manager.save(2))
         assert told in in_child(lambda: Loop(None).manager(tmp_path).save_on_anomaly(2))
         assert not in_child(lambda: Loop(None).manager(tmp_path).restore())

@@ -22,8 +22,7 @@ from altcore.runs.directory import (
     recipe_label,
     write_configuration,
 )
-from altcore.runs.directory_lock import alone, is_being_written
-from altcore.runs.folder_writer import FolderWriter, OtherWriter
+from altcore.runs.directory_lock import DirectoryLock, OtherWriter, is_being_written
 from altcore.runs.history import TAIL, early_and_late, finite, mean_of, step_lines, tail
 from altcore.runs.identity import (
     KEPT,
@@ -36,6 +35,7 @@ from altcore.runs.identity import (
 )
 from altcore.runs.json_files import read_json
 from altcore.runs.json_lines import read_lines, read_new_lines
+from altcore.runs.loop_folder import lock_folder, saving_alone
 from altcore.runs.manifest import (
     ANOMALY,
     ENDED_PHASE,
@@ -129,8 +129,8 @@ __all__ = [
     "WEIGHTS",
     "Change",
     "Checkpoint",
+    "DirectoryLock",
     "DirectoryRecord",
-    "FolderWriter",
     "Kept",
     "OtherWriter",
     "RunDirectory",
@@ -138,7 +138,6 @@ __all__ = [
     "Summary",
     "UnwrittenDirectory",
     "about_platform",
-    "alone",
     "as_name",
     "bring_back_environment",
     "by_merit",
@@ -168,6 +167,7 @@ __all__ = [
     "load_checkpoint",
     "load_if_valid",
     "load_newest",
+    "lock_folder",
     "mean_of",
     "named_path",
     "no_space_named",
@@ -187,6 +187,7 @@ __all__ = [
     "sample_losses",
     "save_checkpoint",
     "save_snapshot",
+    "saving_alone",
     "set_aside",
     "source_digest",
     "stamps",

@@ -109,7 +109,7 @@ class RunDirectory:
         durable.check_no_links(path / name for name in (*FOLDERS, *FILES))
         durable.check_no_links((path / CHECKPOINTS).glob("*"))
         durable.check_kinds(path, files=FILES, folders=FOLDERS)
-        directory = cls(path, DirectoryLock.take(path))
+        directory = cls(path, DirectoryLock.take(path, "another run"))
         directory._hold(HELD)
         try:
             directory._make_folders()

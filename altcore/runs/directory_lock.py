@@ -1,107 +1,114 @@
-"""The lock of a run's directory: one process writes it, and knows it wherever it is moved."""
+"""The lock of a directory: one process writes it, and knows it wherever it is moved."""
 
 from __future__ import annotations
 
 import fcntl
 import os
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
+from weakref import WeakSet
 
-from attrs import define
+from attrs import define, frozen
 
 from altcore import durable
 from altcore.errors import BadInput, LostDirectory
+from altcore.log import log
 
 LOCK = ".lock"
-_HOLDERS: set[tuple[int, int, int]] = set()
-"""Threads that write a folder `alone`, each with the folder's device and inode."""
+
+
+class OtherWriter(BadInput):
+    """Somebody else writes the directory."""
+
+
+@frozen(eq=False)
+class _Locked:
+    """An open file or folder that is locked. A closed descriptor may become that of another one."""
+
+    descriptor: int
+    status: os.stat_result
+
+    @property
+    def is_open(self) -> bool:
+        with suppress(OSError):
+            return os.path.samestat(os.fstat(self.descriptor), self.status)
+        return False
+
+    def close(self) -> None:
+        if self.is_open:  # unless other code closed it
+            os.close(self.descriptor)
 
 
 @define(eq=False)
 class DirectoryLock:
-    """Locks on the directory itself and on its ``.lock``.
+    """Locks on a directory itself and on its ``.lock``, until it is released or forgotten.
 
-    Anybody can remove the file. NFS locks no directory.
+    Anybody can remove the file, and NFS locks no directory. A forked child has no lock: it would
+    go on with what is its parent's.
     """
 
-    _file: int
-    _folder: int
-    _status: os.stat_result
-    """Of the directory: a closed descriptor's number may become that of another one."""
+    who: str
+    """Whose it is, as this process tells another writer of its own."""
+    _folder: _Locked
+    _file: _Locked
 
     @classmethod
-    def take(cls, path: Path) -> DirectoryLock:
-        """Lock a directory. Raises `BadInput` if another process has it."""
+    def take(cls, path: Path, who: str) -> DirectoryLock:
+        """Lock a directory. Raises `OtherWriter` if somebody else has it."""
         folder = _locked_folder(path)
         try:
-            return cls(_locked_file(path), folder, os.fstat(folder))
+            lock = cls(who, folder, _locked_file(path, folder))
         except BaseException:
-            os.close(folder)
+            folder.close()
             raise
+        _of_this_process.add(lock)
+        return lock
+
+    def check_place(self, path: Path) -> None:
+        """Raise `LostDirectory` if the path does not lead to the directory that was locked."""
+        try:
+            found = path.stat()
+        except OSError:
+            found = None
+        if found is None or not os.path.samestat(found, self._folder.status):
+            raise LostDirectory(path, self._place())
 
     def check(self, path: Path) -> None:
         """Take again what was removed, or closed by other code of this process.
 
         Raises:
             LostDirectory: if the path does not lead to the directory that was locked.
-            BadInput: if another process has a lock by now.
+            OtherWriter: if somebody else has a lock by now.
         """
-        try:
-            found = path.stat()
-        except OSError:
-            found = None
-        if found is None or not os.path.samestat(found, self._status):
-            raise LostDirectory(path, self._place())
-        if not self._has_folder():
+        self.check_place(path)
+        if not self._folder.is_open:
             self._folder = _locked_folder(path)
-        if not durable.is_open_at(path / LOCK, self._file):
-            self._file = _locked_file(path)
-
-    def _has_folder(self) -> bool:
-        with suppress(OSError):
-            return os.path.samestat(os.fstat(self._folder), self._status)
-        return False
+        if not durable.is_open_at(path / LOCK, self._file.descriptor):
+            self._file.close()
+            self._file = _locked_file(path, self._folder)
 
     def _place(self) -> Path | None:
         """Return where the directory is now; None if it is removed, or the system does not tell."""
-        if self._has_folder() and os.fstat(self._folder).st_nlink:
+        descriptor = self._folder.descriptor
+        if self._folder.is_open and os.fstat(descriptor).st_nlink:
             with suppress(OSError):
-                place = Path(f"/proc/self/fd/{self._folder}").readlink()
+                place = Path(f"/proc/self/fd/{descriptor}").readlink()
                 return place if place.is_dir() else None
         return None
 
     def release(self) -> None:
-        """Let other processes write."""
-        for descriptor in (self._file, self._folder):
-            with suppress(OSError):  # other code closed it
-                os.close(descriptor)
+        """Let others write."""
+        _of_this_process.discard(self)
+        self._file.close()
+        self._folder.close()
+
+    def __del__(self) -> None:
+        """Release it with the last reference."""
+        self._file.close()
+        self._folder.close()
 
 
-@contextmanager
-def alone(path: Path) -> Iterator[None]:
-    """Let one process or thread at a time write a folder; the others wait.
-
-    Where the file system locks no folder, all go on at once. Raises `BadInput` if it is this thread
-    that writes, which would wait for itself.
-    """
-    descriptor = _opened_folder(path)
-    try:
-        status = os.fstat(descriptor)
-        holder = threading.get_ident(), status.st_dev, status.st_ino
-        if holder in _HOLDERS:
-            problem = f"{path} is being written by this thread, from within its own save"
-            raise BadInput(problem, key="folder")
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        _HOLDERS.add(holder)
-        try:
-            yield
-        finally:
-            _HOLDERS.discard(holder)
-    finally:
-        os.close(descriptor)
+_of_this_process: WeakSet[DirectoryLock] = WeakSet()
 
 
 def is_being_written(path: Path) -> bool:
@@ -119,25 +126,38 @@ def is_being_written(path: Path) -> bool:
     return False
 
 
-def _opened_folder(path: Path) -> int:
-    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+def _locked_folder(path: Path) -> _Locked:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    status = os.fstat(descriptor)
+    _lock(descriptor, path, status)
+    return _Locked(descriptor, status)
 
 
-def _locked_folder(path: Path) -> int:
-    return _locked(_opened_folder(path), path, BlockingIOError)
+def _locked_file(path: Path, folder: _Locked) -> _Locked:
+    descriptor = durable.open_to_write(path / LOCK, os.O_APPEND)
+    if not _lock(descriptor, path, folder.status):
+        problem = "its file system has no locks, so nothing keeps another process from writing it"
+        log.warning(f"{path}: {problem}")
+    return _Locked(descriptor, os.fstat(descriptor))
 
 
-def _locked_file(path: Path) -> int:
-    return _locked(durable.open_to_write(path / LOCK, os.O_APPEND), path, OSError)
-
-
-def _locked(descriptor: int, path: Path, taken: type[OSError]) -> int:
-    """Lock what is open; an error of the type ``taken`` means that another process has it."""
+def _lock(descriptor: int, path: Path, folder: os.stat_result) -> bool:
+    """Lock what is open; returns whether the file system can. Closed if somebody else has it."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except taken as error:
+    except BlockingIOError as error:
         os.close(descriptor)
-        raise BadInput(f"run {path.name} is being written by another process") from error
+        own = [x for x in _of_this_process if os.path.samestat(x._folder.status, folder)]
+        who = f"{own[0].who} of this process" if own else "another process"
+        raise OtherWriter(f"{path} is being written by {who}") from error
     except OSError:
-        pass  # the file system locks no directory
-    return descriptor
+        return False
+    return True
+
+
+def _forget() -> None:
+    for lock in [*_of_this_process]:
+        lock.release()
+
+
+os.register_at_fork(after_in_child=_forget)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,7 +14,7 @@ from attrs.validators import instance_of, matches_re
 
 from altcore.errors import BadInput
 from altcore.formats import digest
-from altcore.runs import contents
+from altcore.runs import DirectoryLock, OtherWriter, contents
 
 FILE = "study.json"
 RECIPES = "recipes"
@@ -57,18 +56,16 @@ def held(folder: Path) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
+        lock = DirectoryLock.take(folder, "another study")
+    except OtherWriter as error:
+        error.hint = "wait for it, or give this one another --name"
+        raise
     except OSError as error:
         raise BadInput(f"{folder} cannot be written: {error.strerror}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise BadInput(
-                f"another process is at the study in {folder}: wait for it, or give this one "
-                "another --name"
-            ) from error
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def read(folder: Path) -> list[Question]:

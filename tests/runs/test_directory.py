@@ -85,7 +85,7 @@ def test_a_run_that_is_just_beginning_is_not_begun_anew(tmp_path):
     """Whoever has the lock is alive."""
     directory = run_directory(tmp_path, name="r")
     (directory.path / "config.yaml").touch()
-    with pytest.raises(BadInput, match="another process"):
+    with pytest.raises(BadInput, match="another run of this process"):
         run_directory(tmp_path, name="r")
     assert (directory.path / "config.yaml").exists()
 
@@ -133,7 +133,8 @@ def _ask_another_process(path):
 def test_two_processes_never_write_one_run(tmp_path):
     """While one holds it another is refused; when it is closed, or died, the next may."""
     directory = run_directory(tmp_path, name="r")
-    assert _ask_another_process(directory.path) == "run r is being written by another process"
+    told = f"{directory.path} is being written by another process"
+    assert _ask_another_process(directory.path) == told
     directory.close()
     assert _ask_another_process(directory.path) == "opened"
     # The other process is gone, and its lock with it.
@@ -145,7 +146,7 @@ def test_a_held_run_is_not_touched(tmp_path):
     directory = run_directory(tmp_path, name="r")
     directory.append("metrics.jsonl", {"step": 1})
     before = {p.name: p.stat().st_mtime_ns for p in directory.path.iterdir() if p.is_file()}
-    with pytest.raises(BadInput, match="another process"):
+    with pytest.raises(BadInput, match="another run of this process"):
         RunDirectory.open(directory.path)
     del before[".lock"]
     assert {n: (directory.path / n).stat().st_mtime_ns for n in before} == before

@@ -374,7 +374,7 @@ def test_a_run_that_lost_a_part_of_its_record_is_done_again(runner, tmp_path):
 def test_two_processes_are_not_at_one_study(ask):
     """One would retire the jobs that the other one asks for."""
     ask()
-    with held(Path("studies", "s")), pytest.raises(BadInput, match="another process is at the st"):
+    with held(Path("studies", "s")), pytest.raises(BadInput, match="written by another study"):
         ask()
     assert ask()[1] == []
 

@@ -1,0 +1,65 @@
+"""The folder of a loop's checkpoints: one thread of one process saves into it at a time."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from altcore.errors import BadInput
+from altcore.runs.directory_lock import DirectoryLock, OtherWriter
+
+
+class _Turn:
+    """Whether a thread saves; the others wait."""
+
+    def __init__(self) -> None:
+        self.lock, self.is_taken = threading.RLock(), False
+
+
+_turn = _Turn()
+
+
+@contextmanager
+def saving_alone(folder: Path) -> Iterator[None]:
+    """Let other threads of this process wait until they may save.
+
+    Raises `BadInput` if it is this thread that saves, as in a handler of signals: it would wait for
+    itself.
+    """
+    turn = _turn
+    with turn.lock:
+        if turn.is_taken:
+            problem = f"{folder} is being written by this thread, from within its own save"
+            raise BadInput(problem, key="folder")
+        turn.is_taken = True
+        try:
+            yield
+        finally:
+            turn.is_taken = False
+
+
+def lock_folder(folder: Path, lock: DirectoryLock | None = None) -> DirectoryLock:
+    """Lock a folder, which is made if it is not there, or see to it that its lock still holds.
+
+    Raises `OtherWriter` if somebody else saves into it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if lock is None:
+            return DirectoryLock.take(folder, "another CheckpointManager")
+        lock.check(folder)
+    except OtherWriter as error:
+        error.key, error.hint = "folder", "close() the one that saves, or take a folder of its own"
+        raise
+    return lock
+
+
+def _begin_anew() -> None:
+    global _turn
+    _turn = _Turn()  # the thread that has the other one may be the parent's
+
+
+os.register_at_fork(after_in_child=_begin_anew)
