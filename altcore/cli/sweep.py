@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -117,6 +118,7 @@ def run(
     The same command again goes on where it was. FILE may be the name of a sweep that was begun.
     """
     from altcore.sweep import (
+        Progress,
         begin_sweep,
         jobs_of,
         make_executor,
@@ -137,9 +139,12 @@ def run(
     else:
         asked, ledger = open_sweep(file, sweeps_dir)
         placed = make_executor(executor, asked.executors)
-    placing = placing_of(asked, ledger, executor, lambda line: say(line, "info"))
+    tell = partial(say, level="info")
+    progress = Progress(ledger, tell)
+    placing = placing_of(asked, ledger, executor, tell, progress)
     began = time.monotonic()
     placed.run(placing)
+    progress.look(at_once=True)
     found = status_of(asked, ledger, time.time())
     print_end(ledger.folder.name, found, time.monotonic() - began)
     if not found.is_over:

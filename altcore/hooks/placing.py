@@ -31,6 +31,9 @@ class Placing:
     """Counts the attempts made so far: workers that make none are of no use."""
     tell: Callable[[str], None]
     """Takes a line for people."""
+    look: Callable[[], None] = lambda: None
+    """Tells people which jobs began and ended since the last call. To be called again and again
+    while workers in other processes run, as often as you like."""
 
 
 class Executor(Protocol):

@@ -18,6 +18,7 @@ from altcore.sweep.ledger import Ledger, Standing, State
 from altcore.sweep.limits import Alerts
 from altcore.sweep.placing import make_executor, placing_of, script_of, worker_of
 from altcore.sweep.preflight import Finding, Preflight
+from altcore.sweep.progress import Progress
 from altcore.sweep.resources import Limits, side_by_side
 from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide
 from altcore.sweep.rows import Row, survey
@@ -45,6 +46,7 @@ __all__ = [
     "Limits",
     "Measure",
     "Preflight",
+    "Progress",
     "Row",
     "Rule",
     "Standing",

@@ -132,6 +132,11 @@ class Attempt:
         return next((p for p in places if durable.is_own_folder(p)), None)
 
 
+def attempt_at(job_folder: Path, number: int) -> Attempt:
+    """Return an attempt at a job, which need not be there."""
+    return Attempt(job_folder / ATTEMPTS / f"{number:03}")
+
+
 def attempts_in(folder: Path) -> list[Attempt]:
     """Return the attempts at a job whose folder is given, in order.
 
@@ -230,17 +235,17 @@ def lease(
             durable.make_folder(made / WORK)
             inode = (made / WORK).stat().st_ino
             durable.write_file(made / LEASE, json.dumps(asdict(own), indent=1).encode())
-            target = folder / f"{number:03}"
+            target = attempt_at(job_folder, number)
             try:
-                durable.rename(made, target)
+                durable.rename(made, target.folder)
             except OSError:
-                if target.exists():
+                if target.folder.exists():
                     return None
                 raise
             durable.fsync_folder(folder)
         finally:
             durable.remove(made)
-    return Held(Attempt(target), own, inode)
+    return Held(target, own, inode)
 
 
 @define

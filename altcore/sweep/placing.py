@@ -10,6 +10,7 @@ from altcore.errors import BadInput, Source
 from altcore.hooks import Executor, Placing, Scripted, build
 from altcore.registry import find
 from altcore.sweep.ledger import Ledger, State
+from altcore.sweep.progress import Progress
 from altcore.sweep.sweep_file import SweepFile
 from altcore.sweep.time_left import TimeLeft
 from altcore.sweep.worker import Worker
@@ -72,9 +73,13 @@ def worker_of(
 
 
 def placing_of(
-    sweep: SweepFile, ledger: Ledger, executor: str, tell: Callable[[str], None]
+    sweep: SweepFile,
+    ledger: Ledger,
+    executor: str,
+    tell: Callable[[str], None],
+    progress: Progress | None = None,
 ) -> Placing:
-    """Return what an executor needs to know of a sweep."""
+    """Return what an executor needs to know of a sweep; ``progress`` tells people of its jobs."""
     name = executor.partition(":")[0]
 
     def left() -> int:
@@ -85,14 +90,18 @@ def placing_of(
         return sum(len(ledger.standing(name).attempts) for name in ledger.names())
 
     folder = ledger.folder
+    worker = worker_of(sweep, ledger, name, tell)
+    if progress is not None:
+        worker.note = lambda _: progress.look(at_once=True)
     return Placing(
         folder=folder,
         command=(
             *(sys.executable, "-m", "altcore", "sweep", "work", folder.name),
             *("--sweeps-dir", str(folder.parent), "--executor", name),
         ),
-        work=worker_of(sweep, ledger, name, tell).work,
+        work=worker.work,
         left=left,
         attempts=attempts,
         tell=tell,
+        look=progress.look if progress is not None else lambda: None,
     )

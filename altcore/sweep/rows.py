@@ -88,7 +88,7 @@ def _completed(ledger: Ledger, name: str) -> tuple[dict[str, Any], bool]:
     exits = [ended for a, ended in known if accepted is None or a.number <= accepted.number]
     if accepted is None:
         with suppress(BadInput):
-            exits.append(_of_run(ledger.run_of(name)))
+            exits.append(end_of_run(ledger.run_of(name)))
         accepted = attempts[-1] if attempts else None
     plain = {
         "exits": [ended.to_plain() for ended in exits],
@@ -98,7 +98,7 @@ def _completed(ledger: Ledger, name: str) -> tuple[dict[str, Any], bool]:
     return plain, is_written
 
 
-def _of_run(run: Path) -> Exit:
+def end_of_run(run: Path) -> Exit:
     """Return the end of a run whose worker was killed before it could write it down."""
     known = summary_of(run)
     return Exit(status=known["status"], verdict=known["verdict"], seconds=known["seconds"])

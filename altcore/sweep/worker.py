@@ -44,6 +44,8 @@ class Worker:
     collapse_fails: bool = False
     executor: str = "local"
     tell: Callable[[str], None] = print
+    note: Callable[[str], None] | None = None
+    """Takes the lines of attempts that begin and end, in place of ``tell``."""
     timeout: float | None = None
     """Seconds that an attempt may take."""
     grace: float = GRACE
@@ -135,7 +137,8 @@ class Worker:
             time.sleep(PAUSE)
 
     def _attempt(self, job: Job, held: Held) -> None:
-        self.tell(f"{job.name}: attempt {held.attempt.number}")
+        note = self.note or self.tell
+        note(f"{job.name}: attempt {held.attempt.number}")
 
         def hangs() -> None:
             self.tell(f"{job.name}: {self._late.error}, and does not leave")
@@ -163,7 +166,7 @@ class Worker:
             forget_signal()
         ended = self.ledger.end(job, held, ended)
         told = ended.verdict or ended.error
-        self.tell(f"{job.name}: {ended.status}{f': {told}' if told else ''}")
+        note(f"{job.name}: {ended.status}{f': {told}' if told else ''}")
 
     def _leave(self, job: Job, held: Held, left: Leave) -> NoReturn:
         with suppress(*DISK):  # then its process, which is gone, says that it was lost

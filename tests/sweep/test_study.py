@@ -1,6 +1,7 @@
 """A small sweep from its file to its table, by the commands, with a job that fails at first."""
 
 import csv
+import re
 import shutil
 
 from helpers_cli import call
@@ -24,6 +25,13 @@ def test_a_sweep_from_its_file_to_its_table(tmp_path, corpus, capsys):
 
     done = sweep("run", file)
     assert done.code == 1
+    told = [re.sub(r"after \d+ s: .* \(", "after (", line) for line in done.err.splitlines()]
+    assert told[1:] == [
+        "bare-seed42: begins (0 of 2 jobs done)",
+        "bare-seed42: failed after (1 of 2 jobs done)",
+        "base-seed42: begins (1 of 2 jobs done)",
+        "base-seed42: finished after (2 of 2 jobs done)",
+    ]
     assert "study: 1/2 runs completed in " in done.err + done.out
     assert "50.0 % failed; all attempts took " in done.out
     assert ", CPU " in done.out

@@ -59,6 +59,7 @@ class Pool:
             self._start(slot)
         while self._workers:
             time.sleep(PAUSE)
+            self.placing.look()
             for slot, worker in list(self._workers.items()):
                 code = worker.poll()
                 if code is None:

@@ -117,6 +117,7 @@ class _Tasks:
             for slot in range(count):
                 self._start(slot)
             while self._slots:
+                self.placing.look()
                 for task in self.ray.wait(list(self._slots), timeout=PAUSE)[0]:
                     slot = self._slots.pop(task)
                     how = self._end(task)

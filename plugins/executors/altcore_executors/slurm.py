@@ -91,7 +91,7 @@ class Slurm:
 
         pilot = Pilot(
             # Workers take the jobs, and its node hears what it tells.
-            placing=evolve(placing, work=int, tell=print),
+            placing=evolve(placing, work=int, tell=print, look=bool),
             workers_per_gpu=self.workers_per_gpu,
             seconds=min(3600 * self.max_hours, 60 * self.time - self._warning),
             mps=self.mps,
@@ -168,6 +168,7 @@ class Slurm:
         """Wait until the scheduler may be asked again, or until no job is left."""
         until = time.monotonic() + ASK_EVERY
         while (began := time.monotonic()) < until and placing.left():
+            placing.look()
             # Counting takes a twentieth of the time at most.
             time.sleep(max(1.0, 20 * (time.monotonic() - began)))
 

@@ -26,7 +26,7 @@ folder = Path(sys.argv[1])
 def placing(tmp_path):
     """What an executor gets of a sweep whose workers run some lines of Python."""
 
-    def make(body="", left=lambda: 1):
+    def make(body="", left=lambda: 1, look=lambda: None):
         told = []
         script = WORKER.replace("{body}", body)
         command = (sys.executable, "-S", "-c", script, str(tmp_path))
@@ -37,6 +37,7 @@ def placing(tmp_path):
             left=left,
             attempts=lambda: 0,
             tell=told.append,
+            look=look,
         )
         return made, told
 
@@ -82,9 +83,11 @@ def test_processes_for_each_gpu(placing, tmp_path, monkeypatch):
 def test_a_worker_that_dies_is_started_again(placing, tmp_path):
     """While jobs are left, and not for ever; each death is told with its log."""
     body = "os.kill(os.getpid(), signal.SIGKILL)"
-    made, told = placing(body)
+    looks = []
+    made, told = placing(body, look=lambda: looks.append(1))
     Pool(made, 1).run()
     assert len(began(tmp_path)) == len(told) == MOST_IDLE
+    assert len(looks) >= MOST_IDLE
     assert "the worker of slot 0 ended with signal SIGKILL: see " in told[0]
     made, told = placing("sys.exit(3)", left=lambda: 0)
     Pool(made, 1).run()

@@ -27,6 +27,7 @@ class FakeRay:
         self.resources, self.results = resources, list(results)
         self.options, self.placed, self.cancelled, self.is_down = {}, [], [], False
         self.before_wait = bool
+        self.looks = []
 
     def nodes(self):
         return [{"Resources": self.resources, "Alive": True}, {"Resources": {}, "Alive": False}]
@@ -70,6 +71,7 @@ def place(tmp_path, monkeypatch):
             left=left,
             attempts=lambda: 0,
             tell=told.append,
+            look=lambda: fake.looks.append(1),
         )
         try:
             Ray(**settings).run(placing)
@@ -107,6 +109,7 @@ def test_a_worker_that_dies_is_placed_again(place):
         "the worker of slot 0 ended with signal SIGKILL",
     ]
     assert len(fake.placed) == 3
+    assert len(fake.looks) >= 3
     fake = FakeRay({"CPU": 1.0}, [3])
     assert len(place(fake, left=lambda: 0)) == len(fake.placed) == 1
 

@@ -55,12 +55,13 @@ def cluster(tmp_path, monkeypatch):
     )
 
 
-def place(tmp_path, steps, attempts=lambda: 0, **settings):
+def place(tmp_path, steps, attempts=lambda: 0, looks=None, **settings):
     """Run a sweep whose count of jobs left is that of the steps, with what they do; return words.
 
     A step is a number, and an action that takes place when it is counted.
     """
     told, left = [], iter(steps)
+    looks = [] if looks is None else looks
 
     def count():
         number, act = next(left)
@@ -74,6 +75,7 @@ def place(tmp_path, steps, attempts=lambda: 0, **settings):
         left=count,
         attempts=attempts,
         tell=told.append,
+        look=lambda: looks.append(1),
     )
     Slurm(**settings).run(placing)
     return told
@@ -89,7 +91,9 @@ DONE = [(0, bool)] * 2
 
 def test_pilots_are_submitted_once_and_those_that_wait_are_cancelled(tmp_path, cluster):
     """No more of them than jobs; the scheduler is asked once a minute."""
-    told = place(tmp_path, minutes(10, left=2) + DONE, pilots=3)
+    looks = []
+    told = place(tmp_path, minutes(10, left=2) + DONE, looks=looks, pilots=3)
+    assert len(looks) > 500
     assert len(cluster.calls("sbatch")) == 2
     assert 9 <= len(cluster.calls("squeue")) <= 11
     assert cluster.clock.now > 590
