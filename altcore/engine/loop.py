@@ -134,6 +134,7 @@ class Engine:
                 self.ranks.backward(loss, is_last=step.micro + 1 == len(batches))
             losses.append({"loss": step.loss.detach(), **told})
         means = self.ranks.average(losses, step.items, run.quantization)
+        step.mean_loss = means["loss"]
         self.unscale(step)
         seen = measures("post_backward", run=run, step=step)
         proposals += actions("pre_step", run=run, step=step)

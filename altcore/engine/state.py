@@ -141,6 +141,11 @@ class Step:
 
     From: ``pre_backward``.
     """
+    mean_loss: Tensor | None = None
+    """The mean loss over the items of all micro-batches and ranks, 0-dim: that of metrics.jsonl.
+
+    From: ``post_backward``.
+    """
     grad_norm: Tensor | None = None
     """L2 norm of all raw gradients, 0-dim: unscaled, before any clipping.
 

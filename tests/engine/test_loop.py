@@ -988,3 +988,19 @@ def test_a_part_that_was_left_in_evaluation_trains_in_the_next_step(start):
     engine.begin(Step(1))
     engine.directory.close()
     assert part.training
+
+
+def test_the_mean_loss_is_the_recorded_one(shelf, start):
+    """That of all micro-batches, where ``step.loss`` is that of the last."""
+    found = []
+
+    @define(eq=False)
+    class Sees:
+        @hookimpl
+        def post_backward(self, step):
+            found.append((float(step.mean_loss), float(step.loss)))
+
+    shelf.install("diagnostic", "sees", Sees)
+    run = start(["sees"], gradient_accumulation_steps=2, max_steps=2)
+    assert [mean for mean, _ in found] == [line["loss"] for line in run.metrics_history]
+    assert all(mean != last for mean, last in found)
