@@ -34,7 +34,7 @@ from altcore.runs.identity import (
     identity_of,
 )
 from altcore.runs.json_files import read_json
-from altcore.runs.json_lines import read_lines, read_new_lines
+from altcore.runs.json_lines import damaged_lines, read_lines, read_new_lines
 from altcore.runs.loop_folder import lock_folder, saving_alone
 from altcore.runs.manifest import (
     ANOMALY,
@@ -147,6 +147,7 @@ __all__ = [
     "compare",
     "contents",
     "contradiction_in",
+    "damaged_lines",
     "early_and_late",
     "environment",
     "find_end",

@@ -136,6 +136,11 @@ def without_damage(data: bytes, file: str) -> tuple[bytes, dict[int, bytes]]:
     return b"".join(whole), damaged
 
 
+def damaged_lines(path: Path) -> list[int]:
+    """Return the numbers of a .jsonl file's lines that no run can have written, none without it."""
+    return list(without_damage(_bytes(path), path.name)[1])
+
+
 def _fits(line: dict[str, Any], needed: dict[str, type]) -> bool:
     """Whether a run can have written the line, as far as its readers rely on it."""
     numbers = (line[key] for key in NUMBERS if line.get(key) is not None)

@@ -22,6 +22,9 @@ class Alerts:
     failed: float | None = setting(0.1, help="share of the ended jobs that failed")
     collapsed: float | None = setting(None, help="share of the completed runs that collapsed")
     minutes: float | None = setting(60.0, help="of one job's attempts", validator=optional(gt(0)))
+    epochs: float | None = setting(
+        None, help="epochs of a run whose job may take longer than that", validator=optional(gt(0))
+    )
 
 
 def range_of(name: str, given: Any) -> Range:

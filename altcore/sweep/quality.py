@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from altcore.builtin_types import duration, to_json
 from altcore.errors import shown
 from altcore.formats import digest
+from altcore.runs import METRICS, damaged_lines, read_lines
 from altcore.sweep.kept import of_accepted
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.limits import Alerts, Range
@@ -30,6 +32,9 @@ def outside(ledger: Ledger, checks: Mapping[str, Range]) -> dict[str, dict[str, 
 
 def _problems(values: Values, checks: Mapping[str, Range]) -> dict[str, str]:
     found = {}
+    if damaged := damaged_lines(values.run / METRICS):
+        numbers = ", ".join(map(str, damaged[:3])) + (", ..." if len(damaged) > 3 else "")
+        found[METRICS] = f"damaged in {'lines' if len(damaged) > 1 else 'line'} {numbers}"
     for name, limits in checks.items():
         problem = _problem(values.all(name), limits)
         if problem:
@@ -52,10 +57,11 @@ def _problem(values: Sequence[Any], limits: Range) -> str:
     return ""
 
 
-def alerts_of(rows: Sequence[Row], alerts: Alerts, now: float) -> list[str]:
+def alerts_of(ledger: Ledger, rows: Sequence[Row], alerts: Alerts, now: float) -> list[str]:
     """Return a line for each limit that the jobs passed.
 
     Args:
+        ledger: of the sweep.
         rows: all jobs.
         alerts: the limits.
         now: seconds since the epoch, for jobs that go on.
@@ -70,10 +76,24 @@ def alerts_of(rows: Sequence[Row], alerts: Alerts, now: float) -> list[str]:
     for row in rows if alerts.minutes is not None else ():
         seconds = row.seconds + (0.0 if row.began is None else max(0.0, now - row.began))
         if alerts.minutes is not None and seconds > 60 * alerts.minutes:
+            epochs = _epochs(ledger, row) if alerts.epochs is not None else None
+            if epochs is not None and alerts.epochs is not None and epochs >= alerts.epochs:
+                continue
             limit = duration(60 * alerts.minutes)
             so_far = "" if row.began is None else " so far"
-            found.append(f"{row.name} took {duration(seconds)}{so_far} (limit {limit})")
+            told = "" if epochs is None else f", and is at epoch {epochs:.3g}"
+            found.append(f"{row.name} took {duration(seconds)}{so_far} (limit {limit}){told}")
     return found
+
+
+def _epochs(ledger: Ledger, row: Row) -> float | None:
+    """Return the epochs that a job's run has completed, if that is known."""
+    run: Path | None = ledger.run_of(row.name)
+    if row.state is not State.COMPLETED:
+        last = ledger.standing(row.name).last
+        run = last.run_directory(row.name) if last else None
+    lines = read_lines(run / METRICS) if run else []
+    return next((line["epoch"] for line in reversed(lines) if "epoch" in line), None)
 
 
 def _share(of: Sequence[Row], all_: Sequence[Row], what: str, limit: float | None) -> list[str]:

@@ -126,7 +126,7 @@ def status_of(sweep: SweepFile, ledger: Ledger, now: float) -> Status:
     return Status(
         rows=rows,
         outside=outside(ledger, sweep.ranges),
-        alerts=alerts_of(rows, sweep.limits, now),
+        alerts=alerts_of(ledger, rows, sweep.limits, now),
     )
 
 

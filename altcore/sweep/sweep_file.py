@@ -83,7 +83,7 @@ class SweepFile:
     alerts: dict[str, Any] = setting(
         factory=dict,
         help="limits whose transgression `status` tells: `failed` and `collapsed` as shares, "
-        "`minutes` of a job",
+        "`minutes` of a job, and `epochs` after which it may take longer",
     )
     executors: dict[str, dict[str, Any]] = setting(
         factory=dict, help="settings of executors by name, for those that --executor does not give"

@@ -182,6 +182,31 @@ def test_a_job_that_goes_on_for_long(ledger):
 
 
 @pytest.mark.parametrize(
+    ("epoch", "told"),
+    [(4.75, ["base-seed46 took 2.0 h so far (limit 60 min), and is at epoch 4.75"]), (5, [])],
+)
+def test_a_job_that_is_slow_for_its_epochs(ledger, epoch, told):
+    lines = [{"step": 1, "epoch": 0.5}, {"step": 2, "epoch": epoch}, {"step": 3}]
+    last = ledger.standing("base-seed46").last
+    record(last.work / "base-seed46", lines=lines)
+    asked = SweepFile(alerts={"epochs": 5})
+    found = status_of(asked, ledger, last.lease.began + 7200).alerts
+    assert [line for line in found if "seed46" in line] == told
+
+
+def test_damaged_lines_are_told(tmp_path):
+    ledger = ledger_of(tmp_path)
+    (job,) = ledger.jobs()
+    complete(ledger, job, lines=[{"step": n, "loss": 1.0} for n in range(1, 4)])
+    path = ledger.run_of(job.name) / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"step": 2', '"stop": 2'))
+    asked = SweepFile(checks={"loss": [0, 10]})
+    assert status_of(asked, ledger, 0.0).outside == {
+        job.name: {"metrics.jsonl": "damaged in line 2"}
+    }
+
+
+@pytest.mark.parametrize(
     ("keys", "told"),
     [
         ({"checks": {"loss": 3}}, r"checks\.loss: \[LOWEST, HIGHEST\] is needed, not 3"),
