@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from attrs import frozen
@@ -30,10 +32,13 @@ from altcore.runs import (
     compare,
     find_end,
     has_environment,
+    has_record_of,
     has_summary,
     identity_in,
+    is_edited,
     load_if_valid,
     load_newest,
+    restorable,
     tidy,
 )
 
@@ -130,7 +135,12 @@ def go_on(
         check_run_id(found.path, found.manifest, directory.run_id)
         changes[:] = compare(found.manifest["identity"], identity)
         name = directory.path.name
-        check_changes(changes, name, allowed=allowed, strict=config.strict)
+        try:
+            edited = partial(is_edited, directory.path)
+            check_changes(changes, name, allowed=allowed, strict=config.strict, is_edited=edited)
+        except BadInput as error:
+            _check_record(found, directory.path, error)
+            raise
         if any(c.what == "optimizer" for c in changes):
             _without_moments(found, built)
         if "model" in given_in(identity):
@@ -229,6 +239,16 @@ def _nothing_left(name: str, made: int, asked: int, is_over: bool) -> str:
     finished = " is finished" if is_over else ""
     then = "give --steps or --set epochs=... a larger number to go on"
     return f"--resume {name}{finished}: {where}; {then}"
+
+
+def _check_record(found: Checkpoint, run: Path, error: BadInput) -> None:
+    """Raise `InvalidCheckpoint` for what is refused, if a copy of the run wrote the checkpoint.
+
+    It has the run's id, and another checkpoint has its record.
+    """
+    if found.path != restorable(run)[0] and not has_record_of(run, found.manifest):
+        problem = f"checkpoint {found.path} is of a copy of this run, which has another record"
+        raise InvalidCheckpoint(f"{problem}: {error}") from error
 
 
 def _check_own_model(found: Checkpoint, built: Built, name: str) -> None:

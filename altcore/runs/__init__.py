@@ -23,6 +23,7 @@ from altcore.runs.directory import (
     write_configuration,
 )
 from altcore.runs.directory_lock import DirectoryLock, OtherWriter, is_being_written
+from altcore.runs.environment_file import check_environment, has_environment, read_environment
 from altcore.runs.history import TAIL, early_and_late, finite, mean_of, step_lines, tail
 from altcore.runs.identity import (
     KEPT,
@@ -47,6 +48,7 @@ from altcore.runs.manifest import (
     is_checkpoint,
 )
 from altcore.runs.other_ranks import UnwrittenDirectory
+from altcore.runs.own_checkpoint import has_record_of, restorable
 from altcore.runs.reading import (
     find_run,
     identity_in,
@@ -57,15 +59,8 @@ from altcore.runs.reading import (
     summary_of,
 )
 from altcore.runs.record import DirectoryRecord, RunRecord, full_summary, read_run, read_runs
-from altcore.runs.restoring import bring_back_environment, restore
-from altcore.runs.run_id import (
-    RUN_ID,
-    check_environment,
-    check_run_id,
-    has_environment,
-    read_environment,
-    run_id_of,
-)
+from altcore.runs.restoring import bring_back_environment, is_edited, restore
+from altcore.runs.run_id import RUN_ID, check_run_id, run_id_of
 from altcore.runs.summary import ENDED, EVALUATED, STATUSES, UNFINISHED, Summary, has_summary
 from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.summary_text import number, summary_lines
@@ -157,11 +152,13 @@ __all__ = [
     "full_summary",
     "has_environment",
     "has_learned",
+    "has_record_of",
     "has_summary",
     "identity_in",
     "identity_of",
     "is_being_written",
     "is_checkpoint",
+    "is_edited",
     "last_written",
     "list_checkpoints",
     "list_runs",
@@ -182,6 +179,7 @@ __all__ = [
     "read_runs",
     "recipe_label",
     "replace_text",
+    "restorable",
     "restore",
     "retain",
     "run_id_of",

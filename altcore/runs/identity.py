@@ -326,7 +326,12 @@ def _text(value: Any) -> str:
 
 
 def check_changes(
-    changes: Sequence[Change], run: str, *, allowed: Sequence[str] = (), strict: bool = False
+    changes: Sequence[Change],
+    run: str,
+    *,
+    allowed: Sequence[str] = (),
+    strict: bool = False,
+    is_edited: Callable[[Sequence[Change]], bool] = lambda _: False,
 ) -> None:
     """Raise `BadInput` for changes that are neither harmless nor allowed by name.
 
@@ -335,6 +340,7 @@ def check_changes(
         run: the run's name.
         allowed: names of kinds, keys or plugins.
         strict: whether another platform is refused, too.
+        is_edited: whether it is config.yaml that has one of these changes.
     """
     known = {*KINDS, "platform", *(c.what for c in changes)}
     for name in allowed:
@@ -352,7 +358,7 @@ def check_changes(
         more = f"; and {len(refused) - MOST_TOLD} more" if len(refused) > MOST_TOLD else ""
         names = dict.fromkeys(c.kind for c in refused)
         hint = f"{' '.join(f'--allow-change {n}' for n in names)} goes on all the same"
-        if "configuration" in names:
+        if is_edited(refused):
             hint += f", and altcore runs restore {run} brings its config.yaml back"
         problem = f"it is not the run that it was: {told}{more}"
         raise BadInput(problem, key=f"--resume {run}", hint=hint)

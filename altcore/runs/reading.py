@@ -10,7 +10,7 @@ from typing import Any
 
 from altcore.config import check_name
 from altcore.durable import check_kinds
-from altcore.errors import BadInput, InvalidCheckpoint, nearest
+from altcore.errors import BadInput, nearest
 from altcore.hooks import build
 from altcore.log import log
 from altcore.runs.directory import (
@@ -20,8 +20,8 @@ from altcore.runs.directory import (
 )
 from altcore.runs.history import finite
 from altcore.runs.json_lines import check_lines, read_lines, sample_lines
-from altcore.runs.manifest import read_manifest
-from altcore.runs.run_id import RUN_ID, check_run_id, restored_by, run_id_of
+from altcore.runs.own_checkpoint import newest_manifest, restored_by
+from altcore.runs.run_id import RUN_ID, run_id_of
 from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.summary import KEYS, UNFINISHED, Summary, read_summary
 from altcore.yaml_files import read_mapping
@@ -52,16 +52,15 @@ def read_configuration(path: Path) -> dict[str, Any]:
         BadInput: if it is empty, torn, or cannot be read; it says how to restore it.
     """
     file = path / CONFIG
-    hint = restored_by(path)
     try:
         plain = read_mapping(file, "run")
     except BadInput as error:
-        error.hint = hint
+        error.hint = restored_by(path)
         raise
     missing = [key for key in ALWAYS if key not in plain]
     if missing:
         problem = f"it is torn: the key {missing[0]} is missing" if plain else "it is empty"
-        raise BadInput(problem, key="run", part=str(file), hint=hint)
+        raise BadInput(problem, key="run", part=str(file), hint=restored_by(path))
     return plain
 
 
@@ -104,17 +103,6 @@ def identity_in(path: Path) -> dict[str, Any]:
     """Return the identity in the newest checkpoint of a run that can be read, empty if none can."""
     found: dict[str, Any] = newest_manifest(path)[1].get("identity", {})
     return found
-
-
-def newest_manifest(path: Path) -> tuple[Path | None, dict[str, Any]]:
-    """Return the run's own newest checkpoint whose manifest can be read, and the manifest."""
-    run_id = run_id_of(path)
-    for folder in sorted(path.glob("checkpoints/step-*"), reverse=True):
-        with suppress(InvalidCheckpoint):
-            manifest = read_manifest(folder)
-            check_run_id(folder, manifest, run_id)
-            return folder, manifest
-    return None, {}
 
 
 def _so_far(path: Path) -> Summary:

@@ -12,10 +12,10 @@ import structlog
 from altcore.errors import BadInput
 from altcore.runs.checkpoint import load_newest_weights
 from altcore.runs.directory import CHECKPOINTS, CONFIG, EVENTS, METRICS, TIMINGS
+from altcore.runs.environment_file import read_environment
 from altcore.runs.html import run_html
 from altcore.runs.json_lines import read_lines
 from altcore.runs.reading import find_run, list_runs, summary_of
-from altcore.runs.run_id import read_environment
 from altcore.runs.summary import UNFINISHED, Summary
 from altcore.yaml_files import read_mapping
 

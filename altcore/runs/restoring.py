@@ -1,16 +1,18 @@
-"""Writing what a run lost anew, as its newest checkpoint has it: config.yaml, environment.json."""
+"""Writing what a run lost anew, as a checkpoint of its own has it: config, environment."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from altcore.config import TrainConfig, check_name
 from altcore.errors import BadInput
 from altcore.runs.directory import CONFIG, ENVIRONMENT, RunDirectory, write_configuration
-from altcore.runs.reading import newest_manifest
-from altcore.runs.run_id import check_environment
+from altcore.runs.environment_file import check_environment
+from altcore.runs.identity import Change
+from altcore.runs.own_checkpoint import restorable
+from altcore.runs.reading import read_configuration
 
 
 def restore(name: str, runs_dir: str) -> tuple[list[Path], Path]:
@@ -24,11 +26,10 @@ def restore(name: str, runs_dir: str) -> tuple[list[Path], Path]:
     """
     path = Path(runs_dir) / check_name(name, "run")
     check_environment(path)
-    checkpoint, manifest = newest_manifest(path)
-    held = manifest.get("identity", {}).get("configuration")
-    if checkpoint is None or held is None:
+    checkpoint, manifest = restorable(path)
+    if checkpoint is None:
         raise BadInput(f"there is no checkpoint in {path} that holds the configuration")
-    config = TrainConfig.from_plain(held)
+    config = TrainConfig.from_plain(manifest["identity"]["configuration"])
     directory = RunDirectory.open(path)
     try:
         directory.keep_damaged(CONFIG)
@@ -37,6 +38,17 @@ def restore(name: str, runs_dir: str) -> tuple[list[Path], Path]:
     finally:
         directory.close()
     return [path / file for file in (CONFIG, ENVIRONMENT)[: 1 + is_other]], checkpoint
+
+
+def is_edited(run: Path, changes: Sequence[Change]) -> bool:
+    """Whether a run's config.yaml has one of these changes, and not the command line alone."""
+    written = read_configuration(run)
+    for change in (c for c in changes if c.kind == "configuration"):
+        owner, _, key = change.what.rpartition(".")
+        held = (written.get("settings") or {}).get(owner) if owner else written
+        if isinstance(held, Mapping) and held.get(key, change.before) != change.before:
+            return True
+    return False
 
 
 def bring_back_environment(directory: RunDirectory, manifest: Mapping[str, Any]) -> bool:

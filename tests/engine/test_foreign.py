@@ -9,6 +9,8 @@ from helpers import events
 from helpers_cli import call
 from structlog.testing import capture_logs
 
+import altcore
+from altcore.engine.resuming import resumed
 from altcore.errors import BadInput
 
 
@@ -67,7 +69,39 @@ def test_a_run_with_no_checkpoint_of_its_own_is_refused(start, runs, capsys):
         BadInput, match=r"environment\.json is of run .* all checkpoints are of run"
     ):
         start.resume("r", max_steps=6)
-    assert call(capsys, "runs", "restore", "r", "--runs-dir", runs).code == 2
+    refused = call(capsys, "runs", "restore", "r", "--runs-dir", runs)
+    assert refused.code == 2
+    assert "these were not written with this record" in refused.message
+    assert "altcore runs restore" not in refused.message  # it would make another run of it
+
+
+def test_a_checkpoint_of_a_copy_of_the_run_is_not_used(start, runs, capsys):
+    """A copy has the run's id, and another record from where it went on."""
+    shutil.rmtree(runs / "r/checkpoints/step-00000004")
+    shutil.copytree(runs / "r", runs / "copy")
+    config = resumed("copy", str(runs), max_steps=8, grad_clip=0.5)
+    altcore.train(config, resume="copy", allow_change=("configuration",))
+    shutil.copytree(runs / "copy/checkpoints/step-00000008", runs / "r/checkpoints/step-00000008")
+    restored = call(capsys, "runs", "restore", "r", "--runs-dir", runs)
+    assert restored.out == f"{runs / 'r/config.yaml'} is as step-00000002 has it\n"
+    with capture_logs() as logs:
+        start.resume("r", max_steps=6)
+    assert any("is of a copy of this run" in x.get("error", "") for x in logs)
+    assert events(runs / "r", "resume")[0]["checkpoint"] == "step-00000002"
+
+
+def test_restoring_is_offered_where_it_helps(start, runs, capsys):
+    """Not without a checkpoint."""
+    (runs / "r/config.yaml").write_text("")
+    assert "altcore runs restore r writes it anew, from step-00000002" in told(capsys, runs)
+    shutil.rmtree(runs / "r/checkpoints")
+    assert "no checkpoint of the run holds it" in told(capsys, runs)
+
+
+def told(capsys, runs):
+    found = call(capsys, "train", "--resume", "r", "--set", f"runs_dir={runs}")
+    assert found.code == 2
+    return found.message
 
 
 def test_the_id_of_a_run_stays_and_a_damaged_one_makes_no_stranger(start):

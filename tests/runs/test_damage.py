@@ -9,7 +9,7 @@ from helpers_cli import call
 from structlog.testing import capture_logs
 
 from altcore import BadInput
-from altcore.runs.run_id import _warn_of
+from altcore.runs.environment_file import _warn_of
 
 FILES = (
     "metrics.jsonl",
