@@ -1,5 +1,7 @@
 """YAML as altcore reads it: each value knows its line, 6e-4 is a number, no key comes twice.
 
+12:00:00 is a text, as in YAML 1.2: to PyYAML it is the number 43200, and 12:00 is 720.
+
 Size, number of values and number of anchors are bounded: a few lines of anchors that stand for one
 another can mean more values than any machine holds.
 """
@@ -192,6 +194,13 @@ for _yaml in (_Loader, _Dumper):
         "tag:yaml.org,2002:float",
         re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
         list("-+.0123456789"),
+    )
+
+
+# Before all others, of which the first that fits counts.
+for _first in "-+0123456789":
+    _Loader.yaml_implicit_resolvers[_first].insert(
+        0, ("tag:yaml.org,2002:str", re.compile(r"[-+]?\d[\d_]*(:[0-5]?\d)+(\.[\d_]*)?$"))
     )
 
 

@@ -50,7 +50,7 @@ def complete(
     """Let an attempt at a job end with a run."""
     held = _attempt(ledger, job, changed or {})
     record(held.attempt.work / job.name, lines, status=status, verdict=verdict, **summary)
-    used = {"cpu_seconds": seconds, "peak_memory_bytes": 4e8}
+    used = {"cpu_seconds": seconds, "peak_memory_bytes": 4e8, "peak_memory_of": "attempt"}
     ended = Exit(status=status, seconds=seconds, verdict=verdict, used=used)
     assert ledger.end(job, held, ended).status == status
 

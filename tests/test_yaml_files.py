@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from altcore import BadInput, yaml_files
 from altcore.errors import Source
-from altcore.yaml_files import load_yaml, read_mapping, source_of, updated, without_sources
+from altcore.yaml_files import (
+    dump_yaml,
+    load_yaml,
+    read_mapping,
+    source_of,
+    updated,
+    without_sources,
+)
 
 
 def at(line):
@@ -76,6 +83,13 @@ def test_a_number_with_an_exponent_is_a_number(text, number):
 def test_what_looks_like_one_stays_text(text):
     """Formats' names above all."""
     assert load_yaml(text, Source("here")) == text
+
+
+@pytest.mark.parametrize("text", ["12:00:00", "12:00", "-1:30", "1:30.5"])
+def test_what_has_colons_is_text(text):
+    """It is no number to the base of 60, as it is to PyYAML, and stays text when it is written."""
+    assert load_yaml(text, Source()) == text
+    assert load_yaml(dump_yaml(text), Source()) == text
 
 
 def test_anchors_and_merges_are_plain_yaml():

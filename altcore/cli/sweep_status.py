@@ -172,4 +172,8 @@ def print_end(name: str, found: Status, wall: float) -> None:
     for key, what in (("peak_memory_bytes", "memory"), ("peak_gpu_memory_bytes", "GPU memory")):
         if key in used:
             parts.append(f"{what} {used[key] / 1e9:.2f} GB at most")
+    if "gpu_utilization" in used:
+        parts.append(f"GPU busy {used['gpu_utilization']:.0f} % of the time")
+    elif "peak_gpu_memory_bytes" in used:
+        parts.append("how busy it was is not measured (pip install nvidia-ml-py)")
     paragraph(", ".join(parts))

@@ -19,7 +19,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -195,8 +195,11 @@ class Held:
         return True
 
     @contextmanager
-    def beating(self, lost_after: float) -> Iterator[None]:
-        """Count up the heartbeat within the context, often enough for ``lost_after`` seconds."""
+    def beating(self, lost_after: float, also: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Count up the heartbeat within the context, often enough for ``lost_after`` seconds.
+
+        Whatever is to be done ``also`` is done at each beat.
+        """
         stop = threading.Event()
 
         def beat() -> None:
@@ -206,6 +209,7 @@ class Held:
                 # A full disk or a folder that is read-only for a while ends no run.
                 with suppress(OSError, NoSpace):
                     durable.replace_text(self.attempt.folder / HEARTBEAT, str(count))
+                also()
 
         thread = threading.Thread(target=beat, name="altcore heartbeat", daemon=True)
         thread.start()

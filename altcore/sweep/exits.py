@@ -38,8 +38,7 @@ class Exit:
     checkpoint: int = field(default=-1, validator=instance_of(int))
     """Of a lost attempt: the step of its newest checkpoint, -1 without one."""
     used: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))
-    """What it used: ``cpu_seconds``, ``peak_gpu_memory_bytes``, and ``peak_memory_bytes``, which is
-    of the worker's process so far: a small job after a large one has that of the large one."""
+    """What it used, as `altcore.sweep.usage` measures it."""
     settings: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))
     """Settings that the job leaves to its workload, by dotted key, as it chose them: a retry may
     halve them."""

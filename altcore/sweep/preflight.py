@@ -18,8 +18,8 @@ from altcore.registry import HOOK_KINDS, find, kind_of, left_out
 from altcore.runs import TIMINGS, read_lines
 from altcore.sweep.expand import jobs_of
 from altcore.sweep.job import Job
-from altcore.sweep.run_job import memory_used
 from altcore.sweep.sweep_file import Measure, SweepFile
+from altcore.sweep.usage import Usage
 from altcore.sweep.values import Values
 from altcore.sweep.verification import lacking
 
@@ -106,7 +106,7 @@ class Preflight:
 
         what, steps = f"{variant}: training", min(self._steps, config.max_steps)
         with tempfile.TemporaryDirectory() as folder:
-            began = time.perf_counter()
+            began, usage = time.perf_counter(), Usage()
             try:
                 result = train(shortened(config, steps).evolve(name="check", runs_dir=folder))
             # Whatever ends a run would end each of them.
@@ -119,7 +119,7 @@ class Preflight:
             values = Values(result.run_directory)
             taken = [x["step_time_ms"] / 1e3 for x in read_lines(values.run / TIMINGS)]
             step = median(taken[1:] or taken)
-            memory = memory_used()
+            memory = usage.memory
             self.measured[variant] = {
                 "seconds": max(0.0, whole - sum(taken)) + step * config.max_steps,
                 "step_seconds": step,

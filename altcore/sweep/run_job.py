@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -20,6 +18,7 @@ from altcore.sweep.carry_on import copy_run
 from altcore.sweep.exits import Exit
 from altcore.sweep.job import Job
 from altcore.sweep.retry import DEFAULT_RULES, Rule, cause_of
+from altcore.sweep.usage import Usage
 
 
 class Leave(Exception):
@@ -47,16 +46,17 @@ def run_job(
     *,
     collapse_fails: bool = False,
     rules: Mapping[str, Rule] = DEFAULT_RULES,
+    usage: Usage | None = None,
 ) -> Exit:
     """Train a job's run in the attempt's folder, from where an earlier attempt left it.
 
     If one of the ``rules`` halves settings after the failure, those are told that the workload
-    chose.
+    chose. ``usage`` begins with the attempt.
 
     Raises:
         Leave: if a signal asked the process to leave, or the disk is full.
     """
-    began, cpu = time.perf_counter(), time.process_time()
+    began, usage = time.perf_counter(), usage or Usage()
     came = _train(job, held)
     status, error = came.status, came.error
     if status == "collapsed" and collapse_fails:
@@ -66,7 +66,7 @@ def run_job(
         error=error,
         verdict=came.verdict,
         seconds=round(time.perf_counter() - began, 3),
-        used={"cpu_seconds": round(time.process_time() - cpu, 3), **memory_used()},
+        used=usage.to_plain(),
     )
     if came.leaves is not None:
         raise Leave(ended, came.leaves)
@@ -118,15 +118,3 @@ def _left_to_workload(job: Job) -> dict[str, Any]:
     known = {s["name"] for s in describe_settings(find(config.workload, ("workload",)).load())}
     left = {name: facts[name] for name in facts if name in known and name not in given}
     return {f"{config.workload}.{name}": value for name, value in left.items()}
-
-
-def memory_used() -> dict[str, Any]:
-    """Return the most memory that this process has used so far, in bytes."""
-    # Linux tells kilobytes, macOS bytes.
-    unit = 1 if sys.platform == "darwin" else 1024
-    used = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_initialized():
-        used["peak_gpu_memory_bytes"] = torch.cuda.max_memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-    return used

@@ -88,7 +88,10 @@ class Status:
 
     @property
     def used(self) -> dict[str, float]:
-        """What all attempts used: their seconds, those of the CPU, and the most memory of one."""
+        """What all attempts used: their seconds, those of the CPU, and the most memory of one.
+
+        And how busy GPUs were, in percent, if that was measured.
+        """
         ends = [ended for row in self.rows for ended in row.exits]
         found = {"seconds": sum(e.seconds or 0.0 for e in ends)}
         for key, total in (
@@ -99,6 +102,9 @@ class Status:
             known = [e.used[key] for e in ends if key in e.used]
             if known:
                 found[key] = total(known)
+        if sampled := [e for e in ends if "gpu_utilization" in e.used]:
+            weights = [e.seconds or 0.0 for e in sampled]
+            found["gpu_utilization"] = fmean([e.used["gpu_utilization"] for e in sampled], weights)
         return found
 
     def to_plain(self) -> dict[str, Any]:

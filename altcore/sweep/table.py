@@ -15,6 +15,7 @@ from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.rows import Row, survey
 from altcore.sweep.sweep_file import SweepFile
+from altcore.sweep.usage import ATTEMPT, WORKER
 from altcore.sweep.values import SUMMARY_KEYS, Values
 
 OWN = {
@@ -26,8 +27,16 @@ OWN = {
     "changed": "settings that a retry changed, as JSON; empty if the run is as it was asked for",
     "in_statistics": "whether the run counts: it is completed, and no retry changed a setting",
     "seconds": "wall-clock seconds of all attempts",
+    "peak_memory_bytes": "most memory of the worker's process, in bytes, during what "
+    "`peak_memory_of` says",
+    "peak_memory_of": f"{ATTEMPT!r}: the last attempt alone; {WORKER!r}: all jobs that its worker "
+    "had run until then, where the system cannot begin a maximum anew",
+    "peak_gpu_memory_bytes": "most memory that torch allocated on a GPU in the last attempt",
+    "gpu_utilization": "mean percentage of time in which the GPU computed, sampled at each "
+    "heartbeat of the last attempt; empty if it was not measured: that needs nvidia-ml-py",
 }
 """Columns that every table has, beside the factors and those of the sweep file."""
+USED = ("peak_memory_bytes", "peak_memory_of", "peak_gpu_memory_bytes", "gpu_utilization")
 WHERE = ("name", "directory", "run_id")
 """Keys of a summary that say where a run is, and nothing of it."""
 DECIMALS = 6
@@ -107,6 +116,7 @@ def _own(job: Job, row: Row) -> dict[str, Any]:
         "changed": dict(row.changed) or None,
         "in_statistics": row.in_statistics,
         "seconds": row.seconds if row.exits else None,
+        **{key: row.exit.used.get(key) if row.exit else None for key in USED},
     }
 
 

@@ -23,6 +23,7 @@ from altcore.sweep.exits import Exit
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.run_job import Leave, run_job
+from altcore.sweep.usage import Usage
 
 HANGS = 75
 """The exit code of a worker whose attempt hung."""
@@ -137,7 +138,7 @@ class Worker:
             time.sleep(PAUSE)
 
     def _attempt(self, job: Job, held: Held) -> None:
-        note = self.note or self.tell
+        note, usage = self.note or self.tell, Usage()
         note(f"{job.name}: attempt {held.attempt.number}")
 
         def hangs() -> None:
@@ -148,13 +149,17 @@ class Worker:
 
         with (
             handling_signals() as signals,
-            held.beating(self.lost_after),
+            held.beating(self.lost_after, usage.sample),
             deadline(self.timeout, hangs, self.grace) as late,
         ):
             signals.before_end = lambda: held.attempt.end(self._late) if late.is_over else None
             try:
                 ended = run_job(
-                    job, held, collapse_fails=self.collapse_fails, rules=self.ledger.rules
+                    job,
+                    held,
+                    collapse_fails=self.collapse_fails,
+                    rules=self.ledger.rules,
+                    usage=usage,
                 )
             except Leave as left:
                 if not late.is_over or isinstance(left.cause, NoSpace):

@@ -46,11 +46,12 @@ def test_every_job_is_a_row(ledger, tmp_path):
     rows, _ = exported(ledger, tmp_path / "out")
     assert list(rows[0]) == [
         *("job", "variant", "seed", "state", "collapsed", "attempts", "changed"),
-        *("in_statistics", "seconds", "val_loss", "evaluation.accuracy", "x/y"),
+        *("in_statistics", "seconds", "peak_memory_bytes", "peak_memory_of"),
+        *("peak_gpu_memory_bytes", "gpu_utilization", "val_loss", "evaluation.accuracy", "x/y"),
     ]
     assert list(rows[0].values()) == [
         *("base-seed42", "base", "42", "completed", "false", "1", "", "true", "1.000000"),
-        *("1.000000", "0.500000", "1.000000"),
+        *("400000000.000000", "attempt", "", "", "1.000000", "0.500000", "1.000000"),
     ]
     assert [row["state"] for row in rows] == [*["completed"] * 4, "failed", "waiting"]
     assert rows[2]["changed"] == '{"gpt.batch_size": 16}'
@@ -76,7 +77,7 @@ def test_without_columns_the_summarys_numbers_and_texts(tmp_path):
     complete(ledger, ledger.jobs()[0], val_loss=1.0, seed=42, learned=True)
     rows, means = exported(ledger, tmp_path / "out")
     assert list(rows[0])[2:4] == ["learning_rate", "seed"]
-    assert list(rows[0])[10:] == ["status", "verdict", "learned", "steps", "val_loss"]
+    assert list(rows[0])[14:] == ["status", "verdict", "learned", "steps", "val_loss"]
     assert [m["learning_rate"] for m in means] == ["0.100000", "0.200000"]
 
 
@@ -86,6 +87,7 @@ def test_the_dictionary_and_where_it_comes_from(ledger, tmp_path):
     page = (tmp_path / "out" / "README.md").read_text()
     for column in rows[0]:
         assert f"| `{column}` | " in page
+    assert "| `peak_memory_of` | text | 'attempt': the last attempt alone; 'worker so far'" in page
     assert "| `x/y` | number | the last value of the measure x/y | 4 |" in page
     assert "without those whose settings a retry changed" in page
     told = json.loads((tmp_path / "out" / "runs_metadata.json").read_text())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import sys
@@ -28,6 +29,23 @@ SCRIPTS = "pilots"
 """The folder of the sweep that holds what was submitted, and what pilots printed."""
 
 
+def minutes_of(told: Any) -> int:
+    """Return the minutes of an allocation's time. Raises `ValueError` if it is none.
+
+    Of the forms of sbatch, those are left out that mean hours to one reader and minutes to another.
+
+    >>> minutes_of(30), minutes_of("12:00:00"), minutes_of("1-00:00:30")
+    (30, 720, 1441)
+    """
+    found = re.fullmatch(r"(?:(\d+)-)?(\d+):([0-5]\d):([0-5]\d)", str(told))
+    if found is not None:
+        days, hours, whole, seconds = (int(part or 0) for part in found.groups())
+        told = (24 * days + hours) * 60 + whole + (seconds > 0)
+    if type(told) is not int or told < 1:
+        raise ValueError(f"minutes from 1 up or HOURS:MINUTES:SECONDS are needed, not {told!r}")
+    return told
+
+
 @define(eq=False)
 class Slurm:
     """Runs a sweep in allocations of Slurm, which hold pilots.
@@ -39,7 +57,11 @@ class Slurm:
     pilots: int = setting(1, help="allocations, each of one node", validator=ge(1))
     account: str | None = setting(None, help="the account that is charged")
     partition: str | None = setting(None, help="the partition; null is the cluster's default")
-    time: int = setting(720, help="minutes of an allocation", validator=ge(1))
+    time: Any = setting(
+        720,
+        help="of an allocation: minutes, or HOURS:MINUTES:SECONDS, as 12:00:00",
+        validator=lambda _, __, value: minutes_of(value),
+    )
     max_hours: float = setting(
         11.0, help="hours of an allocation in which a job may be expected to end", validator=gt(0)
     )
@@ -93,7 +115,7 @@ class Slurm:
             # Workers take the jobs, and its node hears what it tells.
             placing=evolve(placing, work=int, tell=print, look=bool),
             workers_per_gpu=self.workers_per_gpu,
-            seconds=min(3600 * self.max_hours, 60 * self.time - self._warning),
+            seconds=min(3600 * self.max_hours, 60 * minutes_of(self.time) - self._warning),
             mps=self.mps,
         )
         executor = self._executor(placing.folder)
@@ -148,7 +170,7 @@ class Slurm:
         options = {"requeue": True, **logs, **self.sbatch}
         executor.update_parameters(
             job_name=pilot_name(folder),
-            time=self.time,
+            time=minutes_of(self.time),
             signal_delay_s=self._warning,
             setup=self.setup or None,
             wckey=None,
@@ -162,7 +184,7 @@ class Slurm:
     @property
     def _warning(self) -> int:
         # Of a few minutes, all but a few seconds are for jobs.
-        return min(WARNING, 12 * self.time)
+        return min(WARNING, 12 * minutes_of(self.time))
 
     def _wait(self, placing: Placing) -> None:
         """Wait until the scheduler may be asked again, or until no job is left."""

@@ -8,7 +8,7 @@ import pytest
 from helpers_cli import call
 
 from altcore.plugin import BadInput, Placing
-from altcore.sweep import Ledger, SweepFile, make_executor, script_of
+from altcore.sweep import Ledger, SweepFile, make_executor, read_sweep, script_of
 from altcore_executors import slurm
 from altcore_executors.slurm import Slurm
 from altcore_executors.slurm_queue import pilot_name
@@ -265,3 +265,36 @@ def test_the_commands_take_settings_from_the_sweep_file(tmp_path, capsys):
     assert shown.code == 0, shown.err
     assert {"#SBATCH --qos=high", "#SBATCH --mem=8G"} < set(shown.out.splitlines())
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("time", "minutes"), [("90", 90), ("12:00:00", 720), ("1-00:00:00", 1440), ("0:00:30", 1)]
+)
+def test_the_time_of_an_allocation(tmp_path, time, minutes):
+    """In minutes, or as sbatch has it, in hours, minutes and seconds."""
+    sweep, ledger = SweepFile(name="toy"), Ledger(tmp_path / "toy")
+    assert f"--time={minutes}\n" in script_of(sweep, ledger, f"slurm:time={time}")
+
+
+@pytest.mark.parametrize("given", ["time=12:00", "time=0", "time=1.5", "max_hours=11:00:00"])
+def test_a_time_that_may_mean_two_is_refused(given):
+    """Or is none: by the name of the setting."""
+    with pytest.raises(BadInput, match=f"slurm.{given.partition('=')[0]}: "):
+        make_executor(f"slurm:{given}")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "timeout_minutes: 1:30:00",
+        "lost_after: 1:00",
+        "alerts: {minutes: 1:00}",
+        "executors: {slurm: {max_hours: 11:00:00}}",
+    ],
+)
+def test_other_durations_are_numbers(tmp_path, line):
+    """Each key of a sweep file that is one refuses a text with colons by its name."""
+    path = tmp_path / "toy.yaml"
+    path.write_text(line)
+    with pytest.raises(BadInput, match=r"timeout_minutes|lost_after|alerts\.minutes|max_hours"):
+        make_executor("slurm", read_sweep(path).executors)
