@@ -69,8 +69,12 @@ def export(name: str, out: str | None, sweeps_dir: str, *, with_changed: bool) -
 
     asked, ledger = open_sweep(name, sweeps_dir)
     folder = Path(out) if out else ledger.folder / "export"
-    for path in exported(asked, ledger, folder, with_changed=with_changed):
+    made = exported(asked, ledger, folder, with_changed=with_changed)
+    for path in made.files:
         echo(path)
+    if made.missing:
+        some = ", ".join(made.missing)
+        say(f"no run has {some}, neither in its summary nor as a measure", "warning")
 
 
 @click.command()

@@ -13,11 +13,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from attrs import evolve
+from attrs import evolve, frozen
 
 from altcore import durable
 from altcore.builtin_types import to_json
-from altcore.errors import BadInput
 from altcore.runs import METRICS, read_environment, read_lines
 from altcore.sweep.kept import accepted_runs
 from altcore.sweep.ledger import Ledger
@@ -35,9 +34,17 @@ ORIGIN = ("altcore", "python", "platform", "device", "git", "libraries", "plugin
 """What is told of the environments in which the runs were made."""
 
 
-def export(
-    sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = False
-) -> list[Path]:
+@frozen(kw_only=True)
+class Exported:
+    """A sweep as it was exported."""
+
+    files: Sequence[Path]
+    """The files, and the folder of the series if the sweep file names any."""
+    missing: Sequence[str]
+    """Names in ``columns`` and ``series`` that no completed run has."""
+
+
+def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = False) -> Exported:
     """Write the table of a sweep, its statistics, their dictionary and where they come from.
 
     Args:
@@ -47,7 +54,7 @@ def export(
         with_changed: whether runs are in the statistics whose settings a retry changed.
 
     Returns:
-        The files, and the folder of the series if the sweep file names any.
+        What was written, and what was not found.
     """
     whole = table_of(sweep, ledger)
     head, means = statistics_of(whole, with_changed=with_changed)
@@ -56,17 +63,22 @@ def export(
         f"{sweep.table}.csv": _csv(table.columns, (list(row.values()) for row in table.rows)),
         STATISTICS: _csv(head, means),
     }
-    if sweep.series:
-        texts |= _series(sweep, ledger)
+    series, unseen = _series(sweep, ledger)
+    missing, texts = sorted({*whole.missing, *unseen}), {**texts, **series}
     told = _metadata(sweep, ledger, table, texts, with_changed=with_changed)
-    told |= {"states": Counter(row["state"] for row in whole.rows), "left_out": left_out}
+    told |= {
+        "states": Counter(row["state"] for row in whole.rows),
+        "left_out": left_out,
+        "missing": missing,
+    }
     texts[f"{sweep.table}_metadata.json"] = _json(told)
     texts[DICTIONARY] = _dictionary(sweep, table, head, left_out, with_changed=with_changed)
     for folder in (out, out / SERIES) if sweep.series else (out,):
         if not folder.is_dir():
             durable.make_folder(folder)
     written = [durable.replace_text(out / name, text) for name, text in texts.items()]
-    return [path for path in written if path.parent == out] + [out / SERIES] * bool(sweep.series)
+    files = [path for path in written if path.parent == out]
+    return Exported(files=files + [out / SERIES] * bool(sweep.series), missing=missing)
 
 
 def _table(sweep: SweepFile, whole: Table, *, with_changed: bool) -> tuple[Table, dict[str, str]]:
@@ -82,25 +94,20 @@ def _table(sweep: SweepFile, whole: Table, *, with_changed: bool) -> tuple[Table
     return evolve(whole, rows=counted).named(sweep.columns), left_out
 
 
-def _series(sweep: SweepFile, ledger: Ledger) -> dict[str, str]:
-    """Return a table for each completed run: the course of the measures of the sweep file.
-
-    Raises:
-        BadInput: for a measure that no run has.
-    """
-    texts, unseen = {}, set(sweep.series.values())
-    for name in sorted(accepted_runs(ledger)):
+def _series(sweep: SweepFile, ledger: Ledger) -> tuple[dict[str, str], set[str]]:
+    """Return a table for each completed run, the course of its measures, and those in no run."""
+    texts, measures = {}, list(sweep.series.values())
+    unseen = set(measures)
+    for name in sorted(accepted_runs(ledger)) if measures else ():
         lines = read_lines(ledger.run_of(name) / METRICS)
-        rows = [
-            [line.get("step"), line.get("epoch"), *(line.get(m) for m in sweep.series.values())]
-            for line in lines
-            if any(m in line for m in sweep.series.values())
-        ]
         unseen.difference_update(*lines)
+        rows = [
+            [line.get(key) for key in (*PLACE, *measures)]
+            for line in lines
+            if any(m in line for m in measures)
+        ]
         texts[f"{SERIES}/{name}.csv"] = _csv([*PLACE, *sweep.series], rows)
-    if texts and unseen:
-        raise BadInput(f"no run has the measure {', '.join(sorted(unseen))}", key="series")
-    return texts
+    return texts, unseen if texts else set()
 
 
 def _csv(head: Iterable[str], rows: Iterable[Sequence[Any]]) -> str:

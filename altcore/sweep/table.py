@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from altcore.builtin_types import to_json
-from altcore.errors import BadInput, nearest, shown
+from altcore.errors import BadInput, shown
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.rows import Row, survey
@@ -52,6 +52,8 @@ class Table:
     values: Sequence[str]
     """The columns that hold what the runs came to."""
     rows: Sequence[Mapping[str, Any]]
+    missing: Sequence[str] = ()
+    """Names of the sweep file that no completed run has."""
 
     def types(self) -> dict[str, str]:
         """Return what each column holds by type: number, text, yes or no, JSON, or nothing."""
@@ -64,14 +66,14 @@ class Table:
         """Return a table of these columns alone: each has the name of one of this table."""
         told = {column: self.columns[of] for column, of in columns.items()}
         rows = [{column: row.get(of) for column, of in columns.items()} for row in self.rows]
-        return Table(columns=told, factors=self.factors, values=self.values, rows=rows)
+        return evolve(self, columns=told, rows=rows)
 
 
 def table_of(sweep: SweepFile, ledger: Ledger) -> Table:
     """Return the table of a sweep as it stands.
 
     Raises:
-        BadInput: for a column of the sweep file that no run has, or that has numbers and text.
+        BadInput: for a column of the sweep file that has numbers and text.
     """
     jobs = {job.name: job for job in ledger.jobs()}
     known = [(jobs[row.name], row) for row in survey(ledger) if row.name in jobs]
@@ -96,13 +98,9 @@ def table_of(sweep: SweepFile, ledger: Ledger) -> Table:
         unseen -= {name for name, all_ in held.items() if all_}
         last = {name: all_[-1] if all_ else None for name, all_ in held.items()}
         rows.append({**_own(job, row), **job.factors, **last})
-    if unseen:
-        meant = nearest(min(unseen), list(SUMMARY_KEYS))
-        problem = f"no run has {', '.join(sorted(unseen))}, neither in its summary nor as a measure"
-        raise BadInput(problem, key="columns", meant=meant)
     for name in names:
         _to_numbers(rows, name)
-    return Table(columns=columns, factors=factors, values=names, rows=rows)
+    return Table(columns=columns, factors=factors, values=names, rows=rows, missing=sorted(unseen))
 
 
 def _own(job: Job, row: Row) -> dict[str, Any]:
