@@ -86,7 +86,8 @@ class Signals:
     def leave_now(self, why: str) -> None:
         """Leave in spite of waiting, from any thread: the code that runs now does not end."""
         if self.ends_process:
-            _say("; ".join(filter(None, (f"{self.name}: left at once: {why}", self.place()))))
+            told = f"{_told(self.asked)}: left at once: {why}"
+            _say("; ".join(filter(None, (told, self.place()))))
             self.before_end()
             os._exit(128 + self.asked)
         self.is_waiting = False
@@ -100,7 +101,7 @@ class Signals:
         if not self.asked:
             self.asked, self.asked_at = number, perf_counter()
         self._interrupts += number == signal.SIGINT
-        name = signal.Signals(number).name
+        name = _told(number)
         if self.is_waiting and not (number == signal.SIGINT and self._interrupts > 1):
             if self.ends_process:
                 _say(f"{name}: leaving after this step; SIGINT twice leaves at once")
@@ -109,7 +110,7 @@ class Signals:
             _say("; ".join(filter(None, (f"{name}: left at once", self.place()))))
             os._exit(128 + number)
         else:
-            raise LeaveNow(name)
+            raise LeaveNow(signal.Signals(number).name)
 
 
 _in_force: Signals | None = None
@@ -181,6 +182,14 @@ def is_from_signal(error: BaseException) -> bool:
         isinstance(error, KeyboardInterrupt)
         and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     )
+
+
+def _told(number: int) -> str:
+    """Return a signal's name. What starts the ranks of a run stops all when one of them ends."""
+    name = signal.Signals(number).name
+    if number == signal.SIGTERM and os.environ.get("WORLD_SIZE", "1") != "1":
+        return f"{name} (another rank ended, or somebody stops all of them)"
+    return name
 
 
 def _say(text: str) -> None:

@@ -15,9 +15,13 @@ from hypothesis import settings
 # No test loses its power, and waiting for the disk would be a tenth of the time.
 os.fsync = lambda descriptor: None
 
-# Whoever starts the tests may ignore SIGINT, as a shell does for what it starts with `&`.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Whoever starts the tests may ignore some, as a shell does for what it starts with `&`, or nohup.
+for number, usual in (
+    (signal.SIGINT, signal.default_int_handler),
+    (signal.SIGHUP, signal.SIG_DFL),
+):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, usual)
 
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")

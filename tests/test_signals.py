@@ -24,7 +24,14 @@ from altcore.cli.threads import still_running
 from altcore.engine import hook_clock
 from altcore.errors import EXIT_CODES
 from altcore.runs import summary_of
-from altcore.signals import WATCHED, LeaveNow, handle_signals, handling_signals, is_from_signal
+from altcore.signals import (
+    WATCHED,
+    LeaveNow,
+    Signals,
+    handle_signals,
+    handling_signals,
+    is_from_signal,
+)
 
 ENDLESS = ("--steps", "100000", "--name", "mine")
 
@@ -331,6 +338,17 @@ def test_handlers_are_put_back():
         with pytest.raises(LeaveNow, match="SIGTERM"):
             signal.raise_signal(signal.SIGTERM)
     assert [signal.getsignal(number) for number in WATCHED] == before
+
+
+@pytest.mark.parametrize(("ranks", "number"), [(2, signal.SIGTERM), (2, signal.SIGINT), (1, 15)])
+def test_a_rank_is_not_said_to_be_stopped_if_another_ended(ranks, number, monkeypatch, capfd):
+    """Torchrun sends SIGTERM to all when it loses one; who is alone was sent it by somebody."""
+    monkeypatch.setenv("WORLD_SIZE", str(ranks))
+    signals = Signals(ends_process=True)
+    signals.is_waiting = True
+    signals._note(number, None)
+    told = "SIGTERM (another rank ended, or somebody stops all of them): leaving after this step"
+    assert (told in capfd.readouterr().err) == ((ranks, number) == (2, signal.SIGTERM))
 
 
 def test_a_signal_adds_nothing_to_the_reason_that_was_told():

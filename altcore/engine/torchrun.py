@@ -204,19 +204,20 @@ class TorchrunRanks(Ranks):
         return found
 
     def check_replicas(self, model: nn.Module) -> None:
-        """Compare the sum of each parameter's bits."""
-        names, sums = [], []
-        for name, value in model.state_dict().items():
-            if isinstance(value, Tensor):
-                names.append(name)
-                sums.append(value.contiguous().flatten().view(torch.uint8).long().sum())
+        """Compare the sum of each weight's and each buffer's bits."""
+        weights = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+        buffers = dict(model.named_buffers(remove_duplicate=False))
+        held = {f"weight {k}": v for k, v in weights.items() if k not in buffers}
+        held |= {f"buffer {name}": value for name, value in buffers.items()}
+        sums = [v.contiguous().flatten().view(torch.uint8).long().sum() for v in held.values()]
         own = torch.stack(sums).tolist() if sums else []
         for rank, other in enumerate(self.gather(own)):
             if other != own:
-                name = next(n for n, a, b in zip(names, own, other, strict=True) if a != b)
+                name = next(n for n, a, b in zip(held, own, other, strict=True) if a != b)
                 raise AltcoreError(
                     f"the replicas differ: {name} is not the same on rank {self.rank} and rank "
-                    f"{rank}; whatever changes gradients or weights must do the same on each rank"
+                    f"{rank}; whatever changes gradients, weights or buffers must do the same on "
+                    "each rank"
                 )
 
     def share_amax(self, quantization: Quantization) -> None:
