@@ -998,7 +998,7 @@ def test_the_mean_loss_is_the_recorded_one(shelf, start):
     class Sees:
         @hookimpl
         def post_backward(self, step):
-            found.append((float(step.mean_loss), float(step.loss)))
+            found.append((float(step.mean_loss), float(step.loss.detach())))
 
     shelf.install("diagnostic", "sees", Sees)
     run = start(["sees"], gradient_accumulation_steps=2, max_steps=2)

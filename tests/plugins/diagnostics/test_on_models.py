@@ -17,10 +17,12 @@ import altcore
 from altcore.config import TrainConfig
 from altcore.engine import Run, Step, random_state
 from altcore.engine.randomness import seed_all, set_random_state
+from altcore.hooks import step_settings
 from altcore.registry import entries
 from altcore_diagnostics.shadow import Shadow
 
-NAMES = sorted(e.name for e in entries() if e.kind == "diagnostic")
+DIAGNOSTICS = {e.name: e.load() for e in entries() if e.kind == "diagnostic"}
+NAMES = sorted(DIAGNOSTICS)
 RECIPE = {"weight": "E4M3", "activation": "E4M3", "gradient": "E5M2"}
 WIDTH = 8
 
@@ -121,7 +123,8 @@ def double(split, step, micro):
 
 def train(tmp_path, name, model, plugins, data=regression, **keys):
     """A run of four steps, watched on each."""
-    due = {f"{p}.{'report_interval' if p == 'flips' else 'interval'}": 1 for p in plugins}
+    intervals = {p: [n for n in step_settings(DIAGNOSTICS[p]) if "interval" in n] for p in plugins}
+    due = {f"{p}.{name}": 1 for p, names in intervals.items() for name in names}
     given = {
         "runs_dir": str(tmp_path),
         "name": name,
