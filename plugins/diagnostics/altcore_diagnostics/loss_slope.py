@@ -57,7 +57,7 @@ class LossSlope:
     says so, once for each measure. The findings are the values at the end of the run.
 
     It sees every step, so every step is recorded (as with ``log_interval`` 1), and reads the device
-    at each point. A workload without epochs has ``weight_decay`` only.
+    at each point. If the workload counts no epochs, ``weight_decay`` at the first step is all.
     """
 
     points_per_epoch: int = setting(
@@ -82,6 +82,11 @@ class LossSlope:
     """The mean loss of each epoch that is over."""
     warned: list[str] = field(init=False, factory=list)
     """The measures of which a warning told."""
+
+    @hookimpl
+    def is_due(self, run: Run, step: Step) -> bool:
+        """Whether there is a loss to follow; the first step shows the weight decay in any case."""
+        return run.epoch is not None or step.index == 1
 
     @hookimpl
     @torch.no_grad()

@@ -194,6 +194,7 @@ def test_a_workload_without_epochs():
     assert bench.see([1.0, 2.0]) == {1: {}, 2: {}}
     assert bench.findings() == ["the workload counts no epochs: no slope is fitted"]
     assert (bench.told, bench.plugin.losses) == ([], [])
+    assert [bench.plugin.is_due(bench.run, Step(i)) for i in (1, 2)] == [True, False]
 
 
 @pytest.mark.parametrize("at", [1, 20, 83, 88])
