@@ -10,7 +10,7 @@ from typing import Any
 from attrs import fields_dict
 
 from altcore.builtin_types import digits, to_json
-from altcore.config import LONGEST_NAME, Override, TrainConfig, load_with_sources
+from altcore.config import LONGEST_NAME, Override, TrainConfig, defaults, load_with_sources
 from altcore.errors import BadInput
 from altcore.formats import digest
 from altcore.sweep.job import PRIORITY, Job
@@ -55,7 +55,10 @@ def jobs_of(sweep: SweepFile) -> list[Job]:
 
 def _of_variant(sweep: SweepFile, variant: str) -> Iterator[Job]:
     # The variant's value wins.
-    own = _with([*_overrides(sweep.base)], [*_overrides(sweep.variants.get(variant, {}))])
+    base = [
+        o for o in _overrides(sweep.base) if o[0].partition(".")[0] not in _unused(sweep, variant)
+    ]
+    own = _with(base, [*_overrides(sweep.variants.get(variant, {}))])
     axes = {key: list(values) for key, values in sweep.grid.items()}
     axes["seed"] = sweep.seed_list(_plain(sweep, own)["seed"])
     at = {key: source_of(sweep.grid, key) for key in axes}
@@ -84,6 +87,16 @@ def _of_variant(sweep: SweepFile, variant: str) -> Iterator[Job]:
             variant=variant,
             priority=sweep.priority.get(variant, PRIORITY),
         )
+
+
+def _unused(sweep: SweepFile, variant: str) -> set[str]:
+    """Return the optimizers and workloads of other variants: settings in ``base`` are for those."""
+    unused: set[str] = set()
+    for kind in ("optimizer", "workload"):
+        first = sweep.base.get(kind, defaults()[kind])
+        chosen = {name: keys.get(kind, first) for name, keys in sweep.variants.items()}
+        unused |= {str(name) for name in chosen.values()} - {str(chosen.get(variant, first))}
+    return unused
 
 
 def _overrides(keys: Mapping[str, Any]) -> Iterator[Override]:

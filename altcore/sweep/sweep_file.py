@@ -36,8 +36,8 @@ class SweepFile:
     name: str | None = setting(None, help="the sweep's name; that of the file if null")
     preset: str | None = setting(
         None,
-        help="another sweep file, whose keys this one adds to or replaces: a path, or "
-        "`PACKAGE:FILE` in an installed package",
+        help="another sweep file, whose keys this one adds to or replaces: a path from this file's "
+        "folder, or `PACKAGE:FILE` in an installed package",
     )
     config: str | None = setting(None, help="a file of configuration keys that every job has")
     base: dict[str, Any] = setting(factory=dict, help="configuration keys that every job has")
@@ -183,10 +183,7 @@ def read_sweep(told: str | Path) -> SweepFile:
         BadInput: with key and line.
     """
     path = path_of(told)
-    held: Mapping[str, Any] = read_mapping(path, "sweep")
-    if isinstance(preset := held.get("preset"), str):
-        with located({"preset": source_of(held, "preset")}), keyed("preset"):
-            held = _merged(read_mapping(path_of(preset), "sweep"), held)
+    held = _with_presets(path, ())
     sources = {key: source_of(held, key) or Source(str(path)) for key in held}
     with located(sources):
         made: SweepFile = build(SweepFile, held)
@@ -195,9 +192,13 @@ def read_sweep(told: str | Path) -> SweepFile:
     return evolve(made, name=made.name or check_name(path.stem, "name"), preset=None, **read)
 
 
-def path_of(told: str | Path) -> Path:
-    """Return the path of a sweep file, which may be one of an installed package."""
+def path_of(told: str | Path, *, beside: Path | None = None) -> Path:
+    """Return the path of a sweep file, which may be one of an installed package.
+
+    A relative path begins ``beside`` another file, if that is given.
+    """
     path, (package, colon, file) = Path(told), str(told).partition(":")
+    path = path if beside is None else beside.parent / path
     if not colon or path.exists():
         return path
     try:
@@ -210,10 +211,21 @@ def path_of(told: str | Path) -> Path:
     return found
 
 
+def _with_presets(path: Path, within: tuple[Path, ...]) -> Mapping[str, Any]:
+    """Return the keys of a sweep file, joined with those of its preset, and of that one's."""
+    held: Mapping[str, Any] = read_mapping(path, "sweep")
+    if not isinstance(preset := held.get("preset"), str):
+        return held
+    within = (*within, path.resolve())
+    with located({"preset": source_of(held, "preset")}), keyed("preset"):
+        found = path_of(preset, beside=path)
+        if found.resolve() in within:
+            raise BadInput(f"{preset} is built on itself")
+        return _merged(_with_presets(found, within), held)
+
+
 def _merged(preset: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the keys of a preset with a file's own: mappings are joined, all else is replaced."""
-    if "preset" in preset:
-        raise BadInput("a preset has no preset of its own")
     made: dict[str, Any] = {}
     for key in {**preset, **own}:
         ours, theirs = own.get(key), preset.get(key)

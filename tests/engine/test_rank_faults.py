@@ -184,7 +184,9 @@ def agreed(rank, folder, corpus):
         assert HEARD == [("updated", 1)]
 
     engine, one = run("weights", checkpoint_interval=2)
-    with pytest.raises(AltcoreError, match=r"replicas differ: weight transformer\.\S+ is not the same"):
+    with pytest.raises(
+        AltcoreError, match=r"replicas differ: weight transformer\.\S+ is not the same"
+    ):
         engine.train()
     assert one.step == 2
 

@@ -83,7 +83,7 @@ def test_a_preset_is_a_file_of_an_installed_package(file, tmp_path, monkeypatch)
     for preset, told in (
         ("my_studies:rate.yaml", r"my_studies has no file 'rate.yaml' \(did you mean rates.yaml"),
         ("no_such:rates.yaml", "there is no installed package 'no_such'"),
-        (str(file), "a preset has no preset of its own"),
+        (str(file), "is built on itself"),
     ):
         file.write_text(f"preset: {preset}\n")
         with pytest.raises(BadInput, match=told):
@@ -100,3 +100,17 @@ def test_the_command_plans_without_a_file(tmp_path, capsys):
         "time and memory are unknown: altcore sweep check measures a few steps",
     ]
     assert not list(tmp_path.iterdir())
+
+
+def test_a_preset_may_have_a_preset_in_its_own_folder(tmp_path):
+    (tmp_path / "inner").mkdir()
+    (tmp_path / "inner" / "first.yaml").write_text(
+        "base: {max_steps: 2, gpt.size: tiny}\nseeds: 3\n"
+    )
+    (tmp_path / "inner" / "second.yaml").write_text("preset: first.yaml\nbase: {max_steps: 4}\n")
+    (tmp_path / "mine.yaml").write_text("preset: inner/second.yaml\nseeds: 2\n")
+    asked = read_sweep(tmp_path / "mine.yaml")
+    assert (dict(asked.base), asked.seeds) == ({"max_steps": 4, "gpt.size": "tiny"}, 2)
+    (tmp_path / "inner" / "first.yaml").write_text("preset: second.yaml\n")
+    with pytest.raises(BadInput, match=r"second\.yaml is built on itself"):
+        read_sweep(tmp_path / "mine.yaml")

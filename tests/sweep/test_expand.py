@@ -126,3 +126,22 @@ def test_a_jobs_file_that_was_changed_is_refused(tmp_path):
         with pytest.raises(BadInput, match="is not what a sweep wrote"):
             Job.from_plain({**plain, key: value})
     assert Job.from_plain({**plain, "priority": 7}).priority == 7
+
+
+def test_settings_of_an_optimizer_are_for_the_variants_that_use_it(tmp_path):
+    """Those of one that no variant uses are refused, as in a run."""
+    text = """
+base: {gpt.size: tiny, max_steps: 2, warmup_steps: 0, optimizer: sgd,
+  sgd: {momentum: 0.5}, adamw: {beta2: 0.9}}
+variants: {plain: {}, adam: {optimizer: adamw}}
+grid: {weight_decay: [0.25]}
+"""
+    plain, adam = jobs_of(sweep(tmp_path, text))
+    assert plain.config["settings"]["sgd"] == {"momentum": 0.5, "weight_decay": 0.25}
+    assert adam.config["settings"]["adamw"] == {"beta2": 0.9, "weight_decay": 0.25}
+    assert "adamw" not in plain.config["settings"]
+    assert "sgd" not in adam.config["settings"]
+    with pytest.raises(
+        BadInput, match="lion: settings are given for an optimizer that is not active"
+    ):
+        jobs_of(sweep(tmp_path, text.replace("adamw: {beta2", "lion: {beta2")))
