@@ -139,6 +139,7 @@ def run(
     else:
         asked, ledger = open_sweep(file, sweeps_dir)
         placed = make_executor(executor, asked.executors)
+    ledger.go_on()
     tell = partial(say, level="info")
     progress = Progress(ledger, tell)
     placing = placing_of(asked, ledger, executor, tell, progress)

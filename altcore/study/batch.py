@@ -31,6 +31,8 @@ class Batch:
     error: AltcoreError | None = field(init=False, default=None)
     """What ends the batch: the first that went wrong."""
     _lock: threading.Lock = field(init=False, factory=threading.Lock)
+    _last: str = field(init=False, default="")
+    """The job that the worker in this process was about to begin."""
 
     def run(
         self, sweep: SweepFile, executor: Executor, told: str, tell: Callable[[str], None]
@@ -38,8 +40,8 @@ class Batch:
         """Run the jobs by an executor, which ``told`` names, until each has a result.
 
         Raises:
-            AltcoreError: if a run fails. In this process no other one is begun; elsewhere workers
-                finish what is left of the batch first.
+            AltcoreError: if a run fails. No worker begins another one then; those that are being
+                run end first.
         """
         worker = worker_of(sweep, self.ledger, told.partition(":")[0], lambda _: None)
         worker.may_begin = self._may_begin
@@ -56,21 +58,25 @@ class Batch:
     def look(self) -> None:
         """Note which jobs ended since the last look."""
         with self._lock:
-            running = []
-            for name in sorted(self.left):
-                standing = self.ledger.standing(name)
-                if standing.state is State.COMPLETED:
-                    self.left.remove(name)
-                    self._end(name)
-                elif standing.state is State.RUNNING:
-                    running.append(name)
-                elif standing.state is State.FAILED and standing.last and standing.last.exit:
-                    self._stop(AltcoreError(f"{name}: {standing.last.exit.error}"))
+            running = [name for name in sorted(self.left) if self._look_at(name) is State.RUNNING]
             if running:
                 self.running(running)
 
+    def _look_at(self, name: str) -> State:
+        standing = self.ledger.standing(name)
+        if standing.state is State.COMPLETED:
+            self.left.remove(name)
+            self._end(name)
+        elif standing.state is State.FAILED and standing.last and standing.last.exit:
+            self._stop(AltcoreError(f"{name}: {standing.last.exit.error}"))
+        return standing.state
+
     def _may_begin(self, job: Job) -> bool:
-        self.look()
+        # All else is as it was at the last look, or is nothing that this process waits for.
+        with self._lock:
+            if self._last in self.left:
+                self._look_at(self._last)
+            self._last = job.name
         return self.error is None
 
     def _end(self, name: str) -> None:
@@ -81,6 +87,7 @@ class Batch:
 
     def _stop(self, error: AltcoreError) -> None:
         self.error = self.error or error
+        self.ledger.stop()
 
     @contextmanager
     def _watched(self) -> Iterator[None]:

@@ -88,7 +88,7 @@ class Runner:
 
     def __attrs_post_init__(self) -> None:
         folder = self.folder.absolute()
-        self._sweep = SweepFile(name=folder.name, retry=NOT_REPEATED)
+        self._sweep = SweepFile(name=folder.name, retry=NOT_REPEATED, fail_fast=True)
         self._ledger = Ledger(folder, self._sweep.rules)
         self._executor = make_executor(self.executor)
 
@@ -173,6 +173,7 @@ class Runner:
 
     def _make(self, missing: Mapping[str, tuple[Trial, Job]]) -> None:
         self._make_room(missing)
+        self._ledger.go_on()
         self._ledger.add(job for _, job in missing.values())
         save_sweep(self._sweep, self._ledger.folder)
 
@@ -197,14 +198,17 @@ class Runner:
         """Take jobs out of the ledger that would be in the way; what was made of them is kept.
 
         These are jobs that a worker would run though nobody asks for them now, and those among the
-        missing ones that failed, or lost a part of their record, and begin anew.
+        missing ones that lost a part of their record, and begin anew. One that failed goes on from
+        its last checkpoint: it is the same run, of the same code, or it would have another name.
         """
         wanted = set(missing)
         for name in self._ledger.names():
-            state = self._ledger.standing(name).state
-            over = state in (State.COMPLETED, State.FAILED)
-            if over if name in wanted else state is not State.COMPLETED:
+            standing = self._ledger.standing(name)
+            is_completed = standing.state is State.COMPLETED
+            if (name in wanted) is is_completed:
                 self._ledger.retire(name)
+            elif standing.state is State.FAILED and standing.last is not None:
+                standing.last.follow({})
 
     def _running(self, names: Sequence[str]) -> None:
         first = self.done + 1

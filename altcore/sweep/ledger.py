@@ -6,6 +6,7 @@
       jobs/NAME/attempts/   see `altcore.sweep.attempt`
       runs/NAME/            the run that was accepted as the job's result
       retired/              what became of jobs that the sweep no longer has
+      stop                  while it is there, no worker begins a job
       cache/                see `altcore.sweep.kept`
       runbook.md            which jobs recovered from which errors, for people
 
@@ -38,6 +39,8 @@ from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide, with_caus
 from altcore.sweep.runbook import note_recovery
 
 JOBS, RUNS, RETIRED, JOB = "jobs", "runs", "retired", "job.json"
+STOP = "stop"
+"""A file in the folder of a sweep: while it is there, no worker begins a job."""
 TOLD = "told to be tried again"
 """Why a job is tried again that the rules had given up."""
 
@@ -154,6 +157,18 @@ class Ledger:
         for path in (self.run_of(name), self.folder / JOBS / name):
             if path.exists():
                 durable.rename(path, kept / path.parent.name)
+
+    def stop(self) -> None:
+        """Let no worker begin a job, wherever it is."""
+        durable.write_once(self.folder / STOP, b"")
+
+    def is_stopped(self) -> bool:
+        """Return whether no worker begins a job."""
+        return os.path.lexists(self.folder / STOP)
+
+    def go_on(self) -> None:
+        """Let workers begin jobs again."""
+        durable.remove(self.folder / STOP)
 
     # Where a job is ----------------------------------------------------------------------------
 

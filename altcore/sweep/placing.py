@@ -64,6 +64,7 @@ def worker_of(
         ledger,
         sweep.lost_after,
         collapse_fails=sweep.collapse_is == "failure",
+        fail_fast=sweep.fail_fast,
         executor=executor,
         tell=tell,
         timeout=sweep.timeout_minutes and 60 * sweep.timeout_minutes,
@@ -83,6 +84,8 @@ def placing_of(
     name = executor.partition(":")[0]
 
     def left() -> int:
+        if ledger.is_stopped():
+            return 0
         still = (State.WAITING, State.RUNNING)
         return sum(ledger.standing(job.name).state in still for job in ledger.jobs())
 

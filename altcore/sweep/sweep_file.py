@@ -60,6 +60,7 @@ class SweepFile:
         factory=list,
         help="measures without which a completed run is incomplete: a name, or `name` and `every`",
     )
+    fail_fast: bool = setting(False, help="whether no job is begun any more once one has failed")
     timeout_minutes: float | None = setting(
         None, help="longest time of an attempt", validator=optional(gt(0))
     )

@@ -43,6 +43,8 @@ class Worker:
     ledger: Ledger
     lost_after: float
     collapse_fails: bool = False
+    fail_fast: bool = False
+    """Whether a job that fails for good stops all workers of the sweep after their jobs."""
     executor: str = "local"
     tell: Callable[[str], None] = print
     note: Callable[[str], None] | None = None
@@ -100,7 +102,8 @@ class Worker:
 
     def _may_begin(self, job: Job) -> bool:
         # A worker whose executor is gone would be one too many beside those of the next one.
-        return os.getppid() == self._parent and self.may_begin(job)
+        is_left_alone = os.getppid() != self._parent
+        return not is_left_alone and not self.ledger.is_stopped() and self.may_begin(job)
 
     def _taken(self) -> Iterator[tuple[Job, Held]]:
         """Yield jobs that this worker holds, as long as any may be left."""
@@ -170,6 +173,8 @@ class Worker:
         if late.is_over:
             forget_signal()
         ended = self.ledger.end(job, held, ended)
+        if self.fail_fast and self.ledger.standing(job.name).state is State.FAILED:
+            self.ledger.stop()
         told = ended.verdict or ended.error
         note(f"{job.name}: {ended.status}{f': {told}' if told else ''}")
 

@@ -17,7 +17,9 @@ from altcore.errors import AltcoreError, BadInput
 from altcore.plugin import hookimpl
 from altcore.recipes.cast_reading import Place, read_cast
 from altcore.runs import read_lines
+from altcore.study import batch
 from altcore.study.arms import Arm, twin
+from altcore.study.batch import Batch
 from altcore.study.runner import Runner, Trial
 from altcore.study.setup import Cost
 
@@ -116,7 +118,10 @@ def does(shelf, monkeypatch):
 
 
 def test_a_failed_run_ends_the_study(runner, does):
-    """With the error of its attempt, before another run begins; the same command goes on."""
+    """With the error of its attempt, before another run begins; the same command goes on with it.
+
+    From its last checkpoint, and the outcome is that of a study in which nothing failed.
+    """
 
     def fail():
         raise ValueError("planted")
@@ -129,8 +134,37 @@ def test_a_failed_run_ends_the_study(runner, does):
     assert attempts_at(study, "twin") == []
     does(lambda: None)
     again = runner(plugins=["does"])
-    assert len(again.outcomes(TRIALS)) == again.done == 2
-    assert jobs_in(study.folder / "retired") == ["F"]
+    assert again.outcomes(TRIALS) == runner("undisturbed", plugins=["does"]).outcomes(TRIALS)
+    assert again.done == 2
+    assert attempts_at(study, "F") == ["failed", "finished"]
+    (path,) = study.folder.glob("runs/F-*")
+    assert [e["step"] for e in read_lines(path / "events.jsonl") if e["event"] == "resume"] == [1]
+    assert not (study.folder / "retired").exists()
+
+
+def test_a_failed_run_elsewhere_ends_the_study_as_well(runner, does, shelf):
+    """No worker begins another run: the two that were being run end first."""
+
+    def fail():
+        raise ValueError("planted")
+
+    shelf.install("executor", "forks", Forks)
+    does(fail)
+    study = runner(executor="forks", plugins=["does"])
+    with pytest.raises(AltcoreError, match="planted"):
+        study.outcomes([Trial(twin(), seed) for seed in range(8)])
+    assert len(list(study.folder.glob("jobs/*/attempts"))) < 8
+    assert (study.folder / "stop").exists()
+
+
+def test_a_worker_looks_at_the_run_before_only(runner, monkeypatch):
+    """So a batch of many runs takes no more than as many looks."""
+    study, looks = runner(), []
+    real = Batch._look_at
+    monkeypatch.setattr(batch, "PAUSE", 1000.0)
+    monkeypatch.setattr(Batch, "_look_at", lambda *told: (looks.append(told), real(*told))[1])
+    assert len(study.outcomes([Trial(twin(), seed) for seed in range(6)])) == 6
+    assert len(looks) <= 7
 
 
 def test_a_file_that_changes_between_two_runs_is_noticed(runner, tmp_path):
