@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import itertools
-import re
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import fields_dict
 
-from altcore.builtin_types import digits, to_json
-from altcore.config import LONGEST_NAME, Override, TrainConfig, defaults, load_with_sources
-from altcore.errors import BadInput
+from altcore.builtin_types import to_json
+from altcore.config import Override, TrainConfig, defaults, load_with_sources
+from altcore.errors import BadInput, shown
 from altcore.formats import digest
 from altcore.sweep.job import PRIORITY, Job
+from altcore.sweep.naming import name_of
+from altcore.sweep.seeds import count_seeds, seeds_from
 from altcore.sweep.sweep_file import SweepFile
 from altcore.yaml_files import source_of
 
@@ -34,33 +36,46 @@ def jobs_of(sweep: SweepFile) -> list[Job]:
     Raises:
         BadInput: with the key, and the line of the sweep file.
     """
-    count = len(sweep.variant_names) * len(sweep.seed_list(0))
-    for values in sweep.grid.values():
-        count *= len(values)
-    if count > MOST_JOBS:
-        raise BadInput(f"{count} jobs: a sweep has at most {MOST_JOBS}", key="grid")
-    for key in sweep.grid:
+    _check_count(sweep)
+    for key, values in sweep.grid.items():
         if key in ("seed", *NOT_A_JOBS):
             told = "seeds have a key of their own" if key == "seed" else "the sweep names its runs"
             raise BadInput(told, key=f"grid.{key}")
-    jobs = [job for variant in sweep.variant_names for job in _of_variant(sweep, variant)]
-    names = [job.name for job in jobs]
-    twice = {n for n in names if names.count(n) > 1} if len(set(names)) < len(names) else set()
-    if twice:
-        raise BadInput(
-            f"values are given twice: {len(twice)} jobs, such as {min(twice)}", key="grid"
-        )
-    return jobs
+        _check_different(key, values)
+    taken: set[str] = set()
+    return [job for variant in sweep.variant_names for job in _of_variant(sweep, variant, taken)]
 
 
-def _of_variant(sweep: SweepFile, variant: str) -> Iterator[Job]:
+def _check_count(sweep: SweepFile) -> None:
+    """Raise `BadInput` for more jobs than a sweep may have, before any of them is made."""
+    sizes = {"seeds": count_seeds(sweep.seeds), "variants": len(sweep.variant_names)}
+    sizes |= {f"grid.{key}": len(values) for key, values in sweep.grid.items()}
+    count = math.prod(sizes.values())
+    if count > MOST_JOBS:
+        largest = max(sizes, key=lambda key: sizes[key])
+        told = " x ".join(f"{size} of {key}" for key, size in sizes.items() if size > 1)
+        raise BadInput(f"{told}: a sweep has at most {MOST_JOBS} jobs", key=largest)
+
+
+def _check_different(key: str, values: Sequence[Any]) -> None:
+    seen = set()
+    for i, value in enumerate(values):
+        # 1 and 1.0 are the same value, 1 and "1" are not.
+        known = value if isinstance(value, int | float | str) else digest(to_json(value))
+        if known in seen:
+            source = source_of(values, i)
+            raise BadInput(f"{shown(value)} is given twice", key=f"grid.{key}", source=source)
+        seen.add(known)
+
+
+def _of_variant(sweep: SweepFile, variant: str, taken: set[str]) -> Iterator[Job]:
     # The variant's value wins.
     base = [
         o for o in _overrides(sweep.base) if o[0].partition(".")[0] not in _unused(sweep, variant)
     ]
     own = _with(base, [*_overrides(sweep.variants.get(variant, {}))])
     axes = {key: list(values) for key, values in sweep.grid.items()}
-    axes["seed"] = sweep.seed_list(_plain(sweep, own)["seed"])
+    axes["seed"] = seeds_from(sweep.seeds, _plain(sweep, own)["seed"])
     at = {key: source_of(sweep.grid, key) for key in axes}
     own = _with(own, [(key, values[0], at[key]) for key, values in axes.items()])
     point = _plain(sweep, own)
@@ -81,7 +96,7 @@ def _of_variant(sweep: SweepFile, variant: str) -> Iterator[Job]:
             given = [(key, value, at[key]) for key, value in factors.items()]
             config = _plain(sweep, _with(own, given))
         yield Job(
-            name=_name(variant, factors),
+            name=name_of(variant, factors, taken),
             config={k: v for k, v in config.items() if k not in NOT_A_JOBS},
             factors=factors,
             variant=variant,
@@ -149,23 +164,3 @@ def _changed(config: Mapping[str, Any], leaves: Mapping[Leaf, Any]) -> dict[str,
             own = {**made["settings"].get(owner, {}), name: value}
             made["settings"] = {**made["settings"], owner: own}
     return made
-
-
-def _name(variant: str, factors: Mapping[str, Any]) -> str:
-    """Return a job's name: its variant and factors, by the last part of each key.
-
-    >>> _name("base", {"learning_rate": 0.1, "resnet.width": 2, "seed": 0})
-    'base-learning_rate0.1-width2-seed0'
-    """
-    parts = [f"{key.rpartition('.')[2]}{_told(value)}" for key, value in factors.items()]
-    name = re.sub(r"[^A-Za-z0-9._-]+|\.(?=\.)", "-", "-".join([variant, *parts]))
-    if len(name) > LONGEST_NAME:
-        end = digest([variant, to_json(factors)])[:12]
-        name = f"{name[: LONGEST_NAME - len(end) - 1]}-{end}"
-    return name
-
-
-def _told(value: Any) -> str:
-    if isinstance(value, Mapping | list):
-        return digest(to_json(value))[:8]
-    return digits(value) if isinstance(value, float) else str(value)

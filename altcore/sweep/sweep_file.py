@@ -16,6 +16,7 @@ from altcore.hooks import build, setting
 from altcore.sweep.job import PRIORITY
 from altcore.sweep.limits import Alerts, Range, range_of
 from altcore.sweep.retry import DEFAULT_RULES, Rule
+from altcore.sweep.seeds import check_seeds
 from altcore.yaml_files import SourcedDict, dump_yaml, read_mapping, source_of, without_sources
 
 
@@ -106,7 +107,7 @@ class SweepFile:
         for key, values in self.grid.items():
             if not values:
                 raise BadInput("no value is given", key=f"grid.{key}")
-        _check_seeds(self.seeds)
+        check_seeds(self.seeds)
         # Which check what they hold.
         _ = self.rules, self.measures, self.ranges, self.limits
 
@@ -145,12 +146,6 @@ class SweepFile:
         made: Alerts = build(Alerts, self.alerts, "alerts")
         return made
 
-    def seed_list(self, first: int) -> list[int]:
-        """Return the seeds; of a number of them, those from ``first`` on."""
-        if isinstance(self.seeds, int):
-            return [first + i for i in range(self.seeds)]
-        return list(self.seeds)
-
 
 def _check_columns(columns: Any) -> None:
     names = [*columns.values(), *columns] if isinstance(columns, dict) else columns
@@ -158,15 +153,6 @@ def _check_columns(columns: Any) -> None:
         hint = "such as [val_loss], or {loss: val_loss}"
         problem = f"a list or a mapping of names is needed, not {shown(columns)}"
         raise BadInput(problem, key="columns", hint=hint)
-
-
-def _check_seeds(seeds: Any) -> None:
-    listed = seeds if isinstance(seeds, list) else [seeds]
-    if not listed or not all(type(seed) is int and 0 <= seed < 2**63 for seed in listed):
-        problem = f"a number of seeds, or a list of them, is needed, not {shown(seeds)}"
-        raise BadInput(problem, key="seeds")
-    if seeds == 0:
-        raise BadInput("no seed is given", key="seeds")
 
 
 def _measure(given: Any) -> Measure:

@@ -76,10 +76,16 @@ def test_keys_that_change_the_same_value(tmp_path):
         ),
         ("grid: {learning_rate: [0.1, fast]}", r"learning_rate.*'fast' is not a number.*line 1"),
         ("grid: {learning_rate: []}", r"grid\.learning_rate: no value is given"),
-        ("grid: {learning_rate: [0.1, 0.1]}", "values are given twice"),
+        ("grid: {learning_rate: [0.1, 0.1]}", r"grid\.learning_rate: 0\.1 is given twice .*line 1"),
+        ("grid: {tags: [[a], [b], [a]]}", r"grid\.tags: \['a'\] is given twice"),
         ("grid: {seed: [1]}", r"grid\.seed: seeds have a key of their own"),
         ("grid: {name: [a]}", r"grid\.name: the sweep names its runs"),
-        ("seeds: 0", "no seed is given"),
+        ("seeds: 0", "seeds: no seed is given: 3 is three of them, .*line 1"),
+        ("seeds:", "seeds: no seed is given"),
+        ("seeds: []", "seeds: no seed is given"),
+        ("seeds: '3'", "seeds: '3' is a text: leave the quotes out"),
+        ("seeds: [3, 1, 3]", "seeds: 3 is given twice .*line 1"),
+        ("seeds: [9223372036854775808]", r"seeds: 9223372036854775808 is not >= 0 and < 2\*\*63"),
         ("seeds: [1, a]", "a number of seeds, or a list of them"),
         ("seeds: true", "a number of seeds"),
         ("variants: {../x: {}}", "is not a name"),
@@ -89,7 +95,12 @@ def test_keys_that_change_the_same_value(tmp_path):
         ("requires: [3]", "a measure is a name"),
         ("requires: [{name: loss, often: 3}]", "often"),
         ("retry: {mine: {limits: 3}}", r"retry\.mine\.limits.*did you mean"),
-        ("seeds: 100001", "at most 100000"),
+        ("seeds: 100000000000", "^seeds: 100000000000 of seeds: a sweep has at most 100000 jobs"),
+        (
+            "seeds: 1000\ngrid: {learning_rate: [0.1, 0.2], min_lr_ratio: "
+            f"[{', '.join(map(str, range(60)))}]}}",
+            r"^seeds: 1000 of seeds x 2 of grid.learning_rate x 60 of grid.min_lr_ratio: a sweep",
+        ),
     ],
 )
 def test_a_bad_file_is_refused(tmp_path, text, told):
@@ -115,6 +126,20 @@ def test_long_names_stay_apart(tmp_path):
     names = [job.name for job in jobs_of(sweep(tmp_path, text))]
     assert len(set(names)) == 2
     assert {len(n) for n in names} == {100}
+
+
+def test_names_that_would_be_the_same_stay_apart(tmp_path):
+    """Whatever a file's name leaves out of a value, and where capitals are small letters."""
+    text = (
+        "base: {gpt.size: tiny}\nvariants: {a: {}, A: {}}\nseeds: [1]\ngrid:\n"
+        "  learning_rate: [1e+30, 1e-30]\n  project: [a-b, a+b, A-b, data/a, data-a, '1', '1 ']\n"
+    )
+    names = [job.name for job in jobs_of(sweep(tmp_path, text))]
+    assert len({name.casefold() for name in names}) == len(names) == 2 * 2 * 7
+    # All of its values are there, and it was first.
+    assert names[0] == "a-learning_rate1e30-projecta-b-seed1"
+    assert names[4] == "a-learning_rate1e30-projectdata-a-seed1"
+    assert names[7] == "a-learning_rate1e-30-projecta-b-seed1"
 
 
 def test_a_jobs_file_that_was_changed_is_refused(tmp_path):
