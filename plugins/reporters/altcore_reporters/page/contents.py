@@ -15,6 +15,7 @@ from altcore_reporters.page.axes import Axis, steps_axis
 from altcore_reporters.page.heat import Heat, heat_of
 from altcore_reporters.page.plots import LABELLED, Look, Plot, plot_of
 from altcore_reporters.page.series import Drawing, looks_of, series_of, window_of
+from altcore_reporters.page.slopes import Still, fits_of_runs, slope_plots, spectrum
 from altcore_reporters.page.values import Bars, bars_of
 from altcore_reporters.page.verdict import (
     UNFINISHED,
@@ -82,6 +83,8 @@ class Contents:
     """Heat maps, by run."""
     values: Sequence[Bars]
     """Histograms over a format's values, of one run."""
+    stills: Sequence[Still]
+    """Pictures with axes of their own."""
     missing: Sequence[str]
     """What was not measured."""
     configurations: tables.Table | None
@@ -122,6 +125,7 @@ def contents_of(records: Sequence[RunRecord]) -> Contents:
         mark_kinds=[(k, word) for k, word in tables.MARKS.items() if k in kinds],
         heats=heats,
         values=values,
+        stills=[s for s in (spectrum(first) if is_one else fits_of_runs(records),) if s],
         missing=missing,
         configurations=tables.configurations_table(groups, looks),
         runs=None if is_one else tables.runs_table(groups, looks),
@@ -198,6 +202,8 @@ def _plots(
             missing.append(f"{title}: {WHY_NOT[key]}.")
         found.append(plot)
     norm = draw("grad_norm", is_smooth=True)
+    if len(records) == 1:
+        found += slope_plots(records[0], x)
     found.append(plot_of("grad_norm", "Gradient norm", "before clipping", norm, x, may_be_log=True))
     return [plot for plot in found if plot is not None], missing
 
