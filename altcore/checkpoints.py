@@ -20,7 +20,7 @@ from attrs import define, field
 from torch import nn
 
 from altcore.builtin_types import as_builtin
-from altcore.engine import OwnLoop, unwatched_in
+from altcore.engine import AsBuilt, OwnLoop, unwatched_in
 from altcore.errors import BadInput, InvalidCheckpoint, LostDirectory, shown
 from altcore.log import log
 from altcore.quantization import Quantization
@@ -50,6 +50,14 @@ VALUE = "value"
 """The key of a manifest under which is what checkpoints are compared by."""
 
 
+@contextmanager
+def _as_usual() -> Iterator[None]:
+    """Make tensors as a training loop does, whatever context the caller is in."""
+    with torch.inference_mode(False), torch.device("cpu"):
+        yield
+
+
+@_as_usual()
 def save_checkpoint(
     path: str | Path,
     model: nn.Module,
@@ -86,6 +94,7 @@ def save_checkpoint(
         problem = f"{bad} is not finite after step {step}: it is no state to go on from"
         raise BadInput(problem, key="model")
     loop.check_own(state)
+    _warn_of_hidden(loop.built().hidden())
     _check_folder(folder)
     with saving_alone(folder):
         lock = lock_folder(folder)
@@ -95,6 +104,14 @@ def save_checkpoint(
             lock.release()
 
 
+def _warn_of_hidden(names: list[str]) -> None:
+    if names:
+        log.warning(
+            "the optimizer keeps numbers beside its state: no checkpoint has them", names=names
+        )
+
+
+@_as_usual()
 def load_checkpoint(
     path: str | Path,
     model: nn.Module,
@@ -172,6 +189,10 @@ class CheckpointManager:
     """The steps of the checkpoints that it wrote or restored."""
     _unwatched: frozenset[str] = field(init=False)
     """What was not finite when the manager was made, before training: a mask may be so."""
+    _built: AsBuilt = field(init=False)
+    """Model and optimizer as they were then."""
+    _hidden: list[str] = field(init=False, factory=list)
+    """Attributes of the optimizer that were warned of."""
 
     def __attrs_post_init__(self) -> None:
         if self.mode not in ("min", "max"):
@@ -181,12 +202,14 @@ class CheckpointManager:
             if type(count) is not int or count < least:
                 problem = f"a whole number of at least {least} is needed, not {shown(count)}"
                 raise BadInput(problem, key=key)
-        self._unwatched = unwatched_in(self._loop().model)
+        loop = self._loop()
+        self._unwatched, self._built = unwatched_in(loop.model), loop.built()
         _check_folder(self.folder)
         if self.folder.exists():
             with suppress(OtherWriter), self._writing(is_to_stay=False):  # who saves there tidies
                 tidy(self.folder)
 
+    @_as_usual()
     def save(self, step: int, value: float | None = None) -> Path | None:
         """Write the checkpoint of a step, and remove those that need not stay.
 
@@ -198,7 +221,7 @@ class CheckpointManager:
         """
         self._check_place()
         loop, number = self._loop(), _number(value)
-        state = loop.state(step)
+        state = loop.state(step, self._built)
         _check_folder(self.folder)
         with self._writing():
             newest = max((k.step for k in self._regular()), default=-1)
@@ -211,6 +234,9 @@ class CheckpointManager:
                 log.warning(problem, first=bad, step=step)
                 return self._write_anomaly(state)
             loop.check_own(state)
+            if self._hidden != (hidden := self._built.hidden()):
+                _warn_of_hidden(hidden)
+                self._hidden = hidden
             path = _write(self.folder, REGULAR, state, number)
             self._own.add(state["step"])
             steps = {kept.step for kept in list_checkpoints(self.folder)}
@@ -224,17 +250,19 @@ class CheckpointManager:
             )
             return path
 
+    @_as_usual()
     def save_on_anomaly(self, step: int) -> Path | None:
         """Keep the state of the first anomaly, to be looked at; None for later ones.
 
         It and the last checkpoint before it stay, and nothing goes on from it by itself.
         """
         self._check_place()
-        state = self._loop().state(step)
+        state = self._loop().state(step, self._built)
         _check_folder(self.folder)
         with self._writing():
             return self._write_anomaly(state)
 
+    @_as_usual()
     def latest(self) -> Path | None:
         """Return the newest checkpoint whose files are whole; None if there is none."""
         try:
@@ -242,6 +270,7 @@ class CheckpointManager:
         except BadInput:
             return None
 
+    @_as_usual()
     def best(self) -> Path | None:
         """Return the best checkpoint, by the values that were given; None without any."""
         valued = [kept for kept in self._regular() if kept.manifest["evaluation"]]
@@ -252,6 +281,7 @@ class CheckpointManager:
                 log.warning("the next best checkpoint is taken", error=str(error))
         return None
 
+    @_as_usual()
     def restore(self) -> int:
         """Go on from the newest valid checkpoint; returns its step, 0 if there is none yet.
 

@@ -12,11 +12,10 @@ from altcore.config import TrainConfig
 from altcore.engine import (
     Workload,
     build_workload,
-    check_buffers,
     check_weights,
     choose_device,
     freeze,
-    put_buffers,
+    put_model,
     seed_all,
 )
 from altcore.errors import BadInput, InvalidCheckpoint, nearest, shown
@@ -110,15 +109,13 @@ def _take(found: Checkpoint, q: Quantization) -> None:
     if state is None:  # step 0: what the seed has built
         return
     try:
-        check_weights(state["model"], q.model)
-        check_buffers(state["buffers"], q.model)
+        check_weights(state, q.model)
         check_quantization_state(q, state["quantization"], state["model"])
     except BadInput:  # a ValueError, too
         raise
     except (LookupError, TypeError, AttributeError, ValueError) as error:
         raise InvalidCheckpoint(f"checkpoint {found.path}: {error}") from error
-    q.load_state_dict(state["quantization"], state["model"])
-    put_buffers(q.model, state["buffers"])
+    put_model(q.model, q, state)
 
 
 def directory_of(run: str | Path, runs_dir: str | Path = "runs") -> Path:

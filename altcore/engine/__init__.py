@@ -3,7 +3,6 @@
 Uses every room below: runs, quantization, config, hooks, numerics, recipes and formats.
 """
 
-from altcore.engine.buffers import check_buffers, put_buffers
 from altcore.engine.building import build_workload, choose_device, counted_in_steps, freeze
 from altcore.engine.collapse import StallWindow, Trend
 from altcore.engine.deferred_errors import DeferredErrors
@@ -25,6 +24,7 @@ from altcore.engine.measuring import (
     on_grid,
     quantized_weights,
 )
+from altcore.engine.model_state import AsBuilt, put_model
 from altcore.engine.own_loop import OwnLoop
 from altcore.engine.randomness import random_state, seed_all, set_random_state
 from altcore.engine.resuming import resumed_with_sources
@@ -34,6 +34,7 @@ from altcore.engine.state_checks import check_weights, unwatched_in
 from altcore.engine.torchrun import world_size
 
 __all__ = [
+    "AsBuilt",
     "DeferredErrors",
     "Engine",
     "Epoch",
@@ -47,7 +48,6 @@ __all__ = [
     "Workload",
     "active_quantizers",
     "build_workload",
-    "check_buffers",
     "check_weights",
     "choose_device",
     "counted_in_steps",
@@ -63,7 +63,7 @@ __all__ = [
     "nan_where_not_finite",
     "on_grid",
     "prepare",
-    "put_buffers",
+    "put_model",
     "quantized_weights",
     "random_state",
     "resumed_with_sources",

@@ -16,6 +16,7 @@ from altcore.engine.custom_workload import CustomWorkload
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.epochs import Epoch, count_epochs, epoch_of, in_steps
 from altcore.engine.hook_clock import HookClock, timing
+from altcore.engine.model_state import misstated, without_numbers
 from altcore.engine.named_errors import naming
 from altcore.engine.observers import ObserverCheck
 from altcore.engine.plugins import Plugin, load_plugins
@@ -23,7 +24,7 @@ from altcore.engine.randomness import seed_all
 from altcore.engine.rank_checks import of_rank
 from altcore.engine.ranks import Ranks
 from altcore.engine.state import Workload
-from altcore.errors import BadInput, keyed, nearest
+from altcore.errors import BadInput, PluginError, keyed, nearest
 from altcore.hooks import make_plugin
 from altcore.quantization import Quantization, find_layers, matrices
 from altcore.recipes import formats_in, matching, some
@@ -178,9 +179,22 @@ def _workload(
     with naming(source.who, "build"):
         built = source.settings.build(config.seed, device)
     made = check_workload(built, source.who)
+    _check_model(made.model if model is None else model, None if model else source.who)
     if model is None and batch is None:
         return made
     return CustomWorkload(made, made.model if model is None else model.to(device), batch)
+
+
+def _check_model(model: nn.Module, who: str | None) -> None:
+    """Raise an error of the workload, or of the model passed in, if no checkpoint can hold it."""
+    if name := without_numbers(model):
+        problem = (
+            f"{name} is on the device meta, and has no numbers: call model.to_empty(device=...) "
+            "and initialize it, or build it on a device"
+        )
+    elif not (problem := misstated(model, model.state_dict()) or ""):
+        return
+    raise BadInput(problem, key="model") if who is None else PluginError(f"{who}: {problem}")
 
 
 def _optimizer(

@@ -55,12 +55,14 @@ def about_optimizer(optimizer: Optimizer, model: nn.Module) -> list[str]:
         told.append(
             f"{count} parameters are not in the optimizer, and stay as they are: {some(names)}"
         )
-    if hidden := hidden_state(optimizer):
-        told.append(
-            f"the optimizer keeps state in {some(hidden)}, which its state_dict leaves out: a run "
-            "that goes on begins it anew"
-        )
+    told += about_hidden(hidden_state(optimizer))
     return told
+
+
+def about_hidden(names: list[str]) -> list[str]:
+    """Tell of attributes of the optimizer with a state of which no checkpoint knows."""
+    told = "which its state_dict leaves out: a run that goes on begins it anew"
+    return [f"the optimizer keeps state in {some(names)}, {told}"] if names else []
 
 
 def _name_errors(optimizer: Optimizer, model: nn.Module, who: str) -> None:

@@ -150,7 +150,9 @@ def go_on(
                 check_state(found.state, built, is_healthy=found.kind != ANOMALY)
                 check_plugin_states(found.state, plugins)
             for snapshot in found.snapshots:
-                check_weights_and_moments({**snapshot, "model": snapshot.get("weights")}, built)
+                forms = (found.state or {}).get("buffer_forms", {})
+                state = {**snapshot, "model": snapshot.get("weights"), "buffer_forms": forms}
+                check_weights_and_moments(state, built)
         except InvalidCheckpoint as error:
             causes = [str(c) for c in changes if c.is_decisive or c.what in CODE]
             if not causes:
@@ -256,10 +258,9 @@ def _check_own_model(found: Checkpoint, built: Built, name: str) -> None:
 
     An earlier checkpoint would fit no better: its file is as it was written.
     """
-    weights = (found.state or {}).get("model")
-    if isinstance(weights, Mapping):
+    if isinstance((found.state or {}).get("model"), Mapping):
         try:
-            check_tensors(weights, built.model)
+            check_tensors(found.state or {}, built.model)
         except InvalidCheckpoint as error:
             problem = f"the model passed in is not the one that was trained: {error}"
             raise BadInput(problem, key=f"--resume {name}") from error

@@ -46,6 +46,7 @@ from altcore.engine.history import RunHistory
 from altcore.engine.leaving import Leaving
 from altcore.engine.losses import loss_and_measures
 from altcore.engine.memory import memory_named
+from altcore.engine.model_state import hooks_of
 from altcore.engine.nonfinite import layer_evidence, locate_nonfinite
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.ranks import Ranks
@@ -358,6 +359,7 @@ class Engine:
         with self.events.without_repeats():
             self.dispatch.call("run_start", run=run)
             set_random_state(random, run.device)  # a plugin's imports may draw numbers
+            self.saving.hooks = hooks_of(run.model).keys()
             self.saving.check_place()
             run.emit(self.opening[0], **self.opening[1])
             for remark in self.remarks:

@@ -7,7 +7,8 @@ compared with the layout that was written beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,13 +27,54 @@ OTHER_SHAPES = ("Adafactor", "LBFGS")
 def hidden_state(optimizer: torch.optim.Optimizer) -> list[str]:
     """Return the attributes that hold state which an optimizer's state_dict leaves out.
 
-    An optimizer that wraps another one, as SAM does, or keeps slow weights or a generator beside
-    its state, has to put them into a `state_dict` of its own.
+    An optimizer that wraps another one, as SAM does, or has a generator has to put them into a
+    `state_dict` of its own.
     """
-    if type(optimizer).state_dict is not torch.optim.Optimizer.state_dict:
-        return []
     kinds = (torch.optim.Optimizer, torch.Generator)
-    return [name for name, value in vars(optimizer).items() if isinstance(value, kinds)]
+    return [name for name, value in _beside_state(optimizer).items() if isinstance(value, kinds)]
+
+
+def hidden_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
+    """Return the attributes that hold tensors which are neither the model's nor in the state.
+
+    Slow weights are such, if they are not in the optimizer's ``state``.
+    """
+    state = (optimizer.param_groups, list(optimizer.state.values()))
+    known = {id(x) for x in (*model.parameters(), *model.buffers(), *tensors_in(state))}
+    grads = {id(p.grad) for p in model.parameters()}
+    return [
+        name
+        for name, value in _beside_state(optimizer).items()
+        if any(id(x) not in known | grads for x in tensors_in(value))
+    ]
+
+
+def numbers_beside(optimizer: torch.optim.Optimizer) -> dict[str, int | float]:
+    """Return the attributes of an optimizer that are numbers, as a count of its steps is."""
+    return {
+        name: value
+        for name, value in _beside_state(optimizer).items()
+        if type(value) in (int, float) and not name.startswith("_")
+    }
+
+
+def _beside_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """Return the attributes that the state_dict of every optimizer leaves out; {} if it is own."""
+    if type(optimizer).state_dict is not torch.optim.Optimizer.state_dict:
+        return {}
+    return {k: v for k, v in vars(optimizer).items() if k not in ("state", "param_groups")}
+
+
+def tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
+    """Yield the tensors in a value: of modules, mappings and sequences, some levels deep."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from (*value.parameters(), *value.buffers())
+    elif isinstance(value, Mapping | list | tuple | set | deque) and depth:
+        # Keys, too, as those of a weak mapping by parameter, are only names.
+        for part in [*value.values()] if isinstance(value, Mapping) else [*value]:
+            yield from tensors_in(part, depth - 1)
 
 
 def layout_of(
@@ -45,9 +87,14 @@ def layout_of(
     return {"parameters": _names(optimizer, model), "shapes": _shapes(state)}
 
 
-def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str | None]:
+def groups_of(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[list[str | None]]:
+    """Return the parameters of each group of an optimizer; None for one that is not the model's."""
     names = {id(p): name for name, p in model.named_parameters()}
-    return [names.get(id(p)) for group in optimizer.param_groups for p in group["params"]]
+    return [[names.get(id(p)) for p in group["params"]] for group in optimizer.param_groups]
+
+
+def _names(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str | None]:
+    return [name for group in groups_of(optimizer, model) for name in group]
 
 
 def _shapes(state: Mapping[str, Any]) -> dict[Any, dict[str, list[int]]]:

@@ -13,7 +13,14 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from altcore.builtin_types import as_builtin
-from altcore.engine.buffers import check_buffers, put_buffers, unsaved_buffers
+from altcore.engine.model_state import (
+    AsBuilt,
+    flags_of,
+    misstated,
+    put_model,
+    unsaved_buffers,
+    without_numbers,
+)
 from altcore.engine.optimizer_checks import (
     check_layout,
     check_optimizer,
@@ -58,8 +65,16 @@ class OwnLoop:
         own = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         if q is not None and own is not q.model:
             raise BadInput("it is not the model that was quantized", key="q")
+        if not isinstance(optimizer, torch.optim.Optimizer | None):
+            problem = f"a torch.optim.Optimizer is needed, not {shown(optimizer)}"
+            raise BadInput(problem, key="optimizer")
         is_enabled = scaler is not None and scaler.is_enabled()
         return cls(own, optimizer, q, scaler if is_enabled else None)
+
+    def built(self) -> AsBuilt:
+        """Return model and optimizer as they are now, before training."""
+        assert self.optimizer is not None  # only a loop that is restored has none
+        return AsBuilt(self.model, self.optimizer)
 
     def not_finite(self, state: Mapping[str, Any], unwatched: Container[str] = ()) -> str | None:
         """Return the name of the first part of a state that is no number to go on from."""
@@ -72,17 +87,14 @@ class OwnLoop:
         first = next(self.model.parameters(), None)
         return torch.device("cpu") if first is None else first.device
 
-    def state(self, step: int) -> dict[str, Any]:
-        """Return the state after a step."""
+    def state(self, step: int, built: AsBuilt | None = None) -> dict[str, Any]:
+        """Return the state after a step; the model was ``built`` so, or as it is now."""
         step = as_builtin(step)
         if type(step) is not int or step < 0:
             problem = f"a whole number of at least 0 is needed, not {shown(step)}"
             raise BadInput(problem, key="step")
         assert self.optimizer is not None  # only a loop that is restored has none
         self._check_numbers()
-        if not isinstance(self.optimizer, torch.optim.Optimizer):
-            problem = f"a torch.optim.Optimizer is needed, not {shown(self.optimizer)}"
-            raise BadInput(problem, key="optimizer")
         if hidden := hidden_state(self.optimizer):
             problem = f"it keeps state in {', '.join(hidden)}, which its state_dict leaves out"
             hint = "give it a state_dict and a load_state_dict that have all of it"
@@ -100,10 +112,17 @@ class OwnLoop:
             )
             hint = "give the model that has all that the optimizer moves"
             raise BadInput(problem, key="optimizer", hint=hint)
+        weights = self.model.state_dict()
+        if wrong := misstated(self.model, weights):
+            hint = "a state_dict has each parameter that is trained, under its name"
+            raise BadInput(wrong, key="model", hint=hint)
+        built = built or self.built()
         return {
             "step": step,
-            "model": self.model.state_dict(),
-            "buffers": unsaved_buffers(self.model),
+            "model": weights,
+            "buffers": unsaved_buffers(self.model, weights),
+            "buffer_forms": built.forms(weights),
+            "requires_grad": flags_of(self.model),
             "quantization": None if self.q is None else self.q.state_dict(),
             "recipe": None if self.q is None else _asked_of(self.q),
             "optimizer": moments,
@@ -115,11 +134,14 @@ class OwnLoop:
 
     def _check_numbers(self) -> None:
         """Raise `BadInput` if a tensor of the model holds no numbers."""
+        if name := without_numbers(self.model):
+            raise BadInput(f"{name} is on the device meta, and has no numbers", key="model")
+        if self.optimizer is not None and _is_for_inference(self.model):
+            problem = "it was made under torch.inference_mode, and cannot be trained"
+            raise BadInput(problem, key="model")
         for name, x in chain(self.model.named_parameters(), self.model.named_buffers()):
             if is_lazy(x):
                 raise BadInput(f"{name} has no shape yet: call the model once", key="model")
-            if x.is_meta:
-                raise BadInput(f"{name} is on the device meta, and has no numbers", key="model")
 
     def check_own(self, state: Mapping[str, Any]) -> None:
         """Raise `BadInput` if the loop would refuse its own state: it is not to be written."""
@@ -137,7 +159,7 @@ class OwnLoop:
         """
         try:
             self._check_given(state)
-            check_weights(state["model"], self.model, numbers_of(self.model))
+            check_weights(state, self.model, numbers_of(self.model))
             if self.q is not None:
                 check_quantization_state(self.q, state["quantization"], state["model"])
             if self.optimizer is not None:
@@ -157,6 +179,7 @@ class OwnLoop:
 
     def _check_given(self, state: Mapping[str, Any]) -> None:
         """Raise `BadInput` if a state is of another model, optimizer or recipe."""
+        self._check_numbers()
         for key, given in (("quantization", self.q), ("scaler", self.scaler)):
             is_kept = state[key] is not None
             if is_kept and given is None and (key != "scaler" or self.optimizer is not None):
@@ -164,8 +187,9 @@ class OwnLoop:
             if given is not None and not is_kept:
                 raise BadInput(f"the checkpoint holds none: {key}", key=key)
         with _fitting("model"):
-            check_tensors(state["model"], self.model)
-            check_buffers(state["buffers"], self.model)
+            check_tensors(state, self.model)
+        if self.optimizer is not None:
+            _check_flags(state["requires_grad"], flags_of(self.model))
         if self.q is not None and (before := state["recipe"]) != (now := _asked_of(self.q)):
             told = f"the checkpoint is of {before['told']}, and the model of {now['told']}"
             raise BadInput(told, key="q", hint="quantize it as it was, or change it later")
@@ -175,11 +199,9 @@ class OwnLoop:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Load a state that was checked."""
-        if self.q is None:
-            self.model.load_state_dict(state["model"])
-        else:
-            self.q.load_state_dict(state["quantization"], state["model"])
-        put_buffers(self.model, state["buffers"])
+        # What is only to be evaluated may have been made in inference mode.
+        with torch.inference_mode(self.optimizer is None and _is_for_inference(self.model)):
+            put_model(self.model, self.q, state)
         if self.scaler is not None:
             self.scaler.load_state_dict(state["scaler"])
         if self.optimizer is not None:
@@ -190,6 +212,21 @@ class OwnLoop:
             groups = [{**own, **kept} for own, kept in pairs]
             self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
             set_random_state(state["random"], self.device)
+
+
+def _is_for_inference(model: nn.Module) -> bool:
+    tensors = (*model.parameters(), *model.buffers())
+    return any(t.is_inference() for t in tensors if not is_lazy(t))
+
+
+def _check_flags(was: Mapping[str, bool], now: Mapping[str, bool]) -> None:
+    """Raise `BadInput` if a parameter was trained that is frozen now, or the other way round."""
+    for name, flag in was.items():
+        if now.get(name, flag) != flag:
+            kinds = ("trained", "frozen") if flag else ("frozen", "trained")
+            problem = f"{name} was {kinds[0]} when the checkpoint was written, and is {kinds[1]}"
+            hint = "set its requires_grad as it was, and change it afterwards"
+            raise BadInput(problem, key="model", hint=hint)
 
 
 @contextmanager

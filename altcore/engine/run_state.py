@@ -8,11 +8,11 @@ from typing import Any
 
 from attrs import asdict, define, field
 
-from altcore.engine.buffers import FreshBuffers, put_buffers
 from altcore.engine.collapse import Detector
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.history import RunHistory
+from altcore.engine.model_state import AsBuilt, put_model, set_flags
 from altcore.engine.optimizer_checks import layout_of
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.ranks import Ranks
@@ -32,10 +32,11 @@ class RunState:
     record: StepRecord
     gradients: GradientNorms
     ranks: Ranks
-    buffers: FreshBuffers = field(init=False)
+    built: AsBuilt = field(init=False)
+    """The model and the optimizer as a resume builds them."""
 
     def __attrs_post_init__(self) -> None:
-        self.buffers = FreshBuffers(self.run.model)
+        self.built = AsBuilt(self.run.model, self.run.optimizer)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state, but for the snapshots."""
@@ -48,11 +49,13 @@ class RunState:
         }
         ranks, broken = zip(*self.ranks.gather((own, list(run.degraded))), strict=True)
         self.dispatch.disable_broken(run, {name for names in broken for name in names})
-        optimizer = run.optimizer.state_dict()
+        optimizer, weights = run.optimizer.state_dict(), run.model.state_dict()
         return {
             "step": run.step,
-            "model": run.model.state_dict(),
-            "buffers": self.buffers.changed(),
+            "model": weights,
+            "buffers": self.built.changed(weights),
+            "buffer_forms": self.built.forms(weights),
+            "requires_grad": self.built.flags(),
             "optimizer": optimizer,
             "optimizer_layout": layout_of(optimizer, run.optimizer, run.model),
             "quantization": run.quantization.state_dict(),
@@ -72,8 +75,8 @@ class RunState:
         """Restore what `state_dict` returned; the next step is the one after."""
         run = self.run
         run.step = state["step"]
-        run.quantization.load_state_dict(state["quantization"], state["model"])
-        put_buffers(run.model, state["buffers"])
+        put_model(run.model, run.quantization, state)
+        set_flags(run.model, state["requires_grad"])
         run.optimizer.load_state_dict(state["optimizer"])
         run.degraded[:] = state["degraded"]
         for own in state["ranks"][run.rank : run.rank + 1]:  # none if there are more ranks now

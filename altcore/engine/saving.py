@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from attrs import asdict, define, field
 from torch import Tensor
 
+from altcore.engine.checked_optimizer import about_hidden
 from altcore.engine.ending import Ending
 from altcore.engine.finite import is_finite
+from altcore.engine.model_state import hooks_of, misstated
 from altcore.engine.rescue import check_place
 from altcore.engine.run_state import RunState
 from altcore.engine.state import Run
+from altcore.engine.state_checks import check_weights_and_moments
 from altcore.engine.weights import WeightCheck
-from altcore.errors import AltcoreError
+from altcore.errors import AltcoreError, InvalidCheckpoint
 from altcore.hooks import NonFinite
+from altcore.recipes import some
 from altcore.runs import (
     ANOMALY,
     ENDED,
@@ -55,7 +59,10 @@ class Saving:
     """The step after which the weights were last read, and whether they were finite."""
     snapshots: dict[int, dict[str, Any]] = field(init=False, factory=dict)
     """The snapshots that are on disk, by step, as manifests refer to them."""
-
+    is_checked: bool = field(init=False, default=False)
+    """Whether a state after a step was checked as a resume would check it."""
+    hooks: Set[tuple[str, int]] = field(init=False, factory=frozenset)
+    """The hooks of plugins on the model when the run started."""
     data: Mapping[str, Any] = field(init=False)
     """What the workload's files were known by when the run was built."""
 
@@ -102,15 +109,44 @@ class Saving:
         if self.saved == self._known():
             return
         self.weights.check_in_place()
+        self.state.built.check()
         kind = REGULAR if self.has_finite_weights() else ANOMALY
         if kind == ANOMALY and self.phase == TRAINING:
             return
         self._tell(kind)
         self._warn_of_moments()
+        self._warn_of_unsaved()
         is_needed = run.step > 0 or not self.is_from_seed or run.degraded or run.world_size > 1
-        self._write(kind, self.state.state_dict() if is_needed else None, self.phase)
+        self._write(kind, self._checked(kind) if is_needed else None, self.phase)
         self.saved = self._known()
         self.keep()
+
+    def _checked(self, kind: str) -> dict[str, Any]:
+        """Return the state; the first ones are checked as a resume would check it."""
+        run, state = self.state.run, self.state.state_dict()
+        if wrong := misstated(run.model, state["model"]):
+            raise AltcoreError(f"{wrong}: no checkpoint would give it back")
+        if kind == REGULAR and not self.is_checked:
+            try:
+                check_weights_and_moments(state, run)
+            except InvalidCheckpoint as error:
+                raise AltcoreError(f"no run could go on from its checkpoints: {error}") from error
+            self.is_checked = run.step > 0
+        return state
+
+    def _warn_of_unsaved(self) -> None:
+        """Warn, once, of what changes the run and is in no checkpoint of it."""
+        run = self.state.run
+        late = hooks_of(run.model).keys() - self.hooks
+        told = about_hidden(self.state.built.hidden())
+        if late:
+            names = some(sorted({name or "the model" for name, _ in late}))
+            told.append(
+                f"hooks were put on {names} while the run trained, and no checkpoint has them: a "
+                "run that goes on is without, unless they are put there in run_start"
+            )
+        for message in filter(run.quantization.context.is_news, told):
+            run.emit("warning", message=message, cause="unsaved")
 
     def _warn_of_moments(self) -> None:
         """Warn, once until it clears, of an optimizer's state that is not finite as weights are.

@@ -9,6 +9,7 @@ import torch
 from attrs import frozen
 from torch import Tensor, nn
 
+from altcore.engine.model_state import put_model, unsaved_buffers
 from altcore.quantization import Quantization
 
 
@@ -19,6 +20,8 @@ class Snapshot:
     step: int
     """The step after which it was taken."""
     weights: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor | None]
+    """Those that ``weights`` lack."""
     optimizer: Mapping[str, Any]
     quantization: Mapping[str, Any]
     watched: Sequence[str]
@@ -35,11 +38,13 @@ class Snapshot:
     ) -> Snapshot:
         """Copy the state as it is now."""
         weights, moments = _copy(model.state_dict()), _copy(optimizer.state_dict())
-        return cls(step, weights, moments, quantization.state_dict(), watched)
+        buffers = _copy(unsaved_buffers(model, weights))
+        return cls(step, weights, buffers, moments, quantization.state_dict(), watched)
 
     def restore(self, optimizer: torch.optim.Optimizer, quantization: Quantization) -> None:
         """Put the state back, the model's weights with the quantization's."""
-        quantization.load_state_dict(self.quantization, self.weights)
+        state = {"model": self.weights, "buffers": self.buffers, "quantization": self.quantization}
+        put_model(quantization.model, quantization, state)
         optimizer.load_state_dict(_copy(self.optimizer))
 
     def is_finite(self) -> bool:

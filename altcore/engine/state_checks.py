@@ -6,23 +6,39 @@ What holds for a model's state holds for its snapshots as well.
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
-from altcore.engine.buffers import check_buffers
 from altcore.engine.building import Built
 from altcore.engine.collapse import Detector
 from altcore.engine.finite import has_nan, is_finite
 from altcore.engine.history import RunHistory
+from altcore.engine.model_state import check_buffers, may_differ
 from altcore.engine.optimizer_checks import check_layout, check_optimizer
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.errors import BadInput, InvalidCheckpoint
-from altcore.quantization import check_moments, check_quantization_state
+from altcore.quantization import Quantization, check_moments, check_quantization_state
+
+
+class Trained(Protocol):
+    """What weights and moments are for: a run, or what was built for one."""
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, quantized."""
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer."""
+
+    @property
+    def quantization(self) -> Quantization:
+        """Formats and scales."""
 
 
 @contextmanager
@@ -49,7 +65,6 @@ def check_state(state: Mapping[str, Any], built: Built, *, is_healthy: bool = Tr
         check_weights_and_moments(state, built, is_healthy=is_healthy)
         moments = (state["optimizer"], built.optimizer, built.model)
         check_layout(state["optimizer_layout"], *moments)
-        check_buffers(state["buffers"], built.model)
         step, rate = state["step"], state["lr_scale"]
         if type(step) is not int or step < 0:
             raise InvalidCheckpoint(f"its step is {step!r:.60}")
@@ -60,6 +75,8 @@ def check_state(state: Mapping[str, Any], built: Built, *, is_healthy: bool = Tr
                 raise InvalidCheckpoint(f"its {key} are no names")
         if not all(isinstance(shift, dict) for shift in state["shifts"]):
             raise InvalidCheckpoint("its shifts are no records")
+        if unknown := state["requires_grad"].keys() - dict(built.model.named_parameters()):
+            raise InvalidCheckpoint(f"the model has no parameter {sorted(unknown)[0]!r:.60}")
         trained = sum(p.requires_grad for p in built.model.parameters())
         if tuple(state["dead_steps"].shape) != (trained,):
             raise InvalidCheckpoint("its count of dead gradients is of other parameters")
@@ -76,12 +93,12 @@ def check_state(state: Mapping[str, Any], built: Built, *, is_healthy: bool = Tr
 
 
 def check_weights_and_moments(
-    state: Mapping[str, Any], built: Built, *, is_healthy: bool = True
+    state: Mapping[str, Any], built: Trained, *, is_healthy: bool = True
 ) -> None:
     """Check model, quantization and optimizer of a checkpoint or a snapshot."""
     with _readable():
         check = check_weights if is_healthy else check_tensors
-        check(state["model"], built.model)
+        check(state, built.model)
         about = (state["quantization"], state["model"])
         check_quantization_state(built.quantization, *about, is_healthy=is_healthy)
         moments = check_optimizer(state["optimizer"], built.optimizer)
@@ -90,16 +107,19 @@ def check_weights_and_moments(
 
 
 def check_weights(
-    weights: Mapping[str, Any], model: nn.Module, numbers: Container[str] | None = None
+    state: Mapping[str, Any], model: nn.Module, numbers: Container[str] | None = None
 ) -> None:
-    """Check names, shapes and types of a model's state.
+    """Check names, shapes and types of a model in a state.
 
     What is finite in ``model`` is finite in the state; if ``numbers`` are given, these alone.
     """
-    check_tensors(weights, model)
+    check_tensors(state, model)
+    weights = state["model"]
     for name, own in model.state_dict().items():
         if not isinstance(own, Tensor) or (numbers is not None and name not in numbers):
             continue
+        if name not in weights or weights[name].shape != own.shape:
+            continue  # a buffer that grew, as an attention mask
         if not is_finite(weights[name]) and is_finite(own):
             raise InvalidCheckpoint(f"{name} is not finite")
 
@@ -129,28 +149,35 @@ def unwatched_in(model: nn.Module) -> frozenset[str]:
     )
 
 
-def check_tensors(weights: Mapping[str, Any], model: nn.Module) -> None:
-    """Check names, shapes and types of a model's state."""
-    built = model.state_dict()
-    _same_names("the model", weights, built)
-    for name, own in built.items():
-        if isinstance(own, Tensor):
-            _check_like(name, weights[name], own)
+def check_tensors(state: Mapping[str, Any], model: nn.Module) -> None:
+    """Check names, shapes and types of a model in a state; buffers may have others since."""
+    with _readable():
+        _check_tensors(state, model)
 
 
-def _same_names(what: str, given: Mapping[Any, Any], built: Mapping[Any, Any]) -> None:
-    if given.keys() != built.keys():
-        missing, more = (sorted(map(str, d)) for d in (built.keys() - given, given.keys() - built))
+def _check_tensors(state: Mapping[str, Any], model: nn.Module) -> None:
+    weights, built = state["model"], model.state_dict()
+    other = {n for n in weights.keys() ^ built.keys() if not may_differ(n, state, model)}
+    if other:
+        missing, more = (sorted(str(n) for n in other & d.keys()) for d in (built, weights))
         raise InvalidCheckpoint(
-            f"{what} has not the names that it was built with: missing {missing[:3]}, "
+            f"the model has not the names that it was built with: missing {missing[:3]}, "
             f"unknown {more[:3]}"
         )
+    for name, own in built.items():
+        if name in weights and isinstance(own, Tensor):
+            is_free = may_differ(name, state, model)
+            _check_like(name, weights[name], own, () if is_free else LIKE)
+    check_buffers(state["buffers"], model)
 
 
-def _check_like(name: str, given: Any, own: Tensor) -> None:
+LIKE = ("shape", "dtype", "layout")
+
+
+def _check_like(name: str, given: Any, own: Tensor, facts: Sequence[str]) -> None:
     if not isinstance(given, Tensor):
         raise InvalidCheckpoint(f"{name} is {type(given).__name__}, not a tensor")
-    for what in ("shape", "dtype", "layout"):
+    for what in facts:
         if getattr(given, what) != getattr(own, what):
             raise InvalidCheckpoint(
                 f"the {what} of {name} is {_shown(getattr(given, what))}, and the model has "

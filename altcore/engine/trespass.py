@@ -155,7 +155,7 @@ class TensorValue:
 
     def _now(self) -> tuple[Any, ...]:
         t = self._tensor
-        return (_version(t), _address(t), t.dtype, t.shape, t.requires_grad)
+        return (_version(t), address(t), t.dtype, t.shape, t.requires_grad)
 
     def is_changed(self) -> bool:
         """Whether it was written to, or has another memory, type or need of a gradient."""
@@ -164,7 +164,7 @@ class TensorValue:
             return now != before
         if self._trusts_version and now == before:
             return False
-        return not _equal(self._copy, self._tensor.detach())
+        return not same_bits(self._copy, self._tensor.detach())
 
     def put_back(self) -> bool:
         """Give it its memory, and the values that are known."""
@@ -185,7 +185,8 @@ def _version(tensor: Tensor) -> int:
     return -1 if tensor.is_inference() else tensor._version
 
 
-def _address(tensor: Tensor) -> int:
+def address(tensor: Tensor) -> int:
+    """Return where the memory of a tensor is."""
     # Wrapped and fake tensors have no memory of their own.
     try:
         return tensor.data_ptr()
@@ -193,7 +194,8 @@ def _address(tensor: Tensor) -> int:
         return id(tensor)
 
 
-def _equal(a: Tensor, b: Tensor) -> bool:
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors have the same shape, type and bits; known of dense ones alone."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if a.layout is not torch.strided or a.is_quantized:

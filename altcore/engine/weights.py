@@ -88,7 +88,7 @@ class WeightCheck:
     def _buffers(self) -> Iterator[tuple[str, Tensor]]:
         now = self.buffers.now() if self.watched else {}
         for name, form in self.watched.items():
-            buffer = now[name]
+            buffer = now.get(name)
             if buffer is not None and _form(buffer) == form:
                 yield name, buffer.detach()
 

@@ -5,12 +5,12 @@ import math
 import pytest
 import torch
 from attrs import define, field
-from helpers import checkpoints, events, state, weights_sha256
+from helpers import checkpoints, events, state
 from torch import nn
 
 import altcore
 from altcore import Rollback, SkipStep, hookimpl
-from altcore.engine.buffers import Buffers, FreshBuffers
+from altcore.engine.buffers import Buffers
 from altcore.engine.snapshots import Snapshot
 from altcore.engine.weights import WeightCheck
 from altcore.hooks import NonFinite
@@ -147,6 +147,21 @@ def test_buffers_that_the_model_replaces_are_put_back():
     assert int(model[0].num_batches_tracked) == 0
 
 
+def test_buffers_that_appear_are_put_back():
+    """They go if the first step that made them is discarded, and are watched from then on."""
+    model = nn.Linear(2, 2)
+    buffers = Buffers(model)
+    buffers.keep()
+    model.register_buffer("cache", torch.zeros(2))
+    buffers.put_back()
+    assert not hasattr(model, "cache")
+    model.register_buffer("cache", torch.zeros(2))
+    buffers.keep()
+    model.cache += 1
+    buffers.put_back()
+    assert torch.equal(model.cache, torch.zeros(2))
+
+
 def test_a_mask_that_a_model_makes_later_may_be_infinite():
     """It takes another shape than its place had."""
     model = nn.Linear(2, 2)
@@ -188,41 +203,4 @@ def test_a_snapshot_is_judged_by_what_is_watched():
         "norm.running_var": True,
     }.items():
         spoiled = {**kept, name: kept[name] + math.inf}
-        assert Snapshot(1, spoiled, {}, {}, watched).is_finite() != is_watched
-
-
-def test_only_buffers_that_changed_since_the_build_are_told():
-    """Another build makes the others again."""
-    model = nn.Linear(2, 2)
-    for name in ("still", "counted", "replaced"):
-        model.register_buffer(name, torch.zeros(1), persistent=False)
-    fresh = FreshBuffers(model)
-    model.counted += 1
-    model.replaced = torch.ones(3)
-    assert fresh.changed().keys() == {"counted", "replaced"}
-
-
-class Counting(Normed):
-    """Counts its calls in training, and is another function at each."""
-
-    def __init__(self):
-        torch.manual_seed(0)
-        super().__init__()
-        self.register_buffer("seen", torch.zeros(()), persistent=False)
-
-    def forward(self, ids):
-        self.seen += self.training
-        return super().forward(ids) * (1 + 0.1 * self.seen)
-
-
-def test_a_run_goes_on_with_the_buffers_that_no_state_has(start):
-    """As one that was not interrupted."""
-    keys = {"checkpoint_interval": 2, "min_lr_ratio": 1.0, "warmup_steps": 0}
-    altcore.train(start.config(name="whole", max_steps=4, **keys), model=Counting())
-    altcore.train(start.config(name="part", max_steps=2, **keys), model=Counting())
-    again = Counting()
-    altcore.train(start.config(name="part", max_steps=4, **keys), resume="part", model=again)
-    assert again.seen == 4
-    assert weights_sha256(start.runs / "part") == weights_sha256(start.runs / "whole")
-    loaded = altcore.load("part", "latest", runs_dir=start.runs, model=Counting())
-    assert loaded.model.seen == 4
+        assert Snapshot(1, spoiled, {}, {}, {}, watched).is_finite() != is_watched

@@ -1,0 +1,340 @@
+"""What a checkpoint holds of a model, and what is said when a resume could not restore it."""
+
+import pytest
+import torch
+from attrs import define, field
+from helpers import events, weights_sha256
+from torch import nn
+
+import altcore
+from altcore import BadInput, Rollback, hookimpl, setting
+from altcore.engine.model_state import AsBuilt
+from altcore.errors import AltcoreError, PluginError
+
+
+class Bytes(nn.Module):
+    """Predicts bytes."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.embed, self.head = nn.Embedding(256, 8), nn.Linear(8, 256)
+
+    def forward(self, ids):
+        return self.head(self.embed(ids))
+
+
+KEYS = {"checkpoint_interval": 2, "min_lr_ratio": 1.0, "warmup_steps": 0}
+
+
+@pytest.fixture
+def goes_on(start):
+    """Return a function that says whether a resumed run ends with the weights of a whole one."""
+
+    def check(model, plugins=(), **keys):
+        def train(name, steps, **resume):
+            config = start.config(plugins, name=name, max_steps=steps, **{**KEYS, **keys})
+            altcore.train(config, model=model(), **resume)
+            return weights_sha256(start.runs / name)
+
+        whole = train("whole", 4)
+        train("part", 2)
+        return train("part", 4, resume="part") == whole
+
+    return check
+
+
+# --------------------------------------------------------------------------------- buffers
+
+
+class Counting(Bytes):
+    """Counts its steps in a buffer that is not persistent, and is another function in each."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("seen", torch.zeros(()), persistent=False)
+
+    def forward(self, ids):
+        self.seen += self.training
+        return super().forward(ids) * (1 + 0.1 * self.seen)
+
+
+class Lazy(Bytes):
+    """Makes a buffer in its first step, and lets it grow."""
+
+    def forward(self, ids):
+        if self.training and not hasattr(self, "cache"):
+            self.register_buffer("cache", torch.zeros(1))
+        if self.training:
+            self.cache = torch.cat([self.cache, self.cache[-1:] + 1])
+        return super().forward(ids) * (1 + 0.1 * getattr(self, "cache", torch.zeros(1)).sum())
+
+
+class Growing(Bytes):
+    """Lets one buffer grow, and takes another away."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("table", torch.ones(1))
+        self.register_buffer("first", torch.ones(1))
+
+    def forward(self, ids):
+        if self.training:
+            self.table, self.first = torch.cat([self.table, self.table[-1:] + 1]), None
+        factor = 1 if self.first is None else 2
+        return super().forward(ids) * (factor + 0.1 * self.table.sum())
+
+
+class Omitting(Growing):
+    """Has a state_dict without the buffer."""
+
+    def state_dict(self, **keys):
+        return {k: v for k, v in super().state_dict(**keys).items() if k != "table"}
+
+    def load_state_dict(self, state, **_):
+        return super().load_state_dict(state, strict=False)
+
+
+@define(eq=False)
+class Back:
+    """Rolls back once."""
+
+    needs = ("snapshots",)
+
+    @hookimpl
+    def pre_step(self, run, step):
+        return Rollback(steps=2, reason="a test") if step.index == 4 else None
+
+
+@pytest.mark.parametrize("model", [Counting, Lazy, Growing, Omitting])
+def test_a_run_goes_on_with_the_buffers_that_came_and_grew(model, goes_on, start, shelf):
+    """As one that was not interrupted, which rolled back to when they were smaller."""
+    shelf.install("intervention", "back", Back)
+    assert goes_on(model, ["back"], snapshot_interval=1, format="E4M3", recipe="pure")
+    assert len(events(start.runs / "part", "rollback")) == 1
+    loaded = altcore.load("part", "latest", runs_dir=start.runs, model=model()).model
+    if model is Counting:
+        assert loaded.seen == 2
+    else:
+        assert len(loaded.cache if model is Lazy else loaded.table) > 2
+
+
+def test_a_buffer_of_another_model_is_not_taken(start):
+    """Its form when it was built is kept beside the one to which it grew."""
+    config = start.config(name="r", max_steps=2, **KEYS)
+    altcore.train(config, model=Growing())
+    other = Growing()
+    other.table = torch.ones(2)
+    with pytest.raises(BadInput, match=r"the shape of table is \[3\], and the model has \[2\]"):
+        altcore.train(config.evolve(max_steps=4), model=other, resume="r")
+
+
+def test_only_buffers_that_changed_since_the_build_are_told():
+    """Another build makes the others again."""
+    model = nn.Linear(2, 2)
+    for name in ("still", "counted", "replaced"):
+        model.register_buffer(name, torch.zeros(1), persistent=False)
+    built = AsBuilt(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    model.counted += 1
+    model.replaced = torch.ones(3)
+    assert built.changed(model.state_dict()).keys() == {"counted", "replaced"}
+
+
+# ------------------------------------------------------------- what a resume could not restore
+
+
+def add_module(run):
+    run.model.more = nn.Linear(2, 2)
+
+
+def add_statistics(run):
+    run.model.more = nn.BatchNorm1d(2, affine=False)
+
+
+def add_group(run):
+    weight = run.optimizer.param_groups[0]["params"].pop()
+    run.optimizer.add_param_group({"params": [weight]})
+
+
+def merge_groups(run):
+    run.optimizer.param_groups[0]["params"] += run.optimizer.param_groups.pop()["params"]
+
+
+def freeze(run):
+    run.model.embed.weight.requires_grad_(False)
+
+
+def hook(run):
+    run.model.embed.register_forward_hook(lambda module, given, made: made / 2)
+
+
+def hide(run):
+    run.optimizer.slow = [p.detach().clone() for p in run.model.parameters()]
+    run.optimizer.count = 1
+
+
+def step_off_the_grid(run):
+    with torch.no_grad():
+        run.model.head.weight.mul_(1.001)
+
+
+def round_state(run):
+    state_dict = run.model.state_dict
+    run.model.state_dict = lambda: {k: v.half() for k, v in state_dict().items()}
+
+
+@define(eq=False)
+class Change:
+    """Changes the model or the optimizer once."""
+
+    how: str = setting("", help="the function that does it")
+    at: int = setting(1, help="step after which, or 0 as the run starts")
+    is_done: bool = field(init=False, default=False)
+
+    @hookimpl
+    def run_start(self, run):
+        if self.at == 0:
+            globals()[self.how](run)
+
+    @hookimpl
+    def post_step(self, run, step):
+        if self.at == step.index:
+            globals()[self.how](run)
+
+
+@pytest.fixture
+def changing(shelf):
+    """Install `Change` as an intervention."""
+    shelf.install("intervention", "change", Change)
+
+
+@pytest.mark.parametrize("at", [0, 2])
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("add_module", r"parameters .* were added since it was built \(more\.bias, more\.weight\)"),
+        ("add_statistics", r"modules with buffers were added .* \(more\)"),
+        ("add_group", r"group \d of the optimizer has other parameters than it had \(\w+\.\w+\)"),
+        (
+            "merge_groups",
+            r"group 0 of the optimizer has other parameters than it had \(head\.bias\)",
+        ),
+    ],
+)
+def test_what_a_resume_could_not_restore_is_named_when_it_is_saved(how, told, at, start, changing):
+    """Not when the run is to go on: nothing of it could be mended then."""
+    config = start.config(["change"], name="r", change__how=how, change__at=at, **KEYS)
+    with pytest.raises(AltcoreError, match=f"^{told}: no run could go on from its checkpoints"):
+        altcore.train(config, model=Bytes())
+    assert not (start.runs / "r/checkpoints/step-00000002").exists()
+
+
+def test_the_first_state_is_checked_as_a_resume_would(start, changing):
+    """A weight off its grid, which no resume takes."""
+    keys = {"format": "E4M3", "recipe": "pure", "change__how": "step_off_the_grid", **KEYS}
+    config = start.config(["change"], change__at=2, **keys)
+    with pytest.raises(AltcoreError, match=r"no run could go on .* off the grid of E4M3"):
+        altcore.train(config, model=Bytes())
+
+
+def test_a_state_dict_that_begins_to_round_is_named(start, changing):
+    config = start.config(["change"], change__how="round_state", **KEYS)
+    with pytest.raises(AltcoreError, match=r"has other numbers than the parameter embed\.weight"):
+        altcore.train(config, model=Bytes())
+
+
+def test_what_an_intervention_freezes_stays_frozen(goes_on, changing):
+    """The intervention has done it, and does not do it again."""
+    assert goes_on(Bytes, ["change"], change__how="freeze")
+
+
+@pytest.mark.parametrize(
+    ("how", "told"),
+    [
+        ("hook", "hooks were put on embed while the run trained"),
+        ("hide", "the optimizer keeps state in slow, count, which its state_dict leaves out"),
+    ],
+)
+def test_what_is_in_no_checkpoint_is_told_once(how, told, start, changing):
+    """By the first checkpoint after it, and by no other; hooks of run_start are put there again."""
+    keys = {**KEYS, "change__how": how, "checkpoint_interval": 1}
+    run = altcore.train(start.config(["change"], **keys), model=Bytes()).run_directory
+    (warning,) = events(run, "warning")
+    assert (warning["step"], warning["cause"]) == (1, "unsaved")
+    assert warning["message"].startswith(told)
+    if how == "hook":
+        keys |= {"change__at": 0, "name": "from-the-start"}
+        run = altcore.train(start.config(["change"], **keys), model=Bytes()).run_directory
+        assert not events(run, "warning")
+
+
+# ------------------------------------------------------------------- models that state another
+
+
+class Halved(Bytes):
+    """Rounds what it states."""
+
+    def state_dict(self, **keys):
+        return {k: v.half().float() for k, v in super().state_dict(**keys).items()}
+
+
+class Dropping(Bytes):
+    """Leaves out a weight."""
+
+    def state_dict(self, **keys):
+        return {k: v for k, v in super().state_dict(**keys).items() if k != "head.weight"}
+
+
+class Renaming(Bytes):
+    """States a weight by another name."""
+
+    def state_dict(self, **keys):
+        state = super().state_dict(**keys)
+        return {k.replace("head.", "output."): v for k, v in state.items()}
+
+
+STATED = [
+    (Halved, "has other numbers than the parameter embed.weight"),
+    (Dropping, "leaves out the parameter head.weight"),
+    (Renaming, "leaves out the parameter head.weight"),
+]
+
+
+@pytest.mark.parametrize(("model", "told"), STATED)
+def test_a_model_that_states_other_weights_is_refused(model, told, start, tmp_path):
+    """Before a run has a directory, and when a loop saves; a frozen weight may be left out."""
+    with pytest.raises(BadInput, match=f"^model: the state_dict of the model {told}"):
+        altcore.train(start.config(), model=model())
+    assert not start.runs.exists()
+    made = model()
+    optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
+    with pytest.raises(BadInput, match=f"^model: the state_dict of the model {told}"):
+        altcore.save_checkpoint(tmp_path, made, optimizer, None, 1)
+    made.requires_grad_(False)
+    assert altcore.save_checkpoint(tmp_path / "own", made, optimizer, None, 1).exists()
+
+
+def test_a_workload_whose_model_states_other_weights_is_named(shelf, start):
+    @define
+    class Workload:
+        def build(self, seed, device):
+            return self
+
+        model, facts, items_per_batch, item = Halved(), {}, 1, "bytes"
+
+        def batch(self, split, step, micro):
+            raise NotImplementedError
+
+        loss = batch
+
+    shelf.install("workload", "odd", Workload)
+    with pytest.raises(PluginError, match=r"workload odd \(acme-odd 1.2.3\): the state_dict of"):
+        start(workload="odd")
+
+
+def test_a_model_on_meta_is_refused_with_what_to_do(start):
+    """Instead of torch's own error."""
+    with torch.device("meta"):
+        model = nn.Linear(2, 2)
+    with pytest.raises(BadInput, match=r"^model: weight is on the device meta, .*to_empty"):
+        altcore.train(start.config(), model=model)

@@ -1,0 +1,150 @@
+"""What a checkpoint of a loop of one's own holds, and in which contexts it is written and read."""
+
+import pytest
+import torch
+from structlog.testing import capture_logs
+from torch import nn
+
+import altcore
+from altcore import BadInput, CheckpointManager
+
+
+class Growing(nn.Linear):
+    """A layer one of whose buffers appears, and one grows, as it trains."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.register_buffer("table", torch.ones(1))
+
+    def forward(self, x):
+        if self.training and not hasattr(self, "cache"):
+            self.register_buffer("cache", torch.zeros(1))
+        if self.training:
+            self.cache = torch.cat([self.cache, self.cache[-1:] + 1])
+            self.table = torch.cat([self.table, self.table])
+        return super().forward(x) * (self.cache.sum() + self.table.sum())
+
+
+class Loop:
+    """A small loop."""
+
+    def __init__(self, optimizer=torch.optim.AdamW, model=nn.Linear):
+        torch.manual_seed(0)
+        self.model = model(3, 3)
+        self.optimizer = optimizer(self.model.parameters(), lr=0.01)
+
+    def train(self, steps=1):
+        for _ in range(steps):
+            loss = self.model(torch.ones(2, 3)).square().mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+        return self.model.weight.detach().clone()
+
+
+def test_a_loop_goes_on_with_the_buffers_that_came_and_grew(tmp_path):
+    """A model that was built with another one is another model."""
+    loop, again, other = (Loop(model=Growing) for _ in range(3))
+    manager = CheckpointManager(tmp_path, loop.model, loop.optimizer)
+    loop.train(2)
+    manager.save(2)
+    manager.close()
+    assert CheckpointManager(tmp_path, again.model, again.optimizer).restore() == 2
+    assert torch.equal(again.train(2), loop.train(2))
+    other.model.table = torch.ones(5)
+    with pytest.raises(BadInput, match=r"^model: .* the shape of table is \[4\], .* \[5\]"):
+        altcore.load_checkpoint(tmp_path, other.model, other.optimizer, None)
+
+
+def meta():
+    return torch.device("meta")
+
+
+@pytest.mark.parametrize("context", [torch.inference_mode, meta])
+def test_checkpoints_are_the_same_in_any_context(context, tmp_path):
+    """The optimizer goes on as if they were written and read in none."""
+    loop, again = Loop(), Loop()
+    loop.train()
+    manager = CheckpointManager(tmp_path, loop.model, loop.optimizer)
+    with context():
+        manager.save(1, value=1.0)
+        manager.close()
+        assert manager.latest() == manager.best()
+        assert altcore.load_checkpoint(tmp_path, again.model, again.optimizer, None) == 1
+    assert torch.equal(again.train(), loop.train())
+
+
+def test_a_model_of_inference_mode_is_only_evaluated(tmp_path):
+    """Torch would refuse to train it, when the loop goes on."""
+    loop = Loop()
+    loop.train()
+    altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, None, 1)
+    with torch.inference_mode():
+        again = Loop()
+    with pytest.raises(BadInput, match=r"^model: it was made under torch\.inference_mode"):
+        altcore.load_checkpoint(tmp_path, again.model, again.optimizer, None)
+    altcore.load_checkpoint(tmp_path, again.model, None, None)
+    assert torch.equal(again.model.weight, loop.model.weight)
+
+
+def test_a_model_on_meta_is_not_restored_into(tmp_path):
+    loop = Loop()
+    loop.train()
+    altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, None, 1)
+    with meta():
+        again = Loop()
+    with pytest.raises(BadInput, match=r"^model: weight is on the device meta"):
+        altcore.load_checkpoint(tmp_path, again.model, None, None)
+
+
+def test_a_weight_that_was_trained_is_not_frozen_in_silence(tmp_path):
+    """Nor the other way round; evaluation asks nothing of it."""
+    loop, again = Loop(), Loop()
+    altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, None, 1)
+    again.model.bias.requires_grad_(False)
+    altcore.load_checkpoint(tmp_path, again.model, None, None)
+    told = "bias was trained when the checkpoint was written, and is frozen"
+    with pytest.raises(BadInput, match=told):
+        altcore.load_checkpoint(tmp_path, again.model, again.optimizer, None)
+
+
+class Lookahead(torch.optim.SGD):
+    """Keeps slow weights, and a count, beside its state."""
+
+    def __init__(self, parameters, lr):
+        super().__init__(parameters, lr)
+        self.count, self.slow = 0, {}
+
+    def step(self):
+        super().step()
+        self.count += 1
+        for p in self.param_groups[0]["params"]:
+            self.slow.setdefault(p, p.detach().clone())
+
+
+class Whole(Lookahead):
+    """Says all of it."""
+
+    def state_dict(self):
+        return {**super().state_dict(), "count": self.count}
+
+
+def told_of(logs):
+    return [line["names"] for line in logs if "beside its state" in line["event"]]
+
+
+def test_numbers_that_an_optimizer_keeps_beside_its_state_are_told(tmp_path):
+    """Once by a manager, which knows what they were; its own state_dict is trusted."""
+    loop, whole = Loop(Lookahead), Loop(Whole)
+    manager = CheckpointManager(tmp_path / "a", loop.model, loop.optimizer)
+    with capture_logs() as logs:
+        manager.save(0)
+        for step in (1, 2):
+            loop.train()
+            manager.save(step)
+        altcore.save_checkpoint(tmp_path / "b", loop.model, loop.optimizer, None, 2)
+    assert told_of(logs) == [["slow", "count"], ["slow"]]
+    with capture_logs() as logs:
+        whole.train()
+        altcore.save_checkpoint(tmp_path / "c", whole.model, whole.optimizer, None, 2)
+    assert told_of(logs) == []
