@@ -6,6 +6,9 @@ Uses formats, recipes and hooks; needs no torch.
 from altcore.config.epochs import IN_STEPS, read_interval
 from altcore.config.loading import (
     Override,
+    active_of,
+    full_name,
+    in_full,
     load_config,
     load_with_sources,
     merge_sources,
@@ -27,9 +30,12 @@ __all__ = [
     "LONGEST_NAME",
     "Override",
     "TrainConfig",
+    "active_of",
     "check_is_no_key",
     "check_name",
     "defaults",
+    "full_name",
+    "in_full",
     "load_config",
     "load_with_sources",
     "merge_sources",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -11,7 +11,7 @@ from attrs import fields_dict
 from altcore.builtin_types import as_builtin
 from altcore.config.assignments import Assignment, named_key
 from altcore.config.expansion import expand
-from altcore.config.merging import Merged, merge
+from altcore.config.merging import Merged, flatten, full_key, merge
 from altcore.config.original_keys import compound_keys, renamed_keys
 from altcore.config.train_config import TrainConfig, defaults, owners
 from altcore.errors import BadInput, Source, item_key, located, nearest, shown
@@ -63,19 +63,8 @@ def merge_sources(
     without: Iterable[str] = (),
 ) -> tuple[dict[str, Any], dict[str, Source | None]]:
     """Return the keys that `load_config` is given, unchecked, and where each was given."""
-    given: list[Assignment] = []
-    if isinstance(file, Mapping):
-        raise BadInput("keys stand where a file is expected", hint="give them as overrides={...}")
-    if file is not None:
-        held = read_mapping(file, "config")
-        at = {k: source_of(held, k) or Source(str(file)) for k in held}
-        given += [Assignment(named_key(k, at[k]), v, at[k], 0) for k, v in held.items()]
-    if isinstance(overrides, Mapping):
-        overrides = [(key, value, None) for key, value in overrides.items()]
-    given += [Assignment(named_key(k, at), as_builtin(v), at) for k, v, at in overrides]
-    expansion = expand(given)
-    first = {k: str(defaults()[k]) for k in ("workload", "optimizer")}
-    merged = merge(expansion, first, fields_dict(TrainConfig).keys())
+    expansion = expand(_given(file, overrides))
+    merged = merge(expansion, _first(), fields_dict(TrainConfig).keys())
     keys, sources = merged.keys, merged.sources
     if expansion.original:
         keys["original"] = {**keys.get("original", {}), **expansion.original}
@@ -94,6 +83,44 @@ def merge_sources(
     keys |= {"no_plugins": left_out, "settings": merged.settings}
     _refuse_unknown(merged)
     return keys, sources
+
+
+def _given(
+    file: str | Path | None, overrides: Mapping[str, Any] | Sequence[Override]
+) -> list[Assignment]:
+    given: list[Assignment] = []
+    if isinstance(file, Mapping):
+        raise BadInput("keys stand where a file is expected", hint="give them as overrides={...}")
+    if file is not None:
+        held = read_mapping(file, "config")
+        at = {k: source_of(held, k) or Source(str(file)) for k in held}
+        given += [Assignment(named_key(k, at[k]), v, at[k], 0) for k, v in held.items()]
+    if isinstance(overrides, Mapping):
+        overrides = [(key, value, None) for key, value in overrides.items()]
+    return given + [Assignment(named_key(k, at), as_builtin(v), at) for k, v, at in overrides]
+
+
+def _first() -> dict[str, str]:
+    """Return the workload and optimizer of a run that names none."""
+    return {key: str(defaults()[key]) for key in ("workload", "optimizer")}
+
+
+def in_full(overrides: Iterable[Override]) -> Iterator[Override]:
+    """Yield overrides, not checked, with a dotted key for each setting that a mapping gives."""
+    for key, value, at in overrides:
+        for path, leaf, source in flatten(named_key(key, at), value, at, fields_dict(TrainConfig)):
+            yield path, {} if path.endswith(".") else leaf, source
+
+
+def active_of(file: str | Path | None, overrides: Sequence[Override]) -> dict[str, str]:
+    """Return the workload and the optimizer that a file and keys above it name, or the default."""
+    last = {a.key: a.value for a in expand(_given(file, overrides)).assignments}
+    return {key: str(last.get(key, default)) for key, default in _first().items()}
+
+
+def full_name(key: str, active: Mapping[str, str]) -> str:
+    """Return the key that a key such as ``batch_size`` is short for, with such an `active_of`."""
+    return full_key(key, _first(), active)
 
 
 def _drop_implied(merged: Merged) -> None:

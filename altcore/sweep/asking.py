@@ -9,8 +9,9 @@ from attrs import evolve, frozen
 
 from altcore.config import check_name
 from altcore.errors import BadInput, Source
+from altcore.sweep.joining import joined, joined_keys, joined_variants
 from altcore.sweep.sweep_file import SweepFile, read_sweep
-from altcore.yaml_files import SourcedDict, load_yaml, source_of
+from altcore.yaml_files import SourcedDict, load_yaml
 
 
 @frozen(kw_only=True)
@@ -56,9 +57,9 @@ def asked_sweep(file: str | None, given: Given) -> SweepFile:
         seeds = {"seeds": _value(given.seeds, "--seeds", "seeds", is_list=is_list)}
     return evolve(
         sweep,
-        base=_added(sweep.base, base, "--set"),
-        grid=_added(sweep.grid, grid, "--param"),
-        variants=_added(sweep.variants, variants, "--variant"),
+        base=joined_keys(sweep.base, _typed(base, "--set")),
+        grid=joined(sweep.grid, _typed(grid, "--param")),
+        variants=joined_variants(sweep.variants, _typed(variants, "--variant")),
         **seeds,
     )
 
@@ -78,13 +79,11 @@ def _value(text: str, option: str, key: str, *, is_list: bool = False) -> Any:
 def _variant(text: str) -> tuple[str, SourcedDict]:
     name, _, rest = text.partition(":")
     keys = [_pair(part, "--variant") for part in rest.split(",") if part]
-    source = Source(flag="--variant")
-    return name, SourcedDict(keys, source, {key: source for key, _ in keys})
+    if len(dict(keys)) < len(keys):
+        raise BadInput("a key is given twice", key="--variant", part=text)
+    return name, _typed(dict(keys), "--variant")
 
 
-def _added(own: Mapping[str, Any], more: Mapping[str, Any], option: str) -> dict[str, Any]:
-    """Return a mapping with keys that an option gives, each with its source."""
+def _typed(keys: Mapping[str, Any], option: str) -> SourcedDict:
     flag = Source(flag=option)
-    known = {key: at for key in own if (at := source_of(own, key)) is not None}
-    made = {**own, **more}
-    return SourcedDict(made, source_of(own) or flag, {**known, **dict.fromkeys(more, flag)})
+    return SourcedDict(keys, flag, dict.fromkeys(keys, flag))

@@ -7,16 +7,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from attrs import fields_dict
-
 from altcore.builtin_types import to_json
-from altcore.config import Override, TrainConfig, defaults, load_with_sources
+from altcore.config import Override, load_with_sources
 from altcore.errors import BadInput, shown
 from altcore.formats import digest
 from altcore.sweep.job import PRIORITY, Job
 from altcore.sweep.naming import name_of
 from altcore.sweep.seeds import count_seeds, seeds_from
 from altcore.sweep.sweep_file import SweepFile
+from altcore.sweep.variant_keys import keys_of, replaced
 from altcore.yaml_files import source_of
 
 MOST_JOBS = 100_000
@@ -69,18 +68,14 @@ def _check_different(key: str, values: Sequence[Any]) -> None:
 
 
 def _of_variant(sweep: SweepFile, variant: str, taken: set[str]) -> Iterator[Job]:
-    # The variant's value wins.
-    base = [
-        o for o in _overrides(sweep.base) if o[0].partition(".")[0] not in _unused(sweep, variant)
-    ]
-    own = _with(base, [*_overrides(sweep.variants.get(variant, {}))])
+    own = keys_of(sweep, variant)
     axes = {key: list(values) for key, values in sweep.grid.items()}
     axes["seed"] = seeds_from(sweep.seeds, _plain(sweep, own)["seed"])
     at = {key: source_of(sweep.grid, key) for key in axes}
-    own = _with(own, [(key, values[0], at[key]) for key, values in axes.items()])
+    own = replaced(own, [(key, values[0], at[key]) for key, values in axes.items()])
     point = _plain(sweep, own)
     changes = {
-        (key, i): _difference(point, _plain(sweep, _with(own, [(key, value, at[key])])))
+        (key, i): _difference(point, _plain(sweep, replaced(own, [(key, value, at[key])])))
         for key, values in axes.items()
         for i, value in enumerate(values)
     }
@@ -94,7 +89,7 @@ def _of_variant(sweep: SweepFile, variant: str, taken: set[str]) -> Iterator[Job
                 config = _changed(config, changes[pair])
         else:
             given = [(key, value, at[key]) for key, value in factors.items()]
-            config = _plain(sweep, _with(own, given))
+            config = _plain(sweep, replaced(own, given))
         yield Job(
             name=name_of(variant, factors, taken),
             config={k: v for k, v in config.items() if k not in NOT_A_JOBS},
@@ -102,30 +97,6 @@ def _of_variant(sweep: SweepFile, variant: str, taken: set[str]) -> Iterator[Job
             variant=variant,
             priority=sweep.priority.get(variant, PRIORITY),
         )
-
-
-def _unused(sweep: SweepFile, variant: str) -> set[str]:
-    """Return the optimizers and workloads of other variants: settings in ``base`` are for those."""
-    unused: set[str] = set()
-    for kind in ("optimizer", "workload"):
-        first = sweep.base.get(kind, defaults()[kind])
-        chosen = {name: keys.get(kind, first) for name, keys in sweep.variants.items()}
-        unused |= {str(name) for name in chosen.values()} - {str(chosen.get(variant, first))}
-    return unused
-
-
-def _overrides(keys: Mapping[str, Any]) -> Iterator[Override]:
-    """Yield keys as overrides; a mapping of settings becomes dotted keys."""
-    for key, value in keys.items():
-        if isinstance(value, Mapping) and key not in fields_dict(TrainConfig):
-            yield from ((f"{key}.{k}", v, source_of(value, k)) for k, v in value.items())
-        else:
-            yield key, value, source_of(keys, key)
-
-
-def _with(first: Sequence[Override], then: Sequence[Override]) -> list[Override]:
-    replaced = {key for key, _, _ in then}
-    return [*(o for o in first if o[0] not in replaced), *then]
 
 
 def _plain(sweep: SweepFile, overrides: Sequence[Override]) -> dict[str, Any]:

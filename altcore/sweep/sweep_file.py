@@ -14,10 +14,14 @@ from altcore.config import check_name
 from altcore.errors import BadInput, Source, keyed, located, nearest, shown
 from altcore.hooks import build, setting
 from altcore.sweep.job import PRIORITY
+from altcore.sweep.joining import joined, joined_keys, joined_variants
 from altcore.sweep.limits import Alerts, Range, range_of
 from altcore.sweep.retry import DEFAULT_RULES, Rule
 from altcore.sweep.seeds import check_seeds
-from altcore.yaml_files import SourcedDict, dump_yaml, read_mapping, source_of, without_sources
+from altcore.yaml_files import dump_yaml, read_mapping, source_of, without_sources
+
+HOW = {"base": joined_keys, "variants": joined_variants}
+"""How the keys of a file are joined with those of its preset, unless as mappings are."""
 
 
 @frozen(kw_only=True)
@@ -208,23 +212,9 @@ def _with_presets(path: Path, within: tuple[Path, ...]) -> Mapping[str, Any]:
         found = path_of(preset, beside=path)
         if found.resolve() in within:
             raise BadInput(f"{preset} is built on itself")
-        return _merged(_with_presets(found, within), held)
-
-
-def _merged(preset: Mapping[str, Any], own: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return the keys of a preset with a file's own: mappings are joined, all else is replaced."""
-    made: dict[str, Any] = {}
-    for key in {**preset, **own}:
-        ours, theirs = own.get(key), preset.get(key)
-        if isinstance(ours, SourcedDict) and isinstance(theirs, SourcedDict):
-            made[key] = SourcedDict({**theirs, **ours}, *_sources(theirs, ours))
-        else:
-            made[key] = ours if key in own else theirs
-    return SourcedDict(made, *_sources(preset, own))
-
-
-def _sources(theirs: Any, ours: Any) -> tuple[Source, dict[Any, Source]]:
-    return ours.source, {**theirs.sources, **ours.sources}
+        below = _with_presets(found, within)
+        both: Mapping[str, Any] = joined(below, held, HOW)
+        return both
 
 
 def sweep_text(sweep: SweepFile) -> str:

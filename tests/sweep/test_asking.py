@@ -3,8 +3,9 @@
 import pytest
 from helpers_cli import call
 
-from altcore.errors import BadInput
-from altcore.sweep import Given, asked_sweep, jobs_of, read_sweep
+from altcore.errors import BadInput, Source
+from altcore.sweep import Given, Rule, asked_sweep, jobs_of, read_sweep
+from altcore.yaml_files import source_of
 
 
 @pytest.fixture
@@ -54,6 +55,15 @@ def test_options_add_to_a_file(file):
         ({"name": "x", "params": ["learning_rate"]}, "--param learning_rate: KEY=VALUE,VALUE is"),
         ({"name": "x", "params": ["a=1", "a=2"]}, "--param: a key is given twice"),
         ({"name": "x", "variants": ["a:b"]}, "--variant b: KEY=VALUE is needed"),
+        ({"name": "x", "variants": ["a:b=1,b=2"]}, "--variant a:b=1,b=2: a key is given twice"),
+        (
+            {"name": "x", "sets": ["learning_rate=1"], "params": ["learning_rate=2"]},
+            r"learning_rate: grid.learning_rate \(--param\) and base \(--set\) both give it",
+        ),
+        (
+            {"name": "x", "sets": ["gpt={n_head: 2}"], "variants": ["a:seed=1"], "seeds": "7,"},
+            r"seed: seeds and variants.a \(--variant\) both give it: keep one of them",
+        ),
         ({"name": "../x"}, "is not a name"),
         ({"name": "x", "seeds": "a"}, "a number of seeds"),
         ({"name": "x", "params": ["learning_rat=1"]}, "--param: unknown key 'learning_rat'"),
@@ -88,6 +98,70 @@ def test_a_preset_is_a_file_of_an_installed_package(file, tmp_path, monkeypatch)
         file.write_text(f"preset: {preset}\n")
         with pytest.raises(BadInput, match=told):
             read_sweep(file)
+
+
+PRESET = """
+base: {gpt: {size: tiny, block_size: 8}, optimizer: adamw, recipe: {weight: E4M3}}
+variants: {a: {gpt: {n_head: 2}, learning_rate: 0.1}, b: {}}
+retry: {mine: {limit: 2, patterns: [fire], halve: {learning_rate: 0}}}
+executors: {slurm: {mem: 1G, sbatch: {qos: low}}}
+columns: [val_loss, loss]
+"""
+OWN = """
+preset: PRESET
+base: {gpt.block_size: 16, gpt: {n_layer: 1}, adamw: {eps: 1}, recipe: {activation: E5M2}}
+variants: {a: {settings: {gpt: {n_head: 4}}}, c: {}}
+retry: {mine: {limit: 1}}
+executors: {slurm: {sbatch: {nice: 5}}}
+columns: [loss]
+"""
+
+
+def test_a_preset_is_joined_to_the_depth_of_settings(tmp_path):
+    """However they are spelled; the value of a key is replaced, and so is a list."""
+    (tmp_path / "preset.yaml").write_text(PRESET)
+    file = tmp_path / "own.yaml"
+    file.write_text(OWN.replace("PRESET", str(tmp_path / "preset.yaml")))
+    made = read_sweep(file)
+    assert made.base == {
+        "gpt.size": "tiny",
+        "gpt.block_size": 16,
+        "optimizer": "adamw",
+        "recipe": {"activation": "E5M2"},
+        "gpt.n_layer": 1,
+        "adamw.eps": 1,
+    }
+    assert made.variants == {"a": {"gpt.n_head": 4, "learning_rate": 0.1}, "b": {}, "c": {}}
+    assert made.rules["mine"] == Rule(limit=1, patterns=["fire"], halve={"learning_rate": 0})
+    assert made.executors == {"slurm": {"mem": "1G", "sbatch": {"qos": "low", "nice": 5}}}
+    assert made.columns == ["loss"]
+    assert source_of(made.base, "gpt.n_layer") == Source(str(file), 3)
+    assert source_of(made.variants, "b") == Source(str(tmp_path / "preset.yaml"), 3)
+
+
+def test_options_are_joined_like_a_preset(file):
+    """So none takes another setting away, or another key of its variant."""
+    file.write_text("base: {gpt: {size: tiny}}\nvariants: {a: {gpt: {n_head: 2}}}\n")
+    sets, variants = ["gpt={block_size: 8}"], ["a:learning_rate=0.1"]
+    made = asked_sweep(str(file), Given(sets=sets, variants=variants))
+    assert made.base == {"gpt.size": "tiny", "gpt.block_size": 8}
+    assert made.variants == {"a": {"gpt.n_head": 2, "learning_rate": 0.1}}
+
+
+def test_a_preset_and_a_grid_that_give_the_same_key(tmp_path):
+    """Whichever of both has the grid."""
+    for theirs, own in (
+        ("base: {gpt.batch_size: 4}", "grid: {batch_size: [8]}"),
+        ("grid: {gpt.batch_size: [8]}", "variants: {a: {gpt: {batch_size: 4}}}"),
+        ("grid: {gpt.batch_size: [8]}", "grid: {batch_size: [4]}"),
+    ):
+        (tmp_path / "preset.yaml").write_text(theirs)
+        file = tmp_path / "own.yaml"
+        file.write_text(f"preset: {tmp_path / 'preset.yaml'}\n{own}\n")
+        with pytest.raises(
+            BadInput, match=r"gpt.batch_size: .*yaml, line \d.*yaml, line \d\) both"
+        ):
+            jobs_of(read_sweep(file))
 
 
 def test_the_command_plans_without_a_file(tmp_path, capsys):

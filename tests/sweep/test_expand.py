@@ -54,6 +54,19 @@ def test_every_combination_is_a_job(tmp_path):
     )
 
 
+def test_a_variant_wins_however_a_key_is_spelled(tmp_path):
+    """A number of seeds begins with the one that is given."""
+    text = """
+    base: {settings: {gpt: {size: tiny, n_head: 2}}, batch_size: 4, seed: 3}
+    variants: {a: {gpt: {batch_size: 8}}, b: {settings: {gpt: {n_head: 1}}, seed: 5}}
+    grid: {workload: [gpt]}
+    """
+    one, other = (job.config["settings"]["gpt"] for job in jobs_of(sweep(tmp_path, text)))
+    assert one == {"size": "tiny", "n_head": 2, "batch_size": 8}
+    assert other == {"size": "tiny", "n_head": 1, "batch_size": 4}
+    assert [job.factors["seed"] for job in jobs_of(sweep(tmp_path, text))] == [3, 5]
+
+
 def test_keys_that_change_the_same_value(tmp_path):
     """A preset and a key that it sets: combinations are read one by one."""
     text = "base: {gpt.size: tiny}\ngrid: {steps: [2], max_steps: [3]}\n"
@@ -79,6 +92,15 @@ def test_keys_that_change_the_same_value(tmp_path):
         ("grid: {learning_rate: [0.1, 0.1]}", r"grid\.learning_rate: 0\.1 is given twice .*line 1"),
         ("grid: {tags: [[a], [b], [a]]}", r"grid\.tags: \['a'\] is given twice"),
         ("grid: {seed: [1]}", r"grid\.seed: seeds have a key of their own"),
+        (
+            "grid: {learning_rate: [1]}\nvariants: {a: {}, b: {learning_rate: 2}}",
+            r"learning_rate: grid.learning_rate \(.*line 1\) and variants.b \(.*line 2\) both",
+        ),
+        (
+            "grid: {gpt.batch_size: [1]}\nbase: {batch_size: 2}",
+            r"gpt.batch_size: grid.gpt.batch_size \(.*line 1\) and base \(.*line 2\) both give it",
+        ),
+        ("base: {seed: 3}\nseeds: [4]", r"seed: seeds and base \(.*line 1\) both give it"),
         ("grid: {name: [a]}", r"grid\.name: the sweep names its runs"),
         ("seeds: 0", "seeds: no seed is given: 3 is three of them, .*line 1"),
         ("seeds:", "seeds: no seed is given"),
