@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 PYTEST := $(BIN)/python -m pytest -n 2
 
-.PHONY: help venv demo format-experiments results test test-slow test-exhaustive test-models test-clusters sweep-toy bench exactness models pages notebook lint format clean
+.PHONY: help venv demo format-experiments results test test-slow test-exhaustive test-models test-clusters sweep-toy loss-slope-toy bench exactness models pages notebook lint format clean
 
 help: ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-18s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,15 @@ test-clusters: venv ## the tests marked cluster: sweeps through faults of a real
 	@command -v slurmctld >/dev/null || ! command -v apt-get >/dev/null || [ "$$(id -u)" != 0 ] || \
 	    { apt-get update -qq && apt-get install -y -qq --no-install-recommends slurm-wlm munge; } >/dev/null
 	$(BIN)/python -m pytest -rs -m cluster
+
+STUDY = loss-slope-toy --sweeps-dir $(or $(SWEEPS),sweeps)
+loss-slope-toy: venv ## run the loss-slope study at toy size, from the plan to the verdict (SWEEPS=folder)
+	$(BIN)/altcore sweep plan examples/loss-slope-toy.yaml --sweeps-dir $(or $(SWEEPS),sweeps) | tail -2
+	time $(BIN)/altcore sweep run examples/loss-slope-toy.yaml --executor local:2 --sweeps-dir $(or $(SWEEPS),sweeps)
+	-$(BIN)/altcore sweep status $(STUDY)
+	-$(BIN)/altcore sweep verify $(STUDY)
+	$(BIN)/altcore sweep export $(STUDY)
+	$(BIN)/altcore report loss-slope-study --from $(or $(SWEEPS),sweeps)/loss-slope-toy/runs --out $(or $(SWEEPS),sweeps)/loss-slope-toy/reports
 
 bench: venv ## measure speed, beside other libraries, which it installs
 	@$(PIP) --no-compile 'altcore[bench]'

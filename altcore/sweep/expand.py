@@ -92,7 +92,7 @@ def _of_variant(sweep: SweepFile, variant: str, taken: set[str]) -> Iterator[Job
             config = _plain(sweep, replaced(own, given))
         yield Job(
             name=name_of(variant, factors, taken),
-            config={k: v for k, v in config.items() if k not in NOT_A_JOBS},
+            config={k: v for k, v in config.items() if k not in NOT_A_JOBS} | {"label": variant},
             factors=factors,
             variant=variant,
             priority=sweep.priority.get(variant, PRIORITY),

@@ -11,6 +11,8 @@ from altcore.config import TrainConfig, check_name
 from altcore.errors import BadInput
 from altcore.formats import digest
 
+RETRIED = "retry"
+"""The tag of a run whose settings a retry changed: another experiment than was asked for."""
 PRIORITY = 100
 """Of a job that names none. Jobs of a lower number begin first."""
 

@@ -16,7 +16,7 @@ from altcore.signals import is_from_signal
 from altcore.sweep.attempt import Held
 from altcore.sweep.carry_on import copy_run
 from altcore.sweep.exits import Exit
-from altcore.sweep.job import Job
+from altcore.sweep.job import RETRIED, Job
 from altcore.sweep.retry import DEFAULT_RULES, Rule, cause_of
 from altcore.sweep.usage import Usage
 
@@ -89,6 +89,8 @@ def _train(job: Job, held: Held) -> _Outcome:
             if known["status"] in ENDED:
                 return _Outcome(known["status"], known["verdict"])
         config = job.train_config(str(held.attempt.work), held.lease.changed)
+        if held.lease.changed:
+            config = config.evolve(tags=(*config.tags, RETRIED))
         result = train(config, resume=job.name if path.is_dir() else None)
         return _Outcome(result.status, result.verdict)
     except (Interrupted, NoSpace) as error:

@@ -50,7 +50,7 @@ def test_every_combination_is_a_job(tmp_path):
         "seed": 5,
     }
     assert job.train_config("x", {}) == load_config(
-        None, {**keys, "name": job.name, "runs_dir": "x"}
+        None, {**keys, "name": job.name, "runs_dir": "x", "label": "pure"}
     )
 
 

@@ -18,6 +18,7 @@ from helpers_sweep_faults import bits_of, check_complete, started, toy, work
 from altcore.plugin import hookimpl, setting
 from altcore.runs import METRICS, read_json
 from altcore.sweep import Ledger, State, SweepFile, Watch, jobs_of, worker
+from altcore.yaml_files import read_mapping
 
 STEP = 2
 """The step in which plugins of these tests do what they do."""
@@ -237,4 +238,5 @@ def test_a_job_with_too_little_memory_halves_the_batch_that_its_workload_chose(
     assert second.exit.status == "finished"
     run = ledger.run_of(job.name)
     assert read_json(run / "environment.json")["workload_facts"]["batch_size"] == 4
+    assert read_mapping(run / "config.yaml", "config")["tags"] == ["retry"]
     assert len((run / METRICS).read_text().splitlines()) >= 3

@@ -3,10 +3,12 @@
 import math
 
 import pytest
+from helpers_pages import run
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from altcore.plugin import BadInput
 from altcore_reporters.slope_study.estimates import pearson, share, spearman
 from altcore_reporters.slope_study.hypotheses import (
     Limits,
@@ -15,6 +17,8 @@ from altcore_reporters.slope_study.hypotheses import (
     results_of,
     second_hypothesis,
 )
+from altcore_reporters.slope_study.reporter import LossSlopeStudy
+from altcore_reporters.slope_study.trust import trust_of
 
 PAIRS = st.lists(st.tuples(*[st.integers(-50, 50).map(float)] * 2), min_size=4, max_size=30).filter(
     lambda pairs: all(len(set(own)) > 1 for own in zip(*pairs, strict=True))
@@ -127,3 +131,92 @@ def test_rows_of_a_table():
         results_of([{**rows[1], "alpha_early": "steep"}])
     with pytest.raises(KeyError, match="variant"):
         results_of([{"run_id": "a"}])
+
+
+# ------------------------------------------------------------------------- trust and report
+
+EACH, STEPS = 4, 24
+
+
+def lines():
+    """A measure of every step, and one of every fourth."""
+    made = [{"step": step, "loss": 2 - step / 50} for step in range(1, STEPS + 1)]
+    for line in made[EACH - 1 :: EACH]:
+        line |= {"val_loss": line["loss"] + 0.1, "quarter": 1.0}
+    return made
+
+
+def record(seed=0, change=lambda lines: lines, r_squared=0.99, **parts):
+    row = {"alpha_5_15": -0.1 * seed, "alpha_full": -0.01, "r_squared": r_squared}
+    summary = {
+        "findings": {"loss-slope": [row, "a line"]},
+        "best_val_loss": 2 - 0.1 * seed,
+        **parts.pop("summary", {}),
+    }
+    config = {"label": "base" if seed % 2 else "narrow", **parts.pop("config", {})}
+    return run(seed=seed, steps=STEPS, metrics=change(lines()), summary=summary, config=config)
+
+
+def without(lines, *steps, name="quarter"):
+    return [{k: v for k, v in x.items() if k != name or x["step"] not in steps} for x in lines]
+
+
+MEASURES = ("loss", "quarter", "val_loss")
+
+
+def test_nothing_speaks_against_whole_data():
+    found = trust_of([record(), record(1)], MEASURES, [0.99, 0.96], 0.95)
+    assert found.reasons == []
+    assert found.intervals == {"loss": "1", "quarter": "4", "val_loss": "4"}
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        ({"change": lambda x: without(x, 12)}, "quarter has a gap before step 16"),
+        ({"change": lambda x: without(x, 20, 24)}, "quarter ends at step 16 of 24"),
+        ({"change": lambda x: without(x, *range(STEPS + 1))}, "quarter was never recorded"),
+        ({"change": lambda x: x[:20]}, "metrics end at step 20, and the run made 24"),
+        ({"change": lambda x: x[:9] + x[10:]}, "loss has a gap before step 11"),
+        ({"change": lambda x: []}, "nothing was recorded"),
+        (
+            {"change": lambda x: [*x[:-1], {**x[-1], "loss": math.nan}]},
+            "loss is not finite in 1 steps, first in step 24",
+        ),
+        ({"summary": {"status": "interrupted"}}, "its status is interrupted"),
+    ],
+)
+def test_each_reason_is_named_with_its_run(made, told):
+    found = trust_of([record(), record(1, **made)], MEASURES, [0.99, 0.99], 0.95)
+    assert not found.is_go
+    assert all(name == "E4M3-s1" for name, _ in found.reasons)
+    assert told in [problem for _, problem in found.reasons]
+
+
+def test_fits_that_are_bad_as_a_whole():
+    (reason,) = trust_of([record()], ("loss",), [0.95, None], 0.95).reasons
+    assert reason == ("", "the median R² is 0.9500, and more than 0.95 is needed")
+    (reason,) = trust_of([record()], ("loss",), [None], 0.95).reasons
+    assert reason == ("", "no run was fitted, so R² is not known")
+
+
+def test_the_report(tmp_path):
+    """Both verdicts over all and by variant; a run that a retry changed is left out, by name."""
+    retried = record(9, config={"tags": ["retry"]})
+    runs = [*(record(seed) for seed in range(8)), retried]
+    report, page = LossSlopeStudy(measures=MEASURES).render(runs, tmp_path)
+    told = report.read_text()
+    assert "**GO: the data can be trusted.** H1 holds, but the interval has the limit in it" in told
+    assert "H2 holds." in told
+    assert "1 were left out, since a retry changed them: E4M3-s9." in told
+    assert "| all | 100.0% | 63.1% to 100.0% | 8 | 0 |" in told
+    assert "| narrow | 1.000 | 1.000 to 1.000 | 1.000 | 1.000 to 1.000 | 4 | 0 | holds |" in told
+    assert "| `quarter` | 4 |" in told
+    assert "How well a power law fits the loss" in page.read_text()
+    report, _ = LossSlopeStudy(measures=(*MEASURES, "lambda_max")).render(runs[:2], tmp_path)
+    assert "**NO-GO: the data cannot be trusted.**" in report.read_text()
+    assert "- E4M3-s0: lambda_max was never recorded" in report.read_text()
+    with pytest.raises(BadInput, match="no run is left"):
+        LossSlopeStudy().render([retried], tmp_path)
+    with pytest.raises(BadInput, match="E4M3-s42 has no findings of the diagnostic loss-slope"):
+        LossSlopeStudy().render([run()], tmp_path)
