@@ -45,8 +45,10 @@ class Row:
 
     @property
     def is_collapsed(self) -> bool:
-        """Whether its result is a collapse."""
-        return self.exit is not None and self.exit.status == "collapsed"
+        """Whether its last attempt ended in a collapse: a result, or a failure."""
+        return self.exit is not None and (
+            self.exit.status == "collapsed" or bool(self.exit.collapse)
+        )
 
     @property
     def seconds(self) -> float:
