@@ -33,7 +33,7 @@ class Exit:
     cause: str = _text("")
     """By which rule of retrying it goes on, once that is known."""
     seconds: float | None = field(default=None, validator=optional(instance_of(int | float)))
-    """Wall-clock seconds of the attempt; None if its worker could not say."""
+    """Wall-clock seconds of the attempt, of a lost one by its heartbeats; None if not known."""
     verdict: str = _text("")
     collapse: str = _text("")
     """The cause of a collapse that the sweep takes for a failure, as the summary has it."""
