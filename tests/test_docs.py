@@ -40,7 +40,7 @@ from altcore.recipes.cast import SCALINGS, STRAIGHT_THROUGH
 from altcore.recipes.cast_reading import CAST_KEYS
 from altcore.recipes.layers import SELECTORS
 from altcore.registry import KINDS, entries, find, group_of
-from altcore.sweep import SweepFile, jobs_of, make_executor, read_sweep
+from altcore.sweep import DEFAULT_RULES, Rule, SweepFile, jobs_of, make_executor, read_sweep
 from altcore.yaml_files import load_yaml
 from altcore_reporters.alerts import Alerts
 from altcore_reporters.tracking import TrackerReporter
@@ -200,6 +200,22 @@ def test_every_setting_is_documented(entry):
 def test_every_key_of_a_sweep_file_is_documented():
     """With its default and its help."""
     check_settings(rows("sweeps", "The sweep file"), SweepFile)
+
+
+def test_the_rules_of_retry_are_documented():
+    """Those for each cause that is built in, in their order, and the settings of a rule."""
+    found = rows("sweeps", "Rules of `retry`", "###")
+    default = {plain(row[0]): row for row in found if len(row) == 5}
+    assert list(default) == list(DEFAULT_RULES)
+    for cause, rule in DEFAULT_RULES.items():
+        _, _, texts, limit, then = default[cause]
+        assert re.findall("`([^`]*)`", texts) == list(rule.patterns)
+        assert (int(limit), "as it was" in then) == (rule.limit, rule.repeat)
+        assert re.findall("`([^`]*)`", then) == list(rule.halve)
+        assert [float(n) for n in re.findall(r"than (\d+)", then)] == [
+            *filter(None, rule.halve.values())
+        ]
+    check_settings([row for row in found if len(row) == 4], Rule)
 
 
 def test_settings_of_executors_that_are_shown_are_valid():

@@ -46,7 +46,7 @@ def list_(name: str, wanted: str | None, as_json: bool, sweeps_dir: str) -> None
 
 
 def _status(row: Row) -> str:
-    return row.exit.status if row.exit else ""
+    return "collapsed" if row.is_collapsed else row.exit.status if row.exit else ""
 
 
 def _facts(row: Row) -> dict[str, object]:

@@ -271,3 +271,10 @@ class Watch:
             self._seen[attempt.folder] = (beat, now)
             return False
         return now - since > self.lost_after
+
+    def seconds_of(self, attempt: Attempt) -> float | None:
+        """Return how long a holder's heart beat, None if it is not known."""
+        with suppress(ValueError):
+            # The first beat came at once.
+            return (int(attempt.heartbeat) - 1) * self.lost_after / BEATS
+        return None

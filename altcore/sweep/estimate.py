@@ -42,8 +42,8 @@ def estimate_of(ledger: Ledger, jobs: Sequence[Job]) -> Estimate:
     done = {row.name: row for row in rows if row.state is State.COMPLETED}
     taken: dict[str, list[float]] = {}
     for name, row in done.items():
-        if row.exit is not None and row.exit.seconds is not None:
-            taken.setdefault(variants[name], []).append(row.exit.seconds)
+        if row.run_seconds is not None:
+            taken.setdefault(variants[name], []).append(row.run_seconds)
     checked = _checked(ledger)
     each = {variant: known["seconds"] for variant, known in checked.items() if "seconds" in known}
     each |= {variant: fmean(seconds) for variant, seconds in taken.items()}

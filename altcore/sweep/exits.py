@@ -33,8 +33,10 @@ class Exit:
     cause: str = _text("")
     """By which rule of retrying it goes on, once that is known."""
     seconds: float | None = field(default=None, validator=optional(instance_of(int | float)))
-    """Wall-clock seconds of the attempt; None if its worker could not say."""
+    """Wall-clock seconds of the attempt, of a lost one by its heartbeats; None if not known."""
     verdict: str = _text("")
+    collapse: str = _text("")
+    """The cause of a collapse that the sweep takes for a failure, as the summary has it."""
     checkpoint: int = field(default=-1, validator=instance_of(int))
     """Of a lost attempt: the step of its newest checkpoint, -1 without one."""
     used: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))

@@ -13,6 +13,7 @@ from altcore.errors import BadInput, shown
 from altcore.formats import digest
 from altcore.sweep.job import PRIORITY, Job
 from altcore.sweep.naming import name_of
+from altcore.sweep.retry_rules import check_halved
 from altcore.sweep.seeds import count_seeds, seeds_from
 from altcore.sweep.sweep_file import SweepFile
 from altcore.sweep.variant_keys import keys_of, replaced
@@ -42,7 +43,9 @@ def jobs_of(sweep: SweepFile) -> list[Job]:
             raise BadInput(told, key=f"grid.{key}")
         _check_different(key, values)
     taken: set[str] = set()
-    return [job for variant in sweep.variant_names for job in _of_variant(sweep, variant, taken)]
+    jobs = [job for variant in sweep.variant_names for job in _of_variant(sweep, variant, taken)]
+    check_halved(sweep.retry, jobs)
+    return jobs
 
 
 def _check_count(sweep: SweepFile) -> None:

@@ -218,7 +218,7 @@ class Ledger:
         standing = self.standing(job.name)
         last = standing.last
         if standing.state is State.RUNNING and last is not None and watch.is_lost(last):
-            self._end_lost(job, last)
+            self._end_lost(job, last, watch)
             standing = self.standing(job.name)
         if standing.state is not State.WAITING:
             return None
@@ -232,7 +232,7 @@ class Ledger:
             held.before = before
         return held
 
-    def _end_lost(self, job: Job, last: Attempt) -> None:
+    def _end_lost(self, job: Job, last: Attempt, watch: Watch) -> None:
         """End an attempt whose holder is lost; what it finished but did not publish is accepted."""
         last.take_over()
         if self.run_of(job.name).is_dir():
@@ -242,6 +242,7 @@ class Ledger:
             status=LOST,
             error=f"process {told.pid} on {told.host} is gone, or silent",
             checkpoint=newest_step(last.run_directory(job.name)),
+            seconds=watch.seconds_of(last),
         )
         last.end(ended)
 

@@ -7,7 +7,6 @@ factor of the sweep, and no retry changes it.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,23 +17,25 @@ from altcore.hooks import setting
 from altcore.sweep.exits import LEFT, LOST, Exit
 
 UNKNOWN = "unknown"
+GRADIENT, COLLAPSE = "gradient", "collapse"
 
 
 @frozen(kw_only=True)
 class Rule:
     """What is done about one cause of failure."""
 
-    limit: int = setting(
-        0, help="attempts that may follow a failure of this cause", validator=ge(0)
-    )
+    limit: int = setting(0, help="attempts that may follow failures of this cause", validator=ge(0))
     patterns: tuple[str, ...] = setting(
-        (), help="texts that an error of this cause contains, in any case", converter=tuple
+        (),
+        help="literal texts, one of which the error contains, in any case",
+        converter=tuple,
     )
     halve: dict[str, float] = setting(
         factory=dict, help="settings that the next attempt halves, and the least value of each"
     )
     repeat: bool = setting(
-        False, help="whether the same attempt may end otherwise, as after a timeout"
+        False,
+        help="whether the attempt is made again as it was, and nothing is halved",
     )
 
 
@@ -44,13 +45,14 @@ DEFAULT_RULES: Mapping[str, Rule] = {
         patterns=("out of memory", "OutOfMemoryError", "can't allocate memory", "MemoryError"),
         halve={"batch_size": 16, "workers": 1},
     ),
-    "gradient": Rule(
+    GRADIENT: Rule(
         limit=2,
         patterns=("gradient overflow", "nan loss", "inf detected", "not finite"),
         halve={"learning_rate": 0},
     ),
     "timeout": Rule(limit=1, patterns=("TimeoutError", "SLURM timeout"), repeat=True),
     LOST: Rule(limit=2, repeat=True),
+    COLLAPSE: Rule(),
     UNKNOWN: Rule(),
 }
 """A lost worker is no failure of its job, unless the job itself ends its workers: of `LOST`, losses
@@ -68,15 +70,22 @@ class Decision:
 
 
 def cause_of(ended: Exit, rules: Mapping[str, Rule]) -> str:
-    """Return which rule is for a failure: by its status, else by the text of its error."""
+    """Return which rule is for a failure: by its status, else the first one by cause or text."""
     if ended.status in ("timeout", *LEFT):
         return ended.status
+    error, by_collapse = ended.error.lower(), _cause_of_collapse(ended)
     found = (
         name
         for name, rule in rules.items()
-        if any(re.search(re.escape(p), ended.error, re.IGNORECASE) for p in rule.patterns)
+        if name == by_collapse or any(p.lower() in error for p in rule.patterns)
     )
     return next(found, UNKNOWN)
+
+
+def _cause_of_collapse(ended: Exit) -> str:
+    if not ended.collapse:
+        return ""
+    return GRADIENT if ended.collapse == "nan_patience" else COLLAPSE
 
 
 def decide(
@@ -155,13 +164,16 @@ def _settings_named(
     name: str, config: Mapping[str, Any], known: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return the settings of a configuration with this name, by dotted key: `workers` is in
-    ``NAME.workers`` of whatever workload or plugin has it. What is ``known`` of a key wins.
+    ``NAME.workers`` of whatever workload or plugin has it, unless the name says of which one. What
+    is ``known`` of a key wins.
     """
-    own = {name: config[name]} if name in config else {}
-    for owner, settings in config.get("settings", {}).items():
-        if name in settings:
-            own[f"{owner}.{name}"] = settings[name]
-    own |= {key: value for key, value in known.items() if key.rpartition(".")[2] == name}
+    own = {
+        f"{owner}.{setting}": value
+        for owner, settings in config.get("settings", {}).items()
+        for setting, value in settings.items()
+    }
+    top = {name: config[name]} if name in config else {}
+    own = {k: v for k, v in {**top, **own, **known}.items() if name in (k, k.rpartition(".")[2])}
     return {k: v for k, v in own.items() if isinstance(v, int | float) and type(v) is not bool}
 
 

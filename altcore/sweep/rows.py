@@ -11,12 +11,13 @@ from attrs import field, frozen
 
 from altcore.errors import BadInput
 from altcore.runs import summary_of
-from altcore.sweep.attempt import Attempt, attempts_in
+from altcore.sweep.attempt import attempts_in
 from altcore.sweep.exits import Exit
 from altcore.sweep.kept import of_accepted
 from altcore.sweep.ledger import JOBS, Ledger, State
+from altcore.sweep.run_time import accepted_of, changed_in, ended_in, seconds_of_run
 
-VERSION = "1"
+VERSION = "2"
 """Of what is kept of a row."""
 
 
@@ -33,6 +34,8 @@ class Row:
     """What follows an attempt that ended without a result."""
     changed: Mapping[str, Any] = field(factory=dict)
     """Settings that a retry changed for the accepted run, or else for the last attempt."""
+    run_seconds: float | None = None
+    """Of a completed job: wall-clock seconds of its run, as `seconds_of_run` counts them."""
     is_lost: bool = False
     """Whether it is held by a process that is gone."""
     began: float | None = None
@@ -45,8 +48,10 @@ class Row:
 
     @property
     def is_collapsed(self) -> bool:
-        """Whether its result is a collapse."""
-        return self.exit is not None and self.exit.status == "collapsed"
+        """Whether its last attempt ended in a collapse: a result, or a failure."""
+        return self.exit is not None and (
+            self.exit.status == "collapsed" or bool(self.exit.collapse)
+        )
 
     @property
     def seconds(self) -> float:
@@ -75,25 +80,29 @@ def _row(name: str, known: Mapping[str, Any]) -> Row:
         exits=tuple(Exit(**ended) for ended in known["exits"]),
         attempts=known["attempts"],
         changed=known["changed"],
+        run_seconds=known["run_seconds"],
     )
 
 
 def _completed(ledger: Ledger, name: str) -> tuple[dict[str, Any], bool]:
     """Return what the row of a completed job holds, and whether its end is written."""
     attempts = attempts_in(ledger.folder / JOBS / name)
-    known = [(a, ended) for a in attempts if (ended := _end(a)) is not None]
-    accepted = next((a for a, ended in reversed(known) if ended.is_complete), None)
+    known = ended_in(attempts)
+    accepted = accepted_of(known)
     is_written = accepted is not None
     # Who was late is refused after the run was accepted.
     exits = [ended for a, ended in known if accepted is None or a.number <= accepted.number]
+    seconds = seconds_of_run(known)
     if accepted is None:
         with suppress(BadInput):
             exits.append(end_of_run(ledger.run_of(name)))
+            seconds = exits[-1].seconds
         accepted = attempts[-1] if attempts else None
     plain = {
         "exits": [ended.to_plain() for ended in exits],
         "attempts": len(attempts),
-        "changed": dict(_changed(accepted)),
+        "changed": dict(changed_in(accepted)),
+        "run_seconds": seconds,
     }
     return plain, is_written
 
@@ -102,13 +111,6 @@ def end_of_run(run: Path) -> Exit:
     """Return the end of a run whose worker was killed before it could write it down."""
     known = summary_of(run)
     return Exit(status=known["status"], verdict=known["verdict"], seconds=known["seconds"])
-
-
-def _end(attempt: Attempt) -> Exit | None:
-    """Return how an attempt ended, as far as can be read: its job has a result all the same."""
-    with suppress(BadInput):
-        return attempt.exit
-    return None
 
 
 def _open(ledger: Ledger, name: str) -> Row:
@@ -128,16 +130,7 @@ def _read(ledger: Ledger, name: str) -> Row:
         exits=tuple(ended for a in standing.attempts if (ended := a.exit) is not None),
         attempts=len(standing.attempts),
         why=standing.decision.why if standing.decision else standing.problem,
-        changed=_changed(last),
+        changed=changed_in(last),
         is_lost=bool(lease and lease.process.is_gone()),
         began=lease.began if lease else None,
     )
-
-
-def _changed(attempt: Attempt | None) -> Mapping[str, Any]:
-    # No retry came before the first attempt.
-    if attempt is None or attempt.number == 1:
-        return {}
-    with suppress(BadInput):
-        return attempt.lease.changed
-    return {}

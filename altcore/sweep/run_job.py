@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import evolve, frozen
@@ -35,6 +35,7 @@ class _Outcome:
 
     status: str
     verdict: str = ""
+    collapses: Sequence[Mapping[str, Any]] = ()
     error: str = ""
     leaves: BaseException | None = None
     """What took the run from its worker."""
@@ -58,13 +59,17 @@ def run_job(
     """
     began, usage = time.perf_counter(), usage or Usage()
     came = _train(job, held)
-    status, error = came.status, came.error
+    status, error, collapse = came.status, came.error, ""
     if status == "collapsed" and collapse_fails:
-        status, error = "failed", f"it collapsed: {came.verdict}"
+        # Of several the last one ended the run.
+        last = came.collapses[-1] if came.collapses else {}
+        collapse = last.get("cause") or "unknown"
+        status, error = "failed", f"it collapsed: {last.get('reason') or came.verdict}"
     ended = Exit(
         status=status,
         error=error,
         verdict=came.verdict,
+        collapse=collapse,
         seconds=round(time.perf_counter() - began, 3),
         used=usage.to_plain(),
     )
@@ -87,12 +92,12 @@ def _train(job: Job, held: Held) -> _Outcome:
             known = summary_of(path)
             # A worker that was killed between the end of its run and publishing it.
             if known["status"] in ENDED:
-                return _Outcome(known["status"], known["verdict"])
+                return _Outcome(known["status"], known["verdict"], known["collapses"])
         config = job.train_config(str(held.attempt.work), held.lease.changed)
         if held.lease.changed:
             config = config.evolve(tags=(*config.tags, RETRIED))
         result = train(config, resume=job.name if path.is_dir() else None)
-        return _Outcome(result.status, result.verdict)
+        return _Outcome(result.status, result.verdict, result.summary["collapses"])
     except (Interrupted, NoSpace) as error:
         return _Outcome("interrupted", error=text_of(error), leaves=error)
     except AltcoreError as error:

@@ -62,12 +62,8 @@ class Status:
 
     @property
     def mean_seconds(self) -> float | None:
-        """Mean time of the completed runs."""
-        known = [
-            row.exit.seconds
-            for row in self.rows
-            if row.state is State.COMPLETED and row.exit and row.exit.seconds is not None
-        ]
+        """Mean time of the completed runs, of all attempts that led to them."""
+        known = [row.run_seconds for row in self.rows if row.run_seconds is not None]
         return fmean(known) if known else None
 
     @property

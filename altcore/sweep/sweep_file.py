@@ -11,12 +11,13 @@ from attrs import evolve, fields, frozen
 from attrs.validators import ge, gt, in_, optional
 
 from altcore.config import check_name
-from altcore.errors import BadInput, Source, keyed, located, nearest, shown
+from altcore.errors import BadInput, Source, item_key, keyed, located, nearest, shown
 from altcore.hooks import build, setting
 from altcore.sweep.job import PRIORITY
 from altcore.sweep.joining import joined, joined_keys, joined_variants
 from altcore.sweep.limits import Alerts, Range, range_of
-from altcore.sweep.retry import DEFAULT_RULES, Rule
+from altcore.sweep.retry import Rule
+from altcore.sweep.retry_rules import rules_of
 from altcore.sweep.seeds import check_seeds
 from altcore.yaml_files import dump_yaml, read_mapping, source_of, without_sources
 
@@ -126,13 +127,8 @@ class SweepFile:
 
     @property
     def rules(self) -> dict[str, Rule]:
-        """What is done about each cause of failure."""
-        own = {}
-        for cause, given in self.retry.items():
-            default = DEFAULT_RULES.get(cause, Rule())
-            build(Rule, given, f"retry.{cause}")
-            own[cause] = evolve(default, **without_sources(given))
-        return {**DEFAULT_RULES, **own}
+        """What is done about each cause of failure, in the order in which they are tried."""
+        return rules_of(self.retry)
 
     @property
     def measures(self) -> list[Measure]:
@@ -175,12 +171,20 @@ def read_sweep(told: str | Path) -> SweepFile:
     """
     path = path_of(told)
     held = _with_presets(path, ())
-    sources = {key: source_of(held, key) or Source(str(path)) for key in held}
-    with located(sources):
+    with located(_places(held, path)):
         made: SweepFile = build(SweepFile, held)
-    # As they were read: with the line of each key, for errors of the jobs. The preset is within.
-    read = {key: held[key] for key in ("base", "variants", "grid") if key in held}
+    # As they were read: with the line of each key, for errors of the jobs. Presets are within.
+    read = {key: held[key] for key in ("base", "variants", "grid", "retry") if key in held}
     return evolve(made, name=made.name or check_name(path.stem, "name"), preset=None, **read)
+
+
+def _places(held: Mapping[str, Any], path: Path) -> dict[str, Source]:
+    """Return where each key of a file was given, and each key of its mappings."""
+    places = {key: source_of(held, key) or Source(str(path)) for key in held}
+    for key, value in held.items():
+        for name in value if isinstance(value, Mapping) else ():
+            places[item_key(key, name)] = source_of(value, name) or places[key]
+    return places
 
 
 def path_of(told: str | Path, *, beside: Path | None = None) -> Path:

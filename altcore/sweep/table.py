@@ -22,7 +22,7 @@ OWN = {
     "job": "the job's name, which is that of its run",
     "variant": "the variant of the sweep file",
     "state": f"where the job is: {', '.join(state.value for state in State)}",
-    "collapsed": "whether the result is a collapse",
+    "collapsed": "whether the run collapsed: that is its result, or why the job failed",
     "attempts": "how many attempts were made",
     "changed": "settings that a retry changed, as JSON; empty if the run is as it was asked for",
     "in_statistics": "whether the run counts: it is completed, and no retry changed a setting",
@@ -104,12 +104,12 @@ def table_of(sweep: SweepFile, ledger: Ledger) -> Table:
 
 
 def _own(job: Job, row: Row) -> dict[str, Any]:
-    is_completed = row.state is State.COMPLETED
+    is_ended = row.state in (State.COMPLETED, State.FAILED)
     return {
         "job": job.name,
         "variant": job.variant,
         "state": row.state.value,
-        "collapsed": row.is_collapsed if is_completed else None,
+        "collapsed": row.is_collapsed if is_ended else None,
         "attempts": row.attempts,
         "changed": dict(row.changed) or None,
         "in_statistics": row.in_statistics,

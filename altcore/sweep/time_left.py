@@ -13,6 +13,7 @@ from altcore.errors import BadInput
 from altcore.sweep.attempt import attempts_in
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import JOBS, RUNS, Ledger
+from altcore.sweep.run_time import ended_in, seconds_of_run
 
 LARGEST_SHARE = 0.9
 """Of its worker's whole time. A job that needs more begins while that share is left: it cannot end
@@ -33,7 +34,7 @@ class TimeLeft:
     _looked: float = field(init=False, default=0.0)
     _seen: set[str] = field(init=False, factory=set)
     _seconds: dict[str, list[float]] = field(init=False, factory=dict)
-    """By variant, what each completed job took in all its attempts."""
+    """By variant, what each completed run took."""
     _means: dict[str, float] = field(init=False, factory=dict)
     _mean: float = field(init=False, default=0.0)
 
@@ -56,11 +57,12 @@ class TimeLeft:
         except FileNotFoundError:
             return
         for name in (found - self._seen).intersection(self.ledger.names()):
-            self._seen.add(name)
             with suppress(BadInput):  # a damaged file tells nothing
-                exits = [attempt.exit for attempt in attempts_in(self.ledger.folder / JOBS / name)]
-                taken = sum(ended.seconds or 0.0 for ended in exits if ended)
-                self._seconds.setdefault(self.ledger.job(name).variant, []).append(taken)
+                known = ended_in(attempts_in(self.ledger.folder / JOBS / name))
+                # Its end is written a moment after the run is there.
+                if (taken := seconds_of_run(known)) is not None:
+                    self._seconds.setdefault(self.ledger.job(name).variant, []).append(taken)
+                    self._seen.add(name)
         if self._seconds:
             self._means = {variant: fmean(known) for variant, known in self._seconds.items()}
             self._mean = fmean(chain(*self._seconds.values()))

@@ -117,6 +117,19 @@ def test_keys_that_change_the_same_value(tmp_path):
         ("requires: [3]", "a measure is a name"),
         ("requires: [{name: loss, often: 3}]", "often"),
         ("retry: {mine: {limits: 3}}", r"retry\.mine\.limits.*did you mean"),
+        (
+            "retry: {grdient: {limit: 3, halve: {learning_rate: 0}}}",
+            r"retry\.grdient: no failure has this cause \(did you mean gradient\?\).*line 1",
+        ),
+        ("retry: {unknown: {limit: 2}}", r"retry\.unknown: a run that is repeated unchanged fails"),
+        (
+            "retry: {gradient: {halve: {learningrate: 0}}}",
+            r"retry\.gradient\.halve: no job has .*'learningrate' \(did you mean learning_rate\?"
+            r"\) \(given in .*line 1",
+        ),
+        ("retry: {gradient: {halve: {resnet.batch_size: 1}}}", r"did you mean gpt\.batch_size"),
+        ("retry: {gradient: {halve: {format: 1}}}", "no job has a number 'format'"),
+        ("retry: {gradient: {halve: {seed: 1}}}", "the seed is a factor of the sweep"),
         ("seeds: 100000000000", "^seeds: 100000000000 of seeds: a sweep has at most 100000 jobs"),
         (
             "seeds: 1000\ngrid: {learning_rate: [0.1, 0.2], min_lr_ratio: "
@@ -129,6 +142,12 @@ def test_a_bad_file_is_refused(tmp_path, text, told):
     """With the key, and where it was given."""
     with pytest.raises(BadInput, match=told):
         jobs_of(sweep(tmp_path, text))
+
+
+def test_a_rule_may_halve_what_the_workload_chooses(tmp_path):
+    """Though no key of the sweep file says how large it is."""
+    keys = "gpt.batch_size: 4, batch_size: 2, learning_rate: 0"
+    assert jobs_of(sweep(tmp_path, f"retry: {{gradient: {{halve: {{{keys}}}}}}}"))
 
 
 def test_a_file_is_written_as_it_was_read(tmp_path):

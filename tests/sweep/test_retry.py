@@ -2,9 +2,12 @@
 
 import pytest
 from attrs import evolve
+from helpers_sweeps import ledger_of, record
 
-from altcore.sweep import DEFAULT_RULES, Exit, Rule, decide
+from altcore.sweep import DEFAULT_RULES, Exit, Rule, SweepFile, Watch, decide
 from altcore.sweep.retry import cause_of, losses_in_a_row
+from altcore.sweep.run_job import run_job
+from altcore.sweep.table import table_of
 
 CONFIG = {"learning_rate": 0.1, "seed": 3, "settings": {"resnet": {"batch_size": 128}}}
 
@@ -56,6 +59,23 @@ def test_a_loaders_workers_halve_to_one():
     """In whatever has such a setting, beside the batch."""
     config = {"settings": {"images": {"batch_size": 32, "workers": 3}, "other": {"workers": 1}}}
     assert decide([OOM], config, {}).changed == {"images.batch_size": 16, "images.workers": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "batch", "halved"),
+    [
+        ("resnet.batch_size", 128, {"resnet.batch_size": 64}),
+        ("other.batch_size", 128, {}),
+        ("batch_size", 128, {"resnet.batch_size": 64}),
+        ("resnet.batch_size", None, {"resnet.batch_size": 256}),
+    ],
+)
+def test_a_setting_may_have_its_full_name(name, batch, halved):
+    """In a rule; also if the workload chose its value."""
+    config = {"settings": {"resnet": {"batch_size": batch} if batch else {}}}
+    known = evolve(OOM, settings={"resnet.batch_size": 512}) if batch is None else OOM
+    rules = {"out_of_memory": evolve(DEFAULT_RULES["out_of_memory"], halve={name: 16})}
+    assert decide([known], config, {}, rules).changed == halved
 
 
 def test_a_gradient_lowers_the_rate_and_never_the_seed():
@@ -131,3 +151,42 @@ def test_rules_are_data():
     assert decide([told], CONFIG, {"learning_rate": 0.05}, rules).changed == {"learning_rate": 0.04}
     assert not decide([told, told], CONFIG, {}, rules).goes_on
     assert not decide([OOM], CONFIG, {}, rules).goes_on
+
+
+def test_own_rules_come_first():
+    """Their patterns are tried in the order of the file, and before the default ones."""
+    own = {
+        "node": {"patterns": ["out of memory on node"], "limit": 1, "repeat": True},
+        "any_node": {"patterns": ["on node"]},
+        "unknown": {"limit": 0},
+    }
+    rules = SweepFile(retry=own).rules
+    assert list(rules)[:4] == ["node", "any_node", "unknown", "out_of_memory"]
+    assert cause_of(failed("Out of memory on node 3"), rules) == "node"
+    assert cause_of(failed("no disk on node 3"), rules) == "any_node"
+    assert cause_of(failed("out of memory"), rules) == "out_of_memory"
+
+
+@pytest.mark.parametrize(
+    ("told", "cause", "changed"),
+    [
+        ([{"cause": "nan_patience", "reason": "3 steps"}], "gradient", {"learning_rate": 0.05}),
+        ([{"cause": "nan_patience"}, {"cause": "diverged", "reason": "big"}], "collapse", {}),
+        ([], "collapse", {}),
+    ],
+)
+def test_a_collapse_that_is_a_failure_has_a_cause(tmp_path, told, cause, changed):
+    """Values that are not finite are the rule `gradient`'s; and the row says that it collapsed."""
+    keys = {"gpt.size": "tiny", "max_steps": 6, "learning_rate": 0.1}
+    retry = {"gradient": {"limit": 1}}
+    ledger = ledger_of(tmp_path, base=keys, collapse_is="failure", retry=retry)
+    (job,) = ledger.jobs()
+    held = ledger.take(job, Watch(60))
+    record(held.attempt.work / job.name, status="collapsed", verdict="bad", collapses=told)
+    ended = ledger.end(job, held, run_job(job, held, collapse_fails=True, rules=ledger.rules))
+    reason = told[-1].get("reason") if told else "bad"
+    assert (ended.status, ended.cause, ended.error) == ("failed", cause, f"it collapsed: {reason}")
+    assert ledger.standing(job.name).decision.changed == changed
+    if not changed:
+        (row,) = table_of(SweepFile(), ledger).rows
+        assert (row["state"], row["collapsed"]) == ("failed", True)

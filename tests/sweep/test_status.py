@@ -4,11 +4,22 @@ import shutil
 import time
 
 import pytest
+from attrs import evolve
 from helpers_cli import call
 from helpers_sweeps import complete, fail, ledger_of, record
 
 from altcore.errors import BadInput
-from altcore.sweep import Ledger, State, SweepFile, open_sweep, status_of, survey
+from altcore.sweep import (
+    Ledger,
+    State,
+    SweepFile,
+    TimeLeft,
+    Watch,
+    estimate_of,
+    open_sweep,
+    status_of,
+    survey,
+)
 from altcore.sweep.attempt import lease
 from altcore.sweep.exits import Exit
 
@@ -53,6 +64,33 @@ def test_the_time_that_is_left(ledger):
     for name in ("base-seed46", "base-seed47"):
         complete(ledger, ledger.job(name))
     assert status(ledger).seconds_left == 0
+
+
+def test_a_run_takes_what_its_attempts_took(tmp_path, monkeypatch):
+    """All that led to the result, for status, plan and a worker alike; none with other settings.
+
+    A lost attempt took as long as its heart beat: at once, and then each sixth of `lost_after`.
+    """
+    ledger = ledger_of(tmp_path)
+    (job,) = ledger.jobs()
+    small = {"gpt.batch_size": 16}
+    fail(ledger, job, "out of memory")
+    lease(ledger.folder / "jobs" / job.name, 2, small).attempt.end(
+        Exit(status="interrupted", seconds=40.0)
+    )
+    lost = lease(ledger.folder / "jobs" / job.name, 3, small).attempt
+    (lost.folder / "heartbeat").write_text("4")
+    with monkeypatch.context() as patch:
+        patch.setattr("altcore.sweep.processes._began", lambda pid: "another")
+        ledger.take(job, Watch(60)).attempt.end(Exit(status="interrupted"))
+    complete(ledger, job, changed=small, seconds=5.0)
+    assert status(ledger).mean_seconds == 40 + 30 + 5
+    for seconds in (70, 80):
+        left = TimeLeft(ledger, time.time() + seconds, 1000)
+        assert left.is_enough(job) is (seconds > 75)
+    more = evolve(job, name="more")
+    ledger.add([more])
+    assert estimate_of(ledger, [job, more]).seconds == 75
 
 
 def test_a_worker_that_is_gone_is_no_slot(ledger, monkeypatch):
