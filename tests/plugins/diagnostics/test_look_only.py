@@ -50,9 +50,10 @@ def everything(result):
 
 
 def every_step(entry):
-    """Settings with which a diagnostic measures in each step."""
+    """Settings with which a diagnostic measures in each step, of few samples."""
     names = [field.name for field in fields(entry.load()) if field.init]
-    return {f"{entry.name}__{n}": 1 for n in names if n.split("_")[-1] == "interval"}
+    given = {f"{entry.name}__{n}": 1 for n in names if n.split("_")[-1] == "interval"}
+    return given | {f"{entry.name}__{n}": 2 for n in names if n == "samples"}
 
 
 def pairs():

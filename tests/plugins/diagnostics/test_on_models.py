@@ -135,6 +135,7 @@ def train(tmp_path, name, model, plugins, data=regression, **keys):
         "device": "cpu",
         "plugins": plugins,
         **due,
+        **({"curvature.samples": 2} if "curvature" in plugins else {}),
         **keys,
     }
     return altcore.train(given, model=model, data=data)

@@ -112,7 +112,8 @@ def test_a_loss_without_curvature():
 
 def test_the_largest_eigenvalue_of_a_model(small):
     loss_at, flat, exact = small
-    found = lambda_max(hessian_product(loss_at(flat), [flat]), len(flat), generator())
+    product = hessian_product(loss_at(flat), [flat])
+    found = lambda_max(product, len(flat), generator(), tolerance=1e-4)
     assert found == pytest.approx(float(torch.linalg.eigvalsh(exact)[-1]), rel=1e-3)
 
 
@@ -137,7 +138,8 @@ def test_against_another_library():
     parameters = list(model.parameters())
     product = hessian_product(functional.cross_entropy(model(x), y), parameters)
     size = sum(p.numel() for p in parameters)
-    assert lambda_max(product, size, generator()) == pytest.approx(largest, rel=1e-3)
+    largest_found = lambda_max(product, size, generator(), tolerance=1e-4)
+    assert largest_found == pytest.approx(largest, rel=1e-3)
     found = hutchinson(product, size, generator(), samples=500)
     assert found.trace == pytest.approx(trace, abs=6 * found.error)
 
@@ -161,7 +163,7 @@ def test_the_trace_of_a_known_quadratic():
     found = hutchinson(product, 50, generator(2))
     assert found.trace == pytest.approx(1275, rel=0.1)
     assert abs(found.trace - 1275) < 4 * found.error
-    assert lambda_max(product, 50, generator(3)) == pytest.approx(50, rel=1e-3)
+    assert lambda_max(product, 50, generator(3)) == pytest.approx(50, rel=1e-2)
 
 
 @settings(max_examples=20)
