@@ -223,8 +223,10 @@ class Held:
 def lease(
     job_folder: Path, number: int, changed: Mapping[str, Any], executor: str = ""
 ) -> Held | None:
-    """Lease an attempt, or return None if somebody else was first."""
-    folder = job_folder / ATTEMPTS
+    """Lease an attempt; return None if somebody was first, or took the job out of its sweep.
+
+    The job's folder is not made anew: it was there, with one for attempts, or it is gone.
+    """
     token = uuid4().hex
     own = Lease(
         token=token,
@@ -233,7 +235,7 @@ def lease(
         changed=dict(changed),
         executor=executor,
     )
-    made = folder / f".new-{token}"
+    made = job_folder.with_name(f".new-{token}")
     with durable.no_space_named(made):
         try:
             durable.make_folder(made / WORK)
@@ -243,10 +245,10 @@ def lease(
             try:
                 durable.rename(made, target.folder)
             except OSError:
-                if target.folder.exists():
+                if target.folder.exists() or not job_folder.exists():
                     return None
                 raise
-            durable.fsync_folder(folder)
+            durable.fsync_folder(target.folder.parent)
         finally:
             durable.remove(made)
     return Held(target, own, inode)

@@ -39,7 +39,9 @@ def changes_of(ledger: Ledger, jobs: Iterable[Job]) -> Changes:
     )
 
 
-def bring_up_to_date(ledger: Ledger, jobs: Sequence[Job], *, accept: bool = False) -> Changes:
+def bring_up_to_date(
+    ledger: Ledger, jobs: Sequence[Job], *, accept: bool = False, lost_after: float = 60.0
+) -> Changes:
     """Add to a ledger what a sweep file has gained; return what differed.
 
     Args:
@@ -47,9 +49,11 @@ def bring_up_to_date(ledger: Ledger, jobs: Sequence[Job], *, accept: bool = Fals
         jobs: those of its file.
         accept: whether changed and removed jobs are taken out of the sweep. Their folders and runs
             are kept, under ``retired``.
+        lost_after: seconds without a heartbeat after which a job's holder is lost.
 
     Raises:
-        BadInput: naming changed and removed jobs, if these are not accepted; nothing is written.
+        BadInput: naming changed and removed jobs, if these are not accepted; nothing is written. Or
+            one that is being run.
     """
     changes = changes_of(ledger, jobs)
     if not accept and (changes.changed or changes.removed):
@@ -63,6 +67,6 @@ def bring_up_to_date(ledger: Ledger, jobs: Sequence[Job], *, accept: bool = Fals
             hint="give the sweep another name, or accept it with --accept-changes",
         )
     for name in (*changes.changed, *changes.removed):
-        ledger.retire(name)
+        ledger.retire(name, lost_after)
     ledger.add(jobs)
     return changes

@@ -47,7 +47,7 @@ def begin_sweep(
     ledger = Ledger(folder_of(str(sweep.name), sweeps_dir), sweep.rules)
     if ledger.folder.is_dir():
         durable.check_no_links(ledger.folder.iterdir())
-    changes = bring_up_to_date(ledger, jobs, accept=accept)
+    changes = bring_up_to_date(ledger, jobs, accept=accept, lost_after=sweep.lost_after)
     save_sweep(sweep, ledger.folder)
     return ledger, changes
 

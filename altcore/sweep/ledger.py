@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cached_property
@@ -31,7 +32,15 @@ from attrs import define, field, frozen
 from altcore import durable
 from altcore.errors import BadInput
 from altcore.runs import read_json
-from altcore.sweep.attempt import Attempt, Held, Watch, attempts_in, lease
+from altcore.sweep.attempt import (
+    ATTEMPTS,
+    Attempt,
+    Held,
+    Watch,
+    attempt_at,
+    attempts_in,
+    lease,
+)
 from altcore.sweep.carry_on import newest_step
 from altcore.sweep.exits import LOST, Exit
 from altcore.sweep.job import Job
@@ -41,6 +50,9 @@ from altcore.sweep.runbook import note_recovery
 JOBS, RUNS, RETIRED, JOB = "jobs", "runs", "retired", "job.json"
 STOP = "stop"
 """A file in the folder of a sweep: while it is there, no worker begins a job."""
+GONE = "it was taken out of the sweep"
+LOOKS = 20
+"""At a silent holder, before it is lost."""
 TOLD = "told to be tried again"
 """Why a job is tried again that the rules had given up."""
 
@@ -139,7 +151,7 @@ class Ledger:
         text = json.dumps(job.to_plain(), indent=1, allow_nan=False)
         with durable.no_space_named(target):
             try:
-                durable.make_folder(made)
+                durable.make_folder(made / ATTEMPTS)
                 durable.write_file(made / JOB, text.encode(), synced=False)
                 durable.rename(made, target)
             except OSError:
@@ -149,14 +161,46 @@ class Ledger:
                 return False
         return True
 
-    def retire(self, name: str) -> None:
-        """Take a job out of the sweep. What was made of it is kept under ``retired``."""
-        kept = self.folder / RETIRED / f"{name}-{self.job(name).digest[:12]}"
+    def retire(self, name: str, lost_after: float = 60.0) -> None:
+        """Take a job out of the sweep. What was made of it is kept under ``retired``.
+
+        Its next attempt is leased meanwhile, so that no worker begins one. Raises `BadInput` if one
+        is being made; whether its holder is lost is looked for ``lost_after`` seconds, if need be.
+        """
+        job, held = self.job(name), None
+        if self.standing(name).state is State.RUNNING:
+            self._end_if_lost(job, lost_after)
+        if self.standing(name).state is State.WAITING:
+            held = lease(self.folder / JOBS / name, self._next_number(name), {})
+        if self.standing(name).state is State.RUNNING and held is None:
+            raise BadInput(f"{name} was begun a moment ago, and cannot be taken out of the sweep")
+        kept = self.folder / RETIRED / f"{name}-{job.digest[:12]}"
         kept = next(p for i in itertools.count() if not (p := _numbered(kept, i)).exists())
         durable.make_folder(kept)
         for path in (self.run_of(name), self.folder / JOBS / name):
             if path.exists():
                 durable.rename(path, kept / path.parent.name)
+        if held is not None:
+            own = attempt_at(kept / JOBS, held.attempt.number)
+            own.end(Exit(status="refused", error="the job was taken out of the sweep"))
+
+    def _end_if_lost(self, job: Job, lost_after: float) -> None:
+        last = self.standing(job.name).last
+        assert last is not None
+        watch, before = Watch(lost_after), last.heartbeat
+        while not watch.is_lost(last):
+            process = last.lease.process
+            if process.is_gone() is False or last.heartbeat != before:
+                raise BadInput(
+                    f"{job.name} is being run by process {process.pid} on {process.host}, and "
+                    "cannot be taken out of the sweep: end that, or wait"
+                )
+            time.sleep(lost_after / LOOKS)
+        self._end_lost(job, last, watch)
+
+    def _next_number(self, name: str) -> int:
+        last = self.standing(name).last
+        return last.number + 1 if last else 1
 
     def stop(self) -> None:
         """Let no worker begin a job, wherever it is."""
@@ -229,8 +273,18 @@ class Ledger:
         before = next(filter(None, (a.run_directory(job.name) for a in same)), None)
         held = lease(self.folder / JOBS / job.name, number, changed, executor)
         if held is not None:
+            self._check_still_asked(job, held)
             held.before = before
+        elif not (self.folder / JOBS / job.name).exists():
+            raise BadInput(GONE)
         return held
+
+    def _check_still_asked(self, job: Job, held: Held) -> None:
+        """Raise `BadInput` if the sweep has another job of this name by now."""
+        path = self.folder / JOBS / job.name / JOB
+        if read_json(path).get("digest") != job.digest:
+            held.attempt.end(Exit(status="refused", error=GONE))
+            raise BadInput(GONE)
 
     def _end_lost(self, job: Job, last: Attempt, watch: Watch) -> None:
         """End an attempt whose holder is lost; what it finished but did not publish is accepted."""

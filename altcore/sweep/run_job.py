@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from attrs import evolve, frozen
@@ -20,9 +23,11 @@ from altcore.sweep.job import RETRIED, Job
 from altcore.sweep.retry import DEFAULT_RULES, Rule, cause_of
 from altcore.sweep.usage import Usage
 
+DENIED = (errno.EACCES, errno.EPERM)
+
 
 class Leave(Exception):
-    """A signal or a full disk ends the attempt, and its run can go on."""
+    """A signal, or a folder that cannot be written, ends the attempt, and its run can go on."""
 
     def __init__(self, ended: Exit, cause: BaseException) -> None:
         super().__init__(text_of(cause))
@@ -55,7 +60,7 @@ def run_job(
     chose. ``usage`` begins with the attempt.
 
     Raises:
-        Leave: if a signal asked the process to leave, or the disk is full.
+        Leave: if a signal asked the process to leave, or its folder cannot be written for now.
     """
     began, usage = time.perf_counter(), usage or Usage()
     came = _train(job, held)
@@ -100,12 +105,30 @@ def _train(job: Job, held: Held) -> _Outcome:
         return _Outcome(result.status, result.verdict, result.summary["collapses"])
     except (Interrupted, NoSpace) as error:
         return _Outcome("interrupted", error=text_of(error), leaves=error)
-    except AltcoreError as error:
-        return _Outcome("failed", error=f"{type(error).__name__}: {text_of(error)}")
     except BaseException as error:
+        if (denied := _denied(error, held.attempt.folder)) is not None:
+            return _Outcome("interrupted", error=text_of(denied), leaves=denied)
+        if isinstance(error, AltcoreError):
+            return _Outcome("failed", error=f"{type(error).__name__}: {text_of(error)}")
         if is_from_signal(error):
             return _Outcome("interrupted", error=text_of(error), leaves=error)
         return _Outcome("failed", error=described(error))
+
+
+def _denied(error: BaseException | None, folder: Path) -> OSError | None:
+    """Return the error behind another one by which the system denies to write below a folder.
+
+    Nothing that a job says is the cause of that, and it may pass, as on a shared disk.
+    """
+    while error is not None:
+        if (
+            isinstance(error, OSError)
+            and error.errno in DENIED
+            and folder in Path(os.fsdecode(error.filename or "")).parents
+        ):
+            return error
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _left_to_workload(job: Job) -> dict[str, Any]:

@@ -32,8 +32,10 @@ def _forgotten() -> bool:
 
 def _cuda() -> Any:
     """Return torch's module for GPUs, if this process uses one by now."""
-    torch = sys.modules.get("torch")
-    return torch.cuda if torch is not None and torch.cuda.is_initialized() else None
+    cuda = sys.modules.get("torch.cuda")
+    # A module that another thread imports at this moment may lack it.
+    is_used = getattr(cuda, "is_initialized", bool)
+    return cuda if is_used() else None
 
 
 @define

@@ -15,7 +15,7 @@ from typing import NoReturn
 from attrs import define, evolve, field
 
 from altcore.builtin_types import duration
-from altcore.errors import BadInput, NoSpace
+from altcore.errors import BadInput, NoSpace, text_of
 from altcore.signals import forget_signal, handling_signals
 from altcore.sweep.attempt import Held, Watch
 from altcore.sweep.deadline import GRACE, deadline
@@ -73,7 +73,7 @@ class Worker:
         """Run jobs until none is left; return how many attempts were made.
 
         Raises:
-            NoSpace, OSError: if the disk stays full or read-only.
+            NoSpace: if the disk stays full or read-only.
             BaseException: whatever a signal raised in a run, after that attempt was ended.
         """
         made = 0
@@ -94,7 +94,9 @@ class Worker:
 
     def _wait_for_disk(self, error: Exception) -> None:
         if self._waited >= PATIENCE:
-            raise error
+            if isinstance(error, NoSpace):
+                raise error
+            raise NoSpace(f"{text_of(error)}, for {duration(self._waited)}") from error
         pause = min(max(PAUSE, self._waited), LONGEST_PAUSE)
         self.tell(f"{error}: waiting {pause:g} s")
         self._waited += pause
@@ -165,7 +167,7 @@ class Worker:
                     usage=usage,
                 )
             except Leave as left:
-                if not late.is_over or isinstance(left.cause, NoSpace):
+                if not late.is_over or isinstance(left.cause, DISK):
                     self._leave(job, held, left)
                 ended = evolve(left.ended, status="timeout", error=self._late.error)
             finally:

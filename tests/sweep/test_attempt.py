@@ -14,6 +14,13 @@ from altcore.sweep.attempt import Attempt, attempts_in, lease
 from altcore.sweep.exits import Exit
 
 
+@pytest.fixture(autouse=True)
+def _job(tmp_path):
+    """Where a job's attempts are, as the ledger makes it."""
+    for folder in (tmp_path, tmp_path / "job"):
+        (folder / "attempts").mkdir(parents=True)
+
+
 def winners(folder, number, count):
     """Let threads race for one attempt; return the leases that were won."""
     won, start = [], threading.Barrier(count)
@@ -73,6 +80,12 @@ def test_no_lease_is_won_twice(tmp_path, attempts):
     assert sorted(number for number, _ in found) == list(numbers)
     for number, token in found:
         assert Attempt(tmp_path / "attempts" / f"{number:03}").lease.token == token
+
+
+def test_a_lease_makes_no_job_anew(tmp_path):
+    """One that was taken out of its sweep a moment ago stays out, and nothing is left behind."""
+    assert lease(tmp_path / "gone", 1, {}) is None
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["attempts", "job"]
 
 
 def published(tmp_path):

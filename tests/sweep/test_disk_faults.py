@@ -9,7 +9,7 @@ from helpers_sweep_faults import bits_of, check_complete, toy, work
 
 from altcore import durable
 from altcore.errors import NoSpace
-from altcore.sweep import State, Watch, worker
+from altcore.sweep import State, Watch, run_job, worker
 
 KINDS = ("bytes", "inodes", "read-only")
 
@@ -88,6 +88,52 @@ def test_a_worker_waits_for_its_disk(kit, monkeypatch):
     assert slept[:9:2] == [1.0, 1.0, 2.0, 4.0, 8.0]
     assert f"a read-only file system to write {ledger.folder}" in told[0]
     assert len(ledger.standing(ledger.names()[0]).attempts) == 1
+
+
+def denied_once(monkeypatch, is_denied):
+    """Let the system deny, for the first time, to make a folder that fits."""
+    real, denied = durable.make_folder, []
+
+    def make(path):
+        if not denied and is_denied(path):
+            denied.append(path)
+            raising(errno.EACCES, path)
+        real(path)
+
+    monkeypatch.setattr(durable, "make_folder", make)
+
+
+@pytest.mark.parametrize("place", ["step-00000002", "base-seed42"])
+def test_a_run_whose_folder_may_not_be_written_for_a_while_is_waited_for(kit, monkeypatch, place):
+    """In its course or at its begin: the job has not failed, and goes on from where it was."""
+    make, _, undisturbed = kit
+    ledger, told = make(f"denied-{place}"), []
+    monkeypatch.setattr(worker, "PATIENCE", 100.0)
+    denied_once(monkeypatch, lambda path: "work" in path.parts and path.name.startswith(place))
+    work(ledger, tell=told.append)
+    check_complete(ledger, undisturbed)
+    (name,) = ledger.names()
+    ends = [attempt.exit.status for attempt in ledger.standing(name).attempts]
+    assert ends == ["interrupted", "finished"]
+    assert any("Permission denied" in line and "waiting" in line for line in told)
+
+
+def test_a_folder_that_stays_denied_ends_the_worker_as_a_full_disk_does(kit, monkeypatch):
+    """With the exit code of one."""
+    ledger = kit[0]("stays-denied")
+    denied_once(monkeypatch, lambda path: path.name.startswith("step-00000002"))
+    with pytest.raises(NoSpace, match="Permission denied"):
+        work(ledger)
+
+
+def test_other_files_that_may_not_be_read_fail_the_job(tmp_path):
+    """They are what the job asks for: nothing is waited for."""
+    error = PermissionError(errno.EACCES, "no", str(tmp_path / "data"))
+    assert run_job._denied(error, tmp_path / "jobs" / "a") is None
+    assert run_job._denied(ValueError(), tmp_path) is None
+    outer = ValueError()
+    outer.__cause__ = error
+    assert run_job._denied(outer, tmp_path) is error
 
 
 def test_the_heart_beats_on_when_the_disk_has_room_again(kit, monkeypatch):

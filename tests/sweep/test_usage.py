@@ -47,7 +47,7 @@ def gpu(monkeypatch):
         max_memory_allocated=lambda: 7,
         reset_peak_memory_stats=lambda: resets.append(1),
     )
-    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=cuda))
+    monkeypatch.setitem(sys.modules, "torch.cuda", cuda)
     return SimpleNamespace(busy=busy, resets=resets)
 
 
@@ -66,6 +66,12 @@ def test_how_busy_a_gpu_is(gpu):
     unknown = Usage()
     unknown.sample()
     assert "gpu_utilization" not in unknown.to_plain()
+
+
+def test_a_module_that_is_being_imported_ends_no_heartbeat(monkeypatch):
+    """Another thread imports torch when the heart begins to beat."""
+    monkeypatch.setitem(sys.modules, "torch.cuda", SimpleNamespace())
+    Usage().sample()
 
 
 def end_of(capsys, *used):

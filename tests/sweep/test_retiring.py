@@ -1,0 +1,76 @@
+"""A job is taken out of its sweep whole, whoever else reaches for it at that moment."""
+
+import itertools
+import os
+
+import pytest
+from attrs import evolve
+from helpers_sweeps import complete, ledger_of
+
+from altcore.errors import BadInput
+from altcore.sweep import Ledger, State, Watch, Worker, bring_up_to_date, ledger
+from altcore.sweep.attempt import Attempt
+from altcore.sweep.processes import Process
+
+
+@pytest.fixture
+def toy(tmp_path):
+    """A sweep of one job, and that job."""
+    made = ledger_of(tmp_path)
+    return made, made.jobs()[0]
+
+
+def test_a_worker_that_races_for_the_lease_is_too_late(toy, monkeypatch):
+    """Whether it comes before the folder is moved, while it is, or afterwards."""
+    made, job = toy
+    told, real = [], ledger.durable.rename
+    worker = Worker(made, 60, tell=told.append)
+
+    def rename(path, target):
+        if path.name == job.name:
+            worker.work()
+        real(path, target)
+
+    monkeypatch.setattr(ledger.durable, "rename", rename)
+    monkeypatch.setattr(worker, "waits", False)
+    made.retire(job.name)
+    assert made.names() == []
+    with pytest.raises(BadInput, match="it was taken out of the sweep"):
+        made.take(job, Watch(60))
+    assert list((made.folder / "jobs").iterdir()) == []
+    (end,) = made.folder.glob("retired/*/jobs/attempts/001/exit.json")
+    assert "taken out" in end.read_text()
+    assert told == []
+
+
+def test_a_worker_that_knows_the_job_as_it_was_leaves_it_alone(toy, monkeypatch):
+    """Another one has its name by now, and what is made of it is no result of the old one."""
+    made, job = toy
+    now = evolve(job, config={**job.config, "max_steps": 7})
+    bring_up_to_date(made, [now], accept=True)
+    told = []
+    with monkeypatch.context() as before:
+        before.setattr(Ledger, "read_jobs", lambda _: ([job], {}))
+        assert Worker(made, 60, tell=told.append).work() == 0
+    assert told == [f"{job.name}: it was taken out of the sweep; this worker leaves the job alone"]
+    assert made.standing(job.name).state is State.WAITING
+    complete(made, made.job(job.name))
+
+
+def test_a_job_that_is_being_run_stays(toy, monkeypatch):
+    """The process is named. One that is silent elsewhere is lost after a while."""
+    made, job = toy
+    attempt = made.take(job, Watch(60)).attempt
+    with pytest.raises(BadInput, match=f"is being run by process {os.getpid()} on "):
+        made.retire(job.name)
+    assert made.names() == [job.name]
+    monkeypatch.setattr(Process, "is_gone", lambda _: None)
+    beats = itertools.count()
+    with monkeypatch.context() as beating:
+        beating.setattr(Attempt, "heartbeat", property(lambda _: next(beats)))
+        with pytest.raises(BadInput, match="is being run"):
+            made.retire(job.name)
+    assert attempt.exit is None
+    made.retire(job.name, lost_after=0.05)
+    assert made.names() == []
+    assert not (made.folder / "jobs" / job.name).exists()
