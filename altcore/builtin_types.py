@@ -16,6 +16,8 @@ NONFINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 """JSON has no such numbers: they are written as these words."""
 PLAIN = frozenset({str, int, float, bool, type(None)})
 """Most values; each line of a record has a dozen."""
+DEEPEST = 100
+"""Levels of a configuration or of a state in a checkpoint."""
 
 
 def as_builtin(value: Any) -> Any:
@@ -35,6 +37,33 @@ def as_builtin(value: Any) -> Any:
     if type(value) is dict:
         return {as_builtin(k): as_builtin(v) for k, v in value.items()}
     return value
+
+
+def nested_too_deeply(value: Any) -> str:
+    """Return what is wrong with a value of more than `DEEPEST` levels, or an empty text.
+
+    Levels are lists, tuples and mappings within one another; one that holds itself has no end.
+
+    >>> nested_too_deeply({"a": [1, {"b": 2}]})
+    ''
+    >>> deep = {}
+    >>> deep[1] = [deep]
+    >>> nested_too_deeply(deep)
+    'is nested more than 100 levels deep, or holds itself: [1][0][1][0]...'
+    """
+    looked: dict[int, int] = {}
+    left: list[tuple[Any, tuple[Any, ...]]] = [(value, ())]
+    while left:
+        part, way = left.pop()
+        if len(way) > DEEPEST:
+            keys = "".join(f"[{key!r:.20}]" for key in way[:4])
+            return f"is nested more than {DEEPEST} levels deep, or holds itself: {keys}..."
+        if not isinstance(part, Mapping | list | tuple) or looked.get(id(part), -1) >= len(way):
+            continue
+        looked[id(part)] = len(way)
+        inner = part.items() if isinstance(part, Mapping) else enumerate(part)
+        left += [(held, (*way, key)) for key, held in inner]
+    return ""
 
 
 def to_json(value: Any) -> Any:

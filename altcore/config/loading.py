@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from attrs import fields_dict
 
-from altcore.builtin_types import as_builtin
+from altcore.builtin_types import as_builtin, nested_too_deeply
 from altcore.config.assignments import Assignment, named_key
 from altcore.config.expansion import expand
 from altcore.config.merging import Merged, flatten, full_key, merge
@@ -97,7 +97,7 @@ def _given(
         given += [Assignment(named_key(k, at[k]), v, at[k], 0) for k, v in held.items()]
     if isinstance(overrides, Mapping):
         overrides = [(key, value, None) for key, value in overrides.items()]
-    return given + [Assignment(named_key(k, at), as_builtin(v), at) for k, v, at in overrides]
+    return given + [Assignment(named_key(k, at), _plain(k, v, at), at) for k, v, at in overrides]
 
 
 def _first() -> dict[str, str]:
@@ -121,6 +121,12 @@ def active_of(file: str | Path | None, overrides: Sequence[Override]) -> dict[st
 def full_name(key: str, active: Mapping[str, str]) -> str:
     """Return the key that a key such as ``batch_size`` is short for, with such an `active_of`."""
     return full_key(key, _first(), active)
+
+
+def _plain(key: str, value: Any, at: Source | None) -> Any:
+    if problem := nested_too_deeply(value):
+        raise BadInput(f"its value {problem}", key=named_key(key, at), source=at)
+    return as_builtin(value)
 
 
 def _drop_implied(merged: Merged) -> None:

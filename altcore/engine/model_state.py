@@ -14,6 +14,7 @@ import torch
 from attrs import field, frozen
 from torch import Tensor, nn
 
+from altcore.builtin_types import nested_too_deeply
 from altcore.engine.optimizer_checks import groups_of, hidden_tensors, numbers_beside
 from altcore.engine.trespass import address, same_bits
 from altcore.errors import AltcoreError, InvalidCheckpoint
@@ -38,10 +39,12 @@ def unsaved_buffers(model: nn.Module, weights: Mapping[str, Any]) -> dict[str, T
 
 
 def misstated(model: nn.Module, weights: Mapping[str, Any]) -> str | None:
-    """Return what a model's state says wrongly of a trained parameter, None if all is right.
+    """Return what is wrong with the state that a model states, None if all is right.
 
     A ``state_dict`` of its own may omit one, rename it or round it: it would not be restored.
     """
+    if problem := nested_too_deeply(weights):
+        return f"the state_dict of the model {problem}"
     for name, p in model.named_parameters():
         if not p.requires_grad or nn.parameter.is_lazy(p):
             continue

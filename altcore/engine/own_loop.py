@@ -12,7 +12,7 @@ from attrs import frozen
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from altcore.builtin_types import as_builtin
+from altcore.builtin_types import as_builtin, nested_too_deeply
 from altcore.engine.model_state import (
     AsBuilt,
     flags_of,
@@ -99,11 +99,10 @@ class OwnLoop:
             problem = f"it keeps state in {', '.join(hidden)}, which its state_dict leaves out"
             hint = "give it a state_dict and a load_state_dict that have all of it"
             raise BadInput(problem, key="optimizer", hint=hint)
-        try:
-            moments = as_builtin(self.optimizer.state_dict())
-        except RecursionError as error:
-            problem = "its state holds itself, or is nested too deeply to be saved"
-            raise BadInput(problem, key="optimizer") from error
+        kept = self.optimizer.state_dict()
+        if problem := nested_too_deeply(kept):
+            raise BadInput(f"its state {problem}", key="optimizer")
+        moments = as_builtin(kept)
         layout = layout_of(moments, self.optimizer, self.model)
         if None in layout["parameters"]:
             place = layout["parameters"].index(None)
@@ -114,8 +113,7 @@ class OwnLoop:
             raise BadInput(problem, key="optimizer", hint=hint)
         weights = self.model.state_dict()
         if wrong := misstated(self.model, weights):
-            hint = "a state_dict has each parameter that is trained, under its name"
-            raise BadInput(wrong, key="model", hint=hint)
+            raise BadInput(wrong, key="model")
         built = built or self.built()
         return {
             "step": step,

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from altcore.builtin_types import nested_too_deeply
 from altcore.engine.plugins import Plugin
 from altcore.errors import PluginError, shown
 from altcore.hooks import ACTING, MEASURING, WATCHING, Action
@@ -70,19 +71,25 @@ def check_state(value: Any, where: str = "state") -> Any:
     Raises:
         PluginError: otherwise. It would be written, and the checkpoint could not be read.
     """
+    if problem := nested_too_deeply(value):
+        raise PluginError(f"{where} {problem}")
+    _check_state(value, where)
+    return value
+
+
+def _check_state(value: Any, where: str) -> None:
     if type(value) in (dict, OrderedDict):
         for key, part in value.items():
-            check_state(key, f"a key of {where}")
-            check_state(part, f"{where}[{key!r}]")
+            _check_state(key, f"a key of {where}")
+            _check_state(part, f"{where}[{key!r}]")
     elif type(value) in (list, tuple):
         for i, part in enumerate(value):
-            check_state(part, f"{where}[{i}]")
+            _check_state(part, f"{where}[{i}]")
     # A subclass of a tensor may come back here, and not where its module was not imported.
     elif type(value) not in PLAIN and not (type(value) in TORCHS and _comes_back(value)):
         raise PluginError(
             f"{where} is {type(value).__name__}: it may be tensors, numbers, text, lists and dicts"
         )
-    return value
 
 
 def _comes_back(value: Any) -> bool:

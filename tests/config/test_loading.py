@@ -257,3 +257,11 @@ def test_a_default_that_is_refused_is_called_one(monkeypatch):
     with pytest.raises(BadInput, match=words), located(sources):
         build_workload(TrainConfig(), torch.device("cpu"), None, None)
     assert plain["workload"] == "gpt"
+
+
+def test_a_value_that_is_nested_too_deeply_is_named():
+    """From Python it may be any object, and hold itself."""
+    value = []
+    value.append(value)
+    with pytest.raises(BadInput, match=r"^gpt\.data: its value is nested more than 100 levels"):
+        load_config(overrides={"gpt.data": value})

@@ -9,6 +9,7 @@ from torch import nn
 import altcore
 from altcore import BadInput, Rollback, hookimpl, setting
 from altcore.engine.model_state import AsBuilt
+from altcore.engine.returns import check_state
 from altcore.errors import AltcoreError, PluginError
 
 
@@ -338,3 +339,35 @@ def test_a_model_on_meta_is_refused_with_what_to_do(start):
         model = nn.Linear(2, 2)
     with pytest.raises(BadInput, match=r"^model: weight is on the device meta, .*to_empty"):
         altcore.train(start.config(), model=model)
+
+
+def nested(levels):
+    """Return mappings within one another."""
+    made = {}
+    for _ in range(levels):
+        made = {"k": made}
+    return made
+
+
+class Extra(Bytes):
+    """Has a state that no file of a checkpoint can hold."""
+
+    def get_extra_state(self):
+        return nested(3000)
+
+    def set_extra_state(self, state):
+        pass
+
+
+def test_a_state_that_is_nested_too_deeply_is_named_with_its_place(start, tmp_path):
+    """Not by a RecursionError; of a plugin as well."""
+    told = r"is nested more than 100 levels deep, or holds itself: \['_extra_state'\]\['k'\]"
+    model = Extra()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(BadInput, match=told):
+        altcore.save_checkpoint(tmp_path, model, optimizer, None, 1)
+    with pytest.raises(BadInput, match=told):
+        altcore.train(start.config(), model=model)
+    with pytest.raises(PluginError, match=r"^state is nested more than 100 levels .*: \['k'\]"):
+        check_state(nested(101))
+    assert check_state(nested(99))
