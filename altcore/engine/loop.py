@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from altcore.engine import capture
 from altcore.engine.apply import carry_out, emit_verdict, stop_of
+from altcore.engine.changed_process import changes_named
 from altcore.engine.collapse import Detector
 from altcore.engine.compiling import tell_recompiles
 from altcore.engine.dispatch import Dispatcher
@@ -336,6 +337,7 @@ class Engine:
                 tell_recompiles(run.emit),
                 memory_named(run.model),
                 self.leaving.losing_workers(),
+                changes_named(run.model),
             ):
                 self.start()
                 self.leaving.if_asked(self.saving.save)
