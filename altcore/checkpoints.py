@@ -106,9 +106,7 @@ def save_checkpoint(
 
 def _warn_of_hidden(names: list[str]) -> None:
     if names:
-        log.warning(
-            "the optimizer keeps numbers beside its state: no checkpoint has them", names=names
-        )
+        log.warning("attributes hold state that no checkpoint has: it begins anew", names=names)
 
 
 @_as_usual()

@@ -54,7 +54,8 @@ class Buffers:
         now = self.now()
         if [*map(id, now.values())] != [*map(id, self.kept.values())]:
             self.kept = now
-            self.copies = {n: torch.empty_like(b) for n, b in now.items() if b is not None}
+            free = {n: b for n, b in now.items() if b is not None and not is_expanded(b)}
+            self.copies = {n: torch.empty_like(b) for n, b in free.items()}
             self.by_type = _grouped(self.kept, self.copies)
         for tensors, copies in self.by_type:
             torch._foreach_copy_(copies, tensors)
@@ -77,6 +78,12 @@ class Buffers:
         with torch.no_grad():
             for tensors, copies in self.by_type:
                 torch._foreach_copy_(tensors, copies)
+
+
+def is_expanded(buffer: Tensor) -> bool:
+    """Whether elements of it share their memory: nobody can write to it in place."""
+    strides = buffer.stride() if buffer.layout == torch.strided else ()
+    return any(s == 0 and n > 1 for s, n in zip(strides, buffer.shape, strict=False))
 
 
 def _grouped(

@@ -6,12 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from altcore.engine.hidden_state import memory, optimizer_parts
 from altcore.engine.named_errors import check_savable, naming
-from altcore.engine.optimizer_checks import hidden_state
 from altcore.errors import BadInput, PluginError
 from altcore.quantization import ROUNDABLE, check_roundable, roundable_state
 from altcore.recipes import some
@@ -55,14 +54,12 @@ def about_optimizer(optimizer: Optimizer, model: nn.Module) -> list[str]:
         told.append(
             f"{count} parameters are not in the optimizer, and stay as they are: {some(names)}"
         )
-    told += about_hidden(hidden_state(optimizer))
+    if parts := optimizer_parts(optimizer):
+        told.append(
+            f"the optimizer keeps state in {some(parts)}, which its state_dict leaves out: a run "
+            "that goes on begins it anew"
+        )
     return told
-
-
-def about_hidden(names: list[str]) -> list[str]:
-    """Tell of attributes of the optimizer with a state of which no checkpoint knows."""
-    told = "which its state_dict leaves out: a run that goes on begins it anew"
-    return [f"the optimizer keeps state in {some(names)}, {told}"] if names else []
 
 
 def _name_errors(optimizer: Optimizer, model: nn.Module, who: str) -> None:
@@ -118,19 +115,14 @@ def _check_own(state: Mapping[str, Any], model: nn.Module, who: str) -> None:
 
     A checkpoint gives back a copy of its own, which does not follow the parameter any more.
     """
-    owners = {_memory(p): name for name, p in model.named_parameters()}
+    owners = {memory(p): name for name, p in model.named_parameters()}
     for where, value in _tensors(state, "optimizer"):
-        shared = owners.get(_memory(value)) if _memory(value) else None
+        shared = owners.get(memory(value)) if memory(value) else None
         if shared is not None:
             raise PluginError(
                 f"{who}: {where} shares its memory with the parameter {shared}, which no "
                 "checkpoint gives back: keep a copy"
             )
-
-
-def _memory(x: Tensor) -> int:
-    """Return where the memory of a tensor begins; 0 if it has none of its own."""
-    return x.untyped_storage().data_ptr() if x.layout == torch.strided else 0
 
 
 def _tensors(value: Any, where: str) -> Iterator[tuple[str, Tensor]]:

@@ -15,7 +15,9 @@ from attrs import field, frozen
 from torch import Tensor, nn
 
 from altcore.builtin_types import nested_too_deeply
-from altcore.engine.optimizer_checks import groups_of, hidden_tensors, numbers_beside
+from altcore.engine.buffers import is_expanded
+from altcore.engine.hidden_state import Known, attributes, optimizer_tensors
+from altcore.engine.optimizer_checks import groups_of
 from altcore.engine.trespass import address, same_bits
 from altcore.errors import AltcoreError, InvalidCheckpoint
 from altcore.quantization import Quantization
@@ -70,17 +72,17 @@ class AsBuilt:
     modules: frozenset[str] = field(init=False)
     groups: list[list[str | None]] = field(init=False)
     """The parameters of the optimizer's groups, by name."""
-    numbers: dict[str, int | float] = field(init=False)
-    """Attributes of the optimizer."""
+    attributes: dict[str, Known] = field(init=False)
+    """Those in which state may be hidden."""
 
     def __attrs_post_init__(self) -> None:
         found = {
             "parameters": _forms(self.model),
             "is_trained": flags_of(self.model),
             "buffers": {n: (x, _version(x), _form(x)) for n, x in _buffers(self.model)},
-            "modules": frozenset(name for name, _ in self.model.named_modules()),
+            "modules": frozenset(n for n, _ in self.model.named_modules(remove_duplicate=False)),
             "groups": groups_of(self.optimizer, self.model),
-            "numbers": numbers_beside(self.optimizer),
+            "attributes": attributes(self.model, self.optimizer),
         }
         for name, value in found.items():
             object.__setattr__(self, name, value)
@@ -109,13 +111,10 @@ class AsBuilt:
         return {n: flag for n, flag in now.items() if self.is_trained.get(n, flag) != flag}
 
     def hidden(self) -> list[str]:
-        """Return attributes of the optimizer that its state_dict leaves out, and that may be state.
-
-        Tensors, and numbers that are others than they were.
-        """
-        now = numbers_beside(self.optimizer)
-        changed = [name for name, value in now.items() if value != self.numbers.get(name)]
-        return hidden_tensors(self.optimizer, self.model) + changed
+        """Return the attributes of model and optimizer with state that no checkpoint has."""
+        now = attributes(self.model, self.optimizer)
+        changed = [label for label, known in now.items() if known != self.attributes.get(label)]
+        return list(dict.fromkeys([*optimizer_tensors(self.model, self.optimizer), *changed]))
 
     def check(self) -> None:
         """Raise `AltcoreError` if a build would not make what a checkpoint's state goes into."""
@@ -246,8 +245,11 @@ def make_room(model: nn.Module, weights: Mapping[str, Any]) -> None:
     ``load_state_dict`` takes no others.
     """
     own = model.state_dict()
-    kept = {n: x for n, x in weights.items() if isinstance(x, Tensor)}
-    other = {n: x for n, x in kept.items() if n not in own or form_of(own[n]) != form_of(x)}
+    other = {
+        name: x
+        for name, x in weights.items()
+        if isinstance(x, Tensor) and (name not in own or not _is_alike(own[name], x))
+    }
     put_buffers(model, dict.fromkeys(own.keys() - weights), is_persistent=True)
     put_buffers(model, other, is_persistent=True)
 
@@ -290,5 +292,5 @@ def _held(module: nn.Module, key: str) -> Tensor | None:
 
 def _is_alike(own: Tensor, kept: Tensor) -> bool:
     """Whether one can be copied into the other: no element of which is another's."""
-    is_own = own.layout == torch.strided and 0 not in own.stride()
+    is_own = own.layout == torch.strided and not is_expanded(own)
     return is_own and (own.shape, own.dtype) == (kept.shape, kept.dtype)

@@ -7,8 +7,7 @@ compared with the layout that was written beside it.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -22,59 +21,6 @@ NUMBERS = ("step", "eta", "mu", "mu_product")
 """States of torch's optimizers that are one number."""
 OTHER_SHAPES = ("Adafactor", "LBFGS")
 """Optimizers of torch whose moments have other shapes than their parameters."""
-
-
-def hidden_state(optimizer: torch.optim.Optimizer) -> list[str]:
-    """Return the attributes that hold state which an optimizer's state_dict leaves out.
-
-    An optimizer that wraps another one, as SAM does, or has a generator has to put them into a
-    `state_dict` of its own.
-    """
-    kinds = (torch.optim.Optimizer, torch.Generator)
-    return [name for name, value in _beside_state(optimizer).items() if isinstance(value, kinds)]
-
-
-def hidden_tensors(optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
-    """Return the attributes that hold tensors which are neither the model's nor in the state.
-
-    Slow weights are such, if they are not in the optimizer's ``state``.
-    """
-    state = (optimizer.param_groups, list(optimizer.state.values()))
-    known = {id(x) for x in (*model.parameters(), *model.buffers(), *tensors_in(state))}
-    grads = {id(p.grad) for p in model.parameters()}
-    return [
-        name
-        for name, value in _beside_state(optimizer).items()
-        if any(id(x) not in known | grads for x in tensors_in(value))
-    ]
-
-
-def numbers_beside(optimizer: torch.optim.Optimizer) -> dict[str, int | float]:
-    """Return the attributes of an optimizer that are numbers, as a count of its steps is."""
-    return {
-        name: value
-        for name, value in _beside_state(optimizer).items()
-        if type(value) in (int, float) and not name.startswith("_")
-    }
-
-
-def _beside_state(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Return the attributes that the state_dict of every optimizer leaves out; {} if it is own."""
-    if type(optimizer).state_dict is not torch.optim.Optimizer.state_dict:
-        return {}
-    return {k: v for k, v in vars(optimizer).items() if k not in ("state", "param_groups")}
-
-
-def tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
-    """Yield the tensors in a value: of modules, mappings and sequences, some levels deep."""
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, nn.Module):
-        yield from (*value.parameters(), *value.buffers())
-    elif isinstance(value, Mapping | list | tuple | set | deque) and depth:
-        # Keys, too, as those of a weak mapping by parameter, are only names.
-        for part in [*value.values()] if isinstance(value, Mapping) else [*value]:
-            yield from tensors_in(part, depth - 1)
 
 
 def layout_of(
@@ -202,11 +148,13 @@ def _check_moment(what: str, key: str, value: Any, parameter: Tensor) -> None:
             f"the optimizer's {what} is of shape {list(value.shape)}, the parameter of "
             f"{list(parameter.shape)}"
         )
-    if value.layout != torch.strided or value.is_complex() != parameter.is_complex():
+    is_other = key not in NUMBERS and value.is_complex() != parameter.is_complex()
+    if value.layout != torch.strided or is_other:
         raise InvalidCheckpoint(f"the optimizer's {what} is of type {value.dtype}")
     if any(value.stride(i) == 0 for i in range(value.dim()) if value.shape[i] > 1):
         raise InvalidCheckpoint(f"the optimizer's {what} is one number for many")
-    if key in MOMENTS and bool((value < 0).any()):
+    parts = torch.view_as_real(value) if value.is_complex() else value
+    if key in MOMENTS and bool((parts < 0).any()):
         raise InvalidCheckpoint(f"the optimizer's {what} has a negative element")
     if key == "step" and (value.dim() or not bool(torch.isfinite(value) & (value >= 0))):
         raise InvalidCheckpoint(f"the optimizer's {what} is {value.flatten()[:3].tolist()}")

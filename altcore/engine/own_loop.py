@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from altcore.builtin_types import as_builtin, nested_too_deeply
+from altcore.engine.hidden_state import optimizer_parts
 from altcore.engine.model_state import (
     AsBuilt,
     flags_of,
@@ -24,7 +25,6 @@ from altcore.engine.model_state import (
 from altcore.engine.optimizer_checks import (
     check_layout,
     check_optimizer,
-    hidden_state,
     layout_of,
 )
 from altcore.engine.randomness import random_state, set_random_state
@@ -95,7 +95,7 @@ class OwnLoop:
             raise BadInput(problem, key="step")
         assert self.optimizer is not None  # only a loop that is restored has none
         self._check_numbers()
-        if hidden := hidden_state(self.optimizer):
+        if hidden := optimizer_parts(self.optimizer):
             problem = f"it keeps state in {', '.join(hidden)}, which its state_dict leaves out"
             hint = "give it a state_dict and a load_state_dict that have all of it"
             raise BadInput(problem, key="optimizer", hint=hint)

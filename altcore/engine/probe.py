@@ -8,6 +8,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
+from altcore.engine.buffers import is_expanded
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.quantization import Quantization
 
@@ -23,7 +24,7 @@ def probing(model: nn.Module, quantization: Quantization, device: torch.device) 
     grads = [p.grad for p in parameters]
     owners = [m for m in model.modules() if not isinstance(m, torch.jit.ScriptModule)]
     buffers = [(m, dict(m._buffers)) for m in owners]
-    values = [(b, b.detach().clone()) for b in model.buffers()]
+    values = [(b, b.detach().clone()) for b in model.buffers() if not is_expanded(b)]
     modes = [(m, m.training) for m in model.modules()]
     random = random_state(device)
     for p in parameters:

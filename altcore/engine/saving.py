@@ -8,7 +8,6 @@ from typing import Any
 from attrs import asdict, define, field
 from torch import Tensor
 
-from altcore.engine.checked_optimizer import about_hidden
 from altcore.engine.ending import Ending
 from altcore.engine.finite import is_finite
 from altcore.engine.model_state import hooks_of, misstated
@@ -37,6 +36,12 @@ from altcore.runs import (
     stamps,
     update_manifest,
 )
+
+UNSAVED = (
+    "state of the run that no checkpoint has, and that a run that goes on begins anew. Keep it in "
+    "buffers, or in the optimizer's state"
+)
+"""Said of attributes."""
 
 
 @define(eq=False)
@@ -138,7 +143,8 @@ class Saving:
         """Warn, once, of what changes the run and is in no checkpoint of it."""
         run = self.state.run
         late = hooks_of(run.model).keys() - self.hooks
-        told = about_hidden(self.state.built.hidden())
+        hidden = self.state.built.hidden()
+        told = [f"{some(hidden)}: {UNSAVED}"] if hidden else []
         if late:
             names = some(sorted({name or "the model" for name, _ in late}))
             told.append(

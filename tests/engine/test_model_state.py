@@ -1,5 +1,8 @@
 """What a checkpoint holds of a model, and what is said when a resume could not restore it."""
 
+import random
+
+import numpy
 import pytest
 import torch
 from attrs import define, field
@@ -96,6 +99,24 @@ class Omitting(Growing):
         return super().load_state_dict(state, strict=False)
 
 
+class Shared(Growing):
+    """Has its buffers under two names, and one that is expanded."""
+
+    def __init__(self):
+        super().__init__()
+        self.other = nn.Module()
+        self.other.register_buffer("wide", torch.ones(1).expand(4))
+        self.again = self.other
+
+    def forward(self, ids):
+        if self.training:
+            self.again.late = nn.Buffer(self.again.late + 1 if hasattr(self.again, "late") else ONE)
+        return super().forward(ids) * self.other.wide.sum()
+
+
+ONE = torch.ones(1)
+
+
 @define(eq=False)
 class Back:
     """Rolls back once."""
@@ -107,7 +128,7 @@ class Back:
         return Rollback(steps=2, reason="a test") if step.index == 4 else None
 
 
-@pytest.mark.parametrize("model", [Counting, Lazy, Growing, Omitting])
+@pytest.mark.parametrize("model", [Counting, Lazy, Growing, Omitting, Shared])
 def test_a_run_goes_on_with_the_buffers_that_came_and_grew(model, goes_on, start, shelf):
     """As one that was not interrupted, which rolled back to when they were smaller."""
     shelf.install("intervention", "back", Back)
@@ -253,7 +274,10 @@ def test_what_an_intervention_freezes_stays_frozen(goes_on, changing):
     ("how", "told"),
     [
         ("hook", "hooks were put on embed while the run trained"),
-        ("hide", "the optimizer keeps state in slow, count, which its state_dict leaves out"),
+        (
+            "hide",
+            "slow of the optimizer, count of the optimizer: state of the run that",
+        ),
     ],
 )
 def test_what_is_in_no_checkpoint_is_told_once(how, told, start, changing):
@@ -270,6 +294,46 @@ def test_what_is_in_no_checkpoint_is_told_once(how, told, start, changing):
 
 
 # ------------------------------------------------------------------- models that state another
+
+
+class Remembering(Bytes):
+    """Keeps what it is by in attributes, each in another one."""
+
+    def __init__(self):
+        super().__init__()
+        self.count, self.mean, self.drawn = 0, torch.zeros(()), torch.Generator()
+        self.python, self.numpy = random.Random(1), numpy.random.default_rng(1)
+        self.losses, self.constant, self.alias = [], torch.ones(1), self.head.weight[0]
+
+    def forward(self, ids):
+        if self.training:
+            self.count, self.mean = self.count + 1, self.mean + 1
+            self.losses.append(1.0)
+            torch.rand(1, generator=self.drawn)
+            self.python.random()
+            self.numpy.random()
+        return super().forward(ids)
+
+
+def test_state_in_attributes_of_the_model_is_told(start):
+    """Not what stays as it was, or is the model's own; who states more than torch, knows."""
+    keys = {**KEYS, "checkpoint_interval": 1}
+    run = altcore.train(start.config(name="r", **keys), model=Remembering()).run_directory
+    (warning,) = events(run, "warning")
+    assert warning["message"].startswith("count of the model, mean of the model, drawn of the mo")
+    model = Remembering()
+    built = AsBuilt(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with torch.no_grad():
+        model.head.weight.mul_(2)
+    assert built.hidden() == []
+    model.train()(torch.zeros(1, dtype=torch.int64))
+    names = [label.partition(" ")[0] for label in built.hidden()]
+    assert names == ["count", "mean", "drawn", "python", "numpy", "losses"]
+    Remembering.get_extra_state = lambda self: {"count": self.count}
+    try:
+        assert built.hidden() == []
+    finally:
+        del Remembering.get_extra_state
 
 
 class Halved(Bytes):

@@ -35,8 +35,29 @@ MADE = {
 }
 
 
-def stepped(make):
-    m = model()
+class Complex(nn.Module):
+    """Has a complex parameter, whose moments are complex and whose count is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(4, dtype=torch.complex64))
+
+    def forward(self, x):
+        return (x * self.scale).abs()
+
+
+def test_moments_of_a_complex_parameter_are_taken():
+    m, optimizer = stepped(lambda m: optim.AdamW(m.parameters()), Complex())
+    state = optimizer.state_dict()
+    fresh = optim.AdamW(Complex().parameters())
+    check_optimizer(state, fresh)
+    state["state"][0]["exp_avg_sq"] = -state["state"][0]["exp_avg_sq"] - 1
+    with pytest.raises(InvalidCheckpoint, match="has a negative element"):
+        check_optimizer(state, fresh)
+
+
+def stepped(make, m=None):
+    m = m or model()
     optimizer = make(m)
 
     def closure():

@@ -130,20 +130,21 @@ class Whole(Lookahead):
 
 
 def told_of(logs):
-    return [line["names"] for line in logs if "beside its state" in line["event"]]
+    return [line["names"] for line in logs if "attributes hold state" in line["event"]]
 
 
 def test_numbers_that_an_optimizer_keeps_beside_its_state_are_told(tmp_path):
     """Once by a manager, which knows what they were; its own state_dict is trusted."""
     loop, whole = Loop(Lookahead), Loop(Whole)
     manager = CheckpointManager(tmp_path / "a", loop.model, loop.optimizer)
+    slow = "slow of the optimizer"
     with capture_logs() as logs:
         manager.save(0)
         for step in (1, 2):
             loop.train()
             manager.save(step)
         altcore.save_checkpoint(tmp_path / "b", loop.model, loop.optimizer, None, 2)
-    assert told_of(logs) == [["slow", "count"], ["slow"]]
+    assert told_of(logs) == [[slow, "count of the optimizer"], [slow]]
     with capture_logs() as logs:
         whole.train()
         altcore.save_checkpoint(tmp_path / "c", whole.model, whole.optimizer, None, 2)

@@ -1,0 +1,126 @@
+"""State that a model or an optimizer keeps where its ``state_dict`` does not look: in attributes.
+
+No checkpoint has it, and a run that goes on begins it anew: so it is named.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Container, Iterator, Mapping
+from typing import Any
+
+import torch
+from attrs import field, frozen
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Known = tuple[Any, ...]
+"""What an attribute is known by: equal as long as it is the same."""
+
+
+@frozen
+class Held:
+    """A tensor, equal to itself alone; it is kept, so that no other takes its place."""
+
+    tensor: Tensor = field(eq=id)
+
+
+def attributes(model: nn.Module, optimizer: Optimizer) -> dict[str, Known]:
+    """Return the attributes in which state may be hidden, by what they are called.
+
+    These are numbers, tensors that are neither parameters nor buffers, and random generators; of
+    modules and optimizers that state more than torch's do, none: they know what they need.
+    """
+    found = {f"{key} of the optimizer": v for key, v in _beside(optimizer).items()}
+    for name, module in model.named_modules():
+        place = f"module {name}" if name else "the model"
+        found |= {f"{key} of {place}": v for key, v in _beside(module).items()}
+    own = {memory(x) for x in (*model.parameters(), *model.buffers())}
+    known = {label: _known_by(value, own) for label, value in found.items()}
+    return {label: k for label, k in known.items() if k}
+
+
+def optimizer_parts(optimizer: Optimizer) -> list[str]:
+    """Return the attributes of an optimizer that hold another optimizer or a generator.
+
+    An optimizer that wraps another one, as SAM does, or has a generator has to put them into a
+    `state_dict` of its own.
+    """
+    kinds = (Optimizer, torch.Generator)
+    return [name for name, value in _beside(optimizer).items() if isinstance(value, kinds)]
+
+
+def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> list[str]:
+    """Return the attributes of an optimizer with tensors that are neither the model's nor state.
+
+    Slow weights are such, if they are not in the optimizer's ``state``.
+    """
+    state = (optimizer.param_groups, list(optimizer.state.values()))
+    known = {id(x) for x in (*model.parameters(), *model.buffers(), *_tensors(state))}
+    known |= {id(p.grad) for p in model.parameters()}
+    return [
+        f"{name} of the optimizer"
+        for name, value in _beside(optimizer).items()
+        if any(id(x) not in known for x in _tensors(value))
+    ]
+
+
+def _beside(owner: nn.Module | Optimizer) -> dict[str, Any]:
+    """Return the attributes that the state_dict of every module or optimizer leaves out."""
+    if type(owner).__module__.startswith(("torch.nn.", "torch.jit.")):
+        return {}  # whose attributes are settings, or made of parameters in each pass
+    if any(_is_overridden(owner, name) for name in STATING):
+        return {}
+    held = vars(owner).items()
+    return {k: v for k, v in held if not k.startswith("_") and k not in OF_EVERY}
+
+
+STATING = ("state_dict", "get_extra_state", "_save_to_state_dict")
+"""Methods with which a module or an optimizer says more than torch knows of it."""
+OF_EVERY = ("training", "state", "param_groups", "defaults")
+
+
+def _is_overridden(owner: nn.Module | Optimizer, name: str) -> bool:
+    base = nn.Module if isinstance(owner, nn.Module) else Optimizer
+    return getattr(type(owner), name, None) is not getattr(base, name, None)
+
+
+def _known_by(value: Any, own: Container[int], depth: int = 2) -> Known:
+    """Return what a value is known by, () if no state is in it."""
+    if type(value) in (int, float):
+        return (repr(value),)
+    if isinstance(value, Tensor):
+        if value.grad_fn is not None or memory(value) in own:
+            return ()
+        return (Held(value), 0 if value.is_inference() else value._version)
+    if isinstance(value, torch.Generator):
+        return (bytes(value.get_state().tolist()),)
+    if isinstance(value, random.Random):
+        return (value.getstate(),)
+    if hasattr(value, "bit_generator") or type(value).__name__ == "RandomState":  # of numpy
+        held = getattr(value, "bit_generator", None)
+        return (repr(held.state if held is not None else value.get_state(legacy=False)),)
+    if isinstance(value, Mapping | list | tuple | deque) and depth:
+        parts = value.values() if isinstance(value, Mapping) else value
+        known = tuple(_known_by(part, own, depth - 1) for part in parts)
+        return (len(known), *known) if any(known) or not known else ()
+    return ()
+
+
+def memory(x: Tensor) -> int:
+    """Return where the memory of a tensor begins; 0 if it has none of its own."""
+    is_dense = x.layout == torch.strided and not nn.parameter.is_lazy(x)
+    return x.untyped_storage().data_ptr() if is_dense else 0
+
+
+def _tensors(value: Any, depth: int = 4) -> Iterator[Tensor]:
+    """Yield the tensors in a value: of modules, mappings and sequences, some levels deep."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, nn.Module):
+        yield from (*value.parameters(), *value.buffers())
+    elif isinstance(value, Mapping | list | tuple | set | deque) and depth:
+        # Keys, too, as those of a weak mapping by parameter, are only names.
+        for part in [*value.values()] if isinstance(value, Mapping) else [*value]:
+            yield from _tensors(part, depth - 1)
