@@ -9,14 +9,15 @@ from __future__ import annotations
 import sys
 import threading
 import warnings
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch.utils import _device
 
 from altcore.engine.torch_flags import Flag
+from altcore.hook_clock import timing
 from altcore.log import log
 
 _C = torch._C
@@ -118,6 +119,23 @@ class FlagWatch:
         if len(sys.modules) > self._modules or threading.active_count() > OWN_THREADS:
             differing = [(flag, value) for flag, value in differing if flag.label != FILTERS]
         return differing
+
+
+@contextmanager
+def watched(who: str, doing: str, *, is_observer: bool = False) -> Iterator[None]:
+    """Name others' code that takes too long, or changes flags.
+
+    What is an observer's may not, and they are put back.
+    """
+    with timing(who, doing):
+        flags = FlagWatch()
+        try:
+            yield
+        finally:
+            if is_observer:
+                tell_changed(who, doing, flags.put_back(), ": it is put back")
+            else:
+                tell_changed(who, doing, flags.changed())
 
 
 def tell_changed(who: object, doing: str, changed: list[str], and_then: str = "") -> None:

@@ -14,7 +14,6 @@ from time import perf_counter
 from attrs import define, field, frozen
 
 from altcore.builtin_types import printable
-from altcore.engine.flag_watch import FlagWatch, tell_changed
 from altcore.log import log
 from altcore.signals import Signals
 
@@ -124,25 +123,17 @@ _CLOCK: ContextVar[HookClock | None] = ContextVar("clock", default=None)
 
 
 @contextmanager
-def timing(who: str, doing: str, *, is_observer: bool = False) -> Iterator[None]:
-    """Let the clock that is watching report a call that takes too long; it is no hook.
-
-    Flags that it changes are named, and put back if it is one of an observer.
-    """
+def timing(who: str, doing: str) -> Iterator[None]:
+    """Let the clock that is watching report a call that takes too long; it is no hook."""
     clock = _CLOCK.get()
     if clock is None:
         yield
         return
-    flags = FlagWatch()
     clock.enter(who, doing, is_hook=False)
     try:
         yield
     finally:
         clock.leave(is_in_step=False)
-        if is_observer:
-            tell_changed(who, doing, flags.put_back(), ": it is put back")
-        else:
-            tell_changed(who, doing, flags.changed())
 
 
 def _is_overdue(hook: CallInProgress, now: float, signals: Signals) -> bool:
