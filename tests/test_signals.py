@@ -19,9 +19,8 @@ from helpers_cli import TINY, distribution, run
 from helpers_crashes import ended, forked, forked_command
 from helpers_processes import SOURCES, install, started, wait_for
 
-from altcore import hookimpl
+from altcore import hook_clock, hookimpl
 from altcore.cli.threads import still_running
-from altcore.engine import hook_clock
 from altcore.errors import EXIT_CODES
 from altcore.runs import summary_of
 from altcore.signals import (

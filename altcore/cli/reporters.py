@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from altcore.runs import RunRecord
 
 
+TIMEOUT = 60.0
+"""Seconds after which a call is reported, as by the key ``hook_timeout`` in a run."""
+
+
 class Reporter(NamedTuple):
     """A reporter, and what messages call it."""
 
@@ -31,8 +35,9 @@ class Reporter(NamedTuple):
         entry = find(name, ("reporter",))
         check_is_no_key(entry)
         settings = {key.removeprefix(f"{name}."): v for key, v, _ in overrides_of({}, sets)}
-        plugin = make_plugin(entry.load(), settings, name)
-        return cls(plugin, f"reporter {name} ({entry.origin})")
+        who = f"reporter {name} ({entry.origin})"
+        with _watched(who, "its import and construction"):
+            return cls(make_plugin(entry.load(), settings, name), who)
 
     def method(self, name: str, problem: str) -> Callable[..., Any]:
         """Return a method; `BadInput` with the problem if the reporter has none of that name."""
@@ -43,9 +48,13 @@ class Reporter(NamedTuple):
 
     @contextmanager
     def guarded(self, method: str) -> Iterator[None]:
-        """Raise what the reporter's method raises as a `PluginError`, altcore's own as it is."""
+        """Raise what the reporter's method raises as a `PluginError`, altcore's own as it is.
+
+        If it takes too long it is named with its stack.
+        """
         try:
-            yield
+            with _watched(self.who, method):
+                yield
         except AltcoreError:
             raise
         # A reporter may raise anything, or try to leave.
@@ -53,6 +62,14 @@ class Reporter(NamedTuple):
             if is_from_signal(error):
                 raise
             raise PluginError(f"{self.who} failed in {method}: {described(error)}") from error
+
+
+@contextmanager
+def _watched(who: str, doing: str) -> Iterator[None]:
+    from altcore.hook_clock import HookClock, timing
+
+    with HookClock(TIMEOUT).watching(), timing(who, doing):
+        yield
 
 
 def records_from(source: str, names: Sequence[str]) -> Sequence[RunRecord]:

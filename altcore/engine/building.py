@@ -15,7 +15,7 @@ from altcore.engine.checked_workload import check_workload
 from altcore.engine.custom_workload import CustomWorkload
 from altcore.engine.dispatch import Dispatcher
 from altcore.engine.epochs import Epoch, count_epochs, epoch_of, in_steps
-from altcore.engine.hook_clock import HookClock, timing
+from altcore.engine.flag_watch import watched
 from altcore.engine.model_state import misstated, without_numbers
 from altcore.engine.named_errors import naming
 from altcore.engine.observers import ObserverCheck
@@ -25,6 +25,7 @@ from altcore.engine.rank_checks import of_rank
 from altcore.engine.ranks import Ranks
 from altcore.engine.state import Workload
 from altcore.errors import BadInput, PluginError, keyed, nearest
+from altcore.hook_clock import HookClock
 from altcore.hooks import make_plugin
 from altcore.quantization import Quantization, find_layers, matrices
 from altcore.recipes import formats_in, matching, some
@@ -162,7 +163,7 @@ def _settings_of(kind: str, name: str, config: TrainConfig) -> _Settings:
     with keyed(kind):
         entry = find(name, (kind,))
     who = f"{kind} {entry.name} ({entry.origin})"
-    with timing(who, "its import"):
+    with watched(who, "its import"):
         settings = make_plugin(entry.load(), config.settings.get(name, {}), name)
     if not callable(getattr(settings, "build", None)):
         raise BadInput(f"{kind} {name} ({entry.origin}) has no method build")

@@ -11,11 +11,11 @@ from attrs import define, field
 
 from altcore.engine.deferred_errors import TELL_LATE
 from altcore.engine.guards import Kept, may_change_loss
-from altcore.engine.hook_clock import HookClock
 from altcore.engine.observers import Before, ObserverCheck
 from altcore.engine.plugins import Plugin
 from altcore.engine.state import Run, Step
 from altcore.errors import PluginError, described
+from altcore.hook_clock import HookClock
 from altcore.log import log
 from altcore.signals import is_from_signal
 

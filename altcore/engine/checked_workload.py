@@ -10,7 +10,7 @@ from attrs import define
 from torch import Tensor, nn
 
 from altcore.builtin_types import as_builtin, misfit
-from altcore.engine.hook_clock import timing
+from altcore.engine.flag_watch import watched
 from altcore.engine.named_errors import check_savable, naming
 from altcore.engine.state import Workload
 from altcore.errors import PluginError, shown
@@ -58,7 +58,7 @@ class CheckedWorkload:
 
     def loss(self, model: nn.Module, batch: Any) -> Any:
         """Return the loss of a batch, or the loss and measures."""
-        with timing(self.who, "loss"):
+        with watched(self.who, "loss"):
             return self.own.loss(model, batch)
 
     def __getattr__(self, name: str) -> Any:

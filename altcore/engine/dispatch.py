@@ -18,7 +18,6 @@ from attrs import define, field
 from altcore.builtin_types import as_builtin
 from altcore.engine.calls import Boundary
 from altcore.engine.guards import Kept
-from altcore.engine.hook_clock import HookClock
 from altcore.engine.losses import who_is
 from altcore.engine.memory import is_out_of_memory
 from altcore.engine.observers import ObserverCheck
@@ -26,6 +25,7 @@ from altcore.engine.plugins import Plugin
 from altcore.engine.returns import as_actions, check_return, check_state, measured
 from altcore.engine.state import Run, Step
 from altcore.errors import AltcoreError, BadInput, PluginError, described
+from altcore.hook_clock import HookClock
 from altcore.hooks import HOOKS, HOOKSPECS, MEASURING, ON_DUE_STEPS, WATCHING, Proposal
 from altcore.signals import is_from_signal
 

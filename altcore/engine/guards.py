@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from altcore.engine.flag_watch import FlagWatch, tell_changed
 from altcore.engine.plugins import Plugin
 from altcore.engine.state import Run, Step
 from altcore.errors import PluginError, shown, with_article
@@ -24,12 +25,12 @@ from altcore.errors import PluginError, shown, with_article
 class Kept:
     """What `put_back` compares with and restores; made once for all plugins that a hook calls."""
 
-    __slots__ = ("lr_scale", "modes", "reports", "rounding", "scale", "step", "times_set")
+    __slots__ = ("flags", "lr_scale", "modes", "reports", "rounding", "scale", "step", "times_set")
 
     def __init__(self, run: Run, step: Step | None) -> None:
         self.step, self.lr_scale = run.step, run.lr_scale
         self.reports = tuple(run.reports)
-        self.modes, self.rounding = _modes(), _rounding()
+        self.modes, self.rounding, self.flags = _modes(), _rounding(), FlagWatch()
         if step is not None:
             self._keep_scale(step)
 
@@ -49,6 +50,7 @@ class Kept:
         if _rounding() != self.rounding:
             found.append("it may not change the processor's rounding mode")
             _round_to_nearest()
+        found.append(self._look_at_flags(plugin, hook))
         if tuple(run.reports) != self.reports:
             found.append(self._drop_reports(run))
         if step is not None:
@@ -63,6 +65,14 @@ class Kept:
                     "pre_backward of an intervention may"
                 )
         return "; ".join(filter(None, found))
+
+    def _look_at_flags(self, plugin: Plugin, hook: str) -> str:
+        """Put them back, unless an intervention set them: it may change numbers, and is named."""
+        if plugin.acts:
+            tell_changed(plugin, hook, self.flags.changed())
+            return ""
+        changed = self.flags.put_back()
+        return f"it may not change {', '.join(changed)}" if changed else ""
 
     def _keep_scale(self, step: Step) -> None:
         self.scale, self.times_set = step.loss_scale, step._times_set

@@ -42,6 +42,7 @@ from altcore.engine.epochs import training_batch
 from altcore.engine.evaluating import Evaluating
 from altcore.engine.evaluation import items_in
 from altcore.engine.event_log import EventLog
+from altcore.engine.flag_watch import watched
 from altcore.engine.gradients import GradientNorms
 from altcore.engine.history import RunHistory
 from altcore.engine.leaving import Leaving
@@ -133,7 +134,8 @@ class Engine:
                     step.loss, told = loss_and_measures(run.workload, run.model, step.batch, losses)
                 proposals += actions("pre_backward", run=run, step=step)
                 loss = step.loss * (step.loss_scale / (sum(step.items) / step.items[step.micro]))
-                self.ranks.backward(loss, is_last=step.micro + 1 == len(batches))
+                with watched("the model", "its backward pass"):
+                    self.ranks.backward(loss, is_last=step.micro + 1 == len(batches))
             losses.append({"loss": step.loss.detach(), **told})
         means = self.ranks.average(losses, step.items, run.quantization)
         step.mean_loss = means["loss"]

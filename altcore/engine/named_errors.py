@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
-from altcore.engine.hook_clock import timing
+from altcore.engine.flag_watch import watched
 from altcore.engine.memory import is_out_of_memory
 from altcore.engine.returns import check_state
 from altcore.errors import AltcoreError, PluginError, described
@@ -21,7 +21,7 @@ def naming(who: str, doing: str, *, is_one_call: bool = True) -> Iterator[None]:
     call that does not end is reported with its stack.
     """
     try:
-        with timing(who, doing) if is_one_call else nullcontext():
+        with watched(who, doing) if is_one_call else nullcontext():
             yield
     except AltcoreError:
         raise

@@ -12,7 +12,7 @@ from typing import Any
 from attrs import NOTHING, define, field, fields_dict
 
 from altcore.config import TrainConfig, read_interval
-from altcore.engine.hook_clock import timing
+from altcore.engine.flag_watch import watched
 from altcore.engine.schedule import is_due
 from altcore.errors import BadInput, keyed
 from altcore.hooks import check_class, circle_of, make_plugin, step_settings
@@ -68,7 +68,7 @@ class Plugin:
     def made_anew(self) -> Any:
         """Return another instance with the same settings, as it is before a run."""
         settings = {**self.settings, **self._in_steps}
-        with timing(str(self), CONSTRUCTION):
+        with watched(str(self), CONSTRUCTION, is_observer=not self.acts):
             return make_plugin(type(self.instance), settings, self.name)
 
     def is_due(self, step: int) -> bool:
@@ -101,12 +101,13 @@ def load_plugins(config: TrainConfig) -> list[Plugin]:
         with keyed("plugins", name), staying_here():
             entry = find(name, HOOK_KINDS)
             who = f"{entry.kind} {name} ({entry.origin})"
-            with timing(who, "its import"):
+            looks = entry.kind != "intervention"
+            with watched(who, "its import", is_observer=looks):
                 cls = check_class(entry.load(), entry)
         known, epochs = _intervals_read(cls, config.settings_of(name), name)
         # How many steps these are, only the workload can tell: until then the defaults stand in.
         required = {key: 1 for key in epochs if fields_dict(cls)[key].default is NOTHING}
-        with staying_here(), timing(who, CONSTRUCTION):
+        with staying_here(), watched(who, CONSTRUCTION, is_observer=looks):
             instance = make_plugin(cls, known | required, name)
         interval = getattr(instance, "interval", 1)
         if not isinstance(interval, int) or interval < 1:

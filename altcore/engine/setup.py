@@ -20,7 +20,6 @@ from altcore.engine.evaluation import check_monitor
 from altcore.engine.event_log import EventLog
 from altcore.engine.facts import facts_of
 from altcore.engine.going_on import GoingOn, check_given, go_on
-from altcore.engine.hook_clock import HookClock
 from altcore.engine.identity import given_from_python, run_identity
 from altcore.engine.loop import Engine
 from altcore.engine.memory import memory_named
@@ -31,6 +30,7 @@ from altcore.engine.remarks import about_recipe, about_schedule, about_warmup
 from altcore.engine.state import Run
 from altcore.engine.torchrun import join
 from altcore.formats import origins_recorded
+from altcore.hook_clock import HookClock
 from altcore.log import log
 from altcore.runs import (
     ENVIRONMENT,

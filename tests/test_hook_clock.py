@@ -7,14 +7,15 @@ import time
 import pytest
 from attrs import define
 from helpers import events
+from helpers_cli import call
 from helpers_plugins import make, plugin
 from helpers_processes import install, started
 from structlog.testing import capture_logs
 
-from altcore import hookimpl
-from altcore.engine import hook_clock
-from altcore.engine.hook_clock import HookClock
+from altcore import hook_clock, hookimpl
+from altcore.cli import reporters
 from altcore.errors import AltcoreError
+from altcore.hook_clock import HookClock
 from altcore.registry import find
 
 
@@ -97,6 +98,37 @@ def test_a_workload_that_hangs_is_named(start, monkeypatch):
     with capture_logs() as logs:
         start(max_steps=1, hook_timeout=0.1)
     assert told_of(logs, "workload gpt") >= {"build", "batch('train', 1, 0)", "loss"}
+
+
+def test_a_hook_of_the_backward_pass_that_hangs_is_named(shelf, start, capsys):
+    """As one that a model or a plugin left there: the stack tells whose it is."""
+
+    def pre_backward(self, step):
+        step.loss.register_hook(lambda _: time.sleep(0.3))
+
+    shelf.install("intervention", "left", make({"pre_backward": pre_backward}))
+    with capture_logs() as logs:
+        start(["left"], max_steps=1, hook_timeout=0.1)
+    assert "the model has been in its backward pass for 0.1 s" in [x["event"] for x in logs]
+    assert "time.sleep(0.3)" in capsys.readouterr().err
+
+
+def test_a_report_that_hangs_is_named(shelf, start, capsys, monkeypatch):
+    """When `altcore report` renders it, after the run."""
+
+    @define(eq=False)
+    class Slow:
+        def render(self, runs, out):
+            time.sleep(0.3)
+            return []
+
+    shelf.install("reporter", "slow", Slow)
+    monkeypatch.setattr(reporters, "TIMEOUT", 0.1)
+    run = start(max_steps=1, name="r").run_directory
+    found = call(capsys, "report", "slow", "r", "--from", run.parent)
+    assert found.code == 0
+    assert "reporter slow (acme-slow 1.2.3) has been in render for 0.1 s" in found.err
+    assert "time.sleep(0.3)" in found.err
 
 
 def test_slow_plugins_are_named_at_the_end(shelf, start, monkeypatch):

@@ -1,0 +1,109 @@
+"""Flags that decide what is computed: whoever changes one is named, in whichever call it does."""
+
+import sys
+import warnings
+
+import pytest
+import torch
+from attrs import define
+from helpers import events
+from structlog.testing import capture_logs
+
+from altcore import hookimpl
+from altcore.engine.flag_watch import QUICK, FlagWatch
+from altcore.registry import find
+
+CHANGES = {
+    "torch's number of threads": lambda: torch.set_num_threads(3),
+    "torch's deterministic algorithms": lambda: torch.use_deterministic_algorithms(
+        True, warn_only=True
+    ),
+    "torch's default device": lambda: torch.set_default_device("meta"),
+    "torch's precision of float32 products": lambda: torch.set_float32_matmul_precision("medium"),
+    "torch.backends.cudnn.allow_tf32": lambda: setattr(torch.backends.cudnn, "allow_tf32", False),
+    "torch.backends.cudnn.deterministic": lambda: setattr(
+        torch.backends.cudnn, "deterministic", True
+    ),
+    "torch.backends.cudnn.benchmark": lambda: setattr(torch.backends.cudnn, "benchmark", True),
+    "torch's flushing of denormals": lambda: torch.set_flush_denormal(True),
+    "warnings.filters": lambda: warnings.simplefilter("error"),
+}
+
+
+@pytest.fixture(autouse=True)
+def _flags_as_they_were():
+    with warnings.catch_warnings():
+        watch = FlagWatch()
+        yield
+        watch.put_back()
+
+
+def later(change):
+    """Return a class of plugins that call ``change`` in their second step."""
+
+    @define(eq=False)
+    class Later:
+        @hookimpl
+        def post_step(self, step):
+            if step.index == 2:
+                change()
+
+    return Later
+
+
+def test_what_an_observer_changes_in_any_call_is_put_back(shelf, start):
+    """Not in the first call of its hook alone, and without ``check_observers``."""
+    assert CHANGES.keys() == {flag.label for flag in QUICK}
+    names = [f"changes-{i}" for i in range(len(CHANGES))]
+    for name, change in zip(names, CHANGES.values(), strict=True):
+        shelf.install("diagnostic", name, later(change))
+    before = FlagWatch()
+    run = start(names).run_directory
+    assert before.changed() == []
+    told = {e["plugin"]: e["message"] for e in events(run, "degraded")}
+    for name, label in zip(names, CHANGES, strict=True):
+        assert told[name].endswith(f"it may not change {label}"), name
+
+
+def test_whoever_may_change_numbers_is_named(shelf, start, monkeypatch):
+    """An intervention and a workload keep what they set; the making of an observer does not."""
+
+    @define(eq=False)
+    class Made:
+        def __attrs_post_init__(self):
+            torch.backends.cudnn.benchmark = True
+
+        @hookimpl
+        def run_start(self):
+            """Be a reporter."""
+
+    shelf.install("reporter", "made", Made)
+    shelf.install("intervention", "acts", later(lambda: torch.set_flush_denormal(True)))
+    built = sys.modules[find("gpt", ("workload",)).load().__module__].BuiltGpt
+    own = built.batch
+
+    def batch(self, split, index, micro):
+        if (split, index) == ("train", 3):
+            torch.backends.cudnn.deterministic = True
+        return own(self, split, index, micro)
+
+    monkeypatch.setattr(built, "batch", batch)
+    with capture_logs() as logs:
+        start(["made", "acts"])
+    told = [x["event"] for x in logs if " changed " in x["event"]]
+    assert told == [
+        "reporter made (acme-made 1.2.3) changed torch.backends.cudnn.benchmark in the "
+        "construction of its class: it is put back",
+        "intervention acts (acme-acts 1.2.3) changed torch's flushing of denormals in post_step",
+        "workload gpt (altcore-workloads 0.1.0) changed torch.backends.cudnn.deterministic in "
+        "batch('train', 3, 0)",
+    ]
+    assert (torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic) == (False, True)
+
+
+def test_a_module_that_is_imported_may_add_filters(monkeypatch):
+    watch = FlagWatch()
+    warnings.simplefilter("error")
+    monkeypatch.setitem(sys.modules, "acme_that_warns", sys)
+    assert watch.put_back() == []
+    assert FlagWatch().changed() == []
