@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from altcore.builtin_types import to_json
 from altcore.config import Override, load_with_sources
-from altcore.errors import BadInput, shown
+from altcore.errors import BadInput, keyed, located, shown
 from altcore.formats import digest
+from altcore.registry import HOOK_KINDS, NAMED_ONCE, find
 from altcore.sweep.job import PRIORITY, Job
 from altcore.sweep.naming import name_of
 from altcore.sweep.retry_rules import check_halved
@@ -25,13 +26,19 @@ NOT_A_JOBS = ("name", "runs_dir", "label")
 
 Leaf = tuple[str, ...]
 """The path of a value in a plain configuration."""
+Load = Callable[[SweepFile, Sequence[Override]], dict[str, Any]]
+"""Makes a plain configuration of overrides."""
 
 
-def jobs_of(sweep: SweepFile) -> list[Job]:
+def jobs_of(sweep: SweepFile, *, check_installed: bool = True) -> list[Job]:
     """Return the jobs, in the order of the file.
 
     Each value of the grid is checked once, with the first value of every other key: so a sweep of
     10,000 jobs is planned in seconds. Whatever is refused only together is found by its run.
+
+    Args:
+        sweep: the file.
+        check_installed: whether a workload, an optimizer or a plugin must be one that is installed.
 
     Raises:
         BadInput: with the key, and the line of the sweep file.
@@ -43,7 +50,8 @@ def jobs_of(sweep: SweepFile) -> list[Job]:
             raise BadInput(told, key=f"grid.{key}")
         _check_different(key, values)
     taken: set[str] = set()
-    jobs = [job for variant in sweep.variant_names for job in _of_variant(sweep, variant, taken)]
+    load = _checked if check_installed else _plain
+    jobs = [j for variant in sweep.variant_names for j in _of_variant(sweep, variant, taken, load)]
     check_halved(sweep.retry, jobs)
     return jobs
 
@@ -70,15 +78,15 @@ def _check_different(key: str, values: Sequence[Any]) -> None:
         seen.add(known)
 
 
-def _of_variant(sweep: SweepFile, variant: str, taken: set[str]) -> Iterator[Job]:
+def _of_variant(sweep: SweepFile, variant: str, taken: set[str], load: Load) -> Iterator[Job]:
     own = keys_of(sweep, variant)
     axes = {key: list(values) for key, values in sweep.grid.items()}
-    axes["seed"] = seeds_from(sweep.seeds, _plain(sweep, own)["seed"])
+    axes["seed"] = seeds_from(sweep.seeds, load(sweep, own)["seed"])
     at = {key: source_of(sweep.grid, key) for key in axes}
     own = replaced(own, [(key, values[0], at[key]) for key, values in axes.items()])
-    point = _plain(sweep, own)
+    point = load(sweep, own)
     changes = {
-        (key, i): _difference(point, _plain(sweep, replaced(own, [(key, value, at[key])])))
+        (key, i): _difference(point, load(sweep, replaced(own, [(key, value, at[key])])))
         for key, values in axes.items()
         for i, value in enumerate(values)
     }
@@ -92,7 +100,7 @@ def _of_variant(sweep: SweepFile, variant: str, taken: set[str]) -> Iterator[Job
                 config = _changed(config, changes[pair])
         else:
             given = [(key, value, at[key]) for key, value in factors.items()]
-            config = _plain(sweep, replaced(own, given))
+            config = load(sweep, replaced(own, given))
         yield Job(
             name=name_of(variant, factors, taken),
             config={k: v for k, v in config.items() if k not in NOT_A_JOBS} | {"label": variant},
@@ -104,6 +112,19 @@ def _of_variant(sweep: SweepFile, variant: str, taken: set[str]) -> Iterator[Job
 
 def _plain(sweep: SweepFile, overrides: Sequence[Override]) -> dict[str, Any]:
     return load_with_sources(sweep.config, overrides)[0].to_plain()
+
+
+def _checked(sweep: SweepFile, overrides: Sequence[Override]) -> dict[str, Any]:
+    """Raise `BadInput` for a name that no distribution has. Nothing is imported for that."""
+    config, sources = load_with_sources(sweep.config, overrides)
+    with located(sources):
+        for kind in NAMED_ONCE:
+            with keyed(kind):
+                find(getattr(config, kind), (kind,))
+        for name in config.plugins:
+            with keyed("plugins", name):
+                find(name, HOOK_KINDS)
+    return config.to_plain()
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[Leaf, Any]:

@@ -211,3 +211,21 @@ grid: {weight_decay: [0.25]}
         BadInput, match="lion: settings are given for an optimizer that is not active"
     ):
         jobs_of(sweep(tmp_path, text.replace("adamw: {beta2", "lion: {beta2")))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("base:\n  workload: gtp", "workload: unknown workload 'gtp' (did you mean gpt?)"),
+        ("variants:\n  a: {optimizer: adamv}", "optimizer: unknown optimizer 'adamv'"),
+        ("grid:\n  optimizer: [adamw, adamv]", "optimizer: unknown optimizer 'adamv'"),
+        ("base:\n  plugins: [ulp-stat]", "plugins: unknown plugin 'ulp-stat' (did you mean"),
+        ("base:\n  format: E9X9", "format: unknown format 'E9X9'"),
+    ],
+)
+def test_what_is_not_installed_is_named_before_anything_runs(tmp_path, text, told):
+    """With its line, and without importing a plugin."""
+    with pytest.raises(BadInput) as refused:
+        jobs_of(sweep(tmp_path, text))
+    assert str(refused.value).startswith(told)
+    assert refused.value.source.line == 2
