@@ -11,7 +11,7 @@ from attrs import field, fields_dict, frozen
 from torch import nn
 
 from altcore.config import TrainConfig, load_with_sources
-from altcore.engine import build_workload, data_of, prepare, resumed_with_sources
+from altcore.engine import build_workload, data_of, prepare, process_kept, resumed_with_sources
 from altcore.errors import BadInput, Source, located, shown
 from altcore.log import log
 from altcore.quantization import find_layers, tied_matrices
@@ -66,6 +66,8 @@ def train(
 
     Distributions whose metadata cannot be read are left out, and named by one warning a process.
     Works under `torch.no_grad` and `torch.inference_mode`, too. A collapse is a result, no error.
+    What the run's plugins change of the process, such as torch's threads and flags or the working
+    directory, is put back when it ends: the next run computes as a first one.
 
     Args:
         config: a YAML file or a mapping of keys, original flat keys included, or a `TrainConfig`;
@@ -109,7 +111,12 @@ def train(
         given = given.evolve(settings={**given.settings, given.workload: own})
     batch = data if callable(data) else None
     # The caller may have switched gradients off.
-    with handling_signals(), torch.inference_mode(False), torch.enable_grad():
+    with (
+        process_kept(may_add_variables=True),
+        handling_signals(),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+    ):
         with located(sources):
             engine = prepare(
                 given, model=model, batch=batch, resume=resume, allow_change=allow_change

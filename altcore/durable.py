@@ -7,18 +7,24 @@ disk is reported with the path, and tests can stop, fail or count each one.
 from __future__ import annotations
 
 import errno
+import glob
 import os
 import shutil
 import signal
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
 from altcore.environment import CRASH_AT
 from altcore.errors import AltcoreError, BadInput, NoSpace
+
+HALF_WRITTEN = ".tmp"
+"""The end of the name of a file that is being written, which nobody else takes for one."""
+LEFT_BEHIND = 3600.0
+"""Seconds after which a file is half written for good: its writer was killed."""
 
 _passed: Counter[str] = Counter()
 _NO_SPACE = {
@@ -129,9 +135,17 @@ def write_file(path: Path, data: bytes | memoryview, *, synced: bool = True) -> 
         os.close(descriptor)
 
 
+def half_written(path: Path) -> Path:
+    """Return a name for a file until it is whole: no other writer has it."""
+    return path.with_name(f".{path.name}.{uuid4().hex[:12]}{HALF_WRITTEN}")
+
+
 def replace_file(path: Path, data: bytes | memoryview, *, synced: bool = True) -> None:
-    """Replace a file at once or not at all; the folder is left to the caller to sync."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    """Replace a file at once or not at all; the folder is left to the caller to sync.
+
+    Of several writers at a time the last one wins.
+    """
+    temporary = half_written(path)
     with no_space_named(path, len(data)):
         try:
             write_file(temporary, data, synced=synced)
@@ -139,11 +153,21 @@ def replace_file(path: Path, data: bytes | memoryview, *, synced: bool = True) -
         except OSError:
             remove(temporary)
             raise
+    _remove_left_behind(path)
+
+
+def _remove_left_behind(path: Path) -> None:
+    """Remove what writers of a file left half written that were killed long ago."""
+    with suppress(OSError):  # another one removes it as well
+        now = path.lstat().st_mtime  # by the clock of the file system, as the others
+        for old in path.parent.glob(f".{glob.escape(path.name)}.*{HALF_WRITTEN}"):
+            if old.lstat().st_mtime < now - LEFT_BEHIND:
+                remove(old)
 
 
 def write_once(path: Path, data: bytes) -> bool:
     """Write a file at once, if none of this name is there; return whether it was written."""
-    temporary = path.with_name(f".{path.name}-{uuid4().hex}")
+    temporary = half_written(path)
     with no_space_named(path, len(data)):
         try:
             write_file(temporary, data)

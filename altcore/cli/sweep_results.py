@@ -39,7 +39,7 @@ def verify(name: str, sweeps_dir: str, *, all_: bool, as_json: bool) -> int | No
     groups = {
         "failed": found.failed,
         "incomplete": found.incomplete,
-        "missing": dict.fromkeys(found.missing, ""),
+        "missing": found.missing,
     }
     if as_json:
         print_json({"told": str(found), "completed": list(found.completed), **groups})

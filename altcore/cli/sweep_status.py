@@ -70,6 +70,8 @@ def _time(row: Row) -> str:
 def _told(row: Row) -> str:
     if row.is_lost:
         return "its worker is gone"
+    if row.lacks_run:
+        return row.why
     told = (row.exit.error or row.exit.verdict) if row.exit else ""
     changed = ", ".join(f"{key} {value}" for key, value in row.changed.items())
     return "; ".join(filter(None, (told, changed and f"with {changed}")))
@@ -124,6 +126,7 @@ def print_status(name: str, found: Status, *, show_failed: bool) -> None:
             (found.collapsed, "collapsed"), (found.changed, "with a setting that a retry changed")
         ),
         "running": _parts((found.lost, "without its worker, which is gone")),
+        "waiting": _parts((found.lacking_run, "completed, but the run is missing")),
     }
     for state, count in found.counts.items():
         if count or state != "damaged":

@@ -26,6 +26,7 @@ from altcore.engine.measuring import (
 )
 from altcore.engine.model_state import AsBuilt, put_model
 from altcore.engine.own_loop import OwnLoop
+from altcore.engine.process_possessions import process_kept
 from altcore.engine.randomness import random_state, seed_all, set_random_state
 from altcore.engine.resuming import resumed_with_sources
 from altcore.engine.setup import prepare
@@ -63,6 +64,7 @@ __all__ = [
     "nan_where_not_finite",
     "on_grid",
     "prepare",
+    "process_kept",
     "put_model",
     "quantized_weights",
     "random_state",

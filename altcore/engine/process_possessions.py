@@ -1,18 +1,23 @@
-"""All that an observer may not change of the process, and what of it a reporter owns."""
+"""All that an observer may not change of the process, and what of it a reporter owns.
+
+Some of it is nobody's to change for longer than a run: the next one would compute otherwise.
+"""
 
 from __future__ import annotations
 
 import atexit
 import gc
 import io
+import locale
 import os
 import signal
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,9 +46,7 @@ def of_process(device: torch.device, kind: str) -> Iterator[Possession]:
         yield Stream(name)
         if not is_reporter:  # a reporter may draw on the terminal
             yield attribute(f"sys.{name}", sys, name)
-    for flag in (*FLAGS, *PROCESS_FLAGS):
-        with suppress(RuntimeError):  # torch refuses to read some that a user set in two ways
-            yield Value(*flag)
+    yield from _of_flags()
     if threading.current_thread() is threading.main_thread():
         yield from _of_signals()
     is_imported = _watching_imports()
@@ -55,11 +58,57 @@ def of_process(device: torch.device, kind: str) -> Iterator[Possession]:
         yield AtExit(is_imported)
     for owner in (torch, torch.nn.functional, torch.Tensor, torch.nn.Module, torch.optim.Optimizer):
         yield Names(owner)
+    yield from _of_hooks()
+
+
+@contextmanager
+def process_kept(*, may_add_variables: bool = False) -> Iterator[None]:
+    """Put back after a run what it changed of the process, whoever of its plugins did that.
+
+    If it ``may_add_variables``, those stay in the environment that nobody had: the libraries that
+    reporters send with set some, for as long as the process lives.
+
+    Random states are left alone, since every run seeds them. So are names of torch's modules, which
+    torch itself binds anew as it compiles, and what cannot be put back, such as threads.
+    """
+    held = [
+        ModeStack(torch._C._len_torch_dispatch_stack, _leave_dispatch_mode),
+        *(attribute(f"sys.{name}", sys, name) for name in ("stdout", "stderr")),
+        *_of_flags(),
+        *(_of_signals() if threading.current_thread() is threading.main_thread() else ()),
+        Environment(lambda: may_add_variables),
+        Filters(lambda: False),
+        Modules(),
+        *_of_hooks(),
+    ]
+    try:
+        yield
+    finally:
+        for possession in held:
+            with suppress(Exception):  # a working directory may be gone
+                if possession.is_changed():
+                    possession.put_back()
+
+
+def _of_flags() -> Iterator[Possession]:
+    for flag in (*FLAGS, *PROCESS_FLAGS):
+        with suppress(RuntimeError):  # torch refuses to read some that a user set in two ways
+            yield Value(*flag)
+
+
+def _of_hooks() -> Iterator[Possession]:
+    """Yield the hooks that torch calls for every module and every saved tensor."""
     for name, held in vars(torch_modules).items():
         if name.startswith("_global") and isinstance(held, dict):
             yield Entries("the hooks of all modules", held, of_pass=True)
     yield ModeStack(torch._C._len_torch_function_stack, _leave_function_mode)
     yield ModeStack(_has_saving_hooks, torch._C._autograd._pop_saved_tensors_default_hooks)
+
+
+def _working_directory() -> str | None:
+    with suppress(OSError):  # it was removed
+        return str(Path.cwd())
+    return None
 
 
 def _mask_of_new_files() -> int:
@@ -70,7 +119,12 @@ def _mask_of_new_files() -> int:
 
 
 PROCESS_FLAGS = (
-    Flag("the working directory", os.getcwd, os.chdir),
+    Flag("the working directory", _working_directory, os.chdir),
+    Flag(
+        "the locale",
+        lambda: locale.setlocale(locale.LC_ALL),
+        lambda name: locale.setlocale(locale.LC_ALL, name),
+    ),
     Flag("the umask", _mask_of_new_files, os.umask),
     Flag(
         "the signal mask",

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import _tensor_str
+from torch import _tensor_str, backends
 from torch.backends import cuda as cuda_products
-from torch.backends import cudnn
+from torch.backends import cudnn, mkldnn, opt_einsum
 
 
 class Flag(NamedTuple):
@@ -51,6 +51,19 @@ def _flushes_denormal() -> bool:
 
 
 FLAGS = (
+    # Of these first: while one of them is set, torch refuses to read some of the older ones.
+    *(
+        _of(f"{name}.fp32_precision", owner, "fp32_precision")
+        for name, owner in (
+            ("torch.backends", backends),
+            ("torch.backends.cuda.matmul", cuda_products.matmul),
+            *((f"torch.backends.cudnn.{x}", getattr(cudnn, x)) for x in ("conv", "rnn")),
+            *(
+                (f"torch.backends.mkldnn.{x}", getattr(mkldnn, x))
+                for x in ("matmul", "conv", "rnn")
+            ),
+        )
+    ),
     Flag("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
     Flag(
         "torch's deterministic algorithms",
@@ -79,6 +92,11 @@ FLAGS = (
         _of(f"torch.backends.cudnn.{name}", cudnn, name)
         for name in ("enabled", "benchmark", "deterministic", "allow_tf32")
     ),
+    *(_of(f"torch.backends.mkldnn.{name}", mkldnn, name) for name in ("enabled", "deterministic")),
+    *(
+        _of(f"torch.backends.opt_einsum.{name}", opt_einsum, name)
+        for name in ("enabled", "strategy")
+    ),
     *(
         _of(f"torch.backends.cuda.matmul.{name}", cuda_products.matmul, name)
         for name in (
@@ -96,6 +114,11 @@ FLAGS = (
         "torch's memory-efficient attention",
         cuda_products.mem_efficient_sdp_enabled,
         cuda_products.enable_mem_efficient_sdp,
+    ),
+    Flag(
+        "torch's attention of cuDNN",
+        cuda_products.cudnn_sdp_enabled,
+        cuda_products.enable_cudnn_sdp,
     ),
     Flag("torch's plain attention", cuda_products.math_sdp_enabled, cuda_products.enable_math_sdp),
 )

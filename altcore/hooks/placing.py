@@ -29,6 +29,9 @@ class Placing:
     """Counts the jobs that have no result and may still get one."""
     attempts: Callable[[], int]
     """Counts the attempts made so far: workers that make none are of no use."""
+    waiting: Callable[[], int] = lambda: 1
+    """Counts the jobs among these that nobody holds: with none, another worker finds nothing to
+    begin."""
     tell: Callable[[str], None]
     """Takes a line for people."""
     look: Callable[[], None] = lambda: None

@@ -39,7 +39,7 @@ SNAPSHOTS = "snapshots"
 HALF_WRITTEN, HALF_REPLACED = ".tmp", ".old"
 """What follows the name of a checkpoint that is being written, and of the one that it replaces."""
 OWN_HALF = re.compile(
-    r"\.(best|last)\.tmp|\.?((step|weights)-\d{8,}(\.pt)?|anomaly_\d{8,})\.(tmp|old)"
+    r"\.(best|last)\.([0-9a-f]+\.)?tmp|\.?((step|weights)-\d{8,}(\.pt)?|anomaly_\d{8,})\.(tmp|old)"
 )
 """Names of what a process leaves half written or half removed; all others are somebody's own."""
 

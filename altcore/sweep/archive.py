@@ -39,7 +39,7 @@ def collect(ledger: Ledger, out: Path, *, checkpoints: bool = False) -> dict[Pat
     made = {}
     for variant, jobs in by_variant.items():
         path = out / f"{variant}.tar.gz"
-        temporary = path.with_name(f".{path.name}.tmp")
+        temporary = durable.half_written(path)
         with durable.no_space_named(path):
             try:
                 _write(temporary, ledger, jobs, checkpoints=checkpoints)

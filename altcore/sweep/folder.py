@@ -12,7 +12,7 @@ from altcore.sweep.changes import Changes, bring_up_to_date
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger
 from altcore.sweep.sweep_file import SweepFile, read_sweep, sweep_text
-from altcore.yaml_files import is_yaml_file
+from altcore.yaml_files import is_yaml_file, read_mapping
 
 SWEEPS = "sweeps"
 FILE = "sweep.yaml"
@@ -37,6 +37,9 @@ def open_sweep(told: str, sweeps_dir: str = SWEEPS) -> tuple[SweepFile, Ledger]:
         )
     durable.check_no_links(folder.iterdir())
     sweep = read_sweep(folder / FILE)
+    if "name" not in read_mapping(folder / FILE, "sweep"):  # which is always written
+        problem = f"{folder / FILE} is empty or damaged: it has no name"
+        raise BadInput(problem, hint="altcore sweep run FILE, with the file of the sweep, mends it")
     return sweep, Ledger(folder, sweep.rules)
 
 
@@ -54,4 +57,4 @@ def begin_sweep(
 
 def save_sweep(sweep: SweepFile, folder: Path) -> None:
     """Write down in a sweep's folder what it was asked for, so that workers can open it."""
-    durable.replace_text(folder / FILE, sweep_text(sweep))
+    durable.replace_file(folder / FILE, sweep_text(sweep).encode())

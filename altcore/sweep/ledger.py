@@ -55,6 +55,8 @@ LOOKS = 20
 """At a silent holder, before it is lost."""
 TOLD = "told to be tried again"
 """Why a job is tried again that the rules had given up."""
+MISSING = "its run is missing"
+"""Why a job waits again that was completed: somebody removed the run."""
 
 
 class State(Enum):
@@ -244,6 +246,11 @@ class Ledger:
             _ = last.lease  # which somebody must be able to read
             return Standing(State.RUNNING, attempts)
         changed, told = last.lease.changed, last.again
+        if ended.is_complete:
+            if run.is_dir():  # by now
+                return Standing(State.COMPLETED, attempts)
+            decision = Decision(goes_on=True, why=MISSING, changed=changed)
+            return Standing(State.WAITING, attempts, decision)
         if told is not None:
             decision = Decision(goes_on=True, why=TOLD, changed={**changed, **told})
             return Standing(State.WAITING, attempts, decision)

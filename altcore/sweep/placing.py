@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from altcore.errors import BadInput, Source
@@ -83,11 +84,10 @@ def placing_of(
     """Return what an executor needs to know of a sweep; ``progress`` tells people of its jobs."""
     name = executor.partition(":")[0]
 
-    def left() -> int:
+    def count(*states: State) -> int:
         if ledger.is_stopped():
             return 0
-        still = (State.WAITING, State.RUNNING)
-        return sum(ledger.standing(job.name).state in still for job in ledger.jobs())
+        return sum(ledger.standing(job.name).state in states for job in ledger.jobs())
 
     def attempts() -> int:
         return sum(len(ledger.standing(name).attempts) for name in ledger.names())
@@ -103,7 +103,8 @@ def placing_of(
             *("--sweeps-dir", str(folder.parent), "--executor", name),
         ),
         work=worker.work,
-        left=left,
+        left=partial(count, State.WAITING, State.RUNNING),
+        waiting=partial(count, State.WAITING),
         attempts=attempts,
         tell=tell,
         look=progress.look if progress is not None else lambda: None,

@@ -54,6 +54,11 @@ class Row:
         )
 
     @property
+    def lacks_run(self) -> bool:
+        """Whether it was completed, and its run is gone: it waits to be made again."""
+        return self.state is State.WAITING and self.exit is not None and self.exit.is_complete
+
+    @property
     def seconds(self) -> float:
         """Wall-clock seconds of all its attempts that ended."""
         return sum(e.seconds or 0.0 for e in self.exits)

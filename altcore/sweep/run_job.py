@@ -90,6 +90,7 @@ def _train(job: Job, held: Held) -> _Outcome:
     try:
         # Takes seconds, in which a signal may come.
         from altcore.api import train
+        from altcore.engine import process_kept
 
         if held.before is not None:
             copy_run(held.before, path)
@@ -98,10 +99,11 @@ def _train(job: Job, held: Held) -> _Outcome:
             # A worker that was killed between the end of its run and publishing it.
             if known["status"] in ENDED:
                 return _Outcome(known["status"], known["verdict"], known["collapses"])
-        config = job.train_config(str(held.attempt.work), held.lease.changed)
-        if held.lease.changed:
-            config = config.evolve(tags=(*config.tags, RETRIED))
-        result = train(config, resume=job.name if path.is_dir() else None)
+        with process_kept():  # which plugins change as they are imported, too
+            config = job.train_config(str(held.attempt.work), held.lease.changed)
+            if held.lease.changed:
+                config = config.evolve(tags=(*config.tags, RETRIED))
+            result = train(config, resume=job.name if path.is_dir() else None)
         return _Outcome(result.status, result.verdict, result.summary["collapses"])
     except (Interrupted, NoSpace) as error:
         return _Outcome("interrupted", error=text_of(error), leaves=error)

@@ -51,6 +51,11 @@ class Status:
         return sum(row.is_lost for row in self.rows)
 
     @property
+    def lacking_run(self) -> int:
+        """How many jobs were completed, and wait because the run is gone."""
+        return sum(row.lacks_run for row in self.rows)
+
+    @property
     def slots(self) -> int:
         """How many jobs go on at this moment."""
         return self.counts["running"] - self.lost
@@ -111,6 +116,7 @@ class Status:
             "collapsed": self.collapsed,
             "changed": self.changed,
             "lost": self.lost,
+            "lacking_run": self.lacking_run,
             "slots": self.slots,
             "mean_seconds": self.mean_seconds,
             "seconds_left": self.seconds_left,

@@ -7,7 +7,7 @@ from typing import Any
 
 from altcore.errors import BadInput, keyed
 from altcore.sweep.expand import NOT_A_JOBS
-from altcore.sweep.ledger import Ledger, State
+from altcore.sweep.ledger import MISSING, Ledger, State
 from altcore.sweep.retry import cause_of
 
 
@@ -23,7 +23,10 @@ def try_again(ledger: Ledger, name: str, changed: Mapping[str, Any]) -> None:
     job, standing = ledger.job(name), ledger.standing(name)
     last = standing.last
     if standing.state is not State.FAILED or last is None or last.exit is None:
-        raise BadInput(f"{name} is {standing.state.value}: only failed jobs are tried again")
+        told = "only failed jobs are tried again"
+        if standing.state is State.WAITING and last and last.exit and last.exit.is_complete:
+            told = f"{MISSING}, and altcore sweep run makes it again"
+        raise BadInput(f"{name} is {standing.state.value}: {told}")
     if "seed" in changed:
         raise BadInput(
             "the seed is a factor of the sweep: no retry changes it",

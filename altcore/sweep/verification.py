@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
 from altcore.errors import BadInput
+from altcore.runs import SUMMARY, has_summary
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.rows import survey
 from altcore.sweep.sweep_file import Measure
@@ -25,8 +27,8 @@ class Verification:
     """Jobs that ended without a result, with the error."""
     incomplete: Mapping[str, str]
     """Jobs whose run lacks a measure, with what it lacks."""
-    missing: Sequence[str]
-    """Jobs that have no result yet."""
+    missing: Mapping[str, str]
+    """Jobs that have no result, or none any more, and then why."""
 
     @property
     def is_whole(self) -> bool:
@@ -55,19 +57,27 @@ def verify(ledger: Ledger, planned: Sequence[str], measures: Sequence[Measure]) 
     completed, incomplete = [], {}
     for row in rows:
         if row.state is State.COMPLETED:
-            lack = lacking(Values(ledger.run_of(row.name)), measures) if measures else ""
+            lack = _lack_of(ledger.run_of(row.name), measures)
             if lack:
                 incomplete[row.name] = lack
             else:
                 completed.append(row.name)
     failed = [row for row in rows if row.state in (State.FAILED, State.DAMAGED)]
-    missing = {row.name for row in rows if row.state in (State.WAITING, State.RUNNING)}
+    left = [row for row in rows if row.state in (State.WAITING, State.RUNNING)]
+    unknown = set(planned) - {row.name for row in rows}
+    missing = {row.name: row.why if row.lacks_run else "" for row in left}
     return Verification(
         completed=completed,
         failed={row.name: row.exit.error if row.exit else row.why for row in failed},
         incomplete=incomplete,
-        missing=sorted(missing | (set(planned) - {row.name for row in rows})),
+        missing=dict(sorted({**missing, **dict.fromkeys(unknown, "")}.items())),
     )
+
+
+def _lack_of(run: Path, measures: Sequence[Measure]) -> str:
+    if not has_summary(run):
+        return f"{run / SUMMARY} cannot be read"
+    return lacking(Values(run), measures) if measures else ""
 
 
 def lacking(values: Values, measures: Sequence[Measure]) -> str:

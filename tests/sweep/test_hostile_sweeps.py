@@ -105,9 +105,8 @@ def test_a_damaged_sweep_file_is_named(ledger, text, capsys):
     """By its path; `altcore sweep` says so with its code for bad input."""
     path = ledger.folder / "sweep.yaml"
     path.write_text(text)
-    if text:
-        with pytest.raises(BadInput, match=r"sweep\.yaml"):
-            open_sweep("toy", str(ledger.folder.parent))
+    with pytest.raises(BadInput, match=r"sweep\.yaml"):
+        open_sweep("toy", str(ledger.folder.parent))
     outcome = call(capsys, "sweep", "work", "toy/..", "--sweeps-dir", ledger.folder.parent)
     assert outcome.code == 2
 

@@ -83,12 +83,36 @@ def test_a_run_with_a_changed_setting_or_a_collapse_is_complete(tmp_path):
 
 
 def test_a_run_whose_record_cannot_be_read_is_incomplete(tmp_path):
-    """If something must be in it."""
+    """Whatever must be in it."""
     ledger = ledger_of(tmp_path)
     (job,) = ledger.jobs()
     complete(ledger, job, lines=LINES)
     (ledger.run_of(job.name) / "summary.json").write_text("{")
     assert "summary.json" in verify(ledger, [], [Measure(name="loss")]).incomplete[job.name]
+    assert "summary.json" in verify(ledger, [], []).incomplete[job.name]
+
+
+def test_a_run_that_was_removed_is_missing_everywhere_and_made_again(tmp_path, capsys):
+    """No verdict of it is told as if the job had failed."""
+    ledger = ledger_of(tmp_path)
+    where = ("toy", "--sweeps-dir", tmp_path)
+    (job,) = ledger.jobs()
+    complete(ledger, job, verdict="did not learn")
+    shutil.rmtree(ledger.run_of(job.name))
+    done = call(capsys, "sweep", "verify", *where)
+    assert (done.code, done.out) == (
+        1,
+        "0/1 runs completed, 1 run missing\nmissing: base-seed42: its run is missing\n",
+    )
+    listed = call(capsys, "sweep", "list", *where).out
+    assert "its run is missing" in listed
+    assert "did not learn" not in listed
+    status = call(capsys, "sweep", "status", *where)
+    assert "waiting        1, of them 1 completed, but the run is missing" in status.out
+    again = call(capsys, "sweep", "retry", "toy", job.name, "--sweeps-dir", tmp_path)
+    assert "is waiting: its run is missing, and altcore sweep run makes it again" in again.err
+    complete(ledger, job)
+    assert verify(ledger, [job.name], []).is_whole
 
 
 def test_the_command(ledger, capsys):

@@ -5,7 +5,7 @@ import signal
 import time
 
 import pytest
-import torch  # noqa: F401 - forked children need not import it
+import torch
 from attrs import define
 from helpers_crashes import forked
 
@@ -120,6 +120,28 @@ def test_a_worker_that_wakes_up_too_late_is_refused(ledger):
     assert ended.status == "refused"
     assert sorted(p.name for p in ledger.run_of(job.name).iterdir()) == accepted
     assert ledger.standing(job.name).state is State.COMPLETED
+
+
+@define(eq=False)
+class Changer:
+    """An intervention that changes what belongs to the process."""
+
+    @hookimpl
+    def run_start(self, run):
+        torch.backends.mkldnn.enabled = False
+        os.chdir("/")
+
+
+def test_a_job_changes_nothing_for_the_next_one(tmp_path, shelf, corpus, monkeypatch):
+    """Whose data lie at a path that begins in the working directory."""
+    shelf.install("intervention", "changer", Changer)
+    monkeypatch.chdir(corpus.parent)
+    variants = {"changer": {"plugins": ["changer"]}, "plain": {}}
+    ledger = Ledger(tmp_path / "two")
+    ledger.add(jobs_of(SweepFile(base={**BASE, "data": corpus.name}, variants=variants)))
+    work(ledger)
+    assert states(ledger) == [State.COMPLETED] * 2
+    assert torch.backends.mkldnn.enabled
 
 
 @define(eq=False)

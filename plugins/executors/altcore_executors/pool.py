@@ -10,7 +10,16 @@ from pathlib import Path
 from attrs import define, field
 
 from altcore.plugin import Placing
-from altcore_executors.processes import LOGS, Idle, left_by, on_signal, start_worker, told_exit
+from altcore_executors.processes import (
+    LOGS,
+    Idle,
+    exit_code,
+    kill,
+    left_by,
+    on_signal,
+    start_worker,
+    told_exit,
+)
 
 PAUSE = 0.5
 """Seconds between two looks at the workers."""
@@ -49,7 +58,7 @@ class Pool:
                 self._watch()
         finally:
             for worker in self._workers.values():
-                worker.kill()
+                kill(worker)
         if self._asked:
             raise left_by(self._asked)
 
@@ -61,7 +70,7 @@ class Pool:
             time.sleep(PAUSE)
             self.placing.look()
             for slot, worker in list(self._workers.items()):
-                code = worker.poll()
+                code = exit_code(worker)
                 if code is None:
                     continue
                 del self._workers[slot]

@@ -6,7 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from attrs import define, field
@@ -35,6 +35,23 @@ def start_worker(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def exit_code(worker: subprocess.Popen[bytes]) -> int | None:
+    """Return how a worker ended, None while it runs. What it started ends with it."""
+    if worker.returncode is None:
+        # Until it is waited for, no other process has its id, nor that of its group.
+        seen = os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        if seen is None:
+            return None
+        kill(worker)
+    return worker.poll()
+
+
+def kill(worker: subprocess.Popen[bytes]) -> None:
+    """End a worker that was not waited for, with the processes that it started."""
+    with suppress(ProcessLookupError, PermissionError):  # of one that has other rights
+        os.killpg(worker.pid, signal.SIGKILL)
 
 
 def told_exit(code: int) -> str:

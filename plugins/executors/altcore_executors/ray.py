@@ -13,7 +13,15 @@ from attrs.validators import ge
 
 from altcore.plugin import BadInput, Placing, setting
 from altcore_executors.pool import PAUSE
-from altcore_executors.processes import LOGS, Idle, left_by, on_signal, start_worker, told_exit
+from altcore_executors.processes import (
+    LOGS,
+    Idle,
+    exit_code,
+    left_by,
+    on_signal,
+    start_worker,
+    told_exit,
+)
 
 
 @define(eq=False)
@@ -86,7 +94,7 @@ def run_worker(command: tuple[str, ...], log: str, threads: int) -> int:
     When Ray calls it off, which raises KeyboardInterrupt here, the worker is asked to leave.
     """
     worker = start_worker(command, Path(log), {"OMP_NUM_THREADS": str(threads)})
-    while (code := worker.poll()) is None:
+    while (code := exit_code(worker)) is None:
         try:
             time.sleep(PAUSE)
         except KeyboardInterrupt:

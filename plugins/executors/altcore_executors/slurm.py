@@ -5,8 +5,10 @@ from __future__ import annotations
 import re
 import shlex
 import shutil
+import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +48,13 @@ def minutes_of(told: Any) -> int:
     return told
 
 
+def _check_options(told: Mapping[str, Any]) -> None:
+    """Raise `ValueError` for options by which a pilot would not be the one that is looked for."""
+    for name in told:
+        if name.replace("_", "-") in ("array", "a", "job-name", "J"):
+            raise ValueError(f"{name}: a pilot is one job, under a name of its sweep's")
+
+
 @define(eq=False)
 class Slurm:
     """Runs a sweep in allocations of Slurm, which hold pilots.
@@ -78,7 +87,11 @@ class Slurm:
     )
     output: str | None = setting(None, help="where a pilot prints; null is the sweep's folder")
     error: str | None = setting(None, help="where a pilot prints errors; null is as for output")
-    sbatch: dict[str, Any] = setting(factory=dict, help="further options of sbatch, by name")
+    sbatch: dict[str, Any] = setting(
+        factory=dict,
+        help="further options of sbatch, by name",
+        validator=lambda _, __, value: _check_options(value),
+    )
 
     def script(self, placing: Placing) -> str:
         """Return the batch script of a pilot."""
@@ -100,9 +113,11 @@ class Slurm:
             pilots = queue.pilots()
             if pilots is not None:
                 ended = known - pilots
-                if ended and idle.ends(len(ended)) >= MOST_IDLE:
+                # Another one beside it would find no job to begin.
+                is_held = bool(pilots) and not placing.waiting()
+                if ended and not is_held and idle.ends(len(ended)) >= MOST_IDLE:
                     raise self._idle(placing.folder, max(ended, key=int))
-                wanted = min(self.pilots, left) - len(pilots)
+                wanted = 0 if is_held else min(self.pilots, left) - len(pilots)
                 known = pilots | self._submit(placing, wanted, is_first=not known | pilots)
             self._wait(placing)
         queue.cancel_waiting()
@@ -125,9 +140,9 @@ class Slurm:
         try:
             while len(submitted) < count:
                 submitted.add(executor.submit(pilot).job_id)
-        except FailedJobError as error:
-            why = str(error).strip().splitlines()[-1]
-            if is_first and not submitted:
+        except (FailedJobError, OSError, subprocess.SubprocessError) as error:
+            why = (str(error).strip() or type(error).__name__).splitlines()[-1]
+            if is_first and not submitted and isinstance(error, FailedJobError):
                 raise BadInput(f"Slurm refuses the pilot: {why}", key="slurm") from error
             placing.tell(f"sbatch fails, and is tried again: {why}")
         if submitted:

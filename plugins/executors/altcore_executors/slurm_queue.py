@@ -12,11 +12,14 @@ from attrs import define, field
 ENDING = "COMPLETING"
 LONGEST = 60.0
 """Seconds that an answer may take."""
+UNANSWERED = (OSError, subprocess.SubprocessError, ValueError)
+"""What comes of a scheduler, or a login node, that is too busy; ValueError of half an answer."""
 
 
 def pilot_name(folder: Path) -> str:
     """Return the name that the pilots of a sweep have in the queue, and no other job."""
-    return f"altcore-{folder.name}-{sha256(str(folder).encode()).hexdigest()[:8]}"
+    own = folder.resolve()  # which a link may lead to as well
+    return f"altcore-{own.name}-{sha256(str(own).encode()).hexdigest()[:8]}"
 
 
 @define
@@ -34,11 +37,10 @@ class Queue:
             answer = subprocess.run(
                 asked, capture_output=True, text=True, check=True, timeout=LONGEST
             ).stdout
-        except subprocess.SubprocessError as error:
-            why = str(error.stderr or error).strip()
-            self._tell(f"squeue does not answer, and is asked again: {why}")
+            lines = [_parsed(line) for line in answer.splitlines()]
+        except UNANSWERED as error:
+            self._tell(f"squeue does not answer, and is asked again: {_why(error)}")
             return None
-        lines = [line.split("|", 2) for line in answer.splitlines()]
         waiting = {reason for _, state, reason in lines if state == "PENDING"}
         self._tell(f"pilots wait for: {', '.join(sorted(waiting))}" if waiting else "")
         return {number for number, state, _ in lines if state != ENDING}
@@ -46,10 +48,26 @@ class Queue:
     def cancel_waiting(self) -> None:
         """Take pilots that have not begun out of the queue."""
         asked = ("scancel", "--me", "--state=PENDING", f"--name={self.name}")
-        subprocess.run(asked, capture_output=True, check=False)
+        try:
+            subprocess.run(asked, capture_output=True, text=True, check=True, timeout=LONGEST)
+        except UNANSWERED as error:
+            command = " ".join(asked)
+            self.tell(f"scancel fails; pilots that wait are left to `{command}`: {_why(error)}")
 
     def _tell(self, line: str) -> None:
         """Tell a line, unless it was the last one."""
         if line and line != self._told:
             self.tell(line)
         self._told = line
+
+
+def _parsed(line: str) -> tuple[str, str, str]:
+    """Return the id, state and reason of a pilot. Raises `ValueError` for any other line."""
+    number, state, reason = line.split("|", 2)
+    if not number.isdecimal():
+        raise ValueError(f"it says {line!r:.200}")
+    return number, state, reason
+
+
+def _why(error: Exception) -> str:
+    return str(getattr(error, "stderr", None) or error).strip() or type(error).__name__

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -93,6 +94,29 @@ def test_a_worker_that_dies_is_started_again(placing, tmp_path):
     Pool(made, 1).run()
     assert len(told) == 1
     assert "exit code 3" in told[0]
+
+
+@pytest.mark.parametrize("end", ["", "os._exit(75)", "os.kill(os.getpid(), signal.SIGKILL)"])
+def test_what_a_worker_started_ends_with_it(placing, tmp_path, end):
+    """However it ended: it would go on beside the next one, on its memory and its GPU."""
+    body = (
+        "child = os.spawnlp(os.P_NOWAIT, 'sleep', 'sleep', '77')\n"
+        f"(folder / 'child').write_text(str(child))\n{end}"
+    )
+    made, _ = placing(body, left=lambda: 0)
+    Pool(made, 1).run()
+    child = int((tmp_path / "child").read_text())
+    until = time.monotonic() + 10
+    while _lives(child):
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def _lives(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 def test_deaths_count_as_long_as_nobody_makes_an_attempt():

@@ -11,7 +11,7 @@ from altcore.plugin import BadInput, Placing
 from altcore.sweep import Ledger, SweepFile, make_executor, read_sweep, script_of
 from altcore_executors import slurm
 from altcore_executors.slurm import Slurm
-from altcore_executors.slurm_queue import pilot_name
+from altcore_executors.slurm_queue import Queue, pilot_name
 
 STUBS = {
     # The number of lines is that of the calls so far.
@@ -55,7 +55,7 @@ def cluster(tmp_path, monkeypatch):
     )
 
 
-def place(tmp_path, steps, attempts=lambda: 0, looks=None, **settings):
+def place(tmp_path, steps, attempts=lambda: 0, looks=None, waiting=lambda: 1, **settings):
     """Run a sweep whose count of jobs left is that of the steps, with what they do; return words.
 
     A step is a number, and an action that takes place when it is counted.
@@ -73,6 +73,7 @@ def place(tmp_path, steps, attempts=lambda: 0, looks=None, **settings):
         command=("work",),
         work=lambda: 0,
         left=count,
+        waiting=waiting,
         attempts=attempts,
         tell=told.append,
         look=lambda: looks.append(1),
@@ -151,6 +152,43 @@ def test_pilots_that_begin_no_job_are_not_replaced_for_ever(tmp_path, cluster):
     made = iter(range(99))
     place(tmp_path, minutes(9, act=empty) + DONE, attempts=lambda: next(made))
     assert len(cluster.calls("sbatch")) == 12
+
+
+def test_no_pilot_joins_one_that_holds_all_that_is_left(tmp_path, cluster):
+    """It would end without a job; and those that did so are no sign that nothing works."""
+    cluster.queue.write_text("70|RUNNING|None\n71|RUNNING|None\n72|RUNNING|None\n")
+    ended = lambda: cluster.queue.write_text("70|RUNNING|None\n")  # noqa: E731
+    steps = minutes(1) + minutes(9, act=ended) + DONE
+    place(tmp_path, steps, waiting=lambda: 0, pilots=3)
+    assert not cluster.calls("sbatch")
+    cluster.queue.write_text("")
+    place(tmp_path, minutes(1) + DONE, waiting=lambda: 0, pilots=3)
+    assert len(cluster.calls("sbatch")) == 3  # nobody holds it any more
+
+
+@pytest.mark.parametrize("answer", ["slurm_load_jobs error", "7|RUN", "7_[0-3]|PENDING|None", ""])
+def test_an_answer_that_is_none_is_asked_for_again(tmp_path, cluster, monkeypatch, answer):
+    """Half a line, an array's, or an error of the system: no pilot is taken for gone."""
+    told = []
+    queue = Queue("altcore-toy", told.append)
+    cluster.queue.write_text("70|RUNNING|None\n" + answer)
+    if not answer:
+
+        def busy(*_, **__):
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+
+        monkeypatch.setattr("altcore_executors.slurm_queue.subprocess.run", busy)
+    assert queue.pilots() is None
+    queue.cancel_waiting()
+    assert told[0].startswith("squeue does not answer, and is asked again: ")
+    assert len(told) == (1 if answer else 2)
+
+
+def test_a_sweep_has_one_name_in_the_queue(tmp_path):
+    """By whichever path its folder is reached."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    assert pilot_name(tmp_path / "link" / "toy") == pilot_name(tmp_path / "own" / "toy")
 
 
 def test_without_slurm(tmp_path, monkeypatch):
@@ -240,6 +278,9 @@ def test_settings_are_checked(tmp_path):
         make_executor("slurm:max_hour=3")
     with pytest.raises(BadInput, match="no such setting"):
         make_executor("slurm", {"slurm": {"tim": 3}})
+    for option in ("array", "job_name"):
+        with pytest.raises(BadInput, match=f"{option}: a pilot is one job"):
+            make_executor("slurm", {"slurm": {"sbatch": {option: "0-3"}}})
     with pytest.raises(BadInput, match="'local' starts workers without a batch script"):
         script(tmp_path, "local:2")
 

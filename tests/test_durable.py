@@ -1,0 +1,38 @@
+"""A file is replaced at once, by however many writers."""
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+
+from altcore import durable
+
+
+def test_writers_of_one_file_do_not_meet(tmp_path):
+    """A reader finds what one of them wrote, whole; nothing is left beside it."""
+    path = tmp_path / "one.json"
+    path.write_bytes(b"0" * 4096)
+
+    def write(digit):
+        for _ in range(50):
+            durable.replace_file(path, digit * 4096, synced=False)
+
+    with ThreadPoolExecutor() as pool:
+        writing = [pool.submit(write, digit) for digit in (b"1", b"2", b"3")]
+        while not all(one.done() for one in writing):
+            held = path.read_bytes()
+            assert held == held[:1] * 4096
+    for one in writing:
+        one.result()
+    assert [p.name for p in tmp_path.iterdir()] == ["one.json"]
+
+
+def test_what_killed_writers_left_is_removed(tmp_path):
+    """Not what another one writes now, nor what belongs to another file."""
+    path = tmp_path / "one[1].json"
+    old, new = durable.half_written(path), durable.half_written(path)
+    other = durable.half_written(tmp_path / "one1.json")
+    for left in (old, new, other):
+        left.write_bytes(b"half")
+    for left in (old, other):
+        os.utime(left, (0, 0))
+    durable.replace_file(path, b"whole")
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, new.name, other.name}
