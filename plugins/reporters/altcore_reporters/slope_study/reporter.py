@@ -69,7 +69,9 @@ class LossSlopeStudy:
         0.95, help="median R² above which data can be trusted", validator=_share()
     )
     measures: tuple[str, ...] = setting(
-        MEASURES, help="measures that each run must have, at even intervals", converter=tuple
+        (),
+        help="measures that each run must have, at even intervals; those of the study if empty",
+        converter=tuple,
     )
     with_changed: bool = setting(False, help="whether runs count that a retry changed")
 
@@ -83,7 +85,7 @@ class LossSlopeStudy:
         found = [result_of(record) for record in counted]
         limits = Limits(r_squared=self.r_squared, share=self.share, correlation=self.correlation)
         trust = trust_of(
-            counted, self.measures, [r.r_squared for r in found], self.sample_r_squared
+            counted, self.measures or MEASURES, [r.r_squared for r in found], self.sample_r_squared
         )
         told = verdicts(found, limits, trust, [r.name for r in runs if r not in counted])
         return [replace_text(out / FILE, told), *Page().render(counted, out)]
