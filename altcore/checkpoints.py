@@ -21,7 +21,7 @@ from torch import nn
 
 from altcore.builtin_types import as_builtin
 from altcore.engine import AsBuilt, OwnLoop, unwatched_in
-from altcore.errors import BadInput, InvalidCheckpoint, LostDirectory, shown
+from altcore.errors import BadInput, InvalidCheckpoint, LostDirectory, NoSpace, shown
 from altcore.log import log
 from altcore.quantization import Quantization
 from altcore.runs import (
@@ -30,7 +30,6 @@ from altcore.runs import (
     TRAINING,
     DirectoryLock,
     Kept,
-    OtherWriter,
     by_merit,
     is_checkpoint,
     list_checkpoints,
@@ -46,6 +45,9 @@ from altcore.runs import save_checkpoint as write_checkpoint
 
 OWN = ""
 """The run id in a manifest of a loop, which is of no run."""
+NOT_TO_BE_WRITTEN = BadInput, NoSpace
+"""Errors of a folder into which somebody else saves, or that can only be read: reading needs none
+of it."""
 VALUE = "value"
 """The key of a manifest under which is what checkpoints are compared by."""
 
@@ -204,8 +206,8 @@ class CheckpointManager:
         self._unwatched, self._built = unwatched_in(loop.model), loop.built()
         _check_folder(self.folder)
         if self.folder.exists():
-            with suppress(OtherWriter), self._writing(is_to_stay=False):  # who saves there tidies
-                tidy(self.folder)
+            with suppress(*NOT_TO_BE_WRITTEN), self._writing(is_to_stay=False):
+                tidy(self.folder)  # otherwise who saves there does
 
     @_as_usual()
     def save(self, step: int, value: float | None = None) -> Path | None:
@@ -284,14 +286,14 @@ class CheckpointManager:
         """Go on from the newest valid checkpoint; returns its step, 0 if there is none yet.
 
         Later ones, which are damaged, are renamed to ``damaged_...``, unless somebody else saves
-        into the folder.
+        into the folder, or it can only be read.
         """
         self._check_place()
         if not self._regular():
             return 0
         step = load_checkpoint(self.folder, self.model, self.optimizer, self.q, self.scaler)
         self._own |= {kept.step for kept in list_checkpoints(self.folder) if kept.step <= step}
-        with suppress(OtherWriter), self._writing(is_to_stay=False):
+        with suppress(*NOT_TO_BE_WRITTEN), self._writing(is_to_stay=False):
             set_aside(self.folder, step, OWN)
         return step
 

@@ -36,8 +36,15 @@ def rewrite_manifest(path: Path, **changes: Any) -> None:
 
 
 def without_resumes(run: Path) -> list[dict[str, Any]]:
-    """Return the events of a run, but for those that tell of its going on and its own name."""
+    """Return the events of a run, but for those that tell of its going on and its own name.
+
+    A tracker that could not send in time, as on a busy machine, is no difference either.
+    """
     from altcore.runs import read_lines
 
-    events = [e for e in read_lines(run / "events.jsonl") if e["event"] != "resume"]
+    events = [
+        e
+        for e in read_lines(run / "events.jsonl")
+        if e["event"] != "resume" and "was sent within" not in str(e.get("message"))
+    ]
     return [{k: v for k, v in e.items() if k != "name"} for e in events]

@@ -594,6 +594,30 @@ def test_another_process_does_not_save_beside_a_manager(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("kind", ["folder", "pipe", "link"])
+def test_a_lock_that_is_none_is_refused_by_name(kind, tmp_path):
+    """And whoever only reads needs none, as on a disk that can only be read."""
+    Loop(None).manager(tmp_path).save(1)
+    path = tmp_path / ".lock"
+    path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to(tmp_path / "elsewhere")
+    loop = Loop(None)
+    manager = loop.manager(tmp_path)
+    assert (manager.restore(), manager.latest().name) == (1, "step-00000001")
+    for save in (
+        lambda: manager.save(2),
+        lambda: altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, None, 2),
+    ):
+        with pytest.raises(BadInput, match=r"folder: .*\.lock cannot be written"):
+            save()
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_checkpoints_of_another_loop_stay(tmp_path):
     """Until they are restored, and are this loop's."""
     for step in (1, 2):

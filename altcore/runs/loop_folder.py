@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from altcore import durable
 from altcore.errors import BadInput
 from altcore.runs.directory_lock import DirectoryLock, OtherWriter
 
@@ -44,16 +45,23 @@ def saving_alone(folder: Path) -> Iterator[None]:
 def lock_folder(folder: Path, lock: DirectoryLock | None = None) -> DirectoryLock:
     """Lock a folder, which is made if it is not there, or see to it that its lock still holds.
 
-    Raises `OtherWriter` if somebody else saves into it.
+    Raises:
+        OtherWriter: if somebody else saves into it.
+        NoSpace: if the disk is full, or can only be read.
+        BadInput: if it cannot be locked for another reason.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        if lock is None:
-            return DirectoryLock.take(folder, "another CheckpointManager")
-        lock.check(folder)
+        with durable.no_space_named(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            if lock is None:
+                return DirectoryLock.take(folder, "another CheckpointManager")
+            lock.check(folder)
     except OtherWriter as error:
         error.key, error.hint = "folder", "close() the one that saves, or take a folder of its own"
         raise
+    except OSError as error:
+        problem = f"{error.filename or folder} cannot be written: {error.strerror}"
+        raise BadInput(problem, key="folder") from error
     return lock
 
 

@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import signal
 from contextlib import contextmanager
 
 import pytest
@@ -244,3 +245,23 @@ def test_the_processors_rounding_mode_is_put_back(shelf, start, kind):
         assert weights_sha256(result.run_directory) == weights_sha256(plain.run_directory)
     one, little = torch.tensor(1.0), torch.tensor(2.0**-26)
     assert one + little == one - little == one
+
+
+@pytest.mark.parametrize("kind", ["reporter", "intervention"])
+def test_a_handler_of_signals_is_put_back(kind, shelf, start):
+    """Whoever sets it, and in any call: a signal would end the run without a checkpoint."""
+
+    def post_step(self, step):
+        if step.index == 2:
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+    before = signal.getsignal(signal.SIGTERM)
+    shelf.install(kind, "deaf", make({"post_step": post_step}))
+    told = "it may not change the handler of SIGTERM"
+    if kind == "intervention":
+        with pytest.raises(PluginError, match=told):
+            start(["deaf"])
+    else:
+        (event,) = events(start(["deaf"]).run_directory, "degraded")
+        assert event["message"].endswith(told)
+    assert signal.getsignal(signal.SIGTERM) == before
