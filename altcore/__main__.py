@@ -11,9 +11,10 @@ def start() -> None:
     # Imports take time, in which a signal may come.
     from altcore.cli import main
     from altcore.cli.threads import leave_threads
-    from altcore.cli.uncaught import tell_uncaught
+    from altcore.cli.uncaught import refuse_silent_end, tell_uncaught
 
     tell_uncaught(debug="--debug" in sys.argv)
+    refuse_silent_end()
     try:
         main()
     except SystemExit as leaving:

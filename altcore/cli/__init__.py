@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
@@ -107,6 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
 
         configure_json()
     rest = [a for a in given if a not in ("--debug", "--log-json")]
+    if not _has_folder():
+        _leave("the current folder is gone: cd to one that is there", 2, debug=False)
     for line in unknown_variables():
         say(line)
     # The kernels say it to those who use altcore from Python.
@@ -167,3 +170,12 @@ def _leave(message: str, code: int, debug: bool) -> None:
         say(message, "error", who, **facts)
     ending(code)
     raise SystemExit(code)
+
+
+def _has_folder() -> bool:
+    """Return whether there is a working directory, without which libraries end the process."""
+    try:
+        Path.cwd()
+    except OSError:
+        return False
+    return True

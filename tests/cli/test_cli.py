@@ -549,3 +549,13 @@ def test_a_reader_that_leaves_is_no_error(tmp_path):
         command, shell=True, cwd=tmp_path, env=environment(), capture_output=True, check=True
     )
     assert done.stderr == b""
+
+
+def test_a_folder_that_is_gone_is_named(tmp_path, monkeypatch, capsys):
+    """Whatever the command: torch's libraries would end the process without a word of it."""
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    done = call(capsys, "plugins", "list")
+    assert done.code == 2
+    assert "the current folder is gone" in done.err

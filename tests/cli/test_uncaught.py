@@ -1,5 +1,6 @@
 """Errors that nobody waits for are lines, and no text of an error commands the terminal."""
 
+import os
 import sys
 import threading
 import traceback
@@ -8,10 +9,11 @@ import warnings
 import pytest
 from helpers import events
 from helpers_cli import TINY, call
+from helpers_crashes import forked
 from helpers_plugins import make
 
 from altcore.cli import main
-from altcore.cli.uncaught import tell_uncaught
+from altcore.cli.uncaught import refuse_silent_end, tell_uncaught
 from altcore.errors import PluginError
 
 HOSTILE = "a\x1b[31mb\x00\r\naltcore: forged\n[error] forged"
@@ -97,3 +99,16 @@ def test_an_error_of_a_plugin_is_a_line_of_text(shelf, start, tmp_path, capsys):
     assert "\x1b" not in found.err
     assert "Traceback" in found.err
     assert traceback.format_exception(caught.value)[-1].count("\n") == 1
+
+
+def test_code_of_others_cannot_end_the_command_as_if_all_were_done(capfd):
+    """Not the process itself by os._exit(0), that is; a child that it forks may."""
+
+    def leave(*codes):
+        refuse_silent_end()
+        for code in codes:
+            assert forked(lambda code=code: os._exit(code)) == code
+        os._exit(0)
+
+    assert forked(lambda: leave(0, 3)) == 1
+    assert "os._exit(0) was called before the command was over" in capfd.readouterr().err
