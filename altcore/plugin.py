@@ -35,6 +35,7 @@ if TYPE_CHECKING:
         random_state,
         set_random_state,
     )
+    from altcore.environment import EXECUTOR_PID
     from altcore.errors import (
         BadInput,
         Interrupted,
@@ -139,6 +140,7 @@ _HOME = {
     "Stop": "altcore.hooks",
     # What an executor gets
     "Placing": "altcore.hooks",
+    "EXECUTOR_PID": "altcore.environment",
     # Errors: of the user, of a signal, and inside the model
     "BadInput": "altcore.errors",
     "Interrupted": "altcore.errors",
@@ -219,6 +221,7 @@ _HOME = {
 __all__ = [
     "COUNTS",
     "EVENTS",
+    "EXECUTOR_PID",
     "METRICS",
     "MOVES",
     "TIMINGS",

@@ -424,3 +424,14 @@ def test_another_thread_handles_no_signals():
     thread.start()
     thread.join()
     assert inside == [(0, before)]
+
+
+def test_processes_do_not_keep_the_command_from_ending():
+    """Python would wait for those of multiprocessing, too."""
+    child = multiprocessing.get_context("fork").Process(target=time.sleep, args=(600,), name="acme")
+    child.start()
+    try:
+        assert still_running(0.1) == ["process acme"]
+    finally:
+        child.kill()
+    assert still_running(60) == []

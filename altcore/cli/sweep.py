@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections import Counter
 from functools import partial
@@ -18,6 +19,7 @@ from altcore.cli.sweep_results import collect, export, verify
 from altcore.cli.sweep_retry import retry
 from altcore.cli.sweep_status import list_, print_end, status
 from altcore.cli.terminal import echo, say
+from altcore.environment import EXECUTOR_PID
 
 if TYPE_CHECKING:
     from altcore.sweep import Estimate, Job
@@ -150,8 +152,9 @@ def run(
     print_end(ledger.folder.name, found, time.monotonic() - began)
     if not found.is_over:
         left = placing.left()
-        say(f"{left} jobs are left: altcore sweep run {ledger.folder.name} goes on", "warning")
-    return 1 if found.failed else None
+        told = f"{left} job is left" if left == 1 else f"{left} jobs are left"
+        say(f"{told}: altcore sweep run {ledger.folder.name} goes on", "warning")
+    return 1 if found.failed or not found.is_over else None
 
 
 @sweep.command()
@@ -175,4 +178,8 @@ def work(name: str, executor: str, until: float | None, seconds: float, sweeps_d
 
     asked, ledger = open_sweep(name, sweeps_dir)
     time_left = None if until is None else TimeLeft(ledger, until, seconds)
-    worker_of(asked, ledger, executor, echo, is_own_process=True, time_left=time_left).work()
+    worker = worker_of(asked, ledger, executor, echo, is_own_process=True, time_left=time_left)
+    # Taken away: a job that starts a sweep of its own is no executor of it.
+    starter = os.environ.pop(EXECUTOR_PID, "")
+    worker.executor_pid = int(starter) if starter.isdecimal() else None
+    worker.work()

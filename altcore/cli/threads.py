@@ -1,4 +1,4 @@
-"""Threads that plugins left running: Python would wait for each of them, however long."""
+"""What plugins left running, threads and processes: Python would wait for each, however long."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ PATIENCE = 60.0
 
 
 def leave_threads(code: int) -> None:
-    """Wait for all threads; if some do not end, name them and end the process with ``code``."""
+    """Wait for all of them; if some do not end, name them and end the process with ``code``."""
     if names := still_running(PATIENCE):
         said = f"left {', '.join(names)} running, {PATIENCE:g} s after the command was over"
         say(said)
@@ -26,9 +26,15 @@ def leave_threads(code: int) -> None:
 
 
 def still_running(seconds: float) -> list[str]:
-    """Return the names of the threads that Python would wait for longer than ``seconds``."""
+    """Return the names of what Python would wait for longer than ``seconds``."""
     deadline, here = monotonic() + seconds, threading.current_thread()
     threads = [t for t in threading.enumerate() if t is not here and not t.daemon]
-    for thread in threads:
-        thread.join(max(0.0, deadline - monotonic()))
-    return [f"thread {t.name}" for t in threads if t.is_alive()]
+    # Of a package that was never imported there are none, and importing it takes time.
+    package = sys.modules.get("multiprocessing")
+    children = [] if package is None else [c for c in package.active_children() if not c.daemon]
+    for left in (*threads, *children):
+        left.join(max(0.0, deadline - monotonic()))
+    return [
+        *(f"thread {t.name}" for t in threads if t.is_alive()),
+        *(f"process {c.name}" for c in children if c.is_alive()),
+    ]

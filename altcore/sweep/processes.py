@@ -32,13 +32,15 @@ class Process:
         """Return whether the process has ended, or None where that cannot be seen."""
         if not self.machine or self.machine != machine() or not self.began:
             return None
-        return _began(self.pid) != self.began
+        began = _began(self.pid)
+        return None if began is None else began != self.began
 
 
 def this_process() -> Process:
     """Return this process."""
     pid = os.getpid()
-    return Process(host=socket.gethostname(), machine=machine(), pid=pid, began=_began(pid) or "")
+    began = _began(pid) or ""
+    return Process(host=socket.gethostname(), machine=machine(), pid=pid, began=began)
 
 
 @cache
@@ -54,11 +56,24 @@ def machine() -> str:
 
 
 def _began(pid: int) -> str | None:
-    """Return the start of a process that is alive, None otherwise; a zombie has ended."""
+    """Return the start of a process that is alive; nothing of one that has ended, as a zombie.
+
+    None if it is there and hidden: /proc may show each user no processes but their own.
+    """
     try:
         told = Path(f"/proc/{pid}/stat").read_text()
     except OSError:
-        return None
+        return None if _is_there(pid) else ""
     # The name, in parentheses, may hold anything. The state follows it, the start is field 22.
     state, *fields = told.rpartition(")")[2].split()
-    return None if state in "ZX" else fields[18]
+    return "" if state in "ZX" else fields[18]
+
+
+def _is_there(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # of another user
+        return True
+    return True

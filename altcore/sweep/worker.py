@@ -60,7 +60,8 @@ class Worker:
     waits: bool = True
     """Whether to wait for jobs that others hold, which come back if these are lost."""
     _watch: Watch = field(init=False)
-    _parent: int = field(init=False, factory=os.getppid)
+    executor_pid: int | None = None
+    """The process that started this one, and watches it; without it, no job is begun."""
     _ended: dict[str, State] = field(init=False, factory=dict)
     """Jobs that nobody takes any more: they need no second look."""
     _waited: float = field(init=False, default=0.0)
@@ -98,13 +99,14 @@ class Worker:
                 raise error
             raise NoSpace(f"{text_of(error)}, for {duration(self._waited)}") from error
         pause = min(max(PAUSE, self._waited), LONGEST_PAUSE)
-        self.tell(f"{error}: waiting {pause:g} s")
+        with suppress(OSError):  # the worker may print to that disk
+            self.tell(f"{error}: waiting {pause:g} s")
         self._waited += pause
         time.sleep(pause)
 
     def _may_begin(self, job: Job) -> bool:
         # A worker whose executor is gone would be one too many beside those of the next one.
-        is_left_alone = os.getppid() != self._parent
+        is_left_alone = self.executor_pid not in (None, os.getppid())
         return not is_left_alone and not self.ledger.is_stopped() and self.may_begin(job)
 
     def _taken(self) -> Iterator[tuple[Job, Held]]:

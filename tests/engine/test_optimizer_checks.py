@@ -47,7 +47,7 @@ class Complex(nn.Module):
 
 
 def test_moments_of_a_complex_parameter_are_taken():
-    m, optimizer = stepped(lambda m: optim.AdamW(m.parameters()), Complex())
+    _, optimizer = stepped(lambda m: optim.AdamW(m.parameters()), Complex())
     state = optimizer.state_dict()
     fresh = optim.AdamW(Complex().parameters())
     check_optimizer(state, fresh)

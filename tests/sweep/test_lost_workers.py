@@ -1,5 +1,6 @@
 """Workers that sleep, disagree about the time, work side by side or are ended by their own jobs."""
 
+import errno
 import os
 import resource
 import signal
@@ -11,13 +12,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from attrs import define
+from attrs import define, evolve
 from helpers_crashes import ended, forked
 from helpers_sweep_faults import bits_of, check_complete, started, toy, work
 
+from altcore.errors import NoSpace
 from altcore.plugin import hookimpl, setting
 from altcore.runs import METRICS, read_json
 from altcore.sweep import Ledger, State, SweepFile, Watch, jobs_of, worker
+from altcore.sweep.processes import this_process
 from altcore.yaml_files import read_mapping
 
 STEP = 2
@@ -240,3 +243,32 @@ def test_a_job_with_too_little_memory_halves_the_batch_that_its_workload_chose(
     assert read_json(run / "environment.json")["workload_facts"]["batch_size"] == 4
     assert read_mapping(run / "config.yaml", "config")["tags"] == ["retry"]
     assert len((run / METRICS).read_text().splitlines()) >= 3
+
+
+def test_only_a_worker_that_an_executor_started_ends_with_it(tmp_path, corpus):
+    """One that was started by hand goes on behind nohup, when its shell goes away."""
+    ledger = toy(tmp_path / "toy", corpus)
+    gone = started(lambda: None)
+    os.waitpid(gone, 0)
+    assert work(ledger, executor_pid=gone) == 0
+    assert work(ledger, executor_pid=os.getppid()) == 1
+
+
+def test_a_process_that_is_hidden_is_not_gone(monkeypatch):
+    """As those of other users are where /proc is mounted with hidepid."""
+    here = this_process()
+    monkeypatch.setattr(Path, "read_text", lambda _: (_ for _ in ()).throw(FileNotFoundError))
+    assert here.is_gone() is None
+    child = started(lambda: None)
+    os.waitpid(child, 0)
+    assert evolve(here, pid=child).is_gone() is True
+
+
+def test_a_worker_whose_log_is_on_the_full_disk_waits_all_the_same(monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "no space left on device")
+
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    one = worker.Worker(None, 60.0, tell=full)
+    one._wait_for_disk(NoSpace("the disk is full"))
+    assert one._waited == worker.PAUSE

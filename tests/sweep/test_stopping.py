@@ -41,3 +41,12 @@ def test_run_goes_on(ledger, capsys):
     ledger.stop()
     assert call(capsys, "sweep", "run", "toy", "--sweeps-dir", ledger.folder.parent).code == 0
     assert not ledger.is_stopped()
+
+
+def test_a_sweep_that_left_jobs_has_another_exit_code(ledger, capsys, monkeypatch):
+    """Whatever follows it with && would go on with half of a sweep."""
+    complete(ledger, ledger.jobs()[0])
+    monkeypatch.setattr("altcore.sweep.worker.Worker.work", lambda _: 0)
+    done = call(capsys, "sweep", "run", "toy", "--sweeps-dir", ledger.folder.parent)
+    assert done.code == 1
+    assert "1 job is left: altcore sweep run toy goes on" in done.err

@@ -82,11 +82,16 @@ class Pool:
                     self._start(slot)
 
     def _start(self, slot: int) -> None:
+        if self._asked:
+            return
         gpus = devices()
         own = {"OMP_NUM_THREADS": str(self.threads)}
         if gpus:
             own["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
-        self._workers[slot] = start_worker(self.placing.command, self.log_of(slot), own)
+        worker = start_worker(self.placing.command, self.log_of(slot), own)
+        self._workers[slot] = worker
+        if self._asked:  # while it was started
+            worker.send_signal(self._asked)
 
     def log_of(self, slot: int) -> Path:
         """Return the file to which the worker of a slot prints."""

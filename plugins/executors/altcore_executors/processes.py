@@ -11,7 +11,7 @@ from pathlib import Path
 
 from attrs import define, field
 
-from altcore.plugin import Interrupted
+from altcore.plugin import EXECUTOR_PID, Interrupted
 
 LOGS = "workers"
 """The folder of the sweep that holds what each worker printed."""
@@ -29,7 +29,7 @@ def start_worker(
     with os.fdopen(os.open(log, flags, 0o666), "ab") as output:
         return subprocess.Popen(
             command,
-            env={**os.environ, **variables},
+            env={**os.environ, **variables, EXECUTOR_PID: str(os.getpid())},
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

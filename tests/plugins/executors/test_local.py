@@ -11,7 +11,7 @@ import pytest
 from altcore.plugin import Interrupted, Placing
 from altcore_executors.local import Local
 from altcore_executors.pool import Pool, devices
-from altcore_executors.processes import MOST_IDLE, Idle
+from altcore_executors.processes import MOST_IDLE, Idle, start_worker
 
 WORKER = """
 import os, signal, sys, time
@@ -156,3 +156,28 @@ def test_a_signal_is_passed_on_and_waited_for(placing, tmp_path):
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 143
     assert (tmp_path / "saved").exists()
     assert told == []
+
+
+def test_a_signal_while_workers_start_reaches_each(placing, tmp_path, monkeypatch):
+    """The one that is being started gets it, and no other one is started."""
+    from altcore_executors import pool
+
+    made, _ = placing(body="time.sleep(600)")
+    started = []
+
+    def start(*args):
+        worker = start_worker(*args)
+        started.append(worker)
+        signal.raise_signal(signal.SIGTERM)
+        return worker
+
+    monkeypatch.setattr(pool, "start_worker", start)
+    with pytest.raises(Interrupted):
+        Pool(made, 3).run()
+    assert [worker.wait() for worker in started] == [-signal.SIGTERM]
+
+
+def test_a_worker_knows_who_started_it(placing, tmp_path):
+    made, _ = placing(body='(folder / "parent").write_text(os.environ["ALTCORE_EXECUTOR_PID"])')
+    Pool(made, 1).run()
+    assert (tmp_path / "parent").read_text() == str(os.getpid())
