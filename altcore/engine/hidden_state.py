@@ -101,6 +101,10 @@ def _known_by(value: Any, own: Container[int], depth: int = 2) -> Known:
     if hasattr(value, "bit_generator") or type(value).__name__ == "RandomState":  # of numpy
         held = getattr(value, "bit_generator", None)
         return (repr(held.state if held is not None else value.get_state(legacy=False)),)
+    if isinstance(value, nn.Module | Optimizer) or callable(value):
+        return ()
+    if hasattr(value, "__dict__"):  # an object of a class of somebody's own
+        value = vars(value)
     if isinstance(value, Mapping | list | tuple | deque) and depth:
         parts = value.values() if isinstance(value, Mapping) else value
         known = tuple(_known_by(part, own, depth - 1) for part in parts)

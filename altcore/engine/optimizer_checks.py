@@ -90,7 +90,8 @@ def check_optimizer(
     indices = [i for group in groups for i in group["params"]]
     own_parameters = [p for group in optimizer.param_groups for p in group["params"]]
     of_index = dict(zip(indices, own_parameters, strict=True))
-    if unknown := [i for i in state["state"] if i not in of_index]:
+    # Text is what an optimizer calls a state of all parameters by.
+    if unknown := [i for i in state["state"] if i not in of_index and type(i) is not str]:
         raise InvalidCheckpoint(f"the optimizer has a state of no parameter: {unknown[0]!r:.60}")
     entries = {i: state["state"][i] for i in indices if i in state["state"]}
     if _has_known_shapes(optimizer):

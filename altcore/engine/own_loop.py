@@ -27,6 +27,7 @@ from altcore.engine.optimizer_checks import (
     check_optimizer,
     layout_of,
 )
+from altcore.engine.optimizer_loading import load_optimizer, misstated_moment
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.state_checks import (
     check_tensors,
@@ -103,6 +104,8 @@ class OwnLoop:
         if problem := nested_too_deeply(kept):
             raise BadInput(f"its state {problem}", key="optimizer")
         moments = as_builtin(kept)
+        if wrong := misstated_moment(self.optimizer, kept):
+            raise BadInput(wrong, key="optimizer")
         layout = layout_of(moments, self.optimizer, self.model)
         if None in layout["parameters"]:
             place = layout["parameters"].index(None)
@@ -208,7 +211,7 @@ class OwnLoop:
                 self.optimizer.param_groups, state["optimizer"]["param_groups"], strict=True
             )
             groups = [{**own, **kept} for own, kept in pairs]
-            self.optimizer.load_state_dict({**state["optimizer"], "param_groups": groups})
+            load_optimizer(self.optimizer, {**state["optimizer"], "param_groups": groups})
             set_random_state(state["random"], self.device)
 
 

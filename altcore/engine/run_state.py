@@ -14,6 +14,7 @@ from altcore.engine.gradients import GradientNorms
 from altcore.engine.history import RunHistory
 from altcore.engine.model_state import AsBuilt, put_model, set_flags
 from altcore.engine.optimizer_checks import layout_of
+from altcore.engine.optimizer_loading import load_optimizer
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.ranks import Ranks
 from altcore.engine.snapshots import Snapshot
@@ -77,7 +78,7 @@ class RunState:
         run.step = state["step"]
         put_model(run.model, run.quantization, state)
         set_flags(run.model, state["requires_grad"])
-        run.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer(run.optimizer, state["optimizer"])
         run.degraded[:] = state["degraded"]
         for own in state["ranks"][run.rank : run.rank + 1]:  # none if there are more ranks now
             self.dispatch.load_state_dict(run, own["plugins"])

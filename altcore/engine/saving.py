@@ -11,6 +11,7 @@ from torch import Tensor
 from altcore.engine.ending import Ending
 from altcore.engine.finite import is_finite
 from altcore.engine.model_state import hooks_of, misstated
+from altcore.engine.optimizer_loading import misstated_moment
 from altcore.engine.rescue import check_place
 from altcore.engine.run_state import RunState
 from altcore.engine.state import Run
@@ -129,7 +130,10 @@ class Saving:
     def _checked(self, kind: str) -> dict[str, Any]:
         """Return the state; the first ones are checked as a resume would check it."""
         run, state = self.state.run, self.state.state_dict()
-        if wrong := misstated(run.model, state["model"]):
+        if wrong := (
+            misstated(run.model, state["model"])
+            or misstated_moment(run.optimizer, state["optimizer"])
+        ):
             raise AltcoreError(f"{wrong}: no checkpoint would give it back")
         if kind == REGULAR and not self.is_checked:
             try:
@@ -279,7 +283,7 @@ def _bad_moment(run: Run) -> str | None:
     """Return the name of the first state of a weight that is not finite, None if all are."""
     names: dict[Tensor, str] = {p: name for name, p in run.model.named_parameters()}
     for p, state in run.optimizer.state.items():
-        for key, value in state.items():
+        for key, value in state.items() if isinstance(state, Mapping) else ():
             if isinstance(value, Tensor) and not is_finite(value):
                 return f"{key} of {names.get(p, 'a parameter')}"
     return None

@@ -10,6 +10,7 @@ from attrs import frozen
 from torch import Tensor, nn
 
 from altcore.engine.model_state import put_model, unsaved_buffers
+from altcore.engine.optimizer_loading import load_optimizer
 from altcore.quantization import Quantization
 
 
@@ -45,7 +46,7 @@ class Snapshot:
         """Put the state back, the model's weights with the quantization's."""
         state = {"model": self.weights, "buffers": self.buffers, "quantization": self.quantization}
         put_model(quantization.model, quantization, state)
-        optimizer.load_state_dict(_copy(self.optimizer))
+        load_optimizer(optimizer, _copy(self.optimizer))
 
     def is_finite(self) -> bool:
         """Whether all that is watched is finite; a host read, made only when a rollback asks."""

@@ -1,6 +1,7 @@
 """What a checkpoint holds of a model, and what is said when a resume could not restore it."""
 
 import random
+import types
 
 import numpy
 import pytest
@@ -303,12 +304,14 @@ class Remembering(Bytes):
         super().__init__()
         self.count, self.mean, self.drawn = 0, torch.zeros(()), torch.Generator()
         self.python, self.numpy = random.Random(1), numpy.random.default_rng(1)
+        self.held = types.SimpleNamespace(count=0)
         self.losses, self.constant, self.alias = [], torch.ones(1), self.head.weight[0]
 
     def forward(self, ids):
         if self.training:
             self.count, self.mean = self.count + 1, self.mean + 1
             self.losses.append(1.0)
+            self.held.count += 1
             torch.rand(1, generator=self.drawn)
             self.python.random()
             self.numpy.random()
@@ -328,7 +331,7 @@ def test_state_in_attributes_of_the_model_is_told(start):
     assert built.hidden() == []
     model.train()(torch.zeros(1, dtype=torch.int64))
     names = [label.partition(" ")[0] for label in built.hidden()]
-    assert names == ["count", "mean", "drawn", "python", "numpy", "losses"]
+    assert names == ["count", "mean", "drawn", "python", "numpy", "held", "losses"]
     Remembering.get_extra_state = lambda self: {"count": self.count}
     try:
         assert built.hidden() == []

@@ -26,7 +26,16 @@ class LowRank(optim.AdamW):
             self.state[p]["exp_avg_sq"] = -torch.ones(2)
 
 
+class Counting(optim.SGD):
+    """Has a state of all parameters."""
+
+    def step(self, closure=None):
+        self.state["of all"] = {"count": torch.ones(())}
+        super().step(closure)
+
+
 MADE = {
+    "a state of all": lambda m: Counting(m.parameters()),
     "amsgrad in one group": lambda m: optim.AdamW(groups(m, amsgrad=True)),
     "momentum in one group": lambda m: optim.RMSprop(groups(m, momentum=0.9)),
     "LBFGS": lambda m: optim.LBFGS(m.parameters(), max_iter=3),
