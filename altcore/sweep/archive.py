@@ -14,10 +14,13 @@ from altcore.runs import CHECKPOINTS
 from altcore.sweep.job import Job
 from altcore.sweep.kept import accepted_runs
 from altcore.sweep.ledger import JOB, JOBS, Ledger
+from altcore.sweep.tables import TABLES, Table
 
 
 def collect(ledger: Ledger, out: Path, *, checkpoints: bool = False) -> dict[Path, int]:
     """Write ``VARIANT.tar.gz`` with the run and the job's file of each job that has a result.
+
+    The long lists of these jobs are beside them, under ``tables``.
 
     The same runs make the same archive, byte for byte. It is there whole or not at all.
 
@@ -57,6 +60,12 @@ def _write(path: Path, ledger: Ledger, jobs: list[Job], *, checkpoints: bool) ->
         gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed,
         tarfile.open(fileobj=packed, mode="w") as archive,
     ):
+        tables: dict[int, Table] = {}
+        for job in jobs:
+            job.to_plain(tables)
+        for name in sorted({table.digest for table in tables.values()}):
+            source = ledger.table_of(name)
+            _add(archive, f"{jobs[0].variant}/{TABLES}/{source.name}", source)
         for job in sorted(jobs, key=lambda job: job.name):
             _add(archive, f"{job.variant}/{job.name}/{JOB}", ledger.folder / JOBS / job.name / JOB)
             run = ledger.run_of(job.name)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cached_property
 from typing import Any
 
 from attrs import field, fields, frozen
@@ -10,6 +11,7 @@ from attrs import field, fields, frozen
 from altcore.config import TrainConfig, check_name
 from altcore.errors import BadInput
 from altcore.formats import digest
+from altcore.sweep.tables import Table, with_tables, without_tables
 
 RETRIED = "retry"
 """The tag of a run whose settings a retry changed: another experiment than was asked for."""
@@ -32,33 +34,39 @@ class Job:
     """What else decides its numbers, if whoever made it says so: digests of data and code."""
     priority: int = PRIORITY
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Tells the job from another one of its name; its priority is no part of it."""
-        told = self._told()
-        del told["priority"]
-        return digest(told)
+        return _digest_of(self._told({}))
 
-    def _told(self) -> dict[str, Any]:
+    def _told(self, tables: dict[int, Table]) -> dict[str, Any]:
         # attrs.asdict would copy every value of ten thousand configurations.
-        return {a.name: getattr(self, a.name) for a in fields(Job)}
+        own = {a.name: getattr(self, a.name) for a in fields(Job)}
+        told: dict[str, Any] = without_tables(own, tables)
+        return told
 
-    def to_plain(self) -> dict[str, Any]:
-        """Return the job as its file holds it."""
-        return {**self._told(), "digest": self.digest}
+    def to_plain(self, tables: dict[int, Table]) -> dict[str, Any]:
+        """Return the job as its file holds it; ``tables`` gets its long lists, which it names."""
+        told = self._told(tables)
+        return {**told, "digest": _digest_of(told)}
 
     @classmethod
-    def from_plain(cls, plain: Mapping[str, Any]) -> Job:
-        """Return the job of a file. Raises `BadInput` if the file was changed."""
+    def from_plain(cls, plain: Mapping[str, Any], read: Callable[[str], Table]) -> Job:
+        """Return the job of a file, whose long lists ``read`` gives by their names.
+
+        Raises `BadInput` if the file was changed.
+        """
         known = dict(plain)
         told = known.pop("digest", None)
         try:
-            job = cls(**known)
-            changed = job.digest != told
+            if _digest_of(known) != told:
+                raise ValueError
+            job = cls(**with_tables(known, read))
+        except BadInput:
+            raise
         except (TypeError, ValueError, AttributeError):
-            changed = True
-        if changed:
-            raise BadInput(f"it is not what a sweep wrote of the job {known.get('name')!r}")
+            named = f"the job {known.get('name')!r}"
+            raise BadInput(f"it is not what a sweep wrote of {named}") from None
         check_name(job.name, "name")
         return job
 
@@ -74,3 +82,7 @@ class Job:
             else:
                 plain[name] = value
         return TrainConfig.from_plain(plain)
+
+
+def _digest_of(told: Mapping[str, Any]) -> str:
+    return digest({key: value for key, value in told.items() if key != "priority"})

@@ -3,6 +3,7 @@
     SWEEP/
       sweep.yaml            what was asked for, as it was last given
       jobs/NAME/job.json    the job; never changed
+      tables/               see `altcore.sweep.tables`
       jobs/NAME/attempts/   see `altcore.sweep.attempt`
       runs/NAME/            the run that was accepted as the job's result
       retired/              what became of jobs that the sweep no longer has
@@ -46,6 +47,7 @@ from altcore.sweep.exits import LOST, Exit
 from altcore.sweep.job import Job
 from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide, with_cause
 from altcore.sweep.runbook import note_recovery
+from altcore.sweep.tables import Table, Tables
 
 JOBS, RUNS, RETIRED, JOB = "jobs", "runs", "retired", "job.json"
 STOP = "stop"
@@ -96,6 +98,10 @@ class Ledger:
 
     folder: Path
     rules: Mapping[str, Rule] = field(factory=lambda: DEFAULT_RULES)
+    _tables: Tables = field(init=False, eq=False, repr=False)
+
+    def __attrs_post_init__(self) -> None:
+        self._tables = Tables(self.folder)
 
     # The plan ----------------------------------------------------------------------------------
 
@@ -129,12 +135,16 @@ class Ledger:
         if not plain:
             raise BadInput(f"{path} is missing: there is no job {name!r} in {self.folder}")
         try:
-            job = Job.from_plain(plain)
+            job = Job.from_plain(plain, self._tables.read)
         except BadInput as error:
             raise BadInput(f"{path}: {error.problem}") from error
         if job.name != name:
             raise BadInput(f"{path} is that of another job, {job.name!r}")
         return job
+
+    def table_of(self, name: str) -> Path:
+        """Return the file of a long list that jobs name."""
+        return self._tables.path(name)
 
     def add(self, jobs: Iterable[Job]) -> list[str]:
         """Write down jobs that are new; return their names. Those that are there stay."""
@@ -150,10 +160,13 @@ class Ledger:
     def _add(self, job: Job, target: Path) -> bool:
         """Make the folder of a job; return False if another process was quicker."""
         made = target.with_name(f".new-{uuid4().hex}")
-        text = json.dumps(job.to_plain(), indent=1, allow_nan=False)
+        tables: dict[int, Table] = {}
+        text = json.dumps(job.to_plain(tables), indent=1, allow_nan=False)
         with durable.no_space_named(target):
             try:
                 durable.make_folder(made / ATTEMPTS)
+                for table in tables.values():
+                    self._tables.add(table)
                 durable.write_file(made / JOB, text.encode(), synced=False)
                 durable.rename(made, target)
             except OSError:

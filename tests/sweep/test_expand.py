@@ -186,12 +186,12 @@ def test_names_that_would_be_the_same_stay_apart(tmp_path):
 def test_a_jobs_file_that_was_changed_is_refused(tmp_path):
     """Its digest says so; its priority is no part of it."""
     job = jobs_of(sweep(tmp_path))[0]
-    plain = job.to_plain()
-    assert Job.from_plain(plain) == job
+    plain = job.to_plain({})
+    assert Job.from_plain(plain, None) == job
     for key, value in (("name", "other"), ("variant", "x"), ("config", {}), ("digest", "0")):
         with pytest.raises(BadInput, match="is not what a sweep wrote"):
-            Job.from_plain({**plain, key: value})
-    assert Job.from_plain({**plain, "priority": 7}).priority == 7
+            Job.from_plain({**plain, key: value}, None)
+    assert Job.from_plain({**plain, "priority": 7}, None).priority == 7
 
 
 def test_settings_of_an_optimizer_are_for_the_variants_that_use_it(tmp_path):

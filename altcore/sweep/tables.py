@@ -1,0 +1,96 @@
+"""Long lists of jobs, each held once: the values of a format of 16 bits are a megabyte.
+
+A study may ask for one in every layer. In a job's file such a list is ``{"$table": DIGEST}``, and
+it lies in ``tables/DIGEST.json`` of the sweep's folder.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from attrs import define, field
+
+from altcore import durable
+from altcore.errors import BadInput
+from altcore.formats import digest
+
+TABLES = "tables"
+"""The folder of these files, in that of the sweep."""
+LONG = 1000
+"""Items of a list that lies in a file of its own, at least."""
+KEY = "$table"
+
+
+class Table(list[Any]):
+    """A long list that knows its digest."""
+
+    def __init__(self, items: list[Any], known: str = "") -> None:
+        super().__init__(items)
+        self.digest = known or digest(items)
+
+
+def without_tables(value: Any, found: dict[int, Table]) -> Any:
+    """Return plain data with each long list named by its digest.
+
+    ``found`` gets those lists, by the number of the object, so that one that is in many places is
+    digested once.
+    """
+    if isinstance(value, Mapping):
+        return {key: without_tables(part, found) for key, part in value.items()}
+    if not isinstance(value, list | tuple):
+        return value
+    if len(value) < LONG:
+        return [without_tables(part, found) for part in value]
+    if id(value) not in found:
+        found[id(value)] = value if isinstance(value, Table) else Table(list(value))
+    return {KEY: found[id(value)].digest}
+
+
+def with_tables(value: Any, read: Callable[[str], Table]) -> Any:
+    """Return plain data with the lists that `without_tables` named, as ``read`` gives them."""
+    if isinstance(value, dict):
+        if value.keys() == {KEY}:
+            return read(value[KEY])
+        return {key: with_tables(part, read) for key, part in value.items()}
+    return [with_tables(part, read) for part in value] if isinstance(value, list) else value
+
+
+@define
+class Tables:
+    """The folder of the lists of one sweep."""
+
+    folder: Path
+    _known: dict[str, Table] = field(init=False, factory=dict)
+
+    def path(self, name: str) -> Path:
+        """Return the file of a list, by its digest."""
+        return self.folder / TABLES / f"{name}.json"
+
+    def add(self, table: Table) -> None:
+        """Write a list down, unless it is there."""
+        path = self.path(table.digest)
+        if table.digest in self._known or path.is_file():
+            return
+        if not path.parent.is_dir():
+            path.parent.mkdir(exist_ok=True)
+        durable.write_once(path, json.dumps(table, allow_nan=False).encode())
+        self._known[table.digest] = table
+
+    def read(self, name: Any) -> Table:
+        """Return a list by its digest. Raises `BadInput` if its file is not what was written."""
+        if name in self._known:
+            return self._known[name]
+        if not isinstance(name, str) or not name.isalnum():
+            raise BadInput("it names a table as no sweep does")
+        path = self.path(name)
+        durable.check_no_links((path.parent,))
+        try:
+            items = json.loads(durable.read_file(path))
+        except (OSError, ValueError, RecursionError) as error:
+            raise BadInput(f"{path} cannot be read: {error}") from error
+        if not isinstance(items, list) or digest(items) != name:
+            raise BadInput(f"{path} is not what a sweep wrote")
+        return self._known.setdefault(name, Table(items, name))
