@@ -48,6 +48,9 @@ class GradStats:
       an ``interval`` of 50 and a window of 100 these are two. Left out until a whole window has
       passed since the run began or went on without this plugin.
 
+    Of the whole model there are also ``grad_norm_periodic``, another name of its ``l2``, and
+    ``weight_norm_periodic``, the l2 norm of all trained parameters before the step.
+
     As a whole ``l2``, ``linf``, ``snr``, ``adam_snr`` and the dead shares are of all elements, and
     ``l2_mean``, ``l2_min`` and so on the mean and the smallest over the layers; layers whose snr
     is NaN are left out of its two. With ``per_parameter``, ``l2/layer.name.weight`` and so on are
@@ -96,7 +99,13 @@ class GradStats:
                 if since >= began:
                     number = (alive_at <= since).sum()
                     table.add("", name, number, torch.full_like(number, alive_at.numel()))
-        return _all(norms, dead, long_dead)
+        found = _all(norms, dead, long_dead)
+        if "l2" in found:
+            weights = [p for p in run.model.parameters() if p.requires_grad]
+            norms_of_weights = [norm.double() for norm in torch._foreach_norm(weights)]
+            found["grad_norm_periodic"] = found["l2"]
+            found["weight_norm_periodic"] = torch.stack(norms_of_weights).norm()
+        return found
 
     def _alive_at(self, name: str, parameter: Tensor, began: int, step: int) -> Tensor:
         """Return when each element was last alive, this step included."""

@@ -42,6 +42,15 @@ def test_the_aggregates():
     assert (found["linf"], found["linf_mean"], found["linf_min"]) == (12, 8, 4)
 
 
+def test_the_norms_of_the_whole_model():
+    """Gradients 3, 4 and 12; weights 2, 2, 2, 2 and 3, 0."""
+    made = bench(square(2.0), linear(3.0, 0.0))
+    given = {"0.weight": [[3.0, 4.0], [0.0, 0.0]], "1.weight": [[12.0, 0.0]]}
+    found = made.gradients(GradStats(), given)
+    assert found["grad_norm_periodic"] == found["l2"] == pytest.approx(13)
+    assert found["weight_norm_periodic"] == pytest.approx(5)
+
+
 def test_a_constant_gradient_has_no_snr():
     """Its layer is left out of mean and smallest; where every layer is constant, both are NaN."""
     made = bench(square(1.0), linear(1.0, 1.0))
