@@ -85,9 +85,11 @@ def test_what_looks_like_one_stays_text(text):
     assert load_yaml(text, Source("here")) == text
 
 
-@pytest.mark.parametrize("text", ["12:00:00", "12:00", "-1:30", "1:30.5"])
-def test_what_has_colons_is_text(text):
-    """It is no number to the base of 60, as it is to PyYAML, and stays text when it is written."""
+@pytest.mark.parametrize(
+    "text", ["12:00:00", "12:00", "-1:30", "1:30.5", "010", "-07", "00", "0_10"]
+)
+def test_what_has_colons_or_a_leading_zero_is_text(text):
+    """No number to the base of 60 or 8, as it is to PyYAML; it stays text when it is written."""
     assert load_yaml(text, Source()) == text
     assert load_yaml(dump_yaml(text), Source()) == text
 

@@ -4,7 +4,7 @@ import pytest
 from helpers_cli import call
 from helpers_sweeps import complete, ledger_of
 
-from altcore.sweep import Exit, SweepFile, Worker, placing_of, worker_of
+from altcore.sweep import Exit, SweepFile, Watch, Worker, placing_of, worker_of
 
 
 @pytest.fixture
@@ -16,11 +16,13 @@ def ledger(tmp_path):
 def test_no_worker_begins_a_job(ledger):
     """And executors start none for the jobs that are left."""
     placing = placing_of(SweepFile(), ledger, "local", print)
-    assert placing.left() == 2
+    assert placing.left() == placing.waiting() == 2
     ledger.stop()
-    assert Worker(ledger, 60).work() == placing.left() == 0
+    assert Worker(ledger, 60).work() == placing.left() == placing.waiting() == 0
     ledger.go_on()
     assert placing.left() == 2
+    ledger.take(ledger.jobs()[0], Watch(60))
+    assert (placing.left(), placing.waiting()) == (2, 1)
 
 
 @pytest.mark.parametrize("limit", [0, 1])

@@ -55,6 +55,10 @@ def cluster(tmp_path, monkeypatch):
     )
 
 
+def busy(*_, **__):
+    raise BlockingIOError(11, "Resource temporarily unavailable")
+
+
 def place(tmp_path, steps, attempts=lambda: 0, looks=None, waiting=lambda: 1, **settings):
     """Run a sweep whose count of jobs left is that of the steps, with what they do; return words.
 
@@ -142,6 +146,24 @@ def test_what_sbatch_refuses_is_an_error_at_first_and_tried_again_later(tmp_path
     assert told == ["sbatch fails, and is tried again: sbatch: error: invalid account"]
 
 
+def test_a_busy_login_node_is_asked_again(tmp_path, cluster, monkeypatch):
+    """It refuses to start sbatch: that is no fault of the settings, not even at first."""
+    real, calls = Slurm._executor, iter([1, 2])
+
+    def executor(self, folder):
+        made = real(self, folder)
+        if next(calls, None) == 1:
+            made.submit = busy
+        return made
+
+    monkeypatch.setattr(Slurm, "_executor", executor)
+    told = place(tmp_path, minutes(2) + DONE)
+    assert (
+        told[0] == "sbatch fails, and is tried again: [Errno 11] Resource temporarily unavailable"
+    )
+    assert len(cluster.calls("sbatch")) == 1
+
+
 def test_pilots_that_begin_no_job_are_not_replaced_for_ever(tmp_path, cluster):
     """While attempts are made they are."""
     empty = lambda: cluster.queue.write_text("")  # noqa: E731
@@ -173,10 +195,6 @@ def test_an_answer_that_is_none_is_asked_for_again(tmp_path, cluster, monkeypatc
     queue = Queue("altcore-toy", told.append)
     cluster.queue.write_text("70|RUNNING|None\n" + answer)
     if not answer:
-
-        def busy(*_, **__):
-            raise BlockingIOError(11, "Resource temporarily unavailable")
-
         monkeypatch.setattr("altcore_executors.slurm_queue.subprocess.run", busy)
     assert queue.pilots() is None
     queue.cancel_waiting()
