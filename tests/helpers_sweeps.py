@@ -49,7 +49,10 @@ def complete(
 ) -> None:
     """Let an attempt at a job end with a run."""
     held = _attempt(ledger, job, changed or {})
-    record(held.attempt.work / job.name, lines, status=status, verdict=verdict, **summary)
+    run = held.attempt.work / job.name
+    record(run, lines, status=status, verdict=verdict, **summary)
+    config = job.train_config(str(held.attempt.work), changed or {})
+    (run / "config.yaml").write_text(json.dumps(config.to_plain()))  # JSON is YAML
     used = {"cpu_seconds": seconds, "peak_memory_bytes": 4e8, "peak_memory_of": "attempt"}
     ended = Exit(status=status, seconds=seconds, verdict=verdict, used=used)
     assert ledger.end(job, held, ended).status == status

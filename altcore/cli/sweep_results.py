@@ -13,6 +13,7 @@ from altcore.errors import BadInput
 
 SHOWN = 10
 """Jobs that ``verify`` names of each kind, without ``--all``."""
+UNRECORDED = "compared with what its job asks for: no digest was written down"
 
 
 @click.command()
@@ -36,16 +37,13 @@ def verify(name: str, sweeps_dir: str, *, all_: bool, as_json: bool) -> int | No
         say(f"only the jobs of {ledger.folder} are verified: {error}")
         planned = []
     found = verified(ledger, planned, asked.measures)
-    groups = {
-        "failed": found.failed,
-        "incomplete": found.incomplete,
-        "missing": found.missing,
-    }
+    groups = {**found.lacks, "unrecorded": dict.fromkeys(found.unrecorded, UNRECORDED)}
     if as_json:
         print_json({"told": str(found), "completed": list(found.completed), **groups})
     else:
         echo(str(found))
-        for what, jobs in groups.items():
+        for key, jobs in groups.items():
+            what = key.replace("_", " ")
             for job, why in list(jobs.items())[: None if all_ else SHOWN]:
                 paragraph(f"{what}: {job}{f': {why}' if why else ''}")
             if len(jobs) > SHOWN and not all_:
@@ -72,6 +70,8 @@ def export(name: str, out: str | None, sweeps_dir: str, *, with_changed: bool) -
     made = exported(asked, ledger, folder, with_changed=with_changed)
     for path in made.files:
         echo(path)
+    for job, problem in made.problems.items():
+        say(f"{job}: {problem}", "warning")
     if made.missing:
         some = ", ".join(made.missing)
         say(f"no run has {some}, neither in its summary nor as a measure", "warning")
@@ -84,8 +84,8 @@ def export(name: str, out: str | None, sweeps_dir: str, *, with_changed: bool) -
 @SWEEPS_DIR
 def collect(name: str, out: str | None, sweeps_dir: str, *, checkpoints: bool) -> None:
     """Archive the accepted runs, a file for each variant."""
+    from altcore.sweep import State, open_sweep, survey
     from altcore.sweep import collect as collected
-    from altcore.sweep import open_sweep
 
     _, ledger = open_sweep(name, sweeps_dir)
     made = collected(
@@ -93,5 +93,8 @@ def collect(name: str, out: str | None, sweeps_dir: str, *, checkpoints: bool) -
     )
     for path, count in made.items():
         echo(f"{path}: {count} run{'s' * (count != 1)}")
+    for row in survey(ledger):
+        if row.state is State.DAMAGED:
+            say(f"left out: {row.name}: {row.why}", "warning")
     if not made:
         say(f"{ledger.folder.name} has no completed run", "warning")

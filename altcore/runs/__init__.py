@@ -13,6 +13,7 @@ from altcore.runs.contradiction import contradiction_in
 from altcore.runs.digests import contents, named_path, source_digest, stamps
 from altcore.runs.directory import (
     CHECKPOINTS,
+    CONFIG,
     ENVIRONMENT,
     EVENTS,
     METRICS,
@@ -104,6 +105,7 @@ _NEED_TORCH = {
 __all__ = [
     "ANOMALY",
     "CHECKPOINTS",
+    "CONFIG",
     "ENDED",
     "ENDED_PHASE",
     "ENVIRONMENT",

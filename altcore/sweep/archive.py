@@ -12,8 +12,8 @@ from pathlib import Path
 from altcore import durable
 from altcore.runs import CHECKPOINTS
 from altcore.sweep.job import Job
-from altcore.sweep.kept import accepted_runs
-from altcore.sweep.ledger import JOB, JOBS, Ledger
+from altcore.sweep.ledger import JOB, JOBS, Ledger, State
+from altcore.sweep.rows import survey
 from altcore.sweep.tables import TABLES, Table
 
 
@@ -34,10 +34,10 @@ def collect(ledger: Ledger, out: Path, *, checkpoints: bool = False) -> dict[Pat
     """
     if not out.is_dir():
         durable.make_folder(out)
-    accepted = accepted_runs(ledger)
+    completed = {row.name for row in survey(ledger) if row.state is State.COMPLETED}
     by_variant: dict[str, list[Job]] = {}
     for job in ledger.jobs():
-        if job.name in accepted:
+        if job.name in completed:
             by_variant.setdefault(job.variant, []).append(job)
     made = {}
     for variant, jobs in by_variant.items():

@@ -44,6 +44,8 @@ class Exit:
     settings: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))
     """Settings that the job leaves to its workload, by dotted key, as it chose them: a retry may
     halve them."""
+    accepted: Mapping[str, str] = field(factory=dict, validator=instance_of(dict))
+    """Of a run that was accepted: the digests of its job and of its files, as they were then."""
 
     @property
     def is_complete(self) -> bool:

@@ -18,8 +18,8 @@ from attrs import evolve, frozen
 from altcore import durable
 from altcore.builtin_types import to_json
 from altcore.runs import METRICS, read_environment, read_lines
-from altcore.sweep.kept import accepted_runs
-from altcore.sweep.ledger import Ledger
+from altcore.sweep.audit import audit
+from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.statistics import is_counted, statistics_of
 from altcore.sweep.sweep_file import SweepFile, sweep_text
 from altcore.sweep.table import Table, cell, table_of
@@ -42,6 +42,8 @@ class Exported:
     """The files, and the folder of the series if the sweep file names any."""
     missing: Sequence[str]
     """Names in ``columns`` and ``series`` that no completed run has."""
+    problems: Mapping[str, str]
+    """Jobs that are damaged, and runs of other data than the rest, with what is wrong."""
 
 
 def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = False) -> Exported:
@@ -56,20 +58,27 @@ def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = 
     Returns:
         What was written, and what was not found.
     """
-    whole = table_of(sweep, ledger)
+    found = audit(ledger)
+    whole = table_of(sweep, ledger, found.rows)
+    completed = [row.name for row in found.rows if row.state is State.COMPLETED]
     head, means = statistics_of(whole, with_changed=with_changed)
     table, left_out = _table(sweep, whole, with_changed=with_changed)
     texts = {
         f"{sweep.table}.csv": _csv(table.columns, (list(row.values()) for row in table.rows)),
         STATISTICS: _csv(head, means),
     }
-    series, unseen = _series(sweep, ledger)
+    series, unseen = _series(sweep, ledger, completed)
     missing, texts = sorted({*whole.missing, *unseen}), {**texts, **series}
-    told = _metadata(sweep, ledger, table, texts, with_changed=with_changed)
+    told = _metadata(
+        sweep, _origins(ledger, completed), ledger, table, texts, with_changed=with_changed
+    )
     told |= {
         "states": Counter(row["state"] for row in whole.rows),
         "left_out": left_out,
         "missing": missing,
+        "damaged": found.damaged,
+        "other_data": found.other_data,
+        "unrecorded": found.unrecorded,
     }
     texts[f"{sweep.table}_metadata.json"] = _json(told)
     texts[DICTIONARY] = _dictionary(sweep, table, head, left_out, with_changed=with_changed)
@@ -78,7 +87,9 @@ def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = 
             durable.make_folder(folder)
     written = [durable.replace_text(out / name, text) for name, text in texts.items()]
     files = [path for path in written if path.parent == out]
-    return Exported(files=files + [out / SERIES] * bool(sweep.series), missing=missing)
+    problems = {**found.damaged, **found.other_data}
+    files += [out / SERIES] * bool(sweep.series)
+    return Exported(files=files, missing=missing, problems=problems)
 
 
 def _table(sweep: SweepFile, whole: Table, *, with_changed: bool) -> tuple[Table, dict[str, str]]:
@@ -94,11 +105,13 @@ def _table(sweep: SweepFile, whole: Table, *, with_changed: bool) -> tuple[Table
     return evolve(whole, rows=counted).named(sweep.columns), left_out
 
 
-def _series(sweep: SweepFile, ledger: Ledger) -> tuple[dict[str, str], set[str]]:
+def _series(
+    sweep: SweepFile, ledger: Ledger, completed: Sequence[str]
+) -> tuple[dict[str, str], set[str]]:
     """Return a table for each completed run, the course of its measures, and those in no run."""
     texts, measures = {}, list(sweep.series.values())
     unseen = set(measures)
-    for name in sorted(accepted_runs(ledger)) if measures else ():
+    for name in completed if measures else ():
         lines = read_lines(ledger.run_of(name) / METRICS)
         unseen.difference_update(*lines)
         rows = [
@@ -124,6 +137,7 @@ def _json(value: Any) -> str:
 
 def _metadata(
     sweep: SweepFile,
+    origins: Sequence[Mapping[str, Any]],
     ledger: Ledger,
     table: Table,
     texts: Mapping[str, str],
@@ -142,14 +156,14 @@ def _metadata(
         "column_types": table.types(),
         "sha256": {name: hashlib.sha256(text.encode()).hexdigest() for name, text in texts.items()},
         "sweep_file": sweep_text(sweep),
-        "provenance": _origins(ledger),
+        "provenance": origins,
     }
 
 
-def _origins(ledger: Ledger) -> list[dict[str, Any]]:
+def _origins(ledger: Ledger, completed: Sequence[str]) -> list[dict[str, Any]]:
     """Return the environments in which the accepted runs were made, with how many each made."""
     found: Counter[str] = Counter()
-    for name in accepted_runs(ledger):
+    for name in completed:
         told = read_environment(ledger.run_of(name))
         found[json.dumps({key: told.get(key) for key in ORIGIN}, sort_keys=True)] += 1
     return [{"runs": count, **json.loads(text)} for text, count in found.most_common()]

@@ -1,31 +1,35 @@
-"""What was once read of accepted runs, which do not change: files that may be removed at any time.
+"""What was once read of jobs and accepted runs: files that may be removed at any time.
 
-Ten thousand runs lie in as many folders, and a disk that has not read them lately takes seconds.
+Ten thousand runs lie in as many folders, and a disk that has not read them lately takes seconds. A
+file that has changed since is read again.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 from altcore import durable
 from altcore.errors import BadInput, NoSpace
-from altcore.runs import read_json
-from altcore.sweep.ledger import RUNS, Ledger
+from altcore.runs import SUMMARY, read_json
+from altcore.sweep.ledger import RUNS, Ledger, stamp_of
 
 CACHE = "cache"
 """The folder of these files, in that of the sweep."""
 
 
-def accepted_runs(ledger: Ledger) -> dict[str, int]:
-    """Return the number of the folder of each accepted run, by the job's name."""
+def accepted_runs(ledger: Ledger) -> dict[str, list[int]]:
+    """Return what tells each accepted run from a later one of its name, by the job's name."""
+    folder = ledger.folder / RUNS
     try:
-        with os.scandir(ledger.folder / RUNS) as found:
+        with os.scandir(folder) as found:
             # A link or a file that somebody put there is no run of the sweep's.
-            return {e.name: e.inode() for e in found if e.is_dir(follow_symlinks=False)}
+            own = {e.name: e.inode() for e in found if e.is_dir(follow_symlinks=False)}
+            return {n: [i, *(stamp_of(f"{folder}/{n}/{SUMMARY}") or ())] for n, i in own.items()}
     except FileNotFoundError:
         return {}
 
@@ -42,25 +46,44 @@ def of_accepted(
         read: takes a job's name; returns plain data, and whether they will stay as they are.
     """
     path = ledger.folder / CACHE / file
-    kept: Any = None
-    with suppress(BadInput):
-        held = read_json(path)
-        kept = held.get("runs") if held.get("asked") == asked else None
-    if not isinstance(kept, dict):
-        kept = {}
+    kept = _kept(path, asked)
     found, stays, grown = {}, {}, False
-    for name, number in accepted_runs(ledger).items():
+    for name, stamp in accepted_runs(ledger).items():
         known = kept.get(name)
-        if isinstance(known, list) and len(known) == 2 and known[0] == number:
+        if isinstance(known, list) and len(known) == 2 and known[0] == stamp:
             found[name], is_final = known[1], True
         else:
             found[name], is_final = read(name)
             grown = grown or is_final
         if is_final:
-            stays[name] = [number, found[name]]
+            stays[name] = [stamp, found[name]]
     if grown:
-        # Whoever only looks may have no right to write.
-        with suppress(OSError, NoSpace):
-            path.parent.mkdir(exist_ok=True)
-            durable.replace_text(path, json.dumps({"asked": asked, "runs": stays}))
+        _keep(path, asked, stays)
     return found
+
+
+@contextmanager
+def remembering(ledger: Ledger) -> Iterator[None]:
+    """Let a ledger know within the context which files other processes found to be sound."""
+    path = ledger.folder / CACHE / "sound.json"
+    kept = {name: tuple(v) for name, v in _kept(path, "").items() if isinstance(v, list)}
+    ledger.sound = {**kept, **ledger.sound}
+    before = dict(ledger.sound)
+    yield
+    if ledger.sound != before:
+        _keep(path, "", ledger.sound)
+
+
+def _kept(path: Path, asked: str) -> dict[str, Any]:
+    with suppress(BadInput):
+        held = read_json(path)
+        kept = held.get("runs") if held.get("asked") == asked else None
+        return kept if isinstance(kept, dict) else {}
+    return {}
+
+
+def _keep(path: Path, asked: str, kept: Mapping[str, Any]) -> None:
+    # Whoever only looks may have no right to write.
+    with suppress(OSError, NoSpace):
+        path.parent.mkdir(exist_ok=True)
+        durable.replace_text(path, json.dumps({"asked": asked, "runs": kept}))

@@ -21,18 +21,19 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from altcore import durable
 from altcore.errors import BadInput
-from altcore.runs import read_json
+from altcore.runs import SUMMARY, read_json
+from altcore.sweep.acceptance import JOB_DIGEST, check_end, digests_of
 from altcore.sweep.attempt import (
     ATTEMPTS,
     Attempt,
@@ -59,6 +60,9 @@ TOLD = "told to be tried again"
 """Why a job is tried again that the rules had given up."""
 MISSING = "its run is missing"
 """Why a job waits again that was completed: somebody removed the run."""
+
+
+Stamp = tuple[int, ...]
 
 
 class State(Enum):
@@ -98,6 +102,8 @@ class Ledger:
 
     folder: Path
     rules: Mapping[str, Rule] = field(factory=lambda: DEFAULT_RULES)
+    sound: dict[str, Stamp] = field(init=False, eq=False, repr=False, factory=dict)
+    """Files that were read and are as they should be, within the folder; see `_check_once`."""
     _tables: Tables = field(init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
@@ -145,6 +151,17 @@ class Ledger:
     def table_of(self, name: str) -> Path:
         """Return the file of a long list that jobs name."""
         return self._tables.path(name)
+
+    def check_job(self, name: str) -> None:
+        """Raise `BadInput`, as `job` does, if a job's file is damaged."""
+        self._check_once(f"{JOBS}/{name}/{JOB}", lambda: self.job(name))
+
+    def _check_once(self, path: str, check: Callable[[], Any]) -> None:
+        """Call what raises an error for a file, unless it passed and the file is the same since."""
+        stamp = stamp_of(f"{self.folder}/{path}")
+        if stamp is None or self.sound.get(path) != stamp:
+            check()
+            self.sound[path] = stamp or ()
 
     def add(self, jobs: Iterable[Job]) -> list[str]:
         """Write down jobs that are new; return their names. Those that are there stay."""
@@ -236,10 +253,7 @@ class Ledger:
         return self.folder / RUNS / name
 
     def standing(self, name: str) -> Standing:
-        """Return where a job is. A lost holder is not noticed: that takes a `Watch`.
-
-        The job's own file is not read, unless a retry depends on its configuration.
-        """
+        """Return where a job is. A lost holder is not noticed: that takes a `Watch`."""
         try:
             return self._standing(name)
         except BadInput as error:
@@ -247,9 +261,11 @@ class Ledger:
 
     def _standing(self, name: str) -> Standing:
         attempts = tuple(attempts_in(self.folder / JOBS / name))
+        self.check_job(name)
         run = self.run_of(name)
         durable.check_no_links((run,))
         if run.is_dir():
+            self._check_once(f"{RUNS}/{name}/{SUMMARY}", lambda: check_end(run))
             return Standing(State.COMPLETED, attempts)
         if not attempts:
             return Standing(State.WAITING)
@@ -331,6 +347,9 @@ class Ledger:
             note_recovery(self.folder, job.name, attempts_in(self.folder / JOBS / job.name))
         with durable.no_space_named(self.folder / RUNS):
             (self.folder / RUNS).mkdir(exist_ok=True)
+        if ended.is_complete:
+            digests = {JOB_DIGEST: job.digest, **digests_of(held.attempt.work / job.name)}
+            ended = evolve(ended, accepted=digests)
         is_lost = not ended.is_complete and held.is_taken_over()
         if is_lost or (ended.is_complete and not held.publish(job.name, self.run_of(job.name))):
             ended = Exit(status="refused", error="another attempt has taken the job over")
@@ -364,6 +383,15 @@ def _since_told(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
     """Return the attempts after the last one that people told to be followed."""
     told = [i for i, attempt in enumerate(attempts) if attempt.again is not None]
     return attempts[told[-1] + 1 :] if told else attempts
+
+
+def stamp_of(path: str) -> Stamp | None:
+    """Return what tells a file from itself after a change; None if it cannot be seen."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _numbered(path: Path, number: int) -> Path:

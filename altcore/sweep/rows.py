@@ -11,13 +11,14 @@ from attrs import field, frozen
 
 from altcore.errors import BadInput
 from altcore.runs import summary_of
-from altcore.sweep.attempt import attempts_in
+from altcore.sweep.acceptance import check_end, differing
+from altcore.sweep.attempt import Attempt, attempts_in
 from altcore.sweep.exits import Exit
-from altcore.sweep.kept import of_accepted
+from altcore.sweep.kept import of_accepted, remembering
 from altcore.sweep.ledger import JOBS, Ledger, State
 from altcore.sweep.run_time import accepted_of, changed_in, ended_in, seconds_of_run
 
-VERSION = "2"
+VERSION = "3"
 """Of what is kept of a row."""
 
 
@@ -31,7 +32,7 @@ class Row:
     """Of its attempts that ended, in order; of a completed job the last one is the run's."""
     attempts: int = 0
     why: str = ""
-    """What follows an attempt that ended without a result."""
+    """What follows an attempt that ended without a result, or what is damaged."""
     changed: Mapping[str, Any] = field(factory=dict)
     """Settings that a retry changed for the accepted run, or else for the last attempt."""
     run_seconds: float | None = None
@@ -70,18 +71,23 @@ class Row:
 
 
 def survey(ledger: Ledger) -> list[Row]:
-    """Return every job as it stands, by name. No job's file is read, and no run twice."""
-    accepted = of_accepted(ledger, "rows.json", VERSION, lambda name: _completed(ledger, name))
-    return [
-        _row(name, accepted[name]) if name in accepted else _open(ledger, name)
-        for name in ledger.names()
-    ]
+    """Return every job as it stands, by name. No file of a job or a run is read twice."""
+    with remembering(ledger):
+        accepted = of_accepted(ledger, "rows.json", VERSION, lambda name: _completed(ledger, name))
+        return [_row(ledger, name, accepted.get(name)) for name in ledger.names()]
 
 
-def _row(name: str, known: Mapping[str, Any]) -> Row:
+def _row(ledger: Ledger, name: str, known: Mapping[str, Any] | None) -> Row:
+    try:
+        if known is None:
+            return _read(ledger, name)
+        ledger.check_job(name)
+    except BadInput as error:
+        return Row(name=name, state=State.DAMAGED, why=error.problem)
     return Row(
         name=name,
-        state=State.COMPLETED,
+        state=State.DAMAGED if known["problem"] else State.COMPLETED,
+        why=known["problem"],
         exits=tuple(Exit(**ended) for ended in known["exits"]),
         attempts=known["attempts"],
         changed=known["changed"],
@@ -90,39 +96,40 @@ def _row(name: str, known: Mapping[str, Any]) -> Row:
 
 
 def _completed(ledger: Ledger, name: str) -> tuple[dict[str, Any], bool]:
-    """Return what the row of a completed job holds, and whether its end is written."""
-    attempts = attempts_in(ledger.folder / JOBS / name)
-    known = ended_in(attempts)
-    accepted = accepted_of(known)
-    is_written = accepted is not None
-    # Who was late is refused after the run was accepted.
-    exits = [ended for a, ended in known if accepted is None or a.number <= accepted.number]
-    seconds = seconds_of_run(known)
-    if accepted is None:
+    """Return what the row of a completed job holds, and whether that will stay as it is."""
+    run, accepted = ledger.run_of(name), None
+    plain: dict[str, Any] = {"exits": [], "attempts": 0, "changed": {}, "run_seconds": None}
+    try:
+        attempts = attempts_in(ledger.folder / JOBS / name)
+        known = ended_in(attempts)
+        accepted = accepted_of(known)
+        # Who was late is refused after the run was accepted.
+        exits = [ended for a, ended in known if accepted is None or a.number <= accepted.number]
+        plain |= {"attempts": len(attempts), "exits": [ended.to_plain() for ended in exits]}
+        check_end(run, None if accepted is None else exits[-1].status)
+        plain |= {"changed": _changed_for(run, ledger, accepted)}
+        plain |= {"run_seconds": seconds_of_run(known), "problem": ""}
+        if accepted is None:
+            ended = end_of_run(run)
+            plain |= {"run_seconds": ended.seconds}
+            plain["exits"].append(ended.to_plain())
+    except BadInput as error:
+        return {**plain, "problem": str(error)}, False
+    return plain, accepted is not None
+
+
+def _changed_for(run: Path, ledger: Ledger, accepted: Attempt | None) -> dict[str, Any]:
+    """Return what a retry changed for a run: by its lease, or else by its configuration."""
+    if accepted is not None:
         with suppress(BadInput):
-            exits.append(end_of_run(ledger.run_of(name)))
-            seconds = exits[-1].seconds
-        accepted = attempts[-1] if attempts else None
-    plain = {
-        "exits": [ended.to_plain() for ended in exits],
-        "attempts": len(attempts),
-        "changed": dict(changed_in(accepted)),
-        "run_seconds": seconds,
-    }
-    return plain, is_written
+            return dict(accepted.lease.changed)
+    return differing(run, ledger.job(run.name).config, {})
 
 
 def end_of_run(run: Path) -> Exit:
     """Return the end of a run whose worker was killed before it could write it down."""
     known = summary_of(run)
     return Exit(status=known["status"], verdict=known["verdict"], seconds=known["seconds"])
-
-
-def _open(ledger: Ledger, name: str) -> Row:
-    try:
-        return _read(ledger, name)
-    except BadInput as error:
-        return Row(name=name, state=State.DAMAGED, why=error.problem)
 
 
 def _read(ledger: Ledger, name: str) -> Row:

@@ -11,9 +11,10 @@ from attrs import evolve, frozen
 
 from altcore.builtin_types import to_json
 from altcore.errors import BadInput, shown
+from altcore.sweep.audit import audit
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, State
-from altcore.sweep.rows import Row, survey
+from altcore.sweep.rows import Row
 from altcore.sweep.sweep_file import SweepFile
 from altcore.sweep.usage import ATTEMPT, WORKER
 from altcore.sweep.values import SUMMARY_KEYS, Values
@@ -69,19 +70,17 @@ class Table:
         return evolve(self, columns=told, rows=rows)
 
 
-def table_of(sweep: SweepFile, ledger: Ledger) -> Table:
-    """Return the table of a sweep as it stands.
+def table_of(sweep: SweepFile, ledger: Ledger, rows: Sequence[Row] | None = None) -> Table:
+    """Return the table of a sweep as it stands, or as an audit found its ``rows``.
 
     Raises:
         BadInput: for a column of the sweep file that has numbers and text.
     """
     jobs = {job.name: job for job in ledger.jobs()}
-    known = [(jobs[row.name], row) for row in survey(ledger) if row.name in jobs]
+    known = audit(ledger).rows if rows is None else rows
     factors = list(dict.fromkeys(key for job in jobs.values() for key in job.factors))
     runs = {
-        row.name: Values(ledger.run_of(row.name))
-        for _, row in known
-        if row.state is State.COMPLETED
+        row.name: Values(ledger.run_of(row.name)) for row in known if row.state is State.COMPLETED
     }
     asked = sweep.columns.values() if isinstance(sweep.columns, Mapping) else sweep.columns
     names = list(dict.fromkeys(asked)) or _scalars(runs.values())
@@ -91,23 +90,23 @@ def table_of(sweep: SweepFile, ledger: Ledger) -> Table:
     columns |= {key: f"the value of the setting {key}" for key in factors}
     columns |= {key: told for key, told in OWN.items() if key not in head}
     columns |= {name: meaning(name) for name in names}
-    rows, unseen = [], set(names if runs else ())
-    for job, row in known:
-        values = runs.get(job.name)
+    made, unseen = [], set(names if runs else ())
+    for row in known:
+        values, job = runs.get(row.name), jobs.get(row.name)
         held = {name: values.all(name) for name in names} if values else {}
         unseen -= {name for name, all_ in held.items() if all_}
         last = {name: all_[-1] if all_ else None for name, all_ in held.items()}
-        rows.append({**_own(job, row), **job.factors, **last})
+        made.append({**_own(job, row), **(job.factors if job else {}), **last})
     for name in names:
-        _to_numbers(rows, name)
-    return Table(columns=columns, factors=factors, values=names, rows=rows, missing=sorted(unseen))
+        _to_numbers(made, name)
+    return Table(columns=columns, factors=factors, values=names, rows=made, missing=sorted(unseen))
 
 
-def _own(job: Job, row: Row) -> dict[str, Any]:
+def _own(job: Job | None, row: Row) -> dict[str, Any]:
     is_ended = row.state in (State.COMPLETED, State.FAILED)
     return {
-        "job": job.name,
-        "variant": job.variant,
+        "job": row.name,
+        "variant": job.variant if job else None,
         "state": row.state.value,
         "collapsed": row.is_collapsed if is_ended else None,
         "attempts": row.attempts,

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from attrs import frozen
 
 from altcore.errors import BadInput
-from altcore.runs import SUMMARY, has_summary
+from altcore.sweep.audit import audit
 from altcore.sweep.ledger import Ledger, State
-from altcore.sweep.rows import survey
 from altcore.sweep.sweep_file import Measure
 from altcore.sweep.values import Values
+
+WORDS = {"other_data": "of other data"}
 
 
 @frozen(kw_only=True)
@@ -27,20 +27,37 @@ class Verification:
     """Jobs that ended without a result, with the error."""
     incomplete: Mapping[str, str]
     """Jobs whose run lacks a measure, with what it lacks."""
+    damaged: Mapping[str, str]
+    """Jobs of which a file is not what a sweep writes, or not what was accepted, with the file."""
+    other_data: Mapping[str, str]
+    """Jobs whose run was made of other data than most of those that ask for the same."""
     missing: Mapping[str, str]
     """Jobs that have no result, or none any more, and then why."""
+    unrecorded: Sequence[str] = ()
+    """Those that were compared with their job alone; see `Audit.unrecorded`."""
 
     @property
     def is_whole(self) -> bool:
         """Whether nothing is missing."""
-        return not (self.failed or self.incomplete or self.missing)
+        return not any(self.lacks.values())
+
+    @property
+    def lacks(self) -> dict[str, Mapping[str, str]]:
+        """Every job without all that it must have, by what it is, with the reason."""
+        return {
+            "failed": self.failed,
+            "incomplete": self.incomplete,
+            "damaged": self.damaged,
+            "other_data": self.other_data,
+            "missing": self.missing,
+        }
 
     def __str__(self) -> str:
-        groups = (self.completed, self.failed, self.incomplete, self.missing)
-        told = [f"{len(self.completed)}/{sum(map(len, groups))} runs completed"]
-        for group, what in zip(groups[1:], ("failed", "incomplete", "missing"), strict=True):
+        count = len(self.completed)
+        told = [f"{count}/{count + sum(map(len, self.lacks.values()))} runs completed"]
+        for what, group in self.lacks.items():
             if group:
-                told.append(f"{len(group)} run{'s' * (len(group) != 1)} {what}")
+                told.append(f"{len(group)} run{'s' * (len(group) != 1)} {WORDS.get(what, what)}")
         return ", ".join(told)
 
 
@@ -53,16 +70,17 @@ def verify(ledger: Ledger, planned: Sequence[str], measures: Sequence[Measure]) 
             its folder was removed, is missing.
         measures: without which a completed run is incomplete.
     """
-    rows = survey(ledger)
+    audited = audit(ledger)
+    rows = audited.rows
     completed, incomplete = [], {}
     for row in rows:
-        if row.state is State.COMPLETED:
-            lack = _lack_of(ledger.run_of(row.name), measures)
+        if row.state is State.COMPLETED and row.name not in audited.other_data:
+            lack = lacking(Values(ledger.run_of(row.name)), measures) if measures else ""
             if lack:
                 incomplete[row.name] = lack
             else:
                 completed.append(row.name)
-    failed = [row for row in rows if row.state in (State.FAILED, State.DAMAGED)]
+    failed = [row for row in rows if row.state is State.FAILED]
     left = [row for row in rows if row.state in (State.WAITING, State.RUNNING)]
     unknown = set(planned) - {row.name for row in rows}
     missing = {row.name: row.why if row.lacks_run else "" for row in left}
@@ -70,14 +88,11 @@ def verify(ledger: Ledger, planned: Sequence[str], measures: Sequence[Measure]) 
         completed=completed,
         failed={row.name: row.exit.error if row.exit else row.why for row in failed},
         incomplete=incomplete,
+        damaged=audited.damaged,
+        other_data=audited.other_data,
+        unrecorded=audited.unrecorded,
         missing=dict(sorted({**missing, **dict.fromkeys(unknown, "")}.items())),
     )
-
-
-def _lack_of(run: Path, measures: Sequence[Measure]) -> str:
-    if not has_summary(run):
-        return f"{run / SUMMARY} cannot be read"
-    return lacking(Values(run), measures) if measures else ""
 
 
 def lacking(values: Values, measures: Sequence[Measure]) -> str:

@@ -192,10 +192,9 @@ def test_archives_by_variant(ledger, tmp_path):
         "pure.tar.gz": 1,
     }
     names = archived(tmp_path / "one" / "base.tar.gz")
-    assert names[:3] == [
-        f"base/base-seed42/{file}" for file in ("job.json", "metrics.jsonl", "summary.json")
-    ]
-    assert len(names) == 3 + 3 + 2
+    files = ("job.json", "config.yaml", "metrics.jsonl", "summary.json")
+    assert names[:4] == [f"base/base-seed42/{file}" for file in files]
+    assert len(names) == 4 + 4 + 3
     again = collect(ledger, tmp_path / "two")
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
     with_weights = collect(ledger, tmp_path / "one", checkpoints=True)

@@ -79,12 +79,11 @@ def test_a_damaged_file_is_named_and_hides_no_other_job(begun, tmp_path):
         assert str(place) in line, (file, text)
         stands = status_of(SweepFile(), ledger, now=0.0)
         assert stands.counts["completed"] == 1
-        if file != "job.json":
-            assert [row.name for row in stands.failed] == [FIRST]
-            assert str(place) in stands.failed[0].why
-            assert verify(ledger, [FIRST, SECOND], []).failed == {FIRST: stands.failed[0].why}
-            assert states(ledger) == [State.DAMAGED, State.COMPLETED]
-            assert str(place) in ledger.standing(FIRST).problem
+        assert [row.name for row in stands.failed] == [FIRST]
+        assert str(place) in stands.failed[0].why
+        assert verify(ledger, [FIRST, SECOND], []).damaged == {FIRST: stands.failed[0].why}
+        assert states(ledger) == [State.DAMAGED, State.COMPLETED]
+        assert str(place) in ledger.standing(FIRST).problem
 
 
 def test_a_damaged_job_is_neither_new_nor_removed(ledger):

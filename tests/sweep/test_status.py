@@ -100,11 +100,16 @@ def test_a_worker_that_is_gone_is_no_slot(ledger, monkeypatch):
     assert (found.counts["running"], found.lost, found.slots) == (1, 1, 0)
 
 
-def test_no_file_of_a_job_is_read(ledger, monkeypatch):
-    """Ten thousand of them would take longer than a status may; nor a run's record."""
+def test_no_file_of_a_job_or_a_run_is_read_twice(ledger, monkeypatch):
+    """Ten thousand of them would take longer than a status may, by any process."""
+    first = survey(ledger)
     monkeypatch.setattr(Ledger, "job", None)
-    monkeypatch.setattr("altcore.sweep.rows.summary_of", None)
-    assert len(survey(ledger)) == 6
+    monkeypatch.setattr("altcore.sweep.ledger.check_end", None)
+    monkeypatch.setattr("altcore.sweep.rows.check_end", None)
+    assert survey(Ledger(ledger.folder)) == first
+    (ledger.folder / "jobs" / "base-seed45" / "job.json").write_text("{}")
+    with pytest.raises(TypeError):
+        survey(Ledger(ledger.folder))
 
 
 def test_a_run_whose_worker_was_killed_before_it_wrote_its_end(tmp_path):
@@ -154,17 +159,17 @@ def test_values_outside_their_range_are_named(tmp_path):
 
 
 def test_what_was_read_is_kept_and_may_be_thrown_away(ledger):
-    """A run is read once, unless other checks are asked for; a broken file is as none."""
+    """A run is read once, unless other checks are asked for, or its end is another."""
     first = status(ledger).to_plain()
     assert first["outside"] == {"base-seed43": {"val_loss": "12.5"}}
-    record(ledger.run_of("base-seed43"), val_loss=5.0)
     (ledger.standing("base-seed43").last.folder / "exit.json").unlink()
     assert status(ledger).to_plain() == first
     (ledger.folder / "cache" / "rows.json").write_text('{"asked": "1", "runs": [3]}')
     (ledger.folder / "cache" / "checks.json").write_text("")
+    record(ledger.run_of("base-seed43"), val_loss=5.0, status="finished")
     second = status(ledger)
     assert (second.outside, second.collapsed) == ({}, 0)
-    record(ledger.run_of("base-seed43"), val_loss=12.5)
+    record(ledger.run_of("base-seed43"), val_loss=12.5, status="finished")
     ledger.run_of("base-seed43").rename(ledger.folder / "moved")
     assert status(ledger).counts["completed"] == 2
     shutil.copytree(ledger.folder / "moved", ledger.run_of("base-seed43"))

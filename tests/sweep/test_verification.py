@@ -82,14 +82,14 @@ def test_a_run_with_a_changed_setting_or_a_collapse_is_complete(tmp_path):
     assert str(found) == "2/2 runs completed"
 
 
-def test_a_run_whose_record_cannot_be_read_is_incomplete(tmp_path):
+def test_a_run_whose_record_cannot_be_read_is_damaged(tmp_path):
     """Whatever must be in it."""
     ledger = ledger_of(tmp_path)
     (job,) = ledger.jobs()
     complete(ledger, job, lines=LINES)
     (ledger.run_of(job.name) / "summary.json").write_text("{")
-    assert "summary.json" in verify(ledger, [], [Measure(name="loss")]).incomplete[job.name]
-    assert "summary.json" in verify(ledger, [], []).incomplete[job.name]
+    assert "summary.json" in verify(ledger, [], [Measure(name="loss")]).damaged[job.name]
+    assert "summary.json" in verify(ledger, [], []).damaged[job.name]
 
 
 def test_a_run_that_was_removed_is_missing_everywhere_and_made_again(tmp_path, capsys):

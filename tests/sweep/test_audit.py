@@ -1,0 +1,202 @@
+"""An accepted run counts as long as it is what was accepted, and what its job asks for."""
+
+import csv
+import json
+import shutil
+
+import pytest
+from helpers_cli import call
+from helpers_sweeps import complete, fail, ledger_of
+
+from altcore.sweep import Ledger, State, export, open_sweep, survey, verify
+
+LINES = [{"step": step, "loss": 1.0} for step in range(1, 7)]
+ONE, OTHER, LAST = "base-seed43", "base-seed42", "base-seed44"
+
+
+@pytest.fixture(scope="module")
+def completed(tmp_path_factory):
+    """A sweep of three completed jobs."""
+    ledger = ledger_of(tmp_path_factory.mktemp("audit"), seeds=3)
+    for job in ledger.jobs():
+        facts = {"workload_facts": {"sha256": "a" * 64}, "final_loss": 1.0, "final_loss_step": 6}
+        complete(ledger, job, lines=LINES, max_steps=6, **facts)
+    survey(ledger)  # what it kept hides nothing later
+    return ledger.folder
+
+
+@pytest.fixture
+def ledger(completed, tmp_path):
+    """The same sweep, for each test anew."""
+    shutil.copytree(completed, tmp_path / "toy")
+    return Ledger(tmp_path / "toy")
+
+
+def edit(path, before, after):
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+
+
+def replace_run(ledger):
+    shutil.rmtree(ledger.run_of(ONE))
+    shutil.copytree(ledger.run_of(OTHER), ledger.run_of(ONE))
+
+
+def empty_run(ledger):
+    shutil.rmtree(ledger.run_of(ONE))
+    ledger.run_of(ONE).mkdir()
+
+
+def in_run(file, before, after):
+    return lambda ledger: edit(ledger.run_of(ONE) / file, before, after)
+
+
+def in_job(ledger):
+    edit(ledger.folder / "jobs" / ONE / "job.json", '"seed": 43', '"seed": 44')
+
+
+def other_job(ledger):
+    shutil.rmtree(ledger.folder / "jobs" / ONE)
+    shutil.copytree(ledger.folder / "jobs" / OTHER, ledger.folder / "jobs" / ONE)
+
+
+def cut(file, size):
+    return lambda ledger: (ledger.run_of(ONE) / file).write_text(
+        (ledger.run_of(ONE) / file).read_text()[:size]
+    )
+
+
+AT_ONCE = {
+    "no run": (empty_run, "summary.json is missing"),
+    "no summary": (lambda ledger: (ledger.run_of(ONE) / "summary.json").unlink(), "is missing"),
+    "half a summary": (cut("summary.json", 200), "summary.json is not JSON"),
+    "another run": (replace_run, f"summary.json is that of another run, '{OTHER}'"),
+    "another status": (
+        in_run("summary.json", '"finished"', '"interrupted"'),
+        "is 'interrupted', which was accepted as finished",
+    ),
+    "a flipped job": (in_job, "job.json: it is not what a sweep wrote"),
+    "another job": (other_job, f"job.json is that of another job, '{OTHER}'"),
+}
+"""What a look at the status finds."""
+IN_AUDIT = {
+    "other steps": (in_run("summary.json", '"steps": 6', '"steps": 5'), "summary.json is not what"),
+    "another loss": (in_run("summary.json", "loss", "lost"), "summary.json is not what it was"),
+    "fewer lines": (cut("metrics.jsonl", 30), "metrics.jsonl is not what it was"),
+    "no lines": (lambda ledger: (ledger.run_of(ONE) / "metrics.jsonl").unlink(), "is missing"),
+    "another setting": (in_run("config.yaml", "0.001", "0.5"), "config.yaml is not what it was"),
+}
+CASES = {**AT_ONCE, **IN_AUDIT}
+
+
+def told(ledger):
+    """Return what verify says of the one damaged run; it must say nothing of the others."""
+    found = verify(ledger, [OTHER, ONE, LAST], [])
+    assert (list(found.completed), list(found.damaged)) == ([OTHER, LAST], [ONE])
+    assert str(found) == "2/3 runs completed, 1 run damaged"
+    assert not found.is_whole
+    return found.damaged[ONE]
+
+
+@pytest.mark.faults(len(CASES))
+def test_what_is_not_what_was_accepted_is_named_and_counts_for_nothing(completed, tmp_path):
+    """By verify and by export, with its file; each job has a row, and the others count."""
+    for case, (damage, problem) in CASES.items():
+        shutil.copytree(completed, tmp_path / case / "toy")
+        ledger = Ledger(tmp_path / case / "toy")
+        damage(ledger)
+        row = survey(ledger)[1]
+        if case in AT_ONCE:
+            assert (row.state, row.why) == (State.DAMAGED, told(ledger))
+        assert problem in told(ledger), case
+        asked, _ = open_sweep("toy", str(tmp_path / case))
+        made = export(asked, ledger, tmp_path / case / "out")
+        assert problem in made.problems[ONE]
+        metadata = json.loads((tmp_path / case / "out" / "runs_metadata.json").read_text())
+        assert problem in metadata["damaged"][ONE]
+        with (tmp_path / case / "out" / "runs.csv").open() as table:
+            rows = list(csv.DictReader(table))
+        assert [row["state"] for row in rows] == ["completed", "damaged", "completed"]
+        assert [row["in_statistics"] for row in rows] == ["true", "false", "true"]
+
+
+def forget(ledger):
+    """Remove what was written down of the run when it was accepted."""
+    shutil.rmtree(ledger.folder / "jobs" / ONE / "attempts")
+
+
+def test_a_run_of_which_nothing_was_written_down_is_said_to_be(ledger, capsys):
+    """It is compared with what its job asks for, and is no fault."""
+    forget(ledger)
+    found = verify(ledger, [], [])
+    assert (found.is_whole, list(found.unrecorded)) == (True, [ONE])
+    done = call(capsys, "sweep", "verify", "toy", "--sweeps-dir", ledger.folder.parent)
+    assert done.code == 0
+    assert f"unrecorded: {ONE}: compared with what its job asks for" in done.out
+
+
+@pytest.mark.parametrize(
+    ("damage", "problem"),
+    [
+        (in_run("config.yaml", '"seed": 43', '"seed": 42'), "seed is that of another job, 42"),
+        (cut("metrics.jsonl", 90), "ends with step 3, and the run with step 6"),
+        (in_run("metrics.jsonl", '"step": 2', '"stop": 2'), "is damaged in line 2"),
+        (in_run("metrics.jsonl", '6, "loss": 1.0', '6, "loss": 2.0'), "says final_loss 2"),
+    ],
+)
+def test_such_a_run_is_damaged_if_it_contradicts_itself_or_its_job(ledger, damage, problem):
+    """Its record ends with its last step, and says the same as its summary."""
+    forget(ledger)
+    damage(ledger)
+    assert problem in told(ledger)
+
+
+def test_what_a_retry_changed_is_read_from_the_run_if_its_attempts_are_gone(ledger):
+    """So it stays out of the statistics."""
+    in_run("config.yaml", '"learning_rate": 0.001', '"learning_rate": 0.5')(ledger)
+    forget(ledger)
+    row = survey(ledger)[1]
+    assert (row.state, row.changed, row.in_statistics) == (
+        State.COMPLETED,
+        {"learning_rate": 0.5},
+        False,
+    )
+
+
+def test_a_lease_that_hides_what_a_retry_changed_is_found(tmp_path):
+    """A run whose second attempt was accepted is compared with its configuration."""
+    ledger = ledger_of(tmp_path)
+    (job,) = ledger.jobs()
+    fail(ledger, job, "out of memory")
+    complete(ledger, job, changed={"learning_rate": 0.5})
+    assert verify(ledger, [], []).is_whole
+    lease = ledger.standing(job.name).attempts[1].folder / "lease.json"
+    edit(lease, '"learning_rate": 0.5', '"learning_rate": 0.25')
+    shutil.rmtree(ledger.folder / "cache")
+    assert "learning_rate is 0.5, which is not what" in verify(ledger, [], []).damaged[job.name]
+
+
+def test_runs_of_other_data_are_named(tmp_path, capsys):
+    """Those that ask for the same and had something else; other settings may mean other data."""
+    ledger = ledger_of(tmp_path, seeds=3, variants={"a": {}, "b": {"gpt.n_layer": 1}})
+    for i, job in enumerate(ledger.jobs()):
+        complete(ledger, job, workload_facts={"sha256": ("b" if i >= 2 else "a") * 64})
+    found = verify(ledger, [], [])
+    assert found.other_data == {
+        "a-seed44": f"sha256 of its data is {'b' * 12}, and {'a' * 12} in a-seed42"
+    }
+    assert str(found) == "5/6 runs completed, 1 run of other data"
+    assert not found.is_whole
+    done = call(capsys, "sweep", "export", "toy", "--sweeps-dir", tmp_path)
+    assert "a-seed44: sha256 of its data" in done.err
+    told = json.loads((ledger.folder / "export" / "runs_metadata.json").read_text())
+    assert told["other_data"] == dict(found.other_data)
+
+
+def test_what_is_left_out_of_an_archive_is_told(ledger, capsys):
+    """A job whose file is damaged is no reason to be silent."""
+    in_job(ledger)
+    done = call(capsys, "sweep", "collect", "toy", "--sweeps-dir", ledger.folder.parent)
+    assert "base.tar.gz: 2 runs" in done.out
+    assert f"left out: {ONE}: {ledger.folder}/jobs/{ONE}/job.json" in done.err
