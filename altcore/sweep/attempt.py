@@ -174,6 +174,20 @@ class Held:
         except FileNotFoundError:
             return True
 
+    def is_own(self) -> bool:
+        """Return whether the attempt's folder is the one that was leased.
+
+        A job may be removed, or replaced by another one of its name, and be leased anew.
+        """
+        with suppress(BadInput):
+            return self.attempt.lease.token == self.lease.token
+        return False
+
+    def end(self, ended: Exit) -> None:
+        """Write down how the attempt ended, unless its folder is another's by now."""
+        if self.is_own():
+            self.attempt.end(ended)
+
     def publish(self, name: str, target: Path) -> bool:
         """Move the run to where the sweep's results are; return whether it was accepted.
 
@@ -208,7 +222,8 @@ class Held:
                 count += 1
                 # A full disk or a folder that is read-only for a while ends no run.
                 with suppress(OSError, NoSpace):
-                    durable.replace_text(self.attempt.folder / HEARTBEAT, str(count))
+                    if self.is_own():
+                        durable.replace_text(self.attempt.folder / HEARTBEAT, str(count))
                 also()
 
         thread = threading.Thread(target=beat, name="altcore heartbeat", daemon=True)

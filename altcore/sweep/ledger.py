@@ -135,7 +135,7 @@ class Ledger:
 
     def job(self, name: str) -> Job:
         """Return a job. Raises `BadInput`, naming the file, if it was changed."""
-        path = self.folder / JOBS / name / JOB
+        path = self._job_file(name)
         durable.check_no_links((path.parent,))
         plain = read_json(path)
         if not plain:
@@ -151,6 +151,9 @@ class Ledger:
     def table_of(self, name: str) -> Path:
         """Return the file of a long list that jobs name."""
         return self._tables.path(name)
+
+    def _job_file(self, name: str) -> Path:
+        return self.folder / JOBS / name / JOB
 
     def check_job(self, name: str) -> None:
         """Raise `BadInput`, as `job` does, if a job's file is damaged."""
@@ -206,15 +209,24 @@ class Ledger:
             held = lease(self.folder / JOBS / name, self._next_number(name), {})
         if self.standing(name).state is State.RUNNING and held is None:
             raise BadInput(f"{name} was begun a moment ago, and cannot be taken out of the sweep")
-        kept = self.folder / RETIRED / f"{name}-{job.digest[:12]}"
-        kept = next(p for i in itertools.count() if not (p := _numbered(kept, i)).exists())
-        durable.make_folder(kept)
-        for path in (self.run_of(name), self.folder / JOBS / name):
-            if path.exists():
-                durable.rename(path, kept / path.parent.name)
+        # The run comes first, or that of the job as it was would be the result of the next one.
+        parts = [path for path in (self.run_of(name), self.folder / JOBS / name) if path.exists()]
+        kept = self._place_retired(job, parts)
+        for path in parts:
+            durable.rename(path, kept / path.parent.name)
         if held is not None:
             own = attempt_at(kept / JOBS, held.attempt.number)
             own.end(Exit(status="refused", error="the job was taken out of the sweep"))
+
+    def _place_retired(self, job: Job, parts: Iterable[Path]) -> Path:
+        """Return a folder with room for parts of a job; whoever was killed may have begun it."""
+        kept = self.folder / RETIRED / f"{job.name}-{job.digest[:12]}"
+        names = [path.parent.name for path in parts]
+        places = (_numbered(kept, i) for i in itertools.count())
+        found = next(p for p in places if not any((p / name).exists() for name in names))
+        if not found.exists():
+            durable.make_folder(found)
+        return found
 
     def _end_if_lost(self, job: Job, lost_after: float) -> None:
         last = self.standing(job.name).last
@@ -300,8 +312,11 @@ class Ledger:
         if standing.state is State.RUNNING and last is not None and watch.is_lost(last):
             self._end_lost(job, last, watch)
             standing = self.standing(job.name)
+        if standing.state is State.DAMAGED and not os.path.lexists(self._job_file(job.name)):
+            raise BadInput(GONE)
         if standing.state is not State.WAITING:
             return None
+        self._check_asked(job)
         changed = standing.decision.changed if standing.decision else {}
         number = last.number + 1 if last else 1
         # The last attempt may have ended before it had a copy of the one before.
@@ -309,18 +324,21 @@ class Ledger:
         before = next(filter(None, (a.run_directory(job.name) for a in same)), None)
         held = lease(self.folder / JOBS / job.name, number, changed, executor)
         if held is not None:
-            self._check_still_asked(job, held)
+            self._check_asked(job, held)
             held.before = before
         elif not (self.folder / JOBS / job.name).exists():
             raise BadInput(GONE)
         return held
 
-    def _check_still_asked(self, job: Job, held: Held) -> None:
-        """Raise `BadInput` if the sweep has another job of this name by now."""
-        path = self.folder / JOBS / job.name / JOB
-        if read_json(path).get("digest") != job.digest:
-            held.attempt.end(Exit(status="refused", error=GONE))
+    def _check_asked(self, job: Job, held: Held | None = None) -> None:
+        """Raise `BadInput`, and end what is ``held``, if the sweep has another job of this name."""
+        if not self._is_asked(job):
+            if held is not None:
+                held.end(Exit(status="refused", error=GONE))
             raise BadInput(GONE)
+
+    def _is_asked(self, job: Job) -> bool:
+        return read_json(self._job_file(job.name)).get("digest") == job.digest
 
     def _end_lost(self, job: Job, last: Attempt, watch: Watch) -> None:
         """End an attempt whose holder is lost; what it finished but did not publish is accepted."""
@@ -351,11 +369,20 @@ class Ledger:
             digests = {JOB_DIGEST: job.digest, **digests_of(held.attempt.work / job.name)}
             ended = evolve(ended, accepted=digests)
         is_lost = not ended.is_complete and held.is_taken_over()
-        if is_lost or (ended.is_complete and not held.publish(job.name, self.run_of(job.name))):
+        if ended.is_complete and not self._is_asked(job):
+            ended = Exit(status="refused", error=GONE)
+        elif is_lost or (ended.is_complete and not held.publish(job.name, self.run_of(job.name))):
             ended = Exit(status="refused", error="another attempt has taken the job over")
         ended = with_cause(ended, self.rules)
-        held.attempt.end(ended)
+        held.end(ended)
+        self._put_aside(job)
         return ended
+
+    def _put_aside(self, job: Job) -> None:
+        """Move what a run saved of itself when somebody removed its job, which is none any more."""
+        folder = self.folder / JOBS / job.name
+        if folder.is_dir() and not os.path.lexists(self._job_file(job.name)):
+            durable.rename(folder, self._place_retired(job, [folder]) / JOBS)
 
 
 @define

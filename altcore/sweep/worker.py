@@ -151,7 +151,7 @@ class Worker:
         def hangs() -> None:
             self.tell(f"{job.name}: {self._late.error}, and does not leave")
             if self.is_own_process:
-                held.attempt.end(self._late)
+                held.end(self._late)
                 os._exit(HANGS)
 
         with (
@@ -159,7 +159,7 @@ class Worker:
             held.beating(self.lost_after, usage.sample),
             deadline(self.timeout, hangs, self.grace) as late,
         ):
-            signals.before_end = lambda: held.attempt.end(self._late) if late.is_over else None
+            signals.before_end = lambda: held.end(self._late) if late.is_over else None
             try:
                 ended = run_job(
                     job,

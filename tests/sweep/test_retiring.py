@@ -2,13 +2,15 @@
 
 import itertools
 import os
+import shutil
+import time
 
 import pytest
 from attrs import evolve
-from helpers_sweeps import complete, ledger_of
+from helpers_sweeps import complete, ledger_of, record
 
 from altcore.errors import BadInput
-from altcore.sweep import Ledger, State, Watch, Worker, bring_up_to_date, ledger
+from altcore.sweep import Exit, Ledger, State, Watch, Worker, bring_up_to_date, ledger
 from altcore.sweep.attempt import Attempt
 from altcore.sweep.processes import Process
 
@@ -74,3 +76,68 @@ def test_a_job_that_is_being_run_stays(toy, monkeypatch):
     made.retire(job.name, lost_after=0.05)
     assert made.names() == []
     assert not (made.folder / "jobs" / job.name).exists()
+
+
+def test_a_worker_that_knows_the_job_as_it_was_makes_no_attempt(toy):
+    """Nor does the new job's folder hold anything of it."""
+    made, job = toy
+    bring_up_to_date(made, [evolve(job, config={**job.config, "max_steps": 7})], accept=True)
+    with pytest.raises(BadInput, match="it was taken out of the sweep"):
+        made.take(job, Watch(60))
+    assert made.standing(job.name).attempts == ()
+
+
+def replaced(made, job):
+    """Remove a job while it is held, and add another one of its name, which is held, too."""
+    late = made.take(job, Watch(60))
+    shutil.rmtree(made.folder / "jobs" / job.name)
+    now = evolve(job, config={**job.config, "max_steps": 7})
+    made.add([now])
+    return late, made.take(now, Watch(60))
+
+
+def test_a_late_holder_writes_nothing_into_the_attempt_of_another(toy):
+    """No heartbeat, no end and no run: the place has the same name, and is not its own."""
+    made, job = toy
+    late, held = replaced(made, job)
+    assert late.attempt == held.attempt
+    with late.beating(lost_after=0.06):
+        time.sleep(0.05)
+    record(late.attempt.work / job.name, status="finished")
+    ended = made.end(job, late, Exit(status="finished"))
+    assert (ended.status, ended.error) == ("refused", "it was taken out of the sweep")
+    assert (held.attempt.heartbeat, held.attempt.exit) == ("", None)
+    assert not made.run_of(job.name).exists()
+
+
+def test_what_a_run_saves_of_itself_makes_no_job(toy):
+    """Its job was removed meanwhile: the state is kept with those that the sweep no longer has."""
+    made, job = toy
+    late = made.take(job, Watch(60))
+    shutil.rmtree(made.folder / "jobs" / job.name)
+    record(late.attempt.work / f"{job.name}-rescued")
+    assert made.end(job, late, Exit(status="failed")).status == "refused"
+    assert made.names() == []
+    assert len(list(made.folder.glob("retired/*/jobs/attempts/001/work/*-rescued"))) == 1
+
+
+def test_a_command_that_was_killed_while_it_retired_a_job_goes_on(toy, monkeypatch):
+    """Run and job come into one folder."""
+    made, job = toy
+    complete(made, job)
+    with monkeypatch.context() as killed, pytest.raises(KeyboardInterrupt):
+        killed.setattr(ledger.durable, "rename", dies_at("jobs", ledger.durable.rename))
+        made.retire(job.name)
+    assert not made.run_of(job.name).exists()
+    made.retire(job.name)
+    (kept,) = (made.folder / "retired").iterdir()
+    assert {p.name for p in kept.iterdir()} == {"jobs", "runs"}
+
+
+def dies_at(name, rename):
+    def renamed(path, target):
+        if target.name == name:
+            raise KeyboardInterrupt
+        rename(path, target)
+
+    return renamed
