@@ -66,17 +66,29 @@ for command in (check, list_, status, retry, verify, export, collect):
 @EXECUTOR
 @SWEEPS_DIR
 def plan(file: str | None, executor: str, sweeps_dir: str, *, script: bool, **given: Any) -> None:
-    """Show every job that a sweep file asks for; nothing is written."""
-    from altcore.sweep import Ledger, changes_of, estimate_of, folder_of, jobs_of, script_of
+    """Show every job that a sweep file asks for; nothing is written.
 
-    asked = asked_of(file, given)
-    jobs = jobs_of(asked)
-    ledger = Ledger(folder_of(str(asked.name), sweeps_dir))
+    They are in the order in which they begin. FILE may be the name of a sweep that was begun.
+    """
+    from altcore.sweep import (
+        Ledger,
+        changes_of,
+        estimate_of,
+        folder_of,
+        make_executor,
+        planned,
+        script_of,
+    )
+
+    asked = asked_of(file, given, sweeps_dir)
+    make_executor(executor, asked.executors)
+    ledger = Ledger(folder_of(str(asked.name), sweeps_dir), asked.rules)
+    jobs = planned(asked, ledger)
     if script:
         click.echo(script_of(asked, ledger, executor))
         return
     changes = changes_of(ledger, jobs)
-    echo("\n".join(job.name for job in jobs))
+    echo("\n".join(job.name for job in sorted(jobs, key=lambda job: job.turn)))
     say(_told_plan(jobs), "info")
     say(_told_estimate(estimate_of(ledger, jobs)), "info")
     for names, what in ((changes.changed, "changed"), (changes.removed, "removed")):
@@ -87,17 +99,22 @@ def plan(file: str | None, executor: str, sweeps_dir: str, *, script: bool, **gi
 
 
 def _told_estimate(found: Estimate) -> str:
+    failed = f"; {found.failed} failed: altcore sweep retry tries again" if found.failed else ""
     if not found.left:
-        return "every job has a result"
+        return f"no job is left{failed}" if failed else "every job has a result"
     told = []
     if found.seconds is not None:
         told.append(f"{found.left} left take {duration(found.seconds)}, one after another")
     for key, what in (("peak_memory_bytes", "memory"), ("peak_gpu_memory_bytes", "GPU memory")):
         if key in found.memory:
             told.append(f"a worker takes {found.memory[key] / 1e9:.2f} GB of {what}")
-    if not told:
-        return "time and memory are unknown: altcore sweep check measures a few steps"
-    return f"{'; '.join(told)} (measured: {found.source})"
+    measured = f"{'; '.join(told)} (measured: {found.source})" if told else ""
+    unknown = ""
+    if found.seconds is None:
+        what = f"the time of {', '.join(found.unmeasured)}" if told else "time and memory"
+        are = "is" if told else "are"
+        unknown = f"{what} {are} unknown: altcore sweep check measures a few steps"
+    return "; ".join(filter(None, (unknown, measured))) + failed
 
 
 def _told_plan(jobs: list[Job]) -> str:
@@ -131,7 +148,7 @@ def run(
     from altcore.yaml_files import is_yaml_file
 
     if file is None or is_yaml_file(file) or any(given.values()):
-        asked = asked_of(file, given)
+        asked = asked_of(file, given, sweeps_dir)
         placed = make_executor(executor, asked.executors)
         ledger, changes = begin_sweep(asked, jobs_of(asked), sweeps_dir, accept=accept)
         if changes.added:

@@ -10,9 +10,9 @@ from altcore.sweep.attempt import Attempt, Watch
 from altcore.sweep.changes import Changes, bring_up_to_date, changes_of
 from altcore.sweep.estimate import Estimate, estimate_of, keep_checked
 from altcore.sweep.exits import LOST, Exit
-from altcore.sweep.expand import jobs_of
+from altcore.sweep.expand import jobs_of, planned
 from altcore.sweep.exporting import export
-from altcore.sweep.folder import SWEEPS, begin_sweep, folder_of, open_sweep, save_sweep
+from altcore.sweep.folder import SWEEPS, begin_sweep, file_of, folder_of, open_sweep, save_sweep
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, Standing, State
 from altcore.sweep.limits import Alerts
@@ -65,12 +65,14 @@ __all__ = [
     "decide",
     "estimate_of",
     "export",
+    "file_of",
     "folder_of",
     "jobs_of",
     "keep_checked",
     "make_executor",
     "open_sweep",
     "placing_of",
+    "planned",
     "read_sweep",
     "save_sweep",
     "script_of",
