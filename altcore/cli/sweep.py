@@ -136,20 +136,12 @@ def run(
 
     The same command again goes on where it was. FILE may be the name of a sweep that was begun.
     """
-    from altcore.sweep import (
-        Progress,
-        begin_sweep,
-        jobs_of,
-        make_executor,
-        open_sweep,
-        placing_of,
-        status_of,
-    )
+    from altcore.sweep import begin_sweep, jobs_of, make_executor, open_sweep, run_sweep
     from altcore.yaml_files import is_yaml_file
 
     if file is None or is_yaml_file(file) or any(given.values()):
         asked = asked_of(file, given, sweeps_dir)
-        placed = make_executor(executor, asked.executors)
+        make_executor(executor, asked.executors)  # refused before anything is written
         ledger, changes = begin_sweep(asked, jobs_of(asked), sweeps_dir, accept=accept)
         if changes.added:
             say(f"{_told_plan(list(changes.added))}; into {ledger.folder}", "info")
@@ -157,18 +149,11 @@ def run(
             say(problem, "warning")
     else:
         asked, ledger = open_sweep(file, sweeps_dir)
-        placed = make_executor(executor, asked.executors)
-    ledger.go_on()
-    tell = partial(say, level="info")
-    progress = Progress(ledger, tell)
-    placing = placing_of(asked, ledger, executor, tell, progress)
     began = time.monotonic()
-    placed.run(placing)
-    progress.look(at_once=True)
-    found = status_of(asked, ledger, time.time())
+    found = run_sweep(asked, ledger, executor, partial(say, level="info"))
     print_end(ledger.folder.name, found, time.monotonic() - began)
     if not found.is_over:
-        left = placing.left()
+        left = found.counts["waiting"] + found.counts["running"]
         told = f"{left} job is left" if left == 1 else f"{left} jobs are left"
         say(f"{told}: altcore sweep run {ledger.folder.name} goes on", "warning")
     return 1 if found.failed or not found.is_over else None

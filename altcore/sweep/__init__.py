@@ -22,8 +22,10 @@ from altcore.sweep.progress import Progress
 from altcore.sweep.resources import Limits, side_by_side
 from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide
 from altcore.sweep.rows import Row, survey
+from altcore.sweep.running import run_sweep
 from altcore.sweep.status import Status, status_of
 from altcore.sweep.sweep_file import Measure, SweepFile, read_sweep, sweep_text
+from altcore.sweep.table import Table, table_of
 from altcore.sweep.time_left import TimeLeft
 from altcore.sweep.trying_again import try_again
 from altcore.sweep.verification import Verification, verify
@@ -53,6 +55,7 @@ __all__ = [
     "State",
     "Status",
     "SweepFile",
+    "Table",
     "TimeLeft",
     "Verification",
     "Watch",
@@ -74,12 +77,14 @@ __all__ = [
     "placing_of",
     "planned",
     "read_sweep",
+    "run_sweep",
     "save_sweep",
     "script_of",
     "side_by_side",
     "status_of",
     "survey",
     "sweep_text",
+    "table_of",
     "try_again",
     "verify",
     "worker_of",
