@@ -31,8 +31,7 @@ def verify(name: str, sweeps_dir: str, *, all_: bool, as_json: bool) -> int | No
 
     asked, ledger = open_sweep(name, sweeps_dir)
     try:
-        jobs = planned_in(asked, ledger, check_installed=False)
-        planned = [job.name for job in jobs]
+        planned = [job.name for job in planned_in(asked, ledger, check_installed=False)]
     except BadInput as error:
         # A file of base keys may have been moved: what the ledger has can be verified.
         say(f"only the jobs of {ledger.folder} are verified: {error}")
