@@ -651,13 +651,27 @@ def test_toml_that_is_shown_is_valid():
 
 
 def test_public_names_are_what_pages_import():
-    """Only what altcore exports, and what is in modules that plugins.md calls documented."""
+    """Only what altcore exports, and what modules have that plugins.md or sweeps.md document."""
     for _, _, code in PYTHON:
         for module, names in re.findall(r"^from (altcore[\w.]*) import (.*)$", code, re.MULTILINE):
             if module == "altcore":
                 assert set(names.split(", ")) <= set(altcore.__all__)
             else:
-                assert f"`{module}`" in page("plugins")
+                assert f"`{module}`" in page("plugins") + page("sweeps")
+
+
+def test_the_functions_of_sweeps_are_documented():
+    """With their parameters and defaults."""
+
+    def told(p):
+        default = getattr(p.default, "__name__", repr(p.default)).replace("'", '"')
+        return p.name if p.default is p.empty else f"{p.name}={default}"
+
+    for row in rows("sweeps", "From Python"):
+        name, _, given = plain(row[0]).partition("(")
+        parameters = inspect.signature(getattr(altcore.sweep, name)).parameters.values()
+        known = ", ".join(map(told, parameters))
+        assert given == f"{known})"
 
 
 # ----------------------------------------------------------------------------------- trackers

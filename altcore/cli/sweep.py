@@ -66,17 +66,29 @@ for command in (check, list_, status, retry, verify, export, collect):
 @EXECUTOR
 @SWEEPS_DIR
 def plan(file: str | None, executor: str, sweeps_dir: str, *, script: bool, **given: Any) -> None:
-    """Show every job that a sweep file asks for; nothing is written."""
-    from altcore.sweep import Ledger, changes_of, estimate_of, folder_of, jobs_of, script_of
+    """Show every job that a sweep file asks for; nothing is written.
 
-    asked = asked_of(file, given)
-    jobs = jobs_of(asked)
-    ledger = Ledger(folder_of(str(asked.name), sweeps_dir))
+    They are in the order in which they begin. FILE may be the name of a sweep that was begun.
+    """
+    from altcore.sweep import (
+        Ledger,
+        changes_of,
+        estimate_of,
+        folder_of,
+        make_executor,
+        planned,
+        script_of,
+    )
+
+    asked = asked_of(file, given, sweeps_dir)
+    make_executor(executor, asked.executors)
+    ledger = Ledger(folder_of(str(asked.name), sweeps_dir), asked.rules)
+    jobs = planned(asked, ledger)
     if script:
         click.echo(script_of(asked, ledger, executor))
         return
     changes = changes_of(ledger, jobs)
-    echo("\n".join(job.name for job in jobs))
+    echo("\n".join(job.name for job in sorted(jobs, key=lambda job: job.turn)))
     say(_told_plan(jobs), "info")
     say(_told_estimate(estimate_of(ledger, jobs)), "info")
     for names, what in ((changes.changed, "changed"), (changes.removed, "removed")):
@@ -87,17 +99,22 @@ def plan(file: str | None, executor: str, sweeps_dir: str, *, script: bool, **gi
 
 
 def _told_estimate(found: Estimate) -> str:
+    failed = f"; {found.failed} failed: altcore sweep retry tries again" if found.failed else ""
     if not found.left:
-        return "every job has a result"
+        return f"no job is left{failed}" if failed else "every job has a result"
     told = []
     if found.seconds is not None:
         told.append(f"{found.left} left take {duration(found.seconds)}, one after another")
     for key, what in (("peak_memory_bytes", "memory"), ("peak_gpu_memory_bytes", "GPU memory")):
         if key in found.memory:
             told.append(f"a worker takes {found.memory[key] / 1e9:.2f} GB of {what}")
-    if not told:
-        return "time and memory are unknown: altcore sweep check measures a few steps"
-    return f"{'; '.join(told)} (measured: {found.source})"
+    measured = f"{'; '.join(told)} (measured: {found.source})" if told else ""
+    unknown = ""
+    if found.seconds is None:
+        what = f"the time of {', '.join(found.unmeasured)}" if told else "time and memory"
+        are = "is" if told else "are"
+        unknown = f"{what} {are} unknown: altcore sweep check measures a few steps"
+    return "; ".join(filter(None, (unknown, measured))) + failed
 
 
 def _told_plan(jobs: list[Job]) -> str:
@@ -119,20 +136,12 @@ def run(
 
     The same command again goes on where it was. FILE may be the name of a sweep that was begun.
     """
-    from altcore.sweep import (
-        Progress,
-        begin_sweep,
-        jobs_of,
-        make_executor,
-        open_sweep,
-        placing_of,
-        status_of,
-    )
+    from altcore.sweep import begin_sweep, jobs_of, make_executor, open_sweep, run_sweep
     from altcore.yaml_files import is_yaml_file
 
     if file is None or is_yaml_file(file) or any(given.values()):
-        asked = asked_of(file, given)
-        placed = make_executor(executor, asked.executors)
+        asked = asked_of(file, given, sweeps_dir)
+        make_executor(executor, asked.executors)  # refused before anything is written
         ledger, changes = begin_sweep(asked, jobs_of(asked), sweeps_dir, accept=accept)
         if changes.added:
             say(f"{_told_plan(list(changes.added))}; into {ledger.folder}", "info")
@@ -140,18 +149,11 @@ def run(
             say(problem, "warning")
     else:
         asked, ledger = open_sweep(file, sweeps_dir)
-        placed = make_executor(executor, asked.executors)
-    ledger.go_on()
-    tell = partial(say, level="info")
-    progress = Progress(ledger, tell)
-    placing = placing_of(asked, ledger, executor, tell, progress)
     began = time.monotonic()
-    placed.run(placing)
-    progress.look(at_once=True)
-    found = status_of(asked, ledger, time.time())
+    found = run_sweep(asked, ledger, executor, partial(say, level="info"))
     print_end(ledger.folder.name, found, time.monotonic() - began)
     if not found.is_over:
-        left = placing.left()
+        left = found.counts["waiting"] + found.counts["running"]
         told = f"{left} job is left" if left == 1 else f"{left} jobs are left"
         say(f"{told}: altcore sweep run {ledger.folder.name} goes on", "warning")
     return 1 if found.failed or not found.is_over else None

@@ -36,9 +36,18 @@ def check(
     Each line says PASS or FAIL, and after a FAIL the command that mends it. The exit code is 1 if
     anything failed.
     """
-    from altcore.sweep import Ledger, Limits, Preflight, folder_of, keep_checked, side_by_side
+    from altcore.sweep import (
+        Ledger,
+        Limits,
+        Preflight,
+        folder_of,
+        keep_checked,
+        make_executor,
+        side_by_side,
+    )
 
-    asked = asked_of(file, given)
+    asked = asked_of(file, given, sweeps_dir)
+    make_executor(executor, asked.executors)
     told = file or f"--name {asked.name}"
     flight = Preflight(asked, told, steps)
     failed = 0

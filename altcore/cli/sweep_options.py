@@ -46,8 +46,8 @@ def asking(command: Any) -> Any:
     return command
 
 
-def asked_of(file: str | None, given: dict[str, Any]) -> SweepFile:
-    """Return the sweep that a file and the options of `asking` ask for."""
-    from altcore.sweep import Given, asked_sweep
+def asked_of(file: str | None, given: dict[str, Any], sweeps_dir: str) -> SweepFile:
+    """Return the sweep that a file, or the name of one that was begun, and options ask for."""
+    from altcore.sweep import Given, asked_sweep, file_of
 
-    return asked_sweep(file, Given(**given))
+    return asked_sweep(file and file_of(file, sweeps_dir), Given(**given))

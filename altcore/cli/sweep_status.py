@@ -96,7 +96,7 @@ def status(
     while True:
         began = time.monotonic()
         asked, ledger = open_sweep(name, sweeps_dir)
-        found = status_of(asked, ledger, time.time())
+        found = status_of(asked, ledger)
         plain = found.to_plain()
         if plain != before:
             _clear(watch and before is not None)

@@ -88,7 +88,7 @@ class Runner:
 
     def __attrs_post_init__(self) -> None:
         folder = self.folder.absolute()
-        self._sweep = SweepFile(name=folder.name, retry=NOT_REPEATED, fail_fast=True)
+        self._sweep = SweepFile(name=folder.name, retry=NOT_REPEATED, fail_fast=True, study=True)
         self._ledger = Ledger(folder, self._sweep.rules)
         self._executor = make_executor(self.executor)
 
@@ -159,7 +159,7 @@ class Runner:
         return Job(
             name=known.get(short) or trial.arm.key[: LONGEST_NAME - len(end)] + end,
             config={key: plain[key] for key in plain if key not in ("name", "runs_dir")},
-            factors={"seed": trial.seed, "learning_rate": trial.rate},
+            factors={"seed": trial.seed, "learning_rate": config.learning_rate},
             variant=trial.arm.key,
             identity=known_by,
         )

@@ -10,9 +10,9 @@ from altcore.sweep.attempt import Attempt, Watch
 from altcore.sweep.changes import Changes, bring_up_to_date, changes_of
 from altcore.sweep.estimate import Estimate, estimate_of, keep_checked
 from altcore.sweep.exits import LOST, Exit
-from altcore.sweep.expand import jobs_of
+from altcore.sweep.expand import jobs_of, planned
 from altcore.sweep.exporting import export
-from altcore.sweep.folder import SWEEPS, begin_sweep, folder_of, open_sweep, save_sweep
+from altcore.sweep.folder import SWEEPS, begin_sweep, file_of, folder_of, open_sweep, save_sweep
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, Standing, State
 from altcore.sweep.limits import Alerts
@@ -22,8 +22,10 @@ from altcore.sweep.progress import Progress
 from altcore.sweep.resources import Limits, side_by_side
 from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide
 from altcore.sweep.rows import Row, survey
+from altcore.sweep.running import run_sweep
 from altcore.sweep.status import Status, status_of
 from altcore.sweep.sweep_file import Measure, SweepFile, read_sweep, sweep_text
+from altcore.sweep.table import Table, table_of
 from altcore.sweep.time_left import TimeLeft
 from altcore.sweep.trying_again import try_again
 from altcore.sweep.verification import Verification, verify
@@ -53,6 +55,7 @@ __all__ = [
     "State",
     "Status",
     "SweepFile",
+    "Table",
     "TimeLeft",
     "Verification",
     "Watch",
@@ -65,19 +68,23 @@ __all__ = [
     "decide",
     "estimate_of",
     "export",
+    "file_of",
     "folder_of",
     "jobs_of",
     "keep_checked",
     "make_executor",
     "open_sweep",
     "placing_of",
+    "planned",
     "read_sweep",
+    "run_sweep",
     "save_sweep",
     "script_of",
     "side_by_side",
     "status_of",
     "survey",
     "sweep_text",
+    "table_of",
     "try_again",
     "verify",
     "worker_of",

@@ -10,7 +10,7 @@ from attrs import evolve, frozen
 from altcore.config import check_name
 from altcore.errors import BadInput, Source
 from altcore.sweep.joining import joined, joined_keys, joined_variants
-from altcore.sweep.sweep_file import SweepFile, read_sweep
+from altcore.sweep.sweep_file import SweepFile, check_asks, read_sweep
 from altcore.yaml_files import SourcedDict, load_yaml
 
 
@@ -39,6 +39,8 @@ def asked_sweep(file: str | None, given: Given) -> SweepFile:
         problem = "a sweep file or a name for the sweep is needed"
         raise BadInput(problem, hint="give FILE or --name NAME")
     sweep = SweepFile() if file is None else read_sweep(file)
+    if given != Given(name=given.name):
+        check_asks(sweep)
     if given.name is not None:
         sweep = evolve(sweep, name=check_name(given.name, "--name"))
     grid = dict(_pair(text, "--param", is_list=True) for text in given.params)

@@ -33,10 +33,14 @@ class Estimate:
     """The most bytes of a worker, by the names of `MEMORY`."""
     source: str
     """What was measured."""
+    unmeasured: Sequence[str] = ()
+    """Variants that have jobs left, and of which nothing was measured."""
+    failed: int = 0
+    """Jobs without a result that are not left, since nobody runs them again."""
 
 
 def estimate_of(ledger: Ledger, jobs: Sequence[Job]) -> Estimate:
-    """Return what the jobs that have no result will take."""
+    """Return what the jobs will take that have no result, and did not fail."""
     variants = {job.name: job.variant for job in jobs}
     rows = [row for row in survey(ledger) if row.name in variants]
     done = {row.name: row for row in rows if row.state is State.COMPLETED}
@@ -48,14 +52,17 @@ def estimate_of(ledger: Ledger, jobs: Sequence[Job]) -> Estimate:
     each = {variant: known["seconds"] for variant, known in checked.items() if "seconds" in known}
     each |= {variant: fmean(seconds) for variant, seconds in taken.items()}
     used = [row.exit.used for row in done.values() if row.exit] or list(checked.values())
-    left = [job.variant for job in jobs if job.name not in done]
-    is_known = all(variant in each for variant in left)
+    failed = {row.name for row in rows if row.state in (State.FAILED, State.DAMAGED)}
+    left = [job.variant for job in jobs if job.name not in done.keys() | failed]
+    unmeasured = [variant for variant in dict.fromkeys(left) if variant not in each]
     runs = sum(map(len, taken.values()))
     return Estimate(
         left=len(left),
-        seconds=sum(each[variant] for variant in left) if is_known else None,
+        seconds=sum(each[variant] for variant in left) if not unmeasured else None,
         memory={key: max(u[key] for u in used if key in u) for key in MEMORY if _any(used, key)},
         source=f"{runs} run{'s' * (runs != 1)}" if runs else "the steps of a check",
+        unmeasured=unmeasured,
+        failed=len(failed),
     )
 
 

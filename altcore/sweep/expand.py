@@ -13,10 +13,11 @@ from altcore.errors import BadInput, keyed, located, shown
 from altcore.formats import digest
 from altcore.registry import HOOK_KINDS, NAMED_ONCE, find
 from altcore.sweep.job import PRIORITY, Job
+from altcore.sweep.ledger import Ledger
 from altcore.sweep.naming import name_of
 from altcore.sweep.retry_rules import check_halved
 from altcore.sweep.seeds import count_seeds, seeds_from
-from altcore.sweep.sweep_file import SweepFile
+from altcore.sweep.sweep_file import SweepFile, check_asks
 from altcore.sweep.variant_keys import keys_of, replaced
 from altcore.yaml_files import source_of
 
@@ -43,6 +44,7 @@ def jobs_of(sweep: SweepFile, *, check_installed: bool = True) -> list[Job]:
     Raises:
         BadInput: with the key, and the line of the sweep file.
     """
+    check_asks(sweep)
     _check_count(sweep)
     for key, values in sweep.grid.items():
         if key in ("seed", *NOT_A_JOBS):
@@ -54,6 +56,11 @@ def jobs_of(sweep: SweepFile, *, check_installed: bool = True) -> list[Job]:
     jobs = [j for variant in sweep.variant_names for j in _of_variant(sweep, variant, taken, load)]
     check_halved(sweep.retry, jobs)
     return jobs
+
+
+def planned(sweep: SweepFile, ledger: Ledger, *, check_installed: bool = True) -> list[Job]:
+    """Return the jobs that a sweep should have: as `jobs_of` does, or those of a study's ledger."""
+    return ledger.jobs() if sweep.study else jobs_of(sweep, check_installed=check_installed)
 
 
 def _check_count(sweep: SweepFile) -> None:

@@ -196,7 +196,9 @@ def _dictionary(
         *([""] if left_out else []),
         f"`{STATISTICS}` has a row for each variant and point of the grid: mean and standard "
         f"deviation of every number over its completed runs, {counted} whose settings a retry "
-        f"changed. `runs` is how many count. Its columns: {', '.join(f'`{c}`' for c in head)}.",
+        "changed. `runs` is how many count, and `collapsed` how many of these collapsed. A mean is "
+        "of the `NAME_n` runs that have a finite number, which may be fewer: a run that collapsed "
+        f"may have none. Its columns: {', '.join(f'`{c}`' for c in head)}.",
         "",
         *(_dictionary_of_series(sweep) if sweep.series else []),
         f"`{sweep.table}_metadata.json` says which sweep file asked for them, where they were "

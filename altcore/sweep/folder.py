@@ -25,6 +25,12 @@ def folder_of(told: str, sweeps_dir: str = SWEEPS) -> Path:
     return (Path(sweeps_dir) / check_name(name, "the sweep")).absolute()
 
 
+def file_of(told: str, sweeps_dir: str = SWEEPS) -> str:
+    """Return the file of a sweep that was begun, if this is the name of one, or else what it is."""
+    begun = Path(sweeps_dir) / told / FILE
+    return str(begun) if not is_yaml_file(told) and begun.is_file() else told
+
+
 def open_sweep(told: str, sweeps_dir: str = SWEEPS) -> tuple[SweepFile, Ledger]:
     """Return a sweep that was begun. Raises `BadInput` if there is none of this name."""
     folder = folder_of(told, sweeps_dir)

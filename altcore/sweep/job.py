@@ -34,6 +34,11 @@ class Job:
     """What else decides its numbers, if whoever made it says so: digests of data and code."""
     priority: int = PRIORITY
 
+    @property
+    def turn(self) -> tuple[int, str]:
+        """By which jobs are sorted: in this order workers take them."""
+        return self.priority, self.name
+
     @cached_property
     def digest(self) -> str:
         """Tells the job from another one of its name; its priority is no part of it."""

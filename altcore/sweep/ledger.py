@@ -123,7 +123,7 @@ class Ledger:
                 jobs.append(self.job(name))
             except BadInput as error:
                 damaged[name] = error.problem
-        return sorted(jobs, key=lambda job: (job.priority, job.name)), damaged
+        return sorted(jobs, key=lambda job: job.turn), damaged
 
     def names(self) -> list[str]:
         """Return the names of all jobs."""

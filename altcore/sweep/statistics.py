@@ -13,8 +13,8 @@ from altcore.sweep.table import Table
 def statistics_of(table: Table, *, with_changed: bool = False) -> tuple[list[str], list[list[Any]]]:
     """Return a head and a row for each variant and point of the grid.
 
-    ``runs`` is how many count. Of every value there are the mean and the standard deviation, over
-    the runs that have a finite number.
+    ``runs`` is how many count, and ``collapsed`` how many of these collapsed. Of every value there
+    are the mean and the standard deviation, over the ``n`` runs that have a finite number.
 
     Args:
         table: of the sweep.
@@ -28,14 +28,16 @@ def statistics_of(table: Table, *, with_changed: bool = False) -> tuple[list[str
         if is_counted(row, with_changed):
             own.append(row)
     values = [v for v in table.values if any(True for _ in numbers(table.rows, v))]
-    head = [*point, "runs", *(f"{v}_{what}" for v in values for what in ("mean", "sd"))]
+    told = (f"{value}_{what}" for value in values for what in ("mean", "sd", "n"))
+    head = [*point, "runs", "collapsed", *told]
     made = []
     for place, rows in groups.values():
-        line = [*place, len(rows)]
+        line = [*place, len(rows), sum(bool(row["collapsed"]) for row in rows)]
         for value in values:
             own_numbers = list(numbers(rows, value))
             line.append(fmean(own_numbers) if own_numbers else None)
             line.append(stdev(own_numbers) if len(own_numbers) > 1 else None)
+            line.append(len(own_numbers))
         made.append(line)
     return head, made
 

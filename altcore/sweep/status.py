@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -128,13 +129,13 @@ class Status:
         }
 
 
-def status_of(sweep: SweepFile, ledger: Ledger, now: float) -> Status:
-    """Return how a sweep stands; ``now`` is in seconds since the epoch, for jobs that go on."""
+def status_of(sweep: SweepFile, ledger: Ledger, now: float | None = None) -> Status:
+    """Return how a sweep stands, now or at another moment, in seconds since the epoch."""
     rows = survey(ledger)
     return Status(
         rows=rows,
         outside=outside(ledger, sweep.ranges),
-        alerts=alerts_of(ledger, rows, sweep.limits, now),
+        alerts=alerts_of(ledger, rows, sweep.limits, time.time() if now is None else now),
     )
 
 

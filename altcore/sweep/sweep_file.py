@@ -98,6 +98,9 @@ class SweepFile:
     retry: dict[str, dict[str, Any]] = setting(
         factory=dict, help="what is done about a cause of failure, in place of the default"
     )
+    study: bool = setting(
+        False, help="whether `explain` or `compare` makes the jobs: they write it, you need not"
+    )
 
     def __attrs_post_init__(self) -> None:
         for names in (self.variants, self.priority):
@@ -185,6 +188,13 @@ def _places(held: Mapping[str, Any], path: Path) -> dict[str, Source]:
         for name in value if isinstance(value, Mapping) else ():
             places[item_key(key, name)] = source_of(value, name) or places[key]
     return places
+
+
+def check_asks(sweep: SweepFile) -> None:
+    """Raise `BadInput` for the file of a study, which asks for no jobs."""
+    if sweep.study:
+        hint = "the command of the study goes on with it, and altcore sweep run NAME runs its jobs"
+        raise BadInput("no sweep file asks for the jobs of a study", key="study", hint=hint)
 
 
 def path_of(told: str | Path, *, beside: Path | None = None) -> Path:

@@ -27,7 +27,7 @@ OWN = {
     "attempts": "how many attempts were made",
     "changed": "settings that a retry changed, as JSON; empty if the run is as it was asked for",
     "in_statistics": "whether the run counts: it is completed, and no retry changed a setting",
-    "seconds": "wall-clock seconds of all attempts",
+    "seconds": "wall-clock seconds of all attempts, not those of the summary",
     "peak_memory_bytes": "most memory of the worker's process, in bytes, during what "
     "`peak_memory_of` says",
     "peak_memory_of": f"{ATTEMPT!r}: the last attempt alone; {WORKER!r}: all jobs that its worker "

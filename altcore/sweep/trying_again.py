@@ -33,6 +33,8 @@ def try_again(ledger: Ledger, name: str, changed: Mapping[str, Any]) -> None:
             key="--set",
             hint="give another seed a job of its own, by seeds in the sweep file",
         )
+    if changed and job.identity:
+        raise BadInput(f"{name} is a run of a study, which asks for it as it is", key="--set")
     if where := set(changed) & set(NOT_A_JOBS):
         raise BadInput("the sweep names its runs", key="--set", part=min(where))
     now = dict(last.lease.changed)

@@ -22,6 +22,7 @@ from altcore.study.arms import Arm, twin
 from altcore.study.batch import Batch
 from altcore.study.runner import Runner, Trial
 from altcore.study.setup import Cost
+from altcore.sweep import open_sweep
 
 F = Arm("F", {"0": {"weight@fwd": read_cast({"format": "E4M3"}, Place())}})
 TRIALS = [Trial(F, seed=1), Trial(twin(), seed=1)]
@@ -186,6 +187,10 @@ def test_what_is_not_asked_for_any_more_is_not_run(runner):
     study.outcomes([Trial(twin(), seed=1)])
     assert study.done == 1
     assert jobs_in(study.folder / "jobs") == jobs_in(study.folder / "runs") == ["twin"]
+    # What commands of sweeps need to know: whose jobs these are, and at which learning rate.
+    sweep, ledger = open_sweep("study", str(study.folder.parent))
+    assert sweep.study
+    assert ledger.jobs()[0].factors["learning_rate"] == ledger.jobs()[0].config["learning_rate"]
     assert jobs_in(study.folder / "retired") == ["F"]
     work = "retired/*/jobs/attempts/001/taken/*"
     assert list(study.folder.glob(f"{work}/checkpoints/step-00000001"))

@@ -1,7 +1,8 @@
 """What the jobs that are left will take, by what was measured."""
 
+import pytest
 from helpers_cli import call
-from helpers_sweeps import complete, ledger_of
+from helpers_sweeps import complete, fail, ledger_of
 
 from altcore.sweep import estimate_of, keep_checked
 
@@ -14,7 +15,7 @@ def test_by_completed_runs(tmp_path):
     one, _, other, _ = jobs = ledger.jobs()
     complete(ledger, one, seconds=10.0)
     found = estimate_of(ledger, jobs)
-    assert (found.left, found.seconds) == (3, None)
+    assert (found.left, found.seconds, found.unmeasured) == (3, None, ["pure"])
     assert found.memory == {"peak_memory_bytes": 4e8}
     complete(ledger, other, seconds=30.0)
     found = estimate_of(ledger, jobs)
@@ -50,3 +51,30 @@ def test_the_command_says_it(tmp_path, capsys):
         "every job has a result"
         in call(capsys, "sweep", "plan", file, "--sweeps-dir", tmp_path).err
     )
+
+
+def test_the_command_names_what_is_not_measured(tmp_path, capsys):
+    """Jobs in the order in which they begin; a failed one is not left, and is told."""
+    ledger = ledger_of(tmp_path, **VARIANTS, priority={"pure": 1})
+
+    def plan(*more):
+        return call(capsys, "sweep", "plan", "toy", "--sweeps-dir", tmp_path, *more)
+
+    pure, _, base, other = ledger.jobs()
+    assert plan().out.split()[:2] == [pure.name, "pure-seed43"]
+    complete(ledger, pure, seconds=10.0)
+    fail(ledger, base, "ValueError: no")
+    assert plan().err.splitlines()[1] == (
+        "the time of base is unknown: altcore sweep check measures a few steps; a worker takes "
+        "0.40 GB of memory (measured: 1 run); 1 failed: altcore sweep retry tries again"
+    )
+    complete(ledger, other)
+    complete(ledger, ledger.job("pure-seed43"))
+    assert "no job is left; 1 failed: altcore" in plan().err
+
+
+@pytest.mark.parametrize("command", ["plan", "check"])
+def test_the_executor_is_checked(tmp_path, capsys, command):
+    done = call(capsys, "sweep", command, "--name", "x", "--executor", "local:2x")
+    assert done.code == 2
+    assert "local.slots: " in done.err

@@ -64,6 +64,7 @@ def test_a_run_that_a_retry_changed_is_in_no_mean(ledger, tmp_path):
     _, means = exported(ledger, tmp_path / "out")
     assert [(m["variant"], m["runs"]) for m in means] == [("base", "2"), ("pure", "1")]
     assert (means[0]["val_loss_mean"], means[1]["val_loss_mean"]) == ("1.500000", "")
+    assert [(m["collapsed"], m["val_loss_n"]) for m in means] == [("0", "2"), ("1", "0")]
     assert float(means[0]["val_loss_sd"]) == pytest.approx(0.5**0.5)
     assert means[0]["evaluation.accuracy_sd"] == "0.000000"
     _, means = exported(ledger, tmp_path / "out", with_changed=True)
@@ -89,6 +90,7 @@ def test_the_dictionary_and_where_it_comes_from(ledger, tmp_path):
     assert "| `peak_memory_of` | text | 'attempt': the last attempt alone; 'worker so far'" in page
     assert "| `x/y` | number | the last value of the measure x/y | 4 |" in page
     assert "without those whose settings a retry changed" in page
+    assert "how many of these collapsed. A mean is of the `NAME_n` runs that have a finite" in page
     told = json.loads((tmp_path / "out" / "runs_metadata.json").read_text())
     assert told["states"] == {"completed": 4, "failed": 1, "waiting": 1}
     assert set(told["sha256"]) == {"runs.csv", "statistics.csv"}

@@ -4,10 +4,11 @@ import json
 import shutil
 
 import pytest
+from attrs import evolve
 from helpers_cli import call
 from helpers_sweeps import complete, fail, ledger_of
 
-from altcore.sweep import Measure, verify
+from altcore.sweep import Ledger, Measure, SweepFile, save_sweep, verify
 from altcore.sweep.values import Values
 from altcore.sweep.verification import lacking
 
@@ -154,3 +155,34 @@ def test_the_command_without_the_file_of_base_keys(tmp_path, capsys):
     done = call(capsys, "sweep", "verify", "toy", "--sweeps-dir", tmp_path)
     assert (done.code, done.out) == (0, "1/1 runs completed\n")
     assert "only the jobs of" in done.err
+
+
+def test_the_jobs_of_a_study_are_those_of_its_ledger(tmp_path, capsys):
+    """Its file asks for none, so each command takes them from there, or says whose they are."""
+    ledger = ledger_of(tmp_path / "like")
+    study = SweepFile(name="toy", study=True)
+    (job,) = ledger.jobs()
+    ledger = Ledger(tmp_path / "toy", study.rules)
+    jobs = [evolve(job, name=f"arm-{i}", identity={"code": "1"}) for i in range(3)]
+    ledger.add(jobs)
+    save_sweep(study, ledger.folder)
+    for one in jobs[:2]:
+        complete(ledger, one, val_loss=1.0)
+    fail(ledger, jobs[2], "ValueError: no")
+
+    def sweep(command, *more):
+        return call(capsys, "sweep", command, *more, "--sweeps-dir", tmp_path)
+
+    assert sweep("verify", "toy").out.splitlines()[0] == "2/3 runs completed, 1 run failed"
+    assert sweep("plan", "toy").out.splitlines() == ["arm-0", "arm-1", "arm-2"]
+    assert sweep("status", "toy").out.startswith("toy: 3 jobs")
+    assert len(sweep("list", "toy").out.splitlines()) == 4
+    assert sweep("export", "toy").code == 0
+    for command in (("run", ledger.folder / "sweep.yaml"), ("plan", "toy", "--set", "max_steps=2")):
+        done = sweep(*command)
+        assert done.code == 2
+        assert "study: no sweep file asks for the jobs of a study" in done.err
+    done = sweep("retry", "toy", "arm-2", "--set", "learning_rate=0.1")
+    assert "arm-2 is a run of a study" in done.err
+    assert sweep("retry", "toy", "arm-2").code == 0
+    assert ledger.names() == ["arm-0", "arm-1", "arm-2"]
