@@ -28,9 +28,10 @@ class Rounding(optim.AdamW):
 
     def state_dict(self):
         state = super().state_dict()
-        for entry in state["state"].values():
-            entry["exp_avg"] = entry["exp_avg"].half().float()
-        return state
+        moments = {
+            i: {k: v.half().float() for k, v in e.items()} for i, e in state["state"].items()
+        }
+        return {**state, "state": moments}
 
 
 class Forgetting(optim.AdamW):
