@@ -7,8 +7,8 @@ disk is reported with the path, and tests can stop, fail or count each one.
 from __future__ import annotations
 
 import errno
-import glob
 import os
+import re
 import shutil
 import signal
 import stat
@@ -26,6 +26,9 @@ HALF_WRITTEN = ".tmp"
 LEFT_BEHIND = 3600.0
 """Seconds after which a file is half written for good: its writer was killed."""
 
+_OWN_HALF = re.compile(r"\..+\.[0-9a-f]{12}" + re.escape(HALF_WRITTEN))
+_cleaned: set[Path] = set()
+"""Folders in which this process looked for such files."""
 _passed: Counter[str] = Counter()
 _NO_SPACE = {
     errno.ENOSPC: "no space left",
@@ -153,15 +156,17 @@ def replace_file(path: Path, data: bytes | memoryview, *, synced: bool = True) -
         except OSError:
             remove(temporary)
             raise
-    _remove_left_behind(path)
+    if path.parent not in _cleaned:
+        _cleaned.add(path.parent)
+        _remove_left_behind(path)
 
 
 def _remove_left_behind(path: Path) -> None:
-    """Remove what writers of a file left half written that were killed long ago."""
+    """Remove what writers left half written beside a file, and were killed long ago."""
     with suppress(OSError):  # another one removes it as well
         now = path.lstat().st_mtime  # by the clock of the file system, as the others
-        for old in path.parent.glob(f".{glob.escape(path.name)}.*{HALF_WRITTEN}"):
-            if old.lstat().st_mtime < now - LEFT_BEHIND:
+        for old in path.parent.iterdir():
+            if _OWN_HALF.fullmatch(old.name) and old.lstat().st_mtime < now - LEFT_BEHIND:
                 remove(old)
 
 

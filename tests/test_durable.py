@@ -26,13 +26,13 @@ def test_writers_of_one_file_do_not_meet(tmp_path):
 
 
 def test_what_killed_writers_left_is_removed(tmp_path):
-    """Not what another one writes now, nor what belongs to another file."""
-    path = tmp_path / "one[1].json"
-    old, new = durable.half_written(path), durable.half_written(path)
-    other = durable.half_written(tmp_path / "one1.json")
-    for left in (old, new, other):
+    """Not what another one writes now, nor what somebody else calls temporary."""
+    path = tmp_path / "one.json"
+    old, new = durable.half_written(tmp_path / "other.json"), durable.half_written(path)
+    others = tmp_path / ".notes.tmp"
+    for left in (old, new, others):
         left.write_bytes(b"half")
-    for left in (old, other):
+    for left in (old, others):
         os.utime(left, (0, 0))
     durable.replace_file(path, b"whole")
-    assert {p.name for p in tmp_path.iterdir()} == {path.name, new.name, other.name}
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, new.name, others.name}

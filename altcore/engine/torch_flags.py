@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
-from torch import _tensor_str, backends
+from torch import _tensor_str
 from torch.backends import cuda as cuda_products
 from torch.backends import cudnn, mkldnn, opt_einsum
 
@@ -50,20 +50,24 @@ def _flushes_denormal() -> bool:
     return not bool(torch.full((1,), 1e-42, device="cpu").mul(1.0).ne(0))
 
 
+LIBRARIES = ("cuda.matmul", "cudnn.conv", "cudnn.rnn", "mkldnn.matmul", "mkldnn.conv", "mkldnn.rnn")
+"""Each has a precision of float32 of its own, beside that of all."""
+
+
+def _precisions() -> Iterator[Flag]:
+    """Yield what each library makes of float32, as far as this torch lets it be set."""
+    for name in ("", *LIBRARIES):
+        parts = ["backends", *filter(None, name.split("."))]
+        owner: Any = torch
+        for part in parts:
+            owner = getattr(owner, part, None)
+        if hasattr(owner, "fp32_precision"):
+            yield _of(".".join(["torch", *parts, "fp32_precision"]), owner, "fp32_precision")
+
+
 FLAGS = (
     # Of these first: while one of them is set, torch refuses to read some of the older ones.
-    *(
-        _of(f"{name}.fp32_precision", owner, "fp32_precision")
-        for name, owner in (
-            ("torch.backends", backends),
-            ("torch.backends.cuda.matmul", cuda_products.matmul),
-            *((f"torch.backends.cudnn.{x}", getattr(cudnn, x)) for x in ("conv", "rnn")),
-            *(
-                (f"torch.backends.mkldnn.{x}", getattr(mkldnn, x))
-                for x in ("matmul", "conv", "rnn")
-            ),
-        )
-    ),
+    *_precisions(),
     Flag("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
     Flag(
         "torch's deterministic algorithms",
@@ -92,7 +96,11 @@ FLAGS = (
         _of(f"torch.backends.cudnn.{name}", cudnn, name)
         for name in ("enabled", "benchmark", "deterministic", "allow_tf32")
     ),
-    *(_of(f"torch.backends.mkldnn.{name}", mkldnn, name) for name in ("enabled", "deterministic")),
+    *(
+        _of(f"torch.backends.mkldnn.{name}", mkldnn, name)
+        for name in ("enabled", "deterministic")
+        if hasattr(mkldnn, name)
+    ),
     *(
         _of(f"torch.backends.opt_einsum.{name}", opt_einsum, name)
         for name in ("enabled", "strategy")
