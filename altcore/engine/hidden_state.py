@@ -21,24 +21,35 @@ Known = tuple[Any, ...]
 
 @frozen
 class Held:
-    """A tensor, equal to itself alone; it is kept, so that no other takes its place."""
+    """An object, equal to itself alone; it is kept, so that no other takes its place."""
 
-    tensor: Tensor = field(eq=id)
+    itself: Any = field(eq=id)
 
 
 def attributes(model: nn.Module, optimizer: Optimizer) -> dict[str, Known]:
     """Return the attributes in which state may be hidden, by what they are called.
 
     These are numbers, tensors that are neither parameters nor buffers, and random generators; of
-    modules and optimizers that state more than torch's do, none: they know what they need.
+    modules and optimizers that state more than torch's do, none: they know what they need. Of each
+    module there are its class, and functions that take the place of its methods, too.
     """
-    found = {f"{key} of the optimizer": v for key, v in _beside(optimizer).items()}
-    for name, module in model.named_modules():
-        place = f"module {name}" if name else "the model"
-        found |= {f"{key} of {place}": v for key, v in _beside(module).items()}
     own = {memory(x) for x in (*model.parameters(), *model.buffers())}
-    known = {label: _known_by(value, own) for label, value in found.items()}
-    return {label: k for label, k in known.items() if k}
+    owners = {f"module {name}" if name else "the model": m for name, m in model.named_modules()}
+    found: dict[str, Known] = {}
+    for place, owner in {**owners, "the optimizer": optimizer}.items():
+        found |= {f"{key} of {place}": _known_by(v, own) for key, v in _beside(owner).items()}
+    for place, module in owners.items():
+        found[f"the class of {place}"] = (type(module),)
+        for key, value in vars(module).items():
+            if callable(value) and not isinstance(value, nn.Module) and not is_altcores(value):
+                found[f"{key} of {place}"] = (Held(value),)
+    return {label: known for label, known in found.items() if known}
+
+
+def is_altcores(made: Any) -> bool:
+    """Whether a function, a method or an object is of altcore's own code."""
+    module = getattr(made, "__module__", None) or type(made).__module__
+    return str(module).partition(".")[0] == "altcore"
 
 
 def optimizer_parts(optimizer: Optimizer) -> list[str]:
@@ -68,12 +79,14 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> list[str]:
 
 def _beside(owner: nn.Module | Optimizer) -> dict[str, Any]:
     """Return the attributes that the state_dict of every module or optimizer leaves out."""
-    if type(owner).__module__.startswith(("torch.nn.", "torch.jit.")):
-        return {}  # whose attributes are settings, or made of parameters in each pass
     if any(_is_overridden(owner, name) for name in STATING):
         return {}
     held = vars(owner).items()
-    return {k: v for k, v in held if not k.startswith("_") and k not in OF_EVERY}
+    found = {k: v for k, v in held if not k.startswith("_") and k not in OF_EVERY}
+    is_torchs = type(owner).__module__.startswith("torch.")
+    if is_torchs and isinstance(owner, nn.Module):  # tensors are made of parameters in each pass
+        return {k: v for k, v in found.items() if type(v) in (int, float)}
+    return found
 
 
 STATING = ("state_dict", "get_extra_state", "_save_to_state_dict")

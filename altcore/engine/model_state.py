@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from altcore.builtin_types import nested_too_deeply
 from altcore.engine.buffers import is_expanded
-from altcore.engine.hidden_state import Known, attributes, optimizer_tensors
+from altcore.engine.hidden_state import Known, attributes, is_altcores, optimizer_tensors
 from altcore.engine.optimizer_checks import groups_of
 from altcore.engine.trespass import address, same_bits
 from altcore.errors import AltcoreError, InvalidCheckpoint
@@ -189,14 +189,8 @@ def hooks_of(model: nn.Module) -> dict[tuple[str, int], str]:
         for key, held in vars(owner).items()
         if "hooks" in key and isinstance(held, Mapping)
         for hook in held.values()
-        if not _is_own(hook)
+        if not is_altcores(hook)
     }
-
-
-def _is_own(hook: Any) -> bool:
-    """Whether a hook is altcore's: a function, a method or an object of its code."""
-    made_by = getattr(hook, "__module__", None) or type(hook).__module__
-    return str(made_by).partition(".")[0] == "altcore"
 
 
 def without_numbers(model: nn.Module) -> str | None:

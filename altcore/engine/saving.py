@@ -40,7 +40,7 @@ from altcore.runs import (
 
 UNSAVED = (
     "state of the run that no checkpoint has, and that a run that goes on begins anew. Keep it in "
-    "buffers, or in the optimizer's state"
+    "buffers or the optimizer's state, or set it again in run_start"
 )
 """Said of attributes."""
 

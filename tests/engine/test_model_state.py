@@ -196,6 +196,12 @@ def hide(run):
     run.optimizer.count = 1
 
 
+def dial(run):
+    run.model.embed.max_norm = 1.0
+    run.model.act = nn.GELU()
+    run.model.head.forward = run.model.head.forward
+
+
 def step_off_the_grid(run):
     with torch.no_grad():
         run.model.head.weight.mul_(1.001)
@@ -274,6 +280,7 @@ def test_what_an_intervention_freezes_stays_frozen(goes_on, changing):
 @pytest.mark.parametrize(
     ("how", "told"),
     [
+        ("dial", "max_norm of module embed, forward of module head, the class of module act: st"),
         ("hook", "hooks were put on embed while the run trained"),
         (
             "hide",
