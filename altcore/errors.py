@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 from altcore.builtin_types import one_line
 
 PIPE_CLOSED = 141
+LONGEST = 4000
+"""Characters of an exception's text in a message or a record."""
 
 EXIT_CODES = {
     0: "finished; or collapsed, or stopped by an action (a collapse is a result)",
@@ -190,7 +192,7 @@ class Interrupted(AltcoreError):
 def text_of(thing: object) -> str:
     """Return the text of an exception, or of what it holds, in one line that is safe to print.
 
-    Its ``__str__`` may fail.
+    Its ``__str__`` may fail, or return megabytes, of which `LONGEST` characters are kept.
 
     >>> class Mute(Exception):
     ...     def __str__(self):
@@ -199,7 +201,9 @@ def text_of(thing: object) -> str:
     ('its __str__ raises ValueError', "'a'")
     """
     try:
-        return one_line(str(thing))
+        text = str(thing)
+        more = len(text) - LONGEST
+        return one_line(f"{text[:LONGEST]}... ({more} characters more)" if more > 0 else text)
     # Other people's code, when it has failed already.
     except (Exception, SystemExit) as error:
         return f"its __str__ raises {type(error).__name__}"

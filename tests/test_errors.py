@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from altcore.errors import DEFAULT, BadInput, Source, item_key, keyed, located, shown
+from altcore.errors import DEFAULT, BadInput, Source, item_key, keyed, located, shown, text_of
 
 FILE = Source("run.yaml", 12)
 
@@ -119,3 +119,10 @@ def test_a_refused_value_is_shown_in_a_line(value):
         text = shown(shape)
         assert 0 < len(text) <= 60
         assert text.isprintable()
+
+
+def test_an_exception_of_megabytes_is_cut():
+    """Each record, log and terminal would have all of it."""
+    text = text_of(ValueError("x" * 10_000_000))
+    assert text.endswith("x... (9996000 characters more)")
+    assert len(text) < 4100

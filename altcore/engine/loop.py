@@ -365,6 +365,7 @@ class Engine:
             set_random_state(random, run.device)  # a plugin's imports may draw numbers
             self.saving.hooks = hooks_of(run.model).keys()
             self.saving.check_place()
+            self.directory.open_logs()
             run.emit(self.opening[0], **self.opening[1])
             for remark in self.remarks:
                 if run.quantization.context.is_news(remark):  # a resumed run told it before

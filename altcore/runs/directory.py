@@ -217,6 +217,11 @@ class RunDirectory:
             self._logs[file] = LogFile.open(self.path / file)
         return self._logs[file]
 
+    def open_logs(self) -> None:
+        """Have the .jsonl files open: what is appended stays if the directory is moved away."""
+        for file in LOGS:
+            self._log(file)
+
     def sync_logs(self) -> dict[str, dict[str, Any]]:
         """Make the .jsonl files durable; returns length and hash of each that exists."""
         found = {f: self._log(f).sync() for f in LOGS if (self.path / f).exists()}

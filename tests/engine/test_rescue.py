@@ -58,11 +58,15 @@ def test_a_removed_directory_is_an_error_that_loses_no_state(shelf, start, lose)
     assert weights_sha256(start.runs / "r-rescued") == weights_sha256(plain.run_directory)
 
 
-def test_a_moved_directory_is_named_with_its_place(shelf, start):
-    """The checkpoint is written there, and all that the run wrote is still there."""
-    acting(shelf, move)
+@pytest.mark.parametrize("on", [1, 3])
+def test_a_moved_directory_is_named_with_its_place(shelf, start, on):
+    """The checkpoint is written there, and all that the run wrote is still there.
+
+    In step 1 no line is written to metrics.jsonl yet.
+    """
+    acting(shelf, move, on)
     with pytest.raises(AltcoreError, match=r"was moved to .*/elsewhere; the state after step 4"):
-        start(["acts"], name="r", max_steps=6, checkpoint_interval=2)
+        start(["acts"], name="r", max_steps=6, checkpoint_interval=4)
     assert not (start.runs / "r").exists()
     assert checkpoints(start.runs / "elsewhere")[-1] == "step-00000004"
     (start.runs / "elsewhere").rename(start.runs / "r")
