@@ -21,7 +21,7 @@ from altcore_diagnostics.curvature import Curvature, first_items
 class Small:
     """A classifier of 24 rows a batch, small enough for its whole Hessian."""
 
-    kind: str = setting("plain", help="plain, restless (batch norm and dropout), frozen or sharp")
+    kind: str = setting("plain", help="plain, restless (with noise), still, frozen or sharp")
 
     def build(self, seed, device):
         return BuiltSmall(self.kind)
@@ -45,7 +45,7 @@ class BuiltSmall:
 
     def batch(self, split, step, micro):
         self.asked.append((split, step, micro))
-        g = torch.Generator().manual_seed(step)
+        g = torch.Generator().manual_seed(0 if self.kind == "still" else step)
         return torch.randn(24, 6, generator=g), torch.randint(0, 4, (24,), generator=g)
 
     def loss(self, model, batch):
@@ -138,6 +138,15 @@ def test_a_resumed_run_has_the_same_lines(train):
     assert train.resume("part", max_steps=4).diagnostics_history == whole.diagnostics_history
     found = [line["curvature/hutchinson_trace"] for line in whole.diagnostics_history]
     assert len(set(found)) == 4
+
+
+def test_each_measurement_draws_other_vectors(train):
+    """Of one batch and weights that hardly move, so that errors of the trace are independent."""
+    lines = train("still", learning_rate=1e-12).diagnostics_history
+    first, second = (line["curvature/hutchinson_trace"] for line in lines)
+    assert abs(first / second - 1) > 1e-3
+    largest = [line["curvature/lambda_max"] for line in lines]
+    assert largest[0] == pytest.approx(largest[1], rel=0.02)
 
 
 def test_what_is_not_finite_is_left_out(train):

@@ -183,6 +183,17 @@ def test_the_standard_error_is_that_of_the_estimates():
     assert spread == pytest.approx(np.mean([f.error for f in found]), rel=0.2)
 
 
+def test_the_error_of_two_samples():
+    """Of 2 and −2: a deviation of √8 over √2; of two that are the same, 0."""
+    swap = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
+    found = {hutchinson(of(swap), 2, generator(seed), samples=2) for seed in range(10)}
+    assert {(round(trace, 6), round(error, 6)) for trace, error in found} == {
+        (0, 2),
+        (2, 0),
+        (-2, 0),
+    }
+
+
 def test_one_sample_has_no_error():
     assert math.isnan(hutchinson(of(symmetric(3, 0)), 3, generator(), samples=1).error)
 
