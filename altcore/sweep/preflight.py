@@ -18,7 +18,7 @@ from altcore.registry import HOOK_KINDS, find, kind_of, left_out
 from altcore.runs import TIMINGS, read_lines
 from altcore.sweep.expand import jobs_of
 from altcore.sweep.job import Job
-from altcore.sweep.sweep_file import Measure, SweepFile
+from altcore.sweep.sweep_file import Measure, SweepFile, check_asks
 from altcore.sweep.usage import Usage
 from altcore.sweep.values import Values
 from altcore.sweep.verification import lacking
@@ -57,7 +57,12 @@ class Preflight:
     """By variant: the seconds of a whole run, those of a step, and the memory, as measured."""
 
     def findings(self) -> Iterator[Finding]:
-        """Yield what is found, in the order in which it would stop a run."""
+        """Yield what is found, in the order in which it would stop a run.
+
+        Raises:
+            BadInput: for a study, whose jobs its own command checks.
+        """
+        check_asks(self.sweep)
         yield from self._dependencies()
         for variant in self.sweep.variant_names:
             for finding in self._variant(variant):

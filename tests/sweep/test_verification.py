@@ -178,7 +178,8 @@ def test_the_jobs_of_a_study_are_those_of_its_ledger(tmp_path, capsys):
     assert sweep("status", "toy").out.startswith("toy: 3 jobs")
     assert len(sweep("list", "toy").out.splitlines()) == 4
     assert sweep("export", "toy").code == 0
-    for command in (("run", ledger.folder / "sweep.yaml"), ("plan", "toy", "--set", "max_steps=2")):
+    file = ledger.folder / "sweep.yaml"
+    for command in (("run", file), ("check", "toy"), ("plan", "toy", "--set", "max_steps=2")):
         done = sweep(*command)
         assert done.code == 2
         assert "study: no sweep file asks for the jobs of a study" in done.err
