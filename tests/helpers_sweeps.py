@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,11 @@ def complete(
     held = _attempt(ledger, job, changed or {})
     run = held.attempt.work / job.name
     record(run, lines, status=status, verdict=verdict, **summary)
-    config = job.train_config(str(held.attempt.work), changed or {})
-    (run / "config.yaml").write_text(json.dumps(config.to_plain()))  # JSON is YAML
+    config = deepcopy(dict(job.config))
+    for owner, _, key in (name.rpartition(".") for name in changed or {}):
+        own = config.setdefault("settings", {}).setdefault(owner, {}) if owner else config
+        own[key] = changed[f"{owner}.{key}" if owner else key]
+    (run / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
     used = {"cpu_seconds": seconds, "peak_memory_bytes": 4e8, "peak_memory_of": "attempt"}
     ended = Exit(status=status, seconds=seconds, verdict=verdict, used=used)
     assert ledger.end(job, held, ended).status == status

@@ -16,7 +16,8 @@ from typing import Any
 from altcore import durable
 from altcore.errors import BadInput, NoSpace
 from altcore.runs import SUMMARY, read_json
-from altcore.sweep.ledger import RUNS, Ledger, stamp_of
+from altcore.sweep.ledger import RUNS, Ledger
+from altcore.sweep.sound import stamp_of
 
 CACHE = "cache"
 """The folder of these files, in that of the sweep."""
@@ -67,11 +68,11 @@ def remembering(ledger: Ledger) -> Iterator[None]:
     """Let a ledger know within the context which files other processes found to be sound."""
     path = ledger.folder / CACHE / "sound.json"
     kept = {name: tuple(v) for name, v in _kept(path, "").items() if isinstance(v, list)}
-    ledger.sound = {**kept, **ledger.sound}
-    before = dict(ledger.sound)
+    known = ledger.sound.known = {**kept, **ledger.sound.known}
+    before = dict(known)
     yield
-    if ledger.sound != before:
-        _keep(path, "", ledger.sound)
+    if known != before:
+        _keep(path, "", known)
 
 
 def _kept(path: Path, asked: str) -> dict[str, Any]:

@@ -17,11 +17,10 @@ any number of hosts that share the folder, may read it and work on it at any tim
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cached_property
 from pathlib import Path
@@ -46,11 +45,13 @@ from altcore.sweep.attempt import (
 from altcore.sweep.carry_on import newest_step
 from altcore.sweep.exits import LOST, Exit
 from altcore.sweep.job import Job
+from altcore.sweep.retired import place_for
 from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide, with_cause
 from altcore.sweep.runbook import note_recovery
+from altcore.sweep.sound import Sound
 from altcore.sweep.tables import Table, Tables
 
-JOBS, RUNS, RETIRED, JOB = "jobs", "runs", "retired", "job.json"
+JOBS, RUNS, JOB = "jobs", "runs", "job.json"
 STOP = "stop"
 """A file in the folder of a sweep: while it is there, no worker begins a job."""
 GONE = "it was taken out of the sweep"
@@ -60,9 +61,6 @@ TOLD = "told to be tried again"
 """Why a job is tried again that the rules had given up."""
 MISSING = "its run is missing"
 """Why a job waits again that was completed: somebody removed the run."""
-
-
-Stamp = tuple[int, ...]
 
 
 class State(Enum):
@@ -102,12 +100,11 @@ class Ledger:
 
     folder: Path
     rules: Mapping[str, Rule] = field(factory=lambda: DEFAULT_RULES)
-    sound: dict[str, Stamp] = field(init=False, eq=False, repr=False, factory=dict)
-    """Files that were read and are as they should be, within the folder; see `_check_once`."""
+    sound: Sound = field(init=False, eq=False, repr=False)
     _tables: Tables = field(init=False, eq=False, repr=False)
 
     def __attrs_post_init__(self) -> None:
-        self._tables = Tables(self.folder)
+        self._tables, self.sound = Tables(self.folder), Sound(self.folder)
 
     # The plan ----------------------------------------------------------------------------------
 
@@ -157,14 +154,7 @@ class Ledger:
 
     def check_job(self, name: str) -> None:
         """Raise `BadInput`, as `job` does, if a job's file is damaged."""
-        self._check_once(f"{JOBS}/{name}/{JOB}", lambda: self.job(name))
-
-    def _check_once(self, path: str, check: Callable[[], Any]) -> None:
-        """Call what raises an error for a file, unless it passed and the file is the same since."""
-        stamp = stamp_of(f"{self.folder}/{path}")
-        if stamp is None or self.sound.get(path) != stamp:
-            check()
-            self.sound[path] = stamp or ()
+        self.sound.check(f"{JOBS}/{name}/{JOB}", lambda: self.job(name))
 
     def add(self, jobs: Iterable[Job]) -> list[str]:
         """Write down jobs that are new; return their names. Those that are there stay."""
@@ -211,22 +201,12 @@ class Ledger:
             raise BadInput(f"{name} was begun a moment ago, and cannot be taken out of the sweep")
         # The run comes first, or that of the job as it was would be the result of the next one.
         parts = [path for path in (self.run_of(name), self.folder / JOBS / name) if path.exists()]
-        kept = self._place_retired(job, parts)
+        kept = place_for(job, (path.parent.name for path in parts), self.folder)
         for path in parts:
             durable.rename(path, kept / path.parent.name)
         if held is not None:
             own = attempt_at(kept / JOBS, held.attempt.number)
             own.end(Exit(status="refused", error="the job was taken out of the sweep"))
-
-    def _place_retired(self, job: Job, parts: Iterable[Path]) -> Path:
-        """Return a folder with room for parts of a job; whoever was killed may have begun it."""
-        kept = self.folder / RETIRED / f"{job.name}-{job.digest[:12]}"
-        names = [path.parent.name for path in parts]
-        places = (_numbered(kept, i) for i in itertools.count())
-        found = next(p for p in places if not any((p / name).exists() for name in names))
-        if not found.exists():
-            durable.make_folder(found)
-        return found
 
     def _end_if_lost(self, job: Job, lost_after: float) -> None:
         last = self.standing(job.name).last
@@ -277,7 +257,7 @@ class Ledger:
         run = self.run_of(name)
         durable.check_no_links((run,))
         if run.is_dir():
-            self._check_once(f"{RUNS}/{name}/{SUMMARY}", lambda: check_end(run))
+            self.sound.check(f"{RUNS}/{name}/{SUMMARY}", lambda: check_end(run))
             return Standing(State.COMPLETED, attempts)
         if not attempts:
             return Standing(State.WAITING)
@@ -382,7 +362,7 @@ class Ledger:
         """Move what a run saved of itself when somebody removed its job, which is none any more."""
         folder = self.folder / JOBS / job.name
         if folder.is_dir() and not os.path.lexists(self._job_file(job.name)):
-            durable.rename(folder, self._place_retired(job, [folder]) / JOBS)
+            durable.rename(folder, place_for(job, [JOBS], self.folder) / JOBS)
 
 
 @define
@@ -410,16 +390,3 @@ def _since_told(attempts: Sequence[Attempt]) -> Sequence[Attempt]:
     """Return the attempts after the last one that people told to be followed."""
     told = [i for i, attempt in enumerate(attempts) if attempt.again is not None]
     return attempts[told[-1] + 1 :] if told else attempts
-
-
-def stamp_of(path: str) -> Stamp | None:
-    """Return what tells a file from itself after a change; None if it cannot be seen."""
-    try:
-        status = os.lstat(path)
-    except OSError:
-        return None
-    return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-def _numbered(path: Path, number: int) -> Path:
-    return path.with_name(f"{path.name}-{number}") if number else path
