@@ -26,13 +26,13 @@ def verify(name: str, sweeps_dir: str, *, all_: bool, as_json: bool) -> int | No
 
     The exit code is 0 only when nothing is missing.
     """
-    from altcore.sweep import open_sweep
+    from altcore.sweep import check_nothing, open_sweep
     from altcore.sweep import planned as planned_in
     from altcore.sweep import verify as verified
 
     asked, ledger = open_sweep(name, sweeps_dir)
     try:
-        planned = [job.name for job in planned_in(asked, ledger, check_installed=False)]
+        planned = [job.name for job in planned_in(asked, ledger, check_nothing)]
     except BadInput as error:
         # A file of base keys may have been moved: what the ledger has can be verified.
         say(f"only the jobs of {ledger.folder} are verified: {error}")

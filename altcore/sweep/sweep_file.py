@@ -24,6 +24,9 @@ from altcore.yaml_files import dump_yaml, read_mapping, source_of, without_sourc
 HOW = {"base": joined_keys, "variants": joined_variants}
 """How the keys of a file are joined with those of its preset, unless as mappings are."""
 
+SOURCED = ("base", "variants", "grid", "retry", "executors")
+"""Keys that are kept as they were read, with the line of each key within: others check these."""
+
 
 @frozen(kw_only=True)
 class Measure:
@@ -176,8 +179,8 @@ def read_sweep(told: str | Path) -> SweepFile:
     held = _with_presets(path, ())
     with located(_places(held, path)):
         made: SweepFile = build(SweepFile, held)
-    # As they were read: with the line of each key, for errors of the jobs. Presets are within.
-    read = {key: held[key] for key in ("base", "variants", "grid", "retry") if key in held}
+    # Presets are within.
+    read = {key: held[key] for key in SOURCED if key in held}
     return evolve(made, name=made.name or check_name(path.stem, "name"), preset=None, **read)
 
 

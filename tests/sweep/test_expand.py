@@ -102,6 +102,8 @@ def test_keys_that_change_the_same_value(tmp_path):
         ),
         ("base: {seed: 3}\nseeds: [4]", r"seed: seeds and base \(.*line 1\) both give it"),
         ("grid: {name: [a]}", r"grid\.name: the sweep names its runs"),
+        ("base: {runs_dir: x}", r"runs_dir: the sweep names its runs .*line 1"),
+        ("variants: {a: {run_name: x}}", r"label: the sweep names its runs .*line 1"),
         ("seeds: 0", "seeds: no seed is given: 3 is three of them, .*line 1"),
         ("seeds:", "seeds: no seed is given"),
         ("seeds: []", "seeds: no seed is given"),
