@@ -134,12 +134,19 @@ def run(
 ) -> int | None:
     """Run a sweep until every job has a result.
 
-    The same command again goes on where it was. FILE may be the name of a sweep that was begun.
+    The same command again goes on where it was. FILE may be the name of a sweep that was begun;
+    options then change that one.
     """
-    from altcore.sweep import begin_sweep, checked_jobs_of, make_executor, open_sweep, run_sweep
-    from altcore.yaml_files import is_yaml_file
+    from altcore.sweep import (
+        begin_sweep,
+        checked_jobs_of,
+        is_sweep_file,
+        make_executor,
+        open_sweep,
+        run_sweep,
+    )
 
-    if file is None or is_yaml_file(file) or any(given.values()):
+    if file is None or is_sweep_file(file) or any(given.values()):
         asked = asked_of(file, given, sweeps_dir)
         make_executor(executor, asked.executors)  # refused before anything is written
         ledger, changes = begin_sweep(asked, checked_jobs_of(asked), sweeps_dir, accept=accept)

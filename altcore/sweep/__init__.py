@@ -13,7 +13,15 @@ from altcore.sweep.estimate import Estimate, estimate_of, keep_checked
 from altcore.sweep.exits import LOST, Exit
 from altcore.sweep.expand import check_nothing, jobs_of, planned
 from altcore.sweep.exporting import export
-from altcore.sweep.folder import SWEEPS, begin_sweep, file_of, folder_of, open_sweep, save_sweep
+from altcore.sweep.folder import (
+    SWEEPS,
+    begin_sweep,
+    file_of,
+    folder_of,
+    is_sweep_file,
+    open_sweep,
+    save_sweep,
+)
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, Standing, State
 from altcore.sweep.limits import Alerts
@@ -73,6 +81,7 @@ __all__ = [
     "export",
     "file_of",
     "folder_of",
+    "is_sweep_file",
     "jobs_of",
     "keep_checked",
     "make_executor",
