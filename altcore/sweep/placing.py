@@ -15,7 +15,7 @@ from altcore.sweep.progress import Progress
 from altcore.sweep.sweep_file import SweepFile
 from altcore.sweep.time_left import TimeLeft
 from altcore.sweep.worker import Worker
-from altcore.yaml_files import load_yaml, source_of
+from altcore.yaml_files import flow_parts, load_yaml, source_of
 
 DEFAULT = "local"
 
@@ -29,7 +29,7 @@ def make_executor(told: str, settings: Mapping[str, Mapping[str, Any]] | None = 
     name, _, rest = told.partition(":")
     cls = find(name, ("executor",)).load()
     given: dict[str, Any] = {}
-    for i, part in enumerate(filter(None, rest.split(","))):
+    for i, part in enumerate(filter(None, flow_parts(rest))):
         key, equals, value = part.partition("=")
         if not equals:
             if i:

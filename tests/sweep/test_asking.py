@@ -5,7 +5,7 @@ from helpers_cli import call
 from helpers_sweeps import ledger_of
 
 from altcore.errors import BadInput, Source
-from altcore.sweep import Given, Rule, asked_sweep, jobs_of, read_sweep
+from altcore.sweep import Given, Rule, asked_sweep, jobs_of, make_executor, read_sweep
 from altcore.yaml_files import source_of
 
 
@@ -37,6 +37,19 @@ def test_options_do_what_a_file_does(tmp_path, file):
     made = asked_sweep(None, given)
     assert made == read_sweep(file)
     assert jobs_of(made) == jobs_of(read_sweep(file))
+
+
+def test_a_value_of_a_variant_may_be_a_list_or_a_mapping():
+    """As that of a key of the grid may: commas within brackets and quotes are its own."""
+    text = "mixed:format=E7M0,plugins=[ulp-stats,bit-stall],recipe={weight: none, skip: ['a,b']}"
+    made = asked_sweep(None, Given(name="x", variants=[text]))
+    assert made.variants["mixed"] == {
+        "format": "E7M0",
+        "plugins": ["ulp-stats", "bit-stall"],
+        "recipe": {"weight": "none", "skip": ["a,b"]},
+    }
+    made = make_executor("slurm:2,setup=[module load a,module load b],mem=3G")
+    assert (made.setup, made.mem) == (["module load a", "module load b"], "3G")
 
 
 def test_options_add_to_a_file(file):
