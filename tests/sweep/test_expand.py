@@ -82,7 +82,17 @@ def test_keys_that_change_the_same_value(tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("grids: {}", r"grids: there is no such setting \(did you mean grid\?\)"),
+        (
+            "grids: {}",
+            r"line 1: unknown key 'grids' \(did you mean grid\?\): keys of a sweep file are",
+        ),
+        ("max_steps: 3", "line 1: unknown key 'max_steps': keys of a run stand under base$"),
+        (
+            "max_step: 3",
+            r"'max_step' \(did you mean max_steps\?\): keys of a run stand under base$",
+        ),
+        ("grid: {max_grad: [1]}", "unknown key 'max_grad'$"),
+        ("columns: [val_loss, steps, val_loss]", "^columns: val_loss is given twice .*line 1"),
         (
             "base: {max_step: 3}",
             r"study\.yaml, line 1: unknown key 'max_step' \(did you mean max_steps\?",
