@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from time import perf_counter
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 
@@ -38,7 +38,7 @@ class Signals:
         self.place: Callable[[], str] = lambda: ""
         """Says where the run is, for the line that the process ends with."""
         self.before_end: Callable[[], None] = lambda: None
-        """Called before `leave_now` ends the process."""
+        """Called before a signal that does not wait ends the process."""
         self.exit_code: int | None = None
         """Of a process that has said why it ends, and has nothing to add about a signal."""
         self._interrupts = 0
@@ -86,10 +86,7 @@ class Signals:
     def leave_now(self, why: str) -> None:
         """Leave in spite of waiting, from any thread: the code that runs now does not end."""
         if self.ends_process:
-            told = f"{_told(self.asked)}: left at once: {why}"
-            _say("; ".join(filter(None, (told, self.place()))))
-            self.before_end()
-            os._exit(128 + self.asked)
+            self._end(self.asked, f"{_told(self.asked)}: left at once: {why}")
         self.is_waiting = False
         main = threading.main_thread().ident
         if main is not None:
@@ -107,10 +104,15 @@ class Signals:
                 _say(f"{name}: leaving after this step; SIGINT twice leaves at once")
         elif self.ends_process:
             # An exception could be held by whatever code runs now, or be printed as a traceback.
-            _say("; ".join(filter(None, (f"{name}: left at once", self.place()))))
-            os._exit(128 + number)
+            self._end(number, f"{name}: left at once")
         else:
             raise LeaveNow(signal.Signals(number).name)
+
+    def _end(self, number: int, why: str) -> NoReturn:
+        _say("; ".join(filter(None, (why, self.place()))))
+        with suppress(Exception):  # such as a full disk: nobody is left to be told
+            self.before_end()
+        os._exit(128 + number)
 
 
 _in_force: Signals | None = None

@@ -234,6 +234,27 @@ def is_yaml_file(given: Any) -> bool:
     return isinstance(given, str) and given.endswith(SUFFIXES)
 
 
+def flow_parts(text: str) -> list[str]:
+    """Split a text at its commas, but not within brackets and quotes, as a list in YAML.
+
+    >>> flow_parts("a=1,b=[2,3],c={d: [4,5]},e='x,y',f=it's")
+    ['a=1', 'b=[2,3]', 'c={d: [4,5]}', "e='x,y'", "f=it's"]
+    """
+    parts, depth, quote = [""], 0, ""
+    for letter in text:
+        last = parts[-1][-1:]
+        if quote:
+            quote = "" if letter == quote else quote
+        elif letter in "'\"" and last in " =:,[{":
+            quote = letter
+        depth += 0 if quote else (letter in "[{") - (letter in "]}")
+        if letter == "," and depth <= 0 and not quote:
+            parts.append("")
+        else:
+            parts[-1] += letter
+    return parts
+
+
 def load_yaml(text: str, source: Source, key: str = "") -> Any:
     """Parse YAML strictly.
 

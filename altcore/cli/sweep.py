@@ -73,17 +73,17 @@ def plan(file: str | None, executor: str, sweeps_dir: str, *, script: bool, **gi
     from altcore.sweep import (
         Ledger,
         changes_of,
+        checked_jobs_of,
         estimate_of,
         folder_of,
         make_executor,
-        planned,
         script_of,
     )
 
     asked = asked_of(file, given, sweeps_dir)
     make_executor(executor, asked.executors)
     ledger = Ledger(folder_of(str(asked.name), sweeps_dir), asked.rules)
-    jobs = planned(asked, ledger)
+    jobs = checked_jobs_of(asked, ledger)
     if script:
         click.echo(script_of(asked, ledger, executor))
         return
@@ -134,15 +134,22 @@ def run(
 ) -> int | None:
     """Run a sweep until every job has a result.
 
-    The same command again goes on where it was. FILE may be the name of a sweep that was begun.
+    The same command again goes on where it was. FILE may be the name of a sweep that was begun;
+    options then change that one.
     """
-    from altcore.sweep import begin_sweep, jobs_of, make_executor, open_sweep, run_sweep
-    from altcore.yaml_files import is_yaml_file
+    from altcore.sweep import (
+        begin_sweep,
+        checked_jobs_of,
+        is_sweep_file,
+        make_executor,
+        open_sweep,
+        run_sweep,
+    )
 
-    if file is None or is_yaml_file(file) or any(given.values()):
+    if file is None or is_sweep_file(file) or any(given.values()):
         asked = asked_of(file, given, sweeps_dir)
         make_executor(executor, asked.executors)  # refused before anything is written
-        ledger, changes = begin_sweep(asked, jobs_of(asked), sweeps_dir, accept=accept)
+        ledger, changes = begin_sweep(asked, checked_jobs_of(asked), sweeps_dir, accept=accept)
         if changes.added:
             say(f"{_told_plan(list(changes.added))}; into {ledger.folder}", "info")
         for problem in changes.damaged:

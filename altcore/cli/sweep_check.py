@@ -34,7 +34,7 @@ def check(
     """Try a few steps of each variant, and say what is amiss.
 
     Each line says PASS or FAIL, and after a FAIL the command that mends it. The exit code is 1 if
-    anything failed.
+    anything failed. FILE may be the name of a sweep that was begun.
     """
     from altcore.sweep import (
         Ledger,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -26,13 +28,13 @@ def verify(name: str, sweeps_dir: str, *, all_: bool, as_json: bool) -> int | No
 
     The exit code is 0 only when nothing is missing.
     """
-    from altcore.sweep import open_sweep
+    from altcore.sweep import check_nothing, open_sweep
     from altcore.sweep import planned as planned_in
     from altcore.sweep import verify as verified
 
     asked, ledger = open_sweep(name, sweeps_dir)
     try:
-        planned = [job.name for job in planned_in(asked, ledger, check_installed=False)]
+        planned = [job.name for job in planned_in(asked, ledger, check_nothing)]
     except BadInput as error:
         # A file of base keys may have been moved: what the ledger has can be verified.
         say(f"only the jobs of {ledger.folder} are verified: {error}")
@@ -52,6 +54,19 @@ def verify(name: str, sweeps_dir: str, *, all_: bool, as_json: bool) -> int | No
     return None if found.is_whole else 1
 
 
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Name the folder in the error of one that cannot be made, or written to."""
+    try:
+        yield
+    except OSError as error:
+        at = Path(str(error.filename)).absolute()
+        if folder.absolute() not in (at, *at.parents) and at not in folder.absolute().parents:
+            raise
+        problem = f"cannot be written: {error.strerror}"
+        raise BadInput(problem, key="--out", part=str(folder), hint="give a folder") from error
+
+
 @click.command()
 @click.argument("name")
 @once("--out", metavar="FOLDER", help="Where to write (default export/ in the sweep's folder).")
@@ -68,7 +83,8 @@ def export(name: str, out: str | None, sweeps_dir: str, *, with_changed: bool) -
 
     asked, ledger = open_sweep(name, sweeps_dir)
     folder = Path(out) if out else ledger.folder / "export"
-    made = exported(asked, ledger, folder, with_changed=with_changed)
+    with _writing(folder):
+        made = exported(asked, ledger, folder, with_changed=with_changed)
     for path in made.files:
         echo(path)
     for job, problem in made.problems.items():
@@ -89,9 +105,9 @@ def collect(name: str, out: str | None, sweeps_dir: str, *, checkpoints: bool) -
     from altcore.sweep import collect as collected
 
     _, ledger = open_sweep(name, sweeps_dir)
-    made = collected(
-        ledger, Path(out) if out else ledger.folder / "archive", checkpoints=checkpoints
-    )
+    folder = Path(out) if out else ledger.folder / "archive"
+    with _writing(folder):
+        made = collected(ledger, folder, checkpoints=checkpoints)
     for path, count in made.items():
         echo(f"{path}: {count} run{'s' * (count != 1)}")
     for row in survey(ledger):

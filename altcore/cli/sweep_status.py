@@ -12,12 +12,13 @@ from altcore.builtin_types import duration
 from altcore.cli.options import AS_JSON, once, print_json
 from altcore.cli.sweep_options import SWEEPS_DIR
 from altcore.cli.terminal import echo, paragraph, print_table
-from altcore.errors import BadInput
+from altcore.errors import BadInput, nearest
 
 if TYPE_CHECKING:
     from altcore.sweep import Row, Status
 
-STATES = ("waiting", "running", "completed", "failed")
+STATES = ("waiting", "running", "completed", "failed", "damaged", "collapsed")
+"""The states of jobs; collapsed ones are completed."""
 LOOK = 2.0
 """Least seconds between two looks at a sweep."""
 SHARE = 10
@@ -34,8 +35,9 @@ def list_(name: str, wanted: str | None, as_json: bool, sweeps_dir: str) -> None
     """List the jobs with their states."""
     from altcore.sweep import open_sweep, survey
 
-    if wanted is not None and wanted not in (*STATES, "collapsed"):
-        raise BadInput(f"{wanted!r} is none of {', '.join((*STATES, 'collapsed'))}", key="--status")
+    if wanted is not None and wanted not in STATES:
+        known, meant = ", ".join(STATES), nearest(wanted, STATES)
+        raise BadInput(f"{wanted!r} is none of {known}", key="--status", meant=meant)
     _, ledger = open_sweep(name, sweeps_dir)
     rows = [row for row in survey(ledger) if wanted in (None, row.state.value, _status(row))]
     if as_json:
@@ -120,7 +122,7 @@ def _clear(again: bool) -> None:
 
 def print_status(name: str, found: Status, *, show_failed: bool) -> None:
     """Print how a sweep stands."""
-    echo(f"{name}: {len(found.rows)} jobs")
+    echo(f"{name}: {len(found.rows)} job{'s' * (len(found.rows) != 1)}")
     more = {
         "completed": _parts(
             (found.collapsed, "collapsed"), (found.changed, "with a setting that a retry changed")
@@ -133,6 +135,8 @@ def print_status(name: str, found: Status, *, show_failed: bool) -> None:
             echo(f"  {state:<9} {count:>6}{more.get(state, '')}")
     if found.mean_seconds is not None:
         echo(f"a run takes {duration(found.mean_seconds)} on average{_told_left(found)}")
+    if not found.is_over and not found.slots:
+        echo(f"nothing runs at this moment: altcore sweep run {name} goes on")
     for job, problems in list(found.outside.items())[:SHOWN]:
         told = ", ".join(f"{key} {value}" for key, value in problems.items())
         paragraph(f"outside its range: {job}: {told}")
@@ -155,10 +159,8 @@ def _parts(*counted: tuple[int, str]) -> str:
 
 
 def _told_left(found: Status) -> str:
-    if found.is_over:
+    if found.is_over or found.seconds_left is None:
         return ""
-    if found.seconds_left is None:
-        return "; nothing runs at this moment"
     slots = f"{found.slots} slot{'s' * (found.slots != 1)}"
     return f"; about {duration(found.seconds_left)} left with {slots}"
 

@@ -148,7 +148,7 @@ def _refuse_unknown(merged: Merged) -> None:
             raise BadInput("a mapping of settings is needed", key=key, source=source)
         raise BadInput(
             f"unknown key {shown(key)}",
-            meant=nearest(key, [*known, *renamed_keys(), *compound_keys(), *owners()]),
+            meant=nearest(key, [*known, *renamed_keys(), *compound_keys()]),
             source=source,
         )
 

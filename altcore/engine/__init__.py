@@ -3,7 +3,13 @@
 Uses every room below: runs, quantization, config, hooks, numerics, recipes and formats.
 """
 
-from altcore.engine.building import build_workload, choose_device, counted_in_steps, freeze
+from altcore.engine.building import (
+    build_workload,
+    check_settings,
+    choose_device,
+    counted_in_steps,
+    freeze,
+)
 from altcore.engine.collapse import StallWindow, Trend
 from altcore.engine.deferred_errors import DeferredErrors
 from altcore.engine.epochs import Epoch
@@ -49,6 +55,7 @@ __all__ = [
     "Workload",
     "active_quantizers",
     "build_workload",
+    "check_settings",
     "check_weights",
     "choose_device",
     "counted_in_steps",

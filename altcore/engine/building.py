@@ -105,6 +105,17 @@ def build_workload(
     return _workload(source, config, device, model, batch)
 
 
+def check_settings(config: TrainConfig) -> None:
+    """Make what has settings, and nothing of it: the workload, the optimizer and the plugins.
+
+    Raises:
+        BadInput: for a name that is not installed, and for a setting that a run would refuse.
+    """
+    for kind, name in (("workload", config.workload), ("optimizer", config.optimizer)):
+        _settings_of(kind, name, config)
+    load_plugins(config)
+
+
 def counted_in_steps(config: TrainConfig) -> TrainConfig:
     """Return the configuration with all that it says in epochs said in steps alone."""
     if all(getattr(config, key) is None for key in IN_STEPS):

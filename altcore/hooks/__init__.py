@@ -24,7 +24,6 @@ from altcore.hooks.settings import (
     build,
     builtin_fields,
     describe_settings,
-    format_or_none,
     format_settings,
     formats_within,
     setting,
@@ -43,6 +42,7 @@ from altcore.hooks.specs import (
     WATCHING,
     hookimpl,
 )
+from altcore.hooks.structuring import format_or_none
 
 __all__ = [
     "ACTING",

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
-from functools import cache, lru_cache
+from functools import lru_cache
 from inspect import get_annotations
-from types import UnionType
-from typing import TYPE_CHECKING, Any, TypeAlias, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeAlias, get_type_hints
 
 import attrs
 from attrs.converters import pipe
 from attrs.validators import and_
 
-from altcore.builtin_types import as_builtin, misfit
-from altcore.errors import BadInput, described, keyed, nearest, shown, text_of
-from altcore.formats import AnyFormat, BlockFormat, Format, get_format, get_scalar_format, saved
-from altcore.recipes import format_of_run
+from altcore.builtin_types import as_builtin
+from altcore.errors import BadInput, described, keyed, nearest, text_of
+from altcore.formats import AnyFormat, BlockFormat, Format, saved
+from altcore.hooks.structuring import SEQUENCES, structured, type_name
 from altcore.signals import is_from_signal
 from altcore.yaml_files import without_sources
 
 if TYPE_CHECKING:
-    import cattrs
-
     Attribute: TypeAlias = attrs.Attribute[Any]
 
 
@@ -115,7 +112,7 @@ def build(cls: type, given: Mapping[str, Any], owner: str = "") -> Any:
     values = {}
     for name, a in fields.items():
         if name in given:
-            made = _structure(given[name], a.type, keys[name])
+            made = structured(given[name], a.type, keys[name])
             # A configuration's own keys are read further, with their lines; a plugin's are read.
             values[name] = without_sources(made) if owner else made
         elif a.default is attrs.NOTHING:
@@ -124,9 +121,9 @@ def build(cls: type, given: Mapping[str, Any], owner: str = "") -> Any:
             made = _fresh_default(a)
             # A factory may make the very object.
             is_plain = not _is_factory(a.default) or isinstance(
-                made, (str, Mapping, *_SEQUENCES.values())
+                made, (str, Mapping, *SEQUENCES.values())
             )
-            values[name] = _structure(made, a.type, keys[name]) if is_plain else made
+            values[name] = structured(made, a.type, keys[name]) if is_plain else made
     try:
         return cls(**values)
     except BadInput as error:
@@ -175,7 +172,7 @@ def describe_settings(cls: type) -> list[dict[str, Any]]:
     return [
         {
             "name": a.name,
-            "type": _type_name(a.type),
+            "type": type_name(a.type),
             "default": _default(a),
             "help": a.metadata.get("help", ""),
         }
@@ -238,140 +235,5 @@ def to_plain(value: Any) -> Any:
     return value
 
 
-def format_or_none(value: Any) -> AnyFormat | None:
-    """Return the format called ``value``; None for None and for ``none``."""
-    return None if value is None or value == "none" else format_of_run(value)
-
-
-def _scalar_or_none(value: Any) -> Format | None:
-    return None if value is None or value == "none" else get_scalar_format(value)
-
-
 def _is_factory(default: Any) -> bool:
     return isinstance(default, attrs.Factory)  # type: ignore[arg-type] # attrs types the class as a function
-
-
-def _type_name(tp: Any) -> str:
-    return (
-        tp.__name__
-        if isinstance(tp, type) and not get_args(tp)
-        else str(tp)
-        .replace("altcore.formats.base.Format | altcore.formats.blocks.BlockFormat", "Format")
-        .replace("altcore.formats.base.", "")
-        .replace("typing.", "")
-        .replace("collections.abc.", "")
-    )
-
-
-def _structure(value: Any, tp: Any, key: str) -> Any:
-    value = as_builtin(value)
-    try:
-        return _converter().structure(value, tp)
-    except BadInput as error:
-        error.fill(key=key)
-        # What refuses a format in a setting knows it as a format only.
-        raise (error if error.key == key else error.inside(key)) from error.__cause__
-    # cattrs raises its own groups, and whatever a converter raises.
-    except Exception as error:
-        from cattrs import StructureHandlerNotFoundError
-
-        if isinstance(error, StructureHandlerNotFoundError):
-            raise BadInput(f"no setting can have the type {_type_name(tp)}", key=key) from error
-        raise BadInput(f"{shown(value)} is not {_expected(tp)}", key=key) from error
-
-
-_WORDS: dict[Any, tuple[str, str]] = {
-    int: ("a whole number", "whole numbers"),
-    float: ("a number", "numbers"),
-    bool: ("true or false", "true or false"),
-    str: ("text", "names"),
-    Format: ("a format", "formats"),
-    BlockFormat: ("a format", "formats"),
-    type(None): ("null", "null"),
-    Any: ("a value", "values"),
-}
-"""Types as messages call one value, and several."""
-
-
-def _expected(tp: Any) -> str:
-    """Return a setting's type in words.
-
-    >>> _expected(dict[str, str]), _expected(tuple[int, ...] | None)
-    ('a mapping of names to text', 'a list of whole numbers or null')
-    """
-    if tp in _WORDS:
-        return _WORDS[tp][0]
-    kind, inner = get_origin(tp) or tp, get_args(tp)
-    if kind is dict:
-        values = "text" if inner[1:] == (str,) else _plural(inner[-1] if inner else Any)
-        of = "" if values == "values" else f" of names to {values}"
-        return f"a mapping{of}"
-    if kind in _SEQUENCES:
-        return f"a list of {_plural(inner[0])}" if inner else "a list"
-    if kind in (Union, UnionType):
-        return " or ".join(dict.fromkeys(map(_expected, inner)))
-    return _type_name(tp)
-
-
-def _plural(tp: Any) -> str:
-    if (get_origin(tp) or tp) is dict:
-        return "mappings"
-    return _WORDS[tp][1] if tp in _WORDS else _expected(tp)
-
-
-_FROM_YAML = (str, Mapping, list, tuple, set, frozenset)
-"""What a configuration might hold of the types that are read further."""
-_SEQUENCES: dict[Any, type] = {k: k for k in (list, tuple, set, frozenset)} | {Sequence: tuple}
-
-
-@cache
-def _converter() -> cattrs.Converter:
-    """A converter that converts nothing silently (plain cattrs makes 3 of 3.7)."""
-    import cattrs
-
-    def strict(kind: type, accepts: tuple[type, ...]) -> Callable[[Any, Any], Any]:
-        def structure(value: Any, _: Any) -> Any:
-            if not isinstance(value, accepts) or (isinstance(value, bool) and kind is not bool):
-                raise TypeError(f"{shown(value)} is not {kind.__name__}")
-            if why := misfit(value, kind):
-                raise BadInput(f"{shown(value)} {why}")
-            return kind(value)
-
-        return structure
-
-    def name_or_mapping(value: Any, _: Any) -> str | dict[str, Any]:
-        if not isinstance(value, str | dict):
-            raise TypeError(f"{shown(value)} is neither a name nor a mapping")
-        return value
-
-    def is_sequence(tp: Any) -> bool:
-        return (get_origin(tp) or tp) in _SEQUENCES
-
-    def sequence(value: Any, tp: Any) -> Any:
-        kind, items = get_origin(tp) or tp, get_args(tp) or (Any, ...)
-        # A text is a sequence of letters, too; nobody means that. A set has another order in
-        # each process.
-        accepted = (list, tuple, set, frozenset) if kind in (set, frozenset) else (list, tuple)
-        if not isinstance(value, accepted):
-            raise TypeError(f"{shown(value)} is not a list")
-        if kind is not tuple or items[-1] is ...:
-            items = (items[0],) * len(value)
-        made = (converter.structure(v, i) for v, i in zip(value, items, strict=True))
-        return _SEQUENCES[kind](made)
-
-    converter = cattrs.Converter(detailed_validation=False, forbid_extra_keys=True)
-    converter.register_structure_hook_func(is_sequence, sequence)
-    accepted: dict[type, tuple[type, ...]] = {
-        int: (int,),
-        float: (int, float),
-        bool: (bool,),
-        str: (str,),
-    }
-    for kind, accepts in accepted.items():
-        converter.register_structure_hook(kind, strict(kind, accepts))
-    converter.register_structure_hook(Format, lambda v, _: get_scalar_format(v))
-    converter.register_structure_hook(Format | None, lambda v, _: _scalar_or_none(v))
-    converter.register_structure_hook(AnyFormat, lambda v, _: get_format(v))
-    converter.register_structure_hook(AnyFormat | None, lambda v, _: format_or_none(v))
-    converter.register_structure_hook(str | dict[str, Any], name_or_mapping)
-    return converter

@@ -8,11 +8,20 @@ from altcore.sweep.archive import collect
 from altcore.sweep.asking import Given, asked_sweep
 from altcore.sweep.attempt import Attempt, Watch
 from altcore.sweep.changes import Changes, bring_up_to_date, changes_of
+from altcore.sweep.checking import checked_jobs_of
 from altcore.sweep.estimate import Estimate, estimate_of, keep_checked
 from altcore.sweep.exits import LOST, Exit
-from altcore.sweep.expand import jobs_of, planned
+from altcore.sweep.expand import check_nothing, jobs_of, planned
 from altcore.sweep.exporting import export
-from altcore.sweep.folder import SWEEPS, begin_sweep, file_of, folder_of, open_sweep, save_sweep
+from altcore.sweep.folder import (
+    SWEEPS,
+    begin_sweep,
+    file_of,
+    folder_of,
+    is_sweep_file,
+    open_sweep,
+    save_sweep,
+)
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, Standing, State
 from altcore.sweep.limits import Alerts
@@ -64,12 +73,15 @@ __all__ = [
     "begin_sweep",
     "bring_up_to_date",
     "changes_of",
+    "check_nothing",
+    "checked_jobs_of",
     "collect",
     "decide",
     "estimate_of",
     "export",
     "file_of",
     "folder_of",
+    "is_sweep_file",
     "jobs_of",
     "keep_checked",
     "make_executor",

@@ -11,7 +11,7 @@ from altcore.config import check_name
 from altcore.errors import BadInput, Source
 from altcore.sweep.joining import joined, joined_keys, joined_variants
 from altcore.sweep.sweep_file import SweepFile, check_asks, read_sweep
-from altcore.yaml_files import SourcedDict, load_yaml
+from altcore.yaml_files import SourcedDict, flow_parts, load_yaml
 
 
 @frozen(kw_only=True)
@@ -80,7 +80,7 @@ def _value(text: str, option: str, key: str, *, is_list: bool = False) -> Any:
 
 def _variant(text: str) -> tuple[str, SourcedDict]:
     name, _, rest = text.partition(":")
-    keys = [_pair(part, "--variant") for part in rest.split(",") if part]
+    keys = [_pair(part, "--variant") for part in flow_parts(rest) if part]
     if len(dict(keys)) < len(keys):
         raise BadInput("a key is given twice", key="--variant", part=text)
     return name, _typed(dict(keys), "--variant")

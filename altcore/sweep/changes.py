@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from attrs import frozen
 
 from altcore.errors import BadInput
+from altcore.sweep.carry_on import newest_step
 from altcore.sweep.job import Job
-from altcore.sweep.ledger import Ledger
+from altcore.sweep.ledger import RETIRED, Ledger, State
 
 SHOWN = 5
 
@@ -64,9 +65,25 @@ def bring_up_to_date(
         ]
         raise BadInput(
             f"the sweep file asks for other jobs than {ledger.folder} has: {'; '.join(told)}",
-            hint="give the sweep another name, or accept it with --accept-changes",
+            hint=_hint(ledger, [*changes.changed, *changes.removed]),
         )
     for name in (*changes.changed, *changes.removed):
         ledger.retire(name, lost_after)
     ledger.add(jobs)
     return changes
+
+
+def _hint(ledger: Ledger, names: Sequence[str]) -> str:
+    trained = sum(_is_trained(ledger, name) for name in names)
+    if not trained:
+        return "--accept-changes accepts it: none of these jobs trained a step, so nothing is lost"
+    told = f"{trained} of these jobs trained: give the sweep another name, or accept it with"
+    return f"{told} --accept-changes, which keeps their runs under {RETIRED}/"
+
+
+def _is_trained(ledger: Ledger, name: str) -> bool:
+    """Return whether a job has a result, a step that was saved, or a worker that may save one."""
+    standing = ledger.standing(name)
+    runs = (attempt.run_directory(name) for attempt in standing.attempts)
+    is_held = standing.state in (State.COMPLETED, State.RUNNING, State.DAMAGED)
+    return is_held or any(newest_step(run) > 0 for run in runs)

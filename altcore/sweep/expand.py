@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from altcore.builtin_types import to_json
-from altcore.config import Override, load_with_sources
+from altcore.config import Override, TrainConfig, load_with_sources
 from altcore.errors import BadInput, keyed, located, shown
 from altcore.formats import digest
 from altcore.registry import HOOK_KINDS, NAMED_ONCE, find
@@ -25,13 +25,26 @@ MOST_JOBS = 100_000
 NOT_A_JOBS = ("name", "runs_dir", "label")
 """Keys that say where a run is: the sweep says it."""
 
+Check = Callable[[TrainConfig], None]
 Leaf = tuple[str, ...]
 """The path of a value in a plain configuration."""
-Load = Callable[[SweepFile, Sequence[Override]], dict[str, Any]]
-"""Makes a plain configuration of overrides."""
 
 
-def jobs_of(sweep: SweepFile, *, check_installed: bool = True) -> list[Job]:
+def check_nothing(_: TrainConfig) -> None:
+    """Pass any configuration."""
+
+
+def check_installed(config: TrainConfig) -> None:
+    """Raise `BadInput` for a name that no distribution has. Nothing is imported for that."""
+    for kind in NAMED_ONCE:
+        with keyed(kind):
+            find(getattr(config, kind), (kind,))
+    for name in config.plugins:
+        with keyed("plugins", name):
+            find(name, HOOK_KINDS)
+
+
+def jobs_of(sweep: SweepFile, check: Check = check_installed) -> list[Job]:
     """Return the jobs, in the order of the file.
 
     Each value of the grid is checked once, with the first value of every other key: so a sweep of
@@ -39,7 +52,7 @@ def jobs_of(sweep: SweepFile, *, check_installed: bool = True) -> list[Job]:
 
     Args:
         sweep: the file.
-        check_installed: whether a workload, an optimizer or a plugin must be one that is installed.
+        check: is called for each of these configurations, and may raise `BadInput`.
 
     Raises:
         BadInput: with the key, and the line of the sweep file.
@@ -52,15 +65,16 @@ def jobs_of(sweep: SweepFile, *, check_installed: bool = True) -> list[Job]:
             raise BadInput(told, key=f"grid.{key}")
         _check_different(key, values)
     taken: set[str] = set()
-    load = _checked if check_installed else _plain
-    jobs = [j for variant in sweep.variant_names for j in _of_variant(sweep, variant, taken, load)]
+    jobs = [
+        job for variant in sweep.variant_names for job in _of_variant(sweep, variant, taken, check)
+    ]
     check_halved(sweep.retry, jobs)
     return jobs
 
 
-def planned(sweep: SweepFile, ledger: Ledger, *, check_installed: bool = True) -> list[Job]:
+def planned(sweep: SweepFile, ledger: Ledger, check: Check = check_installed) -> list[Job]:
     """Return the jobs that a sweep should have: as `jobs_of` does, or those of a study's ledger."""
-    return ledger.jobs() if sweep.study else jobs_of(sweep, check_installed=check_installed)
+    return ledger.jobs() if sweep.study else jobs_of(sweep, check)
 
 
 def _check_count(sweep: SweepFile) -> None:
@@ -85,15 +99,15 @@ def _check_different(key: str, values: Sequence[Any]) -> None:
         seen.add(known)
 
 
-def _of_variant(sweep: SweepFile, variant: str, taken: set[str], load: Load) -> Iterator[Job]:
+def _of_variant(sweep: SweepFile, variant: str, taken: set[str], check: Check) -> Iterator[Job]:
     own = keys_of(sweep, variant)
     axes = {key: list(values) for key, values in sweep.grid.items()}
-    axes["seed"] = seeds_from(sweep.seeds, load(sweep, own)["seed"])
+    axes["seed"] = seeds_from(sweep.seeds, _plain(sweep, own)["seed"])
     at = {key: source_of(sweep.grid, key) for key in axes}
     own = replaced(own, [(key, values[0], at[key]) for key, values in axes.items()])
-    point = load(sweep, own)
+    point = _plain(sweep, own, check)
     changes = {
-        (key, i): _difference(point, load(sweep, replaced(own, [(key, value, at[key])])))
+        (key, i): _difference(point, _plain(sweep, replaced(own, [(key, value, at[key])]), check))
         for key, values in axes.items()
         for i, value in enumerate(values)
     }
@@ -107,7 +121,7 @@ def _of_variant(sweep: SweepFile, variant: str, taken: set[str], load: Load) -> 
                 config = _changed(config, changes[pair])
         else:
             given = [(key, value, at[key]) for key, value in factors.items()]
-            config = load(sweep, replaced(own, given))
+            config = _plain(sweep, replaced(own, given))
         yield Job(
             name=name_of(variant, factors, taken),
             config={k: v for k, v in config.items() if k not in NOT_A_JOBS} | {"label": variant},
@@ -117,20 +131,16 @@ def _of_variant(sweep: SweepFile, variant: str, taken: set[str], load: Load) -> 
         )
 
 
-def _plain(sweep: SweepFile, overrides: Sequence[Override]) -> dict[str, Any]:
-    return load_with_sources(sweep.config, overrides)[0].to_plain()
-
-
-def _checked(sweep: SweepFile, overrides: Sequence[Override]) -> dict[str, Any]:
-    """Raise `BadInput` for a name that no distribution has. Nothing is imported for that."""
+def _plain(
+    sweep: SweepFile, overrides: Sequence[Override], check: Check = check_nothing
+) -> dict[str, Any]:
     config, sources = load_with_sources(sweep.config, overrides)
+    for key in NOT_A_JOBS:
+        # A configuration that a run wrote down has them, and they are of no matter.
+        if key in sources and not ((at := sources[key]) and at.file == str(sweep.config)):
+            raise BadInput("the sweep names its runs", key=key, source=at)
     with located(sources):
-        for kind in NAMED_ONCE:
-            with keyed(kind):
-                find(getattr(config, kind), (kind,))
-        for name in config.plugins:
-            with keyed("plugins", name):
-                find(name, HOOK_KINDS)
+        check(config)
     return config.to_plain()
 
 

@@ -186,7 +186,9 @@ def _dictionary(
         f"# The runs of {sweep.name}",
         "",
         f"`{sweep.table}.csv` has a row for each of {_counted(len(table.rows), left_out)}. "
-        "What does not apply is empty, and lists and mappings are JSON.",
+        "What does not apply is empty, and lists and mappings are JSON. A text may look like a "
+        'number, as a variant called 007: `pandas.read_csv(FILE, dtype={"variant": str})` reads '
+        "it as it is.",
         "",
         "| column | type | | empty in |",
         "|---|---|---|---|",
@@ -208,7 +210,9 @@ def _dictionary(
 
 
 def _counted(rows: int, left_out: Mapping[str, str]) -> str:
-    return f"{rows} of {rows + len(left_out)} jobs" if left_out else f"{rows} jobs"
+    total = rows + len(left_out)
+    jobs = f"{total} job{'s' * (total != 1)}"
+    return f"{rows} of {jobs}" if left_out else jobs
 
 
 def _dictionary_of_series(sweep: SweepFile) -> list[str]:

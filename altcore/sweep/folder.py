@@ -18,21 +18,25 @@ SWEEPS = "sweeps"
 FILE = "sweep.yaml"
 
 
+def is_sweep_file(told: str) -> bool:
+    """Return whether a sweep is told by its file, and not by the name of one that was begun."""
+    return is_yaml_file(told) or Path(told).is_file()
+
+
 def folder_of(told: str, sweeps_dir: str = SWEEPS) -> Path:
-    """Return the absolute path of the folder of a sweep, told by its name or its file."""
-    name = read_sweep(told).name if is_yaml_file(told) else told
-    assert name is not None
-    return (Path(sweeps_dir) / check_name(name, "the sweep")).absolute()
+    """Return the absolute path of the folder of a sweep, told by its name or its file.
+
+    The folder's own path serves as the name: it is what a shell completes.
+    """
+    path, sweeps = Path(told), Path(sweeps_dir).absolute()
+    name = path.name if path.parent == Path() or path.absolute().parent == sweeps else told
+    if is_yaml_file(told):
+        name = str(read_sweep(told).name)
+    return sweeps / check_name(name, "the sweep")
 
 
-def file_of(told: str, sweeps_dir: str = SWEEPS) -> str:
-    """Return the file of a sweep that was begun, if this is the name of one, or else what it is."""
-    begun = Path(sweeps_dir) / told / FILE
-    return str(begun) if not is_yaml_file(told) and begun.is_file() else told
-
-
-def open_sweep(told: str, sweeps_dir: str = SWEEPS) -> tuple[SweepFile, Ledger]:
-    """Return a sweep that was begun. Raises `BadInput` if there is none of this name."""
+def begun(told: str, sweeps_dir: str = SWEEPS) -> Path:
+    """Return the folder of a sweep that was begun. Raises `BadInput` if there is none."""
     folder = folder_of(told, sweeps_dir)
     if not (folder / FILE).is_file():
         known = sorted(p.parent.name for p in Path(sweeps_dir).glob(f"*/{FILE}"))
@@ -42,6 +46,21 @@ def open_sweep(told: str, sweeps_dir: str = SWEEPS) -> tuple[SweepFile, Ledger]:
             hint="altcore sweep run FILE begins one",
         )
     durable.check_no_links(folder.iterdir())
+    return folder
+
+
+def file_of(told: str, sweeps_dir: str = SWEEPS) -> str:
+    """Return the file of a sweep that was begun, if this is the name of one, or else what it is.
+
+    Raises:
+        BadInput: for what is neither a file nor such a name.
+    """
+    return told if is_sweep_file(told) else str(begun(told, sweeps_dir) / FILE)
+
+
+def open_sweep(told: str, sweeps_dir: str = SWEEPS) -> tuple[SweepFile, Ledger]:
+    """Return a sweep that was begun. Raises `BadInput` if there is none of this name."""
+    folder = begun(told, sweeps_dir)
     sweep = read_sweep(folder / FILE)
     if "name" not in read_mapping(folder / FILE, "sweep"):  # which is always written
         problem = f"{folder / FILE} is empty or damaged: it has no name"

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from attrs import frozen
-from attrs.validators import gt, optional
+from attrs.validators import and_, ge, gt, le, optional
 
 from altcore.builtin_types import digits
 from altcore.errors import BadInput, shown
 from altcore.hooks import setting
 
+_SHARE = and_(ge(0), le(1))
 Range = tuple[float | None, float | None]
 """The lowest and the highest value; None for no limit."""
 
@@ -19,8 +20,12 @@ Range = tuple[float | None, float | None]
 class Alerts:
     """Limits whose transgression ``status`` tells."""
 
-    failed: float | None = setting(0.1, help="share of the ended jobs that failed")
-    collapsed: float | None = setting(None, help="share of the completed runs that collapsed")
+    failed: float | None = setting(
+        0.1, help="share of the ended jobs that failed", validator=optional(_SHARE)
+    )
+    collapsed: float | None = setting(
+        None, help="share of the completed runs that collapsed", validator=optional(_SHARE)
+    )
     minutes: float | None = setting(60.0, help="of one job's attempts", validator=optional(gt(0)))
     epochs: float | None = setting(
         None, help="epochs of a run whose job may take longer than that", validator=optional(gt(0))

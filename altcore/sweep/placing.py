@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from altcore.errors import BadInput, Source
+from altcore.errors import BadInput, Source, keyed, located
 from altcore.hooks import Executor, Placing, Scripted, build
 from altcore.registry import find
 from altcore.sweep.ledger import Ledger, State
@@ -15,7 +15,7 @@ from altcore.sweep.progress import Progress
 from altcore.sweep.sweep_file import SweepFile
 from altcore.sweep.time_left import TimeLeft
 from altcore.sweep.worker import Worker
-from altcore.yaml_files import load_yaml
+from altcore.yaml_files import flow_parts, load_yaml, source_of
 
 DEFAULT = "local"
 
@@ -29,7 +29,7 @@ def make_executor(told: str, settings: Mapping[str, Mapping[str, Any]] | None = 
     name, _, rest = told.partition(":")
     cls = find(name, ("executor",)).load()
     given: dict[str, Any] = {}
-    for i, part in enumerate(filter(None, rest.split(","))):
+    for i, part in enumerate(filter(None, flow_parts(rest))):
         key, equals, value = part.partition("=")
         if not equals:
             if i:
@@ -40,6 +40,16 @@ def make_executor(told: str, settings: Mapping[str, Mapping[str, Any]] | None = 
         given[key] = load_yaml(value, Source(flag="--executor"), key)
     made: Executor = build(cls, {**(settings or {}).get(name, {}), **given}, name)
     return made
+
+
+def check_executors(sweep: SweepFile) -> None:
+    """Raise `BadInput` for an executor of the file that is not there, or refuses a setting."""
+    for name, settings in sweep.executors.items():
+        at = {f"{name}.{key}": source_of(settings, key) for key in settings}
+        with located({**at, name: source_of(sweep.executors, name)}):
+            with keyed(name):
+                cls = find(name, ("executor",)).load()
+            build(cls, settings, name)
 
 
 def script_of(sweep: SweepFile, ledger: Ledger, executor: str) -> str:

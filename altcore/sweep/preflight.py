@@ -16,8 +16,10 @@ from altcore.config import TrainConfig
 from altcore.errors import BadInput, Interrupted, described, nearest
 from altcore.registry import HOOK_KINDS, find, kind_of, left_out
 from altcore.runs import TIMINGS, read_lines
-from altcore.sweep.expand import jobs_of
+from altcore.sweep.checking import SettingsCheck
+from altcore.sweep.expand import Check, check_nothing, jobs_of
 from altcore.sweep.job import Job
+from altcore.sweep.placing import check_executors
 from altcore.sweep.sweep_file import Measure, SweepFile, check_asks
 from altcore.sweep.usage import Usage
 from altcore.sweep.values import Values
@@ -77,6 +79,10 @@ class Preflight:
             yield Finding(what="dependencies", told="no torch", remedy="pip install torch")
         for line in left_out(again=True):
             yield Finding(what="dependencies", told=line, remedy="altcore plugins check")
+        try:
+            check_executors(self.sweep)
+        except BadInput as error:
+            yield Finding(what="executors", told=str(error), remedy=self._edited(error))
 
     def _variant(self, variant: str) -> Iterator[Finding]:
         what = f"{variant}: configuration"
@@ -92,6 +98,11 @@ class Preflight:
             remedy = f"altcore plugins list --kind {kind}"
             yield Finding(what=f"{variant}: dependencies", told=told, remedy=remedy)
         if missing:
+            return
+        try:
+            short_of(self.sweep, variant, SettingsCheck())
+        except BadInput as error:
+            yield Finding(what=what, told=str(error), remedy=self._edited(error))
             return
         what = f"{variant}: data"
         try:
@@ -183,11 +194,10 @@ class Preflight:
         return f"altcore sweep check {self.told} {option}"
 
 
-def short_of(sweep: SweepFile, variant: str) -> list[Job]:
+def short_of(sweep: SweepFile, variant: str, check: Check = check_nothing) -> list[Job]:
     """Return the jobs of one variant. Raises `BadInput` if they cannot be made."""
     own = {variant: sweep.variants[variant]} if sweep.variants else {}
-    # A plugin that is missing has a finding of its own.
-    return jobs_of(evolve(sweep, variants=own, priority={}), check_installed=False)
+    return jobs_of(evolve(sweep, variants=own, priority={}), check)
 
 
 def shortened(config: TrainConfig, steps: int) -> TrainConfig:

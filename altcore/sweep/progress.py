@@ -52,7 +52,8 @@ class Progress:
             return
         for line in self._news():
             done = self._total - len(self._begun)
-            self.tell(f"{line} ({done} of {self._total} jobs done)")
+            jobs = f"{self._total} job{'s' * (self._total != 1)}"
+            self.tell(f"{line} ({done} of {jobs} done)")
         now = time.monotonic()
         self._due = now + max(LOOK, SHARE * (now - began))
 

@@ -7,10 +7,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from attrs import evolve, fields, frozen
+from attrs import evolve, fields, fields_dict, frozen
 from attrs.validators import ge, gt, in_, optional
 
-from altcore.config import check_name
+from altcore.config import TrainConfig, check_name
 from altcore.errors import BadInput, Source, item_key, keyed, located, nearest, shown
 from altcore.hooks import build, setting
 from altcore.sweep.job import PRIORITY
@@ -23,6 +23,9 @@ from altcore.yaml_files import dump_yaml, read_mapping, source_of, without_sourc
 
 HOW = {"base": joined_keys, "variants": joined_variants}
 """How the keys of a file are joined with those of its preset, unless as mappings are."""
+
+SOURCED = ("base", "variants", "grid", "retry", "executors")
+"""Keys that are kept as they were read, with the line of each key within: others check these."""
 
 
 @frozen(kw_only=True)
@@ -156,6 +159,9 @@ def _check_columns(columns: Any) -> None:
         hint = "such as [val_loss], or {loss: val_loss}"
         problem = f"a list or a mapping of names is needed, not {shown(columns)}"
         raise BadInput(problem, key="columns", hint=hint)
+    twice = [name for i, name in enumerate(columns) if name in list(columns)[:i]]
+    if twice:
+        raise BadInput(f"{twice[0]} is given twice", key="columns")
 
 
 def _measure(given: Any) -> Measure:
@@ -174,11 +180,27 @@ def read_sweep(told: str | Path) -> SweepFile:
     """
     path = path_of(told)
     held = _with_presets(path, ())
+    _check_keys(held)
     with located(_places(held, path)):
         made: SweepFile = build(SweepFile, held)
-    # As they were read: with the line of each key, for errors of the jobs. Presets are within.
-    read = {key: held[key] for key in ("base", "variants", "grid", "retry") if key in held}
+    # Presets are within.
+    read = {key: held[key] for key in SOURCED if key in held}
     return evolve(made, name=made.name or check_name(path.stem, "name"), preset=None, **read)
+
+
+def _check_keys(held: Mapping[str, Any]) -> None:
+    """Raise `BadInput` for what is no key of a sweep file."""
+    known, of_runs = fields_dict(SweepFile), fields_dict(TrainConfig)
+    for key in held:
+        if key not in known:
+            meant = key if key in of_runs else nearest(key, [*known, *of_runs])
+            hint = f"keys of a sweep file are {', '.join(known)}"
+            raise BadInput(
+                f"unknown key {shown(key)}",
+                meant="" if meant == key else meant,
+                hint="keys of a run stand under base" if meant in of_runs else hint,
+                source=source_of(held, key),
+            )
 
 
 def _places(held: Mapping[str, Any], path: Path) -> dict[str, Source]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from altcore.errors import BadInput, keyed
+from altcore.sweep.checking import SettingsCheck
 from altcore.sweep.expand import NOT_A_JOBS
 from altcore.sweep.ledger import MISSING, Ledger, State
 from altcore.sweep.retry import cause_of
@@ -40,6 +41,8 @@ def try_again(ledger: Ledger, name: str, changed: Mapping[str, Any]) -> None:
     now = dict(last.lease.changed)
     with keyed("--set"):
         before, after = job.train_config("", now), job.train_config("", {**now, **changed})
+        if changed:
+            SettingsCheck()(after)
     if before == after:
         cause = cause_of(last.exit, ledger.rules)
         rule = ledger.rules.get(cause)

@@ -159,7 +159,12 @@ class Worker:
             held.beating(self.lost_after, usage.sample),
             deadline(self.timeout, hangs, self.grace) as late,
         ):
-            signals.before_end = lambda: held.end(self._late) if late.is_over else None
+
+            def leaves_at_once() -> None:
+                left = Exit(status="interrupted", error=f"{signals.name}: left at once")
+                held.end(self._late if late.is_over else left)
+
+            signals.before_end = leaves_at_once
             try:
                 ended = run_job(
                     job,

@@ -166,6 +166,7 @@ def test_formats_are_given_by_name():
         ("pair", [1.5, 2], "thing.pair"),
         ("lists", {"a": "b"}, "thing.lists"),
         ("lists", [["a", ["b"]]], "thing.lists"),
+        ("chain", {1: "E4M3"}, "thing.chain: the name 1 is not text: put it in quotes"),
         ("chain", {"a": "E3M4Q"}, "thing.chain: unknown format 'E3M4Q'"),
         ("part", {"siez": 1}, "thing.part"),
         ("part", {"size": "1"}, "thing.part"),

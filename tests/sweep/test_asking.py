@@ -2,9 +2,10 @@
 
 import pytest
 from helpers_cli import call
+from helpers_sweeps import ledger_of
 
 from altcore.errors import BadInput, Source
-from altcore.sweep import Given, Rule, asked_sweep, jobs_of, read_sweep
+from altcore.sweep import Given, Rule, asked_sweep, jobs_of, make_executor, read_sweep
 from altcore.yaml_files import source_of
 
 
@@ -36,6 +37,19 @@ def test_options_do_what_a_file_does(tmp_path, file):
     made = asked_sweep(None, given)
     assert made == read_sweep(file)
     assert jobs_of(made) == jobs_of(read_sweep(file))
+
+
+def test_a_value_of_a_variant_may_be_a_list_or_a_mapping():
+    """As that of a key of the grid may: commas within brackets and quotes are its own."""
+    text = "mixed:format=E7M0,plugins=[ulp-stats,bit-stall],recipe={weight: none, skip: ['a,b']}"
+    made = asked_sweep(None, Given(name="x", variants=[text]))
+    assert made.variants["mixed"] == {
+        "format": "E7M0",
+        "plugins": ["ulp-stats", "bit-stall"],
+        "recipe": {"weight": "none", "skip": ["a,b"]},
+    }
+    made = make_executor("slurm:2,setup=[module load a,module load b],mem=3G")
+    assert (made.setup, made.mem) == (["module load a", "module load b"], "3G")
 
 
 def test_options_add_to_a_file(file):
@@ -162,6 +176,22 @@ def test_a_preset_and_a_grid_that_give_the_same_key(tmp_path):
             BadInput, match=r"gpt.batch_size: .*yaml, line \d.*yaml, line \d\) both"
         ):
             jobs_of(read_sweep(file))
+
+
+@pytest.mark.parametrize("told", ["toy", "toy/", "sweeps/toy", "./sweeps/toy/"])
+def test_a_sweep_that_was_begun_is_told_by_its_name(tmp_path, capsys, monkeypatch, told):
+    """Or by its folder, as a shell completes it; options change what it asks for."""
+    monkeypatch.chdir(tmp_path)
+    ledger_of(tmp_path / "sweeps")
+    done = call(capsys, "sweep", "plan", told, "--param", "learning_rate=0.1,0.2")
+    assert done.out.splitlines() == ["base-learning_rate0.1-seed42", "base-learning_rate0.2-seed42"]
+    assert "removed since" in done.err
+    assert call(capsys, "sweep", "status", told).out.startswith("toy: 1 job")
+    done = call(capsys, "sweep", "run", told, "--set", "max_steps=7")
+    assert "other jobs than" in done.message
+    for command in ("plan", "check", "run"):
+        done = call(capsys, "sweep", command, told.replace("toy", "toi"), "--seeds", "2")
+        assert done.message.startswith("altcore: there is no sweep 'toi' in sweeps (did you mean t")
 
 
 def test_the_command_plans_without_a_file(tmp_path, capsys):

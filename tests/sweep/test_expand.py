@@ -82,12 +82,26 @@ def test_keys_that_change_the_same_value(tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("grids: {}", r"grids: there is no such setting \(did you mean grid\?\)"),
+        (
+            "grids: {}",
+            r"line 1: unknown key 'grids' \(did you mean grid\?\): keys of a sweep file are",
+        ),
+        ("max_steps: 3", "line 1: unknown key 'max_steps': keys of a run stand under base$"),
+        (
+            "max_step: 3",
+            r"'max_step' \(did you mean max_steps\?\): keys of a run stand under base$",
+        ),
+        ("grid: {max_grad: [1]}", "unknown key 'max_grad'$"),
+        ("columns: [val_loss, steps, val_loss]", "^columns: val_loss is given twice .*line 1"),
         (
             "base: {max_step: 3}",
             r"study\.yaml, line 1: unknown key 'max_step' \(did you mean max_steps\?",
         ),
         ("grid: {learning_rate: [0.1, fast]}", r"learning_rate.*'fast' is not a number.*line 1"),
+        ("grid: {learning_rate: 0.1}", "^grid learning_rate: 0.1 is not a list of .*line 1"),
+        ("base: {}\nvariants:\n  b: {}\n  a:\n", "^variants a: null is not a mapping .*line 4"),
+        ("variants: {1: {}}", "^variants: the name 1 is not text: put it in quotes .*line 1"),
+        ("variants: {yes: {}}", "^variants: the name true is not text: put it in quotes: YAML"),
         ("grid: {learning_rate: []}", r"grid\.learning_rate: no value is given"),
         ("grid: {learning_rate: [0.1, 0.1]}", r"grid\.learning_rate: 0\.1 is given twice .*line 1"),
         ("grid: {tags: [[a], [b], [a]]}", r"grid\.tags: \['a'\] is given twice"),
@@ -102,6 +116,8 @@ def test_keys_that_change_the_same_value(tmp_path):
         ),
         ("base: {seed: 3}\nseeds: [4]", r"seed: seeds and base \(.*line 1\) both give it"),
         ("grid: {name: [a]}", r"grid\.name: the sweep names its runs"),
+        ("base: {runs_dir: x}", r"runs_dir: the sweep names its runs .*line 1"),
+        ("variants: {a: {run_name: x}}", r"label: the sweep names its runs .*line 1"),
         ("seeds: 0", "seeds: no seed is given: 3 is three of them, .*line 1"),
         ("seeds:", "seeds: no seed is given"),
         ("seeds: []", "seeds: no seed is given"),

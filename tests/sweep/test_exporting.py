@@ -214,3 +214,15 @@ def test_the_commands(ledger, capsys):
     empty = ledger_of(ledger.folder.parent / "other")
     done = call(capsys, "sweep", "collect", "toy", "--sweeps-dir", empty.folder.parent)
     assert "toy has no completed run" in done.err
+
+
+@pytest.mark.parametrize("command", ["export", "collect"])
+@pytest.mark.parametrize("out", ["file", "file/below", "/proc/x"])
+def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys, command, out):
+    """With the option that gives another one."""
+    complete(ledger_of(tmp_path), ledger_of(tmp_path).jobs()[0])
+    (tmp_path / "file").touch()
+    where = ("--sweeps-dir", tmp_path, "--out", tmp_path / out)
+    done = call(capsys, "sweep", command, "toy", *where)
+    assert done.code == 2
+    assert done.message.startswith(f"altcore: --out {tmp_path / out}: cannot be written: ")

@@ -19,6 +19,7 @@ from helpers_sweep_faults import bits_of, check_complete, started, toy, work
 from altcore.errors import NoSpace
 from altcore.plugin import hookimpl, setting
 from altcore.runs import METRICS, read_json
+from altcore.signals import handle_signals, handling_signals
 from altcore.sweep import Ledger, State, SweepFile, Watch, jobs_of, worker
 from altcore.sweep.processes import this_process
 from altcore.yaml_files import read_mapping
@@ -272,3 +273,28 @@ def test_a_worker_whose_log_is_on_the_full_disk_waits_all_the_same(monkeypatch):
     one = worker.Worker(None, 60.0, tell=full)
     one._wait_for_disk(NoSpace("the disk is full"))
     assert one._waited == worker.PAUSE
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_worker_that_leaves_at_once_ends_its_attempt(tmp_path, corpus, monkeypatch, times):
+    """Before its first step, as while torch is imported, or asked twice: its job waits again."""
+    ledger = toy(tmp_path / "toy", corpus)
+
+    def run_job(*_, **__):
+        with handling_signals() as handled:
+            handled.is_waiting = times > 1
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(worker, "run_job", run_job)
+
+    def works():
+        handle_signals()
+        work(ledger)
+
+    assert forked(works) == 128 + signal.SIGINT
+    (name,) = ledger.names()
+    standing = ledger.standing(name)
+    assert standing.state is State.WAITING
+    assert standing.last.exit.status == "interrupted"
+    assert standing.last.exit.error == "SIGINT: left at once"

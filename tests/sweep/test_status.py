@@ -257,6 +257,8 @@ def test_damaged_lines_are_told(tmp_path):
         ({"checks": {"loss": [1, 0.5]}}, r"checks\.loss: 1 is above 0\.5"),
         ({"alerts": {"fail": 1}}, r"alerts\.fail: .*did you mean failed"),
         ({"alerts": {"minutes": 0}}, r"alerts\.minutes"),
+        ({"alerts": {"failed": 10}}, r"alerts\.failed: must be <= 1"),
+        ({"alerts": {"collapsed": -0.1}}, r"alerts\.collapsed: must be >= 0"),
     ],
 )
 def test_bad_limits_are_refused(keys, told):
@@ -282,6 +284,24 @@ def test_the_command_status(ledger, capsys):
     assert "ValueError" not in done.out
     done = call(capsys, "sweep", "status", "toy", "--show-failed", *where)
     assert "failed: base-seed45: ValueError: no (unknown: no attempt is made" in done.out
+
+
+def test_a_sweep_at_which_nobody_works(tmp_path, capsys):
+    """Says so, and how it goes on, whether a run was completed or not; a damaged job is listed."""
+    ledger = ledger_of(tmp_path)
+    where = ("--sweeps-dir", tmp_path)
+    done = call(capsys, "sweep", "status", "toy", *where)
+    assert done.out.splitlines()[0] == "toy: 1 job"
+    assert done.out.splitlines()[-1] == "nothing runs at this moment: altcore sweep run toy goes on"
+    held = lease(ledger.folder / "jobs" / "base-seed42", 1, {})
+    assert (
+        "nothing runs" not in call(capsys, "sweep", "status", "toy", "--sweeps-dir", tmp_path).out
+    )
+    (held.attempt.folder / "lease.json").write_text("{")
+    done = call(capsys, "sweep", "list", "toy", "--status", "damaged", *where)
+    assert "base-seed42" in done.out
+    done = call(capsys, "sweep", "list", "--help")
+    assert "waiting, running, completed, failed, damaged, collapsed" in " ".join(done.out.split())
 
 
 def test_status_as_json(ledger, capsys):

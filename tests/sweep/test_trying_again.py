@@ -77,6 +77,7 @@ def test_the_rules_count_anew(ledger):
     [
         ("ValueError: no", {"seed": 3}, "the seed is a factor of the sweep"),
         ("ValueError: no", {"learning_rat": 3}, "learning_rat: there is no such"),
+        ("ValueError: no", {"gpt.sizee": "tiny"}, r"gpt\.sizee: there is no such setting"),
         ("ValueError: no", {"runs_dir": "x"}, "the sweep names its runs"),
         ("ValueError: no", {"learning_rate": "x"}, "learning_rate"),
         ("ValueError: no", {"gpt.batch_size": 64}, "an unchanged run would fail again"),
