@@ -9,7 +9,8 @@ from attrs import frozen
 from altcore.errors import BadInput
 from altcore.sweep.carry_on import newest_step
 from altcore.sweep.job import Job
-from altcore.sweep.ledger import RETIRED, Ledger, State
+from altcore.sweep.ledger import Ledger, State
+from altcore.sweep.retired import RETIRED
 
 SHOWN = 5
 
