@@ -152,6 +152,7 @@ STEPS = [
     ("flips", "window"),
     ("grad-stats", "dead_window"),
     ("loss-scale", "growth_interval"),
+    ("noise", "report_interval"),
     ("partition-clip", "check_interval"),
     ("rollback", "steps"),
 ]
