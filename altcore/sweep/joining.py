@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from altcore.config import in_full
+from altcore.config import defaults, full_name, in_full
 from altcore.errors import BadInput, Source
 from altcore.yaml_files import SourcedDict, source_of
 
@@ -34,7 +34,8 @@ def joined(
 def joined_keys(lower: Any, upper: Any) -> Any:
     """Return the configuration keys of both, with a dotted key for each setting.
 
-    The value of a key is replaced as a whole, also if it is a mapping, as a recipe.
+    Two spellings of a key, as ``batch_size`` and ``gpt.batch_size``, are one. The value of a key is
+    replaced as a whole, also if it is a mapping, as a recipe.
 
     Raises:
         BadInput: if one of both gives a setting twice.
@@ -42,7 +43,11 @@ def joined_keys(lower: Any, upper: Any) -> Any:
     if not (isinstance(lower, Mapping) and isinstance(upper, Mapping)):
         return upper
     below, above = _dotted(lower), _dotted(upper)
-    return joined(below, above, dict.fromkeys(above, lambda _, value: value))
+    both = {**defaults(), **below, **above}
+    active = {kind: str(both[kind]) for kind in ("workload", "optimizer")}
+    given = {full_name(key, active) for key in above}
+    kept = {key: value for key, value in below.items() if full_name(key, active) not in given}
+    return joined(SourcedDict(kept, below.source, below.sources), above)
 
 
 def joined_variants(lower: Any, upper: Any) -> Any:
@@ -52,7 +57,7 @@ def joined_variants(lower: Any, upper: Any) -> Any:
     )
 
 
-def _dotted(keys: Mapping[str, Any]) -> Mapping[str, Any]:
+def _dotted(keys: Mapping[str, Any]) -> SourcedDict:
     made: dict[str, Any] = {}
     places: dict[str, Source] = {}
     for key, value, at in in_full((k, v, source_of(keys, k)) for k, v in keys.items()):

@@ -21,7 +21,7 @@ from altcore.sweep.retry_rules import rules_of
 from altcore.sweep.seeds import check_seeds
 from altcore.yaml_files import dump_yaml, read_mapping, source_of, without_sources
 
-HOW = {"base": joined_keys, "variants": joined_variants}
+JOINED_BY = {"base": joined_keys, "variants": joined_variants}
 """How the keys of a file are joined with those of its preset, unless as mappings are."""
 
 SOURCED = ("base", "variants", "grid", "retry", "executors")
@@ -249,7 +249,7 @@ def _with_presets(path: Path, within: tuple[Path, ...]) -> Mapping[str, Any]:
         if found.resolve() in within:
             raise BadInput(f"{preset} is built on itself")
         below = _with_presets(found, within)
-        both: Mapping[str, Any] = joined(below, held, HOW)
+        both: Mapping[str, Any] = joined(below, held, JOINED_BY)
         return both
 
 

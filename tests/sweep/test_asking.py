@@ -5,7 +5,15 @@ from helpers_cli import call
 from helpers_sweeps import ledger_of
 
 from altcore.errors import BadInput, Source
-from altcore.sweep import Given, Rule, asked_sweep, jobs_of, make_executor, read_sweep
+from altcore.sweep import (
+    Given,
+    Rule,
+    asked_sweep,
+    jobs_of,
+    make_executor,
+    read_sweep,
+    sweep_text,
+)
 from altcore.yaml_files import source_of
 
 
@@ -115,7 +123,7 @@ def test_a_preset_is_a_file_of_an_installed_package(file, tmp_path, monkeypatch)
 
 
 PRESET = """
-base: {gpt: {size: tiny, block_size: 8}, optimizer: adamw, recipe: {weight: E4M3}}
+base: {gpt: {size: tiny, block_size: 8, batch_size: 4}, optimizer: adamw, recipe: {weight: E4M3}}
 variants: {a: {gpt: {n_head: 2}, learning_rate: 0.1}, b: {}}
 retry: {mine: {limit: 2, patterns: [fire], halve: {learning_rate: 0}}}
 executors: {slurm: {mem: 1G, sbatch: {qos: low}}}
@@ -123,7 +131,8 @@ columns: [val_loss, loss]
 """
 OWN = """
 preset: PRESET
-base: {gpt.block_size: 16, gpt: {n_layer: 1}, adamw: {eps: 1}, recipe: {activation: E5M2}}
+base: {gpt.block_size: 16, batch_size: 2, gpt: {n_layer: 1}, adamw: {eps: 1},
+  recipe: {activation: E5M2}}
 variants: {a: {settings: {gpt: {n_head: 4}}}, c: {}}
 retry: {mine: {limit: 1}}
 executors: {slurm: {sbatch: {nice: 5}}}
@@ -142,6 +151,7 @@ def test_a_preset_is_joined_to_the_depth_of_settings(tmp_path):
         "gpt.block_size": 16,
         "optimizer": "adamw",
         "recipe": {"activation": "E5M2"},
+        "batch_size": 2,
         "gpt.n_layer": 1,
         "adamw.eps": 1,
     }
@@ -149,6 +159,8 @@ def test_a_preset_is_joined_to_the_depth_of_settings(tmp_path):
     assert made.rules["mine"] == Rule(limit=1, patterns=["fire"], halve={"learning_rate": 0})
     assert made.executors == {"slurm": {"mem": "1G", "sbatch": {"qos": "low", "nice": 5}}}
     assert made.columns == ["loss"]
+    (tmp_path / "joined.yaml").write_text(sweep_text(made))
+    assert jobs_of(read_sweep(tmp_path / "joined.yaml")) == jobs_of(made)
     assert source_of(made.base, "gpt.n_layer") == Source(str(file), 3)
     assert source_of(made.variants, "b") == Source(str(tmp_path / "preset.yaml"), 3)
 
