@@ -170,7 +170,8 @@ class Held:
         A folder for work that was made anew is not the one that was leased.
         """
         try:
-            return self.attempt.work.lstat().st_ino != self._inode
+            # Where a folder was removed, a new one may have its inode.
+            return self.attempt.work.lstat().st_ino != self._inode or not self.is_own()
         except FileNotFoundError:
             return True
 
@@ -179,9 +180,10 @@ class Held:
 
         A job may be removed, or replaced by another one of its name, and be leased anew.
         """
-        with suppress(BadInput):
+        try:
             return self.attempt.lease.token == self.lease.token
-        return False
+        except BadInput:  # damaged, but there
+            return os.path.lexists(self.attempt.folder / LEASE)
 
     def end(self, ended: Exit) -> None:
         """Write down how the attempt ended, unless its folder is another's by now."""
