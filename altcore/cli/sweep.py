@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import sys
 import time
 from collections import Counter
 from functools import partial
+from select import select
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -180,14 +182,20 @@ def run(
     default=math.inf,
     help="The whole time until then: a job that needs more begins while most of it is left.",
 )
+@click.option(
+    "--stay", is_flag=True, help="Wait for jobs that may be added, until standard input ends."
+)
 @SWEEPS_DIR
-def work(name: str, executor: str, until: float | None, seconds: float, sweeps_dir: str) -> None:
+def work(
+    name: str, executor: str, until: float | None, seconds: float, sweeps_dir: str, *, stay: bool
+) -> None:
     """Take jobs until none is left, as a worker that an executor starts."""
     from altcore.sweep import TimeLeft, open_sweep, worker_of
 
     asked, ledger = open_sweep(name, sweeps_dir)
     time_left = None if until is None else TimeLeft(ledger, until, seconds)
     worker = worker_of(asked, ledger, executor, echo, is_own_process=True, time_left=time_left)
+    worker.stays = lambda: stay and not select([sys.stdin], [], [], 0)[0]
     # Taken away: a job that starts a sweep of its own is no executor of it.
     starter = os.environ.pop(EXECUTOR_PID, "")
     worker.executor_pid = int(starter) if starter.isdecimal() else None

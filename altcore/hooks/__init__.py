@@ -18,7 +18,7 @@ from altcore.hooks.actions import (
     describe_action,
 )
 from altcore.hooks.nonfinite import NonFinite
-from altcore.hooks.placing import Executor, Placing, Scripted
+from altcore.hooks.placing import Executor, Lasting, Placing, Scripted
 from altcore.hooks.plugin_class import check_class, circle_of, hooks_of, make_plugin
 from altcore.hooks.settings import (
     build,
@@ -57,6 +57,7 @@ __all__ = [
     "Action",
     "ChangeRecipe",
     "Executor",
+    "Lasting",
     "NonFinite",
     "Placing",
     "Proposal",

@@ -8,6 +8,7 @@ an executor owns no fact, so another one may go on at any time.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -44,6 +45,17 @@ class Executor(Protocol):
 
     def run(self, placing: Placing) -> None:
         """Place workers until no job is left, or until they can do no more."""
+
+
+@runtime_checkable
+class Lasting(Protocol):
+    """An executor that can keep its workers from one call of ``run`` to the next."""
+
+    def lasting(self) -> AbstractContextManager[None]:
+        """Keep them within the context, for jobs that are added to the same folder.
+
+        ``run`` then returns when no job is left, and the workers end with the context.
+        """
 
 
 @runtime_checkable

@@ -45,8 +45,9 @@ class Batch:
         """
         worker = worker_of(sweep, self.ledger, told.partition(":")[0], lambda _: None)
         worker.may_begin = self._may_begin
+        placing = placing_of(sweep, self.ledger, told, tell)
         with self._watched():
-            executor.run(evolve(placing_of(sweep, self.ledger, told, tell), work=worker.work))
+            executor.run(evolve(placing, work=worker.work, left=self._count))
         if self.error is not None:
             raise self.error
         if self.left:
@@ -55,12 +56,18 @@ class Batch:
                 f"said is in {self.ledger.folder / 'workers'}; the same command goes on"
             )
 
-    def look(self) -> None:
-        """Note which jobs ended since the last look."""
+    def _count(self) -> int:
+        """Count the runs that are waited for: after an error, those that are being made."""
+        running = self.look()
+        return len(self.left) if self.error is None else running
+
+    def look(self) -> int:
+        """Note which jobs ended since the last look; return how many are being run."""
         with self._lock:
             running = [name for name in sorted(self.left) if self._look_at(name) is State.RUNNING]
             if running:
                 self.running(running)
+            return len(running)
 
     def _look_at(self, name: str) -> State:
         standing = self.ledger.standing(name)

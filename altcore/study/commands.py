@@ -110,7 +110,7 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
     arms = [frozen_control(plan), *full.values()]
     rows = len(full) - 1  # all but the twin
     asked = {"format": label, "recipe": config.recipe_name}
-    with held(runner.folder):
+    with held(runner.folder), runner.lasting():
         begun = _begin(options, runner, "explain", asked, arms, study.runs_at_most, seeds, rows)
         study.watch = watching(runner.base)
         found = study.explain()
@@ -156,7 +156,7 @@ def _compare(
     asked = {"formats": list(formats), "recipes": list(recipes), "optimizers": list(optimizers)}
     rows = len(contenders)
     arms = sorted(study.arms().values(), key=lambda arm: arm.key == contenders[-1].key)
-    with held(runner.folder):
+    with held(runner.folder), runner.lasting():
         options.doing("making a step of each arm")
         check_arms(config, arms[:-1])
         begun = _begin(options, runner, "compare", asked, arms, study.runs_at_most, seeds, rows)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from altcore.builtin_types import duration
 from altcore.config import LONGEST_NAME, TrainConfig
 from altcore.errors import AltcoreError
 from altcore.formats import digest
-from altcore.hooks import Executor
+from altcore.hooks import Executor, Lasting
 from altcore.runs import compare, identity_in, summary_of
 from altcore.study.arms import Arm
 from altcore.study.batch import Batch
@@ -91,6 +92,10 @@ class Runner:
         self._sweep = SweepFile(name=folder.name, retry=NOT_REPEATED, fail_fast=True, study=True)
         self._ledger = Ledger(folder, self._sweep.rules)
         self._executor = make_executor(self.executor)
+
+    def lasting(self) -> AbstractContextManager[None]:
+        """Let workers last from one batch to the next within the context, if the executor can."""
+        return self._executor.lasting() if isinstance(self._executor, Lasting) else nullcontext()
 
     def outcomes(self, trials: Sequence[Trial]) -> list[Outcome]:
         """Train side by side what was not trained before; return the outcome of each trial.

@@ -124,11 +124,15 @@ class Ledger:
 
     def names(self) -> list[str]:
         """Return the names of all jobs."""
+        return sorted(self.folders())
+
+    def folders(self) -> dict[str, int]:
+        """Return the number of the folder of each job, by its name: another job has another one."""
         try:
             with os.scandir(self.folder / JOBS) as found:
-                return sorted(entry.name for entry in found if not entry.name.startswith("."))
+                return {e.name: e.inode() for e in found if not e.name.startswith(".")}
         except FileNotFoundError:
-            return []
+            return {}
 
     def job(self, name: str) -> Job:
         """Return a job. Raises `BadInput`, naming the file, if it was changed."""

@@ -29,6 +29,8 @@ HANGS = 75
 """The exit code of a worker whose attempt hung."""
 PAUSE = 1.0
 """Seconds between two looks at jobs that others hold, and the first wait for a full disk."""
+STAY = 0.2
+"""Seconds between two looks for jobs that may be added."""
 LONGEST_PAUSE = 60.0
 PATIENCE = 600.0
 """Seconds that a worker waits for a disk that is full or read-only, before it leaves."""
@@ -57,6 +59,8 @@ class Worker:
     """Whether the process is the worker's alone, and may be ended with an attempt that hangs."""
     may_begin: Callable[[Job], bool] = lambda _: True
     """Asked before a job is taken: whether its time is enough, for one."""
+    stays: Callable[[], bool] = lambda: False
+    """Asked when no job is left: whether to wait for jobs that may be added."""
     waits: bool = True
     """Whether to wait for jobs that others hold, which come back if these are lost."""
     _watch: Watch = field(init=False)
@@ -111,10 +115,14 @@ class Worker:
 
     def _taken(self) -> Iterator[tuple[Job, Held]]:
         """Yield jobs that this worker holds, as long as any may be left."""
-        jobs, damaged = self.ledger.read_jobs()
-        for problem in damaged.values():
-            self.tell(problem)
+        known: dict[str, int] | None = None
         while True:
+            if known is None or (self.stays() and known != self.ledger.folders()):
+                known = self.ledger.folders()
+                jobs, damaged = self.ledger.read_jobs()
+                self._ended.clear()
+                for problem in damaged.values():
+                    self.tell(problem)
             taken = False
             for job in jobs:
                 if job.name in self._ended or not self._may_begin(job):
@@ -140,9 +148,9 @@ class Worker:
             if taken:
                 continue
             left = [job for job in jobs if job.name not in self._ended and self._may_begin(job)]
-            if not left or not self.waits:
+            if not (left and self.waits) and not self.stays():
                 return
-            time.sleep(PAUSE)
+            time.sleep(PAUSE if left else STAY)
 
     def _attempt(self, job: Job, held: Held) -> None:
         note, usage = self.note or self.tell, Usage()

@@ -217,4 +217,7 @@ def test_two_processes_give_the_answer_of_one(capsys, corpus, tmp_path, monkeypa
         found.append(json.loads(Path("studies", name, "explain.json").read_text()))
     assert found[0] == found[1]
     assert {p.name[-6:] for p in Path("studies/two/workers").iterdir()} == {"-0.log", "-1.log"}
+    # Both workers stay for all batches.
+    leases = [json.loads(p.read_text()) for p in Path("studies/two").glob("jobs/*/attempts/*/l*")]
+    assert len({lease["process"]["pid"] for lease in leases}) == 2
     assert not Path("studies/one/workers").exists()

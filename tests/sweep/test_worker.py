@@ -3,15 +3,16 @@
 import os
 import signal
 import time
+from contextlib import suppress
 
 import pytest
 import torch
-from attrs import define
+from attrs import define, evolve
 from helpers_crashes import forked
 
 from altcore.plugin import hookimpl, setting
 from altcore.runs import summary_of
-from altcore.sweep import Ledger, State, SweepFile, Watch, Worker, jobs_of
+from altcore.sweep import Exit, Ledger, State, SweepFile, Watch, Worker, jobs_of
 from altcore.sweep.run_job import run_job
 from altcore.sweep.worker import HANGS
 
@@ -188,3 +189,23 @@ def test_a_run_that_hangs_ends_its_worker(tmp_path, shelf, corpus):
     standing = ledger.standing(name)
     assert standing.last.exit.status == "timeout"
     assert standing.state is State.WAITING
+
+
+def test_a_worker_that_stays_takes_jobs_that_are_added(ledger, monkeypatch):
+    """Also one of a name that another job had, until it is told that there are no more."""
+    first = ledger.jobs()[0]
+    again = evolve(first, config={**first.config, "max_steps": 3})
+    steps = iter([lambda: ledger.retire(first.name), lambda: ledger.add([again])])
+
+    def stays():
+        with suppress(StopIteration):
+            next(steps)()
+            return True
+        return any(state is State.WAITING for state in states(ledger))
+
+    monkeypatch.setattr(
+        "altcore.sweep.worker.run_job", lambda job, *_, **__: Exit(status="failed", error="no")
+    )
+    assert work(ledger, stays=stays) == 3
+    assert ledger.standing(first.name).state is State.FAILED
+    assert work(ledger) == 0

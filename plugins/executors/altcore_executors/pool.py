@@ -43,6 +43,8 @@ class Pool:
     """Of each worker."""
     name: str = field(factory=lambda: os.uname().nodename)
     """Of the workers' logs."""
+    stays: bool = False
+    """Whether workers outlast `run`, until `close`."""
     _workers: dict[int, subprocess.Popen[bytes]] = field(init=False, factory=dict)
     """By slot."""
     _asked: int = field(init=False, default=0)
@@ -56,19 +58,26 @@ class Pool:
         try:
             with on_signal(self._pass_on):
                 self._watch()
+        except BaseException:
+            self.stays = False
+            raise
         finally:
-            for worker in self._workers.values():
-                kill(worker)
+            if not self.stays:
+                for worker in self._workers.values():
+                    kill(worker)
         if self._asked:
             raise left_by(self._asked)
 
     def _watch(self) -> None:
         idle = Idle(self.placing.attempts)
         for slot in range(self.count):
-            self._start(slot)
+            if slot not in self._workers:
+                self._start(slot)
         while self._workers:
             time.sleep(PAUSE)
             self.placing.look()
+            if self.stays and not self._asked and not self.placing.left():
+                return
             for slot, worker in list(self._workers.items()):
                 code = exit_code(worker)
                 if code is None:
@@ -88,10 +97,19 @@ class Pool:
         own = {"OMP_NUM_THREADS": str(self.threads)}
         if gpus:
             own["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
-        worker = start_worker(self.placing.command, self.log_of(slot), own)
+        log = self.log_of(slot)
+        worker = start_worker(self.placing.command, log, own, stays=self.stays)
         self._workers[slot] = worker
         if self._asked:  # while it was started
             worker.send_signal(self._asked)
+
+    def close(self) -> None:
+        """Let workers that stay end, each after its job."""
+        for worker in self._workers.values():
+            if worker.stdin is not None:
+                worker.stdin.close()
+        while any(exit_code(worker) is None for worker in self._workers.values()):
+            time.sleep(PAUSE)
 
     def log_of(self, slot: int) -> Path:
         """Return the file to which the worker of a slot prints."""

@@ -21,16 +21,19 @@ WATCHED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 def start_worker(
-    command: Sequence[str], log: Path, variables: Mapping[str, str]
+    command: Sequence[str], log: Path, variables: Mapping[str, str], *, stays: bool = False
 ) -> subprocess.Popen[bytes]:
-    """Start a worker, which prints to the end of a file, with further environment variables."""
+    """Start a worker, which prints to the end of a file, with further environment variables.
+
+    One that ``stays`` has a pipe as its standard input, which ends at the latest with this process.
+    """
     log.parent.mkdir(exist_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
     with os.fdopen(os.open(log, flags, 0o666), "ab") as output:
         return subprocess.Popen(
-            command,
+            (*command, "--stay") if stays else command,
             env={**os.environ, **variables, EXECUTOR_PID: str(os.getpid())},
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE if stays else subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -81,6 +81,21 @@ def test_processes_for_each_gpu(placing, tmp_path, monkeypatch):
     assert [line[-1] for line in began(tmp_path)] == ["0", "0", "1", "1"]
 
 
+def test_workers_last_from_one_call_to_the_next(placing, tmp_path):
+    """Until the context ends: they end with their standard input, each after its job."""
+    counts = iter([1, 0, 1, 0, 0])
+    body = "assert sys.argv[-1] == '--stay'; sys.stdin.read(); (folder / 'ended').touch()"
+    made, told = placing(body, left=lambda: next(counts))
+    local = Local(slots=2)
+    with local.lasting():
+        local.run(made)
+        local.run(made)
+        assert not (tmp_path / "ended").exists()
+    assert (tmp_path / "ended").exists()
+    assert len(began(tmp_path)) == 2
+    assert told == []
+
+
 def test_a_worker_that_dies_is_started_again(placing, tmp_path):
     """While jobs are left, and not for ever; each death is told with its log."""
     body = "os.kill(os.getpid(), signal.SIGKILL)"
@@ -165,8 +180,8 @@ def test_a_signal_while_workers_start_reaches_each(placing, tmp_path, monkeypatc
     made, _ = placing(body="time.sleep(600)")
     started = []
 
-    def start(*args):
-        worker = start_worker(*args)
+    def start(*args, **options):
+        worker = start_worker(*args, **options)
         started.append(worker)
         signal.raise_signal(signal.SIGTERM)
         return worker
