@@ -105,12 +105,13 @@ def _told_estimate(found: Estimate) -> str:
     if not found.left:
         return f"no job is left{failed}" if failed else "every job has a result"
     told = []
+    where = f" on {'; '.join(found.hardware)}" if found.hardware else ""
     if found.seconds is not None:
         told.append(f"{found.left} left take {duration(found.seconds)}, one after another")
     for key, what in (("peak_memory_bytes", "memory"), ("peak_gpu_memory_bytes", "GPU memory")):
         if key in found.memory:
             told.append(f"a worker takes {found.memory[key] / 1e9:.2f} GB of {what}")
-    measured = f"{'; '.join(told)} (measured: {found.source})" if told else ""
+    measured = f"{'; '.join(told)} (measured: {found.source}{where})" if told else ""
     unknown = ""
     if found.seconds is None:
         what = f"the time of {', '.join(found.unmeasured)}" if told else "time and memory"

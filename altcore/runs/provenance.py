@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from altcore.registry import entries
@@ -30,6 +31,7 @@ def environment(device: torch.device, plugins: Mapping[str, str]) -> dict[str, A
         "distributions": sorted({e.origin for e in entries()}),
         "plugins": dict(plugins),
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        "processor": _processor(),
         "threads": torch.get_num_threads(),
         "command": sys.argv,
         "git": _git(),
@@ -40,6 +42,17 @@ def environment(device: torch.device, plugins: Mapping[str, str]) -> dict[str, A
 @cache  # what was imported stays what it is
 def _version(name: str) -> str:
     return version(name)
+
+
+@cache
+def _processor() -> str:
+    """Return the processor's name, as far as the system tells one."""
+    try:
+        told = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return platform.processor()
+    names = (line.partition(":")[2].strip() for line in told.splitlines() if "model name" in line)
+    return next(names, platform.processor())
 
 
 def _git() -> dict[str, Any] | None:

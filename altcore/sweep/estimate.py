@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -12,7 +13,7 @@ from attrs import frozen
 
 from altcore import durable
 from altcore.errors import BadInput
-from altcore.runs import read_json
+from altcore.runs import ENVIRONMENT, read_environment, read_json
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.rows import survey
@@ -33,6 +34,8 @@ class Estimate:
     """The most bytes of a worker, by the names of `MEMORY`."""
     source: str
     """What was measured."""
+    hardware: Sequence[str] = ()
+    """Where: of runs, that of one of each variant."""
     unmeasured: Sequence[str] = ()
     """Variants that have jobs left, and of which nothing was measured."""
     failed: int = 0
@@ -56,21 +59,40 @@ def estimate_of(ledger: Ledger, jobs: Sequence[Job]) -> Estimate:
     left = [job.variant for job in jobs if job.name not in done.keys() | failed]
     unmeasured = [variant for variant in dict.fromkeys(left) if variant not in each]
     runs = sum(map(len, taken.values()))
+    first = {variants[name]: ledger.run_of(name) for name in reversed(done)}
+    where = {hardware_of(run) for run in first.values()} if runs else set()
+    where |= {told["hardware"] for told in checked.values() if "hardware" in told and not runs}
     return Estimate(
         left=len(left),
         seconds=sum(each[variant] for variant in left) if not unmeasured else None,
         memory={key: max(u[key] for u in used if key in u) for key in MEMORY if _any(used, key)},
         source=f"{runs} run{'s' * (runs != 1)}" if runs else "the steps of a check",
+        hardware=sorted(where - {""}),
         unmeasured=unmeasured,
         failed=len(failed),
     )
+
+
+def hardware_of(run: Path) -> str:
+    """Return what a run computed with, nothing if its record does not say it."""
+    with suppress(BadInput):
+        told = read_environment(run) if (run / ENVIRONMENT).is_file() else {}
+        if told.get("device", "cpu") != "cpu":
+            return str(told["device"])
+        threads = told.get("threads", 1)
+        return (
+            f"{told['processor']}, {threads} thread{'s' * (threads != 1)}"
+            if told.get("processor")
+            else ""
+        )
+    return ""
 
 
 def _any(used: Sequence[Mapping[str, Any]], key: str) -> bool:
     return any(key in u for u in used)
 
 
-def keep_checked(ledger: Ledger, measured: Mapping[str, Mapping[str, float]]) -> None:
+def keep_checked(ledger: Ledger, measured: Mapping[str, Mapping[str, Any]]) -> None:
     """Keep what a check measured, by variant, for estimates."""
     ledger.folder.mkdir(parents=True, exist_ok=True)
     known = {**_checked(ledger), **measured}

@@ -30,7 +30,7 @@ PLACE = {
     "epoch": "epochs that are completed after it; empty if the workload has none",
 }
 """Columns of every file of series."""
-ORIGIN = ("altcore", "python", "platform", "device", "git", "libraries", "plugins")
+ORIGIN = ("altcore", "python", "platform", "device", "processor", "git", "libraries", "plugins")
 """What is told of the environments in which the runs were made."""
 
 

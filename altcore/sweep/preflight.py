@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
+from typing import Any
 
 from attrs import define, evolve, field, frozen
 
@@ -17,6 +18,7 @@ from altcore.errors import BadInput, Interrupted, described, nearest
 from altcore.registry import HOOK_KINDS, find, kind_of, left_out
 from altcore.runs import TIMINGS, read_lines
 from altcore.sweep.checking import SettingsCheck
+from altcore.sweep.estimate import hardware_of
 from altcore.sweep.expand import Check, check_nothing, jobs_of
 from altcore.sweep.job import Job
 from altcore.sweep.placing import check_executors
@@ -55,7 +57,7 @@ class Preflight:
     """Of each short training; enough to see every measure twice if None."""
     failed: set[str] = field(init=False, factory=set)
     """Variants of which something failed."""
-    measured: dict[str, dict[str, float]] = field(init=False, factory=dict)
+    measured: dict[str, dict[str, Any]] = field(init=False, factory=dict)
     """By variant: the seconds of a whole run, those of a step, and the memory, as measured."""
 
     def findings(self) -> Iterator[Finding]:
@@ -139,6 +141,7 @@ class Preflight:
             self.measured[variant] = {
                 "seconds": max(0.0, whole - sum(taken)) + step * config.max_steps,
                 "step_seconds": step,
+                "hardware": hardware_of(values.run),
                 **memory,
             }
             yield Finding(what=what, told=f"{steps} steps, {1e3 * step:.3g} ms each")

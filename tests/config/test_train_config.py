@@ -30,6 +30,7 @@ CHANGED = {
     "shared_amax": True,
     "freeze": ["<embedding>"],
     "compile": True,
+    "activation_checkpointing": True,
     "device": "cpu",
     "plugins": ["ulp-stats"],
     "no_plugins": ["progress"],
@@ -110,7 +111,8 @@ def test_every_key_can_be_given_in_a_file_and_on_the_command_line(key, tmp_path)
 
 def test_a_plain_configuration_is_the_same_configuration():
     """What config.yaml holds, read again, decides the same run."""
-    for found in (load_config(), load_config(None, by_flag(**CHANGED)), TrainConfig(format="E3M4")):
+    changed = {**CHANGED, "compile": False}  # which the blocks that are computed again exclude
+    for found in (load_config(), load_config(None, by_flag(**changed)), TrainConfig(format="E3M4")):
         assert TrainConfig.from_plain(found.to_plain()) == found
         assert TrainConfig.from_plain(yaml.safe_load(yaml.safe_dump(found.to_plain()))) == found
 

@@ -1,5 +1,7 @@
 """What the jobs that are left will take, by what was measured."""
 
+import json
+
 import pytest
 from helpers_cli import call
 from helpers_sweeps import complete, fail, ledger_of
@@ -33,6 +35,25 @@ def test_by_the_steps_of_a_check(tmp_path):
     assert found.memory == {"peak_memory_bytes": 1e9, "peak_gpu_memory_bytes": 2e9}
     (ledger.folder / "check.json").write_text("[")
     assert estimate_of(ledger, jobs).seconds is None
+
+
+@pytest.mark.parametrize(
+    ("told", "where"),
+    [
+        ({"device": "cpu", "processor": "Acme 9000", "threads": 2}, "Acme 9000, 2 threads"),
+        ({"device": "NVIDIA H100", "processor": "Acme 9000", "threads": 2}, "NVIDIA H100"),
+    ],
+)
+def test_the_hardware_is_named(tmp_path, capsys, told, where):
+    """By the run of each variant, or by the check."""
+    ledger = ledger_of(tmp_path, seeds=2)
+    keep_checked(ledger, {"base": {"seconds": 9.0, "hardware": "a laptop"}})
+    assert estimate_of(ledger, ledger.jobs()).hardware == ["a laptop"]
+    complete(ledger, ledger.jobs()[0])
+    (ledger.run_of("base-seed42") / "environment.json").write_text(json.dumps(told))
+    assert estimate_of(ledger, ledger.jobs()).hardware == [where]
+    done = call(capsys, "sweep", "plan", "toy", "--sweeps-dir", tmp_path)
+    assert f"(measured: 1 run on {where})" in done.err.replace("\n", " ")
 
 
 def test_the_command_says_it(tmp_path, capsys):
