@@ -78,7 +78,10 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> list[str]:
 
 
 def _beside(owner: nn.Module | Optimizer) -> dict[str, Any]:
-    """Return the attributes that the state_dict of every module or optimizer leaves out."""
+    """Return the attributes that the state_dict of every module or optimizer leaves out.
+
+    A name that begins with an underscore is a cache's, by convention, or torch's.
+    """
     if any(_is_overridden(owner, name) for name in STATING):
         return {}
     held = vars(owner).items()
