@@ -81,10 +81,10 @@ def _check_count(sweep: SweepFile) -> None:
     """Raise `BadInput` for more jobs than a sweep may have, before any of them is made."""
     sizes = {"seeds": count_seeds(sweep.seeds), "variants": len(sweep.variant_names)}
     sizes |= {f"grid.{key}": len(values) for key, values in sweep.grid.items()}
-    count = math.prod(sizes.values())
-    if count > MOST_JOBS:
+    if math.prod(sizes.values()) > MOST_JOBS:
         largest = max(sizes, key=lambda key: sizes[key])
-        told = " x ".join(f"{size} of {key}" for key, size in sizes.items() if size > 1)
+        parts = [f"{size} {key}" for key, size in sizes.items() if size > 1]
+        told = " x ".join(parts).replace(" grid.", " values of ")
         raise BadInput(f"{told}: a sweep has at most {MOST_JOBS} jobs", key=largest)
 
 

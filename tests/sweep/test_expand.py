@@ -146,11 +146,11 @@ def test_keys_that_change_the_same_value(tmp_path):
         ("retry: {gradient: {halve: {resnet.batch_size: 1}}}", r"did you mean gpt\.batch_size"),
         ("retry: {gradient: {halve: {format: 1}}}", "no job has a number 'format'"),
         ("retry: {gradient: {halve: {seed: 1}}}", "the seed is a factor of the sweep"),
-        ("seeds: 100000000000", "^seeds: 100000000000 of seeds: a sweep has at most 100000 jobs"),
+        ("seeds: 100000000000", "^seeds: 100000000000 seeds: a sweep has at most 100000 jobs"),
         (
             "seeds: 1000\ngrid: {learning_rate: [0.1, 0.2], min_lr_ratio: "
             f"[{', '.join(map(str, range(60)))}]}}",
-            r"^seeds: 1000 of seeds x 2 of grid.learning_rate x 60 of grid.min_lr_ratio: a sweep",
+            r"^seeds: 1000 seeds x 2 values of learning_rate x 60 values of min_lr_ratio: a sweep",
         ),
     ],
 )
