@@ -68,7 +68,10 @@ def bring_up_to_date(
             f"the sweep file asks for other jobs than {ledger.folder} has: {'; '.join(told)}",
             hint=_hint(ledger, [*changes.changed, *changes.removed]),
         )
-    for name in (*changes.changed, *changes.removed):
+    old = (*changes.changed, *changes.removed)
+    for name in old:  # before any other one is moved
+        ledger.end_if_lost(name, lost_after)
+    for name in old:
         ledger.retire(name, lost_after)
     ledger.add(jobs)
     return changes

@@ -15,7 +15,7 @@ from typing import Any
 
 from altcore import durable
 from altcore.errors import BadInput, NoSpace
-from altcore.runs import SUMMARY, read_json
+from altcore.runs import METRICS, SUMMARY, read_json
 from altcore.sweep.ledger import RUNS, Ledger
 from altcore.sweep.sound import stamp_of
 
@@ -30,9 +30,14 @@ def accepted_runs(ledger: Ledger) -> dict[str, list[int]]:
         with os.scandir(folder) as found:
             # A link or a file that somebody put there is no run of the sweep's.
             own = {e.name: e.inode() for e in found if e.is_dir(follow_symlinks=False)}
-            return {n: [i, *(stamp_of(f"{folder}/{n}/{SUMMARY}") or ())] for n, i in own.items()}
+            return {name: [inode, *_stamps(f"{folder}/{name}")] for name, inode in own.items()}
     except FileNotFoundError:
         return {}
+
+
+def _stamps(run: str) -> Iterator[int]:
+    for file in (SUMMARY, METRICS):
+        yield from stamp_of(f"{run}/{file}") or ()
 
 
 def of_accepted(

@@ -197,8 +197,7 @@ class Ledger:
         is being made; whether its holder is lost is looked for ``lost_after`` seconds, if need be.
         """
         job, held = self.job(name), None
-        if self.standing(name).state is State.RUNNING:
-            self._end_if_lost(job, lost_after)
+        self.end_if_lost(name, lost_after)
         if self.standing(name).state is State.WAITING:
             held = lease(self.folder / JOBS / name, self._next_number(name), {})
         if self.standing(name).state is State.RUNNING and held is None:
@@ -212,19 +211,22 @@ class Ledger:
             own = attempt_at(kept / JOBS, held.attempt.number)
             own.end(Exit(status="refused", error="the job was taken out of the sweep"))
 
-    def _end_if_lost(self, job: Job, lost_after: float) -> None:
-        last = self.standing(job.name).last
-        assert last is not None
+    def end_if_lost(self, name: str, lost_after: float) -> None:
+        """End the attempt that goes on at a job. Raises `BadInput` unless its holder is lost."""
+        standing = self.standing(name)
+        last = standing.last
+        if standing.state is not State.RUNNING or last is None:
+            return
         watch, before = Watch(lost_after), last.heartbeat
         while not watch.is_lost(last):
             process = last.lease.process
             if process.is_gone() is False or last.heartbeat != before:
                 raise BadInput(
-                    f"{job.name} is being run by process {process.pid} on {process.host}, and "
+                    f"{name} is being run by process {process.pid} on {process.host}, and "
                     "cannot be taken out of the sweep: end that, or wait"
                 )
             time.sleep(lost_after / LOOKS)
-        self._end_lost(job, last, watch)
+        self._end_lost(self.job(name), last, watch)
 
     def _next_number(self, name: str) -> int:
         last = self.standing(name).last

@@ -142,3 +142,16 @@ def dies_at(name, rename):
         rename(path, target)
 
     return renamed
+
+
+def test_no_job_is_retired_while_another_one_is_being_run(tmp_path):
+    """The sweep stays as it was, whole."""
+    made = ledger_of(tmp_path, seeds=2)
+    first, second = made.jobs()
+    complete(made, first)
+    made.take(second, Watch(60))
+    now = [evolve(job, config={**job.config, "max_steps": 7}) for job in (first, second)]
+    with pytest.raises(BadInput, match=f"{second.name} is being run"):
+        bring_up_to_date(made, now, accept=True)
+    assert made.names() == [first.name, second.name]
+    assert made.standing(first.name).state is State.COMPLETED

@@ -242,8 +242,9 @@ def test_damaged_lines_are_told(tmp_path):
     (job,) = ledger.jobs()
     complete(ledger, job, lines=[{"step": n, "loss": 1.0} for n in range(1, 4)])
     path = ledger.run_of(job.name) / "metrics.jsonl"
-    path.write_text(path.read_text().replace('"step": 2', '"stop": 2'))
     asked = SweepFile(checks={"loss": [0, 10]})
+    assert status_of(asked, ledger, 0.0).outside == {}  # what it keeps is of the file as it was
+    path.write_text(path.read_text().replace('"step": 2', '"stop": 2'))
     assert status_of(asked, ledger, 0.0).outside == {
         job.name: {"metrics.jsonl": "damaged in line 2"}
     }
