@@ -7,6 +7,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from typing import Any
@@ -108,7 +109,7 @@ class Preflight:
             return
         what = f"{variant}: data"
         try:
-            config = _built(config)
+            config, per_epoch = _built(config)
         except Exception as error:
             if isinstance(error, Interrupted):
                 raise
@@ -116,13 +117,22 @@ class Preflight:
             yield Finding(what=what, told=described(error), remedy=remedy)
             return
         yield Finding(what=what, told=config.workload)
-        yield from self._trained(variant, config)
+        yield from self._trained(variant, config, per_epoch)
 
-    def _trained(self, variant: str, config: TrainConfig) -> Iterator[Finding]:
+    def _trained(
+        self, variant: str, config: TrainConfig, per_epoch: Fraction | None = None
+    ) -> Iterator[Finding]:
         """Yield what a short training of a variant shows."""
         from altcore.api import train
 
-        what, steps = f"{variant}: training", min(self._steps, config.max_steps)
+        what = f"{variant}: training"
+        try:
+            intervals = [measure.steps(per_epoch) or 1 for measure in self.sweep.measures]
+        except BadInput as error:
+            yield Finding(what=what, told=str(error), remedy=self._edited(error))
+            return
+        enough = self.steps or max([FEWEST, *(2 * each for each in intervals)])
+        steps = min(enough, config.max_steps)
         with tempfile.TemporaryDirectory() as folder:
             began, usage = time.perf_counter(), Usage()
             try:
@@ -149,14 +159,11 @@ class Preflight:
             for measure in self.sweep.measures:
                 yield self._measure(f"{variant}: {measure.name}", config, values, measure)
 
-    @property
-    def _steps(self) -> int:
-        return self.steps or max([FEWEST, *(2 * (m.every or 1) for m in self.sweep.measures)])
-
     def _measure(self, what: str, config: TrainConfig, values: Values, measure: Measure) -> Finding:
         lack = lacking(values, [measure]).removeprefix(f"{measure.name}: ")
         if not lack:
-            often = f"every {measure.every} steps" if measure.every else "recorded"
+            is_steps = isinstance(measure.every, int)
+            often = f"every {measure.every}{' steps' * is_steps}" if measure.every else "recorded"
             return Finding(what=what, told=often)
         owner, slash, _ = measure.name.partition("/")
         # A plugin measures at an interval of its own; the engine, on recorded steps.
@@ -223,12 +230,17 @@ def _missing(config: TrainConfig) -> Iterator[tuple[str, str]]:
             yield kind_of(name) or kinds[0], str(error)
 
 
-def _built(config: TrainConfig) -> TrainConfig:
-    """Build a configuration's workload, with its data; return it with epochs counted in steps."""
-    from altcore.engine import build_workload, choose_device, counted_in_steps
+def _built(config: TrainConfig) -> tuple[TrainConfig, Fraction | None]:
+    """Build a configuration's workload, with its data.
 
-    build_workload(config, choose_device(config.device), None, None)
-    return counted_in_steps(config)
+    Returns the configuration with epochs counted in steps, and the steps of an epoch, if any.
+    """
+    from altcore.engine import Epoch, build_workload, choose_device, counted_in_steps
+
+    workload = build_workload(config, choose_device(config.device), None, None)
+    batches: int | None = getattr(workload, "steps_per_epoch", None)
+    epoch = batches and Epoch(batches, config.gradient_accumulation_steps).steps
+    return counted_in_steps(config), epoch or None
 
 
 def machine_memory() -> int:

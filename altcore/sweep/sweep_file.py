@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from fractions import Fraction
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve, fields, fields_dict, frozen
-from attrs.validators import ge, gt, in_, optional
+from attrs.validators import gt, in_, optional
 
-from altcore.config import TrainConfig, check_name
+from altcore.config import TrainConfig, check_name, read_interval
 from altcore.errors import BadInput, Source, item_key, keyed, located, nearest, shown
 from altcore.hooks import build, setting
 from altcore.sweep.job import PRIORITY
@@ -33,9 +35,27 @@ class Measure:
     """A measure that a completed run must have."""
 
     name: str = setting(help="its name in metrics.jsonl")
-    every: int | None = setting(
-        None, help="steps between two values; null is at least one", validator=optional(ge(1))
+    every: Any = setting(
+        None, help="steps between two values, or epochs, as `2 epochs`; null is at least one"
     )
+
+    def __attrs_post_init__(self) -> None:
+        every = read_interval(self.every, "requires.every")
+        if every is not None and every <= 0:
+            raise BadInput(f"{shown(self.every)} is not a positive interval", key="requires.every")
+
+    def steps(self, per_epoch: Fraction | float | None) -> int | None:
+        """Return the steps between two values; None if one is enough.
+
+        Raises:
+            BadInput: if it counts epochs, and there are none.
+        """
+        every = read_interval(self.every, "requires.every")
+        if not isinstance(every, Fraction):
+            return every
+        if per_epoch is None:
+            raise BadInput(f"{self.every}: the workload counts no epochs", key="requires.every")
+        return math.ceil(every * Fraction(per_epoch).limit_denominator(10**6))
 
 
 @frozen(kw_only=True)

@@ -102,22 +102,24 @@ def lacking(values: Values, measures: Sequence[Measure]) -> str:
     """
     try:
         lines, steps = values.lines, values.summary["steps"]
+        epochs = values.summary["epochs"]
+        wanted = [(m.name, m.steps(steps / epochs if epochs else None)) for m in measures]
     except BadInput as error:
         return str(error)
-    return "; ".join(filter(None, (_lack(lines, steps, measure) for measure in measures)))
+    return "; ".join(filter(None, (_lack(lines, steps, *measure) for measure in wanted)))
 
 
-def _lack(lines: Sequence[Mapping[str, Any]], steps: int, measure: Measure) -> str:
-    at = [line["step"] for line in lines if has(line, measure.name)]
+def _lack(lines: Sequence[Mapping[str, Any]], steps: int, name: str, every: int | None) -> str:
+    at = [line["step"] for line in lines if has(line, name)]
     if not at:
-        return f"{measure.name}: no value"
-    if measure.every is None:
+        return f"{name}: no value"
+    if every is None:
         return ""
     known = sorted({*at, *(line["step"] for line in lines if line.get("discarded"))})
     # After the last value, one more would have come had the run gone on so long.
     for before, after in pairwise([0, *known, steps + 1]):
-        if after - before > measure.every:
-            return f"{measure.name}: no value in steps {before + 1} to {after - 1}"
+        if after - before > every:
+            return f"{name}: no value in steps {before + 1} to {after - 1}"
     return ""
 
 

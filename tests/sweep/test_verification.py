@@ -187,3 +187,29 @@ def test_the_jobs_of_a_study_are_those_of_its_ledger(tmp_path, capsys):
     assert "arm-2 is a run of a study" in done.err
     assert sweep("retry", "toy", "arm-2").code == 0
     assert ledger.names() == ["arm-0", "arm-1", "arm-2"]
+
+
+@pytest.mark.parametrize(
+    ("epochs", "told"),
+    [
+        (4.0, ""),  # three steps each
+        (6.0, "x/y: no value in steps 1 to 2"),
+        (None, "requires.every: 1 epoch: the workload counts no epochs"),
+    ],
+)
+def test_a_measure_may_be_needed_by_epochs(tmp_path, epochs, told):
+    ledger = ledger_of(tmp_path, requires=[{"name": "x/y", "every": "1 epoch"}])
+    (job,) = ledger.jobs()
+    lines = [{"step": step, **({"x/y": 1.0} if step % 3 == 0 else {})} for step in range(1, 13)]
+    complete(ledger, job, lines=lines, steps=12, epochs=epochs)
+    asked, _ = open_sweep("toy", str(ledger.folder.parent))
+    assert (
+        verify(ledger, [job.name], asked.measures).incomplete.get(job.name, "").split(";")[0]
+        == told
+    )
+
+
+@pytest.mark.parametrize("every", ["2 epoches", 0, -1, "0 epochs", 1.5])
+def test_what_is_no_interval_is_refused(every):
+    with pytest.raises(BadInput, match=r"requires\.every"):
+        SweepFile(requires=[{"name": "x/y", "every": every}])
