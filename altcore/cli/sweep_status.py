@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 STATES = ("waiting", "running", "completed", "failed", "damaged", "collapsed")
 """The states of jobs; collapsed ones are completed."""
+DAMAGED = "damaged"
 LOOK = 2.0
 """Least seconds between two looks at a sweep."""
 SHARE = 10
@@ -72,7 +73,7 @@ def _time(row: Row) -> str:
 def _told(row: Row) -> str:
     if row.is_lost:
         return "its worker is gone"
-    if row.lacks_run:
+    if row.lacks_run or row.state.value == DAMAGED:
         return row.why
     told = (row.exit.error or row.exit.verdict) if row.exit else ""
     changed = ", ".join(f"{key} {value}" for key, value in row.changed.items())
@@ -147,8 +148,9 @@ def print_status(name: str, found: Status, *, show_failed: bool) -> None:
     if len(found.alerts) > SHOWN:
         echo(f"alert: {len(found.alerts) - SHOWN} more (--json has them)")
     for row in found.failed if show_failed else ():
-        ended = row.exit
-        paragraph(f"failed: {row.name}: {ended.error if ended else ''} ({row.why})")
+        told = f"{row.exit.error if row.exit else ''} ({row.why})"
+        state = row.state.value
+        paragraph(f"{state}: {row.name}: {row.why if state == DAMAGED else told}")
     if found.failed and not show_failed:
         echo("failed jobs: --show-failed says why")
 

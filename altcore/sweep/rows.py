@@ -122,7 +122,8 @@ def _changed_for(run: Path, ledger: Ledger, accepted: Attempt | None) -> dict[st
     """Return what a retry changed for a run: by its lease, or else by its configuration."""
     if accepted is not None:
         with suppress(BadInput):
-            return dict(accepted.lease.changed)
+            # No retry came before the first attempt.
+            return {} if accepted.number == 1 else dict(accepted.lease.changed)
     return differing(run, ledger.job(run.name).config, {})
 
 

@@ -200,3 +200,17 @@ def test_what_is_left_out_of_an_archive_is_told(ledger, capsys):
     done = call(capsys, "sweep", "collect", "toy", "--sweeps-dir", ledger.folder.parent)
     assert "base.tar.gz: 2 runs" in done.out
     assert f"left out: {ONE}: {ledger.folder}/jobs/{ONE}/job.json" in done.err
+
+
+def test_a_damaged_file_is_named_by_status_and_list(ledger, capsys):
+    """Not the verdict of a run that is no result any more."""
+    in_job(ledger)
+    edit(ledger.run_of(LAST) / "summary.json", '"finished"', '"failed"')
+    where = ("toy", "--sweeps-dir", ledger.folder.parent)
+    shown = call(capsys, "sweep", "status", "--show-failed", *where)
+    assert shown.code == 1
+    assert f"damaged: {ONE}: {ledger.folder}/jobs/{ONE}/job.json: it is not" in shown.out
+    assert f"damaged: {LAST}: {ledger.run_of(LAST)}/summary.json says" in shown.out
+    listed = call(capsys, "sweep", "list", "--status", "damaged", *where).out
+    assert listed.count("summary.json says") + listed.count("job.json: it is not") == 2
+    assert "learned" not in listed
