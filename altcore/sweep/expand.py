@@ -44,7 +44,9 @@ def check_installed(config: TrainConfig) -> None:
             find(name, HOOK_KINDS)
 
 
-def jobs_of(sweep: SweepFile, check: Check = check_installed) -> list[Job]:
+def jobs_of(
+    sweep: SweepFile, check: Check = check_installed, *, only: str | None = None
+) -> list[Job]:
     """Return the jobs, in the order of the file.
 
     Each value of the grid is checked once, with the first value of every other key: so a sweep of
@@ -53,6 +55,7 @@ def jobs_of(sweep: SweepFile, check: Check = check_installed) -> list[Job]:
     Args:
         sweep: the file.
         check: is called for each of these configurations, and may raise `BadInput`.
+        only: the variant whose jobs are returned; None for all.
 
     Raises:
         BadInput: with the key, and the line of the sweep file.
@@ -65,10 +68,10 @@ def jobs_of(sweep: SweepFile, check: Check = check_installed) -> list[Job]:
             raise BadInput(told, key=f"grid.{key}")
         _check_different(key, values)
     taken: set[str] = set()
-    jobs = [
-        job for variant in sweep.variant_names for job in _of_variant(sweep, variant, taken, check)
-    ]
-    check_halved(sweep.retry, jobs)
+    variants = sweep.variant_names if only is None else [only]
+    jobs = [job for variant in variants for job in _of_variant(sweep, variant, taken, check)]
+    if only is None:
+        check_halved(sweep.retry, jobs)
     return jobs
 
 

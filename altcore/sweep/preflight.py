@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from statistics import median
 from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field, frozen
 
 from altcore.config import TrainConfig
 from altcore.errors import BadInput, Interrupted, described, nearest
@@ -20,8 +20,7 @@ from altcore.registry import HOOK_KINDS, find, kind_of, left_out
 from altcore.runs import TIMINGS, read_lines
 from altcore.sweep.checking import SettingsCheck
 from altcore.sweep.estimate import hardware_of
-from altcore.sweep.expand import Check, check_nothing, jobs_of
-from altcore.sweep.job import Job
+from altcore.sweep.expand import check_nothing, jobs_of
 from altcore.sweep.placing import check_executors
 from altcore.sweep.sweep_file import Measure, SweepFile, check_asks
 from altcore.sweep.usage import Usage
@@ -90,7 +89,7 @@ class Preflight:
     def _variant(self, variant: str) -> Iterator[Finding]:
         what = f"{variant}: configuration"
         try:
-            jobs = short_of(self.sweep, variant)
+            jobs = jobs_of(self.sweep, check_nothing, only=variant)
         except BadInput as error:
             yield Finding(what=what, told=str(error), remedy=self._edited(error))
             return
@@ -103,7 +102,7 @@ class Preflight:
         if missing:
             return
         try:
-            short_of(self.sweep, variant, SettingsCheck())
+            jobs_of(self.sweep, SettingsCheck(), only=variant)
         except BadInput as error:
             yield Finding(what=what, told=str(error), remedy=self._edited(error))
             return
@@ -162,8 +161,9 @@ class Preflight:
     def _measure(self, what: str, config: TrainConfig, values: Values, measure: Measure) -> Finding:
         lack = lacking(values, [measure]).removeprefix(f"{measure.name}: ")
         if not lack:
-            is_steps = isinstance(measure.every, int)
-            often = f"every {measure.every}{' steps' * is_steps}" if measure.every else "recorded"
+            each = "step" if measure.every == 1 else f"{measure.every} steps"
+            each = measure.every if isinstance(measure.every, str) else each
+            often = f"every {each}" if measure.every else "recorded"
             return Finding(what=what, told=often)
         owner, slash, _ = measure.name.partition("/")
         # A plugin measures at an interval of its own; the engine, on recorded steps.
@@ -202,12 +202,6 @@ class Preflight:
 
     def _again(self, option: str) -> str:
         return f"altcore sweep check {self.told} {option}"
-
-
-def short_of(sweep: SweepFile, variant: str, check: Check = check_nothing) -> list[Job]:
-    """Return the jobs of one variant. Raises `BadInput` if they cannot be made."""
-    own = {variant: sweep.variants[variant]} if sweep.variants else {}
-    return jobs_of(evolve(sweep, variants=own, priority={}), check)
 
 
 def shortened(config: TrainConfig, steps: int) -> TrainConfig:

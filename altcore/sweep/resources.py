@@ -9,11 +9,12 @@ from statistics import fmean
 
 from attrs import evolve, frozen
 
+from altcore.sweep.expand import check_nothing, jobs_of
 from altcore.sweep.folder import begin_sweep
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger
 from altcore.sweep.placing import make_executor, placing_of
-from altcore.sweep.preflight import FEWEST, Finding, machine_memory, short_of, shortened
+from altcore.sweep.preflight import FEWEST, Finding, machine_memory, shortened
 from altcore.sweep.rows import survey
 from altcore.sweep.sweep_file import SweepFile
 
@@ -61,7 +62,7 @@ def side_by_side(
 
 
 def _jobs(sweep: SweepFile, variant: str, count: int) -> Iterator[Job]:
-    first = short_of(sweep, variant)[0]
+    first = jobs_of(sweep, check_nothing, only=variant)[0]
     config = shortened(first.train_config("", {}), FEWEST).to_plain()
     plain = {key: value for key, value in config.items() if key in first.config}
     for i in range(count):

@@ -171,3 +171,15 @@ def test_the_limits_of_workers_side_by_side(tmp_path, monkeypatch):
     _, memory, time = _findings(ledger, "s.yaml", alone, Limits(memory_gb=0.9, slowdown=3.1))
     assert memory.passed
     assert time.passed
+
+
+def test_settings_of_another_variants_optimizer_are_no_fault(tmp_path):
+    """They stand in the base, for the variant that uses it."""
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "base: {gpt.size: tiny, optimizer: sgd, sgd: {momentum: 0.5}, adamw: {beta2: 0.9}}\n"
+        "variants: {plain: {}, adam: {optimizer: adamw}}\n"
+    )
+    found = Preflight(read_sweep(path), told="study.yaml", steps=1).findings()
+    told = [finding for finding in found if "configuration" in finding.what]
+    assert [finding.passed for finding in told] == [True, True]
