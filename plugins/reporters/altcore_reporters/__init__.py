@@ -11,17 +11,25 @@ if TYPE_CHECKING:
     from altcore_reporters.failures import FailureAnalyzer
     from altcore_reporters.generator import ReportGenerator
     from altcore_reporters.loader import ExperimentDataLoader
+    from altcore_reporters.slope_study.exported import ExportedStudy
 
 __version__ = "0.1.0"
 
 _HOME = {
     "ExperimentDataLoader": "altcore_reporters.loader",
+    "ExportedStudy": "altcore_reporters.slope_study.exported",
     "FailureAnalyzer": "altcore_reporters.failures",
     "FormatComparator": "altcore_reporters.comparison",
     "ReportGenerator": "altcore_reporters.generator",
 }
 
-__all__ = ["ExperimentDataLoader", "FailureAnalyzer", "FormatComparator", "ReportGenerator"]
+__all__ = [
+    "ExperimentDataLoader",
+    "ExportedStudy",
+    "FailureAnalyzer",
+    "FormatComparator",
+    "ReportGenerator",
+]
 
 
 def __getattr__(name: str) -> Any:

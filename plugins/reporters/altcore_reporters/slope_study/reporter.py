@@ -83,12 +83,19 @@ class LossSlopeStudy:
         if not counted:
             raise BadInput("no run is left: a retry changed each of them", hint="with_changed=true")
         found = [result_of(record) for record in counted]
-        limits = Limits(r_squared=self.r_squared, share=self.share, correlation=self.correlation)
-        trust = trust_of(
-            counted, self.measures or MEASURES, [r.r_squared for r in found], self.sample_r_squared
-        )
-        told = verdicts(found, limits, trust, [r.name for r in runs if r not in counted])
+        left_out = [r.name for r in runs if r not in counted]
+        told = verdicts(found, self.limits, self.trust(counted, found), left_out)
         return [replace_text(out / FILE, told), *Page().render(counted, out)]
+
+    @property
+    def limits(self) -> Limits:
+        """What the hypotheses ask for."""
+        return Limits(r_squared=self.r_squared, share=self.share, correlation=self.correlation)
+
+    def trust(self, records: Sequence[RunRecord], results: Sequence[Result]) -> Trust:
+        """Return whether the data of some runs can be trusted, whose results are given."""
+        fits = [r.r_squared for r in results]
+        return trust_of(records, self.measures or MEASURES, fits, self.sample_r_squared)
 
 
 def result_of(record: RunRecord) -> Result:
