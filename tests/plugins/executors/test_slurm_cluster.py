@@ -1,10 +1,15 @@
 """A real Slurm, with the faults that it really has: no job is lost, none burns a retry."""
 
+import os
+import re
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
 import pytest
+from helpers_cli import ROOT
 from helpers_executors import ToySweep, kill, parent_of
 from helpers_slurm import Cluster, missing
 
@@ -137,3 +142,37 @@ def test_pilots_that_come_to_nothing_are_not_placed_for_ever(toy):
     command = toy.run("slurm:2,prefix=/nowhere/apptainer")
     assert command.wait(120) == 2
     assert "none began a job" in toy.log
+
+
+def test_the_loss_slope_study_from_its_check_to_its_verdict(slurm, tmp_path):
+    """By the commands of its page, as they stand there, on four runs of the toy study."""
+    page = (ROOT / "docs/loss-slope.md").read_text()
+    section = page.partition("## On a Slurm cluster")[2].partition("\n## ")[0]
+    text = "\n".join(re.findall(r"^ {7}(.*)$", section.partition("3. **Check**")[2], re.MULTILINE))
+    asked = "--account=physics --partition=gpu --gres=gpu:1 --cpus-per-task=8 --mem=32G"
+    assert asked in text
+    # One node without accounts, GPUs or limits of memory.
+    script = text.replace(asked, "--cpus-per-task=2").replace("> study.log &", "2>&1")
+    (tmp_path / "my-study.yaml").write_text(
+        f"preset: {ROOT}/examples/loss-slope-toy.yaml\nname: loss-slope\nseeds: 1\n"
+        "base: {epochs: 6}\ngrid: {learning_rate: [0.1], weight_decay: [0.001]}\n"
+        "executors: {slurm: {cpus: 2, time: 30}}\n"
+    )
+    path = f"{Path(sys.executable).parent}{os.pathsep}{slurm.environment['PATH']}"
+    done = subprocess.run(
+        ["bash", "-ec", script],
+        cwd=tmp_path,
+        env={**slurm.environment, "PATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stdout
+    assert "4/4 runs completed" in done.stdout
+    assert "#SBATCH --cpus-per-task=2" in done.stdout
+    table = (tmp_path / "sweeps/loss-slope/export/results.csv").read_text().splitlines()
+    assert len(table) == 5
+    told = (tmp_path / "reports/loss_slope_study.md").read_text()
+    assert "was never recorded" not in told
+    assert re.search(r"\*\*(NO-)?GO: .*\*\* H1 .*; H2 ", told)
