@@ -7,6 +7,7 @@ disk is reported with the path, and tests can stop, fail or count each one.
 from __future__ import annotations
 
 import errno
+import math
 import os
 import re
 import shutil
@@ -212,9 +213,10 @@ def fsync_folder(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_file(path: Path) -> bytes:
-    """Return what a file holds. Raises `OSError` for a symbolic link, a pipe or a device.
+def read_file(path: Path, most: float = math.inf) -> bytes:
+    """Return what a file holds, which is ``most`` so many bytes.
 
+    Raises `OSError` for a symbolic link, a pipe or a device, and for a file that is larger.
     Raises `AltcoreError` if the process has too many open files, which is not the file's fault.
     """
     try:
@@ -227,6 +229,8 @@ def read_file(path: Path) -> bytes:
     with os.fdopen(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+        if os.fstat(descriptor).st_size > most:
+            raise OSError(errno.EFBIG, f"it has more than {most} bytes", str(path))
         return file.read()
 
 

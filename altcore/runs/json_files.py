@@ -9,6 +9,9 @@ from typing import Any
 from altcore import durable
 from altcore.errors import BadInput, shown
 
+LARGEST = 1 << 28
+"""Bytes of a file that is read."""
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """Return the mapping that a JSON file holds, empty if there is no file.
@@ -17,7 +20,7 @@ def read_json(path: Path) -> dict[str, Any]:
         BadInput: naming the file, if it cannot be read or holds anything else.
     """
     try:
-        found = json.loads(durable.read_file(path))
+        found = json.loads(durable.read_file(path, LARGEST))
     except FileNotFoundError:
         return {}
     except OSError as error:

@@ -35,7 +35,10 @@ NEEDED: dict[str, dict[str, type]] = {
     "timings.jsonl": {"step": int},
 }
 """What every line of a run's files has."""
-NUMBERS = ("loss", "val_loss", "learning_rate", "grad_norm", "step_time_ms", "items_per_second")
+NUMBERS = (
+    *("loss", "val_loss", "epoch", "learning_rate", "grad_norm", "step_time_ms"),
+    "items_per_second",
+)
 """What is a number if a line has it."""
 LOOK_AHEAD = 4
 """Lines that `sample_lines` reads at a place before it goes on without one."""

@@ -58,10 +58,14 @@ def read_configuration(path: Path) -> dict[str, Any]:
         error.hint = restored_by(path)
         raise
     missing = [key for key in ALWAYS if key not in plain]
+    settings = plain.get("settings")
     if missing:
         problem = f"it is torn: the key {missing[0]} is missing" if plain else "it is empty"
-        raise BadInput(problem, key="run", part=str(file), hint=restored_by(path))
-    return plain
+    elif not isinstance(settings, dict) or not all(isinstance(s, dict) for s in settings.values()):
+        problem = "its settings are not mappings"
+    else:
+        return plain
+    raise BadInput(problem, key="run", part=str(file), hint=restored_by(path))
 
 
 ALWAYS = ("workload", "optimizer", "recipe", "seed", "settings")

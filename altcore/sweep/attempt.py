@@ -30,9 +30,9 @@ from attrs.validators import instance_of
 
 from altcore import durable
 from altcore.errors import BadInput, NoSpace
-from altcore.runs import read_json
 from altcore.sweep.exits import Exit
 from altcore.sweep.processes import Process, this_process
+from altcore.sweep.records import number, read_record
 
 ATTEMPTS = "attempts"
 LEASE, HEARTBEAT, WORK, EXIT = "lease.json", "heartbeat", "work", "exit.json"
@@ -41,6 +41,8 @@ TAKEN = "taken"
 """The name of ``work`` when the job was taken over: its former holder finds nothing to publish."""
 BEATS = 6
 """Heartbeats in the time after which a silent holder is lost."""
+LONGEST_BEAT = 20
+"""Bytes of a heartbeat."""
 
 
 @frozen(kw_only=True)
@@ -50,11 +52,15 @@ class Lease:
     token: str = field(validator=instance_of(str))
     """Made for this attempt alone."""
     process: Process
-    began: float = field(validator=instance_of(int | float))
+    began: float = field(validator=number)
     """Seconds since the epoch by the holder's clock: for people, and never compared."""
     changed: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))
     """Settings that differ from the job's."""
     executor: str = field(default="", validator=instance_of(str))
+
+
+def _lease(known: Mapping[str, Any]) -> Lease:
+    return Lease(**{**known, "process": Process(**known["process"])})
 
 
 @frozen
@@ -76,29 +82,21 @@ class Attempt:
     @property
     def lease(self) -> Lease:
         """Who holds it. Raises `BadInput` for a file that cannot be read."""
-        known = read_json(self.folder / LEASE)
-        try:
-            return Lease(**{**known, "process": Process(**known["process"])})
-        except (TypeError, LookupError) as error:
-            raise BadInput(f"{self.folder / LEASE} is not what a sweep writes") from error
+        found = read_record(self.folder / LEASE, _lease)
+        if found is None:
+            raise BadInput(f"{self.folder / LEASE} is missing")
+        return found
 
     @property
     def exit(self) -> Exit | None:
         """How it ended; None while it goes on, or if nobody wrote it down."""
-        path = self.folder / EXIT
-        known = read_json(path)
-        if not known and not path.exists():
-            return None
-        try:
-            return Exit(**known)
-        except TypeError as error:
-            raise BadInput(f"{path} is not what a sweep writes") from error
+        return read_record(self.folder / EXIT, lambda known: Exit(**known))
 
     @property
     def heartbeat(self) -> str:
         """What the holder counted up to; empty before its first."""
-        with suppress(OSError):
-            return (self.folder / HEARTBEAT).read_text()
+        with suppress(OSError):  # a link or a pipe is none; the next heartbeat replaces it
+            return durable.read_file(self.folder / HEARTBEAT, LONGEST_BEAT).decode(errors="replace")
         return ""
 
     def end(self, ended: Exit) -> None:
@@ -109,11 +107,7 @@ class Attempt:
     @property
     def again(self) -> Mapping[str, Any] | None:
         """The changes with which it is to be followed; None if people did not tell so."""
-        known = read_json(self.folder / AGAIN)
-        changed = known.get("changed")
-        if known and not isinstance(changed, dict):
-            raise BadInput(f"{self.folder / AGAIN} is not what a sweep writes")
-        return changed
+        return read_record(self.folder / AGAIN, lambda known: dict(known["changed"].items()))
 
     def follow(self, changed: Mapping[str, Any]) -> None:
         """Let another attempt follow, with some settings changed, whatever the rules say."""
@@ -140,15 +134,19 @@ def attempt_at(job_folder: Path, number: int) -> Attempt:
 def attempts_in(folder: Path) -> list[Attempt]:
     """Return the attempts at a job whose folder is given, in order.
 
-    Raises `BadInput` for a symbolic link: what is written there would lie elsewhere.
+    Raises `BadInput` for a symbolic link, since what is written there would lie elsewhere, and for
+    what is no folder.
     """
     own = folder / ATTEMPTS
     durable.check_no_links((folder, own))
     try:
         with os.scandir(own) as found:
-            entries = [entry for entry in found if entry.name.isdigit()]
+            # int() takes digits of other scripts as well.
+            entries = [e for e in found if e.name.isascii() and e.name.isdecimal()]
     except FileNotFoundError:
         return []
+    except OSError as error:
+        raise BadInput(f"{own} cannot be read: {error.strerror}") from error
     durable.check_no_links(Path(entry) for entry in entries if entry.is_symlink())
     return [Attempt(own / name) for name in sorted((e.name for e in entries), key=int)]
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from attrs import evolve, frozen
 
+from altcore import durable
 from altcore.errors import BadInput, shown
 from altcore.runs import (
     CONFIG,
@@ -19,8 +20,9 @@ from altcore.runs import (
     damaged_lines,
     read_json,
     read_lines,
+    summary_of,
 )
-from altcore.sweep.acceptance import JOB_DIGEST, differing, digests_of
+from altcore.sweep.acceptance import FILES, JOB_DIGEST, differing, digests_of
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import JOB, JOBS, Ledger, State
 from altcore.sweep.rows import Row, survey
@@ -66,6 +68,7 @@ def audit(ledger: Ledger) -> Audit:
 def _check(ledger: Ledger, row: Row) -> bool:
     """Raise `BadInput` if a run is not the one of its job; return whether its digests are known."""
     run, job = ledger.run_of(row.name), ledger.job(row.name)
+    durable.check_no_links(run / name for name in FILES)
     accepted = row.exit.accepted if row.exit else {}
     now = {JOB_DIGEST: job.digest, **digests_of(run)}
     for name in {**accepted, **now} if accepted else ():
@@ -93,7 +96,7 @@ def _check_configuration(ledger: Ledger, job: Job, row: Row) -> None:
 def _check_lines(ledger: Ledger, job: Job, row: Row) -> None:
     """Raise `BadInput` if the record of a run ends before the run did, or says something else."""
     run = ledger.run_of(job.name)
-    summary = read_json(run / SUMMARY)
+    summary = summary_of(run)
     steps, every = summary.get("steps", 0), {**job.config, **row.changed}.get("log_interval", 1)
     last = max((line["step"] for line in read_lines(run / METRICS)), default=0)
     # The last step that was asked for is always recorded.

@@ -13,13 +13,16 @@ from attrs import frozen
 
 from altcore import durable
 from altcore.errors import BadInput
-from altcore.runs import ENVIRONMENT, read_environment, read_json
+from altcore.runs import ENVIRONMENT, read_environment
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, State
+from altcore.sweep.records import is_number, read_record
 from altcore.sweep.rows import survey
 
 CHECKED = "check.json"
 """What a check measured of each variant, in the sweep's folder."""
+HARDWARE = "hardware"
+"""The key of what it computed with; all others are numbers."""
 MEMORY = ("peak_memory_bytes", "peak_gpu_memory_bytes")
 
 
@@ -61,7 +64,7 @@ def estimate_of(ledger: Ledger, jobs: Sequence[Job]) -> Estimate:
     runs = sum(map(len, taken.values()))
     first = {variants[name]: ledger.run_of(name) for name in reversed(done)}
     where = {hardware_of(run) for run in first.values()} if runs else set()
-    where |= {told["hardware"] for told in checked.values() if "hardware" in told and not runs}
+    where |= {told[HARDWARE] for told in checked.values() if HARDWARE in told and not runs}
     return Estimate(
         left=len(left),
         seconds=sum(each[variant] for variant in left) if not unmeasured else None,
@@ -100,7 +103,13 @@ def keep_checked(ledger: Ledger, measured: Mapping[str, Mapping[str, Any]]) -> N
 
 
 def _checked(ledger: Ledger) -> Mapping[str, Mapping[str, Any]]:
-    with suppress(BadInput):
-        known = read_json(ledger.folder / CHECKED)
-        return {variant: told for variant, told in known.items() if isinstance(told, dict)}
+    with suppress(BadInput):  # the next check writes it anew
+        return read_record(ledger.folder / CHECKED, _measured) or {}
     return {}
+
+
+def _measured(known: Mapping[str, Mapping[str, Any]]) -> Mapping[str, Mapping[str, Any]]:
+    for key, value in (item for told in known.values() for item in told.items()):
+        if not (isinstance(value, str) if key == HARDWARE else is_number(value)):
+            raise TypeError
+    return known

@@ -6,9 +6,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from attrs import NOTHING, asdict, field, frozen
-from attrs.validators import instance_of, optional
+from attrs.validators import deep_mapping, instance_of, optional
 
 from altcore.runs import ENDED
+from altcore.sweep.records import number
+from altcore.sweep.usage import check_used
 
 COMPLETED = ENDED
 """Statuses of an attempt whose run came to an end of its own: a collapse is a result."""
@@ -22,6 +24,9 @@ def _text(default: Any = NOTHING) -> Any:
     return field(default=default, validator=instance_of(str))
 
 
+_TEXTS = deep_mapping(instance_of(str), instance_of(str), instance_of(dict))
+
+
 @frozen(kw_only=True)
 class Exit:
     """The end of an attempt."""
@@ -32,19 +37,19 @@ class Exit:
     """What the run said of its failure, or the worker of its end."""
     cause: str = _text("")
     """By which rule of retrying it goes on, once that is known."""
-    seconds: float | None = field(default=None, validator=optional(instance_of(int | float)))
+    seconds: float | None = field(default=None, validator=optional(number))
     """Wall-clock seconds of the attempt, of a lost one by its heartbeats; None if not known."""
     verdict: str = _text("")
     collapse: str = _text("")
     """The cause of a collapse that the sweep takes for a failure, as the summary has it."""
     checkpoint: int = field(default=-1, validator=instance_of(int))
     """Of a lost attempt: the step of its newest checkpoint, -1 without one."""
-    used: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))
+    used: Mapping[str, Any] = field(factory=dict, validator=check_used)
     """What it used, as `altcore.sweep.usage` measures it."""
     settings: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))
     """Settings that the job leaves to its workload, by dotted key, as it chose them: a retry may
     halve them."""
-    accepted: Mapping[str, str] = field(factory=dict, validator=instance_of(dict))
+    accepted: Mapping[str, str] = field(factory=dict, validator=_TEXTS)
     """Of a run that was accepted: the digests of its job and of its files, as they were then."""
 
     @property

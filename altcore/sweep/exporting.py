@@ -17,6 +17,7 @@ from attrs import evolve, frozen
 
 from altcore import durable
 from altcore.builtin_types import to_json
+from altcore.errors import BadInput
 from altcore.runs import METRICS, read_environment, read_lines
 from altcore.sweep.audit import audit
 from altcore.sweep.ledger import Ledger, State
@@ -43,7 +44,8 @@ class Exported:
     missing: Sequence[str]
     """Names in ``columns`` and ``series`` that no completed run has."""
     problems: Mapping[str, str]
-    """Jobs that are damaged, and runs of other data than the rest, with what is wrong."""
+    """Jobs that are damaged, runs of other data than the rest, and runs of which it is not known
+    where they were made, with what is wrong."""
 
 
 def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = False) -> Exported:
@@ -69,9 +71,8 @@ def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = 
     }
     series, unseen = _series(sweep, ledger, completed)
     missing, texts = sorted({*whole.missing, *unseen}), {**texts, **series}
-    told = _metadata(
-        sweep, _origins(ledger, completed), ledger, table, texts, with_changed=with_changed
-    )
+    origins, unknown = _origins(ledger, completed)
+    told = _metadata(sweep, origins, ledger, table, texts, with_changed=with_changed)
     told |= {
         "states": Counter(row["state"] for row in whole.rows),
         "left_out": left_out,
@@ -87,7 +88,7 @@ def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = 
             durable.make_folder(folder)
     written = [durable.replace_text(out / name, text) for name, text in texts.items()]
     files = [path for path in written if path.parent == out]
-    problems = {**found.damaged, **found.other_data}
+    problems = {**found.damaged, **found.other_data, **unknown}
     files += [out / SERIES] * bool(sweep.series)
     return Exported(files=files, missing=missing, problems=problems)
 
@@ -160,13 +161,22 @@ def _metadata(
     }
 
 
-def _origins(ledger: Ledger, completed: Sequence[str]) -> list[dict[str, Any]]:
-    """Return the environments in which the accepted runs were made, with how many each made."""
+def _origins(
+    ledger: Ledger, completed: Sequence[str]
+) -> tuple[list[dict[str, Any]], dict[str, str]]:
+    """Return the environments in which the accepted runs were made, with how many each made.
+
+    And the runs whose environment cannot be read, with why.
+    """
     found: Counter[str] = Counter()
+    unknown: dict[str, str] = {}
     for name in completed:
-        told = read_environment(ledger.run_of(name))
+        try:
+            told = read_environment(ledger.run_of(name))
+        except BadInput as error:
+            told, unknown[name] = {}, str(error)
         found[json.dumps({key: told.get(key) for key in ORIGIN}, sort_keys=True)] += 1
-    return [{"runs": count, **json.loads(text)} for text, count in found.most_common()]
+    return [{"runs": count, **json.loads(text)} for text, count in found.most_common()], unknown
 
 
 def _dictionary(

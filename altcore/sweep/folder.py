@@ -10,7 +10,8 @@ from altcore.config import check_name
 from altcore.errors import BadInput, nearest
 from altcore.sweep.changes import Changes, bring_up_to_date
 from altcore.sweep.job import Job
-from altcore.sweep.ledger import Ledger
+from altcore.sweep.ledger import JOBS, RUNS, Ledger
+from altcore.sweep.runbook import RUNBOOK
 from altcore.sweep.sweep_file import SweepFile, read_sweep, sweep_text
 from altcore.yaml_files import is_yaml_file, read_mapping
 
@@ -38,6 +39,7 @@ def folder_of(told: str, sweeps_dir: str = SWEEPS) -> Path:
 def begun(told: str, sweeps_dir: str = SWEEPS) -> Path:
     """Return the folder of a sweep that was begun. Raises `BadInput` if there is none."""
     folder = folder_of(told, sweeps_dir)
+    durable.check_kinds(folder, files=[FILE, RUNBOOK], folders=[JOBS, RUNS])
     if not (folder / FILE).is_file():
         known = sorted(p.parent.name for p in Path(sweeps_dir).glob(f"*/{FILE}"))
         raise BadInput(

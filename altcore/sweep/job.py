@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from attrs import field, fields, frozen
+from attrs.validators import instance_of
 
 from altcore.config import TrainConfig, check_name
 from altcore.errors import BadInput
@@ -32,7 +33,7 @@ class Job:
     variant: str = "base"
     identity: Mapping[str, Any] = field(factory=dict)
     """What else decides its numbers, if whoever made it says so: digests of data and code."""
-    priority: int = PRIORITY
+    priority: int = field(default=PRIORITY, validator=instance_of(int))
 
     @property
     def turn(self) -> tuple[int, str]:

@@ -6,6 +6,7 @@ file that has changed since is read again.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -14,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from altcore import durable
-from altcore.errors import BadInput, NoSpace
-from altcore.runs import METRICS, SUMMARY, read_json
+from altcore.errors import NoSpace
+from altcore.runs import METRICS, SUMMARY
 from altcore.sweep.ledger import RUNS, Ledger
 from altcore.sweep.sound import stamp_of
 
@@ -56,7 +57,7 @@ def of_accepted(
     found, stays, grown = {}, {}, False
     for name, stamp in accepted_runs(ledger).items():
         known = kept.get(name)
-        if isinstance(known, list) and len(known) == 2 and known[0] == stamp:
+        if known is not None and known[0] == stamp:
             found[name], is_final = known[1], True
         else:
             found[name], is_final = read(name)
@@ -72,7 +73,7 @@ def of_accepted(
 def remembering(ledger: Ledger) -> Iterator[None]:
     """Let a ledger know within the context which files other processes found to be sound."""
     path = ledger.folder / CACHE / "sound.json"
-    kept = {name: tuple(v) for name, v in _kept(path, "").items() if isinstance(v, list)}
+    kept = {name: tuple(stamp) for name, stamp in _kept(path, "").items()}
     known = ledger.sound.known = {**kept, **ledger.sound.known}
     before = dict(known)
     yield
@@ -81,10 +82,12 @@ def remembering(ledger: Ledger) -> Iterator[None]:
 
 
 def _kept(path: Path, asked: str) -> dict[str, Any]:
-    with suppress(BadInput):
-        held = read_json(path)
-        kept = held.get("runs") if held.get("asked") == asked else None
-        return kept if isinstance(kept, dict) else {}
+    """Return what a file keeps for what is asked: nothing if any bit of it is not as it was."""
+    with suppress(OSError):
+        told, _, text = durable.read_file(path).partition(b"\n")
+        if told == _sum(text):
+            held = json.loads(text)
+            return held["runs"] if held["asked"] == asked else {}
     return {}
 
 
@@ -92,4 +95,9 @@ def _keep(path: Path, asked: str, kept: Mapping[str, Any]) -> None:
     # Whoever only looks may have no right to write.
     with suppress(OSError, NoSpace):
         path.parent.mkdir(exist_ok=True)
-        durable.replace_text(path, json.dumps({"asked": asked, "runs": kept}))
+        text = json.dumps({"asked": asked, "runs": kept}).encode()
+        durable.replace_file(path, _sum(text) + b"\n" + text, synced=False)
+
+
+def _sum(text: bytes) -> bytes:
+    return hashlib.sha256(text).hexdigest().encode()

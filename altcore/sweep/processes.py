@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from attrs import field, frozen
-from attrs.validators import instance_of
+from attrs.validators import gt, instance_of, lt
 
 
 @frozen(kw_only=True)
@@ -24,7 +24,7 @@ class Process:
     """The host's name, for people."""
     machine: str = field(validator=instance_of(str))
     """Differs wherever process ids mean other processes; empty if the system does not say."""
-    pid: int = field(validator=instance_of(int))
+    pid: int = field(validator=[instance_of(int), gt(0), lt(1 << 31)])
     began: str = field(validator=instance_of(str))
     """When the process began, in the kernel's ticks since the boot; empty if unknown."""
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from altcore.builtin_types import duration, to_json
-from altcore.errors import shown
+from altcore.errors import BadInput, shown
 from altcore.formats import digest
 from altcore.runs import METRICS, damaged_lines, read_lines
 from altcore.sweep.kept import of_accepted
@@ -24,7 +25,10 @@ def outside(ledger: Ledger, checks: Mapping[str, Range]) -> dict[str, dict[str, 
         return {}
 
     def read(name: str) -> tuple[dict[str, str], bool]:
-        return _problems(Values(ledger.run_of(name)), checks), True
+        try:
+            return _problems(Values(ledger.run_of(name)), checks), True
+        except BadInput as error:
+            return {"unknown": f"since {error.problem}"}, False
 
     found = of_accepted(ledger, "checks.json", digest(to_json(checks)), read)
     return {name: problems for name, problems in sorted(found.items()) if problems}
@@ -92,8 +96,10 @@ def _epochs(ledger: Ledger, row: Row) -> float | None:
     if row.state is not State.COMPLETED:
         last = ledger.standing(row.name).last
         run = last.run_directory(row.name) if last else None
-    lines = read_lines(run / METRICS) if run else []
-    return next((line["epoch"] for line in reversed(lines) if "epoch" in line), None)
+    with suppress(BadInput):
+        lines = read_lines(run / METRICS) if run else []
+        return next((line["epoch"] for line in reversed(lines) if "epoch" in line), None)
+    return None
 
 
 def _share(of: Sequence[Row], all_: Sequence[Row], what: str, limit: float | None) -> list[str]:

@@ -15,6 +15,7 @@ from attrs.validators import ge
 
 from altcore.hooks import setting
 from altcore.sweep.exits import LEFT, LOST, Exit
+from altcore.sweep.records import is_number
 
 UNKNOWN = "unknown"
 GRADIENT, COLLAPSE = "gradient", "collapse"
@@ -174,7 +175,7 @@ def _settings_named(
     }
     top = {name: config[name]} if name in config else {}
     own = {k: v for k, v in {**top, **own, **known}.items() if name in (k, k.rpartition(".")[2])}
-    return {k: v for k, v in own.items() if isinstance(v, int | float) and type(v) is not bool}
+    return {k: v for k, v in own.items() if is_number(v)}
 
 
 def with_cause(ended: Exit, rules: Mapping[str, Rule]) -> Exit:

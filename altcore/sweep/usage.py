@@ -16,11 +16,22 @@ from typing import Any
 
 from attrs import define, field
 
+from altcore.sweep.records import is_number
+
 FORGET, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 PEAK = "5"
 """Written to `FORGET`: begin the maximum anew (proc(5))."""
 ATTEMPT, WORKER = "attempt", "worker so far"
 """Of what the most memory is told."""
+MEMORY_OF = "peak_memory_of"
+"""The key that tells it."""
+
+
+def check_used(_: Any, attribute: Any, used: Any) -> None:
+    """Raise `TypeError` unless a field is what `Usage.to_plain` returns, as a file has it."""
+    for key, value in used.items():
+        if not (value in (ATTEMPT, WORKER) if key == MEMORY_OF else is_number(value)):
+            raise TypeError(f"{attribute.name}: {key} cannot be {value!r}")
 
 
 def _forgotten() -> bool:
@@ -77,7 +88,7 @@ class Usage:
         return {
             "cpu_seconds": round(time.process_time() - self._cpu, 3),
             **self.memory,
-            "peak_memory_of": ATTEMPT if self._is_own else WORKER,
+            MEMORY_OF: ATTEMPT if self._is_own else WORKER,
             **busy,
         }
 
