@@ -62,9 +62,11 @@ def side_by_side(
 
 
 def _jobs(sweep: SweepFile, variant: str, count: int) -> Iterator[Job]:
+    from altcore.engine import counted_in_steps
+
     first = jobs_of(sweep, check_nothing, only=variant)[0]
-    config = shortened(first.train_config("", {}), FEWEST).to_plain()
-    plain = {key: value for key, value in config.items() if key in first.config}
+    config = shortened(counted_in_steps(first.train_config("", {})), FEWEST).to_plain()
+    plain = {key: value for key, value in config.items() if key not in ("name", "runs_dir")}
     for i in range(count):
         yield evolve(first, name=f"{variant}-{i}", config=plain)
 

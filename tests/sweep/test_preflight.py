@@ -19,7 +19,8 @@ from altcore.sweep import (
 )
 from altcore.sweep import preflight as module
 from altcore.sweep.attempt import lease
-from altcore.sweep.resources import _findings
+from altcore.sweep.preflight import FEWEST
+from altcore.sweep.resources import _findings, _jobs
 from altcore.sweep.values import Values
 
 SMALL = "gpt.size: tiny, gpt.n_layer: 1, gpt.block_size: 8, eval_steps: 1, max_steps: 20"
@@ -150,6 +151,19 @@ def test_workers_side_by_side(tmp_path, corpus, capsys):
     assert lines[-2].startswith("PASS  side by side: time: a step takes ")
     assert lines[-1] == "0/1 variants failed"
     assert [p.name for p in sweeps.iterdir()] == ["study"]
+
+
+def test_jobs_side_by_side_are_short_where_a_variant_counts_in_epochs():
+    base = {
+        "workload": "resnet18-cifar",
+        "resnet18-cifar": {"data": "generated", "image_size": 9, "width_mult": 0.0625},
+        "epochs": 2,
+        "warmup_epochs": 1,
+    }
+    one, other = _jobs(SweepFile(name="s", base=base, variants={"a": {}}), "a", 2)
+    assert one.name != other.name
+    config = one.train_config("", {})
+    assert (config.epochs, config.warmup_epochs, config.max_steps) == (None, None, FEWEST)
 
 
 def test_the_limits_of_workers_side_by_side(tmp_path, monkeypatch):
