@@ -86,8 +86,8 @@ pages: venv ## write the pages of docs/ that are made of docstrings
 	$(BIN)/python tools/run_and_step.py
 	$(BIN)/python tools/summary_page.py
 
-notebook: venv ## run docs/notebook.ipynb, and keep what it shows
-	$(BIN)/python tools/notebook.py
+notebook: venv ## run a notebook of docs/, and keep what it shows (NOTEBOOK=loss-slope EXPORT=folder)
+	$(BIN)/python tools/notebook.py $(NOTEBOOK) $(if $(EXPORT),--export $(EXPORT))
 
 lint: venv ## ruff, mypy, and the directions between the layers
 	$(BIN)/ruff check .
