@@ -220,9 +220,9 @@ def test_the_rules_of_retry_are_documented():
 
 def test_settings_of_executors_that_are_shown_are_valid():
     """Those of a sweep file."""
-    (shown,) = (yaml.safe_load(text) for name, _, text in YAML if "executors:" in text)
-    for name in shown["executors"]:
-        make_executor(name, shown["executors"])
+    for shown in (yaml.safe_load(text) for _, _, text in YAML if "executors:" in text):
+        for name in shown["executors"]:
+            make_executor(name, shown["executors"])
 
 
 def test_every_original_key_is_documented():
@@ -479,14 +479,18 @@ def methods_of(cls):
 
 
 @pytest.mark.parametrize(
-    ("name", "heading"),
-    [("FormatComparator", "Compare formats"), ("FailureAnalyzer", "Find out why runs failed")],
+    ("name", "on", "heading"),
+    [
+        ("FormatComparator", "analysis", "Compare formats"),
+        ("FailureAnalyzer", "analysis", "Find out why runs failed"),
+        ("ExportedStudy", "loss-slope", "In a notebook"),
+    ],
 )
-def test_the_methods_of_the_analysis_are_documented(name, heading):
+def test_the_methods_of_the_analysis_are_documented(name, on, heading):
     """With their parameters, each with what it returns."""
     import altcore_reporters
 
-    found = [r for r in rows("analysis", heading) if "(" in r[0]]
+    found = [r for r in rows(on, heading) if "(" in r[0]]
     shown = {plain(r[0]).partition("(")[0]: re.findall(r"[(,] ?(\w+)", r[0]) for r in found}
     assert shown == methods_of(getattr(altcore_reporters, name))
     assert all(r[1] for r in found)
@@ -627,6 +631,11 @@ def test_yaml_that_is_shown_is_valid(name, _, text, tmp_path):
         (tmp_path / "shown.yaml").write_text(text)
         jobs = jobs_of(read_sweep(tmp_path / "shown.yaml"))
         assert len(jobs) == (12 if "grid" in text else 1)
+    elif name == "loss-slope":
+        (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+        (tmp_path / "shown.yaml").write_text(text)
+        asked = read_sweep(tmp_path / "shown.yaml")
+        assert (asked.name, len(jobs_of(asked))) == ("loss-slope", 216)
     elif name == "recipes":
         assert read_recipe(load_yaml(text, Source(name))).rules
     else:
