@@ -1,5 +1,6 @@
 """What would stop a sweep is found before it, variant by variant, with what mends it."""
 
+import json
 import re
 
 import pytest
@@ -172,8 +173,12 @@ def test_the_limits_of_workers_side_by_side(tmp_path, monkeypatch):
     told = iter((11, 12))
     monkeypatch.setattr("altcore.sweep.processes.os.getpid", lambda: next(told, 13))
     one, other, third = ledger.jobs()
-    complete(ledger, one, step_time_ms=20.0)
-    complete(ledger, other, step_time_ms=40.0)
+    for job, step_time in ((one, 20.0), (other, 40.0)):
+        complete(ledger, job)
+        # The first step warms up, and one of the others is that of a measurement.
+        times = [900.0, step_time, step_time, 800.0]
+        lines = [json.dumps({"step": i, "step_time_ms": t}) for i, t in enumerate(times, 1)]
+        (ledger.run_of(job.name) / "timings.jsonl").write_text("\n".join(lines) + "\n")
     lease(ledger.folder / "jobs" / third.name, 1, {})
     alone = {"base": {"step_seconds": 0.01}}
     failed, memory, time = _findings(ledger, "s.yaml", alone, Limits(memory_gb=0.7))
