@@ -2,6 +2,7 @@
 
 import ast
 import re
+import sys
 from collections import Counter
 from importlib.util import module_from_spec, spec_from_file_location
 
@@ -97,6 +98,29 @@ def test_the_small_study_has_eight_runs(tool, tmp_path):
         ("base", "bn_off", "narrow", "adamw"), 2
     )
     assert {job.train_config("runs", {}).epochs for job in jobs} == {6}
+
+
+@pytest.mark.parametrize(
+    ("typed", "path", "folder"),
+    [
+        ([], NOTEBOOK, None),
+        (["loss-slope"], LOSS_SLOPE, "small"),
+        (["loss-slope", "--export", "mine"], LOSS_SLOPE, "mine"),
+    ],
+    ids=["notebook", "small study", "your export"],
+)
+def test_either_notebook_is_run(tool, tmp_path, monkeypatch, typed, path, folder):
+    """In the folder of the export that was asked for, and written where it was."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["notebook.py", *typed])
+    monkeypatch.setattr(tool, "small_export", lambda scratch: tmp_path / "small")
+    monkeypatch.setattr(tool, "executed", lambda path, folder: (path, folder))
+    written = []
+    monkeypatch.setattr(tool.nbformat, "write", lambda made, to: written.append((made, to)))
+    assert tool.main() == 0
+    (((ran, where), to),) = written
+    assert ran == to == path
+    assert folder is None or where == str(tmp_path / folder)
 
 
 @pytest.mark.slow

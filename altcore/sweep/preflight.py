@@ -6,9 +6,10 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -144,8 +145,8 @@ class Preflight:
                 return
             whole = time.perf_counter() - began
             values = Values(result.run_directory)
-            taken = [x["step_time_ms"] / 1e3 for x in read_lines(values.run / TIMINGS)]
-            step = median(taken[1:] or taken)
+            taken = step_seconds(values.run)
+            step = usual(taken)
             memory = usage.memory
             self.measured[variant] = {
                 "seconds": max(0.0, whole - sum(taken)) + step * config.max_steps,
@@ -202,6 +203,20 @@ class Preflight:
 
     def _again(self, option: str) -> str:
         return f"altcore sweep check {self.told} {option}"
+
+
+def step_seconds(run: Path) -> list[float]:
+    """Return the time of each recorded step of a run."""
+    return [line["step_time_ms"] / 1e3 for line in read_lines(run / TIMINGS)]
+
+
+def usual(taken: Sequence[float]) -> float:
+    """Return the time of a step that neither warms up nor measures much.
+
+    >>> usual([9.0, 1.0, 1.5, 7.0])
+    1.5
+    """
+    return median(taken[1:] or taken)
 
 
 def shortened(config: TrainConfig, steps: int) -> TrainConfig:

@@ -14,7 +14,14 @@ from altcore.sweep.folder import begin_sweep
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger
 from altcore.sweep.placing import make_executor, placing_of
-from altcore.sweep.preflight import FEWEST, Finding, machine_memory, shortened
+from altcore.sweep.preflight import (
+    FEWEST,
+    Finding,
+    machine_memory,
+    shortened,
+    step_seconds,
+    usual,
+)
 from altcore.sweep.rows import survey
 from altcore.sweep.sweep_file import SweepFile
 
@@ -62,9 +69,11 @@ def side_by_side(
 
 
 def _jobs(sweep: SweepFile, variant: str, count: int) -> Iterator[Job]:
+    from altcore.engine import counted_in_steps
+
     first = jobs_of(sweep, check_nothing, only=variant)[0]
-    config = shortened(first.train_config("", {}), FEWEST).to_plain()
-    plain = {key: value for key, value in config.items() if key in first.config}
+    config = shortened(counted_in_steps(first.train_config("", {})), FEWEST).to_plain()
+    plain = {key: value for key, value in config.items() if key not in ("name", "runs_dir")}
     for i in range(count):
         yield evolve(first, name=f"{variant}-{i}", config=plain)
 
@@ -106,12 +115,6 @@ def _findings(
 
 
 def _step_seconds(ledger: Ledger, variant: str) -> float | None:
-    from altcore.runs import summary_of
-
-    found = [
-        summary_of(ledger.run_of(name))["step_time_ms"]
-        for name in ledger.names()
-        if name.rpartition("-")[0] == variant and ledger.run_of(name).is_dir()
-    ]
-    known = [value / 1e3 for value in found if value is not None]
-    return fmean(known) if known else None
+    runs = [ledger.run_of(n) for n in ledger.names() if n.rpartition("-")[0] == variant]
+    found = [usual(taken) for run in runs if (taken := step_seconds(run))]
+    return fmean(found) if found else None

@@ -1,5 +1,6 @@
 """What would stop a sweep is found before it, variant by variant, with what mends it."""
 
+import json
 import re
 
 import pytest
@@ -19,7 +20,8 @@ from altcore.sweep import (
 )
 from altcore.sweep import preflight as module
 from altcore.sweep.attempt import lease
-from altcore.sweep.resources import _findings
+from altcore.sweep.preflight import FEWEST
+from altcore.sweep.resources import _findings, _jobs
 from altcore.sweep.values import Values
 
 SMALL = "gpt.size: tiny, gpt.n_layer: 1, gpt.block_size: 8, eval_steps: 1, max_steps: 20"
@@ -152,14 +154,31 @@ def test_workers_side_by_side(tmp_path, corpus, capsys):
     assert [p.name for p in sweeps.iterdir()] == ["study"]
 
 
+def test_jobs_side_by_side_are_short_where_a_variant_counts_in_epochs():
+    base = {
+        "workload": "resnet18-cifar",
+        "resnet18-cifar": {"data": "generated", "image_size": 9, "width_mult": 0.0625},
+        "epochs": 2,
+        "warmup_epochs": 1,
+    }
+    one, other = _jobs(SweepFile(name="s", base=base, variants={"a": {}}), "a", 2)
+    assert one.name != other.name
+    config = one.train_config("", {})
+    assert (config.epochs, config.warmup_epochs, config.max_steps) == (None, None, FEWEST)
+
+
 def test_the_limits_of_workers_side_by_side(tmp_path, monkeypatch):
     """The memory of all of them is added up, and a step compared with that of one alone."""
     ledger = ledger_of(tmp_path, seeds=3)
     told = iter((11, 12))
     monkeypatch.setattr("altcore.sweep.processes.os.getpid", lambda: next(told, 13))
     one, other, third = ledger.jobs()
-    complete(ledger, one, step_time_ms=20.0)
-    complete(ledger, other, step_time_ms=40.0)
+    for job, step_time in ((one, 20.0), (other, 40.0)):
+        complete(ledger, job)
+        # The first step warms up, and one of the others is that of a measurement.
+        times = [900.0, step_time, step_time, 800.0]
+        lines = [json.dumps({"step": i, "step_time_ms": t}) for i, t in enumerate(times, 1)]
+        (ledger.run_of(job.name) / "timings.jsonl").write_text("\n".join(lines) + "\n")
     lease(ledger.folder / "jobs" / third.name, 1, {})
     alone = {"base": {"step_seconds": 0.01}}
     failed, memory, time = _findings(ledger, "s.yaml", alone, Limits(memory_gb=0.7))
