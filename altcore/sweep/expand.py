@@ -26,6 +26,7 @@ NOT_A_JOBS = ("name", "runs_dir", "label")
 """Keys that say where a run is: the sweep says it."""
 
 Check = Callable[[TrainConfig], None]
+GONE = object()
 Leaf = tuple[str, ...]
 """The path of a value in a plain configuration."""
 
@@ -148,7 +149,10 @@ def _plain(
 
 
 def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[Leaf, Any]:
-    """Return the leaves of ``other`` that ``one`` does not have so: settings, or whole keys."""
+    """Return the leaves of ``other`` that ``one`` does not have so: settings, or whole keys.
+
+    A setting that ``other`` does not have is `GONE`.
+    """
     found: dict[Leaf, Any] = {
         (key,): value for key, value in other.items() if key != "settings" and one[key] != value
     }
@@ -157,13 +161,21 @@ def _difference(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[Leaf, 
         for name, value in settings.items():
             if name not in before or before[name] != value:
                 found["settings", owner, name] = value
+    for owner, settings in one["settings"].items():
+        gone = settings.keys() - other["settings"].get(owner, {}).keys()
+        found |= {("settings", owner, name): GONE for name in gone}
     return found
 
 
 def _are_apart(changes: Mapping[tuple[str, int], Mapping[Leaf, Any]]) -> bool:
-    """Return whether no two keys of the grid change the same value."""
+    """Return whether no two keys of the grid change the same value, and none takes one away.
+
+    A value that takes settings away, such as another optimizer, says whose settings others are.
+    """
     by_key: dict[str, set[Leaf]] = {}
     for (key, _), leaves in changes.items():
+        if GONE in leaves.values():
+            return False
         by_key.setdefault(key, set()).update(leaves)
     whole = sum(map(len, by_key.values()))
     return whole == len(set().union(*by_key.values()))

@@ -22,15 +22,10 @@ from altcore.runs import METRICS, read_environment, read_lines
 from altcore.sweep.audit import audit
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.statistics import is_counted, statistics_of
-from altcore.sweep.sweep_file import SweepFile, sweep_text
+from altcore.sweep.sweep_file import PLACE, STATISTICS, SweepFile, sweep_text
 from altcore.sweep.table import Table, cell, table_of
 
-STATISTICS, DICTIONARY, SERIES = "statistics.csv", "README.md", "series"
-PLACE = {
-    "step": "the step, from 1",
-    "epoch": "epochs that are completed after it; empty if the workload has none",
-}
-"""Columns of every file of series."""
+DICTIONARY, SERIES = "README.md", "series"
 ORIGIN = ("altcore", "python", "platform", "device", "processor", "git", "libraries", "plugins")
 """What is told of the environments in which the runs were made."""
 
@@ -67,7 +62,7 @@ def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = 
     table, left_out = _table(sweep, whole, with_changed=with_changed)
     texts = {
         f"{sweep.table}.csv": _csv(table.columns, (list(row.values()) for row in table.rows)),
-        STATISTICS: _csv(head, means),
+        f"{STATISTICS}.csv": _csv(head, means),
     }
     series, unseen = _series(sweep, ledger, completed)
     missing, texts = sorted({*whole.missing, *unseen}), {**texts, **series}
@@ -206,7 +201,7 @@ def _dictionary(
         "",
         *(f"- left out: {job}, {why}" for job, why in left_out.items()),
         *([""] if left_out else []),
-        f"`{STATISTICS}` has a row for each variant and point of the grid: mean and standard "
+        f"`{STATISTICS}.csv` has a row for each variant and point of the grid: mean and standard "
         f"deviation of every number over its completed runs, {counted} whose settings a retry "
         "changed. `runs` is how many count, and `collapsed` how many of these collapsed. A mean is "
         "of the `NAME_n` runs that have a finite number, which may be fewer: a run that collapsed "

@@ -30,6 +30,15 @@ SOURCED = ("base", "variants", "grid", "retry", "executors")
 """Keys that are kept as they were read, with the line of each key within: others check these."""
 
 
+STATISTICS = "statistics"
+"""The name of the exported table of means, without its ending."""
+PLACE = {
+    "step": "the step, from 1",
+    "epoch": "epochs that are completed after it; empty if the workload has none",
+}
+"""Columns of every exported file of series, and what they hold."""
+
+
 @frozen(kw_only=True)
 class Measure:
     """A measure that a completed run must have."""
@@ -134,6 +143,11 @@ class SweepFile:
             problem = f"{', '.join(sorted(unknown))}: there is no such variant"
             raise BadInput(problem, key="priority", hint=f"there are {self._told_variants}")
         check_name(self.table, "table")
+        if self.table.lower() == STATISTICS:
+            raise BadInput(f"{self.table} is another file of the export", key="table")
+        if taken := {*PLACE} & {*self.series}:
+            problem = f"{', '.join(sorted(taken))}: a column that each file of series has"
+            raise BadInput(problem, key="series")
         _check_columns(self.columns)
         for key, values in self.grid.items():
             if not values:

@@ -245,3 +245,26 @@ def test_what_is_not_installed_is_named_before_anything_runs(tmp_path, text, tol
         jobs_of(sweep(tmp_path, text))
     assert str(refused.value).startswith(told)
     assert refused.value.source.line == 2
+
+
+@pytest.mark.parametrize(
+    "grid",
+    [
+        "{gpt: [{size: tiny, batch_size: 4}, {size: tiny, n_head: 2}]}",
+        "{optimizer: [adamw, sgd], weight_decay: [0.25, 0.5]}",
+        "{optimizer: [adamw, sgd], adamw.beta2: [0.9]}",
+        "{workload: [gpt, resnet18-cifar], batch_size: [4, 8]}",
+    ],
+)
+def test_a_job_has_the_settings_that_the_same_keys_give_a_run(tmp_path, grid):
+    """Nothing of the grid's first point is left in another one."""
+    asked = sweep(tmp_path, f"base: {{max_steps: 2, warmup_steps: 0}}\ngrid: {grid}\n")
+    if "beta2" in grid:  # which the other optimizer has not
+        with pytest.raises(BadInput, match="adamw: settings are given"):
+            jobs_of(asked)
+        return
+    for job in jobs_of(asked):
+        given = {"max_steps": 2, "warmup_steps": 0, "label": "base", **job.factors}
+        assert job.config == {
+            k: v for k, v in load_config(None, given).to_plain().items() if k in job.config
+        }

@@ -9,7 +9,7 @@ from helpers_cli import call
 from helpers_sweeps import complete, fail, ledger_of
 
 from altcore.errors import BadInput
-from altcore.sweep import collect, export, open_sweep
+from altcore.sweep import SweepFile, collect, export, open_sweep
 
 KEYS = {
     "variants": {"base": {}, "pure": {"recipe": "pure", "format": "E5M2"}},
@@ -226,3 +226,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path, capsys, command, out
     done = call(capsys, "sweep", command, "toy", *where)
     assert done.code == 2
     assert done.message.startswith(f"altcore: --out {tmp_path / out}: cannot be written: ")
+
+
+@pytest.mark.parametrize(
+    ("keys", "told"),
+    [
+        ({"table": "statistics"}, "table: statistics is another file of the export"),
+        ({"series": {"step": "loss"}}, "series: step: a column that each file of series has"),
+    ],
+)
+def test_names_that_would_be_there_twice_are_refused(keys, told):
+    with pytest.raises(BadInput, match=told):
+        SweepFile(**keys)
