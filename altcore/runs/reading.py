@@ -53,6 +53,7 @@ def read_configuration(path: Path) -> dict[str, Any]:
     """
     file = path / CONFIG
     try:
+        check_kinds(path, files=[CONFIG], folders=[])  # a pipe would be waited for
         plain = read_mapping(file, "run")
     except BadInput as error:
         error.hint = restored_by(path)

@@ -15,6 +15,7 @@ the job over, never both.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
@@ -30,7 +31,8 @@ from attrs.validators import instance_of
 
 from altcore import durable
 from altcore.errors import BadInput, NoSpace
-from altcore.sweep.exits import Exit
+from altcore.sweep.carry_on import newest_step
+from altcore.sweep.exits import LOST, Exit
 from altcore.sweep.processes import Process, this_process
 from altcore.sweep.records import number, read_record
 
@@ -115,9 +117,20 @@ class Attempt:
         durable.replace_file(self.folder / AGAIN, text.encode())
 
     def take_over(self) -> None:
-        """Make sure that its holder cannot publish any more."""
-        with suppress(FileNotFoundError), durable.no_space_named(self.folder):
-            durable.rename(self.work, self.folder / TAKEN)
+        """Make sure that its holder cannot publish any more.
+
+        Raises `BadInput` if somebody made ``work`` anew, and both hold something.
+        """
+        try:
+            with suppress(FileNotFoundError), durable.no_space_named(self.folder):
+                durable.rename(self.work, self.folder / TAKEN)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise
+            problem = f"{self.folder} has both {WORK} and {TAKEN}, and no sweep leaves both"
+            raise BadInput(
+                problem, hint=f"move one of them away: {TAKEN} is the older one"
+            ) from error
 
     def run_directory(self, name: str) -> Path | None:
         """Return the directory of the attempt's run, None if it did not begin one."""
@@ -207,6 +220,21 @@ class Held:
             raise
         durable.fsync_folder(target.parent)
         return True
+
+    def not_published(self, target: Path) -> Exit:
+        """Return how an attempt ended that could not `publish`: refused, or lost by its own fault.
+
+        Whoever takes a job over leaves its mark before that: a renamed folder, or the end.
+        """
+        folder = self.attempt.folder
+        marks = (folder / TAKEN, folder / EXIT, target)
+        if not self.is_own() or any(map(os.path.lexists, marks)):
+            return Exit(status="refused", error="another attempt has taken the job over")
+        saved = newest_step(self.attempt.run_directory(target.name))
+        error = (
+            f"{self.attempt.work} was moved or replaced while the job ran, by nobody of the sweep"
+        )
+        return Exit(status=LOST, error=error, checkpoint=saved)
 
     @contextmanager
     def beating(self, lost_after: float, also: Callable[[], None] = lambda: None) -> Iterator[None]:

@@ -358,7 +358,7 @@ class Ledger:
         if ended.is_complete and not self._is_asked(job):
             ended = Exit(status="refused", error=GONE)
         elif is_lost or (ended.is_complete and not held.publish(job.name, self.run_of(job.name))):
-            ended = Exit(status="refused", error="another attempt has taken the job over")
+            ended = evolve(held.not_published(self.run_of(job.name)), seconds=ended.seconds)
         ended = with_cause(ended, self.rules)
         held.end(ended)
         self._put_aside(job)

@@ -1,15 +1,17 @@
 """A lease is won once, and an attempt that was taken over publishes nothing."""
 
 import os
+import shutil
 import threading
 import time
 from multiprocessing import get_context
 
 import pytest
 from attrs import evolve
+from helpers_sweeps import ledger_of
 
 from altcore.errors import BadInput
-from altcore.sweep import Watch
+from altcore.sweep import State, Watch
 from altcore.sweep.attempt import Attempt, attempts_in, lease
 from altcore.sweep.exits import Exit
 
@@ -117,6 +119,28 @@ def test_an_attempt_that_was_taken_over_publishes_nothing(tmp_path):
     assert not held.publish("job", target)
     assert not target.exists()
     assert held.attempt.run_directory("job").is_dir()
+
+
+def test_both_folders_of_an_attempt_are_named(tmp_path):
+    """They are no full disk, for which a worker would wait."""
+    held, _ = published(tmp_path)
+    shutil.copytree(held.attempt.work, held.attempt.folder / "taken")
+    with pytest.raises(BadInput, match=f"{held.attempt.folder} has both work and taken"):
+        held.attempt.take_over()
+
+
+def test_a_job_that_moves_its_own_folder_is_lost_by_its_own_fault(tmp_path):
+    """Nobody took it over. It is tried twice more, and then given up."""
+    ledger = ledger_of(tmp_path)
+    job, seen = ledger.jobs()[0], []
+    while len(seen) < 5 and (held := ledger.take(job, Watch(60))) is not None:
+        work = held.attempt.work
+        work.rename(work.with_name("aside"))
+        seen.append(ledger.end(job, held, Exit(status="failed", error="no such file")))
+        work.with_name("aside").rename(work)
+    assert [ended.status for ended in seen] == ["lost"] * 3
+    assert f"{work} was moved or replaced" in seen[-1].error
+    assert ledger.standing(job.name).state is State.FAILED
 
 
 def test_a_failure_to_publish_is_no_refusal(tmp_path):

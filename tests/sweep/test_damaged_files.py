@@ -211,7 +211,7 @@ def test_what_no_sweep_writes_is_told_of_its_job_alone(sweep, tmp_path):
     made = tmp_path / "toy"
     shutil.copytree(sweep, made)
     before = states(look(sweep))
-    done, _, retried, failed, running = before
+    done, changed, retried, failed, running = before
     jobs = made / "jobs"
     (jobs / "README").write_text("")
     (made / "runs/README").write_text("")
@@ -220,6 +220,8 @@ def test_what_no_sweep_writes_is_told_of_its_job_alone(sweep, tmp_path):
     (jobs / failed / "attempts/001/exit.json").write_text(json.dumps(WRONG_USE))
     (jobs / running / "attempts/001/heartbeat").write_bytes(b"\xb5")
     (made / "runs" / done / ENVIRONMENT).write_text("[]")
+    (made / "runs" / changed / "config.yaml").unlink()
+    os.mkfifo(made / "runs" / changed / "config.yaml")
     (made / "check.json").write_text('{"base": {"seconds": "x"}}')
     found = look(made)
     assert states(found) == {**before, "README": State.DAMAGED, failed: State.DAMAGED}
