@@ -151,8 +151,9 @@ def test_the_loss_slope_study_from_its_check_to_its_verdict(slurm, tmp_path):
     text = "\n".join(re.findall(r"^ {7}(.*)$", section.partition("3. **Check**")[2], re.MULTILINE))
     asked = "--account=physics --partition=gpu --gres=gpu:1 --cpus-per-task=8 --mem=32G"
     assert asked in text
-    # One node without accounts, GPUs or limits of memory.
+    # One node without accounts or GPUs, and busy with other tests.
     script = text.replace(asked, "--cpus-per-task=2").replace("> study.log &", "2>&1")
+    script = script.replace("--resources", "--resources --slowdown 1000")
     (tmp_path / "my-study.yaml").write_text(
         f"preset: {ROOT}/examples/loss-slope-toy.yaml\nname: loss-slope\nseeds: 1\n"
         "base: {epochs: 6}\ngrid: {learning_rate: [0.1], weight_decay: [0.001]}\n"
