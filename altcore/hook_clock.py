@@ -23,6 +23,9 @@ LEAST_PATIENCE = 5.0
 """Seconds for any other hook."""
 SLOW_SHARE, SLOW_SECONDS = 0.2, 10.0
 """A plugin is slow if it took more than this share of the steps' time, and more than this."""
+STUCK = 30.0
+"""Least seconds without a sign of this thread after which faulthandler writes all stacks. It reads
+them without the interpreter's lock: were it early, threads would still run, and that may crash."""
 FRAMES = 8
 """Innermost frames of a stack that are shown."""
 
@@ -83,7 +86,7 @@ class HookClock:
     def _watch(self, stop: threading.Event, watched: int, signals: Signals) -> None:
         told: CallInProgress | None = None
         interval = min(1.0, self.timeout / 4, LEAST_PATIENCE / 4)
-        with _stack_if_stuck(self.timeout + interval) as still_alive:
+        with _stack_if_stuck(max(self.timeout, STUCK) + interval) as still_alive:
             while not stop.wait(interval):
                 still_alive()
                 signals.hear()

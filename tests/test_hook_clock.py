@@ -156,6 +156,9 @@ def test_calls_within_calls_are_told_apart():
 
 
 STUCK = """
+        import altcore.hook_clock
+        altcore.hook_clock.STUCK = 0.5
+
         @hookimpl
         def post_step(self, step):
             import ctypes
