@@ -121,6 +121,23 @@ def test_a_quantized_state_needs_a_quantization_and_the_other_way_round(tmp_path
         altcore.save_checkpoint(tmp_path / "q", plain.model, plain.optimizer, loop.q, 1)
 
 
+@pytest.mark.parametrize("recipe", ["pure", {"optimizer_state": "BF16"}], ids=str)
+def test_a_quantized_model_is_not_kept_without_its_scales(recipe, tmp_path):
+    """Neither saved, nor restored, nor managed; a copy of it, and what is left of it, are plain."""
+    loop = Loop(recipe, None if isinstance(recipe, dict) else "E4M3")
+    given = loop.model, loop.optimizer, None
+    with pytest.raises(BadInput, match=r"^q: the model is quantized.*pass the q"):
+        altcore.save_checkpoint(tmp_path, *given, 1)
+    with pytest.raises(BadInput, match=r"^q: the model is quantized"):
+        altcore.load_checkpoint(tmp_path, nn.ModuleList([loop.model]), None, None)
+    with pytest.raises(BadInput, match=r"^q: the model is quantized"):
+        CheckpointManager(tmp_path, *given)
+    twin = copy.deepcopy(loop.model)
+    altcore.save_checkpoint(tmp_path, twin, torch.optim.SGD(twin.parameters()), None, 1)
+    loop.q.remove()
+    altcore.save_checkpoint(tmp_path, *given, 1)
+
+
 def test_another_model_is_refused_before_anything_changes(tmp_path):
     """By the name of what is different."""
     loop = Loop(None).train(1)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from attrs import field, frozen
+from attrs import field, fields, frozen, has
 from torch import Tensor, nn
 from torch.optim import Optimizer
+
+from altcore.engine.plugins import Plugin
 
 Known = tuple[Any, ...]
 """What an attribute is known by: equal as long as it is the same."""
@@ -43,6 +45,18 @@ def attributes(model: nn.Module, optimizer: Optimizer) -> dict[str, Known]:
         for key, value in vars(module).items():
             if callable(value) and not isinstance(value, nn.Module) and not is_altcores(value):
                 found[f"{key} of {place}"] = (Held(value),)
+    return {label: known for label, known in found.items() if known}
+
+
+def plugin_attributes(plugins: Iterable[Plugin]) -> dict[str, Known]:
+    """Return the attributes in which plugins may hide state; one with a ``state_dict`` has none."""
+    found = {
+        f"{key} of {plugin.kind} {plugin.name}": _known_by(value, ())
+        for plugin in plugins
+        if not hasattr(plugin.instance, "state_dict")
+        for key, value in _held_by(plugin.instance).items()
+        if not key.startswith("_")
+    }
     return {label: known for label, known in found.items() if known}
 
 
@@ -117,15 +131,22 @@ def _known_by(value: Any, own: Container[int], depth: int = 2) -> Known:
     if hasattr(value, "bit_generator") or type(value).__name__ == "RandomState":  # of numpy
         held = getattr(value, "bit_generator", None)
         return (repr(held.state if held is not None else value.get_state(legacy=False)),)
-    if isinstance(value, nn.Module | Optimizer) or callable(value):
+    if isinstance(value, nn.Module | Optimizer) or callable(value) or is_altcores(value):
         return ()
-    if hasattr(value, "__dict__"):  # an object of a class of somebody's own
-        value = vars(value)
+    if hasattr(value, "__dict__") or has(type(value)):  # an object of a class of somebody's own
+        value = _held_by(value)
     if isinstance(value, Mapping | list | tuple | deque) and depth:
         parts = value.values() if isinstance(value, Mapping) else value
         known = tuple(_known_by(part, own, depth - 1) for part in parts)
         return (len(known), *known) if any(known) or not known else ()
     return ()
+
+
+def _held_by(made: Any) -> dict[str, Any]:
+    """Return the attributes of an object, with those in the slots of an attrs class."""
+    names = [f.name for f in fields(type(made))] if has(type(made)) else []
+    own = {name: getattr(made, name) for name in names if hasattr(made, name)}
+    return {**own, **getattr(made, "__dict__", {})}
 
 
 def memory(x: Tensor) -> int:

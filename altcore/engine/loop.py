@@ -48,7 +48,6 @@ from altcore.engine.history import RunHistory
 from altcore.engine.leaving import Leaving
 from altcore.engine.losses import loss_and_measures
 from altcore.engine.memory import memory_named
-from altcore.engine.model_state import hooks_of
 from altcore.engine.nonfinite import layer_evidence, locate_nonfinite
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.ranks import Ranks
@@ -363,7 +362,7 @@ class Engine:
         with self.events.without_repeats():
             self.dispatch.call("run_start", run=run)
             set_random_state(random, run.device)  # a plugin's imports may draw numbers
-            self.saving.hooks = hooks_of(run.model).keys()
+            self.saving.note_start()
             self.saving.check_place()
             self.directory.open_logs()
             run.emit(self.opening[0], **self.opening[1])

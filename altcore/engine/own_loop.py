@@ -38,7 +38,12 @@ from altcore.engine.state_checks import (
 )
 from altcore.errors import BadInput, InvalidCheckpoint, shown
 from altcore.formats import digest
-from altcore.quantization import Quantization, check_moments, check_quantization_state
+from altcore.quantization import (
+    Quantization,
+    check_moments,
+    check_quantization_state,
+    is_quantized,
+)
 from altcore.recipes import resolved_to_plain
 from altcore.runs import REGULAR
 
@@ -62,10 +67,14 @@ class OwnLoop:
         q: Quantization | None,
         scaler: torch.amp.GradScaler | None,
     ) -> OwnLoop:
-        """Take the model out of DistributedDataParallel; `BadInput` if ``q`` is of another."""
+        """Take the model out of DistributedDataParallel; `BadInput` if ``q`` is not of it."""
         own = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
         if q is not None and own is not q.model:
             raise BadInput("it is not the model that was quantized", key="q")
+        if q is None and is_quantized(own):
+            problem = "the model is quantized, and its scales and random bits would be lost"
+            hint = "pass the q that altcore.quantize_model returned for the whole model"
+            raise BadInput(problem, key="q", hint=hint)
         if not isinstance(optimizer, torch.optim.Optimizer | None):
             problem = f"a torch.optim.Optimizer is needed, not {shown(optimizer)}"
             raise BadInput(problem, key="optimizer")

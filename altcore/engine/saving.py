@@ -10,6 +10,7 @@ from torch import Tensor
 
 from altcore.engine.ending import Ending
 from altcore.engine.finite import is_finite
+from altcore.engine.hidden_state import Known, plugin_attributes
 from altcore.engine.model_state import hooks_of, misstated
 from altcore.engine.optimizer_loading import misstated_moment
 from altcore.engine.rescue import check_place
@@ -40,7 +41,7 @@ from altcore.runs import (
 
 UNSAVED = (
     "state of the run that no checkpoint has, and that a run that goes on begins anew. Keep it in "
-    "buffers or the optimizer's state, or set it again in run_start"
+    "buffers, the optimizer's state or a plugin's state_dict, or set it again in run_start"
 )
 """Said of attributes."""
 
@@ -69,6 +70,8 @@ class Saving:
     """Whether a state after a step was checked as a resume would check it."""
     hooks: Set[tuple[str, int]] = field(init=False, factory=frozenset)
     """The hooks of plugins on the model when the run started."""
+    attributes: Mapping[str, Known] = field(init=False, factory=dict)
+    """Those in which interventions may hide state, when the run started."""
     data: Mapping[str, Any] = field(init=False)
     """What the workload's files were known by when the run was built."""
 
@@ -76,6 +79,15 @@ class Saving:
         config, paths = self.state.run.config, self.identity.get("paths", ())
         given = self.identity.get("configuration", {}).get("settings", {}).get(config.workload, {})
         self.data = stamps(v for k, v in given.items() if f"{config.workload}.{k}" in paths)
+
+    def note_start(self) -> None:
+        """Note what run_start has made of model and plugins: it does so again in a resume."""
+        self.hooks = hooks_of(self.state.run.model).keys()
+        self.attributes = self._attributes()
+
+    def _attributes(self) -> dict[str, Known]:
+        dispatch = self.state.dispatch
+        return plugin_attributes(p for p in dispatch.plugins if p.name in dispatch.heard)
 
     def check_data(self) -> None:
         """Raise `AltcoreError` if a file of the workload is not what it was: nothing is saved."""
@@ -148,6 +160,8 @@ class Saving:
         run = self.state.run
         late = hooks_of(run.model).keys() - self.hooks
         hidden = self.state.built.hidden()
+        now, before = self._attributes(), self.attributes
+        hidden += [label for label, known in now.items() if known != before.get(label)]
         told = [f"{some(hidden)}: {UNSAVED}"] if hidden else []
         if late:
             names = some(sorted({name or "the model" for name, _ in late}))

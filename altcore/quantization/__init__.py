@@ -7,7 +7,7 @@ from altcore.quantization.attention import AttentionCall
 from altcore.quantization.coded_weights import CodedWeight, weight_codes
 from altcore.quantization.discovery import find_layers, matrices, tied_matrices
 from altcore.quantization.optimizer import ROUNDABLE, check_roundable, roundable_state
-from altcore.quantization.quantization import Quantization
+from altcore.quantization.quantization import Quantization, is_quantized
 from altcore.quantization.quantizer import random_key
 from altcore.quantization.quantizing import quantize_model
 from altcore.quantization.shared_amax import amax_histories, share_amax
@@ -27,6 +27,7 @@ __all__ = [
     "check_quantization_state",
     "check_roundable",
     "find_layers",
+    "is_quantized",
     "matrices",
     "quantize_model",
     "random_key",

@@ -30,6 +30,7 @@ from altcore.quantization.layer import QuantizedLayer
 from altcore.quantization.optimizer import check_steps, is_or_wraps, store_optimizer_state
 from altcore.quantization.patched_forward import (
     DisabledFastPath,
+    PatchedForward,
     disable_fast_paths,
     restore_forwards,
 )
@@ -369,3 +370,13 @@ class Quantization:
             quantizer.history = None if history is None else history.to(device).clone()
         for name, weight in self.stored.items():
             weight.load_state_dict(state["stored"][name])
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Whether a model, or a part of it, is under a recipe; a copy of such a model is not."""
+    return any(
+        isinstance(vars(module).get("forward"), PatchedForward)
+        or any(isinstance(hook, ModelHook) and hook.call for hook in after_load)
+        for module in model.modules()
+        for after_load in [module._load_state_dict_post_hooks.values()]
+    )

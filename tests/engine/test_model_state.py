@@ -301,6 +301,55 @@ def test_what_is_in_no_checkpoint_is_told_once(how, told, start, changing):
         assert not events(run, "warning")
 
 
+@define
+class Counter:
+    """An object in the slots of which there is a number."""
+
+    steps: int = 0
+
+
+@define(eq=False)
+class Forgetful:
+    """Counts in fields that no checkpoint has."""
+
+    seen: int = field(init=False, default=0)
+    counter: Counter = field(init=False, factory=Counter)
+    started: int = field(init=False, default=0)
+    _cache: int = field(init=False, default=0)
+    run: object = field(init=False, default=None)
+
+    @hookimpl
+    def run_start(self, run):
+        self.started, self.run = 1, run
+
+    @hookimpl
+    def pre_step(self, run, step):
+        self.seen, self._cache, self.counter.steps = step.index, step.index, step.index
+
+
+class Stating(Forgetful):
+    """Has a state, which is trusted."""
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass
+
+
+def test_state_in_fields_of_interventions_is_told(start, shelf):
+    """Unless run_start sets it, or the plugin has a state_dict; of who only looks, none."""
+    shelf.install("intervention", "forgetful", Forgetful)
+    shelf.install("intervention", "stating", Stating)
+    shelf.install("diagnostic", "looking", type("Looking", (Forgetful,), {}))
+    plugins = ["forgetful", "stating", "looking"]
+    run = altcore.train(start.config(plugins, **KEYS), model=Bytes()).run_directory
+    (warning,) = events(run, "warning")
+    told = "seen of intervention forgetful, counter of intervention forgetful: state of the run"
+    assert (warning["step"], warning["cause"]) == (2, "unsaved")
+    assert warning["message"].startswith(told)
+
+
 # ------------------------------------------------------------------- models that state another
 
 
