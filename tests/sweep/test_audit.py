@@ -207,10 +207,12 @@ def test_runs_of_other_data_are_named(tmp_path, capsys):
 
 
 def test_what_is_left_out_of_an_archive_is_told(ledger, capsys):
-    """A job whose file is damaged is no reason to be silent."""
+    """A job whose file is damaged, and a run that is not what was accepted."""
     in_job(ledger)
+    edit(ledger.run_of(LAST) / "metrics.jsonl", '"step": 2', '"step": 3')
     done = call(capsys, "sweep", "collect", "toy", "--sweeps-dir", ledger.folder.parent)
-    assert "base.tar.gz: 2 runs" in done.out
+    assert "base.tar.gz: 1 run\n" in done.out
+    assert f"left out: {LAST}: {ledger.run_of(LAST)}/metrics.jsonl is not what it was" in done.err
     assert f"left out: {ONE}: {ledger.folder}/jobs/{ONE}/job.json" in done.err
 
 
