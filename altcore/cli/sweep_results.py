@@ -101,17 +101,16 @@ def export(name: str, out: str | None, sweeps_dir: str, *, with_changed: bool) -
 @SWEEPS_DIR
 def collect(name: str, out: str | None, sweeps_dir: str, *, checkpoints: bool) -> None:
     """Archive the accepted runs, a file for each variant."""
-    from altcore.sweep import State, open_sweep, survey
     from altcore.sweep import collect as collected
+    from altcore.sweep import open_sweep
 
     _, ledger = open_sweep(name, sweeps_dir)
     folder = Path(out) if out else ledger.folder / "archive"
     with _writing(folder):
         made = collected(ledger, folder, checkpoints=checkpoints)
-    for path, count in made.items():
+    for path, count in made.archives.items():
         echo(f"{path}: {count} run{'s' * (count != 1)}")
-    for row in survey(ledger):
-        if row.state is State.DAMAGED:
-            say(f"left out: {row.name}: {row.why}", "warning")
-    if not made:
+    for job, problem in made.left_out.items():
+        say(f"left out: {job}: {problem}", "warning")
+    if not made.archives:
         say(f"{ledger.folder.name} has no completed run", "warning")

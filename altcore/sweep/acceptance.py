@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from altcore import durable
 from altcore.config import IN_STEPS
 from altcore.errors import BadInput, shown
 from altcore.runs import (
@@ -28,8 +29,17 @@ JOB_DIGEST = "job"
 
 
 def digests_of(run: Path) -> dict[str, str]:
-    """Return the digest of each of `FILES` that a run has."""
-    return {name: contents(run / name) for name in FILES if (run / name).is_file()}
+    """Return the digest of each of `FILES` that a run has: a link is none of its files."""
+    own = [run / name for name in FILES]
+    return {p.name: contents(p) for p in own if p.is_file() and not p.is_symlink()}
+
+
+def check_there(run: Path, accepted: Collection[str]) -> None:
+    """Raise `BadInput` if an ``accepted`` file of a run is gone, or any is a link. None is read."""
+    durable.check_no_links(run / name for name in FILES)
+    for path in (run / name for name in FILES if name in accepted):
+        if not path.is_file():
+            raise BadInput(f"{path} is missing")
 
 
 def check_end(run: Path, status: str | None = None) -> None:

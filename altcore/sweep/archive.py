@@ -6,35 +6,46 @@ import gzip
 import io
 import os
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+
+from attrs import frozen
 
 from altcore import durable
 from altcore.runs import CHECKPOINTS
+from altcore.sweep.audit import audit
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import JOB, JOBS, Ledger, State
-from altcore.sweep.rows import survey
 from altcore.sweep.tables import TABLES, Table
 
 
-def collect(ledger: Ledger, out: Path, *, checkpoints: bool = False) -> dict[Path, int]:
+@frozen(kw_only=True)
+class Collected:
+    """What was archived."""
+
+    archives: Mapping[Path, int]
+    """Each with the number of its runs."""
+    left_out: Mapping[str, str]
+    """The jobs that are damaged, with the file and what is wrong with it."""
+
+
+def collect(ledger: Ledger, out: Path, *, checkpoints: bool = False) -> Collected:
     """Write ``VARIANT.tar.gz`` with the run and the job's file of each job that has a result.
 
     The long lists of these jobs are beside them, under ``tables``.
 
-    The same runs make the same archive, byte for byte. It is there whole or not at all.
+    A run that is not what was accepted is left out. The same runs make the same archive, byte for
+    byte. It is there whole or not at all.
 
     Args:
         ledger: of the sweep.
         out: the folder; made if it is not there.
         checkpoints: whether checkpoints are archived, too, which are most of a run's bytes.
-
-    Returns:
-        The archives, each with the number of its runs.
     """
     if not out.is_dir():
         durable.make_folder(out)
-    completed = {row.name for row in survey(ledger) if row.state is State.COMPLETED}
+    found = audit(ledger)
+    completed = {row.name for row in found.rows if row.state is State.COMPLETED}
     by_variant: dict[str, list[Job]] = {}
     for job in ledger.jobs():
         if job.name in completed:
@@ -50,7 +61,7 @@ def collect(ledger: Ledger, out: Path, *, checkpoints: bool = False) -> dict[Pat
             finally:
                 durable.remove(temporary)
         made[path] = len(jobs)
-    return made
+    return Collected(archives=made, left_out=found.damaged)
 
 
 def _write(path: Path, ledger: Ledger, jobs: list[Job], *, checkpoints: bool) -> None:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 
 from attrs import evolve, frozen
 
-from altcore import durable
 from altcore.errors import BadInput, shown
 from altcore.runs import (
     CONFIG,
@@ -22,7 +21,7 @@ from altcore.runs import (
     read_lines,
     summary_of,
 )
-from altcore.sweep.acceptance import FILES, JOB_DIGEST, differing, digests_of
+from altcore.sweep.acceptance import JOB_DIGEST, check_there, differing, digests_of
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import JOB, JOBS, Ledger, State
 from altcore.sweep.rows import Row, survey
@@ -68,14 +67,12 @@ def audit(ledger: Ledger) -> Audit:
 def _check(ledger: Ledger, row: Row) -> bool:
     """Raise `BadInput` if a run is not the one of its job; return whether its digests are known."""
     run, job = ledger.run_of(row.name), ledger.job(row.name)
-    durable.check_no_links(run / name for name in FILES)
     accepted = row.exit.accepted if row.exit else {}
+    check_there(run, accepted)
     now = {JOB_DIGEST: job.digest, **digests_of(run)}
     for name in {**accepted, **now} if accepted else ():
-        path = ledger.folder / JOBS / job.name / JOB if name == JOB_DIGEST else run / name
-        if name not in now:
-            raise BadInput(f"{path} is missing")
-        if now[name] != accepted.get(name):
+        if now.get(name) != accepted.get(name):
+            path = ledger.folder / JOBS / job.name / JOB if name == JOB_DIGEST else run / name
             raise BadInput(f"{path} is not what it was when the run was accepted")
     # What a retry changed is told by its lease alone.
     if not accepted or row.attempts > 1:

@@ -19,8 +19,10 @@ from altcore.sweep.rows import Row
 from altcore.sweep.values import Values
 
 
-def outside(ledger: Ledger, checks: Mapping[str, Range]) -> dict[str, dict[str, str]]:
-    """Return what is not within its range, by job and name, of the accepted runs."""
+def outside(
+    ledger: Ledger, rows: Sequence[Row], checks: Mapping[str, Range]
+) -> dict[str, dict[str, str]]:
+    """Return what is not within its range, by job and name, of the completed runs of ``rows``."""
     if not checks:
         return {}
 
@@ -31,7 +33,8 @@ def outside(ledger: Ledger, checks: Mapping[str, Range]) -> dict[str, dict[str, 
             return {"unknown": f"since {error.problem}"}, False
 
     found = of_accepted(ledger, "checks.json", digest(to_json(checks)), read)
-    return {name: problems for name, problems in sorted(found.items()) if problems}
+    completed = (row.name for row in rows if row.state is State.COMPLETED)
+    return {name: found[name] for name in completed if found.get(name)}
 
 
 def _problems(values: Values, checks: Mapping[str, Range]) -> dict[str, str]:

@@ -11,14 +11,14 @@ from attrs import field, frozen
 
 from altcore.errors import BadInput
 from altcore.runs import summary_of
-from altcore.sweep.acceptance import check_end, differing
+from altcore.sweep.acceptance import check_end, check_there, differing
 from altcore.sweep.attempt import Attempt, attempts_in
 from altcore.sweep.exits import Exit
 from altcore.sweep.kept import of_accepted, remembering
 from altcore.sweep.ledger import JOBS, Ledger, State
 from altcore.sweep.run_time import accepted_of, changed_in, ended_in, seconds_of_run
 
-VERSION = "3"
+VERSION = "4"
 """Of what is kept of a row."""
 
 
@@ -107,6 +107,7 @@ def _completed(ledger: Ledger, name: str) -> tuple[dict[str, Any], bool]:
         exits = [ended for a, ended in known if accepted is None or a.number <= accepted.number]
         plain |= {"attempts": len(attempts), "exits": [ended.to_plain() for ended in exits]}
         check_end(run, None if accepted is None else exits[-1].status)
+        check_there(run, () if accepted is None else exits[-1].accepted)
         plain |= {"changed": _changed_for(run, ledger, accepted)}
         plain |= {"run_seconds": seconds_of_run(known), "problem": ""}
         if accepted is None:

@@ -134,7 +134,7 @@ def status_of(sweep: SweepFile, ledger: Ledger, now: float | None = None) -> Sta
     rows = survey(ledger)
     return Status(
         rows=rows,
-        outside=outside(ledger, sweep.ranges),
+        outside=outside(ledger, rows, sweep.ranges),
         alerts=alerts_of(ledger, rows, sweep.limits, time.time() if now is None else now),
     )
 

@@ -8,7 +8,7 @@ import pytest
 from helpers_cli import call
 from helpers_sweeps import complete, fail, ledger_of
 
-from altcore.sweep import Ledger, State, export, open_sweep, survey, verify
+from altcore.sweep import Ledger, State, SweepFile, export, open_sweep, status_of, survey, verify
 
 LINES = [{"step": step, "loss": 1.0} for step in range(1, 7)]
 ONE, OTHER, LAST = "base-seed43", "base-seed42", "base-seed44"
@@ -52,6 +52,12 @@ def in_run(file, before, after):
     return lambda ledger: edit(ledger.run_of(ONE) / file, before, after)
 
 
+def link(ledger):
+    lines = ledger.run_of(ONE) / "metrics.jsonl"
+    lines.rename(ledger.folder / "elsewhere.jsonl")
+    lines.symlink_to(ledger.folder / "elsewhere.jsonl")
+
+
 def in_job(ledger):
     edit(ledger.folder / "jobs" / ONE / "job.json", '"seed": 43', '"seed": 44')
 
@@ -70,6 +76,11 @@ def cut(file, size):
 AT_ONCE = {
     "no run": (empty_run, "summary.json is missing"),
     "no summary": (lambda ledger: (ledger.run_of(ONE) / "summary.json").unlink(), "is missing"),
+    "no lines": (
+        lambda ledger: (ledger.run_of(ONE) / "metrics.jsonl").unlink(),
+        "metrics.jsonl is missing",
+    ),
+    "a link": (link, "metrics.jsonl is a symbolic link"),
     "half a summary": (cut("summary.json", 200), "summary.json is not JSON"),
     "another run": (replace_run, f"summary.json is that of another run, '{OTHER}'"),
     "another status": (
@@ -84,9 +95,9 @@ IN_AUDIT = {
     "other steps": (in_run("summary.json", '"steps": 6', '"steps": 5'), "summary.json is not what"),
     "another loss": (in_run("summary.json", "loss", "lost"), "summary.json is not what it was"),
     "fewer lines": (cut("metrics.jsonl", 30), "metrics.jsonl is not what it was"),
-    "no lines": (lambda ledger: (ledger.run_of(ONE) / "metrics.jsonl").unlink(), "is missing"),
     "another setting": (in_run("config.yaml", "0.001", "0.5"), "config.yaml is not what it was"),
 }
+CHECKED = SweepFile(checks={"loss": [0, 10]})
 CASES = {**AT_ONCE, **IN_AUDIT}
 
 
@@ -107,6 +118,7 @@ def test_what_is_not_what_was_accepted_is_named_and_counts_for_nothing(completed
         ledger = Ledger(tmp_path / case / "toy")
         damage(ledger)
         row = survey(ledger)[1]
+        assert not status_of(CHECKED, ledger).outside  # of a damaged run no value is told
         if case in AT_ONCE:
             assert (row.state, row.why) == (State.DAMAGED, told(ledger))
         assert problem in told(ledger), case
@@ -195,10 +207,12 @@ def test_runs_of_other_data_are_named(tmp_path, capsys):
 
 
 def test_what_is_left_out_of_an_archive_is_told(ledger, capsys):
-    """A job whose file is damaged is no reason to be silent."""
+    """A job whose file is damaged, and a run that is not what was accepted."""
     in_job(ledger)
+    edit(ledger.run_of(LAST) / "metrics.jsonl", '"step": 2', '"step": 3')
     done = call(capsys, "sweep", "collect", "toy", "--sweeps-dir", ledger.folder.parent)
-    assert "base.tar.gz: 2 runs" in done.out
+    assert "base.tar.gz: 1 run\n" in done.out
+    assert f"left out: {LAST}: {ledger.run_of(LAST)}/metrics.jsonl is not what it was" in done.err
     assert f"left out: {ONE}: {ledger.folder}/jobs/{ONE}/job.json" in done.err
 
 

@@ -188,7 +188,7 @@ def test_archives_by_variant(ledger, tmp_path):
     (run / "checkpoints" / "weights").write_text("x")
     (run / "outside").symlink_to(tmp_path)
     (run / ".lock").touch()
-    first = collect(ledger, tmp_path / "one")
+    first = collect(ledger, tmp_path / "one").archives
     assert {path.name: count for path, count in first.items()} == {
         "base.tar.gz": 3,
         "pure.tar.gz": 1,
@@ -197,9 +197,9 @@ def test_archives_by_variant(ledger, tmp_path):
     files = ("job.json", "config.yaml", "metrics.jsonl", "summary.json")
     assert names[:4] == [f"base/base-seed42/{file}" for file in files]
     assert len(names) == 4 + 4 + 3
-    again = collect(ledger, tmp_path / "two")
+    again = collect(ledger, tmp_path / "two").archives
     assert [p.read_bytes() for p in first] == [p.read_bytes() for p in again]
-    with_weights = collect(ledger, tmp_path / "one", checkpoints=True)
+    with_weights = collect(ledger, tmp_path / "one", checkpoints=True).archives
     assert "base/base-seed42/checkpoints/weights" in archived(next(iter(with_weights)))
     assert not list((tmp_path / "one").glob(".*"))
 

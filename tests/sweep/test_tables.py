@@ -16,7 +16,7 @@ LAYERS = {f"layer{i}": {"weight": {"name": "MINE", "values": VALUES}} for i in r
 
 def job(name, values=VALUES):
     layers = {**LAYERS, "last": {"name": "MINE", "values": list(values)}}
-    return Job(name=name, config={"recipe": layers, "short": [1, 2]})
+    return Job(name=name, config={"workload": "gpt", "recipe": layers, "short": [1, 2]})
 
 
 @pytest.fixture
@@ -76,7 +76,7 @@ def test_an_archive_has_them(ledger, tmp_path):
     complete(ledger, ledger.job("a"))
     complete(ledger, ledger.job("b"))
     assert ledger.standing("a").state is State.COMPLETED
-    (archive,) = collect(ledger, tmp_path / "out")
+    (archive,) = collect(ledger, tmp_path / "out").archives
     with tarfile.open(archive) as held:
         names = [name for name in held.getnames() if "/tables/" in name]
     (table,) = (ledger.folder / "tables").iterdir()
