@@ -32,6 +32,7 @@ from altcore.runs import (
     Checkpoint,
     RunDirectory,
     folder_of,
+    is_checkpoint,
     retain,
     save_checkpoint,
     save_snapshot,
@@ -72,6 +73,8 @@ class Saving:
     """The hooks of plugins on the model when the run started."""
     attributes: Mapping[str, Known] = field(init=False, factory=dict)
     """Those in which interventions may hide state, when the run started."""
+    kept: Set[str] = field(init=False, factory=frozenset)
+    """The checkpoints that were there after the last one was written."""
     data: Mapping[str, Any] = field(init=False)
     """What the workload's files were known by when the run was built."""
 
@@ -119,7 +122,7 @@ class Saving:
         check_place(self.directory, self.state.run, self._save_elsewhere)
 
     def _save_elsewhere(self) -> None:
-        self.saved, self.place, self.snapshots = (), "", {}
+        self.saved, self.place, self.snapshots, self.kept = (), "", {}, frozenset()
         self._save()
 
     def _save(self) -> None:
@@ -134,6 +137,7 @@ class Saving:
         self._tell(kind)
         self._warn_of_moments()
         self._warn_of_unsaved()
+        self._warn_of_lost()
         is_needed = run.step > 0 or not self.is_from_seed or run.degraded or run.world_size > 1
         self._write(kind, self._checked(kind) if is_needed else None, self.phase)
         self.saved = self._known()
@@ -172,6 +176,17 @@ class Saving:
         for message in filter(run.quantization.context.is_news, told):
             run.emit("warning", message=message, cause="unsaved")
 
+    def _warn_of_lost(self) -> None:
+        """Warn of checkpoints that somebody removed; the next one is written all the same."""
+        if lost := sorted(self.kept - self._on_disk()):
+            message = f"checkpoints of the run are gone ({some(lost)}): something removed them"
+            self.state.run.emit("warning", message=message, cause="checkpoints")
+            self.snapshots = {}  # they may be gone as well: all are written anew
+
+    def _on_disk(self) -> set[str]:
+        folder = self.directory.checkpoints
+        return {p.name for p in folder.iterdir() if is_checkpoint(p)} if folder.is_dir() else set()
+
     def _warn_of_moments(self) -> None:
         """Warn, once until it clears, of an optimizer's state that is not finite as weights are.
 
@@ -202,6 +217,7 @@ class Saving:
             max_checkpoints=config.max_checkpoints,
             keep_best=config.keep_best,
         )
+        self.kept = self._on_disk()
 
     def has_finite_weights(self) -> bool:
         """Read at once whether the weights are; if not, tell it and keep them as an anomaly."""

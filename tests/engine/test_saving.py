@@ -99,6 +99,31 @@ def test_a_parameter_that_was_replaced_is_named(start, shelf):
     assert checkpoints(start.runs / "run")[-1] == "step-00000002"
 
 
+@define(eq=False)
+class Removing:
+    """Removes all checkpoints, and lets the run go back by a snapshot to step 3."""
+
+    needs = ("snapshots",)
+
+    @hookimpl
+    def post_step(self, run, step):
+        if step.index == 4:
+            shutil.rmtree(run.directory / "checkpoints")
+
+
+def test_checkpoints_that_disappear_are_named_once(start, shelf):
+    """The next one is whole, with its snapshots, and the run can go on from it."""
+    shelf.install("diagnostic", "removing", Removing)
+    keys = {"format": "none", "max_steps": 7, "checkpoint_interval": 2}
+    run = start(["removing"], name="run", **keys).run_directory
+    (told,) = events(run, "warning")
+    assert (told["step"], told["cause"]) == (4, "checkpoints")
+    assert "are gone (step-00000000, step-00000002): something removed" in told["message"]
+    assert checkpoints(run)[0] == "step-00000004"
+    assert start.resume("run", max_steps=8).steps_completed == 8
+    assert len(events(run, "warning")) == 2
+
+
 # --------------------------------------------------------------------------------- step 0
 
 
