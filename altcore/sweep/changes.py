@@ -24,6 +24,8 @@ class Changes:
     """Names of jobs that would be other runs now."""
     removed: Sequence[str]
     """Names of jobs that the file no longer asks for."""
+    reordered: Sequence[Job] = ()
+    """The jobs that have another priority now, and are the same runs."""
     damaged: Sequence[str] = ()
     """What is wrong with files of jobs, which are taken for neither."""
 
@@ -32,11 +34,13 @@ def changes_of(ledger: Ledger, jobs: Iterable[Job]) -> Changes:
     """Compare the jobs of a sweep file with those of the ledger."""
     asked = {job.name: job for job in jobs}
     jobs_known, damaged = ledger.read_jobs()
-    known = {job.name: job.digest for job in jobs_known}
+    known = {job.name: job for job in jobs_known}
+    both = {name: job for name, job in asked.items() if name in known}
     return Changes(
         added=[job for name, job in asked.items() if name not in known and name not in damaged],
-        changed=[n for n, job in asked.items() if n in known and known[n] != job.digest],
+        changed=[n for n, job in both.items() if known[n].digest != job.digest],
         removed=[name for name in known if name not in asked],
+        reordered=[job for n, job in both.items() if known[n].priority != job.priority],
         damaged=list(damaged.values()),
     )
 
@@ -74,6 +78,8 @@ def bring_up_to_date(
     for name in old:
         ledger.retire(name, lost_after)
     ledger.add(jobs)
+    for job in changes.reordered:
+        ledger.give_priority(job)
     return changes
 
 

@@ -2,7 +2,7 @@
 
     SWEEP/
       sweep.yaml            what was asked for, as it was last given
-      jobs/NAME/job.json    the job; never changed
+      jobs/NAME/job.json    the job; its priority alone may change
       tables/               see `altcore.sweep.tables`
       jobs/NAME/attempts/   see `altcore.sweep.attempt`
       runs/NAME/            the run that was accepted as the job's result
@@ -20,11 +20,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
-from functools import cached_property
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
 from attrs import define, evolve, field, frozen
@@ -45,6 +43,7 @@ from altcore.sweep.attempt import (
 from altcore.sweep.carry_on import newest_step
 from altcore.sweep.exits import LOST, Exit
 from altcore.sweep.job import Job
+from altcore.sweep.lazy import Lazy
 from altcore.sweep.retired import place_for
 from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide, with_cause
 from altcore.sweep.runbook import note_recovery
@@ -175,13 +174,13 @@ class Ledger:
         """Make the folder of a job; return False if another process was quicker."""
         made = target.with_name(f".new-{uuid4().hex}")
         tables: dict[int, Table] = {}
-        text = json.dumps(job.to_plain(tables), indent=1, allow_nan=False)
+        text = _text_of(job, tables)
         with durable.no_space_named(target):
             try:
                 durable.make_folder(made / ATTEMPTS)
                 for table in tables.values():
                     self._tables.add(table)
-                durable.write_file(made / JOB, text.encode(), synced=False)
+                durable.write_file(made / JOB, text, synced=False)
                 durable.rename(made, target)
             except OSError:
                 durable.remove(made)
@@ -189,6 +188,10 @@ class Ledger:
                     raise
                 return False
         return True
+
+    def give_priority(self, job: Job) -> None:
+        """Write down the priority of a job that is there, for workers that begin from now on."""
+        durable.replace_file(self._job_file(job.name), _text_of(job, {}))
 
     def retire(self, name: str, lost_after: float = 60.0) -> None:
         """Take a job out of the sweep. What was made of it is kept under ``retired``.
@@ -282,7 +285,8 @@ class Ledger:
             decision = Decision(goes_on=True, why=TOLD, changed={**changed, **told})
             return Standing(State.WAITING, attempts, decision)
         exits = [a.exit or Exit(status=LOST) for a in _since_told(attempts[:-1])]
-        decision = decide([*exits, ended], _ConfigOf(self, name), changed, self.rules)
+        config = Lazy(lambda: self.job(name).config)  # which most rules do not ask for
+        decision = decide([*exits, ended], config, changed, self.rules)
         return Standing(State.WAITING if decision.goes_on else State.FAILED, attempts, decision)
 
     # Taking and ending -------------------------------------------------------------------------
@@ -371,25 +375,8 @@ class Ledger:
             durable.rename(folder, place_for(job, [JOBS], self.folder) / JOBS)
 
 
-@define
-class _ConfigOf(Mapping[str, Any]):
-    """The configuration of a job, read when a rule asks for a setting: most rules do not."""
-
-    _ledger: Ledger
-    _name: str
-
-    @cached_property
-    def _config(self) -> Mapping[str, Any]:
-        return self._ledger.job(self._name).config
-
-    def __getitem__(self, key: str) -> Any:
-        return self._config[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._config)
-
-    def __len__(self) -> int:
-        return len(self._config)
+def _text_of(job: Job, tables: dict[int, Table]) -> bytes:
+    return json.dumps(job.to_plain(tables), indent=1, allow_nan=False).encode()
 
 
 def _since_told(attempts: Sequence[Attempt]) -> Sequence[Attempt]:

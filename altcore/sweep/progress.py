@@ -73,7 +73,7 @@ class Progress:
                 if ended is None:
                     return
                 self._held.remove(name)
-                yield self._told_end(name, ended)
+                yield self._told_end(name, number, ended)
             elif attempt_at(folder, number + 1).folder.is_dir():
                 self._begun[name] = number + 1
                 self._held.add(name)
@@ -87,11 +87,14 @@ class Progress:
         # A worker that was killed may have published the run, and no record of its end.
         return end_of_run(run) if ended is None and run.is_dir() else ended
 
-    def _told_end(self, name: str, ended: Exit) -> str:
+    def _told_end(self, name: str, number: int, ended: Exit) -> str:
         standing = self.ledger.standing(name)
-        if standing.state in (State.COMPLETED, State.FAILED):
+        # Since the last look other attempts may have followed.
+        is_last = standing.last is None or standing.last.number == number
+        if is_last and standing.state in (State.COMPLETED, State.FAILED):
             del self._begun[name]
         after = f" after {duration(ended.seconds)}" if ended.seconds is not None else ""
-        why = standing.decision.why if standing.decision and not ended.is_complete else ""
+        follows = standing.decision if is_last and not ended.is_complete else None
+        why = follows.why if follows else ""
         told = "; ".join(filter(None, (ended.verdict or ended.error, why)))
         return f"{name}: {ended.status}{after}{f': {told}' if told else ''}"

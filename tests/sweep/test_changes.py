@@ -4,7 +4,7 @@ import pytest
 from helpers_sweeps import complete, fail, ledger_of
 
 from altcore.errors import BadInput
-from altcore.sweep import Exit
+from altcore.sweep import Exit, verify
 from altcore.sweep.attempt import lease
 
 NOTHING = "--accept-changes accepts it: none of these jobs trained a step, so nothing is lost"
@@ -24,6 +24,18 @@ def fails_after(step):
 def begins(ledger, job):
     """Let an attempt begin."""
     lease(ledger.folder / "jobs" / job.name, 1, {})
+
+
+def test_a_priority_may_change_at_any_time(tmp_path):
+    """Also of jobs that began: these are the same runs, in another order."""
+    keys = {"variants": {"a": {}, "b": {}}}
+    complete(ledger_of(tmp_path, **keys), ledger_of(tmp_path, **keys).job("a-seed42"))
+    ledger = ledger_of(tmp_path, **keys, priority={"b": 1})
+    assert [(job.name, job.priority) for job in ledger.jobs()] == [
+        ("b-seed42", 1),
+        ("a-seed42", 100),
+    ]
+    assert verify(ledger, ledger.names(), []).completed == ["a-seed42"]
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,20 @@ def test_each_beginning_and_end_is_told_once(ledger, told):
     assert told() == []
 
 
+def test_attempts_between_two_looks_are_told(ledger, told):
+    """A job that failed and was completed since says both."""
+    _, job, _ = ledger.jobs()
+    fail(ledger, job, OOM)
+    complete(ledger, job, changed={"gpt.batch_size": 32})
+    assert told() == [
+        f"{job.name}: begins (1 of 3 jobs done)",
+        f"{job.name}: failed after 1 s: {OOM} (1 of 3 jobs done)",
+        f"{job.name}: attempt 2 begins (1 of 3 jobs done)",
+        f"{job.name}: finished after 1 s: learned (2 of 3 jobs done)",
+    ]
+    assert told() == []
+
+
 def test_what_a_killed_worker_published_is_done(ledger, told):
     """Though it wrote no end; and a damaged file is passed by."""
     _, one, other = ledger.jobs()
