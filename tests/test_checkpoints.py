@@ -332,6 +332,35 @@ def test_another_format_is_refused_with_both_names(tmp_path):
     assert "E5M2" in repr(other.q)
 
 
+def test_another_quantization_is_refused_by_the_first_difference(tmp_path):
+    """Also within one recipe's name and formats; for evaluation seed and compute may vary."""
+    first = Loop(None)
+    recipe = {"weight": {"format": "E4M3", "rounding": "stochastic"}}
+    first.q = altcore.quantize_model(first.model, recipe, compute="float32", seed=1, head=None)
+    first.train(1).manager(tmp_path).save(1)
+
+    def restored(is_trained=True, **other):
+        again = Loop(None)
+        asked = {"recipe": recipe, "compute": "float32", "seed": 1, "head": None, **other}
+        q = altcore.quantize_model(again.model, **asked)
+        optimizer = again.optimizer if is_trained else None
+        return altcore.load_checkpoint(tmp_path, again.model, optimizer, q)
+
+    nearest = {"weight": {"format": "E4M3", "rounding": "nearest-even"}}
+    for other, told in (
+        ({"compute": "bfloat16"}, r"^q: compute was float32, and is bfloat16: .*compute='float32'"),
+        ({"seed": 2}, r"^q: seed was 1, and is 2"),
+        (
+            {"recipe": {**recipe, "skip": ["3"]}},
+            r"weight@fwd of layer 3 was E4M3, and is not",
+        ),
+        ({"recipe": nearest}, r"@fwd of layer 0 was rounding stochastic, and is rounding near"),
+    ):
+        with pytest.raises(BadInput, match=told):
+            restored(**other)
+    assert restored(is_trained=False, compute="bfloat16", seed=2) == restored() == 1
+
+
 def test_a_format_that_changed_on_the_way_is_restored(tmp_path):
     first = Loop(fmt="E4M3").train(1)
     first.q.change(Loop(fmt="E5M2").q.plan)
