@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attrs import field, fields_dict, frozen
+from attrs import field, frozen
 from torch import nn
 
 from altcore.config import TrainConfig, load_with_sources
-from altcore.engine import build_workload, data_of, prepare, process_kept, resumed_with_sources
+from altcore.engine import build_workload, data_of, prepare, process_kept, resumed_with_keys
 from altcore.errors import BadInput, Source, located, shown
 from altcore.log import log
 from altcore.quantization import find_layers, tied_matrices
@@ -71,7 +71,8 @@ def train(
 
     Args:
         config: a YAML file or a mapping of keys, original flat keys included, or a `TrainConfig`;
-            if None the defaults, or with ``resume`` the run's own.
+            if None the defaults. With ``resume`` a mapping holds what is to be another than in the
+            run, whose other keys stay; a file or a `TrainConfig` is complete.
         model: takes the place of the workload's model.
         data: takes the place of the workload's data: a path, or a function
             ``(split, step, micro) -> batch``. A function takes the workload's facts of data with
@@ -96,9 +97,8 @@ def train(
     if model is not None and _is_for_inference(model):
         problem = "it was made under torch.inference_mode, and cannot be trained"
         raise BadInput(problem, key="model")
-    if config is None and resume is not None and preset is None:
-        runs_dir = str(fields_dict(TrainConfig)["runs_dir"].default)
-        given, sources = resumed_with_sources(resume, runs_dir)
+    if resume is not None and preset is None and (config is None or isinstance(config, Mapping)):
+        given, sources = resumed_with_keys(resume, config or {})
     else:
         given, sources = _as_config(config, preset)
     # After the configuration, for which families of formats are asked.

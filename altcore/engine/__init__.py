@@ -34,7 +34,7 @@ from altcore.engine.model_state import AsBuilt, put_model
 from altcore.engine.own_loop import OwnLoop
 from altcore.engine.process_possessions import process_kept
 from altcore.engine.randomness import random_state, seed_all, set_random_state
-from altcore.engine.resuming import resumed_with_sources
+from altcore.engine.resuming import resumed_with_keys, resumed_with_sources
 from altcore.engine.setup import prepare
 from altcore.engine.state import Run, Step, Workload
 from altcore.engine.state_checks import check_weights, unwatched_in
@@ -75,6 +75,7 @@ __all__ = [
     "put_model",
     "quantized_weights",
     "random_state",
+    "resumed_with_keys",
     "resumed_with_sources",
     "seed_all",
     "set_random_state",

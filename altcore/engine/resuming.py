@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
-from altcore.config import TrainConfig
+from attrs import fields_dict
+
+from altcore.config import TrainConfig, merge_sources
 from altcore.errors import BadInput, Source
 from altcore.runs import find_run, read_configuration
 from altcore.yaml_files import source_of
+
+LISTS = ("plugins", "no_plugins")
+"""Keys that together say which plugins a run has."""
 
 
 def resumed(name: str, runs_dir: str, **changes: Any) -> TrainConfig:
@@ -25,11 +31,11 @@ def resumed_with_sources(
     plain = read_configuration(find_run(name, runs_dir))
     if "data" in changes:
         changes[f"{plain['workload']}.data"] = changes.pop("data")
-    given = {k: v for k, v in changes.items() if v is not None and "." not in k}
-    if {"max_steps", "epochs"} <= given.keys():
+    given = {k: v for k, v in changes.items() if "." not in k}
+    if None not in (given.get("max_steps"), given.get("epochs")):
         raise BadInput("max_steps is given, too", key="epochs")
     for key, other in (("max_steps", "epochs"), ("epochs", "max_steps")):
-        if key in given:
+        if given.get(key) is not None:
             plain.pop(other, None)
     sources = {key: source_of(plain, key) for key in plain if key not in given}
     held = plain["settings"] if isinstance(plain["settings"], dict) else {}
@@ -45,3 +51,23 @@ def resumed_with_sources(
         given["settings"] = {**settings, owner: {**settings.get(owner, {}), setting: value}}
     made = TrainConfig.from_plain({**plain, **given, "runs_dir": runs_dir}, sources)
     return made, {key: source for key, source in sources.items() if key not in changes}
+
+
+def resumed_with_keys(
+    name: str, keys: Mapping[str, Any]
+) -> tuple[TrainConfig, dict[str, Source | None]]:
+    """Return the same with ``keys`` as `load_config` takes them, and its ``runs_dir`` among them.
+
+    Keys that are not given stay those of the run: of its own workload, optimizer and plugins. Its
+    name is no change.
+    """
+    runs_dir = str(keys.get("runs_dir", fields_dict(TrainConfig)["runs_dir"].default))
+    own = read_configuration(find_run(name, runs_dir))
+    about = {key: own[key] for key in ("workload", "optimizer", *LISTS) if key in own}
+    merged, sources = merge_sources(overrides={**about, **keys})
+    flat = {f"{o}.{k}": v for o, held in merged["settings"].items() for k, v in held.items()}
+    named = sources.keys() - (about.keys() - keys.keys()) - {"name"}
+    changes = {key: value for key, value in {**merged, **flat}.items() if key in named}
+    if not changes.keys().isdisjoint(LISTS):
+        changes |= {key: merged[key] for key in LISTS}
+    return resumed_with_sources(name, **{**changes, "runs_dir": runs_dir})

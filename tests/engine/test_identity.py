@@ -14,6 +14,7 @@ from structlog.testing import capture_logs
 
 import altcore
 from altcore import BadInput, hookimpl
+from altcore.config import load_config
 from altcore.engine import identity, resuming, setup
 from altcore.hooks import setting
 from altcore.runs import checkpoint, contents
@@ -364,6 +365,26 @@ def test_from_python_a_run_goes_on_with_its_own_configuration(start, run, monkey
     with pytest.raises(BadInput, match="learning_rate was"):
         altcore.train(start.config(max_steps=4, learning_rate=0.5, format="E4M3"), resume="r")
     assert metrics_bytes(run) == before
+
+
+def test_a_mapping_holds_changes_to_the_keys_of_the_run(start):
+    """As on the command line: what it does not name stays, and only what it names is refused."""
+    keys = {"gpt.size": "tiny", "gpt.batch_size": 2, "optimizer": "sgd", "sgd.momentum": 0.5}
+    where = {"runs_dir": str(start.runs)}
+    given = {**keys, **where, "no_plugins": ["progress"], "name": "mapped", "max_steps": 1}
+    altcore.train(given)
+    with pytest.raises(BadInput, match=r"learning_rate was \S+ and is 0.5: --allow-change config"):
+        altcore.train({**where, "learning_rate": 0.5}, resume="mapped")
+    with pytest.raises(BadInput, match=r"it was: failure-report was failure-rep"):
+        altcore.train({**where, "no_plugins": ["failure-report"]}, resume="mapped")
+    # The keys of the run are no change, nor are those that may be another.
+    made = altcore.train({**given, "max_steps": 2}, resume="mapped")
+    assert made.steps_completed == 2
+    more = {**where, "max_steps": 3, "learning_rate": 0.5, "sgd.momentum": 0.25}
+    altcore.train(more, resume="mapped", allow_change=["learning_rate", "sgd.momentum"])
+    config = load_config(start.runs / "mapped/config.yaml")
+    assert (config.learning_rate, config.settings["sgd"]["momentum"]) == (0.5, 0.25)
+    assert config.settings["gpt"]["size"] == "tiny"
 
 
 # ------------------------------------------------------------------------------------ config.yaml
