@@ -132,6 +132,7 @@ class OwnLoop:
             "buffers": unsaved_buffers(self.model, weights),
             "buffer_forms": built.forms(weights),
             "requires_grad": flags_of(self.model),
+            "modes": {name: module.training for name, module in self.model.named_modules()},
             "quantization": None if self.q is None else self.q.state_dict(),
             "recipe": None if self.q is None else _asked_of(self.q),
             "optimizer": moments,
@@ -220,11 +221,22 @@ class OwnLoop:
             groups = [{**own, **kept} for own, kept in pairs]
             load_optimizer(self.optimizer, {**state["optimizer"], "param_groups": groups})
             set_random_state(state["random"], self.device)
+            _put_modes(self.model, state["modes"])
 
 
 def _is_for_inference(model: nn.Module) -> bool:
     tensors = (*model.parameters(), *model.buffers())
     return any(t.is_inference() for t in tensors if not is_lazy(t))
+
+
+def _put_modes(model: nn.Module, modes: Mapping[str, bool]) -> None:
+    """Put modules into evaluation or training as they were, if the whole is in training, and was.
+
+    A loop that saves while it evaluates sets the mode itself before it trains.
+    """
+    if model.training and modes[""]:
+        for name, module in model.named_modules():
+            module.training = modes.get(name, module.training)
 
 
 def _check_flags(was: Mapping[str, bool], now: Mapping[str, bool]) -> None:

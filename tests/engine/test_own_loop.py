@@ -108,6 +108,31 @@ def test_a_weight_that_was_trained_is_not_frozen_in_silence(tmp_path):
         altcore.load_checkpoint(tmp_path, again.model, again.optimizer, None)
 
 
+def test_a_part_that_only_evaluates_goes_on_evaluating(tmp_path):
+    """As frozen statistics do; who restores for an evaluation, or saved in one, keeps its mode."""
+
+    def model(*sizes):
+        return nn.Sequential(nn.Linear(*sizes), nn.Dropout(), nn.BatchNorm1d(3))
+
+    def modes(loop):
+        return [m.training for m in loop.model.modules()]
+
+    def restored(loop):
+        altcore.load_checkpoint(tmp_path, loop.model, loop.optimizer, None)
+        return modes(loop)
+
+    loop, again, other = (Loop(model=model) for _ in range(3))
+    loop.model[2].eval()
+    other.model[1].eval()
+    altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, None, 1)
+    assert restored(again) == restored(other) == [True, True, True, False]
+    again.model.eval()
+    assert restored(again) == [False] * 4
+    loop.model.eval()
+    altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, None, 1)
+    assert restored(other) == [True, True, True, False]
+
+
 class Lookahead(torch.optim.SGD):
     """Keeps slow weights, and a count, beside its state."""
 
