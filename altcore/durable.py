@@ -56,7 +56,7 @@ def crash_point(name: str) -> None:
 
 @contextmanager
 def no_space_named(path: Path, needed: int = 0) -> Iterator[None]:
-    """Turn a full or read-only disk into `NoSpace`, naming the path and the bytes needed.
+    """Turn a full or read-only disk into `NoSpace`, naming the path and the bytes needed, if known.
 
     Raises `AltcoreError` for another error of a descriptor, which knows no path.
     """
@@ -67,8 +67,9 @@ def no_space_named(path: Path, needed: int = 0) -> Iterator[None]:
             if error.errno is None or error.filename is not None:
                 raise
             raise AltcoreError(f"{path} cannot be written: {error.strerror}") from error
-        needs = f"to write {path} ({needed} bytes needed)"
-        raise NoSpace(f"{_NO_SPACE[error.errno]} {needs}") from error
+        is_counted = needed and error.errno != errno.EROFS
+        needs = f" ({needed} bytes needed)" if is_counted else ""
+        raise NoSpace(f"{_NO_SPACE[error.errno]} to write {path}{needs}") from error
 
 
 def open_to_write(path: Path, flags: int = os.O_TRUNC) -> int:

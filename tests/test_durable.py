@@ -1,9 +1,14 @@
 """A file is replaced at once, by however many writers."""
 
+import errno
 import os
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
 
 from altcore import durable
+from altcore.errors import NoSpace
 
 
 def test_writers_of_one_file_do_not_meet(tmp_path):
@@ -36,3 +41,18 @@ def test_what_killed_writers_left_is_removed(tmp_path):
         os.utime(left, (0, 0))
     durable.replace_file(path, b"whole")
     assert {p.name for p in tmp_path.iterdir()} == {path.name, new.name, others.name}
+
+
+@pytest.mark.parametrize(
+    ("code", "needed", "told"),
+    [
+        (errno.EROFS, 12, "a read-only file system to write one.json"),
+        (errno.ENOSPC, 0, "no space left to write one.json"),
+        (errno.ENOSPC, 12, "no space left to write one.json (12 bytes needed)"),
+    ],
+)
+def test_bytes_are_named_where_they_would_help(code, needed, told):
+    """Not of a disk that takes none, nor where nobody counted them."""
+    with pytest.raises(NoSpace) as said, durable.no_space_named(Path("one.json"), needed):
+        raise OSError(code, os.strerror(code))
+    assert str(said.value) == told
