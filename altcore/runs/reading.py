@@ -33,9 +33,14 @@ def find_run(name: str, runs_dir: str) -> Path:
     check_kinds(path, files=[CONFIG], folders=[])
     check_has_configuration(path)
     if not _is_run(path):
-        known = [p.name for p in list_runs(runs_dir)]
-        raise BadInput(f"there is no run {name!r} in {runs_dir}", meant=nearest(name, known))
+        raise no_run(name, runs_dir)
     return path
+
+
+def no_run(name: str, runs_dir: str) -> BadInput:
+    """Return the refusal of a name that no run has, with the nearest one that there is."""
+    known = [p.name for p in list_runs(runs_dir)]
+    return BadInput(f"there is no run {name!r} in {runs_dir}", meant=nearest(name, known))
 
 
 def check_has_configuration(path: Path) -> None:

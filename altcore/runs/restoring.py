@@ -12,7 +12,7 @@ from altcore.runs.directory import CONFIG, ENVIRONMENT, RunDirectory, write_conf
 from altcore.runs.environment_file import check_environment
 from altcore.runs.identity import Change
 from altcore.runs.own_checkpoint import restorable
-from altcore.runs.reading import read_configuration
+from altcore.runs.reading import no_run, read_configuration
 
 
 def restore(name: str, runs_dir: str) -> tuple[list[Path], Path]:
@@ -22,9 +22,11 @@ def restore(name: str, runs_dir: str) -> tuple[list[Path], Path]:
     as FILE.damaged.
 
     Raises:
-        BadInput: if no checkpoint has it, or another process is at the run.
+        BadInput: if there is no such run, no checkpoint has it, or another process is at the run.
     """
     path = Path(runs_dir) / check_name(name, "run")
+    if not path.exists():
+        raise no_run(name, runs_dir)
     check_environment(path)
     checkpoint, manifest = restorable(path)
     if checkpoint is None:

@@ -429,6 +429,15 @@ def test_a_configuration_that_is_gone_can_be_restored(start, run, capsys):
     assert start.resume("r", max_steps=4).steps_completed == 4
 
 
+def test_a_run_that_is_not_there_is_not_restored(start, run, capsys):
+    """It has no checkpoints to blame."""
+    found = call(capsys, "runs", "restore", "rr", "--runs-dir", start.runs)
+    assert found.code == 2
+    assert found.message.startswith("altcore: there is no run 'rr' in ")
+    assert "did you mean r?" in found.message
+    assert not (start.runs / "rr").exists()
+
+
 def test_the_history_of_changes_is_the_checkpoints(start, run):
     """Whoever writes an accepted change into config.yaml has accepted none."""
     path = run / "config.yaml"
@@ -440,10 +449,11 @@ def test_the_history_of_changes_is_the_checkpoints(start, run):
 
 
 def test_what_no_checkpoint_holds_cannot_be_restored(start, capsys):
+    (start.runs / "nothing").mkdir(parents=True)
     found = call(capsys, "runs", "restore", "nothing", "--runs-dir", start.runs)
     assert found.code == 2
     assert "there is no checkpoint in" in found.message
-    assert not start.runs.exists()
+    assert [*start.runs.rglob("*")] == [start.runs / "nothing"]
 
 
 def test_settings_that_json_cannot_hold_are_compared_all_the_same(start, shelf):
