@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import chain
 from typing import NoReturn
 
 from attrs import define, evolve, field
@@ -18,8 +19,9 @@ from altcore.builtin_types import duration
 from altcore.errors import BadInput, NoSpace, text_of
 from altcore.signals import forget_signal, handling_signals
 from altcore.sweep.attempt import Held, Watch
+from altcore.sweep.carry_on import newest_step
 from altcore.sweep.deadline import GRACE, deadline
-from altcore.sweep.exits import Exit
+from altcore.sweep.exits import SIGNAL, Exit
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.run_job import Leave, run_job
@@ -123,9 +125,12 @@ class Worker:
                 self._ended.clear()
                 for problem in damaged.values():
                     self.tell(problem)
-            taken = False
-            for job in jobs:
+            taken, later = False, list[Job]()
+            for job in chain(jobs, later):
                 if job.name in self._ended or not self._may_begin(job):
+                    continue
+                if job not in later and self._comes_later(job):
+                    later.append(job)
                     continue
                 try:
                     held = self.ledger.take(job, self._watch, self.executor)
@@ -152,6 +157,10 @@ class Worker:
                 return
             time.sleep(PAUSE if left else STAY)
 
+    def _comes_later(self, job: Job) -> bool:
+        decision = self.ledger.standing(job.name).decision
+        return decision is not None and decision.comes_later
+
     def _attempt(self, job: Job, held: Held) -> None:
         note, usage = self.note or self.tell, Usage()
         note(f"{job.name}: attempt {held.attempt.number}")
@@ -169,7 +178,9 @@ class Worker:
         ):
 
             def leaves_at_once() -> None:
-                left = Exit(status="interrupted", error=f"{signals.name}: left at once")
+                step = newest_step(held.attempt.run_directory(job.name))
+                error = f"{signals.name}: left at once"
+                left = Exit(status="interrupted", cause=SIGNAL, error=error, checkpoint=step)
                 held.end(self._late if late.is_over else left)
 
             signals.before_end = leaves_at_once
@@ -184,7 +195,7 @@ class Worker:
             except Leave as left:
                 if not late.is_over or isinstance(left.cause, DISK):
                     self._leave(job, held, left)
-                ended = evolve(left.ended, status="timeout", error=self._late.error)
+                ended = evolve(left.ended, status="timeout", cause="", error=self._late.error)
             finally:
                 signals.before_end = lambda: None
         if late.is_over:
