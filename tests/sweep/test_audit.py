@@ -189,6 +189,17 @@ def test_a_lease_that_hides_what_a_retry_changed_is_found(tmp_path):
     assert "learning_rate is 0.5, which is not what" in verify(ledger, None, []).damaged[job.name]
 
 
+def test_an_earlier_attempt_that_cannot_be_read_is_named(tmp_path):
+    """Or the seconds of its job would be too few without a word."""
+    ledger = ledger_of(tmp_path)
+    (job,) = ledger.jobs()
+    fail(ledger, job, "gone", status="lost")
+    complete(ledger, job)
+    path = ledger.standing(job.name).attempts[0].folder / "exit.json"
+    path.write_text("{")
+    assert verify(ledger, None, []).damaged[job.name].startswith(f"{path} is not JSON")
+
+
 def test_runs_of_other_data_are_named(tmp_path, capsys):
     """Those that ask for the same and had something else; other settings may mean other data."""
     ledger = ledger_of(tmp_path, seeds=3, variants={"a": {}, "b": {"gpt.n_layer": 1}})
