@@ -162,13 +162,13 @@ class Worker:
         return decision is not None and decision.comes_later
 
     def _attempt(self, job: Job, held: Held) -> None:
-        note, usage = self.note or self.tell, Usage()
+        note, usage, began = self.note or self.tell, Usage(), time.perf_counter()
         note(f"{job.name}: attempt {held.attempt.number}")
 
         def hangs() -> None:
-            self.tell(f"{job.name}: {self._late.error}, and does not leave")
+            self.tell(f"{job.name}: {self._late(began).error}, and does not leave")
             if self.is_own_process:
-                held.end(self._late)
+                held.end(self._late(began))
                 os._exit(HANGS)
 
         with (
@@ -181,7 +181,7 @@ class Worker:
                 step = newest_step(held.attempt.run_directory(job.name))
                 error = f"{signals.name}: left at once"
                 left = Exit(status="interrupted", cause=SIGNAL, error=error, checkpoint=step)
-                held.end(self._late if late.is_over else left)
+                held.end(self._late(began) if late.is_over else left)
 
             signals.before_end = leaves_at_once
             try:
@@ -195,7 +195,9 @@ class Worker:
             except Leave as left:
                 if not late.is_over or isinstance(left.cause, DISK):
                     self._leave(job, held, left)
-                ended = evolve(left.ended, status="timeout", cause="", error=self._late.error)
+                ended = evolve(
+                    left.ended, status="timeout", cause="", error=self._late(began).error
+                )
             finally:
                 signals.before_end = lambda: None
         if late.is_over:
@@ -211,7 +213,7 @@ class Worker:
             self.ledger.end(job, held, left.ended)
         raise left.cause from None
 
-    @property
-    def _late(self) -> Exit:
+    def _late(self, began: float) -> Exit:
+        seconds = round(time.perf_counter() - began, 3)
         error = f"it took longer than {duration(self.timeout or 0)}"
-        return Exit(status="timeout", error=error, seconds=self.timeout)
+        return Exit(status="timeout", error=error, seconds=seconds)

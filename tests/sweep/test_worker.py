@@ -190,6 +190,7 @@ def test_a_run_that_hangs_ends_its_worker(tmp_path, shelf, corpus):
     assert ended == HANGS
     standing = ledger.standing(name)
     assert standing.last.exit.status == "timeout"
+    assert 3.2 <= standing.last.exit.seconds < 30  # with the time in which it might have left
     assert standing.state is State.WAITING
 
 
