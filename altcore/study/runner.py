@@ -28,6 +28,7 @@ from altcore.study.outcome import Outcome, is_whole, outcome_of
 from altcore.sweep import (
     DEFAULT_RULES,
     LOST,
+    SIGNAL,
     Job,
     Ledger,
     State,
@@ -40,7 +41,7 @@ FACTORS_OF_RATE = (1 / 3, 1.0, 3.0)
 """Learning rates that each contender is tried at, as multiples of the given one."""
 DIGITS = 12
 """Of a digest in a run's name."""
-NOT_REPEATED = {cause: {"limit": 0} for cause in DEFAULT_RULES if cause != LOST}
+NOT_REPEATED = {cause: {"limit": 0} for cause in DEFAULT_RULES if cause not in (LOST, SIGNAL)}
 """Rules of a ledger in which no failed run is tried again with other settings: it would be another
 experiment."""
 

@@ -10,7 +10,7 @@ from altcore.sweep.attempt import Attempt, Watch
 from altcore.sweep.changes import Changes, bring_up_to_date, changes_of
 from altcore.sweep.checking import checked_jobs_of
 from altcore.sweep.estimate import Estimate, estimate_of, keep_checked
-from altcore.sweep.exits import LOST, Exit
+from altcore.sweep.exits import LOST, SIGNAL, Exit
 from altcore.sweep.expand import check_nothing, jobs_of, planned
 from altcore.sweep.exporting import export
 from altcore.sweep.folder import (
@@ -43,6 +43,7 @@ from altcore.sweep.worker import Worker
 __all__ = [
     "DEFAULT_RULES",
     "LOST",
+    "SIGNAL",
     "SWEEPS",
     "Alerts",
     "Attempt",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,10 @@ def digests_of(run: Path) -> dict[str, str]:
     return {p.name: contents(p) for p in own if p.is_file() and not p.is_symlink()}
 
 
-def check_there(run: Path, accepted: Collection[str]) -> None:
+def check_there(run: Path, accepted: Collection[str], files: Sequence[str] = FILES) -> None:
     """Raise `BadInput` if an ``accepted`` file of a run is gone, or any is a link. None is read."""
-    durable.check_no_links(run / name for name in FILES)
-    for path in (run / name for name in FILES if name in accepted):
+    durable.check_no_links(run / name for name in files)
+    for path in (run / name for name in files if name in accepted):
         if not path.is_file():
             raise BadInput(f"{path} is missing")
 

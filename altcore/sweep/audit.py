@@ -22,6 +22,7 @@ from altcore.runs import (
     summary_of,
 )
 from altcore.sweep.acceptance import JOB_DIGEST, check_there, differing, digests_of
+from altcore.sweep.attempt import attempts_in
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import JOB, JOBS, Ledger, State
 from altcore.sweep.rows import Row, survey
@@ -74,6 +75,9 @@ def _check(ledger: Ledger, row: Row) -> bool:
         if now.get(name) != accepted.get(name):
             path = ledger.folder / JOBS / job.name / JOB if name == JOB_DIGEST else run / name
             raise BadInput(f"{path} is not what it was when the run was accepted")
+    if accepted and row.attempts > 1:
+        for attempt in attempts_in(ledger.folder / JOBS / job.name):
+            _ = attempt.exit  # which one must be able to read: it has seconds of the job
     # What a retry changed is told by its lease alone.
     if not accepted or row.attempts > 1:
         _check_configuration(ledger, job, row)

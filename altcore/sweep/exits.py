@@ -15,6 +15,8 @@ from altcore.sweep.usage import check_used
 COMPLETED = ENDED
 """Statuses of an attempt whose run came to an end of its own: a collapse is a result."""
 LOST = "lost"
+SIGNAL = "signal"
+"""The cause of an attempt that a signal interrupted, and not a disk: the job itself may send it."""
 LEFT = ("interrupted", LOST)
 """Statuses of an attempt that was taken from its worker: no fault of the job's. A scheduler that
 preempts it interrupts it by a signal, or, if that finds no time, it is lost."""
@@ -43,7 +45,7 @@ class Exit:
     collapse: str = _text("")
     """The cause of a collapse that the sweep takes for a failure, as the summary has it."""
     checkpoint: int = field(default=-1, validator=instance_of(int))
-    """Of a lost attempt: the step of its newest checkpoint, -1 without one."""
+    """Of a lost or interrupted attempt: the step of its newest checkpoint, -1 without one."""
     used: Mapping[str, Any] = field(factory=dict, validator=check_used)
     """What it used, as `altcore.sweep.usage` measures it."""
     settings: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))

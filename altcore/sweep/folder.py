@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from attrs import evolve
+
 from altcore import durable
 from altcore.config import check_name
 from altcore.errors import BadInput, nearest
@@ -83,5 +85,10 @@ def begin_sweep(
 
 
 def save_sweep(sweep: SweepFile, folder: Path) -> None:
-    """Write down in a sweep's folder what it was asked for, so that workers can open it."""
+    """Write down in a sweep's folder what it was asked for, so that workers can open it.
+
+    A command of another working directory finds the file of its base keys.
+    """
+    if sweep.config is not None and Path(sweep.config).is_file():
+        sweep = evolve(sweep, config=str(Path(sweep.config).absolute()))
     durable.replace_file(folder / FILE, sweep_text(sweep).encode())

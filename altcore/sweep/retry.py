@@ -14,7 +14,7 @@ from attrs import evolve, field, frozen
 from attrs.validators import ge
 
 from altcore.hooks import setting
-from altcore.sweep.exits import LEFT, LOST, Exit
+from altcore.sweep.exits import LEFT, LOST, SIGNAL, Exit
 from altcore.sweep.records import is_number
 
 UNKNOWN = "unknown"
@@ -53,11 +53,13 @@ DEFAULT_RULES: Mapping[str, Rule] = {
     ),
     "timeout": Rule(limit=1, patterns=("TimeoutError", "SLURM timeout"), repeat=True),
     LOST: Rule(limit=2, repeat=True),
+    SIGNAL: Rule(limit=9, repeat=True),
     COLLAPSE: Rule(),
     UNKNOWN: Rule(),
 }
-"""A lost worker is no failure of its job, unless the job itself ends its workers: of `LOST`, losses
-count that follow one another while the job saves no newer checkpoint."""
+"""A worker that is lost or interrupted is no failure of its job, unless the job itself ends its
+workers: of `LOST` and `SIGNAL`, those count that follow one another while the job saves no newer
+checkpoint. Signals are likelier to come from outside."""
 
 
 @frozen(kw_only=True)
@@ -68,6 +70,8 @@ class Decision:
     why: str
     changed: Mapping[str, Any] = field(factory=dict)
     """The settings of the next attempt that differ from the job's, by dotted key."""
+    comes_later: bool = False
+    """Whether other jobs begin before it, since it may end its workers."""
 
 
 def cause_of(ended: Exit, rules: Mapping[str, Rule]) -> str:
@@ -107,11 +111,14 @@ def decide(
     if last.is_complete:
         return Decision(goes_on=False, why="it has a result")
     if last.status in (*LEFT, "refused"):
-        lost = losses_in_a_row(exits)
-        if lost > rules.get(LOST, Rule()).limit:
-            why = f"it lost {lost} worker{'s' * (lost > 1)} in a row without a newer checkpoint"
+        count, way = ended_in_a_row(exits), _way(last)
+        if way and count > rules.get(way, Rule()).limit:
+            what = "lost {} worker{}" if way == LOST else "was interrupted {} time{}"
+            told = what.format(count, "s" * (count > 1))
+            why = f"it {told} in a row without a newer checkpoint"
             return Decision(goes_on=False, why=why)
-        return Decision(goes_on=True, why=f"{last.status}, which is no failure", changed=changed)
+        why = f"{last.status}, which is no failure"
+        return Decision(goes_on=True, why=why, changed=changed, comes_later=count > 1)
     causes = [cause_of(e, rules) for e in exits if e.counts]
     cause = causes[-1]
     rule = rules.get(cause, Rule())
@@ -131,11 +138,19 @@ def decide(
     return Decision(goes_on=True, why=f"{cause}: with {told}", changed={**changed, **halved})
 
 
-def losses_in_a_row(exits: Sequence[Exit]) -> int:
-    """Return how many of the last attempts lost their worker since the job made progress."""
-    count, newest = 0, -1
+def _way(ended: Exit) -> str:
+    """Return the way in which a job may have ended its worker: `LOST`, `SIGNAL` or none."""
+    return next((way for way in (LOST, SIGNAL) if way in (ended.status, ended.cause)), "")
+
+
+def ended_in_a_row(exits: Sequence[Exit]) -> int:
+    """Return how many of the last attempts ended their worker, in the same way as the last one.
+
+    They count since the job made progress.
+    """
+    count, newest, last = 0, -1, _way(exits[-1])
     for ended in exits:
-        if ended.status != LOST:
+        if not last or _way(ended) != last:
             count, newest = 0, -1
             continue
         count = 1 if ended.checkpoint > newest else count + 1

@@ -10,7 +10,7 @@ from typing import Any
 from attrs import field, frozen
 
 from altcore.errors import BadInput
-from altcore.runs import summary_of
+from altcore.runs import METRICS, summary_of
 from altcore.sweep.acceptance import check_end, check_there, differing
 from altcore.sweep.attempt import Attempt, attempts_in
 from altcore.sweep.exits import Exit
@@ -107,7 +107,7 @@ def _completed(ledger: Ledger, name: str) -> tuple[dict[str, Any], bool]:
         exits = [ended for a, ended in known if accepted is None or a.number <= accepted.number]
         plain |= {"attempts": len(attempts), "exits": [ended.to_plain() for ended in exits]}
         check_end(run, None if accepted is None else exits[-1].status)
-        check_there(run, () if accepted is None else exits[-1].accepted)
+        check_there(run, () if accepted is None else exits[-1].accepted, [METRICS])
         plain |= {"changed": _changed_for(run, ledger, accepted)}
         plain |= {"run_seconds": seconds_of_run(known), "problem": ""}
         if accepted is None:

@@ -17,8 +17,8 @@ from altcore.registry import find
 from altcore.runs import ENDED, has_summary, summary_of
 from altcore.signals import is_from_signal
 from altcore.sweep.attempt import Held
-from altcore.sweep.carry_on import copy_run
-from altcore.sweep.exits import Exit
+from altcore.sweep.carry_on import copy_run, newest_step
+from altcore.sweep.exits import SIGNAL, Exit
 from altcore.sweep.job import RETRIED, Job
 from altcore.sweep.retry import DEFAULT_RULES, Rule, cause_of
 from altcore.sweep.usage import Usage
@@ -79,7 +79,9 @@ def run_job(
         used=usage.to_plain(),
     )
     if came.leaves is not None:
-        raise Leave(ended, came.leaves)
+        cause = "" if isinstance(came.leaves, NoSpace | OSError) else SIGNAL
+        step = newest_step(held.attempt.run_directory(job.name))
+        raise Leave(evolve(ended, cause=cause, checkpoint=step), came.leaves)
     if ended.counts and rules.get(cause_of(ended, rules), Rule()).halve:
         return evolve(ended, settings=_left_to_workload(job))
     return ended

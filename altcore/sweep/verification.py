@@ -10,11 +10,15 @@ from attrs import frozen
 
 from altcore.errors import BadInput
 from altcore.sweep.audit import audit
+from altcore.sweep.changes import changes_of
+from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.sweep_file import Measure
 from altcore.sweep.values import Values
 
 WORDS = {"other_data": "of other data"}
+OTHER = "the sweep file asks for another run of this name"
+NOT_ASKED = "the sweep file does not ask for it"
 
 
 @frozen(kw_only=True)
@@ -33,6 +37,8 @@ class Verification:
     """Jobs whose run was made of other data than most of those that ask for the same."""
     missing: Mapping[str, str]
     """Jobs that have no result, or none any more, and then why."""
+    changed: Mapping[str, str]
+    """Jobs that the sweep's file does not ask for, or not in this form."""
     unrecorded: Sequence[str] = ()
     """Those that were compared with their job alone; see `Audit.unrecorded`."""
 
@@ -50,6 +56,7 @@ class Verification:
             "damaged": self.damaged,
             "other_data": self.other_data,
             "missing": self.missing,
+            "changed": self.changed,
         }
 
     def __str__(self) -> str:
@@ -61,17 +68,22 @@ class Verification:
         return ", ".join(told)
 
 
-def verify(ledger: Ledger, planned: Sequence[str], measures: Sequence[Measure]) -> Verification:
+def verify(
+    ledger: Ledger, planned: Sequence[Job] | None, measures: Sequence[Measure]
+) -> Verification:
     """Check a sweep.
 
     Args:
         ledger: of the sweep.
-        planned: names of the jobs that its file asks for. One that the ledger does not have, since
-            its folder was removed, is missing.
+        planned: the jobs that its file asks for; None if that is not known. One that the ledger
+            does not have, since its folder was removed, is missing.
         measures: without which a completed run is incomplete.
     """
     audited = audit(ledger)
-    rows = audited.rows
+    plan = changes_of(ledger, ledger.jobs() if planned is None else planned)
+    told = {**dict.fromkeys(plan.changed, OTHER), **dict.fromkeys(plan.removed, NOT_ASKED)}
+    changed = {n: told[n] for n in told if n not in {**audited.damaged, **audited.other_data}}
+    rows = [row for row in audited.rows if row.name not in changed]
     completed, incomplete = [], {}
     for row in rows:
         if row.state is State.COMPLETED and row.name not in audited.other_data:
@@ -82,7 +94,7 @@ def verify(ledger: Ledger, planned: Sequence[str], measures: Sequence[Measure]) 
                 completed.append(row.name)
     failed = [row for row in rows if row.state is State.FAILED]
     left = [row for row in rows if row.state in (State.WAITING, State.RUNNING)]
-    unknown = set(planned) - {row.name for row in rows}
+    unknown = [job.name for job in plan.added]
     missing = {row.name: row.why if row.lacks_run else "" for row in left}
     return Verification(
         completed=completed,
@@ -92,6 +104,7 @@ def verify(ledger: Ledger, planned: Sequence[str], measures: Sequence[Measure]) 
         other_data=audited.other_data,
         unrecorded=audited.unrecorded,
         missing=dict(sorted({**missing, **dict.fromkeys(unknown, "")}.items())),
+        changed=changed,
     )
 
 

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from itertools import chain
 from typing import NoReturn
 
 from attrs import define, evolve, field
@@ -18,8 +19,9 @@ from altcore.builtin_types import duration
 from altcore.errors import BadInput, NoSpace, text_of
 from altcore.signals import forget_signal, handling_signals
 from altcore.sweep.attempt import Held, Watch
+from altcore.sweep.carry_on import newest_step
 from altcore.sweep.deadline import GRACE, deadline
-from altcore.sweep.exits import Exit
+from altcore.sweep.exits import SIGNAL, Exit
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.run_job import Leave, run_job
@@ -123,9 +125,12 @@ class Worker:
                 self._ended.clear()
                 for problem in damaged.values():
                     self.tell(problem)
-            taken = False
-            for job in jobs:
+            taken, later = False, list[Job]()
+            for job in chain(jobs, later):
                 if job.name in self._ended or not self._may_begin(job):
+                    continue
+                if job not in later and self._comes_later(job):
+                    later.append(job)
                     continue
                 try:
                     held = self.ledger.take(job, self._watch, self.executor)
@@ -152,14 +157,18 @@ class Worker:
                 return
             time.sleep(PAUSE if left else STAY)
 
+    def _comes_later(self, job: Job) -> bool:
+        decision = self.ledger.standing(job.name).decision
+        return decision is not None and decision.comes_later
+
     def _attempt(self, job: Job, held: Held) -> None:
-        note, usage = self.note or self.tell, Usage()
+        note, usage, began = self.note or self.tell, Usage(), time.perf_counter()
         note(f"{job.name}: attempt {held.attempt.number}")
 
         def hangs() -> None:
-            self.tell(f"{job.name}: {self._late.error}, and does not leave")
+            self.tell(f"{job.name}: {self._late(began).error}, and does not leave")
             if self.is_own_process:
-                held.end(self._late)
+                held.end(self._late(began))
                 os._exit(HANGS)
 
         with (
@@ -169,8 +178,10 @@ class Worker:
         ):
 
             def leaves_at_once() -> None:
-                left = Exit(status="interrupted", error=f"{signals.name}: left at once")
-                held.end(self._late if late.is_over else left)
+                step = newest_step(held.attempt.run_directory(job.name))
+                error = f"{signals.name}: left at once"
+                left = Exit(status="interrupted", cause=SIGNAL, error=error, checkpoint=step)
+                held.end(self._late(began) if late.is_over else left)
 
             signals.before_end = leaves_at_once
             try:
@@ -184,7 +195,9 @@ class Worker:
             except Leave as left:
                 if not late.is_over or isinstance(left.cause, DISK):
                     self._leave(job, held, left)
-                ended = evolve(left.ended, status="timeout", error=self._late.error)
+                ended = evolve(
+                    left.ended, status="timeout", cause="", error=self._late(began).error
+                )
             finally:
                 signals.before_end = lambda: None
         if late.is_over:
@@ -200,7 +213,7 @@ class Worker:
             self.ledger.end(job, held, left.ended)
         raise left.cause from None
 
-    @property
-    def _late(self) -> Exit:
+    def _late(self, began: float) -> Exit:
+        seconds = round(time.perf_counter() - began, 3)
         error = f"it took longer than {duration(self.timeout or 0)}"
-        return Exit(status="timeout", error=error, seconds=self.timeout)
+        return Exit(status="timeout", error=error, seconds=seconds)

@@ -103,7 +103,7 @@ CASES = {**AT_ONCE, **IN_AUDIT}
 
 def told(ledger):
     """Return what verify says of the one damaged run; it must say nothing of the others."""
-    found = verify(ledger, [OTHER, ONE, LAST], [])
+    found = verify(ledger, None, [])
     assert (list(found.completed), list(found.damaged)) == ([OTHER, LAST], [ONE])
     assert str(found) == "2/3 runs completed, 1 run damaged"
     assert not found.is_whole
@@ -141,7 +141,7 @@ def forget(ledger):
 def test_a_run_of_which_nothing_was_written_down_is_said_to_be(ledger, capsys):
     """It is compared with what its job asks for, and is no fault."""
     forget(ledger)
-    found = verify(ledger, [], [])
+    found = verify(ledger, None, [])
     assert (found.is_whole, list(found.unrecorded)) == (True, [ONE])
     done = call(capsys, "sweep", "verify", "toy", "--sweeps-dir", ledger.folder.parent)
     assert done.code == 0
@@ -182,11 +182,22 @@ def test_a_lease_that_hides_what_a_retry_changed_is_found(tmp_path):
     (job,) = ledger.jobs()
     fail(ledger, job, "out of memory")
     complete(ledger, job, changed={"learning_rate": 0.5})
-    assert verify(ledger, [], []).is_whole
+    assert verify(ledger, None, []).is_whole
     lease = ledger.standing(job.name).attempts[1].folder / "lease.json"
     edit(lease, '"learning_rate": 0.5', '"learning_rate": 0.25')
     shutil.rmtree(ledger.folder / "cache")
-    assert "learning_rate is 0.5, which is not what" in verify(ledger, [], []).damaged[job.name]
+    assert "learning_rate is 0.5, which is not what" in verify(ledger, None, []).damaged[job.name]
+
+
+def test_an_earlier_attempt_that_cannot_be_read_is_named(tmp_path):
+    """Or the seconds of its job would be too few without a word."""
+    ledger = ledger_of(tmp_path)
+    (job,) = ledger.jobs()
+    fail(ledger, job, "gone", status="lost")
+    complete(ledger, job)
+    path = ledger.standing(job.name).attempts[0].folder / "exit.json"
+    path.write_text("{")
+    assert verify(ledger, None, []).damaged[job.name].startswith(f"{path} is not JSON")
 
 
 def test_runs_of_other_data_are_named(tmp_path, capsys):
@@ -194,7 +205,7 @@ def test_runs_of_other_data_are_named(tmp_path, capsys):
     ledger = ledger_of(tmp_path, seeds=3, variants={"a": {}, "b": {"gpt.n_layer": 1}})
     for i, job in enumerate(ledger.jobs()):
         complete(ledger, job, workload_facts={"sha256": ("b" if i >= 2 else "a") * 64})
-    found = verify(ledger, [], [])
+    found = verify(ledger, None, [])
     assert found.other_data == {
         "a-seed44": f"sha256 of its data is {'b' * 12}, and {'a' * 12} in a-seed42"
     }

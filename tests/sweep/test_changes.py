@@ -35,7 +35,7 @@ def test_a_priority_may_change_at_any_time(tmp_path):
         ("b-seed42", 1),
         ("a-seed42", 100),
     ]
-    assert verify(ledger, ledger.names(), []).completed == ["a-seed42"]
+    assert verify(ledger, ledger.jobs(), []).completed == ["a-seed42"]
 
 
 @pytest.mark.parametrize(

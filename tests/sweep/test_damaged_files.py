@@ -92,7 +92,7 @@ def look(folder: Path) -> Status:
     json.dumps(found.to_plain())
     print_status("toy", found, show_failed=True)
     print_end("toy", found, 1.0)
-    verify(ledger, ledger.names(), asked.measures)
+    verify(ledger, jobs, asked.measures)
     export(asked, ledger, folder / "export")
     collect(ledger, folder / "archive")
     return found

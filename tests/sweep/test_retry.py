@@ -5,7 +5,7 @@ from attrs import evolve
 from helpers_sweeps import ledger_of, record
 
 from altcore.sweep import DEFAULT_RULES, Exit, Rule, SweepFile, Watch, decide
-from altcore.sweep.retry import cause_of, losses_in_a_row
+from altcore.sweep.retry import cause_of, ended_in_a_row
 from altcore.sweep.run_job import run_job
 from altcore.sweep.table import table_of
 
@@ -122,10 +122,24 @@ def test_a_job_that_ends_its_workers_is_given_up():
     assert not decision.goes_on
     assert decision.why == "it lost 3 workers in a row without a newer checkpoint"
     # An attempt that was lost before it had a copy of the last one's checkpoints is no progress.
-    assert losses_in_a_row(lost(4, -1, 4)) == 3
-    assert losses_in_a_row([*lost(4, 4), failed("", "interrupted"), *lost(4)]) == 1
+    assert ended_in_a_row(lost(4, -1, 4)) == 3
+    assert ended_in_a_row([*lost(4, 4), failed("", "interrupted"), *lost(4)]) == 1
     patient = {**DEFAULT_RULES, "lost": Rule(limit=4)}
     assert decide(stuck, CONFIG, {}, patient).goes_on
+
+
+def test_a_job_that_interrupts_itself_lets_others_begin_and_is_given_up():
+    """Ten signals in a row without a newer checkpoint; a disk, or progress, makes it none."""
+    stuck = [Exit(status="interrupted", cause="signal", checkpoint=4)] * 10
+    assert [decide(stuck[:n], CONFIG, {}).comes_later for n in (1, 2, 9)] == [False, True, True]
+    decision = decide(stuck, CONFIG, {})
+    assert (decision.goes_on, decision.why) == (
+        False,
+        "it was interrupted 10 times in a row without a newer checkpoint",
+    )
+    further = decide([*stuck, evolve(stuck[0], checkpoint=5)], CONFIG, {})
+    full = decide([*stuck, failed("No space left", "interrupted")], CONFIG, {})
+    assert [(d.goes_on, d.comes_later) for d in (further, full)] == [(True, False)] * 2
 
 
 def test_a_timeout_is_repeated_as_it_was():

@@ -9,7 +9,7 @@ from helpers_cli import call
 from helpers_sweeps import complete, fail, ledger_of
 
 from altcore.errors import BadInput
-from altcore.sweep import Ledger, Measure, SweepFile, save_sweep, verify
+from altcore.sweep import Ledger, Measure, SweepFile, read_sweep, save_sweep, verify
 from altcore.sweep.values import Values
 from altcore.sweep.verification import lacking
 
@@ -62,8 +62,9 @@ def ledger(tmp_path):
 
 def test_each_job_is_named_by_what_it_lacks(ledger):
     """A job whose folder was removed is missing as well."""
-    names = [job.name for job in ledger.jobs()]
-    found = verify(ledger, [*names, "other"], [Measure(name="x/y")])
+    jobs = ledger.jobs()
+    names = [job.name for job in jobs]
+    found = verify(ledger, [*jobs, evolve(jobs[0], name="other")], [Measure(name="x/y")])
     assert list(found.completed) == names[:1]
     assert found.incomplete == {names[1]: "x/y: no value"}
     assert found.failed == {names[2]: "ValueError: no"}
@@ -79,7 +80,7 @@ def test_a_run_with_a_changed_setting_or_a_collapse_is_complete(tmp_path):
     fail(ledger, first, "out of memory")
     complete(ledger, first, changed={"gpt.batch_size": 16})
     complete(ledger, second, status="collapsed")
-    found = verify(ledger, [], [])
+    found = verify(ledger, None, [])
     assert found.is_whole
     assert str(found) == "2/2 runs completed"
 
@@ -90,8 +91,8 @@ def test_a_run_whose_record_cannot_be_read_is_damaged(tmp_path):
     (job,) = ledger.jobs()
     complete(ledger, job, lines=LINES)
     (ledger.run_of(job.name) / "summary.json").write_text("{")
-    assert "summary.json" in verify(ledger, [], [Measure(name="loss")]).damaged[job.name]
-    assert "summary.json" in verify(ledger, [], []).damaged[job.name]
+    assert "summary.json" in verify(ledger, None, [Measure(name="loss")]).damaged[job.name]
+    assert "summary.json" in verify(ledger, None, []).damaged[job.name]
 
 
 def test_a_run_that_was_removed_is_missing_everywhere_and_made_again(tmp_path, capsys):
@@ -114,7 +115,7 @@ def test_a_run_that_was_removed_is_missing_everywhere_and_made_again(tmp_path, c
     again = call(capsys, "sweep", "retry", "toy", job.name, "--sweeps-dir", tmp_path)
     assert "is waiting: its run is missing, and altcore sweep run makes it again" in again.err
     complete(ledger, job)
-    assert verify(ledger, [job.name], []).is_whole
+    assert verify(ledger, [job], []).is_whole
 
 
 def test_the_command(ledger, capsys):
@@ -145,6 +146,33 @@ def test_the_command_names_ten_jobs_of_each_kind(tmp_path, capsys):
         complete(ledger, job)
     done = call(capsys, "sweep", "verify", *where)
     assert (done.code, done.out) == (0, "12/12 runs completed\n")
+
+
+def test_jobs_that_the_file_asks_for_no_longer_are_named(tmp_path, capsys):
+    """Whoever edited the sweep's own file sees it: its runs answer another question."""
+    ledger = ledger_of(tmp_path, seeds=2, grid={"learning_rate": [0.001]})
+    for job in ledger.jobs():
+        complete(ledger, job)
+    asked = read_sweep(ledger.folder / "sweep.yaml")
+    save_sweep(evolve(asked, base={**asked.base, "max_steps": 7}, seeds=1), ledger.folder)
+    done = call(capsys, "sweep", "verify", "toy", "--sweeps-dir", tmp_path)
+    assert done.code == 1
+    assert done.out.splitlines() == [
+        "0/2 runs completed, 2 runs changed",
+        "changed: base-learning_rate0.001-seed42: the sweep file asks for another run of this name",
+        "changed: base-learning_rate0.001-seed43: the sweep file does not ask for it",
+    ]
+
+
+def test_the_file_of_base_keys_is_found_from_elsewhere(tmp_path, capsys, monkeypatch):
+    """A path from the working directory in which the sweep was begun."""
+    (tmp_path / "base.yaml").write_text("gpt.size: tiny\n")
+    monkeypatch.chdir(tmp_path)
+    ledger = ledger_of(tmp_path, config="base.yaml")
+    complete(ledger, ledger.jobs()[0])
+    monkeypatch.chdir("/")
+    done = call(capsys, "sweep", "verify", "toy", "--sweeps-dir", tmp_path)
+    assert (done.code, done.out, done.err) == (0, "1/1 runs completed\n", "")
 
 
 def test_the_command_without_the_file_of_base_keys(tmp_path, capsys):
