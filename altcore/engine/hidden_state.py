@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping, Set
+from hashlib import sha256
+from itertools import count
+from numbers import Number
+from operator import length_hint
+from types import GeneratorType
 from typing import Any
 
 import torch
@@ -31,7 +36,8 @@ class Held:
 def attributes(model: nn.Module, optimizer: Optimizer) -> dict[str, Known]:
     """Return the attributes in which state may be hidden, by what they are called.
 
-    These are numbers, tensors that are neither parameters nor buffers, and random generators; of
+    These are numbers, strings, arrays, tensors that are neither parameters nor buffers, random
+    generators and iterators, also within mappings, sequences, sets and objects; of
     modules and optimizers that state more than torch's do, none: they know what they need. Of each
     module there are its class, and functions that take the place of its methods, too.
     """
@@ -116,10 +122,10 @@ def _is_overridden(owner: nn.Module | Optimizer, name: str) -> bool:
     return getattr(type(owner), name, None) is not getattr(base, name, None)
 
 
-def _known_by(value: Any, own: Container[int], depth: int = 2) -> Known:
+def _known_by(value: Any, own: Container[int], depth: int = 4) -> Known:
     """Return what a value is known by, () if no state is in it."""
-    if type(value) in (int, float):
-        return (repr(value),)
+    if isinstance(value, Number | str | bytes):
+        return (type(value), repr(value))
     if isinstance(value, Tensor):
         if value.grad_fn is not None or memory(value) in own:
             return ()
@@ -131,15 +137,43 @@ def _known_by(value: Any, own: Container[int], depth: int = 2) -> Known:
     if hasattr(value, "bit_generator") or type(value).__name__ == "RandomState":  # of numpy
         held = getattr(value, "bit_generator", None)
         return (repr(held.state if held is not None else value.get_state(legacy=False)),)
+    if type(value).__name__ == "ndarray":
+        return _known_array(value)
+    if isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools"):
+        return _known_place(value)
     if isinstance(value, nn.Module | Optimizer) or callable(value) or is_altcores(value):
         return ()
     if hasattr(value, "__dict__") or has(type(value)):  # an object of a class of somebody's own
         value = _held_by(value)
-    if isinstance(value, Mapping | list | tuple | deque) and depth:
+    if isinstance(value, Mapping | list | tuple | deque | Set) and depth:
+        if len(value) > LARGE:  # data
+            return (len(value),)
         parts = value.values() if isinstance(value, Mapping) else value
-        known = tuple(_known_by(part, own, depth - 1) for part in parts)
+        known = [_known_by(part, own, depth - 1) for part in parts]
+        if isinstance(value, Set):  # which has no order
+            known.sort(key=repr)
         return (len(known), *known) if any(known) or not known else ()
     return ()
+
+
+def _known_array(array: Any) -> Known:
+    """Return what an array of numpy is known by: its bytes, of a large one some in each part."""
+    some = array.flat[:: 1 + array.size // LARGE]
+    return (str(array.dtype), array.shape, sha256(some.tobytes()).digest())
+
+
+LARGE = 2**16
+"""Numbers of an array, or parts of a container, above which not all are looked at."""
+
+
+def _known_place(iterator: Iterator[Any]) -> Known:
+    """Return how far an iterator is: a new object, equal to no other, if it does not tell."""
+    if isinstance(iterator, GeneratorType):
+        return (Held(iterator), iterator.gi_frame and iterator.gi_frame.f_lasti)
+    if isinstance(iterator, count):
+        return (repr(iterator),)
+    left = length_hint(iterator, -1)
+    return (Held(iterator), left if left >= 0 else object())
 
 
 def _held_by(made: Any) -> dict[str, Any]:

@@ -1,7 +1,10 @@
 """What a checkpoint holds of a model, and what is said when a resume could not restore it."""
 
+import itertools
 import random
 import types
+from decimal import Decimal
+from fractions import Fraction
 
 import numpy
 import pytest
@@ -335,6 +338,45 @@ class Stating(Forgetful):
 
     def load_state_dict(self, state):
         pass
+
+
+def unstarted():
+    yield from range(9)
+
+
+# How a value of each kind is made, and changed.
+HIDDEN = {
+    "float": (lambda: 1.0, lambda x: x / 2),
+    "complex": (lambda: 1j, lambda x: x * 2),
+    "Fraction": (lambda: Fraction(1), lambda x: x * 9 / 10),
+    "Decimal": (lambda: Decimal(1), lambda x: x / 2),
+    "numpy.float64": (lambda: numpy.float64(1), lambda x: x / 2),
+    "numpy.array": (lambda: numpy.zeros(4), lambda x: x.__iadd__(1)),
+    "a large numpy.array": (lambda: numpy.zeros(2**21), lambda x: x.__iadd__(1)),
+    "str": (lambda: "warm", lambda x: "hot"),
+    "bool": (lambda: False, lambda x: True),
+    "set": (lambda: set(), lambda x: {*x, 1}),
+    "a set of strings": (lambda: {"a", "b"}, lambda x: {*x, "c"}),
+    "frozenset": (lambda: frozenset({1}), lambda x: x | {2}),
+    "deep": (lambda: {"a": {"b": {"n": 1.0}}}, lambda x: {"a": {"b": {"n": 0.5}}}),
+    "itertools.count": (lambda: itertools.count(), lambda x: next(x) or x),
+    "itertools.cycle": (lambda: itertools.cycle([0]), lambda x: next(x) or x),
+    "list iterator": (lambda: iter([0, 1]), lambda x: next(x) or x),
+    "generator": (lambda: unstarted(), lambda x: next(x) or x),
+}
+
+
+@pytest.mark.parametrize("kind", HIDDEN)
+def test_state_of_any_kind_is_told(kind):
+    """And nothing of it that stays as it was; of a cycle nobody can tell."""
+    model = Bytes()
+    make, change = HIDDEN[kind]
+    model.kept = make()
+    built = AsBuilt(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    if kind != "itertools.cycle":
+        assert built.hidden() == []
+    model.kept = change(model.kept)
+    assert built.hidden() == ["kept of the model"]
 
 
 def test_state_in_fields_of_interventions_is_told(start, shelf):
