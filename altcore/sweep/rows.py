@@ -10,7 +10,7 @@ from typing import Any
 from attrs import field, frozen
 
 from altcore.errors import BadInput
-from altcore.runs import METRICS, summary_of
+from altcore.runs import METRICS, has_summary, summary_of
 from altcore.sweep.acceptance import check_end, check_there, differing
 from altcore.sweep.attempt import Attempt, attempts_in
 from altcore.sweep.exits import Exit
@@ -71,10 +71,15 @@ class Row:
 
 
 def survey(ledger: Ledger) -> list[Row]:
-    """Return every job as it stands, by name. No file of a job or a run is read twice."""
+    """Return every job as it stands, by name. No file of a job or a run is read twice.
+
+    A run whose job is gone has a row, too, and is damaged.
+    """
     with remembering(ledger):
         accepted = of_accepted(ledger, "rows.json", VERSION, lambda name: _completed(ledger, name))
-        return [_row(ledger, name, accepted.get(name)) for name in ledger.names()]
+        names = ledger.names()
+        left = [name for name in accepted.keys() - set(names) if has_summary(ledger.run_of(name))]
+        return [_row(ledger, name, accepted.get(name)) for name in sorted([*names, *left])]
 
 
 def _row(ledger: Ledger, name: str, known: Mapping[str, Any] | None) -> Row:

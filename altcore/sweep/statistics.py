@@ -23,6 +23,8 @@ def statistics_of(table: Table, *, with_changed: bool = False) -> tuple[list[str
     point = ["variant", *(key for key in table.factors if key != "seed")]
     groups: dict[str, tuple[list[Any], list[Mapping[str, Any]]]] = {}
     for row in table.rows:
+        if row["variant"] is None:  # nobody can read of which one the job is
+            continue
         place = [row.get(key) for key in point]
         _, own = groups.setdefault(repr(place), (place, []))
         if is_counted(row, with_changed):

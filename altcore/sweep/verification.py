@@ -94,7 +94,8 @@ def verify(
                 completed.append(row.name)
     failed = [row for row in rows if row.state is State.FAILED]
     left = [row for row in rows if row.state in (State.WAITING, State.RUNNING)]
-    unknown = [job.name for job in plan.added]
+    known = {row.name for row in audited.rows}
+    unknown = [job.name for job in plan.added if job.name not in known]
     missing = {row.name: row.why if row.lacks_run else "" for row in left}
     return Verification(
         completed=completed,

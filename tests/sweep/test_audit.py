@@ -227,6 +227,24 @@ def test_what_is_left_out_of_an_archive_is_told(ledger, capsys):
     assert f"left out: {ONE}: {ledger.folder}/jobs/{ONE}/job.json" in done.err
 
 
+def test_a_run_without_its_job_is_named(ledger, capsys):
+    """By each command, in place of a run that is missing; `run` adds the job to it again."""
+    shutil.rmtree(ledger.folder / "jobs" / ONE)
+    (ledger.folder / "runs" / "notes").mkdir()
+    problem = f"{ledger.folder}/jobs/{ONE}/job.json is missing"
+    where = ("toy", "--sweeps-dir", ledger.folder.parent)
+    status = call(capsys, "sweep", "status", "--show-failed", *where)
+    assert f"damaged: {ONE}: {problem}" in status.out
+    assert told(ledger).startswith(problem)
+    found = call(capsys, "sweep", "verify", *where)
+    assert found.out.splitlines()[0] == "2/3 runs completed, 1 run damaged"
+    assert f"{ONE}: {problem}" in call(capsys, "sweep", "export", *where).err
+    with (ledger.folder / "export" / "statistics.csv").open() as table:
+        assert [row["variant"] for row in csv.DictReader(table)] == ["base"]
+    ledger_of(ledger.folder.parent, seeds=3)
+    assert list(verify(ledger, None, []).unrecorded) == [ONE]
+
+
 def test_a_damaged_file_is_named_by_status_and_list(ledger, capsys):
     """Not the verdict of a run that is no result any more."""
     in_job(ledger)
