@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import signal
 import subprocess
@@ -139,13 +140,20 @@ class ToySweep:
             time.sleep(0.1)
 
     def check(self) -> None:
-        """Check that each job has the result that it has if nothing happens, and did not fail."""
+        """Check that each job has the result that it has if nothing happens, and did not fail.
+
+        So say the commands, too: nothing is missing, and each job is a row of the exported table.
+        """
         assert self.states() == {State.COMPLETED: 8}, self.log
         assert self.exits() <= {"finished", "interrupted", "lost", "refused"}
         calm = read_sweep(self._write("calm", ""))
         ledger, _ = begin_sweep(calm, jobs_of(calm), str(self.folder / "sweeps"))
         worker_of(calm, ledger, "local", lambda _: None).work()
         assert losses(self.ledger) == losses(ledger)
+        for name in ("verify", "export"):
+            self.ends(self.command(name, "toy"))
+        rows = list(csv.DictReader((self.ledger.folder / "export" / "runs.csv").open()))
+        assert {row["job"]: float(row["final_loss"]) for row in rows} == losses(ledger)
 
 
 def losses(ledger: Ledger) -> dict[str, float]:
