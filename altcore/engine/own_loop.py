@@ -154,7 +154,14 @@ class OwnLoop:
                 raise BadInput(f"{name} has no shape yet: call the model once", key="model")
 
     def check_own(self, state: Mapping[str, Any]) -> None:
-        """Raise `BadInput` if the loop would refuse its own state: it is not to be written."""
+        """Raise `BadInput` if a state is not to be written, since the loop could not go on from it.
+
+        It would refuse the state, or is in the middle of a step.
+        """
+        # torch resets what it keeps of an optimizer in `GradScaler.update`.
+        if self.scaler is not None and id(self.optimizer) in self.scaler._per_optimizer_states:
+            problem = "it has unscaled the gradients of this step, and update() is still to come"
+            raise BadInput(problem, key="scaler", hint="save after scaler.update()")
         try:
             self.check(state, REGULAR)
         except InvalidCheckpoint as error:
