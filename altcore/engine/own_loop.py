@@ -85,6 +85,12 @@ class OwnLoop:
         assert self.optimizer is not None  # only a loop that is restored has none
         return AsBuilt(self.model, self.optimizer)
 
+    def hidden(self, built: AsBuilt) -> list[str]:
+        """Return where state is that no checkpoint has; the model was ``built`` so."""
+        has_schedule = any("initial_lr" in group for group in built.optimizer.param_groups)
+        schedule = ["a learning-rate scheduler (initial_lr)"] if has_schedule else []
+        return [*built.hidden(), *schedule]
+
     def not_finite(self, state: Mapping[str, Any], unwatched: Container[str] = ()) -> str | None:
         """Return the name of the first part of a state that is no number to go on from."""
         parts = (numbers_of(self.model), state["optimizer"], state["scaler"])
