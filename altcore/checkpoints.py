@@ -108,7 +108,7 @@ def save_checkpoint(
 
 def _warn_of_hidden(names: list[str]) -> None:
     if names:
-        log.warning("attributes hold state that no checkpoint has: it begins anew", names=names)
+        log.warning("state that no checkpoint has begins anew: keep it yourself", names=names)
 
 
 @_as_usual()
@@ -192,7 +192,7 @@ class CheckpointManager:
     _built: AsBuilt = field(init=False)
     """Model and optimizer as they were then."""
     _hidden: list[str] = field(init=False, factory=list)
-    """Attributes of the optimizer that were warned of."""
+    """The state elsewhere that was warned of."""
 
     def __attrs_post_init__(self) -> None:
         if self.mode not in ("min", "max"):
@@ -234,7 +234,7 @@ class CheckpointManager:
                 log.warning(problem, first=bad, step=step)
                 return self._write_anomaly(state)
             loop.check_own(state)
-            if self._hidden != (hidden := self._built.hidden()):
+            if self._hidden != (hidden := loop.hidden(self._built)):
                 _warn_of_hidden(hidden)
                 self._hidden = hidden
             path = _write(self.folder, REGULAR, state, number)

@@ -94,6 +94,20 @@ def test_the_gradient_scaler_is_kept(tmp_path):
     assert fresh.state_dict()["scale"] == 8.0
 
 
+def test_a_scaler_within_a_step_is_not_saved(tmp_path):
+    """Its gradients and verdict are in no checkpoint; an anomaly is kept all the same."""
+    loop, scaler = Loop(None), torch.amp.GradScaler("cpu")
+    manager = loop.manager(tmp_path, scaler=scaler)
+    scaler.scale(loop.model(torch.randn(5, 8)).square().mean()).backward()
+    for inner in (scaler.unscale_, scaler.step):
+        inner(loop.optimizer)
+        with pytest.raises(BadInput, match=r"^scaler: .*save after scaler\.update"):
+            manager.save(1)
+    assert manager.save_on_anomaly(1).name == "anomaly_00000001"
+    scaler.update()
+    manager.save(1)
+
+
 def test_a_scaler_that_is_disabled_is_none(tmp_path):
     """It has no scale to keep, and takes none."""
     loop = Loop(None)

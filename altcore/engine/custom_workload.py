@@ -84,3 +84,9 @@ class CustomWorkload:
     def loss(self, model: nn.Module, batch: Any) -> Any:
         """Return the workload's loss, with measures if it has some."""
         return self.base.loss(model, batch)
+
+
+def own_workload(workload: Any) -> Any:
+    """Return a workload as its plugin built it, without what checks or replaces parts of it."""
+    base = workload.base if isinstance(workload, CustomWorkload) else workload
+    return base.own if isinstance(base, CheckedWorkload) else base

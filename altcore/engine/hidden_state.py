@@ -54,14 +54,18 @@ def attributes(model: nn.Module, optimizer: Optimizer) -> dict[str, Known]:
     return {label: known for label, known in found.items() if known}
 
 
-def plugin_attributes(plugins: Iterable[Plugin]) -> dict[str, Known]:
-    """Return the attributes in which plugins may hide state; one with a ``state_dict`` has none."""
+def plugin_attributes(plugins: Iterable[Plugin], workload: Any) -> dict[str, Known]:
+    """Return the attributes in which plugins and the workload may hide state.
+
+    A plugin with a ``state_dict`` has none. A workload seeds its generators anew for each batch.
+    """
+    owners = {f"{p.kind} {p.name}": p.instance for p in plugins}
     found = {
-        f"{key} of {plugin.kind} {plugin.name}": _known_by(value, ())
-        for plugin in plugins
-        if not hasattr(plugin.instance, "state_dict")
-        for key, value in _held_by(plugin.instance).items()
-        if not key.startswith("_")
+        f"{key} of {place}": _known_by(value, ())
+        for place, owner in {**owners, "the workload": workload}.items()
+        if not hasattr(owner, "state_dict")
+        for key, value in _held_by(owner).items()
+        if not key.startswith("_") and not (owner is workload and _is_generator(value))
     }
     return {label: known for label, known in found.items() if known}
 
@@ -134,7 +138,7 @@ def _known_by(value: Any, own: Container[int], depth: int = 4) -> Known:
         return (bytes(value.get_state().tolist()),)
     if isinstance(value, random.Random):
         return (value.getstate(),)
-    if hasattr(value, "bit_generator") or type(value).__name__ == "RandomState":  # of numpy
+    if _is_generator(value):  # of numpy
         held = getattr(value, "bit_generator", None)
         return (repr(held.state if held is not None else value.get_state(legacy=False)),)
     if type(value).__name__ == "ndarray":
@@ -154,6 +158,12 @@ def _known_by(value: Any, own: Container[int], depth: int = 4) -> Known:
             known.sort(key=repr)
         return (len(known), *known) if any(known) or not known else ()
     return ()
+
+
+def _is_generator(value: Any) -> bool:
+    """Whether a value draws random numbers: of torch, Python or numpy."""
+    is_numpys = hasattr(value, "bit_generator") or type(value).__name__ == "RandomState"
+    return isinstance(value, torch.Generator | random.Random) or is_numpys
 
 
 def _known_array(array: Any) -> Known:

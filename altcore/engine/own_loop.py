@@ -85,6 +85,12 @@ class OwnLoop:
         assert self.optimizer is not None  # only a loop that is restored has none
         return AsBuilt(self.model, self.optimizer)
 
+    def hidden(self, built: AsBuilt) -> list[str]:
+        """Return where state is that no checkpoint has; the model was ``built`` so."""
+        has_schedule = any("initial_lr" in group for group in built.optimizer.param_groups)
+        schedule = ["a learning-rate scheduler (initial_lr)"] if has_schedule else []
+        return [*built.hidden(), *schedule]
+
     def not_finite(self, state: Mapping[str, Any], unwatched: Container[str] = ()) -> str | None:
         """Return the name of the first part of a state that is no number to go on from."""
         parts = (numbers_of(self.model), state["optimizer"], state["scaler"])
@@ -154,7 +160,14 @@ class OwnLoop:
                 raise BadInput(f"{name} has no shape yet: call the model once", key="model")
 
     def check_own(self, state: Mapping[str, Any]) -> None:
-        """Raise `BadInput` if the loop would refuse its own state: it is not to be written."""
+        """Raise `BadInput` if a state is not to be written, since the loop could not go on from it.
+
+        It would refuse the state, or is in the middle of a step.
+        """
+        # torch resets what it keeps of an optimizer in `GradScaler.update`.
+        if self.scaler is not None and id(self.optimizer) in self.scaler._per_optimizer_states:
+            problem = "it has unscaled the gradients of this step, and update() is still to come"
+            raise BadInput(problem, key="scaler", hint="save after scaler.update()")
         try:
             self.check(state, REGULAR)
         except InvalidCheckpoint as error:

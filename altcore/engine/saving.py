@@ -8,6 +8,7 @@ from typing import Any
 from attrs import asdict, define, field
 from torch import Tensor
 
+from altcore.engine.custom_workload import own_workload
 from altcore.engine.ending import Ending
 from altcore.engine.finite import is_finite
 from altcore.engine.hidden_state import Known, plugin_attributes
@@ -72,7 +73,7 @@ class Saving:
     hooks: Set[tuple[str, int]] = field(init=False, factory=frozenset)
     """The hooks of plugins on the model when the run started."""
     attributes: Mapping[str, Known] = field(init=False, factory=dict)
-    """Those in which interventions may hide state, when the run started."""
+    """Those in which interventions and the workload may hide state, when the run started."""
     kept: Set[str] = field(init=False, factory=frozenset)
     """The checkpoints that were there after the last one was written."""
     data: Mapping[str, Any] = field(init=False)
@@ -89,8 +90,9 @@ class Saving:
         self.attributes = self._attributes()
 
     def _attributes(self) -> dict[str, Known]:
-        dispatch = self.state.dispatch
-        return plugin_attributes(p for p in dispatch.plugins if p.name in dispatch.heard)
+        dispatch, workload = self.state.dispatch, self.state.run.workload
+        heard = [p for p in dispatch.plugins if p.name in dispatch.heard]
+        return plugin_attributes(heard, own_workload(workload))
 
     def check_data(self) -> None:
         """Raise `AltcoreError` if a file of the workload is not what it was: nothing is saved."""

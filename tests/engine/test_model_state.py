@@ -392,6 +392,36 @@ def test_state_in_fields_of_interventions_is_told(start, shelf):
     assert warning["message"].startswith(told)
 
 
+class Annealing:
+    """A workload that counts its batches, and draws from a generator that it seeds for each."""
+
+    facts, items_per_batch, item = {}, 2, "bytes"
+
+    def __init__(self):
+        self.model, self.drawn = Bytes(), torch.Generator()
+        self.batches = self._batches = 0
+
+    def batch(self, split, step, micro):
+        self.batches += 1
+        self._batches += 1
+        return torch.randint(256, (2,), generator=self.drawn.manual_seed(step))
+
+    def loss(self, model, batch):
+        return model(batch).square().mean()
+
+
+def test_state_in_attributes_of_the_workload_is_told(start, shelf):
+    @define
+    class Settings:
+        def build(self, seed, device):
+            return Annealing()
+
+    shelf.install("workload", "annealing", Settings)
+    run = start(name="r", workload="annealing", **KEYS).run_directory
+    (warning,) = events(run, "warning")
+    assert warning["message"].startswith("batches of the workload: state of the run that no")
+
+
 # ------------------------------------------------------------------- models that state another
 
 

@@ -155,7 +155,7 @@ class Whole(Lookahead):
 
 
 def told_of(logs):
-    return [line["names"] for line in logs if "attributes hold state" in line["event"]]
+    return [line["names"] for line in logs if "state that no checkpoint has" in line["event"]]
 
 
 def test_numbers_that_an_optimizer_keeps_beside_its_state_are_told(tmp_path):
@@ -174,3 +174,14 @@ def test_numbers_that_an_optimizer_keeps_beside_its_state_are_told(tmp_path):
         whole.train()
         altcore.save_checkpoint(tmp_path / "c", whole.model, whole.optimizer, None, 2)
     assert told_of(logs) == []
+
+
+def test_a_scheduler_is_told_once(tmp_path):
+    """Its place in the schedule is the caller's to keep."""
+    loop = Loop()
+    torch.optim.lr_scheduler.StepLR(loop.optimizer, 1)
+    manager = CheckpointManager(tmp_path, loop.model, loop.optimizer)
+    with capture_logs() as logs:
+        for step in (0, 1):
+            manager.save(step)
+    assert told_of(logs) == [["a learning-rate scheduler (initial_lr)"]]
