@@ -149,7 +149,7 @@ def run(
         run_sweep,
     )
 
-    if file is None or is_sweep_file(file) or any(given.values()):
+    if file is None or is_sweep_file(file, sweeps_dir) or any(given.values()):
         asked = asked_of(file, given, sweeps_dir)
         make_executor(executor, asked.executors)  # refused before anything is written
         ledger, changes = begin_sweep(asked, checked_jobs_of(asked), sweeps_dir, accept=accept)

@@ -81,6 +81,9 @@ def export(sweep: SweepFile, ledger: Ledger, out: Path, *, with_changed: bool = 
     for folder in (out, out / SERIES) if sweep.series else (out,):
         if not folder.is_dir():
             durable.make_folder(folder)
+    for name in (f"{SERIES}/{row.name}.csv" for row in found.rows):
+        if name not in texts:  # of an earlier export, in which the run counted
+            durable.remove(out / name)
     written = [durable.replace_text(out / name, text) for name, text in texts.items()]
     files = [path for path in written if path.parent == out]
     problems = {**found.damaged, **found.other_data, **unknown}

@@ -21,9 +21,13 @@ SWEEPS = "sweeps"
 FILE = "sweep.yaml"
 
 
-def is_sweep_file(told: str) -> bool:
-    """Return whether a sweep is told by its file, and not by the name of one that was begun."""
-    return is_yaml_file(told) or Path(told).is_file()
+def is_sweep_file(told: str, sweeps_dir: str = SWEEPS) -> bool:
+    """Return whether a sweep is told by its file, and not by the name of one that was begun.
+
+    A file without the suffix of YAML may have that name by chance.
+    """
+    is_begun = Path(sweeps_dir, told, FILE).is_file()
+    return is_yaml_file(told) or (Path(told).is_file() and not is_begun)
 
 
 def folder_of(told: str, sweeps_dir: str = SWEEPS) -> Path:
@@ -59,16 +63,16 @@ def file_of(told: str, sweeps_dir: str = SWEEPS) -> str:
     Raises:
         BadInput: for what is neither a file nor such a name.
     """
-    return told if is_sweep_file(told) else str(begun(told, sweeps_dir) / FILE)
+    return told if is_sweep_file(told, sweeps_dir) else str(begun(told, sweeps_dir) / FILE)
 
 
 def open_sweep(told: str, sweeps_dir: str = SWEEPS) -> tuple[SweepFile, Ledger]:
     """Return a sweep that was begun. Raises `BadInput` if there is none of this name."""
     folder = begun(told, sweeps_dir)
-    sweep = read_sweep(folder / FILE)
     if "name" not in read_mapping(folder / FILE, "sweep"):  # which is always written
         problem = f"{folder / FILE} is empty or damaged: it has no name"
         raise BadInput(problem, hint="altcore sweep run FILE, with the file of the sweep, mends it")
+    sweep = read_sweep(folder / FILE)
     return sweep, Ledger(folder, sweep.rules)
 
 

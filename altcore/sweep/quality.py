@@ -93,6 +93,16 @@ def alerts_of(ledger: Ledger, rows: Sequence[Row], alerts: Alerts, now: float) -
     return found
 
 
+def accepted_collapses(rows: Sequence[Row]) -> list[str]:
+    """Return a line for each run that collapsed and is a result, if a collapse is none any more."""
+    told = "collapsed and was accepted, before collapse_is was failure: it stays a result"
+    return [
+        f"{row.name} {told}, unless you remove its run"
+        for row in rows
+        if row.state is State.COMPLETED and row.is_collapsed
+    ]
+
+
 def _epochs(ledger: Ledger, row: Row) -> float | None:
     """Return the epochs that a job's run has completed, if that is known."""
     run: Path | None = ledger.run_of(row.name)

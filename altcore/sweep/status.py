@@ -11,7 +11,7 @@ from typing import Any
 from attrs import field, frozen
 
 from altcore.sweep.ledger import Ledger, State
-from altcore.sweep.quality import alerts_of, outside
+from altcore.sweep.quality import accepted_collapses, alerts_of, outside
 from altcore.sweep.rows import Row, survey
 from altcore.sweep.sweep_file import SweepFile
 
@@ -132,11 +132,10 @@ class Status:
 def status_of(sweep: SweepFile, ledger: Ledger, now: float | None = None) -> Status:
     """Return how a sweep stands, now or at another moment, in seconds since the epoch."""
     rows = survey(ledger)
-    return Status(
-        rows=rows,
-        outside=outside(ledger, rows, sweep.ranges),
-        alerts=alerts_of(ledger, rows, sweep.limits, time.time() if now is None else now),
-    )
+    alerts = alerts_of(ledger, rows, sweep.limits, time.time() if now is None else now)
+    if sweep.collapse_is == "failure":
+        alerts += accepted_collapses(rows)
+    return Status(rows=rows, outside=outside(ledger, rows, sweep.ranges), alerts=alerts)
 
 
 def told_failure(row: Row) -> dict[str, Any]:

@@ -214,6 +214,8 @@ def read_sweep(told: str | Path) -> SweepFile:
     """
     path = path_of(told)
     held = _with_presets(path, ())
+    if not held:
+        raise BadInput(f"{path} is empty: it asks for no sweep")
     _check_keys(held)
     with located(_places(held, path)):
         made: SweepFile = build(SweepFile, held)

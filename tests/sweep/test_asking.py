@@ -206,6 +206,16 @@ def test_a_sweep_that_was_begun_is_told_by_its_name(tmp_path, capsys, monkeypatc
         assert done.message.startswith("altcore: there is no sweep 'toi' in sweeps (did you mean t")
 
 
+def test_a_file_that_has_the_name_of_a_sweep_by_chance(tmp_path, capsys, monkeypatch):
+    """Is not taken for its file; and an empty one asks for no sweep."""
+    monkeypatch.chdir(tmp_path)
+    ledger_of(tmp_path / "sweeps")
+    for name in ("toy", "other"):
+        (tmp_path / name).touch()
+    assert call(capsys, "sweep", "plan", "toy").out == "base-seed42\n"
+    assert "other is empty: it asks for no sweep" in call(capsys, "sweep", "plan", "other").message
+
+
 def test_the_command_plans_without_a_file(tmp_path, capsys):
     """And says that nothing was measured."""
     given = ("--name", "t", "--set", "gpt.size=tiny", "--param", "learning_rate=0.1,0.2")

@@ -227,6 +227,17 @@ def test_what_is_left_out_of_an_archive_is_told(ledger, capsys):
     assert f"left out: {ONE}: {ledger.folder}/jobs/{ONE}/job.json" in done.err
 
 
+def test_a_damaged_run_has_no_series_from_an_earlier_export(ledger, tmp_path):
+    """Or whoever reads the folder of an export takes it for a result."""
+    asked = SweepFile(series={"loss": "loss"})
+    export(asked, ledger, tmp_path / "out")
+    (tmp_path / "out" / "series" / "mine.csv").touch()
+    edit(ledger.run_of(ONE) / "metrics.jsonl", '"step": 2', '"step": 3')
+    export(asked, ledger, tmp_path / "out")
+    names = {path.stem for path in (tmp_path / "out" / "series").iterdir()}
+    assert names == {OTHER, LAST, "mine"}
+
+
 def test_a_run_without_its_job_is_named(ledger, capsys):
     """By each command, in place of a run that is missing; `run` adds the job to it again."""
     shutil.rmtree(ledger.folder / "jobs" / ONE)

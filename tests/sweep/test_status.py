@@ -217,6 +217,13 @@ def test_alerts(ledger, alerts, told):
     assert status_of(asked, ledger, 0.0).alerts[0] == told
 
 
+def test_a_collapse_that_was_accepted_stays_a_result(ledger):
+    """Though the sweep file says by now that a collapse is a failure."""
+    told = "base-seed43 collapsed and was accepted, before collapse_is was failure: it stays"
+    found = [status_of(SweepFile(collapse_is=what), ledger, 0.0) for what in ("result", "failure")]
+    assert [any(told in line for line in each.alerts) for each in found] == [False, True]
+
+
 def test_a_job_that_goes_on_for_long(ledger):
     """By now, and its other attempts count as well."""
     began = ledger.standing("base-seed46").last.lease.began
