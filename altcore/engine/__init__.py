@@ -38,6 +38,7 @@ from altcore.engine.resuming import resumed_with_keys, resumed_with_sources
 from altcore.engine.setup import prepare
 from altcore.engine.state import Run, Step, Workload
 from altcore.engine.state_checks import check_weights, unwatched_in
+from altcore.engine.torch_bindings import lasting_changes
 from altcore.engine.torchrun import world_size
 
 __all__ = [
@@ -65,6 +66,7 @@ __all__ = [
     "inverse_scale",
     "join_moments",
     "last_input",
+    "lasting_changes",
     "layer_of",
     "mean_and_std",
     "moments_without_zeros",

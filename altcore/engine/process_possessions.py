@@ -77,6 +77,7 @@ def process_kept(*, may_add_variables: bool = False) -> Iterator[None]:
         *_of_flags(),
         *(_of_signals() if threading.current_thread() is threading.main_thread() else ()),
         Environment(lambda: may_add_variables),
+        Value("the switch interval", sys.getswitchinterval, sys.setswitchinterval),
         Filters(lambda: False),
         Modules(),
         *_of_hooks(),

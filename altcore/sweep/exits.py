@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from attrs import NOTHING, asdict, field, frozen
-from attrs.validators import deep_mapping, instance_of, optional
+from attrs.validators import deep_iterable, deep_mapping, instance_of, optional
 
 from altcore.runs import ENDED
 from altcore.sweep.records import number
@@ -27,6 +27,7 @@ def _text(default: Any = NOTHING) -> Any:
 
 
 _TEXTS = deep_mapping(instance_of(str), instance_of(str), instance_of(dict))
+_LIST = deep_iterable(instance_of(str), instance_of(list))
 
 
 @frozen(kw_only=True)
@@ -51,6 +52,8 @@ class Exit:
     settings: Mapping[str, Any] = field(factory=dict, validator=instance_of(dict))
     """Settings that the job leaves to its workload, by dotted key, as it chose them: a retry may
     halve them."""
+    changes: Sequence[str] = field(factory=list, validator=_LIST)
+    """What the job bound anew in torch: its process is not as it was, and numbers may be others."""
     accepted: Mapping[str, str] = field(factory=dict, validator=_TEXTS)
     """Of a run that was accepted: the digests of its job and of its files, as they were then."""
 

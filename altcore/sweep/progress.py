@@ -96,5 +96,6 @@ class Progress:
         after = f" after {duration(ended.seconds)}" if ended.seconds is not None else ""
         follows = standing.decision if is_last and not ended.is_complete else None
         why = follows.why if follows else ""
-        told = "; ".join(filter(None, (ended.verdict or ended.error, why)))
+        changed = f"replaced {', '.join(ended.changes)}" if ended.changes else ""
+        told = "; ".join(filter(None, (ended.verdict or ended.error, why, changed)))
         return f"{name}: {ended.status}{after}{f': {told}' if told else ''}"

@@ -63,7 +63,8 @@ def run_job(
         Leave: if a signal asked the process to leave, or its folder cannot be written for now.
     """
     began, usage = time.perf_counter(), usage or Usage()
-    came = _train(job, held)
+    changes: list[str] = []
+    came = _train(job, held, changes)
     status, error, collapse = came.status, came.error, ""
     if status == "collapsed" and collapse_fails:
         # Of several the last one ended the run.
@@ -77,6 +78,7 @@ def run_job(
         collapse=collapse,
         seconds=round(time.perf_counter() - began, 3),
         used=usage.to_plain(),
+        changes=changes,
     )
     if came.leaves is not None:
         cause = "" if isinstance(came.leaves, NoSpace | OSError) else SIGNAL
@@ -87,12 +89,12 @@ def run_job(
     return ended
 
 
-def _train(job: Job, held: Held) -> _Outcome:
+def _train(job: Job, held: Held, changes: list[str]) -> _Outcome:
     path = held.attempt.work / job.name
     try:
         # Takes seconds, in which a signal may come.
         from altcore.api import train
-        from altcore.engine import process_kept
+        from altcore.engine import lasting_changes, process_kept
 
         if held.before is not None:
             copy_run(held.before, path)
@@ -101,7 +103,8 @@ def _train(job: Job, held: Held) -> _Outcome:
             # A worker that was killed between the end of its run and publishing it.
             if known["status"] in ENDED:
                 return _Outcome(known["status"], known["verdict"], known["collapses"])
-        with process_kept():  # which plugins change as they are imported, too
+        # Plugins change something as they are imported, too.
+        with lasting_changes(changes), process_kept():
             config = job.train_config(str(held.attempt.work), held.lease.changed)
             if held.lease.changed:
                 config = config.evolve(tags=(*config.tags, RETRIED))

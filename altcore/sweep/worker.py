@@ -207,6 +207,9 @@ class Worker:
             self.ledger.stop()
         told = ended.verdict or ended.error
         note(f"{job.name}: {ended.status}{f': {told}' if told else ''}")
+        if ended.changes:
+            changed = f"{job.name} replaced {', '.join(ended.changes)}"
+            self.tell(f"{changed}: later jobs of this worker may have other numbers")
 
     def _leave(self, job: Job, held: Held, left: Leave) -> NoReturn:
         with suppress(*DISK):  # then its process, which is gone, says that it was lost

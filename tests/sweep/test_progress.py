@@ -38,10 +38,11 @@ def test_each_beginning_and_end_is_told_once(ledger, told):
     assert told() == [f"{one.name}: begins (1 of 3 jobs done)"]
     assert told() == []
     record(held.attempt.work / one.name, status="finished", verdict="learned")
-    ledger.end(one, held, Exit(status="finished", verdict="learned", seconds=59.0))
+    ended = Exit(status="finished", verdict="learned", seconds=59.0, changes=["torch.relu"])
+    ledger.end(one, held, ended)
     fail(ledger, other, OOM)
     assert told() == [
-        f"{one.name}: finished after 59 s: learned (2 of 3 jobs done)",
+        f"{one.name}: finished after 59 s: learned; replaced torch.relu (2 of 3 jobs done)",
         f"{other.name}: begins (2 of 3 jobs done)",
         f"{other.name}: failed after 1 s: {OOM}; out_of_memory: with gpt.batch_size 32 "
         "(2 of 3 jobs done)",

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from contextlib import suppress
 
@@ -38,7 +39,7 @@ def ledger(tmp_path, corpus):
 
 
 def work(ledger, **keys):
-    return Worker(ledger, lost_after=60, tell=lambda _: None, **keys).work()
+    return Worker(ledger, 60, **{"tell": lambda _: None, **keys}).work()
 
 
 def states(ledger):
@@ -132,6 +133,8 @@ class Changer:
     @hookimpl
     def run_start(self, run):
         torch.backends.mkldnn.enabled = False
+        sys.setswitchinterval(2 * sys.getswitchinterval())
+        torch.nn.functional.celu = lambda *_, **__: None
         os.chdir("/")
 
 
@@ -139,12 +142,20 @@ def test_a_job_changes_nothing_for_the_next_one(tmp_path, shelf, corpus, monkeyp
     """Whose data lie at a path that begins in the working directory."""
     shelf.install("intervention", "changer", Changer)
     monkeypatch.chdir(corpus.parent)
+    monkeypatch.setattr(torch.nn.functional, "celu", torch.nn.functional.celu)  # put back
     variants = {"changer": {"plugins": ["changer"]}, "plain": {}}
     ledger = Ledger(tmp_path / "two")
     ledger.add(jobs_of(SweepFile(base={**BASE, "data": corpus.name}, variants=variants)))
-    work(ledger)
+    interval, lines = sys.getswitchinterval(), []
+    work(ledger, note=lambda _: None, tell=lines.append)
+    # What is not put back is told.
+    told = (
+        "changer-seed42 replaced torch.nn.functional.celu: later jobs of this worker may have other"
+    )
+    assert lines == [f"{told} numbers"]
     assert states(ledger) == [State.COMPLETED] * 2
     assert torch.backends.mkldnn.enabled
+    assert sys.getswitchinterval() == interval
 
 
 @define(eq=False)
