@@ -33,7 +33,7 @@ class BuiltPoints:
     model: nn.Module = field(init=False)
     steps_per_epoch: int = field(init=False)
     validation_batches: int = field(init=False)
-    asked: list[tuple[str, int, int]] = field(init=False, factory=list)
+    _asked: list[tuple[str, int, int]] = field(init=False, factory=list)
 
     def __attrs_post_init__(self):
         self.model = nn.Sequential(nn.Linear(1, 1, bias=False))
@@ -41,9 +41,13 @@ class BuiltPoints:
         self.steps_per_epoch = -(-20 // self.items_per_batch)
         self.validation_batches = -(-5 // self.items_per_batch)
 
+    @property
+    def asked(self):
+        return self._asked
+
     def batch(self, split, step, micro):
         """Return numbers; in training each comes once an epoch."""
-        self.asked.append((split, step, micro))
+        self._asked.append((split, step, micro))
         if split == "val":
             numbers, place = torch.arange(1.0, 6.0), step
         else:

@@ -48,6 +48,7 @@ def check_full(start, asked, kind, call):
     assert str(start.runs / name) in str(said.value) or str(start.runs) in str(said.value)
     if kind != "read-only":
         assert isinstance(said.value, NoSpace)
+    if kind == "bytes":
         assert "bytes needed" in str(said.value)
     for kept in list_checkpoints(start.runs / name / "checkpoints"):
         state(start.runs / name, kept.path.name)  # whole: it loads
