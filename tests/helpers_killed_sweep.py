@@ -63,7 +63,8 @@ class KilledSweep:
                 if self._done() == jobs:
                     break
                 supervisor = started(self._supervise)
-            if made < kills and self._done() >= made * jobs // kills:
+            # All within the first half of the jobs: what is quick must not end before the last one.
+            if made < kills and self._done() >= made * jobs // (2 * kills):
                 time.sleep(self.draw.random() / 5)
                 # The supervisor one time in four, or else a worker of this or an earlier one.
                 made += self._kill(supervisor) if made % 4 == 1 else self._kill_worker()

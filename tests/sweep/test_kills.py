@@ -69,6 +69,7 @@ def test_a_sweep_goes_from_plan_to_end_through_kills(tmp_path, corpus, seeds, ki
         "variants": {"master": {"format": "E5M2"}, "float": {"format": "none"}},
         "grid": {"learning_rate": [0.01, 0.02]},
         "seeds": seeds,
+        "retry": {"lost": {"limit": kills}},  # one job may have all the bad luck
     }
     undisturbed = toy(tmp_path / "whole", corpus, **asked)
     assert work(undisturbed) == 4 * seeds
