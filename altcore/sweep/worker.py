@@ -65,9 +65,9 @@ class Worker:
     """Asked when no job is left: whether to wait for jobs that may be added."""
     waits: bool = True
     """Whether to wait for jobs that others hold, which come back if these are lost."""
-    _watch: Watch = field(init=False)
     executor_pid: int | None = None
-    """The process that started this one, and watches it; without it, no job is begun."""
+    """The process that started this one, and watches it: once it is gone, no job is begun."""
+    _watch: Watch = field(init=False)
     _ended: dict[str, State] = field(init=False, factory=dict)
     """Jobs that nobody takes any more: they need no second look."""
     _waited: float = field(init=False, default=0.0)

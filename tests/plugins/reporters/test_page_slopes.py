@@ -74,6 +74,14 @@ def test_the_page_of_a_run_shows_them():
     assert "Noise and fits" not in html_of([run()])
 
 
+def test_a_run_whose_length_is_in_steps_has_its_curves_too():
+    """Its configuration does not say how long an epoch is; its lines do."""
+    counted = [{**line, "epoch": line["step"] / EACH} for line in lines()]
+    page = html_of([run(steps=EACH * EPOCHS, metrics=counted)])
+    assert "<title>power law</title>" in page
+    assert "<title>early slope</title>" in page
+
+
 def finding(r_squared):
     row = {"alpha_full": None, "r_squared": r_squared}
     return {"findings": {"loss-slope": [row, "a line"]}}

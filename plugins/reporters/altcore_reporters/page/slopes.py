@@ -72,13 +72,21 @@ def _fits(record: RunRecord, x: Axis) -> Plot | None:
     steps, means = _course(record.metrics, POINT)
     if not steps:
         return None
-    each = record.config.get("steps_per_epoch")
+    each = _steps_per_epoch(record)
     series = [Series("mean loss", Look(0), steps, means, has_dots=True)]
     if each:
-        series += _law(record.metrics, int(each))
-        series += _early(record.metrics, int(each))
+        series += _law(record.metrics, each)
+        series += _early(record.metrics, each)
     unit = "; ".join(["means of steps", *_told(record.metrics)])
     return plot_of("loss-slope", "Mean loss and its fits", unit, series, x, may_be_log=True)
+
+
+def _steps_per_epoch(record: RunRecord) -> float | None:
+    """Return the steps of an epoch, also of a run whose length was given in steps."""
+    if each := record.config.get("steps_per_epoch"):
+        return float(each)
+    counted = (x for x in reversed(record.metrics) if x.get("epoch"))
+    return next((x["step"] / x["epoch"] for x in counted), None)
 
 
 def _told(lines: Sequence[Mapping[str, Any]]) -> Iterator[str]:
@@ -95,7 +103,7 @@ def _early_name(lines: Sequence[Mapping[str, Any]]) -> re.Match[str] | None:
     return next((m for line in reversed(lines) for m in map(ALPHA.fullmatch, line) if m), None)
 
 
-def _law(lines: Sequence[Mapping[str, Any]], each: int) -> Iterator[Series]:
+def _law(lines: Sequence[Mapping[str, Any]], each: float) -> Iterator[Series]:
     """Yield the power law of the last fit, from the end of the burn-in on."""
     amplitude, exponent, knee = (_last(lines, key) for key in (AMPLITUDE, EXPONENT, KNEE))
     if amplitude is None or exponent is None or knee is None:
@@ -106,7 +114,7 @@ def _law(lines: Sequence[Mapping[str, Any]], each: int) -> Iterator[Series]:
     yield Series("power law", Look(1), [round(e * each) for e in epochs], values, group=1)
 
 
-def _early(lines: Sequence[Mapping[str, Any]], each: int) -> Iterator[Series]:
+def _early(lines: Sequence[Mapping[str, Any]], each: float) -> Iterator[Series]:
     """Yield the line of the early slope, through the mean losses of its epochs."""
     name = _early_name(lines)
     if name is None or (slope := _last(lines, name[0])) is None:
@@ -187,7 +195,7 @@ def _periodogram(x: Sequence[float]) -> tuple[list[float], list[float]]:
 
 def fits_of_runs(records: Sequence[RunRecord], limit: float = 0.98) -> Still | None:
     """Return the histogram of R² of the power law over several runs; None if none was measured."""
-    measured = [r for r in records if any(R_SQUARED in f or "alpha_full" in f for f in _found(r))]
+    measured = [r for r in records if any("r_squared" in f for f in _found(r))]
     values = [f["r_squared"] for r in measured for f in _found(r) if f.get("r_squared") is not None]
     if not measured:
         return None
