@@ -1,6 +1,6 @@
 """Flags of the process that decide what is computed: compared around each call of others' code.
 
-All calls are looked at, so this reads in about half a microsecond. `torch_flags` has the rest, for
+All calls are looked at, so this reads in about a microsecond. `torch_flags` has the rest, for
 the calls that `altcore.engine.observers` looks at.
 """
 
