@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from altcore.formats import (
         BlockFormat,
         Format,
+        Stochastic,
         code_format,
         float_format,
         get_format,
@@ -66,6 +67,7 @@ _HOME = {
     "ShiftFormat": "hooks",
     "SkipStep": "hooks",
     "Step": "engine",
+    "Stochastic": "formats",
     "Stop": "hooks",
     "TrainConfig": "config",
     "code_format": "formats",
@@ -118,6 +120,7 @@ __all__ = [
     "ShiftFormat",
     "SkipStep",
     "Step",
+    "Stochastic",
     "Stop",
     "TrainConfig",
     "code_format",

@@ -24,9 +24,12 @@ from altcore.formats.reference import (
     no_code,
     round_scalar,
 )
+from altcore.formats.stochastic import ALL_BITS, FEW_BITS, Stochastic
 from altcore.formats.tables import TableFormat, code_format, table_format
 
 __all__ = [
+    "ALL_BITS",
+    "FEW_BITS",
     "MAX_BITS",
     "OVERFLOWS",
     "ROUNDINGS",
@@ -36,6 +39,7 @@ __all__ = [
     "Format",
     "ScaleRule",
     "Specials",
+    "Stochastic",
     "TableFormat",
     "Ties",
     "check_digests",

@@ -12,6 +12,7 @@ from attrs import define
 from torch import Tensor
 
 from altcore.formats import BlockFormat
+from altcore.numerics.rules import NEAREST
 from altcore.numerics.scaling import scale_of
 from altcore.numerics.torch_rounding import round_unscaled
 
@@ -114,7 +115,7 @@ def _two_levels(largest: Tensor, fmt: BlockFormat) -> tuple[Tensor, Tensor, Tens
     # Clamped as in scale_of, for products that are all less than 1.
     g = torch.where(torch.isfinite(whole), g.clamp(max=torch.finfo(g.dtype).max), g)
     wanted = largest / torch.full_like(largest, fmt.element.max) / g
-    block, _ = round_unscaled(wanted, fmt.scale_format, "nearest-even", None)
+    block, _ = round_unscaled(wanted, fmt.scale_format, NEAREST, None)
     # 0/0 of a zero tensor, and block scales that round to 0: zeros.
     block = torch.where((g > 0) & (largest > 0), block, 0.0).to(largest.dtype)
     total = block * g

@@ -9,7 +9,16 @@ from torch import Tensor
 
 from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput, nearest
-from altcore.formats import OVERFLOWS, ROUNDINGS, BlockFormat, Format, no_code
+from altcore.formats import (
+    ALL_BITS,
+    FEW_BITS,
+    OVERFLOWS,
+    ROUNDINGS,
+    BlockFormat,
+    Format,
+    Stochastic,
+    no_code,
+)
 from altcore.numerics.rules import COUNTS, ERRORS, Meters, Rule
 from altcore.numerics.tracing import constant, is_plain
 
@@ -18,8 +27,19 @@ def check_rule(fmt: Format, rule: Rule) -> None:
     """Raise `BadInput` for an unknown rounding or overflow, or one that ``fmt`` cannot do."""
     check_choice("rounding", rule.rounding, ROUNDINGS)
     check_choice("overflow", rule.overflow, OVERFLOWS)
+    check_stochastic(rule.stochastic)
     if rule.overflow in ("inf", "nan") and not _has_code(fmt, rule.overflow):
         raise no_code(fmt, rule.overflow)
+
+
+def check_stochastic(settings: Stochastic) -> None:
+    """Raise `BadInput` for a number of random bits that there is not, or an unknown rule."""
+    bits = settings.random_bits
+    if not isinstance(bits, int) or isinstance(bits, bool) or not 1 <= bits <= ALL_BITS:
+        raise BadInput(
+            f"random_bits: a whole number from 1 to {ALL_BITS} is needed, not {bits!r:.60}"
+        )
+    check_choice("few_bits", settings.few_bits, FEW_BITS)
 
 
 @constant  # torch.compile cannot trace the lock of a cached property

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from altcore.errors import BadInput
-from altcore.formats import Format
+from altcore.formats import Format, Stochastic
 from altcore.numerics.checks import check_dense, check_floating
 from altcore.numerics.ordinals import ordinal
 from altcore.numerics.resolve import Scale, find_coded, key_for, rule_for, scale_pair
@@ -22,7 +22,7 @@ def encode(
     fmt: Format | str,
     scale: Scale = None,
     *,
-    rounding: str = "nearest-even",
+    rounding: str | Stochastic = "nearest-even",
     overflow: str = "saturate",
     key: int | Tensor | None = None,
 ) -> Tensor:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput
-from altcore.formats import AnyFormat, BlockFormat, Format, to_single
+from altcore.formats import AnyFormat, BlockFormat, Format, Stochastic, to_single
 from altcore.numerics import ordinals
 from altcore.numerics.blocks import fake_blocks, round_blocks
 from altcore.numerics.checks import check_axis, check_choice, check_floating, refuse
@@ -51,7 +51,7 @@ def quantize(
     *,
     axis: int | None = None,
     block: int | None = None,
-    rounding: str = "nearest-even",
+    rounding: str | Stochastic = "nearest-even",
     overflow: str = "saturate",
     key: int | Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
@@ -62,8 +62,8 @@ def quantize(
     each slice along ``axis``), ``block`` (so for every ``block`` elements along ``axis``, 32 if
     None; the last block may be shorter), or ``none`` (1). ``axis`` is the one along which a
     product would sum, the last if None. ``rounding``, ``overflow`` and ``key`` are those of
-    `altcore.numerics.round_to_grid`; stochastic rounding without a key draws one from torch's
-    default generator.
+    `altcore.numerics.round_to_grid`; ``rounding`` may be `altcore.Stochastic`, and stochastic
+    rounding without a key draws one from torch's default generator.
 
     Returns ``q``, of ``x``'s shape, and ``s``, 0-dim; for ``channel`` of ``x``'s shape with 1 at
     ``axis``, for ``block`` of ``x``'s shape. Both are in the compute dtype: float32, or float64
@@ -102,7 +102,7 @@ def fake_quantize(
     x: Tensor,
     fmt: AnyFormat | str,
     scale: Scale | str = None,
-    rounding: str = "nearest-even",
+    rounding: str | Stochastic = "nearest-even",
     overflow: str = "saturate",
     *,
     axis: int | None = None,
@@ -258,7 +258,7 @@ def _scales(
     return spread(s), spread(r)
 
 
-def _block_rule(x: Tensor, fmt: BlockFormat, rounding: str, overflow: str) -> Rule:
+def _block_rule(x: Tensor, fmt: BlockFormat, rounding: str | Stochastic, overflow: str) -> Rule:
     check_floating(x)
     if overflow != "saturate":
         raise BadInput(f"format {fmt.name} saturates within its blocks: overflow must be saturate")

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from altcore.builtin_types import as_builtin
 from altcore.errors import BadInput
-from altcore.formats import AnyFormat, BlockFormat, Format
+from altcore.formats import AnyFormat, BlockFormat, Format, Stochastic
 from altcore.numerics.block_scales import spread
 from altcore.numerics.blocks import round_blocks
 from altcore.numerics.checks import check_axis, check_floating, refuse
@@ -64,7 +64,7 @@ def pack(
     scale: float | Tensor | None = None,
     *,
     axis: int | None = None,
-    rounding: str = "nearest-even",
+    rounding: str | Stochastic = "nearest-even",
     overflow: str = "saturate",
     key: int | Tensor | None = None,
 ) -> Packed:

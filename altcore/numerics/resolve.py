@@ -16,11 +16,12 @@ from altcore.formats import (
     AnyFormat,
     BlockFormat,
     Format,
+    Stochastic,
     full_rounding,
     get_format,
     to_single,
 )
-from altcore.numerics.checks import check_choice, check_floating, check_spread
+from altcore.numerics.checks import check_choice, check_floating, check_spread, check_stochastic
 from altcore.numerics.rounding_constants import (
     FLOAT32,
     LAYOUTS,
@@ -132,8 +133,11 @@ def _pair_of(number: float) -> tuple[Tensor, Tensor]:
 _RULES = {(rounding, o): Rule(rounding, o) for rounding in ROUNDINGS for o in OVERFLOWS}
 
 
-def rule_for(rounding: str, overflow: str) -> Rule:
+def rule_for(rounding: str | Stochastic, overflow: str) -> Rule:
     """Return the rule of these names; `BadInput` if one is unknown."""
+    if isinstance(rounding, Stochastic):
+        check_stochastic(rounding)
+        return rule_for("stochastic", overflow)._replace(stochastic=rounding)
     try:
         return _RULES[full_rounding(rounding), overflow]
     except (KeyError, TypeError):  # TypeError: unhashable

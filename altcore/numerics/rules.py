@@ -7,6 +7,8 @@ from typing import NamedTuple
 from attrs import define
 from torch import Tensor
 
+from altcore.formats import Stochastic
+
 COUNTS = ("elements", "overflow", "flushed", "nonfinite")
 """The entries of a tensor of counts (int64).
 
@@ -34,6 +36,13 @@ class Rule(NamedTuple):
 
     rounding: str = "nearest-even"
     overflow: str = "saturate"
+    stochastic: Stochastic = Stochastic()
+    """Settings of stochastic rounding; without effect on the others."""
+
+    @property
+    def has_few_bits(self) -> bool:
+        """Whether stochastic rounding has other settings than the usual ones."""
+        return self.stochastic != Stochastic()
 
     @property
     def draws(self) -> bool:
@@ -43,7 +52,7 @@ class Rule(NamedTuple):
 
 def full_rule(rule: Rule) -> Rule:
     """Return the rule with the full name of its rounding: ``nearest`` is nearest-even."""
-    return Rule(NEAREST.rounding, rule.overflow) if rule.rounding == "nearest" else rule
+    return rule._replace(rounding=NEAREST.rounding) if rule.rounding == "nearest" else rule
 
 
 NEAREST = Rule()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from altcore.errors import BadInput
-from altcore.formats import AnyFormat, BlockFormat
+from altcore.formats import AnyFormat, BlockFormat, Stochastic
 from altcore.numerics.blocks import fake_blocks
 from altcore.numerics.rounding import fake_round
 from altcore.numerics.rounding_constants import compute_dtype
@@ -29,6 +29,8 @@ def _rounded(
     axis: int,
     rounding: str,
     overflow: str,
+    random_bits: int,
+    few_bits: str,
     low: float | None,
     high: float | None,
 ) -> Tensor:
@@ -36,7 +38,7 @@ def _rounded(
 
     The rule comes in its parts: torch takes tuples of arguments apart.
     """
-    rule = Rule(rounding, overflow)
+    rule = Rule(rounding, overflow, Stochastic(random_bits, few_bits))
     if isinstance(fmt, BlockFormat):
         return fake_blocks(x, fmt, rule, axis=axis, key=key)
     if rule.overflow == "raise" and torch._C._functorch.is_batchedtensor(x):
@@ -73,7 +75,7 @@ class _Plain(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         """Pass the gradient on; the other arguments have none."""
-        return _pass(ctx, grads[0]), *(None,) * 9
+        return _pass(ctx, grads[0]), *(None,) * 11
 
 
 class _Transformed(torch.autograd.Function):
@@ -117,4 +119,5 @@ def straight_through(
     is_dual = torch.autograd.forward_ad._current_level >= 0
     kind = _Transformed if is_transformed or is_dual else _Plain
     apply: Callable[..., Tensor] = kind.apply  # the base class has no annotations
-    return apply(x, s, r, key, fmt, axis, *rule, *(ends or (None, None)))
+    parts = rule.rounding, rule.overflow, *rule.stochastic
+    return apply(x, s, r, key, fmt, axis, *parts, *(ends or (None, None)))

@@ -146,7 +146,7 @@ def rounded(
     if rule.draws:
         assert key is not None
         noise = random_bits(x.shape, key, x.device)
-    q, over = round_unscaled(y, fmt, rule.rounding, noise)
+    q, over = round_unscaled(y, fmt, rule, noise)
     found = _count(x, q, over) if counts else None
     sums = _square(y, q, weight) if errors else None
     if rule.overflow == "inf":

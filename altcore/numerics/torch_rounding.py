@@ -11,18 +11,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from altcore.formats import FloatFormat, Format
+from altcore.formats import FloatFormat, Format, Stochastic
 from altcore.numerics.rounding_constants import (
     FloatConstants,
     float_constants,
     table_constants,
     thresholds,
 )
+from altcore.numerics.rules import Rule
 from altcore.numerics.tracing import constant_tensors
+
+TABLE_BITS = 23
+"""The most random bits that decide between two values of a table."""
 
 
 def round_unscaled(
-    y: Tensor, fmt: Format, rounding: str, noise: Tensor | None
+    y: Tensor, fmt: Format, rule: Rule, noise: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """Round ``y`` (float32 or float64) to ``fmt``: grid values saturated, and the overflows.
 
@@ -30,23 +34,23 @@ def round_unscaled(
     A zero has the sign of ``y``.
     """
     # Geometric means have no bit pattern in common: log-nearest goes by thresholds.
-    if isinstance(fmt, FloatFormat) and rounding != "log-nearest":
-        return round_float(y, float_constants(fmt, y.dtype), rounding, noise)
-    return round_table(y, fmt, rounding, noise)
+    if isinstance(fmt, FloatFormat) and rule.rounding != "log-nearest":
+        return round_float(y, float_constants(fmt, y.dtype), rule, noise)
+    return round_table(y, fmt, rule, noise)
 
 
 def round_float(
-    y: Tensor, c: FloatConstants, rounding: str, noise: Tensor | None
+    y: Tensor, c: FloatConstants, rule: Rule, noise: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """`round_unscaled` for a float format."""
     a = y.abs()
-    if rounding == "nearest-even" and c.to_magic:
+    if rule.rounding == "nearest-even" and c.to_magic:
         over = a >= c.top
         return torch.copysign(_round_by_adding(a, c), y), over
     if noise is not None:
-        size = _draw_size(a, c, noise)
+        size = _draw_size(a, c, noise, rule)
     else:
-        size = _round_size(a, c, rounding, torch.signbit(y))
+        size = _round_size(a, c, rule.rounding, torch.signbit(y))
     missing = torch.isnan(y)
     over = (size > c.max) & ~missing
     value = torch.copysign(size.clamp(max=c.max), y)
@@ -97,38 +101,41 @@ def _round_size(a: Tensor, c: FloatConstants, rounding: str, negative: Tensor) -
     return torch.where(low, small, large)
 
 
-def _draw_size(a: Tensor, c: FloatConstants, noise: Tensor) -> Tensor:
+def _draw_size(a: Tensor, c: FloatConstants, noise: Tensor, rule: Rule) -> Tensor:
     """Magnitudes ``a`` rounded at random, like `_round_size`.
 
     As many random bits as are cut off are added below the cut, so that the probability of a
     carry is the fraction itself (float64: to within 2**-33). Below the normal range the addition
     of the smallest normal value first brings the cut to its place, which rounds the fraction to
-    that many bits.
+    that many bits. A few random bits ask for its exact first ones: there it is cut off.
     """
     low = a < c.least
     lift = low.to(a.dtype) * c.least
-    lifted = (a + lift).view(c.layout.integer)
-    drawn = _carry(lifted, noise, c.cut)
+    lifted = a + lift
+    bits = lifted.view(c.layout.integer)
+    if rule.has_few_bits:
+        bits = bits - (lifted - lift > a).to(bits.dtype)
+    drawn = _carry(bits, noise, c.cut, rule.stochastic)
     if c.gap_cut != c.cut:
-        drawn = torch.where(low, _carry(lifted, noise, c.gap_cut), drawn)
+        drawn = torch.where(low, _carry(bits, noise, c.gap_cut, rule.stochastic), drawn)
     size = drawn.view(a.dtype) - lift
     return torch.where(torch.isinf(a), a, size)
 
 
-def _carry(bits: Tensor, noise: Tensor, cut: int) -> Tensor:
-    """Add ``cut`` of the top random bits to the lowest ones, then clear those."""
-    if cut <= 32:
+def _carry(bits: Tensor, noise: Tensor, cut: int, settings: Stochastic) -> Tensor:
+    """Add the top random bits to the lowest ``cut`` ones, then clear those."""
+    count = settings.random_bits
+    if cut <= count:
         more = (noise >> (32 - cut)) & ((1 << cut) - 1)
-    else:  # float64; centred in what 32 bits leave open
-        more = ((noise.to(bits.dtype) & 0xFFFFFFFF) << (cut - 32)) + (1 << (cut - 33))
+    else:
+        drawn = (noise.to(bits.dtype) >> (32 - count)) & ((1 << count) - 1)
+        more = (drawn << (cut - count)) + int(settings.half * (1 << (cut - count)))
     return (bits + more) & -(1 << cut)
 
 
-def round_table(
-    y: Tensor, fmt: Format, rounding: str, noise: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def round_table(y: Tensor, fmt: Format, rule: Rule, noise: Tensor | None) -> tuple[Tensor, Tensor]:
     """`round_unscaled` for a format given by its values."""
-    points, values, grid = _tensors(fmt, rounding, y.dtype, y.device)
+    points, values, grid = _tensors(fmt, rule.rounding, y.dtype, y.device)
     last = len(values) - 1
     index = torch.bucketize(y.contiguous(), points, right=True)
     if noise is not None:
@@ -138,9 +145,10 @@ def round_table(
         inner_above = torch.where(high == -low, y >= 0, high.abs() < low.abs())
         inner, outer = torch.where(inner_above, high, low), torch.where(inner_above, low, high)
         distance, width = (y.double() - inner).abs(), (outer - inner).abs()
-        # Compared with 23 random bits, centred, and turned so that large ones round away.
-        drawn = (((~noise >> 9) & 0x7FFFFF).double() + 0.5) * width
-        outside = distance * 2.0**23 > drawn
+        # Compared with as many random bits, turned so that large ones round away.
+        count = min(rule.stochastic.random_bits, TABLE_BITS)
+        drawn = ((~noise >> (32 - count)) & ((1 << count) - 1)).double()
+        outside = distance * 2.0**count >= (drawn + 1 - rule.stochastic.half) * width
         # Position in the extended grid: the upper end if exactly one of the two holds.
         index = interval + (inner_above ^ outside).to(torch.int64)
         index = torch.where(below < 0, 0, torch.where(below > last + 1, last + 2, index))

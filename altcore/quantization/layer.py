@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from altcore.errors import BadInput
 from altcore.formats import AnyFormat
-from altcore.numerics import Rule, round_to_grid
+from altcore.numerics import round_to_grid
 from altcore.quantization.checks import check_operand
 from altcore.quantization.compute import grid_dtype
 from altcore.quantization.context import Context
@@ -19,6 +19,7 @@ from altcore.quantization.discovery import called, layer_kind, runs_torchs_forwa
 from altcore.quantization.flops import OPERANDS_OF
 from altcore.quantization.product import PAIRS, StraightThrough
 from altcore.quantization.quantizer import Axes, Operand, Quantizer, RoundedTensor
+from altcore.quantization.rules import rule_of
 from altcore.quantization.site import Site
 from altcore.quantization.stored import StoredWeight, version_of
 from altcore.recipes import ATTENTION_OPERANDS, LOOKUP, PRODUCT_OPERANDS, Cast, Casts
@@ -43,9 +44,7 @@ class WeightView:
         """
         cast, now = self.cast, self.parameter.detach()
         now = now.mT if self.is_transposed else now
-        rounded = round_to_grid(
-            now, cast.element, Rule(cast.rounding, cast.overflow), r=self.rounded.r, key=self.key
-        )
+        rounded = round_to_grid(now, cast.element, rule_of(cast), r=self.rounded.r, key=self.key)
         moved = now != self.master
         return torch.stack([moved.sum(), (moved & (rounded == self.rounded.values)).sum()])
 

@@ -9,11 +9,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from altcore.errors import BadInput, shown
-from altcore.numerics import Rule, fake_round, scale_of
+from altcore.numerics import fake_round, scale_of
 from altcore.quantization.checks import check_whole
 from altcore.quantization.context import Clock, Context
 from altcore.quantization.discovery import ParameterSlot
 from altcore.quantization.quantizer import random_key
+from altcore.quantization.rules import rule_of
 from altcore.quantization.stored import size_of
 from altcore.recipes import Cast, some
 
@@ -171,9 +172,7 @@ def _round_moments(
             noise = None
             if cast.rounding == "stochastic":
                 noise = random_key(clock.seed, clock.step, 0, moment_name(name, key))
-            rounded = fake_round(
-                value, cast.element, Rule(cast.rounding, cast.overflow), r=r, s=s, key=noise
-            )
+            rounded = fake_round(value, cast.element, rule_of(cast), r=r, s=s, key=noise)
             floor = cast.element.smallest * (1.0 if s is None else s)
             lost = (rounded == 0) & (value > 0) & (value.min() >= 0)
             value.copy_(torch.where(lost, floor, rounded))

@@ -13,7 +13,6 @@ from altcore.numerics import (
     UNMETERED,
     Meters,
     RoundedBlocks,
-    Rule,
     amax,
     fake_blocks,
     fake_round,
@@ -28,6 +27,7 @@ from altcore.numerics import (
 )
 from altcore.quantization.context import Context
 from altcore.quantization.flops import uncounted
+from altcore.quantization.rules import rule_of
 from altcore.quantization.site import Site
 from altcore.recipes import Cast
 
@@ -197,7 +197,7 @@ class Quantizer:
         is_turned = blocks.is_square and [a % x.ndim for a in axes] != [x.ndim - 2, x.ndim - 1]
         x = x.movedim(axes, last) if is_turned else x
         axis = -1 if blocks.is_square else axes[1]
-        rule = Rule(cast.rounding)
+        rule = rule_of(cast)
         made = round_blocks(x, blocks, rule, axis=axis, meters=self._meters(training), key=key)
 
         def back(t: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ class Quantizer:
         cast, key = self.cast, self.key(training)
         if cast.blocks is not None:
             meters = self._meters(training)
-            return fake_blocks(x, cast.blocks, Rule(cast.rounding), meters=meters, key=key)
+            return fake_blocks(x, cast.blocks, rule_of(cast), meters=meters, key=key)
         return self._rounded(x, training, (-1,), key, fake=True)[0]
 
     def _rounded(
@@ -243,7 +243,7 @@ class Quantizer:
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """Return ``x`` rounded, scaled back if ``fake``, and the scales (s, r)."""
         cast, scaling = self.cast, self.cast.scaling
-        rule, meters = Rule(cast.rounding, cast.overflow), self._meters(training)
+        rule, meters = rule_of(cast), self._meters(training)
         is_own = not (training and self.shares_amax)
         if scaling.kind == "tensor" and scaling.quantile is None and is_own:  # in one call
             made = round_scaled(

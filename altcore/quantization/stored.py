@@ -15,12 +15,13 @@ import torch
 from attrs import define, field
 from torch import Tensor, nn
 
-from altcore.numerics import Rule, amax, fake_round, root_mean_square, scale_of
+from altcore.numerics import amax, fake_round, root_mean_square, scale_of
 from altcore.quantization.checks import check_whole
 from altcore.quantization.context import Context
 from altcore.quantization.discovery import ParameterSlot
 from altcore.quantization.product import StraightThrough
 from altcore.quantization.quantizer import random_key
+from altcore.quantization.rules import rule_of
 from altcore.recipes import Cast
 
 MOST_NAMED = 3
@@ -130,7 +131,12 @@ class StoredWeight:
                 self.context.clock.seed, self.context.clock.step, 0, f"{self.name}/stored"
             )
         return fake_round(
-            w, self.cast.element, Rule(self.cast.rounding, overflow), r=1 / scale, s=scale, key=key
+            w,
+            self.cast.element,
+            rule_of(self.cast)._replace(overflow=overflow),
+            r=1 / scale,
+            s=scale,
+            key=key,
         )
 
     @torch.no_grad()

@@ -10,7 +10,15 @@ from typing import Any
 from attrs import field, frozen
 from attrs.validators import and_, ge, gt, in_, le, optional
 
-from altcore.formats import AnyFormat, BlockFormat, Format, ScaleRule, full_rounding, saved
+from altcore.formats import (
+    AnyFormat,
+    BlockFormat,
+    Format,
+    ScaleRule,
+    Stochastic,
+    full_rounding,
+    saved,
+)
 
 SCALINGS = ("none", "tensor", "channel", "block", "delayed", "rms")
 STRAIGHT_THROUGH = ("identity", "clipped")
@@ -91,6 +99,8 @@ class Cast:
     straight_through: str = "identity"
     """identity: the gradient passes the rounding as it is; clipped: only where the operand did not
     pass the format's range."""
+    stochastic: Stochastic = field(default=Stochastic())
+    """Settings of stochastic rounding; without effect on the others."""
 
     @property
     def element(self) -> Format:
@@ -125,11 +135,16 @@ class Cast:
         return {
             "format": saved(self.format),
             "scaling": self.scaling.to_plain(),
-            "rounding": self.rounding,
+            "rounding": self._plain_rounding(),
             "overflow": self.overflow,
             "hadamard": self.hadamard,
             "straight_through": self.straight_through,
         }
+
+    def _plain_rounding(self) -> str | dict[str, Any]:
+        if self.rounding != "stochastic" or self.stochastic == Stochastic():
+            return self.rounding
+        return {"kind": self.rounding, **self.stochastic._asdict()}
 
 
 def default_scaling(fmt: AnyFormat) -> Scaling:

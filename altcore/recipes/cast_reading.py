@@ -10,11 +10,14 @@ from attrs import evolve, frozen
 from altcore.builtin_types import misfit
 from altcore.errors import BadInput, Source, nearest, shown
 from altcore.formats import (
+    ALL_BITS,
+    FEW_BITS,
     OVERFLOWS,
     ROUNDINGS,
     AnyFormat,
     BlockFormat,
     Format,
+    Stochastic,
     full_rounding,
     get_format,
     is_plain,
@@ -125,9 +128,10 @@ def read_cast(value: Any, place: Place) -> Cast | None:
         raise place.below(value, "straight_through").refusal(
             "after a Hadamard transform no element of the tensor is the one that was clipped"
         )
-    named = value.get("rounding", "nearest-even")
-    rounding = _choice(full_rounding(named), ROUNDINGS, place.below(value, "rounding"))
-    return Cast(fmt, scaling, rounding, overflow, hadamard, straight_through)
+    rounding, stochastic = _read_rounding(
+        value.get("rounding", "nearest-even"), place.below(value, "rounding")
+    )
+    return Cast(fmt, scaling, rounding, overflow, hadamard, straight_through, stochastic)
 
 
 def read_format(value: Any, place: Place) -> AnyFormat:
@@ -222,6 +226,22 @@ def read_scaling(value: Any, place: Place) -> Scaling:
         named = [place.below(value, key) for key in value if f"'{key}'" in str(error)]
         at = named[0] if named else place
         raise evolve(place, source=at.source).refusal(str(error.args[0])) from error
+
+
+def _read_rounding(value: Any, place: Place) -> tuple[str, Stochastic]:
+    """Return a rounding that is given by its name, or as a mapping of stochastic rounding."""
+    usual = Stochastic()
+    if isinstance(value, Stochastic):
+        value = {"kind": "stochastic", **value._asdict()}
+    if not isinstance(value, Mapping):
+        return _choice(full_rounding(value), ROUNDINGS, place), usual
+    refuse_unknown(value, ("kind", *usual._fields), place)
+    kind = _choice(value.get("kind", "stochastic"), ("stochastic",), place.below(value, "kind"))
+    bits, at = value.get("random_bits", usual.random_bits), place.below(value, "random_bits")
+    if not 1 <= _number(bits, int, at) <= ALL_BITS:
+        raise at.refusal(f"{bits} is not from 1 to {ALL_BITS}")
+    few = _choice(value.get("few_bits", usual.few_bits), FEW_BITS, place.below(value, "few_bits"))
+    return kind, Stochastic(bits, few)
 
 
 def _number(value: Any, kind: Any, place: Place) -> Any:

@@ -1,9 +1,10 @@
 """Reading one cast: a format's name, none, or a mapping of its parts."""
 
 import pytest
+from attrs import evolve
 from helpers_recipes import LAYERS
 
-from altcore import BadInput, ChangeRecipe, get_format
+from altcore import BadInput, ChangeRecipe, Stochastic, get_format
 from altcore.recipes import Cast, Scaling, read_recipe
 from altcore.recipes.cast_reading import Place, read_cast
 from altcore.recipes.reading import parse
@@ -40,6 +41,38 @@ def test_what_is_stored_has_a_scale_of_its_own(role, scaling):
     """A scaling that would be ignored is refused, naming the role."""
     with pytest.raises(BadInput, match=rf"{role}: .*a single scale"):
         parse({role: {"format": "E4M3", "scaling": scaling}}, "mine")
+
+
+@pytest.mark.parametrize(
+    ("rounding", "settings"),
+    [
+        ({"kind": "stochastic", "random_bits": 4, "few_bits": "floor"}, Stochastic(4, "floor")),
+        ({"random_bits": 8}, Stochastic(8)),
+        (Stochastic(3), Stochastic(3)),
+    ],
+)
+def test_stochastic_rounding_by_a_few_bits(rounding, settings):
+    """As a mapping; a plain form keeps it, and the usual rounding stays a name there."""
+    cast = read_cast({"format": "E4M3", "rounding": rounding}, Place())
+    assert cast == Cast(get_format("E4M3"), Scaling("tensor"), "stochastic", stochastic=settings)
+    assert read_cast(cast.to_plain(), Place()) == cast
+    assert evolve(cast, stochastic=Stochastic()).to_plain()["rounding"] == "stochastic"
+
+
+@pytest.mark.parametrize(
+    ("rounding", "problem"),
+    [
+        ({"random_bits": 0}, r"rounding\.random_bits: 0 is not from 1 to 32"),
+        ({"random_bits": 33}, "33 is not from 1 to 32"),
+        ({"random_bits": "4"}, "'4' has the wrong type"),
+        ({"random_bit": 4}, r"unknown key 'random_bit' \(did you mean random_bits\?\)"),
+        ({"few_bits": "flor"}, r"few_bits: 'flor' is unknown \(did you mean floor\?\)"),
+        ({"kind": "nearest"}, "rounding.kind: 'nearest' is unknown"),
+    ],
+)
+def test_a_wrong_setting_of_stochastic_rounding(rounding, problem):
+    with pytest.raises(BadInput, match=problem):
+        parse({"weight": {"format": "E4M3", "rounding": rounding}})
 
 
 def test_nearest_is_nearest_even():

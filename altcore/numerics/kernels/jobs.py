@@ -45,6 +45,8 @@ def prepare_constants(fmt: Format, rule: Rule) -> Prepared | None:
     """Return the job of a format that computes in float32; None if the kernels cannot do it."""
     job = Job()
     job.rounding = ROUNDINGS.index(rule.rounding)
+    job.random_bits, job.half = rule.stochastic.random_bits, rule.stochastic.half
+    job.has_few_bits = rule.has_few_bits
     job.saturates = rule.overflow == "saturate"
     given = {"saturate": fmt.max, "inf": math.inf, "nan": math.nan}[rule.overflow]
     job.over_bits = _bits(given)

@@ -66,6 +66,9 @@ struct job {
     uint32_t to_magic; /* from an exponent's bits to those of its magic number; 0 for none */
     uint32_t gapped;   /* no subnormals */
     float magic, max, unit;
+    /* stochastic rounding */
+    uint32_t random_bits, has_few_bits; /* how many of the 32; whether these are other than all */
+    float half; /* added to them, in units of the last one */
     /* all */
     float smallest;     /* the smallest magnitude but zero */
     float lowest, highest;
@@ -117,7 +120,8 @@ INLINE float power_of_two(int32_t k) { /* -127 to 127 */
 enum {
     FLIPPED = STOCHASTIC + 1, /* NEAREST_EVEN, where even exponents mean odd codes */
     ADDING,                   /* NEAREST_EVEN, where round_by_adding can */
-    GAPPED                    /* STOCHASTIC, without subnormals */
+    GAPPED,                   /* STOCHASTIC, without subnormals */
+    FEW_BITS                  /* STOCHASTIC, by a few random bits, with subnormals or without */
 };
 
 /* The rounded bits of a magnitude in the normal range; carries into the exponent are right. */
@@ -180,6 +184,17 @@ INLINE float round_randomly(const struct job *j, int rounding, float a, uint32_t
     const uint32_t low = a < float_of(least) ? ~0u : 0;
     const float lift = float_of(low & least);
     uint32_t mask = (1u << cut) - 1, noise = h >> (32 - cut);
+    if (rounding == FEW_BITS) { /* of the fraction's exact first bits: it is cut off, not rounded */
+        const uint32_t lowest = j->gapped ? 23 : cut, keep = ~0u << (32 - j->random_bits);
+        const uint32_t centre = j->half != 0.0f && j->random_bits < 32 ? (~keep + 1) >> 1 : 0;
+        const float lifted = a + lift;
+        h = (h & keep) | centre;
+        noise = low ? h >> (32 - lowest) : h >> (32 - cut);
+        mask = low ? (1u << lowest) - 1 : mask;
+        const uint32_t bits = bits_of(lifted) - (lifted - lift > a ? 1 : 0);
+        const float few = float_of((bits + noise) & ~mask) - lift;
+        return a < INFINITY ? few : a;
+    }
     if (rounding == GAPPED) { /* the gap around zero is one step, as wide as the lowest binade */
         mask = low ? (1u << 23) - 1 : mask;
         noise = low ? h >> 9 : noise;
@@ -194,7 +209,7 @@ INLINE void round_float(const struct job *j, const struct part *p, int rounding,
     float *restrict out = p->out;
     const struct job local = *j;
     const float least = float_of(local.min_normal), max = local.max;
-    const int random = rounding == STOCHASTIC || rounding == GAPPED;
+    const int random = rounding == STOCHASTIC || rounding == GAPPED || rounding == FEW_BITS;
     uint32_t drawn = first_draw(j, p->start);
     const uint32_t second = second_key(j, p->start);
     uint32_t passed = 0, zeros = 0, were_zero = 0, nonfinite = 0;
@@ -256,6 +271,7 @@ LOOPS(up, UP)
 LOOPS(down, DOWN)
 LOOPS(stochastic, STOCHASTIC)
 LOOPS(gapped, GAPPED)
+LOOPS(few_bits, FEW_BITS)
 LOOPS(adding, ADDING) /* only where overflows saturate */
 
 typedef void (*float_loop)(const struct job *, const struct part *, int64_t *);
@@ -265,6 +281,7 @@ static float_loop loop_of(const struct job *j) {
                                        up,           down,         stochastic};
     if (j->rounding == NEAREST_EVEN && j->to_magic && j->saturates) return adding;
     if (j->rounding == NEAREST_EVEN && j->flip) return flipped;
+    if (j->rounding == STOCHASTIC && j->has_few_bits) return few_bits;
     if (j->rounding == STOCHASTIC && j->gapped) return gapped;
     return loops[j->rounding];
 }

@@ -91,14 +91,16 @@ STAGE draw_values(const struct job *j, const float *restrict y, int64_t start,
     const uint32_t first = first_draw(j, start), second = second_key(j, start);
     const struct ends *restrict ends = j->ends;
     const uint32_t centre = j->centre, mirrored = j->mirrored;
+    const uint32_t bits = j->random_bits < 23 ? j->random_bits : 23;
+    const double steps = (double)(1u << bits), offset = 1.0 - (double)j->half;
     uint32_t noise[PIECE];
     for (int i = 0; i < n; i++)
-        noise[i] = ~draw(first + (uint32_t)i * DRAW_STEP, second) >> 9;
+        noise[i] = ~draw(first + (uint32_t)i * DRAW_STEP, second) >> (32 - bits);
     for (int i = 0; i < n; i++) {
         const struct ends *e = ends + (gap[i] == centre && y[i] >= 0.0f ? mirrored : gap[i]);
-        const double distance = fabs((double)y[i] - e->inner) * 8388608.0;
-        const double drawn = ((double)noise[i] + 0.5) * e->width;
-        const int away = distance > drawn;
+        const double distance = fabs((double)y[i] - e->inner) * steps;
+        const double drawn = ((double)noise[i] + offset) * e->width;
+        const int away = distance >= drawn;
         gap[i] = e->payload[away];
         over[i] = e->over[away];
     }
