@@ -312,3 +312,32 @@ def test_errors_are_measured_where_asked():
     error = (rounded - x).double().square().sum()
     expected = 10 * torch.log10(x.double().square().sum() / error)
     assert found["activation@fwd"] == pytest.approx(float(expected), abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("role", "fmt"),
+    [
+        ("weight", "E2M3"),
+        ("weight", "MXFP4"),
+        ("stored_weight", "E2M3"),
+        ("optimizer_state", "E2M3"),
+    ],
+)
+def test_a_few_random_bits_reach_every_quantizer(role, fmt):
+    """With one bit and floor, less than half of a gap is never rounded away from zero."""
+    model = nn.Linear(32, 8, bias=False)
+    weight = torch.full((8, 32), 1.05)
+    weight[:, 0] = 7.5 if fmt == "E2M3" else 6.0  # the largest value: the scale is 1
+    model.weight.data = weight.clone()
+    cast = {"format": fmt, "rounding": {"random_bits": 1, "few_bits": "floor"}}
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9, momentum=0.9)
+    q = quantize_model(model, {role: cast}, optimizer=optimizer)
+    if role == "weight":
+        found = model(torch.eye(32)).mT
+    else:
+        model.weight.grad = weight.clone()
+        optimizer.step()
+        moment = optimizer.state[model.weight]["momentum_buffer"]
+        found = model.weight if role == "stored_weight" else moment
+    assert found[:, 1:].detach().unique().tolist() == [1.0]
+    q.remove()
