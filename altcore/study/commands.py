@@ -114,7 +114,7 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
         begun = _begin(options, runner, "explain", asked, arms, study.runs_at_most, seeds, rows)
         study.watch = watching(runner.base)
         found = study.explain()
-        about = {**asked, **facts(runner.base, begun, rows, study.rates)}
+        about = {**asked, **facts(runner.base, begun, rows, study.runs.rates)}
         whole = {"about": about, **found}
         write(runner.folder, begun.page, whole, report.explanation(about, found))
     return whole, runner.folder

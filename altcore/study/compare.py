@@ -10,11 +10,11 @@ from attrs import define, evolve, field, frozen
 from altcore.errors import BadInput
 from altcore.recipes import OPERANDS, ResolvedRecipe
 from altcore.study.arms import Arm, frozen_control, select
-from altcore.study.explain import SELECTION_SEED, plain
 from altcore.study.keys import run_key
 from altcore.study.outcome import Outcome, gap
+from altcore.study.paired import SELECTION_SEED
 from altcore.study.runner import FACTORS_OF_RATE, Runner, Trial
-from altcore.study.statistics import LEVEL, estimate, holm
+from altcore.study.statistics import LEVEL, estimate, holm, plain
 
 
 @frozen

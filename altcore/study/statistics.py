@@ -7,7 +7,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from itertools import chain, combinations
 from typing import Any, TypeVar
 
-from attrs import frozen
+from attrs import asdict, frozen
 
 from altcore.errors import BadInput
 
@@ -37,6 +37,11 @@ class Estimate:
     p: float
     """Two-sided probability of a mean as far from 0, were it 0."""
     n: int
+
+
+def plain(found: Estimate) -> dict[str, Any]:
+    """Return an estimate as plain data."""
+    return asdict(found)
 
 
 def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:

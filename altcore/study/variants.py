@@ -29,6 +29,11 @@ CAUSES = {
     "below": "too small: values below its smallest",
     "finer": "too coarse: two more mantissa bits within its range",
 }
+CAUSE_CHANGE = {
+    "above": "a format that reaches higher",
+    "below": "a format that reaches lower",
+    "finer": "a format with two more mantissa bits",
+}
 _BINADES = 16  # how far a table is extended
 _PARTS = 4  # of each interval, for two more bits
 _LARGEST, _SMALLEST = 2.0**127, 2.0**-133
@@ -61,6 +66,11 @@ def variants(cast: Cast) -> dict[str, Cast]:
     if element.bits + 2 <= MAX_BITS:
         made["finer"] = _with(cast, finer(element))
     return made
+
+
+def to(cause: str) -> Callable[[Cast], Cast]:
+    """Return the change of a cast to its variant for a cause, if it has one."""
+    return lambda cast: variants(cast).get(cause, cast)
 
 
 def _with(cast: Cast, element: Format) -> Cast:

@@ -24,10 +24,12 @@ from altcore.study.arms import (
     with_partners,
 )
 from altcore.study.commands import optimizer_keys
-from altcore.study.explain import CAUSE_CHANGE, Explanation, onset
+from altcore.study.culprit import runs_inside
+from altcore.study.onset import onset
 from altcore.study.outcome import Outcome, gap, tail_length
+from altcore.study.paired import PairedRuns
 from altcore.study.runner import Runner, Trial
-from altcore.study.variants import CAUSES
+from altcore.study.variants import CAUSE_CHANGE, CAUSES
 
 LAYERS = [
     Layer("wte", "embedding"),
@@ -164,11 +166,11 @@ def test_a_factor_is_compared_at_its_own_rate(own, arm, told):
             return [outcome_of([losses[t.arm.key, t.rate] + t.seed / 1e4] * 10) for t in trials]
 
     Stub.base = type("Base", (), {"max_steps": 10})
-    study = Explanation(Stub(), {}, [1, 2, 3], 0.05)
-    study.rates = {"twin": 3.0, "B": own}
-    study._run([Arm("twin", {}), Arm("B", {})])
-    assert (study.reference, study._rate_inside(Arm("B", {}))) == ("twin", told[1])
-    assert study.reference == told[0]
+    runs = PairedRuns(Stub(), [1, 2, 3], 0.05, rates={"twin": 3.0, "B": own})
+    runs.run([Arm("twin", {}), Arm("B", {})])
+    inside = runs_inside(runs, Arm("B", {}))
+    assert (inside.reference, inside.rate) == told
+    assert (runs.reference, runs.rate) == ("twin", None)
 
 
 @pytest.fixture
