@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from altcore.study.outcome import tail_length
 from altcore.study.runner import FACTORS_OF_RATE
 from altcore.study.setup import FEWEST_STEPS
-from altcore.study.statistics import LEVEL, student
+from altcore.study.statistics import LEVEL, quantile
 
 LARGEST_GAP = 3.0
 """Standard deviations over the seeds; few gaps are as large."""
@@ -42,7 +42,7 @@ def smallest_gap(seeds: int, rows: int) -> float:
     >>> round(smallest_gap(5, 1), 1), round(smallest_gap(3, 4), 1)
     (1.2, 5.1)
     """
-    return float(student().ppf(1 - LEVEL / rows / 2, seeds - 1)) / math.sqrt(seeds)
+    return quantile(1 - LEVEL / rows / 2, seeds - 1) / math.sqrt(seeds)
 
 
 def about_rates(factors: Mapping[str, float]) -> list[str]:

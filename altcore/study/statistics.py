@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Mapping, Sequence
+from functools import cache
 from itertools import chain, combinations
 from typing import Any, TypeVar
 
@@ -19,12 +20,22 @@ LEVEL = 0.05
 
 
 def student() -> Any:
-    """Return scipy's distribution of Student's t. Raises `BadInput` without scipy."""
+    """Return scipy's functions, Student's t among them. Raises `BadInput` without scipy."""
     try:
-        from scipy.stats import t  # type: ignore[import-untyped] # it has no annotations
+        import scipy.special as special  # type: ignore[import-untyped] # it has no annotations
     except ImportError as error:
         raise BadInput("studies need scipy: pip install 'altcore[study]'") from error
-    return t
+    return special
+
+
+@cache
+def quantile(level: float, freedom: int) -> float:
+    """Return the quantile of Student's t with so many degrees of freedom.
+
+    >>> round(quantile(0.975, 4), 3)
+    2.776
+    """
+    return float(student().stdtrit(freedom, level))
 
 
 @frozen
@@ -58,8 +69,8 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
     if spread == 0:
         return Estimate(mean, mean, mean, 1.0 if mean == 0 else 0.0, n)
-    half = spread * float(student().ppf((1 + level) / 2, n - 1))
-    p = 2 * float(student().sf(abs(mean) / spread, n - 1))
+    half = spread * quantile((1 + level) / 2, n - 1)
+    p = 2 * float(student().stdtr(n - 1, -abs(mean) / spread))
     return Estimate(mean, mean - half, mean + half, p, n)
 
 

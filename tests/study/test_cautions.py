@@ -40,7 +40,7 @@ def asked(start, tmp_path):
 
 def test_scipy_is_missed_before_the_first_run(monkeypatch, asked):
     options, told = asked
-    monkeypatch.setitem(sys.modules, "scipy.stats", None)
+    monkeypatch.setitem(sys.modules, "scipy.special", None)
     with pytest.raises(BadInput, match="studies need scipy"):
         run_compare(options, ["E4M3"], ["master"], ["adamw"])
     with pytest.raises(BadInput, match="studies need scipy"):
