@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import math
+from statistics import fmean
 from typing import Any
 
 from altcore.recipes import ResolvedRecipe
 from altcore.study.arms import Arm, select
 from altcore.study.culprit import Culprit
-from altcore.study.statistics import estimate, plain
+from altcore.study.paired import PairedRuns
+from altcore.study.statistics import plain
 from altcore.study.variants import CAUSES, is_fixed_point, to, variants
 
 RECOVERS = 0.5
@@ -27,15 +28,29 @@ def find_cause(culprit: Culprit, plan: ResolvedRecipe) -> dict[str, Any]:
         for cause in CAUSES
         if cause in possible
     }
-    runs.run([base, *tried.values()])
-    before, rows = runs.gaps(base.key), {}
-    whole = math.fsum(before) / len(before)
-    for cause, arm in tried.items():
-        gained = estimate([b - a for b, a in zip(before, runs.gaps(arm.key), strict=True)])
-        rows[cause] = {**plain(gained), "recovered": gained.mean / whole if whole > 0 else 0.0}
+    runs.run_table(
+        tried,
+        lambda cause, _: _is_decided(runs, base.key, tried[cause].key),
+        beside={cause: [base] for cause in tried},
+    )
+    rows = {cause: _recovery(runs, base.key, arm.key) for cause, arm in tried.items()}
     names = {c: r for c, r in rows.items() if r["low"] > 0 and r["recovered"] >= RECOVERS}
     return {
         "counterfactuals": rows,
         "cause": max(names, key=lambda c: names[c]["recovered"]) if names else None,
         "fixed_point": any(is_fixed_point(c.element) for c in casts),
     }
+
+
+def _recovery(runs: PairedRuns, own: str, changed: str) -> dict[str, Any]:
+    """Return how much of a gap a change takes away."""
+    before, after = runs.gaps(own), runs.gaps(changed)
+    gained, whole = runs.difference(before, after), fmean(before[: len(after)])
+    return {**plain(gained), "recovered": gained.mean / whole if whole > 0 else 0.0}
+
+
+def _is_decided(runs: PairedRuns, own: str, changed: str) -> bool:
+    """Return whether a change is known to take away more, or less, than makes it the cause."""
+    left = [(1 - RECOVERS) * gap for gap in runs.gaps(own)]
+    found = runs.difference(left, runs.gaps(changed))
+    return not found.low <= 0 <= found.high

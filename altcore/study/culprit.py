@@ -12,7 +12,7 @@ from attrs import evolve, field, frozen
 
 from altcore.recipes import ResolvedRecipe
 from altcore.study.arms import FACTORS, Arm, layer_groups, operands_in, select, twin
-from altcore.study.paired import PairedRuns, worst
+from altcore.study.paired import PairedRuns, is_not_the_worst, worst
 
 
 @frozen
@@ -46,14 +46,13 @@ def find_culprit(
         "learning_rate_factor_inside": inside.rate,
     }
 
-    def table(stage: str, tried: Mapping[str, Arm]) -> str | None:
-        inside.run(tried.values())
-        found[stage] = inside.table(tried)
+    def table(stage: str, tried: Mapping[str, Arm], *, all_guilty: bool = False) -> str | None:
+        found[stage] = inside.run_table(tried, None if all_guilty else is_not_the_worst)
         return worst(found[stage])
 
     operands = operands_in(plan, FACTORS[factor])
     alone = {o: Arm(f"{factor}-{as_key(o)}", select(plan, [o])) for o in operands}
-    operand = table("operands", alone)
+    operand = table("operands", alone, all_guilty=True)
     wanted = [operand] if operand else operands
 
     groups = layer_groups(plan, wanted, ties)
@@ -81,13 +80,12 @@ def runs_inside(runs: PairedRuns, arm: Arm) -> PairedRuns:
     """
     own, twins = runs.rates[arm.key], runs.rates["twin"]
     if own == twins:
-        return runs.at(own, "twin")
-    beside = evolve(twin(), key="twin-inside")
-    inside = runs.at(own, beside.key)
-    inside.run([beside])
+        return runs.at(own, twin())
+    inside = runs.at(own, evolve(twin(), key="twin-inside"))
+    inside.run([arm], count=len(runs.of(arm.key)))
     row = inside.row(arm.key)
     is_worse = row["diverged"] or row["low"] > 0
-    return inside if is_worse else runs.at(twins, "twin")
+    return inside if is_worse else runs.at(twins, twin())
 
 
 def as_key(name: str) -> str:

@@ -52,13 +52,13 @@ class Explanation:
         every = [*arms.values(), control]
 
         runs.choose_rates(every)
-        runs.run(every, keys={full.key: self.watch})
         found = {
             "learning_rate_factors": dict(runs.rates),
             "operands_of": {f: operands_in(self.plan, FACTORS[f]) for f in self.factors},
-            **judge_factors(runs, arms, control),
-            "onset": {str(s): onset(runs.outcomes[full.key, s].lines) for s in self.seeds},
+            **judge_factors(runs, arms, control, self.watch),
         }
+        watched = zip(self.seeds, runs.of(full.key), strict=False)
+        found["onset"] = {str(seed): onset(outcome.lines) for seed, outcome in watched}
         if found["full"]["distinguishable"]:
             culprit, tables = find_culprit(runs, self.plan, self.ties, arms, found["shapley"])
             found |= tables

@@ -6,25 +6,55 @@ from collections.abc import Mapping
 from typing import Any
 
 from altcore.study.arms import FACTORS, Arm
-from altcore.study.paired import PairedRuns, by_seed
-from altcore.study.statistics import dividends, shapley
+from altcore.study.paired import PairedRuns, Rows
+from altcore.study.statistics import dividends, plain, shapley
+
+Gaps = Mapping[frozenset[str], list[float]]
 
 
 def judge_factors(
-    runs: PairedRuns, arms: Mapping[frozenset[str], Arm], control: Arm
+    runs: PairedRuns,
+    arms: Mapping[frozenset[str], Arm],
+    control: Arm,
+    watch: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Return the gap of each arm, effects and shares of the factors, and the full arm's verdict."""
-    rows = runs.table({arm.key: arm for factors, arm in arms.items() if factors})
-    gaps = {s: runs.gaps(arm.key) if s else [0.0] * len(runs.seeds) for s, arm in arms.items()}
-    each = [{s: found[i] for s, found in gaps.items()} for i in range(len(runs.seeds))]
+    """Return the gap of each arm, effects and shares of the factors, and the full arm's verdict.
+
+    ``watch`` are further keys of the full arm's runs.
+    """
     full = arms[max(arms, key=len)].key
+
+    def is_settled(name: str, rows: Rows) -> bool:
+        is_guilty = rows[name]["guilty"] or rows[name]["high"] <= runs.within
+        return runs.has_verdict(full, control.key) if name == full else is_guilty
+
+    rows = runs.run_table(
+        {arm.key: arm for factors, arm in arms.items() if factors},
+        is_settled,
+        beside={full: [control]},
+        keys={full: watch},
+    )
+    gaps = {s: runs.gaps(arm.key) if s else [0.0] * len(runs.seeds) for s, arm in arms.items()}
+    shares = [shapley(one) for one in _by_seed(gaps)]
     return {
         "arms": rows,
         "frozen": runs.row(control.key),
-        "effects": by_seed({_name(s): v for s, v in dividends(g).items()} for g in each),
-        "shapley": by_seed(shapley(g) for g in each),
+        "effects": {_name(s): plain(runs.estimate(_effect(s, gaps))) for s in gaps if s},
+        "shapley": {f: plain(runs.estimate([one[f] for one in shares])) for f in shares[0]},
         "full": {**rows[full], **runs.verdict(full, control.key)},
     }
+
+
+def _effect(factors: frozenset[str], gaps: Gaps) -> list[float]:
+    """Return what factors add beyond their subsets, for each seed that all of these have."""
+    inside = {s: found for s, found in gaps.items() if s <= factors}
+    return [dividends(one)[factors] for one in _by_seed(inside)]
+
+
+def _by_seed(gaps: Gaps) -> list[dict[frozenset[str], float]]:
+    """Return the gaps of every arm, for each seed that all arms have."""
+    count = min(map(len, gaps.values()))
+    return [{s: found[i] for s, found in gaps.items()} for i in range(count)]
 
 
 def _name(factors: frozenset[str]) -> str:

@@ -1,22 +1,28 @@
 """Runs of arms, paired by seed with a twin: gaps, intervals and verdicts.
 
-A difference is 'not distinguishable' if the interval of a paired difference holds 0.
+A difference is 'not distinguishable' if the interval of a paired difference holds 0. Arms may have
+fewer seeds than others, at the looks of a sequential rule; a difference is over those that both
+have.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from attrs import Factory, define, evolve, field
 
-from altcore.study.arms import Arm
+from altcore.study.arms import Arm, twin
 from altcore.study.outcome import Outcome, gap
 from altcore.study.runner import Runner, Trial
-from altcore.study.statistics import LEVEL, estimate, holm, plain
+from altcore.study.sequential import estimate_at, looks, run_in_looks
+from altcore.study.statistics import LEVEL, Estimate, holm, plain
 
 SELECTION_SEED = 1000
 """Added to the seed for the runs that choose learning rates, and which no result uses."""
+
+Rows = dict[str, dict[str, Any]]
+"""A table: a row for each arm, by what it is called there."""
 
 
 @define
@@ -27,12 +33,14 @@ class PairedRuns:
     seeds: Sequence[int]
     within: float
     """The largest gap to the twin, in the unit of the loss, that counts as training."""
+    shares: Mapping[int, float] = field(default=Factory(lambda me: looks(len(me.seeds)), True))
+    """The looks: after how many seeds an arm may stop, and the share of the error of each."""
     rates: dict[str, float] = field(factory=dict)
     """The factor of the learning rate, by arm."""
     rate: float | None = None
     """The factor for every arm, if they share one."""
-    reference: str = "twin"
-    """The arm that gaps are measured to."""
+    reference: Arm = field(factory=twin)
+    """The arm that gaps are measured to. It runs as far as any other does."""
     selection_seed: int = field(default=Factory(lambda me: me.seeds[0] + SELECTION_SEED, True))
     outcomes: dict[tuple[str, int], Outcome] = field(factory=dict)
 
@@ -41,7 +49,7 @@ class PairedRuns:
         """The number of steps of each run."""
         return self.runner.base.max_steps
 
-    def at(self, rate: float, reference: str) -> PairedRuns:
+    def at(self, rate: float, reference: Arm) -> PairedRuns:
         """Return the same runs, for arms at a shared rate and with another reference."""
         return evolve(self, rate=rate, reference=reference)
 
@@ -53,29 +61,81 @@ class PairedRuns:
         """Choose each arm's learning rate, on a seed that no result uses."""
         self.rates |= self.runner.best_rates(arms, self.selection_seed)
 
+    # Running ---------------------------------------------------------------------------------
+
     def run(
-        self, arms: Collection[Arm], keys: Mapping[str, Mapping[str, Any]] | None = None
+        self,
+        arms: Collection[Arm],
+        keys: Mapping[str, Mapping[str, Any]] | None = None,
+        count: int | None = None,
     ) -> None:
-        """Run arms with every seed, side by side; ``keys`` are further ones of an arm's runs."""
+        """Run arms and their reference with the first ``count`` seeds (None: all), side by side.
+
+        ``keys`` are further ones of an arm's runs.
+        """
+        every = {arm.key: arm for arm in (*arms, self.reference)}.values()
         trials = [
             Trial(arm, seed, self._rate_of(arm), (keys or {}).get(arm.key, {}))
-            for seed in self.seeds
-            for arm in arms
+            for seed in self.seeds[:count]
+            for arm in every
+            if (arm.key, seed) not in self.outcomes
         ]
         for trial, outcome in zip(trials, self.runner.outcomes(trials), strict=True):
             self.outcomes[trial.arm.key, trial.seed] = outcome
 
+    def run_table(
+        self,
+        arms: Mapping[str, Arm],
+        is_settled: Callable[[str, Rows], bool] | None = None,
+        beside: Mapping[str, Sequence[Arm]] | None = None,
+        keys: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> Rows:
+        """Run arms until their rows are settled, or with every seed; return their `table`.
+
+        Args:
+            arms: by what they are called in the table.
+            is_settled: whether further seeds can matter to a row of a table; by default a row is
+                settled if its arm is guilty, or is within the distance that counts as training.
+            beside: arms that run as far as one of these.
+            keys: further ones of an arm's runs.
+        """
+        settled = is_settled or self._is_settled
+
+        def run(names: Sequence[str], count: int) -> None:
+            others = [arm for name in names for arm in (beside or {}).get(name, ())]
+            self.run([*(arms[name] for name in names), *others], keys, count)
+
+        def unsettled(names: Sequence[str]) -> Sequence[str]:
+            rows = self.table(arms)
+            return [name for name in names if not settled(name, rows)]
+
+        run_in_looks(arms, self.shares, run, unsettled)
+        return self.table(arms)
+
+    def _is_settled(self, name: str, rows: Rows) -> bool:
+        return rows[name]["guilty"] or rows[name]["high"] <= self.within
+
     def _rate_of(self, arm: Arm) -> float:
         return self.rates.get(arm.key, 1.0) if self.rate is None else self.rate
 
+    # What the runs say -------------------------------------------------------------------------
+
     def of(self, key: str) -> list[Outcome]:
-        """Return an arm's outcomes, by seed."""
-        return [self.outcomes[key, seed] for seed in self.seeds]
+        """Return the outcomes that an arm has, by seed."""
+        return [self.outcomes[key, s] for s in self.seeds if (key, s) in self.outcomes]
 
     def gaps(self, key: str) -> list[float]:
-        """Return an arm's gap to the reference, by seed."""
-        pairs = zip(self.of(key), self.of(self.reference), strict=True)
+        """Return an arm's gap to the reference, for each seed that it has."""
+        pairs = zip(self.of(key), self.of(self.reference.key), strict=False)
         return [gap(one, other, self.steps) for one, other in pairs]
+
+    def estimate(self, values: Sequence[float]) -> Estimate:
+        """Return the estimate of paired differences at the look of so many seeds."""
+        return estimate_at(values, self.shares)
+
+    def difference(self, one: Sequence[float], other: Sequence[float]) -> Estimate:
+        """Return the estimate of a difference of two arms' gaps, over the seeds that both have."""
+        return self.estimate([a - b for a, b in zip(one, other, strict=False)])
 
     def diverged(self, key: str) -> int:
         """Return in how many seeds an arm diverged."""
@@ -87,9 +147,9 @@ class PairedRuns:
 
     def row(self, key: str) -> dict[str, Any]:
         """Return an arm's gap, with its interval."""
-        return {**plain(estimate(self.gaps(key))), "diverged": self.diverged(key)}
+        return {**plain(self.estimate(self.gaps(key))), "diverged": self.diverged(key)}
 
-    def table(self, arms: Mapping[str, Arm]) -> dict[str, dict[str, Any]]:
+    def table(self, arms: Mapping[str, Arm]) -> Rows:
         """Return a row for each arm, with p corrected for their number, and whether it is guilty.
 
         An arm is guilty if its gap is significant, or if it diverged.
@@ -103,21 +163,36 @@ class PairedRuns:
 
     def verdict(self, key: str, control: str) -> dict[str, Any]:
         """Return whether an arm trains: it beats the frozen control and is close to the twin."""
-        gaps, frozen = self.gaps(key), self.gaps(control)
-        behind = estimate(gaps)
-        ahead = estimate([f - g for f, g in zip(frozen, gaps, strict=True)])
+        gaps = self.gaps(key)
+        behind, ahead = self.estimate(gaps), self.difference(self.gaps(control), gaps)
         beats = ahead.low > 0 and self.diverged(key) == 0
-        learned, twin = self.learned(key), self.learned(self.reference)
-        have_learned = learned == twin == len(self.seeds)
+        learned, seeds = self.learned(key), len(self.of(key))
+        twin_learned = sum(o.learned is True for o in self.of(self.reference.key)[:seeds])
         return {
             "gap": plain(behind),
             "ahead_of_frozen": plain(ahead),
             "beats_frozen": beats,
             "learned": learned,
-            "twin_learned": twin,
-            "trains": beats and have_learned and behind.high <= self.within,
+            "twin_learned": twin_learned,
+            "trains": beats and learned == twin_learned == seeds and behind.high <= self.within,
             "distinguishable": behind.low > 0 or self.diverged(key) > 0,
         }
+
+    def has_verdict(self, key: str, control: str) -> bool:
+        """Return whether further seeds cannot matter to the `verdict` on an arm."""
+        found = self.verdict(key, control)
+        gap, ahead = found["gap"], found["ahead_of_frozen"]
+        is_placed = gap["high"] <= self.within or gap["low"] > self.within
+        return self.diverged(key) > 0 or (is_placed and not ahead["low"] <= 0 <= ahead["high"])
+
+
+def is_not_the_worst(name: str, rows: Rows) -> bool:
+    """Return whether a row is known to be guilty, or to be better than one that is.
+
+    Further seeds do not matter then to which is the worst.
+    """
+    least = max((row["low"] for row in rows.values() if row["guilty"]), default=None)
+    return rows[name]["guilty"] or (least is not None and rows[name]["high"] < least)
 
 
 def worst(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
@@ -130,9 +205,3 @@ def guilty(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return the names of the guilty rows, the largest gap first."""
     names = (name for name, row in rows.items() if row["guilty"])
     return sorted(names, key=lambda name: -rows[name]["mean"])
-
-
-def by_seed(found: Iterable[Mapping[str, float]]) -> dict[str, dict[str, Any]]:
-    """Return the estimate of each quantity that every seed has one of."""
-    seeds = list(found)
-    return {key: plain(estimate([one[key] for one in seeds])) for key in seeds[0]}

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from altcore.recipes import OPERANDS, Cast, ResolvedRecipe
-from altcore.study.arms import FACTORS, OWN, Arm, layer_groups, merged, select, twin
+from altcore.study.arms import FACTORS, OWN, Arm, layer_groups, merged, select
 from altcore.study.paired import PairedRuns
 from altcore.study.variants import CAUSE_CHANGE, to
 
@@ -23,12 +23,15 @@ def recommend(runs: PairedRuns, control: Arm, changes: Sequence[tuple[str, Casts
     Each runs at its own best rate, since a repaired recipe may learn at another rate.
     """
     fresh = runs.with_seeds([s + FRESH_SEED for s in runs.seeds])
-    fresh.run([twin(), control])
     tried = []
     for number, (text, casts) in enumerate(changes):
         arm = Arm(f"change-{number}", casts)
         fresh.choose_rates([arm])
-        fresh.run([arm])
+        fresh.run_table(
+            {text: arm},
+            lambda *_, key=arm.key: fresh.has_verdict(key, control.key),
+            beside={text: [control]},
+        )
         verdict = fresh.verdict(arm.key, control.key)
         tried.append({"change": text, **verdict})
         if verdict["trains"]:

@@ -169,8 +169,8 @@ def test_a_factor_is_compared_at_its_own_rate(own, arm, told):
     runs = PairedRuns(Stub(), [1, 2, 3], 0.05, rates={"twin": 3.0, "B": own})
     runs.run([Arm("twin", {}), Arm("B", {})])
     inside = runs_inside(runs, Arm("B", {}))
-    assert (inside.reference, inside.rate) == told
-    assert (runs.reference, runs.rate) == ("twin", None)
+    assert (inside.reference.key, inside.rate) == told
+    assert (runs.reference.key, runs.rate) == ("twin", None)
 
 
 @pytest.fixture

@@ -1,0 +1,107 @@
+"""Paired runs: which are made before an arm stops, and what unequal numbers of them say."""
+
+import pytest
+
+from altcore.study.arms import Arm
+from altcore.study.factors import judge_factors
+from altcore.study.outcome import Outcome
+from altcore.study.paired import PairedRuns, is_not_the_worst
+
+SEEDS = [1, 2, 3, 4, 5]
+NOISE = [0.03, -0.04, 0.02, 0.01, -0.02]
+"""Of an arm's loss, by seed."""
+
+
+class Losses:
+    """Stands for the runner: each arm ends at its loss, with some noise; the twin at 2."""
+
+    base = type("Base", (), {"max_steps": 10})
+
+    def __init__(self, **losses):
+        self.losses = {"twin": 2.0, **losses}
+        self.made = []
+
+    def outcomes(self, trials):
+        """Return an outcome of each, and note that it was asked for."""
+        self.made += [(t.arm.key, t.seed) for t in trials]
+        return [self._outcome(t.arm.key, NOISE[t.seed - 1]) for t in trials]
+
+    def _outcome(self, key, noise):
+        loss = self.losses[key] + (0.0 if key == "twin" else noise)
+        return Outcome((loss,) * 10, False, 3.0, (), learned=True)
+
+    def seeds_of(self, key):
+        """The seeds that an arm was run with."""
+        return [seed for name, seed in self.made if name == key]
+
+
+def runs_of(within=0.05, **losses):
+    """The paired runs of five seeds."""
+    return PairedRuns(Losses(**losses), SEEDS, within)
+
+
+def arms_called(*keys):
+    return {key: Arm(key, {}) for key in keys}
+
+
+def test_an_arm_stops_once_it_is_settled():
+    """One that is far worse after three seeds; the twin and those in doubt run on, once each."""
+    runs = runs_of(far=4.0, near=2.03)
+    rows = runs.run_table(arms_called("far", "near"))
+    assert runs.runner.seeds_of("far") == SEEDS[:3]
+    assert runs.runner.seeds_of("near") == runs.runner.seeds_of("twin") == SEEDS
+    assert (rows["far"]["n"], rows["far"]["guilty"]) == (3, True)
+    assert (rows["near"]["n"], rows["near"]["guilty"]) == (5, False)
+
+
+def test_an_arm_that_is_near_enough_stops_too():
+    """Its interval ends within the distance that counts as training."""
+    runs = runs_of(within=0.5, near=2.03)
+    assert runs.run_table(arms_called("near"))["near"]["n"] == 3
+
+
+def test_all_seeds_can_be_asked_for():
+    """With one look no arm stops, and intervals are those of Student's t alone."""
+    runs = PairedRuns(Losses(far=4.0), SEEDS, 0.05, shares={5: 1.0})
+    assert runs.run_table(arms_called("far"))["far"]["n"] == 5
+
+
+def test_the_worst_needs_no_more_of_those_that_are_better():
+    """They stop where they cannot be the worst any more, though nobody knows what they cost."""
+    runs = runs_of(far=4.0, near=2.03)
+    rows = runs.run_table(arms_called("far", "near"), is_not_the_worst)
+    assert [row["n"] for row in rows.values()] == [3, 3]
+    rows = runs_of(near=2.03, other=2.02).run_table(arms_called("near", "other"), is_not_the_worst)
+    assert [row["n"] for row in rows.values()] == [5, 5]
+
+
+def test_differences_are_over_the_seeds_that_both_have():
+    """And so are verdicts: the control runs as far as the arm it belongs to."""
+    runs = runs_of(far=3.0, near=2.03, frozen=5.0)
+    arms = arms_called("far", "near")
+    runs.run_table(arms, beside={"far": [Arm("frozen", {})]})
+    assert runs.runner.seeds_of("frozen") == SEEDS[:3]
+    assert runs.difference(runs.gaps("near"), runs.gaps("far")).n == 3
+    verdict = runs.verdict("far", "frozen")
+    assert (verdict["gap"]["n"], verdict["ahead_of_frozen"]["n"]) == (3, 3)
+    assert (verdict["learned"], verdict["twin_learned"]) == (3, 3)
+    assert runs.has_verdict("far", "frozen")
+
+
+@pytest.mark.parametrize(("arm", "settled"), [(2.0, False), (4.0, False), (3.0, True)])
+def test_a_verdict_needs_the_twin_and_the_control(arm, settled):
+    """In doubt: one beside the distance that counts as training, and one beside the control."""
+    runs = runs_of(within=0.01, arm=arm, frozen=4.0)
+    runs.run(arms_called("arm", "frozen").values(), count=3)
+    assert runs.has_verdict("arm", "frozen") is settled
+
+
+def test_effects_use_every_seed_that_their_arms_have():
+    """What stops early is the sets with the factor at fault; the others keep their seeds."""
+    sets = {frozenset(s): Arm(s or "twin", {}) for s in ("", "F", "U", "FU")}
+    losses = {"F": 2.03, "U": 4.0, "FU": 4.1, "frozen": 6.0}
+    found = judge_factors(runs_of(**losses), sets, Arm("frozen", {}), {})
+    assert {key: row["n"] for key, row in found["effects"].items()} == {"F": 5, "U": 3, "F×U": 3}
+    assert {key: row["n"] for key, row in found["shapley"].items()} == {"F": 3, "U": 3}
+    assert found["shapley"]["U"]["mean"] == pytest.approx(2.035, abs=0.01)
+    assert found["full"]["n"] == found["frozen"]["n"] == 3
