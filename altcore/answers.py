@@ -10,7 +10,7 @@ from typing import Any, TypedDict, Unpack
 from attrs import field, frozen
 
 from altcore.errors import DEFAULT, BadInput
-from altcore.study import Options, as_html, default_recipe, run_compare, run_explain
+from altcore.study import Entrants, Options, as_html, default_recipe, run_compare, run_explain
 from altcore.yaml_files import read_mapping
 
 Config = Mapping[str, Any] | str | Path | None
@@ -72,19 +72,26 @@ def explain(config: Config = None, **options: Unpack[StudyOptions]) -> Answer:
 
 
 def compare(
-    formats: Sequence[str],
+    formats: Sequence[str] = (),
     recipes: Sequence[str] = ("master",),
     optimizers: Sequence[str] = (),
     config: Config = None,
+    *,
+    roundings: Sequence[str] = (),
+    arms: Mapping[str, str] | None = None,
+    against: str | None = None,
     **options: Unpack[StudyOptions],
 ) -> Answer:
     """Compare formats, recipes and optimizers on identical batches, as ``altcore compare`` does.
 
     Args:
         formats: names, or .yaml files.
-        recipes: names, or .yaml files.
+        recipes: names, or .yaml files, of recipes that each format is put into.
         optimizers: as ``NAME`` or ``NAME:KEY=VALUE``; by default that of the configuration.
         config: other keys of all runs, as a mapping or a YAML file.
+        roundings: as ``ROUNDING`` or ``ROLE=ROUNDING``; by default what the recipes say.
+        arms: further recipes by the names that they shall have, ``none`` for float32.
+        against: the arm, or the format, recipe, rounding or optimizer, to hold others against.
         options: as of `explain`.
 
     Raises:
@@ -92,10 +99,12 @@ def compare(
         AltcoreError: if a run fails. Finished runs are kept, and the same call goes on.
     """
     given = _options(config, options)
-    for names, what in ((formats, "formats"), (recipes, "recipes"), (optimizers, "optimizers")):
+    lists = {"formats": formats, "recipes": recipes, "optimizers": optimizers}
+    lists["roundings"] = roundings
+    for what, names in lists.items():
         if isinstance(names, str):
             raise BadInput(f"a list of names is needed, not {names!r}", key=what)
-    return _answer(*run_compare(given, formats, recipes, optimizers))
+    return _answer(*run_compare(given, Entrants(**lists, arms=arms or {}, against=against)))
 
 
 def read_answer(page: str | Path) -> Answer:

@@ -8,7 +8,7 @@ from helpers_cli import ROOT
 
 import altcore
 from altcore import BadInput, answers
-from altcore.study import as_html
+from altcore.study import Entrants, as_html
 
 PAGE = "# Where E7M0 breaks\n\n**It <trains>**: `a*b`\n"
 
@@ -63,8 +63,8 @@ def test_a_configuration_may_be_a_file(study, tmp_path):
 
 def test_compare_asks_as_the_command_does(study):
     altcore.compare(["E4M3", "E7M0"], config={"max_steps": 3})
-    ((options, formats, recipes, optimizers),) = study
-    assert (formats, recipes, optimizers) == (["E4M3", "E7M0"], ("master",), ())
+    ((options, entrants),) = study
+    assert entrants == Entrants(["E4M3", "E7M0"])
     assert keys(options) == {"max_steps": 3}
     with pytest.raises(BadInput, match="formats: a list of names is needed, not 'E4M3'"):
         altcore.compare("E4M3")

@@ -4,7 +4,7 @@ Uses formats; needs no torch.
 """
 
 from altcore.recipes.cast import Cast, Scaling
-from altcore.recipes.cast_reading import Place, read_scaling
+from altcore.recipes.cast_reading import Place, read_rounding, read_scaling
 from altcore.recipes.changes import change
 from altcore.recipes.layers import Layer, matching, some, takes_hadamard
 from altcore.recipes.named import NAMED, name_of, takes_format
@@ -57,6 +57,7 @@ __all__ = [
     "name_of",
     "operands_of",
     "read_recipe",
+    "read_rounding",
     "read_scaling",
     "resolved_from_plain",
     "resolved_to_plain",

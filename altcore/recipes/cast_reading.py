@@ -128,7 +128,7 @@ def read_cast(value: Any, place: Place) -> Cast | None:
         raise place.below(value, "straight_through").refusal(
             "after a Hadamard transform no element of the tensor is the one that was clipped"
         )
-    rounding, stochastic = _read_rounding(
+    rounding, stochastic = read_rounding(
         value.get("rounding", "nearest-even"), place.below(value, "rounding")
     )
     return Cast(fmt, scaling, rounding, overflow, hadamard, straight_through, stochastic)
@@ -228,7 +228,7 @@ def read_scaling(value: Any, place: Place) -> Scaling:
         raise evolve(place, source=at.source).refusal(str(error.args[0])) from error
 
 
-def _read_rounding(value: Any, place: Place) -> tuple[str, Stochastic]:
+def read_rounding(value: Any, place: Place) -> tuple[str, Stochastic]:
     """Return a rounding that is given by its name, or as a mapping of stochastic rounding."""
     usual = Stochastic()
     if isinstance(value, Stochastic):

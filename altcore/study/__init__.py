@@ -6,11 +6,13 @@ much noise a format adds to a distribution.
 """
 
 from altcore.study.commands import STUDIES, Options, default_recipe, run_compare, run_explain
+from altcore.study.contenders import Entrants
 from altcore.study.html import as_html
 from altcore.study.sqnr import read_data, sqnr_of
 
 __all__ = [
     "STUDIES",
+    "Entrants",
     "Options",
     "as_html",
     "default_recipe",

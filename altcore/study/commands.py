@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,22 +16,29 @@ from altcore.api import layers_of
 from altcore.builtin_types import digits, duration, to_json
 from altcore.config import Override, TrainConfig, check_name, defaults
 from altcore.engine import world_size
-from altcore.errors import BadInput, Source, keyed, located
+from altcore.errors import BadInput, located
 from altcore.formats import BlockFormat
-from altcore.hooks import build, format_or_none
-from altcore.registry import entries, find
+from altcore.hooks import format_or_none
+from altcore.registry import entries
 from altcore.runs import as_name, recipe_label
 from altcore.study import cautions, report
 from altcore.study.arms import Arm, factorial, frozen_control
-from altcore.study.compare import Comparison, Contender
+from altcore.study.compare import Comparison
+from altcore.study.contenders import (
+    Entrants,
+    contenders,
+    format_and_recipe,
+    optimizer_keys,
+)
+from altcore.study.differences import references
 from altcore.study.explain import Explanation
 from altcore.study.identity import plain
-from altcore.study.keys import format_key, recipe_key
+from altcore.study.keys import format_key
 from altcore.study.record import Question, agreed_steps, claim, held, read
 from altcore.study.runner import Runner
 from altcore.study.setup import base_config, check_arms, measure_cost, steps_within
 from altcore.study.statistics import student
-from altcore.yaml_files import is_yaml_file, load_yaml, read_mapping
+from altcore.yaml_files import is_yaml_file, read_mapping
 
 STUDIES = "studies"
 READING = "reading the data and the model"
@@ -120,49 +126,37 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
     return whole, runner.folder
 
 
-def run_compare(
-    options: Options, formats: Sequence[str], recipes: Sequence[str], optimizers: Sequence[str]
-) -> tuple[dict[str, Any], Path]:
-    """Compare formats under recipes with optimizers; return the rows and their folder."""
+def run_compare(options: Options, entrants: Entrants) -> tuple[dict[str, Any], Path]:
+    """Compare the arms that are asked for; return the rows and their folder."""
     student()  # without scipy there would be no answer
     config, sources = base_config(options.file, options.overrides, defaults()["observers"])
     with located(sources):
-        return _compare(options, config, formats, recipes, optimizers)
+        return _compare(options, config, entrants)
 
 
 def _compare(
-    options: Options,
-    config: TrainConfig,
-    formats: Sequence[str],
-    recipes: Sequence[str],
-    optimizers: Sequence[str],
+    options: Options, config: TrainConfig, entrants: Entrants
 ) -> tuple[dict[str, Any], Path]:
-    optimizers = optimizers or [config.optimizer]
     options.doing(READING)
     layers, _, described = layers_of(config)
-    contenders = []
-    for fmt, recipe in product(formats, recipes):
-        contending = contender_config(config, fmt, recipe)
-        plan = contending.make_recipe().resolve(layers)
-        called = "none" if contending.format is None else format_key(contending.format)
-        names = called, recipe_key(recipe)
-        contenders += [Contender(fmt, recipe, optimizer, plan, *names) for optimizer in optimizers]
-    keys = {o: optimizer_keys(o, config) for o in optimizers}
-    called = "-".join(dict.fromkeys(c.format_key for c in contenders))
+    arms = contenders(config, layers, entrants)
+    references(arms, entrants.against)  # a name that is none is found before anything runs
+    keys = {arm.optimizer: optimizer_keys(arm.optimizer, config) for arm in arms}
+    called = "-".join(dict.fromkeys(arm.called for arm in arms))
     name = options.name or as_name(f"compare-{called}").lower()
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = _runner(options, name, config, described)
-    study = Comparison(runner, contenders, seeds, options.within, keys)
-    asked = {"formats": list(formats), "recipes": list(recipes), "optimizers": list(optimizers)}
-    rows = len(contenders)
-    arms = sorted(study.arms().values(), key=lambda arm: arm.key == contenders[-1].key)
+    study = Comparison(runner, arms, seeds, options.within, keys, entrants.against)
+    asked = entrants.to_plain()
+    rows = len(arms)
+    trained = sorted(study.arms().values(), key=lambda arm: arm.key == arms[-1].key)
     with held(runner.folder), runner.lasting():
         options.doing("making a step of each arm")
-        check_arms(config, arms[:-1])
-        begun = _begin(options, runner, "compare", asked, arms, study.runs_at_most, seeds, rows)
+        check_arms(config, trained[:-1])
+        begun = _begin(options, runner, "compare", asked, trained, study.runs_at_most, seeds, rows)
         found = study.compare()
         known = facts(runner.base, begun, rows, study.rates)
-        about = {"formats": list(formats), **known}
+        about = {**asked, "against": entrants.against, **known}
         whole = {"about": about, **found}
         write(runner.folder, begun.page, whole, report.comparison(about, found))
     return whole, runner.folder
@@ -179,39 +173,6 @@ def _runner(
         doing=options.doing,
         executor=options.executor,
     )
-
-
-def contender_config(config: TrainConfig, fmt: str, recipe: str) -> TrainConfig:
-    """Return a contender's keys. Raises `BadInput`, which names the option that set it."""
-    sources = {"format": Source(flag="--formats"), "recipe": Source(flag="--recipes")}
-    with located(sources), keyed("format"):
-        return config.evolve(format=fmt, recipe=recipe)
-
-
-def optimizer_keys(text: str, config: TrainConfig) -> dict[str, Any]:
-    """Return the keys that choose an optimizer written as ``NAME`` or ``NAME:KEY=VALUE:...``.
-
-    Leaves out settings of other optimizers, which would not be active.
-    """
-    name, *settings = text.split(":")
-    names = {e.name for e in entries() if e.kind == "optimizer"}
-    given: dict[str, Any] = {}
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals or not key:
-            raise BadInput(f"{setting!r} is not KEY=VALUE", key="--optimizers", part=text)
-        if key in given:
-            raise BadInput(f"{key} is given twice", key="--optimizers", part=text)
-        given[key] = load_yaml(value, Source(flag="--optimizers"), key)
-    own = {**config.settings.get(name, {}), **given}
-    others = {n: v for n, v in config.settings.items() if n not in names}
-    made = {"optimizer": name, "settings": {**others, **({name: own} if own else {})}}
-    # A wrong name or setting is found before anything runs.
-    source = Source(flag=f"--optimizers {text}")
-    sources = {"optimizer": source, **{f"{name}.{key}": source for key in own}}
-    with located(sources), keyed("optimizer"):
-        build(find(name, ("optimizer",)).load(), own, name)
-    return made
 
 
 def watching(config: TrainConfig) -> dict[str, Any]:
@@ -299,8 +260,9 @@ def _begin(
 
 def recipe_files(options: Options, asked: Mapping[str, Any]) -> list[str]:
     """Return the paths of recipes that are files."""
-    given = asked.get("recipes")
-    if given is None:
+    if "recipes" in asked:
+        given = [*asked["recipes"], *(format_and_recipe(a)[1] for a in asked["arms"].values())]
+    else:
         held = {} if options.file is None else read_mapping(options.file, "config")
         given = [{**held, **{key: value for key, value, _ in options.overrides}}.get("recipe")]
     return [r for r in given if is_yaml_file(r)]

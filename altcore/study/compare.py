@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
-from attrs import define, evolve, field, frozen
+from attrs import define, field
 
-from altcore.errors import BadInput
-from altcore.recipes import OPERANDS, ResolvedRecipe
-from altcore.study.arms import Arm, frozen_control, select
+from altcore.recipes import OPERANDS
+from altcore.study.arms import Arm, select
+from altcore.study.contenders import Contender
+from altcore.study.differences import differences, references
 from altcore.study.keys import run_key
 from altcore.study.outcome import Outcome, gap
 from altcore.study.paired import SELECTION_SEED
@@ -17,25 +19,7 @@ from altcore.study.runner import FACTORS_OF_RATE, Runner, Trial
 from altcore.study.statistics import LEVEL, estimate, holm, plain
 
 
-@frozen
-class Contender:
-    """A format under a recipe with an optimizer."""
-
-    format: str
-    """As it was given, as the recipe and the optimizer are."""
-    recipe: str
-    optimizer: str
-    plan: ResolvedRecipe = field(repr=False)
-    format_key: str
-    recipe_key: str
-
-    @property
-    def key(self) -> str:
-        """The beginning of the names of its runs."""
-        return run_key(f"{self.format_key}-{self.recipe_key}-{self.optimizer}")
-
-
-@define
+@define(slots=False)
 class Comparison:
     """Trains every contender, its optimizer's float32 twin and a frozen control."""
 
@@ -45,6 +29,8 @@ class Comparison:
     within: float
     optimizer_keys: Mapping[str, Mapping[str, Any]]
     """For each optimizer the keys of the configuration that choose it."""
+    against: str | None = None
+    """What contenders are held against, besides their twins; see `references`."""
     rates: dict[str, float] = field(init=False, factory=dict)
     outcomes: dict[tuple[str, int], Outcome] = field(init=False, factory=dict)
 
@@ -67,7 +53,10 @@ class Comparison:
         for i, row in enumerate(rows):
             row["p_holm"] = corrected[i]
             row["verdict"] = self._verdict(row)
-        return {"contenders": rows, "twins": self._twins()}
+        pairs = references(self.contenders, self.against)
+        gaps = {c.name: self._gaps(c.key, self._twin(c.optimizer)) for c in self.contenders}
+        found = differences(pairs, gaps, self.within)
+        return {"contenders": rows, "differences": found, "twins": self._twins()}
 
     def arms(self) -> dict[str, Arm]:
         """Return every arm by key. Contenders that freeze the same layers share their control."""
@@ -76,24 +65,27 @@ class Comparison:
             arms[self._twin(name)] = Arm(self._twin(name), {}, keys=keys)
         for c in self.contenders:
             keys = self.optimizer_keys[c.optimizer]
-            if c.key in arms:
-                raise BadInput(
-                    f"the runs of {c.format} under {c.recipe} with {c.optimizer} would be called "
-                    f"{c.key}, as others are: name each of them once"
-                )
-            arms[c.key] = Arm(c.key, select(c.plan, OPERANDS), keys=keys)
-            control = evolve(frozen_control(c.plan), key=self._control(c), keys=keys)
-            arms.setdefault(control.key, control)
+            arms[c.key] = Arm(c.key, select(c.plan, OPERANDS), keys=c.keys)
+            key = self._control(c)
+            arms.setdefault(key, Arm(key, {}, freeze=tuple(sorted(self._frozen(c))), keys=keys))
         return arms
 
     def _control(self, contender: Contender) -> str:
-        quantized = frozenset(n for n, casts in contender.plan.items() if any(casts.values()))
-        alike = [
-            c.recipe_key
-            for c in self.contenders
-            if frozenset(n for n, casts in c.plan.items() if any(casts.values())) == quantized
-        ]
-        return run_key(f"frozen-{alike[0]}-{contender.optimizer}")
+        return run_key(f"frozen-{self._controls[self._frozen(contender)]}-{contender.optimizer}")
+
+    def _frozen(self, contender: Contender) -> frozenset[str]:
+        """Return the layers of a contender's control: those that it quantizes, or all others do."""
+        every = (c.quantized for c in self.contenders)
+        return contender.quantized or frozenset[str]().union(*every)
+
+    @cached_property
+    def _controls(self) -> dict[frozenset[str], str]:
+        """What the control of each set of layers is called: after a recipe, or after an arm."""
+        named: dict[frozenset[str], str] = {}
+        for c in self.contenders:
+            taken = c.recipe_key in named.values()
+            named.setdefault(self._frozen(c), c.key if taken else c.recipe_key)
+        return named
 
     def _twin(self, optimizer: str) -> str:
         return run_key(f"twin-{optimizer}")
@@ -106,8 +98,10 @@ class Comparison:
         twin, control = self._twin(c.optimizer), self._control(c)
         gaps, frozen = self._gaps(c.key, twin), self._gaps(control, twin)
         return {
+            "arm": c.name,
             "format": c.format,
             "recipe": c.recipe,
+            "rounding": c.rounding,
             "optimizer": c.optimizer,
             "learning_rate_factor": self.rates[c.key],
             "diverged": sum(self.outcomes[c.key, s].diverged for s in self.seeds),

@@ -27,9 +27,10 @@ def number(value: float | None, places: int = 4) -> str:
     return rounded(value, places)
 
 
-def interval(row: Mapping[str, Any]) -> str:
+def interval(row: Mapping[str, Any], places: int = 4) -> str:
     """Return an estimate's mean and interval."""
-    return f"{number(row['mean'])} [{number(row['low'])}, {number(row['high'])}]"
+    mean, low, high = (number(row[key], places) for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
@@ -160,7 +161,7 @@ def comparison(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     seeds = len(about["seeds"])
     rows = [
         [
-            f"{r['format']}, {r['recipe']}, {r['optimizer']}",
+            r["arm"],
             f"{r['learning_rate_factor']:.3g}",
             interval(r["gap"]),
             number(r["p_holm"]),
@@ -170,8 +171,9 @@ def comparison(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         ]
         for r in sorted(found["contenders"], key=lambda r: r["gap"]["mean"])
     ]
-    head = ["format, recipe, optimizer", "× lr", "gap [95 %]", "p (Holm)", "frozen", "diverged"]
+    head = ["arm", "× lr", "gap [95 %]", "p (Holm)", "frozen", "diverged"]
     lines = ["# Comparison", "", *table([*head, ""], rows)]
+    lines += _differences(found["differences"])
     twins = [
         [
             name,
@@ -192,6 +194,25 @@ def comparison(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
         f"{digits(about['within'])} of the twin.",
     ]
     return "\n".join(lines)
+
+
+def _differences(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the table of differences between arms."""
+    if not rows:
+        return []
+    cells = [
+        [
+            row["arm"],
+            row["against"],
+            interval(row["difference"]),
+            number(row["p_holm"]),
+            interval(row["share_closed"], 2) if row["share_closed"] else "not available",
+            row["verdict"],
+        ]
+        for row in rows
+    ]
+    head = ["arm", "against", "difference [95 %]", "p (Holm)", "share of the gap closed [95 %]", ""]
+    return table(head, cells)
 
 
 def _conclusion(about: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:

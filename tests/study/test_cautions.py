@@ -6,7 +6,7 @@ import pytest
 from attrs import define
 
 from altcore import BadInput
-from altcore.study import Options, cautions, run_compare, run_explain
+from altcore.study import Entrants, Options, cautions, run_compare, run_explain
 from altcore.study.runner import FACTORS_OF_RATE
 
 
@@ -42,7 +42,7 @@ def test_scipy_is_missed_before_the_first_run(monkeypatch, asked):
     options, told = asked
     monkeypatch.setitem(sys.modules, "scipy.special", None)
     with pytest.raises(BadInput, match="studies need scipy"):
-        run_compare(options, ["E4M3"], ["master"], ["adamw"])
+        run_compare(options, Entrants(["E4M3"]))
     with pytest.raises(BadInput, match="studies need scipy"):
         run_explain(options)
     assert not options.folder.exists()
@@ -60,14 +60,14 @@ def test_every_contender_is_tried_before_the_first_run(asked, shelf):
     shelf.install("optimizer", "fussy", Fussy)
     options, told = asked
     with pytest.raises(BadInput, match="fussy wants another model"):
-        run_compare(options, ["E4M3"], ["master"], ["fussy", "adamw"])
+        run_compare(options, Entrants(["E4M3"], optimizers=["fussy", "adamw"]))
     assert not list(options.folder.glob("*/runs/*"))
     assert told == []
 
 
 def test_cautions_come_before_the_runs_and_beside_the_answer(asked):
     options, told = asked
-    found, folder = run_compare(options, ["E4M3"], ["master"], ["adamw"])
+    found, folder = run_compare(options, Entrants(["E4M3"]))
     first = next(i for i, line in enumerate(told) if " left" in line)
     before = [line for line in told[:first] if line.startswith("caution: ")]
     assert [c.removeprefix("caution: ") for c in before] == found["about"]["cautions"][:2]

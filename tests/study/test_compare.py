@@ -6,9 +6,10 @@ import pytest
 
 from altcore import BadInput
 from altcore.config import TrainConfig
-from altcore.study import Options, run_compare
-from altcore.study.commands import contender_config
+from altcore.errors import Source
+from altcore.study import Entrants, Options, run_compare
 from altcore.study.compare import Comparison
+from altcore.study.contenders import contender_config
 from altcore.study.record import Question, claim
 
 OPTIMIZERS = ["adamw", "sgd:momentum=0.5"]
@@ -36,12 +37,19 @@ def options(start, tmp_path, monkeypatch):
 def test_a_comparison_runs_and_is_written(options):
     """A row for each contender, one control for those that freeze the same layers."""
     asked, told = options
-    found, folder = run_compare(asked, ["E2M1", "E4M3"], ["master", "pure"], OPTIMIZERS)
+    entrants = Entrants(["E2M1"], ["master", "pure"], optimizers=OPTIMIZERS, against="adamw")
+    found, folder = run_compare(asked, entrants)
     rows = found["contenders"]
-    assert len(rows) == 8
-    assert {(r["format"], r["recipe"], r["optimizer"]) for r in rows} == {
-        (f, r, o) for f in ("E2M1", "E4M3") for r in ("master", "pure") for o in OPTIMIZERS
-    }
+    pairs = [(recipe, optimizer) for recipe in ("master", "pure") for optimizer in OPTIMIZERS]
+    assert [r["arm"] for r in rows] == ["/".join(("E2M1", *pair)) for pair in pairs]
+    assert [(r["recipe"], r["optimizer"]) for r in rows] == pairs
+    # Each optimizer is held against the other under the same recipe.
+    assert [(d["arm"], d["against"]) for d in found["differences"]] == [
+        (f"E2M1/{r}/{OPTIMIZERS[1]}", f"E2M1/{r}/adamw") for r in ("master", "pure")
+    ]
+    gaps = {r["arm"]: r["gap"]["mean"] for r in rows}
+    for d in found["differences"]:
+        assert d["difference"]["mean"] == pytest.approx(gaps[d["arm"]] - gaps[d["against"]])
     runs = {p.name for p in (folder / "runs").iterdir()}
     controls = {n.partition("-s4")[0] for n in runs if n.startswith("frozen")}
     controls = {n.partition("-s1")[0] for n in controls}
@@ -56,10 +64,10 @@ def test_a_comparison_runs_and_is_written(options):
     assert all(job["config"]["checkpoint_interval"] > 0 for job in jobs)
     assert not any("checkpoint_interval" in job["identity"]["config"] for job in jobs)
     page = (folder / "compare.md").read_text()
-    assert page.count("| E2M1, ") == 4
+    assert page.count("| E2M1/pure/adamw |") == 2
     assert " Settings: gpt." in page
     told.clear()
-    again, _ = run_compare(asked, ["E2M1", "E4M3"], ["master", "pure"], OPTIMIZERS)
+    again, _ = run_compare(asked, entrants)
     assert [t for t in told if not t.startswith(("at most", "caution"))] == []
     assert again["contenders"] == rows
 
@@ -69,13 +77,18 @@ def test_a_recipe_may_be_a_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.yaml").write_text("weight: FORMAT\n")
     (tmp_path / "own.yaml").write_text("weight: E4M3\n")
-    made = contender_config(TrainConfig(), "E3M4", "mine.yaml").make_recipe()
+    made = recipe_of("E3M4", "mine.yaml")
     assert made.name == "mine.yaml"
     assert made.rules[0].casts["weight@fwd"].format.name == "E3M4"
     with pytest.raises(BadInput, match=r"^format E3M4: only .* \(given by --formats\)"):
-        contender_config(TrainConfig(), "E3M4", "own.yaml").make_recipe()
+        recipe_of("E3M4", "own.yaml")
     with pytest.raises(BadInput, match=r"^recipe none\.yaml: cannot .*by --recipes"):
-        contender_config(TrainConfig(), "E3M4", "none.yaml").make_recipe()
+        recipe_of("E3M4", "none.yaml")
+
+
+def recipe_of(fmt, recipe):
+    flags = Source(flag="--formats"), Source(flag="--recipes")
+    return contender_config(TrainConfig(), fmt, recipe, *flags).make_recipe()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):

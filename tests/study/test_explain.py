@@ -23,7 +23,7 @@ from altcore.study.arms import (
     select,
     with_partners,
 )
-from altcore.study.commands import optimizer_keys
+from altcore.study.contenders import optimizer_keys
 from altcore.study.culprit import runs_inside
 from altcore.study.onset import onset
 from altcore.study.outcome import Outcome, gap, tail_length

@@ -19,9 +19,8 @@ from altcore.errors import AltcoreError
 from altcore.formats import float_format, get_format, table_format
 from altcore.recipes.cast_reading import Place, read_cast
 from altcore.runs import digests
-from altcore.study import Options, identity, run_compare, run_explain
+from altcore.study import Entrants, Options, identity, run_compare, run_explain
 from altcore.study.arms import Arm
-from altcore.study.compare import Comparison, Contender
 from altcore.study.keys import format_key
 from altcore.study.record import Question, agreed_steps, claim, held, keep, read
 from altcore.study.runner import DIGITS, Runner, Trial
@@ -55,7 +54,7 @@ def ask(tmp_path, monkeypatch):
         told = []
         overrides = [(k, v, "") for k, v in tiny.items()]
         options = Options(None, overrides, seeds, 0.05, None, name, told.append, Path("studies"))
-        found, _ = run_compare(options, list(formats), list(recipes), [])
+        found, _ = run_compare(options, Entrants(list(formats), list(recipes)))
         made = [line.partition(": ")[0] for line in told if " left" in line]
         return found, made
 
@@ -397,15 +396,6 @@ def test_data_that_changes_in_between_ends_the_study(runner, tmp_path):
     with pytest.raises(AltcoreError, match=r"words\.txt changed while the study ran"):
         run(study, arm("E4M3"), 2)
     assert study.done == 1
-
-
-def test_runs_of_one_name_are_refused():
-    """Names of runs have fewer characters than those of optimizers: no mix-up."""
-    optimizers = ("sgd:momentum=0.5", "sgd:momentum_0.5")
-    contenders = [Contender("E4M3", "full", o, {}, "E4M3", "full") for o in optimizers]
-    keys: dict[str, dict] = {name: {} for name in optimizers}
-    with pytest.raises(BadInput, match=r"would be called E4M3-full-sgd_momentum_0_5, as others"):
-        Comparison(None, contenders, [1, 2], 0.05, keys).arms()
 
 
 # ----------------------------------------------------------------------------------- files

@@ -8,7 +8,14 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from altcore.study.report import _conclusion, judged
-from altcore.study.statistics import dividends, estimate, holm, shapley, subsets
+from altcore.study.statistics import (
+    dividends,
+    estimate,
+    holm,
+    shapley,
+    share_closed,
+    subsets,
+)
 
 NUMBERS = st.lists(st.floats(-10, 10), min_size=2, max_size=9).filter(lambda x: len(set(x)) > 1)
 
@@ -24,6 +31,20 @@ def test_intervals_are_students(values):
     assert found.mean == pytest.approx(sum(values) / len(values), abs=1e-12)
     assert (found.low, found.high) == (pytest.approx(low), pytest.approx(high))
     assert found.p == pytest.approx(expected.pvalue, abs=1e-12)
+
+
+def test_the_share_that_is_closed_has_the_interval_of_a_ratio():
+    """At its ends, and only there, what is left is just told from that share of what was."""
+    before, after = [1.0, 1.3, 0.8, 1.1], [0.3, 0.5, 0.1, 0.4]
+    found = share_closed(after, before)
+    assert found.mean == pytest.approx(1 - sum(after) / sum(before))
+    for end in (found.low, found.high):
+        left = [a - (1 - end) * b for a, b in zip(after, before, strict=True)]
+        assert stats.ttest_1samp(left, 0.0).pvalue == pytest.approx(0.05)
+    assert found.low < found.mean < found.high
+    # No share of a gap that is not told from 0, and none of a lead.
+    assert share_closed(after, [1.0, -1.2, 0.8, 1.1]) is None
+    assert share_closed(after, [-b for b in before]) is None
 
 
 def test_too_few_values_conclude_nothing():
