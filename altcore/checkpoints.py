@@ -1,15 +1,14 @@
 """Checkpoints for your own training loop, as durable and as well digested as those of a run.
 
 A checkpoint is a folder ``step-00000480`` with the files that docs/checkpoints.md describes. It
-holds model, optimizer, quantization and gradient scaler, and the random states of Python, NumPy
-and torch on every device. Of several processes let one save; each has random states of its own.
+holds model, gradients, optimizer, quantization and gradient scaler, what else is given, and the
+random states of Python, NumPy and torch on every device. Of several processes let one save; each
+has random states of its own.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -20,17 +19,19 @@ from attrs import define, field
 from torch import nn
 
 from altcore.builtin_types import as_builtin
-from altcore.engine import AsBuilt, OwnLoop, unwatched_in
+from altcore.engine import AsBuilt, OwnLoop, Stateful, unwatched_in
 from altcore.errors import BadInput, InvalidCheckpoint, LostDirectory, NoSpace, shown
 from altcore.log import log
 from altcore.quantization import Quantization
 from altcore.runs import (
     ANOMALY,
+    OWN,
     REGULAR,
     TRAINING,
     DirectoryLock,
     Kept,
     by_merit,
+    check_loop_folder,
     is_checkpoint,
     list_checkpoints,
     load_newest,
@@ -43,8 +44,6 @@ from altcore.runs import (
 from altcore.runs import load_checkpoint as read_checkpoint
 from altcore.runs import save_checkpoint as write_checkpoint
 
-OWN = ""
-"""The run id in a manifest of a loop, which is of no run."""
 NOT_TO_BE_WRITTEN = BadInput, NoSpace
 """Errors of a folder into which somebody else saves, or that can only be read: reading needs none
 of it."""
@@ -69,6 +68,7 @@ def save_checkpoint(
     scaler: torch.amp.GradScaler | None = None,
     *,
     value: float | None = None,
+    also: Mapping[str, Stateful] | None = None,
 ) -> Path:
     """Write the checkpoint of a step into the folder ``path``; returns the checkpoint's own folder.
 
@@ -82,6 +82,8 @@ def save_checkpoint(
         step: after which the state is what it is.
         scaler: of gradients, if the loop has one.
         value: by which `CheckpointManager.best` compares; one that is not finite is never best.
+        also: what else the loop keeps, by name: whatever has a ``state_dict`` and a
+            ``load_state_dict``, such as a learning-rate scheduler, a sampler or an average.
 
     Raises:
         BadInput: if a weight, moment or scale is not finite, which is no state to go on from, if
@@ -90,14 +92,15 @@ def save_checkpoint(
             `CheckpointManager` saves into the folder, or if an argument is wrong.
         NoSpace: if the disk is full; what was there stays.
     """
-    loop, folder, number = OwnLoop.of(model, optimizer, q, scaler), _absolute(path), _number(value)
+    loop = OwnLoop.of(model, optimizer, q, scaler, also)
+    folder, number = _absolute(path), _number(value)
     state = loop.state(step)
     if bad := loop.not_finite(state):
         problem = f"{bad} is not finite after step {step}: it is no state to go on from"
         raise BadInput(problem, key="model")
     loop.check_own(state)
-    _warn_of_hidden(loop.built().hidden())
-    _check_folder(folder)
+    _warn_of_hidden(loop.hidden(loop.built()))
+    check_loop_folder(folder)
     with saving_alone(folder):
         lock = lock_folder(folder)
         try:
@@ -118,6 +121,8 @@ def load_checkpoint(
     optimizer: torch.optim.Optimizer | None,
     q: Quantization | None,
     scaler: torch.amp.GradScaler | None = None,
+    *,
+    also: Mapping[str, Stateful] | None = None,
 ) -> int:
     """Restore a checkpoint; returns the step after which it was written.
 
@@ -131,13 +136,14 @@ def load_checkpoint(
         optimizer: likewise; None to leave it and the random states out.
         q: of the same model, in the formats that it had; None if there was none.
         scaler: as given to `save_checkpoint`.
+        also: likewise; without an optimizer those of it that are asked for.
 
     Raises:
         BadInput: if there is no valid checkpoint, or the newest one does not fit what is given:
             another model or optimizer, parameters in another order, a scaler too many or too few.
         InvalidCheckpoint: if the one that ``path`` names is torn or altered.
     """
-    loop, folder = OwnLoop.of(model, optimizer, q, scaler), Path(path)
+    loop, folder = OwnLoop.of(model, optimizer, q, scaler, also), Path(path)
     if is_checkpoint(folder):
         found = read_checkpoint(folder)
         loop.check(found.state or {}, found.kind)
@@ -184,6 +190,8 @@ class CheckpointManager:
     """Of the next best ones the weights alone stay."""
     mode: str = field(default="min", kw_only=True)
     """What the best value is: min or max."""
+    also: Mapping[str, Stateful] = field(factory=dict, kw_only=True)
+    """What else the loop keeps, by name, such as ``{"scheduler": scheduler}``."""
     _lock: DirectoryLock | None = field(init=False, default=None)
     _own: set[int] = field(init=False, factory=set)
     """The steps of the checkpoints that it wrote or restored."""
@@ -204,7 +212,7 @@ class CheckpointManager:
                 raise BadInput(problem, key=key)
         loop = self._loop()
         self._unwatched, self._built = unwatched_in(loop.model), loop.built()
-        _check_folder(self.folder)
+        check_loop_folder(self.folder)
         if self.folder.exists():
             with suppress(*NOT_TO_BE_WRITTEN), self._writing(is_to_stay=False):
                 tidy(self.folder)  # otherwise who saves there does
@@ -222,7 +230,7 @@ class CheckpointManager:
         self._check_place()
         loop, number = self._loop(), _number(value)
         state = loop.state(step, self._built)
-        _check_folder(self.folder)
+        check_loop_folder(self.folder)
         with self._writing():
             newest = max((k.step for k in self._regular()), default=-1)
             if newest > state["step"]:
@@ -258,7 +266,7 @@ class CheckpointManager:
         """
         self._check_place()
         state = self._loop().state(step, self._built)
-        _check_folder(self.folder)
+        check_loop_folder(self.folder)
         with self._writing():
             return self._write_anomaly(state)
 
@@ -291,7 +299,8 @@ class CheckpointManager:
         self._check_place()
         if not self._regular():
             return 0
-        step = load_checkpoint(self.folder, self.model, self.optimizer, self.q, self.scaler)
+        given = (self.model, self.optimizer, self.q, self.scaler)
+        step = load_checkpoint(self.folder, *given, also=self.also)
         self._own |= {kept.step for kept in list_checkpoints(self.folder) if kept.step <= step}
         with suppress(*NOT_TO_BE_WRITTEN), self._writing(is_to_stay=False):
             set_aside(self.folder, step, OWN)
@@ -341,27 +350,7 @@ class CheckpointManager:
         return [kept for kept in list_checkpoints(self.folder) if kept.kind == REGULAR]
 
     def _loop(self) -> OwnLoop:
-        return OwnLoop.of(self.model, self.optimizer, self.q, self.scaler)
-
-
-def _check_folder(folder: Path) -> None:
-    """Raise `BadInput` if a folder is none, or holds what is not a loop's and would be replaced."""
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"{folder} is not a folder", key="folder")
-    found = list_checkpoints(folder)
-    for pointer in ("best", "last"):
-        path = folder / pointer
-        # A damaged one beside checkpoints is theirs, and is rebuilt: a loss of power leaves zeros.
-        is_own = path.is_file() and (
-            found or re.fullmatch(r"(step-\d*)?", path.read_text(errors="replace"))
-        )
-        if os.path.lexists(path) and not is_own:
-            problem = f"{path} is not altcore's, and checkpoints need the name"
-            raise BadInput(problem, key="folder", hint="take a folder of its own")
-    for kept in found:
-        if kept.manifest["run_id"] != OWN:
-            problem = f"{kept.path} is the checkpoint of a run, and not of a loop of your own"
-            raise BadInput(problem, key="folder", hint="take a folder of its own")
+        return OwnLoop.of(self.model, self.optimizer, self.q, self.scaler, self.also)
 
 
 def _number(value: float | None) -> float | None:

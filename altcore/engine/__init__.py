@@ -38,6 +38,7 @@ from altcore.engine.resuming import resumed_with_keys, resumed_with_sources
 from altcore.engine.setup import prepare
 from altcore.engine.state import Run, Step, Workload
 from altcore.engine.state_checks import check_weights, unwatched_in
+from altcore.engine.stateful import Stateful
 from altcore.engine.torch_bindings import lasting_changes
 from altcore.engine.torchrun import world_size
 
@@ -51,6 +52,7 @@ __all__ = [
     "QuantizedWeight",
     "Run",
     "StallWindow",
+    "Stateful",
     "Step",
     "Trend",
     "Workload",

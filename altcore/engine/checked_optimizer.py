@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from altcore.engine.hidden_state import memory, optimizer_parts
+from altcore.engine.fingerprints import memory
+from altcore.engine.hidden_state import optimizer_parts
 from altcore.engine.named_errors import check_savable, naming
 from altcore.errors import BadInput, PluginError
 from altcore.quantization import ROUNDABLE, check_roundable, roundable_state

@@ -90,3 +90,8 @@ def own_workload(workload: Any) -> Any:
     """Return a workload as its plugin built it, without what checks or replaces parts of it."""
     base = workload.base if isinstance(workload, CustomWorkload) else workload
     return base.own if isinstance(base, CheckedWorkload) else base
+
+
+def own_batches(workload: Any) -> Callable[[str, int, int], Any] | None:
+    """Return the caller's function of batches, None if the workload has its own."""
+    return workload.given if isinstance(workload, CustomWorkload) else None

@@ -7,73 +7,68 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Container, Iterable, Iterator, Mapping, Set
-from hashlib import sha256
-from itertools import count
-from numbers import Number
-from operator import length_hint
-from types import GeneratorType
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import torch
-from attrs import field, fields, frozen, has
+from attrs import fields, has
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from altcore.engine.plugins import Plugin
-
-Known = tuple[Any, ...]
-"""What an attribute is known by: equal as long as it is the same."""
+from altcore.engine.fingerprints import LIBRARIES, Fingerprint, fingerprint, memory
 
 
-@frozen
-class Held:
-    """An object, equal to itself alone; it is kept, so that no other takes its place."""
-
-    itself: Any = field(eq=id)
-
-
-def attributes(model: nn.Module, optimizer: Optimizer) -> dict[str, Known]:
+def attributes(model: nn.Module, optimizer: Optimizer) -> dict[str, Fingerprint]:
     """Return the attributes in which state may be hidden, by what they are called.
 
-    These are numbers, strings, arrays, tensors that are neither parameters nor buffers, random
-    generators and iterators, also within mappings, sequences, sets and objects; of
+    These are all that hold something else than the model's own modules, parameters and buffers; of
     modules and optimizers that state more than torch's do, none: they know what they need. Of each
-    module there are its class, and functions that take the place of its methods, too.
+    module there are its class, with the attributes of the class, and functions that take the place
+    of its methods, too.
     """
-    own = {memory(x) for x in (*model.parameters(), *model.buffers())}
-    owners = {f"module {name}" if name else "the model": m for name, m in model.named_modules()}
-    found: dict[str, Known] = {}
-    for place, owner in {**owners, "the optimizer": optimizer}.items():
-        found |= {f"{key} of {place}": _known_by(v, own) for key, v in _beside(owner).items()}
+    modules, own = dict(model.named_modules()), own_of(model, optimizer)
+    owners = {f"module {name}" if name else "the model": m for name, m in modules.items()}
+    found = {
+        f"{key} of {place}": fingerprint(value, own)
+        for place, owner in {**owners, "the optimizer": optimizer}.items()
+        for key, value in _beside(owner).items()
+    }
     for place, module in owners.items():
-        found[f"the class of {place}"] = (type(module),)
-        for key, value in vars(module).items():
-            if callable(value) and not isinstance(value, nn.Module) and not is_altcores(value):
-                found[f"{key} of {place}"] = (Held(value),)
+        found[f"the class of {place}"] = fingerprint(type(module))
+    for cls in dict.fromkeys(c for m in modules.values() for c in type(m).__mro__):
+        found |= {f"{k} of class {cls.__name__}": fingerprint(v, own) for k, v in _of(cls).items()}
     return {label: known for label, known in found.items() if known}
 
 
-def plugin_attributes(plugins: Iterable[Plugin], workload: Any) -> dict[str, Known]:
+def own_of(model: nn.Module, optimizer: Optimizer) -> set[int]:
+    """Return the ids and the addresses of what checkpoints have, wherever it is met."""
+    tensors = {memory(x) for x in (*model.parameters(), *model.buffers())} - {0}
+    return tensors | {id(x) for x in (optimizer, *model.modules())}
+
+
+def attributes_of_others(owners: Mapping[str, Any], own: Set[int]) -> dict[str, Fingerprint]:
     """Return the attributes in which plugins and the workload may hide state.
 
-    A plugin with a ``state_dict`` has none. A workload seeds its generators anew for each batch.
+    Whoever has a ``state_dict`` hides none. A workload seeds its generators anew for each batch.
     """
-    owners = {f"{p.kind} {p.name}": p.instance for p in plugins}
     found = {
-        f"{key} of {place}": _known_by(value, ())
-        for place, owner in {**owners, "the workload": workload}.items()
+        f"{key} of {place}": fingerprint(value, own)
+        for place, owner in owners.items()
         if not hasattr(owner, "state_dict")
         for key, value in _held_by(owner).items()
-        if not key.startswith("_") and not (owner is workload and _is_generator(value))
+        if not (is_cache(key) or _is_generator(value))
     }
     return {label: known for label, known in found.items() if known}
 
 
-def is_altcores(made: Any) -> bool:
-    """Whether a function, a method or an object is of altcore's own code."""
-    module = getattr(made, "__module__", None) or type(made).__module__
-    return str(module).partition(".")[0] == "altcore"
+def changed_in(before: Mapping[str, Fingerprint], now: Mapping[str, Fingerprint]) -> list[str]:
+    """Return the attributes that are new, or other ones."""
+    return [label for label, known in now.items() if known != before.get(label)]
+
+
+def is_cache(name: str) -> bool:
+    """Whether an attribute says of itself that it is made anew: by its name."""
+    return "cache" in name.lower()
 
 
 def optimizer_parts(optimizer: Optimizer) -> list[str]:
@@ -102,62 +97,50 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> list[str]:
 
 
 def _beside(owner: nn.Module | Optimizer) -> dict[str, Any]:
-    """Return the attributes that the state_dict of every module or optimizer leaves out.
-
-    A name that begins with an underscore is a cache's, by convention, or torch's.
-    """
+    """Return the attributes that the state_dict of every module or optimizer leaves out."""
+    held = {k: v for k, v in vars(owner).items() if k not in OF_EVERY and not is_cache(k)}
+    if isinstance(owner, Optimizer):
+        held.pop("step", None)  # a scheduler's, which counts the calls
+    is_module, is_torchs = isinstance(owner, nn.Module), _is_torchs(type(owner))
+    functions = {k: v for k, v in held.items() if is_module and callable(v)}
     if any(_is_overridden(owner, name) for name in STATING):
+        return functions
+    if is_torchs and is_module:  # tensors are made of parameters in each pass
+        held = {k: v for k, v in held.items() if isinstance(v, PLAIN)} | functions
+    return {k: v for k, v in held.items() if not (is_torchs and k.startswith("_"))}
+
+
+def _of(cls: type) -> dict[str, Any]:
+    """Return the values in the attributes of a class of somebody's own."""
+    if cls.__module__.partition(".")[0] in LIBRARIES:
         return {}
-    held = vars(owner).items()
-    found = {k: v for k, v in held if not k.startswith("_") and k not in OF_EVERY}
-    is_torchs = type(owner).__module__.startswith("torch.")
-    if is_torchs and isinstance(owner, nn.Module):  # tensors are made of parameters in each pass
-        return {k: v for k, v in found.items() if type(v) in (int, float)}
-    return found
+    return {
+        key: value
+        for key, value in vars(cls).items()
+        if not (key.startswith("__") or is_cache(key) or hasattr(value, "__get__"))
+    }
 
 
+def _is_torchs(cls: type) -> bool:
+    return cls.__module__.partition(".")[0] == "torch"
+
+
+PLAIN = (int, float, str, bool)
 STATING = ("state_dict", "get_extra_state", "_save_to_state_dict")
 """Methods with which a module or an optimizer says more than torch knows of it."""
-OF_EVERY = ("training", "state", "param_groups", "defaults")
+_OPTIMIZER = torch.optim.SGD([torch.zeros(1)])
+OF_EVERY = (
+    vars(nn.Module()).keys()
+    | vars(_OPTIMIZER).keys()
+    # What optimizers and schedulers of torch add.
+    | {"_opt_called", "_step_count", "_wrapped_by_lr_sched", "_need_device_dtype_check_for_fused"}
+)
+"""Attributes of every module or optimizer."""
 
 
 def _is_overridden(owner: nn.Module | Optimizer, name: str) -> bool:
     base = nn.Module if isinstance(owner, nn.Module) else Optimizer
     return getattr(type(owner), name, None) is not getattr(base, name, None)
-
-
-def _known_by(value: Any, own: Container[int], depth: int = 4) -> Known:
-    """Return what a value is known by, () if no state is in it."""
-    if isinstance(value, Number | str | bytes):
-        return (type(value), repr(value))
-    if isinstance(value, Tensor):
-        if value.grad_fn is not None or memory(value) in own:
-            return ()
-        return (Held(value), 0 if value.is_inference() else value._version)
-    if isinstance(value, torch.Generator):
-        return (bytes(value.get_state().tolist()),)
-    if isinstance(value, random.Random):
-        return (value.getstate(),)
-    if _is_generator(value):  # of numpy
-        held = getattr(value, "bit_generator", None)
-        return (repr(held.state if held is not None else value.get_state(legacy=False)),)
-    if type(value).__name__ == "ndarray":
-        return _known_array(value)
-    if isinstance(value, Iterator) and type(value).__module__ in ("builtins", "itertools"):
-        return _known_place(value)
-    if isinstance(value, nn.Module | Optimizer) or callable(value) or is_altcores(value):
-        return ()
-    if hasattr(value, "__dict__") or has(type(value)):  # an object of a class of somebody's own
-        value = _held_by(value)
-    if isinstance(value, Mapping | list | tuple | deque | Set) and depth:
-        if len(value) > LARGE:  # data
-            return (len(value),)
-        parts = value.values() if isinstance(value, Mapping) else value
-        known = [_known_by(part, own, depth - 1) for part in parts]
-        if isinstance(value, Set):  # which has no order
-            known.sort(key=repr)
-        return (len(known), *known) if any(known) or not known else ()
-    return ()
 
 
 def _is_generator(value: Any) -> bool:
@@ -166,37 +149,11 @@ def _is_generator(value: Any) -> bool:
     return isinstance(value, torch.Generator | random.Random) or is_numpys
 
 
-def _known_array(array: Any) -> Known:
-    """Return what an array of numpy is known by: its bytes, of a large one some in each part."""
-    some = array.flat[:: 1 + array.size // LARGE]
-    return (str(array.dtype), array.shape, sha256(some.tobytes()).digest())
-
-
-LARGE = 2**16
-"""Numbers of an array, or parts of a container, above which not all are looked at."""
-
-
-def _known_place(iterator: Iterator[Any]) -> Known:
-    """Return how far an iterator is: a new object, equal to no other, if it does not tell."""
-    if isinstance(iterator, GeneratorType):
-        return (Held(iterator), iterator.gi_frame and iterator.gi_frame.f_lasti)
-    if isinstance(iterator, count):
-        return (repr(iterator),)
-    left = length_hint(iterator, -1)
-    return (Held(iterator), left if left >= 0 else object())
-
-
 def _held_by(made: Any) -> dict[str, Any]:
     """Return the attributes of an object, with those in the slots of an attrs class."""
     names = [f.name for f in fields(type(made))] if has(type(made)) else []
     own = {name: getattr(made, name) for name in names if hasattr(made, name)}
     return {**own, **getattr(made, "__dict__", {})}
-
-
-def memory(x: Tensor) -> int:
-    """Return where the memory of a tensor begins; 0 if it has none of its own."""
-    is_dense = x.layout == torch.strided and not nn.parameter.is_lazy(x)
-    return x.untyped_storage().data_ptr() if is_dense else 0
 
 
 def _tensors(value: Any, depth: int = 4) -> Iterator[Tensor]:

@@ -82,6 +82,8 @@ class Engine:
     """Warnings told when the run starts."""
     is_from_seed: bool = True
     """Whether the seed alone gives the state at step 0: no model was passed in."""
+    makers: Mapping[str, Any] = field(factory=dict)
+    """The settings of the workload and the optimizer, which built them."""
     ranks: Ranks = field(factory=Ranks)
     leaving: Leaving = field(init=False)
     history: RunHistory = field(init=False, factory=RunHistory)
@@ -107,7 +109,7 @@ class Engine:
         self.modules = list(self.run.model.modules())
         parts = (self.dispatch, self.detector, self.history, self.record, self.gradients)
         state = RunState(self.run, *parts, self.ranks)
-        about = (self.weights, self.identity, self.is_from_seed)
+        about = (self.weights, self.identity, self.is_from_seed, self.makers)
         self.saving = Saving(state, self.directory, self.ending, *about)
         self.leaving = Leaving(self.ranks.world_size == 1)
         self.dispatch.boundary.note_if_closed = self.directory.note_if_closed

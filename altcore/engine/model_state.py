@@ -7,7 +7,7 @@ has to be as it was built, and `AsBuilt` says so when a checkpoint is written.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
 import torch
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from altcore.builtin_types import nested_too_deeply
 from altcore.engine.buffers import is_expanded
-from altcore.engine.hidden_state import Known, attributes, is_altcores, optimizer_tensors
+from altcore.engine.fingerprints import Fingerprint, is_altcores
+from altcore.engine.hidden_state import attributes, changed_in, optimizer_tensors
 from altcore.engine.optimizer_checks import groups_of
 from altcore.engine.trespass import address, same_bits
 from altcore.errors import AltcoreError, InvalidCheckpoint
@@ -72,8 +73,10 @@ class AsBuilt:
     modules: frozenset[str] = field(init=False)
     groups: list[list[str | None]] = field(init=False)
     """The parameters of the optimizer's groups, by name."""
-    attributes: dict[str, Known] = field(init=False)
+    attributes: dict[str, Fingerprint] = field(init=False)
     """Those in which state may be hidden."""
+    hooks: Set[tuple[str, int]] = field(init=False)
+    """Those on modules, parameters and the optimizer."""
 
     def __attrs_post_init__(self) -> None:
         found = {
@@ -83,6 +86,7 @@ class AsBuilt:
             "modules": frozenset(n for n, _ in self.model.named_modules(remove_duplicate=False)),
             "groups": groups_of(self.optimizer, self.model),
             "attributes": attributes(self.model, self.optimizer),
+            "hooks": hooks_of(self.model, self.optimizer).keys(),
         }
         for name, value in found.items():
             object.__setattr__(self, name, value)
@@ -113,8 +117,13 @@ class AsBuilt:
     def hidden(self) -> list[str]:
         """Return the attributes of model and optimizer with state that no checkpoint has."""
         now = attributes(self.model, self.optimizer)
-        changed = [label for label, known in now.items() if known != self.attributes.get(label)]
+        changed = changed_in(self.attributes, now)
         return list(dict.fromkeys([*optimizer_tensors(self.model, self.optimizer), *changed]))
+
+    def late_hooks(self, hooks: Set[tuple[str, int]]) -> list[str]:
+        """Return what has other hooks than these."""
+        now = hooks_of(self.model, self.optimizer)
+        return sorted({name for key, name in now.items() if key not in hooks})
 
     def check(self) -> None:
         """Raise `AltcoreError` if a build would not make what a checkpoint's state goes into."""
@@ -177,18 +186,24 @@ def set_flags(model: nn.Module, flags: Mapping[str, bool]) -> None:
         model.get_parameter(name).requires_grad_(flag)
 
 
-def hooks_of(model: nn.Module) -> dict[tuple[str, int], str]:
-    """Return the hooks on a model's modules and parameters that are not altcore's own.
+def hooks_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[tuple[str, int], str]:
+    """Return the hooks on modules, parameters and the optimizer that are not altcore's own.
 
     Each with the name of what it is on.
     """
-    owners: list[tuple[str, Any]] = [*model.named_modules(), *model.named_parameters()]
+    held = [
+        (name or "the model", hooks)
+        for name, module in model.named_modules()
+        for key, hooks in vars(module).items()
+        if "hooks" in key
+    ]
+    held += [("the optimizer", hooks) for key, hooks in vars(optimizer).items() if "hooks" in key]
+    for name, p in model.named_parameters():
+        held += [(name, p._backward_hooks), (name, getattr(p, "_post_accumulate_grad_hooks", None))]
     return {
-        (name, id(hook)): name or "the model"
-        for name, owner in owners
-        for key, held in vars(owner).items()
-        if "hooks" in key and isinstance(held, Mapping)
-        for hook in held.values()
+        (name, id(hook)): name
+        for name, hooks in held
+        for hook in (hooks.values() if isinstance(hooks, Mapping) else ())
         if not is_altcores(hook)
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Container, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import chain
@@ -11,6 +12,7 @@ import torch
 from attrs import frozen
 from torch import nn
 from torch.nn.parameter import is_lazy
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from altcore.builtin_types import as_builtin, nested_too_deeply
 from altcore.engine.hidden_state import optimizer_parts
@@ -28,6 +30,7 @@ from altcore.engine.optimizer_checks import (
     layout_of,
 )
 from altcore.engine.optimizer_loading import load_optimizer, misstated_moment
+from altcore.engine.own_gradients import check_gradients, gradients_of, put_gradients
 from altcore.engine.randomness import random_state, set_random_state
 from altcore.engine.state_checks import (
     check_tensors,
@@ -36,7 +39,15 @@ from altcore.engine.state_checks import (
     numbers_of,
     unwatched_in,
 )
+from altcore.engine.stateful import (
+    Stateful,
+    check_stateful,
+    check_states,
+    load_states,
+    states_of,
+)
 from altcore.errors import BadInput, InvalidCheckpoint, shown
+from altcore.log import log
 from altcore.quantization import (
     Quantization,
     check_moments,
@@ -57,6 +68,8 @@ class OwnLoop:
     q: Quantization | None
     scaler: torch.amp.GradScaler | None
     """None if it is disabled: it has no state."""
+    also: Mapping[str, Stateful]
+    """What else the loop keeps, by name."""
 
     @classmethod
     def of(
@@ -65,6 +78,7 @@ class OwnLoop:
         optimizer: torch.optim.Optimizer | None,
         q: Quantization | None,
         scaler: torch.amp.GradScaler | None,
+        also: Mapping[str, Stateful] | None,
     ) -> OwnLoop:
         """Take the model out of DistributedDataParallel; `BadInput` if ``q`` is not of it."""
         own = model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
@@ -78,7 +92,7 @@ class OwnLoop:
             problem = f"a torch.optim.Optimizer is needed, not {shown(optimizer)}"
             raise BadInput(problem, key="optimizer")
         is_enabled = scaler is not None and scaler.is_enabled()
-        return cls(own, optimizer, q, scaler if is_enabled else None)
+        return cls(own, optimizer, q, scaler if is_enabled else None, check_stateful(also or {}))
 
     def built(self) -> AsBuilt:
         """Return model and optimizer as they are now, before training."""
@@ -87,9 +101,21 @@ class OwnLoop:
 
     def hidden(self, built: AsBuilt) -> list[str]:
         """Return where state is that no checkpoint has; the model was ``built`` so."""
-        has_schedule = any("initial_lr" in group for group in built.optimizer.param_groups)
-        schedule = ["a learning-rate scheduler (initial_lr)"] if has_schedule else []
-        return [*built.hidden(), *schedule]
+        hooks = [f"hooks of {name}" for name in built.late_hooks(built.hooks)]
+        return [*built.hidden(), *hooks, *self._schedulers()]
+
+    def _schedulers(self) -> list[str]:
+        """Return the learning-rate schedulers of the optimizer that are not kept."""
+        for name, part in self.also.items():
+            if "sched" in name.lower() or getattr(part, "optimizer", None) is self.optimizer:
+                return []
+        assert self.optimizer is not None  # only a loop that is restored has none
+        if any("initial_lr" in group for group in self.optimizer.param_groups):
+            return ["a learning-rate scheduler (initial_lr)"]
+        # This one leaves no trace in the optimizer.
+        plateaus = (x for x in gc.get_objects() if issubclass(type(x), ReduceLROnPlateau))
+        is_there = any(x.optimizer is self.optimizer for x in plateaus)
+        return ["a learning-rate scheduler (ReduceLROnPlateau)"] if is_there else []
 
     def not_finite(self, state: Mapping[str, Any], unwatched: Container[str] = ()) -> str | None:
         """Return the name of the first part of a state that is no number to go on from."""
@@ -146,6 +172,8 @@ class OwnLoop:
             "optimizer_class": type(self.optimizer).__name__,
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
             "random": random_state(self.device),
+            "gradients": gradients_of(self.model),
+            "also": states_of(self.also),
         }
 
     def _check_numbers(self) -> None:
@@ -193,6 +221,7 @@ class OwnLoop:
                     moments = check_optimizer(state["optimizer"], self.optimizer)
                     about = (state["optimizer"], self.optimizer, self.model)
                     check_layout(state["optimizer_layout"], *about)
+                check_gradients(state["gradients"], self.model)
                 if self.q is not None:
                     check_moments(self.q, state["quantization"], moments)
         except BadInput:  # a ValueError, too
@@ -209,6 +238,10 @@ class OwnLoop:
                 raise BadInput(f"the checkpoint holds one, and none is given: {key}", key=key)
             if given is not None and not is_kept:
                 raise BadInput(f"the checkpoint holds none: {key}", key=key)
+        kept = state["also"]
+        if self.optimizer is None:  # who evaluates asks for what he needs
+            kept = {name: part for name, part in kept.items() if name in self.also}
+        check_states(kept, self.also)
         with _fitting("model"):
             check_tensors(state, self.model)
         if self.optimizer is not None:
@@ -221,6 +254,7 @@ class OwnLoop:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Load a state that was checked."""
+        load_states(state["also"], self.also)
         # What is only to be evaluated may have been made in inference mode.
         with torch.inference_mode(self.optimizer is None and _is_for_inference(self.model)):
             put_model(self.model, self.q, state)
@@ -234,6 +268,7 @@ class OwnLoop:
             groups = [{**own, **kept} for own, kept in pairs]
             load_optimizer(self.optimizer, {**state["optimizer"], "param_groups": groups})
             set_random_state(state["random"], self.device)
+            put_gradients(self.model, state["gradients"])
             _put_modes(self.model, state["modes"])
 
 
@@ -245,11 +280,15 @@ def _is_for_inference(model: nn.Module) -> bool:
 def _put_modes(model: nn.Module, modes: Mapping[str, bool]) -> None:
     """Put modules into evaluation or training as they were, if the whole is in training, and was.
 
-    A loop that saves while it evaluates sets the mode itself before it trains.
+    A loop that saves while it evaluates sets the mode itself before it trains: if it does not, the
+    loop that goes on is another one.
     """
     if model.training and modes[""]:
         for name, module in model.named_modules():
             module.training = modes.get(name, module.training)
+    elif model.training:
+        told = "the model was in evaluation mode when it was saved, and stays in training"
+        log.warning(told, hint="call train() after each evaluation, before you save")
 
 
 def _check_flags(was: Mapping[str, bool], now: Mapping[str, bool]) -> None:

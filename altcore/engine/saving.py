@@ -8,10 +8,11 @@ from typing import Any
 from attrs import asdict, define, field
 from torch import Tensor
 
-from altcore.engine.custom_workload import own_workload
+from altcore.engine.custom_workload import own_batches, own_workload
 from altcore.engine.ending import Ending
+from altcore.engine.fingerprints import Fingerprint, fingerprint
 from altcore.engine.finite import is_finite
-from altcore.engine.hidden_state import Known, plugin_attributes
+from altcore.engine.hidden_state import attributes_of_others, changed_in, own_of
 from altcore.engine.model_state import hooks_of, misstated
 from altcore.engine.optimizer_loading import misstated_moment
 from altcore.engine.rescue import check_place
@@ -60,6 +61,8 @@ class Saving:
     """What the run is, for the manifests."""
     is_from_seed: bool
     """Whether the seed alone gives the state at step 0."""
+    makers: Mapping[str, Any]
+    """The settings of the workload and the optimizer, which built them."""
     saved: tuple[Any, ...] = field(init=False, default=())
     """What the last checkpoint knew: nothing is written twice."""
     place: str = field(init=False, default="")
@@ -72,7 +75,7 @@ class Saving:
     """Whether a state after a step was checked as a resume would check it."""
     hooks: Set[tuple[str, int]] = field(init=False, factory=frozenset)
     """The hooks of plugins on the model when the run started."""
-    attributes: Mapping[str, Known] = field(init=False, factory=dict)
+    attributes: Mapping[str, Fingerprint] = field(init=False, factory=dict)
     """Those in which interventions and the workload may hide state, when the run started."""
     kept: Set[str] = field(init=False, factory=frozenset)
     """The checkpoints that were there after the last one was written."""
@@ -86,13 +89,17 @@ class Saving:
 
     def note_start(self) -> None:
         """Note what run_start has made of model and plugins: it does so again in a resume."""
-        self.hooks = hooks_of(self.state.run.model).keys()
+        self.hooks = hooks_of(self.state.run.model, self.state.run.optimizer).keys()
         self.attributes = self._attributes()
 
-    def _attributes(self) -> dict[str, Known]:
-        dispatch, workload = self.state.dispatch, self.state.run.workload
+    def _attributes(self) -> dict[str, Fingerprint]:
+        dispatch, run = self.state.dispatch, self.state.run
         heard = [p for p in dispatch.plugins if p.name in dispatch.heard]
-        return plugin_attributes(heard, own_workload(workload))
+        owners = {f"{p.kind} {p.name}": p.instance for p in heard}
+        owners |= {**self.makers, "the workload": own_workload(run.workload)}
+        own = own_of(run.model, run.optimizer)
+        given = {"the variables of the function data": fingerprint(own_batches(run.workload), own)}
+        return {**attributes_of_others(owners, own), **given}
 
     def check_data(self) -> None:
         """Raise `AltcoreError` if a file of the workload is not what it was: nothing is saved."""
@@ -164,16 +171,14 @@ class Saving:
     def _warn_of_unsaved(self) -> None:
         """Warn, once, of what changes the run and is in no checkpoint of it."""
         run = self.state.run
-        late = hooks_of(run.model).keys() - self.hooks
+        late = self.state.built.late_hooks(self.hooks)
         hidden = self.state.built.hidden()
-        now, before = self._attributes(), self.attributes
-        hidden += [label for label, known in now.items() if known != before.get(label)]
+        hidden += changed_in(self.attributes, self._attributes())
         told = [f"{some(hidden)}: {UNSAVED}"] if hidden else []
         if late:
-            names = some(sorted({name or "the model" for name, _ in late}))
             told.append(
-                f"hooks were put on {names} while the run trained, and no checkpoint has them: a "
-                "run that goes on is without, unless they are put there in run_start"
+                f"hooks were put on {some(late)} while the run trained, and no checkpoint has "
+                "them: a run that goes on is without, unless they are put there in run_start"
             )
         for message in filter(run.quantization.context.is_news, told):
             run.emit("warning", message=message, cause="unsaved")

@@ -183,6 +183,10 @@ def _engine(
         identity,
         [*remarks, *quantization.missed()],
         is_from_seed="model" not in built.given,
+        makers={
+            f"the settings of {kind} {name}": built.owners[name]
+            for kind, name in (("workload", config.workload), ("optimizer", config.optimizer))
+        },
         ranks=ranks,
     )
     ranks.seed(config.seed)

@@ -37,7 +37,6 @@ from altcore.runs.identity import (
 )
 from altcore.runs.json_files import read_json
 from altcore.runs.json_lines import damaged_lines, read_lines, read_new_lines
-from altcore.runs.loop_folder import lock_folder, saving_alone
 from altcore.runs.manifest import (
     ANOMALY,
     ENDED_PHASE,
@@ -80,6 +79,7 @@ if TYPE_CHECKING:
         tidy,
         update_manifest,
     )
+    from altcore.runs.loop_folder import OWN, check_loop_folder, lock_folder, saving_alone
     from altcore.runs.provenance import environment
     from altcore.runs.retention import Kept, by_merit, list_checkpoints, retain
 
@@ -94,6 +94,10 @@ _NEED_TORCH = {
     "set_aside": "checkpoint",
     "tidy": "checkpoint",
     "update_manifest": "checkpoint",
+    "OWN": "loop_folder",
+    "check_loop_folder": "loop_folder",
+    "lock_folder": "loop_folder",
+    "saving_alone": "loop_folder",
     "environment": "provenance",
     "Kept": "retention",
     "by_merit": "retention",
@@ -114,6 +118,7 @@ __all__ = [
     "KEPT",
     "METRICS",
     "NAMES",
+    "OWN",
     "REGULAR",
     "RUN_ID",
     "STATUSES",
@@ -140,6 +145,7 @@ __all__ = [
     "by_merit",
     "check_changes",
     "check_environment",
+    "check_loop_folder",
     "check_run_id",
     "compare",
     "contents",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,10 @@ from pathlib import Path
 from altcore import durable
 from altcore.errors import BadInput
 from altcore.runs.directory_lock import DirectoryLock, OtherWriter
+from altcore.runs.retention import list_checkpoints
+
+OWN = ""
+"""The run id in a manifest of a loop, which is of no run."""
 
 
 class _Turn:
@@ -63,6 +68,26 @@ def lock_folder(folder: Path, lock: DirectoryLock | None = None) -> DirectoryLoc
         problem = f"{error.filename or folder} cannot be written: {error.strerror}"
         raise BadInput(problem, key="folder") from error
     return lock
+
+
+def check_loop_folder(folder: Path) -> None:
+    """Raise `BadInput` if a folder is none, or holds what is not a loop's and would be replaced."""
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f"{folder} is not a folder", key="folder")
+    found = list_checkpoints(folder)
+    for pointer in ("best", "last"):
+        path = folder / pointer
+        # A damaged one beside checkpoints is theirs, and is rebuilt: a loss of power leaves zeros.
+        is_own = path.is_file() and (
+            found or re.fullmatch(r"(step-\d*)?", path.read_text(errors="replace"))
+        )
+        if os.path.lexists(path) and not is_own:
+            problem = f"{path} is not altcore's, and checkpoints need the name"
+            raise BadInput(problem, key="folder", hint="take a folder of its own")
+    for kept in found:
+        if kept.manifest["run_id"] != OWN:
+            problem = f"{kept.path} is the checkpoint of a run, and not of a loop of your own"
+            raise BadInput(problem, key="folder", hint="take a folder of its own")
 
 
 def _begin_anew() -> None:

@@ -10,7 +10,7 @@ import io
 import os
 import struct
 import zipfile
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -50,7 +50,7 @@ def check_readable(value: Any, key: str) -> None:
     """Raise `BadInput`, with the key, for what torch would write and refuse to read again."""
     import torch
 
-    if type(value) in (dict, OrderedDict):
+    if type(value) in (dict, OrderedDict, Counter):
         for name, inner in value.items():
             where = f"{key}.{name}" if key else str(name)
             check_readable(name, where)

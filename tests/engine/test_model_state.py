@@ -283,7 +283,10 @@ def test_what_an_intervention_freezes_stays_frozen(goes_on, changing):
 @pytest.mark.parametrize(
     ("how", "told"),
     [
-        ("dial", "max_norm of module embed, forward of module head, the class of module act: st"),
+        (
+            "dial",
+            "max_norm of module embed, forward of module head, approximate of module act, the",
+        ),
         ("hook", "hooks were put on embed while the run trained"),
         (
             "hide",
@@ -419,7 +422,8 @@ def test_state_in_attributes_of_the_workload_is_told(start, shelf):
     shelf.install("workload", "annealing", Settings)
     run = start(name="r", workload="annealing", **KEYS).run_directory
     (warning,) = events(run, "warning")
-    assert warning["message"].startswith("batches of the workload: state of the run that no")
+    told = "batches of the workload, _batches of the workload: state of the run that no"
+    assert warning["message"].startswith(told)
 
 
 # ------------------------------------------------------------------- models that state another

@@ -4,6 +4,8 @@ import pytest
 import torch
 from structlog.testing import capture_logs
 from torch import nn
+from torch.optim import lr_scheduler
+from torch.optim.swa_utils import AveragedModel
 
 import altcore
 from altcore import BadInput, CheckpointManager
@@ -130,7 +132,9 @@ def test_a_part_that_only_evaluates_goes_on_evaluating(tmp_path):
     assert restored(again) == [False] * 4
     loop.model.eval()
     altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, None, 1)
-    assert restored(other) == [True, True, True, False]
+    with capture_logs() as logs:
+        assert restored(other) == [True, True, True, False]
+    assert logs[0]["event"].startswith("the model was in evaluation mode when it was saved")
 
 
 class Lookahead(torch.optim.SGD):
@@ -176,12 +180,97 @@ def test_numbers_that_an_optimizer_keeps_beside_its_state_are_told(tmp_path):
     assert told_of(logs) == []
 
 
-def test_a_scheduler_is_told_once(tmp_path):
-    """Its place in the schedule is the caller's to keep."""
+@pytest.mark.parametrize(
+    ("scheduler", "told"),
+    [
+        (lambda o: lr_scheduler.StepLR(o, 1), "a learning-rate scheduler (initial_lr)"),
+        (lr_scheduler.ReduceLROnPlateau, "a learning-rate scheduler (ReduceLROnPlateau)"),
+    ],
+)
+def test_a_scheduler_that_is_not_kept_is_told_once(scheduler, told, tmp_path):
     loop = Loop()
-    torch.optim.lr_scheduler.StepLR(loop.optimizer, 1)
+    made = scheduler(loop.optimizer)
     manager = CheckpointManager(tmp_path, loop.model, loop.optimizer)
     with capture_logs() as logs:
         for step in (0, 1):
             manager.save(step)
-    assert told_of(logs) == [["a learning-rate scheduler (initial_lr)"]]
+    assert told_of(logs) == [[told]]
+    manager.close()
+    with capture_logs() as logs:
+        also = {"plan": made}
+        CheckpointManager(tmp_path / "b", loop.model, loop.optimizer, also=also).save(0)
+    assert told_of(logs) == []
+
+
+def test_hooks_that_come_late_are_told(tmp_path):
+    """On a module, a parameter or the optimizer: a loop that goes on is without."""
+    loop = Loop()
+    loop.model.register_forward_hook(lambda *_: None)
+    manager = CheckpointManager(tmp_path, loop.model, loop.optimizer)
+    loop.model.register_forward_pre_hook(lambda *_: None)
+    loop.model.weight.register_hook(lambda grad: grad * 2)
+    loop.optimizer.register_step_pre_hook(lambda *_: None)
+    with capture_logs() as logs:
+        manager.save(0)
+    assert told_of(logs) == [["hooks of the model", "hooks of the optimizer", "hooks of weight"]]
+
+
+# ------------------------------------------------------------------------- what else a loop keeps
+
+
+class Planned(Loop):
+    """Accumulates gradients over two steps, by the plan of a scheduler, and averages weights."""
+
+    def __init__(self):
+        super().__init__()
+        plan = lr_scheduler.MultiStepLR(self.optimizer, [1, 2, 3], gamma=0.5)
+        self.also = {"plan": plan, "average": AveragedModel(self.model)}
+
+    def train(self, micro_steps):
+        for micro in micro_steps:
+            self.model(torch.ones(2, 3)).square().mean().backward()
+            if micro % 2:
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+                self.also["plan"].step()
+                self.also["average"].update_parameters(self.model)
+        return [x.clone() for m in (self.model, self.also["average"]) for x in m.parameters()]
+
+
+def test_a_loop_that_is_saved_between_two_steps_goes_on_as_it_was(tmp_path):
+    """With its gradients so far, and with what was said to be kept."""
+    whole, first, again = Planned(), Planned(), Planned()
+    expected = whole.train(range(6))
+    first.train(range(3))
+    altcore.save_checkpoint(tmp_path, first.model, first.optimizer, None, 3, also=first.also)
+    again.train(range(1))
+    loaded = (tmp_path, again.model, again.optimizer, None)
+    assert altcore.load_checkpoint(*loaded, also=again.also) == 3
+    assert all(map(torch.equal, again.train(range(3, 6)), expected))
+    assert again.also["plan"].last_epoch == 3
+    first.optimizer.zero_grad()
+    altcore.save_checkpoint(tmp_path, first.model, first.optimizer, None, 3, also=first.also)
+    altcore.load_checkpoint(*loaded, also=again.also)
+    assert again.model.weight.grad is None
+
+
+def test_what_else_a_loop_keeps_has_to_fit(tmp_path):
+    """Nothing is changed by one that does not; who evaluates takes what he needs."""
+    loop, again = Planned(), Planned()
+    loop.train(range(2))
+    altcore.save_checkpoint(tmp_path, loop.model, loop.optimizer, None, 2, also=loop.also)
+    with pytest.raises(BadInput, match=r"^also\.plan: 3 has no state_dict and load_state_dict$"):
+        CheckpointManager(tmp_path, loop.model, loop.optimizer, also={"plan": 3})
+    kept, average = again.also, again.also["average"]
+    other = AveragedModel(nn.Linear(2, 2))
+    for also, told in (
+        ({"plan": kept["plan"]}, r"^also\.average: the checkpoint holds one, and none is given"),
+        ({**kept, "more": average}, r"^also\.more: the checkpoint holds none$"),
+        ({**kept, "plan": average}, r"^also\.plan: the checkpoint is of MultiStepLR, and it is Av"),
+        ({**kept, "average": other}, r"^also\.average: it did not take its state: RuntimeError"),
+    ):
+        with pytest.raises(BadInput, match=told):
+            altcore.load_checkpoint(tmp_path, again.model, again.optimizer, None, also=also)
+    assert (kept["plan"].last_epoch, average.n_averaged.item()) == (0, 0)
+    altcore.load_checkpoint(tmp_path, again.model, None, None, also={"average": average})
+    assert (kept["plan"].last_epoch, average.n_averaged.item()) == (0, 1)

@@ -1,0 +1,39 @@
+"""Gradients in the checkpoints of a loop of your own, which may accumulate them across a save."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from altcore.errors import InvalidCheckpoint
+
+
+def gradients_of(model: nn.Module) -> dict[str, Tensor]:
+    """Return the gradients that a loop has not set to None, by the names of their parameters."""
+    named = model.named_parameters()
+    return {name: p.grad.detach() for name, p in named if p.grad is not None}
+
+
+def check_gradients(kept: Mapping[str, Any], model: nn.Module) -> None:
+    """Raise `InvalidCheckpoint` if a gradient is not one of its parameter."""
+    parameters = dict(model.named_parameters())
+    for name, grad in kept.items():
+        p = parameters.get(name)
+        if (
+            p is None
+            or not isinstance(grad, Tensor)
+            or (grad.shape, grad.dtype)
+            != (
+                p.shape,
+                p.dtype,
+            )
+        ):
+            raise InvalidCheckpoint(f"the gradient of {name} does not fit the parameter")
+
+
+def put_gradients(model: nn.Module, kept: Mapping[str, Tensor]) -> None:
+    """Give each parameter the gradient that it had, None if it had none."""
+    for name, p in model.named_parameters():
+        p.grad = kept[name].to(p.device, copy=True) if name in kept else None
