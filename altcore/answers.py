@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
@@ -10,7 +9,15 @@ from typing import Any, TypedDict, Unpack
 from attrs import field, frozen
 
 from altcore.errors import DEFAULT, BadInput
-from altcore.study import Entrants, Options, as_html, default_recipe, run_compare, run_explain
+from altcore.study import (
+    SHOWN,
+    Entrants,
+    Options,
+    default_recipe,
+    load_answer,
+    run_compare,
+    run_explain,
+)
 from altcore.yaml_files import read_mapping
 
 Config = Mapping[str, Any] | str | Path | None
@@ -21,16 +28,19 @@ class Answer:
     """What a study found."""
 
     found: dict[str, Any] = field(repr=False)
-    """All that the page's .json holds; ``about`` says how it was found."""
-    page: Path
-    """The page in words and tables: a .md file in the study's folder."""
+    """All that the .json file holds; ``about`` says how it was found."""
+    file: Path
+    """The .json file in the study's folder. What reporters made of it lies beside it."""
 
     def __str__(self) -> str:
-        return self.page.read_text(encoding="utf-8")
+        """The answer in words and tables, or the .json if no reporter has rendered it."""
+        rendered = self.file.with_suffix(SHOWN)
+        return (rendered if rendered.is_file() else self.file).read_text(encoding="utf-8")
 
-    def _repr_html_(self) -> str:
-        """What a notebook shows: the page."""
-        return as_html(str(self))
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        is_rendered = self.file.with_suffix(SHOWN).is_file()
+        return str(self) if is_rendered else f"```json\n{self}```"
 
 
 class StudyOptions(TypedDict, total=False):
@@ -107,20 +117,14 @@ def compare(
     return _answer(*run_compare(given, Entrants(**lists, arms=arms or {}, against=against)))
 
 
-def read_answer(page: str | Path) -> Answer:
-    """Return the answer that a study wrote, by the path of its page.
+def read_answer(file: str | Path) -> Answer:
+    """Return the answer that a study wrote, by the path of its .json file or of a rendering.
 
     Raises:
         BadInput: if there is none.
     """
-    path = Path(page).with_suffix(".md")
-    try:
-        found = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} is not the page of a study: {error}") from error
-    if not path.is_file() or not isinstance(found, dict) or "about" not in found:
-        raise BadInput(f"{path} is not the page of a study")
-    return Answer(found, path)
+    path = Path(file).with_suffix(".json")
+    return Answer(load_answer(path), path)
 
 
 def _options(config: Config, given: StudyOptions, **defaults: Any) -> Options:
@@ -132,4 +136,4 @@ def _options(config: Config, given: StudyOptions, **defaults: Any) -> Options:
 
 
 def _answer(found: dict[str, Any], folder: Path) -> Answer:
-    return Answer(found, folder / f"{found['about']['page']}.md")
+    return Answer(found, folder / f"{found['about']['page']}.json")

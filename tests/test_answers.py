@@ -1,14 +1,12 @@
 """Studies from Python, and answers that show themselves."""
 
 import json
-from html.parser import HTMLParser
 
 import pytest
-from helpers_cli import ROOT
 
 import altcore
 from altcore import BadInput, answers
-from altcore.study import Entrants, as_html
+from altcore.study import Entrants
 
 PAGE = "# Where E7M0 breaks\n\n**It <trains>**: `a*b`\n"
 
@@ -24,7 +22,6 @@ def study(tmp_path, monkeypatch):
         folder.mkdir()
         found = {"about": {"page": "explain"}}
         (folder / "explain.json").write_text(json.dumps(found))
-        (folder / "explain.md").write_text(PAGE)
         return found, folder
 
     monkeypatch.setattr(answers, "run_explain", run)
@@ -51,7 +48,7 @@ def test_explain_asks_as_the_command_does(given, recipe, study, tmp_path):
     assert keys(options) == {**given, "recipe": recipe}
     asked = (options.seeds, options.within, options.name, options.folder, options.file)
     assert asked == (2, 0.1, "mine", tmp_path, None)
-    assert answer.page == tmp_path / "mine/explain.md"
+    assert answer.file == tmp_path / "mine/explain.json"
 
 
 def test_a_configuration_may_be_a_file(study, tmp_path):
@@ -70,54 +67,23 @@ def test_compare_asks_as_the_command_does(study):
         altcore.compare("E4M3")
 
 
-def test_an_answer_shows_its_page(study, tmp_path):
-    """As text, and as HTML in which every name is escaped; read back it is the same."""
+def test_an_answer_shows_what_reporters_made_of_it(study):
+    """The page if one is rendered, or else its data; read back it is the same."""
     answer = altcore.explain({"format": "E7M0"}, name="mine")
-    assert str(answer) == PAGE
-    shown = "<h3>Where E7M0 breaks</h3><p><strong>It &lt;trains&gt;</strong>: <code>a*b</code></p>"
-    assert answer._repr_html_() == shown
-    assert altcore.read_answer(answer.page) == answer
+    assert json.loads(str(answer)) == answer.found
+    assert answer._repr_markdown_() == f"```json\n{answer}```"
+    page = answer.file.with_suffix(".md")
+    page.write_text(PAGE)
+    assert str(answer) == answer._repr_markdown_() == PAGE
+    assert altcore.read_answer(answer.file) == altcore.read_answer(page) == answer
 
 
 @pytest.mark.parametrize("text", [None, "{", "[]", "{}"])
 def test_what_is_no_answer_is_refused(text, tmp_path):
     if text is not None:
         (tmp_path / "explain.json").write_text(text)
-        (tmp_path / "explain.md").write_text(PAGE)
-    with pytest.raises(BadInput, match=r"explain\.md is not the page of a study"):
+    with pytest.raises(BadInput, match=r"explain\.json is not the answer of a study"):
         altcore.read_answer(tmp_path / "explain.md")
-
-
-class Checked(HTMLParser):
-    """Counts the tags, and fails where one is not closed."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.open, self.counts = [], {}
-        self.feed(html)
-        assert not self.open
-
-    def handle_starttag(self, tag, attrs):
-        self.open.append(tag)
-        self.counts[tag] = self.counts.get(tag, 0) + 1
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-
-@pytest.mark.parametrize("name", ["explain-e7m0", "splits"])
-def test_pages_that_studies_wrote_are_shown_whole(name):
-    """Every heading, row, item and bold word of a real page."""
-    text = (ROOT / f"docs/results/{name}.md").read_text()
-    lines = text.splitlines()
-    counts = Checked(as_html(text)).counts
-    rows = [line for line in lines if line.startswith("|") and not line.startswith("|---")]
-    assert counts["tr"] == len(rows)
-    assert counts["table"] == sum(line.startswith("|---") for line in lines)
-    assert counts.get("li", 0) == sum(line.startswith("- ") for line in lines)
-    headings = sum(counts.get(f"h{level}", 0) for level in range(1, 7))
-    assert headings == sum(line.startswith("#") for line in lines)
-    assert counts.get("strong", 0) == text.count("**") // 2
 
 
 @pytest.mark.slow
@@ -125,5 +91,5 @@ def test_formats_are_compared_from_python(tmp_path, corpus):
     config = {"gpt.size": "tiny", "gpt.n_layer": 1, "gpt.data": str(corpus), "max_steps": 3}
     answer = altcore.compare(["E4M3"], config=config, seeds=2, folder=tmp_path)
     assert [row["format"] for row in answer.found["contenders"]] == ["E4M3"]
-    assert "<h3>Comparison</h3><table>" in answer._repr_html_()
-    assert altcore.read_answer(answer.page).page == answer.page
+    assert answer._repr_markdown_().startswith("# Comparison\n\n| format, recipe, optimizer |")
+    assert altcore.read_answer(answer.file) == answer

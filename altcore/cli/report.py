@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from altcore.cli.options import REPORTER_SETTINGS, names, once
 from altcore.cli.status import Status
 from altcore.cli.terminal import echo, say
-from altcore.errors import BadInput, PluginError, shown
+from altcore.cli.writing import writing
+from altcore.errors import BadInput
 
 if TYPE_CHECKING:
-    from altcore.cli.reporters import Reporter
     from altcore.runs import RunRecord
 
 
@@ -46,7 +45,8 @@ def report(
 ) -> None:
     """Let a reporter write its report on recorded runs.
 
-    With --from and no RUN, it reports on all the runs there.
+    With --from and no RUN, it reports on all the runs there. If the folder is a study's, it renders
+    the study's answers.
 
     \b
     altcore report failure-report e7m0-pure
@@ -54,13 +54,18 @@ def report(
     if not runs and source is None:
         raise BadInput("report needs the name of a run; altcore runs list shows them")
     from altcore.cli.log import configure
-    from altcore.cli.reporters import Reporter, records_from
+    from altcore.cli.report_answers import is_study, report_answers
+    from altcore.cli.train import overrides_of
     from altcore.cli.watching import watched
+    from altcore.reporters import Reporter, records_from
 
     configure()
-    own = Reporter.named(reporter, sets)
-    render = own.method("render", "reports during a run, not afterwards")
+    own = Reporter.named(reporter, {key: value for key, value, _ in overrides_of({}, sets)})
     wanted, where = names(runs, "RUN"), "runs" if source is None else source
+    if is_study(Path(where)):
+        report_answers(own, Path(where), wanted, None if out is None else Path(out))
+        return
+    own.method("render", "reports during a run, not afterwards")
 
     def read() -> Sequence[RunRecord]:
         with Status() as status:
@@ -72,31 +77,15 @@ def report(
         if not told:
             tell_differences(records)
         folder = Path(out) if out else default_folder(records)
-        written = write(own, render, records, folder)
+        about = records[0].name if len(records) == 1 else f"{len(records)} runs"
+        with writing(folder, f"reporting on {about}"):
+            written = own.written("render", records, folder)
         for path in written:
             if path not in told:
                 echo(path)
         if watch and not told:
             say("written again while the runs go on; Ctrl-C ends this", "info")
         told += written
-
-
-def write(
-    own: Reporter, render: Callable[..., Any], records: Sequence[RunRecord], folder: Path
-) -> list[Path]:
-    """Let the reporter write into a folder; returns the paths."""
-    about = records[0].name if len(records) == 1 else f"{len(records)} runs"
-    try:
-        with own.guarded("render"), Status() as status:
-            status.now(f"reporting on {about}")
-            if not folder.exists():
-                folder.mkdir(parents=True)
-            return written_by(render(records, folder), own.who)
-    except PluginError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) and _lies_in(cause.filename, folder):
-            raise BadInput(f"--out {folder}: cannot be written: {cause.strerror}") from cause
-        raise
 
 
 def tell_differences(records: Sequence[RunRecord]) -> None:
@@ -133,25 +122,3 @@ def default_folder(records: Sequence[RunRecord]) -> Path:
     if folder.is_symlink():
         raise BadInput(f"{folder} is a symbolic link: give --out to write elsewhere")
     return folder
-
-
-def written_by(returned: Any, who: str) -> list[Path]:
-    """Return the paths that a reporter returned; `PluginError` for anything else."""
-    if isinstance(returned, str | bytes) or not isinstance(returned, Iterable):
-        problem = f"{shown(returned)}, not a list of the paths that it wrote"
-        raise PluginError(f"{who}: render returned {problem}")
-    written = list(returned)
-    for path in written:
-        if not isinstance(path, str | os.PathLike):
-            raise PluginError(f"{who}: render returned {shown(path)} in its list, not a path")
-        if not (str(path) and Path(path).exists()):
-            raise PluginError(f"{who}: render returned {str(path)!r}, where there is nothing")
-    return list(map(Path, written))
-
-
-def _lies_in(file: object, folder: Path) -> bool:
-    """Whether an error's file is in a folder, or the folder itself."""
-    return isinstance(file, str | Path) and folder.resolve() in (
-        Path(file).resolve(),
-        *Path(file).resolve().parents,
-    )

@@ -100,7 +100,9 @@ def show(found: Mapping[str, Any], folder: Path, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    name = found["about"]["page"]
-    page = folder / f"{name}.md"
-    echo(page.read_text())
-    say(f"Written: {page} and {name}.json", "info")
+    from altcore.study import SHOWN
+
+    page = folder / f"{found['about']['page']}{SHOWN}"
+    if page.is_file():
+        echo(page.read_text(encoding="utf-8"))
+        say(f"Written: {page.with_suffix('.*')}", "info")

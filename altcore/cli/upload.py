@@ -24,10 +24,11 @@ def upload(runs: tuple[str, ...], tracker: str, sets: tuple[str, ...], runs_dir:
     """  # noqa: D301 - click's mark for lines to be kept is a real backspace
     if not runs:
         raise BadInput("runs upload needs the name of a run; altcore runs list shows them")
-    from altcore.cli.reporters import Reporter
+    from altcore.cli.train import overrides_of
+    from altcore.reporters import Reporter
     from altcore.runs import read_runs
 
-    reporter = Reporter.named(tracker, sets)
+    reporter = Reporter.named(tracker, {key: value for key, value, _ in overrides_of({}, sets)})
     send = reporter.method("upload", "sends no runs")
     records = read_runs(runs_dir, names(runs, "RUN"))
     # One at a time: what is done is told, whatever becomes of the next.

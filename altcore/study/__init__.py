@@ -5,18 +5,21 @@ identical batches, pair every run by seed with a float32 twin, and give interval
 much noise a format adds to a distribution.
 """
 
+from altcore.study.answer import SHOWN, answers_in, load_answer, render
 from altcore.study.commands import STUDIES, Options, default_recipe, run_compare, run_explain
 from altcore.study.contenders import Entrants
-from altcore.study.html import as_html
 from altcore.study.sqnr import read_data, sqnr_of
 
 __all__ = [
+    "SHOWN",
     "STUDIES",
     "Entrants",
     "Options",
-    "as_html",
+    "answers_in",
     "default_recipe",
+    "load_answer",
     "read_data",
+    "render",
     "run_compare",
     "run_explain",
     "sqnr_of",

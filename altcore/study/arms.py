@@ -37,8 +37,6 @@ FACTORS: dict[str, tuple[str, ...]] = {
 }
 """The operands of each factor. Every operand that a recipe can cast is in one of them."""
 
-FACTOR_NAMES = {"F": "forward precision", "B": "gradient fidelity", "U": "the update"}
-
 OWN = ("weight_gradient", *STORED)
 """The roles that are cast once for a parameter, however many layers share it."""
 WIDE = Cast(float_format("E8M10", 8, 10), Scaling("none"))

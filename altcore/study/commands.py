@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -13,7 +12,7 @@ from typing import Any
 from attrs import field, frozen
 
 from altcore.api import layers_of
-from altcore.builtin_types import digits, duration, to_json
+from altcore.builtin_types import digits, duration
 from altcore.config import Override, TrainConfig, check_name, defaults
 from altcore.engine import world_size
 from altcore.errors import BadInput, located
@@ -21,7 +20,7 @@ from altcore.formats import BlockFormat
 from altcore.hooks import format_or_none
 from altcore.registry import entries
 from altcore.runs import as_name, recipe_label
-from altcore.study import cautions, report
+from altcore.study import answer, cautions
 from altcore.study.arms import Arm, factorial, frozen_control
 from altcore.study.compare import Comparison
 from altcore.study.contenders import (
@@ -122,8 +121,8 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
         found = study.explain()
         about = {**asked, **facts(runner.base, begun, rows, study.runs.rates)}
         whole = {"about": about, **found}
-        write(runner.folder, begun.page, whole, report.explanation(about, found))
-    return whole, runner.folder
+        written = answer.write(runner.folder, whole, options.tell)
+    return written, runner.folder
 
 
 def run_compare(options: Options, entrants: Entrants) -> tuple[dict[str, Any], Path]:
@@ -158,8 +157,8 @@ def _compare(
         known = facts(runner.base, begun, rows, study.rates)
         about = {**asked, "against": entrants.against, **known}
         whole = {"about": about, **found}
-        write(runner.folder, begun.page, whole, report.comparison(about, found))
-    return whole, runner.folder
+        written = answer.write(runner.folder, whole, options.tell)
+    return written, runner.folder
 
 
 def _runner(
@@ -193,13 +192,14 @@ def facts(
     ``rows``: of its first table; ``rates``: the factor of the learning rate, by arm.
     """
     return {
+        "command": begun.command,
         "page": begun.page,
         "seeds": list(begun.seeds),
         "within": begun.within,
         "recipe_files": dict(begun.recipes),
         "workload": config.workload,
         "optimizer": config.optimizer,
-        "settings": config.settings,
+        "settings": plain(config.settings),
         "plugins": list(config.plugins),
         "steps": config.max_steps,
         "learning_rate": config.learning_rate,
@@ -266,10 +266,3 @@ def recipe_files(options: Options, asked: Mapping[str, Any]) -> list[str]:
         held = {} if options.file is None else read_mapping(options.file, "config")
         given = [{**held, **{key: value for key, value, _ in options.overrides}}.get("recipe")]
     return [r for r in given if is_yaml_file(r)]
-
-
-def write(folder: Path, name: str, found: Mapping[str, Any], text: str) -> None:
-    """Write a study's JSON and markdown."""
-    strict = json.dumps(to_json(found), indent=1, allow_nan=False, default=str)
-    (folder / f"{name}.json").write_text(strict + "\n")
-    (folder / f"{name}.md").write_text(text.rstrip() + "\n")

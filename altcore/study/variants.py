@@ -24,11 +24,8 @@ from altcore.formats import (
 )
 from altcore.recipes import Cast
 
-CAUSES = {
-    "above": "too large: values beyond its largest",
-    "below": "too small: values below its smallest",
-    "finer": "too coarse: two more mantissa bits within its range",
-}
+CAUSES = ("above", "below", "finer")
+"""Values beyond the largest, values below the smallest, and too coarse within its range."""
 CAUSE_CHANGE = {
     "above": "a format that reaches higher",
     "below": "a format that reaches lower",

@@ -29,7 +29,8 @@ from altcore.study.onset import onset
 from altcore.study.outcome import Outcome, gap, tail_length
 from altcore.study.paired import PairedRuns
 from altcore.study.runner import Runner, Trial
-from altcore.study.variants import CAUSE_CHANGE, CAUSES
+from altcore.study.variants import CAUSE_CHANGE
+from altcore_reporters.study_pages.words import CAUSES
 
 LAYERS = [
     Layer("wte", "embedding"),

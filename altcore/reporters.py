@@ -1,8 +1,9 @@
-"""Reporters that a command calls by name; what one raises is told under its name."""
+"""Reporters that are called by name; what one raises is told under its name."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -25,19 +26,18 @@ class Reporter(NamedTuple):
     who: str
 
     @classmethod
-    def named(cls, name: str, sets: Sequence[str] = ()) -> Reporter:
-        """Make the reporter of a name, with settings as --set gives them."""
-        from altcore.cli.train import overrides_of
+    def named(cls, name: str, settings: Mapping[str, Any] | None = None) -> Reporter:
+        """Make the reporter of a name, with settings as ``KEY`` or ``NAME.KEY``."""
         from altcore.config import check_is_no_key
         from altcore.hooks import make_plugin
         from altcore.registry import find
 
         entry = find(name, ("reporter",))
         check_is_no_key(entry)
-        settings = {key.removeprefix(f"{name}."): v for key, v, _ in overrides_of({}, sets)}
+        own = {key.removeprefix(f"{name}."): v for key, v in (settings or {}).items()}
         who = f"reporter {name} ({entry.origin})"
         with _watched(who, "its import and construction"):
-            return cls(make_plugin(entry.load(), settings, name), who)
+            return cls(make_plugin(entry.load(), own, name), who)
 
     def method(self, name: str, problem: str) -> Callable[..., Any]:
         """Return a method; `BadInput` with the problem if the reporter has none of that name."""
@@ -45,6 +45,11 @@ class Reporter(NamedTuple):
         if not callable(method):
             raise BadInput(f"{self.who} {problem}")
         return method
+
+    def written(self, method: str, *given: Any) -> list[Path]:
+        """Return the paths that a method wrote; `PluginError` if it returns anything else."""
+        with self.guarded(method):
+            return _written_by(getattr(self.plugin, method)(*given), self.who, method)
 
     @contextmanager
     def guarded(self, method: str) -> Iterator[None]:
@@ -70,6 +75,20 @@ def _watched(who: str, doing: str) -> Iterator[None]:
 
     with HookClock(TIMEOUT).watching(), timing(who, doing):
         yield
+
+
+def _written_by(returned: Any, who: str, method: str) -> list[Path]:
+    """Return the paths that a reporter returned; `PluginError` for anything else."""
+    if isinstance(returned, str | bytes) or not isinstance(returned, Iterable):
+        problem = f"{shown(returned)}, not a list of the paths that it wrote"
+        raise PluginError(f"{who}: {method} returned {problem}")
+    written = list(returned)
+    for path in written:
+        if not isinstance(path, str | os.PathLike):
+            raise PluginError(f"{who}: {method} returned {shown(path)} in its list, not a path")
+        if not (str(path) and Path(path).exists()):
+            raise PluginError(f"{who}: {method} returned {str(path)!r}, where there is nothing")
+    return list(map(Path, written))
 
 
 def records_from(source: str, names: Sequence[str]) -> Sequence[RunRecord]:

@@ -1,0 +1,66 @@
+"""The answer of a study: plain data in a .json file, which reporters render."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from altcore.builtin_types import to_json
+from altcore.config import defaults
+from altcore.errors import AltcoreError, BadInput
+from altcore.registry import entries
+from altcore.reporters import Reporter
+from altcore.study.record import read
+
+METHOD = "render_answer"
+"""Of a reporter: takes an answer and a folder, and returns the paths that it wrote."""
+SHOWN = ".md"
+"""Ends the name of the rendering that a terminal and a notebook show."""
+
+
+def write(folder: Path, found: Mapping[str, Any], tell: Callable[[str], None]) -> dict[str, Any]:
+    """Write an answer into the study's folder, and render it; returns it as it was written.
+
+    It is there before anything is rendered: what fails then is told, and can be repeated.
+    """
+    name = found["about"]["page"]
+    strict = json.dumps(to_json(found), indent=1, allow_nan=False, default=str)
+    path = folder / f"{name}.json"
+    written: dict[str, Any] = json.loads(strict)
+    path.write_text(strict + "\n", encoding="utf-8")
+    path.with_suffix(SHOWN).unlink(missing_ok=True)  # it would be of another answer
+    reporter = defaults()["answers"][found["about"]["command"]]
+    again = f"altcore report {reporter} --from {folder} --out {folder}"
+    if reporter not in {e.name for e in entries() if e.kind == "reporter"}:
+        tell(f"{path} is the answer; with altcore-reporters installed, {again} renders it")
+        return written
+    try:
+        render(Reporter.named(reporter), [written], folder)
+    except AltcoreError as error:
+        tell(f"{error}; {path} is the answer, and {again} renders it")
+    return written
+
+
+def render(reporter: Reporter, answers: Iterable[Mapping[str, Any]], out: Path) -> list[Path]:
+    """Let a reporter render answers into a folder; returns what it wrote."""
+    reporter.method(METHOD, "renders no answers of studies")
+    return [path for answer in answers for path in reporter.written(METHOD, answer, out)]
+
+
+def answers_in(folder: Path) -> list[dict[str, Any]]:
+    """Return the answers in a study's folder. Raises `BadInput` if one cannot be read."""
+    pages = [folder / f"{question.page}.json" for question in read(folder)]
+    return [load_answer(path) for path in pages if path.is_file()]
+
+
+def load_answer(path: Path) -> dict[str, Any]:
+    """Return the answer in a .json file. Raises `BadInput` if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} is not the answer of a study: {error}") from error
+    if not isinstance(found, dict) or "about" not in found:
+        raise BadInput(f"{path} is not the answer of a study")
+    return found

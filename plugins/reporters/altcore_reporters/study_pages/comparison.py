@@ -1,0 +1,85 @@
+"""The answer of `altcore compare` as a document: a row for each contender."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from altcore_reporters.study_pages import method
+from altcore_reporters.study_pages.document import Document, Section, Table
+from altcore_reporters.study_pages.rows import interval, learning_rate, of_seeds, p_value
+from altcore_reporters.study_pages.words import digits, value
+
+Answer = Mapping[str, Any]
+
+
+def comparison(answer: Answer) -> Document:
+    """Return a comparison as a document."""
+    about = answer["about"]
+    return Document([
+        Section("Comparison", [contenders(answer), *differences(answer), twins(answer)]),
+        *method.cautions(about),
+        Section("How this was found", [how(about)]),
+    ])  # fmt: skip
+
+
+def contenders(answer: Answer) -> Table:
+    """Return a row for each contender, the smallest gap first."""
+    about = answer["about"]
+    rows = [
+        [
+            r["arm"],
+            learning_rate(r["learning_rate_factor"]),
+            interval(r["gap"]),
+            p_value(r),
+            interval(r["frozen"]),
+            of_seeds(r["diverged"], about),
+            r["verdict"],
+        ]
+        for r in sorted(answer["contenders"], key=lambda r: value(r["gap"]["mean"]))
+    ]
+    head = ["arm", "× lr", "gap [95 %]", "p (Holm)", "frozen", "diverged"]
+    return Table("contenders", "Gaps to the float32 twin", [*head, ""], rows)
+
+
+def differences(answer: Answer) -> list[Table]:
+    """Return the table of paired differences between arms, if some were asked for."""
+    rows = [
+        [
+            row["arm"],
+            row["against"],
+            interval(row["difference"]),
+            p_value(row),
+            interval(row["share_closed"]) if row["share_closed"] else "not available",
+            row["verdict"],
+        ]
+        for row in answer["differences"]
+    ]
+    head = ["arm", "against", "difference [95 %]", "p (Holm)", "share of the gap closed [95 %]", ""]
+    return [Table("differences", "Differences between arms", head, rows)] if rows else []
+
+
+def twins(answer: Answer) -> Table:
+    """Return a row for each optimizer's twin."""
+    rows = [
+        [
+            name,
+            learning_rate(t["learning_rate_factor"]),
+            interval(t["loss"]),
+            of_seeds(t["learned"], answer["about"]),
+        ]
+        for name, t in answer["twins"].items()
+    ]
+    head = ("float32 twin", "× lr", "loss [95 %]", "learned")
+    return Table("twins", "The float32 twins", head, rows)
+
+
+def how(about: Mapping[str, Any]) -> str:
+    """Return how the runs were made, and what the verdicts mean."""
+    return (
+        f"{method.runs(about)} {method.rates(about, 'Every row')}. 'Learned' is the "
+        "verdict of a run's summary, on its validation loss; nothing is said to train or to learn "
+        "unless it and its twin learned with every seed. 'Trains' means ahead "
+        f"of the frozen control (whose quantized layers keep their first weights) and within "
+        f"{digits(about['within'])} of the twin."
+    )

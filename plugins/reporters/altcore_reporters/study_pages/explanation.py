@@ -1,0 +1,176 @@
+"""The answer of `altcore explain` as a document: what breaks where, why, and what helps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from altcore_reporters.study_pages import method
+from altcore_reporters.study_pages.document import Bullets, Document, Number, Part, Section, Table
+from altcore_reporters.study_pages.rows import JUDGED, interval, judged, learning_rate, of_seeds
+from altcore_reporters.study_pages.words import CAUSES, FACTORS, NOT_TOLD, digits, number, value
+
+Answer = Mapping[str, Any]
+STAGES = (
+    ("operands", "One operand at a time"),
+    ("groups", "One group of layers at a time"),
+    ("layers", "One layer at a time"),
+)
+
+
+def explanation(answer: Answer) -> Document:
+    """Return an explanation as a document."""
+    about = answer["about"]
+    title = f"Where {about['format']} breaks"
+    return Document([
+        Section(title, [conclusion(answer), Bullets(list(findings(answer)))]),
+        *method.cautions(about),
+        Section("How this was found", [how(answer)]),
+        Section("Factors", list(factors(answer))),
+        *stages(answer),
+        *counterfactuals(answer),
+        *changes(answer),
+    ])  # fmt: skip
+
+
+# The answer in sentences -----------------------------------------------------------------------
+
+
+def conclusion(answer: Answer) -> str:
+    """Return whether it trains, in a sentence, and the gap."""
+    about, full = answer["about"], answer["full"]
+    distance, seeds = f"within {digits(about['within'])} of the float32 twin", len(about["seeds"])
+    if full["twin_learned"] < seeds:
+        missing = f"{seeds - full['twin_learned']} of {seeds} seeds"
+        said = (
+            f"**It cannot be told whether it trains**: the float32 twin did not learn in {missing}"
+        )
+    elif full["trains"]:
+        said = f"**It trains**: it beats the frozen control and is {distance}"
+    elif not full["distinguishable"]:
+        said = "**It cannot be told from the float32 twin** at this size"
+    elif full["learned"] < seeds:
+        said = f"**It did not learn** in {seeds - full['learned']} of {seeds} seeds"
+    elif full["beats_frozen"]:
+        said = f"**It learns, but is not {distance}**"
+    else:
+        said = "**It does not train**: it does not beat the frozen control"
+    nothing = value(answer["frozen"]["low"]) <= 0
+    more = " The twin is not ahead of the frozen control: there was nothing to lose."
+    return f"{said}. Gap {interval(full)}, {full['diverged']} diverged.{more if nothing else ''}"
+
+
+def findings(answer: Answer) -> Iterator[str]:
+    """Yield what was found at each stage, the recommendation last."""
+    if "factor" not in answer:
+        yield f"**Factor**: {NOT_TOLD}. Nothing was looked for inside the factors"
+        return
+    factor = answer["factor"]
+    told = "" if answer["factor_distinguishable"] else f" ({NOT_TOLD} from 0)"
+    yield f"**Factor**: {factor}, {FACTORS[factor]}: {interval(answer['shapley'][factor])}{told}"
+    for key in ("operand", "group", "layer"):
+        yield f"**{key.capitalize()}**: {answer.get(key) or NOT_TOLD}"
+    yield f"**Cause**: {cause(answer)}"
+    yield f"**Onset**: {onset(answer)}"
+    recommended = answer.get("recommendation")
+    yield f"**Recommendation**: {recommended or 'none of the changes tried trains'}"
+
+
+def cause(answer: Answer) -> str:
+    """Return the cause in words."""
+    found = answer.get("cause")
+    if found == "finer" and answer["fixed_point"]:
+        return "too coarse, or too small: in fixed point these are one"
+    return CAUSES[found] if found else NOT_TOLD
+
+
+def onset(answer: Answer) -> str:
+    """Return when gradients left their shadow, and where the largest error was."""
+    onsets = [o for o in answer["onset"].values() if o]
+    if not onsets:
+        return "gradients did not leave their shadow, or it was not measured"
+    first = min(onsets, key=lambda o: o["step"])
+    layer, cosine = first["layer"], number(value(first["cosine"]), 2)
+    where = f", largest injected error in {layer}" if layer else ""
+    return (
+        f"step {first['step']} (gradient cosine to the shadow {cosine}{where}), "
+        f"in {len(onsets)} of {len(answer['onset'])} seeds"
+    )
+
+
+def how(answer: Answer) -> str:
+    """Return how the runs were made."""
+    about, inside = answer["about"], answer.get("learning_rate_factor_inside")
+    later = (
+        ""
+        if inside is None
+        else f"; the runs inside the factor, and their twin, used {inside:.3g} times that rate"
+    )
+    chosen = method.rates(about, "Each arm of the first table")
+    return (
+        f"{method.runs(about)} A diverged run counts with the unigram entropy of the data. "
+        f"{chosen}, and so did each change that was tried{later}."
+    )
+
+
+# Its tables ------------------------------------------------------------------------------------
+
+
+def factors(answer: Answer) -> Iterator[Part]:
+    """Yield the factorial: what the factors are, every arm, shares and effects."""
+    operands = answer["operands_of"]
+    yield Bullets([f"{f}, {FACTORS[f]}: {', '.join(own)}" for f, own in operands.items()])
+    about, rates = answer["about"], answer["learning_rate_factors"]
+    arms = [
+        [key, learning_rate(rates[key]), *judged(row, about)] for key, row in answer["arms"].items()
+    ]
+    frozen, rate = answer["frozen"], learning_rate(rates["frozen"])
+    arms.append(["frozen", rate, interval(frozen), "", of_seeds(frozen["diverged"], about), ""])
+    yield Table("arms", "Every set of factors", ("arm", "× lr", *JUDGED), arms)
+    yield "Shapley shares of the gap, and what no smaller set of factors explains:"
+    shares = [[key, interval(row)] for key, row in answer["shapley"].items()]
+    yield Table("shares", "Shapley shares of the gap", ("factor", "share [95 %]"), shares)
+    effects = [[key, interval(row)] for key, row in answer["effects"].items()]
+    caption = "What no smaller set of factors explains"
+    yield Table("effects", caption, ("effect", "size [95 %]"), effects)
+
+
+def stages(answer: Answer) -> Iterator[Section]:
+    """Yield a section for each stage inside the factor."""
+    for stage, title in STAGES:
+        if stage in answer:
+            about, found = answer["about"], answer[stage].items()
+            rows = [[f"`{key}`", *judged(row, about)] for key, row in found]
+            yield Section(title, [Table(stage, title, (stage[:-1], *JUDGED), rows)])
+
+
+def counterfactuals(answer: Answer) -> Iterator[Section]:
+    """Yield how much of the gap each counterfactual format takes away."""
+    if "counterfactuals" not in answer:
+        return
+    rows = [
+        [CAUSES[key].partition(":")[0], interval(row), share(value(row["recovered"]))]
+        for key, row in answer["counterfactuals"].items()
+    ]
+    title, head = "Formats that it could have been", ("if it was", "gap taken away [95 %]", "of it")
+    parts: list[Part] = [Table("counterfactuals", title, head, rows)]
+    if answer["fixed_point"]:
+        parts.append("In fixed point, to be finer is to reach lower: the two are one question.")
+    yield Section(title, parts)
+
+
+def changes(answer: Answer) -> Iterator[Section]:
+    """Yield the changes that were tried."""
+    if "candidates" not in answer:
+        return
+    rows = [
+        [c["change"], interval(c["gap"]), "yes" if c["trains"] else "no"]
+        for c in answer["candidates"]
+    ]
+    title = "Changes tried on fresh seeds"
+    yield Section(title, [Table("changes", title, ("change", "gap [95 %]", "trains"), rows)])
+
+
+def share(given: float) -> Number:
+    """Return a share in percent."""
+    return Number(given, f"{100 * given:.0f} %")

@@ -1,0 +1,27 @@
+"""A document as Markdown: what a terminal and a notebook show."""
+
+from __future__ import annotations
+
+from altcore_reporters import markdown
+from altcore_reporters.study_pages.document import Bullets, Document, Part, Table
+
+
+def as_markdown(document: Document) -> str:
+    """Return a document as Markdown."""
+    lines = []
+    for level, section in enumerate(document.sections):
+        lines += [f"{'##' if level else '#'} {section.title}", ""]
+        for part in section.parts:
+            lines += [*_lines(part), ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _lines(part: Part) -> list[str]:
+    match part:
+        case Bullets():
+            return [f"- {item}" for item in part.items]
+        case Table():
+            rows = [[str(cell).replace("|", "\\|") for cell in row] for row in part.rows]
+            return markdown.table(part.head, rows)
+        case str():
+            return [part]

@@ -1,0 +1,52 @@
+"""How the runs of a study were made, and what limits its answer: the same for every study."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from altcore_reporters.study_pages.document import Bullets, Section
+from altcore_reporters.study_pages.words import digits
+
+
+def cautions(about: Mapping[str, Any]) -> list[Section]:
+    """Return what limits the answer, beside it; nothing if nothing does."""
+    found = [f"{caution[0].upper()}{caution[1:]}." for caution in about["cautions"]]
+    return [Section("Cautions", [Bullets(found)])] if found else []
+
+
+def runs(about: Mapping[str, Any]) -> str:
+    """Return how the runs were made, and what a gap is."""
+    seeds = ", ".join(map(str, about["seeds"]))
+    kept = "".join(f" {name} is {copy}." for name, copy in about["recipe_files"].items())
+    return (
+        f"{about['steps']} steps of {about['workload']} in each run, seeds {seeds}, products in "
+        f"{about['compute']}. A gap is the mean difference of the training loss to the float32 "
+        "twin over the last tenth of the steps, on the same batches, paired by seed; intervals "
+        "are 95 % by Student's t, p is corrected by Holm over the rows of a table."
+        f"{plugins_and_settings(about)}{kept}"
+    )
+
+
+def rates(about: Mapping[str, Any], what: str) -> str:
+    """Return how the learning rates of some runs were chosen."""
+    return (
+        f"{what} ran at the best of 1/3, 1 and 3 times the learning rate "
+        f"{digits(about['learning_rate'])}, chosen on a seed that is in no table"
+    )
+
+
+def plugins_and_settings(about: Mapping[str, Any]) -> str:
+    """Return the plugins of every run, and the settings that were given.
+
+    >>> plugins_and_settings({"plugins": ["agc"], "settings": {"agc": {"limit": 0.1}}})
+    ' Plugins: agc. Settings: agc.limit: 0.1.'
+    """
+    named = f" Plugins: {', '.join(about['plugins'])}." if about["plugins"] else ""
+    given = [
+        f"{owner}.{key}: {json.dumps(value)}"
+        for owner, settings in about["settings"].items()
+        for key, value in settings.items()
+    ]
+    return f"{named} Settings: {', '.join(given)}." if given else named

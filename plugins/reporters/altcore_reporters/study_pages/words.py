@@ -1,0 +1,56 @@
+"""Numbers and names of studies, in words."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+NOT_TOLD = "not distinguishable"
+FACTORS = {"F": "forward precision", "B": "gradient fidelity", "U": "the update"}
+CAUSES = {
+    "above": "too large: values beyond its largest",
+    "below": "too small: values below its smallest",
+    "finer": "too coarse: two more mantissa bits within its range",
+}
+LEVEL = 0.05
+"""Below which a corrected p tells a difference."""
+
+
+def value(given: Any) -> float:
+    """Return a number of an answer, in which nan and inf are words; NaN for None.
+
+    >>> value(0.5), value("-inf")
+    (0.5, -inf)
+    """
+    return math.nan if given is None else float(given)
+
+
+def number(given: float | None, places: int = 4) -> str:
+    """Return a number for a table, never one as 0 that is not.
+
+    >>> number(0.12345), number(None), number(math.inf), number(-0.0000123)
+    ('0.1235', 'not available', 'inf', '-1.2e-05')
+    """
+    if given is None or math.isnan(given):
+        return "not available"
+    is_small = 0 < abs(given) < 0.5 * 10**-places
+    return f"{given:.2g}" if is_small else f"{given:.{places}f}"
+
+
+def digits(given: float) -> str:
+    """Return a number that was given, in the shortest form.
+
+    >>> digits(0.05), digits(6e-08), digits(300.0)
+    ('0.05', '6e-08', '300')
+    """
+    short = f"{given:g}"
+    return short if float(short) == given else repr(given).removesuffix(".0")
+
+
+def factor(given: float) -> str:
+    """Return what a learning rate is multiplied by.
+
+    >>> factor(1 / 3), factor(1.0)
+    ('0.333', '1')
+    """
+    return f"{given:.3g}"
