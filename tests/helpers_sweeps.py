@@ -46,6 +46,7 @@ def complete(
     seconds: float = 1.0,
     verdict: str = "learned",
     lines: Sequence[Mapping[str, Any]] = (),
+    used: Mapping[str, float] | None = None,
     **summary: Any,
 ) -> None:
     """Let an attempt at a job end with a run."""
@@ -57,8 +58,8 @@ def complete(
         own = config.setdefault("settings", {}).setdefault(owner, {}) if owner else config
         own[key] = changed[f"{owner}.{key}" if owner else key]
     (run / "config.yaml").write_text(json.dumps(config))  # JSON is YAML
-    used = {"cpu_seconds": seconds, "peak_memory_bytes": 4e8, "peak_memory_of": "attempt"}
-    ended = Exit(status=status, seconds=seconds, verdict=verdict, used=used)
+    own = {"cpu_seconds": seconds, "peak_memory_bytes": 4e8, "peak_memory_of": "attempt"}
+    ended = Exit(status=status, seconds=seconds, verdict=verdict, used={**own, **(used or {})})
     assert ledger.end(job, held, ended).status == status
 
 

@@ -41,6 +41,7 @@ from altcore.recipes.cast_reading import CAST_KEYS
 from altcore.recipes.layers import SELECTORS
 from altcore.registry import KINDS, entries, find, group_of
 from altcore.sweep import DEFAULT_RULES, Rule, SweepFile, jobs_of, make_executor, read_sweep
+from altcore.sweep.declared import Declared
 from altcore.yaml_files import load_yaml
 from altcore_reporters.alerts import Alerts
 from altcore_reporters.tracking import TrackerReporter
@@ -200,6 +201,7 @@ def test_every_setting_is_documented(entry):
 def test_every_key_of_a_sweep_file_is_documented():
     """With its default and its help."""
     check_settings(rows("sweeps", "The sweep file"), SweepFile)
+    check_settings(rows("sweeps", "Declared `resources`", "###"), Declared)
 
 
 def test_the_rules_of_retry_are_documented():

@@ -93,6 +93,8 @@ def plan(file: str | None, executor: str, sweeps_dir: str, *, script: bool, **gi
     echo("\n".join(job.name for job in sorted(jobs, key=lambda job: job.turn)))
     say(_told_plan(jobs), "info")
     say(_told_estimate(estimate_of(ledger, jobs)), "info")
+    if told := str(asked.declared):
+        say(f"declared: {told}", "info")
     for names, what in ((changes.changed, "changed"), (changes.removed, "removed")):
         if names:
             say(f"{what} since {ledger.folder} was begun: {', '.join(names)}", "warning")

@@ -33,6 +33,8 @@ class Placing:
     waiting: Callable[[], int] = lambda: 1
     """Counts the jobs among these that nobody holds: with none, another worker finds nothing to
     begin."""
+    workers_per_gpu: int = 2
+    """How many workers share a GPU, unless the executor was told another number."""
     tell: Callable[[str], None]
     """Takes a line for people."""
     look: Callable[[], None] = lambda: None

@@ -116,6 +116,7 @@ def placing_of(
         left=partial(count, State.WAITING, State.RUNNING),
         waiting=partial(count, State.WAITING),
         attempts=attempts,
+        workers_per_gpu=sweep.declared.workers_per_gpu,
         tell=tell,
         look=progress.look if progress is not None else lambda: None,
     )

@@ -156,6 +156,7 @@ class Preflight:
             }
             yield Finding(what=what, told=f"{steps} steps, {1e3 * step:.3g} ms each")
             yield self._memory(f"{variant}: memory", config, memory)
+            yield from self._declared(variant, config)
             for measure in self.sweep.measures:
                 yield self._measure(f"{variant}: {measure.name}", config, values, measure)
 
@@ -190,6 +191,13 @@ class Preflight:
             return Finding(what=what, told=told)
         remedy = self._again(f"--set {config.workload}.batch_size=N")
         return Finding(what=what, told=told, remedy=remedy)
+
+    def _declared(self, variant: str, config: TrainConfig) -> Iterator[Finding]:
+        """Yield what a run on a GPU would take beyond what the sweep file declares."""
+        known = self.measured[variant]
+        for told in self.sweep.declared.passed_by(variant, known, known["seconds"]):
+            remedy = self._again(f"--set {config.workload}.batch_size=N")
+            yield Finding(what=f"{variant}: resources", told=f"a run takes {told}", remedy=remedy)
 
     def _mended(self, config: TrainConfig, error: Exception) -> str:
         if "memory" in str(error).lower():

@@ -9,6 +9,7 @@ from statistics import fmean
 
 from attrs import evolve, frozen
 
+from altcore.sweep.declared import BUSY, Declared
 from altcore.sweep.expand import check_nothing, jobs_of
 from altcore.sweep.folder import begin_sweep
 from altcore.sweep.job import Job
@@ -65,7 +66,7 @@ def side_by_side(
         jobs = [job for variant in alone for job in _jobs(sweep, variant, COPIES * slots)]
         ledger, _ = begin_sweep(own, jobs, folder)
         placed.run(placing_of(own, ledger, executor, lambda _: None))
-        yield from _findings(ledger, told, alone, limits)
+        yield from _findings(ledger, told, alone, limits, sweep.declared)
 
 
 def _jobs(sweep: SweepFile, variant: str, count: int) -> Iterator[Job]:
@@ -79,7 +80,11 @@ def _jobs(sweep: SweepFile, variant: str, count: int) -> Iterator[Job]:
 
 
 def _findings(
-    ledger: Ledger, told: str, alone: Mapping[str, Mapping[str, float]], limits: Limits
+    ledger: Ledger,
+    told: str,
+    alone: Mapping[str, Mapping[str, float]],
+    limits: Limits,
+    declared: Declared,
 ) -> Iterator[Finding]:
     rows = survey(ledger)
     failed = [row for row in rows if row.exit is None or not row.exit.is_complete]
@@ -111,6 +116,15 @@ def _findings(
             what="side by side: time",
             told=f"a step takes {fmean(slower):.2f} times as long (limit {limits.slowdown:g})",
             remedy="" if fmean(slower) <= limits.slowdown else fewer,
+        )
+
+    used = [row.exit.used[BUSY] for row in rows if row.exit and BUSY in row.exit.used]
+    if used:
+        idle = declared.idle(fmean(used))
+        yield Finding(
+            what="side by side: GPU",
+            told=idle or f"busy {fmean(used):.0f} % of the time",
+            remedy=f"{again} local:{count + 1}" if idle else "",
         )
 
 

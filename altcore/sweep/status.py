@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
+from altcore.sweep.declared import BUSY, GPU_MEMORY, Declared
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.quality import accepted_collapses, alerts_of, outside
 from altcore.sweep.rows import Row, survey
@@ -135,7 +136,20 @@ def status_of(sweep: SweepFile, ledger: Ledger, now: float | None = None) -> Sta
     alerts = alerts_of(ledger, rows, sweep.limits, time.time() if now is None else now)
     if sweep.collapse_is == "failure":
         alerts += accepted_collapses(rows)
-    return Status(rows=rows, outside=outside(ledger, rows, sweep.ranges), alerts=alerts)
+    found = Status(rows=rows, outside=outside(ledger, rows, sweep.ranges), alerts=alerts)
+    return evolve(found, alerts=[*alerts, *_beyond(sweep.declared, ledger, found)])
+
+
+def _beyond(declared: Declared, ledger: Ledger, found: Status) -> Iterator[str]:
+    """Yield a line for what runs and GPUs did otherwise than the sweep file declares."""
+    ends = {row: row.exit for row in found.rows if row.exit and row.exit.is_complete}
+    on_gpu = {row: ended.used for row, ended in ends.items() if GPU_MEMORY in ended.used}
+    variants = {job.name: job.variant for job in ledger.jobs()} if on_gpu else {}
+    for row, used in on_gpu.items():
+        for told in declared.passed_by(variants[row.name], used, row.run_seconds):
+            yield f"{row.name} took {told}"
+    if BUSY in found.used and (told := declared.idle(found.used[BUSY])):
+        yield told
 
 
 def told_failure(row: Row) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from attrs.validators import gt, in_, optional
 from altcore.config import TrainConfig, check_name, read_interval
 from altcore.errors import BadInput, Source, item_key, keyed, located, nearest, shown
 from altcore.hooks import build, setting
+from altcore.sweep.declared import Declared
 from altcore.sweep.job import PRIORITY
 from altcore.sweep.joining import joined, joined_keys, joined_variants
 from altcore.sweep.limits import Alerts, Range, range_of
@@ -127,6 +128,9 @@ class SweepFile:
     executors: dict[str, dict[str, Any]] = setting(
         factory=dict, help="settings of executors by name, for those that --executor does not give"
     )
+    resources: dict[str, Any] = setting(
+        factory=dict, help="what a GPU has, and what workers and runs may take of it"
+    )
     retry: dict[str, dict[str, Any]] = setting(
         factory=dict, help="what is done about a cause of failure, in place of the default"
     )
@@ -138,10 +142,7 @@ class SweepFile:
         for names in (self.variants, self.priority):
             for name in names:
                 check_name(name, "variants" if names is self.variants else "priority")
-        unknown = set(self.priority) - set(self.variant_names)
-        if unknown:
-            problem = f"{', '.join(sorted(unknown))}: there is no such variant"
-            raise BadInput(problem, key="priority", hint=f"there are {self._told_variants}")
+        self._check_variants(self.priority, "priority")
         check_name(self.table, "table")
         if self.table.lower() == STATISTICS:
             raise BadInput(f"{self.table} is another file of the export", key="table")
@@ -155,15 +156,18 @@ class SweepFile:
         check_seeds(self.seeds)
         # Which check what they hold.
         _ = self.rules, self.measures, self.ranges, self.limits
+        self._check_variants(self.declared.memory_gb, "resources.memory_gb")
 
     @property
     def variant_names(self) -> list[str]:
         """The names of the variants; ``base`` if there are none."""
         return list(self.variants) or ["base"]
 
-    @property
-    def _told_variants(self) -> str:
-        return ", ".join(self.variant_names)
+    def _check_variants(self, names: Mapping[str, Any], key: str) -> None:
+        unknown = set(names) - set(self.variant_names)
+        if unknown:
+            problem = f"{', '.join(sorted(unknown))}: there is no such variant"
+            raise BadInput(problem, key=key, hint=f"there are {', '.join(self.variant_names)}")
 
     @property
     def rules(self) -> dict[str, Rule]:
@@ -179,6 +183,12 @@ class SweepFile:
     def ranges(self) -> dict[str, Range]:
         """The lowest and highest value of each name that is checked."""
         return {name: range_of(name, given) for name, given in self.checks.items()}
+
+    @property
+    def declared(self) -> Declared:
+        """What a GPU has, and what workers and runs may take of it."""
+        made: Declared = build(Declared, self.resources, "resources")
+        return made
 
     @property
     def limits(self) -> Alerts:

@@ -27,6 +27,14 @@ def test_the_presets_plugins(shadow, tmp_path):
     assert found.settings["mantissa-shift"] == {"chain": "original", "stall_of": "view"}
 
 
+def test_the_list_of_monitors():
+    """The four of the loss-slope study; the preset's other keys are settings of theirs."""
+    found = load_config(None, preset("loss_lin_slope_metrics"))
+    assert found.plugins[:4] == ("grad-stats", "noise", "curvature", "loss-slope")
+    assert found.settings == {"grad-stats": {"interval": "0.25 epoch"}}
+    assert found.evals_per_epoch == 4
+
+
 def test_a_preset_is_weaker_than_what_is_given(tmp_path):
     """Its settings, and its plugins by --no-plugin; those that are given come first."""
     file = write(tmp_path, plugins=["amax", "grad-stats"], **{"mantissa-shift.chain": "range"})

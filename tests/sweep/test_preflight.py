@@ -20,6 +20,7 @@ from altcore.sweep import (
 )
 from altcore.sweep import preflight as module
 from altcore.sweep.attempt import lease
+from altcore.sweep.declared import Declared
 from altcore.sweep.preflight import FEWEST
 from altcore.sweep.resources import _findings, _jobs
 from altcore.sweep.values import Values
@@ -181,13 +182,15 @@ def test_the_limits_of_workers_side_by_side(tmp_path, monkeypatch):
         (ledger.run_of(job.name) / "timings.jsonl").write_text("\n".join(lines) + "\n")
     lease(ledger.folder / "jobs" / third.name, 1, {})
     alone = {"base": {"step_seconds": 0.01}}
-    failed, memory, time = _findings(ledger, "s.yaml", alone, Limits(memory_gb=0.7))
+    failed, memory, time = _findings(ledger, "s.yaml", alone, Limits(memory_gb=0.7), Declared())
     assert failed.told == f"{third.name}: it was not run"
     assert memory.told == "2 workers take 0.80 GB (limit 0.7 GB)"
     assert memory.remedy == "altcore sweep check s.yaml --resources --executor local:1"
     assert time.told == "a step takes 3.00 times as long (limit 2)"
     assert time.remedy == memory.remedy
-    _, memory, time = _findings(ledger, "s.yaml", alone, Limits(memory_gb=0.9, slowdown=3.1))
+    _, memory, time = _findings(
+        ledger, "s.yaml", alone, Limits(memory_gb=0.9, slowdown=3.1), Declared()
+    )
     assert memory.passed
     assert time.passed
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from attrs import define, field
-from attrs.validators import ge
+from attrs.validators import ge, optional
 
 from altcore.plugin import BadInput, Placing, setting
 from altcore_executors.pool import PAUSE
@@ -39,8 +39,11 @@ class Ray:
         None, help="of the cluster; null is RAY_ADDRESS, or a cluster of this machine alone"
     )
     cpus: int = setting(1, help="CPUs of each worker, and its threads", validator=ge(1))
-    workers_per_gpu: int = setting(
-        2, help="workers that share a GPU, if the cluster has any", validator=ge(1)
+    workers_per_gpu: int | None = setting(
+        None,
+        help="workers that share a GPU, if the cluster has any; null is what the sweep's resources "
+        "say, or 2",
+        validator=optional(ge(1)),
     )
 
     def run(self, placing: Placing) -> None:
@@ -48,7 +51,8 @@ class Ray:
         ray = _connected(self.address)
         try:
             nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-            gpu = 1 / self.workers_per_gpu if any(has.get("GPU") for has in nodes) else 0
+            sharing = self.workers_per_gpu or placing.workers_per_gpu
+            gpu = 1 / sharing if any(has.get("GPU") for has in nodes) else 0
             room = sum(self._room(has, gpu) for has in nodes)
             if not room:
                 raise BadInput(f"no node has room for a worker of {self.cpus} CPUs", key="ray.cpus")

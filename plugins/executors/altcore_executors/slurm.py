@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, evolve
-from attrs.validators import ge, gt
+from attrs.validators import ge, gt, optional
 
 from altcore.plugin import BadInput, Placing, setting
 from altcore_executors.pilot import Pilot
@@ -77,8 +77,11 @@ class Slurm:
     gres: str | None = setting(None, help="generic resources of an allocation, such as gpu:2")
     cpus: int | None = setting(None, help="CPUs of an allocation, divided among its workers")
     mem: str | None = setting(None, help="memory of an allocation, such as 32G")
-    workers_per_gpu: int = setting(
-        2, help="workers for each GPU; without a GPU, as many as for one", validator=ge(1)
+    workers_per_gpu: int | None = setting(
+        None,
+        help="workers for each GPU, and without a GPU as many as for one; null is what the sweep's "
+        "resources say, or 2",
+        validator=optional(ge(1)),
     )
     mps: bool = setting(False, help="whether workers share a GPU by NVIDIA's MPS")
     setup: list[str] = setting(factory=list, help="lines of the batch script before the pilot")
@@ -129,7 +132,7 @@ class Slurm:
         pilot = Pilot(
             # Workers take the jobs, and its node hears what it tells.
             placing=evolve(placing, work=int, tell=print, look=bool),
-            workers_per_gpu=self.workers_per_gpu,
+            workers_per_gpu=self.workers_per_gpu or placing.workers_per_gpu,
             seconds=min(3600 * self.max_hours, 60 * minutes_of(self.time) - self._warning),
             mps=self.mps,
         )

@@ -61,7 +61,7 @@ class FakeRay:
 def place(tmp_path, monkeypatch):
     """Run the executor with a fake Ray; return what it told."""
 
-    def run(fake, left=lambda: 1, **settings):
+    def run(fake, left=lambda: 1, declared=2, **settings):
         monkeypatch.setattr(executor, "_connected", lambda address: fake)
         told = []
         placing = Placing(
@@ -70,6 +70,7 @@ def place(tmp_path, monkeypatch):
             work=int,
             left=left,
             attempts=lambda: 0,
+            workers_per_gpu=declared,
             tell=told.append,
             look=lambda: fake.looks.append(1),
         )
@@ -92,6 +93,9 @@ def test_as_many_workers_as_there_is_room_for(place, tmp_path):
     place(fake, workers_per_gpu=3)
     assert fake.options["num_gpus"] == 1 / 3
     assert len(fake.placed) == 6
+    fake = FakeRay({"CPU": 64.0, "GPU": 2.0})
+    place(fake, declared=4)
+    assert len(fake.placed) == 8
     fake = FakeRay({"CPU": 64.0})
     place(fake, workers=2)
     assert len(fake.placed) == 2

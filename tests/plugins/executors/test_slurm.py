@@ -59,7 +59,9 @@ def busy(*_, **__):
     raise BlockingIOError(11, "Resource temporarily unavailable")
 
 
-def place(tmp_path, steps, attempts=lambda: 0, looks=None, waiting=lambda: 1, **settings):
+def place(
+    tmp_path, steps, attempts=lambda: 0, looks=None, waiting=lambda: 1, declared=2, **settings
+):
     """Run a sweep whose count of jobs left is that of the steps, with what they do; return words.
 
     A step is a number, and an action that takes place when it is counted.
@@ -79,6 +81,7 @@ def place(tmp_path, steps, attempts=lambda: 0, looks=None, waiting=lambda: 1, **
         left=count,
         waiting=waiting,
         attempts=attempts,
+        workers_per_gpu=declared,
         tell=told.append,
         look=lambda: looks.append(1),
     )
@@ -120,6 +123,20 @@ def test_pilots_that_are_there_are_kept_and_one_that_ended_is_replaced(tmp_path,
     told = place(tmp_path, minutes(2) + minutes(1, act=ended) + minutes(1) + DONE, pilots=2)
     assert len(cluster.calls("sbatch")) == 1
     assert told[0].startswith("submitted: 1;")
+
+
+def test_workers_for_each_gpu_are_those_of_the_sweep_unless_told(tmp_path, cluster, monkeypatch):
+    pilots, make = [], slurm.Pilot
+
+    def seen(**keys):
+        pilots.append(keys["workers_per_gpu"])
+        return make(**keys)
+
+    monkeypatch.setattr(slurm, "Pilot", seen)
+    for own in ({}, {"workers_per_gpu": 1}):
+        place(tmp_path, minutes(1) + DONE, declared=3, **own)
+        cluster.queue.write_text("")
+    assert pilots == [3, 1]
 
 
 def test_a_scheduler_that_does_not_answer_is_asked_again(tmp_path, cluster):

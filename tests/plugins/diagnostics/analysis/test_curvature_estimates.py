@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pyhessian
 import pytest
 import torch
 from hypothesis import given, settings
@@ -126,7 +127,6 @@ def test_the_trace_of_a_model(small):
 
 
 def test_against_another_library():
-    pyhessian = pytest.importorskip("pyhessian")
     model, (x, y) = network(), batch()
     with torch.random.fork_rng():
         torch.manual_seed(0)
