@@ -39,6 +39,53 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [*lines, *("| " + " | ".join(row) + " |" for row in rows), ""]
 
 
+def factor(choice: Mapping[str, Any]) -> str:
+    """Return the factor of a learning rate, marked if the best one was at the edge.
+
+    >>> factor({"factor": 9.0, "edge": "highest"})
+    '9 (highest tried)'
+    """
+    edge = f" ({choice['edge']} tried)" if choice["edge"] else ""
+    return f"{choice['factor']:.3g}{edge}"
+
+
+def rates_tried(about: Mapping[str, Any]) -> str:
+    """Return at which learning rate each arm ran."""
+    rate, factors = digits(about["learning_rate"]), about["rates"]
+    if factors is None:
+        return (
+            f"its best learning rate, searched for from {rate} (the others from the twin's) by "
+            "factors of 3 and then once by a factor of √3, on two seeds that are in no table"
+        )
+    if len(factors) == 1:
+        return f"{digits(factors[0])} times the learning rate {rate}"
+    return (
+        f"the best of {', '.join(map(digits, factors))} times the learning rate {rate}, chosen on "
+        "two seeds that are in no table"
+    )
+
+
+def curves(found: Mapping[str, Any]) -> list[str]:
+    """Return each arm's loss over its learning rate, a column for each rate."""
+    choices = found["learning_rates"]
+    rates = sorted({point["factor"] for c in choices.values() for point in c["curve"]})
+    if len(rates) < 2:
+        return []
+    rows = []
+    for arm, choice in choices.items():
+        losses = {point["factor"]: point["losses"] for point in choice["curve"]}
+        cells = [", ".join(number(x) for x in losses.get(rate, ())) for rate in rates]
+        rows.append([arm, *cells, factor(choice)])
+    head = ["arm", *(f"{rate:.3g}" for rate in rates), "best"]
+    return [
+        "## Loss over learning rate",
+        "",
+        "By factor of the learning rate; the losses are those of the selection seeds.",
+        "",
+        *table(head, rows),
+    ]
+
+
 def judged(row: Mapping[str, Any], seeds: int) -> list[str]:
     """Return the columns that every arm has: gap, corrected p, diverged, and a verdict."""
     words = "worse than the twin" if row["guilty"] else NOT_TOLD
@@ -55,13 +102,13 @@ def explanation(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     lines += ["## How this was found", "", _method(about, found), "", "## Factors", ""]
     for key, operands in found["operands_of"].items():
         lines.append(f"- {key}, {FACTOR_NAMES[key]}: {', '.join(operands)}")
-    rates = found["learning_rate_factors"]
-    arms = [[key, f"{rates[key]:.3g}", *judged(row, seeds)] for key, row in found["arms"].items()]
+    rates = found["learning_rates"]
+    arms = [[key, factor(rates[key]), *judged(row, seeds)] for key, row in found["arms"].items()]
     frozen = found["frozen"]
     arms.append(
         [
             "frozen",
-            f"{rates['frozen']:.3g}",
+            factor(rates["frozen"]),
             interval(frozen),
             "",
             f"{frozen['diverged']} of {seeds}",
@@ -105,6 +152,7 @@ def explanation(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
             for c in found["candidates"]
         ]
         lines += table(["change", "gap [95 %]", "trains"], rows)
+    lines += curves(found)
     return "\n".join(lines)
 
 
@@ -123,9 +171,7 @@ def _method(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     )
     return (
         f"{_runs(about)} A diverged run counts with the unigram entropy of the data. Each arm of "
-        "the first table ran at the best of 1/3, 1 and 3 times the learning rate "
-        f"{digits(about['learning_rate'])}, chosen on a seed that is in no table, and so did "
-        f"each change that was tried{later}."
+        f"the first table and each change ran at {rates_tried(about)}{later}."
     )
 
 
@@ -162,7 +208,7 @@ def comparison(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     rows = [
         [
             r["arm"],
-            f"{r['learning_rate_factor']:.3g}",
+            factor(found["learning_rates"][r["key"]]),
             interval(r["gap"]),
             number(r["p_holm"]),
             interval(r["frozen"]),
@@ -177,17 +223,16 @@ def comparison(about: Mapping[str, Any], found: Mapping[str, Any]) -> str:
     twins = [
         [
             name,
-            f"{t['learning_rate_factor']:.3g}",
+            factor(found["learning_rates"][t["key"]]),
             interval(t["loss"]),
             f"{t['learned']} of {seeds}",
         ]
         for name, t in found["twins"].items()
     ]
     lines += table(["float32 twin", "× lr", "loss [95 %]", "learned"], twins)
-    lines += _cautions(about)
+    lines += [*curves(found), *_cautions(about)]
     lines += [
-        f"{_runs(about)} Every row ran at the best of 1/3, 1 and 3 times the learning rate "
-        f"{digits(about['learning_rate'])}, chosen on a seed that is in no table. 'Learned' is the "
+        f"{_runs(about)} Every row ran at {rates_tried(about)}. 'Learned' is the "
         "verdict of a run's summary, on its validation loss; nothing is said to train or to learn "
         "unless it and its twin learned with every seed. 'Trains' means ahead "
         f"of the frozen control (whose quantized layers keep their first weights) and within "
