@@ -51,6 +51,9 @@ class StudyOptions(TypedDict, total=False):
     within: float
     """The largest gap to the twin that counts as training, in the unit of the loss; 0.05 by
     default."""
+    rates: Sequence[float] | None
+    """Factors of the learning rate: one fixes it, several are the grid. By default the best one of
+    each arm is searched for."""
     budget: float | None
     """Minutes for all runs together; decides the steps."""
     name: str | None

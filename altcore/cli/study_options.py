@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from altcore.cli.options import AS_JSON, once, print_json, tell_left_out
+from altcore.cli.options import AS_JSON, names, once, print_json, tell_left_out
 from altcore.cli.status import Status
 from altcore.cli.terminal import echo, say
 from altcore.cli.train import FLAGS, overrides_of
+from altcore.errors import BadInput
 
 if TYPE_CHECKING:
     from altcore.config import Override
@@ -57,6 +58,12 @@ def study_options(command: Any) -> Any:
             help="The largest gap to the float32 twin that counts as training.",
         ),
         once(
+            "--rates",
+            metavar="FACTOR,...",
+            help="Factors of the learning rate: one fixes it, several are the grid (default: a "
+            "search for the best of each arm).",
+        ),
+        once(
             "--budget",
             type=float,
             metavar="MINUTES",
@@ -81,7 +88,16 @@ def split(shared: dict[str, Any]) -> tuple[list[Override], dict[str, Any]]:
     tell_left_out(again=False)
     flags = {name: shared[name] for name in SHARED}
     rest = {k: v for k, v in shared.items() if k not in (*SHARED, "sets")}
+    if rest["rates"] is not None:
+        rest["rates"] = [_number(text) for text in names([rest["rates"]], "--rates")]
     return overrides_of(flags, shared["sets"]), rest
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError as error:
+        raise BadInput("a number is needed", key="--rates", part=text) from error
 
 
 def asked(overrides: list[Override], rest: Mapping[str, Any]) -> Options:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 
 from altcore.study.outcome import tail_length
-from altcore.study.runner import FACTORS_OF_RATE
+from altcore.study.rates import Curve
 from altcore.study.setup import FEWEST_STEPS
 from altcore.study.statistics import LEVEL, quantile
 
@@ -45,17 +45,21 @@ def smallest_gap(seeds: int, rows: int) -> float:
     return quantile(1 - LEVEL / rows / 2, seeds - 1) / math.sqrt(seeds)
 
 
-def about_rates(factors: Mapping[str, float]) -> list[str]:
+def about_rates(curves: Mapping[str, Curve]) -> list[str]:
     """Return a sentence on the arms that ended best at the lowest or highest rate that was tried.
 
     The frozen controls are left out: most of what they have does not learn.
     """
     found = []
-    for factor, beyond in ((max(FACTORS_OF_RATE), "higher"), (min(FACTORS_OF_RATE), "lower")):
-        at_edge = [k for k, f in factors.items() if f == factor and not k.startswith("frozen")]
+    for edge, beyond in (("highest", "higher"), ("lowest", "lower")):
+        at_edge = [
+            f"{key} ({curve.best:.3g})"
+            for key, curve in curves.items()
+            if curve.edge == edge and not key.startswith("frozen")
+        ]
         if at_edge:
             found.append(
-                f"the best learning rate of {', '.join(at_edge)} is the {beyond[:-2]}est that was "
-                f"tried, {factor:.3g} times the given one: a {beyond} one may be better"
+                f"the best learning rate of {', '.join(at_edge)} is the {edge} that was tried: a "
+                f"{beyond} one may be better"
             )
     return found

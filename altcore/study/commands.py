@@ -33,6 +33,7 @@ from altcore.study.differences import references
 from altcore.study.explain import Explanation
 from altcore.study.identity import plain
 from altcore.study.keys import format_key
+from altcore.study.rates import Curve, checked
 from altcore.study.record import Question, agreed_steps, claim, held, read
 from altcore.study.runner import Runner
 from altcore.study.setup import base_config, check_arms, measure_cost, steps_within
@@ -59,6 +60,8 @@ class Options:
     """Takes what is being done, which nobody needs to read later."""
     executor: str = "local"
     """Where runs are made, as `altcore sweep run` takes it."""
+    rates: Sequence[float] | None = field(default=None, converter=checked)
+    """Factors of the learning rate that are tried as they are; by default they are searched for."""
 
     def __attrs_post_init__(self) -> None:
         if world_size() > 1:
@@ -111,7 +114,7 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
     name = options.name or f"explain-{called}-{config.workload}".lower()
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = _runner(options, name, config, described)
-    study = Explanation(runner, plan, seeds, options.within, ties)
+    study = Explanation(runner, plan, seeds, options.within, ties, given_rates=options.rates)
     arms = [frozen_control(plan), *full.values()]
     rows = len(full) - 1  # all but the twin
     asked = {"format": label, "recipe": config.recipe_name}
@@ -119,7 +122,7 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
         begun = _begin(options, runner, "explain", asked, arms, study.runs_at_most, seeds, rows)
         study.watch = watching(runner.base)
         found = study.explain()
-        about = {**asked, **facts(runner.base, begun, rows, study.runs.rates)}
+        about = {**asked, **facts(runner.base, begun, rows, study.runs.curves)}
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
     return written, runner.folder
@@ -145,7 +148,8 @@ def _compare(
     name = options.name or as_name(f"compare-{called}").lower()
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = _runner(options, name, config, described)
-    study = Comparison(runner, arms, seeds, options.within, keys, entrants.against)
+    given = entrants.against, options.rates
+    study = Comparison(runner, arms, seeds, options.within, keys, *given)
     asked = entrants.to_plain()
     rows = len(arms)
     trained = sorted(study.arms().values(), key=lambda arm: arm.key == arms[-1].key)
@@ -154,7 +158,7 @@ def _compare(
         check_arms(config, trained[:-1])
         begun = _begin(options, runner, "compare", asked, trained, study.runs_at_most, seeds, rows)
         found = study.compare()
-        known = facts(runner.base, begun, rows, study.rates)
+        known = facts(runner.base, begun, rows, study.curves)
         about = {**asked, "against": entrants.against, **known}
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
@@ -185,17 +189,18 @@ def watching(config: TrainConfig) -> dict[str, Any]:
 
 
 def facts(
-    config: TrainConfig, begun: Question, rows: int, rates: Mapping[str, float]
+    config: TrainConfig, begun: Question, rows: int, curves: Mapping[str, Curve]
 ) -> dict[str, Any]:
     """Return the facts that every study states about its runs.
 
-    ``rows``: of its first table; ``rates``: the factor of the learning rate, by arm.
+    ``rows``: of its first table; ``curves``: how the learning rate was chosen, by arm.
     """
     return {
         "command": begun.command,
         "page": begun.page,
         "seeds": list(begun.seeds),
         "within": begun.within,
+        "rates": begun.rates,
         "recipe_files": dict(begun.recipes),
         "workload": config.workload,
         "optimizer": config.optimizer,
@@ -206,7 +211,7 @@ def facts(
         "compute": config.compute,
         "cautions": [
             *cautions.before_running(config.max_steps, len(begun.seeds), rows),
-            *cautions.about_rates(rates),
+            *cautions.about_rates(curves),
         ],
         "altcore": version("altcore"),
         "torch": version("torch"),
@@ -253,6 +258,7 @@ def _begin(
         arms={arm.key: runner.digest_of(arm) for arm in arms},
         seeds=seeds,
         within=options.within,
+        rates=options.rates,
         steps=steps,
     )
     return claim(runner.folder, known, question, recipe_files(options, asked))

@@ -14,8 +14,8 @@ from altcore.study.contenders import Contender
 from altcore.study.differences import differences, references
 from altcore.study.keys import run_key
 from altcore.study.outcome import Outcome, gap
-from altcore.study.paired import SELECTION_SEED
-from altcore.study.runner import FACTORS_OF_RATE, Runner, Trial
+from altcore.study.rates import SELECTION_SEED, Curve, choose, runs_at_most
+from altcore.study.runner import Runner, Trial
 from altcore.study.statistics import LEVEL, estimate, holm, plain
 
 
@@ -31,21 +31,23 @@ class Comparison:
     """For each optimizer the keys of the configuration that choose it."""
     against: str | None = None
     """What contenders are held against, besides their twins; see `references`."""
-    rates: dict[str, float] = field(init=False, factory=dict)
+    given_rates: Sequence[float] | None = None
+    """Factors of the learning rate that are tried as they are; by default they are searched for."""
+    curves: dict[str, Curve] = field(init=False, factory=dict)
     outcomes: dict[tuple[str, int], Outcome] = field(init=False, factory=dict)
 
     @property
     def runs_at_most(self) -> int:
         """The largest number of runs, for the cost."""
-        return len(self.arms()) * (len(FACTORS_OF_RATE) + len(self.seeds))
+        return len(self.arms()) * (runs_at_most(self.given_rates) + len(self.seeds))
 
     def compare(self) -> dict[str, Any]:
         """Run everything; return a row for each contender, as plain data."""
         arms = self.arms()
         self.runner.planned = self.runs_at_most
-        seed = self.seeds[0] + SELECTION_SEED
-        self.rates = self.runner.best_rates(list(arms.values()), seed)
-        trials = [Trial(a, s, self.rates[a.key]) for s in self.seeds for a in arms.values()]
+        every = list(arms.values())
+        self._choose_rates(every)
+        trials = [Trial(a, s, self.curves[a.key].best) for s in self.seeds for a in every]
         for trial, outcome in zip(trials, self.runner.outcomes(trials), strict=True):
             self.outcomes[trial.arm.key, trial.seed] = outcome
         rows = [self._row(c) for c in self.contenders]
@@ -55,8 +57,25 @@ class Comparison:
             row["verdict"] = self._verdict(row)
         pairs = references(self.contenders, self.against)
         gaps = {c.name: self._gaps(c.key, self._twin(c.optimizer)) for c in self.contenders}
-        found = differences(pairs, gaps, self.within)
-        return {"contenders": rows, "differences": found, "twins": self._twins()}
+        return {
+            "contenders": rows,
+            "differences": differences(pairs, gaps, self.within),
+            "twins": self._twins(),
+            "learning_rates": {key: curve.plain() for key, curve in self.curves.items()},
+        }
+
+    def _choose_rates(self, arms: Sequence[Arm]) -> None:
+        """Choose each arm's learning rate: the twins', and the others' from their twin's on."""
+        twins = [arm for arm in arms if arm.key in map(self._twin, self.optimizer_keys)]
+        for some in (twins, [arm for arm in arms if arm not in twins]):
+            around = {
+                arm.key: self.curves[twin.key].best
+                for arm in some
+                for twin in twins
+                if arm is not twin and arm.keys == twin.keys
+            }
+            seed = self.seeds[0] + SELECTION_SEED
+            self.curves |= choose(self.runner, some, seed, self.within, self.given_rates, around)
 
     def arms(self) -> dict[str, Arm]:
         """Return every arm by key. Contenders that freeze the same layers share their control."""
@@ -103,7 +122,7 @@ class Comparison:
             "recipe": c.recipe,
             "rounding": c.rounding,
             "optimizer": c.optimizer,
-            "learning_rate_factor": self.rates[c.key],
+            "key": c.key,
             "diverged": sum(self.outcomes[c.key, s].diverged for s in self.seeds),
             "learned": self._learned(c.key),
             "twin_learned": self._learned(twin),
@@ -147,7 +166,7 @@ class Comparison:
         return {
             name: {
                 "loss": plain(estimate([self._tail(self._twin(name), s) for s in self.seeds])),
-                "learning_rate_factor": self.rates[self._twin(name)],
+                "key": self._twin(name),
                 "learned": self._learned(self._twin(name)),
             }
             for name in self.optimizer_keys

@@ -21,8 +21,9 @@ from altcore.study.culprit import find_culprit
 from altcore.study.factors import judge_factors
 from altcore.study.onset import onset
 from altcore.study.paired import PairedRuns
+from altcore.study.rates import runs_at_most
 from altcore.study.recommendation import MOST_CHANGES, changes_of, recommend
-from altcore.study.runner import FACTORS_OF_RATE, Runner
+from altcore.study.runner import Runner
 from altcore.study.variants import CAUSES
 
 
@@ -39,10 +40,12 @@ class Explanation:
     """Layers that share a parameter, together."""
     watch: Mapping[str, Any] = field(factory=dict)
     """Further keys of the full arm's runs: the diagnostics that say when and where."""
+    given_rates: Sequence[float] | None = None
+    """Factors of the learning rate that are tried as they are; by default they are searched for."""
     runs: PairedRuns = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.runs = PairedRuns(self.runner, self.seeds, self.within)
+        self.runs = PairedRuns(self.runner, self.seeds, self.within, given_rates=self.given_rates)
 
     def explain(self) -> dict[str, Any]:
         """Run all stages; return the answer as plain data."""
@@ -53,7 +56,6 @@ class Explanation:
 
         runs.choose_rates(every)
         found = {
-            "learning_rate_factors": dict(runs.rates),
             "operands_of": {f: operands_in(self.plan, FACTORS[f]) for f in self.factors},
             **judge_factors(runs, arms, control, self.watch),
         }
@@ -64,6 +66,7 @@ class Explanation:
             found |= tables
             found |= find_cause(culprit, self.plan)
             found |= recommend(runs, control, changes_of(self.plan, self.ties, found))
+        found["learning_rates"] = {key: curve.plain() for key, curve in runs.curves.items()}
         return found
 
     @property
@@ -80,4 +83,4 @@ class Explanation:
         layers = max((len(g) for g in groups.values()), default=0)
         later = inside + len(groups) + layers + len(CAUSES) + 2
         rated, fresh = arms + MOST_CHANGES, 2 + MOST_CHANGES  # the twin and the control again
-        return rated * len(FACTORS_OF_RATE) + len(self.seeds) * (arms + later + fresh)
+        return rated * runs_at_most(self.given_rates) + len(self.seeds) * (arms + later + fresh)

@@ -14,12 +14,10 @@ from attrs import Factory, define, evolve, field
 
 from altcore.study.arms import Arm, twin
 from altcore.study.outcome import Outcome, gap
+from altcore.study.rates import SELECTION_SEED, Curve, choose
 from altcore.study.runner import Runner, Trial
 from altcore.study.sequential import estimate_at, looks, run_in_looks
 from altcore.study.statistics import LEVEL, Estimate, holm, plain
-
-SELECTION_SEED = 1000
-"""Added to the seed for the runs that choose learning rates, and which no result uses."""
 
 Rows = dict[str, dict[str, Any]]
 """A table: a row for each arm, by what it is called there."""
@@ -37,6 +35,10 @@ class PairedRuns:
     """The looks: after how many seeds an arm may stop, and the share of the error of each."""
     rates: dict[str, float] = field(factory=dict)
     """The factor of the learning rate, by arm."""
+    curves: dict[str, Curve] = field(factory=dict)
+    """How these were chosen."""
+    given_rates: Sequence[float] | None = None
+    """Factors that are tried as they are; by default they are searched for."""
     rate: float | None = None
     """The factor for every arm, if they share one."""
     reference: Arm = field(factory=twin)
@@ -58,8 +60,16 @@ class PairedRuns:
         return evolve(self, seeds=seeds, rates=dict(self.rates), outcomes={})
 
     def choose_rates(self, arms: Sequence[Arm]) -> None:
-        """Choose each arm's learning rate, on a seed that no result uses."""
-        self.rates |= self.runner.best_rates(arms, self.selection_seed)
+        """Choose each arm's learning rate, on seeds that no result uses, from the twin's on."""
+        twins = [arm for arm in arms if arm.key == self.reference.key]
+        for some in (twins, [arm for arm in arms if arm not in twins]):
+            around = dict.fromkeys(
+                (arm.key for arm in some), self.rates.get(self.reference.key, 1.0)
+            )
+            self.curves |= choose(
+                self.runner, some, self.selection_seed, self.within, self.given_rates, around
+            )
+            self.rates |= {arm.key: self.curves[arm.key].best for arm in some}
 
     # Running ---------------------------------------------------------------------------------
 

@@ -33,6 +33,8 @@ class Question:
     """The digest of each arm, by its name."""
     seeds: Sequence[int] = field(validator=instance_of((list, tuple)))
     within: float
+    rates: Sequence[float] | None = None
+    """Factors of the learning rate that were given."""
     steps: int
     page: str = field(default="", validator=matches_re(r"[\w-]*"))
     """The name of the answer's .md and .json; `claim` gives it."""
@@ -43,6 +45,7 @@ class Question:
         """Return whether its answer contains the other's: the same arms and seeds, perhaps more."""
         return (
             (self.command, self.within) == (other.command, other.within)
+            and list(self.rates or ()) == list(other.rates or ())
             and set(self.arms.values()) >= set(other.arms.values())
             and set(self.seeds) >= set(other.seeds)
         )
@@ -116,7 +119,9 @@ def _page(question: Question, known: Sequence[Question]) -> str:
         return extended[0]
     if question.command not in {q.page for q in known}:
         return question.command
-    own = digest([sorted(question.arms.values()), list(question.seeds), question.within])
+    own = digest(
+        [sorted(question.arms.values()), list(question.seeds), question.within, question.rates]
+    )
     return f"{question.command}-{own[:8]}"
 
 

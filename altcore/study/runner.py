@@ -37,8 +37,6 @@ from altcore.sweep import (
     save_sweep,
 )
 
-FACTORS_OF_RATE = (1 / 3, 1.0, 3.0)
-"""Learning rates that each contender is tried at, as multiples of the given one."""
 DIGITS = 12
 """Of a digest in a run's name."""
 NOT_REPEATED = {cause: {"limit": 0} for cause in DEFAULT_RULES if cause not in (LOST, SIGNAL)}
@@ -117,19 +115,6 @@ class Runner:
         if missing:
             self._make(missing)
         return [outcome_of(self._ledger.run_of(name), self.base.max_steps) for name in names]
-
-    def best_rates(self, arms: Sequence[Arm], seed: int) -> dict[str, float]:
-        """Return for each arm the factor of the learning rate at which it ends with the least loss.
-
-        Uses ``seed``, which no result may use. If every rate diverges, it is the lowest.
-        """
-        trials = [Trial(arm, seed, rate) for arm in arms for rate in FACTORS_OF_RATE]
-        found = iter(self.outcomes(trials))
-        best = {}
-        for arm in arms:
-            tails = {rate: next(found).tail(self.base.max_steps) for rate in FACTORS_OF_RATE}
-            best[arm.key] = min(tails, key=lambda rate: tails[rate])
-        return best
 
     def digest_of(self, arm: Arm) -> str:
         """Return the digest that identifies an arm, for all seeds."""

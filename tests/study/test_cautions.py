@@ -7,7 +7,7 @@ from attrs import define
 
 from altcore import BadInput
 from altcore.study import Entrants, Options, cautions, run_compare, run_explain
-from altcore.study.runner import FACTORS_OF_RATE
+from altcore.study.rates import Curve
 
 
 def test_too_few_steps_and_seeds():
@@ -22,11 +22,15 @@ def test_too_few_steps_and_seeds():
 
 
 def test_rates_at_the_edge():
-    low, middle, high = FACTORS_OF_RATE
-    found = cautions.about_rates({"twin": high, "a": low, "b": middle, "c": high, "frozen-a": low})
-    assert found[1].startswith("the best learning rate of a is the lowest that was tried, 0.333 ")
-    assert len(found) == 2
-    assert found[0].startswith("the best learning rate of twin, c is the highest that was tried, 3")
+    """Both edges are named with the arms; a control that does not learn is left out."""
+
+    def best_at(place):
+        return Curve({rate: [abs(place - i)] for i, rate in enumerate((1 / 3, 1.0, 3.0))})
+
+    curves = {"twin": best_at(2), "a": best_at(0), "b": best_at(1), "c": best_at(2)}
+    high, low = cautions.about_rates({**curves, "frozen-a": best_at(0)})
+    assert high.startswith("the best learning rate of twin (3), c (3) is the highest that was")
+    assert low.startswith("the best learning rate of a (0.333) is the lowest that was tried: a low")
 
 
 @pytest.fixture
@@ -35,7 +39,9 @@ def asked(start, tmp_path):
     tiny = {"gpt.size": "tiny", "gpt.data": str(start.corpus), "max_steps": 5, "device": "cpu"}
     told = []
     keys = [(k, v, None) for k, v in tiny.items()]
-    return Options(None, keys, 2, 0.05, None, None, told.append, tmp_path / "studies"), told
+    return Options(
+        None, keys, 2, 0.05, None, None, told.append, tmp_path / "studies", rates=1
+    ), told
 
 
 def test_scipy_is_missed_before_the_first_run(monkeypatch, asked):

@@ -16,9 +16,8 @@ OPTIMIZERS = ["adamw", "sgd:momentum=0.5"]
 
 
 @pytest.fixture
-def options(start, tmp_path, monkeypatch):
+def options(start, tmp_path):
     """The options of a tiny study, at one learning rate."""
-    monkeypatch.setattr("altcore.study.runner.FACTORS_OF_RATE", (1.0,))
     tiny = {
         "gpt.size": "tiny",
         "gpt.n_layer": 1,
@@ -31,7 +30,7 @@ def options(start, tmp_path, monkeypatch):
     overrides = [(k, v, "") for k, v in tiny.items()]
     folder = tmp_path / "studies"
     told = []
-    return Options(None, overrides, 2, 0.05, None, None, told.append, folder), told
+    return Options(None, overrides, 2, 0.05, None, None, told.append, folder, rates=(1.0,)), told
 
 
 def test_a_comparison_runs_and_is_written(options):

@@ -35,7 +35,6 @@ COARSE = "weight: FORMAT\nactivation: FORMAT\ngradient: FORMAT\nstored_weight: F
 def ask(tmp_path, monkeypatch):
     """Return a function that asks a tiny `compare`: returns what was found, and the runs made."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("altcore.study.runner.FACTORS_OF_RATE", (1.0,))
     text_file(Path("words.txt"))
     Path("mine.yaml").write_text("# fine\nweight: FORMAT\n")
 
@@ -53,7 +52,8 @@ def ask(tmp_path, monkeypatch):
         }
         told = []
         overrides = [(k, v, "") for k, v in tiny.items()]
-        options = Options(None, overrides, seeds, 0.05, None, name, told.append, Path("studies"))
+        folder = Path("studies")
+        options = Options(None, overrides, seeds, 0.05, None, name, told.append, folder, rates=1)
         found, _ = run_compare(options, Entrants(list(formats), list(recipes)))
         made = [line.partition(": ")[0] for line in told if " left" in line]
         return found, made
@@ -77,7 +77,7 @@ def page(found, name="s"):
 def test_an_edited_recipe_is_another_question(ask):
     """The new answer is that of a fresh study; the old one and its runs stay where they are."""
     first, made = ask()
-    assert len(made) == 9  # three arms, once to choose a rate and with two seeds
+    assert len(made) == 6  # three arms with two seeds
     old = page(first).read_text()
     Path("mine.yaml").write_text(COARSE)
     second, made = ask()
@@ -116,7 +116,7 @@ def test_a_recipe_in_an_explanation_is_kept(ask):
     Path("mine.yaml").write_text("layers: {transformer.h.0.mlp.c_fc: {weight: E2M1}}\n")
     overrides = [(k, v, "") for k, v in tiny.items()]
     told = []
-    found, folder = run_explain(Options("keys.yaml", overrides, 2, 0.05, None, None, told.append))
+    found, folder = run_explain(Options("keys.yaml", overrides, 2, tell=told.append, rates=1))
     assert found["about"]["recipe_files"] == {"mine.yaml": "recipes/mine.yaml"}
     assert (folder / "recipes" / "mine.yaml").read_text() == Path("mine.yaml").read_text()
 

@@ -7,7 +7,13 @@ from typing import Any
 
 from altcore_reporters.study_pages import method
 from altcore_reporters.study_pages.document import Document, Section, Table
-from altcore_reporters.study_pages.rows import interval, learning_rate, of_seeds, p_value
+from altcore_reporters.study_pages.rows import (
+    interval,
+    learning_rate,
+    of_seeds,
+    p_value,
+    rate_curves,
+)
 from altcore_reporters.study_pages.words import digits, value
 
 Answer = Mapping[str, Any]
@@ -18,6 +24,7 @@ def comparison(answer: Answer) -> Document:
     about = answer["about"]
     return Document([
         Section("Comparison", [contenders(answer), *differences(answer), twins(answer)]),
+        *rate_curves(answer),
         *method.cautions(about),
         Section("How this was found", [how(about)]),
     ])  # fmt: skip
@@ -29,7 +36,7 @@ def contenders(answer: Answer) -> Table:
     rows = [
         [
             r["arm"],
-            learning_rate(r["learning_rate_factor"]),
+            learning_rate(answer["learning_rates"][r["key"]]),
             interval(r["gap"]),
             p_value(r),
             interval(r["frozen"]),
@@ -64,7 +71,7 @@ def twins(answer: Answer) -> Table:
     rows = [
         [
             name,
-            learning_rate(t["learning_rate_factor"]),
+            learning_rate(answer["learning_rates"][t["key"]]),
             interval(t["loss"]),
             of_seeds(t["learned"], answer["about"]),
         ]

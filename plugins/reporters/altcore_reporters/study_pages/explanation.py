@@ -7,7 +7,14 @@ from typing import Any
 
 from altcore_reporters.study_pages import method
 from altcore_reporters.study_pages.document import Bullets, Document, Number, Part, Section, Table
-from altcore_reporters.study_pages.rows import JUDGED, interval, judged, learning_rate, of_seeds
+from altcore_reporters.study_pages.rows import (
+    JUDGED,
+    interval,
+    judged,
+    learning_rate,
+    of_seeds,
+    rate_curves,
+)
 from altcore_reporters.study_pages.words import CAUSES, FACTORS, NOT_TOLD, digits, number, value
 
 Answer = Mapping[str, Any]
@@ -30,6 +37,7 @@ def explanation(answer: Answer) -> Document:
         *stages(answer),
         *counterfactuals(answer),
         *changes(answer),
+        *rate_curves(answer),
     ])  # fmt: skip
 
 
@@ -120,7 +128,7 @@ def factors(answer: Answer) -> Iterator[Part]:
     """Yield the factorial: what the factors are, every arm, shares and effects."""
     operands = answer["operands_of"]
     yield Bullets([f"{f}, {FACTORS[f]}: {', '.join(own)}" for f, own in operands.items()])
-    about, rates = answer["about"], answer["learning_rate_factors"]
+    about, rates = answer["about"], answer["learning_rates"]
     arms = [
         [key, learning_rate(rates[key]), *judged(row, about)] for key, row in answer["arms"].items()
     ]

@@ -31,9 +31,18 @@ def runs(about: Mapping[str, Any]) -> str:
 
 def rates(about: Mapping[str, Any], what: str) -> str:
     """Return how the learning rates of some runs were chosen."""
+    rate, factors = digits(about["learning_rate"]), about["rates"]
+    if factors is None:
+        return (
+            f"{what} ran at its best learning rate, searched for from {rate} (the others from the "
+            "twin's) by factors of 3 and then once by a factor of √3, on two seeds that are in no "
+            "table"
+        )
+    if len(factors) == 1:
+        return f"{what} ran at {digits(factors[0])} times the learning rate {rate}"
     return (
-        f"{what} ran at the best of 1/3, 1 and 3 times the learning rate "
-        f"{digits(about['learning_rate'])}, chosen on a seed that is in no table"
+        f"{what} ran at the best of {', '.join(map(digits, factors))} times the learning rate "
+        f"{rate}, chosen on two seeds that are in no table"
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from altcore_reporters.study_pages.document import Cell, Interval, Number
+from altcore_reporters.study_pages.document import Cell, Interval, Number, Section, Table
 from altcore_reporters.study_pages.words import LEVEL, NOT_TOLD, factor, number, value
 
 Row = Mapping[str, Any]
@@ -23,9 +23,31 @@ def p_value(row: Row) -> Number:
     return Number(p, number(p))
 
 
-def learning_rate(given: float) -> Number:
-    """Return what the learning rate is multiplied by."""
-    return Number(given, factor(given))
+def learning_rate(choice: Row) -> Number:
+    """Return the factor of a learning rate that was chosen, marked if it is at the edge.
+
+    >>> str(learning_rate({"factor": 9.0, "edge": "highest"}))
+    '9 (highest tried)'
+    """
+    edge = f" ({choice['edge']} tried)" if choice["edge"] else ""
+    return Number(choice["factor"], f"{factor(choice['factor'])}{edge}")
+
+
+def rate_curves(answer: Row) -> list[Section]:
+    """Return each arm's loss over its learning rate, a column for each rate."""
+    choices = answer["learning_rates"]
+    tried = sorted({point["factor"] for c in choices.values() for point in c["curve"]})
+    if len(tried) < 2:
+        return []
+    rows: list[list[Cell]] = []
+    for arm, choice in choices.items():
+        losses = {point["factor"]: map(value, point["losses"]) for point in choice["curve"]}
+        cells = [", ".join(number(x) for x in losses.get(rate, ())) for rate in tried]
+        rows.append([arm, *cells, learning_rate(choice)])
+    head = ["arm", *map(factor, tried), "best"]
+    told = "By factor of the learning rate; the losses are those of the selection seeds."
+    table = Table("learning-rates", "Loss over learning rate", head, rows)
+    return [Section("Loss over learning rate", [told, table])]
 
 
 def of_seeds(count: int, about: Row) -> Number:
