@@ -3,7 +3,8 @@
     python benchmarks/diagnostics.py [--quick] [--together] [--intervals 5] [--size small]
                                      [--format E4M3] [--recipe pure]
 
-Every installed diagnostic alone, and all together: each has an engine of its own, and all take
+Every installed diagnostic alone, and all together, but for those that look at every step, or at one
+in 500 (monitors.py has them): each has an engine of its own, and all take
 their steps in turn, in one process. Diagnostics measure every so many steps, and some watch the
 steps before that, so what counts is the mean step over whole intervals, the due steps included.
 The claim is that all together cost at most a tenth.
@@ -30,6 +31,8 @@ from altcore.engine import Engine, Step, prepare
 
 TARGET = 1.10
 INTERVAL = 50
+ELSEWHERE = {"noise", "curvature", "loss-slope"}
+"""Diagnostics that monitors.py measures."""
 NONE, ALL = "no diagnostic", "all of them"
 
 
@@ -38,7 +41,7 @@ def installed() -> list[str]:
 
     Of those that share passes of the model, the one that wants most of them comes first.
     """
-    names = [e.name for e in registry.entries() if e.kind == "diagnostic"]
+    names = {e.name for e in registry.entries() if e.kind == "diagnostic"} - ELSEWHERE
     return sorted(names, key=lambda name: (name != "shadow", name))
 
 

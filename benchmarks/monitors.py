@@ -2,11 +2,11 @@
 
     python benchmarks/monitors.py [--quick] [--steps 8]
 
-The network is a ResNet-18 of width 0.25, with 128 images in a batch; ``curvature`` measures three times, as it does
-by default, and ``grad-stats`` at each quarter epoch of CIFAR-10. A few steps tell: what a monitor
-does in each step, or at each measurement, is always the same work. Its own hooks are timed; "all of
-them" compares steps with all monitors to steps without any, taken in turn, so that the lines which
-are recorded for them count as well. The claim is that all together cost at most 15 %.
+The network is a ResNet-18 of width 0.25, with 128 images in a batch. ``curvature`` measures three
+times, as by default, and ``grad-stats`` at each quarter epoch of CIFAR-10. A few steps tell:
+what a monitor does in each step, or at each measurement, is always the same work. Its own hooks are
+timed; "all of them" compares steps with all monitors to steps without any, taken in turn, so that
+the lines which are recorded for them count as well. The claim is that all cost at most 15 %.
 
 Time is that of the process on its CPU: another process that takes turns with it has no effect.
 """

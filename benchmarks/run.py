@@ -21,6 +21,7 @@ BENCHMARKS = (
     "startup.py",
     "engine.py",
     "diagnostics.py",
+    "monitors.py",
     "small.py",
     "quantize.py",
     "sweep.py",

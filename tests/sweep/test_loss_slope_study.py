@@ -5,9 +5,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+import yaml
 from helpers_cli import call
 from helpers_sweeps import complete
 
+from altcore.engine.plugins import load_plugins
 from altcore.sweep import begin_sweep, export, jobs_of, read_sweep
 from altcore.sweep.retry import DEFAULT_RULES
 
@@ -60,6 +62,53 @@ def test_the_settings(jobs):
     }  # fmt: skip
     assert by_variant["bn_off"].settings["resnet18-cifar"]["norm_type"] == "none"
     assert by_variant["narrow"].settings["resnet18-cifar"]["width_mult"] == 0.5
+
+
+def test_each_variant_states_only_its_difference(study):
+    """And what the grid varies has no default."""
+    assert {name: {**own} for name, own in study.variants.items()} == {
+        "base": {},
+        "bn_off": {"resnet18-cifar.norm_type": "none", "grad_clip": 1.0},
+        "narrow": {"resnet18-cifar.width_mult": 0.5},
+        "adamw": {"optimizer": "adamw"},
+    }
+    given = {key.rpartition(".")[2] for key in study.base}
+    assert given.isdisjoint({"learning_rate", "weight_decay", "seed"})
+
+
+def test_the_monitors(jobs):
+    """As the study's jobs build them: windows, frequencies and samples."""
+    for job in (jobs[0], jobs[-1]):
+        made = {p.name: p.instance for p in load_plugins(job.train_config("runs", {}))}
+        slope, noise, curvature = (made[n] for n in ("loss-slope", "noise", "curvature"))
+        assert (slope.points_per_epoch, slope.fit_epochs, slope.knee_loss) == (4, 2, 1.0)
+        assert (slope.early_start, slope.early_end, slope.early) == (5, 15, "alpha_5_15")
+        assert (curvature.interval, curvature.samples) == (500, 50)
+        # None is two epochs, as the tests of the monitor show.
+        assert (noise.report_interval, noise.alpha) == (None, 0.1)
+        assert (noise.low_band, noise.high_band) == ((0.1, 0.3), (0.3, 0.5))
+
+
+def test_the_measures_and_their_frequencies(study):
+    every = {measure.name: measure.every for measure in study.measures}
+    steps = ("loss_bits", "accuracy", "learning_rate", "loss-slope/weight_decay")
+    quarters = ("loss-slope/point_loss", "val_loss", "val_accuracy")
+    norms = ("grad-stats/grad_norm_periodic", "grad-stats/weight_norm_periodic")
+    curvature = ("curvature/lambda_max", "curvature/hutchinson_trace")
+    noise = ("psd_tail", "total_power", "gradient_variance", "residual_power")
+    assert every == {
+        **dict.fromkeys(steps, 1),
+        **dict.fromkeys((*quarters, *norms), "0.25 epoch"),
+        **dict.fromkeys(curvature, 500),
+        **{f"noise/{name}": "2 epochs" for name in noise},
+    }
+
+
+def test_the_resources(study):
+    declared = study.declared
+    assert declared.memory_gb == {"base": 4, "bn_off": 5, "narrow": 2, "adamw": 6}
+    assert (declared.gpu_gb, declared.workers_per_gpu) == (48, 2)
+    assert (declared.utilization, declared.minutes) == (0.8, 30)
 
 
 def test_the_limits(study):
@@ -122,10 +171,21 @@ def test_the_toy_study_is_the_same_grid(jobs):
 
 
 def test_every_variant_meets_every_format():
-    counts = Counter(job.variant for job in jobs_of(read_sweep(FORMATS)))
+    """At the same points and seeds; E3M4 is stored, and rounded stochastically."""
+    found = jobs_of(read_sweep(FORMATS))
+    counts = Counter(job.variant for job in found)
     variants = ("base", "bn_off", "narrow", "adamw")
     formats = ("", "-E4M3", "-E5M2", "-MXFP8", "-E3M4")
     assert counts == {f"{v}{f}": 6 for v in variants for f in formats}
+    stochastic = yaml.safe_load((ROOT / "experiments/results/pure-stochastic.yaml").read_text())
+    for job in found:
+        config = job.train_config("runs", {})
+        variant, _, fmt = job.variant.partition("-")
+        twin = next(j for j in found if (j.variant, j.factors) == (variant, job.factors))
+        plain = twin.train_config("runs", {})
+        recipe = {"E3M4": stochastic, "MXFP8": "mxfp8"}.get(fmt, plain.recipe)
+        asked = plain.evolve(format=None if fmt in ("", "MXFP8") else fmt, recipe=recipe)
+        assert config.evolve(name="", label="") == asked.evolve(name="", label=""), job.variant
 
 
 @pytest.mark.slow

@@ -2,14 +2,15 @@
 
 import resource
 import time
+from importlib import import_module
 
 import pytest
 import torch
 from attrs import define, field
+from helpers_cli import ROOT
 from torch import nn
 from torch.nn import functional
 
-from altcore.engine import Step
 from altcore.runs import read_lines
 
 MONITORS = ["grad-stats", "noise", "curvature", "loss-slope"]
@@ -96,32 +97,11 @@ def test_all_together(start, shelf, capsys):
 
 
 @pytest.mark.slow
-def test_what_they_cost(start, capsys):
-    """At most 15 % of 1,000 steps of ResNet-18 of width 0.25 with 128 images in a batch.
-
-    From few steps: what a monitor does each step or at each measurement is always the same work.
-    """
-    keys = {"workload": "resnet18-cifar", "resnet18-cifar__data": "generated", "max_steps": 5000}
-    keys |= {"resnet18-cifar__width_mult": 0.25, "resnet18-cifar__batch_size": 128}
-    engine = start.engine(MONITORS, strict=True, **{"grad-stats__interval": 98}, **keys)
-    engine.dispatch.call("run_start", run=engine.run)
-    clock = engine.dispatch.clock
-    engine.train_step(Step(1))
-    first = {who.name: taken for who, taken in clock.seconds.items()}
-    before = time.perf_counter()
-    for index in range(2, 8):
-        engine.train_step(Step(index))
-    seconds = (time.perf_counter() - before) / 6
-    rest = {who.name: (taken - first[who.name]) / 6 for who, taken in clock.seconds.items()}
-    bare = seconds - sum(rest.values())
-    measured = {"curvature": 3, "grad-stats": 1 + 1000 // 98}
-    cost = {
-        name: (rest[name] * 1000 + (first[name] - rest[name]) * measured.get(name, 1)) / bare / 1000
-        for name in MONITORS
-    }
-    engine.directory.close()
-    with capsys.disabled():
-        print(f"\na step without monitors {bare * 1e3:.0f} ms; of 1,000 such steps")
-        for name, share in cost.items():
-            print(f"  {name}: {share:.2%}; in the first step {first[name] / bare:.2f} steps")
-    assert sum(cost.values()) <= 0.15
+def test_what_they_cost(monkeypatch):
+    """At most 15 % of 1,000 steps of ResNet-18 of width 0.25 with 128 images in a batch."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    monitors = import_module("monitors")
+    assert tuple(MONITORS) == monitors.MONITORS
+    cost = monitors.costs(steps=6)
+    assert cost[monitors.ALL] <= 0.15, cost
+    assert all(cost[name] < 0.15 for name in MONITORS), cost
