@@ -1,18 +1,30 @@
-"""The second stage of an explanation: the operand, the group of layers and the layer at fault.
+"""The second stage of an explanation: the operands, the group of layers and the layer at fault.
 
 Each step looks only inside the finding of the one before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from attrs import evolve, field, frozen
 
 from altcore.recipes import ResolvedRecipe
 from altcore.study.arms import FACTORS, Arm, layer_groups, operands_in, select, twin
-from altcore.study.paired import PairedRuns, is_not_the_worst, worst
+from altcore.study.paired import PairedRuns, Rows, guilty, is_not_the_worst
+
+
+@frozen
+class Suspect:
+    """Operands whose cause is asked about together."""
+
+    operands: tuple[str, ...]
+    """One that is guilty, or all of the factor if none is guilty alone."""
+    group: str | None = None
+    """The group of layers at fault, if one was found."""
+    layers: tuple[str, ...] | None = None
+    """Those of the group; None for all."""
 
 
 @frozen
@@ -22,12 +34,8 @@ class Culprit:
     runs: PairedRuns = field(repr=False)
     """At the learning rate of the arms inside the factor."""
     factor: str
-    operand: str | None
-    """None if no operand alone is guilty."""
-    operands: tuple[str, ...]
-    """The operand at fault, or all of the factor."""
-    layers: tuple[str, ...] | None
-    """Those of the group at fault; None for all."""
+    suspects: tuple[Suspect, ...]
+    """The worst first; only its layers were looked into."""
 
 
 def find_culprit(
@@ -40,35 +48,45 @@ def find_culprit(
     """Return what is at fault inside the factor with the largest share, and the tables of it."""
     factor = max(shares, key=lambda f: shares[f]["mean"])
     inside = runs_inside(runs, arms[frozenset(factor)])
-    found: dict[str, Any] = {
+    tables: dict[str, Any] = {}
+
+    def guilty_of(
+        stage: str,
+        prefix: str,
+        parts: Mapping[str, Sequence[Any]],
+        is_settled: Callable[[str, Rows], bool] | None = None,
+    ) -> list[str]:
+        tried = {n: Arm(f"{prefix}-{as_key(n)}", select(plan, *part)) for n, part in parts.items()}
+        tables[stage] = inside.run_table(tried, is_settled)
+        return guilty(tables[stage])
+
+    def worst_of(stage: str, prefix: str, parts: Mapping[str, Sequence[Any]]) -> str | None:
+        """Return the worst part; one that is alone is not run again."""
+        if len(parts) < 2:
+            return next(iter(parts), None)
+        return next(iter(guilty_of(stage, prefix, parts, is_not_the_worst)), None)
+
+    operands = operands_in(plan, FACTORS[factor])
+    at_fault = guilty_of("operands", factor, {o: ([o],) for o in operands})
+    wanted = at_fault[:1] or operands
+    name = f"{factor}-{as_key(wanted[0] if at_fault else 'all')}"
+
+    groups = layer_groups(plan, wanted, ties)
+    group = worst_of("groups", name, {n: (wanted, layers) for n, layers in groups.items()})
+    layers = groups[group] if group else []
+    layer = worst_of("layers", f"{name}-only", {n: (wanted, [n]) for n in layers})
+
+    first = Suspect(tuple(wanted), group, tuple(layers) or None)
+    others = [Suspect((operand,)) for operand in at_fault[1:]]
+    return Culprit(inside, factor, (first, *others)), {
         "factor": factor,
         "factor_distinguishable": shares[factor]["low"] > 0,
         "learning_rate_factor_inside": inside.rate,
+        **tables,
+        "operand": next(iter(at_fault), None),
+        "group": group,
+        "layer": layer,
     }
-
-    def table(stage: str, tried: Mapping[str, Arm], *, all_guilty: bool = False) -> str | None:
-        found[stage] = inside.run_table(tried, None if all_guilty else is_not_the_worst)
-        return worst(found[stage])
-
-    operands = operands_in(plan, FACTORS[factor])
-    alone = {o: Arm(f"{factor}-{as_key(o)}", select(plan, [o])) for o in operands}
-    operand = table("operands", alone, all_guilty=True)
-    wanted = [operand] if operand else operands
-
-    groups = layer_groups(plan, wanted, ties)
-    prefix = f"{factor}-{as_key(operand or 'all')}"
-    blocks = {
-        n: Arm(f"{prefix}-{as_key(n)}", select(plan, wanted, names)) for n, names in groups.items()
-    }
-    group = table("groups", blocks) if len(blocks) > 1 else next(iter(blocks), None)
-
-    layers = groups.get(group or "", [])
-    prefix = f"{factor}-{as_key(wanted[0])}-only"
-    each = {n: Arm(f"{prefix}-{as_key(n)}", select(plan, wanted, [n])) for n in layers}
-    layer = table("layers", each) if len(each) > 1 else next(iter(each), None)
-
-    found |= {"operand": operand, "group": group, "layer": layer}
-    return Culprit(inside, factor, operand, tuple(wanted), tuple(layers) or None), found
 
 
 def runs_inside(runs: PairedRuns, arm: Arm) -> PairedRuns:

@@ -16,13 +16,14 @@ from altcore.study.arms import (
     layer_groups,
     operands_in,
 )
-from altcore.study.cause import find_cause
+from altcore.study.cause import find_causes
+from altcore.study.changes import MOST_CHANGES, changes_of
 from altcore.study.culprit import find_culprit
 from altcore.study.factors import judge_factors
 from altcore.study.onset import onset
 from altcore.study.paired import PairedRuns
 from altcore.study.rates import runs_at_most
-from altcore.study.recommendation import MOST_CHANGES, changes_of, recommend
+from altcore.study.recommendation import recommend
 from altcore.study.runner import Runner
 from altcore.study.variants import CAUSES
 
@@ -63,9 +64,10 @@ class Explanation:
         found["onset"] = {str(seed): onset(outcome.lines) for seed, outcome in watched}
         if found["full"]["distinguishable"]:
             culprit, tables = find_culprit(runs, self.plan, self.ties, arms, found["shapley"])
-            found |= tables
-            found |= find_cause(culprit, self.plan)
-            found |= recommend(runs, control, changes_of(self.plan, self.ties, found))
+            causes = find_causes(culprit, self.plan)
+            changes = changes_of(self.plan, self.ties, culprit.factor, causes)
+            found |= {**tables, "causes": causes, "cause": causes[0]["cause"]}
+            found |= recommend(runs, control, changes)
         found["learning_rates"] = {key: curve.plain() for key, curve in runs.curves.items()}
         return found
 
@@ -81,6 +83,7 @@ class Explanation:
         inside = max(len(operands_in(self.plan, FACTORS[f])) for f in self.factors)
         groups = layer_groups(self.plan, OPERANDS)
         layers = max((len(g) for g in groups.values()), default=0)
-        later = inside + len(groups) + layers + len(CAUSES) + 2
+        causes = inside * (1 + len(CAUSES))
+        later = inside + len(groups) + layers + causes + 1
         rated, fresh = arms + MOST_CHANGES, 2 + MOST_CHANGES  # the twin and the control again
         return rated * runs_at_most(self.given_rates) + len(self.seeds) * (arms + later + fresh)

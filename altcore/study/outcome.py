@@ -30,6 +30,9 @@ class Outcome:
     """The lines of metrics, diagnostics included."""
     learned: bool | None = None
     """Whether it learned, by the verdict of its summary."""
+    stalled: float | None = None
+    """Share of the nonzero updates of stored weights that moved nothing; None if none are stored.
+    """
 
     def tail(self, steps: int) -> float:
         """Return the mean loss of the last tenth, or infinity if the run diverged."""
@@ -70,7 +73,8 @@ def outcome_of(path: Path, steps: int) -> Outcome:
     summary = summary_of(path)
     entropy = summary["workload_facts"].get("unigram_entropy")
     diverged = early or not finite or bool(causes & set(DIVERGED))
-    return Outcome(losses, diverged, entropy, tuple(lines), summary["learned"])
+    learned, stalled = summary["learned"], summary["stored_stall_rate"]
+    return Outcome(losses, diverged, entropy, tuple(lines), learned, stalled)
 
 
 def is_whole(path: Path, steps: int) -> bool:

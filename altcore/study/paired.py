@@ -8,6 +8,7 @@ have.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from attrs import Factory, define, evolve, field
@@ -155,9 +156,15 @@ class PairedRuns:
         """Return in how many seeds an arm learned, by the verdict of its runs."""
         return sum(outcome.learned is True for outcome in self.of(key))
 
+    def stalled(self, key: str) -> float | None:
+        """Return the share of the updates of stored weights that moved nothing, or None."""
+        rates = [o.stalled for o in self.of(key) if o.stalled is not None]
+        return fmean(rates) if rates else None
+
     def row(self, key: str) -> dict[str, Any]:
-        """Return an arm's gap, with its interval."""
-        return {**plain(self.estimate(self.gaps(key))), "diverged": self.diverged(key)}
+        """Return an arm's gap with its interval, its diverged runs, and its stall rate."""
+        gaps = plain(self.estimate(self.gaps(key)))
+        return {**gaps, "diverged": self.diverged(key), "stalled": self.stalled(key)}
 
     def table(self, arms: Mapping[str, Arm]) -> Rows:
         """Return a row for each arm, with p corrected for their number, and whether it is guilty.
@@ -183,6 +190,7 @@ class PairedRuns:
             "ahead_of_frozen": plain(ahead),
             "beats_frozen": beats,
             "learned": learned,
+            "stalled": self.stalled(key),
             "twin_learned": twin_learned,
             "trains": beats and learned == twin_learned == seeds and behind.high <= self.within,
             "distinguishable": behind.low > 0 or self.diverged(key) > 0,
@@ -203,12 +211,6 @@ def is_not_the_worst(name: str, rows: Rows) -> bool:
     """
     least = max((row["low"] for row in rows.values() if row["guilty"]), default=None)
     return rows[name]["guilty"] or (least is not None and rows[name]["high"] < least)
-
-
-def worst(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
-    """Return the guilty row with the largest gap, or None if none is guilty."""
-    names = guilty(rows)
-    return names[0] if names else None
 
 
 def guilty(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -1,7 +1,7 @@
-"""Counterfactual formats: extended above, extended below, or finer.
+"""Counterfactual casts: rounded stochastically, or in a format extended above, below, or finer.
 
-Since formats are data, an experiment can answer "too large, too small or too coarse": run the
-guilty operand again, in a format that differs in that alone.
+Since casts are data, an experiment can answer "rounding, too large, too small or too coarse": run
+the guilty operand again, with a cast that differs in that alone.
 """
 
 from __future__ import annotations
@@ -22,15 +22,22 @@ from altcore.formats import (
     float_format,
     table_format,
 )
-from altcore.recipes import Cast
+from altcore.recipes import Cast, Scaling
 
-CAUSES = ("above", "below", "finer")
-"""Values beyond the largest, values below the smallest, and too coarse within its range."""
+STOCHASTIC = "stochastic"
+CAUSES = (STOCHASTIC, "above", "below", "finer")
+"""Rounding, values beyond the largest, values below the smallest, and too coarse within its range;
+the cheapest to repair first."""
 CAUSE_CHANGE = {
+    STOCHASTIC: "stochastic rounding",
     "above": "a format that reaches higher",
     "below": "a format that reaches lower",
     "finer": "a format with two more mantissa bits",
 }
+RANGE = ("above", "below")
+FORMATS = (*RANGE, "finer")
+"""The causes for which another format is the change."""
+RESCALED = "scaled by the exact amax of each tensor"
 _BINADES = 16  # how far a table is extended
 _PARTS = 4  # of each interval, for two more bits
 _LARGEST, _SMALLEST = 2.0**127, 2.0**-133
@@ -55,6 +62,8 @@ def variants(cast: Cast) -> dict[str, Cast]:
     """
     element = cast.element
     made: dict[str, Cast] = {}
+    if cast.rounding != STOCHASTIC:
+        made[STOCHASTIC] = evolve(cast, rounding=STOCHASTIC)
     has_code = element.bits < MAX_BITS
     if has_code and element.max < _LARGEST and not cast.uses_amax and cast.blocks is None:
         made["above"] = _with(cast, above(element))
@@ -68,6 +77,13 @@ def variants(cast: Cast) -> dict[str, Cast]:
 def to(cause: str) -> Callable[[Cast], Cast]:
     """Return the change of a cast to its variant for a cause, if it has one."""
     return lambda cast: variants(cast).get(cause, cast)
+
+
+def rescaled(cast: Cast) -> Cast:
+    """Return the cast with the exact amax scale of each tensor, if it does not follow amax yet."""
+    if cast.scaling.uses_amax or isinstance(cast.format, BlockFormat):
+        return cast
+    return evolve(cast, scaling=Scaling("tensor"))
 
 
 def _with(cast: Cast, element: Format) -> Cast:

@@ -1,10 +1,12 @@
-"""Counterfactual formats differ from theirs in one thing, and keep its scale."""
+"""Counterfactual casts differ from theirs in one thing: the rounding, or the format."""
 
 import pytest
+from attrs import evolve
 
 from altcore import get_format, table_format
+from altcore.recipes import Scaling
 from altcore.recipes.cast_reading import Place, read_cast
-from altcore.study.variants import above, below, finer, is_fixed_point, variants
+from altcore.study.variants import above, below, finer, is_fixed_point, rescaled, variants
 
 NAMES = (
     *("E4M3", "E5M2", "E3M4", "E7M0", "E2M1", "E0M7", "INT8"),
@@ -53,19 +55,50 @@ def test_finer_has_two_more_bits():
 
 def test_which_make_sense():
     """None above where nothing can overflow; fixed point does not tell finer from lower."""
-    assert set(variants(read_cast("E4M3", Place()))) == {"below", "finer"}
-    assert set(variants(read_cast("E0M7", Place()))) == {"finer"}
+    assert set(variants(read_cast("E4M3", Place()))) == {"stochastic", "below", "finer"}
+    assert set(variants(read_cast("E0M7", Place()))) == {"stochastic", "finer"}
     unscaled = read_cast({"format": "E4M3", "scaling": "none"}, Place())
-    assert set(variants(unscaled)) == {"above", "below", "finer"}
+    assert set(variants(unscaled)) == {"stochastic", "above", "below", "finer"}
     delayed = variants(read_cast({"format": "E4M3", "scaling": "delayed"}, Place()))
     assert delayed["above"].scaling.margin == above(get_format("E4M3")).max / 448
-    assert set(variants(read_cast("MXFP4", Place()))) == {"below", "finer"}
+    assert set(variants(read_cast("MXFP4", Place()))) == {"stochastic", "below", "finer"}
 
 
 def test_nothing_is_made_that_cannot_differ():
     """A format with the range of float32 misses no size; the widest ones have no code left."""
-    assert set(variants(read_cast("BF16", Place()))) == {"finer"}
-    assert set(variants(read_cast("TF32", Place()))) == set()
+    assert set(variants(read_cast("BF16", Place()))) == {"stochastic", "finer"}
+    assert set(variants(read_cast("TF32", Place()))) == {"stochastic"}
+
+
+@pytest.mark.parametrize("rounding", ["nearest-even", "to-zero", "stochastic"])
+def test_stochastic_rounding_keeps_the_format(rounding):
+    """Only the rule of rounding differs; there is no such variant of what has it already."""
+    cast = read_cast({"format": "E7M0", "rounding": rounding}, Place())
+    made = variants(cast)
+    assert ("stochastic" in made) == (rounding != "stochastic")
+    if "stochastic" in made:
+        assert evolve(made["stochastic"], rounding=rounding) == cast
+    assert made["finer"].rounding == cast.rounding
+
+
+@pytest.mark.parametrize(
+    ("scaling", "is_changed"),
+    [
+        ("none", True),
+        ("delayed", True),
+        ({"kind": "tensor", "margin": 0.5}, True),
+        ("tensor", False),
+        ("channel", False),
+    ],
+)
+def test_a_scale_that_does_not_follow_amax_is_replaced(scaling, is_changed):
+    """By the exact amax of the tensor, in the same format."""
+    cast = read_cast({"format": "E4M3", "scaling": scaling}, Place())
+    wanted = evolve(cast, scaling=Scaling("tensor")) if is_changed else cast
+    assert rescaled(cast) == wanted
+    assert rescaled(cast).uses_amax
+    blocks = read_cast("MXFP4", Place())
+    assert rescaled(blocks) == blocks
 
 
 def test_they_are_made_once():
