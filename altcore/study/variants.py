@@ -19,6 +19,7 @@ from altcore.formats import (
     BlockFormat,
     FloatFormat,
     Format,
+    Stochastic,
     float_format,
     table_format,
 )
@@ -62,8 +63,9 @@ def variants(cast: Cast) -> dict[str, Cast]:
     """
     element = cast.element
     made: dict[str, Cast] = {}
-    if cast.rounding != STOCHASTIC:
-        made[STOCHASTIC] = evolve(cast, rounding=STOCHASTIC)
+    unbiased = evolve(cast, rounding=STOCHASTIC, stochastic=Stochastic())
+    if unbiased != cast:
+        made[STOCHASTIC] = unbiased
     has_code = element.bits < MAX_BITS
     if has_code and element.max < _LARGEST and not cast.uses_amax and cast.blocks is None:
         made["above"] = _with(cast, above(element))

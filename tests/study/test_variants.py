@@ -81,6 +81,14 @@ def test_stochastic_rounding_keeps_the_format(rounding):
     assert made["finer"].rounding == cast.rounding
 
 
+def test_few_random_bits_have_a_variant_with_all():
+    """They may be biased, too."""
+    few = {"kind": "stochastic", "random_bits": 4, "few_bits": "floor"}
+    cast = read_cast({"format": "E7M0", "rounding": few}, Place())
+    wanted = read_cast({"format": "E7M0", "rounding": "stochastic"}, Place())
+    assert variants(cast)["stochastic"] == wanted
+
+
 @pytest.mark.parametrize(
     ("scaling", "is_changed"),
     [
