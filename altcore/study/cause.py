@@ -58,8 +58,8 @@ def find_causes(culprit: Culprit, plan: ResolvedRecipe) -> list[dict[str, Any]]:
     asked = [Question.about(suspect, plan, culprit.factor) for suspect in culprit.suspects]
     own = {arm.key: question.own for question in asked for arm in question.changed.values()}
     runs.run_table(
-        {arm.key: arm for question in asked for arm in question.changed.values()},
-        lambda key, _: _is_decided(runs, own[key].key, key),
+        {arm.key: arm for q in asked for arm in (q.own, *q.changed.values())},
+        lambda key, _: key not in own or _is_decided(runs, own[key].key, key),
         beside={key: [arm] for key, arm in own.items()},
     )
     return [_answer(runs, question) for question in asked]

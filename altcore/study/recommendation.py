@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from altcore.study.arms import Arm
@@ -14,9 +14,10 @@ FRESH_SEED = 2000
 
 
 def recommend(runs: PairedRuns, control: Arm, changes: Sequence[Change]) -> dict[str, Any]:
-    """Try changes in their order, on fresh seeds, until one trains.
+    """Try changes in their order, on fresh seeds, until one repairs the recipe; recommend that.
 
-    Each runs at its own best rate, since a repaired recipe may learn at another rate.
+    Each runs at its own best rate, since a repaired recipe may learn at another rate. Whether it
+    trains may be left open by few seeds: then a dearer change is no better founded.
     """
     fresh = runs.with_seeds([s + FRESH_SEED for s in runs.seeds])
     tried = []
@@ -30,7 +31,13 @@ def recommend(runs: PairedRuns, control: Arm, changes: Sequence[Change]) -> dict
         )
         verdict = fresh.verdict(arm.key, control.key)
         tried.append({"change": change.text, **verdict})
-        if verdict["trains"]:
-            break
-    chosen = tried[-1]["change"] if tried and tried[-1]["trains"] else None
-    return {"candidates": tried, "recommendation": chosen}
+        if _repairs(verdict, fresh):
+            return {"candidates": tried, "recommendation": change.text}
+    return {"candidates": tried, "recommendation": None}
+
+
+def _repairs(verdict: Mapping[str, Any], runs: PairedRuns) -> bool:
+    """Return whether a change trains, as far as its mean gap can say."""
+    have_learned = verdict["learned"] == verdict["twin_learned"] == verdict["gap"]["n"]
+    is_close = verdict["gap"]["mean"] <= runs.within
+    return bool(verdict["beats_frozen"] and have_learned and is_close)
