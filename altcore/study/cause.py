@@ -30,6 +30,8 @@ class Question:
     own: Arm
     changed: Mapping[str, Arm]
     """By the cause that it would show."""
+    roundings: tuple[str, ...]
+    """Those of its casts."""
     fixed_point: bool
 
     @classmethod
@@ -48,6 +50,7 @@ class Question:
                 for cause in CAUSES
                 if cause in possible
             },
+            tuple(sorted({cast.rounding for cast in casts})),
             any(is_fixed_point(cast.element) for cast in casts),
         )
 
@@ -71,6 +74,7 @@ def _answer(runs: PairedRuns, question: Question) -> dict[str, Any]:
     return {
         "operands": list(question.suspect.operands),
         "group": question.suspect.group,
+        "roundings": list(question.roundings),
         "gap": runs.row(own),
         "counterfactuals": rows,
         "cause": best_of(rows, CAUSES),

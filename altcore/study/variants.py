@@ -38,7 +38,7 @@ CAUSE_CHANGE = {
 RANGE = ("above", "below")
 FORMATS = (*RANGE, "finer")
 """The causes for which another format is the change."""
-RESCALED = "scaled by the exact amax of each tensor"
+RESCALED = "scaled by its exact amax"
 _BINADES = 16  # how far a table is extended
 _PARTS = 4  # of each interval, for two more bits
 _LARGEST, _SMALLEST = 2.0**127, 2.0**-133
@@ -82,10 +82,14 @@ def to(cause: str) -> Callable[[Cast], Cast]:
 
 
 def rescaled(cast: Cast) -> Cast:
-    """Return the cast with the exact amax scale of each tensor, if it does not follow amax yet."""
-    if cast.scaling.uses_amax or isinstance(cast.format, BlockFormat):
+    """Return the cast with the exact amax of each tensor, or channel, as its scale.
+
+    Block formats and blocks have theirs.
+    """
+    if cast.blocks is not None:
         return cast
-    return evolve(cast, scaling=Scaling("tensor"))
+    kind = "channel" if cast.scaling.kind == "channel" else "tensor"
+    return evolve(cast, scaling=Scaling(kind, power_of_two=cast.scaling.power_of_two))
 
 
 def _with(cast: Cast, element: Format) -> Cast:

@@ -27,10 +27,6 @@ class Planted:
     trials: list = field(factory=list)
     base: object = type("Base", (), {"max_steps": STEPS})
 
-    def best_rates(self, arms, seed):
-        """The same rate for every arm."""
-        return {arm.key: 1.0 for arm in arms}
-
     def outcomes(self, trials):
         """The outcome of each trial, with some noise."""
         self.trials += trials
@@ -51,7 +47,7 @@ def explained(recipe, cost, stall=lambda cast: 0.5, spread=0.0):
     """The answer of an explanation of a recipe whose casts cost so much."""
     plan = read_recipe(recipe).resolve(LAYERS)
     runner = Planted(cost, stall, spread)
-    study = Explanation(runner, plan, [1, 2, 3, 4], within=0.05)
+    study = Explanation(runner, plan, [1, 2, 3, 4], within=0.05, given_rates=[1.0])
     found = study.explain()
     assert len({(t.arm.key, t.seed) for t in runner.trials}) <= study.runs_at_most
     return found
@@ -81,6 +77,7 @@ def test_rounding_is_named_and_repaired_first():
     found = explained({"weight": "E7M0", "stored_weight": "E7M0"}, cost, stall)
     assert (found["operand"], found["cause"]) == ("stored_weight", "stochastic")
     [cause] = found["causes"]
+    assert cause["roundings"] == ["nearest-even"]
     rows = cause["counterfactuals"]
     assert rows["stochastic"]["recovered"] == pytest.approx(0.69 / 0.7, abs=1e-3)
     assert rows["finer"]["repairs"]
@@ -99,7 +96,7 @@ def test_rounding_is_named_and_repaired_first():
 
 
 @pytest.mark.parametrize(
-    ("left", "words"), [(0.04, ": stochastic rounding"), (0.06, " left in float32")]
+    ("left", "words"), [(0.04, ": stochastic rounding"), (0.06, " of h.0 left in float32")]
 )
 def test_few_seeds_do_not_ask_for_a_dearer_change(left, words):
     """The interval is too wide to say that it trains; the mean decides what is recommended."""
@@ -158,7 +155,7 @@ def test_a_scale_is_tried_before_a_format():
 
     found = explained({"activation@fwd": {"format": "E4M3", "scaling": "none"}}, cost)
     assert (found["cause"], found["layer"]) == ("above", "h.1.fc")
-    assert found["recommendation"] == "activation@fwd: scaled by the exact amax of each tensor"
+    assert found["recommendation"] == "activation@fwd: scaled by its exact amax"
 
 
 @pytest.mark.parametrize(

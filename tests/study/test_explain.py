@@ -29,7 +29,7 @@ from altcore.study.onset import onset
 from altcore.study.outcome import Outcome, gap, tail_length
 from altcore.study.paired import PairedRuns
 from altcore.study.runner import Runner, Trial
-from altcore.study.variants import CAUSE_CHANGE
+from altcore.study.variants import CAUSE_CHANGE, RESCALED
 from altcore_reporters.study_pages.words import CAUSES
 
 LAYERS = [
@@ -278,14 +278,17 @@ def misscaled(factor):
     return {"format": GOOD, "scaling": {"kind": "tensor", "margin": factor}}
 
 
-def coarse(ratio, count):
-    """A scaled table: from the largest value down, each next is smaller by ``ratio``.
+def coarse(fmt):
+    """A scaled format, rounded stochastically: what is lost is lost by its width alone."""
+    return {"format": fmt, "rounding": "stochastic"}
 
-    It rounds to 0, so that what is lost has a sign.
-    """
-    positive = [float(ratio) ** -k for k in range(count)]
-    table = table_format(f"COARSE{ratio}", [-v for v in positive] + [0.0, *positive[::-1]])
-    return {"format": table, "rounding": "to-zero"}
+
+def biased(fmt):
+    """A scaled format, rounded to 0: what is lost has a sign."""
+    return {"format": fmt, "rounding": "to-zero"}
+
+
+FEW = table_format("FEW", [-1.0, -(2.0**-8), 0.0, 2.0**-8, 1.0])
 
 
 SETTLED = {"gpt.batch_size": 16, "gpt.vocab_size": 128, "learning_rate": 3e-3}
@@ -296,20 +299,22 @@ HEAD = "lm_head"
 FAULTS = [
     ("F", "activation@fwd", QKV, "above", ends_at(-5)),
     ("F", "activation@fwd", QKV, "below", begins_at(3)),
-    ("F", "activation@fwd", HEAD, "finer", coarse(32, 2)),
+    ("F", "activation@fwd", HEAD, "finer", coarse(FEW)),
     ("F", "weight@fwd", HEAD, "above", misscaled(2.0**-6)),
-    ("F", "weight@fwd", HEAD, "finer", coarse(16, 6)),
+    ("F", "weight@fwd", HEAD, "finer", coarse(FEW)),
     ("F", "attention@value", ATTENTION, "below", begins_at(3)),
     ("B", "gradient@dgrad", HEAD, "above", ends_at(-21)),
     ("B", "gradient@dgrad", HEAD, "below", misscaled(2.0**40)),
-    ("B", "gradient@dgrad", HEAD, "finer", coarse(16, 6)),
+    ("B", "gradient@dgrad", HEAD, "finer", coarse(FEW)),
     ("B", "weight@dgrad", HEAD, "above", ends_at(-14)),
     ("B", "gradient@wgrad", QKV, "below", begins_at(-4)),
     ("B", "activation@wgrad", QKV, "above", ends_at(-29)),
     ("B", "weight_gradient", HEAD, "below", begins_at(3)),
     ("U", "stored_weight", QKV, "above", ends_at(-6)),
     ("U", "stored_weight", QKV, "below", begins_at(0)),
-    ("U", "stored_weight", HEAD, "finer", "E3M1"),
+    ("U", "stored_weight", HEAD, "finer", coarse("E7M0")),
+    ("U", "stored_weight", HEAD, "stochastic", "E7M0"),
+    ("U", "stored_weight", HEAD, "stochastic", biased("E5M2")),
     ("U", "optimizer_state", HEAD, "below", begins_at(-6)),
 ]
 
@@ -320,7 +325,7 @@ FAULTS = [
     [pytest.param(*f, id=f"{f[1]} of {f[2].rpartition('.')[2]}: {f[3]}") for f in FAULTS],
 )
 def test_planted_faults_are_named(options, factor, operand, layer, cause, cast):
-    """One operand of one layer reaches not high or not low enough, or is too coarse: all is said.
+    """One operand of one layer is misrounded, too coarse, or reaches not far: all is said.
 
     The other operands and layers are quantized too, in a format that does no harm.
     """
@@ -331,10 +336,19 @@ def test_planted_faults_are_named(options, factor, operand, layer, cause, cast):
     found, folder = run_explain(asked)
     named = {k: found[k] for k in ("factor", "operand", "layer", "cause")}
     assert named == {"factor": factor, "operand": operand, "layer": layer, "cause": cause}
-    assert found["recommendation"] == f"{operand} of {found['group']}: {CAUSE_CHANGE[cause]}"
+    assert (
+        found["recommendation"]
+        == {
+            "stochastic": f"{operand}: {CAUSE_CHANGE[cause]}",
+            "above": f"{operand}: {RESCALED}",
+            "below": f"{operand}: {RESCALED}",
+            "finer": f"{operand} of {found['group']}: {CAUSE_CHANGE[cause]}",
+        }[cause]
+    )
     page = (folder / "explain.md").read_text()
-    for line in (f"Operand**: {operand}", f"Layer**: {layer}", f"Cause**: {CAUSES[cause]}"):
+    for line in (f"Operand**: {operand}", f"Layer**: {layer}"):
         assert f"- **{line}\n" in page
+    assert re.search(rf"- \*\*Cause\*\*: (nearest )?{re.escape(CAUSES[cause])}", page)
 
 
 def test_an_arm_runs_once(start, tmp_path):

@@ -4,7 +4,6 @@ import pytest
 from attrs import evolve
 
 from altcore import get_format, table_format
-from altcore.recipes import Scaling
 from altcore.recipes.cast_reading import Place, read_cast
 from altcore.study.variants import above, below, finer, is_fixed_point, rescaled, variants
 
@@ -90,21 +89,21 @@ def test_few_random_bits_have_a_variant_with_all():
 
 
 @pytest.mark.parametrize(
-    ("scaling", "is_changed"),
+    ("scaling", "wanted"),
     [
-        ("none", True),
-        ("delayed", True),
-        ({"kind": "tensor", "margin": 0.5}, True),
-        ("tensor", False),
-        ("channel", False),
+        ("none", "tensor"),
+        ("delayed", "tensor"),
+        ({"kind": "tensor", "margin": 0.5}, "tensor"),
+        ({"kind": "tensor", "power_of_two": True}, {"kind": "tensor", "power_of_two": True}),
+        ({"kind": "channel", "margin": 2.0**40}, "channel"),
+        ({"kind": "block", "block": 16}, {"kind": "block", "block": 16}),
     ],
 )
-def test_a_scale_that_does_not_follow_amax_is_replaced(scaling, is_changed):
-    """By the exact amax of the tensor, in the same format."""
-    cast = read_cast({"format": "E4M3", "scaling": scaling}, Place())
-    wanted = evolve(cast, scaling=Scaling("tensor")) if is_changed else cast
-    assert rescaled(cast) == wanted
-    assert rescaled(cast).uses_amax
+def test_a_scale_becomes_the_exact_amax(scaling, wanted):
+    """In the same format; what has it already stays as it is."""
+    made = rescaled(read_cast({"format": "E4M3", "scaling": scaling}, Place()))
+    assert made == read_cast({"format": "E4M3", "scaling": wanted}, Place())
+    assert made.uses_amax
     blocks = read_cast("MXFP4", Place())
     assert rescaled(blocks) == blocks
 

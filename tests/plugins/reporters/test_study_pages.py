@@ -2,6 +2,13 @@
 
 import pytest
 
+from altcore_reporters.study_pages.causes import (
+    cause,
+    causes,
+    changes,
+    counterfactuals,
+    recommendation,
+)
 from altcore_reporters.study_pages.explanation import conclusion
 from altcore_reporters.study_pages.rows import judged
 
@@ -40,3 +47,77 @@ def test_nothing_trains_that_has_not_learned(learned, twin_learned, words):
     about = {"within": 0.05, "seeds": [1, 2]}
     told = conclusion({"about": about, "full": full, "frozen": {"low": 0.5}})
     assert told.startswith(words)
+
+
+def estimate(mean, half=0.1, **more):
+    """A row of an answer."""
+    return {"mean": mean, "low": mean - half, "high": mean + half, "stalled": None, **more}
+
+
+ROUNDING = {
+    "operands": ["stored_weight"],
+    "group": "wte",
+    "roundings": ["nearest-even"],
+    "gap": estimate(1.5, stalled=0.9931),
+    "counterfactuals": {
+        "stochastic": estimate(1.4, recovered=0.934, stalled=0.925),
+        "finer": estimate(1.2, recovered=0.8, stalled=0.9),
+    },
+    "cause": "stochastic",
+    "fixed_point": False,
+}
+RANGE = {
+    "operands": ["optimizer_state"],
+    "group": None,
+    "roundings": ["nearest-even"],
+    "gap": estimate(0.5),
+    "counterfactuals": {"below": estimate(0.5, recovered=1.0)},
+    "cause": "below",
+    "fixed_point": False,
+}
+
+
+def test_the_cause_comes_with_its_share_of_the_gap_and_the_stalled_updates():
+    """That most updates move nothing is said beside the cause, and of the repair, too."""
+    assert list(causes({"causes": [ROUNDING, RANGE, {**RANGE, "cause": None}]})) == [
+        "**Cause**: nearest rounding: stochastic rounding to the same format repairs it. This "
+        "accounts for 1.4000 [1.3000, 1.5000] of the gap of stored_weight in wte (93 %). 99.3 % "
+        "of the updates of stored weights move nothing, and 92.5 % without the cause",
+        "**Cause of optimizer_state**: too small: values below its smallest. This accounts for "
+        "0.5000 [0.4000, 0.6000] of the gap of optimizer_state (100 %)",
+        "**Cause of optimizer_state**: not distinguishable",
+    ]
+    assert cause({**ROUNDING, "roundings": ["to-zero"]}).startswith("rounding: ")
+    fixed = {**ROUNDING, "cause": "finer", "fixed_point": True}
+    assert cause(fixed).startswith("too coarse, or too small: in fixed point these are one")
+
+
+def test_each_guilty_operand_has_its_counterfactuals():
+    """And the column of stalls is there only if weights are stored."""
+    [section] = counterfactuals({"causes": [ROUNDING, RANGE]})
+    [table] = section.parts
+    assert [[str(cell) for cell in row] for row in table.rows][2:5] == [
+        ["`stored_weight in wte`", "too coarse", "1.2000 [1.1000, 1.3000]", "80 %", "90.0 %"],
+        ["`optimizer_state`", "nothing: its gap is 0.5000 [0.4000, 0.6000]", "", "", ""],
+        ["`optimizer_state`", "too small", "0.5000 [0.4000, 0.6000]", "100 %", ""],
+    ]
+    [section] = counterfactuals({"causes": [RANGE]})
+    assert section.parts[0].head[-1] == "of it"
+    assert not list(counterfactuals({}))
+
+
+@pytest.mark.parametrize(
+    ("trains", "end"), [(True, "]"), (False, "], too wide to say that it trains")]
+)
+def test_the_recommendation_has_its_figures(trains, end):
+    """Its gap on fresh seeds, and whether these tell that it trains."""
+    text = "stored_weight: stochastic rounding"
+    rows = [{"change": text, "gap": estimate(0.01), "trains": trains, "stalled": 0.9}]
+    answer = {"candidates": rows, "recommendation": text}
+    told = recommendation(answer)
+    assert told == f"{text}. Gap on fresh seeds 0.0100 [-0.0900, 0.1100{end}"
+    [section] = changes(answer)
+    [[*_, stall]] = section.parts[0].rows
+    assert str(stall) == "90.0 %"
+    none = recommendation({**answer, "recommendation": None})
+    assert none == "none of the changes tried helps enough"

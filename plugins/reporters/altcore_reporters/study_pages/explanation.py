@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from altcore_reporters.study_pages import method
-from altcore_reporters.study_pages.document import Bullets, Document, Number, Part, Section, Table
+from altcore_reporters.study_pages.causes import causes, changes, counterfactuals, recommendation
+from altcore_reporters.study_pages.document import Bullets, Document, Part, Section, Table
 from altcore_reporters.study_pages.rows import (
     JUDGED,
     interval,
@@ -15,7 +16,7 @@ from altcore_reporters.study_pages.rows import (
     of_seeds,
     rate_curves,
 )
-from altcore_reporters.study_pages.words import CAUSES, FACTORS, NOT_TOLD, digits, number, value
+from altcore_reporters.study_pages.words import FACTORS, NOT_TOLD, digits, number, value
 
 Answer = Mapping[str, Any]
 STAGES = (
@@ -78,18 +79,9 @@ def findings(answer: Answer) -> Iterator[str]:
     yield f"**Factor**: {factor}, {FACTORS[factor]}: {interval(answer['shapley'][factor])}{told}"
     for key in ("operand", "group", "layer"):
         yield f"**{key.capitalize()}**: {answer.get(key) or NOT_TOLD}"
-    yield f"**Cause**: {cause(answer)}"
+    yield from causes(answer)
     yield f"**Onset**: {onset(answer)}"
-    recommended = answer.get("recommendation")
-    yield f"**Recommendation**: {recommended or 'none of the changes tried trains'}"
-
-
-def cause(answer: Answer) -> str:
-    """Return the cause in words."""
-    found = answer.get("cause")
-    if found == "finer" and answer["fixed_point"]:
-        return "too coarse, or too small: in fixed point these are one"
-    return CAUSES[found] if found else NOT_TOLD
+    yield f"**Recommendation**: {recommendation(answer)}"
 
 
 def onset(answer: Answer) -> str:
@@ -150,35 +142,3 @@ def stages(answer: Answer) -> Iterator[Section]:
             about, found = answer["about"], answer[stage].items()
             rows = [[f"`{key}`", *judged(row, about)] for key, row in found]
             yield Section(title, [Table(stage, title, (stage[:-1], *JUDGED), rows)])
-
-
-def counterfactuals(answer: Answer) -> Iterator[Section]:
-    """Yield how much of the gap each counterfactual format takes away."""
-    if "counterfactuals" not in answer:
-        return
-    rows = [
-        [CAUSES[key].partition(":")[0], interval(row), share(value(row["recovered"]))]
-        for key, row in answer["counterfactuals"].items()
-    ]
-    title, head = "Formats that it could have been", ("if it was", "gap taken away [95 %]", "of it")
-    parts: list[Part] = [Table("counterfactuals", title, head, rows)]
-    if answer["fixed_point"]:
-        parts.append("In fixed point, to be finer is to reach lower: the two are one question.")
-    yield Section(title, parts)
-
-
-def changes(answer: Answer) -> Iterator[Section]:
-    """Yield the changes that were tried."""
-    if "candidates" not in answer:
-        return
-    rows = [
-        [c["change"], interval(c["gap"]), "yes" if c["trains"] else "no"]
-        for c in answer["candidates"]
-    ]
-    title = "Changes tried on fresh seeds"
-    yield Section(title, [Table("changes", title, ("change", "gap [95 %]", "trains"), rows)])
-
-
-def share(given: float) -> Number:
-    """Return a share in percent."""
-    return Number(given, f"{100 * given:.0f} %")

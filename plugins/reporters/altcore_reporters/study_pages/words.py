@@ -8,6 +8,7 @@ from typing import Any
 NOT_TOLD = "not distinguishable"
 FACTORS = {"F": "forward precision", "B": "gradient fidelity", "U": "the update"}
 CAUSES = {
+    "stochastic": "rounding: stochastic rounding to the same format repairs it",
     "above": "too large: values beyond its largest",
     "below": "too small: values below its smallest",
     "finer": "too coarse: two more mantissa bits within its range",
