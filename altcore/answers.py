@@ -60,6 +60,9 @@ class StudyOptions(TypedDict, total=False):
     """Of the study's folder; a later call may add to it."""
     executor: str
     """Where runs are made: ``local``, in this process, by default; ``local:2`` is two processes."""
+    all_seeds: bool
+    """Whether no arm stops before its last seed; by default one does once its verdict is settled.
+    """
     folder: str | Path
     """Holds the studies; ``studies`` by default."""
 

@@ -75,6 +75,11 @@ def study_options(command: Any) -> Any:
             default="local",
             help="Where runs are made (default local, in this process; local:2 is two processes).",
         ),
+        click.option(
+            "--all-seeds",
+            is_flag=True,
+            help="Run every arm with every seed; by default one stops once its verdict is settled.",
+        ),
         once("--name", help="Folder of the study, in studies/. A later command may add to it."),
         AS_JSON,
     ]

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 from altcore.study.outcome import tail_length
 from altcore.study.rates import Curve
+from altcore.study.sequential import looks
 from altcore.study.setup import FEWEST_STEPS
 from altcore.study.statistics import LEVEL, quantile
 
@@ -37,12 +38,13 @@ def before_running(steps: int, seeds: int, rows: int) -> list[str]:
 
 
 def smallest_gap(seeds: int, rows: int) -> float:
-    """Return the smallest significant gap, in standard deviations over the seeds.
+    """Return the smallest gap that is significant with all seeds, in their standard deviations.
 
     >>> round(smallest_gap(5, 1), 1), round(smallest_gap(3, 4), 1)
-    (1.2, 5.1)
+    (1.4, 5.1)
     """
-    return quantile(1 - LEVEL / rows / 2, seeds - 1) / math.sqrt(seeds)
+    level = LEVEL * looks(seeds)[seeds] / rows
+    return quantile(1 - level / 2, seeds - 1) / math.sqrt(seeds)
 
 
 def about_rates(curves: Mapping[str, Curve]) -> list[str]:

@@ -36,6 +36,7 @@ from altcore.study.keys import format_key
 from altcore.study.rates import Curve, checked
 from altcore.study.record import Question, agreed_steps, claim, held, read
 from altcore.study.runner import Runner
+from altcore.study.sequential import looks
 from altcore.study.setup import base_config, check_arms, measure_cost, steps_within
 from altcore.study.statistics import student
 from altcore.yaml_files import is_yaml_file, read_mapping
@@ -62,6 +63,8 @@ class Options:
     """Where runs are made, as `altcore sweep run` takes it."""
     rates: Sequence[float] | None = field(default=None, converter=checked)
     """Factors of the learning rate that are tried as they are; by default they are searched for."""
+    all_seeds: bool = False
+    """Whether no arm stops before its last seed."""
 
     def __attrs_post_init__(self) -> None:
         if world_size() > 1:
@@ -77,6 +80,11 @@ class Options:
             raise _refused("within", self.within, "a distance is a number from 0 up")
         if self.name is not None:
             check_name(self.name, "--name")
+
+    @property
+    def shares(self) -> dict[int, float]:
+        """The numbers of seeds after which an arm may stop, and the share of the error of each."""
+        return {self.seeds: 1.0} if self.all_seeds else looks(self.seeds)
 
 
 def _refused(option: str, value: float, problem: str) -> BadInput:
@@ -114,7 +122,9 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
     name = options.name or f"explain-{called}-{config.workload}".lower()
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = _runner(options, name, config, described)
-    study = Explanation(runner, plan, seeds, options.within, ties, given_rates=options.rates)
+    study = Explanation(
+        runner, plan, seeds, options.within, ties, options.shares, given_rates=options.rates
+    )
     arms = [frozen_control(plan), *full.values()]
     rows = len(full) - 1  # all but the twin
     asked = {"format": label, "recipe": config.recipe_name}
@@ -122,7 +132,7 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
         begun = _begin(options, runner, "explain", asked, arms, study.runs_at_most, seeds, rows)
         study.watch = watching(runner.base)
         found = study.explain()
-        about = {**asked, **facts(runner.base, begun, rows, study.runs.curves)}
+        about = {**asked, **facts(runner.base, begun, rows, study.runs.curves, options)}
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
     return written, runner.folder
@@ -158,7 +168,7 @@ def _compare(
         check_arms(config, trained[:-1])
         begun = _begin(options, runner, "compare", asked, trained, study.runs_at_most, seeds, rows)
         found = study.compare()
-        known = facts(runner.base, begun, rows, study.curves)
+        known = facts(runner.base, begun, rows, study.curves, options)
         about = {**asked, "against": entrants.against, **known}
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
@@ -189,7 +199,11 @@ def watching(config: TrainConfig) -> dict[str, Any]:
 
 
 def facts(
-    config: TrainConfig, begun: Question, rows: int, curves: Mapping[str, Curve]
+    config: TrainConfig,
+    begun: Question,
+    rows: int,
+    curves: Mapping[str, Curve],
+    options: Options,
 ) -> dict[str, Any]:
     """Return the facts that every study states about its runs.
 
@@ -199,6 +213,7 @@ def facts(
         "command": begun.command,
         "page": begun.page,
         "seeds": list(begun.seeds),
+        "looks": {str(seeds): share for seeds, share in options.shares.items()},
         "within": begun.within,
         "rates": begun.rates,
         "recipe_files": dict(begun.recipes),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import define, field
+from attrs import Factory, define, field
 
 from altcore.recipes import OPERANDS, ResolvedRecipe
 from altcore.study.arms import (
@@ -25,6 +25,7 @@ from altcore.study.paired import PairedRuns
 from altcore.study.rates import runs_at_most
 from altcore.study.recommendation import recommend
 from altcore.study.runner import Runner
+from altcore.study.sequential import looks
 from altcore.study.variants import CAUSES
 
 
@@ -39,6 +40,8 @@ class Explanation:
     """The largest gap to the twin, in the unit of the loss, that counts as training."""
     ties: Sequence[Sequence[str]] = ()
     """Layers that share a parameter, together."""
+    shares: Mapping[int, float] = field(default=Factory(lambda me: looks(len(me.seeds)), True))
+    """The numbers of seeds after which an arm may stop, and the share of the error of each."""
     watch: Mapping[str, Any] = field(factory=dict)
     """Further keys of the full arm's runs: the diagnostics that say when and where."""
     given_rates: Sequence[float] | None = None
@@ -46,7 +49,9 @@ class Explanation:
     runs: PairedRuns = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.runs = PairedRuns(self.runner, self.seeds, self.within, given_rates=self.given_rates)
+        self.runs = PairedRuns(
+            self.runner, self.seeds, self.within, self.shares, given_rates=self.given_rates
+        )
 
     def explain(self) -> dict[str, Any]:
         """Run all stages; return the answer as plain data."""
