@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ def train(
     data: Any = None,
     device: str | None = None,
     *,
+    loss: Callable[[nn.Module, Any], Any] | None = None,
     preset: str | None = None,
     resume: str | None = None,
     allow_change: Sequence[str] = (),
@@ -78,6 +79,8 @@ def train(
             ``(split, step, micro) -> batch``. A function takes the workload's facts of data with
             it: nothing is known of a unigram entropy.
         device: takes the place of the configuration's.
+        loss: takes the place of the workload's: a function ``(model, batch)`` that returns a 0-dim
+            tensor, or that and measures by name. It takes the unigram entropy with it, too.
         preset: the name of a preset, to which the keys of a file or mapping are added.
         resume: the name of a run in the configuration's ``runs_dir`` to go on with.
         allow_change: what may be another than it was in that run: ``configuration``, ``data``,
@@ -94,6 +97,8 @@ def train(
         raise BadInput(problem, key="data")
     if not (model is None or isinstance(model, nn.Module)):
         raise BadInput(f"a torch.nn.Module is needed, not {shown(model)}", key="model")
+    if not (loss is None or callable(loss)):
+        raise BadInput(f"a function (model, batch) is needed, not {shown(loss)}", key="loss")
     if model is not None and _is_for_inference(model):
         problem = "it was made under torch.inference_mode, and cannot be trained"
         raise BadInput(problem, key="model")
@@ -119,7 +124,7 @@ def train(
     ):
         with located(sources):
             engine = prepare(
-                given, model=model, batch=batch, resume=resume, allow_change=allow_change
+                given, model=model, batch=batch, loss=loss, resume=resume, allow_change=allow_change
             )
         try:
             return result(engine.train(), given)

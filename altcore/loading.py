@@ -93,7 +93,7 @@ def load(
     where = choose_device(device)
     seed_all(config.seed)
     with origins_recorded(config.format_origins):
-        workload = build_workload(config, where, model, None)
+        workload = build_workload(config, where, model)
         freeze(workload.model, config.freeze)
         quantization = Quantization(
             workload.model, config.make_recipe(), config.compute, config.seed

@@ -33,6 +33,8 @@ from altcore.registry import find
 
 Batches = Callable[[str, int, int], Any]
 """The caller's own data, in the place of a workload's ``batch``."""
+Loss = Callable[[nn.Module, Any], Any]
+"""The caller's own loss, in the place of a workload's ``loss``."""
 
 
 @frozen(eq=False)
@@ -70,14 +72,15 @@ def build(
     clock: HookClock,
     model: nn.Module | None,
     batch: Batches | None,
+    loss: Loss | None,
     given: Mapping[str, str],
 ) -> Built:
-    """Build what the configuration names, with ``model`` or ``batch`` in the place of its own."""
+    """Build what the configuration names, with what was passed in in the place of its own."""
     device = choose_device(ranks.device(config.device))
     plugins = of_rank(load_plugins(config), ranks)
     seed_all(config.seed)
     source = _settings_of("workload", config.workload, config)
-    workload = _workload(source, config, device, model, batch)
+    workload = _workload(source, config, device, model, batch, loss)
     epoch = epoch_of(workload, config)
     config = in_steps(config, epoch)
     count_epochs(plugins, config, epoch)
@@ -98,11 +101,15 @@ def build(
 
 
 def build_workload(
-    config: TrainConfig, device: torch.device, model: nn.Module | None, batch: Batches | None
+    config: TrainConfig,
+    device: torch.device,
+    model: nn.Module | None = None,
+    batch: Batches | None = None,
+    loss: Loss | None = None,
 ) -> Workload:
-    """Return the configuration's workload, with ``model`` or ``batch`` in the place of its own."""
+    """Return the configuration's workload, with what was passed in in the place of its own."""
     source = _settings_of("workload", config.workload, config)
-    return _workload(source, config, device, model, batch)
+    return _workload(source, config, device, model, batch, loss)
 
 
 def check_settings(config: TrainConfig) -> None:
@@ -120,7 +127,7 @@ def counted_in_steps(config: TrainConfig) -> TrainConfig:
     """Return the configuration with all that it says in epochs said in steps alone."""
     if all(getattr(config, key) is None for key in IN_STEPS):
         return config
-    workload = build_workload(config, torch.device("cpu"), None, None)
+    workload = build_workload(config, torch.device("cpu"))
     counted = in_steps(config, epoch_of(workload, config))
     return counted.evolve(steps_per_epoch=None, **dict.fromkeys(IN_STEPS))
 
@@ -187,14 +194,15 @@ def _workload(
     device: torch.device,
     model: nn.Module | None,
     batch: Batches | None,
+    loss: Loss | None,
 ) -> Workload:
     with naming(source.who, "build"):
         built = source.settings.build(config.seed, device)
     made = check_workload(built, source.who)
     _check_model(made.model if model is None else model, None if model else source.who)
-    if model is None and batch is None:
+    if model is None and batch is None and loss is None:
         return made
-    return CustomWorkload(made, made.model if model is None else model.to(device), batch)
+    return CustomWorkload(made, made.model if model is None else model.to(device), batch, loss)
 
 
 def _check_model(model: nn.Module, who: str | None) -> None:

@@ -1,4 +1,4 @@
-"""A workload with the caller's own model or data in place of its own."""
+"""A workload with the caller's own model, data or loss in place of its own."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from typing import Any
 from attrs import define
 from torch import nn
 
-from altcore.engine.checked_workload import CheckedWorkload, check_batch, tensors_in
+from altcore.engine.checked_workload import ENTROPY, CheckedWorkload, check_batch, tensors_in
 from altcore.engine.named_errors import naming
 
 
 @define(eq=False)
 class CustomWorkload:
-    """Says of model and data only what holds of those that are used."""
+    """Says of model, data and loss only what holds of those that are used."""
 
     base: CheckedWorkload
     model: nn.Module
     given: Callable[[str, int, int], Any] | None
     """The caller's batches, which know of no epochs; None for the workload's own."""
+    given_loss: Callable[[nn.Module, Any], Any] | None = None
+    """The caller's loss; None for the workload's own."""
 
     @property
     def items_per_batch(self) -> int:
@@ -36,6 +38,8 @@ class CustomWorkload:
         """The base workload's facts, without those of what has been replaced."""
         facts: dict[str, str | int | float] = {"data": "a function that was given"}
         facts = facts if self.given else dict(self.base.facts)
+        if self.given_loss:  # it may be in another unit
+            facts.pop(ENTROPY, None)
         if self.given or "parameters" in facts:
             parameters = filter(lambda p: not nn.parameter.is_lazy(p), self.model.parameters())
             facts["parameters"] = sum(p.numel() for p in parameters)
@@ -77,13 +81,15 @@ class CustomWorkload:
 
     @property
     def who(self) -> str:
-        """Kind, name and distribution of the base workload."""
+        """The loss, as errors name it: the caller's, or that of the base workload."""
+        if self.given_loss:
+            return "loss, the function that was given,"
         own = self.model is not self.base.model
         return f"{self.base.who}, with a model of your own," if own else self.base.who
 
     def loss(self, model: nn.Module, batch: Any) -> Any:
-        """Return the workload's loss, with measures if it has some."""
-        return self.base.loss(model, batch)
+        """Return the caller's loss or the workload's, with measures if it has some."""
+        return (self.given_loss or self.base.loss)(model, batch)
 
 
 def own_workload(workload: Any) -> Any:

@@ -47,7 +47,7 @@ CODE = ("altcore", "torch", "python")
 
 
 def check_given(directory: RunDirectory, given: Mapping[str, str], allowed: Sequence[str]) -> None:
-    """Raise `BadInput` if the caller gave another model or other data than the run had.
+    """Raise `BadInput` if the caller gave another model or loss, or other data than the run had.
 
     Only names are compared, before anything is built: what is missing would fail on the way.
     """
@@ -58,12 +58,11 @@ def check_given(directory: RunDirectory, given: Mapping[str, str], allowed: Sequ
     refused = [c for c in changes if not {c.kind, c.what} & {*allowed}]
     for change in refused:
         if change.now is None:
+            named, it = ("data", "them") if change.what == "data" else (f"a {change.what}", "it")
             raise BadInput(
-                f"it trained {'a model' if change.what == 'model' else 'data'} of your own, "
-                f"{change.text_before}",
+                f"it trained {named} of your own, {change.text_before}",
                 key=f"--resume {name}",
-                hint=f"pass {'it' if change.what == 'model' else 'them'} again: "
-                f"altcore.train(resume={name!r}, {change.what}=...)",
+                hint=f"pass {it} again: altcore.train(resume={name!r}, {change.what}=...)",
             )
     check_changes(refused, name)
 

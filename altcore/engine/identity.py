@@ -84,9 +84,9 @@ def given_in(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {k: v for k, v in found if isinstance(v, Mapping) and "distribution" not in v}
 
 
-def given_from_python(model: object, batch: object) -> dict[str, str]:
+def given_from_python(model: object, batch: object, loss: object = None) -> dict[str, str]:
     """Return what the caller gave in the place of the workload's own, by name."""
-    given = {"model": model and type(model), "data": batch}
+    given = {"model": model and type(model), "data": batch, "loss": loss}
     return {
         name: f"{getattr(thing, '__qualname__', type(thing).__qualname__)}, given from Python"
         for name, thing in given.items()

@@ -12,7 +12,7 @@ from attrs import frozen
 from torch import nn
 
 from altcore.config import TrainConfig, notices
-from altcore.engine.building import Batches, Built, build
+from altcore.engine.building import Batches, Built, Loss, build
 from altcore.engine.checked_optimizer import about_optimizer
 from altcore.engine.checked_workload import check_last_batch
 from altcore.engine.collapse import Detector
@@ -52,6 +52,7 @@ def prepare(
     *,
     model: nn.Module | None = None,
     batch: Batches | None = None,
+    loss: Loss | None = None,
     resume: str | None = None,
     allow_change: Sequence[str] = (),
 ) -> Engine:
@@ -69,7 +70,9 @@ def prepare(
             on_error.callback(held.close)
         clock = HookClock(config.hook_timeout)
         with clock.watching():
-            engine = _prepare(config, ranks, model, batch, held, allow_change, clock, on_error)
+            engine = _prepare(
+                config, ranks, model, batch, loss, held, allow_change, clock, on_error
+            )
         on_error.pop_all()
     return engine
 
@@ -80,16 +83,17 @@ def _prepare(
     ranks: Ranks,
     model: nn.Module | None,
     batch: Batches | None,
+    loss: Loss | None,
     held: RunDirectory | None,
     allow_change: Sequence[str],
     clock: HookClock,
     on_error: ExitStack,
 ) -> Engine:
     check_alike(config, ranks)
-    given = given_from_python(model, batch)
+    given = given_from_python(model, batch, loss)
     if held is not None:
         check_given(held, given, allow_change)
-    built = build(config, ranks, clock, model, batch, given)
+    built = build(config, ranks, clock, model, batch, loss, given)
     # The model runs here for the first time: one that cannot run leaves no directory behind.
     facts = facts_of(built)
     _check_batches(built)

@@ -254,7 +254,7 @@ def _built(config: TrainConfig) -> tuple[TrainConfig, Fraction | None]:
     """
     from altcore.engine import Epoch, build_workload, choose_device, counted_in_steps
 
-    workload = build_workload(config, choose_device(config.device), None, None)
+    workload = build_workload(config, choose_device(config.device))
     batches: int | None = getattr(workload, "steps_per_epoch", None)
     epoch = batches and Epoch(batches, config.gradient_accumulation_steps).steps
     return counted_in_steps(config), epoch or None

@@ -149,7 +149,7 @@ def _left_to_workload(job: Job) -> dict[str, Any]:
     config = job.train_config("runs", {})
     given = config.settings.get(config.workload, {})
     try:
-        facts = build_workload(config, choose_device("cpu"), None, None).facts
+        facts = build_workload(config, choose_device("cpu")).facts
     except (AltcoreError, MemoryError, RuntimeError):  # too little memory even for that
         return {}
     known = {s["name"] for s in describe_settings(find(config.workload, ("workload",)).load())}

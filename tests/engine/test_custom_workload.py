@@ -14,6 +14,7 @@ import altcore
 from altcore import BadInput
 from altcore.engine import resuming
 from altcore.engine.custom_workload import CustomWorkload
+from altcore.errors import PluginError
 from altcore.runs import read_lines
 
 
@@ -83,6 +84,33 @@ def test_a_model_of_my_own_has_its_own_number_of_parameters(shelf, start):
     assert run.summary["workload_facts"] == {"parameters": 16 * 17, "kind": "linear"}
 
 
+@pytest.mark.parametrize(
+    ("loss", "error", "says"),
+    [
+        (3, BadInput, r"loss: a function \(model, batch\) is needed, not 3"),
+        (lambda model, batch: None, PluginError, "loss, the function that was given,: loss ret"),
+    ],
+)
+def test_a_loss_of_my_own_is_named_in_its_errors(loss, error, says, start):
+    with pytest.raises(error, match=says):
+        altcore.train(start.config(), loss=loss)
+
+
+def test_a_loss_of_my_own_may_be_in_another_unit(start):
+    """What the workload knows of its own loss is not said of it."""
+
+    def in_bits(model, batch):
+        logits = model(batch[0])
+        return nn.functional.cross_entropy(logits.flatten(0, 1), batch[1].flatten()) / math.log(2)
+
+    own, bits = start(), altcore.train(start.config(), loss=in_bits)
+    first, second = (run.metrics_history[0]["loss"] for run in (own, bits))
+    assert second == pytest.approx(first / math.log(2), rel=1e-5)
+    assert own.summary["workload_facts"].keys() - bits.summary["workload_facts"].keys() == {
+        "unigram_entropy"
+    }
+
+
 # ------------------------------------------------------------------------------------------ resume
 
 
@@ -103,26 +131,20 @@ def sums(split, step, micro):
     return x, x.sum(1, keepdim=True)
 
 
+def passed_on(model, batch):
+    """Return the loss of a model that computes it."""
+    return model(*batch), {"mean": batch[1].mean()}
+
+
+OWN = {"model": Own(), "data": sums, "loss": passed_on}
+
+
 @pytest.fixture
 def own_run(shelf, start):
-    """A run of a model and data of the caller's own, whose workload cannot use them alone."""
-
-    @define(eq=False)
-    class Whole(Regression):
-        def build(self, seed, device):
-            built = Regression.build(self, seed, device)
-            return SimpleNamespace(
-                model=built.model,
-                batch=built.batch,
-                loss=lambda model, batch: model(*batch),
-                facts={},
-                items_per_batch=4,
-                item="samples",
-            )
-
-    shelf.install("workload", "whole", Whole)
-    config = start.config(workload="whole", name="r", checkpoint_interval=1)
-    altcore.train(config, model=Own(), data=sums)
+    """A run of a model, data and loss of the caller's own, which no workload can use alone."""
+    plant(shelf, "regression")
+    config = start.config(workload="regression", name="r", checkpoint_interval=1)
+    altcore.train(config, **OWN)
     return resuming.resumed("r", str(start.runs), max_steps=4)
 
 
@@ -130,26 +152,30 @@ def own_run(shelf, start):
     ("given", "says"),
     [
         (
-            {"data": sums},
+            {"data": sums, "loss": passed_on},
             r"r: it trained a model of your own, Own.*: pass it again: .*model=",
         ),
         (
-            {"model": Own()},
+            {"model": Own(), "loss": passed_on},
             r"r: it trained data of your own, sums.*: pass them again: .*data=",
+        ),
+        (
+            {"model": Own(), "data": sums},
+            r"r: it trained a loss of your own, passed_on.*: pass it again: .*loss=",
         ),
         ({}, "--resume r: it trained a model of your own"),
     ],
 )
-def test_a_model_or_data_forgotten_at_a_resume_are_asked_for(own_run, given, says):
+def test_what_is_forgotten_at_a_resume_is_asked_for(own_run, given, says):
     """Before the workload's own, in their place, fail."""
     with pytest.raises(BadInput, match=says):
         altcore.train(own_run, resume="r", **given)
-    assert altcore.train(own_run, resume="r", model=Own(), data=sums).steps_completed == 4
+    assert altcore.train(own_run, resume="r", **OWN).steps_completed == 4
 
 
 def test_a_model_of_another_shape_is_no_reason_to_go_back(own_run):
     """No checkpoint is blamed for it, and the first difference is named."""
     says = "--resume r: the model passed in is not the one that was trained: the shape of inner"
     with capture_logs() as logs, pytest.raises(BadInput, match=says):
-        altcore.train(own_run, resume="r", model=Own(9), data=sums)
+        altcore.train(own_run, resume="r", **{**OWN, "model": Own(9)})
     assert not [line for line in logs if "not valid" in line["event"]]
