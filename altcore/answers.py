@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from attrs import field, frozen
+from torch import nn
 
 from altcore.errors import DEFAULT, BadInput
 from altcore.study import (
     SHOWN,
     Entrants,
     Options,
+    Own,
     default_recipe,
     load_answer,
     run_compare,
@@ -63,6 +65,14 @@ class StudyOptions(TypedDict, total=False):
     all_seeds: bool
     """Whether no arm stops before its last seed; by default one does once its verdict is settled.
     """
+    model: nn.Module | Callable[[], nn.Module] | None
+    """Takes the place of the workload's model: each run trains a copy of it. A function makes one
+    for each run, with the random states of its seed."""
+    data: str | Path | Callable[..., Any] | None
+    """Takes the place of the workload's data, as `altcore.train` takes it: a path, or a function
+    ``(split, step, micro) -> batch``. A parameter ``seed`` of the function gets the run's."""
+    loss: Callable[[nn.Module, Any], Any] | None
+    """Takes the place of the workload's loss, as `altcore.train` takes it."""
     folder: str | Path
     """Holds the studies; ``studies`` by default."""
 
@@ -138,7 +148,11 @@ def _options(config: Config, given: StudyOptions, **defaults: Any) -> Options:
     file = None if config is None or isinstance(config, Mapping) else str(config)
     overrides = [(key, value, None) for key, value in keys.items()]
     more = [(key, value, DEFAULT) for key, value in defaults.items()]
-    return Options(file, [*overrides, *more], **given)
+    rest: dict[str, Any] = {**given}
+    own = {name: rest.pop(name) for name in ("model", "data", "loss") if name in rest}
+    if isinstance(own.get("data"), str | Path):
+        overrides.append(("data", str(own.pop("data")), None))
+    return Options(file, [*overrides, *more], own=Own(**own), **rest)
 
 
 def _answer(found: dict[str, Any], folder: Path) -> Answer:

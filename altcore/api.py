@@ -154,14 +154,20 @@ def _as_config(
     return load_with_sources(config, added)
 
 
-def layers_of(config: TrainConfig) -> tuple[list[Layer], list[list[str]], dict[str, Any]]:
+def layers_of(
+    config: TrainConfig,
+    model: nn.Module | None = None,
+    data: Callable[[str, int, int], Any] | None = None,
+    loss: Callable[[nn.Module, Any], Any] | None = None,
+) -> tuple[list[Layer], list[list[str]], dict[str, Any]]:
     """Return the layers of the configuration's model, the names that share a parameter, and facts.
 
-    The facts are the workload's own, and ``data``: what its data are known by.
+    The facts are the workload's own, and ``data``: what its data are known by. ``model``, ``data``
+    and ``loss`` take the place of the workload's.
     """
     cpu = torch.device("cpu")
-    workload = build_workload(config, cpu, None, None)
-    known_by = data_of(workload, cpu, is_given=False)
+    workload = build_workload(config, cpu, model, data, loss)
+    known_by = data_of(workload, cpu, is_given=data is not None)
     layers = [layer for layer, _ in find_layers(workload.model).values()]
     ties = [names for names, _ in tied_matrices(workload.model)]
     return layers, ties, {**workload.facts, "data": known_by}

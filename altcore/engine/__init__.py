@@ -13,7 +13,7 @@ from altcore.engine.building import (
 from altcore.engine.collapse import StallWindow, Trend
 from altcore.engine.deferred_errors import DeferredErrors
 from altcore.engine.epochs import Epoch
-from altcore.engine.identity import data_of
+from altcore.engine.identity import data_of, given_from_python
 from altcore.engine.loop import Engine
 from altcore.engine.measuring import (
     MeasureTable,
@@ -64,6 +64,7 @@ __all__ = [
     "counted_in_steps",
     "data_of",
     "freeze",
+    "given_from_python",
     "interval_width_of",
     "inverse_scale",
     "join_moments",

@@ -123,11 +123,14 @@ def check_settings(config: TrainConfig) -> None:
     load_plugins(config)
 
 
-def counted_in_steps(config: TrainConfig) -> TrainConfig:
-    """Return the configuration with all that it says in epochs said in steps alone."""
+def counted_in_steps(config: TrainConfig, batch: Batches | None = None) -> TrainConfig:
+    """Return the configuration with all that it says in epochs said in steps alone.
+
+    Epochs are the workload's own: with the caller's ``batch`` there are none.
+    """
     if all(getattr(config, key) is None for key in IN_STEPS):
         return config
-    workload = build_workload(config, torch.device("cpu"))
+    workload = build_workload(config, torch.device("cpu"), batch=batch)
     counted = in_steps(config, epoch_of(workload, config))
     return counted.evolve(steps_per_epoch=None, **dict.fromkeys(IN_STEPS))
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from altcore.engine.building import Built
 from altcore.engine.randomness import random_state, set_random_state
@@ -86,7 +86,8 @@ def given_in(identity: Mapping[str, Any]) -> dict[str, Any]:
 
 def given_from_python(model: object, batch: object, loss: object = None) -> dict[str, str]:
     """Return what the caller gave in the place of the workload's own, by name."""
-    given = {"model": model and type(model), "data": batch, "loss": loss}
+    is_module = isinstance(model, nn.Module)
+    given = {"model": type(model) if is_module else model, "data": batch, "loss": loss}
     return {
         name: f"{getattr(thing, '__qualname__', type(thing).__qualname__)}, given from Python"
         for name, thing in given.items()

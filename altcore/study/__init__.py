@@ -8,6 +8,7 @@ much noise a format adds to a distribution.
 from altcore.study.answer import SHOWN, answers_in, load_answer, render
 from altcore.study.commands import STUDIES, Options, default_recipe, run_compare, run_explain
 from altcore.study.contenders import Entrants
+from altcore.study.own import Own
 from altcore.study.sqnr import read_data, sqnr_of
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "STUDIES",
     "Entrants",
     "Options",
+    "Own",
     "answers_in",
     "default_recipe",
     "load_answer",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from attrs import define, evolve, field
 
+from altcore.config import TrainConfig
 from altcore.errors import AltcoreError
 from altcore.hooks import Executor
 from altcore.sweep import Job, Ledger, State, SweepFile, placing_of, worker_of
@@ -28,6 +30,8 @@ class Batch:
     batch."""
     running: Callable[[Sequence[str]], None]
     """Takes the names of the jobs that are being run."""
+    passed_in: Callable[[TrainConfig], Mapping[str, Any]]
+    """What a run in this process gets from Python."""
     error: AltcoreError | None = field(init=False, default=None)
     """What ends the batch: the first that went wrong."""
     _lock: threading.Lock = field(init=False, factory=threading.Lock)
@@ -44,7 +48,7 @@ class Batch:
                 run end first.
         """
         worker = worker_of(sweep, self.ledger, told.partition(":")[0], lambda _: None)
-        worker.may_begin = self._may_begin
+        worker.may_begin, worker.passed_in = self._may_begin, self.passed_in
         placing = placing_of(sweep, self.ledger, told, tell)
         with self._watched():
             executor.run(evolve(placing, work=worker.work, left=self._count))

@@ -33,6 +33,7 @@ from altcore.study.differences import references
 from altcore.study.explain import Explanation
 from altcore.study.identity import plain
 from altcore.study.keys import format_key
+from altcore.study.own import Own
 from altcore.study.rates import Curve, checked
 from altcore.study.record import Question, agreed_steps, claim, held, read
 from altcore.study.runner import Runner
@@ -65,6 +66,8 @@ class Options:
     """Factors of the learning rate that are tried as they are; by default they are searched for."""
     all_seeds: bool = False
     """Whether no arm stops before its last seed."""
+    own: Own = field(factory=Own)
+    """A model, data and a loss of the caller's own."""
 
     def __attrs_post_init__(self) -> None:
         if world_size() > 1:
@@ -80,6 +83,13 @@ class Options:
             raise _refused("within", self.within, "a distance is a number from 0 up")
         if self.name is not None:
             check_name(self.name, "--name")
+        if self.own.names and self.executor != "local":
+            raise BadInput(
+                f"a study of your own {', '.join(self.own.names)} makes its runs in this process",
+                key="executor",
+                part=self.executor,
+                hint="leave it out",
+            )
 
     @property
     def shares(self) -> dict[int, float]:
@@ -102,14 +112,16 @@ def default_recipe(fmt: str | None) -> str:
 def run_explain(options: Options) -> tuple[dict[str, Any], Path]:
     """Explain where a recipe breaks; return the answer and its folder."""
     student()  # without scipy there would be no answer
-    config, sources = base_config(options.file, options.overrides, defaults()["observers"])
+    config, sources = base_config(
+        options.file, options.overrides, defaults()["observers"], options.own
+    )
     with located(sources):
         return _explain(options, config)
 
 
 def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Path]:
     options.doing(READING)
-    layers, ties, described = layers_of(config)
+    layers, ties, described = layers_of(config, **options.own.parts(config.seed))
     plan = config.make_recipe().resolve(layers)
     if not any(any(casts.values()) for casts in plan.values()):
         raise BadInput("there is nothing to explain: the recipe quantizes nothing")
@@ -141,7 +153,9 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
 def run_compare(options: Options, entrants: Entrants) -> tuple[dict[str, Any], Path]:
     """Compare the arms that are asked for; return the rows and their folder."""
     student()  # without scipy there would be no answer
-    config, sources = base_config(options.file, options.overrides, defaults()["observers"])
+    config, sources = base_config(
+        options.file, options.overrides, defaults()["observers"], options.own
+    )
     with located(sources):
         return _compare(options, config, entrants)
 
@@ -150,7 +164,7 @@ def _compare(
     options: Options, config: TrainConfig, entrants: Entrants
 ) -> tuple[dict[str, Any], Path]:
     options.doing(READING)
-    layers, _, described = layers_of(config)
+    layers, _, described = layers_of(config, **options.own.parts(config.seed))
     arms = contenders(config, layers, entrants)
     references(arms, entrants.against)  # a name that is none is found before anything runs
     keys = {arm.optimizer: optimizer_keys(arm.optimizer, config) for arm in arms}
@@ -165,7 +179,7 @@ def _compare(
     trained = sorted(study.arms().values(), key=lambda arm: arm.key == arms[-1].key)
     with held(runner.folder), runner.lasting():
         options.doing("making a step of each arm")
-        check_arms(config, trained[:-1])
+        check_arms(config, trained[:-1], options.own)
         begun = _begin(options, runner, "compare", asked, trained, study.runs_at_most, seeds, rows)
         found = study.compare()
         known = facts(runner.base, begun, rows, study.curves, options)
@@ -185,6 +199,7 @@ def _runner(
         facts=described,
         doing=options.doing,
         executor=options.executor,
+        own=options.own,
     )
 
 
@@ -251,7 +266,7 @@ def _begin(
     asked = plain({**asked, "budget": options.budget, "config": config.to_plain()})
     known, steps = read(runner.folder), config.max_steps
     options.doing("measuring what a step costs")
-    cost = measure_cost(config, arms[-1])
+    cost = measure_cost(config, arms[-1], options.own)
     if options.budget is not None:
         agreed = agreed_steps(known, command, asked)
         steps = agreed or min(steps, steps_within(cost, options.budget, runs))

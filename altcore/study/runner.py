@@ -25,9 +25,11 @@ from altcore.study.arms import Arm
 from altcore.study.batch import Batch
 from altcore.study.identity import files, identity
 from altcore.study.outcome import Outcome, is_whole, outcome_of
+from altcore.study.own import Own
 from altcore.sweep import (
     DEFAULT_RULES,
     LOST,
+    OWN,
     SIGNAL,
     Job,
     Ledger,
@@ -72,6 +74,8 @@ class Runner:
     """Takes what is being done, which nobody needs to read later."""
     executor: str = "local"
     """Where runs are made."""
+    own: Own = field(factory=Own)
+    """What runs get from Python, in the place of the workload's own."""
     done: int = field(init=False, default=0)
     """Runs that were made in this session."""
     _ledger: Ledger = field(init=False)
@@ -137,6 +141,8 @@ class Runner:
 
     def _identity(self, config: TrainConfig) -> dict[str, Any]:
         found = identity(config, self.facts)
+        if own := self.own.names:
+            found[OWN] = own
         self._check_files(found["files"])
         return found
 
@@ -176,7 +182,8 @@ class Runner:
             seconds = summary_of(self._ledger.run_of(name))["seconds"] or 0
             self.tell(f"{name}: {seconds:.0f} s; at most {duration(self._left())} left")
 
-        batch = Batch(self._ledger, set(missing), ended, self._running)
+        passed_in = lambda config: self.own.parts(config.seed)  # noqa: E731
+        batch = Batch(self._ledger, set(missing), ended, self._running, passed_in)
         self._began = time.perf_counter()
         self._running(list(missing)[:1])
         try:

@@ -18,6 +18,7 @@ from altcore.engine import counted_in_steps
 from altcore.errors import DEFAULT, BadInput, Source, located
 from altcore.runs import read_lines
 from altcore.study.arms import Arm
+from altcore.study.own import NOTHING, Own
 from altcore.yaml_files import read_mapping
 
 PILOT_STEPS = 6
@@ -37,11 +38,12 @@ checkpoint follows from what a step costs."""
 
 
 def base_config(
-    file: str | None, overrides: Sequence[Override], observers: Sequence[str]
+    file: str | None, overrides: Sequence[Override], observers: Sequence[str], own: Own = NOTHING
 ) -> tuple[TrainConfig, Mapping[str, Source | None]]:
     """Return the configuration that every run of a study shares, without epochs, and its sources.
 
     A study changes the number of steps, and runs differ in nothing that their epochs could say.
+    ``own`` is what the caller passed in, whose data know of no epochs.
     """
     given = {key: value for key, value, _ in overrides}
     quiet: list[Override] = [(k, v, DEFAULT) for k, v in QUIET.items() if k not in given]
@@ -51,7 +53,7 @@ def base_config(
         others = [name for name in observers if name not in left_out]
         config, sources = load_with_sources(file, [*quiet, *overrides], without=others)
     with located(sources):
-        return counted_in_steps(config), sources
+        return counted_in_steps(config, own.parts(config.seed).get("data")), sources
 
 
 @frozen
@@ -77,23 +79,25 @@ class Cost:
         return math.floor((seconds / runs - self.start) / self.step)
 
 
-def measure_cost(config: TrainConfig, arm: Arm) -> Cost:
+def measure_cost(config: TrainConfig, arm: Arm, own: Own = NOTHING) -> Cost:
     """Measure the cost of a run, by a few steps of the most expensive arm.
 
     The second of two runs counts, since the first one of a process also loads and compiles.
     """
-    _pilot(config, arm)
-    whole, steps = _pilot(config, arm)
+    _pilot(config, arm, own)
+    whole, steps = _pilot(config, arm, own)
     return Cost(max(0.0, whole - math.fsum(steps)), median(steps[1:] or steps))
 
 
-def check_arms(config: TrainConfig, arms: Iterable[Arm]) -> None:
+def check_arms(config: TrainConfig, arms: Iterable[Arm], own: Own = NOTHING) -> None:
     """Train each arm for a step: what cannot run is found before the first run, not hours later."""
     for arm in arms:
-        _pilot(config, arm, steps=1)
+        _pilot(config, arm, own, steps=1)
 
 
-def _pilot(config: TrainConfig, arm: Arm, steps: int = PILOT_STEPS) -> tuple[float, list[float]]:
+def _pilot(
+    config: TrainConfig, arm: Arm, own: Own, steps: int = PILOT_STEPS
+) -> tuple[float, list[float]]:
     """Return the time of a short run and of each of its steps, in seconds."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
@@ -105,7 +109,8 @@ def _pilot(config: TrainConfig, arm: Arm, steps: int = PILOT_STEPS) -> tuple[flo
                 recipe=arm.recipe(),
                 max_steps=steps,
                 **{"warmup_steps": 0, **arm.keys},
-            )
+            ),
+            **own.parts(config.seed),
         )
         whole = time.perf_counter() - began
         lines = read_lines(result.run_directory / "timings.jsonl")

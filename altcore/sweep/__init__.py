@@ -31,6 +31,7 @@ from altcore.sweep.progress import Progress
 from altcore.sweep.resources import Limits, side_by_side
 from altcore.sweep.retry import DEFAULT_RULES, Decision, Rule, decide
 from altcore.sweep.rows import Row, survey
+from altcore.sweep.run_job import OWN
 from altcore.sweep.running import run_sweep
 from altcore.sweep.status import Status, status_of
 from altcore.sweep.sweep_file import Measure, SweepFile, read_sweep, sweep_text
@@ -43,6 +44,7 @@ from altcore.sweep.worker import Worker
 __all__ = [
     "DEFAULT_RULES",
     "LOST",
+    "OWN",
     "SIGNAL",
     "SWEEPS",
     "Alerts",

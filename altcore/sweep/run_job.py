@@ -5,13 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from attrs import evolve, frozen
 
-from altcore.errors import AltcoreError, Interrupted, NoSpace, described, text_of
+from altcore.config import TrainConfig
+from altcore.errors import AltcoreError, BadInput, Interrupted, NoSpace, described, text_of
 from altcore.hooks import describe_settings
 from altcore.registry import find
 from altcore.runs import ENDED, has_summary, summary_of
@@ -23,6 +24,8 @@ from altcore.sweep.job import RETRIED, Job
 from altcore.sweep.retry import DEFAULT_RULES, Rule, cause_of
 from altcore.sweep.usage import Usage
 
+OWN = "own"
+"""In a job's identity: the names of what its run gets from Python."""
 DENIED = (errno.EACCES, errno.EPERM)
 
 
@@ -53,18 +56,19 @@ def run_job(
     collapse_fails: bool = False,
     rules: Mapping[str, Rule] = DEFAULT_RULES,
     usage: Usage | None = None,
+    passed_in: Callable[[TrainConfig], Mapping[str, Any]] = lambda _: {},
 ) -> Exit:
     """Train a job's run in the attempt's folder, from where an earlier attempt left it.
 
     If one of the ``rules`` halves settings after the failure, those are told that the workload
-    chose. ``usage`` begins with the attempt.
+    chose. ``usage`` begins with the attempt. ``passed_in`` returns what the run gets from Python.
 
     Raises:
         Leave: if a signal asked the process to leave, or its folder cannot be written for now.
     """
     began, usage = time.perf_counter(), usage or Usage()
     changes: list[str] = []
-    came = _train(job, held, changes)
+    came = _train(job, held, changes, passed_in)
     status, error, collapse = came.status, came.error, ""
     if status == "collapsed" and collapse_fails:
         # Of several the last one ended the run.
@@ -89,7 +93,12 @@ def run_job(
     return ended
 
 
-def _train(job: Job, held: Held, changes: list[str]) -> _Outcome:
+def _train(
+    job: Job,
+    held: Held,
+    changes: list[str],
+    passed_in: Callable[[TrainConfig], Mapping[str, Any]],
+) -> _Outcome:
     path = held.attempt.work / job.name
     try:
         # Takes seconds, in which a signal may come.
@@ -108,7 +117,9 @@ def _train(job: Job, held: Held, changes: list[str]) -> _Outcome:
             config = job.train_config(str(held.attempt.work), held.lease.changed)
             if held.lease.changed:
                 config = config.evolve(tags=(*config.tags, RETRIED))
-            result = train(config, resume=job.name if path.is_dir() else None)
+            own = passed_in(config)
+            check_own(job, own)
+            result = train(config, resume=job.name if path.is_dir() else None, **own)
         return _Outcome(result.status, result.verdict, result.summary["collapses"])
     except (Interrupted, NoSpace) as error:
         return _Outcome("interrupted", error=text_of(error), leaves=error)
@@ -120,6 +131,16 @@ def _train(job: Job, held: Held, changes: list[str]) -> _Outcome:
         if is_from_signal(error):
             return _Outcome("interrupted", error=text_of(error), leaves=error)
         return _Outcome("failed", error=described(error))
+
+
+def check_own(job: Job, own: Mapping[str, Any]) -> None:
+    """Raise `BadInput` for a job that trains what only its caller has."""
+    missing = [name for name in job.identity.get(OWN, ()) if name not in own]
+    if missing:
+        raise BadInput(
+            f"{job.name} trains with its caller's own {', '.join(missing)}",
+            hint="the same call from Python goes on with it",
+        )
 
 
 def _denied(error: BaseException | None, folder: Path) -> OSError | None:

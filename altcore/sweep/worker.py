@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from itertools import chain
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from attrs import define, evolve, field
 
 from altcore.builtin_types import duration
+from altcore.config import TrainConfig
 from altcore.errors import BadInput, NoSpace, text_of
 from altcore.signals import forget_signal, handling_signals
 from altcore.sweep.attempt import Held, Watch
@@ -59,6 +60,8 @@ class Worker:
     """Seconds in which a run that is late may save its state."""
     is_own_process: bool = False
     """Whether the process is the worker's alone, and may be ended with an attempt that hangs."""
+    passed_in: Callable[[TrainConfig], Mapping[str, Any]] = lambda _: {}
+    """What a run gets from Python: a model, data or a loss in the place of its workload's own."""
     may_begin: Callable[[Job], bool] = lambda _: True
     """Asked before a job is taken: whether its time is enough, for one."""
     stays: Callable[[], bool] = lambda: False
@@ -191,6 +194,7 @@ class Worker:
                     collapse_fails=self.collapse_fails,
                     rules=self.ledger.rules,
                     usage=usage,
+                    passed_in=self.passed_in,
                 )
             except Leave as left:
                 if not late.is_over or isinstance(left.cause, DISK):

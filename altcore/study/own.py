@@ -1,0 +1,85 @@
+"""A model, data and a loss of the caller's own, in every run of a study.
+
+All runs of a seed begin with the same weights and see the same batches. Runs of another seed must
+differ in at least one of them, or there would be nothing to take intervals over.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from copy import deepcopy
+from functools import update_wrapper
+from typing import Any
+
+import torch
+from attrs import field, frozen
+from torch import nn
+
+from altcore.engine import given_from_python, random_state, seed_all, set_random_state
+from altcore.errors import BadInput, shown
+
+CPU = torch.device("cpu")
+
+
+@frozen
+class Own:
+    """What takes the place of the workload's own; None for what does not."""
+
+    model: nn.Module | Callable[[], nn.Module] | None = field(default=None, repr=False)
+    """Each run trains a copy of it; or a function that makes one, with random states of the seed.
+    """
+    data: Callable[..., Any] | None = None
+    """``(split, step, micro) -> batch``, or with a further parameter ``seed``."""
+    loss: Callable[[nn.Module, Any], Any] | None = None
+    """``(model, batch) -> loss``, or the loss and measures by name."""
+
+    def __attrs_post_init__(self) -> None:
+        for name in ("model", "data", "loss"):
+            part = getattr(self, name)
+            if not (part is None or callable(part)):
+                raise BadInput(f"a function is needed, not {shown(part)}", key=name)
+        if isinstance(self.model, nn.Module) and self.data and not self._has_seed:
+            raise BadInput(
+                "every seed would be the same run: the model begins with the same weights, and the "
+                "data are the same batches",
+                key="model",
+                hint="pass a function that makes the model, or let data have a parameter seed",
+            )
+
+    @property
+    def names(self) -> dict[str, str]:
+        """What was passed in, by name, as a run that is resumed knows it."""
+        return given_from_python(self.model, self.data, self.loss)
+
+    @property
+    def _has_seed(self) -> bool:
+        return self.data is not None and "seed" in inspect.signature(self.data).parameters
+
+    def parts(self, seed: int) -> dict[str, Any]:
+        """Return what a run of a seed passes to `altcore.train`."""
+        made = {"model": self._model(seed), "data": self._data(seed), "loss": self.loss}
+        return {name: part for name, part in made.items() if part is not None}
+
+    def _model(self, seed: int) -> nn.Module | None:
+        if self.model is None or isinstance(self.model, nn.Module):
+            return deepcopy(self.model)
+        before = random_state(CPU)
+        try:
+            seed_all(seed)
+            return self.model()
+        finally:
+            set_random_state(before, CPU)
+
+    def _data(self, seed: int) -> Callable[[str, int, int], Any] | None:
+        if self.data is None or not self._has_seed:
+            return self.data
+        data = self.data
+
+        def of_seed(split: str, step: int, micro: int) -> Any:
+            return data(split, step, micro, seed=seed)
+
+        return update_wrapper(of_seed, data)
+
+
+NOTHING = Own()

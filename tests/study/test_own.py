@@ -1,0 +1,118 @@
+"""Studies of a model, data and a loss of the caller's own."""
+
+import pytest
+import torch
+from planted import plant
+from torch import nn
+
+import altcore
+from altcore import BadInput
+from altcore.runs import summary_of
+from altcore.study.own import Own
+from altcore.study.runner import Runner
+from altcore.sweep.run_job import OWN, check_own
+
+
+class Sums(nn.Module):
+    """A model of a caller, which computes its loss itself."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.inner, self.outer = nn.Linear(4, width), nn.Linear(width, 1)
+
+    def forward(self, x, y):
+        return (self.outer(self.inner(x).relu()) - y).square().mean()
+
+
+def sums(split, step, micro, seed=0):
+    """Return numbers and their sums."""
+    x = torch.rand(4, 4, generator=torch.Generator().manual_seed(1000 * seed + step))
+    return x, x.sum(1, keepdim=True)
+
+
+def same_sums(split, step, micro):
+    """Return numbers that are the same with every seed."""
+    return sums(split, step, micro)
+
+
+def passed_on(model, batch):
+    """Return the loss of a model that computes it."""
+    return model(*batch)
+
+
+@pytest.fixture
+def study(shelf, start, tmp_path):
+    """Return a function that compares E4M3 with its twin, in a workload that all is taken from."""
+    plant(shelf, "regression")
+    config = {"workload": "regression", "max_steps": 3, "device": "cpu"}
+    options = {"seeds": 2, "rates": 1, "name": "mine", "folder": tmp_path, "config": config}
+
+    def made(**own):
+        return altcore.compare(["E4M3"], **options, **own)
+
+    return made
+
+
+def test_a_study_trains_what_was_passed_in(study, tmp_path):
+    """With each seed its own weights and batches; a copy is trained, and the same call reads it."""
+    model = Sums()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    answer = study(model=model, data=sums, loss=passed_on)
+    assert answer.found["contenders"][0]["gap"]["n"] == 2
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    facts = summary_of(next((tmp_path / "mine/runs").iterdir()))["workload_facts"]
+    assert facts["parameters"] == sum(p.numel() for p in Sums().parameters())
+    jobs = sorted(path.name for path in (tmp_path / "mine").glob("jobs/*"))
+    assert study(model=Sums(), data=sums, loss=passed_on).found == answer.found
+    assert sorted(path.name for path in (tmp_path / "mine").glob("jobs/*")) == jobs
+
+
+def test_a_model_is_made_with_the_random_states_of_its_seed():
+    """The caller's own states go on as if nothing had been drawn."""
+    own = Own(Sums, same_sums)
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    one, same, other = (own.parts(seed)["model"].inner.weight for seed in (1, 1, 2))
+    assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+    assert own.names == {
+        "model": "Sums, given from Python",
+        "data": "same_sums, given from Python",
+    }
+
+
+def test_data_may_follow_the_seed():
+    """And are named as they are without it."""
+    data = Own(Sums(), sums).parts(3)["data"]
+    assert torch.equal(data("train", 1, 0)[0], sums("train", 1, 0, seed=3)[0])
+    assert data.__qualname__ == "sums"
+
+
+@pytest.mark.parametrize(
+    ("own", "says"),
+    [
+        ({"model": Sums(), "data": same_sums}, "model: every seed would be the same run"),
+        ({"model": 3}, "model: a function is needed, not 3"),
+        ({"loss": "mse"}, "loss: a function is needed, not 'mse'"),
+        (
+            {"model": Sums, "executor": "local:2"},
+            "executor local:2: a study of your own model makes its runs in this process",
+        ),
+    ],
+)
+def test_what_cannot_be_studied_is_refused(own, says, study):
+    with pytest.raises(BadInput, match=says):
+        study(**own)
+
+
+def test_a_command_cannot_make_such_a_run(start, tmp_path):
+    """It has no model; the job says so before it would train the workload's own."""
+    runner = Runner(tmp_path, start.config(), own=Own(Sums, loss=passed_on))
+    identity = runner._identity(runner.base)
+    assert set(identity[OWN]) == {"model", "loss"}
+    job = type("Job", (), {"name": "j", "identity": identity})
+    with pytest.raises(BadInput, match="j trains with its caller's own model, loss"):
+        check_own(job, {})
+    check_own(job, {"model": Sums(), "loss": passed_on})
