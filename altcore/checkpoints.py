@@ -32,6 +32,7 @@ from altcore.runs import (
     Kept,
     by_merit,
     check_loop_folder,
+    check_no_linked,
     is_checkpoint,
     list_checkpoints,
     load_newest,
@@ -148,6 +149,7 @@ def load_checkpoint(
         found = read_checkpoint(folder)
         loop.check(found.state or {}, found.kind)
     else:
+        check_no_linked(folder.parent if folder.is_symlink() else folder)
         found = load_newest(folder, lambda c: loop.check(c.state or {}, c.kind))
     assert found.state is not None  # checked
     loop.restore(found.state)
@@ -297,6 +299,7 @@ class CheckpointManager:
         into the folder, or it can only be read.
         """
         self._check_place()
+        check_no_linked(self.folder)
         if not self._regular():
             return 0
         given = (self.model, self.optimizer, self.q, self.scaler)
