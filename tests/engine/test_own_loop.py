@@ -234,6 +234,21 @@ def test_hooks_that_come_late_are_told(tmp_path):
     assert told_of(logs) == [["hooks of the model", "hooks of the optimizer", "hooks of weight"]]
 
 
+def test_an_optimizer_that_was_replaced_is_told(tmp_path):
+    """The one that the manager has keeps its moments, and moves nothing."""
+    loop = Loop()
+    manager = CheckpointManager(tmp_path, loop.model, loop.optimizer)
+    with capture_logs() as logs:
+        loop.train()
+        manager.save(1)
+        manager.restore()
+        manager.save(1)
+        loop.optimizer = torch.optim.AdamW(loop.model.parameters(), lr=0.1)
+        loop.train()
+        manager.save(2)
+    assert told_of(logs) == [["the optimizer that moves the weights: it is not the manager's"]]
+
+
 # ------------------------------------------------------------------------- what else a loop keeps
 
 
