@@ -19,7 +19,7 @@ from attrs import define, field
 from torch import nn
 
 from altcore.builtin_types import as_builtin
-from altcore.engine import AsBuilt, OwnLoop, Stateful, unwatched_in
+from altcore.engine import AsBuilt, OwnLoop, Stateful, StepWatch, unwatched_in
 from altcore.errors import BadInput, InvalidCheckpoint, LostDirectory, NoSpace, shown
 from altcore.log import log
 from altcore.quantization import Quantization
@@ -32,6 +32,7 @@ from altcore.runs import (
     Kept,
     by_merit,
     check_loop_folder,
+    check_no_linked,
     is_checkpoint,
     list_checkpoints,
     load_newest,
@@ -47,6 +48,7 @@ from altcore.runs import save_checkpoint as write_checkpoint
 NOT_TO_BE_WRITTEN = BadInput, NoSpace
 """Errors of a folder into which somebody else saves, or that can only be read: reading needs none
 of it."""
+ANOTHER = "the optimizer that moves the weights: it is not the manager's"
 VALUE = "value"
 """The key of a manifest under which is what checkpoints are compared by."""
 
@@ -148,6 +150,7 @@ def load_checkpoint(
         found = read_checkpoint(folder)
         loop.check(found.state or {}, found.kind)
     else:
+        check_no_linked(folder.parent if folder.is_symlink() else folder)
         found = load_newest(folder, lambda c: loop.check(c.state or {}, c.kind))
     assert found.state is not None  # checked
     loop.restore(found.state)
@@ -199,6 +202,7 @@ class CheckpointManager:
     """What was not finite when the manager was made, before training: a mask may be so."""
     _built: AsBuilt = field(init=False)
     """Model and optimizer as they were then."""
+    _steps: StepWatch = field(init=False)
     _hidden: list[str] = field(init=False, factory=list)
     """The state elsewhere that was warned of."""
 
@@ -212,6 +216,7 @@ class CheckpointManager:
                 raise BadInput(problem, key=key)
         loop = self._loop()
         self._unwatched, self._built = unwatched_in(loop.model), loop.built()
+        self._steps = StepWatch(loop.model, self.optimizer)
         check_loop_folder(self.folder)
         if self.folder.exists():
             with suppress(*NOT_TO_BE_WRITTEN), self._writing(is_to_stay=False):
@@ -242,7 +247,8 @@ class CheckpointManager:
                 log.warning(problem, first=bad, step=step)
                 return self._write_anomaly(state)
             loop.check_own(state)
-            if self._hidden != (hidden := loop.hidden(self._built)):
+            another = [ANOTHER] if self._steps.is_by_another() else []
+            if self._hidden != (hidden := [*another, *loop.hidden(self._built)]):
                 _warn_of_hidden(hidden)
                 self._hidden = hidden
             path = _write(self.folder, REGULAR, state, number)
@@ -297,10 +303,12 @@ class CheckpointManager:
         into the folder, or it can only be read.
         """
         self._check_place()
+        check_no_linked(self.folder)
         if not self._regular():
             return 0
         given = (self.model, self.optimizer, self.q, self.scaler)
         step = load_checkpoint(self.folder, *given, also=self.also)
+        self._steps.is_by_another()  # the weights moved
         self._own |= {kept.step for kept in list_checkpoints(self.folder) if kept.step <= step}
         with suppress(*NOT_TO_BE_WRITTEN), self._writing(is_to_stay=False):
             set_aside(self.folder, step, OWN)

@@ -19,6 +19,7 @@ from altcore.formats import (
     digest,
     digests_of,
     get_format,
+    saved,
 )
 from altcore.loading import LoadedRun
 from altcore.quantization import CodedWeight, weight_codes
@@ -69,13 +70,15 @@ def export(loaded: LoadedRun, file: str | Path, kind: str = VALUES) -> dict[str,
                 "shape": list(weight.shape),
                 "bits": _element_bits(weight.format),
             }
-    formats = digests_of([weight.format for weight in coded.values()])
+    formats = [weight.format for weight in coded.values()]
+    named = digests_of(formats)
     told = {
         "run": loaded.summary["name"],
         "checkpoint": loaded.checkpoint.name,
         "kind": kind,
         "weights": json.dumps(about),
-        "formats": json.dumps(formats),
+        "formats": json.dumps(named),
+        "definitions": json.dumps({f.name: saved(f) for f in formats if f.name not in named}),
     }
     # One tensor may have several names, which the file does not know of: each gets its own copy.
     whole = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
@@ -111,8 +114,8 @@ def _element_bits(fmt: AnyFormat) -> int:
 def read_export(file: str | Path) -> dict[str, Tensor]:
     """Return the tensors of an exported file by the names of the model's state, decoded.
 
-    The formats must be installed, with the values that they had: `BadInput` names one that is not,
-    and a tensor that was altered. So must safetensors be.
+    Formats that were installed must be so, with the values that they had; the file defines others.
+    `BadInput` names one that is not, and a tensor that was altered. safetensors must be installed.
     """
     told, tensors = _read(Path(file))
     known = json.loads(told["sha256"])
@@ -122,11 +125,13 @@ def read_export(file: str | Path) -> dict[str, Tensor]:
     if told["kind"] != CODES:
         return tensors
     check_digests(json.loads(told["formats"]))
+    definitions = json.loads(told["definitions"])
     for name, entry in json.loads(told["weights"]).items():
         parts = [tensors.pop(f"{name}.{key}", None) for key in ("codes", "scales", "scale")]
         codes, scales, scale = parts
         assert codes is not None
-        fmt, shape = get_format(entry["format"]), tuple(entry["shape"])
+        named = entry["format"]
+        fmt, shape = get_format(definitions.get(named, named)), tuple(entry["shape"])
         tensors[name] = CodedWeight(fmt, shape, codes, scales, scale).values()
     return tensors
 

@@ -27,6 +27,7 @@ from altcore.runs import (
     RUN_ID,
     Checkpoint,
     by_merit,
+    check_no_linked,
     check_run_id,
     find_run,
     list_checkpoints,
@@ -133,6 +134,7 @@ def find_checkpoint(run: Path, which: str) -> Path:
     `BadInput` if there is none.
     """
     folder, run_id = run / "checkpoints", run_id_of(run)
+    check_no_linked(folder)
 
     def check(found: Checkpoint) -> None:
         check_run_id(found.path, found.manifest, run_id)

@@ -7,6 +7,7 @@ from functools import partial
 
 import pytest
 import torch
+import yaml
 from helpers import Starter, text_file
 from helpers_cli import call
 from safetensors import safe_open
@@ -159,6 +160,20 @@ def test_an_exported_file_says_what_it_holds(start, tmp_path):
     assert small < 0.5 * (tmp_path / "values").stat().st_size
     with pytest.raises(BadInput, match="one of values, masters, codes"):
         altcore.export(loaded, tmp_path / "x", "code")
+
+
+def test_an_export_defines_a_format_that_is_not_installed(start, tmp_path):
+    """Nobody needs the file that defined it."""
+    definition = {"name": "MINE2", "exponent": 3, "mantissa": 4, "bias": 5}
+    own = tmp_path / "mine2.yaml"
+    own.write_text(yaml.safe_dump(definition))
+    start(name="mine", format=str(own), recipe="pure", max_steps=1)
+    own.unlink()
+    loaded = altcore.load("mine", "latest", runs_dir=start.runs)
+    altcore.export(loaded, tmp_path / "codes", "codes")
+    altcore.export(loaded, tmp_path / "values", "values")
+    codes, values = (altcore.read_export(tmp_path / kind) for kind in ("codes", "values"))
+    assert all(torch.equal(values[name], x.to(values[name].dtype)) for name, x in codes.items())
 
 
 def test_without_safetensors_the_extra_is_named(start, tmp_path, monkeypatch):

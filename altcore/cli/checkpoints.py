@@ -35,9 +35,10 @@ def list_(run: str, runs_dir: str, as_json: bool) -> None:
     The last column marks the best, the latest, and those of another run.
     """
     from altcore.loading import directory_of, find_checkpoint
-    from altcore.runs import RUN_ID, list_checkpoints, number, run_id_of
+    from altcore.runs import RUN_ID, check_no_linked, list_checkpoints, number, run_id_of
 
     path = directory_of(run, runs_dir)
+    check_no_linked(path / "checkpoints")
     run_id = run_id_of(path)
     marks: dict[str, list[str]] = {}
     for which in ("best", "latest"):
@@ -82,11 +83,18 @@ def list_(run: str, runs_dir: str, as_json: bool) -> None:
 def verify(run: str, runs_dir: str, as_json: bool) -> None:
     """Read every checkpoint of a run and compare its digests. Exit code 1 if one is damaged."""
     from altcore.loading import directory_of
-    from altcore.runs import check_run_id, is_checkpoint, load_checkpoint, run_id_of
+    from altcore.runs import (
+        check_no_linked,
+        check_run_id,
+        is_checkpoint,
+        load_checkpoint,
+        run_id_of,
+    )
 
     path = directory_of(run, runs_dir)
     rows: list[dict[str, Any]] = []
     folder = path / "checkpoints"
+    check_no_linked(folder)
     there = sorted(filter(is_checkpoint, folder.iterdir())) if folder.is_dir() else []
     for found in followed(there, "verifying", lambda checkpoint: checkpoint.name):
         try:

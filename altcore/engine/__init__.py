@@ -32,6 +32,7 @@ from altcore.engine.measuring import (
 )
 from altcore.engine.model_state import AsBuilt, put_model
 from altcore.engine.own_loop import OwnLoop
+from altcore.engine.own_steps import StepWatch
 from altcore.engine.process_possessions import process_kept
 from altcore.engine.randomness import random_state, seed_all, set_random_state
 from altcore.engine.resuming import resumed_with_keys, resumed_with_sources
@@ -54,6 +55,7 @@ __all__ = [
     "StallWindow",
     "Stateful",
     "Step",
+    "StepWatch",
     "Trend",
     "Workload",
     "active_quantizers",

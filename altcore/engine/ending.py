@@ -14,7 +14,7 @@ from altcore.engine.state import Run
 from altcore.engine.step_record import StepRecord
 from altcore.engine.summarizing import summarize
 from altcore.errors import Interrupted, text_of
-from altcore.runs import RUN_ID, SUMMARY, RunDirectory, step_lines
+from altcore.runs import RUN_ID, SUMMARY, RunDirectory, Summary, step_lines
 from altcore.signals import is_from_signal
 
 
@@ -88,10 +88,12 @@ class Ending:
 
     def summary(self) -> dict[str, Any]:
         """Return how the run ended, as summary.json has it."""
+        return self._made().to_plain()
+
+    def _made(self) -> Summary:
         facts, findings = {**self.facts, RUN_ID: self.directory.run_id}, self.findings
-        made = summarize(self.run, self.history, self.status, facts, findings, self.error)
-        return made.to_plain()
+        return summarize(self.run, self.history, self.status, facts, findings, self.error)
 
     def write(self) -> None:
         """Write summary.json, at once or not at all."""
-        self.directory.write_json(SUMMARY, self.summary())
+        self.directory.write_json(SUMMARY, self._made().to_file())

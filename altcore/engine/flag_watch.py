@@ -1,21 +1,23 @@
 """Flags of the process that decide what is computed: compared around each call of others' code.
 
-All calls are looked at, so this reads in about a microsecond. `torch_flags` has the rest, for
+All calls are looked at, so this reads in a few microseconds. `torch_flags` has the rest, for
 the calls that `altcore.engine.observers` looks at.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch.utils import _device
 
+from altcore.engine.process_possessions import DIRECTORY, EXCEPTHOOK, LOGGING, RECURSION
 from altcore.engine.torch_flags import Flag
 from altcore.hook_clock import timing
 from altcore.log import log
@@ -47,7 +49,39 @@ def _set_filters(filters: tuple[Any, ...]) -> None:
         pass  # this makes Python look at them again
 
 
-FILTERS = "warnings.filters"
+class _Last:
+    """Copies that are made again only when they are no more what they are of."""
+
+    environment: ClassVar[dict[Any, Any]] = {}
+    modules: ClassVar[dict[str, Any]] = {}
+
+
+def _environment() -> dict[Any, Any]:
+    # As bytes: to decode them takes ten times as long.
+    held: dict[Any, Any] = os.environ._data  # type: ignore[attr-defined]
+    if held != _Last.environment:
+        _Last.environment = held.copy()
+    return _Last.environment
+
+
+def _set_environment(data: dict[Any, Any]) -> None:
+    before = {os.environ.decodevalue(k): os.environ.decodevalue(v) for k, v in data.items()}
+    for name in os.environ.keys() - before:
+        del os.environ[name]
+    os.environ.update(before)
+
+
+def _modules() -> dict[str, Any]:
+    if len(sys.modules) != len(_Last.modules):
+        _Last.modules = dict(sys.modules)
+    return _Last.modules
+
+
+def _set_modules(modules: dict[str, Any]) -> None:
+    sys.modules.update({k: v for k, v in modules.items() if k not in sys.modules})
+
+
+FILTERS, ENVIRONMENT, MODULES = "warnings.filters", "os.environ", "sys.modules"
 QUICK = (
     Flag("torch's number of threads", torch.get_num_threads, torch.set_num_threads),
     Flag(
@@ -80,8 +114,14 @@ QUICK = (
         torch.set_flush_denormal,
     ),
     Flag(FILTERS, lambda: tuple(warnings.filters), _set_filters),
+    Flag(ENVIRONMENT, _environment, _set_environment),
+    Flag(MODULES, _modules, _set_modules),
+    DIRECTORY,
+    RECURSION,
+    LOGGING,
+    EXCEPTHOOK,
 )
-_READS = [flag.read for flag in QUICK]
+_READS, _LABELS = [flag.read for flag in QUICK], [flag.label for flag in QUICK]
 OWN_THREADS = 2
 """The main one, and that of the clock."""
 
@@ -89,36 +129,46 @@ OWN_THREADS = 2
 class FlagWatch:
     """The flags as they are now, to be compared with later."""
 
-    __slots__ = ("_modules", "_values")
+    __slots__ = ("_values",)
 
     def __init__(self) -> None:
-        self._values, self._modules = [read() for read in _READS], len(sys.modules)
+        self._values = [read() for read in _READS]
 
     def changed(self) -> list[str]:
         """Return the labels of those that are not as they were, and take them as they are."""
-        now = [read() for read in _READS]
-        if now == self._values:
-            return []
-        before, self._values = self._values, now
-        return [flag.label for flag, _ in self._differing(before, now)]
+        return [flag.label for flag, _ in self._differing()]
 
-    def put_back(self) -> list[str]:
-        """Set those that are not as they were; returns their labels."""
-        now = [read() for read in _READS]
-        if now == self._values:
-            return []
-        found = self._differing(self._values, now)
+    def put_back(self, *, is_reporter: bool = False) -> list[str]:
+        """Set those that are not as they were; returns their labels.
+
+        A reporter may add variables to the environment, and have a hook for exceptions.
+        """
+        found = self._differing(is_reporter=is_reporter)
         for flag, value in found:
-            with suppress(RuntimeError, TypeError):  # torch cannot say what it was
+            with suppress(RuntimeError, TypeError, OSError):  # torch cannot say what it was
                 flag.write(value)
+        if found:
+            self._values = [read() for read in _READS]
         return [flag.label for flag, _ in found]
 
-    def _differing(self, before: list[Any], now: list[Any]) -> list[tuple[Flag, Any]]:
-        differing = [(f, b) for f, b, n in zip(QUICK, before, now, strict=True) if b != n]
-        # Modules add filters as they are imported, and other threads have some for a moment.
-        if len(sys.modules) > self._modules or threading.active_count() > OWN_THREADS:
-            differing = [(flag, value) for flag, value in differing if flag.label != FILTERS]
-        return differing
+    def _differing(self, *, is_reporter: bool = False) -> list[tuple[Flag, Any]]:
+        """Return those that are not as they were, with what they were; they are now as they are."""
+        now = [read() for read in _READS]
+        if now == self._values:
+            return []
+        before, self._values = dict(zip(_LABELS, self._values, strict=True)), now
+        is_now = dict(zip(_LABELS, now, strict=True))
+        differing = {label for label in _LABELS if before[label] != is_now[label]}
+        if before[MODULES].keys() <= is_now[MODULES].keys():
+            differing.discard(MODULES)
+        # Modules add some as they are imported, and other threads have some for a moment.
+        is_imported = len(is_now[MODULES]) > len(before[MODULES])
+        if is_imported or threading.active_count() > OWN_THREADS:
+            differing -= {FILTERS, ENVIRONMENT}
+        if is_reporter:
+            only_new = before[ENVIRONMENT].items() <= is_now[ENVIRONMENT].items()
+            differing -= {EXCEPTHOOK.label, *([ENVIRONMENT] if only_new else [])}
+        return [(flag, before[flag.label]) for flag in QUICK if flag.label in differing]
 
 
 @contextmanager

@@ -86,7 +86,7 @@ class Kept:
         if plugin.acts:
             tell_changed(plugin, hook, self.flags.changed())
             return ""
-        changed = self.flags.put_back()
+        changed = self.flags.put_back(is_reporter=plugin.kind == "reporter")
         return f"it may not change {', '.join(changed)}" if changed else ""
 
     def _keep_scale(self, step: Step) -> None:

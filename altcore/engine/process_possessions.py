@@ -9,6 +9,7 @@ import atexit
 import gc
 import io
 import locale
+import logging
 import os
 import signal
 import sys
@@ -17,7 +18,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -54,6 +54,7 @@ def of_process(device: torch.device, kind: str) -> Iterator[Possession]:
     yield Filters(is_imported)
     yield Modules()
     if not is_reporter:
+        yield Value(*EXCEPTHOOK)
         yield Threads()
         yield AtExit(is_imported)
     for owner in (torch, torch.nn.functional, torch.Tensor, torch.nn.Module, torch.optim.Optimizer):
@@ -75,6 +76,7 @@ def process_kept(*, may_add_variables: bool = False) -> Iterator[None]:
         ModeStack(torch._C._len_torch_dispatch_stack, _leave_dispatch_mode),
         *(attribute(f"sys.{name}", sys, name) for name in ("stdout", "stderr")),
         *_of_flags(),
+        Value(*EXCEPTHOOK),
         *(_of_signals() if threading.current_thread() is threading.main_thread() else ()),
         Environment(lambda: may_add_variables),
         Value("the switch interval", sys.getswitchinterval, sys.setswitchinterval),
@@ -108,7 +110,7 @@ def _of_hooks() -> Iterator[Possession]:
 
 def _working_directory() -> str | None:
     with suppress(OSError):  # it was removed
-        return str(Path.cwd())
+        return os.getcwd()  # noqa: PTH109 # all calls of plugins are looked at
     return None
 
 
@@ -119,8 +121,18 @@ def _mask_of_new_files() -> int:
     return mask
 
 
+DIRECTORY = Flag("the working directory", _working_directory, os.chdir)
+RECURSION = Flag("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit)
+EXCEPTHOOK = Flag(
+    "sys.excepthook", lambda: sys.excepthook, lambda hook: setattr(sys, "excepthook", hook)
+)
+LOGGING = Flag(
+    "logging.disable", lambda: logging.root.manager.disable, lambda level: logging.disable(level)
+)
 PROCESS_FLAGS = (
-    Flag("the working directory", _working_directory, os.chdir),
+    DIRECTORY,
+    RECURSION,
+    LOGGING,
     Flag(
         "the locale",
         lambda: locale.setlocale(locale.LC_ALL),
@@ -136,7 +148,6 @@ PROCESS_FLAGS = (
     Flag("the function of sys.setprofile", sys.getprofile, sys.setprofile),
     Flag("the function of threading.settrace", threading.gettrace, threading.settrace),
     Flag("the function of threading.setprofile", threading.getprofile, threading.setprofile),
-    Flag("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
     Flag(
         "the garbage collector", gc.isenabled, lambda is_on: gc.enable() if is_on else gc.disable()
     ),

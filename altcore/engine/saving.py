@@ -147,6 +147,8 @@ class Saving:
         self._warn_of_moments()
         self._warn_of_unsaved()
         self._warn_of_lost()
+        if run.step == 0:  # a plugin whose state cannot be kept is told before the first step
+            self.state.dispatch.state_dict(run)
         is_needed = run.step > 0 or not self.is_from_seed or run.degraded or run.world_size > 1
         self._write(kind, self._checked(kind) if is_needed else None, self.phase)
         self.saved = self._known()

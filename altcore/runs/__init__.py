@@ -44,6 +44,7 @@ from altcore.runs.manifest import (
     TRAINED,
     TRAINING,
     WEIGHTS,
+    check_no_linked,
     folder_of,
     is_checkpoint,
 )
@@ -146,6 +147,7 @@ __all__ = [
     "check_changes",
     "check_environment",
     "check_loop_folder",
+    "check_no_linked",
     "check_run_id",
     "compare",
     "contents",

@@ -12,6 +12,7 @@ from pathlib import Path
 from altcore import durable
 from altcore.errors import BadInput
 from altcore.runs.directory_lock import DirectoryLock, OtherWriter
+from altcore.runs.manifest import check_no_linked
 from altcore.runs.retention import list_checkpoints
 
 OWN = ""
@@ -74,6 +75,7 @@ def check_loop_folder(folder: Path) -> None:
     """Raise `BadInput` if a folder is none, or holds what is not a loop's and would be replaced."""
     if folder.exists() and not folder.is_dir():
         raise BadInput(f"{folder} is not a folder", key="folder")
+    check_no_linked(folder)
     found = list_checkpoints(folder)
     for pointer in ("best", "last"):
         path = folder / pointer

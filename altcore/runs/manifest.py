@@ -11,7 +11,7 @@ from typing import Any
 
 from altcore.builtin_types import to_json
 from altcore.durable import read_file
-from altcore.errors import InvalidCheckpoint, shown
+from altcore.errors import BadInput, InvalidCheckpoint, shown
 
 MANIFEST = "manifest.json"
 REGULAR, ANOMALY, WEIGHTS = "regular", "anomaly", "weights"
@@ -48,6 +48,17 @@ def folder_of(kind: str, step: int) -> str:
 def is_checkpoint(path: Path) -> bool:
     """Whether a path is the folder of a checkpoint, not that of one being written or removed."""
     return _FOLDER.fullmatch(path.name) is not None and path.is_dir() and not path.is_symlink()
+
+
+def check_no_linked(folder: Path) -> None:
+    """Raise `BadInput` for a checkpoint in a folder that is a symbolic link: it would be passed by.
+
+    What is written through it, or removed for it, lies elsewhere.
+    """
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_symlink() and _FOLDER.fullmatch(path.name):
+            hint = "move the checkpoint itself here, or link the whole folder of the checkpoints"
+            raise BadInput(f"{path} is a symbolic link, and no checkpoint", hint=hint)
 
 
 def encode_manifest(manifest: Mapping[str, Any]) -> bytes:

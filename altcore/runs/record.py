@@ -15,6 +15,7 @@ from altcore.runs.directory import CHECKPOINTS, CONFIG, EVENTS, METRICS, TIMINGS
 from altcore.runs.environment_file import read_environment
 from altcore.runs.html import run_html
 from altcore.runs.json_lines import read_lines
+from altcore.runs.own_checkpoint import changed_log
 from altcore.runs.reading import find_run, list_runs, summary_of
 from altcore.runs.summary import UNFINISHED, Summary
 from altcore.yaml_files import read_mapping
@@ -166,6 +167,8 @@ def read_run(directory: Path) -> DirectoryRecord:
         raise BadInput(f"{directory} is not a run's directory")
     record = DirectoryRecord(directory)
     _ = record.summary  # Read now, so that what is no run is refused here.
+    if problem := changed_log(directory):
+        log.warning(problem)
     return record
 
 

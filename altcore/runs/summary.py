@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from attrs import asdict, fields, frozen
 
+from altcore.builtin_types import to_json
 from altcore.errors import BadInput, nearest, shown
+from altcore.formats import digest
 from altcore.hooks import build, setting
+from altcore.log import log
 from altcore.runs.json_files import read_json
 from altcore.runs.run_id import run_id_of
 
 FILE = "summary.json"
+DIGEST = "digest"
+"""The key of the SHA-256 of all other keys as canonical JSON."""
 UNFINISHED = "unfinished"
 """The status of a run that is not over, or was killed: it has no summary.json."""
 ENDED = ("finished", "collapsed", "stopped")
@@ -148,6 +154,11 @@ class Summary:
         plain: dict[str, Any] = _without_nonfinite(asdict(self))
         return plain
 
+    def to_file(self) -> dict[str, Any]:
+        """Return what summary.json holds: the summary, and a digest by which a change is found."""
+        plain: dict[str, Any] = to_json(self.to_plain())
+        return {**plain, DIGEST: digest(plain)}
+
 
 EVALUATED = ("loss", "loss_float32", "loss_error", "items", "is_whole")
 """What every evaluation has, with ``val_`` before it; the rest are the workload's measures."""
@@ -173,6 +184,8 @@ def read_summary(path: Path) -> Summary | None:
         return None
     try:
         plain = read_json(file)
+        if (known := plain.pop(DIGEST, None)) is not None and known != digest(plain):
+            _warn_of(f"{file} was changed since the run ended: it does not match its digest")
         # A run that was moved is where it is.
         made: Summary = build(Summary, {**plain, "name": path.name, "directory": str(path)})
         _check(made, run_id_of(path))
@@ -180,6 +193,11 @@ def read_summary(path: Path) -> Summary | None:
         hint = f"altcore train --resume {path.name} writes it again"
         raise BadInput(f"{file} is not a summary of a run: {error}", hint=hint) from error
     return made
+
+
+@cache
+def _warn_of(problem: str) -> None:
+    log.warning(problem)
 
 
 def _check(summary: Summary, run_id: str | None) -> None:

@@ -42,6 +42,17 @@ def test_verify_finds_a_flipped_bit(runs, capsys):
     assert outcome.out.count(" valid") == 2
 
 
+def test_a_checkpoint_that_is_a_link_is_named(runs, tmp_path, capsys):
+    """The newest one, moved to another disk and linked back, is passed by by nobody."""
+    newest = runs / "a/checkpoints/step-00000004"
+    newest.rename(tmp_path / "elsewhere")
+    newest.symlink_to(tmp_path / "elsewhere")
+    for command in ("list", "verify", "path"):
+        outcome = call(capsys, "checkpoints", command, "a", "--runs-dir", runs)
+        assert outcome.code == 2
+        assert f"{newest} is a symbolic link" in outcome.err
+
+
 def test_the_path_is_absolute_and_of_one_choice(runs, capsys):
     """The newest valid one unless another is asked for."""
     latest = call(capsys, "checkpoints", "path", "a", "--runs-dir", runs).out.strip()

@@ -1,5 +1,8 @@
 """Flags that decide what is computed: whoever changes one is named, in whichever call it does."""
 
+import colorsys
+import logging
+import os
 import sys
 import warnings
 
@@ -28,6 +31,12 @@ CHANGES = {
     "torch's flushing of denormals": lambda: torch.set_flush_denormal(True),
     # Not one that may be there already.
     "warnings.filters": lambda: warnings.filterwarnings("ignore", "nobody says this"),
+    "os.environ": lambda: os.environ.update(HOME="elsewhere", ALTCORE_NOBODY_S="1"),
+    "sys.modules": lambda: sys.modules.pop("colorsys"),
+    "the working directory": lambda: os.chdir("/"),
+    "the recursion limit": lambda: sys.setrecursionlimit(2000),
+    "logging.disable": lambda: logging.disable(logging.ERROR),
+    "sys.excepthook": lambda: setattr(sys, "excepthook", print),
 }
 
 
@@ -61,6 +70,8 @@ def test_what_an_observer_changes_in_any_call_is_put_back(shelf, start):
     before = FlagWatch()
     run = start(names).run_directory
     assert before.changed() == []
+    assert sys.modules["colorsys"] is colorsys
+    assert "ALTCORE_NOBODY_S" not in os.environ
     told = {e["plugin"]: e["message"] for e in events(run, "degraded")}
     for name, label in zip(names, CHANGES, strict=True):
         assert told[name].endswith(f"it may not change {label}"), name
@@ -111,3 +122,15 @@ def test_a_module_that_is_imported_may_add_filters(monkeypatch):
     monkeypatch.setitem(sys.modules, "acme_that_warns", sys)
     assert watch.put_back() == []
     assert FlagWatch().changed() == []
+
+
+def test_a_reporter_may_add_variables_and_a_hook_for_exceptions(monkeypatch):
+    """As libraries that it sends with do; whoever is called next is not to blame."""
+    watch = FlagWatch()
+    monkeypatch.setenv("ALTCORE_NOBODY_S", "1")
+    monkeypatch.setattr(sys, "excepthook", print)
+    assert watch.put_back(is_reporter=True) == []
+    assert watch.put_back() == []
+    monkeypatch.setenv("ALTCORE_NOBODY_S", "2")
+    assert watch.put_back(is_reporter=True) == ["os.environ"]
+    assert os.environ["ALTCORE_NOBODY_S"] == "1"

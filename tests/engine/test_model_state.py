@@ -194,6 +194,10 @@ def hook(run):
     run.model.embed.register_forward_hook(lambda module, given, made: made / 2)
 
 
+def hook_optimizer(run):
+    run.optimizer.register_step_pre_hook(lambda *_: None)
+
+
 def hide(run):
     run.optimizer.slow = [p.detach().clone() for p in run.model.parameters()]
     run.optimizer.count = 1
@@ -288,6 +292,7 @@ def test_what_an_intervention_freezes_stays_frozen(goes_on, changing):
             "max_norm of module embed, forward of module head, approximate of module act, the",
         ),
         ("hook", "hooks were put on embed while the run trained"),
+        ("hook_optimizer", "hooks were put on the optimizer while the run trained"),
         (
             "hide",
             "slow of the optimizer, count of the optimizer: state of the run that",
@@ -424,6 +429,39 @@ def test_state_in_attributes_of_the_workload_is_told(start, shelf):
     (warning,) = events(run, "warning")
     told = "batches of the workload, _batches of the workload: state of the run that no"
     assert warning["message"].startswith(told)
+
+
+def test_state_in_settings_and_in_functions_is_told(start, shelf):
+    """Of the workload's maker, and in the variables of the function that gives batches."""
+
+    @define(slots=False)
+    class Settings:
+        made: list = field(factory=list, init=False)
+
+        def build(self, seed, device):
+            self.model = Bytes()
+            return self
+
+        facts, items_per_batch, item = {}, 2, "bytes"
+
+        def batch(self, split, step, micro):
+            raise NotImplementedError
+
+        def loss(self, model, batch):
+            self.made.append(1)
+            return model(batch).square().mean()
+
+    shelf.install("workload", "appending", Settings)
+    batches = itertools.count()
+
+    def data(split, step, micro):
+        return torch.full((2,), next(batches) % 256)
+
+    config = start.config(name="r", workload="appending", **KEYS)
+    run = altcore.train(config, data=data).run_directory
+    (warning,) = events(run, "warning")
+    told = ("made of the settings of workload appending", "made of the workload")
+    assert warning["message"].startswith(", ".join((*told, "the variables of the function data")))
 
 
 # ------------------------------------------------------------------- models that state another

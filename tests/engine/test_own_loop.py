@@ -58,6 +58,25 @@ def test_a_loop_goes_on_with_the_buffers_that_came_and_grew(tmp_path):
         altcore.load_checkpoint(tmp_path, other.model, other.optimizer, None)
 
 
+def test_a_checkpoint_that_is_a_link_is_not_passed_by(tmp_path):
+    """Nor written through: it may have been moved to another disk."""
+    loop, folder = Loop(), tmp_path / "own"
+    manager = CheckpointManager(folder, loop.model, loop.optimizer)
+    for step in (1, 2):
+        manager.save(step)
+    (folder / "step-00000002").rename(tmp_path / "elsewhere")
+    (folder / "step-00000002").symlink_to(tmp_path / "elsewhere")
+    given = (loop.model, loop.optimizer, None)
+    for function in (
+        manager.restore,
+        lambda: manager.save(3),
+        lambda: altcore.load_checkpoint(folder, *given),
+        lambda: altcore.load_checkpoint(folder / "step-00000002", *given),
+    ):
+        with pytest.raises(BadInput, match=r"step-00000002 is a symbolic link, and no checkpoint"):
+            function()
+
+
 def meta():
     return torch.device("meta")
 
@@ -213,6 +232,21 @@ def test_hooks_that_come_late_are_told(tmp_path):
     with capture_logs() as logs:
         manager.save(0)
     assert told_of(logs) == [["hooks of the model", "hooks of the optimizer", "hooks of weight"]]
+
+
+def test_an_optimizer_that_was_replaced_is_told(tmp_path):
+    """The one that the manager has keeps its moments, and moves nothing."""
+    loop = Loop()
+    manager = CheckpointManager(tmp_path, loop.model, loop.optimizer)
+    with capture_logs() as logs:
+        loop.train()
+        manager.save(1)
+        manager.restore()
+        manager.save(1)
+        loop.optimizer = torch.optim.AdamW(loop.model.parameters(), lr=0.1)
+        loop.train()
+        manager.save(2)
+    assert told_of(logs) == [["the optimizer that moves the weights: it is not the manager's"]]
 
 
 # ------------------------------------------------------------------------- what else a loop keeps

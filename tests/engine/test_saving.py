@@ -371,6 +371,32 @@ def test_a_plugin_that_was_disabled_stays_so_and_keeps_its_state(shelf, start):
     assert len(events(run.run_directory, "degraded")) == 1
 
 
+@pytest.mark.parametrize("kind", ["diagnostic", "intervention"])
+def test_a_state_that_no_checkpoint_can_hold_is_told_at_step_0(shelf, start, kind):
+    """Not when the first checkpoint after a step is to be written."""
+
+    @define(eq=False)
+    class Keeping:
+        @hookimpl
+        def post_step(self, step):
+            calls.append(step.index)
+
+        def state_dict(self):
+            return {"held": object()}
+
+        def load_state_dict(self, given):
+            raise NotImplementedError
+
+    calls = []
+    shelf.install(kind, "keeping", Keeping)
+    if kind == "intervention":
+        with pytest.raises(PluginError, match=r"keeping .* failed in state_dict"):
+            start(["keeping"])
+    else:
+        assert start(["keeping"]).summary["degraded"] == ["keeping"]
+    assert calls == []
+
+
 # ------------------------------------------------------------------------ weights not finite
 
 

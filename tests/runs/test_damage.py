@@ -1,6 +1,7 @@
 """Damage to a file of one run hides no other, and is named with the file."""
 
 import random
+import re
 import shutil
 
 import pytest
@@ -142,3 +143,21 @@ def test_a_tracker_names_a_lost_environment(runs, tmp_path, capsys):
     found = call(capsys, "runs", "upload", "harmed", "--to", "csv", *where)
     assert found.code == 2
     assert "environment.json is missing" in found.message
+
+
+@pytest.mark.parametrize("file", ["metrics.jsonl", "events.jsonl", "timings.jsonl", "summary.json"])
+def test_another_digit_in_a_record_is_named(file, runs, tmp_path, capsys):
+    """It fits the schema: only digests tell. Whoever compares runs is told, too."""
+    shutil.copytree(runs.runs, tmp_path / "runs")
+    path = tmp_path / "runs/harmed" / file
+    where = ("--runs-dir", str(tmp_path / "runs"))
+    assert "changed" not in call(capsys, "runs", "show", "harmed", *where).err
+    data = bytearray(path.read_bytes())
+    at = next(m.start() for m in re.finditer(rb"\d\.\d", data))
+    data[at] ^= 1
+    path.write_bytes(data)
+    for arguments in (("show", "harmed"), ("compare", "other", "harmed")):
+        found = call(capsys, "runs", *arguments, *where)
+        assert found.code == 0
+        if "compare" not in arguments or file != "summary.json":  # which is told of once
+            assert f"{path} was changed" in " ".join(found.err.split())

@@ -98,7 +98,7 @@ class GridOptimizer(torch.optim.Optimizer):
     ) -> None:
         super().__init__(groups, defaults)
         self.settings, self.names, self.grid_of = settings, names, grid_of
-        self._tables: dict[tuple[Format, torch.dtype, torch.device], Tensor] = {}
+        self._cached_tables: dict[tuple[Format, torch.dtype, torch.device], Tensor] = {}
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -145,10 +145,10 @@ class GridOptimizer(torch.optim.Optimizer):
     def _table(self, fmt: Format, like: Tensor) -> Tensor:
         """The format's values and those beyond, on the device; made once."""
         key = fmt, like.dtype, like.device
-        if key not in self._tables:
+        if key not in self._cached_tables:
             values = extended(fmt, self.settings.clip)
-            self._tables[key] = torch.tensor(values, dtype=like.dtype, device=like.device)
-        return self._tables[key]
+            self._cached_tables[key] = torch.tensor(values, dtype=like.dtype, device=like.device)
+        return self._cached_tables[key]
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what ``state_dict`` returned, counts as they were.
