@@ -64,6 +64,7 @@ __all__ = [
     "counted_in_steps",
     "data_of",
     "freeze",
+    "given_from_python",
     "interval_width_of",
     "inverse_scale",
     "join_moments",

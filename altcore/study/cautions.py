@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from altcore.builtin_types import digits
 from altcore.study.outcome import tail_length
 from altcore.study.rates import Curve
 from altcore.study.setup import FEWEST_STEPS
@@ -43,6 +45,20 @@ def smallest_gap(seeds: int, rows: int) -> float:
     (1.2, 5.1)
     """
     return quantile(1 - LEVEL / rows / 2, seeds - 1) / math.sqrt(seeds)
+
+
+def about_chaos(nulls: Iterable[Mapping[str, Any]], within: float) -> list[str]:
+    """Return a sentence if gaps that count as none, or as small, cannot be detected.
+
+    ``nulls`` are the rows of null arms.
+    """
+    smallest = max((null["detectable"] for null in nulls), default=0.0)
+    if smallest <= within:
+        return []
+    return [
+        f"chaos alone hides gaps below {smallest:.2g}, and {digits(within)} is the distance in "
+        "question: take more seeds, more steps, or a larger distance"
+    ]
 
 
 def about_rates(curves: Mapping[str, Curve]) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +33,7 @@ from altcore.study.differences import references
 from altcore.study.explain import Explanation
 from altcore.study.identity import plain
 from altcore.study.keys import format_key
+from altcore.study.null_arm import null_arm
 from altcore.study.rates import Curve, checked
 from altcore.study.record import Question, agreed_steps, claim, held, read
 from altcore.study.runner import Runner
@@ -62,6 +63,8 @@ class Options:
     """Where runs are made, as `altcore sweep run` takes it."""
     rates: Sequence[float] | None = field(default=None, converter=checked)
     """Factors of the learning rate that are tried as they are; by default they are searched for."""
+    null: bool = True
+    """Whether the null arm runs, which says what can be detected."""
 
     def __attrs_post_init__(self) -> None:
         if world_size() > 1:
@@ -114,7 +117,8 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
     name = options.name or f"explain-{called}-{config.workload}".lower()
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = _runner(options, name, config, described)
-    study = Explanation(runner, plan, seeds, options.within, ties, given_rates=options.rates)
+    null = null_arm(layers) if options.null else None
+    study = Explanation(runner, plan, seeds, options.within, ties, options.rates, null)
     arms = [frozen_control(plan), *full.values()]
     rows = len(full) - 1  # all but the twin
     asked = {"format": label, "recipe": config.recipe_name}
@@ -122,7 +126,8 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
         begun = _begin(options, runner, "explain", asked, arms, study.runs_at_most, seeds, rows)
         study.watch = watching(runner.base)
         found = study.explain()
-        about = {**asked, **facts(runner.base, begun, rows, study.runs.curves)}
+        nulls = [found["null"]] if "null" in found else []
+        about = {**asked, **facts(runner.base, begun, rows, study.runs.curves, nulls)}
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
     return written, runner.folder
@@ -148,7 +153,8 @@ def _compare(
     name = options.name or as_name(f"compare-{called}").lower()
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = _runner(options, name, config, described)
-    given = entrants.against, options.rates
+    null = null_arm(layers) if options.null else None
+    given = entrants.against, options.rates, null
     study = Comparison(runner, arms, seeds, options.within, keys, *given)
     asked = entrants.to_plain()
     rows = len(arms)
@@ -158,7 +164,8 @@ def _compare(
         check_arms(config, trained[:-1])
         begun = _begin(options, runner, "compare", asked, trained, study.runs_at_most, seeds, rows)
         found = study.compare()
-        known = facts(runner.base, begun, rows, study.curves)
+        nulls = [twin["null"] for twin in found["twins"].values() if "null" in twin]
+        known = facts(runner.base, begun, rows, study.curves, nulls)
         about = {**asked, "against": entrants.against, **known}
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
@@ -189,11 +196,16 @@ def watching(config: TrainConfig) -> dict[str, Any]:
 
 
 def facts(
-    config: TrainConfig, begun: Question, rows: int, curves: Mapping[str, Curve]
+    config: TrainConfig,
+    begun: Question,
+    rows: int,
+    curves: Mapping[str, Curve],
+    nulls: Iterable[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Return the facts that every study states about its runs.
 
-    ``rows``: of its first table; ``curves``: how the learning rate was chosen, by arm.
+    ``rows``: of its first table; ``curves``: how the learning rate was chosen, by arm; ``nulls``:
+    the rows of null arms.
     """
     return {
         "command": begun.command,
@@ -212,6 +224,7 @@ def facts(
         "cautions": [
             *cautions.before_running(config.max_steps, len(begun.seeds), rows),
             *cautions.about_rates(curves),
+            *cautions.about_chaos(nulls, begun.within),
         ],
         "altcore": version("altcore"),
         "torch": version("torch"),
