@@ -56,6 +56,8 @@ class StudyOptions(TypedDict, total=False):
     rates: Sequence[float] | None
     """Factors of the learning rate: one fixes it, several are the grid. By default the best one of
     each arm is searched for."""
+    null: bool
+    """Whether the null arm runs, which says how small a gap can be detected; True by default."""
     budget: float | None
     """Minutes for all runs together; decides the steps."""
     name: str | None

@@ -63,6 +63,11 @@ def study_options(command: Any) -> Any:
             help="Factors of the learning rate: one fixes it, several are the grid (default: a "
             "search for the best of each arm).",
         ),
+        click.option(
+            "--null/--no-null",
+            default=True,
+            help="Whether to run the null arm, which says how small a gap can be detected.",
+        ),
         once(
             "--budget",
             type=float,

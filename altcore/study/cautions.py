@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
 
+from altcore.builtin_types import digits
 from altcore.study.outcome import tail_length
 from altcore.study.rates import Curve
 from altcore.study.sequential import looks
@@ -45,6 +47,20 @@ def smallest_gap(seeds: int, rows: int) -> float:
     """
     level = LEVEL * looks(seeds)[seeds] / rows
     return quantile(1 - level / 2, seeds - 1) / math.sqrt(seeds)
+
+
+def about_chaos(nulls: Iterable[Mapping[str, Any]], within: float) -> list[str]:
+    """Return a sentence if gaps that count as none, or as small, cannot be detected.
+
+    ``nulls`` are the rows of null arms.
+    """
+    smallest = max((null["detectable"] for null in nulls), default=0.0)
+    if smallest <= within:
+        return []
+    return [
+        f"chaos alone hides gaps below {smallest:.2g}, and {digits(within)} is the distance in "
+        "question: take more seeds, more steps, or a larger distance"
+    ]
 
 
 def about_rates(curves: Mapping[str, Curve]) -> list[str]:

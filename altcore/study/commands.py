@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
@@ -33,6 +33,7 @@ from altcore.study.differences import references
 from altcore.study.explain import Explanation
 from altcore.study.identity import plain
 from altcore.study.keys import format_key
+from altcore.study.null_arm import null_arm
 from altcore.study.own import Own
 from altcore.study.rates import Curve, checked
 from altcore.study.record import Question, agreed_steps, claim, held, read
@@ -68,6 +69,8 @@ class Options:
     """Whether no arm stops before its last seed."""
     own: Own = field(factory=Own)
     """A model, data and a loss of the caller's own."""
+    null: bool = True
+    """Whether the null arm runs, which says what can be detected."""
 
     def __attrs_post_init__(self) -> None:
         if world_size() > 1:
@@ -134,8 +137,16 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
     name = options.name or f"explain-{called}-{config.workload}".lower()
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = _runner(options, name, config, described)
+    null = null_arm(layers) if options.null else None
     study = Explanation(
-        runner, plan, seeds, options.within, ties, options.shares, given_rates=options.rates
+        runner,
+        plan,
+        seeds,
+        options.within,
+        ties,
+        options.shares,
+        given_rates=options.rates,
+        null=null,
     )
     arms = [frozen_control(plan), *full.values()]
     rows = len(full) - 1  # all but the twin
@@ -144,7 +155,8 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
         begun = _begin(options, runner, "explain", asked, arms, study.runs_at_most, seeds, rows)
         study.watch = watching(runner.base)
         found = study.explain()
-        about = {**asked, **facts(runner.base, begun, rows, study.runs.curves, options)}
+        nulls = [found["null"]] if "null" in found else []
+        about = {**asked, **facts(runner.base, begun, rows, study.runs.curves, options, nulls)}
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
     return written, runner.folder
@@ -172,7 +184,8 @@ def _compare(
     name = options.name or as_name(f"compare-{called}").lower()
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = _runner(options, name, config, described)
-    given = entrants.against, options.rates
+    null = null_arm(layers) if options.null else None
+    given = entrants.against, options.rates, null
     study = Comparison(runner, arms, seeds, options.within, keys, *given)
     asked = entrants.to_plain()
     rows = len(arms)
@@ -182,7 +195,8 @@ def _compare(
         check_arms(config, trained[:-1], options.own)
         begun = _begin(options, runner, "compare", asked, trained, study.runs_at_most, seeds, rows)
         found = study.compare()
-        known = facts(runner.base, begun, rows, study.curves, options)
+        nulls = [twin["null"] for twin in found["twins"].values() if "null" in twin]
+        known = facts(runner.base, begun, rows, study.curves, options, nulls)
         about = {**asked, "against": entrants.against, **known}
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
@@ -219,10 +233,12 @@ def facts(
     rows: int,
     curves: Mapping[str, Curve],
     options: Options,
+    nulls: Iterable[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Return the facts that every study states about its runs.
 
-    ``rows``: of its first table; ``curves``: how the learning rate was chosen, by arm.
+    ``rows``: of its first table; ``curves``: how the learning rate was chosen, by arm; ``nulls``:
+    the rows of null arms.
     """
     return {
         "command": begun.command,
@@ -242,6 +258,7 @@ def facts(
         "cautions": [
             *cautions.before_running(config.max_steps, len(begun.seeds), rows),
             *cautions.about_rates(curves),
+            *cautions.about_chaos(nulls, begun.within),
         ],
         "altcore": version("altcore"),
         "torch": version("torch"),

@@ -6,17 +6,19 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from attrs import define, field
+from attrs import define, evolve, field
 
 from altcore.recipes import OPERANDS
 from altcore.study.arms import Arm, select
 from altcore.study.contenders import Contender
 from altcore.study.differences import differences, references
 from altcore.study.keys import run_key
+from altcore.study.null_arm import null_row
 from altcore.study.outcome import Outcome, gap
 from altcore.study.rates import SELECTION_SEED, Curve, choose, runs_at_most
 from altcore.study.runner import Runner, Trial
-from altcore.study.statistics import LEVEL, estimate, holm, plain
+from altcore.study.statistics import estimate, holm, plain
+from altcore.study.verdict import Evidence
 
 
 @define(slots=False)
@@ -33,13 +35,16 @@ class Comparison:
     """What contenders are held against, besides their twins; see `references`."""
     given_rates: Sequence[float] | None = None
     """Factors of the learning rate that are tried as they are; by default they are searched for."""
+    null: Arm | None = None
+    """The null arm, if it runs; for each optimizer at its twin's learning rate."""
     curves: dict[str, Curve] = field(init=False, factory=dict)
     outcomes: dict[tuple[str, int], Outcome] = field(init=False, factory=dict)
 
     @property
     def runs_at_most(self) -> int:
         """The largest number of runs, for the cost."""
-        return len(self.arms()) * (runs_at_most(self.given_rates) + len(self.seeds))
+        arms, nulls = len(self.arms()), len(self._nulls())
+        return arms * runs_at_most(self.given_rates) + (arms + nulls) * len(self.seeds)
 
     def compare(self) -> dict[str, Any]:
         """Run everything; return a row for each contender, as plain data."""
@@ -47,20 +52,25 @@ class Comparison:
         self.runner.planned = self.runs_at_most
         every = list(arms.values())
         self._choose_rates(every)
-        trials = [Trial(a, s, self.curves[a.key].best) for s in self.seeds for a in every]
+        rates = {key: curve.best for key, curve in self.curves.items()}
+        nulls = self._nulls()
+        rates |= {null.key: rates[self._twin(name)] for name, null in nulls.items()}
+        every += nulls.values()
+        trials = [Trial(arm, seed, rates[arm.key]) for seed in self.seeds for arm in every]
         for trial, outcome in zip(trials, self.runner.outcomes(trials), strict=True):
             self.outcomes[trial.arm.key, trial.seed] = outcome
+        twins = {name: self._twin_row(name, nulls.get(name)) for name in self.optimizer_keys}
         rows = [self._row(c) for c in self.contenders]
         corrected = holm({i: r["gap"]["p"] for i, r in enumerate(rows)})
         for i, row in enumerate(rows):
             row["p_holm"] = corrected[i]
-            row["verdict"] = self._verdict(row)
+            row |= self._verdict(row, twins[row["optimizer"]])
         pairs = references(self.contenders, self.against)
         gaps = {c.name: self._gaps(c.key, self._twin(c.optimizer)) for c in self.contenders}
         return {
             "contenders": rows,
             "differences": differences(pairs, gaps, self.within),
-            "twins": self._twins(),
+            "twins": twins,
             "learning_rates": {key: curve.plain() for key, curve in self.curves.items()},
         }
 
@@ -106,6 +116,15 @@ class Comparison:
             named.setdefault(self._frozen(c), c.key if taken else c.recipe_key)
         return named
 
+    def _nulls(self) -> dict[str, Arm]:
+        """Return the null arm of each optimizer's twin, if they run."""
+        if self.null is None:
+            return {}
+        return {
+            name: evolve(self.null, key=run_key(f"{self.null.key}-{name}"), keys=keys)
+            for name, keys in self.optimizer_keys.items()
+        }
+
     def _twin(self, optimizer: str) -> str:
         return run_key(f"twin-{optimizer}")
 
@@ -139,35 +158,31 @@ class Comparison:
     def _tail(self, key: str, seed: int) -> float:
         return self.outcomes[key, seed].tail(self.runner.base.max_steps)
 
-    def _verdict(self, row: Mapping[str, Any]) -> str:
-        """Return in words what the intervals allow."""
-        found, ahead = row["gap"], row["ahead_of_frozen"]
-        if row["diverged"]:
-            return f"diverges in {row['diverged']} of {len(self.seeds)}"
-        seeds = len(self.seeds)
-        if row["twin_learned"] < seeds:
-            missing = seeds - row["twin_learned"]
-            return f"cannot be told: the twin did not learn in {missing} of {seeds}"
-        if row["learned"] < seeds:
-            return f"did not learn in {seeds - row['learned']} of {seeds}"
-        if row["frozen"]["low"] <= 0:
-            return "cannot be told: the twin is not ahead of the frozen control"
-        if ahead["low"] <= 0:
-            return "does not train: not ahead of the frozen control"
-        if found["high"] <= self.within:
-            is_told = row["p_holm"] < LEVEL and (found["low"] > 0 or found["high"] < 0)
-            better = ", better than the twin" if found["high"] < 0 else ""
-            return f"trains{better if is_told else ', not distinguishable from the twin'}"
-        if found["low"] > self.within:
-            return "learns, but not as the twin does"
-        return "learns; whether as the twin does cannot be told"
+    def _verdict(self, row: Mapping[str, Any], twin: Mapping[str, Any]) -> dict[str, str]:
+        """Return whether a contender is as good as its twin, and why."""
+        null = twin.get("null", {})
+        return Evidence(
+            gap=row["gap"],
+            p=row["p_holm"],
+            frozen=row["frozen"],
+            ahead=row["ahead_of_frozen"],
+            seeds=len(self.seeds),
+            diverged=row["diverged"],
+            learned=row["learned"],
+            twin_learned=twin["learned"],
+            detectable=null.get("detectable"),
+        ).judge(self.within)
 
-    def _twins(self) -> dict[str, Any]:
-        return {
-            name: {
-                "loss": plain(estimate([self._tail(self._twin(name), s) for s in self.seeds])),
-                "key": self._twin(name),
-                "learned": self._learned(self._twin(name)),
-            }
-            for name in self.optimizer_keys
+    def _twin_row(self, optimizer: str, null: Arm | None) -> dict[str, Any]:
+        """Return what an optimizer's twin came to, and what can be detected beside it."""
+        key = self._twin(optimizer)
+        found = {
+            "loss": plain(estimate([self._tail(key, s) for s in self.seeds])),
+            "key": key,
+            "learned": self._learned(key),
         }
+        if null is not None:
+            gaps = self._gaps(null.key, key)
+            rows = len(self.contenders)
+            found["null"] = null_row(gaps, estimate(gaps), len(self.seeds), rows)
+        return found

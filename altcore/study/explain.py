@@ -10,6 +10,7 @@ from attrs import Factory, define, field
 from altcore.recipes import OPERANDS, ResolvedRecipe
 from altcore.study.arms import (
     FACTORS,
+    Arm,
     factorial,
     factors_in,
     frozen_control,
@@ -22,7 +23,7 @@ from altcore.study.culprit import find_culprit
 from altcore.study.factors import judge_factors
 from altcore.study.onset import onset
 from altcore.study.paired import PairedRuns
-from altcore.study.rates import runs_at_most
+from altcore.study.rates import FACTOR, between, runs_at_most
 from altcore.study.recommendation import recommend
 from altcore.study.runner import Runner
 from altcore.study.sequential import looks
@@ -42,10 +43,12 @@ class Explanation:
     """Layers that share a parameter, together."""
     shares: Mapping[int, float] = field(default=Factory(lambda me: looks(len(me.seeds)), True))
     """The numbers of seeds after which an arm may stop, and the share of the error of each."""
-    watch: Mapping[str, Any] = field(factory=dict)
-    """Further keys of the full arm's runs: the diagnostics that say when and where."""
     given_rates: Sequence[float] | None = None
     """Factors of the learning rate that are tried as they are; by default they are searched for."""
+    null: Arm | None = None
+    """The null arm, if it runs; at the twin's learning rate."""
+    watch: Mapping[str, Any] = field(factory=dict)
+    """Further keys of the full arm's runs: the diagnostics that say when and where."""
     runs: PairedRuns = field(init=False)
 
     def __attrs_post_init__(self) -> None:
@@ -58,12 +61,15 @@ class Explanation:
         self.runner.planned = self.runs_at_most
         arms, control, runs = factorial(self.plan), frozen_control(self.plan), self.runs
         full = arms[frozenset(self.factors)]
-        every = [*arms.values(), control]
+        inner = [arm for arm in arms.values() if arm.key not in (runs.reference.key, full.key)]
 
-        runs.choose_rates(every)
+        runs.choose_rates([runs.reference, full, control])
+        runs.choose_rates_between(inner, full)
+        if self.null is not None:
+            runs.rates[self.null.key] = runs.rates[runs.reference.key]
         found = {
             "operands_of": {f: operands_in(self.plan, FACTORS[f]) for f in self.factors},
-            **judge_factors(runs, arms, control, self.watch),
+            **judge_factors(runs, arms, control, self.watch, self.null),
         }
         watched = zip(self.seeds, runs.of(full.key), strict=False)
         found["onset"] = {str(seed): onset(outcome.lines) for seed, outcome in watched}
@@ -89,6 +95,9 @@ class Explanation:
         groups = layer_groups(self.plan, OPERANDS)
         layers = max((len(g) for g in groups.values()), default=0)
         causes = inside * (1 + len(CAUSES))
-        later = inside + len(groups) + layers + causes + 1
-        rated, fresh = arms + MOST_CHANGES, 2 + MOST_CHANGES  # the twin and the control again
-        return rated * runs_at_most(self.given_rates) + len(self.seeds) * (arms + later + fresh)
+        later = inside + len(groups) + layers + causes + 1 + (self.null is not None)
+        fresh = 2 + MOST_CHANGES  # the twin and the control again
+        inner = arms - 3  # all but the twin, the full arm and the control
+        rated = (3 + MOST_CHANGES) * runs_at_most(self.given_rates)
+        rated += inner * runs_at_most(self.given_rates or between(1.0, FACTOR))
+        return rated + len(self.seeds) * (arms + later + fresh)

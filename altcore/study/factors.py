@@ -17,10 +17,11 @@ def judge_factors(
     arms: Mapping[frozenset[str], Arm],
     control: Arm,
     watch: Mapping[str, Any],
+    null: Arm | None = None,
 ) -> dict[str, Any]:
     """Return the gap of each arm, effects and shares of the factors, and the full arm's verdict.
 
-    ``watch`` are further keys of the full arm's runs.
+    ``watch`` are further keys of the full arm's runs. The ``null`` arm runs as far as that one.
     """
     full = arms[max(arms, key=len)].key
 
@@ -31,9 +32,13 @@ def judge_factors(
     rows = runs.run_table(
         {arm.key: arm for factors, arm in arms.items() if factors},
         is_settled,
-        beside={full: [control]},
+        beside={full: [control] if null is None else [control, null]},
         keys={full: watch},
     )
+    found = {}
+    if null is not None:
+        found = {"null": runs.null_row(null.key, len(rows))}
+        runs.detectable = found["null"]["detectable"]
     gaps = {s: runs.gaps(arm.key) if s else [0.0] * len(runs.seeds) for s, arm in arms.items()}
     shares = [shapley(one) for one in _by_seed(gaps)]
     return {
@@ -41,7 +46,8 @@ def judge_factors(
         "frozen": runs.row(control.key),
         "effects": {_name(s): plain(runs.estimate(_effect(s, gaps))) for s in gaps if s},
         "shapley": {f: plain(runs.estimate([one[f] for one in shares])) for f in shares[0]},
-        "full": {**rows[full], **runs.verdict(full, control.key)},
+        **found,
+        "full": {**rows[full], **runs.verdict(full, control.key, rows[full]["p_holm"])},
     }
 
 

@@ -14,11 +14,13 @@ from typing import Any
 from attrs import Factory, define, evolve, field
 
 from altcore.study.arms import Arm, twin
+from altcore.study.null_arm import null_row
 from altcore.study.outcome import Outcome, gap
-from altcore.study.rates import SELECTION_SEED, Curve, choose
+from altcore.study.rates import SELECTION_SEED, Curve, between, choose
 from altcore.study.runner import Runner, Trial
 from altcore.study.sequential import estimate_at, looks, run_in_looks
 from altcore.study.statistics import LEVEL, Estimate, holm, plain
+from altcore.study.verdict import Evidence
 
 Rows = dict[str, dict[str, Any]]
 """A table: a row for each arm, by what it is called there."""
@@ -44,6 +46,8 @@ class PairedRuns:
     """The factor for every arm, if they share one."""
     reference: Arm = field(factory=twin)
     """The arm that gaps are measured to. It runs as far as any other does."""
+    detectable: float | None = None
+    """The smallest detectable gap, if the null arm ran."""
     selection_seed: int = field(default=Factory(lambda me: me.seeds[0] + SELECTION_SEED, True))
     outcomes: dict[tuple[str, int], Outcome] = field(factory=dict)
 
@@ -71,6 +75,17 @@ class PairedRuns:
                 self.runner, some, self.selection_seed, self.within, self.given_rates, around
             )
             self.rates |= {arm.key: self.curves[arm.key].best for arm in some}
+
+    def choose_rates_between(self, arms: Sequence[Arm], other: Arm) -> None:
+        """Choose the rates of arms that lie between the reference and an arm: as theirs do."""
+        if self.given_rates is not None:
+            return self.choose_rates(arms)
+        rates = between(self.rates[self.reference.key], self.rates[other.key])
+        found = choose(self.runner, arms, self.selection_seed, self.within, rates)
+        for key, curve in found.items():
+            curve.is_bracketed = True
+            self.curves[key], self.rates[key] = curve, curve.best
+        return None
 
     # Running ---------------------------------------------------------------------------------
 
@@ -178,23 +193,39 @@ class PairedRuns:
             row["guilty"] = row["diverged"] > 0 or (row["low"] > 0 and corrected[name] < LEVEL)
         return rows
 
-    def verdict(self, key: str, control: str) -> dict[str, Any]:
-        """Return whether an arm trains: it beats the frozen control and is close to the twin."""
-        gaps = self.gaps(key)
-        behind, ahead = self.estimate(gaps), self.difference(self.gaps(control), gaps)
-        beats = ahead.low > 0 and self.diverged(key) == 0
-        learned, seeds = self.learned(key), len(self.of(key))
-        twin_learned = sum(o.learned is True for o in self.of(self.reference.key)[:seeds])
+    def verdict(self, key: str, control: str, p: float | None = None) -> dict[str, Any]:
+        """Return whether an arm is as good as its twin, and why; see `Evidence.judge`.
+
+        ``p`` is that of the arm's gap in its table, if it has one there.
+        """
+        gaps, seeds = self.gaps(key), len(self.of(key))
+        gap, ahead = self.estimate(gaps), self.difference(self.gaps(control), gaps)
+        evidence = Evidence(
+            gap=plain(gap),
+            p=gap.p if p is None else p,
+            frozen=plain(self.estimate(self.gaps(control))),
+            ahead=plain(ahead),
+            seeds=seeds,
+            diverged=self.diverged(key),
+            learned=self.learned(key),
+            twin_learned=sum(o.learned is True for o in self.of(self.reference.key)[:seeds]),
+            detectable=self.detectable,
+        )
         return {
-            "gap": plain(behind),
-            "ahead_of_frozen": plain(ahead),
-            "beats_frozen": beats,
-            "learned": learned,
+            "gap": evidence.gap,
+            "ahead_of_frozen": evidence.ahead,
+            "learned": evidence.learned,
             "stalled": self.stalled(key),
-            "twin_learned": twin_learned,
-            "trains": beats and learned == twin_learned == seeds and behind.high <= self.within,
-            "distinguishable": behind.low > 0 or self.diverged(key) > 0,
+            "twin_learned": evidence.twin_learned,
+            "distinguishable": evidence.is_worse,
+            **evidence.judge(self.within),
         }
+
+    def null_row(self, key: str, rows: int) -> dict[str, Any]:
+        """Return the null arm's gap, and what can be detected in a table of so many rows."""
+        gaps, seeds = self.gaps(key), len(self.seeds)
+        level = LEVEL * self.shares[seeds]
+        return null_row(gaps, self.estimate(gaps), seeds, rows, level)
 
     def has_verdict(self, key: str, control: str) -> bool:
         """Return whether further seeds cannot matter to the `verdict` on an arm."""

@@ -56,12 +56,25 @@ def runs_at_most(rates: Sequence[float] | None) -> int:
     return len(rates) + min(len(rates), CONTENDERS) if len(rates) > 1 else 0
 
 
+def between(one: float, other: float) -> tuple[float, ...]:
+    """Return two rates, and the one halfway if they are as far apart as rates of the grid.
+
+    >>> between(1.0, 1.0), between(9.0, 1.0)
+    ((1.0,), (1.0, 3.0, 9.0))
+    """
+    low, high = sorted((one, other))
+    halfway = (math.sqrt(low * high),) if high > 0.99 * FACTOR * low else ()
+    return (low, *halfway, high) if low < high else (low,)
+
+
 @define
 class Curve:
     """The losses of an arm over its rates, in the order of the selection seeds."""
 
     losses: dict[float, list[float]] = field(factory=dict)
     """Infinite for a run that diverged."""
+    is_bracketed: bool = False
+    """Whether the rates lie between those of arms with a search of their own."""
 
     @property
     def best(self) -> float:
@@ -73,7 +86,7 @@ class Curve:
     @property
     def edge(self) -> str | None:
         """Whether the best rate is the ``lowest`` or the ``highest`` of those tried, or neither."""
-        if len(self.losses) > 1:
+        if len(self.losses) > 1 and not self.is_bracketed:
             for name, end in (("lowest", min(self.losses)), ("highest", max(self.losses))):
                 if self.best == end:
                     return name

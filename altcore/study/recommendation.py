@@ -8,6 +8,7 @@ from typing import Any
 from altcore.study.arms import Arm
 from altcore.study.changes import Change
 from altcore.study.paired import PairedRuns
+from altcore.study.verdict import BEYOND
 
 FRESH_SEED = 2000
 """Added to the seed for the runs that confirm a recommendation."""
@@ -38,6 +39,7 @@ def recommend(runs: PairedRuns, control: Arm, changes: Sequence[Change]) -> dict
 
 def _repairs(verdict: Mapping[str, Any], runs: PairedRuns) -> bool:
     """Return whether a change trains, as far as its mean gap can say."""
-    have_learned = verdict["learned"] == verdict["twin_learned"] == verdict["gap"]["n"]
     is_close = verdict["gap"]["mean"] <= runs.within
-    return bool(verdict["beats_frozen"] and have_learned and is_close)
+    has_learned = verdict["twin_learned"] == verdict["gap"]["n"]
+    is_ahead = verdict["ahead_of_frozen"]["low"] > 0
+    return bool(is_close and has_learned and is_ahead and verdict["verdict"] != BEYOND)

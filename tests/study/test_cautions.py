@@ -33,6 +33,14 @@ def test_rates_at_the_edge():
     assert low.startswith("the best learning rate of a (0.333) is the lowest that was tried: a low")
 
 
+def test_chaos_wider_than_the_distance():
+    """It is said where a gap of the distance in question could not be detected."""
+    nulls = [{"detectable": 0.02}, {"detectable": 0.08}]
+    (found,) = cautions.about_chaos(nulls, 0.05)
+    assert found.startswith("chaos alone hides gaps below 0.08, and 0.05 is the distance in quest")
+    assert cautions.about_chaos(nulls, 0.08) == cautions.about_chaos([], 0.0) == []
+
+
 @pytest.fixture
 def asked(start, tmp_path):
     """The options of a tiny study, and what it tells."""

@@ -8,7 +8,6 @@ from altcore import BadInput
 from altcore.config import TrainConfig
 from altcore.errors import Source
 from altcore.study import Entrants, Options, run_compare
-from altcore.study.compare import Comparison
 from altcore.study.contenders import contender_config
 from altcore.study.record import Question, claim
 
@@ -96,41 +95,3 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     question = Question(command="compare", asked={}, arms={}, seeds=[1], within=0.1, steps=5)
     with pytest.raises(BadInput, match=r"taken cannot be written"):
         claim(tmp_path / "taken", [], question, [])
-
-
-def row(gap, ahead, frozen=(0.5, 1.0), diverged=0, p=0.01, learned=2, twin_learned=2):
-    """What a verdict rests on: intervals of the gap, of the lead and of the control."""
-    keys = {"gap": gap, "ahead_of_frozen": ahead, "frozen": frozen}
-    return {k: {"low": v[0], "high": v[1]} for k, v in keys.items()} | {
-        "diverged": diverged,
-        "learned": learned,
-        "twin_learned": twin_learned,
-        "p_holm": p,
-    }
-
-
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        (row((-0.01, 0.04), (0.2, 0.6)), "trains, not distinguishable from the twin"),
-        (row((0.01, 0.04), (0.2, 0.6)), "trains"),
-        (row((0.01, 0.04), (0.2, 0.6), p=0.2), "trains, not distinguishable from the twin"),
-        (row((-0.2, -0.1), (0.2, 0.6)), "trains, better than the twin"),
-        (row((-0.2, -0.1), (0.2, 0.6), p=0.2), "trains, not distinguishable from the twin"),
-        (row((0.06, 0.2), (0.2, 0.6)), "learns, but not as the twin does"),
-        (row((0.01, 0.2), (0.2, 0.6)), "learns; whether as the twin does cannot be told"),
-        (row((0.4, 0.9), (-0.1, 0.2)), "does not train: not ahead of the frozen control"),
-        (row((0.0, 0.1), (0.1, 0.2), frozen=(-0.1, 0.4)), "cannot be told: the twin is not ahead"),
-        (row((0.0, 0.1), (0.1, 0.2), diverged=1), "diverges in 1 of 2"),
-        (row((0.01, 0.04), (0.2, 0.6), learned=1), "did not learn in 1 of 2"),
-        (row((0.01, 0.2), (0.2, 0.6), learned=0), "did not learn in 2 of 2"),
-        (
-            row((0.01, 0.04), (0.2, 0.6), twin_learned=1),
-            "cannot be told: the twin did not learn in 1 of 2",
-        ),
-    ],
-)
-def test_verdicts_say_what_intervals_allow(given, words):
-    """Within the distance, ahead of the control; no more than that."""
-    study = Comparison(None, [], [1, 2], 0.05, {})
-    assert study._verdict(given).startswith(words)

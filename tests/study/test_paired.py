@@ -24,7 +24,7 @@ class Losses:
     def outcomes(self, trials):
         """Return an outcome of each, and note that it was asked for."""
         self.made += [(t.arm.key, t.seed) for t in trials]
-        return [self._outcome(t.arm.key, NOISE[t.seed - 1]) for t in trials]
+        return [self._outcome(t.arm.key, NOISE[(t.seed - 1) % 5]) for t in trials]
 
     def _outcome(self, key, noise):
         loss = self.losses[key] + (0.0 if key == "twin" else noise)
@@ -94,6 +94,35 @@ def test_a_verdict_needs_the_twin_and_the_control(arm, settled):
     runs = runs_of(within=0.01, arm=arm, frozen=4.0)
     runs.run(arms_called("arm", "frozen").values(), count=3)
     assert runs.has_verdict("arm", "frozen") is settled
+
+
+def test_arms_between_two_others_take_rates_between_theirs():
+    """The best of both rates and the one halfway, on the seeds that choose; it is at no edge."""
+    runs = PairedRuns(Losses(far=4.0), SEEDS, 0.05, rates={"twin": 9.0, "full": 1.0})
+    runs.choose_rates_between([Arm("far", {})], Arm("full", {}))
+    assert sorted(runs.curves["far"].losses) == [1.0, 3.0, 9.0]
+    assert (runs.rates["far"], runs.curves["far"].edge) == (1.0, None)
+    runs.rates["full"] = 9.0
+    runs.choose_rates_between([Arm("near", {})], Arm("full", {}))
+    assert (runs.rates["near"], runs.curves["near"].losses) == (9.0, {9.0: []})
+
+
+def test_the_null_arm_runs_as_far_as_the_full_one():
+    """It says what can be detected with all seeds, and the verdicts that follow know it."""
+    sets = {frozenset(s): Arm(s or "twin", {}) for s in ("", "F")}
+    runs = runs_of(F=2.03, frozen=6.0, null=2.0)
+    found = judge_factors(runs, sets, Arm("frozen", {}), {}, Arm("null", {}))
+    assert runs.runner.seeds_of("null") == runs.runner.seeds_of("F")
+    assert found["null"]["detectable"] == runs.detectable > 0
+    assert found["null"]["rows"] == 1
+
+
+def test_the_headline_goes_by_the_p_of_the_table():
+    """A gap that the correction does not let stand is not distinguishable there either."""
+    runs = runs_of(arm=2.1, frozen=6.0)
+    runs.run(arms_called("arm", "frozen").values())
+    assert runs.verdict("arm", "frozen")["distinguishable"]
+    assert not runs.verdict("arm", "frozen", p=0.051)["distinguishable"]
 
 
 def test_effects_use_every_seed_that_their_arms_have():

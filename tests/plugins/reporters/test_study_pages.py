@@ -21,32 +21,26 @@ def test_better_and_worse_are_told_by_one_rule():
     assert judged({**row, "p_holm": 0.01}, about)[-1] == "better than the twin"
 
 
-@pytest.mark.parametrize(("low", "is_said"), [(-0.1, True), (0.4, False)])
-def test_it_is_said_where_there_was_nothing_to_lose(low, is_said):
-    """A control that learned nothing and is not behind shows that the twin learned nothing."""
-    full = {"mean": 0.0, "low": -0.1, "high": 0.1, "diverged": 0}
-    full |= {"trains": False, "distinguishable": False, "learned": 2, "twin_learned": 2}
-    about = {"within": 0.05, "seeds": [1, 2]}
-    told = conclusion({"about": about, "full": full, "frozen": {"low": low}})
-    assert ("nothing to lose" in told) == is_said
-
-
 @pytest.mark.parametrize(
-    ("learned", "twin_learned", "words"),
+    ("verdict", "words"),
     [
-        (2, 2, "**It learns, but is not within 0.05"),
-        (1, 2, "**It did not learn** in 1 of 2 seeds"),
-        (2, 0, "**It cannot be told whether it trains**: the float32 twin did not learn in 2 of 2"),
+        ("within", "**It trains**, within 0.05 of the float32 twin: why."),
+        ("beyond", "**It does not train as the float32 twin does**, beyond 0.05 of it: why."),
+        ("cannot tell", "**It cannot be told whether it trains** within 0.05 of the twin: why."),
     ],
 )
-def test_nothing_trains_that_has_not_learned(learned, twin_learned, words):
-    """Nor is anything said of a format whose twin has not."""
-    full = {"mean": 0.2, "low": 0.1, "high": 0.3, "diverged": 0, "trains": False}
-    full |= {"distinguishable": True, "beats_frozen": True}
-    full |= {"learned": learned, "twin_learned": twin_learned}
-    about = {"within": 0.05, "seeds": [1, 2]}
-    told = conclusion({"about": about, "full": full, "frozen": {"low": 0.5}})
-    assert told.startswith(words)
+def test_the_headline_is_the_verdict(verdict, words):
+    """With its reason, the corrected p that the table has, and what can be detected."""
+    full = {"mean": 0.2, "low": 0.1, "high": 0.3, "p_holm": 0.07, "diverged": 0}
+    full |= {"verdict": verdict, "reason": "why"}
+    answer = {"about": {"within": 0.05}, "full": full}
+    told = f"{words} Gap 0.2000 [0.1000, 0.3000], p (Holm) 0.0700, 0 diverged."
+    assert conclusion(answer) == told
+    null = {"mean": 0.0, "low": -0.01, "high": 0.01, "detectable": 0.02}
+    assert conclusion({**answer, "null": null}) == (
+        f"{told} Gaps from 0.0200 on are detected with a probability of 80 %; that of the null "
+        "arm is 0.0000 [-0.0100, 0.0100]."
+    )
 
 
 def estimate(mean, half=0.1, **more):
@@ -107,17 +101,18 @@ def test_each_guilty_operand_has_its_counterfactuals():
 
 
 @pytest.mark.parametrize(
-    ("trains", "end"), [(True, "]"), (False, "], too wide to say that it trains")]
+    ("verdict", "end"),
+    [("within", "]"), ("cannot tell", "]; it cannot be told whether that trains: few seeds")],
 )
-def test_the_recommendation_has_its_figures(trains, end):
-    """Its gap on fresh seeds, and whether these tell that it trains."""
+def test_the_recommendation_has_its_figures(verdict, end):
+    """Its gap on fresh seeds, and whether these tell that it trains: no is not said for unknown."""
     text = "stored_weight: stochastic rounding"
-    rows = [{"change": text, "gap": estimate(0.01), "trains": trains, "stalled": 0.9}]
+    told = {"verdict": verdict, "reason": "few seeds"}
+    rows = [{"change": text, "gap": estimate(0.01), "stalled": 0.9, **told}]
     answer = {"candidates": rows, "recommendation": text}
     told = recommendation(answer)
     assert told == f"{text}. Gap on fresh seeds 0.0100 [-0.0900, 0.1100{end}"
     [section] = changes(answer)
-    [[*_, stall]] = section.parts[0].rows
-    assert str(stall) == "90.0 %"
+    assert [*map(str, section.parts[0].rows[0])][2:] == [verdict, "few seeds", "90.0 %"]
     none = recommendation({**answer, "recommendation": None})
     assert none == "none of the changes tried helps enough"

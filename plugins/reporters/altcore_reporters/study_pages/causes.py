@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from altcore_reporters.study_pages.document import Cell, Number, Part, Section, Table
-from altcore_reporters.study_pages.rows import interval
+from altcore_reporters.study_pages.rows import VERDICT, interval
 from altcore_reporters.study_pages.words import CAUSES, NOT_TOLD, value
 
 Answer = Mapping[str, Any]
@@ -49,7 +49,8 @@ def recommendation(answer: Answer) -> str:
     if recommended is None:
         return "none of the changes tried helps enough"
     [row] = (c for c in answer["candidates"] if c["change"] == recommended)
-    unsure = "" if row["trains"] else ", too wide to say that it trains"
+    is_told = row["verdict"] == "within"
+    unsure = "" if is_told else f"; it cannot be told whether that trains: {row['reason']}"
     return f"{recommended}. Gap on fresh seeds {interval(row['gap'])}{unsure}"
 
 
@@ -84,11 +85,11 @@ def changes(answer: Answer) -> Iterator[Section]:
     if "candidates" not in answer:
         return
     rows: list[list[Cell]] = [
-        [c["change"], interval(c["gap"]), "yes" if c["trains"] else "no", stalled(c)]
+        [c["change"], interval(c["gap"]), c["verdict"], c["reason"], stalled(c)]
         for c in answer["candidates"]
     ]
     title = "Changes tried on fresh seeds, the cheapest first"
-    head = ("change", "gap [95 %]", "trains", "updates stalled")
+    head = ("change", "gap [95 %]", *VERDICT, "updates stalled")
     yield Section(title, [Table("changes", title, *_without_empty_end(head, rows))])
 
 

@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from altcore_reporters.study_pages import method
-from altcore_reporters.study_pages.document import Document, Section, Table
+from altcore_reporters.study_pages.document import Cell, Document, Number, Section, Table
 from altcore_reporters.study_pages.rows import (
+    VERDICT,
     interval,
     learning_rate,
     of_seeds,
     p_value,
     rate_curves,
 )
-from altcore_reporters.study_pages.words import digits, value
+from altcore_reporters.study_pages.words import number, value
 
 Answer = Mapping[str, Any]
 
@@ -42,11 +43,12 @@ def contenders(answer: Answer) -> Table:
             interval(r["frozen"]),
             of_seeds(r["diverged"], about),
             r["verdict"],
+            r["reason"],
         ]
         for r in sorted(answer["contenders"], key=lambda r: value(r["gap"]["mean"]))
     ]
     head = ["arm", "× lr", "gap [95 %]", "p (Holm)", "frozen", "diverged"]
-    return Table("contenders", "Gaps to the float32 twin", [*head, ""], rows)
+    return Table("contenders", "Gaps to the float32 twin", [*head, *VERDICT], rows)
 
 
 def differences(answer: Answer) -> list[Table]:
@@ -74,19 +76,26 @@ def twins(answer: Answer) -> Table:
             learning_rate(answer["learning_rates"][t["key"]]),
             interval(t["loss"]),
             of_seeds(t["learned"], answer["about"]),
+            *detectable(t),
         ]
         for name, t in answer["twins"].items()
     ]
-    head = ("float32 twin", "× lr", "loss [95 %]", "learned")
+    head = ("float32 twin", "× lr", "loss [95 %]", "learned", "null arm [95 %]", "detectable gap")
     return Table("twins", "The float32 twins", head, rows)
+
+
+def detectable(twin: Mapping[str, Any]) -> list[Cell]:
+    """Return the gap of a twin's null arm, and the smallest gap that can be detected beside it."""
+    if "null" not in twin:
+        return ["not available"] * 2
+    smallest = value(twin["null"]["detectable"])
+    return [interval(twin["null"]), Number(smallest, number(smallest))]
 
 
 def how(about: Mapping[str, Any]) -> str:
     """Return how the runs were made, and what the verdicts mean."""
     return (
-        f"{method.runs(about)} {method.rates(about, 'Every row')}. 'Learned' is the "
-        "verdict of a run's summary, on its validation loss; nothing is said to train or to learn "
-        "unless it and its twin learned with every seed. 'Trains' means ahead "
-        f"of the frozen control (whose quantized layers keep their first weights) and within "
-        f"{digits(about['within'])} of the twin."
+        f"{method.runs(about)} {method.rates(about, 'Every row')}. {method.verdicts(about)} A null "
+        "arm is the twin, perturbed by one part in 2^11; a detectable gap is significant with a "
+        "probability of 80 %, after the correction."
     )

@@ -14,6 +14,7 @@ from altcore_reporters.study_pages.rows import (
     judged,
     learning_rate,
     of_seeds,
+    p_value,
     rate_curves,
 )
 from altcore_reporters.study_pages.words import FACTORS, NOT_TOLD, digits, number, value
@@ -46,27 +47,18 @@ def explanation(answer: Answer) -> Document:
 
 
 def conclusion(answer: Answer) -> str:
-    """Return whether it trains, in a sentence, and the gap."""
-    about, full = answer["about"], answer["full"]
-    distance, seeds = f"within {digits(about['within'])} of the float32 twin", len(about["seeds"])
-    if full["twin_learned"] < seeds:
-        missing = f"{seeds - full['twin_learned']} of {seeds} seeds"
-        said = (
-            f"**It cannot be told whether it trains**: the float32 twin did not learn in {missing}"
-        )
-    elif full["trains"]:
-        said = f"**It trains**: it beats the frozen control and is {distance}"
-    elif not full["distinguishable"]:
-        said = "**It cannot be told from the float32 twin** at this size"
-    elif full["learned"] < seeds:
-        said = f"**It did not learn** in {seeds - full['learned']} of {seeds} seeds"
-    elif full["beats_frozen"]:
-        said = f"**It learns, but is not {distance}**"
-    else:
-        said = "**It does not train**: it does not beat the frozen control"
-    nothing = value(answer["frozen"]["low"]) <= 0
-    more = " The twin is not ahead of the frozen control: there was nothing to lose."
-    return f"{said}. Gap {interval(full)}, {full['diverged']} diverged.{more if nothing else ''}"
+    """Return the verdict on the whole recipe, in a sentence, and the gap."""
+    within, full = digits(answer["about"]["within"]), answer["full"]
+    said = {
+        "within": f"**It trains**, within {within} of the float32 twin",
+        "beyond": f"**It does not train as the float32 twin does**, beyond {within} of it",
+        "cannot tell": f"**It cannot be told whether it trains** within {within} of the twin",
+    }[full["verdict"]]
+    null = method.detectable(answer["null"]) if "null" in answer else ""
+    return (
+        f"{said}: {full['reason']}. Gap {interval(full)}, p (Holm) {p_value(full)}, "
+        f"{full['diverged']} diverged.{null}"
+    )
 
 
 def findings(answer: Answer) -> Iterator[str]:
@@ -106,10 +98,12 @@ def how(answer: Answer) -> str:
         if inside is None
         else f"; the runs inside the factor, and their twin, used {inside:.3g} times that rate"
     )
-    chosen = method.rates(about, "Each arm of the first table")
+    chosen = method.rates(about, "The twin, the arm with all factors, the control and each change")
+    inner = "" if about["rates"] else "; the other arms of the first table at the best between them"
     return (
         f"{method.runs(about)} A diverged run counts with the unigram entropy of the data. "
-        f"{chosen}, and so did each change that was tried{later}."
+        f"{chosen}{inner}{later}. {method.verdicts(about)} The null arm is the twin, perturbed by "
+        "one part in 2^11: its gap is chaos."
     )
 
 
@@ -126,6 +120,8 @@ def factors(answer: Answer) -> Iterator[Part]:
     ]
     frozen, rate = answer["frozen"], learning_rate(rates["frozen"])
     arms.append(["frozen", rate, interval(frozen), "", of_seeds(frozen["diverged"], about), ""])
+    if "null" in answer:
+        arms.append(["null", learning_rate(rates["twin"]), interval(answer["null"]), "", "", ""])
     yield Table("arms", "Every set of factors", ("arm", "× lr", *JUDGED), arms)
     yield "Shapley shares of the gap, and what no smaller set of factors explains:"
     shares = [[key, interval(row)] for key, row in answer["shapley"].items()]

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from altcore_reporters.study_pages.document import Bullets, Section
-from altcore_reporters.study_pages.words import digits
+from altcore_reporters.study_pages.rows import interval
+from altcore_reporters.study_pages.words import digits, number, value
 
 
 def cautions(about: Mapping[str, Any]) -> list[Section]:
@@ -43,6 +44,25 @@ def rates(about: Mapping[str, Any], what: str) -> str:
     return (
         f"{what} ran at the best of {', '.join(map(digits, factors))} times the learning rate "
         f"{rate}, chosen on two seeds that are in no table"
+    )
+
+
+def detectable(null: Mapping[str, Any]) -> str:
+    """Return what chaos lets a study detect, as a sentence that follows another."""
+    return (
+        f" Gaps from {number(value(null['detectable']))} on are detected with a probability of "
+        f"80 %; that of the null arm is {interval(null)}."
+    )
+
+
+def verdicts(about: Mapping[str, Any]) -> str:
+    """Return what the verdicts mean."""
+    within = digits(about["within"])
+    return (
+        f"An arm is 'within' if the interval of its gap ends at {within} or before, ahead of the "
+        "frozen control (whose quantized layers keep their first weights), and 'beyond' if the "
+        f"interval begins above {within}, or if a run diverged or did not learn by the verdict of "
+        "its summary; nothing is told where the twin did not learn with every seed."
     )
 
 

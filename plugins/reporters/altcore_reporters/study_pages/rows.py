@@ -55,6 +55,8 @@ def of_seeds(count: int, about: Row) -> Number:
     return Number(count, f"{count} of {len(about['seeds'])}")
 
 
+VERDICT = ("verdict", "reason")
+"""The heads of the columns of a verdict."""
 JUDGED = ("gap [95 %]", "p (Holm)", "diverged", "")
 """The heads of the columns that `judged` returns."""
 

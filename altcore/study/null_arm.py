@@ -1,0 +1,51 @@
+"""The null arm: the twin with its weights rounded so finely that nothing but chaos sets them apart.
+
+Its gap is what any arm's is that does no harm, so it says how small a gap a study can detect.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import stdev
+from typing import Any
+
+from altcore.recipes import Layer, read_recipe
+from altcore.study.arms import WIDE, Arm, select
+from altcore.study.statistics import LEVEL, Estimate, plain, quantile, student
+
+POWER = 0.8
+"""Probability with which a gap of the smallest detectable size is significant."""
+
+
+def null_arm(layers: Sequence[Layer]) -> Arm | None:
+    """Return the null arm of a model, or None if no layer of it multiplies by a weight.
+
+    Forward weights are rounded to 11 significant bits: by one part in 2^12 at most, or by half of
+    one in 2^11.
+    """
+    plan = read_recipe({"weight@fwd": {"format": WIDE.format, "scaling": "none"}}).resolve(layers)
+    casts = {name: own for name, own in select(plan, ["weight@fwd"]).items() if own}
+    return Arm("null", casts) if casts else None
+
+
+def detectable(gaps: Sequence[float], seeds: int, rows: int, level: float = LEVEL) -> float:
+    """Return the smallest gap that a study would find significant with the probability POWER.
+
+    Args:
+        gaps: of the null arm, by seed: they say how far paired differences spread.
+        seeds: of the study, which may be more.
+        rows: of its table: by Holm's correction its smallest p counts as many times.
+        level: of all rows together.
+    """
+    bound = quantile(1 - level / rows / 2, seeds - 1)
+    shift = float(student().nctdtrinc(seeds - 1, 1 - POWER, bound))  # of the noncentral t
+    return stdev(gaps) * shift / math.sqrt(seeds)
+
+
+def null_row(
+    gaps: Sequence[float], found: Estimate, seeds: int, rows: int, level: float = LEVEL
+) -> dict[str, Any]:
+    """Return the null arm's gap, and the smallest gap that can be detected beside it."""
+    smallest = detectable(gaps, seeds, rows, level)
+    return {**plain(found), "detectable": smallest, "rows": rows}

@@ -1,0 +1,39 @@
+"""The null arm differs from its twin by next to nothing, and says how small a gap can be found."""
+
+import math
+
+import numpy as np
+import pytest
+
+from altcore.recipes import Layer
+from altcore.study.null_arm import POWER, detectable, null_arm
+from altcore.study.statistics import LEVEL, quantile
+
+LAYERS = [Layer("wte", "embedding"), Layer("h.0.qkv", "linear"), Layer("h.0.attn", "attention")]
+
+
+def test_it_rounds_forward_weights_and_nothing_else():
+    """A model without a weight that multiplies has no null arm."""
+    assert {name: list(casts) for name, casts in null_arm(LAYERS).casts.items()} == {
+        "h.0.qkv": ["weight@fwd"]
+    }
+    assert null_arm(LAYERS[:1]) is None
+
+
+@pytest.mark.parametrize(("seeds", "rows"), [(3, 1), (5, 7), (20, 3)])
+def test_a_detectable_gap_is_detected_as_often_as_stated(seeds, rows):
+    """Gaps of that mean, and of the null arm's spread, are significant with the stated power."""
+    made = np.random.default_rng(0).normal(size=(40_000, seeds))
+    null = [math.sqrt(seeds - 1), *([0.0] * (seeds - 1))]
+    spread = np.std(null, ddof=1)
+    gaps = made * spread + detectable(null, seeds, rows)
+    t = gaps.mean(1) / gaps.std(1, ddof=1) * math.sqrt(seeds)
+    assert np.mean(t > quantile(1 - LEVEL / rows / 2, seeds - 1)) == pytest.approx(POWER, abs=0.01)
+
+
+def test_more_is_detected_with_more_seeds_and_fewer_rows():
+    """And with less chaos: it is as wide as the null arm's gaps spread."""
+    null = [0.01, -0.02, 0.03]
+    assert detectable(null, 5, 7) > detectable(null, 5, 1) > detectable(null, 9, 1)
+    assert detectable([2 * g for g in null], 5, 1) == pytest.approx(2 * detectable(null, 5, 1))
+    assert detectable([0.01] * 3, 5, 7) == 0
