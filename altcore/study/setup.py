@@ -37,11 +37,15 @@ checkpoint follows from what a step costs."""
 
 
 def base_config(
-    file: str | None, overrides: Sequence[Override], observers: Sequence[str]
+    file: str | None,
+    overrides: Sequence[Override],
+    observers: Sequence[str],
+    plugins: Sequence[str] = (),
 ) -> tuple[TrainConfig, Mapping[str, Source | None]]:
     """Return the configuration that every run of a study shares, without epochs, and its sources.
 
-    A study changes the number of steps, and runs differ in nothing that their epochs could say.
+    ``plugins`` are appended to those of the configuration. A study changes the number of steps, and
+    runs differ in nothing that their epochs could say.
     """
     given = {key: value for key, value, _ in overrides}
     quiet: list[Override] = [(k, v, DEFAULT) for k, v in QUIET.items() if k not in given]
@@ -49,7 +53,7 @@ def base_config(
         held = {} if file is None else read_mapping(file, "config")
         left_out = {**held, **given}.get("no_plugins") or ()
         others = [name for name in observers if name not in left_out]
-        config, sources = load_with_sources(file, [*quiet, *overrides], without=others)
+        config, sources = load_with_sources(file, [*quiet, *overrides], plugins, without=others)
     with located(sources):
         return counted_in_steps(config), sources
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,7 +27,7 @@ def comparison(answer: Answer) -> Document:
         Section("Comparison", [contenders(answer), *differences(answer), twins(answer)]),
         *rate_curves(answer),
         *method.cautions(about),
-        Section("How this was found", [how(about)]),
+        Section("How this was found", [how(about) + own_settings(answer)]),
     ])  # fmt: skip
 
 
@@ -90,3 +91,13 @@ def how(about: Mapping[str, Any]) -> str:
         f"of the frozen control (whose quantized layers keep their first weights) and within "
         f"{digits(about['within'])} of the twin."
     )
+
+
+def own_settings(answer: Answer) -> str:
+    """Return the keys that only some arms have."""
+    given = [
+        f"`{row['arm']}` alone has {', '.join(f'{k}: {json.dumps(v)}' for k, v in own.items())}."
+        for row in answer["contenders"]
+        if (own := row["settings"])
+    ]
+    return "".join(f" {text}" for text in given)
