@@ -9,7 +9,7 @@ from typing import Any, TypedDict, Unpack
 from attrs import field, frozen
 from torch import nn
 
-from altcore.errors import DEFAULT, BadInput
+from altcore.errors import DEFAULT
 from altcore.study import (
     SHOWN,
     Entrants,
@@ -106,7 +106,10 @@ def compare(
     config: Config = None,
     *,
     roundings: Sequence[str] = (),
+    plugins: Sequence[str] = ("none",),
     arms: Mapping[str, str] | None = None,
+    ablate: Mapping[str, str] | None = None,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
     against: str | None = None,
     **options: Unpack[StudyOptions],
 ) -> Answer:
@@ -118,8 +121,12 @@ def compare(
         optimizers: as ``NAME`` or ``NAME:KEY=VALUE``; by default that of the configuration.
         config: other keys of all runs, as a mapping or a YAML file.
         roundings: as ``ROUNDING`` or ``ROLE=ROUNDING``; by default what the recipes say.
+        plugins: as ``NAME`` or ``NAME:KEY=VALUE``, besides those of all runs, or ``none``.
         arms: further recipes by the names that they shall have, ``none`` for float32.
-        against: the arm, or the format, recipe, rounding or optimizer, to hold others against.
+        ablate: recipes by name that also run without each of their ingredients.
+        settings: keys of the configuration by the name of the arm that has them.
+        against: the arm, or the format, recipe, rounding, optimizer or plugin, to hold others
+            against.
         options: as of `explain`.
 
     Raises:
@@ -127,12 +134,18 @@ def compare(
         AltcoreError: if a run fails. Finished runs are kept, and the same call goes on.
     """
     given = _options(config, options)
-    lists = {"formats": formats, "recipes": recipes, "optimizers": optimizers}
-    lists["roundings"] = roundings
-    for what, names in lists.items():
-        if isinstance(names, str):
-            raise BadInput(f"a list of names is needed, not {names!r}", key=what)
-    return _answer(*run_compare(given, Entrants(**lists, arms=arms or {}, against=against)))
+    entrants = Entrants(
+        formats=formats,
+        recipes=recipes,
+        roundings=roundings,
+        optimizers=optimizers,
+        plugins=plugins,
+        arms=arms or {},
+        ablate=ablate or {},
+        settings=settings or {},
+        against=against,
+    )
+    return _answer(*run_compare(given, entrants))
 
 
 def read_answer(file: str | Path) -> Answer:

@@ -21,20 +21,17 @@ from altcore.hooks import format_or_none
 from altcore.registry import entries
 from altcore.runs import as_name, recipe_label
 from altcore.study import answer, cautions
+from altcore.study.arm_recipes import format_and_recipe
 from altcore.study.arms import Arm, factorial, frozen_control
 from altcore.study.compare import Comparison
-from altcore.study.contenders import (
-    Entrants,
-    contenders,
-    format_and_recipe,
-    optimizer_keys,
-)
-from altcore.study.differences import references
+from altcore.study.contenders import Entrants, contenders
+from altcore.study.differences import pairs
 from altcore.study.explain import Explanation
 from altcore.study.identity import plain
 from altcore.study.keys import format_key
 from altcore.study.null_arm import null_arm
 from altcore.study.own import Own
+from altcore.study.own_keys import own_keys
 from altcore.study.rates import Curve, checked
 from altcore.study.record import Question, agreed_steps, claim, held, read
 from altcore.study.runner import Runner
@@ -177,10 +174,17 @@ def _compare(
 ) -> tuple[dict[str, Any], Path]:
     options.doing(READING)
     layers, _, described = layers_of(config, **options.own.parts(config.seed))
-    arms = contenders(config, layers, entrants)
-    references(arms, entrants.against)  # a name that is none is found before anything runs
-    keys = {arm.optimizer: optimizer_keys(arm.optimizer, config) for arm in arms}
-    called = "-".join(dict.fromkeys(arm.called for arm in arms))
+
+    def configure(plugins: Sequence[str], own: Sequence[Override]) -> TrainConfig:
+        given = {key for key, _, _ in own}
+        others = [override for override in options.overrides if override[0] not in given]
+        overrides, observers = [*others, *own], defaults()["observers"]
+        return base_config(options.file, overrides, observers, options.own, plugins)[0]
+
+    arms = contenders(config, layers, entrants, configure)
+    pairs(arms, entrants.against)  # a name that is none is found before anything runs
+    keys = {arm.optimizer: own_keys(config, configure, arm.optimizer) for arm in arms}
+    called = "-".join(dict.fromkeys(arm.start.called for arm in arms))
     name = options.name or as_name(f"compare-{called}").lower()
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = _runner(options, name, config, described)
@@ -314,7 +318,8 @@ def _begin(
 def recipe_files(options: Options, asked: Mapping[str, Any]) -> list[str]:
     """Return the paths of recipes that are files."""
     if "recipes" in asked:
-        given = [*asked["recipes"], *(format_and_recipe(a)[1] for a in asked["arms"].values())]
+        named = [*asked["arms"].values(), *asked["ablate"].values()]
+        given = [*asked["recipes"], *(format_and_recipe(text)[1] for text in named)]
     else:
         held = {} if options.file is None else read_mapping(options.file, "config")
         given = [{**held, **{key: value for key, value, _ in options.overrides}}.get("recipe")]

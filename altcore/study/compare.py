@@ -11,7 +11,7 @@ from attrs import define, evolve, field
 from altcore.recipes import OPERANDS
 from altcore.study.arms import Arm, select
 from altcore.study.contenders import Contender
-from altcore.study.differences import differences, references
+from altcore.study.differences import differences, pairs
 from altcore.study.keys import run_key
 from altcore.study.null_arm import null_row
 from altcore.study.outcome import Outcome, gap
@@ -32,7 +32,7 @@ class Comparison:
     optimizer_keys: Mapping[str, Mapping[str, Any]]
     """For each optimizer the keys of the configuration that choose it."""
     against: str | None = None
-    """What contenders are held against, besides their twins; see `references`."""
+    """What contenders are held against, besides their twins; see `pairs`."""
     given_rates: Sequence[float] | None = None
     """Factors of the learning rate that are tried as they are; by default they are searched for."""
     null: Arm | None = None
@@ -65,27 +65,25 @@ class Comparison:
         for i, row in enumerate(rows):
             row["p_holm"] = corrected[i]
             row |= self._verdict(row, twins[row["optimizer"]])
-        pairs = references(self.contenders, self.against)
         gaps = {c.name: self._gaps(c.key, self._twin(c.optimizer)) for c in self.contenders}
         return {
             "contenders": rows,
-            "differences": differences(pairs, gaps, self.within),
+            "differences": differences(pairs(self.contenders, self.against), gaps, self.within),
             "twins": twins,
             "learning_rates": {key: curve.plain() for key, curve in self.curves.items()},
         }
 
     def _choose_rates(self, arms: Sequence[Arm]) -> None:
         """Choose each arm's learning rate: the twins', and the others' from their twin's on."""
-        twins = [arm for arm in arms if arm.key in map(self._twin, self.optimizer_keys)]
-        for some in (twins, [arm for arm in arms if arm not in twins]):
-            around = {
-                arm.key: self.curves[twin.key].best
-                for arm in some
-                for twin in twins
-                if arm is not twin and arm.keys == twin.keys
-            }
-            seed = self.seeds[0] + SELECTION_SEED
+        of_contenders = {c.key: self._twin(c.optimizer) for c in self.contenders}
+        of_controls = {self._control(c): self._twin(c.optimizer) for c in self.contenders}
+        twin_of = of_contenders | of_controls
+        seed = self.seeds[0] + SELECTION_SEED
+        around: dict[str, float] = {}
+        for is_twin in (True, False):
+            some = [arm for arm in arms if (arm.key not in twin_of) is is_twin]
             self.curves |= choose(self.runner, some, seed, self.within, self.given_rates, around)
+            around = {key: self.curves[twin].best for key, twin in twin_of.items()}
 
     def arms(self) -> dict[str, Arm]:
         """Return every arm by key. Contenders that freeze the same layers share their control."""
@@ -137,10 +135,12 @@ class Comparison:
         gaps, frozen = self._gaps(c.key, twin), self._gaps(control, twin)
         return {
             "arm": c.name,
-            "format": c.format,
-            "recipe": c.recipe,
+            "format": c.start.format,
+            "recipe": c.start.recipe,
             "rounding": c.rounding,
             "optimizer": c.optimizer,
+            "plugins": c.plugins,
+            "settings": dict(c.settings),
             "key": c.key,
             "diverged": sum(self.outcomes[c.key, s].diverged for s in self.seeds),
             "learned": self._learned(c.key),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from altcore.errors import BadInput, nearest
@@ -10,84 +10,92 @@ from altcore.study.contenders import Contender
 from altcore.study.statistics import LEVEL, Estimate, estimate, holm, plain, share_closed
 
 START = ("start", "format", "recipe")
-AXES = (*START, "rounding", "optimizer")
-"""In what contenders may differ. The format and the recipe are the start together."""
+"""Of what contenders differ in, all that is of their recipe."""
 
 
-def references(contenders: Sequence[Contender], against: str | None) -> dict[str, str]:
-    """Return for each contender the one that it is held against, by their names.
+def pairs(contenders: Sequence[Contender], against: str | None) -> list[tuple[str, str]]:
+    """Return which contender is held against which, by their names.
 
     Args:
         contenders: all arms.
         against: an arm's name: all others are held against it. Or a value in which arms differ,
             such as a rounding: each is held against the one that differs from it in that alone.
+            None: a recipe is held against itself without each ingredient, and no other is.
 
     Raises:
         BadInput: if it is neither.
     """
-    if against is None:
-        return {}
     names = [c.name for c in contenders]
+    if against is None:
+        return list(_ablations(contenders))
     if against in names:
-        return {name: against for name in names if name != against}
-    for axis in AXES:
-        found = dict(_counterparts(contenders, axis, against))
-        if found:
+        return [(name, against) for name in names if name != against]
+    for axis in contenders[0].differs_in:
+        if found := list(_counterparts(contenders, axis, against)):
             return found
-    values = {str(getattr(c, axis)) for c in contenders for axis in AXES}
+    known = {str(value) for c in contenders for value in c.differs_in.values()}
     raise BadInput(
         "no other arm can be held against it",
         key="--against",
         part=against,
-        meant=nearest(against, [*names, *values]),
+        meant=nearest(against, [*names, *known]),
         hint=f"one of {', '.join(names)}, or in what they differ",
     )
 
 
+def _ablations(contenders: Sequence[Contender]) -> Iterator[tuple[str, str]]:
+    for without in contenders:
+        for whole in contenders:
+            is_whole = whole.start.name == without.start.ablates
+            if is_whole and _rest(whole, *START) == _rest(without, *START):
+                yield whole.name, without.name
+
+
 def _counterparts(
     contenders: Sequence[Contender], axis: str, value: str
-) -> Iterable[tuple[str, str]]:
-    """Yield the pairs of names of contenders that differ on an axis alone, one having a value."""
-    if axis == "start":
-        rest = [a for a in AXES if a not in START]
-    elif axis in START:
-        rest = [a for a in AXES if a not in ("start", axis)]
-    else:
-        rest = [a for a in AXES if a != axis]
-    held = {tuple(getattr(c, a) for a in rest): c for c in contenders if getattr(c, axis) == value}
+) -> Iterator[tuple[str, str]]:
+    """Yield the pairs of contenders that differ on an axis alone, the second having a value."""
+    left_out = {"start": START, "format": ("start", axis), "recipe": ("start", axis)}
+    besides = left_out.get(axis, (axis,))
+    held = {_rest(c, *besides): c for c in contenders if c.differs_in[axis] == value}
     for contender in contenders:
-        reference = held.get(tuple(getattr(contender, a) for a in rest))
-        if reference is not None and getattr(contender, axis) != value:
+        reference = held.get(_rest(contender, *besides))
+        if reference is not None and contender.differs_in[axis] != value:
             yield contender.name, reference.name
 
 
+def _rest(contender: Contender, *besides: str) -> tuple[tuple[str, str | None], ...]:
+    return tuple(item for item in contender.differs_in.items() if item[0] not in besides)
+
+
 def differences(
-    pairs: Mapping[str, str], gaps: Mapping[str, Sequence[float]], within: float
+    pairs: Sequence[tuple[str, str]], gaps: Mapping[str, Sequence[float]], within: float
 ) -> list[dict[str, Any]]:
     """Return a row for each pair of arms: the difference of their gaps, and what it closes.
 
     Args:
-        pairs: the arms, and for each the one that it is held against.
+        pairs: each an arm, and the one that it is held against.
         gaps: of each arm to its twin, by seed. Where two share a twin, their difference is that of
             their losses: the twin's chaos, which is in both gaps, is not in it.
         within: the largest difference that counts as none.
     """
     found = {
-        arm: estimate([a - b for a, b in zip(gaps[arm], gaps[against], strict=True)])
-        for arm, against in pairs.items()
+        (arm, against): estimate([a - b for a, b in zip(gaps[arm], gaps[against], strict=True)])
+        for arm, against in pairs
     }
-    corrected = holm({arm: difference.p for arm, difference in found.items()})
+    corrected = holm({pair: difference.p for pair, difference in found.items()})
     rows = []
-    for arm, against in pairs.items():
+    for (arm, against), difference in found.items():
+        p_holm = corrected[arm, against]
         share = share_closed(gaps[arm], gaps[against])
         rows.append(
             {
                 "arm": arm,
                 "against": against,
-                "difference": plain(found[arm]),
-                "p_holm": corrected[arm],
+                "difference": plain(difference),
+                "p_holm": p_holm,
                 "share_closed": share and plain(share),
-                "verdict": _verdict(found[arm], corrected[arm], within),
+                "verdict": _verdict(difference, p_holm, within),
             }
         )
     return rows

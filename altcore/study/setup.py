@@ -38,12 +38,17 @@ checkpoint follows from what a step costs."""
 
 
 def base_config(
-    file: str | None, overrides: Sequence[Override], observers: Sequence[str], own: Own = NOTHING
+    file: str | None,
+    overrides: Sequence[Override],
+    observers: Sequence[str],
+    own: Own = NOTHING,
+    plugins: Sequence[str] = (),
 ) -> tuple[TrainConfig, Mapping[str, Source | None]]:
     """Return the configuration that every run of a study shares, without epochs, and its sources.
 
-    A study changes the number of steps, and runs differ in nothing that their epochs could say.
-    ``own`` is what the caller passed in, whose data know of no epochs.
+    ``plugins`` are appended to those of the configuration. A study changes the number of steps, and
+    runs differ in nothing that their epochs could say. ``own`` is what the caller passed in, whose
+    data know of no epochs.
     """
     given = {key: value for key, value, _ in overrides}
     quiet: list[Override] = [(k, v, DEFAULT) for k, v in QUIET.items() if k not in given]
@@ -51,7 +56,7 @@ def base_config(
         held = {} if file is None else read_mapping(file, "config")
         left_out = {**held, **given}.get("no_plugins") or ()
         others = [name for name in observers if name not in left_out]
-        config, sources = load_with_sources(file, [*quiet, *overrides], without=others)
+        config, sources = load_with_sources(file, [*quiet, *overrides], plugins, without=others)
     with located(sources):
         return counted_in_steps(config, own.parts(config.seed).get("data")), sources
 

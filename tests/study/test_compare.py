@@ -8,7 +8,7 @@ from altcore import BadInput
 from altcore.config import TrainConfig
 from altcore.errors import Source
 from altcore.study import Entrants, Options, run_compare
-from altcore.study.contenders import contender_config
+from altcore.study.arm_recipes import contender_config
 from altcore.study.record import Question, claim
 
 OPTIMIZERS = ["adamw", "sgd:momentum=0.5"]

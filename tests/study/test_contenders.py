@@ -1,20 +1,11 @@
 """The arms of a comparison: what options make, what they are called, what holds against what."""
 
 import pytest
+from helpers_contenders import made
 
 from altcore import BadInput
-from altcore.config import TrainConfig
 from altcore.formats import Stochastic
-from altcore.recipes import Layer
-from altcore.study import Entrants
-from altcore.study.contenders import contenders
-from altcore.study.differences import differences, references
-
-LAYERS = [Layer(f"h.{i}.fc", "linear") for i in range(4)] + [Layer("head", "linear", is_head=True)]
-
-
-def made(**asked):
-    return contenders(TrainConfig(), LAYERS, Entrants(**asked))
+from altcore.study.differences import differences, pairs
 
 
 def casts(contender, operand, layer="h.0.fc"):
@@ -114,12 +105,12 @@ def test_what_cannot_be_an_arm_is_refused(asked, words):
 
 def test_all_are_held_against_an_arm():
     arms = made(formats=["E4M3", "E7M0"], arms={"full": "nvfp4"})
-    assert references(arms, "full") == {"E4M3": "full", "E7M0": "full"}
-    assert references(arms, None) == {}
+    assert pairs(arms, "full") == [("E4M3", "full"), ("E7M0", "full")]
+    assert pairs(arms, None) == []
 
 
 @pytest.mark.parametrize(
-    ("against", "pairs"),
+    ("against", "expected"),
     [
         ("up", {"E4M3/pure/up": None, "E4M3/pure/down": "E4M3/pure/up"}),
         ("pure", {"E4M3/pure/up": None, "E4M3/master/up": "E4M3/pure/up"}),
@@ -128,16 +119,16 @@ def test_all_are_held_against_an_arm():
         ("mine", {"mine/up": None, "E7M0/pure/down": "mine/down"}),
     ],
 )
-def test_each_is_held_against_the_one_that_differs_in_one_thing(against, pairs):
+def test_each_is_held_against_the_one_that_differs_in_one_thing(against, expected):
     lists = {"recipes": ["master", "pure"], "roundings": ["up", "down"]}
     arms = made(formats=["E4M3", "E7M0"], arms={"mine": "nvfp4"}, **lists)
-    found = references(arms, against)
-    assert {name: found.get(name) for name in pairs} == pairs
+    found = dict(pairs(arms, against))
+    assert {name: found.get(name) for name in expected} == expected
 
 
 def test_an_arm_that_there_is_not_is_refused():
     with pytest.raises(BadInput, match=r"--against stochstic: .*did you mean stochastic"):
-        references(made(formats=["E4M3"], roundings=["up", "stochastic"]), "stochstic")
+        pairs(made(formats=["E4M3"], roundings=["up", "stochastic"]), "stochstic")
 
 
 # --------------------------------------------------------------------------------- differences
@@ -156,7 +147,7 @@ def test_a_difference_is_narrower_than_the_gaps():
         "rough": [0.30 + 2 * t for t in twin],
         "worse": [0.90 + t for t in twin],
     }
-    rows = differences(dict.fromkeys(list(gaps)[1:], "full"), gaps, within=0.05)
+    rows = differences([(arm, "full") for arm in list(gaps)[1:]], gaps, within=0.05)
     assert [r["verdict"] for r in rows] == ["better", "alike", "cannot tell", "worse"]
     closer = rows[0]
     assert closer["difference"]["high"] - closer["difference"]["low"] < 0.03

@@ -23,10 +23,10 @@ from altcore.study.arms import (
     select,
     with_partners,
 )
-from altcore.study.contenders import optimizer_keys
 from altcore.study.culprit import runs_inside
 from altcore.study.onset import onset
 from altcore.study.outcome import Outcome, gap, tail_length
+from altcore.study.own_keys import optimizer_keys
 from altcore.study.paired import PairedRuns
 from altcore.study.runner import Runner, Trial
 from altcore.study.variants import CAUSE_CHANGE, RESCALED

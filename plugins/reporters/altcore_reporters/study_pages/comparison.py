@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -27,7 +28,7 @@ def comparison(answer: Answer) -> Document:
         Section("Comparison", [contenders(answer), *differences(answer), twins(answer)]),
         *rate_curves(answer),
         *method.cautions(about),
-        Section("How this was found", [how(about)]),
+        Section("How this was found", [how(about) + own_settings(answer)]),
     ])  # fmt: skip
 
 
@@ -99,3 +100,13 @@ def how(about: Mapping[str, Any]) -> str:
         "arm is the twin, perturbed by one part in 2^11; a detectable gap is significant with a "
         "probability of 80 %, after the correction."
     )
+
+
+def own_settings(answer: Answer) -> str:
+    """Return the keys that only some arms have."""
+    given = [
+        f"`{row['arm']}` alone has {', '.join(f'{k}: {json.dumps(v)}' for k, v in own.items())}."
+        for row in answer["contenders"]
+        if (own := row["settings"])
+    ]
+    return "".join(f" {text}" for text in given)
