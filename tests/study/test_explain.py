@@ -331,8 +331,7 @@ def test_planted_faults_are_named(options, factor, operand, layer, cause, cast):
     """
     roles = {**ROLES, **(STORED if factor == "U" else {})}
     recipe = {"layers": {"<linear>": roles, layer: {operand: cast}}}
-    rates = (1 / 3, 1, 3)
-    asked, _ = options(recipe, steps=150, seeds=4, within=0.3, keys=SETTLED, rates=rates)
+    asked, _ = options(recipe, steps=150, seeds=4, within=0.3, keys=SETTLED, rates=3)
     found, folder = run_explain(asked)
     named = {k: found[k] for k in ("factor", "operand", "layer", "cause")}
     assert named == {"factor": factor, "operand": operand, "layer": layer, "cause": cause}
