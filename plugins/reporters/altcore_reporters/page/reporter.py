@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import attrs
 
 from altcore.plugin import hookimpl, read_run, replace_text
+from altcore_reporters.page.templates import template, text_of
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -22,11 +22,7 @@ if TYPE_CHECKING:
     from altcore.plugin import Run, RunRecord
 
 FILE = "page.html"
-UNSEEN = {
-    ord(c): f"\\u{ord(c):04x}"
-    for c in "\0\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-}
-"""Characters that nobody sees, and that turn the text around them, by how they are written."""
+PACKAGE = "altcore_reporters.page"
 
 
 @attrs.define(eq=False)
@@ -64,27 +60,6 @@ def html_of(records: Sequence[RunRecord]) -> str:
 
 @cache
 def _template() -> Template:
-    # Imported here: a run without a page does not pay for it.
-    from jinja2 import Environment, StrictUndefined
-    from markupsafe import Markup
-
-    from altcore_reporters.page.words import number
-
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value.translate(UNSEEN) if type(value) is str else value,
-    )
-    environment.filters["word"] = lambda value: (
-        number(value) if isinstance(value, int | float) and value is not True else str(value)
-    )
-    # Both are ours: what comes from a record is never put into them.
-    for name, file in (("style", "style.css"), ("script", "script.js")):
-        environment.globals[name] = Markup(_text(file))
-    return environment.from_string(_text("page.html"))
-
-
-def _text(file: str) -> str:
-    return (files(__package__) / file).read_text(encoding="utf-8")
+    files = {"style": "style.css", "script": "script.js"}
+    ours = {name: text_of(PACKAGE, file) for name, file in files.items()}
+    return template(PACKAGE, "page.html", ours)

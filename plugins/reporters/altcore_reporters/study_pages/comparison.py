@@ -7,9 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from altcore_reporters.study_pages import method
-from altcore_reporters.study_pages.document import Cell, Document, Number, Section, Table
+from altcore_reporters.study_pages.document import (
+    Cell,
+    Document,
+    Intervals,
+    Number,
+    Section,
+    Table,
+)
 from altcore_reporters.study_pages.rows import (
+    UNIT,
     VERDICT,
+    bar,
     interval,
     learning_rate,
     of_seeds,
@@ -24,12 +33,27 @@ Answer = Mapping[str, Any]
 def comparison(answer: Answer) -> Document:
     """Return a comparison as a document."""
     about = answer["about"]
-    return Document([
-        Section("Comparison", [contenders(answer), *differences(answer), twins(answer)]),
+    told = [picture(answer), contenders(answer), *differences(answer), twins(answer)]
+    return Document(about["page"], method.note(about), [
+        Section("Comparison", told),
         *rate_curves(answer),
         *method.cautions(about),
         Section("How this was found", [how(about) + own_settings(answer)]),
     ])  # fmt: skip
+
+
+def picture(answer: Answer) -> Intervals:
+    """Return every gap and difference on one axis, the smallest first."""
+    own = [bar(r["arm"], {**r["gap"], "diverged": r["diverged"]}) for r in answer["contenders"]]
+    pairs = [
+        bar(f"{r['arm']} against {r['against']}", r["difference"]) for r in answer["differences"]
+    ]
+    groups = [
+        (title, sorted(bars, key=lambda b: b.interval.mean))
+        for title, bars in (("gap to the float32 twin", own), ("difference between arms", pairs))
+        if bars
+    ]
+    return Intervals("How far apart", UNIT, groups, answer["about"]["within"])
 
 
 def contenders(answer: Answer) -> Table:
@@ -65,7 +89,14 @@ def differences(answer: Answer) -> list[Table]:
         ]
         for row in answer["differences"]
     ]
-    head = ["arm", "against", "difference [95 %]", "p (Holm)", "share of the gap closed [95 %]", ""]
+    head = [
+        "arm",
+        "against",
+        "difference [95 %]",
+        "p (Holm)",
+        "share of the gap closed [95 %]",
+        "verdict",
+    ]
     return [Table("differences", "Differences between arms", head, rows)] if rows else []
 
 

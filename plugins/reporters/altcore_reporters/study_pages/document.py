@@ -1,4 +1,4 @@
-"""What a page on a study holds: sections of paragraphs, lists and tables, in no format yet.
+"""What a page on a study holds: paragraphs, lists, tables and pictures, in no format yet.
 
 Texts have two marks, as in Markdown: **bold** and `code`.
 """
@@ -48,6 +48,8 @@ class Table:
     caption: str
     head: Sequence[str]
     rows: Sequence[Sequence[Cell]]
+    is_data: bool = True
+    """Whether its numbers are nowhere else in the document."""
 
 
 @frozen
@@ -57,8 +59,47 @@ class Bullets:
     items: Sequence[str]
 
 
-Part = str | Bullets | Table
-"""A text is a paragraph."""
+@frozen
+class Bar:
+    """An interval of a picture, and what it is of."""
+
+    label: str
+    interval: Interval
+    is_told: bool
+    """Whether the difference is told from 0, or stated as being."""
+
+
+@frozen
+class Intervals:
+    """A picture of intervals on one axis, in groups with headings."""
+
+    title: str
+    unit: str
+    groups: Sequence[tuple[str, Sequence[Bar]]]
+    within: float
+    """Differences up to here count as none."""
+
+
+@frozen
+class Curve:
+    """The losses of an arm over its learning rates."""
+
+    arm: str
+    points: Sequence[tuple[float, Sequence[float]]]
+    """Each rate, and its losses; infinite if a run diverged."""
+    best: Number
+
+
+@frozen
+class Curves:
+    """A picture of losses over learning rates, a panel for each arm."""
+
+    key: str
+    curves: Sequence[Curve]
+
+
+Part = str | Bullets | Table | Intervals | Curves
+"""A text is a paragraph. Pictures show what tables say, too."""
 
 
 @frozen
@@ -73,9 +114,13 @@ class Section:
 class Document:
     """A page on an answer."""
 
+    name: str
+    """Of its files."""
+    note: str
+    """What intervals are of, for a table that stands alone."""
     sections: Sequence[Section] = field(converter=tuple)
 
     @property
-    def tables(self) -> Iterator[Table]:
-        """Its tables, in their order."""
-        return (p for s in self.sections for p in s.parts if isinstance(p, Table))
+    def parts(self) -> Iterator[Part]:
+        """All that is under its headings."""
+        return (part for section in self.sections for part in section.parts)

@@ -7,9 +7,18 @@ from typing import Any
 
 from altcore_reporters.study_pages import method
 from altcore_reporters.study_pages.causes import causes, changes, counterfactuals, recommendation
-from altcore_reporters.study_pages.document import Bullets, Document, Part, Section, Table
+from altcore_reporters.study_pages.document import (
+    Bullets,
+    Document,
+    Intervals,
+    Part,
+    Section,
+    Table,
+)
 from altcore_reporters.study_pages.rows import (
     JUDGED,
+    UNIT,
+    bar,
     interval,
     judged,
     learning_rate,
@@ -31,8 +40,9 @@ def explanation(answer: Answer) -> Document:
     """Return an explanation as a document."""
     about = answer["about"]
     title = f"Where {about['format']} breaks"
-    return Document([
-        Section(title, [conclusion(answer), Bullets(list(findings(answer)))]),
+    told = [conclusion(answer), Bullets(list(findings(answer))), picture(answer)]
+    return Document(about["page"], method.note(about), [
+        Section(title, told),
         *method.cautions(about),
         Section("How this was found", [how(answer)]),
         Section("Factors", list(factors(answer))),
@@ -107,7 +117,19 @@ def how(answer: Answer) -> str:
     )
 
 
-# Its tables ------------------------------------------------------------------------------------
+# Its picture and its tables -------------------------------------------------------------------
+
+
+def picture(answer: Answer) -> Intervals:
+    """Return what each factor, operand, group and layer costs, on one axis."""
+    stages: list[tuple[str, Mapping[str, Any]]] = [
+        ("factors together", answer["arms"]),
+        ("share of each factor", answer["shapley"]),
+        *((title.lower(), answer.get(stage, {})) for stage, title in STAGES),
+        ("changes", {c["change"]: c["gap"] for c in answer.get("candidates", ())}),
+    ]
+    groups = [(title, [bar(k, row) for k, row in rows.items()]) for title, rows in stages if rows]
+    return Intervals("What costs how much", UNIT, groups, answer["about"]["within"])
 
 
 def factors(answer: Answer) -> Iterator[Part]:

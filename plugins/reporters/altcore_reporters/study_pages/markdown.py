@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from altcore_reporters import markdown
-from altcore_reporters.study_pages.document import Bullets, Document, Part, Table
+from altcore_reporters.study_pages.document import Bullets, Curves, Document, Intervals, Table
 
 
 def as_markdown(document: Document) -> str:
@@ -12,11 +12,12 @@ def as_markdown(document: Document) -> str:
     for level, section in enumerate(document.sections):
         lines += [f"{'##' if level else '#'} {section.title}", ""]
         for part in section.parts:
-            lines += [*_lines(part), ""]
+            if not isinstance(part, Intervals | Curves):
+                lines += [*_lines(part), ""]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _lines(part: Part) -> list[str]:
+def _lines(part: str | Bullets | Table) -> list[str]:
     match part:
         case Bullets():
             return [f"- {item}" for item in part.items]

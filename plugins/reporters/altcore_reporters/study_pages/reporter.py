@@ -10,11 +10,19 @@ import attrs
 
 from altcore.plugin import replace_text
 from altcore_reporters.study_pages.comparison import comparison
+from altcore_reporters.study_pages.csv_table import as_csv
 from altcore_reporters.study_pages.document import Document
 from altcore_reporters.study_pages.explanation import explanation
+from altcore_reporters.study_pages.html_page import as_html
+from altcore_reporters.study_pages.latex import as_latex
 from altcore_reporters.study_pages.markdown import as_markdown
 
-RENDERERS: Mapping[str, Callable[[Document], str]] = {".md": as_markdown}
+RENDERERS: Mapping[str, Callable[[Document], str]] = {
+    ".md": as_markdown,
+    ".html": as_html,
+    ".tex": as_latex,
+    ".csv": as_csv,
+}
 """What writes a document, by the end of the file's name."""
 
 

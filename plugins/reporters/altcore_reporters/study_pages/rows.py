@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from altcore_reporters.study_pages.document import Cell, Interval, Number, Section, Table
+from altcore_reporters.study_pages.document import (
+    Bar,
+    Cell,
+    Curve,
+    Curves,
+    Interval,
+    Number,
+    Section,
+    Table,
+)
 from altcore_reporters.study_pages.words import LEVEL, NOT_TOLD, factor, number, value
 
 Row = Mapping[str, Any]
@@ -46,8 +55,23 @@ def rate_curves(answer: Row) -> list[Section]:
         rows.append([arm, *cells, learning_rate(choice)])
     head = ["arm", *map(factor, tried), "best"]
     told = "By factor of the learning rate; the losses are those of the selection seeds."
-    table = Table("learning-rates", "Loss over learning rate", head, rows)
-    return [Section("Loss over learning rate", [told, table])]
+    table = Table("learning-rates", "Loss over learning rate", head, rows, is_data=False)
+    return [
+        Section(table.caption, [told, Curves(table.key, list(map(curve, choices.items()))), table])
+    ]
+
+
+def curve(choice: tuple[str, Row]) -> Curve:
+    """Return the losses of an arm over its learning rates, for a picture."""
+    arm, chosen = choice
+    points = [(p["factor"], list(map(value, p["losses"]))) for p in chosen["curve"]]
+    return Curve(arm, points, learning_rate(chosen))
+
+
+def bar(label: str, row: Row) -> Bar:
+    """Return an estimate for a picture."""
+    own = interval(row)
+    return Bar(label, own, bool(row.get("guilty", own.low > 0)) or own.high < 0)
 
 
 def of_seeds(count: int, about: Row) -> Number:
@@ -57,7 +81,9 @@ def of_seeds(count: int, about: Row) -> Number:
 
 VERDICT = ("verdict", "reason")
 """The heads of the columns of a verdict."""
-JUDGED = ("gap [95 %]", "p (Holm)", "diverged", "")
+UNIT = "difference of the training loss, 95\u00a0% intervals"
+"""Of the pictures of intervals."""
+JUDGED = ("gap [95 %]", "p (Holm)", "diverged", "finding")
 """The heads of the columns that `judged` returns."""
 
 
