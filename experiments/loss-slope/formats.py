@@ -111,17 +111,23 @@ def told_correlation(found: Correlation) -> str:
     return f"{found.value:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
-def changes(pairs: pd.DataFrame) -> list[str]:
-    """Return whether a format's change of the early slope goes with that of the best loss."""
-    groups: dict[str, pd.DataFrame] = {"all": pairs}
+def about_their_means(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return the runs less the mean of those with the same variant, format and point."""
+    points = runs.groupby(["study", "format", *POINT[:-1]])
+    return runs.assign(**{m: runs[m] - points[m].transform("mean") for m in MEASURES})
+
+
+def correlations(runs: pd.DataFrame) -> list[str]:
+    """Return the correlation of early slope and best loss: of all, by format, and by variant."""
+    groups: dict[str, pd.DataFrame] = {"all": runs}
     for by in ("format", "study"):
-        groups |= dict(list(pairs.groupby(by, sort=False)))
+        groups |= dict(list(runs.groupby(by, sort=False)))
     rows = []
     for name, own in groups.items():
         known = own.dropna(subset=["alpha_early", "best_val_ce"])
         found = pearson(list(known["alpha_early"]), list(known["best_val_ce"]))
         rows.append([name, str(found.n), told_correlation(found)])
-    return table(["pairs of", "pairs", "Pearson"], rows)
+    return table(["of", "number", "Pearson"], rows)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -134,7 +140,10 @@ PARTS: Mapping[str, Callable[[pd.DataFrame], list[str]]] = {
     "What was measured": means,
     "Differences to float32": lambda runs: differences(paired(runs)),
     "H1 and H2": hypotheses,
-    "Changes of the slope, and of the best loss": lambda runs: changes(paired(runs)),
+    "Early slope and best loss, less the mean of a point": lambda runs: correlations(
+        about_their_means(runs)
+    ),
+    "Changes of the slope, and of the best loss": lambda runs: correlations(paired(runs)),
 }
 
 

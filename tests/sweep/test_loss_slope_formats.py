@@ -81,6 +81,9 @@ def test_means_hypotheses_and_changes(script, export):
     changed = {r[0]: r[1:] for r in lines_of(told, "Changes of the slope, and of the best loss")}
     assert changed["narrow"][0] == "4"
     assert changed["narrow"][1].startswith("1.00 ")
+    # Two seeds at a point lie as far above as below, in both measures.
+    within = lines_of(told, "Early slope and best loss, less the mean of a point")
+    assert {r[0]: r[1:] for r in within}["narrow"] == ["8", "0.98 [0.88, 1.00]"]
 
 
 def test_a_page_keeps_its_text(script, export, tmp_path):

@@ -90,3 +90,11 @@ def test_of_a_constant_series():
 
 def test_what_is_not_finite_shows():
     assert math.isnan(psd_tail([1.0, math.nan, 2.0, 3.0, 4.0]))
+
+
+def test_without_power_at_low_frequencies():
+    """The ratio is to 1e-10 then, and not infinite."""
+    x = 1e-4 * (-1.0) ** np.arange(40)
+    f, power = spectrum(x)
+    assert power[(f >= 0.1) & (f <= 0.3)].sum() < 1e-20
+    assert psd_tail(x) == pytest.approx(power[f >= 0.3].sum() / 1e-10)
