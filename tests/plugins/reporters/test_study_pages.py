@@ -76,7 +76,7 @@ def test_the_cause_comes_with_its_share_of_the_gap_and_the_stalled_updates():
     assert list(causes({"causes": [ROUNDING, RANGE, {**RANGE, "cause": None}]})) == [
         "**Cause**: nearest rounding: stochastic rounding to the same format repairs it. This "
         "accounts for 1.4000 [1.3000, 1.5000] of the gap of stored_weight in wte (93 %). 99.3 % "
-        "of the updates of stored weights move nothing, and 92.5 % without the cause",
+        "of the updates of stored weights move nothing, and 92.5 % once repaired",
         "**Cause of optimizer_state**: too small: values below its smallest. This accounts for "
         "0.5000 [0.4000, 0.6000] of the gap of optimizer_state (100 %)",
         "**Cause of optimizer_state**: not distinguishable",

@@ -36,10 +36,10 @@ def cause(suspect: Mapping[str, Any]) -> str:
 
 
 def _stalls(row: Mapping[str, Any], without: Mapping[str, Any] | None = None) -> str:
-    """Return how many updates of stored weights are lost, and how many without the cause."""
+    """Return how many updates of stored weights stall, and how many without the cause."""
     if row["stalled"] is None:
         return ""
-    after = "" if without is None else f", and {stalled(without)} without the cause"
+    after = "" if without is None else f", and {stalled(without)} once repaired"
     return f". {stalled(row)} of the updates of stored weights move nothing{after}"
 
 
