@@ -248,7 +248,8 @@ class CheckpointManager:
                 return self._write_anomaly(state)
             loop.check_own(state)
             another = [ANOTHER] if self._steps.is_by_another() else []
-            if self._hidden != (hidden := [*another, *loop.hidden(self._built)]):
+            hidden = [*another, *loop.hidden(self._built, is_first=not self._own)]
+            if self._hidden != hidden:
                 _warn_of_hidden(hidden)
                 self._hidden = hidden
             path = _write(self.folder, REGULAR, state, number)

@@ -99,12 +99,15 @@ class OwnLoop:
         assert self.optimizer is not None  # only a loop that is restored has none
         return AsBuilt(self.model, self.optimizer)
 
-    def hidden(self, built: AsBuilt) -> list[str]:
-        """Return where state is that no checkpoint has; the model was ``built`` so."""
-        hooks = [f"hooks of {name}" for name in built.late_hooks(built.hooks)]
-        return [*built.hidden(), *hooks, *self._schedulers()]
+    def hidden(self, built: AsBuilt, *, is_first: bool = True) -> list[str]:
+        """Return where state is that no checkpoint has; the model was ``built`` so.
 
-    def _schedulers(self) -> list[str]:
+        The first time more is looked for.
+        """
+        hooks = [f"hooks of {name}" for name in built.late_hooks(built.hooks)]
+        return [*built.hidden(), *hooks, *self._schedulers(is_first=is_first)]
+
+    def _schedulers(self, *, is_first: bool) -> list[str]:
         """Return the learning-rate schedulers of the optimizer that are not kept."""
         for name, part in self.also.items():
             if "sched" in name.lower() or getattr(part, "optimizer", None) is self.optimizer:
@@ -112,9 +115,10 @@ class OwnLoop:
         assert self.optimizer is not None  # only a loop that is restored has none
         if any("initial_lr" in group for group in self.optimizer.param_groups):
             return ["a learning-rate scheduler (initial_lr)"]
-        # This one leaves no trace in the optimizer.
-        plateaus = (x for x in gc.get_objects() if issubclass(type(x), ReduceLROnPlateau))
-        is_there = any(x.optimizer is self.optimizer for x in plateaus)
+        if not is_first:
+            return []
+        # This one leaves no trace in the optimizer: to look for it takes a tenth of a second.
+        is_there = any(isinstance(x, ReduceLROnPlateau) for x in gc.get_referrers(self.optimizer))
         return ["a learning-rate scheduler (ReduceLROnPlateau)"] if is_there else []
 
     def not_finite(self, state: Mapping[str, Any], unwatched: Container[str] = ()) -> str | None:
