@@ -44,15 +44,17 @@ def comparison(answer: Answer) -> Document:
 
 def picture(answer: Answer) -> Intervals:
     """Return every gap and difference on one axis, the smallest first."""
-    own = [bar(r["arm"], {**r["gap"], "diverged": r["diverged"]}) for r in answer["contenders"]]
+    own = [bar(r["arm"], r["gap"]) for r in answer["contenders"]]
     pairs = [
         bar(f"{r['arm']} against {r['against']}", r["difference"]) for r in answer["differences"]
     ]
-    groups = [
-        (title, sorted(bars, key=lambda b: b.interval.mean))
-        for title, bars in (("gap to the float32 twin", own), ("difference between arms", pairs))
-        if bars
-    ]
+    nulls = [bar(name, t["null"]) for name, t in answer["twins"].items() if "null" in t]
+    stages = (
+        ("null arm: chaos alone", nulls),
+        ("gap to the float32 twin", own),
+        ("difference between arms", pairs),
+    )
+    groups = [(title, sorted(b, key=lambda b: b.interval.mean)) for title, b in stages if b]
     return Intervals("How far apart", UNIT, groups, answer["about"]["within"])
 
 
@@ -89,14 +91,8 @@ def differences(answer: Answer) -> list[Table]:
         ]
         for row in answer["differences"]
     ]
-    head = [
-        "arm",
-        "against",
-        "difference [95 %]",
-        "p (Holm)",
-        "share of the gap closed [95 %]",
-        "verdict",
-    ]
+    closed = "share of the gap closed [95 %]"
+    head = ["arm", "against", "difference [95 %]", "p (Holm)", closed, "verdict"]
     return [Table("differences", "Differences between arms", head, rows)] if rows else []
 
 

@@ -123,7 +123,8 @@ def how(answer: Answer) -> str:
 def picture(answer: Answer) -> Intervals:
     """Return what each factor, operand, group and layer costs, on one axis."""
     stages: list[tuple[str, Mapping[str, Any]]] = [
-        ("factors together", answer["arms"]),
+        ("chaos alone", {"null arm": answer["null"]} if "null" in answer else {}),
+        ("sets of factors", answer["arms"]),
         ("share of each factor", answer["shapley"]),
         *((title.lower(), answer.get(stage, {})) for stage, title in STAGES),
         ("changes", {c["change"]: c["gap"] for c in answer.get("candidates", ())}),

@@ -26,10 +26,8 @@ NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
 def as_latex(document: Document) -> str:
     """Return the tables, each in an environment of its own, with a caption and a label."""
     head = "% Tables of an altcore study; the preamble needs \\usepackage{booktabs}."
-    return (
-        "\n\n".join([head, *(_table(document, p) for p in document.parts if isinstance(p, Table))])
-        + "\n"
-    )
+    tables = [_table(document, part) for part in document.parts if isinstance(part, Table)]
+    return "\n\n".join([head, *tables]) + "\n"
 
 
 def _table(document: Document, table: Table) -> str:

@@ -56,9 +56,8 @@ def rate_curves(answer: Row) -> list[Section]:
     head = ["arm", *map(factor, tried), "best"]
     told = "By factor of the learning rate; the losses are those of the selection seeds."
     table = Table("learning-rates", "Loss over learning rate", head, rows, is_data=False)
-    return [
-        Section(table.caption, [told, Curves(table.key, list(map(curve, choices.items()))), table])
-    ]
+    picture = Curves(table.key, list(map(curve, choices.items())))
+    return [Section(table.caption, [told, picture, table])]
 
 
 def curve(choice: tuple[str, Row]) -> Curve:
