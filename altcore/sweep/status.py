@@ -142,11 +142,11 @@ def status_of(sweep: SweepFile, ledger: Ledger, now: float | None = None) -> Sta
 
 def _beyond(declared: Declared, ledger: Ledger, found: Status) -> Iterator[str]:
     """Yield a line for what runs and GPUs did otherwise than the sweep file declares."""
-    ends = {row: row.exit for row in found.rows if row.exit and row.exit.is_complete}
-    on_gpu = {row: ended.used for row, ended in ends.items() if GPU_MEMORY in ended.used}
+    ends = [(row, row.exit.used) for row in found.rows if row.exit and row.exit.is_complete]
+    on_gpu = [(row, used) for row, used in ends if GPU_MEMORY in used]
     variants = {job.name: job.variant for job in ledger.jobs()} if on_gpu else {}
-    for row, used in on_gpu.items():
-        for told in declared.passed_by(variants[row.name], used, row.run_seconds):
+    for row, used in on_gpu:
+        for told in declared.passed_by(variants.get(row.name, ""), used, row.run_seconds):
             yield f"{row.name} took {told}"
     if BUSY in found.used and (told := declared.idle(found.used[BUSY])):
         yield told
