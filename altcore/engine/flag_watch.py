@@ -17,7 +17,13 @@ from typing import Any, ClassVar
 import torch
 from torch.utils import _device
 
-from altcore.engine.process_possessions import DIRECTORY, EXCEPTHOOK, LOGGING, RECURSION
+from altcore.engine.process_possessions import (
+    DIRECTORY,
+    EXCEPTHOOK,
+    LOGGING,
+    RECURSION,
+    SHOWN,
+)
 from altcore.engine.torch_flags import Flag
 from altcore.hook_clock import timing
 from altcore.log import log
@@ -50,31 +56,24 @@ def _set_filters(filters: tuple[Any, ...]) -> None:
 
 
 class _Last:
-    """Copies that are made again only when they are no more what they are of."""
+    """A copy that is made again only when it is no more what it is of."""
 
     environment: ClassVar[dict[Any, Any]] = {}
-    modules: ClassVar[dict[str, Any]] = {}
 
 
 def _environment() -> dict[Any, Any]:
     # As bytes: to decode them takes ten times as long.
-    held: dict[Any, Any] = os.environ._data  # type: ignore[attr-defined]
+    held = getattr(os.environ, "_data", os.environ)
     if held != _Last.environment:
         _Last.environment = held.copy()
     return _Last.environment
 
 
 def _set_environment(data: dict[Any, Any]) -> None:
-    before = {os.environ.decodevalue(k): os.environ.decodevalue(v) for k, v in data.items()}
+    before = {os.fsdecode(k): os.fsdecode(v) for k, v in data.items()}
     for name in os.environ.keys() - before:
         del os.environ[name]
     os.environ.update(before)
-
-
-def _modules() -> dict[str, Any]:
-    if len(sys.modules) != len(_Last.modules):
-        _Last.modules = dict(sys.modules)
-    return _Last.modules
 
 
 def _set_modules(modules: dict[str, Any]) -> None:
@@ -115,7 +114,7 @@ QUICK = (
     ),
     Flag(FILTERS, lambda: tuple(warnings.filters), _set_filters),
     Flag(ENVIRONMENT, _environment, _set_environment),
-    Flag(MODULES, _modules, _set_modules),
+    Flag(MODULES, lambda: sys.modules.copy(), _set_modules),
     DIRECTORY,
     RECURSION,
     LOGGING,
@@ -136,7 +135,7 @@ class FlagWatch:
 
     def changed(self) -> list[str]:
         """Return the labels of those that are not as they were, and take them as they are."""
-        return [flag.label for flag, _ in self._differing()]
+        return [label for label, _, _ in self._differing()]
 
     def put_back(self, *, is_reporter: bool = False) -> list[str]:
         """Set those that are not as they were; returns their labels.
@@ -144,15 +143,15 @@ class FlagWatch:
         A reporter may add variables to the environment, and have a hook for exceptions.
         """
         found = self._differing(is_reporter=is_reporter)
-        for flag, value in found:
+        for _, flag, value in found:
             with suppress(RuntimeError, TypeError, OSError):  # torch cannot say what it was
                 flag.write(value)
         if found:
             self._values = [read() for read in _READS]
-        return [flag.label for flag, _ in found]
+        return [label for label, _, _ in found]
 
-    def _differing(self, *, is_reporter: bool = False) -> list[tuple[Flag, Any]]:
-        """Return those that are not as they were, with what they were; they are now as they are."""
+    def _differing(self, *, is_reporter: bool = False) -> list[tuple[str, Flag, Any]]:
+        """Return what is not as it was, each with what it was; it is now as it is."""
         now = [read() for read in _READS]
         if now == self._values:
             return []
@@ -168,7 +167,18 @@ class FlagWatch:
         if is_reporter:
             only_new = before[ENVIRONMENT].items() <= is_now[ENVIRONMENT].items()
             differing -= {EXCEPTHOOK.label, *([ENVIRONMENT] if only_new else [])}
-        return [(flag, before[flag.label]) for flag in QUICK if flag.label in differing]
+        changed = [(f, before[f.label], is_now[f.label]) for f in QUICK if f.label in differing]
+        return [(_with_names(flag.label, was, is_), flag, was) for flag, was, is_ in changed]
+
+
+def _with_names(label: str, before: Any, now: Any) -> str:
+    """Return the label, of mappings with the names that changed; values may be secrets."""
+    if label not in (ENVIRONMENT, MODULES):
+        return label
+    new = now.keys() - before.keys() if label == ENVIRONMENT else ()
+    names = [*(k for k in before if before[k] != now.get(k)), *new]
+    gone = [k for k in names if k not in now] if label == MODULES else names
+    return f"{', '.join(map(os.fsdecode, gone[:SHOWN]))} of {label}"
 
 
 @contextmanager
