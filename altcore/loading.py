@@ -35,6 +35,7 @@ from altcore.runs import (
     read_run,
     run_id_of,
     summary_of,
+    warn_of_altered,
 )
 from altcore.runs import load_checkpoint as read_checkpoint
 from altcore.yaml_files import read_mapping
@@ -87,6 +88,7 @@ def load(
         InvalidCheckpoint: if the named checkpoint is torn or altered, or of another run or model.
     """
     path = directory_of(run, runs_dir)
+    warn_of_altered(path)
     plain = read_mapping(path / "config.yaml", "run")
     config = TrainConfig.from_plain({**plain, "runs_dir": str(path.parent), "device": device})
     found = read_checkpoint(find_checkpoint(path, checkpoint))

@@ -8,7 +8,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
-from altcore.runs import UNFINISHED, Summary, to_json
+from altcore.runs import UNFINISHED, Summary, contents, to_json
 from altcore.sweep import Exit, Job, Ledger, SweepFile, begin_sweep, jobs_of
 from altcore.sweep.attempt import lease
 
@@ -23,10 +23,11 @@ def record(run: Path, lines: Sequence[Mapping[str, Any]] = (), **summary: Any) -
     """Write what a run leaves, as far as a sweep reads it."""
     run.mkdir(parents=True, exist_ok=True)
     told = {"name": run.name, "directory": str(run), "status": UNFINISHED, "steps": 6, **summary}
-    (run / "summary.json").write_text(json.dumps(Summary(**told).to_plain()))
+    metrics, records = run / "metrics.jsonl", {}
     if lines:
-        text = "".join(json.dumps(to_json(line)) + "\n" for line in lines)
-        (run / "metrics.jsonl").write_text(text)
+        metrics.write_text("".join(json.dumps(to_json(line)) + "\n" for line in lines))
+        records[metrics.name] = {"bytes": metrics.stat().st_size, "sha256": contents(metrics)}
+    (run / "summary.json").write_text(json.dumps(Summary(**told).to_file(records)))
 
 
 def _attempt(ledger: Ledger, job: Job, changed: Mapping[str, Any]) -> Any:

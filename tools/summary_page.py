@@ -16,8 +16,11 @@ HEAD = """# The summary of a run
 Every run writes `summary.json` at its end, whatever the end was: finished, collapsed, stopped by a plugin,
 interrupted or failed. `altcore runs show NAME` prints it, and `altcore runs show NAME --json` gives all of it. From
 Python it is `Result.summary`, or `altcore.plugin.summary_of(path)` of any run. Resuming a run removes the file, so a
-run that goes on has none; then the status is `unfinished`, and only what the record says so far is there. The file has
-one key more, `digest`, by which a change is found: the SHA-256 of all other keys as canonical JSON.
+run that goes on has none; then the status is `unfinished`, and only what the record says so far is there.
+
+The file has two keys more, by which a change is found. `records` has length and SHA-256 of the other files of the
+record: the `.jsonl` files, `config.yaml` and `environment.json`. `digest` is the SHA-256 of all other keys as canonical
+JSON. Whoever reads a file that does not match names it: see [checkpoints](checkpoints.md#the-record-of-a-run).
 
 A value that does not apply, was not measured or is not finite is null: never NaN, and never 0. Rates are shares in
 0..1, over the recorded steps.

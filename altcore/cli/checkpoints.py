@@ -81,9 +81,13 @@ def list_(run: str, runs_dir: str, as_json: bool) -> None:
 @runs_dir_option
 @AS_JSON
 def verify(run: str, runs_dir: str, as_json: bool) -> None:
-    """Read every checkpoint of a run and compare its digests. Exit code 1 if one is damaged."""
+    """Read every checkpoint of a run and compare its digests. Exit code 1 if one is damaged.
+
+    A file of the run's record that is not as the run left it is named, too.
+    """
     from altcore.loading import directory_of
     from altcore.runs import (
+        altered,
         check_no_linked,
         check_run_id,
         is_checkpoint,
@@ -104,6 +108,8 @@ def verify(run: str, runs_dir: str, as_json: bool) -> None:
         except AltcoreError as error:
             problem = str(error)
         rows.append({"name": found.name, "valid": problem is None, "problem": problem})
+    wrong = altered(path).items()
+    rows += [{"name": file, "valid": False, "problem": problem} for file, problem in wrong]
     if as_json:
         print_json(rows)
     else:

@@ -78,14 +78,13 @@ def rows_of(summaries: Sequence[Mapping[str, Any]], now: float) -> list[list[str
 def show(name: str, runs_dir: str, as_json: bool) -> None:
     """Show the summary of a run."""
     from altcore.cli.summary import print_summary
-    from altcore.runs import contradiction_in, find_run, read_environment, summary_of
+    from altcore.runs import find_run, read_environment, summary_of, warn_of_altered
 
     path = find_run(name, runs_dir)
     summary = summary_of(path)
+    warn_of_altered(path)
     try:
         read_environment(path)
-        if found := contradiction_in(path, summary):
-            say(found)
     except BadInput as error:
         # The summary needs none of it.
         say(str(error))

@@ -63,7 +63,8 @@ class Ending:
         with ExitStack() as always:
             always.callback(self.directory.close)
             always.callback(seal)
-            always.callback(self.write)  # again: run_end may have added a report, or failed
+            # Again: run_end may have added a report, or failed; and now the record is whole.
+            always.callback(self.write, is_last=True)
             always.callback(self._check, check_place)
             always.callback(self.tell)
             always.callback(self.write)
@@ -94,6 +95,7 @@ class Ending:
         facts, findings = {**self.facts, RUN_ID: self.directory.run_id}, self.findings
         return summarize(self.run, self.history, self.status, facts, findings, self.error)
 
-    def write(self) -> None:
-        """Write summary.json, at once or not at all."""
-        self.directory.write_json(SUMMARY, self._made().to_file())
+    def write(self, *, is_last: bool = False) -> None:
+        """Write summary.json, at once or not at all; at last with the digests of the record."""
+        records = self.directory.records() if is_last else {}
+        self.directory.write_json(SUMMARY, self._made().to_file(records))

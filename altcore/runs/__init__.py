@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from altcore.builtin_types import to_json
 from altcore.durable import no_space_named, replace_text
-from altcore.runs.contradiction import contradiction_in
+from altcore.runs.as_left import altered, lines_of, warn_of_altered
 from altcore.runs.digests import contents, named_path, source_digest, stamps
 from altcore.runs.directory import (
     CHECKPOINTS,
@@ -62,7 +62,14 @@ from altcore.runs.reading import (
 from altcore.runs.record import DirectoryRecord, RunRecord, full_summary, read_run, read_runs
 from altcore.runs.restoring import bring_back_environment, is_edited, restore
 from altcore.runs.run_id import RUN_ID, check_run_id, run_id_of
-from altcore.runs.summary import ENDED, EVALUATED, STATUSES, UNFINISHED, Summary, has_summary
+from altcore.runs.summary import (
+    ENDED,
+    EVALUATED,
+    STATUSES,
+    UNFINISHED,
+    Summary,
+    has_summary,
+)
 from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.summary_text import number, summary_lines
 from altcore.runs.verdict import has_learned, verdict_of
@@ -141,6 +148,7 @@ __all__ = [
     "Summary",
     "UnwrittenDirectory",
     "about_platform",
+    "altered",
     "as_name",
     "bring_back_environment",
     "by_merit",
@@ -151,7 +159,6 @@ __all__ = [
     "check_run_id",
     "compare",
     "contents",
-    "contradiction_in",
     "damaged_lines",
     "early_and_late",
     "environment",
@@ -170,6 +177,7 @@ __all__ = [
     "is_checkpoint",
     "is_edited",
     "last_written",
+    "lines_of",
     "list_checkpoints",
     "list_runs",
     "load_checkpoint",
@@ -208,6 +216,7 @@ __all__ = [
     "to_json",
     "update_manifest",
     "verdict_of",
+    "warn_of_altered",
     "write_configuration",
 ]
 

@@ -230,6 +230,15 @@ class RunDirectory:
             self._durable_logs = len(found)
         return found
 
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Return length and hash of each file as this process wrote it, for the summary."""
+        logs = {f: self._log(f).recorded for f in LOGS if (self.path / f).exists()}
+        return logs | self.held_records()
+
+    def held_records(self) -> dict[str, dict[str, Any]]:
+        """Return length and hash of the files that stay as they are while a run trains."""
+        return {file: held.recorded for file, held in self._held.items()}
+
     def cut_logs(self, recorded: Mapping[str, Mapping[str, Any]]) -> None:
         """Cut the .jsonl files to what `sync_logs` returned: what follows is done again."""
         for file in LOGS:

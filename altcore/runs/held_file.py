@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
+from typing import Any
 
 from attrs import define, field
 
@@ -29,6 +31,11 @@ class HeldFile:
             return None
         held._stamp = stamp
         return held
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The file's length and hash."""
+        return {"bytes": len(self.data), "sha256": hashlib.sha256(self.data).hexdigest()}
 
     def put_back(self, path: Path) -> str | None:
         """Write the file again if other code changed or removed it; returns what was done."""

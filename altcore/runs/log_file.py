@@ -98,6 +98,11 @@ class LogFile:
             with durable.no_space_named(self.path):
                 durable.fsync(self._descriptor)
             self._is_synced = True
+        return self.recorded
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """The file's length and hash, as it was written."""
         return {"bytes": self.length, "sha256": self._sha256.hexdigest()}
 
     def cut(self, recorded: Mapping[str, Any]) -> None:

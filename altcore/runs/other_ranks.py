@@ -23,6 +23,10 @@ class UnwrittenDirectory(RunDirectory):
         """Return that no log is written here."""
         return {}
 
+    def records(self) -> dict[str, dict[str, Any]]:
+        """Return that nothing is written here."""
+        return {}
+
     def cut_logs(self, recorded: Mapping[str, Mapping[str, Any]]) -> None:
         """Cut nothing."""
 

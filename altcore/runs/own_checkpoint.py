@@ -40,20 +40,11 @@ def restored_by(run: Path) -> str:
 
 def has_record_of(run: Path, manifest: Mapping[str, Any]) -> bool:
     """Whether the .jsonl files of a run begin as a checkpoint has them."""
-    return all(_begins_as(run / Path(file).name, x) for file, x in manifest["logs"].items())
+    return all(begins_as(run / Path(file).name, x) for file, x in manifest["logs"].items())
 
 
-def changed_log(run: Path) -> str | None:
-    """Return which .jsonl file of a run is not as its newest checkpoint has it, None if none."""
-    checkpoint, manifest = newest_manifest(run)
-    for name, recorded in manifest.get("logs", {}).items():
-        file = run / Path(name).name
-        if checkpoint is not None and file.is_file() and not _begins_as(file, recorded):
-            return f"{file} was changed: it is not as {checkpoint.name} has it"
-    return None
-
-
-def _begins_as(file: Path, recorded: Mapping[str, Any]) -> bool:
+def begins_as(file: Path, recorded: Mapping[str, Any]) -> bool:
+    """Whether a file begins with the bytes whose number and hash are recorded."""
     digest, left = hashlib.sha256(), recorded["bytes"]
     with suppress(OSError), file.open("rb") as stream:
         while piece := stream.read(min(left, 1 << 20)):

@@ -10,12 +10,12 @@ from typing import Any
 import structlog
 
 from altcore.errors import BadInput
+from altcore.runs.as_left import warn_of_altered
 from altcore.runs.checkpoint import load_newest_weights
 from altcore.runs.directory import CHECKPOINTS, CONFIG, EVENTS, METRICS, TIMINGS
 from altcore.runs.environment_file import read_environment
 from altcore.runs.html import run_html
 from altcore.runs.json_lines import read_lines
-from altcore.runs.own_checkpoint import changed_log
 from altcore.runs.reading import find_run, list_runs, summary_of
 from altcore.runs.summary import UNFINISHED, Summary
 from altcore.yaml_files import read_mapping
@@ -167,8 +167,7 @@ def read_run(directory: Path) -> DirectoryRecord:
         raise BadInput(f"{directory} is not a run's directory")
     record = DirectoryRecord(directory)
     _ = record.summary  # Read now, so that what is no run is refused here.
-    if problem := changed_log(directory):
-        log.warning(problem)
+    warn_of_altered(directory)
     return record
 
 

@@ -8,11 +8,18 @@ from typing import Any
 
 from altcore.config import TrainConfig, check_name
 from altcore.errors import BadInput
-from altcore.runs.directory import CONFIG, ENVIRONMENT, RunDirectory, write_configuration
+from altcore.runs.directory import (
+    CONFIG,
+    ENVIRONMENT,
+    SUMMARY,
+    RunDirectory,
+    write_configuration,
+)
 from altcore.runs.environment_file import check_environment
 from altcore.runs.identity import Change
 from altcore.runs.own_checkpoint import restorable
 from altcore.runs.reading import no_run, read_configuration
+from altcore.runs.summary import read_summary, records_in
 
 
 def restore(name: str, runs_dir: str) -> tuple[list[Path], Path]:
@@ -37,6 +44,10 @@ def restore(name: str, runs_dir: str) -> tuple[list[Path], Path]:
         directory.keep_damaged(CONFIG)
         write_configuration(directory, config)
         is_other = bring_back_environment(directory, manifest)
+        if (records := records_in(path)) and (summary := read_summary(path)):
+            # The restored files are the record from now on; they need not be the same bytes.
+            now = {**records, **directory.held_records()}
+            directory.write_json(SUMMARY, summary.to_file(now))
     finally:
         directory.close()
     return [path / file for file in (CONFIG, ENVIRONMENT)[: 1 + is_other]], checkpoint

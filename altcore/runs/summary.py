@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from attrs import asdict, fields, frozen
@@ -23,8 +24,9 @@ from altcore.runs.json_files import read_json
 from altcore.runs.run_id import run_id_of
 
 FILE = "summary.json"
-DIGEST = "digest"
-"""The key of the SHA-256 of all other keys as canonical JSON."""
+DIGEST, RECORDS = "digest", "records"
+"""Keys of the file beside those of `Summary`: the SHA-256 of all others as canonical JSON, and
+length and SHA-256 of the other files of the record."""
 UNFINISHED = "unfinished"
 """The status of a run that is not over, or was killed: it has no summary.json."""
 ENDED = ("finished", "collapsed", "stopped")
@@ -154,9 +156,12 @@ class Summary:
         plain: dict[str, Any] = _without_nonfinite(asdict(self))
         return plain
 
-    def to_file(self) -> dict[str, Any]:
-        """Return what summary.json holds: the summary, and a digest by which a change is found."""
-        plain: dict[str, Any] = to_json(self.to_plain())
+    def to_file(self, records: Mapping[str, Any] = MappingProxyType({})) -> dict[str, Any]:
+        """Return what summary.json holds: the summary, and digests by which a change is found.
+
+        ``records`` are length and SHA-256 of the other files, by name.
+        """
+        plain: dict[str, Any] = to_json({**self.to_plain(), RECORDS: dict(records)})
         return {**plain, DIGEST: digest(plain)}
 
 
@@ -184,8 +189,9 @@ def read_summary(path: Path) -> Summary | None:
         return None
     try:
         plain = read_json(file)
-        if (known := plain.pop(DIGEST, None)) is not None and known != digest(plain):
-            _warn_of(f"{file} was changed since the run ended: it does not match its digest")
+        if DIGEST in plain and not _is_as_written(plain):
+            _warn_of(_changed(file))
+        plain = {k: v for k, v in plain.items() if k not in (DIGEST, RECORDS)}
         # A run that was moved is where it is.
         made: Summary = build(Summary, {**plain, "name": path.name, "directory": str(path)})
         _check(made, run_id_of(path))
@@ -193,6 +199,26 @@ def read_summary(path: Path) -> Summary | None:
         hint = f"altcore train --resume {path.name} writes it again"
         raise BadInput(f"{file} is not a summary of a run: {error}", hint=hint) from error
     return made
+
+
+def records_in(path: Path) -> dict[str, dict[str, Any]]:
+    """Return length and SHA-256 of the files of a run that ended, by name; empty of any other."""
+    plain = read_json(path / FILE)
+    return plain.get(RECORDS, {}) if _is_as_written(plain) else {}
+
+
+def changed_summary(path: Path) -> str | None:
+    """Return that a run's summary does not match its own digest, None if it does, or has none."""
+    plain = read_json(path / FILE)
+    return _changed(path / FILE) if DIGEST in plain and not _is_as_written(plain) else None
+
+
+def _changed(file: Path) -> str:
+    return f"{file} was changed since the run ended: it does not match its digest"
+
+
+def _is_as_written(plain: Mapping[str, Any]) -> bool:
+    return plain.get(DIGEST) == digest({k: v for k, v in plain.items() if k != DIGEST})
 
 
 @cache

@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import field, frozen
 
-from altcore.runs import ENDED, EVENTS, METRICS, read_lines, summary_of
+from altcore.runs import ENDED, EVENTS, METRICS, lines_of, summary_of
 
 DIVERGED = ("nan_patience", "diverged")
 """Causes of a collapse that mean that the loss left."""
@@ -65,9 +65,9 @@ def gap(outcome: Outcome, reference: Outcome, steps: int) -> float:
 
 def outcome_of(path: Path, steps: int) -> Outcome:
     """Read the outcome of a run from its directory."""
-    lines = [x for x in read_lines(path / METRICS) if "loss" in x]
+    lines = [x for x in lines_of(path, METRICS) if "loss" in x]
     losses = tuple(_number(x["loss"]) for x in lines)
-    causes = {e.get("cause") for e in read_lines(path / EVENTS) if e.get("event") == "collapse"}
+    causes = {e.get("cause") for e in lines_of(path, EVENTS) if e.get("event") == "collapse"}
     finite = all(map(math.isfinite, losses[-tail_length(steps) :]))
     early = len(losses) < steps
     summary = summary_of(path)
@@ -80,7 +80,7 @@ def outcome_of(path: Path, steps: int) -> Outcome:
 def is_whole(path: Path, steps: int) -> bool:
     """Return whether a run ended and its record is complete."""
     status = summary_of(path)["status"]
-    lines = sum("loss" in x for x in read_lines(path / METRICS))
+    lines = sum("loss" in x for x in lines_of(path, METRICS))
     return status in ENDED and (status != "finished" or lines == steps)
 
 

@@ -15,7 +15,7 @@ from altcore.runs import (
     CONFIG,
     METRICS,
     SUMMARY,
-    contradiction_in,
+    altered,
     damaged_lines,
     read_json,
     read_lines,
@@ -105,7 +105,7 @@ def _check_lines(ledger: Ledger, job: Job, row: Row) -> None:
         raise BadInput(f"{run / METRICS} ends with step {last}, and the run with step {steps}")
     if damaged := damaged_lines(run / METRICS):
         raise BadInput(f"{run / METRICS} is damaged in line {damaged[0]}")
-    if problem := contradiction_in(run, summary):
+    for problem in altered(run).values():
         raise BadInput(problem)
 
 

@@ -18,7 +18,7 @@ from attrs import evolve, frozen
 from altcore import durable
 from altcore.builtin_types import to_json
 from altcore.errors import BadInput
-from altcore.runs import METRICS, read_environment, read_lines
+from altcore.runs import METRICS, lines_of, read_environment
 from altcore.sweep.audit import audit
 from altcore.sweep.ledger import Ledger, State
 from altcore.sweep.statistics import is_counted, statistics_of
@@ -111,7 +111,7 @@ def _series(
     texts, measures = {}, list(sweep.series.values())
     unseen = set(measures)
     for name in completed if measures else ():
-        lines = read_lines(ledger.run_of(name) / METRICS)
+        lines = lines_of(ledger.run_of(name), METRICS)
         unseen.difference_update(*lines)
         rows = [
             [line.get(key) for key in (*PLACE, *measures)]

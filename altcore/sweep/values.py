@@ -9,7 +9,7 @@ from typing import Any
 
 from attrs import fields
 
-from altcore.runs import METRICS, Summary, read_lines, summary_of
+from altcore.runs import METRICS, Summary, lines_of, summary_of
 
 SUMMARY_KEYS = {a.name: a.metadata["help"] for a in fields(Summary)}
 """What each key of a summary holds."""
@@ -33,7 +33,7 @@ class Values:
     @cached_property
     def lines(self) -> Sequence[Mapping[str, Any]]:
         """What it recorded."""
-        return read_lines(self.run / METRICS)
+        return lines_of(self.run, METRICS)
 
     def all(self, name: str) -> list[Any]:
         """Return the value that the summary has, or every one that was recorded, in order."""

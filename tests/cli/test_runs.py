@@ -102,18 +102,6 @@ def test_show_has_the_curve_and_how_long_ago(record, capsys, monkeypatch):
     assert re.search(r"^validation loss  .*\n {23}\S", broken, re.MULTILINE)
 
 
-@pytest.mark.parametrize("key", ["final_loss", "val_loss"])
-def test_show_names_a_loss_that_was_edited(record, capsys, key):
-    """In a summary that is otherwise one; as it was written, nothing is said."""
-    path = record("mine", [2.0, 1.0]) / "summary.json"
-    true = json.loads(path.read_text()) | {"final_loss_step": 2, "val_loss": 1.5}
-    for changes, said in (({}, []), ({key: 0.001}, [f"says {key} 1", "summary.json 0.001"])):
-        path.write_text(json.dumps(true | changes))
-        err = call(capsys, "runs", "show", "mine", "--runs-dir", record.folder).err
-        assert bool(err) == bool(said)
-        assert all(word in err for word in said)
-
-
 def test_listing_runs_imports_no_torch(record, tmp_path):
     """Whoever looks at runs does not wait for it, nor for anything else that computes."""
     record("mine", [1.0])

@@ -3,13 +3,15 @@
 import random
 import re
 import shutil
+from contextlib import suppress
 
 import pytest
 from helpers import Starter, text_file
 from helpers_cli import call
 from structlog.testing import capture_logs
 
-from altcore import BadInput
+from altcore import BadInput, load
+from altcore.runs import altered, summary
 from altcore.runs.environment_file import _warn_of
 
 FILES = (
@@ -145,19 +147,60 @@ def test_a_tracker_names_a_lost_environment(runs, tmp_path, capsys):
     assert "environment.json is missing" in found.message
 
 
-@pytest.mark.parametrize("file", ["metrics.jsonl", "events.jsonl", "timings.jsonl", "summary.json"])
-def test_another_digit_in_a_record_is_named(file, runs, tmp_path, capsys):
-    """It fits the schema: only digests tell. Whoever compares runs is told, too."""
-    shutil.copytree(runs.runs, tmp_path / "runs")
-    path = tmp_path / "runs/harmed" / file
-    where = ("--runs-dir", str(tmp_path / "runs"))
-    assert "changed" not in call(capsys, "runs", "show", "harmed", *where).err
+def flip(path, digit=rb"[1-8]\.\d"):
+    """Flip a bit in the first digit of a file's last number, so that it is another number."""
     data = bytearray(path.read_bytes())
-    at = next(m.start() for m in re.finditer(rb"\d\.\d", data))
-    data[at] ^= 1
+    data[[*re.finditer(digit, data)][-1].start()] ^= 1
     path.write_bytes(data)
-    for arguments in (("show", "harmed"), ("compare", "other", "harmed")):
-        found = call(capsys, "runs", *arguments, *where)
-        assert found.code == 0
-        if "compare" not in arguments or file != "summary.json":  # which is told of once
-            assert f"{path} was changed" in " ".join(found.err.split())
+
+
+@pytest.fixture
+def mine(runs, tmp_path):
+    """A copy of both runs: that of ``harmed``, and where they are."""
+    shutil.copytree(runs.runs, tmp_path / "runs")
+    return tmp_path / "runs/harmed", ("--runs-dir", str(tmp_path / "runs"))
+
+
+def said_by(capsys, *words):
+    """Return what a command says, as one line, and its exit code."""
+    summary._warn_of.cache_clear()
+    found = call(capsys, *words)
+    return " ".join((found.out + found.err).split()), found.code
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_flipped_digit_of_a_record_is_named(file, mine, capsys):
+    """Once by each command that reads the file, whatever else the file still is."""
+    run, where = mine
+    assert not altered(run)
+    flip(run / file, rb"[1-8](?=\.\d)" if file == "summary.json" else rb"[1-8]")
+    (found,) = altered(run).items()
+    assert found[0] == file
+    assert f"{run / file} was changed" in found[1]
+    for words in (("runs", "show"), ("runs", "compare", "other"), ("checkpoints", "verify")):
+        said, code = said_by(capsys, *words, "harmed", *where)
+        assert said.count(f"{run / file} was changed") == 1, words
+        assert code == (1 if words[1] == "verify" else 0)
+    summary._warn_of.cache_clear()
+    with capture_logs() as logs, suppress(BadInput):  # a path in a configuration may lead nowhere
+        load(run)
+    assert file == "summary.json" or found[1] in str(logs)
+
+
+def test_a_record_is_compared_with_the_newest_checkpoint_until_the_run_ends(mine):
+    """What a run writes after a checkpoint is not in it."""
+    run, _ = mine
+    (run / "summary.json").unlink()
+    with (run / "metrics.jsonl").open("a") as lines:
+        lines.write('{"step": 3, "loss": 1.0}\n')
+    assert not altered(run)
+    flip(run / "events.jsonl", rb"[1-8]")
+    assert altered(run)["events.jsonl"].endswith("its digest is not that in step-00000002")
+
+
+def test_a_restored_configuration_is_the_one_that_the_run_left(mine, capsys):
+    """The remedy for a changed one, after which nothing is named."""
+    run, where = mine
+    flip(run / "config.yaml", rb"[1-8]")
+    assert call(capsys, "runs", "restore", "harmed", *where).code == 0
+    assert not altered(run)

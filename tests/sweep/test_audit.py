@@ -154,7 +154,7 @@ def test_a_run_of_which_nothing_was_written_down_is_said_to_be(ledger, capsys):
         (in_run("config.yaml", '"seed": 43', '"seed": 42'), "seed is that of another job, 42"),
         (cut("metrics.jsonl", 90), "ends with step 3, and the run with step 6"),
         (in_run("metrics.jsonl", '"step": 2', '"stop": 2'), "is damaged in line 2"),
-        (in_run("metrics.jsonl", '6, "loss": 1.0', '6, "loss": 2.0'), "says final_loss 2"),
+        (in_run("metrics.jsonl", '6, "loss": 1.0', '6, "loss": 2.0'), "metrics.jsonl was changed"),
     ],
 )
 def test_such_a_run_is_damaged_if_it_contradicts_itself_or_its_job(ledger, damage, problem):

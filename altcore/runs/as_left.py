@@ -1,0 +1,89 @@
+"""Whether the files of a run are as it left them: one place that compares, for all who read them.
+
+At its end a run writes length and SHA-256 of its records into summary.json, which digests itself.
+Before that, its newest checkpoint has those of its .jsonl files up to then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from altcore.errors import BadInput
+from altcore.log import log
+from altcore.runs.json_lines import read_lines
+from altcore.runs.own_checkpoint import begins_as, newest_manifest
+from altcore.runs.summary import FILE as SUMMARY
+from altcore.runs.summary import changed_summary, records_in
+
+
+def altered(run: Path, *files: str) -> dict[str, str]:
+    """Return what is wrong with each file of a run that is not as the run left it, by name.
+
+    Args:
+        run: its directory.
+        files: which to read; summary.json and all whose digests are recorded if none is named.
+    """
+    recorded, source = _recorded(run)
+    wanted = [file for file in recorded if not files or file in files]
+    problems = {file: _problem(run / Path(file).name, recorded[file], source) for file in wanted}
+    found = {file: problem for file, problem in problems.items() if problem}
+    if not files:
+        with suppress(BadInput):  # whoever reads the summary says what is wrong
+            found |= {SUMMARY: told} if (told := changed_summary(run)) else {}
+    return found
+
+
+def warn_of_altered(run: Path) -> None:
+    """Name each file of a run that is not as the run left it in a warning.
+
+    All but summary.json, which is named when it is read.
+    """
+    for file, problem in altered(run).items():
+        if file != SUMMARY:
+            log.warning(problem)
+
+
+def lines_of(run: Path, file: str) -> list[dict[str, Any]]:
+    """Return the lines of a run's .jsonl file; one that was altered is named, once a process."""
+    for problem in altered(run, file).values():
+        _warn_of(problem)
+    return read_lines(run / file)
+
+
+def _recorded(run: Path) -> tuple[Mapping[str, Mapping[str, Any]], str]:
+    """Return length and hash of each file, and what recorded them."""
+    with suppress(BadInput):
+        if records := records_in(run):
+            return records, SUMMARY
+    checkpoint, manifest = newest_manifest(run)
+    return manifest.get("logs", {}), checkpoint.name if checkpoint else ""
+
+
+def _problem(file: Path, recorded: Mapping[str, Any], source: str) -> str | None:
+    try:
+        status = file.stat()
+    except OSError as error:
+        return f"{file} cannot be read: {error.strerror}"
+    size, expected = status.st_size, recorded["bytes"]
+    # What a run writes after a checkpoint is not in it.
+    if size < expected or (size > expected and source == SUMMARY):
+        return f"{file} was changed: it has {size} bytes, and {expected} in {source}"
+    stamp = status.st_ino, size, status.st_mtime_ns, status.st_ctime_ns
+    if _is_as_recorded(file, expected, recorded["sha256"], *stamp):
+        return None
+    return f"{file} was changed: its digest is not that in {source}"
+
+
+@cache
+def _is_as_recorded(file: Path, size: int, sha256: str, *_: int) -> bool:
+    """Whether a file begins as recorded. Reads an unchanged file only once."""
+    return begins_as(file, {"bytes": size, "sha256": sha256})
+
+
+@cache
+def _warn_of(problem: str) -> None:
+    log.warning(problem)
