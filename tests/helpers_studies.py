@@ -1,0 +1,106 @@
+"""Answers of studies that tests make up: what explain.json and compare.json hold."""
+
+from __future__ import annotations
+
+from typing import Any
+
+HOSTILE = "a_b|<i>&50%\u202e"
+"""A name that each format of a rendering has to escape."""
+
+
+def estimate(mean: float, half: float = 0.1, **more: Any) -> dict[str, Any]:
+    """Return a row of an answer."""
+    return {"mean": mean, "low": mean - half, "high": mean + half, "stalled": None, **more}
+
+
+def about(command: str) -> dict[str, Any]:
+    """Return what every answer says about its runs."""
+    return {
+        "command": command,
+        "page": command,
+        "format": HOSTILE,
+        "seeds": [42, 43],
+        "within": 0.05,
+        "recipe_files": {},
+        "workload": "gpt",
+        "settings": {},
+        "plugins": [],
+        "steps": 60,
+        "learning_rate": 0.002,
+        "rates": None,
+        "compute": "float32",
+        "cautions": ["60 steps are few"],
+    }
+
+
+def curve(best: float, *points: tuple[float, list[Any]], edge: str | None = None) -> dict[str, Any]:
+    """Return an arm's losses over its learning rates."""
+    told = [{"factor": f, "losses": x, "diverged": x.count("inf")} for f, x in points]
+    return {"factor": best, "edge": edge, "curve": told}
+
+
+RATES = curve(1.0, (1 / 3, [3.2]), (1.0, [3.0, 3.1]), (3.0, ["inf"]))
+
+
+def explain_answer() -> dict[str, Any]:
+    """Return an explanation of a recipe that stores weights and does nothing else."""
+    row = estimate(0.4, p=0.01, p_holm=0.01, diverged=0, guilty=True)
+    verdict = {"verdict": "beyond", "reason": "the interval begins above 0.05"}
+    cause = {"operands": ["stored_weight"], "group": None, "roundings": ["nearest-even"]}
+    cause |= {"gap": row, "cause": "finer", "fixed_point": False}
+    cause |= {"counterfactuals": {"finer": estimate(0.3, recovered=0.75)}}
+    return {
+        "about": about("explain"),
+        "operands_of": {"U": ["stored_weight"]},
+        "arms": {"U": row},
+        "frozen": estimate(1.5, diverged=0),
+        "null": estimate(0.0, 0.01, detectable=0.02),
+        "effects": {"U": estimate(0.4)},
+        "shapley": {"U": estimate(0.4)},
+        "full": {**row, **verdict},
+        "onset": {"42": None},
+        "factor": "U",
+        "factor_distinguishable": True,
+        "learning_rate_factor_inside": 1.0,
+        "operands": {"stored_weight": row},
+        "groups": {HOSTILE: row, "h.0": estimate(-0.01, p_holm=1.0, diverged=0, guilty=False)},
+        "operand": "stored_weight",
+        "group": HOSTILE,
+        "layer": None,
+        "causes": [cause],
+        "cause": "finer",
+        "candidates": [
+            {"change": "left in float32", "gap": estimate(0.0), "stalled": None, **verdict}
+        ],
+        "recommendation": "left in float32",
+        "learning_rates": {"twin": RATES, "U": RATES, "frozen": RATES},
+    }
+
+
+def compare_answer() -> dict[str, Any]:
+    """Return a comparison of two arms, one of which is held against the other."""
+    arms = {HOSTILE: 0.4, "E4M3": 0.02}
+    rows = [
+        {
+            "arm": arm,
+            "key": "one",
+            "gap": estimate(gap, p=0.01),
+            "p_holm": 0.01,
+            "frozen": estimate(1.5),
+            "diverged": 0,
+            "verdict": "beyond",
+            "reason": "why",
+            "settings": {},
+        }
+        for arm, gap in arms.items()
+    ]
+    difference = {"arm": "E4M3", "against": HOSTILE, "difference": estimate(-0.38), "p_holm": 0.02}
+    twin = {"loss": estimate(2.9), "key": "twin", "learned": 2}
+    twin |= {"null": estimate(0.0, 0.01, detectable=0.02)}
+    return {
+        "about": {**about("compare"), "formats": list(arms)},
+        "contenders": rows,
+        "differences": [{**difference, "share_closed": estimate(0.95), "verdict": "closer"}],
+        "twins": {"adamw": twin},
+        "learning_rates": {"twin": RATES, "one": RATES},
+    }

@@ -1,0 +1,203 @@
+"""The files that are made of a study's answer: HTML, LaTeX and CSV beside Markdown."""
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from attrs import define
+from helpers_cli import call
+from helpers_studies import HOSTILE, compare_answer, explain_answer
+
+from altcore import BadInput
+from altcore.study import answer as answers
+from altcore_reporters.study_pages.document import Bar, Interval, Intervals
+from altcore_reporters.study_pages.drawn import drawn_curves, drawn_intervals
+from altcore_reporters.study_pages.explanation import explanation
+from altcore_reporters.study_pages.reporter import RENDERERS, Comparison, Explanation
+from altcore_reporters.study_pages.rows import rate_curves
+
+ANSWERS = {"explain": (Explanation, explain_answer), "compare": (Comparison, compare_answer)}
+
+
+@pytest.fixture(params=ANSWERS)
+def rendered(request, tmp_path):
+    """Yield the files of an answer, by their endings."""
+    reporter, made = ANSWERS[request.param]
+    paths = reporter().render_answer(made(), tmp_path)
+    assert [p.name for p in paths] == [f"{request.param}{suffix}" for suffix in RENDERERS]
+    return {p.suffix: p.read_text(encoding="utf-8") for p in paths}
+
+
+def test_a_reporter_renders_the_answers_of_its_command_only(tmp_path):
+    assert Explanation().render_answer(compare_answer(), tmp_path) == []
+    assert Comparison().render_answer(explain_answer(), tmp_path) == []
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_number_of_every_table_is_in_the_csv(rendered):
+    """In full, an interval in three columns; and a row for each run that chose a rate."""
+    rows = list(csv.DictReader(rendered[".csv"].splitlines()))
+    first = next(r for r in rows if r["table"] in ("arms", "contenders") and r["gap"][:3] == "0.4")
+    assert [float(first[k]) for k in ("gap", "gap low", "gap high")] == [0.4, 0.4 - 0.1, 0.4 + 0.1]
+    losses = [float(r["loss"]) for r in rows if r["table"] == "learning-rates"]
+    assert losses[:4] == [3.2, 3.0, 3.1, float("inf")]
+    tables = set(re.findall(r"label\{tab:\w+-([\w-]+)\}", rendered[".tex"]))
+    assert {r["table"] for r in rows} == tables
+    assert any(HOSTILE in r.values() for r in rows)
+
+
+def test_latex_tables_can_be_taken_into_a_paper(rendered):
+    """Whole environments of even rows, with captions that say what intervals are of."""
+    text = rendered[".tex"]
+    assert text.count(r"\begin{table}") == text.count(r"\end{table}") == text.count(r"\caption") > 2
+    for kinds, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, re.S):
+        rows = [line for line in body.splitlines() if line.endswith(r"\\")]
+        assert len(rows) > 1
+        assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {len(kinds)}
+    assert r"a\_b|<i>\&50\%" in text
+    assert "over the last tenth of 60 steps, with intervals of 95~\\% over 2 seeds." in text
+    assert "$0.4000$ [$0.3000$, $0.5000$]" in text
+    assert text.isascii() or set(re.findall(r"[^\x00-\x7f]", text)) <= {"\u202e", "√"}
+
+
+class Page(HTMLParser):
+    """Holds the tags of a page; fails where one is not closed."""
+
+    def __init__(self, html):
+        super().__init__()
+        self.open, self.tags, self.text = [], [], []
+        self.feed(html)
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "link"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_is_whole_and_asks_for_nothing(rendered):
+    """Names are escaped, every picture has words, and there is no script."""
+    html = rendered[".html"]
+    page = Page(html)
+    assert "<i>&50" not in html
+    assert any("a_b|<i>&50%\\u202e" in text for text in page.text)
+    assert "script" not in {tag for tag, _ in page.tags}
+    links = [a.get("href", a.get("src")) for _, a in page.tags if "href" in a or "src" in a]
+    assert links == ["data:,"]
+    pictures = [a for _, a in page.tags if a.get("role") == "img"]
+    assert len(pictures) in (2, 3)
+    assert all("Best: 1." in a["aria-label"] for a in pictures)
+
+
+def test_intervals_lie_on_one_axis():
+    """A mean is where its value says, what reaches far is cut; 0 and the tolerance show."""
+    bars = [Bar("a", Interval(1.0, 0.5, 9.0), True), Bar("b", Interval(0.0, -0.5, 0.5), False)]
+    drawn = drawn_intervals(Intervals("costs", "nats", [("arms", bars)], 0.5))
+    [(_, (a, b))] = drawn.groups
+    places = {k: float(getattr(a, k).removesuffix("%")) for k in ("left", "width", "mean")}
+    zero, half = float(drawn.zero[:-1]), float(drawn.within[1][:-1])
+    assert places["mean"] - zero == pytest.approx(2 * half, abs=0.05)
+    assert places["left"] - zero == pytest.approx(half, abs=0.05)
+    assert places["left"] + places["width"] == pytest.approx(100)
+    assert (b.mean, b.text, b.is_told) == (drawn.zero, "0.0000 [-0.5000, 0.5000]", False)
+    assert drawn.ticks[0] == ("6.67%", "-0.5") or "0" in [word for _, word in drawn.ticks]
+
+
+def test_what_costs_how_much_is_one_picture():
+    """Sets of factors, shares, operands, groups, changes and chaos, each with its interval."""
+    picture = explanation(explain_answer()).sections[0].parts[-1]
+    found = {title: [b.label for b in bars] for title, bars in picture.groups}
+    assert found == {
+        "chaos alone": ["null arm"],
+        "sets of factors": ["U"],
+        "share of each factor": ["U"],
+        "one operand at a time": ["stored_weight"],
+        "one group of layers at a time": [HOSTILE, "h.0"],
+        "changes": ["left in float32"],
+    }
+    told = [b.is_told for _, bars in picture.groups for b in bars]
+    assert told == [False, True, True, True, True, False, False]
+
+
+def test_losses_over_learning_rates_are_drawn():
+    """Every rate that was tried; where a run diverged there is a mark instead of a point."""
+    [section] = rate_curves(explain_answer())
+    drawn = drawn_curves(section.parts[1])
+    assert [panel.arm for panel in drawn.panels] == ["twin", "U", "frozen"]
+    panel = drawn.panels[0]
+    assert panel.dots.count("M") == 3
+    assert panel.line.count("l") == 1
+    assert len(panel.diverged) == 1
+    assert [word for _, word in panel.x_ticks] == ["0.333", "1", "3"]
+    assert "a run diverged" in drawn.note
+
+
+# ------------------------------------------------------------------------- from the core
+
+
+def study(folder, found):
+    """Write a study's folder with an answer."""
+    folder.mkdir(parents=True)
+    (folder / "study.json").write_text(json.dumps({"questions": [QUESTION]}))
+    (folder / f"{found['about']['page']}.json").write_text(json.dumps(found))
+    return folder
+
+
+QUESTION = {"command": "compare", "asked": {}, "arms": {}, "seeds": [1], "within": 0.1, "steps": 5}
+QUESTION |= {"page": "compare"}
+
+
+def test_an_answer_is_rendered_again(capsys, tmp_path):
+    """Into the study's folder, or another; by the name of the answer, too."""
+    folder = study(tmp_path / "s", compare_answer())
+    outcome = call(capsys, "report", "comparison", "--from", folder)
+    assert outcome.out.splitlines() == [str(folder / f"compare{end}") for end in RENDERERS]
+    out = tmp_path / "new/out"
+    call(capsys, "report", "comparison", "compare", "--from", folder, "--out", out)
+    assert (out / "compare.tex").is_file()
+    outcome = call(capsys, "report", "comparison", "compar", "--from", folder)
+    assert outcome.code == 2
+    assert "has no answer 'compar' (did you mean compare?)" in outcome.err
+    outcome = call(capsys, "report", "explanation", "--from", folder)
+    assert outcome.code == 2
+    assert "renders none of the answers" in outcome.err
+
+
+def test_an_answer_that_cannot_be_rendered_is_there(shelf, monkeypatch, tmp_path):
+    """Whoever has no reporter, or a broken one, loses nothing, and reads what to do."""
+
+    @define(eq=False)
+    class Broken:
+        def render_answer(self, answer, out):
+            return 1 / 0
+
+    told = []
+    (tmp_path / "compare.md").write_text("of an earlier answer")
+    shelf.install("reporter", "broken", Broken, "acme", "1.5")
+    for name, says in (
+        ("broken", "broken (acme 1.5) failed in render_answer: ZeroDivisionError"),
+        ("missing", "with altcore-reporters installed, altcore report missing --from"),
+    ):
+        monkeypatch.setattr(answers, "defaults", lambda name=name: {"answers": {"compare": name}})
+        found = answers.write(tmp_path, {**compare_answer(), "loss": float("inf")}, told.append)
+        assert found["loss"] == "inf"
+        assert json.loads((tmp_path / "compare.json").read_text()) == found
+        assert says in told[-1]
+        assert f"altcore report {name} --from {tmp_path}" in told[-1]
+        assert not (tmp_path / "compare.md").exists()
+
+
+def test_a_reporter_without_the_method_is_refused(shelf):
+    with pytest.raises(BadInput, match=r"page .* renders no answers of studies"):
+        answers.render(answers.Reporter.named("page"), [], None)
