@@ -189,7 +189,7 @@ def _compare(
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = _runner(options, name, config, described)
     null = null_arm(layers) if options.null else None
-    given = entrants.against, options.rates, null
+    given = entrants.against, options.shares, options.rates, null
     study = Comparison(runner, arms, seeds, options.within, keys, *given)
     asked = entrants.to_plain()
     rows = len(arms)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from attrs import define, evolve, field
+from attrs import Factory, define, evolve, field
 
 from altcore.recipes import OPERANDS
 from altcore.study.arms import Arm, select
@@ -17,8 +17,9 @@ from altcore.study.null_arm import null_row
 from altcore.study.outcome import Outcome, gap
 from altcore.study.rates import SELECTION_SEED, Curve, choose, runs_at_most
 from altcore.study.runner import Runner, Trial
-from altcore.study.statistics import estimate, holm, plain
-from altcore.study.verdict import Evidence
+from altcore.study.sequential import estimate_at, looks, run_in_looks
+from altcore.study.statistics import LEVEL, holm, plain
+from altcore.study.verdict import CANNOT_TELL, Evidence
 
 
 @define(slots=False)
@@ -33,6 +34,8 @@ class Comparison:
     """For each optimizer the keys of the configuration that choose it."""
     against: str | None = None
     """What contenders are held against, besides their twins; see `pairs`."""
+    shares: Mapping[int, float] = field(default=Factory(lambda me: looks(len(me.seeds)), True))
+    """The numbers of seeds after which an arm may stop, and the share of the error of each."""
     given_rates: Sequence[float] | None = None
     """Factors of the learning rate that are tried as they are; by default they are searched for."""
     null: Arm | None = None
@@ -55,22 +58,50 @@ class Comparison:
         rates = {key: curve.best for key, curve in self.curves.items()}
         nulls = self._nulls()
         rates |= {null.key: rates[self._twin(name)] for name, null in nulls.items()}
-        every += nulls.values()
-        trials = [Trial(arm, seed, rates[arm.key]) for seed in self.seeds for arm in every]
-        for trial, outcome in zip(trials, self.runner.outcomes(trials), strict=True):
-            self.outcomes[trial.arm.key, trial.seed] = outcome
+        arms |= {null.key: null for null in nulls.values()}
+
+        def run(contenders: Sequence[Contender], count: int) -> None:
+            keys = dict.fromkeys(key for c in contenders for key in self._beside(c, nulls))
+            trials = [
+                Trial(arms[key], seed, rates[key])
+                for seed in self.seeds[:count]
+                for key in keys
+                if (key, seed) not in self.outcomes
+            ]
+            for trial, outcome in zip(trials, self.runner.outcomes(trials), strict=True):
+                self.outcomes[trial.arm.key, trial.seed] = outcome
+
+        run_in_looks(self.contenders, self.shares, run, lambda left: self._unsettled(left, nulls))
+        curves = {key: curve.plain() for key, curve in self.curves.items()}
+        return {**self._found(nulls), "learning_rates": curves}
+
+    def _beside(self, c: Contender, nulls: Mapping[str, Arm]) -> list[str]:
+        """Return the arms that run as far as a contender does, itself included."""
+        null = [nulls[c.optimizer].key] if c.optimizer in nulls else []
+        return [c.key, self._twin(c.optimizer), self._control(c), *null]
+
+    def _unsettled(self, left: Sequence[Contender], nulls: Mapping[str, Arm]) -> list[Contender]:
+        """Return the contenders for which further seeds can matter, of those that ran."""
+        found = self._found(nulls)
+        open_pairs = [d for d in found["differences"] if d["verdict"] == CANNOT_TELL]
+        names = {d[end] for d in open_pairs for end in ("arm", "against")}
+        evidence = {row["arm"]: self._evidence(row, found["twins"]) for row in found["contenders"]}
+        return [c for c in left if c.name in names or not evidence[c.name].is_settled(self.within)]
+
+    def _found(self, nulls: Mapping[str, Arm]) -> dict[str, Any]:
+        """Return what the runs say so far."""
         twins = {name: self._twin_row(name, nulls.get(name)) for name in self.optimizer_keys}
         rows = [self._row(c) for c in self.contenders]
         corrected = holm({i: r["gap"]["p"] for i, r in enumerate(rows)})
         for i, row in enumerate(rows):
             row["p_holm"] = corrected[i]
-            row |= self._verdict(row, twins[row["optimizer"]])
+            row |= self._evidence(row, twins).judge(self.within)
         gaps = {c.name: self._gaps(c.key, self._twin(c.optimizer)) for c in self.contenders}
+        held = pairs(self.contenders, self.against)
         return {
             "contenders": rows,
-            "differences": differences(pairs(self.contenders, self.against), gaps, self.within),
+            "differences": differences(held, gaps, self.within, self.shares),
             "twins": twins,
-            "learning_rates": {key: curve.plain() for key, curve in self.curves.items()},
         }
 
     def _choose_rates(self, arms: Sequence[Arm]) -> None:
@@ -126,13 +157,21 @@ class Comparison:
     def _twin(self, optimizer: str) -> str:
         return run_key(f"twin-{optimizer}")
 
+    def _of(self, key: str) -> list[Outcome]:
+        """Return the outcomes that an arm has, by seed."""
+        return [self.outcomes[key, s] for s in self.seeds if (key, s) in self.outcomes]
+
     def _gaps(self, key: str, reference: str) -> list[float]:
-        steps = self.runner.base.max_steps
-        return [gap(self.outcomes[key, s], self.outcomes[reference, s], steps) for s in self.seeds]
+        both = zip(self._of(key), self._of(reference), strict=False)
+        return [gap(one, other, self.runner.base.max_steps) for one, other in both]
+
+    def _estimate(self, values: Sequence[float]) -> dict[str, Any]:
+        return plain(estimate_at(values, self.shares))
 
     def _row(self, c: Contender) -> dict[str, Any]:
         twin, control = self._twin(c.optimizer), self._control(c)
         gaps, frozen = self._gaps(c.key, twin), self._gaps(control, twin)
+        ahead = [f - g for f, g in zip(frozen, gaps, strict=False)]
         return {
             "arm": c.name,
             "format": c.start.format,
@@ -142,47 +181,49 @@ class Comparison:
             "plugins": c.plugins,
             "settings": dict(c.settings),
             "key": c.key,
-            "diverged": sum(self.outcomes[c.key, s].diverged for s in self.seeds),
-            "learned": self._learned(c.key),
-            "twin_learned": self._learned(twin),
-            "gap": plain(estimate(gaps)),
-            "frozen": plain(estimate(frozen)),
-            "ahead_of_frozen": plain(estimate([f - g for f, g in zip(frozen, gaps, strict=True)])),
-            "loss": plain(estimate([self._tail(c.key, s) for s in self.seeds])),
+            "diverged": sum(outcome.diverged for outcome in self._of(c.key)),
+            "learned": self._learned(c.key, len(gaps)),
+            "twin_learned": self._learned(twin, len(gaps)),
+            "gap": self._estimate(gaps),
+            "frozen": self._estimate(frozen),
+            "ahead_of_frozen": self._estimate(ahead),
+            "loss": self._estimate(self._tails(c.key)),
         }
 
-    def _learned(self, key: str) -> int:
-        """Return in how many seeds an arm learned, by the verdict of its runs."""
-        return sum(self.outcomes[key, s].learned is True for s in self.seeds)
+    def _learned(self, key: str, seeds: int) -> int:
+        """Return in how many of the first seeds an arm learned, by the verdict of its runs."""
+        return sum(outcome.learned is True for outcome in self._of(key)[:seeds])
 
-    def _tail(self, key: str, seed: int) -> float:
-        return self.outcomes[key, seed].tail(self.runner.base.max_steps)
+    def _tails(self, key: str) -> list[float]:
+        return [outcome.tail(self.runner.base.max_steps) for outcome in self._of(key)]
 
-    def _verdict(self, row: Mapping[str, Any], twin: Mapping[str, Any]) -> dict[str, str]:
-        """Return whether a contender is as good as its twin, and why."""
-        null = twin.get("null", {})
+    def _evidence(self, row: Mapping[str, Any], twins: Mapping[str, Mapping[str, Any]]) -> Evidence:
+        """Return what says whether a contender is as good as its twin."""
+        null = twins[row["optimizer"]].get("null", {})
         return Evidence(
             gap=row["gap"],
             p=row["p_holm"],
             frozen=row["frozen"],
             ahead=row["ahead_of_frozen"],
-            seeds=len(self.seeds),
+            seeds=row["gap"]["n"],
             diverged=row["diverged"],
             learned=row["learned"],
-            twin_learned=twin["learned"],
+            twin_learned=row["twin_learned"],
             detectable=null.get("detectable"),
-        ).judge(self.within)
+        )
 
     def _twin_row(self, optimizer: str, null: Arm | None) -> dict[str, Any]:
         """Return what an optimizer's twin came to, and what can be detected beside it."""
         key = self._twin(optimizer)
         found = {
-            "loss": plain(estimate([self._tail(key, s) for s in self.seeds])),
+            "loss": self._estimate(self._tails(key)),
             "key": key,
-            "learned": self._learned(key),
+            "learned": self._learned(key, len(self.seeds)),
         }
         if null is not None:
             gaps = self._gaps(null.key, key)
-            rows = len(self.contenders)
-            found["null"] = null_row(gaps, estimate(gaps), len(self.seeds), rows)
+            rows, seeds = len(self.contenders), len(self.seeds)
+            level = LEVEL * self.shares[seeds]
+            known = estimate_at(gaps, self.shares)
+            found["null"] = null_row(gaps, known, seeds, rows, level)
         return found

@@ -7,7 +7,8 @@ from typing import Any
 
 from altcore.errors import BadInput, nearest
 from altcore.study.contenders import Contender
-from altcore.study.statistics import LEVEL, Estimate, estimate, holm, plain, share_closed
+from altcore.study.sequential import estimate_at
+from altcore.study.statistics import LEVEL, Estimate, holm, plain, share_closed
 
 START = ("start", "format", "recipe")
 """Of what contenders differ in, all that is of their recipe."""
@@ -69,25 +70,32 @@ def _rest(contender: Contender, *besides: str) -> tuple[tuple[str, str | None], 
 
 
 def differences(
-    pairs: Sequence[tuple[str, str]], gaps: Mapping[str, Sequence[float]], within: float
+    pairs: Sequence[tuple[str, str]],
+    gaps: Mapping[str, Sequence[float]],
+    within: float,
+    shares: Mapping[int, float],
 ) -> list[dict[str, Any]]:
     """Return a row for each pair of arms: the difference of their gaps, and what it closes.
 
     Args:
         pairs: each an arm, and the one that it is held against.
         gaps: of each arm to its twin, by seed. Where two share a twin, their difference is that of
-            their losses: the twin's chaos, which is in both gaps, is not in it.
+            their losses: the twin's chaos, which is in both gaps, is not in it. Arms may have
+            fewer seeds than others.
         within: the largest difference that counts as none.
+        shares: the share of the error of each number of seeds, as of `looks`.
     """
     found = {
-        (arm, against): estimate([a - b for a, b in zip(gaps[arm], gaps[against], strict=True)])
-        for arm, against in pairs
+        (arm, other): estimate_at(
+            [a - b for a, b in zip(gaps[arm], gaps[other], strict=False)], shares
+        )
+        for arm, other in pairs
     }
     corrected = holm({pair: difference.p for pair, difference in found.items()})
     rows = []
     for (arm, against), difference in found.items():
-        p_holm = corrected[arm, against]
-        share = share_closed(gaps[arm], gaps[against])
+        p_holm, n = corrected[arm, against], difference.n
+        share = share_closed(gaps[arm][:n], gaps[against][:n], LEVEL * shares[n])
         rows.append(
             {
                 "arm": arm,

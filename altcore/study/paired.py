@@ -198,19 +198,7 @@ class PairedRuns:
 
         ``p`` is that of the arm's gap in its table, if it has one there.
         """
-        gaps, seeds = self.gaps(key), len(self.of(key))
-        gap, ahead = self.estimate(gaps), self.difference(self.gaps(control), gaps)
-        evidence = Evidence(
-            gap=plain(gap),
-            p=gap.p if p is None else p,
-            frozen=plain(self.estimate(self.gaps(control))),
-            ahead=plain(ahead),
-            seeds=seeds,
-            diverged=self.diverged(key),
-            learned=self.learned(key),
-            twin_learned=sum(o.learned is True for o in self.of(self.reference.key)[:seeds]),
-            detectable=self.detectable,
-        )
+        evidence = self._evidence(key, control, p)
         return {
             "gap": evidence.gap,
             "ahead_of_frozen": evidence.ahead,
@@ -221,6 +209,21 @@ class PairedRuns:
             **evidence.judge(self.within),
         }
 
+    def _evidence(self, key: str, control: str, p: float | None = None) -> Evidence:
+        gaps, seeds = self.gaps(key), len(self.of(key))
+        gap, ahead = self.estimate(gaps), self.difference(self.gaps(control), gaps)
+        return Evidence(
+            gap=plain(gap),
+            p=gap.p if p is None else p,
+            frozen=plain(self.estimate(self.gaps(control))),
+            ahead=plain(ahead),
+            seeds=seeds,
+            diverged=self.diverged(key),
+            learned=self.learned(key),
+            twin_learned=sum(o.learned is True for o in self.of(self.reference.key)[:seeds]),
+            detectable=self.detectable,
+        )
+
     def null_row(self, key: str, rows: int) -> dict[str, Any]:
         """Return the null arm's gap, and what can be detected in a table of so many rows."""
         gaps, seeds = self.gaps(key), len(self.seeds)
@@ -229,10 +232,7 @@ class PairedRuns:
 
     def has_verdict(self, key: str, control: str) -> bool:
         """Return whether further seeds cannot matter to the `verdict` on an arm."""
-        found = self.verdict(key, control)
-        gap, ahead = found["gap"], found["ahead_of_frozen"]
-        is_placed = gap["high"] <= self.within or gap["low"] > self.within
-        return self.diverged(key) > 0 or (is_placed and not ahead["low"] <= 0 <= ahead["high"])
+        return self._evidence(key, control).is_settled(self.within)
 
 
 def is_not_the_worst(name: str, rows: Rows) -> bool:

@@ -74,21 +74,24 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     return Estimate(mean, mean - half, mean + half, p, n)
 
 
-def share_closed(gaps: Sequence[float], before: Sequence[float]) -> Estimate | None:
+def share_closed(
+    gaps: Sequence[float], before: Sequence[float], level: float = LEVEL
+) -> Estimate | None:
     """Return which share of the gaps ``before`` is gone: 1 minus the ratio of the two means.
 
-    Both are by seed, in pairs. The interval is that of a ratio (Fieller 1954), 95 %. None where it
-    would have no ends: the gap before is not told from 0, or is below it.
+    Both are by seed, in pairs. The interval is that of a ratio (Fieller 1954), and misses it with
+    the probability ``level``. None where it would have no ends: the gap before is not told from 0,
+    or is below it.
 
     >>> found = share_closed([0.5, 0.6, 0.4], [1.0, 1.3, 0.8])
     >>> round(found.low, 2), round(found.mean, 2), round(found.high, 2)
     (0.46, 0.52, 0.56)
     """
     n = len(before)
-    if n < 2 or estimate(before).low <= 0:
+    if n < 2 or estimate(before, 1 - level).low <= 0:
         return None
     a, b = math.fsum(gaps) / n, math.fsum(before) / n
-    k = quantile(1 - LEVEL / 2, n - 1) ** 2 / n / (n - 1)
+    k = quantile(1 - level / 2, n - 1) ** 2 / n / (n - 1)
 
     def spread(xs: Sequence[float], x: float, ys: Sequence[float], y: float) -> float:
         return k * math.fsum((u - x) * (v - y) for u, v in zip(xs, ys, strict=True))

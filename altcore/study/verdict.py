@@ -55,6 +55,10 @@ class Evidence:
         word, reason = self._judge(within)
         return {"verdict": word, "reason": reason}
 
+    def is_settled(self, within: float) -> bool:
+        """Return whether further seeds cannot matter: there is a verdict, or there will be none."""
+        return self._judge(within)[0] != CANNOT_TELL or self.twin_learned < self.seeds
+
     def _judge(self, within: float) -> tuple[str, str]:
         if self.twin_learned < self.seeds:
             return CANNOT_TELL, f"the twin did not learn in {self._some(self.twin_learned)}"

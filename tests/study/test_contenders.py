@@ -147,7 +147,8 @@ def test_a_difference_is_narrower_than_the_gaps():
         "rough": [0.30 + 2 * t for t in twin],
         "worse": [0.90 + t for t in twin],
     }
-    rows = differences([(arm, "full") for arm in list(gaps)[1:]], gaps, within=0.05)
+    held = [(arm, "full") for arm in list(gaps)[1:]]
+    rows = differences(held, gaps, 0.05, {5: 1.0})
     assert [r["verdict"] for r in rows] == ["better", "alike", "cannot tell", "worse"]
     closer = rows[0]
     assert closer["difference"]["high"] - closer["difference"]["low"] < 0.03

@@ -1,8 +1,10 @@
 """Paired runs: which are made before an arm stops, and what unequal numbers of them say."""
 
 import pytest
+from helpers_contenders import made
 
 from altcore.study.arms import Arm
+from altcore.study.compare import Comparison
 from altcore.study.factors import judge_factors
 from altcore.study.outcome import Outcome
 from altcore.study.paired import PairedRuns, is_not_the_worst
@@ -13,11 +15,12 @@ NOISE = [0.03, -0.04, 0.02, 0.01, -0.02]
 
 
 class Losses:
-    """Stands for the runner: each arm ends at its loss, with some noise; the twin at 2."""
+    """Stands for the runner: each arm ends at its loss, with noise if it is no twin or E3M2."""
 
     base = type("Base", (), {"max_steps": 10})
+    planned = 0
 
-    def __init__(self, **losses):
+    def __init__(self, losses):
         self.losses = {"twin": 2.0, **losses}
         self.made = []
 
@@ -27,7 +30,7 @@ class Losses:
         return [self._outcome(t.arm.key, NOISE[(t.seed - 1) % 5]) for t in trials]
 
     def _outcome(self, key, noise):
-        loss = self.losses[key] + (0.0 if key == "twin" else noise)
+        loss = self.losses[key] + (0.0 if key.startswith(("twin", "E3M2")) else noise)
         return Outcome((loss,) * 10, False, 3.0, (), learned=True)
 
     def seeds_of(self, key):
@@ -37,7 +40,7 @@ class Losses:
 
 def runs_of(within=0.05, **losses):
     """The paired runs of five seeds."""
-    return PairedRuns(Losses(**losses), SEEDS, within)
+    return PairedRuns(Losses(losses), SEEDS, within)
 
 
 def arms_called(*keys):
@@ -62,7 +65,7 @@ def test_an_arm_that_is_near_enough_stops_too():
 
 def test_all_seeds_can_be_asked_for():
     """With one look no arm stops, and intervals are those of Student's t alone."""
-    runs = PairedRuns(Losses(far=4.0), SEEDS, 0.05, shares={5: 1.0})
+    runs = PairedRuns(Losses({"far": 4.0}), SEEDS, 0.05, shares={5: 1.0})
     assert runs.run_table(arms_called("far"))["far"]["n"] == 5
 
 
@@ -88,9 +91,9 @@ def test_differences_are_over_the_seeds_that_both_have():
     assert runs.has_verdict("far", "frozen")
 
 
-@pytest.mark.parametrize(("arm", "settled"), [(2.0, False), (4.0, False), (3.0, True)])
-def test_a_verdict_needs_the_twin_and_the_control(arm, settled):
-    """In doubt: one beside the distance that counts as training, and one beside the control."""
+@pytest.mark.parametrize(("arm", "settled"), [(2.0, False), (3.0, True)])
+def test_a_verdict_is_what_settles_an_arm(arm, settled):
+    """In doubt is one beside the distance that counts as training."""
     runs = runs_of(within=0.01, arm=arm, frozen=4.0)
     runs.run(arms_called("arm", "frozen").values(), count=3)
     assert runs.has_verdict("arm", "frozen") is settled
@@ -98,7 +101,7 @@ def test_a_verdict_needs_the_twin_and_the_control(arm, settled):
 
 def test_arms_between_two_others_take_rates_between_theirs():
     """The best of both rates and the one halfway, on the seeds that choose; it is at no edge."""
-    runs = PairedRuns(Losses(far=4.0), SEEDS, 0.05, rates={"twin": 9.0, "full": 1.0})
+    runs = PairedRuns(Losses({"far": 4.0}), SEEDS, 0.05, rates={"twin": 9.0, "full": 1.0})
     runs.choose_rates_between([Arm("far", {})], Arm("full", {}))
     assert sorted(runs.curves["far"].losses) == [1.0, 3.0, 9.0]
     assert (runs.rates["far"], runs.curves["far"].edge) == (1.0, None)
@@ -134,3 +137,33 @@ def test_effects_use_every_seed_that_their_arms_have():
     assert {key: row["n"] for key, row in found["shapley"].items()} == {"F": 3, "U": 3}
     assert found["shapley"]["U"]["mean"] == pytest.approx(2.035, abs=0.01)
     assert found["full"]["n"] == found["frozen"]["n"] == 3
+
+
+def compared(against=None, **gaps):
+    """Compare formats with these gaps to the twin at one rate; return the answer and the runner."""
+    arms = made(formats=list(gaps))
+    losses = {"twin-adamw": 2.0, "frozen-master-adamw": 9.0}
+    losses |= {c.key: 2.0 + gaps[c.name] for c in arms}
+    keys = {"adamw": {"optimizer": "adamw"}}
+    study = Comparison(Losses(losses), arms, SEEDS, 0.05, keys, against=against, given_rates=[1.0])
+    return study.compare(), study.runner
+
+
+def test_a_contender_stops_once_its_verdict_is_settled():
+    """The twin and the control run as far as any other; rows are judged by their own seeds."""
+    found, runner = compared(E4M3=0.0, E2M1=3.0)
+    rows = {row["arm"]: row for row in found["contenders"]}
+    assert runner.seeds_of("E2M1-master-adamw") == SEEDS[:3]
+    assert runner.seeds_of("E4M3-master-adamw") == runner.seeds_of("twin-adamw") == SEEDS
+    assert (rows["E2M1"]["gap"]["n"], rows["E2M1"]["verdict"]) == (3, "beyond")
+    assert (rows["E4M3"]["gap"]["n"], rows["E4M3"]["verdict"]) == (5, "within")
+    assert found["twins"]["adamw"]["learned"] == 5
+
+
+def test_arms_that_are_held_against_each_other_stop_together():
+    """Both are far from the twin, and whether they differ takes more seeds than that."""
+    found, runner = compared("E3M2", E2M1=3.05, E3M2=3.0, E5M2=2.0)
+    seeds = {c: runner.seeds_of(f"{c}-master-adamw") for c in ("E2M1", "E3M2", "E5M2")}
+    assert seeds == {"E2M1": SEEDS, "E3M2": SEEDS, "E5M2": SEEDS[:3]}
+    told = {d["arm"]: (d["difference"]["n"], d["verdict"]) for d in found["differences"]}
+    assert told == {"E2M1": (5, "worse"), "E5M2": (3, "better")}

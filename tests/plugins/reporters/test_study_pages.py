@@ -15,10 +15,10 @@ from altcore_reporters.study_pages.rows import judged
 
 def test_better_and_worse_are_told_by_one_rule():
     """An interval beside 0 is not enough either way: the corrected p decides too."""
-    row = {"mean": -0.1, "low": -0.2, "high": -0.01, "guilty": False, "diverged": 0}
-    about = {"seeds": range(5)}
-    assert judged({**row, "p_holm": 0.09}, about)[-1] == "not distinguishable"
-    assert judged({**row, "p_holm": 0.01}, about)[-1] == "better than the twin"
+    row = {"mean": -0.1, "low": -0.2, "high": -0.01, "guilty": False, "diverged": 0, "n": 3}
+    assert judged({**row, "p_holm": 0.09})[-1] == "not distinguishable"
+    assert judged({**row, "p_holm": 0.01})[-1] == "better than the twin"
+    assert str(judged({**row, "p_holm": 0.01})[2]) == "0 of 3"  # it stopped early
 
 
 @pytest.mark.parametrize(

@@ -60,7 +60,6 @@ def picture(answer: Answer) -> Intervals:
 
 def contenders(answer: Answer) -> Table:
     """Return a row for each contender, the smallest gap first."""
-    about = answer["about"]
     rows = [
         [
             r["arm"],
@@ -68,7 +67,7 @@ def contenders(answer: Answer) -> Table:
             interval(r["gap"]),
             p_value(r),
             interval(r["frozen"]),
-            of_seeds(r["diverged"], about),
+            of_seeds(r["diverged"], r["gap"]),
             r["verdict"],
             r["reason"],
         ]
@@ -103,7 +102,7 @@ def twins(answer: Answer) -> Table:
             name,
             learning_rate(answer["learning_rates"][t["key"]]),
             interval(t["loss"]),
-            of_seeds(t["learned"], answer["about"]),
+            of_seeds(t["learned"], t["loss"]),
             *detectable(t),
         ]
         for name, t in answer["twins"].items()

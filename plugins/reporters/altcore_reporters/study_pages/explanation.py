@@ -137,12 +137,10 @@ def factors(answer: Answer) -> Iterator[Part]:
     """Yield the factorial: what the factors are, every arm, shares and effects."""
     operands = answer["operands_of"]
     yield Bullets([f"{f}, {FACTORS[f]}: {', '.join(own)}" for f, own in operands.items()])
-    about, rates = answer["about"], answer["learning_rates"]
-    arms = [
-        [key, learning_rate(rates[key]), *judged(row, about)] for key, row in answer["arms"].items()
-    ]
+    rates = answer["learning_rates"]
+    arms = [[key, learning_rate(rates[key]), *judged(row)] for key, row in answer["arms"].items()]
     frozen, rate = answer["frozen"], learning_rate(rates["frozen"])
-    arms.append(["frozen", rate, interval(frozen), "", of_seeds(frozen["diverged"], about), ""])
+    arms.append(["frozen", rate, interval(frozen), "", of_seeds(frozen["diverged"], frozen), ""])
     if "null" in answer:
         arms.append(["null", learning_rate(rates["twin"]), interval(answer["null"]), "", "", ""])
     yield Table("arms", "Every set of factors", ("arm", "× lr", *JUDGED), arms)
@@ -158,6 +156,5 @@ def stages(answer: Answer) -> Iterator[Section]:
     """Yield a section for each stage inside the factor."""
     for stage, title in STAGES:
         if stage in answer:
-            about, found = answer["about"], answer[stage].items()
-            rows = [[f"`{key}`", *judged(row, about)] for key, row in found]
+            rows = [[f"`{key}`", *judged(row)] for key, row in answer[stage].items()]
             yield Section(title, [Table(stage, title, (stage[:-1], *JUDGED), rows)])

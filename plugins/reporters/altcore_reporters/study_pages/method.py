@@ -26,7 +26,22 @@ def runs(about: Mapping[str, Any]) -> str:
         f"{about['compute']}. A gap is the mean difference of the training loss to the float32 "
         "twin over the last tenth of the steps, on the same batches, paired by seed; intervals "
         "are 95 % by Student's t, p is corrected by Holm over the rows of a table."
-        f"{plugins_and_settings(about)}{kept}"
+        f"{stops(about)}{plugins_and_settings(about)}{kept}"
+    )
+
+
+def stops(about: Mapping[str, Any]) -> str:
+    """Return after how many seeds an arm could stop.
+
+    >>> stops({"looks": {"3": 0.216, "5": 0.784}})[:60]
+    ' An arm whose verdict was settled after 3 seeds has no more '
+    """
+    *early, _ = about["looks"]
+    if not early:
+        return ""
+    return (
+        f" An arm whose verdict was settled after {' or '.join(early)} seeds has no more of them; "
+        "intervals and p allow for these looks, and hold whatever stopped it."
     )
 
 

@@ -73,9 +73,9 @@ def bar(label: str, row: Row) -> Bar:
     return Bar(label, own, bool(row.get("guilty", own.low > 0)) or own.high < 0)
 
 
-def of_seeds(count: int, about: Row) -> Number:
-    """Return in how many of the seeds something happened."""
-    return Number(count, f"{count} of {len(about['seeds'])}")
+def of_seeds(count: int, row: Row) -> Number:
+    """Return in how many of the seeds of an estimate something happened."""
+    return Number(count, f"{count} of {row['n']}")
 
 
 VERDICT = ("verdict", "reason")
@@ -86,9 +86,9 @@ JUDGED = ("gap [95 %]", "p (Holm)", "diverged", "finding")
 """The heads of the columns that `judged` returns."""
 
 
-def judged(row: Row, about: Row) -> list[Cell]:
+def judged(row: Row) -> list[Cell]:
     """Return the columns that every arm has: gap, corrected p, diverged, and a verdict."""
     words = "worse than the twin" if row["guilty"] else NOT_TOLD
     if value(row["high"]) < 0 and value(row["p_holm"]) < LEVEL:
         words = "better than the twin"
-    return [interval(row), p_value(row), of_seeds(row["diverged"], about), words]
+    return [interval(row), p_value(row), of_seeds(row["diverged"], row), words]
