@@ -11,7 +11,11 @@ from helpers_crashes import killed, points_of
 from helpers_faults import PLUGINS, eventful_run, numbered
 from structlog.testing import capture_logs
 
-from altcore.errors import AltcoreError
+from altcore.errors import AltcoreError, BadInput
+from altcore.runs import SUMMARY, altered, summary_of
+from altcore.runs.directory import LOGS, WHOLE_FILES
+
+RECORDS = (*LOGS, *WHOLE_FILES)
 
 
 @pytest.fixture(scope="module")
@@ -66,3 +70,22 @@ def test_damage_is_found_or_without_effect(start, case, tmp_path, capsys):
         found = call(capsys, "runs", "list", "--runs-dir", runs)
         assert found.code == 0
         assert "whole" in found.out
+
+
+@pytest.mark.parametrize("case", numbered(200, 4000))
+def test_damage_to_a_finished_run_is_named(start, case):
+    """Or the file says the same as before."""
+    run, draw = start.runs / "whole", random.Random(case)
+    file = run / RECORDS[case % len(RECORDS)]
+    before, meant = file.read_bytes(), summary_of(run)
+    try:
+        done = harm(file, draw)
+        told = altered(run)
+        try:
+            is_same = file.name == SUMMARY and summary_of(run) == meant
+        except BadInput as error:
+            told[file.name] = str(error)
+        assert str(file) in told.pop(file.name, "") or is_same, done
+        assert not told, done
+    finally:
+        file.write_bytes(before)
