@@ -12,6 +12,7 @@ from helpers_studies import HOSTILE, compare_answer, explain_answer
 
 from altcore import BadInput
 from altcore.study import answer as answers
+from altcore_reporters.study_pages.comparison import comparison
 from altcore_reporters.study_pages.document import Bar, Interval, Intervals
 from altcore_reporters.study_pages.drawn import drawn_curves, drawn_intervals
 from altcore_reporters.study_pages.explanation import explanation
@@ -128,6 +129,17 @@ def test_what_costs_how_much_is_one_picture():
     }
     told = [b.is_told for _, bars in picture.groups for b in bars]
     assert told == [False, True, True, True, True, False, False]
+
+
+def test_a_picture_goes_by_the_corrected_p():
+    """As the tables do: an interval beside 0 is not enough."""
+    found = compare_answer()
+    found["contenders"][0]["p_holm"] = 0.06
+    bars = dict(comparison(found).sections[0].parts[0].groups)["gap to the float32 twin"]
+    assert [(b.label, b.is_told) for b in bars] == [("E4M3", False), (HOSTILE, False)]
+    found["contenders"][0]["p_holm"] = 0.04
+    bars = dict(comparison(found).sections[0].parts[0].groups)["gap to the float32 twin"]
+    assert [b.is_told for b in bars] == [False, True]
 
 
 def test_losses_over_learning_rates_are_drawn():

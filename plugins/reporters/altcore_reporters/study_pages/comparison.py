@@ -44,9 +44,10 @@ def comparison(answer: Answer) -> Document:
 
 def picture(answer: Answer) -> Intervals:
     """Return every gap and difference on one axis, the smallest first."""
-    own = [bar(r["arm"], r["gap"]) for r in answer["contenders"]]
+    own = [bar(r["arm"], {**r["gap"], "p_holm": r["p_holm"]}) for r in answer["contenders"]]
     pairs = [
-        bar(f"{r['arm']} against {r['against']}", r["difference"]) for r in answer["differences"]
+        bar(f"{r['arm']} against {r['against']}", {**r["difference"], "p_holm": r["p_holm"]})
+        for r in answer["differences"]
     ]
     nulls = [bar(name, t["null"]) for name, t in answer["twins"].items() if "null" in t]
     stages = (

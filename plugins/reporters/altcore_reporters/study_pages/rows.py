@@ -68,9 +68,11 @@ def curve(choice: tuple[str, Row]) -> Curve:
 
 
 def bar(label: str, row: Row) -> Bar:
-    """Return an estimate for a picture."""
+    """Return an estimate for a picture; by its corrected p, if it has one, it is told from 0."""
     own = interval(row)
-    return Bar(label, own, bool(row.get("guilty", own.low > 0)) or own.high < 0)
+    is_significant = value(row.get("p_holm", 0.0)) < LEVEL
+    is_told = is_significant and (own.low > 0 or own.high < 0)
+    return Bar(label, own, is_told or row.get("guilty", False))
 
 
 def of_seeds(count: int, row: Row) -> Number:
