@@ -56,9 +56,10 @@ def _set_filters(filters: tuple[Any, ...]) -> None:
 
 
 class _Last:
-    """A copy that is made again only when it is no more what it is of."""
+    """Copies that are made again only when they are no more what they are of."""
 
     environment: ClassVar[dict[Any, Any]] = {}
+    modules: ClassVar[dict[str, Any]] = {}
 
 
 def _environment() -> dict[Any, Any]:
@@ -74,6 +75,13 @@ def _set_environment(data: dict[Any, Any]) -> None:
     for name in os.environ.keys() - before:
         del os.environ[name]
     os.environ.update(before)
+
+
+def _modules() -> dict[str, Any]:
+    # There are thousands: by their number, which tells of all that are forgotten or new.
+    if len(sys.modules) != len(_Last.modules):
+        _Last.modules = sys.modules.copy()
+    return _Last.modules
 
 
 def _set_modules(modules: dict[str, Any]) -> None:
@@ -114,7 +122,7 @@ QUICK = (
     ),
     Flag(FILTERS, lambda: tuple(warnings.filters), _set_filters),
     Flag(ENVIRONMENT, _environment, _set_environment),
-    Flag(MODULES, lambda: sys.modules.copy(), _set_modules),
+    Flag(MODULES, _modules, _set_modules),
     DIRECTORY,
     RECURSION,
     LOGGING,
