@@ -78,7 +78,7 @@ class Explanation:
             causes = find_causes(culprit, self.plan)
             changes = changes_of(self.plan, self.ties, culprit.factor, causes)
             found |= {**tables, "causes": causes, "cause": causes[0]["cause"]}
-            found |= recommend(runs, control, changes)
+            found |= recommend(runs, control, changes, found["full"]["gap"]["mean"])
         found["learning_rates"] = {key: curve.plain() for key, curve in runs.curves.items()}
         return found
 

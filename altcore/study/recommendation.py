@@ -14,14 +14,27 @@ FRESH_SEED = 2000
 """Added to the seed for the runs that confirm a recommendation."""
 
 
-def recommend(runs: PairedRuns, control: Arm, changes: Sequence[Change]) -> dict[str, Any]:
-    """Try changes in their order, on fresh seeds, until one repairs the recipe; recommend that.
+CLOSES = 0.9
+"""Share of the recipe's gap that a recommended change closes, unless what is left is small."""
 
-    Each runs at its own best rate, since a repaired recipe may learn at another rate. Whether it
-    trains may be left open by few seeds: then a dearer change is no better founded.
+
+def recommend(
+    runs: PairedRuns, control: Arm, changes: Sequence[Change], whole: float
+) -> dict[str, Any]:
+    """Try changes in their order, on fresh seeds; recommend the first that closes the gap.
+
+    Each runs at its own best rate, since a repaired recipe may learn at another rate. Dearer
+    changes are tried only if what is left is known to be too much: few seeds may leave that open.
+
+    Args:
+        runs: of the recipe.
+        control: the frozen control.
+        changes: the cheapest first.
+        whole: the recipe's gap.
     """
     fresh = runs.with_seeds([s + FRESH_SEED for s in runs.seeds])
-    tried = []
+    tried: list[dict[str, Any]] = []
+    chosen = None
     for number, change in enumerate(changes):
         arm = Arm(f"change-{number}", change.casts)
         fresh.choose_rates([arm])
@@ -31,15 +44,17 @@ def recommend(runs: PairedRuns, control: Arm, changes: Sequence[Change]) -> dict
             beside={change.text: [control]},
         )
         verdict = fresh.verdict(arm.key, control.key)
-        tried.append({"change": change.text, **verdict})
-        if _repairs(verdict, fresh):
-            return {"candidates": tried, "recommendation": change.text}
-    return {"candidates": tried, "recommendation": None}
+        closed = 1 - verdict["gap"]["mean"] / whole
+        tried.append({"change": change.text, "closed": closed, **verdict})
+        if _repairs(tried[-1], runs.within):
+            chosen = chosen or change.text
+            if verdict["verdict"] != BEYOND:
+                break
+    return {"candidates": tried, "recommendation": chosen}
 
 
-def _repairs(verdict: Mapping[str, Any], runs: PairedRuns) -> bool:
-    """Return whether a change trains, as far as its mean gap can say."""
-    is_close = verdict["gap"]["mean"] <= runs.within
-    has_learned = verdict["twin_learned"] == verdict["gap"]["n"]
-    is_ahead = verdict["ahead_of_frozen"]["low"] > 0
-    return bool(is_close and has_learned and is_ahead and verdict["verdict"] != BEYOND)
+def _repairs(found: Mapping[str, Any], within: float) -> bool:
+    """Return whether a change learns as its twin does, and closes most of the gap."""
+    is_close = found["gap"]["mean"] <= within or found["closed"] >= CLOSES
+    have_learned = found["learned"] == found["twin_learned"] == found["gap"]["n"]
+    return bool(is_close and have_learned and found["ahead_of_frozen"]["low"] > 0)

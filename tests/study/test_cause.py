@@ -96,20 +96,28 @@ def test_rounding_is_named_and_repaired_first():
 
 
 @pytest.mark.parametrize(
-    ("left", "words"), [(0.04, ": stochastic rounding"), (0.06, " of h.0 left in float32")]
+    ("left", "spread", "recommended", "verdicts"),
+    [
+        (0.04, 0.03, ": stochastic rounding", ["cannot tell"]),
+        (0.06, 0.03, ": stochastic rounding", ["cannot tell"]),
+        (0.06, 0.0, ": stochastic rounding", ["beyond", "within"]),
+        (0.1, 0.03, " of h.0 left in float32", ["cannot tell", "cannot tell"]),
+        (0.1, 0.0, " of h.0 left in float32", ["beyond", "within"]),
+    ],
 )
-def test_few_seeds_do_not_ask_for_a_dearer_change(left, words):
-    """The interval is too wide to say that it trains; the mean decides what is recommended."""
+def test_the_cheapest_change_that_closes_the_gap_is_recommended(
+    left, spread, recommended, verdicts
+):
+    """A dearer one is tried if it does not, or if what is left is known to be too much."""
 
     def cost(layer, operand, cast):
         return left if is_stochastic(cast) else 0.7
 
     recipe = {"layers": {"h.0.fc": {"stored_weight": "E7M0"}}}
-    found = explained(recipe, cost, spread=0.03)
-    first = found["candidates"][0]
-    assert first["gap"]["high"] > 0.05
-    assert first["verdict"] != "within"
-    assert found["recommendation"] == f"stored_weight{words}"
+    found = explained(recipe, cost, spread=spread)
+    assert found["recommendation"] == f"stored_weight{recommended}"
+    assert [change["verdict"] for change in found["candidates"]] == verdicts
+    assert found["candidates"][0]["closed"] == pytest.approx(1 - left / 0.7, abs=1e-3)
 
 
 def test_every_guilty_operand_is_asked_for_its_cause():

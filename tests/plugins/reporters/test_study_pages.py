@@ -102,16 +102,23 @@ def test_each_guilty_operand_has_its_counterfactuals():
 
 @pytest.mark.parametrize(
     ("verdict", "end"),
-    [("within", "]"), ("cannot tell", "]; it cannot be told whether that trains: few seeds")],
+    [
+        ("within", ""),
+        ("cannot tell", "; it cannot be told whether that trains: few seeds"),
+        ("beyond", ", which is too much; what trains is stored_weight left in float32"),
+    ],
 )
 def test_the_recommendation_has_its_figures(verdict, end):
-    """Its gap on fresh seeds, and whether these tell that it trains: no is not said for unknown."""
+    """What it closes, what is left, and whether it trains: no is not said for unknown."""
     text = "stored_weight: stochastic rounding"
-    told = {"verdict": verdict, "reason": "few seeds"}
-    rows = [{"change": text, "gap": estimate(0.01), "stalled": 0.9, **told}]
+    row = {"gap": estimate(0.01), "stalled": 0.9, "closed": 0.97, "reason": "few seeds"}
+    rows = [{**row, "change": text, "verdict": verdict}]
+    if verdict == "beyond":
+        rows.append({**row, "change": "stored_weight left in float32", "verdict": "within"})
     answer = {"candidates": rows, "recommendation": text}
-    told = recommendation(answer)
-    assert told == f"{text}. Gap on fresh seeds 0.0100 [-0.0900, 0.1100{end}"
+    gap = "0.0100 [-0.0900, 0.1100]"
+    told = f"{text}. It closes 97 % of the gap on fresh seeds, {gap} is left{end}"
+    assert recommendation(answer) == told
     [section] = changes(answer)
     assert [*map(str, section.parts[0].rows[0])][2:] == [verdict, "few seeds", "90.0 %"]
     none = recommendation({**answer, "recommendation": None})

@@ -49,9 +49,15 @@ def recommendation(answer: Answer) -> str:
     if recommended is None:
         return "none of the changes tried helps enough"
     [row] = (c for c in answer["candidates"] if c["change"] == recommended)
-    is_told = row["verdict"] == "within"
-    unsure = "" if is_told else f"; it cannot be told whether that trains: {row['reason']}"
-    return f"{recommended}. Gap on fresh seeds {interval(row['gap'])}{unsure}"
+    last = answer["candidates"][-1]
+    told = f"{recommended}. It closes {share(row['closed'])} of the gap on fresh seeds"
+    told += f", {interval(row['gap'])} is left"
+    if row["verdict"] == "cannot tell":
+        told += f"; it cannot be told whether that trains: {row['reason']}"
+    if row["verdict"] == "beyond":
+        also = f"; what trains is {last['change']}" if last["verdict"] == "within" else ""
+        told += f", which is too much{also}"
+    return told
 
 
 def counterfactuals(answer: Answer) -> Iterator[Section]:
