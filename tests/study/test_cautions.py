@@ -48,7 +48,7 @@ def asked(start, tmp_path):
     told = []
     keys = [(k, v, None) for k, v in tiny.items()]
     return Options(
-        None, keys, 2, 0.05, None, None, told.append, tmp_path / "studies", rates=1
+        None, keys, 2, tell=told.append, folder=tmp_path / "studies", rates=1, null=False
     ), told
 
 

@@ -192,7 +192,7 @@ def options(start, tmp_path):
         }
         overrides = [(k, v, "") for k, v in tiny.items()]
         told = []
-        more = {"rates": 1, "folder": tmp_path / "studies", **more}
+        more = {"rates": 1, "null": False, "folder": tmp_path / "studies", **more}
         return Options(None, overrides, seeds, within, tell=told.append, **more), told
 
     return made

@@ -45,10 +45,10 @@ def study(shelf, start, tmp_path):
     """Return a function that compares E4M3 with its twin, in a workload that all is taken from."""
     plant(shelf, "regression")
     config = {"workload": "regression", "max_steps": 3, "device": "cpu"}
-    options = {"seeds": 2, "rates": 1, "name": "mine", "folder": tmp_path, "config": config}
+    options = {"seeds": 2, "rates": 1, "null": False, "name": "mine", "folder": tmp_path}
 
     def made(**own):
-        return altcore.compare(["E4M3"], **options, **own)
+        return altcore.compare(["E4M3"], config=config, **options, **own)
 
     return made
 

@@ -52,8 +52,7 @@ def ask(tmp_path, monkeypatch):
         }
         told = []
         overrides = [(k, v, "") for k, v in tiny.items()]
-        folder = Path("studies")
-        options = Options(None, overrides, seeds, 0.05, None, name, told.append, folder, rates=1)
+        options = Options(None, overrides, seeds, name=name, tell=told.append, rates=1, null=False)
         found, _ = run_compare(options, Entrants(list(formats), list(recipes)))
         made = [line.partition(": ")[0] for line in told if " left" in line]
         return found, made
@@ -116,7 +115,9 @@ def test_a_recipe_in_an_explanation_is_kept(ask):
     Path("mine.yaml").write_text("layers: {transformer.h.0.mlp.c_fc: {weight: E2M1}}\n")
     overrides = [(k, v, "") for k, v in tiny.items()]
     told = []
-    found, folder = run_explain(Options("keys.yaml", overrides, 2, tell=told.append, rates=1))
+    found, folder = run_explain(
+        Options("keys.yaml", overrides, 2, tell=told.append, rates=1, null=False)
+    )
     assert found["about"]["recipe_files"] == {"mine.yaml": "recipes/mine.yaml"}
     assert (folder / "recipes" / "mine.yaml").read_text() == Path("mine.yaml").read_text()
 
