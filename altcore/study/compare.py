@@ -13,6 +13,7 @@ from altcore.study.arms import Arm, select
 from altcore.study.contenders import Contender
 from altcore.study.differences import differences, pairs
 from altcore.study.keys import run_key
+from altcore.study.measures import bits_per_byte, outcome_loss, rates, val_gap, validation
 from altcore.study.null_arm import null_row
 from altcore.study.outcome import Outcome, gap
 from altcore.study.rates import SELECTION_SEED, Curve, choose, runs_at_most
@@ -33,6 +34,8 @@ class Comparison:
     """For each optimizer the keys of the configuration that choose it."""
     against: str | None = None
     """What contenders are held against, besides their twins; see `pairs`."""
+    metric: str = "train"
+    """The loss that gaps are of: of the last tenth of the training steps, or ``val``."""
     given_rates: Sequence[float] | None = None
     """Factors of the learning rate that are tried as they are; by default they are searched for."""
     null: Arm | None = None
@@ -66,10 +69,12 @@ class Comparison:
             row["p_holm"] = corrected[i]
             row |= self._verdict(row, twins[row["optimizer"]])
         gaps = {c.name: self._gaps(c.key, self._twin(c.optimizer)) for c in self.contenders}
+        eval_steps = self.runner.base.eval_steps
         return {
             "contenders": rows,
             "differences": differences(pairs(self.contenders, self.against), gaps, self.within),
             "twins": twins,
+            "validation": validation(list(self.outcomes.values()), eval_steps, self.within),
             "learning_rates": {key: curve.plain() for key, curve in self.curves.items()},
         }
 
@@ -128,7 +133,10 @@ class Comparison:
 
     def _gaps(self, key: str, reference: str) -> list[float]:
         steps = self.runner.base.max_steps
-        return [gap(self.outcomes[key, s], self.outcomes[reference, s], steps) for s in self.seeds]
+        both = [(self.outcomes[key, s], self.outcomes[reference, s]) for s in self.seeds]
+        if self.metric == "val":
+            return [val_gap(one, other) for one, other in both]
+        return [gap(one, other, steps) for one, other in both]
 
     def _row(self, c: Contender) -> dict[str, Any]:
         twin, control = self._twin(c.optimizer), self._control(c)
@@ -148,15 +156,27 @@ class Comparison:
             "gap": plain(estimate(gaps)),
             "frozen": plain(estimate(frozen)),
             "ahead_of_frozen": plain(estimate([f - g for f, g in zip(frozen, gaps, strict=True)])),
-            "loss": plain(estimate([self._tail(c.key, s) for s in self.seeds])),
+            **self._losses(c.key),
+            "rates": rates({s: self.outcomes[c.key, s] for s in self.seeds}, self._clip(c)),
         }
+
+    def _losses(self, key: str) -> dict[str, Any]:
+        """Return an arm's losses, and the bits a byte where the data are bytes of text."""
+        own = [self.outcomes[key, s] for s in self.seeds]
+        bits = [b for b in map(bits_per_byte, own) if b is not None]
+        return {
+            "loss": plain(estimate([o.tail(self.runner.base.max_steps) for o in own])),
+            "val_loss": plain(estimate([outcome_loss(o) for o in own])),
+            "bits_per_byte": plain(estimate(bits)) if len(bits) == len(own) else None,
+        }
+
+    def _clip(self, c: Contender) -> float:
+        """Return the gradient norm to which a contender's runs clip."""
+        return float(c.keys.get("grad_clip", self.runner.base.grad_clip))
 
     def _learned(self, key: str) -> int:
         """Return in how many seeds an arm learned, by the verdict of its runs."""
         return sum(self.outcomes[key, s].learned is True for s in self.seeds)
-
-    def _tail(self, key: str, seed: int) -> float:
-        return self.outcomes[key, seed].tail(self.runner.base.max_steps)
 
     def _verdict(self, row: Mapping[str, Any], twin: Mapping[str, Any]) -> dict[str, str]:
         """Return whether a contender is as good as its twin, and why."""
@@ -177,7 +197,7 @@ class Comparison:
         """Return what an optimizer's twin came to, and what can be detected beside it."""
         key = self._twin(optimizer)
         found = {
-            "loss": plain(estimate([self._tail(key, s) for s in self.seeds])),
+            **self._losses(key),
             "key": key,
             "learned": self._learned(key),
         }
