@@ -111,6 +111,7 @@ def compare(
     ablate: Mapping[str, str] | None = None,
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     against: str | None = None,
+    metric: str = "train",
     **options: Unpack[StudyOptions],
 ) -> Answer:
     """Compare formats, recipes and optimizers on identical batches, as ``altcore compare`` does.
@@ -127,6 +128,7 @@ def compare(
         settings: keys of the configuration by the name of the arm that has them.
         against: the arm, or the format, recipe, rounding, optimizer or plugin, to hold others
             against.
+        metric: ``train``, the loss of the last steps, or ``val``, that of the last evaluation.
         options: as of `explain`.
 
     Raises:
@@ -144,6 +146,7 @@ def compare(
         ablate=ablate or {},
         settings=settings or {},
         against=against,
+        metric=metric,
     )
     return _answer(*run_compare(given, entrants))
 

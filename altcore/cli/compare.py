@@ -38,8 +38,14 @@ def _lists(command: Any) -> Any:
     metavar="ARM",
     help="Print differences to this arm; or to the one with this format, rounding, ...",
 )
+@once(
+    "--metric",
+    type=click.Choice(["train", "val"]),
+    default="train",
+    help="The loss that is compared: of the last training steps (default), or of validation.",
+)
 @study_options
-def compare(against: str | None, as_json: bool, **shared: Any) -> None:
+def compare(against: str | None, metric: str, as_json: bool, **shared: Any) -> None:
     """Compare formats on identical batches, with intervals and a frozen control.
 
     \b
@@ -66,7 +72,7 @@ def compare(against: str | None, as_json: bool, **shared: Any) -> None:
     from altcore.study import Entrants, run_compare
 
     given |= {name: _named(given.get(name, []), f"--{name}") for name in ("arms", "ablate")}
-    entrants = Entrants(**given, settings=settings, against=against)
+    entrants = Entrants(**given, settings=settings, against=against, metric=metric)
     found, folder = run_compare(asked(overrides, rest), entrants)
     show(found, folder, as_json)
 

@@ -63,6 +63,18 @@ def about_chaos(nulls: Iterable[Mapping[str, Any]], within: float) -> list[str]:
     ]
 
 
+def about_validation(metric: str, found: Mapping[str, Any]) -> list[str]:
+    """Return a sentence if arms are compared by too few batches of validation."""
+    batches, wanted = found["batches"], found["enough"]
+    if metric != "val" or (wanted is not None and wanted <= batches):
+        return []
+    wanted_batches = "more are needed" if wanted is None else f"{wanted} are enough"
+    return [
+        f"a validation loss over {batches} batches is less certain than --within: {wanted_batches} "
+        "(eval_steps)"
+    ]
+
+
 def about_rates(curves: Mapping[str, Curve]) -> list[str]:
     """Return a sentence on the arms that ended best at the lowest or highest rate that was tried.
 

@@ -9,13 +9,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
 from altcore.api import layers_of
 from altcore.builtin_types import digits, duration
 from altcore.config import Override, TrainConfig, check_name, defaults
 from altcore.engine import world_size
-from altcore.errors import BadInput, located
+from altcore.errors import DEFAULT, BadInput, located
 from altcore.formats import BlockFormat
 from altcore.hooks import format_or_none
 from altcore.registry import entries
@@ -29,6 +29,7 @@ from altcore.study.differences import pairs
 from altcore.study.explain import Explanation
 from altcore.study.identity import plain
 from altcore.study.keys import format_key
+from altcore.study.measures import VAL_STEPS
 from altcore.study.null_arm import null_arm
 from altcore.study.own import Own
 from altcore.study.own_keys import own_keys
@@ -162,6 +163,9 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
 def run_compare(options: Options, entrants: Entrants) -> tuple[dict[str, Any], Path]:
     """Compare the arms that are asked for; return the rows and their folder."""
     student()  # without scipy there would be no answer
+    if entrants.metric == "val" and "eval_steps" not in {key for key, _, _ in options.overrides}:
+        more = [("eval_steps", VAL_STEPS, DEFAULT), *options.overrides]
+        options = evolve(options, overrides=more)
     config, sources = base_config(
         options.file, options.overrides, defaults()["observers"], options.own
     )
@@ -189,7 +193,7 @@ def _compare(
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = _runner(options, name, config, described)
     null = null_arm(layers) if options.null else None
-    given = entrants.against, options.shares, options.rates, null
+    given = entrants.against, options.shares, entrants.metric, options.rates, null
     study = Comparison(runner, arms, seeds, options.within, keys, *given)
     asked = entrants.to_plain()
     rows = len(arms)
@@ -201,6 +205,7 @@ def _compare(
         found = study.compare()
         nulls = [twin["null"] for twin in found["twins"].values() if "null" in twin]
         known = facts(runner.base, begun, rows, study.curves, options, nulls)
+        known["cautions"] += cautions.about_validation(entrants.metric, found["validation"])
         about = {**asked, "against": entrants.against, **known}
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)

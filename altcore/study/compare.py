@@ -13,6 +13,7 @@ from altcore.study.arms import Arm, select
 from altcore.study.contenders import Contender
 from altcore.study.differences import differences, pairs
 from altcore.study.keys import run_key
+from altcore.study.measures import bits_per_byte, outcome_loss, rates, val_gap, validation
 from altcore.study.null_arm import null_row
 from altcore.study.outcome import Outcome, gap
 from altcore.study.rates import SELECTION_SEED, Curve, choose, runs_at_most
@@ -36,6 +37,8 @@ class Comparison:
     """What contenders are held against, besides their twins; see `pairs`."""
     shares: Mapping[int, float] = field(default=Factory(lambda me: looks(len(me.seeds)), True))
     """The numbers of seeds after which an arm may stop, and the share of the error of each."""
+    metric: str = "train"
+    """The loss that gaps are of: of the last tenth of the training steps, or ``val``."""
     given_rates: Sequence[float] | None = None
     """Factors of the learning rate that are tried as they are; by default they are searched for."""
     null: Arm | None = None
@@ -98,10 +101,12 @@ class Comparison:
             row |= self._evidence(row, twins).judge(self.within)
         gaps = {c.name: self._gaps(c.key, self._twin(c.optimizer)) for c in self.contenders}
         held = pairs(self.contenders, self.against)
+        eval_steps = self.runner.base.eval_steps
         return {
             "contenders": rows,
             "differences": differences(held, gaps, self.within, self.shares),
             "twins": twins,
+            "validation": validation(list(self.outcomes.values()), eval_steps, self.within),
         }
 
     def _choose_rates(self, arms: Sequence[Arm]) -> None:
@@ -163,6 +168,8 @@ class Comparison:
 
     def _gaps(self, key: str, reference: str) -> list[float]:
         both = zip(self._of(key), self._of(reference), strict=False)
+        if self.metric == "val":
+            return [val_gap(one, other) for one, other in both]
         return [gap(one, other, self.runner.base.max_steps) for one, other in both]
 
     def _estimate(self, values: Sequence[float]) -> dict[str, Any]:
@@ -187,15 +194,27 @@ class Comparison:
             "gap": self._estimate(gaps),
             "frozen": self._estimate(frozen),
             "ahead_of_frozen": self._estimate(ahead),
-            "loss": self._estimate(self._tails(c.key)),
+            **self._losses(c.key),
+            "rates": rates(dict(zip(self.seeds, self._of(c.key), strict=False)), self._clip(c)),
         }
+
+    def _losses(self, key: str) -> dict[str, Any]:
+        """Return an arm's losses, and the bits a byte where the data are bytes of text."""
+        own = self._of(key)
+        bits = [b for b in map(bits_per_byte, own) if b is not None]
+        return {
+            "loss": self._estimate([o.tail(self.runner.base.max_steps) for o in own]),
+            "val_loss": self._estimate([outcome_loss(o) for o in own]),
+            "bits_per_byte": self._estimate(bits) if len(bits) == len(own) else None,
+        }
+
+    def _clip(self, c: Contender) -> float:
+        """Return the gradient norm to which a contender's runs clip."""
+        return float(c.keys.get("grad_clip", self.runner.base.grad_clip))
 
     def _learned(self, key: str, seeds: int) -> int:
         """Return in how many of the first seeds an arm learned, by the verdict of its runs."""
         return sum(outcome.learned is True for outcome in self._of(key)[:seeds])
-
-    def _tails(self, key: str) -> list[float]:
-        return [outcome.tail(self.runner.base.max_steps) for outcome in self._of(key)]
 
     def _evidence(self, row: Mapping[str, Any], twins: Mapping[str, Mapping[str, Any]]) -> Evidence:
         """Return what says whether a contender is as good as its twin."""
@@ -216,7 +235,7 @@ class Comparison:
         """Return what an optimizer's twin came to, and what can be detected beside it."""
         key = self._twin(optimizer)
         found = {
-            "loss": self._estimate(self._tails(key)),
+            **self._losses(key),
             "key": key,
             "learned": self._learned(key, len(self.seeds)),
         }

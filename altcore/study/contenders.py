@@ -13,12 +13,18 @@ from altcore.errors import BadInput, nearest
 from altcore.recipes import Layer, ResolvedRecipe
 from altcore.study.arm_recipes import Start, rounded, starts
 from altcore.study.keys import recipe_key, run_key
+from altcore.study.measures import METRICS
 from altcore.study.own_keys import NO_PLUGINS, Configure, own_keys
 
 
 def _check_list(_: Any, part: Attribute[Any], value: Any) -> None:
     if isinstance(value, str):
         raise BadInput(f"a list of names is needed, not {value!r}", key=part.name)
+
+
+def _check_metric(_: Any, part: Attribute[Any], value: Any) -> None:
+    if value not in METRICS:
+        raise BadInput(f"{value!r} is not {' or '.join(METRICS)}", key=f"--{part.name}")
 
 
 @frozen
@@ -44,13 +50,13 @@ class Entrants:
     """The arm that all others are held against, or a format, recipe, rounding, optimizer or plugin:
     then each is held against the arm that differs from it in that alone. None holds an ablated
     recipe against those without an ingredient."""
+    metric: str = field(default="train", validator=_check_metric)
+    """The loss that gaps are of: ``train`` or ``val``."""
 
     def to_plain(self) -> dict[str, Any]:
         """Return what is compared as plain data, for the record."""
-        return {k: v if isinstance(v, dict) else list(v) for k, v in self._parts()}
-
-    def _parts(self) -> Iterable[tuple[str, Any]]:
-        return asdict(self, filter=lambda part, _: part.name != "against").items()
+        found = asdict(self, filter=lambda part, _: part.name != "against")
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
 
 
 @frozen

@@ -33,6 +33,10 @@ class Outcome:
     stalled: float | None = None
     """Share of the nonzero updates of stored weights that moved nothing; None if none are stored.
     """
+    evaluation: Mapping[str, Any] = field(factory=dict, repr=False)
+    """Its last evaluation; empty if there is none."""
+    facts: Mapping[str, Any] = field(factory=dict, repr=False)
+    """What its workload says of the data."""
 
     def tail(self, steps: int) -> float:
         """Return the mean loss of the last tenth, or infinity if the run diverged."""
@@ -74,7 +78,8 @@ def outcome_of(path: Path, steps: int) -> Outcome:
     entropy = summary["workload_facts"].get("unigram_entropy")
     diverged = early or not finite or bool(causes & set(DIVERGED))
     learned, stalled = summary["learned"], summary["stored_stall_rate"]
-    return Outcome(losses, diverged, entropy, tuple(lines), learned, stalled)
+    rest = summary["evaluation"], summary["workload_facts"]
+    return Outcome(losses, diverged, entropy, tuple(lines), learned, stalled, *rest)
 
 
 def is_whole(path: Path, steps: int) -> bool:

@@ -21,6 +21,14 @@ def test_too_few_steps_and_seeds():
     assert steps.endswith("losses are compared over the last 5")
 
 
+def test_too_few_batches_of_validation():
+    """Where arms are compared by it, and a loss by itself is less certain than the distance."""
+    few, some = ({"batches": 8, "enough": n} for n in (32, 8))
+    (said,) = cautions.about_validation("val", few)
+    assert "over 8 batches is less certain than --within: 32 are enough" in said
+    assert cautions.about_validation("val", some) == cautions.about_validation("train", few) == []
+
+
 def test_rates_at_the_edge():
     """Both edges are named with the arms; a control that does not learn is left out."""
 

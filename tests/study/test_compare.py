@@ -3,11 +3,12 @@
 import json
 
 import pytest
+from attrs import evolve
 
 from altcore import BadInput
 from altcore.config import TrainConfig
 from altcore.errors import Source
-from altcore.study import Entrants, Options, run_compare
+from altcore.study import Entrants, Options, commands, run_compare
 from altcore.study.arm_recipes import contender_config
 from altcore.study.record import Question, claim
 
@@ -24,6 +25,7 @@ def options(start, tmp_path):
         "gpt.batch_size": 4,
         "gpt.data": str(start.corpus),
         "max_steps": 5,
+        "eval_steps": 2,
         "device": "cpu",
     }
     overrides = [(k, v, "") for k, v in tiny.items()]
@@ -35,7 +37,8 @@ def options(start, tmp_path):
 def test_a_comparison_runs_and_is_written(options):
     """A row for each contender, one control for those that freeze the same layers."""
     asked, told = options
-    entrants = Entrants(["E2M1"], ["master", "pure"], optimizers=OPTIMIZERS, against="adamw")
+    entrants = Entrants(["E2M1"], ["master", "pure"], optimizers=OPTIMIZERS)
+    entrants = evolve(entrants, against="adamw", metric="val")
     found, folder = run_compare(asked, entrants)
     rows = found["contenders"]
     pairs = [(recipe, optimizer) for recipe in ("master", "pure") for optimizer in OPTIMIZERS]
@@ -65,7 +68,15 @@ def test_a_comparison_runs_and_is_written(options):
     assert all(job["config"]["checkpoint_interval"] > 0 for job in jobs)
     assert not any("checkpoint_interval" in job["identity"]["config"] for job in jobs)
     page = (folder / "compare.md").read_text()
-    assert page.count("| E2M1/pure/adamw |") == 2
+    # A row of gaps, of differences, of losses and of rates.
+    assert page.count("| E2M1/pure/adamw |") == 4
+    # All of them by the loss of validation.
+    losses = {r["arm"]: r["val_loss"]["mean"] for r in rows}
+    twin = found["twins"]["adamw"]["val_loss"]["mean"]
+    assert gaps["E2M1/pure/adamw"] == pytest.approx(losses["E2M1/pure/adamw"] - twin)
+    assert "difference of the validation loss at the end" in page
+    assert found["validation"]["batches"] == 2
+    assert rows[0]["rates"]["flushed_rate"]["largest"] > 0
     assert " Settings: gpt." in page
     told.clear()
     again, _ = run_compare(asked, entrants)
@@ -98,3 +109,16 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     question = Question(command="compare", asked={}, arms={}, seeds=[1], within=0.1, steps=5)
     with pytest.raises(BadInput, match=r"taken cannot be written"):
         claim(tmp_path / "taken", [], question, [])
+
+
+def test_validation_looks_at_more_batches_where_it_decides(options, monkeypatch):
+    """Unless the number is given."""
+    monkeypatch.setattr(commands, "_compare", lambda options, config, entrants: config.eval_steps)
+    asked, _ = options
+    arms = Entrants(["E4M3"], metric="val")
+    assert run_compare(asked, arms) == 2
+    without = evolve(asked, overrides=[o for o in asked.overrides if o[0] != "eval_steps"])
+    assert run_compare(without, arms) == 64
+    assert run_compare(without, evolve(arms, metric="train")) == TrainConfig().eval_steps
+    with pytest.raises(BadInput, match="--metric: 'test' is not train or val"):
+        evolve(arms, metric="test")

@@ -9,6 +9,7 @@ from altcore_reporters.study_pages.causes import (
     counterfactuals,
     recommendation,
 )
+from altcore_reporters.study_pages.comparison import own_settings, validation
 from altcore_reporters.study_pages.explanation import conclusion
 from altcore_reporters.study_pages.rows import judged
 
@@ -123,3 +124,22 @@ def test_the_recommendation_has_its_figures(verdict, end):
     assert [*map(str, section.parts[0].rows[0])][2:] == [verdict, "few seeds", "90.0 %"]
     none = recommendation({**answer, "recommendation": None})
     assert none == "none of the changes tried helps enough"
+
+
+def test_what_only_some_arms_have_is_said():
+    own = {"arm": "nvfp4-bare", "settings": {"grad_clip": 0.5, "agc.clipping": 0.1}}
+    told = own_settings({"contenders": [{"arm": "nvfp4", "settings": {}}, own]})
+    assert told == " `nvfp4-bare` alone has grad_clip: 0.5, agc.clipping: 0.1."
+
+
+@pytest.mark.parametrize(
+    ("error", "enough", "words"),
+    [
+        (0.01, 4, "certain to ±0.0196 (95 %); 4 batches are enough for 0.05."),
+        (None, None, "A single batch does not say how certain it is."),
+        (0.0, 8, "They are the whole validation split."),
+    ],
+)
+def test_it_is_said_how_certain_validation_is(error, enough, words):
+    found = {"batches": 8, "items": 64, "error": error, "enough": enough}
+    assert words in validation({"validation": found, "about": {"within": 0.05}})

@@ -25,7 +25,7 @@ from altcore_reporters.study_pages.rows import (
     p_value,
     rate_curves,
 )
-from altcore_reporters.study_pages.words import number, value
+from altcore_reporters.study_pages.words import digits, number, value
 
 Answer = Mapping[str, Any]
 
@@ -36,6 +36,8 @@ def comparison(answer: Answer) -> Document:
     told = [picture(answer), contenders(answer), *differences(answer), twins(answer)]
     return Document(about["page"], method.note(about), [
         Section("Comparison", told),
+        Section("Losses", [losses(answer), validation(answer)]),
+        Section("Rounding and clipping", [*rounding(answer)]),
         *rate_curves(answer),
         *method.cautions(about),
         Section("How this was found", [how(about) + own_settings(answer)]),
@@ -118,6 +120,68 @@ def detectable(twin: Mapping[str, Any]) -> list[Cell]:
         return ["not available"] * 2
     smallest = value(twin["null"]["detectable"])
     return [interval(twin["null"]), Number(smallest, number(smallest))]
+
+
+def losses(answer: Answer) -> Table:
+    """Return the losses of all arms and twins, and the bits a byte where the data have bytes."""
+    named = [(r["arm"], r) for r in answer["contenders"]]
+    named += [(f"float32 twin, {name}", t) for name, t in answer["twins"].items()]
+    columns = {"loss": "training loss", "val_loss": "validation loss", "bits_per_byte": "bits/byte"}
+    shown = [key for key in columns if any(row[key] for _, row in named)]
+    rows = [[name, *(interval(row[k]) if row[k] else "" for k in shown)] for name, row in named]
+    return Table("losses", "Losses", ["arm", *(f"{columns[k]} [95 %]" for k in shown)], rows)
+
+
+def validation(answer: Answer) -> str:
+    """Return how certain a validation loss is by itself."""
+    found = answer["validation"]
+    error, enough = found["error"], found["enough"]
+    told = f"An evaluation is of {found['batches']} batches, {found['items']} items."
+    if error is None:
+        return f"{told} A single batch does not say how certain it is."
+    if error == 0:
+        return f"{told} They are the whole validation split."
+    within = digits(answer["about"]["within"])
+    wanted = f"; {enough} batches are enough for {within}" if enough else ""
+    return (
+        f"{told} By itself a validation loss is certain to ±{number(1.96 * error)} (95 %){wanted}. "
+        "Arms of a seed are evaluated on the same batches, so gaps are more certain. Each seed has "
+        "other batches: the intervals above hold this uncertainty, too."
+    )
+
+
+RATES = {
+    "overflow_rate": "overflow",
+    "gradient_clipped": "gradient clipped",
+    "flushed_rate": "flushed to 0",
+    "stored_stall_rate": "stored updates stalled",
+    "view_stall_rate": "quantized updates stalled",
+}
+
+
+def rounding(answer: Answer) -> list[str | Table]:
+    """Return the rates of each arm: the mean of all steps, the largest, and when that was."""
+    shown = [k for k in RATES if any(r["rates"][k] for r in answer["contenders"])]
+    rows = [[r["arm"], *(rate(r["rates"][k]) for k in shown)] for r in answer["contenders"]]
+    told = (
+        "Means over steps and seeds, with the largest and its step. Overflow is the share of "
+        "quantized values beyond the largest of their format, which are clipped to it unless the "
+        "recipe says otherwise; 'gradient clipped' the share of the gradient's norm that grad_clip "
+        "took away."
+    )
+    return [told, Table("rates", "Rates", ["arm", *(RATES[k] for k in shown)], rows)]
+
+
+def rate(found: Mapping[str, Any] | None) -> Cell:
+    """Return a rate's mean, its largest value and when that was.
+
+    >>> str(rate({"mean": 0.01, "largest": 0.25, "step": 3, "seed": 42}))
+    '1.00 % (25.00 % at 3)'
+    """
+    if found is None:
+        return "n/a"
+    mean, largest = (f"{100 * value(found[key]):.2f} %" for key in ("mean", "largest"))
+    return Number(value(found["mean"]), f"{mean} ({largest} at {found['step']})")
 
 
 def how(about: Mapping[str, Any]) -> str:

@@ -10,6 +10,12 @@ from altcore_reporters.study_pages.document import Bullets, Section
 from altcore_reporters.study_pages.rows import interval
 from altcore_reporters.study_pages.words import digits, number, value
 
+LOSSES = {
+    "train": "mean difference of the training loss of the last tenth of the steps",
+    "val": "difference of the validation loss at the end",
+}
+"""What a gap is a difference of, by the metric of a comparison."""
+
 
 def cautions(about: Mapping[str, Any]) -> list[Section]:
     """Return what limits the answer, beside it; nothing if nothing does."""
@@ -23,8 +29,8 @@ def runs(about: Mapping[str, Any]) -> str:
     kept = "".join(f" {name} is {copy}." for name, copy in about["recipe_files"].items())
     return (
         f"{about['steps']} steps of {about['workload']} in each run, seeds {seeds}, products in "
-        f"{about['compute']}. A gap is the mean difference of the training loss to the float32 "
-        "twin over the last tenth of the steps, on the same batches, paired by seed; intervals "
+        f"{about['compute']}. A gap is the {LOSSES[about.get('metric', 'train')]} to that of the "
+        "float32 twin, on the same batches, paired by seed; intervals "
         "are 95 % by Student's t, p is corrected by Holm over the rows of a table."
         f"{stops(about)}{plugins_and_settings(about)}{kept}"
     )
