@@ -10,7 +10,7 @@ HOSTILE = "a_b|<i>&50%\u202e"
 
 def estimate(mean: float, half: float = 0.1, **more: Any) -> dict[str, Any]:
     """Return a row of an answer."""
-    return {"mean": mean, "low": mean - half, "high": mean + half, "stalled": None, **more}
+    return {"mean": mean, "low": mean - half, "high": mean + half, "n": 2, "stalled": None, **more}
 
 
 def about(command: str) -> dict[str, Any]:
@@ -20,6 +20,7 @@ def about(command: str) -> dict[str, Any]:
         "page": command,
         "format": HOSTILE,
         "seeds": [42, 43],
+        "looks": {"2": 1.0},
         "within": 0.05,
         "recipe_files": {},
         "workload": "gpt",

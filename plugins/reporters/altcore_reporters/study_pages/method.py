@@ -52,10 +52,17 @@ def stops(about: Mapping[str, Any]) -> str:
 
 
 def note(about: Mapping[str, Any]) -> str:
-    """Return what intervals are of, for a table that stands alone."""
+    """Return what intervals are of, for a table that stands alone.
+
+    >>> note({"steps": 60, "seeds": [1, 2, 3, 4, 5], "looks": {"3": 0.216, "5": 0.784}})[-76:]
+    'over at most 5 seeds, and fewer for an arm whose verdict was settled before.'
+    """
+    seeds = len(about["seeds"])
+    fewer = f"at most {seeds} seeds, and fewer for an arm whose verdict was settled before"
     return (
         f"Training loss minus that of the float32 twin, over the last tenth of {about['steps']} "
-        f"steps, with intervals of 95\u00a0% over {len(about['seeds'])} seeds."
+        "steps, with intervals of 95\u00a0% over "
+        f"{fewer if len(about['looks']) > 1 else f'{seeds} seeds'}."
     )
 
 
