@@ -17,7 +17,7 @@ NOISE = [0.03, -0.04, 0.02, 0.01, -0.02]
 class Losses:
     """Stands for the runner: each arm ends at its loss, with noise if it is no twin or E3M2."""
 
-    base = type("Base", (), {"max_steps": 10})
+    base = type("Base", (), {"max_steps": 10, "grad_clip": 0.0, "eval_steps": 1})
     planned = 0
 
     def __init__(self, losses):
