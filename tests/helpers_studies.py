@@ -71,7 +71,13 @@ def explain_answer() -> dict[str, Any]:
         "causes": [cause],
         "cause": "finer",
         "candidates": [
-            {"change": "left in float32", "gap": estimate(0.0), "stalled": None, **verdict}
+            {
+                "change": "left in float32",
+                "gap": estimate(0.0),
+                "closed": 1.0,
+                "stalled": None,
+                **verdict,
+            }
         ],
         "recommendation": "left in float32",
         "learning_rates": {"twin": RATES, "U": RATES, "frozen": RATES},
