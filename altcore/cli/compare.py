@@ -36,7 +36,7 @@ def _lists(command: Any) -> Any:
 @once(
     "--against",
     metavar="ARM",
-    help="Print differences to this arm; or to the one with this format, rounding, ...",
+    help="Print differences to this arm, or to the one that differs in this one part alone.",
 )
 @once(
     "--metric",

@@ -48,7 +48,7 @@ def base_config(
 
     ``plugins`` are appended to those of the configuration. A study changes the number of steps, and
     runs differ in nothing that their epochs could say. ``own`` is what the caller passed in, whose
-    data know of no epochs.
+    data know of no epochs. What the file says goes before overrides that are defaults.
     """
     given = {key: value for key, value, _ in overrides}
     quiet: list[Override] = [(k, v, DEFAULT) for k, v in QUIET.items() if k not in given]
@@ -56,7 +56,8 @@ def base_config(
         held = {} if file is None else read_mapping(file, "config")
         left_out = {**held, **given}.get("no_plugins") or ()
         others = [name for name in observers if name not in left_out]
-        config, sources = load_with_sources(file, [*quiet, *overrides], plugins, without=others)
+        asked = [o for o in (*quiet, *overrides) if o[2] is not DEFAULT or o[0] not in held]
+        config, sources = load_with_sources(file, asked, plugins, without=others)
     with located(sources):
         return counted_in_steps(config, own.parts(config.seed).get("data")), sources
 

@@ -32,6 +32,13 @@ def test_the_runs_are_judged_by_as_many_batches_as_any_run():
     assert base_config(None, [("eval_steps", 3, DEFAULT)], [])[0].eval_steps == 3
 
 
+def test_a_file_goes_before_the_defaults_of_studies(tmp_path):
+    """It may say another type of products, or how much is evaluated."""
+    (tmp_path / "mine.yaml").write_text("{compute: bfloat16, eval_interval: 7, eval_steps: 3}")
+    config, _ = base_config(str(tmp_path / "mine.yaml"), [("eval_steps", 64, DEFAULT)], [])
+    assert (config.compute, config.eval_interval, config.eval_steps) == ("bfloat16", 7, 3)
+
+
 @pytest.mark.parametrize("where", ["file", "overrides"])
 def test_observers_may_be_left_out_twice(where, tmp_path):
     """A study leaves out all of them, and a configuration for single runs some."""
