@@ -26,8 +26,9 @@ def judge_factors(
     full = arms[max(arms, key=len)].key
 
     def is_settled(name: str, rows: Rows) -> bool:
-        is_guilty = rows[name]["guilty"] or rows[name]["high"] <= runs.within
-        return runs.has_verdict(full, control.key) if name == full else is_guilty
+        # Whether the full arm is guilty decides what is looked for next.
+        is_placed = rows[name]["guilty"] or rows[name]["high"] <= runs.within
+        return is_placed and (name != full or runs.has_verdict(full, control.key))
 
     rows = runs.run_table(
         {arm.key: arm for factors, arm in arms.items() if factors},

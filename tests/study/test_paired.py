@@ -19,6 +19,7 @@ class Losses:
 
     base = type("Base", (), {"max_steps": 10, "grad_clip": 0.0, "eval_steps": 1})
     planned = 0
+    learned = True
 
     def __init__(self, losses):
         self.losses = {"twin": 2.0, **losses}
@@ -31,7 +32,7 @@ class Losses:
 
     def _outcome(self, key, noise):
         loss = self.losses[key] + (0.0 if key.startswith(("twin", "E3M2")) else noise)
-        return Outcome((loss,) * 10, False, 3.0, (), learned=True)
+        return Outcome((loss,) * 10, False, 3.0, (), learned=self.learned)
 
     def seeds_of(self, key):
         """The seeds that an arm was run with."""
@@ -126,6 +127,16 @@ def test_the_headline_goes_by_the_p_of_the_table():
     runs.run(arms_called("arm", "frozen").values())
     assert runs.verdict("arm", "frozen")["distinguishable"]
     assert not runs.verdict("arm", "frozen", p=0.051)["distinguishable"]
+
+
+def test_the_full_arm_goes_on_until_it_is_known_to_be_guilty():
+    """Though a twin that did not learn leaves no verdict: what is looked for next depends on it."""
+    runs = runs_of(U=2.1, frozen=6.0)
+    runs.runner.learned = False
+    sets = {frozenset(): Arm("twin", {}), frozenset("U"): Arm("U", {})}
+    found = judge_factors(runs, sets, Arm("frozen", {}), {})["full"]
+    assert (found["verdict"], found["n"]) == ("cannot tell", 5)
+    assert found["distinguishable"]
 
 
 def test_effects_use_every_seed_that_their_arms_have():
