@@ -16,7 +16,7 @@ from altcore.study.arms import Arm, select
 from altcore.study.culprit import Culprit, Suspect, as_key
 from altcore.study.paired import PairedRuns
 from altcore.study.statistics import plain
-from altcore.study.variants import CAUSES, is_fixed_point, to, variants
+from altcore.study.variants import CAUSES, RANGE, STOCHASTIC, is_fixed_point, to, variants
 
 RECOVERS = 0.5
 """Share of a gap that a counterfactual must remove to be the cause."""
@@ -77,7 +77,7 @@ def _answer(runs: PairedRuns, question: Question) -> dict[str, Any]:
         "roundings": list(question.roundings),
         "gap": runs.row(own),
         "counterfactuals": rows,
-        "cause": best_of(rows, CAUSES),
+        "cause": cause_of(rows),
         "fixed_point": question.fixed_point,
     }
 
@@ -100,6 +100,15 @@ def _is_decided(runs: PairedRuns, own: str, changed: str) -> bool:
     left = [(1 - RECOVERS) * gap for gap in runs.gaps(own)]
     found = runs.difference(left, runs.gaps(changed))
     return not found.low <= 0 <= found.high
+
+
+def cause_of(rows: Mapping[str, Mapping[str, Any]]) -> str | None:
+    """Return the cause that the counterfactuals show, or None.
+
+    A format whose values do when they are rounded stochastically is not too coarse.
+    """
+    is_fine = best_of(rows, [STOCHASTIC]) is not None
+    return best_of(rows, [STOCHASTIC, *RANGE] if is_fine else CAUSES)
 
 
 def best_of(rows: Mapping[str, Mapping[str, Any]], causes: Iterable[str]) -> str | None:

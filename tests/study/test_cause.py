@@ -6,6 +6,7 @@ import pytest
 from attrs import define, field
 
 from altcore.recipes import Layer, read_recipe
+from altcore.study.cause import cause_of
 from altcore.study.explain import Explanation
 from altcore.study.outcome import Outcome
 
@@ -118,6 +119,21 @@ def test_the_cheapest_change_that_closes_the_gap_is_recommended(
     assert found["recommendation"] == f"stored_weight{recommended}"
     assert [change["verdict"] for change in found["candidates"]] == verdicts
     assert found["candidates"][0]["closed"] == pytest.approx(1 - left / 0.7, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("recovered", "cause"),
+    [
+        ({"stochastic": 0.8, "finer": 0.95}, "stochastic"),
+        ({"stochastic": 0.4, "finer": 0.95}, "finer"),
+        ({"stochastic": 0.6, "below": 1.0, "finer": 0.9}, "below"),
+        ({"stochastic": 0.4, "finer": 0.4}, None),
+    ],
+)
+def test_values_that_do_under_stochastic_rounding_are_not_too_coarse(recovered, cause):
+    """Finer values always help nearest rounding, so that alone shows nothing."""
+    rows = {c: {"recovered": r, "repairs": r >= 0.5} for c, r in recovered.items()}
+    assert cause_of(rows) == cause
 
 
 def test_every_guilty_operand_is_asked_for_its_cause():
