@@ -33,7 +33,7 @@ class BuiltPoints:
     model: nn.Module = field(init=False)
     steps_per_epoch: int = field(init=False)
     validation_batches: int = field(init=False)
-    _asked: list[tuple[str, int, int]] = field(init=False, factory=list)
+    _asked_cache: list[tuple[str, int, int]] = field(init=False, factory=list)
 
     def __attrs_post_init__(self):
         self.model = nn.Sequential(nn.Linear(1, 1, bias=False))
@@ -43,11 +43,11 @@ class BuiltPoints:
 
     @property
     def asked(self):
-        return self._asked
+        return self._asked_cache
 
     def batch(self, split, step, micro):
         """Return numbers; in training each comes once an epoch."""
-        self._asked.append((split, step, micro))
+        self._asked_cache.append((split, step, micro))
         if split == "val":
             numbers, place = torch.arange(1.0, 6.0), step
         else:

@@ -82,7 +82,7 @@ class WandbServer(ArtifactAnswers):
     unknown: dict[str, str] = field(factory=dict)
     """Queries that the server does not know, by operation."""
     fault: str | None = None
-    on_asked: Callable[[str], None] | None = None
+    on_asked_cache: Callable[[str], None] | None = None
     """Told each operation and path before it is answered."""
     failed: int = field(init=False, default=0)
     """Requests that met a fault."""
@@ -112,8 +112,8 @@ class WandbServer(ArtifactAnswers):
     def note(self, asked: str) -> None:
         """Keep what was asked for."""
         self.asked.append(asked)
-        if self.on_asked is not None:
-            self.on_asked(asked)
+        if self.on_asked_cache is not None:
+            self.on_asked_cache(asked)
 
     # What is asked for, each by the name of its operation ------------------------------------
 

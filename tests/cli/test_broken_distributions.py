@@ -192,7 +192,7 @@ BROKEN_FAMILIES = {
 }
 
 
-def test_broken_families_are_named_where_they_are_asked(families, tmp_path, corpus, capsys):
+def test_broken_families_are_named_where_they_are_asked_cache(families, tmp_path, corpus, capsys):
     """Another one answers, so that the run goes on; each is named once."""
     given = ("--data", corpus, "--set", f"runs_dir={tmp_path}", "--steps", "1", "--format", "E5M5")
     for again in (False, True):

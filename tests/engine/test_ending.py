@@ -322,7 +322,7 @@ def test_a_diagnostic_says_what_it_found(shelf, start):
     assert said == ["counted", *rows, {"step": 4, "twice": 8, "twice/h.0": 4}]
 
 
-def test_a_plugin_without_measures_is_not_asked(shelf, start):
+def test_a_plugin_without_measures_is_not_asked_cache(shelf, start):
     """There is nothing to find."""
     acting(shelf, "diagnostic", "seen", findings=lambda self, history: 1 / 0)
     run = start(["seen"])

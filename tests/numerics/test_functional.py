@@ -348,7 +348,7 @@ def test_float64_blocks_are_rounded_once():
     assert q.tolist() == fake_quantize(x, "MXFP4").tolist() == [4.0, 1.5, 1.0]
 
 
-def test_blocks_round_as_asked():
+def test_blocks_round_as_asked_cache():
     """Rounding and key reach the elements; under a scale of 1 they are the element format's."""
     x = torch.linspace(-6, 6, 64)
     for rounding in ("to-zero", "up", "log-nearest"):

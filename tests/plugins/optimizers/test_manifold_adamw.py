@@ -174,7 +174,7 @@ def test_adam_cancels_stiffness_in_the_gradient():
     assert high / low > 100
 
 
-def test_keeps_the_bit_position_where_asked():
+def test_keeps_the_bit_position_where_asked_cache():
     """Widths 1/16, 1/64, 1/64 and 1 have the exponents -4, -6, -6 and 0: a mean of -4."""
     p = nn.Parameter(torch.tensor([[1.0, 0.1, 0.0, 31.0]]))
     for asked, expected in ((True, -4.0), (False, None)):

@@ -87,11 +87,11 @@ def test_a_server_that_breaks_while_it_listens(tracked, server, fault, tmp_path)
     def break_down(operation):
         server.fault = fault if operation == "CreateRunFiles" else server.fault
 
-    server.on_asked = break_down
+    server.on_asked_cache = break_down
     summary, run, _ = tracked(wandb__finish_timeout=20.0)
     assert summary["degraded"] == ["wandb"] or fault == "malformed"
     wait_until_gone(tmp_path / "client")
-    server.fault, server.on_asked = None, None
+    server.fault, server.on_asked_cache = None, None
     assert upload_alone(run).startswith("tracked: sent ")
     (kept,) = server.runs.values()
     steps = [row["step"] for row in kept.history if "loss" in row]
@@ -145,7 +145,7 @@ def test_a_process_whose_upload_failed_ends(start, server, fault):
     def break_down(operation):
         server.fault = fault if operation == "UpsertBucket" and server.runs else server.fault
 
-    server.on_asked = break_down
+    server.on_asked_cache = break_down
     code = (
         "import sys; from pathlib import Path; from altcore.plugin import read_run;"
         "from altcore_reporters.wandb_tracker import WandbTracker;"
