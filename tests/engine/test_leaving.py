@@ -70,8 +70,8 @@ def test_workers_that_a_signal_ended_fail_no_run(start, monkeypatch):
             raise RuntimeError("worker 1 is killed by a signal")
         return own(self, split, step, micro)
 
-    def write(self):
-        ending(self)
+    def write(self, **given):
+        ending(self, **given)
         raise RuntimeError("worker 2 is killed by a signal")
 
     monkeypatch.setattr(BuiltGpt, "batch", batch)
