@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from altcore.builtin_types import (
         printable,
     )
-    from altcore.config import TrainConfig
+    from altcore.config import TrainConfig, read_interval
     from altcore.engine import (
         DeferredErrors,
         MeasureTable,
@@ -101,6 +101,7 @@ if TYPE_CHECKING:
         METRICS,
         TIMINGS,
         RunRecord,
+        altered,
         early_and_late,
         full_summary,
         read_json,
@@ -212,7 +213,9 @@ _HOME = {
     "read_lines": "altcore.runs",
     "read_new_lines": "altcore.runs",
     "summary_of": "altcore.runs",
+    "altered": "altcore.runs",
     "read_mapping": "altcore.yaml_files",
+    "read_interval": "altcore.config",
     # Writing reports
     "printable": "altcore.builtin_types",
     "replace_text": "altcore.runs",
@@ -263,6 +266,7 @@ __all__ = [
     "WeightGrid",
     "Workload",
     "active_quantizers",
+    "altered",
     "amax",
     "code_format",
     "compute_dtype",
@@ -292,6 +296,7 @@ __all__ = [
     "printable",
     "quantized_weights",
     "random_state",
+    "read_interval",
     "read_json",
     "read_lines",
     "read_mapping",

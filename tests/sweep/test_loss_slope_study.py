@@ -115,6 +115,7 @@ def test_the_limits(study):
     assert study.ranges == {
         "loss": (0, 10),
         "accuracy": (0, 1),
+        "val_accuracy": (0, 1),
         "learning_rate": (1e-12, None),
         "loss-slope/knee_epoch": (1, 20),
     }

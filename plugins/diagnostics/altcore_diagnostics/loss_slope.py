@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from altcore.plugin import Run, Step
 
 LAW = "power_law_slope"
+FIT = PowerLaw("power_law_amplitude", LAW, "r_squared")
+"""The names of its parts."""
 
 
 def _after_start(plugin: LossSlope, _: attrs.Attribute[int], end: int) -> None:
@@ -54,7 +56,7 @@ class LossSlope:
     A loss that is not finite is left out of its mean. What cannot be fitted is left out of the
     line, and is null in the findings: slopes of fewer than two epochs, and all that follows the
     burn-in before it is over. If there were epochs enough, but not with finite losses, a warning
-    says so, once for each measure. The findings are the values at the end of the run.
+    says so, once for each measure. The findings are the values that were measured last.
 
     It sees every step, so every step is recorded (as with ``log_interval`` 1), and reads the device
     at each point. If the workload counts no epochs, ``weight_decay`` at the first step is all.
@@ -80,6 +82,8 @@ class LossSlope:
     """Epochs completed, and the mean loss since the point before."""
     means: dict[int, float] = field(init=False, factory=dict)
     """The mean loss of each epoch that is over."""
+    fit: dict[str, float | None] = field(init=False, factory=lambda: dict.fromkeys(FIT))
+    """The power law as it was last fitted."""
     warned: list[str] = field(init=False, factory=list)
     """The measures of which a warning told."""
 
@@ -120,7 +124,8 @@ class LossSlope:
         self.of_epoch = []
         measures = {"epoch_loss": none_if_nan(self.means[epoch]), **self.slopes()}
         if epoch % self.fit_epochs == 0:
-            measures |= self.law()
+            self.fit = self.law()
+            measures |= self.fit
         self._warn(run, epoch, measures)
         return measures
 
@@ -145,8 +150,7 @@ class LossSlope:
         after = [] if knee is None else [point for point in self.points if point[0] >= knee]
         fit = power_law([x for x, _ in after], [y for _, y in after])
         is_fitted = math.isfinite(fit.exponent)
-        names = PowerLaw("power_law_amplitude", LAW, "r_squared")
-        return {name: x if is_fitted else None for name, x in zip(names, fit, strict=True)}
+        return {name: x if is_fitted else None for name, x in zip(FIT, fit, strict=True)}
 
     def _warn(self, run: Run, epoch: int, measures: Mapping[str, float | None]) -> None:
         """Warn, once for each, of a fit that has its epochs, but not their losses."""
@@ -161,10 +165,10 @@ class LossSlope:
 
     @hookimpl
     def findings(self, run: Run, history: Sequence[Mapping[str, Any]]) -> list[Any]:
-        """Say what the slopes and the fit are at the end, null for what is not fitted."""
+        """Say what the slopes and the fit were when last measured, null for what is not fitted."""
         if run.epoch is None:
             return ["the workload counts no epochs: no slope is fitted"]
-        row: dict[str, Any] = {**self.slopes(), **self.law()}
+        row: dict[str, Any] = {**self.slopes(), **self.fit}
         if row["knee_epoch"] is None:
             limit = f"no epoch's mean loss reached {self.knee_loss:g}"
             return [row, f"{limit}: neither alpha_full nor the power law is fitted"]
@@ -177,6 +181,7 @@ class LossSlope:
             "of_epoch": self.of_epoch,
             "points": [list(point) for point in self.points],
             "means": self.means,
+            "fit": self.fit,
             "warned": self.warned,
         }
 
@@ -185,7 +190,7 @@ class LossSlope:
         self.losses = [] if state["losses"] is None else list(state["losses"])
         self.of_epoch, self.warned = list(state["of_epoch"]), list(state["warned"])
         self.points = [(x, y) for x, y in state["points"]]
-        self.means = dict(state["means"])
+        self.means, self.fit = dict(state["means"]), dict(state["fit"])
 
 
 def reached(step: int, interval: Fraction) -> int:

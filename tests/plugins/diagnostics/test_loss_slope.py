@@ -91,6 +91,17 @@ def test_the_values():
     assert bench.told == []
 
 
+@pytest.mark.parametrize("steps", [160, 165, 168])
+def test_the_findings_are_what_was_measured_last(steps):
+    """Where a run ends between two fits, too: a table of the measures has the same numbers."""
+    bench = Bench(LossSlope())
+    found = bench.see(falling(21)[:steps])
+    measured = {k: v for step in sorted(found) for k, v in found[step].items()}
+    (row,) = bench.findings()
+    assert row == {k: v for k, v in measured.items() if k not in (POINT, EPOCH)}
+    assert row["r_squared"] == found[160]["r_squared"]
+
+
 def test_the_early_slope_sees_its_window_only():
     """Epoch 4 is before it and 15 after; before the window is full it is of the epochs so far."""
     losses = np.array(falling(16))

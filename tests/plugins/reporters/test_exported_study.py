@@ -1,10 +1,11 @@
 """An exported loss-slope study: its frames, and the same verdicts as in the report."""
 
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from helpers_sweeps import complete
+from helpers_sweeps import complete, fail
 
 from altcore.plugin import BadInput, read_runs
 from altcore.sweep import begin_sweep, export, jobs_of, read_sweep
@@ -20,7 +21,12 @@ UNFITTED = 3
 def lines_of(number, fit):
     """Return the record of a run: each measure in each quarter epoch, and the fit at the end."""
     made = [
-        {"step": step, "epoch": step / EACH, **dict.fromkeys(MEASURES, 1.0 + number / step)}
+        {
+            "step": step,
+            "epoch": step / EACH,
+            **dict.fromkeys(MEASURES, 1.0 + number / step),
+            **dict.fromkeys(("accuracy", "val_accuracy"), 0.5),
+        }
         for step in range(1, EPOCHS * EACH + 1)
     ]
     made[-1] |= {f"loss-slope/{key}": value for key, value in fit.items()}
@@ -29,7 +35,10 @@ def lines_of(number, fit):
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """A sweep of the study's preset, of two variants with five seeds each, with its export."""
+    """A sweep of the study's preset, of two variants with five seeds each, with its export.
+
+    Of a third variant one run was retried, and one failed.
+    """
     folder = tmp_path_factory.mktemp("sweeps")
     (folder / "small.yaml").write_text(
         f"preset: {STUDY}\nname: small\nseeds: 5\n"
@@ -37,7 +46,8 @@ def sweep(tmp_path_factory):
     )
     asked = read_sweep(folder / "small.yaml")
     jobs = [j for j in jobs_of(asked) if j.variant in ("base", "adamw")]
-    ledger, _ = begin_sweep(asked, jobs, str(folder))
+    retried, failed = [j for j in jobs_of(asked) if j.variant == "narrow"][:2]
+    ledger, _ = begin_sweep(asked, [*jobs, retried, failed], str(folder))
     for number, job in enumerate(jobs):
         fit = {"alpha_5_15": -0.125 * number, "alpha_full": -0.125}
         if number != UNFITTED:
@@ -47,9 +57,13 @@ def sweep(tmp_path_factory):
             job,
             lines=lines_of(number, fit),
             steps=EPOCHS * EACH,
+            epochs=float(EPOCHS),
             findings={"loss-slope": [{"r_squared": None, **fit}]},
             best_val_loss=2 - 0.25 * number + 0.5 * (number % 2),
         )
+    fail(ledger, retried, "CUDA out of memory")
+    complete(ledger, retried, changed={"tags": ["retry"]})
+    fail(ledger, failed, "out of luck")
     export(asked, ledger, ledger.folder / "export")
     return ledger.folder
 
@@ -76,9 +90,15 @@ def test_the_verdicts_are_the_reports(study, sweep):
     results = [result_of(record) for record in records]
     reporter = LossSlopeStudy()
     told = study.verdicts()
+    (retried,) = (sweep / "runs").glob("narrow-*")
+    left_out = [retried.name]
     # A record has the variant in the label of its configuration.
     assert {r.variant for r in results} == {"base", "adamw"}
-    assert told == verdicts(results, reporter.limits, reporter.trust(records, results))
+    assert told == verdicts(
+        results, reporter.limits, reporter.trust(records, results, left_out), left_out
+    )
+    assert f"1 were left out, since a retry changed them: {retried.name}." in told
+    assert told.count("it is a job of the sweep, and has no run here") == 1  # that which failed
     assert "the median R² is 0.9375, and more than 0.95 is needed" in told
     first, second = study.first_hypothesis(), study.second_hypothesis()
     for v in first.to_dict("records"):
@@ -98,7 +118,11 @@ def test_the_verdicts_are_the_reports(study, sweep):
 def test_limits_of_your_own(sweep):
     easy = LossSlopeStudy(r_squared=0.5, share=0.5, correlation=0, sample_r_squared=0.9)
     study = ExportedStudy(sweep / "export", settings=easy)
-    assert "**GO: the data can be trusted.** H1 holds; H2 holds" in study.verdicts()
+    assert "cannot be trusted.** H1 holds; H2 holds" in study.verdicts()
+    told = [line for line in study.verdicts().splitlines() if line.startswith("- ")]
+    assert [line.rpartition(": ")[2] for line in told] == [
+        "it is a job of the sweep, and has no run here", "no power law was fitted"
+    ]  # fmt: skip
     assert study.first_hypothesis()["share"][0] == 0.9
 
 
@@ -121,7 +145,9 @@ def test_variants_that_look_like_something_else(sweep, tmp_path):
     [
         (lambda t: t.drop(columns="alpha_early"), "results.csv has no column alpha_early"),
         (lambda t: t.assign(r_squared="good"), "could not convert string to float: 'good'"),
-        (lambda t: t.assign(run_id="other"), "there is no run 'other'"),
+        (lambda t: t[:1].assign(run_id="other"), "there is no run 'other'"),
+        (lambda t: pd.concat([t, t[:1]]), "results.csv: run .* has more than one row"),
+        (lambda t: t.assign(r_squared="1.7"), "results.csv: r_squared of .* is 1.7, and no R² is"),
         (lambda t: t[:0], "results.csv has no run"),
     ],
 )
@@ -133,3 +159,17 @@ def test_a_table_that_cannot_be_judged(sweep, tmp_path, change, problem):
 def test_a_folder_without_an_export(tmp_path):
     with pytest.raises(BadInput, match=r"there is no .*results\.csv: altcore sweep export"):
         _ = ExportedStudy(tmp_path).results
+
+
+def test_a_table_that_is_not_that_of_its_runs(sweep, tmp_path):
+    """Such as one whose column has another name than the measure of the runs."""
+    told = changed(sweep, tmp_path, lambda t: t.assign(alpha_early="")).verdicts()
+    assert "alpha_early is empty in results.csv, and -0.125 in the run" in told
+
+
+def test_files_that_are_not_as_the_run_left_them(sweep, tmp_path):
+    copy = shutil.copytree(sweep, tmp_path / "copy")
+    metrics = min((copy / "runs").glob("base-*")) / "metrics.jsonl"
+    metrics.write_text(metrics.read_text().replace("0.5", "0.6", 1))
+    told = ExportedStudy(copy / "export").verdicts()
+    assert f"- {metrics.parent.name}: metrics.jsonl is not as the run left it" in told

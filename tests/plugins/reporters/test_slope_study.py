@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from altcore.plugin import BadInput
+from altcore.sweep import read_sweep
 from altcore_reporters.slope_study.estimates import pearson, share, spearman
 from altcore_reporters.slope_study.hypotheses import (
     Limits,
@@ -17,8 +18,9 @@ from altcore_reporters.slope_study.hypotheses import (
     results_of,
     second_hypothesis,
 )
-from altcore_reporters.slope_study.reporter import LossSlopeStudy
-from altcore_reporters.slope_study.trust import trust_of
+from altcore_reporters.slope_study.reporter import MEASURES as MEASURES_OF_STUDY
+from altcore_reporters.slope_study.reporter import RANGES, LossSlopeStudy, result_of
+from altcore_reporters.slope_study.trust import Demands, trust_of
 
 PAIRS = st.lists(st.tuples(*[st.integers(-50, 50).map(float)] * 2), min_size=4, max_size=30).filter(
     lambda pairs: all(len(set(own)) > 1 for own in zip(*pairs, strict=True))
@@ -59,6 +61,18 @@ def test_an_interval_covers_as_often_as_it_says(estimate):
         found = estimate(x.tolist(), y.tolist())
         hits += found.low <= truth <= found.high
     assert hits / 400 == pytest.approx(0.95, abs=0.025)
+
+
+@pytest.mark.parametrize(("sign", "n"), [(1, 4), (-1, 4), (1, 30)])
+def test_ranks_that_agree_entirely_are_not_certain(sign, n):
+    """The interval is as wide as that of the next order; it ends at the correlation."""
+    x = [float(i) for i in range(n)]
+    found = spearman(x, [sign * v**3 for v in x])
+    swapped = spearman(x, [sign * v for v in (*x[:-2], x[-1], x[-2])])
+    inner, outer = (found.low, found.high)[::sign]
+    assert (found.value, outer) == (sign, sign)
+    assert inner == pytest.approx((swapped.low, swapped.high)[::sign][0])
+    assert (inner * sign < 0) == (n == 4)
 
 
 def test_what_cannot_be_told():
@@ -129,20 +143,25 @@ def test_rows_of_a_table():
     assert (second.run_id, second.alpha_early) == ("7", -0.5)
     with pytest.raises(ValueError, match="steep"):
         results_of([{**rows[1], "alpha_early": "steep"}])
+    for wrong in (1.7, "inf", -0.5):
+        with pytest.raises(ValueError, match=r"r_squared of 7 is .*, and no R² is"):
+            results_of([{**rows[1], "r_squared": wrong}])
+    with pytest.raises(ValueError, match="run a has more than one row"):
+        results_of([rows[0], rows[1], rows[0]])
     with pytest.raises(KeyError, match="variant"):
         results_of([{"run_id": "a"}])
 
 
 # ------------------------------------------------------------------------- trust and report
 
-EACH, STEPS = 4, 24
+EACH, STEPS, EPOCH = 4, 24, 8
 
 
 def lines():
     """A measure of every step, and one of every fourth."""
     made = [{"step": step, "loss": 2 - step / 50} for step in range(1, STEPS + 1)]
     for line in made[EACH - 1 :: EACH]:
-        line |= {"val_loss": line["loss"] + 0.1, "quarter": 1.0}
+        line |= {"val_loss": line["loss"] + 0.1, "half": 1.0}
     return made
 
 
@@ -151,53 +170,114 @@ def record(seed=0, change=lambda lines: lines, r_squared=0.99, **parts):
     summary = {
         "findings": {"loss-slope": [row, "a line"]},
         "best_val_loss": 2 - 0.1 * seed,
+        "epochs": STEPS / EPOCH,
         **parts.pop("summary", {}),
     }
     config = {"label": "base" if seed % 2 else "narrow", **parts.pop("config", {})}
     return run(seed=seed, steps=STEPS, metrics=change(lines()), summary=summary, config=config)
 
 
-def without(lines, *steps, name="quarter"):
+def with_values(lines, name, value, *steps):
+    """Return the lines with another value; in all steps that have one unless steps are named."""
+    return [
+        {**x, name: value} if name in x and (not steps or x["step"] in steps) else x for x in lines
+    ]
+
+
+def without(lines, *steps, name="half"):
     return [{k: v for k, v in x.items() if k != name or x["step"] not in steps} for x in lines]
 
 
-MEASURES = ("loss", "quarter", "val_loss")
+MEASURES = {"loss": 1, "half": "0.5 epoch", "val_loss": 4}
+DEMANDS = Demands(every=MEASURES, ranges={"loss": (0, 10)}, r_squared=0.95)
+
+
+def trust(*records, left_out=(), demands=DEMANDS):
+    return trust_of(records, [result_of(r) for r in records], demands, left_out)
 
 
 def test_nothing_speaks_against_whole_data():
-    found = trust_of([record(), record(1)], MEASURES, [0.99, 0.96], 0.95)
+    found = trust(record(), record(1, r_squared=0.96))
     assert found.reasons == []
-    assert found.intervals == {"loss": "1", "quarter": "4", "val_loss": "4"}
+    assert found.intervals == {"loss": "1", "half": "4", "val_loss": "4"}
 
 
 @pytest.mark.parametrize(
     ("made", "told"),
     [
-        ({"change": lambda x: without(x, 12)}, "quarter has a gap before step 16"),
-        ({"change": lambda x: without(x, 20, 24)}, "quarter ends at step 16 of 24"),
-        ({"change": lambda x: without(x, *range(STEPS + 1))}, "quarter was never recorded"),
+        ({"change": lambda x: without(x, 12)}, "half has no value in steps 9 to 15"),
+        ({"change": lambda x: without(x, 4, 8, 12)}, "half has no value in steps 1 to 15"),
+        ({"change": lambda x: without(x, 20, 24)}, "half has no value in steps 17 to 24"),
+        ({"change": lambda x: without(x, *range(STEPS + 1))}, "half was never recorded"),
+        ({"change": lambda x: [*x, x[-1]]}, "half has 2 values in step 24"),
         ({"change": lambda x: x[:20]}, "metrics end at step 20, and the run made 24"),
-        ({"change": lambda x: x[:9] + x[10:]}, "loss has a gap before step 11"),
+        ({"change": lambda x: x[:9] + x[10:]}, "loss has no value in steps 10 to 10"),
         ({"change": lambda x: []}, "nothing was recorded"),
         (
-            {"change": lambda x: [*x[:-1], {**x[-1], "loss": math.nan}]},
+            {"change": lambda x: with_values(x, "loss", math.nan, 24)},
             "loss is not finite in 1 steps, first in step 24",
         ),
+        (
+            {"change": lambda x: with_values(x, "half", None)},
+            "half is not finite in 6 steps, first in step 4",
+        ),
+        (
+            {"change": lambda x: with_values(x, "half", math.inf, 8)},
+            "half is not finite in 1 steps, first in step 8",
+        ),
+        (
+            {"change": lambda x: with_values(x, "loss", 1e30, 2, 3)},
+            "loss is 1e+30 in step 2, outside 0 to 10",
+        ),
+        ({"r_squared": None}, "no power law was fitted"),
         ({"summary": {"status": "interrupted"}}, "its status is interrupted"),
+        (
+            {"summary": {"epochs": None}},
+            "half is needed every 0.5 epoch, and the run counts no epochs",
+        ),
     ],
 )
 def test_each_reason_is_named_with_its_run(made, told):
-    found = trust_of([record(), record(1, **made)], MEASURES, [0.99, 0.99], 0.95)
+    found = trust(record(), record(1, **made))
     assert not found.is_go
     assert all(name == "E4M3-s1" for name, _ in found.reasons)
     assert told in [problem for _, problem in found.reasons]
 
 
+def test_parts_of_an_epoch_that_are_no_whole_steps():
+    """Quarters of six steps end at steps 2, 3, 5 and 6; a discarded step needs no value."""
+
+    def quarters(lines):
+        at = {6 * epoch + step for epoch in range(4) for step in (2, 3, 5, 6)}
+        return [{**x, "quarter": 1.0} if x["step"] in at else x for x in lines]
+
+    def discarded(lines):
+        return [{**x, "discarded": True} if x["step"] == 11 else x for x in lines]
+
+    demands = Demands(every={"quarter": "0.25 epoch"}, ranges={}, r_squared=0.95)
+    made = {"summary": {"epochs": 4}}
+    whole = record(change=quarters, **made)
+    assert trust(whole, demands=demands).is_go
+    less = record(1, change=lambda x: without(quarters(x), 11, name="quarter"), **made)
+    assert trust(less, demands=demands).reasons == [
+        ("E4M3-s1", "quarter has no value in steps 10 to 11")
+    ]
+    less.metrics = discarded(less.metrics)
+    assert trust(less, demands=demands).is_go
+
+
+def test_what_the_study_asks_for():
+    """The measures, frequencies and ranges that its sweep file asks for, and the loss itself."""
+    asked = read_sweep("altcore_diagnostics:loss-slope.yaml")
+    assert {"loss": 1, **{m.name: m.every for m in asked.measures}} == MEASURES_OF_STUDY
+    assert asked.ranges == RANGES
+
+
 def test_fits_that_are_bad_as_a_whole():
-    (reason,) = trust_of([record()], ("loss",), [0.95, None], 0.95).reasons
+    (reason,) = trust(record(r_squared=0.95)).reasons
     assert reason == ("", "the median R² is 0.9500, and more than 0.95 is needed")
-    (reason,) = trust_of([record()], ("loss",), [None], 0.95).reasons
-    assert reason == ("", "no run was fitted, so R² is not known")
+    with pytest.raises(BadInput, match="E4M3-s0: r_squared of E4M3-s0 is inf, and no R² is"):
+        trust(record(r_squared=math.inf))
 
 
 def test_the_report(tmp_path):
@@ -210,10 +290,10 @@ def test_the_report(tmp_path):
     assert "H2 holds." in told
     assert "1 were left out, since a retry changed them: E4M3-s9." in told
     assert "| all | 100.0% | 63.1% to 100.0% | 8 | 0 |" in told
-    assert "| narrow | 1.000 | 1.000 to 1.000 | 1.000 | 1.000 to 1.000 | 4 | 0 | holds |" in told
-    assert "| `quarter` | 4 |" in told
+    assert "| narrow | 1.000 | 1.000 to 1.000 | 1.000 | -0.819 to 1.000 | 4 | 0 | holds |" in told
+    assert "| `half` | 4 |" in told
     assert "How well a power law fits the loss" in page.read_text()
-    report, _ = LossSlopeStudy(measures=(*MEASURES, "lambda_max")).render(runs[:2], tmp_path)
+    report, _ = LossSlopeStudy(measures={**MEASURES, "lambda_max": 500}).render(runs[:2], tmp_path)
     assert "**NO-GO: the data cannot be trusted.**" in report.read_text()
     assert "- E4M3-s0: lambda_max was never recorded" in report.read_text()
     with pytest.raises(BadInput, match="no run is left"):

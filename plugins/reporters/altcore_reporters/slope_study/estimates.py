@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from statistics import NormalDist
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 LEVEL = 0.95
 """How sure an interval is."""
@@ -44,6 +44,9 @@ def share(hits: int, n: int) -> Estimate:
 def pearson(x: Sequence[float], y: Sequence[float]) -> Estimate:
     """Return the linear correlation of pairs, with the interval by Fisher's transform (1921).
 
+    Pairs on a line have the interval of a point: of normal pairs, only those that depend on each
+    other entirely lie on one.
+
     >>> found = pearson([1, 2, 3, 4, 5], [1, 2, 3, 5, 4])
     >>> round(found.value, 3), round(found.low, 3), round(found.high, 3)
     (0.9, 0.086, 0.993)
@@ -55,10 +58,19 @@ def pearson(x: Sequence[float], y: Sequence[float]) -> Estimate:
 def spearman(x: Sequence[float], y: Sequence[float]) -> Estimate:
     """Return the correlation of ranks; ties share the mean of theirs.
 
-    The error of Fisher's transform is sqrt((1 + r²/2) / (n - 3)) (Bonett and Wright, 2000).
+    The error of Fisher's transform is sqrt((1 + r²/2) / (n - 3)) (Bonett and Wright, 2000). Ranks
+    that agree entirely do so by chance, too: then the interval is that of the next order, in which
+    two neighbours have changed places, up to 1.
     """
-    r = _correlation(_ranks(x), _ranks(y))
-    return _with_interval(r, len(x), math.sqrt(1 + r * r / 2))
+    n, a, b = len(x), _ranks(x), _ranks(y)
+    r = _correlation(a, b)
+    reverse = [n + 1 - rank for rank in b]
+    if math.isnan(r) or n < FEWEST or a not in (b, reverse):
+        return _with_interval(r, n, math.sqrt(1 + r * r / 2))
+    sign = 1.0 if a == b else -1.0
+    next_ = sign * (1 - 12 / (n * (n * n - 1)))
+    found = _with_interval(next_, n, math.sqrt(1 + next_ * next_ / 2))
+    return evolve(found, value=sign, **{"high" if a == b else "low": sign})
 
 
 def _correlation(x: Sequence[float], y: Sequence[float]) -> float:

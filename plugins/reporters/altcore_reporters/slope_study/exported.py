@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
+from attrs import evolve
 
 from altcore.plugin import BadInput, read_runs
 from altcore_reporters.slope_study.hypotheses import (
@@ -17,7 +18,15 @@ from altcore_reporters.slope_study.hypotheses import (
     results_of,
     second_hypothesis,
 )
-from altcore_reporters.slope_study.reporter import LossSlopeStudy, verdicts
+from altcore_reporters.slope_study.reporter import (
+    LossSlopeStudy,
+    is_changed,
+    result_of,
+    verdicts,
+)
+
+if TYPE_CHECKING:
+    from altcore.plugin import RunRecord
 
 TABLE, METADATA, SERIES = "results.csv", "results_metadata.json", "series"
 NAMES = ("run_id", "variant")
@@ -109,8 +118,15 @@ class ExportedStudy:
         results = self._results()
         if not results:
             raise BadInput(f"{self._path(TABLE)} has no run")
-        records = read_runs(str(self.runs_dir), [r.run_id for r in results])
-        return verdicts(results, self.settings.limits, self.settings.trust(records, results))
+        names = [r.run_id for r in results]
+        records = read_runs(str(self.runs_dir), names)
+        others = (r for r in read_runs(str(self.runs_dir)) if r.name not in names)
+        left_out = [r.name for r in others if is_changed(r)]
+        trust = self.settings.trust(records, results, left_out)
+        pairs = zip(records, results, strict=True)
+        differing = [reason for pair in pairs for reason in _differing(*pair)]
+        trust = evolve(trust, reasons=[*differing, *trust.reasons])
+        return verdicts(results, self.settings.limits, trust, left_out)
 
     def _results(self) -> list[Result]:
         try:
@@ -130,3 +146,16 @@ class ExportedStudy:
             return path
         hint = "altcore sweep export, of a sweep with the study's preset, writes it"
         raise BadInput(f"there is no {path}", hint=hint)
+
+
+def _differing(record: RunRecord, exported: Result) -> Iterator[tuple[str, str]]:
+    """Yield which values of a table's row are not those of its run."""
+    of_run = result_of(record)
+    for name in ("r_squared", "alpha_early", "best_val_ce"):
+        told, is_ = getattr(exported, name), getattr(of_run, name)
+        if told != is_:
+            yield record.name, f"{name} is {_told(told)} in {TABLE}, and {_told(is_)} in the run"
+
+
+def _told(value: float | None) -> str:
+    return "empty" if value is None else f"{value:g}"

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from attrs import frozen
+from attrs import Attribute, field, frozen
 
 from altcore_reporters.slope_study.estimates import Estimate, pearson, share, spearman
 
 ALL = "all"
+
+
+def _in_unit(result: Result, attribute: Attribute[float | None], value: float | None) -> None:
+    # Rounding can leave a fit that explains nothing just below 0.
+    if value is not None and not -1e-9 <= value <= 1:
+        raise ValueError(f"{attribute.name} of {result.run_id} is {value:g}, and no R² is")
 
 
 @frozen(kw_only=True)
@@ -18,7 +25,7 @@ class Result:
 
     run_id: str
     variant: str
-    r_squared: float | None
+    r_squared: float | None = field(validator=_in_unit)
     """Of the power law after the burn-in."""
     alpha_early: float | None
     """Slope of the loss over the early epochs."""
@@ -134,9 +141,9 @@ def results_of(rows: Iterable[Mapping[str, object]]) -> list[Result]:
 
     Raises:
         KeyError: for a column that is not there.
-        ValueError: for text where a number is needed.
+        ValueError: for text where a number is needed, an R² that is none, and a run twice.
     """
-    return [
+    found = [
         Result(
             run_id=str(row["run_id"]),
             variant=str(row["variant"]),
@@ -146,6 +153,9 @@ def results_of(rows: Iterable[Mapping[str, object]]) -> list[Result]:
         )
         for row in rows
     ]
+    if twice := [name for name, count in Counter(r.run_id for r in found).items() if count > 1]:
+        raise ValueError(f"run {twice[0]} has more than one row")
+    return found
 
 
 def _number(value: object) -> float | None:

@@ -22,7 +22,7 @@ from altcore_reporters.slope_study.hypotheses import (
     first_hypothesis,
     second_hypothesis,
 )
-from altcore_reporters.slope_study.trust import Trust, trust_of
+from altcore_reporters.slope_study.trust import Demands, Range, Trust, trust_of
 
 if TYPE_CHECKING:
     from altcore.plugin import RunRecord
@@ -31,13 +31,25 @@ FILE = "loss_slope_study.md"
 PLUGIN = "loss-slope"
 RETRIED = "retry"
 """The tag of a run whose settings a retry changed."""
-MEASURES = (
-    *("loss", "loss_bits", "accuracy", "learning_rate", "loss-slope/weight_decay"),
-    *("loss-slope/point_loss", "val_loss", "val_accuracy"),
-    *("grad-stats/grad_norm_periodic", "grad-stats/weight_norm_periodic"),
-    *("curvature/lambda_max", "curvature/hutchinson_trace"),
-    *("noise/psd_tail", "noise/total_power", "noise/gradient_variance", "noise/residual_power"),
-)
+MEASURES: Mapping[str, int | str] = {
+    **dict.fromkeys(("loss", "loss_bits", "accuracy", "learning_rate"), 1),
+    "loss-slope/weight_decay": 1,
+    **dict.fromkeys(("loss-slope/point_loss", "val_loss", "val_accuracy"), "0.25 epoch"),
+    "grad-stats/grad_norm_periodic": "0.25 epoch",
+    "grad-stats/weight_norm_periodic": "0.25 epoch",
+    **dict.fromkeys(("curvature/lambda_max", "curvature/hutchinson_trace"), 500),
+    **dict.fromkeys(("noise/psd_tail", "noise/total_power"), "2 epochs"),
+    **dict.fromkeys(("noise/gradient_variance", "noise/residual_power"), "2 epochs"),
+}
+"""What each run of the study has, and the most steps or epochs between two values."""
+RANGES: Mapping[str, Range] = {
+    "loss": (0, 10),
+    "accuracy": (0, 1),
+    "val_accuracy": (0, 1),
+    "learning_rate": (1e-12, None),
+    "loss-slope/knee_epoch": (1, 20),
+}
+"""Lowest and highest value of the study's measures."""
 SHOWN = 20
 """Reasons that are named; the others are counted by what they say."""
 
@@ -68,23 +80,25 @@ class LossSlopeStudy:
     sample_r_squared: float = setting(
         0.95, help="median R² above which data can be trusted", validator=_share()
     )
-    measures: tuple[str, ...] = setting(
-        (),
-        help="measures that each run must have, at even intervals; those of the study if empty",
-        converter=tuple,
+    measures: dict[str, Any] = setting(
+        factory=dict,
+        help="measures that each run must have, with the most steps between two values, or epochs, "
+        "as `2 epochs`; those of the study if empty",
+    )
+    ranges: dict[str, Any] = setting(
+        factory=dict,
+        help="`[LOWEST, HIGHEST]` value by measure, null for no limit; those of the study if empty",
     )
     with_changed: bool = setting(False, help="whether runs count that a retry changed")
 
     def render(self, runs: Sequence[RunRecord], out: Path) -> list[Path]:
         """Write the verdicts on some runs, and their page."""
-        counted = [
-            r for r in runs if self.with_changed or RETRIED not in (r.config.get("tags") or ())
-        ]
+        counted = [r for r in runs if self.with_changed or not is_changed(r)]
         if not counted:
             raise BadInput("no run is left: a retry changed each of them", hint="with_changed=true")
         found = [result_of(record) for record in counted]
         left_out = [r.name for r in runs if r not in counted]
-        told = verdicts(found, self.limits, self.trust(counted, found), left_out)
+        told = verdicts(found, self.limits, self.trust(counted, found, left_out), left_out)
         return [replace_text(out / FILE, told), *Page().render(counted, out)]
 
     @property
@@ -92,10 +106,21 @@ class LossSlopeStudy:
         """What the hypotheses ask for."""
         return Limits(r_squared=self.r_squared, share=self.share, correlation=self.correlation)
 
-    def trust(self, records: Sequence[RunRecord], results: Sequence[Result]) -> Trust:
+    def trust(
+        self, records: Sequence[RunRecord], results: Sequence[Result], left_out: Sequence[str] = ()
+    ) -> Trust:
         """Return whether the data of some runs can be trusted, whose results are given."""
-        fits = [r.r_squared for r in results]
-        return trust_of(records, self.measures or MEASURES, fits, self.sample_r_squared)
+        demands = Demands(
+            every=self.measures or MEASURES,
+            ranges=self.ranges or RANGES,
+            r_squared=self.sample_r_squared,
+        )
+        return trust_of(records, results, demands, left_out)
+
+
+def is_changed(record: RunRecord) -> bool:
+    """Return whether a retry changed settings of a run."""
+    return RETRIED in (record.config.get("tags") or ())
 
 
 def result_of(record: RunRecord) -> Result:
@@ -110,13 +135,16 @@ def result_of(record: RunRecord) -> Result:
     early = next(
         (v for k, v in known.items() if k.startswith("alpha_") and k != "alpha_full"), None
     )
-    return Result(
-        run_id=record.name,
-        variant=str(record.config.get("label") or ""),
-        r_squared=known.get("r_squared"),
-        alpha_early=early,
-        best_val_ce=record.summary.get("best_val_loss"),
-    )
+    try:
+        return Result(
+            run_id=record.name,
+            variant=str(record.config.get("label") or ""),
+            r_squared=known.get("r_squared"),
+            alpha_early=early,
+            best_val_ce=record.summary.get("best_val_loss"),
+        )
+    except ValueError as error:
+        raise BadInput(f"{record.name}: {error}") from error
 
 
 def verdicts(
@@ -206,7 +234,10 @@ def _told(found: Estimate) -> tuple[str, str]:
 
 def _reasons(trust: Trust) -> Iterable[str]:
     if trust.is_go:
-        yield "Every measure is there in every run, from the first step to the last, and finite."
+        yield (
+            "Every run was fitted, and its files are as it left them. Every measure is there at "
+            "its frequency, from the first step to the last, finite, and within its range."
+        )
         return
     for name, problem in trust.reasons[:SHOWN]:
         yield f"- {text(name) + ': ' if name else ''}{text(problem)}"
