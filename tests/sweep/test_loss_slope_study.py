@@ -1,6 +1,7 @@
 """The files of the loss-slope study: its grid, settings, measures, columns and limits."""
 
 import csv
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -206,4 +207,4 @@ def test_from_the_plan_to_the_verdict(tmp_path, capsys):
     told = (out / "loss_slope_study.md").read_text()
     assert "GO: the data" in told
     assert "was never recorded" not in told
-    assert " gap " not in told
+    assert not re.search("has no value|is not finite|has no run here", told)
