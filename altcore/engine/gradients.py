@@ -62,7 +62,7 @@ class GradientNorms:
             all_norms = norms
         else:
             has = torch.tensor([p.grad is not None for p in self.parameters], device=norms.device)
-            all_norms = torch.zeros_like(self.dead_norms).masked_scatter(has, norms)
+            all_norms = norms.new_zeros(len(has)).masked_scatter(has, norms)
         is_dead = all_norms < self.dead_norms
         self.dead_steps = (self.dead_steps + 1) * is_dead
         return torch.linalg.vector_norm(norms)

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from altcore.errors import BadInput
-from altcore.quantization import Quantization
+from altcore.quantization import Again, Quantization
 
 KEY = "activation_checkpointing"
 
@@ -81,18 +81,26 @@ def _contexts(
 
     @contextmanager
     def again() -> Iterator[None]:
-        now = [b.detach().clone() for b in block.buffers()]
-        _set_buffers(block, then)
+        # On copies of its own: a graph that is kept sees none of them change.
+        copies = {b: value.clone() for b, value in zip(block.buffers(), then, strict=True)}
+        now = _places(block)
+        for buffers, name, buffer in now:
+            buffers[name] = copies[buffer]
         try:
             with rounding_again:
                 yield
         finally:
-            _set_buffers(block, now)
+            for buffers, name, buffer in now:
+                buffers[name] = buffer
 
-    return nullcontext(), again()
+    return nullcontext(), Again(again)
 
 
-def _set_buffers(block: nn.Module, values: list[torch.Tensor]) -> None:
-    for buffer, value in zip(block.buffers(), values, strict=True):
-        # By way of data: a backward pass that waits for the buffer sees it unchanged.
-        buffer.data.copy_(value)
+def _places(block: nn.Module) -> list[tuple[dict[str, torch.Tensor | None], str, torch.Tensor]]:
+    """Return each buffer, with the dictionary of its module that has it by name."""
+    return [
+        (module._buffers, name, buffer)
+        for module in block.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]

@@ -3,6 +3,7 @@
 Uses numerics, recipes and formats.
 """
 
+from altcore.quantization.again import Again
 from altcore.quantization.attention import AttentionCall
 from altcore.quantization.coded_weights import CodedWeight, weight_codes
 from altcore.quantization.discovery import find_layers, matrices, tied_matrices
@@ -18,6 +19,7 @@ from altcore.quantization.weight_grids import WeightGrid
 __all__ = [
     "MOVES",
     "ROUNDABLE",
+    "Again",
     "AttentionCall",
     "CodedWeight",
     "Quantization",

@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from attrs import frozen
 from torch import Tensor
 
+from altcore.quantization.again import Again
 from altcore.quantization.context import Context
 from altcore.quantization.quantizer import Quantizer
 
@@ -62,4 +63,4 @@ def recomputation(
             context.is_off, context.is_frozen = before
             context.is_recomputing = False
 
-    return nullcontext(), again()
+    return nullcontext(), Again(again)

@@ -102,6 +102,25 @@ def test_without_its_context_a_repetition_is_another_draw():
     assert not torch.equal(again, plain)
 
 
+def test_a_graph_that_is_kept_is_repeated_as_often_as_it_is_run():
+    """As products of the Hessian with vectors do; with dropout and batch norm, to the same bits."""
+    found = []
+    for is_checkpointed in (False, True):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 8), nn.Sequential(Noisy(8), Noisy(8)))
+        q = quantize_model(model, {**RECIPE, "attention": "none"}, head=None)
+        if is_checkpointed:
+            checkpoint_blocks(model, q)
+        with q.off():
+            loss = model(torch.randn(16, 8)).square().mean()
+            weights = list(model.parameters())
+            first = torch.autograd.grad(loss, weights, create_graph=True)
+            dot = sum((g * g.detach()).sum() for g in first)
+            products = [torch.autograd.grad(dot, weights, retain_graph=True) for _ in range(2)]
+        found.append([*first, *products[0], *products[1]])
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
 def kept(model):
     """Return how many numbers wait for the backward pass of a model."""
     sizes = []

@@ -80,7 +80,7 @@ class Curvature:
         size = sum(p.numel() for p in parameters)
         generator = torch.Generator(run.device).manual_seed(step.index)
         with unquantized(run), sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
-            loss = run.loss(first_items(fresh_batch(step), self.items))
+            loss = self._loss(run, step)
             product = hessian_product(loss, parameters)
             largest = lambda_max(product, size, generator, self.tolerance)
             trace, error = hutchinson(product, size, generator, self.samples)
@@ -91,6 +91,15 @@ class Curvature:
         }
         self._warn(run, found)
         return {name: x for name, x in found.items() if math.isfinite(x)}
+
+    def _loss(self, run: Run, step: Step) -> Tensor:
+        try:
+            return run.loss(first_items(fresh_batch(step), self.items))
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            message = f"the model has a batch norm, which has no statistics of {self.items} item"
+            raise BadInput(message, key="curvature.items", hint="give it 2 or more") from error
 
     def _warn(self, run: Run, found: Mapping[str, float]) -> None:
         for name, x in found.items():

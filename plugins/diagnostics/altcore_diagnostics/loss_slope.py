@@ -58,6 +58,10 @@ class LossSlope:
     burn-in before it is over. If there were epochs enough, but not with finite losses, a warning
     says so, once for each measure. The findings are the values that were measured last.
 
+    If it is added in the middle of a run, an epoch or a point that it saw in part has no mean.
+    There is no knee then, as nobody knows of the epochs before, nor an early slope whose first
+    epoch is not whole; a warning and the findings say so.
+
     It sees every step, so every step is recorded (as with ``log_interval`` 1), and reads the device
     at each point. If the workload counts no epochs, ``weight_decay`` at the first step is all.
     """
@@ -74,6 +78,8 @@ class LossSlope:
     )
     fit_epochs: int = setting(2, help="epochs between fits of the power law", validator=ge(1))
 
+    first_point: int | None = field(init=False, default=None)
+    """How many points were over before the first that it saw whole; None before it saw a step."""
     losses: list[Tensor] = field(init=False, factory=list)
     """Of the steps since the last point, on the device."""
     of_epoch: list[float] = field(init=False, factory=list)
@@ -100,17 +106,39 @@ class LossSlope:
         measures: dict[str, Any] = {"weight_decay": max(decays, default=None)}
         if run.epoch is None or step.mean_loss is None:
             return measures
-        self.losses.append(step.mean_loss.double())
-        before, now = (
-            reached(at, run.epoch.steps / self.points_per_epoch)
-            for at in (step.index - 1, step.index)
-        )
-        if now > before:
-            measures["point_loss"] = self._add_point(run.epoch.after(step.index))
+        interval = run.epoch.steps / self.points_per_epoch
+        before, now = reached(step.index - 1, interval), reached(step.index, interval)
+        if self.first_point is None:
+            self._begin(run, step.index, interval)
+        if before >= self.first_point:
+            self.losses.append(step.mean_loss.double())
+            if now > before:
+                measures["point_loss"] = self._add_point(run.epoch.after(step.index))
         epoch = now // self.points_per_epoch
         if epoch > before // self.points_per_epoch:
             measures |= self._end_epoch(run, epoch)
         return {key: value for key, value in measures.items() if value is not None}
+
+    def _begin(self, run: Run, step: int, interval: Fraction) -> None:
+        """Note from where on points are whole; say what will be missing."""
+        before = reached(step - 1, interval)
+        is_whole = step == 1 or reached(step - 2, interval) < before
+        self.first_point = 0 if step == 1 else before + (not is_whole)
+        if self.first_epoch > 1:
+            run.emit("warning", message=self._unseen())
+
+    @property
+    def first_epoch(self) -> int:
+        """The first epoch of which it saw each step."""
+        return math.ceil((self.first_point or 0) / self.points_per_epoch) + 1
+
+    def _unseen(self) -> str:
+        early = f"{self.early} (from epoch {self.early_start}) and "
+        none = early if self.first_epoch > self.early_start else ""
+        return (
+            f"loss-slope saw no epoch before {self.first_epoch} whole: there is no {none}knee, nor "
+            "what is counted from it"
+        )
 
     def _add_point(self, epochs: float) -> float | None:
         found = torch.stack(self.losses).cpu().numpy().tolist()
@@ -120,6 +148,9 @@ class LossSlope:
         return none_if_nan(self.points[-1][1])
 
     def _end_epoch(self, run: Run, epoch: int) -> dict[str, float | None]:
+        if epoch < self.first_epoch:
+            self.of_epoch = []
+            return {}
         self.means[epoch] = finite_mean(self.of_epoch)
         self.of_epoch = []
         measures = {"epoch_loss": none_if_nan(self.means[epoch]), **self.slopes()}
@@ -134,11 +165,16 @@ class LossSlope:
         """The name of the early slope."""
         return f"alpha_{self.early_start}_{self.early_end}"
 
+    def _knee(self) -> int | None:
+        """Return the knee epoch; None without the epochs before it, too."""
+        return knee_epoch(self.means, self.knee_loss) if self.first_epoch == 1 else None
+
     def slopes(self) -> dict[str, float | None]:
         """Return the knee and the slopes, as of the epochs that are over."""
-        knee = knee_epoch(self.means, self.knee_loss)
+        knee, start = self._knee(), self.early_start
+        is_seen = start >= self.first_epoch
         return {
-            self.early: loss_slope(self.means, self.early_start, self.early_end),
+            self.early: loss_slope(self.means, start, self.early_end) if is_seen else None,
             "knee_epoch": knee,
             "burn_in_loss": None if knee is None else self.means[knee],
             "alpha_full": None if knee is None else loss_slope(self.means, knee),
@@ -146,7 +182,7 @@ class LossSlope:
 
     def law(self) -> dict[str, float | None]:
         """Return the power law after the burn-in; all None if it is not fitted."""
-        knee = knee_epoch(self.means, self.knee_loss)
+        knee = self._knee()
         after = [] if knee is None else [point for point in self.points if point[0] >= knee]
         fit = power_law([x for x, _ in after], [y for _, y in after])
         is_fitted = math.isfinite(fit.exponent)
@@ -158,7 +194,8 @@ class LossSlope:
         starts = {self.early: self.early_start, "alpha_full": knee, LAW: knee}
         for name, start in starts.items():
             is_missing = name in measures and measures[name] is None
-            if is_missing and start is not None and epoch > start and name not in self.warned:
+            is_seen = start is not None and start >= self.first_epoch
+            if is_missing and is_seen and epoch > start and name not in self.warned:
                 self.warned.append(name)
                 message = f"{name} cannot be fitted: too few mean losses from epoch {start} on"
                 run.emit("warning", message=f"{message} are finite, and positive for a power law")
@@ -169,6 +206,8 @@ class LossSlope:
         if run.epoch is None:
             return ["the workload counts no epochs: no slope is fitted"]
         row: dict[str, Any] = {**self.slopes(), **self.fit}
+        if self.first_epoch > 1:
+            return [row, self._unseen()]
         if row["knee_epoch"] is None:
             limit = f"no epoch's mean loss reached {self.knee_loss:g}"
             return [row, f"{limit}: neither alpha_full nor the power law is fitted"]
@@ -177,6 +216,7 @@ class LossSlope:
     def state_dict(self) -> dict[str, Any]:
         """Return the losses that fits are made of."""
         return {
+            "first_point": self.first_point,
             "losses": torch.stack(self.losses) if self.losses else None,
             "of_epoch": self.of_epoch,
             "points": [list(point) for point in self.points],
@@ -188,6 +228,7 @@ class LossSlope:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.losses = [] if state["losses"] is None else list(state["losses"])
+        self.first_point = state["first_point"]
         self.of_epoch, self.warned = list(state["of_epoch"]), list(state["warned"])
         self.points = [(x, y) for x, y in state["points"]]
         self.means, self.fit = dict(state["means"]), dict(state["fit"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import attrs
@@ -38,7 +38,8 @@ class Noise:
 
     - ``psd_tail``: power of the losses at ``high_band`` over that at ``low_band`` (plus 1e-10), in
       cycles a step, of the spectrum under a Hann window after the mean is removed. White noise
-      gives about 1, slower noise less; below the low band lies the trend;
+      gives about 1 if the steps are many, slower noise less; below the low band lies the trend.
+      It is left out if the steps are so few that a band has no frequency;
     - ``total_power``: all power of that spectrum, the trend's included, in the loss's unit squared;
     - ``residual_power``: the mean square of what the losses lie off their exponentially weighted
       mean of the steps before (``alpha`` is the weight of the newest);
@@ -81,7 +82,9 @@ class Noise:
     """The weighted mean of each parameter's gradient."""
     variance: Tensor | None = field(init=False, default=None)
     """The weighted mean of the squared distance from them, 0-dim."""
-    off: dict[str, Tensor] = field(init=False, factory=dict)
+    now: dict[str, Tensor] = field(init=False, factory=dict)
+    """Those of this step's gradients; a first gradient is its own mean, unless it is discarded."""
+    off: list[Tensor] = field(init=False, factory=list)
     """How far the gradients of this step are from them."""
     reported: int = field(init=False, default=0)
     """The step of the last measurement."""
@@ -98,26 +101,26 @@ class Noise:
         if step.mean_loss is not None:
             self.losses.append(step.mean_loss.double())
         gradients = _with_gradient(run.model)
+        self.now = {}
         for name, gradient in gradients.items():
             mean = self.means.get(name)
             # From a checkpoint it comes back on the CPU.
-            self.means[name] = gradient.clone() if mean is None else mean.to(gradient.device)
-        off = ()
+            self.now[name] = gradient.clone() if mean is None else mean.to(gradient.device)
+        self.off = []
         if gradients:
-            off = torch._foreach_sub(list(gradients.values()), self._means(gradients))
-        self.off = dict(zip(gradients, off, strict=True))
+            self.off = list(torch._foreach_sub(list(gradients.values()), list(self.now.values())))
 
     @hookimpl
     @torch.no_grad()
     def post_step(self, run: Run, step: Step) -> dict[str, Any] | None:
         """Take in the gradients of a step that was not discarded; measure if it is time."""
         if self.off:
-            off = list(self.off.values())
-            squares = torch.stack(torch._foreach_norm(off)).double().square().sum()
+            squares = torch.stack(torch._foreach_norm(self.off)).double().square().sum()
             before = torch.zeros_like(squares) if self.variance is None else self.variance
             self.variance = torch.lerp(before.to(squares.device), squares, self.alpha)
-            torch._foreach_add_(self._means(self.off), off, alpha=self.alpha)
-            self.off = {}
+            torch._foreach_add_(list(self.now.values()), self.off, alpha=self.alpha)
+            self.means |= self.now
+            self.off = []
         interval = self._interval(run)
         if step.index // interval == self.reported // interval and step.index > 1:
             return None
@@ -131,9 +134,6 @@ class Noise:
         if self.report_interval is not None:
             return self.report_interval
         return STEPS if run.epoch is None else round(EPOCHS * run.epoch.steps) or 1
-
-    def _means(self, names: Iterable[str]) -> list[Tensor]:
-        return [self.means[name] for name in names]
 
     def _of_losses(self) -> dict[str, float | None]:
         """Measure the losses since the last measurement, and forget them."""

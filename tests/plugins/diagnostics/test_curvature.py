@@ -168,6 +168,14 @@ def test_a_model_without_trained_parameters(train):
     assert Curvature().post_backward(type("Run", (), {"model": model}), None) == {}
 
 
+def test_one_item_of_a_batch_norm_is_refused(train):
+    """By the setting's name, while the run goes on."""
+    run = train("restless", strict=False, max_steps=1, curvature__items=1)
+    (told,) = (e["message"] for e in events(run.run_directory) if e["event"] == "degraded")
+    assert "curvature.items: the model has a batch norm" in told
+    assert "2 or more" in told
+
+
 def test_without_scipy_it_says_what_to_install(monkeypatch):
     known = importlib.util.find_spec
     without = lambda name: None if name == "scipy" else known(name)  # noqa: E731

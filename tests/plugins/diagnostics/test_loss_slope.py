@@ -192,6 +192,42 @@ def test_epochs_that_end_within_a_step():
     assert steps_with(found, EPOCH) == [3, 5, 8, 10]
 
 
+@pytest.mark.parametrize(
+    ("first", "points", "epochs"), [(1, 2, 1), (2, 4, 2), (9, 10, 2), (10, 12, 3), (21, 22, 4)]
+)
+def test_what_was_seen_in_part_has_no_mean(first, points, epochs):
+    """Of a plugin that is added at a step of epochs of eight: no point, no epoch, no knee."""
+    losses = falling(12, start=0.9)
+    whole, late = Bench(LossSlope()).see(losses), Bench(LossSlope())
+    late.step = first - 1
+    found = late.see(losses[first - 1 :])
+    assert steps_with(found, POINT)[0] == points
+    assert steps_with(found, EPOCH)[0] == 8 * epochs
+    for name in (POINT, EPOCH, "alpha_5_15"):
+        given = {step: found[step][name] for step in steps_with(found, name)}
+        assert given == {step: whole[step][name] for step in given}
+    is_late = first > 1
+    assert (steps_with(found, "knee_epoch") == []) == is_late
+    assert (steps_with(found, "r_squared") == []) == is_late
+    assert [m.split(" whole")[0] for _, m in late.told] == (
+        [f"loss-slope saw no epoch before {epochs}"] if is_late else []
+    )
+    assert late.findings()[1:] == [m for _, m in late.told]
+    assert "alpha_5_15" in found[96]
+
+
+def test_an_early_slope_whose_first_epoch_was_not_seen():
+    bench = Bench(LossSlope())
+    bench.step = 36
+    found = bench.see(falling(12)[36:])
+    assert steps_with(found, EPOCH)[0] == 48
+    assert steps_with(found, "alpha_5_15") == []
+    row, line = bench.findings()
+    assert row["alpha_5_15"] is row["knee_epoch"] is None
+    assert "alpha_5_15 (from epoch 5)" in line
+    assert bench.told == [("warning", line)]
+
+
 def test_the_largest_weight_decay():
     bench = Bench(LossSlope(), weight_decay=0.1)
     step = Step(1)

@@ -134,6 +134,16 @@ def test_what_is_not_finite_is_left_out():
     assert found[17] == pytest.approx(others[15])
 
 
+def test_a_first_step_that_is_discarded():
+    """Its gradient is no mean that others are compared with."""
+    gradients = draws((5, 3))
+    gradients[0] = math.nan
+    found = Bench(Noise(report_interval=1)).see([1.0] * 5, gradients, discarded=(1,))
+    others = Bench(Noise(report_interval=1)).see([1.0] * 4, gradients[1:])
+    for step in (2, 3, 4, 5):
+        assert found[step]["gradient_variance"] == others[step - 1]["gradient_variance"]
+
+
 def test_losses_that_are_never_finite():
     """No spectrum, and nothing raised."""
     found = Bench(Noise(report_interval=8)).see([math.nan] * 8)

@@ -36,14 +36,15 @@ def psd_tail(
     """Return the power of the band ``high`` over that of ``low`` (plus 1e-10).
 
     A frequency at the end of a band is in it, so a common end is in both. NaN of fewer than four
-    samples. White noise gives the ratio of the widths.
+    samples, and if no frequency is in a band. Much white noise gives the ratio of the widths.
     """
     if np.size(x) < LEAST:
         return math.nan
     f, power = spectrum(x)
 
     def band(ends: tuple[float, float]) -> float:
-        return float(power[(f >= ends[0]) & (f <= ends[1])].sum())
+        inside = power[(f >= ends[0]) & (f <= ends[1])]
+        return float(inside.sum()) if inside.size else math.nan
 
     return band(high) / (band(low) + TINY)
 

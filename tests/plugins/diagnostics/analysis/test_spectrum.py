@@ -51,6 +51,22 @@ def test_the_power_of_a_wave():
     assert total_power(wave(0.2, height=3.0)) == pytest.approx(4.5)
 
 
+@pytest.mark.parametrize(
+    ("size", "middle"), [(4, 0.5), (5, 1.0), (6, 1.7), (8, 0.75), (12, 1.3), (24, 0.85), (100, 1)]
+)
+def test_the_tail_of_white_noise_of_few_samples(size, middle):
+    """Its medians, as docs/monitors.md has them."""
+    draws = np.random.default_rng(0).normal(size=(1500, size))
+    assert np.median([psd_tail(x) for x in draws]) == pytest.approx(middle, rel=0.1)
+
+
+def test_a_band_without_a_frequency_has_no_power():
+    """Then there is no ratio, rather than 0 or one to 1e-10."""
+    x = [1.0, 2.0, 1.5, 3.0, 0.0]  # 0, 0.2 and 0.4
+    assert math.isnan(psd_tail(x, low=(0.05, 0.15)))
+    assert math.isnan(psd_tail(x, high=(0.45, 0.5)))
+
+
 def test_the_tail_of_a_wave():
     """A slow wave has none, a fast one nothing else, a trend neither."""
     assert psd_tail(wave(0.2)) < 1e-12

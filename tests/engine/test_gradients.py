@@ -1,0 +1,16 @@
+"""The norms of a model's gradients."""
+
+import pytest
+import torch
+from torch import nn
+
+from altcore.engine.gradients import GradientNorms
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_a_parameter_without_a_gradient_is_dead_in_any_dtype(dtype):
+    model = nn.ModuleList([nn.Linear(2, 1, bias=False) for _ in range(2)]).to(dtype)
+    model[1].weight.grad = torch.tensor([[3.0, 4.0]], dtype=dtype)
+    norms = GradientNorms(model, 1e-8)
+    assert norms.measure() == 5
+    assert norms.dead_by_name() == {"0.weight": 1, "1.weight": 0}
