@@ -60,6 +60,7 @@ class _Last:
 
     environment: ClassVar[dict[Any, Any]] = {}
     modules: ClassVar[dict[str, Any]] = {}
+    known: ClassVar[tuple[int, str]] = (0, "")
 
 
 def _environment() -> dict[Any, Any]:
@@ -78,9 +79,10 @@ def _set_environment(data: dict[Any, Any]) -> None:
 
 
 def _modules() -> dict[str, Any]:
-    # There are thousands: by their number, which tells of all that are forgotten or new.
-    if len(sys.modules) != len(_Last.modules):
-        _Last.modules = sys.modules.copy()
+    # There are thousands, so they are known by their number and the newest one.
+    known = len(sys.modules), next(reversed(sys.modules))
+    if known != _Last.known:
+        _Last.modules, _Last.known = sys.modules.copy(), known
     return _Last.modules
 
 
