@@ -115,9 +115,9 @@ def test_a_scaler_that_is_disabled_is_none(tmp_path):
     save, load = altcore.save_checkpoint, altcore.load_checkpoint
     save(tmp_path / "on", loop.model, loop.optimizer, None, 1, enabled)
     save(tmp_path / "off", loop.model, loop.optimizer, None, 1, disabled)
-    with pytest.raises(BadInput, match="holds one, and none is given: scaler"):
+    with pytest.raises(BadInput, match="holds a scaler, and none is given"):
         load(tmp_path / "on", loop.model, loop.optimizer, None, disabled)
-    with pytest.raises(BadInput, match="holds none: scaler"):
+    with pytest.raises(BadInput, match="holds no scaler"):
         load(tmp_path / "off", loop.model, loop.optimizer, None, enabled)
     assert load(tmp_path / "off", loop.model, loop.optimizer, None, disabled) == 1
 
@@ -133,6 +133,15 @@ def test_a_quantized_state_needs_a_quantization_and_the_other_way_round(tmp_path
         altcore.load_checkpoint(tmp_path / "p", loop.model, loop.optimizer, loop.q)
     with pytest.raises(BadInput, match="not the model that was quantized"):
         altcore.save_checkpoint(tmp_path / "q", plain.model, plain.optimizer, loop.q, 1)
+
+
+def test_a_quantization_that_was_removed_is_not_kept(tmp_path):
+    """Its scales are gone, and the model is not to blame."""
+    loop = Loop("pure", "E4M3")
+    with CheckpointManager(tmp_path, loop.model, loop.optimizer, loop.q) as manager:
+        loop.q.remove()
+        with pytest.raises(BadInput, match=r"^q: it was removed from the model.*before q\.remove"):
+            manager.save(1)
 
 
 @pytest.mark.parametrize("recipe", ["pure", {"optimizer_state": "BF16"}], ids=str)

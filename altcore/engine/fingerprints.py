@@ -27,6 +27,7 @@ Fingerprint = tuple[Any, ...]
 """Of an object: equal as long as its state is the same."""
 MOST = 2**23
 """Bytes of an object that are hashed; of a larger one these and the lengths of its parts."""
+LOOKED_UP = "looked up"
 LARGE = 2**16
 """Elements of a tensor or an array above which not all are looked at."""
 _news = count()
@@ -49,7 +50,20 @@ def fingerprint(value: Any, own: Container[int] = ()) -> Fingerprint:
         _Walk(file, own).dump(value)
     except Exception as error:  # others' code is called
         return (type(error), file.sha256.hexdigest(), length_hint(value), *_lengths(value))
-    return (file.sha256.hexdigest(),)
+    return (LOOKED_UP if _holds_only(value, own) else None, file.sha256.hexdigest())
+
+
+def _holds_only(value: Any, own: Container[int]) -> bool:
+    """Whether a value is a collection of what checkpoints have, as of a model's parameters."""
+    if not isinstance(value, list | tuple | set | dict) or not value:
+        return False
+    parts = value.values() if isinstance(value, dict) else value
+    return all(fingerprint(part, own) == () or _holds_only(part, own) for part in parts)
+
+
+def is_looked_up(before: Fingerprint | None, now: Fingerprint) -> bool:
+    """Whether None gave way to a collection of what checkpoints have: looked up once, and kept."""
+    return before == fingerprint(None) and now[0] == LOOKED_UP
 
 
 def _lengths(value: Any) -> list[int]:

@@ -15,7 +15,7 @@ from attrs import fields, has
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from altcore.engine.fingerprints import LIBRARIES, Fingerprint, fingerprint, memory
+from altcore.engine.fingerprints import LIBRARIES, Fingerprint, fingerprint, is_looked_up, memory
 
 
 def attributes(model: nn.Module, optimizer: Optimizer) -> dict[str, Fingerprint]:
@@ -63,7 +63,11 @@ def attributes_of_others(owners: Mapping[str, Any], own: Set[int]) -> dict[str, 
 
 def changed_in(before: Mapping[str, Fingerprint], now: Mapping[str, Fingerprint]) -> list[str]:
     """Return the attributes that are new, or other ones."""
-    return [label for label, known in now.items() if known != before.get(label)]
+    return [
+        label
+        for label, known in now.items()
+        if known != before.get(label) and not is_looked_up(before.get(label), known)
+    ]
 
 
 def is_cache(name: str) -> bool:

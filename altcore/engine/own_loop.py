@@ -139,6 +139,7 @@ class OwnLoop:
             problem = f"a whole number of at least 0 is needed, not {shown(step)}"
             raise BadInput(problem, key="step")
         assert self.optimizer is not None  # only a loop that is restored has none
+        self._check_quantization()
         self._check_numbers()
         if hidden := optimizer_parts(self.optimizer):
             problem = f"it keeps state in {', '.join(hidden)}, which its state_dict leaves out"
@@ -179,6 +180,13 @@ class OwnLoop:
             "gradients": gradients_of(self.model),
             "also": states_of(self.also),
         }
+
+    def _check_quantization(self) -> None:
+        """Raise `BadInput` if the quantization is one no more."""
+        if self.q is not None and self.q.is_removed:
+            problem = "it was removed from the model, and its scales and random bits are lost"
+            hint = "save before q.remove(), or before the end of its with block"
+            raise BadInput(problem, key="q", hint=hint)
 
     def _check_numbers(self) -> None:
         """Raise `BadInput` if a tensor of the model holds no numbers."""
@@ -235,13 +243,15 @@ class OwnLoop:
 
     def _check_given(self, state: Mapping[str, Any]) -> None:
         """Raise `BadInput` if a state is of another model, optimizer or recipe."""
+        self._check_quantization()
         self._check_numbers()
-        for key, given in (("quantization", self.q), ("scaler", self.scaler)):
-            is_kept = state[key] is not None
+        parts = (("q", "quantization", self.q), ("scaler", "scaler", self.scaler))
+        for key, part, given in parts:
+            is_kept = state[part] is not None
             if is_kept and given is None and (key != "scaler" or self.optimizer is not None):
-                raise BadInput(f"the checkpoint holds one, and none is given: {key}", key=key)
+                raise BadInput(f"the checkpoint holds a {part}, and none is given", key=key)
             if given is not None and not is_kept:
-                raise BadInput(f"the checkpoint holds none: {key}", key=key)
+                raise BadInput(f"the checkpoint holds no {part}", key=key)
         kept = state["also"]
         if self.optimizer is None:  # who evaluates asks for what he needs
             kept = {name: part for name, part in kept.items() if name in self.also}

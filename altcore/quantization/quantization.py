@@ -199,6 +199,11 @@ class Quantization:
         self.layers, self.stored, self.weights = {}, {}, QuantizedWeights()
         self._state_casts = {}
 
+    @property
+    def is_removed(self) -> bool:
+        """Whether `remove` took everything back."""
+        return not self._kept_hooks
+
     def __enter__(self) -> Quantization:
         return self
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from altcore.engine.fingerprints import MOST, fingerprint
+from altcore.engine.hidden_state import changed_in
 
 
 class Slots:
@@ -127,6 +128,20 @@ def test_what_is_the_same_is_known_by_the_same():
     moved(lambda m: m.weight)(layer)
     assert fingerprint(held, own) == before != fingerprint(held[::-1], own)
     assert fingerprint(layer, own) == fingerprint(layer.weight, own) == ()
+
+
+def test_parameters_may_be_looked_up_once():
+    """They are in checkpoints, but another choice of them later is a change."""
+    layer = nn.Linear(2, 2)
+    own = {x.untyped_storage().data_ptr() for x in layer.parameters()}
+    parameters = list(layer.parameters())
+    for held in (parameters, {"a": parameters}, dict(layer.named_parameters())):
+        before, now = {"x": fingerprint(None)}, {"x": fingerprint(held, own)}
+        assert changed_in(before, now) == []
+        assert changed_in({"x": fingerprint([])}, now) == ["x"]
+    first, second = ({"x": fingerprint(parameters[:n], own)} for n in (1, 2))
+    assert changed_in(first, second) == ["x"]
+    assert changed_in(before, {"x": fingerprint([*parameters, 1], own)}) == ["x"]
 
 
 def test_others_data_costs_little():
