@@ -246,7 +246,7 @@ class CheckpointManager:
                 problem = "the state is not finite: no checkpoint to go on from"
                 log.warning(problem, first=bad, step=step)
                 return self._write_anomaly(state)
-            loop.check_own(state)
+            loop.check_own(state, self._built)
             another = [ANOTHER] if self._steps.is_by_another() else []
             hidden = [*another, *loop.hidden(self._built, is_first=not self._own)]
             if self._hidden != hidden:

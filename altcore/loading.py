@@ -15,6 +15,7 @@ from altcore.engine import (
     check_weights,
     choose_device,
     freeze,
+    given_in,
     put_model,
     seed_all,
 )
@@ -30,6 +31,7 @@ from altcore.runs import (
     check_no_linked,
     check_run_id,
     find_run,
+    identity_in,
     list_checkpoints,
     load_newest,
     read_run,
@@ -89,6 +91,10 @@ def load(
     """
     path = directory_of(run, runs_dir)
     warn_of_altered(path)
+    if model is None and (given := given_in(identity_in(path)).get("model")):
+        problem = f"run {path.name} trained a model of your own, {given['name']}"
+        hint = f"pass it: altcore.load({path.name!r}, model=...)"
+        raise BadInput(problem, key="model", hint=hint)
     plain = read_mapping(path / "config.yaml", "run")
     config = TrainConfig.from_plain({**plain, "runs_dir": str(path.parent), "device": device})
     found = read_checkpoint(find_checkpoint(path, checkpoint))

@@ -13,7 +13,7 @@ from altcore.engine.building import (
 from altcore.engine.collapse import StallWindow, Trend
 from altcore.engine.deferred_errors import DeferredErrors
 from altcore.engine.epochs import Epoch
-from altcore.engine.identity import data_of, given_from_python
+from altcore.engine.identity import data_of, given_from_python, given_in
 from altcore.engine.loop import Engine
 from altcore.engine.measuring import (
     MeasureTable,
@@ -67,6 +67,7 @@ __all__ = [
     "data_of",
     "freeze",
     "given_from_python",
+    "given_in",
     "interval_width_of",
     "inverse_scale",
     "join_moments",

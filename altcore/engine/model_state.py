@@ -127,13 +127,14 @@ class AsBuilt:
 
     def check(self) -> None:
         """Raise `AltcoreError` if a build would not make what a checkpoint's state goes into."""
-        if problem := self._problem():
+        if problem := self.problem():
             raise AltcoreError(
                 f"{problem}: no run could go on from its checkpoints, which build the model and "
                 "the optimizer anew. Build them as they are to be"
             )
 
-    def _problem(self) -> str | None:
+    def problem(self) -> str | None:
+        """Return what another build would not have, None if nothing."""
         now = _forms(self.model)
         for what, names in (
             ("were added since it was built", now.keys() - self.parameters),

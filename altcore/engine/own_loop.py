@@ -199,10 +199,11 @@ class OwnLoop:
             if is_lazy(x):
                 raise BadInput(f"{name} has no shape yet: call the model once", key="model")
 
-    def check_own(self, state: Mapping[str, Any]) -> None:
+    def check_own(self, state: Mapping[str, Any], built: AsBuilt | None = None) -> None:
         """Raise `BadInput` if a state is not to be written, since the loop could not go on from it.
 
-        It would refuse the state, or is in the middle of a step.
+        The loop would refuse the state, or is in the middle of a step. The model was ``built`` so,
+        or as it is now.
         """
         # torch resets what it keeps of an optimizer in `GradScaler.update`.
         if self.scaler is not None and id(self.optimizer) in self.scaler._per_optimizer_states:
@@ -211,7 +212,9 @@ class OwnLoop:
         try:
             self.check(state, REGULAR)
         except InvalidCheckpoint as error:
-            raise BadInput(f"it could not be restored: {error}", key="model") from error
+            changed = built.problem() if built is not None else None
+            problem = f"it could not be restored: {changed or error}"
+            raise BadInput(problem, key="model") from error
 
     def check(self, state: Mapping[str, Any], kind: str) -> None:
         """Check a state of a whole checkpoint before anything is loaded.

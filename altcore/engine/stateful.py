@@ -6,8 +6,11 @@ import copy
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
+from torch import nn
+
 from altcore.builtin_types import as_builtin, nested_too_deeply
 from altcore.errors import BadInput, described, shown
+from altcore.quantization import Quantization, is_quantized
 
 
 @runtime_checkable
@@ -27,12 +30,20 @@ def check_stateful(also: Mapping[str, Any]) -> dict[str, Stateful]:
         if not isinstance(part, Stateful):
             problem = f"{shown(part)} has no state_dict and load_state_dict"
             raise BadInput(problem, key=f"also.{name}")
+        if isinstance(part, Quantization) and part.is_removed:
+            raise BadInput("it was removed from its model", key=f"also.{name}")
+    kept = [part.model for part in also.values() if isinstance(part, Quantization)]
+    for name, part in also.items():
+        if isinstance(part, nn.Module) and is_quantized(part) and part not in kept:
+            problem = "the model is quantized, and its scales and random bits would be lost"
+            hint = "add the q that altcore.quantize_model returned for it"
+            raise BadInput(problem, key=f"also.{name}", hint=hint)
     return dict(also)
 
 
 def states_of(also: Mapping[str, Stateful]) -> dict[str, Any]:
     """Return the state of each, with its class."""
-    states = {name: part.state_dict() for name, part in also.items()}
+    states = {name: _state(part) for name, part in also.items()}
     for name, state in states.items():
         if problem := nested_too_deeply(state):
             raise BadInput(f"its state {problem}", key=f"also.{name}")
@@ -61,12 +72,26 @@ def check_states(kept: Mapping[str, Any], also: Mapping[str, Stateful]) -> None:
 
 def load_states(kept: Mapping[str, Any], also: Mapping[str, Stateful]) -> None:
     """Give each its state; if one does not take it, `BadInput`, and all are as they were."""
-    before = {name: copy.deepcopy(part.state_dict()) for name, part in also.items()}
+    before = {name: copy.deepcopy(_state(part)) for name, part in also.items()}
     for name, part in also.items():
         try:
-            part.load_state_dict(kept[name]["state"])
+            _load(part, kept[name]["state"])
         except Exception as error:
             for other, state in before.items():
-                also[other].load_state_dict(state)
+                _load(also[other], state)
             problem = f"it did not take its state: {described(error)}"
             raise BadInput(problem, key=f"also.{name}") from error
+
+
+def _state(part: Stateful) -> Any:
+    """Return a state; the quantization of another model has the weights on its grids with it."""
+    if isinstance(part, Quantization):
+        return {"quantization": part.state_dict(), "weights": part.model.state_dict()}
+    return part.state_dict()
+
+
+def _load(part: Stateful, state: Any) -> None:
+    if isinstance(part, Quantization):
+        part.load_state_dict(state["quantization"], state["weights"])
+    else:
+        part.load_state_dict(state)

@@ -308,3 +308,51 @@ def test_what_else_a_loop_keeps_has_to_fit(tmp_path):
     assert (kept["plan"].last_epoch, average.n_averaged.item()) == (0, 0)
     altcore.load_checkpoint(tmp_path, again.model, None, None, also={"average": average})
     assert (kept["plan"].last_epoch, average.n_averaged.item()) == (0, 1)
+
+
+def quantized(weight):
+    """A linear layer whose weights are stored, with stochastic rounding; and its optimizer."""
+    model = nn.Linear(4, 4)
+    model.weight.data.fill_(weight)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    recipe = {"stored_weight": {"format": "E4M3", "rounding": "stochastic"}}
+    return model, optimizer, altcore.quantize_model(model, recipe, optimizer=optimizer)
+
+
+def play(model, optimizer, steps):
+    for step in range(steps):
+        optimizer.zero_grad()
+        model(torch.linspace(0, 1, 4) + step).square().mean().backward()
+        optimizer.step()
+    return model.weight.detach().clone()
+
+
+def test_a_second_quantized_model_is_kept_with_its_q(tmp_path):
+    """As a discriminator: its grids and random bits go on; without its q it is refused."""
+    (one, step_one, q), (other, step_other, q_other) = quantized(0.3), quantized(0.7)
+    also = {"other": other, "optimizer": step_other, "q": q_other}
+    play(other, step_other, 3)
+    altcore.save_checkpoint(tmp_path, one, step_one, q, 3, also=also)
+    wanted = play(other, step_other, 3)
+    (one, step_one, q), (other, step_other, q_other) = quantized(0.3), quantized(0.7)
+    also = {"other": other, "optimizer": step_other, "q": q_other}
+    altcore.load_checkpoint(tmp_path, one, step_one, q, also=also)
+    assert torch.equal(play(other, step_other, 3), wanted)
+    with pytest.raises(BadInput, match=r"^also\.other: the model is quantized.*add the q"):
+        altcore.save_checkpoint(tmp_path, one, step_one, q, 3, also={"other": other})
+    q_other.remove()
+    with pytest.raises(BadInput, match=r"^also\.q: it was removed from its model"):
+        altcore.save_checkpoint(tmp_path, one, step_one, q, 3, also={"q": q_other})
+
+
+def test_a_module_that_was_added_to_a_quantized_model_is_named(tmp_path):
+    """And not the key that is missing in its state."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+    q = altcore.quantize_model(model, "E4M3", optimizer=optimizer, head=None)
+    with CheckpointManager(tmp_path, model, optimizer, q) as manager:
+        model.add_module("late", nn.Linear(4, 4))
+        optimizer.add_param_group({"params": list(model.late.parameters())})
+        play(model[0], optimizer, 1)
+        with pytest.raises(BadInput, match=r"^model: .*were added since it was built \(late\.bias"):
+            manager.save(1)
