@@ -105,13 +105,17 @@ class LogFile:
         """The file's length and hash, as it was written."""
         return {"bytes": self.length, "sha256": self._sha256.hexdigest()}
 
-    def cut(self, recorded: Mapping[str, Any]) -> None:
-        """Cut the file to a length that `sync` returned; a beginning that was altered is named."""
+    def cut(self, recorded: Mapping[str, Any]) -> bool:
+        """Cut the file to a length that `sync` returned; returns whether its beginning is intact.
+
+        One that was altered is named, too.
+        """
         if self.length > recorded["bytes"]:
             durable.truncate(self._descriptor, recorded["bytes"])
             self._is_synced = False
         last = self._read()
-        if self._sha256.hexdigest() != recorded["sha256"]:
+        is_intact: bool = self._sha256.hexdigest() == recorded["sha256"]
+        if not is_intact:
             found = self.length
             if last not in (b"", b"\n"):
                 self.append(b"\n")
@@ -122,6 +126,7 @@ class LogFile:
                 recorded=recorded["bytes"],
                 **self._keep_damage_aside(),
             )
+        return is_intact
 
     def _keep_damage_aside(self) -> dict[str, Any]:
         """Move the lines that no run can have written to FILE.damaged; returns what to tell."""

@@ -476,3 +476,11 @@ def test_a_setting_that_config_yaml_lost_half_of_is_named_with_its_line(start):
     file.write_text(file.read_text().replace("format: E5M2", "format: E5"))
     with pytest.raises(BadInput, match=r"rollback.format: unknown format 'E5'.*config.yaml, line"):
         start.resume("r", max_steps=4)
+
+
+def test_a_record_that_was_lost_is_told_in_the_events(start, run):
+    """What a run goes on without, its record says from then on."""
+    (run / "metrics.jsonl").write_bytes(b"")
+    start.resume("r", max_steps=3)
+    told = [e["message"] for e in events(run, "warning")]
+    assert "metrics.jsonl: lines were changed or lost before the run went on from step 2" in told

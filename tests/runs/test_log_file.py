@@ -115,7 +115,7 @@ def test_a_beginning_that_was_altered_is_named(directory, change):
     file.write_bytes(data)
     again = RunDirectory.open(directory.path)
     with capture_logs() as logs:
-        again.cut_logs(recorded)
+        assert again.cut_logs(recorded) == ["metrics.jsonl"]
     assert [x["file"] for x in logs] == [str(file)]
     grow(again, 3)
     aside = file.with_name("metrics.jsonl.damaged")
