@@ -43,6 +43,15 @@ def curve(best: float, *points: tuple[float, list[Any]], edge: str | None = None
 RATES = curve(1.0, (1 / 3, [3.2]), (1.0, [3.0, 3.1]), (3.0, ["inf"]))
 
 
+MEASURED = (
+    "overflow_rate",
+    "gradient_clipped",
+    "flushed_rate",
+    "stored_stall_rate",
+    "view_stall_rate",
+)
+
+
 def explain_answer() -> dict[str, Any]:
     """Return an explanation of a recipe that stores weights and does nothing else."""
     row = estimate(0.4, p=0.01, p_holm=0.01, diverged=0, guilty=True)
@@ -87,6 +96,7 @@ def explain_answer() -> dict[str, Any]:
 def compare_answer() -> dict[str, Any]:
     """Return a comparison of two arms, one of which is held against the other."""
     arms = {HOSTILE: 0.4, "E4M3": 0.02}
+    overflow = {"mean": 0.001, "largest": 0.01, "step": 7, "seed": 42}
     rows = [
         {
             "arm": arm,
@@ -98,16 +108,22 @@ def compare_answer() -> dict[str, Any]:
             "verdict": "beyond",
             "reason": "why",
             "settings": {},
+            "loss": estimate(2.9 + gap),
+            "val_loss": estimate(3.0 + gap),
+            "bits_per_byte": None,
+            "rates": {**dict.fromkeys(MEASURED), "overflow_rate": overflow},
         }
         for arm, gap in arms.items()
     ]
     difference = {"arm": "E4M3", "against": HOSTILE, "difference": estimate(-0.38), "p_holm": 0.02}
-    twin = {"loss": estimate(2.9), "key": "twin", "learned": 2}
+    twin = {"loss": estimate(2.9), "val_loss": estimate(3.0), "bits_per_byte": None}
+    twin |= {"key": "twin", "learned": 2}
     twin |= {"null": estimate(0.0, 0.01, detectable=0.02)}
     return {
         "about": {**about("compare"), "formats": list(arms)},
         "contenders": rows,
         "differences": [{**difference, "share_closed": estimate(0.95), "verdict": "closer"}],
         "twins": {"adamw": twin},
+        "validation": {"batches": 8, "items": 64, "error": 0.02, "enough": 40},
         "learning_rates": {"twin": RATES, "one": RATES},
     }

@@ -357,7 +357,14 @@ class Quantization:
             "stored": {name: w.state_dict() for name, w in self.stored.items()},
             "moments": dict(self.moment_scales),
             "told": sorted(self.context.told),
+            "calls": self._calls_of_step(),
         }
+
+    def _calls_of_step(self) -> dict[str, int]:
+        """Return the calls that drew random bits since the last step, in the middle of one."""
+        step = self.context.clock.step
+        called = (q for q in self.quantizers if q.last_step == step and q.calls)
+        return {str(q.site): q.calls for q in called}
 
     def load_state_dict(self, state: Mapping[str, Any], weights: Mapping[str, Tensor]) -> None:
         """Restore plan, model ``weights`` and scales, in the order in which they depend."""
@@ -373,6 +380,8 @@ class Quantization:
         for quantizer in self.quantizers:
             history = state["histories"].get(str(quantizer.site))
             quantizer.history = None if history is None else history.to(device).clone()
+            quantizer.last_step = state["step"]
+            quantizer.calls = state["calls"].get(str(quantizer.site), 0)
         for name, weight in self.stored.items():
             weight.load_state_dict(state["stored"][name])
 

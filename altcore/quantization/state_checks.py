@@ -51,6 +51,9 @@ def check_quantization_state(
     for site, history in state["histories"].items():
         if history.dim() != 1 or not history.is_floating_point() or bool((history < 0).any()):
             raise InvalidCheckpoint(f"the history of {site} is no list of magnitudes")
+    for site, calls in state["calls"].items():
+        if type(calls) is not int or calls < 1:
+            raise InvalidCheckpoint(f"the calls of {site} in the step are no number")
 
 
 def check_moments(

@@ -356,3 +356,27 @@ def test_a_module_that_was_added_to_a_quantized_model_is_named(tmp_path):
         play(model[0], optimizer, 1)
         with pytest.raises(BadInput, match=r"^model: .*were added since it was built \(late\.bias"):
             manager.save(1)
+
+
+def test_random_bits_go_on_in_the_middle_of_a_step(tmp_path):
+    """Gradients are accumulated across the save; the second batch draws bits of its own."""
+
+    def built():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 8))
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        recipe = {"activation": {"format": "E4M3", "rounding": "stochastic"}}
+        q = altcore.quantize_model(model, recipe, optimizer=optimizer, head=None)
+        return model, optimizer, q
+
+    def accumulate(model):
+        model(torch.linspace(-1, 1, 8)).square().sum().backward()
+
+    model, optimizer, q = built()
+    accumulate(model)
+    altcore.save_checkpoint(tmp_path, model, optimizer, q, 1)
+    accumulate(model)
+    again, optimizer, q = built()
+    altcore.load_checkpoint(tmp_path, again, optimizer, q)
+    accumulate(again)
+    assert torch.equal(again[0].weight.grad, model[0].weight.grad)
