@@ -13,7 +13,7 @@ from helpers_processes import install, started
 from structlog.testing import capture_logs
 
 from altcore import hook_clock, hookimpl
-from altcore.cli import reporters
+from altcore import reporters
 from altcore.errors import AltcoreError
 from altcore.hook_clock import HookClock
 from altcore.registry import find

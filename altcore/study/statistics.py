@@ -85,7 +85,7 @@ def share_closed(
 
     >>> found = share_closed([0.5, 0.6, 0.4], [1.0, 1.3, 0.8])
     >>> round(found.low, 2), round(found.mean, 2), round(found.high, 2)
-    (0.46, 0.52, 0.56)
+    (0.37, 0.52, 0.56)
     """
     n = len(before)
     if n < 2 or estimate(before, 1 - level).low <= 0:

@@ -105,7 +105,7 @@ def seeds_needed(gap: Mapping[str, Any], within: float) -> int | None:
     """Return with how many seeds the interval of such a gap would leave out a distance, or None.
 
     >>> seeds_needed({"mean": 0.03, "low": 0.0, "high": 0.06, "n": 5}, 0.05)
-    8
+    9
     """
     width = (gap["high"] - gap["low"]) / 2
     if not width < math.inf:
