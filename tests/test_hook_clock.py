@@ -12,8 +12,7 @@ from helpers_plugins import make, plugin
 from helpers_processes import install, started
 from structlog.testing import capture_logs
 
-from altcore import hook_clock, hookimpl
-from altcore import reporters
+from altcore import hook_clock, hookimpl, reporters
 from altcore.errors import AltcoreError
 from altcore.hook_clock import HookClock
 from altcore.registry import find
