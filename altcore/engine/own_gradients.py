@@ -20,16 +20,8 @@ def check_gradients(kept: Mapping[str, Any], model: nn.Module) -> None:
     """Raise `InvalidCheckpoint` if a gradient is not one of its parameter."""
     parameters = dict(model.named_parameters())
     for name, grad in kept.items():
-        p = parameters.get(name)
-        if (
-            p is None
-            or not isinstance(grad, Tensor)
-            or (grad.shape, grad.dtype)
-            != (
-                p.shape,
-                p.dtype,
-            )
-        ):
+        p, is_tensor = parameters.get(name), isinstance(grad, Tensor)
+        if p is None or not is_tensor or grad.shape != p.shape or grad.dtype != p.dtype:
             raise InvalidCheckpoint(f"the gradient of {name} does not fit the parameter")
 
 

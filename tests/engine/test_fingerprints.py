@@ -144,6 +144,21 @@ def test_parameters_may_be_looked_up_once():
     assert changed_in(before, {"x": fingerprint([*parameters, 1], own)}) == ["x"]
 
 
+def test_a_collection_may_hold_itself():
+    """And lie as deep as pickle goes; each part is looked at once."""
+    held = []
+    held.append(held)
+    before = fingerprint(held)
+    assert before == fingerprint(held)
+    held.append(1)
+    assert fingerprint(held) != before
+    deep = [0]
+    for _ in range(90):
+        deep = [deep]
+    before = fingerprint(deep)
+    assert before == fingerprint(deep) != fingerprint([deep])
+
+
 def test_others_data_costs_little():
     """Not all of it is hashed."""
     data = [bytes(2**20) + i.to_bytes(1) for i in range(2 * MOST // 2**20)]

@@ -27,8 +27,9 @@ static const struct field fields[] = {
     JOB(meets), JOB(few), JOB(magics), JOB(entries), JOB(thresholds), JOB(payloads), JOB(ends),
     JOB(threshold_count), JOB(buckets), JOB(bucket_low), JOB(bucket_high), JOB(bucket_shift),
     JOB(centre), JOB(mirrored), JOB(bottom), JOB(top), JOB(min_normal), JOB(cut), JOB(flip),
-    JOB(to_magic), JOB(gapped), JOB(magic), JOB(max), JOB(unit), JOB(random_bits), JOB(has_few_bits), JOB(half), JOB(smallest), JOB(lowest),
-    JOB(highest), JOB(over_bits), JOB(rounding), JOB(is_table), JOB(saturates), JOB(bounded),
+    JOB(to_magic), JOB(gapped), JOB(magic), JOB(max), JOB(unit), JOB(random_bits),
+    JOB(has_few_bits), JOB(half), JOB(smallest), JOB(lowest), JOB(highest), JOB(over_bits),
+    JOB(rounding), JOB(is_table), JOB(saturates), JOB(bounded),
 
     BLOCKS(job), BLOCKS(scale_job), BLOCKS(most), BLOCKS(scales), BLOCKS(inverses),
     BLOCKS(outer), BLOCKS(height), BLOCKS(width), BLOCKS(block_height), BLOCKS(block_width),
