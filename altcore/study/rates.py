@@ -52,7 +52,7 @@ def checked(rates: Sequence[float] | float | None) -> tuple[float, ...] | None:
 def runs_at_most(rates: Sequence[float] | None) -> int:
     """Return how many runs choose an arm's rate, unless its best ones diverge again."""
     if rates is None:
-        return len(GRID) + BEYOND + 1 + CONTENDERS
+        return len(GRID) + 2 * BEYOND + 1 + CONTENDERS
     return len(rates) + min(len(rates), CONTENDERS) if len(rates) > 1 else 0
 
 
@@ -91,6 +91,12 @@ class Curve:
                 if self.best == end:
                     return name
         return None
+
+    @property
+    def beyond(self) -> float | None:
+        """The next rate past the edge at which the best one lies, or None if it lies inside."""
+        past = {"highest": FACTOR, "lowest": 1 / FACTOR, None: None}[self.edge]
+        return self.best * past if past else None
 
     @property
     def ranked(self) -> list[float]:
@@ -141,18 +147,20 @@ def search(
     ``rates`` that are given are tried as they are; otherwise the grid begins ``around`` one.
     """
     yield [(rate, 0) for rate in rates or (around * factor for factor in GRID)]
-    if rates is None:
-        for _ in range(BEYOND):
-            if curve.edge:
-                beyond = curve.best * (FACTOR if curve.edge == "highest" else 1 / FACTOR)
-                yield [(beyond, 0)]
-        if curve.ranked:
-            yield [(curve.between, 0)]
+    left = BEYOND if rates is None else 0
+    while left and (beyond := curve.beyond):
+        yield [(beyond, 0)]
+        left -= 1
+    if rates is None and curve.ranked:
+        yield [(curve.between, 0)]
     contenders = curve.contenders(margin)
     yield [(rate, 1) for rate in contenders]
     for rate in curve.ranked[len(contenders) :]:
         if math.inf in curve.losses[curve.best]:
             yield [(rate, 1)]
+    while left and (beyond := curve.beyond):
+        yield [(beyond, 0), (beyond, 1)]
+        left -= 1
 
 
 def choose(

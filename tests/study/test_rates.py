@@ -15,7 +15,7 @@ from altcore.cli import cli
 from altcore.study import Options
 from altcore.study.arms import Arm
 from altcore.study.outcome import Outcome
-from altcore.study.rates import GRID, checked, choose, runs_at_most
+from altcore.study.rates import BEYOND, CONTENDERS, GRID, checked, choose, runs_at_most
 from altcore.study.record import Question
 
 ROOT = math.sqrt(3)
@@ -83,7 +83,7 @@ def test_a_rate_that_lost_clearly_has_no_second_seed():
     _, made = chosen(bowl(0.9), margin=0.3)
     assert [rate for rate, number in made if number == 1] == [1.0, pytest.approx(1 / ROOT)]
     _, made = chosen(lambda rate, seed: 1.0)
-    assert len(made) == runs_at_most(None)
+    assert len(made) == len(GRID) + BEYOND + 1 + CONTENDERS
 
 
 def test_the_grid_begins_where_it_is_told():
@@ -104,6 +104,26 @@ def test_two_seeds_decide():
     curve, _ = chosen(loss)
     assert curve.best == pytest.approx(ROOT)
     assert curve.losses[1.0] == [1.00, 1.30]
+
+
+def test_a_best_rate_that_the_second_seed_moves_to_the_edge_is_followed():
+    """The rates beyond run with both seeds, since both have a say by then."""
+
+    def loss(rate, seed):
+        if seed:  # the second seed is best at 9, and far from it at 1
+            return bowl(9.0)(rate, 0) * 2
+        return 1.0 + bowl(1.5)(rate, 0) / 10
+
+    curve, made = chosen(loss, margin=0.5)
+    assert curve.best == pytest.approx(9.0)
+    assert curve.edge is None
+    assert [(round(rate), seed) for rate, seed in made if rate > 8] == [
+        (9, 0),
+        (9, 1),
+        (27, 0),
+        (27, 1),
+    ]
+    assert len(made) <= runs_at_most(None)
 
 
 def test_a_rate_that_diverges_again_is_not_chosen():
