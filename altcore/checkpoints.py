@@ -19,7 +19,7 @@ from attrs import define, field
 from torch import nn
 
 from altcore.builtin_types import as_builtin
-from altcore.engine import AsBuilt, OwnLoop, Stateful, StepWatch, unwatched_in
+from altcore.engine import NOT_STATE, AsBuilt, OwnLoop, Stateful, StepWatch, unwatched_in
 from altcore.errors import BadInput, InvalidCheckpoint, LostDirectory, NoSpace, shown
 from altcore.log import log
 from altcore.quantization import Quantization
@@ -113,7 +113,8 @@ def save_checkpoint(
 
 def _warn_of_hidden(names: list[str]) -> None:
     if names:
-        log.warning("state that no checkpoint has begins anew: keep it yourself", names=names)
+        told = "state that no checkpoint has begins anew: keep it yourself"
+        log.warning(told, names=names, hint=NOT_STATE)
 
 
 @_as_usual()

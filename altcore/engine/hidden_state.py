@@ -17,6 +17,12 @@ from torch.optim import Optimizer
 
 from altcore.engine.fingerprints import LIBRARIES, Fingerprint, fingerprint, is_looked_up, memory
 
+NOT_STATE = (
+    "Of one that each step writes before it reads it, "
+    'not_state = ("NAME",) on its object or class says so'
+)
+"""Said of attributes that no checkpoint has."""
+
 
 def attributes(model: nn.Module, optimizer: Optimizer) -> dict[str, Fingerprint]:
     """Return the attributes in which state may be hidden, by what they are called.
@@ -56,7 +62,7 @@ def attributes_of_others(owners: Mapping[str, Any], own: Set[int]) -> dict[str, 
         for place, owner in owners.items()
         if not hasattr(owner, "state_dict")
         for key, value in _held_by(owner).items()
-        if not (is_cache(key) or _is_generator(value))
+        if not (_is_no_state(key, owner) or _is_generator(value))
     }
     return {label: known for label, known in found.items() if known}
 
@@ -70,9 +76,11 @@ def changed_in(before: Mapping[str, Fingerprint], now: Mapping[str, Fingerprint]
     ]
 
 
-def is_cache(name: str) -> bool:
-    """Whether an attribute says of itself that it is made anew: by its name."""
-    return "cache" in name.lower()
+def _is_no_state(name: str, owner: Any) -> bool:
+    """Whether an attribute is said to be made anew: by its name, or by ``not_state`` beside it."""
+    said = getattr(owner, "not_state", ())
+    names = said if isinstance(said, tuple | list | Set) else (said,)
+    return "cache" in name.lower() or name in names
 
 
 def optimizer_parts(optimizer: Optimizer) -> list[str]:
@@ -102,7 +110,8 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> list[str]:
 
 def _beside(owner: nn.Module | Optimizer) -> dict[str, Any]:
     """Return the attributes that the state_dict of every module or optimizer leaves out."""
-    held = {k: v for k, v in vars(owner).items() if k not in OF_EVERY and not is_cache(k)}
+    held = {k: v for k, v in vars(owner).items() if k not in OF_EVERY}
+    held = {k: v for k, v in held.items() if not _is_no_state(k, owner)}
     if isinstance(owner, Optimizer):
         held.pop("step", None)  # a scheduler's, which counts the calls
     is_module, is_torchs = isinstance(owner, nn.Module), _is_torchs(type(owner))
@@ -121,7 +130,7 @@ def _of(cls: type) -> dict[str, Any]:
     return {
         key: value
         for key, value in vars(cls).items()
-        if not (key.startswith("__") or is_cache(key) or hasattr(value, "__get__"))
+        if not (key.startswith("__") or _is_no_state(key, cls) or hasattr(value, "__get__"))
     }
 
 

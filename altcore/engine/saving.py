@@ -12,7 +12,7 @@ from altcore.engine.custom_workload import own_batches, own_workload
 from altcore.engine.ending import Ending
 from altcore.engine.fingerprints import Fingerprint, fingerprint
 from altcore.engine.finite import is_finite
-from altcore.engine.hidden_state import attributes_of_others, changed_in, own_of
+from altcore.engine.hidden_state import NOT_STATE, attributes_of_others, changed_in, own_of
 from altcore.engine.model_state import hooks_of, misstated
 from altcore.engine.optimizer_loading import misstated_moment
 from altcore.engine.rescue import check_place
@@ -44,7 +44,8 @@ from altcore.runs import (
 
 UNSAVED = (
     "state of the run that no checkpoint has, and that a run that goes on begins anew. Keep it in "
-    "buffers, the optimizer's state or a plugin's state_dict, or set it again in run_start"
+    "buffers, the optimizer's state or a plugin's state_dict, or set it again in run_start. "
+    + NOT_STATE
 )
 """Said of attributes."""
 

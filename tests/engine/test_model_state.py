@@ -11,6 +11,7 @@ import pytest
 import torch
 from attrs import define, field
 from helpers import events, weights_sha256
+from structlog.testing import capture_logs
 from torch import nn
 
 import altcore
@@ -429,6 +430,43 @@ def test_state_in_attributes_of_the_workload_is_told(start, shelf):
     (warning,) = events(run, "warning")
     told = "batches of the workload, _batches of the workload: state of the run that no"
     assert warning["message"].startswith(told)
+
+
+class Remade(Bytes):
+    """Keeps an auxiliary loss for whoever computes the loss; its class keeps a number, too."""
+
+    not_state, last = ("aux", "last"), 0
+
+    def forward(self, ids):
+        y = super().forward(ids)
+        Remade.last, self.aux = Remade.last + 1, y.square().mean()
+        return y
+
+
+class Named(Annealing):
+    """A workload that says of all that it counts that it is no state."""
+
+    not_state = ("batches", "_batches")
+
+
+def test_what_is_said_to_be_no_state_is_not_told(start, shelf, tmp_path):
+    """By a model, an optimizer, an intervention or a workload; of one object, or of its class."""
+    said = type("Said", (Forgetful,), {"__slots__": (), "not_state": {"seen", "counter"}})
+    shelf.install("intervention", "said", said)
+    shelf.install("workload", "named", define(type("Maker", (), {"build": lambda *_: Named()})))
+    run = start(["said"], name="r", workload="named", **KEYS).run_directory
+    assert not events(run, "warning")
+    model = Remade()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    optimizer.not_state, optimizer.slow = "slow", None
+    manager = altcore.CheckpointManager(tmp_path, model, optimizer)
+    model(torch.zeros(1, dtype=torch.int64))
+    optimizer.slow, model.other = torch.ones(1), 1
+    with capture_logs() as logs:
+        manager.save(1)
+    (told,) = logs
+    assert told["names"] == ["other of the model"]
+    assert 'not_state = ("NAME",) on its object or class' in told["hint"]
 
 
 def test_state_in_settings_and_in_functions_is_told(start, shelf):
