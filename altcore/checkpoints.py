@@ -19,7 +19,7 @@ from attrs import define, field
 from torch import nn
 
 from altcore.builtin_types import as_builtin
-from altcore.engine import NOT_STATE, AsBuilt, OwnLoop, Stateful, StepWatch, unwatched_in
+from altcore.engine import NOT_STATE, AsBuilt, OwnLoop, Stateful, StepWatch
 from altcore.errors import BadInput, InvalidCheckpoint, LostDirectory, NoSpace, shown
 from altcore.log import log
 from altcore.quantization import Quantization
@@ -216,7 +216,7 @@ class CheckpointManager:
                 problem = f"a whole number of at least {least} is needed, not {shown(count)}"
                 raise BadInput(problem, key=key)
         loop = self._loop()
-        self._unwatched, self._built = unwatched_in(loop.model), loop.built()
+        self._unwatched, self._built = loop.unwatched(), loop.built()
         self._steps = StepWatch(loop.model, self.optimizer)
         check_loop_folder(self.folder)
         if self.folder.exists():

@@ -39,7 +39,7 @@ from altcore.engine.randomness import random_state, seed_all, set_random_state
 from altcore.engine.resuming import resumed_with_keys, resumed_with_sources
 from altcore.engine.setup import prepare
 from altcore.engine.state import Run, Step, Workload
-from altcore.engine.state_checks import check_weights, unwatched_in
+from altcore.engine.state_checks import check_weights
 from altcore.engine.stateful import Stateful
 from altcore.engine.torch_bindings import lasting_changes
 from altcore.engine.torchrun import world_size
@@ -89,6 +89,5 @@ __all__ = [
     "resumed_with_sources",
     "seed_all",
     "set_random_state",
-    "unwatched_in",
     "world_size",
 ]

@@ -44,7 +44,9 @@ from altcore.engine.stateful import (
     check_stateful,
     check_states,
     load_states,
+    not_finite_among,
     states_of,
+    unwatched_among,
 )
 from altcore.errors import BadInput, InvalidCheckpoint, shown
 from altcore.log import log
@@ -121,10 +123,20 @@ class OwnLoop:
         is_there = any(isinstance(x, ReduceLROnPlateau) for x in gc.get_referrers(self.optimizer))
         return ["a learning-rate scheduler (ReduceLROnPlateau)"] if is_there else []
 
-    def not_finite(self, state: Mapping[str, Any], unwatched: Container[str] = ()) -> str | None:
-        """Return the name of the first part of a state that is no number to go on from."""
+    def unwatched(self) -> frozenset[str]:
+        """Return the names of what is not finite now, before training: it may stay so."""
+        return unwatched_in(self.model) | unwatched_among(self.also)
+
+    def not_finite(
+        self, state: Mapping[str, Any], unwatched: Container[str] | None = None
+    ) -> str | None:
+        """Return the name of the first part of a state that is no number to go on from.
+
+        ``unwatched`` is as it was before training, None if nobody knows.
+        """
         parts = (numbers_of(self.model), state["optimizer"], state["scaler"])
-        return not_finite_in(state["model"], *parts, unwatched)
+        own = not_finite_in(state["model"], *parts, unwatched or ())
+        return own or not_finite_among(state["also"], self.also, unwatched)
 
     @property
     def device(self) -> torch.device:
@@ -229,8 +241,7 @@ class OwnLoop:
             if self.q is not None:
                 check_quantization_state(self.q, state["quantization"], state["model"])
             if self.optimizer is not None:
-                unwatched = unwatched_in(self.model)
-                if kind == REGULAR and (bad := self.not_finite(state, unwatched)):
+                if kind == REGULAR and (bad := self.not_finite(state, self.unwatched())):
                     raise InvalidCheckpoint(f"{bad} is not finite")
                 with _fitting("optimizer"):
                     moments = check_optimizer(state["optimizer"], self.optimizer)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Container, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, Protocol, runtime_checkable
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from altcore.builtin_types import as_builtin, nested_too_deeply
+from altcore.engine.finite import has_nan, is_finite
+from altcore.engine.state_checks import numbers_of
 from altcore.errors import BadInput, described, shown
 from altcore.quantization import Quantization, is_quantized
 
@@ -51,6 +55,59 @@ def states_of(also: Mapping[str, Stateful]) -> dict[str, Any]:
         name: {"class": type(also[name]).__name__, "state": as_builtin(state)}
         for name, state in states.items()
     }
+
+
+def not_finite_among(
+    states: Mapping[str, Any], also: Mapping[str, Stateful], unwatched: Container[str] | None
+) -> str | None:
+    """Return the name of the first tensor that is no number to go on from, None if all are.
+
+    Buffers of a module may be infinite, as its own state says.
+
+    Args:
+        states: what `states_of` returned.
+        also: of which they are.
+        unwatched: what `unwatched_among` returned before training; if it is None nobody knows what
+            is usual there, and only NaN counts.
+    """
+    for name, part in also.items():
+        usual = _buffers(part)
+        for label, key, x in _tensors_of(name, states[name]["state"]):
+            may_be_infinite = unwatched is None or key in usual
+            is_bad = has_nan(x) if may_be_infinite else not is_finite(x)
+            if is_bad and label not in (unwatched or ()):
+                return label
+    return None
+
+
+def unwatched_among(also: Mapping[str, Stateful]) -> frozenset[str]:
+    """Return the names of tensors that are not finite now, before training."""
+    with suppress(Exception):  # one may have no state yet
+        states = states_of(also)
+        every = (held for name in also for held in _tensors_of(name, states[name]["state"]))
+        return frozenset(label for label, _, x in every if not is_finite(x))
+    return frozenset()
+
+
+def _buffers(part: Stateful) -> set[str]:
+    """Return the names of a module's buffers that are no running statistics."""
+    module = part.model if isinstance(part, Quantization) else part
+    if not isinstance(module, nn.Module):
+        return set()
+    return {name for name, _ in module.named_buffers()} - set(numbers_of(module))
+
+
+def _tensors_of(name: str, state: Any, *keys: Any) -> Iterator[tuple[str, Any, Tensor]]:
+    """Yield what each tensor with numbers of floating point is called, its key, and it."""
+    if isinstance(state, Tensor):
+        has_numbers = not (is_lazy(state) or state.is_meta)
+        if has_numbers and (state.is_floating_point() or state.is_complex()):
+            label = f"{'.'.join(map(str, keys))} of also.{name}" if keys else f"also.{name}"
+            yield label, keys[-1] if keys else None, state
+        return
+    parts = state.items() if isinstance(state, Mapping) else ()
+    for key, held in enumerate(state) if isinstance(state, list | tuple) else parts:
+        yield from _tensors_of(name, held, *keys, key)
 
 
 def check_states(kept: Mapping[str, Any], also: Mapping[str, Stateful]) -> None:

@@ -288,6 +288,46 @@ def test_a_loop_that_is_saved_between_two_steps_goes_on_as_it_was(tmp_path):
     assert again.model.weight.grad is None
 
 
+class Tracked:
+    """Keeps the best value so far, and what it was given."""
+
+    def __init__(self):
+        self.kept = {"best": torch.tensor(torch.inf), "past": [torch.zeros(1)]}
+
+    def state_dict(self):
+        return self.kept
+
+    def load_state_dict(self, state):
+        self.kept = state
+
+
+@pytest.mark.parametrize("number", [torch.nan, torch.inf])
+def test_what_else_a_loop_keeps_is_finite(number, tmp_path):
+    """As its model is, unless it was not before training; its other buffers may be infinite."""
+    loop, average, other = Loop(), AveragedModel(nn.Linear(1, 1)), Tracked()
+    average.register_buffer("mask", torch.zeros(1))
+    also = {"average": average, "tracked": other}
+    manager = CheckpointManager(tmp_path, loop.model, loop.optimizer, also=also)
+    average.mask.fill_(-torch.inf)
+    assert manager.save(1).name == "step-00000001"
+    given = (tmp_path / "b", loop.model, loop.optimizer, None, 2)
+    other.kept["past"][0].fill_(number)
+    with capture_logs() as logs:
+        assert manager.save(2).name == "anomaly_00000002"
+    assert logs[0]["first"] == "past.0 of also.tracked"
+    average.module.weight.data.fill_(number)
+    with capture_logs() as logs:
+        assert manager.save(3) is None
+    assert logs[0]["first"] == "module.weight of also.average"
+    if number == torch.inf:  # which may be usual there
+        altcore.save_checkpoint(*given, also=also)
+    else:
+        with pytest.raises(BadInput, match=r"module\.weight of also\.average is not finite after"):
+            altcore.save_checkpoint(*given, also=also)
+    assert manager.restore() == 1
+    assert manager.save(4).name == "step-00000004"
+
+
 def test_what_else_a_loop_keeps_has_to_fit(tmp_path):
     """Nothing is changed by one that does not; who evaluates takes what he needs."""
     loop, again = Planned(), Planned()
