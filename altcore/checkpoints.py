@@ -317,7 +317,11 @@ class CheckpointManager:
         return step
 
     def close(self) -> None:
-        """Let others save into the folder; the next save locks it again."""
+        """Let others save into the folder, and watch no steps; the next save does both again."""
+        self._steps.close()
+        self._release()
+
+    def _release(self) -> None:
         if self._lock is not None:
             self._lock.release()
             self._lock = None
@@ -349,7 +353,7 @@ class CheckpointManager:
                 yield
             finally:
                 if is_new and not is_to_stay:
-                    self.close()
+                    self._release()
 
     def _write_anomaly(self, state: Mapping[str, Any]) -> Path | None:
         if any(kept.kind == ANOMALY for kept in list_checkpoints(self.folder)):

@@ -249,6 +249,21 @@ def test_an_optimizer_that_was_replaced_is_told(tmp_path):
     assert told_of(logs) == [["the optimizer that moves the weights: it is not the manager's"]]
 
 
+def test_a_closed_manager_leaves_the_optimizer_alone(tmp_path):
+    """And so does one that is gone; its next save watches anew."""
+    loop = Loop()
+    hooks = loop.optimizer._optimizer_step_post_hooks
+    manager = CheckpointManager(tmp_path, loop.model, loop.optimizer)
+    manager.close()
+    assert not hooks
+    loop.train()
+    with capture_logs() as logs:
+        manager.save(1)
+    assert (len(hooks), told_of(logs)) == (1, [])
+    del manager
+    assert not hooks
+
+
 # ------------------------------------------------------------------------- what else a loop keeps
 
 
