@@ -35,12 +35,13 @@ runs.add_command(upload)
 @AS_JSON
 def list_(runs_dir: str, as_json: bool) -> None:
     """List the runs, oldest first."""
-    from altcore.runs import list_runs, summary_of
+    from altcore.runs import list_runs, summary_of, warn_of_altered
 
     rows = []
     for path in list_runs(runs_dir):
         try:
             rows.append(summary_of(path))
+            warn_of_altered(path, by_size=True)
         except BadInput as error:
             # List the others all the same.
             say(str(error))

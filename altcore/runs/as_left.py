@@ -20,29 +20,33 @@ from altcore.runs.summary import FILE as SUMMARY
 from altcore.runs.summary import changed_summary, records_in
 
 
-def altered(run: Path, *files: str) -> dict[str, str]:
+def altered(run: Path, *files: str, by_size: bool = False) -> dict[str, str]:
     """Return what is wrong with each file of a run that is not as the run left it, by name.
 
     Args:
         run: its directory.
         files: which to read; summary.json and all whose digests are recorded if none is named.
+        by_size: whether sizes alone are compared, and nothing is read but what recorded them.
     """
     recorded, source = _recorded(run)
     wanted = [file for file in recorded if not files or file in files]
-    problems = {file: _problem(run / Path(file).name, recorded[file], source) for file in wanted}
+    problems = {
+        file: _problem(run / Path(file).name, recorded[file], source, by_size=by_size)
+        for file in wanted
+    }
     found = {file: problem for file, problem in problems.items() if problem}
-    if not files:
+    if not files and not by_size:
         with suppress(BadInput):  # whoever reads the summary says what is wrong
             found |= {SUMMARY: told} if (told := changed_summary(run)) else {}
     return found
 
 
-def warn_of_altered(run: Path) -> None:
+def warn_of_altered(run: Path, *, by_size: bool = False) -> None:
     """Name each file of a run that is not as the run left it in a warning.
 
     All but summary.json, which is named when it is read.
     """
-    for file, problem in altered(run).items():
+    for file, problem in altered(run, by_size=by_size).items():
         if file != SUMMARY:
             log.warning(problem)
 
@@ -63,7 +67,7 @@ def _recorded(run: Path) -> tuple[Mapping[str, Mapping[str, Any]], str]:
     return manifest.get("logs", {}), checkpoint.name if checkpoint else ""
 
 
-def _problem(file: Path, recorded: Mapping[str, Any], source: str) -> str | None:
+def _problem(file: Path, recorded: Mapping[str, Any], source: str, *, by_size: bool) -> str | None:
     try:
         status = file.stat()
     except OSError as error:
@@ -72,6 +76,8 @@ def _problem(file: Path, recorded: Mapping[str, Any], source: str) -> str | None
     # What a run writes after a checkpoint is not in it.
     if size < expected or (size > expected and source == SUMMARY):
         return f"{file} was changed: it has {size} bytes, and {expected} in {source}"
+    if by_size:
+        return None
     stamp = status.st_ino, size, status.st_mtime_ns, status.st_ctime_ns
     if _is_as_recorded(file, expected, recorded["sha256"], *stamp):
         return None

@@ -1,5 +1,6 @@
 """Damage to a file of one run hides no other, and is named with the file."""
 
+import os
 import random
 import re
 import shutil
@@ -185,6 +186,21 @@ def test_a_flipped_digit_of_a_record_is_named(file, mine, capsys):
     with capture_logs() as logs, suppress(BadInput):  # a path in a configuration may lead nowhere
         load(run)
     assert file == "summary.json" or found[1] in str(logs)
+
+
+def test_the_list_names_a_file_of_another_size(mine, capsys):
+    """Of a run that ended, and of one that was killed; no file is read as a whole for it."""
+    run, where = mine
+    flip(run / "events.jsonl", rb"[1-8]")
+    assert "was changed" not in said_by(capsys, "runs", "list", *where)[0]
+    with (run / "timings.jsonl").open("a") as lines:
+        lines.write("{}\n")
+    said, code = said_by(capsys, "runs", "list", *where)
+    assert said.count(f"{run / 'timings.jsonl'} was changed: it has") == 1
+    assert code == 0
+    (run / "summary.json").unlink()
+    os.truncate(run / "timings.jsonl", 0)
+    assert "it has 0 bytes" in said_by(capsys, "runs", "list", *where)[0]
 
 
 def test_a_record_is_compared_with_the_newest_checkpoint_until_the_run_ends(mine):
