@@ -556,6 +556,8 @@ def test_a_model_without_numbers_is_refused_by_name(model, named, tmp_path):
     optimizer = torch.optim.SGD(made.parameters(), lr=0.1)
     with pytest.raises(BadInput, match=named):
         altcore.save_checkpoint(tmp_path, made, optimizer, None, 1)
+    with pytest.raises(BadInput, match=named):
+        CheckpointManager(tmp_path, made, optimizer).save(1)
 
 
 def test_the_optimizer_of_another_model_is_refused(tmp_path):

@@ -7,6 +7,7 @@ from weakref import finalize
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 
 class StepWatch:
@@ -25,7 +26,7 @@ class StepWatch:
         self._before = self._now()
 
     def _now(self) -> tuple[int, int]:
-        weights = (p for p in self._model.parameters() if not p.is_inference())
+        weights = (p for p in self._model.parameters() if not (is_lazy(p) or p.is_inference()))
         return self._steps.made, sum(p._version for p in weights)
 
     def is_by_another(self) -> bool:
