@@ -50,24 +50,35 @@ class Evidence:
         """Return the verdict, and the reason for it in words.
 
         An arm is within a distance if its interval ends there or before, and beyond it if the
-        interval begins above, or if it did not train where its twin did.
+        interval begins above, or if it diverged or never learned where its twin did. Whether a
+        run learned hangs on one noisy loss, so an arm that missed it with some seeds is beyond
+        by its interval alone, and within by nothing.
         """
         word, reason = self._judge(within)
         return {"verdict": word, "reason": reason}
 
     def is_settled(self, within: float) -> bool:
-        """Return whether further seeds cannot matter: there is a verdict, or there will be none."""
-        return self._judge(within)[0] != CANNOT_TELL or self.twin_learned < self.seeds
+        """Return whether further seeds cannot matter: there is a verdict, or there will be none.
+
+        One that rests on what was learned alone is no verdict before the last seed.
+        """
+        if self.twin_learned < self.seeds:
+            return True
+        if self.learned < self.seeds and not self.diverged and self.gap["low"] <= within:
+            return False
+        return self._judge(within)[0] != CANNOT_TELL
 
     def _judge(self, within: float) -> tuple[str, str]:
         if self.twin_learned < self.seeds:
             return CANNOT_TELL, f"the twin did not learn in {self._some(self.twin_learned)}"
         if self.diverged:
             return BEYOND, f"diverged in {self.diverged} of {self.seeds} seeds"
-        if self.learned < self.seeds:
+        if self.learned == 0:
             return BEYOND, f"did not learn in {self._some(self.learned)}"
         if self.frozen["low"] <= 0:
             return CANNOT_TELL, "the twin is not ahead of the frozen control"
+        if self.learned < self.seeds:
+            return self._judge_unsteady(within)
         if self.gap["low"] > within:
             return BEYOND, "learns, but less" if self._is_ahead else self._not_ahead
         if not self._is_ahead:
@@ -75,6 +86,15 @@ class Evidence:
         if self.gap["high"] <= within:
             return WITHIN, self._side
         return CANNOT_TELL, self._missing(within)
+
+    def _judge_unsteady(self, within: float) -> tuple[str, str]:
+        """Judge an arm that learned with some seeds only."""
+        reason = f"did not learn in {self._some(self.learned)}"
+        if self.gap["low"] > within:
+            return BEYOND, reason
+        if self.gap["high"] > within:
+            return CANNOT_TELL, f"{reason}, and the interval contains {digits(within)}"
+        return CANNOT_TELL, f"{reason}, but the interval ends at {self.gap['high']:.2g}"
 
     def _some(self, learned: int) -> str:
         return f"{self.seeds - learned} of {self.seeds} seeds"

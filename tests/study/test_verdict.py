@@ -49,7 +49,19 @@ def evidence(gap, ahead=(0.2, 0.6), frozen=(0.5, 1.0), p=0.01, **counts):
             "the twin is not ahead of the frozen control",
         ),
         (evidence((0.0, 0.1), diverged=1), "beyond", "diverged in 1 of 5 seeds"),
-        (evidence((0.01, 0.04), learned=4), "beyond", "did not learn in 1 of 5 seeds"),
+        (
+            evidence((-0.05, 0.16), learned=4),
+            "cannot tell",
+            "did not learn in 1 of 5 seeds, and the interval contains 0.05",
+        ),
+        (
+            evidence((0.01, 0.04), learned=4),
+            "cannot tell",
+            "did not learn in 1 of 5 seeds, but the interval ends at 0.04",
+        ),
+        (evidence((0.06, 0.2), learned=4), "beyond", "did not learn in 1 of 5 seeds"),
+        (evidence((0.4, 0.9), (-0.1, 0.2), learned=1), "beyond", "did not learn in 4 of 5 seeds"),
+        (evidence((-0.1, 0.2), learned=0), "beyond", "did not learn in 5 of 5 seeds"),
         (
             evidence((0.06, 0.2), twin_learned=3, learned=0, diverged=2),
             "cannot tell",
@@ -60,6 +72,24 @@ def evidence(gap, ahead=(0.2, 0.6), frozen=(0.5, 1.0), p=0.01, **counts):
 def test_verdicts_say_what_intervals_allow(given, verdict, reason):
     """Within the distance or beyond it, by the ends of the interval and not by its width."""
     assert given.judge(WITHIN) == {"verdict": verdict, "reason": reason}
+
+
+@pytest.mark.parametrize(
+    ("given", "is_settled"),
+    [
+        (evidence((-0.01, 0.04)), True),
+        (evidence((0.06, 0.2)), True),
+        (evidence((-0.05, 0.16)), False),
+        (evidence((-0.05, 0.16), diverged=1), True),
+        (evidence((-0.05, 0.16), twin_learned=4), True),
+        (evidence((0.01, 0.04), learned=4), False),
+        (evidence((-0.05, 0.16), learned=0), False),
+        (evidence((0.06, 0.2), learned=4), True),
+    ],
+)
+def test_what_was_learned_settles_nothing_by_itself(given, is_settled):
+    """An arm that missed the bar with some of its first seeds goes on, as its verdict may."""
+    assert given.is_settled(WITHIN) is is_settled
 
 
 def test_better_and_worse_are_told_by_one_rule():

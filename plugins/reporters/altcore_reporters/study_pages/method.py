@@ -97,8 +97,9 @@ def verdicts(about: Mapping[str, Any]) -> str:
     return (
         f"An arm is 'within' if the interval of its gap ends at {within} or before, ahead of the "
         "frozen control (whose quantized layers keep their first weights), and 'beyond' if the "
-        f"interval begins above {within}, or if a run diverged or did not learn by the verdict of "
-        "its summary; nothing is told where the twin did not learn with every seed."
+        f"interval begins above {within}, or if a run diverged, or none learned by the verdict of "
+        "its summary; an arm that learned with some seeds only is not 'within', and nothing is "
+        "told where the twin did not learn with every seed."
     )
 
 
