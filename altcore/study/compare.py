@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from attrs import Factory, define, evolve, field
+from attrs import define, evolve, field
 
 from altcore.recipes import OPERANDS
 from altcore.study.arms import Arm, select
@@ -18,7 +18,7 @@ from altcore.study.null_arm import null_row
 from altcore.study.outcome import Outcome, gap
 from altcore.study.rates import SELECTION_SEED, Curve, choose, runs_at_most
 from altcore.study.runner import Runner, Trial
-from altcore.study.sequential import estimate_at, looks, run_in_looks
+from altcore.study.sequential import Schedule, estimate_at, looks, run_in_looks
 from altcore.study.statistics import LEVEL, holm, plain
 from altcore.study.verdict import CANNOT_TELL, Evidence
 
@@ -35,8 +35,8 @@ class Comparison:
     """For each optimizer the keys of the configuration that choose it."""
     against: str | None = None
     """What contenders are held against, besides their twins; see `pairs`."""
-    shares: Mapping[int, float] = field(default=Factory(lambda me: looks(len(me.seeds)), True))
-    """The numbers of seeds after which an arm may stop, and the share of the error of each."""
+    schedule: Schedule = looks
+    """After how many seeds an arm may stop."""
     metric: str = "train"
     """The loss that gaps are of: of the last tenth of the training steps, or ``val``."""
     given_rates: Sequence[float] | None = None
@@ -45,6 +45,11 @@ class Comparison:
     """The null arm, if it runs; for each optimizer at its twin's learning rate."""
     curves: dict[str, Curve] = field(init=False, factory=dict)
     outcomes: dict[tuple[str, int], Outcome] = field(init=False, factory=dict)
+
+    @property
+    def shares(self) -> Mapping[int, float]:
+        """The numbers of seeds after which an arm may stop, and the share of the error of each."""
+        return self.schedule(len(self.seeds))
 
     @property
     def runs_at_most(self) -> int:
@@ -228,6 +233,7 @@ class Comparison:
             diverged=row["diverged"],
             learned=row["learned"],
             twin_learned=row["twin_learned"],
+            schedule=self.schedule,
             detectable=null.get("detectable"),
         )
 

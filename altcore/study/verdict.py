@@ -9,6 +9,7 @@ from typing import Any
 from attrs import frozen
 
 from altcore.builtin_types import digits
+from altcore.study.sequential import Schedule, looks
 from altcore.study.statistics import LEVEL, quantile
 
 WITHIN, BEYOND, CANNOT_TELL = "within", "beyond", "cannot tell"
@@ -33,6 +34,8 @@ class Evidence:
     """In how many seeds, as the next two."""
     learned: int
     twin_learned: int
+    schedule: Schedule = looks
+    """Of the study, for the number of seeds that would tell."""
     detectable: float | None = None
     """The smallest detectable gap, from the null arm."""
 
@@ -116,13 +119,19 @@ class Evidence:
         reason = f"the interval contains {digits(within)}"
         if self.detectable is not None and self.detectable > within:
             reason += f", and chaos alone hides gaps below {self.detectable:.2g}"
-        needed = seeds_needed(self.gap, within)
+        needed = seeds_needed(self.gap, within, self.schedule)
         told = f"more than {MOST_SEEDS}" if needed is None else f"about {needed}"
         return f"{reason}: {told} seeds are needed"
 
 
-def seeds_needed(gap: Mapping[str, Any], within: float) -> int | None:
+def seeds_needed(gap: Mapping[str, Any], within: float, schedule: Schedule = looks) -> int | None:
     """Return with how many seeds the interval of such a gap would leave out a distance, or None.
+
+    Args:
+        gap: at the last look of its study.
+        within: the distance.
+        schedule: of that study, and of the one with more seeds: as much of the error as its last
+            look has is there for the interval.
 
     >>> seeds_needed({"mean": 0.03, "low": 0.0, "high": 0.06, "n": 5}, 0.05)
     9
@@ -130,10 +139,14 @@ def seeds_needed(gap: Mapping[str, Any], within: float) -> int | None:
     width = (gap["high"] - gap["low"]) / 2
     if not width < math.inf:
         return None
-    spread = width / quantile(1 - LEVEL / 2, gap["n"] - 1) * math.sqrt(gap["n"])
+    spread = width / _half_width(gap["n"], schedule)
     for seeds in range(gap["n"] + 1, MOST_SEEDS + 1):
-        if spread * quantile(1 - LEVEL / 2, seeds - 1) / math.sqrt(seeds) < abs(
-            within - gap["mean"]
-        ):
+        if spread * _half_width(seeds, schedule) < abs(within - gap["mean"]):
             return seeds
     return None
+
+
+def _half_width(seeds: int, schedule: Schedule) -> float:
+    """Return half an interval of so many seeds, in their standard deviations."""
+    level = LEVEL * schedule(seeds)[seeds]
+    return quantile(1 - level / 2, seeds - 1) / math.sqrt(seeds)

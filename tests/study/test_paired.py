@@ -8,6 +8,7 @@ from altcore.study.compare import Comparison
 from altcore.study.factors import judge_factors
 from altcore.study.outcome import Outcome
 from altcore.study.paired import PairedRuns, is_not_the_worst
+from altcore.study.sequential import once
 
 SEEDS = [1, 2, 3, 4, 5]
 NOISE = [0.03, -0.04, 0.02, 0.01, -0.02]
@@ -66,7 +67,7 @@ def test_an_arm_that_is_near_enough_stops_too():
 
 def test_all_seeds_can_be_asked_for():
     """With one look no arm stops, and intervals are those of Student's t alone."""
-    runs = PairedRuns(Losses({"far": 4.0}), SEEDS, 0.05, shares={5: 1.0})
+    runs = PairedRuns(Losses({"far": 4.0}), SEEDS, 0.05, schedule=once)
     assert runs.run_table(arms_called("far"))["far"]["n"] == 5
 
 

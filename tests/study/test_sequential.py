@@ -13,7 +13,7 @@ WITHIN = 0.5
 """In standard deviations over the seeds, as all gaps of the simulation are."""
 MISSES = 0.2
 """The probability with which a run that trains misses by chance what counts as learned."""
-STUDIES = 3000
+STUDIES = 2000
 
 
 def table_of(truths, seeds, shares, draw, learns):
@@ -119,8 +119,8 @@ def test_looks_without_shares_would_not_keep_them():
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", [3, 4, 5, 8, 10, 20])
 def test_stopping_early_keeps_the_error_rates_of_many_studies(seeds):
-    """For other numbers of seeds, and ten times as many studies."""
-    studies = 10 * STUDIES
+    """For other numbers of seeds, and many more studies."""
+    studies = 15 * STUDIES
     rates, _ = error_rates(studies, seeds, looks(seeds))
     assert rates["guilty"] <= at_most(LEVEL, studies)
     told = [rates[key] for key in ("within", "beyond", "unlearned")]
