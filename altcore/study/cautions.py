@@ -16,20 +16,23 @@ LARGEST_GAP = 3.0
 """Standard deviations over the seeds; few gaps are as large."""
 
 
-def before_running(steps: int, shares: Mapping[int, float], rows: int) -> list[str]:
+def before_running(
+    steps: int, shares: Mapping[int, float], rows: int, metric: str = "train"
+) -> list[str]:
     """Return a sentence for each reason why a study cannot tell much.
 
     Args:
         steps: of each run.
         shares: the looks of the study, the last at all seeds; as of `looks`.
         rows: of the table by whose number of rows p values are corrected.
+        metric: the loss that is compared.
     """
     found = []
     if steps < FEWEST_STEPS:
-        found.append(
-            f"{steps} steps are too few to tell whether a format trains: losses are compared over "
-            f"the last {tail_length(steps)}"
-        )
+        few = f"{steps} steps are too few to tell whether a format trains"
+        if metric == "train":
+            few += f": losses are compared over the last {tail_length(steps)}"
+        found.append(few)
     if (least := smallest_gap(shares, rows)) > LARGEST_GAP:
         found.append(
             f"{max(shares)} seeds are too few to tell small differences: in a table of {rows} rows "

@@ -254,6 +254,7 @@ def facts(
     ``rows``: of its first table; ``curves``: how the learning rate was chosen, by arm; ``nulls``:
     the rows of null arms.
     """
+    metric = metric_of(begun.asked)
     return {
         "command": begun.command,
         "page": begun.page,
@@ -270,13 +271,18 @@ def facts(
         "learning_rate": config.learning_rate,
         "compute": config.compute,
         "cautions": [
-            *cautions.before_running(config.max_steps, options.shares, rows),
+            *cautions.before_running(config.max_steps, options.shares, rows, metric),
             *cautions.about_rates(curves),
             *cautions.about_chaos(nulls, begun.within),
         ],
         "altcore": version("altcore"),
         "torch": version("torch"),
     }
+
+
+def metric_of(asked: Mapping[str, Any]) -> str:
+    """Return the loss that a question compares; `explain` asks about the training loss alone."""
+    return str(asked.get("metric", "train"))
 
 
 def _begin(
@@ -311,7 +317,7 @@ def _begin(
         f"at most {runs} runs of {steps} steps, about {whole}: {cost.step:.3f} s a step and "
         f"{cost.start:.1f} s a run; into {runner.folder}"
     )
-    for caution in cautions.before_running(steps, options.shares, rows):
+    for caution in cautions.before_running(steps, options.shares, rows, metric_of(asked)):
         options.tell(f"caution: {caution}")
     question = Question(
         command=command,

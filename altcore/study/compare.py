@@ -13,7 +13,7 @@ from altcore.study.arms import Arm, select
 from altcore.study.contenders import Contender
 from altcore.study.differences import differences, pairs
 from altcore.study.keys import run_key
-from altcore.study.measures import bits_per_byte, outcome_loss, rates, val_gap, validation
+from altcore.study.measures import bits_per_byte, loss_of, outcome_loss, rates, val_gap, validation
 from altcore.study.null_arm import null_row
 from altcore.study.outcome import Outcome, gap
 from altcore.study.rates import SELECTION_SEED, Curve, choose, runs_at_most
@@ -38,7 +38,8 @@ class Comparison:
     schedule: Schedule = looks
     """After how many seeds an arm may stop."""
     metric: str = "train"
-    """The loss that gaps are of: of the last tenth of the training steps, or ``val``."""
+    """The loss that gaps are of and learning rates are chosen by: of the last tenth of the training
+    steps, or ``val``."""
     given_rates: Sequence[float] | None = None
     """Factors of the learning rate that are tried as they are; by default they are searched for."""
     null: Arm | None = None
@@ -120,10 +121,13 @@ class Comparison:
         of_controls = {self._control(c): self._twin(c.optimizer) for c in self.contenders}
         twin_of = of_contenders | of_controls
         seed = self.seeds[0] + SELECTION_SEED
+        loss = loss_of(self.metric, self.runner.base.max_steps)
         around: dict[str, float] = {}
         for is_twin in (True, False):
             some = [arm for arm in arms if (arm.key not in twin_of) is is_twin]
-            self.curves |= choose(self.runner, some, seed, self.within, self.given_rates, around)
+            self.curves |= choose(
+                self.runner, some, seed, self.within, self.given_rates, around, loss
+            )
             around = {key: self.curves[twin].best for key, twin in twin_of.items()}
 
     def arms(self) -> dict[str, Arm]:

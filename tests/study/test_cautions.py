@@ -20,6 +20,7 @@ def test_too_few_steps_and_seeds():
     assert "5.1 standard deviations" in cautions.before_running(200, looks(3), 4)[0]
     (steps,) = cautions.before_running(49, looks(5), rows=7)
     assert steps.endswith("losses are compared over the last 5")
+    assert cautions.before_running(49, looks(5), 7, "val")[0].endswith("whether a format trains")
     # A study of many rows and five seeds can tell more if it does not stop early.
     assert cautions.before_running(200, looks(5), rows=16) != []
     assert cautions.before_running(200, once(5), rows=16) == []

@@ -172,6 +172,32 @@ def test_a_contender_stops_once_its_verdict_is_settled():
     assert found["twins"]["adamw"]["learned"] == 5
 
 
+class Overfitted(Losses):
+    """The higher the learning rate, the better the runs learn their batches, and only these."""
+
+    def outcomes(self, trials):
+        return [
+            Outcome((9.0 - t.rate,) * 10, False, 9.0, (), True, evaluation=evaluated(t.rate))
+            for t in trials
+        ]
+
+
+def evaluated(loss):
+    """An evaluation that came to a loss."""
+    return {"val_loss": loss, "val_items": 8}
+
+
+@pytest.mark.parametrize(("metric", "best"), [("train", 3.0), ("val", 1.0)])
+def test_learning_rates_are_chosen_by_the_loss_that_is_compared(metric, best):
+    """That of the last training steps, or of validation."""
+    keys = {"adamw": {"optimizer": "adamw"}}
+    runner, arms = Overfitted({}), made(formats=["E4M3"])
+    study = Comparison(runner, arms, SEEDS, 0.05, keys, metric=metric, given_rates=[1.0, 3.0])
+    found = study.compare()["learning_rates"]
+    assert {key: choice["factor"] for key, choice in found.items()} == dict.fromkeys(found, best)
+    assert found["twin-adamw"]["curve"][0]["losses"][0] == (8.0 if metric == "train" else 1.0)
+
+
 def test_arms_that_are_held_against_each_other_stop_together():
     """Both are far from the twin, and whether they differ takes more seeds than that."""
     found, runner = compared("E3M2", E2M1=3.05, E3M2=3.0, E5M2=2.0)
