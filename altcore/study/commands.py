@@ -211,7 +211,7 @@ def _compare(
         nulls = [twin["null"] for twin in found["twins"].values() if "null" in twin]
         known = facts(runner.base, begun, rows, study.curves, options, nulls)
         known["cautions"] += cautions.about_validation(entrants.metric, found["validation"])
-        about = {**asked, "against": entrants.against, **known}
+        about = {**asked, **known}
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
     return written, runner.folder

@@ -55,8 +55,7 @@ class Entrants:
 
     def to_plain(self) -> dict[str, Any]:
         """Return what is compared as plain data, for the record."""
-        found = asdict(self, filter=lambda part, _: part.name != "against")
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 @frozen
