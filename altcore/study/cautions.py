@@ -9,7 +9,6 @@ from typing import Any
 from altcore.builtin_types import digits
 from altcore.study.outcome import tail_length
 from altcore.study.rates import Curve
-from altcore.study.sequential import looks
 from altcore.study.setup import FEWEST_STEPS
 from altcore.study.statistics import LEVEL, quantile
 
@@ -17,35 +16,39 @@ LARGEST_GAP = 3.0
 """Standard deviations over the seeds; few gaps are as large."""
 
 
-def before_running(steps: int, seeds: int, rows: int) -> list[str]:
+def before_running(
+    steps: int, shares: Mapping[int, float], rows: int, metric: str = "train"
+) -> list[str]:
     """Return a sentence for each reason why a study cannot tell much.
 
     Args:
         steps: of each run.
-        seeds: runs of each arm.
+        shares: the looks of the study, the last at all seeds; as of `looks`.
         rows: of the table by whose number of rows p values are corrected.
+        metric: the loss that is compared.
     """
     found = []
     if steps < FEWEST_STEPS:
+        few = f"{steps} steps are too few to tell whether a format trains"
+        if metric == "train":
+            few += f": losses are compared over the last {tail_length(steps)}"
+        found.append(few)
+    if (least := smallest_gap(shares, rows)) > LARGEST_GAP:
         found.append(
-            f"{steps} steps are too few to tell whether a format trains: losses are compared over "
-            f"the last {tail_length(steps)}"
-        )
-    if (least := smallest_gap(seeds, rows)) > LARGEST_GAP:
-        found.append(
-            f"{seeds} seeds are too few to tell small differences: in a table of {rows} rows a gap "
-            f"is significant from {least:.1f} standard deviations over the seeds on"
+            f"{max(shares)} seeds are too few to tell small differences: in a table of {rows} rows "
+            f"a gap is significant from {least:.1f} standard deviations over the seeds on"
         )
     return found
 
 
-def smallest_gap(seeds: int, rows: int) -> float:
+def smallest_gap(shares: Mapping[int, float], rows: int) -> float:
     """Return the smallest gap that is significant with all seeds, in their standard deviations.
 
-    >>> round(smallest_gap(5, 1), 1), round(smallest_gap(3, 4), 1)
+    >>> round(smallest_gap({3: 0.216, 5: 0.784}, 1), 1), round(smallest_gap({3: 1.0}, 4), 1)
     (1.4, 5.1)
     """
-    level = LEVEL * looks(seeds)[seeds] / rows
+    seeds = max(shares)
+    level = LEVEL * shares[seeds] / rows
     return quantile(1 - level / 2, seeds - 1) / math.sqrt(seeds)
 
 

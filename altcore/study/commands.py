@@ -36,7 +36,7 @@ from altcore.study.own_keys import own_keys
 from altcore.study.rates import Curve, checked
 from altcore.study.record import Question, agreed_steps, claim, held, read
 from altcore.study.runner import Runner
-from altcore.study.sequential import looks
+from altcore.study.sequential import Schedule, looks, once
 from altcore.study.setup import base_config, check_arms, measure_cost, steps_within
 from altcore.study.statistics import student
 from altcore.yaml_files import is_yaml_file, read_mapping
@@ -93,9 +93,14 @@ class Options:
             )
 
     @property
-    def shares(self) -> dict[int, float]:
-        """The numbers of seeds after which an arm may stop, and the share of the error of each."""
-        return {self.seeds: 1.0} if self.all_seeds else looks(self.seeds)
+    def schedule(self) -> Schedule:
+        """After how many seeds an arm may stop."""
+        return once if self.all_seeds else looks
+
+    @property
+    def shares(self) -> Mapping[int, float]:
+        """The numbers of seeds at which the study looks, and the share of the error of each."""
+        return self.schedule(self.seeds)
 
 
 def _refused(option: str, value: float, problem: str) -> BadInput:
@@ -142,7 +147,7 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
         seeds,
         options.within,
         ties,
-        options.shares,
+        options.schedule,
         given_rates=options.rates,
         null=null,
     )
@@ -193,7 +198,7 @@ def _compare(
     seeds = [config.seed + i for i in range(options.seeds)]
     runner = _runner(options, name, config, described)
     null = null_arm(layers) if options.null else None
-    given = entrants.against, options.shares, entrants.metric, options.rates, null
+    given = entrants.against, options.schedule, entrants.metric, options.rates, null
     study = Comparison(runner, arms, seeds, options.within, keys, *given)
     asked = entrants.to_plain()
     rows = len(arms)
@@ -206,7 +211,7 @@ def _compare(
         nulls = [twin["null"] for twin in found["twins"].values() if "null" in twin]
         known = facts(runner.base, begun, rows, study.curves, options, nulls)
         known["cautions"] += cautions.about_validation(entrants.metric, found["validation"])
-        about = {**asked, "against": entrants.against, **known}
+        about = {**asked, **known}
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
     return written, runner.folder
@@ -249,6 +254,7 @@ def facts(
     ``rows``: of its first table; ``curves``: how the learning rate was chosen, by arm; ``nulls``:
     the rows of null arms.
     """
+    metric = metric_of(begun.asked)
     return {
         "command": begun.command,
         "page": begun.page,
@@ -265,13 +271,18 @@ def facts(
         "learning_rate": config.learning_rate,
         "compute": config.compute,
         "cautions": [
-            *cautions.before_running(config.max_steps, len(begun.seeds), rows),
+            *cautions.before_running(config.max_steps, options.shares, rows, metric),
             *cautions.about_rates(curves),
             *cautions.about_chaos(nulls, begun.within),
         ],
         "altcore": version("altcore"),
         "torch": version("torch"),
     }
+
+
+def metric_of(asked: Mapping[str, Any]) -> str:
+    """Return the loss that a question compares; `explain` asks about the training loss alone."""
+    return str(asked.get("metric", "train"))
 
 
 def _begin(
@@ -306,7 +317,7 @@ def _begin(
         f"at most {runs} runs of {steps} steps, about {whole}: {cost.step:.3f} s a step and "
         f"{cost.start:.1f} s a run; into {runner.folder}"
     )
-    for caution in cautions.before_running(steps, len(seeds), rows):
+    for caution in cautions.before_running(steps, options.shares, rows, metric_of(asked)):
         options.tell(f"caution: {caution}")
     question = Question(
         command=command,

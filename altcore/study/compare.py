@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
-from attrs import Factory, define, evolve, field
+from attrs import define, evolve, field
 
 from altcore.recipes import OPERANDS
 from altcore.study.arms import Arm, select
 from altcore.study.contenders import Contender
 from altcore.study.differences import differences, pairs
 from altcore.study.keys import run_key
-from altcore.study.measures import bits_per_byte, outcome_loss, rates, val_gap, validation
+from altcore.study.measures import bits_per_byte, loss_of, outcome_loss, rates, val_gap, validation
 from altcore.study.null_arm import null_row
 from altcore.study.outcome import Outcome, gap
 from altcore.study.rates import SELECTION_SEED, Curve, choose, runs_at_most
 from altcore.study.runner import Runner, Trial
-from altcore.study.sequential import estimate_at, looks, run_in_looks
+from altcore.study.sequential import Schedule, estimate_at, looks, run_in_looks
 from altcore.study.statistics import LEVEL, holm, plain
 from altcore.study.verdict import CANNOT_TELL, Evidence
 
@@ -35,16 +35,22 @@ class Comparison:
     """For each optimizer the keys of the configuration that choose it."""
     against: str | None = None
     """What contenders are held against, besides their twins; see `pairs`."""
-    shares: Mapping[int, float] = field(default=Factory(lambda me: looks(len(me.seeds)), True))
-    """The numbers of seeds after which an arm may stop, and the share of the error of each."""
+    schedule: Schedule = looks
+    """After how many seeds an arm may stop."""
     metric: str = "train"
-    """The loss that gaps are of: of the last tenth of the training steps, or ``val``."""
+    """The loss that gaps are of and learning rates are chosen by: of the last tenth of the training
+    steps, or ``val``."""
     given_rates: Sequence[float] | None = None
     """Factors of the learning rate that are tried as they are; by default they are searched for."""
     null: Arm | None = None
     """The null arm, if it runs; for each optimizer at its twin's learning rate."""
     curves: dict[str, Curve] = field(init=False, factory=dict)
     outcomes: dict[tuple[str, int], Outcome] = field(init=False, factory=dict)
+
+    @property
+    def shares(self) -> Mapping[int, float]:
+        """The numbers of seeds after which an arm may stop, and the share of the error of each."""
+        return self.schedule(len(self.seeds))
 
     @property
     def runs_at_most(self) -> int:
@@ -115,10 +121,13 @@ class Comparison:
         of_controls = {self._control(c): self._twin(c.optimizer) for c in self.contenders}
         twin_of = of_contenders | of_controls
         seed = self.seeds[0] + SELECTION_SEED
+        loss = loss_of(self.metric, self.runner.base.max_steps)
         around: dict[str, float] = {}
         for is_twin in (True, False):
             some = [arm for arm in arms if (arm.key not in twin_of) is is_twin]
-            self.curves |= choose(self.runner, some, seed, self.within, self.given_rates, around)
+            self.curves |= choose(
+                self.runner, some, seed, self.within, self.given_rates, around, loss
+            )
             around = {key: self.curves[twin].best for key, twin in twin_of.items()}
 
     def arms(self) -> dict[str, Arm]:
@@ -228,6 +237,7 @@ class Comparison:
             diverged=row["diverged"],
             learned=row["learned"],
             twin_learned=row["twin_learned"],
+            schedule=self.schedule,
             detectable=null.get("detectable"),
         )
 

@@ -51,12 +51,11 @@ class Entrants:
     then each is held against the arm that differs from it in that alone. None holds an ablated
     recipe against those without an ingredient."""
     metric: str = field(default="train", validator=_check_metric)
-    """The loss that gaps are of: ``train`` or ``val``."""
+    """The loss that gaps are of and learning rates are chosen by: ``train`` or ``val``."""
 
     def to_plain(self) -> dict[str, Any]:
         """Return what is compared as plain data, for the record."""
-        found = asdict(self, filter=lambda part, _: part.name != "against")
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in found.items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
 
 
 @frozen

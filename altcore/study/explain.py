@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from attrs import Factory, define, field
+from attrs import define, field
 
 from altcore.recipes import OPERANDS, ResolvedRecipe
 from altcore.study.arms import (
@@ -26,7 +26,7 @@ from altcore.study.paired import PairedRuns
 from altcore.study.rates import FACTOR, between, runs_at_most
 from altcore.study.recommendation import recommend
 from altcore.study.runner import Runner
-from altcore.study.sequential import looks
+from altcore.study.sequential import Schedule, looks
 from altcore.study.variants import CAUSES
 
 
@@ -41,8 +41,8 @@ class Explanation:
     """The largest gap to the twin, in the unit of the loss, that counts as training."""
     ties: Sequence[Sequence[str]] = ()
     """Layers that share a parameter, together."""
-    shares: Mapping[int, float] = field(default=Factory(lambda me: looks(len(me.seeds)), True))
-    """The numbers of seeds after which an arm may stop, and the share of the error of each."""
+    schedule: Schedule = looks
+    """After how many seeds an arm may stop."""
     given_rates: Sequence[float] | None = None
     """Factors of the learning rate that are tried as they are; by default they are searched for."""
     null: Arm | None = None
@@ -53,7 +53,7 @@ class Explanation:
 
     def __attrs_post_init__(self) -> None:
         self.runs = PairedRuns(
-            self.runner, self.seeds, self.within, self.shares, given_rates=self.given_rates
+            self.runner, self.seeds, self.within, self.schedule, given_rates=self.given_rates
         )
 
     def explain(self) -> dict[str, Any]:

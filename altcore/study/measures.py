@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from altcore.study.outcome import Outcome
@@ -19,6 +19,11 @@ RATES = ("overflow_rate", "flushed_rate", "stored_stall_rate", "view_stall_rate"
 """Rates of the metrics, as lines of metrics.jsonl have them."""
 CLIPPED = "gradient_clipped"
 """The share of the gradient's norm that `grad_clip` took away."""
+
+
+def loss_of(metric: str, steps: int) -> Callable[[Outcome], float]:
+    """Return the function that takes a run's outcome to the loss of a metric."""
+    return outcome_loss if metric == "val" else lambda outcome: outcome.tail(steps)
 
 
 def val_gap(outcome: Outcome, reference: Outcome) -> float:

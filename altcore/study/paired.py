@@ -18,7 +18,7 @@ from altcore.study.null_arm import null_row
 from altcore.study.outcome import Outcome, gap
 from altcore.study.rates import SELECTION_SEED, Curve, between, choose
 from altcore.study.runner import Runner, Trial
-from altcore.study.sequential import estimate_at, looks, run_in_looks
+from altcore.study.sequential import Schedule, estimate_at, looks, run_in_looks
 from altcore.study.statistics import LEVEL, Estimate, holm, plain
 from altcore.study.verdict import Evidence
 
@@ -34,8 +34,8 @@ class PairedRuns:
     seeds: Sequence[int]
     within: float
     """The largest gap to the twin, in the unit of the loss, that counts as training."""
-    shares: Mapping[int, float] = field(default=Factory(lambda me: looks(len(me.seeds)), True))
-    """The looks: after how many seeds an arm may stop, and the share of the error of each."""
+    schedule: Schedule = looks
+    """After how many seeds an arm may stop."""
     rates: dict[str, float] = field(factory=dict)
     """The factor of the learning rate, by arm."""
     curves: dict[str, Curve] = field(factory=dict)
@@ -50,6 +50,11 @@ class PairedRuns:
     """The smallest detectable gap, if the null arm ran."""
     selection_seed: int = field(default=Factory(lambda me: me.seeds[0] + SELECTION_SEED, True))
     outcomes: dict[tuple[str, int], Outcome] = field(factory=dict)
+
+    @property
+    def shares(self) -> Mapping[int, float]:
+        """The numbers of seeds after which an arm may stop, and the share of the error of each."""
+        return self.schedule(len(self.seeds))
 
     @property
     def steps(self) -> int:
@@ -221,6 +226,7 @@ class PairedRuns:
             diverged=self.diverged(key),
             learned=self.learned(key),
             twin_learned=sum(o.learned is True for o in self.of(self.reference.key)[:seeds]),
+            schedule=self.schedule,
             detectable=self.detectable,
         )
 

@@ -7,7 +7,7 @@ costs as much as one that counts, so none is made that could hardly change the c
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from attrs import define, field
@@ -15,6 +15,7 @@ from attrs import define, field
 from altcore.builtin_types import digits
 from altcore.errors import BadInput
 from altcore.study.arms import Arm
+from altcore.study.outcome import Outcome
 from altcore.study.runner import Runner, Trial
 
 GRID = (1 / 3, 1.0, 3.0)
@@ -170,6 +171,7 @@ def choose(
     margin: float,
     rates: Sequence[float] | None = None,
     around: Mapping[str, float] | None = None,
+    loss: Callable[[Outcome], float] | None = None,
 ) -> dict[str, Curve]:
     """Find the learning rate at which each arm ends with the least loss, side by side.
 
@@ -180,9 +182,11 @@ def choose(
         margin: the difference of losses that the first selection seed decides by itself.
         rates: tried as they are, if given; a single one is taken untried.
         around: where an arm's grid begins, by its key; 1 for others.
+        loss: of a run, infinite if it diverged; by default that of the last training steps.
     """
     if rates is not None and len(rates) == 1:
         return {arm.key: Curve({rates[0]: []}) for arm in arms}
+    loss = loss or (lambda outcome: outcome.tail(runner.base.max_steps))
     curves = {arm.key: Curve() for arm in arms}
     searches = {
         arm.key: search(curves[arm.key], margin, rates, (around or {}).get(arm.key, 1.0))
@@ -195,4 +199,4 @@ def choose(
         trials = [Trial(arm, seed + n, rate) for arm, rate, n in wanted]
         for trial, outcome in zip(trials, runner.outcomes(trials), strict=True):
             losses = curves[trial.arm.key].losses.setdefault(trial.rate, [])
-            losses.append(outcome.tail(runner.base.max_steps))
+            losses.append(loss(outcome))

@@ -41,11 +41,16 @@ class Question:
     recipes: Mapping[str, str] = field(factory=dict)
     """Where the copy of each recipe file is."""
 
+    @property
+    def reading(self) -> list[Any]:
+        """How runs become an answer: another distance, loss or choice of pairs has its own page."""
+        pairs, metric = (self.asked.get(key) for key in ("against", "metric"))
+        return [self.within, list(self.rates or ()), metric, pairs]
+
     def extends(self, other: Question) -> bool:
         """Return whether its answer contains the other's: the same arms and seeds, perhaps more."""
         return (
-            (self.command, self.within) == (other.command, other.within)
-            and list(self.rates or ()) == list(other.rates or ())
+            (self.command, self.reading) == (other.command, other.reading)
             and set(self.arms.values()) >= set(other.arms.values())
             and set(self.seeds) >= set(other.seeds)
         )
@@ -119,9 +124,7 @@ def _page(question: Question, known: Sequence[Question]) -> str:
         return extended[0]
     if question.command not in {q.page for q in known}:
         return question.command
-    own = digest(
-        [sorted(question.arms.values()), list(question.seeds), question.within, question.rates]
-    )
+    own = digest([sorted(question.arms.values()), list(question.seeds), *question.reading])
     return f"{question.command}-{own[:8]}"
 
 

@@ -25,6 +25,8 @@ from attrs import evolve
 from altcore.study.statistics import LEVEL, Estimate, estimate
 
 A = TypeVar("A")
+Schedule = Callable[[int], Mapping[int, float]]
+"""Takes a study's number of seeds; returns the numbers at which it looks, with their shares."""
 
 FEWEST = 3
 """Seeds of the first look: with two, Student's t tells nothing that differs by less than 100
@@ -49,6 +51,11 @@ def looks(seeds: int) -> dict[int, float]:
         at.insert(0, earlier)
     spent = [(n / seeds) ** POWER for n in at]
     return dict(zip(at, [spent[0], *(b - a for a, b in pairwise(spent))], strict=True))
+
+
+def once(seeds: int) -> dict[int, float]:
+    """Return the only look of a study that runs all seeds, with the whole error."""
+    return {seeds: 1.0}
 
 
 def estimate_at(values: Sequence[float], shares: Mapping[int, float]) -> Estimate:

@@ -8,17 +8,22 @@ from attrs import define
 from altcore import BadInput
 from altcore.study import Entrants, Options, cautions, run_compare, run_explain
 from altcore.study.rates import Curve
+from altcore.study.sequential import looks, once
 
 
 def test_too_few_steps_and_seeds():
     """Where the smallest significant gap is larger than gaps are; docs/studies.md has a table."""
-    assert cautions.before_running(steps=200, seeds=5, rows=7) == []
-    (seeds,) = cautions.before_running(steps=200, seeds=2, rows=1)
+    assert cautions.before_running(200, looks(5), rows=7) == []
+    (seeds,) = cautions.before_running(200, looks(2), rows=1)
     assert seeds.startswith("2 seeds are too few to tell small differences: in a table of 1 rows")
     assert "9.0 standard deviations" in seeds
-    assert "5.1 standard deviations" in cautions.before_running(200, 3, 4)[0]
-    (steps,) = cautions.before_running(steps=49, seeds=5, rows=7)
+    assert "5.1 standard deviations" in cautions.before_running(200, looks(3), 4)[0]
+    (steps,) = cautions.before_running(49, looks(5), rows=7)
     assert steps.endswith("losses are compared over the last 5")
+    assert cautions.before_running(49, looks(5), 7, "val")[0].endswith("whether a format trains")
+    # A study of many rows and five seeds can tell more if it does not stop early.
+    assert cautions.before_running(200, looks(5), rows=16) != []
+    assert cautions.before_running(200, once(5), rows=16) == []
 
 
 def test_too_few_batches_of_validation():

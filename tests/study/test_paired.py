@@ -8,6 +8,7 @@ from altcore.study.compare import Comparison
 from altcore.study.factors import judge_factors
 from altcore.study.outcome import Outcome
 from altcore.study.paired import PairedRuns, is_not_the_worst
+from altcore.study.sequential import once
 
 SEEDS = [1, 2, 3, 4, 5]
 NOISE = [0.03, -0.04, 0.02, 0.01, -0.02]
@@ -66,7 +67,7 @@ def test_an_arm_that_is_near_enough_stops_too():
 
 def test_all_seeds_can_be_asked_for():
     """With one look no arm stops, and intervals are those of Student's t alone."""
-    runs = PairedRuns(Losses({"far": 4.0}), SEEDS, 0.05, shares={5: 1.0})
+    runs = PairedRuns(Losses({"far": 4.0}), SEEDS, 0.05, schedule=once)
     assert runs.run_table(arms_called("far"))["far"]["n"] == 5
 
 
@@ -169,6 +170,32 @@ def test_a_contender_stops_once_its_verdict_is_settled():
     assert (rows["E2M1"]["gap"]["n"], rows["E2M1"]["verdict"]) == (3, "beyond")
     assert (rows["E4M3"]["gap"]["n"], rows["E4M3"]["verdict"]) == (5, "within")
     assert found["twins"]["adamw"]["learned"] == 5
+
+
+class Overfitted(Losses):
+    """The higher the learning rate, the better the runs learn their batches, and only these."""
+
+    def outcomes(self, trials):
+        return [
+            Outcome((9.0 - t.rate,) * 10, False, 9.0, (), True, evaluation=evaluated(t.rate))
+            for t in trials
+        ]
+
+
+def evaluated(loss):
+    """An evaluation that came to a loss."""
+    return {"val_loss": loss, "val_items": 8}
+
+
+@pytest.mark.parametrize(("metric", "best"), [("train", 3.0), ("val", 1.0)])
+def test_learning_rates_are_chosen_by_the_loss_that_is_compared(metric, best):
+    """That of the last training steps, or of validation."""
+    keys = {"adamw": {"optimizer": "adamw"}}
+    runner, arms = Overfitted({}), made(formats=["E4M3"])
+    study = Comparison(runner, arms, SEEDS, 0.05, keys, metric=metric, given_rates=[1.0, 3.0])
+    found = study.compare()["learning_rates"]
+    assert {key: choice["factor"] for key, choice in found.items()} == dict.fromkeys(found, best)
+    assert found["twin-adamw"]["curve"][0]["losses"][0] == (8.0 if metric == "train" else 1.0)
 
 
 def test_arms_that_are_held_against_each_other_stop_together():

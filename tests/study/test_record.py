@@ -461,9 +461,10 @@ def test_copies_of_recipes_do_not_overwrite_one_another(tmp_path):
 # -------------------------------------------------------------------------------- questions
 
 
-def question(arms="ab", seeds=(1, 2), budget=None, **more):
+def question(arms="ab", seeds=(1, 2), budget=None, metric="train", against=None, **more):
     """A question about some arms."""
-    asked = {"budget": budget, "config": {"max_steps": 9}}
+    asked = Entrants(metric=metric, against=against).to_plain()
+    asked |= {"budget": budget, "config": {"max_steps": 9}}
     given = {"command": "compare", "within": 0.1, "steps": 5, "asked": asked}
     return Question(arms={a: a for a in arms}, seeds=list(seeds), **given | more)
 
@@ -487,6 +488,8 @@ def test_a_budget_is_spread_once():
         (question("ac"), False),
         (question(seeds=(2, 3)), False),
         (question(within=0.2), False),
+        (question("abc", metric="val"), False),
+        (question("abc", against="a"), False),
         (question(command="explain"), False),
     ],
 )

@@ -1,9 +1,12 @@
 """Verdicts say what intervals allow, and no more; the reason says what is missing."""
 
+import math
+
 import numpy as np
 import pytest
 
-from altcore.study.statistics import estimate, plain
+from altcore.study.sequential import estimate_at, looks, once
+from altcore.study.statistics import LEVEL, estimate, plain, quantile
 from altcore.study.verdict import Evidence, seeds_needed
 
 WITHIN = 0.05
@@ -49,7 +52,19 @@ def evidence(gap, ahead=(0.2, 0.6), frozen=(0.5, 1.0), p=0.01, **counts):
             "the twin is not ahead of the frozen control",
         ),
         (evidence((0.0, 0.1), diverged=1), "beyond", "diverged in 1 of 5 seeds"),
-        (evidence((0.01, 0.04), learned=4), "beyond", "did not learn in 1 of 5 seeds"),
+        (
+            evidence((-0.05, 0.16), learned=4),
+            "cannot tell",
+            "did not learn in 1 of 5 seeds, and the interval contains 0.05",
+        ),
+        (
+            evidence((0.01, 0.04), learned=4),
+            "cannot tell",
+            "did not learn in 1 of 5 seeds, but the interval ends at 0.04",
+        ),
+        (evidence((0.06, 0.2), learned=4), "beyond", "did not learn in 1 of 5 seeds"),
+        (evidence((0.4, 0.9), (-0.1, 0.2), learned=1), "beyond", "did not learn in 4 of 5 seeds"),
+        (evidence((-0.1, 0.2), learned=0), "beyond", "did not learn in 5 of 5 seeds"),
         (
             evidence((0.06, 0.2), twin_learned=3, learned=0, diverged=2),
             "cannot tell",
@@ -62,6 +77,24 @@ def test_verdicts_say_what_intervals_allow(given, verdict, reason):
     assert given.judge(WITHIN) == {"verdict": verdict, "reason": reason}
 
 
+@pytest.mark.parametrize(
+    ("given", "is_settled"),
+    [
+        (evidence((-0.01, 0.04)), True),
+        (evidence((0.06, 0.2)), True),
+        (evidence((-0.05, 0.16)), False),
+        (evidence((-0.05, 0.16), diverged=1), True),
+        (evidence((-0.05, 0.16), twin_learned=4), True),
+        (evidence((0.01, 0.04), learned=4), False),
+        (evidence((-0.05, 0.16), learned=0), False),
+        (evidence((0.06, 0.2), learned=4), True),
+    ],
+)
+def test_what_was_learned_settles_nothing_by_itself(given, is_settled):
+    """An arm that missed the bar with some of its first seeds goes on, as its verdict may."""
+    assert given.is_settled(WITHIN) is is_settled
+
+
 def test_better_and_worse_are_told_by_one_rule():
     """An interval beside 0 is not enough either way: the corrected p decides too."""
     assert evidence((0.01, 0.04)).is_worse
@@ -71,15 +104,35 @@ def test_better_and_worse_are_told_by_one_rule():
     assert evidence((-0.04, -0.01), diverged=1).is_worse
 
 
-def test_the_seeds_that_are_needed_would_tell():
-    """So many values of the same mean and spread leave the distance out, and one fewer do not."""
+@pytest.mark.parametrize("schedule", [looks, once])
+def test_the_seeds_that_are_needed_would_tell(schedule):
+    """So many values of the same mean and spread leave the distance out, and one fewer do not.
+
+    That is so after the early looks of the larger study have had their share of the error.
+    """
     values = [0.02, 0.05, 0.03, 0.08, 0.02]
-    needed = seeds_needed(plain(estimate(values)), 0.07)
+    needed = seeds_needed(plain(estimate_at(values, schedule(5))), 0.07, schedule)
 
     def high(count):
         many = np.resize(np.array([-1.0, 1.0]), count)
         scaled = (many - many.mean()) / many.std(ddof=1) * np.std(values, ddof=1)
-        return estimate(list(np.mean(values) + scaled)).high
+        return estimate_at(list(np.mean(values) + scaled), schedule(count)).high
 
     assert high(needed) < 0.07 < high(needed - 1)
     assert seeds_needed(plain(estimate([0.1])), 0.05) is None
+
+
+@pytest.mark.parametrize("schedule", [looks, once])
+@pytest.mark.parametrize("distance", [1.2, 0.6])
+def test_about_half_of_the_studies_with_so_many_seeds_tell(schedule, distance):
+    """By simulation, of an arm as good as its twin; distances are in standard deviations."""
+    half = quantile(1 - LEVEL * schedule(5)[5] / 2, 4) / math.sqrt(5)
+    needed = seeds_needed(row(-half, half), distance, schedule)
+    gaps = np.random.default_rng(5).normal(size=(4000, needed))
+    told = np.zeros(len(gaps), dtype=bool)
+    for n, share in schedule(needed).items():
+        spread = gaps[:, :n].std(axis=1, ddof=1) / math.sqrt(n)
+        told |= (
+            gaps[:, :n].mean(axis=1) + spread * quantile(1 - LEVEL * share / 2, n - 1) < distance
+        )
+    assert 0.45 < told.mean() < 0.65

@@ -1,6 +1,7 @@
 """Answers of studies, rendered."""
 
 import pytest
+from helpers_studies import compare_answer
 
 from altcore_reporters.study_pages.causes import (
     cause,
@@ -9,7 +10,7 @@ from altcore_reporters.study_pages.causes import (
     counterfactuals,
     recommendation,
 )
-from altcore_reporters.study_pages.comparison import own_settings, validation
+from altcore_reporters.study_pages.comparison import comparison, own_settings, validation
 from altcore_reporters.study_pages.explanation import conclusion
 from altcore_reporters.study_pages.rows import judged
 
@@ -124,6 +125,21 @@ def test_the_recommendation_has_its_figures(verdict, end):
     assert [*map(str, section.parts[0].rows[0])][2:] == [verdict, "few seeds", "90.0 %"]
     none = recommendation({**answer, "recommendation": None})
     assert none == "none of the changes tried helps enough"
+
+
+@pytest.mark.parametrize(("metric", "loss"), [("train", "training"), ("val", "validation")])
+def test_the_page_names_the_loss_that_is_compared(metric, loss):
+    """Of gaps, of the choice of learning rates and of its table, of pictures and captions."""
+    answer = compare_answer()
+    answer["about"]["metric"] = metric
+    document = comparison(answer)
+    how = document.sections[-1].parts[0]
+    assert f"A gap is the mean difference of the {loss} loss" in how
+    assert f"best learning rate by the {loss} loss" in how
+    (curves,) = (s for s in document.sections if s.title == "Loss over learning rate")
+    assert f"the {loss} loss of the selection seeds" in curves.parts[0]
+    assert document.sections[0].parts[0].unit.startswith(f"difference of the {loss} loss")
+    assert document.note.startswith(f"{loss.capitalize()} loss minus that of the float32 twin")
 
 
 def test_what_only_some_arms_have_is_said():

@@ -16,7 +16,6 @@ from altcore_reporters.study_pages.document import (
     Table,
 )
 from altcore_reporters.study_pages.rows import (
-    UNIT,
     VERDICT,
     bar,
     interval,
@@ -24,6 +23,7 @@ from altcore_reporters.study_pages.rows import (
     of_seeds,
     p_value,
     rate_curves,
+    unit,
 )
 from altcore_reporters.study_pages.words import digits, number, value
 
@@ -58,7 +58,7 @@ def picture(answer: Answer) -> Intervals:
         ("difference between arms", pairs),
     )
     groups = [(title, sorted(b, key=lambda b: b.interval.mean)) for title, b in stages if b]
-    return Intervals("How far apart", UNIT, groups, answer["about"]["within"])
+    return Intervals("How far apart", unit(answer["about"]), groups, answer["about"]["within"])
 
 
 def contenders(answer: Answer) -> Table:

@@ -17,7 +17,6 @@ from altcore_reporters.study_pages.document import (
 )
 from altcore_reporters.study_pages.rows import (
     JUDGED,
-    UNIT,
     bar,
     interval,
     judged,
@@ -25,6 +24,7 @@ from altcore_reporters.study_pages.rows import (
     of_seeds,
     p_value,
     rate_curves,
+    unit,
 )
 from altcore_reporters.study_pages.words import FACTORS, NOT_TOLD, digits, number, value
 
@@ -130,7 +130,9 @@ def picture(answer: Answer) -> Intervals:
         ("changes", {c["change"]: c["gap"] for c in answer.get("candidates", ())}),
     ]
     groups = [(title, [bar(k, row) for k, row in rows.items()]) for title, rows in stages if rows]
-    return Intervals("What costs how much", UNIT, groups, answer["about"]["within"])
+    return Intervals(
+        "What costs how much", unit(answer["about"]), groups, answer["about"]["within"]
+    )
 
 
 def factors(answer: Answer) -> Iterator[Part]:

@@ -8,13 +8,10 @@ from typing import Any
 
 from altcore_reporters.study_pages.document import Bullets, Section
 from altcore_reporters.study_pages.rows import interval
-from altcore_reporters.study_pages.words import digits, number, value
+from altcore_reporters.study_pages.words import digits, loss_name, number, value
 
-LOSSES = {
-    "train": "mean difference of the training loss of the last tenth of the steps",
-    "val": "difference of the validation loss at the end",
-}
-"""What a gap is a difference of, by the metric of a comparison."""
+WHEN = {"train": "of the last tenth of the steps", "val": "at the end"}
+"""Which losses are compared, by the metric of a comparison."""
 
 
 def cautions(about: Mapping[str, Any]) -> list[Section]:
@@ -29,8 +26,9 @@ def runs(about: Mapping[str, Any]) -> str:
     kept = "".join(f" {name} is {copy}." for name, copy in about["recipe_files"].items())
     return (
         f"{about['steps']} steps of {about['workload']} in each run, seeds {seeds}, products in "
-        f"{about['compute']}. A gap is the {LOSSES[about.get('metric', 'train')]} to that of the "
-        "float32 twin, on the same batches, paired by seed; intervals "
+        f"{about['compute']}. A gap is the mean difference of the {loss_name(about)} "
+        f"{WHEN[about.get('metric', 'train')]} to that of the float32 twin, on the same batches, "
+        "paired by seed; intervals "
         "are 95 % by Student's t, p is corrected by Holm over the rows of a table."
         f"{stops(about)}{plugins_and_settings(about)}{kept}"
     )
@@ -59,8 +57,9 @@ def note(about: Mapping[str, Any]) -> str:
     """
     seeds = len(about["seeds"])
     fewer = f"at most {seeds} seeds, and fewer for an arm whose verdict was settled before"
+    when = "over the last tenth of" if about.get("metric", "train") == "train" else "after"
     return (
-        f"Training loss minus that of the float32 twin, over the last tenth of {about['steps']} "
+        f"{loss_name(about).capitalize()} minus that of the float32 twin, {when} {about['steps']} "
         "steps, with intervals of 95\u00a0% over "
         f"{fewer if len(about['looks']) > 1 else f'{seeds} seeds'}."
     )
@@ -71,15 +70,15 @@ def rates(about: Mapping[str, Any], what: str) -> str:
     rate, factors = digits(about["learning_rate"]), about["rates"]
     if factors is None:
         return (
-            f"{what} ran at its best learning rate, searched for from {rate} (the others from the "
-            "twin's) by factors of 3 and then once by a factor of √3, on two seeds that are in no "
-            "table"
+            f"{what} ran at its best learning rate by the {loss_name(about)}, searched for from "
+            f"{rate} (the others from the twin's) by factors of 3 and then once by a factor of √3, "
+            "on two seeds that are in no table"
         )
     if len(factors) == 1:
         return f"{what} ran at {digits(factors[0])} times the learning rate {rate}"
     return (
         f"{what} ran at the best of {', '.join(map(digits, factors))} times the learning rate "
-        f"{rate}, chosen on two seeds that are in no table"
+        f"{rate} by the {loss_name(about)}, chosen on two seeds that are in no table"
     )
 
 
@@ -97,8 +96,9 @@ def verdicts(about: Mapping[str, Any]) -> str:
     return (
         f"An arm is 'within' if the interval of its gap ends at {within} or before, ahead of the "
         "frozen control (whose quantized layers keep their first weights), and 'beyond' if the "
-        f"interval begins above {within}, or if a run diverged or did not learn by the verdict of "
-        "its summary; nothing is told where the twin did not learn with every seed."
+        f"interval begins above {within}, or if a run diverged, or none learned by the verdict of "
+        "its summary; an arm that learned with some seeds only is not 'within', and nothing is "
+        "told where the twin did not learn with every seed."
     )
 
 

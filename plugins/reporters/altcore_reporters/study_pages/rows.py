@@ -15,7 +15,7 @@ from altcore_reporters.study_pages.document import (
     Section,
     Table,
 )
-from altcore_reporters.study_pages.words import LEVEL, NOT_TOLD, factor, number, value
+from altcore_reporters.study_pages.words import LEVEL, NOT_TOLD, factor, loss_name, number, value
 
 Row = Mapping[str, Any]
 """An estimate in an answer: its mean, its interval, and what else is known of it."""
@@ -54,7 +54,8 @@ def rate_curves(answer: Row) -> list[Section]:
         cells = [", ".join(number(x) for x in losses.get(rate, ())) for rate in tried]
         rows.append([arm, *cells, learning_rate(choice)])
     head = ["arm", *map(factor, tried), "best"]
-    told = "By factor of the learning rate; the losses are those of the selection seeds."
+    name = loss_name(answer["about"])
+    told = f"By factor of the learning rate: the {name} of the selection seeds."
     table = Table("learning-rates", "Loss over learning rate", head, rows, is_data=False)
     picture = Curves(table.key, list(map(curve, choices.items())))
     return [Section(table.caption, [told, picture, table])]
@@ -65,6 +66,11 @@ def curve(choice: tuple[str, Row]) -> Curve:
     arm, chosen = choice
     points = [(p["factor"], list(map(value, p["losses"]))) for p in chosen["curve"]]
     return Curve(arm, points, learning_rate(chosen))
+
+
+def unit(about: Mapping[str, Any]) -> str:
+    """Return the unit of the pictures of intervals."""
+    return f"difference of the {loss_name(about)}, 95\u00a0% intervals"
 
 
 def bar(label: str, row: Row) -> Bar:
@@ -82,8 +88,6 @@ def of_seeds(count: int, row: Row) -> Number:
 
 VERDICT = ("verdict", "reason")
 """The heads of the columns of a verdict."""
-UNIT = "difference of the training loss, 95\u00a0% intervals"
-"""Of the pictures of intervals."""
 JUDGED = ("gap [95 %]", "p (Holm)", "diverged", "finding")
 """The heads of the columns that `judged` returns."""
 

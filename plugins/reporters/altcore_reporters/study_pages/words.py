@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 NOT_TOLD = "not distinguishable"
@@ -13,8 +14,15 @@ CAUSES = {
     "below": "too small: values below its smallest",
     "finer": "too coarse: two more mantissa bits within its range",
 }
+LOSSES = {"train": "training loss", "val": "validation loss"}
+"""The losses that a study compares, by the metric; `explain` has none."""
 LEVEL = 0.05
 """Below which a corrected p tells a difference."""
+
+
+def loss_name(about: Mapping[str, Any]) -> str:
+    """Return what the loss is called that a study compares."""
+    return LOSSES[about.get("metric", "train")]
 
 
 def value(given: Any) -> float:
