@@ -45,6 +45,7 @@ RATES = curve(1.0, (1 / 3, [3.2]), (1.0, [3.0, 3.1]), (3.0, ["inf"]))
 
 MEASURED = (
     "overflow_rate",
+    "gradient_clipped_by_plugins",
     "gradient_clipped",
     "flushed_rate",
     "stored_stall_rate",

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from altcore.errors import PluginError
-from altcore.runs import EVALUATED
+from altcore.runs import AFTER_PLUGINS, EVALUATED
 
 RESERVED = frozenset(
     {
         *("step", "epoch", "loss", "learning_rate", "grad_norm", "discarded"),
         *("stored_stall_rate", "view_stall_rate", "lost_stall_rate"),
-        *("overflow_rate", "flushed_rate"),
+        *("overflow_rate", "flushed_rate", AFTER_PLUGINS),
         *EVALUATED,
     }
 )

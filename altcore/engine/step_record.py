@@ -20,7 +20,7 @@ from altcore.engine.metric_lines import Line, MetricLines
 from altcore.engine.schedule import is_due
 from altcore.engine.state import Run, Step
 from altcore.engine.weights import WeightCheck
-from altcore.runs import METRICS, TIMINGS, RunDirectory, read_lines
+from altcore.runs import AFTER_PLUGINS, METRICS, TIMINGS, RunDirectory, read_lines
 
 
 @define(eq=False)
@@ -89,6 +89,7 @@ class StepRecord:
                 **{name: host[f"/{name}"] for name in own},
                 "learning_rate": step.learning_rate,
                 "grad_norm": host["grad_norm"],
+                **({AFTER_PLUGINS: host["final_norm"]} if self.changes_gradients else {}),
                 "stored_stall_rate": None,
                 "view_stall_rate": None,
                 **{k: host[k] for k in (*rates, *measures)},
@@ -97,6 +98,11 @@ class StepRecord:
             self.tell_overflow(host["overflow_rate"])
             self.tell_scales(host.get("scales", []))
         return host
+
+    @property
+    def changes_gradients(self) -> bool:
+        """Whether plugins work on gradients before the optimizer does, as clippers do."""
+        return self.dispatch.implements("pre_step")
 
     def add(self, measures: Mapping[str, Any]) -> None:
         """Add measures that are still on the device to this step's line."""

@@ -179,5 +179,6 @@ def has_overflow(fmt: AnyFormat, overflow: str) -> bool:
     """Whether a format has the code that an overflow rule asks for."""
     if isinstance(fmt, BlockFormat):
         return overflow == "saturate"
-    codes = {"inf": fmt.inf_codes, "nan": fmt.nan_codes}
-    return codes.get(overflow) != ()
+    if overflow == "inf":
+        return bool(fmt.inf_codes)
+    return overflow != "nan" or bool(fmt.nan_codes)

@@ -36,7 +36,7 @@ from altcore.runs.identity import (
     identity_of,
 )
 from altcore.runs.json_files import read_json
-from altcore.runs.json_lines import damaged_lines, read_lines, read_new_lines
+from altcore.runs.json_lines import AFTER_PLUGINS, damaged_lines, read_lines, read_new_lines
 from altcore.runs.manifest import (
     ANOMALY,
     ENDED_PHASE,
@@ -115,6 +115,7 @@ _NEED_TORCH = {
 """Names that need torch, and their modules."""
 
 __all__ = [
+    "AFTER_PLUGINS",
     "ANOMALY",
     "CHECKPOINTS",
     "CONFIG",

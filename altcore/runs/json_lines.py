@@ -40,6 +40,8 @@ NUMBERS = (
     "items_per_second",
 )
 """What is a number if a line has it."""
+AFTER_PLUGINS = "grad_norm_after_plugins"
+"""The norm of the gradients that plugins leave to `grad_clip`, if any work on gradients."""
 LOOK_AHEAD = 4
 """Lines that `sample_lines` reads at a place before it goes on without one."""
 

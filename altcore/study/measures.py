@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from altcore.runs import AFTER_PLUGINS
 from altcore.study.outcome import Outcome
 
 METRICS = ("train", "val")
@@ -17,8 +18,8 @@ NORMAL = 1.96
 
 RATES = ("overflow_rate", "flushed_rate", "stored_stall_rate", "view_stall_rate")
 """Rates of the metrics, as lines of metrics.jsonl have them."""
-CLIPPED = "gradient_clipped"
-"""The share of the gradient's norm that `grad_clip` took away."""
+BY_PLUGINS, CLIPPED = "gradient_clipped_by_plugins", "gradient_clipped"
+"""The shares of the gradient's norm that plugins took away, and of what these left `grad_clip`."""
 
 
 def loss_of(metric: str, steps: int) -> Callable[[Outcome], float]:
@@ -86,7 +87,7 @@ def rates(outcomes: Mapping[int, Outcome], grad_clip: float) -> dict[str, Any]:
         overflow where nothing can.
     """
     found: dict[str, Any] = {}
-    for name in (*RATES, CLIPPED):
+    for name in (*RATES, BY_PLUGINS, CLIPPED):
         values = [
             (value, int(line["step"]), seed)
             for seed, outcome in outcomes.items()
@@ -105,10 +106,22 @@ def _values(
 ) -> Iterator[tuple[Mapping[str, Any], float]]:
     """Yield the lines in which a rate was measured, and its value."""
     for line in outcome.lines:
-        value = line.get("grad_norm" if name == CLIPPED else name)
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            continue
-        if name != CLIPPED:
+        norm = line["grad_norm"] if name in (BY_PLUGINS, CLIPPED) else None
+        value: Any = line.get(name)
+        if name == BY_PLUGINS and AFTER_PLUGINS in line:
+            value = _taken(norm, line[AFTER_PLUGINS])
+        elif name == CLIPPED and grad_clip:
+            value = _taken(line.get(AFTER_PLUGINS, norm), grad_clip)
+        if _is_finite(value):
             yield line, value
-        elif grad_clip:
-            yield line, 1 - min(1.0, grad_clip / value) if value else 0.0
+
+
+def _taken(norm: Any, limit: Any) -> float | None:
+    """Return the share of a norm that is above a limit, or None if one is no finite number."""
+    if not (_is_finite(norm) and _is_finite(limit)):
+        return None
+    return 1 - min(1.0, limit / norm) if norm else 0.0
+
+
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

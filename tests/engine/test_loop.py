@@ -409,6 +409,23 @@ def test_needs_are_what_they_say(shelf, start):
     assert len(found) == 3
 
 
+def test_the_record_says_what_plugins_left_of_the_gradients(shelf, start):
+    """Their norm before `grad_clip`, beside the raw one; not where no plugin works on them."""
+
+    @define(eq=False)
+    class Halves:
+        @hookimpl
+        def pre_step(self, run):
+            for parameter in run.model.parameters():
+                parameter.grad.mul_(0.5)
+
+    shelf.install("intervention", "halves", Halves)
+    lines = start(["halves"], max_steps=2, grad_clip=0.01).metrics_history
+    found = [(x["grad_norm_after_plugins"], x["grad_norm"]) for x in lines]
+    assert [after for after, _ in found] == pytest.approx([raw / 2 for _, raw in found])
+    assert "grad_norm_after_plugins" not in start(max_steps=1).metrics_history[0]
+
+
 @pytest.mark.parametrize("scale", [1024.0, torch.tensor(1024.0)])
 @pytest.mark.parametrize("fmt", ["none", "E4M3"])
 def test_a_loss_scale_is_taken_out_again(shelf, start, scale, fmt):

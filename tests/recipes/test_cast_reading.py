@@ -5,6 +5,7 @@ from attrs import evolve
 from helpers_recipes import LAYERS
 
 from altcore import BadInput, ChangeRecipe, Stochastic, get_format
+from altcore.formats import float_format
 from altcore.recipes import Cast, Scaling, read_recipe
 from altcore.recipes.cast_reading import Place, read_cast
 from altcore.recipes.reading import parse
@@ -118,3 +119,12 @@ def test_a_misspelt_placeholder_is_named(tmp_path):
     with pytest.raises(BadInput, match=r"unknown format 'FROMAT' \(did you mean FORMAT\?\)") as hit:
         read_recipe(str(path), "E4M3")
     assert (hit.value.key, hit.value.source.line) == ("recipe", 2)
+
+
+def test_a_cast_that_saturates_lists_no_codes():
+    """A wide format has half a million, and its cast is read a hundred times in a run."""
+    fmt = float_format("E8M10", 8, 10, specials="ieee")
+    assert read_cast({"format": fmt, "scaling": "none"}, Place()).overflow == "saturate"
+    assert not {"code_values", "inf_codes", "nan_codes"} & vars(fmt).keys()
+    small = float_format("E4M3", 4, 3, specials="ieee")
+    assert read_cast({"format": small, "overflow": "inf"}, Place()).overflow == "inf"

@@ -50,7 +50,21 @@ def test_a_rate_has_its_mean_its_largest_value_and_when_that_was():
         ),
     }
     found = rates(own, grad_clip=1.0)
+    assert found["gradient_clipped_by_plugins"] is None
     assert found["overflow_rate"] == {"mean": 0.2, "largest": 0.3, "step": 2, "seed": 2}
     assert found["gradient_clipped"] == {"mean": 0.25, "largest": 0.5, "step": 1, "seed": 1}
     assert found["flushed_rate"] is None
     assert rates(own, grad_clip=0)["gradient_clipped"] is None
+
+
+def test_what_clippers_took_away_has_a_rate_of_its_own():
+    """That of `grad_clip` is of what they left; one that lets a gradient grow takes nothing."""
+    norms = [(4.0, 2.0), (1.0, 1.5), (0.0, 0.0), ("nan", "nan")]
+    lines = [
+        {"step": step, "grad_norm": norm, "grad_norm_after_plugins": left}
+        for step, (norm, left) in enumerate(norms, 1)
+    ]
+    found = rates({1: outcome(lines=lines)}, grad_clip=1.0)
+    by_plugins, clipped = found["gradient_clipped_by_plugins"], found["gradient_clipped"]
+    assert by_plugins == {"mean": pytest.approx(0.5 / 3), "largest": 0.5, "step": 1, "seed": 1}
+    assert clipped["mean"] == pytest.approx((0.5 + 1 / 3) / 3)

@@ -152,7 +152,8 @@ def validation(answer: Answer) -> str:
 
 RATES = {
     "overflow_rate": "overflow",
-    "gradient_clipped": "gradient clipped",
+    "gradient_clipped_by_plugins": "gradient clipped by plugins",
+    "gradient_clipped": "gradient clipped by grad_clip",
     "flushed_rate": "flushed to 0",
     "stored_stall_rate": "stored updates stalled",
     "view_stall_rate": "quantized updates stalled",
@@ -166,8 +167,8 @@ def rounding(answer: Answer) -> list[str | Table]:
     told = (
         "Means over steps and seeds, with the largest and its step. Overflow is the share of "
         "quantized values beyond the largest of their format, which are clipped to it unless the "
-        "recipe says otherwise; 'gradient clipped' the share of the gradient's norm that grad_clip "
-        "took away."
+        "recipe says otherwise; 'gradient clipped' the share of the gradient's norm that plugins "
+        "took away, and of what these left, grad_clip."
     )
     return [told, Table("rates", "Rates", ["arm", *(RATES[k] for k in shown)], rows)]
 
