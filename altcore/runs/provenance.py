@@ -56,14 +56,12 @@ def _processor() -> str:
 
 
 def _git() -> dict[str, Any] | None:
-    def ask(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(
-                ["git", *arguments], capture_output=True, text=True, timeout=10, check=True
-            )
-        except (OSError, subprocess.SubprocessError):
-            return None
-        return done.stdout.strip()
-
-    commit = ask("rev-parse", "HEAD")
-    return {"commit": commit, "dirty": bool(ask("status", "--porcelain"))} if commit else None
+    command = ["git", "status", "--porcelain=v2", "--branch", "--no-ahead-behind"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    head, *lines = done.stdout.splitlines()
+    commit = head.removeprefix("# branch.oid ")
+    dirty = any(not line.startswith("# ") for line in lines)
+    return {"commit": commit, "dirty": dirty} if commit != "(initial)" else None
