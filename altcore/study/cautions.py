@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from altcore.builtin_types import digits
@@ -50,6 +50,14 @@ def smallest_gap(shares: Mapping[int, float], rows: int) -> float:
     seeds = max(shares)
     level = LEVEL * shares[seeds] / rows
     return quantile(1 - level / 2, seeds - 1) / math.sqrt(seeds)
+
+
+def about_same_runs(groups: Iterable[Sequence[str]]) -> list[str]:
+    """Return a sentence for each group of arms that nothing sets apart, by their names."""
+    return [
+        f"{', '.join(rest)} and {last} are the same runs: their differences are 0 whatever is true"
+        for *rest, last in groups
+    ]
 
 
 def about_chaos(nulls: Iterable[Mapping[str, Any]], within: float) -> list[str]:

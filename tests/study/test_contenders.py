@@ -5,6 +5,8 @@ from helpers_contenders import made
 
 from altcore import BadInput
 from altcore.formats import Stochastic
+from altcore.study.cautions import about_same_runs
+from altcore.study.contenders import same_runs
 from altcore.study.differences import differences, pairs
 
 
@@ -98,6 +100,34 @@ def test_what_cannot_be_an_arm_is_refused(asked, words):
     formats = {} if "arms" in asked or not asked else {"formats": ["E4M3"]}
     with pytest.raises(BadInput, match=words):
         made(**formats, **asked)
+
+
+def test_a_rounding_of_what_a_recipe_leaves_alone_is_refused():
+    """Or two arms would be the same runs, and found alike; the recipes that have it are named."""
+    asked = {"formats": ["E4M3"], "roundings": ["weight+stored_weight=stochastic"]}
+    words = (
+        r"the recipe master leaves stored_weight alone, so its rounding changes nothing.*"
+        r"--recipes full or pure would have it"
+    )
+    with pytest.raises(BadInput, match=words):
+        made(**asked)
+    with pytest.raises(BadInput, match="nvfp4 leaves stored_weight alone"):
+        made(arms={"mine": "nvfp4"}, roundings=["stored_weight=up"])
+    assert len(made(**asked, recipes=["pure"], arms={"float32": "none"})) == 2
+
+
+def test_arms_that_nothing_sets_apart_are_found():
+    """By what is trained, not by what was asked; formats of other names are other formats."""
+    lists = {"roundings": ["nearest", "nearest-even"], "optimizers": ["adamw", "sgd"]}
+    found = made(formats=["E0M7", "E1M6"], arms={"float32": "none"}, **lists)
+    assert same_runs(found) == [
+        [f"{start}/{rounding}/{optimizer}" for rounding in lists["roundings"]]
+        for start in ("E0M7", "E1M6", "float32")
+        for optimizer in lists["optimizers"]
+    ]
+    told = about_same_runs([["a", "b", "c"]])
+    assert told == ["a, b and c are the same runs: their differences are 0 whatever is true"]
+    assert same_runs(made(formats=["E4M3"], roundings=["up", "down"])) == []
 
 
 # ----------------------------------------------------------------------- held against what
