@@ -213,7 +213,8 @@ def _compare(
         found = study.compare()
         nulls = [twin["null"] for twin in found["twins"].values() if "null" in twin]
         known = facts(runner.base, begun, rows, study.curves, options, nulls)
-        known["cautions"] += same + cautions.about_validation(entrants.metric, found["validation"])
+        known["cautions"] += same + cautions.about_twins(found["twins"], len(seeds))
+        known["cautions"] += cautions.about_validation(entrants.metric, found["validation"])
         about = {**asked, **known}
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
