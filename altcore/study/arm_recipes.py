@@ -105,13 +105,18 @@ def contender_config(
         return own
 
 
-def rounded(recipe: Recipe, text: str) -> Recipe:
-    """Return a recipe with another rounding: of all that it casts, or of some roles.
+def rounded(config: TrainConfig, start: Start, text: str) -> Recipe:
+    """Return the recipe of a start with another rounding: of all that it casts, or of some roles.
 
     Args:
-        recipe: any; what it leaves alone stays so.
+        config: of all runs.
+        start: what its recipe leaves alone stays so.
         text: ``stochastic``, with settings as ``stochastic:random_bits=8``; or for some roles, with
             ``+`` between them, ``stored_weight=stochastic``.
+
+    Raises:
+        BadInput: if it cannot be read, or the recipe casts some of the roles nowhere. One that
+            casts nothing at all may stand beside others.
     """
     head, *given = text.split(":")
     roles, equals, name = head.rpartition("=")
@@ -119,11 +124,34 @@ def rounded(recipe: Recipe, text: str) -> Recipe:
     place = Place("--roundings", text, Source(flag="--roundings"))
     rounding, stochastic = read_rounding({"kind": name, **settings} if settings else name, place)
     with keyed("--roundings"):
-        wanted = {o for role in roles.split("+") for o in operands_of(role)} if equals else None
+        named = {role: set(operands_of(role)) for role in roles.split("+")} if equals else {}
+    wanted = set().union(*named.values()) if named else None
+    held = _cast_by(start.made)
+    for role, operands in named.items():
+        if held and not held & operands:
+            raise BadInput(
+                f"the recipe {start.recipe} leaves {role} alone, so its rounding changes nothing",
+                key="--roundings",
+                part=text,
+                hint=_recipes_with(config, start.format, operands),
+            )
 
     def change(operand: str, cast: Cast) -> Cast:
         if wanted is None or operand in wanted:
             return evolve(cast, rounding=rounding, stochastic=stochastic)
         return cast
 
-    return changed(recipe, change)
+    return changed(start.made, change)
+
+
+def _cast_by(recipe: Recipe) -> set[str]:
+    """Return the operands that a recipe casts in some layer."""
+    return {o for rule in recipe.rules for o, cast in rule.casts.items() if cast}
+
+
+def _recipes_with(config: TrainConfig, fmt: str | None, operands: set[str]) -> str:
+    """Return which of the recipes that take a format cast some of the operands, as a hint."""
+    taking = [name for name in NAMED if takes_format(name)] if fmt else []
+    made = {name: config.evolve(format=fmt, recipe=name).make_recipe() for name in taking}
+    found = [name for name, recipe in made.items() if _cast_by(recipe) & operands]
+    return f"--recipes {' or '.join(found)} would have it" if found else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from altcore.builtin_types import digits
@@ -36,7 +36,7 @@ def before_running(
     if (least := smallest_gap(shares, rows)) > LARGEST_GAP:
         found.append(
             f"{max(shares)} seeds are too few to tell small differences: in a table of {rows} rows "
-            f"a gap is significant from {least:.1f} standard deviations over the seeds on"
+            f"a gap is significant from {least:.1f} standard deviations over the seeds on, its own"
         )
     return found
 
@@ -50,6 +50,24 @@ def smallest_gap(shares: Mapping[int, float], rows: int) -> float:
     seeds = max(shares)
     level = LEVEL * shares[seeds] / rows
     return quantile(1 - level / 2, seeds - 1) / math.sqrt(seeds)
+
+
+def about_same_runs(groups: Iterable[Sequence[str]]) -> list[str]:
+    """Return a sentence for each group of arms that nothing sets apart, by their names."""
+    return [
+        f"{', '.join(rest)} and {last} are the same runs: their differences are 0 whatever is true"
+        for *rest, last in groups
+    ]
+
+
+def about_twins(twins: Mapping[str, Mapping[str, Any]], seeds: int) -> list[str]:
+    """Return a sentence for each twin that did not learn with every seed, by its optimizer."""
+    return [
+        f"the float32 twin ({name}) learned in {twin['learned']} of {seeds} seeds, so nothing is "
+        "told of its arms: take more steps, or another learning rate"
+        for name, twin in twins.items()
+        if twin["learned"] < seeds
+    ]
 
 
 def about_chaos(nulls: Iterable[Mapping[str, Any]], within: float) -> list[str]:
@@ -74,7 +92,7 @@ def about_validation(metric: str, found: Mapping[str, Any]) -> list[str]:
     wanted_batches = "more are needed" if wanted is None else f"{wanted} are enough"
     return [
         f"a validation loss over {batches} batches is less certain than --within: {wanted_batches} "
-        "(eval_steps)"
+        "for every run (eval_steps)"
     ]
 
 

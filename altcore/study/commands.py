@@ -24,7 +24,7 @@ from altcore.study import answer, cautions
 from altcore.study.arm_recipes import format_and_recipe
 from altcore.study.arms import Arm, factorial, frozen_control
 from altcore.study.compare import Comparison
-from altcore.study.contenders import Entrants, contenders
+from altcore.study.contenders import Entrants, contenders, same_runs
 from altcore.study.differences import pairs
 from altcore.study.explain import Explanation
 from altcore.study.identity import plain
@@ -192,6 +192,9 @@ def _compare(
 
     arms = contenders(config, layers, entrants, configure)
     pairs(arms, entrants.against)  # a name that is none is found before anything runs
+    same = cautions.about_same_runs(same_runs(arms))
+    for caution in same:
+        options.tell(f"caution: {caution}")
     keys = {arm.optimizer: own_keys(config, configure, arm.optimizer) for arm in arms}
     called = "-".join(dict.fromkeys(arm.start.called for arm in arms))
     name = options.name or as_name(f"compare-{called}").lower()
@@ -210,6 +213,7 @@ def _compare(
         found = study.compare()
         nulls = [twin["null"] for twin in found["twins"].values() if "null" in twin]
         known = facts(runner.base, begun, rows, study.curves, options, nulls)
+        known["cautions"] += same + cautions.about_twins(found["twins"], len(seeds))
         known["cautions"] += cautions.about_validation(entrants.metric, found["validation"])
         about = {**asked, **known}
         whole = {"about": about, **found}

@@ -14,7 +14,7 @@ from altcore.study.contenders import Contender
 from altcore.study.differences import differences, pairs
 from altcore.study.keys import run_key
 from altcore.study.measures import bits_per_byte, loss_of, outcome_loss, rates, val_gap, validation
-from altcore.study.null_arm import null_row
+from altcore.study.null_arm import detectable
 from altcore.study.outcome import Outcome, gap
 from altcore.study.rates import SELECTION_SEED, Curve, choose, runs_at_most
 from altcore.study.runner import Runner, Trial
@@ -92,7 +92,8 @@ class Comparison:
     def _unsettled(self, left: Sequence[Contender], nulls: Mapping[str, Arm]) -> list[Contender]:
         """Return the contenders for which further seeds can matter, of those that ran."""
         found = self._found(nulls)
-        open_pairs = [d for d in found["differences"] if d["verdict"] == CANNOT_TELL]
+        differing = found["differences"]
+        open_pairs = [d for d in differing if d["verdict"] == CANNOT_TELL and not d["reason"]]
         names = {d[end] for d in open_pairs for end in ("arm", "against")}
         evidence = {row["arm"]: self._evidence(row, found["twins"]) for row in found["contenders"]}
         return [c for c in left if c.name in names or not evidence[c.name].is_settled(self.within)]
@@ -105,14 +106,17 @@ class Comparison:
         for i, row in enumerate(rows):
             row["p_holm"] = corrected[i]
             row |= self._evidence(row, twins).judge(self.within)
+        untold = {r["arm"]: r["reason"] for r in rows if r["twin_learned"] < r["gap"]["n"]}
         gaps = {c.name: self._gaps(c.key, self._twin(c.optimizer)) for c in self.contenders}
         held = pairs(self.contenders, self.against)
+        named = {c.key for c in self.contenders} | set(map(self._twin, self.optimizer_keys))
+        shown = [outcome for (key, _), outcome in self.outcomes.items() if key in named]
         eval_steps = self.runner.base.eval_steps
         return {
             "contenders": rows,
-            "differences": differences(held, gaps, self.within, self.shares),
+            "differences": differences(held, gaps, self.within, self.shares, untold),
             "twins": twins,
-            "validation": validation(list(self.outcomes.values()), eval_steps, self.within),
+            "validation": validation(shown, eval_steps, self.within),
         }
 
     def _choose_rates(self, arms: Sequence[Arm]) -> None:
@@ -203,9 +207,18 @@ class Comparison:
             "gap": self._estimate(gaps),
             "frozen": self._estimate(frozen),
             "ahead_of_frozen": self._estimate(ahead),
+            "detectable": self._detectable(gaps),
             **self._losses(c.key),
             "rates": rates(dict(zip(self.seeds, self._of(c.key), strict=False)), self._clip(c)),
         }
+
+    def _detectable(self, gaps: Sequence[float]) -> float:
+        """Return the smallest gap that can be detected where gaps spread over the seeds as these.
+
+        It is for all seeds, and this table's number of rows.
+        """
+        seeds, rows = len(self.seeds), len(self.contenders)
+        return detectable(gaps, seeds, rows, LEVEL * self.shares[seeds])
 
     def _losses(self, key: str) -> dict[str, Any]:
         """Return an arm's losses, and the bits a byte where the data are bytes of text."""
@@ -251,8 +264,6 @@ class Comparison:
         }
         if null is not None:
             gaps = self._gaps(null.key, key)
-            rows, seeds = len(self.contenders), len(self.seeds)
-            level = LEVEL * self.shares[seeds]
-            known = estimate_at(gaps, self.shares)
-            found["null"] = null_row(gaps, known, seeds, rows, level)
+            smallest, rows = self._detectable(gaps), len(self.contenders)
+            found["null"] = {**self._estimate(gaps), "detectable": smallest, "rows": rows}
         return found

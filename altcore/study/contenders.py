@@ -120,7 +120,7 @@ def contenders(
         varying = [(rounding, roundings), (optimizer, optimizers), (plugins, entrants.plugins)]
         name = "/".join([start.name, *(str(p) for p, values in varying if len(values) > 1)])
         settings = entrants.settings.get(name, {})
-        recipe = start.made if rounding is None else rounded(start.made, rounding)
+        recipe = start.made if rounding is None else rounded(config, start, rounding)
         others = None if plugins == NO_PLUGINS else plugins
         made.append(
             Contender(
@@ -139,6 +139,21 @@ def contenders(
         raise BadInput("compare needs --formats, or recipes as --arms or --ablate")
     _check_names(made, entrants.settings)
     return made
+
+
+def same_runs(contenders: Sequence[Contender]) -> list[list[str]]:
+    """Return the names of contenders whose runs are the same, in groups.
+
+    They have equal casts in all layers and equal keys; their formats have one name, too.
+    """
+    groups: list[list[Contender]] = []
+    for own in contenders:
+        known = (g for g in groups if (g[0].plan, g[0].keys) == (own.plan, own.keys))
+        group = next(known, None)
+        if group is None:
+            groups.append(group := [])
+        group.append(own)
+    return [[c.name for c in group] for group in groups if len(group) > 1]
 
 
 def _check_names(made: Iterable[Contender], named: Iterable[str]) -> None:

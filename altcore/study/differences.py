@@ -9,6 +9,7 @@ from altcore.errors import BadInput, nearest
 from altcore.study.contenders import Contender
 from altcore.study.sequential import estimate_at
 from altcore.study.statistics import LEVEL, Estimate, holm, plain, share_closed
+from altcore.study.verdict import CANNOT_TELL
 
 START = ("start", "format", "recipe")
 """Of what contenders differ in, all that is of their recipe."""
@@ -20,8 +21,9 @@ def pairs(contenders: Sequence[Contender], against: str | None) -> list[tuple[st
     Args:
         contenders: all arms.
         against: an arm's name: all others are held against it. Or a value in which arms differ,
-            such as a rounding: each is held against the one that differs from it in that alone.
-            None: a recipe is held against itself without each ingredient, and no other is.
+            such as a rounding: each is held against the one that differs from it in that alone. A
+            rounding's name is enough if it is one role's alone. None: a recipe is held against
+            itself without each ingredient, and no other is.
 
     Raises:
         BadInput: if it is neither.
@@ -32,16 +34,31 @@ def pairs(contenders: Sequence[Contender], against: str | None) -> list[tuple[st
     if against in names:
         return [(name, against) for name in names if name != against]
     for axis in contenders[0].differs_in:
-        if found := list(_counterparts(contenders, axis, against)):
+        value = _meant(contenders, axis, against)
+        if found := list(_counterparts(contenders, axis, value)):
             return found
-    known = {str(value) for c in contenders for value in c.differs_in.values()}
+    known = _values(contenders)
     raise BadInput(
         "no other arm can be held against it",
         key="--against",
         part=against,
         meant=nearest(against, [*names, *known]),
-        hint=f"one of {', '.join(names)}, or in what they differ",
+        hint=f"an arm: {', '.join(names)}" + (f"; or {', '.join(known)}" if known else ""),
     )
+
+
+def _meant(contenders: Sequence[Contender], axis: str, against: str) -> str:
+    """Return the value of an axis that is meant: of a rounding's name, the one with its role."""
+    values = {value for c in contenders if (value := c.differs_in[axis]) is not None}
+    of_roles = [v for v in values if axis == "rounding" and v.partition("=")[2] == against]
+    return of_roles[0] if len(of_roles) == 1 and against not in values else against
+
+
+def _values(contenders: Sequence[Contender]) -> list[str]:
+    """Return the values of all in which contenders differ."""
+    every = [c.differs_in for c in contenders]
+    axes = [dict.fromkeys(own[axis] for own in every) for axis in every[0]]
+    return [v for values in axes if len(values) > 1 for v in values if v is not None]
 
 
 def _ablations(contenders: Sequence[Contender]) -> Iterator[tuple[str, str]]:
@@ -74,6 +91,7 @@ def differences(
     gaps: Mapping[str, Sequence[float]],
     within: float,
     shares: Mapping[int, float],
+    no_verdict: Mapping[str, str],
 ) -> list[dict[str, Any]]:
     """Return a row for each pair of arms: the difference of their gaps, and what it closes.
 
@@ -84,6 +102,7 @@ def differences(
             fewer seeds than others.
         within: the largest difference that counts as none.
         shares: the share of the error of each number of seeds, as of `looks`.
+        no_verdict: why there is none on some arms: their twin did not learn.
     """
     found = {
         (arm, other): estimate_at(
@@ -96,14 +115,16 @@ def differences(
     for (arm, against), difference in found.items():
         p_holm, n = corrected[arm, against], difference.n
         share = share_closed(gaps[arm][:n], gaps[against][:n], LEVEL * shares[n])
+        reason = no_verdict.get(arm) or no_verdict.get(against) or ""
         rows.append(
             {
                 "arm": arm,
                 "against": against,
                 "difference": plain(difference),
                 "p_holm": p_holm,
-                "share_closed": share and plain(share),
-                "verdict": _verdict(difference, p_holm, within),
+                "share_closed": share and {k: plain(share)[k] for k in ("mean", "low", "high")},
+                "verdict": CANNOT_TELL if reason else _verdict(difference, p_holm, within),
+                "reason": reason,
             }
         )
     return rows
@@ -117,4 +138,4 @@ def _verdict(difference: Estimate, p_holm: float, within: float) -> str:
         return "worse"
     if -within <= difference.low and difference.high <= within:
         return "alike"
-    return "cannot tell"
+    return CANNOT_TELL

@@ -100,3 +100,8 @@ def test_cautions_come_before_the_runs_and_beside_the_answer(asked):
     assert [c.removeprefix("caution: ") for c in before] == found["about"]["cautions"][:2]
     page = (folder / "compare.md").read_text()
     assert "## Cautions\n\n- 5 steps are too few to tell whether a format trains" in page
+
+
+def test_a_twin_that_did_not_learn_is_a_caution():
+    [told] = cautions.about_twins({"adamw": {"learned": 2}, "sgd": {"learned": 3}}, 3)
+    assert told.startswith("the float32 twin (adamw) learned in 2 of 3 seeds, so nothing is told")

@@ -5,6 +5,8 @@ from helpers_contenders import made
 
 from altcore import BadInput
 from altcore.formats import Stochastic
+from altcore.study.cautions import about_same_runs
+from altcore.study.contenders import same_runs
 from altcore.study.differences import differences, pairs
 
 
@@ -100,6 +102,34 @@ def test_what_cannot_be_an_arm_is_refused(asked, words):
         made(**formats, **asked)
 
 
+def test_a_rounding_of_what_a_recipe_leaves_alone_is_refused():
+    """Or two arms would be the same runs, and found alike; the recipes that have it are named."""
+    asked = {"formats": ["E4M3"], "roundings": ["weight+stored_weight=stochastic"]}
+    words = (
+        r"the recipe master leaves stored_weight alone, so its rounding changes nothing.*"
+        r"--recipes full or pure would have it"
+    )
+    with pytest.raises(BadInput, match=words):
+        made(**asked)
+    with pytest.raises(BadInput, match="nvfp4 leaves stored_weight alone"):
+        made(arms={"mine": "nvfp4"}, roundings=["stored_weight=up"])
+    assert len(made(**asked, recipes=["pure"], arms={"float32": "none"})) == 2
+
+
+def test_arms_that_nothing_sets_apart_are_found():
+    """By what is trained, not by what was asked; formats of other names are other formats."""
+    lists = {"roundings": ["nearest", "nearest-even"], "optimizers": ["adamw", "sgd"]}
+    found = made(formats=["E0M7", "E1M6"], arms={"float32": "none"}, **lists)
+    assert same_runs(found) == [
+        [f"{start}/{rounding}/{optimizer}" for rounding in lists["roundings"]]
+        for start in ("E0M7", "E1M6", "float32")
+        for optimizer in lists["optimizers"]
+    ]
+    told = about_same_runs([["a", "b", "c"]])
+    assert told == ["a, b and c are the same runs: their differences are 0 whatever is true"]
+    assert same_runs(made(formats=["E4M3"], roundings=["up", "down"])) == []
+
+
 # ----------------------------------------------------------------------- held against what
 
 
@@ -126,6 +156,18 @@ def test_each_is_held_against_the_one_that_differs_in_one_thing(against, expecte
     assert {name: found.get(name) for name in expected} == expected
 
 
+def test_a_rounding_of_one_role_is_meant_by_its_name():
+    roundings = ["stored_weight=up", "stored_weight=stochastic:random_bits=8"]
+    arms = made(formats=["E4M3"], recipes=["pure"], roundings=roundings)
+    down, up = (arm.name for arm in reversed(arms))
+    assert pairs(arms, "up") == [(down, up)]
+    assert pairs(arms, "stochastic:random_bits=8") == [(up, down)]
+    several = made(formats=["E4M3"], recipes=["pure"], roundings=[*roundings, "weight=up"])
+    known = "; or stored_weight=up, stored_weight=stochastic:random_bits=8, weight=up"
+    with pytest.raises(BadInput, match=f"an arm: .*{known}"):
+        pairs(several, "up")
+
+
 def test_an_arm_that_there_is_not_is_refused():
     with pytest.raises(BadInput, match=r"--against stochstic: .*did you mean stochastic"):
         pairs(made(formats=["E4M3"], roundings=["up", "stochastic"]), "stochstic")
@@ -148,9 +190,20 @@ def test_a_difference_is_narrower_than_the_gaps():
         "worse": [0.90 + t for t in twin],
     }
     held = [(arm, "full") for arm in list(gaps)[1:]]
-    rows = differences(held, gaps, 0.05, {5: 1.0})
+    rows = differences(held, gaps, 0.05, {5: 1.0}, {})
     assert [r["verdict"] for r in rows] == ["better", "alike", "cannot tell", "worse"]
     closer = rows[0]
     assert closer["difference"]["high"] - closer["difference"]["low"] < 0.03
     assert closer["share_closed"]["mean"] == pytest.approx(1 - 0.108 / 0.308)
     assert closer["p_holm"] == pytest.approx(3 * closer["difference"]["p"])
+
+
+def test_nothing_is_told_of_arms_whose_twin_did_not_learn():
+    """That they are alike says nothing where nothing learned; nor does anything else."""
+    gaps = {"a": [0.001, 0.0], "b": [0.0, 0.0], "c": [1.0, 1.0001]}
+    held = [("a", "b"), ("b", "c"), ("a", "c")]
+    rows = differences(held, gaps, 0.05, {2: 1.0}, {"c": "the twin did not learn in 1 of 2 seeds"})
+    assert [(r["verdict"], r["reason"][:8]) for r in rows] == [
+        ("alike", ""),
+        *[("cannot tell", "the twin")] * 2,
+    ]
