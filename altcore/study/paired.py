@@ -86,10 +86,11 @@ class PairedRuns:
         if self.given_rates is not None:
             return self.choose_rates(arms)
         rates = between(self.rates[self.reference.key], self.rates[other.key])
-        found = choose(self.runner, arms, self.selection_seed, self.within, rates)
-        for key, curve in found.items():
-            curve.is_bracketed = True
-            self.curves[key], self.rates[key] = curve, curve.best
+        found = choose(
+            self.runner, arms, self.selection_seed, self.within, rates, is_bracketed=True
+        )
+        self.curves |= found
+        self.rates |= {key: curve.best for key, curve in found.items()}
         return None
 
     # Running ---------------------------------------------------------------------------------

@@ -147,7 +147,13 @@ def search(
 
     ``rates`` that are given are tried as they are; otherwise the grid begins ``around`` one.
     """
-    yield [(rate, 0) for rate in rates or (around * factor for factor in GRID)]
+    if rates is None:
+        low, middle, high = (around * factor for factor in GRID)
+        yield [(middle, 0), (high, 0)]
+        if not curve.losses[high][0] + margin < curve.losses[middle][0] < math.inf:
+            yield [(low, 0)]
+    else:
+        yield [(rate, 0) for rate in rates]
     left = BEYOND if rates is None else 0
     while left and (beyond := curve.beyond):
         yield [(beyond, 0)]
@@ -155,6 +161,8 @@ def search(
     if rates is None and curve.ranked:
         yield [(curve.between, 0)]
     contenders = curve.contenders(margin)
+    if curve.is_bracketed and len(contenders) == 1:
+        return  # it lies where others with a search of their own do not diverge
     yield [(rate, 1) for rate in contenders]
     for rate in curve.ranked[len(contenders) :]:
         if math.inf in curve.losses[curve.best]:
@@ -172,6 +180,7 @@ def choose(
     rates: Sequence[float] | None = None,
     around: Mapping[str, float] | None = None,
     loss: Callable[[Outcome], float] | None = None,
+    is_bracketed: bool = False,
 ) -> dict[str, Curve]:
     """Find the learning rate at which each arm ends with the least loss, side by side.
 
@@ -183,11 +192,12 @@ def choose(
         rates: tried as they are, if given; a single one is taken untried.
         around: where an arm's grid begins, by its key; 1 for others.
         loss: of a run, infinite if it diverged; by default that of the last training steps.
+        is_bracketed: whether ``rates`` lie between those of arms with a search of their own.
     """
     if rates is not None and len(rates) == 1:
         return {arm.key: Curve({rates[0]: []}) for arm in arms}
     loss = loss or (lambda outcome: outcome.tail(runner.base.max_steps))
-    curves = {arm.key: Curve() for arm in arms}
+    curves = {arm.key: Curve(is_bracketed=is_bracketed) for arm in arms}
     searches = {
         arm.key: search(curves[arm.key], margin, rates, (around or {}).get(arm.key, 1.0))
         for arm in arms

@@ -107,9 +107,24 @@ def test_arms_between_two_others_take_rates_between_theirs():
     runs.choose_rates_between([Arm("far", {})], Arm("full", {}))
     assert sorted(runs.curves["far"].losses) == [1.0, 3.0, 9.0]
     assert (runs.rates["far"], runs.curves["far"].edge) == (1.0, None)
+    assert {len(losses) for losses in runs.curves["far"].losses.values()} == {2}
     runs.rates["full"] = 9.0
     runs.choose_rates_between([Arm("near", {})], Arm("full", {}))
     assert (runs.rates["near"], runs.curves["near"].losses) == (9.0, {9.0: []})
+
+
+def test_a_rate_between_that_leads_clearly_has_no_second_seed():
+    """The rates at both ends are those of arms whose second seed did not diverge."""
+
+    class Bowl(Losses):
+        def outcomes(self, trials):
+            self.made += [(t.rate, t.seed) for t in trials]
+            return [Outcome((abs(t.rate - 3.0),) * 10, False, 3.0, ()) for t in trials]
+
+    runs = PairedRuns(Bowl({}), SEEDS, 0.05, rates={"twin": 9.0, "full": 1.0})
+    runs.choose_rates_between([Arm("far", {})], Arm("full", {}))
+    assert runs.runner.made == [(1.0, 1001), (3.0, 1001), (9.0, 1001)]
+    assert runs.rates["far"] == 3.0
 
 
 def test_the_null_arm_runs_as_far_as_the_full_one():

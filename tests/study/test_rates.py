@@ -78,7 +78,7 @@ def test_the_grid_follows_the_best(at, best, edge):
 def test_a_rate_that_lost_clearly_has_no_second_seed():
     """The best runs again, and the next two only if they are within the margin of it."""
     _, made = chosen(bowl(0.9))
-    assert [rate for rate, number in made if number == 0] == [*GRID, pytest.approx(1 / ROOT)]
+    assert [r for r, n in made if n == 0] == pytest.approx([1, 3, GRID[0], 1 / ROOT])
     assert [rate for rate, number in made if number == 1] == [1.0]
     _, made = chosen(bowl(0.9), margin=0.3)
     assert [rate for rate, number in made if number == 1] == [1.0, pytest.approx(1 / ROOT)]
@@ -86,10 +86,22 @@ def test_a_rate_that_lost_clearly_has_no_second_seed():
     assert len(made) == len(GRID) + BEYOND + 1 + CONTENDERS
 
 
+def test_a_lower_rate_is_not_tried_where_the_middle_one_lost_clearly_to_the_higher():
+    """A loss with one least value is there no less; where both are near, it may be less."""
+    curve, made = chosen(bowl(9.0))
+    assert (curve.best, min(curve.losses)) == (9.0, 1.0)
+    assert [rate for rate, _ in made] == pytest.approx([1, 3, 9, 27, 3 * ROOT, 9])
+    curve, _ = chosen(bowl(9.0), margin=4.0)
+    assert min(curve.losses) == GRID[0]
+    # One that diverged says nothing of the rates below it.
+    curve, _ = chosen(lambda rate, seed: math.inf if rate == 1.0 else abs(math.log(rate / 0.3)))
+    assert curve.best == GRID[0]
+
+
 def test_the_grid_begins_where_it_is_told():
     """An arm that is as the twin needs no run beyond the grid around the twin's best."""
     curve, made = chosen(bowl(9.0), around=9.0)
-    assert [rate for rate, _ in made[:3]] == pytest.approx([3, 9, 27])
+    assert [rate for rate, _ in made[:3]] == pytest.approx([9, 27, 3])
     assert (curve.best, len(made)) == (9.0, 5)
 
 
