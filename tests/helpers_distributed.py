@@ -14,7 +14,7 @@ from torch import nn
 
 # Ranks are forks of a process that has imported what takes long.
 multiprocessing.set_forkserver_preload(
-    ["pytest", "altcore.engine", "altcore_workloads.gpt", "torch.distributed.fsdp"]
+    ["pytest", "altcore.engine", "altcore_workloads.gpt", "torch.distributed.fsdp", "torch._dynamo"]
 )
 
 

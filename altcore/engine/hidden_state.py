@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterator, Mapping, Set
+from functools import cache
 from typing import Any
 
 import torch
@@ -110,7 +111,7 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> list[str]:
 
 def _beside(owner: nn.Module | Optimizer) -> dict[str, Any]:
     """Return the attributes that the state_dict of every module or optimizer leaves out."""
-    held = {k: v for k, v in vars(owner).items() if k not in OF_EVERY}
+    held = {k: v for k, v in vars(owner).items() if k not in _of_every()}
     held = {k: v for k, v in held.items() if not _is_no_state(k, owner)}
     if isinstance(owner, Optimizer):
         held.pop("step", None)  # a scheduler's, which counts the calls
@@ -141,14 +142,14 @@ def _is_torchs(cls: type) -> bool:
 PLAIN = (int, float, str, bool)
 STATING = ("state_dict", "get_extra_state", "_save_to_state_dict")
 """Methods with which a module or an optimizer says more than torch knows of it."""
-_OPTIMIZER = torch.optim.SGD([torch.zeros(1)])
-OF_EVERY = (
-    vars(nn.Module()).keys()
-    | vars(_OPTIMIZER).keys()
-    # What optimizers and schedulers of torch add.
-    | {"_opt_called", "_step_count", "_wrapped_by_lr_sched", "_need_device_dtype_check_for_fused"}
-)
-"""Attributes of every module or optimizer."""
+ADDED = {"_opt_called", "_step_count", "_wrapped_by_lr_sched", "_need_device_dtype_check_for_fused"}
+"""Attributes that optimizers and schedulers of torch add."""
+
+
+@cache  # the first optimizer of a process imports torch._dynamo, which takes a second
+def _of_every() -> set[str]:
+    """Return the attributes of every module or optimizer."""
+    return {*vars(nn.Module()), *vars(torch.optim.SGD([torch.zeros(1)])), *ADDED}
 
 
 def _is_overridden(owner: nn.Module | Optimizer, name: str) -> bool:

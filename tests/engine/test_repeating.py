@@ -64,7 +64,7 @@ def test_a_run_is_repeated_where_its_files_and_objects_are_not(start, tmp_path):
     recipe = {
         "weight": str(tmp_path / "mine.yaml"),
         "activation": {"format": str(tmp_path / "mine.yaml"), "scaling": "channel"},
-        "gradient": float_format("WIDE", 8, 10),
+        "gradient": float_format("WIDE", 8, 6),
         "layers": {"transformer.h.0.*": {"activation": MINE | {"name": "INNER"}}},
     }
     first = start(["rollback"], recipe=recipe, rollback__format=str(tmp_path / "mine.yaml"))

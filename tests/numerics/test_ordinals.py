@@ -136,7 +136,8 @@ def test_neighbours(fmt, dtype):
         x = torch.cat([x, -x, torch.tensor([0.0, -0.0, math.nan]).to(wide)]).to(dtype)
         below, above = neighbours(x, fmt, scale=scale)
         assert below.dtype == above.dtype == wide
-        wanted = [slow_neighbours(v, grid.tolist()) for v in x.double().tolist()]
+        numbers = grid.tolist()
+        wanted = [slow_neighbours(v, numbers) for v in x.double().tolist()]
         for got, column in zip((below, above), zip(*wanted, strict=True), strict=True):
             assert_same(got + 0.0, torch.tensor(column, dtype=torch.float64).to(wide) + 0.0, x)
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import altcore
 from altcore import BadInput, get_format, quantize_model
+from altcore.formats import float_format
 from altcore.numerics import round_blocks, round_to_grid, scale_of, transform
 from altcore.recipes import PRODUCT_OPERANDS, read_recipe
 
@@ -17,6 +18,15 @@ AXES = {o: 1 if o.endswith(("fwd", "dgrad")) else 0 for o in PRODUCT_OPERANDS} |
     "gradient@dgrad": 1,
 }
 """Of (tokens, features) and (out, in): where each operand's product sums."""
+
+
+def test_the_values_of_a_float_format_are_not_listed():
+    """A wide one has a million, and no recipe or rounding needs them."""
+    fmt = float_format("WIDE", 8, 10)
+    model = nn.Linear(2, 2)
+    with quantize_model(model, {"weight": {"format": fmt, "scaling": "none"}, "gradient": fmt}):
+        model(torch.randn(3, 2)).sum().backward()
+    assert not {"code_values", "values"} & vars(fmt).keys()
 
 
 def by_slices(x, axis, length, round_slice):

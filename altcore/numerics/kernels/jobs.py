@@ -50,8 +50,11 @@ def prepare_constants(fmt: Format, rule: Rule) -> Prepared | None:
     job.saturates = rule.overflow == "saturate"
     given = {"saturate": fmt.max, "inf": math.inf, "nan": math.nan}[rule.overflow]
     job.over_bits = _bits(given)
-    job.smallest = min(abs(v) for v in fmt.values if v)
-    job.lowest, job.highest = fmt.values[0], fmt.values[-1]
+    if isinstance(fmt, FloatFormat):  # whose values are many
+        job.smallest, job.lowest, job.highest = fmt.smallest, -fmt.max, fmt.max
+    else:
+        job.smallest = min(abs(v) for v in fmt.values if v)
+        job.lowest, job.highest = fmt.values[0], fmt.values[-1]
     buffers: tuple[Tensor, ...] = ()
     if not isinstance(fmt, FloatFormat) or rule.rounding == "log-nearest":
         buffers = _fill_table(job, fmt, rule.rounding)

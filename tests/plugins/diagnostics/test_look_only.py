@@ -19,6 +19,7 @@ RECIPES = {
         }
     },
 }
+WATCHED = {"max_steps": 3, "eval_interval": 2}
 PLAIN = {}
 """The runs without diagnostics, which all share."""
 
@@ -49,6 +50,13 @@ def everything(result):
     }
 
 
+def plain(start, recipe):
+    """What the run without diagnostics leaves."""
+    if recipe not in PLAIN:
+        PLAIN[recipe] = everything(start(name="plain", **RECIPES[recipe], **WATCHED))
+    return PLAIN[recipe]
+
+
 def every_step(entry):
     """Settings with which a diagnostic measures in each step, of few samples."""
     names = [field.name for field in fields(entry.load()) if field.init]
@@ -67,24 +75,20 @@ def pairs():
 @pytest.mark.parametrize(("entry", "recipe"), pairs())
 def test_a_diagnostic_changes_no_number(start, entry, recipe):
     """Measuring every step, evaluating on the way: all that a run leaves is the same."""
-    settings = {**RECIPES[recipe], "max_steps": 4, "eval_interval": 2}
-    if recipe not in PLAIN:
-        PLAIN[recipe] = everything(start(name="plain", **settings))
-    plugins = [entry.name]
-    measured = start(plugins, name="measured", strict=True, **settings, **every_step(entry))
+    settings = {**RECIPES[recipe], **WATCHED, **every_step(entry)}
+    measured = start([entry.name], name="measured", strict=True, **settings)
     assert measured.summary["degraded"] == []
-    assert everything(measured) == PLAIN[recipe]
+    assert everything(measured) == plain(start, recipe)
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_all_of_them_together(start, recipe):
     """In the record of one run they do not get in each other's way."""
-    settings = {**RECIPES[recipe], "max_steps": 4, "eval_interval": 2}
-    plain = everything(start(name="plain", **settings))
     names = [e.name for e in DIAGNOSTICS]
-    intervals = {k: v for e in DIAGNOSTICS for k, v in every_step(e).items()}
-    measured = start(names, name="measured", strict=True, **settings, **intervals)
-    assert everything(measured) == plain
+    settings = {k: v for e in DIAGNOSTICS for k, v in every_step(e).items()}
+    settings |= {**RECIPES[recipe], **WATCHED}
+    measured = start(names, name="measured", strict=True, **settings)
+    assert everything(measured) == plain(start, recipe)
     seen = {key.partition("/")[0] for line in measured.diagnostics_history for key in line}
     assert {"stability", "grad-stats"} <= seen
 

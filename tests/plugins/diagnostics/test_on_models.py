@@ -122,14 +122,14 @@ def double(split, step, micro):
 
 
 def train(tmp_path, name, model, plugins, data=regression, **keys):
-    """A run of four steps, watched on each."""
+    """A run of two steps, watched on each."""
     intervals = {p: [n for n in step_settings(DIAGNOSTICS[p]) if "interval" in n] for p in plugins}
     due = {f"{p}.{name}": 1 for p, names in intervals.items() for name in names}
     given = {
         "runs_dir": str(tmp_path),
         "name": name,
         "recipe": RECIPE,
-        "max_steps": 4,
+        "max_steps": 2,
         "eval_interval": 0,
         "checkpoint_interval": 0,
         "device": "cpu",
@@ -169,7 +169,7 @@ def test_no_model_notices(tmp_path, cls, accumulation):
 
 def shadow(tmp_path, name, model, **keys):
     """The first measures of ``shadow`` and ``noise-floor``."""
-    result = train(tmp_path, name, model, ["shadow", "noise-floor"], **keys)
+    result = train(tmp_path, name, model, ["shadow", "noise-floor"], max_steps=1, **keys)
     line = result.diagnostics_history[0]
     return {k: v for k, v in line.items() if k.startswith(("shadow/", "noise-floor/"))}
 

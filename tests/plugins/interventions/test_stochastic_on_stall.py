@@ -74,7 +74,9 @@ def test_says_so_where_it_has_nothing_to_do():
     assert bench.messages == []
 
 
-@pytest.mark.parametrize(("name", "stuck"), [("E7M0", 5.3), ("E6M1", 5.2)])
+@pytest.mark.parametrize(
+    ("name", "stuck"), [("E7M0", 5.3), pytest.param("E6M1", 5.2, marks=pytest.mark.slow)]
+)
 def test_a_stalled_run_learns_again(start, name, stuck):
     """Pure formats at a small learning rate, where 99 % of the updates are lost in rounding."""
     keys = {
