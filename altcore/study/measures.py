@@ -106,7 +106,7 @@ def _values(
 ) -> Iterator[tuple[Mapping[str, Any], float]]:
     """Yield the lines in which a rate was measured, and its value."""
     for line in outcome.lines:
-        norm = line["grad_norm"] if name in (BY_PLUGINS, CLIPPED) else None
+        norm = line.get("grad_norm")
         value: Any = line.get(name)
         if name == BY_PLUGINS and AFTER_PLUGINS in line:
             value = _taken(norm, line[AFTER_PLUGINS])

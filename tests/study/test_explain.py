@@ -367,12 +367,13 @@ def test_each_run_is_told_with_the_time_left(start, tmp_path):
     runner = Runner(tmp_path / "study", config, told.append, planned=2, doing=doing.append)
     for seed in (1, 2):
         runner.outcomes([Trial(Arm("twin", {}), seed)])
-    assert [line.partition("-")[0] for line in doing] == [
+    # On a busy machine each is told more than once.
+    assert list(dict.fromkeys(line.partition("-")[0] for line in doing)) == [
         "run 1 of at most 2: twin",
         "run 2 of at most 2: twin",
     ]
     assert "left" not in doing[0]
-    assert re.search(r"; at most \d+ s left$", doing[1])
+    assert re.search(r"; at most \d+ s left$", doing[-1])
     assert all(re.fullmatch(r"twin-\S+: \d+ s; at most \d+ s left", line) for line in told)
 
 
