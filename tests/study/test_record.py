@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -361,22 +362,20 @@ def test_a_run_says_what_decided_it(runner, tmp_path):
     assert {"workload gpt", "optimizer adamw", "torch", "altcore"} == held["code"].keys()
 
 
-def test_a_run_that_lost_a_part_of_its_record_is_done_again(runner, tmp_path):
-    """What is left of it would pass for a run that diverged."""
-    first = run(runner(), arm("E4M3"), 1)
-    (path,) = (tmp_path / "study" / "runs").glob("*/metrics.jsonl")
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
-    study = runner()
-    assert run(study, arm("E4M3"), 1).losses == first.losses
-    assert study.done == 1
-
-
 def test_two_processes_are_not_at_one_study(ask):
-    """One would retire the jobs that the other one asks for."""
+    """One would retire the jobs that the other one asks for. Nor is another run read as one."""
     ask()
     with held(Path("studies", "s")), pytest.raises(BadInput, match="written by another study"):
         ask()
     assert ask()[1] == []
+    # A run of another arm in the place of one; the answer says what was done about it.
+    *_, last, other = sorted(Path("studies/s/runs").iterdir())
+    other.rename("aside")
+    shutil.copytree(last, other)
+    found, made = ask()
+    assert made == [other.name]
+    assert f"{other.name} was made again" in found["about"]["cautions"][-1]
+    assert other.name in page(found).read_text()
 
 
 def test_a_long_name_is_cut(runner, tmp_path):
