@@ -223,6 +223,10 @@ class Runner:
                 self._ledger.retire(name)
             elif standing.state is State.FAILED and standing.last is not None:
                 standing.last.follow({})
+            elif standing.state is State.RUNNING and standing.last is not None:
+                other = standing.last.lease.process
+                if not other.is_gone():
+                    self.tell(f"process {other.pid} on {other.host} has {name}: waiting for it")
 
     def _running(self, names: Sequence[str]) -> None:
         first = self.done + 1
