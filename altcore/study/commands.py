@@ -326,7 +326,7 @@ def _begin(
         options.tell(f"caution: {caution}")
     question = Question(
         command=command,
-        asked=asked,
+        asked=dict(asked),
         arms={arm.key: runner.digest_of(arm) for arm in arms},
         seeds=seeds,
         within=options.within,

@@ -505,3 +505,32 @@ def test_default_configuration_is_plain():
     """What decides a run can be written down."""
     made = identity.identity(TrainConfig(device="cpu"), {})
     assert json.loads(json.dumps(made)) == made
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"rates": 5}, "rates: 5 is not a list of numbers or null"),
+        ({"seeds": [{}]}, r"seeds: \[{}\] is not a list of whole numbers"),
+        ({"arms": {"a": 1}}, "arms a: 1 is not text"),
+        ({"page": "../x"}, "'page' must match"),
+        ({"steps": None}, "steps: None is not a whole number"),
+        ({"more": 1}, "more: there is no such setting"),
+    ],
+)
+def test_a_record_of_anything_else_is_refused(tmp_path, change, problem):
+    """By the file and the key, and before anything runs."""
+    claim(tmp_path, [], question(), [])
+    path = tmp_path / "study.json"
+    told = json.loads(path.read_text())
+    told["questions"][0] |= change
+    path.write_text(json.dumps(told))
+    with pytest.raises(BadInput, match=rf"study\.json is not what a study writes: {problem}"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"questions": 5}', '{"questions": [5]}', "[" * 9999])
+def test_what_is_no_record_is_refused(tmp_path, text):
+    (tmp_path / "study.json").write_text(text)
+    with pytest.raises(BadInput, match=r"study\.json is not what a study writes"):
+        read(tmp_path)
