@@ -20,7 +20,7 @@ from altcore.errors import AltcoreError
 from altcore.formats import float_format, get_format, table_format
 from altcore.recipes.cast_reading import Place, read_cast
 from altcore.runs import digests
-from altcore.study import Entrants, Options, identity, run_compare, run_explain
+from altcore.study import Entrants, Options, identity, load_answer, run_compare, run_explain
 from altcore.study.arms import Arm
 from altcore.study.keys import format_key
 from altcore.study.record import Question, agreed_steps, claim, held, keep, read
@@ -54,7 +54,8 @@ def ask(tmp_path, monkeypatch):
         told = []
         overrides = [(k, v, "") for k, v in tiny.items()]
         options = Options(None, overrides, seeds, name=name, tell=told.append, rates=1, null=False)
-        found, _ = run_compare(options, Entrants(list(formats), list(recipes)))
+        found, folder = run_compare(options, Entrants(list(formats), list(recipes)))
+        assert load_answer(folder / f"{found['about']['page']}.json") == found
         made = [line.partition(": ")[0] for line in told if " left" in line]
         return found, made
 
