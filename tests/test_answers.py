@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from helpers_studies import explain_answer
 
 import altcore
 from altcore import BadInput, answers
@@ -20,7 +21,7 @@ def study(tmp_path, monkeypatch):
         asked.append((options, *what))
         folder = tmp_path / (options.name or "unnamed")
         folder.mkdir()
-        found = {"about": {"page": "explain"}}
+        found = explain_answer()
         (folder / "explain.json").write_text(json.dumps(found))
         return found, folder
 

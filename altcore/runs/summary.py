@@ -189,7 +189,7 @@ def read_summary(path: Path) -> Summary | None:
         return None
     try:
         plain = read_json(file)
-        if DIGEST in plain and not _is_as_written(plain):
+        if not _is_as_written(plain):
             _warn_of(_changed(file))
         plain = {k: v for k, v in plain.items() if k not in (DIGEST, RECORDS)}
         # A run that was moved is where it is.
@@ -208,9 +208,9 @@ def records_in(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def changed_summary(path: Path) -> str | None:
-    """Return that a run's summary does not match its own digest, None if it does, or has none."""
+    """Return that a run's summary does not match its own digest; None if it does, or is none."""
     plain = read_json(path / FILE)
-    return _changed(path / FILE) if DIGEST in plain and not _is_as_written(plain) else None
+    return _changed(path / FILE) if plain and not _is_as_written(plain) else None
 
 
 def _changed(file: Path) -> str:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from altcore.builtin_types import to_json
 from altcore.config import defaults
+from altcore.durable import replace_text
 from altcore.errors import AltcoreError, BadInput
 from altcore.registry import entries
 from altcore.reporters import Reporter
+from altcore.runs import read_json
+from altcore.study.answer_schema import check_answer
 from altcore.study.record import read
 
 METHOD = "render_answer"
@@ -29,8 +33,11 @@ def write(folder: Path, found: Mapping[str, Any], tell: Callable[[str], None]) -
     strict = json.dumps(to_json(found), indent=1, allow_nan=False, default=str)
     path = folder / f"{name}.json"
     written: dict[str, Any] = json.loads(strict)
-    path.write_text(strict + "\n", encoding="utf-8")
-    path.with_suffix(SHOWN).unlink(missing_ok=True)  # it would be of another answer
+    try:
+        replace_text(path, strict + "\n")
+        path.with_suffix(SHOWN).unlink(missing_ok=True)  # it would be of another answer
+    except OSError as error:
+        raise BadInput(f"{error.filename or path} cannot be written: {error.strerror}") from error
     reporter = defaults()["answers"][found["about"]["command"]]
     again = f"altcore report {reporter} --from {folder} --out {folder}"
     if reporter not in {e.name for e in entries() if e.kind == "reporter"}:
@@ -52,15 +59,21 @@ def render(reporter: Reporter, answers: Iterable[Mapping[str, Any]], out: Path) 
 def answers_in(folder: Path) -> list[dict[str, Any]]:
     """Return the answers in a study's folder. Raises `BadInput` if one cannot be read."""
     pages = [folder / f"{question.page}.json" for question in read(folder)]
-    return [load_answer(path) for path in pages if path.is_file()]
+    found = {path: load_answer(path) for path in pages if os.path.lexists(path)}
+    for path, answer in found.items():
+        if (page := answer["about"]["page"]) != path.stem:
+            raise BadInput(f"{path} is the answer of another page, {page}")
+    return list(found.values())
 
 
 def load_answer(path: Path) -> dict[str, Any]:
-    """Return the answer in a .json file. Raises `BadInput` if there is none."""
+    """Return the answer in a .json file. Raises `BadInput`, with the key, for anything else."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path} is not the answer of a study: {error}") from error
-    if not isinstance(found, dict) or "about" not in found:
-        raise BadInput(f"{path} is not the answer of a study")
+        if path.is_symlink() or not path.is_file():
+            raise BadInput("it is no regular file")
+        found = read_json(path)
+        check_answer(found)
+    except BadInput as error:
+        problem = f"{path} is not the answer of a study: {error}"
+        raise BadInput(problem, hint="the study's command writes it again") from error
     return found

@@ -43,11 +43,14 @@ class Batch:
     ) -> None:
         """Run the jobs by an executor, which ``told`` names, until each has a result.
 
+        ``tell`` takes what is waited for: a disk that is full, or a process that has a job.
+
         Raises:
             AltcoreError: if a run fails. No worker begins another one then; those that are being
                 run end first.
         """
-        worker = worker_of(sweep, self.ledger, told.partition(":")[0], lambda _: None)
+        worker = worker_of(sweep, self.ledger, told.partition(":")[0], tell)
+        worker.note = lambda _: None  # `ended` and `running` tell that
         worker.may_begin, worker.passed_in = self._may_begin, self.passed_in
         placing = placing_of(sweep, self.ledger, told, tell)
         with self._watched():
@@ -55,10 +58,11 @@ class Batch:
         if self.error is not None:
             raise self.error
         if self.left:
-            raise AltcoreError(
-                f"{len(self.left)} runs were not made, such as {min(self.left)}: what the workers "
-                f"said is in {self.ledger.folder / 'workers'}; the same command goes on"
-            )
+            name, said = min(self.left), self.ledger.folder / "workers"
+            why = self.ledger.standing(name).problem or "its worker left it"
+            more = f", and what workers said is in {said}" if said.is_dir() else ""
+            count = f"{len(self.left)} run{'s were' if len(self.left) > 1 else ' was'} not made"
+            raise AltcoreError(f"{count}: {name}: {why}{more}; the same command goes on")
 
     def _count(self) -> int:
         """Count the runs that are waited for: after an error, those that are being made."""

@@ -70,6 +70,14 @@ def about_twins(twins: Mapping[str, Mapping[str, Any]], seeds: int) -> list[str]
     ]
 
 
+def about_runs(made_again: Mapping[str, str]) -> list[str]:
+    """Return a sentence on each run that was not what the study had accepted, and why."""
+    return [
+        f"{name} was made again, and what lay in its place is in `retired`: {problem}"
+        for name, problem in made_again.items()
+    ]
+
+
 def about_chaos(nulls: Iterable[Mapping[str, Any]], within: float) -> list[str]:
     """Return a sentence if gaps that count as none, or as small, cannot be detected.
 

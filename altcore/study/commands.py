@@ -159,7 +159,7 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
         study.watch = watching(runner.base)
         found = study.explain()
         nulls = [found["null"]] if "null" in found else []
-        about = {**asked, **facts(runner.base, begun, rows, study.runs.curves, options, nulls)}
+        about = {**asked, **facts(runner, begun, rows, study.runs.curves, options, nulls)}
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
     return written, runner.folder
@@ -212,7 +212,7 @@ def _compare(
         begun = _begin(options, runner, "compare", asked, trained, study.runs_at_most, seeds, rows)
         found = study.compare()
         nulls = [twin["null"] for twin in found["twins"].values() if "null" in twin]
-        known = facts(runner.base, begun, rows, study.curves, options, nulls)
+        known = facts(runner, begun, rows, study.curves, options, nulls)
         known["cautions"] += same + cautions.about_twins(found["twins"], len(seeds))
         known["cautions"] += cautions.about_validation(entrants.metric, found["validation"])
         about = {**asked, **known}
@@ -246,7 +246,7 @@ def watching(config: TrainConfig) -> dict[str, Any]:
 
 
 def facts(
-    config: TrainConfig,
+    runner: Runner,
     begun: Question,
     rows: int,
     curves: Mapping[str, Curve],
@@ -258,7 +258,7 @@ def facts(
     ``rows``: of its first table; ``curves``: how the learning rate was chosen, by arm; ``nulls``:
     the rows of null arms.
     """
-    metric = metric_of(begun.asked)
+    config, metric = runner.base, metric_of(begun.asked)
     return {
         "command": begun.command,
         "page": begun.page,
@@ -278,6 +278,7 @@ def facts(
             *cautions.before_running(config.max_steps, options.shares, rows, metric),
             *cautions.about_rates(curves),
             *cautions.about_chaos(nulls, begun.within),
+            *cautions.about_runs(runner.made_again),
         ],
         "altcore": version("altcore"),
         "torch": version("torch"),
@@ -325,7 +326,7 @@ def _begin(
         options.tell(f"caution: {caution}")
     question = Question(
         command=command,
-        asked=asked,
+        asked=dict(asked),
         arms={arm.key: runner.digest_of(arm) for arm in arms},
         seeds=seeds,
         within=options.within,

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from attrs import asdict, evolve, field, frozen
-from attrs.validators import instance_of, matches_re
+from attrs.validators import matches_re
 
-from altcore.errors import BadInput
+from altcore import durable
+from altcore.errors import BadInput, shown
 from altcore.formats import digest
-from altcore.runs import DirectoryLock, OtherWriter, contents
+from altcore.hooks import build
+from altcore.runs import DirectoryLock, OtherWriter, contents, read_json
 
 FILE = "study.json"
 RECIPES = "recipes"
@@ -27,18 +29,18 @@ class Question:
 
     command: str
     """``explain`` or ``compare``."""
-    asked: Mapping[str, Any]
+    asked: dict[str, Any]
     """As it was asked, in plain data: the budget, the configuration, and what is compared."""
-    arms: Mapping[str, str] = field(validator=instance_of(dict))
+    arms: dict[str, str]
     """The digest of each arm, by its name."""
-    seeds: Sequence[int] = field(validator=instance_of((list, tuple)))
+    seeds: Sequence[int]
     within: float
     rates: Sequence[float] | None = None
     """Factors of the learning rate that were given."""
     steps: int
     page: str = field(default="", validator=matches_re(r"[\w-]*"))
     """The name of the answer's .md and .json; `claim` gives it."""
-    recipes: Mapping[str, str] = field(factory=dict)
+    recipes: dict[str, str] = field(factory=dict)
     """Where the copy of each recipe file is."""
 
     @property
@@ -79,15 +81,16 @@ def held(folder: Path) -> Iterator[None]:
 def read(folder: Path) -> list[Question]:
     """Return the questions of a study's folder. Raises `BadInput` for any other record."""
     path = folder / FILE
-    if not path.is_file():
+    if not path.exists():
         return []
     try:
-        known = json.loads(path.read_text(encoding="utf-8"))
-        return [Question(**question) for question in known["questions"]]
-    except (OSError, ValueError, TypeError, LookupError) as error:
-        raise BadInput(
-            f"{path} is not what a study writes: give this one another --name, or remove {folder}"
-        ) from error
+        questions = read_json(path).get("questions")
+        if not isinstance(questions, list) or not all(isinstance(q, dict) for q in questions):
+            raise BadInput(f"{shown(questions)} is not a list of questions", key="questions")
+        return [build(Question, question) for question in questions]
+    except BadInput as error:
+        hint = f"give this one another --name, or remove {folder}"
+        raise BadInput(f"{path} is not what a study writes: {error}", hint=hint) from error
 
 
 def agreed_steps(known: Iterable[Question], command: str, asked: Mapping[str, Any]) -> int | None:
@@ -112,7 +115,7 @@ def claim(
         made = evolve(question, page=_page(question, known), recipes=keep(folder, recipes))
         others = [q for q in known if q.page != made.page]
         text = json.dumps({"questions": [asdict(q) for q in (*others, made)]}, indent=1)
-        (folder / FILE).write_text(text + "\n", encoding="utf-8")
+        durable.replace_text(folder / FILE, text + "\n")
     except OSError as error:
         raise BadInput(f"{folder} cannot be written: {error.strerror}") from error
     return made

@@ -7,6 +7,7 @@ nothing of one another are asked for together, and an executor places them.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,10 +22,11 @@ from altcore.errors import AltcoreError
 from altcore.formats import digest
 from altcore.hooks import Executor, Lasting
 from altcore.runs import compare, identity_in, summary_of
+from altcore.study.accepted import problem_of
 from altcore.study.arms import Arm
 from altcore.study.batch import Batch
 from altcore.study.identity import files, identity
-from altcore.study.outcome import Outcome, is_whole, outcome_of
+from altcore.study.outcome import Outcome, outcome_of
 from altcore.study.own import Own
 from altcore.sweep import (
     DEFAULT_RULES,
@@ -78,6 +80,8 @@ class Runner:
     """What runs get from Python, in the place of the workload's own."""
     done: int = field(init=False, default=0)
     """Runs that were made in this session."""
+    made_again: dict[str, str] = field(init=False, factory=dict)
+    """Runs that were there and are no part of the answer, by name, and what was wrong with them."""
     _ledger: Ledger = field(init=False)
     _sweep: SweepFile = field(init=False)
     _executor: Executor = field(init=False)
@@ -164,9 +168,15 @@ class Runner:
     # Making what is missing --------------------------------------------------------------------
 
     def _has(self, name: str) -> bool:
-        """Return whether a job has a result; one whose record lost a part is made again."""
-        path = self._ledger.run_of(name)
-        return path.is_dir() and is_whole(path, self.base.max_steps)
+        """Return whether a job has a result; one that is not what was accepted is made again."""
+        if problem := problem_of(self._ledger, name, self.base.max_steps):
+            self._make_again(name, problem)
+        return not problem and self._ledger.run_of(name).is_dir()
+
+    def _make_again(self, name: str, problem: str) -> None:
+        if name not in self.made_again:
+            self.made_again[name] = problem
+            self.tell(f"{name} is made again: {problem}")
 
     def _make(self, missing: Mapping[str, tuple[Trial, Job]]) -> None:
         self._make_room(missing)
@@ -196,17 +206,27 @@ class Runner:
         """Take jobs out of the ledger that would be in the way; what was made of them is kept.
 
         These are jobs that a worker would run though nobody asks for them now, and those among the
-        missing ones that lost a part of their record, and begin anew. One that failed goes on from
-        its last checkpoint: it is the same run, of the same code, or it would have another name.
+        missing ones that are damaged, or whose run is not what was accepted: they begin anew. One
+        that failed goes on from its last checkpoint: it is the same run, of the same code, or it
+        would have another name.
         """
         wanted = set(missing)
-        for name in self._ledger.names():
+        there = {name for name in wanted if os.path.lexists(self._ledger.run_of(name))}
+        for name in sorted(there.union(self._ledger.names())):
             standing = self._ledger.standing(name)
-            is_completed = standing.state is State.COMPLETED
-            if (name in wanted) is is_completed:
+            is_damaged = standing.state is State.DAMAGED
+            if name not in wanted:
+                if standing.state is not State.COMPLETED and not is_damaged:
+                    self._ledger.retire(name)
+            elif is_damaged or name in there:
+                self._make_again(name, standing.problem)
                 self._ledger.retire(name)
             elif standing.state is State.FAILED and standing.last is not None:
                 standing.last.follow({})
+            elif standing.state is State.RUNNING and standing.last is not None:
+                other = standing.last.lease.process
+                if not other.is_gone():
+                    self.tell(f"process {other.pid} on {other.host} has {name}: waiting for it")
 
     def _running(self, names: Sequence[str]) -> None:
         first = self.done + 1

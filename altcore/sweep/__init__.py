@@ -7,6 +7,7 @@ many as there are and wherever they are, pull jobs from it.
 from altcore.sweep.archive import collect
 from altcore.sweep.asking import Given, asked_sweep
 from altcore.sweep.attempt import Attempt, Watch
+from altcore.sweep.audit import check_accepted
 from altcore.sweep.changes import Changes, bring_up_to_date, changes_of
 from altcore.sweep.checking import checked_jobs_of
 from altcore.sweep.estimate import Estimate, estimate_of, keep_checked
@@ -76,6 +77,7 @@ __all__ = [
     "begin_sweep",
     "bring_up_to_date",
     "changes_of",
+    "check_accepted",
     "check_nothing",
     "checked_jobs_of",
     "collect",

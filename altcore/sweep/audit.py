@@ -25,7 +25,7 @@ from altcore.sweep.acceptance import JOB_DIGEST, check_there, differing, digests
 from altcore.sweep.attempt import attempts_in
 from altcore.sweep.job import Job
 from altcore.sweep.ledger import JOB, JOBS, Ledger, State
-from altcore.sweep.rows import Row, survey
+from altcore.sweep.rows import Row, row_of, survey
 
 DATA = "sha256"
 """The fact of a workload that digests its data."""
@@ -63,6 +63,19 @@ def audit(ledger: Ledger) -> Audit:
         except BadInput as error:
             rows.append(evolve(row, state=State.DAMAGED, why=str(error)))
     return Audit(rows=rows, other_data=_other_data(ledger, rows), unrecorded=unrecorded)
+
+
+def check_accepted(ledger: Ledger, name: str) -> None:
+    """Raise `BadInput`, naming the file, if what lies in the place of a job's run is no such run.
+
+    It is if it was accepted as the job's result, and is as it was then.
+    """
+    row, run = row_of(ledger, name), ledger.run_of(name)
+    if row.state is State.DAMAGED:
+        raise BadInput(row.why)
+    if not run.is_dir():
+        raise BadInput(f"{run} is not the folder of a run")
+    _check(ledger, row)
 
 
 def _check(ledger: Ledger, row: Row) -> bool:

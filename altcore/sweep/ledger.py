@@ -54,6 +54,8 @@ JOBS, RUNS, JOB = "jobs", "runs", "job.json"
 STOP = "stop"
 """A file in the folder of a sweep: while it is there, no worker begins a job."""
 GONE = "it was taken out of the sweep"
+SHORT = 12
+"""Digits of a job's digest in the name of a folder."""
 LOOKS = 20
 """At a silent holder, before it is lost."""
 TOLD = "told to be tried again"
@@ -196,23 +198,31 @@ class Ledger:
     def retire(self, name: str, lost_after: float = 60.0) -> None:
         """Take a job out of the sweep. What was made of it is kept under ``retired``.
 
-        Its next attempt is leased meanwhile, so that no worker begins one. Raises `BadInput` if one
-        is being made; whether its holder is lost is looked for ``lost_after`` seconds, if need be.
+        It may be damaged, and its run anything. Its next attempt is leased meanwhile, so that no
+        worker begins one. Raises `BadInput` if one is being made; whether its holder is lost is
+        looked for ``lost_after`` seconds, if need be.
         """
-        job, held = self.job(name), None
+        told, held = self._told_by(name), None
         self.end_if_lost(name, lost_after)
         if self.standing(name).state is State.WAITING:
             held = lease(self.folder / JOBS / name, self._next_number(name), {})
         if self.standing(name).state is State.RUNNING and held is None:
             raise BadInput(f"{name} was begun a moment ago, and cannot be taken out of the sweep")
         # The run comes first, or that of the job as it was would be the result of the next one.
-        parts = [path for path in (self.run_of(name), self.folder / JOBS / name) if path.exists()]
-        kept = place_for(job, (path.parent.name for path in parts), self.folder)
+        parts = [p for p in (self.run_of(name), self.folder / JOBS / name) if os.path.lexists(p)]
+        kept = place_for(name, told, (path.parent.name for path in parts), self.folder)
         for path in parts:
             durable.rename(path, kept / path.parent.name)
         if held is not None:
             own = attempt_at(kept / JOBS, held.attempt.number)
             own.end(Exit(status="refused", error="the job was taken out of the sweep"))
+
+    def _told_by(self, name: str) -> str:
+        """Return what tells a job from others of its name."""
+        try:
+            return self.job(name).digest[:SHORT]
+        except BadInput:
+            return State.DAMAGED.value
 
     def end_if_lost(self, name: str, lost_after: float) -> None:
         """End the attempt that goes on at a job. Raises `BadInput` unless its holder is lost."""
@@ -372,7 +382,8 @@ class Ledger:
         """Move what a run saved of itself when somebody removed its job, which is none any more."""
         folder = self.folder / JOBS / job.name
         if folder.is_dir() and not os.path.lexists(self._job_file(job.name)):
-            durable.rename(folder, place_for(job, [JOBS], self.folder) / JOBS)
+            kept = place_for(job.name, job.digest[:SHORT], [JOBS], self.folder)
+            durable.rename(folder, kept / JOBS)
 
 
 def _text_of(job: Job, tables: dict[int, Table]) -> bytes:

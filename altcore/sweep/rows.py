@@ -9,6 +9,7 @@ from typing import Any
 
 from attrs import field, frozen
 
+from altcore import durable
 from altcore.errors import BadInput
 from altcore.runs import METRICS, has_summary, summary_of
 from altcore.sweep.acceptance import check_end, check_there, differing
@@ -80,6 +81,12 @@ def survey(ledger: Ledger) -> list[Row]:
         names = ledger.names()
         left = [name for name in accepted.keys() - set(names) if has_summary(ledger.run_of(name))]
         return [_row(ledger, name, accepted.get(name)) for name in sorted([*names, *left])]
+
+
+def row_of(ledger: Ledger, name: str) -> Row:
+    """Return a single job as it stands."""
+    has_run = durable.is_own_folder(ledger.run_of(name))
+    return _row(ledger, name, _completed(ledger, name)[0] if has_run else None)
 
 
 def _row(ledger: Ledger, name: str, known: Mapping[str, Any] | None) -> Row:

@@ -12,7 +12,7 @@ from altcore.cli import cli
 from altcore.formats import float_format, table_format
 from altcore.recipes import OPERANDS, Layer, read_recipe
 from altcore.recipes.cast_reading import Place, read_cast
-from altcore.study import Options, run_explain
+from altcore.study import Options, load_answer, run_explain
 from altcore.study.arms import (
     FACTORS,
     Arm,
@@ -202,6 +202,7 @@ def test_a_study_goes_on_where_it_was(options):
     """What is finished is read, what was cut short is done again, and the answer is the same."""
     asked, told = options({"weight": "E2M1"})
     first, folder = run_explain(asked)
+    assert load_answer(folder / "explain.json") == first
     assert "at most" in told[0]
     assert "a step" in told[0]
     ran = [line for line in told if line.startswith(("F-", "twin-", "frozen-"))]

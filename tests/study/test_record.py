@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import time
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from altcore.errors import AltcoreError
 from altcore.formats import float_format, get_format, table_format
 from altcore.recipes.cast_reading import Place, read_cast
 from altcore.runs import digests
-from altcore.study import Entrants, Options, identity, run_compare, run_explain
+from altcore.study import Entrants, Options, identity, load_answer, run_compare, run_explain
 from altcore.study.arms import Arm
 from altcore.study.keys import format_key
 from altcore.study.record import Question, agreed_steps, claim, held, keep, read
@@ -53,7 +54,8 @@ def ask(tmp_path, monkeypatch):
         told = []
         overrides = [(k, v, "") for k, v in tiny.items()]
         options = Options(None, overrides, seeds, name=name, tell=told.append, rates=1, null=False)
-        found, _ = run_compare(options, Entrants(list(formats), list(recipes)))
+        found, folder = run_compare(options, Entrants(list(formats), list(recipes)))
+        assert load_answer(folder / f"{found['about']['page']}.json") == found
         made = [line.partition(": ")[0] for line in told if " left" in line]
         return found, made
 
@@ -361,22 +363,20 @@ def test_a_run_says_what_decided_it(runner, tmp_path):
     assert {"workload gpt", "optimizer adamw", "torch", "altcore"} == held["code"].keys()
 
 
-def test_a_run_that_lost_a_part_of_its_record_is_done_again(runner, tmp_path):
-    """What is left of it would pass for a run that diverged."""
-    first = run(runner(), arm("E4M3"), 1)
-    (path,) = (tmp_path / "study" / "runs").glob("*/metrics.jsonl")
-    path.write_text("".join(path.read_text().splitlines(keepends=True)[:1]))
-    study = runner()
-    assert run(study, arm("E4M3"), 1).losses == first.losses
-    assert study.done == 1
-
-
 def test_two_processes_are_not_at_one_study(ask):
-    """One would retire the jobs that the other one asks for."""
+    """One would retire the jobs that the other one asks for. Nor is another run read as one."""
     ask()
     with held(Path("studies", "s")), pytest.raises(BadInput, match="written by another study"):
         ask()
     assert ask()[1] == []
+    # A run of another arm in the place of one; the answer says what was done about it.
+    *_, last, other = sorted(Path("studies/s/runs").iterdir())
+    other.rename("aside")
+    shutil.copytree(last, other)
+    found, made = ask()
+    assert made == [other.name]
+    assert f"{other.name} was made again" in found["about"]["cautions"][-1]
+    assert other.name in page(found).read_text()
 
 
 def test_a_long_name_is_cut(runner, tmp_path):
@@ -506,3 +506,32 @@ def test_default_configuration_is_plain():
     """What decides a run can be written down."""
     made = identity.identity(TrainConfig(device="cpu"), {})
     assert json.loads(json.dumps(made)) == made
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"rates": 5}, "rates: 5 is not a list of numbers or null"),
+        ({"seeds": [{}]}, r"seeds: \[{}\] is not a list of whole numbers"),
+        ({"arms": {"a": 1}}, "arms a: 1 is not text"),
+        ({"page": "../x"}, "'page' must match"),
+        ({"steps": None}, "steps: None is not a whole number"),
+        ({"more": 1}, "more: there is no such setting"),
+    ],
+)
+def test_a_record_of_anything_else_is_refused(tmp_path, change, problem):
+    """By the file and the key, and before anything runs."""
+    claim(tmp_path, [], question(), [])
+    path = tmp_path / "study.json"
+    told = json.loads(path.read_text())
+    told["questions"][0] |= change
+    path.write_text(json.dumps(told))
+    with pytest.raises(BadInput, match=rf"study\.json is not what a study writes: {problem}"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"questions": 5}', '{"questions": [5]}', "[" * 9999])
+def test_what_is_no_record_is_refused(tmp_path, text):
+    (tmp_path / "study.json").write_text(text)
+    with pytest.raises(BadInput, match=r"study\.json is not what a study writes"):
+        read(tmp_path)

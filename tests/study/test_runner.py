@@ -1,5 +1,6 @@
 """The runs of a study are jobs of a ledger: side by side, each once, and none is lost."""
 
+import errno
 import json
 import os
 import signal
@@ -22,7 +23,8 @@ from altcore.study.arms import Arm, twin
 from altcore.study.batch import Batch
 from altcore.study.runner import Runner, Trial
 from altcore.study.setup import Cost
-from altcore.sweep import open_sweep
+from altcore.sweep import Ledger, open_sweep, worker
+from altcore.sweep.attempt import lease
 
 F = Arm("F", {"0": {"weight@fwd": read_cast({"format": "E4M3"}, Place())}})
 TRIALS = [Trial(F, seed=1), Trial(twin(), seed=1)]
@@ -166,6 +168,55 @@ def test_a_worker_looks_at_the_run_before_only(runner, monkeypatch):
     monkeypatch.setattr(Batch, "_look_at", lambda *told: (looks.append(told), real(*told))[1])
     assert len(study.outcomes([Trial(twin(), seed) for seed in range(6)])) == 6
     assert len(looks) <= 7
+
+
+def test_a_study_says_what_it_waits_for(runner, monkeypatch):
+    """A disk that is full, for one: it would stand still for ten minutes without a word."""
+    study, told = runner(), []
+    study.tell = told.append
+    errors = iter([OSError(errno.ENOSPC, "No space left on device", "runs")])
+    real = Ledger.take
+
+    def take(*given):
+        for error in errors:
+            raise error
+        return real(*given)
+
+    monkeypatch.setattr(worker, "PAUSE", 0.01)
+    monkeypatch.setattr(Ledger, "take", take)
+    study.outcomes(TRIALS[1:])
+    waits, made = told
+    assert waits == "[Errno 28] No space left on device: 'runs': waiting 0.01 s"
+    assert made.startswith("twin-s1")
+
+
+def test_a_study_names_the_process_that_has_a_run(runner):
+    study, told = runner(), []
+    study.tell = told.append
+    job = study._job(TRIALS[1], {})
+    study._ledger.add([job])
+    held = lease(study._ledger.folder / "jobs" / job.name, 1, {}, "local")
+    study._make_room([job.name])
+    assert told == [
+        f"process {os.getpid()} on {held.lease.process.host} has {job.name}: waiting for it"
+    ]
+
+
+def test_a_run_that_no_worker_made_is_named(runner, shelf):
+    """With what is wrong; nobody is sent to a folder that is not there."""
+
+    @define(eq=False)
+    class Idle:
+        def run(self, placing):
+            (job,) = placing.folder.glob("jobs/*/job.json")
+            job.write_text("{}")
+
+    shelf.install("executor", "idle", Idle)
+    with pytest.raises(
+        AltcoreError, match=r"1 run was not made: twin-s1-.*job\.json.*goes on"
+    ) as e:
+        runner(executor="idle").outcomes(TRIALS[1:])
+    assert "workers" not in str(e.value)
 
 
 def test_a_file_that_changes_between_two_runs_is_noticed(runner, tmp_path):

@@ -184,6 +184,14 @@ def test_an_answer_is_rendered_again(capsys, tmp_path):
     outcome = call(capsys, "report", "explanation", "--from", folder)
     assert outcome.code == 2
     assert "renders none of the answers" in outcome.err
+    # What another one would write elsewhere.
+    forged = compare_answer()
+    forged["about"]["page"] = "../../EVIL"
+    (folder / "compare.json").write_text(json.dumps(forged))
+    outcome = call(capsys, "report", "comparison", "--from", folder, "--out", out)
+    assert outcome.code == 2
+    assert "compare.json is not the answer of a study: about.page: '../../EVIL'" in outcome.err
+    assert not list(tmp_path.glob("**/EVIL*"))
 
 
 def test_an_answer_that_cannot_be_rendered_is_there(shelf, monkeypatch, tmp_path):

@@ -1,0 +1,28 @@
+"""Whether a run may be a part of an answer: it is what the study accepted as the run of its job."""
+
+from __future__ import annotations
+
+import os
+
+from altcore.errors import BadInput
+from altcore.runs import EVENTS, altered
+from altcore.study.outcome import is_whole
+from altcore.sweep import Ledger, check_accepted
+
+
+def problem_of(ledger: Ledger, name: str, steps: int) -> str:
+    """Return what is wrong with a job's run of so many steps; nothing if all is well, or no run.
+
+    What a study reads is compared with what was accepted: a run of another job, an edited file and
+    a link are found.
+    """
+    run = ledger.run_of(name)
+    if not os.path.lexists(run):
+        return ""
+    try:
+        check_accepted(ledger, name)
+        for problem in altered(run, EVENTS).values():
+            return problem
+        return "" if is_whole(run, steps) else f"{run} lacks a part of its record"
+    except BadInput as error:
+        return str(error)
