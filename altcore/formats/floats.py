@@ -7,6 +7,7 @@ specifications, of IEEE 754 and of the IEEE P3109 draft.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from fractions import Fraction
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -109,17 +110,27 @@ class FloatFormat(Format):
     @cached_property
     def code_values(self) -> tuple[float, ...]:
         count = 1 << (self.exponent_bits + self.mantissa_bits)
-        positive = [self._special_or_value(m) for m in range(count)]
+        positive = [*self._magnitudes]
+        specials = [math.nan] * (count - len(positive))
+        if self.specials in ("ieee", "p3109"):
+            specials[0] = math.inf
+        positive += specials
         negative = [-v for v in positive]
         if self.specials in ("fnuz", "p3109"):
             negative[0] = math.nan
         return (*positive, *negative)
 
-    def _special_or_value(self, magnitude: int) -> float:
-        if magnitude <= self.top_magnitude:
-            return math.ldexp(*self._significand_and_power(magnitude))
-        infinite = self.specials in ("ieee", "p3109") and magnitude == self.top_magnitude + 1
-        return math.inf if infinite else math.nan
+    @property
+    def _magnitudes(self) -> Iterator[float]:
+        """The finite values without their signs, in the order of their codes."""
+        for first in range(0, self.top_magnitude + 1, 1 << self.mantissa_bits):
+            count = min(1 << self.mantissa_bits, self.top_magnitude + 1 - first)
+            if first == 0 and not self.subnormals:
+                yield from [0.0] * count
+            else:
+                significand, power = self._significand_and_power(first)
+                unit = math.ldexp(1.0, power)  # exact, and so are its multiples
+                yield from [m * unit for m in range(significand, significand + count)]
 
     @cached_property
     def even(self) -> tuple[bool, ...]:

@@ -154,7 +154,7 @@ def test_bad_floats(arguments, message):
 
 
 def test_every_float_format_has_two_values():
-    """And a largest one above zero; the rest are refused."""
+    """And a largest one above zero; the rest are refused. Their codes are as defined."""
     for exponent, mantissa, special, subnormals in itertools.product(
         range(4), range(4), get_args(Specials), (True, False)
     ):
@@ -165,6 +165,12 @@ def test_every_float_format_has_two_values():
         assert len(fmt.values) >= 3
         assert fmt.max == fmt.values[-1] > 0
         assert fmt.smallest > 0
+        finite = [float(fmt.magnitude_value(m)) for m in range(fmt.top_magnitude + 1)]
+        assert list(fmt.code_values[: len(finite)]) == finite
+        rest = fmt.code_values[len(finite) : 1 << exponent + mantissa]
+        infinities = special in ("ieee", "p3109")
+        assert list(map(math.isinf, rest)) == [infinities and i == 0 for i in range(len(rest))]
+        assert all(map(math.isnan, rest[infinities:]))
     for mantissa in range(8):
         with pytest.raises(BadInput, match="no value but zero"):
             float_format("F", 1, mantissa, specials="ieee", subnormals=False)
