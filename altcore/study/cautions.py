@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from altcore.builtin_types import digits
-from altcore.study.outcome import tail_length
+from altcore.study.outcome import Outcome, tail_length
 from altcore.study.rates import Curve
 from altcore.study.setup import FEWEST_STEPS
 from altcore.study.statistics import LEVEL, quantile
@@ -84,12 +84,26 @@ def about_chaos(nulls: Iterable[Mapping[str, Any]], within: float) -> list[str]:
     ``nulls`` are the rows of null arms.
     """
     smallest = max((null["detectable"] for null in nulls), default=0.0)
-    if smallest <= within:
+    if not smallest > within:
         return []
     return [
         f"chaos alone hides gaps below {smallest:.2g}, and {digits(within)} is the distance in "
         "question: take more seeds, more steps, or a larger distance"
     ]
+
+
+def about_runs_of_twins(twins: Mapping[str, Mapping[int, Outcome]]) -> list[str]:
+    """Return a sentence for each twin to which gaps tell nothing; twins are given by seed."""
+    found = []
+    for name, outcomes in twins.items():
+        if lost := [str(seed) for seed, outcome in outcomes.items() if outcome.diverged]:
+            found.append(f"{name} diverged with seed {', '.join(lost)}: do not rely on gaps to it")
+        elif len(outcomes) > 1 and len({outcome.losses for outcome in outcomes.values()}) == 1:
+            found.append(
+                f"{name} has the same losses with every seed, to the bit: its seeds are one run, "
+                "and intervals over them tell nothing"
+            )
+    return found
 
 
 def about_validation(metric: str, found: Mapping[str, Any]) -> list[str]:

@@ -84,6 +84,16 @@ class Comparison:
         curves = {key: curve.plain() for key, curve in self.curves.items()}
         return {**self._found(nulls), "learning_rates": curves}
 
+    @property
+    def twins(self) -> dict[str, dict[int, Outcome]]:
+        """The runs of each optimizer's twin, by seed."""
+        return {
+            f"the float32 twin of {name}": dict(
+                zip(self.seeds, self._of(self._twin(name)), strict=False)
+            )
+            for name in self.optimizer_keys
+        }
+
     def _beside(self, c: Contender, nulls: Mapping[str, Arm]) -> list[str]:
         """Return the arms that run as far as a contender does, itself included."""
         null = [nulls[c.optimizer].key] if c.optimizer in nulls else []

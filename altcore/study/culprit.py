@@ -5,6 +5,7 @@ Each step looks only inside the finding of the one before.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -94,7 +95,8 @@ def runs_inside(runs: PairedRuns, arm: Arm) -> PairedRuns:
 
     Both run at the factor's own rate. At another, the cost of the rate would count against
     every operand and layer, the innocent ones too. If the factor is not distinguishable from
-    the twin there, its harm is that it forces another rate. Both then run at the twin's rate.
+    the twin there, or that diverges, its harm is that it forces another rate. Both then run at the
+    twin's rate.
     """
     own, twins = runs.rates[arm.key], runs.rates["twin"]
     if own == twins:
@@ -102,7 +104,7 @@ def runs_inside(runs: PairedRuns, arm: Arm) -> PairedRuns:
     inside = runs.at(own, evolve(twin(), key="twin-inside"))
     inside.run([arm], count=len(runs.of(arm.key)))
     row = inside.row(arm.key)
-    is_worse = row["diverged"] or row["low"] > 0
+    is_worse = not math.isnan(row["mean"]) and (row["diverged"] or row["low"] > 0)
     return inside if is_worse else runs.at(twins, twin())
 
 

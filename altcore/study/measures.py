@@ -30,9 +30,11 @@ def loss_of(metric: str, steps: int) -> Callable[[Outcome], float]:
 def val_gap(outcome: Outcome, reference: Outcome) -> float:
     """Return the difference of the validation losses of two runs of a seed, on the same batches.
 
-    A diverged run counts as in `gap`.
+    A diverged run counts as in `gap`. NaN if the reference has no such loss.
     """
     base = outcome_loss(reference)
+    if not math.isfinite(base):
+        return math.nan
     if outcome.diverged:
         entropy = outcome.entropy
         return (entropy if entropy is not None and entropy > base else reference.losses[0]) - base
@@ -71,7 +73,7 @@ def validation(outcomes: Sequence[Outcome], batches: int, within: float) -> dict
         "batches": batches,
         "items": max((e["val_items"] for e in found), default=0),
         "error": error,
-        "enough": None if error is None or not within else count,
+        "enough": None if error is None or (error and not within) else count,
     }
 
 

@@ -37,7 +37,11 @@ def detectable(gaps: Sequence[float], seeds: int, rows: int, level: float = LEVE
         seeds: of the study, which may be more.
         rows: of its table: by Holm's correction its smallest p counts as many times.
         level: of all rows together.
+
+    NaN if the gaps do not spread, or one of them is not known.
     """
+    if len(set(gaps)) < 2 or not all(map(math.isfinite, gaps)):
+        return math.nan
     bound = quantile(1 - level / rows / 2, seeds - 1)
     shift = float(student().nctdtrinc(seeds - 1, 1 - POWER, bound))  # of the noncentral t
     return stdev(gaps) * shift / math.sqrt(seeds)

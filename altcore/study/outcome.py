@@ -29,7 +29,7 @@ class Outcome:
     lines: tuple[Mapping[str, Any], ...] = field(repr=False)
     """The lines of metrics, diagnostics included."""
     learned: bool | None = None
-    """Whether it learned, by the verdict of its summary."""
+    """Whether it learned, by the verdict of its summary; not if it ended early."""
     stalled: float | None = None
     """Share of the nonzero updates of stored weights that moved nothing; None if none are stored.
     """
@@ -38,9 +38,13 @@ class Outcome:
     facts: Mapping[str, Any] = field(factory=dict, repr=False)
     """What its workload says of the data."""
 
+    def end(self, steps: int) -> tuple[float, ...]:
+        """Return the losses of the last tenth of a study's steps; fewer if it ended early."""
+        return self.losses[steps - tail_length(steps) : steps]
+
     def tail(self, steps: int) -> float:
         """Return the mean loss of the last tenth, or infinity if the run diverged."""
-        part = self.losses[-tail_length(steps) :]
+        part = self.end(steps)
         return math.inf if self.diverged or not part else math.fsum(part) / len(part)
 
 
@@ -53,12 +57,13 @@ def gap(outcome: Outcome, reference: Outcome, steps: int) -> float:
     """Return the mean of the per-batch loss differences over the last tenth of the steps.
 
     A diverged run counts with the unigram entropy. If there is none, or the twin is not below it,
-    it counts with the reference's first loss.
+    it counts with the reference's first loss. NaN if the reference lacks one of these losses.
     """
-    count = tail_length(steps)
-    base = reference.losses[-count:]
+    count, base = tail_length(steps), reference.end(steps)
+    if len(base) < count or not all(map(math.isfinite, base)):
+        return math.nan
     if not outcome.diverged:
-        differences = (a - b for a, b in zip(outcome.losses[-count:], base, strict=True))
+        differences = (a - b for a, b in zip(outcome.end(steps), base, strict=True))
         return math.fsum(differences) / count
     mean = math.fsum(base) / count
     censored = outcome.entropy
@@ -77,7 +82,7 @@ def outcome_of(path: Path, steps: int) -> Outcome:
     summary = summary_of(path)
     entropy = summary["workload_facts"].get("unigram_entropy")
     diverged = early or not finite or bool(causes & set(DIVERGED))
-    learned, stalled = summary["learned"], summary["stored_stall_rate"]
+    learned, stalled = summary["learned"] and not early, summary["stored_stall_rate"]
     rest = summary["evaluation"], summary["workload_facts"]
     return Outcome(losses, diverged, entropy, tuple(lines), learned, stalled, *rest)
 

@@ -7,6 +7,7 @@ have.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -156,6 +157,11 @@ class PairedRuns:
         """Return the outcomes that an arm has, by seed."""
         return [self.outcomes[key, s] for s in self.seeds if (key, s) in self.outcomes]
 
+    @property
+    def twins(self) -> dict[int, Outcome]:
+        """The runs of the reference, by seed."""
+        return dict(zip(self.seeds, self.of(self.reference.key), strict=False))
+
     def gaps(self, key: str) -> list[float]:
         """Return an arm's gap to the reference, for each seed that it has."""
         pairs = zip(self.of(key), self.of(self.reference.key), strict=False)
@@ -190,13 +196,14 @@ class PairedRuns:
     def table(self, arms: Mapping[str, Arm]) -> Rows:
         """Return a row for each arm, with p corrected for their number, and whether it is guilty.
 
-        An arm is guilty if its gap is significant, or if it diverged.
+        An arm is guilty if its gap is significant, or if it diverged and its twin did not.
         """
         rows = {name: self.row(arm.key) for name, arm in arms.items()}
         corrected = holm({name: row["p"] for name, row in rows.items()})
         for name, row in rows.items():
             row["p_holm"] = corrected[name]
-            row["guilty"] = row["diverged"] > 0 or (row["low"] > 0 and corrected[name] < LEVEL)
+            is_worse = row["diverged"] > 0 or (row["low"] > 0 and corrected[name] < LEVEL)
+            row["guilty"] = is_worse and not math.isnan(row["mean"])
         return rows
 
     def verdict(self, key: str, control: str, p: float | None = None) -> dict[str, Any]:
@@ -211,7 +218,7 @@ class PairedRuns:
             "learned": evidence.learned,
             "stalled": self.stalled(key),
             "twin_learned": evidence.twin_learned,
-            "distinguishable": evidence.is_worse,
+            "distinguishable": evidence.is_worse and not math.isnan(evidence.gap["mean"]),
             **evidence.judge(self.within),
         }
 

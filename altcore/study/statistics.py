@@ -58,17 +58,19 @@ def plain(found: Estimate) -> dict[str, Any]:
 def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     """Return mean, interval and p of paired differences, by Student's t with n - 1 degrees.
 
-    The interval of one value is infinite. That of equal values has no width.
+    Of values that say nothing of the spread the interval is infinite, and p NaN: of a single one,
+    of some that are not finite, and of those that are all the same, unless they are 0.
 
     >>> estimate([1.0, 2.0, 3.0]).low.__round__(3)
     -0.484
     """
-    n, mean = len(values), math.fsum(values) / len(values)
-    if n == 1:
-        return Estimate(mean, -math.inf, math.inf, math.nan, 1)
+    n, is_finite = len(values), all(map(math.isfinite, values))
+    mean = (math.fsum if is_finite else sum)(values) / n
+    if n == 1 or not is_finite or (mean and len(set(values)) == 1):
+        return Estimate(mean, -math.inf, math.inf, math.nan, n)
+    if not any(values):
+        return Estimate(0.0, 0.0, 0.0, 1.0, n)
     spread = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1) / n)
-    if spread == 0:
-        return Estimate(mean, mean, mean, 1.0 if mean == 0 else 0.0, n)
     half = spread * quantile((1 + level) / 2, n - 1)
     p = 2 * float(student().stdtr(n - 1, -abs(mean) / spread))
     return Estimate(mean, mean - half, mean + half, p, n)
@@ -80,8 +82,8 @@ def share_closed(
     """Return which share of the gaps ``before`` is gone: 1 minus the ratio of the two means.
 
     Both are by seed, in pairs. The interval is that of a ratio (Fieller 1954), and misses it with
-    the probability ``level``. None where it would have no ends: the gap before is not told from 0,
-    or is below it.
+    the probability ``level``; p counts as many times as that is in `LEVEL`. None where the interval
+    would have no ends: the gap before is not told from 0, or is below it.
 
     >>> found = share_closed([0.5, 0.6, 0.4], [1.0, 1.3, 0.8])
     >>> round(found.low, 2), round(found.mean, 2), round(found.high, 2)
@@ -100,8 +102,8 @@ def share_closed(
     square = b * b - spread(before, b, before, b)
     middle = (a * b - spread(gaps, a, before, b)) / square
     half = math.sqrt(max(0.0, middle**2 - (a * a - spread(gaps, a, gaps, a)) / square))
-    p = estimate([v - u for u, v in zip(gaps, before, strict=True)]).p
-    return Estimate(1 - a / b, 1 - middle - half, 1 - middle + half, p, n)
+    p = estimate([v - u for u, v in zip(gaps, before, strict=True)]).p * LEVEL / level
+    return Estimate(1 - a / b, 1 - middle - half, 1 - middle + half, min(1.0, p), n)
 
 
 def holm(ps: Mapping[K, float]) -> dict[K, float]:

@@ -7,6 +7,7 @@ from attrs import define
 
 from altcore import BadInput
 from altcore.study import Entrants, Options, cautions, run_compare, run_explain
+from altcore.study.outcome import Outcome
 from altcore.study.rates import Curve
 from altcore.study.sequential import looks, once
 
@@ -52,6 +53,16 @@ def test_chaos_wider_than_the_distance():
     (found,) = cautions.about_chaos(nulls, 0.05)
     assert found.startswith("chaos alone hides gaps below 0.08, and 0.05 is the distance in quest")
     assert cautions.about_chaos(nulls, 0.08) == cautions.about_chaos([], 0.0) == []
+
+
+def test_twins_that_nothing_can_be_held_against():
+    """One that diverged, and one whose seeds are the same run."""
+    learned, lost = Outcome((2.0, 1.0), False, None, ()), Outcome((2.0,), True, None, ())
+    other = Outcome((2.0, 1.1), False, None, ())
+    twins = {"A": {1: learned, 2: lost}, "B": {1: learned, 2: learned}, "C": {1: learned, 2: other}}
+    diverged, same = cautions.about_runs_of_twins(twins)
+    assert diverged == "A diverged with seed 2: do not rely on gaps to it"
+    assert same.startswith("B has the same losses with every seed, to the bit")
 
 
 @pytest.fixture

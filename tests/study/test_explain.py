@@ -24,6 +24,7 @@ from altcore.study.arms import (
     with_partners,
 )
 from altcore.study.culprit import runs_inside
+from altcore.study.measures import val_gap
 from altcore.study.onset import onset
 from altcore.study.outcome import Outcome, gap, tail_length
 from altcore.study.own_keys import optimizer_keys
@@ -132,6 +133,15 @@ def test_gaps_are_paired_over_the_last_tenth():
     assert lost.tail(30) == math.inf
 
 
+@pytest.mark.parametrize("losses", [[1.0] * 29, [1.0] * 2, [1.0] * 29 + [math.nan]])
+def test_no_gap_is_known_to_a_twin_that_ended_early(losses):
+    """Its last losses are of other steps, or are none."""
+    twin = outcome_of(losses, diverged=True)
+    assert math.isnan(gap(outcome_of([1.0] * 30), twin, 30))
+    assert math.isnan(gap(outcome_of([], diverged=True), twin, 30))
+    assert math.isnan(val_gap(outcome_of([1.0] * 30), twin))
+
+
 def test_onset_needs_three_lines_running():
     """A single low cosine is none; the layer is the one with the largest injected error then."""
 
@@ -164,7 +174,9 @@ def test_a_factor_is_compared_at_its_own_rate(own, arm, told):
 
     class Stub:
         def outcomes(self, trials):
-            return [outcome_of([losses[t.arm.key, t.rate] + t.seed / 1e4] * 10) for t in trials]
+            noises = [t.seed * len(t.arm.key) / 1e4 for t in trials]  # another for each arm
+            means = [losses[t.arm.key, t.rate] for t in trials]
+            return [outcome_of([m + n] * 10) for m, n in zip(means, noises, strict=True)]
 
     Stub.base = type("Base", (), {"max_steps": 10})
     runs = PairedRuns(Stub(), [1, 2, 3], 0.05, rates={"twin": 3.0, "B": own})

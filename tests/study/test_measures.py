@@ -36,6 +36,7 @@ def test_enough_batches_make_a_loss_as_certain_as_the_distance():
     assert validation([outcome(val_loss_error=None)], 1, 0.1)["enough"] is None
     whole = validation([outcome(val_is_whole=True)], 8, 0.1)
     assert (whole["error"], whole["enough"]) == (0.0, 8)
+    assert validation([outcome(val_is_whole=True)], 8, 0.0)["enough"] == 8
 
 
 def test_a_rate_has_its_mean_its_largest_value_and_when_that_was():

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from altcore.recipes import Layer
+from altcore.study.cautions import about_chaos
 from altcore.study.null_arm import POWER, detectable, null_arm
 from altcore.study.statistics import LEVEL, quantile
 
@@ -36,4 +37,10 @@ def test_more_is_detected_with_more_seeds_and_fewer_rows():
     null = [0.01, -0.02, 0.03]
     assert detectable(null, 5, 7) > detectable(null, 5, 1) > detectable(null, 9, 1)
     assert detectable([2 * g for g in null], 5, 1) == pytest.approx(2 * detectable(null, 5, 1))
-    assert detectable([0.01] * 3, 5, 7) == 0
+
+
+@pytest.mark.parametrize("gaps", [[0.01] * 3, [0.0] * 3, [0.01, math.nan], [math.nan, math.nan]])
+def test_gaps_that_do_not_spread_say_nothing_of_chaos(gaps):
+    """Nor do those of a twin that diverged; and no caution is made of that."""
+    assert math.isnan(detectable(gaps, 5, 7))
+    assert about_chaos([{"detectable": math.nan}], 0.05) == []

@@ -1,5 +1,7 @@
 """Paired runs: which are made before an arm stops, and what unequal numbers of them say."""
 
+import math
+
 import pytest
 from helpers_contenders import made
 
@@ -153,6 +155,18 @@ def test_the_full_arm_goes_on_until_it_is_known_to_be_guilty():
     found = judge_factors(runs, sets, Arm("frozen", {}), {})["full"]
     assert (found["verdict"], found["n"]) == ("cannot tell", 5)
     assert found["distinguishable"]
+
+
+def test_nothing_is_guilty_beside_a_twin_that_ended_early():
+    """Gaps to it are not known, and an arm that diverges as it does is no worse."""
+    runs = runs_of(U=2.1, frozen=6.0, null=2.0)
+    lost = Outcome((2.0, math.nan), True, 3.0, (), learned=False)
+    runs.outcomes |= {(key, seed): lost for key in ("twin", "U") for seed in runs.seeds}
+    sets = {frozenset(): Arm("twin", {}), frozenset("U"): Arm("U", {})}
+    found = judge_factors(runs, sets, Arm("frozen", {}), {}, Arm("null", {}))
+    assert (found["arms"]["U"]["guilty"], found["full"]["distinguishable"]) == (False, False)
+    assert found["full"]["reason"] == "the twin did not learn in 5 of 5 seeds"
+    assert math.isnan(found["null"]["detectable"])
 
 
 def test_effects_use_every_seed_that_their_arms_have():

@@ -41,16 +41,23 @@ def test_the_share_that_is_closed_has_the_interval_of_a_ratio():
         left = [a - (1 - end) * b for a, b in zip(after, before, strict=True)]
         assert stats.ttest_1samp(left, 0.0).pvalue == pytest.approx(0.05)
     assert found.low < found.mean < found.high
+    # Of an early look p counts as often as its share of the error is in all of it.
+    early = share_closed(after, before, 0.05 * 0.216)
+    assert early.p == pytest.approx(found.p / 0.216)
+    assert early.low < found.low
     # No share of a gap that is not told from 0, and none of a lead.
     assert share_closed(after, [1.0, -1.2, 0.8, 1.1]) is None
     assert share_closed(after, [-b for b in before]) is None
 
 
 def test_too_few_values_conclude_nothing():
-    """One value has no ends; equal ones no width."""
-    assert (estimate([0.3]).low, estimate([0.3]).high) == (-math.inf, math.inf)
-    assert estimate([0.5, 0.5]).p == 0.0
-    assert estimate([0.0, 0.0]).p == 1.0
+    """One value has no ends, nor have equal ones, unless they are 0; nor what is not finite."""
+    for values in ([0.3], [0.0], [0.1] * 3, [0.5, math.nan], [math.inf, -math.inf]):
+        found = estimate(values)
+        assert (found.low, found.high) == (-math.inf, math.inf)
+        assert math.isnan(found.p)
+    zero = estimate([0.0, 0.0])
+    assert (zero.low, zero.high, zero.p) == (0.0, 0.0, 1.0)
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
