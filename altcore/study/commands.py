@@ -37,7 +37,7 @@ from altcore.study.rates import Curve, checked
 from altcore.study.record import Question, agreed_steps, claim, held, read
 from altcore.study.runner import Runner
 from altcore.study.sequential import Schedule, looks, once
-from altcore.study.setup import base_config, check_arms, measure_cost, steps_within
+from altcore.study.setup import base_config, check_arms, check_seeds, measure_cost, steps_within
 from altcore.study.statistics import student
 from altcore.yaml_files import is_yaml_file, read_mapping
 
@@ -160,6 +160,7 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
         found = study.explain()
         nulls = [found["null"]] if "null" in found else []
         about = {**asked, **facts(runner, begun, rows, study.runs.curves, options, nulls)}
+        about["cautions"] += cautions.about_runs_of_twins({"the float32 twin": study.runs.twins})
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
     return written, runner.folder
@@ -215,6 +216,7 @@ def _compare(
         known = facts(runner, begun, rows, study.curves, options, nulls)
         known["cautions"] += same + cautions.about_twins(found["twins"], len(seeds))
         known["cautions"] += cautions.about_validation(entrants.metric, found["validation"])
+        known["cautions"] += cautions.about_runs_of_twins(study.twins)
         about = {**asked, **known}
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
@@ -307,6 +309,8 @@ def _begin(
     config = runner.base
     asked = plain({**asked, "budget": options.budget, "config": config.to_plain()})
     known, steps = read(runner.folder), config.max_steps
+    options.doing("checking that seeds differ")
+    check_seeds(config, options.own)
     options.doing("measuring what a step costs")
     cost = measure_cost(config, arms[-1], options.own)
     if options.budget is not None:

@@ -1,7 +1,6 @@
 """A model, data and a loss of the caller's own, in every run of a study.
 
-All runs of a seed begin with the same weights and see the same batches. Runs of another seed must
-differ in at least one of them, or there would be nothing to take intervals over.
+All runs of a seed begin with the same weights and see the same batches.
 """
 
 from __future__ import annotations
@@ -27,8 +26,7 @@ class Own:
     """What takes the place of the workload's own; None for what does not."""
 
     model: nn.Module | Callable[[], nn.Module] | None = field(default=None, repr=False)
-    """Each run trains a copy of it; or a function that makes one, with random states of the seed.
-    """
+    """Each run trains a copy of it, or of what it returns with the random states of the seed."""
     data: Callable[..., Any] | None = None
     """``(split, step, micro) -> batch``, or with a further parameter ``seed``."""
     loss: Callable[[nn.Module, Any], Any] | None = None
@@ -39,13 +37,6 @@ class Own:
             part = getattr(self, name)
             if not (part is None or callable(part)):
                 raise BadInput(f"a function is needed, not {shown(part)}", key=name)
-        if isinstance(self.model, nn.Module) and self.data and not self._has_seed:
-            raise BadInput(
-                "every seed would be the same run: the model begins with the same weights, and the "
-                "data are the same batches",
-                key="model",
-                hint="pass a function that makes the model, or let data have a parameter seed",
-            )
 
     @property
     def names(self) -> dict[str, str]:
@@ -67,7 +58,7 @@ class Own:
         before = random_state(CPU)
         try:
             seed_all(seed)
-            return self.model()
+            return deepcopy(self.model())  # it may return the same one each time
         finally:
             set_random_state(before, CPU)
 

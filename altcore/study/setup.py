@@ -17,7 +17,8 @@ from altcore.config import Override, TrainConfig, load_with_sources
 from altcore.engine import counted_in_steps
 from altcore.errors import DEFAULT, BadInput, Source, located
 from altcore.runs import read_lines
-from altcore.study.arms import Arm
+from altcore.study.arms import Arm, twin
+from altcore.study.outcome import Outcome, outcome_of
 from altcore.study.own import NOTHING, Own
 from altcore.yaml_files import read_mapping
 
@@ -59,6 +60,13 @@ def base_config(
         asked = [o for o in (*quiet, *overrides) if o[2] is not DEFAULT or o[0] not in held]
         config, sources = load_with_sources(file, asked, plugins, without=others)
     with located(sources):
+        if config.log_interval != 1:
+            raise BadInput(
+                "a study compares losses step by step, so its runs record each",
+                key="log_interval",
+                part=str(config.log_interval),
+                hint="set it to 1",
+            )
         return counted_in_steps(config, own.parts(config.seed).get("data")), sources
 
 
@@ -91,8 +99,10 @@ def measure_cost(config: TrainConfig, arm: Arm, own: Own = NOTHING) -> Cost:
     The second of two runs counts, since the first one of a process also loads and compiles.
     """
     _pilot(config, arm, own)
-    whole, steps = _pilot(config, arm, own)
-    return Cost(max(0.0, whole - math.fsum(steps)), median(steps[1:] or steps))
+    pilot = _pilot(config, arm, own)
+    return Cost(
+        max(0.0, pilot.seconds - math.fsum(pilot.steps)), median(pilot.steps[1:] or pilot.steps)
+    )
 
 
 def check_arms(config: TrainConfig, arms: Iterable[Arm], own: Own = NOTHING) -> None:
@@ -101,10 +111,37 @@ def check_arms(config: TrainConfig, arms: Iterable[Arm], own: Own = NOTHING) -> 
         _pilot(config, arm, own, steps=1)
 
 
-def _pilot(
-    config: TrainConfig, arm: Arm, own: Own, steps: int = PILOT_STEPS
-) -> tuple[float, list[float]]:
-    """Return the time of a short run and of each of its steps, in seconds."""
+def check_seeds(config: TrainConfig, own: Own = NOTHING) -> None:
+    """Raise `BadInput` if another seed changes nothing: there would be no intervals.
+
+    The twin is trained for two steps with two seeds, and all that their lines say is compared: a
+    model whose last layer begins with zeros has the same first loss on all data.
+    """
+    seeds = config.seed, config.seed + 1
+    made = [config.evolve(seed=seed, eval_steps=1) for seed in seeds]
+    one, other = (_pilot(config, twin(), own, steps=2).outcome for config in made)
+    if one.lines == other.lines and all(map(math.isfinite, one.losses)):
+        raise BadInput(
+            f"every seed would be the same run: seeds {seeds[0]} and {seeds[1]} have the same "
+            "losses, to the bit",
+            key="seeds",
+            hint="the model or the data must follow the seed",
+        )
+
+
+@frozen
+class Pilot:
+    """A short run."""
+
+    seconds: float
+    """Of all of it."""
+    steps: Sequence[float]
+    """The seconds of each step."""
+    outcome: Outcome
+
+
+def _pilot(config: TrainConfig, arm: Arm, own: Own, steps: int = PILOT_STEPS) -> Pilot:
+    """Train an arm for a few steps."""
     with tempfile.TemporaryDirectory() as folder:
         began = time.perf_counter()
         result = train(
@@ -120,7 +157,8 @@ def _pilot(
         )
         whole = time.perf_counter() - began
         lines = read_lines(result.run_directory / "timings.jsonl")
-    return whole, [x["step_time_ms"] / 1e3 for x in lines]
+        times = [x["step_time_ms"] / 1e3 for x in lines]
+        return Pilot(whole, times, outcome_of(result.run_directory, steps))
 
 
 def steps_within(cost: Cost, minutes: float, runs: int) -> int:

@@ -10,6 +10,7 @@ from altcore import BadInput
 from altcore.runs import summary_of
 from altcore.study.own import Own
 from altcore.study.runner import Runner
+from altcore.study.setup import check_seeds
 from altcore.sweep.run_job import OWN, check_own
 
 
@@ -28,6 +29,19 @@ def sums(split, step, micro, seed=0):
     """Return numbers and their sums."""
     x = torch.rand(4, 4, generator=torch.Generator().manual_seed(1000 * seed + step))
     return x, x.sum(1, keepdim=True)
+
+
+def seeded():
+    """Return a model that is the same with every seed."""
+    torch.manual_seed(0)
+    return Sums()
+
+
+class Dropped(Sums):
+    """A model that is another one with each seed by its dropout alone."""
+
+    def forward(self, x, y):
+        return super().forward(nn.functional.dropout(x, 0.5), y)
 
 
 def same_sums(split, step, micro):
@@ -68,7 +82,7 @@ def test_a_study_trains_what_was_passed_in(study, tmp_path):
 
 
 def test_a_model_is_made_with_the_random_states_of_its_seed():
-    """The caller's own states go on as if nothing had been drawn."""
+    """The caller's own states go on as if nothing had been drawn. A run trains a copy."""
     own = Own(Sums, same_sums)
     torch.manual_seed(5)
     expected = torch.rand(3)
@@ -77,6 +91,8 @@ def test_a_model_is_made_with_the_random_states_of_its_seed():
     assert torch.equal(torch.rand(3), expected)
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
+    net = Sums()
+    assert Own(lambda: net, sums).parts(1)["model"] is not net
     assert own.names == {
         "model": "Sums, given from Python",
         "data": "same_sums, given from Python",
@@ -93,7 +109,14 @@ def test_data_may_follow_the_seed():
 @pytest.mark.parametrize(
     ("own", "says"),
     [
-        ({"model": Sums(), "data": same_sums}, "model: every seed would be the same run"),
+        (
+            {"model": Sums(), "data": same_sums, "loss": passed_on},
+            "seeds: every seed would be the same",
+        ),
+        (
+            {"model": seeded, "data": same_sums, "loss": passed_on},
+            "seeds: every seed would be the same",
+        ),
         ({"model": 3}, "model: a function is needed, not 3"),
         ({"loss": "mse"}, "loss: a function is needed, not 'mse'"),
         (
@@ -105,6 +128,13 @@ def test_data_may_follow_the_seed():
 def test_what_cannot_be_studied_is_refused(own, says, study):
     with pytest.raises(BadInput, match=says):
         study(**own)
+
+
+def test_seeds_may_differ_by_dropout_alone(start, shelf):
+    """What a step draws follows the seed, too."""
+    plant(shelf, "regression")
+    config = start.config(workload="regression")
+    check_seeds(config, Own(Dropped(), same_sums, passed_on))
 
 
 def test_a_command_cannot_make_such_a_run(start, tmp_path):

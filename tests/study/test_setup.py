@@ -39,6 +39,12 @@ def test_a_file_goes_before_the_defaults_of_studies(tmp_path):
     assert (config.compute, config.eval_interval, config.eval_steps) == ("bfloat16", 7, 3)
 
 
+def test_a_study_records_every_step():
+    """Losses are compared step by step, and a run with fewer lines would look like a short one."""
+    with pytest.raises(BadInput, match=r"log_interval 5: a study compares .*: set it to 1"):
+        base_config(None, [("log_interval", 5, DEFAULT)], [])
+
+
 @pytest.mark.parametrize("where", ["file", "overrides"])
 def test_observers_may_be_left_out_twice(where, tmp_path):
     """A study leaves out all of them, and a configuration for single runs some."""
