@@ -6,8 +6,9 @@ much noise a format adds to a distribution.
 """
 
 from altcore.study.answer import SHOWN, answers_in, load_answer, render
-from altcore.study.commands import STUDIES, Options, default_recipe, run_compare, run_explain
+from altcore.study.commands import default_recipe, run_compare, run_explain
 from altcore.study.contenders import Entrants
+from altcore.study.options import STUDIES, Options
 from altcore.study.own import Own
 from altcore.study.sqnr import read_data, sqnr_of
 

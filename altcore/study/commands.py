@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import evolve
 
 from altcore.api import layers_of
-from altcore.builtin_types import digits, duration
-from altcore.config import Override, TrainConfig, check_name, defaults
-from altcore.engine import world_size
+from altcore.builtin_types import duration
+from altcore.config import Override, TrainConfig, defaults
 from altcore.errors import DEFAULT, BadInput, located
 from altcore.formats import BlockFormat
 from altcore.hooks import format_or_none
@@ -31,80 +29,17 @@ from altcore.study.identity import plain
 from altcore.study.keys import format_key
 from altcore.study.measures import VAL_STEPS
 from altcore.study.null_arm import null_arm
-from altcore.study.own import Own
+from altcore.study.options import Options
 from altcore.study.own_keys import own_keys
-from altcore.study.rates import Curve, checked
+from altcore.study.rates import Curve
 from altcore.study.record import Question, agreed_steps, claim, held, read
+from altcore.study.repeat import to_repeat
 from altcore.study.runner import Runner
-from altcore.study.sequential import Schedule, looks, once
 from altcore.study.setup import base_config, check_arms, check_seeds, measure_cost, steps_within
 from altcore.study.statistics import student
 from altcore.yaml_files import is_yaml_file, read_mapping
 
-STUDIES = "studies"
 READING = "reading the data and the model"
-
-
-@frozen
-class Options:
-    """The options of a study."""
-
-    file: str | None
-    overrides: Sequence[Override]
-    seeds: int = 5
-    within: float = 0.05
-    budget: float | None = None
-    name: str | None = None
-    tell: Callable[[str], None] = field(default=print)
-    folder: Path = field(default=Path(STUDIES), converter=Path)
-    doing: Callable[[str], None] = field(default=lambda _: None)
-    """Takes what is being done, which nobody needs to read later."""
-    executor: str = "local"
-    """Where runs are made, as `altcore sweep run` takes it."""
-    rates: Sequence[float] | None = field(default=None, converter=checked)
-    """Factors of the learning rate that are tried as they are; by default they are searched for."""
-    all_seeds: bool = False
-    """Whether no arm stops before its last seed."""
-    own: Own = field(factory=Own)
-    """A model, data and a loss of the caller's own."""
-    null: bool = True
-    """Whether the null arm runs, which says what can be detected."""
-
-    def __attrs_post_init__(self) -> None:
-        if world_size() > 1:
-            raise BadInput(
-                f"{world_size()} processes were started, and a study makes its runs in one",
-                hint="start it without torchrun",
-            )
-        if self.seeds < 2:
-            raise _refused("seeds", self.seeds, "an interval needs at least two")
-        if self.budget is not None and not 0 < self.budget < math.inf:
-            raise _refused("budget", self.budget, "minutes above 0 are needed")
-        if not 0 <= self.within < math.inf:
-            raise _refused("within", self.within, "a distance is a number from 0 up")
-        if self.name is not None:
-            check_name(self.name, "--name")
-        if self.own.names and self.executor != "local":
-            raise BadInput(
-                f"a study of your own {', '.join(self.own.names)} makes its runs in this process",
-                key="executor",
-                part=self.executor,
-                hint="leave it out",
-            )
-
-    @property
-    def schedule(self) -> Schedule:
-        """After how many seeds an arm may stop."""
-        return once if self.all_seeds else looks
-
-    @property
-    def shares(self) -> Mapping[int, float]:
-        """The numbers of seeds at which the study looks, and the share of the error of each."""
-        return self.schedule(self.seeds)
-
-
-def _refused(option: str, value: float, problem: str) -> BadInput:
-    return BadInput(problem, key=f"--{option}", part=digits(value))
 
 
 def default_recipe(fmt: str | None) -> str:
@@ -161,6 +96,7 @@ def _explain(options: Options, config: TrainConfig) -> tuple[dict[str, Any], Pat
         nulls = [found["null"]] if "null" in found else []
         about = {**asked, **facts(runner, begun, rows, study.runs.curves, options, nulls)}
         about["cautions"] += cautions.about_runs_of_twins({"the float32 twin": study.runs.twins})
+        about |= to_repeat(options, runner.base, asked, runner.folder, runner.facts)
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)
     return written, runner.folder
@@ -217,6 +153,7 @@ def _compare(
         known["cautions"] += same + cautions.about_twins(found["twins"], len(seeds))
         known["cautions"] += cautions.about_validation(entrants.metric, found["validation"])
         known["cautions"] += cautions.about_runs_of_twins(study.twins)
+        known |= to_repeat(options, runner.base, asked, runner.folder, runner.facts)
         about = {**asked, **known}
         whole = {"about": about, **found}
         written = answer.write(runner.folder, whole, options.tell)

@@ -9,7 +9,7 @@ from structlog.testing import capture_logs
 from altcore.config import load_config
 from altcore.errors import DEFAULT, BadInput
 from altcore.study.arms import twin
-from altcore.study.commands import Options
+from altcore.study.options import Options
 from altcore.study.setup import base_config, check_arms
 
 
