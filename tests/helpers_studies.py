@@ -10,7 +10,15 @@ HOSTILE = "a_b|<i>&50%\u202e"
 
 def estimate(mean: float, half: float = 0.1, **more: Any) -> dict[str, Any]:
     """Return a row of an answer."""
-    return {"mean": mean, "low": mean - half, "high": mean + half, "n": 2, "stalled": None, **more}
+    return {
+        "mean": mean,
+        "low": mean - half,
+        "high": mean + half,
+        "n": 2,
+        "p": 0.5,
+        "stalled": None,
+        **more,
+    }
 
 
 def about(command: str) -> dict[str, Any]:
@@ -18,6 +26,13 @@ def about(command: str) -> dict[str, Any]:
     return {
         "command": command,
         "page": command,
+        "study": "mine",
+        "shell": f"altcore {command} --name mine",
+        "altcore": "0.1.0",
+        "torch": "2.13.0",
+        "optimizer": "adamw",
+        "workload_facts": {"sha256": "1e0a", "parameters": 34688, "batch_size": 8},
+        "training": {"schedule": "cosine", "warmup_steps": 6, "grad_clip": 1.0},
         "format": HOSTILE,
         "seeds": [42, 43],
         "looks": {"2": 1.0},
@@ -61,7 +76,7 @@ def explain_answer() -> dict[str, Any]:
     cause |= {"gap": row, "cause": "finer", "fixed_point": False}
     cause |= {"counterfactuals": {"finer": estimate(0.3, recovered=0.75)}}
     return {
-        "about": about("explain"),
+        "about": {**about("explain"), "recipe": "pure"},
         "operands_of": {"U": ["stored_weight"]},
         "arms": {"U": row},
         "frozen": estimate(1.5, diverged=0),
@@ -102,10 +117,14 @@ def compare_answer() -> dict[str, Any]:
         {
             "arm": arm,
             "key": "one",
+            **dict.fromkeys(("format", "recipe", "rounding", "optimizer", "plugins")),
             "gap": estimate(gap, p=0.01),
             "p_holm": 0.01,
             "frozen": estimate(1.5),
+            "detectable": 0.03,
             "diverged": 0,
+            "learned": 2,
+            "twin_learned": 2,
             "verdict": "beyond",
             "reason": "why",
             "settings": {},
@@ -117,13 +136,16 @@ def compare_answer() -> dict[str, Any]:
         for arm, gap in arms.items()
     ]
     difference = {"arm": "E4M3", "against": HOSTILE, "difference": estimate(-0.38), "p_holm": 0.02}
+    judged = {"verdict": "better", "reason": ""}
+    entrants = {"formats": list(arms), "recipes": ["pure"], "arms": {}, "ablate": {}}
+    entrants |= {"against": None, "metric": "train"}
     twin = {"loss": estimate(2.9), "val_loss": estimate(3.0), "bits_per_byte": None}
     twin |= {"key": "twin", "learned": 2}
     twin |= {"null": estimate(0.0, 0.01, detectable=0.02)}
     return {
-        "about": {**about("compare"), "formats": list(arms)},
+        "about": {**about("compare"), **entrants},
         "contenders": rows,
-        "differences": [{**difference, "share_closed": estimate(0.95), "verdict": "closer"}],
+        "differences": [{**difference, "share_closed": estimate(0.95), **judged}],
         "twins": {"adamw": twin},
         "validation": {"batches": 8, "items": 64, "error": 0.02, "enough": 40},
         "learning_rates": {"twin": RATES, "one": RATES},

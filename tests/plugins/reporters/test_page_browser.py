@@ -5,12 +5,18 @@ from contextlib import contextmanager
 
 import pytest
 from helpers_pages import losses, run
+from helpers_studies import compare_answer
 
 from altcore_reporters.page.reporter import html_of
+from altcore_reporters.study_pages.comparison import comparison
+from altcore_reporters.study_pages.html_page import as_html
 
 CHROMIUM = next(
     filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
 )
+
+LONG_NAME = "E4M3/stored_weight=stochastic"
+"""Of an arm."""
 
 pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no browser: install chromium or google-chrome"),
@@ -56,6 +62,9 @@ def files(tmp_path_factory):
     ]
     for name, records in (("one", [one]), ("nine", nine)):
         (folder / f"{name}.html").write_text(html_of(records))
+    answer = compare_answer()
+    answer["contenders"][1]["arm"] = LONG_NAME
+    (folder / "study.html").write_text(as_html(comparison(answer)))
     return folder
 
 
@@ -247,3 +256,27 @@ def test_216_runs_are_small_and_open_at_once(browser, tmp_path):
     assert 0 < found["TaskDuration"] < 2
     assert page.locator("#loss .line").count() == 216
     own.close()
+
+
+# -------------------------------------------------------------------------- a page on a study
+
+
+def test_a_study_has_room_on_a_phone_and_on_a_screen(browser, files):
+    """No table of it is cut at 1280 pixels; at 400, names break between their parts alone."""
+    with opened(browser, files / "study.html") as page:
+        scrolls = (
+            "[...document.querySelectorAll('.scroll')].map(e => e.scrollWidth - e.clientWidth)"
+        )
+        assert overflow(page) <= 0
+        assert max(page.evaluate(scrolls)) <= 0
+    with opened(browser, files / "study.html", viewport={"width": 400, "height": 800}) as page:
+        assert overflow(page) <= 0
+        names = page.locator("th", has_text=LONG_NAME)
+        assert names.count() > 3
+        for name in names.all():
+            lines = [line.strip() for line in name.inner_text().split("\n")]
+            assert lines == [LONG_NAME]
+        widths = "e => [...e.childNodes].map(n => { const r = document.createRange(); "
+        widths += "r.selectNodeContents(n); return r.getClientRects().length; })"
+        for name in names.all():
+            assert set(name.evaluate(widths)) <= {0, 1}

@@ -11,7 +11,9 @@ from altcore_reporters.study_pages.causes import (
     recommendation,
 )
 from altcore_reporters.study_pages.comparison import comparison, own_settings, validation
+from altcore_reporters.study_pages.document import NO_INTERVAL, Interval, Table
 from altcore_reporters.study_pages.explanation import conclusion
+from altcore_reporters.study_pages.latex import as_latex
 from altcore_reporters.study_pages.rows import judged
 
 
@@ -40,8 +42,8 @@ def test_the_headline_is_the_verdict(verdict, words):
     assert conclusion(answer) == told
     null = {"mean": 0.0, "low": -0.01, "high": 0.01, "detectable": 0.02}
     assert conclusion({**answer, "null": null}) == (
-        f"{told} Gaps from 0.0200 on are detected with a probability of 80 %; that of the null "
-        "arm is 0.0000 [-0.0100, 0.0100]."
+        f"{told} By chaos alone, a gap has to be 0.0200 at the least to be detected with a "
+        "probability of 80 %; that of the null arm is 0.0000 [-0.0100, 0.0100]."
     )
 
 
@@ -98,7 +100,7 @@ def test_each_guilty_operand_has_its_counterfactuals():
         ["`optimizer_state`", "too small", "0.5000 [0.4000, 0.6000]", "100 %", ""],
     ]
     [section] = counterfactuals({"causes": [RANGE]})
-    assert section.parts[0].head[-1] == "of it"
+    assert section.parts[0].shown.head[-1] == "of it"
     assert not list(counterfactuals({}))
 
 
@@ -133,13 +135,64 @@ def test_the_page_names_the_loss_that_is_compared(metric, loss):
     answer = compare_answer()
     answer["about"]["metric"] = metric
     document = comparison(answer)
-    how = document.sections[-1].parts[0]
-    assert f"A gap is the mean difference of the {loss} loss" in how
-    assert f"best learning rate by the {loss} loss" in how
+    parts = {s.title: s.parts for s in document.sections}
+    how = parts["How this was found"]
+    assert f"A gap is the mean difference of the {loss} loss" in how[0]
+    assert f"best learning rate by the {loss} loss" in how[1]
     (curves,) = (s for s in document.sections if s.title == "Loss over learning rate")
     assert f"the {loss} loss of the selection seeds" in curves.parts[0]
     assert document.sections[0].parts[0].unit.startswith(f"difference of the {loss} loss")
-    assert document.note.startswith(f"{loss.capitalize()} loss minus that of the float32 twin")
+    assert f"mean difference of the {loss} loss" in document.note
+    tables = {part.key: part for part in document.parts if isinstance(part, Table)}
+    assert f"mean difference of the {loss} loss" in tables["contenders"].note
+    assert f"gaps by the {loss} loss" in tables["differences"].note
+    assert tables["twins"].head[2] == f"{loss} loss [95 %]"
+    assert str(tables["twins"].rows[0][2])[:3] == {"train": "2.9", "val": "3.0"}[metric]
+    assert "float32 twin" not in tables["losses"].note
+
+
+def test_captions_say_it_in_the_words_of_the_page():
+    """What a paper needs, whole: gap, steps, seeds, test, correction, verdicts, controls."""
+    answer = compare_answer()
+    answer["about"]["ablate"] = {"full": "nvfp4"}
+    document = comparison(answer)
+    [how] = (s.parts for s in document.sections if s.title == "How this was found")
+    notes = {part.key: part.note for part in document.parts if isinstance(part, Table)}
+    rows = {"contenders": 2, "differences": 1}
+    for key, note in notes.items():
+        own = note.replace(f"the {rows.get(key)} rows of the table", "the rows of a table")
+        if key in rows:
+            assert own != note
+            assert "each by itself; p alone is corrected, by Holm over" in note
+        if key in (*rows, "twins"):
+            assert [s for s in own.split(". ") if s.strip(".") not in " ".join(how)] == [
+                s for s in own.split(". ") if key == "twins" and "Means over the seeds" in s
+            ]
+    assert "60 steps of gpt in each run, seeds 42, 43" in notes["contenders"]
+    assert "'frozen' is the gap of a control" in notes["contenders"]
+    assert "'detectable' is the gap" in notes["contenders"]
+    assert "without an ingredient: below 0, the ingredient helps" in notes["differences"]
+    assert "This is the least: what spreads more" in notes["twins"]
+
+
+def test_what_it_takes_to_repeat_a_study_is_in_every_file():
+    """In the .csv as columns of every row, of which the study names the rest."""
+    document = comparison(compare_answer())
+    [bullets] = document.sections[-1].parts
+    told = "\n".join(bullets.items)
+    for fact in ("`altcore compare --name mine`", "pure with", "altcore 0.1.0, torch 2.13.0"):
+        assert fact in told
+    assert "sha256: 1e0a, parameters: 34688, batch_size: 8" in told
+    assert "adamw, learning rate 0.002; schedule: cosine, warmup_steps: 6, grad_clip: 1.0" in told
+    assert document.facts["study"] == "mine"
+    tex = as_latex(document).partition(r"\begin")[0]
+    assert all(fact.replace("\n", " ") in tex for _, fact in document.repeat)
+
+
+def test_numbers_of_an_interval_have_one_place():
+    assert str(Interval(1.4e-05, -6.2e-05, 8.9e-05)) == "0.000014 [-0.000062, 0.000089]"
+    assert str(Interval(2e-05, -0.0019, 0.0019)) == "0.00002 [-0.00190, 0.00190]"
+    assert str(NO_INTERVAL) == "not available"
 
 
 def test_what_only_some_arms_have_is_said():
@@ -151,7 +204,11 @@ def test_what_only_some_arms_have_is_said():
 @pytest.mark.parametrize(
     ("error", "enough", "words"),
     [
-        (0.01, 4, "certain to ±0.0196 (95 %); 4 batches are enough for 0.05."),
+        (
+            0.01,
+            4,
+            "±0.0196 (95 %) in the least certain run of an arm or twin; 4 batches are enough",
+        ),
         (None, None, "A single batch does not say how certain it is."),
         (0.0, 8, "They are the whole validation split."),
     ],

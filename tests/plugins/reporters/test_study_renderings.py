@@ -13,9 +13,11 @@ from helpers_studies import HOSTILE, compare_answer, explain_answer
 from altcore import BadInput
 from altcore.study import answer as answers
 from altcore_reporters.study_pages.comparison import comparison
+from altcore_reporters.study_pages.csv_table import as_csv
 from altcore_reporters.study_pages.document import Bar, Interval, Intervals
 from altcore_reporters.study_pages.drawn import drawn_curves, drawn_intervals
 from altcore_reporters.study_pages.explanation import explanation
+from altcore_reporters.study_pages.latex import WIDTH, WRAPPED
 from altcore_reporters.study_pages.reporter import RENDERERS, Comparison, Explanation
 from altcore_reporters.study_pages.rows import rate_curves
 
@@ -44,23 +46,66 @@ def test_every_number_of_every_table_is_in_the_csv(rendered):
     assert [float(first[k]) for k in ("gap", "gap low", "gap high")] == [0.4, 0.4 - 0.1, 0.4 + 0.1]
     losses = [float(r["loss"]) for r in rows if r["table"] == "learning-rates"]
     assert losses[:4] == [3.2, 3.0, 3.1, float("inf")]
-    tables = set(re.findall(r"label\{tab:\w+-([\w-]+)\}", rendered[".tex"]))
+    tables = set(re.findall(r"label\{tab:mine-\w+-([a-z-]+)\}", rendered[".tex"]))
     assert {r["table"] for r in rows} == tables
     assert any(HOSTILE in r.values() for r in rows)
+
+
+def test_the_csv_has_numbers_and_nothing_else_in_their_columns():
+    """Missing ones are empty, every column is there, and what counts have counted."""
+    found = compare_answer()
+    found["differences"][0]["share_closed"] = None
+    text = as_csv(comparison(found))
+    rows = {r["table"]: r for r in csv.DictReader(text.splitlines())}
+    differing = rows["differences"]
+    names = [f"share of the gap closed{end}" for end in ("", " low", " high")]
+    assert [differing[name] for name in names] == [""] * 3
+    assert (differing["n"], differing["p"], differing["p (Holm)"]) == ("2", "0.5", "0.02")
+    contender, rate = rows["contenders"], rows["rates"]
+    assert (contender["learned"], contender["diverged"], contender["n"]) == ("2", "0", "2")
+    assert (rate["overflow largest"], rate["overflow step"]) == ("0.01", "7")
+    assert {r["study"] for r in rows.values()} == {"mine"}
+    assert {r["metric"] for r in rows.values()} == {"train"}
+    found["differences"] = []
+    assert as_csv(comparison(found)).partition("\n")[0] == text.partition("\n")[0]
 
 
 def test_latex_tables_can_be_taken_into_a_paper(rendered):
     """Whole environments of even rows, with captions that say what intervals are of."""
     text = rendered[".tex"]
     assert text.count(r"\begin{table}") == text.count(r"\end{table}") == text.count(r"\caption") > 2
-    for kinds, body in re.findall(r"\\begin\{tabular\}\{(\w+)\}(.*?)\\end\{tabular\}", text, re.S):
+    environment = (
+        r"\\begin\{tabularx\}\{\\linewidth\}\{@\{\}([^\n]*)@\{\}\}\n(.*?)\\end\{tabularx\}"
+    )
+    for kinds, body in re.findall(environment, text, re.S):
+        kinds = kinds.replace(RAGGED, "").replace(r"@{\ }", "")
         rows = [line for line in body.splitlines() if line.endswith(r"\\")]
         assert len(rows) > 1
-        assert {len(re.findall(r"(?<!\\)&", row)) + 1 for row in rows} == {len(kinds)}
-    assert r"a\_b|<i>\&50\%" in text
-    assert "over the last tenth of 60 steps, with intervals of 95~\\% over 2 seeds." in text
-    assert "$0.4000$ [$0.3000$, $0.5000$]" in text
+        assert {
+            len(re.findall(r"(?<!\\)&", row)) + row.count(r"\multicolumn{2}") + 1 for row in rows
+        } == {len(kinds)}
+        assert set(kinds) <= set("Xlr")
+    assert r"a\_\allowbreak b|<i>\&50\%" in text
+    assert "the last tenth of the steps to that of the float32 twin" in text
+    assert "60 steps of gpt in each run, seeds 42, 43" in text
+    assert "Intervals are 95 \\% by Student's t" in text
+    assert "$0.4000$ & [$0.3000$, $0.5000$]" in text
+    labels = re.findall(r"label\{(.*?)\}", text)
+    assert len(set(labels)) == len(labels) == text.count("%<*")
+    assert {label.partition("-")[0] for label in labels} == {"tab:mine"}
     assert text.isascii() or set(re.findall(r"[^\x00-\x7f]", text)) <= {"\u202e", "√"}
+
+
+RAGGED = r">{\raggedright\arraybackslash}"
+
+
+def test_a_table_wider_than_a_page_has_several(rendered):
+    """With the same names of rows; none needs more than a line of text has."""
+    for line in rendered[".tex"].splitlines():
+        if line.endswith(r"\\") and r"\multicolumn{2}{c}" not in line:
+            plain = re.sub(r"\\\w+\{?|[$\\]", "", line)
+            own = [cell.strip()[:WRAPPED] for cell in plain.split("&")]
+            assert sum(map(len, own)) + 2 * len(own) < WIDTH + 2
 
 
 class Page(HTMLParser):
@@ -74,7 +119,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "link"):
+        if tag not in ("meta", "link", "wbr"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
@@ -92,7 +137,7 @@ def test_the_page_is_whole_and_asks_for_nothing(rendered):
     html = rendered[".html"]
     page = Page(html)
     assert "<i>&50" not in html
-    assert any("a_b|<i>&50%\\u202e" in text for text in page.text)
+    assert "a_b|<i>&50%\\u202e" in "".join(page.text)
     assert "script" not in {tag for tag, _ in page.tags}
     links = [a.get("href", a.get("src")) for _, a in page.tags if "href" in a or "src" in a]
     assert links == ["data:,"]
@@ -105,13 +150,16 @@ def test_intervals_lie_on_one_axis():
     """A mean is where its value says, what reaches far is cut; 0 and the tolerance show."""
     bars = [Bar("a", Interval(1.0, 0.5, 9.0), True), Bar("b", Interval(0.0, -0.5, 0.5), False)]
     drawn = drawn_intervals(Intervals("costs", "nats", [("arms", bars)], 0.5))
-    [(_, (a, b))] = drawn.groups
+    [(_, within, (a, b))] = drawn.groups
     places = {k: float(getattr(a, k).removesuffix("%")) for k in ("left", "width", "mean")}
-    zero, half = float(drawn.zero[:-1]), float(drawn.within[1][:-1])
+    zero, half = float(drawn.zero[:-1]), float(within[1][:-1])
     assert places["mean"] - zero == pytest.approx(2 * half, abs=0.05)
     assert places["left"] - zero == pytest.approx(half, abs=0.05)
     assert places["left"] + places["width"] == pytest.approx(100)
     assert (b.mean, b.text, b.is_told) == (drawn.zero, "0.0000 [-0.5000, 0.5000]", False)
+    both = drawn_intervals(Intervals("costs", "nats", [("arms", bars)], 0.5, {"arms"}))
+    (left, width) = (float(x[:-1]) for x in both.groups[0][1])
+    assert (left + width / 2, width) == pytest.approx((zero, 2 * half), abs=0.05)
     assert drawn.ticks[0] == ("6.67%", "-0.5") or "0" in [word for _, word in drawn.ticks]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from altcore_reporters.study_pages.document import Cell, Number, Part, Section, Table
@@ -80,7 +80,7 @@ def counterfactuals(answer: Answer) -> Iterator[Section]:
         return
     title = "What takes the gap away"
     head = ("operand", "if what is wrong was", "gap taken away [95 %]", "of it", "updates stalled")
-    parts: list[Part] = [Table("counterfactuals", title, *_without_empty_end(head, rows))]
+    parts: list[Part] = [Table("counterfactuals", title, head, rows, names=2)]
     if any(suspect["fixed_point"] for suspect in answer["causes"]):
         parts.append("In fixed point, to be finer is to reach lower: the two are one question.")
     yield Section(title, parts)
@@ -96,7 +96,7 @@ def changes(answer: Answer) -> Iterator[Section]:
     ]
     title = "Changes tried on fresh seeds, the cheapest first"
     head = ("change", "gap [95 %]", *VERDICT, "updates stalled")
-    yield Section(title, [Table("changes", title, *_without_empty_end(head, rows))])
+    yield Section(title, [Table("changes", title, head, rows)])
 
 
 def name(suspect: Mapping[str, Any]) -> str:
@@ -115,12 +115,3 @@ def stalled(row: Mapping[str, Any]) -> Cell:
     if row["stalled"] is None:
         return ""
     return Number(value(row["stalled"]), f"{100 * value(row['stalled']):.1f} %")
-
-
-def _without_empty_end(
-    head: Sequence[str], rows: Sequence[Sequence[Cell]]
-) -> tuple[Sequence[str], Sequence[Sequence[Cell]]]:
-    """Return a table without its last column if that is empty."""
-    if any(row[-1] for row in rows):
-        return head, rows
-    return head[:-1], [row[:-1] for row in rows]

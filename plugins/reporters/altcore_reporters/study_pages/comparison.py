@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
-from altcore_reporters.study_pages import method
+from altcore_reporters.study_pages import method, repeat
 from altcore_reporters.study_pages.document import (
+    NO_NUMBER,
     Cell,
     Document,
     Intervals,
@@ -25,7 +27,7 @@ from altcore_reporters.study_pages.rows import (
     rate_curves,
     unit,
 )
-from altcore_reporters.study_pages.words import digits, number, value
+from altcore_reporters.study_pages.words import digits, loss_name, number, value
 
 Answer = Mapping[str, Any]
 
@@ -33,15 +35,20 @@ Answer = Mapping[str, Any]
 def comparison(answer: Answer) -> Document:
     """Return a comparison as a document."""
     about = answer["about"]
-    told = [picture(answer), contenders(answer), *differences(answer), twins(answer)]
-    return Document(about["page"], method.note(about), [
+    told = [picture(answer), contenders(answer), differences(answer), twins(answer)]
+    return Document(about["page"], repeat.facts(about), method.note(about), [
         Section("Comparison", told),
         Section("Losses", [losses(answer), validation(answer)]),
         Section("Rounding and clipping", [*rounding(answer)]),
         *rate_curves(answer),
         *method.cautions(about),
-        Section("How this was found", [how(about) + own_settings(answer)]),
-    ])  # fmt: skip
+        Section("How this was found", how(answer)),
+        repeat.section(about),
+    ], repeat.needed(about))  # fmt: skip
+
+
+BETWEEN = "difference between arms"
+"""Heads the differences in the picture."""
 
 
 def picture(answer: Answer) -> Intervals:
@@ -55,71 +62,132 @@ def picture(answer: Answer) -> Intervals:
     stages = (
         ("null arm: chaos alone", nulls),
         ("gap to the float32 twin", own),
-        ("difference between arms", pairs),
+        (BETWEEN, pairs),
     )
     groups = [(title, sorted(b, key=lambda b: b.interval.mean)) for title, b in stages if b]
-    return Intervals("How far apart", unit(answer["about"]), groups, answer["about"]["within"])
+    about = answer["about"]
+    return Intervals("How far apart", unit(about), groups, about["within"], {BETWEEN})
 
 
 def contenders(answer: Answer) -> Table:
     """Return a row for each contender, the smallest gap first."""
-    rows = [
+    about, rates = answer["about"], answer["learning_rates"]
+    found = sorted(answer["contenders"], key=lambda r: value(r["gap"]["mean"]))
+    rows: list[list[Cell]] = [
         [
             r["arm"],
-            learning_rate(answer["learning_rates"][r["key"]]),
+            learning_rate(rates[r["key"]]),
             interval(r["gap"]),
             p_value(r),
-            interval(r["frozen"]),
-            of_seeds(r["diverged"], r["gap"]),
             r["verdict"],
             r["reason"],
+            interval(r["frozen"]),
+            Number(value(r["detectable"]), number(value(r["detectable"]))),
+            of_seeds(r["learned"], r["gap"]),
+            of_seeds(r["diverged"], r["gap"]),
         ]
-        for r in sorted(answer["contenders"], key=lambda r: value(r["gap"]["mean"]))
+        for r in found
     ]
-    head = ["arm", "× lr", "gap [95 %]", "p (Holm)", "frozen", "diverged"]
-    return Table("contenders", "Gaps to the float32 twin", [*head, *VERDICT], rows)
+    head = ["arm", "× lr", "gap [95 %]", "p (Holm)", *VERDICT, "frozen [95 %]", "detectable"]
+    more = [
+        {
+            **known(r["gap"]),
+            "twin learned": r["twin_learned"],
+            "edge": rates[r["key"]]["edge"],
+            **{key: r[key] for key in ("format", "recipe", "rounding", "optimizer", "plugins")},
+        }
+        for r in found
+    ]
+    title = "Gaps to the float32 twin"
+    note = f"{gaps_note(about, len(rows))} {chosen(about)} {method.verdicts(about)}"
+    return Table("contenders", title, [*head, "learned", "diverged"], rows, note=note, more=more)
 
 
-def differences(answer: Answer) -> list[Table]:
-    """Return the table of paired differences between arms, if some were asked for."""
-    rows = [
+def gaps_note(about: Mapping[str, Any], rows: int | None = None) -> str:
+    """Return what a table of gaps holds."""
+    told = f"{method.made(about)} {method.gap(about)} {method.intervals(rows)}{method.stops(about)}"
+    return f"{told} {method.FROZEN} {method.OWN_SPREAD}"
+
+
+def chosen(about: Mapping[str, Any]) -> str:
+    """Return how learning rates were chosen, as a sentence."""
+    return f"{method.rates(about, 'Every row')}."
+
+
+def differences(answer: Answer) -> Table:
+    """Return the table of paired differences between arms, the smallest first."""
+    found = sorted(answer["differences"], key=lambda r: value(r["difference"]["mean"]))
+    rows: list[list[Cell]] = [
         [
             row["arm"],
             row["against"],
             interval(row["difference"]),
             p_value(row),
-            interval(row["share_closed"]) if row["share_closed"] else "not available",
             row["verdict"],
+            interval(row["share_closed"]),
+            row["reason"],
         ]
-        for row in answer["differences"]
+        for row in found
     ]
     closed = "share of the gap closed [95 %]"
-    head = ["arm", "against", "difference [95 %]", "p (Holm)", closed, "verdict"]
-    return [Table("differences", "Differences between arms", head, rows)] if rows else []
+    head = ["arm", "against", "difference [95 %]", "p (Holm)", "verdict", closed, "reason"]
+    note = f"{differences_note(answer)} {method.intervals(len(rows))}"
+    more = [known(r["difference"]) for r in found]
+    title = "Differences between arms"
+    return Table("differences", title, head, rows, note=note, names=2, more=more)
+
+
+def differences_note(answer: Answer) -> str:
+    """Return what a difference between arms is, and what its verdicts mean."""
+    about = answer["about"]
+    within, metric = digits(about["within"]), loss_name(about)
+    ablated = (
+        " A recipe is held against itself without an ingredient: below 0, the ingredient helps."
+        if about["ablate"] and about["against"] is None
+        else ""
+    )
+    return (
+        f"A difference is that of two arms' gaps by the {metric}, seed by seed: below 0, the arm "
+        f"is better than the one that it is held against.{ablated} It is 'better' or 'worse' if p "
+        f"is below 0.05, 'alike' if the interval lies within ±{within}, and nothing is told if the "
+        "twin did not learn. The share of the gap closed is 1 minus the ratio of the two gaps, "
+        "with Fieller's interval; it is not available unless the interval of the other's gap lies "
+        "above 0."
+    )
 
 
 def twins(answer: Answer) -> Table:
-    """Return a row for each optimizer's twin."""
-    rows = [
+    """Return a row for each optimizer's twin, by the loss that is compared."""
+    about, rates = answer["about"], answer["learning_rates"]
+    rows: list[list[Cell]] = [
         [
             name,
-            learning_rate(answer["learning_rates"][t["key"]]),
-            interval(t["loss"]),
+            learning_rate(rates[t["key"]]),
+            interval(t["val_loss" if about["metric"] == "val" else "loss"]),
             of_seeds(t["learned"], t["loss"]),
-            *detectable(t),
+            interval(t.get("null")),
+            detectable(t),
         ]
         for name, t in answer["twins"].items()
     ]
-    head = ("float32 twin", "× lr", "loss [95 %]", "learned", "null arm [95 %]", "detectable gap")
-    return Table("twins", "The float32 twins", head, rows)
+    loss = f"{loss_name(about)} [95 %]"
+    head = ("float32 twin", "× lr", loss, "learned", "null arm [95 %]", "detectable gap")
+    note = f"{losses_note(about)} {method.gap(about)} {method.NULL}"
+    more = [known(t.get("null")) for t in answer["twins"].values()]
+    return Table("twins", "The float32 twins", head, rows, note=note, more=more)
 
 
-def detectable(twin: Mapping[str, Any]) -> list[Cell]:
-    """Return the gap of a twin's null arm, and the smallest gap that can be detected beside it."""
+def detectable(twin: Mapping[str, Any]) -> Number:
+    """Return the smallest gap that can be detected beside a twin, by its null arm."""
     if "null" not in twin:
-        return ["not available"] * 2
+        return NO_NUMBER
     smallest = value(twin["null"]["detectable"])
-    return [interval(twin["null"]), Number(smallest, number(smallest))]
+    return Number(smallest, number(smallest))
+
+
+def known(row: Mapping[str, Any] | None) -> dict[str, object]:
+    """Return what else is known of an estimate: its seeds, and p before any correction."""
+    return {"n": "", "p": ""} if row is None else {"n": row["n"], "p": row["p"]}
 
 
 def losses(answer: Answer) -> Table:
@@ -127,9 +195,18 @@ def losses(answer: Answer) -> Table:
     named = [(r["arm"], r) for r in answer["contenders"]]
     named += [(f"float32 twin, {name}", t) for name, t in answer["twins"].items()]
     columns = {"loss": "training loss", "val_loss": "validation loss", "bits_per_byte": "bits/byte"}
-    shown = [key for key in columns if any(row[key] for _, row in named)]
-    rows = [[name, *(interval(row[k]) if row[k] else "" for k in shown)] for name, row in named]
-    return Table("losses", "Losses", ["arm", *(f"{columns[k]} [95 %]" for k in shown)], rows)
+    rows: list[list[Cell]] = [[name, *(interval(row[k]) for k in columns)] for name, row in named]
+    head = ["arm", *(f"{name} [95 %]" for name in columns.values())]
+    more = [{"n": row["loss"]["n"]} for _, row in named]
+    return Table("losses", "Losses", head, rows, note=losses_note(answer["about"]), more=more)
+
+
+def losses_note(about: Mapping[str, Any]) -> str:
+    """Return what losses are of."""
+    return (
+        f"{method.made(about)} Means over the seeds, with intervals of 95 % by Student's t: the "
+        "training loss is that of the last tenth of the steps, the validation loss that at the end."
+    )
 
 
 def validation(answer: Answer) -> str:
@@ -144,9 +221,10 @@ def validation(answer: Answer) -> str:
     within = digits(answer["about"]["within"])
     wanted = f"; {enough} batches are enough for {within}" if enough else ""
     return (
-        f"{told} By itself a validation loss is certain to ±{number(1.96 * error)} (95 %){wanted}. "
-        "Arms of a seed are evaluated on the same batches, so gaps are more certain. Each seed has "
-        "other batches: the intervals above hold this uncertainty, too."
+        f"{told} By itself a validation loss is certain to ±{number(1.96 * error)} (95 %) in the "
+        f"least certain run of an arm or twin{wanted}. Arms of a seed are evaluated on the same "
+        "batches, and most of that cancels in gaps. Each seed has other batches: intervals hold "
+        "what is left."
     )
 
 
@@ -162,15 +240,24 @@ RATES = {
 
 def rounding(answer: Answer) -> list[str | Table]:
     """Return the rates of each arm: the mean of all steps, the largest, and when that was."""
-    shown = [k for k in RATES if any(r["rates"][k] for r in answer["contenders"])]
-    rows = [[r["arm"], *(rate(r["rates"][k]) for k in shown)] for r in answer["contenders"]]
+    found = answer["contenders"]
+    rows: list[list[Cell]] = [[r["arm"], *(rate(r["rates"][k]) for k in RATES)] for r in found]
     told = (
         "Means over steps and seeds, with the largest and its step. Overflow is the share of "
         "quantized values beyond the largest of their format, which are clipped to it unless the "
         "recipe says otherwise; 'gradient clipped' the share of the gradient's norm that plugins "
         "took away, and of what these left, grad_clip."
     )
-    return [told, Table("rates", "Rates", ["arm", *(RATES[k] for k in shown)], rows)]
+    more = [
+        {f"{RATES[k]} {part}": (r["rates"][k] or {}).get(part) for k in RATES for part in PARTS}
+        for r in found
+    ]
+    table = Table("rates", "Rates", ["arm", *RATES.values()], rows, note=told, more=more)
+    return [told, table]
+
+
+PARTS = ("largest", "step", "seed")
+"""What is known of a rate besides its mean."""
 
 
 def rate(found: Mapping[str, Any] | None) -> Cell:
@@ -180,18 +267,19 @@ def rate(found: Mapping[str, Any] | None) -> Cell:
     '1.00 % (25.00 % at 3)'
     """
     if found is None:
-        return "n/a"
+        return Number(math.nan, "n/a")
     mean, largest = (f"{100 * value(found[key]):.2f} %" for key in ("mean", "largest"))
     return Number(value(found["mean"]), f"{mean} ({largest} at {found['step']})")
 
 
-def how(about: Mapping[str, Any]) -> str:
-    """Return how the runs were made, and what the verdicts mean."""
-    return (
-        f"{method.runs(about)} {method.rates(about, 'Every row')}. {method.verdicts(about)} A null "
-        "arm is the twin, perturbed by one part in 2^11; a detectable gap is significant with a "
-        "probability of 80 %, after the correction."
-    )
+def how(answer: Answer) -> list[str]:
+    """Return how the runs were made, and what the tables mean, in the words of their captions."""
+    about = answer["about"]
+    told = [f"{method.runs(about)}{own_settings(answer)}"]
+    told.append(f"{chosen(about)} {method.FROZEN} {method.verdicts(about)} {method.OWN_SPREAD}")
+    if answer["differences"]:
+        told.append(differences_note(answer))
+    return [*told, method.NULL]
 
 
 def own_settings(answer: Answer) -> str:

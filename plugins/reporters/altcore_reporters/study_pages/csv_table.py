@@ -4,49 +4,75 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 
 from altcore_reporters.study_pages.document import Cell, Curves, Document, Interval, Number, Table
 
 TABLE = "table"
 """The column that says to which table a row belongs."""
+CURVE = ("arm", "× lr", "loss")
+"""The columns of a run that chose a learning rate."""
+ENDS = " [95 %]"
+"""Ends the head of a column of intervals."""
 
 
 def as_csv(document: Document) -> str:
-    """Return every row of every table; a column that a table does not have is empty in its rows.
+    """Return every row of every table; what a table does not have is empty in its rows.
 
     An interval has three columns: its mean under the head itself, and its ends. The losses over
-    learning rates have a row for each run.
+    learning rates have a row for each run. All columns of a kind of page are always there; every
+    row begins with the facts of the study.
     """
-    rows = list(_rows(document))
-    head = dict.fromkeys(key for row in rows for key in row)
+    head = [*document.facts, TABLE]
+    rows: list[Mapping[str, object]] = []
+    for part in document.parts:
+        if isinstance(part, Table) and part.is_data:
+            head += [name for word in part.head for name in _names(word)]
+            rows += _rows(part)
+        if isinstance(part, Curves):
+            head += CURVE
+            rows += _runs(part)
+    head += [key for row in rows for key in row]
     text = io.StringIO()
-    writer = csv.DictWriter(text, head, lineterminator="\n")
+    writer = csv.DictWriter(text, list(dict.fromkeys(head)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({**document.facts, **row} for row in rows)
     return text.getvalue()
 
 
-def _rows(document: Document) -> Iterator[Mapping[str, object]]:
-    for part in document.parts:
-        match part:
-            case Table(is_data=True):
-                for row in part.rows:
-                    yield {TABLE: part.key, **dict(_values(part.head, row))}
-            case Curves():
-                for curve in part.curves:
-                    for rate, losses in curve.points:
-                        for loss in losses:
-                            yield {TABLE: part.key, "arm": curve.arm, "× lr": rate, "loss": loss}
+def _names(word: str) -> list[str]:
+    """Return the columns that a column of a table has here."""
+    name = word.removesuffix(ENDS)
+    return [name, f"{name} low", f"{name} high"] if name != word else [name]
 
 
-def _values(head: Sequence[str], row: Sequence[Cell]) -> Iterator[tuple[str, object]]:
-    for word, cell in zip(head, row, strict=True):
-        name = word.removesuffix(" [95 %]")
-        match cell:
-            case Interval(low=low, high=high):
-                yield from ((name, cell.mean), (f"{name} low", low), (f"{name} high", high))
-            case Number():
-                yield name, cell.value
-            case str():
-                yield name, cell.replace("`", "")
+def _rows(table: Table) -> Iterator[Mapping[str, object]]:
+    for row, more in zip_longest(table.rows, table.more, fillvalue={}):
+        cells: dict[str, object] = {}
+        for word, cell in zip(table.head, row, strict=True):
+            cells |= zip(_names(word), _values(cell), strict=False)
+        yield {TABLE: table.key, **cells, **more}
+
+
+def _values(cell: Cell) -> list[object]:
+    """Return what a cell has in its columns; None, which is written as nothing, for NaN."""
+    match cell:
+        case Interval(mean=mean, low=low, high=high):
+            return [_number(x) for x in (mean, low, high)]
+        case Number():
+            return [_number(cell.value)]
+    return [cell.replace("`", "")]
+
+
+def _number(given: float) -> float | None:
+    return None if math.isnan(given) else given
+
+
+def _runs(curves: Curves) -> Iterator[Mapping[str, object]]:
+    for curve in curves.curves:
+        for rate, losses in curve.points:
+            for loss in losses:
+                values = curves.key, curve.arm, rate, _number(loss)
+                yield dict(zip((TABLE, *CURVE), values, strict=True))

@@ -5,11 +5,12 @@ Texts have two marks, as in Markdown: **bold** and `code`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 
-from altcore_reporters.study_pages.words import number
+from altcore_reporters.study_pages.words import NOT_AVAILABLE, alike
 
 
 @frozen
@@ -21,7 +22,15 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{number(self.mean)} [{number(self.low)}, {number(self.high)}]"
+        if math.isnan(self.mean):
+            return NOT_AVAILABLE
+        mean, low, high = self.texts
+        return f"{mean} [{low}, {high}]"
+
+    @property
+    def texts(self) -> list[str]:
+        """The mean and the ends, to the same place."""
+        return alike([self.mean, self.low, self.high])
 
 
 @frozen
@@ -36,12 +45,14 @@ class Number:
 
 
 Cell = str | Number | Interval
-"""Empty text where there is nothing."""
+"""Empty text, or NaN, where there is nothing."""
+NO_INTERVAL = Interval(math.nan, math.nan, math.nan)
+NO_NUMBER = Number(math.nan, NOT_AVAILABLE)
 
 
 @frozen
 class Table:
-    """A table; its first columns name the rows."""
+    """A table; its first columns name the rows, and those of intervals end with ``[95 %]``."""
 
     key: str
     """Names it in other files: letters and dashes."""
@@ -50,6 +61,28 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     is_data: bool = True
     """Whether its numbers are nowhere else in the document."""
+    note: str = ""
+    """Of its caption where it stands alone; the document's by default."""
+    names: int = 1
+    """How many columns name the rows."""
+    more: Sequence[Mapping[str, object]] = ()
+    """Further values of each row, for files that hold numbers."""
+
+    @property
+    def shown(self) -> Table:
+        """The table without the columns in which there is nothing."""
+        kept = [i for i in range(len(self.head)) if not all(_is_empty(r[i]) for r in self.rows)]
+        rows = [[row[i] for i in kept] for row in self.rows]
+        return evolve(self, head=[self.head[i] for i in kept], rows=rows)
+
+
+def _is_empty(cell: Cell) -> bool:
+    match cell:
+        case Interval():
+            return math.isnan(cell.mean)
+        case Number():
+            return math.isnan(cell.value)
+    return not cell
 
 
 @frozen
@@ -77,7 +110,9 @@ class Intervals:
     unit: str
     groups: Sequence[tuple[str, Sequence[Bar]]]
     within: float
-    """Differences up to here count as none."""
+    """Gaps up to here count as none."""
+    both_sides: Collection[str] = ()
+    """The groups in which what is as far below 0 counts as none, too, by their headings."""
 
 
 @frozen
@@ -116,9 +151,13 @@ class Document:
 
     name: str
     """Of its files."""
+    facts: Mapping[str, object]
+    """Of all its numbers: the study, the loss that is compared, versions."""
     note: str
     """What intervals are of, for a table that stands alone."""
     sections: Sequence[Section] = field(converter=tuple)
+    repeat: Sequence[tuple[str, str]] = ()
+    """What it takes to repeat the study: each fact with its name."""
 
     @property
     def parts(self) -> Iterator[Part]:

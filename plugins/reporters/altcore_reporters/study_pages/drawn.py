@@ -41,11 +41,10 @@ class DrawnIntervals:
 
     title: str
     unit: str
-    groups: Sequence[tuple[str, Sequence[DrawnBar]]]
+    groups: Sequence[tuple[str, tuple[str, str], Sequence[DrawnBar]]]
+    """The heading, where what counts as none begins there and how wide that is, and the rows."""
     ticks: Sequence[Tick]
     zero: str
-    within: tuple[str, str]
-    """Where the differences that count as none begin, and how wide they are."""
     note: str
 
 
@@ -53,16 +52,20 @@ def drawn_intervals(picture: Intervals) -> DrawnIntervals:
     """Return a picture of intervals, ready to be drawn."""
     every = [bar.interval for _, bars in picture.groups for bar in bars]
     axis = _axis(every, picture.within)
-    zero, end = (_inside(axis.at(x)) for x in (0.0, picture.within))
+    low, zero, end = (_inside(axis.at(x)) for x in (-picture.within, 0.0, picture.within))
+
+    def shaded(title: str) -> tuple[str, str]:
+        begin = low if title in picture.both_sides else zero
+        return percent(begin), percent(end - begin)
+
     return DrawnIntervals(
         picture.title,
         picture.unit,
-        [(title, [_bar(bar, axis) for bar in bars]) for title, bars in picture.groups],
+        [(title, shaded(title), [_bar(b, axis) for b in bars]) for title, bars in picture.groups],
         [(percent(place), word) for place, word in axis.ticks(4)],
         percent(zero),
-        (percent(zero), percent(end - zero)),
-        f"Shaded: differences up to {picture.within:g}, which count as none. Hollow: not told from "
-        "0.",
+        f"Shaded: what counts as none, up to {picture.within:g}. Hollow: not significant by the "
+        "corrected p.",
     )
 
 
@@ -70,7 +73,8 @@ def _axis(intervals: Sequence[Interval], within: float) -> Axis:
     means = [abs(i.mean) for i in intervals if math.isfinite(i.mean)]
     limit = max([WIDEST * max(means, default=0.0), 2 * within]) or 1.0
     ends = [x for i in intervals for x in (i.mean, i.low, i.high) if not math.isnan(x)]
-    return axis_of([0.0, within, *(min(limit, max(-limit, x)) for x in ends)])
+    lowest = -within if any(i.low < 0 for i in intervals) else 0.0
+    return axis_of([lowest, within, *(min(limit, max(-limit, x)) for x in ends)])
 
 
 def _bar(bar: Bar, axis: Axis) -> DrawnBar:

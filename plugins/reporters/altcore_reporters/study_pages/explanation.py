@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from altcore_reporters.study_pages import method
+from altcore_reporters.study_pages import method, repeat
 from altcore_reporters.study_pages.causes import causes, changes, counterfactuals, recommendation
 from altcore_reporters.study_pages.document import (
     Bullets,
@@ -41,7 +41,7 @@ def explanation(answer: Answer) -> Document:
     about = answer["about"]
     title = f"Where {about['format']} breaks"
     told = [conclusion(answer), Bullets(list(findings(answer))), picture(answer)]
-    return Document(about["page"], method.note(about), [
+    return Document(about["page"], repeat.facts(about), method.note(about), [
         Section(title, told),
         *method.cautions(about),
         Section("How this was found", [how(answer)]),
@@ -50,7 +50,8 @@ def explanation(answer: Answer) -> Document:
         *counterfactuals(answer),
         *changes(answer),
         *rate_curves(answer),
-    ])  # fmt: skip
+        repeat.section(about),
+    ], repeat.needed(about))  # fmt: skip
 
 
 # The answer in sentences -----------------------------------------------------------------------
@@ -112,8 +113,7 @@ def how(answer: Answer) -> str:
     inner = "" if about["rates"] else "; the other arms of the first table at the best between them"
     return (
         f"{method.runs(about)} A diverged run counts with the unigram entropy of the data. "
-        f"{chosen}{inner}{later}. {method.verdicts(about)} The null arm is the twin, perturbed by "
-        "one part in 2^11: its gap is chaos."
+        f"{chosen}{inner}{later}. {method.FROZEN} {method.verdicts(about)} {method.NULL}"
     )
 
 

@@ -25,7 +25,10 @@ if TYPE_CHECKING:
 
 def as_html(document: Document) -> str:
     """Return a document as a page: no network, no script, and readable without pictures."""
-    sections = [(s.title, [_drawn(part) for part in s.parts]) for s in document.sections]
+    sections = [
+        (s.title, [_drawn(p) for p in s.parts if not isinstance(p, Table) or p.rows])
+        for s in document.sections
+    ]
     return _template().render(title=document.sections[0].title, sections=sections)
 
 
@@ -35,7 +38,7 @@ def _drawn(part: Part) -> tuple[str, object]:
         case Bullets():
             return "list", part.items
         case Table():
-            return "table", part
+            return "table", part.shown
         case Intervals():
             return "intervals", drawn_intervals(part)
         case Curves():
@@ -48,7 +51,7 @@ def _drawn(part: Part) -> tuple[str, object]:
 def _template() -> Template:
     package = "altcore_reporters.study_pages"
     style = text_of("altcore_reporters.page", "style.css") + text_of(package, "study.css")
-    return template(package, "study.html", {"style": style}, marked=marked)
+    return template(package, "study.html", {"style": style}, marked=marked, name=name)
 
 
 def marked(cell: Cell) -> Markup:
@@ -63,3 +66,14 @@ def marked(cell: Cell) -> Markup:
 
     text = re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(str(cell).translate(UNSEEN))))
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", text))
+
+
+def name(given: Cell) -> Markup:
+    """Return a text as `marked`, in which names of arms break between their parts.
+
+    >>> name("E4M3/weight=up")
+    Markup('E4M3/<wbr>weight=<wbr>up')
+    """
+    from markupsafe import Markup
+
+    return Markup(re.sub(r"([/=_])(?=\w)(?![^<]*>)", r"\1<wbr>", str(marked(given))))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from textwrap import wrap
 
-from altcore_reporters.study_pages.document import Cell, Document, Interval, Number, Table
-from altcore_reporters.study_pages.words import number
+from attrs import evolve
+
+from altcore_reporters.study_pages.document import Cell, Document, Interval, Table
 
 SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -19,56 +21,130 @@ SPECIAL = {
     "\u00a0": "~",
     "–": "--",
     "−": "$-$",
+    "±": r"$\pm$",
 }
+HEAD = (
+    r"% Tables of an altcore study; the preamble needs \usepackage{booktabs,tabularx}.",
+    r"% All: \input. One: \usepackage{catchfilebetweentags}, \ExecuteMetaData[FILE]{LABEL}.",
+    "% To repeat it:",
+)
+WIDTH = 80
+"""Characters of \\footnotesize in a line of the class article, whose text is narrow."""
+WRAPPED = 16
+"""Longer text is wrapped."""
+APART = 2
+"""Characters between two columns."""
+BREAK = r"\\"
+INFINITE = {"inf": r"$\infty$", "-inf": r"$-\infty$"}
 NUMBER = re.compile(r"-?\d+(\.\d+)?(e[+-]?\d+)?")
 
 
 def as_latex(document: Document) -> str:
-    """Return the tables, each in an environment of its own, with a caption and a label."""
-    head = "% Tables of an altcore study; the preamble needs \\usepackage{booktabs}."
-    tables = [_table(document, part) for part in document.parts if isinstance(part, Table)]
-    return "\n\n".join([head, *tables]) + "\n"
+    """Return the tables, each in an environment of its own, with a caption and a label.
+
+    A table that is wider than a page of one column has several, with the same names of rows.
+    """
+    repeat = [f"%   {name}: {fact}".replace("\n", " ") for name, fact in document.repeat]
+    tables = [
+        f"%<*{label}>\n{_environment(document, part, label)}\n%</{label}>"
+        for table in document.parts
+        if isinstance(table, Table) and table.rows
+        for part, label in _parts(table.shown)
+    ]
+    return "\n".join([*HEAD, *repeat, "", "\n\n".join(tables), ""])
 
 
-def _table(document: Document, table: Table) -> str:
-    columns = zip(*table.rows, strict=True) if table.rows else ()
-    kinds = "".join("r" if all(isinstance(c, Number) for c in own) else "l" for own in columns)
-    has_intervals = any(isinstance(cell, Interval) for row in table.rows for cell in row)
-    note = f" {text(document.note)}" if has_intervals else ""
+def _parts(table: Table) -> Iterator[tuple[Table, str]]:
+    """Yield a table as pieces that a page is wide enough for, each with the end of its label."""
+    widths = [max(map(_width, column)) for column in zip(*table.rows, strict=True)]
+    names = list(range(table.names))
+    pieces: list[list[int]] = [[]]
+    room = WIDTH - sum(min(widths[i], WRAPPED) + APART for i in names)
+    left = room
+    for i in range(table.names, len(table.head)):
+        left -= widths[i] + APART
+        if left < 0 and pieces[-1]:
+            pieces.append([])
+            left = room - widths[i] - APART
+        pieces[-1].append(i)
+    for number, columns in enumerate(pieces, 1):
+        kept = [*names, *columns]
+        rows = [[row[i] for i in kept] for row in table.rows]
+        piece = evolve(table, head=[table.head[i] for i in kept], rows=rows)
+        yield piece, table.key if number == 1 else f"{table.key}-{number}"
+
+
+def _width(cell: Cell) -> int:
+    """Return how many characters wide a cell is; longer text is wrapped."""
+    return min(len(cell), WRAPPED) if isinstance(cell, str) else len(str(cell))
+
+
+def _environment(document: Document, table: Table, label: str) -> str:
+    columns = list(zip(*table.rows, strict=True))
+    kinds = [_kind(column, i < table.names) for i, column in enumerate(columns)]
+    prefix = f"tab:{document.facts['study']}-{document.name}"
+    caption = text(f"{table.caption}. {_note(document, table)}".rstrip())
+    if label != table.key:
+        caption = rf"{text(table.caption)}: more of Table~\ref{{{prefix}-{table.key}}}."
     lines = [
         r"\begin{table}",
-        r"  \centering",
-        rf"  \caption{{{text(table.caption)}.{note}}}",
-        rf"  \label{{tab:{document.name}-{table.key}}}",
-        rf"  \begin{{tabular}}{{{kinds or 'l' * len(table.head)}}}",
+        r"  \centering\footnotesize\setlength{\tabcolsep}{4pt}",
+        rf"  \caption{{{caption}}}",
+        rf"  \label{{{prefix}-{label}}}",
+        rf"  \begin{{tabularx}}{{\linewidth}}{{@{{}}{''.join(kinds)}@{{}}}}",
         r"    \toprule",
-        _row(table.head),
+        _row(_head(word, column) for word, column in zip(table.head, columns, strict=True)),
         r"    \midrule",
-        *map(_row, table.rows),
+        *(_row(map(cell_text, row, map(_spans, columns))) for row in table.rows),
         r"    \bottomrule",
-        r"  \end{tabular}",
+        r"  \end{tabularx}",
         r"\end{table}",
     ]
     return "\n".join(lines)
 
 
-def _row(cells: Sequence[Cell]) -> str:
-    return f"    {' & '.join(map(cell_text, cells))} \\\\"
+def _note(document: Document, table: Table) -> str:
+    has_intervals = any(isinstance(cell, Interval) for row in table.rows for cell in row)
+    return table.note or (document.note if has_intervals else "")
 
 
-def cell_text(cell: Cell) -> str:
-    r"""Return a cell as LaTeX.
+def _kind(column: Sequence[Cell], is_name: bool) -> str:
+    """Return the kind of a column: an interval has two, for its mean and its ends."""
+    if _spans(column) == 2:
+        return r"r@{\ }r"
+    if is_name or any(len(cell) > WRAPPED for cell in column if isinstance(cell, str)):
+        return r">{\raggedright\arraybackslash}X"
+    return "l" if any(isinstance(cell, str) for cell in column) else "r"
 
-    >>> cell_text(Interval(-0.25, -0.5, 0.0))
-    '$-0.2500$ [$-0.5000$, $0.0000$]'
+
+def _head(word: str, column: Sequence[Cell]) -> str:
+    """Return the head of a column, in lines that are no longer than what is below."""
+    width = max(8, *map(_width, column))
+    lines = [text(line) for line in wrap(word.removesuffix(" [95 %]"), width)]
+    told = lines[0] if len(lines) == 1 else rf"\shortstack{{{BREAK.join(lines)}}}"
+    return rf"\multicolumn{{2}}{{c}}{{{told}}}" if _spans(column) == 2 else told
+
+
+def _spans(column: Sequence[Cell]) -> int:
+    """Return how many columns of LaTeX a column has."""
+    return 2 if any(isinstance(cell, Interval) for cell in column) else 1
+
+
+def _row(cells: Iterable[str]) -> str:
+    return f"    {' & '.join(cells)} {BREAK}"
+
+
+def cell_text(cell: Cell, spans: int = 1) -> str:
+    r"""Return a cell of so many columns as LaTeX; names break between their parts.
+
+    >>> cell_text(Interval(-0.25, -0.5, 0.0), 2), cell_text("E4M3/weight=up")
+    ('$-0.2500$ & [$-0.5000$, $0.0000$]', 'E4M3/\\allowbreak weight=\\allowbreak up')
     """
-    if isinstance(cell, Interval):
-        mean, low, high = (
-            r"$\infty$" if x == math.inf else r"$-\infty$" if x == -math.inf else text(number(x))
-            for x in (cell.mean, cell.low, cell.high)
-        )
-        return f"{mean} [{low}, {high}]"
-    return text(str(cell))
+    if isinstance(cell, Interval) and not math.isnan(cell.mean):
+        mean, low, high = (INFINITE.get(word) or text(word) for word in cell.texts)
+        return f"{mean} & [{low}, {high}]"
+    told = re.sub(r"(/|=|\\_)(?=\w)", r"\1\\allowbreak ", text(str(cell)))
+    return rf"\multicolumn{{2}}{{r}}{{{told}}}" if spans == 2 else told
 
 
 def text(given: str) -> str:

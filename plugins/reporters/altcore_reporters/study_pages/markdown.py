@@ -12,7 +12,8 @@ def as_markdown(document: Document) -> str:
     for level, section in enumerate(document.sections):
         lines += [f"{'##' if level else '#'} {section.title}", ""]
         for part in section.parts:
-            if not isinstance(part, Intervals | Curves):
+            is_empty = isinstance(part, Table) and not part.rows
+            if not is_empty and not isinstance(part, Intervals | Curves):
                 lines += [*_lines(part), ""]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -22,7 +23,8 @@ def _lines(part: str | Bullets | Table) -> list[str]:
         case Bullets():
             return [f"- {item}" for item in part.items]
         case Table():
-            rows = [[str(cell).replace("|", "\\|") for cell in row] for row in part.rows]
-            return markdown.table(part.head, rows)
+            shown = part.shown
+            rows = [[str(cell).replace("|", "\\|") for cell in row] for row in shown.rows]
+            return markdown.table(shown.head, rows)
         case str():
             return [part]

@@ -8,7 +8,7 @@ from typing import Any
 
 from altcore_reporters.study_pages.document import Bullets, Section
 from altcore_reporters.study_pages.rows import interval
-from altcore_reporters.study_pages.words import digits, loss_name, number, value
+from altcore_reporters.study_pages.words import LEVEL, digits, loss_name, number, value
 
 WHEN = {"train": "of the last tenth of the steps", "val": "at the end"}
 """Which losses are compared, by the metric of a comparison."""
@@ -22,15 +22,41 @@ def cautions(about: Mapping[str, Any]) -> list[Section]:
 
 def runs(about: Mapping[str, Any]) -> str:
     """Return how the runs were made, and what a gap is."""
-    seeds = ", ".join(map(str, about["seeds"]))
     kept = "".join(f" {name} is {copy}." for name, copy in about["recipe_files"].items())
     return (
+        f"{made(about)} {gap(about)} {intervals()}{stops(about)}{plugins_and_settings(about)}{kept}"
+    )
+
+
+def made(about: Mapping[str, Any]) -> str:
+    """Return how long the runs were, with which seeds."""
+    seeds = ", ".join(map(str, about["seeds"]))
+    return (
         f"{about['steps']} steps of {about['workload']} in each run, seeds {seeds}, products in "
-        f"{about['compute']}. A gap is the mean difference of the {loss_name(about)} "
+        f"{about['compute']}."
+    )
+
+
+def gap(about: Mapping[str, Any]) -> str:
+    """Return what a gap is."""
+    return (
+        f"A gap is the mean difference of the {loss_name(about)} "
         f"{WHEN[about.get('metric', 'train')]} to that of the float32 twin, on the same batches, "
-        "paired by seed; intervals "
-        "are 95 % by Student's t, p is corrected by Holm over the rows of a table."
-        f"{stops(about)}{plugins_and_settings(about)}{kept}"
+        "paired by seed."
+    )
+
+
+def intervals(rows: int | None = None) -> str:
+    """Return what intervals and p are, of a table with so many rows.
+
+    >>> intervals(4)[66:125]
+    'p alone is corrected, by Holm over the 4 rows of the table:'
+    """
+    over = "the rows of a table" if rows is None else f"the {rows} rows of the table"
+    return (
+        "Intervals are 95 % by Student's t over the seeds, each by itself; p alone is corrected, "
+        f"by Holm over {over}: an interval may lie beside 0 where p is above {LEVEL}, and nothing "
+        "is told from 0 then."
     )
 
 
@@ -50,19 +76,8 @@ def stops(about: Mapping[str, Any]) -> str:
 
 
 def note(about: Mapping[str, Any]) -> str:
-    """Return what intervals are of, for a table that stands alone.
-
-    >>> note({"steps": 60, "seeds": [1, 2, 3, 4, 5], "looks": {"3": 0.216, "5": 0.784}})[-76:]
-    'over at most 5 seeds, and fewer for an arm whose verdict was settled before.'
-    """
-    seeds = len(about["seeds"])
-    fewer = f"at most {seeds} seeds, and fewer for an arm whose verdict was settled before"
-    when = "over the last tenth of" if about.get("metric", "train") == "train" else "after"
-    return (
-        f"{loss_name(about).capitalize()} minus that of the float32 twin, {when} {about['steps']} "
-        "steps, with intervals of 95\u00a0% over "
-        f"{fewer if len(about['looks']) > 1 else f'{seeds} seeds'}."
-    )
+    """Return what intervals are of, for a table that stands alone."""
+    return f"{made(about)} {gap(about)} {intervals()}{stops(about)}"
 
 
 def rates(about: Mapping[str, Any], what: str) -> str:
@@ -82,11 +97,23 @@ def rates(about: Mapping[str, Any], what: str) -> str:
     )
 
 
+NULL = (
+    "The null arm is the twin, perturbed by one part in 2^11: its gap is chaos. The detectable gap "
+    "comes out significant, after the correction, with a probability of 80 % if it spreads over "
+    "the seeds as the null arm's does. This is the least: what spreads more has to be larger."
+)
+FROZEN = "'frozen' is the gap of a control whose quantized layers keep their first weights."
+OWN_SPREAD = (
+    "'detectable' is the gap that comes out significant, after the correction, with a probability "
+    "of 80 % if it spreads over the seeds as the arm's own does."
+)
+
+
 def detectable(null: Mapping[str, Any]) -> str:
     """Return what chaos lets a study detect, as a sentence that follows another."""
     return (
-        f" Gaps from {number(value(null['detectable']))} on are detected with a probability of "
-        f"80 %; that of the null arm is {interval(null)}."
+        f" By chaos alone, a gap has to be {number(value(null['detectable']))} at the least to be "
+        f"detected with a probability of 80 %; that of the null arm is {interval(null)}."
     )
 
 
@@ -95,7 +122,7 @@ def verdicts(about: Mapping[str, Any]) -> str:
     within = digits(about["within"])
     return (
         f"An arm is 'within' if the interval of its gap ends at {within} or before, ahead of the "
-        "frozen control (whose quantized layers keep their first weights), and 'beyond' if the "
+        "frozen control, and 'beyond' if the "
         f"interval begins above {within}, or if a run diverged, or none learned by the verdict of "
         "its summary; an arm that learned with some seeds only is not 'within', and nothing is "
         "told where the twin did not learn with every seed."

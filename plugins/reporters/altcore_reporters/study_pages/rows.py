@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from altcore_reporters.study_pages.document import (
+    NO_INTERVAL,
     Bar,
     Cell,
     Curve,
@@ -21,8 +22,10 @@ Row = Mapping[str, Any]
 """An estimate in an answer: its mean, its interval, and what else is known of it."""
 
 
-def interval(row: Row) -> Interval:
-    """Return an estimate's mean and interval."""
+def interval(row: Row | None) -> Interval:
+    """Return an estimate's mean and interval; None is one that there is not."""
+    if row is None:
+        return NO_INTERVAL
     return Interval(*(value(row[key]) for key in ("mean", "low", "high")))
 
 
@@ -56,7 +59,8 @@ def rate_curves(answer: Row) -> list[Section]:
     head = ["arm", *map(factor, tried), "best"]
     name = loss_name(answer["about"])
     told = f"By factor of the learning rate: the {name} of the selection seeds."
-    table = Table("learning-rates", "Loss over learning rate", head, rows, is_data=False)
+    title = "Loss over learning rate"
+    table = Table("learning-rates", title, head, rows, is_data=False, note=told)
     picture = Curves(table.key, list(map(curve, choices.items())))
     return [Section(table.caption, [told, picture, table])]
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+NOT_AVAILABLE = "not available"
 NOT_TOLD = "not distinguishable"
 FACTORS = {"F": "forward precision", "B": "gradient fidelity", "U": "the update"}
 CAUSES = {
@@ -16,6 +17,8 @@ CAUSES = {
 }
 LOSSES = {"train": "training loss", "val": "validation loss"}
 """The losses that a study compares, by the metric; `explain` has none."""
+MOST_PLACES = 8
+"""After the decimal point; numbers that need more are written with an exponent."""
 LEVEL = 0.05
 """Below which a corrected p tells a difference."""
 
@@ -35,15 +38,33 @@ def value(given: Any) -> float:
 
 
 def number(given: float | None, places: int = 4) -> str:
-    """Return a number for a table, never one as 0 that is not.
+    """Return a number for a table, of two significant digits at the least.
 
-    >>> number(0.12345), number(None), number(math.inf), number(-0.0000123)
-    ('0.1235', 'not available', 'inf', '-1.2e-05')
+    >>> number(0.12345), number(None), number(math.inf), number(-0.0000123), number(0.00026)
+    ('0.1235', 'not available', 'inf', '-1.2e-05', '0.00026')
     """
     if given is None or math.isnan(given):
-        return "not available"
-    is_small = 0 < abs(given) < 0.5 * 10**-places
+        return NOT_AVAILABLE
+    is_small = 0 < abs(given) < 9.5 * 10**-places
     return f"{given:.2g}" if is_small else f"{given:.{places}f}"
+
+
+def alike(given: Sequence[float], places: int = 4) -> list[str]:
+    """Return numbers that stand together, to the same place: none as 0 that is not.
+
+    >>> alike([1.4e-05, -6.2e-05, 8.9e-05]), alike([0.5, -math.inf, 2e-05])
+    (['0.000014', '-0.000062', '0.000089'], ['0.50000', '-inf', '0.00002'])
+    >>> alike([1e-12, 0.0, 2e-12])
+    ['1.0e-12', '0', '2.0e-12']
+    """
+    sizes = [abs(x) for x in given if math.isfinite(x) and x]
+    while places <= MOST_PLACES and sizes:
+        if max(sizes) >= 9.5 * 10**-places and min(sizes) >= 0.5 * 10**-places:
+            break
+        places += 1
+    if places > MOST_PLACES:
+        return [f"{x:.1e}" if x else "0" for x in given]
+    return [f"{x:.{places}f}" for x in given]
 
 
 def digits(given: float) -> str:
