@@ -117,7 +117,11 @@ def compare_answer() -> dict[str, Any]:
         {
             "arm": arm,
             "key": "one",
-            **dict.fromkeys(("format", "recipe", "rounding", "optimizer", "plugins")),
+            "format": arm,
+            "recipe": "pure",
+            "rounding": None,
+            "optimizer": "adamw",
+            "plugins": "none",
             "gap": estimate(gap, p=0.01),
             "p_holm": 0.01,
             "frozen": estimate(1.5),

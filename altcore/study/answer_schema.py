@@ -29,21 +29,34 @@ def page(value: Any) -> str:
     return "" if is_plain else "is not the name of a page"
 
 
+def study(value: Any) -> str:
+    """Return why a value does not name a study, as in labels of LaTeX."""
+    is_plain = isinstance(value, str) and re.fullmatch(r"[\w.-]{1,255}", value)
+    return "" if is_plain else "is not the name of a study"
+
+
 def looks(value: Any) -> str:
     """Return why a value does not hold the share of the error of each look, the last one's too."""
     return "" if isinstance(value, Mapping) and value else "is no mapping of looks to shares"
 
 
 ESTIMATE = {"mean": any_number, "low": any_number, "high": any_number}
-COUNTED = {**ESTIMATE, "n": number}
+COUNTED = {**ESTIMATE, "n": number, "p": any_number}
 JUDGED = {"verdict": OneOf(("within", "beyond", "cannot tell")), "reason": text}
 ARM = {**COUNTED, "diverged": number, "p_holm": any_number, "guilty": flag}
 STALLED = {"stalled": Maybe(number)}
-NULL = {**ESTIMATE, "detectable": any_number}
+NULL = {**COUNTED, "detectable": any_number}
 
 ABOUT = {
     "command": OneOf(("explain", "compare")),
     "page": page,
+    "study": study,
+    "shell": text,
+    "altcore": text,
+    "torch": text,
+    "optimizer": text,
+    "workload_facts": Each(anything),
+    "training": Each(anything),
     "metric?": OneOf(("train", "val")),
     "seeds": [number],
     "looks": looks,
@@ -72,7 +85,7 @@ CAUSE = {
 }
 CHANGE = {"change": text, "gap": ESTIMATE, "closed": any_number, **JUDGED, **STALLED}
 EXPLANATION = {
-    "about": {**ABOUT, "format": text},
+    "about": {**ABOUT, "format": text, "recipe": text},
     "operands_of": Each([text]),
     "arms": Each(ARM),
     "frozen": {**COUNTED, "diverged": number},
@@ -95,7 +108,15 @@ FOUND = {
 }
 """Of an explanation that found a factor."""
 
-RATE = Maybe({"mean": any_number, "largest": any_number, "step": number})
+ENTRANTS = {
+    "formats": [text],
+    "recipes": [text],
+    "arms": Each(text),
+    "ablate": Each(text),
+    "against": Maybe(text),
+    "metric": OneOf(("train", "val")),
+}
+RATE = Maybe({"mean": any_number, "largest": any_number, "step": number, "seed": number})
 LOSSES = {"loss": COUNTED, "val_loss": ESTIMATE, "bits_per_byte": Maybe(ESTIMATE)}
 CONTENDER = {
     "arm": text,
@@ -103,8 +124,13 @@ CONTENDER = {
     "gap": COUNTED,
     "p_holm": any_number,
     "frozen": ESTIMATE,
+    "detectable": any_number,
     "diverged": number,
+    "learned": number,
+    "twin_learned": number,
     "settings": Each(anything),
+    **dict.fromkeys(("format", "rounding"), Maybe(text)),
+    **dict.fromkeys(("recipe", "optimizer", "plugins"), text),
     "rates": dict.fromkeys((*MEASURED, BY_PLUGINS, CLIPPED), RATE),
     **LOSSES,
     **JUDGED,
@@ -112,14 +138,15 @@ CONTENDER = {
 DIFFERENCE = {
     "arm": text,
     "against": text,
-    "difference": ESTIMATE,
+    "difference": COUNTED,
     "p_holm": any_number,
     "share_closed": Maybe(ESTIMATE),
     "verdict": text,
+    "reason": text,
 }
 TWIN = {**LOSSES, "key": text, "learned": number, "null?": NULL}
 COMPARISON = {
-    "about": ABOUT,
+    "about": {**ABOUT, **ENTRANTS},
     "contenders": [CONTENDER],
     "differences": [DIFFERENCE],
     "twins": Each(TWIN),

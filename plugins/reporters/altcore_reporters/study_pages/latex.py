@@ -44,7 +44,7 @@ def as_latex(document: Document) -> str:
 
     A table that is wider than a page of one column has several, with the same names of rows.
     """
-    repeat = [f"%   {name}: {fact}".replace("\n", " ") for name, fact in document.repeat]
+    repeat = [f"%   {name}: {fact}" for name, fact in document.repeat]
     tables = [
         f"%<*{label}>\n{_environment(document, part, label)}\n%</{label}>"
         for table in document.parts

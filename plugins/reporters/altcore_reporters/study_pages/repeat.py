@@ -19,7 +19,7 @@ def section(about: About) -> Section:
 
 def needed(about: About) -> list[tuple[str, str]]:
     """Return what it takes to repeat a study: each fact with its name."""
-    return [(name, fact) for name, fact in _needed(about) if fact]
+    return [(name, " ".join(fact.splitlines())) for name, fact in _needed(about) if fact]
 
 
 def facts(about: About) -> dict[str, object]:
