@@ -79,16 +79,17 @@ def contenders(answer: Answer) -> Table:
             learning_rate(rates[r["key"]]),
             interval(r["gap"]),
             p_value(r),
+            of_seeds(r["diverged"], r["gap"]),
             r["verdict"],
             r["reason"],
             interval(r["frozen"]),
             Number(value(r["detectable"]), number(value(r["detectable"]))),
             of_seeds(r["learned"], r["gap"]),
-            of_seeds(r["diverged"], r["gap"]),
         ]
         for r in found
     ]
-    head = ["arm", "× lr", "gap [95 %]", "p (Holm)", *VERDICT, "frozen [95 %]", "detectable"]
+    head = ["arm", "× lr", "gap [95 %]", "p (Holm)", "diverged", *VERDICT]
+    head += ["frozen [95 %]", "detectable", "learned"]
     more = [
         {
             **known(r["gap"]),
@@ -100,7 +101,7 @@ def contenders(answer: Answer) -> Table:
     ]
     title = "Gaps to the float32 twin"
     note = f"{gaps_note(about, len(rows))} {chosen(about)} {method.verdicts(about)}"
-    return Table("contenders", title, [*head, "learned", "diverged"], rows, note=note, more=more)
+    return Table("contenders", title, head, rows, note=note, more=more)
 
 
 def gaps_note(about: Mapping[str, Any], rows: int | None = None) -> str:

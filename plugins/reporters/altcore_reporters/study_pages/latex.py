@@ -120,7 +120,9 @@ def _kind(column: Sequence[Cell], is_name: bool) -> str:
 def _head(word: str, column: Sequence[Cell]) -> str:
     """Return the head of a column, in lines that are no longer than what is below."""
     width = max(8, *map(_width, column))
-    lines = [text(line) for line in wrap(word.removesuffix(" [95 %]"), width)]
+    lines = [
+        text(line) for line in wrap(word.removesuffix(" [95 %]"), width, break_long_words=False)
+    ]
     told = lines[0] if len(lines) == 1 else rf"\shortstack{{{BREAK.join(lines)}}}"
     return rf"\multicolumn{{2}}{{c}}{{{told}}}" if _spans(column) == 2 else told
 
