@@ -294,6 +294,8 @@ class CheckpointManager:
             try:
                 return read_checkpoint(kept.path).path
             except InvalidCheckpoint as error:
+                if not is_checkpoint(kept.path):  # who saves removed it
+                    return self.best()
                 log.warning("the next best checkpoint is taken", error=str(error))
         return None
 

@@ -313,6 +313,25 @@ def test_a_manager_of_a_model_that_nobody_trains_says_so(tmp_path):
         assert [x["steps"] for x in logs if x["event"].startswith(stale)] == told
 
 
+def test_the_best_checkpoint_is_looked_for_again_if_it_is_removed(tmp_path, monkeypatch):
+    """As the loop of another process does when it has a better one."""
+    loop = Loop()
+    with CheckpointManager(tmp_path, loop.model, loop.optimizer, max_checkpoints=1) as manager:
+        manager.save(1, value=2.0)
+        read = altcore.checkpoints.read_checkpoint
+
+        def read_too_late(path):
+            monkeypatch.undo()
+            loop.train()
+            manager.save(2, value=1.0)
+            return read(path)
+
+        monkeypatch.setattr(altcore.checkpoints, "read_checkpoint", read_too_late)
+        with capture_logs() as logs:
+            assert manager.best().name == "step-00000002"
+    assert logs == []
+
+
 def test_a_closed_manager_watches_no_optimizer(tmp_path):
     """And so does one that is gone; its next save watches anew."""
     loop = Loop()
