@@ -19,7 +19,7 @@ from attrs import define, field
 from torch import nn
 
 from altcore.builtin_types import as_builtin
-from altcore.engine import NOT_STATE, AsBuilt, OwnLoop, Stateful, StepWatch
+from altcore.engine import NOT_STATE, AsBuilt, OwnLoop, Stateful, StepWatch, unkept_optimizers
 from altcore.errors import BadInput, InvalidCheckpoint, LostDirectory, NoSpace, shown
 from altcore.log import log
 from altcore.quantization import Quantization
@@ -48,7 +48,6 @@ from altcore.runs import save_checkpoint as write_checkpoint
 NOT_TO_BE_WRITTEN = BadInput, NoSpace
 """Errors of a folder into which somebody else saves, or that can only be read: reading needs none
 of it."""
-ANOTHER = "the optimizer that moves the weights: it is not the manager's"
 VALUE = "value"
 """The key of a manifest under which is what checkpoints are compared by."""
 
@@ -102,7 +101,7 @@ def save_checkpoint(
         problem = f"{bad} is not finite after step {step}: it is no state to go on from"
         raise BadInput(problem, key="model")
     loop.check_own(state)
-    _warn_of_hidden(loop.hidden(loop.built()))
+    _warn_of_hidden([*unkept_optimizers(loop, state), *loop.hidden(loop.built())])
     check_loop_folder(folder)
     with saving_alone(folder):
         lock = lock_folder(folder)
@@ -218,7 +217,7 @@ class CheckpointManager:
                 raise BadInput(problem, key=key)
         loop = self._loop()
         self._unwatched, self._built = loop.unwatched(), loop.built()
-        self._steps = StepWatch(loop.model, self.optimizer)
+        self._steps = StepWatch(loop)
         check_loop_folder(self.folder)
         if self.folder.exists():
             with suppress(*NOT_TO_BE_WRITTEN), self._writing(is_to_stay=False):
@@ -249,8 +248,8 @@ class CheckpointManager:
                 log.warning(problem, first=bad, step=step)
                 return self._write_anomaly(state)
             loop.check_own(state, self._built)
-            another = [ANOTHER] if self._steps.is_by_another() else []
-            hidden = [*another, *loop.hidden(self._built, is_first=not self._own)]
+            others = self._steps.hidden(loop, state)
+            hidden = [*others, *loop.hidden(self._built, is_first=not self._own)]
             if self._hidden != hidden:
                 _warn_of_hidden(hidden)
                 self._hidden = hidden
@@ -295,6 +294,8 @@ class CheckpointManager:
             try:
                 return read_checkpoint(kept.path).path
             except InvalidCheckpoint as error:
+                if not is_checkpoint(kept.path):  # who saves removed it
+                    return self.best()
                 log.warning("the next best checkpoint is taken", error=str(error))
         return None
 
@@ -311,7 +312,7 @@ class CheckpointManager:
             return 0
         given = (self.model, self.optimizer, self.q, self.scaler)
         step = load_checkpoint(self.folder, *given, also=self.also)
-        self._steps.is_by_another()  # the weights moved
+        self._steps.begin(step)
         self._own |= {kept.step for kept in list_checkpoints(self.folder) if kept.step <= step}
         with suppress(*NOT_TO_BE_WRITTEN), self._writing(is_to_stay=False):
             set_aside(self.folder, step, OWN)

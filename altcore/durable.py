@@ -21,6 +21,7 @@ from uuid import uuid4
 
 from altcore.environment import CRASH_AT
 from altcore.errors import AltcoreError, BadInput, NoSpace
+from altcore.log import log
 
 HALF_WRITTEN = ".tmp"
 """The end of the name of a file that is being written, which nobody else takes for one."""
@@ -30,10 +31,14 @@ LEFT_BEHIND = 3600.0
 _OWN_HALF = re.compile(r"\..+\.[0-9a-f]{12}" + re.escape(HALF_WRITTEN))
 _cleaned: set[Path] = set()
 """Folders in which this process looked for such files."""
+_told: set[int] = set()
+"""Devices of which it was told that they sync no folders."""
 _passed: Counter[str] = Counter()
+_NOT_SYNCED = errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS
+"""With which a file system says that it syncs no folders, as some of CIFS and FUSE."""
 _NO_SPACE = {
     errno.ENOSPC: "no space left",
-    errno.EDQUOT: "no space left",
+    errno.EDQUOT: "no space left within the quota",
     errno.EFBIG: "no space left within the limit on a file's size (ulimit -f)",
     errno.EROFS: "a read-only file system",
 }
@@ -102,7 +107,13 @@ def truncate(descriptor: int, length: int) -> None:
 def rename(path: Path, target: Path) -> None:
     """Give a file or folder another name; a file of that name is replaced."""
     crash_point(f"rename {target.name}")
-    path.replace(target)
+    status = path.lstat()
+    try:
+        path.replace(target)
+    except FileNotFoundError:
+        # NFS may ask its server twice, which knows no such file the second time.
+        if not (os.path.lexists(target) and os.path.samestat(status, target.lstat())):
+            raise
 
 
 def make_folder(path: Path) -> None:
@@ -206,10 +217,17 @@ def is_open_at(path: Path, descriptor: int) -> bool:
 
 
 def fsync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+    """Make the names in a folder durable; where the file system cannot, it is told once."""
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _NOT_SYNCED:
+            raise
+        if (device := os.fstat(descriptor).st_dev) not in _told:
+            _told.add(device)
+            problem = "its file system syncs no folders: a loss of power may take the newest files"
+            log.warning(f"{path}: {problem}")
     finally:
         os.close(descriptor)
 

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from altcore import durable
 from altcore.errors import NoSpace
@@ -56,3 +57,35 @@ def test_bytes_are_named_where_they_would_help(code, needed, told):
     with pytest.raises(NoSpace) as said, durable.no_space_named(Path("one.json"), needed):
         raise OSError(code, os.strerror(code))
     assert str(said.value) == told
+
+
+def test_a_file_system_that_syncs_no_folders_is_told_once(tmp_path, monkeypatch):
+    """Another error is one."""
+
+    def refuse(code):
+        def fsync(_):
+            raise OSError(code, os.strerror(code))
+
+        monkeypatch.setattr(os, "fsync", fsync)
+
+    monkeypatch.setattr(durable, "_told", set())
+    refuse(errno.EINVAL)
+    with capture_logs() as logs:
+        durable.fsync_folder(tmp_path)
+        durable.fsync_folder(tmp_path)
+    assert ["syncs no folders" in x["event"] for x in logs] == [True]
+    refuse(errno.EIO)
+    with pytest.raises(OSError, match="Input/output"):
+        durable.fsync_folder(tmp_path)
+
+
+def test_a_rename_that_was_asked_for_twice_is_done(tmp_path, monkeypatch):
+    """NFS sends it again, and is told that there is no such file; not so if it was not done."""
+    (tmp_path / "a").touch()
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda *to: [replace(*to), replace(*to)])
+    durable.rename(tmp_path / "a", tmp_path / "b")
+    (tmp_path / "a").touch()
+    monkeypatch.setattr(Path, "replace", lambda path, _: replace(path.with_name("none"), path))
+    with pytest.raises(FileNotFoundError):
+        durable.rename(tmp_path / "a", tmp_path / "b")

@@ -33,7 +33,7 @@ from altcore.engine.measuring import (
 )
 from altcore.engine.model_state import AsBuilt, put_model
 from altcore.engine.own_loop import OwnLoop
-from altcore.engine.own_steps import StepWatch
+from altcore.engine.own_steps import StepWatch, unkept_optimizers
 from altcore.engine.process_possessions import process_kept
 from altcore.engine.randomness import random_state, seed_all, set_random_state
 from altcore.engine.resuming import resumed_with_keys, resumed_with_sources
@@ -89,5 +89,6 @@ __all__ = [
     "resumed_with_sources",
     "seed_all",
     "set_random_state",
+    "unkept_optimizers",
     "world_size",
 ]

@@ -100,12 +100,12 @@ def optimizer_tensors(model: nn.Module, optimizer: Optimizer) -> list[str]:
     Slow weights are such, if they are not in the optimizer's ``state``.
     """
     state = (optimizer.param_groups, list(optimizer.state.values()))
-    known = {id(x) for x in (*model.parameters(), *model.buffers(), *_tensors(state))}
+    known = {id(x) for x in (*model.parameters(), *model.buffers(), *tensors_in(state))}
     known |= {id(p.grad) for p in model.parameters()}
     return [
         f"{name} of the optimizer"
         for name, value in _beside(optimizer).items()
-        if any(id(x) not in known for x in _tensors(value))
+        if any(id(x) not in known for x in tensors_in(value))
     ]
 
 
@@ -170,7 +170,7 @@ def _held_by(made: Any) -> dict[str, Any]:
     return {**own, **getattr(made, "__dict__", {})}
 
 
-def _tensors(value: Any, depth: int = 4) -> Iterator[Tensor]:
+def tensors_in(value: Any, depth: int = 4) -> Iterator[Tensor]:
     """Yield the tensors in a value: of modules, mappings and sequences, some levels deep."""
     if isinstance(value, Tensor):
         yield value
@@ -179,4 +179,4 @@ def _tensors(value: Any, depth: int = 4) -> Iterator[Tensor]:
     elif isinstance(value, Mapping | list | tuple | set | deque) and depth:
         # Keys, too, as those of a weak mapping by parameter, are only names.
         for part in [*value.values()] if isinstance(value, Mapping) else [*value]:
-            yield from _tensors(part, depth - 1)
+            yield from tensors_in(part, depth - 1)

@@ -1,51 +1,144 @@
-"""Whether the optimizer that a loop saves is the one that moves its weights."""
+"""Whether what a loop saves is what it trains: its optimizers, and the weights that they move."""
 
 from __future__ import annotations
 
+import gc
+from collections.abc import Iterable, Mapping
 from typing import Any
-from weakref import finalize
+from weakref import finalize, ref
 
 import torch
-from torch import nn
+from attrs import frozen
 from torch.nn.parameter import is_lazy
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from altcore.engine.fingerprints import Fingerprint, fingerprint, memory
+from altcore.engine.hidden_state import tensors_in
+from altcore.engine.own_loop import OwnLoop
+from altcore.log import log
+from altcore.recipes import some
+
+UNKNOWN = "the optimizer that moves the weights: it is not the manager's"
+STALE = "neither the weights nor the gradients of the manager's model changed since the last save"
+
+
+@frozen
+class _Sight:
+    """What a model and its optimizer were when they were looked at."""
+
+    steps: int
+    """That the optimizer had made."""
+    version: int
+    """Of all weights: each change in place counts it up."""
+    numbers: Fingerprint
+    """Of the first elements of each weight and its gradient: a captured graph counts nothing up."""
 
 
 class StepWatch:
-    """Counts the steps of an optimizer, and notices weights that move without one.
+    """Sees the steps of every optimizer, and weights that move without one.
 
     Its hook goes with it, or when it is closed; the next question begins anew.
     """
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._model, self._optimizer, self._steps = model, optimizer, Count()
-        self._begin()
+    def __init__(self, loop: OwnLoop) -> None:
+        self._model, self._optimizer, self._steps = loop.model, loop.optimizer, _Steps()
+        self._steps.own = id(self._optimizer)
+        self._hook: finalize[..., Any] | None = None
+        self.begin()
 
-    def _begin(self) -> None:
-        hook = self._optimizer.register_step_post_hook(self._steps)
-        self._hook = finalize(self, hook.remove)
-        self._before = self._now()
+    def begin(self, step: int | None = None) -> None:
+        """Watch from now on; the state is that after ``step``, if it is known."""
+        if self._hook is None:
+            hook = register_optimizer_step_post_hook(self._steps)
+            self._hook = finalize(self, hook.remove)
+        self._step, self._before, self._is_stale = step, self._now(), False
 
-    def _now(self) -> tuple[int, int]:
-        weights = (p for p in self._model.parameters() if not (is_lazy(p) or p.is_inference()))
-        return self._steps.made, sum(p._version for p in weights)
+    def _now(self) -> _Sight:
+        weights = [p for p in self._model.parameters() if not (is_lazy(p) or p.is_inference())]
+        seen = [x for p in weights for x in (p, p.grad) if x is not None and memory(x)]
+        numbers = fingerprint([x.detach().reshape(-1)[:16] for x in seen])
+        return _Sight(self._steps.made, sum(p._version for p in weights), numbers)
 
-    def is_by_another(self) -> bool:
-        """Whether the weights moved since the last call, and the optimizer made no step."""
-        if not self._hook.alive:
-            self._begin()
-        before, self._before = self._before, self._now()
-        return before[0] == self._steps.made and before != self._before
+    def hidden(self, loop: OwnLoop, state: Mapping[str, Any]) -> list[str]:
+        """Return the optimizers that moved the weights of a loop, and are not in its ``state``.
+
+        Warns, once, if nothing moved them since another step was saved.
+        """
+        if self._hook is None:
+            self.begin()
+        step, before, now = self._step, self._before, self._now()
+        self._step, self._before = state["step"], now
+        is_stale = step not in (None, self._step) and before == now and _is_trained(loop)
+        if is_stale and not self._is_stale:
+            hint = "if the code that makes the model ran again, make the manager again, too"
+            log.warning(STALE, steps=[step, self._step], hint=hint)
+        self._is_stale = is_stale
+        others = _not_kept(loop, state, self._steps.others())
+        is_moved = before.version != now.version and before.steps == now.steps
+        return others or ([UNKNOWN] if is_moved else [])
 
     def close(self) -> None:
         """Remove the hook."""
-        self._hook()
+        if self._hook is not None:
+            self._hook()
+            self._hook = None
 
 
-class Count:
-    """A hook that counts its calls, and knows nothing else: the optimizer keeps it alive."""
+class _Steps:
+    """A hook of every optimizer: it counts the steps of one and knows the others, which may go."""
 
-    made = 0
+    def __init__(self) -> None:
+        self.own, self.made = 0, 0
+        self._seen: dict[int, ref[torch.optim.Optimizer]] = {}
 
-    def __call__(self, *_: Any) -> None:
-        """Count one."""
-        self.made += 1
+    def __call__(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Look at one after its step."""
+        key = id(optimizer)
+        if key == self.own:
+            self.made += 1
+        elif key not in self._seen or self._seen[key]() is not optimizer:
+            self._seen[key] = ref(optimizer)
+
+    def others(self) -> list[torch.optim.Optimizer]:
+        """Return the others that are still there."""
+        return [made for known in [*self._seen.values()] if (made := known()) is not None]
+
+
+def unkept_optimizers(loop: OwnLoop, state: Mapping[str, Any]) -> list[str]:
+    """Name the optimizers of this process that made steps on a loop's weights unsaved.
+
+    To look for them takes a tenth of a second.
+    """
+    kind = torch.optim.Optimizer  # an object's own idea of its class would be code of others
+    made = [x for x in gc.get_objects() if issubclass(type(x), kind) and x.state]
+    return _not_kept(loop, state, made)
+
+
+def _not_kept(
+    loop: OwnLoop, state: Mapping[str, Any], optimizers: Iterable[torch.optim.Optimizer]
+) -> list[str]:
+    """Name those of the optimizers that have weights of the model, and are not in the state.
+
+    An optimizer within another one, or within what ``also`` names, is in the state if its moments
+    are.
+    """
+    names = {id(p): name for name, p in loop.model.named_parameters()}
+    kept = {id(x) for x in (loop.optimizer, *vars(loop.optimizer).values(), *loop.also.values())}
+    found = {}
+    for other in optimizers:
+        moved = [names[id(p)] for g in other.param_groups for p in g["params"] if id(p) in names]
+        if moved and id(other) not in kept:
+            found[f"the optimizer {type(other).__name__} of {some(moved)}: name it in also"] = other
+    if not found:
+        return []
+    stated = {memory(x) for x in tensors_in([state["optimizer"], state["also"]], depth=12)}
+    moments = {name: _moments(other) for name, other in found.items()}
+    return [name for name, own in moments.items() if not own or own - stated]
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {memory(x) for x in tensors_in([*optimizer.state.values()])} - {0}
+
+
+def _is_trained(loop: OwnLoop) -> bool:
+    return any(p.requires_grad for p in loop.model.parameters())

@@ -9,7 +9,8 @@ describes the files.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,16 @@ def put_in_place(temporary: Path, final: Path) -> None:
     durable.fsync_folder(final.parent)
     if replaced is not None:
         durable.remove(replaced)
+
+
+def drop(path: Path) -> None:
+    """Remove a checkpoint at once: who reads the folder finds it whole, or not at all."""
+    temporary = path.with_name(f"{path.name}{HALF_WRITTEN}")
+    with suppress(OSError):  # of NFS, for one, an earlier one cannot be removed while it is read
+        durable.remove(temporary)
+        durable.rename(path, temporary)
+        durable.remove(temporary)
+    durable.remove(path)
 
 
 def save_snapshot(folder: Path, snapshot: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,7 +253,7 @@ def load_newest(folder: Path, accept: Callable[[Checkpoint], None] | None = None
     ``accept`` may look closer: if it raises `InvalidCheckpoint`, the one before is tried. Raises
     `BadInput` if there is none.
     """
-    for path in _regular(folder):
+    for path in _newest_first(folder):
         checkpoint = load_if_valid(path, accept)
         if checkpoint is not None:
             return checkpoint
@@ -256,12 +267,28 @@ def _regular(folder: Path) -> list[Path]:
     return sorted(found, key=lambda p: int(p.name.removeprefix(start)), reverse=True)
 
 
+def _newest_first(folder: Path) -> Iterator[Path]:
+    """Yield the regular checkpoints, valid or not, and before older ones what came since."""
+    seen = set()
+    while new := [x for p in _regular(folder) if (x := (p, _which(p))) not in seen]:
+        seen.add(new[0])
+        yield new[0][0]
+
+
+def _which(path: Path) -> int | None:
+    """Return which folder a path is that of now; None if there is none."""
+    try:
+        return path.stat().st_ino
+    except OSError:
+        return None
+
+
 def load_newest_weights(folder: Path, most_bytes: int) -> dict[str, Any] | None:
     """Return what the newest valid regular checkpoint has in its file of weights.
 
     None if there is none, if the seed alone gives it, or if the file has more than ``most_bytes``.
     """
-    for path in _regular(folder):
+    for path in _newest_first(folder):
         try:
             recorded = read_manifest(path)["files"].get(WEIGHTS_FILE)
             if recorded is None or recorded["bytes"] > most_bytes:
@@ -275,12 +302,18 @@ def load_newest_weights(folder: Path, most_bytes: int) -> dict[str, Any] | None:
 def load_if_valid(
     path: Path, accept: Callable[[Checkpoint], None] | None = None
 ) -> Checkpoint | None:
-    """Return a checkpoint, or warn that it is not valid; ``accept`` as in `load_newest`."""
+    """Return a checkpoint, or warn that it is not valid; ``accept`` as in `load_newest`.
+
+    Without a warning if its writer removed or replaced it meanwhile.
+    """
+    which = _which(path)
     try:
         checkpoint = load_checkpoint(path)
         if accept is not None:
             accept(checkpoint)
     except InvalidCheckpoint as error:
+        if which is None or _which(path) != which:
+            return None
         told = {"checkpoint": path.name, "error": str(error)}
         log.warning("a checkpoint is not valid; going back to the one before", **told)
         return None

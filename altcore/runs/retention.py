@@ -16,6 +16,7 @@ from altcore.runs.checkpoint import (
     HALF_WRITTEN,
     SNAPSHOTS,
     WEIGHTS_FILE,
+    drop,
     put_in_place,
     snapshot_file,
 )
@@ -58,7 +59,8 @@ def list_checkpoints(folder: Path) -> list[Kept]:
             try:
                 found.append(Kept(path, read_manifest(path)))
             except InvalidCheckpoint as error:
-                _warn_of(str(error))
+                if is_checkpoint(path):  # and its writer did not remove it meanwhile
+                    _warn_of(str(error))
     return sorted(found, key=lambda kept: kept.step)
 
 
@@ -131,10 +133,10 @@ def _retain(
     for kept in gone:
         if kept.step in good and candidates[kept.step] is kept:
             _keep_weights(kept)
-        durable.remove(kept.path)
+        drop(kept.path)
     for kept in found:
         if kept.kind == WEIGHTS and kept.step not in {*good, *others}:
-            durable.remove(kept.path)
+            drop(kept.path)
     _drop_snapshots(folder, [kept for kept in regular if kept not in gone])
 
 

@@ -5,6 +5,7 @@ import torch
 from structlog.testing import capture_logs
 from torch import nn
 from torch.optim import lr_scheduler
+from torch.optim.optimizer import _global_optimizer_post_hooks
 from torch.optim.swa_utils import AveragedModel
 
 import altcore
@@ -243,25 +244,107 @@ def test_an_optimizer_that_was_replaced_is_told(tmp_path):
         manager.save(1)
         manager.restore()
         manager.save(1)
-        loop.optimizer = torch.optim.AdamW(loop.model.parameters(), lr=0.1)
-        loop.train()
+        with torch.no_grad():
+            loop.model.weight += 1
         manager.save(2)
-    assert told_of(logs) == [["the optimizer that moves the weights: it is not the manager's"]]
+        loop.optimizer = torch.optim.RMSprop(loop.model.parameters(), lr=0.1)
+        loop.train()
+        manager.save(3)
+    assert told_of(logs) == [
+        ["the optimizer that moves the weights: it is not the manager's"],
+        ["the optimizer RMSprop of weight, bias: name it in also"],
+    ]
 
 
-def test_a_closed_manager_leaves_the_optimizer_alone(tmp_path):
+class Pair:
+    """Two optimizers as one, with a state of both."""
+
+    def __init__(self, *both):
+        self.both = both
+
+    def state_dict(self):
+        return [optimizer.state_dict() for optimizer in self.both]
+
+    def load_state_dict(self, state):
+        for optimizer, own in zip(self.both, state, strict=True):
+            optimizer.load_state_dict(own)
+
+
+def test_a_second_optimizer_of_the_model_is_named_unless_it_is_kept(tmp_path):
+    """By a manager and without one; not one of another model, or that is gone."""
+    loop, other = Loop(), Loop()
+    loop.optimizer = torch.optim.SGD([loop.model.weight], lr=0.1)
+    head, gone = torch.optim.AdamW([loop.model.bias]), torch.optim.Adagrad([loop.model.bias])
+    given = (loop.model, loop.optimizer)
+    kept = {"a": {}, "b": {"head": head}, "c": {"pair": Pair(head)}}
+    managers = [CheckpointManager(tmp_path / x, *given, also=kept[x]) for x in kept]
+    gone.step()
+    del gone
+    with capture_logs() as logs:
+        for step in (1, 2):
+            loop.train()
+            head.step()
+            other.train()
+            for manager in managers:
+                manager.save(step)
+        altcore.save_checkpoint(tmp_path / "d", *given, None, 1)
+        altcore.save_checkpoint(tmp_path / "d", *given, None, 1, also=kept["c"])
+    assert told_of(logs) == [["the optimizer AdamW of bias: name it in also"]] * 2
+
+
+def test_a_manager_of_a_model_that_nobody_trains_says_so(tmp_path):
+    """As one whose model was made again in a notebook, unless it is frozen. Gradients may come."""
+    loop, frozen = Loop(), Loop()
+    frozen.model.requires_grad_(requires_grad=False)
+    stale = "neither the weights nor the gradients of the manager's model changed since"
+    for made, told in ((loop, [[1, 2], [6, 7], [7, 8]]), (frozen, [])):
+        manager = CheckpointManager(tmp_path / str(len(told)), made.model, made.optimizer)
+        with capture_logs() as logs:
+            for step in (1, 2, 3, 3):
+                manager.save(step)
+            if made is loop:
+                made.train()
+                for step in (4, 5, 6):
+                    made.model(torch.ones(1, 3)).sum().backward()
+                    manager.save(step)
+                manager.save(7)
+                manager.restore()
+                manager.save(8)
+        assert [x["steps"] for x in logs if x["event"].startswith(stale)] == told
+
+
+def test_the_best_checkpoint_is_looked_for_again_if_it_is_removed(tmp_path, monkeypatch):
+    """As the loop of another process does when it has a better one."""
+    loop = Loop()
+    with CheckpointManager(tmp_path, loop.model, loop.optimizer, max_checkpoints=1) as manager:
+        manager.save(1, value=2.0)
+        read = altcore.checkpoints.read_checkpoint
+
+        def read_too_late(path):
+            monkeypatch.undo()
+            loop.train()
+            manager.save(2, value=1.0)
+            return read(path)
+
+        monkeypatch.setattr(altcore.checkpoints, "read_checkpoint", read_too_late)
+        with capture_logs() as logs:
+            assert manager.best().name == "step-00000002"
+    assert logs == []
+
+
+def test_a_closed_manager_watches_no_optimizer(tmp_path):
     """And so does one that is gone; its next save watches anew."""
     loop = Loop()
-    hooks = loop.optimizer._optimizer_step_post_hooks
+    hooks, before = _global_optimizer_post_hooks, {*_global_optimizer_post_hooks}
     manager = CheckpointManager(tmp_path, loop.model, loop.optimizer)
     manager.close()
-    assert not hooks
+    assert hooks.keys() <= before
     loop.train()
     with capture_logs() as logs:
         manager.save(1)
-    assert (len(hooks), told_of(logs)) == (1, [])
+    assert (len(hooks.keys() - before), told_of(logs)) == (1, [])
     del manager
-    assert not hooks
+    assert hooks.keys() <= before
 
 
 # ------------------------------------------------------------------------- what else a loop keeps

@@ -413,3 +413,25 @@ def test_a_manifest_that_was_not_written_is_named_at_once(tmp_path, monkeypatch)
     monkeypatch.setattr(json, "dumps", lambda *_, **__: "{}")
     with pytest.raises(InvalidCheckpoint, match=r"manifest\.json is no manifest"):
         save(tmp_path, 4, **STATE)
+
+
+@pytest.mark.parametrize("instead", [2, 3])
+def test_a_checkpoint_that_its_writer_removes_meanwhile_is_not_called_damaged(
+    tmp_path, monkeypatch, instead
+):
+    """Nor one that it replaces: the newest is there all the time. The list names none either."""
+    read = checkpoint.read_tensors
+    path = save(tmp_path, 2, **STATE)
+
+    def read_too_late(*given):
+        monkeypatch.setattr(checkpoint, "read_tensors", read)
+        save(tmp_path, instead, number=1)
+        if instead == 3:
+            checkpoint.drop(path)
+        return read(*given)
+
+    monkeypatch.setattr(checkpoint, "read_tensors", read_too_late)
+    with capture_logs() as logs:
+        found = checkpoint.load_newest(tmp_path)
+    assert (found.step, found.state["number"], logs) == (instead, 1, [])
+    assert [p.name for p in tmp_path.iterdir()] == [f"step-0000000{instead}"]
