@@ -33,7 +33,7 @@ _cleaned: set[Path] = set()
 _passed: Counter[str] = Counter()
 _NO_SPACE = {
     errno.ENOSPC: "no space left",
-    errno.EDQUOT: "no space left",
+    errno.EDQUOT: "no space left within the quota",
     errno.EFBIG: "no space left within the limit on a file's size (ulimit -f)",
     errno.EROFS: "a read-only file system",
 }
