@@ -50,6 +50,7 @@ def test_what_killed_writers_left_is_removed(tmp_path):
         (errno.EROFS, 12, "a read-only file system to write one.json"),
         (errno.ENOSPC, 0, "no space left to write one.json"),
         (errno.ENOSPC, 12, "no space left to write one.json (12 bytes needed)"),
+        (errno.EDQUOT, 0, "no space left within the quota to write one.json"),
     ],
 )
 def test_bytes_are_named_where_they_would_help(code, needed, told):
