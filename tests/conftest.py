@@ -1,11 +1,14 @@
 """Settings that all tests share."""
 
+import gc
 import os
 import signal
 import sys
 
 # Before torch is imported: tests are many and small, and a second thread only costs.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Processes that tests start import the same modules, and one is enough to compile them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 import pytest
 from fault_counts import MADE, made_by, summary
@@ -23,6 +26,9 @@ for number, usual in (
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, usual)
 
+# To import and collect makes millions of objects, and hardly any garbage.
+gc.disable()
+
 settings.register_profile("tests", deadline=None, derandomize=True, database=None)
 settings.load_profile("tests")
 
@@ -31,6 +37,12 @@ def pytest_collection_modifyitems(items):
     """Let reports, which may come from another process, say how many faults a test makes."""
     for item in items:
         item.user_properties.append((MADE, made_by(item)))
+
+
+def pytest_collection_finish():
+    """Let the garbage collector leave all that in peace."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -168,6 +168,7 @@ def test_in_a_run(tmp_path, recipe, kind):
         "format": "E3M4",
         "recipe": recipe,
         "gpt.size": "tiny",
+        "gpt.n_layer": 1,
         "max_steps": 4,
         "warmup_steps": 0,
         "checkpoint_interval": 0,
