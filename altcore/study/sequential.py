@@ -62,7 +62,7 @@ def estimate_at(values: Sequence[float], shares: Mapping[int, float]) -> Estimat
     """Return what is known at the look of so many values, as `estimate` does without looks."""
     share = shares[len(values)]
     found = estimate(values, 1 - LEVEL * share)
-    return evolve(found, p=min(1.0, found.p / share))
+    return evolve(found, p=min(found.p / share, 1.0))  # in this order NaN stays
 
 
 def run_in_looks(

@@ -17,6 +17,8 @@ K = TypeVar("K", bound=Hashable)
 
 LEVEL = 0.05
 """Below which a corrected p tells a difference."""
+LARGEST = 1e150
+"""The squares of larger values are more than a float holds."""
 
 
 def student() -> Any:
@@ -59,14 +61,14 @@ def estimate(values: Sequence[float], level: float = 0.95) -> Estimate:
     """Return mean, interval and p of paired differences, by Student's t with n - 1 degrees.
 
     Of values that say nothing of the spread the interval is infinite, and p NaN: of a single one,
-    of some that are not finite, and of those that are all the same, unless they are 0.
+    of some that are not finite or too large, and of those that are all the same, unless they are 0.
 
     >>> estimate([1.0, 2.0, 3.0]).low.__round__(3)
     -0.484
     """
-    n, is_finite = len(values), all(map(math.isfinite, values))
-    mean = (math.fsum if is_finite else sum)(values) / n
-    if n == 1 or not is_finite or (mean and len(set(values)) == 1):
+    n, is_sane = len(values), all(abs(v) < LARGEST for v in values)
+    mean = (math.fsum if is_sane else sum)(values) / n
+    if n == 1 or not is_sane or (mean and len(set(values)) == 1):
         return Estimate(mean, -math.inf, math.inf, math.nan, n)
     if not any(values):
         return Estimate(0.0, 0.0, 0.0, 1.0, n)
@@ -103,7 +105,7 @@ def share_closed(
     middle = (a * b - spread(gaps, a, before, b)) / square
     half = math.sqrt(max(0.0, middle**2 - (a * a - spread(gaps, a, gaps, a)) / square))
     p = estimate([v - u for u, v in zip(gaps, before, strict=True)]).p * LEVEL / level
-    return Estimate(1 - a / b, 1 - middle - half, 1 - middle + half, min(1.0, p), n)
+    return Estimate(1 - a / b, 1 - middle - half, 1 - middle + half, min(p, 1.0), n)
 
 
 def holm(ps: Mapping[K, float]) -> dict[K, float]:

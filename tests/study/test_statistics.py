@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from altcore.study.sequential import estimate_at
 from altcore.study.statistics import (
     dividends,
     estimate,
@@ -52,7 +53,8 @@ def test_the_share_that_is_closed_has_the_interval_of_a_ratio():
 
 def test_too_few_values_conclude_nothing():
     """One value has no ends, nor have equal ones, unless they are 0; nor what is not finite."""
-    for values in ([0.3], [0.0], [0.1] * 3, [0.5, math.nan], [math.inf, -math.inf]):
+    assert math.isnan(estimate_at([0.1] * 3, {3: 0.216}).p)
+    for values in ([0.3], [0.0], [0.1] * 3, [0.5, math.nan], [math.inf, -math.inf], [1e308] * 2):
         found = estimate(values)
         assert (found.low, found.high) == (-math.inf, math.inf)
         assert math.isnan(found.p)
