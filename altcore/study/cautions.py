@@ -36,7 +36,7 @@ def before_running(
     if (least := smallest_gap(shares, rows)) > LARGEST_GAP:
         found.append(
             f"{max(shares)} seeds are too few to tell small differences: in a table of {rows} rows "
-            f"a gap is significant from {least:.1f} standard deviations over the seeds on, its own"
+            f"a gap is significant from {least:.1f} standard deviations on, its own over seeds"
         )
     return found
 
@@ -55,8 +55,8 @@ def smallest_gap(shares: Mapping[int, float], rows: int) -> float:
 def about_same_runs(groups: Iterable[Sequence[str]]) -> list[str]:
     """Return a sentence for each group of arms that nothing sets apart, by their names."""
     return [
-        f"{', '.join(rest)} and {last} are the same runs: their differences are 0 whatever is true"
-        for *rest, last in groups
+        f"the runs of {', '.join(group)} are the same, and their differences 0 whatever is true"
+        for group in groups
     ]
 
 

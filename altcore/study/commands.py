@@ -259,8 +259,9 @@ def _begin(
         checkpoint_interval=config.checkpoint_interval or cost.steps_between_checkpoints,
     )
     whole = duration(cost.of(runs, steps))
+    less = ", less those that are finished" if known else ""
     options.tell(
-        f"at most {runs} runs of {steps} steps, about {whole}: {cost.step:.3f} s a step and "
+        f"at most {runs} runs of {steps} steps, about {whole}{less}: {cost.step:.3f} s a step and "
         f"{cost.start:.1f} s a run; into {runner.folder}"
     )
     for caution in cautions.before_running(steps, options.shares, rows, metric_of(asked)):

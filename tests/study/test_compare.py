@@ -81,6 +81,7 @@ def test_a_comparison_runs_and_is_written(options):
     told.clear()
     again, _ = run_compare(asked, entrants)
     assert [t for t in told if not t.startswith(("at most", "caution"))] == []
+    assert any("less those that are finished: " in t for t in told)
     assert again["contenders"] == rows
 
 

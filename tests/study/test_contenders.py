@@ -126,7 +126,7 @@ def test_arms_that_nothing_sets_apart_are_found():
         for optimizer in lists["optimizers"]
     ]
     told = about_same_runs([["a", "b", "c"]])
-    assert told == ["a, b and c are the same runs: their differences are 0 whatever is true"]
+    assert told == ["the runs of a, b, c are the same, and their differences 0 whatever is true"]
     assert same_runs(made(formats=["E4M3"], roundings=["up", "down"])) == []
 
 

@@ -178,7 +178,7 @@ def test_captions_say_it_in_the_words_of_the_page():
 def test_what_it_takes_to_repeat_a_study_is_in_every_file():
     """In the .csv as columns of every row, of which the study names the rest."""
     answer = compare_answer()
-    answer["about"]["workload_facts"]["corpus"] = "a\r\nb"
+    answer["about"]["workload_facts"] |= {"corpus": "a\r\nb", "data": {"of": "workload"}}
     document = comparison(answer)
     [bullets] = document.sections[-1].parts
     told = "\n".join(bullets.items)

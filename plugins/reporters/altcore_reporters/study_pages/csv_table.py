@@ -6,7 +6,7 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping
-from itertools import zip_longest
+from itertools import repeat
 
 from altcore_reporters.study_pages.document import Cell, Curves, Document, Interval, Number, Table
 
@@ -49,7 +49,7 @@ def _names(word: str) -> list[str]:
 
 
 def _rows(table: Table) -> Iterator[Mapping[str, object]]:
-    for row, more in zip_longest(table.rows, table.more, fillvalue={}):
+    for row, more in zip(table.rows, table.more or repeat({}), strict=False):
         cells: dict[str, object] = {}
         for word, cell in zip(table.head, row, strict=True):
             cells |= zip(_names(word), _values(cell), strict=False)

@@ -56,4 +56,6 @@ def _recipes(about: About) -> Iterator[str]:
 
 
 def _listed(known: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}: {fact}" for key, fact in known.items())
+    """Return what is known in a line, without what has parts of its own."""
+    plain = {key: fact for key, fact in known.items() if not isinstance(fact, dict | list)}
+    return ", ".join(f"{key}: {fact}" for key, fact in plain.items())
