@@ -24,11 +24,8 @@ from altcore.engine.model_state import (
     unsaved_buffers,
     without_numbers,
 )
-from altcore.engine.optimizer_checks import (
-    check_layout,
-    check_optimizer,
-    layout_of,
-)
+from altcore.engine.module_kinds import kinds_of, warn_of_other_kinds
+from altcore.engine.optimizer_checks import check_layout, check_optimizer, layout_of
 from altcore.engine.optimizer_loading import load_optimizer, misstated_moment
 from altcore.engine.own_gradients import check_gradients, gradients_of, put_gradients
 from altcore.engine.randomness import random_state, set_random_state
@@ -181,6 +178,7 @@ class OwnLoop:
             "buffers": unsaved_buffers(self.model, weights),
             "buffer_forms": built.forms(weights),
             "requires_grad": flags_of(self.model),
+            "module_kinds": kinds_of(self.model),
             "modes": {name: module.training for name, module in self.model.named_modules()},
             "quantization": None if self.q is None else self.q.state_dict(),
             "recipe": None if self.q is None else _asked_of(self.q),
@@ -282,6 +280,7 @@ class OwnLoop:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Load a state that was checked."""
+        warn_of_other_kinds(state["module_kinds"], self.model)
         load_states(state["also"], self.also)
         # What is only to be evaluated may have been made in inference mode.
         with torch.inference_mode(self.optimizer is None and _is_for_inference(self.model)):

@@ -313,6 +313,24 @@ def test_a_manager_of_a_model_that_nobody_trains_says_so(tmp_path):
         assert [x["steps"] for x in logs if x["event"].startswith(stale)] == told
 
 
+def test_modules_of_another_kind_are_named_when_the_weights_fit(tmp_path):
+    """Whether it is trained or evaluated; what makes no difference is none."""
+
+    def made(act, p):
+        return nn.Sequential(nn.Linear(2, 2), act, nn.Dropout(p))
+
+    model = made(nn.ReLU(), 0.1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    altcore.save_checkpoint(tmp_path, model, optimizer, None, 1)
+    with capture_logs() as logs:
+        altcore.load_checkpoint(tmp_path, model, optimizer, None)
+        altcore.load_checkpoint(tmp_path, made(nn.ReLU(inplace=True), 0.1), None, None)
+        assert logs == []
+        altcore.load_checkpoint(tmp_path, made(nn.GELU(), 0.5), None, None)
+    told = "1 was ReLU(), and is GELU(approximate='none'), 2 was Dropout(p=0.1), and is "
+    assert [x["modules"] for x in logs] == [f"{told}Dropout(p=0.5)"]
+
+
 def test_the_best_checkpoint_is_looked_for_again_if_it_is_removed(tmp_path, monkeypatch):
     """As the loop of another process does when it has a better one."""
     loop = Loop()

@@ -1,0 +1,41 @@
+"""What the modules of a model are: the weights of one fit another whose shapes are the same."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from torch import nn
+
+from altcore.builtin_types import one_line
+from altcore.errors import described
+from altcore.log import log
+from altcore.recipes import some
+
+_NO_DIFFERENCE = re.compile(r"(, )?inplace=(True|False)|0x[0-9a-f]+")
+
+
+def kinds_of(model: nn.Module) -> dict[str, str]:
+    """Return the class of each module, with what its ``extra_repr`` says of it."""
+    return {name: _kind(module) for name, module in model.named_modules()}
+
+
+def _kind(module: nn.Module) -> str:
+    try:
+        said = str(module.extra_repr())
+    except Exception as error:  # code of others
+        said = described(error)
+    return one_line(f"{type(module).__name__}({_NO_DIFFERENCE.sub('', said):.100})")
+
+
+def warn_of_other_kinds(was: Mapping[str, str], model: nn.Module) -> None:
+    """Warn of the modules of a model that are others than they were when its state was saved."""
+    now = kinds_of(model)
+    others = [
+        f"{name or 'the model'} was {was.get(name, 'none')}, and is {now.get(name, 'none')}"
+        for name in dict.fromkeys([*was, *now])
+        if was.get(name) != now.get(name)
+    ]
+    if others:
+        told = "the weights fit, but modules of the model are others than those that were saved"
+        log.warning(told, modules=some(others))
