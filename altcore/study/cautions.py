@@ -97,7 +97,8 @@ def about_runs_of_twins(twins: Mapping[str, Mapping[int, Outcome]]) -> list[str]
     found = []
     for name, outcomes in twins.items():
         if lost := [str(seed) for seed, outcome in outcomes.items() if outcome.diverged]:
-            found.append(f"{name} diverged with seed {', '.join(lost)}: do not rely on gaps to it")
+            seeds = f"seed{'s' * (len(lost) > 1)} {', '.join(lost)}"
+            found.append(f"{name} diverged with {seeds}: do not rely on gaps to it")
         elif len(outcomes) > 1 and len({outcome.losses for outcome in outcomes.values()}) == 1:
             found.append(
                 f"{name} has the same losses with every seed, to the bit: its seeds are one run, "

@@ -45,7 +45,9 @@ def checked(rates: Sequence[float] | float | None) -> tuple[float, ...] | None:
         if not isinstance(rate, int | float) or not 0 < rate < math.inf:
             told = digits(rate) if isinstance(rate, int | float) else repr(rate)
             raise BadInput("a factor of the learning rate is above 0", key="--rates", part=told)
-    if not given or len(set(given)) < len(given):
+    if not given:
+        raise BadInput("no factor of the learning rate is given", key="--rates")
+    if len(set(given)) < len(given):
         raise BadInput("each factor of the learning rate is given once", key="--rates")
     return tuple(sorted(map(float, given)))
 

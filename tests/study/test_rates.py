@@ -183,7 +183,8 @@ def test_the_curve_is_plain_data():
 
 @pytest.mark.parametrize("rates", [0, -1, [1, math.nan], [1, 1.0], [], ["1"]])
 def test_what_is_no_rate_is_refused(rates):
-    with pytest.raises(BadInput, match="--rates"):
+    says = "--rates: no factor of the learning rate is given" if rates == [] else "--rates"
+    with pytest.raises(BadInput, match=says):
         Options(None, [], rates=rates)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -110,9 +111,16 @@ OWN_SPREAD = (
 
 
 def detectable(null: Mapping[str, Any]) -> str:
-    """Return what chaos lets a study detect, as a sentence that follows another."""
+    """Return what chaos lets a study detect, as a sentence that follows another; or nothing.
+
+    >>> detectable({"detectable": "nan"})
+    ''
+    """
+    smallest = value(null["detectable"])
+    if math.isnan(smallest):
+        return ""
     return (
-        f" By chaos alone, a gap has to be {number(value(null['detectable']))} at the least to be "
+        f" By chaos alone, a gap has to be {number(smallest)} at the least to be "
         f"detected with a probability of 80 %; that of the null arm is {interval(null)}."
     )
 
