@@ -206,7 +206,7 @@ def facts(
         "within": begun.within,
         "rates": begun.rates,
         "recipe_files": dict(begun.recipes),
-        "workload": config.workload,
+        "workload": options.own.called(config.workload),
         "optimizer": config.optimizer,
         "settings": plain(config.settings),
         "plugins": list(config.plugins),

@@ -43,6 +43,16 @@ class Own:
         """What was passed in, by name, as a run that is resumed knows it."""
         return given_from_python(self.model, self.data, self.loss)
 
+    def called(self, workload: str) -> str:
+        """Return what is trained, in words: a workload, and what takes the place of its parts.
+
+        >>> Own().called("gpt"), Own(nn.Linear).called("gpt")
+        ('gpt', 'gpt with model `Linear`')
+        """
+        parts = [f"{part} `{name.partition(',')[0]}`" for part, name in self.names.items()]
+        own = ", ".join(parts)
+        return own if len(parts) == 3 else f"{workload} with {own}" if own else workload
+
     @property
     def _has_seed(self) -> bool:
         return self.data is not None and "seed" in inspect.signature(self.data).parameters

@@ -73,6 +73,8 @@ def test_a_study_trains_what_was_passed_in(study, tmp_path):
     before = {k: v.clone() for k, v in model.state_dict().items()}
     answer = study(model=model, data=sums, loss=passed_on)
     assert answer.found["contenders"][0]["gap"]["n"] == 2
+    trained = answer.found["about"]["workload"]
+    assert trained == "model `Sums`, data `sums`, loss `passed_on`"
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
     facts = summary_of(next((tmp_path / "mine/runs").iterdir()))["workload_facts"]
     assert facts["parameters"] == sum(p.numel() for p in Sums().parameters())

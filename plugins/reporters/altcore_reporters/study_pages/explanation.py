@@ -112,7 +112,8 @@ def how(answer: Answer) -> str:
     chosen = method.rates(about, "The twin, the arm with all factors, the control and each change")
     inner = "" if about["rates"] else "; the other arms of the first table at the best between them"
     return (
-        f"{method.runs(about)} A diverged run counts with the unigram entropy of the data. "
+        f"{method.runs(about)} A diverged run counts with the unigram entropy of the "
+        "data, or with the first loss of the twin if there is none or the twin is not below it. "
         f"{chosen}{inner}{later}. {method.FROZEN} {method.verdicts(about)} {method.NULL}"
     )
 
