@@ -65,12 +65,19 @@ def names(texts: Iterable[str], option: str) -> list[str]:
     found: list[str] = []
     for text in texts:
         for part in map(str.strip, text.split(",")):
-            own = [part] if Path(part).is_file() else part.split()
+            own = [part] if _is_file(part) else part.split()
             if not own:
                 problem = "names with commas or spaces between them are needed"
                 raise BadInput(problem, key=option, part=repr(text))
             found += own
     return found
+
+
+def _is_file(text: str) -> bool:
+    try:
+        return Path(text).is_file()
+    except OSError:  # too long for a name
+        return False
 
 
 class Group(click.Group):

@@ -14,8 +14,12 @@ def problem_of(ledger: Ledger, name: str, steps: int) -> str:
     """Return what is wrong with a job's run of so many steps; nothing if all is well, or no run.
 
     What a study reads is compared with what was accepted: a run of another job, an edited file and
-    a link are found.
+    a link are found. Paths are told from the study's folder.
     """
+    return _problem_of(ledger, name, steps).replace(f"{ledger.folder}/", "")
+
+
+def _problem_of(ledger: Ledger, name: str, steps: int) -> str:
     run = ledger.run_of(name)
     if not os.path.lexists(run):
         return ""

@@ -140,7 +140,7 @@ class Ledger:
         path = self._job_file(name)
         durable.check_no_links((path.parent,))
         plain = read_json(path)
-        if not plain:
+        if not plain and not path.exists():
             raise BadInput(f"{path} is missing: there is no job {name!r} in {self.folder}")
         try:
             job = Job.from_plain(plain, self._tables.read)

@@ -46,6 +46,7 @@ def test_a_files_name_may_have_spaces(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "my own.yaml").touch()
     assert names(["my own.yaml, E4M3"], "--formats") == ["my own.yaml", "E4M3"]
+    assert names(["A" * 300], "--formats") == ["A" * 300]  # no name of a file
     with pytest.raises(BadInput, match=r"^--formats 'A,,B': names with commas or spaces"):
         names(["A,,B"], "--formats")
 

@@ -108,6 +108,27 @@ def test_a_table_wider_than_a_page_has_several(rendered):
             assert sum(map(len, own)) + 2 * len(own) < WIDTH + 2
 
 
+FORMULA = "=cmd()\n\n# b [x](http://y) <script>\x1b[31m"
+
+
+def test_a_name_stays_a_name(tmp_path):
+    """It is no formula of a spreadsheet, and ends no line; no HTML, no link, nothing to obey."""
+    found = compare_answer()
+    found["contenders"][1]["arm"] = found["differences"][0]["arm"] = FORMULA
+    found["learning_rates"][FORMULA] = found["learning_rates"].pop("twin")
+    found["twins"]["adamw"]["key"] = FORMULA
+    found["about"]["cautions"] = [FORMULA]
+    made = {p.suffix: p.read_text() for p in Comparison().render_answer(found, tmp_path)}
+    for suffix in (".md", ".tex"):
+        assert "\x1b" not in made[suffix]
+        assert "\n# b" not in made[suffix]
+    for harmful in ("<script", "](http"):
+        assert harmful not in made[".md"]
+    cells = [c for row in csv.reader(made[".csv"].splitlines(keepends=True)) for c in row]
+    assert f"'{FORMULA}" in cells
+    assert not [c for c in cells if c.startswith("=")]
+
+
 class Page(HTMLParser):
     """Holds the tags of a page; fails where one is not closed."""
 

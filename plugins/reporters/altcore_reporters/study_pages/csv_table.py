@@ -14,6 +14,8 @@ TABLE = "table"
 """The column that says to which table a row belongs."""
 CURVE = ("arm", "× lr", "loss")
 """The columns of a run that chose a learning rate."""
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""How texts begin that a spreadsheet computes."""
 ENDS = " [95 %]"
 """Ends the head of a column of intervals."""
 
@@ -38,8 +40,18 @@ def as_csv(document: Document) -> str:
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(head)), lineterminator="\n")
     writer.writeheader()
-    writer.writerows({**document.facts, **row} for row in rows)
+    for row in rows:
+        writer.writerow({key: harmless(x) for key, x in {**document.facts, **row}.items()})
     return text.getvalue()
+
+
+def harmless(value: object) -> object:
+    """Return a value; a text that a spreadsheet would compute has an apostrophe before it.
+
+    >>> harmless("=1+1"), harmless("E4M3/pure"), harmless(-1.5)
+    ("'=1+1", 'E4M3/pure', -1.5)
+    """
+    return f"'{value}" if isinstance(value, str) and value.startswith(FORMULA) else value
 
 
 def _names(word: str) -> list[str]:

@@ -9,6 +9,7 @@ from textwrap import wrap
 
 from attrs import evolve
 
+from altcore.plugin import printable
 from altcore_reporters.study_pages.document import Cell, Document, Interval, Table
 
 SPECIAL = {
@@ -158,6 +159,7 @@ def text(given: str) -> str:
     if NUMBER.fullmatch(given):
         mantissa, _, exponent = given.partition("e")
         return f"${mantissa}\\times10^{{{int(exponent)}}}$" if exponent else f"${given}$"
-    escaped = "".join(SPECIAL.get(c, c) for c in given)
+    plain = printable(" ".join(given.splitlines()))
+    escaped = "".join(SPECIAL.get(c, c) for c in plain)
     escaped = re.sub(r"`([^`]+)`", r"\\texttt{\1}", escaped)
     return re.sub(r"\*\*(.+?)\*\*", r"\\textbf{\1}", escaped)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from altcore.plugin import printable
 from altcore_reporters import markdown
 from altcore_reporters.study_pages.document import Bullets, Curves, Document, Intervals, Table
 
@@ -10,7 +11,7 @@ def as_markdown(document: Document) -> str:
     """Return a document as Markdown."""
     lines = []
     for level, section in enumerate(document.sections):
-        lines += [f"{'##' if level else '#'} {section.title}", ""]
+        lines += [f"{'##' if level else '#'} {line(section.title)}", ""]
         for part in section.parts:
             is_empty = isinstance(part, Table) and not part.rows
             if not is_empty and not isinstance(part, Intervals | Curves):
@@ -21,10 +22,20 @@ def as_markdown(document: Document) -> str:
 def _lines(part: str | Bullets | Table) -> list[str]:
     match part:
         case Bullets():
-            return [f"- {item}" for item in part.items]
+            return [f"- {line(item)}" for item in part.items]
         case Table():
             shown = part.shown
-            rows = [[str(cell).replace("|", "\\|") for cell in row] for row in shown.rows]
+            rows = [[line(str(cell)).replace("|", "\\|") for cell in row] for row in shown.rows]
             return markdown.table(shown.head, rows)
         case str():
-            return [part]
+            return [line(part)]
+
+
+def line(text: str) -> str:
+    r"""Return a text as a line with its own marks alone: no HTML, no link, no control character.
+
+    >>> line("**<b>** [a](http://a)\n# b")
+    '**&lt;b>** [a]\\(http://a) # b'
+    """
+    plain = printable(" ".join(text.splitlines()))
+    return plain.replace("<", "&lt;").replace("](", "]\\(")
