@@ -17,7 +17,9 @@ from altcore.engine import (
     freeze,
     given_in,
     put_model,
+    random_state,
     seed_all,
+    set_random_state,
 )
 from altcore.errors import BadInput, InvalidCheckpoint, nearest, shown
 from altcore.formats import origins_recorded
@@ -75,7 +77,7 @@ def load(
     model: nn.Module | None = None,
     device: str = "cpu",
 ) -> LoadedRun:
-    """Load a run's model, quantized as it was; nothing of the run is changed.
+    """Load a run's model, quantized as it was; nothing of the run is changed, nor random states.
 
     Args:
         run: its name in ``runs_dir``, or the path of its directory.
@@ -97,20 +99,34 @@ def load(
         raise BadInput(problem, key="model", hint=hint)
     plain = read_mapping(path / "config.yaml", "run")
     config = TrainConfig.from_plain({**plain, "runs_dir": str(path.parent), "device": device})
-    found = read_checkpoint(find_checkpoint(path, checkpoint))
+    found = _read(path, checkpoint)
     check_run_id(found.path, found.manifest, run_id_of(path))
     where = choose_device(device)
-    seed_all(config.seed)
-    with origins_recorded(config.format_origins):
-        workload = build_workload(config, where, model)
-        freeze(workload.model, config.freeze)
-        quantization = Quantization(
-            workload.model, config.make_recipe(), config.compute, config.seed
-        )
-        _take(found, quantization)
+    before = random_state(where)
+    try:
+        seed_all(config.seed)
+        with origins_recorded(config.format_origins):
+            workload = build_workload(config, where, model)
+            freeze(workload.model, config.freeze)
+            parts = (config.make_recipe(), config.compute, config.seed)
+            quantization = Quantization(workload.model, *parts)
+            _take(found, quantization)
+    finally:
+        set_random_state(before, where)
     workload.model.eval()
-    parts = (workload.model, quantization, workload, config)
-    return LoadedRun(*parts, summary_of(path), found.path, found.step)
+    built = (workload.model, quantization, workload, config)
+    return LoadedRun(*built, summary_of(path), found.path, found.step)
+
+
+def _read(run: Path, which: str) -> Checkpoint:
+    """Read a checkpoint, and the next one if the run, which trains, removes it meanwhile."""
+    path = find_checkpoint(run, which)
+    try:
+        return read_checkpoint(path)
+    except InvalidCheckpoint:
+        if which not in (BEST, LATEST) or path.exists():
+            raise
+        return _read(run, which)
 
 
 def _take(found: Checkpoint, q: Quantization) -> None:

@@ -13,7 +13,7 @@ from helpers_cli import call
 from safetensors import safe_open
 
 import altcore
-from altcore import BadInput
+from altcore import BadInput, loading
 from altcore.errors import InvalidCheckpoint
 
 RECIPES = {
@@ -57,11 +57,27 @@ def test_the_loaded_model_evaluates_as_the_run_did(start):
         assert not loaded.model.training
 
 
+def test_the_next_best_is_loaded_if_the_run_removes_one_meanwhile(start, monkeypatch):
+    """It trains on, and has a better one."""
+    find = loading.find_checkpoint
+
+    def find_too_early(run, _):
+        monkeypatch.undo()
+        return run / "checkpoints/step-00000001"
+
+    monkeypatch.setattr(loading, "find_checkpoint", find_too_early)
+    best = altcore.load("none", runs_dir=start.runs)
+    assert best.checkpoint == find(start.runs / "none", "best")
+
+
 def test_a_checkpoint_is_chosen_by_name_best_or_latest(start):
     """And an unknown one is refused with the names that there are."""
     assert altcore.load("pure", "step-00000004", runs_dir=start.runs).step == 4
     assert altcore.load(start.runs / "pure", "latest").step == 6
+    torch.manual_seed(1)
+    before = torch.get_rng_state()
     best = altcore.load("pure", runs_dir=start.runs)
+    assert torch.equal(torch.get_rng_state(), before)
     assert best.step == best.summary["best_step"]
     with pytest.raises(BadInput, match=r"no checkpoint 'lates'.*did you mean latest"):
         altcore.load("pure", "lates", runs_dir=start.runs)
