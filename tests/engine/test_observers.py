@@ -543,7 +543,7 @@ CHANGES = {
     emit_the_end: "the event 'end' is the engine's own",
 }
 KEYS = {
-    "max_steps": 4,
+    "max_steps": 3,
     "log_interval": 1,
     "gpt__dropout": 0.1,
     "recipe": {
@@ -598,7 +598,7 @@ def test_a_change_is_found_named_and_put_back(shelf, start, plain, change, hook)
 def test_the_first_call_is_always_looked_at(shelf, start, change):
     """Without the flag, too; only what writes past a tensor's version is not found."""
     shelf.install("diagnostic", "sly", observer(change, on=1))
-    _, _, (said,) = trained(start, "r", "sly")
+    _, _, (said,) = trained(start, "r", "sly", max_steps=2)
     assert CHANGES[change] in said
 
 
@@ -722,10 +722,10 @@ def test_our_own_observers_only_look(start):
     kinds, away = ("diagnostic", "reporter"), ("wandb", "trackio")
     ours = [e for e in entries() if e.kind in kinds and e.origin.startswith("altcore-")]
     names = [e.name for e in ours if e.name not in away]
-    keys = {"format": "E4M3", "recipe": "pure", "eval_interval": 2, "gpt__dropout": 0.1}
-    plain = start(name="plain", max_steps=4, **keys)
+    keys = {"format": "E4M3", "recipe": "pure", "eval_interval": 1, "gpt__dropout": 0.1}
+    plain = start(name="plain", max_steps=2, **keys)
     patience = {f"{name}__finish_timeout": 60.0 for name in ("csv", "tensorboard") if name in names}
-    watched = start(names, name="watched", max_steps=4, check_observers=True, **keys, **patience)
+    watched = start(names, name="watched", max_steps=2, check_observers=True, **keys, **patience)
     said = [e["message"] for e in events(watched.run_directory, "degraded")]
     assert said == []
     assert weights_sha256(watched.run_directory) == weights_sha256(plain.run_directory)

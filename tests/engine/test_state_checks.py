@@ -17,7 +17,7 @@ from altcore.runs import checkpoint, manifest
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run with two checkpoints, and what a run of six steps ends with."""
+    """A run with two checkpoints, and what a run of five steps ends with."""
     root = tmp_path_factory.mktemp("states")
     start = Starter(root / "runs", text_file(root / "words.txt"))
     recipe = {
@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
         "optimizer_state": {"format": "E5M3", "scaling": "tensor"},
     }
     keys = {"format": "E3M4", "recipe": recipe, "checkpoint_interval": 2, "min_lr_ratio": 1.0}
-    start(name="whole", max_steps=6, **keys)
+    start(name="whole", max_steps=5, **keys)
     start(name="r", max_steps=4, **keys)
     return start
 
@@ -168,7 +168,7 @@ def test_a_wrong_state_falls_back_loudly(alter, start):
     run = start.runs / "r"
     change(run, alter)
     with capture_logs() as logs:
-        start.resume("r", max_steps=6)
+        start.resume("r", max_steps=5)
     told = [x for x in logs if "not valid" in x["event"]]
     assert len(told) == 1
     assert told[0]["error"]
