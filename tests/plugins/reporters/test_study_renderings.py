@@ -184,6 +184,22 @@ def test_intervals_lie_on_one_axis():
     assert drawn.ticks[0] == ("6.67%", "-0.5") or "0" in [word for _, word in drawn.ticks]
 
 
+def test_one_arm_far_away_leaves_room_for_the_others():
+    """By an axis that is logarithmic far from 0, and says so."""
+    near = [Bar(str(x), Interval(x, x - 0.01, x + 0.01), True) for x in (-0.02, 0.0, 0.02)]
+    far = Bar("far", Interval(1.5, 1.4, 1.6), True)
+    drawn = drawn_intervals(Intervals("costs", "nats", [("arms", [*near, far])], 0.05))
+    [(_, within, bars)] = drawn.groups
+    places = [float(bar.mean[:-1]) for bar in bars]
+    assert places == sorted(places)
+    assert places[2] - places[0] > 8
+    assert float(within[1][:-1]) > 10
+    assert [word for _, word in drawn.ticks] == ["-0.1", "0", "0.1", "1"]
+    assert drawn.note.endswith("Far from 0 the axis is logarithmic.")
+    plain = drawn_intervals(Intervals("costs", "nats", [("arms", near)], 0.05))
+    assert "logarithmic" not in plain.note
+
+
 def test_what_costs_how_much_is_one_picture():
     """Sets of factors, shares, operands, groups, changes and chaos, each with its interval."""
     picture = explanation(explain_answer()).sections[0].parts[-1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from statistics import fmean, quantiles
+from statistics import fmean, median, quantiles
 
 from attrs import frozen
 
@@ -16,6 +16,8 @@ from altcore_reporters.study_pages.words import factor, number
 
 WIDEST = 2.5
 """An axis reaches so many times as far as the farthest mean, wherever intervals end."""
+FAR = 20.0
+"""The axis is bent if a mean is so many times as large as most, and as what counts as none."""
 APART = 0.16
 """Share of a panel's width between two rates that are written."""
 
@@ -48,6 +50,28 @@ class DrawnIntervals:
     note: str
 
 
+@frozen
+class BentAxis:
+    """An axis that is linear up to ``near`` on both sides of 0, and logarithmic far from it."""
+
+    low: float
+    high: float
+    near: float
+
+    def at(self, value: float) -> float:
+        """Return where a value lies: 0 at ``low``, 1 at ``high``."""
+        low, high, place = (math.asinh(x / self.near) for x in (self.low, self.high, value))
+        return (place - low) / (high - low)
+
+    def ticks(self, _: int) -> list[tuple[float, str]]:
+        """Return places and labels of 0 and the powers of ten that are farther than ``near``."""
+        most = max(self.high, -self.low)
+        first, last = math.ceil(math.log10(self.near)), math.floor(math.log10(most))
+        powers = [10.0**k for k in range(first, last + 1)]
+        values = [*(-p for p in reversed(powers)), 0.0, *powers]
+        return [(self.at(v), f"{v:g}") for v in values if self.low <= v <= self.high]
+
+
 def drawn_intervals(picture: Intervals) -> DrawnIntervals:
     """Return a picture of intervals, ready to be drawn."""
     every = [bar.interval for _, bars in picture.groups for bar in bars]
@@ -65,19 +89,21 @@ def drawn_intervals(picture: Intervals) -> DrawnIntervals:
         [(percent(place), word) for place, word in axis.ticks(4)],
         percent(zero),
         f"Shaded: what counts as none, up to {picture.within:g}. Hollow: not significant by the "
-        "corrected p.",
+        f"corrected p.{' Far from 0 the axis is logarithmic.' * isinstance(axis, BentAxis)}",
     )
 
 
-def _axis(intervals: Sequence[Interval], within: float) -> Axis:
+def _axis(intervals: Sequence[Interval], within: float) -> Axis | BentAxis:
     means = [abs(i.mean) for i in intervals if math.isfinite(i.mean)]
     limit = max([WIDEST * max(means, default=0.0), 2 * within]) or 1.0
     ends = [x for i in intervals for x in (i.mean, i.low, i.high) if not math.isnan(x)]
     lowest = -within if any(i.low < 0 for i in intervals) else 0.0
-    return axis_of([lowest, within, *(min(limit, max(-limit, x)) for x in ends)])
+    axis = axis_of([lowest, within, *(min(limit, max(-limit, x)) for x in ends)])
+    is_far = within > 0 and FAR * max(within, median(means or [0.0])) < max(means, default=0.0)
+    return BentAxis(axis.low, axis.high, within) if is_far else axis
 
 
-def _bar(bar: Bar, axis: Axis) -> DrawnBar:
+def _bar(bar: Bar, axis: Axis | BentAxis) -> DrawnBar:
     low, high, mean = (
         _inside(axis.at(x)) for x in (bar.interval.low, bar.interval.high, bar.interval.mean)
     )
