@@ -20,7 +20,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from altcore.environment import CRASH_AT
-from altcore.errors import AltcoreError, BadInput, NoSpace
+from altcore.errors import AltcoreError, BadInput, FailedDisk, NoSpace
 from altcore.log import log
 
 HALF_WRITTEN = ".tmp"
@@ -42,6 +42,7 @@ _NO_SPACE = {
     errno.EFBIG: "no space left within the limit on a file's size (ulimit -f)",
     errno.EROFS: "a read-only file system",
 }
+_FAILED = {errno.EIO, errno.EREMOTEIO, errno.ENXIO, errno.ENODEV, errno.ESTALE, errno.ETIMEDOUT}
 
 
 def crash_point(name: str) -> None:
@@ -63,15 +64,18 @@ def crash_point(name: str) -> None:
 def no_space_named(path: Path, needed: int = 0) -> Iterator[None]:
     """Turn a full or read-only disk into `NoSpace`, naming the path and the bytes needed, if known.
 
-    Raises `AltcoreError` for another error of a descriptor, which knows no path.
+    Raises `AltcoreError` for another error of a descriptor, which knows no path, and `FailedDisk`
+    if it is the device or the server that failed.
     """
     try:
         yield
     except OSError as error:
         if error.errno not in _NO_SPACE:
-            if error.errno is None or error.filename is not None:
+            has_failed = error.errno in _FAILED
+            if error.errno is None or (error.filename is not None and not has_failed):
                 raise
-            raise AltcoreError(f"{path} cannot be written: {error.strerror}") from error
+            kind = FailedDisk if has_failed else AltcoreError
+            raise kind(f"{path} cannot be written: {error.strerror}") from error
         is_counted = needed and error.errno != errno.EROFS
         needs = f" ({needed} bytes needed)" if is_counted else ""
         raise NoSpace(f"{_NO_SPACE[error.errno]} to write {path}{needs}") from error

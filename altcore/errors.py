@@ -158,6 +158,10 @@ class NoSpace(AltcoreError):
     exit_code = 3
 
 
+class FailedDisk(AltcoreError):
+    """The disk, or the server that has it, failed; the message names the path."""
+
+
 class LostRank(AltcoreError):
     """Another process of the run is gone; the message says why, if that is known."""
 

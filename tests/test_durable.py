@@ -9,7 +9,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from altcore import durable
-from altcore.errors import NoSpace
+from altcore.errors import FailedDisk, NoSpace
 
 
 def test_writers_of_one_file_do_not_meet(tmp_path):
@@ -90,3 +90,16 @@ def test_a_rename_that_was_asked_for_twice_is_done(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "replace", lambda path, _: replace(path.with_name("none"), path))
     with pytest.raises(FileNotFoundError):
         durable.rename(tmp_path / "a", tmp_path / "b")
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.ESTALE])
+def test_a_disk_that_fails_at_a_rename_is_named_as_at_a_write(code, tmp_path, monkeypatch):
+    """With the path, and nothing is left half written."""
+
+    def failed(path, target):
+        raise OSError(code, os.strerror(code), str(path), None, str(target))
+
+    monkeypatch.setattr(Path, "replace", failed)
+    with pytest.raises(FailedDisk, match=f"one.json cannot be written: {os.strerror(code)}$"):
+        durable.replace_file(tmp_path / "one.json", b"whole")
+    assert not [*tmp_path.iterdir()]
