@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from time import perf_counter
+from time import perf_counter, process_time
 
 from attrs import define, field, frozen
 
@@ -26,6 +26,9 @@ SLOW_SHARE, SLOW_SECONDS = 0.2, 10.0
 STUCK = 30.0
 """Least seconds without a sign of this thread after which faulthandler writes all stacks. It reads
 them without the interpreter's lock: were it early, threads would still run, and that may crash."""
+STOPPED = 1.0
+"""Seconds that the thread which watches may be late. If it is later, and nothing was computed, the
+whole process was stopped, as by Ctrl-Z or a debugger."""
 FRAMES = 8
 """Innermost frames of a stack that are shown."""
 
@@ -86,20 +89,23 @@ class HookClock:
     def _watch(self, stop: threading.Event, watched: int, signals: Signals) -> None:
         told: CallInProgress | None = None
         interval = min(1.0, self.timeout / 4, LEAST_PATIENCE / 4)
+        stopped = _Stopped(perf_counter(), process_time())
         with _stack_if_stuck(max(self.timeout, STUCK) + interval) as still_alive:
             while not stop.wait(interval):
                 still_alive()
+                stopped.look(interval)
                 signals.hear()
                 calls = self.calls[:]  # they may end at any time
                 if not calls:
                     continue
                 now, last = perf_counter(), calls[-1]
                 hook = next((call for call in calls if call.is_hook), None)
-                if hook is not None and signals.asked and _is_overdue(hook, now, signals):
+                since = max(signals.asked_at, stopped.until)
+                if hook is not None and signals.asked and _is_overdue(hook, now, since):
                     self._print_stack(watched)
                     taken = f"{now - hook.began:.0f} s"
                     signals.leave_now(f"{hook.who} has been in {hook.doing} for {taken}")
-                elif last is not told and now - last.began >= self.timeout:
+                elif last is not told and now - max(last.began, stopped.until) >= self.timeout:
                     told = last
                     with suppress(Exception):  # of a logger, or a stream, that a plugin broke
                         log.warning(f"{last.who} has been in {last.doing} for {self.timeout:g} s")
@@ -139,9 +145,31 @@ def timing(who: str, doing: str) -> Iterator[None]:
         clock.leave(is_in_step=False)
 
 
-def _is_overdue(hook: CallInProgress, now: float, signals: Signals) -> bool:
+def _is_overdue(hook: CallInProgress, now: float, since: float) -> bool:
     patience = PATIENCE.get(hook.doing, LEAST_PATIENCE)
-    return now - max(hook.began, signals.asked_at) > patience
+    return now - max(hook.began, since) > patience
+
+
+@define
+class _Stopped:
+    """Notes when the process was stopped: no call is to blame for that time."""
+
+    _looked: float
+    _computed: float
+    until: float = 0.0
+    """When it went on. A call's time counts from there."""
+
+    def look(self, interval: float) -> None:
+        """Look, ``interval`` seconds after the last time unless the process was stopped."""
+        now, computed = perf_counter(), process_time()
+        late = now - self._looked - interval
+        # Code in C that keeps the interpreter's lock makes this thread late as well.
+        if late > STOPPED and computed - self._computed < late / 2:
+            if not self.until:
+                with suppress(Exception):  # of a logger, or a stream, that a plugin broke
+                    log.info(f"the process was stopped for {late:.0f} s: nobody is blamed for it")
+            self.until = now
+        self._looked, self._computed = now, computed
 
 
 @contextmanager

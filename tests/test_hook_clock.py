@@ -2,6 +2,7 @@
 
 import re
 import sys
+import threading
 import time
 
 import pytest
@@ -16,6 +17,7 @@ from altcore import hook_clock, hookimpl, reporters
 from altcore.errors import AltcoreError
 from altcore.hook_clock import HookClock
 from altcore.registry import find
+from altcore.signals import Signals
 
 
 def doze(self, step):
@@ -152,6 +154,41 @@ def test_calls_within_calls_are_told_apart():
     clock.leave(is_in_step=True)
     assert clock.seconds.keys() == {outer}
     assert clock.seconds[outer] == pytest.approx(0, abs=0.5)
+
+
+@pytest.mark.parametrize(
+    ("naps", "computed", "told"),
+    [
+        ([6.0, 0.5, 0.5], 0.0, False),
+        ([6.0, 0.5, 0.5, 0.5, 0.5], 0.0, True),
+        ([6.0], 5.0, True),
+        ([0.5, 0.5, 0.5, 0.5], 0.0, True),
+    ],
+)
+def test_nobody_is_blamed_while_the_process_was_stopped(naps, computed, told, monkeypatch):
+    """Time counts from where it went on, and C code that keeps the interpreter busy counts."""
+    now, busy = [100.0], [0.0]
+    monkeypatch.setattr(hook_clock, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(hook_clock, "process_time", lambda: busy[0])
+    left = [*naps]
+
+    class Stop:
+        def wait(self, interval):
+            if not left:
+                return True
+            now[0] += left.pop(0)
+            busy[0] += computed
+            return False
+
+    clock = HookClock(timeout=2.0)
+    clock.enter("reporter calm", "post_step")
+    with capture_logs() as logs:
+        clock._watch(Stop(), threading.get_ident(), Signals(ends_process=False))
+    said = [x["event"] for x in logs]
+    assert ("reporter calm has been in post_step for 2 s" in said) is told
+    was_stopped = naps[0] > 1 and not computed
+    stop = "the process was stopped for 6 s: nobody is blamed for it"
+    assert said.count(stop) == was_stopped
 
 
 STUCK = """
