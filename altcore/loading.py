@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from attrs import field, frozen
 from torch import nn
 
 from altcore.config import TrainConfig
 from altcore.engine import (
+    DIGEST,
     Workload,
     build_workload,
     check_weights,
     choose_device,
+    data_of,
     freeze,
     given_in,
     put_model,
-    random_state,
-    seed_all,
-    set_random_state,
+    seeded,
 )
 from altcore.errors import BadInput, InvalidCheckpoint, nearest, shown
 from altcore.formats import origins_recorded
@@ -28,6 +31,7 @@ from altcore.quantization import Quantization, check_quantization_state
 from altcore.runs import (
     REGULAR,
     RUN_ID,
+    WEIGHTS_FILE,
     Checkpoint,
     by_merit,
     check_no_linked,
@@ -79,6 +83,8 @@ def load(
 ) -> LoadedRun:
     """Load a run's model, quantized as it was; nothing of the run is changed, nor random states.
 
+    If the workload's data are not those of the run, a warning says so.
+
     Args:
         run: its name in ``runs_dir``, or the path of its directory.
         checkpoint: best (by ``monitor``; the latest if nothing was evaluated), latest, or the name
@@ -102,17 +108,14 @@ def load(
     found = _read(path, checkpoint)
     check_run_id(found.path, found.manifest, run_id_of(path))
     where = choose_device(device)
-    before = random_state(where)
-    try:
-        seed_all(config.seed)
-        with origins_recorded(config.format_origins):
+    with seeded(config.seed), origins_recorded(config.format_origins):
+        with _weights_named(found):
             workload = build_workload(config, where, model)
-            freeze(workload.model, config.freeze)
-            parts = (config.make_recipe(), config.compute, config.seed)
-            quantization = Quantization(workload.model, *parts)
-            _take(found, quantization)
-    finally:
-        set_random_state(before, where)
+        _warn_of_other_data(workload, where, found)
+        freeze(workload.model, config.freeze)
+        parts = (config.make_recipe(), config.compute, config.seed)
+        quantization = Quantization(workload.model, *parts)
+        _take(found, quantization)
     workload.model.eval()
     built = (workload.model, quantization, workload, config)
     return LoadedRun(*built, summary_of(path), found.path, found.step)
@@ -127,6 +130,30 @@ def _read(run: Path, which: str) -> Checkpoint:
         if which not in (BEST, LATEST) or path.exists():
             raise
         return _read(run, which)
+
+
+@contextmanager
+def _weights_named(found: Checkpoint) -> Iterator[None]:
+    """Say in a refusal, as of data that are gone, where the weights are all the same."""
+    try:
+        yield
+    except BadInput as error:
+        if found.state is not None:
+            alone = f"the weights alone are torch.load({str(found.path / WEIGHTS_FILE)!r})['model']"
+            error.hint = f"{error.hint}; {alone}" if error.hint else alone
+        raise
+
+
+def _warn_of_other_data(workload: Workload, device: torch.device, found: Checkpoint) -> None:
+    """Warn if the workload has other data than the run had: a loss is then another, too."""
+    identity = found.manifest["identity"]
+    recorded = identity.get("data", {}).get(DIGEST)
+    if recorded is None or "data" in given_in(identity):
+        return
+    now = data_of(workload, device, is_given=False)[DIGEST]
+    if now != recorded:
+        problem = "the data were changed since the run: losses on them are not those of the run"
+        log.warning(problem, checkpoint=str(found.path), recorded=recorded, now=now)
 
 
 def _take(found: Checkpoint, q: Quantization) -> None:

@@ -1,6 +1,7 @@
 """Runs loaded back, and their weights exported."""
 
 import json
+import re
 import shutil
 import sys
 from functools import partial
@@ -11,6 +12,7 @@ import yaml
 from helpers import Starter, text_file
 from helpers_cli import call
 from safetensors import safe_open
+from structlog.testing import capture_logs
 
 import altcore
 from altcore import BadInput, loading
@@ -98,6 +100,35 @@ def test_loading_changes_nothing_of_the_run(start):
     before = {p: p.stat().st_mtime_ns for p in run.rglob("*")}
     altcore.load("master", runs_dir=start.runs)
     assert {p: p.stat().st_mtime_ns for p in run.rglob("*")} == before
+
+
+def test_other_data_than_the_run_had_are_named(start, tmp_path):
+    """With both digests; if they are gone, the refusal says where the weights are."""
+    run = tmp_path / "runs/none"
+    shutil.copytree(start.runs / "none", run)
+    words = text_file(tmp_path / "words.txt")
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["settings"]["gpt"]["data"] = str(words)
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+
+    def told():
+        with capture_logs() as logs:
+            loaded = altcore.load("none", "latest", runs_dir=run.parent)
+        said = [x for x in logs if x["event"].startswith("the data were changed since the run")]
+        return loaded, [(x["recorded"], x["now"]) for x in said]
+
+    loaded, same = told()
+    assert not same
+    words.write_text(words.read_text().swapcase())
+    _, ((recorded, now),) = told()
+    assert recorded == loaded.workload.facts["sha256"] != now
+    words.unlink()
+    with pytest.raises(BadInput, match=r"gpt.data: .*words.txt does not exist: .*weights.pt") as e:
+        told()
+    file = re.search(r"torch.load\('(.*)'\)\['model'\]", str(e.value))[1]
+    alone, own = torch.load(file)["model"], loaded.model.state_dict()
+    assert alone.keys() == own.keys()
+    assert all(torch.equal(alone[key], own[key]) for key in own)
 
 
 def test_a_damaged_checkpoint_is_refused(start, tmp_path):

@@ -14,7 +14,7 @@ from altcore.engine.collapse import StallWindow, Trend
 from altcore.engine.deferred_errors import DeferredErrors
 from altcore.engine.epochs import Epoch
 from altcore.engine.hidden_state import NOT_STATE
-from altcore.engine.identity import data_of, given_from_python, given_in
+from altcore.engine.identity import DIGEST, data_of, given_from_python, given_in
 from altcore.engine.loop import Engine
 from altcore.engine.measuring import (
     MeasureTable,
@@ -35,7 +35,7 @@ from altcore.engine.model_state import AsBuilt, put_model
 from altcore.engine.own_loop import OwnLoop
 from altcore.engine.own_steps import StepWatch, unkept_optimizers
 from altcore.engine.process_possessions import process_kept
-from altcore.engine.randomness import random_state, seed_all, set_random_state
+from altcore.engine.randomness import random_state, seeded, set_random_state
 from altcore.engine.resuming import resumed_with_keys, resumed_with_sources
 from altcore.engine.setup import prepare
 from altcore.engine.state import Run, Step, Workload
@@ -45,6 +45,7 @@ from altcore.engine.torch_bindings import lasting_changes
 from altcore.engine.torchrun import world_size
 
 __all__ = [
+    "DIGEST",
     "NOT_STATE",
     "AsBuilt",
     "DeferredErrors",
@@ -87,7 +88,7 @@ __all__ = [
     "random_state",
     "resumed_with_keys",
     "resumed_with_sources",
-    "seed_all",
+    "seeded",
     "set_random_state",
     "unkept_optimizers",
     "world_size",

@@ -5,7 +5,8 @@ from __future__ import annotations
 import random
 import sys
 from array import array
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -17,6 +18,20 @@ def seed_all(seed: int) -> None:
     random.seed(seed)
     if (numpy := _numpy()) is not None:
         numpy.random.seed(seed % 2**32)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Set the same for a while: afterwards they are what they were."""
+    has_begun = torch.cuda.is_initialized()  # to ask an idle GPU for its state would start it
+    device, own = torch.device("cuda" if has_begun else "cpu"), torch.initial_seed()
+    before = random_state(device)
+    try:
+        seed_all(seed)
+        yield
+    finally:
+        torch.cuda.manual_seed_all(own)
+        set_random_state(before, device)
 
 
 def random_state(device: torch.device) -> dict[str, Any]:

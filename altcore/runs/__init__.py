@@ -76,6 +76,7 @@ from altcore.runs.verdict import has_learned, verdict_of
 
 if TYPE_CHECKING:
     from altcore.runs.checkpoint import (
+        WEIGHTS_FILE,
         Checkpoint,
         find_end,
         load_checkpoint,
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     from altcore.runs.retention import Kept, by_merit, list_checkpoints, retain
 
 _NEED_TORCH = {
+    "WEIGHTS_FILE": "checkpoint",
     "Checkpoint": "checkpoint",
     "find_end": "checkpoint",
     "load_checkpoint": "checkpoint",
@@ -138,6 +140,7 @@ __all__ = [
     "TRAINING",
     "UNFINISHED",
     "WEIGHTS",
+    "WEIGHTS_FILE",
     "Change",
     "Checkpoint",
     "DirectoryLock",

@@ -11,14 +11,11 @@ from copy import deepcopy
 from functools import update_wrapper
 from typing import Any
 
-import torch
 from attrs import field, frozen
 from torch import nn
 
-from altcore.engine import given_from_python, random_state, seed_all, set_random_state
+from altcore.engine import given_from_python, seeded
 from altcore.errors import BadInput, shown
-
-CPU = torch.device("cpu")
 
 
 @frozen
@@ -65,12 +62,8 @@ class Own:
     def _model(self, seed: int) -> nn.Module | None:
         if self.model is None or isinstance(self.model, nn.Module):
             return deepcopy(self.model)
-        before = random_state(CPU)
-        try:
-            seed_all(seed)
+        with seeded(seed):
             return deepcopy(self.model())  # it may return the same one each time
-        finally:
-            set_random_state(before, CPU)
 
     def _data(self, seed: int) -> Callable[[str, int, int], Any] | None:
         if self.data is None or not self._has_seed:
